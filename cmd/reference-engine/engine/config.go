@@ -1,0 +1,56 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+)
+
+// LookupEnv is os.LookupEnv, or a test's stand-in.
+type LookupEnv func(name string) (value string, set bool)
+
+// Config is all an engine is told at start.
+type Config struct {
+	Addr       string    // host:port to listen on
+	BrainPath  string    // SQLITE_DB_PATH
+	CatalogDir string    // CATALOG_DIR, may be empty
+	KeySource  keySource // where the hash of the key comes from
+	Switches   Switches
+	Env        LookupEnv // what GET /env looks at
+}
+
+// LoadConfig reads the environment and the switches. It reports every problem
+// it finds, by variable name, and never a value of a secret.
+func LoadConfig(args []string, env LookupEnv) (Config, error) {
+	get := func(name string) string { v, _ := env(name); return v }
+	var errs []error
+	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+
+	sw, err := parseSwitches(args, get("ENGINE_SWITCHES"))
+	if err != nil {
+		errs = append(errs, err)
+	}
+	port := get("PORT")
+	if port == "" {
+		port = "8000"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
+		fail("PORT: %q is not a port number", port)
+	}
+	cfg := Config{
+		Addr:       net.JoinHostPort(get("HOST"), port),
+		BrainPath:  get("SQLITE_DB_PATH"),
+		CatalogDir: get("CATALOG_DIR"),
+		KeySource:  keySource{file: get("ENGINE_KEY_HASH_FILE"), value: get("ENGINE_KEY_HASH")},
+		Switches:   sw,
+		Env:        env,
+	}
+	if cfg.BrainPath == "" {
+		fail("SQLITE_DB_PATH is not set: an engine without a brain forgets everything")
+	}
+	if cfg.KeySource == (keySource{}) {
+		fail("neither ENGINE_KEY_HASH nor ENGINE_KEY_HASH_FILE is set")
+	}
+	return cfg, errors.Join(errs...)
+}

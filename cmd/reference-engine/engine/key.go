@@ -1,0 +1,100 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+)
+
+// keyHeader carries the engine's key in the clear; the engine itself only
+// knows the hash.
+const keyHeader = "X-Engine-Key"
+
+// keySource is where the hash comes from. The file, where one is named, is the
+// only source: falling back to the variable could bring a retired key back.
+type keySource struct {
+	file  string
+	value string
+}
+
+// read returns the hash the source holds now.
+func (s keySource) read() ([sha256.Size]byte, error) {
+	if s.file == "" {
+		h, err := parseHash(s.value)
+		if err != nil {
+			return h, fmt.Errorf("ENGINE_KEY_HASH: %w", err)
+		}
+		return h, nil
+	}
+	var h [sha256.Size]byte
+	f, err := os.Open(s.file)
+	if err != nil {
+		return h, fmt.Errorf("ENGINE_KEY_HASH_FILE: %w", err)
+	}
+	defer f.Close()
+	// A hash and a line end; more than a page is some other file.
+	b, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return h, fmt.Errorf("ENGINE_KEY_HASH_FILE: %w", err)
+	}
+	if h, err = parseHash(strings.TrimSpace(string(b))); err != nil {
+		return h, fmt.Errorf("ENGINE_KEY_HASH_FILE %s: %w", s.file, err)
+	}
+	return h, nil
+}
+
+// parseHash accepts exactly 64 lower-case hex digits. The text stays out of
+// the error: if it is not a hash, it may be the key itself.
+func parseHash(s string) (h [sha256.Size]byte, err error) {
+	if s == "" {
+		return h, errors.New("is empty, want 64 lower-case hex digits")
+	}
+	if len(s) != hex.EncodedLen(len(h)) || strings.ToLower(s) != s {
+		return h, fmt.Errorf("has %d characters that are not a hash, want 64 lower-case hex digits", len(s))
+	}
+	if _, err := hex.Decode(h[:], []byte(s)); err != nil {
+		return h, errors.New("is not hex, want 64 lower-case hex digits")
+	}
+	return h, nil
+}
+
+// keyring holds the hash that is good now.
+type keyring struct {
+	source keySource
+	hash   atomic.Pointer[[sha256.Size]byte]
+}
+
+// newKeyring fails unless the source holds a valid hash: an engine that
+// admits nobody, or everybody, must not come up.
+func newKeyring(source keySource) (*keyring, error) {
+	k := &keyring{source: source}
+	return k, k.reload()
+}
+
+// reload reads the source again; on an error the old hash stays good.
+func (k *keyring) reload() error {
+	h, err := k.source.read()
+	if err != nil {
+		return err
+	}
+	k.hash.Store(&h)
+	return nil
+}
+
+// admits reports whether the request carries the key, and only once: a second
+// header would leave it to the reader which of the two counts.
+func (k *keyring) admits(r *http.Request) bool {
+	keys := r.Header.Values(keyHeader)
+	if len(keys) != 1 || keys[0] == "" {
+		return false
+	}
+	got := sha256.Sum256([]byte(keys[0]))
+	return subtle.ConstantTimeCompare(got[:], k.hash.Load()[:]) == 1
+}
