@@ -1,0 +1,23 @@
+# What the service may do in Consul. The prefix is ORCH_CONSUL_PREFIX.
+key_prefix "orch/" {
+  policy = "write"
+}
+
+# One session per replica (its liveness) and one for the leader lock.
+session_prefix "" {
+  policy = "write"
+}
+
+# The health checks of the engines, and serfHealth of their nodes.
+service_prefix "" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}
+
+# GET /v1/agent/self: which agent and which version it talks to.
+agent_prefix "" {
+  policy = "read"
+}

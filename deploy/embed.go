@@ -1,0 +1,13 @@
+// Package deploy carries the access policies that the service and its engines
+// need in Nomad, Consul and Vault. Operators apply the files by hand or through
+// the Terraform module; internal/devstack applies the Vault ones from here, so
+// that development and tests run under the policies that production gets.
+package deploy
+
+import "embed"
+
+// Policies holds vault/*.policy.hcl, consul/*.policy.hcl and nomad/*.policy.hcl
+// under those names.
+//
+//go:embed vault/*.policy.hcl consul/*.policy.hcl nomad/*.policy.hcl
+var Policies embed.FS

@@ -1,0 +1,70 @@
+# shellcheck shell=bash
+# What a bare Debian 12 needs to build orch and to run its tests: the steps that
+# .ci/run and deploy/vagrant/provision.sh share. To be sourced by bash.
+
+# The Go that is installed where there is none, or one older than go.mod asks for.
+GO_VERSION=1.26.8
+
+# setup_packages NAME...: install the Debian packages that are missing.
+setup_packages() {
+	local name missing=()
+	for name; do
+		dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || missing+=("$name")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" != 0 ]; then
+		echo "these packages are missing, and only root can install them: ${missing[*]}" >&2
+		return 1
+	fi
+	echo "installing ${missing[*]}" >&2
+	setup_lists && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# setup_lists: fetch the package lists, once.
+setup_lists() {
+	[ -z "${setup_lists_done:-}" ] || return 0
+	apt-get update -qq >&2
+	setup_lists_done=1
+}
+
+# setup_offers NAME: does Debian have this package?
+setup_offers() {
+	dpkg-query -W "$1" >/dev/null 2>&1 || setup_lists || return
+	apt-cache policy "$1" | grep -q '^  Candidate: [0-9]'
+}
+
+# setup_go ROOT: a Go that can build the checkout in ROOT. Debian 12 has Go 1.19,
+# too old to build orch and to fetch a newer toolchain by itself, but not to
+# download the toolchain as the module that it is, with its checksum verified.
+setup_go() {
+	local root=$1 want have fetched dir=/usr/local/lib/go-$GO_VERSION
+	want=$(awk '$1 == "go" {print $2}' "$root/go.mod")
+	if command -v go >/dev/null; then
+		have=$(cd / && GOTOOLCHAIN=local go env GOVERSION)
+		have=${have#go}
+		[ "$(printf '%s\n' "$want" "$have" | sort -V | head -n 1)" != "$want" ] || return 0
+	fi
+	if [ ! -x "$dir/bin/go" ]; then
+		setup_packages golang-go ca-certificates
+		echo "installing Go $GO_VERSION" >&2
+		fetched=$(cd / && GOTOOLCHAIN=local go mod download -json \
+			"golang.org/toolchain@v0.0.1-go$GO_VERSION.linux-$(dpkg --print-architecture)" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+		rm -rf "$dir.new"
+		cp -r "$fetched" "$dir.new"
+		chmod -R u+w "$dir.new"
+		# Files of a module are not executable.
+		find "$dir.new/bin" "$dir.new/pkg/tool" -type f -exec chmod 0755 {} +
+		mv "$dir.new" "$dir"
+	fi
+	ln -sf "$dir/bin/go" "$dir/bin/gofmt" /usr/local/bin/
+	export PATH=/usr/local/bin:$PATH
+	hash -r
+	go version >&2
+}
+
+# setup_build ROOT: what the build and the tests need; the race detector needs a
+# C compiler.
+setup_build() {
+	setup_packages ca-certificates curl gcc git libc6-dev make procps
+	setup_go "$1"
+}

@@ -1,0 +1,89 @@
+# Nomad of the one-machine stack: server and client in one agent. ADDRESS is
+# filled in by provision.sh.
+name                 = "orch"
+data_dir             = "/var/lib/nomad"
+disable_update_check = true
+
+addresses {
+  http = "0.0.0.0"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}
+
+advertise {
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}
+
+limits {
+  http_max_conns_per_client = 2000
+}
+
+server {
+  enabled           = true
+  bootstrap_expect  = 1
+  event_buffer_size = 10000 # gaps in the event stream are silent
+}
+
+client {
+  enabled           = true
+  network_interface = "{{ GetAllInterfaces | include \"address\" \"ADDRESS\" | attr \"name\" }}"
+
+  # No cloud's metadata service is asked.
+  options {
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+  }
+
+  # orch drains for some minutes; the default would kill it after 30 s.
+  max_kill_timeout = "5m"
+
+  # 0 is for ever: otherwise the client kills its tasks after some minutes without
+  # Vault or a server.
+  template {
+    vault_retry {
+      attempts = 0
+    }
+    consul_retry {
+      attempts = 0
+    }
+    nomad_retry {
+      attempts = 0
+    }
+  }
+}
+
+plugin "docker" {
+  config {
+    # Images are built here: one that was cleaned away could not be pulled again.
+    gc {
+      image = false
+    }
+    volumes {
+      enabled = true
+    }
+  }
+}
+
+# orch itself.
+plugin "raw_exec" {
+  config {
+    enabled = true
+  }
+}
+
+consul {
+  address = "127.0.0.1:8500"
+}
+
+vault {
+  enabled               = true
+  address               = "http://127.0.0.1:8200"
+  jwt_auth_backend_path = "jwt-nomad"
+  create_from_role      = "nomad-workloads"
+
+  default_identity {
+    aud = ["vault.io"]
+    ttl = "1h"
+  }
+}

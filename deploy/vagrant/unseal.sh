@@ -1,0 +1,24 @@
+#!/bin/sh
+# Unseal Vault after each start, and initialise it before the first. One key share
+# in a file: right for a machine of development, and for nothing else.
+set -eu
+
+export VAULT_ADDR=http://127.0.0.1:8200
+init=/etc/orch/vault-init.json
+
+n=60
+while :; do
+	code=0
+	vault status >/dev/null 2>&1 || code=$? # 2: it answers and is sealed
+	case $code in 0) exit 0 ;; 2) break ;; esac
+	n=$((n - 1))
+	[ $n -gt 0 ] || { echo "vault does not answer" >&2; exit 1; }
+	sleep 0.5
+done
+if [ ! -s $init ]; then
+	umask 077
+	vault operator init -key-shares=1 -key-threshold=1 -format=json >$init.new
+	mv $init.new $init
+fi
+# From a file, not on the command line.
+jq '{key: .unseal_keys_b64[0]}' $init | curl -fsS -X PUT --data-binary @- $VAULT_ADDR/v1/sys/unseal >/dev/null

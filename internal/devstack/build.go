@@ -1,0 +1,212 @@
+package devstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	modulePath = "github.com/septemberai/orch"
+
+	// Free space a build asks for. Measured with empty caches: about 17 GB for all
+	// three, module cache and build cache together; when the module is already in
+	// the module cache, what is left is the build cache and the binary.
+	coldBuildSpace = 6 << 30
+	warmBuildSpace = 3 << 30
+
+	// progressEvery is how often a build says that it is alive.
+	progressEvery = 15 * time.Second
+	// errorLines is how much of the compiler's output an error carries.
+	errorLines = 20
+)
+
+// build makes the pinned build of t and puts it into the cache.
+func (f *finder) build(ctx context.Context, t tool) (string, error) {
+	remedy := fmt.Sprintf("install %s %s or newer on PATH", t.name, t.minimum)
+	if f.opts.Pinned {
+		remedy = fmt.Sprintf("put a build with tags %q as %s into the cache", t.tags, t.buildName())
+	}
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return "", fmt.Errorf("%s is missing and cannot be built, there is no go on PATH: install Go, or %s", t.name, remedy)
+	}
+	root, err := checkoutRoot()
+	if err != nil {
+		return "", fmt.Errorf("%s is missing and cannot be built: %w: run this inside a checkout, or %s", t.name, err, remedy)
+	}
+	if err := f.checkSpace(ctx, goTool, t); err != nil {
+		return "", err
+	}
+	target := filepath.Join(f.cache, t.buildName())
+	// A folder of its own: a build whose parent was killed goes on writing.
+	tmpDir, err := os.MkdirTemp(f.cache, ".tmp-"+t.name+"-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmpDir)
+	tmp := filepath.Join(tmpDir, t.name)
+
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", tmp}
+	if t.tags != "" {
+		args = append(args, "-tags", t.tags)
+	}
+	args = append(args, "github.com/hashicorp/"+t.name)
+	dir := filepath.Join(root, "tools", t.name)
+	f.opts.Progress(fmt.Sprintf("%s: building %s from tools/%s, once; 4 to 9 minutes on two cores", t.name, t.version, t.name))
+	if out, err := f.runBuild(ctx, t, goTool, dir, args); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return "", fmt.Errorf("building %s failed: %w\n%s\n(to see it again: cd tools/%s && go build %s; or %s)",
+			t.name, err, lastLines(out, errorLines), t.name, "github.com/hashicorp/"+t.name, remedy)
+	}
+	if err := os.Rename(tmp, target); err != nil {
+		return "", fmt.Errorf("putting %s into the cache: %w", t.name, err)
+	}
+	return target, nil
+}
+
+// runBuild runs go and reports the elapsed time. It returns go's stderr.
+func (f *finder) runBuild(ctx context.Context, t tool, goTool, dir string, args []string) (string, error) {
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, goTool, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
+	cmd.Stderr = &stderr
+	// A process group of its own: cancelling must end the compilers, too.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+
+	began := time.Now()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				f.opts.Progress(fmt.Sprintf("%s: still building, %s", t.name, time.Since(began).Round(time.Second)))
+			}
+		}
+	})
+	err := cmd.Run()
+	close(done)
+	wg.Wait()
+	if err == nil {
+		f.opts.Progress(fmt.Sprintf("%s: built in %s", t.name, time.Since(began).Round(time.Second)))
+	}
+	return stderr.String(), err
+}
+
+// checkSpace refuses a build that would fill the disk.
+func (f *finder) checkSpace(ctx context.Context, goTool string, t tool) error {
+	out, err := exec.CommandContext(ctx, goTool, "env", "GOMODCACHE", "GOCACHE").Output()
+	if err != nil {
+		return fmt.Errorf("go env: %w", err)
+	}
+	dirs := strings.Fields(string(out))
+	if len(dirs) != 2 {
+		return nil // a cache that is "off" or has blanks in its path: not worth a refusal
+	}
+	need := uint64(coldBuildSpace)
+	if _, err := os.Stat(filepath.Join(dirs[0], "github.com", "hashicorp", t.name+"@v"+t.version)); err == nil {
+		need = warmBuildSpace
+	}
+	for _, dir := range append(dirs, f.cache) {
+		if free, ok := freeSpace(dir); ok && free < need {
+			return fmt.Errorf("building %s needs about %d GB on the disk of %s, which has %.1f GB free: "+
+				"free some space, point GOCACHE, GOMODCACHE and XDG_CACHE_HOME at a larger disk, or install %s %s or newer on PATH",
+				t.name, need>>30, dir, float64(free)/(1<<30), t.name, t.minimum)
+		}
+	}
+	return nil
+}
+
+// freeSpace says how many bytes are free where dir is, or will be.
+func freeSpace(dir string) (uint64, bool) {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return st.Bavail * uint64(st.Bsize), true
+		}
+		parent := filepath.Dir(dir)
+		if !errors.Is(err, fs.ErrNotExist) || parent == dir {
+			return 0, false
+		}
+		dir = parent
+	}
+}
+
+// checkoutRoot walks up from the working directory to this module's go.mod.
+func checkoutRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && modfile.ModulePath(text) == modulePath {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", fmt.Errorf("this is not in a checkout of %s", modulePath)
+		}
+		dir = parent
+	}
+}
+
+// lockFile takes an exclusive lock on path and calls waiting once if somebody
+// else holds it. The kernel gives the lock back when a holder dies.
+func lockFile(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		if waiting != nil {
+			waiting()
+			waiting = nil
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// lastLines returns the last n lines of text.
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,160 @@
+package devstack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dockerTimeout bounds the removal of a stack's containers.
+const dockerTimeout = 5 * time.Second
+
+// cleanUp removes everything of a stack outside its folder: processes,
+// containers, mounts, cgroups. It may be called again, and by another process
+// than the one that started the stack; it needs no agent to be alive.
+func cleanUp(id identity) error {
+	var errs []error
+	errs = append(errs, killProcesses(id))
+	if id.DockerSocket != "" {
+		errs = append(errs, removeContainers(id))
+	}
+	errs = append(errs, unmountUnder(id.Dir), removeCgroups(id.Cgroups))
+	return errors.Join(errs...)
+}
+
+// mountsUnder lists the mount points below dir, innermost first.
+func mountsUnder(dir string) []string {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		real = dir
+	}
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var mounts []string
+	for line := range strings.Lines(string(text)) {
+		field := strings.Fields(line)
+		if len(field) < 5 {
+			continue
+		}
+		if point := unescapeMount(field[4]); strings.HasPrefix(point, real+"/") {
+			mounts = append(mounts, point)
+		}
+	}
+	slices.Reverse(mounts) // the kernel lists them in the order they were mounted
+	return mounts
+}
+
+// unescapeMount undoes the \ooo escapes of blanks and backslashes, proc(5).
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// unmountUnder detaches what a killed Nomad client left mounted below dir: the
+// tmpfs "secrets" and "private" of its allocations, bind mounts of volumes.
+// Lazily, so that a file still open somewhere does not hold it up.
+func unmountUnder(dir string) error {
+	var errs []error
+	for _, point := range mountsUnder(dir) {
+		if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmounting %s: %w", point, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeContainers removes the docker containers of this stack's allocations and
+// no others: those whose label names an allocation with a folder here, or that
+// mount something from here.
+func removeContainers(id identity) error {
+	ctx, cancel := context.WithTimeout(context.Background(), dockerTimeout)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(id.DockerSocket, "unix://"))
+		},
+	}}
+	const label = "com.hashicorp.nomad.alloc_id" // set by Nomad's docker driver on every container
+	filters := url.QueryEscape(`{"label":["` + label + `"]}`)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/json?all=1&filters="+filters, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+			return nil // docker itself is gone, and its containers with it
+		}
+		return fmt.Errorf("listing the stack's containers: %w", err)
+	}
+	defer resp.Body.Close()
+	var containers []struct {
+		ID     string `json:"Id"`
+		Labels map[string]string
+		Mounts []struct{ Source string }
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&containers); err != nil {
+		return fmt.Errorf("listing the stack's containers: %w", err)
+	}
+	allocs := allocationIDs(id.Dir)
+	var errs []error
+	for _, c := range containers {
+		ours := allocs[c.Labels[label]]
+		for _, m := range c.Mounts {
+			ours = ours || strings.HasPrefix(m.Source, id.Dir+"/")
+		}
+		if !ours {
+			continue
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, "http://docker/containers/"+c.ID+"?force=1&v=1", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("removing container %.12s: %w", c.ID, err))
+			continue
+		}
+		_ = resp.Body.Close()
+		// 404 and 409: gone, or being removed by somebody else.
+		if resp.StatusCode >= 300 && resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusConflict {
+			errs = append(errs, fmt.Errorf("removing container %.12s: docker says %s", c.ID, resp.Status))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// allocationIDs are the allocations with a folder below dir, of all its nodes.
+func allocationIDs(dir string) map[string]bool {
+	ids := map[string]bool{}
+	paths, _ := filepath.Glob(filepath.Join(dir, "*", "alloc", "*-*-*-*-*"))
+	for _, path := range paths {
+		ids[filepath.Base(path)] = true
+	}
+	return ids
+}

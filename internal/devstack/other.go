@@ -1,0 +1,39 @@
+//go:build !linux
+
+package devstack
+
+import (
+	"context"
+	"errors"
+)
+
+var errLinuxOnly = errors.New("the development stack runs on Linux only: use the Vagrant machine")
+
+// Stack is a running set of agents; on this system there is none.
+type Stack struct {
+	NomadAddr, ConsulAddr, VaultAddr string
+	VaultRootToken, VaultOrchToken   string
+	Dir                              string
+	DynamicPorts                     [2]int
+}
+
+// Start always fails: tasks, mounts and processes are cleaned up by Linux means.
+func Start(context.Context, Config) (*Stack, error) { return nil, errLinuxOnly }
+
+// Stop does nothing.
+func (*Stack) Stop() error { return nil }
+
+// Kill always fails.
+func (*Stack) Kill(Component) error { return errLinuxOnly }
+
+// Restart always fails.
+func (*Stack) Restart(context.Context, Component) error { return errLinuxOnly }
+
+// Pause always fails.
+func (*Stack) Pause(Component) error { return errLinuxOnly }
+
+// Resume always fails.
+func (*Stack) Resume(Component) error { return errLinuxOnly }
+
+// LogFile is empty: there is no log.
+func (*Stack) LogFile(Component) string { return "" }

@@ -1,0 +1,194 @@
+package devstack
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// markerEnv stands in the environment of the agents with the stack's id. Nomad's
+// executors, log collectors and raw_exec tasks inherit it, so they are found
+// after their agent was killed.
+const markerEnv = "ORCH_DEVSTACK"
+
+const (
+	politeTimeout = 2500 * time.Millisecond // between SIGTERM and SIGKILL for tasks
+	killTimeout   = 3 * time.Second         // for the kernel to carry SIGKILL out
+	procPoll      = 20 * time.Millisecond
+)
+
+// process is one process of a stack, pinned: the handle cannot come to mean
+// another process when the id is reused.
+type process struct {
+	*os.Process
+	helper bool // Nomad's executor or log collector
+}
+
+// stackProcesses finds every process of the stack but this one. A process is of
+// the stack when it has the stack's id in its environment, when its allocation
+// lies below the stack's folder, or when it is in one of the stack's cgroups.
+// The command line does not count: somebody may be reading one of the logs.
+func stackProcesses(id identity) []process {
+	inCgroup := cgroupMembers(id.Cgroups)
+	entries, _ := os.ReadDir("/proc")
+	var found []process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if !inCgroup[pid] && !environMatches(pid, id) {
+			continue
+		}
+		p, err := os.FindProcess(pid) // pins it, see os.FindProcess on Linux
+		if err != nil {
+			continue
+		}
+		// The id may have changed hands before it was pinned: look again.
+		if zombie(pid) || !inCgroup[pid] && !environMatches(pid, id) {
+			_ = p.Release()
+			continue
+		}
+		found = append(found, process{p, nomadHelper(pid)})
+	}
+	return found
+}
+
+func environMatches(pid int, id identity) bool {
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	for entry := range bytes.SplitSeq(env, []byte{0}) {
+		name, value, _ := strings.Cut(string(entry), "=")
+		if name == markerEnv && value == id.ID || name == "NOMAD_ALLOC_DIR" && strings.HasPrefix(value, id.Dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// zombie says whether a process is gone, or dead and not yet waited for.
+func zombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may hold anything
+	return bytes.HasPrefix(after, []byte(" Z")) || bytes.HasPrefix(after, []byte(" X"))
+}
+
+func nomadHelper(pid int) bool {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	args := bytes.Split(line, []byte{0})
+	return len(args) > 1 && slices.Contains([]string{"executor", "logmon", "docker_logger"}, string(args[1]))
+}
+
+// killProcesses ends all processes of the stack: tasks get SIGTERM and a moment,
+// then everything SIGKILL, until nothing is found any more.
+func killProcesses(id identity) error {
+	deadline := time.Now().Add(politeTimeout)
+	asked := map[int]bool{}
+	for time.Now().Before(deadline) {
+		waiting := false
+		for _, p := range stackProcesses(id) {
+			if !p.helper {
+				waiting = true
+				if !asked[p.Pid] {
+					asked[p.Pid] = true
+					_ = p.Signal(syscall.SIGTERM)
+					_ = p.Signal(syscall.SIGCONT) // a stopped process would not see it
+				}
+			}
+			_ = p.Release()
+		}
+		if !waiting {
+			break
+		}
+		time.Sleep(procPoll)
+	}
+	deadline = time.Now().Add(killTimeout)
+	for {
+		left := stackProcesses(id)
+		if len(left) == 0 {
+			return nil
+		}
+		var pids []string
+		for _, p := range left {
+			pids = append(pids, strconv.Itoa(p.Pid))
+			_ = p.Signal(syscall.SIGKILL)
+			_ = p.Release()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes of the stack do not go away: %s", strings.Join(pids, " "))
+		}
+		time.Sleep(procPoll)
+	}
+}
+
+// cgroupDirs are the stack's cgroups, the root of each hierarchy first: one below
+// every controller on cgroup v1, a single one on v2, per node. pattern is
+// identity.Cgroups.
+func cgroupDirs(pattern string) []string {
+	if pattern == "" {
+		return nil
+	}
+	roots, _ := filepath.Glob("/sys/fs/cgroup/" + pattern)
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + pattern)
+	roots = append(roots, v1...)
+	var dirs []string
+	for _, root := range roots {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil // what vanishes while we look is no matter
+		})
+	}
+	return dirs
+}
+
+func cgroupMembers(pattern string) map[int]bool {
+	members := map[int]bool{}
+	for _, dir := range cgroupDirs(pattern) {
+		text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for field := range strings.FieldsSeq(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				members[pid] = true
+			}
+		}
+	}
+	return members
+}
+
+// removeCgroups deletes the stack's cgroups, innermost first. The kernel may need
+// a moment after the last process is gone.
+func removeCgroups(pattern string) error {
+	deadline := time.Now().Add(time.Second)
+	for {
+		dirs := cgroupDirs(pattern)
+		if len(dirs) == 0 {
+			return nil
+		}
+		var last error
+		for _, dir := range slices.Backward(dirs) {
+			if err := os.Remove(dir); err != nil {
+				last = err
+			}
+		}
+		if last == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("cgroup of the stack: %w", last)
+		}
+		time.Sleep(procPoll)
+	}
+}

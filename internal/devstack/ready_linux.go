@@ -1,0 +1,168 @@
+package devstack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+)
+
+// probeTimeout bounds one look at an agent, so that a hanging one is asked again.
+const probeTimeout = 5 * time.Second
+
+// httpClient has no idle connections that would outlive the stack.
+func httpClient() *http.Client {
+	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+// startConsul starts a Consul agent and waits until it writes: that needs a
+// leader, and, for a client agent, a connection to it.
+func (s *Stack) startConsul(ctx context.Context, c Component) error {
+	a := s.agents[c]
+	if err := a.start(); err != nil {
+		return err
+	}
+	client, err := consulapi.NewClient(&consulapi.Config{Address: address(s.httpPorts[c]), HttpClient: httpClient()})
+	if err != nil {
+		return err
+	}
+	return a.await(ctx, "a write to the KV store", func(ctx context.Context) error {
+		// A write without a leader hangs for seconds; this question does not.
+		if leader, err := client.Status().Leader(); err != nil || leader == "" {
+			return errors.Join(errors.New("there is no leader yet"), err)
+		}
+		const key = "devstack/ready"
+		w := (&consulapi.WriteOptions{}).WithContext(ctx)
+		if _, err := client.KV().Put(&consulapi.KVPair{Key: key}, w); err != nil {
+			return err
+		}
+		if _, err := client.KV().Delete(key, w); err != nil {
+			return err
+		}
+		// serfHealth of the node, and nothing else: a killed Nomad's checks are critical.
+		checks, _, err := client.Health().Node(s.nodeName(c), (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		for _, check := range checks {
+			if check.CheckID == "serfHealth" && check.Status == consulapi.HealthPassing {
+				return nil
+			}
+		}
+		return errors.New("the node is not in the catalog yet")
+	})
+}
+
+// startNomad starts a Nomad agent and waits until the server accepts clients, or
+// until tasks can be placed on the client's node.
+func (s *Stack) startNomad(ctx context.Context, c Component) error {
+	a := s.agents[c]
+	if err := a.start(); err != nil {
+		return err
+	}
+	self, err := nomadapi.NewClient(&nomadapi.Config{Address: address(s.httpPorts[c]), HttpClient: httpClient()})
+	if err != nil {
+		return err
+	}
+	if c == NomadServer {
+		return s.awaitServer(ctx, self)
+	}
+	return a.await(ctx, "a ready node", func(ctx context.Context) error {
+		q := (&nomadapi.QueryOptions{AllowStale: false}).WithContext(ctx)
+		health, err := self.Agent().Health()
+		if err != nil {
+			return err
+		}
+		if health.Client == nil || !health.Client.Ok {
+			return errors.New("the agent is not healthy yet")
+		}
+		// After a restart the servers still believe the node ready; its client has a
+		// TTL once it has talked to them itself.
+		about, err := self.Agent().Self()
+		if err != nil {
+			return err
+		}
+		if ttl := about.Stats["client"]["heartbeat_ttl"]; ttl == "" || ttl == "0s" {
+			return errors.New("the client has not registered yet")
+		}
+		nodes, _, err := self.Nodes().List(q)
+		if err != nil {
+			return err
+		}
+		for _, stub := range nodes {
+			if stub.Name != s.nodeName(c) {
+				continue
+			}
+			node, _, err := self.Nodes().Info(stub.ID, q)
+			if err != nil {
+				return err
+			}
+			return s.nodeReady(node)
+		}
+		return errors.New("the node is not registered yet")
+	})
+}
+
+// awaitServer waits until the server has a leader and its keys; before that it
+// refuses clients, which then wait for 15 to 30 s.
+func (s *Stack) awaitServer(ctx context.Context, self *nomadapi.Client) error {
+	web := httpClient()
+	return s.agents[NomadServer].await(ctx, "a leader", func(ctx context.Context) error {
+		health, err := self.Agent().Health()
+		if err != nil {
+			return err
+		}
+		if health.Server == nil || !health.Server.Ok {
+			return errors.New("there is no leader yet")
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.NomadAddr+"/.well-known/jwks.json", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := web.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		var keys struct{ Keys []json.RawMessage }
+		if err := json.NewDecoder(resp.Body).Decode(&keys); err != nil {
+			return err
+		}
+		if len(keys.Keys) == 0 {
+			return errors.New("the server has no keys yet")
+		}
+		return nil
+	})
+}
+
+// nodeReady says what a node still lacks.
+func (s *Stack) nodeReady(node *nomadapi.Node) error {
+	if node.Status != nomadapi.NodeStatusReady {
+		return fmt.Errorf("the node is %s", node.Status)
+	}
+	drivers := []string{"raw_exec"}
+	if s.cfg.DockerSocket != "" {
+		drivers = append(drivers, "docker")
+	}
+	for _, name := range drivers {
+		if d := node.Drivers[name]; d == nil || !d.Detected || !d.Healthy {
+			reason := "not seen yet"
+			if d != nil {
+				reason = d.HealthDescription
+			}
+			return fmt.Errorf("driver %s is not healthy: %s", name, reason)
+		}
+	}
+	for _, attr := range []string{"plugins.host_volume.mkdir.version", "consul.version", "vault.version"} {
+		if node.Attributes[attr] == "" {
+			return fmt.Errorf("the node has no %s yet", strings.TrimSuffix(attr, ".version"))
+		}
+	}
+	return nil
+}

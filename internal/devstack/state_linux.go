@@ -1,0 +1,174 @@
+package devstack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// markerName is the file that makes a folder ours: it names the stack in it, and
+// the stack's process holds a lock on it for as long as it lives.
+const markerName = ".orch-devstack.json"
+
+// leftoversTimeout is how long Start waits for the reaper of a killed stack
+// before it says that the folder is in use.
+const leftoversTimeout = 20 * time.Second
+
+// identity is what clean-up needs to know about a stack; it stands in the marker
+// and is given to the reaper.
+type identity struct {
+	ID           string // in the environment of every process of the stack
+	Dir          string
+	PID          int    // of the process that runs the stack
+	Cgroups      string // pattern of the cgroup_parent of its nodes
+	DockerSocket string // "" when the docker driver is off
+	Keep         bool
+}
+
+// stateDir is the stack's folder, locked.
+type stateDir struct {
+	path   string
+	marker *os.File
+}
+
+// openState makes dir ours and empty: it refuses a folder that no stack made and
+// one whose stack still runs, and cleans up after a stack that was killed.
+func openState(ctx context.Context, dir string) (*stateDir, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	path := filepath.Join(dir, markerName)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("state folder: %w", err)
+		}
+		if len(entries) > 0 {
+			return nil, fmt.Errorf("%s is not empty and was not made by a stack, so it is not wiped: empty it or choose another folder", dir)
+		}
+	}
+	marker, err := lockMarker(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	s := &stateDir{path: dir, marker: marker}
+	if old, err := readMarker(path); err == nil && old.ID != "" {
+		old.Dir = dir // the folder may have been moved since
+		if err := cleanUp(old); err != nil {
+			s.close()
+			return nil, fmt.Errorf("clearing what an earlier stack left in %s: %w", dir, err)
+		}
+	}
+	if err := wipe(dir, markerName); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// lockMarker opens and locks the marker. It waits for a reaper, not for a stack.
+func lockMarker(ctx context.Context, path string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, leftoversTimeout)
+	defer cancel()
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		if errors.Is(err, fs.ErrNotExist) { // a reaper just removed the whole folder
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return nil, fmt.Errorf("state folder: %w", err)
+			}
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("state folder: %w", err)
+		}
+		lockErr := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if lockErr == nil && samePath(f, path) {
+			return f, nil
+		}
+		_ = f.Close()
+		holder, err := readMarker(path)
+		if lockErr != nil && err == nil && holder.PID > 0 && !zombie(holder.PID) {
+			return nil, fmt.Errorf("a stack is running in %s (process %d): end it first, or choose another folder", filepath.Dir(path), holder.PID)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s is still being cleaned up after a killed stack: try again in a moment", filepath.Dir(path))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// samePath says whether f is still the file at path; a reaper may have removed it
+// between the open and the lock.
+func samePath(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+func readMarker(path string) (identity, error) {
+	var id identity
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return id, err
+	}
+	return id, json.Unmarshal(text, &id)
+}
+
+// write puts the identity of the running stack into the marker.
+func (s *stateDir) write(id identity) error {
+	text, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := s.marker.Truncate(0); err != nil {
+		return err
+	}
+	_, err = s.marker.WriteAt(append(text, '\n'), 0)
+	return err
+}
+
+// remove deletes the folder; the marker goes last, under the lock.
+func (s *stateDir) remove() error {
+	if err := wipe(s.path, markerName); err != nil {
+		return err
+	}
+	if err := os.Remove(s.marker.Name()); err != nil {
+		return err
+	}
+	return os.Remove(s.path)
+}
+
+func (s *stateDir) close() { _ = s.marker.Close() }
+
+// wipe empties dir but for the entry keep. With a mount below dir it deletes
+// nothing: the mount may show somebody else's files.
+func wipe(dir, keep string) error {
+	if mounts := mountsUnder(dir); len(mounts) > 0 {
+		return fmt.Errorf("not wiping %s, there are mounts below it; unmount them first: %s", dir, strings.Join(mounts, ", "))
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("wiping the state folder: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == keep {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("wiping the state folder: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package devstack
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/deploy"
+)
+
+// startVault starts Vault, initialises it the first time, unseals it and waits
+// until it is active.
+func (s *Stack) startVault(ctx context.Context) error {
+	a := s.agents[Vault]
+	if err := a.start(); err != nil {
+		return err
+	}
+	client, err := s.vaultClient("")
+	if err != nil {
+		return err
+	}
+	return a.await(ctx, "an unsealed Vault", func(ctx context.Context) error {
+		health, err := client.Sys().HealthWithContext(ctx)
+		switch {
+		case err != nil:
+			return err
+		case !health.Initialized:
+			init, err := client.Sys().InitWithContext(ctx, &vaultapi.InitRequest{SecretShares: 1, SecretThreshold: 1})
+			if err != nil {
+				return err
+			}
+			s.unsealKey, s.VaultRootToken = init.KeysB64[0], init.RootToken
+			return fmt.Errorf("sealed")
+		case health.Sealed:
+			if _, err := client.Sys().UnsealWithContext(ctx, s.unsealKey); err != nil {
+				return err
+			}
+			return fmt.Errorf("just unsealed")
+		case health.Standby:
+			return fmt.Errorf("standby")
+		}
+		return nil
+	})
+}
+
+// vaultClient does not read VAULT_* of the environment.
+func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
+	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: httpClient(), MaxRetries: 0})
+	if err != nil {
+		return nil, err
+	}
+	client.SetToken(token)
+	client.SetNamespace("")
+	return client, nil
+}
+
+// prepareVault sets up what production has: the KV v2 mount "orch", the two
+// policies, the login of Nomad's workload identities, and a token for the service.
+// Nomad must be up: Vault fetches its keys when the login is configured.
+func (s *Stack) prepareVault(ctx context.Context) error {
+	client, err := s.vaultClient(s.VaultRootToken)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"orch", "nomad-workloads"} {
+		text, err := deploy.Policies.ReadFile("vault/" + name + ".policy.hcl")
+		if err != nil {
+			return err
+		}
+		if err := client.Sys().PutPolicyWithContext(ctx, name, string(text)); err != nil {
+			return fmt.Errorf("vault policy %s: %w", name, err)
+		}
+	}
+	mount := &vaultapi.MountInput{Type: "kv", Options: map[string]string{"version": "2"}}
+	if err := client.Sys().MountWithContext(ctx, "orch", mount); err != nil {
+		return fmt.Errorf("vault mount orch: %w", err)
+	}
+	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
+		return fmt.Errorf("vault auth jwt-nomad: %w", err)
+	}
+	writes := []struct {
+		path string
+		data map[string]any
+	}{
+		{"auth/jwt-nomad/config", map[string]any{
+			"jwks_url":           s.NomadAddr + "/.well-known/jwks.json",
+			"jwt_supported_algs": []string{"RS256", "EdDSA"},
+			"default_role":       "nomad-workloads",
+		}},
+		{"auth/jwt-nomad/role/nomad-workloads", map[string]any{
+			"role_type":       "jwt",
+			"bound_audiences": []string{"vault.io"},
+			// A constant claim: with the job's id every engine would leave an entity behind.
+			"user_claim":              "/nomad_namespace",
+			"user_claim_json_pointer": true,
+			"claim_mappings": map[string]string{
+				"nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", "nomad_task": "nomad_task",
+			},
+			"token_type":             "service",
+			"token_policies":         []string{"nomad-workloads"},
+			"token_period":           "30m",
+			"token_explicit_max_ttl": 0,
+		}},
+	}
+	for _, w := range writes {
+		if _, err := client.Logical().WriteWithContext(ctx, w.path, w.data); err != nil {
+			return fmt.Errorf("vault %s: %w", w.path, err)
+		}
+	}
+	// A new KV v2 mount answers "Upgrading from non-versioned to versioned data" for a
+	// moment; whoever gets the stack must not see that.
+	err = s.agents[Vault].await(ctx, "a usable KV mount", func(ctx context.Context) error {
+		_, err := client.Logical().ReadWithContext(ctx, "orch/config")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	secret, err := client.Auth().Token().CreateOrphanWithContext(ctx, &vaultapi.TokenCreateRequest{
+		Policies: []string{"orch"}, NoDefaultPolicy: true, Period: "768h", DisplayName: "orch",
+	})
+	if err != nil {
+		return fmt.Errorf("vault token of the service: %w", err)
+	}
+	if s.VaultOrchToken = strings.TrimSpace(secret.Auth.ClientToken); s.VaultOrchToken == "" {
+		return fmt.Errorf("vault gave no token for the service")
+	}
+	return nil
+}
