@@ -1,0 +1,110 @@
+package jobs
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// Engine is what distinguishes one engine's job from another's.
+type Engine struct {
+	JobID       string // also the name of its volume and service
+	EngineID    string
+	ProductID   string
+	ProductName string // readable, for the Nomad UI
+	UserID      string
+	Image       string // docker: an image; raw_exec: a file name in the bin dir
+	CPUMHz      int
+	MemoryMB    int
+	NodeID      string
+	NodePool    string // empty: the cluster's default
+	VolumePath  string // on the node; raw_exec engines get it in their environment
+	Count       int    // 1 runs the engine, 0 stops it
+}
+
+// Render returns the job of one engine. Job meta is fixed at birth, as changing
+// it replaces the allocation; user and product stand in the ui block and in
+// service meta, which change in place.
+func (t *Template) Render(e Engine) (*api.Job, error) {
+	job := new(api.Job)
+	if err := json.Unmarshal(t.job, job); err != nil {
+		return nil, fmt.Errorf("copy the engine's job: %w", err)
+	}
+	job.ID, job.Name = &e.JobID, &e.JobID
+	job.Namespace = &t.settings.Namespace
+	if e.NodePool != "" {
+		job.NodePool = &e.NodePool
+	}
+	if job.Meta == nil {
+		job.Meta = map[string]string{}
+	}
+	job.Meta["deployment"], job.Meta["engine_id"] = t.settings.Deployment, e.EngineID
+	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
+
+	group := job.TaskGroups[0]
+	group.Count = &e.Count
+	group.Constraints = append(group.Constraints, api.NewConstraint("${node.unique.id}", "=", e.NodeID))
+	group.Volumes[volumeName].Source = e.JobID
+
+	task := group.Tasks[0]
+	if task.Resources == nil {
+		task.Resources = &api.Resources{}
+	}
+	task.Resources.CPU, task.Resources.MemoryMB = &e.CPUMHz, &e.MemoryMB
+	if task.Env == nil {
+		task.Env = map[string]string{}
+	}
+	switch t.settings.Driver {
+	case Docker:
+		task.Config["image"] = e.Image
+		if !pinned(e.Image) {
+			task.Config["force_pull"] = true
+		}
+	case RawExec:
+		task.Config["command"] = path.Join(t.settings.BinDir, e.Image)
+		task.Env["SQLITE_DB_PATH"] = path.Join(e.VolumePath, "brain.sqlite")
+	}
+
+	services := group.Services
+	if len(services) == 0 {
+		services = task.Services
+	}
+	services[0].Name = e.JobID
+	services[0].Meta = map[string]string{
+		"engine_id":  e.EngineID,
+		"product_id": e.ProductID,
+		// Nomad interpolates service meta: encoded, a user_id means just itself.
+		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
+	}
+	return job, nil
+}
+
+// pinned says whether an image names a fixed tag or digest, so that a node that
+// has it need not ask a registry.
+func pinned(image string) bool {
+	if strings.Contains(image, "@") {
+		return true
+	}
+	_, tag, found := strings.Cut(image[strings.LastIndexByte(image, '/')+1:], ":")
+	return found && tag != "latest"
+}
+
+// quoteForUI shows a string in the Nomad UI, which renders Markdown, as
+// itself: ASCII, quoted, every character that Markdown or HTML gives a meaning
+// as a Go escape.
+func quoteForUI(s string) string {
+	var b strings.Builder
+	for _, r := range strconv.QuoteToASCII(s) {
+		if strings.ContainsRune("`<>[]()*_#!|~&$%{}", r) {
+			fmt.Fprintf(&b, `\x%02x`, r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}

@@ -1,0 +1,120 @@
+package jobs
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// RulesError lists what a job file lacks that the service relies on.
+type RulesError struct{ Problems []string }
+
+func (e *RulesError) Error() string {
+	return "the engine's job file cannot be used:\n  - " + strings.Join(e.Problems, "\n  - ")
+}
+
+// check returns every rule that the parsed job breaks (DESIGN section 3).
+func check(job *api.Job, s Settings) []string {
+	var problems []string
+	need := func(ok bool, format string, args ...any) bool {
+		if !ok {
+			problems = append(problems, fmt.Sprintf(format, args...))
+		}
+		return ok
+	}
+	need(str(job.Type) == "service" || job.Type == nil, "type must be \"service\"")
+	if !need(len(job.TaskGroups) == 1, "there must be exactly one group, found %d", len(job.TaskGroups)) {
+		return problems
+	}
+	group := job.TaskGroups[0]
+	checkGroup(group, need)
+
+	if !need(len(group.Tasks) == 1, "the group must have exactly one task, found %d", len(group.Tasks)) {
+		return problems
+	}
+	task := group.Tasks[0]
+	need(task.Driver == string(s.Driver), "the task's driver is %q but ORCH_ENGINE_DRIVER is %q", task.Driver, s.Driver)
+	if s.Driver == Docker {
+		mounted := false
+		for _, m := range task.VolumeMounts {
+			mounted = mounted || m.Volume != nil && *m.Volume == volumeName && m.Destination != nil && *m.Destination == "/data"
+		}
+		need(mounted, "the task must mount volume %q at /data", volumeName)
+	}
+	checkTemplates(task, s, need)
+	checkServices(append(append([]*api.Service{}, group.Services...), task.Services...), need)
+	return problems
+}
+
+type needFunc func(ok bool, format string, args ...any) bool
+
+func checkGroup(group *api.TaskGroup, need needFunc) {
+	ports := 0
+	for _, n := range group.Networks {
+		for _, p := range n.DynamicPorts {
+			if p.Label == PortLabel {
+				ports++
+			}
+		}
+	}
+	need(ports == 1, "the group needs one dynamic port labelled %q", PortLabel)
+
+	if vol := group.Volumes[volumeName]; need(vol != nil, "the group must claim a volume named %q", volumeName) {
+		need(vol.Type == "host", "volume %q must be of type \"host\"", volumeName)
+		need(vol.AccessMode == "single-node-single-writer", "volume %q must have access_mode \"single-node-single-writer\": with any other two processes can share one brain", volumeName)
+		need(!vol.ReadOnly, "volume %q must not be read-only", volumeName)
+	}
+	need(group.Update != nil && group.Update.MaxParallel != nil && *group.Update.MaxParallel == 0, "update { max_parallel = 0 } is missing")
+	r := group.ReschedulePolicy
+	need(r != nil && r.Attempts != nil && *r.Attempts == 0 && r.Unlimited != nil && !*r.Unlimited,
+		"reschedule { attempts = 0 unlimited = false } is missing: a brain cannot move")
+	need(group.RestartPolicy != nil && str(group.RestartPolicy.Mode) == "fail", "restart { mode = \"fail\" } is missing")
+	d := group.Disconnect
+	need(d != nil && d.LostAfter != nil && *d.LostAfter > 0, "disconnect { lost_after = ... } is missing")
+	need(d != nil && d.Replace != nil && !*d.Replace, "disconnect { replace = false } is missing")
+}
+
+func checkTemplates(task *api.Task, s Settings, need needFunc) {
+	keyHash := false
+	for _, t := range task.Templates {
+		need(t.Once == nil || !*t.Once, "a template has once = true: its variables and those of the other templates replace each other")
+		data := str(t.EmbeddedTmpl)
+		if strings.Contains(data, "nomadVar") {
+			keyHash = keyHash || t.Envvars != nil && *t.Envvars
+			need(t.Splay != nil && *t.Splay == 0, "the key hash template needs splay = \"0s\": without it a new key takes seconds to arrive")
+			if t.Envvars != nil && *t.Envvars && s.KeyReload == "restart" {
+				need(str(t.ChangeMode) == "restart", "the key hash template must have change_mode \"restart\"")
+			}
+		}
+		if strings.Contains(data, "with secret") {
+			need(str(t.ChangeMode) == "noop", "the provider key template needs change_mode = \"noop\": else all engines restart together when a key changes")
+		}
+	}
+	need(keyHash, "a template with env = true must give ENGINE_KEY_HASH from the job's Nomad variable")
+	if s.ProviderKeysPath != "" {
+		need(task.Vault != nil && str(task.Vault.ChangeMode) == "noop", "vault { change_mode = \"noop\" } is missing: the default restarts the engine when its token is derived anew")
+	}
+}
+
+func checkServices(services []*api.Service, need needFunc) {
+	if !need(len(services) == 1, "there must be exactly one service, found %d", len(services)) {
+		return
+	}
+	svc := services[0]
+	need(svc.Provider == "" || svc.Provider == "consul", "the service's provider must be \"consul\"")
+	need(svc.PortLabel == PortLabel, "the service's port must be %q", PortLabel)
+	for _, c := range svc.Checks {
+		if c.Type == "http" && c.Path == "/health" {
+			return
+		}
+	}
+	need(false, "the service needs an http check of /health")
+}
+
+func str(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

@@ -1,0 +1,251 @@
+# The service itself as a Nomad job: one replica per node, on port 8000.
+#
+# Its secrets are environment variables in the Nomad variable nomad/jobs/orch,
+# which only this job and operators can read; none of them stands in the job:
+#
+#   nomad var put nomad/jobs/orch ORCH_ADMIN_KEY=... VAULT_TOKEN=...
+#
+# and where they are used: NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL
+# (needed for more than one replica), the provider keys named in
+# ORCH_ENGINE_ENV_PASSTHROUGH. With vault_role the Vault token comes from the
+# job's workload identity instead.
+#
+#   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
+#
+# Every client that may run it needs max_kill_timeout = "5m" in its client block:
+# by default Nomad kills after 30 s whatever a job asks for, and what is in flight
+# then has to be taken over by the next replica.
+
+variable "driver" {
+  type        = string
+  default     = "docker"
+  description = "docker or raw_exec"
+
+  validation {
+    condition     = var.driver == "docker" || var.driver == "raw_exec"
+    error_message = "The driver is docker or raw_exec."
+  }
+}
+
+variable "image" {
+  type        = string
+  default     = ""
+  description = "docker: image of the service, its entry point the orch binary"
+}
+
+variable "binary" {
+  type        = string
+  default     = "/usr/local/bin/orch"
+  description = "raw_exec: path of the orch binary on every node"
+}
+
+variable "count" {
+  type        = number
+  default     = 1
+  description = "replicas; more than one need ORCH_DATABASE_URL, and each a node of its own"
+}
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "node_pool" {
+  type    = string
+  default = "default"
+}
+
+variable "port" {
+  type    = number
+  default = 8000
+}
+
+# The agents on the node of each replica.
+
+variable "nomad_addr" {
+  type    = string
+  default = "http://127.0.0.1:4646"
+}
+
+variable "consul_addr" {
+  type    = string
+  default = "http://127.0.0.1:8500"
+}
+
+variable "vault_addr" {
+  type    = string
+  default = "http://127.0.0.1:8200"
+}
+
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "role of Nomad's workload identities in Vault that carries the policy orch; empty: VAULT_TOKEN from nomad/jobs/orch"
+}
+
+variable "settings" {
+  type        = map(string)
+  default     = {}
+  description = "ORCH_ variables that are not secret, and any other of the environment (orch server -help lists them)"
+}
+
+variable "cpu_mhz" {
+  type    = number
+  default = 500
+}
+
+variable "memory_mb" {
+  type    = number
+  default = 256
+}
+
+locals {
+  # How long a replica finishes what is in flight: scheduler.LongestOperation, a
+  # boot and 115 s; and 15 s to give its session up.
+  kill_timeout_s = lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
+}
+
+job "orch" {
+  type        = "service"
+  datacenters = var.datacenters
+  namespace   = var.namespace
+  node_pool   = var.node_pool
+
+  # One replica at a time, the next when this one answers. A replaced replica may
+  # drain for kill_timeout before the new one gets its port.
+  update {
+    max_parallel      = 1
+    health_check      = "checks"
+    min_healthy_time  = "10s"
+    healthy_deadline  = "8m"
+    progress_deadline = "10m"
+    auto_revert       = true
+  }
+
+  group "orch" {
+    count = var.count
+
+    network {
+      port "http" {
+        static = var.port
+      }
+    }
+
+    # A crash is healed in place a little; then another node may try.
+    restart {
+      attempts = 3
+      interval = "5m"
+      delay    = "5s"
+      mode     = "fail"
+    }
+
+    reschedule {
+      delay          = "10s"
+      delay_function = "exponential"
+      max_delay      = "5m"
+      unlimited      = true
+    }
+
+    service {
+      name     = "orch"
+      provider = "consul"
+      port     = "http"
+
+      # It can answer admits of running engines.
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/ready"
+        interval = "5s"
+        timeout  = "2s"
+      }
+
+      # It serves at all. One that hangs is started again; one that is only not
+      # ready waits for Nomad or Consul, and a restart would not help it.
+      check {
+        name     = "live"
+        type     = "http"
+        path     = "/live"
+        interval = "10s"
+        timeout  = "5s"
+
+        check_restart {
+          limit = 6
+          grace = "60s"
+        }
+      }
+    }
+
+    task "orch" {
+      driver = var.driver
+
+      # Callers find another replica first (Consul), then it drains.
+      shutdown_delay = "3s"
+      kill_signal    = "SIGTERM"
+      kill_timeout   = "${local.kill_timeout_s}s"
+
+      # Host network: the agents are on the node's loopback, and so may engines be.
+      dynamic "config" {
+        for_each = var.driver == "docker" ? ["docker"] : []
+        content {
+          image           = var.image
+          args            = ["server"]
+          network_mode    = "host"
+          readonly_rootfs = true
+          cap_drop        = ["ALL"]
+          security_opt    = ["no-new-privileges"]
+        }
+      }
+
+      dynamic "config" {
+        for_each = var.driver == "raw_exec" ? ["raw_exec"] : []
+        content {
+          command = var.binary
+          args    = ["server"]
+        }
+      }
+
+      env = merge({
+        ORCH_ADDR            = "$${NOMAD_ADDR_http}"
+        ORCH_LOG_JSON        = "true"
+        ORCH_NOMAD_NAMESPACE = var.namespace
+        NOMAD_ADDR           = var.nomad_addr
+        CONSUL_HTTP_ADDR     = var.consul_addr
+        VAULT_ADDR           = var.vault_addr
+      }, var.settings)
+
+      # The secrets. A changed one restarts the replicas, one by one by chance.
+      template {
+        destination = "$${NOMAD_SECRETS_DIR}/orch.env"
+        env         = true
+        change_mode = "restart"
+        splay       = "30s"
+        data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
+      }
+
+      # Nomad renews the token and restarts the replica when it had to get another.
+      dynamic "vault" {
+        for_each = var.vault_role == "" ? [] : [var.vault_role]
+        content {
+          role        = vault.value
+          change_mode = "restart"
+        }
+      }
+
+      resources {
+        cpu    = var.cpu_mhz
+        memory = var.memory_mb
+      }
+
+      logs {
+        max_files     = 5
+        max_file_size = 10
+      }
+    }
+  }
+}

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// OpKind names an operation that moves an engine.
+type OpKind string
+
+// The operations that a row can carry.
+const (
+	OpProvision OpKind = "provision"
+	OpStart     OpKind = "start"
+	OpStop      OpKind = "stop"
+	OpDestroy   OpKind = "destroy"
+	OpRotateKey OpKind = "rotate_key"
+)
+
+// Op is the operation in progress of an engine. Its presence is what
+// ENGINE_BUSY means; whoever finds it with an owner that is gone continues it
+// from Step.
+type Op struct {
+	ID       string    `json:"id"`
+	Kind     OpKind    `json:"kind"`
+	Step     string    `json:"step"`
+	Owner    string    `json:"owner"`
+	Deadline time.Time `json:"deadline"`
+
+	// From is the state the operation started in: where an undone start
+	// returns to.
+	From State `json:"from,omitempty"`
+	// Undo is the error code for which the operation is being undone; empty
+	// while it goes forward. Reason is the row's reason that goes with it.
+	Undo   string `json:"undo,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// KeyVersion is the Vault version that a rotation writes.
+	KeyVersion int `json:"key_version,omitempty"`
+	// JobIndex is the JobModifyIndex after this operation's registration:
+	// only allocations created after it belong to the operation.
+	JobIndex uint64 `json:"job_index,omitempty"`
+	// Supersedes is the replica whose operation this destroy cut short and
+	// that has not yet said that it stopped working on the engine.
+	Supersedes string `json:"supersedes,omitempty"`
+	// RequestID is the request that caused the operation, for the logs of
+	// whoever finishes it.
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// Resources is what one engine may use on its node.
+type Resources struct {
+	CPUMHz   int `json:"cpu_mhz"`
+	MemoryMB int `json:"memory_mb"`
+}
+
+// Engine is the row of an engine: the only truth about it (DESIGN section 1).
+// It holds no key.
+type Engine struct {
+	EngineID  string `json:"engine_id"`
+	ProductID string `json:"product_id"`
+	// ProductSlug is for people who read the row or the job.
+	ProductSlug string    `json:"product_slug"`
+	UserID      string    `json:"user_id"`
+	State       State     `json:"state"`
+	Desired     State     `json:"desired"`
+	Image       string    `json:"image"`
+	Resources   Resources `json:"resources"`
+	NodePool    string    `json:"node_pool,omitempty"`
+
+	// KeyVersion is the version of the engine's key in Vault that callers get.
+	KeyVersion int `json:"key_version"`
+
+	NodeID     string `json:"node_id,omitempty"`
+	VolumeID   string `json:"volume_id,omitempty"`
+	VolumePath string `json:"volume_path,omitempty"`
+	AllocID    string `json:"alloc_id,omitempty"`
+	URL        string `json:"url,omitempty"`
+
+	CreatedAt    time.Time `json:"created_at"`
+	LastHealthAt time.Time `json:"last_health_at,omitzero"`
+	Reason       string    `json:"reason,omitempty"`
+	Op           *Op       `json:"op,omitempty"`
+
+	// Index is the row's ModifyIndex in Consul: what a change compares.
+	Index uint64 `json:"-"`
+	// stored is the state that Consul holds at Index, to check moves against.
+	stored State
+}
+
+// Clone returns a copy that shares nothing with e.
+func (e *Engine) Clone() *Engine {
+	c := *e
+	if e.Op != nil {
+		op := *e.Op
+		c.Op = &op
+	}
+	return &c
+}
+
+// JobID is the name of everything that belongs to the engine outside the
+// registry: its Nomad job, host volume and Consul service.
+func (e *Engine) JobID() string { return JobID(e.EngineID) }
+
+// JobID is the Nomad job, host volume and service name of an engine.
+func JobID(engineID string) string { return jobPrefix + engineID }
+
+const jobPrefix = "engine-"
+
+// MaxUserIDBytes is the longest user_id (SPEC section 1).
+const MaxUserIDBytes = 256
+
+// CheckUserID says what is wrong with a user_id, in words for the caller, or
+// returns nil: 1 to 256 bytes of UTF-8 without control characters (SPEC
+// section 1).
+func CheckUserID(id string) error {
+	switch {
+	case id == "":
+		return fmt.Errorf("user_id is empty")
+	case len(id) > MaxUserIDBytes:
+		return fmt.Errorf("user_id is %d bytes long; at most %d are allowed", len(id), MaxUserIDBytes)
+	case !utf8.ValidString(id):
+		return fmt.Errorf("user_id is not valid UTF-8")
+	case strings.ContainsFunc(id, unicode.IsControl):
+		return fmt.Errorf("user_id contains a control character")
+	}
+	return nil
+}
+
+// rowName is the part of a row's key below engines/: a shard from 00 to ff, the
+// product and the user, encoded so that any user_id is one path segment.
+func rowName(productID, userID string) string {
+	return shard(productID, userID) + "/" + productID + "/" + base64.RawURLEncoding.EncodeToString([]byte(userID))
+}
+
+// shard spreads rows over 256 prefixes, so that a change costs the re-list of
+// one of them.
+func shard(productID, userID string) string {
+	sum := sha256.Sum256([]byte(productID + "\x00" + userID))
+	return hex.EncodeToString(sum[:1])
+}
+
+// parseRowName is the inverse of rowName.
+func parseRowName(name string) (productID, userID string, err error) {
+	parts := strings.Split(name, "/")
+	if len(parts) != 3 {
+		return "", "", fmt.Errorf("registry: row name %q has not three parts", name)
+	}
+	user, err := base64.RawURLEncoding.DecodeString(parts[2])
+	if err != nil {
+		return "", "", fmt.Errorf("registry: row name %q: %w", name, err)
+	}
+	// Also a name in another shard, or an unusual encoding: one user, one row.
+	if want := rowName(parts[1], string(user)); name != want {
+		return "", "", fmt.Errorf("registry: row name %q should be %q", name, want)
+	}
+	return parts[1], string(user), nil
+}

@@ -1,0 +1,267 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// Claim creates an engine's row, its index by id, and counts it against the
+// product's quota; with a pooled volume it also takes that out of the pool. All
+// of it is one transaction that holds only while the product row is the one
+// that was read.
+//
+// ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict:
+// the product's row changed or the pooled volume was taken by somebody else;
+// read again and retry.
+func (s *Store) Claim(ctx context.Context, p *Product, e *Engine, pooled *PooledVolume) error {
+	if err := checkMove(none, e.State); err != nil {
+		return err
+	}
+	unlock := s.lockQuota(p.ProductID)
+	defer unlock()
+	for {
+		err := s.claimOnce(ctx, p, e, pooled)
+		if !errors.Is(err, errQuotaMoved) {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+// errQuotaMoved: another replica changed the count between read and write.
+var errQuotaMoved = errors.New("registry: quota count moved")
+
+func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *PooledVolume) error {
+	count, index, err := s.quota(ctx, p.ProductID)
+	if err != nil {
+		return err
+	}
+	rowKey := s.engineKey(e.ProductID, e.UserID)
+	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
+		// The row decides before the quota does: a user who has an engine is
+		// told so even when the product is full.
+		pair, err := s.get(ctx, rowKey)
+		if err == nil && pair != nil {
+			return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
+		}
+		return errors.Join(err, fmt.Errorf("%w: %d of %d", ErrQuota, count, *limit))
+	}
+	ops, err := s.fenced(
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e)},
+		s.setQuota(p.ProductID, count+1, index),
+		&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.productKey(p.ProductID), Index: p.Index},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
+		s.changed(e),
+	)
+	if err != nil {
+		return err
+	}
+	const session, row, quota = 0, 1, 2 // positions in ops
+	if pooled != nil {
+		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
+	}
+	results, failed, err := s.txn(ctx, ops)
+	switch {
+	case err == nil:
+		e.Index, e.stored = indexOf(results, rowKey), e.State
+		return nil
+	case slices.Contains(failed, session):
+		return fmt.Errorf("%w: %w", ErrNoSession, err)
+	case slices.Contains(failed, row):
+		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
+	case slices.Contains(failed, quota):
+		return errQuotaMoved
+	}
+	return err
+}
+
+// Update writes e over the row that was read at e.Index and sets the new index.
+// ErrConflict: somebody else changed the row; nothing was written.
+func (s *Store) Update(ctx context.Context, e *Engine) error {
+	if err := checkMove(e.stored, e.State); err != nil {
+		return err
+	}
+	rowKey := s.engineKey(e.ProductID, e.UserID)
+	ops, err := s.fenced(
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		s.changed(e),
+	)
+	if err != nil {
+		return err
+	}
+	results, failed, err := s.txn(ctx, ops)
+	if err != nil {
+		return s.sessionOr(failed, err)
+	}
+	e.Index, e.stored = indexOf(results, rowKey), e.State
+	return nil
+}
+
+// Reidentify gives a provisioning row another engine_id and volume: the way on
+// to the next node when the first could not place it. The old id was told to
+// nobody; its resources are gone before this is called. ErrConflict as Claim.
+func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled *PooledVolume) error {
+	rowKey := s.engineKey(e.ProductID, e.UserID)
+	ops, err := s.fenced(
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(oldID)},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
+		s.changed(e),
+	)
+	if err != nil {
+		return err
+	}
+	if pooled != nil {
+		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
+	}
+	results, failed, err := s.txn(ctx, ops)
+	if err != nil {
+		return s.sessionOr(failed, err)
+	}
+	e.Index, e.stored = indexOf(results, rowKey), e.State
+	return nil
+}
+
+// Remove deletes a destroying row with its index and gives its place in the
+// quota back, in one transaction; bury leaves a grave for its volume.
+// ErrConflict: the row changed.
+func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
+	if err := checkMove(e.stored, none); err != nil {
+		return err
+	}
+	unlock := s.lockQuota(e.ProductID)
+	defer unlock()
+	rowKey := s.engineKey(e.ProductID, e.UserID)
+	for {
+		count, index, err := s.quota(ctx, e.ProductID)
+		if err != nil {
+			return err
+		}
+		ops, err := s.fenced(
+			&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: rowKey, Index: e.Index},
+			s.setQuota(e.ProductID, max(count-1, 0), index),
+			&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(e.EngineID)},
+			s.changed(e),
+			&consul.KVTxnOp{Verb: consul.KVDelete, Key: rowKey},
+		)
+		if err != nil {
+			return err
+		}
+		if bury {
+			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID}
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
+		}
+		const row, quota = 1, 2
+		_, failed, err := s.txn(ctx, ops)
+		if slices.Contains(failed, quota) && !slices.Contains(failed, row) && ctx.Err() == nil {
+			continue // another replica changed the count
+		}
+		return s.sessionOr(failed, err)
+	}
+}
+
+// Engine reads one row. ErrNotFound: the user has none.
+func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
+	pair, err := s.get(ctx, s.engineKey(productID, userID))
+	if err != nil {
+		return nil, err
+	}
+	if pair == nil {
+		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
+	}
+	return decodeEngine(pair)
+}
+
+// Engines reads every row. A row that cannot be read fails the whole: "not in
+// this answer" must never be taken for "gone".
+func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
+	pairs, err := s.list(ctx, "engines/")
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]*Engine, 0, len(pairs))
+	for _, pair := range pairs {
+		e, err := decodeEngine(pair)
+		if err != nil {
+			return nil, err
+		}
+		product, user, err := parseRowName(pair.Key[len(s.prefix+"engines/"):])
+		if err != nil {
+			return nil, err
+		}
+		if product != e.ProductID || user != e.UserID {
+			return nil, fmt.Errorf("registry: row %q says that it belongs to somebody else", pair.Key)
+		}
+		rows = append(rows, e)
+	}
+	return rows, nil
+}
+
+// ChangeIndex is a number that grows whenever a row or the set of replicas
+// changes.
+func (s *Store) ChangeIndex(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var sum uint64
+	for _, below := range []string{"changes/", "replicas/"} {
+		// Each of the two indexes only ever grows, so their sum does.
+		_, meta, err := s.client.KV().Keys(s.prefix+below, "", (&consul.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return 0, unavailable(err)
+		}
+		sum += meta.LastIndex
+	}
+	return sum, nil
+}
+
+// changed is the operation that tells the watchers of a row's shard. Its value
+// is another with every write: Consul moves no index for a value that stays.
+func (s *Store) changed(e *Engine) *consul.KVTxnOp {
+	return &consul.KVTxnOp{
+		Verb: consul.KVSet, Key: s.changeKey(e.ProductID, e.UserID),
+		Value: []byte(e.EngineID + "@" + strconv.FormatUint(e.Index, 10)),
+	}
+}
+
+// fenced puts a check of this replica's session before the operations, so that
+// a replica that was paused and lost its session cannot write.
+func (s *Store) fenced(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
+	check, err := s.sessionCheck()
+	if err != nil {
+		return nil, err
+	}
+	return append(consul.KVTxnOps{check}, ops...), nil
+}
+
+// sessionOr turns a refusal by the session check, always the first operation,
+// into ErrNoSession.
+func (s *Store) sessionOr(failed []int, err error) error {
+	if slices.Contains(failed, 0) {
+		return fmt.Errorf("%w: %w", ErrNoSession, err)
+	}
+	return err
+}
+
+// lockQuota takes this replica's turn at a product's quota count.
+func (s *Store) lockQuota(productID string) (unlock func()) {
+	mu, _ := s.quotaLocks.LoadOrStore(productID, new(sync.Mutex))
+	mu.(*sync.Mutex).Lock()
+	return mu.(*sync.Mutex).Unlock
+}
+
+func indexOf(results consul.KVPairs, key string) uint64 {
+	for _, r := range results {
+		if r.Key == key {
+			return r.ModifyIndex
+		}
+	}
+	return 0
+}

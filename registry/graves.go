@@ -1,0 +1,45 @@
+package registry
+
+import (
+	"context"
+)
+
+// Grave is what is left of a destroyed engine whose node was silent: its volume,
+// to be deleted when the node is back.
+type Grave struct {
+	EngineID string `json:"engine_id"`
+	NodeID   string `json:"node_id"`
+	VolumeID string `json:"volume_id"`
+
+	Index uint64 `json:"-"`
+}
+
+func (s *Store) graveKey(engineID string) string { return s.prefix + "graves/" + engineID }
+
+// Graves lists them all.
+func (s *Store) Graves(ctx context.Context) ([]*Grave, error) {
+	pairs, err := s.list(ctx, "graves/")
+	if err != nil {
+		return nil, err
+	}
+	graves := make([]*Grave, 0, len(pairs))
+	for _, pair := range pairs {
+		g, err := decode[Grave](pair)
+		if err != nil {
+			return nil, err
+		}
+		g.Index = pair.ModifyIndex
+		graves = append(graves, g)
+	}
+	return graves, nil
+}
+
+// DeleteGrave forgets a grave whose volume is gone, as the leader.
+func (s *Store) DeleteGrave(ctx context.Context, g *Grave) error {
+	ops, err := s.led(deleteAt(s.graveKey(g.EngineID), g.Index)...)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}

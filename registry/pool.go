@@ -1,0 +1,80 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// PooledVolume is an empty host volume that waits for an engine. It is already
+// named after the engine_id it will have: to claim it is to take that id.
+type PooledVolume struct {
+	EngineID string `json:"engine_id"`
+	NodeID   string `json:"node_id"`
+	// VolumeID and Path are empty until the volume is ready: the row comes
+	// before the resource.
+	VolumeID string `json:"volume_id,omitempty"`
+	Path     string `json:"path,omitempty"`
+	// Owner says which user and mode the volume was made for; engines that run
+	// as another cannot write to it.
+	Owner string `json:"owner"`
+
+	// Index is the entry's ModifyIndex in Consul.
+	Index uint64 `json:"-"`
+}
+
+// Ready says whether the volume can be claimed.
+func (v *PooledVolume) Ready() bool { return v.VolumeID != "" }
+
+func (s *Store) pooledKey(nodeID, engineID string) string {
+	return s.prefix + "pool/volumes/" + nodeID + "/" + engineID
+}
+
+// PooledVolumes lists the pool, on all nodes.
+func (s *Store) PooledVolumes(ctx context.Context) ([]*PooledVolume, error) {
+	pairs, err := s.list(ctx, "pool/volumes/")
+	if err != nil {
+		return nil, err
+	}
+	pool := make([]*PooledVolume, 0, len(pairs))
+	for _, pair := range pairs {
+		v, err := decode[PooledVolume](pair)
+		if err != nil {
+			return nil, err
+		}
+		if v.EngineID != base(pair.Key) || !strings.HasSuffix(pair.Key, v.NodeID+"/"+v.EngineID) {
+			return nil, fmt.Errorf("registry: pool entry %q names another volume", pair.Key)
+		}
+		v.Index = pair.ModifyIndex
+		pool = append(pool, v)
+	}
+	return pool, nil
+}
+
+// PutPooledVolume writes an entry over the one read at v.Index (0: a new one),
+// as the leader. ErrConflict: it changed, or this replica is not the leader.
+func (s *Store) PutPooledVolume(ctx context.Context, v *PooledVolume) error {
+	key := s.pooledKey(v.NodeID, v.EngineID)
+	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: key, Value: encode(v), Index: v.Index})
+	if err != nil {
+		return err
+	}
+	results, _, err := s.txn(ctx, ops)
+	if err != nil {
+		return err
+	}
+	v.Index = indexOf(results, key)
+	return nil
+}
+
+// DeletePooledVolume removes the entry read at v.Index, as the leader.
+func (s *Store) DeletePooledVolume(ctx context.Context, v *PooledVolume) error {
+	ops, err := s.led(deleteAt(s.pooledKey(v.NodeID, v.EngineID), v.Index)...)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}

@@ -1,0 +1,85 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"time"
+)
+
+// Product is a tenant: it owns users and holds one platform key, of which only
+// the SHA-256 is kept.
+type Product struct {
+	ProductID   string    `json:"product_id"`
+	Slug        string    `json:"slug"`
+	DisplayName string    `json:"display_name"`
+	Policy      Policy    `json:"policy"`
+	CreatedAt   time.Time `json:"created_at"`
+	// PlatformKeyHash is the lower-case hex SHA-256 of the platform key.
+	PlatformKeyHash string `json:"platform_key_hash"`
+
+	// Index is the row's ModifyIndex in Consul.
+	Index uint64 `json:"-"`
+}
+
+// Policy is what a product may do (SPEC section 3). An absent field (nil or
+// empty) means no limit or the service's default; a limit of 0 allows nothing.
+type Policy struct {
+	MaxEngines    *int     `json:"max_engines,omitempty"`
+	RateLimitRPM  *int     `json:"rate_limit_rpm,omitempty"`
+	EngineImage   string   `json:"engine_image,omitempty"`
+	IdleTimeoutS  *int     `json:"idle_timeout_s,omitempty"`
+	CPUMHz        *int     `json:"cpu_mhz,omitempty"`
+	MemoryMB      *int     `json:"memory_mb,omitempty"`
+	AllowedImages []string `json:"allowed_images,omitempty"`
+	WarmPool      *int     `json:"warm_pool,omitempty"`
+	NodePool      string   `json:"node_pool,omitempty"`
+	SleepMode     string   `json:"sleep_mode,omitempty"`
+}
+
+var (
+	slugPattern     = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
+	nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
+)
+
+// minMemoryMB is the least memory that Nomad accepts for a task
+// (nomad/structs: MinResources).
+const minMemoryMB = 10
+
+// CheckSlug says whether a slug has the form of SPEC section 3.
+func CheckSlug(slug string) error {
+	if !slugPattern.MatchString(slug) {
+		return errors.New("slug must be 1 to 40 characters of a-z, 0-9 and '-', and start with a letter or digit")
+	}
+	return nil
+}
+
+// Check returns everything that is wrong with a policy, joined, in words for
+// the caller.
+func (p *Policy) Check() error {
+	var errs []error
+	atLeast := func(name string, v *int, min int) {
+		if v != nil && *v < min {
+			errs = append(errs, fmt.Errorf("policy.%s is %d; it must be %d or more", name, *v, min))
+		}
+	}
+	atLeast("max_engines", p.MaxEngines, 0)
+	atLeast("rate_limit_rpm", p.RateLimitRPM, 0)
+	atLeast("idle_timeout_s", p.IdleTimeoutS, 0)
+	atLeast("cpu_mhz", p.CPUMHz, 1)
+	atLeast("memory_mb", p.MemoryMB, minMemoryMB)
+	atLeast("warm_pool", p.WarmPool, 0)
+	for i, glob := range p.AllowedImages {
+		if _, err := path.Match(glob, ""); err != nil || glob == "" {
+			errs = append(errs, fmt.Errorf("policy.allowed_images[%d] is not a glob pattern", i))
+		}
+	}
+	if p.NodePool != "" && !nodePoolPattern.MatchString(p.NodePool) {
+		errs = append(errs, errors.New("policy.node_pool is not a node pool name"))
+	}
+	if p.SleepMode != "" && p.SleepMode != "stop" && p.SleepMode != "pause" {
+		errs = append(errs, errors.New(`policy.sleep_mode must be "stop" or "pause"`))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,63 @@
+package registry
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestCheckSlug(t *testing.T) {
+	for slug, ok := range map[string]bool{
+		"a": true, "0": true, "demo": true, "a-b-c": true, "a-": true, "9lives": true, strings.Repeat("a", 40): true,
+		"": false, "-a": false, "A": false, "a_b": false, "a.b": false, "a b": false, "ä": false, "a/b": false, "a\n": false,
+		strings.Repeat("a", 41): false,
+	} {
+		if err := CheckSlug(slug); (err == nil) != ok {
+			t.Errorf("slug %q: %v, want allowed %v", slug, err, ok)
+		}
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestPolicyCheck(t *testing.T) {
+	tests := map[string]struct {
+		policy Policy
+		want   string // one line per mistake
+	}{
+		"OKEmpty": {Policy{}, ""},
+		"OKFull": {Policy{
+			MaxEngines: ptr(50), RateLimitRPM: ptr(600), EngineImage: "engine:1", IdleTimeoutS: ptr(300), CPUMHz: ptr(200), MemoryMB: ptr(512),
+			AllowedImages: []string{"engine:*", "team/[a-z]*", "?"}, WarmPool: ptr(2), NodePool: "gpu_1-a", SleepMode: "pause",
+		}, ""},
+		"OKNothingAllowed": {Policy{MaxEngines: ptr(0), RateLimitRPM: ptr(0), IdleTimeoutS: ptr(0), WarmPool: ptr(0), SleepMode: "stop"}, ""},
+		"OKLeast":          {Policy{CPUMHz: ptr(1), MemoryMB: ptr(10)}, ""},
+		"ErrMaxEngines":    {Policy{MaxEngines: ptr(-1)}, "policy.max_engines is -1; it must be 0 or more"},
+		"ErrRateLimit":     {Policy{RateLimitRPM: ptr(-1)}, "policy.rate_limit_rpm is -1; it must be 0 or more"},
+		"ErrIdleTimeout":   {Policy{IdleTimeoutS: ptr(-1)}, "policy.idle_timeout_s is -1; it must be 0 or more"},
+		"ErrCPU":           {Policy{CPUMHz: ptr(0)}, "policy.cpu_mhz is 0; it must be 1 or more"},
+		"ErrMemory":        {Policy{MemoryMB: ptr(9)}, "policy.memory_mb is 9; it must be 10 or more"},
+		"ErrWarmPool":      {Policy{WarmPool: ptr(-1)}, "policy.warm_pool is -1; it must be 0 or more"},
+		"ErrGlob":          {Policy{AllowedImages: []string{"fine:*", "[bad"}}, "policy.allowed_images[1] is not a glob pattern"},
+		"ErrEmptyGlob":     {Policy{AllowedImages: []string{""}}, "policy.allowed_images[0] is not a glob pattern"},
+		"ErrNodePool":      {Policy{NodePool: "a b"}, "policy.node_pool is not a node pool name"},
+		"ErrNodePoolAll":   {Policy{NodePool: "${x}"}, "policy.node_pool is not a node pool name"},
+		"ErrSleepMode":     {Policy{SleepMode: "hibernate"}, `policy.sleep_mode must be "stop" or "pause"`},
+		"ErrAllAtOnce": {
+			Policy{MaxEngines: ptr(-1), MemoryMB: ptr(0), SleepMode: "x"},
+			"policy.max_engines is -1; it must be 0 or more\npolicy.memory_mb is 0; it must be 10 or more\n" + `policy.sleep_mode must be "stop" or "pause"`,
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			if err := tt.policy.Check(); err != nil {
+				got = err.Error()
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Fatalf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}

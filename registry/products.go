@@ -1,0 +1,118 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// CreateProduct writes a new product with its slug, platform key hash and a
+// quota count of zero. ErrExists: the slug is taken.
+func (s *Store) CreateProduct(ctx context.Context, p *Product) error {
+	id := []byte(p.ProductID)
+	_, _, err := s.txn(ctx, consul.KVTxnOps{
+		{Verb: consul.KVCAS, Key: s.slugKey(p.Slug), Value: id},
+		{Verb: consul.KVCAS, Key: s.productKey(p.ProductID), Value: encode(p)},
+		{Verb: consul.KVCAS, Key: s.platformKey(p.PlatformKeyHash), Value: id},
+		{Verb: consul.KVCAS, Key: s.quotaKey(p.ProductID), Value: []byte("0")},
+	})
+	if errors.Is(err, ErrConflict) {
+		return fmt.Errorf("%w: slug %q", ErrExists, p.Slug)
+	}
+	return err
+}
+
+// ProductIDByKey finds the product that a platform key hash belongs to.
+// ErrNotFound: no such key.
+func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, error) {
+	pair, err := s.get(ctx, s.platformKey(keyHash))
+	if err != nil {
+		return "", err
+	}
+	if pair == nil {
+		return "", fmt.Errorf("%w: platform key", ErrNotFound)
+	}
+	return string(pair.Value), nil
+}
+
+// ProductBySlug finds a product by its slug. ErrNotFound: none.
+func (s *Store) ProductBySlug(ctx context.Context, slug string) (*Product, error) {
+	pair, err := s.get(ctx, s.slugKey(slug))
+	if err != nil {
+		return nil, err
+	}
+	if pair != nil {
+		if pair, err = s.get(ctx, s.productKey(string(pair.Value))); err != nil {
+			return nil, err
+		}
+	}
+	if pair == nil {
+		return nil, fmt.Errorf("%w: product %q", ErrNotFound, slug)
+	}
+	return decodeProduct(pair)
+}
+
+// Lookup is what one product call needs to know, read in one transaction that
+// began after the call arrived: that the platform key still belongs to the
+// product, the product, and the user's engine (nil when there is none).
+// ErrNotFound: the key or the product is gone.
+func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*Product, *Engine, error) {
+	ops := consul.KVTxnOps{
+		{Verb: consul.KVGetOrEmpty, Key: s.platformKey(keyHash)},
+		{Verb: consul.KVGetOrEmpty, Key: s.productKey(productID)},
+		{Verb: consul.KVGetOrEmpty, Key: s.engineKey(productID, userID)},
+	}
+	results, _, err := s.txn(ctx, ops)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(results) != len(ops) {
+		return nil, nil, fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(results), len(ops))
+	}
+	key, product, row := results[0], results[1], results[2]
+	if string(key.Value) != productID || len(product.Value) == 0 {
+		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
+	}
+	p, err := decodeProduct(product)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(row.Value) == 0 {
+		return p, nil, nil
+	}
+	e, err := decodeEngine(row)
+	return p, e, err
+}
+
+// quota reads a product's count of engines and the index to change it by.
+func (s *Store) quota(ctx context.Context, productID string) (count int, index uint64, err error) {
+	pair, err := s.get(ctx, s.quotaKey(productID))
+	if err != nil {
+		return 0, 0, err
+	}
+	if pair == nil {
+		return 0, 0, fmt.Errorf("%w: quota of product %q", ErrNotFound, productID)
+	}
+	count, err = strconv.Atoi(string(pair.Value))
+	if err != nil {
+		return 0, 0, fmt.Errorf("registry: quota of product %q is damaged: %w", productID, err)
+	}
+	return count, pair.ModifyIndex, nil
+}
+
+// QuotaCount is how many engines the product has, whatever their state.
+func (s *Store) QuotaCount(ctx context.Context, productID string) (int, error) {
+	n, _, err := s.quota(ctx, productID)
+	return n, err
+}
+
+// setQuota is the operation that changes a count read by quota.
+func (s *Store) setQuota(productID string, count int, index uint64) *consul.KVTxnOp {
+	return &consul.KVTxnOp{
+		Verb: consul.KVCAS, Key: s.quotaKey(productID),
+		Value: []byte(strconv.Itoa(count)), Index: index,
+	}
+}

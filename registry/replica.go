@@ -1,0 +1,218 @@
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	// sessionTTL is the shortest that Consul allows (10 s). Consul may take up
+	// to twice that to declare a session dead, so the operations of a killed
+	// replica are taken over after 10 to 20 s and a margin.
+	sessionTTL = 10 * time.Second
+	// lockDelay keeps the lead free for a moment after a leader was lost. Every
+	// write of a leader is fenced by its session, so this need not cover a
+	// paused leader: 1 s, against Consul's default of 15 s.
+	lockDelay = time.Second
+	// renewEvery leaves two tries within the TTL.
+	renewEvery = sessionTTL / 3
+)
+
+// Replica is this process among the replicas of the service: it holds a Consul
+// session and, bound to it, the key replicas/<id>. While that key is there, the
+// operations it owns are its own; when it is gone, others take them over.
+type Replica struct {
+	store *Store
+	log   hclog.Logger
+	// ID is new in every process.
+	ID string
+
+	mu      sync.Mutex
+	session string
+	renewed time.Time
+	leader  bool
+	joined  chan struct{} // closed when the first session is held
+}
+
+// Join makes this process a replica; Run keeps it one. Row changes return
+// ErrNoSession until the session is held.
+func (s *Store) Join(log hclog.Logger) *Replica {
+	r := &Replica{store: s, log: log, ID: strings.ToLower(rand.Text()), joined: make(chan struct{})}
+	s.replica = r
+	return r
+}
+
+// Run holds the session until ctx ends, then gives it up, so that others need
+// not wait for its TTL. A lost session is replaced by a new one for the same
+// ID.
+func (r *Replica) Run(ctx context.Context) {
+	defer r.leave()
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		if err := r.keep(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("this replica has no consul session", "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// keep renews the session or makes a new one, and tries for the lead.
+func (r *Replica) keep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	asked := time.Now()
+	session, _ := r.current()
+	if session != "" {
+		entry, _, err := r.store.client.Session().Renew(session, (&consul.WriteOptions{}).WithContext(ctx))
+		switch {
+		case err != nil && !errors.Is(err, consul.ErrSessionExpired):
+			return unavailable(err)
+		case entry != nil:
+			r.hold(session, asked)
+			return r.campaign(ctx, session)
+		}
+		r.log.Warn("consul session expired; making a new one")
+		r.drop()
+	}
+	host, _ := os.Hostname()
+	session, _, err := r.store.client.Session().CreateNoChecks(&consul.SessionEntry{
+		Name: "orch replica " + r.ID + " on " + host, TTL: sessionTTL.String(),
+		LockDelay: lockDelay, Behavior: consul.SessionBehaviorDelete,
+	}, (&consul.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	ok, _, err := r.store.client.KV().Acquire(&consul.KVPair{Key: r.key(), Value: []byte(host), Session: session},
+		(&consul.WriteOptions{}).WithContext(ctx))
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: replicas/%s is still locked by the session before", ErrConflict, r.ID)
+	}
+	if err != nil {
+		_, derr := r.store.client.Session().Destroy(session, (&consul.WriteOptions{}).WithContext(ctx))
+		return errors.Join(unavailable(err), derr)
+	}
+	r.hold(session, asked)
+	return r.campaign(ctx, session)
+}
+
+// campaign takes the lead when it is free.
+func (r *Replica) campaign(ctx context.Context, session string) error {
+	ok, _, err := r.store.client.KV().Acquire(&consul.KVPair{Key: r.leaderKey(), Value: []byte(r.ID), Session: session},
+		(&consul.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ok != r.leader {
+		r.log.Info("leadership changed", "leader", ok)
+	}
+	r.leader = ok
+	return nil
+}
+
+func (r *Replica) hold(session string, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first := r.renewed.IsZero()
+	r.session, r.renewed = session, since
+	if first {
+		close(r.joined)
+	}
+}
+
+func (r *Replica) drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.session, r.leader = "", false
+}
+
+// leave destroys the session, which deletes the keys bound to it.
+func (r *Replica) leave() {
+	session, _ := r.current()
+	r.drop()
+	if session == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if _, err := r.store.client.Session().Destroy(session, (&consul.WriteOptions{}).WithContext(ctx)); err != nil {
+		r.log.Warn("cannot give the consul session up; it ends by its TTL", "error", err)
+	}
+}
+
+// current is the session while it surely lives: renewed within its TTL, counted
+// from before the renewal was asked for.
+func (r *Replica) current() (session string, leader bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.renewed) > sessionTTL {
+		return r.session, false
+	}
+	return r.session, r.leader
+}
+
+// Joined is closed when this replica first held a session.
+func (r *Replica) Joined() <-chan struct{} { return r.joined }
+
+// Leader says whether this replica believes that it leads. The belief is only a
+// hint: every write of a leader carries a check of the lock.
+func (r *Replica) Leader() bool {
+	_, leader := r.current()
+	return leader
+}
+
+func (r *Replica) key() string       { return r.store.prefix + "replicas/" + r.ID }
+func (r *Replica) leaderKey() string { return r.store.prefix + "leader" }
+
+// sessionCheck is the operation that fences a row change by this replica.
+func (s *Store) sessionCheck() (*consul.KVTxnOp, error) {
+	session, _ := s.replica.current()
+	if session == "" {
+		return nil, ErrNoSession
+	}
+	return &consul.KVTxnOp{Verb: consul.KVCheckSession, Key: s.replica.key(), Session: session}, nil
+}
+
+// led puts a check of the lead before the operations.
+func (s *Store) led(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
+	session, leader := s.replica.current()
+	if session == "" || !leader {
+		return nil, fmt.Errorf("%w: not the leader", ErrConflict)
+	}
+	check := &consul.KVTxnOp{Verb: consul.KVCheckSession, Key: s.replica.leaderKey(), Session: session}
+	return append(consul.KVTxnOps{check}, ops...), nil
+}
+
+// Replicas lists the ids of the replicas that hold a session.
+func (s *Store) Replicas(ctx context.Context) (map[string]bool, error) {
+	pairs, err := s.list(ctx, "replicas/")
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[string]bool, len(pairs))
+	for _, pair := range pairs {
+		ids[base(pair.Key)] = true
+	}
+	return ids, nil
+}

@@ -1,0 +1,118 @@
+package registry
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+// legalMoves is SPEC section 4 as a table, a row for every state that a move
+// starts in; "gone" is an engine without a row. Beside the moves that section
+// lists, it has what its other sentences and section 8 say: a running engine
+// can fail, and a start that could not be placed returns to where it came from.
+const legalMoves = `
+from          | gone provisioning running sleeping stopped failed destroying
+gone          |      x
+provisioning  |      =            x       x        x       x      x
+running       |                   =       x        x       x      x
+sleeping      |      x                    =        x              x
+stopped       |      x                             =              x
+failed        |      x                             x       =      x
+destroying    | x                                                 =
+`
+
+var allStates = append([]State{none}, States...)
+
+func shown(s State) string {
+	if s == none {
+		return "gone"
+	}
+	return string(s)
+}
+
+// printMoves prints CanMove in the form of legalMoves; "=" stays where it is.
+func printMoves() string {
+	var b strings.Builder
+	b.WriteString("\nfrom          |")
+	for _, to := range allStates {
+		b.WriteString(" " + shown(to))
+	}
+	b.WriteString("\n")
+	for _, from := range allStates {
+		line := fmt.Sprintf("%-14s|", shown(from))
+		for _, to := range allStates {
+			mark := ""
+			switch {
+			case !CanMove(from, to):
+			case from == to:
+				mark = "="
+			default:
+				mark = "x"
+			}
+			line += fmt.Sprintf(" %-*s", len(shown(to)), mark)
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	return b.String()
+}
+
+func TestMoves(t *testing.T) {
+	got := printMoves()
+	t.Log(got)
+	if diff := cmp.Diff(legalMoves, got); diff != "" {
+		t.Fatalf("the legal moves are not those of SPEC section 4 (-want +got):\n%s", diff)
+	}
+}
+
+func TestStates(t *testing.T) {
+	want := []State{"provisioning", "running", "sleeping", "stopped", "failed", "destroying"}
+	if diff := cmp.Diff(want, States); diff != "" {
+		t.Fatalf("states (-want +got):\n%s", diff)
+	}
+	for from, to := range moves {
+		for _, s := range append([]State{from}, to...) {
+			if s != none && !slices.Contains(States, s) {
+				t.Errorf("the moves name %q, which is no state", s)
+			}
+		}
+	}
+}
+
+// TestMovesProperty walks the table at random: what holds for every engine's
+// whole life, whoever moves it.
+func TestMovesProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		any := rapid.OneOf(rapid.SampledFrom(allStates), rapid.Map(rapid.String(), func(s string) State { return State(s) }))
+		at := none
+		for range 40 {
+			to := any.Draw(t, "to")
+			ok := CanMove(at, to)
+			if (checkMove(at, to) == nil) != ok {
+				t.Fatalf("checkMove and CanMove disagree on %q to %q", at, to)
+			}
+			switch {
+			case to != none && !slices.Contains(States, to):
+				if ok {
+					t.Fatalf("%q may move to %q, which is no state", at, to)
+				}
+			case at == none && ok != (to == Provisioning):
+				t.Fatalf("none to %q: %v; a life begins with provisioning alone", to, ok)
+			case at == Destroying && ok != (to == none || to == Destroying):
+				t.Fatalf("destroying to %q: %v; nothing leaves destroying", to, ok)
+			case at != none && to == Destroying && !ok:
+				t.Fatalf("%q may not be destroyed", at)
+			case to == none && ok && at != Destroying:
+				t.Fatalf("%q may be gone without being destroyed", at)
+			case to == Running && ok && at != Provisioning && at != Running:
+				t.Fatalf("%q may run without being provisioned", at)
+			}
+			if ok {
+				at = to
+			}
+		}
+	})
+}

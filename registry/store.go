@@ -1,0 +1,177 @@
+// Package registry keeps who exists: products, engine rows, quota counts, the
+// pool of ready volumes and the replicas of the service, in Consul KV.
+//
+// Every change is one Consul transaction with check-and-set, so that it happens
+// as a whole or not at all, on any number of replicas.
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// Errors that callers branch on. Each is wrapped with what happened.
+var (
+	// ErrNotFound: no such row.
+	ErrNotFound = errors.New("registry: not found")
+	// ErrExists: a row of that name is there already.
+	ErrExists = errors.New("registry: exists already")
+	// ErrConflict: somebody else changed the row since it was read.
+	ErrConflict = errors.New("registry: changed by somebody else")
+	// ErrQuota: the product has as many engines as its policy allows.
+	ErrQuota = errors.New("registry: quota exceeded")
+	// ErrUnavailable: Consul cannot be reached or has no leader; whether a
+	// change was made is not known.
+	ErrUnavailable = errors.New("registry: consul unavailable")
+	// ErrNoSession: this replica has no live session, so it may not change rows.
+	ErrNoSession = errors.New("registry: this replica has no consul session")
+)
+
+// callTimeout bounds one call to Consul: far above what a healthy cluster
+// needs (DESIGN section 4: 0.5 ms), short enough that a hung one yields 503.
+const callTimeout = 5 * time.Second
+
+// Store reads and writes the registry below one prefix.
+type Store struct {
+	client *consul.Client
+	prefix string
+
+	// quotaLocks holds a mutex per product: writers of one replica take turns
+	// at its quota count instead of racing each other's check-and-set
+	// (measured: 16 racing writers retry 5 times each).
+	quotaLocks sync.Map
+
+	replica *Replica
+}
+
+// New returns a store below prefix, which ends in a slash.
+func New(client *consul.Client, prefix string) *Store {
+	return &Store{client: client, prefix: prefix}
+}
+
+// Key names below the prefix (DESIGN section 1).
+func (s *Store) productKey(id string) string      { return s.prefix + "products/" + id }
+func (s *Store) slugKey(slug string) string       { return s.prefix + "slugs/" + slug }
+func (s *Store) platformKey(hash string) string   { return s.prefix + "platform-keys/" + hash }
+func (s *Store) quotaKey(productID string) string { return s.prefix + "quota/" + productID }
+func (s *Store) engineIDKey(id string) string     { return s.prefix + "engine-ids/" + id }
+func (s *Store) engineKey(productID, userID string) string {
+	return s.prefix + "engines/" + rowName(productID, userID)
+}
+func (s *Store) changeKey(productID, userID string) string {
+	return s.prefix + "changes/" + shard(productID, userID)
+}
+
+// txn runs one transaction. A nil response with ErrConflict means that it was
+// refused as a whole; failed then holds the positions of the operations that
+// did not hold.
+func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KVPairs, failed []int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return nil, nil, unavailable(err)
+	}
+	if !ok {
+		for _, e := range resp.Errors {
+			failed = append(failed, e.OpIndex)
+		}
+		return nil, failed, fmt.Errorf("%w: %v", ErrConflict, failed)
+	}
+	return resp.Results, nil, nil
+}
+
+// deleteAt are the operations that delete a key that is still there at index.
+// Consul's own delete-cas holds also when the key is gone (measured), and then
+// somebody else has what it stood for.
+func deleteAt(key string, index uint64) consul.KVTxnOps {
+	return consul.KVTxnOps{
+		{Verb: consul.KVCheckIndex, Key: key, Index: index},
+		{Verb: consul.KVDelete, Key: key},
+	}
+}
+
+// get reads one key; nil when it is not there.
+func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pair, _, err := s.client.KV().Get(key, (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return pair, nil
+}
+
+// list reads all keys below a prefix of the store.
+func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pairs, _, err := s.client.KV().List(s.prefix+below, (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return pairs, nil
+}
+
+// Ping asks Consul for a leader.
+func (s *Store) Ping(ctx context.Context) error {
+	leader, err := s.client.Status().LeaderWithQueryOptions((&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	if leader == "" {
+		return fmt.Errorf("%w: no leader", ErrUnavailable)
+	}
+	return nil
+}
+
+// unavailable marks an error of the Consul client. Every failed call counts:
+// the requests are ours and well formed, so what fails is the way there, the
+// cluster, or the token.
+func unavailable(err error) error {
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("registry: rows always marshal: " + err.Error())
+	}
+	return b
+}
+
+func decode[T any](pair *consul.KVPair) (*T, error) {
+	v := new(T)
+	if err := json.Unmarshal(pair.Value, v); err != nil {
+		return nil, fmt.Errorf("registry: row %q is damaged: %w", pair.Key, err)
+	}
+	return v, nil
+}
+
+func decodeProduct(pair *consul.KVPair) (*Product, error) {
+	p, err := decode[Product](pair)
+	if err != nil {
+		return nil, err
+	}
+	p.Index = pair.ModifyIndex
+	return p, nil
+}
+
+func decodeEngine(pair *consul.KVPair) (*Engine, error) {
+	e, err := decode[Engine](pair)
+	if err != nil {
+		return nil, err
+	}
+	e.Index, e.stored = pair.ModifyIndex, e.State
+	return e, nil
+}
+
+// base is the last segment of a key.
+func base(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }

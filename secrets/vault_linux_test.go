@@ -1,0 +1,510 @@
+package secrets
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	vault "github.com/hashicorp/vault/api"
+	"go.uber.org/goleak"
+
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+const (
+	rootToken = "root-token-of-the-tests"
+	mount     = "orch"
+)
+
+// agent is the Vault of this package's tests, started by the first test that
+// needs it.
+var agent vaultAgent
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	agent.stop()
+	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; code == 0 && !fuzzing {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+type vaultAgent struct {
+	once sync.Once
+	err  error
+	dir  string
+	addr string
+	cmd  *exec.Cmd
+	root *vault.Client
+	idle []func()
+}
+
+// start runs a Vault in memory that dies with this process, however that ends.
+func (a *vaultAgent) start() error {
+	binaries, err := devstack.Tools(context.Background(), devstack.ToolOptions{})
+	if err != nil {
+		return err
+	}
+	if a.dir, err = os.MkdirTemp("", "orch-secrets-"); err != nil {
+		return err
+	}
+	// Vault in dev mode takes the port after its own as well.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	a.addr = l.Addr().String()
+	_ = l.Close()
+	a.cmd = exec.Command(binaries.Vault, "server", "-dev", "-dev-root-token-id="+rootToken, "-dev-no-store-token", "-dev-listen-address="+a.addr)
+	a.cmd.Env = []string{"HOME=" + a.dir, "GOMAXPROCS=2"}
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := a.cmd.Start(); err != nil {
+		return err
+	}
+	if a.root, err = a.client(rootToken); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	return await(ctx, func() error {
+		err := a.root.Sys().MountWithContext(ctx, mount, &vault.MountInput{Type: "kv", Options: map[string]string{"version": "2"}})
+		if err != nil && strings.Contains(err.Error(), "already in use") {
+			err = nil
+		}
+		if err == nil { // a new mount is upgraded to version 2 for a moment
+			_, err = a.root.KVv2(mount).Put(ctx, "ready", map[string]any{"x": "y"})
+		}
+		return err
+	})
+}
+
+func (a *vaultAgent) client(token string) (*vault.Client, error) {
+	cfg := vault.DefaultConfig()
+	if cfg.Error != nil {
+		return nil, cfg.Error
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 16}
+	a.idle = append(a.idle, transport.CloseIdleConnections)
+	cfg.Address, cfg.HttpClient.Transport, cfg.MaxRetries = "http://"+a.addr, transport, 0
+	c, err := vault.NewClient(cfg)
+	if err == nil {
+		c.SetToken(token)
+	}
+	return c, err
+}
+
+func (a *vaultAgent) stop() {
+	for _, closeIdle := range a.idle {
+		closeIdle()
+	}
+	if a.cmd != nil && a.cmd.Process != nil {
+		_ = a.cmd.Process.Kill() // all it has is in memory
+		_ = a.cmd.Wait()
+	}
+	if a.dir != "" {
+		_ = os.RemoveAll(a.dir)
+	}
+}
+
+// await polls until check returns nil.
+func await(ctx context.Context, check func() error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// keysWith are the keys as a replica with this token has them; its cache is its
+// own.
+func keysWith(t *testing.T, token string) *Vault {
+	t.Helper()
+	agent.once.Do(func() { agent.err = agent.start() })
+	if agent.err != nil {
+		t.Fatal(agent.err)
+	}
+	c, err := agent.client(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(c, mount)
+}
+
+func keys(t *testing.T) *Vault { t.Helper(); return keysWith(t, rootToken) }
+
+func wantErr(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("got error %v, want %v", err, want)
+	}
+	if err != nil && (strings.Contains(err.Error(), EngineKeyPrefix) || strings.Contains(err.Error(), rootToken)) {
+		t.Fatalf("an error says a secret: %v", err)
+	}
+}
+
+func wantKey(t *testing.T, v *Vault, id string, number int, want string) {
+	t.Helper()
+	if got, err := v.EngineKey(t.Context(), id, number); err != nil || got != want {
+		t.Fatalf("version %d of %s is %q, %v, want %q", number, id, got, err, want)
+	}
+}
+
+// put writes the next version.
+func put(t *testing.T, v *Vault, id string, current int) string {
+	t.Helper()
+	key := NewEngineKey()
+	number, err := v.PutEngineKey(t.Context(), id, key, current)
+	if err != nil || number != current+1 {
+		t.Fatalf("version %d, %v, want %d", number, err, current+1)
+	}
+	return key
+}
+
+func newest(t *testing.T, v *Vault, id string, want int) {
+	t.Helper()
+	if got, err := v.NewestVersion(t.Context(), id); err != nil || got != want {
+		t.Fatalf("newest version %d, %v, want %d", got, err, want)
+	}
+}
+
+func TestEngineKeys(t *testing.T) {
+	t.Run("OK", func(t *testing.T) {
+		v, other := keys(t), keys(t)
+		newest(t, v, "ok", 0)
+		first := put(t, v, "ok", 0)
+		second := put(t, v, "ok", 1)
+		for _, reader := range []*Vault{v, other, other} { // cached, read, cached
+			wantKey(t, reader, "ok", 1, first)
+			wantKey(t, reader, "ok", 2, second)
+			newest(t, reader, "ok", 2)
+		}
+	})
+	t.Run("ErrConflict", func(t *testing.T) {
+		v := keys(t)
+		first := put(t, v, "cas", 0)
+		for _, wrong := range []int{0, 2, 7} {
+			_, err := v.PutEngineKey(t.Context(), "cas", NewEngineKey(), wrong)
+			wantErr(t, err, ErrConflict)
+		}
+		_, err := v.PutEngineKey(t.Context(), "cas-none", NewEngineKey(), 1)
+		wantErr(t, err, ErrConflict)
+		newest(t, v, "cas", 1)
+		wantKey(t, v, "cas", 1, first)
+		wantKey(t, keys(t), "cas", 1, first)
+	})
+	t.Run("ErrConflictOneWins", func(t *testing.T) {
+		v := keys(t)
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		won := map[int]string{}
+		for range 10 {
+			wg.Go(func() {
+				key := NewEngineKey()
+				number, err := v.PutEngineKey(t.Context(), "race", key, 0)
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					won[number] = key
+				} else if !errors.Is(err, ErrConflict) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(won) != 1 || won[1] == "" {
+			t.Fatalf("%d writers won: %v", len(won), len(won))
+		}
+		wantKey(t, v, "race", 1, won[1])
+		wantKey(t, keys(t), "race", 1, won[1])
+	})
+	t.Run("ErrNotFound", func(t *testing.T) {
+		v := keys(t)
+		_, err := v.EngineKey(t.Context(), "none", 1)
+		wantErr(t, err, ErrNotFound)
+		put(t, v, "one", 0)
+		_, err = v.EngineKey(t.Context(), "one", 2)
+		wantErr(t, err, ErrNotFound)
+	})
+	// Vault takes version 0 for "the newest", which is another one tomorrow.
+	t.Run("ErrNotFoundVersionZero", func(t *testing.T) {
+		v := keys(t)
+		put(t, v, "zero", 0)
+		for _, number := range []int{0, -1} {
+			_, err := v.EngineKey(t.Context(), "zero", number)
+			wantErr(t, err, ErrNotFound)
+		}
+	})
+	t.Run("ErrNotAKey", func(t *testing.T) {
+		v := keys(t)
+		for id, data := range map[string]map[string]any{
+			"damaged-1": {"api_key": "something-else"}, "damaged-2": {"other": NewEngineKey()}, "damaged-3": {"api_key": 7},
+			"damaged-4": {"api_key": NewPlatformKey()},
+		} {
+			if _, err := agent.root.KVv2(mount).Put(t.Context(), "engines/"+id, data); err != nil {
+				t.Fatal(err)
+			}
+			_, err := v.EngineKey(t.Context(), id, 1)
+			wantErr(t, err, ErrNotFound)
+			if strings.Contains(err.Error(), "something-else") || strings.Contains(err.Error(), PlatformKeyPrefix) {
+				t.Fatalf("the error says what Vault holds: %v", err)
+			}
+		}
+	})
+}
+
+func TestDestroyVersionsBefore(t *testing.T) {
+	v, other := keys(t), keys(t)
+	const versions = 4
+	var all []string
+	for n := range versions {
+		all = append(all, put(t, v, "destroy", n))
+	}
+	if err := v.DestroyVersionsBefore(t.Context(), "destroy", 1); err != nil {
+		t.Fatal(err)
+	}
+	wantKey(t, other, "destroy", 1, all[0])
+	if err := v.DestroyVersionsBefore(t.Context(), "destroy", versions); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n < versions; n++ {
+		for _, reader := range []*Vault{v, keys(t)} {
+			_, err := reader.EngineKey(t.Context(), "destroy", n)
+			wantErr(t, err, ErrNotFound)
+		}
+	}
+	wantKey(t, v, "destroy", versions, all[versions-1])
+	wantKey(t, keys(t), "destroy", versions, all[versions-1])
+	newest(t, v, "destroy", versions)
+	// Beyond recovery: not even as root.
+	if err := agent.root.KVv2(mount).Undelete(t.Context(), "engines/destroy", []int{1}); err == nil {
+		_, err := keys(t).EngineKey(t.Context(), "destroy", 1)
+		wantErr(t, err, ErrNotFound)
+	}
+	// Again, and of one that is not there: nothing to do.
+	if err := v.DestroyVersionsBefore(t.Context(), "destroy", versions); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDestroyVersionsBeforeMany(t *testing.T) {
+	v := keys(t)
+	for n := range 14 { // Vault keeps ten
+		put(t, v, "many", n)
+	}
+	if err := v.DestroyVersionsBefore(t.Context(), "many", 14); err != nil {
+		t.Fatal(err)
+	}
+	reader := keys(t)
+	for n := 1; n < 14; n++ {
+		_, err := reader.EngineKey(t.Context(), "many", n)
+		wantErr(t, err, ErrNotFound)
+	}
+	if _, err := reader.EngineKey(t.Context(), "many", 14); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDeleteEngine(t *testing.T) {
+	v := keys(t)
+	put(t, v, "delete", 0)
+	put(t, v, "delete", 1)
+	keep := put(t, v, "delete-not", 0)
+	for range 2 { // deleted is deleted
+		if err := v.DeleteEngine(t.Context(), "delete"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newest(t, v, "delete", 0)
+	for n := 1; n <= 2; n++ {
+		_, err := v.EngineKey(t.Context(), "delete", n)
+		wantErr(t, err, ErrNotFound)
+	}
+	wantKey(t, v, "delete-not", 1, keep)
+}
+
+// TestCache: a pair of engine and version is read once, and never answered with
+// another pair's key.
+func TestCache(t *testing.T) {
+	v := keys(t)
+	written := map[version]string{}
+	for _, id := range []string{"cache-1", "cache-11", "cache-2"} {
+		for n := range 3 {
+			written[version{id, n + 1}] = put(t, v, id, n)
+		}
+	}
+	reader := keys(t)
+	for range 2 {
+		for at, want := range written {
+			wantKey(t, reader, at.engineID, at.number, want)
+		}
+	}
+	// The second time round nothing was asked: what is cached outlives Vault.
+	reader.client.SetToken("not-a-token")
+	for at, want := range written {
+		wantKey(t, reader, at.engineID, at.number, want)
+	}
+	_, err := reader.EngineKey(t.Context(), "cache-1", 4)
+	wantErr(t, err, ErrDenied)
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	v := New(nowhere(t), mount)
+	for n := range cacheEntries + 100 {
+		v.remember(version{"engine", n}, "key")
+	}
+	if len(v.cache) != cacheEntries {
+		t.Fatalf("%d keys are cached, want %d", len(v.cache), cacheEntries)
+	}
+	if v.cache[version{"engine", cacheEntries + 99}] == "" {
+		t.Fatal("the newest is not among them")
+	}
+}
+
+// nowhere is a client that calls nobody.
+func nowhere(t *testing.T) *vault.Client {
+	t.Helper()
+	cfg := vault.DefaultConfig()
+	cfg.Address, cfg.MaxRetries = "http://127.0.0.1:1", 0
+	cfg.HttpClient.Transport = &http.Transport{DisableKeepAlives: true}
+	c, err := vault.NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestPutEnv(t *testing.T) {
+	v := keys(t)
+	envVersion := func(want int) {
+		t.Helper()
+		meta, err := agent.root.KVv2(mount).GetMetadata(t.Context(), EnvPath)
+		if err != nil || meta.CurrentVersion != want {
+			t.Fatalf("version %+v, %v, want %d", meta, err, want)
+		}
+	}
+	env := map[string]string{"LLM_API_KEY": "sk-1", "OPENAI_API_KEY": "line\nbreak \"quotes\""}
+	for range 2 {
+		if err := v.PutEnv(t.Context(), env); err != nil {
+			t.Fatal(err)
+		}
+		envVersion(1)
+	}
+	for i, changed := range []map[string]string{
+		{"LLM_API_KEY": "sk-2", "OPENAI_API_KEY": env["OPENAI_API_KEY"]}, // a value
+		{"LLM_API_KEY": "sk-2"}, // one less
+		{"OPENAI_API_KEY": "x"}, // another one
+	} {
+		for range 2 {
+			if err := v.PutEnv(t.Context(), changed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		envVersion(i + 2)
+		held, err := agent.root.KVv2(mount).Get(t.Context(), EnvPath)
+		if err != nil || len(held.Data) != len(changed) {
+			t.Fatalf("Vault holds %v, %v, want %v", held, err, changed)
+		}
+		for name, value := range changed {
+			if held.Data[name] != value {
+				t.Fatalf("%s is %v, want %q", name, held.Data[name], value)
+			}
+		}
+	}
+	if got, want := v.EnvTemplatePath(), "orch/data/engine-env"; got != want {
+		t.Fatalf("template path %q, want %q", got, want)
+	}
+}
+
+// everyCall is one call of each kind.
+func everyCall(ctx context.Context, v *Vault) map[string]func() error {
+	return map[string]func() error{
+		"PutEngineKey":          func() error { _, err := v.PutEngineKey(ctx, "x", NewEngineKey(), 0); return err },
+		"EngineKey":             func() error { _, err := v.EngineKey(ctx, "x", 1); return err },
+		"NewestVersion":         func() error { _, err := v.NewestVersion(ctx, "x"); return err },
+		"DestroyVersionsBefore": func() error { return v.DestroyVersionsBefore(ctx, "x", 2) },
+		"DeleteEngine":          func() error { return v.DeleteEngine(ctx, "x") },
+		"PutEnv":                func() error { return v.PutEnv(ctx, map[string]string{"LLM_API_KEY": NewEngineKey()}) },
+	}
+}
+
+func TestErrUnavailable(t *testing.T) {
+	v := New(nowhere(t), mount)
+	v.client.SetToken(rootToken)
+	calls := everyCall(t.Context(), v)
+	calls["Ping"] = func() error { return v.Ping(t.Context()) }
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) { wantErr(t, call(), ErrUnavailable) })
+	}
+}
+
+func TestErrDenied(t *testing.T) {
+	v := keysWith(t, "no-such-token")
+	for name, call := range everyCall(t.Context(), v) {
+		t.Run(name, func(t *testing.T) { wantErr(t, call(), ErrDenied) })
+	}
+}
+
+func TestPing(t *testing.T) {
+	if err := keys(t).Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// It needs no token: a lost one is another problem.
+	if err := keysWith(t, "no-such-token").Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKeepToken: the token is renewed, again and again.
+func TestKeepToken(t *testing.T) {
+	v, renewable := keys(t), true
+	secret, err := agent.root.Auth().Token().CreateWithContext(t.Context(), &vault.TokenCreateRequest{
+		Policies: []string{"default"}, Period: "6s", Renewable: &renewable,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.client.SetToken(secret.Auth.ClientToken)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	done := make(chan struct{})
+	go func() { defer close(done); v.KeepToken(ctx, hclog.NewNullLogger()) }()
+	defer func() { cancel(); <-done }()
+	renewals := map[string]bool{}
+	err = await(ctx, func() error {
+		self, err := agent.root.Auth().Token().LookupWithContext(ctx, secret.Auth.ClientToken)
+		if err != nil {
+			return err
+		}
+		if at := fmt.Sprint(self.Data["last_renewal_time"]); at != "<nil>" {
+			renewals[at] = true
+		}
+		if len(renewals) < 3 {
+			return fmt.Errorf("renewed at %v", renewals)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
