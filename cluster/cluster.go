@@ -1,0 +1,203 @@
+// Package cluster is the service's way to Nomad: what it does there (jobs, host
+// volumes, variables) and an in-memory view of nodes and allocations, fed by
+// one event stream.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNotFound: Nomad has no such thing.
+	ErrNotFound = errors.New("cluster: not found")
+	// ErrConflict: somebody else changed the job or variable since it was read.
+	ErrConflict = errors.New("cluster: changed by somebody else")
+	// ErrInUse: a volume that an allocation still uses.
+	ErrInUse = errors.New("cluster: in use")
+	// ErrUnavailable: Nomad cannot be reached or has no leader; whether a change
+	// was made is not known.
+	ErrUnavailable = errors.New("cluster: nomad unavailable")
+	// ErrRejected: Nomad refused what was asked; the same again will be refused
+	// again.
+	ErrRejected = errors.New("cluster: nomad rejected it")
+)
+
+// callTimeout bounds one call to Nomad.
+const callTimeout = 10 * time.Second
+
+// Cluster talks to one Nomad region and namespace.
+type Cluster struct {
+	client    *api.Client
+	namespace string
+	log       hclog.Logger
+
+	mu      sync.Mutex
+	view    view
+	watches map[string]map[*Watch]struct{} // by job
+	synced  chan struct{}                  // closed when the view was filled first
+	fresh   time.Time                      // when the feed last said something
+}
+
+// New returns a cluster whose view is empty until Run has filled it.
+func New(client *api.Client, namespace string, log hclog.Logger) *Cluster {
+	return &Cluster{
+		client: client, namespace: namespace, log: log,
+		view: newView(), watches: map[string]map[*Watch]struct{}{}, synced: make(chan struct{}),
+	}
+}
+
+// Client is the underlying Nomad client.
+func (c *Cluster) Client() *api.Client { return c.client }
+
+func (c *Cluster) read(ctx context.Context) *api.QueryOptions {
+	return (&api.QueryOptions{Namespace: c.namespace}).WithContext(ctx)
+}
+
+func (c *Cluster) write(ctx context.Context) *api.WriteOptions {
+	return (&api.WriteOptions{Namespace: c.namespace}).WithContext(ctx)
+}
+
+// Ping asks Nomad for a leader.
+func (c *Cluster) Ping(ctx context.Context) error {
+	var leader string
+	if _, err := c.client.Raw().Query("/v1/status/leader", &leader, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
+		return classify(err)
+	}
+	if leader == "" {
+		return fmt.Errorf("%w: no leader", ErrUnavailable)
+	}
+	return nil
+}
+
+// Job reads an engine's job. ErrNotFound: there is none.
+func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	job, _, err := c.client.Jobs().Info(id, c.read(ctx))
+	return job, classify(err)
+}
+
+// Register writes a job over the one that had modifyIndex (0: a new one) and
+// returns the index after it; only allocations created after that index are
+// this registration's. ErrConflict: the job is another one than that.
+//
+// Nomad answers a registration that changes nothing with a wrong index
+// (measured), so callers register only changes.
+func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, _, err := c.client.Jobs().EnforceRegister(job, modifyIndex, c.write(ctx))
+	if err != nil {
+		return 0, classify(err)
+	}
+	return resp.JobModifyIndex, nil
+}
+
+// Purge stops a job and forgets it. A job that is not there is purged.
+func (c *Cluster) Purge(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.Jobs().Deregister(id, true, c.write(ctx))
+	if err = classify(err); errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// ScaleToZero sets the count of a job to 0, if it is not, so that its process
+// is stopped. ErrNotFound: there is no such job. ErrConflict: somebody changed
+// the job meanwhile.
+func (c *Cluster) ScaleToZero(ctx context.Context, id string) error {
+	job, err := c.Job(ctx, id)
+	if err != nil {
+		return err
+	}
+	changed := false
+	for _, group := range job.TaskGroups {
+		if group.Count == nil || *group.Count != 0 {
+			zero := 0
+			group.Count, changed = &zero, true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	_, err = c.Register(ctx, job, *job.JobModifyIndex)
+	return err
+}
+
+// HashItem is the item of an engine's Nomad variable that holds the hash of its
+// key; the job file's template reads it.
+const HashItem = "key_hash"
+
+func variablePath(jobID string) string { return "nomad/jobs/" + jobID }
+
+// PutKeyHash writes the hash of an engine's key where its job reads it. The
+// last writer wins: only the owner of the engine's operation writes.
+func (c *Cluster) PutKeyHash(ctx context.Context, jobID, hash string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	v := api.NewVariable(variablePath(jobID))
+	v.Namespace = c.namespace
+	v.Items = api.VariableItems{HashItem: hash}
+	_, _, err := c.client.Variables().Update(v, c.write(ctx))
+	return classify(err)
+}
+
+// KeyHash reads what PutKeyHash wrote. ErrNotFound: nothing.
+func (c *Cluster) KeyHash(ctx context.Context, jobID string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	v, _, err := c.client.Variables().Read(variablePath(jobID), c.read(ctx))
+	if err != nil {
+		return "", classify(err)
+	}
+	return v.Items[HashItem], nil
+}
+
+// DeleteKeyHash removes what PutKeyHash wrote, if it is there.
+func (c *Cluster) DeleteKeyHash(ctx context.Context, jobID string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := c.client.Variables().Delete(variablePath(jobID), c.write(ctx))
+	if err = classify(err); errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// classify gives an error of the Nomad client its place among ours.
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, api.ErrVariablePathNotFound) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	var bad api.UnexpectedResponseError
+	if !errors.As(err, &bad) || !bad.HasStatusCode() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	body := bad.Body()
+	switch {
+	case strings.Contains(body, api.RegisterEnforceIndexErrPrefix):
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	case bad.StatusCode() == http.StatusNotFound || strings.Contains(body, "no such volume") || strings.Contains(body, "volume not found"):
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case strings.Contains(body, "in use"):
+		return fmt.Errorf("%w: %w", ErrInUse, err)
+	case bad.StatusCode() >= 500 || bad.StatusCode() == http.StatusTooManyRequests:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w: %w", ErrRejected, err)
+}

@@ -1,0 +1,175 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+const (
+	// streamSilence is how long the event stream may say nothing: Nomad sends a
+	// heartbeat every 10 s (nomad/command/agent/event_endpoint.go, 10 s ticker
+	// in nomad/stream/ndjson.go).
+	streamSilence = 30 * time.Second
+	// relistEvery bounds how long a missed event can mislead the view: the
+	// stream is a hint, the list is the truth.
+	relistEvery = 5 * time.Minute
+	// reconnectDelay keeps a Nomad that is away from being called in a hot loop.
+	reconnectDelay = time.Second
+)
+
+// Run keeps the view filled until ctx ends: it opens the event stream, lists
+// nodes and allocations, drops events up to the list, and does it all again
+// whenever the stream breaks, for a gap in it is silent.
+func (c *Cluster) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := c.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			c.log.Warn("following the cluster's events failed; reading all again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(reconnectDelay):
+		}
+	}
+}
+
+// Synced is closed when the view was filled for the first time.
+func (c *Cluster) Synced() <-chan struct{} { return c.synced }
+
+// Age is how long ago the feed last heard from Nomad.
+func (c *Cluster) Age() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fresh.IsZero() {
+		return time.Duration(1<<63 - 1)
+	}
+	return time.Since(c.fresh)
+}
+
+type eventBatch struct {
+	Index  uint64
+	Events []struct {
+		Topic   api.Topic
+		Type    string
+		Index   uint64
+		Payload json.RawMessage
+	}
+}
+
+// follow reads one stream until it breaks or is due for a new list.
+func (c *Cluster) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
+	// A topic given twice cannot be said with this client's options; one query
+	// string can.
+	stream, err := c.client.Raw().Response("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation", q)
+	if err != nil {
+		return classify(err)
+	}
+	defer func() { _ = stream.Close() }()
+	listed, err := c.relist(ctx)
+	if err != nil {
+		return err
+	}
+	silence := time.AfterFunc(streamSilence, cancel)
+	defer silence.Stop()
+	due := time.Now().Add(relistEvery)
+	dec := json.NewDecoder(stream)
+	for time.Now().Before(due) {
+		var batch eventBatch
+		if err := dec.Decode(&batch); err != nil {
+			if errors.Is(err, io.EOF) {
+				return errors.New("the event stream ended")
+			}
+			return fmt.Errorf("event stream: %w", err)
+		}
+		silence.Reset(streamSilence)
+		if err := c.apply(&batch, listed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relist reads all nodes and allocations and returns the index up to which the
+// lists are complete.
+func (c *Cluster) relist(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*callTimeout)
+	defer cancel()
+	options := func() *api.QueryOptions {
+		q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}})
+		return q.WithContext(ctx)
+	}
+	nodes, nodesMeta, err := c.client.Nodes().List(options())
+	if err != nil {
+		return 0, classify(err)
+	}
+	allocs, allocsMeta, err := c.client.Allocations().List(options())
+	if err != nil {
+		return 0, classify(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	evals := c.view.evals
+	c.view = newView()
+	c.view.evals = evals
+	for _, n := range nodes {
+		c.view.nodes[n.ID] = nodeFrom(n)
+	}
+	for _, a := range allocs {
+		c.view.putAlloc(allocFrom(a), c.watches[a.JobID] != nil)
+	}
+	c.fresh = time.Now()
+	for jobID := range c.watches {
+		c.wake(jobID)
+	}
+	select {
+	case <-c.synced:
+	default:
+		close(c.synced)
+	}
+	return min(nodesMeta.LastIndex, allocsMeta.LastIndex), nil
+}
+
+func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fresh = time.Now()
+	if batch.Index <= listed {
+		return nil
+	}
+	for _, e := range batch.Events {
+		var p struct {
+			Node       *api.NodeListStub
+			Allocation *api.AllocationListStub
+			Evaluation *api.Evaluation
+		}
+		if err := json.Unmarshal(e.Payload, &p); err != nil {
+			return fmt.Errorf("event %s/%s: %w", e.Topic, e.Type, err)
+		}
+		switch {
+		case p.Node != nil && e.Type == "NodeDeregistration":
+			delete(c.view.nodes, p.Node.ID)
+		case p.Node != nil:
+			c.view.nodes[p.Node.ID] = nodeFrom(p.Node)
+		case p.Allocation != nil:
+			a := allocFrom(p.Allocation)
+			c.view.putAlloc(a, c.watches[a.JobID] != nil)
+			c.wake(a.JobID)
+		case p.Evaluation != nil:
+			c.putEval(p.Evaluation)
+			c.wake(p.Evaluation.JobID)
+		}
+	}
+	return nil
+}

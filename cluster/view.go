@@ -1,0 +1,290 @@
+package cluster
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/jobs"
+)
+
+// Alloc is what the view keeps of an allocation.
+type Alloc struct {
+	ID, JobID, NodeID        string
+	CreateIndex, ModifyIndex uint64
+	// Desired is what the servers want: "run", "stop" or "evict".
+	Desired string
+	// Client is what the node says: "pending", "running", "complete",
+	// "failed", "lost" or "unknown" (the node is silent).
+	Client string
+	// Addr is where the engine's port is reached, known once the allocation is
+	// planned.
+	Addr string
+	// Failure is the cluster's reason why the process could not run or ended,
+	// empty while it did neither.
+	Failure string
+	// Image says that Failure is about the image: it does not exist or cannot
+	// be started.
+	Image bool
+
+	cpuMHz, memoryMB int
+	ports            []int
+}
+
+// Terminal says whether the allocation's process is gone for good, as its node
+// or, for a lost node, the servers say.
+func (a *Alloc) Terminal() bool {
+	return a.Client == api.AllocClientStatusComplete || a.Client == api.AllocClientStatusFailed || a.Client == api.AllocClientStatusLost
+}
+
+// Eval is what is kept of an evaluation of a watched job.
+type Eval struct {
+	ID                       string
+	CreateIndex, ModifyIndex uint64
+	// Failed says why the job could not be placed; nil when it could.
+	Failed *PlacementFailure
+}
+
+// PlacementFailure is Nomad's word on why there is no place for an engine.
+type PlacementFailure struct {
+	// Ports says that dynamic ports ran out on a node that otherwise fitted.
+	Ports bool
+	// Reason names the exhausted dimensions and failed constraints.
+	Reason string
+}
+
+// Node is a client node with what is still free on it.
+type Node struct {
+	ID, Name, Pool string
+	// Eligible: ready, not draining, open for placements.
+	Eligible bool
+	// Down: the servers do not hear from it.
+	Down    bool
+	Drivers map[string]bool // healthy task drivers
+	// Free is what no living allocation has reserved.
+	FreeCPUMHz, FreeMemoryMB, FreePorts int
+
+	modifyIndex            uint64
+	cpuMHz, memoryMB       int
+	minPort, maxPort       int
+	reservedInDynamicRange int
+}
+
+type view struct {
+	nodes  map[string]*Node
+	allocs map[string]*Alloc
+	byJob  map[string]map[string]*Alloc
+	evals  map[string]map[string]*Eval // watched jobs only
+}
+
+func newView() view {
+	return view{nodes: map[string]*Node{}, allocs: map[string]*Alloc{}, byJob: map[string]map[string]*Alloc{}, evals: map[string]map[string]*Eval{}}
+}
+
+// putAlloc keeps the newer of what is known and what is told. Allocations that
+// are over are kept only for watched jobs.
+func (v *view) putAlloc(a *Alloc, watched bool) {
+	if old := v.allocs[a.ID]; old != nil && old.ModifyIndex > a.ModifyIndex {
+		return
+	}
+	v.dropAlloc(a.ID)
+	if a.Terminal() && !watched {
+		return
+	}
+	v.allocs[a.ID] = a
+	if v.byJob[a.JobID] == nil {
+		v.byJob[a.JobID] = map[string]*Alloc{}
+	}
+	v.byJob[a.JobID][a.ID] = a
+}
+
+func (v *view) dropAlloc(id string) {
+	a := v.allocs[id]
+	if a == nil {
+		return
+	}
+	delete(v.allocs, id)
+	delete(v.byJob[a.JobID], id)
+	if len(v.byJob[a.JobID]) == 0 {
+		delete(v.byJob, a.JobID)
+	}
+}
+
+// Nodes returns every known node with what is free on it.
+func (c *Cluster) Nodes() []Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	nodes := make([]Node, 0, len(c.view.nodes))
+	at := make(map[string]int, len(c.view.nodes))
+	for id, n := range c.view.nodes {
+		n := *n
+		n.FreeCPUMHz, n.FreeMemoryMB = n.cpuMHz, n.memoryMB
+		n.FreePorts = n.maxPort - n.minPort + 1 - n.reservedInDynamicRange
+		at[id] = len(nodes)
+		nodes = append(nodes, n)
+	}
+	for _, a := range c.view.allocs {
+		i, known := at[a.NodeID]
+		if !known || a.Terminal() {
+			continue
+		}
+		n := &nodes[i]
+		n.FreeCPUMHz -= a.cpuMHz
+		n.FreeMemoryMB -= a.memoryMB
+		for _, port := range a.ports {
+			if port >= n.minPort && port <= n.maxPort {
+				n.FreePorts--
+			}
+		}
+	}
+	return nodes
+}
+
+// Node returns one node as the view has it.
+func (c *Cluster) Node(id string) (Node, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, ok := c.view.nodes[id]
+	if !ok {
+		return Node{}, false
+	}
+	return *n, true
+}
+
+// nodeFrom reads a node as lists and events tell it.
+func nodeFrom(n *api.NodeListStub) *Node {
+	node := &Node{
+		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{},
+		Eligible: n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
+		Down:     n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,
+	}
+	for name, d := range n.Drivers {
+		node.Drivers[name] = d != nil && d.Detected && d.Healthy
+	}
+	if r := n.NodeResources; r != nil {
+		node.cpuMHz, node.memoryMB = int(r.Cpu.CpuShares), int(r.Memory.MemoryMB)
+		node.minPort, node.maxPort = r.MinDynamicPort, r.MaxDynamicPort
+	}
+	if r := n.ReservedResources; r != nil {
+		node.cpuMHz -= int(r.Cpu.CpuShares)
+		node.memoryMB -= int(r.Memory.MemoryMB)
+		node.reservedInDynamicRange = countPorts(r.Networks.ReservedHostPorts, node.minPort, node.maxPort)
+	}
+	return node
+}
+
+// countPorts counts the ports of a list such as "22,80,8000-8010" from min to
+// max.
+func countPorts(list string, min, max int) int {
+	count := 0
+	for _, part := range strings.Split(list, ",") {
+		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		lo, err := strconv.Atoi(from)
+		if err != nil {
+			continue
+		}
+		hi := lo
+		if isRange {
+			if hi, err = strconv.Atoi(to); err != nil {
+				continue
+			}
+		}
+		for p := lo; p <= hi; p++ {
+			if p >= min && p <= max {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+// allocFrom reads an allocation as lists and events tell it.
+func allocFrom(a *api.AllocationListStub) *Alloc {
+	alloc := &Alloc{
+		ID: a.ID, JobID: a.JobID, NodeID: a.NodeID, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
+		Desired: a.DesiredStatus, Client: a.ClientStatus,
+	}
+	if r := a.AllocatedResources; r != nil {
+		for _, t := range r.Tasks {
+			alloc.cpuMHz += int(t.Cpu.CpuShares)
+			alloc.memoryMB += int(t.Memory.MemoryMB)
+		}
+		for _, p := range r.Shared.Ports {
+			alloc.ports = append(alloc.ports, p.Value)
+			if p.Label == jobs.PortLabel {
+				alloc.Addr = net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))
+			}
+		}
+	}
+	for _, state := range a.TaskStates {
+		for _, event := range state.Events {
+			if reason, image := failure(event); reason != "" && alloc.Failure == "" {
+				alloc.Failure, alloc.Image = reason, image
+			}
+		}
+	}
+	if alloc.Failure == "" && a.ClientStatus == api.AllocClientStatusFailed {
+		alloc.Failure = cleanReason("allocation failed: " + a.ClientDescription)
+	}
+	return alloc
+}
+
+// failure says why a task event means that the process could not start or
+// ended, and whether the image is to blame. Stopping on request is no failure.
+func failure(e *api.TaskEvent) (reason string, image bool) {
+	switch e.Type {
+	case api.TaskDriverFailure:
+		return cleanReason(e.DisplayMessage), true
+	case api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed:
+		return cleanReason(e.DisplayMessage), false
+	case api.TaskTerminated:
+		return cleanReason("the process exited: " + e.DisplayMessage), false
+	}
+	return "", false
+}
+
+var (
+	pathPattern    = regexp.MustCompile(`(/[\w.@+~-]+)+/`)
+	addressPattern = regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b`)
+)
+
+// maxReason bounds what is passed on of the cluster's own words.
+const maxReason = 300
+
+// cleanReason makes the cluster's words fit for callers: no path of a node, no
+// address, one line.
+func cleanReason(s string) string {
+	s = pathPattern.ReplaceAllString(s, "")
+	s = addressPattern.ReplaceAllString(s, "(address)")
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
+	}
+	return s
+}
+
+// evalFrom reads an evaluation as lists and events tell it.
+func evalFrom(e *api.Evaluation) *Eval {
+	eval := &Eval{ID: e.ID, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex}
+	for _, m := range e.FailedTGAllocs {
+		f := &PlacementFailure{}
+		var why []string
+		for dim := range m.DimensionExhausted {
+			f.Ports = f.Ports || strings.HasPrefix(dim, "network:") && strings.Contains(dim, "port")
+			why = append(why, dim+" exhausted")
+		}
+		for constraint := range m.ConstraintFiltered {
+			why = append(why, constraint)
+		}
+		if len(why) == 0 {
+			why = append(why, fmt.Sprintf("no eligible node among %d", m.NodesEvaluated))
+		}
+		f.Reason = cleanReason(strings.Join(why, ", "))
+		eval.Failed = f
+	}
+	return eval
+}

@@ -1,0 +1,135 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// Volume is a dynamic host volume.
+type Volume struct {
+	ID, Name, NodeID string
+	// Path is where it is on its node.
+	Path  string
+	Ready bool
+}
+
+// volumePoll is how often a pending volume is looked at. It becomes ready when
+// its node next reports to the servers: 6 to 10 s (measured).
+const volumePoll = 200 * time.Millisecond
+
+// EnsureVolume makes the volume of this name on a node, or finds the one that is
+// there. A name is not an identity in Nomad: two volumes of one name are
+// refused with ErrRejected, for an operator to look at.
+func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
+	named, err := c.volumesNamed(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(named) > 1:
+		return nil, fmt.Errorf("%w: there are %d volumes named %s", ErrRejected, len(named), name)
+	case len(named) == 1 && named[0].NodeID != nodeID:
+		return nil, fmt.Errorf("%w: volume %s is on node %s, not on %s", ErrRejected, name, named[0].NodeID, nodeID)
+	case len(named) == 1:
+		return named[0], nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
+		Namespace: c.namespace, Name: name, PluginID: "mkdir", NodeID: nodeID, Parameters: params,
+		RequestedCapabilities: []*api.HostVolumeCapability{{
+			AccessMode:     api.HostVolumeAccessModeSingleNodeSingleWriter,
+			AttachmentMode: api.HostVolumeAttachmentModeFilesystem,
+		}},
+	}}, c.write(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	v := resp.Volume
+	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
+}
+
+// AwaitVolume waits until a volume can be mounted.
+func (c *Cluster) AwaitVolume(ctx context.Context, id string) (*Volume, error) {
+	for {
+		v, err := c.Volume(ctx, id)
+		if err != nil || v.Ready {
+			return v, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: volume %s is not ready: %w", ErrUnavailable, id, ctx.Err())
+		case <-time.After(volumePoll):
+		}
+	}
+}
+
+// Volume reads one volume. ErrNotFound: there is none.
+func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	v, _, err := c.client.HostVolumes().Get(id, c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
+}
+
+// Volumes lists the host volumes of the namespace, on all nodes.
+func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	stubs, _, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	list := make([]*Volume, 0, len(stubs))
+	for _, v := range stubs {
+		list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})
+	}
+	return list, nil
+}
+
+func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
+	all, err := c.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var named []*Volume
+	for _, v := range all {
+		if v.Name == name {
+			named = append(named, v)
+		}
+	}
+	return named, nil
+}
+
+// DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that
+// is not gone still claims one; try again when it is.
+func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
+	named, err := c.volumesNamed(ctx, name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range named {
+		errs = append(errs, c.DeleteVolume(ctx, v.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// DeleteVolume deletes a volume with what is in it. One that is not there is
+// deleted.
+func (c *Cluster) DeleteVolume(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.HostVolumes().Delete(&api.HostVolumeDeleteRequest{ID: id}, c.write(ctx))
+	if err = classify(err); errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}

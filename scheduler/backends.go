@@ -1,0 +1,136 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/jobs"
+)
+
+const (
+	// pingTimeout bounds one look at a dependency.
+	pingTimeout = 2 * time.Second
+	// pingTrust is how long a dependency that answered is taken to be there.
+	pingTrust = time.Second
+)
+
+// backendChecks asks dependencies whether they are there before an operation
+// touches anything: so that a dependency that is down means 503 and nothing
+// changed.
+type backendChecks struct {
+	ping map[string]func(context.Context) error
+
+	mu sync.Mutex
+	ok map[string]time.Time
+}
+
+// need returns the error of the first named dependency that is not there.
+func (b *backendChecks) need(ctx context.Context, names ...string) error {
+	for _, name := range names {
+		b.mu.Lock()
+		recent := time.Since(b.ok[name]) < pingTrust
+		b.mu.Unlock()
+		if recent {
+			continue
+		}
+		if err := b.check(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *backendChecks) check(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	asked := time.Now()
+	err := b.ping[name](ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ok == nil {
+		b.ok = map[string]time.Time{}
+	}
+	if err != nil {
+		delete(b.ok, name)
+		return err
+	}
+	b.ok[name] = asked
+	return nil
+}
+
+// Health asks every dependency, side by side, and returns an error, or nil, for
+// each by name.
+func (s *Scheduler) Health(ctx context.Context) map[string]error {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	result := make(map[string]error, len(s.checks.ping))
+	for name := range s.checks.ping {
+		wg.Go(func() {
+			err := s.checks.check(ctx, name)
+			mu.Lock()
+			defer mu.Unlock()
+			result[name] = err
+		})
+	}
+	wg.Wait()
+	return result
+}
+
+// warnOfTemplateLimits names the nodes whose agents would kill engines during
+// an outage of Vault or of the Nomad servers: those whose template retries are
+// limited. It is a look where the token allows one, never a condition.
+func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
+	client := s.cluster.Client()
+	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return
+	}
+	for _, node := range nodes {
+		if node.Status != api.NodeStatusReady || ctx.Err() != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+		if limited, err := retriesLimited(ctx, client, node.ID); err == nil && limited {
+			s.log.Warn("this node's Nomad agent kills engines in a long outage of Vault or Nomad: set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block", "node", node.Name)
+		}
+		cancel()
+	}
+}
+
+func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (bool, error) {
+	direct, err := client.GetNodeClientWithTimeout(nodeID, pingTimeout, (&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, err
+	}
+	type retry struct{ Attempts *int }
+	var self struct {
+		Config struct {
+			Client struct {
+				TemplateConfig *struct{ VaultRetry, NomadRetry, ConsulRetry *retry }
+			}
+		} `json:"config"`
+	}
+	if _, err := direct.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
+		return false, err
+	}
+	t := self.Config.Client.TemplateConfig
+	if t == nil {
+		return true, nil
+	}
+	for _, r := range []*retry{t.VaultRetry, t.NomadRetry, t.ConsulRetry} {
+		if r == nil || r.Attempts == nil || *r.Attempts != 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
+
+// Reachable says whether admits of running engines can be answered: what they
+// need is the registry alone, and keys that are mostly cached.
+func (s *Scheduler) Reachable(ctx context.Context) error { return s.checks.need(ctx, "consul") }

@@ -1,0 +1,212 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// The reasons that a failed engine's row can give.
+const (
+	reasonImage       = "image_error"
+	reasonBootTimeout = "boot_timeout"
+	reasonCrashed     = "crashed"
+)
+
+// Causes that end the wait for a boot.
+var (
+	errHealthy   = errors.New("the engine said that it is healthy")
+	errRelocated = errors.New("the engine is being placed on another node")
+)
+
+// bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
+type bootFailure struct {
+	err    *Error
+	reason string
+}
+
+func (e *bootFailure) Error() string { return e.err.Error() }
+func (e *bootFailure) Unwrap() error { return e.err }
+
+// reasonOf is the stable word that a row keeps of an error.
+func reasonOf(err error) string {
+	var boot *bootFailure
+	switch {
+	case errors.As(err, &boot):
+		return boot.reason
+	case AsError(err).Code == BootTimeout:
+		return reasonBootTimeout
+	}
+	return ""
+}
+
+// lateGrace is how long an engine is given when its boot is taken over at or
+// after its deadline: it may be healthy already.
+const lateGrace = 2 * time.Second
+
+// boot waits until the engine says that it is healthy and accepts its key. What the cluster knows
+// ends the wait at once: no place for it, the image does not start, the process
+// exited.
+func (o *operation) boot(ctx context.Context) error {
+	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
+	if err != nil {
+		return err
+	}
+	deadline := o.row.Op.Deadline
+	if soonest := time.Now().Add(lateGrace); deadline.Before(soonest) {
+		deadline = soonest
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timed, stop := context.WithDeadline(ctx, deadline)
+	defer stop()
+
+	w := o.s.cluster.Watch(o.row.JobID())
+	defer w.Close()
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	defer stop()
+	probing.Go(func() { o.watchRow(timed, cancel) })
+
+	probed := ""
+	err = w.Until(timed, func(state cluster.JobState) (bool, error) {
+		alloc := o.ownAlloc(state)
+		if alloc == nil {
+			return false, o.placementError(state)
+		}
+		if alloc.Failure != "" {
+			return false, bootFailed(alloc)
+		}
+		if alloc.Addr != "" && probed != alloc.ID {
+			url := "http://" + alloc.Addr
+			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
+			probing.Go(func() {
+				if o.s.probe.awaitUsable(timed, url, key, o.row.Image) {
+					cancel(errHealthy)
+				}
+			})
+		}
+		return false, nil
+	})
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errHealthy):
+		o.row.LastHealthAt = time.Now().UTC()
+		return nil
+	case errors.Is(cause, errSuperseded):
+		o.reread(context.WithoutCancel(ctx))
+		return errSuperseded
+	case cause != nil:
+		return cause
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
+	}
+	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
+		return o.relocate(ctx, err)
+	}
+	return err
+}
+
+// ownAlloc is the allocation of this operation's registration.
+func (o *operation) ownAlloc(state cluster.JobState) *cluster.Alloc {
+	var own *cluster.Alloc
+	for i := range state.Allocs {
+		a := &state.Allocs[i]
+		if a.CreateIndex < o.row.Op.JobIndex {
+			continue
+		}
+		if own == nil || a.CreateIndex > own.CreateIndex {
+			own = a
+		}
+	}
+	return own
+}
+
+// placementError is what Nomad said when it found no place, or nil.
+func (o *operation) placementError(state cluster.JobState) error {
+	slices.SortFunc(state.Evals, func(a, b cluster.Eval) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
+	for _, e := range slices.Backward(state.Evals) {
+		if e.CreateIndex < o.row.Op.JobIndex || e.Failed == nil {
+			continue
+		}
+		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		if e.Failed.Ports {
+			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
+		}
+		return err
+	}
+	return nil
+}
+
+func bootFailed(a *cluster.Alloc) error {
+	reason := reasonCrashed
+	if a.Image {
+		reason = reasonImage
+	}
+	return &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reason}
+}
+
+// watchRow ends the boot when somebody else takes the row: a destroy on another
+// replica waits for that.
+func (o *operation) watchRow(ctx context.Context, cancel context.CancelCauseFunc) {
+	productID, userID, index := o.row.ProductID, o.row.UserID, o.row.Index
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		row, err := o.s.store.Engine(ctx, productID, userID)
+		if errors.Is(err, registry.ErrNotFound) || err == nil && row.Index != index {
+			cancel(errSuperseded)
+			return
+		}
+	}
+}
+
+// reread acknowledges the destroy that took the row.
+func (o *operation) reread(ctx context.Context) {
+	if row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID); err == nil {
+		o.acknowledge(ctx, row)
+	}
+}
+
+// relocate gives a provision that its node could not place a new identity on
+// the next node that has room, or returns why there is none. The old identity
+// was told to nobody; what was made for it is removed.
+func (o *operation) relocate(ctx context.Context, cause error) error {
+	if o.row.Op.Kind != registry.OpProvision {
+		return cause
+	}
+	o.tried[o.row.NodeID] = true
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	if err != nil || !place.fits {
+		return cause
+	}
+	for _, undo := range []func(*operation, context.Context) error{
+		(*operation).quiesce, (*operation).awaitGone, (*operation).purge, (*operation).deleteVolume, (*operation).deleteVariable, (*operation).deleteKey,
+	} {
+		if err := undo(o, ctx); err != nil {
+			o.s.pool.release(place.pooled)
+			return errors.Join(cause, err)
+		}
+	}
+	next := o.row.Clone()
+	place.applyTo(next)
+	next.KeyVersion, next.AllocID, next.URL = 0, "", ""
+	next.Op.Step, next.Op.JobIndex = plans[registry.OpProvision][0].name, 0
+	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
+		o.s.pool.release(place.pooled)
+		return errors.Join(cause, err)
+	}
+	o.log.Info("placing the engine on another node", "node", next.NodeID, "now", next.EngineID)
+	o.row = next
+	return errRelocated
+}

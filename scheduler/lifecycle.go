@@ -1,0 +1,327 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// Provision makes the caller's user an engine and waits until it is usable. An
+// empty image means the product's or the service's default.
+//
+// ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
+// CAPACITY_EXHAUSTED leave nothing behind; ENGINE_BOOT_FAILED and BOOT_TIMEOUT
+// leave the engine failed, with its brain, for Start to try again. After
+// BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
+// made again.
+func (s *Scheduler) Provision(ctx context.Context, caller *Caller, image string) (*registry.Engine, string, error) {
+	image, err := s.allowedImage(caller.Product, image)
+	if err != nil {
+		return nil, "", err
+	}
+	if caller.Engine != nil {
+		return nil, "", existing(caller.Engine)
+	}
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return nil, "", err
+	}
+	row := &registry.Engine{
+		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
+		State: registry.Provisioning, Desired: registry.Running,
+		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		Op:        s.newOp(ctx, registry.OpProvision, ""),
+	}
+	switch err := s.claim(ctx, caller, row); {
+	case errors.Is(err, registry.ErrExists):
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, "", err
+		}
+		return nil, "", existing(caller.Engine)
+	case errors.Is(err, registry.ErrQuota):
+		return nil, "", quotaExceeded(*caller.Product.Policy.MaxEngines)
+	case errors.Is(err, registry.ErrUnavailable):
+		// The row may have been written although its answer was lost: then this
+		// replica owns an operation that nobody runs.
+		s.adopt(row)
+		return nil, "", err
+	case err != nil:
+		return nil, "", err
+	}
+	engine, err := s.launch(row).wait(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	key, err := s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
+	return engine, key, err
+}
+
+// existing is what a provision hears when the user has a row.
+func existing(e *registry.Engine) error {
+	if e != nil && e.State == registry.Destroying {
+		return busy(registry.OpDestroy)
+	}
+	return fail(EngineAlreadyExists, "this user has an engine already")
+}
+
+// Start runs a stopped, sleeping or failed engine and waits until it is usable.
+// A call that finds the same start under way joins it.
+//
+// ENGINE_NOT_FOUND, ENGINE_ALREADY_RUNNING, ENGINE_BUSY; PORT_EXHAUSTION and
+// CAPACITY_EXHAUSTED leave the engine as it was; ENGINE_BOOT_FAILED and
+// BOOT_TIMEOUT leave it failed.
+func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*registry.Engine, error) {
+	return s.change(ctx, caller, registry.OpStart, registry.Running, []string{"nomad", "vault"}, func(row *registry.Engine) error {
+		switch row.State {
+		case registry.Running:
+			return fail(EngineRunning, "the engine is running already")
+		case registry.Stopped, registry.Sleeping, registry.Failed:
+			row.State, row.Desired = registry.Provisioning, registry.Running
+			return nil
+		}
+		return busy(registry.OpDestroy)
+	})
+}
+
+// Stop ends the process of a running, failed or sleeping engine and waits until
+// it is gone. A call that finds the same stop under way joins it.
+//
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. STOP_UNCONFIRMED: the
+// engine's node is silent; the stop is carried out when it returns.
+func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*registry.Engine, error) {
+	return s.change(ctx, caller, registry.OpStop, registry.Stopped, []string{"nomad"}, func(row *registry.Engine) error {
+		switch row.State {
+		case registry.Stopped:
+			return fail(EngineNotRunning, "the engine is stopped already")
+		case registry.Running, registry.Sleeping, registry.Failed:
+			row.Desired = registry.Stopped
+			return nil
+		}
+		return busy(registry.OpDestroy)
+	})
+}
+
+// RotateKey gives a running engine a new key and returns it once the engine has
+// shown that it refuses the old one and accepts the new one.
+//
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. ROTATION_UNCONFIRMED: the
+// engine has not shown it in time; the rotation goes on in the background.
+func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, error) {
+	engine, err := s.change(ctx, caller, registry.OpRotateKey, "", []string{"nomad", "vault"}, func(row *registry.Engine) error {
+		if row.State != registry.Running {
+			return fail(EngineNotRunning, "the engine is %s; only a running engine can rotate its key", row.State)
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
+}
+
+// Destroy removes an engine with its brain and key, from any state, and waits
+// until nothing is left of it. An operation under way is cut short. A call that
+// finds the engine being destroyed waits for that.
+//
+// ENGINE_NOT_FOUND.
+func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
+	row, err := caller.engine()
+	if err != nil {
+		return "", err
+	}
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return "", err
+	}
+	for try := 0; try < maxClaims; try++ {
+		if row.State == registry.Destroying {
+			return s.awaitDestroyed(ctx, row)
+		}
+		cut := ""
+		if row.Op != nil {
+			if o := s.running(row.ProductID, row.UserID); o != nil {
+				o.cancel(errSuperseded)
+				select {
+				case <-o.ended:
+				case <-ctx.Done():
+					return "", ctx.Err()
+				}
+				if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
+					return "", gone(err)
+				}
+				if row.State == registry.Destroying {
+					continue
+				}
+			}
+			if row.Op != nil && row.Op.Owner != s.replica.ID {
+				cut = row.Op.Owner
+			}
+		}
+		op := s.newOp(ctx, registry.OpDestroy, row.State)
+		op.Supersedes = cut
+		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
+		switch err := s.store.Update(ctx, row); {
+		case err == nil:
+			engine, err := s.launch(row).wait(ctx)
+			if err != nil {
+				return "", err
+			}
+			return engine.EngineID, nil
+		case errors.Is(err, registry.ErrUnavailable):
+			s.adopt(row)
+			return "", err
+		case !errors.Is(err, registry.ErrConflict):
+			return "", err
+		}
+		if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
+			return "", gone(err)
+		}
+	}
+	return "", busy(registry.OpDestroy)
+}
+
+// gone turns "no row" into the answer for a caller who saw one.
+func gone(err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return fail(EngineNotFound, "the engine is gone already")
+	}
+	return err
+}
+
+// awaitDestroyed waits until a row that is being destroyed is gone.
+func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (string, error) {
+	if o := s.running(row.ProductID, row.UserID); o != nil {
+		if _, err := o.wait(ctx); err != nil {
+			return "", err
+		}
+		return row.EngineID, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit(registry.OpDestroy))
+	defer cancel()
+	for {
+		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
+		switch {
+		case errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != row.EngineID:
+			return row.EngineID, nil
+		case err != nil && ctx.Err() == nil:
+			return "", err
+		}
+		if !pause(ctx, pollEvery) {
+			return "", busy(registry.OpDestroy)
+		}
+	}
+}
+
+// Key is the engine's key as callers get it.
+func (s *Scheduler) Key(ctx context.Context, e *registry.Engine) (string, error) {
+	if e.KeyVersion == 0 {
+		return "", nil // it is being provisioned and has none yet
+	}
+	key, err := s.vault.EngineKey(ctx, e.EngineID, e.KeyVersion)
+	if errors.Is(err, secrets.ErrNotFound) && e.State == registry.Destroying {
+		return "", nil
+	}
+	return key, err
+}
+
+// mayBegin says whether a change can be begun: this replica is up and the named
+// dependencies answer.
+func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	if err := s.checks.need(ctx, backends...); err != nil {
+		return err
+	}
+	return s.Ready()
+}
+
+// change writes an operation into the caller's row, prepared by prepare, and
+// waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
+// leads to the state that joins: then its caller is this one's too. prepare
+// refuses states in which the operation makes no sense.
+func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, joins registry.State, backends []string, prepare func(*registry.Engine) error) (*registry.Engine, error) {
+	for range maxClaims {
+		row, err := caller.engine()
+		if err != nil {
+			return nil, err
+		}
+		if row.Op != nil {
+			if row.Op.Kind != kind || joins == "" {
+				return nil, busy(row.Op.Kind)
+			}
+			return s.join(ctx, row, joins)
+		}
+		row = row.Clone()
+		op := s.newOp(ctx, kind, row.State)
+		if err := prepare(row); err != nil {
+			return nil, err
+		}
+		if err := s.mayBegin(ctx, backends...); err != nil {
+			return nil, err
+		}
+		row.Op = op
+		switch err := s.store.Update(ctx, row); {
+		case err == nil:
+			return s.launch(row).wait(ctx)
+		case errors.Is(err, registry.ErrUnavailable):
+			s.adopt(row)
+			return nil, err
+		case !errors.Is(err, registry.ErrConflict):
+			return nil, err
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	return nil, busy(kind)
+}
+
+// join waits for an operation under way, on this replica or another, that leads
+// to a state.
+func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.State) (*registry.Engine, error) {
+	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
+		return o.wait(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
+	defer cancel()
+	for pause(ctx, pollEvery) {
+		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
+		switch {
+		case err != nil:
+			return nil, gone(err)
+		case now.Op != nil && now.Op.ID == row.Op.ID:
+			continue
+		case now.Op == nil && now.State == to:
+			return now, nil
+		}
+		break
+	}
+	return nil, busy(row.Op.Kind)
+}
+
+// adopt looks after a row whose write was not answered: should it have been
+// written, this replica owns an operation that nobody runs.
+func (s *Scheduler) adopt(row *registry.Engine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.base == nil || s.base.Err() != nil {
+		return
+	}
+	ctx, opID := s.base, row.Op.ID
+	s.ops.Go(func() {
+		for pause(ctx, time.Second) {
+			now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
+			switch {
+			case err == nil && now.Op != nil && now.Op.ID == opID && s.running(row.ProductID, row.UserID) == nil:
+				s.log.Info("running an operation whose first write was not answered", "engine_id", now.EngineID, "op", string(now.Op.Kind))
+				s.launch(now)
+				return
+			case err == nil || errors.Is(err, registry.ErrNotFound):
+				return
+			}
+		}
+	})
+}

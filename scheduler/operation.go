@@ -1,0 +1,403 @@
+package scheduler
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// step is one act of an operation. It is idempotent: after a crash the next
+// owner does it again. What it learns it puts into the row, which is written
+// before the next step begins.
+type step struct {
+	name string
+	do   func(*operation, context.Context) error
+}
+
+// plans are the steps of every operation, in order. The names are in rows: a
+// renamed step strands the operations of the version before.
+var plans map[registry.OpKind][]step
+
+// undoing are the steps that take an operation back. Kinds without any go
+// forward only.
+var undoing map[registry.OpKind][]step
+
+func init() { // not a literal: the steps refer to plans
+	plans = map[registry.OpKind][]step{
+		registry.OpProvision: {
+			{"volume", (*operation).ensureVolume},
+			{"key", (*operation).ensureKey},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
+		registry.OpStart: {
+			{"quiesce", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
+		registry.OpStop: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+		},
+		registry.OpRotateKey: {
+			{"new-key", (*operation).writeNewKey},
+			{"variable", (*operation).writeVariable},
+			{"proof", (*operation).proveRotation},
+			{"retire", (*operation).retireOldKey},
+		},
+		registry.OpDestroy: {
+			{"settle", (*operation).settle},
+			// Nomad forgets a purged job's allocations at once, while their
+			// processes still run: the process ends first.
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"purge", (*operation).purge},
+			{"volume", (*operation).deleteVolume},
+			{"variable", (*operation).deleteVariable},
+			{"key", (*operation).deleteKey},
+			{"row", (*operation).removeRow},
+		},
+	}
+	undoing = map[registry.OpKind][]step{
+		registry.OpProvision: {{"undo-register", (*operation).quiesce}},
+		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
+		registry.OpRotateKey: {{"undo-new-key", (*operation).leaveNewKey}},
+	}
+}
+
+// errSuperseded: somebody else has the row now; this operation must touch
+// nothing more.
+var errSuperseded = errors.New("scheduler: another operation has the engine now")
+
+// operation drives one row through one plan, in a goroutine of its own that the
+// scheduler waits for.
+type operation struct {
+	s   *Scheduler
+	row *registry.Engine
+	log hclog.Logger
+	// opID is the row's operation as it was launched; others may read it.
+	opID string
+
+	cancel   context.CancelCauseFunc
+	answered chan struct{} // closed when err and engine are set
+	ended    chan struct{} // closed when the goroutine has returned
+	engine   *registry.Engine
+	err      error
+
+	unsaved bool            // the row was advanced but that is not written yet
+	removed bool            // the row is gone: nothing is left to write
+	tried   map[string]bool // nodes that could not place the engine
+	took    []any           // step names and durations, for the log
+}
+
+func engineKey(productID, userID string) string { return productID + "/" + userID }
+
+// newOp is the operation that a row is to carry.
+func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, from registry.State) *registry.Op {
+	return &registry.Op{
+		ID: strings.ToLower(rand.Text()), Kind: kind, Step: plans[kind][0].name, Owner: s.replica.ID,
+		Deadline: time.Now().UTC().Add(s.limit(kind)), From: from, RequestID: RequestID(ctx),
+	}
+}
+
+// limit is how long an operation may take before its caller is told that it is
+// not confirmed. A boot's own deadline begins when its job is registered.
+func (s *Scheduler) limit(kind registry.OpKind) time.Duration {
+	switch kind {
+	case registry.OpRotateKey:
+		return killGrace + s.opts.BootTimeout
+	case registry.OpStop, registry.OpDestroy:
+		return killGrace + killMargin
+	}
+	return volumeTimeout + killGrace + killMargin
+}
+
+// LongestOperation bounds how long an operation's caller can wait for its
+// answer: the server's write timeout follows from it.
+func (s *Scheduler) LongestOperation() time.Duration {
+	return max(s.limit(registry.OpProvision)+s.opts.BootTimeout, s.limit(registry.OpRotateKey)) + killGrace
+}
+
+// launch runs the operation that row carries and that this replica owns. It
+// returns nil when the scheduler is stopping: another replica will run it.
+func (s *Scheduler) launch(row *registry.Engine) *operation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.base == nil || s.base.Err() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(WithRequestID(s.base, row.Op.RequestID))
+	o := &operation{
+		s: s, row: row, opID: row.Op.ID, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
+		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
+	}
+	key := engineKey(row.ProductID, row.UserID)
+	s.active[key] = o
+	s.ops.Go(func() {
+		defer close(o.ended)
+		defer cancel(nil)
+		o.main(ctx)
+		o.answer(errSuperseded) // in case nothing else was said
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.active[key] == o {
+			delete(s.active, key)
+		}
+	})
+	return o
+}
+
+// running returns this replica's operation on an engine, or nil.
+func (s *Scheduler) running(productID, userID string) *operation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active[engineKey(productID, userID)]
+}
+
+// open says whether new operations are accepted.
+func (s *Scheduler) open() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.base == nil || s.draining {
+		return &Error{Code: BackendUnavailable, Message: "this replica is starting or stopping; try again", RetryAfter: retryBackend}
+	}
+	return nil
+}
+
+// answer tells those who wait, once.
+func (o *operation) answer(err error) {
+	select {
+	case <-o.answered:
+	default:
+		o.engine, o.err = o.row.Clone(), err
+		close(o.answered)
+	}
+}
+
+// wait returns what the operation answers.
+func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
+	if o == nil {
+		return nil, &Error{Code: BackendUnavailable, Message: "this replica is stopping; try again", RetryAfter: retryBackend}
+	}
+	select {
+	case <-o.answered:
+		if errors.Is(o.err, errSuperseded) {
+			return nil, busy(registry.OpDestroy)
+		}
+		return o.engine, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+const (
+	firstRetry = 250 * time.Millisecond
+	lastRetry  = 15 * time.Second
+)
+
+// main runs steps until the operation is closed, its row is somebody else's, or
+// ctx ends. What can be undone is undone at the first error; the rest goes
+// forward, again and again, after its caller was told.
+func (o *operation) main(ctx context.Context) {
+	kind, began := o.row.Op.Kind, time.Now()
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		err := o.attempt(ctx)
+		switch {
+		case err == nil:
+			o.answer(nil)
+			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.took...)...)
+			return
+		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
+			o.log.Info("operation superseded")
+			return
+		case ctx.Err() != nil:
+			o.answer(&Error{Code: BackendUnavailable, Message: "the service is stopping; the operation is finished by another replica", Err: err, RetryAfter: retryBackend})
+			return
+		}
+		o.log.Warn("operation failed at a step", "step", o.step(), "error", err)
+		undone := o.undo(err)
+		switch {
+		case undone && waitsForUndo(err):
+			// The caller hears of it when nothing is left behind, or when that
+			// does not succeed at once.
+			if uerr := o.attempt(ctx); uerr == nil {
+				o.answer(AsError(err))
+				return
+			} else if errors.Is(uerr, errSuperseded) {
+				return
+			}
+		case undone:
+			o.answer(AsError(err))
+			continue
+		}
+		o.answer(AsError(err))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (o *operation) step() string {
+	if o.row.Op == nil {
+		return ""
+	}
+	return o.row.Op.Step
+}
+
+// waitsForUndo says whether the caller's answer promises that the operation
+// left nothing behind or at rest.
+func waitsForUndo(err error) bool {
+	switch AsError(err).Code {
+	case BackendUnavailable, BackendError, Internal:
+		return false
+	}
+	return true
+}
+
+// attempt runs the steps from the row's on, writing the row after each.
+func (o *operation) attempt(ctx context.Context) error {
+	for {
+		if o.unsaved {
+			if err := o.save(ctx); err != nil {
+				return err
+			}
+			o.unsaved = false
+		}
+		if o.row.Op == nil {
+			return nil
+		}
+		steps := plans[o.row.Op.Kind]
+		if o.row.Op.Undo != "" && undoing[o.row.Op.Kind] != nil {
+			steps = undoing[o.row.Op.Kind]
+		}
+		at := slices.IndexFunc(steps, func(st step) bool { return st.name == o.row.Op.Step })
+		if at < 0 {
+			return fail(Internal, "the operation stopped at a step that this version does not know")
+		}
+		began := time.Now()
+		err := steps[at].do(o, ctx)
+		o.took = append(o.took, steps[at].name+"_ms", float64(time.Since(began).Microseconds())/1000)
+		switch {
+		case errors.Is(err, errRelocated):
+			continue
+		case err != nil:
+			return err
+		case o.removed:
+			return nil
+		case at == len(steps)-1:
+			o.finish()
+		default:
+			o.row.Op.Step = steps[at+1].name
+		}
+		o.unsaved = true
+	}
+}
+
+// finish closes the operation in the row.
+func (o *operation) finish() {
+	op, row := o.row.Op, o.row
+	row.Op = nil
+	switch {
+	case op.Undo != "" && isBootOutcome(Code(op.Undo)):
+		row.State, row.Reason = registry.Failed, op.Reason
+	case op.Undo != "":
+		row.State = op.From
+		if op.From != registry.Failed {
+			row.Desired = op.From
+		}
+	case op.Kind == registry.OpStop:
+		row.State, row.Reason = registry.Stopped, ""
+	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart:
+		row.State, row.Reason = registry.Running, ""
+	}
+	if row.State != registry.Running {
+		row.URL, row.AllocID = "", ""
+	}
+}
+
+func isBootOutcome(code Code) bool { return code == BootTimeout || code == EngineBootFailed }
+
+// undo turns the operation round where its kind and step allow it, and says
+// whether it did. The change is written before the next step.
+func (o *operation) undo(err error) bool {
+	op, code := o.row.Op, AsError(err).Code
+	if op == nil || op.Undo != "" || undoing[op.Kind] == nil {
+		return false
+	}
+	if op.Kind == registry.OpRotateKey && op.Step != plans[op.Kind][0].name {
+		return false // the engine may have the new key already: only forward
+	}
+	op.Undo, op.Reason = string(code), reasonOf(err)
+	op.Step = undoing[op.Kind][0].name
+	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
+		o.becomeDestroy()
+	}
+	o.unsaved = true
+	return true
+}
+
+// becomeDestroy makes a provision that left nothing worth keeping remove
+// itself.
+func (o *operation) becomeDestroy() {
+	o.row.State, o.row.Desired = registry.Destroying, registry.Destroying
+	o.row.Op.Kind, o.row.Op.Step = registry.OpDestroy, "scale-down"
+	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(registry.OpDestroy))
+}
+
+// save writes the row. A write whose answer was lost is recognised; any other
+// conflict means that somebody else has the row.
+func (o *operation) save(ctx context.Context) error {
+	err := o.s.store.Update(ctx, o.row)
+	if !errors.Is(err, registry.ErrConflict) {
+		return err
+	}
+	now, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+	if errors.Is(gerr, registry.ErrNotFound) {
+		return errSuperseded
+	}
+	if gerr != nil {
+		return gerr
+	}
+	if sameWrite(now, o.row) {
+		o.row = now
+		return nil
+	}
+	o.acknowledge(ctx, now)
+	return errSuperseded
+}
+
+// sameWrite says whether the stored row is the one that was to be written.
+func sameWrite(stored, wanted *registry.Engine) bool {
+	if stored.EngineID != wanted.EngineID || stored.State != wanted.State || (stored.Op == nil) != (wanted.Op == nil) {
+		return false
+	}
+	if stored.Op == nil {
+		return stored.KeyVersion == wanted.KeyVersion && stored.AllocID == wanted.AllocID
+	}
+	return stored.Op.ID == wanted.Op.ID && stored.Op.Owner == wanted.Op.Owner && stored.Op.Step == wanted.Op.Step &&
+		stored.Op.Kind == wanted.Op.Kind && stored.Op.Undo == wanted.Op.Undo
+}
+
+// acknowledge tells a destroy that cut this replica's operation short that
+// nothing more will be done to the engine from here.
+func (o *operation) acknowledge(ctx context.Context, row *registry.Engine) {
+	if row.Op == nil || row.Op.Supersedes != o.s.replica.ID {
+		return
+	}
+	row.Op.Supersedes = ""
+	if err := o.s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
+		o.log.Warn("cannot acknowledge that the engine is being destroyed", "error", err)
+	}
+}

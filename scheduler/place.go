@@ -1,0 +1,152 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+
+	crand "crypto/rand"
+)
+
+// place is where a provision goes: a node and, when the pool has one there, a
+// ready volume.
+type place struct {
+	node   cluster.Node
+	pooled *registry.PooledVolume
+	// fits says whether the view thinks that the node has room. A place that
+	// does not fit is still worth one try: the word that there is no room is
+	// Nomad's.
+	fits bool
+}
+
+// applyTo gives a row the place's node, and the identity that comes with its
+// volume or a new one.
+func (p *place) applyTo(row *registry.Engine) {
+	row.NodeID = p.node.ID
+	if p.pooled != nil {
+		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
+		return
+	}
+	row.EngineID, row.VolumeID, row.VolumePath = newID(), "", ""
+}
+
+// newID returns an id that was never used: 26 characters a-z2-7, 130 bits.
+func newID() string { return strings.ToLower(crand.Text()) }
+
+// defaultNodePool is where Nomad places jobs that name no pool.
+const defaultNodePool = "default"
+
+// choose picks the node for a new engine: one with free CPU, memory and a port,
+// preferably with a ready volume, and of those the one with the most free
+// memory. A pooled volume it returns is held for the caller, who claims or
+// releases it.
+func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Resources, tried map[string]bool) (*place, error) {
+	if nodePool == "" {
+		nodePool = defaultNodePool
+	}
+	ready, err := s.pool.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var best *place
+	nodes := s.cluster.Nodes()
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	for _, n := range nodes {
+		if tried[n.ID] || !s.canRun(n, nodePool) {
+			continue
+		}
+		p := &place{node: n, fits: n.FreeCPUMHz >= ask.CPUMHz && n.FreeMemoryMB >= ask.MemoryMB && n.FreePorts >= 1}
+		if free := ready[n.ID]; len(free) > 0 {
+			p.pooled = free[0]
+		}
+		if best == nil || better(p, best) {
+			best = p
+		}
+	}
+	if best == nil {
+		return nil, errNoNode
+	}
+	if best.pooled != nil {
+		best.pooled = s.pool.hold(ready[best.node.ID])
+	}
+	return best, nil
+}
+
+var errNoNode = &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
+
+func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
+	return n.Eligible && n.Pool == nodePool && n.Drivers[string(s.opts.Job.Driver)]
+}
+
+func better(a, b *place) bool {
+	switch {
+	case a.fits != b.fits:
+		return a.fits
+	case (a.pooled != nil) != (b.pooled != nil):
+		return a.pooled != nil
+	}
+	return a.node.FreeMemoryMB > b.node.FreeMemoryMB
+}
+
+// claim finds a place for a row and creates it there. Others may take the place
+// meanwhile; then the next is tried.
+func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Engine) error {
+	for try := 0; ; try++ {
+		p, err := s.choose(ctx, row.NodePool, row.Resources, nil)
+		if err != nil {
+			// The quota and the user's own engine come before the cluster's room.
+			if qerr := s.quotaAllows(ctx, caller.Product); qerr != nil {
+				return qerr
+			}
+			return err
+		}
+		p.applyTo(row)
+		err = s.store.Claim(ctx, caller.Product, row, p.pooled)
+		if err != nil {
+			s.pool.release(p.pooled)
+		} else if p.pooled != nil {
+			s.pool.claimed()
+		}
+		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
+			return err
+		}
+		// The pooled volume went to another replica, or the product changed.
+		if err := caller.refresh(ctx, s); err != nil {
+			return err
+		}
+	}
+}
+
+// maxClaims bounds how often a provision yields to others before its caller is
+// told to try again.
+const maxClaims = 20
+
+// quotaAllows returns QUOTA_EXCEEDED when the product is full.
+func (s *Scheduler) quotaAllows(ctx context.Context, p *registry.Product) error {
+	limit := p.Policy.MaxEngines
+	if limit == nil {
+		return nil
+	}
+	count, err := s.store.QuotaCount(ctx, p.ProductID)
+	if err == nil && count >= *limit {
+		return quotaExceeded(*limit)
+	}
+	return err
+}
+
+func quotaExceeded(limit int) *Error {
+	e := fail(QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
+	e.RetryAfter = retryCapacity
+	return e
+}
+
+func shuffled[T any](list []T) []T {
+	list = slices.Clone(list)
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
+}

@@ -1,0 +1,214 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// volumePool keeps a few ready, empty host volumes on every node, since a new
+// one takes 6 to 10 s to become usable. The leader fills it; every replica
+// claims from it. A volume is destroyed with its engine, never reused.
+type volumePool struct {
+	s     *Scheduler
+	ready atomic.Int64
+	nudge chan struct{} // a volume was claimed
+
+	mu   sync.Mutex
+	held map[string]bool // engine_ids that this replica is about to claim
+}
+
+func newVolumePool(s *Scheduler) *volumePool {
+	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}}
+}
+
+// list returns the ready volumes by node that this replica is not yet claiming.
+func (p *volumePool) list(ctx context.Context) (map[string][]*registry.PooledVolume, error) {
+	template := p.s.template.Load()
+	if template == nil || p.s.opts.VolumePool == 0 {
+		return nil, nil
+	}
+	all, err := p.s.store.PooledVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	owner := template.Owner().String()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	byNode := map[string][]*registry.PooledVolume{}
+	for _, v := range all {
+		if v.Ready() && v.Owner == owner && !p.held[v.EngineID] {
+			byNode[v.NodeID] = append(byNode[v.NodeID], v)
+		}
+	}
+	return byNode, nil
+}
+
+// hold reserves one of the volumes within this replica, so that its provisions
+// do not race each other for one; nil when others were faster.
+func (p *volumePool) hold(ready []*registry.PooledVolume) *registry.PooledVolume {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, v := range shuffled(ready) {
+		if !p.held[v.EngineID] {
+			p.held[v.EngineID] = true
+			return v
+		}
+	}
+	return nil
+}
+
+// release gives up what hold reserved.
+func (p *volumePool) release(v *registry.PooledVolume) {
+	if v == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.held, v.EngineID)
+}
+
+// claimed asks for a refill.
+func (p *volumePool) claimed() {
+	select {
+	case p.nudge <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	poolEvery   = 10 * time.Second
+	poolBackoff = 5 * time.Second
+	poolPending = 250 * time.Millisecond
+)
+
+// run fills the pool, while this replica leads, until ctx ends.
+func (p *volumePool) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := poolEvery
+		if p.s.Ready() != nil || !p.s.replica.Leader() {
+			wait = time.Second
+		} else {
+			pending, err := p.fill(ctx)
+			switch {
+			case err != nil && ctx.Err() == nil:
+				p.s.log.Warn("cannot fill the volume pool; trying again", "error", err)
+				wait = poolBackoff
+			case pending:
+				wait = poolPending
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-p.nudge:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// fill makes what is missing on each node, notes what has become ready, and
+// removes what no engine can use. It says whether volumes are still to become
+// ready.
+func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
+	entries, err := p.s.store.PooledVolumes(ctx)
+	if err != nil {
+		return false, err
+	}
+	template := p.s.template.Load()
+	owner, params := template.Owner().String(), template.Owner().Params()
+	count, ready := map[string]int{}, 0
+	var waiting []*registry.PooledVolume
+	for _, v := range entries {
+		node, known := p.s.cluster.Node(v.NodeID)
+		switch {
+		case v.Owner != owner || !known || node.Down:
+			// A node that is gone took its volumes with it; one that comes back
+			// finds them deleted.
+			if err := p.discard(ctx, v); err != nil && known && !node.Down {
+				return false, err
+			}
+			continue
+		case v.Ready():
+			ready++
+		default:
+			waiting = append(waiting, v)
+		}
+		count[v.NodeID]++
+	}
+	p.ready.Store(int64(ready))
+	for _, node := range p.s.cluster.Nodes() {
+		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] {
+			continue
+		}
+		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
+			v := &registry.PooledVolume{EngineID: newID(), NodeID: node.ID, Owner: owner}
+			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
+				return false, err
+			}
+			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params); err != nil {
+				return false, err
+			}
+			pending = true
+		}
+	}
+	noted, err := p.noteReady(ctx, waiting)
+	p.ready.Add(int64(noted))
+	return pending || noted < len(waiting), err
+}
+
+// noteReady records the ids of volumes that became usable, finishing those that
+// a crash left without one.
+func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume) (noted int, err error) {
+	if len(waiting) == 0 {
+		return 0, nil
+	}
+	all, err := p.s.cluster.Volumes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	byName := make(map[string]*cluster.Volume, len(all))
+	for _, v := range all {
+		byName[v.Name] = v
+	}
+	for _, entry := range waiting {
+		v := byName[registry.JobID(entry.EngineID)]
+		if v == nil {
+			params := p.s.template.Load().Owner().Params()
+			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params); err != nil {
+				return noted, err
+			}
+			continue
+		}
+		if !v.Ready {
+			continue
+		}
+		full, err := p.s.cluster.Volume(ctx, v.ID)
+		if err != nil {
+			return noted, err
+		}
+		entry.VolumeID, entry.Path = full.ID, full.Path
+		if err := p.s.store.PutPooledVolume(ctx, entry); err != nil {
+			return noted, err
+		}
+		noted++
+	}
+	return noted, nil
+}
+
+// discard takes an entry out of the pool and deletes its volume. The entry goes
+// first: from then on nobody can claim what is being deleted. Where the
+// deletion fails, the volume is an orphan that is empty.
+func (p *volumePool) discard(ctx context.Context, v *registry.PooledVolume) error {
+	if err := p.s.store.DeletePooledVolume(ctx, v); err != nil {
+		if errors.Is(err, registry.ErrConflict) {
+			return nil // somebody claimed it
+		}
+		return err
+	}
+	return p.s.cluster.DeleteVolumes(ctx, registry.JobID(v.EngineID))
+}

@@ -1,0 +1,112 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// recoverEvery is how often operations of dead owners are looked for; a
+	// look costs two small reads while nothing changed.
+	recoverEvery = 3 * time.Second
+	// gravesEvery is how often the volumes of destroyed engines on silent nodes
+	// are tried again.
+	gravesEvery = 15 * time.Second
+)
+
+// recoverLoop takes over the operations whose owner is gone and finishes or
+// undoes them, at start and from then on.
+func (s *Scheduler) recoverLoop(ctx context.Context) {
+	var seen uint64
+	for ctx.Err() == nil {
+		if s.Ready() == nil {
+			if index, err := s.recoverOnce(ctx, seen); err == nil {
+				seen = index
+			} else if ctx.Err() == nil {
+				s.log.Warn("cannot look for abandoned operations; trying again", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(recoverEvery):
+		}
+	}
+}
+
+// recoverOnce looks through all rows if any row or replica changed since seen,
+// and returns the index that it has seen now.
+func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error) {
+	index, err := s.store.ChangeIndex(ctx)
+	if err != nil || index == seen {
+		return seen, err
+	}
+	// Rows before replicas: an owner has its key before it writes a row.
+	rows, err := s.store.Engines(ctx)
+	if err != nil {
+		return seen, err
+	}
+	replicas, err := s.store.Replicas(ctx)
+	if err != nil {
+		return seen, err
+	}
+	for _, row := range rows {
+		if row.Op == nil || replicas[row.Op.Owner] || s.running(row.ProductID, row.UserID) != nil {
+			continue
+		}
+		before := row.Op.Owner
+		row.Op.Owner = s.replica.ID
+		err := s.store.Update(ctx, row)
+		if errors.Is(err, registry.ErrConflict) {
+			continue // another replica was faster
+		}
+		if err != nil {
+			return seen, err
+		}
+		s.log.Info("taking over an operation", "engine_id", row.EngineID, "op", string(row.Op.Kind), "step", row.Op.Step, "from", before)
+		s.launch(row)
+	}
+	return index, nil
+}
+
+// gravesLoop deletes, while this replica leads, the volumes of destroyed
+// engines once their silent nodes are back.
+func (s *Scheduler) gravesLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(gravesEvery):
+		}
+		if s.Ready() != nil || !s.replica.Leader() {
+			continue
+		}
+		if err := s.sweepGraves(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("cannot look after graves; trying again", "error", err)
+		}
+	}
+}
+
+func (s *Scheduler) sweepGraves(ctx context.Context) error {
+	graves, err := s.store.Graves(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range graves {
+		if node, known := s.cluster.Node(g.NodeID); !known || node.Down {
+			continue
+		}
+		err := s.cluster.DeleteVolumes(ctx, registry.JobID(g.EngineID))
+		if err == nil {
+			err = s.store.DeleteGrave(ctx, g)
+		}
+		if err != nil {
+			s.log.Warn("a grave is not empty yet", "engine_id", g.EngineID, "error", err)
+			continue
+		}
+		s.log.Info("deleted the volume of a destroyed engine", "engine_id", g.EngineID)
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// writeNewKey writes the next version of the engine's key. A crash before the
+// row names it leaves a version that nobody was told; retireOldKey destroys it
+// with the others.
+func (o *operation) writeNewKey(ctx context.Context) error {
+	newest, err := o.s.vault.NewestVersion(ctx, o.row.EngineID)
+	if err != nil {
+		return err
+	}
+	version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), newest)
+	if err != nil {
+		return err
+	}
+	o.row.Op.KeyVersion = version
+	return nil
+}
+
+// leaveNewKey takes a rotation back that changed nothing which an engine or a
+// caller could see.
+func (o *operation) leaveNewKey(context.Context) error { return nil }
+
+// proveRotation waits until the engine refuses the old key and accepts the new
+// one: /health is open, and the process before may still hold the port.
+func (o *operation) proveRotation(ctx context.Context) error {
+	oldKey, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
+	if err != nil {
+		return err
+	}
+	newKey, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.Op.KeyVersion)
+	if err != nil {
+		return err
+	}
+	until := o.row.Op.Deadline
+	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
+		until = later
+	}
+	for {
+		refused, _ := o.s.probe.status(ctx, o.row.URL, oldKey)
+		if refused == http.StatusUnauthorized {
+			accepted, err := o.s.probe.status(ctx, o.row.URL, newKey)
+			if err == nil && accepted != http.StatusUnauthorized {
+				o.row.KeyVersion = o.row.Op.KeyVersion
+				o.row.LastHealthAt = time.Now().UTC()
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(until) {
+			if o.processGone(ctx) {
+				// No process is left that knows the old key; the next one reads
+				// the new hash.
+				o.row.KeyVersion = o.row.Op.KeyVersion
+				o.row.State, o.row.Reason = registry.Failed, reasonCrashed
+				return nil
+			}
+			return fail(RotationUnconfirmed, "the engine has not confirmed its new key yet; the rotation goes on in the background")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(proofEvery):
+		}
+	}
+}
+
+// proofEvery is how often the engine is asked for its key during a rotation.
+const proofEvery = 5 * time.Millisecond
+
+// processGone says whether Nomad knows that no process of the engine is left.
+func (o *operation) processGone(ctx context.Context) bool {
+	w := o.s.cluster.Watch(o.row.JobID())
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return false
+	}
+	gone := false
+	_ = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		gone = len(state.Allocs) > 0
+		for _, a := range state.Allocs {
+			gone = gone && a.Terminal() && !o.nodeSilent(a.NodeID)
+		}
+		return true, nil
+	})
+	return gone
+}
+
+// retireOldKey destroys the versions before the new one.
+func (o *operation) retireOldKey(ctx context.Context) error {
+	err := o.s.vault.DestroyVersionsBefore(ctx, o.row.EngineID, o.row.KeyVersion)
+	if errors.Is(err, secrets.ErrNotFound) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,195 @@
+// Package scheduler is the life of an engine: it provisions, starts, stops,
+// re-keys and destroys engines as operations that survive a crash between any
+// two of their steps.
+//
+// An operation first writes itself into the engine's row by check-and-set, then
+// acts under names derived from the engine_id, noting each step and each id it
+// learned, and closes itself. Whoever finds an operation whose owner is gone
+// continues it from its step.
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// Options are what an operator decides about engines.
+type Options struct {
+	Job          jobs.Settings
+	DefaultImage string
+	// Resources are an engine's, where its product's policy says nothing.
+	Resources    registry.Resources
+	BootTimeout  time.Duration
+	ProbeTimeout time.Duration
+	// VolumePool is how many ready, empty volumes each node keeps.
+	VolumePool int
+	// ProviderKeys are the secrets that engines get in their environment.
+	ProviderKeys map[string]string
+}
+
+// Scheduler runs operations on engines. All its methods may be called from any
+// number of goroutines, once Run was called.
+type Scheduler struct {
+	opts    Options
+	log     hclog.Logger
+	store   *registry.Store
+	replica *registry.Replica
+	cluster *cluster.Cluster
+	vault   *secrets.Vault
+	probe   *prober
+	checks  backendChecks
+
+	template atomic.Pointer[jobs.Template]
+	pool     *volumePool
+
+	// productIDs remembers which product a platform key hash belongs to. It
+	// only saves a read: each call verifies the pair anew.
+	productIDs sync.Map
+
+	mu       sync.Mutex
+	active   map[string]*operation // by engineKey
+	draining bool
+	ops      sync.WaitGroup
+
+	base context.Context // ends when the scheduler does
+}
+
+// New returns a scheduler; Run makes it work.
+func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, log hclog.Logger) *Scheduler {
+	firstDelay := time.Duration(0) // a refused connection costs nothing
+	if opts.Job.Driver == jobs.Docker {
+		firstDelay = containerDelay
+	}
+	s := &Scheduler{
+		opts: opts, log: log, store: store, cluster: c, vault: v,
+		replica: store.Join(log.Named("replica")),
+		probe:   newProber(opts.ProbeTimeout, firstDelay),
+		active:  map[string]*operation{},
+	}
+	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping}
+	s.pool = newVolumePool(s)
+	return s
+}
+
+// Run works until ctx ends, and returns when all that it started has stopped.
+// It returns early, with an error, only when the engine's job file breaks a
+// rule (*jobs.RulesError). Operations under way are cut at their next step: call Drain
+// first to let them finish.
+func (s *Scheduler) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	s.base = ctx
+	s.mu.Unlock()
+
+	// The session outlives the operations: their last writes need it.
+	session, leave := context.WithCancel(context.WithoutCancel(ctx))
+	left := make(chan struct{})
+	go func() { defer close(left); s.replica.Run(session) }()
+
+	var loops sync.WaitGroup
+	loops.Go(func() { s.cluster.Run(ctx) })
+	loops.Go(func() { s.recoverLoop(ctx) })
+	loops.Go(func() { s.pool.run(ctx) })
+	loops.Go(func() { s.gravesLoop(ctx) })
+
+	err := s.prepare(ctx)
+	if err == nil {
+		<-ctx.Done()
+	}
+	cancel()
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	s.ops.Wait()
+	loops.Wait()
+	leave()
+	<-left
+	return err
+}
+
+// prepare has Nomad parse the job file and puts the provider keys into Vault,
+// as often as it takes.
+func (s *Scheduler) prepare(ctx context.Context) error {
+	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, 15*time.Second) {
+		err := s.prepareOnce(ctx)
+		var rules *jobs.RulesError
+		switch {
+		case err == nil:
+			return nil
+		case asRules(err, &rules):
+			return rules
+		}
+		s.log.Warn("not ready for provisions yet; trying again", "error", err, "in", wait.String())
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+func (s *Scheduler) prepareOnce(ctx context.Context) error {
+	if len(s.opts.ProviderKeys) > 0 {
+		if err := s.vault.PutEnv(ctx, s.opts.ProviderKeys); err != nil {
+			return fmt.Errorf("write the provider keys: %w", err)
+		}
+	}
+	template, err := jobs.Parse(ctx, s.cluster.Client(), s.opts.Job)
+	if err != nil {
+		return err
+	}
+	s.template.Store(template)
+	s.warnOfTemplateLimits(ctx)
+	return nil
+}
+
+// Drain refuses new operations and waits until those under way have answered
+// or ctx ends.
+func (s *Scheduler) Drain(ctx context.Context) {
+	s.mu.Lock()
+	s.draining = true
+	waiting := make([]*operation, 0, len(s.active))
+	for _, o := range s.active {
+		waiting = append(waiting, o)
+	}
+	s.mu.Unlock()
+	for _, o := range waiting {
+		select {
+		case <-o.answered:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Ready says whether provisions can work: nil, or what is missing.
+func (s *Scheduler) Ready() error {
+	select {
+	case <-s.replica.Joined():
+	default:
+		return registry.ErrNoSession
+	}
+	select {
+	case <-s.cluster.Synced():
+	default:
+		return fmt.Errorf("%w: nodes and allocations are not read yet", cluster.ErrUnavailable)
+	}
+	if s.template.Load() == nil {
+		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	return nil
+}
+
+// PooledVolumes is how many ready, unclaimed volumes this replica last saw.
+func (s *Scheduler) PooledVolumes() int { return int(s.pool.ready.Load()) }

@@ -1,0 +1,297 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+const (
+	// killGrace is the kill_timeout of the engine's job (SPEC section 4): how
+	// long a process may take to end after SIGTERM.
+	killGrace = 30 * time.Second
+	// killMargin is for Nomad to notice and tell that the process is gone.
+	killMargin = 10 * time.Second
+	// volumeTimeout bounds the wait for a new host volume, which takes 6 to
+	// 10 s on an ordinary client (measured).
+	volumeTimeout = 45 * time.Second
+	// pollEvery is how often a condition is looked at that nothing tells of.
+	pollEvery = 50 * time.Millisecond
+)
+
+// ensureVolume makes the engine's brain on its node, or finds it there.
+func (o *operation) ensureVolume(ctx context.Context) error {
+	if o.row.VolumeID != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
+	defer cancel()
+	template := o.s.template.Load()
+	if template == nil {
+		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	v, err := o.s.cluster.EnsureVolume(ctx, o.row.JobID(), o.row.NodeID, template.Owner().Params())
+	if err == nil {
+		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
+	}
+	if err != nil {
+		return err
+	}
+	o.row.VolumeID, o.row.VolumePath = v.ID, v.Path
+	return nil
+}
+
+// ensureKey writes the engine's first key, or finds the one that was written.
+func (o *operation) ensureKey(ctx context.Context) error {
+	version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), 0)
+	if errors.Is(err, secrets.ErrConflict) {
+		version, err = o.s.vault.NewestVersion(ctx, o.row.EngineID)
+	}
+	if err != nil {
+		return err
+	}
+	o.row.KeyVersion = version
+	return nil
+}
+
+// writeVariable puts the hash of the engine's key where its job's template
+// reads it.
+func (o *operation) writeVariable(ctx context.Context) error {
+	version := o.row.KeyVersion
+	switch o.row.Op.Kind {
+	case registry.OpRotateKey:
+		version = o.row.Op.KeyVersion
+	case registry.OpStart:
+		// It is there already, but for a hand that removed it: a start needs no
+		// Vault for it.
+		_, err := o.s.cluster.KeyHash(ctx, o.row.JobID())
+		if !errors.Is(err, cluster.ErrNotFound) {
+			return err
+		}
+	}
+	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, version)
+	if err != nil {
+		return err
+	}
+	return o.s.cluster.PutKeyHash(ctx, o.row.JobID(), secrets.Hash(key))
+}
+
+// register gives the engine's job to Nomad with a count of 1. The process
+// before is gone: a start waits for that, a provision has none.
+func (o *operation) register(ctx context.Context) error {
+	template := o.s.template.Load()
+	if template == nil {
+		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	row := o.row
+	job, err := template.Render(jobs.Engine{
+		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
+		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
+		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
+	})
+	if err != nil {
+		return err
+	}
+	var index uint64
+	if row.Op.Kind == registry.OpStart {
+		if index, err = o.jobIndex(ctx); err != nil {
+			return err
+		}
+	}
+	registered, err := o.s.cluster.Register(ctx, job, index)
+	if errors.Is(err, cluster.ErrConflict) {
+		// A crash, or an answer that was lost, came between the registration
+		// and its record: nobody but this operation registers this job.
+		if index, err = o.jobIndex(ctx); err != nil {
+			return err
+		}
+		registered, err = index, nil
+	}
+	if err != nil {
+		return err
+	}
+	row.Op.JobIndex = registered
+	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
+	return nil
+}
+
+// jobIndex is the JobModifyIndex of the engine's job, 0 when there is none.
+func (o *operation) jobIndex(ctx context.Context) (uint64, error) {
+	job, err := o.s.cluster.Job(ctx, o.row.JobID())
+	if errors.Is(err, cluster.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return *job.JobModifyIndex, nil
+}
+
+// quiesce sets the count of the engine's job to 0, so that its process ends and
+// is not started again.
+func (o *operation) quiesce(ctx context.Context) error {
+	for {
+		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID())
+		switch {
+		case errors.Is(err, cluster.ErrNotFound):
+			return nil
+		case !errors.Is(err, cluster.ErrConflict):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+	}
+}
+
+// awaitGone waits until no process of the engine is left, as its node says.
+func (o *operation) awaitGone(ctx context.Context) error {
+	// After the deadline the caller has been told; each later try waits as long
+	// as a process may take to end.
+	until := o.row.Op.Deadline
+	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
+		until = later
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	w := o.s.cluster.Watch(o.row.JobID())
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return o.unconfirmed(ctx, err)
+	}
+	err := w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		for _, a := range state.Allocs {
+			if o.nodeSilent(a.NodeID) {
+				return false, errNodeSilent
+			}
+			if !a.Terminal() {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == registry.OpDestroy {
+		return nil // its volume becomes a grave
+	}
+	if err != nil {
+		return o.unconfirmed(ctx, err)
+	}
+	return nil
+}
+
+var errNodeSilent = errors.New("the engine's node is silent")
+
+func (o *operation) answeredAlready() bool {
+	select {
+	case <-o.answered:
+		return true
+	default:
+		return false
+	}
+}
+
+// unconfirmed is what a caller hears when it is not known that a process ended.
+func (o *operation) unconfirmed(ctx context.Context, err error) error {
+	timedOut := errors.Is(ctx.Err(), context.DeadlineExceeded)
+	if !timedOut && !errors.Is(err, errNodeSilent) {
+		return err
+	}
+	if o.row.Op.Kind == registry.OpStart {
+		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone; try again later", Err: err, RetryAfter: retryCapacity}
+	}
+	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone; the stop is carried out when it does", Err: err}
+}
+
+// nodeSilent says whether the servers do not hear from a node.
+func (o *operation) nodeSilent(nodeID string) bool {
+	node, known := o.s.cluster.Node(nodeID)
+	return !known || node.Down
+}
+
+// purge stops the engine's job for good.
+func (o *operation) purge(ctx context.Context) error {
+	return o.s.cluster.Purge(ctx, o.row.JobID())
+}
+
+// deleteVolume deletes the brain. On a silent node it is left: the row keeps its
+// id, and it becomes a grave.
+func (o *operation) deleteVolume(ctx context.Context) error {
+	for {
+		err := o.s.cluster.DeleteVolumes(ctx, o.row.JobID())
+		switch {
+		case err == nil:
+			o.row.VolumeID = ""
+			return nil
+		case o.row.NodeID != "" && o.row.VolumeID != "" && o.nodeSilent(o.row.NodeID):
+			return nil
+		case !errors.Is(err, cluster.ErrInUse) || time.Now().After(o.row.Op.Deadline):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// deleteVariable removes the hash of the engine's key.
+func (o *operation) deleteVariable(ctx context.Context) error {
+	return o.s.cluster.DeleteKeyHash(ctx, o.row.JobID())
+}
+
+// deleteKey removes every version of the engine's key.
+func (o *operation) deleteKey(ctx context.Context) error {
+	return o.s.vault.DeleteEngine(ctx, o.row.EngineID)
+}
+
+// removeRow ends the engine: row, index and place in the quota go at once. A
+// volume that could not be deleted stays behind as a grave.
+func (o *operation) removeRow(ctx context.Context) error {
+	err := o.s.store.Remove(ctx, o.row, o.row.VolumeID != "")
+	if errors.Is(err, registry.ErrConflict) {
+		_, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+		switch {
+		case errors.Is(gerr, registry.ErrNotFound):
+			err = nil // an answer was lost
+		case gerr == nil:
+			err = errSuperseded
+		}
+	}
+	o.removed = err == nil
+	return err
+}
+
+// settle waits until the replica whose operation was cut short has said that it
+// does nothing more, or is gone.
+func (o *operation) settle(ctx context.Context) error {
+	for o.row.Op.Supersedes != "" {
+		row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+		if err != nil {
+			return err
+		}
+		if row.Op == nil || row.Op.ID != o.row.Op.ID || row.Op.Owner != o.row.Op.Owner {
+			return errSuperseded
+		}
+		o.row = row
+		replicas, err := o.s.store.Replicas(ctx)
+		if err != nil {
+			return err
+		}
+		if row.Op.Supersedes == "" || !replicas[row.Op.Supersedes] {
+			o.row.Op.Supersedes = ""
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
+	return nil
+}
