@@ -1,0 +1,202 @@
+// Package config is the service's configuration: one struct, filled from the
+// environment, with its defaults and its checks in one place.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/jobs"
+	nomadjobs "github.com/septemberai/orch/nomad-jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+)
+
+// Config is everything that an operator decides. The addresses and tokens of
+// Nomad, Consul and Vault are read by their own clients from their own standard
+// variables.
+type Config struct {
+	Addr     string `env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
+	AdminKey string `env:"ORCH_ADMIN_KEY" desc:"key of the admin endpoints, 16 characters or more (required)"`
+	LogLevel string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
+	LogJSON  bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
+
+	EngineImage    string   `env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
+	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec"`
+	EngineBinDir   string   `env:"ORCH_ENGINE_BIN_DIR" desc:"folder of engine executables on every node (required with raw_exec)"`
+	EngineJobFile  string   `env:"ORCH_ENGINE_JOB_FILE" desc:"Nomad job file of an engine; default: the one built in"`
+	EngineCPUMHz   int      `env:"ORCH_ENGINE_CPU_MHZ" envDefault:"100" desc:"CPU of an engine whose policy says nothing, in MHz"`
+	EngineMemoryMB int      `env:"ORCH_ENGINE_MEMORY_MB" envDefault:"256" desc:"memory of an engine whose policy says nothing, in MiB"`
+	KeyReload      string   `env:"ORCH_ENGINE_KEY_RELOAD" envDefault:"restart" desc:"how an engine gets a new key hash: restart of its process, or signal (SIGHUP, then it reads ENGINE_KEY_HASH_FILE)"`
+	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
+	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
+	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node"`
+
+	ConsulPrefix   string `env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
+	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
+	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
+
+	BootTimeoutS         int `env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
+	HealthCheckIntervalS int `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
+	HealthCheckTimeoutS  int `env:"ORCH_HEALTH_CHECK_TIMEOUT_S" envDefault:"10" desc:"one health probe, in seconds"`
+	HealthMaxFailures    int `env:"ORCH_HEALTH_MAX_FAILURES" envDefault:"3" desc:"consecutive failures before an engine is failed"`
+	RestartBackoffBaseS  int `env:"ORCH_RESTART_BACKOFF_BASE_S" envDefault:"5" desc:"first wait before an auto-restart, in seconds; doubles"`
+	RestartBackoffMaxS   int `env:"ORCH_RESTART_BACKOFF_MAX_S" envDefault:"300" desc:"longest wait before an auto-restart, in seconds"`
+	RestartMaxAttempts   int `env:"ORCH_RESTART_MAX_ATTEMPTS" envDefault:"8" desc:"auto-restarts before the service gives up"`
+
+	// jobFile is the text of the engine's job file.
+	jobFile string
+	// lookup finds the variables named in Passthrough.
+	lookup map[string]string
+}
+
+// Load fills a Config from variables in the form NAME=value, as os.Environ
+// gives them. The error names every variable that is wrong.
+func Load(environ []string) (*Config, error) {
+	vars := env.ToMap(environ)
+	c := &Config{lookup: vars}
+	var errs []error
+	if err := env.ParseWithOptions(c, env.Options{Environment: vars}); err != nil {
+		errs = append(errs, named(err)...)
+	}
+	errs = append(errs, c.check()...)
+	return c, errors.Join(errs...)
+}
+
+// named turns the parser's errors, which name struct fields, into ones that
+// name variables. The values stay out of them: one may be a secret.
+func named(err error) []error {
+	var all env.AggregateError
+	if !errors.As(err, &all) {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range all.Errors {
+		var parse env.ParseError
+		if !errors.As(e, &parse) {
+			out = append(out, e)
+			continue
+		}
+		field, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
+		out = append(out, fmt.Errorf("%s: is not a %s", field.Tag.Get("env"), parse.Type))
+	}
+	return out
+}
+
+var (
+	namePattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	mountPattern  = regexp.MustCompile(`^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$`)
+	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
+)
+
+// minAdminKey is SPEC section 6: any string of 16 characters or more.
+const minAdminKey = 16
+
+// check returns every mistake, by variable name.
+func (c *Config) check() []error {
+	var errs []error
+	bad := func(ok bool, name, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
+		}
+	}
+	oneOf := func(name, v string, words ...string) {
+		for _, w := range words {
+			if v == w {
+				return
+			}
+		}
+		bad(false, name, "must be one of %s", strings.Join(words, ", "))
+	}
+	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be %d or more", v, min) }
+
+	_, _, err := net.SplitHostPort(c.Addr)
+	bad(err == nil, "ORCH_ADDR", "must be host:port or :port")
+	bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set, to %d characters or more", minAdminKey)
+	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
+
+	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec))
+	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
+	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
+	if c.EngineImage != "" {
+		bad(scheduler.CheckImage(jobs.Driver(c.EngineDriver), c.EngineImage) == nil, "ORCH_ENGINE_IMAGE", "is not an image; with raw_exec it is the name of an executable, without a path")
+	}
+	if jobs.Driver(c.EngineDriver) == jobs.RawExec {
+		bad(filepath.IsAbs(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec")
+	}
+	bad(c.CatalogPath == "" || filepath.IsAbs(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path")
+	for _, name := range c.Passthrough {
+		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "%q is not a variable name", name)
+	}
+	bad(prefixPattern.MatchString(c.ConsulPrefix), "ORCH_CONSUL_PREFIX", "must be a path that ends in a slash, as in orch/")
+	bad(mountPattern.MatchString(c.VaultMount), "ORCH_VAULT_MOUNT", "must be a mount path without slashes at its ends")
+	bad(c.NomadNamespace != "" && c.NomadNamespace != "*", "ORCH_NOMAD_NAMESPACE", "must name one namespace")
+
+	c.jobFile = nomadjobs.Engine
+	if c.EngineJobFile != "" {
+		b, err := os.ReadFile(c.EngineJobFile)
+		bad(err == nil, "ORCH_ENGINE_JOB_FILE", "cannot be read: %v", err)
+		c.jobFile = string(b)
+	}
+
+	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
+	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)
+	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
+	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
+	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
+	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad refuses less
+	atLeast("ORCH_HEALTH_MAX_FAILURES", c.HealthMaxFailures, 1)
+	atLeast("ORCH_RESTART_BACKOFF_BASE_S", c.RestartBackoffBaseS, 1)
+	bad(c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must not be less than ORCH_RESTART_BACKOFF_BASE_S")
+	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
+	return errs
+}
+
+// Scheduler is the part of the configuration that the scheduler works by.
+func (c *Config) Scheduler() scheduler.Options {
+	keys := map[string]string{}
+	for _, name := range c.Passthrough {
+		if value, set := c.lookup[name]; set {
+			keys[name] = value
+		}
+	}
+	job := jobs.Settings{
+		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
+		BinDir: c.EngineBinDir, CatalogPath: c.CatalogPath,
+		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
+		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
+	}
+	return scheduler.Options{
+		Job: job, DefaultImage: c.EngineImage,
+		Resources:    registry.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
+		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
+		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
+		VolumePool:   c.VolumePool,
+		ProviderKeys: keys,
+	}
+}
+
+// Variable documents one variable.
+type Variable struct{ Name, Default, Description string }
+
+// Variables lists every ORCH_ variable in the order of the struct.
+func Variables() []Variable {
+	var list []Variable
+	t := reflect.TypeFor[Config]()
+	for i := range t.NumField() {
+		if name := t.Field(i).Tag.Get("env"); name != "" {
+			list = append(list, Variable{name, t.Field(i).Tag.Get("envDefault"), t.Field(i).Tag.Get("desc")})
+		}
+	}
+	return list
+}

@@ -1,0 +1,176 @@
+// Package service wires the parts of the service together: the one constructor
+// that main, the dev stack and the tests use.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
+	vault "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
+	"github.com/septemberai/orch/server"
+)
+
+// Clients say where Nomad, Consul and Vault are. Empty fields are filled from
+// the clients' own standard variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
+// VAULT_ADDR, ...).
+type Clients struct {
+	NomadAddr, ConsulAddr, VaultAddr, VaultToken string
+}
+
+// Service is a replica of the service, listening but not yet answering.
+type Service struct {
+	Server    *server.Server
+	Scheduler *scheduler.Scheduler
+
+	vault *secrets.Vault
+	log   hclog.Logger
+	drain time.Duration
+	idle  []func()
+}
+
+// New connects the parts and opens the listener. Nothing remote is called yet.
+func New(cfg *config.Config, clients Clients, log hclog.Logger) (*Service, error) {
+	svc := &Service{log: log}
+	transport := func() *http.Transport {
+		t := newTransport()
+		svc.idle = append(svc.idle, t.CloseIdleConnections)
+		return t
+	}
+	n, err := nomadClient(clients, transport())
+	if err != nil {
+		return nil, err
+	}
+	c, err := consulClient(clients, transport())
+	if err != nil {
+		return nil, err
+	}
+	v, err := vaultClient(clients, transport())
+	if err != nil {
+		return nil, err
+	}
+	keys := secrets.New(v, cfg.VaultMount)
+	opts := cfg.Scheduler()
+	if len(opts.ProviderKeys) > 0 {
+		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
+	}
+	svc.vault = keys
+	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, log.Named("scheduler"))
+	svc.drain = svc.Scheduler.LongestOperation()
+	svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server"))
+	return svc, err
+}
+
+// Run serves until ctx ends, then stops accepting, finishes what is in flight,
+// and gives the replica's session up. It returns early when serving fails or
+// the engine's job file cannot be used.
+func (s *Service) Run(ctx context.Context) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	scheduled, served, renewed := make(chan error, 1), make(chan error, 1), make(chan struct{})
+	go func() { scheduled <- s.Scheduler.Run(work) }()
+	go func() { served <- s.Server.Serve() }()
+	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
+	s.log.Info("listening", "addr", s.Server.Addr().String())
+
+	var err error
+	running := true
+	select {
+	case <-ctx.Done():
+	case err = <-served:
+	case err = <-scheduled:
+		running = false
+	}
+	grace, cancel := context.WithTimeout(work, s.drain)
+	defer cancel()
+	if err == nil {
+		s.log.Info("stopping: finishing what is in flight", "at_most", s.drain.String())
+		err = s.Server.Shutdown(grace)
+		s.Scheduler.Drain(grace)
+	}
+	err = errors.Join(err, s.Server.Close())
+	stop()
+	if running {
+		err = errors.Join(err, <-scheduled)
+	}
+	<-renewed
+	for _, closeIdle := range s.idle {
+		closeIdle()
+	}
+	return err
+}
+
+// newTransport keeps enough idle connections for a burst, and fewer in all than
+// the 100 that Nomad and the 200 that Consul allow a client by default.
+func newTransport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 64, 64, 64
+	t.IdleConnTimeout = 60 * time.Second
+	return t
+}
+
+func nomadClient(at Clients, t *http.Transport) (*nomad.Client, error) {
+	cfg := nomad.DefaultConfig()
+	if at.NomadAddr != "" {
+		cfg.Address = at.NomadAddr
+	}
+	cfg.HttpClient = &http.Client{Transport: t}
+	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
+		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+	}
+	c, err := nomad.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+	}
+	return c, nil
+}
+
+func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
+	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
+	if at.ConsulAddr != "" {
+		cfg.Address = at.ConsulAddr
+	}
+	cfg.Transport = t
+	c, err := consul.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
+	}
+	return c, nil
+}
+
+func vaultClient(at Clients, t *http.Transport) (*vault.Client, error) {
+	cfg := vault.DefaultConfig()
+	if cfg.Error != nil {
+		return nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
+	}
+	if tls, ok := cfg.HttpClient.Transport.(*http.Transport); ok && tls.TLSClientConfig != nil {
+		t.TLSClientConfig = tls.TLSClientConfig
+	}
+	cfg.HttpClient.Transport = t
+	if at.VaultAddr != "" {
+		cfg.Address = at.VaultAddr
+	}
+	// A Vault that is down means 503 now, not after its client's own retries.
+	cfg.MaxRetries = 0
+	c, err := vault.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("VAULT_ variables: %w", err)
+	}
+	if at.VaultToken != "" {
+		c.SetToken(at.VaultToken)
+	}
+	return c, nil
+}

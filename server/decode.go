@@ -1,0 +1,82 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	jsonexp "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// maxBody is the largest request body (SPEC section 1).
+const maxBody = 64 << 10
+
+// decode reads a JSON request body into v. It is strict, so that typing errors
+// surface: unknown fields, duplicate keys, wrong types, invalid UTF-8 and
+// anything after the value are refused, and the message names the field. An
+// empty body is {}.
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return &scheduler.Error{Code: scheduler.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
+		}
+		return invalid("the body could not be read")
+	}
+	return decodeBytes(body, v)
+}
+
+func decodeBytes(body []byte, v any) error {
+	if len(bytes.TrimSpace(body)) == 0 {
+		body = []byte("{}")
+	}
+	err := jsonexp.Unmarshal(body, v, jsonexp.RejectUnknownMembers(true))
+	if err == nil {
+		if bytes.TrimSpace(body)[0] != '{' {
+			return invalid("the body must be a JSON object")
+		}
+		return nil
+	}
+	var semantic *jsonexp.SemanticError
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case errors.Is(err, jsonexp.ErrUnknownName) && errors.As(err, &semantic):
+		return invalid("unknown field %s", field(semantic.JSONPointer))
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
+		return invalid("field %s stands there twice", field(syntactic.JSONPointer))
+	case errors.As(err, &semantic):
+		if semantic.JSONPointer == "" {
+			return invalid("the body must be a JSON object")
+		}
+		return invalid("field %s has the wrong type or is out of range", field(semantic.JSONPointer))
+	}
+	return invalid("the body is not valid JSON")
+}
+
+// field shows a JSON pointer as a field path, cut to a length fit for a message.
+func field(p jsontext.Pointer) string {
+	name := strings.ReplaceAll(strings.TrimPrefix(string(p), "/"), "/", ".")
+	if runes := []rune(name); len(runes) > 80 {
+		name = string(runes[:80]) + "..."
+	}
+	b, _ := json.Marshal(name)
+	return string(b)
+}
+
+func invalid(format string, args ...any) *scheduler.Error {
+	return &scheduler.Error{Code: scheduler.InvalidRequest, Message: fmt.Sprintf(format, args...)}
+}

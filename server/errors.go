@@ -1,0 +1,87 @@
+package server
+
+import (
+	"encoding/json"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// status is the one table from error code to HTTP status (SPEC sections 1 to 3).
+var status = map[scheduler.Code]int{
+	scheduler.InvalidRequest:      http.StatusBadRequest,
+	scheduler.InvalidPlatformKey:  http.StatusUnauthorized,
+	scheduler.InvalidAdminKey:     http.StatusUnauthorized,
+	scheduler.PolicyDenied:        http.StatusForbidden,
+	scheduler.NotFound:            http.StatusNotFound,
+	scheduler.EngineNotFound:      http.StatusNotFound,
+	scheduler.MethodNotAllowed:    http.StatusMethodNotAllowed,
+	scheduler.EngineAlreadyExists: http.StatusConflict,
+	scheduler.EngineRunning:       http.StatusConflict,
+	scheduler.EngineNotRunning:    http.StatusConflict,
+	scheduler.EngineBusy:          http.StatusConflict,
+	scheduler.ProductSlugExists:   http.StatusConflict,
+	scheduler.RequestTooLarge:     http.StatusRequestEntityTooLarge,
+	scheduler.UnsupportedMedia:    http.StatusUnsupportedMediaType,
+	scheduler.QuotaExceeded:       http.StatusTooManyRequests,
+	scheduler.Internal:            http.StatusInternalServerError,
+	scheduler.EngineBootFailed:    http.StatusBadGateway,
+	scheduler.BackendError:        http.StatusBadGateway,
+	scheduler.PortExhaustion:      http.StatusServiceUnavailable,
+	scheduler.CapacityExhausted:   http.StatusServiceUnavailable,
+	scheduler.BackendUnavailable:  http.StatusServiceUnavailable,
+	scheduler.BootTimeout:         http.StatusGatewayTimeout,
+	scheduler.StopUnconfirmed:     http.StatusGatewayTimeout,
+	scheduler.RotationUnconfirmed: http.StatusGatewayTimeout,
+}
+
+// errorBody is every answer that is not 2xx.
+type errorBody struct {
+	Error struct {
+		Code      scheduler.Code `json:"code"`
+		Message   string         `json:"message"`
+		RequestID string         `json:"request_id"`
+	} `json:"error"`
+}
+
+// writeError answers with an error; its cause goes to the log alone.
+func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	e := scheduler.AsError(err)
+	code, known := status[e.Code]
+	if !known {
+		code = http.StatusInternalServerError
+	}
+	id := scheduler.RequestID(r.Context())
+	args := []any{"request_id", id, "code", string(e.Code), "status", code, "method", r.Method}
+	if e.Err != nil {
+		args = append(args, "error", e.Err)
+	}
+	if code >= http.StatusInternalServerError {
+		s.log.Error("request failed", args...)
+	} else {
+		s.log.Debug("request refused", args...)
+	}
+	wait := e.RetryAfter
+	if wait < time.Second && (code == http.StatusServiceUnavailable || code == http.StatusTooManyRequests) {
+		wait = time.Second
+	}
+	if wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	}
+	var body errorBody
+	body.Error.Code, body.Error.Message, body.Error.RequestID = e.Code, e.Message, id
+	writeJSON(w, code, body)
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("server: answers always marshal: " + err.Error())
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n'))
+}

@@ -1,0 +1,250 @@
+package server
+
+import (
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
+)
+
+// engineAnswer is an engine as GET shows it.
+type engineAnswer struct {
+	EngineID      string         `json:"engine_id"`
+	UserID        string         `json:"user_id"`
+	Status        registry.State `json:"status"`
+	URL           *string        `json:"url"`
+	APIKey        *string        `json:"api_key"`
+	EngineVersion string         `json:"engine_version"`
+	CreatedAt     string         `json:"created_at"`
+	LastHealthAt  *string        `json:"last_health_at"`
+	Reason        string         `json:"reason,omitempty"`
+}
+
+// optional is null in JSON when it is empty.
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func timestamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// caller authenticates a product's call about one user.
+func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, error) {
+	bad := registry.CheckUserID(userID)
+	if bad != nil {
+		userID = "" // nothing is looked up under a name that cannot be
+	}
+	c, err := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
+	if err == nil && bad != nil {
+		err = invalid("%v", bad)
+	}
+	return c, err
+}
+
+func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) error {
+	var body struct {
+		UserID        string  `json:"user_id"`
+		EngineVersion *string `json:"engine_version"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		// A caller without a key learns nothing about what it sent.
+		if _, kerr := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), ""); kerr != nil {
+			return kerr
+		}
+		return err
+	}
+	c, err := s.caller(r, body.UserID)
+	if err != nil {
+		return err
+	}
+	image := ""
+	if body.EngineVersion != nil {
+		if image = *body.EngineVersion; image == "" {
+			return invalid("engine_version is empty; leave it out for the default")
+		}
+	}
+	e, key, err := s.scheduler.Provision(r.Context(), c, image)
+	if err != nil {
+		return err
+	}
+	secret(w)
+	writeJSON(w, http.StatusOK, struct {
+		EngineID string         `json:"engine_id"`
+		UserID   string         `json:"user_id"`
+		Status   registry.State `json:"status"`
+		URL      string         `json:"url"`
+		APIKey   string         `json:"api_key"`
+	}{e.EngineID, e.UserID, e.State, e.URL, key})
+	return nil
+}
+
+func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.caller(r, userID)
+	if err != nil {
+		return err
+	}
+	if c.Engine == nil {
+		return &scheduler.Error{Code: scheduler.EngineNotFound, Message: "this product has no engine for that user_id"}
+	}
+	key, err := s.scheduler.Key(r.Context(), c.Engine)
+	if err != nil {
+		return err
+	}
+	e := c.Engine
+	secret(w)
+	writeJSON(w, http.StatusOK, engineAnswer{
+		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(e.URL), APIKey: optional(key),
+		EngineVersion: e.Image, CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(e.LastHealthAt)), Reason: e.Reason,
+	})
+	return nil
+}
+
+func (s *Server) start(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.bodyless(w, r, userID)
+	if err != nil {
+		return err
+	}
+	e, err := s.scheduler.Start(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Status registry.State `json:"status"`
+		URL    string         `json:"url"`
+	}{e.State, e.URL})
+	return nil
+}
+
+func (s *Server) stop(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.bodyless(w, r, userID)
+	if err != nil {
+		return err
+	}
+	e, err := s.scheduler.Stop(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Status registry.State `json:"status"`
+	}{e.State})
+	return nil
+}
+
+func (s *Server) rotateKey(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.bodyless(w, r, userID)
+	if err != nil {
+		return err
+	}
+	key, err := s.scheduler.RotateKey(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	secret(w)
+	writeJSON(w, http.StatusOK, struct {
+		NewAPIKey string `json:"new_api_key"`
+	}{key})
+	return nil
+}
+
+func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.bodyless(w, r, userID)
+	if err != nil {
+		return err
+	}
+	id, err := s.scheduler.Destroy(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Status   string `json:"status"`
+		EngineID string `json:"engine_id"`
+	}{"destroyed", id})
+	return nil
+}
+
+// bodyless authenticates a call whose body may be empty or {}.
+func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string) (*scheduler.Caller, error) {
+	c, err := s.caller(r, userID)
+	if err != nil {
+		return nil, err
+	}
+	return c, decode(w, r, &struct{}{})
+}
+
+// maxDisplayName bounds a product's display name, in bytes.
+const maxDisplayName = 200
+
+func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ string) error {
+	if !secrets.Equal(r.Header.Get("X-Admin-Key"), s.adminKey) {
+		return &scheduler.Error{Code: scheduler.InvalidAdminKey, Message: "the X-Admin-Key header does not hold the admin key"}
+	}
+	var body struct {
+		Slug        string          `json:"slug"`
+		DisplayName string          `json:"display_name"`
+		Policy      registry.Policy `json:"policy"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		return err
+	}
+	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || !utf8.ValidString(n) {
+		return invalid("display_name must be set, to %d bytes or fewer", maxDisplayName)
+	}
+	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
+	if err != nil {
+		return err
+	}
+	secret(w)
+	writeJSON(w, http.StatusOK, struct {
+		ProductID      string `json:"product_id"`
+		Slug           string `json:"slug"`
+		PlatformAPIKey string `json:"platform_api_key"`
+	}{p.ProductID, p.Slug, key})
+	return nil
+}
+
+// secret marks an answer that carries a key.
+func secret(w http.ResponseWriter) { w.Header().Set("Cache-Control", "no-store") }
+
+func (s *Server) health(w http.ResponseWriter, r *http.Request, _ string) error {
+	body := struct {
+		Status     string            `json:"status"`
+		Subsystems map[string]string `json:"subsystems"`
+	}{"ok", map[string]string{}}
+	code := http.StatusOK
+	for name, err := range s.scheduler.Health(r.Context()) {
+		body.Subsystems[name] = "ok"
+		if err != nil {
+			s.log.Debug("subsystem is out of reach", "subsystem", name, "error", err)
+			body.Subsystems[name], body.Status, code = "unavailable", "degraded", http.StatusServiceUnavailable
+			w.Header().Set("Retry-After", "2")
+		}
+	}
+	writeJSON(w, code, body)
+	return nil
+}
+
+func (s *Server) live(w http.ResponseWriter, _ *http.Request, _ string) error {
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	return nil
+}
+
+func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := s.scheduler.Ready(); err != nil {
+		return err
+	}
+	if err := s.scheduler.Reachable(r.Context()); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
+	return nil
+}

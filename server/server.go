@@ -1,0 +1,117 @@
+// Package server is the REST API of the service: it decodes, authenticates,
+// asks the scheduler, and encodes.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// Server serves the API on a listener that New opened.
+type Server struct {
+	scheduler *scheduler.Scheduler
+	adminKey  string
+	log       hclog.Logger
+	listener  net.Listener
+	http      *http.Server
+}
+
+// New opens addr, so that a taken port is an error here and not in a goroutine.
+func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
+	}
+	srv := &Server{scheduler: s, adminKey: adminKey, log: log, listener: l}
+	// An answer can take as long as the longest operation; a client that does
+	// not read it, or does not send its request, is let go.
+	write := s.LongestOperation() + 15*time.Second
+	srv.http = &http.Server{
+		Handler:           srv.identify(srv.routes()),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      write,
+		IdleTimeout:       write + time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
+	}
+	return srv, nil
+}
+
+// Addr is the address that the server listens on.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Serve answers requests until Shutdown.
+func (s *Server) Serve() error {
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// Shutdown stops accepting, and waits for the requests in flight until ctx ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.http.SetKeepAlivesEnabled(false)
+	return s.http.Shutdown(ctx)
+}
+
+// Close ends all connections at once.
+func (s *Server) Close() error { return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close())) }
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// sane is a request id that may go into headers, logs and rows as it is.
+var sane = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
+
+// identify gives every request its id and catches what a handler did not.
+func (s *Server) identify(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get("X-Request-Id")
+		if !sane.MatchString(id) {
+			id = strings.ToLower(rand.Text())
+		}
+		w.Header().Set("X-Request-Id", id)
+		r = r.WithContext(scheduler.WithRequestID(r.Context(), id))
+		defer func() {
+			if p := recover(); p != nil {
+				s.log.Error("handler panicked", "request_id", id, "panic", p, "stack", string(debug.Stack()))
+				s.writeError(w, r, fmt.Errorf("panic: %v", p))
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serve runs one handler.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h handler) {
+	began := time.Now()
+	if err := h(w, r, userID); err != nil {
+		s.writeError(w, r, err)
+		return
+	}
+	s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
+}
+
+// isEngineAction says whether a path is /engines/{user_id}/{action}.
+func isEngineAction(path string) bool {
+	return strings.HasPrefix(path, "/engines/") && strings.Count(path, "/") == 3
+}
+
+func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
