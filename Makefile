@@ -1,0 +1,63 @@
+# orch: see README.md. `make help` lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO      ?= go
+STATICCHECK := v0.8.2
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# The engine's executable carries its switches in its name; tests link it anew.
+BIN := bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/orch and bin/reference-engine
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch ./cmd/orch
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/reference-engine ./cmd/reference-engine
+
+.PHONY: tools
+tools: build ## Find or build nomad, consul and vault (15 to 20 minutes the first time)
+	$(BIN)/orch tools
+
+.PHONY: dev
+dev: build ## Run everything on this machine: real agents, the service, a demo engine
+	$(BIN)/orch dev
+
+.PHONY: demo
+demo: build ## Take one engine through its whole life, once, and check every step
+	$(BIN)/orch demo
+
+.PHONY: test
+test: ## Run all tests, against real agents
+	$(GO) vet ./...
+	$(GO) test -race -shuffle=on -count=1 -timeout 20m ./...
+
+# Built from its module, as the agents are; cold 4 minutes on two cores.
+LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: lint
+lint: ## Check formatting, go vet and staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)
+	./tools/fuzz.sh $(or $(FUZZTIME),20s)
+
+.PHONY: bench
+bench: build ## Measure, side by side in one run, and print the ratios
+	$(GO) run ./bench
+
+.PHONY: engine-image
+engine-image: ## Build the reference engine's container images (needs a docker engine)
+	./cmd/reference-engine/build-image.sh
+
+.PHONY: clean
+clean: ## Remove what was built here
+	rm -rf $(BIN) .dev

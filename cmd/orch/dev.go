@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/dev"
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+// stateDir is where `orch dev` keeps its state, wiped at each start.
+const stateDir = ".dev"
+
+// demoUser is whose engine `orch dev` provisions.
+const demoUser = "demo-user-001"
+
+type devCommand struct{}
+
+func (*devCommand) Synopsis() string { return "Run everything on this machine, on real agents" }
+
+func (*devCommand) Help() string {
+	return `Usage: orch dev
+
+  Start real Nomad, Consul and Vault agents on loopback, the service on
+  127.0.0.1:8000, a product named demo and an engine for ` + demoUser + `, and
+  stay up until Ctrl-C, which leaves nothing behind. State and logs are in
+  .dev/, which is wiped at each start; .dev/env holds the addresses and keys.
+
+  ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT
+  move the ports (0: a free one); ORCH_ADMIN_KEY and ORCH_LOG_LEVEL and the other
+  ORCH_ variables of the service are taken too. LLM_API_KEY and OPENAI_API_KEY
+  reach the engine where they are set. ORCH_TOOLS=build builds the agents from
+  source instead of looking for a release.`
+}
+
+func (c *devCommand) Run(args []string) int {
+	if len(args) > 0 {
+		fmt.Fprintln(os.Stderr, c.Help())
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := runDev(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "orch dev: "+err.Error())
+		return 1
+	}
+	return 0
+}
+
+func runDev(ctx context.Context) (err error) {
+	began := time.Now()
+	progress := func(line string) { fmt.Printf("%7.1fs  %s\n", time.Since(began).Seconds(), line) }
+	ports, err := devstack.DevPorts(os.Getenv)
+	if err != nil {
+		return err
+	}
+	progress("looking for nomad, consul and vault")
+	binaries, err := devstack.Tools(ctx, devstack.ToolOptions{Progress: progress})
+	if err != nil {
+		return err
+	}
+	dir, err := filepath.Abs(stateDir)
+	if err != nil {
+		return err
+	}
+	sys, err := dev.Start(ctx, dev.Options{
+		Stack:    devstack.Config{Dir: dir, Keep: true, Ports: ports, Binaries: binaries, Progress: progress, DockerSocket: dockerSocket()},
+		Vars:     orchVariables(),
+		Progress: progress, LogTo: os.Stderr,
+	})
+	if err != nil {
+		return err
+	}
+	envFile := filepath.Join(dir, "env")
+	defer func() {
+		progress("stopping")
+		err = errors.Join(err, ignoreMissing(os.Remove(envFile)), sys.Stop())
+		progress("stopped; nothing is left running")
+	}()
+	progress("provisioning an engine for " + demoUser)
+	engine, err := sys.Demo().Provision(ctx, demoUser, "")
+	if err != nil {
+		return err
+	}
+	if err := writeEnv(envFile, sys); err != nil {
+		return err
+	}
+	progress("ready")
+	fmt.Print(invitation(sys, engine))
+	select {
+	case <-ctx.Done():
+		fmt.Println()
+		return nil
+	case err := <-sys.Served():
+		return fmt.Errorf("the service ended: %w", err)
+	}
+}
+
+// orchVariables are the ORCH_ variables of this process's environment.
+func orchVariables() map[string]string {
+	vars := map[string]string{}
+	for _, kv := range os.Environ() {
+		if name, value, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "ORCH_") {
+			vars[name] = value
+		}
+	}
+	return vars
+}
+
+// dockerSocket is the engine that Nomad's docker driver may use: one that is
+// named, and needed.
+func dockerSocket() string {
+	if os.Getenv("ORCH_ENGINE_DRIVER") != "docker" {
+		return ""
+	}
+	if host := os.Getenv("DOCKER_HOST"); host != "" {
+		return host
+	}
+	return "unix:///var/run/docker.sock"
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// writeEnv writes what a shell needs to talk to the system, readable by its
+// owner alone, and all at once.
+func writeEnv(file string, sys *dev.System) error {
+	lines := []string{
+		"ORCH_URL=" + sys.URL, "ORCH_ADMIN_KEY=" + quote(sys.AdminKey), "ORCH_PLATFORM_KEY=" + sys.Product.PlatformAPIKey,
+		"NOMAD_ADDR=" + sys.Stack.NomadAddr, "CONSUL_HTTP_ADDR=" + sys.Stack.ConsulAddr,
+		"VAULT_ADDR=" + sys.Stack.VaultAddr, "VAULT_TOKEN=" + sys.Stack.VaultRootToken,
+	}
+	if err := os.WriteFile(file+".new", []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// quote makes a value one word for a shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+func invitation(sys *dev.System, e *client.Engine) string {
+	return fmt.Sprintf(`
+  service       %[1]s
+  platform key  %[2]s        (product "demo")
+  admin key     %[9]s
+  engine        %[3]s        (user %[4]s)
+  engine key    %[5]s
+
+  Try:
+    curl -s %[1]s/engines/%[4]s -H 'X-Platform-Key: %[2]s'
+    curl -s %[3]s/execute -H 'X-Engine-Key: %[5]s' -H 'Content-Type: application/json' -d '{"input": "the sky is blue"}'
+    curl -s %[3]s/memory/export -H 'X-Engine-Key: %[5]s'
+    curl -s -X POST %[1]s/engines/provision -H 'X-Platform-Key: %[2]s' -H 'Content-Type: application/json' -d '{"user_id": "demo-user-002"}'
+    curl -s -X POST %[1]s/engines/%[4]s/rotate-key -H 'X-Platform-Key: %[2]s'
+    curl -s -X POST %[1]s/engines/%[4]s/stop -H 'X-Platform-Key: %[2]s'
+
+  Nomad UI      %[6]s/ui/jobs
+  Consul UI     %[7]s/ui
+  Vault UI      %[8]s/ui     (token in %[10]s)
+
+  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell (set -a first to export them).
+  Ctrl-C ends everything.
+`, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,
+		sys.Stack.NomadAddr, sys.Stack.ConsulAddr, sys.Stack.VaultAddr, sys.AdminKey, filepath.Join(stateDir, "env"))
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/service"
+)
+
+type serverCommand struct{}
+
+func (*serverCommand) Synopsis() string { return "Run the service" }
+
+func (*serverCommand) Help() string {
+	var b strings.Builder
+	b.WriteString(`Usage: orch server
+
+  Run one replica of the service until SIGINT or SIGTERM; then it stops
+  accepting, finishes what is in flight and exits. It is configured by the
+  environment:
+
+`)
+	w := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
+	for _, v := range config.Variables() {
+		def := v.Default
+		if def == "" {
+			def = "-"
+		}
+		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\n", v.Name, def, v.Description)
+	}
+	_ = w.Flush()
+	b.WriteString(`
+  The clients' own variables say where the others are: NOMAD_ADDR, NOMAD_TOKEN,
+  CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and their TLS
+  variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
+
+  Exit codes: 0 stopped on request, 1 failed, 2 configured wrongly.`)
+	return b.String()
+}
+
+func (c *serverCommand) Run(args []string) int {
+	if len(args) > 0 {
+		fmt.Fprintln(os.Stderr, c.Help())
+		return 2
+	}
+	cfg, err := config.Load(os.Environ())
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	svc, err := service.New(cfg, service.Clients{}, log)
+	if err == nil {
+		err = svc.Run(ctx)
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// indent puts each line of an error on a line of its own, marked.
+func indent(err error) string {
+	return "  - " + strings.ReplaceAll(err.Error(), "\n", "\n  - ")
+}

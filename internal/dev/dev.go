@@ -1,0 +1,172 @@
+// Package dev runs the whole system on one machine: real agents, the service,
+// a demo product. It is what `orch dev` and `orch demo` are made of.
+package dev
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/service"
+	"github.com/septemberai/orch/scheduler"
+)
+
+// Options say how to run the system.
+type Options struct {
+	Stack devstack.Config
+	// Vars are ORCH_ variables over the defaults below.
+	Vars     map[string]string
+	Progress func(line string)
+	LogTo    io.Writer
+}
+
+// System is a running system: agents, service and a product named demo.
+type System struct {
+	Stack    *devstack.Stack
+	URL      string
+	AdminKey string
+	Product  *client.Product
+
+	scheduler *scheduler.Scheduler
+	stop      context.CancelFunc
+	served    chan error
+}
+
+// readyTimeout bounds the wait for the service once the agents are ready.
+const readyTimeout = 60 * time.Second
+
+// EngineName is the image of the engines of a dev system: the reference engine
+// beside this executable.
+const EngineName = "reference-engine"
+
+// Start brings everything up. On an error nothing is left running.
+func Start(ctx context.Context, o Options) (sys *System, err error) {
+	binDir, err := engineDir()
+	if err != nil {
+		return nil, err
+	}
+	sys = &System{AdminKey: o.Vars["ORCH_ADMIN_KEY"], served: make(chan error, 1)}
+	if sys.AdminKey == "" {
+		sys.AdminKey = "dev-" + strings.ToLower(rand.Text())
+	}
+	cfg, err := settings(o, sys.AdminKey, binDir)
+	if err != nil {
+		return nil, err
+	}
+	if sys.Stack, err = devstack.Start(ctx, o.Stack); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, sys.Stop())
+			sys = nil
+		}
+	}()
+	o.Progress("starting the service")
+	svc, err := service.New(cfg, service.Clients{
+		NomadAddr: sys.Stack.NomadAddr, ConsulAddr: sys.Stack.ConsulAddr,
+		VaultAddr: sys.Stack.VaultAddr, VaultToken: sys.Stack.VaultOrchToken,
+	}, hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: o.LogTo}))
+	if err != nil {
+		return sys, err
+	}
+	sys.scheduler = svc.Scheduler
+	// The service outlives ctx until Stop: what is in flight is finished first.
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	sys.stop = stop
+	go func() { sys.served <- svc.Run(running) }()
+	sys.URL = "http://" + strings.Replace(svc.Server.Addr().String(), "[::]", "127.0.0.1", 1)
+	if err := sys.awaitReady(ctx); err != nil {
+		return sys, err
+	}
+	o.Progress("registering the product \"demo\"")
+	sys.Product, err = sys.Admin().RegisterProduct(ctx, "demo", "Demo product", nil)
+	return sys, err
+}
+
+func settings(o Options, adminKey, binDir string) (*config.Config, error) {
+	vars := map[string]string{
+		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
+		"ORCH_ENGINE_IMAGE": EngineName, "ORCH_ENGINE_BIN_DIR": binDir,
+		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
+	}
+	for name, value := range o.Vars {
+		vars[name] = value
+	}
+	environ := make([]string, 0, len(vars))
+	for name, value := range vars {
+		environ = append(environ, name+"="+value)
+	}
+	for _, name := range strings.Split(vars["ORCH_ENGINE_ENV_PASSTHROUGH"], ",") {
+		if value, set := os.LookupEnv(name); set {
+			environ = append(environ, name+"="+value)
+		}
+	}
+	return config.Load(environ)
+}
+
+func (s *System) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	c := &client.Client{BaseURL: s.URL}
+	for {
+		err := c.Ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the service did not become ready: %w", err)
+		case err := <-s.served:
+			s.served <- err
+			return fmt.Errorf("the service stopped: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Admin is a client with the admin key.
+func (s *System) Admin() *client.Client { return &client.Client{BaseURL: s.URL, AdminKey: s.AdminKey} }
+
+// Demo is a client with the demo product's key.
+func (s *System) Demo() *client.Client {
+	return &client.Client{BaseURL: s.URL, PlatformKey: s.Product.PlatformAPIKey}
+}
+
+// Served is told when the service ends by itself.
+func (s *System) Served() <-chan error { return s.served }
+
+// Stop ends the service, then the agents and all that ran under them.
+func (s *System) Stop() error {
+	var errs []error
+	if s.stop != nil {
+		s.stop()
+		errs = append(errs, <-s.served)
+	}
+	errs = append(errs, s.Stack.Stop())
+	return errors.Join(errs...)
+}
+
+// engineDir is the folder of this executable, where the reference engine is.
+func engineDir() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find the reference engine: %w", err)
+	}
+	dir := filepath.Dir(self)
+	if _, err := os.Stat(filepath.Join(dir, EngineName)); err != nil {
+		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch", EngineName, filepath.Base(self))
+	}
+	return dir, nil
+}
