@@ -1,0 +1,145 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+var orchBinary = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(filepath.Dir(binDir), "orch")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/septemberai/orch/cmd/orch").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build orch: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// startProcess runs `orch server` as a process of its own, to be killed.
+func startProcess(t *testing.T, stack *devstack.Stack, prefix string) (*client.Client, *exec.Cmd) {
+	t.Helper()
+	orch, err := orchBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := freeAddr(t)
+	var log bytes.Buffer
+	cmd := exec.Command(orch, "server")
+	cmd.Stderr = &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec",
+		"ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_CONSUL_PREFIX=" + prefix,
+		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug",
+		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + stack.VaultOrchToken,
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(exited) }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-exited
+		if t.Failed() {
+			t.Logf("log of orch server:\n%s", tail(log.String(), 4000))
+		}
+	})
+	c := &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}
+	eventually(t, 60*time.Second, "orch server is ready", func() error { return c.Ready(t.Context()) })
+	return c, cmd
+}
+
+// TestAnotherReplicaFinishesWhatADeadOneBegan kills a service in the middle of a
+// provision, a stop and a destroy; the next one finishes each.
+func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
+	t.Parallel()
+	prefix := "crash/"
+	c, cmd := startProcess(t, shared, prefix)
+	p, err := c.RegisterProduct(t.Context(), "crash", "Crash", map[string]any{"allowed_images": []string{"*"}, "max_engines": 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.PlatformKey = p.PlatformAPIKey
+	ctx := t.Context()
+	stopping, err := c.Provision(ctx, "stopping", "reference-engine.term-delay-5s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	destroying, err := c.Provision(ctx, "destroying", "reference-engine.term-delay-5s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remember(t, stopping, stopping.APIKey, "kept")
+
+	var begun sync.WaitGroup
+	defer begun.Wait()
+	for _, call := range []func(){
+		func() { _, _ = c.Provision(ctx, "booting", "reference-engine.slow-boot-2s") },
+		func() { _, _ = c.Stop(ctx, "stopping") },
+		func() { _, _ = c.Destroy(ctx, "destroying") },
+	} {
+		begun.Go(call)
+	}
+	s := openStores(t, shared)
+	eventually(t, 30*time.Second, "the three operations are under way", func() error {
+		pairs, _, err := s.consul.KV().List(prefix+"engines/", nil)
+		if err != nil {
+			return err
+		}
+		all := ""
+		for _, p := range pairs {
+			all += string(p.Value)
+		}
+		if n := strings.Count(all, `"op":{`); n != 3 {
+			return fmt.Errorf("%d of 3", n)
+		}
+		return nil
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+
+	next, _ := startProcess(t, shared, prefix)
+	next.PlatformKey = c.PlatformKey
+	eventually(t, 90*time.Second, "the operations are finished", func() error {
+		if got, err := next.Engine(ctx, "booting"); err != nil || got.Status != "running" {
+			return fmt.Errorf("booting: %+v, %w", got, err)
+		}
+		if got, err := next.Engine(ctx, "stopping"); err != nil || got.Status != "stopped" {
+			return fmt.Errorf("stopping: %+v, %w", got, err)
+		}
+		if _, err := next.Engine(ctx, "destroying"); err == nil {
+			return fmt.Errorf("destroying is still there")
+		}
+		return nil
+	})
+	if left := s.traces(destroying.EngineID); len(left) > 0 {
+		t.Errorf("left of the destroyed engine: %v", left)
+	}
+	started, err := next.Start(ctx, "stopping")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, started, stopping.APIKey).knows("kept"); err != nil {
+		t.Error(err)
+	}
+	for _, user := range []string{"booting", "stopping"} {
+		if _, err := next.Destroy(ctx, user); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["engine-ids/"] != 0 {
+		t.Errorf("left: %v", got)
+	}
+}

@@ -1,0 +1,239 @@
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/service"
+)
+
+const adminKey = "admin-key-of-the-tests"
+
+// replica is a service under test, with what it logged.
+type replica struct {
+	*service.Service
+	url  string
+	logs *logBuffer
+	stop func()
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// startService runs a replica on a stack; vars add to or replace its
+// configuration. Each test has a registry prefix of its own.
+func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *replica {
+	t.Helper()
+	all := map[string]string{
+		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
+		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_VOLUME_POOL": "2",
+		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_LOG_LEVEL": "trace",
+		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "LLM_API_KEY": providerKey,
+	}
+	if _, ok := vars["ORCH_CONSUL_PREFIX"]; !ok {
+		all["ORCH_CONSUL_PREFIX"] = "t-" + strings.ToLower(rand.Text()[:10]) + "/"
+	}
+	for k, v := range vars {
+		all[k] = v
+	}
+	environ := make([]string, 0, len(all))
+	for k, v := range all {
+		environ = append(environ, k+"="+v)
+	}
+	cfg, err := config.Load(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := &logBuffer{}
+	var out io.Writer = logs
+	if os.Getenv("ORCH_TEST_LOG") != "" {
+		out = io.MultiWriter(logs, os.Stderr)
+	}
+	svc, err := service.New(cfg, service.Clients{
+		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
+	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	r := &replica{Service: svc, url: "http://" + svc.Server.Addr().String(), logs: logs}
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("service ended with %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		r.stop()
+		if t.Failed() {
+			t.Logf("log of the service:\n%s", tail(logs.String(), 8000))
+		}
+	})
+	eventually(t, 60*time.Second, "the service is ready", func() error {
+		return (&client.Client{BaseURL: r.url}).Ready(t.Context())
+	})
+	return r
+}
+
+const providerKey = "sk-provider-secret-of-the-tests"
+
+func tail(s string, n int) string {
+	if len(s) > n {
+		return "..." + s[len(s)-n:]
+	}
+	return s
+}
+
+// product registers a product and returns a client with its key.
+func (r *replica) product(t *testing.T, policy map[string]any) *client.Client {
+	t.Helper()
+	slug := "p-" + strings.ToLower(rand.Text()[:12])
+	p, err := (&client.Client{BaseURL: r.url, AdminKey: adminKey}).RegisterProduct(t.Context(), slug, "Test product", policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+}
+
+// eventually waits for a condition: nil, with a deadline.
+func eventually(t *testing.T, within time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.NewTimer(within)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline.C:
+			t.Fatalf("%s: not within %s: %v", what, within, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// wantCode fails unless err is this answer.
+func wantCode(t *testing.T, err error, status int, code string) *client.Error {
+	t.Helper()
+	var e *client.Error
+	if !errors.As(err, &e) || e.Status != status || e.Code != code {
+		t.Fatalf("got %v, want %d %s", err, status, code)
+	}
+	if e.RequestID == "" || e.Message == "" {
+		t.Fatalf("answer %+v lacks a request id or a message", e)
+	}
+	if (status == 503 || status == 429) && e.RetryAfter < time.Second {
+		t.Fatalf("%d without Retry-After", status)
+	}
+	return e
+}
+
+// engineCall talks to an engine as its user's product would.
+func engineCall(ctx context.Context, e *client.Engine, key, method, path string, body any, out any) (int, error) {
+	c := &client.Client{BaseURL: e.URL, HTTP: &http.Client{Transport: engineTransport{key}}}
+	err := c.Do(ctx, method, path, body, out)
+	var bad *client.Error
+	if errors.As(err, &bad) {
+		return bad.Status, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return http.StatusOK, nil
+}
+
+type engineTransport struct{ key string }
+
+func (e engineTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	r.Header.Set("X-Engine-Key", e.key)
+	r.Close = true
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func remember(t *testing.T, e *client.Engine, key, what string) {
+	t.Helper()
+	status, err := engineCall(t.Context(), e, key, http.MethodPost, "/execute", map[string]string{"input": what}, nil)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("execute: status %d, %v", status, err)
+	}
+}
+
+// memory is what an engine's brain exports.
+type memory struct {
+	Memories []struct{ Input string }
+	Runs     []struct {
+		PID       int        `json:"pid"`
+		StartedAt time.Time  `json:"started_at"`
+		EndedAt   *time.Time `json:"ended_at"`
+	}
+}
+
+func export(t *testing.T, e *client.Engine, key string) memory {
+	t.Helper()
+	var m memory
+	status, err := engineCall(t.Context(), e, key, http.MethodGet, "/memory/export", nil, &m)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("export: status %d, %v", status, err)
+	}
+	return m
+}
+
+func (m memory) knows(what string) error {
+	for _, x := range m.Memories {
+		if x.Input == what {
+			return nil
+		}
+	}
+	return fmt.Errorf("the brain does not know %q: %+v", what, m.Memories)
+}
+
+func decodeBody(resp *http.Response, v any) error {
+	defer func() { _ = resp.Body.Close() }()
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// freeAddr is a loopback address that nothing listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}

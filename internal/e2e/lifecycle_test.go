@@ -1,0 +1,70 @@
+package e2e
+
+import (
+	"net/http"
+	"testing"
+)
+
+func TestLifecycle(t *testing.T) {
+	r := startService(t, shared, nil)
+	c := r.product(t, nil)
+	ctx := t.Context()
+
+	e, err := c.Provision(ctx, "user-1", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Status != "running" || e.URL == "" || e.APIKey == "" || e.UserID != "user-1" {
+		t.Fatalf("provision answered %+v", e)
+	}
+	remember(t, e, e.APIKey, "the sky is blue")
+
+	got, err := c.Engine(ctx, "user-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != "reference-engine" || got.LastHealthAt == nil {
+		t.Fatalf("GET answered %+v, provision %+v", got, e)
+	}
+
+	key, err := c.RotateKey(ctx, "user-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := engineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, nil); status != http.StatusUnauthorized {
+		t.Fatalf("the old key gets %d, want 401", status)
+	}
+	if got, err = c.Engine(ctx, "user-1"); err != nil || got.APIKey != key || got.URL != e.URL {
+		t.Fatalf("after rotation GET answers %+v, %v", got, err)
+	}
+
+	if _, err := c.Stop(ctx, "user-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engineCall(ctx, e, key, http.MethodGet, "/health", nil, nil); err == nil {
+		t.Fatal("a stopped engine still answers")
+	}
+	_, err = c.Stop(ctx, "user-1")
+	wantCode(t, err, 409, "ENGINE_NOT_RUNNING")
+	_, err = c.RotateKey(ctx, "user-1")
+	wantCode(t, err, 409, "ENGINE_NOT_RUNNING")
+
+	started, err := c.Start(ctx, "user-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, started, key).knows("the sky is blue"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Start(ctx, "user-1")
+	wantCode(t, err, 409, "ENGINE_ALREADY_RUNNING")
+
+	gone, err := c.Destroy(ctx, "user-1")
+	if err != nil || gone.Status != "destroyed" || gone.EngineID != e.EngineID {
+		t.Fatalf("destroy answered %+v, %v", gone, err)
+	}
+	_, err = c.Engine(ctx, "user-1")
+	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+	_, err = c.Destroy(ctx, "user-1")
+	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+}

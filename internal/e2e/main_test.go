@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+// shared is the stack that most tests use; those that hurt it start their own.
+var (
+	shared   *devstack.Stack
+	binaries devstack.Binaries
+	binDir   string
+)
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	ctx := context.Background()
+	tmp, err := os.MkdirTemp("", "orch-e2e-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	binDir = filepath.Join(tmp, "engines")
+	if err := buildEngines(binDir); err != nil {
+		return 1, err
+	}
+	if binaries, err = devstack.Tools(ctx, devstack.ToolOptions{Progress: func(s string) { fmt.Fprintln(os.Stderr, s) }}); err != nil {
+		return 1, err
+	}
+	began := time.Now()
+	shared, err = devstack.Start(ctx, devstack.Config{
+		Binaries: binaries, Logger: hclog.NewNullLogger(), DockerSocket: os.Getenv("DOCKER_HOST"),
+		ExtraClients: 1, Keep: os.Getenv("ORCH_TEST_KEEP") != "", Dir: os.Getenv("ORCH_TEST_KEEP"),
+	})
+	if err != nil {
+		return 1, err
+	}
+	fmt.Fprintf(os.Stderr, "agents ready in %s\n", time.Since(began).Round(time.Millisecond))
+	defer func() {
+		if serr := shared.Stop(); serr != nil && err == nil {
+			code, err = 1, serr
+		}
+	}()
+	return m.Run(), nil
+}
+
+// engineNames are the images that tests run: one executable whose name carries
+// its switches.
+var engineNames = []string{
+	"reference-engine", "reference-engine.v2", "reference-engine.reload", "reference-engine.exit-at-start", "reference-engine.never-listen",
+	"reference-engine.slow-boot-2s", "reference-engine.slow-boot-30s", "reference-engine.ignore-sigterm", "reference-engine.term-delay-5s",
+	"reference-engine.linger-3s", "reference-engine.fail-health", "reference-engine.hang",
+}
+
+func buildEngines(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	first := filepath.Join(dir, engineNames[0])
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", first, "github.com/septemberai/orch/cmd/reference-engine")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("build the reference engine: %w", err)
+	}
+	for _, name := range engineNames[1:] {
+		if err := os.Link(first, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

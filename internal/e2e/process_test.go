@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// TestOneProcessPerBrain stops an engine that takes 5 s to die and starts it at
+// once: the two processes never overlap on the brain.
+func TestOneProcessPerBrain(t *testing.T) {
+	t.Parallel()
+	r := startService(t, shared, nil)
+	c := r.product(t, anyImage)
+	ctx := t.Context()
+	e, err := c.Provision(ctx, "u", "reference-engine.term-delay-5s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remember(t, e, e.APIKey, "kept")
+	stopped := make(chan error, 1)
+	go func() { stopped <- second(c.Stop(ctx, "u")) }()
+	eventually(t, 60*time.Second, "the engine starts again", func() error {
+		_, err := c.Start(ctx, "u")
+		var bad *client.Error
+		if errors.As(err, &bad) && (bad.Code == "ENGINE_BUSY" || bad.Code == "ENGINE_ALREADY_RUNNING") {
+			return err
+		}
+		if err != nil {
+			t.Fatalf("start while it dies: %v", err)
+		}
+		return nil
+	})
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Engine(ctx, "u")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := export(t, got, e.APIKey)
+	if err := m.knows("kept"); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Runs) != 2 {
+		t.Fatalf("%d processes were on the brain, want 2: %+v", len(m.Runs), m.Runs)
+	}
+	slices.SortFunc(m.Runs, func(a, b struct {
+		PID       int        `json:"pid"`
+		StartedAt time.Time  `json:"started_at"`
+		EndedAt   *time.Time `json:"ended_at"`
+	}) int {
+		return a.StartedAt.Compare(b.StartedAt)
+	})
+	if first := m.Runs[0]; first.EndedAt == nil || first.EndedAt.After(m.Runs[1].StartedAt) {
+		t.Fatalf("the processes overlapped: %+v", m.Runs)
+	}
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace.
+func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
+	t.Parallel()
+	r := startService(t, shared, nil)
+	c := r.product(t, anyImage)
+	ctx := t.Context()
+	e, err := c.Provision(ctx, "u", "reference-engine.ignore-sigterm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remember(t, e, e.APIKey, "acknowledged before the kill")
+	if _, err := c.Stop(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/health", nil, nil); err == nil {
+		t.Fatal("it still answers")
+	}
+	started, err := c.Start(ctx, "u")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, started, e.APIKey).knows("acknowledged before the kill"); err != nil {
+		t.Fatal(err)
+	}
+	// Destroy has the same grace.
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRotation covers a restarting engine, one that reloads, and one whose old
+// process lingers on the port with the old key.
+func TestRotation(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ image, reload string }{
+		"restart":                         {"reference-engine", "restart"},
+		"reload":                          {"reference-engine.reload", "signal"},
+		"an old process that still holds": {"reference-engine.linger-3s", "restart"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := startService(t, shared, map[string]string{"ORCH_ENGINE_KEY_RELOAD": tc.reload})
+			c := r.product(t, anyImage)
+			ctx := t.Context()
+			e, err := c.Provision(ctx, "u", tc.image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			remember(t, e, e.APIKey, "before")
+			old := e.APIKey
+			for range 3 {
+				key, err := c.RotateKey(ctx, "u")
+				if err != nil {
+					t.Fatal(err)
+				}
+				// What the answer promises holds at once.
+				if status, err := engineCall(ctx, e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
+					t.Fatalf("old key: status %d, %v; want 401", status, err)
+				}
+				if err := export(t, e, key).knows("before"); err != nil {
+					t.Fatal(err)
+				}
+				got, err := c.Engine(ctx, "u")
+				if err != nil || got.APIKey != key || got.URL != e.URL || got.Status != "running" {
+					t.Fatalf("after rotation: %+v, %v", got, err)
+				}
+				old = key
+			}
+			meta, err := openStores(t, shared).vault.Logical().Read("orch/metadata/engines/" + e.EngineID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for version, v := range meta.Data["versions"].(map[string]any) {
+				if destroyed := v.(map[string]any)["destroyed"].(bool); destroyed != (version != "4") {
+					t.Errorf("version %s of the key: destroyed is %v", version, destroyed)
+				}
+			}
+			if _, err := c.Destroy(ctx, "u"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/client"
+)
+
+// TestUserIDs takes engines of users with difficult names through their life:
+// none of it may be parsed, interpolated or split anywhere.
+func TestUserIDs(t *testing.T) {
+	t.Parallel()
+	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "4"})
+	c := r.product(t, nil)
+	other := r.product(t, nil)
+	for _, user := range []string{
+		"provision", "a/b", "a%2Fb", "with space", "🦊 and ü", "..", ".", "auth0|123", "me@example.com", "a+b", "?q=1&x#y", "start", "user/start",
+		strings.Repeat("x", 256), strings.Repeat("é", 128),
+		`${node.unique.id} ${env["HOME"]} %{if true}x%{endif} {{ key "x" }} {{ env "HOME" }} "quoted" 'single' \ backslash`,
+		`"; rm -rf / #`, "<script>alert(1)</script> [x](javascript:alert(1))",
+	} {
+		t.Run(user[:min(len(user), 20)], func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			e, err := c.Provision(ctx, user, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.UserID != user {
+				t.Fatalf("user_id came back as %q", e.UserID)
+			}
+			got, err := c.Engine(ctx, user)
+			if err != nil || got.EngineID != e.EngineID || got.UserID != user {
+				t.Fatalf("GET: %+v, %v", got, err)
+			}
+			// Another product's user of that name has no engine.
+			_, err = other.Engine(ctx, user)
+			wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+			_, err = other.Destroy(ctx, user)
+			wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+			job, _, err := openStores(t, shared).nomad.Jobs().Info("engine-"+e.EngineID, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(job.Meta) != 2 {
+				t.Errorf("job meta is %v", job.Meta)
+			}
+			if _, err := c.Stop(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Start(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Destroy(ctx, user); err != nil {
+				t.Fatal(err)
+			}
+			if left := openStores(t, shared).traces(e.EngineID); len(left) > 0 {
+				t.Fatalf("left behind: %v", left)
+			}
+		})
+	}
+	for name, user := range map[string]string{"empty": "", "too long": strings.Repeat("x", 257), "control": "a\nb", "DEL": "a\x7fb"} {
+		t.Run("Err "+name, func(t *testing.T) {
+			_, err := c.Provision(t.Context(), user, "")
+			wantCode(t, err, 400, "INVALID_REQUEST")
+			if user != "" {
+				_, err = c.Engine(t.Context(), user)
+				wantCode(t, err, 400, "INVALID_REQUEST")
+			}
+		})
+	}
+}
+
+func TestRequestsAreRefused(t *testing.T) {
+	t.Parallel()
+	const prefix = "refused/"
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0"})
+	c := r.product(t, nil)
+	ctx := t.Context()
+	before := openStores(t, shared).census(prefix)["rows"]
+
+	t.Run("platform key", func(t *testing.T) {
+		for _, key := range []string{"", "nonsense", "pk-sept-" + strings.Repeat("A", 43), adminKey} {
+			bad := &client.Client{BaseURL: r.url, PlatformKey: key}
+			_, err := bad.Provision(ctx, "u", "")
+			wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+			_, err = bad.Engine(ctx, "u")
+			wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+			wantCode(t, bad.Do(ctx, http.MethodPost, "/engines/provision", "no object", nil), 401, "INVALID_PLATFORM_KEY")
+		}
+	})
+	t.Run("admin key", func(t *testing.T) {
+		for _, key := range []string{"", "wrong", c.PlatformKey} {
+			_, err := (&client.Client{BaseURL: r.url, AdminKey: key}).RegisterProduct(ctx, "slug", "name", nil)
+			wantCode(t, err, 401, "INVALID_ADMIN_KEY")
+		}
+	})
+	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	t.Run("register", func(t *testing.T) {
+		if _, err := admin.RegisterProduct(ctx, "taken", "Taken", nil); err != nil {
+			t.Fatal(err)
+		}
+		_, err := admin.RegisterProduct(ctx, "taken", "Taken again", nil)
+		wantCode(t, err, 409, "PRODUCT_SLUG_EXISTS")
+		for _, slug := range []string{"", "-x", "Upper", "a b", strings.Repeat("x", 41), "ü"} {
+			_, err := admin.RegisterProduct(ctx, slug, "name", nil)
+			wantCode(t, err, 400, "INVALID_REQUEST")
+		}
+		for field, value := range map[string]any{"max_engines": -1, "no_such_field": 1, "memory_mb": "many", "allowed_images": []string{"["}, "sleep_mode": "nap", "idle_timeout_s": 1.5, "rate_limit_rpm": -5} {
+			_, err := admin.RegisterProduct(ctx, "slug", "name", map[string]any{field: value})
+			if e := wantCode(t, err, 400, "INVALID_REQUEST"); !strings.Contains(e.Message, field) {
+				t.Errorf("message %q does not name %s", e.Message, field)
+			}
+		}
+	})
+	t.Run("body", func(t *testing.T) {
+		for _, body := range []any{map[string]any{"user_id": 5}, map[string]any{"user_id": "u", "typo": 1}, []int{1}, "text", nil, map[string]any{}} {
+			wantCode(t, c.Do(ctx, http.MethodPost, "/engines/provision", body, nil), 400, "INVALID_REQUEST")
+		}
+		wantCode(t, c.Do(ctx, http.MethodPost, "/engines/provision", map[string]any{"user_id": strings.Repeat("x", 70<<10)}, nil), 413, "REQUEST_TOO_LARGE")
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, r.url+"/engines/provision", strings.NewReader(`user_id=u`))
+		req.Header.Set("X-Platform-Key", c.PlatformKey)
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusUnsupportedMediaType {
+			t.Errorf("a form gets %d, want 415", resp.StatusCode)
+		}
+	})
+	t.Run("quota of zero", func(t *testing.T) {
+		_, err := r.product(t, map[string]any{"max_engines": 0}).Provision(ctx, "u", "")
+		wantCode(t, err, 429, "QUOTA_EXCEEDED")
+	})
+	t.Run("routes", func(t *testing.T) {
+		wantCode(t, c.Do(ctx, http.MethodGet, "/no/such", nil, nil), 404, "NOT_FOUND")
+		wantCode(t, c.Do(ctx, http.MethodPost, "/engines/u/no-such-action", nil, nil), 404, "NOT_FOUND")
+		wantCode(t, c.Do(ctx, http.MethodPost, "/engines/u", nil, nil), 405, "METHOD_NOT_ALLOWED")
+		wantCode(t, c.Do(ctx, http.MethodGet, "/products/register", nil, nil), 405, "METHOD_NOT_ALLOWED")
+		for _, call := range []func() error{
+			func() error { return second(c.Start(ctx, "nobody")) }, func() error { return second(c.Stop(ctx, "nobody")) },
+			func() error { return second(c.RotateKey(ctx, "nobody")) }, func() error { return second(c.Destroy(ctx, "nobody")) },
+		} {
+			wantCode(t, call(), 404, "ENGINE_NOT_FOUND")
+		}
+	})
+	if after := openStores(t, shared).census(prefix)["rows"]; after != before {
+		t.Errorf("refused requests left %d rows", after-before)
+	}
+	var health struct {
+		Status     string
+		Subsystems map[string]string
+	}
+	if err := c.Do(ctx, http.MethodGet, "/health", nil, &health); err != nil || health.Status != "ok" {
+		t.Errorf("health: %+v, %v", health, err)
+	}
+	for _, name := range []string{"nomad", "consul", "vault"} {
+		if health.Subsystems[name] != "ok" {
+			t.Errorf("health does not name %s: %v", name, health)
+		}
+	}
+	if err := errors.Join(c.Do(ctx, http.MethodGet, "/live", nil, nil), c.Ready(ctx)); err != nil {
+		t.Error(err)
+	}
+}
