@@ -40,13 +40,17 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	return decodeBytes(body, v)
 }
 
+// blanks are JSON's white space (RFC 8259, section 2); Unicode has more.
+const blanks = " \t\r\n"
+
 func decodeBytes(body []byte, v any) error {
-	if len(bytes.TrimSpace(body)) == 0 {
+	body = bytes.Trim(body, blanks)
+	if len(body) == 0 {
 		body = []byte("{}")
 	}
 	err := jsonexp.Unmarshal(body, v, jsonexp.RejectUnknownMembers(true))
 	if err == nil {
-		if bytes.TrimSpace(body)[0] != '{' {
+		if body[0] != '{' {
 			return invalid("the body must be a JSON object")
 		}
 		return nil
