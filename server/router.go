@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/julienschmidt/httprouter"
 
@@ -21,7 +22,7 @@ type handler func(w http.ResponseWriter, r *http.Request, userID string) error
 // and POST /engines/{user_id}/{action} are told apart here.
 func (s *Server) routes() http.Handler {
 	r := httprouter.New()
-	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS = false, false, false
+	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS, r.HandleMethodNotAllowed = false, false, false, false
 	plain := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", h) }
 	}
@@ -36,6 +37,24 @@ func (s *Server) routes() http.Handler {
 		}
 	}
 	actions := map[string]handler{"start": s.start, "stop": s.stop, "rotate-key": s.rotateKey}
+	// httprouter's own Allow names OPTIONS, which nothing takes, and POST for
+	// every engine.
+	refuse := func(w http.ResponseWriter, req *http.Request) {
+		path := req.URL.Path
+		noPost := isEngineAction(path) && actions[lastSegment(path)] == nil || isEngine(path) && lastSegment(path) != "provision"
+		var allowed []string
+		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost} {
+			if h, _, _ := r.Lookup(method, path); h != nil && (method != http.MethodPost || !noPost) {
+				allowed = append(allowed, method)
+			}
+		}
+		if len(allowed) == 0 {
+			s.notFound(w, req)
+			return
+		}
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		s.methodNotAllowed(w, req)
+	}
 
 	r.GET("/health", plain(s.health))
 	r.GET("/live", plain(s.live))
@@ -45,8 +64,7 @@ func (s *Server) routes() http.Handler {
 	r.DELETE("/engines/:user_id", user(s.destroy))
 	r.POST("/engines/:user_id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 		if p.ByName("user_id") != "provision" {
-			w.Header().Set("Allow", "DELETE, GET")
-			s.methodNotAllowed(w, req)
+			refuse(w, req)
 			return
 		}
 		s.serve(w, req, "", s.provision)
@@ -54,20 +72,12 @@ func (s *Server) routes() http.Handler {
 	r.POST("/engines/:user_id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 		h, known := actions[p.ByName("action")]
 		if !known {
-			s.notFound(w, req)
+			refuse(w, req)
 			return
 		}
 		user(h)(w, req, p)
 	})
-	r.NotFound = http.HandlerFunc(s.notFound)
-	r.MethodNotAllowed = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if action := lastSegment(req.URL.Path); isEngineAction(req.URL.Path) && actions[action] == nil {
-			w.Header().Del("Allow")
-			s.notFound(w, req)
-			return
-		}
-		s.methodNotAllowed(w, req)
-	})
+	r.NotFound = http.HandlerFunc(refuse)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		escaped := new(http.Request)
 		*escaped = *req

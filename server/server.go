@@ -45,7 +45,9 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		WriteTimeout:      write,
 		IdleTimeout:       write + time.Minute,
 		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
+		// OPTIONS * is answered as any other request, with an id.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
 	}
 	return srv, nil
 }
@@ -107,6 +109,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h 
 		return
 	}
 	s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
+}
+
+// isEngine says whether a path is /engines/{user_id}.
+func isEngine(path string) bool {
+	return strings.HasPrefix(path, "/engines/") && strings.Count(path, "/") == 2
 }
 
 // isEngineAction says whether a path is /engines/{user_id}/{action}.

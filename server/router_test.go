@@ -1,0 +1,156 @@
+package server
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// A call without a platform key that comes as far as a handler of an engine is
+// refused there: 401 says that the route was found.
+const reached = scheduler.InvalidPlatformKey
+
+// users are user_ids that a router could take apart, as they stand in a path.
+var users = []string{
+	"u", "provision", "start", "a%2Fb", "%2F", "%2f%2F", "a%252Fb", "with%20space", "%20", "+", "%F0%9F%A6%8A", "auth0%7C123", "me@example.com",
+	".", "..", "%2E%2E", "..%2F..", "%3Fq=1", "%23", ";", "a;b=c", "*", ":user_id", "*all", "%00", "%0A", "%FF", "health", "products",
+	strings.Repeat("x", 256), strings.Repeat("%C3%A9", 128), strings.Repeat("y", 5000),
+}
+
+func TestEngineRoutes(t *testing.T) {
+	s := newCutOff(t)
+	for _, user := range users {
+		t.Run(user[:min(len(user), 20)], func(t *testing.T) {
+			path := "/engines/" + user
+			for _, c := range []struct{ method, path string }{
+				{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"},
+			} {
+				want(t, s.send(c.method, c.path, ""), 401, reached)
+			}
+			want(t, s.send("POST", path+"/no-such-action", ""), 404, scheduler.NotFound)
+			want(t, s.send("GET", path+"/no-such-action", ""), 404, scheduler.NotFound)
+			want(t, s.send("POST", path+"/start/", ""), 404, scheduler.NotFound)
+			if user != "provision" {
+				want(t, s.send("POST", path, ""), 405, scheduler.MethodNotAllowed)
+			}
+		})
+	}
+	t.Run("provision", func(t *testing.T) {
+		want(t, s.send("POST", "/engines/provision", ""), 401, reached)
+	})
+}
+
+func TestUnknownRoutes(t *testing.T) {
+	s := newCutOff(t)
+	for _, path := range []string{
+		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "//engines/u", "/v1/engines/u", "/Engines/u",
+		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products", "/products/",
+		"/products/register/", "/products/%2e%2e", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
+	} {
+		t.Run(path, func(t *testing.T) {
+			for _, method := range methods {
+				want(t, s.send(method, path, ""), 404, scheduler.NotFound)
+			}
+		})
+	}
+	t.Run("ErrEmptyUserID", func(t *testing.T) {
+		want(t, s.send("POST", "/engines//start", ""), 400, scheduler.InvalidRequest)
+	})
+}
+
+var methods = []string{"CONNECT", "DELETE", "FOO", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+
+// TestAllow: the methods that Allow names are those that are taken.
+func TestAllow(t *testing.T) {
+	s := newCutOff(t)
+	for path, allowed := range map[string]string{
+		"/health": "GET", "/live": "GET", "/ready": "GET", "/products/register": "POST",
+		"/engines/u": "DELETE, GET", "/engines/a%2Fb": "DELETE, GET", "/engines/provision": "DELETE, GET, POST",
+		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
+	} {
+		t.Run(path, func(t *testing.T) {
+			for _, method := range methods {
+				w := s.send(method, path, "")
+				if slices.Contains(strings.Split(allowed, ", "), method) {
+					if w.Code == 405 || w.Code == 404 {
+						t.Errorf("%s: %d", method, w.Code)
+					}
+					continue
+				}
+				want(t, w, 405, scheduler.MethodNotAllowed)
+				if got := w.Header().Get("Allow"); got != allowed {
+					t.Errorf("%s: Allow is %q, want %q", method, got, allowed)
+				}
+			}
+		})
+	}
+}
+
+// answers says what a request without keys gets, written apart from the router:
+// by the segments of the path as it was sent.
+func answers(method, escaped string) int {
+	fixed := map[string]string{"/health": "GET", "/live": "GET", "/ready": "GET", "/products/register": "POST"}
+	if only, ok := fixed[escaped]; ok {
+		switch {
+		case method != only:
+			return 405
+		case escaped == "/live":
+			return 200
+		case escaped == "/products/register":
+			return 401
+		}
+		return 503
+	}
+	parts := strings.Split(escaped, "/")
+	if len(parts) < 3 || parts[0] != "" || parts[1] != "engines" {
+		return 404
+	}
+	switch user := parts[2]; {
+	case len(parts) == 3 && user != "":
+		if method == "GET" || method == "DELETE" || method == "POST" && user == "provision" {
+			return 401
+		}
+		return 405
+	case len(parts) == 4 && slices.Contains([]string{"start", "stop", "rotate-key"}, parts[3]):
+		switch {
+		case method != "POST":
+			return 405
+		case user == "":
+			return 400
+		}
+		return 401
+	}
+	return 404
+}
+
+// FuzzPaths: every path gets the answer that its segments say, in the form of
+// the contract; nothing is redirected, cleaned or taken apart otherwise.
+func FuzzPaths(f *testing.F) {
+	s := newCutOff(f)
+	for _, user := range users {
+		f.Add("GET", "/engines/"+user)
+		f.Add("POST", "/engines/"+user+"/start")
+	}
+	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/"} {
+		f.Add("GET", target)
+		f.Add("OPTIONS", target)
+	}
+	f.Fuzz(func(t *testing.T, method, target string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil || method == "" {
+			t.Skip("net/http refuses it")
+		}
+		w := s.answer(&http.Request{Method: method, URL: u, Header: http.Header{}, Body: http.NoBody, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1})
+		code, _ := checkForm(t, w)
+		if status := answers(method, u.EscapedPath()); w.Code != status {
+			t.Fatalf("%s %s: got %d %s, want %d", method, u.EscapedPath(), w.Code, code, status)
+		}
+		if allow := w.Header().Get("Allow"); (w.Code == 405) != (allow != "") || slices.Contains(strings.Split(allow, ", "), method) {
+			t.Fatalf("%s %s: %d with Allow %q", method, u.EscapedPath(), w.Code, allow)
+		}
+	})
+}
