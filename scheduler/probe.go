@@ -44,27 +44,33 @@ func newProber(timeout, firstDelay time.Duration) *prober {
 	}}
 }
 
-// health asks once and returns nil when the engine says that it can serve: 200
-// and {"status": "ok"} (SPEC section 7).
-func (p *prober) health(ctx context.Context, url string) error {
+// health asks once and returns, when the engine says that it can serve, since
+// when its process runs: 200 and {"status": "ok", "uptime_seconds": float} (SPEC
+// section 7). The time is zero when the engine does not say it.
+func (p *prober) health(ctx context.Context, url string) (started time.Time, err error) {
 	resp, err := p.get(ctx, url+"/health", "")
 	if err != nil {
-		return err
+		return started, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var body struct {
-		Status string `json:"status"`
-	}
+	answered := time.Now()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("health answered %d", resp.StatusCode)
+		return started, fmt.Errorf("health answered %d", resp.StatusCode)
+	}
+	var body struct {
+		Status string  `json:"status"`
+		Uptime float64 `json:"uptime_seconds"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body); err != nil {
-		return fmt.Errorf("health: %w", err)
+		return started, fmt.Errorf("health: %w", err)
 	}
 	if body.Status != "ok" {
-		return errors.New("health says that it is not ok")
+		return started, errors.New("health says that it is not ok")
 	}
-	return nil
+	if body.Uptime > 0 {
+		started = answered.Add(-time.Duration(body.Uptime * float64(time.Second)))
+	}
+	return started, nil
 }
 
 // status asks for a path that no engine has, with a key, and returns the status
@@ -89,18 +95,18 @@ func (p *prober) get(ctx context.Context, url, key string) (*http.Response, erro
 	return p.client.Do(req)
 }
 
-// usable asks once and returns nil when the engine says that it can serve and
+// usable asks once and returns, as health does, since when the engine runs, when the engine says that it can serve and
 // does not refuse its own key. /health is open: without the key, any process
 // that holds the port could pass for the engine.
-func (p *prober) usable(ctx context.Context, url, key string) error {
-	if err := p.health(ctx, url); err != nil {
-		return err
+func (p *prober) usable(ctx context.Context, url, key string) (started time.Time, err error) {
+	if started, err = p.health(ctx, url); err != nil {
+		return started, err
 	}
 	code, err := p.status(ctx, url, key)
 	if err == nil && code == http.StatusUnauthorized {
 		err = errors.New("what answers there refuses the engine's key")
 	}
-	return err
+	return started, err
 }
 
 // awaitUsable asks until the engine is usable (true) or ctx ends (false).
@@ -110,38 +116,44 @@ func (p *prober) awaitUsable(ctx context.Context, url, key, image string) bool {
 	defer probes.Wait()
 	defer cancel()
 
+	began := time.Now()
 	if !pause(ctx, p.first.delay(image)) {
 		return false
 	}
-	began, answers, inFlight := time.Now(), make(chan error, maxProbes), 0
-	for n := 1; ; n++ {
+	probing, answers, inFlight := time.Now(), make(chan answer, maxProbes), 0
+	for {
 		if inFlight < maxProbes {
 			inFlight++
-			probes.Go(func() { answers <- p.usable(ctx, url, key) })
+			probes.Go(func() {
+				started, err := p.usable(ctx, url, key)
+				answers <- answer{started, err}
+			})
 		}
 		overtake := time.NewTimer(overtakeAfter)
-		var err error
 		select {
 		case <-ctx.Done():
 			overtake.Stop()
 			return false
-		case err = <-answers:
+		case a := <-answers:
 			inFlight--
+			if a.err == nil {
+				overtake.Stop()
+				p.first.learn(image, began, a.started)
+				return true
+			}
 		case <-overtake.C:
-			err = errors.New("no answer yet")
 		}
 		overtake.Stop()
-		if err == nil {
-			p.first.learn(image, n == 1)
-			return true
-		}
-		if n == 1 {
-			p.first.learn(image, false)
-		}
-		if !pause(ctx, probeInterval(time.Since(began))) {
+		if !pause(ctx, probeInterval(time.Since(probing))) {
 			return false
 		}
 	}
+}
+
+// answer is what one probe found.
+type answer struct {
+	started time.Time
+	err     error
 }
 
 // probeInterval grows with the time that a boot takes: fine while most engines
@@ -168,57 +180,4 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-// firstProbe learns per image when the first probe of a boot is worth sending.
-// A probe into a container whose interface is not up yet costs a full second
-// (ARP and SYN retry; measured), so the delay creeps up to where the first probe
-// just succeeds, and down again while it does.
-type firstProbe struct {
-	// unknown is the delay of an image that was not booted yet; zero: early
-	// probes cost nothing, and there is nothing to learn.
-	unknown time.Duration
-
-	mu     sync.Mutex
-	delays map[string]time.Duration
-}
-
-const (
-	// containerDelay is about what a container needs from its planning to its
-	// first answer (DESIGN section 4: 300 to 410 ms through Nomad).
-	containerDelay = 300 * time.Millisecond
-	maxFirstDelay  = 600 * time.Millisecond
-	firstStepUp    = 15 * time.Millisecond
-)
-
-func (f *firstProbe) delay(image string) time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.current(image)
-}
-
-// current is the delay of an image. The lock is held.
-func (f *firstProbe) current(image string) time.Duration {
-	if d, known := f.delays[image]; known {
-		return d
-	}
-	return f.unknown
-}
-
-// learn notes whether the first probe found the engine healthy.
-func (f *firstProbe) learn(image string, healthy bool) {
-	if f.unknown == 0 {
-		return // early probes cost nothing here
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.delays == nil {
-		f.delays = map[string]time.Duration{}
-	}
-	d := f.current(image)
-	if healthy {
-		f.delays[image] = d - d/16
-		return
-	}
-	f.delays[image] = min(d+firstStepUp, maxFirstDelay)
 }

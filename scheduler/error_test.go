@@ -1,0 +1,64 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+func TestAsError(t *testing.T) {
+	const secret = "10.1.2.3:4646 sk-sept-secret"
+	for _, c := range []struct {
+		name  string
+		cause error
+		want  Code
+		retry bool
+	}{
+		{"Consul", registry.ErrUnavailable, BackendUnavailable, true},
+		{"NoSession", registry.ErrNoSession, BackendUnavailable, true},
+		{"Nomad", cluster.ErrUnavailable, BackendUnavailable, true},
+		{"Vault", secrets.ErrUnavailable, BackendUnavailable, true},
+		{"VaultDenied", secrets.ErrDenied, BackendError, false},
+		{"NomadRejected", cluster.ErrRejected, BackendError, false},
+		{"VolumeInUse", cluster.ErrInUse, BackendError, false},
+		{"Row", registry.ErrConflict, EngineBusy, true},
+		{"Job", cluster.ErrConflict, EngineBusy, true},
+		{"Key", secrets.ErrConflict, EngineBusy, true},
+		{"Cancelled", context.Canceled, BackendUnavailable, true},
+		{"Late", context.DeadlineExceeded, BackendUnavailable, true},
+		{"Unknown", errors.New("boom"), Internal, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cause := fmt.Errorf("call to %s: %w", secret, c.cause)
+			got := AsError(cause)
+			if got.Code != c.want || (got.RetryAfter > 0) != c.retry {
+				t.Errorf("got %s with retry after %s, want %s", got.Code, got.RetryAfter, c.want)
+			}
+			if !errors.Is(got, c.cause) {
+				t.Error("the log does not hear of the cause")
+			}
+			for _, word := range strings.Fields(secret) {
+				if strings.Contains(got.Message, word) {
+					t.Errorf("the caller hears an internal: %s", got.Message)
+				}
+			}
+		})
+	}
+	t.Run("Ours", func(t *testing.T) {
+		mine := fail(QuotaExceeded, "full")
+		if got := AsError(fmt.Errorf("claim: %w", mine)); got != mine {
+			t.Errorf("got %v", got)
+		}
+	})
+	t.Run("Nil", func(t *testing.T) {
+		if got := AsError(nil); got != nil {
+			t.Errorf("got %v", got)
+		}
+	})
+}

@@ -1,0 +1,105 @@
+package scheduler
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// Step names are in rows: a rolling upgrade finds those of the version before.
+// Whoever changes a name or an order has to say what becomes of such rows.
+func TestPlans(t *testing.T) {
+	names := func(plans map[registry.OpKind][]step) map[registry.OpKind][]string {
+		got := map[registry.OpKind][]string{}
+		for kind, steps := range plans {
+			for _, st := range steps {
+				got[kind] = append(got[kind], st.name)
+			}
+		}
+		return got
+	}
+	want := map[registry.OpKind][]string{
+		registry.OpProvision: {"volume", "key", "variable", "register", "boot"},
+		registry.OpStart:     {"quiesce", "drain", "variable", "register", "boot"},
+		registry.OpStop:      {"scale-down", "drain"},
+		registry.OpRotateKey: {"new-key", "variable", "proof", "retire"},
+		registry.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
+	}
+	if diff := cmp.Diff(want, names(plans)); diff != "" {
+		t.Errorf("plans (-want +got):\n%s", diff)
+	}
+	want = map[registry.OpKind][]string{
+		registry.OpProvision: {"undo-register"},
+		registry.OpStart:     {"undo-register"},
+		registry.OpRotateKey: {"undo-new-key"},
+	}
+	if diff := cmp.Diff(want, names(undoing)); diff != "" {
+		t.Errorf("undoing (-want +got):\n%s", diff)
+	}
+}
+
+// An operation ends in a state to which the row may legally go from every state
+// that it can have begun in, however it went.
+func TestFinish(t *testing.T) {
+	for _, c := range []struct {
+		kind registry.OpKind
+		from registry.State // of the row while the operation is under way
+		was  registry.State // of the row before
+		undo Code
+		want registry.State
+	}{
+		{registry.OpProvision, registry.Provisioning, "", "", registry.Running},
+		{registry.OpProvision, registry.Provisioning, "", BootTimeout, registry.Failed},
+		{registry.OpProvision, registry.Provisioning, "", EngineBootFailed, registry.Failed},
+		{registry.OpStart, registry.Provisioning, registry.Stopped, "", registry.Running},
+		{registry.OpStart, registry.Provisioning, registry.Stopped, CapacityExhausted, registry.Stopped},
+		{registry.OpStart, registry.Provisioning, registry.Sleeping, PortExhaustion, registry.Sleeping},
+		{registry.OpStart, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},
+		{registry.OpStart, registry.Provisioning, registry.Stopped, EngineBootFailed, registry.Failed},
+		{registry.OpStop, registry.Running, registry.Running, "", registry.Stopped},
+		{registry.OpStop, registry.Failed, registry.Failed, "", registry.Stopped},
+		{registry.OpStop, registry.Sleeping, registry.Sleeping, "", registry.Stopped},
+		{registry.OpRotateKey, registry.Running, registry.Running, "", registry.Running},
+		{registry.OpRotateKey, registry.Running, registry.Running, BackendUnavailable, registry.Running},
+	} {
+		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
+			o := &operation{row: &registry.Engine{
+				State: c.from, Desired: registry.Running, URL: "http://engine", AllocID: "allocation",
+				Op: &registry.Op{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
+			}}
+			o.finish()
+			if o.row.Op != nil {
+				t.Error("the operation is still in the row")
+			}
+			if o.row.State != c.want {
+				t.Errorf("state %s, want %s", o.row.State, c.want)
+			}
+			if !registry.CanMove(c.from, o.row.State) {
+				t.Errorf("illegal move from %s to %s", c.from, o.row.State)
+			}
+			if running := o.row.State == registry.Running; (o.row.URL != "") != running || (o.row.AllocID != "") != running {
+				t.Errorf("state %s with url %q and allocation %q", o.row.State, o.row.URL, o.row.AllocID)
+			}
+			if o.row.State == registry.Running && o.row.Reason != "" {
+				t.Errorf("running with reason %q", o.row.Reason)
+			}
+		})
+	}
+}
+
+// The server's write timeout follows from LongestOperation.
+func TestLongestOperation(t *testing.T) {
+	s := &Scheduler{opts: Options{BootTimeout: 90 * time.Second}}
+	for kind := range plans {
+		limit := s.limit(kind)
+		if kind == registry.OpProvision || kind == registry.OpStart {
+			limit += s.opts.BootTimeout
+		}
+		if longest := s.LongestOperation(); longest < limit {
+			t.Errorf("%s may take %s, more than the longest operation, %s", kind, limit, longest)
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package scheduler
+
+import (
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+)
+
+func TestAllowedImage(t *testing.T) {
+	s := &Scheduler{opts: Options{Job: jobs.Settings{Driver: jobs.Docker}, DefaultImage: "acme/engine:1"}}
+	policy := registry.Policy{EngineImage: "acme/own:2", AllowedImages: []string{"acme/engine:*", "lab/*"}}
+	for _, c := range []struct {
+		name   string
+		policy registry.Policy
+		asked  string
+		want   string
+		code   Code
+	}{
+		{"Default", registry.Policy{}, "", "acme/engine:1", ""},
+		{"ProductsDefault", policy, "", "acme/own:2", ""},
+		{"DefaultByName", policy, "acme/engine:1", "acme/engine:1", ""},
+		{"ProductsByName", policy, "acme/own:2", "acme/own:2", ""},
+		{"Glob", policy, "acme/engine:7", "acme/engine:7", ""},
+		{"GlobOneSegment", policy, "lab/a", "lab/a", ""},
+		{"ErrGlobTwoSegments", policy, "lab/a/b", "", PolicyDenied},
+		{"ErrNotAllowed", policy, "evil/engine:1", "", PolicyDenied},
+		{"ErrNoPolicy", registry.Policy{}, "acme/engine:2", "", PolicyDenied},
+		{"ErrInterpolation", policy, "${attr.cpu}", "", InvalidRequest},
+		{"ErrSpace", policy, "acme/engine: 1", "", InvalidRequest},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := s.allowedImage(&registry.Product{Policy: c.policy}, c.asked)
+			if c.code != "" {
+				if err == nil || AsError(err).Code != c.code {
+					t.Fatalf("got %v, want %s", err, c.code)
+				}
+				return
+			}
+			if err != nil || got != c.want {
+				t.Errorf("got %q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+// Whatever is asked for, a raw_exec image that is let through is a plain file
+// name, and no image can be interpolated by Nomad.
+func TestCheckImageHolds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		image := rapid.OneOf(rapid.String(), rapid.StringMatching(`[a-z./$\{\}~-]{0,12}`)).Draw(t, "image")
+		if CheckImage(jobs.RawExec, image) == nil {
+			if image == "" || strings.ContainsAny(image, "/\\\x00${}") || strings.HasPrefix(image, ".") || strings.HasPrefix(image, "-") {
+				t.Fatalf("%q passed as a file name", image)
+			}
+		}
+		if CheckImage(jobs.Docker, image) == nil && (image == "" || strings.ContainsAny(image, "${} \x00")) {
+			t.Fatalf("%q passed as an image", image)
+		}
+	})
+}

@@ -1,0 +1,176 @@
+package scheduler
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const testKey = "sk-sept-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+// engineStub answers as an engine with testKey does, but for its health.
+func engineStub(t *testing.T, health http.HandlerFunc) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/health":
+			if r.Header.Get("X-Engine-Key") != "" {
+				t.Error("a key was sent to /health, which is open")
+			}
+			health(w, r)
+		case r.Header.Get("X-Engine-Key") != testKey:
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func says(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	p := newProber(time.Second, 0)
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		ok     bool
+		uptime time.Duration
+	}{
+		{"OK", says(200, `{"status":"ok","uptime_seconds":2.5,"subsystems":{}}`), true, 2500 * time.Millisecond},
+		{"NoUptime", says(200, `{"status":"ok"}`), true, 0},
+		{"ErrOtherStatus", says(200, `{"status":"failing"}`), false, 0},
+		{"ErrNoStatus", says(200, `{}`), false, 0},
+		{"ErrNotJSON", says(200, `ok`), false, 0},
+		{"ErrNotOKCode", says(503, `{"status":"ok"}`), false, 0},
+		{"ErrAnotherSuccess", says(204, ``), false, 0},
+		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, false, 0},
+		{"ErrEndless", says(200, `{"status":"`+strings.Repeat("o", maxHealthBody)+`"}`), false, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			started, err := p.health(t.Context(), engineStub(t, c.answer))
+			if (err == nil) != c.ok {
+				t.Fatalf("got %v, want ok %t", err, c.ok)
+			}
+			if c.uptime == 0 {
+				if !started.IsZero() {
+					t.Errorf("a start at %s was made up", started)
+				}
+				return
+			}
+			if up := time.Since(started); up < c.uptime || up > c.uptime+time.Second {
+				t.Errorf("uptime %s, want %s", up, c.uptime)
+			}
+		})
+	}
+}
+
+func TestUsable(t *testing.T) {
+	p := newProber(time.Second, 0)
+	healthy := engineStub(t, says(200, `{"status":"ok"}`))
+	t.Run("OK", func(t *testing.T) {
+		if _, err := p.usable(t.Context(), healthy, testKey); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("ErrAnotherProcessHoldsThePort", func(t *testing.T) {
+		if _, err := p.usable(t.Context(), healthy, "sk-sept-another"); err == nil {
+			t.Error("an engine that refuses the key passed")
+		}
+	})
+}
+
+func TestAwaitUsable(t *testing.T) {
+	t.Run("FailsAtFirst", func(t *testing.T) {
+		var asked atomic.Int32
+		url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) < 5 {
+				says(503, `{"status":"starting"}`)(w, r)
+				return
+			}
+			says(200, `{"status":"ok"}`)(w, r)
+		})
+		if !newProber(time.Second, 0).awaitUsable(t.Context(), url, testKey, "image") {
+			t.Error("not usable")
+		}
+		if n := asked.Load(); n != 5 {
+			t.Errorf("asked %d times, want 5", n)
+		}
+	})
+	// A probe that hangs is overtaken: the engine may have been asked in the
+	// moment before it could answer.
+	t.Run("FirstProbeHangs", func(t *testing.T) {
+		var asked atomic.Int32
+		url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) == 1 {
+				<-r.Context().Done()
+				return
+			}
+			says(200, `{"status":"ok"}`)(w, r)
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if !newProber(time.Minute, 0).awaitUsable(ctx, url, testKey, "image") {
+			t.Error("not usable")
+		}
+	})
+	t.Run("HangsForEver", func(t *testing.T) {
+		var inFlight, most atomic.Int32
+		url := engineStub(t, func(_ http.ResponseWriter, r *http.Request) {
+			if n := inFlight.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			<-r.Context().Done()
+			inFlight.Add(-1)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			defer cancel()
+			for deadline := time.Now().Add(20 * time.Second); most.Load() < maxProbes && time.Now().Before(deadline); {
+				pause(ctx, time.Millisecond)
+			}
+			pause(ctx, 3*overtakeAfter) // time for one too many
+		}()
+		if newProber(time.Minute, 0).awaitUsable(ctx, url, testKey, "image") {
+			t.Error("usable")
+		}
+		if got := most.Load(); got != maxProbes {
+			t.Errorf("%d probes at once, want %d", got, maxProbes)
+		}
+	})
+	t.Run("NobodyListens", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		url := "http://" + l.Addr().String()
+		_ = l.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if newProber(time.Second, 0).awaitUsable(ctx, url, testKey, "image") {
+			t.Error("usable")
+		}
+	})
+	t.Run("LearnsFromUptime", func(t *testing.T) {
+		p := newProber(time.Second, time.Millisecond)
+		url := engineStub(t, says(200, `{"status":"ok","uptime_seconds":0.001}`))
+		if !p.awaitUsable(t.Context(), url, testKey, "image") {
+			t.Fatal("not usable")
+		}
+		if n := len(p.first.starts["image"]); n != 1 {
+			t.Errorf("%d starts learned, want 1", n)
+		}
+	})
+}
