@@ -1,0 +1,177 @@
+package cluster
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/hashicorp/nomad/api"
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/jobs"
+)
+
+func TestCountPorts(t *testing.T) {
+	for list, want := range map[string]int{
+		"": 0, "22": 0, "20000": 1, "20000-20009": 10, "19990-20009": 10, "20090-30000": 11, "22,20001, 20003-20004,x,5-y": 3,
+	} {
+		if got := countPorts(list, 20000, 20100); got != want {
+			t.Errorf("%q: got %d, want %d", list, got, want)
+		}
+	}
+}
+
+// What the cluster says of a failure reaches callers: nothing of a node's paths
+// and addresses may be in it.
+func TestCleanReason(t *testing.T) {
+	for in, want := range map[string]string{
+		"exec: /opt/engines/bin/engine-x: no such file": "exec: engine-x: no such file",
+		"dial tcp 10.0.3.7:4646: refused":               "dial tcp (address): refused",
+		"two\n\tlines":                                  "two lines",
+		"Exit Code: 1, Signal: 9":                       "Exit Code: 1, Signal: 9",
+	} {
+		if got := cleanReason(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := rapid.OneOf(rapid.String(), rapid.StringMatching(`([a-zé]{1,20}[ /.:]?){0,40}`)).Draw(t, "reason")
+		got := cleanReason(in)
+		if len(got) > maxReason+len("...") || strings.ContainsAny(got, "\n\r") || utf8.ValidString(in) && !utf8.ValidString(got) {
+			t.Fatalf("%q became %q", in, got)
+		}
+	})
+}
+
+func TestAllocFrom(t *testing.T) {
+	event := func(kind, message string) map[string]*api.TaskState {
+		return map[string]*api.TaskState{"engine": {Events: []*api.TaskEvent{{Type: kind, DisplayMessage: message}}}}
+	}
+	for _, c := range []struct {
+		name     string
+		stub     api.AllocationListStub
+		failure  string
+		image    bool
+		terminal bool
+	}{
+		{"Running", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskStarted, "Task started")}, "", false, false},
+		{"NoImage", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to find image")}, "Failed to find image", true, false},
+		{"Setup", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskSetupFailure, "no volume")}, "no volume", false, false},
+		{"Exited", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, "Exit Code: 3")}, "the process exited: Exit Code: 3", false, false},
+		{"Failed", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks"}, "allocation failed: Failed tasks", false, true},
+		{"StoppedOnRequest", api.AllocationListStub{ClientStatus: "complete", TaskStates: event(api.TaskKilled, "Task successfully killed")}, "", false, true},
+		{"Lost", api.AllocationListStub{ClientStatus: "lost"}, "", false, true},
+		{"Unknown", api.AllocationListStub{ClientStatus: "unknown"}, "", false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := allocFrom(&c.stub)
+			if got.Failure != c.failure || got.Image != c.image || got.Terminal() != c.terminal {
+				t.Errorf("got %q, image %t, terminal %t", got.Failure, got.Image, got.Terminal())
+			}
+		})
+	}
+	t.Run("Address", func(t *testing.T) {
+		got := allocFrom(&api.AllocationListStub{AllocatedResources: &api.AllocatedResources{
+			Shared: api.AllocatedSharedResources{Ports: []api.PortMapping{
+				{Label: "other", Value: 20001, HostIP: "127.0.0.1"}, {Label: jobs.PortLabel, Value: 20002, HostIP: "::1"},
+			}},
+		}})
+		if got.Addr != "[::1]:20002" {
+			t.Errorf("got %q", got.Addr)
+		}
+	})
+}
+
+func TestEvalFrom(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		metric api.AllocationMetric
+		ports  bool
+		reason string
+	}{
+		{"Ports", api.AllocationMetric{DimensionExhausted: map[string]int{"network: dynamic port selection failed": 1}}, true, "network: dynamic port selection failed exhausted"},
+		{"Memory", api.AllocationMetric{DimensionExhausted: map[string]int{"memory": 1}}, false, "memory exhausted"},
+		{"Constraint", api.AllocationMetric{ConstraintFiltered: map[string]int{"missing drivers": 2}}, false, "missing drivers"},
+		{"NoNode", api.AllocationMetric{NodesEvaluated: 3}, false, "no eligible node among 3"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := evalFrom(&api.Evaluation{FailedTGAllocs: map[string]*api.AllocationMetric{"engine": &c.metric}})
+			if e.Failed == nil || e.Failed.Ports != c.ports || e.Failed.Reason != c.reason {
+				t.Errorf("got %+v", e.Failed)
+			}
+		})
+	}
+	if e := evalFrom(&api.Evaluation{}); e.Failed != nil {
+		t.Errorf("got a failure of an evaluation that placed: %+v", e.Failed)
+	}
+}
+
+// The view keeps the newest of what it was told, in whatever order it was told,
+// and counts what allocations hold of a node.
+func TestViewKeepsTheNewest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := New(nil, "default", nil)
+		c.view.nodes["node"] = &Node{ID: "node", cpuMHz: 10_000, memoryMB: 10_000, minPort: 20_000, maxPort: 20_099}
+		newest := map[string]*Alloc{}
+		for range rapid.IntRange(0, 60).Draw(t, "events") {
+			a := &Alloc{
+				ID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "id"), JobID: "job", NodeID: "node",
+				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, ports: []int{20_001},
+			}
+			// One index is one truth: what an allocation is follows from it.
+			if a.ModifyIndex > 25 {
+				a.Client = api.AllocClientStatusComplete
+			}
+			c.view.putAlloc(a, true)
+			if old := newest[a.ID]; old == nil || a.ModifyIndex >= old.ModifyIndex {
+				newest[a.ID] = a
+			}
+		}
+		living := 0
+		for id, want := range newest {
+			if got := c.view.allocs[id]; got == nil || got.ModifyIndex != want.ModifyIndex {
+				t.Fatalf("%s: got %+v, want index %d", id, got, want.ModifyIndex)
+			}
+			if !want.Terminal() {
+				living++
+			}
+		}
+		n := c.Nodes()[0]
+		if n.FreeCPUMHz != 10_000-100*living || n.FreeMemoryMB != 10_000-10*living || n.FreePorts != 100-living {
+			t.Fatalf("%d living allocations leave %d MHz, %d MiB, %d ports", living, n.FreeCPUMHz, n.FreeMemoryMB, n.FreePorts)
+		}
+	})
+}
+
+// Events up to the list are in the list already; applying them would bring back
+// what it no longer shows.
+func TestApplyDropsWhatTheListHas(t *testing.T) {
+	c := New(nil, "default", nil)
+	payload, err := json.Marshal(map[string]any{"Allocation": api.AllocationListStub{ID: "a", JobID: "job", ClientStatus: "running", ModifyIndex: 7}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := func(index uint64) *eventBatch {
+		b := &eventBatch{Index: index}
+		b.Events = append(b.Events, struct {
+			Topic   api.Topic
+			Type    string
+			Index   uint64
+			Payload json.RawMessage
+		}{api.TopicAllocation, "AllocationUpdated", index, payload})
+		return b
+	}
+	if err := c.apply(batch(7), 7); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.view.allocs) != 0 {
+		t.Error("an event that the list covers was applied")
+	}
+	if err := c.apply(batch(8), 7); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.view.allocs) != 1 {
+		t.Error("an event after the list was not applied")
+	}
+}
