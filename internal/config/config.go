@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ import (
 // variables.
 type Config struct {
 	Addr     string `env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
-	AdminKey string `env:"ORCH_ADMIN_KEY" desc:"key of the admin endpoints, 16 characters or more (required)"`
+	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, 16 characters or more (required)"`
 	LogLevel string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON  bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
 
@@ -135,8 +136,9 @@ func (c *Config) check() []error {
 		bad(filepath.IsAbs(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec")
 	}
 	bad(c.CatalogPath == "" || filepath.IsAbs(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path")
-	for _, name := range c.Passthrough {
-		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "%q is not a variable name", name)
+	for i, name := range c.Passthrough {
+		// Its text stays out: it may be NAME=value, and the value a key.
+		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is not the name of a variable", i+1)
 	}
 	bad(prefixPattern.MatchString(c.ConsulPrefix), "ORCH_CONSUL_PREFIX", "must be a path that ends in a slash, as in orch/")
 	bad(mountPattern.MatchString(c.VaultMount), "ORCH_VAULT_MOUNT", "must be a mount path without slashes at its ends")
@@ -161,6 +163,22 @@ func (c *Config) check() []error {
 	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
 	return errs
 }
+
+// String lists the variables and what they are set to, without the admin key
+// and the provider keys.
+func (c Config) String() string {
+	var list []string
+	v := reflect.ValueOf(c)
+	for i := range v.NumField() {
+		if name := v.Type().Field(i).Tag.Get("env"); name != "" && name != "ORCH_ADMIN_KEY" {
+			list = append(list, fmt.Sprintf("%s=%v", name, v.Field(i)))
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// Format prints String whatever the verb: fmt would print unexported fields too.
+func (c Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
 
 // Scheduler is the part of the configuration that the scheduler works by.
 func (c *Config) Scheduler() scheduler.Options {

@@ -1,0 +1,134 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/septemberai/orch/jobs"
+	nomadjobs "github.com/septemberai/orch/nomad-jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+)
+
+const adminKey = "admin-key-of-the-tests"
+
+// least is all that must be set.
+func least(more ...string) []string {
+	return append([]string{"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=registry/engine:1"}, more...)
+}
+
+// mustLoad loads a configuration without mistakes.
+func mustLoad(t *testing.T, environ []string) *Config {
+	t.Helper()
+	c, err := Load(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// contractDefaults are SPEC section 8 and section 1.
+var contractDefaults = map[string]string{
+	"ORCH_ADDR":                    ":8000",
+	"ORCH_BOOT_TIMEOUT_S":          "60",
+	"ORCH_HEALTH_CHECK_INTERVAL_S": "30",
+	"ORCH_HEALTH_CHECK_TIMEOUT_S":  "10",
+	"ORCH_HEALTH_MAX_FAILURES":     "3",
+	"ORCH_RESTART_BACKOFF_BASE_S":  "5",
+	"ORCH_RESTART_BACKOFF_MAX_S":   "300",
+	"ORCH_RESTART_MAX_ATTEMPTS":    "8",
+	"ORCH_CONSUL_PREFIX":           "orch/",
+}
+
+func TestDefaultsAreTheContracts(t *testing.T) {
+	documented := map[string]string{}
+	for _, v := range Variables() {
+		documented[v.Name] = v.Default
+	}
+	for name, want := range contractDefaults {
+		if got := documented[name]; got != want {
+			t.Errorf("%s is documented with default %q, want %q", name, got, want)
+		}
+	}
+	c := mustLoad(t, least())
+	got := []int{c.BootTimeoutS, c.HealthCheckIntervalS, c.HealthCheckTimeoutS, c.HealthMaxFailures, c.RestartBackoffBaseS, c.RestartBackoffMaxS, c.RestartMaxAttempts}
+	if diff := cmp.Diff([]int{60, 30, 10, 3, 5, 300, 8}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestSetButEmptyIsUnset: a variable that a shell or a job file left empty
+// means its default, not zero.
+func TestSetButEmptyIsUnset(t *testing.T) {
+	var empty []string
+	for _, v := range Variables() {
+		if v.Name != "ORCH_ADMIN_KEY" && v.Name != "ORCH_ENGINE_IMAGE" {
+			empty = append(empty, v.Name+"=")
+		}
+	}
+	got, want := mustLoad(t, least(empty...)), mustLoad(t, least())
+	got.lookup, want.lookup = nil, nil
+	if len(got.Passthrough) == 0 {
+		got.Passthrough = nil
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Config{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestEveryVariableIsRead: each documented variable changes something.
+func TestEveryVariableIsRead(t *testing.T) {
+	file := t.TempDir() + "/engine.nomad.hcl"
+	writeFile(t, file, "job {}")
+	values := map[string]string{
+		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true",
+		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file,
+		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
+		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines",
+	}
+	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // good for both drivers
+	base := mustLoad(t, common)
+	base.lookup = nil
+	for _, v := range Variables() {
+		t.Run(v.Name, func(t *testing.T) {
+			value, ok := values[v.Name]
+			if !ok {
+				value = "17" // a number that is no default
+			}
+			c := mustLoad(t, append(slices.Clone(common), v.Name+"="+value))
+			c.lookup = nil
+			if cmp.Equal(base, c, cmp.AllowUnexported(Config{})) {
+				t.Errorf("%s=%s changes nothing", v.Name, value)
+			}
+			if v.Description == "" || strings.HasSuffix(v.Description, ".") {
+				t.Errorf("description is %q", v.Description)
+			}
+		})
+	}
+}
+
+// TestScheduler: what the scheduler gets is what was configured, in its units.
+func TestScheduler(t *testing.T) {
+	got := mustLoad(t, []string{
+		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
+		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13",
+		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
+		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
+	}).Scheduler()
+	want := scheduler.Options{
+		Job: jobs.Settings{
+			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", BinDir: "/opt/engines", CatalogPath: "/c",
+			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
+		},
+		DefaultImage: "engine", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
+		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13,
+		ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

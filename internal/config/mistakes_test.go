@@ -1,0 +1,104 @@
+package config
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wrong is a wrong value for every variable that can have one, or several.
+var wrong = map[string][]string{
+	"ORCH_ADDR":                    {"8000", "host", "::1:80:"},
+	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é1234567890123"},
+	"ORCH_LOG_LEVEL":               {"loud"},
+	"ORCH_LOG_JSON":                {"maybe"},
+	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},
+	"ORCH_ENGINE_DRIVER":           {"exec", "Docker"},
+	"ORCH_ENGINE_JOB_FILE":         {"/no/such/file"},
+	"ORCH_ENGINE_CPU_MHZ":          {"0", "-1", "many", "1.5"},
+	"ORCH_ENGINE_MEMORY_MB":        {"9", "256MB"},
+	"ORCH_ENGINE_KEY_RELOAD":       {"reload"},
+	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b"},
+	"ORCH_CATALOG_PATH":            {"relative/path"},
+	"ORCH_VOLUME_POOL":             {"-1", "x"},
+	"ORCH_CONSUL_PREFIX":           {"orch", "/orch/", "or ch/", "/", "a//b/"},
+	"ORCH_VAULT_MOUNT":             {"/orch", "orch/", "a//b", "or ch"},
+	"ORCH_NOMAD_NAMESPACE":         {"*"},
+	"ORCH_BOOT_TIMEOUT_S":          {"0", "1m", "99999999999999999999"},
+	"ORCH_HEALTH_CHECK_INTERVAL_S": {"0", "x"},
+	"ORCH_HEALTH_CHECK_TIMEOUT_S":  {"0", "x"},
+	"ORCH_HEALTH_MAX_FAILURES":     {"0", "x"},
+	"ORCH_RESTART_BACKOFF_BASE_S":  {"0", "x"},
+	"ORCH_RESTART_BACKOFF_MAX_S":   {"4", "x"},
+	"ORCH_RESTART_MAX_ATTEMPTS":    {"-1", "x"},
+}
+
+// namesIn lists the variables that an error's lines begin with.
+func namesIn(err error) []string {
+	var names []string
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			name, _, _ := strings.Cut(line, ":")
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func TestMistakeIsNamed(t *testing.T) {
+	for name, values := range wrong {
+		for _, value := range values {
+			t.Run(name+"="+value, func(t *testing.T) {
+				_, err := Load(least(name + "=" + value))
+				if got := namesIn(err); !slices.Equal(got, []string{name}) {
+					t.Errorf("named %v: %v", got, err)
+				}
+			})
+		}
+	}
+	for _, v := range Variables() {
+		if _, tested := wrong[v.Name]; !tested && v.Name != "ORCH_ENGINE_BIN_DIR" {
+			t.Errorf("no wrong value of %s is tested", v.Name)
+		}
+	}
+	t.Run("with raw_exec", func(t *testing.T) {
+		_, err := Load(least("ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=../engine", "ORCH_ENGINE_BIN_DIR=engines"))
+		if got, want := namesIn(err), []string{"ORCH_ENGINE_BIN_DIR", "ORCH_ENGINE_IMAGE"}; !slices.Equal(got, want) {
+			t.Errorf("named %v, want %v: %v", got, want, err)
+		}
+	})
+}
+
+func TestRequired(t *testing.T) {
+	_, err := Load(nil)
+	if got, want := namesIn(err), []string{"ORCH_ADMIN_KEY", "ORCH_ENGINE_IMAGE"}; !slices.Equal(got, want) {
+		t.Errorf("named %v, want %v: %v", got, want, err)
+	}
+	if _, err := Load(least("ORCH_ADMIN_KEY=sixteen-letters!")); err != nil {
+		t.Errorf("16 characters are refused: %v", err)
+	}
+}
+
+// TestAllMistakesAtOnce: an operator mends them in one go.
+func TestAllMistakesAtOnce(t *testing.T) {
+	var environ, want []string
+	for name, values := range wrong {
+		environ, want = append(environ, name+"="+values[0]), append(want, name)
+	}
+	slices.Sort(want)
+	// What it is compared with is wrong itself.
+	environ = append(environ, "ORCH_RESTART_BACKOFF_BASE_S=-1", "ORCH_RESTART_BACKOFF_MAX_S=-2")
+	_, err := Load(environ)
+	if got := namesIn(err); !slices.Equal(got, want) {
+		t.Errorf("named %v, want %v: %v", got, want, err)
+	}
+}
