@@ -18,6 +18,7 @@ func run(args []string) int {
 	c := cli.NewCLI("orch", version)
 	c.Args = args
 	c.HelpFunc = help
+	c.HelpWriter, c.ErrorWriter = os.Stdout, os.Stderr // help that was asked for can be piped
 	c.Commands = map[string]cli.CommandFactory{
 		"server":  func() (cli.Command, error) { return &serverCommand{}, nil },
 		"dev":     func() (cli.Command, error) { return &devCommand{}, nil },

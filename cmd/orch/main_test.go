@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+// asOrch makes the test binary be the command itself, in a process of its own.
+const asOrch = "ORCH_TEST_AS_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asOrch) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// command is a call of orch with nothing in its environment but vars. It is
+// killed when it takes too long.
+func command(t *testing.T, vars []string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append([]string{asOrch + "=1", "HOME=" + t.TempDir()}, vars...)
+	return cmd
+}
+
+// orch runs a call to its end.
+func orch(t *testing.T, vars []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := command(t, vars, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}

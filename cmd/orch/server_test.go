@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	adminKey    = "admin-key-of-the-tests"
+	providerKey = "sk-provider-secret-of-the-tests"
+)
+
+// good is a configuration whose agents are not there: nothing listens on port 1.
+func good(more ...string) []string {
+	return append([]string{
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=" + providerKey, "VAULT_TOKEN=" + providerKey,
+		"NOMAD_ADDR=http://127.0.0.1:1", "CONSUL_HTTP_ADDR=127.0.0.1:1", "VAULT_ADDR=http://127.0.0.1:1",
+	}, more...)
+}
+
+func TestServerConfiguredWrongly(t *testing.T) {
+	const secret = "15-letter-secre"
+	code, stdout, stderr := orch(t, good(
+		"ORCH_ADMIN_KEY="+secret, "ORCH_ADDR=8000", "ORCH_ENGINE_IMAGE=", "ORCH_BOOT_TIMEOUT_S="+secret, "ORCH_LOG_JSON="+secret,
+		"ORCH_VOLUME_POOL=-1", "ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY="+providerKey,
+	), "server")
+	if code != 2 || stdout != "" {
+		t.Errorf("exit code %d, stdout %q", code, stdout)
+	}
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	for _, name := range []string{"ORCH_ADMIN_KEY", "ORCH_ADDR", "ORCH_ENGINE_IMAGE", "ORCH_BOOT_TIMEOUT_S", "ORCH_LOG_JSON", "ORCH_VOLUME_POOL", "ORCH_ENGINE_ENV_PASSTHROUGH"} {
+		if !strings.Contains(stderr, "\n  - "+name+": ") {
+			t.Errorf("%s has no line of its own:\n%s", name, stderr)
+		}
+	}
+	for _, key := range []string{secret, providerKey, adminKey} {
+		if strings.Contains(stderr, key) {
+			t.Errorf("%q is shown:\n%s", key, stderr)
+		}
+	}
+	if len(lines) < 8 || strings.Contains(stderr, "goroutine") {
+		t.Errorf("stderr is\n%s", stderr)
+	}
+}
+
+func TestServerPortIsTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	code, _, stderr := orch(t, good("ORCH_ADDR="+l.Addr().String()), "server")
+	if code != 1 || !strings.Contains(stderr, "ORCH_ADDR") || !strings.Contains(stderr, l.Addr().String()) {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+}
+
+// TestServerStopsOnSignal: also while none of its agents is there.
+func TestServerStopsOnSignal(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			cmd := command(t, good("ORCH_LOG_JSON=true", "ORCH_LOG_LEVEL=trace"), "server")
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var signalled time.Time
+			for lines := bufio.NewScanner(stderr); lines.Scan(); {
+				var line struct {
+					Message string `json:"@message"`
+					Addr    string `json:"addr"`
+				}
+				if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+					t.Errorf("a line of the log is not JSON: %q", lines.Text())
+				}
+				for _, key := range []string{adminKey, providerKey} {
+					if strings.Contains(lines.Text(), key) {
+						t.Errorf("the log has a key: %s", lines.Text())
+					}
+				}
+				if line.Message == "listening" {
+					live(t, line.Addr)
+					if err := cmd.Process.Signal(signal); err != nil {
+						t.Fatal(err)
+					}
+					signalled = time.Now()
+				}
+			}
+			if err := cmd.Wait(); err != nil || signalled.IsZero() {
+				t.Fatalf("ended with %v, signalled at %s", err, signalled)
+			}
+			if took := time.Since(signalled); took > 20*time.Second {
+				t.Errorf("stopping took %s", took)
+			}
+		})
+	}
+}
+
+// live fails unless the service answers.
+func live(t *testing.T, addr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/live", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("/live answers %d", resp.StatusCode)
+	}
+}
