@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Client calls one service. Its zero keys are simply not sent.
@@ -67,6 +69,10 @@ func (c *Client) RegisterProduct(ctx context.Context, slug, displayName string, 
 
 // Provision makes a user an engine; an empty version is the default.
 func (c *Client) Provision(ctx context.Context, userID, version string) (*Engine, error) {
+	if !utf8.ValidString(userID) {
+		// It would be sent with replacement characters: another user's.
+		return nil, errors.New("the user_id is not valid UTF-8")
+	}
 	body := map[string]any{"user_id": userID}
 	if version != "" {
 		body["engine_version"] = version
