@@ -27,7 +27,8 @@ func command(t *testing.T, vars []string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append([]string{asOrch + "=1", "HOME=" + t.TempDir()}, vars...)
+	// The race detector sleeps for a second before it lets a process end.
+	cmd.Env = append([]string{asOrch + "=1", "HOME=" + t.TempDir(), "GORACE=atexit_sleep_ms=0"}, vars...)
 	return cmd
 }
 

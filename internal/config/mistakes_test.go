@@ -17,7 +17,7 @@ func writeFile(t *testing.T, name, text string) {
 // wrong is a wrong value for every variable that can have one, or several.
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:"},
-	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é1234567890123"},
+	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},
 	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},
