@@ -43,6 +43,7 @@ func says(status int, body string) http.HandlerFunc {
 
 func TestHealth(t *testing.T) {
 	p := newProber(time.Second, 0)
+	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
 	for _, c := range []struct {
 		name   string
 		answer http.HandlerFunc
@@ -56,7 +57,7 @@ func TestHealth(t *testing.T) {
 		{"ErrNotJSON", says(200, `ok`), false, 0},
 		{"ErrNotOKCode", says(503, `{"status":"ok"}`), false, 0},
 		{"ErrAnotherSuccess", says(204, ``), false, 0},
-		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, false, 0},
+		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere+"/health", http.StatusFound) }, false, 0},
 		{"ErrEndless", says(200, `{"status":"`+strings.Repeat("o", maxHealthBody)+`"}`), false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
