@@ -94,17 +94,28 @@ func pinned(image string) bool {
 	return found && tag != "latest"
 }
 
+// maxShown bounds what the UI shows of one string: two of them and the words
+// around stay below the 1000 bytes that Nomad allows (structs.Job.Validate).
+const maxShown = 470
+
 // quoteForUI shows a string in the Nomad UI, which renders Markdown, as
 // itself: ASCII, quoted, every character that Markdown or HTML gives a meaning
-// as a Go escape.
+// as a Go escape. A long one is cut, and marked so.
 func quoteForUI(s string) string {
 	var b strings.Builder
-	for _, r := range strconv.QuoteToASCII(s) {
+	b.WriteByte('"')
+	for _, r := range s {
+		shown := strconv.QuoteToASCII(string(r))
+		shown = shown[1 : len(shown)-1]
 		if strings.ContainsRune("`<>[]()*_#!|~&$%{}", r) {
-			fmt.Fprintf(&b, `\x%02x`, r)
-			continue
+			shown = fmt.Sprintf(`\x%02x`, r)
 		}
-		b.WriteRune(r)
+		if b.Len()+len(shown) > maxShown-len(cut) {
+			return b.String() + cut
+		}
+		b.WriteString(shown)
 	}
-	return b.String()
+	return b.String() + `"`
 }
+
+const cut = `"...`

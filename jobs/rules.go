@@ -81,7 +81,7 @@ func checkTemplates(task *api.Task, s Settings, need needFunc) {
 		need(t.Once == nil || !*t.Once, "a template has once = true: its variables and those of the other templates replace each other")
 		data := str(t.EmbeddedTmpl)
 		if strings.Contains(data, "nomadVar") {
-			keyHash = keyHash || t.Envvars != nil && *t.Envvars
+			keyHash = keyHash || t.Envvars != nil && *t.Envvars && strings.Contains(data, "ENGINE_KEY_HASH")
 			need(t.Splay != nil && *t.Splay == 0, "the key hash template needs splay = \"0s\": without it a new key takes seconds to arrive")
 			if t.Envvars != nil && *t.Envvars && s.KeyReload == "restart" {
 				need(str(t.ChangeMode) == "restart", "the key hash template must have change_mode \"restart\"")

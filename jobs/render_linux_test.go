@@ -1,0 +1,202 @@
+package jobs
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/nomad/api"
+	"pgregory.net/rapid"
+)
+
+func render(t interface{ Fatal(...any) }, tmpl *Template, e Engine) *api.Job {
+	job, err := tmpl.Render(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return job
+}
+
+// TestRender: each field of the engine stands where Nomad reads it.
+func TestRender(t *testing.T) {
+	for _, driver := range drivers {
+		t.Run(string(driver), func(t *testing.T) {
+			job := render(t, parsed(t, settings(driver)), engine("u"))
+			group, task := job.TaskGroups[0], job.TaskGroups[0].Tasks[0]
+			constraint := group.Constraints[len(group.Constraints)-1]
+			got := []any{*job.ID, *job.Name, *job.Namespace, *job.NodePool, job.Meta, *group.Count, group.Volumes["brain"].Source,
+				constraint.LTarget, constraint.Operand, constraint.RTarget, *task.Resources.CPU, *task.Resources.MemoryMB, job.UI.Description}
+			want := []any{"engine-e1", "engine-e1", "default", "engines", map[string]string{"deployment": "orch", "engine_id": "e1"}, 1, "engine-e1",
+				"${node.unique.id}", "=", engine("u").NodeID, 123, 456, `Engine of user "u" of product "acme"`}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+			service := append(slices.Clone(group.Services), task.Services...)[0]
+			if diff := cmp.Diff(map[string]string{"engine_id": "e1", "product_id": "p1", "user_id_b64": "dQ"}, service.Meta); diff != "" || service.Name != "engine-e1" {
+				t.Errorf("service %s: %s", service.Name, diff)
+			}
+			if driver == Docker && (task.Config["image"] != "engine" || task.Config["force_pull"] != true) {
+				t.Errorf("config is %v", task.Config)
+			}
+			if driver == RawExec && (task.Config["command"] != "/opt/engines/engine" || task.Env["SQLITE_DB_PATH"] != "/volumes/e1/brain.sqlite") {
+				t.Errorf("config is %v, env is %v", task.Config, task.Env)
+			}
+		})
+	}
+	t.Run("stopped, default pool, pinned image", func(t *testing.T) {
+		e := engine("u")
+		e.Count, e.NodePool, e.Image = 0, "", "engine:1"
+		job := render(t, parsed(t, settings(Docker)), e)
+		if _, pulls := job.TaskGroups[0].Tasks[0].Config["force_pull"]; pulls || *job.TaskGroups[0].Count != 0 || job.NodePool != nil {
+			t.Errorf("force_pull %t, count %d, pool %v", pulls, *job.TaskGroups[0].Count, job.NodePool)
+		}
+	})
+}
+
+// TestUserIsNeverInterpolated: nothing in the job depends on the user but the
+// ui block, which Nomad does not interpolate, and one word of base64url.
+func TestUserIsNeverInterpolated(t *testing.T) {
+	word := regexp.MustCompile(`\A[A-Za-z0-9_-]+\z`)
+	for _, driver := range drivers {
+		t.Run(string(driver), func(t *testing.T) {
+			tmpl := parsed(t, settings(driver))
+			plain := withoutUser(render(t, tmpl, engine("plain")))
+			rapid.Check(t, func(t *rapid.T) {
+				e := engine(anyUser.Draw(t, "user_id"))
+				e.ProductName = anyUser.Draw(t, "product")
+				job := render(t, tmpl, e)
+				encoded := job.TaskGroups[0].Tasks[0].Services[0].Meta["user_id_b64"]
+				back, err := base64.RawURLEncoding.DecodeString(encoded)
+				if err != nil || string(back) != e.UserID || !word.MatchString(encoded) {
+					t.Fatalf("%q stands as %q", e.UserID, encoded)
+				}
+				if strings.Contains(job.UI.Description, "${") || len(job.UI.Description) > 1000 {
+					t.Fatalf("the ui block says %s", job.UI.Description)
+				}
+				if diff := cmp.Diff(plain, withoutUser(job)); diff != "" {
+					t.Fatalf("another place knows the user:\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func withoutUser(job *api.Job) *api.Job {
+	job.UI = nil
+	delete(job.TaskGroups[0].Tasks[0].Services[0].Meta, "user_id_b64")
+	return job
+}
+
+// TestNomadTakesTheJob: of every user, also the longest and the strangest.
+func TestNomadTakesTheJob(t *testing.T) {
+	c := nomadClient(t)
+	for _, driver := range drivers {
+		t.Run(string(driver), func(t *testing.T) {
+			s := settings(driver)
+			s.ProviderKeysPath = "" // Nomad's validation asks Vault's configuration otherwise
+			tmpl := parsed(t, s)
+			rapid.Check(t, func(t *rapid.T) {
+				e := engine(anyUser.Draw(t, "user_id"))
+				e.NodePool = ""
+				resp, _, err := c.Jobs().Validate(render(t, tmpl, e), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if resp.Error != "" || len(resp.ValidationErrors) > 0 {
+					t.Fatalf("user %q: %s %v", e.UserID, resp.Error, resp.ValidationErrors)
+				}
+			})
+		})
+	}
+}
+
+// TestRenderLeavesTheTemplateAlone: whatever becomes of a rendered job.
+func TestRenderLeavesTheTemplateAlone(t *testing.T) {
+	for _, driver := range drivers {
+		t.Run(string(driver), func(t *testing.T) {
+			tmpl := parsed(t, settings(driver))
+			before := slices.Clone(tmpl.job)
+			first, second := render(t, tmpl, engine("a")), render(t, tmpl, engine("a"))
+			if diff := cmp.Diff(first, second); diff != "" {
+				t.Fatal(diff)
+			}
+			other := engine("b")
+			other.JobID, other.Image, other.Count, other.CPUMHz = "engine-e2", "other:2", 0, 9
+			spoil(render(t, tmpl, other))
+			spoil(first)
+			if diff := cmp.Diff(second, render(t, tmpl, engine("a"))); diff != "" {
+				t.Error(diff)
+			}
+			if string(before) != string(tmpl.job) {
+				t.Error("the template changed")
+			}
+		})
+	}
+}
+
+// spoil writes into everything that copies could share.
+func spoil(job *api.Job) {
+	group, task := job.TaskGroups[0], job.TaskGroups[0].Tasks[0]
+	job.Meta["x"], task.Env["x"], task.Config["x"], task.Services[0].Meta["x"] = "x", "x", "x", "x"
+	*group.Count, *group.Name, *task.Resources.CPU, *group.RestartPolicy.Mode = 99, "x", 99, "x"
+	group.Constraints = append(group.Constraints[:0], nil)
+	group.Volumes["brain"].Source, task.Templates[0].EmbeddedTmpl, task.Services[0].Checks[0].Path = "x", nil, "x"
+}
+
+// TestNoKeyInTheJob: the job tells where secrets are, and holds none.
+func TestNoKeyInTheJob(t *testing.T) {
+	for _, driver := range drivers {
+		for _, reload := range []string{"restart", "signal"} {
+			s := settings(driver)
+			s.KeyReload = reload
+			job := render(t, parsed(t, s), engine("u"))
+			task := job.TaskGroups[0].Tasks[0]
+			want := []string{"CATALOG_DIR", "PORT", "SQLITE_DB_PATH"}
+			if reload == "signal" {
+				want = []string{"CATALOG_DIR", "ENGINE_KEY_HASH_FILE", "PORT", "SQLITE_DB_PATH"}
+			}
+			if diff := cmp.Diff(want, slices.Sorted(maps.Keys(task.Env))); diff != "" {
+				t.Errorf("%s, %s: environment: %s", driver, reload, diff)
+			}
+			for _, tmpl := range task.Templates {
+				if !regexp.MustCompile(`\A(ENGINE_KEY_HASH=)?\{\{ with (nomadVar|secret) .*\{\{ end \}\}\n?\z`).MatchString(strings.ReplaceAll(*tmpl.EmbeddedTmpl, "\n", "")) {
+					t.Errorf("a template is %q", *tmpl.EmbeddedTmpl)
+				}
+				if !strings.HasPrefix(*tmpl.DestPath, "${NOMAD_SECRETS_DIR}/") {
+					t.Errorf("a secret is written to %s", *tmpl.DestPath)
+				}
+			}
+			if task.Vault == nil || task.Vault.Env == nil || *task.Vault.Env || task.Vault.DisableFile == nil || !*task.Vault.DisableFile {
+				t.Errorf("the process sees the Vault token: %+v", task.Vault)
+			}
+			text, err := json.Marshal(job)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found := regexp.MustCompile(`(?i)[sp]k-sept-|hvs\.|[0-9a-f]{64}`).FindString(string(text)); found != "" {
+				t.Errorf("the job holds %q", found)
+			}
+		}
+	}
+}
+
+// TestSettingsAreThemselves: a path with the syntax of HCL in it is that path.
+func TestSettingsAreThemselves(t *testing.T) {
+	c := nomadClient(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		s := settings(RawExec)
+		s.CatalogPath = "/" + anyUser.Draw(rt, "path")
+		tmpl, err := Parse(t.Context(), c, s)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if got := render(rt, tmpl, engine("u")).TaskGroups[0].Tasks[0].Env["CATALOG_DIR"]; got != s.CatalogPath {
+			rt.Fatalf("%q became %q", s.CatalogPath, got)
+		}
+	})
+}

@@ -1,0 +1,55 @@
+package jobs
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// anyUser makes user_ids of SPEC section 1: up to 256 bytes of UTF-8 without
+// control characters, many of them in the syntax of something.
+var anyUser = rapid.OneOf(
+	rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256),
+	rapid.SampledFrom([]string{
+		"${node.unique.id}", `${env["HOME"]}`, "${NOMAD_SECRETS_DIR}", "$${x}", "%{if true}x%{endif}", `{{ env "HOME" }}`, `{{ with nomadVar "x" }}`,
+		`{{ key "x" }}`, "<script>", "[x](javascript:a)", "__proto__", "null", strings.Repeat("$", 256), strings.Repeat("🦊", 64), strings.Repeat("é", 128), strings.Repeat(`"`, 256),
+	}),
+	rapid.StringN(1, -1, 256),
+).Filter(func(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 })
+})
+
+// TestQuoteForUI: what is shown has no meaning in Markdown, HTML or Nomad's
+// interpolation, and reads back as the string, or as its beginning.
+func TestQuoteForUI(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anyUser.Draw(t, "s")
+		q := quoteForUI(s)
+		whole, isCut := strings.CutSuffix(q, "...")
+		back, err := strconv.Unquote(whole)
+		if err != nil || !isCut && back != s || !strings.HasPrefix(s, back) {
+			t.Fatalf("%q is shown as %s, which reads %q, %v", s, q, back, err)
+		}
+		if isCut != (len(back) < len(s)) || len(q) > maxShown || isCut && len(q) < maxShown-20 {
+			t.Fatalf("%q is shown as %s, %d bytes, cut: %t", s, q, len(q), isCut)
+		}
+		for _, c := range q {
+			if c < ' ' || c > '~' || strings.ContainsRune("`<>[]()*_#!|~&$%{}", c) {
+				t.Fatalf("%q is shown as %s", s, q)
+			}
+		}
+	})
+}
+
+func TestPinned(t *testing.T) {
+	for image, want := range map[string]bool{
+		"engine": false, "engine:latest": false, "r/engine": false, "r:5000/engine": false, "r:5000/a/engine:latest": false,
+		"engine:1": true, "r:5000/engine:v1.2": true, "r/engine:latest-1": true, "engine@sha256:abc": true, "r:5000/engine:latest@sha256:abc": true,
+	} {
+		if got := pinned(image); got != want {
+			t.Errorf("%s: %t, want %t", image, got, want)
+		}
+	}
+}
