@@ -1,0 +1,154 @@
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/service"
+)
+
+const adminKey = "admin-key-of-the-tests"
+
+// api is a service on real agents.
+type api struct {
+	url  string
+	http *http.Client
+	key  string // X-Platform-Key
+}
+
+func startAPI(t *testing.T) *api {
+	t.Helper()
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(bin, "engine"), "github.com/septemberai/orch/cmd/reference-engine")
+	build.Env, build.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
+	if err := build.Run(); err != nil {
+		t.Fatal(err)
+	}
+	stack, err := devstack.Start(t.Context(), devstack.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stack.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg, err := config.Load([]string{
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
+		"ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc, err := service.New(cfg, service.Clients{
+		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
+	}, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	transport := &http.Transport{}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}}
+	a.await(t, "/ready")
+	answer := a.call(t, "POST", "/products/register", `{"slug": "p", "display_name": "P"}`)
+	answer.want(t, 200, "")
+	a.key = answer.field("platform_api_key")
+	return a
+}
+
+// await waits until the service says yes.
+func (a *api) await(t *testing.T, path string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for a.call(t, "GET", path, "").status != 200 {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s did not answer 200 within a minute", path)
+		case <-tick.C:
+		}
+	}
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   map[string]any
+	text   string
+}
+
+// call sends both keys: each endpoint takes the one it needs.
+func (a *api) call(t *testing.T, method, path, body string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, a.url+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Admin-Key", adminKey)
+	if a.key != "" {
+		req.Header.Set("X-Platform-Key", a.key)
+	}
+	resp, err := a.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := answer{status: resp.StatusCode, header: resp.Header, text: string(b)}
+	if err := json.Unmarshal(b, &got.body); err != nil {
+		t.Fatalf("%d with body %q: %v", got.status, b, err)
+	}
+	return got
+}
+
+func (a answer) field(name string) string { return fmt.Sprint(a.body[name]) }
+
+func (a answer) want(t *testing.T, status int, code string) {
+	t.Helper()
+	got := ""
+	if e, ok := a.body["error"].(map[string]any); ok {
+		got = fmt.Sprint(e["code"])
+	}
+	if a.status != status || got != code {
+		t.Fatalf("got %d %s, want %d %s", a.status, a.text, status, code)
+	}
+}
+
+// noStore fails unless an answer carries this key and may be stored nowhere.
+func (a answer) noStore(t *testing.T, name string) {
+	t.Helper()
+	a.want(t, 200, "")
+	if got := a.header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("an answer with %s has Cache-Control %q", name, got)
+	}
+	if key := a.field(name); !strings.Contains(key, "k-sept-") {
+		t.Fatalf("the answer has no %s", name)
+	}
+}
