@@ -15,19 +15,11 @@ here=$(cd "$(dirname "$0")" && pwd -P)
 repo=orch/reference-engine
 
 if [ $# -eq 0 ]; then
-	set -- "$repo:1" "$repo:2=v2" \
-		"$repo:exit-at-start=exit-at-start" \
-		"$repo:slow-boot=slow-boot-5s" \
-		"$repo:never-listen=never-listen" \
-		"$repo:hang=hang" \
-		"$repo:fail-health=fail-health" \
-		"$repo:fail-health-file=fail-health-file" \
-		"$repo:crash-after=crash-after-3s" \
-		"$repo:busy=busy" \
-		"$repo:ignore-sigterm=ignore-sigterm" \
-		"$repo:term-delay=term-delay-5s" \
-		"$repo:linger=linger-5s" \
-		"$repo:no-reload=no-reload"
+	set -- "$repo:1"
+	for switch in v2 exit-at-start slow-boot-2s slow-boot-30s never-listen hang fail-health fail-health-file \
+		crash-after-3s busy ignore-sigterm term-delay-5s linger-3s reload no-reload; do
+		set -- "$@" "$repo:$switch=$switch"
+	done
 fi
 
 command -v docker >/dev/null 2>&1 || { echo "build-image.sh: there is no docker command" >&2; exit 1; }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -10,11 +11,13 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-var anyImage = map[string]any{"allowed_images": []string{"*"}}
+var anyImage = map[string]any{"allowed_images": []string{"*", "*/*"}}
 
-func TestBootFailures(t *testing.T) {
+func TestBootFailures(t *testing.T) { eachDriver(t, testBootFailures) }
+
+func testBootFailures(t *testing.T, d driver) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "6"})
+	r := startService(t, shared, d.with(map[string]string{"ORCH_BOOT_TIMEOUT_S": "6"}))
 	c := r.product(t, anyImage)
 	for _, tc := range []struct {
 		image  string
@@ -24,11 +27,11 @@ func TestBootFailures(t *testing.T) {
 		atOnce bool // said well before the boot deadline
 		names  string
 	}{
-		{"reference-engine.exit-at-start", 502, "ENGINE_BOOT_FAILED", "crashed", true, "Exit Code: 1"},
-		{"no-such-engine", 502, "ENGINE_BOOT_FAILED", "image_error", true, "no-such-engine"},
-		{"reference-engine.never-listen", 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
-		{"reference-engine.fail-health", 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
-		{"reference-engine.hang", 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
+		{d.image("exit-at-start"), 502, "ENGINE_BOOT_FAILED", "crashed", true, "Exit Code: 1"},
+		{d.image("v404"), 502, "ENGINE_BOOT_FAILED", "image_error", true, d.image("v404")},
+		{d.image("never-listen"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
+		{d.image("fail-health"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
+		{d.image("hang"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
 	} {
 		t.Run(tc.image, func(t *testing.T) {
 			t.Parallel()
@@ -88,9 +91,13 @@ func TestBootFailureIsSaidAtOnce(t *testing.T) {
 
 // TestPortExhaustion runs two nodes with two ports each: the fifth engine has
 // no port anywhere, and Nomad says so.
-func TestPortExhaustion(t *testing.T) {
+func TestPortExhaustion(t *testing.T) { eachDriver(t, testPortExhaustion) }
+
+func testPortExhaustion(t *testing.T, d driver) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries, DynamicPorts: [2]int{0, 2}, ExtraClients: 1})
+	stack, err := devstack.Start(t.Context(), devstack.Config{
+		Binaries: binaries, DynamicPorts: [2]int{0, 2}, ExtraClients: 1, DockerSocket: os.Getenv("DOCKER_HOST"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +107,7 @@ func TestPortExhaustion(t *testing.T) {
 		}
 	})
 	const prefix = "ports/"
-	r := startService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix})
+	r := startService(t, stack, d.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix}))
 	c := r.product(t, map[string]any{"max_engines": 5})
 	ctx, s := t.Context(), openStores(t, stack)
 	for i := range 4 {

@@ -5,8 +5,11 @@ import (
 	"testing"
 )
 
-func TestLifecycle(t *testing.T) {
-	r := startService(t, shared, nil)
+func TestLifecycle(t *testing.T) { eachDriver(t, testLifecycle) }
+
+func testLifecycle(t *testing.T, d driver) {
+	t.Parallel()
+	r := startService(t, shared, d.with(nil))
 	c := r.product(t, nil)
 	ctx := t.Context()
 
@@ -23,7 +26,7 @@ func TestLifecycle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != "reference-engine" || got.LastHealthAt == nil {
+	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != d.image("") || got.LastHealthAt == nil {
 		t.Fatalf("GET answered %+v, provision %+v", got, e)
 	}
 
@@ -67,4 +70,7 @@ func TestLifecycle(t *testing.T) {
 	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
 	_, err = c.Destroy(ctx, "user-1")
 	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+	if left := openStores(t, shared).traces(e.EngineID); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }

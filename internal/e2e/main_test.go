@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -21,7 +23,15 @@ var (
 	binDir   string
 )
 
+// atOnce is how many tests run side by side unless -parallel says otherwise:
+// they wait for engines more than they compute.
+const atOnce = 5
+
 func TestMain(m *testing.M) {
+	// Before the command line is read, which may say otherwise.
+	if err := flag.Set("test.parallel", strconv.Itoa(atOnce)); err != nil {
+		panic(err)
+	}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

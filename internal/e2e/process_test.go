@@ -12,12 +12,14 @@ import (
 
 // TestOneProcessPerBrain stops an engine that takes 5 s to die and starts it at
 // once: the two processes never overlap on the brain.
-func TestOneProcessPerBrain(t *testing.T) {
+func TestOneProcessPerBrain(t *testing.T) { eachDriver(t, testOneProcessPerBrain) }
+
+func testOneProcessPerBrain(t *testing.T, d driver) {
 	t.Parallel()
-	r := startService(t, shared, nil)
+	r := startService(t, shared, d.with(nil))
 	c := r.product(t, anyImage)
 	ctx := t.Context()
-	e, err := c.Provision(ctx, "u", "reference-engine.term-delay-5s")
+	e, err := c.Provision(ctx, "u", d.image("term-delay-5s"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,11 +68,15 @@ func TestOneProcessPerBrain(t *testing.T) {
 
 // TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace.
 func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
+	eachDriver(t, testStopOfAnEngineThatIgnoresSIGTERM)
+}
+
+func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d driver) {
 	t.Parallel()
-	r := startService(t, shared, nil)
+	r := startService(t, shared, d.with(nil))
 	c := r.product(t, anyImage)
 	ctx := t.Context()
-	e, err := c.Provision(ctx, "u", "reference-engine.ignore-sigterm")
+	e, err := c.Provision(ctx, "u", d.image("ignore-sigterm"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,19 +102,21 @@ func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
 
 // TestRotation covers a restarting engine, one that reloads, and one whose old
 // process lingers on the port with the old key.
-func TestRotation(t *testing.T) {
+func TestRotation(t *testing.T) { eachDriver(t, testRotation) }
+
+func testRotation(t *testing.T, d driver) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ image, reload string }{
-		"restart":                         {"reference-engine", "restart"},
-		"reload":                          {"reference-engine.reload", "signal"},
-		"an old process that still holds": {"reference-engine.linger-3s", "restart"},
+		"restart":                         {"", "restart"},
+		"reload":                          {"reload", "signal"},
+		"an old process that still holds": {"linger-3s", "restart"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := startService(t, shared, map[string]string{"ORCH_ENGINE_KEY_RELOAD": tc.reload})
+			r := startService(t, shared, d.with(map[string]string{"ORCH_ENGINE_KEY_RELOAD": tc.reload}))
 			c := r.product(t, anyImage)
 			ctx := t.Context()
-			e, err := c.Provision(ctx, "u", tc.image)
+			e, err := c.Provision(ctx, "u", d.image(tc.image))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,9 +11,11 @@ import (
 
 // TestUserIDs takes engines of users with difficult names through their life:
 // none of it may be parsed, interpolated or split anywhere.
-func TestUserIDs(t *testing.T) {
+func TestUserIDs(t *testing.T) { eachDriver(t, testUserIDs) }
+
+func testUserIDs(t *testing.T, d driver) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "4"})
+	r := startService(t, shared, d.with(map[string]string{"ORCH_VOLUME_POOL": "4"}))
 	c := r.product(t, nil)
 	other := r.product(t, nil)
 	for _, user := range []string{
