@@ -185,12 +185,13 @@ func TestNoKeyInTheJob(t *testing.T) {
 	}
 }
 
-// TestSettingsAreThemselves: a path with the syntax of HCL in it is that path.
+// TestSettingsAreThemselves: a path with the syntax of HCL in it is that path,
+// but for Unicode's composition: HCL makes every string NFC.
 func TestSettingsAreThemselves(t *testing.T) {
 	c := nomadClient(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		s := settings(RawExec)
-		s.CatalogPath = "/" + anyUser.Draw(rt, "path")
+		s.CatalogPath = "/" + syntax.Draw(rt, "path")
 		tmpl, err := Parse(t.Context(), c, s)
 		if err != nil {
 			rt.Fatal(err)

@@ -8,10 +8,13 @@ import (
 	"pgregory.net/rapid"
 )
 
+// syntax makes strings of what means something to HCL, templates or Markdown.
+var syntax = rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256)
+
 // anyUser makes user_ids of SPEC section 1: up to 256 bytes of UTF-8 without
 // control characters, many of them in the syntax of something.
 var anyUser = rapid.OneOf(
-	rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256),
+	syntax,
 	rapid.SampledFrom([]string{
 		"${node.unique.id}", `${env["HOME"]}`, "${NOMAD_SECRETS_DIR}", "$${x}", "%{if true}x%{endif}", `{{ env "HOME" }}`, `{{ with nomadVar "x" }}`,
 		`{{ key "x" }}`, "<script>", "[x](javascript:a)", "__proto__", "null", strings.Repeat("$", 256), strings.Repeat("🦊", 64), strings.Repeat("é", 128), strings.Repeat(`"`, 256),

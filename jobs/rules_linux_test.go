@@ -182,6 +182,10 @@ func TestTaskUser(t *testing.T) {
 		t.Errorf("raw_exec: %+v", got)
 	}
 	s := settings(Docker)
+	s.HCL = edited(t, `"65532:65532" : ""`, `"1000" : ""`)
+	if got := parsed(t, s).Owner(); got != (Owner{"1000", "1000"}) || got.String() != "1000:1000" {
+		t.Errorf("without a group: %+v", got)
+	}
 	s.HCL = edited(t, `"65532:65532" : ""`, `"nobody" : ""`)
 	_, err := Parse(t.Context(), nomadClient(t), s)
 	var rules *RulesError
