@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/jobs"
 )
@@ -28,20 +29,18 @@ type backendChecks struct {
 	ok map[string]time.Time
 }
 
-// need returns the error of the first named dependency that is not there.
+// need returns the error of a named dependency that is not there.
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
+	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
 		b.mu.Lock()
 		recent := time.Since(b.ok[name]) < pingTrust
 		b.mu.Unlock()
-		if recent {
-			continue
-		}
-		if err := b.check(ctx, name); err != nil {
-			return err
+		if !recent {
+			group.Go(func() error { return b.check(ctx, name) })
 		}
 	}
-	return nil
+	return group.Wait()
 }
 
 func (b *backendChecks) check(ctx context.Context, name string) error {

@@ -201,7 +201,7 @@ func (o *operation) relocate(ctx context.Context, cause error) error {
 	next := o.row.Clone()
 	place.applyTo(next)
 	next.KeyVersion, next.AllocID, next.URL = 0, "", ""
-	next.Op.Step, next.Op.JobIndex = plans[registry.OpProvision][0].name, 0
+	next.Op.JobIndex = 0
 	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
 		o.s.pool.release(place.pooled)
 		return errors.Join(cause, err)

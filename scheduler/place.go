@@ -24,11 +24,13 @@ type place struct {
 	fits bool
 }
 
-// applyTo gives a row the place's node, and the identity that comes with its
-// volume or a new one.
+// applyTo gives a row that carries a provision the place's node, the identity
+// that comes with its volume or a new one, and the step to begin with.
 func (p *place) applyTo(row *registry.Engine) {
 	row.NodeID = p.node.ID
+	row.Op.Step = plans[registry.OpProvision][0].name
 	if p.pooled != nil {
+		row.Op.Step = plans[registry.OpProvision][1].name // the volume is there
 		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
 		return
 	}

@@ -57,7 +57,9 @@ func TestHealth(t *testing.T) {
 		{"ErrNotJSON", says(200, `ok`), false, 0},
 		{"ErrNotOKCode", says(503, `{"status":"ok"}`), false, 0},
 		{"ErrAnotherSuccess", says(204, ``), false, 0},
-		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere+"/health", http.StatusFound) }, false, 0},
+		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere+"/health", http.StatusFound)
+		}, false, 0},
 		{"ErrEndless", says(200, `{"status":"`+strings.Repeat("o", maxHealthBody)+`"}`), false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
