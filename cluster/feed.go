@@ -13,9 +13,9 @@ import (
 
 const (
 	// streamSilence is how long the event stream may say nothing: Nomad sends a
-	// heartbeat every 10 s (nomad/command/agent/event_endpoint.go, 10 s ticker
-	// in nomad/stream/ndjson.go).
-	streamSilence = 30 * time.Second
+	// heartbeat every 30 s (NewJsonStream in its nomad/event_endpoint.go); two may
+	// be missed.
+	streamSilence = 75 * time.Second
 	// relistEvery bounds how long a missed event can mislead the view: the
 	// stream is a hint, the list is the truth.
 	relistEvery = 5 * time.Minute
@@ -55,6 +55,8 @@ func (c *Cluster) Age() time.Duration {
 	return time.Since(c.fresh)
 }
 
+var errSilent = fmt.Errorf("the event stream said nothing for %s, not even a heartbeat", streamSilence)
+
 type eventBatch struct {
 	Index  uint64
 	Events []struct {
@@ -67,8 +69,8 @@ type eventBatch struct {
 
 // follow reads one stream until it breaks or is due for a new list.
 func (c *Cluster) follow(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
 	// A topic given twice cannot be said with this client's options; one query
 	// string can.
@@ -81,15 +83,18 @@ func (c *Cluster) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	silence := time.AfterFunc(streamSilence, cancel)
+	silence := time.AfterFunc(streamSilence, func() { cancel(errSilent) })
 	defer silence.Stop()
 	due := time.Now().Add(relistEvery)
 	dec := json.NewDecoder(stream)
 	for time.Now().Before(due) {
 		var batch eventBatch
 		if err := dec.Decode(&batch); err != nil {
-			if errors.Is(err, io.EOF) {
+			switch {
+			case errors.Is(err, io.EOF):
 				return errors.New("the event stream ended")
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
 			}
 			return fmt.Errorf("event stream: %w", err)
 		}

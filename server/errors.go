@@ -59,7 +59,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if e.Err != nil {
 		args = append(args, "error", e.Err)
 	}
-	if code >= http.StatusInternalServerError {
+	if code >= http.StatusInternalServerError && r.URL.Path != readyPath { // its answer is the alarm
 		s.log.Error("request failed", args...)
 	} else {
 		s.log.Debug("request refused", args...)

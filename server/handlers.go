@@ -238,6 +238,9 @@ func (s *Server) live(w http.ResponseWriter, _ *http.Request, _ string) error {
 	return nil
 }
 
+// readyPath is asked by load balancers, all the time.
+const readyPath = "/ready"
+
 func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ string) error {
 	if err := s.scheduler.Ready(); err != nil {
 		return err

@@ -58,7 +58,7 @@ func (s *Server) routes() http.Handler {
 
 	r.GET("/health", plain(s.health))
 	r.GET("/live", plain(s.live))
-	r.GET("/ready", plain(s.ready))
+	r.GET(readyPath, plain(s.ready))
 	r.POST("/products/register", plain(s.registerProduct))
 	r.GET("/engines/:user_id", user(s.getEngine))
 	r.DELETE("/engines/:user_id", user(s.destroy))

@@ -169,7 +169,7 @@ func invitation(sys *dev.System, e *client.Engine) string {
 
   Nomad UI      %[6]s/ui/jobs
   Consul UI     %[7]s/ui
-  Vault UI      %[8]s/ui     (token in %[10]s)
+  Vault UI      %[8]s/ui     (token in %[10]s; only HashiCorp's own builds have its pages)
 
   . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell (set -a first to export them).
   Ctrl-C ends everything.
