@@ -30,6 +30,7 @@ type Settings struct {
 	HCL         string // the job file
 	Driver      Driver
 	KeyReload   string // "restart" or "signal"
+	NomadLogs   bool   // Nomad collects engines' output, else their driver alone
 	BinDir      string // raw_exec: where images are
 	CatalogPath string
 	// ProviderKeysPath is the path in Vault of the provider keys, as a template
@@ -101,6 +102,7 @@ func variables(s Settings) string {
 	set := func(name, value string) { fmt.Fprintf(&b, "%s = %s\n", name, value) }
 	set("driver", hclString(string(s.Driver)))
 	set("key_reload", hclString(s.KeyReload))
+	set("nomad_logs", strconv.FormatBool(s.NomadLogs))
 	set("catalog_path", hclString(s.CatalogPath))
 	set("provider_keys", hclString(s.ProviderKeysPath))
 	set("check_interval_s", strconv.Itoa(s.CheckIntervalS))

@@ -36,6 +36,12 @@ variable "provider_keys" {
   description = "path in Vault of the provider keys; empty: engines get none"
 }
 
+variable "nomad_logs" {
+  type        = bool
+  default     = false
+  description = "whether Nomad collects the engine's output, which costs helper processes: about 30 MiB per engine and some of its boot (ORCH_ENGINE_LOGS)"
+}
+
 variable "check_interval_s" {
   type    = number
   default = 30
@@ -121,6 +127,13 @@ job "engine" {
           cap_drop        = ["ALL"]
           security_opt    = ["no-new-privileges"]
           pids_limit      = 256
+          logging {
+            type = "json-file"
+            config {
+              max-file = "2"
+              max-size = "5m"
+            }
+          }
           mounts = var.catalog_path == "" ? [] : [{
             type     = "bind"
             source   = var.catalog_path
@@ -215,6 +228,7 @@ job "engine" {
       }
 
       logs {
+        disabled      = !var.nomad_logs
         max_files     = 2
         max_file_size = 5
       }

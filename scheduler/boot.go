@@ -86,7 +86,8 @@ func (o *operation) boot(ctx context.Context) error {
 			url := "http://" + alloc.Addr
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
 			probing.Go(func() {
-				if o.s.probe.awaitUsable(timed, url, key, o.row.Image) {
+				o.awaitStarted(timed, 0)
+				if o.s.probe.awaitUsable(timed, url, key) {
 					cancel(errHealthy)
 				}
 			})

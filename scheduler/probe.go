@@ -29,14 +29,11 @@ const (
 
 // prober asks engines directly, without keys for their health and with keys for
 // the proof of a rotation.
-type prober struct {
-	client *http.Client
-	first  firstProbe
-}
+type prober struct{ client *http.Client }
 
-func newProber(timeout, firstDelay time.Duration) *prober {
+func newProber(timeout time.Duration) *prober {
 	dialer := &net.Dialer{Timeout: connectTimeout}
-	return &prober{first: firstProbe{unknown: firstDelay}, client: &http.Client{
+	return &prober{client: &http.Client{
 		Timeout: timeout,
 		// An engine cannot send the service elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -44,33 +41,27 @@ func newProber(timeout, firstDelay time.Duration) *prober {
 	}}
 }
 
-// health asks once and returns, when the engine says that it can serve, since
-// when its process runs: 200 and {"status": "ok", "uptime_seconds": float} (SPEC
-// section 7). The time is zero when the engine does not say it.
-func (p *prober) health(ctx context.Context, url string) (started time.Time, err error) {
+// health asks once and returns nil when the engine says that it can serve: 200
+// and {"status": "ok"} (SPEC section 7).
+func (p *prober) health(ctx context.Context, url string) error {
 	resp, err := p.get(ctx, url+"/health", "")
 	if err != nil {
-		return started, err
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answered := time.Now()
 	if resp.StatusCode != http.StatusOK {
-		return started, fmt.Errorf("health answered %d", resp.StatusCode)
+		return fmt.Errorf("health answered %d", resp.StatusCode)
 	}
 	var body struct {
-		Status string  `json:"status"`
-		Uptime float64 `json:"uptime_seconds"`
+		Status string `json:"status"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body); err != nil {
-		return started, fmt.Errorf("health: %w", err)
+		return fmt.Errorf("health: %w", err)
 	}
 	if body.Status != "ok" {
-		return started, errors.New("health says that it is not ok")
+		return errors.New("health says that it is not ok")
 	}
-	if body.Uptime > 0 {
-		started = answered.Add(-time.Duration(body.Uptime * float64(time.Second)))
-	}
-	return started, nil
+	return nil
 }
 
 // status asks for a path that no engine has, with a key, and returns the status
@@ -95,65 +86,51 @@ func (p *prober) get(ctx context.Context, url, key string) (*http.Response, erro
 	return p.client.Do(req)
 }
 
-// usable asks once and returns, as health does, since when the engine runs, when the engine says that it can serve and
+// usable asks once and returns nil when the engine says that it can serve and
 // does not refuse its own key. /health is open: without the key, any process
 // that holds the port could pass for the engine.
-func (p *prober) usable(ctx context.Context, url, key string) (started time.Time, err error) {
-	if started, err = p.health(ctx, url); err != nil {
-		return started, err
+func (p *prober) usable(ctx context.Context, url, key string) error {
+	if err := p.health(ctx, url); err != nil {
+		return err
 	}
 	code, err := p.status(ctx, url, key)
 	if err == nil && code == http.StatusUnauthorized {
 		err = errors.New("what answers there refuses the engine's key")
 	}
-	return started, err
+	return err
 }
 
 // awaitUsable asks until the engine is usable (true) or ctx ends (false).
-func (p *prober) awaitUsable(ctx context.Context, url, key, image string) bool {
+func (p *prober) awaitUsable(ctx context.Context, url, key string) bool {
 	ctx, cancel := context.WithCancel(ctx)
 	var probes sync.WaitGroup
 	defer probes.Wait()
 	defer cancel()
 
-	began := time.Now()
-	if !pause(ctx, p.first.delay(image)) {
-		return false
-	}
-	probing, answers, inFlight := time.Now(), make(chan answer, maxProbes), 0
+	began, answers, inFlight := time.Now(), make(chan error, maxProbes), 0
 	for {
 		if inFlight < maxProbes {
 			inFlight++
-			probes.Go(func() {
-				started, err := p.usable(ctx, url, key)
-				answers <- answer{started, err}
-			})
+			probes.Go(func() { answers <- p.usable(ctx, url, key) })
 		}
 		overtake := time.NewTimer(overtakeAfter)
 		select {
 		case <-ctx.Done():
 			overtake.Stop()
 			return false
-		case a := <-answers:
+		case err := <-answers:
 			inFlight--
-			if a.err == nil {
+			if err == nil {
 				overtake.Stop()
-				p.first.learn(image, began, a.started)
 				return true
 			}
 		case <-overtake.C:
 		}
 		overtake.Stop()
-		if !pause(ctx, probeInterval(time.Since(probing))) {
+		if !pause(ctx, probeInterval(time.Since(began))) {
 			return false
 		}
 	}
-}
-
-// answer is what one probe found.
-type answer struct {
-	started time.Time
-	err     error
 }
 
 // probeInterval grows with the time that a boot takes: fine while most engines

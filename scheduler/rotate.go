@@ -46,23 +46,17 @@ func (o *operation) proveRotation(ctx context.Context) error {
 	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
 		until = later
 	}
-	var left time.Time // when the process before was first missed
+	before, missed := o.startsSeen(ctx), false
 	for {
 		refused, asked := o.s.probe.status(ctx, o.row.URL, oldKey)
-		if asked != nil && left.IsZero() {
-			// It is being restarted: a probe that comes too early costs a second.
-			left = time.Now()
-			if !pause(ctx, o.s.probe.first.delay(restartOf(o.row.Image))) {
-				return ctx.Err()
-			}
+		if asked != nil && !missed {
+			missed = true // it is being restarted
+			o.awaitStarted(ctx, before)
 			continue
 		}
 		if refused == http.StatusUnauthorized {
 			accepted, err := o.s.probe.status(ctx, o.row.URL, newKey)
 			if err == nil && accepted != http.StatusUnauthorized {
-				if !left.IsZero() {
-					o.s.probe.learnRestart(ctx, o.row.URL, o.row.Image, left)
-				}
 				o.row.KeyVersion = o.row.Op.KeyVersion
 				o.row.LastHealthAt = time.Now().UTC()
 				return nil
@@ -85,21 +79,6 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-time.After(proofEvery):
 		}
-	}
-}
-
-// restartOf names the restart of an image, apart from its first start, for what
-// is learned about when to probe.
-func restartOf(image string) string { return "restart of " + image }
-
-// learnRestart notes how long an engine that was missed since left and now
-// answers took to run again.
-func (p *prober) learnRestart(ctx context.Context, url, image string, left time.Time) {
-	if p.first.unknown == 0 {
-		return
-	}
-	if started, err := p.health(ctx, url); err == nil {
-		p.first.learn(restartOf(image), left, started)
 	}
 }
 

@@ -66,14 +66,10 @@ type Scheduler struct {
 
 // New returns a scheduler; Run makes it work.
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, log hclog.Logger) *Scheduler {
-	firstDelay := time.Duration(0) // a refused connection costs nothing
-	if opts.Job.Driver == jobs.Docker {
-		firstDelay = containerDelay
-	}
 	s := &Scheduler{
 		opts: opts, log: log, store: store, cluster: c, vault: v,
 		replica: store.Join(log.Named("replica")),
-		probe:   newProber(opts.ProbeTimeout, firstDelay),
+		probe:   newProber(opts.ProbeTimeout),
 		active:  map[string]*operation{},
 	}
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping}

@@ -39,6 +39,7 @@ type Config struct {
 	EngineCPUMHz   int      `env:"ORCH_ENGINE_CPU_MHZ" envDefault:"100" desc:"CPU of an engine whose policy says nothing, in MHz"`
 	EngineMemoryMB int      `env:"ORCH_ENGINE_MEMORY_MB" envDefault:"256" desc:"memory of an engine whose policy says nothing, in MiB"`
 	KeyReload      string   `env:"ORCH_ENGINE_KEY_RELOAD" envDefault:"restart" desc:"how an engine gets a new key hash: restart of its process, or signal (SIGHUP, then it reads ENGINE_KEY_HASH_FILE)"`
+	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
 	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node"`
@@ -128,6 +129,7 @@ func (c *Config) check() []error {
 
 	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec))
 	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
+	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
 	if c.EngineImage != "" {
 		bad(scheduler.CheckImage(jobs.Driver(c.EngineDriver), c.EngineImage) == nil, "ORCH_ENGINE_IMAGE", "is not an image; with raw_exec it is the name of an executable, without a path")
@@ -190,7 +192,8 @@ func (c *Config) Scheduler() scheduler.Options {
 	}
 	job := jobs.Settings{
 		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
-		BinDir: c.EngineBinDir, CatalogPath: c.CatalogPath,
+		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
+		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath,
 		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
 		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
 	}

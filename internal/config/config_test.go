@@ -87,7 +87,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true",
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file,
-		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
+		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines",
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // good for both drivers
@@ -111,6 +111,21 @@ func TestEveryVariableIsRead(t *testing.T) {
 	}
 }
 
+func TestEngineLogs(t *testing.T) {
+	for _, c := range []struct {
+		driver, logs string
+		nomad        bool
+	}{
+		{"docker", "auto", false}, {"docker", "nomad", true}, {"docker", "driver", false},
+		{"raw_exec", "auto", true}, {"raw_exec", "nomad", true}, {"raw_exec", "driver", false},
+	} {
+		got := mustLoad(t, least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER="+c.driver, "ORCH_ENGINE_LOGS="+c.logs))
+		if nomad := got.Scheduler().Job.NomadLogs; nomad != c.nomad {
+			t.Errorf("%s, %s: by Nomad %t, want %t", c.driver, c.logs, nomad, c.nomad)
+		}
+	}
+}
+
 // TestScheduler: what the scheduler gets is what was configured, in its units.
 func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
@@ -121,7 +136,7 @@ func TestScheduler(t *testing.T) {
 	}).Scheduler()
 	want := scheduler.Options{
 		Job: jobs.Settings{
-			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", BinDir: "/opt/engines", CatalogPath: "/c",
+			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", NomadLogs: true, BinDir: "/opt/engines", CatalogPath: "/c",
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
 		},
 		DefaultImage: "engine", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},

@@ -26,6 +26,7 @@ var wrong = map[string][]string{
 	"ORCH_ENGINE_CPU_MHZ":          {"0", "-1", "many", "1.5"},
 	"ORCH_ENGINE_MEMORY_MB":        {"9", "256MB"},
 	"ORCH_ENGINE_KEY_RELOAD":       {"reload"},
+	"ORCH_ENGINE_LOGS":             {"journald"},
 	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b"},
 	"ORCH_CATALOG_PATH":            {"relative/path"},
 	"ORCH_VOLUME_POOL":             {"-1", "x"},

@@ -1,0 +1,47 @@
+package registry
+
+import (
+	"context"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// ServiceIndex is the CreateIndex of the newest instance of a service in
+// Consul's catalog, 0 when there is none.
+func (s *Store) ServiceIndex(ctx context.Context, name string) (uint64, error) {
+	newest, _, err := s.newestInstance(ctx, name, 0)
+	return newest, err
+}
+
+// AwaitService waits until Consul's catalog has an instance of a service that
+// was registered after index. Nomad registers the service of a task at once
+// when its process was started, and anew when it was restarted.
+func (s *Store) AwaitService(ctx context.Context, name string, after uint64) error {
+	var wait uint64
+	for {
+		newest, index, err := s.newestInstance(ctx, name, wait)
+		if err != nil {
+			return err
+		}
+		if newest > after {
+			return nil
+		}
+		if index < wait { // a restored Consul counts anew
+			index = 0
+		}
+		wait = index
+	}
+}
+
+// newestInstance blocks until the catalog has changed since index, when that is
+// not 0, or some minutes have passed.
+func (s *Store) newestInstance(ctx context.Context, name string, index uint64) (newest, now uint64, err error) {
+	instances, meta, err := s.client.Catalog().Service(name, "", (&consul.QueryOptions{WaitIndex: index}).WithContext(ctx))
+	if err != nil {
+		return 0, 0, unavailable(err)
+	}
+	for _, i := range instances {
+		newest = max(newest, i.CreateIndex)
+	}
+	return newest, meta.LastIndex, nil
+}
