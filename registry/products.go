@@ -60,27 +60,20 @@ func (s *Store) ProductBySlug(ctx context.Context, slug string) (*Product, error
 // product, the product, and the user's engine (nil when there is none).
 // ErrNotFound: the key or the product is gone.
 func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*Product, *Engine, error) {
-	ops := consul.KVTxnOps{
-		{Verb: consul.KVGetOrEmpty, Key: s.platformKey(keyHash)},
-		{Verb: consul.KVGetOrEmpty, Key: s.productKey(productID)},
-		{Verb: consul.KVGetOrEmpty, Key: s.engineKey(productID, userID)},
-	}
-	results, _, err := s.txn(ctx, ops)
+	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
+	pairs, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(results) != len(ops) {
-		return nil, nil, fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(results), len(ops))
-	}
-	key, product, row := results[0], results[1], results[2]
-	if string(key.Value) != productID || len(product.Value) == 0 {
+	key, product, row := pairs[keyAt], pairs[productAt], pairs[rowAt]
+	if key == nil || string(key.Value) != productID || product == nil {
 		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
 	}
 	p, err := decodeProduct(product)
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(row.Value) == 0 {
+	if row == nil {
 		return p, nil, nil
 	}
 	e, err := decodeEngine(row)

@@ -48,12 +48,15 @@ type Store struct {
 	// (measured: 16 racing writers retry 5 times each).
 	quotaLocks sync.Map
 
+	shared  sharedReads
 	replica *Replica
 }
 
 // New returns a store below prefix, which ends in a slash.
 func New(client *consul.Client, prefix string) *Store {
-	return &Store{client: client, prefix: prefix}
+	s := &Store{client: client, prefix: prefix}
+	s.shared.store = s
+	return s
 }
 
 // Key names below the prefix (DESIGN section 1).

@@ -947,3 +947,43 @@ func TestPing(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A shared read is as fresh as one of its own: whoever wrote reads at least
+// that, however many others read and leave meanwhile.
+func TestLookupSeesWhatWasWrittenBefore(t *testing.T) {
+	r := join(t, prefix(t))
+	products := []*Product{r.product(t, nil), r.product(t, nil)}
+	var wg sync.WaitGroup
+	for i := range 12 {
+		p := products[i%2]
+		e := r.claim(t, p, fmt.Sprint("user-", i))
+		wg.Go(func() {
+			for n := range 40 {
+				e.Op.Step = fmt.Sprint("step-", n)
+				if err := r.Update(t.Context(), e); err != nil {
+					t.Error(err)
+					return
+				}
+				_, got, err := r.Lookup(t.Context(), p.PlatformKeyHash, p.ProductID, e.UserID)
+				if err != nil || got == nil || got.Op.Step != e.Op.Step {
+					t.Errorf("wrote %q, read %+v, %v", e.Op.Step, got, err)
+					return
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 40 {
+				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Microsecond)
+				_, _, err := r.Lookup(ctx, p.PlatformKeyHash, p.ProductID, e.UserID)
+				cancel()
+				if err != nil && !errors.Is(err, ErrUnavailable) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if r.shared.flights != 0 || len(r.shared.turns) != 0 || len(r.shared.waiting) != 0 {
+		t.Errorf("left: %d flights, %d turns, %d tenants", r.shared.flights, len(r.shared.turns), len(r.shared.waiting))
+	}
+}

@@ -1,0 +1,168 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+const (
+	// maxSharedKeys bounds one shared transaction; 64 reads take 0.43 to 0.72 ms
+	// (DESIGN section 4), and Consul takes at most 128 operations.
+	maxSharedKeys = 64
+	// maxFlights is how many shared transactions are under way at a time: with
+	// one alone, each request would wait for half of another's on average.
+	maxFlights = 2
+)
+
+// sharedReads answers reads that wait at the same time by one transaction. A
+// read is answered by a transaction that began after it arrived, so it is as
+// fresh as one of its own. Tenants take turns: however many reads one has
+// waiting, each other is in the next transaction.
+type sharedReads struct {
+	store *Store
+
+	mu      sync.Mutex
+	flights int
+	waiting map[string][]*sharedRead // by tenant
+	turns   []string                 // tenants that wait, in the order of their turns
+}
+
+// sharedRead is one caller's read. Its caller runs the transaction that it is
+// told to lead; there is no goroutine of its own to look after.
+type sharedRead struct {
+	tenant string
+	keys   []string
+
+	lead  chan struct{} // closed: run the next transaction, with this read in it
+	done  chan struct{} // closed: pairs and err are set
+	pairs map[string]*consul.KVPair
+	err   error
+}
+
+// read returns the pairs of keys; a key that is not there has no pair.
+func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (map[string]*consul.KVPair, error) {
+	c := &sharedRead{tenant: tenant, keys: keys, lead: make(chan struct{}), done: make(chan struct{})}
+	r.mu.Lock()
+	if r.flights < maxFlights {
+		r.flights++
+		close(c.lead)
+	} else {
+		r.enqueue(c)
+	}
+	r.mu.Unlock()
+	select {
+	case <-c.done:
+	case <-c.lead:
+		r.fly(ctx, c)
+	case <-ctx.Done():
+		r.leave(c)
+		return nil, unavailable(ctx.Err())
+	}
+	return c.pairs, c.err
+}
+
+// fly runs one transaction with c in it and hands over to the next caller.
+func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
+	r.mu.Lock()
+	batch := r.take(c)
+	r.mu.Unlock()
+	var ops consul.KVTxnOps
+	at := map[string]bool{}
+	for _, c := range batch {
+		for _, key := range c.keys {
+			if !at[key] {
+				at[key] = true
+				ops = append(ops, &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: key})
+			}
+		}
+	}
+	// Others wait for this too: it does not end with its caller's request.
+	pairs, _, err := r.store.txn(context.WithoutCancel(ctx), ops)
+	if err == nil && len(pairs) != len(ops) {
+		err = fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(pairs), len(ops))
+	}
+	found := make(map[string]*consul.KVPair, len(pairs))
+	for _, p := range pairs {
+		if p.ModifyIndex > 0 { // an empty pair stands for no key
+			found[p.Key] = p
+		}
+	}
+	for _, c := range batch {
+		c.pairs, c.err = found, err
+		close(c.done)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handOver()
+}
+
+// handOver lets the next waiting caller run a transaction. The lock is held.
+func (r *sharedReads) handOver() {
+	if len(r.turns) == 0 {
+		r.flights--
+		return
+	}
+	next := r.waiting[r.turns[0]][0]
+	r.remove(next)
+	close(next.lead)
+}
+
+// enqueue adds a read to its tenant's. The lock is held.
+func (r *sharedReads) enqueue(c *sharedRead) {
+	if r.waiting == nil {
+		r.waiting = map[string][]*sharedRead{}
+	}
+	if len(r.waiting[c.tenant]) == 0 {
+		r.turns = append(r.turns, c.tenant)
+	}
+	r.waiting[c.tenant] = append(r.waiting[c.tenant], c)
+}
+
+// take removes the reads that go with c's: one of each tenant in turn, and
+// around again, while they fit. The lock is held.
+func (r *sharedReads) take(c *sharedRead) []*sharedRead {
+	batch, room := []*sharedRead{c}, maxSharedKeys-len(c.keys)
+	for len(r.turns) > 0 {
+		next := r.waiting[r.turns[0]][0]
+		if room -= len(next.keys); room < 0 {
+			break
+		}
+		r.remove(next)
+		batch = append(batch, next)
+	}
+	return batch
+}
+
+// remove takes a waiting read out; its tenant's turn comes last then. The lock
+// is held.
+func (r *sharedReads) remove(c *sharedRead) {
+	queue := r.waiting[c.tenant]
+	i := slices.Index(queue, c)
+	if i < 0 {
+		return
+	}
+	r.waiting[c.tenant] = slices.Delete(queue, i, i+1)
+	at := slices.Index(r.turns, c.tenant)
+	r.turns = slices.Delete(r.turns, at, at+1)
+	if len(r.waiting[c.tenant]) > 0 {
+		r.turns = append(r.turns, c.tenant)
+	} else {
+		delete(r.waiting, c.tenant)
+	}
+}
+
+// leave gives up a read whose caller has gone. Was it to lead, another does.
+func (r *sharedReads) leave(c *sharedRead) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-c.lead:
+		r.handOver()
+	default:
+		r.remove(c) // if no transaction has it yet
+	}
+}
