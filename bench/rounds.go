@@ -203,6 +203,9 @@ const (
 // fleetResult is what was measured with many engines running.
 type fleetResult struct {
 	reads readResult
+	// bare is the same load of one Consul read alone: what every read of the
+	// service is made of.
+	bare readResult
 	// running and end are the resident memory of the service in MiB, with the
 	// fleet after the reads, and at the end with no engine left.
 	running, end float64
@@ -239,6 +242,12 @@ func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
 		return res, err
 	}
 	if res.running, err = s.rssMiB(); err != nil {
+		return res, err
+	}
+	if res.bare, err = read(ctx, func(ctx context.Context, _ int) error {
+		_, err := s.store.PooledVolumes(ctx)
+		return err
+	}); err != nil {
 		return res, err
 	}
 	if err := each(func(ctx context.Context, user string) error { _, err := s.Destroy(ctx, user); return err }); err != nil {
