@@ -31,6 +31,7 @@ type Op struct {
 	Kind     OpKind    `json:"kind"`
 	Step     string    `json:"step"`
 	Owner    string    `json:"owner"`
+	BeganAt  time.Time `json:"began_at"`
 	Deadline time.Time `json:"deadline"`
 
 	// From is the state the operation started in: where an undone start
@@ -48,6 +49,9 @@ type Op struct {
 	// Supersedes is the replica whose operation this destroy cut short and
 	// that has not yet said that it stopped working on the engine.
 	Supersedes string `json:"supersedes,omitempty"`
+	// AuditID is the operation's row in the audit log, to be completed by
+	// whoever finishes it.
+	AuditID int64 `json:"audit_id,omitempty"`
 	// RequestID is the request that caused the operation, for the logs of
 	// whoever finishes it.
 	RequestID string `json:"request_id,omitempty"`
@@ -86,6 +90,9 @@ type Engine struct {
 	LastHealthAt time.Time `json:"last_health_at,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
 	Op           *Op       `json:"op,omitempty"`
+	// Idempotency is the record of the provision that is under way, if it
+	// carried a key.
+	Idempotency *RecordRef `json:"idempotency,omitempty"`
 
 	// Index is the row's ModifyIndex in Consul: what a change compares.
 	Index uint64 `json:"-"`
@@ -99,6 +106,10 @@ func (e *Engine) Clone() *Engine {
 	if e.Op != nil {
 		op := *e.Op
 		c.Op = &op
+	}
+	if e.Idempotency != nil {
+		ref := *e.Idempotency
+		c.Idempotency = &ref
 	}
 	return &c
 }

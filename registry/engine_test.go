@@ -186,9 +186,10 @@ func fullEngine() *Engine {
 		Resources: Resources{CPUMHz: 100, MemoryMB: 256}, NodePool: "pool", KeyVersion: 3, NodeID: "node", VolumeID: "vol",
 		VolumePath: "/vol", AllocID: "alloc", URL: "http://127.0.0.1:1", CreatedAt: at, LastHealthAt: at, Reason: "crashed",
 		Op: &Op{
-			ID: "op", Kind: OpStart, Step: "boot", Owner: "me", Deadline: at, From: Failed, Undo: "BOOT_TIMEOUT",
-			Reason: "boot_timeout", KeyVersion: 4, JobIndex: 7, Supersedes: "other", RequestID: "req",
+			ID: "op", Kind: OpStart, Step: "boot", Owner: "me", BeganAt: at, Deadline: at, From: Failed, Undo: "BOOT_TIMEOUT",
+			Reason: "boot_timeout", KeyVersion: 4, JobIndex: 7, Supersedes: "other", AuditID: 8, RequestID: "req",
 		},
+		Idempotency: &RecordRef{Key: "key", Body: "body", CreatedAt: at},
 		Index: 9, stored: Running,
 	}
 }
@@ -199,8 +200,8 @@ func TestEngineClone(t *testing.T) {
 	if diff := cmp.Diff(e, c, cmp.AllowUnexported(Engine{})); diff != "" {
 		t.Fatalf("the clone differs (-want +got):\n%s", diff)
 	}
-	c.Op.Step, c.State = "register", Failed
-	if e.Op.Step != "boot" || e.State != Running {
+	c.Op.Step, c.State, c.Idempotency.Key = "register", Failed, "another"
+	if e.Op.Step != "boot" || e.State != Running || e.Idempotency.Key != "key" {
 		t.Fatalf("a change of the clone reached the original: %+v", e)
 	}
 	if c := (&Engine{}).Clone(); c.Op != nil {
@@ -215,8 +216,8 @@ func TestEngineFormat(t *testing.T) {
 		`"image":"image:1","resources":{"cpu_mhz":100,"memory_mb":256},"node_pool":"pool","key_version":3,"node_id":"node","volume_id":"vol",` +
 		`"volume_path":"/vol","alloc_id":"alloc","url":"http://127.0.0.1:1","created_at":"2026-01-02T03:04:05.006Z",` +
 		`"last_health_at":"2026-01-02T03:04:05.006Z","reason":"crashed","op":{"id":"op","kind":"start","step":"boot","owner":"me",` +
-		`"deadline":"2026-01-02T03:04:05.006Z","from":"failed","undo":"BOOT_TIMEOUT","reason":"boot_timeout","key_version":4,"job_index":7,` +
-		`"supersedes":"other","request_id":"req"}}`
+		`"began_at":"2026-01-02T03:04:05.006Z","deadline":"2026-01-02T03:04:05.006Z","from":"failed","undo":"BOOT_TIMEOUT","reason":"boot_timeout","key_version":4,"job_index":7,` +
+		`"supersedes":"other","audit_id":8,"request_id":"req"},"idempotency":{"key":"key","body":"body","created_at":"2026-01-02T03:04:05.006Z"}}`
 	got := encode(fullEngine())
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Fatalf("row (-want +got):\n%s", diff)

@@ -65,6 +65,12 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *Po
 		return err
 	}
 	const session, row, quota = 0, 1, 2 // positions in ops
+	record := -1
+	if r := e.Idempotency; r != nil {
+		// Over an expired record, at the index that was read.
+		record = len(ops)
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e)), Index: r.Expired})
+	}
 	if pooled != nil {
 		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
 	}
@@ -75,6 +81,8 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *Po
 		return nil
 	case slices.Contains(failed, session):
 		return fmt.Errorf("%w: %w", ErrNoSession, err)
+	case record >= 0 && slices.Contains(failed, record):
+		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
 	case slices.Contains(failed, row):
 		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
 	case slices.Contains(failed, quota):
@@ -90,19 +98,23 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 		return err
 	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
+	ref := e.Idempotency
+	record := s.recordOps(e)
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
 		s.changed(e),
 	)
-	if err != nil {
-		return err
+	if err == nil {
+		var results consul.KVPairs
+		var failed []int
+		if results, failed, err = s.txn(ctx, append(ops, record...)); err == nil {
+			e.Index, e.stored = indexOf(results, rowKey), e.State
+			return nil
+		}
+		err = s.sessionOr(failed, err)
 	}
-	results, failed, err := s.txn(ctx, ops)
-	if err != nil {
-		return s.sessionOr(failed, err)
-	}
-	e.Index, e.stored = indexOf(results, rowKey), e.State
-	return nil
+	e.Idempotency = ref // nothing was written
+	return err
 }
 
 // Reidentify gives a provisioning row another engine_id and volume: the way on
@@ -118,6 +130,9 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 	)
 	if err != nil {
 		return err
+	}
+	if r := e.Idempotency; r != nil {
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e))})
 	}
 	if pooled != nil {
 		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
@@ -154,6 +169,9 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		)
 		if err != nil {
 			return err
+		}
+		if r := e.Idempotency; r != nil { // its provision failed
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)})
 		}
 		if bury {
 			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID}

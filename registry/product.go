@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -18,9 +19,25 @@ type Product struct {
 	CreatedAt   time.Time `json:"created_at"`
 	// PlatformKeyHash is the lower-case hex SHA-256 of the platform key.
 	PlatformKeyHash string `json:"platform_key_hash"`
+	// RetiredKeys are earlier platform keys that still work for a while.
+	RetiredKeys []RetiredKey `json:"retired_keys,omitempty"`
 
 	// Index is the row's ModifyIndex in Consul.
 	Index uint64 `json:"-"`
+}
+
+// RetiredKey is a platform key that was rotated with an overlap.
+type RetiredKey struct {
+	Hash  string    `json:"hash"`
+	Until time.Time `json:"until"`
+}
+
+// accepts says whether a platform key is the product's, now.
+func (p *Product) accepts(keyHash string, now time.Time) bool {
+	if keyHash == p.PlatformKeyHash {
+		return true
+	}
+	return slices.ContainsFunc(p.RetiredKeys, func(k RetiredKey) bool { return k.Hash == keyHash && now.Before(k.Until) })
 }
 
 // Policy is what a product may do (SPEC section 3). An absent field (nil or

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	consul "github.com/hashicorp/consul/api"
 )
@@ -72,6 +73,9 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 	p, err := decodeProduct(product)
 	if err != nil {
 		return nil, nil, err
+	}
+	if !p.accepts(keyHash, time.Now()) {
+		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
 	}
 	if row == nil {
 		return p, nil, nil

@@ -64,6 +64,7 @@ func (s *Store) productKey(id string) string      { return s.prefix + "products/
 func (s *Store) slugKey(slug string) string       { return s.prefix + "slugs/" + slug }
 func (s *Store) platformKey(hash string) string   { return s.prefix + "platform-keys/" + hash }
 func (s *Store) quotaKey(productID string) string { return s.prefix + "quota/" + productID }
+func (s *Store) rateKey(productID string) string  { return s.prefix + "rate/" + productID }
 func (s *Store) engineIDKey(id string) string     { return s.prefix + "engine-ids/" + id }
 func (s *Store) engineKey(productID, userID string) string {
 	return s.prefix + "engines/" + rowName(productID, userID)

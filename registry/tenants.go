@@ -1,0 +1,173 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// ErrHasEngines: a product that still has engines.
+var ErrHasEngines = errors.New("registry: product has engines")
+
+// Tenant is a product with its count of engines, whatever their state.
+type Tenant struct {
+	*Product
+	Engines int
+}
+
+// Tenants reads all products, oldest first.
+func (s *Store) Tenants(ctx context.Context) ([]Tenant, error) {
+	products, err := s.list(ctx, "products/")
+	if err != nil {
+		return nil, err
+	}
+	quotas, err := s.list(ctx, "quota/")
+	if err != nil {
+		return nil, err
+	}
+	counts := make(map[string]int, len(quotas))
+	for _, pair := range quotas {
+		n, err := strconv.Atoi(string(pair.Value))
+		if err != nil {
+			return nil, fmt.Errorf("registry: quota %q is damaged: %w", pair.Key, err)
+		}
+		counts[base(pair.Key)] = n
+	}
+	tenants := make([]Tenant, 0, len(products))
+	for _, pair := range products {
+		p, err := decodeProduct(pair)
+		if err != nil {
+			return nil, err
+		}
+		tenants = append(tenants, Tenant{p, counts[p.ProductID]})
+	}
+	slices.SortFunc(tenants, func(a, b Tenant) int {
+		if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
+			return c
+		}
+		return compare(a.ProductID, b.ProductID)
+	})
+	return tenants, nil
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Tenant reads one product. ErrNotFound: there is none.
+func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
+	pair, err := s.get(ctx, s.productKey(productID))
+	if err != nil {
+		return Tenant{}, err
+	}
+	if pair == nil {
+		return Tenant{}, fmt.Errorf("%w: product", ErrNotFound)
+	}
+	p, err := decodeProduct(pair)
+	if err != nil {
+		return Tenant{}, err
+	}
+	n, err := s.QuotaCount(ctx, productID)
+	return Tenant{p, n}, err
+}
+
+// SetPolicy replaces a product's policy; it holds for every read that begins
+// after this returns. ErrNotFound: no such product.
+func (s *Store) SetPolicy(ctx context.Context, productID string, policy Policy) (*Product, error) {
+	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
+		p.Policy = policy
+		return nil, nil
+	})
+}
+
+// maxRetiredKeys bounds how many earlier keys of a product work at a time.
+const maxRetiredKeys = 8
+
+// RotatePlatformKey gives a product a new platform key. The one before works on
+// for overlap; with none it, and all earlier ones, end at once. ErrNotFound: no
+// such product.
+func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string, overlap time.Duration) (*Product, error) {
+	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
+		now := time.Now().UTC()
+		ops := consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.platformKey(keyHash), Value: []byte(productID)}}
+		before := append([]RetiredKey{{p.PlatformKeyHash, now.Add(overlap)}}, p.RetiredKeys...)
+		p.PlatformKeyHash, p.RetiredKeys = keyHash, nil
+		for _, k := range before {
+			if overlap > 0 && k.Until.After(now) && len(p.RetiredKeys) < maxRetiredKeys {
+				p.RetiredKeys = append(p.RetiredKeys, k)
+				continue
+			}
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(k.Hash)})
+		}
+		return ops, nil
+	})
+}
+
+// changeProduct applies change to a product's row by check-and-set, together
+// with the operations that it returns.
+func (s *Store) changeProduct(ctx context.Context, productID string, change func(*Product) (consul.KVTxnOps, error)) (*Product, error) {
+	for {
+		t, err := s.Tenant(ctx, productID)
+		if err != nil {
+			return nil, err
+		}
+		more, err := change(t.Product)
+		if err != nil {
+			return nil, err
+		}
+		ops := append(consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.productKey(productID), Value: encode(t.Product), Index: t.Index}}, more...)
+		results, _, err := s.txn(ctx, ops)
+		if errors.Is(err, ErrConflict) && ctx.Err() == nil {
+			continue // somebody else changed it
+		}
+		if err != nil {
+			return nil, err
+		}
+		t.Index = indexOf(results, s.productKey(productID))
+		return t.Product, nil
+	}
+}
+
+// DeleteProduct removes a product that has no engine, with its keys and all that
+// is kept for it. A provision that is about to claim fails on the missing row.
+// ErrNotFound, ErrHasEngines.
+func (s *Store) DeleteProduct(ctx context.Context, productID string) error {
+	for {
+		t, err := s.Tenant(ctx, productID)
+		if err != nil {
+			return err
+		}
+		count, index, err := s.quota(ctx, productID)
+		if err != nil {
+			return err
+		}
+		if count > 0 {
+			return fmt.Errorf("%w: %d", ErrHasEngines, count)
+		}
+		ops := append(deleteAt(s.productKey(productID), t.Index), deleteAt(s.quotaKey(productID), index)...)
+		ops = append(ops,
+			&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.slugKey(t.Slug)},
+			&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(t.PlatformKeyHash)},
+			&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.rateKey(productID)},
+			&consul.KVTxnOp{Verb: consul.KVDeleteTree, Key: s.idempotencyKey(productID, "")},
+		)
+		for _, k := range t.RetiredKeys {
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(k.Hash)})
+		}
+		_, _, err = s.txn(ctx, ops)
+		if !errors.Is(err, ErrConflict) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
