@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -29,13 +30,13 @@ const (
 func startService(t *testing.T, stack *devstack.Stack) string {
 	t.Helper()
 	cfg, err := config.Load([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VOLUME_POOL=0",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VOLUME_POOL=0",
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=/no/engines",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc, err := service.New(cfg, service.Clients{
+	svc, err := service.New(t.Context(), cfg, service.Clients{
 		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
 	}, hclog.NewNullLogger())
 	if err != nil {

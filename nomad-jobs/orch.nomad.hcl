@@ -136,6 +136,14 @@ job "orch" {
       }
     }
 
+    # The audit log of a single replica, kept through updates and moves. It is
+    # lost with its node: ORCH_DATABASE_URL in nomad/jobs/orch names a PostgreSQL.
+    ephemeral_disk {
+      size    = 1024
+      sticky  = true
+      migrate = true
+    }
+
     # A crash is healed in place a little; then another node may try.
     restart {
       attempts = 3
@@ -213,6 +221,7 @@ job "orch" {
       env = merge({
         ORCH_ADDR            = "$${NOMAD_ADDR_http}"
         ORCH_LOG_JSON        = "true"
+        ORCH_DATABASE_URL    = "sqlite://$${NOMAD_ALLOC_DIR}/data/audit.db"
         ORCH_NOMAD_NAMESPACE = var.namespace
         NOMAD_ADDR           = var.nomad_addr
         CONSUL_HTTP_ADDR     = var.consul_addr

@@ -190,7 +190,7 @@ func fullEngine() *Engine {
 			Reason: "boot_timeout", KeyVersion: 4, JobIndex: 7, Supersedes: "other", AuditID: 8, RequestID: "req",
 		},
 		Idempotency: &RecordRef{Key: "key", Body: "body", CreatedAt: at},
-		Index: 9, stored: Running,
+		Index:       9, stored: Running,
 	}
 }
 

@@ -78,6 +78,7 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *Po
 	switch {
 	case err == nil:
 		e.Index, e.stored = indexOf(results, rowKey), e.State
+		s.mirror.wrote(e)
 		return nil
 	case slices.Contains(failed, session):
 		return fmt.Errorf("%w: %w", ErrNoSession, err)
@@ -109,6 +110,7 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 		var failed []int
 		if results, failed, err = s.txn(ctx, append(ops, record...)); err == nil {
 			e.Index, e.stored = indexOf(results, rowKey), e.State
+			s.mirror.wrote(e)
 			return nil
 		}
 		err = s.sessionOr(failed, err)
@@ -142,6 +144,7 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 		return s.sessionOr(failed, err)
 	}
 	e.Index, e.stored = indexOf(results, rowKey), e.State
+	s.mirror.wrote(e)
 	return nil
 }
 
@@ -182,6 +185,9 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		if slices.Contains(failed, quota) && !slices.Contains(failed, row) && ctx.Err() == nil {
 			continue // another replica changed the count
 		}
+		if err == nil {
+			s.mirror.erased(e)
+		}
 		return s.sessionOr(failed, err)
 	}
 }
@@ -216,7 +222,7 @@ func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
 			return nil, err
 		}
 		if product != e.ProductID || user != e.UserID {
-			return nil, fmt.Errorf("registry: row %q says that it belongs to somebody else", pair.Key)
+			return nil, fmt.Errorf("%w: %q", errForeignRow, pair.Key)
 		}
 		rows = append(rows, e)
 	}

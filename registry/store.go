@@ -49,6 +49,7 @@ type Store struct {
 	quotaLocks sync.Map
 
 	shared  sharedReads
+	mirror  *Mirror
 	replica *Replica
 }
 

@@ -97,6 +97,9 @@ func (o *operation) boot(ctx context.Context) error {
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errHealthy):
 		o.row.LastHealthAt = time.Now().UTC()
+		if !o.registeredAt.IsZero() { // not taken over
+			o.bootTook = time.Since(o.registeredAt)
+		}
 		return nil
 	case errors.Is(cause, errSuperseded):
 		o.reread(context.WithoutCancel(ctx))

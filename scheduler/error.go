@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -29,7 +30,12 @@ const (
 	EngineRunning       Code = "ENGINE_ALREADY_RUNNING"
 	EngineNotRunning    Code = "ENGINE_NOT_RUNNING"
 	EngineBusy          Code = "ENGINE_BUSY"
+	EngineDestroyed     Code = "ENGINE_DESTROYED"
+	IdempotencyReused   Code = "IDEMPOTENCY_KEY_REUSED"
 	ProductSlugExists   Code = "PRODUCT_SLUG_EXISTS"
+	ProductNotFound     Code = "PRODUCT_NOT_FOUND"
+	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
+	RateLimited         Code = "RATE_LIMITED"
 	QuotaExceeded       Code = "QUOTA_EXCEEDED"
 	PortExhaustion      Code = "PORT_EXHAUSTION"
 	CapacityExhausted   Code = "CAPACITY_EXHAUSTED"
@@ -98,6 +104,8 @@ func AsError(err error) *Error {
 		return unavailable("this replica is not connected to the registry (Consul) yet; try again")
 	case errors.Is(err, cluster.ErrUnavailable):
 		return unavailable("the cluster (Nomad) cannot be reached; try again")
+	case errors.Is(err, audit.ErrUnavailable):
+		return unavailable("the audit log (its database) cannot be reached, and nothing is changed unaudited; try again")
 	case errors.Is(err, secrets.ErrUnavailable):
 		return unavailable("the key store (Vault) cannot be reached; try again")
 	case errors.Is(err, secrets.ErrDenied):

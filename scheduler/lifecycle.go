@@ -5,58 +5,87 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
-// Provision makes the caller's user an engine and waits until it is usable. An
-// empty image means the product's or the service's default.
+// Provision makes the caller's user an engine and waits until it is usable.
 //
 // ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
 // CAPACITY_EXHAUSTED leave nothing behind; ENGINE_BOOT_FAILED and BOOT_TIMEOUT
 // leave the engine failed, with its brain, for Start to try again. After
 // BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
-// made again.
-func (s *Scheduler) Provision(ctx context.Context, caller *Caller, image string) (*registry.Engine, string, error) {
+// made again. With an Idempotency-Key that was used: the first answer again, or
+// IDEMPOTENCY_KEY_REUSED, ENGINE_DESTROYED.
+func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*registry.Engine, string, error) {
+	for range maxClaims {
+		engine, ref, err := s.replay(ctx, caller, o)
+		if err == nil && engine == nil {
+			engine, err = s.provision(ctx, caller, o.Image, ref)
+		}
+		if errors.Is(err, registry.ErrKeyUsed) {
+			continue // the same call is under way: its answer is this one's too
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		key, err := s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
+		return engine, key, err
+	}
+	return nil, "", busy(registry.OpProvision)
+}
+
+func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *registry.RecordRef) (*registry.Engine, error) {
 	image, err := s.allowedImage(caller.Product, image)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if caller.Engine != nil {
-		return nil, "", existing(caller.Engine)
+		return nil, existing(caller.Engine)
 	}
+	leave, err := s.gates.enter(ctx, caller.Product.ProductID)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
-		return nil, "", err
+		return nil, err
+	}
+	op := s.newOp(ctx, registry.OpProvision, "")
+	if op.AuditID, err = s.begin(ctx, caller, audit.ActionProvision, ""); err != nil {
+		return nil, err
 	}
 	row := &registry.Engine{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
 		State: registry.Provisioning, Desired: registry.Running,
 		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
-		CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
-		Op:        s.newOp(ctx, registry.OpProvision, ""),
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
 	}
-	switch err := s.claim(ctx, caller, row); {
+	if err := s.claim(ctx, caller, row); err != nil {
+		err = s.claimError(ctx, caller, row, err)
+		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		return nil, err
+	}
+	return s.launch(row).wait(ctx)
+}
+
+// claimError is what a caller hears of a claim that failed.
+func (s *Scheduler) claimError(ctx context.Context, caller *Caller, row *registry.Engine, err error) error {
+	switch {
 	case errors.Is(err, registry.ErrExists):
 		if err := caller.refresh(ctx, s); err != nil {
-			return nil, "", err
+			return err
 		}
-		return nil, "", existing(caller.Engine)
+		return existing(caller.Engine)
 	case errors.Is(err, registry.ErrQuota):
-		return nil, "", quotaExceeded(*caller.Product.Policy.MaxEngines)
+		return quotaExceeded(*caller.Product.Policy.MaxEngines)
 	case errors.Is(err, registry.ErrUnavailable):
 		// The row may have been written although its answer was lost: then this
 		// replica owns an operation that nobody runs.
 		s.adopt(row)
-		return nil, "", err
-	case err != nil:
-		return nil, "", err
 	}
-	engine, err := s.launch(row).wait(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	key, err := s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
-	return engine, key, err
+	return err
 }
 
 // existing is what a provision hears when the user has a row.
@@ -74,7 +103,17 @@ func existing(e *registry.Engine) error {
 // CAPACITY_EXHAUSTED leave the engine as it was; ENGINE_BOOT_FAILED and
 // BOOT_TIMEOUT leave it failed.
 func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*registry.Engine, error) {
-	return s.change(ctx, caller, registry.OpStart, registry.Running, []string{"nomad", "vault"}, func(row *registry.Engine) error {
+	return s.start(ctx, caller, audit.ActionStart)
+}
+
+// start is Start under the name that the audit log gives it.
+func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*registry.Engine, error) {
+	leave, err := s.gates.enter(ctx, caller.Product.ProductID)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return s.change(ctx, caller, registry.OpStart, action, registry.Running, []string{"nomad", "vault"}, func(row *registry.Engine) error {
 		switch row.State {
 		case registry.Running:
 			return fail(EngineRunning, "the engine is running already")
@@ -92,7 +131,7 @@ func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*registry.Engine
 // ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. STOP_UNCONFIRMED: the
 // engine's node is silent; the stop is carried out when it returns.
 func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*registry.Engine, error) {
-	return s.change(ctx, caller, registry.OpStop, registry.Stopped, []string{"nomad"}, func(row *registry.Engine) error {
+	return s.change(ctx, caller, registry.OpStop, audit.ActionStop, registry.Stopped, []string{"nomad"}, func(row *registry.Engine) error {
 		switch row.State {
 		case registry.Stopped:
 			return fail(EngineNotRunning, "the engine is stopped already")
@@ -110,7 +149,7 @@ func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*registry.Engine,
 // ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. ROTATION_UNCONFIRMED: the
 // engine has not shown it in time; the rotation goes on in the background.
 func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, error) {
-	engine, err := s.change(ctx, caller, registry.OpRotateKey, "", []string{"nomad", "vault"}, func(row *registry.Engine) error {
+	engine, err := s.change(ctx, caller, registry.OpRotateKey, audit.ActionRotateKey, "", []string{"nomad", "vault"}, func(row *registry.Engine) error {
 		if row.State != registry.Running {
 			return fail(EngineNotRunning, "the engine is %s; only a running engine can rotate its key", row.State)
 		}
@@ -161,8 +200,12 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		op := s.newOp(ctx, registry.OpDestroy, row.State)
 		op.Supersedes = cut
+		if op.AuditID, err = s.begin(ctx, caller, audit.ActionDestroy, row.EngineID); err != nil {
+			return "", err
+		}
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
-		switch err := s.store.Update(ctx, row); {
+		err = s.store.Update(ctx, row)
+		switch {
 		case err == nil:
 			engine, err := s.launch(row).wait(ctx)
 			if err != nil {
@@ -171,8 +214,9 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 			return engine.EngineID, nil
 		case errors.Is(err, registry.ErrUnavailable):
 			s.adopt(row)
-			return "", err
-		case !errors.Is(err, registry.ErrConflict):
+		}
+		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
 		}
 		if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
@@ -242,7 +286,7 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 // waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
 // leads to the state that joins: then its caller is this one's too. prepare
 // refuses states in which the operation makes no sense.
-func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, joins registry.State, backends []string, prepare func(*registry.Engine) error) (*registry.Engine, error) {
+func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (*registry.Engine, error) {
 	for range maxClaims {
 		row, err := caller.engine()
 		if err != nil {
@@ -262,14 +306,19 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 		if err := s.mayBegin(ctx, backends...); err != nil {
 			return nil, err
 		}
+		if op.AuditID, err = s.begin(ctx, caller, action, row.EngineID); err != nil {
+			return nil, err
+		}
 		row.Op = op
-		switch err := s.store.Update(ctx, row); {
+		err = s.store.Update(ctx, row)
+		switch {
 		case err == nil:
 			return s.launch(row).wait(ctx)
 		case errors.Is(err, registry.ErrUnavailable):
 			s.adopt(row)
-			return nil, err
-		case !errors.Is(err, registry.ErrConflict):
+		}
+		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		if !errors.Is(err, registry.ErrConflict) {
 			return nil, err
 		}
 		if err := caller.refresh(ctx, s); err != nil {

@@ -86,7 +86,11 @@ type operation struct {
 	row *registry.Engine
 	log hclog.Logger
 	// opID is the row's operation as it was launched; others may read it.
-	opID string
+	opID  string
+	began registry.Op // the operation as it was launched
+
+	registeredAt time.Time
+	bootTook     time.Duration // from the registration to the first healthy answer
 
 	cancel   context.CancelCauseFunc
 	answered chan struct{} // closed when err and engine are set
@@ -106,7 +110,7 @@ func engineKey(productID, userID string) string { return productID + "/" + userI
 func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, from registry.State) *registry.Op {
 	return &registry.Op{
 		ID: strings.ToLower(rand.Text()), Kind: kind, Step: plans[kind][0].name, Owner: s.replica.ID,
-		Deadline: time.Now().UTC().Add(s.limit(kind)), From: from, RequestID: RequestID(ctx),
+		BeganAt: time.Now().UTC(), Deadline: time.Now().UTC().Add(s.limit(kind)), From: from, RequestID: RequestID(ctx),
 	}
 }
 
@@ -138,7 +142,7 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 	}
 	ctx, cancel := context.WithCancelCause(WithRequestID(s.base, row.Op.RequestID))
 	o := &operation{
-		s: s, row: row, opID: row.Op.ID, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
+		s: s, row: row, opID: row.Op.ID, began: *row.Op, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
 		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	key := engineKey(row.ProductID, row.UserID)
@@ -147,7 +151,7 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 		defer close(o.ended)
 		defer cancel(nil)
 		o.main(ctx)
-		o.answer(errSuperseded) // in case nothing else was said
+		o.answer(ctx, errSuperseded) // in case nothing else was said
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.active[key] == o {
@@ -174,8 +178,19 @@ func (s *Scheduler) open() error {
 	return nil
 }
 
-// answer tells those who wait, once.
-func (o *operation) answer(err error) {
+// answer tells those who wait, once, and completes the audit row.
+func (o *operation) answer(ctx context.Context, err error) {
+	select {
+	case <-o.answered:
+	default:
+		o.record(ctx, err)
+		o.tell(err)
+	}
+}
+
+// tell tells those who wait, once. The audit row is left to whoever finishes
+// the operation.
+func (o *operation) tell(err error) {
 	select {
 	case <-o.answered:
 	default:
@@ -214,14 +229,14 @@ func (o *operation) main(ctx context.Context) {
 		err := o.attempt(ctx)
 		switch {
 		case err == nil:
-			o.answer(nil)
+			o.answer(ctx, nil)
 			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.took...)...)
 			return
 		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
 			o.log.Info("operation superseded")
 			return
 		case ctx.Err() != nil:
-			o.answer(&Error{Code: BackendUnavailable, Message: "the service is stopping; the operation is finished by another replica", Err: err, RetryAfter: retryBackend})
+			o.tell(&Error{Code: BackendUnavailable, Message: "the service is stopping; the operation is finished by another replica", Err: err, RetryAfter: retryBackend})
 			return
 		}
 		o.log.Warn("operation failed at a step", "step", o.step(), "error", err)
@@ -231,16 +246,16 @@ func (o *operation) main(ctx context.Context) {
 			// The caller hears of it when nothing is left behind, or when that
 			// does not succeed at once.
 			if uerr := o.attempt(ctx); uerr == nil {
-				o.answer(AsError(err))
+				o.answer(ctx, AsError(err))
 				return
 			} else if errors.Is(uerr, errSuperseded) {
 				return
 			}
 		case undone:
-			o.answer(AsError(err))
+			o.answer(ctx, AsError(err))
 			continue
 		}
-		o.answer(AsError(err))
+		o.answer(ctx, AsError(err))
 		select {
 		case <-ctx.Done():
 			return

@@ -1,15 +1,11 @@
 package scheduler
 
 import (
-	"context"
-	"errors"
 	"path"
 	"regexp"
-	"time"
 
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/secrets"
 )
 
 var (
@@ -65,33 +61,4 @@ func (s *Scheduler) resources(p registry.Policy) registry.Resources {
 		r.MemoryMB = *p.MemoryMB
 	}
 	return r
-}
-
-// RegisterProduct makes a product and returns it with its platform key, which is
-// shown this once and kept as a hash. PRODUCT_SLUG_EXISTS, INVALID_REQUEST.
-func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName string, policy registry.Policy) (*registry.Product, string, error) {
-	if err := registry.CheckSlug(slug); err != nil {
-		return nil, "", fail(InvalidRequest, "%v", err)
-	}
-	if err := policy.Check(); err != nil {
-		return nil, "", fail(InvalidRequest, "%v", err)
-	}
-	if policy.EngineImage != "" {
-		if err := CheckImage(s.opts.Job.Driver, policy.EngineImage); err != nil {
-			return nil, "", fail(InvalidRequest, "policy.engine_image has not the form of an image")
-		}
-	}
-	key := secrets.NewPlatformKey()
-	p := &registry.Product{
-		ProductID: newID(), Slug: slug, DisplayName: displayName, Policy: policy,
-		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: secrets.Hash(key),
-	}
-	err := s.store.CreateProduct(ctx, p)
-	if errors.Is(err, registry.ErrExists) {
-		return nil, "", fail(ProductSlugExists, "a product with the slug %q exists already", slug)
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	return p, key, nil
 }

@@ -15,6 +15,9 @@ const (
 	// gravesEvery is how often the volumes of destroyed engines on silent nodes
 	// are tried again.
 	gravesEvery = 15 * time.Second
+	// recordsEvery is how often expired idempotency records are removed; until
+	// then they count for nothing.
+	recordsEvery = time.Hour
 )
 
 // recoverLoop takes over the operations whose owner is gone and finishes or
@@ -72,8 +75,9 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error
 }
 
 // gravesLoop deletes, while this replica leads, the volumes of destroyed
-// engines once their silent nodes are back.
+// engines once their silent nodes are back, and what has expired.
 func (s *Scheduler) gravesLoop(ctx context.Context) {
+	var swept time.Time
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -86,6 +90,14 @@ func (s *Scheduler) gravesLoop(ctx context.Context) {
 		if err := s.sweepGraves(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("cannot look after graves; trying again", "error", err)
 		}
+		if time.Since(swept) < recordsEvery {
+			continue
+		}
+		if _, err := s.store.SweepIdempotency(ctx, time.Now()); err != nil {
+			s.log.Warn("cannot remove expired idempotency records; trying again", "error", err)
+			continue
+		}
+		swept = time.Now()
 	}
 }
 

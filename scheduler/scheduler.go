@@ -17,6 +17,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
@@ -46,6 +47,10 @@ type Scheduler struct {
 	replica *registry.Replica
 	cluster *cluster.Cluster
 	vault   *secrets.Vault
+	audit   *audit.Log
+	mirror  *registry.Mirror
+	limiter *registry.Limiter
+	gates   gates
 	probe   *prober
 	checks  backendChecks
 
@@ -65,14 +70,15 @@ type Scheduler struct {
 }
 
 // New returns a scheduler; Run makes it work.
-func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, log hclog.Logger) *Scheduler {
+func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
-		opts: opts, log: log, store: store, cluster: c, vault: v,
+		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
+		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(opts.ProbeTimeout),
 		active:  map[string]*operation{},
 	}
-	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping}
+	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
 	return s
 }
@@ -95,6 +101,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 
 	var loops sync.WaitGroup
 	loops.Go(func() { s.cluster.Run(ctx) })
+	loops.Go(func() { s.mirror.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
 	loops.Go(func() { s.pool.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })

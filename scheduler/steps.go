@@ -116,7 +116,7 @@ func (o *operation) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	row.Op.JobIndex = registered
+	row.Op.JobIndex, o.registeredAt = registered, time.Now()
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
 }

@@ -2,25 +2,36 @@ package server
 
 import (
 	"net/http"
+	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
-	"github.com/septemberai/orch/secrets"
 )
 
-// engineAnswer is an engine as GET shows it.
-type engineAnswer struct {
+// listedEngine is an engine as lists show it.
+type listedEngine struct {
 	EngineID      string         `json:"engine_id"`
 	UserID        string         `json:"user_id"`
 	Status        registry.State `json:"status"`
 	URL           *string        `json:"url"`
-	APIKey        *string        `json:"api_key"`
 	EngineVersion string         `json:"engine_version"`
 	CreatedAt     string         `json:"created_at"`
 	LastHealthAt  *string        `json:"last_health_at"`
 	Reason        string         `json:"reason,omitempty"`
+}
+
+// engineAnswer is an engine with its key.
+type engineAnswer struct {
+	listedEngine
+	APIKey *string `json:"api_key"`
+}
+
+func showEngine(e *registry.Engine) listedEngine {
+	return listedEngine{
+		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(e.URL), EngineVersion: e.Image,
+		CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(e.LastHealthAt)), Reason: e.Reason,
+	}
 }
 
 // optional is null in JSON when it is empty.
@@ -73,7 +84,11 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 			return invalid("engine_version is empty; leave it out for the default")
 		}
 	}
-	e, key, err := s.scheduler.Provision(r.Context(), c, image)
+	idempotency := r.Header.Values("Idempotency-Key")
+	if len(idempotency) > 1 || len(idempotency) == 1 && (idempotency[0] == "" || len(idempotency[0]) > scheduler.MaxIdempotencyKey) {
+		return invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	}
+	e, key, err := s.scheduler.Provision(r.Context(), c, scheduler.ProvisionOptions{Image: image, IdempotencyKey: strings.Join(idempotency, "")})
 	if err != nil {
 		return err
 	}
@@ -100,12 +115,8 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 	if err != nil {
 		return err
 	}
-	e := c.Engine
 	secret(w)
-	writeJSON(w, http.StatusOK, engineAnswer{
-		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(e.URL), APIKey: optional(key),
-		EngineVersion: e.Image, CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(e.LastHealthAt)), Reason: e.Reason,
-	})
+	writeJSON(w, http.StatusOK, engineAnswer{showEngine(c.Engine), optional(key)})
 	return nil
 }
 
@@ -179,37 +190,6 @@ func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string)
 		return nil, err
 	}
 	return c, decode(w, r, &struct{}{})
-}
-
-// maxDisplayName bounds a product's display name, in bytes.
-const maxDisplayName = 200
-
-func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ string) error {
-	if !secrets.Equal(r.Header.Get("X-Admin-Key"), s.adminKey) {
-		return &scheduler.Error{Code: scheduler.InvalidAdminKey, Message: "the X-Admin-Key header does not hold the admin key"}
-	}
-	var body struct {
-		Slug        string          `json:"slug"`
-		DisplayName string          `json:"display_name"`
-		Policy      registry.Policy `json:"policy"`
-	}
-	if err := decode(w, r, &body); err != nil {
-		return err
-	}
-	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || !utf8.ValidString(n) {
-		return invalid("display_name must be set, to %d bytes or fewer", maxDisplayName)
-	}
-	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
-	if err != nil {
-		return err
-	}
-	secret(w)
-	writeJSON(w, http.StatusOK, struct {
-		ProductID      string `json:"product_id"`
-		Slug           string `json:"slug"`
-		PlatformAPIKey string `json:"platform_api_key"`
-	}{p.ProductID, p.Slug, key})
-	return nil
 }
 
 // secret marks an answer that carries a key.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	vault "github.com/hashicorp/vault/api"
 	"go.uber.org/goleak"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
@@ -102,7 +104,10 @@ func newCutOff(tb testing.TB) *cutOff {
 	must(err)
 	log := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &s.logs})
 	opts := scheduler.Options{Job: jobs.Settings{Driver: jobs.RawExec}, DefaultImage: "engine", BootTimeout: time.Minute, ProbeTimeout: time.Second}
-	sched := scheduler.New(opts, registry.New(c, "orch/"), cluster.New(n, "default", log), secrets.New(v, "orch"), log)
+	rows, err := audit.Open(tb.Context(), "sqlite://"+filepath.Join(tb.TempDir(), "audit.db"), audit.Options{RetentionDays: 1, Log: log})
+	must(err)
+	tb.Cleanup(func() { must(rows.Close()) })
+	sched := scheduler.New(opts, registry.New(c, "orch/"), cluster.New(n, "default", log), secrets.New(v, "orch"), rows, log)
 	s.Server, err = New("127.0.0.1:0", adminKey, sched, log)
 	must(err)
 	tb.Cleanup(func() { must(s.Close()) })

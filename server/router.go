@@ -10,9 +10,9 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// handler answers one request, or returns the error to answer with. The user_id
-// of the path, decoded and checked, is in the call.
-type handler func(w http.ResponseWriter, r *http.Request, userID string) error
+// handler answers one request, or returns the error to answer with. id is the
+// user_id or product_id of the path, decoded; "" where the path has none.
+type handler func(w http.ResponseWriter, r *http.Request, id string) error
 
 // routes builds the router. This file alone knows which one it is.
 //
@@ -26,25 +26,28 @@ func (s *Server) routes() http.Handler {
 	plain := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", h) }
 	}
-	user := func(h handler) httprouter.Handle {
+	item := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
-			id, err := url.PathUnescape(p.ByName("user_id"))
+			id, err := url.PathUnescape(p.ByName("id"))
 			if err != nil || id == "" {
-				s.writeError(w, req, invalid("the user_id in the path is not validly percent-encoded"))
+				s.writeError(w, req, invalid("the id in the path is not validly percent-encoded"))
 				return
 			}
 			s.serve(w, req, id, h)
 		}
 	}
-	actions := map[string]handler{"start": s.start, "stop": s.stop, "rotate-key": s.rotateKey}
+	collections := map[string]collection{
+		"engines": {"provision", s.provision, map[string]handler{
+			"admit": s.admit, "start": s.start, "stop": s.stop, "rotate-key": s.rotateKey,
+		}},
+		"products": {"register", s.registerProduct, map[string]handler{"rotate-platform-key": s.rotatePlatformKey}},
+	}
 	// httprouter's own Allow names OPTIONS, which nothing takes, and POST for
-	// every engine.
+	// every item.
 	refuse := func(w http.ResponseWriter, req *http.Request) {
-		path := req.URL.Path
-		noPost := isEngineAction(path) && actions[lastSegment(path)] == nil || isEngine(path) && lastSegment(path) != "provision"
 		var allowed []string
-		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost} {
-			if h, _, _ := r.Lookup(method, path); h != nil && (method != http.MethodPost || !noPost) {
+		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
+			if h, _, _ := r.Lookup(method, req.URL.Path); h != nil && (method != http.MethodPost || takesPost(collections, req.URL.Path)) {
 				allowed = append(allowed, method)
 			}
 		}
@@ -59,24 +62,33 @@ func (s *Server) routes() http.Handler {
 	r.GET("/health", plain(s.health))
 	r.GET("/live", plain(s.live))
 	r.GET(readyPath, plain(s.ready))
-	r.POST("/products/register", plain(s.registerProduct))
-	r.GET("/engines/:user_id", user(s.getEngine))
-	r.DELETE("/engines/:user_id", user(s.destroy))
-	r.POST("/engines/:user_id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
-		if p.ByName("user_id") != "provision" {
-			refuse(w, req)
-			return
-		}
-		s.serve(w, req, "", s.provision)
-	})
-	r.POST("/engines/:user_id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
-		h, known := actions[p.ByName("action")]
-		if !known {
-			refuse(w, req)
-			return
-		}
-		user(h)(w, req, p)
-	})
+	r.GET("/status", plain(s.fleetStatus))
+	r.GET("/metrics", plain(s.metrics))
+	r.GET("/audit", plain(s.auditLog))
+	r.GET("/engines", plain(s.listEngines))
+	r.GET("/engines/:id", item(s.getEngine))
+	r.DELETE("/engines/:id", item(s.destroy))
+	r.GET("/products", plain(s.listProducts))
+	r.GET("/products/:id", item(s.getProduct))
+	r.DELETE("/products/:id", item(s.deleteProduct))
+	r.PUT("/products/:id/policy", item(s.setPolicy))
+	for name, c := range collections {
+		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
+			if p.ByName("id") != c.create {
+				refuse(w, req)
+				return
+			}
+			s.serve(w, req, "", c.creator)
+		})
+		r.POST("/"+name+"/:id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
+			h, known := c.actions[p.ByName("action")]
+			if !known {
+				refuse(w, req)
+				return
+			}
+			item(h)(w, req, p)
+		})
+	}
 	r.NotFound = http.HandlerFunc(refuse)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		escaped := new(http.Request)
@@ -94,4 +106,25 @@ func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	s.writeError(w, r, &scheduler.Error{Code: scheduler.MethodNotAllowed, Message: "this endpoint does not take that method; see the Allow header"})
+}
+
+// collection is what POST does below /engines and /products: one name that makes
+// an item, and actions on one.
+type collection struct {
+	create  string
+	creator handler
+	actions map[string]handler
+}
+
+// takesPost says whether a path that httprouter has a POST for means something.
+func takesPost(all map[string]collection, path string) bool {
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	c := all[segments[0]]
+	switch len(segments) {
+	case 2:
+		return segments[1] == c.create
+	case 3:
+		return c.actions[segments[2]] != nil
+	}
+	return true
 }

@@ -27,7 +27,7 @@ func TestEngineRoutes(t *testing.T) {
 		t.Run(user[:min(len(user), 20)], func(t *testing.T) {
 			path := "/engines/" + user
 			for _, c := range []struct{ method, path string }{
-				{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"},
+				{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"}, {"POST", path + "/admit"},
 			} {
 				want(t, s.send(c.method, c.path, ""), 401, reached)
 			}
@@ -48,8 +48,8 @@ func TestUnknownRoutes(t *testing.T) {
 	s := newCutOff(t)
 	for _, path := range []string{
 		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "//engines/u", "/v1/engines/u", "/Engines/u",
-		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products", "/products/",
-		"/products/register/", "/products/%2e%2e", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
+		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products/", "/status/", "/audit/x",
+		"/products/register/", "/products/p/policy/", "/products/p/no-such-action", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
 	} {
 		t.Run(path, func(t *testing.T) {
 			for _, method := range methods {
@@ -68,8 +68,9 @@ var methods = []string{"CONNECT", "DELETE", "FOO", "GET", "HEAD", "OPTIONS", "PA
 func TestAllow(t *testing.T) {
 	s := newCutOff(t)
 	for path, allowed := range map[string]string{
-		"/health": "GET", "/live": "GET", "/ready": "GET", "/products/register": "POST",
-		"/engines/u": "DELETE, GET", "/engines/a%2Fb": "DELETE, GET", "/engines/provision": "DELETE, GET, POST",
+		"/health": "GET", "/live": "GET", "/ready": "GET", "/status": "GET", "/metrics": "GET", "/audit": "GET", "/engines": "GET",
+		"/products": "GET", "/products/register": "DELETE, GET, POST", "/products/p": "DELETE, GET", "/products/p/policy": "PUT",
+		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET", "/engines/a%2Fb": "DELETE, GET", "/engines/provision": "DELETE, GET, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
 	} {
 		t.Run(path, func(t *testing.T) {
@@ -93,38 +94,41 @@ func TestAllow(t *testing.T) {
 // answers says what a request without keys gets, written apart from the router:
 // by the segments of the path as it was sent.
 func answers(method, escaped string) int {
-	fixed := map[string]string{"/health": "GET", "/live": "GET", "/ready": "GET", "/products/register": "POST"}
-	if only, ok := fixed[escaped]; ok {
-		switch {
-		case method != only:
+	fixed := map[string]int{"/health": 503, "/live": 200, "/ready": 503, "/engines": 401, "/products": 401, "/status": 401, "/metrics": 401, "/audit": 401}
+	if status, ok := fixed[escaped]; ok {
+		if method != "GET" {
 			return 405
-		case escaped == "/live":
-			return 200
-		case escaped == "/products/register":
-			return 401
 		}
-		return 503
+		return status
+	}
+	create := map[string]string{"engines": "provision", "products": "register"}
+	actions := map[string]string{
+		"engines/start": "POST", "engines/stop": "POST", "engines/rotate-key": "POST", "engines/admit": "POST",
+		"products/rotate-platform-key": "POST", "products/policy": "PUT",
 	}
 	parts := strings.Split(escaped, "/")
-	if len(parts) < 3 || parts[0] != "" || parts[1] != "engines" {
+	if len(parts) < 3 || len(parts) > 4 || parts[0] != "" || create[parts[1]] == "" {
 		return 404
 	}
-	switch user := parts[2]; {
-	case len(parts) == 3 && user != "":
-		if method == "GET" || method == "DELETE" || method == "POST" && user == "provision" {
+	id := parts[2]
+	if len(parts) == 3 {
+		switch {
+		case id == "":
+			return 404
+		case method == "GET" || method == "DELETE" || method == "POST" && id == create[parts[1]]:
 			return 401
 		}
 		return 405
-	case len(parts) == 4 && slices.Contains([]string{"start", "stop", "rotate-key"}, parts[3]):
-		switch {
-		case method != "POST":
-			return 405
-		case user == "":
-			return 400
-		}
-		return 401
 	}
-	return 404
+	switch takes := actions[parts[1]+"/"+parts[3]]; {
+	case takes == "":
+		return 404
+	case method != takes:
+		return 405
+	case id == "":
+		return 400
+	}
+	return 401
 }
 
 // FuzzPaths: every path gets the answer that its segments say, in the form of
@@ -134,6 +138,7 @@ func FuzzPaths(f *testing.F) {
 	for _, user := range users {
 		f.Add("GET", "/engines/"+user)
 		f.Add("POST", "/engines/"+user+"/start")
+		f.Add("PUT", "/products/"+user+"/policy")
 	}
 	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/"} {
 		f.Add("GET", target)

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,7 +23,7 @@ import (
 // Server serves the API on a listener that New opened.
 type Server struct {
 	scheduler *scheduler.Scheduler
-	adminKey  string
+	adminKey  atomic.Pointer[string]
 	log       hclog.Logger
 	listener  net.Listener
 	http      *http.Server
@@ -34,7 +35,8 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
 	}
-	srv := &Server{scheduler: s, adminKey: adminKey, log: log, listener: l}
+	srv := &Server{scheduler: s, log: log, listener: l}
+	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go.
 	write := s.LongestOperation() + 15*time.Second
@@ -110,15 +112,3 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h 
 	}
 	s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
 }
-
-// isEngine says whether a path is /engines/{user_id}.
-func isEngine(path string) bool {
-	return strings.HasPrefix(path, "/engines/") && strings.Count(path, "/") == 2
-}
-
-// isEngineAction says whether a path is /engines/{user_id}/{action}.
-func isEngineAction(path string) bool {
-	return strings.HasPrefix(path, "/engines/") && strings.Count(path, "/") == 3
-}
-
-func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }

@@ -47,13 +47,13 @@ func startAPI(t *testing.T) *api {
 		}
 	})
 	cfg, err := config.Load([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
 		"ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc, err := service.New(cfg, service.Clients{
+	svc, err := service.New(t.Context(), cfg, service.Clients{
 		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
 	}, hclog.NewNullLogger())
 	if err != nil {

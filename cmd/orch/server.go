@@ -43,6 +43,8 @@ func (*serverCommand) Help() string {
   CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and their TLS
   variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
 
+  SIGHUP reads ORCH_ADMIN_KEY_FILE again.
+
   Exit codes: 0 stopped on request, 1 failed, 2 configured wrongly.`)
 	return b.String()
 }
@@ -60,15 +62,40 @@ func (c *serverCommand) Run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
-	svc, err := service.New(cfg, service.Clients{}, log)
+	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if err == nil {
+		stopReloads := onHangup(svc.ReloadAdminKey)
 		err = svc.Run(ctx)
+		stopReloads()
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
+}
+
+// onHangup calls do for every SIGHUP until stop, which waits for a call under
+// way.
+func onHangup(do func()) (stop func()) {
+	hangup, quit, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(hangup, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-hangup:
+				do()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(quit)
+		<-ended
+	}
 }
 
 // indent puts each line of an error on a line of its own, marked.

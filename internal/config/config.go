@@ -28,9 +28,11 @@ import (
 // variables.
 type Config struct {
 	Addr     string `env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
-	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, 16 characters or more (required)"`
-	LogLevel string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
-	LogJSON  bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
+	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, 16 characters or more (this or ORCH_ADMIN_KEY_FILE is required)"`
+	// AdminKeyFile is read at the start and again on SIGHUP.
+	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
+	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
+	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
 
 	EngineImage    string   `env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec"`
@@ -47,6 +49,9 @@ type Config struct {
 	ConsulPrefix   string `env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
+
+	DatabaseURL        string `env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number"`
+	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
 	BootTimeoutS         int `env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
 	HealthCheckIntervalS int `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
@@ -124,7 +129,17 @@ func (c *Config) check() []error {
 
 	_, _, err := net.SplitHostPort(c.Addr)
 	bad(err == nil, "ORCH_ADDR", "must be host:port or :port")
-	bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set, to %d characters or more", minAdminKey)
+	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "is set beside ORCH_ADMIN_KEY; set one of the two")
+	if c.AdminKey == "" && c.AdminKeyFile != "" {
+		key, err := ReadAdminKey(c.AdminKeyFile)
+		bad(err == nil, "ORCH_ADMIN_KEY_FILE", "%v", err)
+		c.AdminKey = key
+	} else {
+		bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set, to %d characters or more", minAdminKey)
+	}
+	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
+		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
+	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
 	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
 
 	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec))
@@ -166,13 +181,27 @@ func (c *Config) check() []error {
 	return errs
 }
 
+// ReadAdminKey reads the admin key from a file; blanks and line ends around it
+// do not count.
+func ReadAdminKey(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("cannot be read: %w", err)
+	}
+	key := strings.TrimSpace(string(b))
+	if len([]rune(key)) < minAdminKey {
+		return "", fmt.Errorf("holds fewer than %d characters", minAdminKey)
+	}
+	return key, nil
+}
+
 // String lists the variables and what they are set to, without the admin key
 // and the provider keys.
 func (c Config) String() string {
 	var list []string
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {
-		if name := v.Type().Field(i).Tag.Get("env"); name != "" && name != "ORCH_ADMIN_KEY" {
+		if name := v.Type().Field(i).Tag.Get("env"); name != "" && name != "ORCH_ADMIN_KEY" && name != "ORCH_DATABASE_URL" {
 			list = append(list, fmt.Sprintf("%s=%v", name, v.Field(i)))
 		}
 	}

@@ -84,7 +84,10 @@ func TestSetButEmptyIsUnset(t *testing.T) {
 func TestEveryVariableIsRead(t *testing.T) {
 	file := t.TempDir() + "/engine.nomad.hcl"
 	writeFile(t, file, "job {}")
+	keyFile := t.TempDir() + "/key"
+	writeFile(t, keyFile, "an-admin-key-in-a-file\n")
 	values := map[string]string{
+		"ORCH_ADMIN_KEY_FILE": keyFile, "ORCH_DATABASE_URL": "postgres://host/db",
 		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true",
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file,
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
@@ -99,7 +102,11 @@ func TestEveryVariableIsRead(t *testing.T) {
 			if !ok {
 				value = "17" // a number that is no default
 			}
-			c := mustLoad(t, append(slices.Clone(common), v.Name+"="+value))
+			vars := append(slices.Clone(common), v.Name+"="+value)
+			if v.Name == "ORCH_ADMIN_KEY_FILE" { // one of the two
+				vars = append(vars, "ORCH_ADMIN_KEY=")
+			}
+			c := mustLoad(t, vars)
 			c.lookup = nil
 			if cmp.Equal(base, c, cmp.AllowUnexported(Config{})) {
 				t.Errorf("%s=%s changes nothing", v.Name, value)

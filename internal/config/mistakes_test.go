@@ -18,6 +18,9 @@ func writeFile(t *testing.T, name, text string) {
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
+	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
+	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},
+	"ORCH_AUDIT_RETENTION_DAYS":    {"0", "x"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},
 	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},

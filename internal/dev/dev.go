@@ -60,8 +60,8 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	if sys.AdminKey == "" {
 		sys.AdminKey = "dev-" + strings.ToLower(rand.Text())
 	}
-	cfg, err := settings(o, sys.AdminKey, binDir)
-	if err != nil {
+	// Its mistakes are told before anything is started.
+	if _, err := settings(o, sys.AdminKey, binDir, ""); err != nil {
 		return nil, err
 	}
 	if sys.Stack, err = devstack.Start(ctx, o.Stack); err != nil {
@@ -74,7 +74,11 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		}
 	}()
 	o.Progress("starting the service")
-	svc, err := service.New(cfg, service.Clients{
+	cfg, err := settings(o, sys.AdminKey, binDir, sys.Stack.Dir)
+	if err != nil {
+		return sys, err
+	}
+	svc, err := service.New(ctx, cfg, service.Clients{
 		NomadAddr: sys.Stack.NomadAddr, ConsulAddr: sys.Stack.ConsulAddr,
 		VaultAddr: sys.Stack.VaultAddr, VaultToken: sys.Stack.VaultOrchToken,
 	}, hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: o.LogTo}))
@@ -95,10 +99,11 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	return sys, err
 }
 
-func settings(o Options, adminKey, binDir string) (*config.Config, error) {
+func settings(o Options, adminKey, binDir, stateDir string) (*config.Config, error) {
 	vars := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": EngineName, "ORCH_ENGINE_BIN_DIR": binDir,
+		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}
 	for name, value := range o.Vars {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -63,6 +64,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	if _, ok := vars["ORCH_CONSUL_PREFIX"]; !ok {
 		all["ORCH_CONSUL_PREFIX"] = "t-" + strings.ToLower(rand.Text()[:10]) + "/"
 	}
+	all["ORCH_DATABASE_URL"] = "sqlite://" + filepath.Join(t.TempDir(), "audit.db")
 	for k, v := range vars {
 		all[k] = v
 	}
@@ -79,7 +81,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	if os.Getenv("ORCH_TEST_LOG") != "" {
 		out = io.MultiWriter(logs, os.Stderr)
 	}
-	svc, err := service.New(cfg, service.Clients{
+	svc, err := service.New(t.Context(), cfg, service.Clients{
 		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
 	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
 	if err != nil {

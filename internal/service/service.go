@@ -15,6 +15,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/registry"
@@ -36,14 +37,20 @@ type Service struct {
 	Scheduler *scheduler.Scheduler
 
 	vault *secrets.Vault
+	audit *audit.Log
 	log   hclog.Logger
-	drain time.Duration
-	idle  []func()
+	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
+	adminKeyFile string
+	drain        time.Duration
+	idle         []func()
 }
 
-// New connects the parts and opens the listener. Nothing remote is called yet.
-func New(cfg *config.Config, clients Clients, log hclog.Logger) (*Service, error) {
-	svc := &Service{log: log}
+// openAudit bounds the opening of the audit log.
+const openAudit = 30 * time.Second
+
+// New connects the parts, opens the audit log and the listener.
+func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
+	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile}
 	transport := func() *http.Transport {
 		t := newTransport()
 		svc.idle = append(svc.idle, t.CloseIdleConnections)
@@ -67,10 +74,34 @@ func New(cfg *config.Config, clients Clients, log hclog.Logger) (*Service, error
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
-	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, log.Named("scheduler"))
+	opening, cancel := context.WithTimeout(ctx, openAudit)
+	defer cancel()
+	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
+	if err != nil {
+		return nil, fmt.Errorf("the audit log (ORCH_DATABASE_URL): %w", err)
+	}
+	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, svc.audit, log.Named("scheduler"))
 	svc.drain = svc.Scheduler.LongestOperation()
-	svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server"))
-	return svc, err
+	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
+		return nil, errors.Join(err, svc.audit.Close())
+	}
+	return svc, nil
+}
+
+// ReloadAdminKey reads the admin key's file again; where there is none, or it
+// cannot be used, the key stays as it is.
+func (s *Service) ReloadAdminKey() {
+	if s.adminKeyFile == "" {
+		s.log.Warn("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so there is nothing to read again")
+		return
+	}
+	key, err := config.ReadAdminKey(s.adminKeyFile)
+	if err != nil {
+		s.log.Error("SIGHUP: ORCH_ADMIN_KEY_FILE cannot be used; the admin key stays as it is", "error", err)
+		return
+	}
+	s.Server.SetAdminKey(key)
+	s.log.Info("the admin key was read again")
 }
 
 // Run serves until ctx ends, then stops accepting, finishes what is in flight,
@@ -79,7 +110,11 @@ func New(cfg *config.Config, clients Clients, log hclog.Logger) (*Service, error
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed := make(chan error, 1), make(chan error, 1), make(chan struct{})
+	scheduled, served, renewed, logged := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{})
+	// The audit log outlives what it records.
+	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLog()
+	go func() { defer close(logged); s.audit.Run(logging) }()
 	go func() { scheduled <- s.Scheduler.Run(work) }()
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
@@ -106,6 +141,9 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	endLog()
+	<-logged
+	err = errors.Join(err, s.audit.Close())
 	for _, closeIdle := range s.idle {
 		closeIdle()
 	}

@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+func TestProducts(t *testing.T) {
+	t.Parallel()
+	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	ctx := t.Context()
+	admin, other := &client.Client{BaseURL: all[0].url, AdminKey: adminKey}, &client.Client{BaseURL: all[1].url, AdminKey: adminKey}
+	p, err := admin.RegisterProduct(ctx, "acme", "ACME Inc.", map[string]any{"max_engines": 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client.Client{BaseURL: all[0].url, PlatformKey: p.PlatformAPIKey}
+	if _, err := c.Provision(ctx, "u", ""); err != nil {
+		t.Fatal(err)
+	}
+	type product struct {
+		ProductID   string         `json:"product_id"`
+		DisplayName string         `json:"display_name"`
+		Policy      map[string]any `json:"policy"`
+		Engines     int
+		Slug        string
+	}
+	var shown product
+	if err := other.Do(ctx, http.MethodGet, "/products/"+p.ProductID, nil, &shown); err != nil {
+		t.Fatal(err)
+	}
+	if shown.Slug != "acme" || shown.DisplayName != "ACME Inc." || shown.Engines != 1 || shown.Policy["max_engines"] != 3.0 {
+		t.Errorf("shown as %+v", shown)
+	}
+	var raw map[string]any
+	if err := other.Do(ctx, http.MethodGet, "/products", nil, &raw); err != nil {
+		t.Fatal(err)
+	}
+	if first := raw["products"].([]any)[0].(map[string]any); len(first) != 6 {
+		t.Errorf("listed as %v", first)
+	}
+
+	// A tightened limit evicts nobody and refuses the next one, on every replica.
+	var set struct{ Policy map[string]any }
+	if err := other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{"max_engines": 1}}, &set); err != nil || set.Policy["max_engines"] != 1.0 {
+		t.Fatalf("%+v, %v", set, err)
+	}
+	_, err = c.Provision(ctx, "second", "")
+	wantCode(t, err, 429, "QUOTA_EXCEEDED")
+	for _, body := range []any{map[string]any{}, map[string]any{"policy": map[string]any{"max_engine": 1}}, map[string]any{"policy": map[string]any{"max_engines": -1}}, map[string]any{"policy": nil}} {
+		wantCode(t, other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", body, nil), 400, "INVALID_REQUEST")
+	}
+
+	// Both keys work until the overlap ends, on every replica.
+	var rotated struct {
+		PlatformAPIKey string `json:"platform_api_key"`
+	}
+	rotate := func(seconds int) *client.Client {
+		t.Helper()
+		if err := admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", map[string]any{"overlap_seconds": seconds}, &rotated); err != nil {
+			t.Fatal(err)
+		}
+		return &client.Client{BaseURL: all[1].url, PlatformKey: rotated.PlatformAPIKey}
+	}
+	second := rotate(2)
+	for _, k := range []*client.Client{c, at(c, all[1]), second, at(second, all[0])} {
+		if _, err := k.Engine(ctx, "u"); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, 20*time.Second, "the overlap ends", func() error {
+		_, err := c.Engine(ctx, "u")
+		if err == nil {
+			return os.ErrExist
+		}
+		wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+		return nil
+	})
+	third := rotate(0)
+	_, err = second.Engine(ctx, "u")
+	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+	wantCode(t, admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", map[string]any{"overlap_seconds": 86401}, nil), 400, "INVALID_REQUEST")
+
+	wantCode(t, other.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil), 409, "PRODUCT_HAS_ENGINES")
+	if _, err := third.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = third.Engine(ctx, "u")
+	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+	for _, call := range []error{
+		admin.Do(ctx, http.MethodGet, "/products/"+p.ProductID, nil, nil),
+		admin.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil),
+		admin.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{}}, nil),
+		admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", nil, nil),
+	} {
+		wantCode(t, call, 404, "PRODUCT_NOT_FOUND")
+	}
+	nobody := &client.Client{BaseURL: all[0].url, AdminKey: "nonsense-of-16-characters"}
+	for method, path := range map[string]string{http.MethodGet: "/products", http.MethodDelete: "/products/x", http.MethodPut: "/products/x/policy", http.MethodPost: "/products/x/rotate-platform-key"} {
+		wantCode(t, nobody.Do(ctx, method, path, nil, nil), 401, "INVALID_ADMIN_KEY")
+	}
+	// The slug is free again.
+	if _, err := admin.RegisterProduct(ctx, "acme", "ACME again", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// The admin key changes without a restart, and a file that cannot be used
+// changes nothing.
+func TestAdminKeyFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("the-first-admin-key\n")
+	r := startService(t, shared, map[string]string{"ORCH_ADMIN_KEY": "", "ORCH_ADMIN_KEY_FILE": file, "ORCH_VOLUME_POOL": "0"})
+	works := func(key string) error {
+		return (&client.Client{BaseURL: r.url, AdminKey: key}).Do(t.Context(), http.MethodGet, "/products", nil, nil)
+	}
+	if err := works("the-first-admin-key"); err != nil {
+		t.Fatal(err)
+	}
+	write("short")
+	r.ReloadAdminKey()
+	if err := works("the-first-admin-key"); err != nil {
+		t.Error(err)
+	}
+	write("the-second-admin-key")
+	r.ReloadAdminKey()
+	if err := works("the-second-admin-key"); err != nil {
+		t.Error(err)
+	}
+	wantCode(t, works("the-first-admin-key"), 401, "INVALID_ADMIN_KEY")
+}

@@ -1,0 +1,90 @@
+package registry
+
+import (
+	"math"
+	"time"
+)
+
+const (
+	// leaseTime is how long leased tokens may be used (DESIGN section 5).
+	leaseTime = time.Second
+	// burstShare: a bucket holds what flows in during a sixth of a minute (SPEC
+	// section 5).
+	burstShare = 6
+)
+
+// bucket is a product's token bucket as it stands in Consul. What is leased and
+// may still be used counts as in the bucket, so that in any time T no more than
+// the burst and T times the rate are used, by all replicas together.
+//
+// Time comes from the replicas' clocks and never goes back: one that is ahead
+// refills early by what it is ahead, once, and at most to the burst.
+type bucket struct {
+	Tokens float64       `json:"tokens"`
+	At     time.Time     `json:"at"`
+	RPM    int           `json:"rpm"`
+	Leases []bucketLease `json:"leases,omitempty"`
+}
+
+type bucketLease struct {
+	N     int       `json:"n"`
+	Until time.Time `json:"until"`
+}
+
+func burst(rpm int) float64 { return math.Max(1, float64(rpm)/burstShare) }
+
+// fill lets time pass: what flowed in, up to what fits. A bucket of another
+// limit, or none, becomes one of this.
+func (b *bucket) fill(rpm int, now time.Time) {
+	if b.At.IsZero() {
+		b.Tokens, b.At = burst(rpm), now
+	}
+	if elapsed := now.Sub(b.At); elapsed > 0 {
+		b.Tokens += elapsed.Minutes() * float64(b.rate(rpm))
+		b.At = now
+	}
+	b.RPM = rpm
+	room, living := burst(rpm), b.Leases[:0]
+	for _, l := range b.Leases {
+		if l.Until.After(b.At) {
+			room -= float64(l.N)
+			living = append(living, l)
+		}
+	}
+	b.Leases = living
+	b.Tokens = math.Min(b.Tokens, math.Max(0, room))
+}
+
+// rate is the slower of the limits before and after a change: tokens of the time
+// before flowed in by the one before.
+func (b *bucket) rate(rpm int) int {
+	if b.RPM > 0 {
+		return min(b.RPM, rpm)
+	}
+	return rpm
+}
+
+// take gives needed tokens, which are used at once, and spare ones, which may be
+// used until the lease ends; back are tokens of a lease that were not used.
+func (b *bucket) take(needed, spare, back int, rpm int, now time.Time) (granted int) {
+	b.Tokens += float64(back)
+	b.fill(rpm, now)
+	granted = min(needed+spare, int(b.Tokens))
+	b.Tokens -= float64(granted)
+	if kept := granted - needed; kept > 0 {
+		b.Leases = append(b.Leases, bucketLease{kept, now.Add(leaseTime)})
+	}
+	return granted
+}
+
+// next is how long it takes until there is a whole token, and full until the
+// bucket is full.
+func (b *bucket) next() (next, full time.Duration) {
+	in := func(tokens float64) time.Duration {
+		if tokens <= 0 {
+			return 0
+		}
+		return time.Duration(tokens / float64(b.RPM) * float64(time.Minute))
+	}
+	return in(1 - b.Tokens), in(burst(b.RPM) - b.Tokens)
+}

@@ -1,0 +1,106 @@
+package registry
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// However replicas take, hold and give back, no window of time sees more than
+// the burst and what flows in during it; and whoever asks long enough gets nearly
+// all of that.
+func TestBucketBound(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rpm := rapid.SampledFrom([]int{1, 6, 60, 100, 6000, 60_000}).Draw(t, "rpm")
+		type held struct {
+			n     int
+			until time.Time
+		}
+		var (
+			b       bucket
+			now     = time.Unix(1_000_000, 0)
+			leases  [3]held
+			used    []time.Time
+			pending [3]int // expired, to be given back
+		)
+		use := func(n int) {
+			for range n {
+				used = append(used, now)
+			}
+		}
+		for range rapid.IntRange(1, 120).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.Int64Range(0, int64(3*time.Second)).Draw(t, "pause")))
+			r := rapid.IntRange(0, 2).Draw(t, "replica")
+			if h := &leases[r]; !now.Before(h.until) {
+				pending[r] += h.n
+				h.n = 0
+			}
+			switch rapid.IntRange(0, 2).Draw(t, "step") {
+			case 0: // use some of what is held
+				n := rapid.IntRange(0, leases[r].n).Draw(t, "use")
+				leases[r].n -= n
+				use(n)
+			case 1: // a crash: all that is held is lost
+				leases[r], pending[r] = held{}, 0
+			case 2:
+				if leases[r].n > 0 {
+					continue
+				}
+				needed := rapid.IntRange(1, 20).Draw(t, "needed")
+				spare := rapid.IntRange(0, max(1, rpm/60)).Draw(t, "spare")
+				granted := b.take(needed, spare, pending[r], rpm, now)
+				pending[r] = 0
+				if granted < 0 || granted > needed+spare || b.Tokens < 0 {
+					t.Fatalf("granted %d of %d+%d, %f left", granted, needed, spare, b.Tokens)
+				}
+				use(min(granted, needed))
+				leases[r] = held{max(0, granted-needed), now.Add(leaseTime)}
+			}
+		}
+		for i := range used {
+			for j := i; j < len(used); j++ {
+				window := used[j].Sub(used[i])
+				if most := burst(rpm) + window.Minutes()*float64(rpm) + 1e-6; float64(j-i+1) > most {
+					t.Fatalf("%d used within %s at %d per minute, at most %.2f are allowed", j-i+1, window, rpm, most)
+				}
+			}
+		}
+	})
+}
+
+// Three replicas that ask whenever a token may be there get the whole rate.
+func TestBucketGivesTheRate(t *testing.T) {
+	for _, rpm := range []int{1, 6, 60, 6000, 60_000} {
+		t.Run(fmt.Sprint(rpm), func(t *testing.T) {
+			var b bucket
+			now := time.Unix(1_000_000, 0)
+			began, granted := now, 0
+			for i := 0; now.Sub(began) < 10*time.Minute; i++ {
+				n := b.take(max(1, rpm/600), 0, 0, rpm, now)
+				granted += n
+				next, _ := b.next()
+				now = now.Add(max(next, 100*time.Millisecond))
+			}
+			want := burst(rpm) + now.Sub(began).Minutes()*float64(rpm)
+			if got := float64(granted); got > want+1e-6 || got < 0.98*want-2 {
+				t.Errorf("%.0f granted in 10 minutes, want about %.0f", got, want)
+			}
+		})
+	}
+}
+
+func TestBucketPolicyChange(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	var b bucket
+	b.take(100, 0, 0, 600, now) // empty, of 100
+	if got := b.take(1000, 0, 0, 60_000, now.Add(time.Second)); got != 10 {
+		t.Errorf("a raised limit gave %d for a second of the old one, want 10", got)
+	}
+	b = bucket{}
+	b.take(1, 0, 0, 60_000, now) // 9999 of 10,000
+	if got := b.take(1000, 0, 0, 60, now); got != 10 {
+		t.Errorf("a lowered limit gave %d, want its burst of 10", got)
+	}
+}

@@ -1,0 +1,238 @@
+package registry
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	// mirrorWait bounds one blocking query, so that a Consul that died without a
+	// word shows as an age.
+	mirrorWait = 10 * time.Second
+	// mirrorRelist is how often all rows are listed anew: the truth, should
+	// anything have been missed.
+	mirrorRelist = 5 * time.Minute
+	// mirrorRetry keeps a Consul that is away from being called in a hot loop.
+	mirrorRetry = time.Second
+)
+
+// Mirror holds all rows in memory, for lists and counts: never for a key, nor
+// for a decision about an engine. It follows the 256 keys below changes/ by one
+// blocking query and lists only the shards that changed. What this store itself
+// writes is in it at once.
+//
+// The rows that it hands out are shared: nobody may change them, and it does not
+// either.
+type Mirror struct {
+	store *Store
+	log   hclog.Logger
+
+	mu      sync.RWMutex
+	rows    map[string]*Engine // by the row's name
+	removed map[string]uint64  // by the row's name: the last index of a row that this store removed
+	tenants map[string]*tenantRows
+	shards  map[string]uint64 // the index of changes/<shard> that is listed
+	synced  chan struct{}
+	fresh   time.Time
+	damaged map[string]uint64 // told in the log once per index
+}
+
+// NewMirror returns a mirror of the store's rows, empty until Run has filled it.
+func (s *Store) NewMirror(log hclog.Logger) *Mirror {
+	m := &Mirror{
+		store: s, log: log, rows: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
+		shards: map[string]uint64{}, synced: make(chan struct{}), damaged: map[string]uint64{},
+	}
+	s.mirror = m
+	return m
+}
+
+// Run keeps the mirror filled until ctx ends.
+func (m *Mirror) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := m.follow(ctx); err != nil && ctx.Err() == nil {
+			m.log.Warn("following the engine rows failed; reading all again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(mirrorRetry):
+			}
+		}
+	}
+}
+
+// Synced is closed when the mirror was filled for the first time.
+func (m *Mirror) Synced() <-chan struct{} { return m.synced }
+
+// Age is how long ago the mirror was known to be complete; while nothing changes
+// it is up to mirrorWait.
+func (m *Mirror) Age() time.Duration {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return time.Since(m.fresh)
+}
+
+// follow lists all rows and then what changes, until it is time to list all
+// again.
+func (m *Mirror) follow(ctx context.Context) error {
+	changes, index, err := m.changes(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if err := m.list(ctx, ""); err != nil {
+		return err
+	}
+	m.listed(changes)
+	for due := time.Now().Add(mirrorRelist); time.Now().Before(due); {
+		now, next, err := m.changes(ctx, index)
+		if err != nil {
+			return err
+		}
+		if next < index { // a restored Consul counts anew
+			return nil
+		}
+		index = next
+		for shard, at := range now {
+			if m.shards[shard] == at {
+				continue
+			}
+			if err := m.list(ctx, shard+"/"); err != nil {
+				return err
+			}
+		}
+		m.listed(now)
+	}
+	return nil
+}
+
+// listed notes which state of the shards the rows are of. Only follow uses it.
+func (m *Mirror) listed(changes map[string]uint64) {
+	m.shards = changes
+	m.mu.Lock()
+	m.fresh = time.Now()
+	m.mu.Unlock()
+	select {
+	case <-m.synced:
+	default:
+		close(m.synced)
+	}
+}
+
+// changes is the index of every shard's last change; it blocks until one is
+// newer than index, or mirrorWait is over.
+func (m *Mirror) changes(ctx context.Context, index uint64) (map[string]uint64, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
+	defer cancel()
+	prefix := m.store.prefix + "changes/"
+	pairs, meta, err := m.store.client.KV().List(prefix, (&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx))
+	if err != nil {
+		return nil, 0, unavailable(err)
+	}
+	changes := make(map[string]uint64, len(pairs))
+	for _, p := range pairs {
+		changes[p.Key[len(prefix):]] = p.ModifyIndex
+	}
+	return changes, meta.LastIndex, nil
+}
+
+// list reads the rows below a part of engines/ and takes them over.
+func (m *Mirror) list(ctx context.Context, below string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	prefix := m.store.prefix + "engines/"
+	pairs, meta, err := m.store.client.KV().List(prefix+below, (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	told := make(map[string]bool, len(pairs))
+	for _, pair := range pairs {
+		name := pair.Key[len(prefix):]
+		told[name] = true
+		e, err := decodeEngine(pair)
+		if err == nil {
+			var product, user string
+			if product, user, err = parseRowName(name); err == nil && (product != e.ProductID || user != e.UserID) {
+				err = errForeignRow
+			}
+		}
+		if err != nil {
+			if m.damaged[name] != pair.ModifyIndex {
+				m.damaged[name] = pair.ModifyIndex
+				m.log.Error("a row cannot be read and is left out of lists", "row", name, "error", err)
+			}
+			continue
+		}
+		m.put(name, e)
+	}
+	for name, e := range m.rows {
+		// A row that this store wrote after the list was made is not missing.
+		if strings.HasPrefix(name, below) && !told[name] && e.Index <= meta.LastIndex {
+			m.drop(name)
+		}
+	}
+	for name := range m.removed {
+		if strings.HasPrefix(name, below) && !told[name] {
+			delete(m.removed, name)
+		}
+	}
+	return nil
+}
+
+// put takes a row over, unless a newer one is known. The lock is held.
+func (m *Mirror) put(name string, e *Engine) {
+	if old := m.rows[name]; old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
+		return
+	}
+	m.drop(name)
+	delete(m.removed, name)
+	m.rows[name] = e
+	t := m.tenants[e.ProductID]
+	if t == nil {
+		t = &tenantRows{counts: map[State]int{}}
+		m.tenants[e.ProductID] = t
+	}
+	t.insert(e)
+}
+
+// drop forgets a row. The lock is held.
+func (m *Mirror) drop(name string) {
+	e := m.rows[name]
+	if e == nil {
+		return
+	}
+	delete(m.rows, name)
+	t := m.tenants[e.ProductID]
+	if t.remove(e); len(t.rows) == 0 {
+		delete(m.tenants, e.ProductID)
+	}
+}
+
+// wrote takes over what this store has just written. A store without a mirror
+// has a nil one.
+func (m *Mirror) wrote(e *Engine) {
+	if m == nil {
+		return
+	}
+	e = e.Clone()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.put(rowName(e.ProductID, e.UserID), e)
+}
+
+// erased forgets a row that this store has just removed.
+func (m *Mirror) erased(e *Engine) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	name := rowName(e.ProductID, e.UserID)
+	m.removed[name] = e.Index
+	m.drop(name)
+}

@@ -1,0 +1,131 @@
+package registry
+
+import (
+	"encoding/base64"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrCursor: a cursor that no page gave.
+var ErrCursor = errors.New("registry: not a cursor of this list")
+
+// errForeignRow: a row under the name of another user.
+var errForeignRow = errors.New("registry: the row says that it belongs to somebody else")
+
+// tenantRows are one product's rows, oldest first.
+type tenantRows struct {
+	rows   []*Engine
+	counts map[State]int
+}
+
+// before is the order of lists: by creation, then by engine_id.
+func before(a, b *Engine) int {
+	if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
+		return c
+	}
+	return strings.Compare(a.EngineID, b.EngineID)
+}
+
+func (t *tenantRows) insert(e *Engine) {
+	i, _ := slices.BinarySearchFunc(t.rows, e, before)
+	t.rows = slices.Insert(t.rows, i, e)
+	t.counts[e.State]++
+}
+
+func (t *tenantRows) remove(e *Engine) {
+	if i, found := slices.BinarySearchFunc(t.rows, e, before); found {
+		t.rows = slices.Delete(t.rows, i, i+1)
+		t.counts[e.State]--
+	}
+}
+
+// PageQuery asks for a part of a product's engines.
+type PageQuery struct {
+	ProductID string
+	State     State // empty: all
+	Limit     int
+	Offset    int    // how many to leave out
+	Cursor    string // of the page before; empty: from the start
+}
+
+// Page returns rows of a product, oldest first, how many match in all, and the
+// cursor of the next page, empty on the last. ErrCursor.
+func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err error) {
+	from := &Engine{}
+	if q.Cursor != "" {
+		if from, err = parseCursor(q.Cursor); err != nil {
+			return nil, 0, "", err
+		}
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	t := m.tenants[q.ProductID]
+	if t == nil {
+		return nil, 0, "", nil
+	}
+	total = len(t.rows)
+	if q.State != "" {
+		total = t.counts[q.State]
+	}
+	i := 0
+	if q.Cursor != "" {
+		var found bool
+		if i, found = slices.BinarySearchFunc(t.rows, from, before); found {
+			i++
+		}
+	}
+	skip := q.Offset
+	if q.State == "" {
+		i, skip = min(i+skip, len(t.rows)), 0
+	}
+	for ; i < len(t.rows); i++ {
+		e := t.rows[i]
+		switch {
+		case q.State != "" && e.State != q.State:
+			continue
+		case skip > 0:
+			skip--
+			continue
+		case len(rows) == q.Limit:
+			return rows, total, cursorAfter(rows[len(rows)-1]), nil
+		}
+		rows = append(rows, e)
+	}
+	return rows, total, "", nil
+}
+
+// Counts is how many engines of a product are in each of the six states.
+func (m *Mirror) Counts(productID string) map[State]int {
+	counts := make(map[State]int, len(States))
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	t := m.tenants[productID]
+	for _, s := range States {
+		counts[s] = 0
+		if t != nil {
+			counts[s] = t.counts[s]
+		}
+	}
+	return counts
+}
+
+// cursorAfter names the place behind a row, whether or not that is still there.
+func cursorAfter(e *Engine) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID))
+}
+
+func parseCursor(s string) (*Engine, error) {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil {
+		return nil, ErrCursor
+	}
+	at, id, ok := strings.Cut(string(b), " ")
+	nanos, err := strconv.ParseInt(at, 10, 64)
+	if err != nil || !ok {
+		return nil, ErrCursor
+	}
+	return &Engine{CreatedAt: time.Unix(0, nanos).UTC(), EngineID: id}, nil
+}

@@ -1,0 +1,204 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// Verdict is the answer to one call that is limited by rate.
+type Verdict struct {
+	Allowed bool
+	// Limit is the calls per minute; Remaining is how many more are allowed now,
+	// as far as this replica knows.
+	Limit, Remaining int
+	// Reset is when the whole burst is there again; RetryAfter, of a refused
+	// call, when another may be allowed.
+	Reset, RetryAfter time.Duration
+}
+
+// Limiter limits calls per product over all replicas together. It leases whole
+// tokens of one bucket per product, so that most calls cost no remote call.
+type Limiter struct {
+	store *Store
+
+	mu     sync.Mutex
+	leases map[string]*lease
+}
+
+// NewLimiter returns a limiter; every replica has one.
+func (s *Store) NewLimiter() *Limiter { return &Limiter{store: s, leases: map[string]*lease{}} }
+
+// lease is what this replica holds of one product's bucket.
+type lease struct {
+	mu     sync.Mutex
+	rpm    int
+	tokens int
+	until  time.Time
+	unused int // expired, to be given back
+
+	callers    int           // in Allow, without an answer
+	exchange   chan struct{} // closed when the exchange under way is over; nil: none
+	err        error         // of the last exchange
+	emptyUntil time.Time     // no token can be there before
+	left       int           // whole tokens that the last exchange left behind
+	full       time.Time
+
+	second time.Time // the recent rate: calls since, and in the second before
+	calls  int
+	before int
+}
+
+// maxExchanges bounds the check-and-set attempts of one exchange.
+const maxExchanges = 20
+
+const (
+	// spareShare: spare tokens are leased for this part of a second.
+	spareShare = 2
+	// spareFrom is how many calls per second are worth a guess.
+	spareFrom = 10
+)
+
+// Allow takes one token of a product's rate limit of rpm calls per minute.
+// ErrUnavailable: the bucket cannot be reached.
+func (l *Limiter) Allow(ctx context.Context, productID string, rpm int) (Verdict, error) {
+	if rpm <= 0 {
+		return Verdict{Reset: time.Minute, RetryAfter: time.Minute}, nil
+	}
+	l.mu.Lock()
+	at := l.leases[productID]
+	if at == nil {
+		at = &lease{}
+		l.leases[productID] = at
+	}
+	l.mu.Unlock()
+	return at.allow(ctx, rpm, func(needed, spare, back int) (int, bucket, error) {
+		return l.store.exchange(context.WithoutCancel(ctx), productID, rpm, needed, spare, back)
+	})
+}
+
+type exchangeFunc func(needed, spare, back int) (granted int, left bucket, err error)
+
+func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verdict, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.callers++
+	defer func() { a.callers-- }()
+	a.count(time.Now())
+	for {
+		now := time.Now()
+		if a.rpm != rpm { // the policy changed: what was leased under the old one is void
+			a.unused, a.tokens, a.rpm, a.emptyUntil = 0, 0, rpm, time.Time{}
+		}
+		if a.tokens > 0 && !now.Before(a.until) {
+			a.unused, a.tokens = a.unused+a.tokens, 0
+		}
+		switch {
+		case a.tokens > 0:
+			a.tokens--
+			return a.verdict(true, now), nil
+		case now.Before(a.emptyUntil):
+			return a.verdict(false, now), nil
+		}
+		if under := a.exchange; under != nil {
+			a.mu.Unlock()
+			var err error
+			select {
+			case <-under:
+			case <-ctx.Done():
+				err = unavailable(ctx.Err())
+			}
+			a.mu.Lock()
+			if err == nil {
+				err = a.err
+			}
+			if err != nil {
+				return Verdict{}, err
+			}
+			continue
+		}
+		if err := a.refill(rpm, exchange); err != nil {
+			return Verdict{}, err
+		}
+	}
+}
+
+// refill exchanges with the bucket for all callers that wait. The lock is held,
+// but not while the bucket is asked.
+func (a *lease) refill(rpm int, exchange exchangeFunc) error {
+	needed, back := a.callers, a.unused
+	spare := 0
+	if recent := max(a.before, a.calls); recent >= spareFrom {
+		spare = min(recent/spareShare, rpm/60)
+	}
+	done := make(chan struct{})
+	a.exchange, a.unused = done, 0
+	a.mu.Unlock()
+	granted, left, err := exchange(needed, spare, back)
+	a.mu.Lock()
+	defer close(done)
+	a.exchange, a.err = nil, err
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	next, full := left.next()
+	a.tokens, a.until = granted, now.Add(leaseTime)
+	a.left, a.full = int(left.Tokens), now.Add(full)
+	if granted < needed {
+		a.emptyUntil = now.Add(next)
+	}
+	return nil
+}
+
+// count keeps the recent rate of calls.
+func (a *lease) count(now time.Time) {
+	switch since := now.Sub(a.second); {
+	case since >= 2*time.Second:
+		a.second, a.before, a.calls = now, 0, 0
+	case since >= time.Second:
+		a.second, a.before, a.calls = now, a.calls, 0
+	}
+	a.calls++
+}
+
+func (a *lease) verdict(allowed bool, now time.Time) Verdict {
+	v := Verdict{Allowed: allowed, Limit: a.rpm, Remaining: a.tokens + a.left, Reset: max(0, a.full.Sub(now))}
+	if !allowed {
+		v.Remaining, v.RetryAfter = 0, max(time.Second, a.emptyUntil.Sub(now))
+	}
+	return v
+}
+
+// exchange takes tokens out of a product's bucket and gives unused ones back, by
+// check-and-set.
+func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spare, back int) (granted int, left bucket, err error) {
+	key := s.rateKey(productID)
+	for range maxExchanges {
+		pair, err := s.get(ctx, key)
+		if err != nil {
+			return 0, left, err
+		}
+		left = bucket{}
+		index := uint64(0)
+		if pair != nil {
+			index = pair.ModifyIndex
+			if err := json.Unmarshal(pair.Value, &left); err != nil {
+				return 0, left, fmt.Errorf("registry: bucket of product %q is damaged: %w", productID, err)
+			}
+		}
+		if granted = left.take(needed, spare, back, rpm, time.Now().UTC()); granted == 0 && back == 0 && index > 0 {
+			return 0, left, nil // nothing changed but the time
+		}
+		_, _, err = s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVCAS, Key: key, Value: encode(left), Index: index}})
+		if !errors.Is(err, ErrConflict) {
+			return granted, left, err
+		}
+	}
+	return 0, left, fmt.Errorf("%w: the rate limit's bucket is fought over", ErrUnavailable)
+}

@@ -1,0 +1,201 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// Denial is why an admit is not granted (SPEC section 2). It is an answer, not
+// an error.
+type Denial string
+
+// The reasons of SPEC section 2.
+const (
+	DenialNotFound     Denial = "engine_not_found"
+	DenialSleeping     Denial = "engine_sleeping"
+	DenialStopped      Denial = "engine_stopped"
+	DenialProvisioning Denial = "engine_provisioning"
+	DenialUnhealthy    Denial = "engine_unhealthy"
+	DenialDestroying   Denial = "engine_destroying"
+)
+
+// denialRate is how the audit log counts admits that the rate limit refused.
+const denialRate Denial = "rate_limited"
+
+// AdmitOptions are what an admit may do for a user whose engine does not run.
+type AdmitOptions struct{ AutoProvision, AutoWake bool }
+
+// Admission is the answer to an admit.
+type Admission struct {
+	// Engine and Key are set when the user is admitted, Denial when not.
+	Engine *registry.Engine
+	Key    string
+	Denial Denial
+}
+
+// Rate is what the rate limit said of an admit; nil when the product has none.
+type Rate = registry.Verdict
+
+// Admit says whether the caller's user may use its engine now, and where. On a
+// running engine it writes nothing and reads nothing that Authenticate has not
+// read. It may be called again at any time; calls that find a boot under way
+// wait for it, when they may cause one themselves.
+//
+// RATE_LIMITED, QUOTA_EXCEEDED, and the errors of Provision and Start.
+func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions) (*Admission, *Rate, error) {
+	rate, err := s.takeToken(ctx, caller)
+	if err != nil {
+		return nil, rate, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
+	defer cancel()
+	for range maxClaims {
+		switch way, denial := decide(caller.Engine, opts); way {
+		case admitted:
+			key, err := s.Key(ctx, caller.Engine)
+			return &Admission{Engine: caller.Engine, Key: key}, rate, err
+		case denied:
+			s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denial))
+			return &Admission{Denial: denial}, rate, nil
+		case provisioned:
+			engine, key, err := s.Provision(ctx, caller, ProvisionOptions{})
+			if err == nil {
+				return &Admission{Engine: engine, Key: key}, rate, nil
+			}
+			if !overtaken(err) {
+				return nil, rate, err
+			}
+		case woken:
+			engine, err := s.start(ctx, caller, audit.ActionWake)
+			if err == nil {
+				key, err := s.Key(ctx, engine)
+				return &Admission{Engine: engine, Key: key}, rate, err
+			}
+			if !overtaken(err) {
+				return nil, rate, err
+			}
+		case joined:
+			if err := s.awaitOperation(ctx, caller.Engine); err != nil {
+				return nil, rate, err
+			}
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, rate, err
+		}
+	}
+	return nil, rate, fail(EngineBusy, "the engine changes faster than it can be admitted; try again in a moment")
+}
+
+// overtaken says whether another call was faster: the row says what now.
+func overtaken(err error) bool {
+	switch AsError(err).Code {
+	case EngineAlreadyExists, EngineRunning, EngineBusy:
+		return true
+	}
+	return false
+}
+
+// takeToken takes one token of the product's rate limit.
+func (s *Scheduler) takeToken(ctx context.Context, caller *Caller) (*Rate, error) {
+	limit := caller.Product.Policy.RateLimitRPM
+	if limit == nil {
+		return nil, nil
+	}
+	rate, err := s.limiter.Allow(ctx, caller.Product.ProductID, *limit)
+	if err != nil {
+		return nil, err
+	}
+	if !rate.Allowed {
+		s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denialRate))
+		return &rate, &Error{Code: RateLimited, Message: "the product's rate limit for admits is reached", RetryAfter: rate.RetryAfter}
+	}
+	return &rate, nil
+}
+
+// way is what an admit leads to.
+type way int
+
+const (
+	denied way = iota
+	admitted
+	provisioned
+	woken
+	joined
+)
+
+// decide is the one table of admission (SPEC section 2).
+func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
+	if row == nil {
+		if opts.AutoProvision {
+			return provisioned, ""
+		}
+		return denied, DenialNotFound
+	}
+	if row.State == registry.Destroying {
+		return denied, DenialDestroying
+	}
+	if row.Op != nil {
+		switch row.Op.Kind {
+		case registry.OpRotateKey:
+			return joined, "" // the key of now may be refused in a moment
+		case registry.OpStop:
+			return denied, DenialStopped
+		}
+		if opts.AutoProvision || opts.AutoWake {
+			return joined, ""
+		}
+		return denied, DenialProvisioning
+	}
+	switch row.State {
+	case registry.Running:
+		return admitted, ""
+	case registry.Sleeping:
+		if opts.AutoWake {
+			return woken, ""
+		}
+		return denied, DenialSleeping
+	case registry.Stopped:
+		return denied, DenialStopped
+	case registry.Failed:
+		return denied, DenialUnhealthy
+	}
+	return denied, DenialProvisioning
+}
+
+// awaitOperation waits until the row's operation is over, on this replica or
+// another, and returns the error of a boot that failed.
+func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) error {
+	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
+		_, err := o.wait(ctx)
+		if err != nil && overtaken(err) {
+			return nil
+		}
+		return err
+	}
+	for pause(ctx, pollEvery) {
+		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
+		switch {
+		case errors.Is(err, registry.ErrNotFound):
+			return nil // the caller's next look decides
+		case err != nil:
+			return err
+		case now.Op != nil && now.Op.ID == row.Op.ID:
+			continue
+		case now.Op == nil && now.State == registry.Failed:
+			return failedBoot(now.Reason)
+		}
+		return nil
+	}
+	return busy(row.Op.Kind)
+}
+
+// failedBoot is what a boot that another replica waited for ended with.
+func failedBoot(reason string) error {
+	if reason == reasonBootTimeout {
+		return fail(BootTimeout, "the engine did not say that it is healthy in time")
+	}
+	return fail(EngineBootFailed, "the engine could not boot: %s", reason)
+}

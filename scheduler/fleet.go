@@ -1,0 +1,93 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// staleView is how old the in-memory view may be before lists are refused: the
+// registry cannot be reached then.
+const staleView = 30 * time.Second
+
+// Fleet answers from the in-memory view of rows, which has every change that
+// this replica made and, a moment later, those of the others.
+type Fleet struct {
+	s         *Scheduler
+	productID string
+	// Age is how long ago the view was known to be complete.
+	Age time.Duration
+}
+
+// Fleet is what a product's lists and counts are read from. BACKEND_UNAVAILABLE:
+// the view is not filled yet, or too old.
+func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) {
+	select {
+	case <-s.mirror.Synced():
+	default:
+		return nil, fmt.Errorf("%w: the engines are not read yet", registry.ErrUnavailable)
+	}
+	age := s.mirror.Age()
+	if age > staleView {
+		return nil, fmt.Errorf("%w: the view is %s old", registry.ErrUnavailable, age.Round(time.Second))
+	}
+	return &Fleet{s: s, productID: caller.Product.ProductID, Age: age}, nil
+}
+
+// Page is one page of the product's engines, oldest first. INVALID_REQUEST: the
+// cursor is not one of ours.
+func (f *Fleet) Page(q registry.PageQuery) (rows []*registry.Engine, total int, next string, err error) {
+	q.ProductID = f.productID
+	rows, total, next, err = f.s.mirror.Page(q)
+	if errors.Is(err, registry.ErrCursor) {
+		err = fail(InvalidRequest, "cursor is not a next_cursor of this list")
+	}
+	return rows, total, next, err
+}
+
+// Health is a product's state in a word (SPEC section 2).
+type Health string
+
+// The words of SPEC section 2: none failed; some; more than a fifth.
+const (
+	HealthOK       Health = "ok"
+	HealthDegraded Health = "degraded"
+	HealthCritical Health = "critical"
+)
+
+// Counts are the product's engines by state.
+func (f *Fleet) Counts() (byState map[registry.State]int, total int, health Health) {
+	byState = f.s.mirror.Counts(f.productID)
+	for _, n := range byState {
+		total += n
+	}
+	return byState, total, healthOf(byState[registry.Failed], total)
+}
+
+func healthOf(failed, total int) Health {
+	switch {
+	case failed == 0:
+		return HealthOK
+	case 5*failed > total:
+		return HealthCritical
+	}
+	return HealthDegraded
+}
+
+// Numbers are a product's figures of the last hour and of its lifetime.
+func (s *Scheduler) Numbers(ctx context.Context, caller *Caller) (audit.Numbers, error) {
+	return s.audit.Numbers(ctx, caller.Product.ProductID)
+}
+
+// Audit reads the log, newest first. INVALID_REQUEST: the cursor is not ours.
+func (s *Scheduler) Audit(ctx context.Context, q audit.Query) (audit.Page, error) {
+	page, err := s.audit.Entries(ctx, q)
+	if errors.Is(err, audit.ErrCursor) {
+		err = fail(InvalidRequest, "cursor is not a next_cursor of this list")
+	}
+	return page, err
+}

@@ -1,0 +1,84 @@
+package scheduler
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// ProvisionOptions are what the caller of a provision may say.
+type ProvisionOptions struct {
+	// Image is the engine_version; empty: the product's or the service's default.
+	Image string
+	// IdempotencyKey makes the same call again give the same answer; empty: none.
+	IdempotencyKey string
+}
+
+// MaxIdempotencyKey is the longest Idempotency-Key (SPEC section 2).
+const MaxIdempotencyKey = 255
+
+func digest(parts ...string) string {
+	b, _ := json.Marshal(parts) // strings always marshal, and unambiguously
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// replay answers a provision whose Idempotency-Key was seen before: with the
+// engine that the first call made, however far that has come. A nil engine and
+// no error: the key is new, and ref goes into the claim.
+func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptions) (engine *registry.Engine, ref *registry.RecordRef, err error) {
+	if o.IdempotencyKey == "" {
+		return nil, nil, nil
+	}
+	ref = &registry.RecordRef{
+		Key: digest(o.IdempotencyKey), Body: digest(caller.UserID, o.Image), CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+	}
+	for range maxClaims {
+		record, err := s.store.Idempotency(ctx, caller.Product.ProductID, ref.Key)
+		switch {
+		case errors.Is(err, registry.ErrNotFound):
+			return nil, ref, nil
+		case err != nil:
+			return nil, nil, err
+		case record.Expired(time.Now()):
+			ref.Expired = record.Index
+			return nil, ref, nil
+		case record.Body != ref.Body:
+			return nil, nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, nil, err
+		}
+		row := caller.Engine
+		switch {
+		case row == nil || row.EngineID != record.EngineID:
+			if record.URL == "" {
+				// The row went between the two reads, and the record with it.
+				if !pause(ctx, pollEvery) {
+					return nil, nil, ctx.Err()
+				}
+				continue
+			}
+			return nil, nil, fail(EngineDestroyed, "the engine that this Idempotency-Key made is gone")
+		case row.Idempotency != nil && row.Op != nil:
+			if err := s.awaitOperation(ctx, row); err != nil {
+				return nil, nil, err
+			}
+			continue
+		case record.URL == "": // answered in this moment
+			continue
+		}
+		first := row.Clone()
+		first.State = registry.Running // the first answer again
+		if first.URL == "" {
+			first.URL = record.URL
+		}
+		return first, nil, nil
+	}
+	return nil, nil, busy(registry.OpProvision)
+}

@@ -1,0 +1,106 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// completeWithin bounds how long an answer waits for its audit row, so that
+	// whoever has the answer finds it there.
+	completeWithin = time.Second
+	// completeTries is how often a row that could not be completed is tried
+	// again before it is left to say "interrupted".
+	completeTries = 10
+)
+
+// actorSystem is who acts when nobody asked.
+const actorSystem = "system"
+
+// actorAdmin is who acts with the admin key.
+const actorAdmin = "admin"
+
+// actionOf is what the audit log calls an operation, unless its caller names it
+// otherwise.
+var actionOf = map[registry.OpKind]string{
+	registry.OpProvision: audit.ActionProvision,
+	registry.OpStart:     audit.ActionStart,
+	registry.OpStop:      audit.ActionStop,
+	registry.OpRotateKey: audit.ActionRotateKey,
+	registry.OpDestroy:   audit.ActionDestroy,
+}
+
+// begin writes the audit row of a change before the change is made: without a
+// row nothing is touched (BACKEND_UNAVAILABLE).
+func (s *Scheduler) begin(ctx context.Context, caller *Caller, action, engineID string) (int64, error) {
+	return s.audit.Begin(ctx, audit.Entry{
+		Timestamp: time.Now().UTC(), ProductID: caller.Product.ProductID, UserID: caller.UserID, EngineID: engineID,
+		Action: action, Actor: caller.Product.Slug, RequestID: RequestID(ctx),
+	})
+}
+
+// abandon completes the row of a change that was refused before an operation
+// had it.
+func (s *Scheduler) abandon(ctx context.Context, id int64, began time.Time, err error) {
+	s.complete(ctx, id, audit.Completion{Outcome: outcome(err), Duration: time.Since(began)})
+}
+
+// outcome is what the audit log keeps of an error: its code.
+func outcome(err error) string {
+	if err == nil {
+		return audit.OutcomeOK
+	}
+	return string(AsError(err).Code)
+}
+
+// complete completes an audit row, in the background when that does not succeed
+// at once: the change was made, and its caller does not wait for its record.
+func (s *Scheduler) complete(ctx context.Context, id int64, c audit.Completion) {
+	if id == 0 {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	try := func() error {
+		ctx, cancel := context.WithTimeout(ctx, completeWithin)
+		defer cancel()
+		return s.audit.Complete(ctx, id, c)
+	}
+	err := try()
+	if err == nil {
+		return
+	}
+	s.ops.Go(func() {
+		for range completeTries {
+			s.mu.Lock()
+			base := s.base
+			s.mu.Unlock()
+			if base == nil || !pause(base, completeWithin) {
+				break
+			}
+			if err = try(); err == nil {
+				return
+			}
+		}
+		s.log.Error("an audit row stays interrupted", "id", id, "outcome", c.Outcome, "request_id", RequestID(ctx), "error", err)
+	})
+}
+
+// record completes the audit row of the operation with what its caller hears.
+func (o *operation) record(ctx context.Context, err error) {
+	op := o.began
+	c := audit.Completion{Outcome: outcome(err), EngineID: o.row.EngineID, Duration: time.Since(op.BeganAt)}
+	switch {
+	case errors.Is(err, errSuperseded):
+		c.Outcome = string(EngineBusy)
+	case err == nil && op.Undo != "": // taken over from an owner that was undoing it
+		c.Outcome = op.Undo
+	}
+	if o.bootTook > 0 {
+		c.Metadata = map[string]any{"boot_ms": o.bootTook.Milliseconds()}
+	}
+	o.s.complete(ctx, op.AuditID, c)
+}

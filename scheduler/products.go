@@ -1,0 +1,127 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// RegisterProduct makes a product and returns it with its platform key, which is
+// shown this once and kept as a hash. PRODUCT_SLUG_EXISTS, INVALID_REQUEST.
+func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName string, policy registry.Policy) (*registry.Product, string, error) {
+	if err := registry.CheckSlug(slug); err != nil {
+		return nil, "", fail(InvalidRequest, "%v", err)
+	}
+	if err := s.checkPolicy(policy); err != nil {
+		return nil, "", err
+	}
+	key := secrets.NewPlatformKey()
+	p := &registry.Product{
+		ProductID: newID(), Slug: slug, DisplayName: displayName, Policy: policy,
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: secrets.Hash(key),
+	}
+	err := s.audited(ctx, audit.ActionProductRegister, p.ProductID, map[string]any{"slug": slug}, func() error {
+		err := s.store.CreateProduct(ctx, p)
+		if errors.Is(err, registry.ErrExists) {
+			return fail(ProductSlugExists, "a product with the slug %q exists already", slug)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return p, key, nil
+}
+
+func (s *Scheduler) checkPolicy(policy registry.Policy) error {
+	if err := policy.Check(); err != nil {
+		return fail(InvalidRequest, "%v", err)
+	}
+	if policy.EngineImage != "" && CheckImage(s.opts.Job.Driver, policy.EngineImage) != nil {
+		return fail(InvalidRequest, "policy.engine_image has not the form of an image")
+	}
+	return nil
+}
+
+// SetPolicy replaces a product's policy; it holds from the next request on, on
+// every replica. PRODUCT_NOT_FOUND, INVALID_REQUEST.
+func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy registry.Policy) (registry.Policy, error) {
+	if err := s.checkPolicy(policy); err != nil {
+		return policy, err
+	}
+	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
+		_, err := s.store.SetPolicy(ctx, productID, policy)
+		return err
+	})
+}
+
+// RotatePlatformKey gives a product a new platform key, shown this once; the old
+// one works on for overlap. PRODUCT_NOT_FOUND.
+func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, overlap time.Duration) (key string, err error) {
+	key = secrets.NewPlatformKey()
+	details := map[string]any{"overlap_seconds": int(overlap.Seconds())}
+	err = s.onProduct(ctx, audit.ActionPlatformKeyRotate, productID, details, func() error {
+		_, err := s.store.RotatePlatformKey(ctx, productID, secrets.Hash(key), overlap)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return key, nil
+}
+
+// DeleteProduct removes a product that has no engines. PRODUCT_NOT_FOUND,
+// PRODUCT_HAS_ENGINES.
+func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
+	return s.onProduct(ctx, audit.ActionProductDelete, productID, nil, func() error {
+		err := s.store.DeleteProduct(ctx, productID)
+		if errors.Is(err, registry.ErrHasEngines) {
+			return fail(ProductHasEngines, "the product still has engines; destroy them first")
+		}
+		return err
+	})
+}
+
+// Products returns every product with its count of engines, oldest first.
+func (s *Scheduler) Products(ctx context.Context) ([]registry.Tenant, error) {
+	return s.store.Tenants(ctx)
+}
+
+// Product returns one product. PRODUCT_NOT_FOUND.
+func (s *Scheduler) Product(ctx context.Context, productID string) (registry.Tenant, error) {
+	t, err := s.store.Tenant(ctx, productID)
+	return t, productError(err)
+}
+
+func productError(err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return fail(ProductNotFound, "there is no such product")
+	}
+	return err
+}
+
+// onProduct audits a change of a product that is there.
+func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error) error {
+	if _, err := s.Product(ctx, productID); err != nil {
+		return err
+	}
+	return s.audited(ctx, action, productID, details, func() error { return productError(change()) })
+}
+
+// audited makes a change of the admin between the two halves of its audit row.
+func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error) error {
+	began := time.Now().UTC()
+	id, err := s.audit.Begin(ctx, audit.Entry{
+		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: RequestID(ctx), Metadata: details,
+	})
+	if err != nil {
+		return err
+	}
+	err = change()
+	s.abandon(ctx, id, began, err)
+	return err
+}

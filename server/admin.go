@@ -1,0 +1,167 @@
+package server
+
+import (
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
+)
+
+// SetAdminKey replaces the admin key from the next request on.
+func (s *Server) SetAdminKey(key string) { s.adminKey.Store(&key) }
+
+// admin says whether a request carries the admin key.
+func (s *Server) admin(r *http.Request) error {
+	if !secrets.Equal(r.Header.Get("X-Admin-Key"), *s.adminKey.Load()) {
+		return &scheduler.Error{Code: scheduler.InvalidAdminKey, Message: "the X-Admin-Key header does not hold the admin key"}
+	}
+	return nil
+}
+
+// maxDisplayName bounds a product's display name, in bytes.
+const maxDisplayName = 200
+
+func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	var body struct {
+		Slug        string          `json:"slug"`
+		DisplayName string          `json:"display_name"`
+		Policy      registry.Policy `json:"policy"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		return err
+	}
+	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || !utf8.ValidString(n) {
+		return invalid("display_name must be set, to %d bytes or fewer", maxDisplayName)
+	}
+	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
+	if err != nil {
+		return err
+	}
+	secret(w)
+	writeJSON(w, http.StatusOK, struct {
+		ProductID      string `json:"product_id"`
+		Slug           string `json:"slug"`
+		PlatformAPIKey string `json:"platform_api_key"`
+	}{p.ProductID, p.Slug, key})
+	return nil
+}
+
+// productAnswer is a product as the admin sees it, without keys.
+type productAnswer struct {
+	ProductID   string          `json:"product_id"`
+	Slug        string          `json:"slug"`
+	DisplayName string          `json:"display_name"`
+	Policy      registry.Policy `json:"policy"`
+	CreatedAt   string          `json:"created_at"`
+	Engines     int             `json:"engines"`
+}
+
+func showProduct(t registry.Tenant) productAnswer {
+	return productAnswer{t.ProductID, t.Slug, t.DisplayName, t.Policy, timestamp(t.CreatedAt), t.Engines}
+}
+
+func (s *Server) listProducts(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
+	all, err := s.scheduler.Products(r.Context())
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Products []productAnswer `json:"products"`
+		Total    int             `json:"total"`
+	}{make([]productAnswer, 0, len(all)), len(all)}
+	for _, t := range all {
+		answer.Products = append(answer.Products, showProduct(t))
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+func (s *Server) getProduct(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	t, err := s.scheduler.Product(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, showProduct(t))
+	return nil
+}
+
+func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	var body struct {
+		Policy *registry.Policy `json:"policy"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		return err
+	}
+	if body.Policy == nil {
+		return invalid("policy must be an object; {} means no limits")
+	}
+	policy, err := s.scheduler.SetPolicy(r.Context(), id, *body.Policy)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Policy registry.Policy `json:"policy"`
+	}{policy})
+	return nil
+}
+
+// maxOverlap is how long a rotated platform key may work on (SPEC section 3).
+const maxOverlap = 86400
+
+func (s *Server) rotatePlatformKey(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	var body struct {
+		OverlapSeconds int `json:"overlap_seconds"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		return err
+	}
+	if n := body.OverlapSeconds; n < 0 || n > maxOverlap {
+		return invalid("overlap_seconds must be from 0 to %d", maxOverlap)
+	}
+	key, err := s.scheduler.RotatePlatformKey(r.Context(), id, time.Duration(body.OverlapSeconds)*time.Second)
+	if err != nil {
+		return err
+	}
+	secret(w)
+	writeJSON(w, http.StatusOK, struct {
+		PlatformAPIKey string `json:"platform_api_key"`
+	}{key})
+	return nil
+}
+
+func (s *Server) deleteProduct(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	if err := decode(w, r, &struct{}{}); err != nil {
+		return err
+	}
+	if err := s.scheduler.DeleteProduct(r.Context(), id); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Status string `json:"status"`
+	}{"deleted"})
+	return nil
+}

@@ -1,0 +1,176 @@
+package server
+
+import (
+	"math"
+	"net/http"
+	"strconv"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+)
+
+const (
+	// Limits of a page (SPEC section 2).
+	defaultLimit = 100
+	maxLimit     = 1000
+)
+
+// product authenticates a product's call that is about no one user.
+func (s *Server) product(r *http.Request) (*scheduler.Caller, error) {
+	return s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), "")
+}
+
+// fleet authenticates a call that is answered from the in-memory view, and says
+// in a header how old that is.
+func (s *Server) fleet(w http.ResponseWriter, r *http.Request) (*scheduler.Fleet, error) {
+	c, err := s.product(r)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.scheduler.Fleet(c)
+	if err == nil {
+		w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
+	}
+	return f, err
+}
+
+func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) error {
+	f, err := s.fleet(w, r)
+	if err != nil {
+		return err
+	}
+	q := queryOf(r, "status", "limit", "offset", "cursor")
+	ask := registry.PageQuery{
+		State: oneOf(q, "status", registry.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
+		Offset: q.number("offset", 0, 0, math.MaxInt32), Cursor: q.text("cursor"),
+	}
+	if q.err == nil && ask.Cursor != "" && q.values.Has("offset") {
+		q.err = invalid("cursor and offset exclude each other")
+	}
+	if q.err != nil {
+		return q.err
+	}
+	rows, total, next, err := f.Page(ask)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Engines []listedEngine `json:"engines"`
+		Total   int            `json:"total"`
+		Next    string         `json:"next_cursor,omitempty"`
+	}{make([]listedEngine, 0, len(rows)), total, next}
+	for _, e := range rows {
+		answer.Engines = append(answer.Engines, showEngine(e))
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) error {
+	f, err := s.fleet(w, r)
+	if err != nil {
+		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
+	byState, total, health := f.Counts()
+	writeJSON(w, http.StatusOK, struct {
+		Total     int                    `json:"total"`
+		ByStatus  map[registry.State]int `json:"by_status"`
+		Health    scheduler.Health       `json:"health"`
+		Unhealthy int                    `json:"unhealthy_count"`
+	}{total, byState, health, byState[registry.Failed]})
+	return nil
+}
+
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request, _ string) error {
+	c, err := s.product(r)
+	if err != nil {
+		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
+	n, err := s.scheduler.Numbers(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Provisions1h    int64   `json:"provisions_1h"`
+		Crashes1h       int64   `json:"crashes_1h"`
+		Restarts1h      int64   `json:"restarts_1h"`
+		AvgBootMS       float64 `json:"avg_boot_ms"`
+		TotalProvisions int64   `json:"total_provisions"`
+		TotalDestroys   int64   `json:"total_destroys"`
+	}{int64(n.Provisions1h), int64(n.Crashes1h), int64(n.Restarts1h), float64(n.AvgBootMS), int64(n.TotalProvisions), int64(n.TotalDestroys)})
+	return nil
+}
+
+// auditLog is open to a product for its own rows, and to the admin for all.
+func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) error {
+	known := []string{"user_id", "action", "since", "until", "limit", "cursor"}
+	productID := ""
+	if r.Header.Get("X-Admin-Key") != "" {
+		if err := s.admin(r); err != nil {
+			return err
+		}
+		known = append(known, "product_id")
+	} else {
+		c, err := s.product(r)
+		if err != nil {
+			return err
+		}
+		productID = c.Product.ProductID
+	}
+	q := queryOf(r, known...)
+	if productID == "" {
+		productID = q.text("product_id")
+	}
+	ask := audit.Query{
+		ProductID: productID, UserID: q.text("user_id"), Action: oneOf(q, "action", audit.Actions...),
+		Since: q.time("since"), Until: q.time("until"), Limit: q.number("limit", defaultLimit, 1, maxLimit), Cursor: q.text("cursor"),
+	}
+	if q.err != nil {
+		return q.err
+	}
+	page, err := s.scheduler.Audit(r.Context(), ask)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Entries []auditEntry `json:"entries"`
+		Next    string       `json:"next_cursor,omitempty"`
+	}{make([]auditEntry, 0, len(page.Entries)), page.NextCursor}
+	for _, e := range page.Entries {
+		answer.Entries = append(answer.Entries, showEntry(e))
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+// auditEntry is a row of the audit log as it is told.
+type auditEntry struct {
+	ID         int64          `json:"id"`
+	Timestamp  string         `json:"timestamp"`
+	ProductID  string         `json:"product_id"`
+	UserID     string         `json:"user_id"`
+	EngineID   string         `json:"engine_id"`
+	Action     string         `json:"action"`
+	Actor      string         `json:"actor"`
+	RequestID  string         `json:"request_id"`
+	Outcome    string         `json:"outcome"`
+	Metadata   map[string]any `json:"metadata"`
+	DurationMS *int64         `json:"duration_ms"`
+}
+
+func showEntry(e audit.Entry) auditEntry {
+	if e.Metadata == nil {
+		e.Metadata = map[string]any{}
+	}
+	return auditEntry{
+		ID: e.ID, Timestamp: timestamp(e.Timestamp), ProductID: e.ProductID, UserID: e.UserID, EngineID: e.EngineID, Action: e.Action,
+		Actor: e.Actor, RequestID: e.RequestID, Outcome: e.Outcome, Metadata: e.Metadata, DurationMS: e.DurationMS,
+	}
+}

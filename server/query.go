@@ -1,0 +1,73 @@
+package server
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// query reads the parameters of a request's URL, as strictly as decode reads a
+// body: an unknown one, or one given twice, is refused.
+type query struct {
+	values url.Values
+	err    error
+}
+
+func queryOf(r *http.Request, known ...string) *query {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	q := &query{values: values}
+	if err != nil {
+		q.err = invalid("the query string is not validly encoded")
+		return q
+	}
+	for name, given := range values {
+		switch {
+		case !slices.Contains(known, name):
+			q.err = invalid("unknown parameter %s", strconv.QuoteToASCII(name[:min(len(name), 80)]))
+		case len(given) > 1:
+			q.err = invalid("parameter %s stands there twice", name)
+		case !utf8.ValidString(given[0]):
+			q.err = invalid("parameter %s is not valid UTF-8", name)
+		}
+	}
+	return q
+}
+
+func (q *query) text(name string) string { return q.values.Get(name) }
+
+// number reads a whole number from min to max, def when it is not given.
+func (q *query) number(name string, def, min, max int) int {
+	if !q.values.Has(name) {
+		return def
+	}
+	n, err := strconv.Atoi(q.values.Get(name))
+	if err != nil || n < min || n > max {
+		q.err = invalid("parameter %s must be a whole number from %d to %d", name, min, max)
+		return def
+	}
+	return n
+}
+
+// time reads a moment in RFC 3339, the zero time when it is not given.
+func (q *query) time(name string) time.Time {
+	if !q.values.Has(name) {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, q.values.Get(name))
+	if err != nil {
+		q.err = invalid("parameter %s must be a time as in 2026-01-31T12:00:00Z", name)
+	}
+	return t
+}
+
+// oneOf reads one of some words, "" when it is not given.
+func oneOf[T ~string](q *query, name string, words ...T) T {
+	word := T(q.values.Get(name))
+	if q.values.Has(name) && !slices.Contains(words, word) {
+		q.err = invalid("parameter %s must be one of %v", name, words)
+	}
+	return word
+}
