@@ -1,0 +1,148 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// Actions of the audit log (SPEC section 9).
+const (
+	ActionProvision          = "provision"
+	ActionStart              = "start"
+	ActionStop               = "stop"
+	ActionSleep              = "sleep"
+	ActionWake               = "wake"
+	ActionDestroy            = "destroy"
+	ActionRotateKey          = "rotate_key"
+	ActionUpgrade            = "upgrade" // reserved
+	ActionHealthFailed       = "health_failed"
+	ActionHealthRecovered    = "health_recovered"
+	ActionAutoRestartStart   = "auto_restart_start"
+	ActionAutoRestartSuccess = "auto_restart_success"
+	ActionAutoRestartFailed  = "auto_restart_failed"
+	ActionAutoRestartGaveUp  = "auto_restart_gave_up"
+	ActionAutoRestartHeld    = "auto_restart_held"
+	ActionProductRegister    = "product_register"
+	ActionProductDelete      = "product_delete"
+	ActionPlatformKeyRotate  = "platform_key_rotate"
+	ActionPolicyUpdate       = "policy_update"
+	ActionAdmitDenied        = "admit_denied"
+	ActionOrphanRemoved      = "orphan_removed"
+)
+
+// Actions are all of them, in the order of SPEC section 9.
+var Actions = []string{
+	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
+	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
+	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
+	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved,
+}
+
+// Outcomes that are not error codes.
+const (
+	// OutcomeOK: it was done.
+	OutcomeOK = "ok"
+	// OutcomeInterrupted: it was begun, and nobody said how it ended.
+	OutcomeInterrupted = "interrupted"
+)
+
+// actorSystem is the actor of what nobody asked for (SPEC section 9).
+const actorSystem = "system"
+
+// MetadataBootMS is the metadata that says how long a boot took, in
+// milliseconds; [Log.Numbers] averages it.
+const MetadataBootMS = "boot_ms"
+
+// Entry is one row of the log.
+type Entry struct {
+	ID        int64     // given by the database
+	Timestamp time.Time // when it began, UTC, to the microsecond; zero means now
+	ProductID string
+	UserID    string
+	EngineID  string
+	Action    string
+	Actor     string // "system", "admin" or the product's slug
+	RequestID string
+	Outcome   string // "ok", an error code, or "interrupted"
+	// Metadata are details, stored as JSON: numbers are read back as float64. No
+	// secret may stand here.
+	Metadata   map[string]any
+	DurationMS *int64 // nil: not over, or not measured
+}
+
+// boots are the actions that boot an engine.
+var boots = map[string]bool{ActionProvision: true, ActionStart: true, ActionWake: true, ActionAutoRestartSuccess: true}
+
+// bootMS is how long the boot of an entry took; nil when it was none, or when
+// nobody measured it.
+func bootMS(action string, metadata map[string]any) *int64 {
+	if !boots[action] {
+		return nil
+	}
+	var ms int64
+	switch v := metadata[MetadataBootMS].(type) {
+	case int:
+		ms = int64(v)
+	case int64:
+		ms = v
+	case float64:
+		ms = int64(math.Round(v))
+	default:
+		return nil
+	}
+	return &ms
+}
+
+// encodeMetadata makes JSON of metadata. The error is the caller's mistake: a
+// value that JSON has no form for.
+func encodeMetadata(metadata map[string]any) (string, error) {
+	if len(metadata) == 0 {
+		return "{}", nil
+	}
+	b, err := json.Marshal(metadata)
+	if err != nil {
+		return "", fmt.Errorf("audit: metadata: %w", err)
+	}
+	return string(b), nil
+}
+
+func decodeMetadata(text string) (map[string]any, error) {
+	metadata := map[string]any{}
+	if err := json.Unmarshal([]byte(text), &metadata); err != nil {
+		return nil, fmt.Errorf("audit: a row's metadata is damaged: %w", err)
+	}
+	return metadata, nil
+}
+
+// clean makes s fit for a text column: PostgreSQL refuses NUL and what is not
+// UTF-8, and a row must not be refused because of a letter.
+func clean(s string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
+}
+
+// stampOf is a time as the log keeps it.
+func stampOf(t time.Time) time.Time {
+	if t.IsZero() {
+		t = time.Now()
+	}
+	return t.UTC().Truncate(time.Microsecond)
+}
+
+// stamp reads a time from either database.
+type stamp struct{ time.Time }
+
+// Scan takes PostgreSQL's time or SQLite's microseconds since 1970.
+func (s *stamp) Scan(v any) error {
+	switch v := v.(type) {
+	case time.Time:
+		s.Time = v.UTC()
+	case int64:
+		s.Time = time.UnixMicro(v).UTC()
+	default:
+		return fmt.Errorf("audit: a time cannot be a %T", v)
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+)
+
+// migrations are the steps of the schema, a folder per kind of database and a
+// file per step; the number in a file's name is the version that it leads to.
+//
+//go:embed migrations
+var migrations embed.FS
+
+// Numbers of the advisory locks that replicas take in PostgreSQL: arbitrary, but
+// the same for ever.
+const (
+	lockMigrate = 7265120901
+	lockRetain  = 7265120902
+)
+
+// errNewer says that the schema was made by a newer version of the service.
+var errNewer = errors.New("audit: the database was written by a newer version of this service")
+
+// prepare brings the schema up, once; who comes meanwhile waits.
+func (d *database) prepare(ctx context.Context) error {
+	select {
+	case d.preparing <- struct{}{}:
+	case <-ctx.Done():
+		return d.explain(ctx.Err())
+	}
+	defer func() { <-d.preparing }()
+	if d.ready.Load() {
+		return nil
+	}
+	reach, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := d.writer.PingContext(reach)
+	if err == nil {
+		// No limit but the caller's: another replica may be at it, on many rows.
+		err = d.transaction(ctx, d.migrate)
+	}
+	if err != nil {
+		if errors.Is(err, errNewer) {
+			return err
+		}
+		return d.explain(err)
+	}
+	d.ready.Store(true)
+	return nil
+}
+
+// migrate applies the steps that are missing, all of them or none.
+func (d *database) migrate(ctx context.Context, tx *sql.Tx) error {
+	if d.lockTx != "" {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(d.lockTx, lockMigrate)); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS audit_migrations (version INTEGER PRIMARY KEY)`); err != nil {
+		return err
+	}
+	var have int
+	if err := tx.QueryRowContext(ctx, `SELECT COALESCE(MAX(version), 0) FROM audit_migrations`).Scan(&have); err != nil {
+		return err
+	}
+	steps, err := fs.Glob(migrations, path.Join("migrations", d.name, "*.sql"))
+	if err != nil {
+		return err
+	}
+	if have > len(steps) {
+		return fmt.Errorf("%w (schema %d, this one knows %d)", errNewer, have, len(steps))
+	}
+	for i, step := range steps[have:] {
+		script, err := fs.ReadFile(migrations, step)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, string(script)); err != nil {
+			return fmt.Errorf("%s: %w", step, err)
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO audit_migrations (version) VALUES ($1)`, have+i+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// away says whether the database is merely out of reach, so that the next call
+// may find it.
+func (d *database) away(err error) bool {
+	return errors.Is(err, ErrUnavailable) && !d.operator(err)
+}

@@ -1,0 +1,261 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+func openErr(t *testing.T, url string) error {
+	t.Helper()
+	l, err := Open(t.Context(), url, Options{Log: hclog.NewNullLogger()})
+	if err == nil {
+		must(t, l.Close())
+		t.Fatalf("%s was opened", url)
+	}
+	return err
+}
+
+func TestSQLiteFiles(t *testing.T) {
+	t.Chdir(t.TempDir())
+	l := open(t, "sqlite://data/of%20orch/audit.db")
+	_, err := l.Begin(t.Context(), Entry{})
+	must(t, err)
+	for name, want := range map[string]os.FileMode{
+		"data": 0o700, "data/of orch": 0o700, "data/of orch/audit.db": 0o600, "data/of orch/audit.db-wal": 0o600,
+	} {
+		info, err := os.Stat(name)
+		must(t, err)
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%s has mode %o, want %o", name, got, want)
+		}
+	}
+}
+
+// TestSQLitePragmas: what the log promises about a power cut rests on them.
+func TestSQLitePragmas(t *testing.T) {
+	l := open(t, sqliteURL(t))
+	var journal string
+	var synchronous int
+	must(t, l.db.writer.QueryRow(`PRAGMA journal_mode`).Scan(&journal))
+	must(t, l.db.writer.QueryRow(`PRAGMA synchronous`).Scan(&synchronous))
+	if journal != "wal" || synchronous != 2 {
+		t.Errorf("journal %s, synchronous %d", journal, synchronous)
+	}
+}
+
+func TestSecondProcess(t *testing.T) {
+	url := sqliteURL(t)
+	_, kill := startChild(t, url)
+	err := openErr(t, url)
+	wantErr(t, err, ErrInUse)
+	if !strings.Contains(err.Error(), "PostgreSQL") || !strings.Contains(err.Error(), "pid ") {
+		t.Errorf("it does not say why: %v", err)
+	}
+	link := filepath.Join(t.TempDir(), "other-name.db")
+	must(t, os.Symlink(strings.TrimPrefix(url, "sqlite://"), link))
+	wantErr(t, openErr(t, "sqlite://"+link), ErrInUse)
+	kill()
+	open(t, url)
+}
+
+func TestReopen(t *testing.T) {
+	each(t, func(t *testing.T, url string) {
+		first, err := Open(t.Context(), url, Options{Log: hclog.NewNullLogger()})
+		must(t, err)
+		must(t, first.Record(t.Context(), Entry{ProductID: "p1", Action: ActionDestroy}))
+		must(t, first.Close())
+		second := open(t, url)
+		if got := list(t, second, Query{}); len(got) != 1 {
+			t.Errorf("%d rows", len(got))
+		}
+		n, err := second.Numbers(t.Context(), "p1")
+		must(t, err)
+		if n.TotalDestroys != 1 {
+			t.Errorf("%d destroys", n.TotalDestroys)
+		}
+	})
+}
+
+// TestMigrateTogether has many replicas start on an empty database at once.
+func TestMigrateTogether(t *testing.T) {
+	url := postgres(t).database(t)
+	var work sync.WaitGroup
+	errs := make(chan error, 8)
+	for range cap(errs) {
+		work.Go(func() {
+			l, err := Open(t.Context(), url, Options{Log: hclog.NewNullLogger()})
+			if err == nil {
+				err = errors.Join(l.Ping(t.Context()), l.Close())
+				if !l.db.ready.Load() {
+					err = errors.New("opened without its tables")
+				}
+			}
+			errs <- err
+		})
+	}
+	work.Wait()
+	close(errs)
+	for err := range errs {
+		must(t, err)
+	}
+}
+
+func TestNewerSchema(t *testing.T) {
+	each(t, func(t *testing.T, url string) {
+		l, err := Open(t.Context(), url, Options{Log: hclog.NewNullLogger()})
+		must(t, err)
+		_, err = l.db.writer.Exec(`INSERT INTO audit_migrations (version) VALUES (99)`)
+		must(t, errors.Join(err, l.Close()))
+		wantErr(t, openErr(t, url), errNewer)
+	})
+}
+
+func TestBadURL(t *testing.T) {
+	for _, url := range []string{
+		"", "sqlite", "sqlite://", "sqlite:///x?mode=ro", "sqlite:///%zz", "mysql://u:pw-9x@h/d", "orch:pw-9x@host/db",
+		"postgres://u:pw-9x@h:port/d", "postgres://u:pw-9x%@h/d", "postgres://u:pw-9x@h/d?sslmode=nonsense",
+		"postgres://u@h/d?password=pw-9x&connect_timeout=pw-9x", "postgres://u:pw-9x@h/d?sslcert=/nowhere/c&sslkey=/nowhere/k",
+		"postgres://u:pw-9x @h/d", "postgresql://u:pw-9x@[h/d",
+	} {
+		if err := openErr(t, url); strings.Contains(err.Error(), "pw-9x") || strings.Contains(fmt.Sprintf("%+v", err), "pw-9x") {
+			t.Errorf("%s: the error shows the password: %v", url, err)
+		}
+	}
+}
+
+func TestNotADatabase(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.db")
+	must(t, os.WriteFile(path, []byte(strings.Repeat("no database ", 100)), 0o600))
+	if err := openErr(t, "sqlite://"+path); !strings.Contains(err.Error(), path) {
+		t.Errorf("which file? %v", err)
+	}
+	if err := openErr(t, "sqlite:///dev/null/audit.db"); errors.Is(err, ErrUnavailable) {
+		t.Errorf("only an operator can mend it: %v", err)
+	}
+}
+
+// TestRefusedLogin: a wrong password is no outage, and is not told.
+func TestRefusedLogin(t *testing.T) {
+	s := postgres(t)
+	url := strings.Replace(s.url("postgres"), "orch:", "orch:wrong-pw-", 1)
+	if err := openErr(t, url); strings.Contains(err.Error(), "wrong-pw-") || !strings.Contains(err.Error(), "authentication failed") {
+		t.Errorf("got %v", err)
+	}
+	if err := openErr(t, s.url("no_such_database")); strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestOutage stops the server and starts it again: calls fail at once meanwhile,
+// and a replica that began during the outage works after it too.
+func TestOutage(t *testing.T) {
+	s := ownPostgres(t)
+	url := s.database(t)
+	s.halt()
+	late := open(t, url)
+	_, err := late.Begin(t.Context(), Entry{})
+	wantErr(t, err, ErrUnavailable)
+	must(t, s.start())
+	eventually(t, "begun in the outage, works after it", func() error { return late.Ping(t.Context()) })
+
+	l := open(t, url)
+	id, err := l.Begin(t.Context(), Entry{ProductID: "p1", Action: ActionProvision})
+	must(t, err)
+	// More than one connection in the pool, so that all of them are replaced.
+	var work sync.WaitGroup
+	for range 8 {
+		work.Go(func() { _ = l.Ping(t.Context()) })
+	}
+	work.Wait()
+
+	s.halt()
+	began := time.Now()
+	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
+	_, err = l.Begin(t.Context(), Entry{})
+	wantErr(t, err, ErrUnavailable)
+	wantErr(t, l.Complete(t.Context(), id, Completion{}), ErrUnavailable)
+	wantErr(t, l.Record(t.Context(), Entry{}), ErrUnavailable)
+	_, err = l.Entries(t.Context(), Query{})
+	wantErr(t, err, ErrUnavailable)
+	_, err = l.Numbers(t.Context(), "p1")
+	wantErr(t, err, ErrUnavailable)
+	if took := time.Since(began); took > callTimeout {
+		t.Errorf("six refused calls took %v", took)
+	}
+	if strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("the error shows the password: %v", err)
+	}
+
+	must(t, s.start())
+	eventually(t, "the row is completed after the outage", func() error { return l.Complete(t.Context(), id, Completion{}) })
+	must(t, l.Ping(t.Context()))
+	if got := list(t, l, Query{}); len(got) != 1 || got[0].Outcome != OutcomeOK {
+		t.Errorf("after the outage: %+v", got)
+	}
+}
+
+// TestSilentServer has a server that takes connections and says nothing.
+func TestSilentServer(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { _ = silent.Close() }()
+	began := time.Now()
+	l := open(t, "postgres://u:pw@"+silent.Addr().String()+"/d")
+	_, err = l.Begin(t.Context(), Entry{})
+	wantErr(t, err, ErrUnavailable)
+	if took := time.Since(began); took > 2*callTimeout+time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// TestSQLiteLocked has somebody else hold the file's lock, as a backup may.
+func TestSQLiteLocked(t *testing.T) {
+	url := sqliteURL(t)
+	l := open(t, url)
+	other, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://"))
+	must(t, err)
+	defer func() { _ = other.Close() }()
+	conn, err := other.Conn(t.Context())
+	must(t, err)
+	defer func() { _ = conn.Close() }()
+	_, err = conn.ExecContext(t.Context(), "BEGIN IMMEDIATE")
+	must(t, err)
+	began := time.Now()
+	_, err = l.Begin(t.Context(), Entry{})
+	wantErr(t, err, ErrUnavailable)
+	if took := time.Since(began); took > callTimeout+time.Second {
+		t.Errorf("took %v", took)
+	}
+	list(t, l, Query{}) // reads go on
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	wantErr(t, l.Ping(ctx), ErrUnavailable) // a write failed, and still would
+	_, err = conn.ExecContext(t.Context(), "ROLLBACK")
+	must(t, err)
+	must(t, l.Ping(t.Context()))
+	_, err = l.Begin(t.Context(), Entry{})
+	must(t, err)
+}
+
+func TestSQLiteReplaced(t *testing.T) {
+	url := sqliteURL(t)
+	l := open(t, url)
+	path := strings.TrimPrefix(url, "sqlite://")
+	must(t, os.Rename(path, path+".old"))
+	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
+	must(t, os.WriteFile(path, nil, 0o600))
+	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
+	must(t, os.Rename(path+".old", path))
+	must(t, l.Ping(t.Context()))
+}

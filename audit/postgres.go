@@ -1,0 +1,105 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+const (
+	// postgresConns of a replica: PostgreSQL allows 100 in all by default.
+	postgresConns = 10
+	// postgresConnLife lets a replica notice within minutes that its address
+	// leads to another server, a new primary for one.
+	postgresConnLife = 5 * time.Minute
+	// postgresDial bounds the connection to one host, so that within a call's
+	// time limit a second host of the URL has its turn too.
+	postgresDial = 2 * time.Second
+)
+
+var postgresDialect = &dialect{
+	name:       "postgres",
+	jsonObject: "json_build_object",
+	forUpdate:  " FOR UPDATE",
+	lockTx:     "SELECT pg_advisory_xact_lock(%d)",
+	tryLockTx:  "SELECT pg_try_advisory_xact_lock(%d)",
+	time:       func(t time.Time) any { return t },
+	insert: func(ctx context.Context, db *sql.DB, query string, args ...any) (id int64, err error) {
+		err = db.QueryRowContext(ctx, query+" RETURNING id", args...).Scan(&id)
+		return id, err
+	},
+	operator: func(err error) bool {
+		// Classes of SQLSTATE: refused login, no such database, no right to make
+		// the tables (PostgreSQL documentation, appendix A).
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || len(refused.Code) < 2 {
+			return false
+		}
+		switch refused.Code[:2] {
+		case "28", "3D", "42":
+			return true
+		}
+		return false
+	},
+}
+
+// openPostgres opens a pool of connections to the server of a URL.
+func openPostgres(address string) (*database, error) {
+	d := newDatabase(postgresDialect)
+	u, err := url.Parse(address)
+	if err != nil {
+		// Its text quotes the part that cannot be read, which may be the password.
+		return nil, errors.New("audit: the database URL cannot be read: want postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for what is not a letter or digit of the password")
+	}
+	d.secrets = secretsOf(u)
+	config, err := pgx.ParseConfig(address)
+	if err != nil {
+		// Only the cause: the error itself carries the whole URL.
+		cause := "an option is wrong"
+		if inner := errors.Unwrap(err); inner != nil {
+			cause = d.redact(inner).Error()
+		}
+		return nil, errors.New("audit: the database URL cannot be used: " + cause)
+	}
+	if config.Password != "" { // of the environment or a password file too
+		d.secrets = append(d.secrets, config.Password)
+	}
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = postgresDial
+	}
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "orch"
+	}
+	d.writer = stdlib.OpenDB(*config)
+	d.writer.SetMaxOpenConns(postgresConns)
+	d.writer.SetMaxIdleConns(postgresConns)
+	d.writer.SetConnMaxLifetime(postgresConnLife)
+	d.reader = d.writer
+	return d, nil
+}
+
+// secretsOf are the passwords of a URL, as they are written and as they are meant.
+func secretsOf(u *url.URL) []string {
+	var secrets []string
+	add := func(secret string) {
+		if secret != "" {
+			secrets = append(secrets, secret, url.QueryEscape(secret), url.PathEscape(secret))
+		}
+	}
+	if password, ok := u.User.Password(); ok {
+		add(password)
+		_, written, _ := strings.Cut(u.User.String(), ":")
+		add(written)
+	}
+	for _, name := range []string{"password", "sslpassword"} {
+		add(u.Query().Get(name))
+	}
+	return secrets
+}

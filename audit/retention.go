@@ -1,0 +1,65 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+const (
+	// retainEvery is how often rows that are too old are looked for.
+	retainEvery = time.Hour
+	// retainBatch is how many rows one transaction deletes, and retainPause the
+	// wait after it: in SQLite changes wait for it.
+	retainBatch = 1000
+	retainPause = 100 * time.Millisecond
+)
+
+// retain deletes what is older than the retention, now and every hour.
+func (l *Log) retain(ctx context.Context) {
+	for {
+		if deleted, err := l.expire(ctx); err != nil && ctx.Err() == nil {
+			l.opts.Log.Warn("old audit rows were not deleted, tried again later", "error", err)
+		} else if deleted > 0 {
+			l.opts.Log.Info("deleted old audit rows", "rows", deleted, "retention_days", l.opts.RetentionDays)
+		}
+		if !pause(ctx, retainEvery) {
+			return
+		}
+	}
+}
+
+// expire deletes in batches until nothing is too old, or another replica is at
+// it.
+func (l *Log) expire(ctx context.Context) (deleted int64, err error) {
+	before := time.Now().Add(-time.Duration(l.opts.RetentionDays) * 24 * time.Hour)
+	for {
+		n, err := l.expireBatch(ctx, before)
+		if deleted += n; err != nil || n < retainBatch {
+			return deleted, err
+		}
+		if !pause(ctx, retainPause) {
+			return deleted, ctx.Err()
+		}
+	}
+}
+
+func (l *Log) expireBatch(ctx context.Context, before time.Time) (deleted int64, err error) {
+	err = l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if l.db.tryLockTx != "" {
+			var ours bool
+			if err := tx.QueryRowContext(ctx, fmt.Sprintf(l.db.tryLockTx, lockRetain)).Scan(&ours); err != nil || !ours {
+				return err
+			}
+		}
+		res, err := tx.ExecContext(ctx, `DELETE FROM audit_entries WHERE id IN
+			(SELECT id FROM audit_entries WHERE timestamp < $1 ORDER BY timestamp, id LIMIT $2)`, l.db.time(stampOf(before)), retainBatch)
+		if err != nil {
+			return err
+		}
+		deleted, err = res.RowsAffected()
+		return err
+	})
+	return deleted, err
+}

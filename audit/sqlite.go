@@ -1,0 +1,147 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+// sqliteReaders is how many lists are read at a time; a write-ahead log lets them
+// go on beside the writer.
+const sqliteReaders = 4
+
+var sqliteDialect = &dialect{
+	name:       "sqlite",
+	jsonObject: "json_object",
+	time:       func(t time.Time) any { return t.UnixMicro() },
+	insert: func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error) {
+		res, err := db.ExecContext(ctx, query, args...)
+		if err != nil {
+			return 0, err
+		}
+		return res.LastInsertId()
+	},
+	// The file is here: what is wrong with it at the start does not go away.
+	operator: func(error) bool { return true },
+}
+
+// openSQLite opens the file that the rest of a sqlite:// URL names.
+func openSQLite(rest string) (_ *database, err error) {
+	path, err := url.PathUnescape(rest)
+	if err != nil || path == "" || strings.ContainsAny(rest, "?#\x00") {
+		return nil, fmt.Errorf("audit: %q is not a file name: want sqlite://FILE", rest)
+	}
+	d := newDatabase(sqliteDialect)
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("audit: open %s: %w", path, err), d.close())
+		}
+	}()
+	if d.path, err = makeFile(path); err != nil {
+		return nil, err
+	}
+	if d.held, err = lockFile(d.path + ".lock"); err != nil {
+		return nil, err
+	}
+	if d.file, err = os.Stat(d.path); err != nil {
+		return nil, err
+	}
+	// FULL: a commit is on the disk before the change that it announces is made.
+	// NORMAL survives kill -9 but not a power cut, and would leave changes behind
+	// that no row tells of. One connection: SQLite has one writer anyway, and in
+	// our queue it waits its turn instead of polling for the lock.
+	if d.writer, err = sqlitePool(d.path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)"); err != nil {
+		return nil, err
+	}
+	if d.reader, err = sqlitePool(d.path, sqliteReaders, "deferred", "query_only(1)"); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// makeFile makes the file and its directory, for nobody's eyes but ours, and
+// returns its real name: two names of one file must have one lock.
+func makeFile(path string) (string, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	// SQLite gives the files of its log the mode of this one.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return "", err
+	}
+	if err := f.Close(); err != nil {
+		return "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
+}
+
+// lockFile takes an exclusive flock on a file beside the database, or returns
+// [ErrInUse] at once. The kernel drops it when the process dies, however it
+// dies; the file itself stays, because removing it would let two processes lock
+// two files of one name. It is not the database itself: closing any descriptor
+// of that would drop SQLite's own locks.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer func() { _ = f.Close() }()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("flock %s: %w", path, err)
+		}
+		holder := make([]byte, 64)
+		n, _ := f.ReadAt(holder, 0)
+		return nil, fmt.Errorf("%w; held by %s", ErrInUse, strings.TrimSpace(string(holder[:n])))
+	}
+	// Only a hint for the message above; the lock is the flock.
+	host, _ := os.Hostname()
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt(fmt.Appendf(nil, "pid %d on %.40s\n", os.Getpid(), host), 0)
+	}
+	return f, nil
+}
+
+// sqlitePool is a pool of at most n connections whose transactions begin as
+// txlock says. Nothing touches the disk before the first statement.
+func sqlitePool(path string, n int, txlock string, pragmas ...string) (*sql.DB, error) {
+	// The wait for another process's lock ends before the call's time limit does.
+	wait := fmt.Sprintf("busy_timeout(%d)", (callTimeout - time.Second).Milliseconds())
+	q := url.Values{"_pragma": append([]string{wait}, pragmas...), "_txlock": {txlock}}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(n)
+	db.SetMaxIdleConns(n)
+	return db, nil
+}
+
+// sameFile fails when the file was removed or replaced: SQLite would write on
+// into a file that nobody can read.
+func (d *database) sameFile() error {
+	if d.file == nil {
+		return nil
+	}
+	now, err := os.Stat(d.path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(d.file, now) {
+		return fmt.Errorf("%s was replaced while it was in use", d.path)
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+)
+
+const insertEntry = `INSERT INTO audit_entries
+	(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata, duration_ms, boot_ms)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
+
+// Begin writes the row of a change that is about to be made: its outcome is
+// "interrupted" and its duration unknown until [Log.Complete] says otherwise.
+// When it returns, the row is on the disk. On an error ([ErrUnavailable]) the
+// change must not be made.
+func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
+	e.Outcome, e.DurationMS = OutcomeInterrupted, nil
+	args, err := l.columns(e, nil)
+	if err != nil {
+		return 0, err
+	}
+	err = l.db.write(ctx, func(ctx context.Context) error {
+		id, err = l.db.insert(ctx, l.db.writer, insertEntry, args...)
+		return err
+	})
+	return id, err
+}
+
+// Record writes the row of something that is over. No outcome means "ok".
+func (l *Log) Record(ctx context.Context, e Entry) error {
+	if e.Outcome == "" {
+		e.Outcome = OutcomeOK
+	}
+	args, err := l.columns(e, bootMS(e.Action, e.Metadata))
+	if err != nil {
+		return err
+	}
+	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, insertEntry, args...); err != nil {
+			return err
+		}
+		return count(ctx, tx, clean(e.ProductID), e.Action, e.Outcome)
+	})
+}
+
+// columns are the arguments of insertEntry.
+func (l *Log) columns(e Entry, bootMS *int64) ([]any, error) {
+	metadata, err := encodeMetadata(e.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	return []any{
+		l.db.time(stampOf(e.Timestamp)), clean(e.ProductID), clean(e.UserID), clean(e.EngineID), clean(e.Action),
+		clean(e.Actor), clean(e.RequestID), clean(e.Outcome), metadata, e.DurationMS, bootMS,
+	}, nil
+}
+
+// Completion is how a change ended.
+type Completion struct {
+	Outcome  string         // "ok" or an error code; empty means "ok"
+	EngineID string         // if it was not known at the beginning
+	Metadata map[string]any // merged into what [Log.Begin] was given
+	Duration time.Duration  // kept in whole milliseconds
+}
+
+// Complete writes how the change of a row ended, and counts it in the lifetime
+// totals with the same commit. The first completion of a row stands, every later
+// one changes nothing: so it may be called again when its error leaves open
+// whether it was written ([ErrUnavailable]). [ErrNotFound]: no row has this id.
+func (l *Log) Complete(ctx context.Context, id int64, c Completion) error {
+	if c.Outcome == "" {
+		c.Outcome = OutcomeOK
+	}
+	if _, err := encodeMetadata(c.Metadata); err != nil {
+		return err
+	}
+	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var productID, action, outcome, engineID, text string
+		var duration sql.NullInt64
+		err := tx.QueryRowContext(ctx, `SELECT product_id, action, outcome, engine_id, metadata, duration_ms
+			FROM audit_entries WHERE id = $1`+l.db.forUpdate, id).Scan(&productID, &action, &outcome, &engineID, &text, &duration)
+		if errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("%w: %d", ErrNotFound, id)
+		}
+		if err != nil {
+			return err
+		}
+		if outcome != OutcomeInterrupted || duration.Valid {
+			return nil
+		}
+		metadata, err := decodeMetadata(text)
+		if err != nil {
+			return err
+		}
+		maps.Copy(metadata, c.Metadata)
+		if text, err = encodeMetadata(metadata); err != nil {
+			return err
+		}
+		if c.EngineID != "" {
+			engineID = clean(c.EngineID)
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE audit_entries
+			SET outcome = $2, engine_id = $3, metadata = $4, duration_ms = $5, boot_ms = $6 WHERE id = $1`,
+			id, clean(c.Outcome), engineID, text, c.Duration.Milliseconds(), bootMS(action, metadata))
+		if err != nil {
+			return err
+		}
+		return count(ctx, tx, productID, action, c.Outcome)
+	})
+}
+
+// count adds to the lifetime totals, which are kept of what GET /metrics tells.
+func count(ctx context.Context, tx *sql.Tx, productID, action, outcome string) error {
+	if outcome != OutcomeOK || (action != ActionProvision && action != ActionDestroy) {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO audit_totals (product_id, action, total) VALUES ($1, $2, 1)
+		ON CONFLICT (product_id, action) DO UPDATE SET total = audit_totals.total + 1`, productID, action)
+	return err
+}
