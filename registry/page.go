@@ -112,6 +112,23 @@ func (m *Mirror) Counts(productID string) map[State]int {
 	return counts
 }
 
+// In are the rows of a product in a state, oldest first.
+func (m *Mirror) In(productID string, state State) []*Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	t := m.tenants[productID]
+	if t == nil {
+		return nil
+	}
+	rows := make([]*Engine, 0, t.counts[state])
+	for _, e := range t.rows {
+		if e.State == state {
+			rows = append(rows, e)
+		}
+	}
+	return rows
+}
+
 // cursorAfter names the place behind a row, whether or not that is still there.
 func cursorAfter(e *Engine) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID))

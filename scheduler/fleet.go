@@ -59,13 +59,26 @@ const (
 	HealthCritical Health = "critical"
 )
 
-// Counts are the product's engines by state.
-func (f *Fleet) Counts() (byState map[registry.State]int, total int, health Health) {
-	byState = f.s.mirror.Counts(f.productID)
-	for _, n := range byState {
-		total += n
+// Status is a product's fleet in numbers.
+type Status struct {
+	Total   int
+	ByState map[registry.State]int // all six states
+	Health  Health
+	// Unhealthy are the failed engines and those running ones whose check fails
+	// by now.
+	Unhealthy int
+}
+
+// Status counts the product's engines.
+func (f *Fleet) Status() Status {
+	st := Status{ByState: f.s.mirror.Counts(f.productID)}
+	for _, n := range st.ByState {
+		st.Total += n
 	}
-	return byState, total, healthOf(byState[registry.Failed], total)
+	failed := st.ByState[registry.Failed]
+	st.Health = healthOf(failed, st.Total)
+	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, registry.Running))
+	return st
 }
 
 func healthOf(failed, total int) Health {

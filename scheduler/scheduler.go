@@ -50,6 +50,7 @@ type Scheduler struct {
 	audit   *audit.Log
 	mirror  *registry.Mirror
 	limiter *registry.Limiter
+	health  *registry.Checks
 	gates   gates
 	probe   *prober
 	checks  backendChecks
@@ -73,7 +74,7 @@ type Scheduler struct {
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
-		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(),
+		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(opts.ProbeTimeout),
 		active:  map[string]*operation{},
@@ -102,6 +103,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { s.cluster.Run(ctx) })
 	loops.Go(func() { s.mirror.Run(ctx) })
+	loops.Go(func() { s.health.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
 	loops.Go(func() { s.pool.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })

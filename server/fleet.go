@@ -75,13 +75,13 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	byState, total, health := f.Counts()
+	st := f.Status()
 	writeJSON(w, http.StatusOK, struct {
 		Total     int                    `json:"total"`
 		ByStatus  map[registry.State]int `json:"by_status"`
 		Health    scheduler.Health       `json:"health"`
 		Unhealthy int                    `json:"unhealthy_count"`
-	}{total, byState, health, byState[registry.Failed]})
+	}{st.Total, st.ByState, st.Health, st.Unhealthy})
 	return nil
 }
 

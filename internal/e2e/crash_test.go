@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,8 +28,9 @@ var orchBinary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// startProcess runs `orch server` as a process of its own, to be killed.
-func startProcess(t *testing.T, stack *devstack.Stack, prefix string) (*client.Client, *exec.Cmd) {
+// startProcess runs `orch server` as a process of its own, to be killed; env
+// adds to or replaces its configuration.
+func startProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...string) (*client.Client, *exec.Cmd) {
 	t.Helper()
 	orch, err := orchBinary()
 	if err != nil {
@@ -44,6 +48,7 @@ func startProcess(t *testing.T, stack *devstack.Stack, prefix string) (*client.C
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug", "ORCH_DATABASE_URL=sqlite://" + database,
 		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + stack.VaultOrchToken,
 	}
+	cmd.Env = append(cmd.Env, env...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -142,5 +147,86 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	}
 	if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["engine-ids/"] != 0 {
 		t.Errorf("left: %v", got)
+	}
+}
+
+// A provision that is cut by a crash is finished by the next replica; the same
+// call with the same Idempotency-Key gets its engine and key, not a second one.
+func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
+	t.Parallel()
+	const prefix = "idempotent-crash/"
+	c, cmd := startProcess(t, shared, prefix)
+	ctx := t.Context()
+	p, err := c.RegisterProduct(ctx, "crash", "Crash", anyImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.PlatformKey = p.PlatformAPIKey
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		_, _ = provisionOnce(ctx, c, "key", "u", "reference-engine.slow-boot-2s")
+	}()
+	s := openStores(t, shared)
+	eventually(t, 30*time.Second, "the provision is under way", func() error {
+		if rows := s.rows(prefix); len(rows) != 1 {
+			return fmt.Errorf("%d rows", len(rows))
+		}
+		return nil
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-cut
+	next, _ := startProcess(t, shared, prefix)
+	next.PlatformKey = c.PlatformKey
+	e, err := provisionOnce(ctx, next, "key", "u", "reference-engine.slow-boot-2s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := next.Engine(ctx, "u")
+	if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.Status != "running" {
+		t.Fatalf("the retry got %+v, there is %+v, %v", e, got, err)
+	}
+	remember(t, e, e.APIKey, "one engine")
+	if _, err := next.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// SIGHUP makes the process read its admin key again; a second process on the
+// same SQLite file refuses to start and says why.
+func TestProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, database := filepath.Join(dir, "key"), "ORCH_DATABASE_URL=sqlite://"+filepath.Join(dir, "audit.db")
+	if err := os.WriteFile(file, []byte("first-key-of-the-admin\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, cmd := startProcess(t, shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
+	c.AdminKey = "second-key-of-the-admin"
+	products := func() error { return c.Do(t.Context(), http.MethodGet, "/products", nil, nil) }
+	wantCode(t, products(), 401, "INVALID_ADMIN_KEY")
+	if err := os.WriteFile(file, []byte(c.AdminKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the new admin key works", products)
+
+	orch, err := orchBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := exec.Command(orch, "server")
+	second.Env = append(slices.Clone(cmd.Env), "ORCH_ADDR="+freeAddr(t))
+	out, err := second.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "exactly one replica") || !strings.Contains(string(out), "ORCH_DATABASE_URL") {
+		t.Errorf("a second process on the same file: %v, %s", err, out)
 	}
 }

@@ -143,7 +143,7 @@ func TestRequestsAreRefused(t *testing.T) {
 		wantCode(t, c.Do(ctx, http.MethodGet, "/no/such", nil, nil), 404, "NOT_FOUND")
 		wantCode(t, c.Do(ctx, http.MethodPost, "/engines/u/no-such-action", nil, nil), 404, "NOT_FOUND")
 		wantCode(t, c.Do(ctx, http.MethodPost, "/engines/u", nil, nil), 405, "METHOD_NOT_ALLOWED")
-		wantCode(t, c.Do(ctx, http.MethodGet, "/products/register", nil, nil), 405, "METHOD_NOT_ALLOWED")
+		wantCode(t, c.Do(ctx, http.MethodPut, "/products/register", nil, nil), 405, "METHOD_NOT_ALLOWED")
 		for _, call := range []func() error{
 			func() error { return second(c.Start(ctx, "nobody")) }, func() error { return second(c.Stop(ctx, "nobody")) },
 			func() error { return second(c.RotateKey(ctx, "nobody")) }, func() error { return second(c.Destroy(ctx, "nobody")) },
@@ -161,7 +161,7 @@ func TestRequestsAreRefused(t *testing.T) {
 	if err := c.Do(ctx, http.MethodGet, "/health", nil, &health); err != nil || health.Status != "ok" {
 		t.Errorf("health: %+v, %v", health, err)
 	}
-	for _, name := range []string{"nomad", "consul", "vault"} {
+	for _, name := range []string{"nomad", "consul", "vault", "audit"} {
 		if health.Subsystems[name] != "ok" {
 			t.Errorf("health does not name %s: %v", name, health)
 		}
