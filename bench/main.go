@@ -81,6 +81,11 @@ func measure(ctx context.Context, r *rig, rounds int, rep *report, progress func
 	if err != nil {
 		return err
 	}
-	rep.fill(b.rec, fleet)
+	progress(fmt.Sprintf("lists of %d rows", rowsAtScale))
+	scale, err := b.scale(ctx)
+	if err != nil {
+		return err
+	}
+	rep.fill(b.rec, fleet, scale)
 	return nil
 }

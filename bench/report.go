@@ -72,7 +72,7 @@ func (rep *report) describe(ctx context.Context, r *rig) (err error) {
 }
 
 // fill makes the figures of what was recorded.
-func (rep *report) fill(rec recorder, fleet fleetResult) {
+func (rep *report) fill(rec recorder, fleet fleetResult, scale scaleResult) {
 	const byHand = "Nomad by hand"
 	ratio := func(name, series, against, floor string, target float64) {
 		f := figure{Name: name, Unit: "ms", Orch: rec.summary(series), Against: against, Floor: rec.summary(floor)}
@@ -105,18 +105,31 @@ func (rep *report) fill(rec recorder, fleet fleetResult) {
 	median("rotate-key, engine reloads", rotateReload, 150)
 	median("rotate-key, engine restarts", rotateRestart, 0)
 
-	reads := summarize(fleet.reads.latency)
 	bare := summarize(fleet.bare.latency)
-	f := figure{Name: fmt.Sprintf("GET /engines/{user_id}, %d/s open loop for %s", readRate, readTime), Unit: "ms", Orch: &reads, Against: "one Consul read", Floor: &bare}
-	f.judge(reads.P99, 5, "p99 ≤ %g ms")
-	late := summarize(fleet.reads.late)
-	rep.Notes = append(rep.Notes, fmt.Sprintf("Reads are timed from the moment they were due; of that this program itself was late by p50 %.2f, p99 %.2f ms.", late.P50, late.P99))
-	if failed := fleet.reads.failed; len(failed) > 0 {
-		no := false
-		f.Reached = &no
-		rep.Notes = append(rep.Notes, fmt.Sprintf("%d of %d reads failed, the first with: %v.", len(failed), reads.N, failed[0]))
+	openLoop := func(name string, res readResult) {
+		reads := summarize(res.latency)
+		f := figure{Name: fmt.Sprintf("%s, %d/s open loop for %s", name, readRate, readTime), Unit: "ms", Orch: &reads, Against: "one Consul read", Floor: &bare}
+		f.judge(reads.P99, 5, "p99 ≤ %g ms")
+		late := summarize(res.late)
+		rep.Notes = append(rep.Notes, fmt.Sprintf("%s: timed from the moment each call was due; of that this program itself was late by p50 %.2f, p99 %.2f ms.", name, late.P50, late.P99))
+		if failed := res.failed; len(failed) > 0 {
+			no := false
+			f.Reached = &no
+			rep.Notes = append(rep.Notes, fmt.Sprintf("%d of %d calls failed, the first with: %v.", len(failed), reads.N, failed[0]))
+		}
+		rep.Figures = append(rep.Figures, f)
 	}
-	rep.Figures = append(rep.Figures, f)
+	openLoop("GET /engines/{user_id}", fleet.reads)
+	openLoop("admit of a running engine", fleet.admits)
+	listed := func(name string, values []float64) {
+		sum := summarize(values)
+		f := figure{Name: fmt.Sprintf("%s, %d engines", name, rowsAtScale), Unit: "ms", Orch: &sum}
+		f.judge(sum.P99, 50, "p99 ≤ %g ms")
+		rep.Figures = append(rep.Figures, f)
+	}
+	listed("GET /engines, 100 from anywhere", scale.page)
+	listed("GET /engines, the 41st 100 of a status", scale.filtered)
+	listed("GET /status", scale.status)
 	memory := func(when string, mib float64) {
 		f := figure{Name: "VmRSS of the service, " + when, Unit: "MiB", Orch: &summary{N: 1, P50: mib, P95: mib, P99: mib}}
 		f.judge(mib, 60, "≤ %g MiB")
@@ -124,6 +137,7 @@ func (rep *report) fill(rec recorder, fleet fleetResult) {
 	}
 	memory(fmt.Sprintf("%d engines, after the reads", fleetSize), fleet.running)
 	memory("at the end", fleet.end)
+	memory(fmt.Sprintf("%d more rows", rowsAtScale), scale.running)
 	for _, operation := range []string{rawProvision, rawProvisionHand, dockProvision, dockProvisionHand, dockRun, rawStop, rawStopHand, rawStart, rawStartHand, rawDestroy, rotateReload, rotateRestart} {
 		rep.addSteps(rec, operation)
 	}

@@ -15,8 +15,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// warmUps are rounds that are not counted: the service learns when an image is
-// worth its first probe, and caches fill.
+// warmUps are rounds that are not counted: caches fill.
 const warmUps = 2
 
 // resources of every engine, by hand or not: the service's default CPU, and
@@ -37,6 +36,8 @@ type rig struct {
 
 	docker   *docker
 	noDocker error // why docker is nil
+
+	adminKey string // of all services
 }
 
 // startRig starts everything. On an error nothing is left running.
@@ -72,13 +73,14 @@ func startRig(ctx context.Context, rounds int, progress func(string)) (r *rig, e
 }
 
 func (r *rig) startServices(ctx context.Context, rounds int) (err error) {
-	adminKey := rand.Text()
+	r.adminKey = rand.Text()
 	vars := func(name string, pool int, more map[string]string) map[string]string {
 		all := map[string]string{
-			"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": adminKey, "ORCH_LOG_JSON": "true",
+			"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true",
 			"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": r.dir,
 			"ORCH_ENGINE_CPU_MHZ": strconv.Itoa(resources.CPUMHz), "ORCH_ENGINE_MEMORY_MB": strconv.Itoa(resources.MemoryMB),
 			"ORCH_CONSUL_PREFIX": "bench-" + name + "/", "ORCH_VOLUME_POOL": strconv.Itoa(pool),
+			"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(r.dir, name+".db"),
 		}
 		maps.Copy(all, more)
 		return all

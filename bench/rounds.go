@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -202,7 +204,8 @@ const (
 
 // fleetResult is what was measured with many engines running.
 type fleetResult struct {
-	reads readResult
+	reads  readResult
+	admits readResult
 	// bare is the same load of one Consul read alone: what every read of the
 	// service is made of.
 	bare readResult
@@ -237,6 +240,16 @@ func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
 	}
 	if res.reads, err = read(ctx, func(ctx context.Context, n int) error {
 		_, err := s.Engine(ctx, users[n%len(users)])
+		return err
+	}); err != nil {
+		return res, err
+	}
+	if res.admits, err = read(ctx, func(ctx context.Context, n int) error {
+		var answer struct{ Admitted bool }
+		err := s.Do(ctx, http.MethodPost, "/engines/"+users[n%len(users)]+"/admit", nil, &answer)
+		if err == nil && !answer.Admitted {
+			err = errors.New("not admitted")
+		}
 		return err
 	}); err != nil {
 		return res, err

@@ -26,8 +26,13 @@ func command(t *testing.T, vars []string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, executable, args...)
 	// The race detector sleeps for a second before it lets a process end.
+	cmd.Dir = t.TempDir() // a server keeps its audit log below it
 	cmd.Env = append([]string{asOrch + "=1", "HOME=" + t.TempDir(), "GORACE=atexit_sleep_ms=0"}, vars...)
 	return cmd
 }

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// rowsAtScale is how many engines a product has while its lists are measured.
+	rowsAtScale = 5000
+	// listings is how often each list is asked for.
+	listings = 200
+)
+
+// scaleResult is what lists took with many rows, in milliseconds, and the
+// service's resident memory then, in MiB.
+type scaleResult struct {
+	page, filtered, status []float64
+	running                float64
+}
+
+// scale writes rows of engines that have no jobs, and measures the lists that
+// the service makes of them.
+func (b *bench) scale(ctx context.Context) (res scaleResult, err error) {
+	s := b.rig.raw
+	admin := &client.Client{BaseURL: s.BaseURL, AdminKey: b.rig.adminKey}
+	registered, err := admin.RegisterProduct(ctx, "scale", "Scale", nil)
+	if err != nil {
+		return res, err
+	}
+	c := &client.Client{BaseURL: s.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.HTTP}
+	if err := b.writeRows(ctx, s.store, registered.ProductID); err != nil {
+		return res, fmt.Errorf("write the rows: %w", err)
+	}
+	var list struct{ Total int }
+	if err := until(ctx, func() error {
+		if err := c.Do(ctx, http.MethodGet, "/engines?limit=1", nil, &list); err != nil || list.Total != rowsAtScale {
+			return errors.Join(err, fmt.Errorf("%d of %d are listed", list.Total, rowsAtScale))
+		}
+		return nil
+	}); err != nil {
+		return res, err
+	}
+	measure := func(into *[]float64, path func() string) {
+		for range listings {
+			began := time.Now()
+			err = errors.Join(err, c.Do(ctx, http.MethodGet, path(), nil, new(any)))
+			*into = append(*into, millis(time.Since(began)))
+		}
+	}
+	measure(&res.page, func() string { return fmt.Sprintf("/engines?limit=100&offset=%d", mrand.IntN(rowsAtScale-100)) })
+	measure(&res.filtered, func() string { return "/engines?limit=100&status=provisioning&offset=4000" })
+	measure(&res.status, func() string { return "/status" })
+	if err != nil {
+		return res, err
+	}
+	res.running, err = s.rssMiB()
+	return res, err
+}
+
+// writeRows writes rowsAtScale rows as a replica does that never began to boot
+// them.
+func (b *bench) writeRows(ctx context.Context, store *registry.Store, productID string) error {
+	replica := store.Join(hclog.NewNullLogger())
+	joined, leave := context.WithCancel(ctx)
+	left := make(chan struct{})
+	go func() { defer close(left); replica.Run(joined) }()
+	defer func() { leave(); <-left }()
+	select {
+	case <-replica.Joined():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	product, err := store.Tenant(ctx, productID)
+	if err != nil {
+		return err
+	}
+	for i := range rowsAtScale {
+		if err := store.Claim(ctx, product.Product, &registry.Engine{
+			EngineID: strings.ToLower(rand.Text()), ProductID: productID, ProductSlug: product.Slug, UserID: fmt.Sprint("user-", i),
+			State: registry.Provisioning, Desired: registry.Running, Image: "reference-engine", Resources: resources, CreatedAt: time.Now().UTC(),
+		}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
