@@ -21,22 +21,22 @@ func (s *Server) product(r *http.Request) (*scheduler.Caller, error) {
 	return s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), "")
 }
 
-// fleet authenticates a call that is answered from the in-memory view, and says
-// in a header how old that is.
-func (s *Server) fleet(w http.ResponseWriter, r *http.Request) (*scheduler.Fleet, error) {
+// fleet authenticates a call that is answered from the in-memory view.
+func (s *Server) fleet(r *http.Request) (*scheduler.Fleet, error) {
 	c, err := s.product(r)
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.scheduler.Fleet(c)
-	if err == nil {
-		w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
-	}
-	return f, err
+	return s.scheduler.Fleet(c)
+}
+
+// viewAge says how old the view is that an answer was read from, in seconds.
+func viewAge(w http.ResponseWriter, f *scheduler.Fleet) {
+	w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
 }
 
 func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) error {
-	f, err := s.fleet(w, r)
+	f, err := s.fleet(r)
 	if err != nil {
 		return err
 	}
@@ -63,12 +63,13 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	for _, e := range rows {
 		answer.Engines = append(answer.Engines, showEngine(e))
 	}
+	viewAge(w, f)
 	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
 
 func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) error {
-	f, err := s.fleet(w, r)
+	f, err := s.fleet(r)
 	if err != nil {
 		return err
 	}
@@ -76,6 +77,7 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 		return q.err
 	}
 	st := f.Status()
+	viewAge(w, f)
 	writeJSON(w, http.StatusOK, struct {
 		Total     int                    `json:"total"`
 		ByStatus  map[registry.State]int `json:"by_status"`

@@ -62,6 +62,8 @@ func (s *Server) routes() http.Handler {
 	r.GET("/health", plain(s.health))
 	r.GET("/live", plain(s.live))
 	r.GET(readyPath, plain(s.ready))
+	r.GET("/openapi.yaml", plain(s.openAPI))
+	r.GET("/docs", plain(s.docsPage))
 	r.GET("/status", plain(s.fleetStatus))
 	r.GET("/metrics", plain(s.metrics))
 	r.GET("/audit", plain(s.auditLog))

@@ -27,15 +27,20 @@ type Server struct {
 	log       hclog.Logger
 	listener  net.Listener
 	http      *http.Server
+	docs      []byte // the page of the API
 }
 
 // New opens addr, so that a taken port is an error here and not in a goroutine.
 func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
+	page, err := renderDocs()
+	if err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
 	}
-	srv := &Server{scheduler: s, log: log, listener: l}
+	srv := &Server{scheduler: s, log: log, listener: l, docs: page}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go.

@@ -99,6 +99,9 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	})
 	t.Cleanup(func() {
 		r.stop()
+		for _, problem := range documented.Take(svc.Server.Addr().String()) {
+			t.Errorf("not as documented: %s", problem)
+		}
 		if t.Failed() {
 			t.Logf("log of the service:\n%s", tail(logs.String(), 8000))
 		}
@@ -121,6 +124,9 @@ func tail(s string, n int) string {
 // product registers a product and returns a client with its key.
 func (r *replica) product(t *testing.T, policy map[string]any) *client.Client {
 	t.Helper()
+	if policy == nil {
+		policy = map[string]any{}
+	}
 	slug := "p-" + strings.ToLower(rand.Text()[:12])
 	p, err := (&client.Client{BaseURL: r.url, AdminKey: adminKey}).RegisterProduct(t.Context(), slug, "Test product", policy)
 	if err != nil {

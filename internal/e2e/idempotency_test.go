@@ -26,7 +26,7 @@ type withHeader struct{ name, value string }
 func (h withHeader) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set(h.name, h.value)
-	return http.DefaultTransport.RoundTrip(r)
+	return documented.RoundTrip(r)
 }
 
 func TestIdempotencyKey(t *testing.T) {

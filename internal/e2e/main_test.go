@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/internal/contract"
 	"github.com/septemberai/orch/internal/devstack"
 )
 
@@ -21,6 +23,8 @@ var (
 	shared   *devstack.Stack
 	binaries devstack.Binaries
 	binDir   string
+
+	documented *contract.Transport
 )
 
 // atOnce is how many tests run side by side unless -parallel says otherwise:
@@ -32,6 +36,13 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", strconv.Itoa(atOnce)); err != nil {
 		panic(err)
 	}
+	doc, err := contract.Load()
+	if err != nil {
+		panic(err)
+	}
+	// Every call to the service passes by the document.
+	documented = contract.New(doc, http.DefaultTransport)
+	http.DefaultClient = &http.Client{Transport: documented}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,212 @@
+// Package contract holds what passes between a client and the service against
+// the OpenAPI document, in tests.
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/septemberai/orch/docs"
+)
+
+// Load reads and validates the document.
+func Load() (*openapi3.T, error) {
+	loader := openapi3.NewLoader()
+	doc, err := loader.LoadFromData(docs.OpenAPI)
+	if err != nil {
+		return nil, err
+	}
+	return doc, doc.Validate(loader.Context)
+}
+
+// Transport passes calls on and keeps what of them the document does not allow:
+// undocumented paths, statuses, codes, headers and fields.
+type Transport struct {
+	doc  *openapi3.T
+	base http.RoundTripper
+
+	mu    sync.Mutex
+	found map[string][]string // by host
+	calls map[string]int      // answers by operation and status, of all hosts
+}
+
+// New returns a transport over base.
+func New(doc *openapi3.T, base http.RoundTripper) *Transport {
+	return &Transport{doc: doc, base: base, found: map[string][]string{}, calls: map[string]int{}}
+}
+
+// Take returns what was found at a host and forgets it.
+func (t *Transport) Take(host string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	found := t.found[host]
+	delete(t.found, host)
+	return found
+}
+
+// Seen is how many answers there were, by "operationId status".
+func (t *Transport) Seen() map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	seen := map[string]int{}
+	for k, n := range t.calls {
+		seen[k] = n
+	}
+	return seen
+}
+
+// RoundTrip passes one call on.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	var sent []byte
+	if r.Body != nil {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		_ = r.Body.Close()
+		sent = b
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(b))
+	}
+	resp, err := t.base.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	if err != nil {
+		return resp, nil // a broken answer is its reader's matter
+	}
+	problems := t.check(r, sent, resp, body)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range problems {
+		t.found[r.URL.Host] = append(t.found[r.URL.Host], fmt.Sprintf("%s %s, %d: %s", r.Method, r.URL.EscapedPath(), resp.StatusCode, p))
+	}
+	return resp, nil
+}
+
+func (t *Transport) check(r *http.Request, sent []byte, resp *http.Response, body []byte) []string {
+	op, known := Find(t.doc, r.Method, r.URL)
+	if op == nil {
+		want := map[bool]string{false: "NOT_FOUND", true: "METHOD_NOT_ALLOWED"}[known]
+		if code := codeOf(body); code != want {
+			return []string{fmt.Sprintf("no such operation is documented, and the answer is %q instead of %s", code, want)}
+		}
+		return nil
+	}
+	t.mu.Lock()
+	t.calls[fmt.Sprintf("%s %d", op.OperationID, resp.StatusCode)]++
+	t.mu.Unlock()
+	documented := op.Responses.Status(resp.StatusCode)
+	if documented == nil {
+		return []string{"undocumented status: " + string(body)}
+	}
+	problems := checkAnswer(documented.Value, resp, body)
+	if resp.StatusCode < 300 { // a refused call may be wrong on purpose
+		problems = append(problems, checkCall(op, r, sent)...)
+	}
+	return problems
+}
+
+// Find returns the operation of a request, nil when there is none; known says
+// that the path is documented, for other methods. Literal segments go before
+// parameters.
+func Find(doc *openapi3.T, method string, u *url.URL) (op *openapi3.Operation, known bool) {
+	segments := strings.Split(u.EscapedPath(), "/")
+	best := -1
+	for path, item := range doc.Paths.Map() {
+		template := strings.Split(path, "/")
+		if len(template) != len(segments) {
+			continue
+		}
+		literal := 0
+		for i, want := range template {
+			switch {
+			case strings.HasPrefix(want, "{") && segments[i] != "":
+			case want == segments[i]:
+				literal++
+			default:
+				literal = -len(template)
+			}
+		}
+		if literal < 0 {
+			continue
+		}
+		known = true
+		if found := item.GetOperation(method); found != nil && literal > best {
+			op, best = found, literal
+		}
+	}
+	return op, known
+}
+
+func checkAnswer(documented *openapi3.Response, resp *http.Response, body []byte) (problems []string) {
+	for name, header := range documented.Headers {
+		if header.Value.Required && resp.Header.Get(name) == "" {
+			problems = append(problems, "header "+name+" is missing")
+		}
+	}
+	for _, name := range []string{"Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "X-View-Age"} {
+		if resp.Header.Get(name) != "" && documented.Headers[name] == nil {
+			problems = append(problems, "header "+name+" is not documented")
+		}
+	}
+	media := documented.Content.Get(resp.Header.Get("Content-Type"))
+	if media == nil {
+		return append(problems, "undocumented content type "+resp.Header.Get("Content-Type"))
+	}
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+		problems = append(problems, checkJSON(media.Schema.Value, body)...)
+	}
+	if codes, ok := documented.Extensions["x-codes"].([]any); ok && !slices.Contains(codes, any(codeOf(body))) {
+		problems = append(problems, fmt.Sprintf("code %q is not documented here: %v", codeOf(body), codes))
+	}
+	return problems
+}
+
+func checkCall(op *openapi3.Operation, r *http.Request, sent []byte) (problems []string) {
+	for name := range r.URL.Query() {
+		if op.Parameters.GetByInAndName("query", name) == nil {
+			problems = append(problems, "parameter "+name+" is taken but not documented")
+		}
+	}
+	switch {
+	case len(bytes.TrimSpace(sent)) == 0:
+		if op.RequestBody != nil && op.RequestBody.Value.Required {
+			problems = append(problems, "a documented body is required, and none was")
+		}
+	case op.RequestBody == nil:
+		problems = append(problems, "a body is taken but not documented")
+	default:
+		problems = append(problems, checkJSON(op.RequestBody.Value.Content.Get("application/json").Schema.Value, sent)...)
+	}
+	return problems
+}
+
+func checkJSON(schema *openapi3.Schema, text []byte) []string {
+	var v any
+	if err := json.Unmarshal(text, &v); err != nil {
+		return []string{"not JSON: " + err.Error()}
+	}
+	if err := schema.VisitJSON(v, openapi3.MultiErrors()); err != nil {
+		return []string{err.Error()}
+	}
+	return nil
+}
+
+func codeOf(body []byte) string {
+	var e struct{ Error struct{ Code string } }
+	_ = json.Unmarshal(body, &e)
+	return e.Error.Code
+}
