@@ -10,6 +10,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -64,6 +65,9 @@ func Open(ctx context.Context, url string, o Options) (*Log, error) {
 	l := &Log{db: db, opts: o}
 	if err := db.prepare(ctx); err != nil {
 		if !db.away(err) {
+			if db.path != "" {
+				err = fmt.Errorf("%s: %w", db.path, err)
+			}
 			return nil, errors.Join(err, db.close())
 		}
 		o.Log.Warn("the audit database is away, changes are refused until it is back", "error", err)
