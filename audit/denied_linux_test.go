@@ -53,8 +53,8 @@ func TestDenied(t *testing.T) {
 // While the database is away nothing blocks and nothing is lost, within bounds.
 func TestDeniedWhileAway(t *testing.T) {
 	s := ownPostgres(t)
-	l := open(t, s.database(t))
-	s.halt()
+	l := open(t, emptyDatabase(t, s))
+	s.Halt()
 	for i := range 3 * maxDenials {
 		l.Denied("p", fmt.Sprint("u", i), "r")
 	}
@@ -65,7 +65,7 @@ func TestDeniedWhileAway(t *testing.T) {
 	if n := len(l.denials.counts); n > 2*maxDenials+1 {
 		t.Errorf("%d counts are kept", n)
 	}
-	must(t, s.start())
+	must(t, s.Start())
 	eventually(t, "the counts are written", func() error {
 		l.flush(context.Background())
 		l.denials.mu.Lock()

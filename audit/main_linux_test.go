@@ -29,7 +29,9 @@ func TestMain(m *testing.M) {
 		os.Exit(child(url))
 	}
 	code := m.Run()
-	shared.stop()
+	if shared.server != nil {
+		shared.server.Stop()
+	}
 	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; code == 0 && !fuzzing {
 		if err := goleak.Find(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -97,7 +99,7 @@ func startChild(t *testing.T, url string) (id int64, kill func()) {
 // each runs a test on both kinds of database, each time on an empty one.
 func each(t *testing.T, test func(t *testing.T, url string)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, sqliteURL(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, postgres(t).database(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, emptyDatabase(t, postgres(t))) })
 }
 
 func sqliteURL(tb testing.TB) string { return "sqlite://" + filepath.Join(tb.TempDir(), "audit.db") }

@@ -89,7 +89,7 @@ func TestReopen(t *testing.T) {
 
 // TestMigrateTogether has many replicas start on an empty database at once.
 func TestMigrateTogether(t *testing.T) {
-	url := postgres(t).database(t)
+	url := emptyDatabase(t, postgres(t))
 	var work sync.WaitGroup
 	errs := make(chan error, 8)
 	for range cap(errs) {
@@ -148,11 +148,11 @@ func TestNotADatabase(t *testing.T) {
 // TestRefusedLogin: a wrong password is no outage, and is not told.
 func TestRefusedLogin(t *testing.T) {
 	s := postgres(t)
-	url := strings.Replace(s.url("postgres"), "orch:", "orch:wrong-pw-", 1)
+	url := strings.Replace(s.URL("postgres"), "orch:", "orch:wrong-pw-", 1)
 	if err := openErr(t, url); strings.Contains(err.Error(), "wrong-pw-") || !strings.Contains(err.Error(), "authentication failed") {
 		t.Errorf("got %v", err)
 	}
-	if err := openErr(t, s.url("no_such_database")); strings.Contains(err.Error(), "s3cret") {
+	if err := openErr(t, s.URL("no_such_database")); strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -161,12 +161,12 @@ func TestRefusedLogin(t *testing.T) {
 // and a replica that began during the outage works after it too.
 func TestOutage(t *testing.T) {
 	s := ownPostgres(t)
-	url := s.database(t)
-	s.halt()
+	url := emptyDatabase(t, s)
+	s.Halt()
 	late := open(t, url)
 	_, err := late.Begin(t.Context(), Entry{})
 	wantErr(t, err, ErrUnavailable)
-	must(t, s.start())
+	must(t, s.Start())
 	eventually(t, "begun in the outage, works after it", func() error { return late.Ping(t.Context()) })
 
 	l := open(t, url)
@@ -179,7 +179,7 @@ func TestOutage(t *testing.T) {
 	}
 	work.Wait()
 
-	s.halt()
+	s.Halt()
 	began := time.Now()
 	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
 	_, err = l.Begin(t.Context(), Entry{})
@@ -197,7 +197,7 @@ func TestOutage(t *testing.T) {
 		t.Errorf("the error shows the password: %v", err)
 	}
 
-	must(t, s.start())
+	must(t, s.Start())
 	eventually(t, "the row is completed after the outage", func() error { return l.Complete(t.Context(), id, Completion{}) })
 	must(t, l.Ping(t.Context()))
 	if got := list(t, l, Query{}); len(got) != 1 || got[0].Outcome != OutcomeOK {

@@ -156,7 +156,7 @@ func TestIndexes(t *testing.T) {
 			}
 		})
 		t.Run("postgres/"+name, func(t *testing.T) {
-			l := open(t, postgres(t).database(t))
+			l := open(t, emptyDatabase(t, postgres(t)))
 			// Enough rows that a scan does not pay.
 			_, err := l.db.writer.ExecContext(t.Context(), `INSERT INTO audit_entries
 				(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata)

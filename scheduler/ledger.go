@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
-	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -18,21 +17,8 @@ const (
 	completeTries = 10
 )
 
-// actorSystem is who acts when nobody asked.
-const actorSystem = "system"
-
 // actorAdmin is who acts with the admin key.
 const actorAdmin = "admin"
-
-// actionOf is what the audit log calls an operation, unless its caller names it
-// otherwise.
-var actionOf = map[registry.OpKind]string{
-	registry.OpProvision: audit.ActionProvision,
-	registry.OpStart:     audit.ActionStart,
-	registry.OpStop:      audit.ActionStop,
-	registry.OpRotateKey: audit.ActionRotateKey,
-	registry.OpDestroy:   audit.ActionDestroy,
-}
 
 // begin writes the audit row of a change before the change is made: without a
 // row nothing is touched (BACKEND_UNAVAILABLE).
