@@ -21,6 +21,11 @@ const (
 	OpStop      OpKind = "stop"
 	OpDestroy   OpKind = "destroy"
 	OpRotateKey OpKind = "rotate_key"
+	// OpSleep is a stop of an idle engine, which an admit wakes.
+	OpSleep OpKind = "sleep"
+	// OpRecover waits for the process that a failed engine has: Nomad restarted
+	// it, or its node is back.
+	OpRecover OpKind = "recover"
 )
 
 // Op is the operation in progress of an engine. Its presence is what
@@ -49,6 +54,8 @@ type Op struct {
 	// Supersedes is the replica whose operation this destroy cut short and
 	// that has not yet said that it stopped working on the engine.
 	Supersedes string `json:"supersedes,omitempty"`
+	// Action is what the audit log calls the operation.
+	Action string `json:"action,omitempty"`
 	// AuditID is the operation's row in the audit log, to be completed by
 	// whoever finishes it.
 	AuditID int64 `json:"audit_id,omitempty"`

@@ -143,6 +143,11 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 			return joined, "" // the key of now may be refused in a moment
 		case registry.OpStop:
 			return denied, DenialStopped
+		case registry.OpSleep:
+			if opts.AutoWake {
+				return joined, "" // and woken when it sleeps
+			}
+			return denied, DenialSleeping
 		}
 		if opts.AutoProvision || opts.AutoWake {
 			return joined, ""

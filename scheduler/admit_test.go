@@ -29,6 +29,8 @@ func TestDecide(t *testing.T) {
 		{row(registry.Running, ""), answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}},
 		{row(registry.Running, registry.OpRotateKey), answer{joined, ""}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Running, registry.OpStop), answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}},
+		{row(registry.Running, registry.OpSleep), answer{denied, DenialSleeping}, answer{denied, DenialSleeping}, answer{joined, ""}, answer{joined, ""}},
+		{row(registry.Provisioning, registry.OpRecover), answer{denied, DenialProvisioning}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Provisioning, registry.OpProvision), answer{denied, DenialProvisioning}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Provisioning, registry.OpStart), answer{denied, DenialProvisioning}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Sleeping, ""), answer{denied, DenialSleeping}, answer{denied, DenialSleeping}, answer{woken, ""}, answer{woken, ""}},

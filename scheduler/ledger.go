@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -17,15 +18,18 @@ const (
 	completeTries = 10
 )
 
-// actorAdmin is who acts with the admin key.
-const actorAdmin = "admin"
+// Actors that are not products (SPEC section 9).
+const (
+	actorAdmin  = "admin"
+	actorSystem = "system" // nobody asked for it
+)
 
-// begin writes the audit row of a change before the change is made: without a
-// row nothing is touched (BACKEND_UNAVAILABLE).
-func (s *Scheduler) begin(ctx context.Context, caller *Caller, action, engineID string) (int64, error) {
+// begin writes the audit row of a change of an engine before the change is made:
+// without a row nothing is touched (BACKEND_UNAVAILABLE). details may be nil.
+func (s *Scheduler) begin(ctx context.Context, row *registry.Engine, action, actor string, details map[string]any) (int64, error) {
 	return s.audit.Begin(ctx, audit.Entry{
-		Timestamp: time.Now().UTC(), ProductID: caller.Product.ProductID, UserID: caller.UserID, EngineID: engineID,
-		Action: action, Actor: caller.Product.Slug, RequestID: RequestID(ctx),
+		Timestamp: time.Now().UTC(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID,
+		Action: action, Actor: actor, RequestID: RequestID(ctx), Metadata: details,
 	})
 }
 

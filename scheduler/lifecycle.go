@@ -52,15 +52,15 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
-	op := s.newOp(ctx, registry.OpProvision, "")
-	if op.AuditID, err = s.begin(ctx, caller, audit.ActionProvision, ""); err != nil {
-		return nil, err
-	}
+	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
 		State: registry.Provisioning, Desired: registry.Running,
 		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
+	}
+	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
+		return nil, err
 	}
 	if err := s.claim(ctx, caller, row); err != nil {
 		err = s.claimError(ctx, caller, row, err)
@@ -198,9 +198,9 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 				cut = row.Op.Owner
 			}
 		}
-		op := s.newOp(ctx, registry.OpDestroy, row.State)
+		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
-		if op.AuditID, err = s.begin(ctx, caller, audit.ActionDestroy, row.EngineID); err != nil {
+		if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 			return "", err
 		}
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
@@ -298,26 +298,12 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			}
 			return s.join(ctx, row, joins)
 		}
-		row = row.Clone()
-		op := s.newOp(ctx, kind, row.State)
-		if err := prepare(row); err != nil {
-			return nil, err
+		o, err := s.propose(ctx, row, proposal{
+			kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare,
+		})
+		if err == nil {
+			return o.wait(ctx)
 		}
-		if err := s.mayBegin(ctx, backends...); err != nil {
-			return nil, err
-		}
-		if op.AuditID, err = s.begin(ctx, caller, action, row.EngineID); err != nil {
-			return nil, err
-		}
-		row.Op = op
-		err = s.store.Update(ctx, row)
-		switch {
-		case err == nil:
-			return s.launch(row).wait(ctx)
-		case errors.Is(err, registry.ErrUnavailable):
-			s.adopt(row)
-		}
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		if !errors.Is(err, registry.ErrConflict) {
 			return nil, err
 		}
@@ -326,6 +312,43 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 		}
 	}
 	return nil, busy(kind)
+}
+
+// proposal is an operation that somebody wants to run on an engine.
+type proposal struct {
+	kind          registry.OpKind
+	action, actor string // of its audit row
+	details       map[string]any
+	backends      []string // the dependencies that it needs
+	// prepare refuses states in which the operation makes no sense, and sets
+	// what the row says while it is under way.
+	prepare func(*registry.Engine) error
+}
+
+// propose writes an operation into a row that has none, and launches it.
+// registry.ErrConflict: somebody else changed the row since it was read.
+func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (*operation, error) {
+	row = row.Clone()
+	op := s.newOp(ctx, p.kind, p.action, row.State)
+	if err := p.prepare(row); err != nil {
+		return nil, err
+	}
+	if err := s.mayBegin(ctx, p.backends...); err != nil {
+		return nil, err
+	}
+	var err error
+	if op.AuditID, err = s.begin(ctx, row, p.action, p.actor, p.details); err != nil {
+		return nil, err
+	}
+	row.Op = op
+	if err = s.store.Update(ctx, row); err == nil {
+		return s.launch(row), nil
+	}
+	if errors.Is(err, registry.ErrUnavailable) {
+		s.adopt(row)
+	}
+	s.abandon(ctx, op.AuditID, op.BeganAt, err)
+	return nil, err
 }
 
 // join waits for an operation under way, on this replica or another, that leads

@@ -49,6 +49,13 @@ func init() { // not a literal: the steps refer to plans
 			{"scale-down", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 		},
+		registry.OpSleep: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+		},
+		registry.OpRecover: {
+			{"boot", (*operation).boot},
+		},
 		registry.OpRotateKey: {
 			{"new-key", (*operation).writeNewKey},
 			{"variable", (*operation).writeVariable},
@@ -71,7 +78,8 @@ func init() { // not a literal: the steps refer to plans
 	undoing = map[registry.OpKind][]step{
 		registry.OpProvision: {{"undo-register", (*operation).quiesce}},
 		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
-		registry.OpRotateKey: {{"undo-new-key", (*operation).leaveNewKey}},
+		registry.OpRotateKey: {{"undo-new-key", (*operation).leave}},
+		registry.OpRecover:   {{"undo-recover", (*operation).leave}},
 	}
 }
 
@@ -107,9 +115,9 @@ type operation struct {
 func engineKey(productID, userID string) string { return productID + "/" + userID }
 
 // newOp is the operation that a row is to carry.
-func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, from registry.State) *registry.Op {
+func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, action string, from registry.State) *registry.Op {
 	return &registry.Op{
-		ID: strings.ToLower(rand.Text()), Kind: kind, Step: plans[kind][0].name, Owner: s.replica.ID,
+		ID: strings.ToLower(rand.Text()), Kind: kind, Action: action, Step: plans[kind][0].name, Owner: s.replica.ID,
 		BeganAt: time.Now().UTC(), Deadline: time.Now().UTC().Add(s.limit(kind)), From: from, RequestID: RequestID(ctx),
 	}
 }
@@ -120,8 +128,10 @@ func (s *Scheduler) limit(kind registry.OpKind) time.Duration {
 	switch kind {
 	case registry.OpRotateKey:
 		return killGrace + s.opts.BootTimeout
-	case registry.OpStop, registry.OpDestroy:
+	case registry.OpStop, registry.OpSleep, registry.OpDestroy:
 		return killGrace + killMargin
+	case registry.OpRecover:
+		return s.opts.BootTimeout
 	}
 	return volumeTimeout + killGrace + killMargin
 }
@@ -334,7 +344,9 @@ func (o *operation) finish() {
 		}
 	case op.Kind == registry.OpStop:
 		row.State, row.Reason = registry.Stopped, ""
-	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart:
+	case op.Kind == registry.OpSleep:
+		row.State, row.Reason = registry.Sleeping, ""
+	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart || op.Kind == registry.OpRecover:
 		row.State, row.Reason = registry.Running, ""
 	}
 	if row.State != registry.Running {

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
-	"strings"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
-
-	crand "crypto/rand"
 )
 
 // place is where a provision goes: a node and, when the pool has one there, a
@@ -18,6 +15,7 @@ import (
 type place struct {
 	node   cluster.Node
 	pooled *registry.PooledVolume
+	id     string // for an engine without a pooled volume
 	// fits says whether the view thinks that the node has room. A place that
 	// does not fit is still worth one try: the word that there is no room is
 	// Nomad's.
@@ -34,11 +32,8 @@ func (p *place) applyTo(row *registry.Engine) {
 		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
 		return
 	}
-	row.EngineID, row.VolumeID, row.VolumePath = newID(), "", ""
+	row.EngineID, row.VolumeID, row.VolumePath = p.id, "", ""
 }
-
-// newID returns an id that was never used: 26 characters a-z2-7, 130 bits.
-func newID() string { return strings.ToLower(crand.Text()) }
 
 // defaultNodePool is where Nomad places jobs that name no pool.
 const defaultNodePool = "default"
@@ -62,7 +57,7 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		if tried[n.ID] || !s.canRun(n, nodePool) {
 			continue
 		}
-		p := &place{node: n, fits: n.FreeCPUMHz >= ask.CPUMHz && n.FreeMemoryMB >= ask.MemoryMB && n.FreePorts >= 1}
+		p := &place{node: n, id: s.newEngineID(), fits: n.FreeCPUMHz >= ask.CPUMHz && n.FreeMemoryMB >= ask.MemoryMB && n.FreePorts >= 1}
 		if free := ready[n.ID]; len(free) > 0 {
 			p.pooled = free[0]
 		}

@@ -25,6 +25,8 @@ func TestPlans(t *testing.T) {
 		registry.OpProvision: {"volume", "key", "variable", "register", "boot"},
 		registry.OpStart:     {"quiesce", "drain", "variable", "register", "boot"},
 		registry.OpStop:      {"scale-down", "drain"},
+		registry.OpSleep:     {"scale-down", "drain"},
+		registry.OpRecover:   {"boot"},
 		registry.OpRotateKey: {"new-key", "variable", "proof", "retire"},
 		registry.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
 	}
@@ -35,6 +37,7 @@ func TestPlans(t *testing.T) {
 		registry.OpProvision: {"undo-register"},
 		registry.OpStart:     {"undo-register"},
 		registry.OpRotateKey: {"undo-new-key"},
+		registry.OpRecover:   {"undo-recover"},
 	}
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
@@ -55,6 +58,10 @@ func TestFinish(t *testing.T) {
 		{registry.OpProvision, registry.Provisioning, "", BootTimeout, registry.Failed},
 		{registry.OpProvision, registry.Provisioning, "", EngineBootFailed, registry.Failed},
 		{registry.OpStart, registry.Provisioning, registry.Stopped, "", registry.Running},
+		{registry.OpSleep, registry.Running, registry.Running, "", registry.Sleeping},
+		{registry.OpRecover, registry.Provisioning, registry.Failed, "", registry.Running},
+		{registry.OpRecover, registry.Provisioning, registry.Failed, BootTimeout, registry.Failed},
+		{registry.OpRecover, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},
 		{registry.OpStart, registry.Provisioning, registry.Stopped, CapacityExhausted, registry.Stopped},
 		{registry.OpStart, registry.Provisioning, registry.Sleeping, PortExhaustion, registry.Sleeping},
 		{registry.OpStart, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},

@@ -146,7 +146,7 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 			continue
 		}
 		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
-			v := &registry.PooledVolume{EngineID: newID(), NodeID: node.ID, Owner: owner}
+			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
 			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
 				return false, err
 			}

@@ -27,9 +27,9 @@ func (o *operation) writeNewKey(ctx context.Context) error {
 	return nil
 }
 
-// leaveNewKey takes a rotation back that changed nothing which an engine or a
-// caller could see.
-func (o *operation) leaveNewKey(context.Context) error { return nil }
+// leave takes an operation back that changed nothing which an engine or a caller
+// could see.
+func (*operation) leave(context.Context) error { return nil }
 
 // proveRotation waits until the engine refuses the old key and accepts the new
 // one: /health is open, and the process before may still hold the port.

@@ -42,6 +42,7 @@ type Options struct {
 // number of goroutines, once Run was called.
 type Scheduler struct {
 	opts    Options
+	brand   string // of this deployment's engine_ids
 	log     hclog.Logger
 	store   *registry.Store
 	replica *registry.Replica
@@ -73,7 +74,7 @@ type Scheduler struct {
 // New returns a scheduler; Run makes it work.
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
-		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
+		opts: opts, brand: brand(opts.Job.Deployment, opts.Job.Namespace), log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(opts.ProbeTimeout),
