@@ -46,6 +46,7 @@ type Cluster struct {
 	watches map[string]map[*Watch]struct{} // by job
 	synced  chan struct{}                  // closed when the view was filled first
 	fresh   time.Time                      // when the feed last said something
+	live    bool                           // the stream is open and the view complete
 }
 
 // New returns a cluster whose view is empty until Run has filled it.
@@ -85,6 +86,21 @@ func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 	defer cancel()
 	job, _, err := c.client.Jobs().Info(id, c.read(ctx))
 	return job, classify(err)
+}
+
+// ReadNode asks Nomad itself for a node, without what is free on it. ErrNotFound:
+// it does not know the node.
+func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, _, err := c.client.Nodes().Info(id, c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	return nodeFrom(&api.NodeListStub{
+		ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
+		ModifyIndex: n.ModifyIndex, Drivers: n.Drivers,
+	}), nil
 }
 
 // Register writes a job over the one that had modifyIndex (0: a new one) and

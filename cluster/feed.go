@@ -29,6 +29,9 @@ const (
 func (c *Cluster) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := c.follow(ctx)
+		c.mu.Lock()
+		c.live = false
+		c.mu.Unlock()
 		if ctx.Err() != nil {
 			return
 		}
@@ -44,6 +47,14 @@ func (c *Cluster) Run(ctx context.Context) {
 
 // Synced is closed when the view was filled for the first time.
 func (c *Cluster) Synced() <-chan struct{} { return c.synced }
+
+// Live says whether the view follows the cluster's events at this moment, as far
+// as it knows: what it shows is a hint either way.
+func (c *Cluster) Live() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.live
+}
 
 // Age is how long ago the feed last heard from Nomad.
 func (c *Cluster) Age() time.Duration {
@@ -134,7 +145,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	for _, a := range allocs {
 		c.view.putAlloc(allocFrom(a), c.watches[a.JobID] != nil)
 	}
-	c.fresh = time.Now()
+	c.fresh, c.live = time.Now(), true
 	for jobID := range c.watches {
 		c.wake(jobID)
 	}

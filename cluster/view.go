@@ -30,6 +30,10 @@ type Alloc struct {
 	// Image says that Failure is about the image: it does not exist or cannot
 	// be started.
 	Image bool
+	// Crash is when the process last ended without being asked to, in
+	// nanoseconds since 1970 by its node's clock; 0: never. It is a mark to tell
+	// one crash from another, not a time to compare with ours.
+	Crash int64
 
 	cpuMHz, memoryMB int
 	ports            []int
@@ -144,6 +148,26 @@ func (c *Cluster) Nodes() []Node {
 	return nodes
 }
 
+// Newest returns the newest allocation that the view has of a job. Those that are
+// over are forgotten, unless the job is watched.
+func (c *Cluster) Newest(jobID string) (Alloc, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := newest(c.view.byJob[jobID]); a != nil {
+		return *a, true
+	}
+	return Alloc{}, false
+}
+
+func newest(allocs map[string]*Alloc) (newest *Alloc) {
+	for _, a := range allocs {
+		if newest == nil || a.CreateIndex > newest.CreateIndex {
+			newest = a
+		}
+	}
+	return newest
+}
+
 // Node returns one node as the view has it.
 func (c *Cluster) Node(id string) (Node, bool) {
 	c.mu.Lock()
@@ -227,10 +251,35 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 			}
 		}
 	}
+	for _, state := range a.TaskStates {
+		alloc.Crash = max(alloc.Crash, lastCrash(state.Events))
+	}
 	if alloc.Failure == "" && a.ClientStatus == api.AllocClientStatusFailed {
 		alloc.Failure = cleanReason("allocation failed: " + a.ClientDescription)
 	}
 	return alloc
+}
+
+// lastCrash is when a task's process last ended by itself. Nomad restarts it also
+// when it is asked to, by a template with a new key for one, and says so before.
+// It keeps the last ten events alone: what was said before the first of them is
+// not known, so that one does not count.
+func lastCrash(events []*api.TaskEvent) (at int64) {
+	asked := true
+	for _, e := range events {
+		switch e.Type {
+		case api.TaskRestartSignal, api.TaskKilling, api.TaskKilled:
+			asked = true
+		case api.TaskTerminated:
+			if !asked {
+				at = e.Time
+			}
+			asked = false
+		default:
+			asked = false
+		}
+	}
+	return at
 }
 
 // failure says why a task event means that the process could not start or

@@ -175,3 +175,29 @@ func TestApplyDropsWhatTheListHas(t *testing.T) {
 		t.Error("an event after the list was not applied")
 	}
 }
+
+func TestLastCrash(t *testing.T) {
+	events := func(kinds ...string) (list []*api.TaskEvent) {
+		for i, kind := range kinds {
+			list = append(list, &api.TaskEvent{Type: kind, Time: int64(i + 1)})
+		}
+		return list
+	}
+	for _, c := range []struct {
+		name   string
+		events []*api.TaskEvent
+		want   int64
+	}{
+		{"None", events(api.TaskReceived, api.TaskSetup, api.TaskStarted), 0},
+		{"Crash", events(api.TaskStarted, api.TaskTerminated, api.TaskRestarting), 2},
+		{"Twice", events(api.TaskStarted, api.TaskTerminated, api.TaskRestarting, api.TaskStarted, api.TaskTerminated, api.TaskNotRestarting), 5},
+		{"NewKey", events(api.TaskStarted, api.TaskRestartSignal, api.TaskTerminated, api.TaskRestarting, api.TaskStarted), 0},
+		{"CrashThenNewKey", events(api.TaskStarted, api.TaskTerminated, api.TaskStarted, api.TaskRestartSignal, api.TaskTerminated), 2},
+		{"Stopped", events(api.TaskStarted, api.TaskKilling, api.TaskTerminated, api.TaskKilled), 0},
+		{"WhatWasBeforeIsForgotten", events(api.TaskTerminated, api.TaskRestarting, api.TaskStarted), 0},
+	} {
+		if got := lastCrash(c.events); got != c.want {
+			t.Errorf("%s: got %d, want %d", c.name, got, c.want)
+		}
+	}
+}

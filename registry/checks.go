@@ -18,6 +18,7 @@ type Checks struct {
 
 	mu      sync.RWMutex
 	failing map[string]bool // by service, which is named as the engine's job
+	fresh   time.Time       // when Consul last answered
 }
 
 // NewChecks returns checks that know of nothing until Run has asked.
@@ -42,7 +43,7 @@ func (c *Checks) Run(ctx context.Context) {
 		}
 		index = next
 		c.mu.Lock()
-		c.failing = failing
+		c.failing, c.fresh = failing, time.Now()
 		c.mu.Unlock()
 	}
 }
@@ -63,6 +64,24 @@ func (c *Checks) critical(ctx context.Context, index uint64) (map[string]bool, u
 		}
 	}
 	return failing, meta.LastIndex, nil
+}
+
+// Passing is when Consul last told that the check of an engine that runs is not
+// failing; the zero time when it fails, or when Consul has not answered of late.
+func (c *Checks) Passing(e *Engine) time.Time {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.failing[e.JobID()] || time.Since(c.fresh) > mirrorWait+callTimeout {
+		return time.Time{}
+	}
+	return c.fresh
+}
+
+// Fails says whether the check of an engine fails, as far as is known.
+func (c *Checks) Fails(e *Engine) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.failing[e.JobID()]
 }
 
 // Failing is how many of the rows have a check that fails. A row that should not

@@ -56,12 +56,24 @@ type Op struct {
 	Supersedes string `json:"supersedes,omitempty"`
 	// Action is what the audit log calls the operation.
 	Action string `json:"action,omitempty"`
+	// Canary is a restart that finds out whether a storm of failures is over; its
+	// own failure counts for nothing.
+	Canary bool `json:"canary,omitempty"`
 	// AuditID is the operation's row in the audit log, to be completed by
 	// whoever finishes it.
 	AuditID int64 `json:"audit_id,omitempty"`
 	// RequestID is the request that caused the operation, for the logs of
 	// whoever finishes it.
 	RequestID string `json:"request_id,omitempty"`
+}
+
+// Restarts is how a failed engine is restarted without being asked to. It is in
+// the row, so that a change of leader does not begin anew.
+type Restarts struct {
+	Attempts int       `json:"attempts"`
+	NextAt   time.Time `json:"next_at"`
+	// GaveUp: only a start by hand brings the engine back.
+	GaveUp bool `json:"gave_up,omitempty"`
 }
 
 // Resources is what one engine may use on its node.
@@ -93,6 +105,14 @@ type Engine struct {
 	AllocID    string `json:"alloc_id,omitempty"`
 	URL        string `json:"url,omitempty"`
 
+	// Crash marks the last crash of AllocID that was dealt with
+	// (cluster.Alloc.Crash).
+	Crash int64 `json:"crash,omitempty"`
+	// RunningSince is when the engine last became running; Restarts is what the
+	// service has done since it last ran well.
+	RunningSince time.Time `json:"running_since,omitzero"`
+	Restarts     *Restarts `json:"restarts,omitempty"`
+
 	CreatedAt    time.Time `json:"created_at"`
 	LastHealthAt time.Time `json:"last_health_at,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
@@ -113,6 +133,10 @@ func (e *Engine) Clone() *Engine {
 	if e.Op != nil {
 		op := *e.Op
 		c.Op = &op
+	}
+	if e.Restarts != nil {
+		r := *e.Restarts
+		c.Restarts = &r
 	}
 	if e.Idempotency != nil {
 		ref := *e.Idempotency

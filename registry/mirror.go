@@ -34,6 +34,7 @@ type Mirror struct {
 
 	mu      sync.RWMutex
 	rows    map[string]*Engine // by the row's name
+	byID    map[string]*Engine // by the engine_id
 	removed map[string]uint64  // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
@@ -45,7 +46,7 @@ type Mirror struct {
 // NewMirror returns a mirror of the store's rows, empty until Run has filled it.
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
-		store: s, log: log, rows: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
+		store: s, log: log, rows: map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
 		shards: map[string]uint64{}, synced: make(chan struct{}), damaged: map[string]uint64{},
 	}
 	s.mirror = m
@@ -74,6 +75,24 @@ func (m *Mirror) Age() time.Duration {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return time.Since(m.fresh)
+}
+
+// ByID is the row of an engine_id, or nil.
+func (m *Mirror) ByID(engineID string) *Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.byID[engineID]
+}
+
+// All are the rows of all products, in no order.
+func (m *Mirror) All() []*Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	all := make([]*Engine, 0, len(m.rows))
+	for _, e := range m.rows {
+		all = append(all, e)
+	}
+	return all
 }
 
 // follow lists all rows and then what changes, until it is time to list all
@@ -191,7 +210,7 @@ func (m *Mirror) put(name string, e *Engine) {
 	}
 	m.drop(name)
 	delete(m.removed, name)
-	m.rows[name] = e
+	m.rows[name], m.byID[e.EngineID] = e, e
 	t := m.tenants[e.ProductID]
 	if t == nil {
 		t = &tenantRows{counts: map[State]int{}}
@@ -207,6 +226,9 @@ func (m *Mirror) drop(name string) {
 		return
 	}
 	delete(m.rows, name)
+	if m.byID[e.EngineID] == e {
+		delete(m.byID, e.EngineID)
+	}
 	t := m.tenants[e.ProductID]
 	if t.remove(e); len(t.rows) == 0 {
 		delete(m.tenants, e.ProductID)

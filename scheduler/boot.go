@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 // The reasons that a failed engine's row can give.
@@ -16,6 +17,9 @@ const (
 	reasonImage       = "image_error"
 	reasonBootTimeout = "boot_timeout"
 	reasonCrashed     = "crashed"
+	reasonUnhealthy   = "unhealthy"
+	reasonNodeDown    = "node_down"
+	reasonJobMissing  = "job_missing"
 )
 
 // Causes that end the wait for a boot.
@@ -54,6 +58,9 @@ const lateGrace = 2 * time.Second
 // exited.
 func (o *operation) boot(ctx context.Context) error {
 	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
+	if o.row.Op.Kind == registry.OpRecover && errors.Is(err, secrets.ErrUnavailable) {
+		err = nil // an engine that runs on through an outage of Vault is not failed for it
+	}
 	if err != nil {
 		return err
 	}
@@ -79,7 +86,8 @@ func (o *operation) boot(ctx context.Context) error {
 		if alloc == nil {
 			return false, o.placementError(state)
 		}
-		if alloc.Failure != "" {
+		o.row.Crash = alloc.Crash
+		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != registry.OpRecover { // Nomad restarts that one
 			return false, bootFailed(alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
@@ -148,6 +156,9 @@ func (o *operation) placementError(state cluster.JobState) error {
 }
 
 func bootFailed(a *cluster.Alloc) error {
+	if a.Failure == "" {
+		a.Failure = "its process ended"
+	}
 	reason := reasonCrashed
 	if a.Image {
 		reason = reasonImage

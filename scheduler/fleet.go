@@ -77,6 +77,9 @@ func (f *Fleet) Status() Status {
 	}
 	failed := st.ByState[registry.Failed]
 	st.Health = healthOf(failed, st.Total)
+	if isStorm(fleetHealth(f.s.mirror.All())) {
+		st.Health = HealthCritical // whosever engines they are
+	}
 	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, registry.Running))
 	return st
 }

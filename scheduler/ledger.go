@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/septemberai/orch/audit"
@@ -53,11 +54,17 @@ func (s *Scheduler) complete(ctx context.Context, id int64, c audit.Completion) 
 	if id == 0 {
 		return
 	}
+	s.persist(ctx, fmt.Sprintf("row %d, %s", id, c.Outcome), func(ctx context.Context) error { return s.audit.Complete(ctx, id, c) })
+}
+
+// persist writes to the audit log what was done, in the background when that
+// does not succeed at once.
+func (s *Scheduler) persist(ctx context.Context, what string, write func(context.Context) error) {
 	ctx = context.WithoutCancel(ctx)
 	try := func() error {
 		ctx, cancel := context.WithTimeout(ctx, completeWithin)
 		defer cancel()
-		return s.audit.Complete(ctx, id, c)
+		return write(ctx)
 	}
 	err := try()
 	if err == nil {
@@ -75,7 +82,7 @@ func (s *Scheduler) complete(ctx context.Context, id int64, c audit.Completion) 
 				return
 			}
 		}
-		s.log.Error("an audit row stays interrupted", "id", id, "outcome", c.Outcome, "request_id", RequestID(ctx), "error", err)
+		s.log.Error("the audit log lacks what was done", "what", what, "request_id", RequestID(ctx), "error", err)
 	})
 }
 
@@ -92,5 +99,21 @@ func (o *operation) record(ctx context.Context, err error) {
 	if o.bootTook > 0 {
 		c.Metadata = map[string]any{"boot_ms": o.bootTook.Milliseconds()}
 	}
+	if op.Action == audit.ActionAutoRestartStart {
+		o.recordRestart(ctx, c)
+	}
 	o.s.complete(ctx, op.AuditID, c)
+}
+
+// recordRestart writes how a restart that nobody asked for ended, before its own
+// row is completed: a crash between the two can only tell it twice.
+func (o *operation) recordRestart(ctx context.Context, c audit.Completion) {
+	e := audit.Entry{
+		Timestamp: time.Now().UTC(), ProductID: o.row.ProductID, UserID: o.row.UserID, EngineID: o.row.EngineID,
+		Action: audit.ActionAutoRestartSuccess, Actor: actorSystem, Outcome: c.Outcome, Metadata: c.Metadata,
+	}
+	if c.Outcome != audit.OutcomeOK {
+		e.Action = audit.ActionAutoRestartFailed
+	}
+	o.s.persist(ctx, e.Action+" of "+e.EngineID, func(ctx context.Context) error { return o.s.audit.Record(ctx, e) })
 }

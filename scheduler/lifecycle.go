@@ -118,7 +118,7 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 		case registry.Running:
 			return fail(EngineRunning, "the engine is running already")
 		case registry.Stopped, registry.Sleeping, registry.Failed:
-			row.State, row.Desired = registry.Provisioning, registry.Running
+			row.State, row.Desired, row.Restarts = registry.Provisioning, registry.Running, nil
 			return nil
 		}
 		return busy(registry.OpDestroy)
@@ -320,6 +320,7 @@ type proposal struct {
 	action, actor string // of its audit row
 	details       map[string]any
 	backends      []string // the dependencies that it needs
+	canary        bool
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
 	prepare func(*registry.Engine) error
@@ -330,6 +331,7 @@ type proposal struct {
 func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (*operation, error) {
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
+	op.Canary = p.canary
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}

@@ -352,6 +352,9 @@ func (o *operation) finish() {
 	if row.State != registry.Running {
 		row.URL, row.AllocID = "", ""
 	}
+	if undoing[op.Kind] != nil && op.Kind != registry.OpRotateKey {
+		o.s.opts.Restart.settle(row, op, time.Now().UTC())
+	}
 }
 
 func isBootOutcome(code Code) bool { return code == BootTimeout || code == EngineBootFailed }

@@ -73,7 +73,7 @@ func TestFinish(t *testing.T) {
 		{registry.OpRotateKey, registry.Running, registry.Running, BackendUnavailable, registry.Running},
 	} {
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
-			o := &operation{row: &registry.Engine{
+			o := &operation{s: &Scheduler{opts: Options{Restart: Backoff{Base: time.Second, Max: time.Minute}}}, row: &registry.Engine{
 				State: c.from, Desired: registry.Running, URL: "http://engine", AllocID: "allocation",
 				Op: &registry.Op{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
 			}}

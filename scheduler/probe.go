@@ -31,8 +31,8 @@ const (
 // the proof of a rotation.
 type prober struct{ client *http.Client }
 
-func newProber(timeout time.Duration) *prober {
-	dialer := &net.Dialer{Timeout: connectTimeout}
+func newProber(connect, timeout time.Duration) *prober {
+	dialer := &net.Dialer{Timeout: connect}
 	return &prober{client: &http.Client{
 		Timeout: timeout,
 		// An engine cannot send the service elsewhere.
@@ -88,9 +88,9 @@ func (p *prober) get(ctx context.Context, url, key string) (*http.Response, erro
 
 // usable asks once and returns nil when the engine says that it can serve and
 // does not refuse its own key. /health is open: without the key, any process
-// that holds the port could pass for the engine.
+// that holds the port could pass for the engine. An empty key leaves that out.
 func (p *prober) usable(ctx context.Context, url, key string) error {
-	if err := p.health(ctx, url); err != nil {
+	if err := p.health(ctx, url); err != nil || key == "" {
 		return err
 	}
 	code, err := p.status(ctx, url, key)

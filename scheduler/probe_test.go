@@ -42,7 +42,7 @@ func says(status int, body string) http.HandlerFunc {
 }
 
 func TestHealth(t *testing.T) {
-	p := newProber(time.Second)
+	p := newProber(connectTimeout, time.Second)
 	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
 	for _, c := range []struct {
 		name   string
@@ -69,7 +69,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestUsable(t *testing.T) {
-	p := newProber(time.Second)
+	p := newProber(connectTimeout, time.Second)
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
 	t.Run("OK", func(t *testing.T) {
 		if err := p.usable(t.Context(), healthy, testKey); err != nil {
@@ -93,7 +93,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			says(200, `{"status":"ok"}`)(w, r)
 		})
-		if !newProber(time.Second).awaitUsable(t.Context(), url, testKey) {
+		if !newProber(connectTimeout, time.Second).awaitUsable(t.Context(), url, testKey) {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
@@ -113,7 +113,7 @@ func TestAwaitUsable(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		if !newProber(time.Minute).awaitUsable(ctx, url, testKey) {
+		if !newProber(connectTimeout, time.Minute).awaitUsable(ctx, url, testKey) {
 			t.Error("not usable")
 		}
 	})
@@ -134,7 +134,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			pause(ctx, 3*overtakeAfter) // time for one too many
 		}()
-		if newProber(time.Minute).awaitUsable(ctx, url, testKey) {
+		if newProber(connectTimeout, time.Minute).awaitUsable(ctx, url, testKey) {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
@@ -150,7 +150,7 @@ func TestAwaitUsable(t *testing.T) {
 		_ = l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if newProber(time.Second).awaitUsable(ctx, url, testKey) {
+		if newProber(connectTimeout, time.Second).awaitUsable(ctx, url, testKey) {
 			t.Error("usable")
 		}
 	})

@@ -96,7 +96,7 @@ func (o *operation) processGone(ctx context.Context) bool {
 	_ = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		gone = len(state.Allocs) > 0
 		for _, a := range state.Allocs {
-			gone = gone && a.Terminal() && !o.nodeSilent(a.NodeID)
+			gone = gone && a.Terminal() && !o.s.nodeSilent(a.NodeID)
 		}
 		return true, nil
 	})

@@ -32,6 +32,9 @@ type Options struct {
 	Resources    registry.Resources
 	BootTimeout  time.Duration
 	ProbeTimeout time.Duration
+	// MaxFailures is how many probes in a row confirm that an engine fails.
+	MaxFailures int
+	Restart     Backoff
 	// VolumePool is how many ready, empty volumes each node keeps.
 	VolumePool int
 	// ProviderKeys are the secrets that engines get in their environment.
@@ -58,6 +61,7 @@ type Scheduler struct {
 
 	template atomic.Pointer[jobs.Template]
 	pool     *volumePool
+	monitor  *monitor
 
 	// productIDs remembers which product a platform key hash belongs to. It
 	// only saves a read: each call verifies the pair anew.
@@ -77,11 +81,12 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		opts: opts, brand: brand(opts.Job.Deployment, opts.Job.Namespace), log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
-		probe:   newProber(opts.ProbeTimeout),
+		probe:   newProber(connectTimeout, opts.ProbeTimeout),
 		active:  map[string]*operation{},
 	}
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
+	s.monitor = newMonitor(s)
 	return s
 }
 
@@ -107,6 +112,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.health.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
 	loops.Go(func() { s.pool.run(ctx) })
+	loops.Go(func() { s.monitor.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
 
 	err := s.prepare(ctx)

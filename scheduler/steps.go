@@ -166,7 +166,7 @@ func (o *operation) awaitGone(ctx context.Context) error {
 	}
 	err := w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for _, a := range state.Allocs {
-			if o.nodeSilent(a.NodeID) {
+			if o.s.nodeSilent(a.NodeID) {
 				return false, errNodeSilent
 			}
 			if !a.Terminal() {
@@ -208,8 +208,8 @@ func (o *operation) unconfirmed(ctx context.Context, err error) error {
 }
 
 // nodeSilent says whether the servers do not hear from a node.
-func (o *operation) nodeSilent(nodeID string) bool {
-	node, known := o.s.cluster.Node(nodeID)
+func (s *Scheduler) nodeSilent(nodeID string) bool {
+	node, known := s.cluster.Node(nodeID)
 	return !known || node.Down
 }
 
@@ -227,7 +227,7 @@ func (o *operation) deleteVolume(ctx context.Context) error {
 		case err == nil:
 			o.row.VolumeID = ""
 			return nil
-		case o.row.NodeID != "" && o.row.VolumeID != "" && o.nodeSilent(o.row.NodeID):
+		case o.row.NodeID != "" && o.row.VolumeID != "" && o.s.nodeSilent(o.row.NodeID):
 			return nil
 		case !errors.Is(err, cluster.ErrInUse) || time.Now().After(o.row.Op.Deadline):
 			return err

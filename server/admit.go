@@ -34,7 +34,7 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 		Reason   scheduler.Denial `json:"reason,omitempty"`
 	}{Reason: admission.Denial}
 	if e := admission.Engine; e != nil {
-		answer.Admitted, answer.Engine = true, &engineAnswer{showEngine(e), optional(admission.Key)}
+		answer.Admitted, answer.Engine = true, &engineAnswer{s.showEngine(e), optional(admission.Key)}
 		secret(w)
 	}
 	writeJSON(w, http.StatusOK, answer)

@@ -61,7 +61,7 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 		Next    string         `json:"next_cursor,omitempty"`
 	}{make([]listedEngine, 0, len(rows)), total, next}
 	for _, e := range rows {
-		answer.Engines = append(answer.Engines, showEngine(e))
+		answer.Engines = append(answer.Engines, s.showEngine(e))
 	}
 	viewAge(w, f)
 	writeJSON(w, http.StatusOK, answer)

@@ -27,10 +27,10 @@ type engineAnswer struct {
 	APIKey *string `json:"api_key"`
 }
 
-func showEngine(e *registry.Engine) listedEngine {
+func (s *Server) showEngine(e *registry.Engine) listedEngine {
 	return listedEngine{
 		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(e.URL), EngineVersion: e.Image,
-		CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(e.LastHealthAt)), Reason: e.Reason,
+		CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(s.scheduler.LastHealth(e))), Reason: e.Reason,
 	}
 }
 
@@ -116,7 +116,7 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 		return err
 	}
 	secret(w)
-	writeJSON(w, http.StatusOK, engineAnswer{showEngine(c.Engine), optional(key)})
+	writeJSON(w, http.StatusOK, engineAnswer{s.showEngine(c.Engine), optional(key)})
 	return nil
 }
 

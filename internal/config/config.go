@@ -231,6 +231,11 @@ func (c *Config) Scheduler() scheduler.Options {
 		Resources:    registry.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
 		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
 		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
+		MaxFailures:  c.HealthMaxFailures,
+		Restart: scheduler.Backoff{
+			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
+			MaxAttempts: c.RestartMaxAttempts,
+		},
 		VolumePool:   c.VolumePool,
 		ProviderKeys: keys,
 	}

@@ -1,0 +1,117 @@
+package scheduler
+
+import (
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// nodeState is what the servers know of an engine's node.
+type nodeState int
+
+const (
+	nodeUp     nodeState = iota
+	nodeShut             // it takes no placements: draining, or closed by hand
+	nodeSilent           // the servers do not hear from it, or have forgotten it
+)
+
+// sight is what there is of one engine, as the stores themselves say.
+type sight struct {
+	row   *registry.Engine
+	alloc *cluster.Alloc // the newest of its job; nil: there is none
+	node  nodeState
+	fails bool // its check in Consul is critical
+	now   time.Time
+}
+
+// alive says whether Nomad means the engine's process to run and it, or its next
+// one, may do so.
+func (s *sight) alive() bool {
+	return s.alloc != nil && !s.alloc.Terminal() && s.alloc.Desired == api.AllocDesiredStatusRun
+}
+
+// unheard says whether nobody can say how the process is.
+func (s *sight) unheard() bool {
+	return s.node == nodeSilent || s.alive() && s.alloc.Client == api.AllocClientStatusUnknown
+}
+
+// care is what an engine needs that nobody asked about.
+type care int
+
+const (
+	careNone    care = iota
+	careFail         // it is failed, for the verdict's reason
+	careProbe        // Consul says that it fails: ask itself, then fail it
+	careRecover      // it has a process that may be healthy again
+	carePeek         // its process may have healed by itself: ask it, else restart
+	careRestart      // it needs a new process, now
+	careWait         // it needs a new process, at the row's time
+	careGiveUp       // it was restarted as often as it may be
+)
+
+func (c care) String() string {
+	return [...]string{"none", "fail", "probe", "recover", "peek", "restart", "wait", "give up"}[c]
+}
+
+// assess is the one table of what a running or failed engine needs (DESIGN
+// section 5). It knows nothing of storms: whether a restart may go ahead is
+// asked when it is to begin.
+func assess(s sight, maxAttempts int) (care, string) {
+	row := s.row
+	if row.Op != nil || row.Desired != registry.Running {
+		return careNone, ""
+	}
+	switch row.State {
+	case registry.Running:
+		switch {
+		case s.unheard(), !s.alive() && s.node == nodeShut:
+			return careFail, reasonNodeDown
+		case s.alloc == nil:
+			return careFail, reasonJobMissing
+		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
+			return careFail, reasonCrashed
+		case s.fails:
+			return careProbe, reasonUnhealthy
+		}
+	case registry.Failed:
+		switch {
+		case s.unheard():
+			return careNone, ""
+		case s.alive() && wasCut(row.Reason):
+			return careRecover, ""
+		case s.alive():
+			return carePeek, ""
+		case s.node == nodeShut:
+			return careNone, ""
+		case row.Reason == reasonNodeDown:
+			return careRestart, "" // no fault of its own
+		}
+		return due(row, s.now, maxAttempts), ""
+	}
+	return careNone, ""
+}
+
+// wasCut says whether an engine failed because its process or its node went
+// away: then a process that is there is a new one, or its node is back.
+func wasCut(reason string) bool {
+	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing
+}
+
+// due says whether a failed engine is to be restarted, by its row.
+func due(row *registry.Engine, now time.Time, maxAttempts int) care {
+	r := row.Restarts
+	switch {
+	case r == nil:
+		return careRestart
+	case r.GaveUp:
+		return careNone
+	case r.Attempts >= maxAttempts:
+		return careGiveUp
+	case now.Before(r.NextAt):
+		return careWait
+	}
+	return careRestart
+}

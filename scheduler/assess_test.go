@@ -1,0 +1,116 @@
+package scheduler
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+func TestAssess(t *testing.T) {
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	alloc := func(client string) *cluster.Alloc {
+		return &cluster.Alloc{ID: "a", Desired: api.AllocDesiredStatusRun, Client: client}
+	}
+	running, complete, unknown := alloc("running"), alloc("complete"), alloc("unknown")
+	crashed, other, stopping := alloc("pending"), alloc("running"), alloc("running")
+	crashed.Crash, other.ID, stopping.Desired = 7, "b", api.AllocDesiredStatusStop
+	up := &registry.Engine{State: registry.Running, Desired: registry.Running, AllocID: "a"}
+	failed := func(reason string, r *registry.Restarts) *registry.Engine {
+		return &registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: reason, Restarts: r}
+	}
+	later := &registry.Restarts{NextAt: now.Add(time.Second)}
+	due := &registry.Restarts{NextAt: now, Attempts: 2}
+	spent := &registry.Restarts{NextAt: now, Attempts: 3}
+	gaveUp := &registry.Restarts{Attempts: 3, GaveUp: true}
+	for _, c := range []struct {
+		name   string
+		row    *registry.Engine
+		alloc  *cluster.Alloc
+		node   nodeState
+		fails  bool
+		want   care
+		reason string
+	}{
+		{"Well", up, running, nodeUp, false, careNone, ""},
+		{"WellOnAClosedNode", up, running, nodeShut, false, careNone, ""},
+		{"CheckFails", up, running, nodeUp, true, careProbe, reasonUnhealthy},
+		{"Crashed", up, crashed, nodeUp, false, careFail, reasonCrashed},
+		{"Ended", up, complete, nodeUp, false, careFail, reasonCrashed},
+		{"AnotherAllocation", up, other, nodeUp, false, careFail, reasonCrashed},
+		{"JobGone", up, nil, nodeUp, false, careFail, reasonJobMissing},
+		{"NodeDown", up, running, nodeSilent, false, careFail, reasonNodeDown},
+		{"NodeDownAndFailing", up, running, nodeSilent, true, careFail, reasonNodeDown},
+		{"Unknown", up, unknown, nodeUp, false, careFail, reasonNodeDown},
+		{"Drained", up, complete, nodeShut, false, careFail, reasonNodeDown},
+		{"BeingDrained", up, stopping, nodeShut, false, careFail, reasonNodeDown},
+		{"RestartedInPlace", failed(reasonCrashed, later), running, nodeUp, false, careRecover, ""},
+		{"NodeIsBack", failed(reasonNodeDown, later), running, nodeUp, false, careRecover, ""},
+		{"NodeIsBackWithoutIt", failed(reasonNodeDown, later), complete, nodeUp, false, careRestart, ""},
+		{"NodeStillDown", failed(reasonNodeDown, due), running, nodeSilent, false, careNone, ""},
+		{"NodeStillDrains", failed(reasonNodeDown, due), complete, nodeShut, false, careNone, ""},
+		{"UnhealthyButThere", failed(reasonUnhealthy, due), running, nodeUp, true, carePeek, ""},
+		{"BootTimeoutButThere", failed(reasonBootTimeout, due), running, nodeUp, false, carePeek, ""},
+		{"NotYet", failed(reasonCrashed, later), complete, nodeUp, false, careWait, ""},
+		{"Due", failed(reasonCrashed, due), complete, nodeUp, false, careRestart, ""},
+		{"DueWithoutAJob", failed(reasonJobMissing, due), nil, nodeUp, false, careRestart, ""},
+		{"Spent", failed(reasonCrashed, spent), complete, nodeUp, false, careGiveUp, ""},
+		{"GaveUp", failed(reasonCrashed, gaveUp), complete, nodeUp, false, careNone, ""},
+		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
+		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, 3)
+			if got != c.want || reason != c.reason {
+				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
+			}
+			busy := c.row.Clone()
+			busy.Op = &registry.Op{}
+			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, 3); got != careNone {
+				t.Errorf("an engine with an operation under way gets %s", got)
+			}
+		})
+	}
+}
+
+// Whatever there is: nothing gets a second process while its first may run, and
+// what nobody can see is left alone.
+func TestAssessIsSafe(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pick := func(name string, words ...string) string { return rapid.SampledFrom(words).Draw(t, name) }
+		now := time.Unix(1e9, 0)
+		row := &registry.Engine{
+			State: rapid.SampledFrom(registry.States).Draw(t, "state"), Desired: rapid.SampledFrom(registry.States).Draw(t, "desired"),
+			Reason:  pick("reason", reasonCrashed, reasonNodeDown, reasonUnhealthy, reasonBootTimeout, reasonImage, reasonJobMissing),
+			AllocID: "a", Crash: int64(rapid.IntRange(0, 1).Draw(t, "crash")),
+		}
+		if rapid.Bool().Draw(t, "restarts") {
+			row.Restarts = &registry.Restarts{
+				Attempts: rapid.IntRange(0, 4).Draw(t, "attempts"), GaveUp: rapid.Bool().Draw(t, "gave up"),
+				NextAt: now.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "next"))),
+			}
+		}
+		s := sight{row: row, now: now, node: nodeState(rapid.IntRange(0, 2).Draw(t, "node")), fails: rapid.Bool().Draw(t, "fails")}
+		if rapid.Bool().Draw(t, "alloc") {
+			s.alloc = &cluster.Alloc{
+				ID: pick("id", "a", "b"), Desired: pick("alloc desired", "run", "stop", "evict"), Crash: int64(rapid.IntRange(0, 1).Draw(t, "alloc crash")),
+				Client: pick("client", "pending", "running", "complete", "failed", "lost", "unknown"),
+			}
+		}
+		got, _ := assess(s, 3)
+		switch {
+		case row.Desired != registry.Running && got != careNone:
+			t.Fatalf("%s for an engine that should not run", got)
+		case (got == careRestart || got == careWait || got == careGiveUp) && (s.unheard() || s.alive()):
+			t.Fatalf("%s while a process may run", got)
+		case (got == careFail || got == careProbe) && row.State != registry.Running, (got == careRecover || got == carePeek || got == careRestart) && row.State != registry.Failed:
+			t.Fatalf("%s of an engine that is %s", got, row.State)
+		case got == careRecover && !s.alive():
+			t.Fatal("a recovery without a process")
+		}
+	})
+}

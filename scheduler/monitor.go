@@ -1,0 +1,278 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// glanceEvery is how often the leader looks over all engines in the view: a
+	// crash is told by the node within 200 ms, and seen in under 2 s (SPEC
+	// section 8). A glance costs no call.
+	glanceEvery = 500 * time.Millisecond
+	// lookAgain is how long a look at the stores is good for: firstLook while an
+	// engine's case changes, up to lastLook while it stays.
+	firstLook = time.Second
+	lastLook  = 15 * time.Second
+	// lookers is how many engines are looked at, and restarted, at a time.
+	lookers    = 32
+	restarters = 16
+	// probeAgain is between the probes that confirm a failing check.
+	probeAgain = time.Second
+	// staleMirror is how old the rows in memory may be for a glance.
+	staleMirror = 20 * time.Second
+)
+
+// monitor is how the leader looks after engines that nobody asked about: it
+// fails those whose process or node is gone, or which say that they are not
+// healthy, and brings them back. What it sees in the view is a hint; before it
+// acts it reads row, allocations and node from the stores themselves, and where
+// one does not answer it does nothing.
+type monitor struct {
+	s         *Scheduler
+	probe     *prober // with time to reach an engine that is slow, not gone
+	storm     storm
+	stormTold bool // the storm's audit row agrees with it
+
+	looks    chan struct{} // one token per engine looked at
+	restarts chan struct{} // one per engine being restarted
+	work     sync.WaitGroup
+
+	mu    sync.Mutex
+	cases map[string]*engineCase // by engine_id, of engines that are not as they should be
+}
+
+// engineCase is the memory of looking at one engine.
+type engineCase struct {
+	busy bool // it is being looked at
+	next time.Time
+	wait time.Duration
+}
+
+func newMonitor(s *Scheduler) *monitor {
+	return &monitor{
+		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), looks: make(chan struct{}, lookers),
+		restarts: make(chan struct{}, restarters), cases: map[string]*engineCase{},
+	}
+}
+
+// run looks after engines, while this replica leads, until ctx ends.
+func (m *monitor) run(ctx context.Context) {
+	defer m.work.Wait()
+	for pause(ctx, glanceEvery) {
+		if !m.s.informed() {
+			continue
+		}
+		rows := m.s.mirror.All()
+		if err := m.watchStorm(ctx, rows); err != nil && ctx.Err() == nil {
+			m.s.log.Warn("cannot note whether restarts are held back; trying again", "error", err)
+		}
+		m.forget(rows)
+		now := time.Now()
+		for _, row := range rows {
+			if m.amiss(row) && m.take(row.EngineID, now) {
+				m.look(ctx, row)
+			}
+		}
+	}
+}
+
+// informed says whether this replica leads and its view is fit to act upon.
+func (s *Scheduler) informed() bool {
+	return s.Ready() == nil && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
+}
+
+// amiss says whether the view shows an engine that needs a look at the stores.
+func (m *monitor) amiss(row *registry.Engine) bool {
+	if row.Op != nil || row.Desired != registry.Running {
+		return false
+	}
+	if row.State == registry.Failed {
+		return true
+	}
+	if row.State != registry.Running {
+		return false
+	}
+	alloc, known := m.s.cluster.Newest(row.JobID())
+	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
+		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.s.health.Fails(row)
+}
+
+// take says whether an engine is due for a look, and reserves it.
+func (m *monitor) take(engineID string, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.cases[engineID]
+	if c == nil {
+		c = &engineCase{}
+		m.cases[engineID] = c
+	}
+	if c.busy || now.Before(c.next) {
+		return false
+	}
+	c.busy = true
+	return true
+}
+
+// forget drops the memory of engines that are gone or as they should be.
+func (m *monitor) forget(rows []*registry.Engine) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.cases) == 0 {
+		return
+	}
+	amiss := make(map[string]bool, len(m.cases))
+	for _, row := range rows {
+		if c := m.cases[row.EngineID]; c != nil && (row.Op != nil || m.amiss(row)) {
+			amiss[row.EngineID] = true
+		}
+	}
+	for id, c := range m.cases {
+		if !amiss[id] && !c.busy {
+			delete(m.cases, id)
+		}
+	}
+}
+
+// look looks at one engine in a goroutine of its own, when it is its turn.
+func (m *monitor) look(ctx context.Context, row *registry.Engine) {
+	m.work.Go(func() {
+		acted := false
+		select {
+		case m.looks <- struct{}{}:
+			var err error
+			acted, err = m.examine(ctx, row)
+			if err != nil && ctx.Err() == nil && !overtaken(err) {
+				m.s.log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
+			}
+		case <-ctx.Done():
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		c := m.cases[row.EngineID]
+		c.busy = false
+		if acted {
+			c.wait = 0
+		}
+		c.wait = min(max(2*c.wait, firstLook), lastLook)
+		c.next = time.Now().Add(c.wait)
+	})
+}
+
+// examine reads what there is of an engine, decides, and acts. It holds a look's
+// token, which it gives back before it waits for a restart.
+func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
+	free := sync.OnceFunc(func() { <-m.looks })
+	defer free()
+	at, err := m.sight(ctx, seen)
+	if err != nil || at == nil {
+		return false, err
+	}
+	crash := int64(0)
+	if at.alloc != nil {
+		crash = at.alloc.Crash
+	}
+	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
+	switch care {
+	case careProbe:
+		if m.healthy(ctx, at.row.URL, m.s.opts.MaxFailures) || ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		return true, m.fail(ctx, at.row, reason, crash)
+	case careFail:
+		return true, m.fail(ctx, at.row, reason, crash)
+	case careRecover:
+		free()
+		return true, m.recover(ctx, at.row, crash)
+	case carePeek:
+		if m.healthy(ctx, "http://"+at.alloc.Addr, 1) {
+			free()
+			return true, m.recover(ctx, at.row, crash)
+		}
+		care = due(at.row, at.now, m.s.opts.Restart.MaxAttempts)
+	}
+	switch {
+	case care == careGiveUp && !m.storm.held():
+		return true, m.giveUp(ctx, at.row)
+	case care == careRestart, m.storm.held() && (care == careWait || care == careGiveUp):
+		free()
+		return m.tryRestart(ctx, at.row)
+	}
+	return false, nil
+}
+
+// tryRestart restarts an engine if there is room and no storm that forbids it.
+func (m *monitor) tryRestart(ctx context.Context, row *registry.Engine) (acted bool, err error) {
+	select {
+	case m.restarts <- struct{}{}:
+	default:
+		return true, nil // soon
+	}
+	defer func() { <-m.restarts }()
+	canary, ok := m.storm.permit(time.Now())
+	if !ok {
+		return true, nil
+	}
+	err = m.restart(ctx, row, canary)
+	if canary {
+		m.storm.told(err == nil)
+	}
+	return true, err
+}
+
+// sight reads what there is of an engine from the stores; nil when its row is
+// another's or busy by now.
+func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, error) {
+	s := m.s
+	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if row.EngineID != seen.EngineID || row.Op != nil {
+		return nil, nil
+	}
+	w := s.cluster.Watch(row.JobID())
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	at := &sight{row: row, fails: s.health.Fails(row), now: time.Now()}
+	if alloc, known := s.cluster.Newest(row.JobID()); known {
+		at.alloc = &alloc
+	}
+	node, err := s.cluster.ReadNode(ctx, row.NodeID)
+	switch {
+	case errors.Is(err, cluster.ErrNotFound):
+		at.node = nodeSilent
+	case err != nil:
+		return nil, err
+	case node.Down:
+		at.node = nodeSilent
+	case !node.Eligible:
+		at.node = nodeShut
+	}
+	return at, nil
+}
+
+// healthy asks an engine itself, up to so many times; one good answer is enough.
+func (m *monitor) healthy(ctx context.Context, url string, times int) bool {
+	for i := range times {
+		if i > 0 && !pause(ctx, probeAgain) {
+			return false
+		}
+		if m.probe.health(ctx, url) == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,153 @@
+package scheduler
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// Backoff is how long a failed engine waits to be restarted (SPEC section 8).
+type Backoff struct {
+	Base, Max   time.Duration // the first wait, which doubles, and the longest
+	MaxAttempts int           // restarts before the service gives up
+}
+
+// after is the wait after so many attempts, up to a tenth longer by chance, so
+// that what failed together is not restarted together.
+func (b Backoff) after(attempts int) time.Duration {
+	wait := b.Base
+	for range attempts {
+		if wait *= 2; wait >= b.Max {
+			break
+		}
+	}
+	wait = min(wait, b.Max)
+	return wait + rand.N(wait/10+1)
+}
+
+// next is what a row says of restarts when its engine has failed: what it ran
+// well for as long as the longest wait is forgotten.
+func (b Backoff) next(row *registry.Engine, now time.Time) *registry.Restarts {
+	r := &registry.Restarts{}
+	if row.Restarts != nil && now.Sub(row.RunningSince) < b.Max {
+		r.Attempts = row.Restarts.Attempts
+	}
+	r.NextAt = now.Add(b.after(r.Attempts))
+	return r
+}
+
+// settle notes in the row how an operation that boots an engine ended.
+func (b Backoff) settle(row *registry.Engine, op *registry.Op, now time.Time) {
+	if row.State == registry.Running {
+		row.RunningSince = now
+		return
+	}
+	if row.State != registry.Failed || row.Desired != registry.Running {
+		row.Restarts = nil
+		return
+	}
+	attempts := 0
+	if row.Restarts != nil {
+		attempts = row.Restarts.Attempts
+	}
+	if op.Kind == registry.OpStart && op.Action == audit.ActionAutoRestartStart && (op.Canary || !isBootOutcome(Code(op.Undo))) {
+		attempts = max(0, attempts-1) // it says nothing about the engine
+	}
+	row.Restarts = &registry.Restarts{Attempts: attempts, NextAt: now.Add(b.after(attempts))}
+}
+
+// restart gives a failed engine a new process and waits for how that ends.
+func (m *monitor) restart(ctx context.Context, row *registry.Engine, canary bool) error {
+	attempt := 1
+	if row.Restarts != nil {
+		attempt += row.Restarts.Attempts
+	}
+	o, err := m.s.propose(ctx, row, proposal{
+		kind: registry.OpStart, action: audit.ActionAutoRestartStart, actor: actorSystem, canary: canary,
+		details:  map[string]any{"reason": row.Reason, "attempt": attempt, "by": "orch"},
+		backends: []string{"nomad", "vault"},
+		prepare: func(row *registry.Engine) error {
+			row.State = registry.Provisioning
+			row.Restarts = &registry.Restarts{Attempts: attempt}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// recover waits until a failed engine whose process is there is healthy, and
+// makes it running again.
+func (m *monitor) recover(ctx context.Context, row *registry.Engine, crash int64) error {
+	p := proposal{
+		kind: registry.OpRecover, action: audit.ActionHealthRecovered, actor: actorSystem,
+		details: map[string]any{"reason": row.Reason}, backends: []string{"nomad"},
+		prepare: func(row *registry.Engine) error {
+			row.State, row.Crash = registry.Provisioning, crash
+			return nil
+		},
+	}
+	if row.Reason == reasonCrashed {
+		p.action, p.details["by"] = audit.ActionAutoRestartStart, "nomad"
+	}
+	o, err := m.s.propose(ctx, row, p)
+	if err != nil {
+		return err
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// giveUp leaves a failed engine to a start by hand.
+func (m *monitor) giveUp(ctx context.Context, row *registry.Engine) error {
+	row = row.Clone()
+	attempts := row.Restarts.Attempts
+	row.Restarts.GaveUp = true
+	return m.s.auditedUpdate(ctx, row, audit.ActionAutoRestartGaveUp, map[string]any{"reason": row.Reason, "attempts": attempts})
+}
+
+// fail says in the row that an engine does not work.
+func (m *monitor) fail(ctx context.Context, row *registry.Engine, reason string, crash int64) error {
+	row, now := row.Clone(), time.Now().UTC()
+	if at := m.s.LastHealth(row); reason != reasonUnhealthy {
+		row.LastHealthAt = at
+	}
+	row.State, row.Reason, row.Crash = registry.Failed, reason, crash
+	row.URL, row.AllocID = "", ""
+	row.Restarts = m.s.opts.Restart.next(row, now)
+	err := m.s.auditedUpdate(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": reason})
+	if err == nil {
+		m.s.log.Warn("an engine failed", "engine_id", row.EngineID, "product_id", row.ProductID, "reason", reason)
+	}
+	return err
+}
+
+// auditedUpdate writes a row that the service itself changed, between the two
+// halves of its audit row.
+func (s *Scheduler) auditedUpdate(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+	began := time.Now()
+	id, err := s.begin(ctx, row, action, actorSystem, details)
+	if err != nil {
+		return err
+	}
+	err = s.store.Update(ctx, row)
+	s.abandon(ctx, id, began, err)
+	return err
+}
+
+// LastHealth is the last moment at which the service knew an engine healthy.
+func (s *Scheduler) LastHealth(e *registry.Engine) time.Time {
+	if e.State != registry.Running {
+		return e.LastHealthAt
+	}
+	if at := s.health.Passing(e); at.After(e.LastHealthAt) {
+		return at.UTC()
+	}
+	return e.LastHealthAt
+}
