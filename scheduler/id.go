@@ -10,10 +10,10 @@ import (
 // idBrand is how many characters of an engine_id tell whose it is.
 const idBrand = 6
 
-// brand is what the engine_ids of one deployment begin with: all that is named
+// Brand is what the engine_ids of one deployment begin with: all that is named
 // after an engine, in Nomad and in Vault, says by that whose it is, so that
 // nobody removes what belongs to another deployment in the same cluster.
-func brand(deployment, namespace string) string {
+func Brand(deployment, namespace string) string {
 	sum := sha256.Sum256([]byte(deployment + "\x00" + namespace))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:idBrand]
 }

@@ -78,7 +78,7 @@ type Scheduler struct {
 // New returns a scheduler; Run makes it work.
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
-		opts: opts, brand: brand(opts.Job.Deployment, opts.Job.Namespace), log: log, store: store, cluster: c, vault: v, audit: a,
+		opts: opts, brand: Brand(opts.Job.Deployment, opts.Job.Namespace), log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(connectTimeout, opts.ProbeTimeout),

@@ -14,6 +14,7 @@ import (
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/scheduler"
 )
 
 // stores looks into the real stores behind a service, as root.
@@ -168,6 +169,7 @@ func (s *stores) dump(stack *devstack.Stack) map[string]string {
 func (s *stores) census(prefix string) map[string]int {
 	s.t.Helper()
 	deployment := strings.TrimSuffix(prefix, "/")
+	brand := scheduler.Brand(deployment, "default")
 	out := map[string]int{"rows": len(s.rows(prefix))}
 	for _, kind := range []string{"engine-ids/", "graves/"} {
 		keys, _, err := s.consul.KV().Keys(prefix+kind, "", nil)
@@ -206,13 +208,22 @@ func (s *stores) census(prefix string) map[string]int {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	out["variables"] = len(vars)
+	out["variables"] = 0
+	for _, v := range vars {
+		if strings.HasPrefix(v.Path, "nomad/jobs/engine-"+brand) {
+			out["variables"]++
+		}
+	}
 	secret, err := s.vault.Logical().List("orch/metadata/engines")
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	if secret != nil {
-		out["keys"] = len(secret.Data["keys"].([]any))
+		for _, key := range secret.Data["keys"].([]any) {
+			if strings.HasPrefix(key.(string), brand) {
+				out["keys"]++
+			}
+		}
 	}
 	return out
 }
