@@ -298,15 +298,7 @@ func TestStormIsHeld(t *testing.T) {
 // same processes, and what was asked for is carried out.
 func TestNodeDown(t *testing.T) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t)
 	const prefix = "node-down/"
 	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=4"))
 	c := r.product(t, nil)
@@ -331,7 +323,7 @@ func TestNodeDown(t *testing.T) {
 	if _, err := c.RotateKey(ctx, "stays"); err == nil {
 		t.Error("a key of a silent engine was rotated")
 	}
-	_, err = c.Stop(ctx, "stopped")
+	_, err := c.Stop(ctx, "stopped")
 	wantCode(t, err, 504, "STOP_UNCONFIRMED")
 	_, err = c.Start(ctx, "stopped")
 	wantCode(t, err, 409, "ENGINE_BUSY")

@@ -17,15 +17,7 @@ import (
 // back, without a restart of the service.
 func TestOutages(t *testing.T) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t)
 	const prefix = "outage/"
 	r := startService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "3"})
 	c := r.product(t, nil)
