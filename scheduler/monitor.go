@@ -21,9 +21,10 @@ const (
 	// engine's case changes, up to lastLook while it stays.
 	firstLook = time.Second
 	lastLook  = 15 * time.Second
-	// lookers is how many engines are looked at, and restarted, at a time.
-	lookers    = 32
-	restarters = 16
+	// lookers is how many engines are looked at, and menders how many are brought
+	// back, at a time.
+	lookers = 32
+	menders = 32
 	// probeAgain is between the probes that confirm a failing check.
 	probeAgain = time.Second
 	// staleMirror is how old the rows in memory may be for a glance.
@@ -41,9 +42,9 @@ type monitor struct {
 	storm     storm
 	stormTold bool // the storm's audit row agrees with it
 
-	looks    chan struct{} // one token per engine looked at
-	restarts chan struct{} // one per engine being restarted
-	work     sync.WaitGroup
+	looks chan struct{} // one token per engine looked at
+	mends chan struct{} // one per engine being brought back
+	work  sync.WaitGroup
 
 	mu    sync.Mutex
 	cases map[string]*engineCase // by engine_id, of engines that are not as they should be
@@ -59,7 +60,7 @@ type engineCase struct {
 func newMonitor(s *Scheduler) *monitor {
 	return &monitor{
 		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), looks: make(chan struct{}, lookers),
-		restarts: make(chan struct{}, restarters), cases: map[string]*engineCase{},
+		mends: make(chan struct{}, menders), cases: map[string]*engineCase{},
 	}
 }
 
@@ -77,6 +78,9 @@ func (m *monitor) run(ctx context.Context) {
 		m.forget(rows)
 		now := time.Now()
 		for _, row := range rows {
+			if len(m.looks) == lookers {
+				break // the others are still amiss at the next glance
+			}
 			if m.amiss(row) && m.take(row.EngineID, now) {
 				m.look(ctx, row)
 			}
@@ -141,18 +145,14 @@ func (m *monitor) forget(rows []*registry.Engine) {
 	}
 }
 
-// look looks at one engine in a goroutine of its own, when it is its turn.
+// look looks at one engine in a goroutine of its own. Only run calls it, and has
+// seen that there is a token.
 func (m *monitor) look(ctx context.Context, row *registry.Engine) {
+	m.looks <- struct{}{}
 	m.work.Go(func() {
-		acted := false
-		select {
-		case m.looks <- struct{}{}:
-			var err error
-			acted, err = m.examine(ctx, row)
-			if err != nil && ctx.Err() == nil && !overtaken(err) {
-				m.s.log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
-			}
-		case <-ctx.Done():
+		acted, err := m.examine(ctx, row)
+		if err != nil && ctx.Err() == nil && !overtaken(err) {
+			m.s.log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -167,7 +167,7 @@ func (m *monitor) look(ctx context.Context, row *registry.Engine) {
 }
 
 // examine reads what there is of an engine, decides, and acts. It holds a look's
-// token, which it gives back before it waits for a restart.
+// token, which it gives back before it waits for an engine to come back.
 func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
 	free := sync.OnceFunc(func() { <-m.looks })
 	defer free()
@@ -190,11 +190,11 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		return true, m.fail(ctx, at.row, reason, crash)
 	case careRecover:
 		free()
-		return true, m.recover(ctx, at.row, crash)
+		return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
 	case carePeek:
 		if m.healthy(ctx, "http://"+at.alloc.Addr, 1) {
 			free()
-			return true, m.recover(ctx, at.row, crash)
+			return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
 		}
 		care = due(at.row, at.now, m.s.opts.Restart.MaxAttempts)
 	}
@@ -203,28 +203,33 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		return true, m.giveUp(ctx, at.row)
 	case care == careRestart, m.storm.held() && (care == careWait || care == careGiveUp):
 		free()
-		return m.tryRestart(ctx, at.row)
+		return true, m.mend(func() error { return m.tryRestart(ctx, at.row) })
 	}
 	return false, nil
 }
 
-// tryRestart restarts an engine if there is room and no storm that forbids it.
-func (m *monitor) tryRestart(ctx context.Context, row *registry.Engine) (acted bool, err error) {
+// mend brings an engine back if there is room for one more, else soon.
+func (m *monitor) mend(do func() error) error {
 	select {
-	case m.restarts <- struct{}{}:
+	case m.mends <- struct{}{}:
+		defer func() { <-m.mends }()
+		return do()
 	default:
-		return true, nil // soon
+		return nil
 	}
-	defer func() { <-m.restarts }()
+}
+
+// tryRestart restarts an engine unless a storm forbids it.
+func (m *monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
 	canary, ok := m.storm.permit(time.Now())
 	if !ok {
-		return true, nil
+		return nil
 	}
-	err = m.restart(ctx, row, canary)
+	err := m.restart(ctx, row, canary)
 	if canary {
 		m.storm.told(err == nil)
 	}
-	return true, err
+	return err
 }
 
 // sight reads what there is of an engine from the stores; nil when its row is
