@@ -25,6 +25,7 @@ type Engine struct {
 	NodePool    string // empty: the cluster's default
 	VolumePath  string // on the node; raw_exec engines get it in their environment
 	Count       int    // 1 runs the engine, 0 stops it
+	Warm        bool   // nobody's yet
 }
 
 // Render returns the job of one engine. Job meta is fixed at birth, as changing
@@ -44,7 +45,6 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 		job.Meta = map[string]string{}
 	}
 	job.Meta["deployment"], job.Meta["engine_id"] = t.settings.Deployment, e.EngineID
-	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
 
 	group := job.TaskGroups[0]
 	group.Count = &e.Count
@@ -70,18 +70,32 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 		task.Env["SQLITE_DB_PATH"] = path.Join(e.VolumePath, "brain.sqlite")
 	}
 
-	services := group.Services
-	if len(services) == 0 {
-		services = task.Services
+	service(job).Name = e.JobID
+	Label(job, e)
+	return job, nil
+}
+
+// service is the one that the job registers with Consul.
+func service(job *api.Job) *api.Service {
+	if group := job.TaskGroups[0]; len(group.Services) > 0 {
+		return group.Services[0]
 	}
-	services[0].Name = e.JobID
-	services[0].Meta = map[string]string{
+	return job.TaskGroups[0].Tasks[0].Services[0]
+}
+
+// Label says in a job whose engine it is; both places change without a restart
+// of its process.
+func Label(job *api.Job, e Engine) {
+	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
+	if e.Warm {
+		job.UI.Description = "Warm engine: it runs and waits for a user"
+	}
+	service(job).Meta = map[string]string{
 		"engine_id":  e.EngineID,
 		"product_id": e.ProductID,
 		// Nomad interpolates service meta: encoded, a user_id means just itself.
 		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
 	}
-	return job, nil
 }
 
 // pinned says whether an image names a fixed tag or digest, so that a node that

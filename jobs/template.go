@@ -7,6 +7,8 @@ package jobs
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -94,6 +96,16 @@ func New(job *api.Job, s Settings) (*Template, error) {
 		return nil, fmt.Errorf("copy the engine's job: %w", err)
 	}
 	return &Template{settings: s, job: b, owner: owner}, nil
+}
+
+// Fingerprint names what all jobs of this template have in common.
+func (t *Template) Fingerprint() string {
+	b, err := json.Marshal(t.settings)
+	if err != nil {
+		panic("jobs: settings always marshal: " + err.Error())
+	}
+	sum := sha256.Sum256(append(b, t.job...))
+	return hex.EncodeToString(sum[:])
 }
 
 // variables is the content of a variables file for the job file.

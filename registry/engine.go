@@ -121,6 +121,11 @@ type Engine struct {
 	// carried a key.
 	Idempotency *RecordRef `json:"idempotency,omitempty"`
 
+	// Warm is the fingerprint of a warm engine: what kind of engine it is to
+	// become. Unlabelled: its job still says that it waits for a user.
+	Warm       string `json:"warm,omitempty"`
+	Unlabelled bool   `json:"unlabelled,omitempty"`
+
 	// Index is the row's ModifyIndex in Consul: what a change compares.
 	Index uint64 `json:"-"`
 	// stored is the state that Consul holds at Index, to check moves against.

@@ -23,26 +23,24 @@ func (s *Store) Claim(ctx context.Context, p *Product, e *Engine, pooled *Pooled
 	if err := checkMove(none, e.State); err != nil {
 		return err
 	}
-	unlock := s.lockQuota(p.ProductID)
-	defer unlock()
-	for {
-		err := s.claimOnce(ctx, p, e, pooled)
-		if !errors.Is(err, errQuotaMoved) {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
+	return s.claim(ctx, p, e, consul.KVCAS, s.takePooled(pooled))
 }
 
 // errQuotaMoved: another replica changed the count between read and write.
 var errQuotaMoved = errors.New("registry: quota count moved")
 
-func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *PooledVolume) error {
-	count, index, err := s.quota(ctx, p.ProductID)
+// claimOnce tries once. index is how the engine_id's index is written: a new
+// engine has none yet. source takes what the engine is made of from where it is.
+func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
+	count, at, err := s.quota(ctx, p.ProductID)
 	if err != nil {
 		return err
+	}
+	ref := e.Idempotency
+	var answered string
+	if e.State == Running { // the provision is over with this
+		answered, e.Idempotency = e.URL, nil
+		defer func() { e.Idempotency = ref }()
 	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
@@ -56,9 +54,9 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *Po
 	}
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e)},
-		s.setQuota(p.ProductID, count+1, index),
+		s.setQuota(p.ProductID, count+1, at),
 		&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.productKey(p.ProductID), Index: p.Index},
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
+		&consul.KVTxnOp{Verb: index, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
 		s.changed(e),
 	)
 	if err != nil {
@@ -66,17 +64,19 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, pooled *Po
 	}
 	const session, row, quota = 0, 1, 2 // positions in ops
 	record := -1
-	if r := e.Idempotency; r != nil {
+	if ref != nil {
+		kept := ref.record(e)
+		kept.URL = answered
 		// Over an expired record, at the index that was read.
 		record = len(ops)
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e)), Index: r.Expired})
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(kept), Index: ref.Expired})
 	}
-	if pooled != nil {
-		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
-	}
-	results, failed, err := s.txn(ctx, ops)
+	results, failed, err := s.txn(ctx, append(ops, source...))
 	switch {
 	case err == nil:
+		if e.State == Running {
+			ref = nil
+		}
 		e.Index, e.stored = indexOf(results, rowKey), e.State
 		s.mirror.wrote(e)
 		return nil
@@ -136,10 +136,7 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 	if r := e.Idempotency; r != nil {
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e))})
 	}
-	if pooled != nil {
-		ops = append(ops, deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)...)
-	}
-	results, failed, err := s.txn(ctx, ops)
+	results, failed, err := s.txn(ctx, append(ops, s.takePooled(pooled)...))
 	if err != nil {
 		return s.sessionOr(failed, err)
 	}
@@ -159,13 +156,13 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 	defer unlock()
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	for {
-		count, index, err := s.quota(ctx, e.ProductID)
+		place, err := s.quotaPlace(ctx, e.ProductID)
 		if err != nil {
 			return err
 		}
 		ops, err := s.fenced(
 			&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: rowKey, Index: e.Index},
-			s.setQuota(e.ProductID, max(count-1, 0), index),
+			place,
 			&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(e.EngineID)},
 			s.changed(e),
 			&consul.KVTxnOp{Verb: consul.KVDelete, Key: rowKey},
@@ -190,6 +187,16 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		}
 		return s.sessionOr(failed, err)
 	}
+}
+
+// quotaPlace is the operation that gives one engine's place in its product's
+// quota back. A warm engine has none.
+func (s *Store) quotaPlace(ctx context.Context, productID string) (*consul.KVTxnOp, error) {
+	if productID == WarmProduct {
+		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(productID)}, nil
+	}
+	count, index, err := s.quota(ctx, productID)
+	return s.setQuota(productID, max(count-1, 0), index), err
 }
 
 // Engine reads one row. ErrNotFound: the user has none.

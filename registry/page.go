@@ -112,6 +112,16 @@ func (m *Mirror) Counts(productID string) map[State]int {
 	return counts
 }
 
+// Of are all rows of a product, oldest first.
+func (m *Mirror) Of(productID string) []*Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if t := m.tenants[productID]; t != nil {
+		return slices.Clone(t.rows)
+	}
+	return nil
+}
+
 // In are the rows of a product in a state, oldest first.
 func (m *Mirror) In(productID string, state State) []*Engine {
 	m.mu.RLock()

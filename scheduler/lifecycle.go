@@ -62,6 +62,18 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
+	warm, claimed, err := s.warm.claim(ctx, caller, row)
+	if claimed {
+		labelled := warm.Clone()
+		s.background(func(ctx context.Context) { _ = s.label(ctx, labelled) }) // else the leader does it later
+		s.complete(ctx, op.AuditID, audit.Completion{EngineID: warm.EngineID, Metadata: map[string]any{"warm": true}, Duration: time.Since(op.BeganAt)})
+		return warm, nil
+	}
+	if err != nil {
+		err = s.claimError(ctx, caller, row, err)
+		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		return nil, err
+	}
 	if err := s.claim(ctx, caller, row); err != nil {
 		err = s.claimError(ctx, caller, row, err)
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
@@ -379,13 +391,8 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 // adopt looks after a row whose write was not answered: should it have been
 // written, this replica owns an operation that nobody runs.
 func (s *Scheduler) adopt(row *registry.Engine) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.base == nil || s.base.Err() != nil {
-		return
-	}
-	ctx, opID := s.base, row.Op.ID
-	s.ops.Go(func() {
+	opID := row.Op.ID
+	s.background(func(ctx context.Context) {
 		for pause(ctx, time.Second) {
 			now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 			switch {

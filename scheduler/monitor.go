@@ -99,7 +99,7 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 		return false
 	}
 	if row.State == registry.Failed {
-		return true
+		return row.ProductID != registry.WarmProduct // which is replaced
 	}
 	if row.State != registry.Running {
 		return false

@@ -171,6 +171,16 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 	return o
 }
 
+// background runs something that Run waits for, unless the scheduler is stopping.
+func (s *Scheduler) background(do func(context.Context)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.base != nil && s.base.Err() == nil {
+		ctx := s.base
+		s.ops.Go(func() { do(ctx) })
+	}
+}
+
 // running returns this replica's operation on an engine, or nil.
 func (s *Scheduler) running(productID, userID string) *operation {
 	s.mu.Lock()

@@ -37,6 +37,8 @@ type Options struct {
 	Restart     Backoff
 	// VolumePool is how many ready, empty volumes each node keeps.
 	VolumePool int
+	// WarmPool is how many engines of the standard kind run and wait for a user.
+	WarmPool int
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
 }
@@ -61,6 +63,7 @@ type Scheduler struct {
 
 	template atomic.Pointer[jobs.Template]
 	pool     *volumePool
+	warm     *warmPool
 	monitor  *monitor
 
 	// productIDs remembers which product a platform key hash belongs to. It
@@ -86,6 +89,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	}
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
+	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
 	return s
 }
@@ -112,6 +116,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.health.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
 	loops.Go(func() { s.pool.run(ctx) })
+	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
 

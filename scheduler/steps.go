@@ -93,7 +93,7 @@ func (o *operation) register(ctx context.Context) error {
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
-		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
+		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1, Warm: row.ProductID == registry.WarmProduct,
 	})
 	if err != nil {
 		return err

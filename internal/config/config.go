@@ -45,6 +45,7 @@ type Config struct {
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
 	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node"`
+	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
 	ConsulPrefix   string `env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
@@ -171,6 +172,7 @@ func (c *Config) check() []error {
 	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
 	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)
 	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
+	atLeast("ORCH_WARM_POOL", c.WarmPool, 0)
 	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
 	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
 	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad refuses less
@@ -237,6 +239,7 @@ func (c *Config) Scheduler() scheduler.Options {
 			MaxAttempts: c.RestartMaxAttempts,
 		},
 		VolumePool:   c.VolumePool,
+		WarmPool:     c.WarmPool,
 		ProviderKeys: keys,
 	}
 }
