@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/client"
 )
 
 // The series that figures are made of.
@@ -245,9 +246,8 @@ func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
 		return res, err
 	}
 	if res.admits, err = read(ctx, func(ctx context.Context, n int) error {
-		var answer struct{ Admitted bool }
-		err := s.Do(ctx, http.MethodPost, "/engines/"+users[n%len(users)]+"/admit", nil, &answer)
-		if err == nil && !answer.Admitted {
+		a, err := s.Admit(ctx, users[n%len(users)], client.AdmitOptions{})
+		if err == nil && !a.Admitted {
 			err = errors.New("not admitted")
 		}
 		return err

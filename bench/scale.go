@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
-	"net/http"
 	"strings"
 	"time"
 
@@ -43,25 +42,27 @@ func (b *bench) scale(ctx context.Context) (res scaleResult, err error) {
 	if err := b.writeRows(ctx, s.store, registered.ProductID); err != nil {
 		return res, fmt.Errorf("write the rows: %w", err)
 	}
-	var list struct{ Total int }
 	if err := until(ctx, func() error {
-		if err := c.Do(ctx, http.MethodGet, "/engines?limit=1", nil, &list); err != nil || list.Total != rowsAtScale {
+		if list, err := c.Engines(ctx, client.EngineFilter{Limit: 1}); err != nil || list.Total != rowsAtScale {
 			return errors.Join(err, fmt.Errorf("%d of %d are listed", list.Total, rowsAtScale))
 		}
 		return nil
 	}); err != nil {
 		return res, err
 	}
-	measure := func(into *[]float64, path func() string) {
+	measure := func(into *[]float64, call func() error) {
 		for range listings {
 			began := time.Now()
-			err = errors.Join(err, c.Do(ctx, http.MethodGet, path(), nil, new(any)))
+			err = errors.Join(err, call())
 			*into = append(*into, millis(time.Since(began)))
 		}
 	}
-	measure(&res.page, func() string { return fmt.Sprintf("/engines?limit=100&offset=%d", mrand.IntN(rowsAtScale-100)) })
-	measure(&res.filtered, func() string { return "/engines?limit=100&status=provisioning&offset=4000" })
-	measure(&res.status, func() string { return "/status" })
+	page := func(f client.EngineFilter) error { _, err := c.Engines(ctx, f); return err }
+	measure(&res.page, func() error { return page(client.EngineFilter{Limit: 100, Offset: mrand.IntN(rowsAtScale - 100)}) })
+	measure(&res.filtered, func() error {
+		return page(client.EngineFilter{Limit: 100, Status: client.Provisioning, Offset: 4000})
+	})
+	measure(&res.status, func() error { _, err := c.Status(ctx); return err })
 	if err != nil {
 		return res, err
 	}

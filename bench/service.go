@@ -127,7 +127,7 @@ func (s *service) timed(ctx context.Context, call func(context.Context) error) (
 	id := strings.ToLower(rand.Text())
 	steps := s.log.expect(id)
 	began := time.Now()
-	err := call(context.WithValue(ctx, requestIDKey{}, id))
+	err := call(client.WithRequestID(ctx, id))
 	t := timing{total: millis(time.Since(began))}
 	if err != nil {
 		return t, err
@@ -167,22 +167,10 @@ func (s *service) rssMiB() (float64, error) {
 	return procMiB(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), "VmRSS:")
 }
 
-type requestIDKey struct{}
-
-// transport sends the request id that a call's context carries.
-type transport struct{ *http.Transport }
-
-func newTransport() transport {
+func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, readRate // the reads must not wait for connections
-	return transport{t}
-}
-
-func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	if id, ok := r.Context().Value(requestIDKey{}).(string); ok {
-		r.Header.Set("X-Request-Id", id)
-	}
-	return t.Transport.RoundTrip(r)
+	return t
 }
 
 // patience bounds every wait for a condition; a new volume takes 6 to 10 s.

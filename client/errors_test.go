@@ -41,13 +41,15 @@ func TestErrors(t *testing.T) {
 		"a proxy's page":        {502, "3", "<html>Bad Gateway</html>", Error{Status: 502, RetryAfter: 3 * time.Second}},
 		"empty":                 {500, "", "", Error{Status: 500}},
 		"another form":          {500, "", `{"error": "text"}`, Error{Status: 500}},
-		"a redirect":            {304, "", "", Error{Status: 304}},
+		"a redirect":            {307, "", "", Error{Status: 307}},
+		"Retry-After below 1":   {503, "-1", ours, Error{Status: 503, Code: "ENGINE_BUSY", Message: "another operation", RequestID: "r1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 				if c.retryAfter != "" {
 					w.Header().Set("Retry-After", c.retryAfter)
 				}
+				w.Header().Set("Location", "/elsewhere")
 				w.WriteHeader(c.status)
 				_, _ = io.WriteString(w, c.body)
 			})
@@ -61,6 +63,9 @@ func TestErrors(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), fmt.Sprint(c.status)) {
 				t.Errorf("%q does not tell the status", err)
+			}
+			if errors.Is(err, ErrEngineBusy) != (c.want.Code == ErrEngineBusy) || errors.Is(err, ErrEngineNotFound) || errors.Is(err, Code("")) {
+				t.Errorf("%v is not its own code alone", err)
 			}
 		})
 	}
@@ -86,17 +91,34 @@ func TestAnswersThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// second drops what a call returned besides its error.
+func second[T any](_ T, err error) error { return err }
+
 // calls is every call of the client.
 func (c *Client) calls(ctx context.Context, user string) map[string]func() error {
 	return map[string]func() error{
-		"register":   func() error { _, err := c.RegisterProduct(ctx, "s", "S", nil); return err },
-		"provision":  func() error { _, err := c.Provision(ctx, user, ""); return err },
-		"engine":     func() error { _, err := c.Engine(ctx, user); return err },
-		"start":      func() error { _, err := c.Start(ctx, user); return err },
-		"stop":       func() error { _, err := c.Stop(ctx, user); return err },
-		"rotate-key": func() error { _, err := c.RotateKey(ctx, user); return err },
-		"destroy":    func() error { _, err := c.Destroy(ctx, user); return err },
-		"ready":      func() error { return c.Ready(ctx) },
+		"provision":    func() error { return second(c.Provision(ctx, user, "")) },
+		"engine":       func() error { return second(c.Engine(ctx, user)) },
+		"admit":        func() error { return second(c.Admit(ctx, user, AdmitOptions{AutoWake: true})) },
+		"start":        func() error { return second(c.Start(ctx, user)) },
+		"stop":         func() error { return second(c.Stop(ctx, user)) },
+		"rotate-key":   func() error { return second(c.RotateKey(ctx, user)) },
+		"keep-awake":   func() error { return second(c.KeepAwake(ctx, user, 1500*time.Millisecond)) },
+		"destroy":      func() error { return second(c.Destroy(ctx, user)) },
+		"engines":      func() error { return second(c.Engines(ctx, EngineFilter{Status: Running, Limit: 5, Cursor: "c+d"})) },
+		"status":       func() error { return second(c.Status(ctx)) },
+		"metrics":      func() error { return second(c.Metrics(ctx)) },
+		"audit":        func() error { return second(c.Audit(ctx, AuditFilter{UserID: user, Since: time.Unix(0, 0)})) },
+		"audit of one": func() error { return second(c.Audit(ctx, AuditFilter{ProductID: "p"})) },
+		"register":     func() error { return second(c.RegisterProduct(ctx, "s", "S", &Policy{MaxEngines: new(0)})) },
+		"products":     func() error { return second(c.Products(ctx)) },
+		"product":      func() error { return second(c.Product(ctx, "p/q")) },
+		"policy":       func() error { return second(c.SetPolicy(ctx, "p", Policy{EngineImage: "e"})) },
+		"platform key": func() error { return second(c.RotatePlatformKey(ctx, "p", time.Minute)) },
+		"delete":       func() error { return c.DeleteProduct(ctx, "p") },
+		"health":       func() error { return second(c.Health(ctx)) },
+		"live":         func() error { return c.Live(ctx) },
+		"ready":        func() error { return c.Ready(ctx) },
 	}
 }
 
@@ -139,4 +161,19 @@ func TestCancel(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHealth: degraded is an answer; what a proxy says is none.
+func TestHealth(t *testing.T) {
+	for body, degraded := range map[string]bool{
+		`{"status": "degraded", "subsystems": {"vault": "unavailable"}}`: true, "<html>": false, ours: false,
+	} {
+		h, err := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, body)
+		}).Health(t.Context())
+		if degraded != (err == nil) || degraded && (h.Status != "degraded" || h.Subsystems["vault"] != "unavailable") {
+			t.Errorf("%s: got %+v, %v", body, h, err)
+		}
+	}
 }

@@ -17,22 +17,44 @@ import (
 func TestRequests(t *testing.T) {
 	type request struct{ Line, Body, ContentType, Platform, Admin string }
 	var got request
+	var header http.Header
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
+		header = r.Header
 		got = request{r.Method + " " + r.RequestURI, string(body), r.Header.Get("Content-Type"), sent(r, "X-Platform-Key"), sent(r, "X-Admin-Key")}
 		_, _ = io.WriteString(w, `{"new_api_key": "k", "engine_id": "e"}`)
 	})
 	const jsonType = "application/json"
-	for name, want := range map[string]request{
-		"register":   {"POST /products/register", `{"display_name":"S","slug":"s"}`, jsonType, "pk", "ak"},
-		"provision":  {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", "ak"},
-		"engine":     {"GET /engines/a%2Fb", "", "", "pk", "ak"},
-		"start":      {"POST /engines/a%2Fb/start", "", "", "pk", "ak"},
-		"stop":       {"POST /engines/a%2Fb/stop", "", "", "pk", "ak"},
-		"rotate-key": {"POST /engines/a%2Fb/rotate-key", "", "", "pk", "ak"},
-		"destroy":    {"DELETE /engines/a%2Fb", "", "", "pk", "ak"},
-		"ready":      {"GET /ready", "", "", "pk", "ak"},
-	} {
+	all := map[string]request{
+		"provision":    {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", none},
+		"engine":       {"GET /engines/a%2Fb", "", "", "pk", none},
+		"admit":        {"POST /engines/a%2Fb/admit", `{"auto_wake":true}`, jsonType, "pk", none},
+		"start":        {"POST /engines/a%2Fb/start", "", "", "pk", none},
+		"stop":         {"POST /engines/a%2Fb/stop", "", "", "pk", none},
+		"rotate-key":   {"POST /engines/a%2Fb/rotate-key", "", "", "pk", none},
+		"keep-awake":   {"POST /engines/a%2Fb/keep-awake", `{"seconds":2}`, jsonType, "pk", none},
+		"destroy":      {"DELETE /engines/a%2Fb", "", "", "pk", none},
+		"engines":      {"GET /engines?cursor=c%2Bd&limit=5&status=running", "", "", "pk", none},
+		"status":       {"GET /status", "", "", "pk", none},
+		"metrics":      {"GET /metrics", "", "", "pk", none},
+		"audit":        {"GET /audit?since=1970-01-01T00%3A00%3A00Z&user_id=a%2Fb", "", "", "pk", none},
+		"audit of one": {"GET /audit?product_id=p", "", "", none, "ak"},
+		"register":     {"POST /products/register", `{"slug":"s","display_name":"S","policy":{"max_engines":0}}`, jsonType, none, "ak"},
+		"products":     {"GET /products", "", "", none, "ak"},
+		"product":      {"GET /products/p%2Fq", "", "", none, "ak"},
+		"policy":       {"PUT /products/p/policy", `{"policy":{"engine_image":"e"}}`, jsonType, none, "ak"},
+		"platform key": {"POST /products/p/rotate-platform-key", `{"overlap_seconds":60}`, jsonType, none, "ak"},
+		"delete":       {"DELETE /products/p", "", "", none, "ak"},
+		"health":       {"GET /health", "", "", none, none},
+		"live":         {"GET /live", "", "", none, none},
+		"ready":        {"GET /ready", "", "", none, none},
+	}
+	for name := range c.calls(t.Context(), "") {
+		if _, tested := all[name]; !tested {
+			t.Errorf("%s is not tested", name)
+		}
+	}
+	for name, want := range all {
 		t.Run(name, func(t *testing.T) {
 			for _, slash := range []string{"", "/"} {
 				full := &Client{BaseURL: c.BaseURL + slash, HTTP: c.HTTP, PlatformKey: "pk", AdminKey: "ak"}
@@ -51,11 +73,15 @@ func TestRequests(t *testing.T) {
 			}
 		})
 	}
-	t.Run("version and policy", func(t *testing.T) {
-		if _, err := c.Provision(t.Context(), "u", "engine:2"); err != nil || got.Body != `{"engine_version":"engine:2","user_id":"u"}` {
-			t.Errorf("%v, %+v", err, got)
+	t.Run("version, idempotency key and request id", func(t *testing.T) {
+		ctx := WithRequestID(t.Context(), "my-id")
+		_, err := c.Provision(ctx, "u", "engine:2", IdempotencyKey("once"))
+		if err != nil || got.Body != `{"user_id":"u","engine_version":"engine:2"}` || header.Get("Idempotency-Key") != "once" || header.Get("X-Request-Id") != "my-id" {
+			t.Errorf("%v, %+v, %v", err, got, header)
 		}
-		if _, err := c.RegisterProduct(t.Context(), "s", "S", map[string]int{"max_engines": 0}); err != nil || got.Body != `{"display_name":"S","policy":{"max_engines":0},"slug":"s"}` {
+	})
+	t.Run("an admit without options has no body", func(t *testing.T) {
+		if _, err := c.Admit(t.Context(), "u", AdmitOptions{}); err != nil || got.Body != "" {
 			t.Errorf("%v, %+v", err, got)
 		}
 	})

@@ -158,9 +158,8 @@ func TestUserIDsComeThrough(t *testing.T) {
 	})
 }
 
-func wantCode(t *rapid.T, err error, code string) {
-	var e *client.Error
-	if !errors.As(err, &e) || e.Code != code {
+func wantCode(t *rapid.T, err error, code client.Code) {
+	if !errors.Is(err, code) {
 		t.Fatalf("got %v, want %s", err, code)
 	}
 }

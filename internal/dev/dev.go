@@ -36,7 +36,7 @@ type System struct {
 	Stack    *devstack.Stack
 	URL      string
 	AdminKey string
-	Product  *client.Product
+	Product  *client.Registered
 
 	scheduler *scheduler.Scheduler
 	stop      context.CancelFunc

@@ -15,7 +15,7 @@ func TestProducts(t *testing.T) {
 	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "1"})
 	ctx := t.Context()
 	admin, other := &client.Client{BaseURL: all[0].url, AdminKey: adminKey}, &client.Client{BaseURL: all[1].url, AdminKey: adminKey}
-	p, err := admin.RegisterProduct(ctx, "acme", "ACME Inc.", map[string]any{"max_engines": 3})
+	p, err := admin.RegisterProduct(ctx, "acme", "ACME Inc.", &client.Policy{MaxEngines: new(3)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,31 +23,21 @@ func TestProducts(t *testing.T) {
 	if _, err := c.Provision(ctx, "u", ""); err != nil {
 		t.Fatal(err)
 	}
-	type product struct {
-		ProductID   string         `json:"product_id"`
-		DisplayName string         `json:"display_name"`
-		Policy      map[string]any `json:"policy"`
-		Engines     int
-		Slug        string
-	}
-	var shown product
-	if err := other.Do(ctx, http.MethodGet, "/products/"+p.ProductID, nil, &shown); err != nil {
+	shown, err := other.Product(ctx, p.ProductID)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if shown.Slug != "acme" || shown.DisplayName != "ACME Inc." || shown.Engines != 1 || shown.Policy["max_engines"] != 3.0 {
+	if shown.Slug != "acme" || shown.DisplayName != "ACME Inc." || shown.Engines != 1 || *shown.Policy.MaxEngines != 3 {
 		t.Errorf("shown as %+v", shown)
 	}
-	var raw map[string]any
-	if err := other.Do(ctx, http.MethodGet, "/products", nil, &raw); err != nil {
-		t.Fatal(err)
-	}
-	if first := raw["products"].([]any)[0].(map[string]any); len(first) != 6 {
-		t.Errorf("listed as %v", first)
+	listed, err := other.Products(ctx)
+	if err != nil || listed.Total != 1 || len(listed.Products) != 1 || listed.Products[0].ProductID != p.ProductID {
+		t.Errorf("listed as %+v, %v", listed, err)
 	}
 
 	// A tightened limit evicts nobody and refuses the next one, on every replica.
-	var set struct{ Policy map[string]any }
-	if err := other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{"max_engines": 1}}, &set); err != nil || set.Policy["max_engines"] != 1.0 {
+	set, err := other.SetPolicy(ctx, p.ProductID, client.Policy{MaxEngines: new(1)})
+	if err != nil || *set.MaxEngines != 1 {
 		t.Fatalf("%+v, %v", set, err)
 	}
 	_, err = c.Provision(ctx, "second", "")
@@ -57,18 +47,16 @@ func TestProducts(t *testing.T) {
 	}
 
 	// Both keys work until the overlap ends, on every replica.
-	var rotated struct {
-		PlatformAPIKey string `json:"platform_api_key"`
-	}
-	rotate := func(seconds int) *client.Client {
+	rotate := func(overlap time.Duration) *client.Client {
 		t.Helper()
-		if err := admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", map[string]any{"overlap_seconds": seconds}, &rotated); err != nil {
+		key, err := admin.RotatePlatformKey(ctx, p.ProductID, overlap)
+		if err != nil {
 			t.Fatal(err)
 		}
-		return &client.Client{BaseURL: all[1].url, PlatformKey: rotated.PlatformAPIKey}
+		return &client.Client{BaseURL: all[1].url, PlatformKey: key}
 	}
-	second := rotate(2)
-	for _, k := range []*client.Client{c, at(c, all[1]), second, at(second, all[0])} {
+	overlapping := rotate(2 * time.Second)
+	for _, k := range []*client.Client{c, at(c, all[1]), overlapping, at(overlapping, all[0])} {
 		if _, err := k.Engine(ctx, "u"); err != nil {
 			t.Error(err)
 		}
@@ -82,24 +70,22 @@ func TestProducts(t *testing.T) {
 		return nil
 	})
 	third := rotate(0)
-	_, err = second.Engine(ctx, "u")
+	_, err = overlapping.Engine(ctx, "u")
 	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
-	wantCode(t, admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", map[string]any{"overlap_seconds": 86401}, nil), 400, "INVALID_REQUEST")
+	wantCode(t, second(admin.RotatePlatformKey(ctx, p.ProductID, 86401*time.Second)), 400, "INVALID_REQUEST")
 
-	wantCode(t, other.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil), 409, "PRODUCT_HAS_ENGINES")
+	wantCode(t, other.DeleteProduct(ctx, p.ProductID), 409, "PRODUCT_HAS_ENGINES")
 	if _, err := third.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil); err != nil {
+	if err := other.DeleteProduct(ctx, p.ProductID); err != nil {
 		t.Fatal(err)
 	}
 	_, err = third.Engine(ctx, "u")
 	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
 	for _, call := range []error{
-		admin.Do(ctx, http.MethodGet, "/products/"+p.ProductID, nil, nil),
-		admin.Do(ctx, http.MethodDelete, "/products/"+p.ProductID, nil, nil),
-		admin.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{}}, nil),
-		admin.Do(ctx, http.MethodPost, "/products/"+p.ProductID+"/rotate-platform-key", nil, nil),
+		second(admin.Product(ctx, p.ProductID)), admin.DeleteProduct(ctx, p.ProductID),
+		second(admin.SetPolicy(ctx, p.ProductID, client.Policy{})), second(admin.RotatePlatformKey(ctx, p.ProductID, 0)),
 	} {
 		wantCode(t, call, 404, "PRODUCT_NOT_FOUND")
 	}
@@ -127,7 +113,7 @@ func TestAdminKeyFile(t *testing.T) {
 	write("the-first-admin-key\n")
 	r := startService(t, shared, map[string]string{"ORCH_ADMIN_KEY": "", "ORCH_ADMIN_KEY_FILE": file, "ORCH_VOLUME_POOL": "0"})
 	works := func(key string) error {
-		return (&client.Client{BaseURL: r.url, AdminKey: key}).Do(t.Context(), http.MethodGet, "/products", nil, nil)
+		return second((&client.Client{BaseURL: r.url, AdminKey: key}).Products(t.Context()))
 	}
 	if err := works("the-first-admin-key"); err != nil {
 		t.Fatal(err)

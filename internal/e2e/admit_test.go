@@ -3,9 +3,9 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -13,17 +13,8 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-type admission struct {
-	Admitted bool
-	Engine   *client.Engine
-	Reason   string
-}
-
-func admit(ctx context.Context, c *client.Client, user string, provision, wake bool) (admission, error) {
-	var a admission
-	body := map[string]bool{"auto_provision": provision, "auto_wake": wake}
-	err := c.Do(ctx, http.MethodPost, "/engines/"+url.PathEscape(user)+"/admit", body, &a)
-	return a, err
+func admit(ctx context.Context, c *client.Client, user string, provision, wake bool) (*client.Admission, error) {
+	return c.Admit(ctx, user, client.AdmitOptions{AutoProvision: provision, AutoWake: wake})
 }
 
 // startReplicas runs n services on one registry.
@@ -293,41 +284,32 @@ func TestRateLimit(t *testing.T) {
 		t.Errorf("%d allowed, want from %d to %.0f", allowed, burst, most)
 	}
 
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, all[1].url+"/engines/nobody/admit", nil)
-	if err != nil {
-		t.Fatal(err)
+	a, err := admit(ctx, at(c, all[1]), "nobody", false, false)
+	var refused *client.Error
+	rate := a.Rate // refused or not, the answer tells what is left
+	if errors.As(err, &refused) {
+		rate = refused.Rate
 	}
-	req.Header.Set("X-Platform-Key", c.PlatformKey)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	for _, name := range []string{"RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"} {
-		if resp.Header.Get(name) == "" {
-			t.Errorf("no %s header", name)
-		}
-	}
-	if resp.Header.Get("RateLimit-Limit") != "60" {
-		t.Errorf("RateLimit-Limit is %s", resp.Header.Get("RateLimit-Limit"))
+	if rate == nil || rate.Limit != 60 || rate.Remaining > burst || rate.Reset > (burst+1)*time.Second {
+		t.Errorf("rate %+v, %v", rate, err)
 	}
 
 	// A policy holds at once, on every replica.
 	admin := &client.Client{BaseURL: all[2].url, AdminKey: adminKey}
 	id := productOf(t, admin, c)
-	put := func(policy map[string]any) {
+	put := func(policy client.Policy) {
 		t.Helper()
-		if err := admin.Do(ctx, http.MethodPut, "/products/"+id+"/policy", map[string]any{"policy": policy}, nil); err != nil {
+		if _, err := admin.SetPolicy(ctx, id, policy); err != nil {
 			t.Fatal(err)
 		}
 	}
-	put(map[string]any{})
+	put(client.Policy{})
 	for _, r := range all {
 		if _, err := admit(ctx, at(c, r), "nobody", false, false); err != nil {
 			t.Errorf("without a limit: %v", err)
 		}
 	}
-	put(map[string]any{"rate_limit_rpm": 0})
+	put(client.Policy{RateLimitRPM: new(0)})
 	for _, r := range all {
 		wantCode(t, second(admit(ctx, at(c, r), "nobody", false, false)), 429, "RATE_LIMITED")
 	}
@@ -337,13 +319,8 @@ func TestRateLimit(t *testing.T) {
 // the audit log.
 func productOf(t *testing.T, admin, c *client.Client) string {
 	t.Helper()
-	var list struct {
-		Products []struct {
-			ProductID string `json:"product_id"`
-			Slug      string
-		}
-	}
-	if err := admin.Do(t.Context(), http.MethodGet, "/products", nil, &list); err != nil {
+	list, err := admin.Products(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
 	if len(list.Products) != 1 {

@@ -10,30 +10,14 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-type entry struct {
-	ID         int64
-	Timestamp  time.Time
-	ProductID  string `json:"product_id"`
-	UserID     string `json:"user_id"`
-	EngineID   string `json:"engine_id"`
-	Action     string
-	Actor      string
-	RequestID  string `json:"request_id"`
-	Outcome    string
-	Metadata   map[string]any
-	DurationMS *int64 `json:"duration_ms"`
-}
-
-func auditLog(t *testing.T, c *client.Client, query string) (entries []entry, next string) {
+// auditLog asks for one page with a query string as a caller may write it.
+func auditLog(t *testing.T, c *client.Client, query string) (entries []client.AuditEntry, next string) {
 	t.Helper()
-	var page struct {
-		Entries []entry
-		Next    string `json:"next_cursor"`
-	}
+	var page client.AuditList
 	if err := c.Do(t.Context(), http.MethodGet, "/audit"+query, nil, &page); err != nil {
 		t.Fatal(err)
 	}
-	return page.Entries, page.Next
+	return page.Entries, page.NextCursor
 }
 
 func TestAudit(t *testing.T) {
@@ -41,7 +25,7 @@ func TestAudit(t *testing.T) {
 	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx := t.Context()
 	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
-	p, err := admin.RegisterProduct(ctx, "audited", "Audited", map[string]any{"allowed_images": []string{"*"}, "max_engines": 2})
+	p, err := admin.RegisterProduct(ctx, "audited", "Audited", &client.Policy{AllowedImages: []string{"*"}, MaxEngines: new(2)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +52,7 @@ func TestAudit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := admin.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{}}, nil); err != nil {
+	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -112,15 +96,11 @@ func TestAudit(t *testing.T) {
 		t.Errorf("the admin sees %d rows, %d of the product", all, one)
 	}
 	var paged []int64
-	for query := "?limit=4"; ; {
-		entries, next := auditLog(t, c, query)
-		for _, row := range entries {
-			paged = append(paged, row.ID)
+	for row, err := range c.AllAudit(ctx, client.AuditFilter{Limit: 4}) {
+		if err != nil {
+			t.Fatal(err)
 		}
-		if next == "" {
-			break
-		}
-		query = "?limit=4&cursor=" + url.QueryEscape(next)
+		paged = append(paged, row.ID)
 	}
 	if len(paged) != len(want) || !slices.IsSortedFunc(paged, func(a, b int64) int { return int(b - a) }) {
 		t.Errorf("by cursor: %v", paged)
@@ -129,12 +109,12 @@ func TestAudit(t *testing.T) {
 		wantCode(t, c.Do(ctx, http.MethodGet, "/audit"+bad, nil, nil), 400, "INVALID_REQUEST")
 	}
 
-	var numbers map[string]float64
-	if err := c.Do(ctx, http.MethodGet, "/metrics", nil, &numbers); err != nil {
+	numbers, err := c.Metrics(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(numbers) != 6 || numbers["provisions_1h"] != 1 || numbers["total_provisions"] != 1 || numbers["total_destroys"] != 2 || numbers["avg_boot_ms"] <= 0 {
-		t.Errorf("metrics %v", numbers)
+	if numbers.Provisions1h != 1 || numbers.TotalProvisions != 1 || numbers.TotalDestroys != 2 || numbers.AvgBootMS <= 0 {
+		t.Errorf("metrics %+v", numbers)
 	}
 
 	// Denied admits are counted per user, reason and minute.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,7 +71,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	t.Parallel()
 	prefix := "crash/"
 	c, cmd := startProcess(t, shared, prefix)
-	p, err := c.RegisterProduct(t.Context(), "crash", "Crash", map[string]any{"allowed_images": []string{"*"}, "max_engines": 3})
+	p, err := c.RegisterProduct(t.Context(), "crash", "Crash", &client.Policy{AllowedImages: []string{"*"}, MaxEngines: new(3)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +156,7 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	const prefix = "idempotent-crash/"
 	c, cmd := startProcess(t, shared, prefix)
 	ctx := t.Context()
-	p, err := c.RegisterProduct(ctx, "crash", "Crash", anyImage)
+	p, err := c.RegisterProduct(ctx, "crash", "Crash", policyOf(t, anyImage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +207,7 @@ func TestProcess(t *testing.T) {
 	}
 	c, cmd := startProcess(t, shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
 	c.AdminKey = "second-key-of-the-admin"
-	products := func() error { return c.Do(t.Context(), http.MethodGet, "/products", nil, nil) }
+	products := func() error { return second(c.Products(t.Context())) }
 	wantCode(t, products(), 401, "INVALID_ADMIN_KEY")
 	if err := os.WriteFile(file, []byte(c.AdminKey), 0o600); err != nil {
 		t.Fatal(err)

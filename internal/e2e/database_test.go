@@ -49,10 +49,10 @@ func TestDatabaseAway(t *testing.T) {
 			"provision": func() error { return second(at.Provision(ctx, "new", "")) }, "stop": func() error { return second(at.Stop(ctx, "u")) },
 			"rotate-key": func() error { return second(at.RotateKey(ctx, "u")) }, "destroy": func() error { return second(at.Destroy(ctx, "u")) },
 			"policy": func() error {
-				return admin.Do(ctx, "PUT", "/products/"+id+"/policy", map[string]any{"policy": map[string]any{}}, nil)
+				return second(admin.SetPolicy(ctx, id, client.Policy{}))
 			},
-			"delete":  func() error { return admin.Do(ctx, "DELETE", "/products/"+id, nil, nil) },
-			"metrics": func() error { return at.Do(ctx, "GET", "/metrics", nil, nil) },
+			"delete":  func() error { return admin.DeleteProduct(ctx, id) },
+			"metrics": func() error { return second(at.Metrics(ctx)) },
 		} {
 			err := call()
 			if err == nil {

@@ -79,13 +79,11 @@ func TestFleet(t *testing.T) {
 	}
 	// Pages by cursor are complete, and the last one has none.
 	var paged []string
-	for query := "?limit=4"; ; {
-		p := list(t, c, query)
-		paged = append(paged, users(p)...)
-		if p.Next == "" {
-			break
+	for e, err := range c.AllEngines(ctx, client.EngineFilter{Limit: 4}) {
+		if err != nil {
+			t.Fatal(err)
 		}
-		query = "?limit=4&cursor=" + p.Next
+		paged = append(paged, e.UserID)
 	}
 	if !slices.Equal(paged, want) {
 		t.Errorf("by cursor: %v", paged)
@@ -101,17 +99,12 @@ func TestFleet(t *testing.T) {
 		t.Errorf("another product sees %+v", got)
 	}
 
-	var status struct {
-		Total     int
-		ByStatus  map[string]int `json:"by_status"`
-		Health    string
-		Unhealthy int `json:"unhealthy_count"`
-	}
-	if err := c.Do(ctx, http.MethodGet, "/status", nil, &status); err != nil {
+	status, err := c.Status(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if status.Total != 6 || len(status.ByStatus) != 6 || status.ByStatus["running"] != 4 || status.ByStatus["stopped"] != 1 ||
-		status.ByStatus["failed"] != 1 || status.Health != "degraded" || status.Unhealthy != 1 {
+		status.ByStatus["failed"] != 1 || status.Health != "degraded" || status.UnhealthyCount != 1 {
 		t.Errorf("status %+v", status)
 	}
 	for _, bad := range []string{"?limit=0", "?limit=1001", "?limit=x", "?offset=-1", "?status=dead", "?cursor=nonsense", "?cursor=x&offset=1", "?limt=5", "?limit=1&limit=2", "?status=%zz"} {

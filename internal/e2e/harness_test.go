@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -124,15 +125,28 @@ func tail(s string, n int) string {
 // product registers a product and returns a client with its key.
 func (r *replica) product(t *testing.T, policy map[string]any) *client.Client {
 	t.Helper()
-	if policy == nil {
-		policy = map[string]any{}
-	}
 	slug := "p-" + strings.ToLower(rand.Text()[:12])
-	p, err := (&client.Client{BaseURL: r.url, AdminKey: adminKey}).RegisterProduct(t.Context(), slug, "Test product", policy)
+	p, err := (&client.Client{BaseURL: r.url, AdminKey: adminKey}).RegisterProduct(t.Context(), slug, "Test product", policyOf(t, policy))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+}
+
+// policyOf is a policy in the client's own words.
+func policyOf(t *testing.T, fields map[string]any) *client.Policy {
+	t.Helper()
+	b, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := new(client.Policy)
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(policy); err != nil {
+		t.Fatal(err)
+	}
+	return policy
 }
 
 // eventually waits for a condition: nil, with a deadline.
@@ -159,7 +173,7 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 func wantCode(t *testing.T, err error, status int, code string) *client.Error {
 	t.Helper()
 	var e *client.Error
-	if !errors.As(err, &e) || e.Status != status || e.Code != code {
+	if !errors.As(err, &e) || e.Status != status || string(e.Code) != code {
 		t.Fatalf("got %v, want %d %s", err, status, code)
 	}
 	if e.RequestID == "" || e.Message == "" {
@@ -228,11 +242,6 @@ func (m memory) knows(what string) error {
 		}
 	}
 	return fmt.Errorf("the brain does not know %q: %+v", what, m.Memories)
-}
-
-func decodeBody(resp *http.Response, v any) error {
-	defer func() { _ = resp.Body.Close() }()
-	return json.NewDecoder(resp.Body).Decode(v)
 }
 
 // freeAddr is a loopback address that nothing listens on.

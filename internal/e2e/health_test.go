@@ -247,11 +247,8 @@ func TestStormIsHeld(t *testing.T) {
 	failHealth(t, s, prefix, true)
 	status := func(health string, running int) func() error {
 		return func() error {
-			var st struct {
-				Health   string
-				ByStatus map[string]int `json:"by_status"`
-			}
-			if err := c.Do(t.Context(), http.MethodGet, "/status", nil, &st); err != nil {
+			st, err := c.Status(t.Context())
+			if err != nil {
 				return err
 			}
 			if st.Health != health || running >= 0 && st.ByStatus["running"] != running {

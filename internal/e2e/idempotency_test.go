@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"net/http"
 	"sync"
 	"testing"
 
@@ -11,22 +10,7 @@ import (
 
 // provisionOnce provisions with an Idempotency-Key.
 func provisionOnce(ctx context.Context, c *client.Client, key, user, version string) (*client.Engine, error) {
-	body := map[string]any{"user_id": user}
-	if version != "" {
-		body["engine_version"] = version
-	}
-	e := new(client.Engine)
-	with := *c
-	with.HTTP = &http.Client{Transport: withHeader{"Idempotency-Key", key}}
-	return e, with.Do(ctx, http.MethodPost, "/engines/provision", body, e)
-}
-
-type withHeader struct{ name, value string }
-
-func (h withHeader) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set(h.name, h.value)
-	return documented.RoundTrip(r)
+	return c.Provision(ctx, user, version, client.IdempotencyKey(key))
 }
 
 func TestIdempotencyKey(t *testing.T) {

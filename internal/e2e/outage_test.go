@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"testing"
 	"time"
 
@@ -65,7 +64,7 @@ func TestOutages(t *testing.T) {
 				} else if got, err := c.Engine(ctx, "u"); err != nil || got.APIKey != e.APIKey || got.Status != "running" {
 					t.Fatalf("GET: %+v, %v", got, err)
 				}
-				if err := c.Do(ctx, http.MethodGet, "/live", nil, nil); err != nil {
+				if err := c.Live(ctx); err != nil {
 					t.Fatalf("live: %v", err)
 				}
 				if err := export(t, e, e.APIKey).knows("before the outages"); err != nil {
@@ -102,23 +101,12 @@ func TestOutages(t *testing.T) {
 func degraded(url, culprit string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/health", nil)
+	h, err := (&client.Client{BaseURL: url}).Health(ctx)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	var body struct {
-		Status     string
-		Subsystems map[string]string
-	}
-	if err := decodeBody(resp, &body); err != nil {
-		return err
-	}
-	if resp.StatusCode != 503 || body.Status != "degraded" || body.Subsystems[culprit] == "ok" {
-		return fmt.Errorf("health answers %d %+v", resp.StatusCode, body)
+	if h.Status != "degraded" || h.Subsystems[culprit] == "ok" {
+		return fmt.Errorf("health answers %+v", h)
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func TestRequestsAreRefused(t *testing.T) {
 			wantCode(t, err, 400, "INVALID_REQUEST")
 		}
 		for field, value := range map[string]any{"max_engines": -1, "no_such_field": 1, "memory_mb": "many", "allowed_images": []string{"["}, "sleep_mode": "nap", "idle_timeout_s": 1.5, "rate_limit_rpm": -5} {
-			_, err := admin.RegisterProduct(ctx, "slug", "name", map[string]any{field: value})
+			err := admin.Do(ctx, http.MethodPost, "/products/register", map[string]any{"slug": "slug", "display_name": "name", "policy": map[string]any{field: value}}, nil)
 			if e := wantCode(t, err, 400, "INVALID_REQUEST"); !strings.Contains(e.Message, field) {
 				t.Errorf("message %q does not name %s", e.Message, field)
 			}
@@ -154,11 +154,8 @@ func TestRequestsAreRefused(t *testing.T) {
 	if after := openStores(t, shared).census(prefix)["rows"]; after != before {
 		t.Errorf("refused requests left %d rows", after-before)
 	}
-	var health struct {
-		Status     string
-		Subsystems map[string]string
-	}
-	if err := c.Do(ctx, http.MethodGet, "/health", nil, &health); err != nil || health.Status != "ok" {
+	health, err := c.Health(ctx)
+	if err != nil || health.Status != "ok" {
 		t.Errorf("health: %+v, %v", health, err)
 	}
 	for _, name := range []string{"nomad", "consul", "vault", "audit"} {
@@ -166,7 +163,7 @@ func TestRequestsAreRefused(t *testing.T) {
 			t.Errorf("health does not name %s: %v", name, health)
 		}
 	}
-	if err := errors.Join(c.Do(ctx, http.MethodGet, "/live", nil, nil), c.Ready(ctx)); err != nil {
+	if err := errors.Join(c.Live(ctx), c.Ready(ctx)); err != nil {
 		t.Error(err)
 	}
 }

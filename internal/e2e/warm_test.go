@@ -28,9 +28,8 @@ func TestWarmEngines(t *testing.T) {
 	s, ctx := openStores(t, shared), t.Context()
 	c := r.product(t, map[string]any{"max_engines": 6})
 	s.awaitWarm(r, 2)
-	var list struct{ Total int }
-	if err := c.Do(ctx, "GET", "/engines", nil, &list); err != nil || list.Total != 0 {
-		t.Fatalf("a product sees %d engines that are nobody's, %v", list.Total, err)
+	if list, err := c.Engines(ctx, client.EngineFilter{}); err != nil || list.Total != 0 {
+		t.Fatalf("a product sees engines that are nobody's: %+v, %v", list, err)
 	}
 
 	// A burst that is larger than the pool: partly warm, partly cold, each its
@@ -136,7 +135,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	r := startService(t, shared, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3"))
 	s, ctx := openStores(t, shared), t.Context()
 	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
-	p, err := admin.RegisterProduct(ctx, "warm", "Warm", map[string]any{"warm_pool": 1, "engine_image": "reference-engine.v2", "memory_mb": 40})
+	p, err := admin.RegisterProduct(ctx, "warm", "Warm", policyOf(t, map[string]any{"warm_pool": 1, "engine_image": "reference-engine.v2", "memory_mb": 40}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +176,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 		return nil
 	})
 	s.awaitWarm(r, 1)
-	if err := admin.Do(ctx, "PUT", "/products/"+p.ProductID+"/policy", map[string]any{"policy": map[string]any{}}, nil); err != nil {
+	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
 	s.awaitWarm(r, 0)

@@ -1,0 +1,64 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// AdmitOptions say what an admit may do for its user.
+type AdmitOptions struct {
+	AutoProvision bool `json:"auto_provision,omitempty"` // make an engine if there is none
+	AutoWake      bool `json:"auto_wake,omitempty"`      // wake a sleeping one
+}
+
+// Why a user is not admitted.
+const (
+	DeniedNotFound     = "engine_not_found"
+	DeniedSleeping     = "engine_sleeping"
+	DeniedStopped      = "engine_stopped" // by hand: only a start brings it back
+	DeniedProvisioning = "engine_provisioning"
+	DeniedUnhealthy    = "engine_unhealthy"
+	DeniedDestroying   = "engine_destroying"
+)
+
+// Admission is the answer to an admit.
+type Admission struct {
+	Admitted bool    `json:"admitted"`
+	Engine   *Engine `json:"engine"`           // with its key; nil: not admitted
+	Reason   string  `json:"reason,omitempty"` // why not
+	Rate     *Rate   `json:"-"`                // nil: the product has no rate limit
+}
+
+// Rate is what is left of a product's rate limit.
+type Rate struct {
+	Limit     int           // admits per minute
+	Remaining int           // that are left now
+	Reset     time.Duration // until the whole burst is there again, in whole seconds
+}
+
+// Admit asks whether a user may use its engine now, and where it is. A denial is
+// no error.
+func (c *Client) Admit(ctx context.Context, userID string, o AdmitOptions) (*Admission, error) {
+	a := new(Admission)
+	what := call{
+		method: http.MethodPost, path: enginePath(userID) + "/admit", keys: platform, out: a, repeatable: true,
+		answered: func(h http.Header) { a.Rate = rateOf(h) },
+	}
+	if o != (AdmitOptions{}) { // an empty body means the same
+		what.in = o
+	}
+	return a, c.do(ctx, what)
+}
+
+// rateOf reads the RateLimit headers of an answer.
+func rateOf(h http.Header) *Rate {
+	limit, err := strconv.Atoi(h.Get("RateLimit-Limit"))
+	if err != nil {
+		return nil
+	}
+	remaining, _ := strconv.Atoi(h.Get("RateLimit-Remaining"))
+	reset, _ := strconv.Atoi(h.Get("RateLimit-Reset"))
+	return &Rate{Limit: limit, Remaining: remaining, Reset: time.Duration(reset) * time.Second}
+}

@@ -1,0 +1,125 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 16 << 20
+
+// call is one call of the API.
+type call struct {
+	method, path string
+	keys         keys
+	in           any // marshalled as the body; nil: none
+	out          any // the answer is decoded into it; nil: it is not read
+	// repeatable: made twice it does what it does once, so it may be made again
+	// also when nobody knows whether it was done.
+	repeatable bool
+	header     http.Header       // more headers to send
+	answered   func(http.Header) // is given the headers of a 2xx answer
+	accepts    int               // a status besides 2xx whose answer is like theirs
+}
+
+// Do makes a call that has no method here, with both keys. An answer that is not
+// 2xx is an [*Error].
+func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
+	return c.do(ctx, call{method: method, path: path, keys: bothKeys, in: in, out: out, repeatable: method == http.MethodGet})
+}
+
+// get makes a call that only reads.
+func (c *Client) get(ctx context.Context, k keys, path string, out any) error {
+	return c.do(ctx, call{method: http.MethodGet, path: path, keys: k, out: out, repeatable: true})
+}
+
+// do makes a call, and makes it again as the policy says.
+func (c *Client) do(ctx context.Context, what call) error {
+	var body []byte
+	if what.in != nil {
+		var err error
+		if body, err = json.Marshal(what.in); err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+	}
+	return c.Retry.run(ctx, what.repeatable, func() error { return c.once(ctx, what, body) })
+}
+
+func (c *Client) once(ctx context.Context, what call, body []byte) error {
+	req, err := c.request(ctx, what, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http().Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		failed := errorOf(resp, answer)
+		if resp.StatusCode != what.accepts || failed.Code != "" || json.Unmarshal(answer, what.out) != nil {
+			return failed
+		}
+	}
+	if what.answered != nil {
+		what.answered(resp.Header)
+	}
+	if what.out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, what.out); err != nil {
+		return fmt.Errorf("decode the answer: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Request, error) {
+	var r io.Reader
+	if body != nil {
+		r = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, what.method, strings.TrimSuffix(c.BaseURL, "/")+what.path, r)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range what.header {
+		req.Header[name] = values
+	}
+	set := func(name, value string) {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
+	}
+	if body != nil {
+		set("Content-Type", "application/json")
+	}
+	if what.keys&platform != 0 {
+		set("X-Platform-Key", c.PlatformKey)
+	}
+	if what.keys&admin != 0 {
+		set("X-Admin-Key", c.AdminKey)
+	}
+	id, _ := ctx.Value(requestID{}).(string)
+	set("X-Request-Id", id)
+	return req, nil
+}
+
+// http is the HTTP client, without redirects.
+func (c *Client) http() *http.Client {
+	h := http.DefaultClient
+	if c.HTTP != nil {
+		h = c.HTTP
+	}
+	direct := *h
+	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &direct
+}

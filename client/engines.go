@@ -1,0 +1,119 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"time"
+	"unicode/utf8"
+)
+
+// The states of an engine.
+const (
+	Provisioning = "provisioning"
+	Running      = "running"
+	Sleeping     = "sleeping"
+	Stopped      = "stopped"
+	Failed       = "failed"
+	Destroying   = "destroying"
+)
+
+// States are all of them.
+var States = []string{Provisioning, Running, Sleeping, Stopped, Failed, Destroying}
+
+// Engine is an engine as the service tells it. Calls fill what their answer has;
+// what is null or absent there is zero here, and left out when it is marshalled.
+type Engine struct {
+	EngineID string `json:"engine_id,omitempty"`
+	UserID   string `json:"user_id,omitempty"`
+	// Status is one of the states; "destroyed" in the answer to Destroy.
+	Status        string     `json:"status"`
+	URL           string     `json:"url,omitempty"`
+	APIKey        string     `json:"api_key,omitempty"`
+	EngineVersion string     `json:"engine_version,omitempty"` // its image
+	CreatedAt     time.Time  `json:"created_at,omitzero"`
+	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
+	Reason        string     `json:"reason,omitempty"` // why it is failed: a stable word
+}
+
+// ProvisionOption is more about a provision.
+type ProvisionOption func(*call)
+
+// IdempotencyKey makes a provision the same call as every other with this key
+// and body within 24 hours: it gets the answer of the first that succeeded. So it
+// may be made again when nobody knows whether it was done.
+func IdempotencyKey(key string) ProvisionOption {
+	return func(c *call) {
+		c.repeatable = true
+		c.header = http.Header{"Idempotency-Key": {key}}
+	}
+}
+
+// Provision makes a user an engine and waits until it is usable; an empty
+// version is the default.
+func (c *Client) Provision(ctx context.Context, userID, version string, options ...ProvisionOption) (*Engine, error) {
+	if !utf8.ValidString(userID) {
+		// It would be sent with replacement characters: another user's.
+		return nil, errors.New("the user_id is not valid UTF-8")
+	}
+	e := new(Engine)
+	what := call{method: http.MethodPost, path: "/engines/provision", keys: platform, out: e, in: struct {
+		UserID        string `json:"user_id"`
+		EngineVersion string `json:"engine_version,omitempty"`
+	}{userID, version}}
+	for _, o := range options {
+		o(&what)
+	}
+	return e, c.do(ctx, what)
+}
+
+// Engine reads a user's engine, with its key.
+func (c *Client) Engine(ctx context.Context, userID string) (*Engine, error) {
+	e := new(Engine)
+	return e, c.get(ctx, platform, enginePath(userID), e)
+}
+
+// Start runs a user's engine and waits until it is usable.
+func (c *Client) Start(ctx context.Context, userID string) (*Engine, error) {
+	e := new(Engine)
+	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", keys: platform, out: e})
+}
+
+// Stop ends the process of a user's engine and waits until it is gone.
+func (c *Client) Stop(ctx context.Context, userID string) (*Engine, error) {
+	e := new(Engine)
+	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", keys: platform, out: e})
+}
+
+// RotateKey gives a user's engine a new key and returns it.
+func (c *Client) RotateKey(ctx context.Context, userID string) (string, error) {
+	var answer struct {
+		NewAPIKey string `json:"new_api_key"`
+	}
+	err := c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/rotate-key", keys: platform, out: &answer})
+	return answer.NewAPIKey, err
+}
+
+// KeepAwake keeps a user's running engine from being put to sleep for a while,
+// 1 second to 1 hour, and returns until when. Parts of a second are rounded up.
+func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) (time.Time, error) {
+	var answer struct {
+		Until time.Time `json:"keep_awake_until"`
+	}
+	err := c.do(ctx, call{
+		method: http.MethodPost, path: enginePath(userID) + "/keep-awake", keys: platform, repeatable: true, out: &answer,
+		in: struct {
+			Seconds int `json:"seconds"`
+		}{wholeSeconds(d)},
+	})
+	return answer.Until, err
+}
+
+// Destroy removes a user's engine with its brain and key.
+func (c *Client) Destroy(ctx context.Context, userID string) (*Engine, error) {
+	e := new(Engine)
+	return e, c.do(ctx, call{method: http.MethodDelete, path: enginePath(userID), keys: platform, out: e})
+}
+
+func wholeSeconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }

@@ -1,0 +1,88 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Code is what an error of the service is told by. As an error it matches, with
+// errors.Is, every [*Error] that carries it.
+type Code string
+
+func (c Code) Error() string { return string(c) }
+
+// The codes of the service.
+const (
+	ErrInvalidRequest       Code = "INVALID_REQUEST"
+	ErrInvalidPlatformKey   Code = "INVALID_PLATFORM_KEY"
+	ErrInvalidAdminKey      Code = "INVALID_ADMIN_KEY"
+	ErrPolicyDenied         Code = "POLICY_DENIED"
+	ErrNotFound             Code = "NOT_FOUND" // there is no such endpoint
+	ErrMethodNotAllowed     Code = "METHOD_NOT_ALLOWED"
+	ErrRequestTooLarge      Code = "REQUEST_TOO_LARGE"
+	ErrUnsupportedMediaType Code = "UNSUPPORTED_MEDIA_TYPE"
+	ErrEngineNotFound       Code = "ENGINE_NOT_FOUND"
+	ErrEngineAlreadyExists  Code = "ENGINE_ALREADY_EXISTS"
+	ErrEngineAlreadyRunning Code = "ENGINE_ALREADY_RUNNING"
+	ErrEngineNotRunning     Code = "ENGINE_NOT_RUNNING"
+	ErrEngineBusy           Code = "ENGINE_BUSY"
+	ErrEngineDestroyed      Code = "ENGINE_DESTROYED"
+	ErrIdempotencyKeyReused Code = "IDEMPOTENCY_KEY_REUSED"
+	ErrProductSlugExists    Code = "PRODUCT_SLUG_EXISTS"
+	ErrProductNotFound      Code = "PRODUCT_NOT_FOUND"
+	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
+	ErrRateLimited          Code = "RATE_LIMITED"
+	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
+	ErrPortExhaustion       Code = "PORT_EXHAUSTION"
+	ErrCapacityExhausted    Code = "CAPACITY_EXHAUSTED"
+	ErrEngineBootFailed     Code = "ENGINE_BOOT_FAILED"
+	ErrBootTimeout          Code = "BOOT_TIMEOUT"
+	ErrStopUnconfirmed      Code = "STOP_UNCONFIRMED"
+	ErrRotationUnconfirmed  Code = "ROTATION_UNCONFIRMED"
+	ErrInternal             Code = "INTERNAL_ERROR"
+	ErrBackendError         Code = "BACKEND_ERROR"
+	ErrBackendUnavailable   Code = "BACKEND_UNAVAILABLE"
+)
+
+// Error is an answer that is not 2xx.
+type Error struct {
+	Status     int
+	Code       Code // empty: the answer is not the service's, but for example a proxy's
+	Message    string
+	RequestID  string
+	RetryAfter time.Duration // zero: the answer named none
+	Rate       *Rate         // of an admit of a product that has a rate limit
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code, e.Status, e.Message) }
+
+// Is says whether target is the error's code.
+func (e *Error) Is(target error) bool {
+	code, ok := target.(Code)
+	return ok && code == e.Code && code != ""
+}
+
+func errorOf(resp *http.Response, answer []byte) *Error {
+	var body struct {
+		Error struct {
+			Code      Code   `json:"code"`
+			Message   string `json:"message"`
+			RequestID string `json:"request_id"`
+		} `json:"error"`
+	}
+	_ = json.Unmarshal(answer, &body) // not ours: then the status must do
+	e := &Error{
+		Status: resp.StatusCode, Code: body.Error.Code, Message: body.Error.Message,
+		RequestID: body.Error.RequestID, Rate: rateOf(resp.Header),
+	}
+	if e.RequestID == "" {
+		e.RequestID = resp.Header.Get("X-Request-Id")
+	}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
+		e.RetryAfter = time.Duration(s) * time.Second
+	}
+	return e
+}

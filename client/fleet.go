@@ -1,0 +1,137 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// EngineFilter says which engines are listed, and which page of them; what is
+// zero does not limit them.
+type EngineFilter struct {
+	Status string // one of the states
+	Limit  int    // of a page: 1 to 1000; 0: 100
+	Offset int    // how many are left out; not with a cursor
+	Cursor string // NextCursor of the page before
+}
+
+// EngineList is one page of a product's engines, oldest first, without keys.
+type EngineList struct {
+	Engines    []Engine      `json:"engines"`
+	Total      int           `json:"total"`                 // how many match in all
+	NextCursor string        `json:"next_cursor,omitempty"` // empty: this is the last page
+	Age        time.Duration `json:"-"`                     // of the view it was read from
+}
+
+// Engines lists one page of the product's engines.
+func (c *Client) Engines(ctx context.Context, f EngineFilter) (*EngineList, error) {
+	q := query{}
+	q.text("status", f.Status)
+	q.number("limit", f.Limit)
+	q.number("offset", f.Offset)
+	q.text("cursor", f.Cursor)
+	list := new(EngineList)
+	return list, c.do(ctx, call{
+		method: http.MethodGet, path: withQuery("/engines", url.Values(q)), keys: platform, out: list, repeatable: true,
+		answered: func(h http.Header) { list.Age = viewAge(h) },
+	})
+}
+
+// AllEngines walks through the engines of all pages from the filter's on. An
+// error ends the walk.
+func (c *Client) AllEngines(ctx context.Context, f EngineFilter) iter.Seq2[Engine, error] {
+	return walk(func(cursor string) ([]Engine, string, error) {
+		if cursor != "" {
+			f.Cursor, f.Offset = cursor, 0
+		}
+		list, err := c.Engines(ctx, f)
+		return list.Engines, list.NextCursor, err
+	})
+}
+
+// walk yields the items of page after page; page is given the cursor of the one
+// before, "" for the first.
+func walk[T any](page func(cursor string) (items []T, next string, err error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for cursor := ""; ; {
+			items, next, err := page(cursor)
+			if err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if next == "" {
+				return
+			}
+			cursor = next
+		}
+	}
+}
+
+// FleetStatus is a product's engines in numbers.
+type FleetStatus struct {
+	Total          int            `json:"total"`
+	ByStatus       map[string]int `json:"by_status"`       // of all six states
+	Health         string         `json:"health"`          // ok, degraded or critical
+	UnhealthyCount int            `json:"unhealthy_count"` // failed engines, and running ones whose check fails
+	Age            time.Duration  `json:"-"`               // of the view it was read from
+}
+
+// Status counts the product's engines.
+func (c *Client) Status(ctx context.Context) (*FleetStatus, error) {
+	st := new(FleetStatus)
+	return st, c.do(ctx, call{
+		method: http.MethodGet, path: "/status", keys: platform, out: st, repeatable: true,
+		answered: func(h http.Header) { st.Age = viewAge(h) },
+	})
+}
+
+// Metrics are a product's figures of the last hour and of its lifetime.
+type Metrics struct {
+	Provisions1h    int     `json:"provisions_1h"`
+	Crashes1h       int     `json:"crashes_1h"`
+	Restarts1h      int     `json:"restarts_1h"`
+	AvgBootMS       float64 `json:"avg_boot_ms"` // of the boots of the last hour
+	TotalProvisions int     `json:"total_provisions"`
+	TotalDestroys   int     `json:"total_destroys"`
+}
+
+// Metrics reads the product's figures.
+func (c *Client) Metrics(ctx context.Context) (*Metrics, error) {
+	m := new(Metrics)
+	return m, c.get(ctx, platform, "/metrics", m)
+}
+
+func viewAge(h http.Header) time.Duration {
+	seconds, _ := strconv.ParseFloat(h.Get("X-View-Age"), 64)
+	return time.Duration(seconds * float64(time.Second))
+}
+
+// query collects the parameters that are set.
+type query url.Values
+
+func (q query) text(name, value string) {
+	if value != "" {
+		url.Values(q).Set(name, value)
+	}
+}
+
+func (q query) number(name string, value int) {
+	if value != 0 {
+		url.Values(q).Set(name, strconv.Itoa(value))
+	}
+}
+
+func (q query) time(name string, value time.Time) {
+	if !value.IsZero() {
+		url.Values(q).Set(name, value.UTC().Format(time.RFC3339Nano))
+	}
+}

@@ -1,0 +1,24 @@
+package client
+
+import (
+	"context"
+	"net/http"
+)
+
+// Health is how a replica and all that it needs are.
+type Health struct {
+	Status     string            `json:"status"`     // ok or degraded
+	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok or unavailable
+}
+
+// Health asks how a replica is. Degraded is an answer and no error.
+func (c *Client) Health(ctx context.Context) (*Health, error) {
+	h := new(Health)
+	return h, c.do(ctx, call{method: http.MethodGet, path: "/health", out: h, accepts: http.StatusServiceUnavailable, repeatable: true})
+}
+
+// Live returns nil when the process serves.
+func (c *Client) Live(ctx context.Context) error { return c.get(ctx, noKey, "/live", nil) }
+
+// Ready returns nil when the replica can answer admits of running engines.
+func (c *Client) Ready(ctx context.Context) error { return c.get(ctx, noKey, "/ready", nil) }

@@ -1,0 +1,100 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"time"
+)
+
+// Policy is what a product may do. An absent field means no limit or the
+// service's default; a limit of 0 allows nothing.
+type Policy struct {
+	MaxEngines    *int     `json:"max_engines,omitempty"`
+	RateLimitRPM  *int     `json:"rate_limit_rpm,omitempty"` // admits per minute
+	EngineImage   string   `json:"engine_image,omitempty"`
+	IdleTimeoutS  *int     `json:"idle_timeout_s,omitempty"`
+	CPUMHz        *int     `json:"cpu_mhz,omitempty"`
+	MemoryMB      *int     `json:"memory_mb,omitempty"`
+	AllowedImages []string `json:"allowed_images,omitempty"` // globs
+	WarmPool      *int     `json:"warm_pool,omitempty"`
+	NodePool      string   `json:"node_pool,omitempty"`
+	SleepMode     string   `json:"sleep_mode,omitempty"` // stop or pause
+}
+
+// Registered is a product as its registration tells it, this once with its key.
+type Registered struct {
+	ProductID      string `json:"product_id"`
+	Slug           string `json:"slug"`
+	PlatformAPIKey string `json:"platform_api_key"`
+}
+
+// Product is a product as the admin sees it.
+type Product struct {
+	ProductID   string    `json:"product_id"`
+	Slug        string    `json:"slug"`
+	DisplayName string    `json:"display_name"`
+	Policy      Policy    `json:"policy"`
+	CreatedAt   time.Time `json:"created_at"`
+	Engines     int       `json:"engines"` // in any state
+}
+
+// ProductList is all products, oldest first.
+type ProductList struct {
+	Products []Product `json:"products"`
+	Total    int       `json:"total"`
+}
+
+// RegisterProduct makes a product; a nil policy has no limits.
+func (c *Client) RegisterProduct(ctx context.Context, slug, displayName string, policy *Policy) (*Registered, error) {
+	p := new(Registered)
+	return p, c.do(ctx, call{method: http.MethodPost, path: "/products/register", keys: admin, out: p, in: struct {
+		Slug        string  `json:"slug"`
+		DisplayName string  `json:"display_name"`
+		Policy      *Policy `json:"policy,omitempty"`
+	}{slug, displayName, policy}})
+}
+
+// Products lists all products.
+func (c *Client) Products(ctx context.Context) (*ProductList, error) {
+	list := new(ProductList)
+	return list, c.get(ctx, admin, "/products", list)
+}
+
+// Product reads one product.
+func (c *Client) Product(ctx context.Context, productID string) (*Product, error) {
+	p := new(Product)
+	return p, c.get(ctx, admin, productPath(productID), p)
+}
+
+// SetPolicy replaces a product's policy; it holds from the next request on.
+func (c *Client) SetPolicy(ctx context.Context, productID string, policy Policy) (*Policy, error) {
+	type body struct {
+		Policy Policy `json:"policy"`
+	}
+	answer := new(body)
+	err := c.do(ctx, call{
+		method: http.MethodPut, path: productPath(productID) + "/policy", keys: admin, in: body{policy}, out: answer, repeatable: true,
+	})
+	return &answer.Policy, err
+}
+
+// RotatePlatformKey gives a product a new platform key and returns it. The old
+// one works on for a while, up to a day; without an overlap it, and all earlier
+// ones, end at once. Parts of a second are rounded up.
+func (c *Client) RotatePlatformKey(ctx context.Context, productID string, overlap time.Duration) (string, error) {
+	var answer struct {
+		PlatformAPIKey string `json:"platform_api_key"`
+	}
+	err := c.do(ctx, call{
+		method: http.MethodPost, path: productPath(productID) + "/rotate-platform-key", keys: admin, out: &answer,
+		in: struct {
+			OverlapSeconds int `json:"overlap_seconds"`
+		}{wholeSeconds(overlap)},
+	})
+	return answer.PlatformAPIKey, err
+}
+
+// DeleteProduct removes a product that has no engines.
+func (c *Client) DeleteProduct(ctx context.Context, productID string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: productPath(productID), keys: admin})
+}
