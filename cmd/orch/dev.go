@@ -171,7 +171,8 @@ func invitation(sys *dev.System, e *client.Engine) string {
   Consul UI     %[7]s/ui
   Vault UI      %[8]s/ui     (token in %[10]s; only HashiCorp's own builds have its pages)
 
-  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell (set -a first to export them).
+  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell (set -a first to export them);
+  then orch engine list, orch status and orch audit tail -f work there.
   Ctrl-C ends everything.
 `, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,
 		sys.Stack.NomadAddr, sys.Stack.ConsulAddr, sys.Stack.VaultAddr, sys.AdminKey, filepath.Join(stateDir, "env"))

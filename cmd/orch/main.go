@@ -3,9 +3,13 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"strings"
 
 	"github.com/hashicorp/cli"
+
+	"github.com/septemberai/orch/cmd/orch/internal/remote"
 )
 
 // version is set by the linker (-X main.version=...).
@@ -19,13 +23,14 @@ func run(args []string) int {
 	c.Args = args
 	c.HelpFunc = help
 	c.HelpWriter, c.ErrorWriter = os.Stdout, os.Stderr // help that was asked for can be piped
-	c.Commands = map[string]cli.CommandFactory{
+	c.Commands = remote.Commands(remote.OS())
+	maps.Copy(c.Commands, map[string]cli.CommandFactory{
 		"server":  func() (cli.Command, error) { return &serverCommand{}, nil },
 		"dev":     func() (cli.Command, error) { return &devCommand{}, nil },
 		"demo":    func() (cli.Command, error) { return &demoCommand{}, nil },
 		"tools":   func() (cli.Command, error) { return &toolsCommand{}, nil },
 		"version": func() (cli.Command, error) { return &versionCommand{}, nil },
-	}
+	})
 	code, err := c.Run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -34,8 +39,8 @@ func run(args []string) int {
 	if code == cli.RunResultHelp {
 		return 0
 	}
-	if code == 127 { // the library's code for an unknown command
-		return 2
+	if code == 127 || code == 1 && len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		return 2 // the library's codes for an unknown command, and for flags before one
 	}
 	return code
 }

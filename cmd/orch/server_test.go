@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/client"
 )
 
 const (
@@ -112,18 +114,9 @@ func live(t *testing.T, addr string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/live", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
+	transport := &http.Transport{DisableKeepAlives: true}
+	c := &client.Client{BaseURL: "http://" + addr, HTTP: &http.Client{Transport: transport}}
+	if err := c.Live(ctx); err != nil {
 		t.Error(err)
-		return
-	}
-	_ = resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("/live answers %d", resp.StatusCode)
 	}
 }

@@ -25,7 +25,7 @@ func TestHelp(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Errorf("%s: exit code %d, stderr %q", flag, code, stderr)
 		}
-		for _, name := range []string{"server", "dev", "demo", "tools", "version"} {
+		for _, name := range []string{"server", "dev", "demo", "tools", "version", "product", "engine", "audit", "status", "completion"} {
 			if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
 				t.Errorf("%s does not list %s:\n%s", flag, name, stdout)
 			}
@@ -64,6 +64,7 @@ func TestCalledWrongly(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"no-such-command"}, {"serve"}, {"servers"}, {"server version"}, {"server", "extra"}, {"server", "-no-such-flag"},
 		{"dev", "extra"}, {"demo", "extra"}, {"tools", "extra"},
+		{"engine"}, {"engine", "shwo"}, {"product"}, {"audit"}, {"-x", "engine", "list"}, {"engine", "show"}, {"engine", "list", "-x"}, {"completion"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			code, stdout, stderr := orch(t, good(), args...)
