@@ -97,16 +97,16 @@ func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err 
 	return rows, total, "", nil
 }
 
-// Counts is how many engines of a product are in each of the six states.
+// Counts is how many engines of a product are in each of the six states; of all
+// products with the product "".
 func (m *Mirror) Counts(productID string) map[State]int {
 	counts := make(map[State]int, len(States))
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	t := m.tenants[productID]
 	for _, s := range States {
 		counts[s] = 0
-		if t != nil {
-			counts[s] = t.counts[s]
+		for _, t := range m.of(productID) {
+			counts[s] += t.counts[s]
 		}
 	}
 	return counts
@@ -122,21 +122,31 @@ func (m *Mirror) Of(productID string) []*Engine {
 	return nil
 }
 
-// In are the rows of a product in a state, oldest first.
+// In are the rows of a product in a state, oldest first; of all products, one
+// after the other, with the product "".
 func (m *Mirror) In(productID string, state State) []*Engine {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	t := m.tenants[productID]
-	if t == nil {
-		return nil
-	}
-	rows := make([]*Engine, 0, t.counts[state])
-	for _, e := range t.rows {
-		if e.State == state {
-			rows = append(rows, e)
+	var rows []*Engine
+	for _, t := range m.of(productID) {
+		for _, e := range t.rows {
+			if e.State == state {
+				rows = append(rows, e)
+			}
 		}
 	}
 	return rows
+}
+
+// of are the rows of one product or, with "", of each. The lock is held.
+func (m *Mirror) of(productID string) map[string]*tenantRows {
+	if productID == "" {
+		return m.tenants
+	}
+	if t := m.tenants[productID]; t != nil {
+		return map[string]*tenantRows{productID: t}
+	}
+	return nil
 }
 
 // cursorAfter names the place behind a row, whether or not that is still there.

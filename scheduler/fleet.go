@@ -18,14 +18,20 @@ const staleView = 30 * time.Second
 // this replica made and, a moment later, those of the others.
 type Fleet struct {
 	s         *Scheduler
-	productID string
+	productID string // "": all products
 	// Age is how long ago the view was known to be complete.
 	Age time.Duration
 }
 
 // Fleet is what a product's lists and counts are read from. BACKEND_UNAVAILABLE:
 // the view is not filled yet, or too old.
-func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) {
+func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) { return s.fleet(caller.Product.ProductID) }
+
+// Whole is what the counts of all products together are read from; its errors
+// are those of Fleet.
+func (s *Scheduler) Whole() (*Fleet, error) { return s.fleet("") }
+
+func (s *Scheduler) fleet(productID string) (*Fleet, error) {
 	select {
 	case <-s.mirror.Synced():
 	default:
@@ -35,7 +41,7 @@ func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) {
 	if age > staleView {
 		return nil, fmt.Errorf("%w: the view is %s old", registry.ErrUnavailable, age.Round(time.Second))
 	}
-	return &Fleet{s: s, productID: caller.Product.ProductID, Age: age}, nil
+	return &Fleet{s: s, productID: productID, Age: age}, nil
 }
 
 // Page is one page of the product's engines, oldest first. INVALID_REQUEST: the
@@ -67,6 +73,27 @@ type Status struct {
 	// Unhealthy are the failed engines and those running ones whose check fails
 	// by now.
 	Unhealthy int
+}
+
+// Leftovers are what the service holds beside its engines.
+type Leftovers struct {
+	// Graves are destroyed engines whose volume waits for its node to return.
+	Graves int
+	// PooledVolumes are the host volumes that wait for an engine, on all nodes.
+	PooledVolumes int
+}
+
+// Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
+func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
+	graves, err := s.store.Graves(ctx)
+	if err != nil {
+		return Leftovers{}, err
+	}
+	pool, err := s.store.PooledVolumes(ctx)
+	if err != nil {
+		return Leftovers{}, err
+	}
+	return Leftovers{Graves: len(graves), PooledVolumes: len(pool)}, nil
 }
 
 // Status counts the product's engines.

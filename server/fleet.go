@@ -68,7 +68,26 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	return nil
 }
 
+// statusAnswer is a fleet in numbers; the last two are the admin's.
+type statusAnswer struct {
+	Total         int                    `json:"total"`
+	ByStatus      map[registry.State]int `json:"by_status"`
+	Health        scheduler.Health       `json:"health"`
+	Unhealthy     int                    `json:"unhealthy_count"`
+	Graves        *int                   `json:"graves,omitempty"`
+	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
+}
+
+func showStatus(f *scheduler.Fleet) statusAnswer {
+	st := f.Status()
+	return statusAnswer{Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy}
+}
+
+// fleetStatus counts a product's engines or, for the admin, those of all.
 func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) error {
+	if r.Header.Get("X-Admin-Key") != "" {
+		return s.wholeStatus(w, r)
+	}
 	f, err := s.fleet(r)
 	if err != nil {
 		return err
@@ -76,14 +95,30 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	st := f.Status()
 	viewAge(w, f)
-	writeJSON(w, http.StatusOK, struct {
-		Total     int                    `json:"total"`
-		ByStatus  map[registry.State]int `json:"by_status"`
-		Health    scheduler.Health       `json:"health"`
-		Unhealthy int                    `json:"unhealthy_count"`
-	}{st.Total, st.ByState, st.Health, st.Unhealthy})
+	writeJSON(w, http.StatusOK, showStatus(f))
+	return nil
+}
+
+func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
+	f, err := s.scheduler.Whole()
+	if err != nil {
+		return err
+	}
+	left, err := s.scheduler.Leftovers(r.Context())
+	if err != nil {
+		return err
+	}
+	answer := showStatus(f)
+	answer.Graves, answer.PooledVolumes = &left.Graves, &left.PooledVolumes
+	viewAge(w, f)
+	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
 
