@@ -15,25 +15,30 @@ type position struct {
 }
 
 // A cursor is base64url of a version byte, the time in microseconds, the id, and
-// a checksum: no secret, it only tells ours from what somebody made up or cut.
+// a checksum of these and of whose rows the list has: no secret, it only tells
+// the list's own from those of others, and from what somebody made up or cut.
 const (
 	cursorVersion = 1
 	cursorLength  = 1 + 8 + 8 + 4
 )
 
-func (p position) cursor() string {
+func (p position) cursor(productID string) string {
 	b := make([]byte, 0, cursorLength)
 	b = append(b, cursorVersion)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.timestamp.UnixMicro()))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.id))
-	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+	b = binary.BigEndian.AppendUint32(b, cursorSum(productID, b))
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-func parseCursor(cursor string) (position, error) {
+func cursorSum(productID string, place []byte) uint32 {
+	return crc32.ChecksumIEEE(append([]byte(productID+"/"), place...))
+}
+
+func parseCursor(productID, cursor string) (position, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(b) != cursorLength || b[0] != cursorVersion ||
-		binary.BigEndian.Uint32(b[17:]) != crc32.ChecksumIEEE(b[:17]) {
+		binary.BigEndian.Uint32(b[17:]) != cursorSum(productID, b[:17]) {
 		return position{}, fmt.Errorf("%w: %.40q", ErrCursor, cursor)
 	}
 	return position{

@@ -66,7 +66,7 @@ func (l *Log) Entries(ctx context.Context, q Query) (Page, error) {
 	if len(page.Entries) > q.Limit {
 		page.Entries = page.Entries[:q.Limit]
 		last := page.Entries[q.Limit-1]
-		page.NextCursor = position{last.Timestamp, last.ID}.cursor()
+		page.NextCursor = position{last.Timestamp, last.ID}.cursor(q.ProductID)
 	}
 	return page, nil
 }
@@ -100,7 +100,7 @@ func (l *Log) selection(q Query) (query string, args []any, err error) {
 		where("timestamp < $%d", l.db.time(ceil(q.Until)))
 	}
 	if q.Cursor != "" {
-		after, err := parseCursor(q.Cursor)
+		after, err := parseCursor(q.ProductID, q.Cursor)
 		if err != nil {
 			return "", nil, err
 		}

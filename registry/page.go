@@ -2,7 +2,9 @@ package registry
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,7 +58,7 @@ type PageQuery struct {
 func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err error) {
 	from := &Engine{}
 	if q.Cursor != "" {
-		if from, err = parseCursor(q.Cursor); err != nil {
+		if from, err = parseCursor(q.ProductID, q.Cursor); err != nil {
 			return nil, 0, "", err
 		}
 	}
@@ -90,7 +92,7 @@ func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err 
 			skip--
 			continue
 		case len(rows) == q.Limit:
-			return rows, total, cursorAfter(rows[len(rows)-1]), nil
+			return rows, total, cursorAfter(q.ProductID, rows[len(rows)-1]), nil
 		}
 		rows = append(rows, e)
 	}
@@ -149,19 +151,27 @@ func (m *Mirror) of(productID string) map[string]*tenantRows {
 	return nil
 }
 
-// cursorAfter names the place behind a row, whether or not that is still there.
-func cursorAfter(e *Engine) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID))
+// cursorAfter names the place behind a row of a product's list, whether or not
+// that row is still there. Its checksum is no secret: it tells a cursor of this
+// list from those of others, and from what somebody made up or cut.
+func cursorAfter(productID string, e *Engine) string {
+	place := strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID
+	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(place), cursorSum(productID, place)))
 }
 
-func parseCursor(s string) (*Engine, error) {
-	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil {
+func cursorSum(productID, place string) uint32 {
+	return crc32.ChecksumIEEE([]byte(productID + "/" + place))
+}
+
+func parseCursor(productID, s string) (*Engine, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) < crc32.Size {
 		return nil, ErrCursor
 	}
-	at, id, ok := strings.Cut(string(b), " ")
+	place, sum := string(b[:len(b)-crc32.Size]), b[len(b)-crc32.Size:]
+	at, id, ok := strings.Cut(place, " ")
 	nanos, err := strconv.ParseInt(at, 10, 64)
-	if err != nil || !ok {
+	if err != nil || !ok || binary.BigEndian.Uint32(sum) != cursorSum(productID, place) {
 		return nil, ErrCursor
 	}
 	return &Engine{CreatedAt: time.Unix(0, nanos).UTC(), EngineID: id}, nil

@@ -6,7 +6,9 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Product is a tenant: it owns users and holds one platform key, of which only
@@ -88,7 +90,7 @@ func (p *Policy) Check() error {
 	atLeast("memory_mb", p.MemoryMB, minMemoryMB)
 	atLeast("warm_pool", p.WarmPool, 0)
 	for i, glob := range p.AllowedImages {
-		if _, err := path.Match(glob, ""); err != nil || glob == "" {
+		if _, err := path.Match(glob, ""); err != nil || glob == "" || strings.ContainsFunc(glob, unicode.IsControl) {
 			errs = append(errs, fmt.Errorf("policy.allowed_images[%d] is not a glob pattern", i))
 		}
 	}

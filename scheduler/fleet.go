@@ -79,7 +79,8 @@ type Status struct {
 type Leftovers struct {
 	// Graves are destroyed engines whose volume waits for its node to return.
 	Graves int
-	// PooledVolumes are the host volumes that wait for an engine, on all nodes.
+	// PooledVolumes are the ready host volumes that wait for an engine, on all
+	// nodes.
 	PooledVolumes int
 }
 
@@ -93,7 +94,13 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	if err != nil {
 		return Leftovers{}, err
 	}
-	return Leftovers{Graves: len(graves), PooledVolumes: len(pool)}, nil
+	left := Leftovers{Graves: len(graves)}
+	for _, v := range pool {
+		if v.Ready() {
+			left.PooledVolumes++
+		}
+	}
+	return left, nil
 }
 
 // Status counts the product's engines.

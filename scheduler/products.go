@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"regexp"
 	"time"
 
 	"github.com/septemberai/orch/audit"
@@ -91,8 +92,14 @@ func (s *Scheduler) Products(ctx context.Context) ([]registry.Tenant, error) {
 	return s.store.Tenants(ctx)
 }
 
+// productIDPattern is the form of newID: nothing else is looked up.
+var productIDPattern = regexp.MustCompile(`^[a-z2-7]{26,64}$`)
+
 // Product returns one product. PRODUCT_NOT_FOUND.
 func (s *Scheduler) Product(ctx context.Context, productID string) (registry.Tenant, error) {
+	if !productIDPattern.MatchString(productID) {
+		return registry.Tenant{}, productError(registry.ErrNotFound)
+	}
 	t, err := s.store.Tenant(ctx, productID)
 	return t, productError(err)
 }

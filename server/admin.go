@@ -2,8 +2,9 @@ package server
 
 import (
 	"net/http"
+	"strings"
 	"time"
-	"unicode/utf8"
+	"unicode"
 
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -28,16 +29,12 @@ func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ strin
 	if err := s.admin(r); err != nil {
 		return err
 	}
-	var body struct {
-		Slug        string          `json:"slug"`
-		DisplayName string          `json:"display_name"`
-		Policy      registry.Policy `json:"policy"`
-	}
+	var body registerBody
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
-	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || !utf8.ValidString(n) {
-		return invalid("display_name must be set, to %d bytes or fewer", maxDisplayName)
+	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || strings.ContainsFunc(n, unicode.IsControl) {
+		return invalid("display_name must be set, to %d bytes or fewer without control characters", maxDisplayName)
 	}
 	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
 	if err != nil {
@@ -92,6 +89,9 @@ func (s *Server) getProduct(w http.ResponseWriter, r *http.Request, id string) e
 	if err := s.admin(r); err != nil {
 		return err
 	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
 	t, err := s.scheduler.Product(r.Context(), id)
 	if err != nil {
 		return err
@@ -104,9 +104,7 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 	if err := s.admin(r); err != nil {
 		return err
 	}
-	var body struct {
-		Policy *registry.Policy `json:"policy"`
-	}
+	var body policyBody
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
@@ -130,9 +128,7 @@ func (s *Server) rotatePlatformKey(w http.ResponseWriter, r *http.Request, id st
 	if err := s.admin(r); err != nil {
 		return err
 	}
-	var body struct {
-		OverlapSeconds int `json:"overlap_seconds"`
-	}
+	var body rotatePlatformKeyBody
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
@@ -154,7 +150,7 @@ func (s *Server) deleteProduct(w http.ResponseWriter, r *http.Request, id string
 	if err := s.admin(r); err != nil {
 		return err
 	}
-	if err := decode(w, r, &struct{}{}); err != nil {
+	if err := decode(w, r, &emptyBody{}); err != nil {
 		return err
 	}
 	if err := s.scheduler.DeleteProduct(r.Context(), id); err != nil {

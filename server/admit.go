@@ -14,10 +14,7 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 	if err != nil {
 		return err
 	}
-	var body struct {
-		AutoProvision bool `json:"auto_provision"`
-		AutoWake      bool `json:"auto_wake"`
-	}
+	var body admitBody
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}

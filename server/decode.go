@@ -20,10 +20,13 @@ import (
 const maxBody = 64 << 10
 
 // decode reads a JSON request body into v. It is strict, so that typing errors
-// surface: unknown fields, duplicate keys, wrong types, invalid UTF-8 and
+// surface: unknown fields, duplicate keys, wrong types, nulls, invalid UTF-8 and
 // anything after the value are refused, and the message names the field. An
-// empty body is {}.
+// empty body is {}. An endpoint with a body takes no parameters.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
 	if ct := r.Header.Get("Content-Type"); ct != "" {
 		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
 			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
@@ -53,6 +56,9 @@ func decodeBytes(body []byte, v any) error {
 		if body[0] != '{' {
 			return invalid("the body must be a JSON object")
 		}
+		if at, found := firstNull(body); found {
+			return invalid("field %s is null; leave it out for its default", field(at))
+		}
 		return nil
 	}
 	var semantic *jsonexp.SemanticError
@@ -69,6 +75,20 @@ func decodeBytes(body []byte, v any) error {
 		return invalid("field %s has the wrong type or is out of range", field(semantic.JSONPointer))
 	}
 	return invalid("the body is not valid JSON")
+}
+
+// firstNull finds a null in a valid JSON text. No field's type has one, and the
+// decoder would take it for the field's zero value.
+func firstNull(body []byte) (at jsontext.Pointer, found bool) {
+	for d := jsontext.NewDecoder(bytes.NewReader(body)); ; {
+		token, err := d.ReadToken()
+		if err != nil {
+			return "", false
+		}
+		if token.Kind() == 'n' {
+			return d.StackPointer(), true
+		}
+	}
 }
 
 // field shows a JSON pointer as a field path, cut to a length fit for a message.

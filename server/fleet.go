@@ -35,11 +35,8 @@ func viewAge(w http.ResponseWriter, f *scheduler.Fleet) {
 	w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
 }
 
-func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) error {
-	f, err := s.fleet(r)
-	if err != nil {
-		return err
-	}
+// pageOf reads which part of a list is asked for.
+func pageOf(r *http.Request) (registry.PageQuery, error) {
 	q := queryOf(r, "status", "limit", "offset", "cursor")
 	ask := registry.PageQuery{
 		State: oneOf(q, "status", registry.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
@@ -48,8 +45,17 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	if q.err == nil && ask.Cursor != "" && q.values.Has("offset") {
 		q.err = invalid("cursor and offset exclude each other")
 	}
-	if q.err != nil {
-		return q.err
+	return ask, q.err
+}
+
+func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) error {
+	f, err := s.fleet(r)
+	if err != nil {
+		return err
+	}
+	ask, err := pageOf(r)
+	if err != nil {
+		return err
 	}
 	rows, total, next, err := f.Page(ask)
 	if err != nil {
@@ -168,6 +174,11 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) erro
 	ask := audit.Query{
 		ProductID: productID, UserID: q.text("user_id"), Action: oneOf(q, "action", audit.Actions...),
 		Since: q.time("since"), Until: q.time("until"), Limit: q.number("limit", defaultLimit, 1, maxLimit), Cursor: q.text("cursor"),
+	}
+	if q.values.Has("user_id") {
+		if err := registry.CheckUserID(ask.UserID); err != nil {
+			q.err = invalid("parameter %v", err)
+		}
 	}
 	if q.err != nil {
 		return q.err

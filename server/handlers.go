@@ -63,10 +63,7 @@ func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, erro
 }
 
 func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) error {
-	var body struct {
-		UserID        string  `json:"user_id"`
-		EngineVersion *string `json:"engine_version"`
-	}
+	var body provisionBody
 	if err := decode(w, r, &body); err != nil {
 		// A caller without a key learns nothing about what it sent.
 		if _, kerr := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), ""); kerr != nil {
@@ -107,6 +104,9 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 	c, err := s.caller(r, userID)
 	if err != nil {
 		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
 	}
 	if c.Engine == nil {
 		return &scheduler.Error{Code: scheduler.EngineNotFound, Message: "this product has no engine for that user_id"}
@@ -189,7 +189,7 @@ func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string)
 	if err != nil {
 		return nil, err
 	}
-	return c, decode(w, r, &struct{}{})
+	return c, decode(w, r, &emptyBody{})
 }
 
 // secret marks an answer that carries a key.

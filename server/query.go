@@ -5,12 +5,14 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
 // query reads the parameters of a request's URL, as strictly as decode reads a
-// body: an unknown one, or one given twice, is refused.
+// body: an unknown one, one given twice or one without a value is refused.
 type query struct {
 	values url.Values
 	err    error
@@ -29,8 +31,12 @@ func queryOf(r *http.Request, known ...string) *query {
 			q.err = invalid("unknown parameter %s", strconv.QuoteToASCII(name[:min(len(name), 80)]))
 		case len(given) > 1:
 			q.err = invalid("parameter %s stands there twice", name)
+		case given[0] == "":
+			q.err = invalid("parameter %s is empty; leave it out", name)
 		case !utf8.ValidString(given[0]):
 			q.err = invalid("parameter %s is not valid UTF-8", name)
+		case strings.ContainsFunc(given[0], unicode.IsControl):
+			q.err = invalid("parameter %s contains a control character", name)
 		}
 	}
 	return q

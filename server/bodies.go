@@ -1,0 +1,27 @@
+package server
+
+import "github.com/septemberai/orch/registry"
+
+// The bodies that requests may have; every other endpoint takes none, or {}.
+type (
+	provisionBody struct {
+		UserID        string  `json:"user_id"`
+		EngineVersion *string `json:"engine_version"`
+	}
+	admitBody struct {
+		AutoProvision bool `json:"auto_provision"`
+		AutoWake      bool `json:"auto_wake"`
+	}
+	registerBody struct {
+		Slug        string          `json:"slug"`
+		DisplayName string          `json:"display_name"`
+		Policy      registry.Policy `json:"policy"`
+	}
+	policyBody struct {
+		Policy *registry.Policy `json:"policy"`
+	}
+	rotatePlatformKeyBody struct {
+		OverlapSeconds int `json:"overlap_seconds"`
+	}
+	emptyBody struct{}
+)

@@ -1,0 +1,61 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// bodies are the shapes of all request bodies.
+var bodies = []func() any{
+	func() any { return new(provisionBody) }, func() any { return new(admitBody) }, func() any { return new(registerBody) },
+	func() any { return new(policyBody) }, func() any { return new(rotatePlatformKeyBody) }, func() any { return new(emptyBody) },
+}
+
+// FuzzBodies: what a body's decoder takes is strict JSON and means the same to
+// encoding/json, and a policy that passes its check keeps its bounds.
+func FuzzBodies(f *testing.F) {
+	for i := range bodies {
+		for _, body := range []string{
+			`{"user_id":"u","engine_version":"a:1"}`, `{"auto_provision":true,"auto_wake":false}`, goodProduct, `{"policy":{"max_engines":0,"sleep_mode":"stop","allowed_images":["*"]}}`,
+			`{"policy":{"node_pool":"x","cpu_mhz":1e3,"memory_mb":-1}}`, `{"overlap_seconds":86400}`, `{"overlap_seconds":0.5}`, "{}", "", `{"user_id":"\u0000"}`, `{"auto_wake":null}`, `{"auto_wake":"true"}`,
+		} {
+			f.Add(i, []byte(body))
+		}
+	}
+	f.Fuzz(func(t *testing.T, i int, body []byte) {
+		shape := bodies[uint(i)%uint(len(bodies))]
+		got := shape()
+		if err := decodeBytes(body, got); err != nil {
+			var e *scheduler.Error
+			if !errors.As(err, &e) || e.Code != scheduler.InvalidRequest || e.Message == "" || len(e.Message) > 1024 {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		if strings.Trim(string(body), blanks) == "" {
+			return
+		}
+		if problem := lax(string(body)); problem != nil {
+			t.Fatalf("taken: %v", problem)
+		}
+		other := shape()
+		if err := json.Unmarshal(body, other); err != nil {
+			t.Fatalf("taken, but encoding/json says %v", err)
+		}
+		if !reflect.DeepEqual(got, other) {
+			t.Fatalf("read as %s, encoding/json reads %s", shown(got), shown(other))
+		}
+		if b, ok := got.(*policyBody); ok && b.Policy != nil && b.Policy.Check() == nil {
+			for _, n := range []*int{b.Policy.MaxEngines, b.Policy.RateLimitRPM, b.Policy.IdleTimeoutS, b.Policy.CPUMHz, b.Policy.MemoryMB, b.Policy.WarmPool} {
+				if n != nil && *n < 0 {
+					t.Fatalf("a negative number passes the check: %s", body)
+				}
+			}
+		}
+	})
+}
