@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -36,12 +37,12 @@ type Transport struct {
 
 	mu    sync.Mutex
 	found map[string][]string // by host
-	calls map[string]int      // answers by operation and status, of all hosts
+	seen  map[Answer]bool     // of all hosts
 }
 
 // New returns a transport over base.
 func New(doc *openapi3.T, base http.RoundTripper) *Transport {
-	return &Transport{doc: doc, base: base, found: map[string][]string{}, calls: map[string]int{}}
+	return &Transport{doc: doc, base: base, found: map[string][]string{}, seen: map[Answer]bool{}}
 }
 
 // Take returns what was found at a host and forgets it.
@@ -53,15 +54,53 @@ func (t *Transport) Take(host string) []string {
 	return found
 }
 
-// Seen is how many answers there were, by "operationId status".
-func (t *Transport) Seen() map[string]int {
+// Answer is one way in which an operation answers: a row of SPEC's tables.
+type Answer struct {
+	Operation string // operationId
+	Status    int
+	Code      string // of an error; empty: it has none
+}
+
+func (a Answer) String() string {
+	return strings.TrimSpace(fmt.Sprintf("%s %d %s", a.Operation, a.Status, a.Code))
+}
+
+// Unseen are the answers of the document that nobody has got by this transport,
+// sorted.
+func (t *Transport) Unseen() []Answer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	seen := map[string]int{}
-	for k, n := range t.calls {
-		seen[k] = n
+	var unseen []Answer
+	for _, a := range Answers(t.doc) {
+		if !t.seen[a] {
+			unseen = append(unseen, a)
+		}
 	}
-	return seen
+	return unseen
+}
+
+// Answers are all answers that a document promises, sorted.
+func Answers(doc *openapi3.T) []Answer {
+	var all []Answer
+	for _, item := range doc.Paths.Map() {
+		for _, op := range item.Operations() {
+			for text, resp := range op.Responses.Map() {
+				status, err := strconv.Atoi(text)
+				if err != nil {
+					continue // default
+				}
+				codes, _ := resp.Value.Extensions["x-codes"].([]any)
+				if len(codes) == 0 {
+					codes = []any{""}
+				}
+				for _, code := range codes {
+					all = append(all, Answer{op.OperationID, status, fmt.Sprint(code)})
+				}
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Answer) int { return strings.Compare(a.String(), b.String()) })
+	return all
 }
 
 // RoundTrip passes one call on.
@@ -106,7 +145,7 @@ func (t *Transport) check(r *http.Request, sent []byte, resp *http.Response, bod
 		return nil
 	}
 	t.mu.Lock()
-	t.calls[fmt.Sprintf("%s %d", op.OperationID, resp.StatusCode)]++
+	t.seen[Answer{op.OperationID, resp.StatusCode, codeOf(body)}] = true
 	t.mu.Unlock()
 	documented := op.Responses.Status(resp.StatusCode)
 	if documented == nil {

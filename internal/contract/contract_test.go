@@ -188,6 +188,13 @@ func TestTransport(t *testing.T) {
 			if got, err := io.ReadAll(resp.Body); err != nil || string(got) != c.body {
 				t.Errorf("the caller gets %q, %v", got, err)
 			}
+			op, _ := Find(tr.doc, method, req.URL)
+			if answer := (Answer{"stopEngine", 409, "ENGINE_BUSY"}); op != nil && op.OperationID == answer.Operation {
+				got := !slices.Contains(tr.Unseen(), answer)
+				if want := c.status == 409 && c.body == failure; got != want {
+					t.Errorf("%s is seen: %v, want %v", answer, got, want)
+				}
+			}
 			found := tr.Take(req.URL.Host)
 			if c.finds == "" {
 				if len(found) > 0 {
