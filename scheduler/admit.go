@@ -55,8 +55,15 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 	for range maxClaims {
 		switch way, denial := decide(caller.Engine, opts); way {
 		case admitted:
-			key, err := s.Key(ctx, caller.Engine)
-			return &Admission{Engine: caller.Engine, Key: key}, rate, err
+			engine := caller.Engine
+			key, err := s.Key(ctx, engine)
+			if !isRetired(err) {
+				return &Admission{Engine: engine, Key: key}, rate, err
+			}
+			if err := caller.rekeyed(ctx, s, err); err != nil {
+				return nil, rate, err
+			}
+			continue
 		case denied:
 			s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denial))
 			return &Admission{Denial: denial}, rate, nil

@@ -108,15 +108,12 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	if c.Engine == nil {
-		return &scheduler.Error{Code: scheduler.EngineNotFound, Message: "this product has no engine for that user_id"}
-	}
-	key, err := s.scheduler.Key(r.Context(), c.Engine)
+	e, key, err := s.scheduler.Show(r.Context(), c)
 	if err != nil {
 		return err
 	}
 	secret(w)
-	writeJSON(w, http.StatusOK, engineAnswer{s.showEngine(c.Engine), optional(key)})
+	writeJSON(w, http.StatusOK, engineAnswer{s.showEngine(e), optional(key)})
 	return nil
 }
 

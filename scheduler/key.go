@@ -1,0 +1,45 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// Show returns the caller's engine with its key, both of one moment.
+// ENGINE_NOT_FOUND.
+func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*registry.Engine, string, error) {
+	for range maxClaims {
+		engine, err := caller.engine()
+		if err != nil {
+			return nil, "", err
+		}
+		key, err := s.Key(ctx, engine)
+		if !isRetired(err) {
+			return engine, key, err
+		}
+		if err := caller.rekeyed(ctx, s, err); err != nil {
+			return nil, "", err
+		}
+	}
+	return nil, "", busy(registry.OpRotateKey)
+}
+
+// isRetired says whether a key's version is not in Vault: a rotation that ended
+// after the row was read has destroyed it.
+func isRetired(err error) bool { return errors.Is(err, secrets.ErrNotFound) }
+
+// rekeyed reads the caller's row again after its key was not found. The error is
+// given back when the row still names that key: then it is lost.
+func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) error {
+	before := c.Engine
+	if err := c.refresh(ctx, s); err != nil {
+		return err
+	}
+	if now := c.Engine; now != nil && now.EngineID == before.EngineID && now.KeyVersion == before.KeyVersion && now.State == before.State {
+		return notFound
+	}
+	return nil
+}
