@@ -199,12 +199,15 @@ func (s *Store) quotaPlace(ctx context.Context, productID string) (*consul.KVTxn
 	return s.setQuota(productID, max(count-1, 0), index), err
 }
 
-// Engine reads one row. ErrNotFound: the user has none.
+// Engine reads one row, in its product's turn: many callers that wait for the end
+// of one operation ask again and again. ErrNotFound: the user has none.
 func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
-	pair, err := s.get(ctx, s.engineKey(productID, userID))
+	key := s.engineKey(productID, userID)
+	pairs, err := s.shared.read(ctx, productID, key)
 	if err != nil {
 		return nil, err
 	}
+	pair := pairs[key]
 	if pair == nil {
 		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
 	}
