@@ -136,6 +136,10 @@ func testPortExhaustion(t *testing.T, d driver) {
 	if got, err := c.Engine(ctx, "u0"); err != nil || got.Status != "stopped" {
 		t.Fatalf("after a start without a port: %+v, %v", got, err)
 	}
+	// An admit hears the same as a provision.
+	roomy := r.product(t, nil)
+	wantCode(t, second(admit(ctx, roomy, "one-too-many", true, false)), 503, "PORT_EXHAUSTION")
+	wantCode(t, second(roomy.Engine(ctx, "one-too-many")), 404, "ENGINE_NOT_FOUND")
 	// The quota comes before the cluster's room.
 	_, err = c.Provision(ctx, "over-quota", "")
 	wantCode(t, err, 429, "QUOTA_EXCEEDED")

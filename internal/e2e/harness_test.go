@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -83,7 +84,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		out = io.MultiWriter(logs, os.Stderr)
 	}
 	svc, err := service.New(t.Context(), cfg, service.Clients{
-		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
+		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(all["VAULT_TOKEN"], stack.VaultOrchToken),
 	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
 	if err != nil {
 		t.Fatal(err)

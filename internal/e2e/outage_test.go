@@ -61,6 +61,9 @@ func TestOutages(t *testing.T) {
 				if component == devstack.Consul {
 					unavailable("GET", func(ctx context.Context) error { return second(c.Engine(ctx, "u")) })
 					unavailable("ready", c.Ready)
+					if how == "killed" { // a paused one is waited for, each time
+						r.everyOperation(t, c, "u")
+					}
 				} else if got, err := c.Engine(ctx, "u"); err != nil || got.APIKey != e.APIKey || got.Status != "running" {
 					t.Fatalf("GET: %+v, %v", got, err)
 				}

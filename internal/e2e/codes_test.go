@@ -1,0 +1,218 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+// An admit that boots an engine fails as a provision or a start does.
+func TestAdmitFailsAsABootDoes(t *testing.T) {
+	t.Parallel()
+	r := startService(t, shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "6", "ORCH_VOLUME_POOL": "2"})
+	ctx := t.Context()
+	for _, tc := range []struct {
+		policy map[string]any
+		status int
+		code   string
+		leaves bool // an engine, as failed
+	}{
+		{map[string]any{"engine_image": "reference-engine.exit-at-start"}, 502, "ENGINE_BOOT_FAILED", true},
+		{map[string]any{"engine_image": "reference-engine.never-listen"}, 504, "BOOT_TIMEOUT", true},
+		{map[string]any{"memory_mb": 100_000_000}, 503, "CAPACITY_EXHAUSTED", false},
+		{map[string]any{"max_engines": 0}, 429, "QUOTA_EXCEEDED", false},
+	} {
+		t.Run(tc.code, func(t *testing.T) {
+			t.Parallel()
+			c := r.product(t, tc.policy)
+			wantCode(t, second(admit(ctx, c, "u", true, true)), tc.status, tc.code)
+			if !tc.leaves {
+				wantCode(t, second(c.Engine(ctx, "u")), 404, "ENGINE_NOT_FOUND")
+				return
+			}
+			if a, err := admit(ctx, c, "u", true, true); err != nil || a.Reason != "engine_unhealthy" {
+				t.Errorf("after it: %+v, %v", a, err)
+			}
+			if _, err := c.Destroy(ctx, "u"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A replica whose token Vault refuses says that it will not get better by itself;
+// what it began is finished by a replica with a good one.
+func TestBackendRefuses(t *testing.T) {
+	t.Parallel()
+	vars := map[string]string{"ORCH_VOLUME_POOL": "1", "ORCH_ENGINE_ENV_PASSTHROUGH": ""}
+	good := startReplicas(t, 1, vars)[0]
+	vars["VAULT_TOKEN"] = "not-a-token-of-this-vault"
+	bad := startReplicas(t, 1, vars)[0]
+	c := good.product(t, nil)
+	refused, ctx := at(c, bad), t.Context()
+	for _, user := range []string{"running", "stopped"} {
+		if _, err := c.Provision(ctx, user, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Stop(ctx, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range map[string]func() error{
+		"provision": func() error { return second(refused.Provision(ctx, "new", "")) }, "GET": func() error { return second(refused.Engine(ctx, "running")) },
+		"admit": func() error { return second(admit(ctx, refused, "running", false, false)) }, "start": func() error { return second(refused.Start(ctx, "stopped")) },
+		"rotate-key": func() error { return second(refused.RotateKey(ctx, "running")) },
+	} {
+		err := call()
+		if err == nil {
+			t.Fatalf("%s without a token", name)
+		}
+		wantCode(t, err, 502, "BACKEND_ERROR")
+	}
+	// What was refused changed nothing.
+	if got, err := c.Engine(ctx, "stopped"); err != nil || got.Status != "stopped" {
+		t.Errorf("after the start: %+v, %v", got, err)
+	}
+	eventually(t, 30*time.Second, "the key can be rotated", func() error { return second(c.RotateKey(ctx, "running")) })
+	wantCode(t, second(refused.Destroy(ctx, "running")), 502, "BACKEND_ERROR")
+	// Without a token it cannot take its own provision back either.
+	bad.stop()
+	eventually(t, 60*time.Second, "the other replica finishes what was begun", func() error {
+		if got := users(list(t, c, "")); len(got) != 1 || got[0] != "stopped" {
+			return fmt.Errorf("engines of %v", got)
+		}
+		return nil
+	})
+	if _, err := c.Destroy(ctx, "stopped"); err != nil {
+		t.Error(err)
+	}
+}
+
+// An engine that does not take its new key: the rotation is not confirmed, goes
+// on in the background, and a destroy ends it.
+func TestRotationIsNotConfirmed(t *testing.T) {
+	t.Parallel()
+	r := startService(t, shared, map[string]string{
+		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.no-reload", "ORCH_BOOT_TIMEOUT_S": "10", "ORCH_VOLUME_POOL": "1",
+	})
+	c, ctx := r.product(t, nil), t.Context()
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, second(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
+	wantCode(t, second(c.RotateKey(ctx, "u")), 409, "ENGINE_BUSY")
+	wantCode(t, second(c.Stop(ctx, "u")), 409, "ENGINE_BUSY")
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if left := openStores(t, shared).traces(e.EngineID); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestSilentNode pauses the only node: a stop is carried out when it returns, a
+// start finds no room, and a destroyed engine frees its user_id and its place at
+// once, while its volume waits as a grave.
+func TestSilentNode(t *testing.T) {
+	t.Parallel()
+	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stack.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := startService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "3"})
+	c, ctx := r.product(t, map[string]any{"max_engines": 3}), t.Context()
+	theAdmin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	engines := map[string]*client.Engine{}
+	for _, user := range []string{"running", "stopped", "destroyed"} {
+		if engines[user], err = c.Provision(ctx, user, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remember(t, engines["running"], engines["running"].APIKey, "before the silence")
+	if _, err := c.Stop(ctx, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	s := openStores(t, stack)
+	if err := stack.Pause(devstack.NomadClient(0)); err != nil {
+		t.Fatal(err)
+	}
+	resume := func() error { return stack.Resume(devstack.NomadClient(0)) }
+	t.Cleanup(func() { _ = resume() })
+	eventually(t, 60*time.Second, "the node counts as down", func() error {
+		nodes, _, err := s.nomad.Nodes().List(nil)
+		if err != nil || len(nodes) != 1 || nodes[0].Status == "ready" {
+			return fmt.Errorf("%d nodes, %w", len(nodes), err)
+		}
+		return nil
+	})
+
+	wantCode(t, second(c.Stop(ctx, "running")), 504, "STOP_UNCONFIRMED")
+	wantCode(t, second(c.Start(ctx, "running")), 409, "ENGINE_BUSY")
+	wantCode(t, second(c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
+	if got, err := c.Engine(ctx, "stopped"); err != nil || got.Status != "stopped" {
+		t.Errorf("after a start without a node: %+v, %v", got, err)
+	}
+	if _, err := c.Destroy(ctx, "destroyed"); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, second(c.Engine(ctx, "destroyed")), 404, "ENGINE_NOT_FOUND")
+	// Its place is free: what is missing is a node.
+	wantCode(t, second(c.Provision(ctx, "next", "")), 503, "CAPACITY_EXHAUSTED")
+	if st, err := statusOf(ctx, theAdmin); err != nil || *st.Graves != 1 || st.Total != 2 {
+		t.Errorf("the admin's status is %+v, %v", st, err)
+	}
+
+	if err := resume(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 90*time.Second, "the node is back, the stop carried out, the grave empty", func() error {
+		got, err := c.Engine(ctx, "running")
+		if err != nil || got.Status != "stopped" {
+			return fmt.Errorf("%+v, %w", got, err)
+		}
+		st, err := statusOf(ctx, theAdmin)
+		if err != nil || *st.Graves != 0 {
+			return fmt.Errorf("%+v, %w", st, err)
+		}
+		return nil
+	})
+	if left := s.traces(engines["destroyed"].EngineID); len(left) > 0 {
+		t.Errorf("left of the destroyed engine: %v", left)
+	}
+	started, err := c.Start(ctx, "running")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, started, engines["running"].APIKey).knows("before the silence"); err != nil {
+		t.Error(err)
+	}
+	for _, user := range []string{"running", "stopped"} {
+		if _, err := c.Destroy(ctx, user); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// everyOperation makes each call that needs the registry, and wants it refused
+// as one that may succeed later, with nothing changed.
+func (r *replica) everyOperation(t *testing.T, c *client.Client, user string) {
+	t.Helper()
+	keys := map[string]string{platform: c.PlatformKey, admin: adminKey}
+	for _, o := range operations {
+		if o.key == "" {
+			continue
+		}
+		o := o.of(user, noProduct)
+		r.send(t, o, keys[o.key]).want(t, o, http.StatusServiceUnavailable, "BACKEND_UNAVAILABLE")
+	}
+}
