@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/client"
+)
+
+// marker stands in everything bad that is sent: it must not come into the log.
+const marker = "MARKER-7f3a"
+
+// bad is a request with something wrong, and what the message names.
+type bad struct{ body, names string }
+
+// badBodies are refused by every operation that takes a body.
+var badBodies = []bad{
+	{`{"` + marker + `": 1}`, marker}, {`{"` + marker + `": 1, "` + marker + `": 2}`, marker}, {`{"` + marker, "JSON"}, {`["` + marker + `"]`, "object"},
+	{`"` + marker + `"`, "object"}, {"null", "object"}, {`{} "` + marker + `"`, "JSON"}, {"{\"" + marker + "\xff\": 1}", "JSON"}, {`{"` + marker + strings.Repeat("x", 5000) + `": 1}`, marker},
+}
+
+// badFields are refused by one.
+var badFields = map[string][]bad{
+	"provision": {
+		{`{"user_id": 5}`, "user_id"}, {`{"user_id": null}`, "user_id"}, {`{}`, "user_id"}, {`{"user_id": ""}`, "user_id"}, {`{"user_id": "` + marker + `\u0000"}`, "user_id"},
+		{`{"user_id": "` + marker + `\n"}`, "user_id"}, {`{"user_id": "` + marker + strings.Repeat("x", 256) + `"}`, "user_id"}, {`{"user_id": "u", "user_id": "` + marker + `"}`, "user_id"},
+		{`{"user_id": "u", "engine_version": 1}`, "engine_version"}, {`{"user_id": "u", "engine_version": ""}`, "engine_version"}, {`{"user_id": "u", "engine_version": "../` + marker + `"}`, "engine_version"},
+	},
+	"admit": {{`{"auto_provision": "` + marker + `"}`, "auto_provision"}, {`{"auto_wake": 1}`, "auto_wake"}, {`{"auto_wake": null}`, "auto_wake"}},
+	"registerProduct": {
+		{`{"display_name": "N"}`, "slug"}, {`{"slug": "` + marker + `", "display_name": "N"}`, "slug"}, {`{"slug": "s", "display_name": ""}`, "display_name"}, {`{"slug": "s"}`, "display_name"},
+		{`{"slug": "s", "display_name": "` + marker + `\u0007"}`, "display_name"}, {`{"slug": "s", "display_name": "` + marker + strings.Repeat("x", 200) + `"}`, "display_name"},
+		{`{"slug": "s", "display_name": "N", "policy": {"max_engines": -1}}`, "max_engines"}, {`{"slug": "s", "display_name": "N", "policy": {"` + marker + `": 1}}`, marker},
+	},
+	"setPolicy": {
+		{`{}`, "policy"}, {`{"policy": null}`, "policy"}, {`{"policy": []}`, "policy"}, {`{"policy": {"` + marker + `": 1}}`, marker}, {`{"policy": {"max_engines": 1.5}}`, "max_engines"},
+		{`{"policy": {"max_engines": -1}}`, "max_engines"}, {`{"policy": {"rate_limit_rpm": -1}}`, "rate_limit_rpm"}, {`{"policy": {"idle_timeout_s": -1}}`, "idle_timeout_s"},
+		{`{"policy": {"cpu_mhz": 0}}`, "cpu_mhz"}, {`{"policy": {"memory_mb": 1}}`, "memory_mb"}, {`{"policy": {"warm_pool": "` + marker + `"}}`, "warm_pool"},
+		{`{"policy": {"sleep_mode": "` + marker + `"}}`, "sleep_mode"}, {`{"policy": {"node_pool": "` + marker + ` x"}}`, "node_pool"}, {`{"policy": {"engine_image": "/` + marker + `"}}`, "engine_image"},
+		{`{"policy": {"allowed_images": ["[` + marker + `"]}}`, "allowed_images"}, {`{"policy": {"allowed_images": "` + marker + `"}}`, "allowed_images"}, {`{"policy": {"max_engines": 1e30}}`, "max_engines"},
+	},
+	"rotatePlatformKey": {
+		{`{"overlap_seconds": -1}`, "overlap_seconds"}, {`{"overlap_seconds": 86401}`, "overlap_seconds"}, {`{"overlap_seconds": 0.5}`, "overlap_seconds"}, {`{"overlap_seconds": "` + marker + `"}`, "overlap_seconds"},
+	},
+}
+
+// badQueries are refused by both lists; the others are one's own.
+var badQueries = map[string][]bad{
+	"":            {{"limit=0", "limit"}, {"limit=1001", "limit"}, {"limit=-1", "limit"}, {"limit=1.5", "limit"}, {"limit=" + marker, "limit"}, {"limit=1&limit=2", "limit"}, {"cursor=" + marker, "cursor"}, {"cursor=", "cursor"}, {marker + "=1", marker}, {"limit=%zz" + marker, "query string"}},
+	"listEngines": {{"status=" + marker, "status"}, {"status=Running", "status"}, {"offset=-1", "offset"}, {"offset=" + marker, "offset"}, {"offset=0&cursor=" + marker, "cursor"}},
+	"listAudit":   {{"action=" + marker, "action"}, {"since=" + marker, "since"}, {"until=2026-01-01", "until"}, {"user_id=" + marker + "%00", "user_id"}, {"user_id=" + marker + strings.Repeat("x", 256), "user_id"}, {"product_id=" + marker, "product_id"}},
+}
+
+// Whatever is wrong with a request is said with its name, changes nothing, and
+// comes into no log.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	const prefix = "bad-input/"
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0"})
+	c := r.product(t, nil)
+	theAdmin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	product := productOf(t, theAdmin, c)
+	if _, err := c.Provision(t.Context(), "u", ""); err != nil {
+		t.Fatal(err)
+	}
+	s := openStores(t, shared)
+	state := func() string {
+		rows, _ := auditLog(t, theAdmin, "")
+		now := s.versions(prefix)
+		delete(now, prefix+"leader")
+		return fmt.Sprint(len(rows), now)
+	}
+	before := state()
+	keys := map[string]string{platform: c.PlatformKey, admin: adminKey}
+	refuse := func(t *testing.T, o operation, names string, more ...string) {
+		t.Helper()
+		got := r.send(t, o, keys[o.key], more...)
+		got.want(t, o, http.StatusBadRequest, "INVALID_REQUEST")
+		if !strings.Contains(got.message, names) {
+			t.Errorf("%s %s with %.100q: message %q does not name %q", o.method, o.path, o.body, got.message, names)
+		}
+	}
+	for _, o := range operations {
+		if o.key == "" {
+			continue
+		}
+		t.Run(o.id, func(t *testing.T) {
+			plain := o.of("u", product)
+			if o.body != "" {
+				for _, b := range append(badFields[o.id], badBodies...) {
+					o := plain
+					o.body = b.body
+					refuse(t, o, b.names)
+				}
+				o := plain
+				o.body = `{"x": "` + marker + strings.Repeat("x", 64<<10) + `"}`
+				r.send(t, o, keys[o.key]).want(t, o, http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE")
+				o.body = "x=" + marker
+				r.send(t, o, keys[o.key], "Content-Type", "application/x-www-form-urlencoded").want(t, o, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE")
+			}
+			queries := badQueries[o.id]
+			if queries != nil {
+				queries = append(queries, badQueries[""]...)
+			}
+			for _, b := range append(queries, bad{marker + "=1", marker}) {
+				o := plain
+				o.path += "?" + b.body
+				refuse(t, o, b.names)
+			}
+			if strings.Contains(o.path, "{user}") {
+				for _, user := range []string{marker + "\x00", marker + "\n", marker + "\x7f", marker + "\u0085", marker + "\xff", marker + strings.Repeat("x", 256)} {
+					refuse(t, o.of(user, ""), "user_id")
+				}
+			}
+		})
+	}
+	provision := operations[0].of("new", "")
+	for _, key := range []string{"", marker + strings.Repeat("k", 256)} {
+		refuse(t, provision, "Idempotency-Key", "Idempotency-Key", key)
+	}
+	if after := state(); after != before {
+		t.Errorf("something changed: it was\n%s\nand is\n%s", before, after)
+	}
+	if logs := r.logs.String(); strings.Contains(logs, marker) || !strings.Contains(logs, "code=INVALID_REQUEST") {
+		t.Error("the log has what was sent, or not the code")
+	}
+	if _, err := c.Destroy(t.Context(), "u"); err != nil {
+		t.Error(err)
+	}
+}
