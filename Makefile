@@ -46,6 +46,10 @@ lint: ## Check formatting, go vet and staticcheck
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
+.PHONY: docs
+docs: ## Write docs/configuration.md anew; a test fails when it is stale
+	$(GO) generate ./internal/config
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)
 	./tools/fuzz.sh $(or $(FUZZTIME),20s)

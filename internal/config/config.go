@@ -27,14 +27,14 @@ import (
 // Nomad, Consul and Vault are read by their own clients from their own standard
 // variables.
 type Config struct {
-	Addr     string `env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
+	Addr     string `section:"The service" env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
 	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, 16 characters or more (this or ORCH_ADMIN_KEY_FILE is required)"`
 	// AdminKeyFile is read at the start and again on SIGHUP.
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
 
-	EngineImage    string   `env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
+	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec"`
 	EngineBinDir   string   `env:"ORCH_ENGINE_BIN_DIR" desc:"folder of engine executables on every node (required with raw_exec)"`
 	EngineJobFile  string   `env:"ORCH_ENGINE_JOB_FILE" desc:"Nomad job file of an engine; default: the one built in"`
@@ -47,14 +47,14 @@ type Config struct {
 	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
-	ConsulPrefix   string `env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
+	ConsulPrefix   string `section:"Where it keeps things" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
 
-	DatabaseURL        string `env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number"`
+	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
-	BootTimeoutS         int `env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
+	BootTimeoutS         int `section:"Health and restarts" env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
 	HealthCheckIntervalS int `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
 	HealthCheckTimeoutS  int `env:"ORCH_HEALTH_CHECK_TIMEOUT_S" envDefault:"10" desc:"one health probe, in seconds"`
 	HealthMaxFailures    int `env:"ORCH_HEALTH_MAX_FAILURES" envDefault:"3" desc:"consecutive failures before an engine is failed"`
@@ -244,16 +244,20 @@ func (c *Config) Scheduler() scheduler.Options {
 	}
 }
 
-// Variable documents one variable.
-type Variable struct{ Name, Default, Description string }
+// Variable documents one variable. Kind is text, number, true/false or list; the
+// first of a group has its Section.
+type Variable struct{ Name, Kind, Default, Description, Section string }
+
+var kinds = map[reflect.Kind]string{reflect.String: "text", reflect.Int: "number", reflect.Bool: "true or false", reflect.Slice: "list"}
 
 // Variables lists every ORCH_ variable in the order of the struct.
 func Variables() []Variable {
 	var list []Variable
 	t := reflect.TypeFor[Config]()
 	for i := range t.NumField() {
-		if name := t.Field(i).Tag.Get("env"); name != "" {
-			list = append(list, Variable{name, t.Field(i).Tag.Get("envDefault"), t.Field(i).Tag.Get("desc")})
+		tag := t.Field(i).Tag
+		if name := tag.Get("env"); name != "" {
+			list = append(list, Variable{name, kinds[t.Field(i).Type.Kind()], tag.Get("envDefault"), tag.Get("desc"), tag.Get("section")})
 		}
 	}
 	return list

@@ -1,0 +1,32 @@
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestDocumentIsFresh(t *testing.T) {
+	b, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(b), Document()); diff != "" {
+		t.Errorf("docs/configuration.md is not what the settings say (-); run make docs:\n%s", diff)
+	}
+}
+
+// Every setting is in the document, below a section, with a kind and a meaning.
+func TestDocumentIsComplete(t *testing.T) {
+	text := Document()
+	for i, v := range Variables() {
+		if v.Kind == "" || v.Description == "" || i == 0 && v.Section == "" {
+			t.Errorf("%+v", v)
+		}
+		if strings.Count(text, "| `"+v.Name+"` |") != 1 {
+			t.Errorf("%s does not stand there once", v.Name)
+		}
+	}
+}
