@@ -76,20 +76,30 @@ func walk[T any](page func(cursor string) (items []T, next string, err error)) i
 	}
 }
 
-// FleetStatus is a product's engines in numbers.
+// FleetStatus is a product's engines in numbers, or those of all.
 type FleetStatus struct {
 	Total          int            `json:"total"`
 	ByStatus       map[string]int `json:"by_status"`       // of all six states
 	Health         string         `json:"health"`          // ok, degraded or critical
 	UnhealthyCount int            `json:"unhealthy_count"` // failed engines, and running ones whose check fails
 	Age            time.Duration  `json:"-"`               // of the view it was read from
+
+	// What the admin is told beside, of all products together.
+	Graves        int `json:"graves"`         // destroyed engines whose node is silent
+	PooledVolumes int `json:"pooled_volumes"` // ready, empty host volumes
+	WarmEngines   int `json:"warm_engines"`   // engines that wait for a user
 }
 
 // Status counts the product's engines.
-func (c *Client) Status(ctx context.Context) (*FleetStatus, error) {
+func (c *Client) Status(ctx context.Context) (*FleetStatus, error) { return c.status(ctx, platform) }
+
+// Whole counts the engines of all products, with the admin key.
+func (c *Client) Whole(ctx context.Context) (*FleetStatus, error) { return c.status(ctx, admin) }
+
+func (c *Client) status(ctx context.Context, k keys) (*FleetStatus, error) {
 	st := new(FleetStatus)
 	return st, c.do(ctx, call{
-		method: http.MethodGet, path: "/status", keys: platform, out: st, repeatable: true,
+		method: http.MethodGet, path: "/status", keys: k, out: st, repeatable: true,
 		answered: func(h http.Header) { st.Age = viewAge(h) },
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -115,13 +116,13 @@ func (m *Mirror) Counts(productID string) map[State]int {
 }
 
 // Of are all rows of a product, oldest first.
-func (m *Mirror) Of(productID string) []*Engine {
+func (m *Mirror) Of(productID string) (rows []*Engine) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if t := m.tenants[productID]; t != nil {
-		return slices.Clone(t.rows)
+	for _, t := range m.of(productID) {
+		rows = append(rows, t.rows...)
 	}
-	return nil
+	return rows
 }
 
 // In are the rows of a product in a state, oldest first; of all products, one
@@ -140,10 +141,13 @@ func (m *Mirror) In(productID string, state State) []*Engine {
 	return rows
 }
 
-// of are the rows of one product or, with "", of each. The lock is held.
+// of are the rows of one product or, with "", of each: warm engines are nobody's.
+// The lock is held.
 func (m *Mirror) of(productID string) map[string]*tenantRows {
 	if productID == "" {
-		return m.tenants
+		all := maps.Clone(m.tenants)
+		delete(all, WarmProduct)
+		return all
 	}
 	if t := m.tenants[productID]; t != nil {
 		return map[string]*tenantRows{productID: t}

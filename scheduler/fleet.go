@@ -82,6 +82,8 @@ type Leftovers struct {
 	// PooledVolumes are the ready host volumes that wait for an engine, on all
 	// nodes.
 	PooledVolumes int
+	// WarmEngines run and wait for a user, as far as this replica knows.
+	WarmEngines int
 }
 
 // Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
@@ -94,7 +96,7 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	if err != nil {
 		return Leftovers{}, err
 	}
-	left := Leftovers{Graves: len(graves)}
+	left := Leftovers{Graves: len(graves), WarmEngines: s.WarmEngines()}
 	for _, v := range pool {
 		if v.Ready() {
 			left.PooledVolumes++

@@ -74,7 +74,7 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	return nil
 }
 
-// statusAnswer is a fleet in numbers; the last two are the admin's.
+// statusAnswer is a fleet in numbers; the last three are the admin's.
 type statusAnswer struct {
 	Total         int                    `json:"total"`
 	ByStatus      map[registry.State]int `json:"by_status"`
@@ -82,6 +82,7 @@ type statusAnswer struct {
 	Unhealthy     int                    `json:"unhealthy_count"`
 	Graves        *int                   `json:"graves,omitempty"`
 	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
+	WarmEngines   *int                   `json:"warm_engines,omitempty"`
 }
 
 func showStatus(f *scheduler.Fleet) statusAnswer {
@@ -122,7 +123,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	answer := showStatus(f)
-	answer.Graves, answer.PooledVolumes = &left.Graves, &left.PooledVolumes
+	answer.Graves, answer.PooledVolumes, answer.WarmEngines = &left.Graves, &left.PooledVolumes, &left.WarmEngines
 	viewAge(w, f)
 	writeJSON(w, http.StatusOK, answer)
 	return nil
