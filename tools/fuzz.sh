@@ -10,7 +10,8 @@ set -eu
 time=${1:-20s}
 go=${GO:-go}
 list=$(mktemp)
-trap 'rm -f "$list"' EXIT
+out=$(mktemp)
+trap 'rm -f "$list" "$out"' EXIT
 trap 'exit 1' HUP INT TERM
 
 # shellcheck disable=SC2016 # the dollars are Go's
@@ -21,12 +22,19 @@ trap 'exit 1' HUP INT TERM
 	if [ -n "$file" ] && grep -q '^func Fuzz' "$file"; then echo "$package"; fi
 done | sort -u >"$list"
 
+# Go at times reports the end of the fuzz time itself as a failure: then nothing
+# but that is said, and no input is written down.
+late() {
+	grep -q '^ *context deadline exceeded$' "$out" && ! grep -q 'Failing input written' "$out"
+}
+
 failed=0
 while read -r package; do
 	targets=$("$go" test -list '^Fuzz' "$package") || { echo "$targets"; failed=1; continue; }
 	for target in $(echo "$targets" | grep '^Fuzz'); do
 		echo "fuzz: $package $target $time"
-		"$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package" || failed=1
+		"$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package" >"$out" 2>&1 || late || failed=1
+		cat "$out"
 	done
 done <"$list"
 [ -s "$list" ] || echo "fuzz: there is no target"
