@@ -81,7 +81,7 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index cons
 		s.mirror.wrote(e)
 		return nil
 	case slices.Contains(failed, session):
-		return fmt.Errorf("%w: %w", ErrNoSession, err)
+		return fmt.Errorf("%w: %v", ErrNoSession, err)
 	case record >= 0 && slices.Contains(failed, record):
 		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
 	case slices.Contains(failed, row):
@@ -199,6 +199,33 @@ func (s *Store) quotaPlace(ctx context.Context, productID string) (*consul.KVTxn
 	return s.setQuota(productID, max(count-1, 0), index), err
 }
 
+// Verify says whether e is still the row that was read at e.Index and this
+// replica still has its session, as of a moment after the call began.
+// ErrConflict: somebody else changed the row. ErrNoSession: others may take
+// over what this replica owns.
+func (s *Store) Verify(ctx context.Context, e *Engine) error {
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.engineKey(e.ProductID, e.UserID), Index: e.Index})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	// Nothing is written: Consul runs it as a read, which a leader that was
+	// deposed a moment ago must not answer.
+	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	if ok {
+		return nil
+	}
+	var failed []int
+	for _, e := range resp.Errors {
+		failed = append(failed, e.OpIndex)
+	}
+	return s.sessionOr(failed, fmt.Errorf("%w: %v", ErrConflict, failed))
+}
+
 // Engine reads one row, in its product's turn: many callers that wait for the end
 // of one operation ask again and again. ErrNotFound: the user has none.
 func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
@@ -276,10 +303,10 @@ func (s *Store) fenced(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 }
 
 // sessionOr turns a refusal by the session check, always the first operation,
-// into ErrNoSession.
+// into ErrNoSession. That is no ErrConflict: the row may well be as it was.
 func (s *Store) sessionOr(failed []int, err error) error {
 	if slices.Contains(failed, 0) {
-		return fmt.Errorf("%w: %w", ErrNoSession, err)
+		return fmt.Errorf("%w: %v", ErrNoSession, err)
 	}
 	return err
 }

@@ -40,6 +40,7 @@ type Replica struct {
 	session string
 	renewed time.Time
 	leader  bool
+	retired bool          // it does not try for the lead any more
 	joined  chan struct{} // closed when the first session is held
 }
 
@@ -56,6 +57,9 @@ func (s *Store) Join(log hclog.Logger) *Replica {
 // ID.
 func (r *Replica) Run(ctx context.Context) {
 	defer r.leave()
+	vacant, watched := make(chan struct{}, 1), make(chan struct{})
+	go func() { defer close(watched); r.watchLead(ctx, vacant) }()
+	defer func() { <-watched }()
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	for {
@@ -72,8 +76,81 @@ func (r *Replica) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-vacant:
 		}
 	}
+}
+
+const (
+	// leadWait is how long one blocking query waits for the lead to become
+	// free.
+	leadWait = 30 * time.Second
+	// vacantRetry is how often a free lead is tried for: the lock delay keeps it
+	// free for a while.
+	vacantRetry = lockDelay / 4
+)
+
+// watchLead tells when nobody leads, so that the next leader is not found by the
+// next renewal only.
+func (r *Replica) watchLead(ctx context.Context, vacant chan<- struct{}) {
+	var index uint64
+	for ctx.Err() == nil && !r.isRetired() {
+		limited, cancel := context.WithTimeout(ctx, leadWait+callTimeout)
+		pair, meta, err := r.store.client.KV().Get(r.leaderKey(), (&consul.QueryOptions{WaitIndex: index, WaitTime: leadWait}).WithContext(limited))
+		cancel()
+		wait := time.Duration(0)
+		switch {
+		case err != nil:
+			index, wait = 0, time.Second
+		case pair == nil || pair.Session == "":
+			index, wait = 0, vacantRetry
+			select {
+			case vacant <- struct{}{}:
+			default:
+			}
+		case meta.LastIndex < index: // a restored Consul counts anew
+			index = 0
+		default:
+			index = meta.LastIndex
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Retire gives up the lead, if this replica has it, and does not try for it any
+// more; the session, and with it the operations that this replica owns, stay.
+// Another replica leads at once: a lock that is given up has no delay.
+func (r *Replica) Retire(ctx context.Context) error {
+	r.mu.Lock()
+	r.retired = true
+	session, leading := r.session, r.leader
+	r.leader = false
+	r.mu.Unlock()
+	if !leading {
+		return nil
+	}
+	r.log.Info("leadership given up")
+	return r.release(ctx, session)
+}
+
+func (r *Replica) isRetired() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.retired
+}
+
+// release gives the lock of the lead back.
+func (r *Replica) release(ctx context.Context, session string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := r.store.client.KV().Release(&consul.KVPair{Key: r.leaderKey(), Session: session}, (&consul.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // keep renews the session or makes a new one, and tries for the lead.
@@ -117,17 +194,25 @@ func (r *Replica) keep(ctx context.Context) error {
 
 // campaign takes the lead when it is free.
 func (r *Replica) campaign(ctx context.Context, session string) error {
+	if r.isRetired() {
+		return nil
+	}
 	ok, _, err := r.store.client.KV().Acquire(&consul.KVPair{Key: r.leaderKey(), Value: []byte(r.ID), Session: session},
 		(&consul.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return unavailable(err)
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if ok != r.leader {
-		r.log.Info("leadership changed", "leader", ok)
+	retired := r.retired
+	leads := ok && !retired
+	if leads != r.leader {
+		r.log.Info("leadership changed", "leader", leads)
 	}
-	r.leader = ok
+	r.leader = leads
+	r.mu.Unlock()
+	if ok && retired { // meanwhile
+		return r.release(ctx, session)
+	}
 	return nil
 }
 

@@ -171,6 +171,14 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	return nil
 }
 
+// Retire gives the background work to another replica, at once and for good: what
+// is in flight here may take long to end.
+func (s *Scheduler) Retire(ctx context.Context) {
+	if err := s.replica.Retire(ctx); err != nil {
+		s.log.Warn("cannot give up the lead; it ends with the session", "error", err)
+	}
+}
+
 // Drain refuses new operations and waits until those under way have answered
 // or ctx ends.
 func (s *Scheduler) Drain(ctx context.Context) {

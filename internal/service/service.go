@@ -132,6 +132,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer cancel()
 	if err == nil {
 		s.log.Info("stopping: finishing what is in flight", "at_most", s.drain.String())
+		s.Scheduler.Retire(grace)
 		err = s.Server.Shutdown(grace)
 		s.Scheduler.Drain(grace)
 	}
