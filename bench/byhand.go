@@ -88,7 +88,7 @@ func (f *floor) prepare(ctx context.Context) (*handJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.cluster.PutKeyHash(ctx, id, secrets.Hash(secrets.NewEngineKey())); err != nil {
+	if err := f.cluster.PutKeyHash(ctx, id, secrets.Hash(secrets.NewEngineKey()), 0); err != nil {
 		return nil, err
 	}
 	return &handJob{job: &api.Job{ID: &id}, volumeID: v.ID}, nil

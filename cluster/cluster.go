@@ -14,6 +14,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/jobs"
 )
 
 // Errors that callers branch on.
@@ -130,15 +132,18 @@ func (c *Cluster) Purge(ctx context.Context, id string) error {
 	return err
 }
 
-// ScaleToZero sets the count of a job to 0, if it is not, so that its process
-// is stopped. ErrNotFound: there is no such job. ErrConflict: somebody changed
-// the job meanwhile.
-func (c *Cluster) ScaleToZero(ctx context.Context, id string) error {
+// ScaleToZero sets the count of a job to 0, so that its process is stopped, and
+// marks the job as mark's; a job that is both already is left alone. before is
+// called between the reading of the job and the writing of what was read: when
+// it says that the caller may still act, nothing that is done to the job after
+// that is undone. ErrNotFound: there is no such job. ErrConflict: somebody
+// changed the job meanwhile.
+func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func() error) error {
 	job, err := c.Job(ctx, id)
 	if err != nil {
 		return err
 	}
-	changed := false
+	changed := mark != "" && jobs.Mark(job) != mark
 	for _, group := range job.TaskGroups {
 		if group.Count == nil || *group.Count != 0 {
 			zero := 0
@@ -147,6 +152,12 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id string) error {
 	}
 	if !changed {
 		return nil
+	}
+	if mark != "" {
+		jobs.SetMark(job, mark)
+	}
+	if err := before(); err != nil {
+		return err
 	}
 	_, err = c.Register(ctx, job, *job.JobModifyIndex)
 	return err
@@ -158,27 +169,28 @@ const HashItem = "key_hash"
 
 func variablePath(jobID string) string { return "nomad/jobs/" + jobID }
 
-// PutKeyHash writes the hash of an engine's key where its job reads it. The
-// last writer wins: only the owner of the engine's operation writes.
-func (c *Cluster) PutKeyHash(ctx context.Context, jobID, hash string) error {
+// PutKeyHash writes the hash of an engine's key where its job reads it, over
+// what KeyHash read at index (0: nothing). ErrConflict: it is another one now.
+func (c *Cluster) PutKeyHash(ctx context.Context, jobID, hash string, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	v := api.NewVariable(variablePath(jobID))
-	v.Namespace = c.namespace
+	v.Namespace, v.ModifyIndex = c.namespace, index
 	v.Items = api.VariableItems{HashItem: hash}
-	_, _, err := c.client.Variables().Update(v, c.write(ctx))
+	_, _, err := c.client.Variables().CheckedUpdate(v, c.write(ctx))
 	return classify(err)
 }
 
-// KeyHash reads what PutKeyHash wrote. ErrNotFound: nothing.
-func (c *Cluster) KeyHash(ctx context.Context, jobID string) (string, error) {
+// KeyHash reads what PutKeyHash wrote, and the index to change it by.
+// ErrNotFound: nothing.
+func (c *Cluster) KeyHash(ctx context.Context, jobID string) (hash string, index uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	v, _, err := c.client.Variables().Read(variablePath(jobID), c.read(ctx))
 	if err != nil {
-		return "", classify(err)
+		return "", 0, classify(err)
 	}
-	return v.Items[HashItem], nil
+	return v.Items[HashItem], v.ModifyIndex, nil
 }
 
 // DeleteKeyHash removes what PutKeyHash wrote, if it is there.
@@ -199,6 +211,10 @@ func classify(err error) error {
 	}
 	if errors.Is(err, api.ErrVariablePathNotFound) {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	var moved api.ErrCASConflict
+	if errors.As(err, &moved) {
+		return fmt.Errorf("%w: the variable is at index %d, not at %d", ErrConflict, moved.Conflict.ModifyIndex, moved.CheckIndex)
 	}
 	var bad api.UnexpectedResponseError
 	if !errors.As(err, &bad) || !bad.HasStatusCode() {

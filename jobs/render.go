@@ -26,6 +26,7 @@ type Engine struct {
 	VolumePath  string // on the node; raw_exec engines get it in their environment
 	Count       int    // 1 runs the engine, 0 stops it
 	Warm        bool   // nobody's yet
+	Mark        string // whose registration it is: see Mark
 }
 
 // Render returns the job of one engine. Job meta is fixed at birth, as changing
@@ -70,17 +71,10 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 		task.Env["SQLITE_DB_PATH"] = path.Join(e.VolumePath, "brain.sqlite")
 	}
 
-	service(job).Name = e.JobID
+	engineServices(job)[0].Name = e.JobID
 	Label(job, e)
+	SetMark(job, e.Mark)
 	return job, nil
-}
-
-// service is the one that the job registers with Consul.
-func service(job *api.Job) *api.Service {
-	if group := job.TaskGroups[0]; len(group.Services) > 0 {
-		return group.Services[0]
-	}
-	return job.TaskGroups[0].Tasks[0].Services[0]
 }
 
 // Label says in a job whose engine it is; both places change without a restart
@@ -90,12 +84,62 @@ func Label(job *api.Job, e Engine) {
 	if e.Warm {
 		job.UI.Description = "Warm engine: it runs and waits for a user"
 	}
-	service(job).Meta = map[string]string{
+	mark := Mark(job)
+	engineServices(job)[0].Meta = map[string]string{
 		"engine_id":  e.EngineID,
 		"product_id": e.ProductID,
 		// Nomad interpolates service meta: encoded, a user_id means just itself.
 		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
 	}
+	SetMark(job, mark)
+}
+
+// markKey is the service meta that says which operation wrote the job last. It
+// changes in place, and every change of it moves the job's index.
+const markKey = "operation"
+
+// Mark says which operation wrote a job last; empty: none did, or another hand.
+func Mark(job *api.Job) string {
+	for _, s := range engineServices(job) {
+		if mark := s.Meta[markKey]; mark != "" {
+			return mark
+		}
+	}
+	return ""
+}
+
+// SetMark says that an operation writes the job.
+func SetMark(job *api.Job, mark string) {
+	services := engineServices(job)
+	if len(services) == 0 || mark == "" {
+		return
+	}
+	if services[0].Meta == nil {
+		services[0].Meta = map[string]string{}
+	}
+	services[0].Meta[markKey] = mark
+}
+
+// engineServices are the services of an engine's job, which stand in its group
+// or in its task.
+func engineServices(job *api.Job) []*api.Service {
+	if len(job.TaskGroups) == 0 {
+		return nil
+	}
+	group := job.TaskGroups[0]
+	if len(group.Services) > 0 || len(group.Tasks) == 0 {
+		return group.Services
+	}
+	return group.Tasks[0].Services
+}
+
+// Runs says whether a job as Nomad has it is to run a process.
+func Runs(job *api.Job) bool {
+	if job.Stop != nil && *job.Stop || len(job.TaskGroups) == 0 {
+		return false
+	}
+	count := job.TaskGroups[0].Count
+	return count != nil && *count > 0
 }
 
 // pinned says whether an image names a fixed tag or digest, so that a node that

@@ -24,7 +24,10 @@ const (
 
 // Causes that end the wait for a boot.
 var (
-	errHealthy   = errors.New("the engine said that it is healthy")
+	errHealthy = errors.New("the engine said that it is healthy")
+	// errDetour: the step named the next one itself.
+	errDetour = errors.New("the operation takes a detour")
+	// errRelocated: the row has another identity, and says so already.
 	errRelocated = errors.New("the engine is being placed on another node")
 )
 
@@ -68,6 +71,7 @@ func (o *operation) boot(ctx context.Context) error {
 	if soonest := time.Now().Add(lateGrace); deadline.Before(soonest) {
 		deadline = soonest
 	}
+	whole := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timed, stop := context.WithDeadline(ctx, deadline)
@@ -109,9 +113,9 @@ func (o *operation) boot(ctx context.Context) error {
 			o.bootTook = time.Since(o.registeredAt)
 		}
 		return nil
-	case errors.Is(cause, errSuperseded):
-		o.reread(context.WithoutCancel(ctx))
-		return errSuperseded
+	case errors.Is(cause, errSuperseded) && whole.Err() == nil:
+		now, err := o.s.store.Engine(whole, o.row.ProductID, o.row.UserID)
+		return o.lost(whole, now, err)
 	case cause != nil:
 		return cause
 	}
@@ -119,7 +123,7 @@ func (o *operation) boot(ctx context.Context) error {
 		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
 	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
-		return o.relocate(ctx, err)
+		return o.mayRelocate(whole, err)
 	}
 	return err
 }
@@ -186,32 +190,42 @@ func (o *operation) watchRow(ctx context.Context, cancel context.CancelCauseFunc
 	}
 }
 
-// reread acknowledges the destroy that took the row.
-func (o *operation) reread(ctx context.Context) {
-	if row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID); err == nil {
-		o.acknowledge(ctx, row)
-	}
-}
-
-// relocate gives a provision that its node could not place a new identity on
-// the next node that has room, or returns why there is none. The old identity
-// was told to nobody; what was made for it is removed.
-func (o *operation) relocate(ctx context.Context, cause error) error {
+// mayRelocate turns to relocate where a provision may be placed on another node,
+// or returns why there is none.
+func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	if o.row.Op.Kind != registry.OpProvision {
 		return cause
 	}
-	o.tried[o.row.NodeID] = true
+	o.tried[o.row.NodeID], o.noPlace = true, cause
 	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
-	if err != nil || !place.fits {
+	if err != nil {
 		return cause
 	}
+	o.s.pool.release(place.pooled)
+	if !place.fits {
+		return cause
+	}
+	// The row says so before anything is removed: whoever finds it there knows
+	// that this identity is given up.
+	o.row.Op.Step = detours[registry.OpProvision][0].name
+	return errDetour
+}
+
+// relocate gives a provision that its node could not place a new identity on
+// the next node that has room. The old identity was told to nobody; what was
+// made for it is removed.
+func (o *operation) relocate(ctx context.Context) error {
 	for _, undo := range []func(*operation, context.Context) error{
 		(*operation).quiesce, (*operation).awaitGone, (*operation).purge, (*operation).deleteVolume, (*operation).deleteVariable, (*operation).deleteKey,
 	} {
 		if err := undo(o, ctx); err != nil {
-			o.s.pool.release(place.pooled)
-			return errors.Join(cause, err)
+			return errors.Join(o.noPlace, err)
 		}
+	}
+	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	if err != nil {
+		return errors.Join(o.noPlace, err)
 	}
 	next := o.row.Clone()
 	place.applyTo(next)
@@ -219,7 +233,11 @@ func (o *operation) relocate(ctx context.Context, cause error) error {
 	next.Op.JobIndex = 0
 	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
 		o.s.pool.release(place.pooled)
-		return errors.Join(cause, err)
+		if errors.Is(err, registry.ErrConflict) {
+			now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+			return o.lost(ctx, now, err)
+		}
+		return errors.Join(o.noPlace, err)
 	}
 	o.log.Info("placing the engine on another node", "node", next.NodeID, "now", next.EngineID)
 	o.row = next

@@ -62,6 +62,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
+	hit(op.Kind, atAudited)
 	warm, claimed, err := s.warm.claim(ctx, caller, row)
 	if claimed {
 		labelled := warm.Clone()
@@ -79,6 +80,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
+	hit(op.Kind, atClaimed)
 	return s.launch(row).wait(ctx)
 }
 
@@ -215,10 +217,12 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 			return "", err
 		}
+		hit(op.Kind, atAudited)
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
 		err = s.store.Update(ctx, row)
 		switch {
 		case err == nil:
+			hit(op.Kind, atClaimed)
 			engine, err := s.launch(row).wait(ctx)
 			if err != nil {
 				return "", err
@@ -354,8 +358,10 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 	if op.AuditID, err = s.begin(ctx, row, p.action, p.actor, p.details); err != nil {
 		return nil, err
 	}
+	hit(op.Kind, atAudited)
 	row.Op = op
 	if err = s.store.Update(ctx, row); err == nil {
+		hit(op.Kind, atClaimed)
 		return s.launch(row), nil
 	}
 	if errors.Is(err, registry.ErrUnavailable) {

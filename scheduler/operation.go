@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"slices"
+	"fmt"
 	"strings"
 	"time"
 
@@ -28,6 +28,10 @@ var plans map[registry.OpKind][]step
 // undoing are the steps that take an operation back. Kinds without any go
 // forward only.
 var undoing map[registry.OpKind][]step
+
+// detours are steps outside the order of their kind's plan, which lead back into
+// it or into undoing.
+var detours map[registry.OpKind][]step
 
 func init() { // not a literal: the steps refer to plans
 	plans = map[registry.OpKind][]step{
@@ -75,6 +79,9 @@ func init() { // not a literal: the steps refer to plans
 			{"row", (*operation).removeRow},
 		},
 	}
+	detours = map[registry.OpKind][]step{
+		registry.OpProvision: {{"relocate", (*operation).relocate}},
+	}
 	undoing = map[registry.OpKind][]step{
 		registry.OpProvision: {{"undo-register", (*operation).quiesce}},
 		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
@@ -83,9 +90,15 @@ func init() { // not a literal: the steps refer to plans
 	}
 }
 
-// errSuperseded: somebody else has the row now; this operation must touch
-// nothing more.
-var errSuperseded = errors.New("scheduler: another operation has the engine now")
+var (
+	// errSuperseded: somebody else has the row now; this operation must touch
+	// nothing more.
+	errSuperseded = errors.New("scheduler: another operation has the engine now")
+	// errTakenOver is the kind of errSuperseded in which another replica has
+	// this very operation, or had it: what became of it is not this one's to
+	// tell.
+	errTakenOver = fmt.Errorf("%w: another replica took this one over", errSuperseded)
+)
 
 // operation drives one row through one plan, in a goroutine of its own that the
 // scheduler waits for.
@@ -106,10 +119,12 @@ type operation struct {
 	engine   *registry.Engine
 	err      error
 
-	unsaved bool            // the row was advanced but that is not written yet
-	removed bool            // the row is gone: nothing is left to write
-	tried   map[string]bool // nodes that could not place the engine
-	took    []any           // step names and durations, for the log
+	unsaved  bool            // the row was advanced but that is not written yet
+	removed  bool            // the row is gone: nothing is left to write
+	recorded bool            // its audit row is complete
+	tried    map[string]bool // nodes that could not place the engine
+	noPlace  error           // what the last of them said
+	took     []any           // step names and durations, for the log
 }
 
 func engineKey(productID, userID string) string { return productID + "/" + userID }
@@ -160,8 +175,9 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 	s.ops.Go(func() {
 		defer close(o.ended)
 		defer cancel(nil)
-		o.main(ctx)
-		o.answer(ctx, errSuperseded) // in case nothing else was said
+		if err := o.main(ctx); err != nil {
+			o.answer(ctx, err)
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.active[key] == o {
@@ -198,25 +214,41 @@ func (s *Scheduler) open() error {
 	return nil
 }
 
-// answer tells those who wait, once, and completes the audit row.
+// answer tells those who wait, once, and completes the audit row with what they
+// hear, if that is this operation's to say.
 func (o *operation) answer(ctx context.Context, err error) {
-	select {
-	case <-o.answered:
-	default:
+	if !o.recorded && !errors.Is(err, errTakenOver) {
+		o.recorded = true
+		if o.answeredAlready() {
+			err = o.err
+		}
 		o.record(ctx, err)
-		o.tell(err)
 	}
+	o.tell(err)
+}
+
+// refuse tells of an error after which the operation goes on. The audit row gets
+// it while the operation is surely this replica's; else whoever ends the
+// operation completes the row.
+func (o *operation) refuse(ctx context.Context, err error) {
+	if o.answeredAlready() {
+		return
+	}
+	if o.s.store.Verify(ctx, o.row) == nil {
+		o.recorded = true
+		o.record(ctx, err)
+	}
+	o.tell(err)
 }
 
 // tell tells those who wait, once. The audit row is left to whoever finishes
 // the operation.
 func (o *operation) tell(err error) {
-	select {
-	case <-o.answered:
-	default:
-		o.engine, o.err = o.row.Clone(), err
-		close(o.answered)
+	if o.answeredAlready() {
+		return
 	}
+	o.engine, o.err = o.row.Clone(), err
+	close(o.answered)
 }
 
 // wait returns what the operation answers.
@@ -226,7 +258,10 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 	}
 	select {
 	case <-o.answered:
-		if errors.Is(o.err, errSuperseded) {
+		switch {
+		case errors.Is(o.err, errTakenOver):
+			return nil, elsewhere(o.err)
+		case errors.Is(o.err, errSuperseded):
 			return nil, busy(registry.OpDestroy)
 		}
 		return o.engine, o.err
@@ -235,30 +270,54 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 	}
 }
 
+// elsewhere is what a caller hears of an operation that another replica ends.
+func elsewhere(err error) *Error {
+	return &Error{Code: BackendUnavailable, Message: "this replica cannot finish the operation; another one does", Err: err, RetryAfter: retryBackend}
+}
+
 const (
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 15 * time.Second
+	// sessionGrace is how long an operation waits for a lost session to be made
+	// anew before that counts as an error: a few renewals.
+	sessionGrace = 15 * time.Second
 )
 
 // main runs steps until the operation is closed, its row is somebody else's, or
 // ctx ends. What can be undone is undone at the first error; the rest goes
-// forward, again and again, after its caller was told.
-func (o *operation) main(ctx context.Context) {
+// forward, again and again, after its caller was told. The error is what to tell
+// those who were not told yet; nil: nothing more.
+func (o *operation) main(ctx context.Context) error {
 	kind, began := o.row.Op.Kind, time.Now()
+	var lost time.Time // when the session was first missed
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := o.attempt(ctx)
 		switch {
 		case err == nil:
+			hit(kind, atAnswered)
 			o.answer(ctx, nil)
 			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.took...)...)
-			return
+			return nil
 		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
-			o.log.Info("operation superseded")
-			return
+			o.log.Info("operation superseded", "by", err)
+			if !errors.Is(err, errSuperseded) {
+				return errSuperseded
+			}
+			return err
 		case ctx.Err() != nil:
-			o.tell(&Error{Code: BackendUnavailable, Message: "the service is stopping; the operation is finished by another replica", Err: err, RetryAfter: retryBackend})
-			return
+			o.tell(elsewhere(err))
+			return nil
+		case errors.Is(err, registry.ErrNoSession) && (lost.IsZero() || time.Since(lost) < sessionGrace):
+			// It is no error of the operation's: once there is a session again
+			// the row says whose it is.
+			if lost.IsZero() {
+				lost = time.Now()
+			}
+			wait = firstRetry / 2 // which the loop doubles
+			pause(ctx, firstRetry)
+			continue
 		}
+		lost = time.Time{}
 		o.log.Warn("operation failed at a step", "step", o.step(), "error", err)
 		undone := o.undo(err)
 		switch {
@@ -266,20 +325,19 @@ func (o *operation) main(ctx context.Context) {
 			// The caller hears of it when nothing is left behind, or when that
 			// does not succeed at once.
 			if uerr := o.attempt(ctx); uerr == nil {
+				hit(kind, atAnswered)
 				o.answer(ctx, AsError(err))
-				return
+				return nil
 			} else if errors.Is(uerr, errSuperseded) {
-				return
+				return uerr
 			}
 		case undone:
-			o.answer(ctx, AsError(err))
+			o.refuse(ctx, AsError(err))
 			continue
 		}
-		o.answer(ctx, AsError(err))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
+		o.refuse(ctx, AsError(err))
+		if !pause(ctx, wait) {
+			return nil
 		}
 	}
 }
@@ -304,40 +362,94 @@ func waitsForUndo(err error) bool {
 // attempt runs the steps from the row's on, writing the row after each.
 func (o *operation) attempt(ctx context.Context) error {
 	for {
-		if o.unsaved {
-			if err := o.save(ctx); err != nil {
-				return err
-			}
-			o.unsaved = false
-		}
-		if o.row.Op == nil {
-			return nil
-		}
-		steps := plans[o.row.Op.Kind]
-		if o.row.Op.Undo != "" && undoing[o.row.Op.Kind] != nil {
-			steps = undoing[o.row.Op.Kind]
-		}
-		at := slices.IndexFunc(steps, func(st step) bool { return st.name == o.row.Op.Step })
-		if at < 0 {
-			return fail(Internal, "the operation stopped at a step that this version does not know")
-		}
-		began := time.Now()
-		err := steps[at].do(o, ctx)
-		o.took = append(o.took, steps[at].name+"_ms", float64(time.Since(began).Microseconds())/1000)
+		err := o.advance(ctx)
 		switch {
-		case errors.Is(err, errRelocated):
-			continue
+		case errors.Is(err, errReread) && ctx.Err() == nil:
+			o.unsaved = false // what is stored decides
 		case err != nil:
 			return err
-		case o.removed:
+		case o.removed || o.row.Op == nil && !o.unsaved:
 			return nil
-		case at == len(steps)-1:
-			o.finish()
-		default:
-			o.row.Op.Step = steps[at+1].name
 		}
-		o.unsaved = true
 	}
+}
+
+// advance runs the row's step and writes the row, if it carries an operation.
+func (o *operation) advance(ctx context.Context) error {
+	if o.unsaved {
+		if err := o.write(ctx); err != nil {
+			return err
+		}
+	}
+	if o.row.Op == nil {
+		return nil
+	}
+	kind, st, next, err := o.find()
+	if err != nil {
+		return err
+	}
+	hitStep(kind, st.name, atBefore)
+	began := time.Now()
+	err = st.do(o, ctx)
+	o.took = append(o.took, st.name+"_ms", float64(time.Since(began).Microseconds())/1000)
+	switch {
+	case errors.Is(err, errDetour):
+		o.unsaved = true
+		return nil
+	case errors.Is(err, errRelocated):
+		hitStep(kind, st.name, atSaved)
+		return nil
+	case err != nil:
+		return err
+	}
+	hitStep(kind, st.name, atDone)
+	switch {
+	case o.removed:
+		return nil
+	case next == "":
+		o.finish()
+	default:
+		o.row.Op.Step = next
+	}
+	o.unsaved = true
+	if err := o.write(ctx); err != nil {
+		return err
+	}
+	hitStep(kind, st.name, atSaved)
+	return nil
+}
+
+// find is the step that the row is at, and the name of the one after it.
+func (o *operation) find() (kind registry.OpKind, st step, next string, err error) {
+	kind = o.row.Op.Kind
+	steps := plans[kind]
+	if o.row.Op.Undo != "" && undoing[kind] != nil {
+		steps = undoing[kind]
+	}
+	for i, st := range steps {
+		if st.name != o.row.Op.Step {
+			continue
+		}
+		if i+1 < len(steps) {
+			next = steps[i+1].name
+		}
+		return kind, st, next, nil
+	}
+	for _, st := range detours[kind] {
+		if st.name == o.row.Op.Step {
+			return kind, st, "", nil
+		}
+	}
+	return kind, step{}, "", fail(Internal, "the operation stopped at a step that this version does not know")
+}
+
+// write saves a row that was advanced.
+func (o *operation) write(ctx context.Context) error {
+	if err := o.save(ctx); err != nil {
+		return err
+	}
+	o.unsaved = false
+	return nil
 }
 
 // finish closes the operation in the row.
@@ -396,26 +508,58 @@ func (o *operation) becomeDestroy() {
 	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(registry.OpDestroy))
 }
 
-// save writes the row. A write whose answer was lost is recognised; any other
-// conflict means that somebody else has the row.
+// errReread: the row is still this operation's, but another one than it knew. It
+// goes on from what is stored.
+var errReread = errors.New("scheduler: the row was read again")
+
+// save writes the row. A write whose answer was lost is recognised.
 func (o *operation) save(ctx context.Context) error {
 	err := o.s.store.Update(ctx, o.row)
 	if !errors.Is(err, registry.ErrConflict) {
 		return err
 	}
-	now, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
-	if errors.Is(gerr, registry.ErrNotFound) {
-		return errSuperseded
-	}
-	if gerr != nil {
-		return gerr
-	}
-	if sameWrite(now, o.row) {
+	now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+	if err == nil && sameWrite(now, o.row) {
 		o.row = now
 		return nil
 	}
-	o.acknowledge(ctx, now)
-	return errSuperseded
+	return o.lost(ctx, now, err)
+}
+
+// fence makes sure that the operation is still this replica's. Calls that the
+// row cannot guard are made in this order: read an index, fence, then write by
+// check-and-set at that index. Whoever takes the operation over moves the index
+// before the operation is closed, so that a replica that was paused between the
+// last two writes nothing.
+func (o *operation) fence(ctx context.Context) error {
+	kind, step := o.row.Op.Kind, o.row.Op.Step
+	err := o.s.store.Verify(ctx, o.row)
+	if errors.Is(err, registry.ErrConflict) {
+		now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+		return o.lost(ctx, now, err)
+	}
+	if err == nil {
+		hitStep(kind, step, atFenced)
+	}
+	return err
+}
+
+// lost says what it means that the row is not the one that this operation wrote
+// last: now and err are what reading it gave.
+func (o *operation) lost(ctx context.Context, now *registry.Engine, err error) error {
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return errTakenOver
+	case err != nil:
+		return err
+	case now.Op != nil && now.Op.ID == o.opID && now.Op.Owner == o.s.replica.ID:
+		o.row = now
+		return errReread
+	case now.Op != nil && now.Op.Supersedes == o.s.replica.ID:
+		o.acknowledge(ctx, now)
+		return errSuperseded
+	}
+	return errTakenOver
 }
 
 // sameWrite says whether the stored row is the one that was to be written.
@@ -433,9 +577,6 @@ func sameWrite(stored, wanted *registry.Engine) bool {
 // acknowledge tells a destroy that cut this replica's operation short that
 // nothing more will be done to the engine from here.
 func (o *operation) acknowledge(ctx context.Context, row *registry.Engine) {
-	if row.Op == nil || row.Op.Supersedes != o.s.replica.ID {
-		return
-	}
 	row.Op.Supersedes = ""
 	if err := o.s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
 		o.log.Warn("cannot acknowledge that the engine is being destroyed", "error", err)

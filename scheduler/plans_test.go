@@ -42,6 +42,10 @@ func TestPlans(t *testing.T) {
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
+	want = map[registry.OpKind][]string{registry.OpProvision: {"relocate"}}
+	if diff := cmp.Diff(want, names(detours)); diff != "" {
+		t.Errorf("detours (-want +got):\n%s", diff)
+	}
 }
 
 // An operation ends in a state to which the row may legally go from every state

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -150,6 +151,7 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
 				return false, err
 			}
+			fault.Hit(pointPoolNoted)
 			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params); err != nil {
 				return false, err
 			}
@@ -210,5 +212,6 @@ func (p *volumePool) discard(ctx context.Context, v *registry.PooledVolume) erro
 		}
 		return err
 	}
+	fault.Hit(pointPoolDiscarded)
 	return p.s.cluster.DeleteVolumes(ctx, registry.JobID(v.EngineID))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -128,7 +129,9 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 	if err != nil {
 		return err
 	}
+	fault.Hit(action + "/" + atAudited)
 	err = change()
+	fault.Hit(action + "/" + atWritten)
 	s.abandon(ctx, id, began, err)
 	return err
 }

@@ -24,6 +24,8 @@ const (
 // undoes them, at start and from then on.
 func (s *Scheduler) recoverLoop(ctx context.Context) {
 	var seen uint64
+	for s.Ready() != nil && pause(ctx, pollEvery) { // what a crash left is looked for at once
+	}
 	for ctx.Err() == nil {
 		if s.Ready() == nil {
 			if index, err := s.recoverOnce(ctx, seen); err == nil {
@@ -64,6 +66,9 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error
 		err := s.store.Update(ctx, row)
 		if errors.Is(err, registry.ErrConflict) {
 			continue // another replica was faster
+		}
+		if errors.Is(err, registry.ErrUnavailable) {
+			s.adopt(row) // it may have been written
 		}
 		if err != nil {
 			return seen, err

@@ -19,6 +19,9 @@ func (o *operation) writeNewKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := o.fence(ctx); err != nil {
+		return err
+	}
 	version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), newest)
 	if err != nil {
 		return err

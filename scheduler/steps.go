@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
+
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
@@ -36,6 +38,11 @@ func (o *operation) ensureVolume(ctx context.Context) error {
 	if template == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
+	// The node refuses a second volume of the name; this spares it the volume of
+	// an engine that is gone by now.
+	if err := o.fence(ctx); err != nil {
+		return err
+	}
 	v, err := o.s.cluster.EnsureVolume(ctx, o.row.JobID(), o.row.NodeID, template.Owner().Params())
 	if err == nil {
 		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
@@ -63,14 +70,14 @@ func (o *operation) ensureKey(ctx context.Context) error {
 // writeVariable puts the hash of the engine's key where its job's template
 // reads it.
 func (o *operation) writeVariable(ctx context.Context) error {
-	version := o.row.KeyVersion
+	id, version := o.row.JobID(), o.row.KeyVersion
 	switch o.row.Op.Kind {
 	case registry.OpRotateKey:
 		version = o.row.Op.KeyVersion
 	case registry.OpStart:
 		// It is there already, but for a hand that removed it: a start needs no
 		// Vault for it.
-		_, err := o.s.cluster.KeyHash(ctx, o.row.JobID())
+		_, _, err := o.s.cluster.KeyHash(ctx, id)
 		if !errors.Is(err, cluster.ErrNotFound) {
 			return err
 		}
@@ -79,7 +86,27 @@ func (o *operation) writeVariable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return o.s.cluster.PutKeyHash(ctx, o.row.JobID(), secrets.Hash(key))
+	hash := secrets.Hash(key)
+	for first := true; ctx.Err() == nil; first = false {
+		var index uint64
+		if !first || o.row.Op.Kind == registry.OpRotateKey {
+			held, at, err := o.s.cluster.KeyHash(ctx, id)
+			if err == nil && held == hash {
+				return nil
+			}
+			if err != nil && !errors.Is(err, cluster.ErrNotFound) {
+				return err
+			}
+			index = at
+		}
+		if err := o.fence(ctx); err != nil {
+			return err
+		}
+		if err := o.s.cluster.PutKeyHash(ctx, id, hash, index); !errors.Is(err, cluster.ErrConflict) {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // register gives the engine's job to Nomad with a count of 1. The process
@@ -93,26 +120,13 @@ func (o *operation) register(ctx context.Context) error {
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
-		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1, Warm: row.ProductID == registry.WarmProduct,
+		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
+		Warm: row.ProductID == registry.WarmProduct, Mark: o.opID,
 	})
 	if err != nil {
 		return err
 	}
-	var index uint64
-	if row.Op.Kind == registry.OpStart {
-		if index, err = o.jobIndex(ctx); err != nil {
-			return err
-		}
-	}
-	registered, err := o.s.cluster.Register(ctx, job, index)
-	if errors.Is(err, cluster.ErrConflict) {
-		// A crash, or an answer that was lost, came between the registration
-		// and its record: nobody but this operation registers this job.
-		if index, err = o.jobIndex(ctx); err != nil {
-			return err
-		}
-		registered, err = index, nil
-	}
+	registered, err := o.registerOnce(ctx, job)
 	if err != nil {
 		return err
 	}
@@ -121,23 +135,45 @@ func (o *operation) register(ctx context.Context) error {
 	return nil
 }
 
-// jobIndex is the JobModifyIndex of the engine's job, 0 when there is none.
-func (o *operation) jobIndex(ctx context.Context) (uint64, error) {
-	job, err := o.s.cluster.Job(ctx, o.row.JobID())
-	if errors.Is(err, cluster.ErrNotFound) {
-		return 0, nil
+// registerOnce registers the job unless this operation did so already: a crash,
+// or an answer that was lost, can come between the registration and its record.
+// The index is that after the registration; Nomad tells a wrong one of a
+// registration that changes nothing.
+func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
+	for first := true; ctx.Err() == nil; first = false {
+		var index uint64
+		if !first || o.row.Op.Kind != registry.OpProvision {
+			present, err := o.s.cluster.Job(ctx, *job.ID)
+			switch {
+			case err == nil && jobs.Mark(present) == o.opID && jobs.Runs(present):
+				return *present.JobModifyIndex, nil
+			case err == nil:
+				index = *present.JobModifyIndex
+			case !errors.Is(err, cluster.ErrNotFound):
+				return 0, err
+			}
+		}
+		if err := o.fence(ctx); err != nil {
+			return 0, err
+		}
+		if registered, err := o.s.cluster.Register(ctx, job, index); !errors.Is(err, cluster.ErrConflict) {
+			return registered, err
+		}
 	}
-	if err != nil {
-		return 0, err
-	}
-	return *job.JobModifyIndex, nil
+	return 0, ctx.Err()
 }
 
 // quiesce sets the count of the engine's job to 0, so that its process ends and
-// is not started again.
+// is not started again. Undoing, it always leaves its mark: where the count is 0
+// already, it is that which moves the index under an owner that was paused
+// before its registration.
 func (o *operation) quiesce(ctx context.Context) error {
+	mark := ""
+	if o.row.Op.Undo != "" {
+		mark = o.opID + "-undone"
+	}
 	for {
-		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID())
+		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			return nil
@@ -255,12 +291,9 @@ func (o *operation) deleteKey(ctx context.Context) error {
 func (o *operation) removeRow(ctx context.Context) error {
 	err := o.s.store.Remove(ctx, o.row, o.row.VolumeID != "")
 	if errors.Is(err, registry.ErrConflict) {
-		_, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
-		switch {
-		case errors.Is(gerr, registry.ErrNotFound):
-			err = nil // an answer was lost
-		case gerr == nil:
-			err = errSuperseded
+		now, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+		if err = nil; !errors.Is(gerr, registry.ErrNotFound) { // else an answer was lost
+			err = o.lost(ctx, now, gerr)
 		}
 	}
 	o.removed = err == nil
@@ -276,7 +309,7 @@ func (o *operation) settle(ctx context.Context) error {
 			return err
 		}
 		if row.Op == nil || row.Op.ID != o.row.Op.ID || row.Op.Owner != o.row.Op.Owner {
-			return errSuperseded
+			return errTakenOver
 		}
 		o.row = row
 		replicas, err := o.s.store.Replicas(ctx)

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/service"
 )
 
@@ -57,6 +58,11 @@ func (c *serverCommand) Run(args []string) int {
 	cfg, err := config.Load(os.Environ())
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
+		return 2
+	}
+	// Tests arm a fault point; see internal/fault.
+	if err := fault.Arm(os.Getenv(fault.Variable)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -1,0 +1,74 @@
+package scheduler
+
+import (
+	"slices"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/registry"
+)
+
+// The moments of an operation at which a test can end or pause the process. A
+// point is named after the operation's kind, its step if it is in one, and the
+// moment.
+const (
+	atAudited  = "audited"  // its audit row is begun, its row is not written
+	atClaimed  = "claimed"  // its row is written, nothing works on it
+	atBefore   = "before"   // a step begins
+	atFenced   = "fenced"   // a step has verified that it may still act
+	atDone     = "done"     // a step has acted, the row does not say so
+	atSaved    = "saved"    // the row says so
+	atAnswered = "answered" // it is over, nobody was told
+	atWritten  = "written"  // a change of a product is made, its audit row is open
+)
+
+// Points of the leader's work.
+const (
+	pointPoolNoted     = "pool/noted"     // an entry is written, its volume not made
+	pointPoolDiscarded = "pool/discarded" // an entry is gone, its volume is not
+)
+
+// fencedSteps are those that verify that they may still act; a destroy's rest is
+// done to what nobody else will ever use.
+var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key"}
+
+func isFenced(kind registry.OpKind, step string) bool {
+	return slices.Contains(fencedSteps, step) && (kind != registry.OpDestroy || step == "scale-down")
+}
+
+// FaultPoints are all points by what they interrupt: the kind of an operation,
+// the audit log's name of an admin's change, or "pool".
+func FaultPoints() map[string][]string {
+	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded}}
+	for kind, forward := range plans {
+		add := func(names ...string) {
+			for _, name := range names {
+				points[string(kind)] = append(points[string(kind)], string(kind)+"/"+name)
+			}
+		}
+		add(atAudited, atClaimed)
+		for _, st := range slices.Concat(forward, detours[kind], undoing[kind]) {
+			add(st.name + "/" + atBefore)
+			if isFenced(kind, st.name) {
+				add(st.name + "/" + atFenced)
+			}
+			add(st.name + "/" + atDone)
+			if kind != registry.OpDestroy || st.name != "row" { // after that there is none
+				add(st.name + "/" + atSaved)
+			}
+		}
+		add(atAnswered)
+	}
+	for _, change := range []string{audit.ActionProductRegister, audit.ActionPolicyUpdate, audit.ActionPlatformKeyRotate, audit.ActionProductDelete} {
+		points[change] = []string{change + "/" + atAudited, change + "/" + atWritten}
+	}
+	return points
+}
+
+// hit is a point of an operation outside its steps.
+func hit(kind registry.OpKind, moment string) { fault.Hit(string(kind) + "/" + moment) }
+
+// hitStep is a point of one of its steps.
+func hitStep(kind registry.OpKind, step, moment string) {
+	fault.Hit(string(kind) + "/" + step + "/" + moment)
+}
