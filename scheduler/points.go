@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/fault"
@@ -71,4 +72,22 @@ func hit(kind registry.OpKind, moment string) { fault.Hit(string(kind) + "/" + m
 // hitStep is a point of one of its steps.
 func hitStep(kind registry.OpKind, step, moment string) {
 	fault.Hit(string(kind) + "/" + step + "/" + moment)
+}
+
+// FirstStep is the step that a kind of operation begins with.
+func FirstStep(kind registry.OpKind) string { return plans[kind][0].name }
+
+// LastStep says whether a point is at a step after which its operation is over.
+func LastStep(point string) bool {
+	parts := strings.Split(point, "/")
+	if len(parts) != 3 {
+		return false
+	}
+	kind := registry.OpKind(parts[0])
+	for _, steps := range [][]step{plans[kind], undoing[kind]} {
+		if len(steps) > 0 && steps[len(steps)-1].name == parts[1] {
+			return true
+		}
+	}
+	return false
 }

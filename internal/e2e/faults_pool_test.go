@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// wholePool returns nil when every entry of the pool has its volume, of its node
+// and its id, and no volume is there twice.
+func (s *stores) wholePool(prefix string, perNode int) error {
+	pairs, _, err := s.consul.KV().List(prefix+"pool/volumes/", nil)
+	if err != nil {
+		return err
+	}
+	volumes, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+	if err != nil {
+		return err
+	}
+	named := map[string][]*nomad.HostVolumeStub{}
+	for _, v := range volumes {
+		named[v.Name] = append(named[v.Name], v)
+	}
+	count := map[string]int{}
+	for _, pair := range pairs {
+		var entry registry.PooledVolume
+		if err := json.Unmarshal(pair.Value, &entry); err != nil {
+			return err
+		}
+		count[entry.NodeID]++
+		theirs := named[registry.JobID(entry.EngineID)]
+		if len(theirs) != 1 || theirs[0].ID != entry.VolumeID || theirs[0].NodeID != entry.NodeID {
+			return fmt.Errorf("entry %+v has the volumes %+v", entry, theirs)
+		}
+	}
+	if len(count) != 2 {
+		return fmt.Errorf("the pool has volumes on %d nodes", len(count))
+	}
+	for node, n := range count {
+		if n != perNode {
+			return fmt.Errorf("%d volumes on node %s, want %d", n, node, perNode)
+		}
+	}
+	return nil
+}
+
+// testPoolPoints kills the leader between the two halves of the making and of
+// the removal of a pooled volume.
+func testPoolPoints(t *testing.T) {
+	t.Parallel()
+	const prefix = "faults-pool/"
+	database, s := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), openStores(t, shared)
+	whole := func(what string) {
+		t.Helper()
+		eventually(t, 60*time.Second, what, func() error { return s.wholePool(prefix, 2) })
+	}
+	p := startFaulty(t, prefix, database, "kill pool/noted")
+	if err := p.awaitDeath(40 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	p = startFaulty(t, prefix, database, "kill pool/discarded")
+	whole("the pool is whole after pool/noted")
+
+	// An entry for engines that run as somebody else is of no use.
+	keys, _, err := s.consul.KV().List(prefix+"pool/volumes/", nil)
+	if err != nil || len(keys) == 0 {
+		t.Fatalf("%d entries, %v", len(keys), err)
+	}
+	var entry registry.PooledVolume
+	if err := json.Unmarshal(keys[0].Value, &entry); err != nil {
+		t.Fatal(err)
+	}
+	entry.Owner = "somebody"
+	value, err := json.Marshal(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, _, err := s.consul.KV().CAS(&consul.KVPair{Key: keys[0].Key, Value: value, ModifyIndex: keys[0].ModifyIndex}, nil); err != nil || !ok {
+		t.Fatalf("%t, %v", ok, err)
+	}
+	if err := p.awaitDeath(40 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	startFaulty(t, prefix, database, "")
+	whole("the pool is whole after pool/discarded")
+	if pair, _, err := s.consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
+		t.Errorf("the discarded entry is there: %v, %v", pair, err)
+	}
+	// Its volume is empty and nobody's: what removes orphans may have it.
+	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
+		t.Log("the discarded volume:", err)
+	}
+}
