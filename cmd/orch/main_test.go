@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // asOrch makes the test binary be the command itself, in a process of its own.
@@ -17,7 +19,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asOrch) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // command is a call of orch with nothing in its environment but vars. It is

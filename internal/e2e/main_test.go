@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"go.uber.org/goleak"
 
 	"github.com/septemberai/orch/internal/contract"
 	"github.com/septemberai/orch/internal/devstack"
@@ -48,6 +49,14 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
+	if code == 0 {
+		// The agents are gone, and with them the connections to them.
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
 	os.Exit(code)
 }
 
@@ -79,6 +88,7 @@ func run(m *testing.M) (code int, err error) {
 			code, err = 1, serr
 		}
 	}()
+	defer postgres.stop()
 	return checkDriven(m.Run()), nil
 }
 

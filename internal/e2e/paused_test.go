@@ -1,0 +1,451 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/testpg"
+	nomadjobs "github.com/septemberai/orch/nomad-jobs"
+	"github.com/septemberai/orch/registry"
+)
+
+// sharedPostgres is where replicas that are processes keep their audit log.
+type sharedPostgres struct {
+	once   sync.Once
+	server *testpg.Server
+	err    error
+}
+
+var postgres sharedPostgres
+
+// database is an empty database of a test's own.
+func (p *sharedPostgres) database(t *testing.T) string {
+	t.Helper()
+	testpg.Need(t)
+	p.once.Do(func() { p.server, p.err = testpg.New() })
+	if p.err != nil {
+		t.Fatal(p.err)
+	}
+	url, err := p.server.Database()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
+func (p *sharedPostgres) stop() {
+	if p.server != nil {
+		p.server.Stop()
+	}
+}
+
+// endSession ends the session of one replica, as Consul does after its TTL.
+func (s *stores) endSession(prefix, replica string) {
+	s.t.Helper()
+	pair, _, err := s.consul.KV().Get(prefix+"replicas/"+replica, nil)
+	if err != nil || pair == nil {
+		s.t.Fatalf("replica %s: %v, %v", replica, pair, err)
+	}
+	if _, err := s.consul.Session().Destroy(pair.Session, nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// leader is the id of the replica that leads, or "".
+func (s *stores) leader(prefix string) (string, error) {
+	pair, _, err := s.consul.KV().Get(prefix+"leader", nil)
+	if err != nil || pair == nil || pair.Session == "" {
+		return "", err
+	}
+	return string(pair.Value), nil
+}
+
+// jobVersion names the state of an engine's job: no change leaves it as it is.
+func (s *stores) jobVersion(engineID string) string {
+	s.t.Helper()
+	job, _, err := s.nomad.Jobs().Info("engine-"+engineID, nil)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("index %d, count %d", *job.JobModifyIndex, *job.TaskGroups[0].Count)
+}
+
+// jobFileThatIsRefused can be parsed, but Nomad registers no such job.
+func jobFileThatIsRefused(t *testing.T) string {
+	t.Helper()
+	const group = `group "engine" {`
+	edited := strings.Replace(nomadjobs.Engine, group, "priority = 5000\n\n  "+group, 1)
+	file := filepath.Join(t.TempDir(), "engine.nomad.hcl")
+	if err := os.WriteFile(file, []byte(edited), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestPausedOwner pauses a replica in the middle of an operation, after it made
+// sure that it may act and before it acts. Another replica ends the operation,
+// and clients go on with the engine there. When the first one wakes it changes
+// nothing, says so, and serves on.
+func TestPausedOwner(t *testing.T) {
+	testpg.Need(t)
+	ctx := t.Context()
+	provision := func(c *client.Client) error { return second(c.Provision(ctx, laneUser, "")) }
+	start := func(c *client.Client) error { return second(c.Start(ctx, laneUser)) }
+	stop := func(c *client.Client) error { return second(c.Stop(ctx, laneUser)) }
+	rotate := func(c *client.Client) error { return second(c.RotateKey(ctx, laneUser)) }
+	destroy := func(c *client.Client) error { return second(c.Destroy(ctx, laneUser)) }
+	type steps []func(*client.Client) error
+	for point, tc := range map[string]struct {
+		setup steps // on the first replica
+		cut   func(*client.Client) error
+		state registry.State // in which the other replica leaves the engine
+		then  steps          // on the other replica
+		env   func(*testing.T) []string
+		audit string // the outcome of what was cut; empty: ok
+	}{
+		"provision/volume/fenced":   {cut: provision, state: registry.Running, then: steps{stop}},
+		"provision/variable/fenced": {cut: provision, state: registry.Running, then: steps{rotate}},
+		"provision/register/fenced": {cut: provision, state: registry.Running, then: steps{stop}},
+		"provision/boot/before":     {cut: provision, state: registry.Running, then: steps{stop, start}},
+		"start/register/fenced":     {setup: steps{provision, stop}, cut: start, state: registry.Running, then: steps{stop}},
+		"start/register/fenced, undone": {
+			setup: steps{provision, stop}, cut: start, state: registry.Stopped, audit: "BACKEND_UNAVAILABLE",
+			env: func(t *testing.T) []string { return []string{"ORCH_ENGINE_JOB_FILE=" + jobFileThatIsRefused(t)} },
+		},
+		"stop/scale-down/fenced":     {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		"stop/drain/before":          {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		"rotate_key/new-key/fenced":  {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
+		"rotate_key/variable/fenced": {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate, rotate}},
+		"rotate_key/retire/before":   {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
+		"destroy/scale-down/fenced":  {setup: steps{provision}, cut: destroy, then: steps{provision}},
+		"destroy/volume/before":      {setup: steps{provision}, cut: destroy, then: steps{provision}},
+	} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			armed, _, _ := strings.Cut(point, ",")
+			prefix, database, s := "paused-"+strings.NewReplacer("/", "-", ", ", "-").Replace(point)+"/", postgres.database(t), openStores(t, shared)
+			var pool []string
+			if strings.HasPrefix(point, "provision/volume/") {
+				pool = []string{"ORCH_VOLUME_POOL=0"}
+			}
+			a := startFaulty(t, prefix, database, "pause "+armed, pool...)
+			product, err := a.RegisterProduct(ctx, "paused", "Paused", policyOf(t, anyImage))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.PlatformKey = product.PlatformAPIKey
+			for _, step := range tc.setup {
+				if err := step(a.Client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			answered := make(chan error, 1)
+			go func() { answered <- tc.cut(a.Client) }()
+			a.awaitPause(t)
+			rows, err := s.engines(prefix)
+			if err != nil || len(rows) != 1 || rows[0].Op == nil {
+				t.Fatalf("while it is paused: %+v, %v", rows, err)
+			}
+			cut := rows[0]
+			s.endSession(prefix, cut.Op.Owner)
+
+			env := pool
+			if tc.env != nil {
+				env = tc.env(t)
+			}
+			b := startFaulty(t, prefix, database, "", env...)
+			b.PlatformKey = product.PlatformAPIKey
+			eventually(t, 60*time.Second, "the other replica ends the operation", func() error {
+				rows, err := s.engines(prefix)
+				if err != nil {
+					return err
+				}
+				for _, row := range rows {
+					if row.Op != nil || row.State != tc.state {
+						return fmt.Errorf("%s, %+v", row.State, row.Op)
+					}
+				}
+				if (len(rows) == 0) != (tc.state == "") {
+					return fmt.Errorf("%d rows", len(rows))
+				}
+				return nil
+			})
+			for _, step := range tc.then {
+				if err := step(b.Client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.disagreement(prefix, cut.EngineID[:6]); err != nil {
+				t.Fatal(err)
+			}
+			rows, err = s.engines(prefix)
+			if err != nil || len(rows) != 1 {
+				t.Fatalf("%d rows, %v", len(rows), err)
+			}
+			engineID, before := rows[0].EngineID, s.jobVersion(rows[0].EngineID)
+			told, err := b.Engine(ctx, laneUser)
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			a.signal(t, syscall.SIGCONT)
+			eventually(t, 60*time.Second, "the first replica says that it was superseded", func() error {
+				if !strings.Contains(a.log.String(), "operation superseded") {
+					return errors.New("it does not")
+				}
+				return nil
+			})
+			wantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
+			if err := s.disagreement(prefix, cut.EngineID[:6]); err != nil {
+				t.Error(err)
+			}
+			if after := s.jobVersion(engineID); after != before {
+				t.Errorf("the job was at %s, now at %s", before, after)
+			}
+			// It serves on, and knows what became of the engine.
+			eventually(t, 30*time.Second, "the first replica serves on", func() error { return a.Ready(ctx) })
+			got, err := a.Engine(ctx, laneUser)
+			if err != nil || got.EngineID != told.EngineID || got.APIKey != told.APIKey || got.Status != told.Status || got.URL != told.URL {
+				t.Errorf("it tells %+v, %v; the other one told %+v", got, err, told)
+			}
+			if got.Status == "running" {
+				if status, err := engineCall(ctx, got, got.APIKey, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
+					t.Errorf("the engine answers %d, %v", status, err)
+				}
+			}
+			want := tc.audit
+			if want == "" {
+				want = "ok"
+			}
+			outcomes := map[string]int{}
+			entries, _ := auditLog(t, a.Client, "?action="+cut.Op.Action)
+			for _, e := range entries {
+				outcomes[e.Outcome]++
+				if e.RequestID == cut.Op.RequestID && e.Outcome != want {
+					t.Errorf("the audit row of what was cut says %s, want %s", e.Outcome, want)
+				}
+			}
+			if err := destroy(a.Client); err != nil {
+				t.Errorf("destroy by the first replica: %v", err)
+			}
+			if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
+				t.Errorf("left: %v (audit %v)", got, outcomes)
+			}
+		})
+	}
+}
+
+// A replica that is alone and loses its session in the middle of an operation
+// goes on with it when it wakes.
+func TestPausedAlone(t *testing.T) {
+	t.Parallel()
+	const prefix = "paused-alone/"
+	s, ctx := openStores(t, shared), t.Context()
+	p := startFaulty(t, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "pause stop/scale-down/done")
+	product, err := p.RegisterProduct(ctx, "alone", "Alone", policyOf(t, anyImage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.PlatformKey = product.PlatformAPIKey
+	e, err := p.Provision(ctx, laneUser, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remember(t, e, e.APIKey, "kept")
+	answered := make(chan error, 1)
+	go func() { answered <- second(p.Stop(ctx, laneUser)) }()
+	p.awaitPause(t)
+	s.endSessions(prefix)
+	p.signal(t, syscall.SIGCONT)
+	if err := <-answered; err != nil {
+		t.Fatalf("the stop: %v", err)
+	}
+	started, err := p.Start(ctx, laneUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export(t, started, e.APIKey).knows("kept"); err != nil {
+		t.Error(err)
+	}
+	if err := s.disagreement(prefix, e.EngineID[:6]); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Destroy(ctx, laneUser); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPausedLeader pauses the leader in the middle of filling the pool for longer
+// than Consul keeps its session. Another one leads meanwhile; the first changes
+// nothing when it wakes.
+func TestPausedLeader(t *testing.T) {
+	t.Parallel()
+	const prefix = "paused-leader/"
+	database, s, ctx := postgres.database(t), openStores(t, shared), t.Context()
+	a := startFaulty(t, prefix, database, "pause pool/noted")
+	a.awaitPause(t)
+	first, err := s.leader(prefix)
+	if err != nil || first == "" {
+		t.Fatalf("leader %q, %v", first, err)
+	}
+	// The volume of a destroyed engine on a node that may come back.
+	grave := &consul.KVPair{Key: prefix + "graves/buried", Value: []byte(`{"engine_id":"buried","node_id":"away","volume_id":"v"}`)}
+	if _, err := s.consul.KV().Put(grave, nil); err != nil {
+		t.Fatal(err)
+	}
+	b := startFaulty(t, prefix, database, "")
+	eventually(t, 60*time.Second, "another replica leads", func() error {
+		now, err := s.leader(prefix)
+		if err == nil && (now == "" || now == first) {
+			err = fmt.Errorf("the leader is %q", now)
+		}
+		return err
+	})
+	whole := func(what string) {
+		t.Helper()
+		eventually(t, 60*time.Second, what, func() error { return s.wholePool(prefix, 2) })
+	}
+	whole("the new leader fills the pool")
+	product, err := b.RegisterProduct(ctx, "led", "Led", policyOf(t, anyImage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.PlatformKey, a.PlatformKey = product.PlatformAPIKey, product.PlatformAPIKey
+	e, err := b.Provision(ctx, laneUser, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := s.leader(prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole("the pool is whole again")
+
+	a.signal(t, syscall.SIGCONT)
+	eventually(t, 60*time.Second, "the first leader knows", func() error {
+		if !strings.Contains(a.log.String(), "consul session expired") {
+			return errors.New("it does not")
+		}
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return a.Ready(ctx)
+	})
+	if _, err := a.Stop(ctx, laneUser); err != nil {
+		t.Fatal(err)
+	}
+	whole("the pool is whole after the first leader woke")
+	if now, err := s.leader(prefix); err != nil || now != second {
+		t.Errorf("the leader is %q, %v; it was %q", now, err, second)
+	}
+	if pair, _, err := s.consul.KV().Get(grave.Key, nil); err != nil || pair == nil {
+		t.Errorf("the grave is %v, %v", pair, err)
+	}
+	if _, err := s.consul.KV().Delete(grave.Key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.disagreement(prefix, e.EngineID[:6]); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Destroy(ctx, laneUser); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGracefulShutdown asks a leader to stop while it boots an engine: another
+// replica leads at once, the caller gets its answer, and the session is given up.
+func TestGracefulShutdown(t *testing.T) {
+	t.Parallel()
+	const prefix = "graceful/"
+	database, s, ctx := postgres.database(t), openStores(t, shared), t.Context()
+	a := startFaulty(t, prefix, database, "")
+	product, err := a.RegisterProduct(ctx, "graceful", "Graceful", policyOf(t, anyImage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.PlatformKey = product.PlatformAPIKey
+	var first string
+	eventually(t, 30*time.Second, "it leads", func() error {
+		first, err = s.leader(prefix)
+		if err == nil && first == "" {
+			err = errors.New("it does not")
+		}
+		return err
+	})
+	b := startFaulty(t, prefix, database, "")
+	b.PlatformKey = a.PlatformKey
+	type answer struct {
+		engine *client.Engine
+		err    error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		e, err := a.Provision(ctx, laneUser, "reference-engine.slow-boot-2s")
+		answered <- answer{e, err}
+	}()
+	eventually(t, 60*time.Second, "the engine boots", func() error {
+		rows, err := s.engines(prefix)
+		if err == nil && (len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot") {
+			err = fmt.Errorf("%+v", rows)
+		}
+		return err
+	})
+	a.signal(t, syscall.SIGTERM)
+	eventually(t, 30*time.Second, "another replica leads", func() error {
+		now, err := s.leader(prefix)
+		if err == nil && (now == "" || now == first) {
+			err = fmt.Errorf("the leader is %q", now)
+		}
+		return err
+	})
+	// It leads while the first one still has its session, not because that ended.
+	if pair, _, err := s.consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair == nil {
+		t.Errorf("the session of the first replica: %v, %v", pair, err)
+	}
+	eventually(t, 30*time.Second, "it accepts nothing new", func() error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		fresh := &client.Client{BaseURL: a.BaseURL, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+		var said *client.Error
+		if err := fresh.Ready(ctx); err == nil || errors.As(err, &said) {
+			return fmt.Errorf("it answers %w", err)
+		}
+		return nil
+	})
+	got := <-answered
+	if got.err != nil || got.engine.Status != "running" || got.engine.APIKey == "" {
+		t.Fatalf("the provision was answered with %+v, %v", got.engine, got.err)
+	}
+	eventually(t, 30*time.Second, "it exits", func() error {
+		if !a.dead() {
+			return errors.New("it lives")
+		}
+		return nil
+	})
+	if code := a.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("it exited with %d", code)
+	}
+	if pair, _, err := s.consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair != nil {
+		t.Errorf("its session is left: %v, %v", pair, err)
+	}
+	if e, err := b.Engine(ctx, laneUser); err != nil || e.EngineID != got.engine.EngineID || e.APIKey != got.engine.APIKey || e.Status != "running" {
+		t.Errorf("the other replica tells %+v, %v", e, err)
+	}
+	if err := s.disagreement(prefix, got.engine.EngineID[:6]); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Destroy(ctx, laneUser); err != nil {
+		t.Error(err)
+	}
+}
