@@ -164,13 +164,13 @@ func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, err
 }
 
 // quiesce sets the count of the engine's job to 0, so that its process ends and
-// is not started again. Undoing, it always leaves its mark: where the count is 0
-// already, it is that which moves the index under an owner that was paused
-// before its registration.
+// is not started again. Undoing or destroying, it always leaves its mark: where
+// the count is 0 already, it is that which moves the index under an owner that
+// was paused before its registration.
 func (o *operation) quiesce(ctx context.Context) error {
 	mark := ""
-	if o.row.Op.Undo != "" {
-		mark = o.opID + "-undone"
+	if o.row.Op.Undo != "" || o.row.Op.Kind == registry.OpDestroy {
+		mark = o.opID + "-end"
 	}
 	for {
 		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
