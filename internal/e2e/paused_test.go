@@ -124,7 +124,13 @@ func TestPausedOwner(t *testing.T) {
 			setup: steps{provision, stop}, cut: start, state: registry.Stopped, audit: "BACKEND_UNAVAILABLE",
 			env: func(t *testing.T) []string { return []string{"ORCH_ENGINE_JOB_FILE=" + jobFileThatIsRefused(t)} },
 		},
-		"stop/scale-down/fenced":     {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		"stop/scale-down/fenced": {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		// Before it made sure: what it reads when it wakes is new, and no longer
+		// its own.
+		"provision/register/before":  {cut: provision, state: registry.Running, then: steps{stop}},
+		"start/register/before":      {setup: steps{provision, stop}, cut: start, state: registry.Running, then: steps{stop}},
+		"stop/scale-down/before":     {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		"rotate_key/variable/before": {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
 		"stop/drain/before":          {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
 		"rotate_key/new-key/fenced":  {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
 		"rotate_key/variable/fenced": {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate, rotate}},
