@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -289,7 +290,6 @@ const (
 // those who were not told yet; nil: nothing more.
 func (o *operation) main(ctx context.Context) error {
 	kind, began := o.row.Op.Kind, time.Now()
-	var lost time.Time // when the session was first missed
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := o.attempt(ctx)
 		switch {
@@ -307,17 +307,7 @@ func (o *operation) main(ctx context.Context) error {
 		case ctx.Err() != nil:
 			o.tell(elsewhere(err))
 			return nil
-		case errors.Is(err, registry.ErrNoSession) && (lost.IsZero() || time.Since(lost) < sessionGrace):
-			// It is no error of the operation's: once there is a session again
-			// the row says whose it is.
-			if lost.IsZero() {
-				lost = time.Now()
-			}
-			wait = firstRetry / 2 // which the loop doubles
-			pause(ctx, firstRetry)
-			continue
 		}
-		lost = time.Time{}
 		o.log.Warn("operation failed at a step", "step", o.step(), "error", err)
 		undone := o.undo(err)
 		switch {
@@ -359,13 +349,22 @@ func waitsForUndo(err error) bool {
 	return true
 }
 
-// attempt runs the steps from the row's on, writing the row after each.
+// attempt runs the steps from the row's on, writing the row after each. A
+// session that is lost is no error for a while: once there is one again the row
+// says whose the operation is.
 func (o *operation) attempt(ctx context.Context) error {
+	var lost time.Time // when the session was first missed
 	for {
 		err := o.advance(ctx)
+		if !errors.Is(err, registry.ErrNoSession) {
+			lost = time.Time{}
+		} else if lost.IsZero() {
+			lost = time.Now()
+		}
 		switch {
 		case errors.Is(err, errReread) && ctx.Err() == nil:
 			o.unsaved = false // what is stored decides
+		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause(ctx, firstRetry):
 		case err != nil:
 			return err
 		case o.removed || o.row.Op == nil && !o.unsaved:
@@ -542,6 +541,23 @@ func (o *operation) fence(ctx context.Context) error {
 		hitStep(kind, step, atFenced)
 	}
 	return err
+}
+
+// whileOwned runs a wait, which ends when somebody else takes the row.
+func (o *operation) whileOwned(ctx context.Context, wait func(context.Context) error) error {
+	watched, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var watching sync.WaitGroup
+	watching.Go(func() { o.watchRow(watched, cancel) })
+	err := wait(watched)
+	taken := errors.Is(context.Cause(watched), errSuperseded) && ctx.Err() == nil
+	cancel(nil)
+	watching.Wait()
+	if !taken {
+		return err
+	}
+	now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+	return o.lost(ctx, now, err)
 }
 
 // lost says what it means that the row is not the one that this operation wrote

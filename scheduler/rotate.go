@@ -15,19 +15,25 @@ import (
 // row names it leaves a version that nobody was told; retireOldKey destroys it
 // with the others.
 func (o *operation) writeNewKey(ctx context.Context) error {
-	newest, err := o.s.vault.NewestVersion(ctx, o.row.EngineID)
-	if err != nil {
-		return err
+	for ctx.Err() == nil {
+		newest, err := o.s.vault.NewestVersion(ctx, o.row.EngineID)
+		if err != nil {
+			return err
+		}
+		if err := o.fence(ctx); err != nil {
+			return err
+		}
+		version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), newest)
+		if errors.Is(err, secrets.ErrConflict) {
+			continue // an answer was lost, or the operation
+		}
+		if err != nil {
+			return err
+		}
+		o.row.Op.KeyVersion = version
+		return nil
 	}
-	if err := o.fence(ctx); err != nil {
-		return err
-	}
-	version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), newest)
-	if err != nil {
-		return err
-	}
-	o.row.Op.KeyVersion = version
-	return nil
+	return ctx.Err()
 }
 
 // leave takes an operation back that changed nothing which an engine or a caller
@@ -37,6 +43,10 @@ func (*operation) leave(context.Context) error { return nil }
 // proveRotation waits until the engine refuses the old key and accepts the new
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
+	return o.whileOwned(ctx, o.rotationProven)
+}
+
+func (o *operation) rotationProven(ctx context.Context) error {
 	oldKey, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
 	if err != nil {
 		return err

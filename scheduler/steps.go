@@ -187,6 +187,10 @@ func (o *operation) quiesce(ctx context.Context) error {
 
 // awaitGone waits until no process of the engine is left, as its node says.
 func (o *operation) awaitGone(ctx context.Context) error {
+	return o.whileOwned(ctx, o.processesGone)
+}
+
+func (o *operation) processesGone(ctx context.Context) error {
 	// After the deadline the caller has been told; each later try waits as long
 	// as a process may take to end.
 	until := o.row.Op.Deadline

@@ -118,7 +118,7 @@ func TestPausedOwner(t *testing.T) {
 		"provision/volume/fenced":   {cut: provision, state: registry.Running, then: steps{stop}},
 		"provision/variable/fenced": {cut: provision, state: registry.Running, then: steps{rotate}},
 		"provision/register/fenced": {cut: provision, state: registry.Running, then: steps{stop}},
-		"provision/boot/before":     {cut: provision, state: registry.Running, then: steps{stop, start}},
+		"provision/boot/before":     {cut: provision, state: registry.Running, then: steps{stop}},
 		"start/register/fenced":     {setup: steps{provision, stop}, cut: start, state: registry.Running, then: steps{stop}},
 		"start/register/fenced, undone": {
 			setup: steps{provision, stop}, cut: start, state: registry.Stopped, audit: "BACKEND_UNAVAILABLE",
