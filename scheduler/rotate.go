@@ -43,7 +43,7 @@ func (*operation) leave(context.Context) error { return nil }
 // proveRotation waits until the engine refuses the old key and accepts the new
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
-	return o.whileOwned(ctx, o.rotationProven)
+	return o.noteSilence(ctx, o.whileOwned(ctx, o.rotationProven))
 }
 
 func (o *operation) rotationProven(ctx context.Context) error {
@@ -77,6 +77,9 @@ func (o *operation) rotationProven(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if o.s.nodeSilent(o.row.NodeID) {
+			return &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
 		if time.Now().After(until) {
 			if o.processGone(ctx) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
@@ -187,7 +188,28 @@ func (o *operation) quiesce(ctx context.Context) error {
 
 // awaitGone waits until no process of the engine is left, as its node says.
 func (o *operation) awaitGone(ctx context.Context) error {
-	return o.whileOwned(ctx, o.processesGone)
+	return o.noteSilence(ctx, o.whileOwned(ctx, o.processesGone))
+}
+
+// noteSilence says in the row of a running engine that its node is silent, when
+// that is why an operation waits: nobody else says so while it is under way.
+func (o *operation) noteSilence(ctx context.Context, err error) error {
+	kind := o.row.Op.Kind
+	if !errors.Is(err, errNodeSilent) || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
+		return err
+	}
+	o.row.State, o.row.Reason = registry.Failed, reasonNodeDown
+	id, berr := o.s.begin(ctx, o.row, audit.ActionHealthFailed, actorSystem, map[string]any{"reason": reasonNodeDown})
+	if berr != nil {
+		o.row.State, o.row.Reason = registry.Running, ""
+		return err // it is said at the next try
+	}
+	began, serr := time.Now(), o.save(ctx)
+	o.s.abandon(ctx, id, began, serr)
+	if serr != nil {
+		return serr
+	}
+	return err
 }
 
 func (o *operation) processesGone(ctx context.Context) error {

@@ -28,8 +28,12 @@ type engineAnswer struct {
 }
 
 func (s *Server) showEngine(e *registry.Engine) listedEngine {
+	url := e.URL
+	if e.State == registry.Failed { // an operation may still need it
+		url = ""
+	}
 	return listedEngine{
-		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(e.URL), EngineVersion: e.Image,
+		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(url), EngineVersion: e.Image,
 		CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(s.scheduler.LastHealth(e))), Reason: e.Reason,
 	}
 }

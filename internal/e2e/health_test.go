@@ -301,7 +301,7 @@ func TestNodeDown(t *testing.T) {
 	c := r.product(t, nil)
 	ctx := t.Context()
 	engines := map[string]*client.Engine{}
-	for _, user := range []string{"stays", "stopped", "destroyed"} {
+	for _, user := range []string{"stays", "stopped", "destroyed", "rotated"} {
 		e, err := c.Provision(ctx, user, "")
 		if err != nil {
 			t.Fatal(err)
@@ -313,14 +313,22 @@ func TestNodeDown(t *testing.T) {
 	if err := stack.Kill(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
+	// A rotation that is begun before the silence is known waits for the proof
+	// until then.
+	_, err := c.RotateKey(ctx, "rotated")
+	wantCode(t, err, 504, "ROTATION_UNCONFIRMED")
 	for user := range engines {
-		awaitEngine(t, c, user, "failed", "node_down", 90*time.Second)
+		if e := awaitEngine(t, c, user, "failed", "node_down", 90*time.Second); e.URL != "" {
+			t.Errorf("%s is failed and has the url %s", user, e.URL)
+		}
 	}
+	_, err = c.RotateKey(ctx, "rotated")
+	wantCode(t, err, 409, "ENGINE_BUSY")
 	t.Logf("the dead node was seen after %s", time.Since(began).Round(time.Millisecond))
 	if _, err := c.RotateKey(ctx, "stays"); err == nil {
 		t.Error("a key of a silent engine was rotated")
 	}
-	_, err := c.Stop(ctx, "stopped")
+	_, err = c.Stop(ctx, "stopped")
 	wantCode(t, err, 504, "STOP_UNCONFIRMED")
 	_, err = c.Start(ctx, "stopped")
 	wantCode(t, err, 409, "ENGINE_BUSY")
@@ -331,8 +339,8 @@ func TestNodeDown(t *testing.T) {
 		t.Error("the destroyed engine is still told")
 	}
 	s := openStores(t, stack)
-	if got := s.census(prefix); got["graves/"] != 1 || got["quota"] != 2 {
-		t.Errorf("got %v, want one grave and two engines", got)
+	if got := s.census(prefix); got["graves/"] != 1 || got["quota"] != 3 {
+		t.Errorf("got %v, want one grave and three engines", got)
 	}
 	if err := stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
@@ -344,6 +352,13 @@ func TestNodeDown(t *testing.T) {
 		t.Errorf("the process was restarted: %+v", runs)
 	}
 	awaitEngine(t, c, "stopped", "stopped", "", 90*time.Second)
+	rolled := awaitEngine(t, c, "rotated", "running", "", 90*time.Second)
+	if rolled.APIKey == engines["rotated"].APIKey {
+		t.Error("the rotation was not rolled forward")
+	}
+	if err := export(t, rolled, rolled.APIKey).knows("before rotated"); err != nil {
+		t.Error(err)
+	}
 	eventually(t, 90*time.Second, "the grave is empty", func() error {
 		if left := s.traces(engines["destroyed"].EngineID); len(left) > 0 {
 			return fmt.Errorf("left: %v", left)
@@ -357,7 +372,7 @@ func TestNodeDown(t *testing.T) {
 	if err := export(t, started, engines["stopped"].APIKey).knows("before stopped"); err != nil {
 		t.Error(err)
 	}
-	for _, user := range []string{"stays", "stopped"} {
+	for _, user := range []string{"stays", "stopped", "rotated"} {
 		if _, err := c.Destroy(ctx, user); err != nil {
 			t.Error(err)
 		}
