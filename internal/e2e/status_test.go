@@ -31,7 +31,7 @@ func statusOf(ctx context.Context, c *client.Client) (st fleetStatus, err error)
 func TestStatusOfTheWholeService(t *testing.T) {
 	t.Parallel()
 	const prefix = "whole-status/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RESTART_BACKOFF_BASE_S": "300"})
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
 	ctx := t.Context()
 	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
 	one, two := r.product(t, nil), r.product(t, anyImage)
