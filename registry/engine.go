@@ -117,6 +117,12 @@ type Engine struct {
 	LastHealthAt time.Time `json:"last_health_at,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
 	Op           *Op       `json:"op,omitempty"`
+	// SleepPending is set while the leader asks whether a running engine may be
+	// put to sleep (see Store.ProposeSleep). Whoever admits a user to the engine
+	// clears it first.
+	SleepPending string `json:"sleep_pending,omitempty"`
+	// KeepAwakeUntil is until when a product wants the engine not to sleep.
+	KeepAwakeUntil time.Time `json:"keep_awake_until,omitzero"`
 	// Idempotency is the record of the provision that is under way, if it
 	// carried a key.
 	Idempotency *RecordRef `json:"idempotency,omitempty"`

@@ -189,6 +189,7 @@ func fullEngine() *Engine {
 			ID: "op", Kind: OpStart, Step: "boot", Owner: "me", BeganAt: at, Deadline: at, From: Failed, Undo: "BOOT_TIMEOUT",
 			Reason: "boot_timeout", KeyVersion: 4, JobIndex: 7, Supersedes: "other", AuditID: 8, RequestID: "req",
 		},
+		SleepPending: "attempt", KeepAwakeUntil: at,
 		Idempotency: &RecordRef{Key: "key", Body: "body", CreatedAt: at},
 		Index:       9, stored: Running,
 	}
@@ -217,7 +218,7 @@ func TestEngineFormat(t *testing.T) {
 		`"volume_path":"/vol","alloc_id":"alloc","url":"http://127.0.0.1:1","created_at":"2026-01-02T03:04:05.006Z",` +
 		`"last_health_at":"2026-01-02T03:04:05.006Z","reason":"crashed","op":{"id":"op","kind":"start","step":"boot","owner":"me",` +
 		`"began_at":"2026-01-02T03:04:05.006Z","deadline":"2026-01-02T03:04:05.006Z","from":"failed","undo":"BOOT_TIMEOUT","reason":"boot_timeout","key_version":4,"job_index":7,` +
-		`"supersedes":"other","audit_id":8,"request_id":"req"},"idempotency":{"key":"key","body":"body","created_at":"2026-01-02T03:04:05.006Z"}}`
+		`"supersedes":"other","audit_id":8,"request_id":"req"},"sleep_pending":"attempt","keep_awake_until":"2026-01-02T03:04:05.006Z","idempotency":{"key":"key","body":"body","created_at":"2026-01-02T03:04:05.006Z"}}`
 	got := encode(fullEngine())
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Fatalf("row (-want +got):\n%s", diff)

@@ -98,6 +98,9 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 	if err := checkMove(e.stored, e.State); err != nil {
 		return err
 	}
+	if e.Op != nil {
+		e.SleepPending = "" // whatever is done with it now, it is not idle
+	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	ref := e.Idempotency
 	record := s.recordOps(e)

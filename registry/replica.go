@@ -267,6 +267,18 @@ func (r *Replica) Leader() bool {
 	return leader
 }
 
+// Session is the session that this replica holds, while it surely lives: renewed
+// within its TTL by this machine's own clock; "" when it may be gone. As long as
+// it lives, replicas/<id> is there.
+func (r *Replica) Session() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.renewed) > sessionTTL {
+		return ""
+	}
+	return r.session
+}
+
 func (r *Replica) key() string       { return r.store.prefix + "replicas/" + r.ID }
 func (r *Replica) leaderKey() string { return r.store.prefix + "leader" }
 

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -70,17 +71,22 @@ func (s *Store) engineIDKey(id string) string     { return s.prefix + "engine-id
 func (s *Store) engineKey(productID, userID string) string {
 	return s.prefix + "engines/" + rowName(productID, userID)
 }
+func (s *Store) activityKey(replicaID string, slot uint64) string {
+	return s.prefix + activityBelow + replicaID + "/" + strconv.FormatUint(slot, 10)
+}
 func (s *Store) changeKey(productID, userID string) string {
 	return s.prefix + "changes/" + shard(productID, userID)
 }
 
 // txn runs one transaction. A nil response with ErrConflict means that it was
 // refused as a whole; failed then holds the positions of the operations that
-// did not hold.
+// did not hold. One that only reads sees every change that was made before it
+// began: without the option, a Consul server that has just won or lost the lead
+// may answer from before.
 func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KVPairs, failed []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{}).WithContext(ctx))
+	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
 		return nil, nil, unavailable(err)
 	}

@@ -1,0 +1,48 @@
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// ProposeSleep marks a running row with SleepPending, as the leader, and sets the
+// new index: the first of the two phases in which an engine is put to sleep. An
+// admit that reads the row from now on writes it, and so refuses the second
+// phase, which compares the index; of those that have read it before, the
+// replicas' flushes tell. ErrConflict: somebody changed the row, or this replica
+// does not lead.
+func (s *Store) ProposeSleep(ctx context.Context, e *Engine) error {
+	before := e.SleepPending
+	e.SleepPending = strings.ToLower(rand.Text())
+	rowKey := s.engineKey(e.ProductID, e.UserID)
+	ops, err := s.led(
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		s.changed(e),
+	)
+	if err == nil {
+		var results consul.KVPairs
+		if results, _, err = s.txn(ctx, ops); err == nil {
+			e.Index = indexOf(results, rowKey)
+			s.mirror.wrote(e)
+			return nil
+		}
+	}
+	e.SleepPending = before
+	return err
+}
+
+// Awake are the rows of running engines that carry no operation, of all products.
+func (m *Mirror) Awake() []*Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var rows []*Engine
+	for _, e := range m.rows {
+		if e.State == Running && e.Op == nil {
+			rows = append(rows, e)
+		}
+	}
+	return rows
+}
