@@ -39,12 +39,15 @@ type Admission struct {
 // Rate is what the rate limit said of an admit; nil when the product has none.
 type Rate = registry.Verdict
 
-// Admit says whether the caller's user may use its engine now, and where. On a
-// running engine it writes nothing and reads nothing that Authenticate has not
-// read. It may be called again at any time; calls that find a boot under way
-// wait for it, when they may cause one themselves.
+// Admit says whether the user of a caller from AuthenticateAdmit may use its
+// engine now, and where. On a running engine it writes nothing and reads nothing
+// that AuthenticateAdmit has not read; but should the leader be asking whether
+// the engine may be put to sleep, it writes that it may not. It may be called
+// again at any time; calls that find a boot under way wait for it, when they may
+// cause one themselves.
 //
-// RATE_LIMITED, QUOTA_EXCEEDED, and the errors of Provision and Start.
+// BACKEND_UNAVAILABLE: this replica may have lost its session, and then nobody
+// asks it before putting engines to sleep. RATE_LIMITED, QUOTA_EXCEEDED, and the errors of Provision and Start.
 func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions) (*Admission, *Rate, error) {
 	rate, err := s.takeToken(ctx, caller)
 	if err != nil {
@@ -56,33 +59,45 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 		switch way, denial := decide(caller.Engine, opts); way {
 		case admitted:
 			engine := caller.Engine
+			if engine.SleepPending != "" {
+				if err := s.keepFromSleep(ctx, engine); errors.Is(err, registry.ErrConflict) {
+					break
+				} else if err != nil {
+					return nil, rate, err
+				}
+			}
 			key, err := s.Key(ctx, engine)
-			if !isRetired(err) {
-				return &Admission{Engine: engine, Key: key}, rate, err
+			if isRetired(err) {
+				if err := caller.rekeyed(ctx, s, err); err != nil {
+					return nil, rate, err
+				}
+				continue
 			}
-			if err := caller.rekeyed(ctx, s, err); err != nil {
-				return nil, rate, err
+			if admission, done, err := s.grant(caller, engine, key, err); done {
+				return admission, rate, err
 			}
-			continue
 		case denied:
 			s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denial))
 			return &Admission{Denial: denial}, rate, nil
 		case provisioned:
 			engine, key, err := s.Provision(ctx, caller, ProvisionOptions{})
-			if err == nil {
-				return &Admission{Engine: engine, Key: key}, rate, nil
+			if err != nil && overtaken(err) {
+				break
 			}
-			if !overtaken(err) {
-				return nil, rate, err
+			if admission, done, err := s.grant(caller, engine, key, err); done {
+				return admission, rate, err
 			}
 		case woken:
 			engine, err := s.start(ctx, caller, audit.ActionWake)
-			if err == nil {
-				key, err := s.Key(ctx, engine)
-				return &Admission{Engine: engine, Key: key}, rate, err
+			if err != nil && overtaken(err) {
+				break
 			}
-			if !overtaken(err) {
-				return nil, rate, err
+			key := ""
+			if err == nil {
+				key, err = s.Key(ctx, engine)
+			}
+			if admission, done, err := s.grant(caller, engine, key, err); done {
+				return admission, rate, err
 			}
 		case joined:
 			if err := s.awaitOperation(ctx, caller.Engine); err != nil {
@@ -94,6 +109,28 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 		}
 	}
 	return nil, rate, fail(EngineBusy, "the engine changes faster than it can be admitted; try again in a moment")
+}
+
+// grant is the answer of an admit that leads to engine. It is not done when this
+// replica has another session than the one that the row was read under: then the
+// row has to be read again, for the engine may sleep by now.
+func (s *Scheduler) grant(caller *Caller, engine *registry.Engine, key string, err error) (admission *Admission, done bool, _ error) {
+	switch {
+	case err != nil:
+		return nil, true, err
+	case caller.visit.serve():
+		return &Admission{Engine: engine, Key: key}, true, nil
+	case s.replica.Session() == "":
+		return nil, true, registry.ErrNoSession
+	}
+	return nil, false, nil
+}
+
+// keepFromSleep takes the leader's mark off a row, so that the engine is not put
+// to sleep. registry.ErrConflict: the row is another by now.
+func (s *Scheduler) keepFromSleep(ctx context.Context, row *registry.Engine) error {
+	row.SleepPending = ""
+	return s.store.Update(ctx, row)
 }
 
 // overtaken says whether another call was faster: the row says what now.
@@ -182,8 +219,12 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) error {
 	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
 		_, err := o.wait(ctx)
-		if err != nil && overtaken(err) {
+		switch {
+		case err != nil && overtaken(err):
 			return nil
+		case err != nil && row.Op.Kind == registry.OpSleep:
+			// It goes on: neither does the engine run, nor can it be woken yet.
+			return busy(row.Op.Kind)
 		}
 		return err
 	}

@@ -44,24 +44,37 @@ func newProber(connect, timeout time.Duration) *prober {
 // health asks once and returns nil when the engine says that it can serve: 200
 // and {"status": "ok"} (SPEC section 7).
 func (p *prober) health(ctx context.Context, url string) error {
+	_, err := p.ask(ctx, url)
+	return err
+}
+
+// busy asks an engine that can serve whether it works between requests.
+func (p *prober) busy(ctx context.Context, url string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
+	defer cancel()
+	return p.ask(ctx, url)
+}
+
+func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	resp, err := p.get(ctx, url+"/health", "")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("health answered %d", resp.StatusCode)
+		return false, fmt.Errorf("health answered %d", resp.StatusCode)
 	}
 	var body struct {
 		Status string `json:"status"`
+		Busy   bool   `json:"busy"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body); err != nil {
-		return fmt.Errorf("health: %w", err)
+		return false, fmt.Errorf("health: %w", err)
 	}
 	if body.Status != "ok" {
-		return errors.New("health says that it is not ok")
+		return false, errors.New("health says that it is not ok")
 	}
-	return nil
+	return body.Busy, nil
 }
 
 // status asks for a path that no engine has, with a key, and returns the status

@@ -31,6 +31,8 @@ type Caller struct {
 	UserID string
 
 	keyHash string
+	visit   *visit // of an admit, from before its engine's row is read
+	admits  bool
 }
 
 // Authenticate finds the product of a platform key, and its user's engine, in
@@ -45,6 +47,27 @@ func (s *Scheduler) Authenticate(ctx context.Context, platformKey, userID string
 		return nil, err
 	}
 	return c, nil
+}
+
+// AuthenticateAdmit is Authenticate for an admit: the engine is not put to sleep
+// under the answer. The caller is to be given to Leave.
+func (s *Scheduler) AuthenticateAdmit(ctx context.Context, platformKey, userID string) (*Caller, error) {
+	if !secrets.IsPlatformKey(platformKey) {
+		return nil, errPlatformKey
+	}
+	c := &Caller{UserID: userID, keyHash: secrets.Hash(platformKey), admits: true}
+	if err := c.refresh(ctx, s); err != nil {
+		c.Leave()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Leave ends what AuthenticateAdmit began.
+func (c *Caller) Leave() {
+	if c.visit != nil {
+		c.visit.leave()
+	}
 }
 
 var errPlatformKey = fail(InvalidPlatformKey, "the X-Platform-Key header does not hold the platform key of a product")
@@ -62,6 +85,12 @@ func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
 		}
 		s.productIDs.Store(c.keyHash, found)
 		id = found
+	}
+	if c.admits {
+		if c.visit == nil {
+			c.visit = s.activity.enter(registry.Fingerprint(id.(string), c.UserID))
+		}
+		c.visit.look()
 	}
 	var err error
 	c.Product, c.Engine, err = s.store.Lookup(ctx, c.keyHash, id.(string), c.UserID)

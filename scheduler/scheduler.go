@@ -39,6 +39,9 @@ type Options struct {
 	VolumePool int
 	// WarmPool is how many engines of the standard kind run and wait for a user.
 	WarmPool int
+	// IdleTimeout is after how long without an admit an engine is put to sleep,
+	// where its product's policy says nothing; 0: never.
+	IdleTimeout time.Duration
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
 }
@@ -60,6 +63,9 @@ type Scheduler struct {
 	gates   gates
 	probe   *prober
 	checks  backendChecks
+
+	activity *activity // of this replica
+	sleeper  *sleeper  // of the leader
 
 	template atomic.Pointer[jobs.Template]
 	pool     *volumePool
@@ -91,6 +97,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.pool = newVolumePool(s)
 	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
+	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
 	return s
 }
 
@@ -119,6 +126,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
+	loops.Go(func() { s.flushLoop(ctx) })
+	loops.Go(func() { s.sleeper.run(ctx) })
 
 	err := s.prepare(ctx)
 	if err == nil {

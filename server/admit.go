@@ -10,10 +10,11 @@ import (
 )
 
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) error {
-	c, err := s.caller(r, userID)
+	c, err := s.callerBy(s.scheduler.AuthenticateAdmit, r, userID)
 	if err != nil {
 		return err
 	}
+	defer c.Leave()
 	var body admitBody
 	if err := decode(w, r, &body); err != nil {
 		return err

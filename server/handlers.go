@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
@@ -55,12 +56,19 @@ func timestamp(t time.Time) string {
 
 // caller authenticates a product's call about one user.
 func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, error) {
+	return s.callerBy(s.scheduler.Authenticate, r, userID)
+}
+
+// callerBy is caller by one of the scheduler's ways to authenticate. A caller
+// that is returned with an error has left.
+func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, userID string) (*scheduler.Caller, error), r *http.Request, userID string) (*scheduler.Caller, error) {
 	bad := registry.CheckUserID(userID)
 	if bad != nil {
 		userID = "" // nothing is looked up under a name that cannot be
 	}
-	c, err := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
+	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
 	if err == nil && bad != nil {
+		c.Leave()
 		err = invalid("%v", bad)
 	}
 	return c, err

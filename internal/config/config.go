@@ -55,6 +55,7 @@ type Config struct {
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
 	BootTimeoutS         int `section:"Health and restarts" env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
+	IdleTimeoutS         int `env:"ORCH_IDLE_TIMEOUT_S" envDefault:"900" desc:"after how long without an admit an engine is put to sleep, in seconds, where its product's policy says nothing; 0: never"`
 	HealthCheckIntervalS int `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
 	HealthCheckTimeoutS  int `env:"ORCH_HEALTH_CHECK_TIMEOUT_S" envDefault:"10" desc:"one health probe, in seconds"`
 	HealthMaxFailures    int `env:"ORCH_HEALTH_MAX_FAILURES" envDefault:"3" desc:"consecutive failures before an engine is failed"`
@@ -174,6 +175,7 @@ func (c *Config) check() []error {
 	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
 	atLeast("ORCH_WARM_POOL", c.WarmPool, 0)
 	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
+	atLeast("ORCH_IDLE_TIMEOUT_S", c.IdleTimeoutS, 0)
 	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
 	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad refuses less
 	atLeast("ORCH_HEALTH_MAX_FAILURES", c.HealthMaxFailures, 1)
@@ -238,6 +240,7 @@ func (c *Config) Scheduler() scheduler.Options {
 			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
 			MaxAttempts: c.RestartMaxAttempts,
 		},
+		IdleTimeout:  time.Duration(c.IdleTimeoutS) * time.Second,
 		VolumePool:   c.VolumePool,
 		WarmPool:     c.WarmPool,
 		ProviderKeys: keys,

@@ -1,0 +1,331 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// sleepEvery is how often the leader reads what the replicas tell, and looks
+	// for idle engines.
+	sleepEvery = time.Second
+	// sleepAtOnce bounds the rows that are marked, and the engines that are put
+	// to sleep, at a time.
+	sleepAtOnce = 64
+	// sleepTurn is how long one engine may keep others from being put to sleep:
+	// most are gone much sooner, and one that takes its 30 s is not waited for.
+	sleepTurn = 3 * time.Second
+	// attemptLimit is when an engine is given up for which not all replicas have
+	// answered. It is longer than a replica that stopped keeps its key.
+	attemptLimit = 40 * time.Second
+	// busyTimeout bounds the question whether an engine is busy.
+	busyTimeout = 3 * time.Second
+)
+
+// sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
+// since an admit writes nothing: it marks the row, waits until all admits that
+// may have read the row before have been told of, and begins the operation on
+// that very row. An admit that reads the mark removes it first.
+type sleeper struct {
+	s *Scheduler
+
+	mu   sync.Mutex
+	feed *feed
+
+	// Only the sweep uses these.
+	woke     map[string]wakeUp   // by engine_id
+	attempts map[string]*attempt // by engineKey
+}
+
+// wakeUp is since when the leader knows a process of an engine.
+type wakeUp struct {
+	allocID string
+	at      time.Time
+}
+
+// attempt is an engine whose row is marked.
+type attempt struct {
+	row    *registry.Engine
+	engine uint64
+	used   time.Time // when it was last in use, as it was marked
+	began  time.Time
+	idle   time.Duration
+}
+
+func newSleeper(s *Scheduler) *sleeper {
+	z := &sleeper{s: s}
+	z.reset()
+	return z
+}
+
+func (z *sleeper) reset() {
+	z.mu.Lock()
+	z.feed = newFeed()
+	z.mu.Unlock()
+	z.woke, z.attempts = map[string]wakeUp{}, map[string]*attempt{}
+}
+
+// run follows the activity and sweeps, until ctx ends. A sweep over many engines
+// takes its time, and what the replicas tell is read all the same.
+func (z *sleeper) run(ctx context.Context) {
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() { z.follow(ctx) })
+	led := false
+	for pause(ctx, sleepEvery) {
+		if !z.s.replica.Leader() {
+			if led {
+				z.reset() // what it knows will be stale when it leads again
+			}
+			led = false
+			continue
+		}
+		led = true
+		if err := z.sweep(ctx); err != nil && ctx.Err() == nil {
+			z.s.log.Warn("cannot look for idle engines; trying again", "error", err)
+		}
+	}
+}
+
+// follow reads what the replicas tell.
+func (z *sleeper) follow(ctx context.Context) {
+	failing := false
+	for pause(ctx, sleepEvery) {
+		if !z.s.replica.Leader() {
+			continue
+		}
+		view, err := z.s.store.Activity(ctx)
+		if err == nil {
+			z.mu.Lock()
+			z.feed.observe(view, time.Now())
+			z.mu.Unlock()
+		} else if !failing && ctx.Err() == nil {
+			z.s.log.Warn("cannot read which engines are in use; nothing is put to sleep meanwhile", "error", err)
+		}
+		failing = err != nil
+	}
+}
+
+// sweep goes on with the engines that are marked, and marks those that have
+// fallen idle since.
+func (z *sleeper) sweep(ctx context.Context) error {
+	if !z.sighted() {
+		return nil
+	}
+	rows := z.s.mirror.Awake()
+	if len(rows) == 0 && len(z.attempts) == 0 {
+		return nil
+	}
+	// Nothing is put to sleep unaudited, nor while it cannot be carried out.
+	if err := z.s.checks.need(ctx, "consul", "nomad", "audit"); err != nil {
+		return err
+	}
+	z.settle(ctx)
+	return z.mark(ctx, rows)
+}
+
+// sighted says whether this replica knows enough of rows and activity, by now,
+// to judge who is idle.
+func (z *sleeper) sighted() bool {
+	select {
+	case <-z.s.mirror.Synced():
+	default:
+		return false
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	fresh := !z.feed.at.IsZero() && time.Since(z.feed.at) < brokenAfter
+	return fresh && z.s.Ready() == nil && z.s.mirror.Age() < staleView
+}
+
+// mark proposes sleep for the rows that are idle.
+func (z *sleeper) mark(ctx context.Context, rows []*registry.Engine) error {
+	timeouts, err := z.timeouts(ctx)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(sleepAtOnce)
+	for _, a := range z.idle(rows, timeouts, time.Now()) {
+		if ctx.Err() != nil || !z.s.replica.Leader() {
+			break
+		}
+		group.Go(func() error {
+			if err := z.s.store.ProposeSleep(ctx, a.row); err != nil {
+				if !errors.Is(err, registry.ErrConflict) {
+					return err
+				}
+				return nil // it is not as the view says: the next sweep sees
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			z.attempts[engineKey(a.row.ProductID, a.row.UserID)] = a
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// timeouts is the idle time of each product's engines; 0: they never sleep.
+func (z *sleeper) timeouts(ctx context.Context) (map[string]time.Duration, error) {
+	products, err := z.s.store.Tenants(ctx)
+	if err != nil {
+		return nil, err
+	}
+	timeouts := make(map[string]time.Duration, len(products))
+	for _, p := range products {
+		timeouts[p.ProductID] = z.s.opts.IdleTimeout
+		if policy := p.Policy.IdleTimeoutS; policy != nil {
+			timeouts[p.ProductID] = time.Duration(*policy) * time.Second
+		}
+	}
+	return timeouts, nil
+}
+
+// idle are the engines that were not in use for their timeout and are not marked
+// yet.
+func (z *sleeper) idle(rows []*registry.Engine, timeouts map[string]time.Duration, now time.Time) []*attempt {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var idle []*attempt
+	running, keep := make(map[string]wakeUp, len(rows)), make(map[uint64]bool, len(rows))
+	for _, row := range rows {
+		woke, known := z.woke[row.EngineID]
+		if !known || woke.allocID != row.AllocID {
+			woke = wakeUp{row.AllocID, now}
+		}
+		running[row.EngineID] = woke
+		engine := registry.Fingerprint(row.ProductID, row.UserID)
+		keep[engine] = true
+		timeout := timeouts[row.ProductID]
+		if timeout <= 0 || z.attempts[engineKey(row.ProductID, row.UserID)] != nil {
+			continue
+		}
+		used := z.feed.lastUsed(engine)
+		if idleTime := idleFor(now, used, woke.at, row.KeepAwakeUntil); idleTime >= timeout {
+			idle = append(idle, &attempt{row: row.Clone(), engine: engine, used: used, began: now, idle: idleTime})
+		}
+	}
+	z.woke = running
+	z.feed.forget(keep, now.Add(-time.Minute))
+	return idle
+}
+
+// idleFor is how long an engine has been idle, which it is not as long as it is
+// kept awake.
+func idleFor(now, used, woke, keptAwake time.Time) time.Duration {
+	since := used
+	if woke.After(since) {
+		since = woke
+	}
+	idle := now.Sub(since)
+	if !keptAwake.IsZero() {
+		// The one clock that is compared with another machine's: the product was
+		// told this time.
+		idle = min(idle, now.Round(0).Sub(keptAwake))
+	}
+	return idle
+}
+
+// verdict is what becomes of an engine that is marked.
+type verdict int
+
+const (
+	undecided verdict = iota
+	inUse
+	asleep
+)
+
+// judge says what the replicas have told since the engine was marked.
+func (f *feed) judge(engine uint64, used time.Time, index uint64) verdict {
+	switch {
+	case f.lastUsed(engine).After(used):
+		return inUse
+	case f.settled(engine, index):
+		return asleep
+	}
+	return undecided
+}
+
+// settle puts those to sleep of whom every replica has told that they are not in
+// use, and lets go of those that are.
+func (z *sleeper) settle(ctx context.Context) {
+	var group errgroup.Group
+	group.SetLimit(sleepAtOnce)
+	for key, a := range z.attempts {
+		if ctx.Err() != nil || !z.s.replica.Leader() {
+			break
+		}
+		z.mu.Lock()
+		verdict := z.feed.judge(a.engine, a.used, a.row.Index)
+		z.mu.Unlock()
+		if verdict == undecided && time.Since(a.began) < attemptLimit {
+			continue
+		}
+		delete(z.attempts, key)
+		group.Go(func() error {
+			if verdict == asleep && z.sleep(ctx, a) {
+				return nil
+			}
+			z.unmark(ctx, a.row)
+			return nil
+		})
+	}
+	_ = group.Wait() // none returns an error
+}
+
+// sleep begins to put an engine to sleep and says whether it did.
+func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
+	log := z.s.log.With("engine_id", a.row.EngineID)
+	if node, known := z.s.cluster.Node(a.row.NodeID); !known || node.Down {
+		return false // nothing could be confirmed
+	}
+	busy, err := z.s.probe.busy(ctx, a.row.URL)
+	if err != nil {
+		log.Debug("an idle engine does not say whether it is busy; leaving it alone", "error", err)
+	}
+	if err != nil || busy {
+		z.mu.Lock()
+		z.feed.used[a.engine] = time.Now()
+		z.mu.Unlock()
+		return false
+	}
+	o, err := z.s.propose(ctx, a.row, proposal{
+		kind: registry.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
+		details: map[string]any{"idle_s": int(a.idle.Seconds())},
+		prepare: func(row *registry.Engine) error { row.Desired = registry.Sleeping; return nil },
+	})
+	if errors.Is(err, registry.ErrConflict) {
+		return true // somebody is using it: not idle, nor marked any more
+	}
+	if err != nil {
+		log.Warn("cannot put an idle engine to sleep", "error", err)
+		return false
+	}
+	if o == nil {
+		return true // stopping: another replica finishes it
+	}
+	turn := time.NewTimer(sleepTurn)
+	defer turn.Stop()
+	select {
+	case <-o.answered:
+	case <-turn.C:
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// unmark spares the next admit a write. It may fail: the mark alone does nothing.
+func (z *sleeper) unmark(ctx context.Context, row *registry.Engine) {
+	if err := z.s.keepFromSleep(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
+		z.s.log.Debug("a row stays marked for sleep until its next admit", "engine_id", row.EngineID, "error", err)
+	}
+}
