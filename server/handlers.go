@@ -176,6 +176,31 @@ func (s *Server) rotateKey(w http.ResponseWriter, r *http.Request, userID string
 	return nil
 }
 
+func (s *Server) keepAwake(w http.ResponseWriter, r *http.Request, userID string) error {
+	c, err := s.caller(r, userID)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Seconds int `json:"seconds"`
+	}
+	if err := decode(w, r, &body); err != nil {
+		return err
+	}
+	const longest = int(scheduler.MaxKeepAwake / time.Second)
+	if body.Seconds < 1 || body.Seconds > longest {
+		return invalid("seconds must be from 1 to %d", longest)
+	}
+	until, err := s.scheduler.KeepAwake(r.Context(), c, time.Duration(body.Seconds)*time.Second)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Until string `json:"keep_awake_until"`
+	}{timestamp(until)})
+	return nil
+}
+
 func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) error {
 	c, err := s.bodyless(w, r, userID)
 	if err != nil {

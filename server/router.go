@@ -38,7 +38,7 @@ func (s *Server) routes() http.Handler {
 	}
 	collections := map[string]collection{
 		"engines": {"provision", s.provision, map[string]handler{
-			"admit": s.admit, "start": s.start, "stop": s.stop, "rotate-key": s.rotateKey,
+			"admit": s.admit, "start": s.start, "stop": s.stop, "rotate-key": s.rotateKey, "keep-awake": s.keepAwake,
 		}},
 		"products": {"register", s.registerProduct, map[string]handler{"rotate-platform-key": s.rotatePlatformKey}},
 	}

@@ -1,0 +1,54 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// MaxKeepAwake is how long a product may keep an engine awake by one call (SPEC
+// section 2).
+const MaxKeepAwake = time.Hour
+
+// KeepAwake holds a running engine's sleep off for a while, from now on, and
+// returns until when: the last call counts. From then on the engine is idle if
+// nobody is admitted. A rotation under way is waited for.
+//
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY: it is being stopped or put
+// to sleep.
+func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Duration) (time.Time, error) {
+	if err := s.open(); err != nil {
+		return time.Time{}, err
+	}
+	for range maxClaims {
+		row, err := caller.engine()
+		if err != nil {
+			return time.Time{}, err
+		}
+		switch {
+		case row.State != registry.Running:
+			return time.Time{}, fail(EngineNotRunning, "the engine is %s; only a running engine can be kept awake", row.State)
+		case row.Op != nil && row.Op.Kind == registry.OpRotateKey:
+			err := s.awaitOperation(ctx, row)
+			switch {
+			case err != nil && AsError(err).Code == RotationUnconfirmed:
+				return time.Time{}, busy(row.Op.Kind) // it goes on
+			case err != nil && AsError(err).Code == BackendUnavailable:
+				return time.Time{}, err
+			}
+		case row.Op != nil:
+			return time.Time{}, busy(row.Op.Kind)
+		default:
+			row.KeepAwakeUntil, row.SleepPending = time.Now().UTC().Add(d).Truncate(time.Millisecond), ""
+			if err := s.store.Update(ctx, row); !errors.Is(err, registry.ErrConflict) {
+				return row.KeepAwakeUntil, err
+			}
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return time.Time{}, fail(EngineBusy, "the engine changes faster than it can be kept awake; try again in a moment")
+}
