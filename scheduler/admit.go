@@ -228,6 +228,11 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 		}
 		return err
 	}
+	if row.Op.Kind == registry.OpSleep {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.limit(row.Op.Kind))
+		defer cancel()
+	}
 	for pause(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {

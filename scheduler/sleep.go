@@ -78,7 +78,7 @@ func (z *sleeper) run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() { z.follow(ctx) })
-	led := false
+	led, failing := false, false
 	for pause(ctx, sleepEvery) {
 		if !z.s.replica.Leader() {
 			if led {
@@ -88,9 +88,11 @@ func (z *sleeper) run(ctx context.Context) {
 			continue
 		}
 		led = true
-		if err := z.sweep(ctx); err != nil && ctx.Err() == nil {
-			z.s.log.Warn("cannot look for idle engines; trying again", "error", err)
+		err := z.sweep(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			z.s.log.Warn("cannot put idle engines to sleep; trying again", "error", err)
 		}
+		failing = err != nil
 	}
 }
 
@@ -119,16 +121,34 @@ func (z *sleeper) sweep(ctx context.Context) error {
 	if !z.sighted() {
 		return nil
 	}
+	if len(z.attempts) > 0 {
+		if err := z.mayChange(ctx); err != nil {
+			return err
+		}
+		z.settle(ctx)
+	}
 	rows := z.s.mirror.Awake()
-	if len(rows) == 0 && len(z.attempts) == 0 {
+	if len(rows) == 0 {
 		return nil
 	}
-	// Nothing is put to sleep unaudited, nor while it cannot be carried out.
-	if err := z.s.checks.need(ctx, "consul", "nomad", "audit"); err != nil {
+	timeouts, err := z.timeouts(ctx)
+	if err != nil {
 		return err
 	}
-	z.settle(ctx)
-	return z.mark(ctx, rows)
+	idle := z.idle(rows, timeouts, time.Now())
+	if len(idle) == 0 {
+		return nil
+	}
+	if err := z.mayChange(ctx); err != nil {
+		return err
+	}
+	return z.mark(ctx, idle)
+}
+
+// mayChange: nothing is put to sleep unaudited, nor while it cannot be carried
+// out.
+func (z *sleeper) mayChange(ctx context.Context) error {
+	return z.s.checks.need(ctx, "consul", "nomad", "audit")
 }
 
 // sighted says whether this replica knows enough of rows and activity, by now,
@@ -145,16 +165,12 @@ func (z *sleeper) sighted() bool {
 	return fresh && z.s.Ready() == nil && z.s.mirror.Age() < staleView
 }
 
-// mark proposes sleep for the rows that are idle.
-func (z *sleeper) mark(ctx context.Context, rows []*registry.Engine) error {
-	timeouts, err := z.timeouts(ctx)
-	if err != nil {
-		return err
-	}
+// mark proposes sleep for engines that are idle.
+func (z *sleeper) mark(ctx context.Context, idle []*attempt) error {
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(sleepAtOnce)
-	for _, a := range z.idle(rows, timeouts, time.Now()) {
+	for _, a := range idle {
 		if ctx.Err() != nil || !z.s.replica.Leader() {
 			break
 		}

@@ -287,7 +287,7 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 	pg.Halt()
 	eventually(t, fallsAsleep, "the sweep waits for the audit log", func() error {
 		for _, r := range all {
-			if strings.Contains(r.logs.String(), "cannot look for idle engines") {
+			if strings.Contains(r.logs.String(), "cannot put idle engines to sleep") {
 				return nil
 			}
 		}
