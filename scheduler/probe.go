@@ -48,11 +48,16 @@ func (p *prober) health(ctx context.Context, url string) error {
 	return err
 }
 
-// busy asks an engine that can serve whether it works between requests.
-func (p *prober) busy(ctx context.Context, url string) (bool, error) {
+// busy asks an engine whether it works between requests, until it answers that it
+// can serve or busyTimeout is over.
+func (p *prober) busy(ctx context.Context, url string) (busy bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
 	defer cancel()
-	return p.ask(ctx, url)
+	for {
+		if busy, err = p.ask(ctx, url); err == nil || !pause(ctx, busyRetry) {
+			return busy, err
+		}
+	}
 }
 
 func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
@@ -65,8 +70,8 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 		return false, fmt.Errorf("health answered %d", resp.StatusCode)
 	}
 	var body struct {
-		Status string `json:"status"`
-		Busy   bool   `json:"busy"`
+		Status string          `json:"status"`
+		Busy   json.RawMessage `json:"busy"` // what is not a boolean makes nothing unhealthy
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body); err != nil {
 		return false, fmt.Errorf("health: %w", err)
@@ -74,7 +79,7 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	if body.Status != "ok" {
 		return false, errors.New("health says that it is not ok")
 	}
-	return body.Busy, nil
+	return string(body.Busy) == "true", nil
 }
 
 // status asks for a path that no engine has, with a key, and returns the status

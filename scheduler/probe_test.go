@@ -68,6 +68,37 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+func TestBusy(t *testing.T) {
+	p := newProber(connectTimeout, time.Second)
+	for body, want := range map[string]bool{
+		`{"status":"ok","busy":true}`: true, `{"status":"ok","busy":false}`: false, `{"status":"ok"}`: false, `{"status":"ok","busy":"yes"}`: false,
+	} {
+		url := engineStub(t, says(200, body))
+		if busy, err := p.busy(t.Context(), url); err != nil || busy != want {
+			t.Errorf("%s: got %t, %v", body, busy, err)
+		}
+		if err := p.health(t.Context(), url); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	var asked atomic.Int64
+	late := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 3 {
+			says(503, `{"status":"failing","busy":true}`)(w, r)
+			return
+		}
+		says(200, `{"status":"ok","busy":true}`)(w, r)
+	})
+	if busy, err := p.busy(t.Context(), late); err != nil || !busy {
+		t.Errorf("an engine that can serve after a while: got %t, %v", busy, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if busy, err := p.busy(ctx, engineStub(t, says(503, `{"status":"failing","busy":true}`))); err == nil || busy {
+		t.Errorf("an engine that cannot serve: got %t, %v", busy, err)
+	}
+}
+
 func TestUsable(t *testing.T) {
 	p := newProber(connectTimeout, time.Second)
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))

@@ -25,8 +25,10 @@ const (
 	// attemptLimit is when an engine is given up for which not all replicas have
 	// answered. It is longer than a replica that stopped keeps its key.
 	attemptLimit = 40 * time.Second
-	// busyTimeout bounds the question whether an engine is busy.
+	// busyTimeout bounds the question whether an engine is busy, which is asked
+	// anew every busyRetry.
 	busyTimeout = 3 * time.Second
+	busyRetry   = 200 * time.Millisecond
 )
 
 // sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
