@@ -80,13 +80,11 @@ func (s *Store) changeKey(productID, userID string) string {
 
 // txn runs one transaction. A nil response with ErrConflict means that it was
 // refused as a whole; failed then holds the positions of the operations that
-// did not hold. One that only reads sees every change that was made before it
-// began: without the option, a Consul server that has just won or lost the lead
-// may answer from before.
+// did not hold.
 func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KVPairs, failed []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	ok, resp, _, err := s.client.KV().Txn(ops, consistent(ctx))
 	if err != nil {
 		return nil, nil, unavailable(err)
 	}
@@ -113,7 +111,7 @@ func deleteAt(key string, index uint64) consul.KVTxnOps {
 func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	pair, _, err := s.client.KV().Get(key, (&consul.QueryOptions{}).WithContext(ctx))
+	pair, _, err := s.client.KV().Get(key, consistent(ctx))
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -124,11 +122,18 @@ func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
 func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	pairs, _, err := s.client.KV().List(s.prefix+below, (&consul.QueryOptions{}).WithContext(ctx))
+	pairs, _, err := s.client.KV().List(s.prefix+below, consistent(ctx))
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	return pairs, nil
+}
+
+// consistent are the options of a read that sees every change which was made
+// before it began. By default, a Consul server that has just won or lost the lead
+// may answer from before: a row as it was, or no key of a replica that lives.
+func consistent(ctx context.Context) *consul.QueryOptions {
+	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
 // Ping asks Consul for a leader.
