@@ -137,7 +137,7 @@ func TestEngineLogs(t *testing.T) {
 func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
 		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
-		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13",
+		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13", "ORCH_IDLE_TIMEOUT_S=17",
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
@@ -148,7 +148,7 @@ func TestScheduler(t *testing.T) {
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
 		},
 		DefaultImage: "engine", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
-		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13,
+		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: scheduler.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21},
 		ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
 	}

@@ -34,6 +34,7 @@ var wrong = map[string][]string{
 	"ORCH_CATALOG_PATH":            {"relative/path"},
 	"ORCH_VOLUME_POOL":             {"-1", "x"},
 	"ORCH_WARM_POOL":               {"-1", "x"},
+	"ORCH_IDLE_TIMEOUT_S":          {"-1", "15m"},
 	"ORCH_CONSUL_PREFIX":           {"orch", "/orch/", "or ch/", "/", "a//b/"},
 	"ORCH_VAULT_MOUNT":             {"/orch", "orch/", "a//b", "or ch"},
 	"ORCH_NOMAD_NAMESPACE":         {"*"},
