@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
 
@@ -29,6 +30,8 @@ const (
 	// anew every busyRetry.
 	busyTimeout = 3 * time.Second
 	busyRetry   = 200 * time.Millisecond
+	// longestIdle, in seconds, is what a longer idle time counts as: 68 years.
+	longestIdle = math.MaxInt32
 )
 
 // sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
@@ -202,7 +205,7 @@ func (z *sleeper) timeouts(ctx context.Context) (map[string]time.Duration, error
 	for _, p := range products {
 		timeouts[p.ProductID] = z.s.opts.IdleTimeout
 		if policy := p.Policy.IdleTimeoutS; policy != nil {
-			timeouts[p.ProductID] = time.Duration(*policy) * time.Second
+			timeouts[p.ProductID] = time.Duration(min(*policy, longestIdle)) * time.Second
 		}
 	}
 	return timeouts, nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -240,7 +241,7 @@ func (c *Config) Scheduler() scheduler.Options {
 			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
 			MaxAttempts: c.RestartMaxAttempts,
 		},
-		IdleTimeout:  time.Duration(c.IdleTimeoutS) * time.Second,
+		IdleTimeout:  time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
 		VolumePool:   c.VolumePool,
 		WarmPool:     c.WarmPool,
 		ProviderKeys: keys,
