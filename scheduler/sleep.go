@@ -45,11 +45,11 @@ type sleeper struct {
 	feed *feed
 
 	// Only the sweep uses these.
-	woke     map[string]wakeUp   // by engine_id
+	woke     map[string]wakeUp   // by engineKey: who gets a process that runs already is new to it
 	attempts map[string]*attempt // by engineKey
 }
 
-// wakeUp is since when the leader knows a process of an engine.
+// wakeUp is since when the leader knows a user's process.
 type wakeUp struct {
 	allocID string
 	at      time.Time
@@ -219,15 +219,16 @@ func (z *sleeper) idle(rows []*registry.Engine, timeouts map[string]time.Duratio
 	var idle []*attempt
 	running, keep := make(map[string]wakeUp, len(rows)), make(map[uint64]bool, len(rows))
 	for _, row := range rows {
-		woke, known := z.woke[row.EngineID]
+		key := engineKey(row.ProductID, row.UserID)
+		woke, known := z.woke[key]
 		if !known || woke.allocID != row.AllocID {
 			woke = wakeUp{row.AllocID, now}
 		}
-		running[row.EngineID] = woke
+		running[key] = woke
 		engine := registry.Fingerprint(row.ProductID, row.UserID)
 		keep[engine] = true
 		timeout := timeouts[row.ProductID]
-		if timeout <= 0 || z.attempts[engineKey(row.ProductID, row.UserID)] != nil {
+		if timeout <= 0 || z.attempts[key] != nil {
 			continue
 		}
 		used := z.feed.lastUsed(engine)
