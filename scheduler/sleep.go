@@ -195,7 +195,8 @@ func (z *sleeper) mark(ctx context.Context, idle []*attempt) error {
 	return group.Wait()
 }
 
-// timeouts is the idle time of each product's engines; 0: they never sleep.
+// timeouts is the idle time of each product's engines; 0, or none: they never
+// sleep.
 func (z *sleeper) timeouts(ctx context.Context) (map[string]time.Duration, error) {
 	products, err := z.s.store.Tenants(ctx)
 	if err != nil {
