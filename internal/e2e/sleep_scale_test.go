@@ -37,11 +37,8 @@ func TestManyFallAsleep(t *testing.T) {
 	}))
 	t.Cleanup(engine.Close)
 	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_LOG_LEVEL": "warn"})
-	p, err := (&client.Client{BaseURL: r.url, AdminKey: adminKey}).RegisterProduct(ctx, "many", "Many", sleepy)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+	c := r.product(t, sleepy)
+	productID := productOf(t, &client.Client{BaseURL: r.url, AdminKey: adminKey}, c)
 	nodes, _, err := s.nomad.Nodes().List(nil)
 	if err != nil || len(nodes) == 0 {
 		t.Fatalf("nodes %v, %v", nodes, err)
@@ -54,7 +51,7 @@ func TestManyFallAsleep(t *testing.T) {
 	left := make(chan struct{})
 	go func() { defer close(left); replica.Run(joined) }()
 	<-replica.Joined()
-	tenant, err := store.Tenant(ctx, p.ProductID)
+	tenant, err := store.Tenant(ctx, productID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +60,7 @@ func TestManyFallAsleep(t *testing.T) {
 	for i := range many {
 		group.Go(func() error {
 			e := &registry.Engine{
-				EngineID: fmt.Sprint("sleeper-", i), ProductID: p.ProductID, ProductSlug: p.Slug, UserID: fmt.Sprint("user-", i),
+				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
 				State: registry.Provisioning, Desired: registry.Running, Image: "reference-engine", KeyVersion: 1,
 				NodeID: nodes[0].ID, AllocID: "none", URL: engine.URL, CreatedAt: time.Now().UTC(),
 			}
