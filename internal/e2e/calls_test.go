@@ -32,6 +32,7 @@ var operations = []operation{
 	{"startEngine", "POST", "/engines/{user}/start", "{}", platform},
 	{"stopEngine", "POST", "/engines/{user}/stop", "{}", platform},
 	{"rotateKey", "POST", "/engines/{user}/rotate-key", "{}", platform},
+	{"keepAwake", "POST", "/engines/{user}/keep-awake", `{"seconds": 60}`, platform},
 	{"destroyEngine", "DELETE", "/engines/{user}", "{}", platform},
 	{"listEngines", "GET", "/engines", "", platform},
 	{"getStatus", "GET", "/status", "", platform},
