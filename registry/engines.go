@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	consul "github.com/hashicorp/consul/api"
 )
@@ -177,7 +178,7 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)})
 		}
 		if bury {
-			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID}
+			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC()}
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
 		}
 		const row, quota = 1, 2
@@ -251,6 +252,10 @@ func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.decodeRows(pairs)
+}
+
+func (s *Store) decodeRows(pairs consul.KVPairs) ([]*Engine, error) {
 	rows := make([]*Engine, 0, len(pairs))
 	for _, pair := range pairs {
 		e, err := decodeEngine(pair)

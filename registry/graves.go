@@ -2,6 +2,11 @@ package registry
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
 )
 
 // Grave is what is left of a destroyed engine whose node was silent: its volume,
@@ -10,6 +15,10 @@ type Grave struct {
 	EngineID string `json:"engine_id"`
 	NodeID   string `json:"node_id"`
 	VolumeID string `json:"volume_id"`
+	// Whose engine it was, and when it was destroyed.
+	ProductID string    `json:"product_id,omitempty"`
+	UserID    string    `json:"user_id,omitempty"`
+	Since     time.Time `json:"since,omitzero"`
 
 	Index uint64 `json:"-"`
 }
@@ -22,6 +31,10 @@ func (s *Store) Graves(ctx context.Context) ([]*Grave, error) {
 	if err != nil {
 		return nil, err
 	}
+	return decodeGraves(pairs)
+}
+
+func decodeGraves(pairs consul.KVPairs) ([]*Grave, error) {
 	graves := make([]*Grave, 0, len(pairs))
 	for _, pair := range pairs {
 		g, err := decode[Grave](pair)
@@ -41,5 +54,19 @@ func (s *Store) DeleteGrave(ctx context.Context, g *Grave) error {
 		return err
 	}
 	_, _, err = s.txn(ctx, ops)
+	return err
+}
+
+// Bury forgets a grave for good, whatever became of its volume. ErrNotFound:
+// there is no such grave.
+func (s *Store) Bury(ctx context.Context, g *Grave) error {
+	ops, err := s.fenced(deleteAt(s.graveKey(g.EngineID), g.Index)...)
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	if err = s.sessionOr(failed, err); errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoSession) {
+		return fmt.Errorf("%w: grave: %w", ErrNotFound, err) // it was emptied meanwhile
+	}
 	return err
 }

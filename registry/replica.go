@@ -279,6 +279,21 @@ func (r *Replica) Session() string {
 	return r.session
 }
 
+// Role is what this replica is among the others: "leader", "follower", or "none"
+// without a session.
+func (r *Replica) Role() string {
+	session := r.Session()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case session == "":
+		return "none"
+	case r.leader:
+		return "leader"
+	}
+	return "follower"
+}
+
 func (r *Replica) key() string       { return r.store.prefix + "replicas/" + r.ID }
 func (r *Replica) leaderKey() string { return r.store.prefix + "leader" }
 

@@ -522,8 +522,8 @@ func TestRemove(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := []*Grave{{EngineID: e.EngineID, NodeID: "node-1", VolumeID: "vol-1"}}
-		if diff := cmp.Diff(want, graves, cmpopts.IgnoreFields(Grave{}, "Index")); diff != "" {
+		want := []*Grave{{EngineID: e.EngineID, NodeID: "node-1", VolumeID: "vol-1", ProductID: e.ProductID, UserID: e.UserID}}
+		if diff := cmp.Diff(want, graves, cmpopts.IgnoreFields(Grave{}, "Index", "Since")); diff != "" {
 			t.Fatalf("graves (-want +got):\n%s", diff)
 		}
 		stale := *graves[0]
@@ -935,6 +935,14 @@ func TestErrUnavailable(t *testing.T) {
 		"ChangeIndex":   func() error { _, err := s.ChangeIndex(ctx); return err },
 		"Replicas":      func() error { _, err := s.Replicas(ctx); return err },
 		"Graves":        func() error { _, err := s.Graves(ctx); return err },
+		"GravesNow":     func() error { _, err := s.GravesNow(ctx); return err },
+		"EnginesNow":    func() error { _, err := s.EnginesNow(ctx); return err },
+		"Orphans":       func() error { _, err := s.Orphans(ctx); return err },
+		"PoolIDs":       func() error { _, err := s.PoolIDs(ctx); return err },
+		"Quotas":        func() error { _, err := s.Quotas(ctx); return err },
+		"Held":          func() error { _, err := s.Held(ctx, "x"); return err },
+		"Request":       func() error { return s.RequestReconcile(ctx) },
+		"Requested":     func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
 		"PooledVolumes": func() error { _, err := s.PooledVolumes(ctx); return err },
 		"QuotaCount":    func() error { _, err := s.QuotaCount(ctx, "x"); return err },
 	} {

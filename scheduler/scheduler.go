@@ -167,7 +167,7 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	if len(s.opts.ProviderKeys) > 0 {
-		if err := s.vault.PutEnv(ctx, s.opts.ProviderKeys); err != nil {
+		if _, _, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys); err != nil {
 			return fmt.Errorf("write the provider keys: %w", err)
 		}
 	}

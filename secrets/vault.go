@@ -153,23 +153,82 @@ func (v *Vault) DeleteEngine(ctx context.Context, engineID string) error {
 }
 
 // PutEnv writes the provider keys that engines get, unless they are the ones
-// that Vault holds.
-func (v *Vault) PutEnv(ctx context.Context, env map[string]string) error {
+// that Vault holds, and returns their version and whether it is a new one.
+func (v *Vault) PutEnv(ctx context.Context, env map[string]string) (version int, written bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	data := make(map[string]any, len(env))
 	for name, value := range env {
 		data[name] = value
 	}
+	for {
+		held, err := v.env(ctx)
+		if err != nil {
+			return 0, false, err
+		}
+		current := 0
+		if held.VersionMetadata != nil {
+			current = held.VersionMetadata.Version
+		}
+		if current > 0 && sameEnv(held.Data, data) {
+			return current, false, nil
+		}
+		secret, err := v.kv.Put(ctx, EnvPath, data, vault.WithCheckAndSet(current))
+		if err = classify(err); err == nil {
+			return secret.VersionMetadata.Version, true, nil
+		}
+		if !errors.Is(err, ErrConflict) || ctx.Err() != nil {
+			return 0, false, err
+		}
+		// Another replica wrote at the same time: the same keys, as a rule.
+	}
+}
+
+// EnvVersion is the version of the provider keys that Vault holds, 0 when it
+// holds none.
+func (v *Vault) EnvVersion(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	held, err := v.env(ctx)
+	if err != nil || held.VersionMetadata == nil {
+		return 0, err
+	}
+	return held.VersionMetadata.Version, nil
+}
+
+// env reads the provider keys; an empty secret when there are none. A deleted
+// one still tells its version.
+func (v *Vault) env(ctx context.Context) (*vault.KVSecret, error) {
 	held, err := v.kv.Get(ctx, EnvPath)
-	if err = classify(err); err != nil && !errors.Is(err, ErrNotFound) {
-		return err
+	if err = classify(err); errors.Is(err, ErrNotFound) {
+		return &vault.KVSecret{}, nil
 	}
-	if err == nil && sameEnv(held.Data, data) {
-		return nil
+	return held, err
+}
+
+// EngineIDs lists the engines that have a key below this mount, those of other
+// deployments included.
+func (v *Vault) EngineIDs(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	secret, err := v.client.Logical().ListWithContext(ctx, v.mount+"/metadata/engines")
+	if err = classify(err); err != nil {
+		return nil, err
 	}
-	_, err = v.kv.Put(ctx, EnvPath, data)
-	return classify(err)
+	if secret == nil {
+		return nil, nil // there are none
+	}
+	list, ok := secret.Data["keys"].([]any)
+	if !ok {
+		return nil, fmt.Errorf("%w: the list of keys has not the form of one", ErrUnavailable)
+	}
+	ids := make([]string, 0, len(list))
+	for _, v := range list {
+		if id, ok := v.(string); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 func sameEnv(a, b map[string]any) bool {

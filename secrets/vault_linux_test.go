@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -405,9 +406,13 @@ func TestPutEnv(t *testing.T) {
 		}
 	}
 	env := map[string]string{"LLM_API_KEY": "sk-1", "OPENAI_API_KEY": "line\nbreak \"quotes\""}
-	for range 2 {
-		if err := v.PutEnv(t.Context(), env); err != nil {
-			t.Fatal(err)
+	if version, err := v.EnvVersion(t.Context()); err != nil || version != 0 {
+		t.Fatalf("without any: version %d, %v", version, err)
+	}
+	for try := range 2 {
+		version, written, err := v.PutEnv(t.Context(), env)
+		if err != nil || version != 1 || written != (try == 0) {
+			t.Fatalf("version %d, written %t, %v", version, written, err)
 		}
 		envVersion(1)
 	}
@@ -417,11 +422,14 @@ func TestPutEnv(t *testing.T) {
 		{"OPENAI_API_KEY": "x"}, // another one
 	} {
 		for range 2 {
-			if err := v.PutEnv(t.Context(), changed); err != nil {
-				t.Fatal(err)
+			if version, _, err := v.PutEnv(t.Context(), changed); err != nil || version != i+2 {
+				t.Fatalf("version %d, %v", version, err)
 			}
 		}
 		envVersion(i + 2)
+		if version, err := v.EnvVersion(t.Context()); err != nil || version != i+2 {
+			t.Fatalf("version %d, %v", version, err)
+		}
 		held, err := agent.root.KVv2(mount).Get(t.Context(), EnvPath)
 		if err != nil || len(held.Data) != len(changed) {
 			t.Fatalf("Vault holds %v, %v, want %v", held, err, changed)
@@ -432,8 +440,54 @@ func TestPutEnv(t *testing.T) {
 			}
 		}
 	}
+	t.Run("AtOnce", testPutEnvAtOnce)
 	if got, want := v.EnvTemplatePath(), "orch/data/engine-env"; got != want {
 		t.Fatalf("template path %q, want %q", got, want)
+	}
+}
+
+// Replicas that start at once with the same keys make one version of them.
+func testPutEnvAtOnce(t *testing.T) {
+	v := keys(t)
+	before, err := v.EnvVersion(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"LLM_API_KEY": NewEngineKey()}
+	var replicas sync.WaitGroup
+	for range 8 {
+		replicas.Go(func() {
+			if version, _, err := v.PutEnv(t.Context(), env); err != nil || version != before+1 {
+				t.Errorf("version %d, %v, want %d", version, err, before+1)
+			}
+		})
+	}
+	replicas.Wait()
+}
+
+func TestEngineIDs(t *testing.T) {
+	v := keys(t)
+	want := []string{}
+	for i := range 3 {
+		id := fmt.Sprint("listed-", i)
+		if _, err := v.PutEngineKey(t.Context(), id, NewEngineKey(), 0); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, id)
+	}
+	has := func(ids []string) int {
+		return len(slices.DeleteFunc(slices.Clone(want), func(id string) bool { return !slices.Contains(ids, id) }))
+	}
+	if ids, err := v.EngineIDs(t.Context()); err != nil || has(ids) != 3 {
+		t.Fatalf("%v, %v, want %v", ids, err, want)
+	}
+	for _, id := range want {
+		if err := v.DeleteEngine(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ids, err := v.EngineIDs(t.Context()); err != nil || has(ids) != 0 {
+		t.Fatalf("%v, %v: they are deleted", ids, err)
 	}
 }
 
@@ -445,7 +499,12 @@ func everyCall(ctx context.Context, v *Vault) map[string]func() error {
 		"NewestVersion":         func() error { _, err := v.NewestVersion(ctx, "x"); return err },
 		"DestroyVersionsBefore": func() error { return v.DestroyVersionsBefore(ctx, "x", 2) },
 		"DeleteEngine":          func() error { return v.DeleteEngine(ctx, "x") },
-		"PutEnv":                func() error { return v.PutEnv(ctx, map[string]string{"LLM_API_KEY": NewEngineKey()}) },
+		"PutEnv": func() error {
+			_, _, err := v.PutEnv(ctx, map[string]string{"LLM_API_KEY": NewEngineKey()})
+			return err
+		},
+		"EnvVersion": func() error { _, err := v.EnvVersion(ctx); return err },
+		"EngineIDs":  func() error { _, err := v.EngineIDs(ctx); return err },
 	}
 }
 

@@ -1,0 +1,171 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// Orphan is the tombstone of what was found without a row: it is removed when it
+// has stood here for long enough. It holds nothing that is not seen again.
+type Orphan struct {
+	EngineID  string    `json:"engine_id"`
+	FirstSeen time.Time `json:"first_seen"`
+	// Removing is when a leader began to remove it.
+	Removing time.Time `json:"removing,omitzero"`
+
+	Index uint64 `json:"-"`
+}
+
+func (s *Store) orphanKey(engineID string) string { return s.prefix + "orphans/" + engineID }
+
+// Orphans lists the tombstones.
+func (s *Store) Orphans(ctx context.Context) ([]*Orphan, error) {
+	pairs, err := s.listNow(ctx, "orphans/")
+	if err != nil {
+		return nil, err
+	}
+	orphans := make([]*Orphan, 0, len(pairs))
+	for _, pair := range pairs {
+		o, err := decode[Orphan](pair)
+		if err != nil {
+			return nil, err
+		}
+		o.Index = pair.ModifyIndex
+		orphans = append(orphans, o)
+	}
+	return orphans, nil
+}
+
+// PutOrphan writes a tombstone over the one read at o.Index (0: a new one), as
+// the leader. ErrConflict: it changed, or this replica is not the leader.
+func (s *Store) PutOrphan(ctx context.Context, o *Orphan) error {
+	key := s.orphanKey(o.EngineID)
+	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: key, Value: encode(o), Index: o.Index})
+	if err != nil {
+		return err
+	}
+	results, _, err := s.txn(ctx, ops)
+	if err != nil {
+		return err
+	}
+	o.Index = indexOf(results, key)
+	return nil
+}
+
+// DeleteOrphan removes the tombstone read at o.Index, as the leader.
+func (s *Store) DeleteOrphan(ctx context.Context, o *Orphan) error {
+	ops, err := s.led(deleteAt(s.orphanKey(o.EngineID), o.Index)...)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}
+
+// Held says whether anything in the registry has an engine_id: a pool entry, a
+// row or a grave, looked for in the order in which an id passes through them.
+func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
+	pooled, err := s.PoolIDs(ctx)
+	if err != nil || pooled[engineID] {
+		return pooled[engineID], err
+	}
+	for _, key := range []string{s.engineIDKey(engineID), s.graveKey(engineID)} {
+		pairs, err := s.listAt(ctx, key)
+		if err != nil {
+			return false, err
+		}
+		for _, pair := range pairs {
+			if pair.Key == key {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// PoolIDs are the engine_ids of everything that is pooled, ready or not.
+func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
+	pairs, err := s.listNow(ctx, "pool/")
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[string]bool, len(pairs))
+	for _, pair := range pairs {
+		ids[base(pair.Key)] = true
+	}
+	return ids, nil
+}
+
+// EnginesNow is Engines, read so that a leader of Consul's that was deposed
+// without knowing it yet cannot answer.
+func (s *Store) EnginesNow(ctx context.Context) ([]*Engine, error) {
+	pairs, err := s.listNow(ctx, "engines/")
+	if err != nil {
+		return nil, err
+	}
+	return s.decodeRows(pairs)
+}
+
+// GravesNow is Graves, read as EnginesNow is.
+func (s *Store) GravesNow(ctx context.Context) ([]*Grave, error) {
+	pairs, err := s.listNow(ctx, "graves/")
+	if err != nil {
+		return nil, err
+	}
+	return decodeGraves(pairs)
+}
+
+// listNow is list by a consistent read.
+func (s *Store) listNow(ctx context.Context, below string) (consul.KVPairs, error) {
+	return s.listAt(ctx, s.prefix+below)
+}
+
+func (s *Store) listAt(ctx context.Context, prefix string) (consul.KVPairs, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pairs, _, err := s.client.KV().List(prefix, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return pairs, nil
+}
+
+// Quota is a product's count of engines as it stands in its key.
+type Quota struct {
+	Count int
+	Index uint64
+}
+
+// Quotas reads the counts of all products.
+func (s *Store) Quotas(ctx context.Context) (map[string]Quota, error) {
+	pairs, err := s.listNow(ctx, "quota/")
+	if err != nil {
+		return nil, err
+	}
+	quotas := make(map[string]Quota, len(pairs))
+	for _, pair := range pairs {
+		n, err := strconv.Atoi(string(pair.Value))
+		if err != nil {
+			return nil, fmt.Errorf("registry: quota %q is damaged: %w", pair.Key, err)
+		}
+		quotas[base(pair.Key)] = Quota{n, pair.ModifyIndex}
+	}
+	return quotas, nil
+}
+
+// CorrectQuota sets a count that was read at q.Index, as the leader.
+// ErrConflict: somebody counted meanwhile, or this replica is not the leader.
+func (s *Store) CorrectQuota(ctx context.Context, productID string, q Quota, count int) error {
+	unlock := s.lockQuota(productID)
+	defer unlock()
+	ops, err := s.led(s.setQuota(productID, count, q.Index))
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}

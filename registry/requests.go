@@ -1,0 +1,39 @@
+package registry
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+func (s *Store) requestKey() string { return s.prefix + "reconcile-request" }
+
+// RequestReconcile asks the leader, on whatever replica, for a full pass at once.
+func (s *Store) RequestReconcile(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	at := strconv.FormatInt(time.Now().UnixNano(), 10) // another value with every request
+	_, err := s.client.KV().Put(&consul.KVPair{Key: s.requestKey(), Value: []byte(at)}, (&consul.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
+
+// ReconcileRequested blocks until a pass was requested after index, or a few
+// seconds have passed, and returns the index of the last request; 0 at once when
+// there never was one.
+func (s *Store) ReconcileRequested(ctx context.Context, index uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
+	defer cancel()
+	pair, _, err := s.client.KV().Get(s.requestKey(), (&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx))
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	if pair == nil {
+		return 0, nil
+	}
+	return pair.ModifyIndex, nil
+}
