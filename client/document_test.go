@@ -56,9 +56,17 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 			return wrap("platform_api_key")(c.RotatePlatformKey(ctx, product, time.Hour))
 		},
 		"deleteProduct": func() (any, error) { return map[string]string{"status": "deleted"}, c.DeleteProduct(ctx, product) },
-		"getHealth":     func() (any, error) { return c.Health(ctx) },
-		"getLive":       func() (any, error) { return map[string]string{"status": "ok"}, c.Live(ctx) },
-		"getReady":      func() (any, error) { return map[string]string{"status": "ok"}, c.Ready(ctx) },
+		"planReconcile": func() (any, error) { return c.PlanReconcile(ctx) },
+		"requestReconcile": func() (any, error) {
+			return map[string]string{"status": "requested"}, c.Reconcile(ctx)
+		},
+		"listGraves": func() (any, error) { return c.Graves(ctx) },
+		"bury": func() (any, error) {
+			return map[string]string{"status": "buried", "engine_id": "text"}, c.Bury(ctx, "e")
+		},
+		"getHealth": func() (any, error) { return c.Health(ctx) },
+		"getLive":   func() (any, error) { return map[string]string{"status": "ok"}, c.Live(ctx) },
+		"getReady":  func() (any, error) { return map[string]string{"status": "ok"}, c.Ready(ctx) },
 	}
 }
 

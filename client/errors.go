@@ -34,6 +34,7 @@ const (
 	ErrProductSlugExists    Code = "PRODUCT_SLUG_EXISTS"
 	ErrProductNotFound      Code = "PRODUCT_NOT_FOUND"
 	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
+	ErrGraveNotFound        Code = "GRAVE_NOT_FOUND"
 	ErrRateLimited          Code = "RATE_LIMITED"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"

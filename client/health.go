@@ -8,6 +8,7 @@ import (
 // Health is how a replica and all that it needs are.
 type Health struct {
 	Status     string            `json:"status"`     // ok or degraded
+	Role       string            `json:"role"`       // leader, follower, or none without a session
 	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok or unavailable
 }
 

@@ -10,6 +10,9 @@ import (
 // idBrand is how many characters of an engine_id tell whose it is.
 const idBrand = 6
 
+// idLength is how many characters an engine_id has.
+const idLength = 26
+
 // Brand is what the engine_ids of one deployment begin with: all that is named
 // after an engine, in Nomad and in Vault, says by that whose it is, so that
 // nobody removes what belongs to another deployment in the same cluster.

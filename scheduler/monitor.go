@@ -125,6 +125,15 @@ func (m *monitor) take(engineID string, now time.Time) bool {
 	return true
 }
 
+// hurry has an engine looked at with the next glance.
+func (m *monitor) hurry(engineID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.cases[engineID]; c != nil && !c.busy {
+		delete(m.cases, engineID)
+	}
+}
+
 // forget drops the memory of engines that are gone or as they should be.
 func (m *monitor) forget(rows []*registry.Engine) {
 	m.mu.Lock()

@@ -42,6 +42,9 @@ type Options struct {
 	// IdleTimeout is after how long without an admit an engine is put to sleep,
 	// where its product's policy says nothing; 0: never.
 	IdleTimeout time.Duration
+	// ReconcileInterval is the time between two full passes of the leader, and
+	// OrphanGrace how long what has no row is left alone before it is removed.
+	ReconcileInterval, OrphanGrace time.Duration
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
 }
@@ -67,10 +70,11 @@ type Scheduler struct {
 	activity *activity // of this replica
 	sleeper  *sleeper  // of the leader
 
-	template atomic.Pointer[jobs.Template]
-	pool     *volumePool
-	warm     *warmPool
-	monitor  *monitor
+	template  atomic.Pointer[jobs.Template]
+	pool      *volumePool
+	warm      *warmPool
+	monitor   *monitor
+	reconcile *reconciler
 
 	// productIDs remembers which product a platform key hash belongs to. It
 	// only saves a read: each call verifies the pair anew.
@@ -98,6 +102,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
 	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
+	s.reconcile = newReconciler(s)
 	return s
 }
 
@@ -128,6 +133,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.gravesLoop(ctx) })
 	loops.Go(func() { s.flushLoop(ctx) })
 	loops.Go(func() { s.sleeper.run(ctx) })
+	loops.Go(func() { s.reconcile.run(ctx) })
+	loops.Go(func() { s.reconcile.listen(ctx) })
 
 	err := s.prepare(ctx)
 	if err == nil {

@@ -27,6 +27,7 @@ var status = map[scheduler.Code]int{
 	scheduler.ProductSlugExists:   http.StatusConflict,
 	scheduler.ProductHasEngines:   http.StatusConflict,
 	scheduler.ProductNotFound:     http.StatusNotFound,
+	scheduler.GraveNotFound:       http.StatusNotFound,
 	scheduler.IdempotencyReused:   http.StatusUnprocessableEntity,
 	scheduler.RateLimited:         http.StatusTooManyRequests,
 	scheduler.RequestTooLarge:     http.StatusRequestEntityTooLarge,

@@ -74,6 +74,10 @@ func (s *Server) routes() http.Handler {
 	r.GET("/products/:id", item(s.getProduct))
 	r.DELETE("/products/:id", item(s.deleteProduct))
 	r.PUT("/products/:id/policy", item(s.setPolicy))
+	r.GET("/reconcile", plain(s.planReconcile))
+	r.POST("/reconcile", plain(s.requestReconcile))
+	r.GET("/graves", plain(s.listGraves))
+	r.DELETE("/graves/:id", item(s.bury))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {
@@ -121,7 +125,10 @@ type collection struct {
 // takesPost says whether a path that httprouter has a POST for means something.
 func takesPost(all map[string]collection, path string) bool {
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	c := all[segments[0]]
+	c, known := all[segments[0]]
+	if !known {
+		return true
+	}
 	switch len(segments) {
 	case 2:
 		return segments[1] == c.create

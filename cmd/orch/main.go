@@ -30,6 +30,9 @@ func run(args []string) int {
 		"demo":    func() (cli.Command, error) { return &demoCommand{}, nil },
 		"tools":   func() (cli.Command, error) { return &toolsCommand{}, nil },
 		"version": func() (cli.Command, error) { return &versionCommand{}, nil },
+
+		"reconcile":   func() (cli.Command, error) { return &reconcileCommand{}, nil },
+		"engine bury": func() (cli.Command, error) { return &buryCommand{}, nil },
 	})
 	code, err := c.Run()
 	if err != nil {

@@ -6,7 +6,7 @@ namespace "default" {
     "parse-job",          # POST /v1/jobs/parse
     "submit-job",         # register, deregister and purge, evaluate
     "list-jobs",          # GET /v1/jobs
-    "read-job",           # job, allocations, evaluations; event topics Job, Allocation, Evaluation, Deployment
+    "read-job",           # job, allocations, evaluations, GET /v1/jobs/statuses; event topics Job, Allocation, Evaluation, Deployment
     "alloc-lifecycle",    # restart an allocation (new provider keys)
     "host-volume-create", # PUT /v1/volume/host/create
     "host-volume-read",   # list and read; event topic HostVolume

@@ -64,6 +64,9 @@ type Config struct {
 	RestartBackoffMaxS   int `env:"ORCH_RESTART_BACKOFF_MAX_S" envDefault:"300" desc:"longest wait before an auto-restart, in seconds"`
 	RestartMaxAttempts   int `env:"ORCH_RESTART_MAX_ATTEMPTS" envDefault:"8" desc:"auto-restarts before the service gives up"`
 
+	ReconcileIntervalS int `env:"ORCH_RECONCILE_INTERVAL_S" envDefault:"60" desc:"time between two full passes of reconcile, in seconds"`
+	OrphanGraceS       int `env:"ORCH_ORPHAN_GRACE_S" envDefault:"600" desc:"how long a job, volume, variable or key without a row is left alone before it is removed, in seconds"`
+
 	// jobFile is the text of the engine's job file.
 	jobFile string
 	// lookup finds the variables named in Passthrough.
@@ -183,6 +186,8 @@ func (c *Config) check() []error {
 	atLeast("ORCH_RESTART_BACKOFF_BASE_S", c.RestartBackoffBaseS, 1)
 	bad(c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must not be less than ORCH_RESTART_BACKOFF_BASE_S")
 	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
+	atLeast("ORCH_RECONCILE_INTERVAL_S", c.ReconcileIntervalS, 1)
+	atLeast("ORCH_ORPHAN_GRACE_S", c.OrphanGraceS, 1)
 	return errs
 }
 
@@ -245,6 +250,9 @@ func (c *Config) Scheduler() scheduler.Options {
 		VolumePool:   c.VolumePool,
 		WarmPool:     c.WarmPool,
 		ProviderKeys: keys,
+
+		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
+		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,
 	}
 }
 

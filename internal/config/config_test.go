@@ -41,6 +41,8 @@ var contractDefaults = map[string]string{
 	"ORCH_RESTART_BACKOFF_BASE_S":  "5",
 	"ORCH_RESTART_BACKOFF_MAX_S":   "300",
 	"ORCH_RESTART_MAX_ATTEMPTS":    "8",
+	"ORCH_RECONCILE_INTERVAL_S":    "60",
+	"ORCH_ORPHAN_GRACE_S":          "600",
 	"ORCH_CONSUL_PREFIX":           "orch/",
 }
 
@@ -140,7 +142,8 @@ func TestScheduler(t *testing.T) {
 		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13", "ORCH_IDLE_TIMEOUT_S=17",
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
-		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
+		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
+		"ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
 	}).Scheduler()
 	want := scheduler.Options{
 		Job: jobs.Settings{
@@ -148,6 +151,7 @@ func TestScheduler(t *testing.T) {
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
 		},
 		DefaultImage: "engine", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
+		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: scheduler.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21},
 		ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},

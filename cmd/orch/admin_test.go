@@ -1,0 +1,82 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// answering is a service that gives canned answers and notes what it was asked.
+func answering(t *testing.T, answers map[string]string) (vars []string, asked func() string) {
+	t.Helper()
+	var mu sync.Mutex
+	var calls []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call := r.Method + " " + r.URL.EscapedPath()
+		mu.Lock()
+		calls = append(calls, call)
+		mu.Unlock()
+		answer, known := answers[call]
+		if !known || r.Header.Get("X-Admin-Key") != "the key of the admin" {
+			w.WriteHeader(http.StatusNotFound)
+			answer = `{"error": {"code": "GRAVE_NOT_FOUND", "message": "there is no grave", "request_id": "r"}}`
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(s.Close)
+	return []string{"ORCH_URL=" + s.URL, "ORCH_ADMIN_KEY=the key of the admin"}, func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(calls, ", ")
+	}
+}
+
+func TestReconcileCommand(t *testing.T) {
+	plan := `{"actions": [{"subject": "orphan", "engine_id": "e1", "action": "mark_orphan", "why": "key without a row"}], "incomplete": ["graves"]}`
+	vars, asked := answering(t, map[string]string{"GET /reconcile": plan, "POST /reconcile": `{"status": "requested"}`})
+	code, stdout, stderr := orch(t, vars, "reconcile", "-dry-run")
+	if code != 0 || !strings.Contains(stdout, "mark_orphan  orphan   e1") || !strings.Contains(stdout, "key without a row") || !strings.Contains(stderr, "graves") {
+		t.Errorf("-dry-run: %d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, _ := orch(t, vars, "reconcile", "-dry-run", "-json"); code != 0 || !strings.Contains(stdout, `"action": "mark_orphan"`) {
+		t.Errorf("-dry-run -json: %d, %q", code, stdout)
+	}
+	if got := asked(); got != "GET /reconcile, GET /reconcile" {
+		t.Errorf("a dry run asked %s", got)
+	}
+	if code, stdout, _ := orch(t, vars, "reconcile"); code != 0 || stdout != "requested\n" {
+		t.Errorf("%d, %q", code, stdout)
+	}
+}
+
+func TestBuryCommand(t *testing.T) {
+	vars, asked := answering(t, map[string]string{"DELETE /graves/e1": `{"status": "buried", "engine_id": "e1"}`})
+	// Nothing on its input is no.
+	if code, _, stderr := orch(t, vars, "engine", "bury", "e1"); code != 1 || !strings.Contains(stderr, "not confirmed") || asked() != "" {
+		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
+	}
+	if code, stdout, _ := orch(t, vars, "engine", "bury", "e1", "-yes"); code != 0 || stdout != "buried e1\n" {
+		t.Errorf("%d, %q", code, stdout)
+	}
+	if code, _, stderr := orch(t, vars, "engine", "bury", "-yes", "e2"); code != 1 || !strings.Contains(stderr, "GRAVE_NOT_FOUND") {
+		t.Errorf("an unknown one: %d, %q", code, stderr)
+	}
+}
+
+func TestAdminCommandsCalledWrongly(t *testing.T) {
+	vars, asked := answering(t, nil)
+	for _, args := range [][]string{{"reconcile", "-no-such-flag"}, {"reconcile", "x"}, {"engine", "bury"}, {"engine", "bury", "a", "b", "-yes"}} {
+		if code, stdout, stderr := orch(t, vars, args...); code != 2 || stdout != "" || !strings.Contains(stderr, "Usage: orch "+args[0]) {
+			t.Errorf("%v: %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+	if code, _, stderr := orch(t, vars[:1], "reconcile"); code != 2 || !strings.Contains(stderr, "ORCH_ADMIN_KEY") {
+		t.Errorf("without a key: %d, %q", code, stderr)
+	}
+	if got := asked(); got != "" {
+		t.Errorf("it asked %s", got)
+	}
+}

@@ -1,0 +1,218 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// whyReconcile is what the audit rows of what a pass did say.
+const whyReconcile = "reconcile"
+
+// reasonInterrupted is the reason of an engine whose provisioning nobody went on
+// with.
+const reasonInterrupted = "interrupted"
+
+// act does what an action says to the incarnation that it was planned for. What
+// has changed since is left to the next pass.
+func (r *reconciler) act(ctx context.Context, a *Action) error {
+	s := r.s
+	switch a.Act {
+	case ActScaleToZero:
+		return s.scaleAgain(ctx, a.row)
+	case ActFail:
+		return s.failInterrupted(ctx, a.row)
+	case ActDestroy:
+		return s.proposeAndWait(ctx, a.row, registry.OpDestroy, audit.ActionDestroy, "nomad", "vault")
+	case ActExamine:
+		s.monitor.hurry(a.EngineID)
+		return nil
+	case ActCorrectQuota:
+		s.log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
+		return movedOn(s.store.CorrectQuota(ctx, a.ProductID, a.quota.quota, a.quota.rows))
+	case ActMark:
+		s.log.Warn("found something without a row; it is removed when it stays so", "engine_id", a.EngineID, "what", a.found.String(), "after", s.opts.OrphanGrace.String())
+		return movedOn(s.store.PutOrphan(ctx, &registry.Orphan{EngineID: a.EngineID, FirstSeen: time.Now().UTC()}))
+	case ActUnmark:
+		return movedOn(s.store.DeleteOrphan(ctx, a.orphan))
+	case ActRemove:
+		return s.removeOrphan(ctx, a)
+	}
+	return fmt.Errorf("scheduler: reconcile does not know how to %s", a.Act)
+}
+
+// movedOn takes a conflict for what it is: somebody else acted since the pass
+// looked, and the next one sees what is to be done.
+func movedOn(err error) error {
+	if errors.Is(err, registry.ErrConflict) || errors.Is(err, cluster.ErrConflict) {
+		return nil
+	}
+	return err
+}
+
+// scaleAgain ends the process of an engine that is stopped or sleeping, by the
+// operation that should have done so.
+func (s *Scheduler) scaleAgain(ctx context.Context, row *registry.Engine) error {
+	runs, err := s.asksForProcess(ctx, row.JobID())
+	if err != nil || !runs {
+		return err // the list that told otherwise is older than the row
+	}
+	s.log.Warn("an engine that should not run does; ending its process", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State))
+	if row.State == registry.Sleeping {
+		return s.proposeAndWait(ctx, row, registry.OpSleep, audit.ActionSleep, "nomad")
+	}
+	return s.proposeAndWait(ctx, row, registry.OpStop, audit.ActionStop, "nomad")
+}
+
+// asksForProcess says whether a job asks for a process now, or has one.
+func (s *Scheduler) asksForProcess(ctx context.Context, jobID string) (bool, error) {
+	job, err := s.cluster.Job(ctx, jobID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, group := range job.TaskGroups {
+		if group.Count == nil || *group.Count > 0 {
+			return true, nil
+		}
+	}
+	w := s.cluster.Watch(jobID)
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return false, err
+	}
+	lives := false
+	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		for _, a := range state.Allocs {
+			lives = lives || !a.Terminal() && !s.nodeSilent(a.NodeID)
+		}
+		return true, nil
+	})
+	return lives, err
+}
+
+// proposeAndWait begins an operation that nobody asked for, and waits for it.
+func (s *Scheduler) proposeAndWait(ctx context.Context, row *registry.Engine, kind registry.OpKind, action string, backends ...string) error {
+	o, err := s.propose(ctx, row, proposal{
+		kind: kind, action: action, actor: actorSystem, details: map[string]any{"why": whyReconcile}, backends: backends,
+		prepare: func(*registry.Engine) error { return nil },
+	})
+	if err != nil {
+		return movedOn(err)
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// failInterrupted ends a provisioning without an operation: its brain and key
+// stay, and a start tries again.
+func (s *Scheduler) failInterrupted(ctx context.Context, row *registry.Engine) error {
+	row, began := row.Clone(), time.Now()
+	row.State, row.Reason, row.URL, row.AllocID = registry.Failed, reasonInterrupted, "", ""
+	id, err := s.begin(ctx, row, audit.ActionHealthFailed, actorSystem, map[string]any{"why": whyReconcile, "reason": reasonInterrupted})
+	if err != nil {
+		return err
+	}
+	err = s.store.Update(ctx, row)
+	s.abandon(ctx, id, began, err)
+	return movedOn(err)
+}
+
+// removeOrphan removes what has no row: process, job, volume, variable, key and
+// tombstone, in this order, so that a crash between any two leaves less of it.
+func (s *Scheduler) removeOrphan(ctx context.Context, a *Action) error {
+	held, err := s.store.Held(ctx, a.EngineID)
+	if err != nil || held {
+		return err // the next pass takes the tombstone away
+	}
+	// Fenced by the lead: whoever lost it removes nothing.
+	tombstone, began := *a.orphan, time.Now()
+	tombstone.Removing = began.UTC()
+	if err := s.store.PutOrphan(ctx, &tombstone); err != nil {
+		return movedOn(err)
+	}
+	id, err := s.audit.Begin(ctx, audit.Entry{
+		Timestamp: began.UTC(), EngineID: a.EngineID, Action: audit.ActionOrphanRemoved, Actor: actorSystem, RequestID: RequestID(ctx),
+		Metadata: map[string]any{"what": a.found.parts(), "first_seen": tombstone.FirstSeen},
+	})
+	if err != nil {
+		return err
+	}
+	err = s.clearOrphan(ctx, a.found)
+	if err == nil {
+		err = movedOn(s.store.DeleteOrphan(ctx, &tombstone))
+	}
+	s.abandon(ctx, id, began, err)
+	if err == nil {
+		s.log.Warn("removed what had no row", "engine_id", a.EngineID, "what", a.found.String(), "first_seen", tombstone.FirstSeen)
+	}
+	return err
+}
+
+func (s *Scheduler) clearOrphan(ctx context.Context, f *found) error {
+	if f.job != nil {
+		if err := s.clearJob(ctx, f.job); err != nil {
+			return fmt.Errorf("job: %w", err)
+		}
+	}
+	for _, v := range f.volumes {
+		if err := s.cluster.DeleteVolume(ctx, v.ID); err != nil {
+			return fmt.Errorf("volume: %w", err)
+		}
+	}
+	if f.variable != nil {
+		if err := s.cluster.DeleteKeyHashAt(ctx, f.variable.JobID, f.variable.ModifyIndex); err != nil {
+			return fmt.Errorf("variable: %w", err)
+		}
+	}
+	if f.key {
+		if err := s.vault.DeleteEngine(ctx, f.id); err != nil {
+			return fmt.Errorf("key: %w", err)
+		}
+	}
+	return nil
+}
+
+// clearJob ends a job's process, waits until its node says that it is gone, and
+// has Nomad forget the job.
+func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
+	job, err := s.cluster.Job(ctx, seen.ID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if *job.JobModifyIndex != seen.ModifyIndex {
+		return fmt.Errorf("%w: it was registered anew since it was seen", cluster.ErrConflict)
+	}
+	if err := s.cluster.ScaleToZero(ctx, seen.ID, "", ctx.Err); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killGrace+killMargin)
+	defer cancel()
+	w := s.cluster.Watch(seen.ID)
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return err
+	}
+	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		for _, a := range state.Allocs {
+			if !a.Terminal() {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("its process is not known to be gone: %w", err)
+	}
+	return s.cluster.Purge(ctx, seen.ID)
+}

@@ -1,0 +1,72 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// Grave is what is left of a destroyed engine, and of which node.
+type Grave struct {
+	*registry.Grave
+	// NodeName is empty where Nomad has forgotten the node.
+	NodeName string
+	// Silent: the servers do not hear from the node.
+	Silent bool
+}
+
+// Graves lists what waits for a silent node, oldest first.
+func (s *Scheduler) Graves(ctx context.Context) ([]Grave, error) {
+	all, err := s.store.Graves(ctx)
+	if err != nil {
+		return nil, err
+	}
+	graves := make([]Grave, 0, len(all))
+	for _, g := range all {
+		node, _ := s.cluster.Node(g.NodeID)
+		graves = append(graves, Grave{g, node.Name, s.nodeSilent(g.NodeID)})
+	}
+	slices.SortFunc(graves, func(a, b Grave) int {
+		if c := a.Since.Compare(b.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(a.EngineID, b.EngineID)
+	})
+	return graves, nil
+}
+
+// Bury forgets a grave whose node will not come back. Should it come back after
+// all, the volume on it has no owner and is removed as an orphan.
+// GRAVE_NOT_FOUND.
+func (s *Scheduler) Bury(ctx context.Context, engineID string) error {
+	graves, err := s.store.Graves(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(graves, func(g *registry.Grave) bool { return g.EngineID == engineID })
+	if i < 0 {
+		return errNoGrave
+	}
+	g, began := graves[i], time.Now()
+	id, err := s.audit.Begin(ctx, audit.Entry{
+		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: engineID,
+		Action: audit.ActionOrphanRemoved, Actor: actorAdmin, RequestID: RequestID(ctx),
+		Metadata: map[string]any{"what": []string{"grave"}, "node_id": g.NodeID, "volume_id": g.VolumeID},
+	})
+	if err != nil {
+		return err
+	}
+	err = s.store.Bury(ctx, g)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = errNoGrave
+	}
+	s.abandon(ctx, id, began, err)
+	return err
+}
+
+var errNoGrave = fail(GraveNotFound, "there is no grave of that engine_id")

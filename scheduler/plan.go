@@ -1,0 +1,339 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// Act is what a reconcile pass does about something.
+type Act string
+
+// What a pass can do.
+const (
+	// ActScaleToZero ends the process of an engine that is stopped or sleeping.
+	ActScaleToZero Act = "scale_to_zero"
+	// ActFail ends a provisioning that nobody works on.
+	ActFail Act = "fail"
+	// ActDestroy finishes a destroy that nobody works on.
+	ActDestroy Act = "destroy"
+	// ActExamine hands an engine that should run to the health side.
+	ActExamine Act = "examine"
+	// ActReport refuses to touch what is ambiguous: an operator has to look.
+	ActReport Act = "report"
+	// ActWatchQuota notes a count that does not agree; ActCorrectQuota corrects
+	// one that did not agree in two passes.
+	ActWatchQuota   Act = "watch_quota"
+	ActCorrectQuota Act = "correct_quota"
+	// ActMark sets a tombstone, ActKeep waits for its time or for a node, and
+	// ActRemove removes what it stands for. ActUnmark takes a tombstone away.
+	ActMark   Act = "mark_orphan"
+	ActKeep   Act = "keep_orphan"
+	ActRemove Act = "remove_orphan"
+	ActUnmark Act = "unmark_orphan"
+)
+
+// Action is one act of a pass, with the incarnation of what it is about.
+type Action struct {
+	Act Act
+	// Subject is what it is about: "engine", "quota" or "orphan".
+	Subject                     string
+	EngineID, ProductID, UserID string
+	Why                         string
+
+	row    *registry.Engine
+	found  *found
+	orphan *registry.Orphan
+	quota  suspect
+}
+
+// key names what an action is about, for backoff and for "told once".
+func (a *Action) key() string {
+	return strings.Join([]string{string(a.Act), a.Subject, a.EngineID, a.ProductID, a.UserID}, "/")
+}
+
+// found is what there is under one engine_id outside the registry.
+type found struct {
+	id       string
+	job      *cluster.JobInfo
+	volumes  []*cluster.Volume
+	variable *cluster.VariableInfo
+	key      bool
+}
+
+// planner makes the actions of a pass. It is pure: the same world, the same
+// plan.
+type planner struct {
+	*world
+	found   map[string]*found
+	byID    map[string]*registry.Engine
+	graved  map[string]bool
+	actions []*Action
+}
+
+// plan says what is to be done about a world.
+func plan(w *world) []*Action {
+	p := &planner{world: w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{}}
+	p.collect()
+	if w.read(listRows) {
+		for _, row := range w.rows {
+			p.planRow(row)
+		}
+		p.planQuotas()
+	}
+	p.planOrphans()
+	slices.SortStableFunc(p.actions, func(a, b *Action) int { return cmp.Compare(a.key(), b.key()) })
+	return p.actions
+}
+
+func (p *planner) add(a *Action) { p.actions = append(p.actions, a) }
+
+func (p *planner) at(id string) *found {
+	if p.found[id] == nil {
+		p.found[id] = &found{id: id}
+	}
+	return p.found[id]
+}
+
+func (p *planner) collect() {
+	for _, j := range p.jobs {
+		p.at(engineOf(j.ID)).job = j
+	}
+	for _, v := range p.volumes {
+		if strings.HasPrefix(v.Name, enginePrefix) {
+			f := p.at(engineOf(v.Name))
+			f.volumes = append(f.volumes, v)
+		}
+	}
+	for _, v := range p.variables {
+		p.at(engineOf(v.JobID)).variable = v
+	}
+	for _, id := range p.keys {
+		p.at(id).key = true
+	}
+	for _, row := range p.rows {
+		p.byID[row.EngineID] = row
+	}
+	for _, g := range p.graves {
+		p.graved[g.EngineID] = true
+	}
+}
+
+// planRow looks at an engine. What an operation works on is the operation's.
+func (p *planner) planRow(row *registry.Engine) {
+	act := func(what Act, format string, args ...any) {
+		p.add(&Action{
+			Act: what, Subject: "engine", EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
+			Why: fmt.Sprintf(format, args...), row: row, found: p.at(row.EngineID),
+		})
+	}
+	f := p.at(row.EngineID)
+	if p.read(listVolumes) && len(f.volumes) > 1 {
+		act(ActReport, "there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
+		return
+	}
+	if f.job != nil && !p.owns(f.job) {
+		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.Meta["engine_id"], f.job.Meta["deployment"])
+		return
+	}
+	if row.Op != nil {
+		return
+	}
+	if p.read(listVolumes) && row.VolumeID != "" && len(f.volumes) == 1 && f.volumes[0].ID != row.VolumeID {
+		act(ActReport, "the volume of its name is %s, and its brain is %s", f.volumes[0].ID, row.VolumeID)
+		return
+	}
+	switch row.State {
+	case registry.Provisioning:
+		act(ActFail, "it is provisioning and no operation works on it")
+	case registry.Destroying:
+		act(ActDestroy, "it is destroying and no operation works on it")
+	case registry.Stopped, registry.Sleeping:
+		switch {
+		case !p.read(listJobs, listNodes) || f.job == nil:
+		case f.job.Count > 0:
+			act(ActScaleToZero, "it is %s and its job asks for %d processes", row.State, f.job.Count)
+		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
+			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
+		}
+	case registry.Running:
+		switch {
+		case !p.read(listJobs):
+		case f.job == nil:
+			act(ActExamine, "it is running and has no job")
+		case f.job.Count == 0:
+			act(ActExamine, "it is running and its job asks for no process")
+		case f.job.Count > 0 && len(f.job.Live) == 0:
+			act(ActExamine, "it is running and no process of it lives")
+		}
+	}
+}
+
+func nodesOf(volumes []*cluster.Volume) string {
+	nodes := make([]string, 0, len(volumes))
+	for _, v := range volumes {
+		nodes = append(nodes, "node "+v.NodeID)
+	}
+	slices.Sort(nodes)
+	return strings.Join(nodes, " and ")
+}
+
+// owns says whether a job is this deployment's and of the engine that its name
+// says.
+func (p *planner) owns(j *cluster.JobInfo) bool {
+	return j.Meta["deployment"] == p.deployment && j.Meta["engine_id"] == engineOf(j.ID)
+}
+
+// planQuotas compares the counts with the rows. A count that was the same, at
+// the same index, in two passes in a row did not count anything in between: the
+// rows that were read in between are what it should say.
+func (p *planner) planQuotas() {
+	if !p.read(listQuotas) {
+		return
+	}
+	rows := map[string]int{}
+	for _, row := range p.rows {
+		if row.ProductID != registry.WarmProduct { // which has no quota
+			rows[row.ProductID]++
+		}
+	}
+	products := slices.Collect(maps.Keys(rows))
+	for id := range p.quotas {
+		if rows[id] == 0 {
+			products = append(products, id)
+		}
+	}
+	for _, id := range products {
+		q := p.quotas[id] // none: 0 at index 0
+		if q.Count == rows[id] {
+			continue
+		}
+		now := suspect{q, rows[id]}
+		a := &Action{
+			Act: ActWatchQuota, Subject: "quota", ProductID: id, quota: now,
+			Why: fmt.Sprintf("it counts %d engines and there are %d", q.Count, rows[id]),
+		}
+		if p.suspects[id] == now {
+			a.Act = ActCorrectQuota
+			a.Why += ", twice in a row"
+		}
+		p.add(a)
+	}
+}
+
+// ours says whether an engine_id was made by this deployment.
+func (w *world) ours(id string) bool {
+	return len(id) == idLength && strings.HasPrefix(id, w.brand) && w.brand != ""
+}
+
+const (
+	// lostEngines is how many engines without a row, and lostShare which share of
+	// all, mean that the registry lost rows: then nothing of them is removed.
+	lostEngines = 10
+	lostShare   = 5
+)
+
+// planOrphans looks at what nobody in the registry has. Nothing is decided about
+// it while any list is missing.
+func (p *planner) planOrphans() {
+	if len(p.missing) > 0 {
+		return
+	}
+	tombstones := map[string]*registry.Orphan{}
+	for _, o := range p.orphans {
+		tombstones[o.EngineID] = o
+	}
+	var without []*found
+	lost := 0
+	for id, f := range p.found {
+		if !p.ours(id) || p.held(id) || f.empty() {
+			continue
+		}
+		if f.job != nil && f.job.Meta["deployment"] != p.deployment {
+			continue // another deployment's, whatever its name
+		}
+		without = append(without, f)
+		if f.key && len(f.volumes) > 0 {
+			lost++
+		}
+	}
+	refused := lost >= lostEngines && lostShare*lost > len(p.rows)+lost
+	seen := map[string]bool{}
+	for _, f := range without {
+		tombstone := tombstones[f.id]
+		seen[f.id] = true
+		a := &Action{Subject: "orphan", EngineID: f.id, found: f, orphan: tombstone}
+		a.Act, a.Why = p.aboutOrphan(f, tombstone)
+		if refused && f.key && len(f.volumes) > 0 {
+			a.Act = ActReport
+			a.Why = fmt.Sprintf("%d whole engines have no row, beside %d that have one: the registry seems to have lost rows", lost, len(p.rows))
+		}
+		p.add(a)
+	}
+	for id, tombstone := range tombstones {
+		if !seen[id] {
+			why := "nothing of it is left"
+			if p.held(id) {
+				why = "the registry has it again"
+			}
+			p.add(&Action{Act: ActUnmark, Subject: "orphan", EngineID: id, orphan: tombstone, Why: why})
+		}
+	}
+}
+
+// aboutOrphan says what is to be done about something without a row.
+func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string) {
+	what := f.String()
+	switch {
+	case len(f.volumes) > 1:
+		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
+	case f.job != nil && !p.owns(f.job):
+		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.Meta["engine_id"])
+	case tombstone == nil:
+		return ActMark, what + " without a row"
+	}
+	if left := p.grace - p.now.Sub(tombstone.FirstSeen); left > 0 {
+		return ActKeep, fmt.Sprintf("%s without a row, kept for %s more", what, left.Round(time.Second))
+	}
+	for _, v := range f.volumes {
+		if p.silent[v.NodeID] {
+			return ActKeep, what + " without a row, kept until its node is back"
+		}
+	}
+	if f.job != nil && slices.ContainsFunc(f.job.Live, func(node string) bool { return p.silent[node] }) {
+		return ActKeep, what + " without a row, kept until its node is back"
+	}
+	return ActRemove, fmt.Sprintf("%s without a row since %s", what, tombstone.FirstSeen.UTC().Format(time.RFC3339))
+}
+
+func (p *planner) held(id string) bool { return p.byID[id] != nil || p.pooled[id] || p.graved[id] }
+
+func (f *found) empty() bool {
+	return f.job == nil && len(f.volumes) == 0 && f.variable == nil && !f.key
+}
+
+// String names what there is.
+func (f *found) String() string { return strings.Join(f.parts(), ", ") }
+
+func (f *found) parts() []string {
+	var parts []string
+	if f.job != nil {
+		parts = append(parts, "job")
+	}
+	for range f.volumes {
+		parts = append(parts, "volume")
+	}
+	if f.variable != nil {
+		parts = append(parts, "variable")
+	}
+	if f.key {
+		parts = append(parts, "key")
+	}
+	return parts
+}

@@ -1,0 +1,459 @@
+package scheduler
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	testBrand      = "aaaaaa"
+	testDeployment = "orch"
+	testGrace      = 10 * time.Minute
+)
+
+func testID(brand string, n int) string { return fmt.Sprintf("%s%020d", brand, n) }
+
+// simulated is a world that can be acted on.
+type simulated struct {
+	now       time.Time
+	index     uint64
+	jobs      map[string]*cluster.JobInfo // by engine_id
+	volumes   map[string][]*cluster.Volume
+	variables map[string]*cluster.VariableInfo
+	keys      map[string]bool
+	silent    map[string]bool
+	orphans   map[string]*registry.Orphan
+	pooled    map[string]bool
+	rows      map[string]*registry.Engine // by engine_id
+	graves    map[string]*registry.Grave
+	quotas    map[string]registry.Quota
+	suspects  map[string]suspect
+}
+
+// world is what a pass sees of it, with the lists that it cannot read left out.
+func (s *simulated) world(missing ...string) *world {
+	w := &world{
+		now: s.now, brand: testBrand, deployment: testDeployment, grace: testGrace, silent: s.silent,
+		pooled: maps.Clone(s.pooled), quotas: maps.Clone(s.quotas), suspects: s.suspects, missing: map[string]error{},
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.jobs)) {
+		j := *s.jobs[id]
+		w.jobs = append(w.jobs, &j)
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.volumes)) {
+		w.volumes = append(w.volumes, s.volumes[id]...)
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.variables)) {
+		w.variables = append(w.variables, s.variables[id])
+	}
+	w.keys = slices.Sorted(maps.Keys(s.keys))
+	for _, id := range slices.Sorted(maps.Keys(s.rows)) {
+		w.rows = append(w.rows, s.rows[id].Clone())
+	}
+	for _, g := range s.graves {
+		w.graves = append(w.graves, g)
+	}
+	for _, o := range s.orphans {
+		w.orphans = append(w.orphans, o)
+	}
+	for _, name := range missing {
+		w.missing[name] = errors.New("not now")
+		switch name {
+		case listJobs:
+			w.jobs = nil
+		case listVolumes:
+			w.volumes = nil
+		case listVariables:
+			w.variables = nil
+		case listKeys:
+			w.keys = nil
+		case listOrphans:
+			w.orphans = nil
+		case listPool:
+			w.pooled = nil
+		case listRows:
+			w.rows = nil
+		case listGraves:
+			w.graves = nil
+		case listQuotas:
+			w.quotas = nil
+		}
+	}
+	return w
+}
+
+var allLists = []string{listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listGraves, listQuotas}
+
+// drawWorld makes a world in which anything can be beside anything.
+func drawWorld(t *rapid.T) *simulated {
+	s := &simulated{
+		now: time.Unix(1_700_000_000, 0).UTC(), index: 100, jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{},
+		variables: map[string]*cluster.VariableInfo{}, keys: map[string]bool{}, silent: map[string]bool{"n1": rapid.Bool().Draw(t, "n1 is silent")},
+		orphans: map[string]*registry.Orphan{}, pooled: map[string]bool{}, rows: map[string]*registry.Engine{},
+		graves: map[string]*registry.Grave{}, quotas: map[string]registry.Quota{},
+	}
+	chance := func(name string, percent int) bool { return rapid.IntRange(0, 99).Draw(t, name) < percent }
+	for i := range rapid.IntRange(1, 12).Draw(t, "engines") {
+		id := testID(rapid.SampledFrom([]string{testBrand, testBrand, testBrand, "bbbbbb"}).Draw(t, "brand"), i)
+		node := rapid.SampledFrom([]string{"n0", "n1"}).Draw(t, "node")
+		product := rapid.SampledFrom([]string{"p0", "p1"}).Draw(t, "product")
+		switch rapid.SampledFrom([]string{"row", "row", "pool", "grave", "nothing", "nothing"}).Draw(t, "the registry has") {
+		case "row":
+			row := &registry.Engine{
+				EngineID: id, ProductID: product, UserID: fmt.Sprint("u", i), NodeID: node, VolumeID: "v-" + id,
+				State: rapid.SampledFrom(registry.States).Draw(t, "state"),
+			}
+			if chance("an operation works on it", 30) {
+				row.Op = &registry.Op{Kind: registry.OpStart}
+			}
+			s.rows[id] = row
+		case "pool":
+			s.pooled[id] = true
+		case "grave":
+			s.graves[id] = &registry.Grave{EngineID: id, NodeID: node}
+		}
+		if chance("job", 60) {
+			j := &cluster.JobInfo{ID: registry.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Meta: map[string]string{"deployment": testDeployment, "engine_id": id}}
+			if chance("a process", 50) {
+				j.Live = []string{node}
+			}
+			if chance("another deployment's", 15) {
+				j.Meta["deployment"] = "other"
+			}
+			if chance("of another engine", 10) {
+				j.Meta["engine_id"] = "somebody"
+			}
+			s.jobs[id] = j
+		}
+		if chance("volume", 60) {
+			s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "v-" + id, Name: registry.JobID(id), NodeID: node})
+			if chance("second volume", 15) {
+				s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "w-" + id, Name: registry.JobID(id), NodeID: "n0"})
+			}
+		}
+		if chance("variable", 50) {
+			s.variables[id] = &cluster.VariableInfo{JobID: registry.JobID(id), ModifyIndex: uint64(i)}
+		}
+		s.keys[id] = chance("key", 50)
+		if !s.keys[id] {
+			delete(s.keys, id)
+		}
+		if chance("tombstone", 40) {
+			age := time.Duration(rapid.IntRange(0, 1200).Draw(t, "age")) * time.Second
+			s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-age), Index: 1}
+		}
+	}
+	for _, product := range []string{"p0", "p1"} {
+		s.index++
+		s.quotas[product] = registry.Quota{Count: rapid.IntRange(0, 5).Draw(t, "count of "+product), Index: s.index}
+	}
+	return s
+}
+
+// without says whether this deployment made something that the registry does not
+// have.
+func (s *simulated) without(id string) bool {
+	if !strings.HasPrefix(id, testBrand) || s.rows[id] != nil || s.pooled[id] || s.graves[id] != nil {
+		return false
+	}
+	return s.jobs[id] == nil || s.jobs[id].Meta["deployment"] == testDeployment
+}
+
+// checkSafe holds an action against what must never happen.
+func (s *simulated) checkSafe(t *rapid.T, a *Action) {
+	switch a.Act {
+	case ActRemove, ActMark, ActKeep:
+		if !s.without(a.EngineID) {
+			t.Fatalf("%+v: it belongs to somebody", a)
+		}
+	}
+	switch a.Act {
+	case ActRemove:
+		o := s.orphans[a.EngineID]
+		switch {
+		case o == nil || s.now.Sub(o.FirstSeen) < testGrace:
+			t.Fatalf("%+v: its tombstone is %+v at %s", a, o, s.now)
+		case len(s.volumes[a.EngineID]) > 1:
+			t.Fatalf("%+v: of two volumes one is removed", a)
+		case s.jobs[a.EngineID] != nil && s.jobs[a.EngineID].Meta["engine_id"] != a.EngineID:
+			t.Fatalf("%+v: the job is another engine's", a)
+		}
+		for _, v := range a.found.volumes {
+			if s.silent[v.NodeID] {
+				t.Fatalf("%+v: its node is silent", a)
+			}
+		}
+	case ActScaleToZero, ActFail, ActDestroy, ActExamine:
+		row := s.rows[a.EngineID]
+		if row == nil || row.Op != nil {
+			t.Fatalf("%+v: its row is %+v", a, row)
+		}
+		want := map[Act][]registry.State{
+			ActScaleToZero: {registry.Stopped, registry.Sleeping}, ActFail: {registry.Provisioning},
+			ActDestroy: {registry.Destroying}, ActExamine: {registry.Running},
+		}[a.Act]
+		if !slices.Contains(want, row.State) {
+			t.Fatalf("%+v: the engine is %s", a, row.State)
+		}
+		if j := s.jobs[a.EngineID]; j != nil && j.Meta["deployment"] != testDeployment {
+			t.Fatalf("%+v: the job is another deployment's", a)
+		}
+		if len(s.volumes[a.EngineID]) > 1 {
+			t.Fatalf("%+v: there are two volumes of its name", a)
+		}
+	case ActCorrectQuota:
+		rows := 0
+		for _, row := range s.rows {
+			if row.ProductID == a.ProductID {
+				rows++
+			}
+		}
+		if s.suspects[a.ProductID].quota != s.quotas[a.ProductID] || a.quota.rows != rows {
+			t.Fatalf("%+v: the suspicion was %+v, the count is %+v, there are %d rows", a, s.suspects[a.ProductID], s.quotas[a.ProductID], rows)
+		}
+	}
+}
+
+// apply does to the simulated stores what the executor does to real ones.
+func (s *simulated) apply(a *Action) (changed bool) {
+	id := a.EngineID
+	switch a.Act {
+	case ActScaleToZero:
+		s.jobs[id].Count, s.jobs[id].Live = 0, nil
+	case ActFail, ActExamine: // the health side finds it down
+		s.rows[id].State = registry.Failed
+	case ActDestroy:
+		delete(s.rows, id)
+		s.clear(id)
+	case ActCorrectQuota:
+		s.index++
+		s.quotas[a.ProductID] = registry.Quota{Count: a.quota.rows, Index: s.index}
+	case ActMark:
+		s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now, Index: 1}
+	case ActUnmark:
+		delete(s.orphans, id)
+	case ActRemove:
+		s.clear(id)
+		delete(s.orphans, id)
+	default:
+		return false
+	}
+	return true
+}
+
+func (s *simulated) clear(id string) {
+	delete(s.jobs, id)
+	delete(s.volumes, id)
+	delete(s.variables, id)
+	delete(s.keys, id)
+}
+
+// foreign is all that belongs to somebody: the registry's, and what others made.
+func (s *simulated) foreign() map[string]string {
+	out := map[string]string{}
+	for i, store := range []any{s.jobs, s.volumes, s.variables, s.keys} {
+		add := func(id string, v any) {
+			if !s.without(id) {
+				out[fmt.Sprint(i, id)] = fmt.Sprint(v)
+			}
+		}
+		switch store := store.(type) {
+		case map[string]*cluster.JobInfo:
+			for id, j := range store {
+				add(id, j.Meta)
+			}
+		case map[string][]*cluster.Volume:
+			for id, v := range store {
+				add(id, len(v))
+			}
+		case map[string]*cluster.VariableInfo:
+			for id := range store {
+				add(id, nil)
+			}
+		case map[string]bool:
+			for id := range store {
+				add(id, nil)
+			}
+		}
+	}
+	return out
+}
+
+// In any world, with any list missing, no action touches what belongs to a row,
+// a pool entry, a grave or another deployment, and nothing is removed, marked or
+// unmarked on an incomplete picture.
+func TestPlanIsSafe(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawWorld(t)
+		s.suspects = map[string]suspect{"p0": {s.quotas["p0"], rapid.IntRange(0, 5).Draw(t, "rows of the pass before")}}
+		var missing []string
+		if rapid.Bool().Draw(t, "incomplete") {
+			missing = rapid.SliceOfNDistinct(rapid.SampledFrom(allLists), 1, 3, rapid.ID[string]).Draw(t, "missing")
+		}
+		actions := plan(s.world(missing...))
+		for _, a := range actions {
+			if len(missing) == 0 {
+				s.checkSafe(t, a)
+				continue
+			}
+			switch a.Act {
+			case ActMark, ActUnmark, ActRemove, ActKeep:
+				t.Fatalf("%+v without %v", a, missing)
+			}
+			if slices.Contains(missing, listRows) {
+				t.Fatalf("%+v without the rows", a)
+			}
+			if a.Act == ActScaleToZero || a.Act == ActExamine {
+				if slices.Contains(missing, listJobs) {
+					t.Fatalf("%+v without the jobs", a)
+				}
+				s.checkSafeButVolumes(t, a)
+			}
+		}
+		if again := plan(s.world(missing...)); !slices.EqualFunc(actions, again, func(a, b *Action) bool { return a.key() == b.key() && a.Why == b.Why }) {
+			t.Fatal("the same world has two plans")
+		}
+	})
+}
+
+// checkSafeButVolumes: with the volumes unread, two of one name cannot be seen.
+func (s *simulated) checkSafeButVolumes(t *rapid.T, a *Action) {
+	volumes := s.volumes
+	s.volumes = nil
+	defer func() { s.volumes = volumes }()
+	s.checkSafe(t, a)
+}
+
+// Passes over any world come to rest; then nothing is left without a row but
+// what is ambiguous and reported, no engine that should not run does, the counts
+// agree, and all that belongs to somebody is there as before.
+func TestPlanConverges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawWorld(t)
+		kept, destroying := s.foreign(), map[string]bool{}
+		for id, row := range s.rows {
+			destroying[id] = row.State == registry.Destroying
+		}
+		const passes = 40
+		for pass := 0; ; pass++ {
+			if pass == passes {
+				t.Fatalf("no rest after %d passes", passes)
+			}
+			if pass == 5 {
+				s.silent = map[string]bool{} // the node is back
+			}
+			changed, waiting := false, false
+			suspects := map[string]suspect{}
+			for _, a := range plan(s.world()) {
+				s.checkSafe(t, a)
+				changed = s.apply(a) || changed
+				waiting = waiting || a.Act == ActKeep || a.Act == ActWatchQuota
+				if a.Act == ActWatchQuota {
+					suspects[a.ProductID] = a.quota
+				}
+			}
+			s.suspects = suspects
+			s.now = s.now.Add(time.Minute)
+			if !changed && !waiting && pass > 5 {
+				break
+			}
+		}
+		reported := map[string]bool{}
+		for _, a := range plan(s.world()) {
+			if a.Act != ActReport {
+				t.Fatalf("at rest, and yet %+v", a)
+			}
+			reported[a.EngineID] = true
+		}
+		for id := range s.orphans {
+			if !reported[id] {
+				t.Errorf("a tombstone of %s is left", id)
+			}
+		}
+		for i, ids := range [][]string{keysOf(s.jobs), keysOf(s.volumes), keysOf(s.variables), keysOf(s.keys)} {
+			for _, id := range ids {
+				if s.without(id) && !reported[id] {
+					t.Errorf("%s is left in store %d without a row", id, i)
+				}
+			}
+		}
+		counts := map[string]int{}
+		for id, row := range s.rows {
+			counts[row.ProductID]++
+			if j := s.jobs[id]; j != nil && row.Op == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
+				t.Errorf("%s is %s and runs: %+v", id, row.State, j)
+			}
+		}
+		for product, q := range s.quotas {
+			if q.Count != counts[product] {
+				t.Errorf("%s counts %d, there are %d", product, q.Count, counts[product])
+			}
+		}
+		for what, was := range kept {
+			if destroying[what[1:]] {
+				continue // it was finished
+			}
+			if now, there := s.foreign()[what]; !there || now != was {
+				t.Errorf("%s was %s and is %q", what, was, now)
+			}
+		}
+	})
+}
+
+func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// A registry that lost its rows, as after a restore from an old snapshot, must
+// not cost the brains: whole engines without a row are removed only while they
+// are few.
+func TestPlanRefusesAMassOfLostRows(t *testing.T) {
+	s := &simulated{
+		now: time.Now(), jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{}, keys: map[string]bool{},
+		orphans: map[string]*registry.Orphan{}, rows: map[string]*registry.Engine{}, silent: map[string]bool{},
+	}
+	lose := func(n int) {
+		id := testID(testBrand, n)
+		s.volumes[id] = []*cluster.Volume{{ID: "v", Name: registry.JobID(id), NodeID: "n0"}}
+		s.keys[id] = true
+		s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-time.Hour)}
+	}
+	acts := func() map[Act]int {
+		n := map[Act]int{}
+		for _, a := range plan(s.world()) {
+			n[a.Act]++
+		}
+		return n
+	}
+	for n := range 9 {
+		lose(n)
+	}
+	if diff := cmp.Diff(map[Act]int{ActRemove: 9}, acts()); diff != "" {
+		t.Errorf("nine (-want +got):\n%s", diff)
+	}
+	lose(9)
+	// A pooled volume that nobody has is none of them.
+	bare := testID(testBrand, 100)
+	s.volumes[bare] = []*cluster.Volume{{ID: "v", Name: registry.JobID(bare), NodeID: "n0"}}
+	s.orphans[bare] = &registry.Orphan{EngineID: bare, FirstSeen: s.now.Add(-time.Hour)}
+	if diff := cmp.Diff(map[Act]int{ActReport: 10, ActRemove: 1}, acts()); diff != "" {
+		t.Errorf("ten of ten (-want +got):\n%s", diff)
+	}
+	for n := range 40 {
+		id := testID("cccccc", n)
+		s.rows[id] = &registry.Engine{EngineID: id, State: registry.Failed, ProductID: "p"}
+	}
+	s.quotas = map[string]registry.Quota{"p": {Count: 40}}
+	if diff := cmp.Diff(map[Act]int{ActRemove: 11}, acts()); diff != "" {
+		t.Errorf("ten of fifty (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,224 @@
+package scheduler
+
+import (
+	"context"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// reconcileAtOnce is how many acts of a pass are under way at a time.
+	reconcileAtOnce = 8
+	// firstBackoff and lastBackoff bound the wait before something that failed is
+	// tried again; each wait is jittered by a half.
+	firstBackoff = 5 * time.Second
+	lastBackoff  = 15 * time.Minute
+	// requestPoll is how often a request for a pass is looked for while there
+	// never was one.
+	requestPoll = 2 * time.Second
+)
+
+// reconciler brings what runs into agreement with what the rows say: level by
+// level, whatever led to it. Every replica has one; the leader's works.
+type reconciler struct {
+	s *Scheduler
+	// nudges holds one token when a pass is wanted at once.
+	nudges chan struct{}
+
+	mu       sync.Mutex
+	suspects map[string]suspect // counts that did not agree in the last pass
+	told     map[string]string  // reports by key: each is logged when it changes
+	failed   map[string]failures
+}
+
+// failures are the tries of one act in a row.
+type failures struct {
+	n     int
+	until time.Time // not before
+}
+
+func newReconciler(s *Scheduler) *reconciler {
+	return &reconciler{s: s, nudges: make(chan struct{}, 1), told: map[string]string{}, failed: map[string]failures{}}
+}
+
+// nudge asks for a pass at once, if this replica leads.
+func (r *reconciler) nudge() {
+	select {
+	case r.nudges <- struct{}{}:
+	default:
+	}
+}
+
+// run makes a full pass at each interval, at once when this replica takes the
+// lead, and when it is nudged.
+func (r *reconciler) run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var due time.Time
+	for {
+		nudged := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.nudges:
+			nudged = true
+		case <-tick.C:
+		}
+		if r.s.Ready() != nil || !r.s.replica.Leader() {
+			due = time.Time{}
+			continue
+		}
+		if nudged || time.Now().After(due) {
+			r.pass(WithRequestID(ctx, newID()))
+			due = time.Now().Add(r.s.opts.ReconcileInterval)
+		}
+	}
+}
+
+// listen nudges when another replica asked the leader for a pass.
+func (r *reconciler) listen(ctx context.Context) {
+	var seen uint64
+	for first := true; ctx.Err() == nil; first = false {
+		index, err := r.s.store.ReconcileRequested(ctx, seen)
+		switch {
+		case err != nil || index == 0:
+			seen = 0
+			pause(ctx, requestPoll)
+			continue
+		case index != seen && !first:
+			r.nudge()
+		}
+		seen = index
+	}
+}
+
+// pass looks at the world once and acts on it.
+func (r *reconciler) pass(ctx context.Context) {
+	began := time.Now()
+	r.mu.Lock()
+	before := r.suspects
+	r.mu.Unlock()
+	w := r.s.look(ctx, before)
+	if ctx.Err() != nil {
+		return
+	}
+	actions := plan(w)
+	r.remember(w, actions)
+	var group errgroup.Group
+	group.SetLimit(reconcileAtOnce)
+	for _, a := range actions {
+		if r.due(a) {
+			group.Go(func() error { r.attempt(ctx, a); return nil })
+		}
+	}
+	_ = group.Wait() // each error is kept with its act
+	r.s.log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
+}
+
+// remember keeps what the next pass needs of this one, and tells what only an
+// operator can settle.
+func (r *reconciler) remember(w *world, actions []*Action) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	told, failed := map[string]string{}, map[string]failures{}
+	if w.read(listRows, listQuotas) {
+		r.suspects = map[string]suspect{}
+	}
+	tell := func(key, what string, log func()) {
+		if r.told[key] != what {
+			log()
+		}
+		told[key] = what
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.missing)) {
+		tell("list/"+name, "missing", func() {
+			r.s.log.Warn("reconcile cannot read a list, and removes nothing until it can", "list", name, "error", w.missing[name])
+		})
+	}
+	for _, a := range actions {
+		key := a.key()
+		if f, any := r.failed[key]; any {
+			failed[key] = f
+		}
+		switch a.Act {
+		case ActReport:
+			tell(key, a.Why, func() {
+				r.s.log.Error("reconcile refuses to touch what is ambiguous", "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "why", a.Why)
+			})
+		case ActWatchQuota, ActCorrectQuota:
+			r.suspects[a.ProductID] = a.quota
+		}
+	}
+	r.told, r.failed = told, failed
+}
+
+// due says whether an act may be tried now.
+func (r *reconciler) due(a *Action) bool {
+	switch a.Act {
+	case ActReport, ActKeep, ActWatchQuota:
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !time.Now().Before(r.failed[a.key()].until)
+}
+
+// attempt does one act and keeps what became of it.
+func (r *reconciler) attempt(ctx context.Context, a *Action) {
+	if ctx.Err() != nil || !r.s.replica.Leader() {
+		return
+	}
+	err := r.act(ctx, a)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := a.key()
+	if err == nil || ctx.Err() != nil {
+		delete(r.failed, key)
+		return
+	}
+	f := r.failed[key]
+	wait := min(firstBackoff<<min(f.n, 10), lastBackoff)
+	f.n, f.until = f.n+1, time.Now().Add(wait/2+rand.N(wait))
+	r.failed[key] = f
+	r.s.log.Warn("an act of reconcile failed; trying again later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
+}
+
+// Plan is what a pass would do now.
+type Plan struct {
+	Actions []*Action
+	// Incomplete names the lists that could not be read: a pass would remove
+	// nothing.
+	Incomplete []string
+}
+
+// PlanReconcile says what a full pass would do now, on any replica; it changes
+// nothing. What a pass only does after it saw something twice (a quota) is told
+// as such. BACKEND_UNAVAILABLE: the rows cannot be read.
+func (s *Scheduler) PlanReconcile(ctx context.Context) (*Plan, error) {
+	s.reconcile.mu.Lock()
+	before := maps.Clone(s.reconcile.suspects)
+	s.reconcile.mu.Unlock()
+	w := s.look(ctx, before)
+	if err := w.missing[listRows]; err != nil {
+		return nil, err
+	}
+	return &Plan{Actions: plan(w), Incomplete: slices.Sorted(maps.Keys(w.missing))}, nil
+}
+
+// RequestReconcile has the leader, whichever replica it is, make a full pass at
+// once.
+func (s *Scheduler) RequestReconcile(ctx context.Context) error {
+	if s.replica.Leader() {
+		s.reconcile.nudge()
+		return nil
+	}
+	return s.store.RequestReconcile(ctx)
+}
+
+// Role is what this replica is among the others: "leader", "follower" or "none".
+func (s *Scheduler) Role() string { return s.replica.Role() }

@@ -1,0 +1,55 @@
+package server
+
+import (
+	"net/http"
+
+	"github.com/septemberai/orch/scheduler"
+)
+
+// actionAnswer is one act of a reconcile pass.
+type actionAnswer struct {
+	Subject   string        `json:"subject"`
+	EngineID  string        `json:"engine_id"`
+	ProductID string        `json:"product_id,omitempty"`
+	UserID    string        `json:"user_id,omitempty"`
+	Action    scheduler.Act `json:"action"`
+	Why       string        `json:"why"`
+}
+
+func (s *Server) planReconcile(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	if q := queryOf(r); q.err != nil {
+		return q.err
+	}
+	plan, err := s.scheduler.PlanReconcile(r.Context())
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Actions    []actionAnswer `json:"actions"`
+		Incomplete []string       `json:"incomplete"`
+	}{make([]actionAnswer, 0, len(plan.Actions)), append([]string{}, plan.Incomplete...)}
+	for _, a := range plan.Actions {
+		answer.Actions = append(answer.Actions, actionAnswer{a.Subject, a.EngineID, a.ProductID, a.UserID, a.Act, a.Why})
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+func (s *Server) requestReconcile(w http.ResponseWriter, r *http.Request, _ string) error {
+	if err := s.admin(r); err != nil {
+		return err
+	}
+	if err := decode(w, r, &struct{}{}); err != nil {
+		return err
+	}
+	if err := s.scheduler.RequestReconcile(r.Context()); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Status string `json:"status"`
+	}{"requested"})
+	return nil
+}
