@@ -64,9 +64,11 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"bury": func() (any, error) {
 			return map[string]string{"status": "buried", "engine_id": "text"}, c.Bury(ctx, "e")
 		},
-		"getHealth": func() (any, error) { return c.Health(ctx) },
-		"getLive":   func() (any, error) { return map[string]string{"status": "ok"}, c.Live(ctx) },
-		"getReady":  func() (any, error) { return map[string]string{"status": "ok"}, c.Ready(ctx) },
+		"providerKeys":      func() (any, error) { return c.ProviderKeys(ctx) },
+		"applyProviderKeys": func() (any, error) { return c.ApplyProviderKeys(ctx) },
+		"getHealth":         func() (any, error) { return c.Health(ctx) },
+		"getLive":           func() (any, error) { return map[string]string{"status": "ok"}, c.Live(ctx) },
+		"getReady":          func() (any, error) { return map[string]string{"status": "ok"}, c.Ready(ctx) },
 	}
 }
 

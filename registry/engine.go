@@ -26,6 +26,8 @@ const (
 	// OpRecover waits for the process that a failed engine has: Nomad restarted
 	// it, or its node is back.
 	OpRecover OpKind = "recover"
+	// OpRestart ends a running engine's process and runs it anew.
+	OpRestart OpKind = "restart"
 )
 
 // Op is the operation in progress of an engine. Its presence is what
@@ -48,6 +50,8 @@ type Op struct {
 	Reason string `json:"reason,omitempty"`
 	// KeyVersion is the Vault version that a rotation writes.
 	KeyVersion int `json:"key_version,omitempty"`
+	// EnvVersion is the version of the provider keys that a restart is for.
+	EnvVersion int `json:"env_version,omitempty"`
 	// JobIndex is the JobModifyIndex after this operation's registration:
 	// only allocations created after it belong to the operation.
 	JobIndex uint64 `json:"job_index,omitempty"`
@@ -98,6 +102,12 @@ type Engine struct {
 
 	// KeyVersion is the version of the engine's key in Vault that callers get.
 	KeyVersion int `json:"key_version"`
+
+	// EnvVersion is the version of the provider keys that its process has at
+	// least; 0: not known, or none. RestartedFor is the version that it was last
+	// restarted for.
+	EnvVersion   int `json:"env_version,omitempty"`
+	RestartedFor int `json:"restarted_for,omitempty"`
 
 	NodeID     string `json:"node_id,omitempty"`
 	VolumeID   string `json:"volume_id,omitempty"`

@@ -941,6 +941,7 @@ func TestErrUnavailable(t *testing.T) {
 		"PoolIDs":       func() error { _, err := s.PoolIDs(ctx); return err },
 		"Quotas":        func() error { _, err := s.Quotas(ctx); return err },
 		"Held":          func() error { _, err := s.Held(ctx, "x"); return err },
+		"Rollout":       func() error { _, err := s.Rollout(ctx); return err },
 		"Request":       func() error { return s.RequestReconcile(ctx) },
 		"Requested":     func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
 		"PooledVolumes": func() error { _, err := s.PooledVolumes(ctx); return err },

@@ -183,8 +183,8 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 	}
 	if row.Op != nil {
 		switch row.Op.Kind {
-		case registry.OpRotateKey:
-			return joined, "" // the key of now may be refused in a moment
+		case registry.OpRotateKey, registry.OpRestart:
+			return joined, "" // the key or the process of now may be gone in a moment
 		case registry.OpStop:
 			return denied, DenialStopped
 		case registry.OpSleep:

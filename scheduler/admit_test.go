@@ -28,6 +28,7 @@ func TestDecide(t *testing.T) {
 		{nil, answer{denied, DenialNotFound}, answer{provisioned, ""}, answer{denied, DenialNotFound}, answer{provisioned, ""}},
 		{row(registry.Running, ""), answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}},
 		{row(registry.Running, registry.OpRotateKey), answer{joined, ""}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
+		{row(registry.Running, registry.OpRestart), answer{joined, ""}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Running, registry.OpStop), answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}},
 		{row(registry.Running, registry.OpSleep), answer{denied, DenialSleeping}, answer{denied, DenialSleeping}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Provisioning, registry.OpRecover), answer{denied, DenialProvisioning}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},

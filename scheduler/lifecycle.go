@@ -335,6 +335,7 @@ type proposal struct {
 	kind          registry.OpKind
 	action, actor string // of its audit row
 	details       map[string]any
+	envVersion    int      // a restart's: of the provider keys that it is for
 	backends      []string // the dependencies that it needs
 	canary        bool
 	// prepare refuses states in which the operation makes no sense, and sets
@@ -347,7 +348,7 @@ type proposal struct {
 func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (*operation, error) {
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
-	op.Canary = p.canary
+	op.Canary, op.EnvVersion = p.canary, p.envVersion
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -61,6 +62,13 @@ func init() { // not a literal: the steps refer to plans
 		registry.OpRecover: {
 			{"boot", (*operation).boot},
 		},
+		registry.OpRestart: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
 		registry.OpRotateKey: {
 			{"new-key", (*operation).writeNewKey},
 			{"variable", (*operation).writeVariable},
@@ -88,6 +96,7 @@ func init() { // not a literal: the steps refer to plans
 		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
 		registry.OpRotateKey: {{"undo-new-key", (*operation).leave}},
 		registry.OpRecover:   {{"undo-recover", (*operation).leave}},
+		registry.OpRestart:   {{"undo-register", (*operation).quiesce}},
 	}
 }
 
@@ -456,6 +465,12 @@ func (o *operation) finish() {
 	op, row := o.row.Op, o.row
 	row.Op = nil
 	switch {
+	case op.Kind == registry.OpRestart:
+		// Its process ended: there is no way back to where it was.
+		row.State, row.Reason, row.RestartedFor = registry.Running, "", op.EnvVersion
+		if op.Undo != "" {
+			row.State, row.Reason = registry.Failed, cmp.Or(op.Reason, reasonNotRestarted)
+		}
 	case op.Undo != "" && isBootOutcome(Code(op.Undo)):
 		row.State, row.Reason = registry.Failed, op.Reason
 	case op.Undo != "":
@@ -489,6 +504,9 @@ func (o *operation) undo(err error) bool {
 	}
 	if op.Kind == registry.OpRotateKey && op.Step != plans[op.Kind][0].name {
 		return false // the engine may have the new key already: only forward
+	}
+	if op.Kind == registry.OpRestart && !endsRestart(code) {
+		return false
 	}
 	op.Undo, op.Reason = string(code), reasonOf(err)
 	op.Step = undoing[op.Kind][0].name

@@ -27,6 +27,7 @@ func TestPlans(t *testing.T) {
 		registry.OpStop:      {"scale-down", "drain"},
 		registry.OpSleep:     {"scale-down", "drain"},
 		registry.OpRecover:   {"boot"},
+		registry.OpRestart:   {"scale-down", "drain", "variable", "register", "boot"},
 		registry.OpRotateKey: {"new-key", "variable", "proof", "retire"},
 		registry.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
 	}
@@ -38,6 +39,7 @@ func TestPlans(t *testing.T) {
 		registry.OpStart:     {"undo-register"},
 		registry.OpRotateKey: {"undo-new-key"},
 		registry.OpRecover:   {"undo-recover"},
+		registry.OpRestart:   {"undo-register"},
 	}
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
@@ -70,6 +72,9 @@ func TestFinish(t *testing.T) {
 		{registry.OpStart, registry.Provisioning, registry.Sleeping, PortExhaustion, registry.Sleeping},
 		{registry.OpStart, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},
 		{registry.OpStart, registry.Provisioning, registry.Stopped, EngineBootFailed, registry.Failed},
+		{registry.OpRestart, registry.Running, registry.Running, "", registry.Running},
+		{registry.OpRestart, registry.Running, registry.Running, BootTimeout, registry.Failed},
+		{registry.OpRestart, registry.Running, registry.Running, CapacityExhausted, registry.Failed},
 		{registry.OpStop, registry.Running, registry.Running, "", registry.Stopped},
 		{registry.OpStop, registry.Failed, registry.Failed, "", registry.Stopped},
 		{registry.OpStop, registry.Sleeping, registry.Sleeping, "", registry.Stopped},

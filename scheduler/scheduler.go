@@ -75,6 +75,7 @@ type Scheduler struct {
 	warm      *warmPool
 	monitor   *monitor
 	reconcile *reconciler
+	rollout   chan struct{} // holds one token when provider keys are to be rolled out
 
 	// productIDs remembers which product a platform key hash belongs to. It
 	// only saves a read: each call verifies the pair anew.
@@ -102,7 +103,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
 	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
-	s.reconcile = newReconciler(s)
+	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
 	return s
 }
 
@@ -135,6 +136,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.sleeper.run(ctx) })
 	loops.Go(func() { s.reconcile.run(ctx) })
 	loops.Go(func() { s.reconcile.listen(ctx) })
+	loops.Go(func() { s.rolloutLoop(ctx) })
 
 	err := s.prepare(ctx)
 	if err == nil {
@@ -174,8 +176,12 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	if len(s.opts.ProviderKeys) > 0 {
-		if _, _, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys); err != nil {
+		version, written, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys)
+		if err != nil {
 			return fmt.Errorf("write the provider keys: %w", err)
+		}
+		if written {
+			s.log.Info("wrote the provider keys of this replica's environment; running engines get them by `orch provider-keys apply`", "version", version)
 		}
 	}
 	template, err := jobs.Parse(ctx, s.cluster.Client(), s.opts.Job)

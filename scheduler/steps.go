@@ -71,11 +71,14 @@ func (o *operation) ensureKey(ctx context.Context) error {
 // writeVariable puts the hash of the engine's key where its job's template
 // reads it.
 func (o *operation) writeVariable(ctx context.Context) error {
+	if err := o.noteProviderKeys(ctx); err != nil {
+		return err
+	}
 	id, version := o.row.JobID(), o.row.KeyVersion
 	switch o.row.Op.Kind {
 	case registry.OpRotateKey:
 		version = o.row.Op.KeyVersion
-	case registry.OpStart:
+	case registry.OpStart, registry.OpRestart:
 		// It is there already, but for a hand that removed it: a start needs no
 		// Vault for it.
 		_, _, err := o.s.cluster.KeyHash(ctx, id)

@@ -78,6 +78,8 @@ func (s *Server) routes() http.Handler {
 	r.POST("/reconcile", plain(s.requestReconcile))
 	r.GET("/graves", plain(s.listGraves))
 	r.DELETE("/graves/:id", item(s.bury))
+	r.GET("/provider-keys", plain(s.providerKeys))
+	r.POST("/provider-keys/apply", plain(s.applyProviderKeys))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {

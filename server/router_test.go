@@ -69,7 +69,7 @@ func TestAllow(t *testing.T) {
 	s := newCutOff(t)
 	for path, allowed := range map[string]string{
 		"/health": "GET", "/live": "GET", "/ready": "GET", "/status": "GET", "/metrics": "GET", "/audit": "GET", "/engines": "GET",
-		"/reconcile": "GET, POST", "/graves": "GET", "/graves/x": "DELETE",
+		"/reconcile": "GET, POST", "/graves": "GET", "/graves/x": "DELETE", "/provider-keys": "GET", "/provider-keys/apply": "POST",
 		"/products": "GET", "/products/register": "DELETE, GET, POST", "/products/p": "DELETE, GET", "/products/p/policy": "PUT",
 		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET", "/engines/a%2Fb": "DELETE, GET", "/engines/provision": "DELETE, GET, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
@@ -107,7 +107,7 @@ func answers(method, escaped string) int {
 		"engines/start": "POST", "engines/stop": "POST", "engines/rotate-key": "POST", "engines/admit": "POST",
 		"products/rotate-platform-key": "POST", "products/policy": "PUT",
 	}
-	admin := map[string][]string{"/reconcile": {"GET", "POST"}, "/graves": {"GET"}}
+	admin := map[string][]string{"/reconcile": {"GET", "POST"}, "/graves": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"}}
 	if methods := admin[escaped]; methods != nil {
 		if slices.Contains(methods, method) {
 			return 401

@@ -31,8 +31,9 @@ func run(args []string) int {
 		"tools":   func() (cli.Command, error) { return &toolsCommand{}, nil },
 		"version": func() (cli.Command, error) { return &versionCommand{}, nil },
 
-		"reconcile":   func() (cli.Command, error) { return &reconcileCommand{}, nil },
-		"engine bury": func() (cli.Command, error) { return &buryCommand{}, nil },
+		"reconcile":           func() (cli.Command, error) { return &reconcileCommand{}, nil },
+		"engine bury":         func() (cli.Command, error) { return &buryCommand{}, nil },
+		"provider-keys apply": func() (cli.Command, error) { return &providerKeysCommand{}, nil },
 	})
 	code, err := c.Run()
 	if err != nil {

@@ -48,6 +48,8 @@ var operations = []operation{
 	{"requestReconcile", "POST", "/reconcile", "{}", admin},
 	{"listGraves", "GET", "/graves", "", admin},
 	{"bury", "DELETE", "/graves/" + noProduct, "{}", admin},
+	{"providerKeys", "GET", "/provider-keys", "", admin},
+	{"applyProviderKeys", "POST", "/provider-keys/apply", "{}", admin},
 	{"getHealth", "GET", "/health", "", ""},
 	{"getLive", "GET", "/live", "", ""},
 	{"getReady", "GET", "/ready", "", ""},
