@@ -46,6 +46,10 @@ type System struct {
 // readyTimeout bounds the wait for the service once the agents are ready.
 const readyTimeout = 60 * time.Second
 
+// drain is what calls in flight get at the end: their engines end with the
+// agents, however long they would have taken to boot.
+const drain = 2 * time.Second
+
 // EngineName is the image of the engines of a dev system: the reference engine
 // beside this executable.
 const EngineName = "reference-engine"
@@ -85,7 +89,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	if err != nil {
 		return sys, err
 	}
-	sys.scheduler = svc.Scheduler
+	sys.scheduler, svc.Drain = svc.Scheduler, drain
 	// The service outlives ctx until Stop: what is in flight is finished first.
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	sys.stop = stop

@@ -35,13 +35,16 @@ type Clients struct {
 type Service struct {
 	Server    *server.Server
 	Scheduler *scheduler.Scheduler
+	// Drain is how long Run lets what is in flight finish once its context has
+	// ended; New makes it enough for any operation. What is not done by then is
+	// cut, as a crash would, and another replica finishes it.
+	Drain time.Duration
 
 	vault *secrets.Vault
 	audit *audit.Log
 	log   hclog.Logger
 	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
 	adminKeyFile string
-	drain        time.Duration
 	idle         []func()
 }
 
@@ -81,7 +84,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, fmt.Errorf("the audit log (ORCH_DATABASE_URL): %w", err)
 	}
 	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, svc.audit, log.Named("scheduler"))
-	svc.drain = svc.Scheduler.LongestOperation()
+	svc.Drain = svc.Scheduler.LongestOperation()
 	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
 	}
@@ -128,12 +131,15 @@ func (s *Service) Run(ctx context.Context) error {
 	case err = <-scheduled:
 		running = false
 	}
-	grace, cancel := context.WithTimeout(work, s.drain)
+	grace, cancel := context.WithTimeout(work, s.Drain)
 	defer cancel()
 	if err == nil {
-		s.log.Info("stopping: finishing what is in flight", "at_most", s.drain.String())
+		s.log.Info("stopping: finishing what is in flight", "at_most", s.Drain.String())
 		s.Scheduler.Retire(grace)
-		err = s.Server.Shutdown(grace)
+		if err = s.Server.Shutdown(grace); errors.Is(err, context.DeadlineExceeded) {
+			s.log.Warn("cutting what is still in flight")
+			err = nil
+		}
 		s.Scheduler.Drain(grace)
 	}
 	err = errors.Join(err, s.Server.Close())
