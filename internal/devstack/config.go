@@ -25,6 +25,9 @@ type Config struct {
 	Dir string
 	// Keep leaves Dir with the logs in place at Stop.
 	Keep bool
+	// KeyFile is a file in Dir that goes with the stack, however that ends, also
+	// when Keep is set: its owner writes addresses and keys into it. May be empty.
+	KeyFile string
 
 	Ports    Ports             // zero fields: a free loopback port
 	Logger   hclog.Logger      // nil: nothing is logged

@@ -112,8 +112,11 @@ func reap(spec string, parent io.Reader) error {
 	}
 	state := &stateDir{path: id.Dir, marker: marker}
 	defer state.close()
-	if now, readErr := readMarker(path); readErr != nil || now.ID != id.ID || id.Keep || err != nil {
+	if now, readErr := readMarker(path); readErr != nil || now.ID != id.ID || err != nil {
 		return err
+	}
+	if id.Keep {
+		return state.removeKeyFile(id)
 	}
 	return state.remove()
 }

@@ -112,7 +112,7 @@ func prepare(ctx context.Context, cfg Config) (_ *Stack, err error) {
 	name := fmt.Sprintf("%x", key)
 	s.id = identity{
 		ID: name, Dir: cfg.Dir, PID: os.Getpid(), Cgroups: "orch-" + name + "*.slice",
-		DockerSocket: cfg.DockerSocket, Keep: cfg.Keep,
+		DockerSocket: cfg.DockerSocket, Keep: cfg.Keep, KeyFile: cfg.KeyFile,
 	}
 	defer func() {
 		if err != nil {
@@ -175,6 +175,7 @@ func (s *Stack) Stop() error {
 
 func (s *Stack) stop() error {
 	var wg sync.WaitGroup
+	err := s.state.removeKeyFile(s.id)
 	// Nomad first: a client that lives would start ended tasks again.
 	for name, a := range s.agents {
 		if isNomad(name) {
@@ -182,7 +183,7 @@ func (s *Stack) stop() error {
 		}
 	}
 	wg.Wait()
-	err := cleanUp(s.id) // tasks, and the other agents by the way
+	err = errors.Join(err, cleanUp(s.id)) // tasks, and the other agents by the way
 	for _, a := range s.agents {
 		a.stop(0)
 	}

@@ -31,6 +31,7 @@ type identity struct {
 	Cgroups      string // pattern of the cgroup_parent of its nodes
 	DockerSocket string // "" when the docker driver is off
 	Keep         bool
+	KeyFile      string `json:",omitempty"`
 }
 
 // stateDir is the stack's folder, locked.
@@ -148,6 +149,17 @@ func (s *stateDir) remove() error {
 		return err
 	}
 	return os.Remove(s.path)
+}
+
+// removeKeyFile deletes the file that tells the stack's keys.
+func (s *stateDir) removeKeyFile(id identity) error {
+	if id.KeyFile == "" {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(s.path, filepath.Base(id.KeyFile))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (s *stateDir) close() { _ = s.marker.Close() }
