@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -36,9 +37,9 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := listen(addr)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
+		return nil, err
 	}
 	srv := &Server{scheduler: s, log: log, listener: l, docs: page}
 	srv.SetAdminKey(adminKey)
@@ -57,6 +58,27 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
 	}
 	return srv, nil
+}
+
+func listen(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		_, port, _ := net.SplitHostPort(addr)
+		return nil, fmt.Errorf("%s is taken: end what listens there (ss -ltnp 'sport = :%s' names it), or choose another address with ORCH_ADDR", addr, port)
+	case err != nil:
+		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
+	}
+	return l, nil
+}
+
+// Free says whether a server could listen on addr, now.
+func Free(addr string) error {
+	l, err := listen(addr)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // Addr is the address that the server listens on.
