@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -14,10 +15,15 @@ import (
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/dev"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/scheduler"
 )
 
-// stateDir is where `orch dev` keeps its state, wiped at each start.
-const stateDir = ".dev"
+// stateDir is where `orch dev` keeps its state, wiped at each start; envName is
+// the file in it that a shell can source while the system runs.
+const (
+	stateDir = ".dev"
+	envName  = "env"
+)
 
 // demoUser is whose engine `orch dev` provisions.
 const demoUser = "demo-user-001"
@@ -46,22 +52,23 @@ func (c *devCommand) Run(args []string) int {
 		fmt.Fprintln(os.Stderr, c.Help())
 		return 2
 	}
+	vars := orchVariables()
+	ports, err := devstack.DevPorts(os.Getenv)
+	if err = errors.Join(err, dev.Check(vars)); err != nil {
+		return configuredWrongly(err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := runDev(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	if err := runDev(ctx, ports, vars); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "orch dev: "+err.Error())
 		return 1
 	}
 	return 0
 }
 
-func runDev(ctx context.Context) (err error) {
+func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (err error) {
 	began := time.Now()
 	progress := func(line string) { fmt.Printf("%7.1fs  %s\n", time.Since(began).Seconds(), line) }
-	ports, err := devstack.DevPorts(os.Getenv)
-	if err != nil {
-		return err
-	}
 	progress("looking for nomad, consul and vault")
 	binaries, err := devstack.Tools(ctx, devstack.ToolOptions{Progress: progress})
 	if err != nil {
@@ -72,25 +79,28 @@ func runDev(ctx context.Context) (err error) {
 		return err
 	}
 	sys, err := dev.Start(ctx, dev.Options{
-		Stack:    devstack.Config{Dir: dir, Keep: true, Ports: ports, Binaries: binaries, Progress: progress, DockerSocket: dockerSocket()},
-		Vars:     orchVariables(),
+		Stack:    devstack.Config{Dir: dir, Keep: true, KeyFile: envName, Ports: ports, Binaries: binaries, Progress: progress, DockerSocket: dockerSocket()},
+		Vars:     vars,
 		Progress: progress, LogTo: os.Stderr,
 	})
 	if err != nil {
 		return err
 	}
-	envFile := filepath.Join(dir, "env")
 	defer func() {
 		progress("stopping")
-		err = errors.Join(err, ignoreMissing(os.Remove(envFile)), sys.Stop())
+		err = errors.Join(err, sys.Stop())
 		progress("stopped; nothing is left running")
 	}()
 	progress("provisioning an engine for " + demoUser)
 	engine, err := sys.Demo().Provision(ctx, demoUser, "")
+	var refused *client.Error
+	if errors.As(err, &refused) && refused.Code == string(scheduler.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
+		return fmt.Errorf("%w (make engine-image builds the image)", err)
+	}
 	if err != nil {
 		return err
 	}
-	if err := writeEnv(envFile, sys); err != nil {
+	if err := writeEnv(filepath.Join(dir, envName), sys); err != nil {
 		return err
 	}
 	progress("ready")
@@ -127,13 +137,6 @@ func dockerSocket() string {
 	return "unix:///var/run/docker.sock"
 }
 
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
 // writeEnv writes what a shell needs to talk to the system, readable by its
 // owner alone, and all at once.
 func writeEnv(file string, sys *dev.System) error {
@@ -148,8 +151,17 @@ func writeEnv(file string, sys *dev.System) error {
 	return os.Rename(file+".new", file)
 }
 
-// quote makes a value one word for a shell.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+// plain is a value that a shell takes as it is.
+var plain = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,=-]+$`)
+
+// quote makes a value one word for a shell; what is one already stays as it is,
+// for readers of KEY=value that are no shell.
+func quote(s string) string {
+	if plain.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
 
 func invitation(sys *dev.System, e *client.Engine) string {
 	return fmt.Sprintf(`
@@ -175,5 +187,5 @@ func invitation(sys *dev.System, e *client.Engine) string {
   then orch engine list, orch status and orch audit tail -f work there.
   Ctrl-C ends everything.
 `, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,
-		sys.Stack.NomadAddr, sys.Stack.ConsulAddr, sys.Stack.VaultAddr, sys.AdminKey, filepath.Join(stateDir, "env"))
+		sys.Stack.NomadAddr, sys.Stack.ConsulAddr, sys.Stack.VaultAddr, sys.AdminKey, filepath.Join(stateDir, envName))
 }

@@ -57,8 +57,7 @@ func (c *serverCommand) Run(args []string) int {
 	}
 	cfg, err := config.Load(os.Environ())
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
-		return 2
+		return configuredWrongly(err)
 	}
 	// Tests arm a fault point; see internal/fault.
 	if err := fault.Arm(os.Getenv(fault.Variable)); err != nil {
@@ -102,6 +101,13 @@ func onHangup(do func()) (stop func()) {
 		close(quit)
 		<-ended
 	}
+}
+
+// configuredWrongly reports the mistakes of a configuration and returns the exit
+// code for them.
+func configuredWrongly(err error) int {
+	fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
+	return 2
 }
 
 // indent puts each line of an error on a line of its own, marked.

@@ -19,7 +19,9 @@ import (
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/service"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/server"
 )
 
 // Options say how to run the system.
@@ -50,9 +52,25 @@ const readyTimeout = 60 * time.Second
 // agents, however long they would have taken to boot.
 const drain = 2 * time.Second
 
-// EngineName is the image of the engines of a dev system: the reference engine
-// beside this executable.
-const EngineName = "reference-engine"
+// The images of a dev system's engines: the reference engine beside this
+// executable, or with the docker driver what `make engine-image` builds.
+const (
+	engineName  = "reference-engine"
+	engineImage = "orch/reference-engine:1"
+)
+
+// Check reports all mistakes in variables that Start would take, by name.
+func Check(vars map[string]string) error {
+	_, err := settings(vars, defaultAdminKey(vars), "/", "")
+	return err
+}
+
+func defaultAdminKey(vars map[string]string) string {
+	if key := vars["ORCH_ADMIN_KEY"]; key != "" {
+		return key
+	}
+	return "dev-" + strings.ToLower(rand.Text())
+}
 
 // Start brings everything up. On an error nothing is left running.
 func Start(ctx context.Context, o Options) (sys *System, err error) {
@@ -60,12 +78,13 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	if err != nil {
 		return nil, err
 	}
-	sys = &System{AdminKey: o.Vars["ORCH_ADMIN_KEY"], served: make(chan error, 1)}
-	if sys.AdminKey == "" {
-		sys.AdminKey = "dev-" + strings.ToLower(rand.Text())
+	sys = &System{AdminKey: defaultAdminKey(o.Vars), served: make(chan error, 1)}
+	// What is wrong here is told before anything is started.
+	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "")
+	if err != nil {
+		return nil, err
 	}
-	// Its mistakes are told before anything is started.
-	if _, err := settings(o, sys.AdminKey, binDir, ""); err != nil {
+	if err := server.Free(cfg.Addr); err != nil {
 		return nil, err
 	}
 	if sys.Stack, err = devstack.Start(ctx, o.Stack); err != nil {
@@ -78,8 +97,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		}
 	}()
 	o.Progress("starting the service")
-	cfg, err := settings(o, sys.AdminKey, binDir, sys.Stack.Dir)
-	if err != nil {
+	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir); err != nil {
 		return sys, err
 	}
 	svc, err := service.New(ctx, cfg, service.Clients{
@@ -103,15 +121,20 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	return sys, err
 }
 
-func settings(o Options, adminKey, binDir, stateDir string) (*config.Config, error) {
+func settings(own map[string]string, adminKey, binDir, stateDir string) (*config.Config, error) {
 	vars := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
-		"ORCH_ENGINE_IMAGE": EngineName, "ORCH_ENGINE_BIN_DIR": binDir,
+		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir,
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}
-	for name, value := range o.Vars {
-		vars[name] = value
+	if own["ORCH_ENGINE_DRIVER"] == string(jobs.Docker) {
+		vars["ORCH_ENGINE_IMAGE"] = engineImage
+	}
+	for name, value := range own {
+		if value != "" {
+			vars[name] = value
+		}
 	}
 	environ := make([]string, 0, len(vars))
 	for name, value := range vars {
@@ -174,8 +197,8 @@ func engineDir() (string, error) {
 		return "", fmt.Errorf("find the reference engine: %w", err)
 	}
 	dir := filepath.Dir(self)
-	if _, err := os.Stat(filepath.Join(dir, EngineName)); err != nil {
-		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch", EngineName, filepath.Base(self))
+	if _, err := os.Stat(filepath.Join(dir, engineName)); err != nil {
+		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch", engineName, filepath.Base(self))
 	}
 	return dir, nil
 }
