@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -79,16 +80,20 @@ func Load(environ []string) (*Config, error) {
 	vars := env.ToMap(environ)
 	c := &Config{lookup: vars}
 	var errs []error
+	unread := map[string]bool{}
 	if err := env.ParseWithOptions(c, env.Options{Environment: vars}); err != nil {
-		errs = append(errs, named(err)...)
+		errs = append(errs, named(err, unread)...)
 	}
-	errs = append(errs, c.check()...)
+	errs = append(errs, c.check(unread)...)
 	return c, errors.Join(errs...)
 }
 
+var typeNames = map[reflect.Kind]string{reflect.Int: "a whole number", reflect.Bool: "true or false"}
+
 // named turns the parser's errors, which name struct fields, into ones that
-// name variables. The values stay out of them: one may be a secret.
-func named(err error) []error {
+// name variables, and notes these in unread. The values stay out of them: one may
+// be a secret.
+func named(err error, unread map[string]bool) []error {
 	var all env.AggregateError
 	if !errors.As(err, &all) {
 		return []error{err}
@@ -101,7 +106,8 @@ func named(err error) []error {
 			continue
 		}
 		field, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
-		out = append(out, fmt.Errorf("%s: is not a %s", field.Tag.Get("env"), parse.Type))
+		unread[field.Tag.Get("env")] = true
+		out = append(out, fmt.Errorf("%s: must be %s", field.Tag.Get("env"), typeNames[parse.Type.Kind()]))
 	}
 	return out
 }
@@ -115,11 +121,12 @@ var (
 // minAdminKey is SPEC section 6: any string of 16 characters or more.
 const minAdminKey = 16
 
-// check returns every mistake, by variable name.
-func (c *Config) check() []error {
+// check returns every mistake, by variable name; of those that could not be read
+// that is said already.
+func (c *Config) check(unread map[string]bool) []error {
 	var errs []error
 	bad := func(ok bool, name, format string, args ...any) {
-		if !ok {
+		if !ok && !unread[name] {
 			errs = append(errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
 		}
 	}
@@ -133,8 +140,7 @@ func (c *Config) check() []error {
 	}
 	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be %d or more", v, min) }
 
-	_, _, err := net.SplitHostPort(c.Addr)
-	bad(err == nil, "ORCH_ADDR", "must be host:port or :port")
+	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "is set beside ORCH_ADMIN_KEY; set one of the two")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {
 		key, err := ReadAdminKey(c.AdminKeyFile)
@@ -184,11 +190,20 @@ func (c *Config) check() []error {
 	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad refuses less
 	atLeast("ORCH_HEALTH_MAX_FAILURES", c.HealthMaxFailures, 1)
 	atLeast("ORCH_RESTART_BACKOFF_BASE_S", c.RestartBackoffBaseS, 1)
-	bad(c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must not be less than ORCH_RESTART_BACKOFF_BASE_S")
+	bad(unread["ORCH_RESTART_BACKOFF_BASE_S"] || c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must not be less than ORCH_RESTART_BACKOFF_BASE_S")
 	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
 	atLeast("ORCH_RECONCILE_INTERVAL_S", c.ReconcileIntervalS, 1)
 	atLeast("ORCH_ORPHAN_GRACE_S", c.OrphanGraceS, 1)
 	return errs
+}
+
+func isAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
 }
 
 // ReadAdminKey reads the admin key from a file; blanks and line ends around it

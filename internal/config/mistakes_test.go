@@ -16,7 +16,7 @@ func writeFile(t *testing.T, name, text string) {
 
 // wrong is a wrong value for every variable that can have one, or several.
 var wrong = map[string][]string{
-	"ORCH_ADDR":                    {"8000", "host", "::1:80:"},
+	"ORCH_ADDR":                    {"8000", "host", "::1:80:", ":99999", ":http", "host:"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},
@@ -69,6 +69,8 @@ func TestMistakeIsNamed(t *testing.T) {
 				_, err := Load(least(name + "=" + value))
 				if got := namesIn(err); !slices.Equal(got, []string{name}) {
 					t.Errorf("named %v: %v", got, err)
+				} else if n := strings.Count(err.Error(), "\n"); n > 0 {
+					t.Errorf("one mistake has %d lines: %v", n+1, err)
 				}
 			})
 		}
