@@ -56,7 +56,7 @@ func (c *serverCommand) Run(args []string) int {
 		return 2
 	}
 	cfg, err := config.Load(os.Environ())
-	if err != nil {
+	if err = errors.Join(err, service.CheckClients()); err != nil {
 		return configuredWrongly(err)
 	}
 	// Tests arm a fault point; see internal/fault.

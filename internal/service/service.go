@@ -6,14 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"time"
 
-	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
-	nomad "github.com/hashicorp/nomad/api"
-	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
@@ -23,13 +19,6 @@ import (
 	"github.com/septemberai/orch/secrets"
 	"github.com/septemberai/orch/server"
 )
-
-// Clients say where Nomad, Consul and Vault are. Empty fields are filled from
-// the clients' own standard variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
-// VAULT_ADDR, ...).
-type Clients struct {
-	NomadAddr, ConsulAddr, VaultAddr, VaultToken string
-}
 
 // Service is a replica of the service, listening but not yet answering.
 type Service struct {
@@ -155,67 +144,4 @@ func (s *Service) Run(ctx context.Context) error {
 		closeIdle()
 	}
 	return err
-}
-
-// newTransport keeps enough idle connections for a burst, and fewer in all than
-// the 100 that Nomad and the 200 that Consul allow a client by default.
-func newTransport() *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 64, 64, 64
-	t.IdleConnTimeout = 60 * time.Second
-	return t
-}
-
-func nomadClient(at Clients, t *http.Transport) (*nomad.Client, error) {
-	cfg := nomad.DefaultConfig()
-	if at.NomadAddr != "" {
-		cfg.Address = at.NomadAddr
-	}
-	cfg.HttpClient = &http.Client{Transport: t}
-	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
-		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
-	}
-	c, err := nomad.NewClient(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
-	}
-	return c, nil
-}
-
-func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
-	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
-	if at.ConsulAddr != "" {
-		cfg.Address = at.ConsulAddr
-	}
-	cfg.Transport = t
-	c, err := consul.NewClient(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
-	}
-	return c, nil
-}
-
-func vaultClient(at Clients, t *http.Transport) (*vault.Client, error) {
-	cfg := vault.DefaultConfig()
-	if cfg.Error != nil {
-		return nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
-	}
-	if tls, ok := cfg.HttpClient.Transport.(*http.Transport); ok && tls.TLSClientConfig != nil {
-		t.TLSClientConfig = tls.TLSClientConfig
-	}
-	cfg.HttpClient.Transport = t
-	if at.VaultAddr != "" {
-		cfg.Address = at.VaultAddr
-	}
-	// A Vault that is down means 503 now, not after its client's own retries.
-	cfg.MaxRetries = 0
-	c, err := vault.NewClient(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("VAULT_ variables: %w", err)
-	}
-	if at.VaultToken != "" {
-		c.SetToken(at.VaultToken)
-	}
-	return c, nil
 }

@@ -1,0 +1,120 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
+	vault "github.com/hashicorp/vault/api"
+)
+
+// Clients say where Nomad, Consul and Vault are. Empty fields are filled from
+// the clients' own standard variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
+// VAULT_ADDR, ...).
+type Clients struct {
+	NomadAddr, ConsulAddr, VaultAddr, VaultToken string
+}
+
+// CheckClients reports all mistakes in the clients' own variables. The addresses
+// stay out of them: one may hold a password.
+func CheckClients() error {
+	var errs []error
+	for _, client := range []struct {
+		address string
+		make    func(*http.Transport) error
+	}{
+		{"NOMAD_ADDR", func(t *http.Transport) error { _, err := nomadClient(Clients{}, t); return err }},
+		{"CONSUL_HTTP_ADDR", func(t *http.Transport) error { _, err := consulClient(Clients{}, t); return err }},
+		{"VAULT_ADDR", func(t *http.Transport) error { _, err := vaultClient(Clients{}, t); return err }},
+	} {
+		if address := os.Getenv(client.address); address != "" && !isAddress(address) {
+			errs = append(errs, fmt.Errorf("%s: must be an address, as in http://127.0.0.1:8500", client.address))
+			continue
+		}
+		t := newTransport()
+		errs = append(errs, client.make(t))
+		t.CloseIdleConnections()
+	}
+	return errors.Join(errs...)
+}
+
+// isAddress takes host:port too, as Consul's client does.
+func isAddress(s string) bool {
+	if !strings.Contains(s, "://") {
+		s = "http://" + s
+	}
+	u, err := url.Parse(s)
+	return err == nil && (u.Host != "" || u.Scheme == "unix")
+}
+
+// newTransport keeps enough idle connections for a burst, and fewer in all than
+// the 100 that Nomad and the 200 that Consul allow a client by default.
+func newTransport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 64, 64, 64
+	t.IdleConnTimeout = 60 * time.Second
+	return t
+}
+
+func nomadClient(at Clients, t *http.Transport) (*nomad.Client, error) {
+	cfg := nomad.DefaultConfig()
+	if at.NomadAddr != "" {
+		cfg.Address = at.NomadAddr
+	}
+	cfg.HttpClient = &http.Client{Transport: t}
+	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
+		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+	}
+	c, err := nomad.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+	}
+	return c, nil
+}
+
+func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
+	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
+	if at.ConsulAddr != "" {
+		cfg.Address = at.ConsulAddr
+	}
+	t.TLSClientConfig = nil // with one that is there the client leaves out its own
+	cfg.Transport = t
+	c, err := consul.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
+	}
+	return c, nil
+}
+
+func vaultClient(at Clients, t *http.Transport) (*vault.Client, error) {
+	cfg := vault.DefaultConfig()
+	if cfg.Error != nil {
+		return nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
+	}
+	if tls, ok := cfg.HttpClient.Transport.(*http.Transport); ok && tls.TLSClientConfig != nil {
+		t.TLSClientConfig = tls.TLSClientConfig
+	}
+	cfg.HttpClient.Transport = t
+	if at.VaultAddr != "" {
+		cfg.Address = at.VaultAddr
+	}
+	// A Vault that is down means 503 now, not after its client's own retries.
+	cfg.MaxRetries = 0
+	c, err := vault.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("VAULT_ variables: %w", err)
+	}
+	if at.VaultToken != "" {
+		c.SetToken(at.VaultToken)
+	}
+	return c, nil
+}
