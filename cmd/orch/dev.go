@@ -43,7 +43,8 @@ func (*devCommand) Help() string {
   ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT
   move the ports (0: a free one); ORCH_ADMIN_KEY and ORCH_LOG_LEVEL and the other
   ORCH_ variables of the service are taken too. LLM_API_KEY and OPENAI_API_KEY
-  reach the engine where they are set. ORCH_TOOLS=build builds the agents from
+  reach the engine where they are set. With ORCH_ENGINE_DRIVER=docker engines are
+  containers of the image that make engine-image builds. ORCH_TOOLS=build builds the agents from
   source instead of looking for a release.`
 }
 

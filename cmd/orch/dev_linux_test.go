@@ -1,0 +1,290 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// system is the command and its reference engine in a folder of their own.
+func system(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "orch"), binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "reference-engine"), "../reference-engine")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the reference engine: %v\n%s", err, out)
+	}
+	if err := os.Link(filepath.Join(dir, "reference-engine"), filepath.Join(dir, "reference-engine.never-listen")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// start runs a command of the system on free ports, in its folder.
+func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func() string) {
+	t.Helper()
+	cmd = exec.Command(filepath.Join(dir, "orch"), args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), asOrch+"=1", "GORACE=atexit_sleep_ms=0",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
+	out, err := os.CreateTemp(dir, "stdout-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = out, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // an error says that it has ended
+		_ = cmd.Wait()
+		_ = out.Close()
+		if t.Failed() {
+			t.Logf("orch %v said\n%s", args, stderr.String())
+		}
+	})
+	return cmd, func() string {
+		b, err := os.ReadFile(out.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+}
+
+func eventually(t *testing.T, limit time.Duration, what string, ok func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// awaitEnv waits for an env file with another content than before, and reads it
+// with a shell.
+func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]string {
+	t.Helper()
+	file := filepath.Join(dir, stateDir, envName)
+	var vars map[string]string
+	eventually(t, 3*time.Minute, "the system is ready", func() error {
+		out, err := exec.Command("env", "-i", "sh", "-c", "set -a; . "+file+"; env").Output()
+		if err != nil {
+			return err
+		}
+		vars = map[string]string{}
+		for line := range strings.Lines(string(out)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			vars[name] = value
+		}
+		if vars["ORCH_PLATFORM_KEY"] == before["ORCH_PLATFORM_KEY"] {
+			return errors.New("it is the file of before")
+		}
+		return nil
+	})
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%s: %v, %v; want mode 0600", file, info, err)
+	}
+	for _, name := range []string{"ORCH_URL", "ORCH_ADMIN_KEY", "ORCH_PLATFORM_KEY", "NOMAD_ADDR", "CONSUL_HTTP_ADDR", "VAULT_ADDR", "VAULT_TOKEN"} {
+		if vars[name] == "" {
+			t.Errorf("%s is not set", name)
+		}
+	}
+	return vars
+}
+
+// TestDev kills a system, starts another one in its folder, tries what it prints,
+// and interrupts it while an engine boots that never will: nothing is left.
+func TestDev(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Fatal("curl is missing: install it (apt-get install curl)")
+	}
+	dir := system(t)
+	killed, _ := start(t, dir, "dev")
+	before := awaitEnv(t, dir, nil)
+	if err := killed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = killed.Wait()
+
+	cmd, stdout := start(t, dir, "dev")
+	vars := awaitEnv(t, dir, before)
+	eventually(t, 10*time.Second, "the invitation", func() error {
+		if !strings.Contains(stdout(), "Ctrl-C ends everything") {
+			return errors.New(stdout())
+		}
+		return nil
+	})
+	calls := regexp.MustCompile(`(?m)^ +curl -s .*$`).FindAllString(stdout(), -1)
+	if len(calls) < 5 {
+		t.Errorf("it prints the calls %q", calls)
+	}
+	for _, call := range calls {
+		if out, err := exec.Command("sh", "-c", strings.Replace(call, "curl -s", "curl -sS --fail-with-body", 1)).CombinedOutput(); err != nil {
+			t.Errorf("%s\n%v: %s", call, err, out)
+		}
+	}
+	for _, ui := range regexp.MustCompile(`http://\S+/ui\S*`).FindAllString(stdout(), -1) {
+		if status, body, err := call(t.Context(), http.MethodGet, ui, "", "", ""); err != nil || status != http.StatusOK || !strings.Contains(body, "<html") {
+			t.Errorf("%s: %d, %v", ui, status, err)
+		}
+	}
+	key := product(t, vars)
+	provision, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	booting := make(chan struct{})
+	go func() {
+		defer close(booting)
+		_, _, _ = call(provision, http.MethodPost, vars["ORCH_URL"]+"/engines/provision", "X-Platform-Key", key, `{"user_id": "u", "engine_version": "reference-engine.never-listen"}`)
+	}()
+	eventually(t, 30*time.Second, "an engine boots", func() error {
+		status, body, err := call(t.Context(), http.MethodGet, vars["ORCH_URL"]+"/engines/u", "X-Platform-Key", key, "")
+		if err != nil || status != http.StatusOK || !strings.Contains(body, `"provisioning"`) {
+			return fmt.Errorf("%d %s %w", status, body, err)
+		}
+		return nil
+	})
+
+	began := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the end took %s", took)
+	}
+	<-booting
+	if _, err := os.Stat(filepath.Join(dir, stateDir, envName)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the env file is still there: %v", err)
+	}
+	for _, left := range remains(t, dir) {
+		t.Errorf("left behind: %s", left)
+	}
+}
+
+// TestDemo: every step of the table holds.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	dir := system(t)
+	cmd, stdout := start(t, dir, "demo")
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("it ended with %v and printed\n%s", err, stdout())
+	}
+	rows := strings.Split(strings.TrimSpace(stdout()), "\n")
+	if want := len((&demo{}).steps()); len(rows) != want {
+		t.Errorf("%d rows, want %d:\n%s", len(rows), want, stdout())
+	}
+	row := regexp.MustCompile(`^ok  \S.* [0-9]+\.[0-9] ms$`)
+	for _, r := range rows {
+		if !row.MatchString(strings.TrimSpace(r)) {
+			t.Errorf("row %q", r)
+		}
+	}
+	for _, left := range remains(t, dir) {
+		t.Errorf("left behind: %s", left)
+	}
+}
+
+// product registers one that may have any image of the folder, and returns its
+// key.
+func product(t *testing.T, vars map[string]string) (key string) {
+	t.Helper()
+	status, body, err := call(t.Context(), http.MethodPost, vars["ORCH_URL"]+"/products/register", "X-Admin-Key", vars["ORCH_ADMIN_KEY"],
+		`{"slug": "any", "display_name": "Any", "policy": {"allowed_images": ["*"]}}`)
+	var answer struct {
+		Key string `json:"platform_api_key"`
+	}
+	if err != nil || status != http.StatusOK || json.Unmarshal([]byte(body), &answer) != nil {
+		t.Fatalf("register: %d %s %v", status, body, err)
+	}
+	return answer.Key
+}
+
+func call(ctx context.Context, method, url, header, key, body string) (status int, answer string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	req.Close = true
+	if header != "" {
+		req.Header.Set(header, key)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// remains lists the processes that were started in dir or know of it, and the
+// mounts below it.
+func remains(t *testing.T, dir string) (left []string) {
+	t.Helper()
+	for _, file := range []string{"cmdline", "environ"} {
+		paths, err := filepath.Glob("/proc/[0-9]*/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			// An error says that it has ended, or is somebody else's.
+			if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(dir)) {
+				left = append(left, path+": "+string(bytes.ReplaceAll(text, []byte{0}, []byte(" "))))
+			}
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir) {
+			left = append(left, line)
+		}
+	}
+	return left
+}
