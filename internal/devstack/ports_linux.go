@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -96,6 +97,20 @@ func portFree(port int) bool {
 	}
 	_ = l.Close()
 	return true
+}
+
+// dockerListens says whether somebody listens on docker's socket, which may be "".
+func dockerListens(ctx context.Context, socket string) error {
+	if socket == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dockerTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(socket, "unix://"))
+	if err != nil {
+		return fmt.Errorf("no docker engine listens on %s: start one (tools/dockerd.sh start DIR prints its address), and name it in DOCKER_HOST: %w", socket, err)
+	}
+	return conn.Close()
 }
 
 func ephemeralRange() (low, high int) {

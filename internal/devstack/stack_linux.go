@@ -55,8 +55,8 @@ type Stack struct {
 //
 // A failed start leaves nothing behind. The error is a *PortTakenError for a
 // taken port, and otherwise says what is wrong and what to do: the folder belongs
-// to somebody else or to a running stack, a binary is missing, an agent ended
-// (with the end of its log).
+// to somebody else or to a running stack, a binary or the docker engine is
+// missing, an agent ended (with the end of its log).
 func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("devstack configuration: %w", err)
@@ -81,6 +81,9 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 		if taken.Port != 0 && !portFree(taken.Port) {
 			return nil, &taken
 		}
+	}
+	if err := dockerListens(ctx, cfg.DockerSocket); err != nil {
+		return nil, err
 	}
 	s, err := prepare(ctx, cfg)
 	if err != nil {

@@ -89,6 +89,11 @@ func TestStartErrors(t *testing.T) {
 		_, err = Start(t.Context(), Config{Ports: Ports{Vault: port}, Binaries: bins})
 		wantError(t, err, "wanted for vault, is taken", EnvVaultPort)
 	})
+	t.Run("ErrNoDocker", func(t *testing.T) {
+		socket := "unix://" + filepath.Join(t.TempDir(), "docker.sock")
+		_, err := Start(t.Context(), Config{DockerSocket: socket, Binaries: bins})
+		wantError(t, err, "no docker engine", socket, "DOCKER_HOST")
+	})
 	t.Run("ErrConfig", func(t *testing.T) {
 		_, err := Start(t.Context(), Config{ExtraClients: 99, DynamicPorts: [2]int{9, 1}, DockerSocket: "tcp://x", CatalogDir: "/none", MemoryMB: -1})
 		wantError(t, err, "ExtraClients", "DynamicPorts", "DockerSocket", "CatalogDir", "MemoryMB")
