@@ -142,6 +142,14 @@ func TestDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = killed.Wait()
+	gone := func() error {
+		_, err := os.Stat(filepath.Join(dir, stateDir, envName))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return errors.Join(errors.New("it is still there"), err)
+	}
+	eventually(t, 20*time.Second, "the env file of the killed system goes", gone)
 
 	cmd, stdout := start(t, dir, "dev")
 	vars := awaitEnv(t, dir, before)
@@ -192,8 +200,8 @@ func TestDev(t *testing.T) {
 		t.Errorf("the end took %s", took)
 	}
 	<-booting
-	if _, err := os.Stat(filepath.Join(dir, stateDir, envName)); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the env file is still there: %v", err)
+	if err := gone(); err != nil {
+		t.Errorf("the env file: %v", err)
 	}
 	for _, left := range remains(t, dir) {
 		t.Errorf("left behind: %s", left)
