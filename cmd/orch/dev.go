@@ -95,7 +95,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (
 	progress("provisioning an engine for " + demoUser)
 	engine, err := sys.Demo().Provision(ctx, demoUser, "")
 	var refused *client.Error
-	if errors.As(err, &refused) && refused.Code == string(scheduler.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
+	if errors.As(err, &refused) && string(refused.Code) == string(scheduler.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
 		return fmt.Errorf("%w (make engine-image builds the image)", err)
 	}
 	if err != nil {
