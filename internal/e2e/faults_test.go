@@ -137,6 +137,10 @@ var scenarios = map[string]scenario{
 	"rotate_key/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRotateKey, Step: "undo-new-key", Undo: "BACKEND_UNAVAILABLE", From: registry.Running}, registry.Running)
 	}},
+	"restart": {from: registry.Running, act: injectKind},
+	"restart/undo": {from: registry.Running, act: func(l *lane, _ string) error {
+		return l.inject(registry.Op{Kind: registry.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: registry.Running}, registry.Running)
+	}},
 	"destroy": {from: registry.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok", "ENGINE_NOT_FOUND"}},
 	"sleep":   {from: registry.Running, act: injectKind},
 	"recover": {from: registry.Running, act: func(l *lane, _ string) error {
