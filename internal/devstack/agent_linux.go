@@ -28,7 +28,8 @@ type agent struct {
 	bin  string
 	args []string
 	env  []string
-	log  string // file that gets stdout and stderr
+	log  string                         // file that gets stdout and stderr
+	on   func(start func() error) error // where to start it; nil: here
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
@@ -67,7 +68,11 @@ func (a *agent) start() error {
 	// Its own process group: Ctrl-C in the terminal reaches only the parent, which
 	// then stops the agents in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if a.on != nil {
+		start = func() error { return a.on(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("starting %s: %w (the path comes from PATH, the tool cache or Config.Binaries)", a.name, err)
 	}
 	done := make(chan struct{})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,17 +63,24 @@ func stackProcesses(id identity) []process {
 }
 
 func environMatches(pid int, id identity) bool {
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	if err != nil {
-		return false
-	}
-	for entry := range bytes.SplitSeq(env, []byte{0}) {
-		name, value, _ := strings.Cut(string(entry), "=")
+	for name, value := range environOf(pid) {
 		if name == markerEnv && value == id.ID || name == "NOMAD_ALLOC_DIR" && strings.HasPrefix(value, id.Dir+"/") {
 			return true
 		}
 	}
 	return false
+}
+
+// environOf is what a process has in its environment; nothing when it is gone.
+func environOf(pid int) iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		for entry := range bytes.SplitSeq(env, []byte{0}) {
+			if name, value, ok := strings.Cut(string(entry), "="); ok && !yield(name, value) {
+				return
+			}
+		}
+	}
 }
 
 // zombie says whether a process is gone, or dead and not yet waited for.

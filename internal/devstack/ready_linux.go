@@ -21,23 +21,27 @@ func httpClient() *http.Client {
 	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
-// startConsul starts a Consul agent and waits until it writes: that needs a
-// leader, and, for a client agent, a connection to it.
+// startConsul starts a Consul agent and waits until it is usable.
 func (s *Stack) startConsul(ctx context.Context, c Component) error {
-	a := s.agents[c]
-	if err := a.start(); err != nil {
+	if err := s.agents[c].start(); err != nil {
 		return err
 	}
-	client, err := consulapi.NewClient(&consulapi.Config{Address: address(s.httpPorts[c]), HttpClient: httpClient()})
+	return s.awaitConsul(ctx, c)
+}
+
+// awaitConsul waits until a Consul agent writes: that needs a leader, and, for a
+// client agent, a connection to it.
+func (s *Stack) awaitConsul(ctx context.Context, c Component) error {
+	client, err := consulapi.NewClient(&consulapi.Config{Address: s.urls[c], HttpClient: httpClient()})
 	if err != nil {
 		return err
 	}
-	return a.await(ctx, "a write to the KV store", func(ctx context.Context) error {
+	return s.agents[c].await(ctx, "a write to the KV store", func(ctx context.Context) error {
 		// A write without a leader hangs for seconds; this question does not.
 		if leader, err := client.Status().Leader(); err != nil || leader == "" {
 			return errors.Join(errors.New("there is no leader yet"), err)
 		}
-		const key = "devstack/ready"
+		key := "devstack/ready/" + string(c)
 		w := (&consulapi.WriteOptions{}).WithContext(ctx)
 		if _, err := client.KV().Put(&consulapi.KVPair{Key: key}, w); err != nil {
 			return err
@@ -46,7 +50,7 @@ func (s *Stack) startConsul(ctx context.Context, c Component) error {
 			return err
 		}
 		// serfHealth of the node, and nothing else: a killed Nomad's checks are critical.
-		checks, _, err := client.Health().Node(s.nodeName(c), (&consulapi.QueryOptions{}).WithContext(ctx))
+		checks, _, err := client.Health().Node(s.names[c], (&consulapi.QueryOptions{}).WithContext(ctx))
 		if err != nil {
 			return err
 		}
@@ -59,21 +63,25 @@ func (s *Stack) startConsul(ctx context.Context, c Component) error {
 	})
 }
 
-// startNomad starts a Nomad agent and waits until the server accepts clients, or
-// until tasks can be placed on the client's node.
+// startNomad starts a Nomad agent and waits until it is usable.
 func (s *Stack) startNomad(ctx context.Context, c Component) error {
-	a := s.agents[c]
-	if err := a.start(); err != nil {
+	if err := s.agents[c].start(); err != nil {
 		return err
 	}
-	self, err := nomadapi.NewClient(&nomadapi.Config{Address: address(s.httpPorts[c]), HttpClient: httpClient()})
+	return s.awaitNomad(ctx, c)
+}
+
+// awaitNomad waits until the server accepts clients, or until tasks can be placed
+// on the client's node.
+func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
+	self, err := nomadapi.NewClient(&nomadapi.Config{Address: s.urls[c], HttpClient: httpClient()})
 	if err != nil {
 		return err
 	}
-	if c == NomadServer {
-		return s.awaitServer(ctx, self)
+	if isNomadServer(c) {
+		return s.awaitServer(ctx, c, self)
 	}
-	return a.await(ctx, "a ready node", func(ctx context.Context) error {
+	return s.agents[c].await(ctx, "a ready node", func(ctx context.Context) error {
 		q := (&nomadapi.QueryOptions{AllowStale: false}).WithContext(ctx)
 		health, err := self.Agent().Health()
 		if err != nil {
@@ -96,7 +104,7 @@ func (s *Stack) startNomad(ctx context.Context, c Component) error {
 			return err
 		}
 		for _, stub := range nodes {
-			if stub.Name != s.nodeName(c) {
+			if stub.Name != s.names[c] {
 				continue
 			}
 			node, _, err := self.Nodes().Info(stub.ID, q)
@@ -111,9 +119,9 @@ func (s *Stack) startNomad(ctx context.Context, c Component) error {
 
 // awaitServer waits until the server has a leader and its keys; before that it
 // refuses clients, which then wait for 15 to 30 s.
-func (s *Stack) awaitServer(ctx context.Context, self *nomadapi.Client) error {
+func (s *Stack) awaitServer(ctx context.Context, c Component, self *nomadapi.Client) error {
 	web := httpClient()
-	return s.agents[NomadServer].await(ctx, "a leader", func(ctx context.Context) error {
+	return s.agents[c].await(ctx, "a leader", func(ctx context.Context) error {
 		health, err := self.Agent().Health()
 		if err != nil {
 			return err
@@ -121,7 +129,7 @@ func (s *Stack) awaitServer(ctx context.Context, self *nomadapi.Client) error {
 		if health.Server == nil || !health.Server.Ok {
 			return errors.New("there is no leader yet")
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.NomadAddr+"/.well-known/jwks.json", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.urls[c]+"/.well-known/jwks.json", nil)
 		if err != nil {
 			return err
 		}

@@ -15,9 +15,12 @@ const loopback = "127.0.0.1"
 // rendered from.
 type nomadNode struct {
 	Name, Dir              string
+	Bind, Interface        string // address and device
 	Server                 bool
 	HTTP, RPC, Serf        int
-	ServerRPC              int // of the stack's only server
+	Servers                []string // host:port of their RPC, for a client
+	Join                   []string // host:port of their Serf, for a server
+	Expect, Raft           int      // servers, and the multiplier of their timeouts
 	Dynamic                [2]int
 	Cgroup                 string
 	Consul, ConsulUI       string // addresses
@@ -37,10 +40,10 @@ type nomadNode struct {
 //   - gc_*: a full disk or many ended allocations on a developer's machine must not
 //     make the client destroy allocations.
 //   - fingerprint.denylist: no cloud's metadata service is asked.
-var nomadTemplate = template.Must(template.New("nomad").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }}).Parse(`
+var nomadTemplate = template.Must(template.New("nomad").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }, "list": hclList}).Parse(`
 name                 = {{q .Name}}
 data_dir             = {{q .Dir}}
-bind_addr            = "127.0.0.1"
+bind_addr            = {{q .Bind}}
 log_level            = "INFO"
 disable_update_check = true
 
@@ -51,9 +54,9 @@ ports {
 }
 
 advertise {
-  http = "127.0.0.1:{{.HTTP}}"
-  rpc  = "127.0.0.1:{{.RPC}}"
-  serf = "127.0.0.1:{{.Serf}}"
+  http = "{{.Bind}}:{{.HTTP}}"
+  rpc  = "{{.Bind}}:{{.RPC}}"
+  serf = "{{.Bind}}:{{.Serf}}"
 }
 
 limits {
@@ -63,24 +66,37 @@ limits {
 {{if .Server}}
 server {
   enabled                = true
-  bootstrap_expect       = 1
-  raft_multiplier        = 1
+  bootstrap_expect       = {{.Expect}}
+  raft_multiplier        = {{.Raft}}
   min_heartbeat_ttl      = "5s"
   heartbeat_grace        = "10s"
   failover_heartbeat_ttl = "30s"
   event_buffer_size      = 10000
+  {{- if .Join}}
+  server_join {
+    retry_join     = {{list .Join}}
+    retry_interval = "1s"
+  }
+  {{- end}}
+}
+
+# A server that is away comes back.
+autopilot {
+  cleanup_dead_servers = false
 }
 {{else}}
 client {
   enabled           = true
-  servers           = ["127.0.0.1:{{.ServerRPC}}"]
-  network_interface = "lo"
+  servers           = {{list .Servers}}
+  network_interface = {{q .Interface}}
+  {{- if eq .Interface "lo"}}
 
   # lo has two addresses, and Nomad would give each of them the whole range.
   host_network "ipv6" {
     cidr           = "::1/128"
     reserved_ports = "{{index .Dynamic 0}}-{{index .Dynamic 1}}"
   }
+  {{- end}}
   host_volumes_dir  = {{printf "%s/host_volumes" .Dir | q}}
   cgroup_parent     = {{q .Cgroup}}
   min_dynamic_port  = {{index .Dynamic 0}}
@@ -166,19 +182,37 @@ ui {
 }
 `))
 
-// vaultTemplate: file storage, so that a killed Vault keeps its secrets.
+// hclList is a list of strings.
+func hclList(list []string) string {
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = fmt.Sprintf("%q", s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// vaultNode is what the configuration of Vault is rendered from.
+type vaultNode struct {
+	Dir, Bind     string
+	HTTP, Cluster int
+	Raft          bool
+}
+
+// vaultTemplate: storage on disk, so that a killed Vault keeps its secrets.
 const vaultTemplate = `
-storage "file" {
+storage %q {
   path = %q
+  performance_multiplier = "1" # of Raft: a lone server need not wait for others
 }
 
 listener "tcp" {
-  address         = "127.0.0.1:%d"
-  cluster_address = "127.0.0.1:%d"
+  address         = "%[3]s:%[4]d"
+  cluster_address = "%[3]s:%[5]d"
   tls_disable     = true
 }
 
-api_addr      = "http://127.0.0.1:%[2]d"
+api_addr      = "http://%[3]s:%[4]d"
+cluster_addr  = "http://%[3]s:%[5]d"
 disable_mlock = true
 ui            = true
 log_level     = "warn"
@@ -201,9 +235,11 @@ func (n nomadNode) render(path string) error {
 // consulNode is what the configuration of one Consul agent is rendered from.
 type consulNode struct {
 	Name, Dir          string
+	Bind, Client       string // addresses, of the cluster's traffic and of the API
 	Server             bool
 	HTTP, RPC, SerfLAN int
-	Join               int // the server's SerfLAN, for a client agent
+	Expect, Raft       int      // servers, and the multiplier of their timeouts
+	Join               []string // host:port of the servers' SerfLAN; none for a lone server
 }
 
 func (n consulNode) render(path string) error {
@@ -211,8 +247,8 @@ func (n consulNode) render(path string) error {
 		"node_name":               n.Name,
 		"data_dir":                n.Dir,
 		"server":                  n.Server,
-		"bind_addr":               loopback,
-		"client_addr":             loopback,
+		"bind_addr":               n.Bind,
+		"client_addr":             n.Client,
 		"log_level":               "warn",
 		"disable_update_check":    true,
 		"leave_on_terminate":      false,
@@ -226,10 +262,12 @@ func (n consulNode) render(path string) error {
 		},
 	}
 	if n.Server {
-		conf["bootstrap_expect"] = 1
-		conf["performance"] = map[string]any{"raft_multiplier": 1}
-	} else {
-		conf["retry_join"] = []string{fmt.Sprintf("%s:%d", loopback, n.Join)}
+		conf["bootstrap_expect"] = n.Expect
+		conf["performance"] = map[string]any{"raft_multiplier": n.Raft}
+		conf["autopilot"] = map[string]any{"cleanup_dead_servers": false} // one that is away comes back
+	}
+	if len(n.Join) > 0 {
+		conf["retry_join"] = n.Join
 		conf["retry_interval"] = "1s"
 	}
 	text, err := json.MarshalIndent(conf, "", "  ")
@@ -239,8 +277,15 @@ func (n consulNode) render(path string) error {
 	return os.WriteFile(path, append(text, '\n'), 0o600)
 }
 
-// renderVault writes Vault's configuration file.
-func renderVault(path, dir string, port, cluster int) error {
-	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, filepath.Join(dir, "data"), port, cluster)) + "\n"
+// render writes Vault's configuration file and makes its folder.
+func (n vaultNode) render(path string) error {
+	storage, data := "file", filepath.Join(n.Dir, "data")
+	if n.Raft {
+		storage = "raft"
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, storage, data, n.Bind, n.HTTP, n.Cluster)) + "\n"
 	return os.WriteFile(path, []byte(text), 0o600)
 }

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-func isNomad(c Component) bool { return strings.HasPrefix(string(c), string(Nomad)) }
+func isNomad(c Component) bool       { return strings.HasPrefix(string(c), string(Nomad)) }
+func isNomadServer(c Component) bool { return strings.HasPrefix(string(c), string(NomadServer)) }
 
 // or fills the empty paths from other.
 func (b Binaries) or(other Binaries) Binaries {
@@ -32,19 +33,11 @@ func (s *Stack) configure() error {
 				return 0, err
 			}
 		}
-		s.httpPorts[c] = port
+		s.urls[c], s.names[c] = address(port), nodeName(c)
 		return port, nil
 	}
-	env := append(agentEnv(), markerEnv+"="+s.id.ID)
-	if len(s.Dir) <= longestSocketDir {
-		tmp := filepath.Join(s.Dir, "tmp")
-		if err := os.Mkdir(tmp, 0o1777); err != nil {
-			return fmt.Errorf("state folder: %w", err)
-		}
-		env = append(env, "TMPDIR="+tmp)
-	}
-	add := func(c Component, bin string, args ...string) {
-		s.agents[c] = &agent{name: c, bin: bin, args: args, env: env, log: s.LogFile(c)}
+	if err := s.prepareEnv(); err != nil {
+		return err
 	}
 
 	port, err := httpPort(Vault, s.cfg.Ports.Vault)
@@ -57,12 +50,13 @@ func (s *Stack) configure() error {
 		return err
 	}
 	conf := s.path(Vault, ".hcl")
-	if err := renderVault(conf, s.path(Vault, ""), port, cluster); err != nil {
+	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: loopback, HTTP: port, Cluster: cluster}).render(conf); err != nil {
 		return err
 	}
-	add(Vault, s.cfg.Binaries.Vault, "server", "-config="+conf)
+	s.add(Vault, s.cfg.Binaries.Vault, "server", "-config="+conf)
 
-	var serverSerf, serverRPC int // of the Consul server and the Nomad server
+	var join []string // of the Consul server
+	var server string // the Nomad server
 	dynamic := s.slot.dynamicPorts(s.cfg.DynamicPorts, 1+s.cfg.ExtraClients)
 	s.DynamicPorts = dynamic[0]
 	addNomad := func(c Component, n nomadNode, fixed int) error {
@@ -71,16 +65,18 @@ func (s *Stack) configure() error {
 				return err
 			}
 		}
-		if n.Server {
-			n.ServerRPC = n.RPC
-		}
+		n.Bind, n.Interface, n.Expect, n.Raft = loopback, "lo", 1, 1
 		if n.HTTP, err = httpPort(c, fixed); err != nil {
 			return err
 		}
-		n.Name, n.Dir, n.ConsulUI, n.Vault = s.nodeName(c), s.path(c, ""), s.ConsulAddr, s.VaultAddr
+		n.Name, n.Dir, n.ConsulUI, n.Vault = nodeName(c), s.path(c, ""), s.ConsulAddr, s.VaultAddr
+		if n.Server {
+			server = fmt.Sprintf("%s:%d", loopback, n.RPC)
+		} else {
+			n.Servers = []string{server}
+		}
 		conf := s.path(c, ".hcl")
-		add(c, s.cfg.Binaries.Nomad, "agent", "-config="+conf)
-		serverRPC = n.ServerRPC
+		s.add(c, s.cfg.Binaries.Nomad, "agent", "-config="+conf)
 		return n.render(conf)
 	}
 	for i := range dynamic {
@@ -88,7 +84,10 @@ func (s *Stack) configure() error {
 		if i > 0 {
 			consulName, fixed = ConsulClient(i), 0
 		}
-		n := consulNode{Name: s.nodeName(consulName), Dir: s.path(consulName, ""), Server: i == 0, Join: serverSerf}
+		n := consulNode{
+			Name: nodeName(consulName), Dir: s.path(consulName, ""), Bind: loopback, Client: loopback,
+			Server: i == 0, Expect: 1, Raft: 1, Join: join,
+		}
 		for _, port := range []*int{&n.RPC, &n.SerfLAN} {
 			if *port, err = s.slot.port(); err != nil {
 				return err
@@ -101,18 +100,18 @@ func (s *Stack) configure() error {
 		if err := n.render(conf); err != nil {
 			return err
 		}
-		add(consulName, s.cfg.Binaries.Consul, "agent", "-config-file="+conf)
+		s.add(consulName, s.cfg.Binaries.Consul, "agent", "-config-file="+conf)
 
 		consulAddr := fmt.Sprintf("%s:%d", loopback, n.HTTP)
 		if i == 0 {
-			serverSerf, s.ConsulAddr = n.SerfLAN, address(n.HTTP)
+			join, s.ConsulAddr = []string{fmt.Sprintf("%s:%d", loopback, n.SerfLAN)}, address(n.HTTP)
 			if err := addNomad(NomadServer, nomadNode{Server: true, Consul: consulAddr}, s.cfg.Ports.Nomad); err != nil {
 				return err
 			}
-			s.NomadAddr = address(s.httpPorts[NomadServer])
+			s.NomadAddr = s.urls[NomadServer]
 		}
 		err := addNomad(NomadClient(i), nomadNode{
-			Consul: consulAddr, ServerRPC: serverRPC,
+			Consul:  consulAddr,
 			Dynamic: dynamic[i], Cgroup: fmt.Sprintf("orch-%s-%d.slice", s.id.ID, i),
 			MemoryMB: s.cfg.MemoryMB, CPUMHz: s.cfg.CPUMHz,
 			Docker: s.cfg.DockerSocket, DockerDisableLogs: s.cfg.DockerDisableLogs, Catalog: s.cfg.CatalogDir,
@@ -124,15 +123,35 @@ func (s *Stack) configure() error {
 	return nil
 }
 
+// prepareEnv makes the environment of the agents.
+func (s *Stack) prepareEnv() error {
+	s.env = append(agentEnv(), markerEnv+"="+s.id.ID)
+	if len(s.Dir) <= longestSocketDir {
+		tmp := filepath.Join(s.Dir, "tmp")
+		if err := os.Mkdir(tmp, 0o1777); err != nil {
+			return fmt.Errorf("state folder: %w", err)
+		}
+		s.env = append(s.env, "TMPDIR="+tmp)
+	}
+	return nil
+}
+
+// add makes an agent known, to be started later.
+func (s *Stack) add(c Component, bin string, args ...string) *agent {
+	a := &agent{name: c, bin: bin, args: args, env: s.env, log: s.LogFile(c)}
+	s.agents[c] = a
+	return a
+}
+
 // path is a file or folder of an agent below Dir.
 func (s *Stack) path(c Component, ext string) string { return filepath.Join(s.Dir, string(c)+ext) }
 
-// nodeName is the name of the node that an agent stands for.
-func (s *Stack) nodeName(c Component) string {
+// nodeName is the name of the node that an agent of a Stack stands for.
+func nodeName(c Component) string {
 	switch c {
 	case NomadServer:
 		return "orch-dev-server"
-	case Consul, NomadClient(0):
+	case Consul, NomadClient(0), Vault:
 		return "orch-dev"
 	}
 	return "orch-dev" + string(c[strings.LastIndexByte(string(c), '-'):]) // nomad-client-1: orch-dev-1

@@ -42,8 +42,10 @@ type Stack struct {
 	slot      *slot
 	reaper    *reaper
 	agents    map[Component]*agent
-	httpPorts map[Component]int
+	urls      map[Component]string // of the agents' APIs
+	names     map[Component]string // of the nodes that the agents stand for
 	unsealKey string
+	env       []string // of every agent
 
 	stopOnce sync.Once
 	stopErr  error
@@ -85,7 +87,7 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := dockerListens(ctx, cfg.DockerSocket); err != nil {
 		return nil, err
 	}
-	s, err := prepare(ctx, cfg)
+	s, err := prepare(ctx, cfg, (*Stack).configure)
 	if err != nil {
 		return nil, err
 	}
@@ -97,14 +99,14 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	return s, nil
 }
 
-// prepare takes what a stack owns: folder, ports, reaper.
-func prepare(ctx context.Context, cfg Config) (_ *Stack, err error) {
+// prepare takes what a stack owns, folder, ports, reaper, and configures its agents.
+func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *Stack, err error) {
 	if cfg.Dir == "" {
 		if cfg.Dir, err = os.MkdirTemp("", "orch-dev-"); err != nil {
 			return nil, fmt.Errorf("state folder: %w", err)
 		}
 	}
-	s := &Stack{cfg: cfg, Dir: cfg.Dir, log: cfg.Logger.Named("devstack"), agents: map[Component]*agent{}, httpPorts: map[Component]int{}}
+	s := &Stack{cfg: cfg, Dir: cfg.Dir, log: cfg.Logger.Named("devstack"), agents: map[Component]*agent{}, urls: map[Component]string{}, names: map[Component]string{}}
 	if s.state, err = openState(ctx, cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -131,7 +133,7 @@ func prepare(ctx context.Context, cfg Config) (_ *Stack, err error) {
 	if s.reaper, err = startReaper(s.id, s.slot.holder); err != nil {
 		return nil, err
 	}
-	return s, s.configure()
+	return s, configure(s)
 }
 
 // bringUp starts the agents in the order they need one another: a Nomad client

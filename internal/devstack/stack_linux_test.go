@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +69,12 @@ func TestSideBySide(t *testing.T) {
 		wantError(t, err, "a stack is running in "+one.Dir)
 	})
 	t.Run("ErrPortTaken", func(t *testing.T) {
-		_, err := Start(t.Context(), Config{Ports: Ports{Consul: one.httpPorts[Consul]}, Binaries: one.cfg.Binaries})
+		_, text, _ := strings.Cut(strings.TrimPrefix(one.ConsulAddr, "http://"), ":")
+		port, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Start(t.Context(), Config{Ports: Ports{Consul: port}, Binaries: one.cfg.Binaries})
 		wantError(t, err, "wanted for consul, is taken", EnvConsulPort)
 	})
 }

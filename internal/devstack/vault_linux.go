@@ -10,24 +10,35 @@ import (
 	"github.com/septemberai/orch/deploy"
 )
 
-// startVault starts Vault, initialises it the first time, unseals it and waits
-// until it is active.
+// startVault starts Vault and waits until it is active.
 func (s *Stack) startVault(ctx context.Context) error {
-	a := s.agents[Vault]
-	if err := a.start(); err != nil {
+	if err := s.agents[Vault].start(); err != nil {
 		return err
 	}
+	return s.awaitVault(ctx)
+}
+
+// awaitVault initialises Vault the first time, unseals it and waits until it is
+// active.
+func (s *Stack) awaitVault(ctx context.Context) error {
 	client, err := s.vaultClient("")
 	if err != nil {
 		return err
 	}
-	return a.await(ctx, "an unsealed Vault", func(ctx context.Context) error {
+	return s.agents[Vault].await(ctx, "an unsealed Vault", func(ctx context.Context) error {
 		health, err := client.Sys().HealthWithContext(ctx)
 		switch {
 		case err != nil:
 			return err
 		case !health.Initialized:
-			init, err := client.Sys().InitWithContext(ctx, &vaultapi.InitRequest{SecretShares: 1, SecretThreshold: 1})
+			// An answer that is not waited for is lost, and the key in it.
+			web := httpClient()
+			web.Timeout = 0
+			patient, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: web, MaxRetries: 0})
+			if err != nil {
+				return err
+			}
+			init, err := patient.Sys().InitWithContext(ctx, &vaultapi.InitRequest{SecretShares: 1, SecretThreshold: 1})
 			if err != nil {
 				return err
 			}

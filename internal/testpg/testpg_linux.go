@@ -5,6 +5,7 @@ package testpg
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -29,8 +31,10 @@ const password = "s3cret/p@ss word%:"
 type Server struct {
 	bin  string
 	dir  string
+	host string
 	port int
-	as   *syscall.Credential // PostgreSQL refuses to run as root
+	on   func(start func() error) error // where to start it; nil: here
+	as   *syscall.Credential            // PostgreSQL refuses to run as root
 	cmd  *exec.Cmd
 	made atomic.Int64 // databases
 }
@@ -59,7 +63,24 @@ func bin() string {
 
 // New makes a server's files and starts it. Stop ends it, also after an error.
 func New() (s *Server, err error) {
-	s = &Server{bin: bin()}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return &Server{}, err
+	}
+	port := free.Addr().(*net.TCPAddr).Port
+	if err := free.Close(); err != nil {
+		return &Server{}, err
+	}
+	return newServer(&Server{bin: bin(), host: "127.0.0.1", port: port})
+}
+
+// NewOn is New for a server on another host: on starts a process there, host is
+// its address.
+func NewOn(host string, on func(start func() error) error) (*Server, error) {
+	return newServer(&Server{bin: bin(), host: host, port: 5432, on: on})
+}
+
+func newServer(s *Server) (_ *Server, err error) {
 	if s.dir, err = os.MkdirTemp("", "orch-postgres-"); err != nil {
 		return s, err
 	}
@@ -83,13 +104,15 @@ func New() (s *Server, err error) {
 	if out, err := made.CombinedOutput(); err != nil {
 		return s, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return s, err
-	}
-	s.port = free.Addr().(*net.TCPAddr).Port
-	if err := free.Close(); err != nil {
-		return s, err
+	if s.on != nil { // initdb lets in only who is on the same host
+		hba, err := os.OpenFile(filepath.Join(s.data(), "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return s, err
+		}
+		_, err = hba.WriteString("host all all samenet scram-sha-256\n")
+		if err := errors.Join(err, hba.Close()); err != nil {
+			return s, err
+		}
 	}
 	return s, s.Start()
 }
@@ -106,8 +129,12 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 
 // Start starts the server, on the same port each time, and waits until it answers.
 func (s *Server) Start() error {
-	s.cmd = s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.port), "-h", "127.0.0.1", "-k", "", "-c", "shared_buffers=64MB")
-	if err := s.cmd.Start(); err != nil {
+	s.cmd = s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.port), "-h", s.host, "-k", "", "-c", "shared_buffers=64MB")
+	start := s.cmd.Start
+	if s.on != nil {
+		start = func() error { return s.on(s.cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	db, err := sql.Open("pgx", s.URL("postgres"))
@@ -140,6 +167,32 @@ func (s *Server) Halt() {
 	}
 }
 
+// Pause stops the server and all its workers with SIGSTOP, as a machine that
+// hangs; Resume lets them go on.
+func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) error {
+	if s.cmd == nil {
+		return errors.New("PostgreSQL does not run")
+	}
+	err := s.cmd.Process.Signal(sig)
+	// The server first, so that it starts no worker meanwhile.
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", s.cmd.Process.Pid))
+	for field := range strings.FieldsSeq(string(children)) {
+		pid, perr := strconv.Atoi(field)
+		if perr == nil {
+			perr = syscall.Kill(pid, sig)
+		}
+		if !errors.Is(perr, syscall.ESRCH) {
+			err = errors.Join(err, perr)
+		}
+	}
+	return err
+}
+
 // Stop ends the server and removes its files.
 func (s *Server) Stop() {
 	s.Halt()
@@ -152,7 +205,7 @@ func (s *Server) Stop() {
 func (s *Server) URL(database string) string {
 	return (&url.URL{
 		Scheme: "postgres", User: url.UserPassword("orch", password),
-		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), Path: database,
+		Host: net.JoinHostPort(s.host, strconv.Itoa(s.port)), Path: database,
 	}).String()
 }
 
