@@ -1,0 +1,146 @@
+package chaos
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// kind is what a call asks for.
+type kind string
+
+const (
+	provision kind = "provision"
+	start     kind = "start"
+	stop      kind = "stop"
+	rotate    kind = "rotate-key"
+	destroy   kind = "destroy"
+	admit     kind = "admit"
+	get       kind = "get"
+)
+
+// call is one call of the service and what its caller heard.
+type call struct {
+	kind                    kind
+	autoProvision, autoWake bool
+	product, user           string
+	replica                 string
+	requestID               string
+
+	// invoked and returned order all calls: a call that returned before another
+	// was invoked has the smaller number.
+	invoked, returned int64
+	began, ended      time.Time
+	answer            answer
+}
+
+// answer is what a caller heard.
+type answer struct {
+	status   int    // 0: nothing
+	code     string // of an error
+	err      string
+	engineID string
+	key      string
+	state    string // of a GET
+	denial   string // of an admit; empty when admitted
+}
+
+// ok says that the call was answered with 2xx.
+func (a answer) ok() bool { return a.status/100 == 2 }
+
+// unknown says that the call may have been carried out, may still be, or not.
+func (a answer) unknown() bool {
+	switch {
+	case a.status == 0:
+		return true
+	case a.status < 500:
+		return false
+	}
+	switch a.code {
+	case "PORT_EXHAUSTION", "CAPACITY_EXHAUSTED", "ENGINE_BOOT_FAILED", "BOOT_TIMEOUT", "STOP_UNCONFIRMED", "ROTATION_UNCONFIRMED":
+		return false
+	}
+	return true
+}
+
+// outcome is a word for the counts.
+func (a answer) outcome() string {
+	switch {
+	case a.status == 0:
+		return "no answer"
+	case !a.ok():
+		return a.code
+	case a.denial != "":
+		return a.denial
+	}
+	return "ok"
+}
+
+func (c *call) String() string {
+	what := string(c.kind)
+	if c.autoProvision {
+		what += "+provision"
+	}
+	if c.autoWake {
+		what += "+wake"
+	}
+	heard := c.answer.outcome()
+	for _, word := range []string{c.answer.state, short(c.answer.engineID), short(strings.TrimPrefix(c.answer.key, "sk-sept-"))} {
+		if word != "" {
+			heard += " " + word
+		}
+	}
+	if c.answer.err != "" && c.answer.status == 0 {
+		heard += " (" + c.answer.err + ")"
+	}
+	return fmt.Sprintf("%6d..%-6d %s +%-6s %s %-15s %s [%s]", c.invoked, c.returned, c.began.UTC().Format("15:04:05.000"),
+		c.ended.Sub(c.began).Round(time.Millisecond), c.replica, what, heard, c.requestID)
+}
+
+// short is enough of an id to tell it from others; of a key it is what may be
+// shown.
+func short(s string) string { return s[:min(len(s), 6)] }
+
+// history is everything that the callers did and heard.
+type history struct {
+	clock atomic.Int64
+
+	mu    sync.Mutex
+	calls []*call
+}
+
+// invoke notes that a call begins.
+func (h *history) invoke(c *call) {
+	// Two numbers: the first is the moment from which it may take effect.
+	c.invoked, c.began = h.clock.Add(2), time.Now()
+}
+
+// done notes what a call's caller heard.
+func (h *history) done(c *call) {
+	c.returned, c.ended = h.clock.Add(1), time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls = append(h.calls, c)
+}
+
+// all are the calls that returned, in the order they were invoked.
+func (h *history) all() []*call {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	calls := slices.Clone(h.calls)
+	slices.SortFunc(calls, func(a, b *call) int { return int(a.invoked - b.invoked) })
+	return calls
+}
+
+// byUser are the calls of each user of each product.
+func byUser(calls []*call) map[string][]*call {
+	users := map[string][]*call{}
+	for _, c := range calls {
+		name := c.product + "/" + c.user
+		users[name] = append(users[name], c)
+	}
+	return users
+}

@@ -1,0 +1,91 @@
+package chaos
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/testpg"
+)
+
+var (
+	faultsFor = flag.Duration("chaos.for", 45*time.Second, "how long faults are injected")
+	seed      = flag.Uint64("chaos.seed", 0, "seed of the faults and the callers; 0: a new one")
+	keep      = flag.String("chaos.keep", "", "folder for all state and logs, which stay there")
+	raceOrch  = flag.Bool("chaos.race", false, "build the service with the race detector")
+	quiet     = flag.Bool("chaos.calm", false, "no faults at all: is the suite itself right?")
+)
+
+// TestMain runs everything in a network namespace of its own.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if devstack.NeedIsolation() != nil {
+		os.Exit(m.Run()) // need says it
+	}
+	inside, code, err := devstack.Isolated()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if !inside {
+		os.Exit(code)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// need skips the test where it cannot run, which CI does not allow.
+func need(t *testing.T) {
+	t.Helper()
+	testpg.Need(t)
+	err := devstack.NeedIsolation()
+	switch {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatal(err)
+	default:
+		t.Skip(err)
+	}
+}
+
+// interrupted is a context that ends with the test or by Ctrl-C, so that clean-up
+// runs then, too.
+func interrupted(t *testing.T) context.Context {
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	t.Cleanup(stop)
+	return ctx
+}
+
+// build builds the service and the engine.
+func build(t *testing.T) (orch, engines string) {
+	t.Helper()
+	dir := t.TempDir()
+	orch, engines = filepath.Join(dir, "orch"), filepath.Join(dir, "engines")
+	args := []string{"build", "-o", orch}
+	if *raceOrch {
+		args = append(args, "-race")
+	}
+	for _, b := range []struct {
+		args []string
+		env  string
+	}{
+		{append(args, "github.com/septemberai/orch/cmd/orch"), "GOFLAGS="},
+		{[]string{"build", "-ldflags", "-s -w", "-o", filepath.Join(engines, "reference-engine"), "github.com/septemberai/orch/cmd/reference-engine"}, "CGO_ENABLED=0"},
+	} {
+		cmd := exec.Command("go", b.args...)
+		cmd.Env = append(os.Environ(), b.env)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %v: %v\n%s", b.args, err, out)
+		}
+	}
+	return orch, engines
+}

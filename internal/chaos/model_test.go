@@ -1,0 +1,500 @@
+package chaos
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// The life of one user's engine as the contract has it (SPEC sections 2 and 4),
+// for porcupine: is there an order of the calls, each at one moment between its
+// invocation and its return, in which every answer is true?
+//
+// A call that changes something may show before its answer: a provision under
+// way is seen by others. So it is two events: from its invocation on it *may*
+// take effect, as a background move of the state; its answer then says that it
+// did, or did not. A call without a definite answer keeps the right to take
+// effect, once, for ever. What the service does by itself (a crash noticed, an
+// auto-restart, sleep) is a background move too. A state of the checker is the
+// set of all states that the answers so far allow.
+
+// phase is where an engine is in its life.
+type phase byte
+
+const (
+	none phase = iota
+	booting
+	running
+	sleeping
+	failed
+	stopping // a stop is under way: the row still says what was before
+	stopped
+	destroying
+)
+
+var phaseNames = []string{"none", "booting", "running", "sleeping", "failed", "stopping", "stopped", "destroying"}
+
+func (p phase) String() string { return phaseNames[p] }
+
+// stage is how far a call is that may change something.
+type stage byte
+
+const (
+	waiting stage = iota // it may take effect
+	begun                // it is taking effect
+	done                 // it took effect
+)
+
+// pending is a call that may change something and is not answered yet, or will
+// never be.
+type pending struct {
+	call  int16 // its number among the user's; -1: nobody waits for it any more
+	kind  byte  // index of kinds
+	stage stage
+	id    int16 // destroys that are done: of what
+}
+
+var kinds = []kind{provision, start, stop, rotate, destroy, admit}
+
+// life is one state. Ids and keys are numbers, 0: not known.
+type life struct {
+	phase, from phase // from: where a boot or a stop came from
+	id, key     int16
+	pend        string // pending calls, sorted
+	old         string // keys that were valid once
+	gone        string // ids that are destroyed
+}
+
+const pendSize = 6
+
+func (l *life) pending() []pending {
+	list := make([]pending, 0, len(l.pend)/pendSize)
+	for i := 0; i < len(l.pend); i += pendSize {
+		b := []byte(l.pend[i : i+pendSize])
+		list = append(list, pending{int16(binary.BigEndian.Uint16(b)), b[2], stage(b[3]), int16(binary.BigEndian.Uint16(b[4:]))})
+	}
+	return list
+}
+
+func (l *life) setPending(list []pending) {
+	slices.SortFunc(list, func(a, b pending) int {
+		return cmp.Or(cmp.Compare(a.call, b.call), cmp.Compare(a.kind, b.kind), cmp.Compare(a.stage, b.stage), cmp.Compare(a.id, b.id))
+	})
+	b := make([]byte, 0, len(list)*pendSize)
+	for _, p := range list {
+		b = binary.BigEndian.AppendUint16(b, uint16(p.call))
+		b = append(b, p.kind, byte(p.stage))
+		b = binary.BigEndian.AppendUint16(b, uint16(p.id))
+	}
+	l.pend = string(b)
+}
+
+// without is the state without one of its pending calls.
+func (l life) without(i int) life {
+	l.setPending(slices.Delete(l.pending(), i, i+1))
+	return l
+}
+
+// with is the state in which a pending call has come to a stage; one that nobody
+// waits for is forgotten then.
+func (l life) with(i int, s stage) life {
+	list := l.pending()
+	if list[i].call < 0 {
+		return l.without(i)
+	}
+	list[i].stage = s
+	l.setPending(list)
+	return l
+}
+
+// find is the position of a call among the pending ones, -1: it is not there.
+func (l *life) find(call int16) (int, pending) {
+	for i, p := range l.pending() {
+		if p.call == call {
+			return i, p
+		}
+	}
+	return -1, pending{}
+}
+
+func has(list string, n int16) bool { return strings.Contains(list, string(numbered(n))) }
+
+func numbered(n int16) []byte { return []byte{'#', byte(n >> 8), byte(n), ';'} }
+
+// forget is the state whose engine is gone.
+func (l life) forget() life {
+	if l.id != 0 {
+		l.gone += string(numbered(l.id))
+	}
+	if l.key != 0 && !has(l.old, l.key) {
+		l.old += string(numbered(l.key))
+	}
+	l.phase, l.from, l.id, l.key = none, none, 0, 0
+	return l
+}
+
+// user is what is known of one user's calls: it turns ids and keys into numbers.
+type user struct {
+	calls     []*call
+	ids, keys map[string]int16
+}
+
+func newUser(calls []*call) *user {
+	u := &user{calls: calls, ids: map[string]int16{}, keys: map[string]int16{}}
+	for _, c := range calls {
+		for _, word := range []struct {
+			text string
+			all  map[string]int16
+		}{{c.answer.engineID, u.ids}, {c.answer.key, u.keys}} {
+			if word.text != "" && word.all[word.text] == 0 {
+				word.all[word.text] = int16(len(word.all) + 1)
+			}
+		}
+	}
+	return u
+}
+
+func (u *user) id(c *call) int16  { return u.ids[c.answer.engineID] }
+func (u *user) key(c *call) int16 { return u.keys[c.answer.key] }
+
+// moves are the states that follow by one background move.
+func (u *user) moves(l life) []life {
+	var next []life
+	to := func(p, from phase) life { n := l; n.phase, n.from = p, from; return n }
+	switch l.phase {
+	case booting:
+		if l.from == none {
+			// A provision that left nothing behind; until it is over its id may change.
+			next = append(next, to(running, none), to(failed, none), to(destroying, none))
+		} else {
+			next = append(next, to(running, none), to(failed, none), to(l.from, none))
+		}
+	case running:
+		next = append(next, to(failed, none), to(sleeping, none))
+	case failed:
+		next = append(next, to(booting, failed)) // restarted by the service
+	case stopping:
+		n := to(stopped, none)
+		n.finish(stop, 0)
+		next = append(next, n)
+	case destroying:
+		n := l.forget()
+		n.finish(destroy, l.id)
+		next = append(next, n)
+	}
+	for i, p := range l.pending() {
+		if p.stage == waiting {
+			next = append(next, u.effects(l, i, p)...)
+		}
+	}
+	return next
+}
+
+// finish marks the begun calls of a kind as done.
+func (l *life) finish(k kind, id int16) {
+	list := l.pending()
+	for i := range list {
+		if kinds[list[i].kind] == k && list[i].stage == begun {
+			list[i].stage, list[i].id = done, id
+		}
+	}
+	l.setPending(list)
+}
+
+// effects are the states after a waiting call begins to take effect.
+func (u *user) effects(l life, i int, p pending) []life {
+	var c *call
+	if p.call >= 0 {
+		c = u.calls[p.call]
+	}
+	move := func(s stage, ph, from phase) life { n := l.with(i, s); n.phase, n.from = ph, from; return n }
+	k := kinds[p.kind]
+	switch {
+	case k == provision && l.phase == none:
+		n := move(begun, booting, none)
+		if c != nil {
+			n.id, n.key = u.id(c), u.key(c)
+		}
+		return []life{n}
+	case k == start && (l.phase == stopped || l.phase == sleeping || l.phase == failed):
+		return []life{move(begun, booting, l.phase)}
+	case k == start && l.phase == booting && l.from != none,
+		k == stop && l.phase == stopping,
+		k == destroy && l.phase == destroying:
+		return []life{l.with(i, begun)} // it joins
+	case k == stop && (l.phase == running || l.phase == sleeping || l.phase == failed):
+		return []life{move(begun, stopping, l.phase)}
+	case k == destroy && l.phase != none:
+		if c != nil && c.answer.ok() {
+			if l.id != 0 && l.id != u.id(c) && !(l.phase == booting && l.from == none) {
+				return nil
+			}
+			l.id = u.id(c)
+		}
+		return []life{move(begun, destroying, none)}
+	case k == rotate && l.phase == running:
+		n := l.with(i, done)
+		if n.key != 0 {
+			n.old += string(numbered(n.key))
+		}
+		n.key = 0
+		if c != nil {
+			n.key = u.key(c)
+		}
+		return []life{n}
+	case k == admit:
+		// It looks again and again while its caller waits: it stays.
+		var next []life
+		stay := func(ph, from phase) life {
+			n := l
+			if c == nil {
+				n = l.without(i)
+			}
+			n.phase, n.from = ph, from
+			return n
+		}
+		if l.phase == none && (c == nil || c.autoProvision) {
+			next = append(next, stay(booting, none))
+		}
+		if l.phase == sleeping && (c == nil || c.autoWake) {
+			next = append(next, stay(booting, sleeping))
+		}
+		return next
+	}
+	return nil
+}
+
+// closure is every state that background moves lead to, these included.
+func (u *user) closure(from []life) []life {
+	seen := make(map[life]bool, 4*len(from))
+	queue := slices.Clone(from)
+	for _, l := range queue {
+		seen[l] = true
+	}
+	for i := 0; i < len(queue); i++ {
+		for _, n := range u.moves(queue[i]) {
+			if !seen[n] {
+				seen[n] = true
+				queue = append(queue, n)
+			}
+		}
+	}
+	return queue
+}
+
+// event is what porcupine orders: a call's beginning, its answer, or its loss.
+type event struct {
+	call int16
+	what byte // 'b', 'a' or 'l'
+}
+
+// step is the states after an event, none when the event is impossible.
+func (u *user) step(states []life, e event) []life {
+	c := u.calls[e.call]
+	var next []life
+	switch e.what {
+	case 'b':
+		for _, l := range states {
+			l.setPending(append(l.pending(), pending{call: e.call, kind: byte(slices.Index(kinds, c.kind))}))
+			next = append(next, l)
+		}
+	case 'l':
+		for _, l := range states {
+			i, p := l.find(e.call)
+			if p.stage != waiting {
+				next = append(next, l.without(i))
+				continue
+			}
+			list := l.pending()
+			list[i].call = -1
+			l.setPending(list)
+			next = append(next, l)
+		}
+	case 'a':
+		for _, l := range u.closure(states) {
+			if n, ok := u.answered(l, e.call, c); ok {
+				next = append(next, n)
+			}
+		}
+	}
+	return unique(next)
+}
+
+func unique(states []life) []life {
+	slices.SortFunc(states, compareLife)
+	return slices.Compact(states)
+}
+
+func compareLife(a, b life) int {
+	return cmp.Or(cmp.Compare(a.phase, b.phase), cmp.Compare(a.from, b.from), cmp.Compare(a.id, b.id), cmp.Compare(a.key, b.key),
+		strings.Compare(a.pend, b.pend), strings.Compare(a.old, b.old), strings.Compare(a.gone, b.gone))
+}
+
+// answered says whether a call can be answered so in a state, and the state
+// after it.
+func (u *user) answered(l life, number int16, c *call) (life, bool) {
+	if c.kind == get {
+		return u.seen(l, c)
+	}
+	i, p := l.find(number)
+	if i < 0 {
+		return l, false
+	}
+	rest := l.without(i)
+	is := func(phases ...phase) bool { return slices.Contains(phases, l.phase) }
+	if c.answer.ok() {
+		switch c.kind {
+		case provision:
+			return rest, p.stage == begun && l.phase == running && l.id == u.id(c) && l.key == u.key(c)
+		case start:
+			return rest, p.stage == begun && l.phase == running
+		case stop:
+			return rest, p.stage == done
+		case destroy:
+			return rest, p.stage == done && (p.id == 0 || p.id == u.id(c))
+		case rotate:
+			return rest, p.stage == done
+		}
+		switch c.answer.denial {
+		case "":
+			l.pend = rest.pend
+			return u.shown(l, c, running)
+		case "engine_not_found":
+			return rest, is(none)
+		case "engine_sleeping":
+			return rest, is(sleeping)
+		case "engine_stopped":
+			return rest, is(stopped, stopping)
+		case "engine_provisioning":
+			return rest, is(booting)
+		case "engine_unhealthy":
+			return rest, is(failed)
+		case "engine_destroying":
+			return rest, is(destroying)
+		}
+		return rest, false
+	}
+	if c.kind == admit {
+		return rest, true // an error promises nothing about the state
+	}
+	switch c.answer.code {
+	case "ENGINE_BUSY": // also: cut short by a destroy
+		return rest, true
+	case "RATE_LIMITED":
+		return rest, p.stage == waiting
+	case "ENGINE_NOT_FOUND":
+		return rest, p.stage == waiting && is(none)
+	case "ENGINE_ALREADY_EXISTS":
+		return rest, p.stage == waiting && !is(none)
+	case "ENGINE_ALREADY_RUNNING":
+		return rest, p.stage == waiting && is(running)
+	case "ENGINE_NOT_RUNNING":
+		if c.kind == stop {
+			return rest, p.stage == waiting && is(stopped)
+		}
+		return rest, p.stage == waiting && is(stopped, sleeping, failed)
+	case "QUOTA_EXCEEDED":
+		return rest, p.stage == waiting && is(none)
+	case "PORT_EXHAUSTION", "CAPACITY_EXHAUSTED":
+		if c.kind == provision { // what is left may be on its way out
+			return rest, p.stage == waiting || is(none, destroying) || is(booting) && l.from == none
+		}
+		return rest, true
+	case "ENGINE_BOOT_FAILED", "BOOT_TIMEOUT":
+		return rest, p.stage == begun && is(failed, booting)
+	case "STOP_UNCONFIRMED":
+		return rest, p.stage != waiting
+	case "ROTATION_UNCONFIRMED": // rolled forward later, if it was not yet
+		if p.stage == done {
+			return rest, true
+		}
+		list := l.pending()
+		list[i].call = -1
+		l.setPending(list)
+		return l, is(running)
+	}
+	return l, false
+}
+
+// states are the phases in which a GET shows a state.
+var states = map[string]phase{"provisioning": booting, "running": running, "sleeping": sleeping, "stopped": stopped, "failed": failed, "destroying": destroying}
+
+// seen is answered for a GET.
+func (u *user) seen(l life, c *call) (life, bool) {
+	if c.answer.code == "ENGINE_NOT_FOUND" {
+		return l, l.phase == none
+	}
+	want, known := states[c.answer.state]
+	if !c.answer.ok() || !known {
+		return l, false
+	}
+	return u.shown(l, c, want)
+}
+
+// shown says whether an engine can be shown in a phase, with the id and the key
+// that the caller got, and what is known of it then.
+func (u *user) shown(l life, c *call, as phase) (life, bool) {
+	if l.phase != as && !(l.phase == stopping && l.from == as) {
+		return l, false
+	}
+	if l.phase == booting && l.from == none {
+		return l, true // neither is settled yet
+	}
+	id, key := u.id(c), u.key(c)
+	if l.id == 0 && !has(l.gone, id) {
+		l.id = id
+	}
+	if key != 0 && l.key == 0 && !has(l.old, key) {
+		l.key = key
+	}
+	return l, l.id == id && (l.key == key || key == 0 && l.phase == destroying)
+}
+
+// operations is the user's history for porcupine.
+func (u *user) operations() []porcupine.Operation {
+	var ops []porcupine.Operation
+	for i, c := range u.calls {
+		n := int16(i)
+		if c.kind == get {
+			if !c.answer.unknown() {
+				ops = append(ops, porcupine.Operation{Input: event{n, 'a'}, Call: c.invoked, Return: c.returned})
+			}
+			continue
+		}
+		ops = append(ops, porcupine.Operation{Input: event{n, 'b'}, Call: c.invoked - 1, Return: c.invoked - 1})
+		if c.answer.unknown() {
+			ops = append(ops, porcupine.Operation{Input: event{n, 'l'}, Call: c.returned, Return: c.returned})
+			continue
+		}
+		ops = append(ops, porcupine.Operation{Input: event{n, 'a'}, Call: c.invoked, Return: c.returned})
+	}
+	return ops
+}
+
+// model is the user's model for porcupine.
+func (u *user) model() porcupine.Model {
+	return porcupine.Model{
+		Init: func() any { return []life{{}} },
+		Step: func(state, input, _ any) (bool, any) {
+			next := u.step(state.([]life), input.(event))
+			return len(next) > 0, next
+		},
+		Equal: func(a, b any) bool { return slices.Equal(a.([]life), b.([]life)) },
+		Hash: func(state any) uint64 {
+			h := fnv.New64a()
+			for _, l := range state.([]life) {
+				_, _ = fmt.Fprint(h, l.phase, l.from, l.id, l.key, l.pend)
+			}
+			return h.Sum64()
+		},
+		DescribeOperation: func(input, _ any) string {
+			e := input.(event)
+			return string(e.what) + " " + u.calls[e.call].String()
+		},
+	}
+}

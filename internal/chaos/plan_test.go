@@ -1,0 +1,115 @@
+package chaos
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// fault is one or two components taken away for a while.
+type fault struct {
+	how     string // kill, pause, cut, part, crash or reboot
+	targets []string
+	hold    time.Duration // until it is healed
+	rest    time.Duration // until the next one
+}
+
+func (f fault) String() string {
+	return fmt.Sprintf("%s %s for %s", f.how, strings.Join(f.targets, " and "), f.hold.Round(100*time.Millisecond))
+}
+
+// Targets that are chosen when the fault begins.
+const (
+	leader    = "the leading replica"
+	anyEngine = "an engine"
+)
+
+// sessionTTL is how long a replica may be silent before it loses what it owns.
+const sessionTTL = 10 * time.Second
+
+// components is what can be killed, paused and cut. Replicas stand there more
+// than once: they are what the suite is about.
+var (
+	processes = []string{
+		"orch-0", "orch-1", "orch-0", "orch-1", leader, leader,
+		"consul-server-0", "consul-server-1", "consul-server-2", "nomad-server-0", "nomad-server-1", "nomad-server-2",
+		"nomad-client-0", "nomad-client-1", "nomad-client-2", "consul-client-0", "consul-client-1", "consul-client-2",
+		"consul-client-3", "consul-client-4", "vault", "postgres",
+	}
+	hosts = []string{
+		"orch-0", "orch-1", "orch-0", "orch-1",
+		"consul-server-0", "consul-server-1", "consul-server-2", "nomad-server-0", "nomad-server-1", "nomad-server-2",
+		"nomad-client-0", "nomad-client-1", "nomad-client-2", "vault", "postgres",
+	}
+)
+
+// plan is the faults of a run, in order. The same seed and time give the same
+// plan; what a fault meets depends on the machine.
+func plan(seed uint64, within time.Duration) []fault {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	between := func(low, high time.Duration) time.Duration { return low + time.Duration(rng.Int64N(int64(high-low))) }
+	rest := func() time.Duration { return between(time.Second, 4*time.Second) }
+	// Every run has these, whatever its seed: they are what is measured, and what
+	// a fence is for.
+	always := []fault{
+		{"kill", []string{leader}, between(time.Second, 3*time.Second), rest()},
+		{"pause", []string{leader}, sessionTTL + between(3*time.Second, 5*time.Second), rest()},
+	}
+	rng.Shuffle(len(always), func(i, j int) { always[i], always[j] = always[j], always[i] })
+	var faults []fault
+	left := within
+	add := func(f fault) bool {
+		if left -= f.hold + f.rest; left < 0 {
+			return false
+		}
+		faults = append(faults, f)
+		return true
+	}
+	for add(random(rng, between, rest, within)) {
+		if len(faults)%2 == 1 && len(always) > 0 {
+			add(always[0])
+			always = always[1:]
+		}
+	}
+	return append(faults, always...)
+}
+
+// long is the time from which a run has faults of half a minute, too.
+const long = 3 * time.Minute
+
+func random(rng *rand.Rand, between func(time.Duration, time.Duration) time.Duration, rest func() time.Duration, within time.Duration) fault {
+	pick := func(from []string, n int) []string {
+		var targets []string
+		for len(targets) < n {
+			if t := from[rng.IntN(len(from))]; !slices.Contains(targets, t) {
+				targets = append(targets, t)
+			}
+		}
+		return targets
+	}
+	n := 1
+	if rng.IntN(4) == 0 {
+		n = 2
+	}
+	f := fault{rest: rest()}
+	switch d := rng.IntN(100); {
+	case d < 35:
+		f.how, f.targets, f.hold = "kill", pick(processes, n), between(500*time.Millisecond, 5*time.Second)
+	case d < 55:
+		f.how, f.targets, f.hold = "pause", pick(processes, n), between(time.Second, 6*time.Second)
+	case d < 75:
+		f.how, f.targets, f.hold = "cut", pick(hosts, n), between(time.Second, 8*time.Second)
+	case d < 85:
+		f.how, f.targets, f.hold = "part", pick(hosts, 2), between(2*time.Second, 8*time.Second)
+	case d < 95:
+		f.how, f.targets, f.hold = "crash", []string{anyEngine}, time.Millisecond
+	default:
+		f.how, f.targets, f.hold = "reboot", pick([]string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}, 1), between(time.Second, 5*time.Second)
+	}
+	if within >= long && f.hold > time.Second && rng.IntN(6) == 0 {
+		f.hold += 20 * time.Second
+	}
+	return f
+}

@@ -1,0 +1,220 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/testpg"
+)
+
+const (
+	adminKey   = "admin-key-of-the-fault-suite"
+	prefix     = "chaos/"
+	deployment = "chaos"
+	replicas   = 2
+	// idle is when the engines of one product fall asleep.
+	idle = 12 * time.Second
+)
+
+// postgres is the host and the component of the audit log's database.
+const postgres devstack.Component = "postgres"
+
+func replicaName(i int) devstack.Component { return devstack.Component(fmt.Sprintf("orch-%d", i)) }
+
+// rig is everything under test.
+type rig struct {
+	*devstack.Cluster
+	pg       *testpg.Server
+	urls     map[devstack.Component]string // of the replicas
+	products []*product
+	http     *http.Client
+}
+
+// product is a tenant of the workload.
+type product struct {
+	*client.Registered
+	limit int // max_engines; 0: none
+	users []string
+}
+
+// startRig starts the cluster, the database and the replicas, and registers the
+// products.
+func startRig(ctx context.Context, t *testing.T) *rig {
+	t.Helper()
+	orch, engines := build(t)
+	began := time.Now()
+	names := []string{string(replicaName(0)), string(replicaName(1))}
+	cluster, err := devstack.StartCluster(ctx, devstack.Config{
+		Dir: *keep, Keep: *keep != "", Progress: func(line string) { t.Log(line) },
+	}, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := &rig{Cluster: cluster, urls: map[devstack.Component]string{}, http: newHTTP()}
+	t.Cleanup(r.http.CloseIdleConnections)
+	r.startDatabase(t)
+	database, err := r.pg.Database()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range replicas {
+		name := replicaName(i)
+		addr := cluster.Network.Addr(string(name)) + ":8000"
+		r.urls[name] = "http://" + addr
+		if err := cluster.Run(name, string(name), orch, []string{"server"}, r.settings(addr, engines, database, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.awaitReplicas(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("everything is up after %s", time.Since(began).Round(time.Second))
+	r.register(ctx, t)
+	return r
+}
+
+func (r *rig) startDatabase(t *testing.T) {
+	t.Helper()
+	host := string(postgres)
+	addr, err := r.Network.AddHost(host, 61)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.pg, err = testpg.NewOn(addr, func(start func() error) error { return r.Network.On(host, start) })
+	t.Cleanup(r.pg.Stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settings are the environment of one replica. It has a Consul agent of its own,
+// and one of the Nomad servers.
+func (r *rig) settings(addr, engines, database string, i int) []string {
+	return []string{
+		"ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=" + database, "ORCH_CONSUL_PREFIX=" + prefix,
+		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + engines, "ORCH_ENGINE_LOGS=driver",
+		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=2", "ORCH_LOG_LEVEL=debug",
+		"ORCH_BOOT_TIMEOUT_S=20", "ORCH_HEALTH_CHECK_INTERVAL_S=5", "ORCH_HEALTH_CHECK_TIMEOUT_S=2",
+		"ORCH_RESTART_BACKOFF_BASE_S=1", "ORCH_RESTART_BACKOFF_MAX_S=5", "ORCH_RESTART_MAX_ATTEMPTS=50",
+		"ORCH_RECONCILE_INTERVAL_S=5", "ORCH_ORPHAN_GRACE_S=10", "ORCH_IDLE_TIMEOUT_S=0",
+		"NOMAD_ADDR=" + r.NomadAddrs[i], "CONSUL_HTTP_ADDR=127.0.0.1:8500", "VAULT_ADDR=" + r.VaultAddr, "VAULT_TOKEN=" + r.VaultOrchToken,
+	}
+}
+
+// newHTTP is how callers talk to replicas: a replica that is gone is noticed in
+// time to ask the other.
+func newHTTP() *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = dialer(2 * time.Second)
+	t.MaxIdleConnsPerHost = 32
+	return &http.Client{Transport: tagged{t}}
+}
+
+// awaitReplicas waits until every replica says that it is ready.
+func (r *rig) awaitReplicas(ctx context.Context) error {
+	for name, url := range r.urls {
+		err := eventually(ctx, 60*time.Second, func() error {
+			if !r.Runs(name) {
+				return fmt.Errorf("%s ended:\n%s", name, r.tail(name))
+			}
+			limited, cancel := context.WithTimeout(ctx, 3*time.Second)
+			defer cancel()
+			return (&client.Client{BaseURL: url, HTTP: r.http}).Do(limited, http.MethodGet, "/health", nil, nil)
+		})
+		if err != nil {
+			return fmt.Errorf("%s is not healthy: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// register makes the products: one without limits, one that is often full, one
+// whose engines fall asleep.
+func (r *rig) register(ctx context.Context, t *testing.T) {
+	t.Helper()
+	c := &client.Client{BaseURL: r.urls[replicaName(0)], AdminKey: adminKey, HTTP: r.http}
+	for _, p := range []struct {
+		slug   string
+		limit  int
+		policy client.Policy
+	}{
+		{"plenty", 0, client.Policy{}},
+		{"scarce", 4, client.Policy{MaxEngines: new(4)}},
+		{"sleepy", 0, client.Policy{IdleTimeoutS: new(int(idle.Seconds()))}},
+	} {
+		made, err := c.RegisterProduct(ctx, p.slug, "Product "+p.slug, &p.policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		product := &product{Registered: made, limit: p.limit}
+		for i := range 8 {
+			product.users = append(product.users, fmt.Sprintf("%s user %d/%d", p.slug, i, 8))
+		}
+		r.products = append(r.products, product)
+	}
+}
+
+// tail is the end of a component's log.
+func (r *rig) tail(c devstack.Component) string {
+	text, err := os.ReadFile(r.LogFile(c))
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-20):], []byte("\n")))
+}
+
+// scream returns what a replica's log must never hold.
+func (r *rig) scream(c devstack.Component) error {
+	text, err := os.ReadFile(r.LogFile(c))
+	if err != nil {
+		return err
+	}
+	for _, bad := range []string{"panic:", "DATA RACE", "fatal error:"} {
+		if _, after, found := strings.Cut(string(text), bad); found {
+			return fmt.Errorf("%s: %s%s", c, bad, after[:min(len(after), 4000)])
+		}
+	}
+	return nil
+}
+
+// eventually calls check until it returns nil, within a time.
+func eventually(ctx context.Context, within time.Duration, check func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			return errors.Join(fmt.Errorf("not within %s", within), err)
+		}
+	}
+}
+
+// pause waits; it says whether ctx still lives.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,312 @@
+package chaos
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// watchEvery is how often the registry is looked at: what is measured is as
+	// exact as that.
+	watchEvery = 250 * time.Millisecond
+	// doubledEvery is how often processes are counted.
+	doubledEvery = 2 * time.Second
+)
+
+// snapshot is the registry at one moment, as one read of Consul tells it.
+type snapshot struct {
+	rows      map[string]*registry.Engine // by engine_id
+	ids       map[string]string           // engine-ids/
+	quota     map[string]int              // by product_id
+	pool      map[string]registry.PooledVolume
+	graves    map[string]registry.Grave
+	replicas  map[string]bool
+	lead      string // the leading replica's id
+	atHome    int    // rows, by their keys
+	sessionOf map[string]string
+}
+
+// watcher looks at the registry all the time: it checks what must hold at every
+// moment, and measures.
+type watcher struct {
+	rig     *rig
+	clients []*consul.Client
+
+	mu       sync.Mutex
+	trouble  map[string]bool
+	waiting  []wait
+	takeover []time.Duration
+	recovery []time.Duration
+	last     *snapshot
+}
+
+// wait is something that is measured until it has happened.
+type wait struct {
+	since    time.Time
+	owner    string // replica id that was killed
+	op       string // of it; empty: its lead
+	row      string
+	complete bool // ops of the owner are listed
+}
+
+func newWatcher(r *rig) (*watcher, error) {
+	w := &watcher{rig: r, trouble: map[string]bool{}}
+	for _, addr := range r.ConsulAddrs {
+		c, err := consul.NewClient(&consul.Config{Address: addr, HttpClient: &http.Client{
+			Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: dialer(500 * time.Millisecond)},
+		}})
+		if err != nil {
+			return nil, err
+		}
+		w.clients = append(w.clients, c)
+	}
+	return w, nil
+}
+
+func (w *watcher) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for pause(ctx, doubledEvery) {
+			w.doubled()
+		}
+	})
+	for pause(ctx, watchEvery) {
+		if s, err := w.look(ctx); err == nil {
+			w.measure(s)
+			w.always(s)
+		}
+	}
+}
+
+// look reads the registry, from whichever Consul server answers.
+func (w *watcher) look(ctx context.Context) (*snapshot, error) {
+	var err error
+	for _, c := range w.clients {
+		var pairs consul.KVPairs
+		pairs, _, err = c.KV().List(prefix, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+		if err == nil {
+			return read(pairs)
+		}
+	}
+	return nil, err
+}
+
+func read(pairs consul.KVPairs) (*snapshot, error) {
+	s := &snapshot{
+		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{},
+		pool: map[string]registry.PooledVolume{}, graves: map[string]registry.Grave{}, replicas: map[string]bool{}, sessionOf: map[string]string{},
+	}
+	for _, p := range pairs {
+		name, rest, _ := strings.Cut(strings.TrimPrefix(p.Key, prefix), "/")
+		var err error
+		switch name {
+		case "engines":
+			e := new(registry.Engine)
+			if err = json.Unmarshal(p.Value, e); err == nil {
+				if s.rows[e.EngineID] != nil {
+					return nil, fmt.Errorf("two rows have engine_id %s", e.EngineID)
+				}
+				s.rows[e.EngineID] = e
+			}
+			s.atHome++
+		case "engine-ids":
+			s.ids[rest] = string(p.Value)
+		case "quota":
+			s.quota[rest], err = strconv.Atoi(string(p.Value))
+		case "pool":
+			if strings.HasPrefix(rest, "volumes/") {
+				var v registry.PooledVolume
+				err = json.Unmarshal(p.Value, &v)
+				s.pool[v.EngineID] = v
+			}
+		case "graves":
+			var g registry.Grave
+			err = json.Unmarshal(p.Value, &g)
+			s.graves[g.EngineID] = g
+		case "replicas":
+			s.replicas[rest] = true
+			s.sessionOf[rest] = p.Session
+		case "leader":
+			if p.Session != "" {
+				s.lead = string(p.Value)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Key, err)
+		}
+	}
+	return s, nil
+}
+
+func (w *watcher) report(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trouble[fmt.Sprintf(format, args...)] = true
+}
+
+// always checks what holds at every moment: rows, their index and the quota
+// change in one transaction, and the quota is never exceeded.
+func (w *watcher) always(s *snapshot) {
+	count := map[string]int{}
+	for _, e := range s.rows {
+		count[e.ProductID]++
+	}
+	for _, p := range w.rig.products {
+		if count[p.ProductID] != s.quota[p.ProductID] {
+			w.report("product %s has %d rows and its quota counts %d", p.Slug, count[p.ProductID], s.quota[p.ProductID])
+		}
+		if p.limit > 0 && count[p.ProductID] > p.limit {
+			w.report("product %s has %d engines, it may have %d", p.Slug, count[p.ProductID], p.limit)
+		}
+	}
+	if len(s.ids) != len(s.rows) {
+		w.report("there are %d rows and %d engine-ids", len(s.rows), len(s.ids))
+	}
+}
+
+// doubled looks for two processes of one engine.
+func (w *watcher) doubled() {
+	of := map[string][]devstack.Task{}
+	for _, t := range w.rig.Tasks() {
+		of[t.JobID] = append(of[t.JobID], t)
+	}
+	for job, tasks := range of {
+		if len(tasks) > 1 {
+			w.report("%s ran %d times at once: %v", job, len(tasks), tasks)
+		}
+	}
+}
+
+// measure notes what has happened that was waited for.
+func (w *watcher) measure(s *snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = s
+	var still []wait
+	for _, x := range w.waiting {
+		took := time.Since(x.since)
+		switch {
+		case x.op == "" && !x.complete:
+			// The first look after the kill: nobody writes for the dead any more.
+			for _, e := range s.rows {
+				if e.Op != nil && e.Op.Owner == x.owner {
+					still = append(still, wait{since: x.since, owner: x.owner, op: e.Op.ID, row: e.EngineID})
+				}
+			}
+			if s.lead == x.owner {
+				x.complete = true
+				still = append(still, x)
+			}
+		case x.op == "":
+			if s.lead == "" || s.lead == x.owner {
+				still = append(still, x)
+				break
+			}
+			w.takeover = append(w.takeover, took)
+		default:
+			over := true
+			for _, e := range s.rows {
+				over = over && (e.Op == nil || e.Op.ID != x.op)
+			}
+			if !over {
+				still = append(still, x)
+				break
+			}
+			w.recovery = append(w.recovery, took)
+		}
+	}
+	w.waiting = still
+}
+
+// killing is called before a component is killed, the function that it returns
+// afterwards: for a replica, what it leads and owns is waited for.
+func (w *watcher) killing(c devstack.Component) func() {
+	id := ""
+	if w.rig.urls[c] != "" {
+		id = w.idOf(c)
+	}
+	return func() {
+		if id == "" {
+			return
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.waiting = append(w.waiting, wait{since: time.Now(), owner: id})
+	}
+}
+
+// idOf finds the id of a replica's process: the newest session that was made
+// through the Consul agent beside it.
+func (w *watcher) idOf(c devstack.Component) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	for _, client := range w.clients {
+		sessions, _, err := client.Session().List((&consul.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			continue
+		}
+		slices.SortFunc(sessions, func(a, b *consul.SessionEntry) int { return cmp.Compare(b.CreateIndex, a.CreateIndex) })
+		for _, s := range sessions {
+			if s.Node != string(w.agentOf(c)) {
+				continue
+			}
+			if f := strings.Fields(s.Name); len(f) > 2 {
+				return f[2] // "orch replica ID on HOST"
+			}
+		}
+		return ""
+	}
+	return ""
+}
+
+// agentOf is the Consul agent beside a replica.
+func (w *watcher) agentOf(c devstack.Component) devstack.Component {
+	for i, host := range w.rig.Hosts {
+		if host == string(c) {
+			return devstack.ConsulClient(3 + i)
+		}
+	}
+	return ""
+}
+
+// leader names the replica that leads.
+func (w *watcher) leader() string {
+	w.mu.Lock()
+	lead := ""
+	if w.last != nil {
+		lead = w.last.lead
+	}
+	w.mu.Unlock()
+	for name := range w.rig.urls {
+		if lead != "" && w.idOf(name) == lead {
+			return string(name)
+		}
+	}
+	return ""
+}
+
+// quantiles is a line of a report.
+func quantiles(list []time.Duration) string {
+	if len(list) == 0 {
+		return "none seen"
+	}
+	slices.Sort(list)
+	at := func(q float64) time.Duration {
+		return list[int(q*float64(len(list)-1)+0.5)].Round(10 * time.Millisecond)
+	}
+	return fmt.Sprintf("n %d, p50 %s, p95 %s, max %s", len(list), at(0.5), at(0.95), at(1))
+}
