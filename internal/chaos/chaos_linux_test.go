@@ -111,11 +111,15 @@ func (e *ending) agreement(ctx context.Context, when string) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	began := time.Now()
+	began, before := time.Now(), ""
 	err = eventually(ctx, converge, func() error {
 		problems, err := tr.problems(ctx)
 		if err == nil && len(problems) > 0 {
 			err = fmt.Errorf("%s", strings.Join(problems, "\n"))
+			if err.Error() != before {
+				before = err.Error()
+				e.t.Logf("%s, after %s:\n%s", when, time.Since(began).Round(100*time.Millisecond), before)
+			}
 		}
 		return err
 	})

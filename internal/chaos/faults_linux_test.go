@@ -135,6 +135,9 @@ func (in *injector) kill(c devstack.Component) error {
 		return nil
 	}
 	killed := in.watch.killing(c)
+	if !in.rig.Runs(c) {
+		return nil // it ended by itself, and supervise has not seen it yet
+	}
 	err := in.rig.Kill(c)
 	killed()
 	return err
@@ -150,6 +153,9 @@ func (in *injector) again(ctx context.Context, c devstack.Component) error {
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
 		_ = in.rig.Again(ctx, c)
+		return nil
+	}
+	if in.rig.Runs(c) {
 		return nil
 	}
 	return in.rig.Again(ctx, c)

@@ -23,6 +23,7 @@ var (
 	seed      = flag.Uint64("chaos.seed", 0, "seed of the faults and the callers; 0: a new one")
 	keep      = flag.String("chaos.keep", "", "folder for all state and logs, which stay there")
 	raceOrch  = flag.Bool("chaos.race", false, "build the service with the race detector")
+	other     = flag.String("chaos.orch", "", "the service's executable; empty: it is built from here")
 	quiet     = flag.Bool("chaos.calm", false, "no faults at all: is the suite itself right?")
 )
 
@@ -86,6 +87,9 @@ func build(t *testing.T) (orch, engines string) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %v: %v\n%s", b.args, err, out)
 		}
+	}
+	if *other != "" {
+		orch = *other
 	}
 	return orch, engines
 }
