@@ -30,6 +30,7 @@ const (
 	none phase = iota
 	booting
 	running
+	dozing // it is being put to sleep: the row may still say running
 	sleeping
 	failed
 	stopping // a stop is under way: the row still says what was before
@@ -37,7 +38,7 @@ const (
 	destroying
 )
 
-var phaseNames = []string{"none", "booting", "running", "sleeping", "failed", "stopping", "stopped", "destroying"}
+var phaseNames = []string{"none", "booting", "running", "dozing", "sleeping", "failed", "stopping", "stopped", "destroying"}
 
 func (p phase) String() string { return phaseNames[p] }
 
@@ -175,7 +176,9 @@ func (u *user) moves(l life) []life {
 			next = append(next, to(running, none), to(failed, none), to(l.from, none))
 		}
 	case running:
-		next = append(next, to(failed, none), to(sleeping, none))
+		next = append(next, to(failed, none), to(dozing, running))
+	case dozing:
+		next = append(next, to(sleeping, none))
 	case failed:
 		next = append(next, to(booting, failed)) // restarted by the service
 	case stopping:
@@ -367,7 +370,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 		case "engine_not_found":
 			return rest, is(none)
 		case "engine_sleeping":
-			return rest, is(sleeping)
+			return rest, is(sleeping, dozing)
 		case "engine_stopped":
 			return rest, is(stopped, stopping)
 		case "engine_provisioning":
@@ -439,7 +442,7 @@ func (u *user) seen(l life, c *call) (life, bool) {
 // shown says whether an engine can be shown in a phase, with the id and the key
 // that the caller got, and what is known of it then.
 func (u *user) shown(l life, c *call, as phase) (life, bool) {
-	if l.phase != as && !(l.phase == stopping && l.from == as) {
+	if l.phase != as && !((l.phase == stopping || l.phase == dozing) && l.from == as) {
 		return l, false
 	}
 	if l.phase == booting && l.from == none {
