@@ -44,6 +44,7 @@ type Log struct {
 	db      *database
 	opts    Options
 	denials denials
+	doubts  doubts
 }
 
 // Open opens the database that url names and brings its schema up:
@@ -76,11 +77,13 @@ func Open(ctx context.Context, url string, o Options) (*Log, error) {
 }
 
 // Run does the background work until ctx ends: it writes the counted denials
-// every few seconds and deletes what is older than the retention. When it
+// every few seconds, completes rows whose beginning was not answered, and deletes
+// what is older than the retention. When it
 // returns, the last denials are written, if the database was there.
 func (l *Log) Run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { l.flushDenials(ctx) })
+	work.Go(func() { l.settleDoubts(ctx) })
 	if l.opts.RetentionDays > 0 {
 		work.Go(func() { l.retain(ctx) })
 	}

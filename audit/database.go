@@ -44,6 +44,7 @@ type dialect struct {
 	time       func(time.Time) any  // a time as an argument
 	insert     insert               // runs an INSERT INTO audit_entries and returns its id
 	operator   func(err error) bool // whether only an operator can mend it
+	unsent     func(err error) bool // whether a statement surely was not carried out
 }
 
 type insert func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error)

@@ -35,6 +35,11 @@ var postgresDialect = &dialect{
 		err = db.QueryRowContext(ctx, query+" RETURNING id", args...).Scan(&id)
 		return id, err
 	},
+	unsent: func(err error) bool {
+		var unconnected *pgconn.ConnectError
+		var refused *pgconn.PgError
+		return errors.As(err, &unconnected) || errors.As(err, &refused) || pgconn.SafeToRetry(err)
+	},
 	operator: func(err error) bool {
 		// Classes of SQLSTATE: refused login, no such database, no right to make
 		// the tables (PostgreSQL documentation, appendix A).

@@ -16,17 +16,23 @@ const insertEntry = `INSERT INTO audit_entries
 // Begin writes the row of a change that is about to be made: its outcome is
 // "interrupted" and its duration unknown until [Log.Complete] says otherwise.
 // When it returns, the row is on the disk. On an error ([ErrUnavailable]) the
-// change must not be made.
+// change must not be made; should the row be there all the same, for its answer
+// was lost, [Log.Run] completes it as [OutcomeUnavailable].
 func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
-	e.Outcome, e.DurationMS = OutcomeInterrupted, nil
+	e.Outcome, e.DurationMS, e.Timestamp = OutcomeInterrupted, nil, stampOf(e.Timestamp)
 	args, err := l.columns(e, nil)
 	if err != nil {
 		return 0, err
 	}
+	sent := false
 	err = l.db.write(ctx, func(ctx context.Context) error {
 		id, err = l.db.insert(ctx, l.db.writer, insertEntry, args...)
+		sent = err != nil && !l.db.unsent(err)
 		return err
 	})
+	if sent {
+		l.doubts.add(doubt{entry: e})
+	}
 	return id, err
 }
 
