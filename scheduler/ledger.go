@@ -14,9 +14,9 @@ const (
 	// completeWithin bounds how long an answer waits for its audit row, so that
 	// whoever has the answer finds it there.
 	completeWithin = time.Second
-	// completeTries is how often a row that could not be completed is tried
-	// again before it is left to say "interrupted".
-	completeTries = 10
+	// completeAgain is the longest wait between two tries to complete a row
+	// while the database is away.
+	completeAgain = 15 * time.Second
 )
 
 // Actors that are not products (SPEC section 9).
@@ -71,15 +71,20 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 		return
 	}
 	s.ops.Go(func() {
-		for range completeTries {
+		// For as long as it takes: no more rows wait than operations were under
+		// way when the database went, since none begins without it.
+		for wait := completeWithin; ; wait = min(2*wait, completeAgain) {
 			s.mu.Lock()
 			base := s.base
 			s.mu.Unlock()
-			if base == nil || !pause(base, completeWithin) {
+			if base == nil || !pause(base, wait) {
 				break
 			}
 			if err = try(); err == nil {
 				return
+			}
+			if errors.Is(err, audit.ErrNotFound) {
+				break // older than the log keeps rows
 			}
 		}
 		s.log.Error("the audit log lacks what was done", "what", what, "request_id", RequestID(ctx), "error", err)
