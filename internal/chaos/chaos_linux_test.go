@@ -81,7 +81,7 @@ func TestNothingIsLost(t *testing.T) {
 		t.Error(name)
 	}
 	for _, err := range in.trouble {
-		t.Errorf("a fault could not be made: %v", err)
+		t.Errorf("beside the plan: %v", err)
 	}
 	for name := range r.urls {
 		if err := r.scream(name); err != nil {

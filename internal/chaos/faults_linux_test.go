@@ -191,15 +191,14 @@ func (in *injector) reboot(node string) error {
 	return errors.Join(err, in.rig.KillHost(node))
 }
 
-// supervise starts replicas again that ended by themselves, as Nomad would. That
-// one cannot come up without its database is allowed; a crash is not.
+// supervise notes when a replica ends by itself, which it never should, and starts
+// it again.
 func (in *injector) supervise(ctx context.Context) {
 	for pause(ctx, 500*time.Millisecond) {
 		for name := range in.rig.urls {
 			in.mu.Lock()
 			if !in.down[name] && !in.rig.Runs(name) {
-				in.log("%s ended by itself and is started again; the end of its log:\n%s", name, in.rig.tail(name))
-				in.counts["ended by itself: "+string(name)]++
+				in.trouble = append(in.trouble, fmt.Errorf("%s ended by itself; the end of its log:\n%s", name, in.rig.tail(name)))
 				if err := in.rig.Again(ctx, name); err != nil {
 					in.trouble = append(in.trouble, err)
 				}

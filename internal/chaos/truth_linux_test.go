@@ -71,7 +71,7 @@ func (t *truth) problems(ctx context.Context) ([]string, error) {
 	for id := range before.graves {
 		bad("grave of engine %s, and every node is back", id)
 	}
-	for _, look := range []func(context.Context, *snapshot, func(string, ...any)) error{t.jobs, t.processes, t.volumes, t.variables, t.keys, t.services} {
+	for _, look := range []func(context.Context, *snapshot, func(string, ...any)) error{t.jobs, t.processes, t.volumes, t.variables, t.keys} {
 		if err := look(ctx, before, bad); err != nil {
 			return nil, err
 		}
@@ -215,19 +215,6 @@ func (t *truth) keys(ctx context.Context, s *snapshot, bad func(string, ...any))
 		}
 	}
 	return nil
-}
-
-func (t *truth) services(ctx context.Context, s *snapshot, bad func(string, ...any)) error {
-	services, _, err := t.watch.clients[0].Catalog().Services(nil)
-	if err != nil {
-		return err
-	}
-	for name := range services {
-		if id, ours := strings.CutPrefix(name, jobPrefix); ours && s.rows[id] == nil {
-			bad("consul service %s without a row", name)
-		}
-	}
-	return ctx.Err()
 }
 
 // memory is what an engine's brain exports.
