@@ -75,7 +75,10 @@ func audited(calls []*call, rows []record) (problems []string) {
 func joined(c *call, rows []record) bool {
 	const clocks = time.Second
 	return slices.ContainsFunc(rows, func(r record) bool {
-		if r.Timestamp.After(c.ended.Add(clocks)) || r.DurationMS != nil && r.Timestamp.Add(time.Duration(*r.DurationMS)*time.Millisecond).Before(c.began.Add(-clocks)) {
+		// A change that goes forward ends later than its caller was told that it
+		// is not confirmed.
+		over := r.Outcome == "ok" && r.DurationMS != nil
+		if r.Timestamp.After(c.ended.Add(clocks)) || over && r.Timestamp.Add(time.Duration(*r.DurationMS)*time.Millisecond).Before(c.began.Add(-clocks)) {
 			return false
 		}
 		switch c.kind {
