@@ -95,7 +95,7 @@ func (t *truth) jobs(ctx context.Context, s *snapshot, bad func(string, ...any))
 	for _, j := range jobs {
 		id := strings.TrimPrefix(j.ID, jobPrefix)
 		seen[id] = true
-		if s.rows[id] == nil {
+		if !s.known(id) {
 			bad("job %s (%s) without a row", j.ID, j.Status)
 		}
 	}
@@ -112,6 +112,7 @@ func (t *truth) jobs(ctx context.Context, s *snapshot, bad func(string, ...any))
 	}
 	for id, list := range living {
 		switch e := s.rows[id]; {
+		case s.pool[id]:
 		case e == nil:
 			bad("allocation %v of engine %s without a row", list, id)
 		case len(list) > 1:
@@ -133,7 +134,7 @@ func (t *truth) processes(_ context.Context, s *snapshot, bad func(string, ...an
 	for _, task := range t.rig.Tasks() {
 		id := strings.TrimPrefix(task.JobID, jobPrefix)
 		of[id] = append(of[id], task)
-		if s.rows[id] == nil {
+		if !s.known(id) {
 			bad("process %d of engine %s without a row", task.PID, id)
 		}
 	}
@@ -155,9 +156,7 @@ func (t *truth) volumes(ctx context.Context, s *snapshot, bad func(string, ...an
 	for _, v := range volumes {
 		id := strings.TrimPrefix(v.Name, jobPrefix)
 		named[id] = append(named[id], v)
-		_, pooled := s.pool[id]
-		_, buried := s.graves[id]
-		if s.rows[id] == nil && !pooled && !buried {
+		if !s.known(id) {
 			bad("volume %s on node %s without a row", v.Name, short(v.NodeID))
 		}
 	}
@@ -181,7 +180,7 @@ func (t *truth) variables(ctx context.Context, s *snapshot, bad func(string, ...
 	for _, v := range list {
 		id := strings.TrimPrefix(v.Path, "nomad/jobs/"+jobPrefix)
 		seen[id] = true
-		if s.rows[id] == nil {
+		if !s.known(id) {
 			bad("variable %s without a row", v.Path)
 		}
 	}
@@ -204,7 +203,7 @@ func (t *truth) keys(ctx context.Context, s *snapshot, bad func(string, ...any))
 		for _, k := range list {
 			id, _ := k.(string)
 			seen[id] = true
-			if s.rows[id] == nil {
+			if !s.known(id) {
 				bad("key of engine %s without a row", id)
 			}
 		}

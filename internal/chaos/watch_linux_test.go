@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,16 +29,17 @@ const (
 
 // snapshot is the registry at one moment, as one read of Consul tells it.
 type snapshot struct {
-	rows      map[string]*registry.Engine // by engine_id
-	ids       map[string]string           // engine-ids/
-	quota     map[string]int              // by product_id
-	pool      map[string]registry.PooledVolume
-	graves    map[string]registry.Grave
-	replicas  map[string]bool
-	lead      string // the leading replica's id
-	atHome    int    // rows, by their keys
-	sessionOf map[string]string
+	rows  map[string]*registry.Engine // by engine_id
+	ids   map[string]string           // engine-ids/
+	quota map[string]int              // by product_id
+	// pool and graves are the engine_ids of what waits for an engine, and of
+	// volumes that wait for their node.
+	pool, graves map[string]bool
+	lead         string // the leading replica's id
 }
+
+// known says whether something of an engine_id may be there.
+func (s *snapshot) known(id string) bool { return s.rows[id] != nil || s.pool[id] || s.graves[id] }
 
 // watcher looks at the registry all the time: it checks what must hold at every
 // moment, and measures.
@@ -107,8 +109,7 @@ func (w *watcher) look(ctx context.Context) (*snapshot, error) {
 
 func read(pairs consul.KVPairs) (*snapshot, error) {
 	s := &snapshot{
-		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{},
-		pool: map[string]registry.PooledVolume{}, graves: map[string]registry.Grave{}, replicas: map[string]bool{}, sessionOf: map[string]string{},
+		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{}, pool: map[string]bool{}, graves: map[string]bool{},
 	}
 	for _, p := range pairs {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(p.Key, prefix), "/")
@@ -122,24 +123,14 @@ func read(pairs consul.KVPairs) (*snapshot, error) {
 				}
 				s.rows[e.EngineID] = e
 			}
-			s.atHome++
 		case "engine-ids":
 			s.ids[rest] = string(p.Value)
 		case "quota":
 			s.quota[rest], err = strconv.Atoi(string(p.Value))
-		case "pool":
-			if strings.HasPrefix(rest, "volumes/") {
-				var v registry.PooledVolume
-				err = json.Unmarshal(p.Value, &v)
-				s.pool[v.EngineID] = v
-			}
+		case "pool": // volumes and, warm, engines
+			s.pool[path.Base(rest)] = true
 		case "graves":
-			var g registry.Grave
-			err = json.Unmarshal(p.Value, &g)
-			s.graves[g.EngineID] = g
-		case "replicas":
-			s.replicas[rest] = true
-			s.sessionOf[rest] = p.Session
+			s.graves[rest] = true
 		case "leader":
 			if p.Session != "" {
 				s.lead = string(p.Value)
