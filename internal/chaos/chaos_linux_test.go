@@ -45,15 +45,17 @@ func TestNothingIsLost(t *testing.T) {
 	faults := plan(number, *faultsFor)
 
 	working, rest := context.WithCancel(ctx)
-	defer rest()
 	watching, blind := context.WithCancel(ctx)
-	defer blind()
 	var calling, others sync.WaitGroup
-	defer others.Wait()
-	defer calling.Wait()
+	defer func() {
+		rest()
+		calling.Wait()
+		blind()
+		others.Wait()
+	}()
 	others.Go(func() { w.run(watching) })
 	others.Go(func() { in.supervise(watching) })
-	calling.Go(func() { load.run(working, number) })
+	calling.Go(func() { load.run(ctx, working, number) })
 	if *quiet {
 		pause(ctx, *faultsFor)
 	} else {

@@ -48,14 +48,15 @@ func (t tagged) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.Transport.RoundTrip(r)
 }
 
-// run keeps the callers busy until ctx ends; a call under way is answered first.
-func (w *workload) run(ctx context.Context, seed uint64) {
+// run keeps the callers busy until working ends; calls under way are answered
+// first, unless ctx ends.
+func (w *workload) run(ctx, working context.Context, seed uint64) {
 	var wg sync.WaitGroup
 	for i := range callers {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		wg.Go(func() {
-			for pause(ctx, time.Duration(rng.IntN(300))*time.Millisecond) {
-				w.act(rng)
+			for pause(working, time.Duration(rng.IntN(300))*time.Millisecond) {
+				w.act(ctx, rng)
 			}
 		})
 	}
@@ -78,7 +79,7 @@ var mix = []struct {
 }
 
 // act makes one call, and talks to the engine that its answer names.
-func (w *workload) act(rng *rand.Rand) {
+func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	p := w.rig.products[rng.IntN(len(w.rig.products))]
 	c := call{}
 	total := 0
@@ -94,16 +95,16 @@ func (w *workload) act(rng *rand.Rand) {
 	}
 	c.product, c.user = p.Slug, p.users[rng.IntN(len(p.users))]
 	replica := rng.IntN(replicas)
-	e := w.do(context.Background(), p, &c, replica)
+	e := w.do(ctx, p, &c, replica)
 	if c.answer.unknown() && rng.IntN(2) == 0 { // as a client that fails over
 		again := call{kind: c.kind, autoProvision: c.autoProvision, autoWake: c.autoWake, product: c.product, user: c.user}
-		e = w.do(context.Background(), p, &again, 1-replica)
+		e = w.do(ctx, p, &again, 1-replica)
 	}
 	if e == nil || e.URL == "" || e.APIKey == "" || e.Status != "" && e.Status != "running" {
 		return
 	}
 	for range 1 + rng.IntN(3) {
-		w.brains.write(e)
+		w.brains.write(ctx, e)
 	}
 }
 
@@ -171,12 +172,12 @@ type told struct {
 
 // write tells an engine something and notes whether it acknowledged that. An
 // engine may refuse or be away: it may be stopped at any moment.
-func (b *brains) write(e *client.Engine) {
+func (b *brains) write(ctx context.Context, e *client.Engine) {
 	b.mu.Lock()
 	b.number++
 	text := fmt.Sprintf("%s %d", e.EngineID, b.number)
 	b.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), enginePatience)
+	ctx, cancel := context.WithTimeout(ctx, enginePatience)
 	defer cancel()
 	err := engineAPI(e).Do(ctx, http.MethodPost, "/execute", map[string]string{"input": text}, nil)
 	var refused *client.Error
