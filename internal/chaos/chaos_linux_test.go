@@ -43,6 +43,11 @@ func TestNothingIsLost(t *testing.T) {
 	in := newInjector(t, r, w)
 	load := &workload{rig: r}
 	faults := plan(number, *faultsFor)
+	if *only != "" {
+		if faults, err = repeated(*only, *faultsFor); err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	working, rest := context.WithCancel(ctx)
 	watching, blind := context.WithCancel(ctx)
@@ -56,11 +61,7 @@ func TestNothingIsLost(t *testing.T) {
 	others.Go(func() { w.run(watching) })
 	others.Go(func() { in.supervise(watching) })
 	calling.Go(func() { load.run(ctx, working, number) })
-	if *quiet {
-		pause(ctx, *faultsFor)
-	} else {
-		in.run(ctx, faults)
-	}
+	in.run(ctx, faults)
 	if err := in.heal(ctx); err != nil {
 		t.Fatalf("after the last fault: %v", err)
 	}

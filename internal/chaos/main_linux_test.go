@@ -24,7 +24,7 @@ var (
 	keep      = flag.String("chaos.keep", "", "folder for all state and logs, which stay there")
 	raceOrch  = flag.Bool("chaos.race", false, "build the service with the race detector")
 	other     = flag.String("chaos.orch", "", "the service's executable; empty: it is built from here")
-	quiet     = flag.Bool("chaos.calm", false, "no faults at all: is the suite itself right?")
+	only      = flag.String("chaos.only", "", "nothing but this fault, again and again, as in \"pause consul-client-3 for 6s\"; \"none\": none")
 )
 
 // TestMain runs everything in a network namespace of its own.

@@ -76,6 +76,22 @@ func plan(seed uint64, within time.Duration) []fault {
 	return append(faults, always...)
 }
 
+// repeated is one fault, again and again.
+func repeated(what string, within time.Duration) ([]fault, error) {
+	if what == "none" {
+		return []fault{{how: "none", targets: []string{"nothing"}, hold: within}}, nil
+	}
+	f := fault{rest: 3 * time.Second}
+	how, rest, _ := strings.Cut(what, " ")
+	targets, hold, found := strings.Cut(rest, " for ")
+	d, err := time.ParseDuration(hold)
+	if !found || err != nil {
+		return nil, fmt.Errorf("-chaos.only is %q, want for example \"pause consul-client-3 for 6s\"", what)
+	}
+	f.how, f.targets, f.hold = how, strings.Split(targets, " and "), d
+	return slices.Repeat([]fault{f}, max(1, int(within/(f.hold+f.rest)))), nil
+}
+
 // long is the time from which a run has faults of half a minute, too.
 const long = 3 * time.Minute
 
