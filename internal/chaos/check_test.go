@@ -10,19 +10,19 @@ import (
 )
 
 // checkTimeout bounds the search for an order of one user's calls.
-const checkTimeout = 60 * time.Second
+const checkTimeout = 30 * time.Second
 
 // linearizable returns nil when there is an order in which all answers are true.
 func linearizable(calls []*call) error {
 	u := newUser(calls)
-	result, info := porcupine.CheckOperationsVerbose(u.model(), u.operations(), checkTimeout)
-	switch result {
+	switch porcupine.CheckOperationsTimeout(u.model(), u.operations(), checkTimeout) {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
 		return fmt.Errorf("no order of %d calls was found, nor that there is none, in %s", len(calls), checkTimeout)
 	}
 	// The longest order that works shows what does not fit any more.
+	_, info := porcupine.CheckOperationsVerbose(u.model(), u.operations(), checkTimeout)
 	longest := map[int16]bool{}
 	for _, partition := range info.PartialLinearizationsOperations() {
 		for _, order := range partition {

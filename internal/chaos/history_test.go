@@ -104,6 +104,21 @@ func (c *call) String() string {
 // shown.
 func short(s string) string { return s[:min(len(s), 6)] }
 
+// mix is how often callers do what.
+var mix = []struct {
+	weight int
+	call   call
+}{
+	{20, call{kind: admit, autoProvision: true, autoWake: true}},
+	{10, call{kind: admit}},
+	{10, call{kind: provision}},
+	{10, call{kind: get}},
+	{12, call{kind: start}},
+	{8, call{kind: stop}},
+	{6, call{kind: rotate}},
+	{7, call{kind: destroy}},
+}
+
 // history is everything that the callers did and heard.
 type history struct {
 	clock atomic.Int64

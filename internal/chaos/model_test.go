@@ -51,10 +51,9 @@ const (
 	done                 // it took effect
 )
 
-// pending is a call that may change something and is not answered yet, or will
-// never be.
+// pending is a call that may change something and is not answered yet.
 type pending struct {
-	call  int16 // its number among the user's; -1: nobody waits for it any more
+	call  int16 // its number among the user's; -1: one of those that are lost
 	kind  byte  // index of kinds
 	stage stage
 	id    int16 // destroys that are done: of what
@@ -67,8 +66,23 @@ type life struct {
 	phase, from phase // from: where a boot or a stop came from
 	id, key     int16
 	pend        string // pending calls, sorted
+	lost        lost
 	old         string // keys that were valid once
 	gone        string // ids that are destroyed
+}
+
+// lost counts the calls of each kind that have no definite answer and may still
+// take effect, each once.
+type lost [6]uint8
+
+// covers says whether all that can still happen with b can happen with a.
+func (a lost) covers(b lost) bool {
+	for i := range a {
+		if a[i] < b[i] {
+			return false
+		}
+	}
+	return true
 }
 
 const pendSize = 6
@@ -101,13 +115,14 @@ func (l life) without(i int) life {
 	return l
 }
 
-// with is the state in which a pending call has come to a stage; one that nobody
-// waits for is forgotten then.
-func (l life) with(i int, s stage) life {
-	list := l.pending()
-	if list[i].call < 0 {
-		return l.without(i)
+// with is the state in which a waiting call has come to a stage; a lost one is
+// over then.
+func (l life) with(i int, p pending, s stage) life {
+	if p.call < 0 {
+		l.lost[p.kind]--
+		return l
 	}
+	list := l.pending()
 	list[i].stage = s
 	l.setPending(list)
 	return l
@@ -195,6 +210,11 @@ func (u *user) moves(l life) []life {
 			next = append(next, u.effects(l, i, p)...)
 		}
 	}
+	for k, n := range l.lost {
+		if n > 0 {
+			next = append(next, u.effects(l, -1, pending{call: -1, kind: byte(k)})...)
+		}
+	}
 	return next
 }
 
@@ -215,7 +235,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 	if p.call >= 0 {
 		c = u.calls[p.call]
 	}
-	move := func(s stage, ph, from phase) life { n := l.with(i, s); n.phase, n.from = ph, from; return n }
+	move := func(s stage, ph, from phase) life { n := l.with(i, p, s); n.phase, n.from = ph, from; return n }
 	k := kinds[p.kind]
 	switch {
 	case k == provision && l.phase == none:
@@ -229,7 +249,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 	case k == start && l.phase == booting && l.from != none,
 		k == stop && l.phase == stopping,
 		k == destroy && l.phase == destroying:
-		return []life{l.with(i, begun)} // it joins
+		return []life{l.with(i, p, begun)} // it joins
 	case k == stop && (l.phase == running || l.phase == sleeping || l.phase == failed):
 		return []life{move(begun, stopping, l.phase)}
 	case k == destroy && l.phase != none:
@@ -241,7 +261,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 		}
 		return []life{move(begun, destroying, none)}
 	case k == rotate && l.phase == running:
-		n := l.with(i, done)
+		n := l.with(i, p, done)
 		if n.key != 0 {
 			n.old += string(numbered(n.key))
 		}
@@ -256,7 +276,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 		stay := func(ph, from phase) life {
 			n := l
 			if c == nil {
-				n = l.without(i)
+				n = l.with(i, p, begun)
 			}
 			n.phase, n.from = ph, from
 			return n
@@ -272,22 +292,48 @@ func (u *user) effects(l life, i int, p pending) []life {
 	return nil
 }
 
-// closure is every state that background moves lead to, these included.
+// closure is every state that background moves lead to, these included; but for
+// those that another one covers.
 func (u *user) closure(from []life) []life {
-	seen := make(map[life]bool, 4*len(from))
+	var c cover
 	queue := slices.Clone(from)
-	for _, l := range queue {
-		seen[l] = true
-	}
+	slices.SortFunc(queue, func(a, b life) int { return b.lost.total() - a.lost.total() })
+	queue = slices.DeleteFunc(queue, func(l life) bool { return !c.add(l) })
 	for i := 0; i < len(queue); i++ {
 		for _, n := range u.moves(queue[i]) {
-			if !seen[n] {
-				seen[n] = true
+			if c.add(n) {
 				queue = append(queue, n)
 			}
 		}
 	}
 	return queue
+}
+
+func (a lost) total() (n int) {
+	for _, x := range a {
+		n += int(x)
+	}
+	return n
+}
+
+// cover is a set of states without those that differ from another one only in
+// that less can still happen.
+type cover map[life][]lost
+
+// add says whether a state is new.
+func (c *cover) add(l life) bool {
+	if *c == nil {
+		*c = cover{}
+	}
+	has := l.lost
+	l.lost = lost{}
+	for _, other := range (*c)[l] {
+		if other.covers(has) {
+			return false
+		}
+	}
+	(*c)[l] = append(slices.DeleteFunc((*c)[l], has.covers), has)
+	return true
 }
 
 // event is what porcupine orders: a call's beginning, its answer, or its loss.
@@ -313,9 +359,8 @@ func (u *user) step(states []life, e event) []life {
 				next = append(next, l.without(i))
 				continue
 			}
-			list := l.pending()
-			list[i].call = -1
-			l.setPending(list)
+			l = l.without(i)
+			l.lost[p.kind]++
 			next = append(next, l)
 		}
 	case 'a':
@@ -328,14 +373,25 @@ func (u *user) step(states []life, e event) []life {
 	return unique(next)
 }
 
+// unique sorts states and leaves out those that others cover.
 func unique(states []life) []life {
+	var c cover
+	for _, l := range states {
+		c.add(l)
+	}
+	states = states[:0]
+	for l, all := range c {
+		for _, l.lost = range all {
+			states = append(states, l)
+		}
+	}
 	slices.SortFunc(states, compareLife)
-	return slices.Compact(states)
+	return states
 }
 
 func compareLife(a, b life) int {
 	return cmp.Or(cmp.Compare(a.phase, b.phase), cmp.Compare(a.from, b.from), cmp.Compare(a.id, b.id), cmp.Compare(a.key, b.key),
-		strings.Compare(a.pend, b.pend), strings.Compare(a.old, b.old), strings.Compare(a.gone, b.gone))
+		strings.Compare(a.pend, b.pend), slices.Compare(a.lost[:], b.lost[:]), strings.Compare(a.old, b.old), strings.Compare(a.gone, b.gone))
 }
 
 // answered says whether a call can be answered so in a state, and the state
@@ -416,10 +472,8 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 		if p.stage == done {
 			return rest, true
 		}
-		list := l.pending()
-		list[i].call = -1
-		l.setPending(list)
-		return l, is(running)
+		rest.lost[p.kind]++
+		return rest, is(running)
 	}
 	return l, false
 }
@@ -491,7 +545,7 @@ func (u *user) model() porcupine.Model {
 		Hash: func(state any) uint64 {
 			h := fnv.New64a()
 			for _, l := range state.([]life) {
-				_, _ = fmt.Fprint(h, l.phase, l.from, l.id, l.key, l.pend)
+				_, _ = fmt.Fprint(h, l.phase, l.from, l.id, l.key, l.pend, l.lost)
 			}
 			return h.Sum64()
 		},

@@ -63,21 +63,6 @@ func (w *workload) run(ctx, working context.Context, seed uint64) {
 	wg.Wait()
 }
 
-// mix is how often callers do what.
-var mix = []struct {
-	weight int
-	call   call
-}{
-	{20, call{kind: admit, autoProvision: true, autoWake: true}},
-	{10, call{kind: admit}},
-	{10, call{kind: provision}},
-	{10, call{kind: get}},
-	{12, call{kind: start}},
-	{8, call{kind: stop}},
-	{6, call{kind: rotate}},
-	{7, call{kind: destroy}},
-}
-
 // act makes one call, and talks to the engine that its answer names.
 func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	p := w.rig.products[rng.IntN(len(w.rig.products))]
