@@ -181,6 +181,10 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	key := engineKey(row.ProductID, row.UserID)
+	if running := s.active[key]; running != nil && running.opID == o.opID {
+		cancel(nil)
+		return running // found by recoverOnce before whoever wrote it had its answer
+	}
 	s.active[key] = o
 	s.ops.Go(func() {
 		defer close(o.ended)

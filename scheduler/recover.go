@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/septemberai/orch/registry"
@@ -18,6 +19,10 @@ const (
 	// recordsEvery is how often expired idempotency records are removed; until
 	// then they count for nothing.
 	recordsEvery = time.Hour
+	// strayAfter is how long an operation may be this replica's own and not run
+	// before it is taken for forgotten: longer than the write that makes it takes
+	// to be answered.
+	strayAfter = 10 * time.Second
 )
 
 // recoverLoop takes over the operations whose owner is gone and finishes or
@@ -26,9 +31,10 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	var seen uint64
 	for s.Ready() != nil && pause(ctx, pollEvery) { // what a crash left is looked for at once
 	}
+	strays := strays{}
 	for ctx.Err() == nil {
 		if s.Ready() == nil {
-			if index, err := s.recoverOnce(ctx, seen); err == nil {
+			if index, err := s.recoverOnce(ctx, seen, strays); err == nil {
 				seen = index
 			} else if ctx.Err() == nil {
 				s.log.Warn("cannot look for abandoned operations; trying again", "error", err)
@@ -41,11 +47,27 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	}
 }
 
-// recoverOnce looks through all rows if any row or replica changed since seen,
-// and returns the index that it has seen now.
-func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error) {
+// strays are operations that this replica owns and does not run, with the time
+// when each was first seen. The write that made one was given up as lost and came
+// to be later, as when a paused agent of Consul goes on.
+type strays map[string]time.Time
+
+// forgotten says whether an operation of this replica's own was seen without
+// running for long enough.
+func (st strays) forgotten(opID string) bool {
+	since, seen := st[opID]
+	if !seen {
+		st[opID] = time.Now()
+		return false
+	}
+	return time.Since(since) > strayAfter
+}
+
+// recoverOnce looks through all rows if any row or replica changed since seen, or
+// there are strays, and returns the index that it has seen now.
+func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64, strays strays) (uint64, error) {
 	index, err := s.store.ChangeIndex(ctx)
-	if err != nil || index == seen {
+	if err != nil || index == seen && len(strays) == 0 {
 		return seen, err
 	}
 	// Rows before replicas: an owner has its key before it writes a row.
@@ -57,8 +79,16 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error
 	if err != nil {
 		return seen, err
 	}
+	idle := map[string]bool{}
 	for _, row := range rows {
-		if row.Op == nil || replicas[row.Op.Owner] || s.running(row.ProductID, row.UserID) != nil {
+		if row.Op == nil || s.running(row.ProductID, row.UserID) != nil {
+			continue
+		}
+		if own := row.Op.Owner == s.replica.ID; own {
+			if idle[row.Op.ID] = true; !strays.forgotten(row.Op.ID) {
+				continue
+			}
+		} else if replicas[row.Op.Owner] {
 			continue
 		}
 		before := row.Op.Owner
@@ -76,6 +106,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64) (uint64, error
 		s.log.Info("taking over an operation", "engine_id", row.EngineID, "op", string(row.Op.Kind), "step", row.Op.Step, "from", before)
 		s.launch(row)
 	}
+	maps.DeleteFunc(strays, func(opID string, _ time.Time) bool { return !idle[opID] })
 	return index, nil
 }
 
