@@ -190,6 +190,7 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 		defer close(o.ended)
 		defer cancel(nil)
 		if err := o.main(ctx); err != nil {
+			o.log.Info("operation superseded", "by", err)
 			o.answer(ctx, err)
 		}
 		s.mu.Lock()
@@ -299,8 +300,8 @@ const (
 
 // main runs steps until the operation is closed, its row is somebody else's, or
 // ctx ends. What can be undone is undone at the first error; the rest goes
-// forward, again and again, after its caller was told. The error is what to tell
-// those who were not told yet; nil: nothing more.
+// forward, again and again, after its caller was told. The error says whose the
+// row is, where that is somebody else's.
 func (o *operation) main(ctx context.Context) error {
 	kind, began := o.row.Op.Kind, time.Now()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -312,7 +313,6 @@ func (o *operation) main(ctx context.Context) error {
 			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.took...)...)
 			return nil
 		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
-			o.log.Info("operation superseded", "by", err)
 			if !errors.Is(err, errSuperseded) {
 				return errSuperseded
 			}
