@@ -123,13 +123,18 @@ var scenarios = map[string]scenario{
 	"start": {
 		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"},
 		before: map[string]func(*lane){
-			"start/quiesce/fenced": func(l *lane) { l.s.scale(l.engineID, 1) }, // a hand, while it is stopped
-			"start/variable/fenced": func(l *lane) {
-				if _, err := l.s.nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
-					l.t.Fatal(err)
-				}
+			"start/quiesce/fenced": func(l *lane) { // a hand, while it is stopped and nobody reconciles
+				eventually(l.t, 40*time.Second, "the first reconcile pass is over", func() error {
+					if !strings.Contains(l.p.log.String(), "reconciled:") {
+						return errors.New("it is not")
+					}
+					return nil
+				})
+				l.s.scale(l.engineID, 1)
 			},
+			"start/variable/fenced": (*lane).dropVariable,
 		},
+		env: []string{"ORCH_RECONCILE_INTERVAL_S=3600"},
 	},
 	"start/undo": {image: failingImage, from: registry.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
 	"stop":       {from: registry.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok", "ENGINE_NOT_RUNNING"}},
@@ -137,7 +142,9 @@ var scenarios = map[string]scenario{
 	"rotate_key/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRotateKey, Step: "undo-new-key", Undo: "BACKEND_UNAVAILABLE", From: registry.Running}, registry.Running)
 	}},
-	"restart": {from: registry.Running, act: injectKind},
+	"restart": {
+		from: registry.Running, act: injectKind, before: map[string]func(*lane){"restart/variable/fenced": (*lane).dropVariable},
+	},
 	"restart/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: registry.Running}, registry.Running)
 	}},
@@ -149,6 +156,14 @@ var scenarios = map[string]scenario{
 	"recover/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRecover, Step: "undo-recover", Undo: "BACKEND_UNAVAILABLE", From: registry.Failed}, registry.Provisioning)
 	}},
+}
+
+// dropVariable removes the hash of the engine's key by hand: a start writes it
+// only where it is missing.
+func (l *lane) dropVariable() {
+	if _, err := l.s.nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 // injectKind begins the kind of operation that a point is of at its first step.
