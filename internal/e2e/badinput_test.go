@@ -74,7 +74,9 @@ func TestBadInput(t *testing.T) {
 		rows, _ := auditLog(t, theAdmin, "")
 		now := s.versions(prefix)
 		// What goes on by itself, whatever is asked.
-		maps.DeleteFunc(now, func(key string, _ uint64) bool { return key == prefix+"leader" || strings.HasPrefix(key, prefix+"activity/") })
+		maps.DeleteFunc(now, func(key string, _ uint64) bool {
+			return key == prefix+"leader" || strings.HasPrefix(key, prefix+"activity/")
+		})
 		return fmt.Sprint(len(rows), now)
 	}
 	before := state()
