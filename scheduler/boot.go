@@ -48,6 +48,8 @@ func reasonOf(err error) string {
 		return boot.reason
 	case AsError(err).Code == BootTimeout:
 		return reasonBootTimeout
+	case errors.Is(err, errNodeSilent):
+		return reasonNodeDown
 	}
 	return ""
 }
