@@ -130,8 +130,19 @@ func (a *agent) signal(sig syscall.Signal) error {
 	if err := p.Signal(sig); err != nil {
 		return fmt.Errorf("%s: %w", a.name, err)
 	}
+	if sig != syscall.SIGSTOP {
+		return nil
+	}
+	for deadline := time.Now().Add(stopWithin); !stopped(p.Pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s did not stop within %s", a.name, stopWithin)
+		}
+	}
 	return nil
 }
+
+// stopWithin bounds the wait for the last thread of a paused agent.
+const stopWithin = 5 * time.Second
 
 // exited is the error of an agent that ended although it should run, else nil.
 func (a *agent) exited() error {

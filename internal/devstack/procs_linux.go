@@ -85,12 +85,38 @@ func environOf(pid int) iter.Seq2[string, string] {
 
 // zombie says whether a process is gone, or dead and not yet waited for.
 func zombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	switch stateOf(fmt.Sprintf("/proc/%d/stat", pid)) {
+	case 0, 'Z', 'X':
 		return true
 	}
+	return false
+}
+
+// stopped says whether no thread of a process runs: SIGSTOP reaches them one
+// after the other.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, thread := range threads {
+		switch stateOf(thread) {
+		case 0, 'T', 't', 'Z', 'X':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// stateOf is the state in a stat file of /proc, 0 when that is gone (proc(5)).
+func stateOf(file string) byte {
+	stat, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
 	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may hold anything
-	return bytes.HasPrefix(after, []byte(" Z")) || bytes.HasPrefix(after, []byte(" X"))
+	if len(after) < 2 {
+		return 0
+	}
+	return after[1]
 }
 
 func nomadHelper(pid int) bool {
