@@ -212,22 +212,8 @@ func (s *Store) Verify(ctx context.Context, e *Engine) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	// Nothing is written: Consul runs it as a read, which a leader that was
-	// deposed a moment ago must not answer.
-	ok, resp, _, err := s.client.KV().Txn(ops, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-	if err != nil {
-		return unavailable(err)
-	}
-	if ok {
-		return nil
-	}
-	var failed []int
-	for _, e := range resp.Errors {
-		failed = append(failed, e.OpIndex)
-	}
-	return s.sessionOr(failed, fmt.Errorf("%w: %v", ErrConflict, failed))
+	_, failed, err := s.txn(ctx, ops) // consistent, though it writes nothing
+	return s.sessionOr(failed, err)
 }
 
 // Engine reads one row, in its product's turn: many callers that wait for the end

@@ -24,7 +24,7 @@ func (s *Store) orphanKey(engineID string) string { return s.prefix + "orphans/"
 
 // Orphans lists the tombstones.
 func (s *Store) Orphans(ctx context.Context) ([]*Orphan, error) {
-	pairs, err := s.listNow(ctx, "orphans/")
+	pairs, err := s.list(ctx, "orphans/")
 	if err != nil {
 		return nil, err
 	}
@@ -74,14 +74,8 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 		return pooled[engineID], err
 	}
 	for _, key := range []string{s.engineIDKey(engineID), s.graveKey(engineID)} {
-		pairs, err := s.listAt(ctx, key)
-		if err != nil {
-			return false, err
-		}
-		for _, pair := range pairs {
-			if pair.Key == key {
-				return true, nil
-			}
+		if pair, err := s.get(ctx, key); err != nil || pair != nil {
+			return pair != nil, err
 		}
 	}
 	return false, nil
@@ -89,21 +83,13 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 
 // PoolIDs are the engine_ids of everything that is pooled, ready or not.
 func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
-	pairs, err := s.listNow(ctx, "pool/")
-	if err != nil {
-		return nil, err
-	}
-	ids := make(map[string]bool, len(pairs))
-	for _, pair := range pairs {
-		ids[base(pair.Key)] = true
-	}
-	return ids, nil
+	return s.idsBelow(ctx, "pool/")
 }
 
 // EnginesNow is Engines, read so that a leader of Consul's that was deposed
 // without knowing it yet cannot answer.
 func (s *Store) EnginesNow(ctx context.Context) ([]*Engine, error) {
-	pairs, err := s.listNow(ctx, "engines/")
+	pairs, err := s.list(ctx, "engines/")
 	if err != nil {
 		return nil, err
 	}
@@ -112,26 +98,11 @@ func (s *Store) EnginesNow(ctx context.Context) ([]*Engine, error) {
 
 // GravesNow is Graves, read as EnginesNow is.
 func (s *Store) GravesNow(ctx context.Context) ([]*Grave, error) {
-	pairs, err := s.listNow(ctx, "graves/")
+	pairs, err := s.list(ctx, "graves/")
 	if err != nil {
 		return nil, err
 	}
 	return decodeGraves(pairs)
-}
-
-// listNow is list by a consistent read.
-func (s *Store) listNow(ctx context.Context, below string) (consul.KVPairs, error) {
-	return s.listAt(ctx, s.prefix+below)
-}
-
-func (s *Store) listAt(ctx context.Context, prefix string) (consul.KVPairs, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	pairs, _, err := s.client.KV().List(prefix, (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	return pairs, nil
 }
 
 // Quota is a product's count of engines as it stands in its key.
@@ -142,7 +113,7 @@ type Quota struct {
 
 // Quotas reads the counts of all products.
 func (s *Store) Quotas(ctx context.Context) (map[string]Quota, error) {
-	pairs, err := s.listNow(ctx, "quota/")
+	pairs, err := s.list(ctx, "quota/")
 	if err != nil {
 		return nil, err
 	}

@@ -318,13 +318,5 @@ func (s *Store) led(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 
 // Replicas lists the ids of the replicas that hold a session.
 func (s *Store) Replicas(ctx context.Context) (map[string]bool, error) {
-	pairs, err := s.list(ctx, "replicas/")
-	if err != nil {
-		return nil, err
-	}
-	ids := make(map[string]bool, len(pairs))
-	for _, pair := range pairs {
-		ids[base(pair.Key)] = true
-	}
-	return ids, nil
+	return s.idsBelow(ctx, "replicas/")
 }

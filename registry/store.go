@@ -129,6 +129,19 @@ func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) 
 	return pairs, nil
 }
 
+// idsBelow are the last segments of all keys below a prefix of the store.
+func (s *Store) idsBelow(ctx context.Context, below string) (map[string]bool, error) {
+	pairs, err := s.list(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[string]bool, len(pairs))
+	for _, pair := range pairs {
+		ids[base(pair.Key)] = true
+	}
+	return ids, nil
+}
+
 // consistent are the options of a read that sees every change which was made
 // before it began. By default, a Consul server that has just won or lost the lead
 // may answer from before: a row as it was, or no key of a replica that lives.

@@ -120,20 +120,13 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 // once, while its volume waits as a grave.
 func TestSilentNode(t *testing.T) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t)
 	r := startService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "3"})
 	c, ctx := r.product(t, map[string]any{"max_engines": 3}), t.Context()
 	theAdmin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
 	engines := map[string]*client.Engine{}
 	for _, user := range []string{"running", "stopped", "destroyed"} {
+		var err error
 		if engines[user], err = c.Provision(ctx, user, ""); err != nil {
 			t.Fatal(err)
 		}

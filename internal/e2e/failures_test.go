@@ -95,17 +95,7 @@ func TestPortExhaustion(t *testing.T) { eachDriver(t, testPortExhaustion) }
 
 func testPortExhaustion(t *testing.T, d driver) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{
-		Binaries: binaries, DynamicPorts: [2]int{0, 2}, ExtraClients: 1, DockerSocket: os.Getenv("DOCKER_HOST"),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t, devstack.Config{DynamicPorts: [2]int{0, 2}, ExtraClients: 1, DockerSocket: os.Getenv("DOCKER_HOST")})
 	const prefix = "ports/"
 	r := startService(t, stack, d.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix}))
 	c := r.product(t, map[string]any{"max_engines": 5})
@@ -121,7 +111,7 @@ func testPortExhaustion(t *testing.T, d driver) {
 		t.Errorf("message %q", e.Message)
 	}
 	s.wantCensus(prefix, before)
-	_, err = c.Engine(ctx, "one-too-many")
+	_, err := c.Engine(ctx, "one-too-many")
 	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
 
 	// A start that finds no port goes back to where it was.

@@ -10,10 +10,15 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// ownStack starts agents that a test may hurt.
-func ownStack(t *testing.T) *devstack.Stack {
+// ownStack starts agents that a test may hurt, with a configuration of their own.
+func ownStack(t *testing.T, cfg ...devstack.Config) *devstack.Stack {
 	t.Helper()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
+	c := devstack.Config{}
+	if len(cfg) > 0 {
+		c = cfg[0]
+	}
+	c.Binaries = binaries
+	stack, err := devstack.Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
-	"github.com/septemberai/orch/internal/devstack"
 )
 
 // New provider keys reach running engines by restarts one after the other; brain
@@ -21,15 +20,7 @@ import (
 func TestProviderKeys(t *testing.T) {
 	t.Parallel()
 	// Provider keys are one secret of a Vault: a stack of its own.
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t)
 	bin := t.TempDir()
 	image := filepath.Join(bin, "reference-engine")
 	link := func() {

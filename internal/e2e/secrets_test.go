@@ -7,22 +7,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/internal/devstack"
 )
 
 // TestNoKeyLeaks takes engines through their life and then looks for every key
 // that ever was in every store, log, allocation and process argument.
 func TestNoKeyLeaks(t *testing.T) {
 	t.Parallel()
-	stack, err := devstack.Start(t.Context(), devstack.Config{Binaries: binaries})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	stack := ownStack(t)
 	r := startService(t, stack, nil)
 	c := r.product(t, anyImage)
 	ctx := t.Context()
