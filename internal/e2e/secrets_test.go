@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
 )
 
 // TestNoKeyLeaks takes engines through their life and then looks for every key
