@@ -53,6 +53,7 @@ type watcher struct {
 	takeover []time.Duration
 	recovery []time.Duration
 	last     *snapshot
+	ids      map[devstack.Component]string // of replicas, as last seen
 }
 
 // wait is something that is measured until it has happened.
@@ -65,7 +66,7 @@ type wait struct {
 }
 
 func newWatcher(r *rig) (*watcher, error) {
-	w := &watcher{rig: r, trouble: map[string]bool{}}
+	w := &watcher{rig: r, trouble: map[string]bool{}, ids: map[devstack.Component]string{}}
 	for _, addr := range r.ConsulAddrs {
 		c, err := consul.NewClient(&consul.Config{Address: addr, HttpClient: &http.Client{
 			Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: dialer(500 * time.Millisecond)},
@@ -241,12 +242,11 @@ func (w *watcher) killing(c devstack.Component) func() {
 }
 
 // idOf finds the id of a replica's process: the newest session that was made
-// through the Consul agent beside it.
+// through the Consul agent beside it. Any server will do, also one without a
+// leader.
 func (w *watcher) idOf(c devstack.Component) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
 	for _, client := range w.clients {
-		sessions, _, err := client.Session().List((&consul.QueryOptions{}).WithContext(ctx))
+		sessions, _, err := client.Session().List(&consul.QueryOptions{AllowStale: true})
 		if err != nil {
 			continue
 		}
@@ -256,12 +256,16 @@ func (w *watcher) idOf(c devstack.Component) string {
 				continue
 			}
 			if f := strings.Fields(s.Name); len(f) > 2 {
-				return f[2] // "orch replica ID on HOST"
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.ids[c] = f[2] // "orch replica ID on HOST"
+				return f[2]
 			}
 		}
-		return ""
 	}
-	return ""
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ids[c]
 }
 
 // agentOf is the Consul agent beside a replica.
