@@ -22,7 +22,7 @@ const (
 	deployment = "chaos"
 	replicas   = 2
 	// idle is when the engines of one product fall asleep.
-	idle = 12 * time.Second
+	idle = 3 * time.Second
 )
 
 // postgres is the host and the component of the audit log's database.
