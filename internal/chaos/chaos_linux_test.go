@@ -280,6 +280,7 @@ func summary(number uint64, in *injector, w *watcher, load *workload) string {
 	}
 	fmt.Fprintf(&b, "brain writes acknowledged: %d, of %d engines\n", acked, len(load.brains.told))
 	fmt.Fprintf(&b, "take-over of the lead after SIGKILL of the leader: %s\n", quantiles(w.takeover))
-	fmt.Fprintf(&b, "end of a half-done operation after SIGKILL of its owner: %s", quantiles(w.recovery))
+	fmt.Fprintf(&b, "end of a half-done operation after SIGKILL of its owner: %s\n", quantiles(w.recovery))
+	fmt.Fprintf(&b, "a crash seen in the row: %s", quantiles(w.crashes))
 	return b.String()
 }

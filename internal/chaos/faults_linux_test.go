@@ -177,10 +177,12 @@ func (in *injector) crash() error {
 	if len(tasks) == 0 {
 		return nil
 	}
-	err := syscall.Kill(tasks[time.Now().UnixNano()%int64(len(tasks))].PID, syscall.SIGKILL)
+	task := tasks[time.Now().UnixNano()%int64(len(tasks))]
+	err := syscall.Kill(task.PID, syscall.SIGKILL)
 	if errors.Is(err, syscall.ESRCH) {
 		return nil // it was stopped meanwhile
 	}
+	in.watch.crashing(strings.TrimPrefix(task.JobID, "engine-"))
 	return err
 }
 

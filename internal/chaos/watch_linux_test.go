@@ -52,6 +52,7 @@ type watcher struct {
 	waiting  []wait
 	takeover []time.Duration
 	recovery []time.Duration
+	crashes  []time.Duration // from a crash to the row that says so
 	last     *snapshot
 	ids      map[devstack.Component]string // of replicas, as last seen
 }
@@ -62,6 +63,7 @@ type wait struct {
 	owner    string // replica id that was killed
 	op       string // of it; empty: its lead
 	row      string
+	crashed  bool // the engine of row: its process was killed
 	complete bool // ops of the owner are listed
 }
 
@@ -192,6 +194,15 @@ func (w *watcher) measure(s *snapshot) {
 	for _, x := range w.waiting {
 		took := time.Since(x.since)
 		switch {
+		case x.crashed:
+			switch e := s.rows[x.row]; {
+			case e == nil || e.Op != nil && e.Op.Kind != registry.OpRecover:
+				// Somebody's call was faster: nothing is to be seen any more.
+			case e.State == registry.Running:
+				still = append(still, x)
+			default:
+				w.crashes = append(w.crashes, took)
+			}
 		case x.op == "" && !x.complete:
 			// The first look after the kill: nobody writes for the dead any more.
 			for _, e := range s.rows {
@@ -238,6 +249,19 @@ func (w *watcher) killing(c devstack.Component) func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.waiting = append(w.waiting, wait{since: time.Now(), owner: id})
+	}
+}
+
+// crashing is called when an engine's process was killed: a row that says that it
+// runs, and nothing else, is to say something else.
+func (w *watcher) crashing(engineID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last == nil {
+		return
+	}
+	if e := w.last.rows[engineID]; e != nil && e.State == registry.Running && e.Op == nil {
+		w.waiting = append(w.waiting, wait{since: time.Now(), row: engineID, crashed: true})
 	}
 }
 
