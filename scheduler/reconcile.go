@@ -213,10 +213,6 @@ func (s *Scheduler) PlanReconcile(ctx context.Context) (*Plan, error) {
 // RequestReconcile has the leader, whichever replica it is, make a full pass at
 // once.
 func (s *Scheduler) RequestReconcile(ctx context.Context) error {
-	if s.replica.Leader() {
-		s.reconcile.nudge()
-		return nil
-	}
 	return s.store.RequestReconcile(ctx)
 }
 

@@ -61,7 +61,8 @@ func TestManyFallAsleep(t *testing.T) {
 		group.Go(func() error {
 			e := &registry.Engine{
 				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
-				State: registry.Provisioning, Desired: registry.Running, Image: "reference-engine", KeyVersion: 1,
+				// Not desired to run: whoever looks after those would miss their jobs.
+				State: registry.Provisioning, Desired: registry.Sleeping, Image: "reference-engine", KeyVersion: 1,
 				NodeID: nodes[0].ID, AllocID: "none", URL: engine.URL, CreatedAt: time.Now().UTC(),
 			}
 			if err := store.Claim(ctx, tenant.Product, e, nil); err != nil {
