@@ -1,0 +1,181 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// attempt runs the steps from the row's on, writing the row after each. A
+// session that is lost is no error for a while: once there is one again the row
+// says whose the operation is.
+func (o *operation) attempt(ctx context.Context) error {
+	var lost time.Time // when the session was first missed
+	for {
+		err := o.advance(ctx)
+		if !errors.Is(err, registry.ErrNoSession) {
+			lost = time.Time{}
+		} else if lost.IsZero() {
+			lost = time.Now()
+		}
+		switch {
+		case errors.Is(err, errReread) && ctx.Err() == nil:
+			o.unsaved = false // what is stored decides
+		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause(ctx, firstRetry):
+		case err != nil:
+			return err
+		case o.removed || o.row.Op == nil && !o.unsaved:
+			return nil
+		}
+	}
+}
+
+// advance runs the row's step and writes the row, if it carries an operation.
+func (o *operation) advance(ctx context.Context) error {
+	if o.unsaved {
+		if err := o.write(ctx); err != nil {
+			return err
+		}
+	}
+	if o.row.Op == nil {
+		return nil
+	}
+	kind, st, next, err := o.find()
+	if err != nil {
+		return err
+	}
+	hitStep(kind, st.name, atBefore)
+	began := time.Now()
+	err = st.do(o, ctx)
+	o.took = append(o.took, st.name+"_ms", float64(time.Since(began).Microseconds())/1000)
+	switch {
+	case errors.Is(err, errDetour):
+		o.unsaved = true
+		return nil
+	case errors.Is(err, errRelocated):
+		hitStep(kind, st.name, atSaved)
+		return nil
+	case err != nil:
+		return err
+	}
+	hitStep(kind, st.name, atDone)
+	switch {
+	case o.removed:
+		return nil
+	case next == "":
+		o.finish()
+	default:
+		o.row.Op.Step = next
+	}
+	o.unsaved = true
+	if err := o.write(ctx); err != nil {
+		return err
+	}
+	hitStep(kind, st.name, atSaved)
+	return nil
+}
+
+// find is the step that the row is at, and the name of the one after it.
+func (o *operation) find() (kind registry.OpKind, st step, next string, err error) {
+	kind = o.row.Op.Kind
+	steps := plans[kind]
+	if o.row.Op.Undo != "" && undoing[kind] != nil {
+		steps = undoing[kind]
+	}
+	for i, st := range steps {
+		if st.name != o.row.Op.Step {
+			continue
+		}
+		if i+1 < len(steps) {
+			next = steps[i+1].name
+		}
+		return kind, st, next, nil
+	}
+	for _, st := range detours[kind] {
+		if st.name == o.row.Op.Step {
+			return kind, st, "", nil
+		}
+	}
+	return kind, step{}, "", fail(Internal, "the operation stopped at a step that this version does not know")
+}
+
+// write saves a row that was advanced.
+func (o *operation) write(ctx context.Context) error {
+	if err := o.save(ctx); err != nil {
+		return err
+	}
+	o.unsaved = false
+	return nil
+}
+
+// finish closes the operation in the row.
+func (o *operation) finish() {
+	op, row := o.row.Op, o.row
+	row.Op = nil
+	switch {
+	case op.Kind == registry.OpRestart:
+		// Its process ended: there is no way back to where it was.
+		row.State, row.Reason, row.RestartedFor = registry.Running, "", op.EnvVersion
+		if op.Undo != "" {
+			row.State, row.Reason = registry.Failed, cmp.Or(op.Reason, reasonNotRestarted)
+		}
+	case op.Undo != "" && isBootOutcome(Code(op.Undo)):
+		row.State, row.Reason = registry.Failed, op.Reason
+	case op.Undo != "":
+		row.State = op.From
+		if op.From != registry.Failed {
+			row.Desired = op.From
+		}
+	case op.Kind == registry.OpStop:
+		row.State, row.Reason = registry.Stopped, ""
+	case op.Kind == registry.OpSleep:
+		row.State, row.Reason = registry.Sleeping, ""
+	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart || op.Kind == registry.OpRecover:
+		row.State, row.Reason = registry.Running, ""
+	}
+	if row.State != registry.Running {
+		row.URL, row.AllocID = "", ""
+	}
+	if undoing[op.Kind] != nil && op.Kind != registry.OpRotateKey {
+		o.s.opts.Restart.settle(row, op, time.Now().UTC())
+	}
+}
+
+func isBootOutcome(code Code) bool { return code == BootTimeout || code == EngineBootFailed }
+
+// undo turns the operation round where its kind and step allow it, and says
+// whether it did. The change is written before the next step.
+func (o *operation) undo(err error) bool {
+	op, code := o.row.Op, AsError(err).Code
+	if op == nil || op.Undo != "" || undoing[op.Kind] == nil {
+		return false
+	}
+	if op.Kind == registry.OpRotateKey && op.Step != plans[op.Kind][0].name {
+		return false // the engine may have the new key already: only forward
+	}
+	if op.Kind == registry.OpRestart && !endsRestart(code) {
+		return false
+	}
+	op.Undo, op.Reason = string(code), reasonOf(err)
+	op.Step = undoing[op.Kind][0].name
+	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
+		o.becomeDestroy()
+	}
+	o.unsaved = true
+	return true
+}
+
+// becomeDestroy makes a provision that left nothing worth keeping remove
+// itself.
+func (o *operation) becomeDestroy() {
+	o.row.State, o.row.Desired = registry.Destroying, registry.Destroying
+	o.row.Op.Kind, o.row.Op.Step = registry.OpDestroy, "scale-down"
+	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(registry.OpDestroy))
+}
+
+// errReread: the row is still this operation's, but another one than it knew. It
+// goes on from what is stored.
+var errReread = errors.New("scheduler: the row was read again")

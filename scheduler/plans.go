@@ -1,0 +1,92 @@
+package scheduler
+
+import (
+	"context"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// step is one act of an operation. It is idempotent: after a crash the next
+// owner does it again. What it learns it puts into the row, which is written
+// before the next step begins.
+type step struct {
+	name string
+	do   func(*operation, context.Context) error
+}
+
+// plans are the steps of every operation, in order. The names are in rows: a
+// renamed step strands the operations of the version before.
+var plans map[registry.OpKind][]step
+
+// undoing are the steps that take an operation back. Kinds without any go
+// forward only.
+var undoing map[registry.OpKind][]step
+
+// detours are steps outside the order of their kind's plan, which lead back into
+// it or into undoing.
+var detours map[registry.OpKind][]step
+
+func init() { // not a literal: the steps refer to plans
+	plans = map[registry.OpKind][]step{
+		registry.OpProvision: {
+			{"volume", (*operation).ensureVolume},
+			{"key", (*operation).ensureKey},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
+		registry.OpStart: {
+			{"quiesce", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
+		registry.OpStop: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+		},
+		registry.OpSleep: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+		},
+		registry.OpRecover: {
+			{"boot", (*operation).boot},
+		},
+		registry.OpRestart: {
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"variable", (*operation).writeVariable},
+			{"register", (*operation).register},
+			{"boot", (*operation).boot},
+		},
+		registry.OpRotateKey: {
+			{"new-key", (*operation).writeNewKey},
+			{"variable", (*operation).writeVariable},
+			{"proof", (*operation).proveRotation},
+			{"retire", (*operation).retireOldKey},
+		},
+		registry.OpDestroy: {
+			{"settle", (*operation).settle},
+			// Nomad forgets a purged job's allocations at once, while their
+			// processes still run: the process ends first.
+			{"scale-down", (*operation).quiesce},
+			{"drain", (*operation).awaitGone},
+			{"purge", (*operation).purge},
+			{"volume", (*operation).deleteVolume},
+			{"variable", (*operation).deleteVariable},
+			{"key", (*operation).deleteKey},
+			{"row", (*operation).removeRow},
+		},
+	}
+	detours = map[registry.OpKind][]step{
+		registry.OpProvision: {{"relocate", (*operation).relocate}},
+	}
+	undoing = map[registry.OpKind][]step{
+		registry.OpProvision: {{"undo-register", (*operation).quiesce}},
+		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
+		registry.OpRotateKey: {{"undo-new-key", (*operation).leave}},
+		registry.OpRecover:   {{"undo-recover", (*operation).leave}},
+		registry.OpRestart:   {{"undo-register", (*operation).quiesce}},
+	}
+}
