@@ -67,6 +67,9 @@ func (o *operation) rotationProven(ctx context.Context) error {
 			o.awaitStarted(ctx, before)
 			continue
 		}
+		if asked != nil {
+			o.followAlloc()
+		}
 		if refused == http.StatusUnauthorized {
 			accepted, err := o.s.probe.status(ctx, o.row.URL, newKey)
 			if err == nil && accepted != http.StatusUnauthorized {
@@ -95,6 +98,16 @@ func (o *operation) rotationProven(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-time.After(proofEvery):
 		}
+	}
+}
+
+// followAlloc takes the address of the engine's newest process over: Nomad gives
+// an allocation that was not known to run when its node fell silent another one
+// when the node returns.
+func (o *operation) followAlloc() {
+	alloc, known := o.s.cluster.Newest(o.row.JobID())
+	if known && !alloc.Terminal() && alloc.Addr != "" && alloc.ID != o.row.AllocID {
+		o.row.AllocID, o.row.URL = alloc.ID, "http://"+alloc.Addr
 	}
 }
 

@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -157,10 +160,24 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if len(first) != 1 {
 		t.Fatalf("jobs: %v", first)
 	}
+	var waiting struct{ URL string }
+	rows, _, err := s.consul.KV().List(prefix+"engines/", nil)
+	if err != nil || len(rows) != 1 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	if err := json.Unmarshal(rows[0].Value, &waiting); err != nil {
+		t.Fatal(err)
+	}
 	if _, _, err := s.nomad.Jobs().Deregister(first[0], false, nil); err != nil { // an accident
 		t.Fatal(err)
 	}
-	e, err := c.Provision(ctx, "u", "") // at once: it must not get what is dying
+	eventually(t, 30*time.Second, "its process is gone", func() error {
+		if _, err := engineCall(ctx, &client.Engine{URL: waiting.URL}, "", http.MethodGet, "/health", nil, nil); err == nil {
+			return errors.New("it answers")
+		}
+		return nil
+	})
+	e, err := c.Provision(ctx, "u", "") // at once, whatever anybody has seen of that
 	if err != nil {
 		t.Fatal(err)
 	}

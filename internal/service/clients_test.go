@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	vault "github.com/hashicorp/vault/api"
 )
 
 // TestClientsTrustTheirOwnCA: each client takes the TLS settings of its own
@@ -51,7 +53,10 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 			defer transport.CloseIdleConnections()
 			c, err := vaultClient(Clients{}, transport)
 			if err == nil {
-				_, err = c.Logical().ReadRaw("sys/seal-status")
+				var resp *vault.Response
+				if resp, err = c.Logical().ReadRaw("sys/seal-status"); resp != nil {
+					_ = resp.Body.Close()
+				}
 			}
 			return err
 		}},
