@@ -139,6 +139,27 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	// One that is being stopped cannot be kept awake.
+	if _, err := slow.Provision(ctx, "lingers", "reference-engine.term-delay-5s"); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, err := slow.Stop(ctx, "lingers")
+		done <- err
+	}()
+	eventually(t, 4*time.Second, "the stop is under way", func() error {
+		_, err := slow.KeepAwake(ctx, "lingers", time.Minute)
+		if !errors.Is(err, client.ErrEngineBusy) {
+			return fmt.Errorf("keep-awake: %w", err)
+		}
+		return nil
+	})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slow.Destroy(ctx, "lingers"); err != nil {
+		t.Fatal(err)
+	}
 	// Equal stops join: both callers hear that it is stopped.
 	if got := outcomes(2, func(int) error { _, err := slow.Stop(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["409 ENGINE_NOT_RUNNING"] != 2 {
 		t.Fatalf("two stops: %v", got)
