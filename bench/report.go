@@ -121,6 +121,7 @@ func (rep *report) fill(rec recorder, fleet fleetResult, scale scaleResult) {
 	}
 	openLoop("GET /engines/{user_id}", fleet.reads)
 	openLoop("admit of a running engine", fleet.admits)
+	rep.addClosed(fleet.admitted, fleet.direct)
 	listed := func(name string, values []float64) {
 		sum := summarize(values)
 		f := figure{Name: fmt.Sprintf("%s, %d engines", name, rowsAtScale), Unit: "ms", Orch: &sum}

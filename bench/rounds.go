@@ -210,6 +210,9 @@ type fleetResult struct {
 	// bare is the same load of one Consul read alone: what every read of the
 	// service is made of.
 	bare readResult
+	// admitted and direct are callers that make admits without a pause, and the
+	// three calls that an admit replaces.
+	admitted, direct closedResult
 	// running and end are the resident memory of the service in MiB, with the
 	// fleet after the reads, and at the end with no engine left.
 	running, end float64
@@ -252,6 +255,20 @@ func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
 		}
 		return err
 	}); err != nil {
+		return res, err
+	}
+	engines := make([]string, len(users))
+	for i, user := range users {
+		e, err := s.Engine(ctx, user)
+		if err != nil {
+			return res, err
+		}
+		engines[i] = e.EngineID
+	}
+	if res.direct, err = closedLoop(ctx, func(ctx context.Context, n int) error { return b.rig.directly(ctx, engines[n%len(engines)]) }); err != nil {
+		return res, err
+	}
+	if res.admitted, err = closedLoop(ctx, func(ctx context.Context, n int) error { return s.admitOnce(ctx, users[n%len(users)]) }); err != nil {
 		return res, err
 	}
 	if res.running, err = s.rssMiB(); err != nil {
