@@ -265,10 +265,17 @@ func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
 		}
 		engines[i] = e.EngineID
 	}
-	if res.direct, err = closedLoop(ctx, func(ctx context.Context, n int) error { return b.rig.directly(ctx, engines[n%len(engines)]) }); err != nil {
+	direct, err := newAPIs(b.rig.stack)
+	if err != nil {
 		return res, err
 	}
-	if res.admitted, err = closedLoop(ctx, func(ctx context.Context, n int) error { return s.admitOnce(ctx, users[n%len(users)]) }); err != nil {
+	if res.direct, err = closedLoop(ctx, func(ctx context.Context, n int) error { return direct.ask(ctx, engines[n%len(engines)]) }); err != nil {
+		return res, err
+	}
+	if res.admitted, err = closedLoop(ctx, func(ctx context.Context, n int) error {
+		_, err := s.Admit(ctx, users[n%len(users)], client.AdmitOptions{})
+		return err
+	}); err != nil {
 		return res, err
 	}
 	if res.running, err = s.rssMiB(); err != nil {
