@@ -6,7 +6,9 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 // attempt runs the steps from the row's on, writing the row after each. A
@@ -25,12 +27,21 @@ func (o *operation) attempt(ctx context.Context) error {
 		case errors.Is(err, errReread) && ctx.Err() == nil:
 			o.unsaved = false // what is stored decides
 		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause(ctx, firstRetry):
+		case moved(err) && o.row.Op != nil && time.Now().Before(o.row.Op.Deadline) && pause(ctx, firstRetry):
+			// Often it was this operation's own write, whose answer was lost: what
+			// was read is read again, and nobody is told "busy" of an operation
+			// that goes on.
 		case err != nil:
 			return err
 		case o.removed || o.row.Op == nil && !o.unsaved:
 			return nil
 		}
 	}
+}
+
+// moved says whether an error is a lost check-and-set in Nomad or Vault.
+func moved(err error) bool {
+	return errors.Is(err, cluster.ErrConflict) || errors.Is(err, secrets.ErrConflict)
 }
 
 // advance runs the row's step and writes the row, if it carries an operation.
