@@ -36,6 +36,15 @@ var actions = map[kind]string{provision: "provision", start: "start", stop: "sto
 // audited says what of the calls of one product is not recorded as it was
 // answered.
 func audited(calls []*call, rows []record) (problems []string) {
+	// A change that met another one under way is tried again, with a row of its
+	// own for each try.
+	again := map[string]bool{}
+	for _, r := range rows {
+		again[r.RequestID+" "+r.Action] = again[r.RequestID+" "+r.Action] || r.Outcome != "ENGINE_BUSY"
+	}
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r record) bool {
+		return r.RequestID != "" && r.Outcome == "ENGINE_BUSY" && again[r.RequestID+" "+r.Action]
+	})
 	byRequest, byUser := map[string][]record{}, map[string][]record{}
 	for _, r := range rows {
 		byRequest[r.RequestID] = append(byRequest[r.RequestID], r)
