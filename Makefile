@@ -40,7 +40,7 @@ test: ## Run all tests, against real agents
 # SEED=n repeats the order of the faults of a run that printed it.
 .PHONY: chaos
 chaos: ## Kill, pause and cut everything for 8 minutes (FOR), and check that nothing is lost; as root
-	$(GO) test -race -count=1 -timeout 15m -v ./internal/chaos -chaos.race -chaos.for=$(or $(FOR),8m) $(if $(SEED),-chaos.seed=$(SEED))
+	$(GO) test -race -count=1 -timeout 15m -v ./internal/chaos -chaos.race -chaos.for=$(or $(FOR),8m) -chaos.seed=$(or $(SEED),0)
 
 # Built from its module, as the agents are; cold 4 minutes on two cores.
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0

@@ -34,6 +34,33 @@ func (s *Scheduler) begin(ctx context.Context, row *registry.Engine, action, act
 	})
 }
 
+// draft is the audit row of a change that is tried until nobody else changes the
+// engine meanwhile: one row for all tries.
+type draft struct {
+	id    int64
+	began time.Time
+}
+
+// draw gives an operation the audit row of the tries before it, or begins one.
+func (s *Scheduler) draw(ctx context.Context, d *draft, row *registry.Engine, op *registry.Op, actor string, details map[string]any) error {
+	if d.id == 0 {
+		id, err := s.begin(ctx, row, op.Action, actor, details)
+		if err != nil {
+			return err
+		}
+		*d = draft{id: id, began: op.BeganAt}
+	}
+	op.AuditID = d.id
+	hit(op.Kind, atAudited)
+	return nil
+}
+
+// drop completes the row of a change that was refused, if no operation has it.
+func (s *Scheduler) drop(ctx context.Context, d *draft, err error) {
+	s.abandon(ctx, d.id, d.began, err)
+	*d = draft{}
+}
+
 // abandon completes the row of a change that was refused before an operation
 // had it.
 func (s *Scheduler) abandon(ctx context.Context, id int64, began time.Time, err error) {

@@ -188,8 +188,11 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return "", err
 	}
-	for try := 0; try < maxClaims; try++ {
+	var d draft
+	defer func() { s.drop(ctx, &d, err) }()
+	for range maxClaims {
 		if row.State == registry.Destroying {
+			s.drop(ctx, &d, busy(registry.OpDestroy)) // the row of the other one tells it
 			return s.awaitDestroyed(ctx, row)
 		}
 		cut := ""
@@ -214,14 +217,14 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
-		if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
+		if err = s.draw(ctx, &d, row, op, caller.Product.Slug, nil); err != nil {
 			return "", err
 		}
-		hit(op.Kind, atAudited)
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
 		err = s.store.Update(ctx, row)
 		switch {
 		case err == nil:
+			d = draft{}
 			hit(op.Kind, atClaimed)
 			engine, err := s.launch(row).wait(ctx)
 			if err != nil {
@@ -231,7 +234,6 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		case errors.Is(err, registry.ErrUnavailable):
 			s.adopt(row)
 		}
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
 		}
@@ -302,19 +304,23 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 // waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
 // leads to the state that joins: then its caller is this one's too. prepare
 // refuses states in which the operation makes no sense.
-func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (*registry.Engine, error) {
+func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (_ *registry.Engine, err error) {
+	var d draft
+	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
 		row, err := caller.engine()
 		if err != nil {
 			return nil, err
 		}
 		if row.Op != nil {
+			err := busy(row.Op.Kind)
 			if row.Op.Kind != kind || joins == "" {
-				return nil, busy(row.Op.Kind)
+				return nil, err
 			}
+			s.drop(ctx, &d, err) // the row of the other one tells it
 			return s.join(ctx, row, joins)
 		}
-		o, err := s.propose(ctx, row, proposal{
+		o, err := s.tryPropose(ctx, row, &d, proposal{
 			kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare,
 		})
 		if err == nil {
@@ -346,6 +352,15 @@ type proposal struct {
 // propose writes an operation into a row that has none, and launches it.
 // registry.ErrConflict: somebody else changed the row since it was read.
 func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (*operation, error) {
+	var d draft
+	o, err := s.tryPropose(ctx, row, &d, p)
+	s.drop(ctx, &d, err)
+	return o, err
+}
+
+// tryPropose is propose with an audit row that other tries may use after it. Once
+// the operation is written, the row is the operation's.
+func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *draft, p proposal) (*operation, error) {
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
 	op.Canary, op.EnvVersion = p.canary, p.envVersion
@@ -355,20 +370,19 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
-	var err error
-	if op.AuditID, err = s.begin(ctx, row, p.action, p.actor, p.details); err != nil {
+	if err := s.draw(ctx, d, row, op, p.actor, p.details); err != nil {
 		return nil, err
 	}
-	hit(op.Kind, atAudited)
 	row.Op = op
-	if err = s.store.Update(ctx, row); err == nil {
+	err := s.store.Update(ctx, row)
+	if err == nil {
+		*d = draft{}
 		hit(op.Kind, atClaimed)
 		return s.launch(row), nil
 	}
 	if errors.Is(err, registry.ErrUnavailable) {
 		s.adopt(row)
 	}
-	s.abandon(ctx, op.AuditID, op.BeganAt, err)
 	return nil, err
 }
 

@@ -36,15 +36,6 @@ var actions = map[kind]string{provision: "provision", start: "start", stop: "sto
 // audited says what of the calls of one product is not recorded as it was
 // answered.
 func audited(calls []*call, rows []record) (problems []string) {
-	// A change that met another one under way is tried again, with a row of its
-	// own for each try.
-	again := map[string]bool{}
-	for _, r := range rows {
-		again[r.RequestID+" "+r.Action] = again[r.RequestID+" "+r.Action] || r.Outcome != "ENGINE_BUSY"
-	}
-	rows = slices.DeleteFunc(slices.Clone(rows), func(r record) bool {
-		return r.RequestID != "" && r.Outcome == "ENGINE_BUSY" && again[r.RequestID+" "+r.Action]
-	})
 	byRequest, byUser := map[string][]record{}, map[string][]record{}
 	for _, r := range rows {
 		byRequest[r.RequestID] = append(byRequest[r.RequestID], r)
@@ -56,7 +47,7 @@ func audited(calls []*call, rows []record) (problems []string) {
 	for _, c := range calls {
 		own := slices.DeleteFunc(slices.Clone(byRequest[c.requestID]), func(r record) bool { return r.Action == "admit_denied" })
 		for _, r := range own {
-			if c.answer.status != 0 && r.Outcome == "interrupted" {
+			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && cutShort(r, byUser[c.user])) {
 				bad(c, "its caller got an answer, the log says interrupted: %s", r)
 			}
 			if r.Outcome != "interrupted" && r.DurationMS == nil {
@@ -67,17 +58,25 @@ func audited(calls []*call, rows []record) (problems []string) {
 			continue
 		}
 		switch {
-		case len(own) > 1 && !slices.ContainsFunc(own, func(r record) bool { return r.Outcome == "ENGINE_BUSY" }):
+		case len(own) > 1:
 			bad(c, "%d rows of one call: %v", len(own), own)
-		case c.answer.ok() && len(own) == 0 && !joined(c, byUser[c.user]):
+		case c.answer.ok() && (len(own) == 0 || own[0].Outcome == "ENGINE_BUSY") && !joined(c, byUser[c.user]):
 			bad(c, "it was done, and the log has no row of it")
-		case c.answer.ok() && len(own) > 0 && (own[0].Outcome != "ok" || own[0].Action != actions[c.kind]):
+		case c.answer.ok() && len(own) > 0 && own[0].Outcome != "ENGINE_BUSY" && (own[0].Outcome != "ok" || own[0].Action != actions[c.kind]):
 			bad(c, "it was done; %s", own[0])
 		case !c.answer.ok() && !c.answer.unknown() && len(own) > 0 && own[0].Outcome != c.answer.code && own[0].Outcome != "interrupted":
 			bad(c, "it was not done; %s", own[0])
 		}
 	}
 	return problems
+}
+
+// cutShort says whether a destroy may have cut short what a row tells of: its
+// owner may be gone by then, and nobody completes the row.
+func cutShort(cut record, rows []record) bool {
+	return slices.ContainsFunc(rows, func(r record) bool {
+		return r.Action == "destroy" && r.EngineID != "" && !r.Timestamp.Before(cut.Timestamp)
+	})
 }
 
 // joined says whether another change's row stands for a call that joined it.
@@ -87,7 +86,7 @@ func joined(c *call, rows []record) bool {
 		// A change that goes forward ends later than its caller was told that it
 		// is not confirmed.
 		over := r.Outcome == "ok" && r.DurationMS != nil
-		if r.Timestamp.After(c.ended.Add(clocks)) || over && r.Timestamp.Add(time.Duration(*r.DurationMS)*time.Millisecond).Before(c.began.Add(-clocks)) {
+		if r.RequestID == c.requestID || r.Timestamp.After(c.ended.Add(clocks)) || over && r.Timestamp.Add(time.Duration(*r.DurationMS)*time.Millisecond).Before(c.began.Add(-clocks)) {
 			return false
 		}
 		switch c.kind {
