@@ -83,7 +83,7 @@ func simulated(rng *rand.Rand, calls int) []*call {
 // of all answers lost, an order is found, and in time.
 func TestModelAcceptsWhatIsRight(t *testing.T) {
 	for seed := range uint64(10) {
-		calls := simulated(rand.New(rand.NewPCG(seed, 1)), 150)
+		calls := simulated(rand.New(rand.NewPCG(seed, 1)), 80)
 		if err := linearizable(calls); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
