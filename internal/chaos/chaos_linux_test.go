@@ -92,6 +92,7 @@ func TestNothingIsLost(t *testing.T) {
 		}
 	}
 	t.Log(summary(number, in, w, load))
+	t.Logf("%d provisions were served by warm engines", end.warm)
 	if t.Failed() {
 		for name := range r.urls {
 			t.Logf("the end of the log of %s:\n%s", name, r.tail(name))
@@ -105,6 +106,7 @@ type ending struct {
 	rig   *rig
 	watch *watcher
 	load  *workload
+	warm  int // provisions that a warm engine served
 }
 
 // agreement waits until registry and world agree.
@@ -213,6 +215,11 @@ func (e *ending) audit(ctx context.Context) {
 		if err != nil {
 			e.t.Error(err)
 			continue
+		}
+		for _, r := range rows {
+			if r.Metadata["warm"] == true && r.Outcome == "ok" {
+				e.warm++
+			}
 		}
 		for _, problem := range audited(calls[p.Slug], rows) {
 			e.t.Errorf("audit log of %s: %s", p.Slug, problem)
