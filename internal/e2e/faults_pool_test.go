@@ -79,6 +79,7 @@ func testPoolPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	entry.Owner = "somebody"
+	discarded := entry
 	value, err := json.Marshal(entry)
 	if err != nil {
 		t.Fatal(err)
@@ -95,6 +96,18 @@ func testPoolPoints(t *testing.T) {
 	if pair, _, err := s.consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
 		t.Errorf("the discarded entry is there: %v, %v", pair, err)
 	}
+	// A volume that a hand deleted is not handed out.
+	if keys, _, err = s.consul.KV().List(prefix+"pool/volumes/", nil); err != nil || len(keys) == 0 {
+		t.Fatalf("%d entries, %v", len(keys), err)
+	}
+	if err := json.Unmarshal(keys[0].Value, &entry); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole("the pool is whole after a volume was deleted by hand")
+	entry = discarded
 	// Its volume is empty and nobody's: what removes orphans may have it.
 	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
 		t.Log("the discarded volume:", err)
