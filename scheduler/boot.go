@@ -199,7 +199,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 		return cause
 	}
 	o.tried[o.row.NodeID], o.noPlace = true, cause
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
 	if err != nil {
 		return cause
 	}
@@ -225,7 +225,7 @@ func (o *operation) relocate(ctx context.Context) error {
 		}
 	}
 	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
 	if err != nil {
 		return errors.Join(o.noPlace, err)
 	}

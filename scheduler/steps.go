@@ -125,7 +125,7 @@ func (o *operation) register(ctx context.Context) error {
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.ProductID == registry.WarmProduct, Mark: o.opID,
+		Warm: row.Warm, Mark: o.opID,
 	})
 	if err != nil {
 		return err

@@ -113,3 +113,61 @@ func testPoolPoints(t *testing.T) {
 		t.Log("the discarded volume:", err)
 	}
 }
+
+// testWarmPoints kills the leader while it makes a warm engine, and a replica
+// between the claim of one and the answer.
+func testWarmPoints(t *testing.T) {
+	t.Parallel()
+	const prefix = "faults-warm/"
+	database, s, ctx := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), openStores(t, shared), t.Context()
+	start := func(armed string) *faulty { return startFaulty(t, prefix, database, armed, "ORCH_WARM_POOL=1") }
+	warm := func(what string) string {
+		t.Helper()
+		id := ""
+		eventually(t, 60*time.Second, what, func() error {
+			rows := s.warmRows(prefix)
+			if len(rows) != 1 || rows[0].State != registry.Running || rows[0].Op != nil {
+				return fmt.Errorf("%d warm rows", len(rows))
+			}
+			id = rows[0].EngineID
+			return nil
+		})
+		return id
+	}
+	p := start("kill provision/register/done")
+	if err := p.awaitDeath(60 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	p = start("kill pool/warm-claimed")
+	waiting := warm("one warm engine after provision/register/done")
+	product, err := p.RegisterProduct(ctx, "warm-faulty", "Warm", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.PlatformKey = product.PlatformAPIKey
+	if _, err := provisionOnce(ctx, p.Client, "once", "u", ""); err == nil {
+		t.Fatal("the call was answered")
+	}
+	if err := p.awaitDeath(40 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	p = start("")
+	p.PlatformKey = product.PlatformAPIKey
+	e, err := provisionOnce(ctx, p.Client, "once", "u", "")
+	if err != nil || e.EngineID != waiting {
+		t.Fatalf("the same call again: %+v, %v; want engine %s", e, err, waiting)
+	}
+	remember(t, e, e.APIKey, "alive")
+	if next := warm("one warm engine after pool/warm-claimed"); next == waiting {
+		t.Error("the claimed engine is in the pool")
+	}
+	s.described(e.EngineID, `user "u"`)
+	if _, err := p.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.census(prefix); got["rows"] != 1 || got["quota"] != 0 {
+		t.Errorf("left: %v, want the warm engine alone", got)
+	}
+}
