@@ -121,6 +121,14 @@ func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64
 	return resp.JobModifyIndex, nil
 }
 
+// Evaluate has Nomad look anew for a place for a job's processes.
+func (c *Cluster) Evaluate(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.Jobs().ForceEvaluate(id, c.write(ctx))
+	return classify(err)
+}
+
 // Purge stops a job and forgets it. A job that is not there is purged.
 func (c *Cluster) Purge(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -87,7 +87,7 @@ func (o *operation) boot(ctx context.Context) error {
 	probing.Go(func() { o.watchRow(timed, cancel) })
 
 	probed := ""
-	err = w.Until(timed, func(state cluster.JobState) (bool, error) {
+	look := func(state cluster.JobState) (bool, error) {
 		alloc := o.ownAlloc(state)
 		if alloc == nil {
 			return false, o.placementError(state)
@@ -107,7 +107,10 @@ func (o *operation) boot(ctx context.Context) error {
 			})
 		}
 		return false, nil
-	})
+	}
+	for err = w.Until(timed, look); err != nil && o.makeRoom(timed, err); {
+		err = w.Until(timed, look)
+	}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errHealthy):
 		o.row.LastHealthAt = time.Now().UTC()
@@ -149,9 +152,10 @@ func (o *operation) ownAlloc(state cluster.JobState) *cluster.Alloc {
 func (o *operation) placementError(state cluster.JobState) error {
 	slices.SortFunc(state.Evals, func(a, b cluster.Eval) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
 	for _, e := range slices.Backward(state.Evals) {
-		if e.CreateIndex < o.row.Op.JobIndex || e.Failed == nil {
+		if e.CreateIndex < o.row.Op.JobIndex || e.CreateIndex <= o.refusedAt || e.Failed == nil {
 			continue
 		}
+		o.refusedAt = e.CreateIndex
 		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
 		if e.Failed.Ports {
 			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -269,6 +270,70 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	}
 	if rows := r.audited(t, "provision"); rows[0].Metadata["warm"] != true && rows[1].Metadata["warm"] != true {
 		t.Errorf("it was not warm: %+v", rows)
+	}
+}
+
+// Where nodes are full, warm engines give way to users' engines: to provisions of
+// another kind and to starts, for memory and for ports.
+func TestWarmEnginesGiveWay(t *testing.T) {
+	for name, tc := range map[string]struct {
+		stack devstack.Config
+		code  string
+	}{
+		"memory": {devstack.Config{MemoryMB: 200}, "CAPACITY_EXHAUSTED"},
+		"ports":  {devstack.Config{DynamicPorts: [2]int{0, 4}}, "PORT_EXHAUSTION"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stack := ownStack(t, tc.stack)
+			const prefix = "give-way/"
+			// Room for four engines of 50 MB, and a pool that takes all but one.
+			r := startService(t, stack, map[string]string{
+				"ORCH_CONSUL_PREFIX": prefix, "ORCH_ENGINE_MEMORY_MB": "50", "ORCH_WARM_POOL": "4", "ORCH_VOLUME_POOL": "4",
+			})
+			s, ctx := openStores(t, stack), t.Context()
+			c := r.product(t, anyImage)
+			s.awaitWarm(r, 3)
+			eventually(t, 30*time.Second, "the admin is told that there is no room", func() error {
+				kinds := r.warmKinds(t)
+				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
+					return fmt.Errorf("%+v", kinds)
+				}
+				return nil
+			})
+			// The last place is a user's; for the next two warm engines go.
+			for i := range 3 {
+				e, err := c.Provision(ctx, fmt.Sprint("cold", i), "reference-engine.v2")
+				if err != nil {
+					t.Fatalf("cold%d: %v", i, err)
+				}
+				remember(t, e, e.APIKey, "alive")
+				if got, want := len(s.warmRows(prefix)), 3-i; got != want {
+					t.Errorf("%d warm engines after cold%d, want %d", got, i, want)
+				}
+			}
+			for _, row := range r.audited(t, "provision") {
+				if row.Outcome != "ok" && row.Actor != "system" {
+					t.Errorf("a provision for which others gave way is audited as %+v", row)
+				}
+			}
+			// A start needs its own node, and the last warm engine goes.
+			if _, err := c.Stop(ctx, "cold0"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Provision(ctx, "takes-the-room", "reference-engine.v2"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Start(ctx, "cold0"); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(s.warmRows(prefix)); got != 0 {
+				t.Errorf("%d warm engines are left", got)
+			}
+			// Then there is none that could.
+			wantCode(t, second(c.Provision(ctx, "one too many", "reference-engine.v2")), 503, tc.code)
+			wantCode(t, second(c.Engine(ctx, "one too many")), 404, "ENGINE_NOT_FOUND")
+		})
 	}
 }
 
