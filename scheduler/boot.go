@@ -86,6 +86,10 @@ func (o *operation) boot(ctx context.Context) error {
 	defer stop()
 	probing.Go(func() { o.watchRow(timed, cancel) })
 
+	var kind *bootKind
+	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
+		kind = &bootKind{image: o.row.Image, first: o.row.Op.Kind == registry.OpProvision}
+	}
 	probed := ""
 	look := func(state cluster.JobState) (bool, error) {
 		alloc := o.ownAlloc(state)
@@ -101,7 +105,7 @@ func (o *operation) boot(ctx context.Context) error {
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
 			probing.Go(func() {
 				o.awaitStarted(timed, 0)
-				if o.s.probe.awaitUsable(timed, url, key) {
+				if o.s.boots.awaitUsable(timed, url, key, kind) {
 					cancel(errHealthy)
 				}
 			})
