@@ -99,7 +99,7 @@ func (b *bootProber) awaitUsable(ctx context.Context, url, key string, kind *boo
 			if err == nil {
 				overtake.Stop()
 				if kind != nil {
-					b.times.learn(*kind, time.Since(began))
+					b.times.learn(*kind, time.Since(began), b.boots.Load() <= quietBoots)
 				}
 				return true
 			}
@@ -131,8 +131,13 @@ type bootKind struct {
 	first bool // of a new brain
 }
 
-// maxBootKinds bounds what is remembered.
-const maxBootKinds = 512
+const (
+	// maxBootKinds bounds what is remembered.
+	maxBootKinds = 512
+	// quietBoots is up to how many boots at a time say what their image needs: those
+	// of a burst wait for each other.
+	quietBoots = 4
+)
 
 // bootTimes remembers how long boots took, from when the process may be there to
 // its first good answer.
@@ -148,9 +153,13 @@ func (t *bootTimes) expected(k bootKind) time.Duration {
 	return t.took[k]
 }
 
-func (t *bootTimes) learn(k bootKind, took time.Duration) {
+// learn remembers what a boot took; one in a burst only if it was short.
+func (t *bootTimes) learn(k bootKind, took time.Duration, quiet bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !quiet && took >= t.took[k] {
+		return
+	}
 	if t.took == nil {
 		t.took = map[bootKind]time.Duration{}
 	}
@@ -165,7 +174,8 @@ func (t *bootTimes) learn(k bootKind, took time.Duration) {
 }
 
 // lowTime follows the shorter ones of the times that it is told: down by half the
-// way, up by a twentieth. About one in ten stays below it.
+// way, up by a twentieth, and by no more than a fiftieth of itself. About one in
+// ten stays below it.
 func lowTime(before, took time.Duration) time.Duration {
 	switch {
 	case before == 0:
@@ -173,5 +183,5 @@ func lowTime(before, took time.Duration) time.Duration {
 	case took < before:
 		return before - (before-took)/2
 	}
-	return before + (took-before)/20
+	return before + min((took-before)/20, before/50)
 }

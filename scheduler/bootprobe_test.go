@@ -143,7 +143,7 @@ func TestLowTime(t *testing.T) {
 			if low < least || low > most {
 				t.Fatalf("%s after %v", low, times)
 			}
-			if before > 0 && (took < before && low > (before+took)/2+1 || took > before && low > before+(took-before)/20) {
+			if before > 0 && (took < before && low > (before+took)/2+1 || took > before && low > before+min((took-before)/20, before/50)) {
 				t.Fatalf("%s after %s and %s", low, before, took)
 			}
 		}
@@ -164,7 +164,7 @@ func TestLowTime(t *testing.T) {
 func TestBootTimesAreBounded(t *testing.T) {
 	var times bootTimes
 	for i := range 3 * maxBootKinds {
-		times.learn(bootKind{image: fmt.Sprint(i)}, time.Second)
+		times.learn(bootKind{image: fmt.Sprint(i)}, time.Second, true)
 	}
 	newest := bootKind{image: fmt.Sprint(3*maxBootKinds - 1)}
 	if len(times.took) != maxBootKinds || times.expected(newest) != time.Second {
@@ -172,6 +172,14 @@ func TestBootTimesAreBounded(t *testing.T) {
 	}
 	if times.expected(bootKind{newest.image, true}) != 0 {
 		t.Error("a boot of a new brain is expected to be as one of an old")
+	}
+	times.learn(newest, time.Minute, false)
+	if got := times.expected(newest); got != time.Second {
+		t.Errorf("%s are expected after a slow boot in a burst", got)
+	}
+	times.learn(newest, time.Second/2, false)
+	if got := times.expected(newest); got >= time.Second {
+		t.Errorf("%s are expected after a fast boot in a burst", got)
 	}
 }
 
