@@ -88,6 +88,22 @@ type FleetStatus struct {
 	Graves        int `json:"graves"`         // destroyed engines whose node is silent
 	PooledVolumes int `json:"pooled_volumes"` // ready, empty host volumes
 	WarmEngines   int `json:"warm_engines"`   // engines that wait for a user
+	// WarmPools are those engines by kind; nil: not known yet.
+	WarmPools []WarmPool `json:"warm_pools,omitzero"`
+}
+
+// WarmPool is how the warm engines of one kind stand.
+type WarmPool struct {
+	Fingerprint string    `json:"fingerprint"`
+	Image       string    `json:"image"`
+	CPUMHz      int       `json:"cpu_mhz"`
+	MemoryMB    int       `json:"memory_mb"`
+	NodePool    string    `json:"node_pool,omitempty"` // empty: the default one
+	Wanted      int       `json:"wanted"`
+	Ready       int       `json:"ready"`
+	Making      int       `json:"making"`
+	Error       string    `json:"error,omitempty"` // why none are made until RetryAt
+	RetryAt     time.Time `json:"retry_at,omitzero"`
 }
 
 // Status counts the product's engines.

@@ -121,6 +121,14 @@ func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64
 	return resp.JobModifyIndex, nil
 }
 
+// Evaluate has Nomad look anew for a place for a job's processes.
+func (c *Cluster) Evaluate(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.Jobs().ForceEvaluate(id, c.write(ctx))
+	return classify(err)
+}
+
 // Purge stops a job and forgets it. A job that is not there is purged.
 func (c *Cluster) Purge(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -136,12 +144,12 @@ func (c *Cluster) Purge(ctx context.Context, id string) error {
 // marks the job as mark's; a job that is both already is left alone. before is
 // called between the reading of the job and the writing of what was read: when
 // it says that the caller may still act, nothing that is done to the job after
-// that is undone. ErrNotFound: there is no such job. ErrConflict: somebody
-// changed the job meanwhile.
-func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func() error) error {
+// that is undone. It returns the index of the job as it is then. ErrNotFound:
+// there is no such job. ErrConflict: somebody changed the job meanwhile.
+func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func() error) (uint64, error) {
 	job, err := c.Job(ctx, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	changed := mark != "" && jobs.Mark(job) != mark
 	for _, group := range job.TaskGroups {
@@ -151,16 +159,15 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func(
 		}
 	}
 	if !changed {
-		return nil
+		return *job.JobModifyIndex, nil
 	}
 	if mark != "" {
 		jobs.SetMark(job, mark)
 	}
 	if err := before(); err != nil {
-		return err
+		return 0, err
 	}
-	_, err = c.Register(ctx, job, *job.JobModifyIndex)
-	return err
+	return c.Register(ctx, job, *job.JobModifyIndex)
 }
 
 // HashItem is the item of an engine's Nomad variable that holds the hash of its

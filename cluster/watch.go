@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
 )
 
 // Watch follows the allocations and evaluations of one job. It is opened before
@@ -102,18 +103,28 @@ func (w *Watch) Refresh(ctx context.Context) error {
 	c := w.c
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	q := c.read(ctx)
+	group, both := errgroup.WithContext(ctx)
+	q := c.read(both)
 	q.Params = map[string]string{"resources": "true"}
-	allocs, meta, err := c.client.Jobs().Allocations(w.jobID, true, q)
-	if err != nil {
+	var (
+		allocs []*api.AllocationListStub
+		meta   *api.QueryMeta
+		evals  []*api.Evaluation
+	)
+	group.Go(func() (err error) {
+		allocs, meta, err = c.client.Jobs().Allocations(w.jobID, true, q)
 		return classify(err)
-	}
-	evals, _, err := c.client.Jobs().Evaluations(w.jobID, c.read(ctx))
-	if err != nil {
+	})
+	group.Go(func() (err error) {
+		evals, _, err = c.client.Jobs().Evaluations(w.jobID, c.read(both))
 		return classify(err)
+	})
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	for _, a := range allocs {
-		if a.AllocatedResources != nil || w.addressKnown(a.ID) {
+		// Of one that is over, nobody needs the address.
+		if a.AllocatedResources != nil || w.addressKnown(a.ID) || (&Alloc{Client: a.ClientStatus}).Terminal() {
 			continue
 		}
 		// This list leaves out resources; the address is in them.

@@ -25,7 +25,7 @@ type Engine struct {
 	NodePool    string // empty: the cluster's default
 	VolumePath  string // on the node; raw_exec engines get it in their environment
 	Count       int    // 1 runs the engine, 0 stops it
-	Warm        bool   // nobody's yet
+	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
 	Mark        string // whose registration it is: see Mark
 }
 
@@ -81,8 +81,8 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 // of its process.
 func Label(job *api.Job, e Engine) {
 	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
-	if e.Warm {
-		job.UI.Description = "Warm engine: it runs and waits for a user"
+	if e.Warm != "" {
+		job.UI.Description = fmt.Sprintf("Warm, unclaimed engine of image %s, kind %s: it runs and waits for a user", quoteForUI(e.Image), quoteForUI(e.Warm))
 	}
 	mark := Mark(job)
 	engineServices(job)[0].Meta = map[string]string{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	consul "github.com/hashicorp/consul/api"
 )
@@ -74,4 +75,59 @@ func (s *Store) claim(ctx context.Context, p *Product, e *Engine, index consul.K
 			return err
 		}
 	}
+}
+
+// WarmSetback is why no warm engines of a kind are made for a while. The kind is
+// its fingerprint.
+type WarmSetback struct {
+	Fingerprint string `json:"fingerprint"`
+	// Attempts in a row that failed; 0: none did, and its engines gave way.
+	Attempts int    `json:"attempts"`
+	Error    string `json:"error"` // fit for an admin to read
+	// RetryAt is when the next ones may be made.
+	RetryAt time.Time `json:"retry_at"`
+
+	// Index is the record's ModifyIndex in Consul.
+	Index uint64 `json:"-"`
+}
+
+const warmSetbacksBelow = "warm-setbacks/"
+
+// WarmSetbacks reads all of them, by fingerprint.
+func (s *Store) WarmSetbacks(ctx context.Context) (map[string]*WarmSetback, error) {
+	pairs, err := s.list(ctx, warmSetbacksBelow)
+	if err != nil {
+		return nil, err
+	}
+	setbacks := make(map[string]*WarmSetback, len(pairs))
+	for _, pair := range pairs {
+		b, err := decode[WarmSetback](pair)
+		if err != nil {
+			return nil, err
+		}
+		b.Index = pair.ModifyIndex
+		setbacks[base(pair.Key)] = b
+	}
+	return setbacks, nil
+}
+
+// PutWarmSetback writes a record over the one read at b.Index (0: a new one).
+// ErrConflict: somebody else did.
+func (s *Store) PutWarmSetback(ctx context.Context, b *WarmSetback) error {
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.prefix + warmSetbacksBelow + b.Fingerprint, Value: encode(b), Index: b.Index})
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	return s.sessionOr(failed, err)
+}
+
+// DeleteWarmSetback removes the record read at b.Index. ErrConflict: it changed.
+func (s *Store) DeleteWarmSetback(ctx context.Context, b *WarmSetback) error {
+	ops, err := s.fenced(deleteAt(s.prefix+warmSetbacksBelow+b.Fingerprint, b.Index)...)
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	return s.sessionOr(failed, err)
 }

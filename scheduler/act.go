@@ -193,7 +193,7 @@ func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 	if *job.JobModifyIndex != seen.ModifyIndex {
 		return fmt.Errorf("%w: it was registered anew since it was seen", cluster.ErrConflict)
 	}
-	if err := s.cluster.ScaleToZero(ctx, seen.ID, "", ctx.Err); err != nil {
+	if _, err := s.cluster.ScaleToZero(ctx, seen.ID, "", ctx.Err); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, killGrace+killMargin)

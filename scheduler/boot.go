@@ -86,8 +86,12 @@ func (o *operation) boot(ctx context.Context) error {
 	defer stop()
 	probing.Go(func() { o.watchRow(timed, cancel) })
 
+	var kind *bootKind
+	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
+		kind = &bootKind{image: o.row.Image, first: o.row.Op.Kind == registry.OpProvision}
+	}
 	probed := ""
-	err = w.Until(timed, func(state cluster.JobState) (bool, error) {
+	look := func(state cluster.JobState) (bool, error) {
 		alloc := o.ownAlloc(state)
 		if alloc == nil {
 			return false, o.placementError(state)
@@ -101,13 +105,16 @@ func (o *operation) boot(ctx context.Context) error {
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
 			probing.Go(func() {
 				o.awaitStarted(timed, 0)
-				if o.s.probe.awaitUsable(timed, url, key) {
+				if o.s.boots.awaitUsable(timed, url, key, kind) {
 					cancel(errHealthy)
 				}
 			})
 		}
 		return false, nil
-	})
+	}
+	for err = w.Until(timed, look); err != nil && o.makeRoom(timed, err); {
+		err = w.Until(timed, look)
+	}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errHealthy):
 		o.row.LastHealthAt = time.Now().UTC()
@@ -149,9 +156,10 @@ func (o *operation) ownAlloc(state cluster.JobState) *cluster.Alloc {
 func (o *operation) placementError(state cluster.JobState) error {
 	slices.SortFunc(state.Evals, func(a, b cluster.Eval) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
 	for _, e := range slices.Backward(state.Evals) {
-		if e.CreateIndex < o.row.Op.JobIndex || e.Failed == nil {
+		if e.CreateIndex < o.row.Op.JobIndex || e.CreateIndex <= o.refusedAt || e.Failed == nil {
 			continue
 		}
+		o.refusedAt = e.CreateIndex
 		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
 		if e.Failed.Ports {
 			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
@@ -199,7 +207,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 		return cause
 	}
 	o.tried[o.row.NodeID], o.noPlace = true, cause
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
 	if err != nil {
 		return cause
 	}
@@ -225,7 +233,7 @@ func (o *operation) relocate(ctx context.Context) error {
 		}
 	}
 	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, o.tried)
+	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
 	if err != nil {
 		return errors.Join(o.noPlace, err)
 	}
@@ -242,6 +250,6 @@ func (o *operation) relocate(ctx context.Context) error {
 		return errors.Join(o.noPlace, err)
 	}
 	o.log.Info("placing the engine on another node", "node", next.NodeID, "now", next.EngineID)
-	o.row = next
+	o.row, o.quietAt, o.refusedAt = next, 0, 0
 	return errRelocated
 }

@@ -84,6 +84,8 @@ type Leftovers struct {
 	PooledVolumes int
 	// WarmEngines run and wait for a user, as far as this replica knows.
 	WarmEngines int
+	// WarmKinds is how they stand by kind; nil: not known yet.
+	WarmKinds []WarmKind
 }
 
 // Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
@@ -96,7 +98,11 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	if err != nil {
 		return Leftovers{}, err
 	}
-	left := Leftovers{Graves: len(graves), WarmEngines: s.WarmEngines()}
+	kinds, err := s.WarmKinds(ctx)
+	if err != nil {
+		return Leftovers{}, err
+	}
+	left := Leftovers{Graves: len(graves), WarmEngines: s.WarmEngines(), WarmKinds: kinds}
 	for _, v := range pool {
 		if v.Ready() {
 			left.PooledVolumes++

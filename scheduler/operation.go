@@ -47,7 +47,12 @@ type operation struct {
 	recorded bool            // its audit row is complete
 	tried    map[string]bool // nodes that could not place the engine
 	noPlace  error           // what the last of them said
-	took     []any           // step names and durations, for the log
+	// quietAt is the index of the job as quiesce left it.
+	quietAt uint64
+	// refusedAt is the CreateIndex of the evaluation by which Nomad said last that
+	// it has no place.
+	refusedAt uint64
+	took      []any // step names and durations, for the log
 }
 
 func engineKey(productID, userID string) string { return productID + "/" + userID }

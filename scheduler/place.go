@@ -38,11 +38,11 @@ func (p *place) applyTo(row *registry.Engine) {
 // defaultNodePool is where Nomad places jobs that name no pool.
 const defaultNodePool = "default"
 
-// choose picks the node for a new engine: one with free CPU, memory and a port,
-// preferably with a ready volume, and of those the one with the most free
-// memory. A pooled volume it returns is held for the caller, who claims or
-// releases it.
-func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Resources, tried map[string]bool) (*place, error) {
+// choose picks the node for a new engine: one with free CPU, memory and ports for
+// so many of its size, preferably with a ready volume, and of those the one with
+// the most free memory. A pooled volume it returns is held for the caller, who
+// claims or releases it.
+func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Resources, engines int, tried map[string]bool) (*place, error) {
 	if nodePool == "" {
 		nodePool = defaultNodePool
 	}
@@ -57,7 +57,7 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		if tried[n.ID] || !s.canRun(n, nodePool) {
 			continue
 		}
-		p := &place{node: n, id: s.newEngineID(), fits: n.FreeCPUMHz >= ask.CPUMHz && n.FreeMemoryMB >= ask.MemoryMB && n.FreePorts >= 1}
+		p := &place{node: n, id: s.newEngineID(), fits: hasRoom(n, ask, engines)}
 		if free := ready[n.ID]; len(free) > 0 {
 			p.pooled = free[0]
 		}
@@ -80,6 +80,11 @@ func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
 	return n.Eligible && n.Pool == nodePool && n.Drivers[string(s.opts.Job.Driver)]
 }
 
+// hasRoom says whether so many engines of a size fit on a node, as the view has it.
+func hasRoom(n cluster.Node, ask registry.Resources, engines int) bool {
+	return n.FreeCPUMHz >= engines*ask.CPUMHz && n.FreeMemoryMB >= engines*ask.MemoryMB && n.FreePorts >= engines
+}
+
 func better(a, b *place) bool {
 	switch {
 	case a.fits != b.fits:
@@ -94,7 +99,7 @@ func better(a, b *place) bool {
 // meanwhile; then the next is tried.
 func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Engine) error {
 	for try := 0; ; try++ {
-		p, err := s.choose(ctx, row.NodePool, row.Resources, nil)
+		p, err := s.choose(ctx, row.NodePool, row.Resources, 1, nil)
 		if err != nil {
 			// The quota and the user's own engine come before the cluster's room.
 			if qerr := s.quotaAllows(ctx, caller.Product); qerr != nil {

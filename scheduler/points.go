@@ -23,10 +23,12 @@ const (
 	atWritten  = "written"  // a change of a product is made, its audit row is open
 )
 
-// Points of the leader's work.
+// Points of the pools.
 const (
 	pointPoolNoted     = "pool/noted"     // an entry is written, its volume not made
 	pointPoolDiscarded = "pool/discarded" // an entry is gone, its volume is not
+	// A warm engine is a user's, who was not told.
+	pointWarmClaimed = "pool/warm-claimed"
 )
 
 // fencedSteps are those that verify that they may still act; a destroy's rest is
@@ -40,7 +42,7 @@ func isFenced(kind registry.OpKind, step string) bool {
 // FaultPoints are all points by what they interrupt: the kind of an operation,
 // the audit log's name of an admin's change, or "pool".
 func FaultPoints() map[string][]string {
-	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded}}
+	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded, pointWarmClaimed}}
 	for kind, forward := range plans {
 		add := func(names ...string) {
 			for _, name := range names {

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,10 +23,18 @@ type volumePool struct {
 
 	mu   sync.Mutex
 	held map[string]bool // engine_ids that this replica is about to claim
+
+	setbacks map[string]poolSetback // by node; only run uses it
+}
+
+// poolSetback is why no volumes are made on a node for a while.
+type poolSetback struct {
+	n     int // tries in a row that failed
+	until time.Time
 }
 
 func newVolumePool(s *Scheduler) *volumePool {
-	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}}
+	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}, setbacks: map[string]poolSetback{}}
 }
 
 // list returns the ready volumes by node that this replica is not yet claiming.
@@ -83,9 +92,10 @@ func (p *volumePool) claimed() {
 }
 
 const (
-	poolEvery   = 10 * time.Second
-	poolBackoff = 5 * time.Second
-	poolPending = 250 * time.Millisecond
+	poolEvery      = 10 * time.Second
+	poolBackoff    = 5 * time.Second // the first wait after a failure; it doubles
+	poolBackoffMax = 5 * time.Minute
+	poolPending    = 250 * time.Millisecond
 )
 
 // run fills the pool, while this replica leads, until ctx ends.
@@ -96,11 +106,11 @@ func (p *volumePool) run(ctx context.Context) {
 			wait = time.Second
 		} else {
 			pending, err := p.fill(ctx)
-			switch {
-			case err != nil && ctx.Err() == nil:
+			if err != nil && ctx.Err() == nil {
 				p.s.log.Warn("cannot fill the volume pool; trying again", "error", err)
 				wait = poolBackoff
-			case pending:
+			}
+			if pending {
 				wait = poolPending
 			}
 		}
@@ -114,30 +124,47 @@ func (p *volumePool) run(ctx context.Context) {
 
 // fill makes what is missing on each node, notes what has become ready, and
 // removes what no engine can use. It says whether volumes are still to become
-// ready.
+// ready. What fails on one node keeps no other from its volumes.
 func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	entries, err := p.s.store.PooledVolumes(ctx)
 	if err != nil {
 		return false, err
 	}
+	// Read after the entries: a volume that an entry has an id of was there before.
+	volumes := map[string]*cluster.Volume{}
+	if len(entries) > 0 {
+		all, err := p.s.cluster.Volumes(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, v := range all {
+			volumes[v.Name] = v
+		}
+	}
 	template := p.s.template.Load()
 	owner, params := template.Owner().String(), template.Owner().Params()
-	count, ready := map[string]int{}, 0
-	var waiting []*registry.PooledVolume
+	count, ready, now := map[string]int{}, 0, time.Now()
 	for _, v := range entries {
 		node, known := p.s.cluster.Node(v.NodeID)
+		silent, there := !known || node.Down, volumes[registry.JobID(v.EngineID)]
 		switch {
-		case v.Owner != owner || !known || node.Down:
+		case v.Owner != owner || silent || count[v.NodeID] >= p.s.opts.VolumePool, v.Ready() && (there == nil || there.ID != v.VolumeID):
 			// A node that is gone took its volumes with it; one that comes back
-			// finds them deleted.
-			if err := p.discard(ctx, v); err != nil && known && !node.Down {
-				return false, err
+			// finds them deleted. And a hand may have deleted one.
+			if derr := p.discard(ctx, v); derr != nil && !silent {
+				err = errors.Join(err, derr)
 			}
 			continue
 		case v.Ready():
 			ready++
+		case now.Before(p.setbacks[v.NodeID].until):
 		default:
-			waiting = append(waiting, v)
+			noted, nerr := p.noteReady(ctx, v, there)
+			if err = errors.Join(err, p.note(v.NodeID, nerr)); noted {
+				ready++
+			} else {
+				pending = pending || nerr == nil
+			}
 		}
 		count[v.NodeID]++
 	}
@@ -146,60 +173,51 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] {
 			continue
 		}
-		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
+		for n := count[node.ID]; n < p.s.opts.VolumePool && !now.Before(p.setbacks[node.ID].until); n++ {
 			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
 			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
-				return false, err
+				return pending, err
 			}
 			fault.Hit(pointPoolNoted)
-			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params); err != nil {
-				return false, err
+			_, cerr := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+			if err = errors.Join(err, p.note(node.ID, cerr)); cerr != nil {
+				break
 			}
 			pending = true
 		}
 	}
-	noted, err := p.noteReady(ctx, waiting)
-	p.ready.Add(int64(noted))
-	return pending || noted < len(waiting), err
+	return pending, err
 }
 
-// noteReady records the ids of volumes that became usable, finishing those that
-// a crash left without one.
-func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume) (noted int, err error) {
-	if len(waiting) == 0 {
-		return 0, nil
+// note keeps a node on which something failed from being tried for a while, which
+// doubles.
+func (p *volumePool) note(nodeID string, err error) error {
+	if err == nil {
+		delete(p.setbacks, nodeID)
+		return nil
 	}
-	all, err := p.s.cluster.Volumes(ctx)
+	b := p.setbacks[nodeID]
+	p.setbacks[nodeID] = poolSetback{b.n + 1, time.Now().Add(Backoff{Base: poolBackoff, Max: poolBackoffMax}.after(b.n))}
+	return fmt.Errorf("node %s: %w", nodeID, err)
+}
+
+// noteReady records the id of a volume that became usable, and says whether it
+// has; one that a crash left without a volume gets it now.
+func (p *volumePool) noteReady(ctx context.Context, entry *registry.PooledVolume, v *cluster.Volume) (bool, error) {
+	if v == nil {
+		_, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, p.s.template.Load().Owner().Params())
+		return false, err
+	}
+	if !v.Ready {
+		return false, nil
+	}
+	full, err := p.s.cluster.Volume(ctx, v.ID)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	byName := make(map[string]*cluster.Volume, len(all))
-	for _, v := range all {
-		byName[v.Name] = v
-	}
-	for _, entry := range waiting {
-		v := byName[registry.JobID(entry.EngineID)]
-		if v == nil {
-			params := p.s.template.Load().Owner().Params()
-			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params); err != nil {
-				return noted, err
-			}
-			continue
-		}
-		if !v.Ready {
-			continue
-		}
-		full, err := p.s.cluster.Volume(ctx, v.ID)
-		if err != nil {
-			return noted, err
-		}
-		entry.VolumeID, entry.Path = full.ID, full.Path
-		if err := p.s.store.PutPooledVolume(ctx, entry); err != nil {
-			return noted, err
-		}
-		noted++
-	}
-	return noted, nil
+	entry.VolumeID, entry.Path = full.ID, full.Path
+	err = p.s.store.PutPooledVolume(ctx, entry)
+	return err == nil, err
 }
 
 // discard takes an entry out of the pool and deletes its volume. The entry goes

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -20,11 +19,6 @@ const (
 	connectTimeout = 50 * time.Millisecond
 	// maxHealthBody bounds what is read of an engine's answer.
 	maxHealthBody = 64 << 10
-	// maxProbes in flight for one boot: a probe that hangs is overtaken by the
-	// next, but an engine that answers none is not flooded.
-	maxProbes = 4
-	// overtakeAfter is when a probe that has no answer yet is overtaken.
-	overtakeAfter = 100 * time.Millisecond
 )
 
 // prober asks engines directly, without keys for their health and with keys for
@@ -116,51 +110,6 @@ func (p *prober) usable(ctx context.Context, url, key string) error {
 		err = errors.New("what answers there refuses the engine's key")
 	}
 	return err
-}
-
-// awaitUsable asks until the engine is usable (true) or ctx ends (false).
-func (p *prober) awaitUsable(ctx context.Context, url, key string) bool {
-	ctx, cancel := context.WithCancel(ctx)
-	var probes sync.WaitGroup
-	defer probes.Wait()
-	defer cancel()
-
-	began, answers, inFlight := time.Now(), make(chan error, maxProbes), 0
-	for {
-		if inFlight < maxProbes {
-			inFlight++
-			probes.Go(func() { answers <- p.usable(ctx, url, key) })
-		}
-		overtake := time.NewTimer(overtakeAfter)
-		select {
-		case <-ctx.Done():
-			overtake.Stop()
-			return false
-		case err := <-answers:
-			inFlight--
-			if err == nil {
-				overtake.Stop()
-				return true
-			}
-		case <-overtake.C:
-		}
-		overtake.Stop()
-		if !pause(ctx, probeInterval(time.Since(began))) {
-			return false
-		}
-	}
-}
-
-// probeInterval grows with the time that a boot takes: fine while most engines
-// come up, coarse for those that take long.
-func probeInterval(elapsed time.Duration) time.Duration {
-	switch {
-	case elapsed < 300*time.Millisecond:
-		return 3 * time.Millisecond
-	case elapsed < 2*time.Second:
-		return 20 * time.Millisecond
-	}
-	return 100 * time.Millisecond
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -110,79 +109,6 @@ func TestUsable(t *testing.T) {
 	t.Run("ErrAnotherProcessHoldsThePort", func(t *testing.T) {
 		if err := p.usable(t.Context(), healthy, "sk-sept-another"); err == nil {
 			t.Error("an engine that refuses the key passed")
-		}
-	})
-}
-
-func TestAwaitUsable(t *testing.T) {
-	t.Run("FailsAtFirst", func(t *testing.T) {
-		var asked atomic.Int32
-		url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
-			if asked.Add(1) < 5 {
-				says(503, `{"status":"starting"}`)(w, r)
-				return
-			}
-			says(200, `{"status":"ok"}`)(w, r)
-		})
-		if !newProber(connectTimeout, time.Second).awaitUsable(t.Context(), url, testKey) {
-			t.Error("not usable")
-		}
-		if n := asked.Load(); n != 5 {
-			t.Errorf("asked %d times, want 5", n)
-		}
-	})
-	// A probe that hangs is overtaken: the engine may have been asked in the
-	// moment before it could answer.
-	t.Run("FirstProbeHangs", func(t *testing.T) {
-		var asked atomic.Int32
-		url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
-			if asked.Add(1) == 1 {
-				<-r.Context().Done()
-				return
-			}
-			says(200, `{"status":"ok"}`)(w, r)
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		if !newProber(connectTimeout, time.Minute).awaitUsable(ctx, url, testKey) {
-			t.Error("not usable")
-		}
-	})
-	t.Run("HangsForEver", func(t *testing.T) {
-		var inFlight, most atomic.Int32
-		url := engineStub(t, func(_ http.ResponseWriter, r *http.Request) {
-			if n := inFlight.Add(1); n > most.Load() {
-				most.Store(n)
-			}
-			<-r.Context().Done()
-			inFlight.Add(-1)
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() {
-			defer cancel()
-			for deadline := time.Now().Add(20 * time.Second); most.Load() < maxProbes && time.Now().Before(deadline); {
-				pause(ctx, time.Millisecond)
-			}
-			pause(ctx, 3*overtakeAfter) // time for one too many
-		}()
-		if newProber(connectTimeout, time.Minute).awaitUsable(ctx, url, testKey) {
-			t.Error("usable")
-		}
-		if got := most.Load(); got != maxProbes {
-			t.Errorf("%d probes at once, want %d", got, maxProbes)
-		}
-	})
-	t.Run("NobodyListens", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		url := "http://" + l.Addr().String()
-		_ = l.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		if newProber(connectTimeout, time.Second).awaitUsable(ctx, url, testKey) {
-			t.Error("usable")
 		}
 	})
 }

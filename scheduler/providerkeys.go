@@ -116,6 +116,7 @@ func (s *Scheduler) progress(r *registry.Rollout) (RolloutProgress, error) {
 	}
 	for _, row := range s.mirror.All() {
 		switch {
+		case row.ProductID == registry.WarmProduct: // which is replaced
 		case outdated(row, r) || row.Op != nil && row.Op.Kind == registry.OpRestart:
 			p.Pending++
 		case row.RestartedFor < r.TargetVersion:
@@ -174,7 +175,7 @@ func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 	running, underWay := 0, 0
 	var waiting []*registry.Engine
 	for _, row := range s.mirror.All() {
-		if row.State != registry.Running {
+		if row.State != registry.Running || row.ProductID == registry.WarmProduct { // which is replaced
 			continue
 		}
 		running++

@@ -65,6 +65,8 @@ type Scheduler struct {
 	health  *registry.Checks
 	gates   gates
 	probe   *prober
+	boots   *bootProber
+	starts  chan struct{} // one per boot that waits for Consul's word of it
 	checks  backendChecks
 
 	activity *activity // of this replica
@@ -96,8 +98,9 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(connectTimeout, opts.ProbeTimeout),
-		active:  map[string]*operation{},
+		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts),
 	}
+	s.boots = newBootProber(s.probe)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
 	s.warm = newWarmPool(s)

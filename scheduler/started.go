@@ -11,6 +11,10 @@ import (
 // comes too early costs about as much.
 const startedWithin = time.Second
 
+// maxStarts is how many wait for it at a time: each is a blocking query, and
+// Consul allows a client 200 connections by default.
+const maxStarts = 100
+
 // awaitStarted waits, where a probe that comes too early does harm, until the
 // engine's process was started after index, a CreateIndex of its service in
 // Consul.
@@ -26,6 +30,12 @@ func (o *operation) awaitStarted(ctx context.Context, index uint64) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startedWithin)
 	defer cancel()
+	select {
+	case o.s.starts <- struct{}{}:
+		defer func() { <-o.s.starts }()
+	case <-ctx.Done():
+		return
+	}
 	for o.s.store.AwaitService(ctx, o.row.JobID(), index) != nil {
 		if !pause(ctx, pollEvery) {
 			return

@@ -125,7 +125,7 @@ func (o *operation) register(ctx context.Context) error {
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.ProductID == registry.WarmProduct, Mark: o.opID,
+		Warm: row.Warm, Mark: o.opID,
 	})
 	if err != nil {
 		return err
@@ -145,8 +145,8 @@ func (o *operation) register(ctx context.Context) error {
 // registration that changes nothing.
 func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
 	for first := true; ctx.Err() == nil; first = false {
-		var index uint64
-		if !first || o.row.Op.Kind != registry.OpProvision {
+		index := o.quietAt // 0 of a provision, and of what was taken over since
+		if !first || index == 0 && o.row.Op.Kind != registry.OpProvision {
 			present, err := o.s.cluster.Job(ctx, *job.ID)
 			switch {
 			case err == nil && jobs.Mark(present) == o.opID && jobs.Runs(present):
@@ -177,7 +177,8 @@ func (o *operation) quiesce(ctx context.Context) error {
 		mark = o.opID + "-end"
 	}
 	for {
-		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
+		index, err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
+		o.quietAt = index
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			return nil

@@ -74,7 +74,7 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	return nil
 }
 
-// statusAnswer is a fleet in numbers; the last three are the admin's.
+// statusAnswer is a fleet in numbers; from Graves on it is the admin's.
 type statusAnswer struct {
 	Total         int                    `json:"total"`
 	ByStatus      map[registry.State]int `json:"by_status"`
@@ -83,6 +83,39 @@ type statusAnswer struct {
 	Graves        *int                   `json:"graves,omitempty"`
 	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
 	WarmEngines   *int                   `json:"warm_engines,omitempty"`
+	WarmPools     []warmPool             `json:"warm_pools,omitzero"`
+}
+
+// warmPool is how the warm engines of one kind stand.
+type warmPool struct {
+	Fingerprint string `json:"fingerprint"`
+	Image       string `json:"image"`
+	CPUMHz      int    `json:"cpu_mhz"`
+	MemoryMB    int    `json:"memory_mb"`
+	NodePool    string `json:"node_pool,omitempty"`
+	Wanted      int    `json:"wanted"`
+	Ready       int    `json:"ready"`
+	Making      int    `json:"making"`
+	Error       string `json:"error,omitempty"`
+	RetryAt     string `json:"retry_at,omitempty"`
+}
+
+func showWarm(kinds []scheduler.WarmKind) []warmPool {
+	if kinds == nil {
+		return nil
+	}
+	pools := make([]warmPool, 0, len(kinds))
+	for _, k := range kinds {
+		p := warmPool{
+			Fingerprint: k.Fingerprint, Image: k.Image, CPUMHz: k.Resources.CPUMHz, MemoryMB: k.Resources.MemoryMB, NodePool: k.NodePool,
+			Wanted: k.Wanted, Ready: k.Ready, Making: k.Making, Error: k.Error,
+		}
+		if k.Error != "" {
+			p.RetryAt = timestamp(k.RetryAt)
+		}
+		pools = append(pools, p)
+	}
+	return pools
 }
 
 func showStatus(f *scheduler.Fleet) statusAnswer {
@@ -124,6 +157,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	}
 	answer := showStatus(f)
 	answer.Graves, answer.PooledVolumes, answer.WarmEngines = &left.Graves, &left.PooledVolumes, &left.WarmEngines
+	answer.WarmPools = showWarm(left.WarmKinds)
 	viewAge(w, f)
 	writeJSON(w, http.StatusOK, answer)
 	return nil

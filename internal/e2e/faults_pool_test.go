@@ -79,6 +79,7 @@ func testPoolPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	entry.Owner = "somebody"
+	discarded := entry
 	value, err := json.Marshal(entry)
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +96,78 @@ func testPoolPoints(t *testing.T) {
 	if pair, _, err := s.consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
 		t.Errorf("the discarded entry is there: %v, %v", pair, err)
 	}
+	// A volume that a hand deleted is not handed out.
+	if keys, _, err = s.consul.KV().List(prefix+"pool/volumes/", nil); err != nil || len(keys) == 0 {
+		t.Fatalf("%d entries, %v", len(keys), err)
+	}
+	if err := json.Unmarshal(keys[0].Value, &entry); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole("the pool is whole after a volume was deleted by hand")
+	entry = discarded
 	// Its volume is empty and nobody's: what removes orphans may have it.
 	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
 		t.Log("the discarded volume:", err)
+	}
+}
+
+// testWarmPoints kills the leader while it makes a warm engine, and a replica
+// between the claim of one and the answer.
+func testWarmPoints(t *testing.T) {
+	t.Parallel()
+	const prefix = "faults-warm/"
+	database, s, ctx := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), openStores(t, shared), t.Context()
+	start := func(armed string) *faulty { return startFaulty(t, prefix, database, armed, "ORCH_WARM_POOL=1") }
+	warm := func(what string) string {
+		t.Helper()
+		id := ""
+		eventually(t, 60*time.Second, what, func() error {
+			rows := s.warmRows(prefix)
+			if len(rows) != 1 || rows[0].State != registry.Running || rows[0].Op != nil {
+				return fmt.Errorf("%d warm rows", len(rows))
+			}
+			id = rows[0].EngineID
+			return nil
+		})
+		return id
+	}
+	p := start("kill provision/register/done")
+	if err := p.awaitDeath(60 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	p = start("kill pool/warm-claimed")
+	waiting := warm("one warm engine after provision/register/done")
+	product, err := p.RegisterProduct(ctx, "warm-faulty", "Warm", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.PlatformKey = product.PlatformAPIKey
+	if _, err := provisionOnce(ctx, p.Client, "once", "u", ""); err == nil {
+		t.Fatal("the call was answered")
+	}
+	if err := p.awaitDeath(40 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.endSessions(prefix)
+	p = start("")
+	p.PlatformKey = product.PlatformAPIKey
+	e, err := provisionOnce(ctx, p.Client, "once", "u", "")
+	if err != nil || e.EngineID != waiting {
+		t.Fatalf("the same call again: %+v, %v; want engine %s", e, err, waiting)
+	}
+	remember(t, e, e.APIKey, "alive")
+	if next := warm("one warm engine after pool/warm-claimed"); next == waiting {
+		t.Error("the claimed engine is in the pool")
+	}
+	s.described(e.EngineID, `user "u"`)
+	if _, err := p.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.census(prefix); got["rows"] != 1 || got["quota"] != 0 {
+		t.Errorf("left: %v, want the warm engine alone", got)
 	}
 }

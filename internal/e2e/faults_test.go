@@ -218,6 +218,7 @@ func TestFaultPoints(t *testing.T) {
 		switch {
 		case name == "pool":
 			t.Run(name, testPoolPoints)
+			t.Run("warm", testWarmPoints)
 		case len(sorted[name]) == 2 && strings.HasSuffix(sorted[name][1], "/written"):
 			t.Run(name, func(t *testing.T) { testAdminPoints(t, sorted[name]) })
 		default:

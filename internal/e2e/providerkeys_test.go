@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -13,6 +14,23 @@ import (
 
 	"github.com/septemberai/orch/client"
 )
+
+// hasProviderKey says whether an engine's process has this LLM_API_KEY.
+func hasProviderKey(ctx context.Context, e *client.Engine, want string) error {
+	var env struct {
+		Variables map[string]struct {
+			SHA256 string `json:"sha256"`
+		}
+	}
+	if _, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/env?names=LLM_API_KEY", nil, &env); err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(want))
+	if env.Variables["LLM_API_KEY"].SHA256 != hex.EncodeToString(sum[:]) {
+		return fmt.Errorf("it does not have the %s key", want)
+	}
+	return nil
+}
 
 // New provider keys reach running engines by restarts one after the other; brain
 // and key stay. A rollout whose engines do not come back halts, and goes on when
@@ -54,17 +72,8 @@ func TestProviderKeys(t *testing.T) {
 		if err != nil || now.APIKey != engines[user].APIKey || now.EngineID != engines[user].EngineID || now.Status != "running" {
 			return fmt.Errorf("%s: %+v, %w", user, now, err)
 		}
-		var env struct {
-			Variables map[string]struct {
-				SHA256 string `json:"sha256"`
-			}
-		}
-		if _, err := engineCall(ctx, now, now.APIKey, http.MethodGet, "/env?names=LLM_API_KEY", nil, &env); err != nil {
-			return err
-		}
-		sum := sha256.Sum256([]byte(want))
-		if env.Variables["LLM_API_KEY"].SHA256 != hex.EncodeToString(sum[:]) {
-			return fmt.Errorf("%s does not have the %s key", user, want)
+		if err := hasProviderKey(ctx, now, want); err != nil {
+			return fmt.Errorf("%s: %w", user, err)
 		}
 		return export(t, now, now.APIKey).knows("of " + user)
 	}

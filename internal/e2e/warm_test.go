@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/registry"
 )
 
 // awaitWarm waits until so many warm engines run.
@@ -22,6 +25,316 @@ func (s *stores) awaitWarm(r *replica, n int) {
 		}
 		return nil
 	})
+}
+
+// warmKinds are the admin's figures of warm engines.
+func (r *replica) warmKinds(t *testing.T) []client.WarmPool {
+	t.Helper()
+	st, err := r.admin().Whole(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.WarmPools
+}
+
+// warmRows are the engines that are nobody's.
+func (s *stores) warmRows(prefix string) (warm []*registry.Engine) {
+	s.t.Helper()
+	rows, err := s.engines(prefix)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, row := range rows {
+		if row.ProductID == registry.WarmProduct {
+			warm = append(warm, row)
+		}
+	}
+	return warm
+}
+
+// described waits until the job of an engine says something in Nomad's UI.
+func (s *stores) described(engineID string, what ...string) {
+	s.t.Helper()
+	eventually(s.t, 30*time.Second, "the job says whose it is", func() error {
+		job, _, err := s.nomad.Jobs().Info("engine-"+engineID, nil)
+		if err != nil {
+			return err
+		}
+		for _, w := range what {
+			if job.UI == nil || !strings.Contains(job.UI.Description, w) {
+				return fmt.Errorf("it says %+v, not %s", job.UI, w)
+			}
+		}
+		return nil
+	})
+}
+
+// A burst that is larger than the pool: as many as there are warm ones are warm,
+// the others cold, each its own; then the pool is filled again.
+func TestWarmBurst(t *testing.T) {
+	t.Parallel()
+	const prefix, pool, burst = "warm-burst/", 3, 8
+	// Slow to boot, so that none that is made meanwhile is handed out.
+	r := startService(t, shared, map[string]string{
+		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": fmt.Sprint(pool), "ORCH_VOLUME_POOL": "4", "ORCH_ENGINE_IMAGE": "reference-engine.slow-boot-2s",
+	})
+	s, ctx := openStores(t, shared), t.Context()
+	c := r.product(t, nil)
+	s.awaitWarm(r, pool)
+	unclaimed := s.warmRows(prefix)
+	kinds := r.warmKinds(t)
+	if len(kinds) != 1 || kinds[0].Image != "reference-engine.slow-boot-2s" || kinds[0].Wanted != pool || kinds[0].Ready != pool || kinds[0].Making != 0 || kinds[0].Error != "" {
+		t.Fatalf("the admin sees %+v", kinds)
+	}
+	waited := map[string]bool{}
+	for _, row := range unclaimed {
+		waited[row.EngineID] = true
+		s.described(row.EngineID, "Warm, unclaimed", "reference-engine.slow-boot-2s", kinds[0].Fingerprint)
+	}
+	engines := make([]*client.Engine, burst)
+	var wg sync.WaitGroup
+	for i := range engines {
+		wg.Go(func() {
+			e, err := c.Provision(ctx, fmt.Sprint("u", i), "")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			engines[i] = e
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	seen, warm := map[string]bool{}, 0
+	for i, e := range engines {
+		if seen[e.EngineID] || seen[e.URL] || seen[e.APIKey] {
+			t.Errorf("two users got %s at %s", e.EngineID, e.URL)
+		}
+		seen[e.EngineID], seen[e.URL], seen[e.APIKey] = true, true, true
+		remember(t, e, e.APIKey, "alive")
+		if waited[e.EngineID] {
+			warm++
+			s.described(e.EngineID, fmt.Sprint("u", i))
+		}
+	}
+	audited := map[bool]int{}
+	for _, row := range r.audited(t, "provision") {
+		if row.Actor != "system" {
+			audited[row.Metadata["warm"] == true]++
+		}
+	}
+	if warm != pool || audited[true] != pool || audited[false] != burst-pool {
+		t.Errorf("%d of %d were warm, and the audit log says so of %v", warm, burst, audited)
+	}
+	s.awaitWarm(r, pool)
+	for _, row := range s.warmRows(prefix) {
+		if waited[row.EngineID] {
+			t.Errorf("%s is back in the pool", row.EngineID)
+		}
+	}
+	for i := range engines {
+		if _, err := c.Destroy(ctx, fmt.Sprint("u", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	s.awaitWarm(r, pool) // what was handed out does not come back
+}
+
+// A kind that cannot be made is told of, with why and when it is tried again; a
+// change of the policy retires the engines of the kind before.
+func TestWarmKindsFollowThePolicy(t *testing.T) {
+	t.Parallel()
+	const prefix = "warm-kinds/"
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "2"})
+	s, ctx := openStores(t, shared), t.Context()
+	admin := r.admin()
+	policy := func(fields map[string]any) *client.Policy { return policyOf(t, fields) }
+	p, err := admin.RegisterProduct(ctx, "kinds", "Kinds", policy(map[string]any{"warm_pool": 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+	known := map[string]bool{}
+	for _, fields := range []map[string]any{
+		{"warm_pool": 1},
+		{"warm_pool": 1, "memory_mb": 40},
+		{"warm_pool": 1, "memory_mb": 40, "cpu_mhz": 20},
+		{"warm_pool": 1, "engine_image": "reference-engine.v2"},
+	} {
+		if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(fields)); err != nil {
+			t.Fatal(err)
+		}
+		var now client.WarmPool
+		eventually(t, 60*time.Second, fmt.Sprint("the one warm engine is of ", fields), func() error {
+			kinds, rows := r.warmKinds(t), s.warmRows(prefix)
+			if len(kinds) != 1 || kinds[0].Ready != 1 || kinds[0].Wanted != 1 || len(rows) != 1 || rows[0].Warm != kinds[0].Fingerprint || known[kinds[0].Fingerprint] {
+				return fmt.Errorf("%+v, %d rows", kinds, len(rows))
+			}
+			now = kinds[0]
+			return nil
+		})
+		known[now.Fingerprint] = true
+	}
+	// Only the engine's own kind is handed out.
+	e, err := c.Provision(ctx, "v1", "reference-engine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := r.audited(t, "provision"); len(rows) == 0 || rows[0].EngineID != e.EngineID || rows[0].Metadata["warm"] == true {
+		t.Errorf("audited as %+v", rows)
+	}
+
+	if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(map[string]any{"warm_pool": 2, "engine_image": failingImage})); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, "the admin is told why there is none", func() error {
+		kinds := r.warmKinds(t)
+		if len(kinds) != 1 || kinds[0].Image != failingImage || kinds[0].Wanted != 2 || kinds[0].Ready != 0 || kinds[0].Error == "" || !kinds[0].RetryAt.After(time.Now()) {
+			return fmt.Errorf("%+v", kinds)
+		}
+		return nil
+	})
+	eventually(t, 60*time.Second, "the failed ones are removed", func() error {
+		if rows := s.warmRows(prefix); len(rows) > 0 {
+			return fmt.Errorf("%d rows", len(rows))
+		}
+		return nil
+	})
+	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "nothing is told of a kind that nobody wants", func() error {
+		if kinds := r.warmKinds(t); len(kinds) > 0 {
+			return fmt.Errorf("%+v", kinds)
+		}
+		if keys, _, err := s.consul.KV().Keys(prefix+"warm-setbacks/", "", nil); err != nil || len(keys) > 0 {
+			return fmt.Errorf("%v, %w", keys, err)
+		}
+		return nil
+	})
+	if _, err := c.Destroy(ctx, "v1"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// After a change of the provider keys no warm engine with the older ones is handed
+// out, and they are replaced without being asked; a rollout leaves them alone.
+func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
+	t.Parallel()
+	stack := ownStack(t) // provider keys are one secret of a Vault
+	const prefix = "warm-keys/"
+	vars := map[string]string{
+		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": "2", "ORCH_VOLUME_POOL": "4", "LLM_API_KEY": "first",
+		"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
+	}
+	r, s, ctx := startService(t, stack, vars), openStores(t, stack), t.Context()
+	c := r.product(t, nil)
+	s.awaitWarm(r, 2)
+	old := map[string]bool{}
+	for _, row := range s.warmRows(prefix) {
+		old[row.EngineID] = true
+	}
+	r.stop()
+	vars["LLM_API_KEY"] = "second"
+	r = startService(t, stack, vars)
+	c.BaseURL = r.url
+	e, err := c.Provision(ctx, "u", "") // at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hasProviderKey(ctx, e, "second"); err != nil || old[e.EngineID] {
+		t.Errorf("an engine with the older keys was handed out: %v", err)
+	}
+	eventually(t, 60*time.Second, "the older ones are replaced", func() error {
+		rows := s.warmRows(prefix)
+		for _, row := range rows {
+			if old[row.EngineID] || row.State != registry.Running {
+				return fmt.Errorf("%s is %s", row.EngineID, row.State)
+			}
+		}
+		if len(rows) != 2 {
+			return fmt.Errorf("%d warm engines", len(rows))
+		}
+		return nil
+	})
+	if got, err := r.admin().ApplyProviderKeys(ctx); err != nil || got.Pending != 0 {
+		t.Errorf("rollout: %+v, %v", got, err)
+	}
+	if e, err = c.Provision(ctx, "warm", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := hasProviderKey(ctx, e, "second"); err != nil {
+		t.Error(err)
+	}
+	if rows := r.audited(t, "provision"); rows[0].Metadata["warm"] != true && rows[1].Metadata["warm"] != true {
+		t.Errorf("it was not warm: %+v", rows)
+	}
+}
+
+// Where nodes are full, warm engines give way to users' engines: to provisions of
+// another kind and to starts, for memory and for ports.
+func TestWarmEnginesGiveWay(t *testing.T) {
+	for name, tc := range map[string]struct {
+		stack devstack.Config
+		code  string
+	}{
+		"memory": {devstack.Config{MemoryMB: 200}, "CAPACITY_EXHAUSTED"},
+		"ports":  {devstack.Config{DynamicPorts: [2]int{0, 4}}, "PORT_EXHAUSTION"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stack := ownStack(t, tc.stack)
+			const prefix = "give-way/"
+			// Room for four engines of 50 MB, and a pool that takes all but one.
+			r := startService(t, stack, map[string]string{
+				"ORCH_CONSUL_PREFIX": prefix, "ORCH_ENGINE_MEMORY_MB": "50", "ORCH_WARM_POOL": "4", "ORCH_VOLUME_POOL": "4",
+			})
+			s, ctx := openStores(t, stack), t.Context()
+			c := r.product(t, anyImage)
+			s.awaitWarm(r, 3)
+			eventually(t, 30*time.Second, "the admin is told that there is no room", func() error {
+				kinds := r.warmKinds(t)
+				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
+					return fmt.Errorf("%+v", kinds)
+				}
+				return nil
+			})
+			// The last place is a user's; for the next two warm engines go.
+			for i := range 3 {
+				e, err := c.Provision(ctx, fmt.Sprint("cold", i), "reference-engine.v2")
+				if err != nil {
+					t.Fatalf("cold%d: %v", i, err)
+				}
+				remember(t, e, e.APIKey, "alive")
+				if got, want := len(s.warmRows(prefix)), 3-i; got != want {
+					t.Errorf("%d warm engines after cold%d, want %d", got, i, want)
+				}
+			}
+			for _, row := range r.audited(t, "provision") {
+				if row.Outcome != "ok" && row.Actor != "system" {
+					t.Errorf("a provision for which others gave way is audited as %+v", row)
+				}
+			}
+			// A start needs its own node, and the last warm engine goes.
+			if _, err := c.Stop(ctx, "cold0"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Provision(ctx, "takes-the-room", "reference-engine.v2"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Start(ctx, "cold0"); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(s.warmRows(prefix)); got != 0 {
+				t.Errorf("%d warm engines are left", got)
+			}
+			// Then there is none that could.
+			wantCode(t, second(c.Provision(ctx, "one too many", "reference-engine.v2")), 503, tc.code)
+			wantCode(t, second(c.Engine(ctx, "one too many")), 404, "ENGINE_NOT_FOUND")
+		})
+	}
 }
 
 func TestWarmEngines(t *testing.T) {

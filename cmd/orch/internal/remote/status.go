@@ -14,7 +14,8 @@ func status() *spec {
 		name: "status", needs: needsEither,
 		synopsis: "Show how the product's engines, or the service, are",
 		about: `With a platform key: the product's engines in numbers, and its figures of the last
-hour. With only the admin key: what the service needs, and all products.`,
+hour. With only the admin key: what the service needs, what it holds in its pools,
+and all products.`,
 		examples: []string{"orch status", "orch status -json | jq .by_status.failed"},
 		run: func(ctx context.Context, in *invocation) error {
 			if in.client.PlatformKey != "" {
@@ -70,9 +71,25 @@ func service(ctx context.Context, in *invocation) error {
 	if perr != nil && h.Status == "ok" {
 		return perr
 	}
+	whole, werr := in.client.Whole(ctx)
 	if !in.common.json {
+		if werr == nil {
+			t.row("Pooled volumes", whole.PooledVolumes)
+			t.row("Warm engines", whole.WarmEngines)
+			t.row("Graves", whole.Graves)
+		} else {
+			in.say("the pools: %s", describe(werr))
+		}
 		if err := t.print(in.env.Out); err != nil {
 			return err
+		}
+		if werr == nil && len(whole.WarmPools) > 0 {
+			if _, err := fmt.Fprintln(in.env.Out); err != nil {
+				return err
+			}
+			if err := warmTable(whole.WarmPools).print(in.env.Out); err != nil {
+				return err
+			}
 		}
 		if perr != nil {
 			in.say("the products: %s", describe(perr))
@@ -87,5 +104,18 @@ func service(ctx context.Context, in *invocation) error {
 	if perr == nil {
 		answer["products"] = products.Products
 	}
+	if werr == nil {
+		answer["fleet"] = whole
+	}
 	return in.printJSON(answer, "  ")
+}
+
+// warmTable shows the warm engines by kind.
+func warmTable(pools []client.WarmPool) *table {
+	t := &table{}
+	t.row("WARM ENGINES OF", "CPU MHZ", "MEMORY MB", "NODE POOL", "WANTED", "READY", "MAKING", "KIND", "HELD UP UNTIL", "BY")
+	for _, p := range pools {
+		t.row(p.Image, p.CPUMHz, p.MemoryMB, p.NodePool, p.Wanted, p.Ready, p.Making, p.Fingerprint, p.RetryAt, p.Error)
+	}
+	return t
 }

@@ -1,0 +1,187 @@
+package scheduler
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxProbes in flight for one boot: a probe that hangs is overtaken by the
+	// next, but an engine that answers none is not flooded.
+	maxProbes = 4
+	// overtakeAfter is when a probe that has no answer yet is overtaken.
+	overtakeAfter = 100 * time.Millisecond
+	// bootProbes is how many probes of all boots together are in flight; one that
+	// is overtaken costs nothing any more, and does not count.
+	bootProbes = 64
+	// bootShare is the time between two probes of all boots together, when there
+	// are many: 2,000 in a second.
+	bootShare = 500 * time.Microsecond
+
+	// finestProbe and coarsestProbe bound the time between two probes of a boot.
+	finestProbe   = 2 * time.Millisecond
+	coarsestProbe = 200 * time.Millisecond
+)
+
+// bootProber asks engines that boot until they are usable: first when engines of
+// their image seldom are, then often, and less often the later they are. All boots
+// of this replica share what it may ask.
+type bootProber struct {
+	*prober
+	times bootTimes
+	boots atomic.Int64  // under way
+	slots chan struct{} // one per probe in flight
+}
+
+func newBootProber(p *prober) *bootProber {
+	return &bootProber{prober: p, slots: make(chan struct{}, bootProbes)}
+}
+
+// firstProbe is when an engine is asked first, if engines of its kind need about
+// so long: early enough to notice that they need less by now.
+func firstProbe(expected time.Duration) time.Duration { return expected * 6 / 10 }
+
+// nextProbe is the time to the next probe of an engine that was asked since so
+// long. What is not known yet (0) counts as late from the beginning.
+func nextProbe(elapsed, expected time.Duration) time.Duration {
+	fine := min(max(expected/50, finestProbe), 10*finestProbe)
+	return min(fine+max(elapsed-expected, 0)/25, coarsestProbe)
+}
+
+// spread is a time between probes when so many boots are under way: no less than
+// each one's share, and by chance (0 to 1) a quarter more or less, so that boots
+// that began together are not asked together.
+func spread(d time.Duration, boots int64, chance float64) time.Duration {
+	d = max(d, time.Duration(boots)*bootShare)
+	return time.Duration(float64(d) * (0.75 + chance/2))
+}
+
+// awaitUsable asks until the engine is usable (true) or ctx ends (false). kind
+// says what to expect of a process that is started now; nil: it may run already.
+func (b *bootProber) awaitUsable(ctx context.Context, url, key string, kind *bootKind) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	defer cancel()
+	b.boots.Add(1)
+	defer b.boots.Add(-1)
+
+	began, expected := time.Now(), time.Duration(0)
+	if kind != nil {
+		expected = b.times.expected(*kind)
+	}
+	if expected > 0 && !pause(ctx, spread(firstProbe(expected), 0, rand.Float64())) {
+		return false
+	}
+	answers, inFlight := make(chan error, maxProbes), 0
+	for {
+		if inFlight < maxProbes {
+			free, ok := b.take(ctx)
+			if !ok {
+				return false
+			}
+			inFlight++
+			probes.Go(func() {
+				defer free()
+				answers <- b.usable(ctx, url, key)
+			})
+		}
+		overtake := time.NewTimer(overtakeAfter)
+		select {
+		case <-ctx.Done():
+			overtake.Stop()
+			return false
+		case err := <-answers:
+			inFlight--
+			if err == nil {
+				overtake.Stop()
+				if kind != nil {
+					b.times.learn(*kind, time.Since(began), b.boots.Load() <= quietBoots)
+				}
+				return true
+			}
+		case <-overtake.C:
+		}
+		overtake.Stop()
+		if !pause(ctx, spread(nextProbe(time.Since(began), expected), b.boots.Load(), rand.Float64())) {
+			return false
+		}
+	}
+}
+
+// take waits for a probe's turn. It is given back by free, or when the probe has
+// taken so long that it only waits.
+func (b *bootProber) take(ctx context.Context) (free func(), ok bool) {
+	select {
+	case b.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, false
+	}
+	once := sync.OnceFunc(func() { <-b.slots })
+	late := time.AfterFunc(overtakeAfter, once)
+	return func() { late.Stop(); once() }, true
+}
+
+// bootKind is what boots are expected to take alike. (A service has one driver.)
+type bootKind struct {
+	image string
+	first bool // of a new brain
+}
+
+const (
+	// maxBootKinds bounds what is remembered.
+	maxBootKinds = 512
+	// quietBoots is up to how many boots at a time say what their image needs: those
+	// of a burst wait for each other.
+	quietBoots = 4
+)
+
+// bootTimes remembers how long boots took, from when the process may be there to
+// its first good answer.
+type bootTimes struct {
+	mu   sync.Mutex
+	took map[bootKind]time.Duration
+}
+
+// expected is what most boots of a kind take at least; 0: not known.
+func (t *bootTimes) expected(k bootKind) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.took[k]
+}
+
+// learn remembers what a boot took; one in a burst only if it was short.
+func (t *bootTimes) learn(k bootKind, took time.Duration, quiet bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !quiet && took >= t.took[k] {
+		return
+	}
+	if t.took == nil {
+		t.took = map[bootKind]time.Duration{}
+	}
+	before, known := t.took[k]
+	if !known && len(t.took) >= maxBootKinds {
+		for other := range t.took { // any
+			delete(t.took, other)
+			break
+		}
+	}
+	t.took[k] = lowTime(before, took)
+}
+
+// lowTime follows the shorter ones of the times that it is told: down by half the
+// way, up by a twentieth, and by no more than a fiftieth of itself. About one in
+// ten stays below it.
+func lowTime(before, took time.Duration) time.Duration {
+	switch {
+	case before == 0:
+		return took
+	case took < before:
+		return before - (before-took)/2
+	}
+	return before + min((took-before)/20, before/50)
+}

@@ -1,0 +1,57 @@
+package scheduler
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// Whatever stands on a node: warm engines go only where that makes room, and then
+// no more than it takes in their order.
+func TestInTheWay(t *testing.T) {
+	resources := func(t *rapid.T, name string) registry.Resources {
+		return registry.Resources{CPUMHz: rapid.IntRange(1, 100).Draw(t, name+" cpu"), MemoryMB: rapid.IntRange(1, 100).Draw(t, name+" memory")}
+	}
+	freed := func(node cluster.Node, rows []*registry.Engine) cluster.Node {
+		for _, row := range rows {
+			node.FreeCPUMHz += row.Resources.CPUMHz
+			node.FreeMemoryMB += row.Resources.MemoryMB
+			node.FreePorts++
+		}
+		return node
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		node := cluster.Node{
+			FreeCPUMHz: rapid.IntRange(-50, 150).Draw(t, "cpu"), FreeMemoryMB: rapid.IntRange(-50, 150).Draw(t, "memory"),
+			FreePorts: rapid.IntRange(0, 2).Draw(t, "ports"),
+		}
+		var warm []*registry.Engine
+		for range rapid.IntRange(0, 6).Draw(t, "warm") {
+			warm = append(warm, &registry.Engine{
+				State: rapid.SampledFrom([]registry.State{registry.Running, registry.Provisioning}).Draw(t, "state"), Resources: resources(t, "warm"),
+			})
+		}
+		ask := resources(t, "ask")
+		going := inTheWay(node, warm, ask)
+		if len(going) == 0 {
+			if len(warm) > 0 && hasRoom(freed(node, warm), ask, 1) {
+				t.Fatal("nothing goes, and all of them would make room")
+			}
+			return
+		}
+		if !hasRoom(freed(node, going), ask, 1) {
+			t.Error("they go, and there is no room")
+		}
+		if before := going[:len(going)-1]; len(before) > 0 && hasRoom(freed(node, before), ask, 1) {
+			t.Error("more of them go than have to")
+		}
+		for i := range going[1:] {
+			if going[i].State == registry.Running && going[i+1].State == registry.Provisioning {
+				t.Error("one that is ready goes before one that is being made")
+			}
+		}
+	})
+}

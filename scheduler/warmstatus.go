@@ -1,0 +1,76 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// WarmKind is how the warm engines of one kind stand, as far as this replica
+// knows.
+type WarmKind struct {
+	Fingerprint string
+	Image       string
+	Resources   registry.Resources
+	NodePool    string // empty: the cluster's default
+	// Wanted is how many there should be; 0: those that there are will go.
+	Wanted int
+	// Ready wait for a user, and Making are being made.
+	Ready, Making int
+	// Error says why none are made until RetryAt; empty: nothing keeps them from it.
+	Error   string
+	RetryAt time.Time
+}
+
+// WarmKinds is how the warm engines stand, by kind. nil: not known yet, for the
+// engine's job file is not parsed. BACKEND_UNAVAILABLE.
+func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
+	if s.template.Load() == nil {
+		return nil, nil
+	}
+	wanted, err := s.warm.wanted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	setbacks, err := s.store.WarmSetbacks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	kinds := map[string]*WarmKind{}
+	for k, n := range wanted {
+		f := s.warm.fingerprint(k)
+		kinds[f] = &WarmKind{Fingerprint: f, Image: k.image, Resources: k.resources, NodePool: k.nodePool, Wanted: n}
+		if b := setbacks[f]; b != nil {
+			kinds[f].Error, kinds[f].RetryAt = b.Error, b.RetryAt
+		}
+	}
+	for _, row := range s.mirror.Of(registry.WarmProduct) {
+		k := kinds[row.Warm]
+		if k == nil {
+			k = &WarmKind{Fingerprint: row.Warm, Image: row.Image, Resources: row.Resources, NodePool: row.NodePool}
+			kinds[row.Warm] = k
+		}
+		switch {
+		case s.warm.ready(row):
+			k.Ready++
+		case row.State == registry.Provisioning:
+			k.Making++
+		}
+	}
+	all := make([]WarmKind, 0, len(kinds))
+	for _, k := range kinds {
+		all = append(all, *k)
+	}
+	slices.SortFunc(all, func(a, b WarmKind) int {
+		return cmp.Or(cmp.Compare(a.Image, b.Image), cmp.Compare(a.Fingerprint, b.Fingerprint))
+	})
+	return all, nil
+}
+
+// WarmEngines is how many engines wait for a user, as far as this replica knows.
+func (s *Scheduler) WarmEngines() int {
+	return len(s.mirror.In(registry.WarmProduct, registry.Running))
+}

@@ -1,0 +1,301 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+)
+
+// run keeps the pool filled, while this replica leads, until ctx ends.
+func (p *warmPool) run(ctx context.Context) {
+	defer p.work.Wait()
+	labelled := time.Time{}
+	for ctx.Err() == nil {
+		if p.s.informed() {
+			if err := p.tend(ctx); err != nil && ctx.Err() == nil {
+				p.s.log.Warn("cannot look after the warm engines; trying again", "error", err)
+			}
+			if time.Since(labelled) > labelEvery {
+				labelled = time.Now()
+				p.labelAll(ctx)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-p.nudge:
+		case <-time.After(warmEvery):
+		}
+	}
+}
+
+// wanted is how many warm engines there should be, by kind: the service's own
+// number of its standard engine, and what products' policies add.
+func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
+	n := map[warmKind]int{}
+	if p.s.opts.WarmPool > 0 {
+		n[warmKind{p.s.opts.DefaultImage, p.s.opts.Resources, ""}] = p.s.opts.WarmPool
+	}
+	tenants, err := p.s.store.Tenants(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tenants {
+		if size := t.Policy.WarmPool; size != nil && *size > 0 {
+			image, err := p.s.allowedImage(t.Product, "")
+			if err != nil {
+				continue // its own provisions fail of it
+			}
+			n[warmKind{image, p.s.resources(t.Policy), t.Policy.NodePool}] += *size
+		}
+	}
+	return n, nil
+}
+
+// tend makes what is missing and removes what nobody can use: engines of another
+// job file or image, with older provider keys, failed ones, and more than are
+// wanted.
+func (p *warmPool) tend(ctx context.Context) error {
+	wanted, err := p.wanted(ctx)
+	if err != nil {
+		return err
+	}
+	setbacks, err := p.s.store.WarmSetbacks(ctx)
+	if err != nil {
+		return err
+	}
+	rows, keys := p.s.mirror.Of(registry.WarmProduct), 0
+	if len(rows) > 0 {
+		if keys, err = p.newestKeys(ctx); err != nil {
+			p.s.log.Debug("cannot tell whether warm engines have the newest provider keys", "error", err)
+		}
+	}
+	missing, kinds := map[string]int{}, map[string]warmKind{}
+	for kind, n := range wanted {
+		f := p.fingerprint(kind)
+		missing[f], kinds[f] = n, kind
+	}
+	for _, row := range rows {
+		switch {
+		case row.State == registry.Destroying:
+		case row.State == registry.Running && row.Op == nil && row.EnvVersion < keys:
+			p.remove(ctx, row, "it has older provider keys")
+		case row.State == registry.Running || row.State == registry.Provisioning:
+			if missing[row.Warm]--; missing[row.Warm] < 0 && row.Op == nil {
+				p.remove(ctx, row, "it is not wanted")
+			}
+		default:
+			p.failed(ctx, row.Warm, row.EngineID, "the engine is "+string(row.State)+": "+row.Reason)
+			p.remove(ctx, row, string(row.State))
+		}
+	}
+	for f, setback := range setbacks {
+		if _, known := kinds[f]; !known {
+			p.recovered(ctx, setback)
+		}
+	}
+	now := time.Now()
+	for _, f := range slices.Sorted(maps.Keys(kinds)) {
+		setback := setbacks[f]
+		if setback != nil && now.Before(setback.RetryAt) {
+			continue
+		}
+		for n := missing[f]; n > 0 && ctx.Err() == nil; n-- {
+			if !p.make(ctx, f, kinds[f], setback) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// make begins to make one warm engine, and says whether it has.
+func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, before *registry.WarmSetback) bool {
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		return false
+	}
+	began := make(chan bool, 1)
+	p.work.Go(func() {
+		defer func() { <-p.slots }()
+		o, err := p.begin(ctx, fingerprint, kind)
+		began <- err == nil
+		engineID := ""
+		if err == nil {
+			var made *registry.Engine
+			if made, err = o.wait(ctx); made != nil && made.State == registry.Failed {
+				engineID = made.EngineID // tend finds it, too
+			}
+		}
+		switch {
+		case err == nil && before != nil:
+			p.recovered(ctx, before)
+		case err != nil && ctx.Err() == nil:
+			p.s.log.Warn("cannot make a warm engine; trying again later", "image", kind.image, "error", err)
+			p.failed(ctx, fingerprint, engineID, AsError(err).Message)
+		}
+	})
+	return <-began
+}
+
+// failed counts an engine that could not be made, or that failed, once.
+func (p *warmPool) failed(ctx context.Context, fingerprint, engineID, why string) {
+	p.mu.Lock()
+	told := p.told[engineID]
+	if engineID != "" {
+		p.told[engineID] = true
+	}
+	p.mu.Unlock()
+	if !told {
+		p.setBack(ctx, fingerprint, why, true)
+	}
+}
+
+// setBack keeps a kind from being made for a while, which doubles with each
+// attempt that failed. Those that failed together count as one.
+func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed bool) {
+	setbacks, err := p.s.store.WarmSetbacks(ctx)
+	if err == nil {
+		now := time.Now().UTC()
+		b := setbacks[fingerprint]
+		if b == nil {
+			b = &registry.WarmSetback{Fingerprint: fingerprint}
+		}
+		if now.Before(b.RetryAt) {
+			return
+		}
+		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.after(b.Attempts))
+		if failed {
+			b.Attempts++
+		}
+		err = p.s.store.PutWarmSetback(ctx, b)
+	}
+	if err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
+		p.s.log.Debug("cannot note that warm engines are not to be made for a while", "error", err)
+	}
+}
+
+// recovered forgets a setback.
+func (p *warmPool) recovered(ctx context.Context, b *registry.WarmSetback) {
+	if err := p.s.store.DeleteWarmSetback(ctx, b); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
+		p.s.log.Debug("cannot forget a setback of warm engines", "error", err)
+	}
+}
+
+// place finds room for a warm engine and one more of its size: the last room on a
+// node is a user's. CAPACITY_EXHAUSTED: there is none.
+func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
+	for tried := map[string]bool{}; ; {
+		place, err := p.s.choose(ctx, kind.nodePool, kind.resources, 2, tried)
+		if err != nil && len(tried) == 0 {
+			return nil, err
+		}
+		if err != nil || !place.fits {
+			if place != nil {
+				p.s.pool.release(place.pooled)
+			}
+			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
+		}
+		if hasRoom(p.withPlanned(place.node), kind.resources, 2) {
+			return place, nil
+		}
+		p.s.pool.release(place.pooled)
+		tried[place.node.ID] = true
+	}
+}
+
+// withPlanned takes off a node's room what the warm engines will need that are
+// being made there and that Nomad has not placed yet.
+func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
+	for _, row := range p.s.mirror.In(registry.WarmProduct, registry.Provisioning) {
+		if _, placed := p.s.cluster.Newest(row.JobID()); row.NodeID == node.ID && !placed {
+			node.FreeCPUMHz -= row.Resources.CPUMHz
+			node.FreeMemoryMB -= row.Resources.MemoryMB
+			node.FreePorts--
+		}
+	}
+	return node
+}
+
+// begin writes the row of a new warm engine and launches its provision.
+func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind) (*operation, error) {
+	s := p.s
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return nil, err
+	}
+	place, err := p.place(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	defer s.pool.release(place.pooled)
+	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
+	row := &registry.Engine{
+		ProductID: registry.WarmProduct, ProductSlug: registry.WarmProduct, UserID: newID(), Warm: fingerprint,
+		State: registry.Provisioning, Desired: registry.Running,
+		Image: kind.image, Resources: kind.resources, NodePool: kind.nodePool,
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Op: op,
+	}
+	place.applyTo(row)
+	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
+		return nil, err
+	}
+	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
+		if errors.Is(err, registry.ErrUnavailable) {
+			s.adopt(row)
+		}
+		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		return nil, err
+	}
+	if place.pooled != nil {
+		s.pool.claimed()
+	}
+	return s.launch(row), nil
+}
+
+// remove destroys a warm engine, if there is room for one more at work.
+func (p *warmPool) remove(ctx context.Context, row *registry.Engine, why string) {
+	if !p.reserve(row) {
+		return
+	}
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		p.release(row)
+		return
+	}
+	p.work.Go(func() {
+		defer func() { <-p.slots }()
+		defer p.release(row)
+		if _, err := p.destroy(ctx, row, why); err != nil && ctx.Err() == nil && !overtaken(err) {
+			p.s.log.Warn("cannot remove a warm engine; trying again", "engine_id", row.EngineID, "error", err)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.told, row.EngineID)
+	})
+}
+
+// destroy destroys a warm engine that is still nobody's, and says whether it was.
+func (p *warmPool) destroy(ctx context.Context, row *registry.Engine, why string) (bool, error) {
+	now, err := p.s.store.Engine(ctx, row.ProductID, row.UserID)
+	if errors.Is(err, registry.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	p.s.log.Info("removing a warm engine", "engine_id", row.EngineID, "why", why)
+	// A claim since then has taken the row away, and a claim from now on makes
+	// this fail.
+	_, err = p.s.Destroy(ctx, &Caller{Product: &registry.Product{ProductID: registry.WarmProduct, Slug: actorSystem}, Engine: now, UserID: now.UserID})
+	if AsError(err) != nil && AsError(err).Code == EngineNotFound {
+		return false, nil
+	}
+	return err == nil, err
+}
