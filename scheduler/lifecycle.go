@@ -49,9 +49,12 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		return nil, err
 	}
 	defer leave()
+	var spent spent
+	at := time.Now()
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
+	spent.since(spentAsking, at)
 	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
@@ -59,15 +62,23 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
 	}
+	at = time.Now()
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
+	spent.since(spentBegin, at)
 	hit(op.Kind, atAudited)
-	warm, claimed, err := s.warm.claim(ctx, caller, row)
+	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
 	if claimed {
 		labelled := warm.Clone()
 		s.background(func(ctx context.Context) { _ = s.label(ctx, labelled) }) // else the leader does it later
+		at = time.Now()
 		s.complete(ctx, op.AuditID, audit.Completion{EngineID: warm.EngineID, Metadata: map[string]any{"warm": true}, Duration: time.Since(op.BeganAt)})
+		spent.since(spentRecord, at)
+		s.log.Info("operation done", append([]any{
+			"op", string(op.Kind), "engine_id", warm.EngineID, "product_id", warm.ProductID, "request_id", op.RequestID,
+			"kind", "warm claim", "ms", time.Since(op.BeganAt).Milliseconds(),
+		}, spent...)...)
 		return warm, nil
 	}
 	if err != nil {
@@ -75,13 +86,15 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
+	at = time.Now()
 	if err := s.claim(ctx, caller, row); err != nil {
 		err = s.claimError(ctx, caller, row, err)
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
+	spent.since(spentClaim, at)
 	hit(op.Kind, atClaimed)
-	return s.launch(row).wait(ctx)
+	return s.launch(row, spent...).wait(ctx)
 }
 
 // claimError is what a caller hears of a claim that failed.
@@ -185,9 +198,11 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	if err != nil {
 		return "", err
 	}
+	asked := time.Now()
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return "", err
 	}
+	asking := time.Since(asked)
 	for try := 0; try < maxClaims; try++ {
 		if row.State == registry.Destroying {
 			return s.awaitDestroyed(ctx, row)
@@ -214,16 +229,22 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
+		var spent spent
+		spent.took(spentAsking, asking)
+		at := time.Now()
 		if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 			return "", err
 		}
+		spent.since(spentBegin, at)
 		hit(op.Kind, atAudited)
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
+		at = time.Now()
 		err = s.store.Update(ctx, row)
 		switch {
 		case err == nil:
+			spent.since(spentClaim, at)
 			hit(op.Kind, atClaimed)
-			engine, err := s.launch(row).wait(ctx)
+			engine, err := s.launch(row, spent...).wait(ctx)
 			if err != nil {
 				return "", err
 			}
@@ -352,18 +373,25 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}
+	var spent spent
+	at := time.Now()
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
+	spent.since(spentAsking, at)
 	var err error
+	at = time.Now()
 	if op.AuditID, err = s.begin(ctx, row, p.action, p.actor, p.details); err != nil {
 		return nil, err
 	}
+	spent.since(spentBegin, at)
 	hit(op.Kind, atAudited)
 	row.Op = op
+	at = time.Now()
 	if err = s.store.Update(ctx, row); err == nil {
+		spent.since(spentClaim, at)
 		hit(op.Kind, atClaimed)
-		return s.launch(row), nil
+		return s.launch(row, spent...), nil
 	}
 	if errors.Is(err, registry.ErrUnavailable) {
 		s.adopt(row)

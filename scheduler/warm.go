@@ -109,19 +109,23 @@ func (p *warmPool) release(row *registry.Engine) {
 
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
-func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine) (*registry.Engine, bool, error) {
+func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, spent *spent) (*registry.Engine, bool, error) {
 	fingerprint := p.fingerprint(warmKind{wanted.Image, wanted.Resources, wanted.NodePool})
 	for range maxClaims {
+		at := time.Now()
 		warm := p.hold(ctx, fingerprint)
 		if warm == nil {
 			return nil, false, nil
 		}
+		spent.since(spentProbing, at)
 		row := warm.Clone()
 		row.ProductID, row.ProductSlug, row.UserID = wanted.ProductID, wanted.ProductSlug, wanted.UserID
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
 		row.RunningSince, row.LastHealthAt = time.Now().UTC(), time.Now().UTC()
 		row.Warm, row.Unlabelled, row.Restarts = "", true, nil
+		at = time.Now()
 		err := p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
+		spent.since(spentClaim, at)
 		p.release(warm)
 		switch {
 		case err == nil:
