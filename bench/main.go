@@ -7,6 +7,7 @@
 // `make build`:
 //
 //	go run ./bench [-n rounds] [-only part,part]
+//	go run ./bench -paste bench/results/FILE.json
 package main
 
 import (
@@ -62,6 +63,7 @@ func chosen(list string) ([]part, error) {
 func main() {
 	rounds := flag.Int("n", 20, "how often each operation is measured")
 	only := flag.String("only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+" (default all)")
+	saved := flag.String("paste", "", "measure nothing; put the tables of this report (.json) into "+performancePage)
 	flag.Parse()
 	run, err := chosen(*only)
 	if *rounds < 1 || flag.NArg() > 0 || err != nil {
@@ -70,6 +72,13 @@ func main() {
 		}
 		flag.Usage()
 		os.Exit(2)
+	}
+	if *saved != "" {
+		if err := paste(*saved); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up
@@ -111,6 +120,7 @@ func measure(ctx context.Context, rounds int, run []part) (err error) {
 	for _, p := range run {
 		b.progress("%s: %s", p.name, p.does)
 		if err := p.run(b, ctx); err != nil {
+			fmt.Print(b.rep.markdown()) // what is known so far is not lost
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		if err := b.rig.endServices(); err != nil {
