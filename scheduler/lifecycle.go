@@ -70,8 +70,6 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	hit(op.Kind, atAudited)
 	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
 	if claimed {
-		labelled := warm.Clone()
-		s.background(func(ctx context.Context) { _ = s.label(ctx, labelled) }) // else the leader does it later
 		at = time.Now()
 		s.complete(ctx, op.AuditID, audit.Completion{EngineID: warm.EngineID, Metadata: map[string]any{"warm": true}, Duration: time.Since(op.BeganAt)})
 		spent.since(spentRecord, at)
@@ -79,6 +77,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 			"op", string(op.Kind), "engine_id", warm.EngineID, "product_id", warm.ProductID, "request_id", op.RequestID,
 			"kind", "warm claim", "ms", time.Since(op.BeganAt).Milliseconds(),
 		}, spent...)...)
+		s.warm.handedOut(warm)
 		return warm, nil
 	}
 	if err != nil {

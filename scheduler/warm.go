@@ -21,6 +21,8 @@ const (
 	warmMakers = 4
 	// warmProbe bounds the last look at a warm engine before it is handed out.
 	warmProbe = 250 * time.Millisecond
+	// warmLabels is how many jobs of claimed engines are labelled at a time.
+	warmLabels = 2
 	// labelEvery is how often jobs that still say "warm" are looked for.
 	labelEvery = 10 * time.Second
 )
@@ -43,6 +45,8 @@ type warmPool struct {
 	slots chan struct{} // one per warm engine being made or removed
 	work  sync.WaitGroup
 
+	labels chan struct{} // one per job being labelled for a claim
+
 	mu   sync.Mutex
 	held map[string]bool       // engine_ids that this replica is about to claim
 	ills map[string]*warmFault // by fingerprint
@@ -57,7 +61,7 @@ type warmFault struct {
 
 func newWarmPool(s *Scheduler) *warmPool {
 	return &warmPool{
-		s: s, nudge: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), held: map[string]bool{},
+		s: s, nudge: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), labels: make(chan struct{}, warmLabels), held: map[string]bool{},
 		ills: map[string]*warmFault{}, told: map[string]bool{},
 	}
 }
@@ -129,7 +133,6 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		p.release(warm)
 		switch {
 		case err == nil:
-			p.claimed()
 			return row, true, nil
 		case !errors.Is(err, registry.ErrConflict):
 			return nil, false, err
@@ -142,11 +145,23 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 	return nil, false, nil
 }
 
-func (p *warmPool) claimed() {
+// handedOut has an engine that was claimed replaced, and its job labelled. Both are
+// left until its caller's answer is ready: what they do in Nomad takes the node's
+// and the servers' time.
+func (p *warmPool) handedOut(row *registry.Engine) {
 	select {
 	case p.nudge <- struct{}{}:
 	default:
 	}
+	row = row.Clone()
+	p.s.background(func(ctx context.Context) {
+		select {
+		case p.labels <- struct{}{}:
+			defer func() { <-p.labels }()
+			_ = p.s.label(ctx, row) // else the leader does it later
+		case <-ctx.Done():
+		}
+	})
 }
 
 // run keeps the pool filled, while this replica leads, until ctx ends.
