@@ -41,16 +41,18 @@ func (rep *report) markdown() string {
 	}
 	writeTable(&b, rows)
 
-	b.WriteString("\nWhere the time goes (medians, ms; longest step first):\n\n")
-	rows = [][]string{{"operation", "total", "steps"}}
-	for _, o := range rep.Steps {
-		var steps []string
-		for _, st := range o.Steps {
-			steps = append(steps, fmt.Sprintf("%s %.1f", st.Name, st.P50))
+	if len(rep.Steps) > 0 {
+		b.WriteString("\nWhere the time goes (medians, ms; longest step first):\n\n")
+		rows = [][]string{{"operation", "total", "steps"}}
+		for _, o := range rep.Steps {
+			var steps []string
+			for _, st := range o.Steps {
+				steps = append(steps, fmt.Sprintf("%s %.1f", st.Name, st.P50))
+			}
+			rows = append(rows, []string{o.Operation, fmt.Sprintf("%.1f", o.Total), strings.Join(steps, ", ")})
 		}
-		rows = append(rows, []string{o.Operation, fmt.Sprintf("%.1f", o.Total), strings.Join(steps, ", ")})
+		writeTable(&b, rows)
 	}
-	writeTable(&b, rows)
 	b.WriteString("\n")
 	for _, note := range rep.Notes {
 		fmt.Fprintf(&b, "- %s\n", note)
