@@ -191,32 +191,36 @@ func (f *floor) address(ctx context.Context, h *handJob, index uint64) (string, 
 }
 
 // stop sets the count to 0 and returns when the node says that the process is
-// gone, seen by a blocking query.
+// gone.
 func (f *floor) stop(ctx context.Context, h *handJob) (timing, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	q := (&api.QueryOptions{}).WithContext(ctx)
-	_, meta, err := f.nomad.Allocations().Info(h.allocID, q)
-	if err != nil {
-		return timing{}, err
-	}
 	began := time.Now()
 	if _, err := f.scale(ctx, h, 0); err != nil {
 		return timing{}, err
 	}
 	registered := time.Now()
+	if err := f.gone(ctx, h); err != nil {
+		return timing{}, err
+	}
+	gone := time.Now()
+	return timing{total: millis(gone.Sub(began)), steps: map[string]float64{
+		"register": millis(registered.Sub(began)), "drain": millis(gone.Sub(registered)),
+	}}, nil
+}
+
+// gone waits, by blocking queries, until the node says that the process is gone.
+func (f *floor) gone(ctx context.Context, h *handJob) error {
+	q := (&api.QueryOptions{}).WithContext(ctx)
 	for {
-		q.WaitIndex = meta.LastIndex
-		var alloc *api.Allocation
-		if alloc, meta, err = f.nomad.Allocations().Info(h.allocID, q); err != nil {
-			return timing{}, err
+		alloc, meta, err := f.nomad.Allocations().Info(h.allocID, q)
+		if err != nil {
+			return err
 		}
 		if alloc.ClientTerminalStatus() {
-			gone := time.Now()
-			return timing{total: millis(gone.Sub(began)), steps: map[string]float64{
-				"register": millis(registered.Sub(began)), "drain": millis(gone.Sub(registered)),
-			}}, nil
+			return nil
 		}
+		q.WaitIndex = meta.LastIndex
 	}
 }
 
@@ -241,18 +245,22 @@ func (f *floor) settled(ctx context.Context) error {
 	})
 }
 
-// discard ends the engine and removes its job, volume and variable.
-func (f *floor) discard(ctx context.Context, h *handJob) error {
+// destroy ends the engine and removes its job, volume and variable.
+func (f *floor) destroy(ctx context.Context, h *handJob) (timing, error) {
+	began := time.Now()
 	if _, err := f.stop(ctx, h); err != nil { // Nomad forgets the allocations of a purged job at once
-		return err
+		return timing{}, err
 	}
 	if err := f.cluster.Purge(ctx, *h.job.ID); err != nil {
-		return err
+		return timing{}, err
 	}
 	if err := until(ctx, func() error { return f.cluster.DeleteVolume(ctx, h.volumeID) }); err != nil {
-		return err
+		return timing{}, err
 	}
-	return f.cluster.DeleteKeyHash(ctx, *h.job.ID)
+	if err := f.cluster.DeleteKeyHash(ctx, *h.job.ID); err != nil {
+		return timing{}, err
+	}
+	return timing{total: millis(time.Since(began))}, nil
 }
 
 // handProber asks an engine's /health by hand: every 2 ms, and a port that takes

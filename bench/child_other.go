@@ -2,7 +2,13 @@
 
 package main
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
-// childAttributes are never used: there is no development stack on this system.
+// Neither is ever used: there is no development stack on this system.
+
 func childAttributes() *syscall.SysProcAttr { return nil }
+
+func sleepUntil(due time.Time) { time.Sleep(time.Until(due)) }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -95,22 +94,4 @@ func (a *apis) ask(ctx context.Context, engineID string) error {
 	}
 	_, err := a.vault.KVv2("orch").Get(ctx, "engines/"+engineID)
 	return err
-}
-
-// addClosed puts admits beside the direct calls.
-func (rep *report) addClosed(admits, direct closedResult) {
-	const against = "three direct calls"
-	name := fmt.Sprintf("%d callers without a pause for %s", callers, closedTime)
-	rate := func(v float64) *summary { return &summary{N: 1, P50: v, P95: v, P99: v} }
-	times, enough := admits.perSecond/direct.perSecond, admits.perSecond >= 5000
-	tenfold := times >= 10
-	rep.Figures = append(rep.Figures,
-		figure{Name: "admits, " + name, Unit: "1/s", Orch: rate(admits.perSecond), Against: against, Floor: rate(direct.perSecond), Ratio: &times, Target: "≥ 10 ×", Reached: &tenfold},
-		figure{Name: "— the same", Unit: "1/s", Orch: rate(admits.perSecond), Target: "≥ 5000/s", Reached: &enough})
-	mine, theirs := summarize(admits.latency), summarize(direct.latency)
-	tail := mine.P99 / theirs.P99
-	f := figure{Name: "— of each admit", Unit: "ms", Orch: &mine, Against: against, Floor: &theirs}
-	f.judge(tail, 0.2, "p99 ≤ %g ×")
-	rep.Figures = append(rep.Figures, f)
-	rep.Notes = append(rep.Notes, fmt.Sprintf("Three direct calls: the engine's allocation from Nomad, its health from Consul, its key from Vault, each by the official client over kept connections. p99 of an admit against theirs: %.2f ×.", tail))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -84,7 +85,11 @@ func versionsOf(ctx context.Context, r *rig) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	node, _, err := n.Nodes().Info(r.rawFloor.nodeID, (&nomad.QueryOptions{}).WithContext(ctx))
+	nodes, _, err := n.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+	if err != nil || len(nodes) == 0 {
+		return nil, errors.Join(err, errors.New("the stack has no node"))
+	}
+	node, _, err := n.Nodes().Info(nodes[0].ID, (&nomad.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}

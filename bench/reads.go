@@ -7,12 +7,13 @@ import (
 	"time"
 )
 
-const (
-	// readRate is how many reads are sent per second, whether or not the ones
-	// before are answered.
-	readRate = 500
-	readTime = 10 * time.Second
-)
+// openLoad is calls at a rate, whether or not the ones before are answered.
+type openLoad struct {
+	perSecond int
+	lasts     time.Duration
+}
+
+func (l openLoad) String() string { return fmt.Sprintf("%d/s open loop for %s", l.perSecond, l.lasts) }
 
 // readResult is what an open loop of reads measured, in milliseconds.
 type readResult struct {
@@ -25,23 +26,18 @@ type readResult struct {
 	failed []error
 }
 
-// read sends reads at readRate for readTime and waits for their answers.
-func read(ctx context.Context, one func(ctx context.Context, n int) error) (readResult, error) {
-	const total = readRate * int(readTime/time.Second)
+// read makes the calls and waits for their answers.
+func (l openLoad) read(ctx context.Context, one func(ctx context.Context, n int) error) (readResult, error) {
+	total := int(float64(l.perSecond) * l.lasts.Seconds())
 	var (
 		res = readResult{latency: make([]float64, total), late: make([]float64, total)}
 		mu  sync.Mutex
 		wg  sync.WaitGroup
 	)
 	began := time.Now()
-	for n := range total {
-		due := began.Add(time.Duration(n) * time.Second / readRate)
-		select {
-		case <-ctx.Done():
-			wg.Wait()
-			return res, ctx.Err()
-		case <-time.After(time.Until(due)):
-		}
+	for n := 0; n < total && ctx.Err() == nil; n++ {
+		due := began.Add(time.Duration(n) * time.Second / time.Duration(l.perSecond))
+		sleepUntil(due)
 		wg.Go(func() {
 			res.late[n] = millis(time.Since(due))
 			err := one(ctx, n)

@@ -12,124 +12,325 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// The series that figures are made of.
-const (
-	rawProvision     = "provision, raw_exec"
-	rawProvisionHand = "provision by hand, raw_exec"
-	rawOwn           = "own share, raw_exec"
-	rawBoot          = "boot, raw_exec"
-	rawBootHand      = "boot by hand, raw_exec"
-	rawStop          = "stop"
-	rawStopHand      = "stop by hand"
-	rawStart         = "start"
-	rawStartHand     = "start by hand"
-	rawDestroy       = "destroy"
-	rotateRestart    = "rotate-key, restart"
-	rotateReload     = "rotate-key, reload"
+// warmUps are rounds that are not counted: caches fill.
+const warmUps = 2
 
-	dockProvision     = "provision, docker"
-	dockProvisionHand = "provision by hand, docker"
-	dockRun           = "docker run"
-	dockOwn           = "own share, docker"
-	dockBoot          = "boot, docker"
-	dockBootHand      = "boot by hand, docker"
+// The operations that rounds measure.
+const (
+	provision     = "provision"
+	noPool        = "provision without ready volumes"
+	warmClaim     = "provision, warm"
+	start         = "start"
+	stop          = "stop"
+	wake          = "wake"
+	destroy       = "destroy"
+	rotateRestart = "rotate-key, restart"
+	rotateReload  = "rotate-key, reload"
 )
 
-// bench takes the measurements.
-type bench struct {
-	rig *rig
-	rec recorder
+// By what they are done. Nothing said: by the service.
+const (
+	byHand    = " by hand"
+	byScript  = " by a script"
+	dockerRun = "docker run"
+)
+
+// series is the name of what was measured with a driver.
+func series(operation, driver string) string { return operation + ", " + driver }
+
+func ownShare(driver string) string            { return series("own share", driver) }
+func bootOf(how, driver string) string         { return series("boot"+how, driver) }
+func (d *side) series(operation string) string { return series(operation, d.driver) }
+
+// side is what is measured with one driver.
+type side struct {
+	driver string
+	orch   *service
+	reload *service       // a new key is a signal to its engine; nil: not measured
+	warm   *client.Client // its product has warm engines
+	naps   []*nap
+	floor  *floor
+	script *script
+	stops  int // per round
 }
 
-// round measures every operation once, stop and start more often. What is compared with each other runs
-// right after each other, in turns the one or the other first.
-func (b *bench) round(ctx context.Context, i int) error {
-	for _, s := range b.rig.services() {
-		if s != b.rig.reload { // its engine lives through all rounds
-			if err := s.poolFull(ctx); err != nil {
-				return err
-			}
+// nap is a way in which engines sleep: the operation that wakes them, what the
+// policy of their product says, and those that sleep now.
+type nap struct {
+	operation string
+	mode      string
+	product   *client.Client
+	asleep    []string // user_ids
+}
+
+const (
+	// warmKept is how many warm engines wait: a claim finds one, and the next
+	// one's boot is over before the next claim.
+	warmKept = 2
+	// warmMemoryMB makes the warm product's engines another kind than the
+	// others', so that it alone gets warm ones.
+	warmMemoryMB = 65
+	// coldRounds of provisions without ready volumes, which take 6 to 10 s each.
+	coldRounds = 3
+	// reloadUser has the engine that reloads its key.
+	reloadUser = "reload"
+)
+
+// side starts the services of one driver and prepares its engines run by hand.
+func (b *bench) side(ctx context.Context, driver string) (*side, error) {
+	b.progress("rounds: preparing engines, %s", driver)
+	r, rounds := b.rig, warmUps+b.n
+	d := &side{driver: driver, stops: 1, naps: []*nap{{operation: wake}}}
+	vars := r.vars("rounds-"+driver, driver, 4, nil)
+	var err error
+	if d.orch, err = r.start(ctx, vars); err != nil {
+		return nil, err
+	}
+	if d.floor, err = newFloor(ctx, r.stack.NomadAddr, vars, 2*rounds); err != nil {
+		return nil, err
+	}
+	if d.script, err = r.script(d.floor); err != nil {
+		return nil, err
+	}
+	if driver == inDock {
+		d.floor.started = r.docker.taskStarted
+	} else {
+		d.stops = rawStops
+		if d.reload, err = r.start(ctx, r.vars("reload", driver, 1, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal"})); err != nil {
+			return nil, err
+		}
+		if err := d.reload.poolFull(ctx); err != nil {
+			return nil, err
+		}
+		if _, err := d.reload.Provision(ctx, reloadUser, ""); err != nil {
+			return nil, err
 		}
 	}
-	user := fmt.Sprintf("user-%d", i)
-	if err := b.rawRound(ctx, i, user); err != nil {
+	keep, memory := warmKept, warmMemoryMB
+	if d.warm, err = d.orch.product(ctx, "warm", &client.Policy{WarmPool: &keep, MemoryMB: &memory}); err != nil {
+		return nil, err
+	}
+	for _, n := range d.naps {
+		if err := n.layDown(ctx, d.orch, rounds); err != nil {
+			return nil, fmt.Errorf("%s: %w", n.operation, err)
+		}
+	}
+	return d, nil
+}
+
+// layDown provisions n engines and returns when they sleep.
+func (n *nap) layDown(ctx context.Context, s *service, count int) (err error) {
+	soon := 1
+	if n.product, err = s.product(ctx, "sleepy"+n.mode, &client.Policy{IdleTimeoutS: &soon, SleepMode: n.mode}); err != nil {
 		return err
 	}
-	if b.rig.docker == nil {
-		return nil
+	for i := range count {
+		n.asleep = append(n.asleep, fmt.Sprint("sleeper-", i))
 	}
-	return b.dockerRound(ctx, i, user)
-}
-
-func (b *bench) rawRound(ctx context.Context, i int, user string) error {
-	s, f, reload := b.rig.raw, b.rig.rawFloor, b.rig.reload
-	h := f.next()
-	steps := []func() error{
-		inTurns(i,
-			func() error { return b.provision(ctx, s, user, rawProvision, rawOwn, rawBoot) },
-			func() error { return b.byHand(ctx, f, h, rawProvisionHand, rawBootHand) }),
-		func() error {
-			return b.operation(ctx, s, rotateRestart, func(ctx context.Context) error { _, err := s.RotateKey(ctx, user); return err })
-		},
-		func() error {
-			return b.operation(ctx, reload, rotateReload, func(ctx context.Context) error { _, err := reload.RotateKey(ctx, reloadUser); return err })
-		},
+	if err := each(ctx, n.asleep, fleetAtOnce, func(ctx context.Context, user string) error { _, err := n.product.Provision(ctx, user, ""); return err }); err != nil {
+		return err
 	}
-	for n := range stopsPerRound {
-		steps = append(steps, func() error { return b.stopAndStart(ctx, i+n, user, h) })
-	}
-	return inOrder(append(steps,
-		func() error { return f.settled(ctx) },
-		func() error {
-			anyPhase()
-			return b.operation(ctx, s, rawDestroy, func(ctx context.Context) error { _, err := s.Destroy(ctx, user); return err })
-		},
-		func() error { return f.discard(ctx, h) },
-	))
-}
-
-// stopsPerRound: a stop takes as long as its node's next report is away, so it
-// takes more of them than of the others until their median says something. The pool
-// fills again meanwhile.
-const stopsPerRound = 3
-
-// stopAndStart measures both on engines that have run for a while.
-func (b *bench) stopAndStart(ctx context.Context, i int, user string, h *handJob) error {
-	s, f := b.rig.raw, b.rig.rawFloor
-	return inOrder([]func() error{
-		func() error { return f.settled(ctx) },
-		inTurns(i,
-			func() error {
-				anyPhase()
-				return b.operation(ctx, s, rawStop, func(ctx context.Context) error { _, err := s.Stop(ctx, user); return err })
-			},
-			func() error {
-				anyPhase()
-				return b.note(rawStopHand)(f.stop(ctx, h))
-			}),
-		inTurns(i,
-			func() error {
-				return b.operation(ctx, s, rawStart, func(ctx context.Context) error { _, err := s.Start(ctx, user); return err })
-			},
-			func() error { return b.note(rawStartHand)(f.run(ctx, h)) }),
+	return until(ctx, func() error {
+		list, err := n.product.Engines(ctx, client.EngineFilter{Status: client.Sleeping, Limit: 1})
+		if err == nil && list.Total < count {
+			err = fmt.Errorf("%d of %d engines sleep", list.Total, count)
+		}
+		return err
 	})
 }
 
-func (b *bench) dockerRound(ctx context.Context, i int, user string) error {
-	s, f, d := b.rig.inDock, b.rig.dockFloor, b.rig.docker
-	h := f.next()
-	c, err := d.container(b.rig.dir, resources)
+// each calls do for all, so many at a time.
+func each(ctx context.Context, users []string, atOnce int, do func(ctx context.Context, user string) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, user := range users {
+		group.Go(func() error { return do(ctx, user) })
+	}
+	return group.Wait()
+}
+
+// rounds measures every operation once per round and driver.
+func (b *bench) rounds(ctx context.Context) error {
+	for _, driver := range b.rig.drivers() {
+		if err := b.roundsOf(ctx, driver); err != nil {
+			return fmt.Errorf("%s: %w", driver, err)
+		}
+		if err := b.rig.endServices(); err != nil {
+			return err
+		}
+	}
+	b.rep.addRounds(b.rec)
+	return nil
+}
+
+func (b *bench) roundsOf(ctx context.Context, driver string) error {
+	if err := b.withoutPool(ctx, driver); err != nil {
+		return err
+	}
+	d, err := b.side(ctx, driver)
 	if err != nil {
 		return err
 	}
-	return inOrder([]func() error{
+	counted := b.rec
+	b.rec = recorder{}
+	for i := range warmUps + b.n {
+		if i == warmUps {
+			b.rec = counted
+		}
+		if i >= warmUps && (i-warmUps)%5 == 0 {
+			b.progress("rounds: %s, %d of %d", driver, i-warmUps+1, b.n)
+		}
+		if err := b.round(ctx, d, i); err != nil {
+			return fmt.Errorf("round %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// withoutPool measures provisions that make their volume first.
+func (b *bench) withoutPool(ctx context.Context, driver string) error {
+	b.progress("rounds: %d provisions without ready volumes, %s", coldRounds, driver)
+	s, err := b.rig.start(ctx, b.rig.vars("cold-"+driver, driver, 0, nil))
+	if err != nil {
+		return err
+	}
+	for i := range coldRounds {
+		user := fmt.Sprint("user-", i)
+		if err := inOrder([]func() error{
+			func() error { return b.operation(ctx, s, series(noPool, driver), provisionOf(s.Client, user)) },
+			func() error { _, err := s.Destroy(ctx, user); return err },
+		}); err != nil {
+			return err
+		}
+	}
+	return b.rig.end(s)
+}
+
+func provisionOf(c *client.Client, user string) func(context.Context) error {
+	return func(ctx context.Context) error { _, err := c.Provision(ctx, user, ""); return err }
+}
+
+// round measures every operation once, stop and start more often. What is compared
+// with each other runs right after each other, in turns the one or the other first.
+func (b *bench) round(ctx context.Context, d *side, i int) error {
+	user := fmt.Sprintf("user-%d", i)
+	s, f, hand, scripted := d.orch, d.floor, d.floor.next(), d.floor.next()
+	steps := []func() error{
+		func() error { return s.poolFull(ctx) },
 		inTurns(i,
-			func() error { return b.provision(ctx, s, user, dockProvision, dockOwn, dockBoot) },
-			func() error { return b.note(dockRun)(d.run(ctx, c)) }),
-		func() error { return b.byHand(ctx, f, h, dockProvisionHand, dockBootHand) },
-		func() error { return d.remove(ctx, c) },
-		func() error { _, err := s.Destroy(ctx, user); return err },
-		func() error { return f.discard(ctx, h) },
+			func() error { return b.provision(ctx, d, user) },
+			func() error { return b.byHand(ctx, d, hand) }),
+		func() error { return b.dockerRun(ctx, d) },
+		func() error { return b.note(d.series(provision + byScript))(d.script.run(ctx, scripted)) },
+		func() error {
+			return b.operation(ctx, s, d.series(rotateRestart), func(ctx context.Context) error { _, err := s.RotateKey(ctx, user); return err })
+		},
+	}
+	if d.reload != nil {
+		steps = append(steps, func() error {
+			return b.operation(ctx, d.reload, d.series(rotateReload), func(ctx context.Context) error { _, err := d.reload.RotateKey(ctx, reloadUser); return err })
+		})
+	}
+	for n := range d.stops {
+		steps = append(steps, func() error { return b.stopAndStart(ctx, d, i+n, user, hand) })
+	}
+	steps = append(steps,
+		func() error { return f.settled(ctx) },
+		func() error { return b.note(d.series(stop + byScript))(d.script.stop(ctx, scripted)) },
+		func() error { return b.note(d.series(start + byScript))(d.script.run(ctx, scripted)) },
+		func() error { return f.settled(ctx) },
+		inTurns(i,
+			func() error {
+				anyPhase()
+				return b.operation(ctx, s, d.series(destroy), destroyOf(s.Client, user))
+			},
+			func() error {
+				anyPhase()
+				return b.note(d.series(destroy + byHand))(f.destroy(ctx, hand))
+			}),
+		func() error {
+			anyPhase()
+			return b.note(d.series(destroy + byScript))(d.script.destroy(ctx, scripted))
+		},
+		func() error { return b.claimWarm(ctx, d, user) },
+	)
+	for _, n := range d.naps {
+		steps = append(steps, func() error { return b.wake(ctx, d, n) })
+	}
+	return inOrder(steps)
+}
+
+func destroyOf(c *client.Client, user string) func(context.Context) error {
+	return func(ctx context.Context) error { _, err := c.Destroy(ctx, user); return err }
+}
+
+// rawStops: a stop takes as long as its node's next report is away, so it takes
+// more of them than of the others until their median says something. The pool
+// fills again meanwhile.
+const rawStops = 3
+
+// stopAndStart measures both on engines that have run for a while.
+func (b *bench) stopAndStart(ctx context.Context, d *side, i int, user string, h *handJob) error {
+	s, f := d.orch, d.floor
+	return inOrder([]func() error{
+		func() error { return f.settled(ctx) },
+		inTurns(i,
+			func() error {
+				anyPhase()
+				return b.operation(ctx, s, d.series(stop), func(ctx context.Context) error { _, err := s.Stop(ctx, user); return err })
+			},
+			func() error {
+				anyPhase()
+				return b.note(d.series(stop + byHand))(f.stop(ctx, h))
+			}),
+		inTurns(i,
+			func() error {
+				return b.operation(ctx, s, d.series(start), func(ctx context.Context) error { _, err := s.Start(ctx, user); return err })
+			},
+			func() error { return b.note(d.series(start + byHand))(f.run(ctx, h)) }),
+	})
+}
+
+// dockerRun measures `docker run` by itself, with the docker driver.
+func (b *bench) dockerRun(ctx context.Context, d *side) error {
+	if d.driver != inDock {
+		return nil
+	}
+	c, err := b.rig.docker.container(b.rig.dir, resources)
+	if err != nil {
+		return err
+	}
+	if err := b.note(dockerRun)(b.rig.docker.run(ctx, c)); err != nil {
+		return err
+	}
+	return b.rig.docker.remove(ctx, c)
+}
+
+// claimWarm measures a provision that finds a warm engine, with no other one
+// being made at its beginning.
+func (b *bench) claimWarm(ctx context.Context, d *side, user string) error {
+	return inOrder([]func() error{
+		func() error { return d.orch.warmFull(ctx, warmKept) },
+		func() error { return b.operation(ctx, d.orch, d.series(warmClaim), provisionOf(d.warm, user)) },
+		func() error { return destroyOf(d.warm, user)(ctx) },
+	})
+}
+
+// wake measures an admit that wakes an engine.
+func (b *bench) wake(ctx context.Context, d *side, n *nap) error {
+	user := n.asleep[0]
+	n.asleep = n.asleep[1:]
+	return inOrder([]func() error{
+		func() error {
+			return b.operation(ctx, d.orch, d.series(n.operation), func(ctx context.Context) error {
+				a, err := n.product.Admit(ctx, user, client.AdmitOptions{AutoWake: true})
+				if err == nil && !a.Admitted {
+					err = errors.New("not admitted: " + a.Reason)
+				}
+				return err
+			})
+		},
+		func() error { return destroyOf(n.product, user)(ctx) },
 	})
 }
 
@@ -165,7 +366,9 @@ func (b *bench) note(series string) func(timing, error) error {
 			return fmt.Errorf("%s: %w", series, err)
 		}
 		b.rec.add(series, t.total)
-		b.rec.addSteps(series, t)
+		if len(t.steps) > 0 {
+			b.rec.addSteps(series, t)
+		}
 		return nil
 	}
 }
@@ -176,120 +379,21 @@ func (b *bench) operation(ctx context.Context, s *service, series string, call f
 
 // provision measures one, its boot, and the service's own share: the caller's
 // wait without Nomad's registration and the boot.
-func (b *bench) provision(ctx context.Context, s *service, user, series, own, boot string) error {
-	t, err := s.timed(ctx, func(ctx context.Context) error { _, err := s.Provision(ctx, user, ""); return err })
+func (b *bench) provision(ctx context.Context, d *side, user string) error {
+	t, err := d.orch.timed(ctx, provisionOf(d.orch.Client, user))
 	if err == nil {
-		b.rec.add(own, t.without("register", "boot"))
-		b.rec.add(boot, t.steps["boot"])
+		b.rec.add(ownShare(d.driver), t.without("register", "boot"))
+		b.rec.add(bootOf("", d.driver), t.steps["boot"])
 	}
-	return b.note(series)(t, err)
+	return b.note(d.series(provision))(t, err)
 }
 
 // byHand measures the same job without the service. Its boot begins where the
 // service's does, when Nomad has answered the registration.
-func (b *bench) byHand(ctx context.Context, f *floor, h *handJob, series, boot string) error {
-	t, err := f.run(ctx, h)
+func (b *bench) byHand(ctx context.Context, d *side, h *handJob) error {
+	t, err := d.floor.run(ctx, h)
 	if err == nil {
-		b.rec.add(boot, t.without("register"))
+		b.rec.add(bootOf(byHand, d.driver), t.without("register"))
 	}
-	return b.note(series)(t, err)
-}
-
-const (
-	// fleetSize is how many engines run while the reads and the memory are
-	// measured.
-	fleetSize = 20
-	// fleetAtOnce are provisioned together.
-	fleetAtOnce = 4
-)
-
-// fleetResult is what was measured with many engines running.
-type fleetResult struct {
-	reads  readResult
-	admits readResult
-	// bare is the same load of one Consul read alone: what every read of the
-	// service is made of.
-	bare readResult
-	// admitted and direct are callers that make admits without a pause, and the
-	// three calls that an admit replaces.
-	admitted, direct closedResult
-	// running and end are the resident memory of the service in MiB, with the
-	// fleet after the reads, and at the end with no engine left.
-	running, end float64
-}
-
-// fleet runs many engines, reads them, and removes them.
-func (b *bench) fleet(ctx context.Context) (res fleetResult, err error) {
-	s := b.rig.raw
-	if err := s.poolFull(ctx); err != nil {
-		return res, err
-	}
-	users := make([]string, fleetSize)
-	for i := range users {
-		users[i] = fmt.Sprintf("fleet-%d", i)
-	}
-	each := func(do func(ctx context.Context, user string) error) error {
-		group, ctx := errgroup.WithContext(ctx)
-		group.SetLimit(fleetAtOnce)
-		for _, user := range users {
-			group.Go(func() error { return do(ctx, user) })
-		}
-		return group.Wait()
-	}
-	if err := each(func(ctx context.Context, user string) error { _, err := s.Provision(ctx, user, ""); return err }); err != nil {
-		return res, err
-	}
-	if err := s.poolFull(ctx); err != nil {
-		return res, err
-	}
-	if res.reads, err = read(ctx, func(ctx context.Context, n int) error {
-		_, err := s.Engine(ctx, users[n%len(users)])
-		return err
-	}); err != nil {
-		return res, err
-	}
-	if res.admits, err = read(ctx, func(ctx context.Context, n int) error {
-		a, err := s.Admit(ctx, users[n%len(users)], client.AdmitOptions{})
-		if err == nil && !a.Admitted {
-			err = errors.New("not admitted")
-		}
-		return err
-	}); err != nil {
-		return res, err
-	}
-	engines := make([]string, len(users))
-	for i, user := range users {
-		e, err := s.Engine(ctx, user)
-		if err != nil {
-			return res, err
-		}
-		engines[i] = e.EngineID
-	}
-	direct, err := newAPIs(b.rig.stack)
-	if err != nil {
-		return res, err
-	}
-	if res.direct, err = closedLoop(ctx, func(ctx context.Context, n int) error { return direct.ask(ctx, engines[n%len(engines)]) }); err != nil {
-		return res, err
-	}
-	if res.admitted, err = closedLoop(ctx, func(ctx context.Context, n int) error {
-		_, err := s.Admit(ctx, users[n%len(users)], client.AdmitOptions{})
-		return err
-	}); err != nil {
-		return res, err
-	}
-	if res.running, err = s.rssMiB(); err != nil {
-		return res, err
-	}
-	if res.bare, err = read(ctx, func(ctx context.Context, _ int) error {
-		_, err := s.store.PooledVolumes(ctx)
-		return err
-	}); err != nil {
-		return res, err
-	}
-	if err := each(func(ctx context.Context, user string) error { _, err := s.Destroy(ctx, user); return err }); err != nil {
-		return res, err
-	}
-	res.end, err = s.rssMiB()
-	return res, err
+	return b.note(d.series(provision+byHand))(t, err)
 }

@@ -36,6 +36,9 @@ const (
 type service struct {
 	*client.Client // with the product's key
 
+	productID string
+	admin     *client.Client
+
 	cmd   *exec.Cmd
 	log   *serviceLog
 	ended chan struct{} // closed when the process has been waited for
@@ -91,13 +94,22 @@ func startService(ctx context.Context, bin string, stack *devstack.Stack, vars m
 	if err := until(ctx, func() error { return s.Ready(ctx) }); err != nil {
 		return nil, err
 	}
-	admin := &client.Client{BaseURL: s.BaseURL, AdminKey: vars["ORCH_ADMIN_KEY"]}
-	product, err := admin.RegisterProduct(ctx, "bench", "Benchmark", nil)
+	s.admin = &client.Client{BaseURL: s.BaseURL, AdminKey: vars["ORCH_ADMIN_KEY"], HTTP: s.HTTP}
+	registered, err := s.admin.RegisterProduct(ctx, "bench", "Benchmark", nil)
 	if err != nil {
 		return nil, err
 	}
-	s.PlatformKey = product.PlatformAPIKey
+	s.productID, s.PlatformKey = registered.ProductID, registered.PlatformAPIKey
 	return s, nil
+}
+
+// product registers another product and returns what calls as it.
+func (s *service) product(ctx context.Context, slug string, policy *client.Policy) (*client.Client, error) {
+	registered, err := s.admin.RegisterProduct(ctx, slug, slug, policy)
+	if err != nil {
+		return nil, err
+	}
+	return &client.Client{BaseURL: s.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.HTTP}, nil
 }
 
 func environ(vars map[string]string) []string {
@@ -162,6 +174,17 @@ func (s *service) poolFull(ctx context.Context) error {
 	})
 }
 
+// warmFull waits until n warm engines wait for a user.
+func (s *service) warmFull(ctx context.Context, n int) error {
+	return until(ctx, func() error {
+		status, err := s.admin.Whole(ctx)
+		if err == nil && status.WarmEngines < n {
+			err = fmt.Errorf("%d of %d engines are warm", status.WarmEngines, n)
+		}
+		return err
+	})
+}
+
 // rssMiB is the resident memory of the process (VmRSS), in MiB.
 func (s *service) rssMiB() (float64, error) {
 	return procMiB(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), "VmRSS:")
@@ -169,12 +192,13 @@ func (s *service) rssMiB() (float64, error) {
 
 func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, readRate // the reads must not wait for connections
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, usual.perSecond // the reads must not wait for connections
 	return t
 }
 
-// patience bounds every wait for a condition; a new volume takes 6 to 10 s.
-const patience = 60 * time.Second
+// patience bounds every wait for a condition; a new volume takes 6 to 10 s, and
+// hundreds of engines their time to boot.
+const patience = 3 * time.Minute
 
 // until waits for a condition: nil, with a deadline.
 func until(ctx context.Context, check func() error) error {

@@ -26,8 +26,8 @@ func stepPrefix(operation string) string { return "step/" + operation + "/" }
 
 func stepSeries(operation, step string) string { return stepPrefix(operation) + step }
 
-// betweenSteps is what of the caller's wait is in no step of the service: HTTP,
-// authentication, the claim, the writes of the row.
+// betweenSteps is what of the wait is in no part that is told: of the service,
+// HTTP, authentication and turns.
 const betweenSteps = "(between the steps)"
 
 // timing is one operation: how long its caller waited, and the steps of which

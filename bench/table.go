@@ -16,8 +16,8 @@ func (rep *report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Benchmark of %s, commit %s\n\n", rep.Began.Format(time.DateTime+" MST"), rep.Commit)
 	m := rep.Machine
-	fmt.Fprintf(&b, "%d cores (%s), %.0f MiB of memory, Linux %s, load average before %s. %d rounds in %.0f s.\n\n",
-		m.Cores, m.CPU, m.MemoryMiB, m.Kernel, m.Load, rep.Rounds, rep.Seconds)
+	fmt.Fprintf(&b, "%d cores (%s), %.0f MiB of memory, Linux %s, load average before %s. %d rounds%s in %.0f s.\n\n",
+		m.Cores, m.CPU, m.MemoryMiB, m.Kernel, m.Load, rep.Rounds, partsOf(rep), rep.Seconds)
 	var versions []string
 	for _, name := range slices.Sorted(maps.Keys(rep.Versions)) {
 		versions = append(versions, name+" "+rep.Versions[name])
@@ -41,21 +41,31 @@ func (rep *report) markdown() string {
 	}
 	writeTable(&b, rows)
 
-	b.WriteString("\nWhere the time goes (medians, ms; longest step first):\n\n")
-	rows = [][]string{{"operation", "total", "steps"}}
-	for _, o := range rep.Steps {
-		var steps []string
-		for _, st := range o.Steps {
-			steps = append(steps, fmt.Sprintf("%s %.1f", st.Name, st.P50))
+	if len(rep.Steps) > 0 {
+		b.WriteString("\nWhere the time goes (medians, ms; longest step first):\n\n")
+		rows = [][]string{{"operation", "total", "steps"}}
+		for _, o := range rep.Steps {
+			var steps []string
+			for _, st := range o.Steps {
+				steps = append(steps, fmt.Sprintf("%s %.1f", st.Name, st.P50))
+			}
+			rows = append(rows, []string{o.Operation, fmt.Sprintf("%.1f", o.Total), strings.Join(steps, ", ")})
 		}
-		rows = append(rows, []string{o.Operation, fmt.Sprintf("%.1f", o.Total), strings.Join(steps, ", ")})
+		writeTable(&b, rows)
 	}
-	writeTable(&b, rows)
 	b.WriteString("\n")
 	for _, note := range rep.Notes {
 		fmt.Fprintf(&b, "- %s\n", note)
 	}
 	return b.String()
+}
+
+// partsOf names the parts that a report is of.
+func partsOf(rep *report) string {
+	if len(rep.Parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(rep.Parts, ", ") + ")"
 }
 
 // cells are the numbers of a summary for the table, a single value only once.

@@ -61,7 +61,7 @@ func (o *operation) advance(ctx context.Context) error {
 	hitStep(kind, st.name, atBefore)
 	began := time.Now()
 	err = st.do(o, ctx)
-	o.took = append(o.took, st.name+"_ms", float64(time.Since(began).Microseconds())/1000)
+	o.spent.since(st.name, began)
 	switch {
 	case errors.Is(err, errDetour):
 		o.unsaved = true
@@ -115,7 +115,10 @@ func (o *operation) find() (kind registry.OpKind, st step, next string, err erro
 
 // write saves a row that was advanced.
 func (o *operation) write(ctx context.Context) error {
-	if err := o.save(ctx); err != nil {
+	began := time.Now()
+	err := o.save(ctx)
+	o.writing += time.Since(began)
+	if err != nil {
 		return err
 	}
 	o.unsaved = false

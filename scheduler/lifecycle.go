@@ -49,9 +49,12 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		return nil, err
 	}
 	defer leave()
+	var spent spent
+	at := time.Now()
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
+	spent.since(spentAsking, at)
 	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
@@ -59,15 +62,22 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
 	}
+	at = time.Now()
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
+	spent.since(spentBegin, at)
 	hit(op.Kind, atAudited)
-	warm, claimed, err := s.warm.claim(ctx, caller, row)
+	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
 	if claimed {
-		labelled := warm.Clone()
-		s.background(func(ctx context.Context) { _ = s.label(ctx, labelled) }) // else the leader does it later
+		at = time.Now()
 		s.complete(ctx, op.AuditID, audit.Completion{EngineID: warm.EngineID, Metadata: map[string]any{"warm": true}, Duration: time.Since(op.BeganAt)})
+		spent.since(spentRecord, at)
+		s.log.Info("operation done", append([]any{
+			"op", string(op.Kind), "engine_id", warm.EngineID, "product_id", warm.ProductID, "request_id", op.RequestID,
+			"kind", "warm claim", "ms", time.Since(op.BeganAt).Milliseconds(),
+		}, spent...)...)
+		s.warm.handedOut(warm)
 		return warm, nil
 	}
 	if err != nil {
@@ -75,13 +85,15 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
+	at = time.Now()
 	if err := s.claim(ctx, caller, row); err != nil {
 		err = s.claimError(ctx, caller, row, err)
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
+	spent.since(spentClaim, at)
 	hit(op.Kind, atClaimed)
-	return s.launch(row).wait(ctx)
+	return s.launch(row, spent...).wait(ctx)
 }
 
 // claimError is what a caller hears of a claim that failed.
@@ -185,9 +197,11 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	if err != nil {
 		return "", err
 	}
+	asked := time.Now()
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return "", err
 	}
+	asking := time.Since(asked)
 	var d draft
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
@@ -217,16 +231,22 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
+		var spent spent
+		spent.took(spentAsking, asking)
+		at := time.Now()
 		if err = s.draw(ctx, &d, row, op, caller.Product.Slug, nil); err != nil {
 			return "", err
 		}
+		spent.since(spentBegin, at)
 		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
+		at = time.Now()
 		err = s.store.Update(ctx, row)
 		switch {
 		case err == nil:
 			d = draft{}
+			spent.since(spentClaim, at)
 			hit(op.Kind, atClaimed)
-			engine, err := s.launch(row).wait(ctx)
+			engine, err := s.launch(row, spent...).wait(ctx)
 			if err != nil {
 				return "", err
 			}
@@ -367,18 +387,25 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}
+	var spent spent
+	at := time.Now()
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
+	spent.since(spentAsking, at)
+	at = time.Now()
 	if err := s.draw(ctx, d, row, op, p.actor, p.details); err != nil {
 		return nil, err
 	}
+	spent.since(spentBegin, at)
 	row.Op = op
+	at = time.Now()
 	err := s.store.Update(ctx, row)
 	if err == nil {
 		*d = draft{}
+		spent.since(spentClaim, at)
 		hit(op.Kind, atClaimed)
-		return s.launch(row), nil
+		return s.launch(row, spent...), nil
 	}
 	if errors.Is(err, registry.ErrUnavailable) {
 		s.adopt(row)

@@ -52,7 +52,8 @@ type operation struct {
 	// refusedAt is the CreateIndex of the evaluation by which Nomad said last that
 	// it has no place.
 	refusedAt uint64
-	took      []any // step names and durations, for the log
+	spent     spent         // for the log: the parts before the first step, then the steps
+	writing   time.Duration // of it for the row after each step
 }
 
 func engineKey(productID, userID string) string { return productID + "/" + userID }
@@ -87,7 +88,7 @@ func (s *Scheduler) LongestOperation() time.Duration {
 
 // launch runs the operation that row carries and that this replica owns. It
 // returns nil when the scheduler is stopping: another replica will run it.
-func (s *Scheduler) launch(row *registry.Engine) *operation {
+func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.base == nil || s.base.Err() != nil {
@@ -95,7 +96,7 @@ func (s *Scheduler) launch(row *registry.Engine) *operation {
 	}
 	ctx, cancel := context.WithCancelCause(WithRequestID(s.base, row.Op.RequestID))
 	o := &operation{
-		s: s, row: row, opID: row.Op.ID, began: *row.Op, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
+		s: s, row: row, opID: row.Op.ID, began: *row.Op, spent: before, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
 		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	key := engineKey(row.ProductID, row.UserID)
@@ -227,8 +228,11 @@ func (o *operation) main(ctx context.Context) error {
 		switch {
 		case err == nil:
 			hit(kind, atAnswered)
+			answering := time.Now()
 			o.answer(ctx, nil)
-			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.took...)...)
+			o.spent.took(spentRows, o.writing)
+			o.spent.since(spentRecord, answering)
+			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.spent...)...)
 			return nil
 		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
 			if !errors.Is(err, errSuperseded) {

@@ -18,6 +18,8 @@ const (
 	warmMakers = 4
 	// warmProbe bounds the last look at a warm engine before it is handed out.
 	warmProbe = 250 * time.Millisecond
+	// warmLabels is how many jobs of claimed engines are labelled at a time.
+	warmLabels = 2
 	// labelEvery is how often jobs that still say "warm" are looked for.
 	labelEvery = 10 * time.Second
 )
@@ -40,6 +42,8 @@ type warmPool struct {
 	slots chan struct{} // one per warm engine being made or removed
 	work  sync.WaitGroup
 
+	labels chan struct{} // one per job being labelled for a claim
+
 	mu   sync.Mutex
 	held map[string]bool // engine_ids that this replica is about to claim, or to remove
 	told map[string]bool // failed engines that are counted
@@ -47,7 +51,8 @@ type warmPool struct {
 
 func newWarmPool(s *Scheduler) *warmPool {
 	return &warmPool{
-		s: s, nudge: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), held: map[string]bool{}, told: map[string]bool{},
+		s: s, nudge: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), labels: make(chan struct{}, warmLabels), held: map[string]bool{},
+		told: map[string]bool{},
 	}
 }
 
@@ -127,24 +132,27 @@ func (p *warmPool) release(row *registry.Engine) {
 
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
-func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine) (*registry.Engine, bool, error) {
+func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, spent *spent) (*registry.Engine, bool, error) {
 	fingerprint := p.fingerprint(warmKind{wanted.Image, wanted.Resources, wanted.NodePool})
 	for range maxClaims {
+		at := time.Now()
 		warm, err := p.hold(ctx, fingerprint)
 		if warm == nil {
 			return nil, false, err
 		}
+		spent.since(spentProbing, at)
 		row := warm.Clone()
 		row.ProductID, row.ProductSlug, row.UserID = wanted.ProductID, wanted.ProductSlug, wanted.UserID
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
 		row.RunningSince, row.LastHealthAt = time.Now().UTC(), time.Now().UTC()
 		row.Warm, row.Unlabelled, row.Restarts = "", true, nil
+		at = time.Now()
 		err = p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
+		spent.since(spentClaim, at)
 		p.release(warm)
 		switch {
 		case err == nil:
 			fault.Hit(pointWarmClaimed)
-			p.claimed()
 			return row, true, nil
 		case !errors.Is(err, registry.ErrConflict):
 			return nil, false, err
@@ -157,9 +165,21 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 	return nil, false, nil
 }
 
-func (p *warmPool) claimed() {
+// handedOut has an engine that was claimed replaced, and its job labelled. Both are
+// left until its caller's answer is ready: what they do in Nomad takes the node's
+// and the servers' time.
+func (p *warmPool) handedOut(row *registry.Engine) {
 	select {
 	case p.nudge <- struct{}{}:
 	default:
 	}
+	row = row.Clone()
+	p.s.background(func(ctx context.Context) {
+		select {
+		case p.labels <- struct{}{}:
+			defer func() { <-p.labels }()
+			_ = p.s.label(ctx, row) // else the leader does it later
+		case <-ctx.Done():
+		}
+	})
 }

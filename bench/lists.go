@@ -22,24 +22,30 @@ const (
 	listings = 200
 )
 
-// scaleResult is what lists took with many rows, in milliseconds, and the
+// listsResult is what lists took with many rows, in milliseconds, and the
 // service's resident memory then, in MiB.
-type scaleResult struct {
+type listsResult struct {
 	page, filtered, status []float64
 	running                float64
 }
 
-// scale writes rows of engines that have no jobs, and measures the lists that
+// lists writes rows of engines that have no jobs, and measures the lists that
 // the service makes of them.
-func (b *bench) scale(ctx context.Context) (res scaleResult, err error) {
-	s := b.rig.raw
-	admin := &client.Client{BaseURL: s.BaseURL, AdminKey: b.rig.adminKey}
-	registered, err := admin.RegisterProduct(ctx, "scale", "Scale", nil)
+func (b *bench) lists(ctx context.Context) error {
+	res, err := b.readLists(ctx)
+	if err == nil {
+		b.rep.addLists(res)
+	}
+	return err
+}
+
+func (b *bench) readLists(ctx context.Context) (res listsResult, err error) {
+	s, err := b.rig.start(ctx, b.rig.vars("lists", rawExec, 0, nil))
 	if err != nil {
 		return res, err
 	}
-	c := &client.Client{BaseURL: s.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.HTTP}
-	if err := b.writeRows(ctx, s.store, registered.ProductID); err != nil {
+	c := s.Client
+	if err := b.writeRows(ctx, s.store, s.productID); err != nil {
 		return res, fmt.Errorf("write the rows: %w", err)
 	}
 	if err := until(ctx, func() error {
