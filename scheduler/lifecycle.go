@@ -355,6 +355,7 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
+	op.Step = firstStep(row, op)
 	var err error
 	if op.AuditID, err = s.begin(ctx, row, p.action, p.actor, p.details); err != nil {
 		return nil, err

@@ -95,7 +95,14 @@ func (s *Scheduler) informed() bool {
 
 // amiss says whether the view shows an engine that needs a look at the stores.
 func (m *monitor) amiss(row *registry.Engine) bool {
-	if row.Op != nil || row.Desired != registry.Running {
+	if row.Op != nil {
+		return false
+	}
+	alloc, known := m.s.cluster.Newest(row.JobID())
+	if row.State == registry.Sleeping && row.Frozen != nil {
+		return !m.s.nodeSilent(row.NodeID) && !(known && stillFrozen(row, &alloc))
+	}
+	if row.Desired != registry.Running {
 		return false
 	}
 	if row.State == registry.Failed {
@@ -104,7 +111,6 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	if row.State != registry.Running {
 		return false
 	}
-	alloc, known := m.s.cluster.Newest(row.JobID())
 	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
 		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.s.health.Fails(row)
 }
@@ -191,10 +197,14 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
 	switch care {
 	case careProbe:
+		m.s.goOn(ctx, at.row)
 		if m.healthy(ctx, at.row.URL, m.s.opts.MaxFailures) || ctx.Err() != nil {
 			return false, ctx.Err()
 		}
 		return true, m.fail(ctx, at.row, reason, crash)
+	case careSettle:
+		free()
+		return true, m.mend(func() error { return m.s.settleFrozen(ctx, at.row) })
 	case careFail:
 		return true, m.fail(ctx, at.row, reason, crash)
 	case careRecover:

@@ -149,12 +149,14 @@ func (p *planner) planRow(row *registry.Engine) {
 		act(ActReport, "the volume of its name is %s, and its brain is %s", f.volumes[0].ID, row.VolumeID)
 		return
 	}
-	switch row.State {
-	case registry.Provisioning:
+	switch {
+	case row.State == registry.Running || row.State == registry.Sleeping && row.Frozen != nil:
+		p.planProcess(row, f.job, act)
+	case row.State == registry.Provisioning:
 		act(ActFail, "it is provisioning and no operation works on it")
-	case registry.Destroying:
+	case row.State == registry.Destroying:
 		act(ActDestroy, "it is destroying and no operation works on it")
-	case registry.Stopped, registry.Sleeping:
+	case row.State == registry.Stopped || row.State == registry.Sleeping:
 		switch {
 		case !p.read(listJobs, listNodes) || f.job == nil:
 		case f.job.Count > 0:
@@ -162,16 +164,23 @@ func (p *planner) planRow(row *registry.Engine) {
 		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
 			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
 		}
-	case registry.Running:
-		switch {
-		case !p.read(listJobs):
-		case f.job == nil:
-			act(ActExamine, "it is running and has no job")
-		case f.job.Count == 0:
-			act(ActExamine, "it is running and its job asks for no process")
-		case f.job.Count > 0 && len(f.job.Live) == 0:
-			act(ActExamine, "it is running and no process of it lives")
-		}
+	}
+}
+
+// planProcess looks at an engine that has a process, if it is frozen or not.
+func (p *planner) planProcess(row *registry.Engine, job *cluster.JobInfo, act func(Act, string, ...any)) {
+	is := string(row.State)
+	if row.Frozen != nil {
+		is = "paused"
+	}
+	switch {
+	case !p.read(listJobs):
+	case job == nil:
+		act(ActExamine, "it is %s and has no job", is)
+	case job.Count == 0:
+		act(ActExamine, "it is %s and its job asks for no process", is)
+	case job.Count > 0 && len(job.Live) == 0:
+		act(ActExamine, "it is %s and no process of it lives", is)
 	}
 }
 

@@ -176,6 +176,9 @@ func (o *operation) quiesce(ctx context.Context) error {
 	if o.row.Op.Undo != "" || o.row.Op.Kind == registry.OpDestroy {
 		mark = o.opID + "-end"
 	}
+	if err := o.letEnd(ctx); err != nil {
+		return err
+	}
 	for {
 		err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
 		switch {
