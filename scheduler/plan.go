@@ -149,39 +149,42 @@ func (p *planner) planRow(row *registry.Engine) {
 		act(ActReport, "the volume of its name is %s, and its brain is %s", f.volumes[0].ID, row.VolumeID)
 		return
 	}
-	switch {
-	case row.State == registry.Running || row.State == registry.Sleeping && row.Frozen != nil:
-		p.planProcess(row, f.job, act)
-	case row.State == registry.Provisioning:
+	switch row.State {
+	case registry.Provisioning:
 		act(ActFail, "it is provisioning and no operation works on it")
-	case row.State == registry.Destroying:
+	case registry.Destroying:
 		act(ActDestroy, "it is destroying and no operation works on it")
-	case row.State == registry.Stopped || row.State == registry.Sleeping:
+	case registry.Stopped, registry.Sleeping:
 		switch {
-		case !p.read(listJobs, listNodes) || f.job == nil:
+		case !p.read(listJobs, listNodes):
+		case row.Frozen != nil:
+			if lost := processless(f.job); lost != "" {
+				act(ActScaleToZero, "it is paused and %s", lost)
+			}
+		case f.job == nil:
 		case f.job.Count > 0:
 			act(ActScaleToZero, "it is %s and its job asks for %d processes", row.State, f.job.Count)
 		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
 			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
 		}
+	case registry.Running:
+		if lost := processless(f.job); lost != "" && p.read(listJobs) {
+			act(ActExamine, "it is running and %s", lost)
+		}
 	}
 }
 
-// planProcess looks at an engine that has a process, if it is frozen or not.
-func (p *planner) planProcess(row *registry.Engine, job *cluster.JobInfo, act func(Act, string, ...any)) {
-	is := string(row.State)
-	if row.Frozen != nil {
-		is = "paused"
-	}
+// processless says why a job has no process; "" when it may have one.
+func processless(job *cluster.JobInfo) string {
 	switch {
-	case !p.read(listJobs):
 	case job == nil:
-		act(ActExamine, "it is %s and has no job", is)
+		return "has no job"
 	case job.Count == 0:
-		act(ActExamine, "it is %s and its job asks for no process", is)
+		return "its job asks for no process"
 	case job.Count > 0 && len(job.Live) == 0:
-		act(ActExamine, "it is %s and no process of it lives", is)
+		return "no process of it lives"
 	}
+	return ""
 }
 
 func nodesOf(volumes []*cluster.Volume) string {
