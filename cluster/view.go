@@ -274,8 +274,10 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 // not known, so that one does not count.
 func lastCrash(events []*api.TaskEvent) (at int64) {
 	asked := true
-	for _, e := range events {
+	for i, e := range events {
 		switch e.Type {
+		case api.TaskSignaling: // by which a process neither ends nor begins
+			asked = asked && i > 0
 		case api.TaskRestartSignal, api.TaskKilling, api.TaskKilled:
 			asked = true
 		case api.TaskTerminated:

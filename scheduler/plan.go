@@ -158,7 +158,7 @@ func (p *planner) planRow(row *registry.Engine) {
 		switch {
 		case !p.read(listJobs, listNodes):
 		case row.Frozen != nil:
-			if lost := processless(f.job); lost != "" {
+			if lost := processless(f.job); lost != "" && !p.silent[row.NodeID] {
 				act(ActScaleToZero, "it is paused and %s", lost)
 			}
 		case f.job == nil:

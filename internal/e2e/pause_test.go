@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -419,4 +421,81 @@ func TestStoppedByMistake(t *testing.T) {
 		t.Error("it is another process")
 	}
 	p.wantKept(p.e)
+}
+
+// TestPausedOwnerOfASignal pauses a replica just before it sends a signal, which
+// nothing but its lease guards. What another one made of the engine meanwhile
+// stays so when it wakes.
+func TestPausedOwnerOfASignal(t *testing.T) {
+	needDocker(t)
+	for step, tc := range map[string]struct {
+		stopped string // the state of the engine's process that must stay
+		then    func(*pausable)
+	}{
+		"sleep/freeze": {"S", func(p *pausable) {
+			p.wakes()
+			if _, err := p.KeepAwake(p.t.Context(), "u", time.Hour); err != nil {
+				p.t.Fatal(err)
+			}
+		}},
+		"start/thaw": {"T", func(p *pausable) { p.freezes() }},
+	} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			prefix, database := "pause-owner-"+strings.ReplaceAll(step, "/", "-")+"/", postgres.database(t)
+			ctx, s := t.Context(), openStores(t, shared)
+			a := startFaulty(t, prefix, database, "pause "+step+"/fenced", docker.environ()...)
+			product, err := a.RegisterProduct(ctx, "pausing", "Pausing", policyOf(t, pausing))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.PlatformKey = product.PlatformAPIKey
+			p := &pausable{t: t, Client: &client.Client{BaseURL: a.BaseURL, PlatformKey: a.PlatformKey}, s: s, prefix: prefix, runs: 1}
+			if p.e, err = p.Provision(ctx, "u", ""); err != nil {
+				t.Fatal(err)
+			}
+			remember(t, p.e, p.e.APIKey, "kept")
+			p.pid = p.process(p.e)
+			answered := make(chan error, 1)
+			if step == "start/thaw" {
+				p.freezes()
+				go func() { answered <- second(a.Start(ctx, "u")) }()
+			}
+			a.awaitPause(t)
+			row := p.row()
+			if row.Op == nil || !strings.HasSuffix(step, "/"+row.Op.Step) {
+				t.Fatalf("while it is paused: %+v", row.Op)
+			}
+			s.endSession(prefix, row.Op.Owner)
+			b := startFaulty(t, prefix, database, "", docker.environ()...)
+			p.BaseURL = b.BaseURL
+			eventually(t, fallsAsleep, "the other replica ends the operation", func() error {
+				if row := p.row(); row.Op != nil {
+					return fmt.Errorf("%s, %+v", row.State, row.Op)
+				}
+				return nil
+			})
+			tc.then(p)
+
+			a.signal(t, syscall.SIGCONT)
+			eventually(t, fallsAsleep, "the first replica says that it was superseded", func() error {
+				if !strings.Contains(a.log.String(), "operation superseded") {
+					return errors.New("it does not")
+				}
+				return nil
+			})
+			if step == "start/thaw" {
+				wantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
+			}
+			if got := processState(p.pid); got != tc.stopped {
+				t.Errorf("its process is in state %q, want %q", got, tc.stopped)
+			}
+			if row.EngineID != p.row().EngineID {
+				t.Error("it is another engine")
+			}
+			if _, err := p.Destroy(ctx, "u"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
