@@ -194,6 +194,9 @@ func TestPause(t *testing.T) {
 	for _, action := range []string{"sleep", "wake"} {
 		rows, _ := auditLog(t, p.Client, "?action="+action)
 		for _, row := range rows {
+			if row.DurationMS == nil {
+				continue // it is told a moment later
+			}
 			if row.Outcome != "ok" || row.Metadata["paused"] != true {
 				t.Errorf("audit row %+v", row)
 			}
@@ -220,6 +223,17 @@ func TestPause(t *testing.T) {
 	p.pid = p.process(p.e)
 	p.freezes()
 	p.wakes()
+
+	// One that missed a rollout of provider keys gets them.
+	p.freezes()
+	rollout := &consul.KVPair{Key: prefix + "provider-keys", Value: fmt.Appendf(nil, `{"target_version":%d,"halted":true}`, p.row().EnvVersion+1)}
+	if _, err := p.s.consul.KV().Put(rollout, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.startsAnew()
+	if _, err := p.s.consul.KV().Delete(rollout.Key, nil); err != nil {
+		t.Fatal(err)
+	}
 
 	// A stop ends the process, which notes so.
 	p.freezes()
@@ -257,7 +271,9 @@ func TestPause(t *testing.T) {
 	if traces := p.s.traces(p.e.EngineID); len(traces) > 0 {
 		t.Errorf("left: %v", traces)
 	}
-	provision(t, p.Client, "u", "")
+	if err := second(p.Provision(ctx, "u", "")); err != nil {
+		t.Error(err)
+	}
 }
 
 // exits returns how the container of the engine ends: docker's word for the exit
@@ -429,16 +445,16 @@ func TestStoppedByMistake(t *testing.T) {
 func TestPausedOwnerOfASignal(t *testing.T) {
 	needDocker(t)
 	for step, tc := range map[string]struct {
-		stopped string // the state of the engine's process that must stay
+		stopped bool // the engine's process must stay so
 		then    func(*pausable)
 	}{
-		"sleep/freeze": {"S", func(p *pausable) {
+		"sleep/freeze": {false, func(p *pausable) {
 			p.wakes()
 			if _, err := p.KeepAwake(p.t.Context(), "u", time.Hour); err != nil {
 				p.t.Fatal(err)
 			}
 		}},
-		"start/thaw": {"T", func(p *pausable) { p.freezes() }},
+		"start/thaw": {true, func(p *pausable) { p.freezes() }},
 	} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
@@ -487,8 +503,8 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			if step == "start/thaw" {
 				wantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
 			}
-			if got := processState(p.pid); got != tc.stopped {
-				t.Errorf("its process is in state %q, want %q", got, tc.stopped)
+			if got := processState(p.pid); got == "" || (got == "T") != tc.stopped {
+				t.Errorf("its process is in state %q, want it stopped: %t", got, tc.stopped)
 			}
 			if row.EngineID != p.row().EngineID {
 				t.Error("it is another engine")
