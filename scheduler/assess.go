@@ -62,7 +62,7 @@ func (c care) String() string {
 // asked when it is to begin.
 func assess(s sight, maxAttempts int) (care, string) {
 	row := s.row
-	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !stillFrozen(row, s.alloc) {
+	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !sameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
 	}
 	if row.Op != nil || row.Desired != registry.Running {

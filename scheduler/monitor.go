@@ -98,9 +98,9 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	if row.Op != nil {
 		return false
 	}
-	alloc, known := m.s.cluster.Newest(row.JobID())
 	if row.State == registry.Sleeping && row.Frozen != nil {
-		return !m.s.nodeSilent(row.NodeID) && !(known && stillFrozen(row, &alloc))
+		alloc, known := m.s.cluster.Newest(row.JobID())
+		return !m.s.nodeSilent(row.NodeID) && !(known && sameProcess(row.Frozen, row, &alloc))
 	}
 	if row.Desired != registry.Running {
 		return false
@@ -111,6 +111,7 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	if row.State != registry.Running {
 		return false
 	}
+	alloc, known := m.s.cluster.Newest(row.JobID())
 	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
 		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.s.health.Fails(row)
 }

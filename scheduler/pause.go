@@ -32,19 +32,17 @@ const (
 )
 
 // freezable is what a running engine's row says of its process before that is
-// frozen; nil where that cannot be done. Only docker's: Nomad's other drivers
-// signal a process of their own kind, with helpers and without a container around
-// it.
+// frozen; nil where that cannot be done. Only docker sends a signal to an engine's
+// own first process.
 func (s *Scheduler) freezable(row *registry.Engine) *registry.Frozen {
 	if s.opts.Job.Driver != jobs.Docker {
 		return nil
 	}
-	f := &registry.Frozen{AllocID: row.AllocID, URL: row.URL}
 	alloc, known := s.cluster.Newest(row.JobID())
+	f := &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: alloc.Started}
 	if !known || !sameProcess(f, row, &alloc) {
 		return nil
 	}
-	f.Started = alloc.Started
 	return f
 }
 
@@ -52,13 +50,7 @@ func (s *Scheduler) freezable(row *registry.Engine) *registry.Frozen {
 // there.
 func sameProcess(f *registry.Frozen, row *registry.Engine, alloc *cluster.Alloc) bool {
 	return alloc != nil && alloc.ID == f.AllocID && !alloc.Terminal() && alloc.Desired == api.AllocDesiredStatusRun &&
-		alloc.Crash <= row.Crash && (f.Started == 0 || alloc.Started <= f.Started)
-}
-
-// stillFrozen says whether an allocation, the newest of its job, has the process
-// that was frozen.
-func stillFrozen(row *registry.Engine, alloc *cluster.Alloc) bool {
-	return sameProcess(row.Frozen, row, alloc)
+		alloc.Crash <= row.Crash && alloc.Started <= f.Started
 }
 
 // freeze stops the engine's process where it is, memory and all, and so ends the
@@ -192,7 +184,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 	})
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for i := range state.Allocs {
-			if a := &state.Allocs[i]; a.ID == f.AllocID && !stillFrozen(o.row, a) {
+			if a := &state.Allocs[i]; a.ID == f.AllocID && !sameProcess(f, o.row, a) {
 				return false, errThawed
 			}
 		}

@@ -194,6 +194,9 @@ func (o *operation) quiesce(ctx context.Context) error {
 
 // awaitGone waits until no process of the engine is left, as its node says.
 func (o *operation) awaitGone(ctx context.Context) error {
+	if err := o.letEnd(ctx); err != nil { // its node may have been silent until now
+		return err
+	}
 	return o.noteSilence(ctx, o.whileOwned(ctx, o.processesGone))
 }
 

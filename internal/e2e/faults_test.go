@@ -491,7 +491,7 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
-		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL}, registry.Sleeping
+		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: l.s.started(row.AllocID)}, registry.Sleeping
 	}
 	value, err := json.Marshal(row)
 	if err != nil {
@@ -506,6 +506,23 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 		err = errors.New("the row changed meanwhile")
 	}
 	return err
+}
+
+// started is when the process of an allocation was started last.
+func (s *stores) started(allocID string) (at int64) {
+	s.t.Helper()
+	alloc, _, err := s.nomad.Allocations().Info(allocID, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, task := range alloc.TaskStates {
+		for _, event := range task.Events {
+			if event.Type == nomad.TaskStarted {
+				at = max(at, event.Time)
+			}
+		}
+	}
+	return at
 }
 
 // scale sets the count of an engine's job by hand and waits until that is so.
