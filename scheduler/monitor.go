@@ -198,8 +198,11 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
 	switch care {
 	case careProbe:
+		if m.healthy(ctx, at.row.URL, 1) || ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 		m.s.goOn(ctx, at.row)
-		if m.healthy(ctx, at.row.URL, m.s.opts.MaxFailures) || ctx.Err() != nil {
+		if m.healthy(ctx, at.row.URL, max(1, m.s.opts.MaxFailures-1)) || ctx.Err() != nil {
 			return false, ctx.Err()
 		}
 		return true, m.fail(ctx, at.row, reason, crash)

@@ -401,7 +401,7 @@ func TestPlanConverges(t *testing.T) {
 		counts := map[string]int{}
 		for id, row := range s.rows {
 			counts[row.ProductID]++
-			if j := s.jobs[id]; j != nil && row.Op == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
+			if j := s.jobs[id]; j != nil && row.Op == nil && row.Frozen == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
 				t.Errorf("%s is %s and runs: %+v", id, row.State, j)
 			}
 		}

@@ -85,7 +85,10 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 // keepsAnswering says whether an engine that should be frozen answers again and
 // again, whatever it says.
 func (p *prober) keepsAnswering(ctx context.Context, url string) bool {
-	for range answersToo {
+	for i := range answersToo {
+		if i > 0 && !pause(ctx, pollEvery) {
+			return false
+		}
 		ctx, cancel := context.WithTimeout(ctx, stillAnswers)
 		resp, err := p.get(ctx, url+"/health", "")
 		cancel()

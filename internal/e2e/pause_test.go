@@ -74,9 +74,12 @@ func (p *pausable) row() *registry.Engine {
 func (p *pausable) freezes() {
 	p.t.Helper()
 	eventually(p.t, fallsAsleep, "the idle engine sleeps", func() error { return state(p.t, p.Client, "u", "sleeping") })
-	if got := processState(p.pid); got != "T" {
-		p.t.Fatalf("asleep, its process is in state %q", got)
-	}
+	eventually(p.t, fallsAsleep, "its process is stopped", func() error { // which it is at its next turn
+		if got := processState(p.pid); got != "T" {
+			return fmt.Errorf("it is in state %q", got)
+		}
+		return nil
+	})
 	if row := p.row(); row.Frozen == nil || row.URL != "" || row.AllocID != "" {
 		p.t.Fatalf("its row says %+v", row)
 	}
