@@ -170,6 +170,18 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func(
 	return c.Register(ctx, job, *job.JobModifyIndex)
 }
 
+// signalTimeout bounds a signal, which goes through the servers to a node that may
+// be away.
+const signalTimeout = 3 * time.Second
+
+// Signal sends a signal ("SIGCONT") to the process of an allocation. An error says
+// that its node did not confirm it: whether it was sent is not known.
+func (c *Cluster) Signal(ctx context.Context, allocID, signal string) error {
+	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
+	defer cancel()
+	return classify(c.client.Allocations().Signal(&api.Allocation{ID: allocID}, c.read(ctx), "", signal))
+}
+
 // HashItem is the item of an engine's Nomad variable that holds the hash of its
 // key; the job file's template reads it.
 const HashItem = "key_hash"

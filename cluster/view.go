@@ -34,6 +34,9 @@ type Alloc struct {
 	// nanoseconds since 1970 by its node's clock; 0: never. It is a mark to tell
 	// one crash from another, not a time to compare with ours.
 	Crash int64
+	// Started is when its process was started last, by the same clock; 0: so long
+	// ago that Nomad does not keep it.
+	Started int64
 
 	cpuMHz, memoryMB int
 	ports            []int
@@ -253,6 +256,11 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	}
 	for _, state := range a.TaskStates {
 		alloc.Crash = max(alloc.Crash, lastCrash(state.Events))
+		for _, event := range state.Events {
+			if event.Type == api.TaskStarted {
+				alloc.Started = max(alloc.Started, event.Time)
+			}
+		}
 	}
 	if alloc.Failure == "" && a.ClientStatus == api.AllocClientStatusFailed {
 		alloc.Failure = cleanReason("allocation failed: " + a.ClientDescription)
@@ -266,8 +274,10 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 // not known, so that one does not count.
 func lastCrash(events []*api.TaskEvent) (at int64) {
 	asked := true
-	for _, e := range events {
+	for i, e := range events {
 		switch e.Type {
+		case api.TaskSignaling: // by which a process neither ends nor begins
+			asked = asked && i > 0
 		case api.TaskRestartSignal, api.TaskKilling, api.TaskKilled:
 			asked = true
 		case api.TaskTerminated:

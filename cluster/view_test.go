@@ -194,6 +194,9 @@ func TestLastCrash(t *testing.T) {
 		{"NewKey", events(api.TaskStarted, api.TaskRestartSignal, api.TaskTerminated, api.TaskRestarting, api.TaskStarted), 0},
 		{"CrashThenNewKey", events(api.TaskStarted, api.TaskTerminated, api.TaskStarted, api.TaskRestartSignal, api.TaskTerminated), 2},
 		{"Stopped", events(api.TaskStarted, api.TaskKilling, api.TaskTerminated, api.TaskKilled), 0},
+		{"PausedThenCrash", events(api.TaskStarted, api.TaskSignaling, api.TaskTerminated), 3},
+		{"PausedManyTimesThenCrash", events(api.TaskSignaling, api.TaskSignaling, api.TaskTerminated), 3},
+		{"PausedThenStopped", events(api.TaskSignaling, api.TaskKilling, api.TaskSignaling, api.TaskTerminated), 0},
 		{"WhatWasBeforeIsForgotten", events(api.TaskTerminated, api.TaskRestarting, api.TaskStarted), 0},
 	} {
 		if got := lastCrash(c.events); got != c.want {

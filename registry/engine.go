@@ -80,6 +80,17 @@ type Restarts struct {
 	GaveUp bool `json:"gave_up,omitempty"`
 }
 
+// Frozen is the process that a sleeping engine keeps (sleep_mode "pause"). The row
+// has it from before the process may be stopped (SIGSTOP) until it is known to go
+// on, or to be gone.
+type Frozen struct {
+	AllocID string `json:"alloc_id"`
+	URL     string `json:"url"`
+	// Started is when the process was started (cluster.Alloc.Started): a later one
+	// is another process, which was never frozen.
+	Started int64 `json:"started,omitempty"`
+}
+
 // Resources is what one engine may use on its node.
 type Resources struct {
 	CPUMHz   int `json:"cpu_mhz"`
@@ -114,6 +125,8 @@ type Engine struct {
 	VolumePath string `json:"volume_path,omitempty"`
 	AllocID    string `json:"alloc_id,omitempty"`
 	URL        string `json:"url,omitempty"`
+	// Frozen is set while the engine is, or may be, frozen.
+	Frozen *Frozen `json:"frozen,omitempty"`
 
 	// Crash marks the last crash of AllocID that was dealt with
 	// (cluster.Alloc.Crash).
@@ -158,6 +171,10 @@ func (e *Engine) Clone() *Engine {
 	if e.Restarts != nil {
 		r := *e.Restarts
 		c.Restarts = &r
+	}
+	if e.Frozen != nil {
+		f := *e.Frozen
+		c.Frozen = &f
 	}
 	if e.Idempotency != nil {
 		ref := *e.Idempotency

@@ -57,6 +57,12 @@ type Policy struct {
 	SleepMode     string   `json:"sleep_mode,omitempty"`
 }
 
+// The values of Policy.SleepMode; empty is SleepStop.
+const (
+	SleepStop  = "stop"
+	SleepPause = "pause" // frozen in memory, where the driver can
+)
+
 var (
 	slugPattern     = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
 	nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
@@ -97,7 +103,7 @@ func (p *Policy) Check() error {
 	if p.NodePool != "" && !nodePoolPattern.MatchString(p.NodePool) {
 		errs = append(errs, errors.New("policy.node_pool is not a node pool name"))
 	}
-	if p.SleepMode != "" && p.SleepMode != "stop" && p.SleepMode != "pause" {
+	if p.SleepMode != "" && p.SleepMode != SleepStop && p.SleepMode != SleepPause {
 		errs = append(errs, errors.New(`policy.sleep_mode must be "stop" or "pause"`))
 	}
 	return errors.Join(errs...)

@@ -56,8 +56,11 @@ func movedOn(err error) error {
 }
 
 // scaleAgain ends the process of an engine that is stopped or sleeping, by the
-// operation that should have done so.
+// operation that should have done so, or what is left of a paused one.
 func (s *Scheduler) scaleAgain(ctx context.Context, row *registry.Engine) error {
+	if row.Frozen != nil {
+		return s.settleFrozen(ctx, row)
+	}
 	runs, err := s.asksForProcess(ctx, row.JobID())
 	if err != nil || !runs {
 		return err // the list that told otherwise is older than the row

@@ -150,6 +150,9 @@ func (o *operation) finish() {
 	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart || op.Kind == registry.OpRecover:
 		row.State, row.Reason = registry.Running, ""
 	}
+	if op.Step != stepFreeze {
+		row.Frozen = nil
+	}
 	if row.State != registry.Running {
 		row.URL, row.AllocID = "", ""
 	}

@@ -50,17 +50,21 @@ const (
 	careRestart      // it needs a new process, now
 	careWait         // it needs a new process, at the row's time
 	careGiveUp       // it was restarted as often as it may be
+	careSettle       // it sleeps, and its process is not the one that was frozen: end that
 )
 
 func (c care) String() string {
-	return [...]string{"none", "fail", "probe", "recover", "peek", "restart", "wait", "give up"}[c]
+	return [...]string{"none", "fail", "probe", "recover", "peek", "restart", "wait", "give up", "settle"}[c]
 }
 
-// assess is the one table of what a running or failed engine needs (DESIGN
+// assess is the one table of what a running, failed or paused engine needs (DESIGN
 // section 5). It knows nothing of storms: whether a restart may go ahead is
 // asked when it is to begin.
 func assess(s sight, maxAttempts int) (care, string) {
 	row := s.row
+	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !sameProcess(row.Frozen, row, s.alloc) {
+		return careSettle, ""
+	}
 	if row.Op != nil || row.Desired != registry.Running {
 		return careNone, ""
 	}

@@ -27,6 +27,9 @@ func TestAssess(t *testing.T) {
 	due := &registry.Restarts{NextAt: now, Attempts: 2}
 	spent := &registry.Restarts{NextAt: now, Attempts: 3}
 	gaveUp := &registry.Restarts{Attempts: 3, GaveUp: true}
+	paused := &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a", Started: 5}}
+	frozen, anew := alloc("running"), alloc("running")
+	frozen.Started, anew.Started = 5, 6
 	for _, c := range []struct {
 		name   string
 		row    *registry.Engine
@@ -61,6 +64,18 @@ func TestAssess(t *testing.T) {
 		{"Spent", failed(reasonCrashed, spent), complete, nodeUp, false, careGiveUp, ""},
 		{"GaveUp", failed(reasonCrashed, gaveUp), complete, nodeUp, false, careNone, ""},
 		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
+		{"Asleep", &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, nil, nodeUp, false, careNone, ""},
+		{"Paused", paused, frozen, nodeUp, true, careNone, ""},
+		{"PausedOnAClosedNode", paused, frozen, nodeShut, true, careNone, ""},
+		{"PausedAndTheNodeIsDown", paused, complete, nodeSilent, true, careNone, ""},
+		{"PausedAndUnknown", paused, unknown, nodeUp, true, careNone, ""},
+		{"PausedAndItsStartForgotten", paused, running, nodeUp, true, careNone, ""},
+		{"PausedAndStartedAnew", paused, anew, nodeUp, false, careSettle, ""},
+		{"PausedAndCrashed", paused, crashed, nodeUp, true, careSettle, ""},
+		{"PausedAndEnded", paused, complete, nodeUp, true, careSettle, ""},
+		{"PausedAndDrained", paused, stopping, nodeShut, true, careSettle, ""},
+		{"PausedAndPlacedAnew", paused, other, nodeUp, false, careSettle, ""},
+		{"PausedWithoutAJob", paused, nil, nodeUp, false, careSettle, ""},
 		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -88,6 +103,9 @@ func TestAssessIsSafe(t *testing.T) {
 			Reason:  pick("reason", reasonCrashed, reasonNodeDown, reasonUnhealthy, reasonBootTimeout, reasonImage, reasonJobMissing),
 			AllocID: "a", Crash: int64(rapid.IntRange(0, 1).Draw(t, "crash")),
 		}
+		if rapid.Bool().Draw(t, "frozen") {
+			row.Frozen = &registry.Frozen{AllocID: "a", Started: 1}
+		}
 		if rapid.Bool().Draw(t, "restarts") {
 			row.Restarts = &registry.Restarts{
 				Attempts: rapid.IntRange(0, 4).Draw(t, "attempts"), GaveUp: rapid.Bool().Draw(t, "gave up"),
@@ -103,7 +121,9 @@ func TestAssessIsSafe(t *testing.T) {
 		}
 		got, _ := assess(s, 3)
 		switch {
-		case row.Desired != registry.Running && got != careNone:
+		case got == careSettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
+			t.Fatal("settled")
+		case row.Desired != registry.Running && got != careNone && got != careSettle:
 			t.Fatalf("%s for an engine that should not run", got)
 		case (got == careRestart || got == careWait || got == careGiveUp) && (s.unheard() || s.alive()):
 			t.Fatalf("%s while a process may run", got)

@@ -393,6 +393,7 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 		return nil, err
 	}
 	spent.since(spentAsking, at)
+	op.Step = firstStep(row, op)
 	at = time.Now()
 	if err := s.draw(ctx, d, row, op, p.actor, p.details); err != nil {
 		return nil, err

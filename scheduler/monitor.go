@@ -95,7 +95,14 @@ func (s *Scheduler) informed() bool {
 
 // amiss says whether the view shows an engine that needs a look at the stores.
 func (m *monitor) amiss(row *registry.Engine) bool {
-	if row.Op != nil || row.Desired != registry.Running {
+	if row.Op != nil {
+		return false
+	}
+	if row.State == registry.Sleeping && row.Frozen != nil {
+		alloc, known := m.s.cluster.Newest(row.JobID())
+		return !m.s.nodeSilent(row.NodeID) && !(known && sameProcess(row.Frozen, row, &alloc))
+	}
+	if row.Desired != registry.Running {
 		return false
 	}
 	if row.State == registry.Failed {
@@ -191,10 +198,17 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
 	switch care {
 	case careProbe:
-		if m.healthy(ctx, at.row.URL, m.s.opts.MaxFailures) || ctx.Err() != nil {
+		if m.healthy(ctx, at.row.URL, 1) || ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		m.s.goOn(ctx, at.row)
+		if m.healthy(ctx, at.row.URL, max(1, m.s.opts.MaxFailures-1)) || ctx.Err() != nil {
 			return false, ctx.Err()
 		}
 		return true, m.fail(ctx, at.row, reason, crash)
+	case careSettle:
+		free()
+		return true, m.mend(func() error { return m.s.settleFrozen(ctx, at.row) })
 	case careFail:
 		return true, m.fail(ctx, at.row, reason, crash)
 	case careRecover:

@@ -42,6 +42,7 @@ type operation struct {
 	engine   *registry.Engine
 	err      error
 
+	paused   bool            // it has frozen its engine, or woken one that was frozen
 	unsaved  bool            // the row was advanced but that is not written yet
 	removed  bool            // the row is gone: nothing is left to write
 	recorded bool            // its audit row is complete

@@ -156,23 +156,35 @@ func (p *planner) planRow(row *registry.Engine) {
 		act(ActDestroy, "it is destroying and no operation works on it")
 	case registry.Stopped, registry.Sleeping:
 		switch {
-		case !p.read(listJobs, listNodes) || f.job == nil:
+		case !p.read(listJobs, listNodes):
+		case row.Frozen != nil:
+			if lost := processless(f.job); lost != "" && !p.silent[row.NodeID] {
+				act(ActScaleToZero, "it is paused and %s", lost)
+			}
+		case f.job == nil:
 		case f.job.Count > 0:
 			act(ActScaleToZero, "it is %s and its job asks for %d processes", row.State, f.job.Count)
 		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
 			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
 		}
 	case registry.Running:
-		switch {
-		case !p.read(listJobs):
-		case f.job == nil:
-			act(ActExamine, "it is running and has no job")
-		case f.job.Count == 0:
-			act(ActExamine, "it is running and its job asks for no process")
-		case f.job.Count > 0 && len(f.job.Live) == 0:
-			act(ActExamine, "it is running and no process of it lives")
+		if lost := processless(f.job); lost != "" && p.read(listJobs) {
+			act(ActExamine, "it is running and %s", lost)
 		}
 	}
+}
+
+// processless says why a job has no process; "" when it may have one.
+func processless(job *cluster.JobInfo) string {
+	switch {
+	case job == nil:
+		return "has no job"
+	case job.Count == 0:
+		return "its job asks for no process"
+	case job.Count > 0 && len(job.Live) == 0:
+		return "no process of it lives"
+	}
+	return ""
 }
 
 func nodesOf(volumes []*cluster.Volume) string {

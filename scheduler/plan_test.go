@@ -114,6 +114,9 @@ func drawWorld(t *rapid.T) *simulated {
 				EngineID: id, ProductID: product, UserID: fmt.Sprint("u", i), NodeID: node, VolumeID: "v-" + id,
 				State: rapid.SampledFrom(registry.States).Draw(t, "state"),
 			}
+			if row.State == registry.Sleeping && chance("paused", 50) {
+				row.Frozen = &registry.Frozen{}
+			}
 			if chance("an operation works on it", 30) {
 				row.Op = &registry.Op{Kind: registry.OpStart}
 			}
@@ -206,8 +209,12 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 		if !slices.Contains(want, row.State) {
 			t.Fatalf("%+v: the engine is %s", a, row.State)
 		}
-		if j := s.jobs[a.EngineID]; j != nil && j.Meta["deployment"] != testDeployment {
+		j := s.jobs[a.EngineID]
+		if j != nil && j.Meta["deployment"] != testDeployment {
 			t.Fatalf("%+v: the job is another deployment's", a)
+		}
+		if row.Frozen != nil && (s.silent[row.NodeID] || j != nil && j.Count != 0 && (j.Count < 0 || len(j.Live) > 0)) {
+			t.Fatalf("%+v: the process that is frozen may be there", a)
 		}
 		if len(s.volumes[a.EngineID]) > 1 {
 			t.Fatalf("%+v: there are two volumes of its name", a)
@@ -230,7 +237,10 @@ func (s *simulated) apply(a *Action) (changed bool) {
 	id := a.EngineID
 	switch a.Act {
 	case ActScaleToZero:
-		s.jobs[id].Count, s.jobs[id].Live = 0, nil
+		if j := s.jobs[id]; j != nil {
+			j.Count, j.Live = 0, nil
+		}
+		s.rows[id].Frozen = nil
 	case ActFail, ActExamine: // the health side finds it down
 		s.rows[id].State = registry.Failed
 	case ActDestroy:
@@ -391,7 +401,7 @@ func TestPlanConverges(t *testing.T) {
 		counts := map[string]int{}
 		for id, row := range s.rows {
 			counts[row.ProductID]++
-			if j := s.jobs[id]; j != nil && row.Op == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
+			if j := s.jobs[id]; j != nil && row.Op == nil && row.Frozen == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
 				t.Errorf("%s is %s and runs: %+v", id, row.State, j)
 			}
 		}

@@ -26,6 +26,25 @@ var undoing map[registry.OpKind][]step
 // it or into undoing.
 var detours map[registry.OpKind][]step
 
+// The steps of an engine that sleeps frozen.
+const (
+	stepFreeze = "freeze"
+	stepThaw   = "thaw"
+)
+
+// firstStep is the step that an operation begins with, by the row that is to
+// carry it.
+func firstStep(row *registry.Engine, op *registry.Op) string {
+	switch {
+	case row.Frozen == nil:
+	case op.Kind == registry.OpSleep && op.From == registry.Running:
+		return stepFreeze
+	case op.Kind == registry.OpStart:
+		return stepThaw
+	}
+	return plans[op.Kind][0].name
+}
+
 func init() { // not a literal: the steps refer to plans
 	plans = map[registry.OpKind][]step{
 		registry.OpProvision: {
@@ -81,6 +100,9 @@ func init() { // not a literal: the steps refer to plans
 	}
 	detours = map[registry.OpKind][]step{
 		registry.OpProvision: {{"relocate", (*operation).relocate}},
+		// These end their operation, or lead to the first step of its plan.
+		registry.OpSleep: {{stepFreeze, (*operation).freeze}},
+		registry.OpStart: {{stepThaw, (*operation).thaw}},
 	}
 	undoing = map[registry.OpKind][]step{
 		registry.OpProvision: {{"undo-register", (*operation).quiesce}},

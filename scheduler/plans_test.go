@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func TestPlans(t *testing.T) {
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
-	want = map[registry.OpKind][]string{registry.OpProvision: {"relocate"}}
+	want = map[registry.OpKind][]string{registry.OpProvision: {"relocate"}, registry.OpSleep: {"freeze"}, registry.OpStart: {"thaw"}}
 	if diff := cmp.Diff(want, names(detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
 	}
@@ -81,6 +82,20 @@ func TestFinish(t *testing.T) {
 		{registry.OpRotateKey, registry.Running, registry.Running, "", registry.Running},
 		{registry.OpRotateKey, registry.Running, registry.Running, BackendUnavailable, registry.Running},
 	} {
+		// However it went, but for a freeze, no process is frozen at its end.
+		frozen := func(step string) bool {
+			o := &operation{s: &Scheduler{}, row: &registry.Engine{
+				State: c.from, Desired: registry.Running, Frozen: &registry.Frozen{},
+				Op: &registry.Op{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo)},
+			}}
+			o.finish()
+			return o.row.Frozen != nil
+		}
+		for _, st := range slices.Concat(plans[c.kind], detours[c.kind], undoing[c.kind]) {
+			if got := frozen(st.name); got != (st.name == stepFreeze) {
+				t.Errorf("%s ends after %s: frozen %t", c.kind, st.name, got)
+			}
+		}
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
 			o := &operation{s: &Scheduler{opts: Options{Restart: Backoff{Base: time.Second, Max: time.Minute}}}, row: &registry.Engine{
 				State: c.from, Desired: registry.Running, URL: "http://engine", AllocID: "allocation",
@@ -103,6 +118,27 @@ func TestFinish(t *testing.T) {
 				t.Errorf("running with reason %q", o.row.Reason)
 			}
 		})
+	}
+}
+
+// Only what was running is frozen, and only what is frozen goes on.
+func TestFirstStep(t *testing.T) {
+	for kind, forward := range plans {
+		for _, from := range registry.States {
+			for _, frozen := range []*registry.Frozen{nil, {}} {
+				want := forward[0].name
+				switch {
+				case frozen != nil && kind == registry.OpStart:
+					want = "thaw"
+				case frozen != nil && kind == registry.OpSleep && from == registry.Running:
+					want = "freeze"
+				}
+				op := &registry.Op{Kind: kind, From: from}
+				if got := firstStep(&registry.Engine{Frozen: frozen}, op); got != want {
+					t.Errorf("%s of a %s engine, frozen %t, begins with %s, want %s", kind, from, frozen != nil, got, want)
+				}
+			}
+		}
 	}
 }
 

@@ -33,7 +33,7 @@ const (
 
 // fencedSteps are those that verify that they may still act; a destroy's rest is
 // done to what nobody else will ever use.
-var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key"}
+var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key", stepFreeze, stepThaw}
 
 func isFenced(kind registry.OpKind, step string) bool {
 	return slices.Contains(fencedSteps, step) && (kind != registry.OpDestroy || step == "scale-down")
@@ -84,6 +84,9 @@ func LastStep(point string) bool {
 	parts := strings.Split(point, "/")
 	if len(parts) != 3 {
 		return false
+	}
+	if parts[1] == stepFreeze || parts[1] == stepThaw {
+		return true
 	}
 	kind := registry.OpKind(parts[0])
 	for _, steps := range [][]step{plans[kind], undoing[kind]} {

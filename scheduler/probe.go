@@ -76,6 +76,24 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	return string(body.Busy) == "true", nil
 }
 
+// keepsAnswering says whether an engine that should be frozen answers again and
+// again, whatever it says.
+func (p *prober) keepsAnswering(ctx context.Context, url string) bool {
+	for i := range answersToo {
+		if i > 0 && !pause(ctx, pollEvery) {
+			return false
+		}
+		ctx, cancel := context.WithTimeout(ctx, stillAnswers)
+		resp, err := p.get(ctx, url+"/health", "")
+		cancel()
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+	}
+	return true
+}
+
 // status asks for a path that no engine has, with a key, and returns the status
 // code: 401 says that the key was refused.
 func (p *prober) status(ctx context.Context, url, key string) (int, error) {

@@ -49,9 +49,10 @@ type sleeper struct {
 	attempts map[string]*attempt // by engineKey
 }
 
-// wakeUp is since when the leader knows a user's process.
+// wakeUp is since when the leader knows a user's process to run.
 type wakeUp struct {
 	allocID string
+	since   time.Time // as the row says, by another clock: the process may have been frozen before
 	at      time.Time
 }
 
@@ -62,6 +63,7 @@ type attempt struct {
 	used   time.Time // when it was last in use, as it was marked
 	began  time.Time
 	idle   time.Duration
+	pause  bool // its product wants it frozen, not ended
 }
 
 func newSleeper(s *Scheduler) *sleeper {
@@ -136,11 +138,11 @@ func (z *sleeper) sweep(ctx context.Context) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	timeouts, err := z.timeouts(ctx)
+	rules, err := z.rules(ctx)
 	if err != nil {
 		return err
 	}
-	idle := z.idle(rows, timeouts, time.Now())
+	idle := z.idle(rows, rules, time.Now())
 	if len(idle) == 0 {
 		return nil
 	}
@@ -195,26 +197,32 @@ func (z *sleeper) mark(ctx context.Context, idle []*attempt) error {
 	return group.Wait()
 }
 
-// timeouts is the idle time of each product's engines; 0, or none: they never
-// sleep.
-func (z *sleeper) timeouts(ctx context.Context) (map[string]time.Duration, error) {
+// idleRule is what a product wants of its idle engines.
+type idleRule struct {
+	after time.Duration // 0: they never sleep
+	pause bool
+}
+
+// rules are each product's; there is none for engines without a user.
+func (z *sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 	products, err := z.s.store.Tenants(ctx)
 	if err != nil {
 		return nil, err
 	}
-	timeouts := make(map[string]time.Duration, len(products))
+	rules := make(map[string]idleRule, len(products))
 	for _, p := range products {
-		timeouts[p.ProductID] = z.s.opts.IdleTimeout
-		if policy := p.Policy.IdleTimeoutS; policy != nil {
-			timeouts[p.ProductID] = time.Duration(min(*policy, longestIdle)) * time.Second
+		rule := idleRule{after: z.s.opts.IdleTimeout, pause: p.Policy.SleepMode == registry.SleepPause}
+		if timeout := p.Policy.IdleTimeoutS; timeout != nil {
+			rule.after = time.Duration(min(*timeout, longestIdle)) * time.Second
 		}
+		rules[p.ProductID] = rule
 	}
-	return timeouts, nil
+	return rules, nil
 }
 
 // idle are the engines that were not in use for their timeout and are not marked
 // yet.
-func (z *sleeper) idle(rows []*registry.Engine, timeouts map[string]time.Duration, now time.Time) []*attempt {
+func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now time.Time) []*attempt {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	var idle []*attempt
@@ -222,19 +230,19 @@ func (z *sleeper) idle(rows []*registry.Engine, timeouts map[string]time.Duratio
 	for _, row := range rows {
 		key := engineKey(row.ProductID, row.UserID)
 		woke, known := z.woke[key]
-		if !known || woke.allocID != row.AllocID {
-			woke = wakeUp{row.AllocID, now}
+		if !known || woke.allocID != row.AllocID || !woke.since.Equal(row.RunningSince) {
+			woke = wakeUp{row.AllocID, row.RunningSince, now}
 		}
 		running[key] = woke
 		engine := registry.Fingerprint(row.ProductID, row.UserID)
 		keep[engine] = true
-		timeout := timeouts[row.ProductID]
-		if timeout <= 0 || z.attempts[key] != nil {
+		rule := rules[row.ProductID]
+		if rule.after <= 0 || z.attempts[key] != nil {
 			continue
 		}
 		used := z.feed.lastUsed(engine)
-		if idleTime := idleFor(now, used, woke.at, row.KeepAwakeUntil); idleTime >= timeout {
-			idle = append(idle, &attempt{row: row.Clone(), engine: engine, used: used, began: now, idle: idleTime})
+		if idleTime := idleFor(now, used, woke.at, row.KeepAwakeUntil); idleTime >= rule.after {
+			idle = append(idle, &attempt{row: row.Clone(), engine: engine, used: used, began: now, idle: idleTime, pause: rule.pause})
 		}
 	}
 	z.woke = running
@@ -324,7 +332,12 @@ func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
 	o, err := z.s.propose(ctx, a.row, proposal{
 		kind: registry.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
 		details: map[string]any{"idle_s": int(a.idle.Seconds())},
-		prepare: func(row *registry.Engine) error { row.Desired = registry.Sleeping; return nil },
+		prepare: func(row *registry.Engine) error {
+			if row.Desired = registry.Sleeping; a.pause {
+				row.Frozen = z.s.freezable(row)
+			}
+			return nil
+		},
 	})
 	if errors.Is(err, registry.ErrConflict) {
 		return true // somebody is using it: not idle, nor marked any more

@@ -176,6 +176,9 @@ func (o *operation) quiesce(ctx context.Context) error {
 	if o.row.Op.Undo != "" || o.row.Op.Kind == registry.OpDestroy {
 		mark = o.opID + "-end"
 	}
+	if err := o.letEnd(ctx); err != nil {
+		return err
+	}
 	for {
 		index, err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
 		o.quietAt = index
@@ -192,6 +195,9 @@ func (o *operation) quiesce(ctx context.Context) error {
 
 // awaitGone waits until no process of the engine is left, as its node says.
 func (o *operation) awaitGone(ctx context.Context) error {
+	if err := o.letEnd(ctx); err != nil { // its node may have been silent until now
+		return err
+	}
 	return o.noteSilence(ctx, o.whileOwned(ctx, o.processesGone))
 }
 

@@ -7,6 +7,7 @@ namespace "default" {
     "submit-job",         # register, deregister and purge, evaluate
     "list-jobs",          # GET /v1/jobs
     "read-job",           # job, allocations, evaluations, GET /v1/jobs/statuses; event topics Job, Allocation, Evaluation, Deployment
+    "alloc-lifecycle",    # PUT /v1/client/allocation/<id>/signal: pause and wake, for products with sleep_mode = pause
     "host-volume-create", # PUT /v1/volume/host/create
     "host-volume-read",   # list and read; event topic HostVolume
     "host-volume-delete", # DELETE /v1/volume/host/<id>/delete

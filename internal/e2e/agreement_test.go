@@ -63,7 +63,7 @@ func (s *stores) wantSound(row *registry.Engine) error {
 		return err
 	}
 	// A failed engine may have a process that is unhealthy.
-	if running := row.State == registry.Running; row.State != registry.Failed && running != (*job.TaskGroups[0].Count == 1) {
+	if running := row.State == registry.Running || row.Frozen != nil; row.State != registry.Failed && running != (*job.TaskGroups[0].Count == 1) {
 		return fmt.Errorf("its job's count is %d", *job.TaskGroups[0].Count)
 	}
 	allocs, _, err := s.nomad.Jobs().Allocations(name, true, nil)

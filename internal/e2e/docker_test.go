@@ -39,6 +39,8 @@ func TestContainerIsConfined(t *testing.T) {
 }
 
 type container struct {
+	ID     string `json:"Id"`
+	State  struct{ Pid int }
 	Config struct {
 		User string
 		Env  []string

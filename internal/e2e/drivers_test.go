@@ -44,6 +44,15 @@ func (d driver) with(vars map[string]string) map[string]string {
 	return all
 }
 
+// environ is that as a process gets it.
+func (d driver) environ() []string {
+	var env []string
+	for name, value := range d.vars {
+		env = append(env, name+"="+value)
+	}
+	return env
+}
+
 // eachDriver runs a test with raw_exec and with docker.
 func eachDriver(t *testing.T, test func(*testing.T, driver)) {
 	for _, d := range []driver{rawExec, docker} {

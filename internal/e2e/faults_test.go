@@ -59,6 +59,8 @@ type scenario struct {
 	// alone lets a process without a fault finish each operation.
 	alone bool
 	env   []string // of the processes that die
+	// docker: its engines are containers, and it is left out where there are none.
+	docker bool
 }
 
 // moments are those of an operation in the order in which a lane visits them.
@@ -150,6 +152,12 @@ var scenarios = map[string]scenario{
 	}},
 	"destroy": {from: registry.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok", "ENGINE_NOT_FOUND"}},
 	"sleep":   {from: registry.Running, act: injectKind},
+	"sleep/freeze": {from: registry.Running, docker: true, act: func(l *lane, _ string) error {
+		return l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running)
+	}},
+	"start/thaw": {
+		from: registry.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"},
+	},
 	"recover": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRecover, Step: "boot", From: registry.Failed}, registry.Provisioning)
 	}},
@@ -183,6 +191,10 @@ func lanes(t *testing.T) map[string][]string {
 				name += "/undo"
 			case strings.Contains(point, "/relocate/"):
 				name += "/relocate"
+			case strings.Contains(point, "/freeze/"):
+				name += "/freeze"
+			case strings.Contains(point, "/thaw/"):
+				name += "/thaw"
 			}
 			sc, known := scenarios[name]
 			if !known && kind != "pool" && len(points) > 2 {
@@ -228,6 +240,9 @@ func TestFaultPoints(t *testing.T) {
 }
 
 func newLane(t *testing.T, name string) *lane {
+	if scenarios[name].docker {
+		needDocker(t)
+	}
 	t.Parallel()
 	l := &lane{
 		t: t, scenario: scenarios[name], prefix: "faults-" + strings.ReplaceAll(name, "/", "-") + "/", s: openStores(t, shared),
@@ -287,6 +302,9 @@ func (l *lane) next(point string) {
 	}
 	if strings.HasPrefix(point, "provision/volume/") {
 		env = append(slices.Clone(env), "ORCH_VOLUME_POOL=0") // with a pooled volume this step is skipped
+	}
+	if l.docker {
+		env = slices.Concat(env, docker.environ())
 	}
 	l.p = startFaulty(l.t, l.prefix, l.database, armed, env...)
 	if l.platformKey == "" {
@@ -349,6 +367,15 @@ func (l *lane) bring(point string) {
 	}
 	if l.from == registry.Stopped && row.State != registry.Stopped {
 		must(stopIt(l, point))
+	}
+	if l.from == registry.Sleeping && row.State != registry.Sleeping {
+		must(l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running))
+		eventually(l.t, 40*time.Second, "the engine is paused", func() error {
+			if row := l.row(); row.Op != nil || row.Frozen == nil {
+				return fmt.Errorf("%s, %+v", row.State, row.Op)
+			}
+			return nil
+		})
 	}
 	l.engineID, l.brand = row.EngineID, row.EngineID[:6]
 	if prepare := l.before[point]; prepare != nil {
@@ -464,6 +491,9 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	row := l.row()
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)
 	row.Op, row.State = &op, state
+	if op.Step == "freeze" {
+		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: l.s.started(row.AllocID)}, registry.Sleeping
+	}
 	value, err := json.Marshal(row)
 	if err != nil {
 		return err
@@ -477,6 +507,23 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 		err = errors.New("the row changed meanwhile")
 	}
 	return err
+}
+
+// started is when the process of an allocation was started last.
+func (s *stores) started(allocID string) (at int64) {
+	s.t.Helper()
+	alloc, _, err := s.nomad.Allocations().Info(allocID, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, task := range alloc.TaskStates {
+		for _, event := range task.Events {
+			if event.Type == nomad.TaskStarted {
+				at = max(at, event.Time)
+			}
+		}
+	}
+	return at
 }
 
 // scale sets the count of an engine's job by hand and waits until that is so.
