@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/registry"
 )
 
 // Clients say where Nomad, Consul and Vault are. Empty fields are filled from
@@ -95,6 +97,8 @@ func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
 	}
+	// The one that it was given or made: to an https address, or to a Unix socket.
+	cfg.HttpClient.Transport = registry.RawAnswers(cfg.HttpClient.Transport)
 	return c, nil
 }
 
