@@ -44,6 +44,7 @@ type consulAgent struct {
 	dir    string
 	cmd    *exec.Cmd
 	client *consul.Client
+	plain  *consul.Client // without RawAnswers
 	idle   func()
 }
 
@@ -88,9 +89,14 @@ disable_update_check = true
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64, MaxConnsPerHost: 64}
 	a.idle = transport.CloseIdleConnections
-	if a.client, err = consul.NewClient(&consul.Config{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Transport: transport}); err != nil {
+	cfg := &consul.Config{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Transport: transport}
+	if a.client, err = consul.NewClient(cfg); err != nil {
 		return err
 	}
+	if a.plain, err = consul.NewClient(&consul.Config{Address: cfg.Address, Transport: transport}); err != nil {
+		return err
+	}
+	cfg.HttpClient.Transport = RawAnswers(transport)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return await(ctx, func() error {

@@ -220,15 +220,19 @@ func (s *Store) Verify(ctx context.Context, e *Engine) error {
 // of one operation ask again and again. ErrNotFound: the user has none.
 func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
 	key := s.engineKey(productID, userID)
-	pairs, err := s.shared.read(ctx, productID, key)
+	found, err := s.shared.read(ctx, productID, key)
 	if err != nil {
 		return nil, err
 	}
-	pair := pairs[key]
-	if pair == nil {
+	row, exists := found[key]
+	if !exists {
 		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
 	}
-	return decodeEngine(pair)
+	e, err := s.rows.of(row)
+	if err != nil {
+		return nil, err
+	}
+	return e.Clone(), nil
 }
 
 // Engines reads every row. A row that cannot be read fails the whole: "not in

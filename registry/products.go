@@ -59,29 +59,38 @@ func (s *Store) ProductBySlug(ctx context.Context, slug string) (*Product, error
 // Lookup is what one product call needs to know, read in one transaction that
 // began after the call arrived: that the platform key still belongs to the
 // product, the product, and the user's engine (nil when there is none).
-// ErrNotFound: the key or the product is gone.
+// The product is shared by all who look it up, and not to be changed. ErrNotFound:
+// the key or the product is gone.
 func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*Product, *Engine, error) {
 	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
-	pairs, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
+	found, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
 	if err != nil {
 		return nil, nil, err
 	}
-	key, product, row := pairs[keyAt], pairs[productAt], pairs[rowAt]
-	if key == nil || string(key.Value) != productID || product == nil {
+	owner, err := found[keyAt].value()
+	if err != nil {
+		return nil, nil, unavailable(err)
+	}
+	product, exists := found[productAt]
+	if !exists || string(owner) != productID {
 		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
 	}
-	p, err := decodeProduct(product)
+	p, err := s.products.of(product)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !p.accepts(keyHash, time.Now()) {
 		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
 	}
-	if row == nil {
+	row, exists := found[rowAt]
+	if !exists {
 		return p, nil, nil
 	}
-	e, err := decodeEngine(row)
-	return p, e, err
+	e, err := s.rows.of(row)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, e.Clone(), nil
 }
 
 // quota reads a product's count of engines and the index to change it by.

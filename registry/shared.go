@@ -3,10 +3,9 @@ package registry
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
-
-	consul "github.com/hashicorp/consul/api"
 )
 
 const (
@@ -38,13 +37,13 @@ type sharedRead struct {
 	keys   []string
 
 	lead  chan struct{} // closed: run the next transaction, with this read in it
-	done  chan struct{} // closed: pairs and err are set
-	pairs map[string]*consul.KVPair
+	done  chan struct{} // closed: found and err are set
+	found map[string]stored
 	err   error
 }
 
-// read returns the pairs of keys; a key that is not there has no pair.
-func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (map[string]*consul.KVPair, error) {
+// read returns what is stored at keys; a key that is not there is not in it.
+func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (map[string]stored, error) {
 	c := &sharedRead{tenant: tenant, keys: keys, lead: make(chan struct{}), done: make(chan struct{})}
 	r.mu.Lock()
 	if r.flights < maxFlights {
@@ -62,37 +61,40 @@ func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (
 		r.leave(c)
 		return nil, unavailable(ctx.Err())
 	}
-	return c.pairs, c.err
+	return c.found, c.err
 }
 
 // fly runs one transaction with c in it and hands over to the next caller.
+//
+// First it lets run who can: where the processors have more to do than they can,
+// requests are waiting to come this far, and one transaction for many costs little
+// more than one for few. Where they are idle, this takes no time.
 func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
+	runtime.Gosched()
 	r.mu.Lock()
 	batch := r.take(c)
 	r.mu.Unlock()
-	var ops consul.KVTxnOps
-	at := map[string]bool{}
+	var keys []string
 	for _, c := range batch {
 		for _, key := range c.keys {
-			if !at[key] {
-				at[key] = true
-				ops = append(ops, &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: key})
+			if !slices.Contains(keys, key) { // they are few
+				keys = append(keys, key)
 			}
 		}
 	}
 	// Others wait for this too: it does not end with its caller's request.
-	pairs, _, err := r.store.txn(context.WithoutCancel(ctx), ops)
-	if err == nil && len(pairs) != len(ops) {
-		err = fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(pairs), len(ops))
+	answers, err := r.store.readKeys(context.WithoutCancel(ctx), keys)
+	if err == nil && len(answers) != len(keys) {
+		err = fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(answers), len(keys))
 	}
-	found := make(map[string]*consul.KVPair, len(pairs))
-	for _, p := range pairs {
-		if p.ModifyIndex > 0 { // an empty pair stands for no key
-			found[p.Key] = p
+	found := make(map[string]stored, len(answers))
+	for _, v := range answers {
+		if v.index > 0 {
+			found[v.key] = v
 		}
 	}
 	for _, c := range batch {
-		c.pairs, c.err = found, err
+		c.found, c.err = found, err
 		close(c.done)
 	}
 	r.mu.Lock()

@@ -49,7 +49,10 @@ type Store struct {
 	// (measured: 16 racing writers retry 5 times each).
 	quotaLocks sync.Map
 
-	shared  sharedReads
+	shared   sharedReads
+	products decoded[Product]
+	rows     decoded[Engine]
+
 	mirror  *Mirror
 	replica *Replica
 }
@@ -57,7 +60,7 @@ type Store struct {
 // New returns a store below prefix, which ends in a slash.
 func New(client *consul.Client, prefix string) *Store {
 	s := &Store{client: client, prefix: prefix}
-	s.shared.store = s
+	s.shared.store, s.products.decode, s.rows.decode = s, decodeProduct, decodeEngine
 	return s
 }
 

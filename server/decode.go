@@ -32,6 +32,9 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
 		}
 	}
+	if r.ContentLength == 0 { // most admits have none
+		return nil
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
@@ -48,8 +51,8 @@ const blanks = " \t\r\n"
 
 func decodeBytes(body []byte, v any) error {
 	body = bytes.Trim(body, blanks)
-	if len(body) == 0 {
-		body = []byte("{}")
+	if len(body) == 0 || string(body) == "{}" {
+		return nil
 	}
 	err := jsonexp.Unmarshal(body, v, jsonexp.RejectUnknownMembers(true))
 	if err == nil {

@@ -19,6 +19,9 @@ type query struct {
 }
 
 func queryOf(r *http.Request, known ...string) *query {
+	if r.URL.RawQuery == "" {
+		return &query{}
+	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	q := &query{values: values}
 	if err != nil {

@@ -99,12 +99,13 @@ func (s *Server) routes() http.Handler {
 	}
 	r.NotFound = http.HandlerFunc(refuse)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		escaped := new(http.Request)
-		*escaped = *req
-		u := *req.URL
-		u.Path, u.RawPath = req.URL.EscapedPath(), ""
-		escaped.URL = &u
-		r.ServeHTTP(w, escaped)
+		if path := req.URL.EscapedPath(); path != req.URL.Path {
+			u := *req.URL
+			u.Path, u.RawPath = path, ""
+			escaped := *req
+			escaped.URL, req = &u, &escaped
+		}
+		r.ServeHTTP(w, req)
 	})
 }
 

@@ -115,7 +115,7 @@ var sane = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
 func (s *Server) identify(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-Id")
-		if !sane.MatchString(id) {
+		if id == "" || !sane.MatchString(id) {
 			id = strings.ToLower(rand.Text())
 		}
 		w.Header().Set("X-Request-Id", id)
@@ -137,5 +137,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h 
 		s.writeError(w, r, err)
 		return
 	}
-	s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
+	if s.log.IsDebug() {
+		s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
+	}
 }

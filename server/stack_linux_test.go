@@ -29,7 +29,8 @@ type api struct {
 	key  string // X-Platform-Key
 }
 
-func startAPI(t *testing.T) *api {
+// startAPI starts one; vars are more of its variables.
+func startAPI(t testing.TB, vars ...string) *api {
 	t.Helper()
 	bin := t.TempDir()
 	build := exec.Command("go", "build", "-o", filepath.Join(bin, "engine"), "github.com/septemberai/orch/cmd/reference-engine")
@@ -46,10 +47,10 @@ func startAPI(t *testing.T) *api {
 			t.Error(err)
 		}
 	})
-	cfg, err := config.Load([]string{
+	cfg, err := config.Load(append([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
 		"ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
-	})
+	}, vars...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +80,7 @@ func startAPI(t *testing.T) *api {
 }
 
 // await waits until the service says yes.
-func (a *api) await(t *testing.T, path string) {
+func (a *api) await(t testing.TB, path string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -102,7 +103,7 @@ type answer struct {
 }
 
 // call sends both keys: each endpoint takes the one it needs.
-func (a *api) call(t *testing.T, method, path, body string) answer {
+func (a *api) call(t testing.TB, method, path, body string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, a.url+path, strings.NewReader(body))
 	if err != nil {
@@ -130,7 +131,7 @@ func (a *api) call(t *testing.T, method, path, body string) answer {
 
 func (a answer) field(name string) string { return fmt.Sprint(a.body[name]) }
 
-func (a answer) want(t *testing.T, status int, code string) {
+func (a answer) want(t testing.TB, status int, code string) {
 	t.Helper()
 	got := ""
 	if e, ok := a.body["error"].(map[string]any); ok {
@@ -142,7 +143,7 @@ func (a answer) want(t *testing.T, status int, code string) {
 }
 
 // noStore fails unless an answer carries this key and may be stored nowhere.
-func (a answer) noStore(t *testing.T, name string) {
+func (a answer) noStore(t testing.TB, name string) {
 	t.Helper()
 	a.want(t, 200, "")
 	if got := a.header.Get("Cache-Control"); got != "no-store" {

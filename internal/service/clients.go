@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/registry"
 )
 
 // Clients say where Nomad, Consul and Vault are. Empty fields are filled from
@@ -86,12 +88,17 @@ func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
 	if at.ConsulAddr != "" {
 		cfg.Address = at.ConsulAddr
 	}
+	// Consul packs what is asked of it as such, which costs more time on both sides
+	// than a few rows cost on the way.
+	t.DisableCompression = true
 	t.TLSClientConfig = nil // with one that is there the client leaves out its own
 	cfg.Transport = t
 	c, err := consul.NewClient(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
 	}
+	// The one that it was given or made: to an https address, or to a Unix socket.
+	cfg.HttpClient.Transport = registry.RawAnswers(cfg.HttpClient.Transport)
 	return c, nil
 }
 

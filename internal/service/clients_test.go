@@ -75,6 +75,28 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 	}
 }
 
+// TestConsulDoesNotPack: every admit waits for one of its answers.
+func TestConsulDoesNotPack(t *testing.T) {
+	accepts := make(chan string, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		accepts <- r.Header.Get("Accept-Encoding")
+		_, _ = w.Write([]byte(`"127.0.0.1:1"`))
+	}))
+	defer srv.Close()
+	transport := newTransport()
+	defer transport.CloseIdleConnections()
+	c, err := consulClient(Clients{ConsulAddr: srv.URL}, transport)
+	if err == nil {
+		_, err = c.Status().Leader()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-accepts; got != "" {
+		t.Errorf("Consul is asked to encode its answers by %q", got)
+	}
+}
+
 // TestClientMistakesAreNamed: all at once, by the variables they come from.
 func TestClientMistakesAreNamed(t *testing.T) {
 	t.Setenv("NOMAD_ADDR", "::secret")

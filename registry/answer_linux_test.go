@@ -1,0 +1,44 @@
+package registry
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// Shared reads tell the same with and without RawAnswers, and what a caller does to
+// its row is its own.
+func TestLookupByEitherClient(t *testing.T) {
+	consulClient(t)
+	r := join(t, prefix(t))
+	p := r.product(t, nil)
+	e := r.claim(t, p, "user<&>")
+	plain := New(agent.plain, r.prefix)
+	for name, s := range map[string]*Store{"RawAnswers": r.Store, "plain": plain} {
+		t.Run(name, func(t *testing.T) {
+			for range 2 {
+				product, row, err := s.Lookup(t.Context(), p.PlatformKeyHash, p.ProductID, e.UserID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(p, product, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
+					t.Error(diff)
+				}
+				if row.Index != e.Index || row.stored != e.State {
+					t.Errorf("index %d, stored %q; want %d, %q", row.Index, row.stored, e.Index, e.State)
+				}
+				if diff := cmp.Diff(e, row, cmpopts.IgnoreUnexported(Engine{})); diff != "" {
+					t.Error(diff)
+				}
+				row.State, row.KeyVersion, row.Op.Step = Failed, 99, "changed"
+			}
+			_, row, err := s.Lookup(t.Context(), p.PlatformKeyHash, p.ProductID, "nobody")
+			if err != nil || row != nil {
+				t.Errorf("a user without an engine: %+v, %v", row, err)
+			}
+			_, _, err = s.Lookup(t.Context(), "no such hash", p.ProductID, e.UserID)
+			wantErr(t, err, ErrNotFound)
+		})
+	}
+}
