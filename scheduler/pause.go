@@ -178,7 +178,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 		}
 	})
 	work.Go(func() {
-		if o.s.probe.awaitUsable(ctx, f.URL, key) {
+		if o.s.boots.awaitUsable(ctx, f.URL, key, nil) {
 			cancel(errHealthy)
 		}
 	})
