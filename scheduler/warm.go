@@ -17,6 +17,8 @@ import (
 const (
 	// warmEvery is how often the leader looks whether warm engines are missing.
 	warmEvery = 2 * time.Second
+	// warmLull is how long nobody claims one before new ones are made.
+	warmLull = 250 * time.Millisecond
 	// warmMakers is how many warm engines are made, or removed, at a time.
 	warmMakers = 4
 	// warmProbe bounds the last look at a warm engine before it is handed out.
@@ -181,7 +183,26 @@ func (p *warmPool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.nudge:
+			p.lull(ctx)
 		case <-time.After(warmEvery):
+		}
+	}
+}
+
+// lull waits until no engine was claimed for a moment, or for warmEvery: to make
+// new ones takes the cores that a burst of claims needs.
+func (p *warmPool) lull(ctx context.Context) {
+	longest := time.NewTimer(warmEvery)
+	defer longest.Stop()
+	for {
+		select {
+		case <-p.nudge:
+		case <-time.After(warmLull):
+			return
+		case <-longest.C:
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }
