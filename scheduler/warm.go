@@ -14,6 +14,8 @@ import (
 const (
 	// warmEvery is how often the leader looks whether warm engines are missing.
 	warmEvery = 2 * time.Second
+	// warmLull is how long nobody claims one before new ones are made.
+	warmLull = 250 * time.Millisecond
 	// warmMakers is how many warm engines are made, or removed, at a time.
 	warmMakers = 4
 	// warmProbe bounds the last look at a warm engine before it is handed out.

@@ -29,7 +29,26 @@ func (p *warmPool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.nudge:
+			p.lull(ctx)
 		case <-time.After(warmEvery):
+		}
+	}
+}
+
+// lull waits until no engine was claimed for a moment, or for warmEvery: to make
+// new ones takes the cores that a burst of claims needs.
+func (p *warmPool) lull(ctx context.Context) {
+	longest := time.NewTimer(warmEvery)
+	defer longest.Stop()
+	for {
+		select {
+		case <-p.nudge:
+		case <-time.After(warmLull):
+			return
+		case <-longest.C:
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }
