@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,5 +119,19 @@ func live(t *testing.T, addr string) {
 	c := &client.Client{BaseURL: "http://" + addr, HTTP: &http.Client{Transport: transport}}
 	if err := c.Live(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestCollectLess(t *testing.T) {
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before)
+	for _, c := range []struct {
+		gogc string
+		want int
+	}{{"50", 100}, {"", gcPercent}} {
+		collectLess(c.gogc)
+		if got := debug.SetGCPercent(100); got != c.want {
+			t.Errorf("GOGC=%q: %d, want %d", c.gogc, got, c.want)
+		}
 	}
 }
