@@ -7,6 +7,7 @@
 // `make build`:
 //
 //	go run ./bench [-n rounds]
+//	go run ./bench -only scale [-engines 100,1000,5000,10000]
 package main
 
 import (
@@ -22,8 +23,13 @@ import (
 
 func main() {
 	rounds := flag.Int("n", 20, "how often each operation is measured")
+	only := flag.String("only", "", "scale: nothing but the scale curve; as root, with nft")
+	engines := flag.String("engines", "100,1000,5000,10000", "levels of the scale curve, ascending")
 	flag.Parse()
-	if *rounds < 1 || flag.NArg() > 0 {
+	if *only == "scale" {
+		os.Exit(curveMain(*engines))
+	}
+	if *only != "" || *rounds < 1 || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}

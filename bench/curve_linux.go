@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/client"
+)
+
+const (
+	// curveFillers provision at the same time while a level is filled.
+	curveFillers = 12
+	// curveSlowest is how many provisions per second a level must reach to be
+	// filled: its time follows from that.
+	curveSlowest = 8
+	// curveSingles is how many provisions are measured, one at a time, at the end
+	// of each level.
+	curveSingles = 100
+	// curveErrors ends a level that does not go on.
+	curveErrors = 50
+	// passWithin bounds the wait for a pass of reconcile.
+	passWithin = 2 * time.Minute
+)
+
+// curve measures the same at more and more engines.
+type curve struct {
+	rig      *curveRig
+	users    int // that have an engine: 0 to users-1
+	progress func(string)
+}
+
+// level is what was measured with a number of engines.
+type level struct {
+	Aim     int `json:"aim"`
+	Engines int `json:"engines"`
+	// Short says why the level was not filled.
+	Short string `json:"short,omitempty"`
+
+	FillSeconds   float64            `json:"fill_seconds"`
+	FillPerSecond float64            `json:"fill_per_second"`
+	Fill          summary            `json:"fill_ms"`
+	FillErrors    map[string]int     `json:"fill_errors,omitempty"`
+	CPU           map[string]float64 `json:"cpu_ms_per_provision"`
+
+	Provision summary            `json:"provision_ms"`
+	Steps     map[string]float64 `json:"provision_steps_p50_ms"`
+	Admit     summary            `json:"admit_ms"`
+	AdmitLate summary            `json:"admit_late_ms"`
+	Failed    int                `json:"admits_failed"`
+	Admits    float64            `json:"admits_per_second"`
+	AdmitBusy summary            `json:"admit_closed_loop_ms"`
+	Page      summary            `json:"page_ms"`
+	Status    summary            `json:"status_ms"`
+	Reconcile summary            `json:"reconcile_ms"`
+	RSS       map[string]float64 `json:"rss_mib"`
+	Idle      map[string]float64 `json:"idle_cpu_percent"`
+	Stored    stored             `json:"stored"`
+}
+
+// runCurve measures all levels, and writes the report. It runs where enterCurve
+// has led; when it returns, nothing that it started is left.
+func runCurve(ctx context.Context, levels []int) (err error) {
+	began := time.Now()
+	progress := func(line string) { fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), line) }
+	rep := newCurveReport(ctx, began)
+	r, err := startCurve(ctx, progress)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		progress("ending what was started")
+		err = errors.Join(err, r.close())
+	}()
+	c := &curve{rig: r, progress: progress}
+	if err := r.service.poolFull(ctx); err != nil {
+		return err
+	}
+	for _, aim := range levels {
+		l, err := c.level(ctx, aim)
+		if err != nil {
+			return fmt.Errorf("%d engines: %w", aim, err)
+		}
+		rep.Levels = append(rep.Levels, l)
+		if l.Short != "" {
+			break
+		}
+	}
+	rep.Seconds = time.Since(began).Seconds()
+	fmt.Print(rep.markdown())
+	return rep.save()
+}
+
+// level fills up to so many engines and measures.
+func (c *curve) level(ctx context.Context, aim int) (*level, error) {
+	l := &level{Aim: aim, FillErrors: map[string]int{}}
+	c.progress(fmt.Sprintf("%d engines: filling", aim))
+	if err := c.fill(ctx, l, aim-curveSingles); err != nil {
+		return nil, err
+	}
+	c.progress(fmt.Sprintf("%d engines after %.0f s: measuring", c.users, l.FillSeconds))
+	if err := c.rig.service.poolFull(ctx); err != nil {
+		return nil, err
+	}
+	for _, measure := range []func(context.Context, *level) error{c.singles, c.admits, c.lists, c.passes, c.rest} {
+		if err := measure(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+	l.Engines = c.users
+	return l, nil
+}
+
+func curveUser(n int) string { return fmt.Sprintf("user-%d", n) }
+
+// fill provisions until there are so many engines, or the level's time is over.
+func (c *curve) fill(ctx context.Context, l *level, until int) error {
+	missing := until - c.users
+	if missing <= 0 {
+		return nil
+	}
+	before, err := c.rig.used()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	late := began.Add(max(time.Minute, time.Duration(missing)*time.Second/curveSlowest))
+	var (
+		mu      sync.Mutex
+		next    = c.users
+		again   []int // users whose provision failed
+		took    []float64
+		failed  int
+		running errgroup.Group
+	)
+	take := func() (int, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case ctx.Err() != nil || failed > curveErrors || time.Now().After(late):
+			return 0, false
+		case len(again) > 0:
+			n := again[0]
+			again = again[1:]
+			return n, true
+		case next == until:
+			return 0, false
+		}
+		next++
+		return next - 1, true
+	}
+	for range curveFillers {
+		running.Go(func() error {
+			for {
+				n, more := take()
+				if !more {
+					return nil
+				}
+				at := time.Now()
+				_, err := c.rig.service.Admit(ctx, curveUser(n), client.AdmitOptions{AutoProvision: true})
+				mu.Lock()
+				took = append(took, millis(time.Since(at)))
+				var answer *client.Error
+				switch {
+				case errors.As(err, &answer):
+					l.FillErrors[string(answer.Code)]++
+				case err != nil:
+					l.FillErrors[err.Error()]++
+				}
+				if err != nil {
+					failed++
+					again = append(again, n)
+				}
+				if (len(took)-failed)%500 == 0 && err == nil {
+					c.progress(fmt.Sprintf("%d of %d", len(took)-failed, missing))
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	_ = running.Wait() // none returns an error
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	l.FillSeconds = time.Since(began).Seconds()
+	done := len(took) - failed
+	l.FillPerSecond, l.Fill = float64(done)/l.FillSeconds, summarize(took)
+	after, err := c.rig.used()
+	if err != nil {
+		return err
+	}
+	l.CPU = map[string]float64{}
+	for name, u := range after {
+		l.CPU[name] = (u.CPUMs - before[name].CPUMs) / float64(max(done, 1))
+	}
+	c.users = next
+	if done < missing {
+		l.Short = fmt.Sprintf("%d of %d in %.0f s, %d errors", done, missing, l.FillSeconds, failed)
+	}
+	return nil
+}
+
+// singles provisions one engine at a time.
+func (c *curve) singles(ctx context.Context, l *level) error {
+	rec := recorder{}
+	for range curveSingles {
+		user := curveUser(c.users)
+		t, err := c.rig.service.timed(ctx, func(ctx context.Context) error { _, err := c.rig.service.Provision(ctx, user, ""); return err })
+		if err != nil {
+			return fmt.Errorf("provision: %w", err)
+		}
+		c.users++
+		rec.add("provision", t.total)
+		rec.addSteps("provision", t)
+	}
+	l.Provision, l.Steps = summarize(rec["provision"]), map[string]float64{}
+	for series, values := range rec {
+		if name, isStep := cutStep(series); isStep {
+			l.Steps[name] = summarize(values).P50
+		}
+	}
+	return nil
+}
+
+// admits lets users in, at a fixed rate and then without a pause.
+func (c *curve) admits(ctx context.Context, l *level) error {
+	one := func(ctx context.Context, _ int) error {
+		a, err := c.rig.service.Admit(ctx, curveUser(rand.IntN(c.users)), client.AdmitOptions{})
+		if err == nil && !a.Admitted {
+			err = fmt.Errorf("not admitted: %s", a.Reason)
+		}
+		return err
+	}
+	open, err := read(ctx, one)
+	if err != nil {
+		return err
+	}
+	l.Admit, l.AdmitLate, l.Failed = summarize(open.latency), summarize(open.late), len(open.failed)
+	if len(open.failed) > 0 {
+		c.progress(fmt.Sprintf("%d admits failed, the first with: %v", len(open.failed), open.failed[0]))
+	}
+	closed, err := closedLoop(ctx, one)
+	if err != nil {
+		return err
+	}
+	l.Admits, l.AdmitBusy = closed.perSecond, summarize(closed.latency)
+	return nil
+}
+
+// lists asks for pages and counts.
+func (c *curve) lists(ctx context.Context, l *level) error {
+	var page, status []float64
+	for range listings {
+		at := time.Now()
+		if _, err := c.rig.service.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, c.users-100))}); err != nil {
+			return err
+		}
+		page, at = append(page, millis(time.Since(at))), time.Now()
+		if _, err := c.rig.service.Status(ctx); err != nil {
+			return err
+		}
+		status = append(status, millis(time.Since(at)))
+	}
+	l.Page, l.Status = summarize(page), summarize(status)
+	return nil
+}
+
+// passesMeasured is how many passes of reconcile are asked for.
+const passesMeasured = 3
+
+// passes asks for passes of reconcile, each after the one before.
+func (c *curve) passes(ctx context.Context, l *level) error {
+	ctx, cancel := context.WithTimeout(ctx, passesMeasured*passWithin)
+	defer cancel()
+	admin := &client.Client{BaseURL: c.rig.service.BaseURL, AdminKey: c.rig.adminKey}
+	before := len(c.rig.service.log.reconciled())
+	for n := range passesMeasured {
+		if err := admin.Reconcile(ctx); err != nil {
+			return err
+		}
+		for len(c.rig.service.log.reconciled()) <= before+n {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("no pass of reconcile: %w", ctx.Err())
+			case <-time.After(pollEvery):
+			}
+		}
+	}
+	l.Reconcile = summarize(c.rig.service.log.reconciled()[before:])
+	return nil
+}
+
+// restFor is how long is looked at what everything costs while nobody calls.
+const restFor = 10 * time.Second
+
+// rest measures what all processes hold and use while nobody calls, and what the
+// stores hold.
+func (c *curve) rest(ctx context.Context, l *level) error {
+	before, err := c.rig.used()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(restFor):
+	}
+	after, err := c.rig.used()
+	if err != nil {
+		return err
+	}
+	l.RSS, l.Idle = map[string]float64{}, map[string]float64{}
+	for name, u := range after {
+		l.RSS[name] = u.RSSMiB
+		l.Idle[name] = (u.CPUMs - before[name].CPUMs) / millis(restFor) * 100
+	}
+	l.Stored, err = c.rig.stored(ctx)
+	return err
+}
