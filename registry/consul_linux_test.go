@@ -43,12 +43,13 @@ type consulAgent struct {
 	err    error
 	dir    string
 	cmd    *exec.Cmd
+	addr   string
 	client *consul.Client
 	idle   func()
 }
 
 // consulClient is a client of a real Consul agent.
-func consulClient(t *testing.T) *consul.Client {
+func consulClient(t testing.TB) *consul.Client {
 	t.Helper()
 	agent.once.Do(func() { agent.err = agent.start() })
 	if agent.err != nil {
@@ -88,7 +89,8 @@ disable_update_check = true
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64, MaxConnsPerHost: 64}
 	a.idle = transport.CloseIdleConnections
-	if a.client, err = consul.NewClient(&consul.Config{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Transport: transport}); err != nil {
+	a.addr = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	if a.client, err = consul.NewClient(&consul.Config{Address: a.addr, Transport: transport}); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
