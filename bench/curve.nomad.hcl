@@ -72,6 +72,11 @@ job "engine" {
       reconcile  = "keep_original"
     }
 
+    migrate {
+      health_check     = "task_states"
+      min_healthy_time = "0s"
+    }
+
     ephemeral_disk {
       size = 10
     }

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/septemberai/orch/client"
 )
 
@@ -32,7 +30,8 @@ const (
 // curve measures the same at more and more engines.
 type curve struct {
 	rig      *curveRig
-	users    int // that have an engine: 0 to users-1
+	users    []string // that have an engine
+	named    int      // how many users were thought of
 	progress func(string)
 }
 
@@ -104,7 +103,7 @@ func (c *curve) level(ctx context.Context, aim int) (*level, error) {
 	if err := c.fill(ctx, l, aim-curveSingles); err != nil {
 		return nil, err
 	}
-	c.progress(fmt.Sprintf("%d engines after %.0f s: measuring", c.users, l.FillSeconds))
+	c.progress(fmt.Sprintf("%d engines after %.0f s: measuring", len(c.users), l.FillSeconds))
 	if err := c.rig.service.poolFull(ctx); err != nil {
 		return nil, err
 	}
@@ -113,15 +112,22 @@ func (c *curve) level(ctx context.Context, aim int) (*level, error) {
 			return nil, err
 		}
 	}
-	l.Engines = c.users
+	l.Engines = len(c.users)
 	return l, nil
 }
 
-func curveUser(n int) string { return fmt.Sprintf("user-%d", n) }
+// newUser is one who has no engine yet.
+func (c *curve) newUser() string {
+	c.named++
+	return fmt.Sprint("user-", c.named)
+}
+
+// anyUser is one who has an engine.
+func (c *curve) anyUser() string { return c.users[rand.IntN(len(c.users))] }
 
 // fill provisions until there are so many engines, or the level's time is over.
 func (c *curve) fill(ctx context.Context, l *level, until int) error {
-	missing := until - c.users
+	missing := until - len(c.users)
 	if missing <= 0 {
 		return nil
 	}
@@ -133,63 +139,55 @@ func (c *curve) fill(ctx context.Context, l *level, until int) error {
 	late := began.Add(max(time.Minute, time.Duration(missing)*time.Second/curveSlowest))
 	var (
 		mu      sync.Mutex
-		next    = c.users
-		again   []int // users whose provision failed
+		users   []string // still to be served
 		took    []float64
-		failed  int
-		running errgroup.Group
+		done    int
+		running sync.WaitGroup
 	)
-	take := func() (int, bool) {
+	for range missing {
+		users = append(users, c.newUser())
+	}
+	take := func() (user string, more bool) {
 		mu.Lock()
 		defer mu.Unlock()
-		switch {
-		case ctx.Err() != nil || failed > curveErrors || time.Now().After(late):
-			return 0, false
-		case len(again) > 0:
-			n := again[0]
-			again = again[1:]
-			return n, true
-		case next == until:
-			return 0, false
+		if ctx.Err() != nil || len(took)-done > curveErrors || time.Now().After(late) || len(users) == 0 {
+			return "", false
 		}
-		next++
-		return next - 1, true
+		user, users = users[0], users[1:]
+		return user, true
+	}
+	note := func(user string, ms float64, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		took = append(took, ms)
+		if err != nil {
+			what := err.Error()
+			if answer := (*client.Error)(nil); errors.As(err, &answer) {
+				what = string(answer.Code)
+			}
+			l.FillErrors[what]++
+			users = append(users, user)
+			return
+		}
+		c.users = append(c.users, user)
+		if done++; done%500 == 0 {
+			c.progress(fmt.Sprintf("%d of %d", done, missing))
+		}
 	}
 	for range curveFillers {
-		running.Go(func() error {
-			for {
-				n, more := take()
-				if !more {
-					return nil
-				}
+		running.Go(func() {
+			for user, more := take(); more; user, more = take() {
 				at := time.Now()
-				_, err := c.rig.service.Admit(ctx, curveUser(n), client.AdmitOptions{AutoProvision: true})
-				mu.Lock()
-				took = append(took, millis(time.Since(at)))
-				var answer *client.Error
-				switch {
-				case errors.As(err, &answer):
-					l.FillErrors[string(answer.Code)]++
-				case err != nil:
-					l.FillErrors[err.Error()]++
-				}
-				if err != nil {
-					failed++
-					again = append(again, n)
-				}
-				if (len(took)-failed)%500 == 0 && err == nil {
-					c.progress(fmt.Sprintf("%d of %d", len(took)-failed, missing))
-				}
-				mu.Unlock()
+				_, err := c.rig.service.Admit(ctx, user, client.AdmitOptions{AutoProvision: true})
+				note(user, millis(time.Since(at)), err)
 			}
 		})
 	}
-	_ = running.Wait() // none returns an error
+	running.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	l.FillSeconds = time.Since(began).Seconds()
-	done := len(took) - failed
 	l.FillPerSecond, l.Fill = float64(done)/l.FillSeconds, summarize(took)
 	after, err := c.rig.used()
 	if err != nil {
@@ -199,9 +197,8 @@ func (c *curve) fill(ctx context.Context, l *level, until int) error {
 	for name, u := range after {
 		l.CPU[name] = (u.CPUMs - before[name].CPUMs) / float64(max(done, 1))
 	}
-	c.users = next
 	if done < missing {
-		l.Short = fmt.Sprintf("%d of %d in %.0f s, %d errors", done, missing, l.FillSeconds, failed)
+		l.Short = fmt.Sprintf("%d of %d in %.0f s, %d errors", done, missing, l.FillSeconds, len(took)-done)
 	}
 	return nil
 }
@@ -210,12 +207,12 @@ func (c *curve) fill(ctx context.Context, l *level, until int) error {
 func (c *curve) singles(ctx context.Context, l *level) error {
 	rec := recorder{}
 	for range curveSingles {
-		user := curveUser(c.users)
+		user := c.newUser()
 		t, err := c.rig.service.timed(ctx, func(ctx context.Context) error { _, err := c.rig.service.Provision(ctx, user, ""); return err })
 		if err != nil {
 			return fmt.Errorf("provision: %w", err)
 		}
-		c.users++
+		c.users = append(c.users, user)
 		rec.add("provision", t.total)
 		rec.addSteps("provision", t)
 	}
@@ -231,7 +228,7 @@ func (c *curve) singles(ctx context.Context, l *level) error {
 // admits lets users in, at a fixed rate and then without a pause.
 func (c *curve) admits(ctx context.Context, l *level) error {
 	one := func(ctx context.Context, _ int) error {
-		a, err := c.rig.service.Admit(ctx, curveUser(rand.IntN(c.users)), client.AdmitOptions{})
+		a, err := c.rig.service.Admit(ctx, c.anyUser(), client.AdmitOptions{})
 		if err == nil && !a.Admitted {
 			err = fmt.Errorf("not admitted: %s", a.Reason)
 		}
@@ -258,7 +255,7 @@ func (c *curve) lists(ctx context.Context, l *level) error {
 	var page, status []float64
 	for range listings {
 		at := time.Now()
-		if _, err := c.rig.service.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, c.users-100))}); err != nil {
+		if _, err := c.rig.service.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, len(c.users)-100))}); err != nil {
 			return err
 		}
 		page, at = append(page, millis(time.Since(at))), time.Now()

@@ -51,13 +51,8 @@ type curveRig struct {
 }
 
 // enterCurve runs this program again in a network namespace of its own, where
-// the ports of engines can be led to the stub; see devstack.Isolated.
-func enterCurve() (inside bool, code int, err error) {
-	if err := devstack.NeedIsolation(); err != nil {
-		return false, 1, err
-	}
-	return devstack.Isolated()
-}
+// the ports of engines can be led to the stub.
+func enterCurve() (inside bool, code int, err error) { return devstack.IsolatedUser() }
 
 // startCurve starts everything. On an error nothing is left running.
 func startCurve(ctx context.Context, progress func(string)) (r *curveRig, err error) {
