@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
@@ -169,22 +168,19 @@ func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVo
 	if len(waiting) == 0 {
 		return 0, nil
 	}
-	all, err := p.s.cluster.Volumes(ctx)
+	pending, err := p.s.cluster.PendingVolumes(ctx)
 	if err != nil {
 		return 0, err
 	}
-	byName := make(map[string]*cluster.Volume, len(all))
-	for _, v := range all {
-		byName[v.Name] = v
-	}
+	params := p.s.template.Load().Owner().Params()
 	for _, entry := range waiting {
-		v := byName[registry.JobID(entry.EngineID)]
-		if v == nil {
-			params := p.s.template.Load().Owner().Params()
-			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params); err != nil {
-				return noted, err
-			}
+		name := registry.JobID(entry.EngineID)
+		if pending[name] {
 			continue
+		}
+		v, err := p.s.cluster.EnsureVolume(ctx, name, entry.NodeID, params)
+		if err != nil {
+			return noted, err
 		}
 		if !v.Ready {
 			continue
