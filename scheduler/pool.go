@@ -27,13 +27,14 @@ func newVolumePool(s *Scheduler) *volumePool {
 	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}}
 }
 
-// list returns the ready volumes by node that this replica is not yet claiming.
-func (p *volumePool) list(ctx context.Context) (map[string][]*registry.PooledVolume, error) {
+// list returns the ready volumes, by node, that this replica is not yet claiming:
+// of one node, or with "" of all.
+func (p *volumePool) list(ctx context.Context, nodeID string) (map[string][]*registry.PooledVolume, error) {
 	template := p.s.template.Load()
 	if template == nil || p.s.opts.VolumePool == 0 {
 		return nil, nil
 	}
-	all, err := p.s.store.PooledVolumes(ctx)
+	listed, err := p.s.store.PooledVolumesOn(ctx, nodeID)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +42,7 @@ func (p *volumePool) list(ctx context.Context) (map[string][]*registry.PooledVol
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	byNode := map[string][]*registry.PooledVolume{}
-	for _, v := range all {
+	for _, v := range listed {
 		if v.Ready() && v.Owner == owner && !p.held[v.EngineID] {
 			byNode[v.NodeID] = append(byNode[v.NodeID], v)
 		}
