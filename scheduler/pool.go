@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
@@ -85,7 +87,11 @@ func (p *volumePool) claimed() {
 const (
 	poolEvery   = 10 * time.Second
 	poolBackoff = 5 * time.Second
-	poolPending = 250 * time.Millisecond
+	// poolPending is between two looks at volumes that are to become ready, and
+	// how long claims are gathered before they are made good.
+	poolPending = 500 * time.Millisecond
+	// poolMakers is how many volumes are made, or noted, at a time.
+	poolMakers = 8
 )
 
 // run fills the pool, while this replica leads, until ctx ends.
@@ -107,6 +113,7 @@ func (p *volumePool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.nudge:
+			pause(ctx, poolPending)
 		case <-time.After(wait):
 		}
 	}
@@ -142,30 +149,39 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 		count[v.NodeID]++
 	}
 	p.ready.Store(int64(ready))
+	making, doing := errgroup.WithContext(ctx)
+	making.SetLimit(poolMakers)
 	for _, node := range p.s.cluster.Nodes() {
 		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] {
 			continue
 		}
-		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
-			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
-			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
-				return false, err
-			}
-			fault.Hit(pointPoolNoted)
-			if _, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params); err != nil {
-				return false, err
-			}
+		for n := count[node.ID]; n < p.s.opts.VolumePool && doing.Err() == nil; n++ {
 			pending = true
+			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
+			making.Go(func() error { return p.make(doing, v, params) })
 		}
+	}
+	if err := making.Wait(); err != nil {
+		return false, err
 	}
 	noted, err := p.noteReady(ctx, waiting)
 	p.ready.Add(int64(noted))
 	return pending || noted < len(waiting), err
 }
 
+// make notes an entry and begins to make its volume.
+func (p *volumePool) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
+	if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
+		return err
+	}
+	fault.Hit(pointPoolNoted)
+	_, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+	return err
+}
+
 // noteReady records the ids of volumes that became usable, finishing those that
 // a crash left without one.
-func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume) (noted int, err error) {
+func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume) (int, error) {
 	if len(waiting) == 0 {
 		return 0, nil
 	}
@@ -174,29 +190,30 @@ func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVo
 		return 0, err
 	}
 	params := p.s.template.Load().Owner().Params()
+	var noted atomic.Int64
+	noting, doing := errgroup.WithContext(ctx)
+	noting.SetLimit(poolMakers)
 	for _, entry := range waiting {
-		name := registry.JobID(entry.EngineID)
-		if pending[name] {
-			continue
+		if name := registry.JobID(entry.EngineID); !pending[name] && doing.Err() == nil {
+			noting.Go(func() error {
+				v, err := p.s.cluster.EnsureVolume(doing, name, entry.NodeID, params)
+				if err != nil || !v.Ready {
+					return err
+				}
+				if v, err = p.s.cluster.Volume(doing, v.ID); err != nil {
+					return err
+				}
+				entry.VolumeID, entry.Path = v.ID, v.Path
+				if err := p.s.store.PutPooledVolume(doing, entry); err != nil {
+					return err
+				}
+				noted.Add(1)
+				return nil
+			})
 		}
-		v, err := p.s.cluster.EnsureVolume(ctx, name, entry.NodeID, params)
-		if err != nil {
-			return noted, err
-		}
-		if !v.Ready {
-			continue
-		}
-		full, err := p.s.cluster.Volume(ctx, v.ID)
-		if err != nil {
-			return noted, err
-		}
-		entry.VolumeID, entry.Path = full.ID, full.Path
-		if err := p.s.store.PutPooledVolume(ctx, entry); err != nil {
-			return noted, err
-		}
-		noted++
 	}
-	return noted, nil
+	err = noting.Wait()
+	return int(noted.Load()), err
 }
 
 // discard takes an entry out of the pool and deletes its volume. The entry goes
