@@ -29,8 +29,8 @@ const (
 	// among the nodes.
 	curveFirstPort, curveLastPort = 14000, 31999
 	// curvePool is how many ready volumes each node keeps: a new one takes 6 to
-	// 10 s.
-	curvePool = 24
+	// 10 s, and each batch of them has Nomad evaluate all jobs on its node.
+	curvePool = 96
 	// curveCheckEvery is the interval of an engine's check in seconds. All nodes'
 	// agents share this machine, which real ones do not.
 	curveCheckEvery = 120

@@ -23,10 +23,18 @@ type volumePool struct {
 
 	mu   sync.Mutex
 	held map[string]bool // engine_ids that this replica is about to claim
+
+	levels map[string]poolLevel // by node; only fill uses them
+}
+
+// poolLevel is how many volumes a node's pool had, and since when.
+type poolLevel struct {
+	count int
+	since time.Time
 }
 
 func newVolumePool(s *Scheduler) *volumePool {
-	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}}
+	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}, levels: map[string]poolLevel{}}
 }
 
 // list returns the ready volumes, by node, that this replica is not yet claiming:
@@ -90,6 +98,12 @@ const (
 	// poolPending is between two looks at volumes that are to become ready, and
 	// how long claims are gathered before they are made good.
 	poolPending = 500 * time.Millisecond
+	// poolQuiet is how long a node's pool stays as it is, while more than half of
+	// it is left, before it is filled up: for every change of a node's volumes
+	// Nomad evaluates all jobs that have an allocation there (its
+	// shouldCreateNodeEval and createNodeEvals), so many at a time cost as much as
+	// one.
+	poolQuiet = 5 * time.Second
 	// poolMakers is how many volumes are made, or noted, at a time.
 	poolMakers = 8
 )
@@ -155,8 +169,11 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] {
 			continue
 		}
+		pending = pending || count[node.ID] < p.s.opts.VolumePool
+		if !p.due(node.ID, count[node.ID], time.Now()) {
+			continue
+		}
 		for n := count[node.ID]; n < p.s.opts.VolumePool && doing.Err() == nil; n++ {
-			pending = true
 			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
 			making.Go(func() error { return p.make(doing, v, params) })
 		}
@@ -167,6 +184,16 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	noted, err := p.noteReady(ctx, waiting)
 	p.ready.Add(int64(noted))
 	return pending || noted < len(waiting), err
+}
+
+// due says whether a node's pool is to be filled up now. Only fill calls it.
+func (p *volumePool) due(nodeID string, count int, now time.Time) bool {
+	level, known := p.levels[nodeID]
+	if !known || level.count != count {
+		level = poolLevel{count, now}
+		p.levels[nodeID] = level
+	}
+	return count <= p.s.opts.VolumePool/2 || now.Sub(level.since) >= poolQuiet
 }
 
 // make notes an entry and begins to make its volume.
