@@ -180,3 +180,38 @@ func TestMirrorListsOneShard(t *testing.T) {
 		t.Errorf("the view has %d rows", got)
 	}
 }
+
+// TestMirrorAfterRestore: a Consul that was restored from a snapshot has older rows
+// with lower indexes, and they are the truth.
+func TestMirrorAfterRestore(t *testing.T) {
+	at := prefix(t)
+	r := join(t, at)
+	p := r.product(t, nil)
+	e := r.claim(t, p, "user")
+	m := mirrorOf(t, New(consulClient(t), at))
+	snapshot, _, err := r.client.Snapshot().Save(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = snapshot.Close() }()
+	e.State = Running
+	if err := r.Update(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	later := r.claim(t, p, "later")
+	eventually(t, "the view has both", func() error {
+		if row := m.ByID(e.EngineID); row == nil || row.State != Running || m.ByID(later.EngineID) == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err := r.client.Snapshot().Restore(nil, snapshot); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the view is as it was", func() error {
+		if row := m.ByID(e.EngineID); row == nil || row.State != Provisioning || m.ByID(later.EngineID) != nil {
+			return fmt.Errorf("the row is %+v", row)
+		}
+		return nil
+	})
+}
