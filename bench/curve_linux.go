@@ -88,6 +88,11 @@ func runCurve(ctx context.Context, levels []int) (err error) {
 		}
 		rep.Levels = append(rep.Levels, l)
 		if l.Short != "" {
+			most := levels[len(levels)-1]
+			progress(fmt.Sprintf("%d rows without jobs", most))
+			if rep.Rows, err = r.rowsOnly(ctx, most); err != nil {
+				return fmt.Errorf("%d rows: %w", most, err)
+			}
 			break
 		}
 	}
@@ -251,21 +256,60 @@ func (c *curve) admits(ctx context.Context, l *level) error {
 }
 
 // lists asks for pages and counts.
-func (c *curve) lists(ctx context.Context, l *level) error {
+func (c *curve) lists(ctx context.Context, l *level) (err error) {
+	l.Page, l.Status, err = lists(ctx, c.rig.service.Client, len(c.users))
+	return err
+}
+
+func lists(ctx context.Context, c *client.Client, engines int) (ofPage, ofStatus summary, err error) {
 	var page, status []float64
 	for range listings {
 		at := time.Now()
-		if _, err := c.rig.service.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, len(c.users)-100))}); err != nil {
-			return err
+		if _, err := c.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, engines-100))}); err != nil {
+			return ofPage, ofStatus, err
 		}
 		page, at = append(page, millis(time.Since(at))), time.Now()
-		if _, err := c.rig.service.Status(ctx); err != nil {
-			return err
+		if _, err := c.Status(ctx); err != nil {
+			return ofPage, ofStatus, err
 		}
 		status = append(status, millis(time.Since(at)))
 	}
-	l.Page, l.Status = summarize(page), summarize(status)
-	return nil
+	return summarize(page), summarize(status), nil
+}
+
+// rowsOnly is what was measured with rows of engines that have no jobs.
+type rowsOnly struct {
+	Rows   int     `json:"rows"`
+	Page   summary `json:"page_ms"`
+	Status summary `json:"status_ms"`
+	RSS    float64 `json:"rss_mib"`
+}
+
+// rowsOnly measures a service of its own with that many rows.
+func (r *curveRig) rowsOnly(ctx context.Context, n int) (_ *rowsOnly, err error) {
+	s, err := r.start(ctx, rowsPrefix, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	admin := &client.Client{BaseURL: s.BaseURL, AdminKey: r.adminKey}
+	product, err := admin.RegisterProduct(ctx, "rows", "Rows", nil)
+	if err != nil {
+		return nil, err
+	}
+	c := &client.Client{BaseURL: s.BaseURL, PlatformKey: product.PlatformAPIKey, HTTP: s.HTTP}
+	if err := writeRows(ctx, s.store, product.ProductID, n); err != nil {
+		return nil, err
+	}
+	if err := listed(ctx, c, n); err != nil {
+		return nil, err
+	}
+	res := &rowsOnly{Rows: n}
+	if res.Page, res.Status, err = lists(ctx, c, n); err != nil {
+		return nil, err
+	}
+	res.RSS, err = s.rssMiB()
+	return res, err
 }
 
 // passesMeasured is how many passes of reconcile are asked for.

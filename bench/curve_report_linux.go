@@ -18,6 +18,8 @@ type curveReport struct {
 	Commit  string    `json:"commit"`
 	Machine machine   `json:"machine"`
 	Levels  []*level  `json:"levels"`
+	// Rows is measured when the last level could not be filled.
+	Rows *rowsOnly `json:"rows_only,omitempty"`
 }
 
 func newCurveReport(ctx context.Context, began time.Time) *curveReport {
@@ -138,6 +140,9 @@ func (rep *curveReport) judge(b *strings.Builder) {
 		times("Provision", first.Provision.P99, last.Provision.P99)
 		times("Admit", first.Admit.P99, last.Admit.P99)
 		fmt.Fprintf(b, "- VmRSS of the service at %d engines: %.1f MiB; target ≤ %d MiB: %s.\n", last.Engines, last.RSS["orch"], curveRSS, said(last.RSS["orch"] <= curveRSS))
+	}
+	if r := rep.Rows; r != nil {
+		fmt.Fprintf(b, "- Rows alone, of %d engines without jobs, in a service of their own: GET /engines p99 %.1f ms, GET /status p99 %.1f ms, VmRSS %.1f MiB.\n", r.Rows, r.Page.P99, r.Status.P99, r.RSS)
 	}
 	for _, l := range rep.Levels {
 		if l.Short != "" {

@@ -80,32 +80,43 @@ func startCurve(ctx context.Context, progress func(string)) (r *curveRig, err er
 		return r, err
 	}
 	r.dir = filepath.Join(r.stack.Dir, "bench")
-	orch, job := filepath.Join(r.dir, "orch"), filepath.Join(r.dir, "engine.nomad.hcl")
-	if err := copyExecutable(filepath.Join("bin", "orch"), orch); err != nil {
+	if err := copyExecutable(filepath.Join("bin", "orch"), filepath.Join(r.dir, "orch")); err != nil {
 		return r, fmt.Errorf("%w (run `make build` first, and this at the root of the checkout)", err)
 	}
-	if err := os.WriteFile(job, []byte(curveJob), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(r.dir, "engine.nomad.hcl"), []byte(curveJob), 0o600); err != nil {
 		return r, err
 	}
 	progress("starting the service and filling its pool")
-	r.service, err = startService(ctx, orch, r.stack, map[string]string{
-		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true", "ORCH_LOG_LEVEL": "debug",
-		"ORCH_ENGINE_DRIVER": "mock_driver", "ORCH_ENGINE_IMAGE": "none", "ORCH_ENGINE_JOB_FILE": job,
-		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "10", "ORCH_IDLE_TIMEOUT_S": "0",
-		"ORCH_HEALTH_CHECK_INTERVAL_S": strconv.Itoa(curveCheckEvery),
-		"ORCH_CONSUL_PREFIX":           curvePrefix, "ORCH_VOLUME_POOL": strconv.Itoa(curvePool),
-		"ORCH_DATABASE_URL": "sqlite://" + r.auditFile(),
-	})
+	r.service, err = r.start(ctx, curvePrefix, curvePool)
 	if err == nil {
 		r.service.pool *= curveNodes
 	}
 	return r, err
 }
 
-// curvePrefix is where the service keeps its rows in Consul.
-const curvePrefix = "bench-scale/"
+// start starts a service whose rows are below a prefix.
+func (r *curveRig) start(ctx context.Context, prefix string, pool int) (*service, error) {
+	return startService(ctx, filepath.Join(r.dir, "orch"), r.stack, map[string]string{
+		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true", "ORCH_LOG_LEVEL": "debug",
+		"ORCH_ENGINE_DRIVER": "mock_driver", "ORCH_ENGINE_IMAGE": "none", "ORCH_ENGINE_JOB_FILE": filepath.Join(r.dir, "engine.nomad.hcl"),
+		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "10", "ORCH_IDLE_TIMEOUT_S": "0",
+		"ORCH_HEALTH_CHECK_INTERVAL_S": strconv.Itoa(curveCheckEvery),
+		"ORCH_CONSUL_PREFIX":           prefix, "ORCH_VOLUME_POOL": strconv.Itoa(pool),
+		"ORCH_DATABASE_URL": "sqlite://" + r.auditFile(prefix),
+	})
+}
 
-func (r *curveRig) auditFile() string { return filepath.Join(r.dir, "scale.db") }
+const (
+	// curvePrefix is where the service keeps its rows in Consul.
+	curvePrefix = "bench-scale/"
+	// rowsPrefix is where one keeps rows of engines that have no jobs.
+	rowsPrefix = "bench-rows/"
+)
+
+// auditFile is the audit log of the service whose rows are below a prefix.
+func (r *curveRig) auditFile(prefix string) string {
+	return filepath.Join(r.dir, strings.TrimSuffix(prefix, "/")+".db")
+}
 
 // answerForEngines starts the server that all engines are: it says that it is
 // healthy, and knows no other path. The kernel leads the engines' ports to it.

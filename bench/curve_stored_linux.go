@@ -57,7 +57,7 @@ func (r *curveRig) stored(ctx context.Context) (s stored, err error) {
 	if s.NomadSnapshot, err = sizeOf(snapshot, err); err != nil {
 		return s, fmt.Errorf("snapshot of Nomad: %w", err)
 	}
-	for _, file := range []string{r.auditFile(), r.auditFile() + "-wal"} {
+	for _, file := range []string{r.auditFile(curvePrefix), r.auditFile(curvePrefix) + "-wal"} {
 		if info, err := os.Stat(file); err == nil {
 			s.Audit += info.Size()
 		}
