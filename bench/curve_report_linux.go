@@ -87,19 +87,16 @@ func (rep *curveReport) markdown() string {
 	for _, part := range curveParts {
 		number("CPU at rest, "+part, "%", func(l *level) float64 { return l.Idle[part] })
 	}
-	perEngine := func(name string, of func(stored) float64) {
-		number(name+", per engine", "B", func(l *level) float64 { return of(l.Stored) / float64(l.Engines) })
-	}
-	perEngine("keys and values in Consul", func(s stored) float64 {
-		sum := 0
-		for _, k := range s.Rows {
-			sum += k.Bytes
-		}
-		return float64(sum)
+	number("row and index in Consul, names and values, of each engine", "B", func(l *level) float64 {
+		rows, index := l.Stored.Rows["engines"], l.Stored.Rows["engine-ids"]
+		return float64(rows.Bytes+index.Bytes) / float64(max(1, rows.N))
 	})
-	perEngine("snapshot of Consul, compressed", func(s stored) float64 { return float64(s.ConsulSnapshot) })
-	perEngine("snapshot of Nomad, compressed", func(s stored) float64 { return float64(s.NomadSnapshot) })
-	perEngine("audit file", func(s stored) float64 { return float64(s.Audit) })
+	kib := func(name string, of func(stored) int64) {
+		number(name, "KiB", func(l *level) float64 { return float64(of(l.Stored)) / 1024 })
+	}
+	kib("snapshot of Consul, compressed", func(s stored) int64 { return s.ConsulSnapshot })
+	kib("snapshot of Nomad, compressed", func(s stored) int64 { return s.NomadSnapshot })
+	kib("audit file", func(s stored) int64 { return s.Audit })
 	writeTable(&b, rows)
 
 	b.WriteString("\nSteps of a provision (medians, ms):\n\n")
