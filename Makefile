@@ -60,8 +60,9 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)
 	./tools/fuzz.sh $(or $(FUZZTIME),20s)
 
 .PHONY: bench
-bench: build ## Measure, side by side in one run, and print the ratios
+bench: build ## Measure side by side in one run, then the scale curve (40 minutes; as root)
 	$(GO) run ./bench
+	$(GO) run ./bench -only scale
 
 .PHONY: engine-image
 engine-image: ## Build the reference engine's container images (needs a docker engine)

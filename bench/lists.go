@@ -45,15 +45,10 @@ func (b *bench) readLists(ctx context.Context) (res listsResult, err error) {
 		return res, err
 	}
 	c := s.Client
-	if err := b.writeRows(ctx, s.store, s.productID); err != nil {
+	if err := writeRows(ctx, s.store, s.productID, rowsAtScale); err != nil {
 		return res, fmt.Errorf("write the rows: %w", err)
 	}
-	if err := until(ctx, func() error {
-		if list, err := c.Engines(ctx, client.EngineFilter{Limit: 1}); err != nil || list.Total != rowsAtScale {
-			return errors.Join(err, fmt.Errorf("%d of %d are listed", list.Total, rowsAtScale))
-		}
-		return nil
-	}); err != nil {
+	if err := listed(ctx, c, rowsAtScale); err != nil {
 		return res, err
 	}
 	measure := func(into *[]float64, call func() error) {
@@ -76,9 +71,22 @@ func (b *bench) readLists(ctx context.Context) (res listsResult, err error) {
 	return res, err
 }
 
-// writeRows writes rowsAtScale rows as a replica does that never began to boot
-// them.
-func (b *bench) writeRows(ctx context.Context, store *registry.Store, productID string) error {
+// listed waits until so many engines are listed.
+func listed(ctx context.Context, c *client.Client, n int) error {
+	return until(ctx, func() error {
+		list, err := c.Engines(ctx, client.EngineFilter{Limit: 1})
+		if err != nil {
+			return err
+		}
+		if list.Total != n {
+			return fmt.Errorf("%d of %d are listed", list.Total, n)
+		}
+		return nil
+	})
+}
+
+// writeRows writes n rows as a replica does that never began to boot them.
+func writeRows(ctx context.Context, store *registry.Store, productID string, n int) error {
 	replica := store.Join(hclog.NewNullLogger())
 	joined, leave := context.WithCancel(ctx)
 	left := make(chan struct{})
@@ -93,7 +101,7 @@ func (b *bench) writeRows(ctx context.Context, store *registry.Store, productID 
 	if err != nil {
 		return err
 	}
-	for i := range rowsAtScale {
+	for i := range n {
 		if err := store.Claim(ctx, product.Product, &registry.Engine{
 			EngineID: strings.ToLower(rand.Text()), ProductID: productID, ProductSlug: product.Slug, UserID: fmt.Sprint("user-", i),
 			State: registry.Provisioning, Desired: registry.Running, Image: "reference-engine", Resources: resources, CreatedAt: time.Now().UTC(),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -11,6 +12,10 @@ import (
 // doneMessage is the log line in which the service tells the times of an
 // operation's steps (scheduler/operation.go).
 const doneMessage = "operation done"
+
+// passMessage is the log line in which it tells how long a pass of reconcile took
+// (scheduler/reconcile.go), at level debug.
+const passMessage = "reconciled"
 
 // logTail is how many lines of a service's log an error carries.
 const logTail = 15
@@ -22,6 +27,7 @@ type serviceLog struct {
 	mu      sync.Mutex
 	last    []string
 	waiting map[string]chan map[string]float64 // by request id
+	passes  []float64                          // of reconcile, in milliseconds
 }
 
 func newServiceLog() *serviceLog {
@@ -60,6 +66,10 @@ func (l *serviceLog) note(line []byte) {
 			delete(l.waiting, text("request_id"))
 			told <- stepsOf(entry)
 		}
+	case passMessage:
+		if ms, isNumber := entry["ms"].(float64); isNumber {
+			l.passes = append(l.passes, ms)
+		}
 	}
 }
 
@@ -82,6 +92,13 @@ func (l *serviceLog) expect(requestID string) <-chan map[string]float64 {
 	told := make(chan map[string]float64, 1)
 	l.waiting[requestID] = told
 	return told
+}
+
+// reconciled is how long each pass took so far, in milliseconds.
+func (l *serviceLog) reconciled() []float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.passes)
 }
 
 func (l *serviceLog) tail() string {

@@ -80,10 +80,48 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 }
 
 // Volumes lists the host volumes of the namespace, on all nodes.
-func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) {
+func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) { return c.volumes(ctx, c.read) }
+
+// PendingVolumes are the names of the volumes that no node has reported yet.
+func (c *Cluster) PendingVolumes(ctx context.Context) (map[string]bool, error) {
+	list, err := c.volumes(ctx, func(ctx context.Context) *api.QueryOptions {
+		q := c.read(ctx)
+		q.Filter = fmt.Sprintf("State == %q", api.HostVolumeStatePending)
+		return q
+	})
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool, len(list))
+	for _, v := range list {
+		names[v.Name] = true
+	}
+	return names, nil
+}
+
+// volumesNamed lists those of one name; Nomad leaves the others out.
+func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
+	alike, err := c.volumes(ctx, func(ctx context.Context) *api.QueryOptions {
+		q := c.read(ctx)
+		q.Prefix = name
+		return q
+	})
+	if err != nil {
+		return nil, err
+	}
+	var named []*Volume
+	for _, v := range alike {
+		if v.Name == name {
+			named = append(named, v)
+		}
+	}
+	return named, nil
+}
+
+func (c *Cluster) volumes(ctx context.Context, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	stubs, _, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, c.read(ctx))
+	stubs, _, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, query(ctx))
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -92,20 +130,6 @@ func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) {
 		list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})
 	}
 	return list, nil
-}
-
-func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
-	all, err := c.Volumes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var named []*Volume
-	for _, v := range all {
-		if v.Name == name {
-			named = append(named, v)
-		}
-	}
-	return named, nil
 }
 
 // DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that

@@ -133,6 +133,24 @@ func TestBrokenRuleIsNamed(t *testing.T) {
 	}
 }
 
+// TestMockDriver: without a process nobody reads a key, but all other rules hold.
+func TestMockDriver(t *testing.T) {
+	s := settings(Mock)
+	hash := s.HCL[strings.Index(s.HCL, "      # Relied on: the hash of the engine's key"):strings.Index(s.HCL, "      dynamic \"template\" {\n        for_each = var.key_reload")]
+	s.HCL = edited(t, hash, "")
+	parsed(t, s)
+	s.HCL = strings.Replace(s.HCL, updateBlock, "", 1)
+	_, err := Parse(t.Context(), nomadClient(t), s)
+	if err == nil || !strings.Contains(err.Error(), "max_parallel") {
+		t.Errorf("got %v, want an error that names max_parallel", err)
+	}
+	s.Driver = Docker
+	_, err = Parse(t.Context(), nomadClient(t), s)
+	if err == nil || !strings.Contains(err.Error(), "ENGINE_KEY_HASH") {
+		t.Errorf("docker: got %v, want an error that names ENGINE_KEY_HASH", err)
+	}
+}
+
 // TestAllBrokenRulesAtOnce: an operator mends them in one go.
 func TestAllBrokenRulesAtOnce(t *testing.T) {
 	s := settings(Docker)

@@ -25,6 +25,9 @@ type Driver string
 const (
 	Docker  Driver = "docker"
 	RawExec Driver = "raw_exec"
+	// Mock runs no process at all, to measure what many engines cost: Nomad's
+	// releases do not have it, so nothing that matters can run under it.
+	Mock Driver = "mock_driver"
 )
 
 // Settings are what all engines of this service have in common.

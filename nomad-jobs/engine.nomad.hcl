@@ -109,6 +109,14 @@ job "engine" {
       reconcile  = "keep_original"
     }
 
+    # Nothing migrates an engine. By default its node would ask its Consul agent
+    # for all services and checks that it has, twice per second for each new
+    # engine, until the engine's first check has passed.
+    migrate {
+      health_check     = "task_states"
+      min_healthy_time = "0s"
+    }
+
     task "engine" {
       driver = var.driver
 

@@ -43,13 +43,14 @@ type consulAgent struct {
 	err    error
 	dir    string
 	cmd    *exec.Cmd
+	addr   string
 	client *consul.Client
 	plain  *consul.Client // without RawAnswers
 	idle   func()
 }
 
 // consulClient is a client of a real Consul agent.
-func consulClient(t *testing.T) *consul.Client {
+func consulClient(t testing.TB) *consul.Client {
 	t.Helper()
 	agent.once.Do(func() { agent.err = agent.start() })
 	if agent.err != nil {
@@ -89,7 +90,8 @@ disable_update_check = true
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64, MaxConnsPerHost: 64}
 	a.idle = transport.CloseIdleConnections
-	cfg := &consul.Config{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Transport: transport}
+	a.addr = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	cfg := &consul.Config{Address: a.addr, Transport: transport}
 	if a.client, err = consul.NewClient(cfg); err != nil {
 		return err
 	}

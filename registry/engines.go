@@ -235,16 +235,6 @@ func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, 
 	return e.Clone(), nil
 }
 
-// Engines reads every row. A row that cannot be read fails the whole: "not in
-// this answer" must never be taken for "gone".
-func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
-	pairs, err := s.list(ctx, "engines/")
-	if err != nil {
-		return nil, err
-	}
-	return s.decodeRows(pairs)
-}
-
 func (s *Store) decodeRows(pairs consul.KVPairs) ([]*Engine, error) {
 	rows := make([]*Engine, 0, len(pairs))
 	for _, pair := range pairs {
@@ -262,23 +252,6 @@ func (s *Store) decodeRows(pairs consul.KVPairs) ([]*Engine, error) {
 		rows = append(rows, e)
 	}
 	return rows, nil
-}
-
-// ChangeIndex is a number that grows whenever a row or the set of replicas
-// changes.
-func (s *Store) ChangeIndex(ctx context.Context) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var sum uint64
-	for _, below := range []string{"changes/", "replicas/"} {
-		// Each of the two indexes only ever grows, so their sum does.
-		_, meta, err := s.client.KV().Keys(s.prefix+below, "", (&consul.QueryOptions{}).WithContext(ctx))
-		if err != nil {
-			return 0, unavailable(err)
-		}
-		sum += meta.LastIndex
-	}
-	return sum, nil
 }
 
 // changed is the operation that tells the watchers of a row's shard. Its value

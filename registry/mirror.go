@@ -17,6 +17,10 @@ const (
 	// mirrorRelist is how often all rows are listed anew: the truth, should
 	// anything have been missed.
 	mirrorRelist = 5 * time.Minute
+	// mirrorGather is how long changes are gathered before their shards are
+	// listed: a busy fleet changes many rows at once. What this store writes is
+	// there without that.
+	mirrorGather = 50 * time.Millisecond
 	// mirrorRetry keeps a Consul that is away from being called in a hot loop.
 	mirrorRetry = time.Second
 )
@@ -38,6 +42,7 @@ type Mirror struct {
 	removed map[string]uint64  // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
+	anew    bool              // the next list of all is the truth, whatever its indexes
 	synced  chan struct{}
 	fresh   time.Time
 	damaged map[string]uint64 // told in the log once per index
@@ -112,7 +117,11 @@ func (m *Mirror) follow(ctx context.Context) error {
 			return err
 		}
 		if next < index { // a restored Consul counts anew
+			m.anew = true
 			return nil
+		}
+		if next != index && !gather(ctx) {
+			return ctx.Err()
 		}
 		index = next
 		for shard, at := range now {
@@ -126,6 +135,18 @@ func (m *Mirror) follow(ctx context.Context) error {
 		m.listed(now)
 	}
 	return nil
+}
+
+// gather waits for mirrorGather; false: ctx has ended.
+func gather(ctx context.Context) bool {
+	timer := time.NewTimer(mirrorGather)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }
 
 // listed notes which state of the shards the rows are of. Only follow uses it.
@@ -169,6 +190,13 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.anew && below == "" {
+		m.anew = false
+		clear(m.rows)
+		clear(m.byID)
+		clear(m.removed)
+		clear(m.tenants)
+	}
 	told := make(map[string]bool, len(pairs))
 	for _, pair := range pairs {
 		name := pair.Key[len(prefix):]

@@ -16,11 +16,8 @@ import (
 // mirrorOf runs a mirror of its own store on a prefix.
 func mirrorOf(t *testing.T, s *Store) *Mirror {
 	t.Helper()
-	m := s.NewMirror(hclog.NewNullLogger())
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); m.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	m, stop := follow(s)
+	t.Cleanup(stop)
 	eventually(t, "the mirror is filled", func() error {
 		select {
 		case <-m.Synced():
@@ -30,6 +27,15 @@ func mirrorOf(t *testing.T, s *Store) *Mirror {
 		}
 	})
 	return m
+}
+
+// follow runs a mirror of a store until stop.
+func follow(s *Store) (m *Mirror, stop func()) {
+	m = s.NewMirror(hclog.NewNullLogger())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.Run(ctx) }()
+	return m, func() { cancel(); <-ended }
 }
 
 // names are the users on all pages of a product, taken n at a time.

@@ -86,9 +86,10 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 	return s.idsBelow(ctx, "pool/")
 }
 
-// EnginesNow is Engines, read so that a leader of Consul's that was deposed
-// without knowing it yet cannot answer.
-func (s *Store) EnginesNow(ctx context.Context) ([]*Engine, error) {
+// Engines reads every row, so that a leader of Consul's that was deposed without
+// knowing it yet cannot answer. A row that cannot be read fails the whole: "not in
+// this answer" must never be taken for "gone".
+func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
 	pairs, err := s.list(ctx, "engines/")
 	if err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func (s *Store) EnginesNow(ctx context.Context) ([]*Engine, error) {
 	return s.decodeRows(pairs)
 }
 
-// GravesNow is Graves, read as EnginesNow is.
+// GravesNow is Graves, read as Engines is.
 func (s *Store) GravesNow(ctx context.Context) ([]*Grave, error) {
 	pairs, err := s.list(ctx, "graves/")
 	if err != nil {

@@ -28,13 +28,24 @@ type PooledVolume struct {
 // Ready says whether the volume can be claimed.
 func (v *PooledVolume) Ready() bool { return v.VolumeID != "" }
 
+const poolFolder = "pool/volumes/"
+
 func (s *Store) pooledKey(nodeID, engineID string) string {
-	return s.prefix + "pool/volumes/" + nodeID + "/" + engineID
+	return s.prefix + poolFolder + nodeID + "/" + engineID
 }
 
 // PooledVolumes lists the pool, on all nodes.
 func (s *Store) PooledVolumes(ctx context.Context) ([]*PooledVolume, error) {
-	pairs, err := s.list(ctx, "pool/volumes/")
+	return s.PooledVolumesOn(ctx, "")
+}
+
+// PooledVolumesOn lists the pool of one node; "": of all.
+func (s *Store) PooledVolumesOn(ctx context.Context, nodeID string) ([]*PooledVolume, error) {
+	below := poolFolder
+	if nodeID != "" {
+		below += nodeID + "/"
+	}
+	pairs, err := s.list(ctx, below)
 	if err != nil {
 		return nil, err
 	}

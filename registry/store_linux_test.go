@@ -839,19 +839,12 @@ func TestReplica(t *testing.T) {
 		if diff := cmp.Diff(map[string]bool{first.self.ID: true, second.self.ID: true}, ids); err != nil || diff != "" {
 			t.Fatalf("replicas, %v (-want +got):\n%s", err, diff)
 		}
-		changes, err := second.ChangeIndex(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
 		first.stop()
 		if first.self.Leader() {
 			t.Error("a replica that left leads")
 		}
 		if ids, err = second.Replicas(t.Context()); err != nil || ids[first.self.ID] {
 			t.Fatalf("replicas %v, %v after the first left", ids, err)
-		}
-		if now, err := second.ChangeIndex(t.Context()); err != nil || now <= changes {
-			t.Fatalf("the change index is %d, %v after a replica left, %d before", now, err, changes)
 		}
 		eventually(t, "the second replica leads", func() error {
 			if !second.self.Leader() {
@@ -864,48 +857,6 @@ func TestReplica(t *testing.T) {
 		}
 		wantErr(t, first.PutPooledVolume(t.Context(), &PooledVolume{EngineID: "id2", NodeID: "node"}), ErrConflict)
 	})
-}
-
-func TestChangeIndex(t *testing.T) {
-	r := join(t, prefix(t))
-	p := r.product(t, nil)
-	r.claim(t, p, "first") // Consul tells the index of all keys while there is no change
-	last, err := r.ChangeIndex(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	grown := func(what string, want bool) {
-		t.Helper()
-		now, err := r.ChangeIndex(t.Context())
-		if err != nil || (now != last) != want || now < last {
-			t.Fatalf("%s: index %d, %v, before %d, want growth %v", what, now, err, last, want)
-		}
-		last = now
-	}
-	grown("nothing", false)
-	r.product(t, nil)
-	grown("another product", false)
-	e := r.claim(t, p, "user")
-	grown("a claim", true)
-	r.move(t, e, Running)
-	grown("an update", true)
-	for range 3 {
-		e.AllocID = newName()
-		r.move(t, e, Running)
-		grown("another update of the same row", true)
-	}
-	next := e.Clone()
-	next.EngineID = newName()
-	if err := r.Reidentify(t.Context(), e.EngineID, next, nil); err != nil {
-		t.Fatal(err)
-	}
-	grown("another identity", true)
-	r.move(t, next, Destroying)
-	grown("a destroy", true)
-	if err := r.Remove(t.Context(), next, false); err != nil {
-		t.Fatal(err)
-	}
-	grown("a removal", true)
 }
 
 // TestErrUnavailable: a Consul that cannot be reached, or has no leader, is
@@ -932,11 +883,9 @@ func TestErrUnavailable(t *testing.T) {
 		"Remove":        func() error { return s.Remove(ctx, &Engine{stored: Destroying}, false) },
 		"Engine":        func() error { _, err := s.Engine(ctx, "x", "x"); return err },
 		"Engines":       func() error { _, err := s.Engines(ctx); return err },
-		"ChangeIndex":   func() error { _, err := s.ChangeIndex(ctx); return err },
 		"Replicas":      func() error { _, err := s.Replicas(ctx); return err },
 		"Graves":        func() error { _, err := s.Graves(ctx); return err },
 		"GravesNow":     func() error { _, err := s.GravesNow(ctx); return err },
-		"EnginesNow":    func() error { _, err := s.EnginesNow(ctx); return err },
 		"Orphans":       func() error { _, err := s.Orphans(ctx); return err },
 		"PoolIDs":       func() error { _, err := s.PoolIDs(ctx); return err },
 		"Quotas":        func() error { _, err := s.Quotas(ctx); return err },

@@ -130,6 +130,12 @@ func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (boo
 
 func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
 
-// Reachable says whether admits of running engines can be answered: what they
-// need is the registry alone, and keys that are mostly cached.
-func (s *Scheduler) Reachable(ctx context.Context) error { return s.checks.need(ctx, "consul") }
+// Reachable says whether this replica can be sent calls: admits of running engines
+// need the registry alone, and keys that are mostly cached. A replica that cannot
+// follow the registry leaves them to others, for its lists are refused.
+func (s *Scheduler) Reachable(ctx context.Context) error {
+	if _, err := s.viewAge(); err != nil {
+		return err
+	}
+	return s.checks.need(ctx, "consul")
+}

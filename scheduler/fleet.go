@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// staleView is how old the in-memory view may be before lists are refused: the
-// registry cannot be reached then.
+// staleView is how old the in-memory view may be before lists are refused and the
+// replica is not ready: it could not follow the registry in three tries.
 const staleView = 30 * time.Second
 
 // Fleet answers from the in-memory view of rows, which has every change that
@@ -32,16 +32,31 @@ func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) { return s.fleet(calle
 func (s *Scheduler) Whole() (*Fleet, error) { return s.fleet("") }
 
 func (s *Scheduler) fleet(productID string) (*Fleet, error) {
+	age, err := s.viewAge()
+	if err != nil {
+		return nil, err
+	}
+	return &Fleet{s: s, productID: productID, Age: age}, nil
+}
+
+// viewAge is how long ago the view was known to be complete. BACKEND_UNAVAILABLE:
+// it is not filled yet, or lags too far.
+func (s *Scheduler) viewAge() (time.Duration, error) {
 	select {
 	case <-s.mirror.Synced():
 	default:
-		return nil, fmt.Errorf("%w: the engines are not read yet", registry.ErrUnavailable)
+		return 0, lagging("this replica has not read the engines yet", errors.New("the view is not filled"))
 	}
 	age := s.mirror.Age()
 	if age > staleView {
-		return nil, fmt.Errorf("%w: the view is %s old", registry.ErrUnavailable, age.Round(time.Second))
+		said := fmt.Sprintf("the view of the engines is %s old", age.Round(time.Second))
+		return 0, lagging("this replica lags: "+said, errors.New(said))
 	}
-	return &Fleet{s: s, productID: productID, Age: age}, nil
+	return age, nil
+}
+
+func lagging(message string, why error) *Error {
+	return &Error{Code: BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: retryBackend}
 }
 
 // Page is one page of the product's engines, oldest first. INVALID_REQUEST: the

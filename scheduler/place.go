@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -46,33 +47,43 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 	if nodePool == "" {
 		nodePool = defaultNodePool
 	}
-	ready, err := s.pool.list(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var best *place
-	nodes := s.cluster.Nodes()
-	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	for _, n := range nodes {
-		if tried[n.ID] || !s.canRun(n, nodePool) {
-			continue
-		}
-		p := &place{node: n, id: s.newEngineID(), fits: hasRoom(n, ask, engines)}
-		if free := ready[n.ID]; len(free) > 0 {
-			p.pooled = free[0]
-		}
-		if best == nil || better(p, best) {
-			best = p
+	var places []*place
+	for _, n := range s.cluster.Nodes() {
+		if !tried[n.ID] && s.canRun(n, nodePool) {
+			places = append(places, &place{node: n, fits: hasRoom(n, ask, engines)})
 		}
 	}
-	if best == nil {
+	if len(places) == 0 {
 		return nil, errNoNode
 	}
-	if best.pooled != nil {
-		best.pooled = s.pool.hold(ready[best.node.ID])
+	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+	slices.SortStableFunc(places, byRoom)
+	var ready map[string][]*registry.PooledVolume
+	for i, p := range places {
+		if p.fits != places[0].fits {
+			break
+		}
+		var err error
+		switch {
+		case i < poolLooks:
+			ready, err = s.pool.list(ctx, p.node.ID)
+		case i == poolLooks:
+			ready, err = s.pool.list(ctx, "")
+		}
+		if err != nil {
+			return nil, err
+		}
+		if p.pooled = s.pool.hold(ready[p.node.ID]); p.pooled != nil {
+			return p, nil
+		}
 	}
-	return best, nil
+	places[0].id = s.newEngineID()
+	return places[0], nil
 }
+
+// poolLooks is how many nodes' ready volumes are read one after the other before
+// those of all are: mostly the first has one, and a fleet has many nodes.
+const poolLooks = 2
 
 var errNoNode = &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
 
@@ -85,14 +96,16 @@ func hasRoom(n cluster.Node, ask registry.Resources, engines int) bool {
 	return n.FreeCPUMHz >= engines*ask.CPUMHz && n.FreeMemoryMB >= engines*ask.MemoryMB && n.FreePorts >= engines
 }
 
-func better(a, b *place) bool {
-	switch {
-	case a.fits != b.fits:
-		return a.fits
-	case (a.pooled != nil) != (b.pooled != nil):
-		return a.pooled != nil
+// byRoom is the order in which nodes are tried: those that fit, the most free
+// memory first.
+func byRoom(a, b *place) int {
+	if a.fits != b.fits {
+		if a.fits {
+			return -1
+		}
+		return 1
 	}
-	return a.node.FreeMemoryMB > b.node.FreeMemoryMB
+	return cmp.Compare(b.node.FreeMemoryMB, a.node.FreeMemoryMB)
 }
 
 // claim finds a place for a row and creates it there. Others may take the place

@@ -8,7 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/septemberai/orch/cluster"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
@@ -24,7 +25,16 @@ type volumePool struct {
 	mu   sync.Mutex
 	held map[string]bool // engine_ids that this replica is about to claim
 
-	setbacks map[string]poolSetback // by node; only run uses it
+	// Only run uses these. By node:
+	levels   map[string]poolLevel
+	setbacks map[string]poolSetback
+	compared time.Time // when the entries were last compared with Nomad's volumes
+}
+
+// poolLevel is how many volumes a node's pool had, and since when.
+type poolLevel struct {
+	count int
+	since time.Time
 }
 
 // poolSetback is why no volumes are made on a node for a while.
@@ -34,16 +44,20 @@ type poolSetback struct {
 }
 
 func newVolumePool(s *Scheduler) *volumePool {
-	return &volumePool{s: s, nudge: make(chan struct{}, 1), held: map[string]bool{}, setbacks: map[string]poolSetback{}}
+	return &volumePool{
+		s: s, nudge: make(chan struct{}, 1), held: map[string]bool{},
+		levels: map[string]poolLevel{}, setbacks: map[string]poolSetback{},
+	}
 }
 
-// list returns the ready volumes by node that this replica is not yet claiming.
-func (p *volumePool) list(ctx context.Context) (map[string][]*registry.PooledVolume, error) {
+// list returns the ready volumes, by node, that this replica is not yet claiming:
+// of one node, or with "" of all.
+func (p *volumePool) list(ctx context.Context, nodeID string) (map[string][]*registry.PooledVolume, error) {
 	template := p.s.template.Load()
 	if template == nil || p.s.opts.VolumePool == 0 {
 		return nil, nil
 	}
-	all, err := p.s.store.PooledVolumes(ctx)
+	listed, err := p.s.store.PooledVolumesOn(ctx, nodeID)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +65,7 @@ func (p *volumePool) list(ctx context.Context) (map[string][]*registry.PooledVol
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	byNode := map[string][]*registry.PooledVolume{}
-	for _, v := range all {
+	for _, v := range listed {
 		if v.Ready() && v.Owner == owner && !p.held[v.EngineID] {
 			byNode[v.NodeID] = append(byNode[v.NodeID], v)
 		}
@@ -92,10 +106,25 @@ func (p *volumePool) claimed() {
 }
 
 const (
-	poolEvery      = 10 * time.Second
-	poolBackoff    = 5 * time.Second // the first wait after a failure; it doubles
+	poolEvery = 10 * time.Second
+	// poolBackoff is the first wait after a failure, which doubles up to
+	// poolBackoffMax.
+	poolBackoff    = 5 * time.Second
 	poolBackoffMax = 5 * time.Minute
-	poolPending    = 250 * time.Millisecond
+	// poolCompare is how often the entries are compared with Nomad's volumes, all
+	// of which are read for that: a hand may have deleted one.
+	poolCompare = time.Minute
+	// poolPending is between two looks at volumes that are to become ready, and
+	// how long claims are gathered before they are made good.
+	poolPending = 500 * time.Millisecond
+	// poolQuiet is how long a node's pool stays as it is, while more than half of
+	// it is left, before it is filled up: for every change of a node's volumes
+	// Nomad evaluates all jobs that have an allocation there (its
+	// shouldCreateNodeEval and createNodeEvals), so many at a time cost as much as
+	// one.
+	poolQuiet = 5 * time.Second
+	// poolMakers is how many volumes are made, or noted, at a time.
+	poolMakers = 8
 )
 
 // run fills the pool, while this replica leads, until ctx ends.
@@ -117,6 +146,7 @@ func (p *volumePool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.nudge:
+			pause(ctx, poolPending)
 		case <-time.After(wait):
 		}
 	}
@@ -130,94 +160,169 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	// Read after the entries: a volume that an entry has an id of was there before.
-	volumes := map[string]*cluster.Volume{}
-	if len(entries) > 0 {
-		all, err := p.s.cluster.Volumes(ctx)
-		if err != nil {
-			return false, err
-		}
-		for _, v := range all {
-			volumes[v.Name] = v
-		}
+	gone, err := p.gone(ctx, entries)
+	if err != nil {
+		return false, err
 	}
-	template := p.s.template.Load()
-	owner, params := template.Owner().String(), template.Owner().Params()
-	count, ready, now := map[string]int{}, 0, time.Now()
+	template, now := p.s.template.Load(), time.Now()
+	owner := template.Owner().String()
+	count, ready := map[string]int{}, 0
+	var waiting []*registry.PooledVolume
 	for _, v := range entries {
 		node, known := p.s.cluster.Node(v.NodeID)
-		silent, there := !known || node.Down, volumes[registry.JobID(v.EngineID)]
+		silent := !known || node.Down
 		switch {
-		case v.Owner != owner || silent || count[v.NodeID] >= p.s.opts.VolumePool, v.Ready() && (there == nil || there.ID != v.VolumeID):
+		case v.Owner != owner || silent || count[v.NodeID] >= p.s.opts.VolumePool || gone[v.EngineID]:
 			// A node that is gone took its volumes with it; one that comes back
-			// finds them deleted. And a hand may have deleted one.
+			// finds them deleted.
 			if derr := p.discard(ctx, v); derr != nil && !silent {
 				err = errors.Join(err, derr)
 			}
 			continue
 		case v.Ready():
 			ready++
-		case now.Before(p.setbacks[v.NodeID].until):
-		default:
-			noted, nerr := p.noteReady(ctx, v, there)
-			if err = errors.Join(err, p.note(v.NodeID, nerr)); noted {
-				ready++
-			} else {
-				pending = pending || nerr == nil
-			}
+		case !p.setBack(v.NodeID, now):
+			waiting = append(waiting, v)
 		}
 		count[v.NodeID]++
 	}
 	p.ready.Store(int64(ready))
+	var missing []*registry.PooledVolume
 	for _, node := range p.s.cluster.Nodes() {
-		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] {
+		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(node.ID, now) {
 			continue
 		}
-		for n := count[node.ID]; n < p.s.opts.VolumePool && !now.Before(p.setbacks[node.ID].until); n++ {
-			v := &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner}
-			if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
-				return pending, err
-			}
-			fault.Hit(pointPoolNoted)
-			_, cerr := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
-			if err = errors.Join(err, p.note(node.ID, cerr)); cerr != nil {
-				break
-			}
-			pending = true
+		pending = pending || count[node.ID] < p.s.opts.VolumePool
+		if !p.due(node.ID, count[node.ID], now) {
+			continue
+		}
+		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
+			missing = append(missing, &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner})
 		}
 	}
-	return pending, err
+	params := template.Owner().Params()
+	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
+	noted, nerr := p.noteReady(ctx, waiting, params)
+	p.ready.Add(int64(noted))
+	return pending || noted < len(waiting), errors.Join(err, merr, nerr)
 }
 
-// note keeps a node on which something failed from being tried for a while, which
-// doubles.
-func (p *volumePool) note(nodeID string, err error) error {
-	if err == nil {
-		delete(p.setbacks, nodeID)
-		return nil
+// gone are the ready entries, by engine_id, whose volume is not there any more,
+// from time to time.
+func (p *volumePool) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
+	if len(entries) == 0 || time.Since(p.compared) < poolCompare {
+		return nil, nil
 	}
-	b := p.setbacks[nodeID]
-	p.setbacks[nodeID] = poolSetback{b.n + 1, time.Now().Add(Backoff{Base: poolBackoff, Max: poolBackoffMax}.after(b.n))}
-	return fmt.Errorf("node %s: %w", nodeID, err)
-}
-
-// noteReady records the id of a volume that became usable, and says whether it
-// has; one that a crash left without a volume gets it now.
-func (p *volumePool) noteReady(ctx context.Context, entry *registry.PooledVolume, v *cluster.Volume) (bool, error) {
-	if v == nil {
-		_, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, p.s.template.Load().Owner().Params())
-		return false, err
-	}
-	if !v.Ready {
-		return false, nil
-	}
-	full, err := p.s.cluster.Volume(ctx, v.ID)
+	// Read after the entries: a volume that an entry has an id of was there before.
+	all, err := p.s.cluster.Volumes(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	entry.VolumeID, entry.Path = full.ID, full.Path
-	err = p.s.store.PutPooledVolume(ctx, entry)
-	return err == nil, err
+	p.compared = time.Now()
+	there := make(map[string]bool, len(all))
+	for _, v := range all {
+		there[v.ID] = true
+	}
+	gone := map[string]bool{}
+	for _, v := range entries {
+		gone[v.EngineID] = v.Ready() && !there[v.VolumeID]
+	}
+	return gone, nil
+}
+
+// each does something for each of the entries, a few at a time, and keeps a node on
+// which it failed from being tried for a while, which doubles. It returns how many
+// times do said true.
+func (p *volumePool) each(entries []*registry.PooledVolume, do func(*registry.PooledVolume) (bool, error)) (n int, err error) {
+	var mu sync.Mutex
+	failed, tried := map[string]error{}, map[string]bool{}
+	var work errgroup.Group
+	work.SetLimit(poolMakers)
+	for _, v := range entries {
+		tried[v.NodeID] = true
+		mu.Lock()
+		skip := failed[v.NodeID] != nil
+		mu.Unlock()
+		if skip {
+			continue
+		}
+		work.Go(func() error {
+			yes, err := do(v)
+			mu.Lock()
+			defer mu.Unlock()
+			if yes {
+				n++
+			}
+			if err != nil {
+				failed[v.NodeID] = err
+			}
+			return nil
+		})
+	}
+	_ = work.Wait()
+	for node := range tried {
+		if failed[node] == nil {
+			delete(p.setbacks, node)
+			continue
+		}
+		b := p.setbacks[node].n
+		p.setbacks[node] = poolSetback{b + 1, time.Now().Add(Backoff{Base: poolBackoff, Max: poolBackoffMax}.after(b))}
+		err = errors.Join(err, fmt.Errorf("node %s: %w", node, failed[node]))
+	}
+	return n, err
+}
+
+// setBack says whether a node is left alone for now.
+func (p *volumePool) setBack(nodeID string, now time.Time) bool {
+	return now.Before(p.setbacks[nodeID].until)
+}
+
+// due says whether a node's pool is to be filled up now. Only fill calls it.
+func (p *volumePool) due(nodeID string, count int, now time.Time) bool {
+	level, known := p.levels[nodeID]
+	if !known || level.count != count {
+		level = poolLevel{count, now}
+		p.levels[nodeID] = level
+	}
+	return count <= p.s.opts.VolumePool/2 || now.Sub(level.since) >= poolQuiet
+}
+
+// make notes an entry and begins to make its volume.
+func (p *volumePool) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
+	if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
+		return err
+	}
+	fault.Hit(pointPoolNoted)
+	_, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+	return err
+}
+
+// noteReady records the ids of volumes that became usable, finishing those that
+// a crash left without one.
+func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume, params map[string]string) (int, error) {
+	if len(waiting) == 0 {
+		return 0, nil
+	}
+	pending, err := p.s.cluster.PendingVolumes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return p.each(waiting, func(entry *registry.PooledVolume) (bool, error) {
+		name := registry.JobID(entry.EngineID)
+		if pending[name] {
+			return false, nil
+		}
+		v, err := p.s.cluster.EnsureVolume(ctx, name, entry.NodeID, params)
+		if err == nil && v.Ready {
+			v, err = p.s.cluster.Volume(ctx, v.ID)
+		}
+		if err != nil || !v.Ready {
+			return false, err
+		}
+		entry.VolumeID, entry.Path = v.ID, v.Path
+		err = p.s.store.PutPooledVolume(ctx, entry)
+		return err == nil, err
+	})
 }
 
 // discard takes an entry out of the pool and deletes its volume. The entry goes

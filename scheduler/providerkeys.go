@@ -111,8 +111,8 @@ func (s *Scheduler) progress(r *registry.Rollout) (RolloutProgress, error) {
 	if r.TargetVersion == 0 {
 		return p, nil
 	}
-	if age := s.mirror.Age(); age > staleView {
-		return p, fmt.Errorf("%w: the view is %s old", registry.ErrUnavailable, age.Round(time.Second))
+	if _, err := s.viewAge(); err != nil {
+		return p, err
 	}
 	for _, row := range s.mirror.All() {
 		switch {

@@ -11,7 +11,7 @@ import (
 
 const (
 	// recoverEvery is how often operations of dead owners are looked for; a
-	// look costs two small reads while nothing changed.
+	// look costs no call while every operation in the view runs here.
 	recoverEvery = 3 * time.Second
 	// gravesEvery is how often the volumes of destroyed engines on silent nodes
 	// are tried again.
@@ -28,15 +28,16 @@ const (
 // recoverLoop takes over the operations whose owner is gone and finishes or
 // undoes them, at start and from then on.
 func (s *Scheduler) recoverLoop(ctx context.Context) {
-	var seen uint64
-	for s.Ready() != nil && pause(ctx, pollEvery) { // what a crash left is looked for at once
+	select { // what a crash left is looked for at once
+	case <-ctx.Done():
+	case <-s.mirror.Synced():
+	}
+	for s.Ready() != nil && pause(ctx, pollEvery) {
 	}
 	strays := strays{}
 	for ctx.Err() == nil {
 		if s.Ready() == nil {
-			if index, err := s.recoverOnce(ctx, seen, strays); err == nil {
-				seen = index
-			} else if ctx.Err() == nil {
+			if err := s.recoverOnce(ctx, strays); err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot look for abandoned operations; trying again", "error", err)
 			}
 		}
@@ -63,27 +64,26 @@ func (st strays) forgotten(opID string) bool {
 	return time.Since(since) > strayAfter
 }
 
-// recoverOnce looks through all rows if any row or replica changed since seen, or
-// there are strays, and returns the index that it has seen now.
-func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64, strays strays) (uint64, error) {
-	index, err := s.store.ChangeIndex(ctx)
-	if err != nil || index == seen && len(strays) == 0 {
-		return seen, err
+// recoverOnce looks through the rows in the view. It is a hint: an operation is
+// taken over by check-and-set on the very row that was seen.
+func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
+	var busy []*registry.Engine
+	for _, row := range s.mirror.All() {
+		if row.Op != nil && s.running(row.ProductID, row.UserID) == nil {
+			busy = append(busy, row)
+		}
+	}
+	if len(busy) == 0 {
+		clear(strays)
+		return nil
 	}
 	// Rows before replicas: an owner has its key before it writes a row.
-	rows, err := s.store.Engines(ctx)
-	if err != nil {
-		return seen, err
-	}
 	replicas, err := s.store.Replicas(ctx)
 	if err != nil {
-		return seen, err
+		return err
 	}
 	idle := map[string]bool{}
-	for _, row := range rows {
-		if row.Op == nil || s.running(row.ProductID, row.UserID) != nil {
-			continue
-		}
+	for _, row := range busy {
 		if own := row.Op.Owner == s.replica.ID; own {
 			if idle[row.Op.ID] = true; !strays.forgotten(row.Op.ID) {
 				continue
@@ -91,7 +91,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64, strays strays)
 		} else if replicas[row.Op.Owner] {
 			continue
 		}
-		before := row.Op.Owner
+		row, before := row.Clone(), row.Op.Owner
 		row.Op.Owner = s.replica.ID
 		err := s.store.Update(ctx, row)
 		if errors.Is(err, registry.ErrConflict) {
@@ -101,13 +101,13 @@ func (s *Scheduler) recoverOnce(ctx context.Context, seen uint64, strays strays)
 			s.adopt(row) // it may have been written
 		}
 		if err != nil {
-			return seen, err
+			return err
 		}
 		s.log.Info("taking over an operation", "engine_id", row.EngineID, "op", string(row.Op.Kind), "step", row.Op.Step, "from", before)
 		s.launch(row)
 	}
 	maps.DeleteFunc(strays, func(opID string, _ time.Time) bool { return !idle[opID] })
-	return index, nil
+	return nil
 }
 
 // gravesLoop deletes, while this replica leads, the volumes of destroyed

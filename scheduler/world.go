@@ -115,7 +115,7 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect) *worl
 	)
 	for _, l := range []list{
 		{listPool, func() (err error) { w.pooled, err = s.store.PoolIDs(ctx); return err }},
-		{listRows, func() (err error) { w.rows, err = s.store.EnginesNow(ctx); return err }},
+		{listRows, func() (err error) { w.rows, err = s.store.Engines(ctx); return err }},
 		{listGraves, func() (err error) { w.graves, err = s.store.GravesNow(ctx); return err }},
 		{listQuotas, func() (err error) { w.quotas, err = s.store.Quotas(ctx); return err }},
 	} {

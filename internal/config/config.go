@@ -37,7 +37,7 @@ type Config struct {
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
-	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec"`
+	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec; mock_driver, which only development builds of Nomad have, runs nothing and is for measurements of scale"`
 	EngineBinDir   string   `env:"ORCH_ENGINE_BIN_DIR" desc:"folder of engine executables on every node (required with raw_exec)"`
 	EngineJobFile  string   `env:"ORCH_ENGINE_JOB_FILE" desc:"Nomad job file of an engine; default: the one built in"`
 	EngineCPUMHz   int      `env:"ORCH_ENGINE_CPU_MHZ" envDefault:"100" desc:"CPU of an engine whose policy says nothing, in MHz"`
@@ -46,7 +46,7 @@ type Config struct {
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
-	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node"`
+	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, or when none was taken for 5 s"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
 	ConsulPrefix   string `section:"Where it keeps things" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
@@ -154,7 +154,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
 	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
 
-	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec))
+	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec), string(jobs.Mock))
 	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
 	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
@@ -164,6 +164,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	if jobs.Driver(c.EngineDriver) == jobs.RawExec {
 		bad(filepath.IsAbs(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec")
 	}
+	bad(jobs.Driver(c.EngineDriver) != jobs.Mock || c.EngineJobFile != "", "ORCH_ENGINE_JOB_FILE", "must be set with mock_driver: the job file built in is for engines that run")
 	bad(c.CatalogPath == "" || filepath.IsAbs(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path")
 	for i, name := range c.Passthrough {
 		// Its text stays out: it may be NAME=value, and the value a key.

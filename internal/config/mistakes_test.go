@@ -80,6 +80,12 @@ func TestMistakeIsNamed(t *testing.T) {
 			t.Errorf("no wrong value of %s is tested", v.Name)
 		}
 	}
+	t.Run("with mock_driver", func(t *testing.T) {
+		_, err := Load(least("ORCH_ENGINE_DRIVER=mock_driver", "ORCH_ENGINE_IMAGE=none"))
+		if err == nil || !strings.Contains(err.Error(), "ORCH_ENGINE_JOB_FILE") {
+			t.Errorf("got %v, want a mistake of ORCH_ENGINE_JOB_FILE", err)
+		}
+	})
 	t.Run("with raw_exec", func(t *testing.T) {
 		_, err := Load(least("ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=../engine", "ORCH_ENGINE_BIN_DIR=engines"))
 		if got, want := namesIn(err), []string{"ORCH_ENGINE_BIN_DIR", "ORCH_ENGINE_IMAGE"}; !slices.Equal(got, want) {

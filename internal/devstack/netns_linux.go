@@ -48,6 +48,27 @@ func onThread(f func() error) error {
 // returns at once with inside = true. The namespace ends with the last process in
 // it, so nothing is left, in whatever way the processes end.
 func Isolated() (inside bool, code int, err error) {
+	return again(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET})
+}
+
+// ordinaryUser is who a program that IsolatedUser started is, in its own eyes.
+const ordinaryUser = 1000
+
+// IsolatedUser is Isolated as an ordinary user: the second process owns what the
+// first one does, and may do in its network namespace what it likes, but is not
+// root. Nomad then mounts nothing and makes no cgroups for its tasks, of which
+// each client and each reader of the mount table would see all.
+func IsolatedUser() (inside bool, code int, err error) {
+	return again(&syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: ordinaryUser, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: ordinaryUser, HostID: os.Getegid(), Size: 1}},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN},
+	})
+}
+
+// again runs this program with the attributes; see Isolated.
+func again(attr *syscall.SysProcAttr) (inside bool, code int, err error) {
 	if os.Getenv(isolatedEnv) != "" {
 		return true, 0, os.Unsetenv(isolatedEnv)
 	}
@@ -59,7 +80,8 @@ func Isolated() (inside bool, code int, err error) {
 	cmd := exec.Command(exe, os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), isolatedEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	attr.Pdeathsig, attr.Setpgid = syscall.SIGKILL, true
+	cmd.SysProcAttr = attr
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 	defer signal.Stop(signals)

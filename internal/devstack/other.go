@@ -35,5 +35,8 @@ func (*Stack) Pause(Component) error { return errLinuxOnly }
 // Resume always fails.
 func (*Stack) Resume(Component) error { return errLinuxOnly }
 
+// PID is 0: nothing runs.
+func (*Stack) PID(Component) int { return 0 }
+
 // LogFile is empty: there is no log.
 func (*Stack) LogFile(Component) string { return "" }

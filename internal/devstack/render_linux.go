@@ -39,6 +39,8 @@ type nomadNode struct {
 //   - event_buffer_size: the event stream's gaps are silent; 100 is the default.
 //   - gc_*: a full disk or many ended allocations on a developer's machine must not
 //     make the client destroy allocations.
+//   - collection_interval: nobody reads the metrics here, and by default a server
+//     publishes those of every job each second.
 //   - fingerprint.denylist: no cloud's metadata service is asked.
 var nomadTemplate = template.Must(template.New("nomad").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }, "list": hclList}).Parse(`
 name                 = {{q .Name}}
@@ -57,6 +59,10 @@ advertise {
   http = "{{.Bind}}:{{.HTTP}}"
   rpc  = "{{.Bind}}:{{.RPC}}"
   serf = "{{.Bind}}:{{.Serf}}"
+}
+
+telemetry {
+  collection_interval = "30s"
 }
 
 limits {

@@ -268,6 +268,19 @@ func (s *Stack) LogFile(c Component) string {
 	return s.path(c, ".log")
 }
 
+// PID is an agent's process; 0: it does not run. For Nomad it is the server's.
+func (s *Stack) PID(c Component) int {
+	if c == Nomad {
+		c = NomadServer
+	}
+	if a := s.agents[c]; a != nil {
+		if p, _ := a.running(); p != nil {
+			return p.Pid
+		}
+	}
+	return 0
+}
+
 func (s *Stack) signal(c Component, sig syscall.Signal) error {
 	agents, err := s.parts(c)
 	if err != nil {

@@ -85,7 +85,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		out = io.MultiWriter(logs, os.Stderr)
 	}
 	svc, err := service.New(t.Context(), cfg, service.Clients{
-		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(all["VAULT_TOKEN"], stack.VaultOrchToken),
+		NomadAddr: stack.NomadAddr, ConsulAddr: cmp.Or(all["CONSUL_HTTP_ADDR"], stack.ConsulAddr), VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(all["VAULT_TOKEN"], stack.VaultOrchToken),
 	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
 	if err != nil {
 		t.Fatal(err)

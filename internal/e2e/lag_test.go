@@ -1,0 +1,66 @@
+package e2e
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// TestLaggingReplica: a replica that reaches Consul but hears nothing of its watch
+// of the rows says that it lags and is not ready, while it goes on to admit; and
+// it comes back by itself.
+func TestLaggingReplica(t *testing.T) {
+	t.Parallel()
+	consul, err := url.Parse(shared.ConsulAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var silent atomic.Bool
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
+	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if silent.Load() && strings.HasSuffix(r.URL.Path, "/changes/") && r.URL.Query().Has("recurse") {
+			<-r.Context().Done() // as a connection of which one end is gone
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(way.Close)
+	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way.URL, "ORCH_VOLUME_POOL": "1"})
+	c, ctx := r.product(t, nil), t.Context()
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent.Store(true)
+	eventually(t, 90*time.Second, "the replica is not ready", func() error { return wantLag(c.Ready(ctx)) })
+	if a, err := c.Admit(ctx, "u", client.AdmitOptions{}); err != nil || !a.Admitted || a.Engine.APIKey != e.APIKey {
+		t.Errorf("admit while it lags: %+v, %v", a, err)
+	}
+	if err := wantLag(second(c.Status(ctx))); err != nil {
+		t.Errorf("status while it lags: %v", err)
+	}
+	silent.Store(false)
+	eventually(t, 60*time.Second, "the replica is ready again", func() error { return c.Ready(ctx) })
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Error(err)
+	}
+}
+
+// wantLag returns nil for the answer of a replica that lags.
+func wantLag(err error) error {
+	var bad *client.Error
+	if !errors.As(err, &bad) || bad.Status != http.StatusServiceUnavailable || bad.Code != "BACKEND_UNAVAILABLE" || !strings.Contains(bad.Message, "lags") || bad.RetryAfter < time.Second {
+		return fmt.Errorf("got %w, want a 503 that says that the replica lags", cmp.Or(err, errors.New("no error")))
+	}
+	return nil
+}
