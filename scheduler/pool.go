@@ -113,7 +113,7 @@ const (
 	poolBackoffMax = 5 * time.Minute
 	// poolCompare is how often the entries are compared with Nomad's volumes, all
 	// of which are read for that: a hand may have deleted one.
-	poolCompare = time.Minute
+	poolCompare = 30 * time.Second
 	// poolPending is between two looks at volumes that are to become ready, and
 	// how long claims are gathered before they are made good.
 	poolPending = 500 * time.Millisecond
