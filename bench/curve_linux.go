@@ -59,6 +59,7 @@ type level struct {
 	Status    summary            `json:"status_ms"`
 	Reconcile summary            `json:"reconcile_ms"`
 	RSS       map[string]float64 `json:"rss_mib"`
+	Peak      float64            `json:"orch_peak_rss_mib"`
 	Idle      map[string]float64 `json:"idle_cpu_percent"`
 	Stored    stored             `json:"stored"`
 }
@@ -360,6 +361,9 @@ func (c *curve) rest(ctx context.Context, l *level) error {
 	for name, u := range after {
 		l.RSS[name] = u.RSSMiB
 		l.Idle[name] = (u.CPUMs - before[name].CPUMs) / millis(restFor) * 100
+	}
+	if l.Peak, err = procMiB(fmt.Sprintf("/proc/%d/status", c.rig.service.cmd.Process.Pid), "VmHWM:"); err != nil {
+		return err
 	}
 	l.Stored, err = c.rig.stored(ctx)
 	return err

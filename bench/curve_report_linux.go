@@ -81,6 +81,7 @@ func (rep *curveReport) markdown() string {
 	for _, part := range curveParts {
 		number("VmRSS, "+part, "MiB", func(l *level) float64 { return l.RSS[part] })
 	}
+	number("VmHWM, the most that orch ever held", "MiB", func(l *level) float64 { return l.Peak })
 	for _, part := range curveParts {
 		filled("CPU per provision while filling, "+part, "ms", func(l *level) float64 { return l.CPU[part] })
 	}

@@ -37,6 +37,11 @@ var (
 // callTimeout bounds one call to Nomad.
 const callTimeout = 10 * time.Second
 
+// evalPriority puts what somebody waits for before the evaluations of all jobs of
+// a node, which Nomad makes whenever the node's host volumes change, at their
+// jobs' priority of 50.
+const evalPriority = 80
+
 // Cluster talks to one Nomad region and namespace.
 type Cluster struct {
 	client    *api.Client
@@ -114,7 +119,8 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, _, err := c.client.Jobs().EnforceRegister(job, modifyIndex, c.write(ctx))
+	opts := &api.RegisterOptions{EnforceIndex: true, ModifyIndex: modifyIndex, EvalPriority: evalPriority}
+	resp, _, err := c.client.Jobs().RegisterOpts(job, opts, c.write(ctx))
 	if err != nil {
 		return 0, classify(err)
 	}

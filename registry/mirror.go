@@ -25,6 +25,9 @@ const (
 	mirrorRetry = time.Second
 )
 
+// mirrorParts are the first digits of the shards.
+const mirrorParts = "0123456789abcdef"
+
 // Mirror holds all rows in memory, for lists and counts: never for a key, nor
 // for a decision about an engine. It follows the 256 keys below changes/ by one
 // blocking query and lists only the shards that changed. What this store itself
@@ -42,7 +45,7 @@ type Mirror struct {
 	removed map[string]uint64  // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
-	anew    bool              // the next list of all is the truth, whatever its indexes
+	anew    bool              // lists are the truth until all rows are listed, whatever their indexes
 	synced  chan struct{}
 	fresh   time.Time
 	damaged map[string]uint64 // told in the log once per index
@@ -107,9 +110,14 @@ func (m *Mirror) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.list(ctx, ""); err != nil {
-		return err
+	// In parts: each has a time limit of its own, and none takes much memory. A row
+	// that moves meanwhile is in a shard that has changed since.
+	for _, part := range mirrorParts {
+		if err := m.list(ctx, string(part)); err != nil {
+			return err
+		}
 	}
+	m.anew = false
 	m.listed(changes)
 	for due := time.Now().Add(mirrorRelist); time.Now().Before(due); {
 		now, next, err := m.changes(ctx, index)
@@ -190,12 +198,8 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.anew && below == "" {
-		m.anew = false
-		clear(m.rows)
-		clear(m.byID)
-		clear(m.removed)
-		clear(m.tenants)
+	if m.anew {
+		m.forget(below)
 	}
 	told := make(map[string]bool, len(pairs))
 	for _, pair := range pairs {
@@ -229,6 +233,21 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 		}
 	}
 	return nil
+}
+
+// forget drops the rows below a part of engines/, and what is known of their
+// indexes. The lock is held.
+func (m *Mirror) forget(below string) {
+	for name := range m.rows {
+		if strings.HasPrefix(name, below) {
+			m.drop(name)
+		}
+	}
+	for name := range m.removed {
+		if strings.HasPrefix(name, below) {
+			delete(m.removed, name)
+		}
+	}
 }
 
 // put takes a row over, unless a newer one is known. The lock is held.

@@ -90,7 +90,8 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 // knowing it yet cannot answer. A row that cannot be read fails the whole: "not in
 // this answer" must never be taken for "gone".
 func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
-	pairs, err := s.list(ctx, "engines/")
+	// In one list, so that a row which moves is in it; with the time it takes.
+	pairs, err := s.listWithin(ctx, fleetTimeout, "engines/")
 	if err != nil {
 		return nil, err
 	}
