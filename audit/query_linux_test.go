@@ -3,8 +3,10 @@ package audit
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -191,4 +193,35 @@ func explain(t *testing.T, l *Log, query string, args []any) string {
 	}
 	must(t, rows.Err())
 	return strings.Join(plan, "\n")
+}
+
+// What is written is read at once, whoever hung up on a read before: SQLite's
+// driver once left such a connection in the past.
+func TestReadsThatAreCutShort(t *testing.T) {
+	l := open(t, sqliteURL(t))
+	done := make(chan struct{})
+	var hasty sync.WaitGroup
+	for range 6 {
+		hasty.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					ctx, hangUp := context.WithTimeout(t.Context(), time.Duration(rand.IntN(1000))*time.Microsecond)
+					_, _ = l.Entries(ctx, Query{ProductID: "p"})
+					hangUp()
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		must(t, l.Record(t.Context(), Entry{Timestamp: time.Now(), ProductID: "p", Action: ActionStop}))
+		if got := len(list(t, l, Query{ProductID: "p", Limit: 1000})); got != i+1 {
+			t.Errorf("%d entries are listed, %d were written", got, i+1)
+			break
+		}
+	}
+	close(done)
+	hasty.Wait()
 }

@@ -2,13 +2,16 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func TestBrainVersions(t *testing.T) {
@@ -36,6 +39,51 @@ func TestBrainVersions(t *testing.T) {
 	}
 	if _, err := OpenBrain(t.Context(), path); err == nil || !strings.Contains(err.Error(), "newer engine") {
 		t.Errorf("got %v, want: newer engine", err)
+	}
+}
+
+// TestReadsThatAreCutShort: what is remembered is exported at once, whoever hung up
+// on a probe before.
+func TestReadsThatAreCutShort(t *testing.T) {
+	t.Parallel()
+	b, err := OpenBrain(t.Context(), filepath.Join(t.TempDir(), "brain.sqlite"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var hasty sync.WaitGroup
+	for range 6 {
+		hasty.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					ctx, hangUp := context.WithTimeout(t.Context(), time.Duration(rand.IntN(300))*time.Microsecond)
+					_ = b.Probe(ctx)
+					hangUp()
+				}
+			}
+		})
+	}
+	for i := range 400 {
+		if _, err := b.Remember(t.Context(), fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := b.Export(t.Context(), &out); err != nil {
+			t.Fatal(err)
+		}
+		var e struct{ Memories []Memory }
+		if err := json.Unmarshal(out.Bytes(), &e); err != nil || len(e.Memories) != i+1 {
+			t.Errorf("%d of %d memories were exported, %v", len(e.Memories), i+1, err)
+			break
+		}
+	}
+	close(done)
+	hasty.Wait()
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
