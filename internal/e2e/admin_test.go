@@ -55,13 +55,13 @@ func TestProducts(t *testing.T) {
 		}
 		return &client.Client{BaseURL: all[1].url, PlatformKey: key}
 	}
-	overlapping := rotate(2 * time.Second)
+	overlapping := rotate(6 * time.Second)
 	for _, k := range []*client.Client{c, at(c, all[1]), overlapping, at(overlapping, all[0])} {
 		if _, err := k.Engine(ctx, "u"); err != nil {
 			t.Error(err)
 		}
 	}
-	eventually(t, 20*time.Second, "the overlap ends", func() error {
+	eventually(t, 30*time.Second, "the overlap ends", func() error {
 		_, err := c.Engine(ctx, "u")
 		if err == nil {
 			return os.ErrExist

@@ -147,7 +147,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		_, err := slow.Stop(ctx, "lingers")
 		done <- err
 	}()
-	eventually(t, 4*time.Second, "the stop is under way", func() error {
+	eventually(t, 20*time.Second, "the stop is under way", func() error {
 		_, err := slow.KeepAwake(ctx, "lingers", time.Minute)
 		if !errors.Is(err, client.ErrEngineBusy) {
 			return fmt.Errorf("keep-awake: %w", err)

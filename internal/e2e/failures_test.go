@@ -17,7 +17,7 @@ func TestBootFailures(t *testing.T) { eachDriver(t, testBootFailures) }
 
 func testBootFailures(t *testing.T, d driver) {
 	t.Parallel()
-	r := startService(t, shared, d.with(map[string]string{"ORCH_BOOT_TIMEOUT_S": "6"}))
+	r := startService(t, shared, d.with(map[string]string{"ORCH_BOOT_TIMEOUT_S": "8"}))
 	c := r.product(t, anyImage)
 	for _, tc := range []struct {
 		image  string
