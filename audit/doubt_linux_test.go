@@ -71,15 +71,17 @@ func TestBeginUnanswered(t *testing.T) {
 	work.Go(func() { log.Run(running) })
 	t.Cleanup(func() { stop(); work.Wait() })
 
-	before, err := log.Begin(t.Context(), Entry{ProductID: "p", UserID: "u", Action: ActionStop, RequestID: "answered"})
-	must(t, err)
-	// An answer that is lost before the INSERT, to the preparation of a new
-	// connection, leaves no row: then once more.
+	var before int64
 	eventually(t, "a row of a change that was refused says so", func() error {
+		// The first INSERT of a connection is prepared before it is sent; an answer
+		// that is lost to that leaves no row.
+		var err error
+		before, err = log.Begin(t.Context(), Entry{ProductID: "p", UserID: "u", Action: ActionStop, RequestID: "answered"})
+		must(t, err)
 		way.lost.Store(true)
 		short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		_, err := log.Begin(short, Entry{ProductID: "p", UserID: "u", Action: ActionStop, RequestID: "unanswered"})
+		_, err = log.Begin(short, Entry{ProductID: "p", UserID: "u", Action: ActionStop, RequestID: "unanswered"})
 		wantErr(t, err, ErrUnavailable)
 		way.lost.Store(false)
 		log.settle(t.Context())
