@@ -492,7 +492,14 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
-		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: l.s.started(row.AllocID)}, registry.Sleeping
+		started := int64(0)
+		eventually(l.t, 20*time.Second, "Nomad tells of the process", func() error {
+			if started = l.s.started(row.AllocID); started == 0 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: started}, registry.Sleeping
 	}
 	value, err := json.Marshal(row)
 	if err != nil {
