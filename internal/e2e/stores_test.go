@@ -43,7 +43,8 @@ func openStores(t *testing.T, s *devstack.Stack) *stores {
 	return &stores{t, n, c, v}
 }
 
-// traces returns what each store still has of an engine.
+// traces returns what each store still has of an engine, but for a suspicion that
+// reconcile noted.
 func (s *stores) traces(engineID string) []string {
 	s.t.Helper()
 	var found []string
@@ -75,8 +76,7 @@ func (s *stores) traces(engineID string) []string {
 		s.t.Fatal(err)
 	}
 	for _, p := range pairs {
-		// A pass of reconcile that ran across the destroy suspects what it saw; the
-		// next one drops that.
+		// A pass that ran across a destroy suspects what it saw; the next one drops that.
 		if strings.Contains(p.Key, "/changes/") || strings.Contains(p.Key, "/orphans/") {
 			continue
 		}
