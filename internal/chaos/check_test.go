@@ -19,7 +19,7 @@ func linearizable(calls []*call) error {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
-		return fmt.Errorf("no order of %d calls was found, nor that there is none, in %s", len(calls), checkTimeout)
+		return fmt.Errorf("%w of %d calls", errUndecided, len(calls))
 	}
 	// The longest order that works shows what does not fit any more.
 	_, info := porcupine.CheckOperationsVerbose(u.model(), u.operations(), checkTimeout)
@@ -47,6 +47,23 @@ func linearizable(calls []*call) error {
 		fmt.Fprintf(&b, "%s %s\n", mark, c)
 	}
 	return fmt.Errorf("%s", b.String())
+}
+
+// errUndecided: the checker was not done in time.
+var errUndecided = fmt.Errorf("no order was found, nor that there is none, in %s", checkTimeout)
+
+// before is a history as it was when its call n was invoked. Where a history has
+// an order, so has what was before any moment of it.
+func before(calls []*call, n int) []*call {
+	cut := make([]*call, n)
+	for i, c := range calls[:n] {
+		if cut[i] = c; c.returned > calls[n].invoked {
+			open := *c
+			open.answer = answer{}
+			cut[i] = &open
+		}
+	}
+	return cut
 }
 
 // script writes a history down: each call is "invoked returned kind outcome id
