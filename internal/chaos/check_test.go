@@ -10,7 +10,7 @@ import (
 )
 
 // checkTimeout bounds the search for an order of one user's calls.
-const checkTimeout = 30 * time.Second
+const checkTimeout = 15 * time.Second
 
 // linearizable returns nil when there is an order in which all answers are true.
 func linearizable(calls []*call) error {
