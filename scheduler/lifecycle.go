@@ -231,28 +231,14 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
-		var spent spent
-		spent.took(spentAsking, asking)
-		at := time.Now()
-		if err = s.draw(ctx, &d, row, op, caller.Product.Slug, nil); err != nil {
-			return "", err
-		}
-		spent.since(spentBegin, at)
-		row.State, row.Desired, row.Op = registry.Destroying, registry.Destroying, op
-		at = time.Now()
-		err = s.store.Update(ctx, row)
-		switch {
-		case err == nil:
-			d = draft{}
-			spent.since(spentClaim, at)
-			hit(op.Kind, atClaimed)
-			engine, err := s.launch(row, spent...).wait(ctx)
+		row.State, row.Desired = registry.Destroying, registry.Destroying
+		var o *operation
+		if o, err = s.enter(ctx, row, op, &d, caller.Product.Slug, nil, asking); err == nil {
+			engine, err := o.wait(ctx)
 			if err != nil {
 				return "", err
 			}
 			return engine.EngineID, nil
-		case errors.Is(err, registry.ErrUnavailable):
-			s.adopt(row)
 		}
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
@@ -387,28 +373,35 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}
-	var spent spent
-	at := time.Now()
+	asked := time.Now()
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
-	spent.since(spentAsking, at)
 	op.Step = firstStep(row, op)
-	at = time.Now()
-	if err := s.draw(ctx, d, row, op, p.actor, p.details); err != nil {
+	return s.enter(ctx, row, op, d, p.actor, p.details, time.Since(asked))
+}
+
+// enter writes an operation into a row that was prepared for it, and launches it.
+// asking is how long the dependencies were asked for. The errors are those of
+// Scheduler.begin and registry.Store.Update; after one that leaves open whether
+// the row was written, this replica looks after it.
+func (s *Scheduler) enter(ctx context.Context, row *registry.Engine, op *registry.Op, d *draft, actor string, details map[string]any, asking time.Duration) (*operation, error) {
+	var spent spent
+	spent.took(spentAsking, asking)
+	at := time.Now()
+	if err := s.draw(ctx, d, row, op, actor, details); err != nil {
 		return nil, err
 	}
 	spent.since(spentBegin, at)
-	row.Op = op
-	at = time.Now()
+	row.Op, at = op, time.Now()
 	err := s.store.Update(ctx, row)
-	if err == nil {
+	switch {
+	case err == nil:
 		*d = draft{}
 		spent.since(spentClaim, at)
 		hit(op.Kind, atClaimed)
 		return s.launch(row, spent...), nil
-	}
-	if errors.Is(err, registry.ErrUnavailable) {
+	case errors.Is(err, registry.ErrUnavailable):
 		s.adopt(row)
 	}
 	return nil, err
