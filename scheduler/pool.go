@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -307,12 +308,9 @@ func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVo
 	if err != nil {
 		return 0, err
 	}
-	return p.each(waiting, func(entry *registry.PooledVolume) (bool, error) {
-		name := registry.JobID(entry.EngineID)
-		if pending[name] {
-			return false, nil
-		}
-		v, err := p.s.cluster.EnsureVolume(ctx, name, entry.NodeID, params)
+	reported := slices.DeleteFunc(slices.Clone(waiting), func(v *registry.PooledVolume) bool { return pending[registry.JobID(v.EngineID)] })
+	return p.each(reported, func(entry *registry.PooledVolume) (bool, error) {
+		v, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
 		if err == nil && v.Ready {
 			v, err = p.s.cluster.Volume(ctx, v.ID)
 		}
