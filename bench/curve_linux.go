@@ -263,19 +263,12 @@ func (c *curve) lists(ctx context.Context, l *level) (err error) {
 }
 
 func lists(ctx context.Context, c *client.Client, engines int) (ofPage, ofStatus summary, err error) {
-	var page, status []float64
-	for range listings {
-		at := time.Now()
-		if _, err := c.Engines(ctx, client.EngineFilter{Limit: 100, Offset: rand.IntN(max(1, engines-100))}); err != nil {
-			return ofPage, ofStatus, err
-		}
-		page, at = append(page, millis(time.Since(at))), time.Now()
-		if _, err := c.Status(ctx); err != nil {
-			return ofPage, ofStatus, err
-		}
-		status = append(status, millis(time.Since(at)))
+	page, err := listings(func() error { return anyPage(ctx, c, engines) })
+	if err != nil {
+		return ofPage, ofStatus, err
 	}
-	return summarize(page), summarize(status), nil
+	status, err := listings(func() error { _, err := c.Status(ctx); return err })
+	return summarize(page), summarize(status), err
 }
 
 // rowsOnly is what was measured with rows of engines that have no jobs.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"strings"
@@ -18,8 +17,8 @@ import (
 const (
 	// rowsAtScale is how many engines a product has while its lists are measured.
 	rowsAtScale = 5000
-	// listings is how often each list is asked for.
-	listings = 200
+	// timesListed is how often each list is asked for.
+	timesListed = 200
 )
 
 // listsResult is what lists took with many rows, in milliseconds, and the
@@ -51,24 +50,36 @@ func (b *bench) readLists(ctx context.Context) (res listsResult, err error) {
 	if err := listed(ctx, c, rowsAtScale); err != nil {
 		return res, err
 	}
-	measure := func(into *[]float64, call func() error) {
-		for range listings {
-			began := time.Now()
-			err = errors.Join(err, call())
-			*into = append(*into, millis(time.Since(began)))
-		}
+	if res.page, err = listings(func() error { return anyPage(ctx, c, rowsAtScale) }); err != nil {
+		return res, err
 	}
-	page := func(f client.EngineFilter) error { _, err := c.Engines(ctx, f); return err }
-	measure(&res.page, func() error { return page(client.EngineFilter{Limit: 100, Offset: mrand.IntN(rowsAtScale - 100)}) })
-	measure(&res.filtered, func() error {
-		return page(client.EngineFilter{Limit: 100, Status: client.Provisioning, Offset: 4000})
-	})
-	measure(&res.status, func() error { _, err := c.Status(ctx); return err })
-	if err != nil {
+	late := client.EngineFilter{Limit: 100, Status: client.Provisioning, Offset: 4000}
+	if res.filtered, err = listings(func() error { _, err := c.Engines(ctx, late); return err }); err != nil {
+		return res, err
+	}
+	if res.status, err = listings(func() error { _, err := c.Status(ctx); return err }); err != nil {
 		return res, err
 	}
 	res.running, err = s.rssMiB()
 	return res, err
+}
+
+// listings makes a call timesListed times and returns what each took, in milliseconds.
+func listings(call func() error) (took []float64, err error) {
+	for range timesListed {
+		began := time.Now()
+		if err := call(); err != nil {
+			return nil, err
+		}
+		took = append(took, millis(time.Since(began)))
+	}
+	return took, nil
+}
+
+// anyPage asks for a page from anywhere in a list of so many engines.
+func anyPage(ctx context.Context, c *client.Client, engines int) error {
+	_, err := c.Engines(ctx, client.EngineFilter{Limit: 100, Offset: mrand.IntN(max(1, engines-100))})
+	return err
 }
 
 // listed waits until so many engines are listed.

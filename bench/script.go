@@ -105,15 +105,20 @@ func (s *script) newest(ctx context.Context, h *handJob) error {
 	return err
 }
 
+// end stops the job and waits until the process is gone.
+func (s *script) end(ctx context.Context, h *handJob) error {
+	if err := s.command(ctx, "job", "stop", "-detach", *h.job.ID); err != nil {
+		return err
+	}
+	return s.floor.gone(ctx, h)
+}
+
 // stop returns when the process is gone.
 func (s *script) stop(ctx context.Context, h *handJob) (timing, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
-	if err := s.command(ctx, "job", "stop", "-detach", *h.job.ID); err != nil {
-		return timing{}, err
-	}
-	if err := s.floor.gone(ctx, h); err != nil {
+	if err := s.end(ctx, h); err != nil {
 		return timing{}, err
 	}
 	// The check goes with the process; what starts next is not to find it.
@@ -132,10 +137,7 @@ func (s *script) destroy(ctx context.Context, h *handJob) (timing, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
-	if err := s.command(ctx, "job", "stop", "-detach", *h.job.ID); err != nil {
-		return timing{}, err
-	}
-	if err := s.floor.gone(ctx, h); err != nil { // Nomad forgets the allocations of a purged job at once
+	if err := s.end(ctx, h); err != nil { // Nomad forgets the allocations of a purged job at once
 		return timing{}, err
 	}
 	if err := s.command(ctx, "job", "stop", "-purge", "-detach", *h.job.ID); err != nil {
