@@ -25,7 +25,7 @@ func (o *operation) attempt(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, errReread) && ctx.Err() == nil:
-			o.unsaved = false // what is stored decides
+			o.unsaved, o.undone = false, o.row.Op.Undo != "" // what is stored decides
 		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause(ctx, firstRetry):
 		case moved(err) && o.row.Op != nil && time.Now().Before(o.row.Op.Deadline) && pause(ctx, firstRetry):
 			// Often it was this operation's own write, whose answer was lost: what
@@ -181,7 +181,7 @@ func (o *operation) undo(err error) bool {
 	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
 		o.becomeDestroy()
 	}
-	o.unsaved = true
+	o.unsaved, o.undone = true, true
 	return true
 }
 

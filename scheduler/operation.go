@@ -44,6 +44,7 @@ type operation struct {
 
 	paused   bool            // it has frozen its engine, or woken one that was frozen
 	unsaved  bool            // the row was advanced but that is not written yet
+	undone   bool            // it was turned round
 	removed  bool            // the row is gone: nothing is left to write
 	recorded bool            // its audit row is complete
 	tried    map[string]bool // nodes that could not place the engine
@@ -162,17 +163,24 @@ func (o *operation) answer(ctx context.Context, err error) {
 	o.tell(err)
 }
 
-// refuse tells of an error after which the operation goes on. The audit row gets
-// it while the operation is surely this replica's; else whoever ends the
-// operation completes the row.
+// refuse tells of an error after which the operation goes on, and writes it into
+// the audit row, while what is stored is surely this operation as it is here.
+// Otherwise another replica may take over what is stored and end it differently:
+// then that one completes the row, and who waits here hears only that the end is
+// open.
 func (o *operation) refuse(ctx context.Context, err error) {
 	if o.answeredAlready() {
 		return
 	}
-	if o.s.store.Verify(ctx, o.row) == nil {
-		o.recorded = true
-		o.record(ctx, err)
+	if o.unsaved || o.s.store.Verify(ctx, o.row) != nil {
+		if waitsForUndo(err) {
+			err = elsewhere(err)
+		}
+		o.tell(err)
+		return
 	}
+	o.recorded = true
+	o.record(ctx, err)
 	o.tell(err)
 }
 
@@ -205,9 +213,10 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 	}
 }
 
-// elsewhere is what a caller hears of an operation that another replica ends.
+// elsewhere is what a caller hears of an operation whose end another replica may
+// decide.
 func elsewhere(err error) *Error {
-	return &Error{Code: BackendUnavailable, Message: "this replica cannot finish the operation; another one does", Err: err, RetryAfter: retryBackend}
+	return &Error{Code: BackendUnavailable, Message: "this replica cannot finish the operation now; it goes on, here or on another one: ask for the engine, or try again", Err: err, RetryAfter: retryBackend}
 }
 
 const (
@@ -252,7 +261,11 @@ func (o *operation) main(ctx context.Context) error {
 			// does not succeed at once.
 			if uerr := o.attempt(ctx); uerr == nil {
 				hit(kind, atAnswered)
-				o.answer(ctx, AsError(err))
+				if o.undone {
+					o.answer(ctx, AsError(err))
+				} else {
+					o.answer(ctx, nil) // what was stored went forward after all
+				}
 				return nil
 			} else if errors.Is(uerr, errSuperseded) {
 				return uerr

@@ -45,7 +45,11 @@ func audited(calls []*call, rows []record) (problems []string) {
 		problems = append(problems, fmt.Sprintf(format, args...)+"\n    "+c.String())
 	}
 	for _, c := range calls {
-		own := slices.DeleteFunc(slices.Clone(byRequest[c.requestID]), func(r record) bool { return r.Action == "admit_denied" })
+		// An operation may note on its way that the node is silent, and a denied
+		// admit that it was denied.
+		own := slices.DeleteFunc(slices.Clone(byRequest[c.requestID]), func(r record) bool {
+			return r.Action == "admit_denied" || r.Action == "health_failed"
+		})
 		for _, r := range own {
 			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && cutShort(r, byUser[c.user])) {
 				bad(c, "its caller got an answer, the log says interrupted: %s", r)

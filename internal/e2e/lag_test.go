@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -16,26 +17,37 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// TestLaggingReplica: a replica that reaches Consul but hears nothing of its watch
-// of the rows says that it lags and is not ready, while it goes on to admit; and
-// it comes back by itself.
-func TestLaggingReplica(t *testing.T) {
-	t.Parallel()
+// consulWay is a way to the shared Consul on which some requests get no answer, as
+// on a connection of which one end is gone.
+func consulWay(t *testing.T, silent func(*http.Request) bool) string {
+	t.Helper()
 	consul, err := url.Parse(shared.ConsulAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var silent atomic.Bool
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
 	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if silent.Load() && strings.HasSuffix(r.URL.Path, "/changes/") && r.URL.Query().Has("recurse") {
-			<-r.Context().Done() // as a connection of which one end is gone
+		if silent(r) {
+			_, _ = io.Copy(io.Discard, r.Body) // else the end of the request is not seen
+			<-r.Context().Done()
 			return
 		}
 		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(way.Close)
-	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way.URL, "ORCH_VOLUME_POOL": "1"})
+	return way.URL
+}
+
+// TestLaggingReplica: a replica that reaches Consul but hears nothing of its watch
+// of the rows says that it lags and is not ready, while it goes on to admit; and
+// it comes back by itself.
+func TestLaggingReplica(t *testing.T) {
+	t.Parallel()
+	var silent atomic.Bool
+	way := consulWay(t, func(r *http.Request) bool {
+		return silent.Load() && strings.HasSuffix(r.URL.Path, "/changes/") && r.URL.Query().Has("recurse")
+	})
+	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_VOLUME_POOL": "1"})
 	c, ctx := r.product(t, nil), t.Context()
 	e, err := c.Provision(ctx, "u", "")
 	if err != nil {
