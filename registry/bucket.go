@@ -2,20 +2,23 @@ package registry
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
 const (
 	// leaseTime is how long leased tokens may be used (DESIGN section 5).
 	leaseTime = time.Second
+	// returnTime is how long after that what was not used may be given back.
+	returnTime = time.Second
 	// burstShare: a bucket holds what flows in during a sixth of a minute (SPEC
 	// section 5).
 	burstShare = 6
 )
 
 // bucket is a product's token bucket as it stands in Consul. What is leased and
-// may still be used counts as in the bucket, so that in any time T no more than
-// the burst and T times the rate are used, by all replicas together.
+// may still be used or given back counts as in the bucket, so that in any time T no
+// more than the burst and T times the rate are used, by all replicas together.
 //
 // Time comes from the replicas' clocks and never goes back: one that is ahead
 // refills early by what it is ahead, once, and at most to the burst.
@@ -26,6 +29,8 @@ type bucket struct {
 	Leases []bucketLease `json:"leases,omitempty"`
 }
 
+// bucketLease are tokens that a replica may use until then; the time is also by
+// what it names the lease when it gives it back.
 type bucketLease struct {
 	N     int       `json:"n"`
 	Until time.Time `json:"until"`
@@ -46,7 +51,7 @@ func (b *bucket) fill(rpm int, now time.Time) {
 	b.RPM = rpm
 	room, living := burst(rpm), b.Leases[:0]
 	for _, l := range b.Leases {
-		if l.Until.After(b.At) {
+		if l.Until.Add(returnTime).After(b.At) {
 			room -= float64(l.N)
 			living = append(living, l)
 		}
@@ -65,16 +70,24 @@ func (b *bucket) rate(rpm int) int {
 }
 
 // take gives needed tokens, which are used at once, and spare ones, which may be
-// used until the lease ends; back are tokens of a lease that were not used.
-func (b *bucket) take(needed, spare, back int, rpm int, now time.Time) (granted int) {
-	b.Tokens += float64(back)
+// used until the lease ends: kept. back is the lease before, with what was not used
+// of it.
+func (b *bucket) take(needed, spare int, back bucketLease, rpm int, now time.Time) (granted int, kept bucketLease) {
+	for i, l := range b.Leases {
+		if l.Until.Equal(back.Until) { // else it is long over, and its tokens have flowed in again
+			b.Tokens += float64(min(back.N, l.N))
+			b.Leases = slices.Delete(b.Leases, i, i+1)
+			break
+		}
+	}
 	b.fill(rpm, now)
 	granted = min(needed+spare, int(b.Tokens))
 	b.Tokens -= float64(granted)
-	if kept := granted - needed; kept > 0 {
-		b.Leases = append(b.Leases, bucketLease{kept, now.Add(leaseTime)})
+	if n := granted - needed; n > 0 {
+		kept = bucketLease{n, now.Add(leaseTime)}
+		b.Leases = append(b.Leases, kept)
 	}
-	return granted
+	return granted, kept
 }
 
 // next is how long it takes until there is a whole token, and full until the

@@ -14,16 +14,12 @@ import (
 func TestBucketBound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rpm := rapid.SampledFrom([]int{1, 6, 60, 100, 6000, 60_000}).Draw(t, "rpm")
-		type held struct {
-			n     int
-			until time.Time
-		}
 		var (
 			b       bucket
 			now     = time.Unix(1_000_000, 0)
-			leases  [3]held
+			leases  [3]bucketLease
 			used    []time.Time
-			pending [3]int // expired, to be given back
+			pending [3]bucketLease // the lease before, to be given back
 		)
 		use := func(n int) {
 			for range n {
@@ -33,30 +29,31 @@ func TestBucketBound(t *testing.T) {
 		for range rapid.IntRange(1, 120).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.Int64Range(0, int64(3*time.Second)).Draw(t, "pause")))
 			r := rapid.IntRange(0, 2).Draw(t, "replica")
-			if h := &leases[r]; !now.Before(h.until) {
-				pending[r] += h.n
-				h.n = 0
+			if h := &leases[r]; h.N > 0 && !now.Before(h.Until) {
+				pending[r] = *h
+				h.N = 0
 			}
 			switch rapid.IntRange(0, 2).Draw(t, "step") {
 			case 0: // use some of what is held
-				n := rapid.IntRange(0, leases[r].n).Draw(t, "use")
-				leases[r].n -= n
+				n := rapid.IntRange(0, leases[r].N).Draw(t, "use")
+				leases[r].N -= n
+				pending[r] = bucketLease{0, leases[r].Until}
 				use(n)
 			case 1: // a crash: all that is held is lost
-				leases[r], pending[r] = held{}, 0
+				leases[r], pending[r] = bucketLease{}, bucketLease{}
 			case 2:
-				if leases[r].n > 0 {
+				if leases[r].N > 0 {
 					continue
 				}
 				needed := rapid.IntRange(1, 20).Draw(t, "needed")
 				spare := rapid.IntRange(0, max(1, rpm/60)).Draw(t, "spare")
-				granted := b.take(needed, spare, pending[r], rpm, now)
-				pending[r] = 0
+				granted, kept := b.take(needed, spare, pending[r], rpm, now)
+				pending[r] = bucketLease{}
 				if granted < 0 || granted > needed+spare || b.Tokens < 0 {
 					t.Fatalf("granted %d of %d+%d, %f left", granted, needed, spare, b.Tokens)
 				}
 				use(min(granted, needed))
-				leases[r] = held{max(0, granted-needed), now.Add(leaseTime)}
+				leases[r] = kept
 			}
 		}
 		for i := range used {
@@ -78,7 +75,7 @@ func TestBucketGivesTheRate(t *testing.T) {
 			now := time.Unix(1_000_000, 0)
 			began, granted := now, 0
 			for i := 0; now.Sub(began) < 10*time.Minute; i++ {
-				n := b.take(max(1, rpm/600), 0, 0, rpm, now)
+				n, _ := b.take(max(1, rpm/600), 0, bucketLease{}, rpm, now)
 				granted += n
 				next, _ := b.next()
 				now = now.Add(max(next, 100*time.Millisecond))
@@ -94,13 +91,38 @@ func TestBucketGivesTheRate(t *testing.T) {
 func TestBucketPolicyChange(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	var b bucket
-	b.take(100, 0, 0, 600, now) // empty, of 100
-	if got := b.take(1000, 0, 0, 60_000, now.Add(time.Second)); got != 10 {
+	b.take(100, 0, bucketLease{}, 600, now) // empty, of 100
+	if got, _ := b.take(1000, 0, bucketLease{}, 60_000, now.Add(time.Second)); got != 10 {
 		t.Errorf("a raised limit gave %d for a second of the old one, want 10", got)
 	}
 	b = bucket{}
-	b.take(1, 0, 0, 60_000, now) // 9999 of 10,000
-	if got := b.take(1000, 0, 0, 60, now); got != 10 {
+	b.take(1, 0, bucketLease{}, 60_000, now) // 9999 of 10,000
+	if got, _ := b.take(1000, 0, bucketLease{}, 60, now); got != 10 {
 		t.Errorf("a lowered limit gave %d, want its burst of 10", got)
+	}
+}
+
+// What is given back of a lease is there again, but not beside what flowed in
+// where it belongs.
+func TestBucketTakesBack(t *testing.T) {
+	const rpm = 100 // a burst of 16.67
+	for name, later := range map[string]time.Duration{"as it ends": leaseTime, "late": leaseTime + returnTime, "too late": leaseTime + returnTime + time.Nanosecond} {
+		t.Run(name, func(t *testing.T) {
+			var b bucket
+			now := time.Unix(1_000_000, 0)
+			if _, lease := b.take(1, 1, bucketLease{}, rpm, now); lease.N != 1 {
+				t.Fatalf("leased %+v", lease)
+			} else if one, _ := b.take(1, 0, bucketLease{}, rpm, now.Add(later)); one != 1 {
+				t.Fatalf("another replica got %d", one)
+			} else if rest, _ := b.take(20, 0, lease, rpm, now.Add(later)); rest > 15 {
+				t.Errorf("then %d more in the same moment, of a burst of 16", rest)
+			}
+		})
+	}
+	var b bucket
+	now := time.Unix(1_000_000, 0)
+	_, lease := b.take(5, 5, bucketLease{}, 60, now) // of 10
+	if got, _ := b.take(10, 0, lease, 60, now.Add(leaseTime)); got != 6 {
+		t.Errorf("%d tokens, want the 5 that were given back and what a second gives", got)
 	}
 }

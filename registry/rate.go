@@ -40,7 +40,8 @@ type lease struct {
 	rpm    int
 	tokens int
 	until  time.Time
-	unused int // expired, to be given back
+	unused int         // expired, to be given back
+	lent   bucketLease // as the bucket knows it
 
 	callers    int           // in Allow, without an answer
 	exchange   chan struct{} // closed when the exchange under way is over; nil: none
@@ -77,12 +78,14 @@ func (l *Limiter) Allow(ctx context.Context, productID string, rpm int) (Verdict
 		l.leases[productID] = at
 	}
 	l.mu.Unlock()
-	return at.allow(ctx, rpm, func(needed, spare, back int) (int, bucket, error) {
+	return at.allow(ctx, rpm, func(needed, spare int, back bucketLease) (int, bucketLease, bucket, error) {
 		return l.store.exchange(context.WithoutCancel(ctx), productID, rpm, needed, spare, back)
 	})
 }
 
-type exchangeFunc func(needed, spare, back int) (granted int, left bucket, err error)
+// exchangeFunc gives the lease before back and gets another: of the granted tokens
+// those are kept that are not needed at once.
+type exchangeFunc func(needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error)
 
 func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verdict, error) {
 	a.mu.Lock()
@@ -96,7 +99,7 @@ func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verd
 			a.unused, a.tokens, a.rpm, a.emptyUntil = 0, 0, rpm, time.Time{}
 		}
 		if a.tokens > 0 && !now.Before(a.until) {
-			a.unused, a.tokens = a.unused+a.tokens, 0
+			a.unused, a.tokens = a.tokens, 0
 		}
 		switch {
 		case a.tokens > 0:
@@ -131,18 +134,18 @@ func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verd
 // refill exchanges with the bucket for all callers that wait. The lock is held,
 // but not while the bucket is asked.
 func (a *lease) refill(rpm int, exchange exchangeFunc) error {
-	needed, back := a.callers, a.unused
+	needed, back := a.callers, bucketLease{a.unused, a.lent.Until}
 	spare := 0
 	if recent := max(a.before, a.calls); recent >= spareFrom {
 		spare = min(recent/spareShare, rpm/60)
 	}
 	done := make(chan struct{})
-	a.exchange, a.unused = done, 0
+	a.exchange, a.unused, a.lent = done, 0, bucketLease{}
 	a.mu.Unlock()
-	granted, left, err := exchange(needed, spare, back)
+	granted, kept, left, err := exchange(needed, spare, back)
 	a.mu.Lock()
 	defer close(done)
-	a.exchange, a.err = nil, err
+	a.exchange, a.err, a.lent = nil, err, kept
 	if err != nil {
 		return err
 	}
@@ -177,28 +180,28 @@ func (a *lease) verdict(allowed bool, now time.Time) Verdict {
 
 // exchange takes tokens out of a product's bucket and gives unused ones back, by
 // check-and-set.
-func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spare, back int) (granted int, left bucket, err error) {
+func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error) {
 	key := s.rateKey(productID)
 	for range maxExchanges {
 		pair, err := s.get(ctx, key)
 		if err != nil {
-			return 0, left, err
+			return 0, kept, left, err
 		}
 		left = bucket{}
 		index := uint64(0)
 		if pair != nil {
 			index = pair.ModifyIndex
 			if err := json.Unmarshal(pair.Value, &left); err != nil {
-				return 0, left, fmt.Errorf("registry: bucket of product %q is damaged: %w", productID, err)
+				return 0, kept, left, fmt.Errorf("registry: bucket of product %q is damaged: %w", productID, err)
 			}
 		}
-		if granted = left.take(needed, spare, back, rpm, time.Now().UTC()); granted == 0 && back == 0 && index > 0 {
-			return 0, left, nil // nothing changed but the time
+		if granted, kept = left.take(needed, spare, back, rpm, time.Now().UTC()); granted == 0 && back.N == 0 && index > 0 {
+			return 0, kept, left, nil // nothing changed but the time
 		}
 		_, _, err = s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVCAS, Key: key, Value: encode(left), Index: index}})
 		if !errors.Is(err, ErrConflict) {
-			return granted, left, err
+			return granted, kept, left, err
 		}
 	}
-	return 0, left, fmt.Errorf("%w: the rate limit's bucket is fought over", ErrUnavailable)
+	return 0, kept, left, fmt.Errorf("%w: the rate limit's bucket is fought over", ErrUnavailable)
 }
