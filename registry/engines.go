@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -32,8 +31,8 @@ var errQuotaMoved = errors.New("registry: quota count moved")
 
 // claimOnce tries once. index is how the engine_id's index is written: a new
 // engine has none yet. source takes what the engine is made of from where it is.
-func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
-	count, at, err := s.quota(ctx, p.ProductID)
+func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
+	count, at, err := quota.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -45,6 +44,9 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index cons
 	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
+		if quota.forget() {
+			return errQuotaMoved // it may have: it was not read just now
+		}
 		// The row decides before the quota does: a user who has an engine is
 		// told so even when the product is full.
 		pair, err := s.get(ctx, rowKey)
@@ -63,7 +65,7 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index cons
 	if err != nil {
 		return err
 	}
-	const session, row, quota = 0, 1, 2 // positions in ops
+	const session, row, place = 0, 1, 2 // positions in ops
 	record := -1
 	if ref != nil {
 		kept := ref.record(e)
@@ -73,6 +75,7 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index cons
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(kept), Index: ref.Expired})
 	}
 	results, failed, err := s.txn(ctx, append(ops, source...))
+	quota.wrote(count+1, results)
 	switch {
 	case err == nil:
 		if e.State == Running {
@@ -87,7 +90,7 @@ func (s *Store) claimOnce(ctx context.Context, p *Product, e *Engine, index cons
 		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
 	case slices.Contains(failed, row):
 		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
-	case slices.Contains(failed, quota):
+	case slices.Contains(failed, place):
 		return errQuotaMoved
 	}
 	return err
@@ -156,11 +159,11 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 	if err := checkMove(e.stored, none); err != nil {
 		return err
 	}
-	unlock := s.lockQuota(e.ProductID)
-	defer unlock()
+	quota := s.quotaTurn(e.ProductID)
+	defer quota.end()
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	for {
-		place, err := s.quotaPlace(ctx, e.ProductID)
+		place, left, err := s.quotaPlace(ctx, quota)
 		if err != nil {
 			return err
 		}
@@ -181,9 +184,10 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC()}
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
 		}
-		const row, quota = 1, 2
-		_, failed, err := s.txn(ctx, ops)
-		if slices.Contains(failed, quota) && !slices.Contains(failed, row) && ctx.Err() == nil {
+		const row, count = 1, 2
+		results, failed, err := s.txn(ctx, ops)
+		quota.wrote(left, results)
+		if slices.Contains(failed, count) && !slices.Contains(failed, row) && ctx.Err() == nil {
 			continue // another replica changed the count
 		}
 		if err == nil {
@@ -191,16 +195,6 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		}
 		return s.sessionOr(failed, err)
 	}
-}
-
-// quotaPlace is the operation that gives one engine's place in its product's
-// quota back. A warm engine has none.
-func (s *Store) quotaPlace(ctx context.Context, productID string) (*consul.KVTxnOp, error) {
-	if productID == WarmProduct {
-		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(productID)}, nil
-	}
-	count, index, err := s.quota(ctx, productID)
-	return s.setQuota(productID, max(count-1, 0), index), err
 }
 
 // Verify says whether e is still the row that was read at e.Index and this
@@ -280,13 +274,6 @@ func (s *Store) sessionOr(failed []int, err error) error {
 		return fmt.Errorf("%w: %v", ErrNoSession, err)
 	}
 	return err
-}
-
-// lockQuota takes this replica's turn at a product's quota count.
-func (s *Store) lockQuota(productID string) (unlock func()) {
-	mu, _ := s.quotaLocks.LoadOrStore(productID, new(sync.Mutex))
-	mu.(*sync.Mutex).Lock()
-	return mu.(*sync.Mutex).Unlock
 }
 
 func indexOf(results consul.KVPairs, key string) uint64 {

@@ -133,12 +133,13 @@ func (s *Store) Quotas(ctx context.Context) (map[string]Quota, error) {
 // CorrectQuota sets a count that was read at q.Index, as the leader.
 // ErrConflict: somebody counted meanwhile, or this replica is not the leader.
 func (s *Store) CorrectQuota(ctx context.Context, productID string, q Quota, count int) error {
-	unlock := s.lockQuota(productID)
-	defer unlock()
+	quota := s.quotaTurn(productID)
+	defer quota.end()
 	ops, err := s.led(s.setQuota(productID, count, q.Index))
 	if err != nil {
 		return err
 	}
-	_, _, err = s.txn(ctx, ops)
+	results, _, err := s.txn(ctx, ops)
+	quota.wrote(count, results)
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -91,34 +90,4 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 		return nil, nil, err
 	}
 	return p, e.Clone(), nil
-}
-
-// quota reads a product's count of engines and the index to change it by.
-func (s *Store) quota(ctx context.Context, productID string) (count int, index uint64, err error) {
-	pair, err := s.get(ctx, s.quotaKey(productID))
-	if err != nil {
-		return 0, 0, err
-	}
-	if pair == nil {
-		return 0, 0, fmt.Errorf("%w: quota of product %q", ErrNotFound, productID)
-	}
-	count, err = strconv.Atoi(string(pair.Value))
-	if err != nil {
-		return 0, 0, fmt.Errorf("registry: quota of product %q is damaged: %w", productID, err)
-	}
-	return count, pair.ModifyIndex, nil
-}
-
-// QuotaCount is how many engines the product has, whatever their state.
-func (s *Store) QuotaCount(ctx context.Context, productID string) (int, error) {
-	n, _, err := s.quota(ctx, productID)
-	return n, err
-}
-
-// setQuota is the operation that changes a count read by quota.
-func (s *Store) setQuota(productID string, count int, index uint64) *consul.KVTxnOp {
-	return &consul.KVTxnOp{
-		Verb: consul.KVCAS, Key: s.quotaKey(productID),
-		Value: []byte(strconv.Itoa(count)), Index: index,
-	}
 }

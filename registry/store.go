@@ -48,10 +48,10 @@ type Store struct {
 	client *consul.Client
 	prefix string
 
-	// quotaLocks holds a mutex per product: writers of one replica take turns
-	// at its quota count instead of racing each other's check-and-set
-	// (measured: 16 racing writers retry 5 times each).
-	quotaLocks sync.Map
+	// quotas holds a quotaTurn per product: writers of one replica take turns at
+	// its count instead of racing each other's check-and-set (measured: 16 racing
+	// writers retry 5 times each).
+	quotas sync.Map
 
 	shared   sharedReads
 	products decoded[Product]

@@ -291,6 +291,24 @@ func TestClaim(t *testing.T) {
 			t.Fatalf("%d rows, %v, want 50", len(got), err)
 		}
 	})
+	// What one replica wrote last is not what there is, once another has counted.
+	t.Run("OKAfterAnotherReplica", func(t *testing.T) {
+		at := prefix(t)
+		here, there := join(t, at), join(t, at)
+		p := here.product(t, ptr(3))
+		e := here.claim(t, p, "user-1")
+		there.claim(t, p, "user-2")
+		here.claim(t, p, "user-3")
+		here.wantQuota(t, p, 3)
+		wantErr(t, here.Claim(t.Context(), p, newEngine(p, "user-4"), nil), ErrQuota)
+		there.move(t, e, Destroying)
+		if err := there.Remove(t.Context(), e, false); err != nil {
+			t.Fatal(err)
+		}
+		there.wantQuota(t, p, 2)
+		here.claim(t, p, "user-4")
+		there.wantQuota(t, p, 3)
+	})
 	t.Run("ErrQuotaZero", func(t *testing.T) {
 		r := join(t, prefix(t))
 		p := r.product(t, ptr(0))

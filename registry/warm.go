@@ -64,10 +64,10 @@ func (s *Store) takePooled(pooled *PooledVolume) consul.KVTxnOps {
 
 // claim runs claimOnce until the quota count stands still.
 func (s *Store) claim(ctx context.Context, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
-	unlock := s.lockQuota(p.ProductID)
-	defer unlock()
+	quota := s.quotaTurn(p.ProductID)
+	defer quota.end()
 	for {
-		err := s.claimOnce(ctx, p, e, index, source)
+		err := s.claimOnce(ctx, quota, p, e, index, source)
 		if !errors.Is(err, errQuotaMoved) {
 			return err
 		}

@@ -1,0 +1,96 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// quota reads a product's count of engines and the index to change it by.
+func (s *Store) quota(ctx context.Context, productID string) (count int, index uint64, err error) {
+	pair, err := s.get(ctx, s.quotaKey(productID))
+	if err != nil {
+		return 0, 0, err
+	}
+	if pair == nil {
+		return 0, 0, fmt.Errorf("%w: quota of product %q", ErrNotFound, productID)
+	}
+	count, err = strconv.Atoi(string(pair.Value))
+	if err != nil {
+		return 0, 0, fmt.Errorf("registry: quota of product %q is damaged: %w", productID, err)
+	}
+	return count, pair.ModifyIndex, nil
+}
+
+// QuotaCount is how many engines the product has, whatever their state.
+func (s *Store) QuotaCount(ctx context.Context, productID string) (int, error) {
+	n, _, err := s.quota(ctx, productID)
+	return n, err
+}
+
+// setQuota is the operation that changes a count that was read at an index.
+func (s *Store) setQuota(productID string, count int, index uint64) *consul.KVTxnOp {
+	return &consul.KVTxnOp{
+		Verb: consul.KVCAS, Key: s.quotaKey(productID),
+		Value: []byte(strconv.Itoa(count)), Index: index,
+	}
+}
+
+// quotaTurn is this replica's turn at a product's quota count. From turn to turn
+// it knows what this replica wrote last, which saves the next one a read: what
+// another replica wrote since then makes its check-and-set fail.
+type quotaTurn struct {
+	mu        sync.Mutex
+	store     *Store
+	productID string
+
+	known bool
+	count int
+	index uint64
+}
+
+// quotaTurn waits for this replica's turn at a product's count.
+func (s *Store) quotaTurn(productID string) *quotaTurn {
+	t, _ := s.quotas.LoadOrStore(productID, &quotaTurn{store: s, productID: productID})
+	turn := t.(*quotaTurn)
+	turn.mu.Lock()
+	return turn
+}
+
+func (t *quotaTurn) end() { t.mu.Unlock() }
+
+// read is the count and the index to change it by, as they are or were when this
+// replica wrote them.
+func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err error) {
+	if t.known {
+		return t.count, t.index, nil
+	}
+	return t.store.quota(ctx, t.productID)
+}
+
+// forget has the next read ask Consul, and says whether the last one did not.
+func (t *quotaTurn) forget() (known bool) {
+	known, t.known = t.known, false
+	return known
+}
+
+// wrote takes the results of a transaction that was to write the count; it
+// returned none if it wrote nothing, or left that open.
+func (t *quotaTurn) wrote(count int, results consul.KVPairs) {
+	t.count, t.index = count, indexOf(results, t.store.quotaKey(t.productID))
+	t.known = t.index > 0
+}
+
+// quotaPlace is the operation that gives one engine's place in its product's
+// quota back, and the count that it leaves. A warm engine has none.
+func (s *Store) quotaPlace(ctx context.Context, quota *quotaTurn) (op *consul.KVTxnOp, left int, err error) {
+	if quota.productID == WarmProduct {
+		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(WarmProduct)}, 0, nil
+	}
+	count, index, err := quota.read(ctx)
+	left = max(count-1, 0)
+	return s.setQuota(quota.productID, left, index), left, err
+}
