@@ -189,9 +189,6 @@ type usage struct {
 	CPUMs  float64 `json:"cpu_ms"`
 }
 
-// ticksPerSecond is USER_HZ, which Linux gives all programs (proc(5)).
-const ticksPerSecond = 100
-
 // used reads what all parts hold and have used since they began.
 func (r *curveRig) used() (map[string]usage, error) {
 	all := map[string]usage{}
@@ -203,15 +200,11 @@ func (r *curveRig) used() (map[string]usage, error) {
 				return nil, err
 			}
 			sum.RSSMiB += mib
-			stat := firstLine(fmt.Sprintf("/proc/%d/stat", pid))
-			field := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-			for _, at := range []int{11, 12} { // utime and stime
-				ticks, err := strconv.ParseFloat(field[at], 64)
-				if err != nil {
-					return nil, err
-				}
-				sum.CPUMs += ticks * 1000 / ticksPerSecond
+			own, _, err := cpuTime(pid)
+			if err != nil {
+				return nil, err
 			}
+			sum.CPUMs += own
 		}
 		all[name] = sum
 	}

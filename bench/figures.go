@@ -44,6 +44,7 @@ func (rep *report) addRounds(rec recorder) {
 		rep.beside(rec, same, name(warmClaim), script, name(provision+byScript), 0)
 		rep.alone(rec, name(noPool), name(noPool), 0)
 		rep.beside(rec, name(wake), name(wake), hand, name(start+byHand), 1.3)
+		rep.alone(rec, name(wakePaused), name(wakePaused), 50)
 		rep.beside(rec, name(start), name(start), hand, name(start+byHand), 1.3)
 		rep.beside(rec, same, name(start), script, name(start+byScript), 0)
 		rep.beside(rec, name(stop), name(stop), hand, name(stop+byHand), 1.3)
@@ -52,7 +53,7 @@ func (rep *report) addRounds(rec recorder) {
 		rep.beside(rec, same, name(destroy), script, name(destroy+byScript), 0)
 		rep.alone(rec, name(rotateRestart), name(rotateRestart), 0)
 		rep.alone(rec, name(rotateReload), name(rotateReload), 150)
-		for _, operation := range []string{provision, provision + byHand, provision + byScript, noPool, warmClaim, wake, start, start + byHand, stop, stop + byHand, destroy, rotateRestart, rotateReload} {
+		for _, operation := range []string{provision, provision + byHand, provision + byScript, noPool, warmClaim, wake, wakePaused, start, start + byHand, stop, stop + byHand, destroy, rotateRestart, rotateReload} {
 			rep.addSteps(rec, name(operation))
 		}
 	}
@@ -62,10 +63,11 @@ func (rep *report) addRounds(rec recorder) {
 	rep.note("A script: the same job and preparation, by `nomad job run -detach` and a blocking query until its Consul check passes, which runs every %s, the least that Consul takes; `nomad job stop`, and to destroy also `-purge`, `nomad volume delete` and `nomad var purge`. One that polls is slower.", scriptCheckEvery)
 	rep.note("Before each provision with its volume ready the service's pool is full, before each warm one %d engines wait. Engines get no provider keys, so Vault takes no part in their boot on either side.", warmKept)
 	rep.note("Own share: what the caller of a provision waits, less the service's register and boot steps. Steps are the service's own log: checks asks the dependencies (once per second), claim is the place and the row's first write, rows its later ones, audit-begin and audit-end one commit to disk each. %s is HTTP, authentication and turns.", betweenSteps)
-	rep.note("Wake: admit with auto_wake of an engine that its idle time put to sleep, beside a start by hand.")
+	rep.note("Wake: admit with auto_wake of an engine that its idle time put to sleep, beside a start by hand; paused: of one whose container was frozen.")
 }
 
 func (rep *report) addFleet(res fleetResult) {
+	rep.CPU = append(rep.CPU, res.cpu...)
 	bare := summarize(res.bare.latency)
 	openLoop := func(name string, load openLoad, res readResult, most float64, floor *summary) {
 		reads, late := summarize(res.latency), summarize(res.late)
@@ -130,9 +132,14 @@ func (rep *report) addMemory(when string, mib, most float64) {
 }
 
 func (rep *report) addLoad(res loadResult) {
-	rate := func(name string, t throughput, least float64) {
+	rep.CPU = append(rep.CPU, res.cpu...)
+	rate := func(name string, t, floor throughput, least float64) {
 		f := figure{Name: fmt.Sprintf("%s, %d by %d callers", name, t.done, loadCallers), Unit: "1/s", Orch: single(t.perSecond())}
 		f.judgeLeast(t.perSecond(), least, "≥ %g/s")
+		if floor.done > 0 {
+			times := t.perSecond() / floor.perSecond()
+			f.Against, f.Floor, f.Ratio = "Nomad by hand", single(floor.perSecond()), &times
+		}
 		rep.add(f)
 	}
 	all := func(t throughput) {
@@ -140,10 +147,10 @@ func (rep *report) addLoad(res loadResult) {
 		f.judgeLeast(float64(t.alive), float64(t.done), "all %g")
 		rep.add(f)
 	}
-	rate("provisions, volume ready, raw_exec", res.cold, 20)
+	rate("provisions, volume ready, raw_exec", res.cold, res.byHand, 20)
 	all(res.cold)
-	rate("destroys, raw_exec", res.destroys, 0)
-	rate("provisions, warm, raw_exec", res.warm, 200)
+	rate("destroys, raw_exec", res.destroys, throughput{}, 0)
+	rate("provisions, warm, raw_exec", res.warm, throughput{}, 200)
 	all(res.warm)
 	rep.addMemory(fmt.Sprintf("%d engines", loadEngines), res.rss, 120)
 	rep.note("Load: the volumes are ready and the warm engines wait before the clock starts, and the service makes new ones all the while. A warm engine takes about 30 MiB of Nomad's helper processes (see the footprint): %d are 3 GiB.", loadWarm)

@@ -23,7 +23,7 @@ const (
 // throughput is how many of something were done, and how fast.
 type throughput struct {
 	done    int
-	alive   int // engines that answer at the end
+	alive   int // engines that answer at the end, where that was asked
 	seconds float64
 }
 
@@ -32,28 +32,48 @@ func (t throughput) perSecond() float64 { return float64(t.done) / t.seconds }
 // loadResult is what was measured one after the other.
 type loadResult struct {
 	cold, destroys, warm throughput
-	rss                  float64 // of the service with all of the engines, in MiB
+	byHand               throughput // what cold is compared with
+	rss                  float64    // of the service with all of the engines, in MiB
+	cpu                  []cpuSplit
 }
 
 // load measures how many engines come and go per second.
 func (b *bench) load(ctx context.Context) error {
-	s, err := b.rig.start(ctx, b.rig.vars("load", rawExec, loadEngines, nil))
+	vars := b.rig.vars("load", rawExec, loadEngines, nil)
+	s, err := b.rig.start(ctx, vars)
 	if err != nil {
 		return err
 	}
 	keep, memory := loadWarm, warmMemoryMB
 	var res loadResult
 	var warm *client.Client
+	// metered makes all calls, and keeps whose CPU time they took.
+	metered := func(what string, into *throughput, calls func() (throughput, error)) error {
+		split, err := b.rig.metered(s, what, func() (int, error) {
+			t, err := calls()
+			*into = t
+			return t.done, err
+		})
+		res.cpu = append(res.cpu, split)
+		return err
+	}
 	err = inOrder([]func() error{
 		func() error { return s.poolFull(ctx) },
+		func() error { return b.loadByHand(ctx, vars, metered, &res.byHand) },
+		func() error {
+			return metered("provision, volume ready, raw_exec", &res.cold, func() (throughput, error) {
+				return provisions(ctx, s.Client, usersOf("cold", loadEngines))
+			})
+		},
 		func() (err error) {
-			res.cold, err = provisions(ctx, s.Client, usersOf("cold", loadEngines))
+			res.cold.alive, err = alive(ctx, s.Client, usersOf("cold", loadEngines))
 			return err
 		},
 		func() (err error) { res.rss, err = s.rssMiB(); return err },
-		func() (err error) {
-			res.destroys, err = destroys(ctx, s.Client, usersOf("cold", loadEngines))
-			return err
+		func() error {
+			return metered("destroy, raw_exec", &res.destroys, func() (throughput, error) {
+				return destroys(ctx, s.Client, usersOf("cold", loadEngines))
+			})
 		},
 		func() error { return s.poolFull(ctx) },
 		func() (err error) {
@@ -61,7 +81,12 @@ func (b *bench) load(ctx context.Context) error {
 			return err
 		},
 		func() error { return s.warmFull(ctx, loadWarm) },
-		func() (err error) { res.warm, err = provisions(ctx, warm, usersOf("warm", loadWarm)); return err },
+		func() error {
+			return metered("provision, warm, raw_exec", &res.warm, func() (throughput, error) {
+				return provisions(ctx, warm, usersOf("warm", loadWarm))
+			})
+		},
+		func() (err error) { res.warm.alive, err = alive(ctx, warm, usersOf("warm", loadWarm)); return err },
 		func() error { _, err := destroys(ctx, warm, usersOf("warm", loadWarm)); return err },
 	})
 	if err == nil {
@@ -77,23 +102,38 @@ func usersOf(name string, n int) (users []string) {
 	return users
 }
 
-// provisions makes an engine for each user, and looks which of them answer when
-// the last one was made.
-func provisions(ctx context.Context, c *client.Client, users []string) (t throughput, err error) {
-	began := time.Now()
-	if err := each(ctx, users, loadCallers, func(ctx context.Context, user string) error { return provisionOf(c, user)(ctx) }); err != nil {
-		return t, err
+// loadByHand runs as many engines by hand, as many at a time, and ends them.
+func (b *bench) loadByHand(ctx context.Context, vars map[string]string, metered func(string, *throughput, func() (throughput, error)) error, into *throughput) error {
+	f, err := newFloor(ctx, b.rig.stack.NomadAddr, vars, loadEngines)
+	if err != nil {
+		return err
 	}
-	t.done, t.seconds = len(users), time.Since(began).Seconds()
-	t.alive, err = alive(ctx, c, users)
+	all := f.ready
+	err = metered("the same by hand", into, func() (throughput, error) {
+		return timedAll(ctx, all, func(ctx context.Context, h *handJob) error { _, err := f.run(ctx, h); return err })
+	})
+	if err != nil {
+		return err
+	}
+	_, err = timedAll(ctx, all, func(ctx context.Context, h *handJob) error { _, err := f.destroy(ctx, h); return err })
+	return err
+}
+
+// timedAll does something with each, loadCallers at a time.
+func timedAll[T any](ctx context.Context, all []T, one func(context.Context, T) error) (t throughput, err error) {
+	began := time.Now()
+	err = each(ctx, all, loadCallers, one)
+	t.done, t.seconds = len(all), time.Since(began).Seconds()
 	return t, err
 }
 
-func destroys(ctx context.Context, c *client.Client, users []string) (t throughput, err error) {
-	began := time.Now()
-	err = each(ctx, users, loadCallers, func(ctx context.Context, user string) error { return destroyOf(c, user)(ctx) })
-	t.done, t.seconds = len(users), time.Since(began).Seconds()
-	return t, err
+// provisions makes an engine for each user.
+func provisions(ctx context.Context, c *client.Client, users []string) (throughput, error) {
+	return timedAll(ctx, users, func(ctx context.Context, user string) error { return provisionOf(c, user)(ctx) })
+}
+
+func destroys(ctx context.Context, c *client.Client, users []string) (throughput, error) {
+	return timedAll(ctx, users, func(ctx context.Context, user string) error { return destroyOf(c, user)(ctx) })
 }
 
 // alive counts the users whose engine answers /health with 200.

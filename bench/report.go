@@ -23,6 +23,7 @@ type report struct {
 	Parts    []string          `json:"parts"`
 	Figures  []figure          `json:"figures"`
 	Steps    []operationSteps  `json:"steps"`
+	CPU      []cpuSplit        `json:"cpu"`
 	Notes    []string          `json:"notes"`
 }
 

@@ -23,6 +23,7 @@ const (
 	start         = "start"
 	stop          = "stop"
 	wake          = "wake"
+	wakePaused    = "wake, paused"
 	destroy       = "destroy"
 	rotateRestart = "rotate-key, restart"
 	rotateReload  = "rotate-key, reload"
@@ -94,6 +95,7 @@ func (b *bench) side(ctx context.Context, driver string) (*side, error) {
 	}
 	if driver == inDock {
 		d.floor.started = r.docker.taskStarted
+		d.naps = append(d.naps, &nap{operation: wakePaused, mode: "pause"})
 	} else {
 		d.stops = rawStops
 		if d.reload, err = r.start(ctx, r.vars("reload", driver, 1, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal"})); err != nil {
@@ -140,11 +142,11 @@ func (n *nap) layDown(ctx context.Context, s *service, count int) (err error) {
 }
 
 // each calls do for all, so many at a time.
-func each(ctx context.Context, users []string, atOnce int, do func(ctx context.Context, user string) error) error {
+func each[T any](ctx context.Context, all []T, atOnce int, do func(context.Context, T) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
-	for _, user := range users {
-		group.Go(func() error { return do(ctx, user) })
+	for _, one := range all {
+		group.Go(func() error { return do(ctx, one) })
 	}
 	return group.Wait()
 }
@@ -316,11 +318,14 @@ func (b *bench) claimWarm(ctx context.Context, d *side, user string) error {
 	})
 }
 
-// wake measures an admit that wakes an engine.
+// wake measures an admit that wakes an engine, with no warm one being made at its
+// beginning.
 func (b *bench) wake(ctx context.Context, d *side, n *nap) error {
 	user := n.asleep[0]
 	n.asleep = n.asleep[1:]
 	return inOrder([]func() error{
+		func() error { return d.orch.warmFull(ctx, warmKept) },
+		func() error { return d.floor.settled(ctx) },
 		func() error {
 			return b.operation(ctx, d.orch, d.series(n.operation), func(ctx context.Context) error {
 				a, err := n.product.Admit(ctx, user, client.AdmitOptions{AutoWake: true})

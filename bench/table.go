@@ -53,6 +53,19 @@ func (rep *report) markdown() string {
 		}
 		writeTable(&b, rows)
 	}
+	if len(rep.CPU) > 0 {
+		b.WriteString("\nWhose CPU time it takes (ms each; busy: of all cores, by whomever):\n\n")
+		rows = [][]string{append(append([]string{"what"}, cpuParts...), "together", "busy")}
+		for _, split := range rep.CPU {
+			row, sum := []string{split.What}, 0.0
+			for _, part := range cpuParts {
+				row = append(row, fmt.Sprintf("%.3f", split.Each[part]))
+				sum += split.Each[part]
+			}
+			rows = append(rows, append(row, fmt.Sprintf("%.3f", sum), fmt.Sprintf("%.0f %%", 100*split.Busy)))
+		}
+		writeTable(&b, rows)
+	}
 	b.WriteString("\n")
 	for _, note := range rep.Notes {
 		fmt.Fprintf(&b, "- %s\n", note)
