@@ -1,8 +1,13 @@
 package scheduler
 
 import (
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/registry"
 )
 
 // TestPoolIsFilledInBatches: a node's pool is filled up when half of it is left,
@@ -33,5 +38,46 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 	one := newVolumePool(&Scheduler{opts: Options{VolumePool: 1}})
 	if !one.due("a", 1, begin) && !one.due("a", 0, begin) {
 		t.Error("a pool of one waits although it is empty")
+	}
+}
+
+// TestPoolLeavesAFailingNodeAlone: a node on which a volume cannot be made is tried
+// again later and later, and keeps no other node from its volumes.
+func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
+	p := newVolumePool(&Scheduler{opts: Options{VolumePool: 4}})
+	full := errors.New("no space left on device")
+	on := func(nodes ...string) (entries []*registry.PooledVolume) {
+		for i, node := range nodes {
+			entries = append(entries, &registry.PooledVolume{EngineID: fmt.Sprint(i), NodeID: node})
+		}
+		return entries
+	}
+	badly := func(v *registry.PooledVolume) (bool, error) {
+		if v.NodeID == "bad" {
+			return false, full
+		}
+		return true, nil
+	}
+	before := time.Duration(0)
+	for try := range 3 {
+		n, err := p.each(on("good", "bad", "good"), badly)
+		if n != 2 || !errors.Is(err, full) || !strings.Contains(err.Error(), "node bad") {
+			t.Fatalf("%d made, %v", n, err)
+		}
+		now := time.Now()
+		wait := p.setbacks["bad"].until.Sub(now)
+		if p.setBack("good", now) || !p.setBack("bad", now) || p.setBack("bad", now.Add(poolBackoffMax)) {
+			t.Fatalf("set back after try %d: %+v", try, p.setbacks)
+		}
+		if wait <= before {
+			t.Errorf("try %d waits %s, the one before %s", try, wait, before)
+		}
+		before = wait
+	}
+	if _, err := p.each(on("good"), badly); err != nil || !p.setBack("bad", time.Now()) {
+		t.Errorf("what another node made ended the setback: %v", err)
+	}
+	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.setBack("bad", time.Now()) {
+		t.Errorf("a volume was made, %v, and the node is set back", err)
 	}
 }

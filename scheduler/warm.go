@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/septemberai/orch/internal/fault"
@@ -14,7 +15,8 @@ import (
 const (
 	// warmEvery is how often the leader looks whether warm engines are missing.
 	warmEvery = 2 * time.Second
-	// warmLull is how long nobody claims one before new ones are made.
+	// warmLull is how long nobody claims one before new ones are made, and those
+	// that were claimed are labelled.
 	warmLull = 250 * time.Millisecond
 	// warmMakers is how many warm engines are made, or removed, at a time.
 	warmMakers = 4
@@ -39,10 +41,11 @@ type warmKind struct {
 // is made, watched and removed by the same operations. A claim gives the row to
 // a user in one transaction; what was handed out never comes back.
 type warmPool struct {
-	s     *Scheduler
-	nudge chan struct{} // one was claimed
-	slots chan struct{} // one per warm engine being made or removed
-	work  sync.WaitGroup
+	s       *Scheduler
+	nudge   chan struct{} // one was claimed
+	claimed atomic.Int64  // when, as time.Time.UnixNano
+	slots   chan struct{} // one per warm engine being made or removed
+	work    sync.WaitGroup
 
 	labels chan struct{} // one per job being labelled for a claim
 
@@ -168,15 +171,17 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 }
 
 // handedOut has an engine that was claimed replaced, and its job labelled. Both are
-// left until its caller's answer is ready: what they do in Nomad takes the node's
-// and the servers' time.
+// left until claims pause: what they do in Nomad takes the node's and the servers'
+// time.
 func (p *warmPool) handedOut(row *registry.Engine) {
+	p.claimed.Store(time.Now().UnixNano())
 	select {
 	case p.nudge <- struct{}{}:
 	default:
 	}
 	row = row.Clone()
 	p.s.background(func(ctx context.Context) {
+		p.lull(ctx)
 		select {
 		case p.labels <- struct{}{}:
 			defer func() { <-p.labels }()

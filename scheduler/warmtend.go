@@ -36,18 +36,15 @@ func (p *warmPool) run(ctx context.Context) {
 }
 
 // lull waits until no engine was claimed for a moment, or for warmEvery: to make
-// new ones takes the cores that a burst of claims needs.
+// new ones, and to label jobs, takes the cores that a burst of claims needs.
 func (p *warmPool) lull(ctx context.Context) {
-	longest := time.NewTimer(warmEvery)
-	defer longest.Stop()
+	longest := time.Now().Add(warmEvery)
 	for {
-		select {
-		case <-p.nudge:
-		case <-time.After(warmLull):
+		last := time.Unix(0, p.claimed.Load())
+		if !pause(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
 			return
-		case <-longest.C:
-			return
-		case <-ctx.Done():
+		}
+		if p.claimed.Load() == last.UnixNano() || !time.Now().Before(longest) {
 			return
 		}
 	}

@@ -51,6 +51,24 @@ func (s *stores) wholePool(prefix string, perNode int) error {
 	return nil
 }
 
+// pooled are the ids of the pool's volumes.
+func (s *stores) pooled(prefix string) map[string]bool {
+	s.t.Helper()
+	pairs, _, err := s.consul.KV().List(prefix+"pool/volumes/", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, pair := range pairs {
+		var entry registry.PooledVolume
+		if err := json.Unmarshal(pair.Value, &entry); err != nil {
+			s.t.Fatal(err)
+		}
+		ids[entry.VolumeID] = true
+	}
+	return ids
+}
+
 // testPoolPoints kills the leader between the two halves of the making and of
 // the removal of a pooled volume.
 func testPoolPoints(t *testing.T) {
@@ -91,7 +109,7 @@ func testPoolPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.endSessions(prefix)
-	startFaulty(t, prefix, database, "")
+	p = startFaulty(t, prefix, database, "")
 	whole("the pool is whole after pool/discarded")
 	if pair, _, err := s.consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
 		t.Errorf("the discarded entry is there: %v, %v", pair, err)
@@ -112,6 +130,23 @@ func testPoolPoints(t *testing.T) {
 	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
 		t.Log("the discarded volume:", err)
 	}
+	// A smaller pool gives up what is too much, and the volumes with it.
+	p.end()
+	s.endSessions(prefix)
+	before := s.pooled(prefix)
+	startFaulty(t, prefix, database, "", "ORCH_VOLUME_POOL=1")
+	eventually(t, 60*time.Second, "the pool has one volume per node", func() error {
+		if err := s.wholePool(prefix, 1); err != nil {
+			return err
+		}
+		left := s.pooled(prefix)
+		for id := range before {
+			if _, _, err := s.nomad.HostVolumes().Get(id, nil); left[id] != (err == nil) {
+				return fmt.Errorf("volume %s: in the pool %t, %w", id, left[id], err)
+			}
+		}
+		return nil
+	})
 }
 
 // testWarmPoints kills the leader while it makes a warm engine, and a replica
