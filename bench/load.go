@@ -109,7 +109,7 @@ func (b *bench) loadByHand(ctx context.Context, vars map[string]string, metered 
 		return err
 	}
 	all := f.ready
-	err = metered("the same by hand", into, func() (throughput, error) {
+	err = metered("provision by hand, raw_exec", into, func() (throughput, error) {
 		return timedAll(ctx, all, func(ctx context.Context, h *handJob) error { _, err := f.run(ctx, h); return err })
 	})
 	if err != nil {
