@@ -82,10 +82,14 @@ type eventBatch struct {
 func (c *Cluster) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	newest, err := c.newest(ctx)
+	if err != nil {
+		return err
+	}
 	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
 	// A topic given twice cannot be said with this client's options; one query
 	// string can.
-	stream, err := c.client.Raw().Response("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation", q)
+	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&index=%d", newest), q)
 	if err != nil {
 		return classify(err)
 	}
@@ -115,6 +119,20 @@ func (c *Cluster) follow(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// newest is an index that Nomad has just reached. A stream without one begins with
+// all that the server keeps in its buffer (event_buffer_size; Subscribe in its
+// nomad/stream), which is older than the lists and would be read to be dropped.
+func (c *Cluster) newest(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace, PerPage: 1}).WithContext(ctx)
+	_, meta, err := c.client.Allocations().List(q)
+	if err != nil {
+		return 0, classify(err)
+	}
+	return meta.LastIndex, nil
 }
 
 // relist reads all nodes and allocations and returns the index up to which the

@@ -1,0 +1,50 @@
+package cluster
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+)
+
+// The stream begins where Nomad is, not with all that the server has kept, and
+// before the lists, so that nothing falls between them.
+func TestStreamBeginsWhereNomadIs(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	calls := make(chan string, 10)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Nomad-Index", "4711")
+		switch r.URL.Path {
+		case "/v1/event/stream":
+			calls <- "stream from " + r.URL.Query().Get("index")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		default:
+			if r.URL.Query().Get("per_page") == "" {
+				calls <- "list of " + r.URL.Path
+			}
+			_, _ = w.Write([]byte("[]"))
+		}
+	}))
+	defer srv.Close()
+	client, err := api.NewClient(&api.Config{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c := New(client, "default", hclog.NewNullLogger())
+	done := make(chan struct{})
+	go func() { defer close(done); c.Run(ctx) }()
+	<-c.Synced()
+	for _, want := range []string{"stream from 4711", "list of /v1/nodes", "list of /v1/allocations"} {
+		if got := <-calls; got != want {
+			t.Errorf("got the %s, want the %s", got, want)
+		}
+	}
+	cancel()
+	<-done
+}
