@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -112,7 +113,10 @@ func (o *ordered[T]) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// renderDocs makes the page of the document.
+// renderedDocs is the page of the document, made once: tests start many servers
+// in one process.
+var renderedDocs = sync.OnceValues(renderDocs)
+
 func renderDocs() ([]byte, error) {
 	var doc apiDoc
 	if err := yaml.Unmarshal(docs.OpenAPI, &doc); err != nil {

@@ -33,7 +33,7 @@ type Server struct {
 
 // New opens addr, so that a taken port is an error here and not in a goroutine.
 func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
-	page, err := renderDocs()
+	page, err := renderedDocs()
 	if err != nil {
 		return nil, err
 	}
