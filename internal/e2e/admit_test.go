@@ -145,8 +145,8 @@ func (s *stores) edit(prefix, user string, change func(map[string]any)) {
 		if p.Value, err = json.Marshal(row); err != nil {
 			s.t.Fatal(err)
 		}
-		if ok, _, err := s.consul.KV().CAS(p, nil); err != nil || !ok {
-			s.t.Fatalf("row of %s: %t, %v", user, ok, err)
+		if err := s.write(prefix, p); err != nil {
+			s.t.Fatalf("row of %s: %v", user, err)
 		}
 		return
 	}

@@ -501,14 +501,18 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 		})
 		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: started}, registry.Sleeping
 	}
-	value, err := json.Marshal(row)
-	if err != nil {
+	if pairs[0].Value, err = json.Marshal(row); err != nil {
 		return err
 	}
-	shard := strings.Split(strings.TrimPrefix(pairs[0].Key, l.prefix+"engines/"), "/")[0]
-	ok, _, _, err := l.s.consul.KV().Txn(consul.KVTxnOps{
-		{Verb: consul.KVCAS, Key: pairs[0].Key, Value: value, Index: pairs[0].ModifyIndex},
-		{Verb: consul.KVSet, Key: l.prefix + "changes/" + shard, Value: []byte(time.Now().String())},
+	return l.s.write(l.prefix, pairs[0])
+}
+
+// write replaces a row that was read, and tells the replicas' views of it.
+func (s *stores) write(prefix string, row *consul.KVPair) error {
+	shard, _, _ := strings.Cut(strings.TrimPrefix(row.Key, prefix+"engines/"), "/")
+	ok, _, _, err := s.consul.KV().Txn(consul.KVTxnOps{
+		{Verb: consul.KVCAS, Key: row.Key, Value: row.Value, Index: row.ModifyIndex},
+		{Verb: consul.KVSet, Key: prefix + "changes/" + shard, Value: []byte(time.Now().String())},
 	}, nil)
 	if err == nil && !ok {
 		err = errors.New("the row changed meanwhile")
