@@ -55,6 +55,7 @@ func (d driver) environ() []string {
 
 // eachDriver runs a test with raw_exec and with docker.
 func eachDriver(t *testing.T, test func(*testing.T, driver)) {
+	t.Parallel()
 	for _, d := range []driver{rawExec, docker} {
 		t.Run(d.name, func(t *testing.T) {
 			if d.name == docker.name {

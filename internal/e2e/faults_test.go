@@ -219,6 +219,7 @@ func lanes(t *testing.T) map[string][]string {
 // volume, variable, key, quota count, index and audit agree, and the client's
 // same call gets a sane answer.
 func TestFaultPoints(t *testing.T) {
+	t.Parallel()
 	sorted := lanes(t)
 	names := make([]string, 0, len(sorted))
 	for name := range sorted {

@@ -30,6 +30,7 @@ const (
 // come from the Nomad variable, an update to a Vault token of its own identity
 // replaces the replica, and no engine notices.
 func TestOrchJob(t *testing.T) {
+	t.Parallel()
 	cli := nomadCLI{t}
 	nc, cc := apiClients(t)
 	addr := loopbackAddr(t)

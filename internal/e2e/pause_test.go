@@ -299,6 +299,7 @@ func (p *pausable) exits() (code func() string) {
 // What happens to a paused engine's process leaves it asleep, and wakes as ever.
 func TestPauseLost(t *testing.T) {
 	needDocker(t)
+	t.Parallel()
 	for name, lose := range map[string]func(*pausable){
 		"Killed": func(p *pausable) {
 			if out, err := exec.Command("docker", "kill", "-s", "KILL", inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
@@ -358,6 +359,7 @@ func TestPauseLost(t *testing.T) {
 // What cannot be frozen is stopped: another driver's engines, and those whose
 // first process is not the one that serves.
 func TestPauseFallsBack(t *testing.T) {
+	t.Parallel()
 	t.Run("raw_exec", func(t *testing.T) {
 		t.Parallel()
 		r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
@@ -447,6 +449,7 @@ func TestStoppedByMistake(t *testing.T) {
 // stays so when it wakes.
 func TestPausedOwnerOfASignal(t *testing.T) {
 	needDocker(t)
+	t.Parallel()
 	for step, tc := range map[string]struct {
 		stopped bool // the engine's process must stay so
 		then    func(*pausable)

@@ -100,6 +100,7 @@ func jobFileThatIsRefused(t *testing.T) string {
 // nothing, says so, and serves on.
 func TestPausedOwner(t *testing.T) {
 	testpg.Need(t)
+	t.Parallel()
 	ctx := t.Context()
 	provision := func(c *client.Client) error { return second(c.Provision(ctx, laneUser, "")) }
 	start := func(c *client.Client) error { return second(c.Start(ctx, laneUser)) }

@@ -276,6 +276,7 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 // Where nodes are full, warm engines give way to users' engines: to provisions of
 // another kind and to starts, for memory and for ports.
 func TestWarmEnginesGiveWay(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		stack devstack.Config
 		code  string
