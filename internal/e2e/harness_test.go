@@ -60,7 +60,8 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	all := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_VOLUME_POOL": "2",
-		"ORCH_RESTART_BACKOFF_BASE_S": "300", // what failed stays so, but where a test is about restarts
+		"ORCH_ENGINE_LOGS":            "driver", // a process less per engine
+		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // what failed stays so, but where a test is about restarts
 		"ORCH_ENGINE_CPU_MHZ":         "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_LOG_LEVEL": "trace",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "LLM_API_KEY": providerKey,
 	}

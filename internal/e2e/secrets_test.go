@@ -13,7 +13,7 @@ import (
 func TestNoKeyLeaks(t *testing.T) {
 	t.Parallel()
 	stack := ownStack(t)
-	r := startService(t, stack, nil)
+	r := startService(t, stack, map[string]string{"ORCH_ENGINE_LOGS": "nomad"})
 	c := r.product(t, anyImage)
 	ctx := t.Context()
 	keys := map[string]string{"admin key": adminKey, "platform key": c.PlatformKey, "provider key": providerKey, "vault token": stack.VaultOrchToken}
