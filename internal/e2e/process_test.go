@@ -66,7 +66,8 @@ func testOneProcessPerBrain(t *testing.T, d driver) {
 	}
 }
 
-// TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace.
+// TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace. A
+// destroy has the same grace, and is waited for beside the stop.
 func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
 	eachDriver(t, testStopOfAnEngineThatIgnoresSIGTERM)
 }
@@ -76,26 +77,33 @@ func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d driver) {
 	r := startService(t, shared, d.with(nil))
 	c := r.product(t, anyImage)
 	ctx := t.Context()
-	e, err := c.Provision(ctx, "u", d.image("ignore-sigterm"))
+	if _, err := c.Provision(ctx, "destroyed", d.image("ignore-sigterm")); err != nil {
+		t.Fatal(err)
+	}
+	e, err := c.Provision(ctx, "stopped", d.image("ignore-sigterm"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	remember(t, e, e.APIKey, "acknowledged before the kill")
-	if _, err := c.Stop(ctx, "u"); err != nil {
+	destroyed := make(chan error, 1)
+	go func() { destroyed <- second(c.Destroy(ctx, "destroyed")) }()
+	_, err = c.Stop(ctx, "stopped")
+	if err := errors.Join(err, <-destroyed); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/health", nil, nil); err == nil {
 		t.Fatal("it still answers")
 	}
-	started, err := c.Start(ctx, "u")
+	started, err := c.Start(ctx, "stopped")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := export(t, started, e.APIKey).knows("acknowledged before the kill"); err != nil {
 		t.Fatal(err)
 	}
-	// Destroy has the same grace.
-	if _, err := c.Destroy(ctx, "u"); err != nil {
+	started.APIKey = e.APIKey
+	crash(t, started) // what is gone needs no grace
+	if _, err := c.Destroy(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
 }
