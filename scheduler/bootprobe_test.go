@@ -98,9 +98,8 @@ func TestProbeSchedule(t *testing.T) {
 		if asked > expected*8/10 {
 			t.Fatalf("the first probe comes at %s", asked)
 		}
-		if first := asked; took < first {
-			took = first
-		}
+		first := asked
+		took = max(took, first)
 		for asked < took {
 			asked += spread(nextProbe(asked, expected), 1, chance.Draw(t, "chance"))
 			probes++
@@ -110,7 +109,9 @@ func TestProbeSchedule(t *testing.T) {
 		if late > most {
 			t.Errorf("noticed %s after %s, expected after %s: %s late", asked, took, expected, late)
 		}
-		if most := 300 + int(took/(coarsestProbe/2)); probes > most {
+		// Evenly up to the expected time, and from then on at ever longer intervals.
+		even := max(min(took, expected)-first, 0) / (nextProbe(0, expected) * 3 / 4)
+		if most := 300 + int(even) + int(took/(coarsestProbe/2)); probes > most {
 			t.Errorf("%d probes for a boot of %s", probes, took)
 		}
 	})
