@@ -84,6 +84,18 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 	}
 	idle := map[string]bool{}
 	for _, row := range busy {
+		if row.Op.Supersedes == s.replica.ID {
+			// What was cut short here does not run: its own word to the destroy was
+			// lost, or it never began.
+			if idle[row.Op.ID] = true; strays.forgotten(row.Op.ID) {
+				row := row.Clone()
+				row.Op.Supersedes = ""
+				if err := s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
+					return err
+				}
+			}
+			continue
+		}
 		if own := row.Op.Owner == s.replica.ID; own {
 			if idle[row.Op.ID] = true; !strays.forgotten(row.Op.ID) {
 				continue

@@ -352,7 +352,8 @@ func (o *operation) settle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if row.Op.Supersedes == "" || !replicas[row.Op.Supersedes] {
+		// Here nothing else runs on the engine.
+		if by := row.Op.Supersedes; by == "" || by == o.s.replica.ID || !replicas[by] {
 			o.row.Op.Supersedes = ""
 			return nil
 		}

@@ -25,9 +25,9 @@ func TestStrayOperation(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := openStores(t, shared)
-	owners, _, err := s.consul.KV().Keys(prefix+"replicas/", "", nil)
-	if err != nil || len(owners) != 1 {
-		t.Fatalf("replicas %v, %v", owners, err)
+	owners := s.replicas(prefix)
+	if len(owners) != 1 {
+		t.Fatalf("replicas %v", owners)
 	}
 	key := s.rows(prefix)[0]
 	pair, _, err := s.consul.KV().Get(key, nil)
@@ -41,19 +41,14 @@ func TestStrayOperation(t *testing.T) {
 	now := time.Now().UTC()
 	row["desired"] = "stopped"
 	row["op"] = map[string]any{
-		"id": "late", "kind": "stop", "step": "scale-down", "owner": path.Base(owners[0]), "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
+		"id": "late", "kind": "stop", "step": "scale-down", "owner": owners[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
 	}
 	value, err := json.Marshal(row)
 	if err != nil {
 		t.Fatal(err)
 	}
-	shard, _, _ := strings.Cut(strings.TrimPrefix(key, prefix+"engines/"), "/")
-	ok, _, _, err := s.consul.KV().Txn(consul.KVTxnOps{
-		{Verb: consul.KVCAS, Key: key, Value: value, Index: pair.ModifyIndex},
-		{Verb: consul.KVSet, Key: prefix + "changes/" + shard, Value: []byte("late")},
-	}, nil)
-	if err != nil || !ok {
-		t.Fatalf("the late write: %t, %v", ok, err)
+	if err := s.write(prefix, &consul.KVPair{Key: key, Value: value, ModifyIndex: pair.ModifyIndex}); err != nil {
+		t.Fatalf("the late write: %v", err)
 	}
 	eventually(t, 60*time.Second, "the operation is run", func() error {
 		got, err := c.Engine(ctx, "u")
@@ -68,4 +63,64 @@ func TestStrayOperation(t *testing.T) {
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestDestroyThatNobodyAnswers: a destroy waits for the word of a replica whose
+// operation it cut short, and that replica does not run it, as when its word was
+// lost with its session; or it was itself the one to take the destroy over.
+func TestDestroyThatNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	for name, owned := range map[string]bool{"by another": true, "taken over": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			prefix := "unanswered-" + strings.ReplaceAll(name, " ", "-") + "/"
+			vars := map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"}
+			s, ctx := openStores(t, shared), t.Context()
+			r := startService(t, shared, vars)
+			c := r.product(t, nil)
+			e, err := c.Provision(ctx, "u", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := s.replicas(prefix)
+			if len(first) != 1 {
+				t.Fatalf("replicas %v", first)
+			}
+			owner := "gone"
+			if owned {
+				startService(t, shared, vars)
+				for _, id := range s.replicas(prefix) {
+					if id != first[0] {
+						owner = id
+					}
+				}
+			}
+			s.edit(prefix, "u", func(row map[string]any) {
+				now := time.Now().UTC()
+				row["state"], row["desired"] = "destroying", "destroying"
+				row["op"] = map[string]any{
+					"id": "unanswered", "kind": "destroy", "step": "settle", "owner": owner, "supersedes": first[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
+				}
+			})
+			eventually(t, 90*time.Second, "the engine is destroyed", func() error {
+				if left := s.traces(e.EngineID); len(left) > 0 {
+					return fmt.Errorf("left: %v", left)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// replicas are the ids of those that are there.
+func (s *stores) replicas(prefix string) (ids []string) {
+	s.t.Helper()
+	keys, _, err := s.consul.KV().Keys(prefix+"replicas/", "", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, key := range keys {
+		ids = append(ids, path.Base(key))
+	}
+	return ids
 }
