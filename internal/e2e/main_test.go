@@ -30,7 +30,7 @@ var (
 
 // atOnce is how many tests run side by side unless -parallel says otherwise:
 // they wait for engines more than they compute.
-const atOnce = 5
+const atOnce = 7
 
 func TestMain(m *testing.M) {
 	// Before the command line is read, which may say otherwise.
