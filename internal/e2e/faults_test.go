@@ -59,6 +59,9 @@ type scenario struct {
 	// alone lets a process without a fault finish each operation.
 	alone bool
 	env   []string // of the processes that die
+	// unpooled lets every process do without pooled volumes: with one, the step
+	// "volume" is skipped.
+	unpooled bool
 	// docker: its engines are containers, and it is left out where there are none.
 	docker bool
 }
@@ -114,7 +117,8 @@ const failingImage = "reference-engine.exit-at-start"
 
 // scenarios are named after the kind of operation, or that and what of it.
 var scenarios = map[string]scenario{
-	"provision": {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}},
+	"provision":        {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}},
+	"provision/volume": {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}, unpooled: true},
 	"provision/undo": {
 		image: failingImage, act: provisionIt, action: "provision", outcome: "ENGINE_BOOT_FAILED",
 		retry: provisionIt, answers: []string{"ENGINE_ALREADY_EXISTS"},
@@ -191,6 +195,8 @@ func lanes(t *testing.T) map[string][]string {
 				name += "/undo"
 			case strings.Contains(point, "/relocate/"):
 				name += "/relocate"
+			case strings.HasPrefix(point, "provision/volume/"):
+				name += "/volume"
 			case strings.Contains(point, "/freeze/"):
 				name += "/freeze"
 			case strings.Contains(point, "/thaw/"):
@@ -301,8 +307,8 @@ func (l *lane) next(point string) {
 	if point != "" {
 		armed, env = "kill "+point, l.env
 	}
-	if strings.HasPrefix(point, "provision/volume/") {
-		env = append(slices.Clone(env), "ORCH_VOLUME_POOL=0") // with a pooled volume this step is skipped
+	if l.unpooled {
+		env = append(slices.Clone(env), "ORCH_VOLUME_POOL=0")
 	}
 	if l.docker {
 		env = slices.Concat(env, docker.environ())
