@@ -73,9 +73,10 @@ func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (
 
 // fly runs one transaction with c in it and hands over to the next caller.
 //
-// First it waits for its time beside another one, and lets run who can: where the processors have more to do than they can,
-// requests are waiting to come this far, and one transaction for many costs little
-// more than one for few. Where they are idle, this takes no time.
+// First it waits for its time beside another one, and lets run who can: where the
+// processors have more to do than they can, requests are waiting to come this far,
+// and one transaction for many costs little more than one for few. Where they are
+// idle, this takes no time.
 func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	time.Sleep(r.wait())
 	runtime.Gosched()
