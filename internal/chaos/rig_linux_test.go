@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,7 +44,40 @@ type rig struct {
 type product struct {
 	*client.Registered
 	limit int // max_engines; 0: none
-	users []string
+
+	mu    sync.Mutex
+	users []string // all that ever called
+	seats []seat   // of those that call now
+}
+
+// seat is a user's place. Its calls are counted, since the checker of their order
+// takes the longer the more there are: when there are callsEach, another user takes
+// the seat.
+type seat struct{ user, calls int }
+
+const callsEach = 100
+
+func newProduct(made *client.Registered, limit int) *product {
+	p := &product{Registered: made, limit: limit}
+	for i := range 8 {
+		p.seats = append(p.seats, seat{user: i})
+		p.users = append(p.users, fmt.Sprintf("%s user %d/8", made.Slug, i))
+	}
+	return p
+}
+
+// pick counts a call for the user in one of the seats. The one who had it before
+// leaves, if it made its last call.
+func (p *product) pick(i int) (user, leaves string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := &p.seats[i]
+	if at.calls++; at.calls > callsEach {
+		leaves = p.users[at.user]
+		*at = seat{user: len(p.users), calls: 1}
+		p.users = append(p.users, fmt.Sprintf("%s user %d/8, after %d", p.Slug, i, len(p.users)))
+	}
+	return p.users[at.user], leaves
 }
 
 // startRig starts the cluster, the database and the replicas, and registers the
@@ -160,11 +194,7 @@ func (r *rig) register(ctx context.Context, t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		product := &product{Registered: made, limit: p.limit}
-		for i := range 8 {
-			product.users = append(product.users, fmt.Sprintf("%s user %d/%d", p.slug, i, 8))
-		}
-		r.products = append(r.products, product)
+		r.products = append(r.products, newProduct(made, p.limit))
 	}
 }
 

@@ -82,8 +82,12 @@ func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 			break
 		}
 	}
-	c.product, c.user = p.Slug, p.users[rng.IntN(len(p.users))]
 	replica := rng.IntN(replicas)
+	user, leaves := p.pick(rng.IntN(len(p.seats)))
+	if leaves != "" {
+		w.retire(ctx, p, leaves, replica)
+	}
+	c.product, c.user = p.Slug, user
 	e := w.do(ctx, p, &c, replica)
 	if c.answer.unknown() && rng.IntN(2) == 0 { // as a client that fails over
 		again := call{kind: c.kind, autoProvision: c.autoProvision, autoWake: c.autoWake, product: c.product, user: c.user}
@@ -94,6 +98,18 @@ func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	}
 	for range 1 + rng.IntN(3) {
 		w.brains.write(ctx, e)
+	}
+}
+
+// retire destroys the engine of a user who calls no more: the next one needs its
+// place. What is left after a few tries is destroyed at the end.
+func (w *workload) retire(ctx context.Context, p *product, user string, replica int) {
+	for range 5 {
+		c := call{kind: destroy, product: p.Slug, user: user}
+		if w.do(ctx, p, &c, replica); c.answer.ok() || c.answer.code == "ENGINE_NOT_FOUND" {
+			return
+		}
+		replica = 1 - replica
 	}
 }
 
