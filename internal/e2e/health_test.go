@@ -360,7 +360,7 @@ func TestNodeDown(t *testing.T) {
 	e := awaitEngine(t, c, "stays", "running", "", 90*time.Second)
 	t.Logf("running again %s after the node", time.Since(back).Round(time.Millisecond))
 	if runs := export(t, e, e.APIKey).Runs; len(runs) != 1 {
-		t.Errorf("the process was restarted: %+v", runs)
+		t.Errorf("the process was restarted: %+v; Nomad says\n%s", runs, s.taskEvents(e.EngineID))
 	}
 	awaitEngine(t, c, "stopped", "stopped", "", 90*time.Second)
 	rolled := awaitEngine(t, c, "rotated", "running", "", 90*time.Second)

@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
@@ -96,6 +98,24 @@ func (s *stores) rows(prefix string) []string {
 		s.t.Fatal(err)
 	}
 	return keys
+}
+
+// taskEvents is what Nomad says that it did with an engine's processes.
+func (s *stores) taskEvents(engineID string) string {
+	s.t.Helper()
+	allocs, _, err := s.nomad.Jobs().Allocations(registry.JobID(engineID), true, nil)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, a := range allocs {
+		for _, state := range a.TaskStates {
+			for _, e := range state.Events {
+				fmt.Fprintf(&b, "%s %s %s: %s\n", a.ID[:8], time.Unix(0, e.Time).UTC().Format("15:04:05.000"), e.Type, e.DisplayMessage)
+			}
+		}
+	}
+	return b.String()
 }
 
 // dump is everything that the stores say, and the agents wrote, in plain text.
