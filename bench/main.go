@@ -126,7 +126,7 @@ func measure(ctx context.Context, rounds int, run []part) (err error) {
 		b.progress("%s: %s", p.name, p.does)
 		if err := p.run(b, ctx); err != nil {
 			fmt.Print(b.rep.markdown()) // what is known so far is not lost
-			return fmt.Errorf("%s: %w", p.name, err)
+			return fmt.Errorf("%s: %w%s", p.name, err, b.rig.tails())
 		}
 		if err := b.rig.endServices(); err != nil {
 			return err

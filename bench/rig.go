@@ -114,6 +114,14 @@ func (r *rig) end(s *service) error {
 	return s.stop()
 }
 
+// tails are the ends of the services' logs.
+func (r *rig) tails() (text string) {
+	for _, s := range r.services {
+		text += "\nthe end of a service's log:\n" + s.log.tail()
+	}
+	return text
+}
+
 func (r *rig) endServices() error {
 	var errs []error
 	for _, s := range slices.Clone(r.services) {

@@ -320,6 +320,11 @@ func TestNodeDown(t *testing.T) {
 		remember(t, e, e.APIKey, "before "+user)
 		engines[user] = e
 	}
+	// Nomad starts anew what a node had not told it of.
+	s := openStores(t, stack)
+	for _, e := range engines {
+		s.awaitReported(e.EngineID)
+	}
 	began := time.Now()
 	if err := stack.Kill(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
@@ -349,7 +354,6 @@ func TestNodeDown(t *testing.T) {
 	if _, err := c.Engine(ctx, "destroyed"); err == nil {
 		t.Error("the destroyed engine is still told")
 	}
-	s := openStores(t, stack)
 	if got := s.census(prefix); got["graves/"] != 1 || got["quota"] != 3 {
 		t.Errorf("got %v, want one grave and three engines", got)
 	}

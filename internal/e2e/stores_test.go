@@ -100,6 +100,19 @@ func (s *stores) rows(prefix string) []string {
 	return keys
 }
 
+// awaitReported waits until an engine's node has told the servers that it runs,
+// which is up to a second after it answers.
+func (s *stores) awaitReported(engineID string) {
+	s.t.Helper()
+	eventually(s.t, 30*time.Second, "the node has reported the engine", func() error {
+		allocs, _, err := s.nomad.Jobs().Allocations(registry.JobID(engineID), false, nil)
+		if err != nil || len(allocs) != 1 || allocs[0].ClientStatus != nomad.AllocClientStatusRunning {
+			return fmt.Errorf("%d allocations, %w", len(allocs), err)
+		}
+		return nil
+	})
+}
+
 // taskEvents is what Nomad says that it did with an engine's processes.
 func (s *stores) taskEvents(engineID string) string {
 	s.t.Helper()
