@@ -41,6 +41,7 @@ type handJob struct {
 	job      *api.Job
 	volumeID string
 	allocID  string
+	addr     string
 }
 
 // newFloor prepares n engines for the configuration that a service has: their
@@ -133,6 +134,7 @@ func (f *floor) run(ctx context.Context, h *handJob) (timing, error) {
 	if err != nil {
 		return timing{}, err
 	}
+	h.addr = addr
 	known := time.Now()
 	started := known
 	steps := map[string]float64{"register": millis(registered.Sub(began)), "allocation": millis(known.Sub(registered))}
@@ -224,6 +226,30 @@ func (f *floor) gone(ctx context.Context, h *handJob) error {
 	}
 }
 
+// rotate writes another key's hash and returns when the engine, which Nomad
+// restarts for that, accepts the key.
+func (f *floor) rotate(ctx context.Context, h *handJob) (timing, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	key := secrets.NewEngineKey()
+	_, index, err := f.cluster.KeyHash(ctx, *h.job.ID)
+	if err != nil {
+		return timing{}, err
+	}
+	began := time.Now()
+	if err := f.cluster.PutKeyHash(ctx, *h.job.ID, secrets.Hash(key), index); err != nil {
+		return timing{}, err
+	}
+	written := time.Now()
+	if err := awaitStatus(ctx, "http://"+h.addr+"/no-such-path", key, http.StatusNotFound); err != nil {
+		return timing{}, err
+	}
+	accepted := time.Now()
+	return timing{total: millis(accepted.Sub(began)), steps: map[string]float64{
+		"variable": millis(written.Sub(began)), "proof": millis(accepted.Sub(written)),
+	}}, nil
+}
+
 // settled waits until the node has told the servers of every engine that runs,
 // by hand or not. An allocation that ends before its first report, up to a second
 // after its start, is reported with the lesser priority and up to a second late
@@ -277,20 +303,28 @@ const handProbeEvery = 2 * time.Millisecond
 
 // awaitHealthy asks until the answer is 200.
 func awaitHealthy(ctx context.Context, addr string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/health", nil)
+	return awaitStatus(ctx, "http://"+addr+"/health", "", http.StatusOK)
+}
+
+// awaitStatus asks until the answer has this status.
+func awaitStatus(ctx context.Context, url, key string, status int) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
+	}
+	if key != "" {
+		req.Header.Set("X-Engine-Key", key)
 	}
 	for {
 		if resp, err := handProber.Do(req); err == nil {
 			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if resp.StatusCode == status {
 				return nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the engine run by hand did not become healthy: %w", ctx.Err())
+			return fmt.Errorf("an engine run by hand did not answer %d: %w", status, ctx.Err())
 		case <-time.After(handProbeEvery):
 		}
 	}

@@ -51,15 +51,15 @@ func (rep *report) addRounds(rec recorder) {
 		rep.beside(rec, same, name(stop), script, name(stop+byScript), 0)
 		rep.beside(rec, name(destroy), name(destroy), hand, name(destroy+byHand), 0)
 		rep.beside(rec, same, name(destroy), script, name(destroy+byScript), 0)
-		rep.alone(rec, name(rotateRestart), name(rotateRestart), 0)
+		rep.beside(rec, name(rotateRestart), name(rotateRestart), hand, name(rotateRestart+byHand), 0)
 		rep.alone(rec, name(rotateReload), name(rotateReload), 150)
-		for _, operation := range []string{provision, provision + byHand, provision + byScript, noPool, warmClaim, wake, wakePaused, start, start + byHand, stop, stop + byHand, destroy, rotateRestart, rotateReload} {
+		for _, operation := range []string{provision, provision + byHand, provision + byScript, noPool, warmClaim, wake, wakePaused, start, start + byHand, stop, stop + byHand, destroy, rotateRestart, rotateRestart + byHand, rotateReload} {
 			rep.addSteps(rec, name(operation))
 		}
 	}
 	rep.addSteps(rec, dockerRun)
 	rep.note("Percentiles by nearest rank over single measurements, after %d warm-up rounds that are not counted; ratios are of medians. An operation is measured right beside what it is compared with, in turns the one or the other first.", warmUps)
-	rep.note("By hand: the same rendered job, its volume ready and its variable written before the clock starts; registered with Nomad's API, its address learnt by a blocking query, its port asked every 2 ms. A destroy by hand ends the process and removes job, volume and variable; there is no key in Vault.")
+	rep.note("By hand: the same rendered job, its volume ready and its variable written before the clock starts; registered with Nomad's API, its address learnt by a blocking query, its port asked every 2 ms. A destroy by hand ends the process and removes job, volume and variable; there is no key in Vault. A rotation by hand writes the variable and asks until the new key is accepted.")
 	rep.note("A script: the same job and preparation, by `nomad job run -detach` and a blocking query until its Consul check passes, which runs every %s, the least that Consul takes; `nomad job stop`, and to destroy also `-purge`, `nomad volume delete` and `nomad var purge`. One that polls is slower.", scriptCheckEvery)
 	rep.note("Before each provision with its volume ready the service's pool is full, before each warm one %d engines wait. Engines get no provider keys, so Vault takes no part in their boot on either side.", warmKept)
 	rep.note("Own share: what the caller of a provision waits, less the service's register and boot steps. Steps are the service's own log: checks asks the dependencies (once per second), claim is the place and the row's first write, rows its later ones, audit-begin and audit-end one commit to disk each. %s is HTTP, authentication and turns.", betweenSteps)

@@ -224,9 +224,11 @@ func (b *bench) round(ctx context.Context, d *side, i int) error {
 			func() error { return b.byHand(ctx, d, hand) }),
 		func() error { return b.dockerRun(ctx, d) },
 		func() error { return b.note(d.series(provision + byScript))(d.script.run(ctx, scripted)) },
-		func() error {
-			return b.operation(ctx, s, d.series(rotateRestart), func(ctx context.Context) error { _, err := s.RotateKey(ctx, user); return err })
-		},
+		inTurns(i,
+			func() error {
+				return b.operation(ctx, s, d.series(rotateRestart), func(ctx context.Context) error { _, err := s.RotateKey(ctx, user); return err })
+			},
+			func() error { return b.note(d.series(rotateRestart + byHand))(f.rotate(ctx, hand)) }),
 	}
 	if d.reload != nil {
 		steps = append(steps, func() error {
