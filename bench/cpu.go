@@ -51,28 +51,29 @@ type cpuSplit struct {
 	Busy float64            `json:"busy"`    // of all cores, by whomever
 }
 
-// metered does something, which says how often, and measures whose CPU time that
+// metered does something, which says how often, and reports whose CPU time that
 // takes.
-func (r *rig) metered(s *service, what string, do func() (times int, err error)) (split cpuSplit, err error) {
-	before, err := r.cpu(s)
+func (b *bench) metered(s *service, what string, do func() (times int, err error)) error {
+	before, err := b.rig.cpu(s)
 	if err != nil {
-		return split, err
+		return err
 	}
 	busy, idle := coresTime()
 	n, err := do()
 	if err != nil {
-		return split, err
+		return err
 	}
-	after, err := r.cpu(s)
+	after, err := b.rig.cpu(s)
 	if err != nil {
-		return split, err
+		return err
 	}
 	busyNow, idleNow := coresTime()
-	split = cpuSplit{What: what, Each: map[string]float64{}, Busy: (busyNow - busy) / max(1, busyNow-busy+idleNow-idle)}
+	split := cpuSplit{What: what, Each: map[string]float64{}, Busy: (busyNow - busy) / max(1, busyNow-busy+idleNow-idle)}
 	for part, ms := range after {
 		split.Each[part] = (ms - before[part]) / float64(max(1, n))
 	}
-	return split, nil
+	b.rep.CPU = append(b.rep.CPU, split)
+	return nil
 }
 
 // cpu is what the parts have used since they began, in milliseconds.
@@ -97,7 +98,8 @@ func (r *rig) cpu(s *service) (map[string]float64, error) {
 		return nil, err
 	}
 	for pid := range table {
-		if pid == agents[partClient] || !table.below(pid, agents[partClient]) {
+		client := func(p running) bool { return p.pid == agents[partClient] }
+		if client(table[pid]) || !table.from(pid, client) {
 			continue
 		}
 		if own, ended, err := cpuTime(pid); err == nil { // else it has ended, and counts with its parent
@@ -105,16 +107,6 @@ func (r *rig) cpu(s *service) (map[string]float64, error) {
 		}
 	}
 	return used, nil
-}
-
-// below says whether a process comes from another.
-func (t processTable) below(pid, ancestor int) bool {
-	for p, ok := t[pid]; ok; p, ok = t[p.parent] {
-		if p.pid == ancestor {
-			return true
-		}
-	}
-	return false
 }
 
 // coresTime is how long all cores have worked and rested, in ticks.

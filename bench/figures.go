@@ -67,7 +67,6 @@ func (rep *report) addRounds(rec recorder) {
 }
 
 func (rep *report) addFleet(res fleetResult) {
-	rep.CPU = append(rep.CPU, res.cpu...)
 	bare := summarize(res.bare.latency)
 	openLoop := func(name string, load openLoad, res readResult, most float64, floor *summary) {
 		reads, late := summarize(res.latency), summarize(res.late)
@@ -132,7 +131,6 @@ func (rep *report) addMemory(when string, mib, most float64) {
 }
 
 func (rep *report) addLoad(res loadResult) {
-	rep.CPU = append(rep.CPU, res.cpu...)
 	rate := func(name string, t, floor throughput, least float64) {
 		f := figure{Name: fmt.Sprintf("%s, %d by %d callers", name, t.done, loadCallers), Unit: "1/s", Orch: single(t.perSecond())}
 		f.judgeLeast(t.perSecond(), least, "≥ %g/s")

@@ -35,7 +35,6 @@ type fleetResult struct {
 	// running and end are the resident memory of the service in MiB, with the
 	// fleet after the reads, and at the end with no engine left.
 	running, end float64
-	cpu          []cpuSplit
 }
 
 // fleet runs many engines, reads them, and removes them.
@@ -68,11 +67,6 @@ func (b *bench) readFleet(ctx context.Context) (res fleetResult, err error) {
 		}
 		return err
 	}
-	metered := func(what string, calls func() (int, error)) error {
-		split, err := b.rig.metered(s, what, calls)
-		res.cpu = append(res.cpu, split)
-		return err
-	}
 	err = inOrder([]func() error{
 		func() error { return s.poolFull(ctx) },
 		func() error {
@@ -99,19 +93,19 @@ func (b *bench) readFleet(ctx context.Context) (res fleetResult, err error) {
 			return err
 		},
 		func() error {
-			return metered(fmt.Sprint("admit, ", heavy), func() (n int, err error) {
+			return b.metered(s, fmt.Sprint("admit, ", heavy), func() (n int, err error) {
 				res.heavy, err = heavy.read(ctx, admit)
 				return len(res.heavy.latency), err
 			})
 		},
 		func() error {
-			return metered(fmt.Sprintf("three direct calls, %d callers without a pause", callers), func() (n int, err error) {
+			return b.metered(s, fmt.Sprintf("three direct calls, %d callers without a pause", callers), func() (n int, err error) {
 				res.direct, err = closedLoop(ctx, func(ctx context.Context, n int) error { return direct.ask(ctx, engines[n%len(engines)]) })
 				return len(res.direct.latency), err
 			})
 		},
 		func() error {
-			return metered(fmt.Sprintf("admit, %d callers without a pause", callers), func() (n int, err error) {
+			return b.metered(s, fmt.Sprintf("admit, %d callers without a pause", callers), func() (n int, err error) {
 				res.admitted, err = closedLoop(ctx, admit)
 				return len(res.admitted.latency), err
 			})

@@ -131,8 +131,15 @@ func processes() (processTable, error) {
 // are in dir, or for a container. Docker's processes do not name the stack; on a
 // machine where others start containers meanwhile theirs count too.
 func (t processTable) belongs(pid int, dir string) bool {
+	return t.from(pid, func(p running) bool {
+		return strings.Contains(p.command, dir) || strings.HasPrefix(p.name, "containerd-shim") || p.name == "docker-proxy"
+	})
+}
+
+// from says whether a process is one, or comes from one.
+func (t processTable) from(pid int, one func(running) bool) bool {
 	for p, ok := t[pid]; ok; p, ok = t[p.parent] {
-		if strings.Contains(p.command, dir) || strings.HasPrefix(p.name, "containerd-shim") || p.name == "docker-proxy" {
+		if one(p) {
 			return true
 		}
 	}

@@ -34,7 +34,6 @@ type loadResult struct {
 	cold, destroys, warm throughput
 	byHand               throughput // what cold is compared with
 	rss                  float64    // of the service with all of the engines, in MiB
-	cpu                  []cpuSplit
 }
 
 // load measures how many engines come and go per second.
@@ -47,22 +46,13 @@ func (b *bench) load(ctx context.Context) error {
 	keep, memory := loadWarm, warmMemoryMB
 	var res loadResult
 	var warm *client.Client
-	// metered makes all calls, and keeps whose CPU time they took.
-	metered := func(what string, into *throughput, calls func() (throughput, error)) error {
-		split, err := b.rig.metered(s, what, func() (int, error) {
-			t, err := calls()
-			*into = t
-			return t.done, err
-		})
-		res.cpu = append(res.cpu, split)
-		return err
-	}
 	err = inOrder([]func() error{
 		func() error { return s.poolFull(ctx) },
-		func() error { return b.loadByHand(ctx, vars, metered, &res.byHand) },
+		func() error { return b.loadByHand(ctx, s, vars, &res.byHand) },
 		func() error {
-			return metered("provision, volume ready, raw_exec", &res.cold, func() (throughput, error) {
-				return provisions(ctx, s.Client, usersOf("cold", loadEngines))
+			return b.metered(s, "provision, volume ready, raw_exec", func() (n int, err error) {
+				res.cold, err = provisions(ctx, s.Client, usersOf("cold", loadEngines))
+				return res.cold.done, err
 			})
 		},
 		func() (err error) {
@@ -71,8 +61,9 @@ func (b *bench) load(ctx context.Context) error {
 		},
 		func() (err error) { res.rss, err = s.rssMiB(); return err },
 		func() error {
-			return metered("destroy, raw_exec", &res.destroys, func() (throughput, error) {
-				return destroys(ctx, s.Client, usersOf("cold", loadEngines))
+			return b.metered(s, "destroy, raw_exec", func() (n int, err error) {
+				res.destroys, err = destroys(ctx, s.Client, usersOf("cold", loadEngines))
+				return res.destroys.done, err
 			})
 		},
 		func() error { return s.poolFull(ctx) },
@@ -82,8 +73,9 @@ func (b *bench) load(ctx context.Context) error {
 		},
 		func() error { return s.warmFull(ctx, loadWarm) },
 		func() error {
-			return metered("provision, warm, raw_exec", &res.warm, func() (throughput, error) {
-				return provisions(ctx, warm, usersOf("warm", loadWarm))
+			return b.metered(s, "provision, warm, raw_exec", func() (n int, err error) {
+				res.warm, err = provisions(ctx, warm, usersOf("warm", loadWarm))
+				return res.warm.done, err
 			})
 		},
 		func() (err error) { res.warm.alive, err = alive(ctx, warm, usersOf("warm", loadWarm)); return err },
@@ -103,14 +95,15 @@ func usersOf(name string, n int) (users []string) {
 }
 
 // loadByHand runs as many engines by hand, as many at a time, and ends them.
-func (b *bench) loadByHand(ctx context.Context, vars map[string]string, metered func(string, *throughput, func() (throughput, error)) error, into *throughput) error {
+func (b *bench) loadByHand(ctx context.Context, s *service, vars map[string]string, into *throughput) error {
 	f, err := newFloor(ctx, b.rig.stack.NomadAddr, vars, loadEngines)
 	if err != nil {
 		return err
 	}
 	all := f.ready
-	err = metered("provision by hand, raw_exec", into, func() (throughput, error) {
-		return timedAll(ctx, all, func(ctx context.Context, h *handJob) error { _, err := f.run(ctx, h); return err })
+	err = b.metered(s, "provision by hand, raw_exec", func() (n int, err error) {
+		*into, err = timedAll(ctx, all, func(ctx context.Context, h *handJob) error { _, err := f.run(ctx, h); return err })
+		return into.done, err
 	})
 	if err != nil {
 		return err
