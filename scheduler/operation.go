@@ -172,15 +172,12 @@ func (o *operation) refuse(ctx context.Context, err error) {
 	if o.answeredAlready() {
 		return
 	}
-	if o.unsaved || o.s.store.Verify(ctx, o.row) != nil {
-		if waitsForUndo(err) {
-			err = elsewhere(err)
-		}
-		o.tell(err)
-		return
+	if !o.unsaved && o.s.store.Verify(ctx, o.row) == nil {
+		o.recorded = true
+		o.record(ctx, err)
+	} else if waitsForUndo(err) {
+		err = elsewhere(err)
 	}
-	o.recorded = true
-	o.record(ctx, err)
 	o.tell(err)
 }
 
