@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // wholePool returns nil when every entry of the pool has its volume, of its node
 // and its id, and no volume is there twice.
 func (s *stores) wholePool(prefix string, perNode int) error {
-	pairs, _, err := s.consul.KV().List(prefix+"pool/volumes/", nil)
+	entries, err := s.pooled(prefix)
 	if err != nil {
 		return err
 	}
@@ -29,11 +30,7 @@ func (s *stores) wholePool(prefix string, perNode int) error {
 		named[v.Name] = append(named[v.Name], v)
 	}
 	count := map[string]int{}
-	for _, pair := range pairs {
-		var entry registry.PooledVolume
-		if err := json.Unmarshal(pair.Value, &entry); err != nil {
-			return err
-		}
+	for _, entry := range entries {
 		count[entry.NodeID]++
 		theirs := named[registry.JobID(entry.EngineID)]
 		if len(theirs) != 1 || theirs[0].ID != entry.VolumeID || theirs[0].NodeID != entry.NodeID {
@@ -51,22 +48,19 @@ func (s *stores) wholePool(prefix string, perNode int) error {
 	return nil
 }
 
-// pooled are the ids of the pool's volumes.
-func (s *stores) pooled(prefix string) map[string]bool {
-	s.t.Helper()
+// pooled are the pool's entries.
+func (s *stores) pooled(prefix string) ([]registry.PooledVolume, error) {
 	pairs, _, err := s.consul.KV().List(prefix+"pool/volumes/", nil)
 	if err != nil {
-		s.t.Fatal(err)
+		return nil, err
 	}
-	ids := map[string]bool{}
-	for _, pair := range pairs {
-		var entry registry.PooledVolume
-		if err := json.Unmarshal(pair.Value, &entry); err != nil {
-			s.t.Fatal(err)
+	entries := make([]registry.PooledVolume, len(pairs))
+	for i, pair := range pairs {
+		if err := json.Unmarshal(pair.Value, &entries[i]); err != nil {
+			return nil, err
 		}
-		ids[entry.VolumeID] = true
 	}
-	return ids
+	return entries, nil
 }
 
 // testPoolPoints kills the leader between the two halves of the making and of
@@ -133,16 +127,23 @@ func testPoolPoints(t *testing.T) {
 	// A smaller pool gives up what is too much, and the volumes with it.
 	p.end()
 	s.endSessions(prefix)
-	before := s.pooled(prefix)
+	before, err := s.pooled(prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
 	startFaulty(t, prefix, database, "", "ORCH_VOLUME_POOL=1")
 	eventually(t, 60*time.Second, "the pool has one volume per node", func() error {
 		if err := s.wholePool(prefix, 1); err != nil {
 			return err
 		}
-		left := s.pooled(prefix)
-		for id := range before {
-			if _, _, err := s.nomad.HostVolumes().Get(id, nil); left[id] != (err == nil) {
-				return fmt.Errorf("volume %s: in the pool %t, %w", id, left[id], err)
+		left, err := s.pooled(prefix)
+		if err != nil {
+			return err
+		}
+		for _, v := range before {
+			_, _, err := s.nomad.HostVolumes().Get(v.VolumeID, nil)
+			if kept := slices.ContainsFunc(left, func(l registry.PooledVolume) bool { return l.VolumeID == v.VolumeID }); kept != (err == nil) {
+				return fmt.Errorf("volume %s: in the pool %t, %w", v.VolumeID, kept, err)
 			}
 		}
 		return nil

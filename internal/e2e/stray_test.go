@@ -1,14 +1,11 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"path"
 	"strings"
 	"testing"
 	"time"
-
-	consul "github.com/hashicorp/consul/api"
 )
 
 // TestStrayOperation: the first write of an operation is given up as lost, and
@@ -29,27 +26,13 @@ func TestStrayOperation(t *testing.T) {
 	if len(owners) != 1 {
 		t.Fatalf("replicas %v", owners)
 	}
-	key := s.rows(prefix)[0]
-	pair, _, err := s.consul.KV().Get(key, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	row := map[string]any{}
-	if err := json.Unmarshal(pair.Value, &row); err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now().UTC()
-	row["desired"] = "stopped"
-	row["op"] = map[string]any{
-		"id": "late", "kind": "stop", "step": "scale-down", "owner": owners[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
-	}
-	value, err := json.Marshal(row)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.write(prefix, &consul.KVPair{Key: key, Value: value, ModifyIndex: pair.ModifyIndex}); err != nil {
-		t.Fatalf("the late write: %v", err)
-	}
+	s.edit(prefix, "u", func(row map[string]any) {
+		now := time.Now().UTC()
+		row["desired"] = "stopped"
+		row["op"] = map[string]any{
+			"id": "late", "kind": "stop", "step": "scale-down", "owner": owners[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
+		}
+	})
 	eventually(t, 60*time.Second, "the operation is run", func() error {
 		got, err := c.Engine(ctx, "u")
 		if err != nil || got.Status != "stopped" || got.EngineID != e.EngineID {
