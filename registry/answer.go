@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -21,29 +22,40 @@ type stored struct {
 	index uint64 // ModifyIndex; 0: there is no such key
 }
 
+func storedAt(key string, value []byte, index uint64) stored {
+	return stored{key, base64.StdEncoding.AppendEncode(nil, value), index}
+}
+
 func (v stored) value() ([]byte, error) { return base64.StdEncoding.AppendDecode(nil, v.text) }
 
 type answerKey struct{}
 
+// answered has read the body of the answer to a call with the context, if the
+// client's transport is one of RawAnswers.
+func answered(ctx context.Context, read func(io.Reader) error) context.Context {
+	return context.WithValue(ctx, answerKey{}, read)
+}
+
 // RawAnswers wraps the transport of a Consul client, so that shared reads get the
-// bytes of their answers. The client decodes each value by reflection, which costs
-// more than all else that an admit does; without this, shared reads take what it
-// decoded.
+// bytes of their answers, and lists are read as they come in. The client decodes
+// each value by reflection, which costs more than all else that an admit does, and
+// holds a list of all rows three times over; without this, what it decoded is
+// taken.
 func RawAnswers(next http.RoundTripper) http.RoundTripper { return rawAnswers{next} }
 
 type rawAnswers struct{ next http.RoundTripper }
 
 func (t rawAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(req)
-	into, wanted := req.Context().Value(answerKey{}).(*bytes.Buffer)
+	read, wanted := req.Context().Value(answerKey{}).(func(io.Reader) error)
 	if err != nil || !wanted || resp.StatusCode != http.StatusOK {
 		return resp, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if _, err := into.ReadFrom(resp.Body); err != nil {
+	if err := read(resp.Body); err != nil {
 		return nil, err
 	}
-	resp.Body = io.NopCloser(strings.NewReader("{}")) // for the client to decode
+	resp.Body = io.NopCloser(strings.NewReader("null")) // for the client to decode
 	return resp, nil
 }
 
@@ -57,7 +69,7 @@ func (s *Store) readKeys(ctx context.Context, keys []string) ([]stored, error) {
 		ops[i] = &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: key}
 	}
 	answer := bytes.NewBuffer(make([]byte, 0, (len(keys)+1)*usualSize))
-	pairs, _, err := s.txn(context.WithValue(ctx, answerKey{}, answer), ops)
+	pairs, _, err := s.txn(answered(ctx, func(body io.Reader) error { _, err := answer.ReadFrom(body); return err }), ops)
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +87,62 @@ func (s *Store) readKeys(ctx context.Context, keys []string) ([]stored, error) {
 	}
 	found := make([]stored, 0, len(pairs))
 	for _, p := range pairs {
-		found = append(found, stored{p.Key, base64.StdEncoding.AppendEncode(nil, p.Value), p.ModifyIndex})
+		found = append(found, storedAt(p.Key, p.Value, p.ModifyIndex))
 	}
 	return found, nil
+}
+
+// each calls do with every key below a prefix of the store, as the answer comes
+// in, and returns up to which index of Consul they are complete. What do was told
+// says nothing when an error is returned.
+func (s *Store) each(q *consul.QueryOptions, below string, do func(stored) error) (index uint64, err error) {
+	var told error // by do
+	streamed := false
+	pairs, meta, err := s.client.KV().List(s.prefix+below, q.WithContext(answered(q.Context(), func(body io.Reader) error {
+		streamed = true
+		return eachKey(body, func(v stored) error { told = do(v); return told })
+	})))
+	switch {
+	case told != nil:
+		return 0, told
+	case err != nil:
+		return 0, unavailable(err)
+	case streamed:
+		return meta.LastIndex, nil
+	}
+	for _, p := range pairs {
+		if err := do(storedAt(p.Key, p.Value, p.ModifyIndex)); err != nil {
+			return 0, err
+		}
+	}
+	return meta.LastIndex, nil
+}
+
+// eachKey reads the keys out of a list, one at a time.
+func eachKey(list io.Reader, do func(stored) error) error {
+	dec := json.NewDecoder(list)
+	begin, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	if begin != json.Delim('[') {
+		return fmt.Errorf("registry: a list of keys begins with %v", begin)
+	}
+	for dec.More() {
+		var p struct {
+			Key         string
+			Value       string // in base64
+			ModifyIndex uint64
+		}
+		if err := dec.Decode(&p); err != nil {
+			return err
+		}
+		if err := do(stored{p.Key, []byte(p.Value), p.ModifyIndex}); err != nil {
+			return err
+		}
+	}
+	_, err = dec.Token()
+	return err
 }
 
 // scanAnswer reads the keys out of the answer to a transaction. It knows the JSON

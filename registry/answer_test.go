@@ -1,14 +1,17 @@
 package registry
 
 import (
-	"encoding/base64"
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	consul "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 	"pgregory.net/rapid"
 )
 
@@ -77,9 +80,9 @@ func TestOtherAnswers(t *testing.T) {
 	}
 	cfg.HttpClient.Transport = RawAnswers(cfg.HttpClient.Transport)
 	s := New(c, "t/")
-	answer = `{"Results":[{"KV":{"Key":"t\/a","Value":"eyJlbmdpbmVfaWQiOiJhIn0=","ModifyIndex":7}}]}`
-	found, err := s.shared.read(t.Context(), "p", "t/a")
-	if e, derr := s.rows.of(found["t/a"]); err != nil || derr != nil || e.EngineID != "a" || e.Index != 7 {
+	answer = `{"Results":[{"KV":{"Key":"t\/engines\/a","Value":"eyJlbmdpbmVfaWQiOiJhIn0=","ModifyIndex":7}}]}`
+	found, err := s.shared.read(t.Context(), "p", "t/engines/a")
+	if e, derr := s.row(found["t/engines/a"]); err != nil || derr != nil || e.EngineID != "a" || e.Index != 7 {
 		t.Errorf("got %+v, %v, %v", found, err, derr)
 	}
 	for _, answer = range []string{`{"Results":[]}`, `{"Results":[`, `<html>`, ``} {
@@ -88,44 +91,114 @@ func TestOtherAnswers(t *testing.T) {
 	}
 }
 
-// A value that differs is decoded anew, also at the index of another: a Consul that
-// was restored counts again from where it was.
-func TestDecodedIsOfWhatWasRead(t *testing.T) {
-	d := decoded[Engine]{decode: decodeEngine}
-	of := func(value string, index uint64) *Engine {
-		t.Helper()
-		e, err := d.of(stored{"k", base64.StdEncoding.AppendEncode(nil, []byte(value)), index})
+// A list is read as the client reads it, and half of one is none.
+func TestEachKey(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var want consul.KVPairs
+		for range rapid.IntRange(1, 5).Draw(t, "keys") {
+			want = append(want, &consul.KVPair{
+				Key: rapid.String().Draw(t, "key"), Value: rapid.SliceOf(rapid.Byte()).Draw(t, "value"), ModifyIndex: rapid.Uint64().Draw(t, "index"),
+			})
+		}
+		list, err := json.Marshal(want)
 		if err != nil {
 			t.Fatal(err)
 		}
+		var got []stored
+		all := func(v stored) error { got = append(got, v); return nil }
+		if err := eachKey(bytes.NewReader(list), all); err != nil || len(got) != len(want) {
+			t.Fatalf("%d keys of %s, %v", len(got), list, err)
+		}
+		for i, v := range got {
+			p := want[i]
+			value, err := v.value()
+			if err != nil || v.key != p.Key || v.index != p.ModifyIndex || string(value) != string(p.Value) {
+				t.Fatalf("key %d is %+v, %v", i, v, err)
+			}
+		}
+		cut := rapid.IntRange(0, len(list)-1).Draw(t, "cut")
+		if err := eachKey(bytes.NewReader(list[:cut]), all); err == nil {
+			t.Fatalf("no error with %s", list[:cut])
+		}
+	})
+	refused := errors.New("refused")
+	if err := eachKey(strings.NewReader(`[{"Key":"a"}]`), func(stored) error { return refused }); !errors.Is(err, refused) {
+		t.Errorf("got %v, want what do said", err)
+	}
+	for _, other := range []string{``, `null`, `{}`, `5`, `[5]`, `[{"Key":5}]`} {
+		if err := eachKey(strings.NewReader(other), func(stored) error { return nil }); err == nil {
+			t.Errorf("%s is a list", other)
+		}
+	}
+}
+
+// A row that the mirror has is not decoded again; a value that differs is, also at
+// the index of another: a Consul that was restored counts again from where it was.
+func TestRowIsOfWhatWasRead(t *testing.T) {
+	s := New(nil, "t/")
+	m := s.NewMirror(hclog.NewNullLogger())
+	at := func(version int, index uint64) stored {
+		return storedAt(s.engineKey("p", "u"), encode(&Engine{EngineID: "a", ProductID: "p", UserID: "u", State: Running, KeyVersion: version}), index)
+	}
+	read := func(version int, index uint64) *Engine {
+		t.Helper()
+		e, err := s.row(at(version, index))
+		if err != nil || e.KeyVersion != version || e.Index != index || e.stored != Running {
+			t.Fatalf("version %d at %d is read as %+v, %v", version, index, e, err)
+		}
 		return e
 	}
-	first := of(`{"engine_id": "a", "key_version": 1}`, 7)
-	if of(`{"engine_id": "a", "key_version": 1}`, 7) != first {
-		t.Error("the same value is decoded twice")
+	if read(1, 7) == read(1, 7) {
+		t.Error("a row that the mirror does not have is shared")
 	}
-	if e := of(`{"engine_id": "a", "key_version": 2}`, 7); e.KeyVersion != 2 {
-		t.Errorf("another value at the same index: %+v", e)
+	m.wrote(at(1, 7))
+	if e := read(1, 7); e != m.ByID("a") {
+		t.Error("the mirror's row is decoded again")
 	}
-	if e := of(`{"engine_id": "a", "key_version": 2}`, 9); e.Index != 9 {
-		t.Errorf("the same value at another index: %+v", e)
+	read(2, 7)
+	read(1, 9)
+	if e := m.ByID("a"); e.KeyVersion != 1 || e.Index != 7 {
+		t.Errorf("the mirror has %+v of what was only read", e)
 	}
-	if _, err := d.of(stored{"k", []byte("%"), 10}); !errors.Is(err, ErrUnavailable) {
+	if _, err := s.row(stored{s.engineKey("p", "u"), []byte("%"), 10}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a value that is not base64: %v", err)
 	}
-	if _, err := d.of(stored{"k", base64.StdEncoding.AppendEncode(nil, []byte("{")), 11}); err == nil {
+	if _, err := s.row(storedAt(s.engineKey("p", "u"), []byte("{"), 11)); err == nil {
 		t.Error("a damaged row is decoded")
 	}
 }
 
+func TestDecodedIsOfWhatWasRead(t *testing.T) {
+	var d decoded
+	of := func(slug string, index uint64) *Product {
+		t.Helper()
+		p, err := d.of(storedAt("k", encode(&Product{Slug: slug}), index))
+		if err != nil || p.Slug != slug || p.Index != index {
+			t.Fatalf("%q at %d is read as %+v, %v", slug, index, p, err)
+		}
+		return p
+	}
+	if of("a", 7) != of("a", 7) {
+		t.Error("the same value is decoded twice")
+	}
+	of("b", 7)
+	of("b", 9)
+	if _, err := d.of(stored{"k", []byte("%"), 10}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a value that is not base64: %v", err)
+	}
+	if _, err := d.of(storedAt("k", []byte("{"), 11)); err == nil {
+		t.Error("a damaged product is decoded")
+	}
+}
+
 func TestDecodedIsBounded(t *testing.T) {
-	d := decoded[Engine]{decode: decodeEngine, rows: make(map[string]decodedRow[Engine], maxDecoded)}
+	var d decoded
 	for n := range maxDecoded + 10 {
-		if _, err := d.of(stored{string(rune('a' + n)), []byte("e30="), uint64(n)}); err != nil {
+		if _, err := d.of(storedAt(fmt.Sprint(n), []byte("{}"), uint64(n))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(d.rows) != maxDecoded {
-		t.Errorf("%d rows are kept, want %d", len(d.rows), maxDecoded)
+	if len(d.products) != maxDecoded {
+		t.Errorf("%d products are kept, want %d", len(d.products), maxDecoded)
 	}
 }

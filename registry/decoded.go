@@ -1,57 +1,103 @@
 package registry
 
 import (
+	"fmt"
+	"hash/maphash"
 	"sync"
 
 	consul "github.com/hashicorp/consul/api"
 )
 
-// maxDecoded bounds the rows that are kept decoded: 10,000 of them are about
-// 20 MB.
-const maxDecoded = 10_000
+// textSeed makes sums of values that nobody outside this process can aim at.
+var textSeed = maphash.MakeSeed()
 
-// decoded keeps what values were decoded to, by their keys. What it gives out was
-// decoded from the very bytes that were read now, so it is never out of date.
-type decoded[T any] struct {
-	decode func(*consul.KVPair) (*T, error)
+// sum tells a value from any other that its key had at the same index: a Consul
+// that was restored counts again from where it was.
+func (v stored) sum() uint64 { return maphash.Bytes(textSeed, v.text) }
 
-	mu   sync.Mutex
-	rows map[string]decodedRow[T]
-}
-
-type decodedRow[T any] struct {
-	text  string
-	index uint64
-	row   *T
-}
-
-// of decodes a value. The row is shared, and not to be changed.
-func (d *decoded[T]) of(v stored) (*T, error) {
-	d.mu.Lock()
-	known, found := d.rows[v.key]
-	d.mu.Unlock()
-	if found && known.index == v.index && known.text == string(v.text) {
-		return known.row, nil
+// row is the engine's row that was read: the mirror's where it is of the very same
+// value, since to decode one costs more than all else that an admit does here. It
+// is shared, and not to be changed.
+func (s *Store) row(v stored) (*Engine, error) {
+	if e := s.mirror.row(v.key[len(s.prefix+enginesBelow):]); e != nil && e.Index == v.index && e.sum == v.sum() {
+		return e, nil
 	}
+	return decodeEngine(v)
+}
+
+// rowOf is row, and checks that the row is of the user that its key names.
+func (s *Store) rowOf(v stored) (*Engine, error) {
+	e, err := s.row(v)
+	if err != nil {
+		return nil, err
+	}
+	product, user, err := parseRowName(v.key[len(s.prefix+enginesBelow):])
+	if err != nil {
+		return nil, err
+	}
+	if product != e.ProductID || user != e.UserID {
+		return nil, fmt.Errorf("%w: %q", errForeignRow, v.key)
+	}
+	return e, nil
+}
+
+func decodeEngine(v stored) (*Engine, error) {
+	e, err := decodeStored[Engine](v)
+	if err != nil {
+		return nil, err
+	}
+	e.Index, e.stored, e.sum = v.index, e.State, v.sum()
+	return e, nil
+}
+
+func decodeStored[T any](v stored) (*T, error) {
 	value, err := v.value()
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	row, err := d.decode(&consul.KVPair{Key: v.key, Value: value, ModifyIndex: v.index})
+	return decode[T](&consul.KVPair{Key: v.key, Value: value})
+}
+
+// maxDecoded bounds the products that are kept decoded.
+const maxDecoded = 1000
+
+// decoded keeps what products were decoded to, by their keys. What it gives out was
+// decoded from the very value that was read now, so it is never out of date.
+type decoded struct {
+	mu       sync.Mutex
+	products map[string]decodedProduct
+}
+
+type decodedProduct struct {
+	sum     uint64
+	product *Product
+}
+
+// of decodes a value. The product is shared, and not to be changed.
+func (d *decoded) of(v stored) (*Product, error) {
+	sum := v.sum()
+	d.mu.Lock()
+	known, found := d.products[v.key]
+	d.mu.Unlock()
+	if found && known.product.Index == v.index && known.sum == sum {
+		return known.product, nil
+	}
+	p, err := decodeStored[Product](v)
 	if err != nil {
 		return nil, err
 	}
+	p.Index = v.index
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.rows == nil {
-		d.rows = map[string]decodedRow[T]{}
+	if d.products == nil {
+		d.products = map[string]decodedProduct{}
 	}
-	if _, again := d.rows[v.key]; !again && len(d.rows) >= maxDecoded {
-		for some := range d.rows { // any one: the map's order is random
-			delete(d.rows, some)
+	if _, again := d.products[v.key]; !again && len(d.products) >= maxDecoded {
+		for some := range d.products { // any one: the map's order is random
+			delete(d.products, some)
 			break
 		}
 	}
-	d.rows[v.key] = decodedRow[T]{string(v.text), v.index, row}
-	return row, nil
+	d.products[v.key] = decodedProduct{sum, p}
+	return p, nil
 }

@@ -157,8 +157,10 @@ type Engine struct {
 
 	// Index is the row's ModifyIndex in Consul: what a change compares.
 	Index uint64 `json:"-"`
-	// stored is the state that Consul holds at Index, to check moves against.
+	// stored is the state that Consul holds at Index, to check moves against; sum
+	// is of the value that it was decoded from.
 	stored State
+	sum    uint64
 }
 
 // Clone returns a copy that shares nothing with e.
@@ -223,6 +225,12 @@ func rowName(productID, userID string) string {
 func shard(productID, userID string) string {
 	sum := sha256.Sum256([]byte(productID + "\x00" + userID))
 	return hex.EncodeToString(sum[:1])
+}
+
+// shardOf is the shard in a row's name.
+func shardOf(name string) string {
+	shard, _, _ := strings.Cut(name, "/")
+	return shard
 }
 
 // parseRowName is the inverse of rowName.

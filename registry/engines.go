@@ -55,8 +55,9 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 		}
 		return errors.Join(err, fmt.Errorf("%w: %d of %d", ErrQuota, count, *limit))
 	}
+	value := encode(e)
 	ops, err := s.fenced(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e)},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value},
 		s.setQuota(p.ProductID, count+1, at),
 		&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.productKey(p.ProductID), Index: p.Index},
 		&consul.KVTxnOp{Verb: index, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
@@ -81,8 +82,7 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 		if e.State == Running {
 			ref = nil
 		}
-		e.Index, e.stored = indexOf(results, rowKey), e.State
-		s.mirror.wrote(e)
+		s.written(e, value, results)
 		return nil
 	case slices.Contains(failed, session):
 		return fmt.Errorf("%w: %v", ErrNoSession, err)
@@ -108,16 +108,16 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	ref := e.Idempotency
 	record := s.recordOps(e)
+	value := encode(e)
 	ops, err := s.fenced(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value, Index: e.Index},
 		s.changed(e),
 	)
 	if err == nil {
 		var results consul.KVPairs
 		var failed []int
 		if results, failed, err = s.txn(ctx, append(ops, record...)); err == nil {
-			e.Index, e.stored = indexOf(results, rowKey), e.State
-			s.mirror.wrote(e)
+			s.written(e, value, results)
 			return nil
 		}
 		err = s.sessionOr(failed, err)
@@ -130,9 +130,9 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 // to the next node when the first could not place it. The old id was told to
 // nobody; its resources are gone before this is called. ErrConflict as Claim.
 func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled *PooledVolume) error {
-	rowKey := s.engineKey(e.ProductID, e.UserID)
+	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value, Index: e.Index},
 		&consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(oldID)},
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
 		s.changed(e),
@@ -147,8 +147,7 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 	if err != nil {
 		return s.sessionOr(failed, err)
 	}
-	e.Index, e.stored = indexOf(results, rowKey), e.State
-	s.mirror.wrote(e)
+	s.written(e, value, results)
 	return nil
 }
 
@@ -222,30 +221,18 @@ func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, 
 	if !exists {
 		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
 	}
-	e, err := s.rows.of(row)
+	e, err := s.row(row)
 	if err != nil {
 		return nil, err
 	}
 	return e.Clone(), nil
 }
 
-func (s *Store) decodeRows(pairs consul.KVPairs) ([]*Engine, error) {
-	rows := make([]*Engine, 0, len(pairs))
-	for _, pair := range pairs {
-		e, err := decodeEngine(pair)
-		if err != nil {
-			return nil, err
-		}
-		product, user, err := parseRowName(pair.Key[len(s.prefix+"engines/"):])
-		if err != nil {
-			return nil, err
-		}
-		if product != e.ProductID || user != e.UserID {
-			return nil, fmt.Errorf("%w: %q", errForeignRow, pair.Key)
-		}
-		rows = append(rows, e)
-	}
-	return rows, nil
+// written notes that e was stored as value.
+func (s *Store) written(e *Engine, value []byte, results consul.KVPairs) {
+	key := s.engineKey(e.ProductID, e.UserID)
+	e.Index, e.stored = indexOf(results, key), e.State
+	s.mirror.wrote(storedAt(key, value, e.Index))
 }
 
 // changed is the operation that tells the watchers of a row's shard. Its value

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"iter"
 	"strings"
 	"sync"
 	"time"
@@ -40,9 +41,9 @@ type Mirror struct {
 	log   hclog.Logger
 
 	mu      sync.RWMutex
-	rows    map[string]*Engine // by the row's name
-	byID    map[string]*Engine // by the engine_id
-	removed map[string]uint64  // by the row's name: the last index of a row that this store removed
+	rows    map[string]map[string]*Engine // by shard, and by the row's name
+	byID    map[string]*Engine            // by the engine_id
+	removed map[string]uint64             // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
 	anew    bool              // lists are the truth until all rows are listed, whatever their indexes
@@ -54,7 +55,7 @@ type Mirror struct {
 // NewMirror returns a mirror of the store's rows, empty until Run has filled it.
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
-		store: s, log: log, rows: map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
+		store: s, log: log, rows: map[string]map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
 		shards: map[string]uint64{}, synced: make(chan struct{}), damaged: map[string]uint64{},
 	}
 	s.mirror = m
@@ -96,11 +97,27 @@ func (m *Mirror) ByID(engineID string) *Engine {
 func (m *Mirror) All() []*Engine {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	all := make([]*Engine, 0, len(m.rows))
-	for _, e := range m.rows {
+	all := make([]*Engine, 0, len(m.byID))
+	for _, e := range m.below("") {
 		all = append(all, e)
 	}
 	return all
+}
+
+// below are the names of the rows below a part of engines/. The lock is held.
+func (m *Mirror) below(part string) iter.Seq2[string, *Engine] {
+	return func(yield func(string, *Engine) bool) {
+		for shard, rows := range m.rows {
+			if !strings.HasPrefix(shard+"/", part) {
+				continue
+			}
+			for name, e := range rows {
+				if !yield(name, e) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // follow lists all rows and then what changes, until it is time to list all
@@ -191,44 +208,38 @@ func (m *Mirror) changes(ctx context.Context, index uint64) (map[string]uint64, 
 func (m *Mirror) list(ctx context.Context, below string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	prefix := m.store.prefix + "engines/"
-	pairs, meta, err := m.store.client.KV().List(prefix+below, (&consul.QueryOptions{}).WithContext(ctx))
+	told := map[string]*Engine{} // nil: one that cannot be read
+	index, err := m.store.each((&consul.QueryOptions{}).WithContext(ctx), enginesBelow+below, func(v stored) error {
+		name := v.key[len(m.store.prefix+enginesBelow):]
+		e, err := m.store.rowOf(v)
+		if err != nil && m.damaged[name] != v.index {
+			m.damaged[name] = v.index
+			m.log.Error("a row cannot be read and is left out of lists", "row", name, "error", err)
+		}
+		told[name] = e
+		return nil
+	})
 	if err != nil {
-		return unavailable(err)
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.anew {
 		m.forget(below)
 	}
-	told := make(map[string]bool, len(pairs))
-	for _, pair := range pairs {
-		name := pair.Key[len(prefix):]
-		told[name] = true
-		e, err := decodeEngine(pair)
-		if err == nil {
-			var product, user string
-			if product, user, err = parseRowName(name); err == nil && (product != e.ProductID || user != e.UserID) {
-				err = errForeignRow
-			}
+	for name, e := range told {
+		if e != nil {
+			m.put(name, e)
 		}
-		if err != nil {
-			if m.damaged[name] != pair.ModifyIndex {
-				m.damaged[name] = pair.ModifyIndex
-				m.log.Error("a row cannot be read and is left out of lists", "row", name, "error", err)
-			}
-			continue
-		}
-		m.put(name, e)
 	}
-	for name, e := range m.rows {
+	for name, e := range m.below(below) {
 		// A row that this store wrote after the list was made is not missing.
-		if strings.HasPrefix(name, below) && !told[name] && e.Index <= meta.LastIndex {
+		if _, listed := told[name]; !listed && e.Index <= index {
 			m.drop(name)
 		}
 	}
 	for name := range m.removed {
-		if strings.HasPrefix(name, below) && !told[name] {
+		if _, listed := told[name]; !listed && strings.HasPrefix(name, below) {
 			delete(m.removed, name)
 		}
 	}
@@ -238,10 +249,8 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 // forget drops the rows below a part of engines/, and what is known of their
 // indexes. The lock is held.
 func (m *Mirror) forget(below string) {
-	for name := range m.rows {
-		if strings.HasPrefix(name, below) {
-			m.drop(name)
-		}
+	for name := range m.below(below) {
+		m.drop(name)
 	}
 	for name := range m.removed {
 		if strings.HasPrefix(name, below) {
@@ -252,12 +261,15 @@ func (m *Mirror) forget(below string) {
 
 // put takes a row over, unless a newer one is known. The lock is held.
 func (m *Mirror) put(name string, e *Engine) {
-	if old := m.rows[name]; old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
+	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
 		return
 	}
 	m.drop(name)
 	delete(m.removed, name)
-	m.rows[name], m.byID[e.EngineID] = e, e
+	if m.rows[shardOf(name)] == nil {
+		m.rows[shardOf(name)] = map[string]*Engine{}
+	}
+	m.rows[shardOf(name)][name], m.byID[e.EngineID] = e, e
 	t := m.tenants[e.ProductID]
 	if t == nil {
 		t = &tenantRows{counts: map[State]int{}}
@@ -268,11 +280,11 @@ func (m *Mirror) put(name string, e *Engine) {
 
 // drop forgets a row. The lock is held.
 func (m *Mirror) drop(name string) {
-	e := m.rows[name]
+	e := m.at(name)
 	if e == nil {
 		return
 	}
-	delete(m.rows, name)
+	delete(m.rows[shardOf(name)], name)
 	if m.byID[e.EngineID] == e {
 		delete(m.byID, e.EngineID)
 	}
@@ -282,13 +294,28 @@ func (m *Mirror) drop(name string) {
 	}
 }
 
-// wrote takes over what this store has just written. A store without a mirror
-// has a nil one.
-func (m *Mirror) wrote(e *Engine) {
+// row is the row of a name, or nil. A store without a mirror has a nil one.
+func (m *Mirror) row(name string) *Engine {
+	if m == nil {
+		return nil
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.at(name)
+}
+
+// at is the row of a name, or nil. The lock is held.
+func (m *Mirror) at(name string) *Engine { return m.rows[shardOf(name)][name] }
+
+// wrote takes over what this store has just written, as another store reads it.
+func (m *Mirror) wrote(v stored) {
 	if m == nil {
 		return
 	}
-	e = e.Clone()
+	e, err := decodeEngine(v)
+	if err != nil {
+		panic("registry: what was stored is no row: " + err.Error())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.put(rowName(e.ProductID, e.UserID), e)

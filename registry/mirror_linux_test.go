@@ -144,7 +144,7 @@ func TestMirrorIgnoresOlderLists(t *testing.T) {
 		return &Engine{EngineID: "id", ProductID: "p", UserID: "u", State: s, Index: index}
 	}
 	name := rowName("p", "u")
-	m.wrote(row(5, Running))
+	m.put(name, row(5, Running))
 	m.put(name, row(4, Provisioning))
 	if got := m.Counts("p"); got[Running] != 1 || got[Provisioning] != 0 {
 		t.Errorf("an older row won: %v", got)
@@ -168,7 +168,7 @@ func TestMirrorPages(t *testing.T) {
 			state = Stopped
 		}
 		// Two of each moment: the id decides.
-		m.wrote(&Engine{EngineID: fmt.Sprintf("id-%02d", i), ProductID: "p", UserID: fmt.Sprint(i), State: state, CreatedAt: time.Unix(int64(i/2), 5), Index: 1})
+		m.put(rowName("p", fmt.Sprint(i)), &Engine{EngineID: fmt.Sprintf("id-%02d", i), ProductID: "p", UserID: fmt.Sprint(i), State: state, CreatedAt: time.Unix(int64(i/2), 5), Index: 1})
 	}
 	for _, c := range []struct {
 		q     PageQuery
@@ -224,7 +224,7 @@ func TestMirrorLeavesOutDamagedRows(t *testing.T) {
 func BenchmarkMirrorPage(b *testing.B) {
 	m := (&Store{}).NewMirror(hclog.NewNullLogger())
 	for i := range 5000 {
-		m.wrote(&Engine{EngineID: fmt.Sprint("id-", i), ProductID: "p", UserID: fmt.Sprint(i), State: Running, CreatedAt: time.Unix(int64(rand.IntN(1_000_000)), 0), Index: 1})
+		m.put(rowName("p", fmt.Sprint(i)), &Engine{EngineID: fmt.Sprint("id-", i), ProductID: "p", UserID: fmt.Sprint(i), State: Running, CreatedAt: time.Unix(int64(rand.IntN(1_000_000)), 0), Index: 1})
 	}
 	for b.Loop() {
 		if _, _, _, err := m.Page(PageQuery{ProductID: "p", Limit: 100, Offset: 2500}); err != nil {

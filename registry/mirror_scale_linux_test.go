@@ -72,7 +72,7 @@ func mirroredBytes(tb testing.TB, rows int) float64 {
 	for i := range rows {
 		e := fullRow("some-product-id-of-26-chars", i)
 		// As it comes from Consul.
-		read, err := decodeEngine(&consul.KVPair{Key: e.UserID, Value: encode(e), ModifyIndex: uint64(i + 1)})
+		read, err := decodeEngine(storedAt(e.UserID, encode(e), uint64(i+1)))
 		if err != nil {
 			tb.Fatal(err)
 		}

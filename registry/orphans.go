@@ -86,16 +86,23 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 	return s.idsBelow(ctx, "pool/")
 }
 
-// Engines reads every row, so that a leader of Consul's that was deposed without
+// Engines reads every row, shared with the mirror and not to be changed, so that a leader of Consul's that was deposed without
 // knowing it yet cannot answer. A row that cannot be read fails the whole: "not in
 // this answer" must never be taken for "gone".
 func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
 	// In one list, so that a row which moves is in it; with the time it takes.
-	pairs, err := s.listWithin(ctx, fleetTimeout, "engines/")
+	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
+	defer cancel()
+	var rows []*Engine
+	_, err := s.each(consistent(ctx), enginesBelow, func(v stored) error {
+		e, err := s.rowOf(v)
+		rows = append(rows, e)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return s.decodeRows(pairs)
+	return rows, nil
 }
 
 // GravesNow is Graves, read as Engines is.

@@ -45,21 +45,23 @@ func (s *Store) PooledVolumesOn(ctx context.Context, nodeID string) ([]*PooledVo
 	if nodeID != "" {
 		below += nodeID + "/"
 	}
-	pairs, err := s.list(ctx, below)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var pool []*PooledVolume
+	_, err := s.each(consistent(ctx), below, func(at stored) error {
+		v, err := decodeStored[PooledVolume](at)
+		if err != nil {
+			return err
+		}
+		if v.EngineID != base(at.key) || !strings.HasSuffix(at.key, v.NodeID+"/"+v.EngineID) {
+			return fmt.Errorf("registry: pool entry %q names another volume", at.key)
+		}
+		v.Index = at.index
+		pool = append(pool, v)
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	pool := make([]*PooledVolume, 0, len(pairs))
-	for _, pair := range pairs {
-		v, err := decode[PooledVolume](pair)
-		if err != nil {
-			return nil, err
-		}
-		if v.EngineID != base(pair.Key) || !strings.HasSuffix(pair.Key, v.NodeID+"/"+v.EngineID) {
-			return nil, fmt.Errorf("registry: pool entry %q names another volume", pair.Key)
-		}
-		v.Index = pair.ModifyIndex
-		pool = append(pool, v)
 	}
 	return pool, nil
 }

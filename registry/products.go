@@ -85,7 +85,7 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 	if !exists {
 		return p, nil, nil
 	}
-	e, err := s.rows.of(row)
+	e, err := s.row(row)
 	if err != nil {
 		return nil, nil, err
 	}

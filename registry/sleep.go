@@ -17,16 +17,15 @@ import (
 func (s *Store) ProposeSleep(ctx context.Context, e *Engine) error {
 	before := e.SleepPending
 	e.SleepPending = strings.ToLower(rand.Text())
-	rowKey := s.engineKey(e.ProductID, e.UserID)
+	value := encode(e)
 	ops, err := s.led(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e), Index: e.Index},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineKey(e.ProductID, e.UserID), Value: value, Index: e.Index},
 		s.changed(e),
 	)
 	if err == nil {
 		var results consul.KVPairs
 		if results, _, err = s.txn(ctx, ops); err == nil {
-			e.Index = indexOf(results, rowKey)
-			s.mirror.wrote(e)
+			s.written(e, value, results)
 			return nil
 		}
 	}
@@ -39,7 +38,7 @@ func (m *Mirror) Awake() []*Engine {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	var rows []*Engine
-	for _, e := range m.rows {
+	for _, e := range m.below("") {
 		if e.State == Running && e.Op == nil {
 			rows = append(rows, e)
 		}

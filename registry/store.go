@@ -54,8 +54,7 @@ type Store struct {
 	quotas sync.Map
 
 	shared   sharedReads
-	products decoded[Product]
-	rows     decoded[Engine]
+	products decoded
 
 	mirror  *Mirror
 	replica *Replica
@@ -64,11 +63,13 @@ type Store struct {
 // New returns a store below prefix, which ends in a slash.
 func New(client *consul.Client, prefix string) *Store {
 	s := &Store{client: client, prefix: prefix}
-	s.shared.store, s.products.decode, s.rows.decode = s, decodeProduct, decodeEngine
+	s.shared.store = s
 	return s
 }
 
 // Key names below the prefix (DESIGN section 1).
+const enginesBelow = "engines/"
+
 func (s *Store) productKey(id string) string      { return s.prefix + "products/" + id }
 func (s *Store) slugKey(slug string) string       { return s.prefix + "slugs/" + slug }
 func (s *Store) platformKey(hash string) string   { return s.prefix + "platform-keys/" + hash }
@@ -76,7 +77,7 @@ func (s *Store) quotaKey(productID string) string { return s.prefix + "quota/" +
 func (s *Store) rateKey(productID string) string  { return s.prefix + "rate/" + productID }
 func (s *Store) engineIDKey(id string) string     { return s.prefix + "engine-ids/" + id }
 func (s *Store) engineKey(productID, userID string) string {
-	return s.prefix + "engines/" + rowName(productID, userID)
+	return s.prefix + enginesBelow + rowName(productID, userID)
 }
 func (s *Store) activityKey(replicaID string, slot uint64) string {
 	return s.prefix + activityBelow + replicaID + "/" + strconv.FormatUint(slot, 10)
@@ -127,11 +128,7 @@ func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
 
 // list reads all keys below a prefix of the store.
 func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) {
-	return s.listWithin(ctx, callTimeout, below)
-}
-
-func (s *Store) listWithin(ctx context.Context, limit time.Duration, below string) (consul.KVPairs, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	pairs, _, err := s.client.KV().List(s.prefix+below, consistent(ctx))
 	if err != nil {
@@ -142,13 +139,15 @@ func (s *Store) listWithin(ctx context.Context, limit time.Duration, below strin
 
 // idsBelow are the last segments of all keys below a prefix of the store.
 func (s *Store) idsBelow(ctx context.Context, below string) (map[string]bool, error) {
-	pairs, err := s.list(ctx, below)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	keys, _, err := s.client.KV().Keys(s.prefix+below, "", consistent(ctx))
 	if err != nil {
-		return nil, err
+		return nil, unavailable(err)
 	}
-	ids := make(map[string]bool, len(pairs))
-	for _, pair := range pairs {
-		ids[base(pair.Key)] = true
+	ids := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		ids[base(key)] = true
 	}
 	return ids, nil
 }
@@ -202,15 +201,6 @@ func decodeProduct(pair *consul.KVPair) (*Product, error) {
 	}
 	p.Index = pair.ModifyIndex
 	return p, nil
-}
-
-func decodeEngine(pair *consul.KVPair) (*Engine, error) {
-	e, err := decode[Engine](pair)
-	if err != nil {
-		return nil, err
-	}
-	e.Index, e.stored = pair.ModifyIndex, e.State
-	return e, nil
 }
 
 // base is the last segment of a key.

@@ -22,9 +22,9 @@ func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume)
 	if err := checkMove(none, e.State); err != nil {
 		return err
 	}
-	rowKey := s.engineKey(e.ProductID, e.UserID)
+	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.led(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: encode(e)},
+		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value},
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
 		s.changed(e),
 	)
@@ -35,8 +35,7 @@ func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume)
 	if err != nil {
 		return err
 	}
-	e.Index, e.stored = indexOf(results, rowKey), e.State
-	s.mirror.wrote(e)
+	s.written(e, value, results)
 	return nil
 }
 
