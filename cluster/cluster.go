@@ -47,6 +47,7 @@ type Cluster struct {
 	client    *api.Client
 	namespace string
 	log       hclog.Logger
+	pageSize  int32 // tests make it small
 
 	mu      sync.Mutex
 	view    view
@@ -59,7 +60,7 @@ type Cluster struct {
 // New returns a cluster whose view is empty until Run has filled it.
 func New(client *api.Client, namespace string, log hclog.Logger) *Cluster {
 	return &Cluster{
-		client: client, namespace: namespace, log: log,
+		client: client, namespace: namespace, log: log, pageSize: pageSize,
 		view: newView(), watches: map[string]map[*Watch]struct{}{}, synced: make(chan struct{}),
 	}
 }

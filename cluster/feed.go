@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -70,12 +71,16 @@ var errSilent = fmt.Errorf("the event stream said nothing for %s, not even a hea
 
 type eventBatch struct {
 	Index  uint64
-	Events []struct {
-		Topic   api.Topic
-		Type    string
-		Index   uint64
-		Payload json.RawMessage
-	}
+	Events []event
+}
+
+type event struct {
+	Topic api.Topic
+	Type  string
+	Index uint64
+	// FilterKeys of an evaluation are its job and its deployment.
+	FilterKeys []string
+	Payload    json.RawMessage
 }
 
 // follow reads one stream until it breaks or is due for a new list.
@@ -138,19 +143,30 @@ func (c *Cluster) newest(ctx context.Context) (uint64, error) {
 // relist reads all nodes and allocations and returns the index up to which the
 // lists are complete.
 func (c *Cluster) relist(ctx context.Context) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*callTimeout)
-	defer cancel()
-	options := func() *api.QueryOptions {
-		q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}})
-		return q.WithContext(ctx)
+	all := func() *api.QueryOptions {
+		return &api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}}
 	}
-	nodes, nodesMeta, err := c.client.Nodes().List(options())
+	var nodes []*Node
+	nodesAt, err := c.pages(ctx, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.Nodes().List(q)
+		for _, n := range stubs {
+			nodes = append(nodes, nodeFrom(n))
+		}
+		return meta, err
+	})
 	if err != nil {
-		return 0, classify(err)
+		return 0, err
 	}
-	allocs, allocsMeta, err := c.client.Allocations().List(options())
+	var allocs []*Alloc
+	allocsAt, err := c.pages(ctx, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.Allocations().List(q)
+		for _, a := range stubs {
+			allocs = append(allocs, allocFrom(a))
+		}
+		return meta, err
+	})
 	if err != nil {
-		return 0, classify(err)
+		return 0, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,10 +174,10 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	c.view = newView()
 	c.view.evals = evals
 	for _, n := range nodes {
-		c.view.nodes[n.ID] = nodeFrom(n)
+		c.view.nodes[n.ID] = n
 	}
 	for _, a := range allocs {
-		c.view.putAlloc(allocFrom(a), c.watches[a.JobID] != nil)
+		c.view.putAlloc(a, c.watches[a.JobID] != nil)
 	}
 	c.fresh, c.live = time.Now(), true
 	for jobID := range c.watches {
@@ -172,7 +188,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	default:
 		close(c.synced)
 	}
-	return min(nodesMeta.LastIndex, allocsMeta.LastIndex), nil
+	return min(nodesAt, allocsAt), nil
 }
 
 func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
@@ -183,6 +199,9 @@ func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
 		return nil
 	}
 	for _, e := range batch.Events {
+		if e.Topic == api.TopicEvaluation && !slices.ContainsFunc(e.FilterKeys, func(key string) bool { return c.watches[key] != nil }) {
+			continue // most are: of all jobs of a node whose volumes changed
+		}
 		var p struct {
 			Node       *api.NodeListStub
 			Allocation *api.AllocationListStub

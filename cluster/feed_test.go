@@ -24,7 +24,7 @@ func TestStreamBeginsWhereNomadIs(t *testing.T) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		default:
-			if r.URL.Query().Get("per_page") == "" {
+			if r.URL.Query().Has("resources") {
 				calls <- "list of " + r.URL.Path
 			}
 			_, _ = w.Write([]byte("[]"))

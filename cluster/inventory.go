@@ -13,7 +13,8 @@ import (
 type JobInfo struct {
 	ID          string
 	ModifyIndex uint64 // its JobModifyIndex
-	Meta        map[string]string
+	// EngineID and Deployment are what its meta says: whose it is.
+	EngineID, Deployment string
 	// Count is how many processes it asks for; -1 when that was not told.
 	Count int
 	// Live are the nodes of its allocations whose process is not known to be
@@ -23,47 +24,51 @@ type JobInfo struct {
 
 // Jobs lists the jobs of the namespace whose name begins with prefix.
 func (c *Cluster) Jobs(ctx context.Context, prefix string) ([]*JobInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
-	defer cancel()
+	var jobs []*JobInfo
+	byID := map[string]*JobInfo{}
 	q := c.read(ctx)
 	q.Prefix = prefix
-	stubs, meta, err := c.client.Jobs().ListOptions(&api.JobListOptions{Fields: &api.JobListFields{Meta: true}}, q)
-	if err != nil {
-		return nil, classify(err)
-	}
-	if meta.NextToken != "" {
-		return nil, fmt.Errorf("%w: the list of jobs is cut", ErrUnavailable)
-	}
-	// That list does not tell counts; the one that Nomad's own UI reads does.
-	var statuses []struct {
-		ID            string
-		GroupCountSum int
-		Allocs        []struct{ ClientStatus, NodeID string }
-	}
-	meta, err = c.client.Raw().Query("/v1/jobs/statuses", &statuses, c.read(ctx))
-	if err != nil {
-		return nil, classify(err)
-	}
-	if meta.NextToken != "" {
-		return nil, fmt.Errorf("%w: the list of job statuses is cut", ErrUnavailable)
-	}
-	jobs := make([]*JobInfo, 0, len(stubs))
-	byID := make(map[string]*JobInfo, len(stubs))
-	for _, s := range stubs {
-		job := &JobInfo{ID: s.ID, ModifyIndex: s.JobModifyIndex, Meta: s.Meta, Count: -1}
-		jobs, byID[s.ID] = append(jobs, job), job
-	}
-	for _, s := range statuses {
-		job := byID[s.ID]
-		if job == nil {
-			continue
-		}
-		job.Count = s.GroupCountSum
-		for _, a := range s.Allocs {
-			if alloc := (&Alloc{Client: a.ClientStatus}); !alloc.Terminal() {
-				job.Live = append(job.Live, a.NodeID)
+	_, err := c.pages(ctx, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.Jobs().ListOptions(&api.JobListOptions{Fields: &api.JobListFields{Meta: true}}, q)
+		for _, s := range stubs {
+			if byID[s.ID] == nil {
+				byID[s.ID] = &JobInfo{ID: s.ID, ModifyIndex: s.JobModifyIndex, EngineID: s.Meta["engine_id"], Deployment: s.Meta["deployment"], Count: -1}
+				jobs = append(jobs, byID[s.ID])
 			}
 		}
+		return meta, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// That list does not tell counts; the one that Nomad's own UI reads does, from
+	// the job that was changed last to the first. The other way round, one that is
+	// changed meanwhile is on a page to come.
+	q = c.read(ctx)
+	q.Params = map[string]string{"reverse": "true"}
+	_, err = c.pages(ctx, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		var statuses []struct {
+			ID            string
+			GroupCountSum int
+			Allocs        []struct{ ClientStatus, NodeID string }
+		}
+		meta, err := c.client.Raw().Query("/v1/jobs/statuses", &statuses, q)
+		for _, s := range statuses {
+			job := byID[s.ID]
+			if job == nil {
+				continue
+			}
+			job.Count, job.Live = s.GroupCountSum, nil
+			for _, a := range s.Allocs {
+				if alloc := (&Alloc{Client: a.ClientStatus}); !alloc.Terminal() {
+					job.Live = append(job.Live, a.NodeID)
+				}
+			}
+		}
+		return meta, err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return jobs, nil
 }
@@ -76,18 +81,16 @@ type VariableInfo struct {
 
 // KeyHashes lists the variables of jobs whose name begins with prefix.
 func (c *Cluster) KeyHashes(ctx context.Context, prefix string) ([]*VariableInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	list, meta, err := c.client.Variables().PrefixList(variablePath(prefix), c.read(ctx))
+	var infos []*VariableInfo
+	_, err := c.pages(ctx, c.read(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		list, meta, err := c.client.Variables().PrefixList(variablePath(prefix), q)
+		for _, v := range list {
+			infos = append(infos, &VariableInfo{JobID: strings.TrimPrefix(v.Path, variablePath("")), ModifyIndex: v.ModifyIndex})
+		}
+		return meta, err
+	})
 	if err != nil {
-		return nil, classify(err)
-	}
-	if meta.NextToken != "" {
-		return nil, fmt.Errorf("%w: the list of variables is cut", ErrUnavailable)
-	}
-	infos := make([]*VariableInfo, 0, len(list))
-	for _, v := range list {
-		infos = append(infos, &VariableInfo{JobID: strings.TrimPrefix(v.Path, variablePath("")), ModifyIndex: v.ModifyIndex})
+		return nil, err
 	}
 	return infos, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,8 +73,9 @@ type Node struct {
 	// Down: the servers do not hear from it.
 	Down    bool
 	Drivers map[string]bool // healthy task drivers
-	// Free is what no living allocation has reserved.
+	// Free is what no living allocation has reserved, and Allocs how many there are.
 	FreeCPUMHz, FreeMemoryMB, FreePorts int
+	Allocs                              int
 
 	modifyIndex            uint64
 	cpuMHz, memoryMB       int
@@ -83,13 +85,63 @@ type Node struct {
 
 type view struct {
 	nodes  map[string]*Node
+	held   map[string]*holding // by node
 	allocs map[string]*Alloc
-	byJob  map[string]map[string]*Alloc
+	byJob  map[string][]*Alloc         // most have one
 	evals  map[string]map[string]*Eval // watched jobs only
 }
 
+// holding is what living allocations have reserved of a node.
+type holding struct {
+	allocs           int
+	cpuMHz, memoryMB int
+	ports            map[int]int // by number: how many hold it
+	// dynamic is how many of them are from min to max.
+	dynamic, min, max int
+}
+
+// dynamicPorts is how many ports from min to max are held: the node's range, which
+// hardly ever changes.
+func (h *holding) dynamicPorts(min, max int) int {
+	if h.min != min || h.max != max {
+		h.dynamic, h.min, h.max = 0, min, max
+		for port, times := range h.ports {
+			if min <= port && port <= max {
+				h.dynamic += times
+			}
+		}
+	}
+	return h.dynamic
+}
+
 func newView() view {
-	return view{nodes: map[string]*Node{}, allocs: map[string]*Alloc{}, byJob: map[string]map[string]*Alloc{}, evals: map[string]map[string]*Eval{}}
+	return view{
+		nodes: map[string]*Node{}, held: map[string]*holding{}, allocs: map[string]*Alloc{}, byJob: map[string][]*Alloc{},
+		evals: map[string]map[string]*Eval{},
+	}
+}
+
+// hold counts what an allocation has reserved, times 1 or -1.
+func (v *view) hold(a *Alloc, times int) {
+	if a.Terminal() {
+		return
+	}
+	h := v.held[a.NodeID]
+	if h == nil {
+		h = &holding{ports: map[int]int{}}
+		v.held[a.NodeID] = h
+	}
+	h.allocs += times
+	h.cpuMHz += times * a.cpuMHz
+	h.memoryMB += times * a.memoryMB
+	for _, port := range a.ports {
+		if h.ports[port] += times; h.ports[port] == 0 {
+			delete(h.ports, port)
+		}
+		if h.min <= port && port <= h.max {
+			h.dynamic += times
+		}
+	}
 }
 
 // putAlloc keeps the newer of what is known and what is told. Allocations that
@@ -103,10 +155,8 @@ func (v *view) putAlloc(a *Alloc, watched bool) {
 		return
 	}
 	v.allocs[a.ID] = a
-	if v.byJob[a.JobID] == nil {
-		v.byJob[a.JobID] = map[string]*Alloc{}
-	}
-	v.byJob[a.JobID][a.ID] = a
+	v.byJob[a.JobID] = append(v.byJob[a.JobID], a)
+	v.hold(a, 1)
 }
 
 func (v *view) dropAlloc(id string) {
@@ -114,9 +164,10 @@ func (v *view) dropAlloc(id string) {
 	if a == nil {
 		return
 	}
+	v.hold(a, -1)
 	delete(v.allocs, id)
-	delete(v.byJob[a.JobID], id)
-	if len(v.byJob[a.JobID]) == 0 {
+	left := slices.DeleteFunc(v.byJob[a.JobID], func(other *Alloc) bool { return other == a })
+	if v.byJob[a.JobID] = left; len(left) == 0 {
 		delete(v.byJob, a.JobID)
 	}
 }
@@ -126,27 +177,17 @@ func (c *Cluster) Nodes() []Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	nodes := make([]Node, 0, len(c.view.nodes))
-	at := make(map[string]int, len(c.view.nodes))
-	for id, n := range c.view.nodes {
+	for _, n := range c.view.nodes {
 		n := *n
 		n.FreeCPUMHz, n.FreeMemoryMB = n.cpuMHz, n.memoryMB
 		n.FreePorts = n.maxPort - n.minPort + 1 - n.reservedInDynamicRange
-		at[id] = len(nodes)
+		if h := c.view.held[n.ID]; h != nil {
+			n.Allocs = h.allocs
+			n.FreeCPUMHz -= h.cpuMHz
+			n.FreeMemoryMB -= h.memoryMB
+			n.FreePorts -= h.dynamicPorts(n.minPort, n.maxPort)
+		}
 		nodes = append(nodes, n)
-	}
-	for _, a := range c.view.allocs {
-		i, known := at[a.NodeID]
-		if !known || a.Terminal() {
-			continue
-		}
-		n := &nodes[i]
-		n.FreeCPUMHz -= a.cpuMHz
-		n.FreeMemoryMB -= a.memoryMB
-		for _, port := range a.ports {
-			if port >= n.minPort && port <= n.maxPort {
-				n.FreePorts--
-			}
-		}
 	}
 	return nodes
 }
@@ -162,7 +203,7 @@ func (c *Cluster) Newest(jobID string) (Alloc, bool) {
 	return Alloc{}, false
 }
 
-func newest(allocs map[string]*Alloc) (newest *Alloc) {
+func newest(allocs []*Alloc) (newest *Alloc) {
 	for _, a := range allocs {
 		if newest == nil || a.CreateIndex > newest.CreateIndex {
 			newest = a

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"encoding/json"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -108,16 +110,15 @@ func TestEvalFrom(t *testing.T) {
 }
 
 // The view keeps the newest of what it was told, in whatever order it was told,
-// and counts what allocations hold of a node.
+// and counts what allocations hold of a node, whichever ports are its own.
 func TestViewKeepsTheNewest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := New(nil, "default", nil)
-		c.view.nodes["node"] = &Node{ID: "node", cpuMHz: 10_000, memoryMB: 10_000, minPort: 20_000, maxPort: 20_099}
 		newest := map[string]*Alloc{}
 		for range rapid.IntRange(0, 60).Draw(t, "events") {
 			a := &Alloc{
 				ID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "id"), JobID: "job", NodeID: "node",
-				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, ports: []int{20_001},
+				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, ports: []int{22, 20_001},
 			}
 			// One index is one truth: what an allocation is follows from it.
 			if a.ModifyIndex > 25 {
@@ -127,19 +128,27 @@ func TestViewKeepsTheNewest(t *testing.T) {
 			if old := newest[a.ID]; old == nil || a.ModifyIndex >= old.ModifyIndex {
 				newest[a.ID] = a
 			}
-		}
-		living := 0
-		for id, want := range newest {
-			if got := c.view.allocs[id]; got == nil || got.ModifyIndex != want.ModifyIndex {
-				t.Fatalf("%s: got %+v, want index %d", id, got, want.ModifyIndex)
+			living, of := 0, c.view.byJob["job"]
+			for id, want := range newest {
+				if got := c.view.allocs[id]; got == nil || got.ModifyIndex != want.ModifyIndex || !slices.Contains(of, got) {
+					t.Fatalf("%s: got %+v, want index %d", id, got, want.ModifyIndex)
+				}
+				if !want.Terminal() {
+					living++
+				}
 			}
-			if !want.Terminal() {
-				living++
+			if len(of) != len(newest) {
+				t.Fatalf("%d allocations of the job, want %d", len(of), len(newest))
 			}
-		}
-		n := c.Nodes()[0]
-		if n.FreeCPUMHz != 10_000-100*living || n.FreeMemoryMB != 10_000-10*living || n.FreePorts != 100-living {
-			t.Fatalf("%d living allocations leave %d MHz, %d MiB, %d ports", living, n.FreeCPUMHz, n.FreeMemoryMB, n.FreePorts)
+			first := rapid.SampledFrom([]int{20_000, 20_001, 20_002}).Draw(t, "first port")
+			c.view.nodes["node"] = &Node{ID: "node", cpuMHz: 10_000, memoryMB: 10_000, minPort: first, maxPort: 20_099}
+			ports := 20_100 - first
+			if first <= 20_001 {
+				ports -= living
+			}
+			if n := c.Nodes()[0]; n.Allocs != living || n.FreeCPUMHz != 10_000-100*living || n.FreeMemoryMB != 10_000-10*living || n.FreePorts != ports {
+				t.Fatalf("%d living allocations leave %d MHz, %d MiB, %d ports of %d", living, n.FreeCPUMHz, n.FreeMemoryMB, n.FreePorts, 20_100-first)
+			}
 		}
 	})
 }
@@ -153,14 +162,7 @@ func TestApplyDropsWhatTheListHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	batch := func(index uint64) *eventBatch {
-		b := &eventBatch{Index: index}
-		b.Events = append(b.Events, struct {
-			Topic   api.Topic
-			Type    string
-			Index   uint64
-			Payload json.RawMessage
-		}{api.TopicAllocation, "AllocationUpdated", index, payload})
-		return b
+		return &eventBatch{Index: index, Events: []event{{Topic: api.TopicAllocation, Type: "AllocationUpdated", Index: index, Payload: payload}}}
 	}
 	if err := c.apply(batch(7), 7); err != nil {
 		t.Fatal(err)
@@ -173,6 +175,27 @@ func TestApplyDropsWhatTheListHas(t *testing.T) {
 	}
 	if len(c.view.allocs) != 1 {
 		t.Error("an event after the list was not applied")
+	}
+}
+
+// Evaluations are those of watched jobs; others are not even read.
+func TestApplyTakesWatchedEvaluations(t *testing.T) {
+	c := New(nil, "default", nil)
+	watch := c.Watch("watched")
+	defer watch.Close()
+	told := func(job, payload string) error {
+		return c.apply(&eventBatch{Index: 8, Events: []event{{
+			Topic: api.TopicEvaluation, Type: "EvaluationUpdated", FilterKeys: []string{job, ""}, Payload: json.RawMessage(payload),
+		}}}, 7)
+	}
+	if err := errors.Join(told("other", `not read`), told("watched", `{"Evaluation": {"ID": "e", "JobID": "watched", "Status": "complete"}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.view.evals) != 1 || len(watch.state().Evals) != 1 {
+		t.Errorf("got %v", c.view.evals)
+	}
+	if err := told("watched", `not JSON`); err == nil {
+		t.Error("an event that cannot be read is no error")
 	}
 }
 

@@ -37,6 +37,11 @@ func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params 
 	case len(named) == 1:
 		return named[0], nil
 	}
+	return c.CreateVolume(ctx, name, nodeID, params)
+}
+
+// CreateVolume makes a volume on a node, whose name nothing has yet.
+func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
@@ -82,23 +87,6 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 // Volumes lists the host volumes of the namespace, on all nodes.
 func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) { return c.volumes(ctx, c.read) }
 
-// PendingVolumes are the names of the volumes that no node has reported yet.
-func (c *Cluster) PendingVolumes(ctx context.Context) (map[string]bool, error) {
-	list, err := c.volumes(ctx, func(ctx context.Context) *api.QueryOptions {
-		q := c.read(ctx)
-		q.Filter = fmt.Sprintf("State == %q", api.HostVolumeStatePending)
-		return q
-	})
-	if err != nil {
-		return nil, err
-	}
-	names := make(map[string]bool, len(list))
-	for _, v := range list {
-		names[v.Name] = true
-	}
-	return names, nil
-}
-
 // volumesNamed lists those of one name; Nomad leaves the others out.
 func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
 	alike, err := c.volumes(ctx, func(ctx context.Context) *api.QueryOptions {
@@ -119,15 +107,16 @@ func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, err
 }
 
 func (c *Cluster) volumes(ctx context.Context, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	stubs, _, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, query(ctx))
+	var list []*Volume
+	_, err := c.pages(ctx, query(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, q)
+		for _, v := range stubs {
+			list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})
+		}
+		return meta, err
+	})
 	if err != nil {
-		return nil, classify(err)
-	}
-	list := make([]*Volume, 0, len(stubs))
-	for _, v := range stubs {
-		list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})
+		return nil, err
 	}
 	return list, nil
 }

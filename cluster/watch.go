@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -40,9 +41,9 @@ func (w *Watch) Close() {
 	}
 	delete(c.watches, w.jobID)
 	delete(c.view.evals, w.jobID)
-	for id, a := range c.view.byJob[w.jobID] {
+	for _, a := range slices.Clone(c.view.byJob[w.jobID]) {
 		if a.Terminal() {
-			c.view.dropAlloc(id)
+			c.view.dropAlloc(a.ID)
 		}
 	}
 }
@@ -140,10 +141,10 @@ func (w *Watch) Refresh(ctx context.Context) error {
 	for _, a := range allocs {
 		told[a.ID] = true
 	}
-	for id, a := range c.view.byJob[w.jobID] {
+	for _, a := range slices.Clone(c.view.byJob[w.jobID]) {
 		// No event tells that Nomad has forgotten an allocation.
-		if !told[id] && a.ModifyIndex <= meta.LastIndex {
-			c.view.dropAlloc(id)
+		if !told[a.ID] && a.ModifyIndex <= meta.LastIndex {
+			c.view.dropAlloc(a.ID)
 		}
 	}
 	for _, a := range allocs {

@@ -249,6 +249,7 @@ func (o *operation) relocate(ctx context.Context) error {
 		}
 		return errors.Join(o.noPlace, err)
 	}
+	o.s.pool.claimed(place.pooled)
 	o.log.Info("placing the engine on another node", "node", next.NodeID, "now", next.EngineID)
 	o.row, o.quietAt, o.refusedAt = next, 0, 0
 	return errRelocated

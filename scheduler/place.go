@@ -58,7 +58,6 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 	}
 	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
 	slices.SortStableFunc(places, byRoom)
-	var ready map[string][]*registry.PooledVolume
 	for i, p := range places {
 		if p.fits != places[0].fits {
 			break
@@ -66,14 +65,14 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		var err error
 		switch {
 		case i < poolLooks:
-			ready, err = s.pool.list(ctx, p.node.ID)
+			err = s.pool.read(ctx, p.node.ID)
 		case i == poolLooks:
-			ready, err = s.pool.list(ctx, "")
+			err = s.pool.read(ctx, "")
 		}
 		if err != nil {
 			return nil, err
 		}
-		if p.pooled = s.pool.hold(ready[p.node.ID]); p.pooled != nil {
+		if p.pooled = s.pool.hold(p.node.ID); p.pooled != nil {
 			return p, nil
 		}
 	}
@@ -122,10 +121,10 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 		}
 		p.applyTo(row)
 		err = s.store.Claim(ctx, caller.Product, row, p.pooled)
-		if err != nil {
+		if err == nil {
+			s.pool.claimed(p.pooled)
+		} else {
 			s.pool.release(p.pooled)
-		} else if p.pooled != nil {
-			s.pool.claimed()
 		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
 			return err

@@ -130,7 +130,7 @@ func (p *planner) planRow(row *registry.Engine) {
 	act := func(what Act, format string, args ...any) {
 		p.add(&Action{
 			Act: what, Subject: "engine", EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
-			Why: fmt.Sprintf(format, args...), row: row, found: p.at(row.EngineID),
+			Why: fmt.Sprintf(format, args...), row: row.Clone(), found: p.at(row.EngineID),
 		})
 	}
 	f := p.at(row.EngineID)
@@ -139,7 +139,7 @@ func (p *planner) planRow(row *registry.Engine) {
 		return
 	}
 	if f.job != nil && !p.owns(f.job) {
-		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.Meta["engine_id"], f.job.Meta["deployment"])
+		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
 		return
 	}
 	if row.Op != nil {
@@ -199,7 +199,7 @@ func nodesOf(volumes []*cluster.Volume) string {
 // owns says whether a job is this deployment's and of the engine that its name
 // says.
 func (p *planner) owns(j *cluster.JobInfo) bool {
-	return j.Meta["deployment"] == p.deployment && j.Meta["engine_id"] == engineOf(j.ID)
+	return j.Deployment == p.deployment && j.EngineID == engineOf(j.ID)
 }
 
 // planQuotas compares the counts with the rows. A count that was the same, at
@@ -267,7 +267,7 @@ func (p *planner) planOrphans() {
 		if !p.ours(id) || p.held(id) || f.empty() {
 			continue
 		}
-		if f.job != nil && f.job.Meta["deployment"] != p.deployment {
+		if f.job != nil && f.job.Deployment != p.deployment {
 			continue // another deployment's, whatever its name
 		}
 		without = append(without, f)
@@ -306,7 +306,7 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 	case len(f.volumes) > 1:
 		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
 	case f.job != nil && !p.owns(f.job):
-		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.Meta["engine_id"])
+		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.EngineID)
 	case tombstone == nil:
 		return ActMark, what + " without a row"
 	}

@@ -127,15 +127,15 @@ func drawWorld(t *rapid.T) *simulated {
 			s.graves[id] = &registry.Grave{EngineID: id, NodeID: node}
 		}
 		if chance("job", 60) {
-			j := &cluster.JobInfo{ID: registry.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Meta: map[string]string{"deployment": testDeployment, "engine_id": id}}
+			j := &cluster.JobInfo{ID: registry.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Deployment: testDeployment, EngineID: id}
 			if chance("a process", 50) {
 				j.Live = []string{node}
 			}
 			if chance("another deployment's", 15) {
-				j.Meta["deployment"] = "other"
+				j.Deployment = "other"
 			}
 			if chance("of another engine", 10) {
-				j.Meta["engine_id"] = "somebody"
+				j.EngineID = "somebody"
 			}
 			s.jobs[id] = j
 		}
@@ -170,7 +170,7 @@ func (s *simulated) without(id string) bool {
 	if !strings.HasPrefix(id, testBrand) || s.rows[id] != nil || s.pooled[id] || s.graves[id] != nil {
 		return false
 	}
-	return s.jobs[id] == nil || s.jobs[id].Meta["deployment"] == testDeployment
+	return s.jobs[id] == nil || s.jobs[id].Deployment == testDeployment
 }
 
 // checkSafe holds an action against what must never happen.
@@ -189,7 +189,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 			t.Fatalf("%+v: its tombstone is %+v at %s", a, o, s.now)
 		case len(s.volumes[a.EngineID]) > 1:
 			t.Fatalf("%+v: of two volumes one is removed", a)
-		case s.jobs[a.EngineID] != nil && s.jobs[a.EngineID].Meta["engine_id"] != a.EngineID:
+		case s.jobs[a.EngineID] != nil && s.jobs[a.EngineID].EngineID != a.EngineID:
 			t.Fatalf("%+v: the job is another engine's", a)
 		}
 		for _, v := range a.found.volumes {
@@ -210,7 +210,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 			t.Fatalf("%+v: the engine is %s", a, row.State)
 		}
 		j := s.jobs[a.EngineID]
-		if j != nil && j.Meta["deployment"] != testDeployment {
+		if j != nil && j.Deployment != testDeployment {
 			t.Fatalf("%+v: the job is another deployment's", a)
 		}
 		if row.Frozen != nil && (s.silent[row.NodeID] || j != nil && j.Count != 0 && (j.Count < 0 || len(j.Live) > 0)) {
@@ -281,7 +281,7 @@ func (s *simulated) foreign() map[string]string {
 		switch store := store.(type) {
 		case map[string]*cluster.JobInfo:
 			for id, j := range store {
-				add(id, j.Meta)
+				add(id, j.EngineID+" of "+j.Deployment)
 			}
 		case map[string][]*cluster.Volume:
 			for id, v := range store {

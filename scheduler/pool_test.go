@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -30,14 +31,54 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 		{10 * time.Second, "a", 4, true},
 		{11 * time.Second, "a", 7, false},
 		{16 * time.Second, "a", 7, true}, // quiet
+		{16 * time.Second, "full", 7, false},
+		{31 * time.Second, "full", 7, false}, // an evaluation for each of its engines is much
+		{36 * time.Second, "full", 7, true},
+		{37 * time.Second, "full", 4, true},
 	} {
-		if got := p.due(c.node, c.count, begin.Add(c.after)); got != c.want {
+		node := cluster.Node{ID: c.node}
+		if c.node == "full" {
+			node.Allocs = 200
+		}
+		if got := p.due(node, c.count, begin.Add(c.after)); got != c.want {
 			t.Errorf("%s with %d after %s: %t, want %t", c.node, c.count, c.after, got, c.want)
 		}
 	}
 	one := newVolumePool(&Scheduler{opts: Options{VolumePool: 1}})
-	if !one.due("a", 1, begin) && !one.due("a", 0, begin) {
+	if !one.due(cluster.Node{}, 1, begin) && !one.due(cluster.Node{}, 0, begin) {
 		t.Error("a pool of one waits although it is empty")
+	}
+}
+
+// A volume is handed out once until its holder says how it went; what nobody got
+// is read again, since another replica may have it.
+func TestPoolHandsOutOnce(t *testing.T) {
+	p := newVolumePool(&Scheduler{})
+	volumes := []*registry.PooledVolume{{EngineID: "a", NodeID: "n"}, {EngineID: "b", NodeID: "n"}, {EngineID: "c", NodeID: "n"}}
+	fill := func() { p.known["n"] = readyVolumes{volumes: volumes} }
+	fill()
+	a := p.hold("n")
+	fill() // read again while it is held
+	b, c := p.hold("n"), p.hold("n")
+	if a == nil || b == nil || c == nil || a == b || b == c || a == c || p.hold("n") != nil || p.hold("other") != nil {
+		t.Fatalf("held %v, %v, %v", a, b, c)
+	}
+	p.claimed(a)
+	select {
+	case <-p.nudge:
+	default:
+		t.Error("a claim asks for no refill")
+	}
+	fill()
+	p.release(b)
+	if p.hold("n") != nil {
+		t.Error("what is known of a node outlives a volume that could not be claimed")
+	}
+	p.claimed(nil)
+	p.release(nil)
+	p.claimed(c)
+	if len(p.held) > 0 {
+		t.Errorf("still held: %v", p.held)
 	}
 }
 

@@ -249,7 +249,6 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	if err != nil {
 		return nil, err
 	}
-	defer s.pool.release(place.pooled)
 	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: registry.WarmProduct, ProductSlug: registry.WarmProduct, UserID: newID(), Warm: fingerprint,
@@ -259,18 +258,18 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	}
 	place.applyTo(row)
 	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
+		s.pool.release(place.pooled)
 		return nil, err
 	}
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
+		s.pool.release(place.pooled)
 		if errors.Is(err, registry.ErrUnavailable) {
 			s.adopt(row)
 		}
 		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
-	if place.pooled != nil {
-		s.pool.claimed()
-	}
+	s.pool.claimed(place.pooled)
 	return s.launch(row), nil
 }
 
