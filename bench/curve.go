@@ -12,7 +12,7 @@ import (
 )
 
 // curveMain measures the scale curve and returns the exit code.
-func curveMain(engines string) int {
+func curveMain(engines, profiles string) int {
 	levels, err := parseLevels(engines)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -25,7 +25,7 @@ func curveMain(engines string) int {
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up
-		err = runCurve(ctx, levels)
+		err = runCurve(ctx, levels, profiles)
 		stop()
 	}
 	if err != nil {

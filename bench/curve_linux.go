@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 // curve measures the same at more and more engines.
 type curve struct {
 	rig      *curveRig
+	profiles string   // where to keep profiles; empty: nowhere
 	users    []string // that have an engine
 	named    int      // how many users were thought of
 	progress func(string)
@@ -47,6 +49,7 @@ type level struct {
 	Fill          summary            `json:"fill_ms"`
 	FillErrors    map[string]int     `json:"fill_errors,omitempty"`
 	CPU           map[string]float64 `json:"cpu_ms_per_provision"`
+	Rested        float64            `json:"until_rested_seconds"`
 
 	Provision summary            `json:"provision_ms"`
 	Steps     map[string]float64 `json:"provision_steps_p50_ms"`
@@ -59,6 +62,7 @@ type level struct {
 	Status    summary            `json:"status_ms"`
 	Reconcile summary            `json:"reconcile_ms"`
 	RSS       map[string]float64 `json:"rss_mib"`
+	Heap      float64            `json:"orch_live_heap_mib"`
 	Peak      float64            `json:"orch_peak_rss_mib"`
 	Idle      map[string]float64 `json:"idle_cpu_percent"`
 	Stored    stored             `json:"stored"`
@@ -66,7 +70,7 @@ type level struct {
 
 // runCurve measures all levels, and writes the report. It runs where enterCurve
 // has led; when it returns, nothing that it started is left.
-func runCurve(ctx context.Context, levels []int) (err error) {
+func runCurve(ctx context.Context, levels []int, profiles string) (err error) {
 	began := time.Now()
 	progress := func(line string) { fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), line) }
 	rep := newCurveReport(ctx, began)
@@ -78,7 +82,7 @@ func runCurve(ctx context.Context, levels []int) (err error) {
 		progress("ending what was started")
 		err = errors.Join(err, r.close())
 	}()
-	c := &curve{rig: r, progress: progress}
+	c := &curve{rig: r, profiles: profiles, progress: progress}
 	if err := r.service.poolFull(ctx); err != nil {
 		return err
 	}
@@ -113,6 +117,11 @@ func (c *curve) level(ctx context.Context, aim int) (*level, error) {
 	if err := c.rig.service.poolFull(ctx); err != nil {
 		return nil, err
 	}
+	rest, err := c.rig.rested(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.Rested = rest.Seconds()
 	for _, measure := range []func(context.Context, *level) error{c.singles, c.admits, c.lists, c.passes, c.rest} {
 		if err := measure(ctx, l); err != nil {
 			return nil, err
@@ -248,7 +257,16 @@ func (c *curve) admits(ctx context.Context, l *level) error {
 	if len(open.failed) > 0 {
 		c.progress(fmt.Sprintf("%d admits failed, the first with: %v", len(open.failed), open.failed[0]))
 	}
+	saved := make(chan error, 1)
+	go func() {
+		if c.profiles == "" {
+			saved <- nil
+			return
+		}
+		saved <- c.rig.service.saveProfile(ctx, "profile?seconds=4", filepath.Join(c.profiles, fmt.Sprintf("cpu-admits-%d.pb.gz", l.Aim)))
+	}()
 	closed, err := closedLoop(ctx, one)
+	err = errors.Join(err, <-saved)
 	if err != nil {
 		return err
 	}
@@ -357,6 +375,14 @@ func (c *curve) rest(ctx context.Context, l *level) error {
 	}
 	if l.Peak, err = procMiB(fmt.Sprintf("/proc/%d/status", c.rig.service.cmd.Process.Pid), "VmHWM:"); err != nil {
 		return err
+	}
+	if l.Heap, err = c.rig.service.liveHeapMiB(ctx); err != nil {
+		return err
+	}
+	if c.profiles != "" {
+		if err := c.rig.service.saveProfile(ctx, "heap", filepath.Join(c.profiles, fmt.Sprintf("heap-%d.pb.gz", l.Aim))); err != nil {
+			return err
+		}
 	}
 	l.Stored, err = c.rig.stored(ctx)
 	return err

@@ -8,7 +8,7 @@ import (
 )
 
 // runCurve needs network namespaces.
-func runCurve(context.Context, []int) error {
+func runCurve(context.Context, []int, string) error {
 	return errors.New("the scale curve is measured on Linux only")
 }
 

@@ -69,6 +69,7 @@ func (rep *curveReport) markdown() string {
 	filled("provisions while filling", "1/s", func(l *level) float64 { return l.FillPerSecond })
 	filled("— of each, p50", "ms", func(l *level) float64 { return l.Fill.P50 })
 	filled("— of each, p99", "ms", func(l *level) float64 { return l.Fill.P99 })
+	number(fmt.Sprintf("after that, until Nomad's server takes less than %d %% of a core", restedBelow), "s", func(l *level) float64 { return l.Rested })
 	number(fmt.Sprintf("provision, one at a time (%d), p50", curveSingles), "ms", func(l *level) float64 { return l.Provision.P50 })
 	number("— p99", "ms", func(l *level) float64 { return l.Provision.P99 })
 	number(fmt.Sprintf("admit, %s, p50", usual), "ms", func(l *level) float64 { return l.Admit.P50 })
@@ -81,6 +82,7 @@ func (rep *curveReport) markdown() string {
 	for _, part := range curveParts {
 		number("VmRSS, "+part, "MiB", func(l *level) float64 { return l.RSS[part] })
 	}
+	number("Go heap of orch in use after a collection", "MiB", func(l *level) float64 { return l.Heap })
 	number("VmHWM, the most that orch ever held", "MiB", func(l *level) float64 { return l.Peak })
 	for _, part := range curveParts {
 		filled("CPU per provision while filling, "+part, "ms", func(l *level) float64 { return l.CPU[part] })

@@ -29,8 +29,9 @@ const (
 	// among the nodes.
 	curveFirstPort, curveLastPort = 14000, 31999
 	// curvePool is how many ready volumes each node keeps: a new one takes 6 to
-	// 10 s, and each batch of them has Nomad evaluate all jobs on its node.
-	curvePool = 96
+	// 10 s, and each batch of them has Nomad evaluate all jobs on its node. A quarter
+	// of the engines that a node has in the end.
+	curvePool = 200
 	// curveCheckEvery is the interval of an engine's check in seconds. All nodes'
 	// agents share this machine, which real ones do not.
 	curveCheckEvery = 120
@@ -102,7 +103,7 @@ func (r *curveRig) start(ctx context.Context, prefix string, pool int) (*service
 		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "10", "ORCH_IDLE_TIMEOUT_S": "0",
 		"ORCH_HEALTH_CHECK_INTERVAL_S": strconv.Itoa(curveCheckEvery),
 		"ORCH_CONSUL_PREFIX":           prefix, "ORCH_VOLUME_POOL": strconv.Itoa(pool),
-		"ORCH_DATABASE_URL": "sqlite://" + r.auditFile(prefix),
+		"ORCH_DATABASE_URL": "sqlite://" + r.auditFile(prefix), "ORCH_PPROF_ADDR": "127.0.0.1:0",
 	})
 }
 
@@ -181,6 +182,40 @@ func (r *curveRig) parts() map[string][]int {
 		}
 	}
 	return parts
+}
+
+const (
+	// restedBelow is the CPU that Nomad's server takes when it has worked through its
+	// evaluations, in percent of a core, and restedWithin how long that may take.
+	restedBelow  = 20
+	restedWithin = 2 * time.Minute
+	restedOver   = 2 * time.Second
+)
+
+// rested waits until Nomad's server has nothing more to do, and says how long that
+// took. It gives up after restedWithin.
+func (r *curveRig) rested(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	for {
+		before, err := r.used()
+		if err != nil {
+			return 0, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(restedOver):
+		}
+		after, err := r.used()
+		if err != nil {
+			return 0, err
+		}
+		const server = "nomad server"
+		took := time.Since(began)
+		if (after[server].CPUMs-before[server].CPUMs)/millis(restedOver)*100 < restedBelow || took > restedWithin {
+			return took, nil
+		}
+	}
 }
 
 // usage is what processes hold and have used.

@@ -23,6 +23,7 @@ const logTail = 15
 // serviceLog reads the JSON log of a service process.
 type serviceLog struct {
 	listening chan string // gets the address
+	profiles  chan string // gets the address of the profiles
 
 	mu      sync.Mutex
 	last    []string
@@ -31,7 +32,7 @@ type serviceLog struct {
 }
 
 func newServiceLog() *serviceLog {
-	return &serviceLog{listening: make(chan string, 1), waiting: map[string]chan map[string]float64{}}
+	return &serviceLog{listening: make(chan string, 1), profiles: make(chan string, 1), waiting: map[string]chan map[string]float64{}}
 }
 
 // read ends when the process does.
@@ -56,6 +57,11 @@ func (l *serviceLog) note(line []byte) {
 		l.last = l.last[1:]
 	}
 	switch text("@message") {
+	case "serving profiles": // before it listens
+		select {
+		case l.profiles <- text("addr"):
+		default:
+		}
 	case "listening":
 		select {
 		case l.listening <- text("addr"):

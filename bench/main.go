@@ -7,7 +7,7 @@
 // `make build`:
 //
 //	go run ./bench [-n rounds] [-only part,part]
-//	go run ./bench -only scale [-engines 100,1000,5000,10000]
+//	go run ./bench -only scale [-engines 100,1000,5000,10000] [-profiles dir]
 //	go run ./bench -paste bench/results/FILE.json
 package main
 
@@ -65,10 +65,11 @@ func main() {
 	rounds := flag.Int("n", 20, "how often each operation is measured")
 	only := flag.String("only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+" (default all); or scale: the scale curve, as root, with nft")
 	engines := flag.String("engines", "100,1000,5000,10000", "levels of the scale curve, ascending")
+	profiles := flag.String("profiles", "", "folder to keep Go's profiles of the service in, for go tool pprof: at each level of the scale curve")
 	saved := flag.String("paste", "", "measure nothing; put the tables of this report (.json) into "+performancePage)
 	flag.Parse()
 	if *only == "scale" {
-		os.Exit(curveMain(*engines))
+		os.Exit(curveMain(*engines, *profiles))
 	}
 	run, err := chosen(*only)
 	if *rounds < 1 || flag.NArg() > 0 || err != nil {

@@ -35,6 +35,7 @@ type Config struct {
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"log lines as JSON"`
+	PprofAddr    string `env:"ORCH_PPROF_ADDR" desc:"loopback address to serve Go's profiles of the service on, below /debug/pprof/ (127.0.0.1:6060); default: nowhere"`
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec; mock_driver, which only development builds of Nomad have, runs nothing and is for measurements of scale"`
@@ -46,7 +47,7 @@ type Config struct {
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
-	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, or when none was taken for 5 s"`
+	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, or when none was taken for a while: 5 s, on a node with more than 50 engines 0.1 s for each. A quarter of the engines that a node is to hold is a good size"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
 	ConsulPrefix   string `section:"Where it keeps things" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
@@ -141,6 +142,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be %d or more", v, min) }
 
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
+	bad(c.PprofAddr == "" || isLoopback(c.PprofAddr), "ORCH_PPROF_ADDR", "must be 127.0.0.1:port or [::1]:port, with a port from 0 to 65535: whoever reaches it can slow the service down")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "is set beside ORCH_ADMIN_KEY; set one of the two")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {
 		key, err := ReadAdminKey(c.AdminKeyFile)
@@ -205,6 +207,12 @@ func isAddress(s string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
+}
+
+// isLoopback says whether only this machine reaches an address.
+func isLoopback(s string) bool {
+	host, _, err := net.SplitHostPort(s)
+	return err == nil && isAddress(s) && net.ParseIP(host).IsLoopback()
 }
 
 // ReadAdminKey reads the admin key from a file; blanks and line ends around it

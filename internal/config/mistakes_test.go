@@ -17,6 +17,7 @@ func writeFile(t *testing.T, name, text string) {
 // wrong is a wrong value for every variable that can have one, or several.
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:", ":99999", ":http", "host:"},
+	"ORCH_PPROF_ADDR":              {":6060", "0.0.0.0:6060", "10.0.0.1:6060", "127.0.0.1", "127.0.0.1:x", "example.com:6060"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},

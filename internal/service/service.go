@@ -29,9 +29,10 @@ type Service struct {
 	// cut, as a crash would, and another replica finishes it.
 	Drain time.Duration
 
-	vault *secrets.Vault
-	audit *audit.Log
-	log   hclog.Logger
+	vault    *secrets.Vault
+	audit    *audit.Log
+	profiles *profiles
+	log      hclog.Logger
 	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
 	adminKeyFile string
 	idle         []func()
@@ -74,8 +75,11 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, svc.audit, log.Named("scheduler"))
 	svc.Drain = svc.Scheduler.LongestOperation()
-	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
+	if svc.profiles, err = listenProfiles(ctx, cfg.PprofAddr); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
+	}
+	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
+		return nil, errors.Join(err, svc.profiles.close(), svc.audit.Close())
 	}
 	return svc, nil
 }
@@ -102,7 +106,7 @@ func (s *Service) ReloadAdminKey() {
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed, logged := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{})
+	scheduled, served, renewed, logged, profiled := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log outlives what it records.
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
@@ -110,6 +114,10 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { scheduled <- s.Scheduler.Run(work) }()
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
+	go func() { defer close(profiled); s.profiles.serve() }()
+	if s.profiles != nil {
+		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
+	}
 	s.log.Info("listening", "addr", s.Server.Addr().String())
 
 	var err error
@@ -137,6 +145,8 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	err = errors.Join(err, s.profiles.close())
+	<-profiled
 	endLog()
 	<-logged
 	err = errors.Join(err, s.audit.Close())

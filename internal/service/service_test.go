@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"net/http"
 	"path/filepath"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestRunEnds(t *testing.T) {
 	cfg, err := config.Load([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
-		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
+		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_PPROF_ADDR=127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +33,18 @@ func TestRunEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- svc.Run(ctx) }()
+	// The profiles are on a listener of their own.
+	for addr, want := range map[string]int{svc.profiles.listener.Addr().String(): http.StatusOK, svc.Server.Addr().String(): http.StatusNotFound} {
+		resp, err := http.Get("http://" + addr + "/debug/pprof/heap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("profiles of %s: %s, want %d", addr, resp.Status, want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
 	cancel()
 	select {
 	case err := <-done:

@@ -1,0 +1,47 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+)
+
+// profiles serves Go's profiles of this process, on a listener of its own that only
+// its machine reaches (ORCH_PPROF_ADDR). They hold no keys: names and counts alone.
+type profiles struct {
+	http     http.Server
+	listener net.Listener
+}
+
+// listenProfiles opens the listener; nil where there is no address.
+func listenProfiles(ctx context.Context, addr string) (*profiles, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("ORCH_PPROF_ADDR: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return &profiles{http: http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, listener: listener}, nil
+}
+
+// serve answers until close.
+func (p *profiles) serve() {
+	if p != nil {
+		_ = p.http.Serve(p.listener) // it says that it was closed
+	}
+}
+
+func (p *profiles) close() error {
+	if p == nil {
+		return nil
+	}
+	return p.http.Close()
+}
