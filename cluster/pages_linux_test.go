@@ -46,6 +46,13 @@ func TestListsOfManyPages(t *testing.T) {
 	defer client.Close()
 	c := New(client, "default", hclog.NewNullLogger())
 	c.pageSize = 2
+	more := map[string]int{} // how many pages were asked for after the first, by path
+	count := func(r *http.Request) {
+		if r.URL.Query().Has("next_token") {
+			more[r.URL.Path]++
+		}
+	}
+	way.before = count
 
 	const many = 5
 	var names []string
@@ -124,6 +131,7 @@ func TestListsOfManyPages(t *testing.T) {
 			}
 		})
 		way.before = func(r *http.Request) {
+			count(r)
 			if r.URL.Path == "/v1/jobs/statuses" && r.URL.Query().Has("next_token") {
 				change()
 			}
@@ -141,6 +149,11 @@ func TestListsOfManyPages(t *testing.T) {
 			t.Errorf("nothing was changed meanwhile: %v", err)
 		}
 	})
+	for _, path := range []string{"/v1/allocations", "/v1/vars", "/v1/volumes", "/v1/jobs", "/v1/jobs/statuses"} {
+		if more[path] < 2 {
+			t.Errorf("%d pages of %s after the first, want 2 at least", more[path], path)
+		}
+	}
 }
 
 // node is the stack's one node.

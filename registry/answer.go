@@ -55,6 +55,9 @@ func (t rawAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := read(resp.Body); err != nil {
 		return nil, err
 	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // so that the connection is good for the next
+		return nil, err
+	}
 	resp.Body = io.NopCloser(strings.NewReader("null")) // for the client to decode
 	return resp, nil
 }
@@ -93,8 +96,8 @@ func (s *Store) readKeys(ctx context.Context, keys []string) ([]stored, error) {
 }
 
 // each calls do with every key below a prefix of the store, as the answer comes
-// in, and returns up to which index of Consul they are complete. What do was told
-// says nothing when an error is returned.
+// in, and returns up to which index of Consul they are complete. The value is good
+// until do returns. What do was told says nothing when an error is returned.
 func (s *Store) each(q *consul.QueryOptions, below string, do func(stored) error) (index uint64, err error) {
 	var told error // by do
 	streamed := false
@@ -128,16 +131,17 @@ func eachKey(list io.Reader, do func(stored) error) error {
 	if begin != json.Delim('[') {
 		return fmt.Errorf("registry: a list of keys begins with %v", begin)
 	}
+	var p struct {
+		Key         string
+		Value       json.RawMessage // null, or a string in base64, which needs no escapes
+		ModifyIndex uint64
+	}
 	for dec.More() {
-		var p struct {
-			Key         string
-			Value       string // in base64
-			ModifyIndex uint64
-		}
+		p.Key, p.Value, p.ModifyIndex = "", p.Value[:0], 0
 		if err := dec.Decode(&p); err != nil {
 			return err
 		}
-		if err := do(stored{p.Key, []byte(p.Value), p.ModifyIndex}); err != nil {
+		if err := do(stored{p.Key, bytes.Trim(bytes.TrimPrefix(p.Value, []byte("null")), `"`), p.ModifyIndex}); err != nil {
 			return err
 		}
 	}

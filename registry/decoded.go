@@ -58,8 +58,8 @@ func decodeStored[T any](v stored) (*T, error) {
 	return decode[T](&consul.KVPair{Key: v.key, Value: value})
 }
 
-// maxDecoded bounds the products that are kept decoded.
-const maxDecoded = 1000
+// maxDecoded bounds the products that are kept decoded: 10,000 take about 10 MB.
+const maxDecoded = 10_000
 
 // decoded keeps what products were decoded to, by their keys. What it gives out was
 // decoded from the very value that was read now, so it is never out of date.

@@ -30,7 +30,8 @@ const (
 const mirrorParts = "0123456789abcdef"
 
 // Mirror holds all rows in memory, for lists and counts: never for a key, nor
-// for a decision about an engine. It follows the 256 keys below changes/ by one
+// for a decision about an engine, but where Consul has just answered the very same
+// row (see Store.row). It follows the 256 keys below changes/ by one
 // blocking query and lists only the shards that changed. What this store itself
 // writes is in it at once.
 //
@@ -192,16 +193,13 @@ func (m *Mirror) listed(changes map[string]uint64) {
 func (m *Mirror) changes(ctx context.Context, index uint64) (map[string]uint64, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
-	prefix := m.store.prefix + "changes/"
-	pairs, meta, err := m.store.client.KV().List(prefix, (&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx))
-	if err != nil {
-		return nil, 0, unavailable(err)
-	}
-	changes := make(map[string]uint64, len(pairs))
-	for _, p := range pairs {
-		changes[p.Key[len(prefix):]] = p.ModifyIndex
-	}
-	return changes, meta.LastIndex, nil
+	const below = "changes/"
+	changes := map[string]uint64{}
+	now, err := m.store.each((&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx), below, func(v stored) error {
+		changes[v.key[len(m.store.prefix+below):]] = v.index
+		return nil
+	})
+	return changes, now, err
 }
 
 // list reads the rows below a part of engines/ and takes them over.

@@ -86,7 +86,8 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 	return s.idsBelow(ctx, "pool/")
 }
 
-// Engines reads every row, shared with the mirror and not to be changed, so that a leader of Consul's that was deposed without
+// Engines reads every row. They are shared with the mirror, and not to be changed.
+// It reads so that a leader of Consul's that was deposed without
 // knowing it yet cannot answer. A row that cannot be read fails the whole: "not in
 // this answer" must never be taken for "gone".
 func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {

@@ -211,7 +211,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	if err != nil {
 		return cause
 	}
-	o.s.pool.release(place.pooled)
+	o.s.pool.volumes.release(place.pooled)
 	if !place.fits {
 		return cause
 	}
@@ -242,7 +242,7 @@ func (o *operation) relocate(ctx context.Context) error {
 	next.KeyVersion, next.AllocID, next.URL = 0, "", ""
 	next.Op.JobIndex = 0
 	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
-		o.s.pool.release(place.pooled)
+		o.s.pool.volumes.release(place.pooled)
 		if errors.Is(err, registry.ErrConflict) {
 			now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
 			return o.lost(ctx, now, err)

@@ -96,9 +96,9 @@ func (f *feed) settled(engine, index uint64) bool {
 }
 
 // forget drops what no row of those that are kept needs any more.
-func (f *feed) forget(keep map[uint64]bool, before time.Time) {
+func (f *feed) forget(keep func(engine uint64) bool, before time.Time) {
 	for engine, t := range f.used {
-		if !keep[engine] && t.Before(before) || t.Before(f.floor) {
+		if t.Before(before) && !keep(engine) || t.Before(f.floor) {
 			delete(f.used, engine)
 		}
 	}

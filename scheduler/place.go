@@ -72,7 +72,7 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		if err != nil {
 			return nil, err
 		}
-		if p.pooled = s.pool.hold(p.node.ID); p.pooled != nil {
+		if p.pooled = s.pool.volumes.hold(p.node.ID); p.pooled != nil {
 			return p, nil
 		}
 	}
@@ -124,7 +124,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 		if err == nil {
 			s.pool.claimed(p.pooled)
 		} else {
-			s.pool.release(p.pooled)
+			s.pool.volumes.release(p.pooled)
 		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
 			return err

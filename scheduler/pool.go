@@ -25,11 +25,10 @@ type volumePool struct {
 	ready atomic.Int64
 	nudge chan struct{} // a volume was claimed
 
+	volumes *handout
+
 	mu    sync.Mutex
-	left  map[string]int          // by node: the entries when they were last read, less what this replica claimed since
-	known map[string]readyVolumes // by node
-	held  map[string]bool         // engine_ids that this replica is about to claim
-	begun map[string]begunVolume  // by engine_id, of entries that are to become ready
+	begun map[string]begunVolume // by engine_id, of entries that are to become ready
 
 	// Only run uses these. By node:
 	levels   map[string]poolLevel
@@ -58,99 +57,31 @@ type poolSetback struct {
 
 func newVolumePool(s *Scheduler) *volumePool {
 	return &volumePool{
-		s: s, nudge: make(chan struct{}, 1), left: map[string]int{}, known: map[string]readyVolumes{}, held: map[string]bool{},
+		s: s, nudge: make(chan struct{}, 1), volumes: newHandout(),
 		levels: map[string]poolLevel{}, setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
 	}
 }
 
-// readyVolumes are the volumes of a node that can be claimed, as they were read.
-type readyVolumes struct {
-	volumes []*registry.PooledVolume
-	owner   string
-	at      time.Time
-}
-
-// poolKnown is how long what was read of a node's pool is handed out from. It needs
-// not be the newest: a volume that another replica has taken is refused by the
-// claim, and then the pool is read again.
-const poolKnown = 10 * time.Second
-
 // read reads which volumes are ready on a node, unless some are known; with "" on
 // all nodes.
 func (p *volumePool) read(ctx context.Context, nodeID string) error {
-	template := p.s.template.Load()
-	if template == nil || p.s.opts.VolumePool == 0 {
-		return nil
-	}
-	owner, now := template.Owner().String(), time.Now()
-	p.mu.Lock()
-	known := p.known[nodeID]
-	p.mu.Unlock()
-	if len(known.volumes) > 0 && known.owner == owner && now.Sub(known.at) < poolKnown {
+	template, begun := p.s.template.Load(), time.Now()
+	if template == nil || p.s.opts.VolumePool == 0 || p.volumes.knows(nodeID, begun) {
 		return nil
 	}
 	listed, err := p.s.store.PooledVolumesOn(ctx, nodeID)
 	if err != nil {
 		return err
 	}
-	byNode := map[string][]*registry.PooledVolume{nodeID: nil}
-	for _, v := range shuffled(listed) {
-		if v.Ready() && v.Owner == owner {
-			byNode[v.NodeID] = append(byNode[v.NodeID], v)
-		}
-	}
-	delete(byNode, "")
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for node, volumes := range byNode {
-		p.known[node] = readyVolumes{volumes, owner, now}
-	}
+	owner := template.Owner().String()
+	p.volumes.learn(nodeID, slices.DeleteFunc(listed, func(v *registry.PooledVolume) bool { return !v.Ready() || v.Owner != owner }), begun)
 	return nil
 }
 
-// hold takes one of the volumes that are known of a node, so that the provisions
-// of this replica do not race each other for one; nil: there is none. Its holder
-// says how it went by claimed or release.
-func (p *volumePool) hold(nodeID string) *registry.PooledVolume {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	known := p.known[nodeID]
-	for len(known.volumes) > 0 {
-		v := known.volumes[0]
-		known.volumes = known.volumes[1:]
-		p.known[nodeID] = known
-		if !p.held[v.EngineID] {
-			p.held[v.EngineID] = true
-			return v
-		}
-	}
-	return nil
-}
-
-// release gives up what hold took, if it took one: perhaps another replica has it,
-// so what is known of its node is forgotten.
-func (p *volumePool) release(v *registry.PooledVolume) {
-	if v == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.held, v.EngineID)
-	delete(p.known, v.NodeID)
-}
-
-// claimed says that an engine has what hold took, if it took one, and asks for a
-// refill when its node's pool is half empty.
+// claimed says that an engine has a volume, if it has one of the pool, and asks for
+// a refill when its node's pool is half empty.
 func (p *volumePool) claimed(v *registry.PooledVolume) {
-	if v == nil {
-		return
-	}
-	p.mu.Lock()
-	delete(p.held, v.EngineID)
-	p.left[v.NodeID]--
-	due := p.left[v.NodeID] <= p.s.opts.VolumePool/2
-	p.mu.Unlock()
-	if !due {
+	if v == nil || p.volumes.claimed(v, time.Now()) > p.s.opts.VolumePool/2 {
 		return
 	}
 	select {
@@ -162,8 +93,8 @@ func (p *volumePool) claimed(v *registry.PooledVolume) {
 const (
 	poolEvery = 10 * time.Second
 	// poolShare is how many times as long as it takes to read all entries is left
-	// between two readings, from poolPending to poolEvery: no more than a fiftieth of
-	// the time goes there, whatever the size of the fleet.
+	// between two readings, from poolPending to poolEvery, so that a large pool is read
+	// less often; one that is half empty somewhere is read at once.
 	poolShare = 50
 	// poolBackoff is the first wait after a failure, which doubles up to
 	// poolBackoffMax.
@@ -218,6 +149,7 @@ func (p *volumePool) run(ctx context.Context) {
 // ready. What fails on one node keeps no other from its volumes.
 func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	began := time.Now()
+	p.volumes.counting()
 	entries, err := p.s.store.PooledVolumes(ctx)
 	if err != nil {
 		return false, err
@@ -230,7 +162,7 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	template, now := p.s.template.Load(), time.Now()
 	owner := template.Owner().String()
 	count, ready := map[string]int{}, 0
-	var waiting []*registry.PooledVolume
+	var unready []*registry.PooledVolume
 	for _, v := range entries {
 		node, known := p.s.cluster.Node(v.NodeID)
 		silent := !known || node.Down
@@ -244,15 +176,14 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 			continue
 		case v.Ready():
 			ready++
-		case !p.setBack(v.NodeID, now):
-			waiting = append(waiting, v)
+		default:
+			unready = append(unready, v)
 		}
 		count[v.NodeID]++
 	}
 	p.ready.Store(int64(ready))
-	p.mu.Lock()
-	p.left = maps.Clone(count)
-	p.mu.Unlock()
+	p.volumes.counted(count)
+	p.forget(unready)
 	var missing []*registry.PooledVolume
 	for _, node := range p.s.cluster.Nodes() {
 		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(node.ID, now) {
@@ -268,9 +199,11 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	}
 	params := template.Owner().Params()
 	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
+	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.setBack(v.NodeID, now) })
+	asked := len(waiting)
 	noted, nerr := p.noteReady(ctx, waiting, params)
 	p.ready.Add(int64(noted))
-	return pending || noted < len(waiting), errors.Join(err, merr, nerr)
+	return pending || noted < asked, errors.Join(err, merr, nerr)
 }
 
 // gone are the ready entries, by engine_id, whose volume is not there any more,
@@ -368,20 +301,32 @@ func (p *volumePool) make(ctx context.Context, v *registry.PooledVolume, params 
 	return err
 }
 
+// poolPatience is how long the volume of a node that was begun first holds back the
+// others: a node reports all that it has made, within 10 s (measured).
+const poolPatience = 30 * time.Second
+
 // noteReady records the ids of volumes that became usable, finishing those that a
-// crash left without one. A node reports all that it has made: where the one that
-// was begun first is not ready, the others are not asked for.
+// crash left without one. Of each node the one that was begun first is asked for
+// first: while that is not ready, the others hardly are.
 func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume, params map[string]string) (noted int, err error) {
+	slices.SortStableFunc(waiting, func(a, b *registry.PooledVolume) int { return p.beganAs(a).at.Compare(p.beganAs(b).at) })
 	first := map[string]*registry.PooledVolume{}
 	for _, v := range waiting {
-		if earlier := first[v.NodeID]; earlier == nil || p.beganAs(v).at.Before(p.beganAs(earlier).at) {
+		if first[v.NodeID] == nil {
 			first[v.NodeID] = v
 		}
 	}
-	note := func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) }
-	n, err := p.each(slices.Collect(maps.Values(first)), note)
-	rest := slices.DeleteFunc(slices.Clone(waiting), func(v *registry.PooledVolume) bool { return !first[v.NodeID].Ready() || first[v.NodeID] == v })
-	m, rerr := p.each(rest, note)
+	var mu sync.Mutex
+	later := map[string]bool{} // nodes whose others are not asked for now
+	n, err := p.each(slices.Collect(maps.Values(first)), func(v *registry.PooledVolume) (bool, error) {
+		ready, err := p.note(ctx, v, params)
+		mu.Lock()
+		defer mu.Unlock()
+		later[v.NodeID] = err != nil || !ready && time.Since(p.beganAs(v).at) < poolPatience
+		return ready, err
+	})
+	rest := slices.DeleteFunc(waiting, func(v *registry.PooledVolume) bool { return later[v.NodeID] || first[v.NodeID] == v })
+	m, rerr := p.each(rest, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
 	return n + m, errors.Join(err, rerr)
 }
 
@@ -391,13 +336,14 @@ func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, par
 	if id == "" {
 		v, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
 		if err != nil {
+			p.began(entry, "") // the others of its node come first from now on
 			return false, err
 		}
 		id = v.ID
 		p.began(entry, id)
 	}
 	v, err := p.s.cluster.Volume(ctx, id)
-	if errors.Is(err, cluster.ErrNotFound) { // deleted by hand
+	if errors.Is(err, cluster.ErrNotFound) { // deleted by hand: it is made anew
 		p.began(entry, "")
 		return false, nil
 	}
@@ -405,22 +351,27 @@ func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, par
 		return false, err
 	}
 	entry.VolumeID, entry.Path = v.ID, v.Path
-	if err := p.s.store.PutPooledVolume(ctx, entry); err != nil {
-		entry.VolumeID, entry.Path = "", ""
-		return false, err
-	}
-	p.began(entry, "")
-	return true, nil
+	err = p.s.store.PutPooledVolume(ctx, entry)
+	return err == nil, err
 }
 
-// began notes the volume of an entry that is to become ready; "": none any more.
+// forget drops what was begun of entries that do not wait any more.
+func (p *volumePool) forget(waiting []*registry.PooledVolume) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	begun := make(map[string]begunVolume, len(waiting))
+	for _, v := range waiting {
+		if b, known := p.begun[v.EngineID]; known {
+			begun[v.EngineID] = b
+		}
+	}
+	p.begun = begun
+}
+
+// began notes the volume of an entry that is to become ready; "": it has none.
 func (p *volumePool) began(v *registry.PooledVolume, volumeID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if volumeID == "" {
-		delete(p.begun, v.EngineID)
-		return
-	}
 	p.begun[v.EngineID] = begunVolume{volumeID, time.Now()}
 }
 
@@ -434,7 +385,6 @@ func (p *volumePool) beganAs(v *registry.PooledVolume) begunVolume {
 // first: from then on nobody can claim what is being deleted. Where the
 // deletion fails, the volume is an orphan that is empty.
 func (p *volumePool) discard(ctx context.Context, v *registry.PooledVolume) error {
-	p.began(v, "")
 	if err := p.s.store.DeletePooledVolume(ctx, v); err != nil {
 		if errors.Is(err, registry.ErrConflict) {
 			return nil // somebody claimed it

@@ -50,35 +50,68 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 	}
 }
 
-// A volume is handed out once until its holder says how it went; what nobody got
-// is read again, since another replica may have it.
-func TestPoolHandsOutOnce(t *testing.T) {
-	p := newVolumePool(&Scheduler{})
-	volumes := []*registry.PooledVolume{{EngineID: "a", NodeID: "n"}, {EngineID: "b", NodeID: "n"}, {EngineID: "c", NodeID: "n"}}
-	fill := func() { p.known["n"] = readyVolumes{volumes: volumes} }
-	fill()
-	a := p.hold("n")
-	fill() // read again while it is held
-	b, c := p.hold("n"), p.hold("n")
-	if a == nil || b == nil || c == nil || a == b || b == c || a == c || p.hold("n") != nil || p.hold("other") != nil {
-		t.Fatalf("held %v, %v, %v", a, b, c)
+// TestHandout: a volume is handed out once, also when a list that was begun before
+// it was claimed still has it; what nobody got is read again, since another replica
+// may have it.
+func TestHandout(t *testing.T) {
+	h, now := newHandout(), time.Now()
+	on := func(node string, ids ...string) (list []*registry.PooledVolume) {
+		for _, id := range ids {
+			list = append(list, &registry.PooledVolume{EngineID: id, NodeID: node})
+		}
+		return list
 	}
-	p.claimed(a)
-	select {
-	case <-p.nudge:
-	default:
-		t.Error("a claim asks for no refill")
+	all := on("n", "a", "b", "c")
+	h.learn("n", all, now)
+	first := h.hold("n")
+	h.learn("n", all, now) // read while it is held
+	second := h.hold("n")
+	h.claimed(first, now.Add(time.Second))
+	h.learn("n", all, now) // begun before it was claimed
+	third := h.hold("n")
+	if first == nil || second == nil || third == nil || first == second || second == third || third == first || h.hold("n") != nil || h.hold("other") != nil {
+		t.Fatalf("handed out %v, %v, %v", first, second, third)
 	}
-	fill()
-	p.release(b)
-	if p.hold("n") != nil {
+
+	h.learn("n", on("n", "d"), now)
+	if !h.knows("n", now) || h.knows("n", now.Add(knownFor)) || h.knows("other", now) {
+		t.Error("what is known is not what was learnt, for as long as it is good")
+	}
+	h.release(second)
+	if h.knows("n", now) || h.hold("n") != nil {
 		t.Error("what is known of a node outlives a volume that could not be claimed")
 	}
-	p.claimed(nil)
-	p.release(nil)
-	p.claimed(c)
-	if len(p.held) > 0 {
-		t.Errorf("still held: %v", p.held)
+	h.release(nil)
+	h.learn("n", all, now)
+	if got := h.hold("n"); got != second {
+		t.Errorf("handed out %v, want %v, which was given back", got, second)
+	}
+
+	h.learn("m", on("m", "x"), now)
+	h.learn("", on("n", "y"), now) // m has none any more
+	if h.knows("m", now) || !h.knows("n", now) {
+		t.Error("a list of all nodes leaves what was known of one")
+	}
+	h.claimed(third, now)
+	h.learn("", nil, now.Add(time.Hour))
+	if len(h.held) > 1 {
+		t.Errorf("kept for ever: %v", h.held)
+	}
+}
+
+// TestHandoutCounts: what is claimed while the entries are counted is not left.
+func TestHandoutCounts(t *testing.T) {
+	h, v := newHandout(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
+	h.counting()
+	h.claimed(v, time.Now())
+	h.counted(map[string]int{"n": 8})
+	if left := h.claimed(v, time.Now()); left != 6 {
+		t.Errorf("%d left, want 6", left)
+	}
+	h.counting()
+	h.counted(map[string]int{"n": 8})
+	if left := h.claimed(v, time.Now()); left != 7 {
+		t.Errorf("%d left, want 7", left)
 	}
 }
 

@@ -45,7 +45,8 @@ type sleeper struct {
 	feed *feed
 
 	// Only the sweep uses these.
-	woke     map[string]wakeUp   // by engineKey: who gets a process that runs already is new to it
+	woke     map[uint64]wakeUp   // by registry.Fingerprint: who gets a process that runs already is new to it
+	sweeps   uint64              // how many times woke was looked through
 	attempts map[string]*attempt // by engineKey
 }
 
@@ -54,6 +55,7 @@ type wakeUp struct {
 	allocID string
 	since   time.Time // as the row says, by another clock: the process may have been frozen before
 	at      time.Time
+	sweep   uint64 // the last one in which it ran
 }
 
 // attempt is an engine whose row is marked.
@@ -76,7 +78,7 @@ func (z *sleeper) reset() {
 	z.mu.Lock()
 	z.feed = newFeed()
 	z.mu.Unlock()
-	z.woke, z.attempts = map[string]wakeUp{}, map[string]*attempt{}
+	z.woke, z.attempts = map[uint64]wakeUp{}, map[string]*attempt{}
 }
 
 // run follows the activity and sweeps, until ctx ends. A sweep over many engines
@@ -226,18 +228,17 @@ func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now t
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	var idle []*attempt
-	running, keep := make(map[string]wakeUp, len(rows)), make(map[uint64]bool, len(rows))
+	z.sweeps++
 	for _, row := range rows {
-		key := engineKey(row.ProductID, row.UserID)
-		woke, known := z.woke[key]
-		if !known || woke.allocID != row.AllocID || !woke.since.Equal(row.RunningSince) {
-			woke = wakeUp{row.AllocID, row.RunningSince, now}
-		}
-		running[key] = woke
 		engine := registry.Fingerprint(row.ProductID, row.UserID)
-		keep[engine] = true
+		woke, known := z.woke[engine]
+		if !known || woke.allocID != row.AllocID || !woke.since.Equal(row.RunningSince) {
+			woke = wakeUp{allocID: row.AllocID, since: row.RunningSince, at: now}
+		}
+		woke.sweep = z.sweeps
+		z.woke[engine] = woke
 		rule := rules[row.ProductID]
-		if rule.after <= 0 || z.attempts[key] != nil {
+		if rule.after <= 0 || z.attempts[engineKey(row.ProductID, row.UserID)] != nil {
 			continue
 		}
 		used := z.feed.lastUsed(engine)
@@ -245,8 +246,12 @@ func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now t
 			idle = append(idle, &attempt{row: row.Clone(), engine: engine, used: used, began: now, idle: idleTime, pause: rule.pause})
 		}
 	}
-	z.woke = running
-	z.feed.forget(keep, now.Add(-time.Minute))
+	for engine, woke := range z.woke {
+		if woke.sweep != z.sweeps {
+			delete(z.woke, engine)
+		}
+	}
+	z.feed.forget(func(engine uint64) bool { _, runs := z.woke[engine]; return runs }, now.Add(-time.Minute))
 	return idle
 }
 

@@ -152,6 +152,8 @@ func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, 
 		switch {
 		case err == nil && before != nil:
 			p.recovered(ctx, before)
+		case errors.Is(err, registry.ErrConflict):
+			// Another replica has the volume that it was to get, or leads by now.
 		case err != nil && ctx.Err() == nil:
 			p.s.log.Warn("cannot make a warm engine; trying again later", "image", kind.image, "error", err)
 			p.failed(ctx, fingerprint, engineID, AsError(err).Message)
@@ -214,14 +216,14 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 		}
 		if err != nil || !place.fits {
 			if place != nil {
-				p.s.pool.release(place.pooled)
+				p.s.pool.volumes.release(place.pooled)
 			}
 			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
 		}
 		if hasRoom(p.withPlanned(place.node), kind.resources, 2) {
 			return place, nil
 		}
-		p.s.pool.release(place.pooled)
+		p.s.pool.volumes.release(place.pooled)
 		tried[place.node.ID] = true
 	}
 }
@@ -258,11 +260,11 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	}
 	place.applyTo(row)
 	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
-		s.pool.release(place.pooled)
+		s.pool.volumes.release(place.pooled)
 		return nil, err
 	}
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
-		s.pool.release(place.pooled)
+		s.pool.volumes.release(place.pooled)
 		if errors.Is(err, registry.ErrUnavailable) {
 			s.adopt(row)
 		}

@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -92,7 +93,20 @@ type unpacked struct{ next http.RoundTripper }
 func (u unpacked) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Del("Accept-Encoding")
-	return u.next.RoundTrip(r)
+	resp, err := u.next.RoundTrip(r)
+	if err == nil && !strings.HasSuffix(r.URL.Path, "/stream") {
+		resp.Body = wholeBody{resp.Body}
+	}
+	return resp, err
+}
+
+// wholeBody is read to its end when it is closed, which Nomad's client does after
+// what it decodes: so that the connection is good for the next call.
+type wholeBody struct{ io.ReadCloser }
+
+func (b wholeBody) Close() error {
+	_, _ = io.CopyN(io.Discard, b.ReadCloser, 4<<10) // more is not worth it
+	return b.ReadCloser.Close()
 }
 
 func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
