@@ -18,6 +18,12 @@ func curveMain(engines, profiles string) int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 2
 	}
+	if profiles != "" {
+		if err := os.MkdirAll(profiles, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+	}
 	inside, code, err := enterCurve()
 	if err == nil && !inside {
 		return code

@@ -18,7 +18,7 @@ const (
 	curveFillers = 12
 	// curveSlowest is how many provisions per second a level must reach to be
 	// filled: its time follows from that.
-	curveSlowest = 8
+	curveSlowest = 4
 	// curveSingles is how many provisions are measured, one at a time, at the end
 	// of each level.
 	curveSingles = 100

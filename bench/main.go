@@ -68,6 +68,10 @@ func main() {
 	profiles := flag.String("profiles", "", "folder to keep Go's profiles of the service in, for go tool pprof: at each level of the scale curve")
 	saved := flag.String("paste", "", "measure nothing; put the tables of this report (.json) into "+performancePage)
 	flag.Parse()
+	if *profiles != "" && *only != "scale" {
+		fmt.Fprintln(os.Stderr, "bench: -profiles goes with -only scale")
+		os.Exit(2)
+	}
 	if *only == "scale" {
 		os.Exit(curveMain(*engines, *profiles))
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -45,8 +44,9 @@ func (*serverCommand) Help() string {
   CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and their TLS
   variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
 
-  GOGC is Go's own too; 200 when it is not set. A higher one trades memory for
-  less CPU time per admit.
+  GOGC is Go's own too. When it is not set, garbage is collected when there is
+  twice as much of it as what is in use, or 32 MiB, but no less than half as
+  much. A higher one trades memory for less CPU time per admit.
 
   SIGHUP reads ORCH_ADMIN_KEY_FILE again.
 
@@ -68,9 +68,9 @@ func (c *serverCommand) Run(args []string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	collectLess(os.Getenv("GOGC"))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	defer collectLess(ctx, os.Getenv("GOGC"))()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if err == nil {
@@ -83,18 +83,6 @@ func (c *serverCommand) Run(args []string) int {
 		return 1
 	}
 	return 0
-}
-
-// gcPercent is how much may be allocated between two collections, of what is in
-// use. That is little, so Go's default of 100 collects many times a second when
-// admits come fast.
-const gcPercent = 200
-
-// collectLess sets gcPercent, unless GOGC says otherwise.
-func collectLess(gogc string) {
-	if gogc == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 }
 
 // onHangup calls do for every SIGHUP until stop, which waits for a call under

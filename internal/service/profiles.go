@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -43,5 +44,9 @@ func (p *profiles) close() error {
 	if p == nil {
 		return nil
 	}
-	return p.http.Close()
+	err := p.http.Close()
+	if lerr := p.listener.Close(); !errors.Is(lerr, net.ErrClosed) { // it was never served on
+		err = errors.Join(err, lerr)
+	}
+	return err
 }
