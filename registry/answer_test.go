@@ -153,7 +153,7 @@ func TestRowIsOfWhatWasRead(t *testing.T) {
 		}
 		return e
 	}
-	if read(1, 7) == read(1, 7) {
+	if one, other := read(1, 7), read(1, 7); one == other {
 		t.Error("a row that the mirror does not have is shared")
 	}
 	m.wrote(at(1, 7))
@@ -183,7 +183,7 @@ func TestDecodedIsOfWhatWasRead(t *testing.T) {
 		}
 		return p
 	}
-	if of("a", 7) != of("a", 7) {
+	if one, other := of("a", 7), of("a", 7); one != other {
 		t.Error("the same value is decoded twice")
 	}
 	of("b", 7)
