@@ -117,13 +117,16 @@ func TestListsOfManyPages(t *testing.T) {
 		}
 	})
 	// While the second page of counts is on its way, jobs on a page before and on one
-	// to come are changed, which changes their places.
+	// to come are changed, which changes their places; another priority replaces no
+	// process.
 	t.Run("Jobs", func(t *testing.T) {
+		other := 60
 		change := sync.OnceFunc(func() {
 			for _, name := range []string{names[0], names[many-1]} {
 				at, err := c.Job(t.Context(), name)
 				if err == nil {
-					_, err = c.Register(t.Context(), jobs[name].SetMeta("changed", "yes"), *at.JobModifyIndex)
+					jobs[name].Priority = &other
+					_, err = c.Register(t.Context(), jobs[name], *at.JobModifyIndex)
 				}
 				if err != nil {
 					t.Error(err)
@@ -145,7 +148,7 @@ func TestListsOfManyPages(t *testing.T) {
 				t.Errorf("%s: %d processes, alive on %v, of engine %q of %q", j.ID, j.Count, j.Live, j.EngineID, j.Deployment)
 			}
 		}
-		if at, err := c.Job(t.Context(), names[0]); err != nil || at.Meta["changed"] == "" {
+		if at, err := c.Job(t.Context(), names[0]); err != nil || *at.Priority != other {
 			t.Errorf("nothing was changed meanwhile: %v", err)
 		}
 	})

@@ -96,7 +96,7 @@ func TestOrchJob(t *testing.T) {
 		delete(secret, "VAULT_TOKEN") // or the restart would prove nothing
 		cli.putSecrets(secret)
 		cli.run(nil, append([]string{"job", "run", "-detach", "-var=vault_role=" + orchJob}, args...)...)
-		eventually(t, 60*time.Second, "another replica is ready", func() error {
+		eventually(t, 2*time.Minute, "another replica is ready", func() error {
 			if id := runningAlloc(t, nc, first); id == "" {
 				return fmt.Errorf("no allocation but %s runs", first)
 			}
