@@ -95,7 +95,7 @@ const (
 	// poolShare is how many times as long as it takes to read all entries is left
 	// between two readings, from poolPending to poolEvery, so that a large pool is read
 	// less often; one that is half empty somewhere is read at once.
-	poolShare = 50
+	poolShare = 20
 	// poolBackoff is the first wait after a failure, which doubles up to
 	// poolBackoffMax.
 	poolBackoff    = 5 * time.Second
