@@ -248,7 +248,7 @@ func TestUnhealthyEngineRecovers(t *testing.T) {
 func TestStormIsHeld(t *testing.T) {
 	t.Parallel()
 	const prefix, fleet = "storm/", 12
-	r := startService(t, shared, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=6", "ORCH_RESTART_MAX_ATTEMPTS=3", "ORCH_BOOT_TIMEOUT_S=3"))
+	r := startService(t, shared, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=6", "ORCH_RESTART_MAX_ATTEMPTS=3", "ORCH_BOOT_TIMEOUT_S=10"))
 	c := r.product(t, anyImage)
 	for i := range fleet {
 		if _, err := c.Provision(t.Context(), fmt.Sprint("u", i), "reference-engine.fail-health-file"); err != nil {
