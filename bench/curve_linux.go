@@ -258,13 +258,7 @@ func (c *curve) admits(ctx context.Context, l *level) error {
 		c.progress(fmt.Sprintf("%d admits failed, the first with: %v", len(open.failed), open.failed[0]))
 	}
 	saved := make(chan error, 1)
-	go func() {
-		if c.profiles == "" {
-			saved <- nil
-			return
-		}
-		saved <- c.rig.service.saveProfile(ctx, "profile?seconds=4", filepath.Join(c.profiles, fmt.Sprintf("cpu-admits-%d.pb.gz", l.Aim)))
-	}()
+	go func() { saved <- c.keepProfile(ctx, "profile?seconds=4", "cpu-admits", l) }()
 	closed, err := closedLoop(ctx, one)
 	err = errors.Join(err, <-saved)
 	if err != nil {
@@ -379,11 +373,17 @@ func (c *curve) rest(ctx context.Context, l *level) error {
 	if l.Heap, err = c.rig.service.liveHeapMiB(ctx); err != nil {
 		return err
 	}
-	if c.profiles != "" {
-		if err := c.rig.service.saveProfile(ctx, "heap", filepath.Join(c.profiles, fmt.Sprintf("heap-%d.pb.gz", l.Aim))); err != nil {
-			return err
-		}
+	if err := c.keepProfile(ctx, "heap", "heap", l); err != nil {
+		return err
 	}
 	l.Stored, err = c.rig.stored(ctx)
 	return err
+}
+
+// keepProfile saves a profile of the service at a level, if profiles are kept.
+func (c *curve) keepProfile(ctx context.Context, profile, name string, l *level) error {
+	if c.profiles == "" {
+		return nil
+	}
+	return c.rig.service.saveProfile(ctx, profile, filepath.Join(c.profiles, fmt.Sprintf("%s-%d.pb.gz", name, l.Aim)))
 }

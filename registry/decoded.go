@@ -19,11 +19,14 @@ func (v stored) sum() uint64 { return maphash.Bytes(textSeed, v.text) }
 // value, since to decode one costs more than all else that an admit does here. It
 // is shared, and not to be changed.
 func (s *Store) row(v stored) (*Engine, error) {
-	if e := s.mirror.row(v.key[len(s.prefix+enginesBelow):]); e != nil && e.Index == v.index && e.sum == v.sum() {
+	if e := s.mirror.row(s.nameOf(v)); e != nil && e.Index == v.index && e.sum == v.sum() {
 		return e, nil
 	}
 	return decodeEngine(v)
 }
+
+// nameOf is the row's name in the key of an engine's row.
+func (s *Store) nameOf(v stored) string { return v.key[len(s.prefix+enginesBelow):] }
 
 // rowOf is row, and checks that the row is of the user that its key names.
 func (s *Store) rowOf(v stored) (*Engine, error) {
@@ -31,7 +34,7 @@ func (s *Store) rowOf(v stored) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	product, user, err := parseRowName(v.key[len(s.prefix+enginesBelow):])
+	product, user, err := parseRowName(s.nameOf(v))
 	if err != nil {
 		return nil, err
 	}

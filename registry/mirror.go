@@ -208,7 +208,7 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 	defer cancel()
 	told := map[string]*Engine{} // nil: one that cannot be read
 	index, err := m.store.each((&consul.QueryOptions{}).WithContext(ctx), enginesBelow+below, func(v stored) error {
-		name := v.key[len(m.store.prefix+enginesBelow):]
+		name := m.store.nameOf(v)
 		e, err := m.store.rowOf(v)
 		if err != nil && m.damaged[name] != v.index {
 			m.damaged[name] = v.index
@@ -316,7 +316,7 @@ func (m *Mirror) wrote(v stored) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.put(rowName(e.ProductID, e.UserID), e)
+	m.put(m.store.nameOf(v), e)
 }
 
 // erased forgets a row that this store has just removed.
