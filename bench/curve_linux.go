@@ -13,6 +13,10 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
+// curveAdmits is how users are let in at each level: for long enough that what
+// happens every few seconds does not decide.
+var curveAdmits = openLoad{usual.perSecond, 30 * time.Second}
+
 const (
 	// curveFillers provision at the same time while a level is filled.
 	curveFillers = 12
@@ -51,21 +55,23 @@ type level struct {
 	CPU           map[string]float64 `json:"cpu_ms_per_provision"`
 	Rested        float64            `json:"until_rested_seconds"`
 
-	Provision summary            `json:"provision_ms"`
-	Steps     map[string]float64 `json:"provision_steps_p50_ms"`
-	Admit     summary            `json:"admit_ms"`
-	AdmitLate summary            `json:"admit_late_ms"`
-	Failed    int                `json:"admits_failed"`
-	Admits    float64            `json:"admits_per_second"`
-	AdmitBusy summary            `json:"admit_closed_loop_ms"`
-	Page      summary            `json:"page_ms"`
-	Status    summary            `json:"status_ms"`
-	Reconcile summary            `json:"reconcile_ms"`
-	RSS       map[string]float64 `json:"rss_mib"`
-	Heap      float64            `json:"orch_live_heap_mib"`
-	Peak      float64            `json:"orch_peak_rss_mib"`
-	Idle      map[string]float64 `json:"idle_cpu_percent"`
-	Stored    stored             `json:"stored"`
+	Provision    summary            `json:"provision_ms"`
+	ProvisionCPU map[string]float64 `json:"provision_cpu_percent"`
+	Steps        map[string]summary `json:"provision_steps_ms"`
+	Admit        summary            `json:"admit_ms"`
+	AdmitLate    summary            `json:"admit_late_ms"`
+	AdmitCPU     map[string]float64 `json:"admit_cpu_percent"`
+	Failed       int                `json:"admits_failed"`
+	Admits       float64            `json:"admits_per_second"`
+	AdmitBusy    summary            `json:"admit_closed_loop_ms"`
+	Page         summary            `json:"page_ms"`
+	Status       summary            `json:"status_ms"`
+	Reconcile    summary            `json:"reconcile_ms"`
+	RSS          map[string]float64 `json:"rss_mib"`
+	Heap         float64            `json:"orch_live_heap_mib"`
+	Peak         float64            `json:"orch_peak_rss_mib"`
+	Idle         map[string]float64 `json:"idle_cpu_percent"`
+	Stored       stored             `json:"stored"`
 }
 
 // runCurve measures all levels, and writes the report. It runs where enterCurve
@@ -114,9 +120,6 @@ func (c *curve) level(ctx context.Context, aim int) (*level, error) {
 		return nil, err
 	}
 	c.progress(fmt.Sprintf("%d engines after %.0f s: measuring", len(c.users), l.FillSeconds))
-	if err := c.rig.service.poolFull(ctx); err != nil {
-		return nil, err
-	}
 	rest, err := c.rig.rested(ctx)
 	if err != nil {
 		return nil, err
@@ -221,7 +224,7 @@ func (c *curve) fill(ctx context.Context, l *level, until int) error {
 // singles provisions one engine at a time.
 func (c *curve) singles(ctx context.Context, l *level) error {
 	rec := recorder{}
-	for range curveSingles {
+	one := func() error {
 		user := c.newUser()
 		t, err := c.rig.service.timed(ctx, func(ctx context.Context) error { _, err := c.rig.service.Provision(ctx, user, ""); return err })
 		if err != nil {
@@ -230,11 +233,22 @@ func (c *curve) singles(ctx context.Context, l *level) error {
 		c.users = append(c.users, user)
 		rec.add("provision", t.total)
 		rec.addSteps("provision", t)
+		return nil
 	}
-	l.Provision, l.Steps = summarize(rec["provision"]), map[string]float64{}
+	var err error
+	l.ProvisionCPU, err = c.rig.taken(func() (err error) {
+		for n := 0; n < curveSingles && err == nil; n++ {
+			err = one()
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.Provision, l.Steps = summarize(rec["provision"]), map[string]summary{}
 	for series, values := range rec {
 		if name, isStep := cutStep(series); isStep {
-			l.Steps[name] = summarize(values).P50
+			l.Steps[name] = summarize(values)
 		}
 	}
 	return nil
@@ -249,7 +263,9 @@ func (c *curve) admits(ctx context.Context, l *level) error {
 		}
 		return err
 	}
-	open, err := usual.read(ctx, one)
+	var open readResult
+	var err error
+	l.AdmitCPU, err = c.rig.taken(func() (err error) { open, err = curveAdmits.read(ctx, one); return err })
 	if err != nil {
 		return err
 	}
@@ -348,24 +364,17 @@ const restFor = 10 * time.Second
 
 // rest measures what all processes hold and use while nobody calls, and what the
 // stores hold.
-func (c *curve) rest(ctx context.Context, l *level) error {
-	before, err := c.rig.used()
+func (c *curve) rest(ctx context.Context, l *level) (err error) {
+	if l.Idle, err = c.rig.taken(func() error { return wait(ctx, restFor) }); err != nil {
+		return err
+	}
+	now, err := c.rig.used()
 	if err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(restFor):
-	}
-	after, err := c.rig.used()
-	if err != nil {
-		return err
-	}
-	l.RSS, l.Idle = map[string]float64{}, map[string]float64{}
-	for name, u := range after {
+	l.RSS = map[string]float64{}
+	for name, u := range now {
 		l.RSS[name] = u.RSSMiB
-		l.Idle[name] = (u.CPUMs - before[name].CPUMs) / millis(restFor) * 100
 	}
 	if l.Peak, err = procMiB(fmt.Sprintf("/proc/%d/status", c.rig.service.cmd.Process.Pid), "VmHWM:"); err != nil {
 		return err

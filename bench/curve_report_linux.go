@@ -72,7 +72,7 @@ func (rep *curveReport) markdown() string {
 	number(fmt.Sprintf("after that, until Nomad's server takes less than %d %% of a core", restedBelow), "s", func(l *level) float64 { return l.Rested })
 	number(fmt.Sprintf("provision, one at a time (%d), p50", curveSingles), "ms", func(l *level) float64 { return l.Provision.P50 })
 	number("— p99", "ms", func(l *level) float64 { return l.Provision.P99 })
-	number(fmt.Sprintf("admit, %s, p50", usual), "ms", func(l *level) float64 { return l.Admit.P50 })
+	number(fmt.Sprintf("admit, %s, p50", curveAdmits), "ms", func(l *level) float64 { return l.Admit.P50 })
 	number("— p99", "ms", func(l *level) float64 { return l.Admit.P99 })
 	number("— of it this program's own lateness, p99", "ms", func(l *level) float64 { return l.AdmitLate.P99 })
 	number(fmt.Sprintf("admits, %d callers without a pause for %s", callers, closedTime), "1/s", func(l *level) float64 { return l.Admits })
@@ -86,6 +86,12 @@ func (rep *curveReport) markdown() string {
 	number("VmHWM, the most that orch ever held", "MiB", func(l *level) float64 { return l.Peak })
 	for _, part := range curveParts {
 		filled("CPU per provision while filling, "+part, "ms", func(l *level) float64 { return l.CPU[part] })
+	}
+	for _, part := range curveParts {
+		number("CPU while provisioning one at a time, "+part, "%", func(l *level) float64 { return l.ProvisionCPU[part] })
+	}
+	for _, part := range curveParts {
+		number(fmt.Sprintf("CPU while %d admits/s, %s", curveAdmits.perSecond, part), "%", func(l *level) float64 { return l.AdmitCPU[part] })
 	}
 	for _, part := range curveParts {
 		number("CPU at rest, "+part, "%", func(l *level) float64 { return l.Idle[part] })
@@ -102,7 +108,7 @@ func (rep *curveReport) markdown() string {
 	kib("audit file", func(s stored) int64 { return s.Audit })
 	writeTable(&b, rows)
 
-	b.WriteString("\nSteps of a provision (medians, ms):\n\n")
+	b.WriteString("\nSteps of a provision, one at a time (p50 / p99 of each by itself, ms):\n\n")
 	var names []string
 	for _, l := range rep.Levels {
 		for name := range l.Steps {
@@ -114,7 +120,7 @@ func (rep *curveReport) markdown() string {
 	slices.Sort(names)
 	rows = rows[:1:1]
 	for _, name := range names {
-		number(name, "ms", func(l *level) float64 { return l.Steps[name] })
+		add(name, "ms", func(l *level) string { return fmt.Sprintf("%.1f / %.1f", l.Steps[name].P50, l.Steps[name].P99) })
 	}
 	writeTable(&b, rows)
 	rep.judge(&b)

@@ -30,9 +30,9 @@ type volumePool struct {
 	mu    sync.Mutex
 	begun map[string]begunVolume // by engine_id, of entries that are to become ready
 
-	// Only run uses these. By node:
-	levels   map[string]poolLevel
-	setbacks map[string]poolSetback
+	// Only run uses these.
+	setbacks map[string]poolSetback // by node
+	lull     poolLull
 	took     time.Duration // to read the entries
 	compare  time.Time     // when the entries are to be compared with Nomad's volumes again
 }
@@ -43,10 +43,12 @@ type begunVolume struct {
 	at time.Time
 }
 
-// poolLevel is how many volumes a node's pool had, and since when.
-type poolLevel struct {
-	count int
-	since time.Time
+// poolLull is the time in which nobody takes volumes, when pools of which more than
+// half is left are filled up, a few nodes after another.
+type poolLull struct {
+	total int       // entries at the last look
+	since time.Time // of the last look that found fewer than the one before
+	next  time.Time // when the next node may be filled up
 }
 
 // poolSetback is why no volumes are made on a node for a while.
@@ -58,7 +60,7 @@ type poolSetback struct {
 func newVolumePool(s *Scheduler) *volumePool {
 	return &volumePool{
 		s: s, nudge: make(chan struct{}, 1), volumes: newHandout(),
-		levels: map[string]poolLevel{}, setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
+		setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
 	}
 }
 
@@ -106,15 +108,16 @@ const (
 	// poolPending is between two looks at volumes that are to become ready, and
 	// how long claims are gathered before they are made good.
 	poolPending = 500 * time.Millisecond
-	// poolQuiet is how long a node's pool stays as it is, while more than half of
-	// it is left, before it is filled up, at least, and poolQuietEach so much for
-	// each allocation there: for every change of a node's volumes Nomad evaluates
-	// all jobs that have an allocation there (its shouldCreateNodeEval and
-	// createNodeEvals), so many at a time cost as much as one. An evaluation takes
-	// 1 to 2 ms of the server's CPU: with poolQuietEach a node that is hardly used
-	// costs it a fiftieth of a core at most.
+	// poolQuiet is how long nobody takes a volume of any node before pools of which
+	// more than half is left are filled up, and poolQuietEach how long the next node
+	// waits after that for each allocation on the one before: for every change of a
+	// node's volumes Nomad evaluates all jobs that have an allocation there (its
+	// shouldCreateNodeEval and createNodeEvals), so many at a time cost as much as
+	// one. An evaluation takes 1 to 2 ms of the server's CPU: however many nodes
+	// there are, it is busy with pools that are hardly used for less than a hundredth
+	// of the time, so that what users wait for at p99 does not tell of it.
 	poolQuiet     = 5 * time.Second
-	poolQuietEach = 100 * time.Millisecond
+	poolQuietEach = 300 * time.Millisecond
 	// poolMakers is how many volumes are made, or noted, at a time.
 	poolMakers = 8
 )
@@ -126,12 +129,12 @@ func (p *volumePool) run(ctx context.Context) {
 		if p.s.Ready() != nil || !p.s.replica.Leader() {
 			wait = time.Second
 		} else {
-			pending, err := p.fill(ctx)
+			soon, err := p.fill(ctx)
 			if err != nil && ctx.Err() == nil {
 				p.s.log.Warn("cannot fill the volume pool; trying again", "error", err)
 				wait = poolBackoff
 			}
-			if pending {
+			if soon {
 				wait = min(max(poolPending, poolShare*p.took), poolEvery)
 			}
 		}
@@ -145,9 +148,10 @@ func (p *volumePool) run(ctx context.Context) {
 }
 
 // fill makes what is missing on each node, notes what has become ready, and
-// removes what no engine can use. It says whether volumes are still to become
-// ready. What fails on one node keeps no other from its volumes.
-func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
+// removes what no engine can use. It says whether to look again soon, since volumes
+// are to become ready or some were taken. What fails on one node keeps no other from
+// its volumes.
+func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	began := time.Now()
 	p.volumes.counting()
 	entries, err := p.s.store.PooledVolumes(ctx)
@@ -184,26 +188,24 @@ func (p *volumePool) fill(ctx context.Context) (pending bool, err error) {
 	p.ready.Store(int64(ready))
 	p.volumes.counted(count)
 	p.forget(unready)
+	nodes := slices.DeleteFunc(p.s.cluster.Nodes(), func(n cluster.Node) bool {
+		return !n.Eligible || !n.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(n.ID, now)
+	})
+	taken := p.lull.look(count, now)
 	var missing []*registry.PooledVolume
-	for _, node := range p.s.cluster.Nodes() {
-		if !node.Eligible || !node.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(node.ID, now) {
-			continue
-		}
-		pending = pending || count[node.ID] < p.s.opts.VolumePool
-		if !p.due(node, count[node.ID], now) {
-			continue
-		}
-		for n := count[node.ID]; n < p.s.opts.VolumePool; n++ {
-			missing = append(missing, &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node.ID, Owner: owner})
+	for _, node := range p.lull.due(nodes, count, p.s.opts.VolumePool, now) {
+		for n := count[node]; n < p.s.opts.VolumePool; n++ {
+			missing = append(missing, &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node, Owner: owner})
 		}
 	}
+	p.lull.total += len(missing)
 	params := template.Owner().Params()
 	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
 	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.setBack(v.NodeID, now) })
 	asked := len(waiting)
 	noted, nerr := p.noteReady(ctx, waiting, params)
 	p.ready.Add(int64(noted))
-	return pending || noted < asked, errors.Join(err, merr, nerr)
+	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
 }
 
 // gone are the ready entries, by engine_id, whose volume is not there any more,
@@ -277,14 +279,35 @@ func (p *volumePool) setBack(nodeID string, now time.Time) bool {
 	return now.Before(p.setbacks[nodeID].until)
 }
 
-// due says whether a node's pool is to be filled up now. Only fill calls it.
-func (p *volumePool) due(node cluster.Node, count int, now time.Time) bool {
-	level, known := p.levels[node.ID]
-	if !known || level.count != count {
-		level = poolLevel{count, now}
-		p.levels[node.ID] = level
+// look notes how many entries there are, by node, and says whether any were taken in
+// the last poolQuiet.
+func (l *poolLull) look(count map[string]int, now time.Time) (taken bool) {
+	total := 0
+	for _, n := range count {
+		total += n
 	}
-	return count <= p.s.opts.VolumePool/2 || now.Sub(level.since) >= max(poolQuiet, time.Duration(node.Allocs)*poolQuietEach)
+	if total < l.total {
+		l.since = now
+	}
+	l.total = total
+	return now.Sub(l.since) < poolQuiet
+}
+
+// due are the ids of the nodes whose pools are to be filled up to a size now: all of
+// those that are half empty, and in a lull the emptiest of the others.
+func (l *poolLull) due(nodes []cluster.Node, count map[string]int, size int, now time.Time) (due []string) {
+	slices.SortFunc(nodes, func(a, b cluster.Node) int { return count[a.ID] - count[b.ID] })
+	for _, node := range nodes {
+		switch n := count[node.ID]; {
+		case n >= size:
+		case n <= size/2:
+			due = append(due, node.ID)
+		case now.Sub(l.since) >= poolQuiet && !now.Before(l.next):
+			due = append(due, node.ID)
+			l.next = now.Add(time.Duration(node.Allocs) * poolQuietEach)
+		}
+	}
+	return due
 }
 
 // make notes an entry and begins to make its volume: its engine_id is new, so there

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,42 +12,53 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// TestPoolIsFilledInBatches: a node's pool is filled up when half of it is left,
-// or when nobody has taken of it for a while.
+// TestPoolIsFilledInBatches: the pool of a node is filled up when half of it is left,
+// and any, the emptiest first, when nobody has taken of any for a while: a few nodes
+// at a time, by the allocations that Nomad evaluates for it.
 func TestPoolIsFilledInBatches(t *testing.T) {
-	p := newVolumePool(&Scheduler{opts: Options{VolumePool: 8}})
+	const size = 8
+	busy := cluster.Node{ID: "busy", Allocs: 200} // 60 s
+	nodes := []cluster.Node{{ID: "a"}, {ID: "b", Allocs: 10}, busy}
+	var l poolLull
 	begin := time.Now()
 	for _, c := range []struct {
-		after time.Duration
-		node  string
-		count int
-		want  bool
+		after      time.Duration
+		a, b, busy int
+		taken      bool
+		want       []string
 	}{
-		{0, "a", 0, true},
-		{time.Second, "a", 8, false},
-		{2 * time.Second, "a", 7, false},
-		{2 * time.Second, "b", 4, true}, // another node
-		{5 * time.Second, "a", 6, false},
-		{9 * time.Second, "a", 5, false}, // taken of, again and again
-		{10 * time.Second, "a", 4, true},
-		{11 * time.Second, "a", 7, false},
-		{16 * time.Second, "a", 7, true}, // quiet
-		{16 * time.Second, "full", 7, false},
-		{31 * time.Second, "full", 7, false}, // an evaluation for each of its engines is much
-		{36 * time.Second, "full", 7, true},
-		{37 * time.Second, "full", 4, true},
+		{0, 0, 0, 0, false, []string{"a", "b", "busy"}},
+		{time.Second, 8, 8, 8, false, nil},
+		{2 * time.Second, 7, 8, 8, true, nil},
+		{5 * time.Second, 6, 4, 5, true, []string{"b"}}, // half empty
+		{6 * time.Second, 6, 8, 5, true, nil},
+		{9 * time.Second, 5, 7, 5, true, nil},                     // taken of again
+		{13 * time.Second, 5, 7, 5, true, nil},                    // 4 s ago
+		{14 * time.Second, 5, 7, 5, false, []string{"a", "busy"}}, // a has none to evaluate
+		{15 * time.Second, 8, 7, 8, false, nil},                   // 200 evaluations
+		{73 * time.Second, 8, 7, 8, false, nil},
+		{74 * time.Second, 8, 7, 8, false, []string{"b"}},
+		{75 * time.Second, 8, 8, 8, false, nil},
+		{76 * time.Second, 8, 8, 3, true, []string{"busy"}},
 	} {
-		node := cluster.Node{ID: c.node}
-		if c.node == "full" {
-			node.Allocs = 200
+		count, now := map[string]int{"a": c.a, "b": c.b, "busy": c.busy}, begin.Add(c.after)
+		if taken := l.look(count, now); taken != c.taken {
+			t.Errorf("after %s: taken %t, want %t", c.after, taken, c.taken)
 		}
-		if got := p.due(node, c.count, begin.Add(c.after)); got != c.want {
-			t.Errorf("%s with %d after %s: %t, want %t", c.node, c.count, c.after, got, c.want)
+		due := l.due(slices.Clone(nodes), count, size, now)
+		slices.Sort(due)
+		if !slices.Equal(due, c.want) {
+			t.Errorf("after %s: %v, want %v", c.after, due, c.want)
+		}
+		for _, node := range due { // what is made counts
+			l.total += size - count[node]
 		}
 	}
-	one := newVolumePool(&Scheduler{opts: Options{VolumePool: 1}})
-	if !one.due(cluster.Node{}, 1, begin) && !one.due(cluster.Node{}, 0, begin) {
-		t.Error("a pool of one waits although it is empty")
+	if due := new(poolLull).due([]cluster.Node{{ID: "a"}}, map[string]int{"a": 1}, 1, begin); len(due) > 0 {
+		t.Error("a full pool of one is filled up")
+	}
+	if due := new(poolLull).due([]cluster.Node{{ID: "a"}}, nil, 1, begin); len(due) != 1 {
+		t.Error("an empty pool of one waits")
 	}
 }
 

@@ -119,14 +119,14 @@ const (
 	slotBase       = 12000
 	slotSize       = 1000
 	slotCount      = 20
-	slotAgentPorts = 100 // of a slot; the rest is for tasks
+	slotAgentPorts = 300 // of a slot; the rest is for tasks
 )
 
 const (
 	// DefaultDynamicPorts is how many ports all nodes of a stack have together.
 	DefaultDynamicPorts = slotSize - slotAgentPorts
 	// MaxExtraClients follows from the ports a stack has for its agents.
-	MaxExtraClients = 16
+	MaxExtraClients = 39
 )
 
 // validate reports every problem at once.
