@@ -203,7 +203,7 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
 	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.setBack(v.NodeID, now) })
 	asked := len(waiting)
-	noted, nerr := p.noteReady(ctx, waiting, params)
+	noted, nerr := p.noteReady(waiting, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
 	p.ready.Add(int64(noted))
 	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
 }
@@ -328,10 +328,10 @@ func (p *volumePool) make(ctx context.Context, v *registry.PooledVolume, params 
 // others: a node reports all that it has made, within 10 s (measured).
 const poolPatience = 30 * time.Second
 
-// noteReady records the ids of volumes that became usable, finishing those that a
-// crash left without one. Of each node the one that was begun first is asked for
-// first: while that is not ready, the others hardly are.
-func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVolume, params map[string]string) (noted int, err error) {
+// noteReady notes the volumes that became usable, and says how many. Of each node the
+// one that was begun first is asked for first, and those that a crash left without an
+// id before it: while that is not ready, the others hardly are.
+func (p *volumePool) noteReady(waiting []*registry.PooledVolume, note func(*registry.PooledVolume) (ready bool, err error)) (noted int, err error) {
 	slices.SortStableFunc(waiting, func(a, b *registry.PooledVolume) int { return p.beganAs(a).at.Compare(p.beganAs(b).at) })
 	first := map[string]*registry.PooledVolume{}
 	for _, v := range waiting {
@@ -342,14 +342,14 @@ func (p *volumePool) noteReady(ctx context.Context, waiting []*registry.PooledVo
 	var mu sync.Mutex
 	later := map[string]bool{} // nodes whose others are not asked for now
 	n, err := p.each(slices.Collect(maps.Values(first)), func(v *registry.PooledVolume) (bool, error) {
-		ready, err := p.note(ctx, v, params)
+		ready, err := note(v)
 		mu.Lock()
 		defer mu.Unlock()
 		later[v.NodeID] = err != nil || !ready && time.Since(p.beganAs(v).at) < poolPatience
 		return ready, err
 	})
 	rest := slices.DeleteFunc(waiting, func(v *registry.PooledVolume) bool { return later[v.NodeID] || first[v.NodeID] == v })
-	m, rerr := p.each(rest, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
+	m, rerr := p.each(rest, note)
 	return n + m, errors.Join(err, rerr)
 }
 

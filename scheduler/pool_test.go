@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -165,5 +166,52 @@ func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 	}
 	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.setBack("bad", time.Now()) {
 		t.Errorf("a volume was made, %v, and the node is set back", err)
+	}
+}
+
+// TestPoolAsksForTheFirstOfANode: while the volume that a node began first is not
+// ready, its others are not asked for, unless that takes too long; those of other
+// nodes are.
+func TestPoolAsksForTheFirstOfANode(t *testing.T) {
+	now := time.Now()
+	for name, c := range map[string]struct {
+		firstBegan time.Time
+		ready      map[string]bool
+		fails      string
+		want       []string
+		noted      int
+	}{
+		"none is ready":           {now, nil, "", []string{"a1", "b1"}, 0},
+		"a node's is ready":       {now, map[string]bool{"a1": true, "a2": true}, "", []string{"a1", "a2", "a3", "b1"}, 2},
+		"the first never is":      {now.Add(-poolPatience), map[string]bool{"a2": true}, "", []string{"a1", "a2", "a3", "b1"}, 1},
+		"the first fails":         {now.Add(-poolPatience), map[string]bool{"a2": true}, "a1", []string{"a1", "b1"}, 0},
+		"a later one of a second": {now, map[string]bool{"b2": true}, "", []string{"a1", "b1"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newVolumePool(&Scheduler{opts: Options{VolumePool: 4}})
+			p.begun = map[string]begunVolume{
+				"a1": {"id", c.firstBegan}, "a2": {"id", now.Add(time.Second)}, "a3": {"id", now.Add(2 * time.Second)},
+				"b1": {"id", now}, "b2": {"id", now.Add(time.Second)},
+			}
+			var waiting []*registry.PooledVolume
+			for _, id := range []string{"b2", "a3", "a1", "b1", "a2"} {
+				waiting = append(waiting, &registry.PooledVolume{EngineID: id, NodeID: id[:1]})
+			}
+			var mu sync.Mutex
+			var asked []string
+			noted, err := p.noteReady(waiting, func(v *registry.PooledVolume) (bool, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				asked = append(asked, v.EngineID)
+				if v.EngineID == c.fails {
+					return false, errors.New("no answer")
+				}
+				return c.ready[v.EngineID], nil
+			})
+			slices.Sort(asked)
+			if !slices.Equal(asked, c.want) || noted != c.noted || (err != nil) != (c.fails != "") {
+				t.Errorf("asked for %v and noted %d, %v; want %v and %d", asked, noted, err, c.want, c.noted)
+			}
+		})
 	}
 }
