@@ -136,6 +136,10 @@ func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *
 	return s, configure(s)
 }
 
+// startAtOnce is how many nodes start at the same time: all of a large stack would
+// take the cores from each other, and from Vault, until somebody's time is over.
+const startAtOnce = 8
+
 // bringUp starts the agents in the order they need one another: a Nomad client
 // looks for Consul and Vault when it starts, and then only every 15 s or more.
 func (s *Stack) bringUp(ctx context.Context) error {
@@ -152,6 +156,7 @@ func (s *Stack) bringUp(ctx context.Context) error {
 	}
 	step("Consul " + s.ConsulAddr + ", Vault " + s.VaultAddr + " and the Nomad server " + s.NomadAddr + " are up")
 	rest, restCtx := errgroup.WithContext(ctx)
+	rest.SetLimit(startAtOnce)
 	rest.Go(func() error { return s.prepareVault(restCtx) })
 	for i := range 1 + s.cfg.ExtraClients {
 		rest.Go(func() error {
