@@ -47,7 +47,7 @@ type sleeper struct {
 	// Only the sweep uses these.
 	woke     map[uint64]wakeUp   // by registry.Fingerprint: who gets a process that runs already is new to it
 	sweeps   uint64              // how many times woke was looked through
-	attempts map[string]*attempt // by engineKey
+	attempts map[uint64]*attempt // by registry.Fingerprint
 }
 
 // wakeUp is since when the leader knows a user's process to run.
@@ -78,7 +78,7 @@ func (z *sleeper) reset() {
 	z.mu.Lock()
 	z.feed = newFeed()
 	z.mu.Unlock()
-	z.woke, z.attempts = map[uint64]wakeUp{}, map[string]*attempt{}
+	z.woke, z.attempts = map[uint64]wakeUp{}, map[uint64]*attempt{}
 }
 
 // run follows the activity and sweeps, until ctx ends. A sweep over many engines
@@ -192,7 +192,7 @@ func (z *sleeper) mark(ctx context.Context, idle []*attempt) error {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			z.attempts[engineKey(a.row.ProductID, a.row.UserID)] = a
+			z.attempts[a.engine] = a
 			return nil
 		})
 	}
@@ -238,7 +238,7 @@ func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now t
 		woke.sweep = z.sweeps
 		z.woke[engine] = woke
 		rule := rules[row.ProductID]
-		if rule.after <= 0 || z.attempts[engineKey(row.ProductID, row.UserID)] != nil {
+		if rule.after <= 0 || z.attempts[engine] != nil {
 			continue
 		}
 		used := z.feed.lastUsed(engine)
@@ -296,7 +296,7 @@ func (f *feed) judge(engine uint64, used time.Time, index uint64) verdict {
 func (z *sleeper) settle(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(sleepAtOnce)
-	for key, a := range z.attempts {
+	for engine, a := range z.attempts {
 		if ctx.Err() != nil || !z.s.replica.Leader() {
 			break
 		}
@@ -306,7 +306,7 @@ func (z *sleeper) settle(ctx context.Context) {
 		if verdict == undecided && time.Since(a.began) < attemptLimit {
 			continue
 		}
-		delete(z.attempts, key)
+		delete(z.attempts, engine)
 		group.Go(func() error {
 			if verdict == asleep && z.sleep(ctx, a) {
 				return nil
