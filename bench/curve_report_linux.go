@@ -42,7 +42,8 @@ func (rep *curveReport) markdown() string {
 	fmt.Fprintf(&b, "One Nomad server, one Consul server, Vault, %d Nomad clients with a Consul agent each, and one replica of the service, all on this machine. "+
 		"Engines are tasks of Nomad's mock_driver, which run no process; their job has no template and no Vault block, since nobody reads a key. "+
 		"One HTTP server answers for all of them; the kernel leads their ports to it. Their checks tick every %d s. "+
-		"Each node keeps %d ready volumes; %d callers fill a level.\n\n", curveNodes, curveCheckEvery, curvePool, curveFillers)
+		"Each node keeps %d ready volumes; %d callers fill a level. "+
+		"The agents of the nodes have niceness %d, so that they take no core from the rest, as where each node has its own.\n\n", curveNodes, curveCheckEvery, curvePool, curveFillers, curveNice)
 
 	rows := [][]string{{"figure", "unit"}}
 	for _, l := range rep.Levels {

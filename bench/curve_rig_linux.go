@@ -12,8 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -80,6 +82,9 @@ func startCurve(ctx context.Context, progress func(string)) (r *curveRig, err er
 	if err != nil {
 		return r, err
 	}
+	if err := r.yieldNodes(); err != nil {
+		return r, err
+	}
 	r.dir = filepath.Join(r.stack.Dir, "bench")
 	if err := copyExecutable(filepath.Join("bin", "orch"), filepath.Join(r.dir, "orch")); err != nil {
 		return r, fmt.Errorf("%w (run `make build` first, and this at the root of the checkout)", err)
@@ -93,6 +98,48 @@ func startCurve(ctx context.Context, progress func(string)) (r *curveRig, err er
 		r.service.pool *= curveNodes
 	}
 	return r, err
+}
+
+// curveNice is the niceness of the nodes' agents.
+const curveNice = 10
+
+// yieldNodes lets the nodes' agents give way to the servers, the service and its
+// callers: what one node does by itself takes no core from them where each has its
+// own machine.
+func (r *curveRig) yieldNodes() error {
+	parts := r.nodeAgents()
+	for _, pid := range slices.Concat(parts["nomad clients"], parts["consul clients"]) {
+		// Each thread by itself; one that another made meanwhile is in the second list.
+		for range 2 {
+			threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+			if err != nil {
+				return err
+			}
+			for _, thread := range threads {
+				tid, err := strconv.Atoi(thread.Name())
+				if err != nil {
+					return err
+				}
+				if err := syscall.Setpriority(syscall.PRIO_PROCESS, tid, curveNice); err != nil && !errors.Is(err, syscall.ESRCH) {
+					return fmt.Errorf("priority of process %d: %w", pid, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// nodeAgents are the processes of the nodes, by name; the first has the Consul server
+// for its agent.
+func (r *curveRig) nodeAgents() map[string][]int {
+	agents := map[string][]int{}
+	for i := range curveNodes {
+		agents["nomad clients"] = append(agents["nomad clients"], r.stack.PID(devstack.NomadClient(i)))
+		if i > 0 {
+			agents["consul clients"] = append(agents["consul clients"], r.stack.PID(devstack.ConsulClient(i)))
+		}
+	}
+	return agents
 }
 
 // start starts a service whose rows are below a prefix.
@@ -166,20 +213,10 @@ func (r *curveRig) close() error {
 
 // parts are the processes that take part, by name.
 func (r *curveRig) parts() map[string][]int {
-	parts := map[string][]int{"orch": {r.service.cmd.Process.Pid}, "bench": {os.Getpid()}}
-	add := func(name string, c devstack.Component) {
-		if pid := r.stack.PID(c); pid != 0 {
-			parts[name] = append(parts[name], pid)
-		}
-	}
-	add("nomad server", devstack.NomadServer)
-	add("consul server", devstack.Consul)
-	add("vault", devstack.Vault)
-	for i := range curveNodes {
-		add("nomad clients", devstack.NomadClient(i))
-		if i > 0 {
-			add("consul clients", devstack.ConsulClient(i))
-		}
+	parts := r.nodeAgents()
+	parts["orch"], parts["bench"] = []int{r.service.cmd.Process.Pid}, []int{os.Getpid()}
+	for name, c := range map[string]devstack.Component{"nomad server": devstack.NomadServer, "consul server": devstack.Consul, "vault": devstack.Vault} {
+		parts[name] = []int{r.stack.PID(c)}
 	}
 	return parts
 }

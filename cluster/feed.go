@@ -147,7 +147,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 		return &api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}}
 	}
 	var nodes []*Node
-	nodesAt, err := c.pages(ctx, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	nodesAt, err := c.pages(ctx, Hasty, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Nodes().List(q)
 		for _, n := range stubs {
 			nodes = append(nodes, nodeFrom(n))
@@ -158,7 +158,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	var allocs []*Alloc
-	allocsAt, err := c.pages(ctx, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	allocsAt, err := c.pages(ctx, Hasty, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Allocations().List(q)
 		for _, a := range stubs {
 			allocs = append(allocs, allocFrom(a))

@@ -23,12 +23,12 @@ type JobInfo struct {
 }
 
 // Jobs lists the jobs of the namespace whose name begins with prefix.
-func (c *Cluster) Jobs(ctx context.Context, prefix string) ([]*JobInfo, error) {
+func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInfo, error) {
 	var jobs []*JobInfo
 	byID := map[string]*JobInfo{}
 	q := c.read(ctx)
 	q.Prefix = prefix
-	_, err := c.pages(ctx, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, pace, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Jobs().ListOptions(&api.JobListOptions{Fields: &api.JobListFields{Meta: true}}, q)
 		for _, s := range stubs {
 			if byID[s.ID] == nil {
@@ -46,7 +46,7 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string) ([]*JobInfo, error) {
 	// changed meanwhile is on a page to come.
 	q = c.read(ctx)
 	q.Params = map[string]string{"reverse": "true"}
-	_, err = c.pages(ctx, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err = c.pages(ctx, pace, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		var statuses []struct {
 			ID            string
 			GroupCountSum int
@@ -80,9 +80,9 @@ type VariableInfo struct {
 }
 
 // KeyHashes lists the variables of jobs whose name begins with prefix.
-func (c *Cluster) KeyHashes(ctx context.Context, prefix string) ([]*VariableInfo, error) {
+func (c *Cluster) KeyHashes(ctx context.Context, prefix string, pace Pace) ([]*VariableInfo, error) {
 	var infos []*VariableInfo
-	_, err := c.pages(ctx, c.read(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, pace, c.read(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		list, meta, err := c.client.Variables().PrefixList(variablePath(prefix), q)
 		for _, v := range list {
 			infos = append(infos, &VariableInfo{JobID: strings.TrimPrefix(v.Path, variablePath("")), ModifyIndex: v.ModifyIndex})

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"math"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 )
@@ -11,13 +12,27 @@ import (
 // holds a large fleet's as one answer.
 const pageSize = 500
 
+// Pace is how a list of a whole fleet is read: how many times as long as a page took
+// is waited before the next.
+type Pace int
+
+const (
+	// Hasty is for what somebody waits for.
+	Hasty Pace = 0
+	// Easy is for what nobody waits for: the list keeps Nomad's servers and this
+	// process busy for a fifth of the time at most, so that calls that come meanwhile
+	// hardly notice.
+	Easy Pace = 4
+)
+
 // pages reads a list a page at a time, each within callTimeout, and returns up to
 // which index all of them are complete. What is there all the while is on one of
 // them, and what changes meanwhile may be on two.
-func (c *Cluster) pages(ctx context.Context, q *api.QueryOptions, read func(*api.QueryOptions) (*api.QueryMeta, error)) (index uint64, err error) {
+func (c *Cluster) pages(ctx context.Context, pace Pace, q *api.QueryOptions, read func(*api.QueryOptions) (*api.QueryMeta, error)) (index uint64, err error) {
 	index = math.MaxUint64
 	q.PerPage = c.pageSize
 	for {
+		began := time.Now()
 		meta, err := page(ctx, q, read)
 		if err != nil {
 			return 0, classify(err)
@@ -27,6 +42,11 @@ func (c *Cluster) pages(ctx context.Context, q *api.QueryOptions, read func(*api
 			return index, nil
 		}
 		q.NextToken = meta.NextToken
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(time.Duration(pace) * time.Since(began)):
+		}
 	}
 }
 

@@ -97,7 +97,7 @@ func TestListsOfManyPages(t *testing.T) {
 		}
 	})
 	t.Run("Variables", func(t *testing.T) {
-		list, err := c.KeyHashes(t.Context(), "engine-")
+		list, err := c.KeyHashes(t.Context(), "engine-", Easy)
 		var got []string
 		for _, v := range list {
 			got = append(got, v.JobID)
@@ -107,7 +107,7 @@ func TestListsOfManyPages(t *testing.T) {
 		}
 	})
 	t.Run("Volumes", func(t *testing.T) {
-		list, err := c.Volumes(t.Context())
+		list, err := c.Volumes(t.Context(), Easy)
 		var got []string
 		for _, v := range list {
 			got = append(got, v.Name)
@@ -139,7 +139,7 @@ func TestListsOfManyPages(t *testing.T) {
 				change()
 			}
 		}
-		list, err := c.Jobs(t.Context(), "engine-")
+		list, err := c.Jobs(t.Context(), "engine-", Hasty)
 		if err != nil || len(list) != many {
 			t.Fatalf("%d jobs, %v", len(list), err)
 		}

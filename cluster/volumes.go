@@ -85,11 +85,13 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 }
 
 // Volumes lists the host volumes of the namespace, on all nodes.
-func (c *Cluster) Volumes(ctx context.Context) ([]*Volume, error) { return c.volumes(ctx, c.read) }
+func (c *Cluster) Volumes(ctx context.Context, pace Pace) ([]*Volume, error) {
+	return c.volumes(ctx, pace, c.read)
+}
 
 // volumesNamed lists those of one name; Nomad leaves the others out.
 func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
-	alike, err := c.volumes(ctx, func(ctx context.Context) *api.QueryOptions {
+	alike, err := c.volumes(ctx, Hasty, func(ctx context.Context) *api.QueryOptions {
 		q := c.read(ctx)
 		q.Prefix = name
 		return q
@@ -106,9 +108,9 @@ func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, err
 	return named, nil
 }
 
-func (c *Cluster) volumes(ctx context.Context, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
+func (c *Cluster) volumes(ctx context.Context, pace Pace, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
 	var list []*Volume
-	_, err := c.pages(ctx, query(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, pace, query(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, q)
 		for _, v := range stubs {
 			list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})

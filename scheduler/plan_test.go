@@ -467,3 +467,21 @@ func TestPlanRefusesAMassOfLostRows(t *testing.T) {
 		t.Errorf("ten of fifty (-want +got):\n%s", diff)
 	}
 }
+
+// TestWithoutVolume: an entry of the pool is suspected only when both lists are whole.
+func TestWithoutVolume(t *testing.T) {
+	w := &world{
+		pooled:  map[string]bool{"a": true, "b": true},
+		volumes: []*cluster.Volume{{Name: registry.JobID("a")}, {Name: registry.JobID("c")}},
+		missing: map[string]error{},
+	}
+	if lost := w.withoutVolume(); !maps.Equal(lost, map[string]bool{"b": true}) || len(w.pooled) != 2 {
+		t.Errorf("suspected: %v; pooled: %v", lost, w.pooled)
+	}
+	for _, list := range []string{listVolumes, listPool} {
+		w.missing = map[string]error{list: cluster.ErrUnavailable}
+		if lost := w.withoutVolume(); len(lost) > 0 {
+			t.Errorf("without the list of %s: %v", list, lost)
+		}
+	}
+}

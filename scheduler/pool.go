@@ -29,12 +29,12 @@ type volumePool struct {
 
 	mu    sync.Mutex
 	begun map[string]begunVolume // by engine_id, of entries that are to become ready
+	lost  map[string]bool        // engine_ids whose volume the last pass of reconcile did not find
 
 	// Only run uses these.
 	setbacks map[string]poolSetback // by node
 	lull     poolLull
 	took     time.Duration // to read the entries
-	compare  time.Time     // when the entries are to be compared with Nomad's volumes again
 }
 
 // begunVolume is a volume that its node has not reported yet.
@@ -102,9 +102,6 @@ const (
 	// poolBackoffMax.
 	poolBackoff    = 5 * time.Second
 	poolBackoffMax = 5 * time.Minute
-	// poolCompare is how often the entries are compared with Nomad's volumes at most,
-	// all of which are read for that: a hand may have deleted one.
-	poolCompare = 30 * time.Second
 	// poolPending is between two looks at volumes that are to become ready, and
 	// how long claims are gathered before they are made good.
 	poolPending = 500 * time.Millisecond
@@ -208,26 +205,32 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
 }
 
-// gone are the ready entries, by engine_id, whose volume is not there any more,
-// from time to time.
+// suspect notes the entries, by engine_id, that may have lost their volume.
+func (p *volumePool) suspect(lost map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = lost
+}
+
+// gone are the ready entries, by engine_id, whose volume is not there any more: a hand
+// may have deleted it. Only those that are suspected are asked for.
 func (p *volumePool) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
-	began := time.Now()
-	if len(entries) == 0 || began.Before(p.compare) {
-		return nil, nil
-	}
-	// Read after the entries: a volume that an entry has an id of was there before.
-	all, err := p.s.cluster.Volumes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p.compare = time.Now().Add(max(poolCompare, poolShare*time.Since(began)))
-	there := make(map[string]bool, len(all))
-	for _, v := range all {
-		there[v.ID] = true
-	}
+	p.mu.Lock()
+	lost := p.lost
+	p.lost = nil
+	p.mu.Unlock()
 	gone := map[string]bool{}
 	for _, v := range entries {
-		gone[v.EngineID] = v.Ready() && !there[v.VolumeID]
+		if !lost[v.EngineID] || !v.Ready() {
+			continue
+		}
+		_, err := p.s.cluster.Volume(ctx, v.VolumeID)
+		switch {
+		case errors.Is(err, cluster.ErrNotFound):
+			gone[v.EngineID] = true
+		case err != nil:
+			return nil, err
+		}
 	}
 	return gone, nil
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/cluster"
 )
 
 const (
@@ -54,27 +56,30 @@ func (r *reconciler) nudge() {
 	}
 }
 
-// run makes a full pass at each interval, at once when this replica takes the
-// lead, and when it is nudged.
+// run makes a full pass at each interval, one that takes its time; at once, and as
+// fast as it can, when this replica takes the lead and when it is nudged.
 func (r *reconciler) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var due time.Time
 	for {
-		nudged := false
+		pace := cluster.Easy
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.nudges:
-			nudged = true
+			pace = cluster.Hasty
 		case <-tick.C:
 		}
 		if r.s.Ready() != nil || !r.s.replica.Leader() {
 			due = time.Time{}
 			continue
 		}
-		if nudged || time.Now().After(due) {
-			r.pass(WithRequestID(ctx, newID()))
+		if due.IsZero() {
+			pace = cluster.Hasty // nobody knows yet what the leader before left undone
+		}
+		if pace == cluster.Hasty || time.Now().After(due) {
+			r.pass(WithRequestID(ctx, newID()), pace)
 			due = time.Now().Add(r.s.opts.ReconcileInterval)
 		}
 	}
@@ -98,15 +103,16 @@ func (r *reconciler) listen(ctx context.Context) {
 }
 
 // pass looks at the world once and acts on it.
-func (r *reconciler) pass(ctx context.Context) {
+func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
 	began := time.Now()
 	r.mu.Lock()
 	before := r.suspects
 	r.mu.Unlock()
-	w := r.s.look(ctx, before)
+	w := r.s.look(ctx, before, pace)
 	if ctx.Err() != nil {
 		return
 	}
+	r.s.pool.suspect(w.withoutVolume())
 	actions := plan(w)
 	r.remember(w, actions)
 	var group errgroup.Group
@@ -203,7 +209,7 @@ func (s *Scheduler) PlanReconcile(ctx context.Context) (*Plan, error) {
 	s.reconcile.mu.Lock()
 	before := maps.Clone(s.reconcile.suspects)
 	s.reconcile.mu.Unlock()
-	w := s.look(ctx, before)
+	w := s.look(ctx, before, cluster.Hasty)
 	if err := w.missing[listRows]; err != nil {
 		return nil, err
 	}

@@ -2,10 +2,9 @@ package scheduler
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
@@ -83,8 +82,21 @@ var enginePrefix = registry.JobID("")
 // engineOf is the engine_id in the name of a job or volume.
 func engineOf(name string) string { return strings.TrimPrefix(name, enginePrefix) }
 
+// withoutVolume are the engine_ids of the volume pool for which there is no volume, as
+// it seems: one that was made while the lists were read is among them.
+func (w *world) withoutVolume() map[string]bool {
+	if !w.read(listVolumes, listPool) {
+		return nil
+	}
+	lost := maps.Clone(w.pooled)
+	for _, v := range w.volumes {
+		delete(lost, engineOf(v.Name))
+	}
+	return lost
+}
+
 // look reads the world. What cannot be read is missing in it.
-func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect) *world {
+func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace cluster.Pace) *world {
 	w := &world{
 		now: time.Now().UTC(), brand: s.brand, deployment: s.opts.Job.Deployment, grace: s.opts.OrphanGrace,
 		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{},
@@ -96,30 +108,22 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect) *worl
 		name string
 		read func() error
 	}
-	errs := map[string]*error{}
-	both := func(lists ...list) {
-		var group errgroup.Group
-		for _, l := range lists {
-			err := new(error)
-			errs[l.name] = err
-			group.Go(func() error { *err = l.read(); return nil })
-		}
-		_ = group.Wait() // each has its own
-	}
-	both(
-		list{listJobs, func() (err error) { w.jobs, err = s.cluster.Jobs(ctx, enginePrefix); return err }},
-		list{listVolumes, func() (err error) { w.volumes, err = s.cluster.Volumes(ctx); return err }},
-		list{listVariables, func() (err error) { w.variables, err = s.cluster.KeyHashes(ctx, enginePrefix); return err }},
-		list{listKeys, func() (err error) { w.keys, err = s.vault.EngineIDs(ctx); return err }},
-		list{listOrphans, func() (err error) { w.orphans, err = s.store.Orphans(ctx); return err }},
-	)
+	// One after another, so that no store is asked for two at a time: calls that
+	// come meanwhile hardly notice.
 	for _, l := range []list{
+		{listJobs, func() (err error) { w.jobs, err = s.cluster.Jobs(ctx, enginePrefix, pace); return err }},
+		{listVolumes, func() (err error) { w.volumes, err = s.cluster.Volumes(ctx, pace); return err }},
+		{listVariables, func() (err error) { w.variables, err = s.cluster.KeyHashes(ctx, enginePrefix, pace); return err }},
+		{listKeys, func() (err error) { w.keys, err = s.vault.EngineIDs(ctx); return err }},
+		{listOrphans, func() (err error) { w.orphans, err = s.store.Orphans(ctx); return err }},
 		{listPool, func() (err error) { w.pooled, err = s.store.PoolIDs(ctx); return err }},
 		{listRows, func() (err error) { w.rows, err = s.store.Engines(ctx); return err }},
 		{listGraves, func() (err error) { w.graves, err = s.store.GravesNow(ctx); return err }},
 		{listQuotas, func() (err error) { w.quotas, err = s.store.Quotas(ctx); return err }},
 	} {
-		both(l)
+		if err := l.read(); err != nil {
+			w.missing[l.name] = err
+		}
 	}
 	for _, v := range w.volumes {
 		w.silent[v.NodeID] = s.nodeSilent(v.NodeID)
@@ -127,11 +131,6 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect) *worl
 	for _, j := range w.jobs {
 		for _, node := range j.Live {
 			w.silent[node] = s.nodeSilent(node)
-		}
-	}
-	for name, err := range errs {
-		if *err != nil {
-			w.missing[name] = *err
 		}
 	}
 	return w

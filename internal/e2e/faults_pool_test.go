@@ -103,7 +103,7 @@ func testPoolPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.endSessions(prefix)
-	p = startFaulty(t, prefix, database, "")
+	p = startFaulty(t, prefix, database, "", "ORCH_RECONCILE_INTERVAL_S=2")
 	whole("the pool is whole after pool/discarded")
 	if pair, _, err := s.consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
 		t.Errorf("the discarded entry is there: %v, %v", pair, err)
