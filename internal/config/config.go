@@ -47,7 +47,7 @@ type Config struct {
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
-	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, or when none was taken for a while: 5 s, on a node with more than 50 engines 0.1 s for each. A quarter of the engines that a node is to hold is a good size"`
+	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, and one node after another when none was taken of any for 5 s: the next waits 0.3 s for each engine on the one before. A quarter of the engines that a node is to hold is a good size"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
 	ConsulPrefix   string `section:"Where it keeps things" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
