@@ -127,18 +127,24 @@ func measure(ctx context.Context, rounds int, run []part) (err error) {
 	if err := b.rep.describe(ctx, b.rig); err != nil {
 		return err
 	}
+	err = b.runAll(ctx, run)
+	b.rep.Seconds = time.Since(began).Seconds()
+	fmt.Print(b.rep.markdown())
+	// What is known so far is not lost by the part that failed.
+	return errors.Join(err, b.rep.save(err == nil && len(run) == len(parts)))
+}
+
+// runAll runs parts one after another, each with services of its own.
+func (b *bench) runAll(ctx context.Context, run []part) error {
 	for _, p := range run {
 		b.progress("%s: %s", p.name, p.does)
 		if err := p.run(b, ctx); err != nil {
-			fmt.Print(b.rep.markdown()) // what is known so far is not lost
 			return fmt.Errorf("%s: %w%s", p.name, err, b.rig.tails())
 		}
-		if err := b.rig.endServices(); err != nil {
-			return err
-		}
 		b.rep.Parts = append(b.rep.Parts, p.name)
+		if err := b.rig.endServices(); err != nil {
+			return fmt.Errorf("after %s: %w", p.name, err)
+		}
 	}
-	b.rep.Seconds = time.Since(began).Seconds()
-	fmt.Print(b.rep.markdown())
-	return b.rep.save(len(run) == len(parts))
+	return nil
 }

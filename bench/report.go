@@ -132,6 +132,9 @@ const resultsDir = "bench/results"
 // save writes the report as <date>-<commit>.md and .json, whole or not at all; one
 // of some parts alone has their names in its own.
 func (rep *report) save(whole bool) error {
+	if len(rep.Parts) == 0 {
+		return nil
+	}
 	asJSON, err := json.MarshalIndent(rep, "", "  ")
 	if err != nil {
 		return err

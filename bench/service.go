@@ -26,8 +26,8 @@ const (
 	// logWithin is how long the log line of an answered operation may take.
 	logWithin = 5 * time.Second
 	// stopWithin is how long a service process may take to finish what is in
-	// flight before it is killed.
-	stopWithin = 15 * time.Second
+	// flight before it is killed: after a burst the cores are not its own for long.
+	stopWithin = time.Minute
 	// pollEvery is how often a condition is looked at, outside of any clock.
 	pollEvery = 50 * time.Millisecond
 )
