@@ -322,10 +322,8 @@ func awaitStatus(ctx context.Context, url, key string, status int) error {
 				return nil
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("an engine run by hand did not answer %d: %w", status, ctx.Err())
-		case <-time.After(handProbeEvery):
+		if err := wait(ctx, handProbeEvery); err != nil {
+			return fmt.Errorf("an engine run by hand did not answer %d: %w", status, err)
 		}
 	}
 }

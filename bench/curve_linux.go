@@ -348,10 +348,8 @@ func (c *curve) passes(ctx context.Context, l *level) error {
 			return err
 		}
 		for len(c.rig.service.log.reconciled()) <= before+n {
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("no pass of reconcile: %w", ctx.Err())
-			case <-time.After(pollEvery):
+			if err := wait(ctx, pollEvery); err != nil {
+				return fmt.Errorf("no pass of reconcile: %w", err)
 			}
 		}
 	}

@@ -265,16 +265,6 @@ func (r *curveRig) taken(do func() error) (map[string]float64, error) {
 	return taken, nil
 }
 
-// wait waits, unless ctx ends.
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
 // usage is what processes hold and have used.
 type usage struct {
 	RSSMiB float64 `json:"rss_mib"`

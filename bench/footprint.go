@@ -62,10 +62,8 @@ func (b *bench) footprintOf(ctx context.Context, driver, logs string) (res footp
 	if err := each(ctx, users, fleetAtOnce, func(ctx context.Context, user string) error { return provisionOf(s.Client, user)(ctx) }); err != nil {
 		return res, err
 	}
-	select {
-	case <-ctx.Done():
-		return res, ctx.Err()
-	case <-time.After(footprintRest):
+	if err := wait(ctx, footprintRest); err != nil {
+		return res, err
 	}
 	after, err := processes()
 	if err != nil {
