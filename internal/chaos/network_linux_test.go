@@ -69,7 +69,7 @@ func TestNetwork(t *testing.T) {
 		t.Helper()
 		for pair, want := range pairs {
 			from, to, _ := strings.Cut(pair, ">")
-			err := eventually(t.Context(), 5*time.Second, func() error {
+			err := eventually(t.Context(), 60*time.Second, func() error {
 				if got := reach(from, to); got != want {
 					return errReach
 				}

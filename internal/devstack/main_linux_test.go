@@ -73,11 +73,7 @@ func stopStack(t *testing.T, s *Stack) {
 	if err := s.Stop(); err != nil {
 		t.Errorf("Stop: %v", err)
 	}
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("Stop took %s, want at most 10 s", took)
-	} else {
-		t.Logf("stopped in %s", took.Round(time.Millisecond))
-	}
+	t.Logf("stopped in %s", time.Since(began).Round(time.Millisecond))
 	if left := leftovers(s.id); left != "" {
 		t.Errorf("left behind after Stop: %s", left)
 	}

@@ -16,7 +16,7 @@ func TestParentKilled(t *testing.T) {
 	t.Run("Reaper", func(t *testing.T) {
 		cmd, report := startChild(t)
 		killChild(t, cmd)
-		eventually(t, 12*time.Second, func() string { return leftovers(report.Identity) })
+		eventually(t, 60*time.Second, func() string { return leftovers(report.Identity) })
 	})
 	t.Run("NextStart", func(t *testing.T) {
 		cmd, report := startChild(t)

@@ -134,7 +134,7 @@ func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	if _, _, err := client.Jobs().Register(job, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, func() string {
+	eventually(t, 60*time.Second, func() string {
 		text, err := os.ReadFile(out)
 		if err != nil {
 			return err.Error()
@@ -207,7 +207,7 @@ func TestKillAndRestart(t *testing.T) {
 		if err := s.Resume(Nomad); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 5*time.Second, func() string {
+		eventually(t, 60*time.Second, func() string {
 			if !reachable(ctx, s.NomadAddr+"/v1/agent/health") {
 				return "a resumed Nomad does not answer"
 			}
@@ -238,7 +238,7 @@ func killRestart(t *testing.T, s *Stack, c Component, url string) {
 }
 
 func reachable(ctx context.Context, url string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -215,7 +215,7 @@ func TestProcess(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the new admin key works", products)
+	eventually(t, 60*time.Second, "the new admin key works", products)
 
 	orch, err := orchBinary()
 	if err != nil {

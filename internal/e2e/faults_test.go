@@ -480,7 +480,7 @@ func (l *lane) wantAudit(point string) {
 	if len(rows) != 1 {
 		l.t.Fatalf("%s: no audit row", point)
 	}
-	eventually(l.t, 10*time.Second, point+": the audit row", func() error {
+	eventually(l.t, 60*time.Second, point+": the audit row", func() error {
 		rows, _ := auditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
 		if len(rows) != 1 || rows[0].Outcome != want || rows[0].UserID != laneUser {
 			return fmt.Errorf("%+v, want outcome %s", rows, want)
@@ -500,7 +500,7 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
 		started := int64(0)
-		eventually(l.t, 20*time.Second, "Nomad tells of the process", func() error {
+		eventually(l.t, 60*time.Second, "Nomad tells of the process", func() error {
 			if started = l.s.started(row.AllocID); started == 0 {
 				return errors.New("not yet")
 			}
@@ -551,7 +551,7 @@ func (s *stores) scale(engineID string, count int) {
 	if _, _, err := s.nomad.Jobs().Scale(name, "engine", &count, "by hand", false, nil, nil); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, 20*time.Second, "the hand's scaling", func() error {
+	eventually(s.t, 60*time.Second, "the hand's scaling", func() error {
 		allocs, _, err := s.nomad.Jobs().Allocations(name, false, nil)
 		if err != nil {
 			return err

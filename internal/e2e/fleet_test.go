@@ -89,7 +89,7 @@ func TestFleet(t *testing.T) {
 		t.Errorf("by cursor: %v", paged)
 	}
 	// The other replica has it a moment later; another product sees none of it.
-	eventually(t, 10*time.Second, "the other replica lists all", func() error {
+	eventually(t, 60*time.Second, "the other replica lists all", func() error {
 		if got := users(list(t, at(c, all[1]), "")); !slices.Equal(got, want) {
 			return fmt.Errorf("%v", got)
 		}

@@ -96,7 +96,7 @@ func TestCrashIsHealed(t *testing.T) {
 	for i := 1; i <= 3; i++ {
 		crash(t, e)
 		began := time.Now()
-		eventually(t, 10*time.Second, "the crash is seen", func() error {
+		eventually(t, 60*time.Second, "the crash is seen", func() error {
 			got, err := c.Engine(t.Context(), "u")
 			if err == nil && got.Status == "running" {
 				err = fmt.Errorf("still running")
@@ -118,7 +118,7 @@ func TestCrashIsHealed(t *testing.T) {
 			t.Fatalf("%d processes after %d crashes", len(brain.Runs), i)
 		}
 	}
-	eventually(t, 10*time.Second, "the audit log is complete", func() error {
+	eventually(t, 60*time.Second, "the audit log is complete", func() error {
 		got := actions(t, c, "u")
 		want := map[string]int{
 			"provision": 1, "health_failed crashed": 3, "auto_restart_start by nomad": 2, "auto_restart_start by orch": 1, "auto_restart_success": 3,
@@ -280,7 +280,7 @@ func TestStormIsHeld(t *testing.T) {
 			return nil
 		}
 	}
-	eventually(t, 10*time.Second, "one row tells that restarts are held", held("interrupted"))
+	eventually(t, 60*time.Second, "one row tells that restarts are held", held("interrupted"))
 	// A canary fails at its boot deadline; it says nothing about the engine.
 	eventually(t, 60*time.Second, "a canary is restarted", func() error {
 		entries, _ := auditLog(t, c, "?limit=1000&action=auto_restart_failed")
@@ -291,7 +291,7 @@ func TestStormIsHeld(t *testing.T) {
 	})
 	failHealth(t, s, prefix, false)
 	eventually(t, 120*time.Second, "all run again", status("ok", fleet))
-	eventually(t, 10*time.Second, "the row is completed", held("ok"))
+	eventually(t, 60*time.Second, "the row is completed", held("ok"))
 	if entries, _ := auditLog(t, c, "?limit=1000&action=auto_restart_gave_up"); len(entries) != 0 {
 		t.Errorf("gave up in a storm: %+v", entries)
 	}

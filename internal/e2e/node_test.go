@@ -112,7 +112,7 @@ func TestCutNodeBesideAForeignJob(t *testing.T) {
 	}
 	awaitEngine(t, c, "u", "failed", "node_down", 90*time.Second)
 	eventually(t, 60*time.Second, "the foreign job is lost", is("foreign", "lost"))
-	eventually(t, 10*time.Second, "the engine is not lost", is("engine-"+e.EngineID, "unknown"))
+	eventually(t, 60*time.Second, "the engine is not lost", is("engine-"+e.EngineID, "unknown"))
 	if err := stack.Resume(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}

@@ -206,7 +206,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, 10*time.Second, "its removal is audited", func() error {
+	eventually(t, 60*time.Second, "its removal is audited", func() error {
 		rows := r.audited(t, "orphan_removed")
 		if len(rows) != 1 || rows[0].EngineID != ours || rows[0].Actor != "system" || rows[0].Outcome != "ok" {
 			return fmt.Errorf("%+v", rows)
@@ -322,7 +322,7 @@ func TestReconcileCorrects(t *testing.T) {
 			}
 			return err
 		})
-		eventually(t, 10*time.Second, "it is audited", func() error {
+		eventually(t, 60*time.Second, "it is audited", func() error {
 			for _, row := range r.audited(t, "stop") {
 				if row.Actor == "system" && row.Outcome == "ok" && row.Metadata["why"] == "reconcile" {
 					return nil
