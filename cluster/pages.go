@@ -12,18 +12,21 @@ import (
 // holds a large fleet's as one answer.
 const pageSize = 500
 
-// Pace is how a list of a whole fleet is read: how many times as long as a page took
-// is waited before the next.
-type Pace int
+// leisure is how many times as long as a page took is waited before the next, of a
+// list that nobody waits for: it keeps Nomad's servers and this process busy for a
+// fifth of the time at most, so that calls that come meanwhile hardly notice.
+const leisure = 4
 
-const (
-	// Hasty is for what somebody waits for.
-	Hasty Pace = 0
-	// Easy is for what nobody waits for: the list keeps Nomad's servers and this
-	// process busy for a fifth of the time at most, so that calls that come meanwhile
-	// hardly notice.
-	Easy Pace = 4
-)
+// Pace is how a list of a whole fleet is read: at leisure until it is closed, without
+// a pause from then on.
+type Pace <-chan struct{}
+
+// Hasty is for what somebody waits for.
+var Hasty = func() Pace {
+	closed := make(chan struct{})
+	close(closed)
+	return closed
+}()
 
 // pages reads a list a page at a time, each within callTimeout, and returns up to
 // which index all of them are complete. What is there all the while is on one of
@@ -45,7 +48,8 @@ func (c *Cluster) pages(ctx context.Context, pace Pace, q *api.QueryOptions, rea
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
-		case <-time.After(time.Duration(pace) * time.Since(began)):
+		case <-pace:
+		case <-time.After(leisure * time.Since(began)):
 		}
 	}
 }

@@ -97,7 +97,7 @@ func TestListsOfManyPages(t *testing.T) {
 		}
 	})
 	t.Run("Variables", func(t *testing.T) {
-		list, err := c.KeyHashes(t.Context(), "engine-", Easy)
+		list, err := c.KeyHashes(t.Context(), "engine-", nil)
 		var got []string
 		for _, v := range list {
 			got = append(got, v.JobID)
@@ -107,7 +107,7 @@ func TestListsOfManyPages(t *testing.T) {
 		}
 	})
 	t.Run("Volumes", func(t *testing.T) {
-		list, err := c.Volumes(t.Context(), Easy)
+		list, err := c.Volumes(t.Context(), nil)
 		var got []string
 		for _, v := range list {
 			got = append(got, v.Name)

@@ -29,10 +29,9 @@ const (
 // level, whatever led to it. Every replica has one; the leader's works.
 type reconciler struct {
 	s *Scheduler
-	// nudges holds one token when a pass is wanted at once.
-	nudges chan struct{}
 
 	mu       sync.Mutex
+	hurry    chan struct{}      // closed when a pass is wanted at once
 	suspects map[string]suspect // counts that did not agree in the last pass
 	told     map[string]string  // reports by key: each is logged when it changes
 	failed   map[string]failures
@@ -45,43 +44,68 @@ type failures struct {
 }
 
 func newReconciler(s *Scheduler) *reconciler {
-	return &reconciler{s: s, nudges: make(chan struct{}, 1), told: map[string]string{}, failed: map[string]failures{}}
+	return &reconciler{s: s, hurry: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
 }
 
-// nudge asks for a pass at once, if this replica leads.
+// nudge asks for a pass at once, if this replica leads; one that is under way and
+// takes its time stops doing so.
 func (r *reconciler) nudge() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	select {
-	case r.nudges <- struct{}{}:
+	case <-r.hurry:
 	default:
+		close(r.hurry)
 	}
 }
 
-// run makes a full pass at each interval, one that takes its time; at once, and as
-// fast as it can, when this replica takes the lead and when it is nudged.
+// nudged is closed by the next nudge, or has been since the last take.
+func (r *reconciler) nudged() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hurry
+}
+
+// take says whether there was a nudge since it was called before.
+func (r *reconciler) take() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.hurry:
+		r.hurry = make(chan struct{})
+		return true
+	default:
+		return false
+	}
+}
+
+// run makes a full pass at each interval, one that takes its time until it is nudged;
+// at once, and as fast as it can, when this replica takes the lead and when it is
+// nudged.
 func (r *reconciler) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var due time.Time
 	for {
-		pace := cluster.Easy
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.nudges:
-			pace = cluster.Hasty
+		case <-r.nudged():
 		case <-tick.C:
 		}
+		asked := r.take()
 		if r.s.Ready() != nil || !r.s.replica.Leader() {
 			due = time.Time{}
 			continue
 		}
-		if due.IsZero() {
-			pace = cluster.Hasty // nobody knows yet what the leader before left undone
+		pace := cluster.Pace(r.nudged())
+		if asked || due.IsZero() { // nobody knows yet what the leader before left undone
+			pace = cluster.Hasty
+		} else if time.Now().Before(due) {
+			continue
 		}
-		if pace == cluster.Hasty || time.Now().After(due) {
-			r.pass(WithRequestID(ctx, newID()), pace)
-			due = time.Now().Add(r.s.opts.ReconcileInterval)
-		}
+		r.pass(WithRequestID(ctx, newID()), pace)
+		due = time.Now().Add(r.s.opts.ReconcileInterval)
 	}
 }
 

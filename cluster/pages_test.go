@@ -1,0 +1,68 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// TestPace reads a list of five pages that take a second each.
+func TestPace(t *testing.T) {
+	const pages = 5
+	c := &Cluster{pageSize: pageSize}
+	read := func(at *int) func(*api.QueryOptions) (*api.QueryMeta, error) {
+		return func(*api.QueryOptions) (*api.QueryMeta, error) {
+			time.Sleep(time.Second)
+			*at++
+			meta := &api.QueryMeta{LastIndex: uint64(*at)}
+			if *at < pages {
+				meta.NextToken = "more"
+			}
+			return meta, nil
+		}
+	}
+	for name, tc := range map[string]struct {
+		pace  Pace
+		hurry time.Duration // when the pace is closed
+		want  time.Duration
+	}{
+		"Hasty":   {pace: Hasty, want: pages * time.Second},
+		"Leisure": {want: (pages + (pages-1)*leisure) * time.Second},
+		// Two pages and their pauses, then three without.
+		"Hurried":           {hurry: 10 * time.Second, want: 13 * time.Second},
+		"HurriedInAPause":   {hurry: 8 * time.Second, want: 11 * time.Second},
+		"HurriedAfterwards": {hurry: time.Hour, want: (pages + (pages-1)*leisure) * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pace := tc.pace
+				if tc.hurry > 0 {
+					hurry := make(chan struct{})
+					defer time.AfterFunc(tc.hurry, func() { close(hurry) }).Stop()
+					pace = hurry
+				}
+				var at int
+				began := time.Now()
+				index, err := c.pages(t.Context(), pace, &api.QueryOptions{}, read(&at))
+				if took := time.Since(began); err != nil || index != 1 || at != pages || took != tc.want {
+					t.Errorf("%d pages up to index %d after %s, %v; want all up to 1 after %s", at, index, took, err, tc.want)
+				}
+			})
+		})
+	}
+	t.Run("GivenUp", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			var at int
+			began := time.Now()
+			if _, err := c.pages(ctx, nil, &api.QueryOptions{}, read(&at)); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 3*time.Second {
+				t.Errorf("%v after %s", err, time.Since(began))
+			}
+		})
+	})
+}
