@@ -30,7 +30,7 @@ func cleanUp(id identity) error {
 	if id.DockerSocket != "" {
 		errs = append(errs, removeContainers(id))
 	}
-	errs = append(errs, unmountUnder(id.Dir), removeCgroups(id.Cgroups))
+	errs = append(errs, unmountUnder(id.Dir), removeCgroups(id))
 	return errors.Join(errs...)
 }
 

@@ -90,7 +90,7 @@ func leftovers(id identity) string {
 		left = append(left, fmt.Sprintf("reaper %d", pid))
 	}
 	left = append(left, mountsUnder(id.Dir)...)
-	left = append(left, cgroupDirs(id.Cgroups)...)
+	left = append(left, cgroupDirs(id)...)
 	if _, err := os.Stat(id.Dir); err == nil && !id.Keep {
 		left = append(left, "folder "+id.Dir)
 	}

@@ -21,7 +21,7 @@ const markerEnv = "ORCH_DEVSTACK"
 
 const (
 	politeTimeout = 2500 * time.Millisecond // between SIGTERM and SIGKILL for tasks
-	killTimeout   = 3 * time.Second         // for the kernel to carry SIGKILL out
+	killTimeout   = 30 * time.Second        // for the kernel to carry SIGKILL out
 	procPoll      = 20 * time.Millisecond
 )
 
@@ -37,7 +37,7 @@ type process struct {
 // lies below the stack's folder, or when it is in one of the stack's cgroups.
 // The command line does not count: somebody may be reading one of the logs.
 func stackProcesses(id identity) []process {
-	inCgroup := cgroupMembers(id.Cgroups)
+	inCgroup := cgroupMembers(id)
 	entries, _ := os.ReadDir("/proc")
 	var found []process
 	for _, e := range entries {
@@ -168,15 +168,23 @@ func killProcesses(id identity) error {
 }
 
 // cgroupDirs are the stack's cgroups, the root of each hierarchy first: one below
-// every controller on cgroup v1, a single one on v2, per node. pattern is
-// identity.Cgroups.
-func cgroupDirs(pattern string) []string {
-	if pattern == "" {
+// every controller on cgroup v1, a single one on v2, per node. On v1 also those of
+// tasks: an executor, which reads no configuration, makes them below Nomad's default
+// parent, and a killed one leaves them (client/lib/cgroupslib in Nomad's source).
+func cgroupDirs(id identity) []string {
+	if id.Cgroups == "" {
 		return nil
 	}
-	roots, _ := filepath.Glob("/sys/fs/cgroup/" + pattern)
-	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + pattern)
+	roots, _ := filepath.Glob("/sys/fs/cgroup/" + id.Cgroups)
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + id.Cgroups)
 	roots = append(roots, v1...)
+	allocs := allocationIDs(id.Dir)
+	tasks, _ := filepath.Glob("/sys/fs/cgroup/*/nomad/*.*")
+	for _, task := range tasks {
+		if alloc, _, _ := strings.Cut(filepath.Base(task), "."); allocs[alloc] {
+			roots = append(roots, task)
+		}
+	}
 	var dirs []string
 	for _, root := range roots {
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -189,9 +197,9 @@ func cgroupDirs(pattern string) []string {
 	return dirs
 }
 
-func cgroupMembers(pattern string) map[int]bool {
+func cgroupMembers(id identity) map[int]bool {
 	members := map[int]bool{}
-	for _, dir := range cgroupDirs(pattern) {
+	for _, dir := range cgroupDirs(id) {
 		text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for field := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(field); err == nil {
@@ -204,10 +212,10 @@ func cgroupMembers(pattern string) map[int]bool {
 
 // removeCgroups deletes the stack's cgroups, innermost first. The kernel may need
 // a moment after the last process is gone.
-func removeCgroups(pattern string) error {
-	deadline := time.Now().Add(time.Second)
+func removeCgroups(id identity) error {
+	deadline := time.Now().Add(killTimeout)
 	for {
-		dirs := cgroupDirs(pattern)
+		dirs := cgroupDirs(id)
 		if len(dirs) == 0 {
 			return nil
 		}

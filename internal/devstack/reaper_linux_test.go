@@ -15,12 +15,15 @@ import (
 func TestParentKilled(t *testing.T) {
 	t.Run("Reaper", func(t *testing.T) {
 		cmd, report := startChild(t)
+		cgroups := cgroupDirs(report.Identity)
 		killChild(t, cmd)
 		eventually(t, 60*time.Second, func() string { return leftovers(report.Identity) })
+		wantGone(t, cgroups)
 	})
 	t.Run("NextStart", func(t *testing.T) {
 		cmd, report := startChild(t)
 		id := report.Identity
+		cgroups := cgroupDirs(id)
 		pid := reaperPID(id)
 		if pid == 0 {
 			t.Fatal("the child has no reaper")
@@ -43,7 +46,19 @@ func TestParentKilled(t *testing.T) {
 		if left := leftovers(id); left != "" {
 			t.Errorf("left behind: %s", left)
 		}
+		wantGone(t, cgroups)
 	})
+}
+
+// wantGone fails for each folder that there still is: those of tasks' cgroups are
+// known only as long as the stack's own folder is there.
+func wantGone(t *testing.T, dirs []string) {
+	t.Helper()
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("left behind: %s", dir)
+		}
+	}
 }
 
 // The kernel closes a dying process's files one after the other: the reaper may
