@@ -120,6 +120,7 @@ func (o *operation) boot(ctx context.Context) error {
 		o.row.LastHealthAt = time.Now().UTC()
 		if !o.registeredAt.IsZero() { // not taken over
 			o.bootTook = time.Since(o.registeredAt)
+			o.tellGate(kind, o.bootTook)
 		}
 		return nil
 	case errors.Is(cause, errSuperseded) && whole.Err() == nil:
@@ -129,12 +130,21 @@ func (o *operation) boot(ctx context.Context) error {
 		return cause
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
+		if kind != nil {
+			o.tellGate(kind, o.s.opts.BootTimeout)
+		}
 		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
 	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
 		return o.mayRelocate(whole, err)
 	}
 	return err
+}
+
+// tellGate tells the product's gate what the boot took.
+func (o *operation) tellGate(kind *bootKind, took time.Duration) {
+	limit := o.s.opts.BootTimeout
+	o.s.gates.booted(o.row.ProductID, o.registeredAt, crowdOf(took, limit, o.s.boots.times.expected(*kind)))
 }
 
 // ownAlloc is the allocation of this operation's registration.

@@ -2,23 +2,32 @@ package scheduler
 
 import (
 	"context"
+	"slices"
 	"sync"
+	"time"
 )
 
-// perProduct is how many engines of one product may be booting for callers of
-// this replica at a time; more wait for their turn. It keeps a storm on one
-// product from taking what the others need to boot.
-const perProduct = 32
+// How many engines of one product may be booting for callers of this replica at a
+// time; more wait for their turn. It keeps a storm on one product from taking what the
+// others need to boot, and the nodes from so many that none is done in time: a product
+// begins with firstBoots, and what its boots take says whether it may have more.
+const (
+	fewestBoots = 4
+	firstBoots  = 16
+	mostBoots   = 32
+)
 
-// gates lets so many in at a time, by product.
+// gates let so many in at a time, by product.
 type gates struct {
 	mu   sync.Mutex
 	open map[string]*gate
 }
 
 type gate struct {
-	slots chan struct{}
-	users int // inside or waiting; the gate goes with the last one
+	limit   int             // of those inside
+	cut     time.Time       // when it was made smaller
+	inside  int             // the gate goes with the last one
+	waiting []chan struct{} // closed when it is their turn, in the order they came
 }
 
 // enter waits for a place; leave gives it back.
@@ -29,23 +38,85 @@ func (g *gates) enter(ctx context.Context, product string) (leave func(), err er
 	}
 	at := g.open[product]
 	if at == nil {
-		at = &gate{slots: make(chan struct{}, perProduct)}
+		at = &gate{limit: firstBoots}
 		g.open[product] = at
 	}
-	at.users++
+	turn := make(chan struct{})
+	at.waiting = append(at.waiting, turn)
+	at.letIn()
 	g.mu.Unlock()
-	done := func() {
+	leave = func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if at.users--; at.users == 0 {
+		at.inside--
+		at.letIn()
+		if at.inside == 0 {
 			delete(g.open, product)
 		}
 	}
 	select {
-	case at.slots <- struct{}{}:
-		return func() { <-at.slots; done() }, nil
+	case <-turn:
+		return leave, nil
 	case <-ctx.Done():
-		done()
-		return nil, ctx.Err()
 	}
+	g.mu.Lock()
+	i := slices.Index(at.waiting, turn)
+	if i >= 0 {
+		at.waiting = slices.Delete(at.waiting, i, i+1)
+	}
+	g.mu.Unlock()
+	if i < 0 { // it was let in meanwhile
+		leave()
+	}
+	return nil, ctx.Err()
+}
+
+// letIn lets those in whose turn it is.
+func (at *gate) letIn() {
+	for len(at.waiting) > 0 && at.inside < at.limit {
+		close(at.waiting[0])
+		at.waiting = at.waiting[1:]
+		at.inside++
+	}
+}
+
+// booted says how crowded it was for a boot of a product's engine that began at a
+// moment: after a quick one one more may boot at a time, after a late one a quarter
+// fewer. What began before the limit was cut says nothing about it.
+func (g *gates) booted(product string, began time.Time, c crowd) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at := g.open[product]
+	switch {
+	case at == nil || began.Before(at.cut):
+	case c == tooMany:
+		at.limit, at.cut = max(at.limit*3/4, fewestBoots), time.Now()
+	case c == room && at.limit < mostBoots:
+		at.limit++
+		at.letIn()
+	}
+}
+
+// crowd is whether engines boot beside each other in time.
+type crowd int
+
+const (
+	room crowd = iota
+	enough
+	tooMany
+)
+
+// crowdOf goes by what a boot took, of what it may take: up to a quarter of that there
+// is room for more at a time, beyond half there is not for so many. Up to twice what
+// engines of its kind need (0: not known) it is their nature, not the crowd.
+func crowdOf(took, mayTake, expected time.Duration) crowd {
+	switch {
+	case took >= mayTake:
+		return tooMany
+	case took <= max(mayTake/4, 2*expected):
+		return room
+	case took <= mayTake/2:
+		return enough
+	}
+	return tooMany
 }

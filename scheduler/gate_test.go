@@ -3,14 +3,17 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestGates(t *testing.T) {
 	var g gates
 	var leaves []func()
-	for range perProduct {
+	for range firstBoots {
 		leave, err := g.enter(t.Context(), "storm")
 		if err != nil {
 			t.Fatal(err)
@@ -45,5 +48,171 @@ func TestGates(t *testing.T) {
 	wg.Wait()
 	if len(g.open) != 0 {
 		t.Errorf("%d gates are kept for nobody", len(g.open))
+	}
+}
+
+// TestGateLimit: boots that are done in good time let more in, up to a bound; of those
+// that began in one crowd the first alone makes it smaller.
+func TestGateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gates
+		leave, err := g.enter(t.Context(), "storm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(limit int) {
+			t.Helper()
+			if got := g.open["storm"].limit; got != limit {
+				t.Errorf("%d at a time, want %d", got, limit)
+			}
+		}
+		began := time.Now()
+		for range mostBoots {
+			g.booted("storm", began, room)
+		}
+		want(mostBoots)
+		time.Sleep(time.Second)
+		g.booted("storm", began, tooMany)
+		want(mostBoots * 3 / 4)
+		time.Sleep(time.Second)
+		g.booted("storm", began, tooMany)
+		g.booted("storm", began, room)
+		want(mostBoots * 3 / 4)
+		for range mostBoots {
+			time.Sleep(time.Second)
+			g.booted("storm", time.Now(), tooMany)
+		}
+		want(fewestBoots)
+		g.booted("calm", time.Now(), room) // for no caller: a restart
+		leave()
+		if len(g.open) != 0 {
+			t.Errorf("%d gates are kept for nobody", len(g.open))
+		}
+	})
+}
+
+// TestGateWaiters: a caller that goes while it waits, or in the moment of its turn,
+// leaves its place to the next.
+func TestGateWaiters(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			var (
+				g      gates
+				wg     sync.WaitGroup
+				inside int
+			)
+			for range 100 {
+				patience := time.Duration(rand.N(20)) * time.Second
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					leave, err := g.enter(ctx, "p")
+					if err != nil {
+						return
+					}
+					defer leave()
+					g.mu.Lock()
+					inside++
+					if inside > firstBoots {
+						t.Errorf("%d inside", inside)
+					}
+					g.mu.Unlock()
+					time.Sleep(time.Duration(1+rand.N(5)) * time.Second)
+					g.mu.Lock()
+					inside--
+					g.mu.Unlock()
+				})
+			}
+			wg.Wait()
+			if len(g.open) != 0 {
+				t.Error("a gate is kept for nobody")
+			}
+		})
+	}
+}
+
+// TestGateInACrowd has 300 callers of engines at once on nodes of which each second
+// so many boots' work is done, shared by those under way: from nodes that would take
+// longer than a boot may for mostBoots to fast ones.
+func TestGateInACrowd(t *testing.T) {
+	const mayTake, callers = time.Minute, 300
+	for name, c := range map[string]struct {
+		perSecond, slower float64 // what they do, and how much less for each engine that runs
+		most              time.Duration
+	}{
+		"Fast":       {20, 0, 20 * time.Second},
+		"Slow":       {1, 0, 6 * time.Minute},
+		"Slower":     {0.4, 0, 14 * time.Minute}, // 32 at a time would take 80 s
+		"EverSlower": {1, 0.0025, 15 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var (
+					g             gates
+					mu            sync.Mutex
+					booting, runs int
+					late          int
+					wg            sync.WaitGroup
+				)
+				const tick = 50 * time.Millisecond
+				began := time.Now()
+				for range callers {
+					wg.Go(func() {
+						leave, err := g.enter(t.Context(), "p")
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						defer leave()
+						began := time.Now()
+						mu.Lock()
+						booting++
+						mu.Unlock()
+						for done := 0.0; done < 1; {
+							time.Sleep(tick)
+							mu.Lock()
+							done += tick.Seconds() * (c.perSecond - c.slower*float64(runs)) / float64(booting)
+							mu.Unlock()
+						}
+						mu.Lock()
+						booting--
+						runs++
+						took := time.Since(began)
+						if took > mayTake {
+							late++
+						}
+						mu.Unlock()
+						g.booted("p", began, crowdOf(took, mayTake, 0))
+					})
+				}
+				wg.Wait()
+				if took := time.Since(began); late > 0 || took > c.most {
+					t.Errorf("%d of %d boots took too long; all were done after %s, want %s at most", late, callers, took, c.most)
+				}
+			})
+		})
+	}
+}
+
+func TestCrowdOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		took, expected time.Duration
+		want           crowd
+	}{
+		"Quick":          {took: 15 * time.Second, want: room},
+		"NotQuick":       {took: 16 * time.Second, want: enough},
+		"NotLate":        {took: 30 * time.Second, want: enough},
+		"Late":           {took: 31 * time.Second, want: tooMany},
+		"LateForIt":      {took: 31 * time.Second, expected: 15 * time.Second, want: tooMany},
+		"ItsNature":      {took: 50 * time.Second, expected: 25 * time.Second, want: room},
+		"NotInTime":      {took: time.Minute, want: tooMany},
+		"NeverInTime":    {took: time.Minute, expected: 40 * time.Second, want: tooMany},
+		"LongForAnother": {took: 20 * time.Second, expected: time.Second, want: enough},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := crowdOf(c.took, time.Minute, c.expected); got != c.want {
+				t.Errorf("got %d, want %d", got, c.want)
+			}
+		})
 	}
 }
