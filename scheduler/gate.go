@@ -106,16 +106,17 @@ const (
 	tooMany
 )
 
-// crowdOf goes by what a boot took, of what it may take: up to a quarter of that there
-// is room for more at a time, beyond half there is not for so many. Up to twice what
+// crowdOf goes by what a boot took, of what it may take: up to a sixth of that there
+// is room for more at a time, beyond a third there is not for so many: those that are
+// under way when it is noticed still have to be done in time. Up to twice what
 // engines of its kind need (0: not known) it is their nature, not the crowd.
 func crowdOf(took, mayTake, expected time.Duration) crowd {
 	switch {
 	case took >= mayTake:
 		return tooMany
-	case took <= max(mayTake/4, 2*expected):
+	case took <= max(mayTake/6, 2*expected):
 		return room
-	case took <= mayTake/2:
+	case took <= mayTake/3:
 		return enough
 	}
 	return tooMany

@@ -199,15 +199,15 @@ func TestCrowdOf(t *testing.T) {
 		took, expected time.Duration
 		want           crowd
 	}{
-		"Quick":          {took: 15 * time.Second, want: room},
-		"NotQuick":       {took: 16 * time.Second, want: enough},
-		"NotLate":        {took: 30 * time.Second, want: enough},
-		"Late":           {took: 31 * time.Second, want: tooMany},
+		"Quick":          {took: 10 * time.Second, want: room},
+		"NotQuick":       {took: 11 * time.Second, want: enough},
+		"NotLate":        {took: 20 * time.Second, want: enough},
+		"Late":           {took: 21 * time.Second, want: tooMany},
 		"LateForIt":      {took: 31 * time.Second, expected: 15 * time.Second, want: tooMany},
 		"ItsNature":      {took: 50 * time.Second, expected: 25 * time.Second, want: room},
 		"NotInTime":      {took: time.Minute, want: tooMany},
 		"NeverInTime":    {took: time.Minute, expected: 40 * time.Second, want: tooMany},
-		"LongForAnother": {took: 20 * time.Second, expected: time.Second, want: enough},
+		"LongForAnother": {took: 15 * time.Second, expected: time.Second, want: enough},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := crowdOf(c.took, time.Minute, c.expected); got != c.want {
