@@ -26,7 +26,7 @@ type burstResult struct {
 
 // burst has all users of a product ask for an engine at once.
 func (b *bench) burst(ctx context.Context) error {
-	s, err := b.rig.start(ctx, b.rig.vars("burst", rawExec, burstEngines, nil))
+	s, err := b.rig.start(ctx, b.rig.vars("burst", rawExec, burstEngines, map[string]string{"ORCH_ENGINE_LOGS": "driver"}))
 	if err != nil {
 		return err
 	}

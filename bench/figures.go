@@ -166,7 +166,7 @@ func (rep *report) addBurst(res burstResult) {
 	f.judgeLeast(float64(res.alive), burstEngines, "all %g")
 	rep.add(f)
 	rep.addMemory(fmt.Sprintf("%d engines", burstEngines), res.rss, 120)
-	rep.note("Burst: one product, raw_exec, a ready volume for each. Nomad is told that the node has room for %d engines. The service lets a product boot a few at a time, so that others get theirs.", mostEngines)
+	rep.note("Burst: one product, raw_exec, a ready volume for each. Nomad is told that the node has room for %d engines. The service lets a product boot a few at a time, as many as are done in time. What engines print is kept by nobody, as their driver has it with docker: Nomad's log helper of each wakes 20 times per second, which for 300 is a large part of a core (see the footprint).", mostEngines)
 	if len(res.failed) > 0 {
 		rep.note("%d provisions of the burst failed, the first with: %v.", len(res.failed), res.failed[0])
 	}
@@ -179,6 +179,7 @@ func (rep *report) addFootprint(results []footprintResult) {
 		rep.add(figure{Name: "— of it the engine", Unit: "MiB", Orch: single(res.engine.pss)})
 		rep.add(figure{Name: fmt.Sprintf("— of it %.1f helper processes", res.helper.n), Unit: "MiB", Orch: single(res.helper.pss)})
 		rep.add(figure{Name: "— RSS of all", Unit: "MiB", Orch: single(res.engine.rss + res.helper.rss)})
+		rep.add(figure{Name: "— CPU of all", Unit: "% of a core", Orch: single(res.engine.cpu + res.helper.cpu)})
 	}
-	rep.note("Footprint: %d engines of the reference engine, %s after the last one's boot. PSS counts a page that processes share by their part of it, RSS once for each. Logs by the driver are the service's default with docker (ORCH_ENGINE_LOGS), by Nomad with raw_exec, where the driver keeps none.", footprintEngines, footprintRest)
+	rep.note("Footprint: %d engines of the reference engine, %s after the last one's boot. PSS counts a page that processes share by their part of it, RSS once for each; CPU is that of the next %s. Logs by the driver are the service's default with docker (ORCH_ENGINE_LOGS), by Nomad with raw_exec, where the driver keeps none.", footprintEngines, footprintRest, footprintWatch)
 }

@@ -16,17 +16,19 @@ const (
 	footprintEngines = 10
 	// footprintRest is how long they idle before they are looked at.
 	footprintRest = 5 * time.Second
+	// footprintWatch is for how long their CPU time is counted then.
+	footprintWatch = 10 * time.Second
 )
 
-// footprintResult is the memory of one idle engine, in MiB.
+// footprintResult is what one idle engine takes.
 type footprintResult struct {
 	driver, logs   string
 	engine, helper process // its own processes, and those that Nomad or docker run for it
 }
 
-// process is the memory of processes: rss counts pages that they share with
-// others once for each, pss by their part.
-type process struct{ n, rss, pss float64 }
+// process is what processes take. Memory in MiB: rss counts pages that they share with
+// others once for each, pss by their part. CPU in percent of a core.
+type process struct{ n, rss, pss, cpu float64 }
 
 // footprint measures what one idle engine costs its node, with Nomad keeping what
 // it prints, and without.
@@ -69,6 +71,15 @@ func (b *bench) footprintOf(ctx context.Context, driver, logs string) (res footp
 	if err != nil {
 		return res, err
 	}
+	used := map[int]float64{}
+	for pid := range after {
+		used[pid], _, _ = cpuTime(pid) // 0 of one that has ended
+	}
+	watched := time.Now()
+	if err := wait(ctx, footprintWatch); err != nil {
+		return res, err
+	}
+	share := 100 / millis(time.Since(watched)) / footprintEngines
 	res = footprintResult{driver: driver, logs: logs}
 	for pid, p := range after {
 		if _, old := before[pid]; old || !after.belongs(pid, b.rig.stack.Dir) {
@@ -81,6 +92,9 @@ func (b *bench) footprintOf(ctx context.Context, driver, logs string) (res footp
 		into.n += 1.0 / footprintEngines
 		into.rss += p.memory("Rss:") / footprintEngines
 		into.pss += p.memory("Pss:") / footprintEngines
+		if now, _, err := cpuTime(pid); err == nil {
+			into.cpu += (now - used[pid]) * share
+		}
 	}
 	if _, err := destroys(ctx, s.Client, users); err != nil {
 		return res, err
