@@ -25,15 +25,16 @@ import (
 
 const (
 	// curveNodes is how many Nomad clients there are: a node gets slower with its
-	// allocations, and 250 are what docs/scale.md reckons with.
-	curveNodes = 40
+	// allocations, but the agents of each take about a hundredth of a core of this
+	// machine with nothing to do.
+	curveNodes = 20
 	// curveFirstPort and curveLastPort are the ports of all engines, shared out
 	// among the nodes.
 	curveFirstPort, curveLastPort = 14000, 31999
 	// curvePool is how many ready volumes each node keeps: a new one takes 6 to
 	// 10 s, and each batch of them has Nomad evaluate all jobs on its node. A quarter
 	// of the engines that a node has in the end.
-	curvePool = 64
+	curvePool = 128
 	// curveCheckEvery is the interval of an engine's check in seconds. All nodes'
 	// agents share this machine, which real ones do not.
 	curveCheckEvery = 120
