@@ -179,7 +179,7 @@ func (rep *report) addFootprint(results []footprintResult) {
 		rep.add(figure{Name: "— of it the engine", Unit: "MiB", Orch: single(res.engine.pss)})
 		rep.add(figure{Name: fmt.Sprintf("— of it %.1f helper processes", res.helper.n), Unit: "MiB", Orch: single(res.helper.pss)})
 		rep.add(figure{Name: "— RSS of all", Unit: "MiB", Orch: single(res.engine.rss + res.helper.rss)})
-		rep.add(figure{Name: "— CPU of all", Unit: "% of a core", Orch: single(res.engine.cpu + res.helper.cpu)})
+		rep.add(figure{Name: "— CPU of all", Unit: "% of a core", Orch: single(res.cpu)})
 	}
 	rep.note("Footprint: %d engines of the reference engine, %s after the last one's boot. PSS counts a page that processes share by their part of it, RSS once for each; CPU is that of the next %s. Logs by the driver are the service's default with docker (ORCH_ENGINE_LOGS), by Nomad with raw_exec, where the driver keeps none.", footprintEngines, footprintRest, footprintWatch)
 }

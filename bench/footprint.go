@@ -24,11 +24,12 @@ const (
 type footprintResult struct {
 	driver, logs   string
 	engine, helper process // its own processes, and those that Nomad or docker run for it
+	cpu            float64 // of all of them, in percent of a core
 }
 
-// process is what processes take. Memory in MiB: rss counts pages that they share with
-// others once for each, pss by their part. CPU in percent of a core.
-type process struct{ n, rss, pss, cpu float64 }
+// process is the memory of processes, in MiB: rss counts pages that they share with
+// others once for each, pss by their part.
+type process struct{ n, rss, pss float64 }
 
 // footprint measures what one idle engine costs its node, with Nomad keeping what
 // it prints, and without.
@@ -71,16 +72,8 @@ func (b *bench) footprintOf(ctx context.Context, driver, logs string) (res footp
 	if err != nil {
 		return res, err
 	}
-	used := map[int]float64{}
-	for pid := range after {
-		used[pid], _, _ = cpuTime(pid) // 0 of one that has ended
-	}
-	watched := time.Now()
-	if err := wait(ctx, footprintWatch); err != nil {
-		return res, err
-	}
-	share := 100 / millis(time.Since(watched)) / footprintEngines
 	res = footprintResult{driver: driver, logs: logs}
+	used := map[int]float64{} // CPU time by then
 	for pid, p := range after {
 		if _, old := before[pid]; old || !after.belongs(pid, b.rig.stack.Dir) {
 			continue
@@ -92,8 +85,18 @@ func (b *bench) footprintOf(ctx context.Context, driver, logs string) (res footp
 		into.n += 1.0 / footprintEngines
 		into.rss += p.memory("Rss:") / footprintEngines
 		into.pss += p.memory("Pss:") / footprintEngines
+		if used[pid], _, err = cpuTime(pid); err != nil {
+			delete(used, pid) // it has ended
+		}
+	}
+	watched := time.Now()
+	if err := wait(ctx, footprintWatch); err != nil {
+		return res, err
+	}
+	share := 100 / millis(time.Since(watched)) / footprintEngines
+	for pid, then := range used {
 		if now, _, err := cpuTime(pid); err == nil {
-			into.cpu += (now - used[pid]) * share
+			res.cpu += (now - then) * share
 		}
 	}
 	if _, err := destroys(ctx, s.Client, users); err != nil {
