@@ -118,9 +118,9 @@ func (o *operation) boot(ctx context.Context) error {
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errHealthy):
 		o.row.LastHealthAt = time.Now().UTC()
-		if !o.registeredAt.IsZero() { // not taken over
+		if kind != nil { // not taken over
 			o.bootTook = time.Since(o.registeredAt)
-			o.tellGate(kind, o.bootTook)
+			o.tellGate(kind)
 		}
 		return nil
 	case errors.Is(cause, errSuperseded) && whole.Err() == nil:
@@ -131,7 +131,7 @@ func (o *operation) boot(ctx context.Context) error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if kind != nil {
-			o.tellGate(kind, o.s.opts.BootTimeout)
+			o.tellGate(kind)
 		}
 		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
@@ -141,10 +141,10 @@ func (o *operation) boot(ctx context.Context) error {
 	return err
 }
 
-// tellGate tells the product's gate what the boot took.
-func (o *operation) tellGate(kind *bootKind, took time.Duration) {
-	limit := o.s.opts.BootTimeout
-	o.s.gates.booted(o.row.ProductID, o.registeredAt, crowdOf(took, limit, o.s.boots.times.expected(*kind)))
+// tellGate tells the product's gate what the boot took up to now, where it ends.
+func (o *operation) tellGate(kind *bootKind) {
+	took, expected := time.Since(o.registeredAt), o.s.boots.times.expected(*kind)
+	o.s.gates.booted(o.row.ProductID, o.registeredAt, crowdOf(took, o.s.opts.BootTimeout, expected))
 }
 
 // ownAlloc is the allocation of this operation's registration.
