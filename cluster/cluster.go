@@ -37,11 +37,6 @@ var (
 // callTimeout bounds one call to Nomad.
 const callTimeout = 10 * time.Second
 
-// evalPriority puts what somebody waits for before the evaluations of all jobs of
-// a node, which Nomad makes whenever the node's host volumes change, at their
-// jobs' priority of 50.
-const evalPriority = 80
-
 // Cluster talks to one Nomad region and namespace.
 type Cluster struct {
 	client    *api.Client
@@ -109,23 +104,6 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 		ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
 		ModifyIndex: n.ModifyIndex, Drivers: n.Drivers,
 	}), nil
-}
-
-// Register writes a job over the one that had modifyIndex (0: a new one) and
-// returns the index after it; only allocations created after that index are
-// this registration's. ErrConflict: the job is another one than that.
-//
-// Nomad answers a registration that changes nothing with a wrong index
-// (measured), so callers register only changes.
-func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	opts := &api.RegisterOptions{EnforceIndex: true, ModifyIndex: modifyIndex, EvalPriority: evalPriority}
-	resp, _, err := c.client.Jobs().RegisterOpts(job, opts, c.write(ctx))
-	if err != nil {
-		return 0, classify(err)
-	}
-	return resp.JobModifyIndex, nil
 }
 
 // Evaluate has Nomad look anew for a place for a job's processes.
