@@ -165,18 +165,28 @@ func TestRegister(t *testing.T) {
 }
 
 // oneWinner has several writers register a job at one index, again and again. A
-// Nomad server before 2.0.1 accepts more than one of them in many rounds.
+// Nomad server before 2.0.1 accepts more than one of them in many rounds. A winner
+// that is replaced afterwards is what confirm cannot notice; where the count is 0
+// that takes a server that was held up.
 func oneWinner(t *testing.T, c *Cluster) {
 	const (
-		rounds  = 200
+		rounds  = 100
 		writers = 5 // all their versions are kept: a server keeps six
-		atMost  = 15 * time.Second
+		atMost  = 10 * time.Second
 	)
-	raced, unwon, replaced, done := 0, 0, 0, 0
+	// Half of the jobs are to run a process, for which no node will do.
+	jobOf := func(id, mark string, count int) *api.Job {
+		job := markedJob(id, mark)
+		job.Constrain(api.NewConstraint("${node.unique.name}", "=", "none"))
+		job.TaskGroups[0].Count = &count
+		return job
+	}
+	raced, unwon, done := 0, 0, 0
+	replaced := map[int]int{} // by count
 	for began := time.Now(); done < rounds && time.Since(began) < atMost; done++ {
-		id, at := fmt.Sprint("race-", done), uint64(0)
+		id, at, count := fmt.Sprint("race-", done), uint64(0), done/2%2
 		if done%2 == 1 { // half of the jobs are there before
-			first, err := c.Register(t.Context(), markedJob(id, "before"), 0)
+			first, err := c.Register(t.Context(), jobOf(id, "before", count), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -188,7 +198,7 @@ func oneWinner(t *testing.T, c *Cluster) {
 		ready.Add(writers)
 		for w := range uint64(writers) {
 			ended.Go(func() {
-				job := markedJob(id, fmt.Sprint("writer-", w))
+				job := jobOf(id, fmt.Sprint("writer-", w), count)
 				ready.Done()
 				ready.Wait()
 				index, err := c.Register(t.Context(), job, at)
@@ -226,12 +236,11 @@ func oneWinner(t *testing.T, c *Cluster) {
 				t.Errorf("round %d: the job at index %d is of %q, and %q was told that it is its own", done, w.index, got, want)
 			}
 			if slices.Max(slices.Collect(maps.Keys(marks))) > w.index {
-				replaced++
+				replaced[count]++
 			}
 		}
-		if err := c.Purge(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
+		// The jobs stay: a server of version 1.11.3 crashes when a job is purged while
+		// a plan of it is applied.
 	}
-	t.Logf("in %d of %d rounds Nomad committed more than one registration at one index; in %d nobody won, in %d the winner was replaced afterwards", raced, done, unwon, replaced)
+	t.Logf("in %d of %d rounds Nomad committed more than one registration at one index; in %d nobody won, in %d the winner was replaced afterwards, %d of them of jobs with a count of 0", raced, done, unwon, replaced[0]+replaced[1], replaced[0])
 }

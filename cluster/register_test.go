@@ -23,6 +23,8 @@ func markedJob(id, mark string) *api.Job {
 	group.Services = []*api.Service{{Name: id, Provider: "nomad"}}
 	task := api.NewTask("engine", "raw_exec").SetConfig("command", "/bin/true")
 	job.AddTaskGroup(group.AddTask(task))
+	none := 0
+	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as an engine's job
 	jobs.SetMark(job, mark)
 	return job
 }
