@@ -193,6 +193,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	}
 	s.template.Store(template)
 	s.warnOfTemplateLimits(ctx)
+	s.warnOfOldServers(ctx)
 	return nil
 }
 
