@@ -31,6 +31,13 @@ const (
 	ActionPolicyUpdate       = "policy_update"
 	ActionAdmitDenied        = "admit_denied"
 	ActionOrphanRemoved      = "orphan_removed"
+	// ActionQuarantine: an engine is given to nobody until an admin decides;
+	// ActionAdopt and ActionDiscard are how. ActionRegistryRecover: what a registry
+	// that went back in time got back.
+	ActionQuarantine      = "quarantine"
+	ActionAdopt           = "adopt"
+	ActionDiscard         = "discard"
+	ActionRegistryRecover = "registry_recover"
 )
 
 // Actions are all of them, in the order of SPEC section 9.
@@ -38,7 +45,7 @@ var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
-	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved,
+	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
 }
 
 // Outcomes that are not error codes.

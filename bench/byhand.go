@@ -89,7 +89,7 @@ func (f *floor) prepare(ctx context.Context) (*handJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.cluster.PutKeyHash(ctx, id, secrets.Hash(secrets.NewEngineKey()), 0); err != nil {
+	if err := f.cluster.PutVariable(ctx, id, &cluster.Variable{KeyHash: secrets.Hash(secrets.NewEngineKey())}); err != nil {
 		return nil, err
 	}
 	return &handJob{job: &api.Job{ID: &id}, volumeID: v.ID}, nil
@@ -232,12 +232,12 @@ func (f *floor) rotate(ctx context.Context, h *handJob) (timing, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	key := secrets.NewEngineKey()
-	_, index, err := f.cluster.KeyHash(ctx, *h.job.ID)
+	held, err := f.cluster.Variable(ctx, *h.job.ID)
 	if err != nil {
 		return timing{}, err
 	}
 	began := time.Now()
-	if err := f.cluster.PutKeyHash(ctx, *h.job.ID, secrets.Hash(key), index); err != nil {
+	if err := f.cluster.PutVariable(ctx, *h.job.ID, &cluster.Variable{KeyHash: secrets.Hash(key), Index: held.Index}); err != nil {
 		return timing{}, err
 	}
 	written := time.Now()
@@ -283,7 +283,7 @@ func (f *floor) destroy(ctx context.Context, h *handJob) (timing, error) {
 	if err := until(ctx, func() error { return f.cluster.DeleteVolume(ctx, h.volumeID) }); err != nil {
 		return timing{}, err
 	}
-	if err := f.cluster.DeleteKeyHash(ctx, *h.job.ID); err != nil {
+	if err := f.cluster.DeleteVariable(ctx, *h.job.ID); err != nil {
 		return timing{}, err
 	}
 	return timing{total: millis(time.Since(began))}, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -57,11 +58,16 @@ func startService(ctx context.Context, bin string, stack *devstack.Stack, vars m
 	if s.pool, err = strconv.Atoi(vars["ORCH_VOLUME_POOL"]); err != nil {
 		return nil, err
 	}
+	mount := strings.NewReplacer("/", "-", "_", "-").Replace(strings.Trim(cmp.Or(vars["ORCH_CONSUL_PREFIX"], "bench"), "/"))
+	token, err := stack.Mount(ctx, "kv-"+mount)
+	if err != nil {
+		return nil, err
+	}
 	s.cmd = exec.Command(bin, "server")
 	s.cmd.SysProcAttr = childAttributes()
 	s.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr,
-		"VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + stack.VaultOrchToken,
+		"VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=kv-" + mount,
 	}
 	s.cmd.Env = append(s.cmd.Env, environ(vars)...)
 	stderr, err := s.cmd.StderrPipe()

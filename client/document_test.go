@@ -64,6 +64,17 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"bury": func() (any, error) {
 			return map[string]string{"status": "buried", "engine_id": "text"}, c.Bury(ctx, "e")
 		},
+		"getRegistry":  func() (any, error) { return c.Registry(ctx) },
+		"planRecovery": func() (any, error) { return wrap("actions")(c.PlanRecovery(ctx)) },
+		"recoverRegistry": func() (any, error) {
+			return map[string]string{"status": "requested"}, c.RecoverRegistry(ctx)
+		},
+		"rekey":          func() (any, error) { return c.Rekey(ctx) },
+		"listQuarantine": func() (any, error) { return c.Quarantine(ctx) },
+		"adopt":          func() (any, error) { return c.Adopt(ctx, "e", product, user) },
+		"discard": func() (any, error) {
+			return map[string]string{"status": "discarded", "engine_id": "text"}, c.Discard(ctx, "e")
+		},
 		"providerKeys":      func() (any, error) { return c.ProviderKeys(ctx) },
 		"applyProviderKeys": func() (any, error) { return c.ApplyProviderKeys(ctx) },
 		"getHealth":         func() (any, error) { return c.Health(ctx) },

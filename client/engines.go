@@ -34,7 +34,8 @@ type Engine struct {
 	EngineVersion string     `json:"engine_version,omitempty"` // its image
 	CreatedAt     time.Time  `json:"created_at,omitzero"`
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
-	Reason        string     `json:"reason,omitempty"` // why it is failed: a stable word
+	Reason        string     `json:"reason,omitempty"`     // why it is failed: a stable word
+	ProductID     string     `json:"product_id,omitempty"` // in answers to the admin alone
 }
 
 // ProvisionOption is more about a provision.

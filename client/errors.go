@@ -30,11 +30,13 @@ const (
 	ErrEngineNotRunning     Code = "ENGINE_NOT_RUNNING"
 	ErrEngineBusy           Code = "ENGINE_BUSY"
 	ErrEngineDestroyed      Code = "ENGINE_DESTROYED"
+	ErrEngineQuarantined    Code = "ENGINE_QUARANTINED"
 	ErrIdempotencyKeyReused Code = "IDEMPOTENCY_KEY_REUSED"
 	ErrProductSlugExists    Code = "PRODUCT_SLUG_EXISTS"
 	ErrProductNotFound      Code = "PRODUCT_NOT_FOUND"
 	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
 	ErrGraveNotFound        Code = "GRAVE_NOT_FOUND"
+	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
 	ErrRateLimited          Code = "RATE_LIMITED"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"
@@ -46,6 +48,7 @@ const (
 	ErrInternal             Code = "INTERNAL_ERROR"
 	ErrBackendError         Code = "BACKEND_ERROR"
 	ErrBackendUnavailable   Code = "BACKEND_UNAVAILABLE"
+	ErrRegistryRecovering   Code = "REGISTRY_RECOVERING"
 )
 
 // Error is an answer that is not 2xx.

@@ -82,9 +82,12 @@ type FleetStatus struct {
 	ByStatus       map[string]int `json:"by_status"`       // of all six states
 	Health         string         `json:"health"`          // ok, degraded or critical
 	UnhealthyCount int            `json:"unhealthy_count"` // failed engines, and running ones whose check fails
+	Registry       string         `json:"registry"`        // ok or recovering
 	Age            time.Duration  `json:"-"`               // of the view it was read from
 
 	// What the admin is told beside, of all products together.
+	Quarantined   int `json:"quarantined"`    // engines that wait for the admin's decision
+	KeysMissing   int `json:"keys_missing"`   // engines whose key Vault does not have
 	Graves        int `json:"graves"`         // destroyed engines whose node is silent
 	PooledVolumes int `json:"pooled_volumes"` // ready, empty host volumes
 	WarmEngines   int `json:"warm_engines"`   // engines that wait for a user

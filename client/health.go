@@ -9,6 +9,7 @@ import (
 type Health struct {
 	Status     string            `json:"status"`     // ok or degraded
 	Role       string            `json:"role"`       // leader, follower, or none without a session
+	Registry   string            `json:"registry"`   // ok or recovering; Status does not depend on it
 	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok or unavailable
 }
 

@@ -92,6 +92,12 @@ func rows(t *testing.T, stack *devstack.Stack) *registry.Store {
 	case <-time.After(time.Minute):
 		t.Fatal("no session after a minute")
 	}
+	// Claims are checked against the record of the deployment, which the service made.
+	record, err := store.Deployment(t.Context())
+	if err != nil || record.State != registry.RegistryOK {
+		t.Fatalf("the deployment's record is %+v, %v", record, err)
+	}
+	store.Follow(record)
 	return store
 }
 

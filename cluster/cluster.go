@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -126,17 +127,18 @@ func (c *Cluster) Purge(ctx context.Context, id string) error {
 }
 
 // ScaleToZero sets the count of a job to 0, so that its process is stopped, and
-// marks the job as mark's; a job that is both already is left alone. before is
+// marks the job as mark's and at rest as rest; a job that is all of it already is
+// left alone. before is
 // called between the reading of the job and the writing of what was read: when
 // it says that the caller may still act, nothing that is done to the job after
 // that is undone. It returns the index of the job as it is then. ErrNotFound:
 // there is no such job. ErrConflict: somebody changed the job meanwhile.
-func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func() error) (uint64, error) {
+func (c *Cluster) ScaleToZero(ctx context.Context, id, mark, rest string, before func() error) (uint64, error) {
 	job, err := c.Job(ctx, id)
 	if err != nil {
 		return 0, err
 	}
-	changed := mark != "" && jobs.Mark(job) != mark
+	changed := mark != "" && jobs.Mark(job) != mark || rest != "" && jobs.Rest(job) != rest
 	for _, group := range job.TaskGroups {
 		if group.Count == nil || *group.Count != 0 {
 			zero := 0
@@ -148,6 +150,9 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id, mark string, before func(
 	}
 	if mark != "" {
 		jobs.SetMark(job, mark)
+	}
+	if rest != "" {
+		jobs.SetRest(job, rest)
 	}
 	if err := before(); err != nil {
 		return 0, err
@@ -173,32 +178,77 @@ const HashItem = "key_hash"
 
 func variablePath(jobID string) string { return "nomad/jobs/" + jobID }
 
-// PutKeyHash writes the hash of an engine's key where its job reads it, over
-// what KeyHash read at index (0: nothing). ErrConflict: it is another one now.
-func (c *Cluster) PutKeyHash(ctx context.Context, jobID, hash string, index uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	v := api.NewVariable(variablePath(jobID))
-	v.Namespace, v.ModifyIndex = c.namespace, index
-	v.Items = api.VariableItems{HashItem: hash}
-	_, _, err := c.client.Variables().CheckedUpdate(v, c.write(ctx))
-	return classify(err)
+// witnessItem is the item of the same variable that says whose the engine is.
+const witnessItem = "engine"
+
+// Witness is what the variable of an engine says of it, beside its row in the
+// registry: what is needed to make the row anew.
+type Witness struct {
+	Deployment  string    `json:"deployment"` // the deployment's id
+	EngineID    string    `json:"engine_id"`
+	ProductID   string    `json:"product_id"`
+	ProductSlug string    `json:"product_slug"`
+	UserID      string    `json:"user_id"`
+	Image       string    `json:"image"`
+	CPUMHz      int       `json:"cpu_mhz"`
+	MemoryMB    int       `json:"memory_mb"`
+	NodePool    string    `json:"node_pool,omitempty"`
+	NodeID      string    `json:"node_id"`
+	VolumeID    string    `json:"volume_id"`
+	CreatedAt   time.Time `json:"created_at"`
 }
 
-// KeyHash reads what PutKeyHash wrote, and the index to change it by.
-// ErrNotFound: nothing.
-func (c *Cluster) KeyHash(ctx context.Context, jobID string) (hash string, index uint64, err error) {
+// Variable is an engine's Nomad variable.
+type Variable struct {
+	KeyHash string
+	// Witness is nil where a version of the service wrote the variable that put
+	// none there, or another hand did.
+	Witness *Witness
+	// Index is what a change compares; 0: there is none yet.
+	Index uint64
+}
+
+// PutVariable writes the variable of an engine over the one that was read at
+// v.Index, and notes the new index in v. Its job's process sees only a change of
+// the hash. ErrConflict: it is another one now.
+func (c *Cluster) PutVariable(ctx context.Context, jobID string, v *Variable) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	v, _, err := c.client.Variables().Read(variablePath(jobID), c.read(ctx))
-	if err != nil {
-		return "", 0, classify(err)
+	put := api.NewVariable(variablePath(jobID))
+	put.Namespace, put.ModifyIndex = c.namespace, v.Index
+	put.Items = api.VariableItems{HashItem: v.KeyHash}
+	if v.Witness != nil {
+		text, err := json.Marshal(v.Witness)
+		if err != nil {
+			return fmt.Errorf("cluster: a witness always marshals: %w", err)
+		}
+		put.Items[witnessItem] = string(text)
 	}
-	return v.Items[HashItem], v.ModifyIndex, nil
+	written, _, err := c.client.Variables().CheckedUpdate(put, c.write(ctx))
+	if err != nil {
+		return classify(err)
+	}
+	v.Index = written.ModifyIndex
+	return nil
 }
 
-// DeleteKeyHash removes what PutKeyHash wrote, if it is there.
-func (c *Cluster) DeleteKeyHash(ctx context.Context, jobID string) error {
+// Variable reads the variable of an engine. ErrNotFound: there is none.
+func (c *Cluster) Variable(ctx context.Context, jobID string) (*Variable, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	held, _, err := c.client.Variables().Read(variablePath(jobID), c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	v := &Variable{KeyHash: held.Items[HashItem], Index: held.ModifyIndex}
+	if w := new(Witness); json.Unmarshal([]byte(held.Items[witnessItem]), w) == nil && w.EngineID != "" {
+		v.Witness = w
+	}
+	return v, nil
+}
+
+// DeleteVariable removes the variable of an engine, if it is there.
+func (c *Cluster) DeleteVariable(ctx context.Context, jobID string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := c.client.Variables().Delete(variablePath(jobID), c.write(ctx))

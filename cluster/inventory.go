@@ -7,14 +7,17 @@ import (
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/jobs"
 )
 
 // JobInfo is a job as a list of all tells it.
 type JobInfo struct {
 	ID          string
 	ModifyIndex uint64 // its JobModifyIndex
-	// EngineID and Deployment are what its meta says: whose it is.
-	EngineID, Deployment string
+	// EngineID, Deployment and DeploymentID are what its meta says: whose it is. The
+	// last is empty in the jobs of a version of the service that knew no ids.
+	EngineID, Deployment, DeploymentID string
 	// Count is how many processes it asks for; -1 when that was not told.
 	Count int
 	// Live are the nodes of its allocations whose process is not known to be
@@ -24,7 +27,7 @@ type JobInfo struct {
 
 // Jobs lists the jobs of the namespace whose name begins with prefix.
 func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInfo, error) {
-	var jobs []*JobInfo
+	var list []*JobInfo
 	byID := map[string]*JobInfo{}
 	q := c.read(ctx)
 	q.Prefix = prefix
@@ -32,8 +35,8 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInf
 		stubs, meta, err := c.client.Jobs().ListOptions(&api.JobListOptions{Fields: &api.JobListFields{Meta: true}}, q)
 		for _, s := range stubs {
 			if byID[s.ID] == nil {
-				byID[s.ID] = &JobInfo{ID: s.ID, ModifyIndex: s.JobModifyIndex, EngineID: s.Meta["engine_id"], Deployment: s.Meta["deployment"], Count: -1}
-				jobs = append(jobs, byID[s.ID])
+				byID[s.ID] = &JobInfo{ID: s.ID, ModifyIndex: s.JobModifyIndex, EngineID: s.Meta["engine_id"], Deployment: s.Meta["deployment"], DeploymentID: s.Meta[jobs.DeploymentMeta], Count: -1}
+				list = append(list, byID[s.ID])
 			}
 		}
 		return meta, err
@@ -70,7 +73,7 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInf
 	if err != nil {
 		return nil, err
 	}
-	return jobs, nil
+	return list, nil
 }
 
 // VariableInfo is a job's variable as a list of all tells it.
@@ -95,9 +98,9 @@ func (c *Cluster) KeyHashes(ctx context.Context, prefix string, pace Pace) ([]*V
 	return infos, nil
 }
 
-// DeleteKeyHashAt removes a job's variable that is still the one listed.
+// DeleteVariableAt removes a job's variable that is still the one listed.
 // ErrConflict: it was written since.
-func (c *Cluster) DeleteKeyHashAt(ctx context.Context, jobID string, index uint64) error {
+func (c *Cluster) DeleteVariableAt(ctx context.Context, jobID string, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := c.client.Variables().CheckedDelete(variablePath(jobID), index, c.write(ctx))

@@ -67,7 +67,7 @@ func TestListsOfManyPages(t *testing.T) {
 		if _, err := c.Register(t.Context(), job, 0); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.PutKeyHash(t.Context(), name, "hash", 0); err != nil {
+		if err := c.PutVariable(t.Context(), name, &Variable{KeyHash: "hash"}); err != nil {
 			t.Fatal(err)
 		}
 	}

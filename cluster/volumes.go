@@ -25,7 +25,7 @@ const volumePoll = 200 * time.Millisecond
 // there. A name is not an identity in Nomad: two volumes of one name are
 // refused with ErrRejected, for an operator to look at.
 func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
-	named, err := c.volumesNamed(ctx, name)
+	named, err := c.VolumesNamed(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -89,8 +89,8 @@ func (c *Cluster) Volumes(ctx context.Context, pace Pace) ([]*Volume, error) {
 	return c.volumes(ctx, pace, c.read)
 }
 
-// volumesNamed lists those of one name; Nomad leaves the others out.
-func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
+// VolumesNamed lists those of one name; Nomad leaves the others out.
+func (c *Cluster) VolumesNamed(ctx context.Context, name string) ([]*Volume, error) {
 	alike, err := c.volumes(ctx, Hasty, func(ctx context.Context) *api.QueryOptions {
 		q := c.read(ctx)
 		q.Prefix = name
@@ -126,7 +126,7 @@ func (c *Cluster) volumes(ctx context.Context, pace Pace, query func(context.Con
 // DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that
 // is not gone still claims one; try again when it is.
 func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
-	named, err := c.volumesNamed(ctx, name)
+	named, err := c.VolumesNamed(ctx, name)
 	if err != nil {
 		return err
 	}

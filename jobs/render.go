@@ -27,7 +27,13 @@ type Engine struct {
 	Count       int    // 1 runs the engine, 0 stops it
 	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
 	Mark        string // whose registration it is: see Mark
+	// DeploymentID is the id of the deployment that makes the engine. The copy of a
+	// rendered job has what it had.
+	DeploymentID string
 }
+
+// DeploymentMeta is the job meta that names the deployment by its id.
+const DeploymentMeta = "deployment_id"
 
 // Render returns the job of one engine. Job meta is fixed at birth, as changing
 // it replaces the allocation; user and product stand in the ui block and in
@@ -45,11 +51,11 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	if job.Meta == nil {
 		job.Meta = map[string]string{}
 	}
-	job.Meta["deployment"], job.Meta["engine_id"] = t.settings.Deployment, e.EngineID
+	job.Meta["deployment"], job.Meta["engine_id"], job.Meta[DeploymentMeta] = t.settings.Deployment, e.EngineID, e.DeploymentID
 
 	group := job.TaskGroups[0]
 	group.Count = &e.Count
-	group.Constraints = append(group.Constraints, api.NewConstraint("${node.unique.id}", "=", e.NodeID))
+	group.Constraints = append(group.Constraints, api.NewConstraint(nodeConstraint, "=", e.NodeID))
 	group.Volumes[volumeName].Source = e.JobID
 
 	task := group.Tasks[0]
@@ -99,26 +105,91 @@ func Label(job *api.Job, e Engine) {
 const markKey = "operation"
 
 // Mark says which operation wrote a job last; empty: none did, or another hand.
-func Mark(job *api.Job) string {
+func Mark(job *api.Job) string { return serviceMeta(job, markKey) }
+
+// SetMark says that an operation writes the job.
+func SetMark(job *api.Job, mark string) { setServiceMeta(job, markKey, mark) }
+
+// restKey is the service meta that says why a job asks for no process.
+const restKey = "rest"
+
+// Rest says in what state an engine is whose job asks for no process ("stopped",
+// "sleeping"); empty: that was not said.
+func Rest(job *api.Job) string { return serviceMeta(job, restKey) }
+
+// SetRest says in what state the engine is while its job asks for no process. A
+// rendered job, which asks for one, says nothing.
+func SetRest(job *api.Job, state string) { setServiceMeta(job, restKey, state) }
+
+func serviceMeta(job *api.Job, key string) string {
 	for _, s := range engineServices(job) {
-		if mark := s.Meta[markKey]; mark != "" {
-			return mark
+		if value := s.Meta[key]; value != "" {
+			return value
 		}
 	}
 	return ""
 }
 
-// SetMark says that an operation writes the job.
-func SetMark(job *api.Job, mark string) {
+func setServiceMeta(job *api.Job, key, value string) {
 	services := engineServices(job)
-	if len(services) == 0 || mark == "" {
+	if len(services) == 0 || value == "" {
 		return
 	}
 	if services[0].Meta == nil {
 		services[0].Meta = map[string]string{}
 	}
-	services[0].Meta[markKey] = mark
+	services[0].Meta[key] = value
 }
+
+// Describe reads off a job what Render wrote into it, as far as the job says so:
+// what the row of a lost registry can be made from. A field that is not there is
+// empty.
+func Describe(job *api.Job) Engine {
+	e := Engine{JobID: str(job.ID), EngineID: job.Meta["engine_id"], DeploymentID: job.Meta[DeploymentMeta], Mark: Mark(job)}
+	e.ProductID = serviceMeta(job, "product_id")
+	if user, err := base64.RawURLEncoding.DecodeString(serviceMeta(job, "user_id_b64")); err == nil {
+		e.UserID = string(user)
+	}
+	if pool := str(job.NodePool); pool != "default" {
+		e.NodePool = pool
+	}
+	if len(job.TaskGroups) == 0 {
+		return e
+	}
+	group := job.TaskGroups[0]
+	if group.Count != nil {
+		e.Count = *group.Count
+	}
+	for _, c := range group.Constraints {
+		if c.LTarget == nodeConstraint {
+			e.NodeID = c.RTarget
+		}
+	}
+	if len(group.Tasks) == 0 {
+		return e
+	}
+	task := group.Tasks[0]
+	switch Driver(task.Driver) {
+	case RawExec:
+		command, _ := task.Config["command"].(string)
+		e.Image = path.Base(command)
+		e.VolumePath = path.Dir(task.Env["SQLITE_DB_PATH"])
+	default:
+		e.Image, _ = task.Config["image"].(string)
+	}
+	if r := task.Resources; r != nil {
+		if r.CPU != nil {
+			e.CPUMHz = *r.CPU
+		}
+		if r.MemoryMB != nil {
+			e.MemoryMB = *r.MemoryMB
+		}
+	}
+	return e
+}
+
+// nodeConstraint is what the constraint compares that binds an engine to its node.
+const nodeConstraint = "${node.unique.id}"
 
 // engineServices are the services of an engine's job, which stand in its group
 // or in its task.

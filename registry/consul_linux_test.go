@@ -184,6 +184,20 @@ func join(t *testing.T, prefix string) *replica {
 	case <-time.After(30 * time.Second):
 		t.Fatal("no session after 30 s")
 	}
+	// The first makes the deployment's record, and all follow it.
+	d, err := s.Deployment(t.Context())
+	if err == nil && d.Index == 0 {
+		if err = s.PutDeployment(t.Context(), &Deployment{ID: newName(), State: RegistryOK}); errors.Is(err, ErrConflict) {
+			err = nil
+		}
+		if err == nil {
+			d, err = s.Deployment(t.Context())
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Follow(d)
 	return r
 }
 
@@ -226,7 +240,7 @@ func (r *replica) keys(t *testing.T) map[string]string {
 	keys := map[string]string{}
 	for _, p := range pairs {
 		name := p.Key[len(r.prefix):]
-		if p.Session == "" && len(name) > 8 && name[:8] != "changes/" {
+		if p.Session == "" && len(name) > 8 && name[:8] != "changes/" && name != "deployment" {
 			keys[name] = string(p.Value)
 		}
 	}

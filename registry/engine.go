@@ -48,8 +48,10 @@ type Op struct {
 	// while it goes forward. Reason is the row's reason that goes with it.
 	Undo   string `json:"undo,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// KeyVersion is the Vault version that a rotation writes.
-	KeyVersion int `json:"key_version,omitempty"`
+	// KeyVersion is the Vault version that a rotation writes, or that a warm engine
+	// has while it is claimed; KeyID is the key's own name.
+	KeyVersion int    `json:"key_version,omitempty"`
+	KeyID      string `json:"key_id,omitempty"`
 	// EnvVersion is the version of the provider keys that a restart is for.
 	EnvVersion int `json:"env_version,omitempty"`
 	// JobIndex is the JobModifyIndex after this operation's registration:
@@ -111,8 +113,12 @@ type Engine struct {
 	Resources   Resources `json:"resources"`
 	NodePool    string    `json:"node_pool,omitempty"`
 
-	// KeyVersion is the version of the engine's key in Vault that callers get.
-	KeyVersion int `json:"key_version"`
+	// KeyVersion is the version of the engine's key in Vault that callers get, and
+	// KeyID the key's own name, which tells it from the key that a restored Vault
+	// gave the same number. Empty: a version of the service wrote the key that knew
+	// no names.
+	KeyVersion int    `json:"key_version"`
+	KeyID      string `json:"key_id,omitempty"`
 
 	// EnvVersion is the version of the provider keys that its process has at
 	// least; 0: not known, or none. RestartedFor is the version that it was last

@@ -18,7 +18,8 @@ import (
 //
 // ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict:
 // the product's row changed or the pooled volume was taken by somebody else;
-// read again and retry.
+// read again and retry. ErrMoved: the deployment's record changed: nothing is
+// handed out until it was read again.
 func (s *Store) Claim(ctx context.Context, p *Product, e *Engine, pooled *PooledVolume) error {
 	if err := checkMove(none, e.State); err != nil {
 		return err
@@ -37,11 +38,6 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 		return err
 	}
 	ref := e.Idempotency
-	var answered string
-	if e.State == Running { // the provision is over with this
-		answered, e.Idempotency = e.URL, nil
-		defer func() { e.Idempotency = ref }()
-	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
 		if quota.forget() {
@@ -69,23 +65,26 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 	const session, row, place = 0, 1, 2 // positions in ops
 	record := -1
 	if ref != nil {
-		kept := ref.record(e)
-		kept.URL = answered
 		// Over an expired record, at the index that was read.
 		record = len(ops)
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(kept), Index: ref.Expired})
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(ref.record(e)), Index: ref.Expired})
 	}
+	follows, err := s.followed()
+	if err != nil {
+		return err
+	}
+	deployment := len(ops)
+	ops = append(ops, follows)
 	results, failed, err := s.txn(ctx, append(ops, source...))
 	quota.wrote(count+1, results)
 	switch {
 	case err == nil:
-		if e.State == Running {
-			ref = nil
-		}
 		s.written(e, value, results)
 		return nil
 	case slices.Contains(failed, session):
 		return fmt.Errorf("%w: %v", ErrNoSession, err)
+	case slices.Contains(failed, deployment):
+		return fmt.Errorf("%w: %v", ErrMoved, err)
 	case record >= 0 && slices.Contains(failed, record):
 		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
 	case slices.Contains(failed, row):
@@ -143,7 +142,15 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 	if r := e.Idempotency; r != nil {
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e))})
 	}
-	results, failed, err := s.txn(ctx, append(ops, s.takePooled(pooled)...))
+	follows, err := s.followed()
+	if err != nil {
+		return err
+	}
+	deployment := len(ops)
+	results, failed, err := s.txn(ctx, append(append(ops, follows), s.takePooled(pooled)...))
+	if slices.Contains(failed, deployment) && !slices.Contains(failed, 0) {
+		return fmt.Errorf("%w: %v", ErrMoved, err)
+	}
 	if err != nil {
 		return s.sessionOr(failed, err)
 	}

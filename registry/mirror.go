@@ -144,6 +144,7 @@ func (m *Mirror) follow(ctx context.Context) error {
 		}
 		if next < index { // a restored Consul counts anew
 			m.anew = true
+			m.store.wentBack.Store(true)
 			return nil
 		}
 		if next != index && !gather(ctx) {

@@ -67,13 +67,14 @@ func (s *Store) DeleteOrphan(ctx context.Context, o *Orphan) error {
 }
 
 // Held says whether anything in the registry has an engine_id: a pool entry, a
-// row or a grave, looked for in the order in which an id passes through them.
+// row, a grave or a quarantine, looked for in the order in which an id passes
+// through them.
 func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	pooled, err := s.PoolIDs(ctx)
 	if err != nil || pooled[engineID] {
 		return pooled[engineID], err
 	}
-	for _, key := range []string{s.engineIDKey(engineID), s.graveKey(engineID)} {
+	for _, key := range []string{s.engineIDKey(engineID), s.graveKey(engineID), s.quarantineKey(engineID)} {
 		if pair, err := s.get(ctx, key); err != nil || pair != nil {
 			return pair != nil, err
 		}

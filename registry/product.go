@@ -23,6 +23,9 @@ type Product struct {
 	PlatformKeyHash string `json:"platform_key_hash"`
 	// RetiredKeys are earlier platform keys that still work for a while.
 	RetiredKeys []RetiredKey `json:"retired_keys,omitempty"`
+	// Revision counts the changes of the row: of two copies the higher one is the
+	// later.
+	Revision int `json:"revision,omitempty"`
 
 	// Index is the row's ModifyIndex in Consul.
 	Index uint64 `json:"-"`

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -47,9 +48,10 @@ type quotaTurn struct {
 	store     *Store
 	productID string
 
-	known bool
-	count int
-	index uint64
+	known  bool
+	count  int
+	index  uint64
+	newest uint64 // the highest index that this replica has written
 }
 
 // quotaTurn waits for this replica's turn at a product's count.
@@ -68,7 +70,28 @@ func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err erro
 	if t.known {
 		return t.count, t.index, nil
 	}
-	return t.store.quota(ctx, t.productID)
+	count, index, err = t.store.quota(ctx, t.productID)
+	if err == nil && index < t.newest {
+		t.store.wentBack.Store(true)
+	}
+	return count, index, err
+}
+
+// readOrNone is read, and takes a count that is missing for 0.
+func (t *quotaTurn) readOrNone(ctx context.Context) (count int, index uint64, err error) {
+	count, index, err = t.read(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return 0, 0, nil
+	}
+	return count, index, err
+}
+
+// movedOnQuota takes a conflict for a count that is there already.
+func movedOnQuota(err error) error {
+	if errors.Is(err, ErrConflict) {
+		return nil
+	}
+	return err
 }
 
 // forget has the next read ask Consul, and says whether the last one did not.
@@ -82,6 +105,7 @@ func (t *quotaTurn) forget() (known bool) {
 func (t *quotaTurn) wrote(count int, results consul.KVPairs) {
 	t.count, t.index = count, indexOf(results, t.store.quotaKey(t.productID))
 	t.known = t.index > 0
+	t.newest = max(t.newest, t.index)
 }
 
 // quotaPlace is the operation that gives one engine's place in its product's

@@ -28,6 +28,9 @@ const none State = ""
 // Two entries are not in SPEC's list because it names outcomes, not steps: a
 // start that could not be placed goes back to where it came from, so
 // provisioning may return to stopped or sleeping.
+//
+// What is rebuilt from the witnesses of a row that the registry lost is not
+// moved: see Store.Rebuild.
 var moves = map[State][]State{
 	none:         {Provisioning},
 	Provisioning: {Running, Failed, Stopped, Sleeping, Destroying},

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -33,6 +34,9 @@ var (
 	ErrUnavailable = errors.New("registry: consul unavailable")
 	// ErrNoSession: this replica has no live session, so it may not change rows.
 	ErrNoSession = errors.New("registry: this replica has no consul session")
+	// ErrMoved: the record of the deployment is another one than this replica
+	// follows; read it again.
+	ErrMoved = errors.New("registry: the deployment's record has changed")
 )
 
 // callTimeout bounds one call to Consul: far above what a healthy cluster
@@ -58,6 +62,9 @@ type Store struct {
 
 	mirror  *Mirror
 	replica *Replica
+
+	deployment atomic.Pointer[Deployment] // the record that this replica follows
+	wentBack   atomic.Bool                // see WentBack
 }
 
 // New returns a store below prefix, which ends in a slash.

@@ -887,6 +887,7 @@ func TestErrUnavailable(t *testing.T) {
 	}
 	s, ctx := New(client, "t/"), t.Context()
 	s.Join(nil).session = "some"
+	s.Follow(&Deployment{Index: 1})
 	e := &Engine{State: Provisioning, stored: Provisioning}
 	p := newProduct("x", nil)
 	for name, call := range map[string]func() error{
@@ -913,6 +914,11 @@ func TestErrUnavailable(t *testing.T) {
 		"Requested":     func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
 		"PooledVolumes": func() error { _, err := s.PooledVolumes(ctx); return err },
 		"QuotaCount":    func() error { _, err := s.QuotaCount(ctx, "x"); return err },
+		"Deployment":    func() error { _, err := s.Deployment(ctx); return err },
+		"Traces":        func() error { _, err := s.Traces(ctx); return err },
+		"Quarantine":    func() error { _, err := s.Quarantine(ctx); return err },
+		"Rebuild":       func() error { return s.Rebuild(ctx, p, e, nil) },
+		"Correct":       func() error { return s.Correct(ctx, e, "x") },
 	} {
 		t.Run(name, func(t *testing.T) { wantErr(t, call(), ErrUnavailable) })
 	}

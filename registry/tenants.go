@@ -126,6 +126,7 @@ func (s *Store) changeProduct(ctx context.Context, productID string, change func
 		if err != nil {
 			return nil, err
 		}
+		t.Revision++
 		ops := append(consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.productKey(productID), Value: encode(t.Product), Index: t.Index}}, more...)
 		results, _, err := s.txn(ctx, ops)
 		if errors.Is(err, ErrConflict) && ctx.Err() == nil {

@@ -31,7 +31,11 @@ func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume)
 	if err != nil {
 		return err
 	}
-	results, _, err := s.txn(ctx, append(ops, s.takePooled(pooled)...))
+	follows, err := s.followed()
+	if err != nil {
+		return err
+	}
+	results, _, err := s.txn(ctx, append(append(ops, follows), s.takePooled(pooled)...))
 	if err != nil {
 		return err
 	}
@@ -40,10 +44,11 @@ func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume)
 }
 
 // ClaimWarm makes a warm engine a user's, in one transaction: the row that was
-// read at warm.Index goes, e comes. The errors are those of Claim; ErrConflict
-// is also that somebody else got this engine.
+// read at warm.Index goes, e comes, with the operation that makes its secret the
+// user's. The errors are those of Claim; ErrConflict is also that somebody else got
+// this engine.
 func (s *Store) ClaimWarm(ctx context.Context, p *Product, e, warm *Engine) error {
-	if warm.ProductID != WarmProduct || warm.State != Running || warm.Op != nil || e.State != Running || e.EngineID != warm.EngineID {
+	if warm.ProductID != WarmProduct || warm.State != Running || warm.Op != nil || e.State != Provisioning || e.Op == nil || e.EngineID != warm.EngineID {
 		return fmt.Errorf("registry: %s cannot be claimed as a warm engine", warm.EngineID)
 	}
 	ops := append(deleteAt(s.engineKey(warm.ProductID, warm.UserID), warm.Index), s.changed(warm))

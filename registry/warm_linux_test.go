@@ -22,6 +22,7 @@ func (r *replica) warmEngine(t *testing.T) *Engine {
 func claimOf(warm *Engine, p *Product, user string) *Engine {
 	e := warm.Clone()
 	e.ProductID, e.ProductSlug, e.UserID = p.ProductID, p.Slug, user
+	e.State, e.Op = Provisioning, &Op{ID: newName(), Kind: OpProvision}
 	return e
 }
 
@@ -37,7 +38,7 @@ func TestClaimWarm(t *testing.T) {
 		r.wantQuota(t, p, 1)
 		r.wantNoRow(t, warm)
 		rows, err := r.Engines(t.Context())
-		if err != nil || len(rows) != 1 || rows[0].EngineID != warm.EngineID || rows[0].State != Running {
+		if err != nil || len(rows) != 1 || rows[0].EngineID != warm.EngineID || rows[0].State != Provisioning || rows[0].Op == nil {
 			t.Fatalf("rows %+v, %v", rows, err)
 		}
 		e := rows[0]
@@ -81,7 +82,12 @@ func TestClaimWarm(t *testing.T) {
 			t.Fatal(err)
 		}
 		record, err := r.Idempotency(t.Context(), p.ProductID, "k")
-		if err != nil || record.EngineID != e.EngineID || record.URL != e.URL {
+		if err != nil || record.EngineID != e.EngineID || record.URL != "" {
+			t.Fatalf("record %+v, %v", record, err)
+		}
+		e.Op = nil
+		r.move(t, e, Running)
+		if record, err = r.Idempotency(t.Context(), p.ProductID, "k"); err != nil || record.EngineID != e.EngineID || record.URL != e.URL {
 			t.Fatalf("record %+v, %v", record, err)
 		}
 		if e.Idempotency != nil {

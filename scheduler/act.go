@@ -42,6 +42,16 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 		return movedOn(s.store.DeleteOrphan(ctx, a.orphan))
 	case ActRemove:
 		return s.removeOrphan(ctx, a)
+	case ActRebuild:
+		return s.confirmLost(ctx, a.EngineID)
+	case ActQuarantine:
+		return s.quarantineUnknown(ctx, a)
+	case ActRelease:
+		err := s.store.DeleteQuarantined(ctx, a.quarantined)
+		if errors.Is(err, registry.ErrNotFound) {
+			return nil
+		}
+		return err
 	}
 	return fmt.Errorf("scheduler: reconcile does not know how to %s", a.Act)
 }
@@ -128,12 +138,53 @@ func (s *Scheduler) failInterrupted(ctx context.Context, row *registry.Engine) e
 	return movedOn(err)
 }
 
+// confirmLost has the registry rebuilt when an engine that was seen without a row
+// surely has a user and none: the lists may be older than its destroy.
+func (s *Scheduler) confirmLost(ctx context.Context, engineID string) error {
+	lost, err := s.isLost(ctx, engineID)
+	if err != nil || !lost {
+		return err
+	}
+	defer s.reconcile.nudge()
+	return s.guard.startRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul")
+}
+
+// quarantineUnknown leaves to an admin what was seen without a row and may hold
+// somebody's memory, if it is still so.
+func (s *Scheduler) quarantineUnknown(ctx context.Context, a *Action) error {
+	held, err := s.store.Held(ctx, a.EngineID)
+	if err != nil || held {
+		return err
+	}
+	w, err := s.witnessesOf(ctx, a.found, nil)
+	if err != nil {
+		return err
+	}
+	r := w.judgeLost(time.Now().UTC())
+	if r.act != ActQuarantine {
+		return nil // it is gone, or the next pass knows whose it is
+	}
+	s.log.Error("an engine is quarantined until an admin decides (orch engine adopt, orch engine discard)", "engine_id", a.EngineID, "what", a.found.String(), "why", r.why)
+	q := &registry.Quarantined{EngineID: a.EngineID, Since: time.Now().UTC(), Why: r.why, What: a.found.parts()}
+	if len(w.volumes) > 0 {
+		q.NodeID = w.volumes[0].NodeID
+	}
+	q.ProductID, q.UserID = w.named()
+	return s.quarantine(ctx, q)
+}
+
 // removeOrphan removes what has no row: process, job, volume, variable, key and
 // tombstone, in this order, so that a crash between any two leaves less of it.
 func (s *Scheduler) removeOrphan(ctx context.Context, a *Action) error {
 	held, err := s.store.Held(ctx, a.EngineID)
 	if err != nil || held {
 		return err // the next pass takes the tombstone away
+	}
+	// What may be somebody's is looked at once more, not only in a list.
+	if w, err := s.witnessesOf(ctx, a.found, nil); err != nil {
+		return err
+	} else if r := w.judgeLost(time.Now().UTC()); r.act != "" {
+		return s.quarantineUnknown(ctx, &Action{EngineID: a.EngineID, found: a.found})
 	}
 	// Fenced by the lead: whoever lost it removes nothing.
 	tombstone, began := *a.orphan, time.Now()
@@ -171,7 +222,7 @@ func (s *Scheduler) clearOrphan(ctx context.Context, f *found) error {
 		}
 	}
 	if f.variable != nil {
-		if err := s.cluster.DeleteKeyHashAt(ctx, f.variable.JobID, f.variable.ModifyIndex); err != nil {
+		if err := s.cluster.DeleteVariableAt(ctx, f.variable.JobID, f.variable.ModifyIndex); err != nil {
 			return fmt.Errorf("variable: %w", err)
 		}
 	}
@@ -196,7 +247,7 @@ func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 	if *job.JobModifyIndex != seen.ModifyIndex {
 		return fmt.Errorf("%w: it was registered anew since it was seen", cluster.ErrConflict)
 	}
-	if _, err := s.cluster.ScaleToZero(ctx, seen.ID, "", ctx.Err); err != nil {
+	if _, err := s.cluster.ScaleToZero(ctx, seen.ID, "", "", ctx.Err); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, killGrace+killMargin)

@@ -176,10 +176,11 @@ func (o *operation) undo(err error) bool {
 	if op.Kind == registry.OpRestart && !endsRestart(code) {
 		return false
 	}
+	from := op.Step
 	op.Undo, op.Reason = string(code), reasonOf(err)
 	op.Step = undoing[op.Kind][0].name
 	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
-		o.becomeDestroy()
+		o.becomeDestroy(from)
 	}
 	o.unsaved, o.undone = true, true
 	return true
@@ -187,10 +188,13 @@ func (o *operation) undo(err error) bool {
 
 // becomeDestroy makes a provision that left nothing worth keeping remove
 // itself.
-func (o *operation) becomeDestroy() {
+func (o *operation) becomeDestroy(from string) {
 	o.row.State, o.row.Desired = registry.Destroying, registry.Destroying
-	o.row.Op.Kind, o.row.Op.Step = registry.OpDestroy, "scale-down"
+	o.row.Op.Kind, o.row.Op.Step = registry.OpDestroy, plans[registry.OpDestroy][0].name
 	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(registry.OpDestroy))
+	if from == stepBurn {
+		o.releaseRow()
+	}
 }
 
 // errReread: the row is still this operation's, but another one than it knew. It

@@ -101,7 +101,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 // wasCut says whether an engine failed because its process or its node went
 // away: then a process that is there is a new one, or its node is back.
 func wasCut(reason string) bool {
-	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing
+	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing || reason == reasonRecovered
 }
 
 // due says whether a failed engine is to be restarted, by its row.

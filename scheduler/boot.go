@@ -20,6 +20,11 @@ const (
 	reasonUnhealthy   = "unhealthy"
 	reasonNodeDown    = "node_down"
 	reasonJobMissing  = "job_missing"
+	// reasonRecovered: its row was rebuilt, and its process is looked for.
+	// reasonBrainMissing: there is nothing outside the registry that its row could
+	// be of.
+	reasonRecovered    = "recovered"
+	reasonBrainMissing = "brain_missing"
 )
 
 // Causes that end the wait for a boot.
@@ -62,11 +67,15 @@ const lateGrace = 2 * time.Second
 // ends the wait at once: no place for it, the image does not start, the process
 // exited.
 func (o *operation) boot(ctx context.Context) error {
-	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
-	if o.row.Op.Kind == registry.OpRecover && errors.Is(err, secrets.ErrUnavailable) {
-		err = nil // an engine that runs on through an outage of Vault is not failed for it
-	}
-	if err != nil {
+	key := ""
+	secret, err := o.s.secret(ctx, o.row)
+	switch {
+	case err == nil:
+		key = secret.Key
+	case o.row.Op.Kind == registry.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
+		// An engine that runs on is not failed for an outage of Vault, nor for a key
+		// that Vault has lost.
+	default:
 		return err
 	}
 	deadline := o.row.Op.Deadline
@@ -247,20 +256,5 @@ func (o *operation) relocate(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(o.noPlace, err)
 	}
-	next := o.row.Clone()
-	place.applyTo(next)
-	next.KeyVersion, next.AllocID, next.URL = 0, "", ""
-	next.Op.JobIndex = 0
-	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
-		o.s.pool.volumes.release(place.pooled)
-		if errors.Is(err, registry.ErrConflict) {
-			now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
-			return o.lost(ctx, now, err)
-		}
-		return errors.Join(o.noPlace, err)
-	}
-	o.s.pool.claimed(place.pooled)
-	o.log.Info("placing the engine on another node", "node", next.NodeID, "now", next.EngineID)
-	o.row, o.quietAt, o.refusedAt = next, 0, 0
-	return errRelocated
+	return o.reidentify(ctx, place)
 }

@@ -47,6 +47,12 @@ const (
 	Internal            Code = "INTERNAL_ERROR"
 	BackendError        Code = "BACKEND_ERROR"
 	BackendUnavailable  Code = "BACKEND_UNAVAILABLE"
+	// RegistryRecovering: the registry went back in time and is being rebuilt.
+	RegistryRecovering Code = "REGISTRY_RECOVERING"
+	// EngineQuarantined: what is known of the engine contradicts itself; only an
+	// admin can decide whose it is.
+	EngineQuarantined  Code = "ENGINE_QUARANTINED"
+	QuarantineNotFound Code = "QUARANTINE_NOT_FOUND"
 )
 
 // Error is the one error that callers of the service see. Code and Message are
@@ -77,6 +83,9 @@ const (
 	retryBusy     = time.Second
 	retryBackend  = 2 * time.Second
 	retryCapacity = 10 * time.Second
+	// retryRecovering: a rebuild of 1,000 engines takes a few seconds
+	// (docs/guarantees.md).
+	retryRecovering = 3 * time.Second
 )
 
 func busy(kind registry.OpKind) *Error {
@@ -101,6 +110,8 @@ func AsError(err error) *Error {
 	switch {
 	case errors.Is(err, registry.ErrUnavailable):
 		return unavailable("the registry (Consul) cannot be reached; try again")
+	case errors.Is(err, registry.ErrMoved):
+		return &Error{Code: RegistryRecovering, Message: errRecovering.Message, Err: err, RetryAfter: retryRecovering}
 	case errors.Is(err, registry.ErrNoSession):
 		return unavailable("this replica is not connected to the registry (Consul) yet; try again")
 	case errors.Is(err, cluster.ErrUnavailable):
@@ -109,6 +120,8 @@ func AsError(err error) *Error {
 		return unavailable("the audit log (its database) cannot be reached, and nothing is changed unaudited; try again")
 	case errors.Is(err, secrets.ErrUnavailable):
 		return unavailable("the key store (Vault) cannot be reached; try again")
+	case errors.Is(err, secrets.ErrNotFound):
+		return &Error{Code: BackendError, Message: "the engine's key is not in the key store (Vault) any more; rotate-key gives a running engine a new one, and the next start a stopped one", Err: err}
 	case errors.Is(err, secrets.ErrDenied):
 		return &Error{Code: BackendError, Message: "the key store (Vault) refused the service's token", Err: err}
 	case errors.Is(err, cluster.ErrRejected), errors.Is(err, cluster.ErrInUse):

@@ -4,18 +4,24 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/septemberai/orch/registry"
 )
 
 func TestEngineIDsTellWhoseTheyAre(t *testing.T) {
 	form := regexp.MustCompile(`^[a-z2-7]{26}$`)
-	ours := &Scheduler{brand: Brand("orch", "default")}
-	first, second := ours.newEngineID(), ours.newEngineID()
-	if first == second || !form.MatchString(first) || !strings.HasPrefix(first, ours.brand) {
-		t.Errorf("got %q and %q under %q", first, second, ours.brand)
+	deployment := newID()
+	s := &Scheduler{}
+	s.guard = &guard{s: s, record: &registry.Deployment{ID: deployment}}
+	first, second := s.newEngineID(), s.newEngineID()
+	if first == second || !form.MatchString(first) || !strings.HasPrefix(first, brand(deployment)) {
+		t.Errorf("got %q and %q in deployment %q", first, second, deployment)
 	}
-	for _, other := range []string{Brand("orch2", "default"), Brand("orch", "other"), Brand("orchd", "efault")} {
-		if other == ours.brand {
-			t.Errorf("another deployment has the brand %q too", other)
-		}
+	w := &world{deploymentID: deployment}
+	if !w.ours(first) || w.ours("zzzzzz"+first[6:]) || w.ours(first[:20]) {
+		t.Errorf("%q is not told from others", first)
+	}
+	if (&world{}).ours(first) {
+		t.Error("a service that does not know its own id takes engines for its own")
 	}
 }

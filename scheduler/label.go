@@ -29,7 +29,20 @@ func (s *Scheduler) label(ctx context.Context, row *registry.Engine) error {
 	if _, err := s.cluster.Register(ctx, job, *job.JobModifyIndex); err != nil {
 		return err
 	}
+	if err := s.witness(ctx, row); err != nil {
+		return err
+	}
 	row = row.Clone()
 	row.Unlabelled = false
 	return s.store.Update(ctx, row)
+}
+
+// witness says in an engine's variable whose it is, beside the hash that is there.
+func (s *Scheduler) witness(ctx context.Context, row *registry.Engine) error {
+	v, err := s.cluster.Variable(ctx, row.JobID())
+	if err != nil {
+		return err
+	}
+	v.Witness = s.witnessOf(row)
+	return s.cluster.PutVariable(ctx, row.JobID(), v)
 }

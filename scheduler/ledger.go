@@ -131,6 +131,9 @@ func (o *operation) record(ctx context.Context, err error) {
 	if o.bootTook > 0 {
 		c.Metadata = map[string]any{"boot_ms": o.bootTook.Milliseconds()}
 	}
+	if err == nil && op.Step == stepOwn && o.row.Unlabelled {
+		c.Metadata = map[string]any{"warm": true}
+	}
 	if o.paused {
 		c.Metadata = map[string]any{"paused": true}
 	}

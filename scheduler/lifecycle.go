@@ -30,7 +30,7 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 		if err != nil {
 			return nil, "", err
 		}
-		key, err := s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
+		key, err := s.Key(ctx, engine)
 		return engine, key, err
 	}
 	return nil, "", busy(registry.OpProvision)
@@ -70,15 +70,11 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	hit(op.Kind, atAudited)
 	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
 	if claimed {
-		at = time.Now()
-		s.complete(ctx, op.AuditID, audit.Completion{EngineID: warm.EngineID, Metadata: map[string]any{"warm": true}, Duration: time.Since(op.BeganAt)})
-		spent.since(spentRecord, at)
-		s.log.Info("operation done", append([]any{
-			"op", string(op.Kind), "engine_id", warm.EngineID, "product_id", warm.ProductID, "request_id", op.RequestID,
-			"kind", "warm claim", "ms", time.Since(op.BeganAt).Milliseconds(),
-		}, spent...)...)
-		s.warm.handedOut(warm)
-		return warm, nil
+		engine, err := s.launch(warm, spent...).wait(ctx)
+		if err == nil && engine.Unlabelled { // else it has become another one
+			s.warm.handedOut(engine)
+		}
+		return engine, err
 	}
 	if err != nil {
 		err = s.claimError(ctx, caller, row, err)
@@ -144,6 +140,9 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 		case registry.Running:
 			return fail(EngineRunning, "the engine is running already")
 		case registry.Stopped, registry.Sleeping, registry.Failed:
+			if row.Reason == reasonBrainMissing {
+				return fail(EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
+			}
 			row.State, row.Desired, row.Restarts = registry.Provisioning, registry.Running, nil
 			return nil
 		}
@@ -184,7 +183,7 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 	if err != nil {
 		return "", err
 	}
-	return s.vault.EngineKey(ctx, engine.EngineID, engine.KeyVersion)
+	return s.Key(ctx, engine)
 }
 
 // Destroy removes an engine with its brain and key, from any state, and waits
@@ -282,16 +281,20 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 	}
 }
 
-// Key is the engine's key as callers get it.
+// Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
+// secret name different owners, and nobody is told it.
 func (s *Scheduler) Key(ctx context.Context, e *registry.Engine) (string, error) {
 	if e.KeyVersion == 0 {
 		return "", nil // it is being provisioned and has none yet
 	}
-	key, err := s.vault.EngineKey(ctx, e.EngineID, e.KeyVersion)
+	k, err := s.secret(ctx, e)
 	if errors.Is(err, secrets.ErrNotFound) && e.State == registry.Destroying {
 		return "", nil
 	}
-	return key, err
+	if err != nil {
+		return "", err
+	}
+	return k.Key, nil
 }
 
 // mayBegin says whether a change can be begun: this replica is up and the named
@@ -303,7 +306,10 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 	if err := s.checks.need(ctx, backends...); err != nil {
 		return err
 	}
-	return s.Ready()
+	if err := s.Ready(); err != nil {
+		return err
+	}
+	return s.guard.await(ctx)
 }
 
 // change writes an operation into the caller's row, prepared by prepare, and

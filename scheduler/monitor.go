@@ -88,9 +88,10 @@ func (m *monitor) run(ctx context.Context) {
 	}
 }
 
-// informed says whether this replica leads and its view is fit to act upon.
+// informed says whether this replica leads and its view is fit to act upon: of a
+// registry that is whole.
 func (s *Scheduler) informed() bool {
-	return s.Ready() == nil && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
+	return s.Ready() == nil && s.guard.ok() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
 }
 
 // amiss says whether the view shows an engine that needs a look at the stores.

@@ -239,7 +239,11 @@ func (o *operation) main(ctx context.Context) error {
 			o.answer(ctx, nil)
 			o.spent.took(spentRows, o.writing)
 			o.spent.since(spentRecord, answering)
-			o.log.Info("operation done", append([]any{"kind", string(kind), "ms", time.Since(began).Milliseconds()}, o.spent...)...)
+			what := string(kind)
+			if o.began.Step == stepOwn && o.row.Unlabelled {
+				what = "warm claim"
+			}
+			o.log.Info("operation done", append([]any{"kind", what, "ms", time.Since(began).Milliseconds()}, o.spent...)...)
 			return nil
 		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
 			if !errors.Is(err, errSuperseded) {

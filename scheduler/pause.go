@@ -160,10 +160,11 @@ func (o *operation) missedKeys(ctx context.Context) error {
 // first is answered as soon as the process goes on.
 func (o *operation) goesOn(ctx context.Context) error {
 	f := o.row.Frozen
-	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
+	secret, err := o.s.secret(ctx, o.row)
 	if err != nil {
 		return err
 	}
+	key := secret.Key
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	timed, stop := context.WithTimeout(ctx, thawTimeout)

@@ -126,6 +126,12 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 		} else {
 			s.pool.volumes.release(p.pooled)
 		}
+		if errors.Is(err, registry.ErrMoved) && try < maxClaims {
+			if err := s.guard.again(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
 			return err
 		}

@@ -37,6 +37,18 @@ const (
 	ActKeep   Act = "keep_orphan"
 	ActRemove Act = "remove_orphan"
 	ActUnmark Act = "unmark_orphan"
+	// ActRebuild writes the row of an engine that has a user and none, ActCorrect one
+	// that is older than its engine, ActMissing that of an engine that is gone.
+	// ActQuarantine leaves to an admin what contradicts itself, and ActRelease forgets
+	// a quarantine of which nothing is left. ActRestoreProduct and ActDropPooled bring
+	// products back, and take away entries of the pool that were handed out since.
+	ActRebuild        Act = "rebuild"
+	ActCorrect        Act = "correct"
+	ActMissing        Act = "brain_missing"
+	ActQuarantine     Act = "quarantine"
+	ActRelease        Act = "release_quarantine"
+	ActRestoreProduct Act = "restore_product"
+	ActDropPooled     Act = "drop_pooled"
 )
 
 // Action is one act of a pass, with the incarnation of what it is about.
@@ -47,11 +59,14 @@ type Action struct {
 	EngineID, ProductID, UserID string
 	Why                         string
 
-	row    *registry.Engine
-	found  *found
-	orphan *registry.Orphan
-	quota  suspect
+	row         *registry.Engine
+	found       *found
+	orphan      *registry.Orphan
+	quarantined *registry.Quarantined
+	quota       suspect
 }
+
+func byKey(a, b *Action) int { return cmp.Compare(a.key(), b.key()) }
 
 // key names what an action is about, for backoff and for "told once".
 func (a *Action) key() string {
@@ -88,7 +103,7 @@ func plan(w *world) []*Action {
 		p.planQuotas()
 	}
 	p.planOrphans()
-	slices.SortStableFunc(p.actions, func(a, b *Action) int { return cmp.Compare(a.key(), b.key()) })
+	slices.SortStableFunc(p.actions, byKey)
 	return p.actions
 }
 
@@ -99,6 +114,14 @@ func (p *planner) at(id string) *found {
 		p.found[id] = &found{id: id}
 	}
 	return p.found[id]
+}
+
+// peek is at for those who only look, at the same time as others.
+func (p *planner) peek(id string) *found {
+	if f := p.found[id]; f != nil {
+		return f
+	}
+	return &found{id: id}
 }
 
 func (p *planner) collect() {
@@ -144,6 +167,9 @@ func (p *planner) planRow(row *registry.Engine) {
 	}
 	if row.Op != nil {
 		return
+	}
+	if p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
 	}
 	if p.read(listVolumes) && row.VolumeID != "" && len(f.volumes) == 1 && f.volumes[0].ID != row.VolumeID {
 		act(ActReport, "the volume of its name is %s, and its brain is %s", f.volumes[0].ID, row.VolumeID)
@@ -197,9 +223,22 @@ func nodesOf(volumes []*cluster.Volume) string {
 }
 
 // owns says whether a job is this deployment's and of the engine that its name
-// says.
+// says. Jobs of a version of the service that knew no ids of deployments have none.
 func (p *planner) owns(j *cluster.JobInfo) bool {
-	return j.Deployment == p.deployment && j.EngineID == engineOf(j.ID)
+	return j.Deployment == p.deployment && (j.DeploymentID == "" || j.DeploymentID == p.deploymentID) && j.EngineID == engineOf(j.ID)
+}
+
+// foreign says whether what there is under an id is not this deployment's, or not
+// known to be. An id that begins as those of this deployment is its own; so is what
+// has a secret below its mount, or names the deployment by its id.
+func (p *planner) foreign(f *found) bool {
+	if f.job != nil && (f.job.Deployment != p.deployment || f.job.DeploymentID != "" && f.job.DeploymentID != p.deploymentID) {
+		return true
+	}
+	if k := p.owners[f.id]; k != nil && k.Owner.Deployment != "" && k.Owner.Deployment != p.deploymentID {
+		return true
+	}
+	return !p.ours(f.id) && !f.key && (f.job == nil || f.job.DeploymentID == "")
 }
 
 // planQuotas compares the counts with the rows. A count that was the same, at
@@ -239,20 +278,14 @@ func (p *planner) planQuotas() {
 	}
 }
 
-// ours says whether an engine_id was made by this deployment.
+// ours says whether an engine_id was made by this deployment, by its beginning.
 func (w *world) ours(id string) bool {
-	return len(id) == idLength && strings.HasPrefix(id, w.brand) && w.brand != ""
+	return len(id) == idLength && w.deploymentID != "" && strings.HasPrefix(id, brand(w.deploymentID))
 }
 
-const (
-	// lostEngines is how many engines without a row, and lostShare which share of
-	// all, mean that the registry lost rows: then nothing of them is removed.
-	lostEngines = 10
-	lostShare   = 5
-)
-
 // planOrphans looks at what nobody in the registry has. Nothing is decided about
-// it while any list is missing.
+// it while any list is missing. What may hold somebody's memory is never removed by
+// itself: its row is rebuilt, or an admin decides.
 func (p *planner) planOrphans() {
 	if len(p.missing) > 0 {
 		return
@@ -261,52 +294,63 @@ func (p *planner) planOrphans() {
 	for _, o := range p.orphans {
 		tombstones[o.EngineID] = o
 	}
-	var without []*found
-	lost := 0
-	for id, f := range p.found {
-		if !p.ours(id) || p.held(id) || f.empty() {
+	seen := map[string]bool{}
+	for _, f := range p.found {
+		if p.held(f.id) || f.empty() || p.foreign(f) {
 			continue
 		}
-		if f.job != nil && f.job.Deployment != p.deployment {
-			continue // another deployment's, whatever its name
-		}
-		without = append(without, f)
-		if f.key && len(f.volumes) > 0 {
-			lost++
-		}
-	}
-	refused := lost >= lostEngines && lostShare*lost > len(p.rows)+lost
-	seen := map[string]bool{}
-	for _, f := range without {
 		tombstone := tombstones[f.id]
-		seen[f.id] = true
 		a := &Action{Subject: "orphan", EngineID: f.id, found: f, orphan: tombstone}
-		a.Act, a.Why = p.aboutOrphan(f, tombstone)
-		if refused && f.key && len(f.volumes) > 0 {
-			a.Act = ActReport
-			a.Why = fmt.Sprintf("%d whole engines have no row, beside %d that have one: the registry seems to have lost rows", lost, len(p.rows))
+		if a.Act, a.Why = p.aboutOrphan(f, tombstone); a.Act == "" {
+			continue
 		}
+		if k := p.owners[f.id]; k != nil {
+			a.ProductID, a.UserID = k.Owner.ProductID, k.Owner.UserID
+		}
+		seen[f.id] = a.Act == ActMark || a.Act == ActKeep || a.Act == ActRemove || a.Act == ActReport
 		p.add(a)
 	}
 	for id, tombstone := range tombstones {
 		if !seen[id] {
 			why := "nothing of it is left"
-			if p.held(id) {
+			switch {
+			case p.held(id):
 				why = "the registry has it again"
+			case !p.peek(id).empty():
+				why = "it may hold somebody's memory"
 			}
 			p.add(&Action{Act: ActUnmark, Subject: "orphan", EngineID: id, orphan: tombstone, Why: why})
 		}
 	}
+	for _, q := range p.quarantine {
+		if p.peek(q.EngineID).empty() && p.byID[q.EngineID] == nil {
+			p.add(&Action{Act: ActRelease, Subject: "quarantine", EngineID: q.EngineID, quarantined: q, Why: "nothing of it is left"})
+		}
+	}
 }
 
-// aboutOrphan says what is to be done about something without a row.
+// whole says whether what there is of an engine may hold somebody's memory: a
+// volume that something else knows of, or a process.
+func (f *found) whole() bool {
+	return len(f.volumes) > 0 && (f.key || f.job != nil || f.variable != nil) || f.job != nil && len(f.job.Live) > 0
+}
+
+// aboutOrphan says what is to be done about something without a row; "": nothing,
+// for now.
 func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string) {
 	what := f.String()
+	k := p.owners[f.id]
 	switch {
 	case len(f.volumes) > 1:
 		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
 	case f.job != nil && !p.owns(f.job):
 		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.EngineID)
+	case f.whole() && k != nil && k.Owner.EngineID == f.id && k.Owner.ProductID != registry.WarmProduct:
+		return ActRebuild, what + " of a user, without a row"
+	case f.whole() && (k == nil || k.Owner.EngineID != f.id):
+		return ActQuarantine, what + " without a row, and no secret says whose it is"
+	case p.keysLost:
+		return "", "" // Vault went back: a witness may be missing
 	case tombstone == nil:
 		return ActMark, what + " without a row"
 	}
@@ -324,7 +368,9 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 	return ActRemove, fmt.Sprintf("%s without a row since %s", what, tombstone.FirstSeen.UTC().Format(time.RFC3339))
 }
 
-func (p *planner) held(id string) bool { return p.byID[id] != nil || p.pooled[id] || p.graved[id] }
+func (p *planner) held(id string) bool {
+	return p.byID[id] != nil || p.pooled[id] || p.graved[id] || p.quarantined[id]
+}
 
 func (f *found) empty() bool {
 	return f.job == nil && len(f.volumes) == 0 && f.variable == nil && !f.key

@@ -14,12 +14,14 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 const (
-	testBrand      = "aaaaaa"
-	testDeployment = "orch"
-	testGrace      = 10 * time.Minute
+	testBrand        = "aaaaaa"
+	testDeployment   = "orch"
+	testDeploymentID = testBrand + "22222222222222222222"
+	testGrace        = 10 * time.Minute
 )
 
 func testID(brand string, n int) string { return fmt.Sprintf("%s%020d", brand, n) }
@@ -32,6 +34,9 @@ type simulated struct {
 	volumes   map[string][]*cluster.Volume
 	variables map[string]*cluster.VariableInfo
 	keys      map[string]bool
+	owners    map[string]secrets.Owner // of the keys that say whose they are
+	keysLost  bool
+	held      map[string]bool // quarantined
 	silent    map[string]bool
 	orphans   map[string]*registry.Orphan
 	pooled    map[string]bool
@@ -44,8 +49,15 @@ type simulated struct {
 // world is what a pass sees of it, with the lists that it cannot read left out.
 func (s *simulated) world(missing ...string) *world {
 	w := &world{
-		now: s.now, brand: testBrand, deployment: testDeployment, grace: testGrace, silent: s.silent,
+		now: s.now, deployment: testDeployment, deploymentID: testDeploymentID, grace: testGrace, silent: s.silent,
 		pooled: maps.Clone(s.pooled), quotas: maps.Clone(s.quotas), suspects: s.suspects, missing: map[string]error{},
+		quarantined: maps.Clone(s.held), owners: map[string]*secrets.EngineKey{}, keysLost: s.keysLost,
+	}
+	for id := range s.keys {
+		w.owners[id] = &secrets.EngineKey{Owner: s.owners[id]}
+	}
+	for id := range s.held {
+		w.quarantine = append(w.quarantine, &registry.Quarantined{EngineID: id})
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.jobs)) {
 		j := *s.jobs[id]
@@ -93,7 +105,9 @@ func (s *simulated) world(missing ...string) *world {
 	return w
 }
 
-var allLists = []string{listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listGraves, listQuotas}
+var allLists = []string{
+	listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listGraves, listQuotas, listQuarantine, listOwners,
+}
 
 // drawWorld makes a world in which anything can be beside anything.
 func drawWorld(t *rapid.T) *simulated {
@@ -101,7 +115,8 @@ func drawWorld(t *rapid.T) *simulated {
 		now: time.Unix(1_700_000_000, 0).UTC(), index: 100, jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{},
 		variables: map[string]*cluster.VariableInfo{}, keys: map[string]bool{}, silent: map[string]bool{"n1": rapid.Bool().Draw(t, "n1 is silent")},
 		orphans: map[string]*registry.Orphan{}, pooled: map[string]bool{}, rows: map[string]*registry.Engine{},
-		graves: map[string]*registry.Grave{}, quotas: map[string]registry.Quota{},
+		graves: map[string]*registry.Grave{}, quotas: map[string]registry.Quota{}, owners: map[string]secrets.Owner{}, held: map[string]bool{},
+		keysLost: rapid.IntRange(0, 4).Draw(t, "Vault went back") == 0,
 	}
 	chance := func(name string, percent int) bool { return rapid.IntRange(0, 99).Draw(t, name) < percent }
 	for i := range rapid.IntRange(1, 12).Draw(t, "engines") {
@@ -134,6 +149,7 @@ func drawWorld(t *rapid.T) *simulated {
 			if chance("another deployment's", 15) {
 				j.Deployment = "other"
 			}
+			j.DeploymentID = rapid.SampledFrom([]string{"", testDeploymentID, testDeploymentID, "zzzzzz"}).Draw(t, "id of the job's deployment")
 			if chance("of another engine", 10) {
 				j.EngineID = "somebody"
 			}
@@ -152,6 +168,15 @@ func drawWorld(t *rapid.T) *simulated {
 		if !s.keys[id] {
 			delete(s.keys, id)
 		}
+		if s.keys[id] && chance("the secret says whose it is", 70) {
+			s.owners[id] = secrets.Owner{
+				Deployment: rapid.SampledFrom([]string{testDeploymentID, testDeploymentID, testDeploymentID, "zzzzzz"}).Draw(t, "deployment"),
+				ProductID:  rapid.SampledFrom([]string{"p0", "p1", registry.WarmProduct}).Draw(t, "owner"), UserID: fmt.Sprint("u", i), EngineID: id,
+			}
+		}
+		if chance("quarantined", 10) {
+			s.held[id] = true
+		}
 		if chance("tombstone", 40) {
 			age := time.Duration(rapid.IntRange(0, 1200).Draw(t, "age")) * time.Second
 			s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-age), Index: 1}
@@ -167,18 +192,47 @@ func drawWorld(t *rapid.T) *simulated {
 // without says whether this deployment made something that the registry does not
 // have.
 func (s *simulated) without(id string) bool {
-	if !strings.HasPrefix(id, testBrand) || s.rows[id] != nil || s.pooled[id] || s.graves[id] != nil {
+	if s.rows[id] != nil || s.pooled[id] || s.graves[id] != nil || s.held[id] {
 		return false
 	}
-	return s.jobs[id] == nil || s.jobs[id].Deployment == testDeployment
+	j, owner := s.jobs[id], s.owners[id]
+	switch {
+	case j != nil && (j.Deployment != testDeployment || j.DeploymentID != "" && j.DeploymentID != testDeploymentID):
+		return false
+	case owner.Deployment != "" && owner.Deployment != testDeploymentID:
+		return false
+	}
+	return strings.HasPrefix(id, testBrand) || s.keys[id] || j != nil && j.DeploymentID == testDeploymentID
+}
+
+// memory says whether what there is under an id may hold somebody's memory: all that
+// was ever handed out has a key, a job or a variable beside its volume, or runs.
+func (s *simulated) memory(id string) bool {
+	if s.owners[id].ProductID == registry.WarmProduct {
+		return false // it was made and given to nobody
+	}
+	return len(s.volumes[id]) > 0 && (s.keys[id] || s.jobs[id] != nil || s.variables[id] != nil) || s.jobs[id] != nil && len(s.jobs[id].Live) > 0
 }
 
 // checkSafe holds an action against what must never happen.
 func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 	switch a.Act {
-	case ActRemove, ActMark, ActKeep:
+	case ActRemove, ActMark, ActKeep, ActRebuild, ActQuarantine:
 		if !s.without(a.EngineID) {
 			t.Fatalf("%+v: it belongs to somebody", a)
+		}
+	}
+	switch a.Act {
+	case ActRemove, ActMark, ActKeep:
+		if s.memory(a.EngineID) {
+			t.Fatalf("%+v: it may hold somebody's memory", a)
+		}
+		if s.keysLost {
+			t.Fatalf("%+v while Vault lacks keys", a)
+		}
+	case ActRebuild:
+		if owner := s.owners[a.EngineID]; owner.Deployment != testDeploymentID || owner.ProductID == registry.WarmProduct {
+			t.Fatalf("%+v: its secret says %+v", a, owner)
 		}
 	}
 	switch a.Act {
@@ -256,6 +310,17 @@ func (s *simulated) apply(a *Action) (changed bool) {
 	case ActRemove:
 		s.clear(id)
 		delete(s.orphans, id)
+	case ActRebuild:
+		owner := s.owners[id]
+		s.rows[id] = &registry.Engine{EngineID: id, ProductID: owner.ProductID, UserID: owner.UserID, State: registry.Failed, Desired: registry.Running, Reason: reasonRecovered}
+		if q, counted := s.quotas[owner.ProductID]; counted {
+			s.index++
+			s.quotas[owner.ProductID] = registry.Quota{Count: q.Count + 1, Index: s.index}
+		}
+	case ActQuarantine:
+		s.held[id] = true
+	case ActRelease:
+		delete(s.held, id)
 	default:
 		return false
 	}
@@ -267,6 +332,7 @@ func (s *simulated) clear(id string) {
 	delete(s.volumes, id)
 	delete(s.variables, id)
 	delete(s.keys, id)
+	delete(s.owners, id)
 }
 
 // foreign is all that belongs to somebody: the registry's, and what others made.
@@ -318,7 +384,7 @@ func TestPlanIsSafe(t *testing.T) {
 				continue
 			}
 			switch a.Act {
-			case ActMark, ActUnmark, ActRemove, ActKeep:
+			case ActMark, ActUnmark, ActRemove, ActKeep, ActRebuild, ActQuarantine, ActRelease:
 				t.Fatalf("%+v without %v", a, missing)
 			}
 			if slices.Contains(missing, listRows) {
@@ -352,6 +418,12 @@ func TestPlanConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawWorld(t)
 		kept, destroying := s.foreign(), map[string]bool{}
+		brains := map[string]int{}
+		for id := range s.volumes {
+			if s.memory(id) && (s.rows[id] == nil || s.rows[id].State != registry.Destroying) {
+				brains[id] = len(s.volumes[id])
+			}
+		}
 		for id, row := range s.rows {
 			destroying[id] = row.State == registry.Destroying
 		}
@@ -361,7 +433,7 @@ func TestPlanConverges(t *testing.T) {
 				t.Fatalf("no rest after %d passes", passes)
 			}
 			if pass == 5 {
-				s.silent = map[string]bool{} // the node is back
+				s.silent, s.keysLost = map[string]bool{}, false // the node is back, and every key
 			}
 			changed, waiting := false, false
 			suspects := map[string]suspect{}
@@ -398,6 +470,11 @@ func TestPlanConverges(t *testing.T) {
 				}
 			}
 		}
+		for id, n := range brains {
+			if len(s.volumes[id]) != n {
+				t.Errorf("of %d volumes that may hold somebody's memory under %s, %d are left", n, id, len(s.volumes[id]))
+			}
+		}
 		counts := map[string]int{}
 		for id, row := range s.rows {
 			counts[row.ProductID]++
@@ -423,48 +500,42 @@ func TestPlanConverges(t *testing.T) {
 
 func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// A registry that lost its rows, as after a restore from an old snapshot, must
-// not cost the brains: whole engines without a row are removed only while they
-// are few.
-func TestPlanRefusesAMassOfLostRows(t *testing.T) {
-	s := &simulated{
-		now: time.Now(), jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{}, keys: map[string]bool{},
-		orphans: map[string]*registry.Orphan{}, rows: map[string]*registry.Engine{}, silent: map[string]bool{},
-	}
-	lose := func(n int) {
-		id := testID(testBrand, n)
-		s.volumes[id] = []*cluster.Volume{{ID: "v", Name: registry.JobID(id), NodeID: "n0"}}
-		s.keys[id] = true
-		s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-time.Hour)}
-	}
-	acts := func() map[Act]int {
-		n := map[Act]int{}
-		for _, a := range plan(s.world()) {
-			n[a.Act]++
+// Engines that lost their rows are never removed, at any number or share: who has a
+// user is rebuilt, and of whom nothing says whose it is, an admin decides.
+func TestPlanRemovesNoMemory(t *testing.T) {
+	for _, n := range []int{1, 9, 10, 50} {
+		for _, rows := range []int{0, 40, 1000} {
+			s := &simulated{
+				now: time.Now(), jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{}, keys: map[string]bool{}, owners: map[string]secrets.Owner{},
+				orphans: map[string]*registry.Orphan{}, rows: map[string]*registry.Engine{}, silent: map[string]bool{}, quotas: map[string]registry.Quota{"p": {Count: rows}},
+			}
+			volume := func(id string) {
+				s.volumes[id] = []*cluster.Volume{{ID: "v", Name: registry.JobID(id), NodeID: "n0"}}
+				s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-time.Hour)}
+			}
+			for i := range rows {
+				id := testID("cccccc", i)
+				s.rows[id] = &registry.Engine{EngineID: id, State: registry.Failed, ProductID: "p"}
+			}
+			for i := range n {
+				known, unknown, warm := testID(testBrand, 4*i), testID(testBrand, 4*i+1), testID(testBrand, 4*i+2)
+				for _, id := range []string{known, unknown, warm} {
+					volume(id)
+					s.keys[id] = true
+				}
+				s.owners[known] = secrets.Owner{Deployment: testDeploymentID, ProductID: "p", UserID: "u", EngineID: known}
+				s.owners[warm] = secrets.Owner{Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "w", EngineID: warm}
+				volume(testID(testBrand, 4*i+3)) // of the pool
+			}
+			got := map[Act]int{}
+			for _, a := range plan(s.world()) {
+				got[a.Act]++
+			}
+			// The tombstones of the first two are taken away.
+			if diff := cmp.Diff(map[Act]int{ActRebuild: n, ActQuarantine: n, ActRemove: 2 * n, ActUnmark: 2 * n}, got); diff != "" {
+				t.Errorf("%d of each beside %d rows (-want +got):\n%s", n, rows, diff)
+			}
 		}
-		return n
-	}
-	for n := range 9 {
-		lose(n)
-	}
-	if diff := cmp.Diff(map[Act]int{ActRemove: 9}, acts()); diff != "" {
-		t.Errorf("nine (-want +got):\n%s", diff)
-	}
-	lose(9)
-	// A pooled volume that nobody has is none of them.
-	bare := testID(testBrand, 100)
-	s.volumes[bare] = []*cluster.Volume{{ID: "v", Name: registry.JobID(bare), NodeID: "n0"}}
-	s.orphans[bare] = &registry.Orphan{EngineID: bare, FirstSeen: s.now.Add(-time.Hour)}
-	if diff := cmp.Diff(map[Act]int{ActReport: 10, ActRemove: 1}, acts()); diff != "" {
-		t.Errorf("ten of ten (-want +got):\n%s", diff)
-	}
-	for n := range 40 {
-		id := testID("cccccc", n)
-		s.rows[id] = &registry.Engine{EngineID: id, State: registry.Failed, ProductID: "p"}
-	}
-	s.quotas = map[string]registry.Quota{"p": {Count: 40}}
-	if diff := cmp.Diff(map[Act]int{ActRemove: 11}, acts()); diff != "" {
-		t.Errorf("ten of fifty (-want +got):\n%s", diff)
 	}
 }
 

@@ -32,6 +32,13 @@ const (
 	stepThaw   = "thaw"
 )
 
+const (
+	// stepOwn makes a claimed warm engine's secret the user's; stepBurn gives an
+	// identity up that was handed out before.
+	stepOwn  = "own"
+	stepBurn = "burn"
+)
+
 // firstStep is the step that an operation begins with, by the row that is to
 // carry it.
 func firstStep(row *registry.Engine, op *registry.Op) string {
@@ -99,7 +106,7 @@ func init() { // not a literal: the steps refer to plans
 		},
 	}
 	detours = map[registry.OpKind][]step{
-		registry.OpProvision: {{"relocate", (*operation).relocate}},
+		registry.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}},
 		// These end their operation, or lead to the first step of its plan.
 		registry.OpSleep: {{stepFreeze, (*operation).freeze}},
 		registry.OpStart: {{stepThaw, (*operation).thaw}},

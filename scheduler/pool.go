@@ -123,7 +123,7 @@ const (
 func (p *volumePool) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := poolEvery
-		if p.s.Ready() != nil || !p.s.replica.Leader() {
+		if p.s.Ready() != nil || !p.s.guard.ok() || !p.s.replica.Leader() {
 			wait = time.Second
 		} else {
 			soon, err := p.fill(ctx)

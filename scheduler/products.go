@@ -24,7 +24,7 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 	key := secrets.NewPlatformKey()
 	p := &registry.Product{
 		ProductID: newID(), Slug: slug, DisplayName: displayName, Policy: policy,
-		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: secrets.Hash(key),
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: secrets.Hash(key), Revision: 1,
 	}
 	err := s.audited(ctx, audit.ActionProductRegister, p.ProductID, map[string]any{"slug": slug}, func() error {
 		err := s.store.CreateProduct(ctx, p)
@@ -36,7 +36,16 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 	if err != nil {
 		return nil, "", err
 	}
+	s.tellVault(ctx, p)
 	return p, key, nil
+}
+
+// tellVault writes the witness of a product that has just changed. Where that fails,
+// the leader does it with its next pass.
+func (s *Scheduler) tellVault(ctx context.Context, p *registry.Product) {
+	if err := s.witnessProduct(ctx, p); err != nil {
+		s.log.Warn("a product's change is not in Vault yet; the leader writes it there", "product_id", p.ProductID, "error", err)
+	}
 }
 
 func (s *Scheduler) checkPolicy(policy registry.Policy) error {
@@ -56,7 +65,10 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy regi
 		return policy, err
 	}
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
-		_, err := s.store.SetPolicy(ctx, productID, policy)
+		p, err := s.store.SetPolicy(ctx, productID, policy)
+		if err == nil {
+			s.tellVault(ctx, p)
+		}
 		return err
 	})
 }
@@ -67,7 +79,10 @@ func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, ove
 	key = secrets.NewPlatformKey()
 	details := map[string]any{"overlap_seconds": int(overlap.Seconds())}
 	err = s.onProduct(ctx, audit.ActionPlatformKeyRotate, productID, details, func() error {
-		_, err := s.store.RotatePlatformKey(ctx, productID, secrets.Hash(key), overlap)
+		p, err := s.store.RotatePlatformKey(ctx, productID, secrets.Hash(key), overlap)
+		if err == nil {
+			s.tellVault(ctx, p)
+		}
 		return err
 	})
 	if err != nil {
@@ -76,11 +91,23 @@ func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, ove
 	return key, nil
 }
 
-// DeleteProduct removes a product that has no engines. PRODUCT_NOT_FOUND,
-// PRODUCT_HAS_ENGINES.
+// DeleteProduct removes a product that has no engines. It is deleted in Vault first,
+// so that a registry which goes back in time does not bring it back.
+// PRODUCT_NOT_FOUND, PRODUCT_HAS_ENGINES.
 func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 	return s.onProduct(ctx, audit.ActionProductDelete, productID, nil, func() error {
-		err := s.store.DeleteProduct(ctx, productID)
+		t, err := s.store.Tenant(ctx, productID)
+		if err == nil && t.Engines > 0 {
+			err = registry.ErrHasEngines
+		}
+		if err == nil {
+			err = s.buryProduct(ctx, t.Product)
+		}
+		if err == nil {
+			if err = s.store.DeleteProduct(ctx, productID); errors.Is(err, registry.ErrHasEngines) {
+				s.tellVault(ctx, t.Product) // one was made meanwhile
+			}
+		}
 		if errors.Is(err, registry.ErrHasEngines) {
 			return fail(ProductHasEngines, "the product still has engines; destroy them first")
 		}

@@ -148,7 +148,7 @@ func outdated(row *registry.Engine, r *registry.Rollout) bool {
 func (s *Scheduler) rolloutLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := rolloutIdle
-		if s.Ready() == nil && s.replica.Leader() {
+		if s.Ready() == nil && s.guard.ok() && s.replica.Leader() {
 			more, err := s.rollOut(WithRequestID(ctx, newID()))
 			if err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot roll out the provider keys; trying again", "error", err)

@@ -106,6 +106,9 @@ func (r *reconciler) run(ctx context.Context) {
 		}
 		r.pass(WithRequestID(ctx, newID()), pace)
 		due = time.Now().Add(r.s.opts.ReconcileInterval)
+		if !r.s.guard.ok() {
+			due = time.Time{} // at the next tick
+		}
 	}
 }
 
@@ -129,6 +132,12 @@ func (r *reconciler) listen(ctx context.Context) {
 // pass looks at the world once and acts on it.
 func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
 	began := time.Now()
+	if !r.s.guard.ok() {
+		if err := r.recoverRegistry(ctx); err != nil && ctx.Err() == nil {
+			r.s.log.Warn("the registry is not rebuilt yet; trying again", "error", err)
+		}
+		return
+	}
 	r.mu.Lock()
 	before := r.suspects
 	r.mu.Unlock()
@@ -137,6 +146,7 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
 		return
 	}
 	r.s.pool.suspect(w.withoutVolume())
+	r.s.witnessAll(ctx, w)
 	actions := plan(w)
 	r.remember(w, actions)
 	var group errgroup.Group

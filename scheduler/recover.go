@@ -32,11 +32,11 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	case <-ctx.Done():
 	case <-s.mirror.Synced():
 	}
-	for s.Ready() != nil && pause(ctx, pollEvery) {
+	for (s.Ready() != nil || !s.guard.ok()) && pause(ctx, pollEvery) {
 	}
 	strays := strays{}
 	for ctx.Err() == nil {
-		if s.Ready() == nil {
+		if s.Ready() == nil && s.guard.ok() {
 			if err := s.recoverOnce(ctx, strays); err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot look for abandoned operations; trying again", "error", err)
 			}
@@ -132,7 +132,7 @@ func (s *Scheduler) gravesLoop(ctx context.Context) {
 			return
 		case <-time.After(gravesEvery):
 		}
-		if s.Ready() != nil || !s.replica.Leader() {
+		if s.Ready() != nil || !s.guard.ok() || !s.replica.Leader() {
 			continue
 		}
 		if err := s.sweepGraves(ctx); err != nil && ctx.Err() == nil {

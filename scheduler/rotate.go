@@ -23,17 +23,37 @@ func (o *operation) writeNewKey(ctx context.Context) error {
 		if err := o.fence(ctx); err != nil {
 			return err
 		}
-		version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), newest)
+		if err := o.isSomebodyElses(ctx, newest); err != nil {
+			return err
+		}
+		k := o.newKey()
+		err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, k, newest)
 		if errors.Is(err, secrets.ErrConflict) {
 			continue // an answer was lost, or the operation
 		}
 		if err != nil {
 			return err
 		}
-		o.row.Op.KeyVersion = version
+		o.row.Op.KeyVersion, o.row.Op.KeyID = k.Version, k.ID
 		return nil
 	}
 	return ctx.Err()
+}
+
+// isSomebodyElses returns ENGINE_QUARANTINED when the newest secret names another
+// owner than the row: then no key is written over it.
+func (o *operation) isSomebodyElses(ctx context.Context, newest int) error {
+	if newest == 0 {
+		return nil
+	}
+	k, err := o.s.vault.EngineKey(ctx, o.row.EngineID, newest, "")
+	if errors.Is(err, secrets.ErrNotFound) {
+		return nil
+	}
+	if err == nil && !o.s.agree(k, o.row) {
+		err = o.s.contradiction(ctx, o.row, k.Owner)
+	}
+	return err
 }
 
 // leave takes an operation back that changed nothing which an engine or a caller
@@ -47,14 +67,20 @@ func (o *operation) proveRotation(ctx context.Context) error {
 }
 
 func (o *operation) rotationProven(ctx context.Context) error {
-	oldKey, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.KeyVersion)
+	// Vault may have lost the old key: then the rotation is a re-key, and any other
+	// key than the new one has to be refused.
+	oldKey := secrets.NewEngineKey()
+	old, err := o.s.secret(ctx, o.row)
+	if err == nil {
+		oldKey = old.Key
+	} else if !errors.Is(err, secrets.ErrNotFound) {
+		return err
+	}
+	next, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.Op.KeyVersion, o.row.Op.KeyID)
 	if err != nil {
 		return err
 	}
-	newKey, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.Op.KeyVersion)
-	if err != nil {
-		return err
-	}
+	newKey := next.Key
 	until := o.row.Op.Deadline
 	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
 		until = later
@@ -73,7 +99,7 @@ func (o *operation) rotationProven(ctx context.Context) error {
 		if refused == http.StatusUnauthorized {
 			accepted, err := o.s.probe.status(ctx, o.row.URL, newKey)
 			if err == nil && accepted != http.StatusUnauthorized {
-				o.row.KeyVersion = o.row.Op.KeyVersion
+				o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 				o.row.LastHealthAt = time.Now().UTC()
 				return nil
 			}
@@ -88,7 +114,7 @@ func (o *operation) rotationProven(ctx context.Context) error {
 			if o.processGone(ctx) {
 				// No process is left that knows the old key; the next one reads
 				// the new hash.
-				o.row.KeyVersion = o.row.Op.KeyVersion
+				o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 				o.row.State, o.row.Reason = registry.Failed, reasonCrashed
 				return nil
 			}

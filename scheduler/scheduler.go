@@ -10,6 +10,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -53,7 +54,6 @@ type Options struct {
 // number of goroutines, once Run was called.
 type Scheduler struct {
 	opts    Options
-	brand   string // of this deployment's engine_ids
 	log     hclog.Logger
 	store   *registry.Store
 	replica *registry.Replica
@@ -83,10 +83,14 @@ type Scheduler struct {
 	// only saves a read: each call verifies the pair anew.
 	productIDs sync.Map
 
-	mu       sync.Mutex
-	active   map[string]*operation // by engineKey
-	draining bool
-	ops      sync.WaitGroup
+	guard     *guard
+	witnessed sync.Map // the revision of each product that has a witness, by its id
+
+	mu           sync.Mutex
+	active       map[string]*operation // by engineKey
+	contradicted map[string]bool       // engine_ids whose row and secret disagree, as was told
+	draining     bool
+	ops          sync.WaitGroup
 
 	base context.Context // ends when the scheduler does
 }
@@ -94,12 +98,13 @@ type Scheduler struct {
 // New returns a scheduler; Run makes it work.
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
-		opts: opts, brand: Brand(opts.Job.Deployment, opts.Job.Namespace), log: log, store: store, cluster: c, vault: v, audit: a,
+		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(connectTimeout, opts.ProbeTimeout),
-		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts),
+		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
 	}
+	s.guard = newGuard(s)
 	s.boots = newBootProber(s.probe)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
@@ -112,7 +117,8 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 
 // Run works until ctx ends, and returns when all that it started has stopped.
 // It returns early, with an error, only when the engine's job file breaks a
-// rule (*jobs.RulesError). Operations under way are cut at their next step: call Drain
+// rule (*jobs.RulesError), or when the keys in Vault are another deployment's
+// (*ForeignError). Operations under way are cut at their next step: call Drain
 // first to let them finish.
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -141,6 +147,13 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.reconcile.listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })
 
+	var foreign error
+	loops.Go(func() {
+		if foreign = s.guard.run(ctx); foreign != nil {
+			cancel()
+		}
+	})
+
 	err := s.prepare(ctx)
 	if err == nil {
 		<-ctx.Done()
@@ -153,7 +166,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Wait()
 	leave()
 	<-left
-	return err
+	return errors.Join(err, foreign)
 }
 
 // prepare has Nomad parse the job file and puts the provider keys into Vault,
@@ -178,6 +191,9 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 }
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
+	if err := s.guard.owned(); err != nil {
+		return err
+	}
 	if len(s.opts.ProviderKeys) > 0 {
 		version, written, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys)
 		if err != nil {
@@ -238,6 +254,9 @@ func (s *Scheduler) Ready() error {
 	}
 	if s.template.Load() == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	if s.guard.id() == "" {
+		return fmt.Errorf("%w: which deployment this is was not read from the registry and Vault yet", secrets.ErrUnavailable)
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func (z *sleeper) run(ctx context.Context) {
 	following.Go(func() { z.follow(ctx) })
 	led, failing := false, false
 	for pause(ctx, sleepEvery) {
-		if !z.s.replica.Leader() {
+		if !z.s.replica.Leader() || !z.s.guard.ok() {
 			if led {
 				z.reset() // what it knows will be stale when it leads again
 			}

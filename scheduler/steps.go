@@ -55,62 +55,143 @@ func (o *operation) ensureVolume(ctx context.Context) error {
 	return nil
 }
 
-// ensureKey writes the engine's first key, or finds the one that was written.
+// ensureKey writes the engine's first key together with its owner, or finds the one
+// that this operation wrote. An engine_id that anything outside the registry knows
+// was handed out before, whatever the registry says: it is given up (burn).
 func (o *operation) ensureKey(ctx context.Context) error {
-	version, err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, secrets.NewEngineKey(), 0)
+	what, err := o.handedOut(ctx)
+	if err != nil {
+		return err
+	}
+	k := o.newKey()
+	if what == "" {
+		err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, k, 0)
+		what = "a key"
+	} else {
+		err = secrets.ErrConflict // perhaps this operation was here before
+	}
 	if errors.Is(err, secrets.ErrConflict) {
-		version, err = o.s.vault.NewestVersion(ctx, o.row.EngineID)
+		k, err = o.s.vault.NewestKey(ctx, o.row.EngineID)
+		if errors.Is(err, secrets.ErrNotFound) || err == nil && !o.isOwn(k) {
+			return o.burn(what)
+		}
 	}
 	if err != nil {
 		return err
 	}
-	o.row.KeyVersion = version
+	o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
 	return nil
 }
 
+// ownWarm makes the secret of a warm engine the user's who claimed it, by
+// check-and-set: so it is claimed once, whatever the registry says.
+func (o *operation) ownWarm(ctx context.Context) error {
+	op := o.row.Op
+	k, err := o.s.vault.EngineKey(ctx, o.row.EngineID, op.KeyVersion, op.KeyID)
+	if err == nil && k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.id() {
+		own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: o.s.ownerOf(o.row), Operation: o.opID}
+		if err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, own, k.Version); err == nil {
+			o.row.KeyVersion, o.row.KeyID = own.Version, own.ID
+			return nil
+		}
+	}
+	if err != nil && !errors.Is(err, secrets.ErrConflict) && !errors.Is(err, secrets.ErrNotFound) {
+		return err
+	}
+	// It was written since: by this operation, or by whoever was given it before.
+	k, err = o.s.vault.NewestKey(ctx, o.row.EngineID)
+	switch {
+	case err == nil && o.isOwn(k):
+		o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
+		return nil
+	case err != nil && !errors.Is(err, secrets.ErrNotFound):
+		return err
+	}
+	return o.burn("a user")
+}
+
+// witnessOf is what the variable of a row's engine says of it.
+func (s *Scheduler) witnessOf(row *registry.Engine) *cluster.Witness {
+	return &cluster.Witness{
+		Deployment: s.guard.id(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
+		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
+		NodeID: row.NodeID, VolumeID: row.VolumeID, CreatedAt: row.CreatedAt,
+	}
+}
+
 // writeVariable puts the hash of the engine's key where its job's template
-// reads it.
+// reads it, and whose the engine is beside it.
 func (o *operation) writeVariable(ctx context.Context) error {
 	if err := o.noteProviderKeys(ctx); err != nil {
 		return err
 	}
-	id, version := o.row.JobID(), o.row.KeyVersion
-	switch o.row.Op.Kind {
-	case registry.OpRotateKey:
-		version = o.row.Op.KeyVersion
-	case registry.OpStart, registry.OpRestart:
-		// It is there already, but for a hand that removed it: a start needs no
-		// Vault for it.
-		_, _, err := o.s.cluster.KeyHash(ctx, id)
-		if !errors.Is(err, cluster.ErrNotFound) {
-			return err
-		}
+	id, version, keyID := o.row.JobID(), o.row.KeyVersion, o.row.KeyID
+	if o.row.Op.Kind == registry.OpRotateKey {
+		version, keyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 	}
-	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, version)
+	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, version, keyID)
+	if errors.Is(err, secrets.ErrNotFound) && (o.row.Op.Kind == registry.OpStart || o.row.Op.Kind == registry.OpRestart) {
+		key, err = o.rekey(ctx)
+	}
 	if err != nil {
 		return err
 	}
-	hash := secrets.Hash(key)
+	if !o.s.agree(key, o.row) {
+		return o.s.contradiction(ctx, o.row, key.Owner)
+	}
+	put := &cluster.Variable{KeyHash: secrets.Hash(key.Key), Witness: o.s.witnessOf(o.row)}
 	for first := true; ctx.Err() == nil; first = false {
-		var index uint64
-		if !first || o.row.Op.Kind == registry.OpRotateKey {
-			held, at, err := o.s.cluster.KeyHash(ctx, id)
-			if err == nil && held == hash {
+		put.Index = 0
+		if !first || o.row.Op.Kind != registry.OpProvision {
+			held, err := o.s.cluster.Variable(ctx, id)
+			switch {
+			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil:
 				return nil
-			}
-			if err != nil && !errors.Is(err, cluster.ErrNotFound) {
+			case err == nil:
+				put.Index = held.Index
+			case !errors.Is(err, cluster.ErrNotFound):
 				return err
 			}
-			index = at
 		}
 		if err := o.fence(ctx); err != nil {
 			return err
 		}
-		if err := o.s.cluster.PutKeyHash(ctx, id, hash, index); !errors.Is(err, cluster.ErrConflict) {
+		if err := o.s.cluster.PutVariable(ctx, id, put); !errors.Is(err, cluster.ErrConflict) {
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// rekey gives an engine that has no process a new key, since Vault has lost the one
+// that its row names. Only the engine itself knew whose hash it checks; from its
+// next start on that is this one's.
+func (o *operation) rekey(ctx context.Context) (*secrets.EngineKey, error) {
+	k, err := o.s.vault.NewestKey(ctx, o.row.EngineID)
+	if err == nil && o.isOwn(k) { // written before a crash
+		o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
+		return k, nil
+	}
+	if err != nil && !errors.Is(err, secrets.ErrNotFound) {
+		return nil, err
+	}
+	if err == nil && !o.s.agree(k, o.row) {
+		return nil, o.s.contradiction(ctx, o.row, k.Owner)
+	}
+	newest, err := o.s.vault.NewestVersion(ctx, o.row.EngineID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.fence(ctx); err != nil {
+		return nil, err
+	}
+	k = o.newKey()
+	if err := o.s.vault.PutEngineKey(ctx, o.row.EngineID, k, newest); err != nil {
+		return nil, err
+	}
+	o.log.Warn("the engine's key is not in Vault any more; it gets a new one with this start", "version", k.Version)
+	o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
+	return k, nil
 }
 
 // register gives the engine's job to Nomad with a count of 1. The process
@@ -125,7 +206,7 @@ func (o *operation) register(ctx context.Context) error {
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.Warm, Mark: o.opID,
+		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.id(),
 	})
 	if err != nil {
 		return err
@@ -179,8 +260,15 @@ func (o *operation) quiesce(ctx context.Context) error {
 	if err := o.letEnd(ctx); err != nil {
 		return err
 	}
+	rest := "" // in what state it is then, for a registry that is lost
+	switch o.row.Op.Kind {
+	case registry.OpStop:
+		rest = string(registry.Stopped)
+	case registry.OpSleep:
+		rest = string(registry.Sleeping)
+	}
 	for {
-		index, err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, func() error { return o.fence(ctx) })
+		index, err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, rest, func() error { return o.fence(ctx) })
 		o.quietAt = index
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
@@ -314,7 +402,7 @@ func (o *operation) deleteVolume(ctx context.Context) error {
 
 // deleteVariable removes the hash of the engine's key.
 func (o *operation) deleteVariable(ctx context.Context) error {
-	return o.s.cluster.DeleteKeyHash(ctx, o.row.JobID())
+	return o.s.cluster.DeleteVariable(ctx, o.row.JobID())
 }
 
 // deleteKey removes every version of the engine's key.
@@ -337,7 +425,8 @@ func (o *operation) removeRow(ctx context.Context) error {
 }
 
 // settle waits until the replica whose operation was cut short has said that it
-// does nothing more, or is gone.
+// does nothing more, or is gone. Of an engine that is somebody else's by its
+// witnesses, the row alone goes.
 func (o *operation) settle(ctx context.Context) error {
 	for o.row.Op.Supersedes != "" {
 		row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
@@ -355,7 +444,7 @@ func (o *operation) settle(ctx context.Context) error {
 		// Here nothing else runs on the engine.
 		if by := row.Op.Supersedes; by == "" || by == o.s.replica.ID || !replicas[by] {
 			o.row.Op.Supersedes = ""
-			return nil
+			break
 		}
 		select {
 		case <-ctx.Done():
@@ -363,5 +452,10 @@ func (o *operation) settle(ctx context.Context) error {
 		case <-time.After(pollEvery):
 		}
 	}
-	return nil
+	foreign, err := o.releaseForeign(ctx)
+	if err != nil || !foreign {
+		return err
+	}
+	o.releaseRow()
+	return errDetour
 }

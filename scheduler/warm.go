@@ -68,9 +68,10 @@ func (p *warmPool) fingerprint(k warmKind) string {
 
 // ready says whether a warm engine may be handed out, as far as the view knows.
 // Consul's check is no part of it: one that fell into a slow boot stands as failed
-// until the next. Whoever claims an engine asks it.
+// until the next. Whoever claims an engine asks it. One whose secret names no owner
+// yet (a version of the service wrote it that knew none) is nobody's to hand out.
 func (p *warmPool) ready(row *registry.Engine) bool {
-	return row.State == registry.Running && row.Op == nil && !p.s.nodeSilent(row.NodeID)
+	return row.State == registry.Running && row.Op == nil && row.KeyID != "" && !p.s.nodeSilent(row.NodeID)
 }
 
 // usable are the ready warm engines of a kind.
@@ -151,6 +152,10 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
 		row.RunningSince, row.LastHealthAt = time.Now().UTC(), time.Now().UTC()
 		row.Warm, row.Unlabelled, row.Restarts = "", true, nil
+		// The key is the user's when its secret says so: the operation sees to that.
+		op := *wanted.Op
+		op.Step, op.KeyVersion, op.KeyID = stepOwn, warm.KeyVersion, warm.KeyID
+		row.State, row.Op, row.KeyVersion, row.KeyID = registry.Provisioning, &op, 0, ""
 		at = time.Now()
 		err = p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
 		spent.since(spentClaim, at)
@@ -159,6 +164,13 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		case err == nil:
 			fault.Hit(pointWarmClaimed)
 			return row, true, nil
+		case errors.Is(err, registry.ErrMoved):
+			if err := p.s.guard.again(ctx); err != nil {
+				return nil, false, err
+			}
+		case errors.Is(err, registry.ErrUnavailable):
+			p.s.adopt(row)
+			return nil, false, err
 		case !errors.Is(err, registry.ErrConflict):
 			return nil, false, err
 		}

@@ -2,21 +2,26 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 // world is what all stores say at about one moment: what a reconcile pass
 // decides from. The planner changes nothing in it.
 type world struct {
-	now        time.Time
-	brand      string // of this deployment's engine_ids
-	deployment string // in the meta of its jobs
-	grace      time.Duration
+	now          time.Time
+	deployment   string // this deployment's name in the meta of its jobs
+	deploymentID string // and its id, with which its engine_ids begin
+	grace        time.Duration
 
 	// What there is in Nomad and Vault, other deployments' included; read before
 	// the registry, so that what has a row is never taken for something without.
@@ -33,6 +38,18 @@ type world struct {
 	rows    []*registry.Engine
 	graves  []*registry.Grave
 	quotas  map[string]registry.Quota
+	// quarantine is what an admin has to decide about.
+	quarantine  []*registry.Quarantined
+	quarantined map[string]bool // engine_ids
+
+	// owners are the secrets of engines that the registry does not have, as far as
+	// they were read.
+	owners map[string]*secrets.EngineKey
+	// keysLost: Vault went back in time; keysMissing are the engines of rows whose key
+	// it does not have any more, as far as the rows were compared.
+	keysLost    bool
+	keysMissing map[string]bool
+
 	// suspects are the counts that did not agree in the pass before.
 	suspects map[string]suspect
 
@@ -59,6 +76,9 @@ const (
 	listRows      = "rows"
 	listGraves    = "graves"
 	listQuotas    = "quotas"
+
+	listQuarantine = "quarantine"
+	listOwners     = "owners"
 )
 
 // read says whether all of some lists were read.
@@ -95,11 +115,71 @@ func (w *world) withoutVolume() map[string]bool {
 	return lost
 }
 
+// readOwners reads the secrets of the engines that the registry does not have: in a
+// registry that is whole there is hardly one. While Vault is known to have gone
+// back, it also asks for the key of every row.
+func (s *Scheduler) readOwners(ctx context.Context, w *world) error {
+	if !w.read(listKeys, listPool, listRows, listGraves, listQuarantine) {
+		return nil // nothing is decided by them
+	}
+	held := maps.Clone(w.pooled)
+	for _, row := range w.rows {
+		held[row.EngineID] = true
+	}
+	for _, g := range w.graves {
+		held[g.EngineID] = true
+	}
+	for _, q := range w.quarantine {
+		held[q.EngineID] = true
+	}
+	var mu sync.Mutex
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(recoverers)
+	for _, id := range w.keys {
+		if held[id] {
+			continue
+		}
+		work.Go(func() error {
+			k, err := s.vault.NewestKey(ctx, id)
+			if errors.Is(err, secrets.ErrNotFound) {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				w.owners[id] = k
+			}
+			return err
+		})
+	}
+	if w.keysLost {
+		w.keysMissing = map[string]bool{}
+		for _, row := range w.rows {
+			if row.KeyVersion == 0 || row.Op != nil || row.State == registry.Destroying || row.Reason == reasonBrainMissing {
+				continue
+			}
+			work.Go(func() error {
+				has, err := s.vault.HasKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
+				if err == nil && !has {
+					mu.Lock()
+					defer mu.Unlock()
+					w.keysMissing[row.EngineID] = true
+				}
+				return err
+			})
+		}
+	}
+	return work.Wait()
+}
+
 // look reads the world. What cannot be read is missing in it.
 func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace cluster.Pace) *world {
 	w := &world{
-		now: time.Now().UTC(), brand: s.brand, deployment: s.opts.Job.Deployment, grace: s.opts.OrphanGrace,
-		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{},
+		now: time.Now().UTC(), deployment: s.opts.Job.Deployment, deploymentID: s.guard.id(), grace: s.opts.OrphanGrace,
+		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{}, quarantined: map[string]bool{}, owners: map[string]*secrets.EngineKey{},
+	}
+	if record := s.guard.current(); record != nil {
+		w.keysLost = record.KeysLost != nil
 	}
 	if age := s.cluster.Age(); age > staleNodes {
 		w.missing[listNodes] = cluster.ErrUnavailable
@@ -119,11 +199,16 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace 
 		{listPool, func() (err error) { w.pooled, err = s.store.PoolIDs(ctx); return err }},
 		{listRows, func() (err error) { w.rows, err = s.store.Engines(ctx); return err }},
 		{listGraves, func() (err error) { w.graves, err = s.store.GravesNow(ctx); return err }},
+		{listQuarantine, func() (err error) { w.quarantine, err = s.store.Quarantine(ctx); return err }},
 		{listQuotas, func() (err error) { w.quotas, err = s.store.Quotas(ctx); return err }},
+		{listOwners, func() error { return s.readOwners(ctx, w) }},
 	} {
 		if err := l.read(); err != nil {
 			w.missing[l.name] = err
 		}
+	}
+	for _, q := range w.quarantine {
+		w.quarantined[q.EngineID] = true
 	}
 	for _, v := range w.volumes {
 		w.silent[v.NodeID] = s.nodeSilent(v.NodeID)

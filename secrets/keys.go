@@ -24,6 +24,9 @@ func NewPlatformKey() string { return newKey(PlatformKeyPrefix) }
 // NewEngineKey returns a fresh engine key.
 func NewEngineKey() string { return newKey(EngineKeyPrefix) }
 
+// NewKeyID returns a name for one key that no other key has.
+func NewKeyID() string { return strings.ToLower(rand.Text()) }
+
 func newKey(prefix string) string {
 	var b [keyBytes]byte
 	rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)

@@ -30,10 +30,11 @@ var (
 const (
 	// callTimeout bounds one call to Vault, retries included.
 	callTimeout = 5 * time.Second
-	// cacheEntries bounds the keys held in memory: 100,000 of them are about
-	// 15 MB.
-	cacheEntries = 100_000
-	field        = "api_key"
+	// cacheEngines bounds the engines whose keys are held in memory: 100,000 of them
+	// are about 40 MB. cacheVersions of each are held: the one of now, and those of a
+	// rotation.
+	cacheEngines  = 100_000
+	cacheVersions = 3
 )
 
 // Vault reads and writes keys below one KV v2 mount.
@@ -43,114 +44,22 @@ type Vault struct {
 	mount  string
 
 	mu    sync.Mutex
-	cache map[version]string
-}
-
-// version names one key for ever: what a version holds never changes, so a
-// cached one is never stale.
-type version struct {
-	engineID string
-	number   int
+	cache map[string][]*EngineKey // by engine_id
 }
 
 // New returns the keys below mount (without slashes at its ends).
 func New(client *vault.Client, mount string) *Vault {
-	return &Vault{client: client, kv: client.KVv2(mount), mount: mount, cache: map[version]string{}}
+	return &Vault{client: client, kv: client.KVv2(mount), mount: mount, cache: map[string][]*EngineKey{}}
 }
 
-func enginePath(engineID string) string { return "engines/" + engineID }
+// Mount is where the keys are, without slashes at its ends.
+func (v *Vault) Mount() string { return v.mount }
 
 // EnvPath is where the provider keys are, as a path for the KV API.
 const EnvPath = "engine-env"
 
 // EnvTemplatePath is the provider keys' path as a Nomad template reads it.
 func (v *Vault) EnvTemplatePath() string { return v.mount + "/data/" + EnvPath }
-
-// PutEngineKey writes a key as the version after current (0: the first one) and
-// returns its number. ErrConflict: current is not the newest version.
-func (v *Vault) PutEngineKey(ctx context.Context, engineID, key string, current int) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	secret, err := v.kv.Put(ctx, enginePath(engineID), map[string]any{field: key}, vault.WithCheckAndSet(current))
-	if err != nil {
-		return 0, classify(err)
-	}
-	number := secret.VersionMetadata.Version
-	v.remember(version{engineID, number}, key)
-	return number, nil
-}
-
-// EngineKey reads one version of a key. ErrNotFound: there is none.
-func (v *Vault) EngineKey(ctx context.Context, engineID string, number int) (string, error) {
-	if number < 1 { // Vault takes 0 for the newest, which does not stay the same
-		return "", fmt.Errorf("%w: engine %s has no version %d", ErrNotFound, engineID, number)
-	}
-	at := version{engineID, number}
-	v.mu.Lock()
-	key, ok := v.cache[at]
-	v.mu.Unlock()
-	if ok {
-		return key, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	secret, err := v.kv.GetVersion(ctx, enginePath(engineID), number)
-	if err != nil {
-		return "", classify(err)
-	}
-	key, ok = secret.Data[field].(string)
-	if !ok || !IsEngineKey(key) {
-		return "", fmt.Errorf("%w: version %d of engine %s holds no key", ErrNotFound, number, engineID)
-	}
-	v.remember(at, key)
-	return key, nil
-}
-
-// NewestVersion is the number of the last version that was ever written, 0 when
-// there is none.
-func (v *Vault) NewestVersion(ctx context.Context, engineID string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	meta, err := v.kv.GetMetadata(ctx, enginePath(engineID))
-	if err = classify(err); errors.Is(err, ErrNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	return meta.CurrentVersion, nil
-}
-
-// DestroyVersionsBefore destroys, beyond recovery, every version of a key that
-// is older than number.
-func (v *Vault) DestroyVersionsBefore(ctx context.Context, engineID string, number int) error {
-	if number <= 1 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	old := make([]int, 0, number-1)
-	// Vault keeps the ten newest versions by default; older ones are gone.
-	for n := max(1, number-10); n < number; n++ {
-		old = append(old, n)
-		v.forget(version{engineID, n})
-	}
-	return classify(v.kv.Destroy(ctx, enginePath(engineID), old))
-}
-
-// DeleteEngine removes every version of an engine's key and their metadata.
-func (v *Vault) DeleteEngine(ctx context.Context, engineID string) error {
-	v.mu.Lock()
-	for at := range v.cache {
-		if at.engineID == engineID {
-			delete(v.cache, at)
-		}
-	}
-	v.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	return classify(v.kv.DeleteMetadata(ctx, enginePath(engineID)))
-}
 
 // PutEnv writes the provider keys that engines get, unless they are the ones
 // that Vault holds, and returns their version and whether it is a new one.
@@ -206,31 +115,6 @@ func (v *Vault) env(ctx context.Context) (*vault.KVSecret, error) {
 	return held, err
 }
 
-// EngineIDs lists the engines that have a key below this mount, those of other
-// deployments included.
-func (v *Vault) EngineIDs(ctx context.Context) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	secret, err := v.client.Logical().ListWithContext(ctx, v.mount+"/metadata/engines")
-	if err = classify(err); err != nil {
-		return nil, err
-	}
-	if secret == nil {
-		return nil, nil // there are none
-	}
-	list, ok := secret.Data["keys"].([]any)
-	if !ok {
-		return nil, fmt.Errorf("%w: the list of keys has not the form of one", ErrUnavailable)
-	}
-	ids := make([]string, 0, len(list))
-	for _, v := range list {
-		if id, ok := v.(string); ok {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
-}
-
 func sameEnv(a, b map[string]any) bool {
 	if len(a) != len(b) {
 		return false
@@ -253,24 +137,6 @@ func (v *Vault) Ping(ctx context.Context) error {
 		return fmt.Errorf("%w: sealed", ErrUnavailable)
 	}
 	return nil
-}
-
-func (v *Vault) remember(at version, key string) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.cache) >= cacheEntries {
-		for some := range v.cache { // any one: the map's order is random
-			delete(v.cache, some)
-			break
-		}
-	}
-	v.cache[at] = key
-}
-
-func (v *Vault) forget(at version) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	delete(v.cache, at)
 }
 
 // classify gives an error of the Vault client its place among ours. What Vault

@@ -167,20 +167,33 @@ func wantErr(t *testing.T, err, want error) {
 
 func wantKey(t *testing.T, v *Vault, id string, number int, want string) {
 	t.Helper()
-	if got, err := v.EngineKey(t.Context(), id, number); err != nil || got != want {
-		t.Fatalf("version %d of %s is %q, %v, want %q", number, id, got, err, want)
+	got, err := v.EngineKey(t.Context(), id, number, keyIDOf(want))
+	if err != nil || got.Key != want || got.Version != number || got.Owner != ownerOf(id) {
+		t.Fatalf("version %d of %s is %+v, %v, want %q", number, id, got, err, want)
 	}
 }
 
 // put writes the next version.
 func put(t *testing.T, v *Vault, id string, current int) string {
 	t.Helper()
-	key := NewEngineKey()
-	number, err := v.PutEngineKey(t.Context(), id, key, current)
-	if err != nil || number != current+1 {
-		t.Fatalf("version %d, %v, want %d", number, err, current+1)
+	k := testKey(id)
+	err := v.PutEngineKey(t.Context(), id, k, current)
+	if err != nil || k.Version != current+1 {
+		t.Fatalf("version %d, %v, want %d", k.Version, err, current+1)
 	}
-	return key
+	return k.Key
+}
+
+// testKey is a fresh key of an engine, whose id follows from the key.
+func testKey(id string) *EngineKey {
+	key := NewEngineKey()
+	return &EngineKey{Key: key, ID: keyIDOf(key), Owner: ownerOf(id), Operation: "op"}
+}
+
+func keyIDOf(key string) string { return Hash(key)[:26] }
+
+func ownerOf(id string) Owner {
+	return Owner{Deployment: "d", ProductID: "p", UserID: "u/\u00fc \x00", EngineID: id}
 }
 
 func newest(t *testing.T, v *Vault, id string, want int) {
@@ -206,11 +219,9 @@ func TestEngineKeys(t *testing.T) {
 		v := keys(t)
 		first := put(t, v, "cas", 0)
 		for _, wrong := range []int{0, 2, 7} {
-			_, err := v.PutEngineKey(t.Context(), "cas", NewEngineKey(), wrong)
-			wantErr(t, err, ErrConflict)
+			wantErr(t, v.PutEngineKey(t.Context(), "cas", testKey("cas"), wrong), ErrConflict)
 		}
-		_, err := v.PutEngineKey(t.Context(), "cas-none", NewEngineKey(), 1)
-		wantErr(t, err, ErrConflict)
+		wantErr(t, v.PutEngineKey(t.Context(), "cas-none", testKey("cas-none"), 1), ErrConflict)
 		newest(t, v, "cas", 1)
 		wantKey(t, v, "cas", 1, first)
 		wantKey(t, keys(t), "cas", 1, first)
@@ -222,12 +233,12 @@ func TestEngineKeys(t *testing.T) {
 		won := map[int]string{}
 		for range 10 {
 			wg.Go(func() {
-				key := NewEngineKey()
-				number, err := v.PutEngineKey(t.Context(), "race", key, 0)
+				key := testKey("race")
+				err := v.PutEngineKey(t.Context(), "race", key, 0)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
-					won[number] = key
+					won[key.Version] = key.Key
 				} else if !errors.Is(err, ErrConflict) {
 					t.Error(err)
 				}
@@ -242,10 +253,10 @@ func TestEngineKeys(t *testing.T) {
 	})
 	t.Run("ErrNotFound", func(t *testing.T) {
 		v := keys(t)
-		_, err := v.EngineKey(t.Context(), "none", 1)
+		_, err := v.EngineKey(t.Context(), "none", 1, "")
 		wantErr(t, err, ErrNotFound)
 		put(t, v, "one", 0)
-		_, err = v.EngineKey(t.Context(), "one", 2)
+		_, err = v.EngineKey(t.Context(), "one", 2, "")
 		wantErr(t, err, ErrNotFound)
 	})
 	// Vault takes version 0 for "the newest", which is another one tomorrow.
@@ -253,7 +264,7 @@ func TestEngineKeys(t *testing.T) {
 		v := keys(t)
 		put(t, v, "zero", 0)
 		for _, number := range []int{0, -1} {
-			_, err := v.EngineKey(t.Context(), "zero", number)
+			_, err := v.EngineKey(t.Context(), "zero", number, "")
 			wantErr(t, err, ErrNotFound)
 		}
 	})
@@ -266,7 +277,7 @@ func TestEngineKeys(t *testing.T) {
 			if _, err := agent.root.KVv2(mount).Put(t.Context(), "engines/"+id, data); err != nil {
 				t.Fatal(err)
 			}
-			_, err := v.EngineKey(t.Context(), id, 1)
+			_, err := v.EngineKey(t.Context(), id, 1, "")
 			wantErr(t, err, ErrNotFound)
 			if strings.Contains(err.Error(), "something-else") || strings.Contains(err.Error(), PlatformKeyPrefix) {
 				t.Fatalf("the error says what Vault holds: %v", err)
@@ -291,7 +302,7 @@ func TestDestroyVersionsBefore(t *testing.T) {
 	}
 	for n := 1; n < versions; n++ {
 		for _, reader := range []*Vault{v, keys(t)} {
-			_, err := reader.EngineKey(t.Context(), "destroy", n)
+			_, err := reader.EngineKey(t.Context(), "destroy", n, "")
 			wantErr(t, err, ErrNotFound)
 		}
 	}
@@ -300,7 +311,7 @@ func TestDestroyVersionsBefore(t *testing.T) {
 	newest(t, v, "destroy", versions)
 	// Beyond recovery: not even as root.
 	if err := agent.root.KVv2(mount).Undelete(t.Context(), "engines/destroy", []int{1}); err == nil {
-		_, err := keys(t).EngineKey(t.Context(), "destroy", 1)
+		_, err := keys(t).EngineKey(t.Context(), "destroy", 1, "")
 		wantErr(t, err, ErrNotFound)
 	}
 	// Again, and of one that is not there: nothing to do.
@@ -319,10 +330,10 @@ func TestDestroyVersionsBeforeMany(t *testing.T) {
 	}
 	reader := keys(t)
 	for n := 1; n < 14; n++ {
-		_, err := reader.EngineKey(t.Context(), "many", n)
+		_, err := reader.EngineKey(t.Context(), "many", n, "")
 		wantErr(t, err, ErrNotFound)
 	}
-	if _, err := reader.EngineKey(t.Context(), "many", 14); err != nil {
+	if _, err := reader.EngineKey(t.Context(), "many", 14, ""); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -339,19 +350,22 @@ func TestDeleteEngine(t *testing.T) {
 	}
 	newest(t, v, "delete", 0)
 	for n := 1; n <= 2; n++ {
-		_, err := v.EngineKey(t.Context(), "delete", n)
+		_, err := v.EngineKey(t.Context(), "delete", n, "")
 		wantErr(t, err, ErrNotFound)
 	}
 	wantKey(t, v, "delete-not", 1, keep)
 }
 
-// TestCache: a pair of engine and version is read once, and never answered with
-// another pair's key.
+// TestCache: a named key is read once, and never answered with another one.
 func TestCache(t *testing.T) {
 	v := keys(t)
+	type version struct {
+		engineID string
+		number   int
+	}
 	written := map[version]string{}
 	for _, id := range []string{"cache-1", "cache-11", "cache-2"} {
-		for n := range 3 {
+		for n := range cacheVersions {
 			written[version{id, n + 1}] = put(t, v, id, n)
 		}
 	}
@@ -366,20 +380,107 @@ func TestCache(t *testing.T) {
 	for at, want := range written {
 		wantKey(t, reader, at.engineID, at.number, want)
 	}
-	_, err := reader.EngineKey(t.Context(), "cache-1", 4)
+	// A key without a name is whatever Vault holds now.
+	_, err := reader.EngineKey(t.Context(), "cache-1", 1, "")
 	wantErr(t, err, ErrDenied)
+	_, err = reader.EngineKey(t.Context(), "cache-1", 4, "")
+	wantErr(t, err, ErrDenied)
+}
+
+// TestVersionsCountedAnew: a Vault that lost an engine's metadata gives a new key the
+// number of an old one. Neither is ever answered for the other.
+func TestVersionsCountedAnew(t *testing.T) {
+	v, other := keys(t), keys(t)
+	old := put(t, v, "anew", 0)
+	wantKey(t, other, "anew", 1, old)
+	if err := keys(t).DeleteEngine(t.Context(), "anew"); err != nil {
+		t.Fatal(err)
+	}
+	if has, err := other.HasKey(t.Context(), "anew", 1, keyIDOf(old)); err != nil || has {
+		t.Fatalf("Vault still has it: %t, %v", has, err)
+	}
+	now := put(t, keys(t), "anew", 0)
+	for _, reader := range []*Vault{v, other, keys(t)} {
+		wantKey(t, reader, "anew", 1, now)
+	}
+	_, err := keys(t).EngineKey(t.Context(), "anew", 1, keyIDOf(old))
+	wantErr(t, err, ErrNotFound)
+}
+
+// TestClaimOnce: the owner of a secret is changed by check-and-set, once.
+func TestClaimOnce(t *testing.T) {
+	v := keys(t)
+	key := put(t, v, "claim", 0)
+	claim := func(user string) error {
+		k := &EngineKey{Key: key, ID: keyIDOf(key), Owner: Owner{"d", "p", user, "claim"}, Operation: user}
+		return v.PutEngineKey(t.Context(), "claim", k, 1)
+	}
+	if err := claim("first"); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, claim("second"), ErrConflict)
+	k, err := v.NewestKey(t.Context(), "claim")
+	if err != nil || k.Key != key || k.Owner.UserID != "first" || k.Operation != "first" || k.Version != 2 {
+		t.Fatalf("%+v, %v", k, err)
+	}
+	all, err := v.Keys(t.Context(), "claim")
+	if err != nil || len(all) != 2 || all[0].Version != 2 || all[1].Owner != ownerOf("claim") {
+		t.Fatalf("%+v, %v", all, err)
+	}
+}
+
+// TestRecords: what is there is read as it was written, and written over by
+// check-and-set alone.
+func TestRecords(t *testing.T) {
+	v := keys(t)
+	d, err := v.Deployment(t.Context())
+	if err != nil || d.ID != "" || d.Version != 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	wanted := Deployment{ID: "d", Registry: "r", Epoch: 3, Where: "here", Challenge: "c"}
+	put := wanted
+	if err := v.PutDeployment(t.Context(), &put); err != nil || put.Version != 1 {
+		t.Fatalf("%+v, %v", put, err)
+	}
+	wantErr(t, v.PutDeployment(t.Context(), &Deployment{ID: "other"}), ErrConflict)
+	got, err := keys(t).Deployment(t.Context())
+	wanted.Version = 1
+	if err != nil || *got != wanted {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if err := agent.root.KVv2(mount).Delete(t.Context(), deploymentPath); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = v.Deployment(t.Context()); err != nil || got.ID != "" || got.Version != 1 {
+		t.Fatalf("a deleted one: %+v, %v", got, err)
+	}
+	p := &Product{Revision: 2, Record: []byte(`{"slug":"s"}`)}
+	if err := v.PutProduct(t.Context(), "p", p); err != nil {
+		t.Fatal(err)
+	}
+	read, err := keys(t).Product(t.Context(), "p")
+	if err != nil || read.Revision != 2 || string(read.Record) != `{"slug":"s"}` || read.Deleted || read.Version != 1 {
+		t.Fatalf("%+v, %v", read, err)
+	}
+	if ids, err := v.ProductIDs(t.Context()); err != nil || !slices.Contains(ids, "p") {
+		t.Fatalf("%v, %v", ids, err)
+	}
 }
 
 func TestCacheIsBounded(t *testing.T) {
 	v := New(nowhere(t), mount)
-	for n := range cacheEntries + 100 {
-		v.remember(version{"engine", n}, "key")
+	for n := range cacheEngines + 100 {
+		v.remember(fmt.Sprint("engine-", n), &EngineKey{Key: "key", ID: "id", Version: 1})
 	}
-	if len(v.cache) != cacheEntries {
-		t.Fatalf("%d keys are cached, want %d", len(v.cache), cacheEntries)
+	if len(v.cache) != cacheEngines {
+		t.Fatalf("keys of %d engines are cached, want %d", len(v.cache), cacheEngines)
 	}
-	if v.cache[version{"engine", cacheEntries + 99}] == "" {
-		t.Fatal("the newest is not among them")
+	last := fmt.Sprint("engine-", cacheEngines+99)
+	for n := range 10 {
+		v.remember(last, &EngineKey{Key: "key", ID: "id", Version: n + 1})
+	}
+	if held := v.cache[last]; len(held) != cacheVersions || held[cacheVersions-1].Version != 10 {
+		t.Fatalf("of the newest engine there are %d versions", len(held))
 	}
 }
 
@@ -470,7 +571,7 @@ func TestEngineIDs(t *testing.T) {
 	want := []string{}
 	for i := range 3 {
 		id := fmt.Sprint("listed-", i)
-		if _, err := v.PutEngineKey(t.Context(), id, NewEngineKey(), 0); err != nil {
+		if err := v.PutEngineKey(t.Context(), id, testKey(id), 0); err != nil {
 			t.Fatal(err)
 		}
 		want = append(want, id)
@@ -494,8 +595,16 @@ func TestEngineIDs(t *testing.T) {
 // everyCall is one call of each kind.
 func everyCall(ctx context.Context, v *Vault) map[string]func() error {
 	return map[string]func() error{
-		"PutEngineKey":          func() error { _, err := v.PutEngineKey(ctx, "x", NewEngineKey(), 0); return err },
-		"EngineKey":             func() error { _, err := v.EngineKey(ctx, "x", 1); return err },
+		"PutEngineKey":          func() error { return v.PutEngineKey(ctx, "x", testKey("x"), 0) },
+		"EngineKey":             func() error { _, err := v.EngineKey(ctx, "x", 1, "id"); return err },
+		"NewestKey":             func() error { _, err := v.NewestKey(ctx, "x"); return err },
+		"Keys":                  func() error { _, err := v.Keys(ctx, "x"); return err },
+		"HasKey":                func() error { _, err := v.HasKey(ctx, "x", 1, ""); return err },
+		"Deployment":            func() error { _, err := v.Deployment(ctx); return err },
+		"PutDeployment":         func() error { return v.PutDeployment(ctx, &Deployment{ID: "d"}) },
+		"Product":               func() error { _, err := v.Product(ctx, "p"); return err },
+		"PutProduct":            func() error { return v.PutProduct(ctx, "p", &Product{Revision: 1}) },
+		"ProductIDs":            func() error { _, err := v.ProductIDs(ctx); return err },
 		"NewestVersion":         func() error { _, err := v.NewestVersion(ctx, "x"); return err },
 		"DestroyVersionsBefore": func() error { return v.DestroyVersionsBefore(ctx, "x", 2) },
 		"DeleteEngine":          func() error { return v.DeleteEngine(ctx, "x") },

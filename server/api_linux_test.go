@@ -31,6 +31,8 @@ func TestOnRealAgents(t *testing.T) {
 		}
 	})
 
+	t.Run("the registry and what is quarantined", func(t *testing.T) { testRegistry(t, a) })
+
 	t.Run("bodies are refused everywhere", func(t *testing.T) {
 		for _, c := range []struct{ method, path string }{
 			{"POST", "/engines/provision"}, {"POST", "/engines/v/start"}, {"POST", "/engines/v/stop"}, {"POST", "/engines/v/rotate-key"}, {"DELETE", "/engines/v"}, {"POST", "/products/register"},

@@ -23,5 +23,9 @@ type (
 	rotatePlatformKeyBody struct {
 		OverlapSeconds int `json:"overlap_seconds"`
 	}
+	adoptBody struct {
+		ProductID *string `json:"product_id"`
+		UserID    *string `json:"user_id"`
+	}
 	emptyBody struct{}
 )

@@ -120,6 +120,9 @@ var adminBodies = []struct{ method, path, good string }{
 	{"PUT", "/products/" + someProduct + "/policy", `{"policy": {"allowed_images": ["a*"], "idle_timeout_s": 0}}`},
 	{"POST", "/products/" + someProduct + "/rotate-platform-key", `{"overlap_seconds": 60}`},
 	{"DELETE", "/products/" + someProduct, "{}"},
+	{"POST", "/registry/recover", "{}"},
+	{"POST", "/quarantine/e/adopt", `{"product_id": "p", "user_id": "u"}`},
+	{"DELETE", "/quarantine/e", "{}"},
 }
 
 // someProduct has the form of a product_id.

@@ -41,6 +41,7 @@ func TestCausesAreForTheLog(t *testing.T) {
 		"wrapped":           {fmt.Errorf("step: %w", errors.New(inner)), 500, scheduler.Internal},
 		"product not found": {fmt.Errorf("%w: %s", registry.ErrNotFound, inner), 500, scheduler.Internal},
 		"consul away":       {fmt.Errorf("%w: %s", registry.ErrUnavailable, inner), 503, scheduler.BackendUnavailable},
+		"registry moved":    {fmt.Errorf("%w: %s", registry.ErrMoved, inner), 503, scheduler.RegistryRecovering},
 		"no session":        {fmt.Errorf("%w: %s", registry.ErrNoSession, inner), 503, scheduler.BackendUnavailable},
 		"nomad away":        {fmt.Errorf("%w: %s", cluster.ErrUnavailable, inner), 503, scheduler.BackendUnavailable},
 		"nomad refused":     {fmt.Errorf("%w: %s", cluster.ErrRejected, inner), 502, scheduler.BackendError},
@@ -123,7 +124,7 @@ func TestAgentsAreAway(t *testing.T) {
 	t.Run("health", func(t *testing.T) {
 		w := s.send("GET", "/health", "")
 		checkForm(t, w)
-		for _, part := range []string{`"status":"degraded"`, `"nomad":"unavailable"`, `"consul":"unavailable"`, `"vault":"unavailable"`} {
+		for _, part := range []string{`"status":"degraded"`, `"registry":"recovering"`, `"nomad":"unavailable"`, `"consul":"unavailable"`, `"vault":"unavailable"`} {
 			if w.Code != 503 || !strings.Contains(w.Body.String(), part) {
 				t.Errorf("%d %s lacks %s", w.Code, w.Body, part)
 			}

@@ -74,12 +74,15 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	return nil
 }
 
-// statusAnswer is a fleet in numbers; from Graves on it is the admin's.
+// statusAnswer is a fleet in numbers; from Quarantined on it is the admin's.
 type statusAnswer struct {
 	Total         int                    `json:"total"`
 	ByStatus      map[registry.State]int `json:"by_status"`
 	Health        scheduler.Health       `json:"health"`
 	Unhealthy     int                    `json:"unhealthy_count"`
+	Registry      registry.RegistryState `json:"registry"`
+	Quarantined   *int                   `json:"quarantined,omitempty"`
+	KeysMissing   *int                   `json:"keys_missing,omitempty"`
 	Graves        *int                   `json:"graves,omitempty"`
 	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
 	WarmEngines   *int                   `json:"warm_engines,omitempty"`
@@ -118,9 +121,9 @@ func showWarm(kinds []scheduler.WarmKind) []warmPool {
 	return pools
 }
 
-func showStatus(f *scheduler.Fleet) statusAnswer {
+func (s *Server) showStatus(f *scheduler.Fleet) statusAnswer {
 	st := f.Status()
-	return statusAnswer{Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy}
+	return statusAnswer{Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy, Registry: s.scheduler.RegistryState()}
 }
 
 // fleetStatus counts a product's engines or, for the admin, those of all.
@@ -136,7 +139,7 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 		return q.err
 	}
 	viewAge(w, f)
-	writeJSON(w, http.StatusOK, showStatus(f))
+	writeJSON(w, http.StatusOK, s.showStatus(f))
 	return nil
 }
 
@@ -155,7 +158,12 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer := showStatus(f)
+	recorded, err := s.scheduler.Registry(r.Context())
+	if err != nil {
+		return err
+	}
+	answer := s.showStatus(f)
+	answer.Registry, answer.Quarantined, answer.KeysMissing = stateOf(recorded), &recorded.Quarantined, &recorded.KeysMissing
 	answer.Graves, answer.PooledVolumes, answer.WarmEngines = &left.Graves, &left.PooledVolumes, &left.WarmEngines
 	answer.WarmPools = showWarm(left.WarmKinds)
 	viewAge(w, f)

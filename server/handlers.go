@@ -231,10 +231,11 @@ func secret(w http.ResponseWriter) { w.Header().Set("Cache-Control", "no-store")
 
 func (s *Server) health(w http.ResponseWriter, r *http.Request, _ string) error {
 	body := struct {
-		Status     string            `json:"status"`
-		Role       string            `json:"role"`
-		Subsystems map[string]string `json:"subsystems"`
-	}{"ok", s.scheduler.Role(), map[string]string{}}
+		Status     string                 `json:"status"`
+		Role       string                 `json:"role"`
+		Registry   registry.RegistryState `json:"registry"`
+		Subsystems map[string]string      `json:"subsystems"`
+	}{"ok", s.scheduler.Role(), s.scheduler.RegistryState(), map[string]string{}}
 	code := http.StatusOK
 	for name, err := range s.scheduler.Health(r.Context()) {
 		body.Subsystems[name] = "ok"

@@ -6,7 +6,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// actionAnswer is one act of a reconcile pass.
+// actionAnswer is one act of a reconcile pass, or of a recovery of the registry.
 type actionAnswer struct {
 	Subject   string        `json:"subject"`
 	EngineID  string        `json:"engine_id"`
@@ -27,15 +27,19 @@ func (s *Server) planReconcile(w http.ResponseWriter, r *http.Request, _ string)
 	if err != nil {
 		return err
 	}
-	answer := struct {
+	writeJSON(w, http.StatusOK, struct {
 		Actions    []actionAnswer `json:"actions"`
 		Incomplete []string       `json:"incomplete"`
-	}{make([]actionAnswer, 0, len(plan.Actions)), append([]string{}, plan.Incomplete...)}
-	for _, a := range plan.Actions {
-		answer.Actions = append(answer.Actions, actionAnswer{a.Subject, a.EngineID, a.ProductID, a.UserID, a.Act, a.Why})
-	}
-	writeJSON(w, http.StatusOK, answer)
+	}{showActions(plan.Actions), append([]string{}, plan.Incomplete...)})
 	return nil
+}
+
+func showActions(actions []*scheduler.Action) []actionAnswer {
+	shown := make([]actionAnswer, 0, len(actions))
+	for _, a := range actions {
+		shown = append(shown, actionAnswer{a.Subject, a.EngineID, a.ProductID, a.UserID, a.Act, a.Why})
+	}
+	return shown
 }
 
 func (s *Server) requestReconcile(w http.ResponseWriter, r *http.Request, _ string) error {

@@ -80,6 +80,13 @@ func (s *Server) routes() http.Handler {
 	r.DELETE("/graves/:id", item(s.bury))
 	r.GET("/provider-keys", plain(s.providerKeys))
 	r.POST("/provider-keys/apply", plain(s.applyProviderKeys))
+	r.GET("/registry", plain(s.registryStatus))
+	r.GET("/registry/recover", plain(s.planRecovery))
+	r.POST("/registry/recover", plain(s.requestRecovery))
+	r.POST("/registry/rekey", plain(s.rekey))
+	r.GET("/quarantine", plain(s.listQuarantine))
+	r.POST("/quarantine/:id/adopt", item(s.adopt))
+	r.DELETE("/quarantine/:id", item(s.discard))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {

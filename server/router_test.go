@@ -50,6 +50,7 @@ func TestUnknownRoutes(t *testing.T) {
 		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "//engines/u", "/v1/engines/u", "/Engines/u",
 		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products/", "/status/", "/audit/x",
 		"/products/register/", "/products/p/policy/", "/products/p/no-such-action", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
+		"/registry/", "/registry/x", "/registry/rekey/", "/registry/recover/x", "/quarantine/", "/quarantine/x/", "/quarantine/x/discard", "/quarantine/x/adopt/", "/quarantine/a/b/adopt",
 	} {
 		t.Run(path, func(t *testing.T) {
 			for _, method := range methods {
@@ -70,6 +71,8 @@ func TestAllow(t *testing.T) {
 	for path, allowed := range map[string]string{
 		"/health": "GET", "/live": "GET", "/ready": "GET", "/status": "GET", "/metrics": "GET", "/audit": "GET", "/engines": "GET",
 		"/reconcile": "GET, POST", "/graves": "GET", "/graves/x": "DELETE", "/provider-keys": "GET", "/provider-keys/apply": "POST",
+		"/registry": "GET", "/registry/recover": "GET, POST", "/registry/rekey": "POST",
+		"/quarantine": "GET", "/quarantine/x": "DELETE", "/quarantine/x/adopt": "POST", "/quarantine/adopt": "DELETE",
 		"/products": "GET", "/products/register": "DELETE, GET, POST", "/products/p": "DELETE, GET", "/products/p/policy": "PUT",
 		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET", "/engines/a%2Fb": "DELETE, GET", "/engines/provision": "DELETE, GET, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
@@ -107,7 +110,10 @@ func answers(method, escaped string) int {
 		"engines/start": "POST", "engines/stop": "POST", "engines/rotate-key": "POST", "engines/admit": "POST",
 		"products/rotate-platform-key": "POST", "products/policy": "PUT",
 	}
-	admin := map[string][]string{"/reconcile": {"GET", "POST"}, "/graves": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"}}
+	admin := map[string][]string{
+		"/reconcile": {"GET", "POST"}, "/graves": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"},
+		"/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"},
+	}
 	if methods := admin[escaped]; methods != nil {
 		if slices.Contains(methods, method) {
 			return 401
@@ -115,11 +121,20 @@ func answers(method, escaped string) int {
 		return 405
 	}
 	parts := strings.Split(escaped, "/")
-	if len(parts) == 3 && parts[0] == "" && parts[1] == "graves" && parts[2] != "" {
+	if len(parts) == 3 && parts[0] == "" && (parts[1] == "graves" || parts[1] == "quarantine") && parts[2] != "" {
 		if method == "DELETE" {
 			return 401
 		}
 		return 405
+	}
+	if len(parts) == 4 && parts[0] == "" && parts[1] == "quarantine" && parts[3] == "adopt" {
+		switch {
+		case method != "POST":
+			return 405
+		case parts[2] == "":
+			return 400
+		}
+		return 401
 	}
 	if len(parts) < 3 || len(parts) > 4 || parts[0] != "" || create[parts[1]] == "" {
 		return 404
@@ -153,8 +168,10 @@ func FuzzPaths(f *testing.F) {
 		f.Add("GET", "/engines/"+user)
 		f.Add("POST", "/engines/"+user+"/start")
 		f.Add("PUT", "/products/"+user+"/policy")
+		f.Add("POST", "/quarantine/"+user+"/adopt")
+		f.Add("DELETE", "/quarantine/"+user)
 	}
-	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/"} {
+	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/", "/registry", "/registry/recover", "/quarantine//adopt"} {
 		f.Add("GET", target)
 		f.Add("OPTIONS", target)
 	}

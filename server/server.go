@@ -44,7 +44,8 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	srv := &Server{scheduler: s, log: log, listener: l, docs: page}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
-	// not read it, or does not send its request, is let go.
+	// not read it, or does not send its request, is let go. A re-key takes less: it
+	// begins with engines for 20 s, and then waits for its last rotation.
 	write := s.LongestOperation() + 15*time.Second
 	srv.http = &http.Server{
 		Handler:           srv.identify(srv.routes()),

@@ -24,9 +24,10 @@ const adminKey = "admin-key-of-the-tests"
 
 // api is a service on real agents.
 type api struct {
-	url  string
-	http *http.Client
-	key  string // X-Platform-Key
+	url    string
+	http   *http.Client
+	key    string // X-Platform-Key
+	consul string // where its registry is
 }
 
 // startAPI starts one; vars are more of its variables.
@@ -71,7 +72,7 @@ func startAPI(t testing.TB, vars ...string) *api {
 			t.Error(err)
 		}
 	})
-	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}}
+	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr}
 	a.await(t, "/ready")
 	answer := a.call(t, "POST", "/products/register", `{"slug": "p", "display_name": "P"}`)
 	answer.want(t, 200, "")

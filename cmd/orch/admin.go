@@ -52,12 +52,24 @@ func adminCommand(help string, args []string, wanted int, flags func(*flag.FlagS
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c := &client.Client{BaseURL: cmp.Or(os.Getenv("ORCH_URL"), "http://127.0.0.1:8000"), AdminKey: key}
-	if err := call(ctx, c, rest); err != nil {
+	err = call(ctx, c, rest)
+	var wrong wrongCall
+	switch {
+	case errors.As(err, &wrong):
+		fmt.Fprintf(os.Stderr, "%v\n\n%s\n", err, help)
+		return 2
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "orch: "+err.Error())
 		return 1
 	}
 	return 0
 }
+
+// wrongCall is the error of a call whose flags do not go together; nothing was asked
+// of the service.
+type wrongCall string
+
+func (w wrongCall) Error() string { return string(w) }
 
 func printJSON(v any) error {
 	e := json.NewEncoder(os.Stdout)

@@ -68,7 +68,10 @@ func TestBuryCommand(t *testing.T) {
 
 func TestAdminCommandsCalledWrongly(t *testing.T) {
 	vars, asked := answering(t, nil)
-	for _, args := range [][]string{{"reconcile", "-no-such-flag"}, {"reconcile", "x"}, {"engine", "bury"}, {"engine", "bury", "a", "b", "-yes"}, {"provider-keys", "apply", "x"}} {
+	for _, args := range [][]string{{"reconcile", "-no-such-flag"}, {"reconcile", "x"}, {"engine", "bury"}, {"engine", "bury", "a", "b", "-yes"}, {"provider-keys", "apply", "x"},
+		{"registry", "status", "x"}, {"registry", "recover", "-x"}, {"engine", "quarantine", "x"}, {"engine", "rekey", "x"}, {"engine", "discard"},
+		{"engine", "adopt"}, {"engine", "adopt", "e", "-product", "p"}, {"engine", "adopt", "-user", "u", "e"},
+	} {
 		if code, stdout, stderr := orch(t, vars, args...); code != 2 || stdout != "" || !strings.Contains(stderr, "Usage: orch "+args[0]) {
 			t.Errorf("%v: %d, %q, %q", args, code, stdout, stderr)
 		}

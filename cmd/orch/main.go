@@ -3,7 +3,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"strings"
 
@@ -23,8 +22,7 @@ func run(args []string) int {
 	c.Args = args
 	c.HelpFunc = help
 	c.HelpWriter, c.ErrorWriter = os.Stdout, os.Stderr // help that was asked for can be piped
-	c.Commands = remote.Commands(remote.OS())
-	maps.Copy(c.Commands, map[string]cli.CommandFactory{
+	c.Commands = remote.Commands(remote.OS(), map[string]cli.CommandFactory{
 		"server":  func() (cli.Command, error) { return &serverCommand{}, nil },
 		"dev":     func() (cli.Command, error) { return &devCommand{}, nil },
 		"demo":    func() (cli.Command, error) { return &demoCommand{}, nil },
@@ -33,6 +31,12 @@ func run(args []string) int {
 
 		"reconcile":           func() (cli.Command, error) { return &reconcileCommand{}, nil },
 		"engine bury":         func() (cli.Command, error) { return &buryCommand{}, nil },
+		"engine adopt":        func() (cli.Command, error) { return &adoptCommand{}, nil },
+		"engine discard":      func() (cli.Command, error) { return &discardCommand{}, nil },
+		"engine quarantine":   func() (cli.Command, error) { return &quarantineCommand{}, nil },
+		"engine rekey":        func() (cli.Command, error) { return &rekeyCommand{}, nil },
+		"registry recover":    func() (cli.Command, error) { return &recoverCommand{}, nil },
+		"registry status":     func() (cli.Command, error) { return &registryCommand{}, nil },
 		"provider-keys apply": func() (cli.Command, error) { return &providerKeysCommand{}, nil },
 	})
 	code, err := c.Run()

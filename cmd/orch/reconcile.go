@@ -64,9 +64,13 @@ func printPlan(plan *client.Plan) error {
 		fmt.Println("nothing to do")
 		return nil
 	}
+	return printActions(plan.Actions)
+}
+
+func printActions(actions []client.Action) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "ACTION\tSUBJECT\tENGINE\tPRODUCT\tUSER\tWHY")
-	for _, a := range plan.Actions {
+	for _, a := range actions {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", a.Action, a.Subject, dash(a.EngineID), dash(a.ProductID), dash(a.UserID), a.Why)
 	}
 	return w.Flush()

@@ -25,9 +25,26 @@ func TestHelp(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Errorf("%s: exit code %d, stderr %q", flag, code, stderr)
 		}
-		for _, name := range []string{"server", "dev", "demo", "tools", "version", "product", "engine", "audit", "status", "completion"} {
+		for _, name := range []string{"server", "dev", "demo", "tools", "version", "product", "engine", "audit", "status", "registry", "completion"} {
 			if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
 				t.Errorf("%s does not list %s:\n%s", flag, name, stdout)
+			}
+		}
+	}
+}
+
+// TestGroupHelp: a group lists the admin's commands beside the products'.
+func TestGroupHelp(t *testing.T) {
+	for group, names := range map[string][]string{
+		"engine": {"provision", "adopt", "bury", "discard", "quarantine", "rekey"}, "registry": {"recover", "status"},
+	} {
+		code, stdout, stderr := orch(t, nil, group, "-help")
+		if code != 0 || stderr != "" {
+			t.Errorf("%s: exit code %d, stderr %q", group, code, stderr)
+		}
+		for _, name := range names {
+			if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
+				t.Errorf("%s does not list %s:\n%s", group, name, stdout)
 			}
 		}
 	}
@@ -64,7 +81,7 @@ func TestCalledWrongly(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"no-such-command"}, {"serve"}, {"servers"}, {"server version"}, {"server", "extra"}, {"server", "-no-such-flag"},
 		{"dev", "extra"}, {"demo", "extra"}, {"tools", "extra"},
-		{"engine"}, {"engine", "shwo"}, {"product"}, {"audit"}, {"-x", "engine", "list"}, {"engine", "show"}, {"engine", "list", "-x"}, {"completion"},
+		{"engine"}, {"engine", "shwo"}, {"product"}, {"audit"}, {"-x", "engine", "list"}, {"engine", "show"}, {"engine", "list", "-x"}, {"completion"}, {"registry"}, {"registry", "stat"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			code, stdout, stderr := orch(t, good(), args...)

@@ -45,7 +45,10 @@ type Stack struct {
 	urls      map[Component]string // of the agents' APIs
 	names     map[Component]string // of the nodes that the agents stand for
 	unsealKey string
-	env       []string // of every agent
+	mounting  sync.Mutex
+	mounts    map[string]string // tokens of the service, by KV mount in Vault
+	workloads string            // the policy of engines, of all mounts
+	env       []string          // of every agent
 
 	stopOnce sync.Once
 	stopErr  error

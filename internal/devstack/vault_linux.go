@@ -3,6 +3,8 @@ package devstack
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	vaultapi "github.com/hashicorp/vault/api"
@@ -75,18 +77,9 @@ func (s *Stack) prepareVault(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"orch", "nomad-workloads"} {
-		text, err := deploy.Policies.ReadFile("vault/" + name + ".policy.hcl")
-		if err != nil {
-			return err
-		}
-		if err := client.Sys().PutPolicyWithContext(ctx, name, string(text)); err != nil {
-			return fmt.Errorf("vault policy %s: %w", name, err)
-		}
-	}
-	mount := &vaultapi.MountInput{Type: "kv", Options: map[string]string{"version": "2"}}
-	if err := client.Sys().MountWithContext(ctx, "orch", mount); err != nil {
-		return fmt.Errorf("vault mount orch: %w", err)
+	s.mounts = map[string]string{}
+	if s.VaultOrchToken, err = s.mount(ctx, client, "orch"); err != nil {
+		return err
 	}
 	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
 		return fmt.Errorf("vault auth jwt-nomad: %w", err)
@@ -120,23 +113,75 @@ func (s *Stack) prepareVault(ctx context.Context) error {
 			return fmt.Errorf("vault %s: %w", w.path, err)
 		}
 	}
+	return nil
+}
+
+// Mount gives a deployment a KV v2 mount of its own and returns a token that may do
+// there what the service may do, no more. The same name gives the same token again.
+// Every stack has the mount "orch".
+func (s *Stack) Mount(ctx context.Context, name string) (token string, err error) {
+	client, err := s.vaultClient(s.VaultRootToken)
+	if err != nil {
+		return "", err
+	}
+	return s.mount(ctx, client, name)
+}
+
+func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string) (token string, err error) {
+	s.mounting.Lock()
+	defer s.mounting.Unlock()
+	if token := s.mounts[name]; token != "" {
+		return token, nil
+	}
+	policy := func(file string) (string, error) {
+		text, err := deploy.Policies.ReadFile("vault/" + file + ".policy.hcl")
+		return strings.ReplaceAll(string(text), `"orch/`, `"`+name+"/"), err
+	}
+	rules, err := policy("orch")
+	if err != nil {
+		return "", err
+	}
+	if err := client.Sys().PutPolicyWithContext(ctx, name, rules); err != nil {
+		return "", fmt.Errorf("vault policy %s: %w", name, err)
+	}
+	// Engines of all deployments log in with one role.
+	workloads, err := policy("nomad-workloads")
+	if err != nil {
+		return "", err
+	}
+	s.workloads += workloads
+	if err := client.Sys().PutPolicyWithContext(ctx, "nomad-workloads", s.workloads); err != nil {
+		return "", fmt.Errorf("vault policy nomad-workloads: %w", err)
+	}
+	mount := &vaultapi.MountInput{Type: "kv", Options: map[string]string{"version": "2"}}
+	if err := client.Sys().MountWithContext(ctx, name, mount); err != nil {
+		return "", fmt.Errorf("vault mount %s: %w", name, err)
+	}
 	// A new KV v2 mount answers "Upgrading from non-versioned to versioned data" for a
-	// moment; whoever gets the stack must not see that.
+	// moment; whoever gets it must not see that.
 	err = s.agents[Vault].await(ctx, "a usable KV mount", func(ctx context.Context) error {
-		_, err := client.Logical().ReadWithContext(ctx, "orch/config")
+		_, err := client.Logical().ReadWithContext(ctx, name+"/config")
 		return err
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
 	secret, err := client.Auth().Token().CreateOrphanWithContext(ctx, &vaultapi.TokenCreateRequest{
-		Policies: []string{"orch"}, NoDefaultPolicy: true, Period: "768h", DisplayName: "orch",
+		Policies: []string{name}, NoDefaultPolicy: true, Period: "768h", DisplayName: name,
 	})
 	if err != nil {
-		return fmt.Errorf("vault token of the service: %w", err)
+		return "", fmt.Errorf("vault token of the service: %w", err)
 	}
-	if s.VaultOrchToken = strings.TrimSpace(secret.Auth.ClientToken); s.VaultOrchToken == "" {
-		return fmt.Errorf("vault gave no token for the service")
+	if token = strings.TrimSpace(secret.Auth.ClientToken); token == "" {
+		return "", fmt.Errorf("vault gave no token for the service")
 	}
-	return nil
+	s.mounts[name] = token
+	return token, nil
+}
+
+// Mounts are the names of the KV mounts that the stack made.
+func (s *Stack) Mounts() []string {
+	s.mounting.Lock()
+	defer s.mounting.Unlock()
+	return slices.Sorted(maps.Keys(s.mounts))
 }

@@ -79,7 +79,7 @@ func (s *stores) wantSound(row *registry.Engine) error {
 	if want := *job.TaskGroups[0].Count; alive != want {
 		return fmt.Errorf("%d allocations are alive, want %d", alive, want)
 	}
-	secret, err := s.vault.KVv2("orch").GetVersion(s.t.Context(), "engines/"+row.EngineID, row.KeyVersion)
+	secret, err := s.vault.KVv2(s.mountWith(row.EngineID)).GetVersion(s.t.Context(), "engines/"+row.EngineID, row.KeyVersion)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 			return fmt.Errorf("variable %s has no row", v.Path)
 		}
 	}
-	secret, err := s.vault.Logical().List("orch/metadata/engines")
+	secret, err := s.vault.Logical().List(mountName(prefix) + "/metadata/engines")
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ func startProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...str
 	addr := freeAddr(t)
 	var log bytes.Buffer
 	database := filepath.Join(t.TempDir(), "audit.db")
+	mount, token := mountOf(t, stack, prefix)
 	cmd := exec.Command(orch, "server")
 	cmd.Stderr = &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -45,7 +46,7 @@ func startProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...str
 		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec",
 		"ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver", "ORCH_CONSUL_PREFIX=" + prefix,
 		"ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug", "ORCH_DATABASE_URL=sqlite://" + database,
-		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + stack.VaultOrchToken,
+		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=" + mount,
 	}
 	cmd.Env = append(cmd.Env, env...)
 	if err := cmd.Start(); err != nil {

@@ -5,13 +5,17 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
 )
 
 // wholePool returns nil when every entry of the pool has its volume, of its node
@@ -150,6 +154,15 @@ func testPoolPoints(t *testing.T) {
 	})
 }
 
+// pointsOf are the points of a step outside the order of a provision's plan.
+func pointsOf(t *testing.T, step string) []string {
+	points := slices.DeleteFunc(scheduler.FaultPoints()["provision"], func(p string) bool { return !strings.Contains(p, "/"+step+"/") })
+	if len(points) != 3 {
+		t.Fatalf("the step %s has the points %v", step, points)
+	}
+	return points
+}
+
 // testWarmPoints kills the leader while it makes a warm engine, and a replica
 // between the claim of one and the answer.
 func testWarmPoints(t *testing.T) {
@@ -175,35 +188,130 @@ func testWarmPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.endSessions(prefix)
-	p = start("kill pool/warm-claimed")
-	waiting := warm("one warm engine after provision/register/done")
-	product, err := p.RegisterProduct(ctx, "warm-faulty", "Warm", nil)
+	platformKey := ""
+	for _, point := range append(pointsOf(t, "own"), "pool/warm-claimed") {
+		// It can make a warm engine only where its own boot does not pass the point.
+		p = start("")
+		waiting := warm("one warm engine before " + point)
+		p.end()
+		s.endSessions(prefix)
+		p = start("kill " + point)
+		if platformKey == "" {
+			product, err := p.RegisterProduct(ctx, "warm-faulty", "Warm", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			platformKey = product.PlatformAPIKey
+		}
+		p.PlatformKey = platformKey
+		if _, err := provisionOnce(ctx, p.Client, point, "u", ""); err == nil {
+			t.Fatalf("%s: the call was answered", point)
+		}
+		if err := p.awaitDeath(40 * time.Second); err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		s.endSessions(prefix)
+		p = start("")
+		p.PlatformKey = platformKey
+		var e *client.Engine
+		eventually(t, 60*time.Second, point+": the same call again", func() (err error) {
+			e, err = provisionOnce(ctx, p.Client, point, "u", "")
+			return err
+		})
+		if e.EngineID != waiting {
+			t.Fatalf("%s: the same call again gives %s, not %s", point, e.EngineID, waiting)
+		}
+		remember(t, e, e.APIKey, "alive")
+		if next := warm("one warm engine after " + point); next == waiting {
+			t.Errorf("%s: the claimed engine is in the pool", point)
+		}
+		s.described(e.EngineID, `user "u"`)
+		if _, err := p.Destroy(ctx, "u"); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.census(prefix); got["rows"] != 1 || got["quota"] != 0 {
+			t.Errorf("%s left: %v, want the warm engine alone", point, got)
+		}
+		p.end()
+		s.endSessions(prefix)
+	}
+}
+
+// testBurnPoints kills a replica while it gives an engine_id up that is somebody's by
+// its secret. The caller gets another one, and whose it is gets it back.
+func testBurnPoints(t *testing.T) {
+	t.Parallel()
+	const prefix = "faults-burn/"
+	database, s, ctx := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), openStores(t, shared), t.Context()
+	var product *client.Registered
+	for i, point := range pointsOf(t, "burn") {
+		p := startFaulty(t, prefix, database, "kill "+point)
+		if product == nil {
+			var err error
+			if product, err = p.RegisterProduct(ctx, "burn-faulty", "Burn", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 60*time.Second, "the pool is whole", func() error { return s.wholePool(prefix, 2) })
+		victims := map[string]string{} // keys, by engine_id
+		entries, err := s.pooled(prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, entry := range entries {
+			victims[entry.EngineID] = s.owned(prefix, entry.EngineID, product.ProductID, fmt.Sprint("victim-", i, "-", n))
+		}
+		p.PlatformKey = product.PlatformAPIKey
+		user := fmt.Sprint("u", i)
+		if _, err := provisionOnce(ctx, p.Client, point, user, ""); err == nil {
+			t.Fatalf("%s: the call was answered", point)
+		}
+		if err := p.awaitDeath(40 * time.Second); err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		s.endSessions(prefix)
+		p = startFaulty(t, prefix, database, "", "ORCH_RESTART_BACKOFF_BASE_S=1")
+		p.PlatformKey = product.PlatformAPIKey
+		var e *client.Engine
+		eventually(t, 90*time.Second, point+": the same call again", func() (err error) {
+			e, err = provisionOnce(ctx, p.Client, point, user, "")
+			return err
+		})
+		if victims[e.EngineID] != "" || len(export(t, e, e.APIKey).Memories) > 0 {
+			t.Fatalf("%s: the caller was given what is a victim's: %+v", point, e)
+		}
+		eventually(t, 90*time.Second, point+": the victims have what is theirs", func() error {
+			for n := range entries {
+				got, err := p.Engine(ctx, fmt.Sprint("victim-", i, "-", n))
+				if err != nil || victims[got.EngineID] != got.APIKey {
+					return fmt.Errorf("%+v, %w", got, err)
+				}
+			}
+			return nil
+		})
+		for n := range entries {
+			if _, err := p.Destroy(ctx, fmt.Sprint("victim-", i, "-", n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := p.Destroy(ctx, user); err != nil {
+			t.Fatal(err)
+		}
+		p.end()
+		s.endSessions(prefix)
+	}
+}
+
+// owned makes the secret of an engine that is a user's, and returns its key.
+func (s *stores) owned(prefix, engineID, productID, userID string) string {
+	s.t.Helper()
+	key := secrets.NewEngineKey()
+	_, err := s.vault.KVv2(mountName(prefix)).Put(s.t.Context(), "engines/"+engineID, map[string]any{
+		"api_key": key, "key_id": secrets.NewKeyID(), "operation": "before",
+		"owner": map[string]any{"deployment": s.deployment(prefix).ID, "product_id": productID, "user_id": userID, "engine_id": engineID},
+	})
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	p.PlatformKey = product.PlatformAPIKey
-	if _, err := provisionOnce(ctx, p.Client, "once", "u", ""); err == nil {
-		t.Fatal("the call was answered")
-	}
-	if err := p.awaitDeath(40 * time.Second); err != nil {
-		t.Fatal(err)
-	}
-	s.endSessions(prefix)
-	p = start("")
-	p.PlatformKey = product.PlatformAPIKey
-	e, err := provisionOnce(ctx, p.Client, "once", "u", "")
-	if err != nil || e.EngineID != waiting {
-		t.Fatalf("the same call again: %+v, %v; want engine %s", e, err, waiting)
-	}
-	remember(t, e, e.APIKey, "alive")
-	if next := warm("one warm engine after pool/warm-claimed"); next == waiting {
-		t.Error("the claimed engine is in the pool")
-	}
-	s.described(e.EngineID, `user "u"`)
-	if _, err := p.Destroy(ctx, "u"); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.census(prefix); got["rows"] != 1 || got["quota"] != 0 {
-		t.Errorf("left: %v, want the warm engine alone", got)
-	}
+	return key
 }

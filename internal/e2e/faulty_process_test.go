@@ -32,6 +32,7 @@ func startFaulty(t *testing.T, prefix, database, armed string, env ...string) *f
 	}
 	addr := freeAddr(t)
 	p := &faulty{Client: &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}, log: &logBuffer{}, exited: make(chan struct{})}
+	mount, token := mountOf(t, shared, prefix)
 	p.cmd = exec.Command(orch, "server")
 	p.cmd.Stderr = p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -39,7 +40,7 @@ func startFaulty(t *testing.T, prefix, database, armed string, env ...string) *f
 		"PATH=" + os.Getenv("PATH"), fault.Variable + "=" + armed, "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=" + database,
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=2", "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_LOG_LEVEL=debug",
-		"NOMAD_ADDR=" + shared.NomadAddr, "CONSUL_HTTP_ADDR=" + shared.ConsulAddr, "VAULT_ADDR=" + shared.VaultAddr, "VAULT_TOKEN=" + shared.VaultOrchToken,
+		"NOMAD_ADDR=" + shared.NomadAddr, "CONSUL_HTTP_ADDR=" + shared.ConsulAddr, "VAULT_ADDR=" + shared.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=" + mount,
 	}, env...)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -72,6 +73,11 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	for k, v := range vars {
 		all[k] = v
 	}
+	vaultToken := all["VAULT_TOKEN"]
+	if _, ok := vars["ORCH_VAULT_MOUNT"]; !ok {
+		mount, token := mountOf(t, stack, all["ORCH_CONSUL_PREFIX"])
+		all["ORCH_VAULT_MOUNT"], vaultToken = mount, cmp.Or(vaultToken, token)
+	}
 	environ := make([]string, 0, len(all))
 	for k, v := range all {
 		environ = append(environ, k+"="+v)
@@ -86,7 +92,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		out = io.MultiWriter(logs, os.Stderr)
 	}
 	svc, err := service.New(t.Context(), cfg, service.Clients{
-		NomadAddr: stack.NomadAddr, ConsulAddr: cmp.Or(all["CONSUL_HTTP_ADDR"], stack.ConsulAddr), VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(all["VAULT_TOKEN"], stack.VaultOrchToken),
+		NomadAddr: stack.NomadAddr, ConsulAddr: cmp.Or(all["CONSUL_HTTP_ADDR"], stack.ConsulAddr), VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(vaultToken, stack.VaultOrchToken),
 	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
 	if err != nil {
 		t.Fatal(err)
@@ -114,6 +120,23 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		return (&client.Client{BaseURL: r.url}).Ready(t.Context())
 	})
 	return r
+}
+
+// mountOf gives the deployment of a prefix its mount in Vault, and returns a token of
+// the service for it.
+func mountOf(t *testing.T, stack *devstack.Stack, prefix string) (mount, token string) {
+	t.Helper()
+	mount = mountName(prefix)
+	token, err := stack.Mount(context.Background(), mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mount, token
+}
+
+// mountName is the mount in Vault of the deployment of a prefix.
+func mountName(prefix string) string {
+	return "kv-" + strings.ToLower(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(strings.Trim(prefix, "/"), "-"))
 }
 
 const providerKey = "sk-provider-secret-of-the-tests"

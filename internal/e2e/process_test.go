@@ -148,7 +148,8 @@ func testRotation(t *testing.T, d driver) {
 				}
 				old = key
 			}
-			meta, err := openStores(t, shared).vault.Logical().Read("orch/metadata/engines/" + e.EngineID)
+			s := openStores(t, shared)
+			meta, err := s.vault.Logical().Read(s.mountWith(e.EngineID) + "/metadata/engines/" + e.EngineID)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -86,7 +86,7 @@ func TestProviderKeys(t *testing.T) {
 	}
 	version := func() string {
 		t.Helper()
-		secret, err := s.vault.Logical().Read("orch/metadata/engine-env")
+		secret, err := s.vault.Logical().Read(mountName("keys/") + "/metadata/engine-env")
 		if err != nil || secret == nil {
 			t.Fatalf("%v, %v", secret, err)
 		}

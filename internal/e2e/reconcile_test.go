@@ -56,9 +56,10 @@ func (r *replica) planned(t *testing.T, engineID string) []string {
 	return acts
 }
 
-// stray makes, by hand, a job with a process, a volume, a variable and a key
-// under an engine_id that no row has, modelled on an engine that there is.
-func (s *stores) stray(model *client.Engine, engineID, deployment string) {
+// stray makes, by hand, a job with a process, a volume and a variable under an
+// engine_id that no row has, modelled on an engine that there is. They are of the
+// deployment of a name and an id.
+func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID string) {
 	s.t.Helper()
 	name := "engine-" + engineID
 	must := func(err error) {
@@ -87,10 +88,8 @@ func (s *stores) stray(model *client.Engine, engineID, deployment string) {
 	variable.Items["key_hash"] = strings.Repeat("0", 64)
 	_, _, err = s.nomad.Variables().Create(variable, nil)
 	must(err)
-	_, err = s.vault.Logical().Write("orch/data/engines/"+engineID, map[string]any{"data": map[string]any{"api_key": "no key"}})
-	must(err)
 	job.ID, job.Name = &name, &name
-	job.Meta["engine_id"], job.Meta["deployment"] = engineID, deployment
+	job.Meta["engine_id"], job.Meta["deployment"], job.Meta["deployment_id"] = engineID, deployment, deploymentID
 	group := job.TaskGroups[0]
 	group.Volumes["brain"].Source = name
 	group.Tasks[0].Env["SQLITE_DB_PATH"] = volume.HostPath + "/brain.sqlite"
@@ -129,7 +128,9 @@ func (s *stores) clear(engineID string) {
 	name := "engine-" + engineID
 	_, _, _ = s.nomad.Jobs().Deregister(name, true, nil)
 	_, _ = s.nomad.Variables().Delete("nomad/jobs/"+name, nil)
-	_, _ = s.vault.Logical().Delete("orch/metadata/engines/" + engineID)
+	if mount := s.mountWith(engineID); mount != "" {
+		_, _ = s.vault.Logical().Delete(mount + "/metadata/engines/" + engineID)
+	}
 	eventually(s.t, time.Minute, "the stray volume is gone", func() error {
 		volumes, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 		for _, v := range volumes {
@@ -141,12 +142,52 @@ func (s *stores) clear(engineID string) {
 	})
 }
 
+// looseKey makes a secret that says nothing of whose it is.
+func (s *stores) looseKey(prefix, engineID string) {
+	s.t.Helper()
+	if _, err := s.vault.Logical().Write(mountName(prefix)+"/data/engines/"+engineID, map[string]any{"data": map[string]any{"api_key": "no key"}}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _, _ = s.vault.Logical().Delete(mountName(prefix) + "/metadata/engines/" + engineID) })
+}
+
+// bareVolume makes a volume on the node of an engine that there is, that nothing
+// else knows of.
+func (s *stores) bareVolume(model *client.Engine, engineID string) {
+	s.t.Helper()
+	job, _, err := s.nomad.Jobs().Info("engine-"+model.EngineID, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, _, err = s.nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: &nomad.HostVolume{
+		Name: "engine-" + engineID, PluginID: "mkdir", NodeID: nodeOf(job),
+		RequestedCapabilities: []*nomad.HostVolumeCapability{{AccessMode: "single-node-single-writer", AttachmentMode: "file-system"}},
+	}}, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { s.clear(engineID) })
+}
+
+// suspected sets a tombstone as old as an hour.
+func (s *stores) suspected(prefix, engineID string) {
+	s.t.Helper()
+	tombstone, err := json.Marshal(map[string]any{"engine_id": engineID, "first_seen": time.Now().Add(-time.Hour)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "orphans/" + engineID, Value: tombstone}, nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // engineIDOf makes an engine_id of a deployment's brand.
 func engineIDOf(brand string) string { return brand + strings.ToLower(rand.Text())[:20] }
 
-// What has no row is removed after its time and audited, whatever store it is
-// in; nothing is while a list cannot be read; what another deployment made
-// stays.
+// What has no row and cannot hold anybody's memory is removed after its time and
+// audited, whatever store it is in; nothing is while a list cannot be read; what
+// another deployment made stays. What may hold somebody's memory is quarantined, and
+// only an admin removes it.
 func TestReconcileRemovesOrphans(t *testing.T) {
 	t.Parallel()
 	prefix := "orphans/"
@@ -160,23 +201,29 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	}
 	remember(t, e, e.APIKey, "kept")
 	pid := export(t, e, e.APIKey).Runs[0].PID
-	brand := e.EngineID[:6]
-	ours, foreignID, foreignMeta := engineIDOf(brand), engineIDOf("zzzzzz"), engineIDOf(brand)
+	brand, own := e.EngineID[:6], s.deployment(prefix).ID
+	bare, loose, whole := engineIDOf(brand), engineIDOf(brand), engineIDOf(brand)
+	foreignID, foreignName, foreignMeta := engineIDOf("zzzzzz"), engineIDOf(brand), engineIDOf(brand)
 
 	// A list that cannot be read.
 	damaged := prefix + "graves/damaged"
 	if _, err := s.consul.KV().Put(&consul.KVPair{Key: damaged, Value: []byte("no JSON")}, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.stray(e, foreignID, "orphans")
-	s.stray(e, foreignMeta, "somebody-else")
-	s.stray(e, ours, "orphans")
-	tombstone, err := json.Marshal(map[string]any{"engine_id": ours, "first_seen": time.Now().Add(-time.Hour)})
-	if err != nil {
+	s.stray(e, foreignID, "orphans", "")
+	s.stray(e, foreignName, "somebody-else", own)
+	s.stray(e, foreignMeta, "orphans", engineIDOf("zzzzzz"))
+	s.stray(e, whole, "orphans", own)
+	s.looseKey(prefix, whole)
+	s.bareVolume(e, bare)
+	s.looseKey(prefix, loose)
+	variable := nomad.NewVariable("nomad/jobs/engine-" + loose)
+	variable.Items["key_hash"] = strings.Repeat("0", 64)
+	if _, _, err = s.nomad.Variables().Create(variable, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "orphans/" + ours, Value: tombstone}, nil); err != nil {
-		t.Fatal(err)
+	for _, id := range []string{bare, loose, whole} {
+		s.suspected(prefix, id)
 	}
 	before := r.passes()
 	eventually(t, 30*time.Second, "some passes go by", func() error {
@@ -185,7 +232,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		}
 		return nil
 	})
-	if left := s.traces(ours); len(left) != 4 {
+	if left := [][]string{s.traces(bare), s.traces(loose), s.traces(whole)}; len(left[0]) != 1 || len(left[1]) != 2 || len(left[2]) != 4 {
 		t.Fatalf("something was removed although a list is unreadable: left are %v", left)
 	}
 	plan, err := r.admin().PlanReconcile(ctx)
@@ -196,28 +243,67 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	eventually(t, 60*time.Second, "the orphan is gone", func() error {
-		mark, _, err := s.consul.KV().Get(prefix+"orphans/"+ours, nil)
-		if err != nil || mark != nil {
-			return fmt.Errorf("it is still suspected: %v, %w", mark, err)
+	gone := func(id string) {
+		t.Helper()
+		eventually(t, 60*time.Second, "the orphan is gone", func() error {
+			mark, _, err := s.consul.KV().Get(prefix+"orphans/"+id, nil)
+			if err != nil || mark != nil {
+				return fmt.Errorf("it is still suspected: %v, %w", mark, err)
+			}
+			if left := s.traces(id); len(left) > 0 {
+				return fmt.Errorf("left: %v", left)
+			}
+			return nil
+		})
+	}
+	gone(bare)
+	gone(loose)
+	eventually(t, 60*time.Second, "their removal is audited", func() error {
+		what := map[string]string{}
+		for _, row := range r.audited(t, "orphan_removed") {
+			if row.Actor != "system" || row.Outcome != "ok" {
+				return fmt.Errorf("%+v", row)
+			}
+			what[row.EngineID] = fmt.Sprint(row.Metadata["what"])
 		}
-		if left := s.traces(ours); len(left) > 0 {
-			return fmt.Errorf("left: %v", left)
+		if len(what) != 2 || what[bare] != "[volume]" || what[loose] != "[variable key]" {
+			return fmt.Errorf("it says %v", what)
 		}
 		return nil
 	})
-	eventually(t, 60*time.Second, "its removal is audited", func() error {
-		rows := r.audited(t, "orphan_removed")
-		if len(rows) != 1 || rows[0].EngineID != ours || rows[0].Actor != "system" || rows[0].Outcome != "ok" {
-			return fmt.Errorf("%+v", rows)
-		}
-		if what := fmt.Sprint(rows[0].Metadata["what"]); what != "[job volume variable key]" {
-			return fmt.Errorf("it says %s", what)
+
+	// The whole one is left to an admin.
+	eventually(t, 60*time.Second, "what may hold somebody's memory is quarantined", func() error {
+		list, err := r.admin().Quarantine(ctx)
+		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != whole {
+			return fmt.Errorf("%+v, %w", list, err)
 		}
 		return nil
 	})
-	for name, id := range map[string]string{"another brand": foreignID, "our brand, another deployment": foreignMeta} {
-		if left := s.traces(id); len(left) != 4 {
+	if err := s.lives("engine-"+whole, true); err != nil {
+		t.Errorf("it was touched: %v", err)
+	}
+	if st, err := r.admin().Whole(ctx); err != nil || st.Quarantined != 1 {
+		t.Errorf("the admin's status says %+v, %v", st, err)
+	}
+	if rows := r.audited(t, "quarantine"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Outcome != "ok" {
+		t.Errorf("audited: %+v", rows)
+	}
+	// Its job, which was copied, names a user who has another engine.
+	wantCode(t, second(r.admin().Adopt(ctx, whole, "", "")), 409, "ENGINE_ALREADY_EXISTS")
+	wantCode(t, r.admin().Discard(ctx, bare), 404, "QUARANTINE_NOT_FOUND")
+	if err := r.admin().Discard(ctx, whole); err != nil {
+		t.Fatal(err)
+	}
+	if left := s.traces(whole); len(left) > 0 {
+		t.Errorf("left of what was discarded: %v", left)
+	}
+	if rows := r.audited(t, "discard"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Actor != "admin" || rows[0].Outcome != "ok" {
+		t.Errorf("audited: %+v", rows)
+	}
+
+	for name, id := range map[string]string{"another brand": foreignID, "our brand, another deployment": foreignName, "our brand and name, another deployment's id": foreignMeta} {
+		if left := s.traces(id); len(left) != 3 {
 			t.Errorf("%s: left are %v", name, left)
 		}
 		if acts := r.planned(t, id); len(acts) > 0 {
@@ -288,10 +374,7 @@ func TestReconcileCorrects(t *testing.T) {
 			return nil
 		})
 		id := engineIDOf(e.EngineID[:6])
-		if _, err := s.vault.Logical().Write("orch/data/engines/"+id, map[string]any{"data": map[string]any{"api_key": "no key"}}); err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _, _ = s.vault.Logical().Delete("orch/metadata/engines/" + id) }()
+		s.looseKey(prefix, id)
 		eventually(t, 30*time.Second, "the orphan waits", func() error {
 			if acts := r.planned(t, id); !slices.Equal(acts, []string{"keep_orphan"}) {
 				return fmt.Errorf("a pass would %v", acts)

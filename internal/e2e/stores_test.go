@@ -16,12 +16,12 @@ import (
 
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler"
 )
 
 // stores looks into the real stores behind a service, as root.
 type stores struct {
 	t      *testing.T
+	stack  *devstack.Stack
 	nomad  *nomad.Client
 	consul *consul.Client
 	vault  *vault.Client
@@ -42,7 +42,45 @@ func openStores(t *testing.T, s *devstack.Stack) *stores {
 		t.Fatal(err)
 	}
 	v.SetToken(s.VaultRootToken)
-	return &stores{t, n, c, v}
+	return &stores{t, s, n, c, v}
+}
+
+// mountWith is the mount in Vault that has a secret of an engine; "": none has.
+func (s *stores) mountWith(engineID string) string {
+	s.t.Helper()
+	for _, mount := range s.stack.Mounts() {
+		secret, err := s.vault.Logical().Read(mount + "/metadata/engines/" + engineID)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if secret != nil {
+			return mount
+		}
+	}
+	return ""
+}
+
+// deployment is the record that a deployment's registry has of itself.
+func (s *stores) deployment(prefix string) *registry.Deployment {
+	s.t.Helper()
+	pair, _, err := s.consul.KV().Get(prefix+"deployment", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	d := new(registry.Deployment)
+	if pair != nil {
+		if err := json.Unmarshal(pair.Value, d); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// brand is what the engine_ids of a deployment begin with.
+func (s *stores) brand(prefix string) string {
+	s.t.Helper()
+	id := s.deployment(prefix).ID
+	return id[:min(6, len(id))]
 }
 
 // traces returns what each store still has of an engine, but for a suspicion that
@@ -66,11 +104,7 @@ func (s *stores) traces(engineID string) []string {
 			found = append(found, "host volume")
 		}
 	}
-	secret, err := s.vault.Logical().Read("orch/metadata/engines/" + engineID)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if secret != nil {
+	if s.mountWith(engineID) != "" {
 		found = append(found, "vault key")
 	}
 	pairs, _, err := s.consul.KV().List("", nil)
@@ -204,7 +238,7 @@ func (s *stores) dump(stack *devstack.Stack) map[string]string {
 func (s *stores) census(prefix string) map[string]int {
 	s.t.Helper()
 	deployment := strings.TrimSuffix(prefix, "/")
-	brand := scheduler.Brand(deployment, "default")
+	brand := s.brand(prefix)
 	out := map[string]int{"rows": len(s.rows(prefix))}
 	for _, kind := range []string{"engine-ids/", "graves/"} {
 		keys, _, err := s.consul.KV().Keys(prefix+kind, "", nil)
@@ -249,7 +283,7 @@ func (s *stores) census(prefix string) map[string]int {
 			out["variables"]++
 		}
 	}
-	secret, err := s.vault.Logical().List("orch/metadata/engines")
+	secret, err := s.vault.Logical().List(mountName(prefix) + "/metadata/engines")
 	if err != nil {
 		s.t.Fatal(err)
 	}

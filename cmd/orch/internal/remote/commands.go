@@ -2,6 +2,8 @@ package remote
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -17,27 +19,33 @@ var specs = []func() *spec{
 
 // groups are the commands that only have others below them.
 var groups = map[string]string{
-	"product": "Register and change products (for the admin)",
-	"engine":  "Make, find and change engines (for a product)",
-	"audit":   "Read the audit log",
+	"product":  "Register and change products (for the admin)",
+	"engine":   "Make, find and change engines (for a product)",
+	"audit":    "Read the audit log",
+	"registry": "See how the registry stands, and rebuild it (for the admin)",
 }
 
-// Commands are the commands of this package by their names.
-func Commands(env *Env) map[string]cli.CommandFactory {
-	all := map[string]cli.CommandFactory{}
+// Commands are the commands of this package by their names, and others, which the
+// groups list too.
+func Commands(env *Env, others map[string]cli.CommandFactory) map[string]cli.CommandFactory {
+	all := maps.Clone(others)
+	if all == nil {
+		all = map[string]cli.CommandFactory{}
+	}
 	for _, build := range specs {
 		all[build().name] = func() (cli.Command, error) { return &command{build(), env}, nil }
 	}
 	for name := range groups {
-		all[name] = func() (cli.Command, error) { return &group{name, env}, nil }
+		all[name] = func() (cli.Command, error) { return &group{name, env, others}, nil }
 	}
 	return all
 }
 
 // group tells which commands are below it.
 type group struct {
-	name string
-	env  *Env
+	name   string
+	env    *Env
+	others map[string]cli.CommandFactory
 }
 
 // Synopsis is what the group is about.
@@ -52,6 +60,13 @@ func (g *group) Help() string {
 		s := build()
 		if name, ok := strings.CutPrefix(s.name, g.name+" "); ok {
 			_, _ = fmt.Fprintf(w, "    %s\t%s\n", name, s.synopsis)
+		}
+	}
+	for _, full := range slices.Sorted(maps.Keys(g.others)) {
+		if name, ok := strings.CutPrefix(full, g.name+" "); ok {
+			if c, err := g.others[full](); err == nil {
+				_, _ = fmt.Fprintf(w, "    %s\t%s\n", name, c.Synopsis())
+			}
 		}
 	}
 	_ = w.Flush()

@@ -29,7 +29,7 @@ func newWorld(input string) *world {
 // run calls a command by its name.
 func (w *world) run(t *testing.T, name string, args ...string) int {
 	t.Helper()
-	build := Commands(&w.Env)[name]
+	build := Commands(&w.Env, nil)[name]
 	if build == nil {
 		t.Fatalf("there is no command %q", name)
 	}
@@ -42,7 +42,7 @@ func (w *world) run(t *testing.T, name string, args ...string) int {
 
 // TestEveryCommand: help names how it is called, its flags and an example.
 func TestEveryCommand(t *testing.T) {
-	for name, build := range Commands(OS()) {
+	for name, build := range Commands(OS(), nil) {
 		c, err := build()
 		if err != nil {
 			t.Fatal(err)
@@ -133,6 +133,7 @@ func TestCalledWrongly(t *testing.T) {
 		"audit tail|-n|-1":                         "-n must be",
 		"completion|fish":                          "bash or zsh",
 		"engine|shwo":                              `no command "shwo"`,
+		"registry|stat":                            `no command "stat"`,
 		"engine show|a|-key=\x1b[31m":              "invalid boolean",
 		"engine provision|-engine-version=x|-json": "0 arguments",
 	} {

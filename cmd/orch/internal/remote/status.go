@@ -42,6 +42,7 @@ func fleet(ctx context.Context, in *invocation) error {
 		t.row("  "+state, st.ByStatus[state])
 	}
 	t.row("Unhealthy", st.UnhealthyCount)
+	t.row("Registry", st.Registry)
 	if merr != nil {
 		in.say("the figures of the last hour: %s", describe(merr))
 		m = nil
@@ -67,6 +68,7 @@ func service(ctx context.Context, in *invocation) error {
 	for _, name := range slices.Sorted(maps.Keys(h.Subsystems)) {
 		t.row("  "+name, h.Subsystems[name])
 	}
+	t.row("Registry", h.Registry)
 	products, perr := in.client.Products(ctx)
 	if perr != nil && h.Status == "ok" {
 		return perr
@@ -74,6 +76,8 @@ func service(ctx context.Context, in *invocation) error {
 	whole, werr := in.client.Whole(ctx)
 	if !in.common.json {
 		if werr == nil {
+			t.row("Quarantined", whole.Quarantined)
+			t.row("Keys missing", whole.KeysMissing)
 			t.row("Pooled volumes", whole.PooledVolumes)
 			t.row("Warm engines", whole.WarmEngines)
 			t.row("Graves", whole.Graves)
@@ -100,7 +104,7 @@ func service(ctx context.Context, in *invocation) error {
 		}
 		return productTable(products).print(in.env.Out)
 	}
-	answer := map[string]any{"status": h.Status, "subsystems": h.Subsystems}
+	answer := map[string]any{"status": h.Status, "registry": h.Registry, "subsystems": h.Subsystems}
 	if perr == nil {
 		answer["products"] = products.Products
 	}

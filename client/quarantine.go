@@ -1,0 +1,55 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Quarantined is an engine that nobody is given and nothing removes until the admin
+// decides whose it is.
+type Quarantined struct {
+	EngineID string     `json:"engine_id"`
+	Since    *time.Time `json:"since"`
+	Why      string     `json:"why"`
+	What     []string   `json:"what"` // what there is of it: row, job, volume, variable, key
+	// ProductID and UserID are whose it is, as far as anything says; else empty.
+	ProductID string `json:"product_id"`
+	UserID    string `json:"user_id"`
+	NodeID    string `json:"node_id"`
+}
+
+// QuarantineList is all quarantined engines, oldest first.
+type QuarantineList struct {
+	Engines []Quarantined `json:"engines"`
+	Total   int           `json:"total"`
+}
+
+func quarantinePath(engineID string) string { return "/quarantine/" + url.PathEscape(engineID) }
+
+// Quarantine lists the quarantined engines, as the admin.
+func (c *Client) Quarantine(ctx context.Context) (*QuarantineList, error) {
+	list := new(QuarantineList)
+	return list, c.get(ctx, admin, "/quarantine", list)
+}
+
+// Adopt gives a quarantined engine to a user, as the admin, and returns it with its
+// ProductID and without its key. An empty productID and userID: to the user whom its
+// witnesses name.
+func (c *Client) Adopt(ctx context.Context, engineID, productID, userID string) (*Engine, error) {
+	e := new(Engine)
+	what := call{method: http.MethodPost, path: quarantinePath(engineID) + "/adopt", keys: admin, out: e}
+	if productID != "" || userID != "" { // an empty body means that nobody is named
+		what.in = struct {
+			ProductID string `json:"product_id,omitempty"`
+			UserID    string `json:"user_id,omitempty"`
+		}{productID, userID}
+	}
+	return e, c.do(ctx, what)
+}
+
+// Discard removes a quarantined engine for good, with its brain and key, as the admin.
+func (c *Client) Discard(ctx context.Context, engineID string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: quarantinePath(engineID), keys: admin})
+}

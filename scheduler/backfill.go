@@ -1,0 +1,140 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// backfillers is how many engines are given their witnesses at a time.
+const backfillers = 4
+
+// witnessAll writes, as the leader, the witnesses that are missing: those of engines
+// that a version of the service made which knew none, those of products that changed
+// while Vault was away; and it notes when every engine has its key again.
+func (s *Scheduler) witnessAll(ctx context.Context, w *world) {
+	if !w.read(listRows, listKeys, listOwners) {
+		return
+	}
+	var failed atomic.Int64
+	work, limited := errgroup.WithContext(ctx)
+	work.SetLimit(backfillers)
+	for _, row := range w.rows {
+		if row.KeyVersion == 0 || row.KeyID != "" || row.Op != nil || row.State == registry.Destroying || w.keysMissing[row.EngineID] {
+			continue
+		}
+		work.Go(func() error {
+			err := s.backfill(limited, row.Clone())
+			if err != nil && movedOn(err) != nil && !errors.Is(err, secrets.ErrConflict) && ctx.Err() == nil {
+				failed.Add(1)
+				s.log.Debug("an engine was not given its witnesses; trying again", "engine_id", row.EngineID, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = work.Wait() // the errors are told
+	if n := failed.Load(); n > 0 {
+		s.log.Warn("engines of an earlier version have no witnesses yet; trying again", "engines", n)
+	}
+	if err := s.witnessProducts(ctx); err != nil && ctx.Err() == nil {
+		s.log.Warn("products have no witness in Vault yet; trying again", "error", err)
+	}
+	if err := s.guard.noteKeys(ctx, len(w.keysMissing)); err != nil && ctx.Err() == nil {
+		s.log.Debug("cannot note that every engine has its key again", "error", err)
+	}
+	for _, row := range w.rows {
+		if w.keysMissing[row.EngineID] && row.ProductID == registry.WarmProduct {
+			s.warm.remove(ctx, row, "Vault has lost its key") // nobody was told it
+		}
+	}
+}
+
+// backfill writes the owner into an engine's secret, with the key that it has, and
+// into its variable; then the row names the key by its own name.
+func (s *Scheduler) backfill(ctx context.Context, row *registry.Engine) error {
+	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, "")
+	if err != nil {
+		return err
+	}
+	newest, err := s.vault.NewestKey(ctx, row.EngineID)
+	if err != nil {
+		return err
+	}
+	if newest.Key != k.Key {
+		return nil // a rotation is under way, or ended in between
+	}
+	if (newest.Owner == secrets.Owner{}) {
+		next := &secrets.EngineKey{Key: k.Key, ID: secrets.NewKeyID(), Owner: s.ownerOf(row)}
+		if err := s.vault.PutEngineKey(ctx, row.EngineID, next, newest.Version); err != nil {
+			return err
+		}
+		newest = next
+	}
+	if !s.agree(newest, row) {
+		return s.contradiction(ctx, row, newest.Owner)
+	}
+	if err := s.witness(ctx, row); err != nil {
+		return err
+	}
+	row.KeyVersion, row.KeyID = newest.Version, newest.ID
+	return s.store.Update(ctx, row)
+}
+
+// witnessProducts writes the witnesses of products whose row has changed since this
+// replica last looked, and has the registry rebuilt when one is missing in it.
+func (s *Scheduler) witnessProducts(ctx context.Context) error {
+	ids, err := s.vault.ProductIDs(ctx)
+	if err != nil {
+		return err
+	}
+	tenants, err := s.store.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	have := map[string]bool{}
+	for _, t := range tenants {
+		have[t.ProductID] = true
+		if seen, known := s.witnessed.Load(t.ProductID); known && seen == t.Revision {
+			continue
+		}
+		if err := s.witnessProduct(ctx, t.Product); err != nil {
+			return err
+		}
+		s.witnessed.Store(t.ProductID, t.Revision)
+	}
+	for _, id := range ids {
+		if seen, known := s.witnessed.Load(id); have[id] || known && seen == deletedProduct {
+			continue
+		}
+		there, err := s.vault.Product(ctx, id)
+		if err != nil {
+			return err
+		}
+		if there.Deleted || len(there.Record) == 0 {
+			s.witnessed.Store(id, deletedProduct)
+			continue
+		}
+		// The product may have been deleted between the two lists.
+		if _, err := s.store.Tenant(ctx, id); !errors.Is(err, registry.ErrNotFound) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if there, err = s.vault.Product(ctx, id); err != nil {
+			return err
+		}
+		if !there.Deleted {
+			return s.guard.startRecovery(ctx, "product "+id+" has a witness in Vault and no row in Consul")
+		}
+	}
+	return nil
+}
+
+// deletedProduct stands for the revision of a product that was deleted.
+const deletedProduct = -1

@@ -1,0 +1,228 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// witnesses is all that the stores say of one engine.
+type witnesses struct {
+	id         string
+	deployment string           // the id of this deployment
+	row        *registry.Engine // nil: there is none
+	keys       []*secrets.EngineKey
+	variable   *cluster.Variable // nil: there is none
+	job        *jobs.Engine      // nil: there is none
+	rest       string            // what the job says of an engine that has no process
+	live       int               // processes that are not known to be gone
+	volumes    []*cluster.Volume
+}
+
+// witnessesOf reads what the stores say of an engine. f is what a list of all had
+// of it: volumes and processes are taken from there.
+func (s *Scheduler) witnessesOf(ctx context.Context, f *found, row *registry.Engine) (*witnesses, error) {
+	w := &witnesses{id: f.id, deployment: s.guard.id(), row: row}
+	var err error
+	if w.keys, err = s.vault.Keys(ctx, f.id); err != nil {
+		return nil, err
+	}
+	jobID := registry.JobID(f.id)
+	if w.variable, err = s.cluster.Variable(ctx, jobID); err != nil && !errors.Is(err, cluster.ErrNotFound) {
+		return nil, err
+	}
+	job, err := s.cluster.Job(ctx, jobID)
+	switch {
+	case err == nil:
+		described := jobs.Describe(job)
+		w.job, w.rest = &described, jobs.Rest(job)
+	case !errors.Is(err, cluster.ErrNotFound):
+		return nil, err
+	}
+	if f.job != nil {
+		w.live = len(f.job.Live)
+	}
+	for _, v := range f.volumes {
+		whole, err := s.cluster.Volume(ctx, v.ID) // a list tells no path
+		switch {
+		case err == nil:
+			w.volumes = append(w.volumes, whole)
+		case !errors.Is(err, cluster.ErrNotFound):
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// owner is whose the engine is by its secret; zero: it says nothing.
+func (w *witnesses) owner() secrets.Owner {
+	for _, k := range w.keys {
+		if k.Owner.EngineID == w.id {
+			return k.Owner
+		}
+	}
+	return secrets.Owner{}
+}
+
+// named is the user whom Nomad names, by the variable or else by the job; empty:
+// none, or a warm engine's.
+func (w *witnesses) named() (productID, userID string) {
+	if w.variable != nil && w.variable.Witness != nil {
+		productID, userID = w.variable.Witness.ProductID, w.variable.Witness.UserID
+	} else if w.job != nil {
+		productID, userID = w.job.ProductID, w.job.UserID
+	}
+	if productID == registry.WarmProduct {
+		return "", ""
+	}
+	return productID, userID
+}
+
+// whole says whether there may be somebody's memory: a volume that something else
+// knows of, or a process.
+func (w *witnesses) whole() bool {
+	return len(w.volumes) > 0 && (len(w.keys) > 0 || w.variable != nil || w.job != nil) || w.live > 0
+}
+
+// nothing says whether there is nothing of the engine outside the registry.
+func (w *witnesses) nothing() bool {
+	return len(w.keys) == 0 && w.variable == nil && w.job == nil && len(w.volumes) == 0
+}
+
+// current is the version of the secret that the engine was given last: the one
+// whose hash is in its variable, else the newest. nil: there is none.
+func (w *witnesses) current() *secrets.EngineKey {
+	for _, k := range w.keys {
+		if w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash {
+			return k
+		}
+	}
+	if len(w.keys) > 0 {
+		return w.keys[0]
+	}
+	return nil
+}
+
+// ruling is what is to be done about an engine when the registry went back.
+type ruling struct {
+	act Act
+	why string
+	row *registry.Engine // as it is to be written
+}
+
+// judgeLost says what is to be done about an engine that has no row.
+func (w *witnesses) judgeLost(now time.Time) ruling {
+	owner := w.owner()
+	productID, userID := w.named()
+	switch {
+	case owner != secrets.Owner{} && owner.Deployment != w.deployment:
+		return ruling{} // another deployment's
+	case !w.whole():
+		return ruling{}
+	case owner == secrets.Owner{}:
+		return ruling{act: ActQuarantine, why: "its secret in Vault does not say whose it is"}
+	case owner.ProductID == registry.WarmProduct && productID == "":
+		return ruling{} // a warm engine that nobody was given: nobody's memory
+	case owner.ProductID == registry.WarmProduct:
+		return ruling{act: ActQuarantine, why: "by its secret in Vault nobody was given it, and Nomad names a user"}
+	case productID != "" && (productID != owner.ProductID || userID != owner.UserID):
+		return ruling{act: ActQuarantine, why: "its secret in Vault and Nomad name different users"}
+	case len(w.volumes) != 1:
+		return ruling{act: ActQuarantine, why: fmt.Sprintf("%d volumes have its name", len(w.volumes))}
+	}
+	return ruling{act: ActRebuild, why: "it has a user in Vault and no row", row: w.rebuilt(owner, now)}
+}
+
+// rebuilt is a row made from the witnesses alone. Its image is empty where nothing
+// says it.
+func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine {
+	row := &registry.Engine{
+		EngineID: w.id, ProductID: owner.ProductID, UserID: owner.UserID, CreatedAt: now.Truncate(time.Millisecond),
+		State: registry.Failed, Desired: registry.Running, Reason: reasonRecovered,
+	}
+	if w.variable != nil && w.variable.Witness != nil {
+		v := w.variable.Witness
+		row.Image, row.Resources, row.NodePool = v.Image, registry.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB}, v.NodePool
+		row.CreatedAt = v.CreatedAt
+	}
+	if j := w.job; j != nil {
+		row.Image, row.Resources, row.NodePool = j.Image, registry.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB}, j.NodePool
+		if j.Count == 0 {
+			w.atRest(row)
+		}
+	}
+	if k := w.current(); k != nil {
+		row.KeyVersion, row.KeyID = k.Version, k.ID
+	}
+	if len(w.volumes) == 1 {
+		row.NodeID, row.VolumeID, row.VolumePath = w.volumes[0].NodeID, w.volumes[0].ID, w.volumes[0].Path
+	}
+	return row
+}
+
+// atRest gives a row the state of an engine whose job asks for no process. What the
+// job does not say is taken for stopped, so that nothing runs that nobody started.
+func (w *witnesses) atRest(row *registry.Engine) {
+	row.State, row.Desired, row.Reason, row.Restarts = registry.Stopped, registry.Stopped, "", nil
+	if w.rest == string(registry.Sleeping) {
+		row.State, row.Desired = registry.Sleeping, registry.Running
+	}
+	row.URL, row.AllocID = "", ""
+}
+
+// judgeRow says what is to be done about a row that may be older than its engine.
+func (w *witnesses) judgeRow(now time.Time) ruling {
+	row := w.row.Clone()
+	owner := w.owner()
+	own := secrets.Owner{Deployment: w.deployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
+	begun := row.Op != nil && row.Op.Kind == registry.OpProvision && row.KeyVersion == 0
+	switch {
+	case row.State == registry.Destroying:
+		return ruling{} // nothing leaves it; the destroy goes on
+	case w.nothing() && begun:
+		return ruling{} // nothing was made yet; the provision goes on
+	case w.nothing():
+		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, reasonBrainMissing
+		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.SleepPending = nil, nil, nil, "", "", ""
+		row.KeyVersion, row.KeyID = 0, ""
+		if reflect.DeepEqual(row, w.row) {
+			return ruling{}
+		}
+		return ruling{act: ActMissing, why: "nothing of it is left in Vault and Nomad: it was destroyed since", row: row}
+	case owner != secrets.Owner{} && owner != own && row.ProductID == registry.WarmProduct && owner.Deployment == w.deployment:
+		next := w.rebuilt(owner, now)
+		next.Unlabelled = true
+		return ruling{act: ActRebuild, why: "it has a user in Vault, and its row says that it waits for one", row: next}
+	case owner != secrets.Owner{} && owner != own && begun && owner.ProductID == registry.WarmProduct && owner.Deployment == w.deployment:
+		return ruling{} // a claim that is under way
+	case owner != secrets.Owner{} && owner != own:
+		return ruling{act: ActQuarantine, why: "its row names another owner than its secret in Vault"}
+	}
+	if k := w.current(); k != nil && k.Owner == own {
+		row.KeyVersion, row.KeyID = k.Version, k.ID
+	}
+	dropped := row.Op != nil
+	row.Op, row.SleepPending = nil, ""
+	switch j := w.job; {
+	case j == nil && dropped:
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, cmp.Or(row.Reason, reasonInterrupted), "", ""
+	case j == nil:
+	case j.Count > 0 && row.Frozen == nil && (dropped || row.State == registry.Stopped || row.State == registry.Sleeping || row.State == registry.Provisioning):
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, reasonRecovered, "", ""
+	case j.Count == 0 && (w.rest != "" || dropped) && !(row.State == registry.Failed && !dropped):
+		row.Frozen = nil
+		w.atRest(row)
+	}
+	if reflect.DeepEqual(row, w.row) {
+		return ruling{}
+	}
+	return ruling{act: ActCorrect, why: "its row was older than its secret and its job", row: row}
+}

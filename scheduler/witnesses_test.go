@@ -1,0 +1,293 @@
+package scheduler
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// history is the life of a few engines: what each store had after each step.
+type history struct {
+	rows    []map[string]*registry.Engine // by engine_id, after each step
+	pool    []map[string]bool             // engine_ids of empty volumes
+	outside []map[string]*witnesses       // what Vault and Nomad have, by engine_id
+	told    map[string]secrets.Owner      // who was ever told an engine's key
+}
+
+const simDeployment = "dddddd22222222222222222222"
+
+// drawHistory lives a life: provisions from a pool, warm claims, rotations, stops,
+// starts and destroys.
+func drawHistory(t *rapid.T) *history {
+	h := &history{told: map[string]secrets.Owner{}}
+	rows, pool, outside := map[string]*registry.Engine{}, map[string]bool{}, map[string]*witnesses{}
+	next := 0
+	newID := func() string { next++; return fmt.Sprintf("dddddd%020d", next) }
+	save := func() {
+		r, p, o := map[string]*registry.Engine{}, map[string]bool{}, map[string]*witnesses{}
+		for id, row := range rows {
+			r[id] = row.Clone()
+		}
+		for id := range pool {
+			p[id] = true
+		}
+		for id, w := range outside {
+			c := *w
+			c.keys = append([]*secrets.EngineKey(nil), w.keys...)
+			if w.job != nil {
+				job := *w.job
+				c.job = &job
+			}
+			o[id] = &c
+		}
+		h.rows, h.pool, h.outside = append(h.rows, r), append(h.pool, p), append(h.outside, o)
+	}
+	owner := func(row *registry.Engine) secrets.Owner {
+		return secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
+	}
+	key := func(row *registry.Engine, version int) *secrets.EngineKey {
+		return &secrets.EngineKey{Key: fmt.Sprint("key-", row.EngineID, "-", version), ID: fmt.Sprint("id-", row.EngineID, "-", version), Owner: owner(row), Version: version}
+	}
+	run := func(row *registry.Engine) {
+		w := outside[row.EngineID]
+		w.job = &jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID, Image: "i", Count: 1}
+		w.live, w.rest = 1, ""
+		row.State, row.Desired = registry.Running, registry.Running
+	}
+	make := func(id, product, user string) *registry.Engine {
+		row := &registry.Engine{EngineID: id, ProductID: product, UserID: user, NodeID: "n", VolumeID: "v-" + id, VolumePath: "/v", Image: "i", KeyVersion: 1}
+		k := key(row, 1)
+		row.KeyID = k.ID
+		w := outside[id]
+		w.keys = []*secrets.EngineKey{k}
+		w.variable = &cluster.Variable{KeyHash: secrets.Hash(k.Key), Witness: &cluster.Witness{EngineID: id, ProductID: product, UserID: user, Image: "i"}}
+		run(row)
+		rows[id] = row
+		return row
+	}
+	volume := func() string {
+		id := newID()
+		outside[id] = &witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, NodeID: "n", Path: "/v"}}}
+		return id
+	}
+	some := func(want func(*registry.Engine) bool) *registry.Engine {
+		var list []*registry.Engine
+		for i := 1; i <= next; i++ {
+			if row := rows[fmt.Sprintf("dddddd%020d", i)]; row != nil && want(row) {
+				list = append(list, row)
+			}
+		}
+		if len(list) == 0 {
+			return nil
+		}
+		return rapid.SampledFrom(list).Draw(t, "engine")
+	}
+	users := func(row *registry.Engine) bool { return row.ProductID != registry.WarmProduct }
+	save()
+	for range rapid.IntRange(1, 25).Draw(t, "steps") {
+		user := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "user")
+		has := some(func(row *registry.Engine) bool { return users(row) && row.UserID == user })
+		switch rapid.SampledFrom([]string{"fill", "provision", "provision", "warm", "claim", "claim", "rotate", "stop", "sleep", "start", "destroy"}).Draw(t, "step") {
+		case "fill":
+			pool[volume()] = true
+		case "provision":
+			if has != nil {
+				break
+			}
+			id := ""
+			for pooled := range pool {
+				if id == "" || pooled < id {
+					id = pooled
+				}
+			}
+			if id == "" {
+				id = volume()
+			}
+			delete(pool, id)
+			h.told[id] = owner(make(id, "p", user))
+		case "warm":
+			id := volume()
+			make(id, registry.WarmProduct, "w"+id)
+		case "claim":
+			warm := some(func(row *registry.Engine) bool { return !users(row) })
+			if warm == nil || has != nil {
+				break
+			}
+			row := warm.Clone()
+			row.ProductID, row.UserID, row.KeyVersion = "p", user, 2
+			k := *outside[row.EngineID].keys[0]
+			k.Owner, k.Version = owner(row), 2
+			outside[row.EngineID].keys = []*secrets.EngineKey{&k, outside[row.EngineID].keys[0]}
+			rows[row.EngineID] = row
+			h.told[row.EngineID] = owner(row)
+		case "rotate":
+			if has == nil || has.State != registry.Running {
+				break
+			}
+			k := key(has, has.KeyVersion+1)
+			w := outside[has.EngineID]
+			w.keys = []*secrets.EngineKey{k} // the ones before are destroyed
+			w.variable = &cluster.Variable{KeyHash: secrets.Hash(k.Key), Witness: w.variable.Witness}
+			has.KeyVersion, has.KeyID = k.Version, k.ID
+		case "stop", "sleep":
+			if has == nil || has.State != registry.Running {
+				break
+			}
+			has.State, has.Desired = registry.Stopped, registry.Stopped
+			if rapid.Bool().Draw(t, "sleeps") {
+				has.State, has.Desired = registry.Sleeping, registry.Running
+			}
+			outside[has.EngineID].job.Count, outside[has.EngineID].rest, outside[has.EngineID].live = 0, string(has.State), 0
+		case "start":
+			if has != nil && has.State != registry.Running {
+				run(has)
+			}
+		case "destroy":
+			if has != nil {
+				delete(rows, has.EngineID)
+				delete(outside, has.EngineID)
+			}
+		}
+		save()
+	}
+	return h
+}
+
+// A registry that is put back to any earlier moment, or emptied, and then judged
+// row by row and engine by engine: every engine that has a user is that user's again,
+// with the key and the state that it has; nobody else is given it; nothing of it is
+// removed; what is gone is said to be gone; and no pooled volume that was handed out
+// is left in the pool.
+func TestAnyHistoryIsRebuilt(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		last := len(h.rows) - 1
+		back := rapid.IntRange(-1, last).Draw(t, "moment") // -1: it is emptied
+		rows, pool := map[string]*registry.Engine{}, map[string]bool{}
+		if back >= 0 {
+			rows, pool = h.rows[back], h.pool[back]
+		}
+		now, want := h.outside[last], h.rows[last]
+		at := time.Unix(1_700_000_000, 0).UTC()
+		rebuilt := map[string]*registry.Engine{}
+		for id, row := range rows {
+			w := now[id]
+			if w == nil {
+				w = &witnesses{id: id, deployment: simDeployment}
+			}
+			w.row = row
+			r := w.judgeRow(at)
+			if r.act == ActQuarantine {
+				t.Fatalf("%s is quarantined: %s", id, r.why)
+			}
+			rebuilt[id] = row
+			if r.row != nil {
+				rebuilt[id] = r.row
+			}
+			w.row = nil
+		}
+		for id := range pool {
+			w := now[id]
+			if w == nil || len(w.keys) > 0 || w.job != nil || w.variable != nil {
+				delete(pool, id) // as recovery.pool does
+			}
+		}
+		for id, w := range now {
+			if rebuilt[id] != nil || pool[id] {
+				continue
+			}
+			if r := w.judgeLost(at); r.act == ActRebuild {
+				rebuilt[id] = r.row
+			} else if r.act != "" {
+				t.Fatalf("%s: %s %s", id, r.act, r.why)
+			}
+		}
+		for id, row := range want {
+			got := rebuilt[id]
+			if row.ProductID == registry.WarmProduct {
+				continue // it comes back, or is nobody's
+			}
+			if got == nil || got.ProductID != row.ProductID || got.UserID != row.UserID || got.KeyVersion != row.KeyVersion || got.KeyID != row.KeyID || got.VolumeID != row.VolumeID {
+				t.Fatalf("engine %s was %+v and is %+v", id, row, got)
+			}
+			runs := got.State == registry.Running || got.State == registry.Failed && got.Reason == reasonRecovered && got.Desired == registry.Running
+			if row.State == registry.Running && !runs || row.State != registry.Running && (got.State != row.State || got.Desired != row.Desired) {
+				t.Fatalf("engine %s was %s and is %s (%s, desired %s)", id, row.State, got.State, got.Reason, got.Desired)
+			}
+		}
+		for id, row := range rebuilt {
+			if row.Reason == reasonBrainMissing {
+				continue // there is nothing to be given
+			}
+			owner := secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: id}
+			if told, was := h.told[id]; was && told != owner {
+				t.Fatalf("engine %s is given to %+v, and %+v was told its key", id, owner, told)
+			}
+			if want[id] == nil {
+				t.Fatalf("engine %s was destroyed and is %+v", id, row)
+			}
+		}
+		for id := range pool {
+			if told, was := h.told[id]; was {
+				t.Fatalf("volume %s is pooled again, and %+v was told its key", id, told)
+			}
+		}
+		// Judged again, nothing is to be done.
+		for id, row := range rebuilt {
+			w := now[id]
+			if w == nil {
+				w = &witnesses{id: id, deployment: simDeployment}
+			}
+			w.row = row
+			if r := w.judgeRow(at); r.act != "" {
+				t.Fatalf("%s is judged once more: %s %s", id, r.act, r.why)
+			}
+		}
+	})
+}
+
+// What contradicts itself, and what does not say whose it is, is left to an admin.
+func TestJudgeLostQuarantines(t *testing.T) {
+	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
+	whole := func(change func(*witnesses)) *witnesses {
+		w := &witnesses{
+			id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", Owner: owner, Version: 1}}, job: &jobs.Engine{ProductID: "p", UserID: "u", Count: 1},
+			volumes: []*cluster.Volume{{ID: "v"}},
+		}
+		change(w)
+		return w
+	}
+	foreign := owner
+	foreign.Deployment = "another"
+	warm := owner
+	warm.ProductID = registry.WarmProduct
+	for name, tc := range map[string]struct {
+		w    *witnesses
+		want Act
+	}{
+		"OK":                {whole(func(*witnesses) {}), ActRebuild},
+		"NoOwner":           {whole(func(w *witnesses) { w.keys[0].Owner = secrets.Owner{} }), ActQuarantine},
+		"NoKey":             {whole(func(w *witnesses) { w.keys = nil }), ActQuarantine},
+		"ProcessAlone":      {whole(func(w *witnesses) { w.keys, w.volumes, w.live = nil, nil, 1 }), ActQuarantine},
+		"AnotherUser":       {whole(func(w *witnesses) { w.job.UserID = "x" }), ActQuarantine},
+		"TwoVolumes":        {whole(func(w *witnesses) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), ActQuarantine},
+		"WarmOfAUser":       {whole(func(w *witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
+		"Warm":              {whole(func(w *witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
+		"AnotherDeployment": {whole(func(w *witnesses) { w.keys[0].Owner = foreign }), ""},
+		"VolumeAlone":       {whole(func(w *witnesses) { w.keys, w.job = nil, nil }), ""},
+		"KeyAlone":          {whole(func(w *witnesses) { w.volumes, w.job = nil, nil }), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if r := tc.w.judgeLost(time.Now()); r.act != tc.want {
+				t.Errorf("got %q (%s), want %q", r.act, r.why, tc.want)
+			}
+		})
+	}
+}
