@@ -113,10 +113,11 @@ func writeRows(ctx context.Context, store *registry.Store, productID string, n i
 		return err
 	}
 	for i := range n {
-		if err := store.Claim(ctx, product.Product, &registry.Engine{
+		row := &registry.Engine{
 			EngineID: strings.ToLower(rand.Text()), ProductID: productID, ProductSlug: product.Slug, UserID: fmt.Sprint("user-", i),
 			State: registry.Provisioning, Desired: registry.Running, Image: "reference-engine", Resources: resources, CreatedAt: time.Now().UTC(),
-		}, nil); err != nil {
+		}
+		if err := store.Refollowing(ctx, func() error { return store.Claim(ctx, product.Product, row, nil) }); err != nil {
 			return err
 		}
 	}

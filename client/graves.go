@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Grave is what is left of a destroyed engine on a node that is silent.
+// Grave is what is left of a destroyed engine: its node is silent, or Nomad does not
+// know its volume any more.
 type Grave struct {
 	EngineID   string     `json:"engine_id"`
 	ProductID  string     `json:"product_id"`
@@ -16,6 +17,7 @@ type Grave struct {
 	NodeName   string     `json:"node_name"`
 	NodeSilent bool       `json:"node_silent"`
 	VolumeID   string     `json:"volume_id"`
+	VolumePath string     `json:"volume_path"` // on the node; empty where that is not known
 	Since      *time.Time `json:"since"`
 }
 

@@ -27,6 +27,8 @@ var (
 	ErrConflict = errors.New("cluster: changed by somebody else")
 	// ErrInUse: a volume that an allocation still uses.
 	ErrInUse = errors.New("cluster: in use")
+	// ErrNoDirectory: the directory of a volume is not on its node.
+	ErrNoDirectory = errors.New("cluster: no such directory on the node")
 	// ErrUnavailable: Nomad cannot be reached or has no leader; whether a change
 	// was made is not known.
 	ErrUnavailable = errors.New("cluster: nomad unavailable")
@@ -101,10 +103,12 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	return nodeFrom(&api.NodeListStub{
+	node := nodeFrom(&api.NodeListStub{
 		ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
 		ModifyIndex: n.ModifyIndex, Drivers: n.Drivers,
-	}), nil
+	})
+	node.StatusSince = time.Unix(n.StatusUpdatedAt, 0)
+	return node, nil
 }
 
 // Evaluate has Nomad look anew for a place for a job's processes.
@@ -195,6 +199,7 @@ type Witness struct {
 	NodePool    string    `json:"node_pool,omitempty"`
 	NodeID      string    `json:"node_id"`
 	VolumeID    string    `json:"volume_id"`
+	VolumeName  string    `json:"volume_name,omitempty"`
 	CreatedAt   time.Time `json:"created_at"`
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -70,9 +71,11 @@ type Node struct {
 	ID, Name, Pool string
 	// Eligible: ready, not draining, open for placements.
 	Eligible bool
-	// Down: the servers do not hear from it.
-	Down    bool
-	Drivers map[string]bool // healthy task drivers
+	// Down: the servers do not hear from it. StatusSince is since when it is that,
+	// or that it is up; only ReadNode tells it.
+	Down        bool
+	StatusSince time.Time
+	Drivers     map[string]bool // healthy task drivers
 	// Free is what no living allocation has reserved, and Allocs how many there are.
 	FreeCPUMHz, FreeMemoryMB, FreePorts int
 	Allocs                              int
@@ -210,6 +213,14 @@ func newest(allocs []*Alloc) (newest *Alloc) {
 		}
 	}
 	return newest
+}
+
+// KnowsAlloc says whether the view has an allocation of a job. Those that are over
+// are forgotten, unless the job is watched.
+func (c *Cluster) KnowsAlloc(jobID, allocID string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.view.byJob[jobID], func(a *Alloc) bool { return a.ID == allocID })
 }
 
 // Node returns one node as the view has it.

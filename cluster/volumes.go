@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -46,16 +47,21 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	defer cancel()
 	resp, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
 		Namespace: c.namespace, Name: name, PluginID: "mkdir", NodeID: nodeID, Parameters: params,
-		RequestedCapabilities: []*api.HostVolumeCapability{{
-			AccessMode:     api.HostVolumeAccessModeSingleNodeSingleWriter,
-			AttachmentMode: api.HostVolumeAttachmentModeFilesystem,
-		}},
+		RequestedCapabilities: singleWriter(),
 	}}, c.write(ctx))
 	if err != nil {
 		return nil, classify(err)
 	}
 	v := resp.Volume
 	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
+}
+
+// singleWriter is how a brain may be used: by one process.
+func singleWriter() []*api.HostVolumeCapability {
+	return []*api.HostVolumeCapability{{
+		AccessMode:     api.HostVolumeAccessModeSingleNodeSingleWriter,
+		AttachmentMode: api.HostVolumeAttachmentModeFilesystem,
+	}}
 }
 
 // AwaitVolume waits until a volume can be mounted.
@@ -91,11 +97,7 @@ func (c *Cluster) Volumes(ctx context.Context, pace Pace) ([]*Volume, error) {
 
 // VolumesNamed lists those of one name; Nomad leaves the others out.
 func (c *Cluster) VolumesNamed(ctx context.Context, name string) ([]*Volume, error) {
-	alike, err := c.volumes(ctx, Hasty, func(ctx context.Context) *api.QueryOptions {
-		q := c.read(ctx)
-		q.Prefix = name
-		return q
-	})
+	alike, err := c.VolumesLike(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +125,54 @@ func (c *Cluster) volumes(ctx context.Context, pace Pace, query func(context.Con
 	return list, nil
 }
 
+// VolumesLike lists those whose name begins with prefix.
+func (c *Cluster) VolumesLike(ctx context.Context, prefix string) ([]*Volume, error) {
+	return c.volumes(ctx, Hasty, func(ctx context.Context) *api.QueryOptions {
+		q := c.read(ctx)
+		q.Prefix = prefix
+		return q
+	})
+}
+
+// RegisterVolume has Nomad take a directory that is on a node for a volume of a
+// name. ErrNoDirectory: there is no such directory on the node.
+func (c *Cluster) RegisterVolume(ctx context.Context, name, nodeID, path string) (*Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, _, err := c.client.HostVolumes().Register(&api.HostVolumeRegisterRequest{Volume: &api.HostVolume{
+		Namespace: c.namespace, Name: name, NodeID: nodeID, HostPath: path, RequestedCapabilities: singleWriter(),
+	}}, c.write(ctx))
+	if err = classify(err); err != nil {
+		if strings.Contains(err.Error(), "could not verify host path") {
+			err = fmt.Errorf("%w: %w", ErrNoDirectory, err)
+		}
+		return nil, err
+	}
+	return &Volume{ID: resp.Volume.ID, Name: resp.Volume.Name, NodeID: nodeID, Path: path}, nil
+}
+
+// NodeVolume is a dynamic host volume as its node reports it.
+type NodeVolume struct{ ID, Name, Path string }
+
+// NodeVolumes are the dynamic host volumes that a node reports, by name. It keeps
+// them when the servers lose theirs, and reports a deleted one for up to 10 s more.
+// ErrNotFound: Nomad does not know the node.
+func (c *Cluster) NodeVolumes(ctx context.Context, nodeID string) (map[string]NodeVolume, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, _, err := c.client.Nodes().Info(nodeID, c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	volumes := map[string]NodeVolume{}
+	for name, v := range n.HostVolumes {
+		if v != nil && v.ID != "" {
+			volumes[name] = NodeVolume{v.ID, name, v.Path}
+		}
+	}
+	return volumes, nil
+}
+
 // DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that
 // is not gone still claims one; try again when it is.
 func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
@@ -137,12 +187,23 @@ func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
 	return errors.Join(errs...)
 }
 
-// DeleteVolume deletes a volume with what is in it. One that is not there is
+// DeleteVolume deletes a volume with what is in it; of one that was registered
+// (RegisterVolume) what is in it stays. One that is not there is
 // deleted.
 func (c *Cluster) DeleteVolume(ctx context.Context, id string) error {
+	return c.deleteVolume(ctx, id, false)
+}
+
+// ForgetVolume has Nomad forget a volume of a node that it does not hear from. What
+// is in it stays.
+func (c *Cluster) ForgetVolume(ctx context.Context, id string) error {
+	return c.deleteVolume(ctx, id, true)
+}
+
+func (c *Cluster) deleteVolume(ctx context.Context, id string, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, _, err := c.client.HostVolumes().Delete(&api.HostVolumeDeleteRequest{ID: id}, c.write(ctx))
+	_, _, err := c.client.HostVolumes().Delete(&api.HostVolumeDeleteRequest{ID: id, Force: force}, c.write(ctx))
 	if err = classify(err); errors.Is(err, ErrNotFound) {
 		return nil
 	}

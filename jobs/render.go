@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 
 // Engine is what distinguishes one engine's job from another's.
 type Engine struct {
-	JobID       string // also the name of its volume and service
+	JobID       string // also the name of its service
 	EngineID    string
 	ProductID   string
 	ProductName string // readable, for the Nomad UI
@@ -23,6 +24,7 @@ type Engine struct {
 	MemoryMB    int
 	NodeID      string
 	NodePool    string // empty: the cluster's default
+	VolumeName  string // empty: as the job
 	VolumePath  string // on the node; raw_exec engines get it in their environment
 	Count       int    // 1 runs the engine, 0 stops it
 	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
@@ -56,7 +58,7 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	group := job.TaskGroups[0]
 	group.Count = &e.Count
 	group.Constraints = append(group.Constraints, api.NewConstraint(nodeConstraint, "=", e.NodeID))
-	group.Volumes[volumeName].Source = e.JobID
+	group.Volumes[volumeName].Source = cmp.Or(e.VolumeName, e.JobID)
 
 	task := group.Tasks[0]
 	if task.Resources == nil {
@@ -164,6 +166,9 @@ func Describe(job *api.Job) Engine {
 		if c.LTarget == nodeConstraint {
 			e.NodeID = c.RTarget
 		}
+	}
+	if v := group.Volumes[volumeName]; v != nil && v.Source != e.JobID {
+		e.VolumeName = v.Source
 	}
 	if len(group.Tasks) == 0 {
 		return e

@@ -48,6 +48,14 @@ func TestRender(t *testing.T) {
 			}
 		})
 	}
+	t.Run("registered volume", func(t *testing.T) {
+		e := engine("u")
+		e.VolumeName = "engine-e1.r2"
+		job := render(t, parsed(t, settings(Docker)), e)
+		if source, said := job.TaskGroups[0].Volumes["brain"].Source, Describe(job).VolumeName; source != e.VolumeName || said != e.VolumeName {
+			t.Errorf("it claims %q and says %q", source, said)
+		}
+	})
 	t.Run("stopped, default pool, pinned image", func(t *testing.T) {
 		e := engine("u")
 		e.Count, e.NodePool, e.Image = 0, "", "engine:1"

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 )
@@ -54,6 +55,8 @@ type Template struct {
 	settings Settings
 	job      []byte // JSON of api.Job: the copy that each rendering starts from
 	owner    Owner
+	// restartDelay is that of the group's restart block.
+	restartDelay time.Duration
 }
 
 // Names that the job file and the service agree on.
@@ -98,7 +101,11 @@ func New(job *api.Job, s Settings) (*Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("copy the engine's job: %w", err)
 	}
-	return &Template{settings: s, job: b, owner: owner}, nil
+	t := &Template{settings: s, job: b, owner: owner, restartDelay: defaultRestartDelay}
+	if r := job.TaskGroups[0].RestartPolicy; r != nil && r.Delay != nil {
+		t.restartDelay = *r.Delay
+	}
+	return t, nil
 }
 
 // Fingerprint names what all jobs of this template have in common.
@@ -133,6 +140,10 @@ func hclString(s string) string {
 	q = strings.ReplaceAll(q, "${", "$${")
 	return strings.ReplaceAll(q, "%{", "%%{")
 }
+
+// defaultRestartDelay is that of a job that says none (Nomad's documentation of the
+// restart block).
+const defaultRestartDelay = 15 * time.Second
 
 // Owner is the user that an engine's volume must belong to.
 type Owner struct {
@@ -175,6 +186,9 @@ func ownerOf(task *api.Task) (Owner, error) {
 	}
 	return Owner{UID: uid, GID: gid}, nil
 }
+
+// RestartDelay is how long Nomad waits before it runs a crashed process again.
+func (t *Template) RestartDelay() time.Duration { return t.restartDelay }
 
 // Owner is the user that volumes must be made for.
 func (t *Template) Owner() Owner { return t.owner }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -39,10 +40,16 @@ type Deployment struct {
 	// Why and Since say why the registry is being recovered, and since when.
 	Why   string    `json:"why,omitempty"`
 	Since time.Time `json:"since,omitzero"`
+	// Back says that the registry as a whole is surely an older one, so that the
+	// operations in its rows may be of then. Otherwise rows are missing in it.
+	Back bool `json:"back,omitempty"`
 	// KeysLost says that Vault was restored from an older state or emptied, and
 	// when that was seen; nil when every engine has its key again. Nothing is removed
 	// meanwhile, for a witness may be missing.
 	KeysLost *time.Time `json:"keys_lost,omitempty"`
+	// KeysMissing are the engines whose key Vault does not have, as of the leader's
+	// last pass.
+	KeysMissing int `json:"keys_missing,omitempty"`
 	// Last tells of the last recovery that came to its end.
 	Last *Recovery `json:"last_recovery,omitempty"`
 
@@ -115,6 +122,22 @@ func (s *Store) LeadDeployment(ctx context.Context, d *Deployment) error {
 // is refused with ErrMoved.
 func (s *Store) Follow(d *Deployment) { s.deployment.Store(d) }
 
+// Refollowing makes a claim, and makes it again after ErrMoved with the record as it is
+// by then: for those who write rows beside the service, to measure or to test it.
+func (s *Store) Refollowing(ctx context.Context, claim func() error) error {
+	for {
+		err := claim()
+		if !errors.Is(err, ErrMoved) {
+			return err
+		}
+		d, err := s.Deployment(ctx)
+		if err != nil {
+			return err
+		}
+		s.Follow(d)
+	}
+}
+
 // followed is the operation that checks that the deployment's record is the one
 // that this replica follows: what is handed out is so only while the registry is
 // known to be whole.
@@ -126,9 +149,21 @@ func (s *Store) followed() (*consul.KVTxnOp, error) {
 	return &consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.deploymentKey(), Index: d.Index}, nil
 }
 
-// WentBack says whether an index was seen since the last call that is lower than
-// one that was seen before: Consul was restored from an older state.
-func (s *Store) WentBack() bool { return s.wentBack.Swap(false) }
+// WentBack says what shows that Consul was restored from an older state, if anything
+// was seen since the last call: an index that is lower than one of before, by a
+// consistent read. "": nothing.
+func (s *Store) WentBack() string {
+	if why := s.wentBack.Swap(nil); why != nil {
+		return *why
+	}
+	return ""
+}
+
+// noteBack notes that an index is lower than it was.
+func (s *Store) noteBack(what string, was, is uint64) {
+	why := fmt.Sprintf("the index of %s in Consul went back from %d to %d", what, was, is)
+	s.wentBack.Store(&why)
+}
 
 // Traces are the engine_ids that anything in the registry holds: a pool entry, a
 // row, or what is left of a destroyed engine, read in the order in which an id

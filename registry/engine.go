@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -93,6 +95,16 @@ type Frozen struct {
 	Started int64 `json:"started,omitempty"`
 }
 
+// Vanished is a process that the row knew of and whose allocation Nomad does not
+// know any more: its job was purged, or Nomad lost its state. Such a process counts
+// as one that may be alive until it is confirmed that it is gone.
+type Vanished struct {
+	AllocID string `json:"alloc_id"`
+	NodeID  string `json:"node_id"`
+	// Since is when this was seen first.
+	Since time.Time `json:"since"`
+}
+
 // Resources is what one engine may use on its node.
 type Resources struct {
 	CPUMHz   int `json:"cpu_mhz"`
@@ -129,8 +141,16 @@ type Engine struct {
 	NodeID     string `json:"node_id,omitempty"`
 	VolumeID   string `json:"volume_id,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
+	// VolumeName is the name of its volume in Nomad where that is not JobID: the
+	// volume was registered again after Nomad had lost it. NextVolume is the name
+	// that was last chosen for a registration; no name is chosen twice.
+	VolumeName string `json:"volume_name,omitempty"`
+	NextVolume string `json:"next_volume,omitempty"`
 	AllocID    string `json:"alloc_id,omitempty"`
 	URL        string `json:"url,omitempty"`
+	// Vanished is set from when a process of the engine was missed until it is
+	// confirmed that it is gone.
+	Vanished *Vanished `json:"vanished,omitempty"`
 	// Frozen is set while the engine is, or may be, frozen.
 	Frozen *Frozen `json:"frozen,omitempty"`
 
@@ -184,6 +204,10 @@ func (e *Engine) Clone() *Engine {
 		f := *e.Frozen
 		c.Frozen = &f
 	}
+	if e.Vanished != nil {
+		v := *e.Vanished
+		c.Vanished = &v
+	}
 	if e.Idempotency != nil {
 		ref := *e.Idempotency
 		c.Idempotency = &ref
@@ -192,13 +216,53 @@ func (e *Engine) Clone() *Engine {
 }
 
 // JobID is the name of everything that belongs to the engine outside the
-// registry: its Nomad job, host volume and Consul service.
+// registry: its Nomad job and Consul service, and its host volume unless that was
+// registered again (Volume).
 func (e *Engine) JobID() string { return JobID(e.EngineID) }
 
 // JobID is the Nomad job, host volume and service name of an engine.
 func JobID(engineID string) string { return jobPrefix + engineID }
 
 const jobPrefix = "engine-"
+
+// Volume is the name of the engine's host volume.
+func (e *Engine) Volume() string { return cmp.Or(e.VolumeName, e.JobID()) }
+
+// FreshVolumeName is a name for the engine's volume that was not chosen before:
+// Nomad frees no name of a volume that it has lost.
+func (e *Engine) FreshVolumeName() string {
+	n := 1
+	for _, name := range []string{e.VolumeName, e.NextVolume} {
+		if _, registration := VolumeOf(name); registration > n {
+			n = registration
+		}
+	}
+	return e.JobID() + registrationMark + strconv.Itoa(n+1)
+}
+
+// registrationMark stands between the first name of a volume and the number of its
+// registration, which is 2 or more.
+const registrationMark = ".r"
+
+// VolumeOf is the engine_id in the name of a volume, and the number of its
+// registration: 1 for the volume that Nomad made, more for one that was registered
+// with a directory that there was; 0 when the name is not that of an engine's
+// volume.
+func VolumeOf(name string) (engineID string, registration int) {
+	rest, found := strings.CutPrefix(name, jobPrefix)
+	if !found || rest == "" {
+		return "", 0
+	}
+	id, number, registered := strings.Cut(rest, registrationMark)
+	if !registered {
+		return rest, 1
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 2 || strconv.Itoa(n) != number || id == "" {
+		return "", 0
+	}
+	return id, n
+}
 
 // MaxUserIDBytes is the longest user_id (SPEC section 1).
 const MaxUserIDBytes = 256

@@ -187,7 +187,10 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)})
 		}
 		if bury {
-			g := &Grave{EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC()}
+			g := &Grave{
+				EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, VolumeName: e.VolumeName, VolumePath: e.VolumePath,
+				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(),
+			}
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
 		}
 		const row, count = 1, 2

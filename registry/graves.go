@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +10,16 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Grave is what is left of a destroyed engine whose node was silent: its volume,
-// to be deleted when the node is back.
+// Grave is what is left of a destroyed engine whose volume could not be deleted: its
+// node was silent, or Nomad does not know the volume any more.
 type Grave struct {
 	EngineID string `json:"engine_id"`
 	NodeID   string `json:"node_id"`
 	VolumeID string `json:"volume_id"`
+	// VolumeName is the volume's name where that is not JobID, and VolumePath its
+	// directory on the node.
+	VolumeName string `json:"volume_name,omitempty"`
+	VolumePath string `json:"volume_path,omitempty"`
 	// Whose engine it was, and when it was destroyed.
 	ProductID string    `json:"product_id,omitempty"`
 	UserID    string    `json:"user_id,omitempty"`
@@ -22,6 +27,9 @@ type Grave struct {
 
 	Index uint64 `json:"-"`
 }
+
+// Volume is the name of the volume.
+func (g *Grave) Volume() string { return cmp.Or(g.VolumeName, JobID(g.EngineID)) }
 
 func (s *Store) graveKey(engineID string) string { return s.prefix + "graves/" + engineID }
 

@@ -47,6 +47,7 @@ type Mirror struct {
 	removed map[string]uint64             // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
+	newest  uint64            // the highest index of changes/ that was seen; only follow uses it
 	anew    bool              // lists are the truth until all rows are listed, whatever their indexes
 	synced  chan struct{}
 	fresh   time.Time
@@ -128,6 +129,10 @@ func (m *Mirror) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if index < m.newest { // it was restored while nobody followed
+		m.wentBack(ctx, index)
+	}
+	m.newest = index
 	// In parts: each has a time limit of its own, and none takes much memory. A row
 	// that moves meanwhile is in a shard that has changed since.
 	for _, part := range mirrorParts {
@@ -143,14 +148,13 @@ func (m *Mirror) follow(ctx context.Context) error {
 			return err
 		}
 		if next < index { // a restored Consul counts anew
-			m.anew = true
-			m.store.wentBack.Store(true)
+			m.wentBack(ctx, next)
 			return nil
 		}
 		if next != index && !gather(ctx) {
 			return ctx.Err()
 		}
-		index = next
+		index, m.newest = next, next
 		for shard, at := range now {
 			if m.shards[shard] == at {
 				continue
@@ -162,6 +166,17 @@ func (m *Mirror) follow(ctx context.Context) error {
 		m.listed(now)
 	}
 	return nil
+}
+
+// wentBack takes note of an index that is lower than the newest one: lists are the
+// truth now. A server that has just lost the lead may answer from before, too; a
+// registry that was restored says so by a consistent read.
+func (m *Mirror) wentBack(ctx context.Context, index uint64) {
+	m.anew = true
+	if _, sure, err := m.changesAt(ctx, consistent(ctx)); err == nil && sure < m.newest {
+		m.store.noteBack("changes", m.newest, sure)
+	}
+	m.newest = index
 }
 
 // gather waits for mirrorGather; false: ctx has ended.
@@ -192,11 +207,15 @@ func (m *Mirror) listed(changes map[string]uint64) {
 // changes is the index of every shard's last change; it blocks until one is
 // newer than index, or mirrorWait is over.
 func (m *Mirror) changes(ctx context.Context, index uint64) (map[string]uint64, uint64, error) {
+	return m.changesAt(ctx, &consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait})
+}
+
+func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (map[string]uint64, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
 	const below = "changes/"
 	changes := map[string]uint64{}
-	now, err := m.store.each((&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx), below, func(v stored) error {
+	now, err := m.store.each(how.WithContext(ctx), below, func(v stored) error {
 		changes[v.key[len(m.store.prefix+below):]] = v.index
 		return nil
 	})

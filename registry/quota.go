@@ -72,7 +72,8 @@ func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err erro
 	}
 	count, index, err = t.store.quota(ctx, t.productID)
 	if err == nil && index < t.newest {
-		t.store.wentBack.Store(true)
+		t.store.noteBack("a product's count", t.newest, index)
+		t.newest = index
 	}
 	return count, index, err
 }
@@ -98,6 +99,18 @@ func movedOnQuota(err error) error {
 func (t *quotaTurn) forget() (known bool) {
 	known, t.known = t.known, false
 	return known
+}
+
+// ForgetCounts has every count read anew, whatever index it has: after the registry
+// was found to have gone back in time.
+func (s *Store) ForgetCounts() {
+	s.quotas.Range(func(_, t any) bool {
+		turn := t.(*quotaTurn)
+		turn.mu.Lock()
+		defer turn.mu.Unlock()
+		turn.known, turn.newest = false, 0
+		return true
+	})
 }
 
 // wrote takes the results of a transaction that was to write the count; it

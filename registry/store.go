@@ -64,7 +64,7 @@ type Store struct {
 	replica *Replica
 
 	deployment atomic.Pointer[Deployment] // the record that this replica follows
-	wentBack   atomic.Bool                // see WentBack
+	wentBack   atomic.Pointer[string]     // see WentBack
 }
 
 // New returns a store below prefix, which ends in a slash.

@@ -30,6 +30,13 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 	case ActDestroy:
 		return s.proposeAndWait(ctx, a.row, registry.OpDestroy, audit.ActionDestroy, "nomad", "vault")
 	case ActExamine:
+		// No event tells that Nomad has forgotten an allocation; this drops it from
+		// the view.
+		w := s.cluster.Watch(a.row.JobID())
+		defer w.Close()
+		if err := w.Refresh(ctx); err != nil {
+			return err
+		}
 		s.monitor.hurry(a.EngineID)
 		return nil
 	case ActCorrectQuota:
@@ -44,6 +51,11 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 		return s.removeOrphan(ctx, a)
 	case ActRebuild:
 		return s.confirmLost(ctx, a.EngineID)
+	case ActDropPooled:
+		// What outside the registry was read before the pool, and an entry goes before
+		// anything of the engine is made.
+		defer s.reconcile.nudge()
+		return s.guard.startRecovery(ctx, "engine "+a.EngineID+" was handed out, and its volume is pooled in Consul", false)
 	case ActQuarantine:
 		return s.quarantineUnknown(ctx, a)
 	case ActRelease:
@@ -146,7 +158,7 @@ func (s *Scheduler) confirmLost(ctx context.Context, engineID string) error {
 		return err
 	}
 	defer s.reconcile.nudge()
-	return s.guard.startRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul")
+	return s.guard.startRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul", false)
 }
 
 // quarantineUnknown leaves to an admin what was seen without a row and may hold
@@ -217,7 +229,11 @@ func (s *Scheduler) clearOrphan(ctx context.Context, f *found) error {
 		}
 	}
 	for _, v := range f.volumes {
-		if err := s.cluster.DeleteVolume(ctx, v.ID); err != nil {
+		left, err := s.removeVolume(ctx, v)
+		if err == nil && left != "" {
+			err = &Error{Code: BackendError, Message: "the engine's volume is left: " + left}
+		}
+		if err != nil {
 			return fmt.Errorf("volume: %w", err)
 		}
 	}
@@ -257,9 +273,13 @@ func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 	if err := w.Refresh(ctx); err != nil {
 		return err
 	}
+	alive := map[string]bool{} // as it was seen last
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for _, a := range state.Allocs {
-			if !a.Terminal() {
+			alive[a.ID] = !a.Terminal()
+		}
+		for _, lives := range alive {
+			if lives { // also one that Nomad has forgotten meanwhile
 				return false, nil
 			}
 		}

@@ -24,7 +24,10 @@ type sight struct {
 	alloc *cluster.Alloc // the newest of its job; nil: there is none
 	node  nodeState
 	fails bool // its check in Consul is critical
-	now   time.Time
+	// vanished: Nomad does not know the allocation of the row. lost: it knows none, nor
+	// the volume.
+	vanished, lost bool
+	now            time.Time
 }
 
 // alive says whether Nomad means the engine's process to run and it, or its next
@@ -62,7 +65,7 @@ func (c care) String() string {
 // asked when it is to begin.
 func assess(s sight, maxAttempts int) (care, string) {
 	row := s.row
-	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !sameProcess(row.Frozen, row, s.alloc) {
+	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !sameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
 	}
 	if row.Op != nil || row.Desired != registry.Running {
@@ -73,6 +76,8 @@ func assess(s sight, maxAttempts int) (care, string) {
 		switch {
 		case s.unheard(), !s.alive() && s.node == nodeShut:
 			return careFail, reasonNodeDown
+		case s.lost:
+			return careFail, reasonVolumeUnknown
 		case s.alloc == nil:
 			return careFail, reasonJobMissing
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
@@ -82,7 +87,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 		}
 	case registry.Failed:
 		switch {
-		case s.unheard():
+		case s.unheard(), s.lost: // nothing that is started could be placed
 			return careNone, ""
 		case s.alive() && wasCut(row.Reason):
 			return careRecover, ""
@@ -90,7 +95,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 			return carePeek, ""
 		case s.node == nodeShut:
 			return careNone, ""
-		case row.Reason == reasonNodeDown:
+		case row.Reason == reasonNodeDown, row.Reason == reasonVolumeUnknown:
 			return careRestart, "" // no fault of its own
 		}
 		return due(row, s.now, maxAttempts), ""
@@ -101,7 +106,8 @@ func assess(s sight, maxAttempts int) (care, string) {
 // wasCut says whether an engine failed because its process or its node went
 // away: then a process that is there is a new one, or its node is back.
 func wasCut(reason string) bool {
-	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing || reason == reasonRecovered
+	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing || reason == reasonRecovered ||
+		reason == reasonVolumeUnknown || reason == reasonAdopted
 }
 
 // due says whether a failed engine is to be restarted, by its row.

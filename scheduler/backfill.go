@@ -41,10 +41,15 @@ func (s *Scheduler) witnessAll(ctx context.Context, w *world) {
 	if n := failed.Load(); n > 0 {
 		s.log.Warn("engines of an earlier version have no witnesses yet; trying again", "engines", n)
 	}
+	for _, q := range w.quarantine {
+		if err := s.reviewQuarantine(ctx, w, q); err != nil && ctx.Err() == nil {
+			s.log.Debug("a quarantined engine was not looked at; trying again", "engine_id", q.EngineID, "error", err)
+		}
+	}
 	if err := s.witnessProducts(ctx); err != nil && ctx.Err() == nil {
 		s.log.Warn("products have no witness in Vault yet; trying again", "error", err)
 	}
-	if err := s.guard.noteKeys(ctx, len(w.keysMissing)); err != nil && ctx.Err() == nil {
+	if err := s.guard.noteKeys(ctx, w.lostKeys()); err != nil && ctx.Err() == nil {
 		s.log.Debug("cannot note that every engine has its key again", "error", err)
 	}
 	for _, row := range w.rows {
@@ -52,6 +57,33 @@ func (s *Scheduler) witnessAll(ctx context.Context, w *world) {
 			s.warm.remove(ctx, row, "Vault has lost its key") // nobody was told it
 		}
 	}
+}
+
+// reviewQuarantine takes away the quarantine of an engine whose row named another owner
+// than its secret, when it does not any more: the row agrees by now, or is gone.
+func (s *Scheduler) reviewQuarantine(ctx context.Context, w *world, q *registry.Quarantined) error {
+	if q.Why != whyContradiction {
+		return nil
+	}
+	for _, row := range w.rows {
+		if row.EngineID != q.EngineID {
+			continue
+		}
+		k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
+		if err != nil || !s.agree(k, row) {
+			return err
+		}
+	}
+	s.mu.Lock()
+	delete(s.contradicted, q.EngineID)
+	s.mu.Unlock()
+	s.log.Info("a quarantined engine is its owner's by all that is known of it", "engine_id", q.EngineID)
+	defer s.reconcile.nudge()
+	err := s.store.DeleteQuarantined(ctx, q)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // backfill writes the owner into an engine's secret, with the key that it has, and
@@ -102,7 +134,11 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 		if seen, known := s.witnessed.Load(t.ProductID); known && seen == t.Revision {
 			continue
 		}
-		if err := s.witnessProduct(ctx, t.Product); err != nil {
+		err := s.witnessProduct(ctx, t.Product, false)
+		if errors.Is(err, errDeleting) {
+			continue // the next pass looks again
+		}
+		if err != nil {
 			return err
 		}
 		s.witnessed.Store(t.ProductID, t.Revision)
@@ -130,7 +166,7 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 			return err
 		}
 		if !there.Deleted {
-			return s.guard.startRecovery(ctx, "product "+id+" has a witness in Vault and no row in Consul")
+			return s.guard.startRecovery(ctx, "product "+id+" has a witness in Vault and no row in Consul", false)
 		}
 	}
 	return nil

@@ -25,6 +25,10 @@ const (
 	// be of.
 	reasonRecovered    = "recovered"
 	reasonBrainMissing = "brain_missing"
+	// reasonVolumeUnknown: Nomad does not know its volume any more. reasonAdopted: it
+	// got a volume again (AdoptNode), and is to be started.
+	reasonVolumeUnknown = "volume_unknown"
+	reasonAdopted       = "adopted"
 )
 
 // Causes that end the wait for a boot.
@@ -55,6 +59,8 @@ func reasonOf(err error) string {
 		return reasonBootTimeout
 	case errors.Is(err, errNodeSilent):
 		return reasonNodeDown
+	case errors.Is(err, errStateLost):
+		return reasonVolumeUnknown
 	}
 	return ""
 }
@@ -112,6 +118,9 @@ func (o *operation) boot(ctx context.Context) error {
 		if alloc.Addr != "" && probed != alloc.ID {
 			url := "http://" + alloc.Addr
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
+			if o.row.Vanished != nil && o.row.Vanished.AllocID == alloc.ID {
+				o.row.Vanished = nil
+			}
 			probing.Go(func() {
 				o.awaitStarted(timed, 0)
 				if o.s.boots.awaitUsable(timed, url, key, kind) {

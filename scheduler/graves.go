@@ -20,7 +20,8 @@ type Grave struct {
 	Silent bool
 }
 
-// Graves lists what waits for a silent node, oldest first.
+// Graves lists what is left of destroyed engines, oldest first: it waits for a silent
+// node, or Nomad does not know the volume.
 func (s *Scheduler) Graves(ctx context.Context) ([]Grave, error) {
 	all, err := s.store.Graves(ctx)
 	if err != nil {
@@ -52,9 +53,13 @@ func (s *Scheduler) Bury(ctx context.Context, engineID string) error {
 	if i < 0 {
 		return errNoGrave
 	}
-	g, began := graves[i], time.Now()
+	return s.bury(ctx, graves[i])
+}
+
+func (s *Scheduler) bury(ctx context.Context, g *registry.Grave) error {
+	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: engineID,
+		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: g.EngineID,
 		Action: audit.ActionOrphanRemoved, Actor: actorAdmin, RequestID: RequestID(ctx),
 		Metadata: map[string]any{"what": []string{"grave"}, "node_id": g.NodeID, "volume_id": g.VolumeID},
 	})

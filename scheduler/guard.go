@@ -54,6 +54,7 @@ type guard struct {
 	raised   int       // the epoch that this replica wrote into Vault last
 	witness  time.Time // when Vault's record was last read
 	began    time.Time // when the epoch was raised last
+	back     string    // what shows that Consul went back; "": nothing
 	nonce    string    // of a challenge of ours
 	deadline time.Time
 }
@@ -103,10 +104,21 @@ func (g *guard) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-g.wake:
-		case <-time.After(guardEvery):
+		case <-time.After(g.wait(err)):
 		}
 	}
 	return nil
+}
+
+// wait is how long until the next look: a short time while a replica begins, for
+// everything waits for it.
+func (g *guard) wait(err error) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.verified && (err == nil || errors.Is(err, registry.ErrNoSession)) {
+		return guardEvery / 10
+	}
+	return guardEvery
 }
 
 // look reads what the stores say now, and acts on it.
@@ -116,14 +128,21 @@ func (g *guard) look(ctx context.Context) error {
 	default:
 		return registry.ErrNoSession
 	}
-	if g.s.store.WentBack() {
-		g.distrust("an index of Consul went back")
+	if why := g.s.store.WentBack(); why != "" {
+		g.distrust(why)
+		g.back = why
 	}
 	record, err := g.s.store.Deployment(ctx)
 	if err != nil {
 		return err
 	}
 	g.take(record)
+	if g.back != "" {
+		if err := g.startRecovery(ctx, g.back, true); err != nil {
+			return err
+		}
+		g.back = ""
+	}
 	if err := g.compare(ctx); err != nil {
 		return err
 	}
@@ -136,6 +155,9 @@ func (g *guard) take(record *registry.Deployment) {
 	before := g.record
 	g.record = record
 	g.mu.Unlock()
+	if record.State == registry.RegistryRecovering && (before == nil || before.State != record.State) {
+		g.s.store.ForgetCounts()
+	}
 	switch {
 	case before == nil || before.Index == 0:
 	case record.Index == 0:
@@ -144,6 +166,7 @@ func (g *guard) take(record *registry.Deployment) {
 	case record.Epoch < before.Epoch || record.Registry != before.Registry:
 		g.term = false
 		g.distrust("the deployment's record in Consul is an older one")
+		g.back = "the deployment's record in Consul is an older one"
 	}
 	g.mu.Lock()
 	g.publish()
@@ -161,6 +184,7 @@ func (g *guard) distrust(why string) {
 	if was {
 		g.log.Warn("the registry may have gone back in time; it is compared with its witnesses", "why", why)
 	}
+	g.s.vault.Forget() // rows of then name keys that are destroyed by now
 	g.poke()
 }
 
@@ -168,7 +192,7 @@ func (g *guard) distrust(why string) {
 func (g *guard) suspect(why string) {
 	g.distrust(why)
 	g.s.background(func(ctx context.Context) {
-		if err := g.startRecovery(ctx, why); err != nil && ctx.Err() == nil {
+		if err := g.startRecovery(ctx, why, false); err != nil && ctx.Err() == nil {
 			g.log.Debug("the registry's recovery was not begun; the next comparison does it", "error", err)
 		}
 	})
@@ -284,7 +308,10 @@ func (g *guard) compare(ctx context.Context) error {
 	if !leads && here.ID != "" && there.ID != "" && here.ID != there.ID {
 		return &ForeignError{Ours: here.ID, Theirs: there.ID, Mount: g.s.vault.Mount(), Where: g.where(), TheirWhere: there.Where}
 	}
-	if !leads || g.term && time.Since(g.began) < epochEvery && compare(here, there, g.where()) == lineageSame {
+	verdict := compare(here, there, g.where())
+	// Whoever comes first begins a new deployment: beside a leader of a version that
+	// knew none, too.
+	if !leads && verdict != lineageNew || g.term && time.Since(g.began) < epochEvery && verdict == lineageSame {
 		g.witness = time.Now()
 	} else if err := g.begin(ctx, here, there); err != nil {
 		return err
@@ -310,6 +337,7 @@ func (g *guard) owned() error {
 func (g *guard) begin(ctx context.Context, here *registry.Deployment, there *secrets.Deployment) error {
 	next, now := *here, time.Now().UTC()
 	recovering := func(why string) {
+		next.Back = true
 		if next.State != registry.RegistryRecovering {
 			next.State, next.Why, next.Since = registry.RegistryRecovering, why, now
 			g.log.Error("the registry went back in time; rebuilding it from its witnesses in Vault and Nomad", "why", why)
@@ -348,12 +376,40 @@ func (g *guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 		return err
 	}
 	g.raised = record.Epoch
-	if err := g.s.store.LeadDeployment(ctx, &next); err != nil {
+	leads := g.s.replica.Leader()
+	put := g.s.store.LeadDeployment
+	if !leads && next.Epoch == 1 {
+		put = g.s.store.PutDeployment
+	}
+	if err := put(ctx, &next); err != nil {
 		return err
 	}
-	g.term, g.witness, g.began, g.nonce = true, time.Now(), time.Now(), ""
+	g.term, g.witness, g.began, g.nonce = leads, time.Now(), time.Now(), ""
 	g.take(&next)
 	return nil
+}
+
+// retire raises the epoch once more before a leader stops, so that a registry which is
+// restored while no replica runs is known to be behind.
+func (g *guard) retire(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*pingTimeout)
+	defer cancel()
+	here := g.current()
+	if here == nil || !g.s.replica.Leader() || !g.ok() {
+		return
+	}
+	there, err := g.s.vault.Deployment(ctx)
+	if err == nil && compare(here, there, g.where()) == lineageSame {
+		there.Epoch++
+		if err = g.s.vault.PutDeployment(ctx, there); err == nil {
+			next := *here
+			next.Epoch = there.Epoch
+			err = g.s.store.LeadDeployment(ctx, &next)
+		}
+	}
+	if err != nil {
+		g.log.Debug("the epoch was not raised before this leader stops", "error", err)
+	}
 }
 
 var errChallenged = errors.New("waiting for a word of the registry that Vault names")
@@ -381,7 +437,8 @@ func (g *guard) challenge(ctx context.Context, here *registry.Deployment, there 
 }
 
 // verify holds the registry against the secrets in Vault, once: an engine that has
-// a user there and nothing here says that rows are missing. The list of secrets is
+// a user there and nothing here says that rows are missing, and one whose volume is
+// still pooled here that the registry is an old one. The list of secrets is
 // read before the registry, so that what is made meanwhile is not missed here.
 func (g *guard) verify(ctx context.Context) error {
 	record := g.current()
@@ -394,6 +451,15 @@ func (g *guard) verify(ctx context.Context) error {
 	ids, err := g.s.vault.EngineIDs(ctx)
 	if err != nil {
 		return err
+	}
+	pooled, err := g.s.store.PoolIDs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if pooled[id] { // the entry goes before the key comes
+			return g.startRecovery(ctx, "engine "+id+" has a key in Vault, and its volume is pooled in Consul", false)
+		}
 	}
 	held, err := g.s.store.Traces(ctx)
 	if err != nil {
@@ -412,7 +478,7 @@ func (g *guard) verify(ctx context.Context) error {
 			return err
 		}
 		if lost {
-			return g.startRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul")
+			return g.startRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul", false)
 		}
 	}
 	g.mu.Lock()
@@ -440,19 +506,27 @@ func (s *Scheduler) isLost(ctx context.Context, engineID string) (bool, error) {
 	return key.Owner.EngineID == engineID && key.Owner.Deployment == s.guard.id() && key.Owner.ProductID != registry.WarmProduct, nil
 }
 
-// startRecovery says in the deployment's record that the registry is to be rebuilt.
-func (g *guard) startRecovery(ctx context.Context, why string) error {
-	record, err := g.s.store.Deployment(ctx)
-	if err != nil {
-		return err
-	}
-	if record.Index == 0 || record.State == registry.RegistryRecovering {
-		g.take(record)
-		return nil
-	}
-	record.State, record.Why, record.Since = registry.RegistryRecovering, why, time.Now().UTC()
-	if err := g.s.store.PutDeployment(ctx, record); err != nil {
-		return err
+// startRecovery says in the deployment's record that the registry is to be rebuilt;
+// back: it is an older one as a whole.
+func (g *guard) startRecovery(ctx context.Context, why string, back bool) error {
+	var record *registry.Deployment
+	for {
+		var err error
+		if record, err = g.s.store.Deployment(ctx); err != nil {
+			return err
+		}
+		if record.Index == 0 || record.State == registry.RegistryRecovering && (record.Back || !back) {
+			g.take(record)
+			return nil
+		}
+		record.State, record.Why, record.Since, record.Back = registry.RegistryRecovering, why, time.Now().UTC(), record.Back || back
+		err = g.s.store.PutDeployment(ctx, record)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
+			return err
+		}
 	}
 	g.log.Error("the registry lost rows; rebuilding it from its witnesses in Vault and Nomad", "why", why)
 	g.take(record)
@@ -462,7 +536,7 @@ func (g *guard) startRecovery(ctx context.Context, why string) error {
 // endRecovery says, as the leader, that the registry is whole again.
 func (g *guard) endRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error {
 	next := *record
-	next.State, next.Why, next.Since = registry.RegistryOK, "", time.Time{}
+	next.State, next.Why, next.Since, next.Back = registry.RegistryOK, "", time.Time{}, false
 	next.Last = &done
 	if err := g.s.store.LeadDeployment(ctx, &next); err != nil {
 		return err
@@ -474,15 +548,18 @@ func (g *guard) endRecovery(ctx context.Context, record *registry.Deployment, do
 	return nil
 }
 
-// noteKeys says in the deployment's record, as the leader, that every engine has its
-// key again.
+// noteKeys says in the deployment's record, as the leader, how many engines have lost
+// their key; at none, Vault is whole again.
 func (g *guard) noteKeys(ctx context.Context, missing int) error {
 	record := g.current()
-	if record == nil || record.KeysLost == nil || missing > 0 {
+	if record == nil || record.KeysMissing == missing && (record.KeysLost == nil || missing > 0) {
 		return nil
 	}
 	next := *record
-	next.KeysLost = nil
+	next.KeysMissing = missing
+	if missing == 0 {
+		next.KeysLost = nil
+	}
 	if err := g.s.store.LeadDeployment(ctx, &next); err != nil {
 		return movedOn(err)
 	}

@@ -39,7 +39,22 @@ func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) erro
 		return err
 	}
 	if now := c.Engine; now != nil && now.EngineID == before.EngineID && now.KeyVersion == before.KeyVersion && now.State == before.State {
-		return notFound
+		return s.keyGone(ctx, now, notFound)
 	}
 	return nil
+}
+
+// keyGone says what it means that a row names a key which Vault does not have. A
+// later key of the same owner shows that the row is an old one: the registry went
+// back in time. Otherwise the key is lost.
+func (s *Scheduler) keyGone(ctx context.Context, row *registry.Engine, notFound error) error {
+	if !s.guard.ok() {
+		return errRecovering
+	}
+	newest, err := s.vault.NewestKey(ctx, row.EngineID)
+	if err != nil || newest.Version <= row.KeyVersion || newest.Owner != s.ownerOf(row) || row.Op != nil {
+		return notFound
+	}
+	s.guard.suspect("engine " + row.EngineID + " has a later key in Vault than its row names")
+	return errRecovering
 }

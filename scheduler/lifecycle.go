@@ -383,6 +383,9 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 	if err := s.mayBegin(ctx, p.backends...); err != nil {
 		return nil, err
 	}
+	if err := s.ownedBy(ctx, row); err != nil {
+		return nil, err
+	}
 	op.Step = firstStep(row, op)
 	return s.enter(ctx, row, op, d, p.actor, p.details, time.Since(asked))
 }

@@ -206,12 +206,12 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		if m.healthy(ctx, at.row.URL, max(1, m.s.opts.MaxFailures-1)) || ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		return true, m.fail(ctx, at.row, reason, crash)
+		return true, m.fail(ctx, at, reason, crash)
 	case careSettle:
 		free()
 		return true, m.mend(func() error { return m.s.settleFrozen(ctx, at.row) })
 	case careFail:
-		return true, m.fail(ctx, at.row, reason, crash)
+		return true, m.fail(ctx, at, reason, crash)
 	case careRecover:
 		free()
 		return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
@@ -278,7 +278,14 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 	at := &sight{row: row, fails: s.health.Fails(row), now: time.Now()}
 	if alloc, known := s.cluster.Newest(row.JobID()); known {
 		at.alloc = &alloc
+	} else if row.VolumeID != "" {
+		known, err := s.brainKnown(ctx, row)
+		if err != nil {
+			return nil, err
+		}
+		at.lost = !known
 	}
+	at.vanished = row.AllocID != "" && !s.cluster.KnowsAlloc(row.JobID(), row.AllocID)
 	node, err := s.cluster.ReadNode(ctx, row.NodeID)
 	switch {
 	case errors.Is(err, cluster.ErrNotFound):

@@ -49,6 +49,22 @@ func (s *Scheduler) secret(ctx context.Context, row *registry.Engine) (*secrets.
 	return k, nil
 }
 
+// ownerWithin bounds how long a change waits for Vault's word of whose an engine is,
+// where that word is all that it needs Vault for.
+const ownerWithin = time.Second
+
+// ownedBy returns ENGINE_QUARANTINED when a row's engine is surely somebody else's,
+// before anything is done to it. It is a look, and no condition: what discloses a key
+// or makes one looks again.
+func (s *Scheduler) ownedBy(ctx context.Context, row *registry.Engine) error {
+	limited, cancel := context.WithTimeout(ctx, ownerWithin)
+	defer cancel()
+	if k, err := s.vault.EngineKey(limited, row.EngineID, row.KeyVersion, row.KeyID); err == nil && !s.agree(k, row) {
+		return s.contradiction(ctx, row, k.Owner)
+	}
+	return nil
+}
+
 var errQuarantined = fail(EngineQuarantined, "this engine's key and its row name different owners; it is quarantined until an admin decides (orch engine adopt, orch engine discard)")
 
 // contradiction reports that a row's engine has another owner in Vault: an ERROR,
@@ -65,7 +81,7 @@ func (s *Scheduler) contradiction(ctx context.Context, row *registry.Engine, own
 		"row_product", row.ProductID, "vault_product", owner.ProductID, "vault_deployment", owner.Deployment)
 	s.background(func(ctx context.Context) {
 		err := s.quarantine(ctx, &registry.Quarantined{
-			EngineID: row.EngineID, Since: time.Now().UTC(), Why: "its row names another owner than its secret in Vault", What: []string{"row", "key"},
+			EngineID: row.EngineID, Since: time.Now().UTC(), Why: whyContradiction, What: []string{"row", "key"},
 			ProductID: owner.ProductID, UserID: owner.UserID, NodeID: row.NodeID,
 		})
 		if err != nil && ctx.Err() == nil {
@@ -159,7 +175,14 @@ func (o *operation) newIdentity(ctx context.Context) error {
 		return err
 	}
 	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
-	return o.reidentify(ctx, place)
+	err = o.reidentify(ctx, place)
+	if errors.Is(err, errRelocated) {
+		// Whose it is has it back the sooner.
+		if rerr := o.s.store.RequestReconcile(ctx); rerr != nil {
+			o.log.Debug("the leader was not asked for a pass", "error", rerr)
+		}
+	}
+	return err
 }
 
 // reidentify gives the row the identity that comes with a place.

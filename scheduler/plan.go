@@ -157,22 +157,25 @@ func (p *planner) planRow(row *registry.Engine) {
 		})
 	}
 	f := p.at(row.EngineID)
-	if p.read(listVolumes) && len(f.volumes) > 1 {
-		act(ActReport, "there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
+	if volumes := p.contenders(row, f); p.read(listVolumes) && len(volumes) > 1 {
+		act(ActReport, "there are %d volumes of its name, on %s", len(volumes), nodesOf(volumes))
 		return
 	}
 	if f.job != nil && !p.owns(f.job) {
 		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
 		return
 	}
+	if p.lost[row.EngineID] && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+		act(ActReport, "Nomad does not know its volume any more, which was on node %s: orch node adopt brings it back", row.NodeID)
+	}
 	if row.Op != nil {
 		return
 	}
-	if p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != reasonBrainMissing) {
 		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
 	}
-	if p.read(listVolumes) && row.VolumeID != "" && len(f.volumes) == 1 && f.volumes[0].ID != row.VolumeID {
-		act(ActReport, "the volume of its name is %s, and its brain is %s", f.volumes[0].ID, row.VolumeID)
+	if volumes := p.contenders(row, f); p.read(listVolumes) && row.VolumeID != "" && len(volumes) == 1 && volumes[0].ID != row.VolumeID {
+		act(ActReport, "the volume of its name is %s, and its brain is %s", volumes[0].ID, row.VolumeID)
 		return
 	}
 	switch row.State {
@@ -198,6 +201,16 @@ func (p *planner) planRow(row *registry.Engine) {
 			act(ActExamine, "it is running and %s", lost)
 		}
 	}
+}
+
+// contenders are the volumes of which each might be the brain of a row: without those
+// of earlier registrations, on nodes that are lost, beside its own.
+func (p *planner) contenders(row *registry.Engine, f *found) []*cluster.Volume {
+	own := slices.IndexFunc(f.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID })
+	if own < 0 {
+		return f.volumes
+	}
+	return slices.DeleteFunc(slices.Clone(f.volumes), func(v *cluster.Volume) bool { return v.ID != row.VolumeID && p.silent[v.NodeID] })
 }
 
 // processless says why a job has no process; "" when it may have one.
@@ -295,6 +308,11 @@ func (p *planner) planOrphans() {
 		tombstones[o.EngineID] = o
 	}
 	seen := map[string]bool{}
+	for id := range p.pooled {
+		if f := p.peek(id); f.key || f.job != nil || f.variable != nil {
+			p.add(&Action{Act: ActDropPooled, Subject: "pool", EngineID: id, found: f, Why: "its volume is pooled, and it was handed out: there is " + f.String()})
+		}
+	}
 	for _, f := range p.found {
 		if p.held(f.id) || f.empty() || p.foreign(f) {
 			continue

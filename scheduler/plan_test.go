@@ -321,6 +321,8 @@ func (s *simulated) apply(a *Action) (changed bool) {
 		s.held[id] = true
 	case ActRelease:
 		delete(s.held, id)
+	case ActDropPooled:
+		delete(s.pooled, id)
 	default:
 		return false
 	}
@@ -440,6 +442,9 @@ func TestPlanConverges(t *testing.T) {
 			for _, a := range plan(s.world()) {
 				s.checkSafe(t, a)
 				changed = s.apply(a) || changed
+				if a.Act == ActDropPooled {
+					destroying[a.EngineID] = true // it is no entry's any more
+				}
 				waiting = waiting || a.Act == ActKeep || a.Act == ActWatchQuota
 				if a.Act == ActWatchQuota {
 					suspects[a.ProductID] = a.quota

@@ -36,14 +36,14 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 	if err != nil {
 		return nil, "", err
 	}
-	s.tellVault(ctx, p)
+	s.tellVault(ctx, p, false)
 	return p, key, nil
 }
 
-// tellVault writes the witness of a product that has just changed. Where that fails,
-// the leader does it with its next pass.
-func (s *Scheduler) tellVault(ctx context.Context, p *registry.Product) {
-	if err := s.witnessProduct(ctx, p); err != nil {
+// tellVault writes the witness of a product that has just changed, or was kept from
+// being deleted. Where that fails, the leader does it with its next pass.
+func (s *Scheduler) tellVault(ctx context.Context, p *registry.Product, kept bool) {
+	if err := s.witnessProduct(ctx, p, kept); err != nil {
 		s.log.Warn("a product's change is not in Vault yet; the leader writes it there", "product_id", p.ProductID, "error", err)
 	}
 }
@@ -67,7 +67,7 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy regi
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
 		p, err := s.store.SetPolicy(ctx, productID, policy)
 		if err == nil {
-			s.tellVault(ctx, p)
+			s.tellVault(ctx, p, false)
 		}
 		return err
 	})
@@ -81,7 +81,7 @@ func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, ove
 	err = s.onProduct(ctx, audit.ActionPlatformKeyRotate, productID, details, func() error {
 		p, err := s.store.RotatePlatformKey(ctx, productID, secrets.Hash(key), overlap)
 		if err == nil {
-			s.tellVault(ctx, p)
+			s.tellVault(ctx, p, false)
 		}
 		return err
 	})
@@ -105,7 +105,7 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 		}
 		if err == nil {
 			if err = s.store.DeleteProduct(ctx, productID); errors.Is(err, registry.ErrHasEngines) {
-				s.tellVault(ctx, t.Product) // one was made meanwhile
+				s.tellVault(ctx, t.Product, true) // one was made meanwhile
 			}
 		}
 		if errors.Is(err, registry.ErrHasEngines) {

@@ -52,7 +52,7 @@ func (s *Scheduler) find(ctx context.Context, engineID string) (*found, error) {
 			f.job = j
 		}
 	}
-	if f.volumes, err = s.cluster.VolumesNamed(ctx, registry.JobID(engineID)); err != nil {
+	if f.volumes, err = s.volumesOf(ctx, engineID); err != nil {
 		return nil, err
 	}
 	variables, err := s.cluster.KeyHashes(ctx, registry.JobID(engineID), cluster.Hasty)
@@ -97,7 +97,7 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err != nil {
 		return nil, err
 	}
-	if len(w.volumes) != 1 {
+	if w.brain() == nil {
 		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", len(w.volumes), engineID)
 	}
 	began := time.Now()
@@ -174,7 +174,9 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	err = s.store.Rebuild(ctx, t.Product, row, before)
 	if errors.Is(err, registry.ErrExists) {
 		if row, err = s.store.Engine(ctx, owner.ProductID, owner.UserID); err == nil {
-			err = s.store.DeleteQuarantined(ctx, q)
+			if err = s.store.DeleteQuarantined(ctx, q); errors.Is(err, registry.ErrNotFound) {
+				err = nil // somebody else was faster
+			}
 		}
 	}
 	return row, err
@@ -264,9 +266,8 @@ func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 // RegistryStatus is how the registry stands.
 type RegistryStatus struct {
 	*registry.Deployment
-	// KeysMissing are the engines whose key Vault has lost, as of the last pass of
-	// the leader; Quarantined those that an admin has to decide about.
-	KeysMissing, Quarantined int
+	// Quarantined are the engines that an admin has to decide about.
+	Quarantined int
 }
 
 // Registry says how the registry stands. BACKEND_UNAVAILABLE.
@@ -279,15 +280,7 @@ func (s *Scheduler) Registry(ctx context.Context) (RegistryStatus, error) {
 	if err != nil {
 		return RegistryStatus{}, err
 	}
-	missing := 0
-	if record.KeysLost != nil {
-		lost, err := s.lostKeys(ctx)
-		if err != nil {
-			return RegistryStatus{}, err
-		}
-		missing = len(lost)
-	}
-	return RegistryStatus{record, missing, len(list)}, nil
+	return RegistryStatus{record, len(list)}, nil
 }
 
 // RegistryState is what this replica last knew of its registry.

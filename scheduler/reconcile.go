@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -28,7 +29,8 @@ const (
 // reconciler brings what runs into agreement with what the rows say: level by
 // level, whatever led to it. Every replica has one; the leader's works.
 type reconciler struct {
-	s *Scheduler
+	s       *Scheduler
+	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only run uses it
 
 	mu       sync.Mutex
 	hurry    chan struct{}      // closed when a pass is wanted at once

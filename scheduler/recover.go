@@ -158,7 +158,11 @@ func (s *Scheduler) sweepGraves(ctx context.Context) error {
 		if node, known := s.cluster.Node(g.NodeID); !known || node.Down {
 			continue
 		}
-		err := s.cluster.DeleteVolumes(ctx, registry.JobID(g.EngineID))
+		left, err := s.removeVolumes(ctx, remainsOf(g))
+		if err == nil && left != "" {
+			s.log.Debug("a grave stays listed", "engine_id", g.EngineID, "why", left)
+			continue
+		}
 		if err == nil {
 			err = s.store.DeleteGrave(ctx, g)
 		}

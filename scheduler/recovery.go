@@ -25,10 +25,12 @@ const recoverers = 16
 // and Nomad. It can be cut anywhere and begun again: each write is one transaction
 // under the leader's lock, and what was written is judged as nothing to do.
 type recovery struct {
-	s    *Scheduler
-	dry  bool // it only says what it would do
-	w    *world
-	done registry.Recovery
+	s     *Scheduler
+	dry   bool // it only says what it would do
+	back  bool // the registry is an older one as a whole
+	w     *world
+	found *planner // what there is, by engine_id
+	done  registry.Recovery
 
 	mu        sync.Mutex
 	rulings   []*Action
@@ -45,8 +47,10 @@ func (r *reconciler) recoverRegistry(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	x := &recovery{s: s}
-	if err := x.run(ctx); err != nil {
+	x := &recovery{s: s, back: record.Back, done: r.rebuilt}
+	err = x.run(ctx)
+	r.rebuilt = x.done // of all attempts
+	if err != nil {
 		return err
 	}
 	x.done.Why, x.done.BeganAt, x.done.EndedAt = record.Why, record.Since, time.Now().UTC()
@@ -63,6 +67,7 @@ func (r *reconciler) recoverRegistry(ctx context.Context) error {
 	err = s.guard.endRecovery(ctx, record, x.done)
 	s.abandon(ctx, id, began, err)
 	if err == nil {
+		r.rebuilt = registry.Recovery{}
 		s.log.Warn("the registry was rebuilt", "why", record.Why, "rebuilt", x.done.Rebuilt, "corrected", x.done.Corrected, "missing", x.done.Missing,
 			"products", x.done.Products, "pooled", x.done.Pooled, "ms", time.Since(began).Milliseconds())
 	}
@@ -73,6 +78,9 @@ func (r *reconciler) recoverRegistry(ctx context.Context) error {
 // nothing. BACKEND_UNAVAILABLE: a store does not say what it has.
 func (s *Scheduler) PlanRecovery(ctx context.Context) ([]*Action, error) {
 	x := &recovery{s: s, dry: true}
+	if record := s.guard.current(); record != nil {
+		x.back = record.Back
+	}
 	if err := x.run(ctx); err != nil {
 		return nil, err
 	}
@@ -83,7 +91,7 @@ func (s *Scheduler) PlanRecovery(ctx context.Context) ([]*Action, error) {
 // RequestRecovery has the leader compare every engine with its witnesses, and
 // rebuild what is missing. Changes wait meanwhile.
 func (s *Scheduler) RequestRecovery(ctx context.Context) error {
-	if err := s.guard.startRecovery(ctx, "an admin asked for it"); err != nil {
+	if err := s.guard.startRecovery(ctx, "an admin asked for it", true); err != nil {
 		return err
 	}
 	return s.store.RequestReconcile(ctx)
@@ -100,6 +108,7 @@ func (x *recovery) run(ctx context.Context) error {
 	}
 	p := &planner{world: x.w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{}}
 	p.collect()
+	x.found = p
 	if err := x.pool(ctx, p); err != nil {
 		return err
 	}
@@ -284,7 +293,7 @@ func (x *recovery) row(ctx context.Context, p *planner, row *registry.Engine) er
 	if err != nil {
 		return err
 	}
-	r := w.judgeRow(x.w.now)
+	r := w.judgeRow(x.w.now, x.back)
 	if r.act == "" {
 		return nil
 	}
@@ -360,7 +369,15 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 		return err
 	}
 	if err == nil && has.EngineID != row.EngineID && has.Reason != reasonBrainMissing {
-		why = "its user has another engine, " + has.EngineID
+		// Of a row that was put back there may be nothing left: it was destroyed since,
+		// or its provision went on under another id.
+		other, err := s.witnessesOf(ctx, x.found.peek(has.EngineID), has)
+		if err != nil {
+			return err
+		}
+		if !other.nothing() {
+			why = "its user has another engine, " + has.EngineID
+		}
 	}
 	if why != "" {
 		w := &witnesses{id: row.EngineID}
@@ -448,7 +465,7 @@ func (s *Scheduler) buryProduct(ctx context.Context, p *registry.Product) error 
 		if err != nil {
 			return err
 		}
-		there.Revision, there.Record, there.Deleted = max(there.Revision, p.Revision), text, true
+		there.Revision, there.Record, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), text, true, time.Now().UTC()
 		if err = s.vault.PutProduct(ctx, p.ProductID, there); !errors.Is(err, secrets.ErrConflict) {
 			s.witnessed.Delete(p.ProductID)
 			return err
@@ -457,9 +474,15 @@ func (s *Scheduler) buryProduct(ctx context.Context, p *registry.Product) error 
 	return secrets.ErrConflict
 }
 
+var errDeleting = errors.New("scheduler: the product is being deleted")
+
+// deletionTakes is longer than a deletion of a product takes that succeeds: after it,
+// one that is there all the same was not deleted.
+const deletionTakes = time.Minute
+
 // witnessProduct writes the witness of a product's row into Vault, unless a later
-// one is there.
-func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product) error {
+// one is there. A product that is being deleted stays so, unless it was kept.
+func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kept bool) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -472,7 +495,10 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product) err
 		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
 			return nil
 		}
-		there.Revision, there.Record, there.Deleted = p.Revision, text, false
+		if there.Deleted && !kept && time.Since(there.DeletedAt) < deletionTakes {
+			return errDeleting
+		}
+		there.Revision, there.Record, there.Deleted, there.DeletedAt = p.Revision, text, false, time.Time{}
 		if err = s.vault.PutProduct(ctx, p.ProductID, there); !errors.Is(err, secrets.ErrConflict) {
 			return err
 		}

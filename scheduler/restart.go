@@ -113,8 +113,11 @@ func (m *monitor) giveUp(ctx context.Context, row *registry.Engine) error {
 }
 
 // fail says in the row that an engine does not work.
-func (m *monitor) fail(ctx context.Context, row *registry.Engine, reason string, crash int64) error {
-	row, now := row.Clone(), time.Now().UTC()
+func (m *monitor) fail(ctx context.Context, at *sight, reason string, crash int64) error {
+	row, now := at.row.Clone(), time.Now().UTC()
+	if at.vanished && row.Vanished == nil {
+		row.Vanished = &registry.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}
+	}
 	if at := m.s.LastHealth(row); reason != reasonUnhealthy {
 		row.LastHealthAt = at
 	}

@@ -63,7 +63,23 @@ func (*operation) leave(context.Context) error { return nil }
 // proveRotation waits until the engine refuses the old key and accepts the new
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
-	return o.noteSilence(ctx, o.whileOwned(ctx, o.rotationProven))
+	err := o.whileOwned(ctx, o.rotationProven)
+	if errors.Is(err, errVanished) {
+		if err = o.noteVanished(ctx); err == nil {
+			err = o.whileOwned(ctx, o.vanishedGone)
+		}
+		if err == nil {
+			o.rotateWithoutProcess()
+		}
+	}
+	return o.noteSilence(ctx, err)
+}
+
+// rotateWithoutProcess ends the proof when no process is left that knows the old key;
+// the next one reads the new hash.
+func (o *operation) rotateWithoutProcess() {
+	o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
+	o.row.State, o.row.Reason = registry.Failed, reasonCrashed
 }
 
 func (o *operation) rotationProven(ctx context.Context) error {
@@ -111,11 +127,11 @@ func (o *operation) rotationProven(ctx context.Context) error {
 			return &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
 		if time.Now().After(until) {
-			if o.processGone(ctx) {
-				// No process is left that knows the old key; the next one reads
-				// the new hash.
-				o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-				o.row.State, o.row.Reason = registry.Failed, reasonCrashed
+			switch gone, vanished := o.processGone(ctx); {
+			case vanished:
+				return errVanished
+			case gone:
+				o.rotateWithoutProcess()
 				return nil
 			}
 			return fail(RotationUnconfirmed, "the engine has not confirmed its new key yet; the rotation goes on in the background")
@@ -140,22 +156,25 @@ func (o *operation) followAlloc() {
 // proofEvery is how often the engine is asked for its key during a rotation.
 const proofEvery = 5 * time.Millisecond
 
-// processGone says whether Nomad knows that no process of the engine is left.
-func (o *operation) processGone(ctx context.Context) bool {
+// processGone says whether Nomad knows that no process of the engine is left, or does
+// not know the process of the row.
+func (o *operation) processGone(ctx context.Context) (gone, vanished bool) {
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	if err := w.Refresh(ctx); err != nil {
-		return false
+		return false, false
 	}
-	gone := false
 	_ = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		own := o.row.AllocID == ""
 		gone = len(state.Allocs) > 0
 		for _, a := range state.Allocs {
+			own = own || a.ID == o.row.AllocID
 			gone = gone && a.Terminal() && !o.s.nodeSilent(a.NodeID)
 		}
+		vanished = !own || o.row.Vanished != nil
 		return true, nil
 	})
-	return gone
+	return gone, vanished
 }
 
 // retireOldKey destroys the versions before the new one.

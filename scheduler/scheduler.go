@@ -191,10 +191,10 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 }
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
-	if err := s.guard.owned(); err != nil {
-		return err
-	}
 	if len(s.opts.ProviderKeys) > 0 {
+		if err := s.guard.owned(); err != nil {
+			return err
+		}
 		version, written, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys)
 		if err != nil {
 			return fmt.Errorf("write the provider keys: %w", err)
@@ -216,6 +216,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 // Retire gives the background work to another replica, at once and for good: what
 // is in flight here may take long to end.
 func (s *Scheduler) Retire(ctx context.Context) {
+	s.guard.retire(ctx)
 	if err := s.replica.Retire(ctx); err != nil {
 		s.log.Warn("cannot give up the lead; it ends with the session", "error", err)
 	}

@@ -115,7 +115,7 @@ func (s *Scheduler) witnessOf(row *registry.Engine) *cluster.Witness {
 	return &cluster.Witness{
 		Deployment: s.guard.id(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
-		NodeID: row.NodeID, VolumeID: row.VolumeID, CreatedAt: row.CreatedAt,
+		NodeID: row.NodeID, VolumeID: row.VolumeID, VolumeName: row.VolumeName, CreatedAt: row.CreatedAt,
 	}
 }
 
@@ -129,8 +129,19 @@ func (o *operation) writeVariable(ctx context.Context) error {
 	if o.row.Op.Kind == registry.OpRotateKey {
 		version, keyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 	}
-	key, err := o.s.vault.EngineKey(ctx, o.row.EngineID, version, keyID)
-	if errors.Is(err, secrets.ErrNotFound) && (o.row.Op.Kind == registry.OpStart || o.row.Op.Kind == registry.OpRestart) {
+	has := true
+	if o.row.Op.Kind == registry.OpStart || o.row.Op.Kind == registry.OpRestart {
+		// Past the cache: a key that this replica alone still knows is lost.
+		var err error
+		if has, err = o.s.vault.HasKey(ctx, o.row.EngineID, version, keyID); err != nil {
+			return err
+		}
+	}
+	var key *secrets.EngineKey
+	var err error
+	if has {
+		key, err = o.s.vault.EngineKey(ctx, o.row.EngineID, version, keyID)
+	} else {
 		key, err = o.rekey(ctx)
 	}
 	if err != nil {
@@ -145,7 +156,7 @@ func (o *operation) writeVariable(ctx context.Context) error {
 		if !first || o.row.Op.Kind != registry.OpProvision {
 			held, err := o.s.cluster.Variable(ctx, id)
 			switch {
-			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil:
+			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && held.Witness.VolumeID == put.Witness.VolumeID:
 				return nil
 			case err == nil:
 				put.Index = held.Index
@@ -205,7 +216,7 @@ func (o *operation) register(ctx context.Context) error {
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
-		NodeID: row.NodeID, NodePool: row.NodePool, VolumePath: row.VolumePath, Count: 1,
+		NodeID: row.NodeID, NodePool: row.NodePool, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
 		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.id(),
 	})
 	if err != nil {
@@ -216,6 +227,7 @@ func (o *operation) register(ctx context.Context) error {
 		return err
 	}
 	row.Op.JobIndex, o.registeredAt = registered, time.Now()
+	row.Vanished = nil // nothing was left when the drain was over
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
 }
@@ -272,6 +284,9 @@ func (o *operation) quiesce(ctx context.Context) error {
 		o.quietAt = index
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
+			if o.row.Op.Undo != "" && o.row.AllocID != "" && o.row.Vanished == nil { // somebody purged the job meanwhile
+				o.row.Vanished = &registry.Vanished{AllocID: o.row.AllocID, NodeID: o.row.NodeID, Since: time.Now().UTC()}
+			}
 			return nil
 		case !errors.Is(err, cluster.ErrConflict):
 			return err
@@ -286,18 +301,31 @@ func (o *operation) awaitGone(ctx context.Context) error {
 	if err := o.letEnd(ctx); err != nil { // its node may have been silent until now
 		return err
 	}
-	return o.noteSilence(ctx, o.whileOwned(ctx, o.processesGone))
+	err := o.whileOwned(ctx, o.processesGone)
+	if errors.Is(err, errVanished) {
+		if err = o.noteVanished(ctx); err == nil {
+			err = o.whileOwned(ctx, o.vanishedGone)
+		}
+	}
+	return o.noteSilence(ctx, err)
 }
 
-// noteSilence says in the row of a running engine that its node is silent, when
-// that is why an operation waits: nobody else says so while it is under way.
+// noteSilence says in the row of a running engine that its node is silent, or that
+// Nomad does not know its volume, when that is why an operation waits: nobody else
+// says so while it is under way.
 func (o *operation) noteSilence(ctx context.Context, err error) error {
-	kind := o.row.Op.Kind
-	if !errors.Is(err, errNodeSilent) || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
+	kind, reason := o.row.Op.Kind, ""
+	switch {
+	case errors.Is(err, errNodeSilent):
+		reason = reasonNodeDown
+	case errors.Is(err, errStateLost):
+		reason = reasonVolumeUnknown
+	}
+	if reason == "" || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
 		return err
 	}
-	o.row.State, o.row.Reason = registry.Failed, reasonNodeDown
-	id, berr := o.s.begin(ctx, o.row, audit.ActionHealthFailed, actorSystem, map[string]any{"reason": reasonNodeDown})
+	o.row.State, o.row.Reason = registry.Failed, reason
+	id, berr := o.s.begin(ctx, o.row, audit.ActionHealthFailed, actorSystem, map[string]any{"reason": reason})
 	if berr != nil {
 		o.row.State, o.row.Reason = registry.Running, ""
 		return err // it is said at the next try
@@ -310,21 +338,35 @@ func (o *operation) noteSilence(ctx context.Context, err error) error {
 	return err
 }
 
-func (o *operation) processesGone(ctx context.Context) error {
-	// After the deadline the caller has been told; each later try waits as long
-	// as a process may take to end.
+// drainUntil is when an operation gives up waiting for a process, for now. After the
+// deadline the caller has been told; each later try waits as long as a process may
+// take to end.
+func (o *operation) drainUntil() time.Time {
 	until := o.row.Op.Deadline
 	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
 		until = later
 	}
-	ctx, cancel := context.WithDeadline(ctx, until)
+	if v := o.row.Vanished; v != nil {
+		if later := v.Since.Add(vanishedGrace + killMargin); until.Before(later) {
+			until = later
+		}
+	}
+	return until
+}
+
+// processesGone waits until every process of the engine that Nomad knows is gone.
+// errVanished: the row knows of one that Nomad does not know.
+func (o *operation) processesGone(ctx context.Context) error {
+	ctx, cancel := context.WithDeadline(ctx, o.drainUntil())
 	defer cancel()
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	if err := w.Refresh(ctx); err != nil {
 		return o.unconfirmed(ctx, err)
 	}
+	var allocs []cluster.Alloc
 	err := w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		allocs = state.Allocs
 		for _, a := range state.Allocs {
 			if o.s.nodeSilent(a.NodeID) {
 				return false, errNodeSilent
@@ -341,7 +383,7 @@ func (o *operation) processesGone(ctx context.Context) error {
 	if err != nil {
 		return o.unconfirmed(ctx, err)
 	}
-	return nil
+	return o.missed(ctx, allocs)
 }
 
 var errNodeSilent = errors.New("the engine's node is silent")
@@ -357,9 +399,21 @@ func (o *operation) answeredAlready() bool {
 
 // unconfirmed is what a caller hears when it is not known that a process ended.
 func (o *operation) unconfirmed(ctx context.Context, err error) error {
-	timedOut := errors.Is(ctx.Err(), context.DeadlineExceeded)
-	if !timedOut && !errors.Is(err, errNodeSilent) {
+	timedOut, lost := errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, errStateLost)
+	if !timedOut && !lost && !errors.Is(err, errNodeSilent) {
 		return err
+	}
+	switch {
+	case o.row.Op.Kind == registry.OpRotateKey:
+		message := "the engine has not confirmed its new key, and its process is not known to be gone; the rotation goes on in the background"
+		if lost {
+			message = "the engine has not confirmed its new key: " + whatToDo
+		}
+		return &Error{Code: RotationUnconfirmed, Message: message, Err: err}
+	case lost && o.row.Op.Kind == registry.OpStart:
+		return &Error{Code: CapacityExhausted, Message: "the engine cannot be started: " + whatToDo, Err: err, RetryAfter: retryCapacity}
+	case lost:
+		return &Error{Code: StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
 	}
 	if o.row.Op.Kind == registry.OpStart {
 		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone; try again later", Err: err, RetryAfter: retryCapacity}
@@ -378,14 +432,17 @@ func (o *operation) purge(ctx context.Context) error {
 	return o.s.cluster.Purge(ctx, o.row.JobID())
 }
 
-// deleteVolume deletes the brain. On a silent node it is left: the row keeps its
-// id, and it becomes a grave.
+// deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
+// keeps its id, and it becomes a grave.
 func (o *operation) deleteVolume(ctx context.Context) error {
 	for {
-		err := o.s.cluster.DeleteVolumes(ctx, o.row.JobID())
+		left, err := o.s.removeVolumes(ctx, remains{o.row.EngineID, o.row.NodeID, o.row.VolumeID, o.row.VolumePath, o.row.Volume()})
 		switch {
-		case err == nil:
+		case err == nil && left == "":
 			o.row.VolumeID = ""
+			return nil
+		case err == nil:
+			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /graves)", "why", left)
 			return nil
 		case o.row.NodeID != "" && o.row.VolumeID != "" && o.s.nodeSilent(o.row.NodeID):
 			return nil

@@ -18,8 +18,8 @@ const (
 )
 
 // fleetHealth counts the engines that should run and those that do not, leaving
-// out what says nothing about a common cause: nodes that are down, and engines
-// that were given up.
+// out what says nothing about a common cause: nodes that are down, volumes that
+// Nomad has lost, and engines that were given up.
 func fleetHealth(rows []*registry.Engine) (failed, wanted int) {
 	for _, e := range rows {
 		if e.Desired != registry.Running || e.State == registry.Destroying {
@@ -27,7 +27,7 @@ func fleetHealth(rows []*registry.Engine) (failed, wanted int) {
 		}
 		retried := e.Op != nil && e.Op.Action == audit.ActionAutoRestartStart
 		switch {
-		case e.State == registry.Failed && (e.Reason == reasonNodeDown || e.Restarts != nil && e.Restarts.GaveUp):
+		case e.State == registry.Failed && (e.Reason == reasonNodeDown || e.Reason == reasonVolumeUnknown || e.Restarts != nil && e.Restarts.GaveUp):
 			continue
 		case e.State == registry.Failed, retried:
 			failed++

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/cluster"
@@ -111,6 +112,9 @@ func (w *witnesses) current() *secrets.EngineKey {
 	return nil
 }
 
+// whyContradiction is why an engine is quarantined whose row is not its own.
+const whyContradiction = "its row names another owner than its secret in Vault"
+
 // ruling is what is to be done about an engine when the registry went back.
 type ruling struct {
 	act Act
@@ -135,7 +139,7 @@ func (w *witnesses) judgeLost(now time.Time) ruling {
 		return ruling{act: ActQuarantine, why: "by its secret in Vault nobody was given it, and Nomad names a user"}
 	case productID != "" && (productID != owner.ProductID || userID != owner.UserID):
 		return ruling{act: ActQuarantine, why: "its secret in Vault and Nomad name different users"}
-	case len(w.volumes) != 1:
+	case w.brain() == nil:
 		return ruling{act: ActQuarantine, why: fmt.Sprintf("%d volumes have its name", len(w.volumes))}
 	}
 	return ruling{act: ActRebuild, why: "it has a user in Vault and no row", row: w.rebuilt(owner, now)}
@@ -162,10 +166,34 @@ func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine
 	if k := w.current(); k != nil {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 	}
-	if len(w.volumes) == 1 {
-		row.NodeID, row.VolumeID, row.VolumePath = w.volumes[0].NodeID, w.volumes[0].ID, w.volumes[0].Path
-	}
+	w.brainOf(row)
 	return row
+}
+
+// brainOf names the volume of the engine in a row.
+func (w *witnesses) brainOf(row *registry.Engine) {
+	v := w.brain()
+	if v == nil {
+		return
+	}
+	row.NodeID, row.VolumeID, row.VolumePath, row.VolumeName = v.NodeID, v.ID, v.Path, ""
+	if v.Name != row.JobID() {
+		row.VolumeName, row.NextVolume = v.Name, v.Name
+	}
+}
+
+// brain is the volume that holds the engine's memory: the only one, or the one that
+// the engine was started with last. nil: that is not known.
+func (w *witnesses) brain() *cluster.Volume {
+	if len(w.volumes) == 1 {
+		return w.volumes[0]
+	}
+	for _, v := range w.volumes {
+		if w.variable != nil && w.variable.Witness != nil && w.variable.Witness.VolumeID == v.ID {
+			return v
+		}
+	}
+	return nil
 }
 
 // atRest gives a row the state of an engine whose job asks for no process. What the
@@ -178,8 +206,13 @@ func (w *witnesses) atRest(row *registry.Engine) {
 	row.URL, row.AllocID = "", ""
 }
 
-// judgeRow says what is to be done about a row that may be older than its engine.
-func (w *witnesses) judgeRow(now time.Time) ruling {
+// judgeRow says what is to be done about a row that may be older than its engine. back
+// says that the registry as a whole surely is: then the operation in the row is of
+// then, and what there is of the engine decides. Otherwise it is the operation's.
+func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
+	if w.row.Op != nil && !back {
+		return ruling{}
+	}
 	row := w.row.Clone()
 	owner := w.owner()
 	own := secrets.Owner{Deployment: w.deployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
@@ -201,13 +234,19 @@ func (w *witnesses) judgeRow(now time.Time) ruling {
 		next := w.rebuilt(owner, now)
 		next.Unlabelled = true
 		return ruling{act: ActRebuild, why: "it has a user in Vault, and its row says that it waits for one", row: next}
-	case owner != secrets.Owner{} && owner != own && begun && owner.ProductID == registry.WarmProduct && owner.Deployment == w.deployment:
-		return ruling{} // a claim that is under way
+	case owner != secrets.Owner{} && owner != own && begun:
+		return ruling{} // a claim that is under way makes it its own, or gives it up
 	case owner != secrets.Owner{} && owner != own:
-		return ruling{act: ActQuarantine, why: "its row names another owner than its secret in Vault"}
+		return ruling{act: ActQuarantine, why: whyContradiction}
 	}
 	if k := w.current(); k != nil && k.Owner == own {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
+	}
+	if len(w.volumes) == 1 && row.VolumeID != w.volumes[0].ID {
+		row.NodeID, row.VolumeID, row.VolumePath = w.volumes[0].NodeID, w.volumes[0].ID, w.volumes[0].Path
+	}
+	if !slices.ContainsFunc(w.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID }) {
+		w.brainOf(row) // it was registered again since (AdoptNode)
 	}
 	dropped := row.Op != nil
 	row.Op, row.SleepPending = nil, ""

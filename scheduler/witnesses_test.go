@@ -94,7 +94,7 @@ func drawHistory(t *rapid.T) *history {
 	for range rapid.IntRange(1, 25).Draw(t, "steps") {
 		user := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "user")
 		has := some(func(row *registry.Engine) bool { return users(row) && row.UserID == user })
-		switch rapid.SampledFrom([]string{"fill", "provision", "provision", "warm", "claim", "claim", "rotate", "stop", "sleep", "start", "destroy"}).Draw(t, "step") {
+		switch rapid.SampledFrom([]string{"fill", "provision", "provision", "warm", "claim", "claim", "rotate", "stop", "sleep", "start", "destroy", "destroying"}).Draw(t, "step") {
 		case "fill":
 			pool[volume()] = true
 		case "provision":
@@ -149,6 +149,15 @@ func drawHistory(t *rapid.T) *history {
 			if has != nil && has.State != registry.Running {
 				run(has)
 			}
+		case "destroying": // its key goes before its row
+			if has != nil {
+				has.State, has.Desired = registry.Destroying, registry.Destroying
+				has.Op = &registry.Op{Kind: registry.OpDestroy}
+				save()
+				delete(outside, has.EngineID)
+				save()
+				delete(rows, has.EngineID)
+			}
 		case "destroy":
 			if has != nil {
 				delete(rows, has.EngineID)
@@ -183,7 +192,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 				w = &witnesses{id: id, deployment: simDeployment}
 			}
 			w.row = row
-			r := w.judgeRow(at)
+			r := w.judgeRow(at, true)
 			if r.act == ActQuarantine {
 				t.Fatalf("%s is quarantined: %s", id, r.why)
 			}
@@ -203,11 +212,24 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			if rebuilt[id] != nil || pool[id] {
 				continue
 			}
-			if r := w.judgeLost(at); r.act == ActRebuild {
-				rebuilt[id] = r.row
-			} else if r.act != "" {
+			r := w.judgeLost(at)
+			if r.act != "" && r.act != ActRebuild {
 				t.Fatalf("%s: %s %s", id, r.act, r.why)
 			}
+			if r.act == "" {
+				continue
+			}
+			// The user's row that was put back gives way, for nothing of it is left.
+			for other, row := range rebuilt {
+				if row.ProductID != r.row.ProductID || row.UserID != r.row.UserID {
+					continue
+				}
+				if now[other] != nil && !now[other].nothing() {
+					t.Fatalf("%s and %s are both of %s", id, other, row.UserID)
+				}
+				delete(rebuilt, other)
+			}
+			rebuilt[id] = r.row
 		}
 		for id, row := range want {
 			got := rebuilt[id]
@@ -223,7 +245,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			}
 		}
 		for id, row := range rebuilt {
-			if row.Reason == reasonBrainMissing {
+			if row.Reason == reasonBrainMissing || row.State == registry.Destroying {
 				continue // there is nothing to be given
 			}
 			owner := secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: id}
@@ -246,7 +268,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 				w = &witnesses{id: id, deployment: simDeployment}
 			}
 			w.row = row
-			if r := w.judgeRow(at); r.act != "" {
+			if r := w.judgeRow(at, true); r.act != "" {
 				t.Fatalf("%s is judged once more: %s %s", id, r.act, r.why)
 			}
 		}

@@ -50,6 +50,9 @@ type world struct {
 	keysLost    bool
 	keysMissing map[string]bool
 
+	// lost are the engine_ids of rows whose volume Nomad does not know.
+	lost map[string]bool
+
 	// suspects are the counts that did not agree in the pass before.
 	suspects map[string]suspect
 
@@ -100,7 +103,12 @@ const staleNodes = 2 * time.Minute
 var enginePrefix = registry.JobID("")
 
 // engineOf is the engine_id in the name of a job or volume.
-func engineOf(name string) string { return strings.TrimPrefix(name, enginePrefix) }
+func engineOf(name string) string {
+	if id, registration := registry.VolumeOf(name); registration > 1 {
+		return id
+	}
+	return strings.TrimPrefix(name, enginePrefix)
+}
 
 // withoutVolume are the engine_ids of the volume pool for which there is no volume, as
 // it seems: one that was made while the lists were read is among them.
@@ -113,6 +121,29 @@ func (w *world) withoutVolume() map[string]bool {
 		delete(lost, engineOf(v.Name))
 	}
 	return lost
+}
+
+// lostKeys is how many rows have no key in Vault, as far as that was compared.
+func (w *world) lostKeys() int {
+	if w.keysMissing != nil {
+		return len(w.keysMissing)
+	}
+	has := make(map[string]bool, len(w.keys))
+	for _, id := range w.keys {
+		has[id] = true
+	}
+	n := 0
+	for _, row := range w.rows {
+		if wantsKey(row) && !has[row.EngineID] {
+			n++
+		}
+	}
+	return n
+}
+
+// wantsKey says whether a row names a key that has to be there.
+func wantsKey(row *registry.Engine) bool {
+	return row.KeyVersion > 0 && row.Op == nil && row.State != registry.Destroying && row.Reason != reasonBrainMissing
 }
 
 // readOwners reads the secrets of the engines that the registry does not have: in a
@@ -155,7 +186,7 @@ func (s *Scheduler) readOwners(ctx context.Context, w *world) error {
 	if w.keysLost {
 		w.keysMissing = map[string]bool{}
 		for _, row := range w.rows {
-			if row.KeyVersion == 0 || row.Op != nil || row.State == registry.Destroying || row.Reason == reasonBrainMissing {
+			if !wantsKey(row) {
 				continue
 			}
 			work.Go(func() error {
@@ -170,6 +201,37 @@ func (s *Scheduler) readOwners(ctx context.Context, w *world) error {
 		}
 	}
 	return work.Wait()
+}
+
+// lookForLost notes the rows whose volume Nomad does not know. The list of volumes
+// is older than that of rows: where one is missing, the volumes are listed once more.
+func (s *Scheduler) lookForLost(ctx context.Context, w *world, pace cluster.Pace) {
+	if !w.read(listVolumes, listRows) {
+		return
+	}
+	lost := map[string]string{} // engine_ids by volume
+	for _, row := range w.rows {
+		if row.VolumeID != "" {
+			lost[row.VolumeID] = row.EngineID
+		}
+	}
+	for _, v := range w.volumes {
+		delete(lost, v.ID)
+	}
+	if len(lost) == 0 {
+		return
+	}
+	now, err := s.cluster.Volumes(ctx, pace)
+	if err != nil {
+		return // nothing is said that is not known
+	}
+	for _, v := range now {
+		delete(lost, v.ID)
+	}
+	w.lost = make(map[string]bool, len(lost))
+	for _, id := range lost {
+		w.lost[id] = true
+	}
 }
 
 // look reads the world. What cannot be read is missing in it.
@@ -207,6 +269,7 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace 
 			w.missing[l.name] = err
 		}
 	}
+	s.lookForLost(ctx, w, pace)
 	for _, q := range w.quarantine {
 		w.quarantined[q.EngineID] = true
 	}

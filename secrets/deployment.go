@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	vault "github.com/hashicorp/vault/api"
 )
@@ -61,8 +62,10 @@ type Product struct {
 	// Record is the row as the registry keeps it: it holds hashes of platform keys,
 	// and no key.
 	Record json.RawMessage `json:"record,omitempty"`
-	// Deleted: the product was deleted, and a row that comes back is an old one.
-	Deleted bool `json:"deleted,omitempty"`
+	// Deleted: the product was, or is being, deleted, and a row that comes back is an
+	// old one. DeletedAt is when that was said.
+	Deleted   bool      `json:"deleted,omitempty"`
+	DeletedAt time.Time `json:"deleted_at,omitzero"`
 
 	// Version is the record's number in Vault: what a write compares.
 	Version int `json:"-"`

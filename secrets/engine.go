@@ -252,6 +252,13 @@ func (v *Vault) remember(engineID string, k *EngineKey) {
 	v.cache[engineID] = append(slices.Clone(held), &kept)
 }
 
+// Forget drops all keys in memory: each is read anew.
+func (v *Vault) Forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	clear(v.cache)
+}
+
 // forget drops the versions of an engine in memory that are older than number; 0:
 // all.
 func (v *Vault) forget(engineID string, number int) {

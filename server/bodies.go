@@ -27,5 +27,9 @@ type (
 		ProductID *string `json:"product_id"`
 		UserID    *string `json:"user_id"`
 	}
+	adoptNodeBody struct {
+		From           string `json:"from"`
+		ProcessesEnded bool   `json:"processes_ended"`
+	}
 	emptyBody struct{}
 )

@@ -75,10 +75,10 @@ func TestShowRegistry(t *testing.T) {
 		"recovering": {
 			scheduler.RegistryStatus{
 				Deployment: &registry.Deployment{
-					ID: "d", Registry: "r", Epoch: 3, State: registry.RegistryRecovering, Why: "w", Since: at, KeysLost: &at,
+					ID: "d", Registry: "r", Epoch: 3, State: registry.RegistryRecovering, Why: "w", Since: at, KeysLost: &at, KeysMissing: 6,
 					Last: &registry.Recovery{Why: "v", BeganAt: at, EndedAt: at, Rebuilt: 1, Corrected: 2, Missing: 3, Products: 4, Pooled: 5},
 				},
-				KeysMissing: 6, Quarantined: 7,
+				Quarantined: 7,
 			},
 			`{"deployment_id":"d","registry_id":"r","epoch":3,"state":"recovering","why":"w","since":"2026-11-24T06:19:47Z","keys":"lost","keys_lost_since":"2026-11-24T06:19:47Z","keys_missing":6,"quarantined":7,` +
 				`"last_recovery":{"why":"v","began_at":"2026-11-24T06:19:47Z","ended_at":"2026-11-24T06:19:47Z","rebuilt":1,"corrected":2,"missing":3,"products":4,"pooled":5}}`,

@@ -84,6 +84,7 @@ func (s *Server) routes() http.Handler {
 	r.GET("/registry/recover", plain(s.planRecovery))
 	r.POST("/registry/recover", plain(s.requestRecovery))
 	r.POST("/registry/rekey", plain(s.rekey))
+	r.POST("/nodes/:id/adopt", item(s.adoptNode))
 	r.GET("/quarantine", plain(s.listQuarantine))
 	r.POST("/quarantine/:id/adopt", item(s.adopt))
 	r.DELETE("/quarantine/:id", item(s.discard))

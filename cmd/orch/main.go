@@ -35,6 +35,7 @@ func run(args []string) int {
 		"engine discard":      func() (cli.Command, error) { return &discardCommand{}, nil },
 		"engine quarantine":   func() (cli.Command, error) { return &quarantineCommand{}, nil },
 		"engine rekey":        func() (cli.Command, error) { return &rekeyCommand{}, nil },
+		"node adopt":          func() (cli.Command, error) { return &nodeAdoptCommand{}, nil },
 		"registry recover":    func() (cli.Command, error) { return &recoverCommand{}, nil },
 		"registry status":     func() (cli.Command, error) { return &registryCommand{}, nil },
 		"provider-keys apply": func() (cli.Command, error) { return &providerKeysCommand{}, nil },

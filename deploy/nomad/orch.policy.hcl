@@ -3,14 +3,15 @@
 
 namespace "default" {
   capabilities = [
-    "parse-job",          # POST /v1/jobs/parse
-    "submit-job",         # register, deregister and purge, evaluate
-    "list-jobs",          # GET /v1/jobs
-    "read-job",           # job, allocations, evaluations, GET /v1/jobs/statuses; event topics Job, Allocation, Evaluation, Deployment
-    "alloc-lifecycle",    # PUT /v1/client/allocation/<id>/signal: pause and wake, for products with sleep_mode = pause
-    "host-volume-create", # PUT /v1/volume/host/create
-    "host-volume-read",   # list and read; event topic HostVolume
-    "host-volume-delete", # DELETE /v1/volume/host/<id>/delete
+    "parse-job",            # POST /v1/jobs/parse
+    "submit-job",           # register, deregister and purge, evaluate
+    "list-jobs",            # GET /v1/jobs
+    "read-job",             # job, allocations, evaluations, GET /v1/jobs/statuses; event topics Job, Allocation, Evaluation, Deployment
+    "alloc-lifecycle",      # PUT /v1/client/allocation/<id>/signal: pause and wake, for products with sleep_mode = pause
+    "host-volume-create",   # PUT /v1/volume/host/create
+    "host-volume-register", # PUT /v1/volume/host/register: POST /nodes/{node_id}/adopt, after Nomad lost its state
+    "host-volume-read",     # list and read; event topic HostVolume
+    "host-volume-delete",   # DELETE /v1/volume/host/<id>/delete
   ]
 
   # The hash of an engine's key: nomad/jobs/engine-<engine_id>.

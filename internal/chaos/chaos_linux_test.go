@@ -44,8 +44,8 @@ func TestNothingIsLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := newInjector(t, r, w)
 	load := &workload{rig: r}
+	in := newInjector(t, r, w, load)
 	faults := plan(number, *faultsFor)
 	if *only != "" {
 		if faults, err = repeated(*only, *faultsFor); err != nil {

@@ -19,7 +19,10 @@ import (
 type injector struct {
 	rig   *rig
 	watch *watcher
+	load  *workload
 	log   func(format string, args ...any)
+
+	backup []byte // what Consul was, for a restore
 
 	mu      sync.Mutex
 	down    map[devstack.Component]bool // killed by a fault, and not started again yet
@@ -27,8 +30,8 @@ type injector struct {
 	trouble []error
 }
 
-func newInjector(t *testing.T, r *rig, w *watcher) *injector {
-	return &injector{rig: r, watch: w, log: t.Logf, down: map[devstack.Component]bool{}, counts: map[string]int{}}
+func newInjector(t *testing.T, r *rig, w *watcher, load *workload) *injector {
+	return &injector{rig: r, watch: w, load: load, log: t.Logf, down: map[devstack.Component]bool{}, counts: map[string]int{}}
 }
 
 // run carries out the plan, and heals what the last fault did.
@@ -38,7 +41,7 @@ func (in *injector) run(ctx context.Context, faults []fault) {
 		targets := in.resolve(f)
 		in.log("%6.1f s: %s %v", time.Since(began).Seconds(), f, targets)
 		in.count(f.how)
-		in.failed(f, in.begin(f.how, targets))
+		in.failed(f, in.begin(ctx, f.how, targets))
 		pause(ctx, f.hold)
 		in.failed(f, in.end(ctx, f.how, targets))
 		if !pause(ctx, f.rest) {
@@ -78,9 +81,11 @@ func (in *injector) resolve(f fault) []string {
 	return targets
 }
 
-func (in *injector) begin(how string, targets []string) error {
+func (in *injector) begin(ctx context.Context, how string, targets []string) error {
 	var errs []error
 	switch how {
+	case "restore":
+		return in.save(ctx)
 	case "part":
 		return in.rig.Network.Part(targets...)
 	case "crash":
@@ -108,6 +113,9 @@ func (in *injector) begin(how string, targets []string) error {
 
 func (in *injector) end(ctx context.Context, how string, targets []string) error {
 	var errs []error
+	if how == "restore" {
+		return in.restore(ctx)
+	}
 	for _, t := range targets {
 		c := devstack.Component(t)
 		switch how {

@@ -18,17 +18,18 @@ func TestPlan(t *testing.T) {
 			if !slices.EqualFunc(faults, plan(seed, within), func(a, b fault) bool { return a.String() == b.String() && a.rest == b.rest }) {
 				t.Fatalf("seed %d gives two plans", seed)
 			}
-			total, killed, paused := time.Duration(0), false, false
+			total, killed, paused, restored := time.Duration(0), false, false, false
 			for _, f := range faults {
 				total += f.hold + f.rest
 				killed = killed || f.how == "kill" && f.targets[0] == leader
 				paused = paused || f.how == "pause" && f.targets[0] == leader && f.hold > sessionTTL
+				restored = restored || f.how == "restore"
 				if len(f.targets) == 0 || len(f.targets) > 2 || f.hold <= 0 || f.rest <= 0 {
 					t.Errorf("seed %d: fault %v", seed, f)
 				}
 			}
-			if !killed || !paused || total > within+30*time.Second {
-				t.Errorf("seed %d: killed %t, paused %t, %s of %s: %v", seed, killed, paused, total, within, faults)
+			if !killed || !paused || !restored || total > within+40*time.Second {
+				t.Errorf("seed %d: killed %t, paused %t, restored %t, %s of %s: %v", seed, killed, paused, restored, total, within, faults)
 			}
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // fault is one or two components taken away for a while.
 type fault struct {
-	how     string // kill, pause, cut, part, crash or reboot
+	how     string // kill, pause, cut, part, crash, reboot or restore
 	targets []string
 	hold    time.Duration // until it is healed
 	rest    time.Duration // until the next one
@@ -24,6 +24,7 @@ func (f fault) String() string {
 const (
 	leader    = "the leading replica"
 	anyEngine = "an engine"
+	consulKV  = "Consul"
 )
 
 // sessionTTL is how long a replica may be silent before it loses what it owns.
@@ -56,6 +57,8 @@ func plan(seed uint64, within time.Duration) []fault {
 	always := []fault{
 		{"kill", []string{leader}, between(time.Second, 3*time.Second), rest()},
 		{"pause", []string{leader}, sessionTTL + between(3*time.Second, 5*time.Second), rest()},
+		// Consul is put back to what it was this long ago.
+		{"restore", []string{consulKV}, between(3*time.Second, 6*time.Second), rest()},
 	}
 	rng.Shuffle(len(always), func(i, j int) { always[i], always[j] = always[j], always[i] })
 	var faults []fault
@@ -69,7 +72,9 @@ func plan(seed uint64, within time.Duration) []fault {
 	}
 	for add(random(rng, between, rest, within)) {
 		if len(faults)%2 == 1 && len(always) > 0 {
-			add(always[0])
+			if !add(always[0]) {
+				break
+			}
 			always = always[1:]
 		}
 	}

@@ -54,6 +54,7 @@ type watcher struct {
 	recovery []time.Duration
 	crashes  []time.Duration // from a crash to the row that says so
 	last     *snapshot
+	back     bool                          // Consul is put back in time: nothing agrees meanwhile
 	ids      map[devstack.Component]string // of replicas, as last seen
 }
 
@@ -90,11 +91,25 @@ func (w *watcher) run(ctx context.Context) {
 		}
 	})
 	for pause(ctx, watchEvery) {
-		if s, err := w.look(ctx); err == nil {
+		if s, err := w.look(ctx); err == nil && !w.isBack() {
 			w.measure(s)
 			w.always(s)
 		}
 	}
+}
+
+// restoring says that Consul is being put back in time, or that all is rebuilt. What
+// was waited for is not: the one it was to happen to may be another by now.
+func (w *watcher) restoring(back bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.back, w.waiting = back, nil
+}
+
+func (w *watcher) isBack() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.back
 }
 
 // look reads the registry, from whichever Consul server answers.

@@ -28,6 +28,9 @@ type workload struct {
 	rig     *rig
 	history history
 	brains  brains
+	// still is held for reading by each caller that acts, and for writing while none
+	// may.
+	still sync.RWMutex
 }
 
 // dialer connects within a time.
@@ -56,7 +59,9 @@ func (w *workload) run(ctx, working context.Context, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		wg.Go(func() {
 			for pause(working, time.Duration(rng.IntN(300))*time.Millisecond) {
+				w.still.RLock()
 				w.act(ctx, rng)
+				w.still.RUnlock()
 			}
 		})
 	}

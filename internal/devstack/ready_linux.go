@@ -104,7 +104,8 @@ func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
 			return err
 		}
 		for _, stub := range nodes {
-			if stub.Name != s.names[c] {
+			// By its id: a client that lost its state leaves an old node of its name.
+			if stub.ID != about.Stats["client"]["node_id"] {
 				continue
 			}
 			node, _, err := self.Nodes().Info(stub.ID, q)

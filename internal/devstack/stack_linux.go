@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -261,11 +262,31 @@ func (s *Stack) Restart(ctx context.Context, c Component) error {
 	return nil
 }
 
+// Lose ends an agent of Nomad as Kill does and removes the state that it keeps, as
+// when its disk is replaced. Restart starts it. A client's host volumes and the
+// directories of its tasks stay, and its tasks go on running.
+func (s *Stack) Lose(c Component) error {
+	if !isNomad(c) {
+		return fmt.Errorf("%q is no agent of Nomad", c)
+	}
+	if err := s.Kill(c); err != nil {
+		return err
+	}
+	state := "client"
+	if isNomadServer(c) {
+		state = "server"
+	}
+	return os.RemoveAll(filepath.Join(s.path(c, ""), state))
+}
+
 // Pause stops an agent with SIGSTOP: it keeps its connections and answers nothing.
 func (s *Stack) Pause(c Component) error { return s.signal(c, syscall.SIGSTOP) }
 
 // Resume lets a paused agent go on.
 func (s *Stack) Resume(c Component) error { return s.signal(c, syscall.SIGCONT) }
+
+// Addr is the address of an agent's API.
+func (s *Stack) Addr(c Component) string { return s.urls[c] }
 
 // LogFile is where an agent writes its log, for Nomad the server; it grows over
 // restarts.

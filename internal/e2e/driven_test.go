@@ -19,6 +19,10 @@ var notDriven = []struct {
 }{
 	{"it needs a node that answers its servers, and for 40 s not the kill", []contract.Answer{{Operation: "destroyEngine", Status: 504, Code: "STOP_UNCONFIRMED"}}},
 	{"it needs another replica that lives and does not get on with its destroy", []contract.Answer{{Operation: "destroyEngine", Status: 409, Code: "ENGINE_BUSY"}}},
+	{"it needs an engine that changes between a read and a check-and-set", []contract.Answer{
+		{Operation: "adopt", Status: 409, Code: "ENGINE_BUSY"}, {Operation: "discard", Status: 409, Code: "ENGINE_BUSY"},
+	}},
+	{"it needs a node that is silent for 40 s", []contract.Answer{{Operation: "discard", Status: 504, Code: "STOP_UNCONFIRMED"}}},
 	{"it needs an engine that changes faster than a call can look, again and again", []contract.Answer{{Operation: "admit", Status: 409, Code: "ENGINE_BUSY"}}},
 }
 

@@ -284,7 +284,9 @@ func testBurnPoints(t *testing.T) {
 			for n := range entries {
 				got, err := p.Engine(ctx, fmt.Sprint("victim-", i, "-", n))
 				if err != nil || victims[got.EngineID] != got.APIKey {
-					return fmt.Errorf("%+v, %w", got, err)
+					list, qerr := p.Quarantine(ctx)
+					st, rerr := p.Registry(ctx)
+					return fmt.Errorf("%+v, %w; quarantined are %+v, %w, the registry is %+v, %w", got, err, list, qerr, st, rerr)
 				}
 			}
 			return nil

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -270,7 +271,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 			eventually(t, 60*time.Second, user+" is not kept waiting", func() error {
 				a, err := two.Admit(ctx, user, client.AdmitOptions{AutoProvision: true})
 				var bad *client.Error
-				if errors.As(err, &bad) && bad.Code == "REGISTRY_RECOVERING" && bad.Status == 503 && bad.RetryAfter >= time.Second {
+				if errors.As(err, &bad) && bad.Status == 503 && bad.RetryAfter >= time.Second {
 					return err
 				}
 				if err != nil || !a.Admitted {
@@ -302,8 +303,8 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	if _, err := one.Destroy(ctx, "destroyed"); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.s.census("past/"); got["quota"] != got["engine-ids/"]-2 { // two are warm
-		t.Errorf("the stores hold %v", got)
+	if got, warm := p.s.census("past/"), len(p.s.warmRows("past/")); got["quota"] != got["rows"]-warm || got["rows"] != got["engine-ids/"] {
+		t.Errorf("the stores hold %v, %d of them warm", got, warm)
 	}
 	// Everybody can be destroyed, and then nothing is left.
 	for who, o := range p.known {
@@ -471,6 +472,30 @@ func TestRowOfAStranger(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 
+	t.Run("Stopped", func(t *testing.T) {
+		if _, err := c.Stop(ctx, "owner"); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := s.engines(prefix)
+		if err != nil || len(rows) != 1 {
+			t.Fatalf("%d rows, %v", len(rows), err)
+		}
+		theirs := *rows[0]
+		theirs.UserID = "thief"
+		s.putRow(prefix, &theirs)
+		wantCode(t, second(c.Start(ctx, "thief")), 409, "ENGINE_QUARANTINED")
+		thiefRow := slices.DeleteFunc(s.rows(prefix), func(key string) bool {
+			return !strings.HasSuffix(key, base64.RawURLEncoding.EncodeToString([]byte("thief")))
+		})
+		if len(thiefRow) != 1 {
+			t.Fatalf("rows %v", thiefRow)
+		}
+		if _, err := s.consul.KV().Delete(thiefRow[0], nil); err != nil {
+			t.Fatal(err)
+		}
+		s.putRow(prefix, rows[0])
+		eventually(t, 30*time.Second, "it starts for its owner", func() error { return second(c.Start(ctx, "owner")) })
+	})
 	t.Run("DestroyedByTheStranger", func(t *testing.T) {
 		rows, err := s.engines(prefix)
 		if err != nil || len(rows) != 1 {
@@ -495,6 +520,50 @@ func TestRowOfAStranger(t *testing.T) {
 	})
 }
 
+// A provision that is asked for once more is not answered with a key that its secret
+// says is somebody else's.
+func TestAnswerOfAStranger(t *testing.T) {
+	t.Parallel()
+	vars := map[string]string{"ORCH_CONSUL_PREFIX": "answer-of-a-stranger/", "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "3600", "ORCH_DATABASE_URL": "sqlite://" + filepath.Join(t.TempDir(), "audit.db")}
+	prefix := vars["ORCH_CONSUL_PREFIX"]
+	r := startService(t, shared, vars)
+	s, ctx := openStores(t, shared), t.Context()
+	c := r.product(t, nil)
+	e, err := provisionOnce(ctx, c, "once", "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop() // it has the key in memory
+	rows, err := s.engines(prefix)
+	if err != nil || len(rows) != 1 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	if _, err := s.vault.Logical().Delete(mountName(prefix) + "/metadata/engines/" + e.EngineID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.vault.KVv2(mountName(prefix)).Put(ctx, "engines/"+e.EngineID, map[string]any{
+		"api_key": e.APIKey, "key_id": rows[0].KeyID,
+		"owner": map[string]any{"deployment": s.deployment(prefix).ID, "product_id": rows[0].ProductID, "user_id": "somebody", "engine_id": e.EngineID},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = startService(t, shared, vars)
+	c.BaseURL = r.url
+	wantCode(t, second(provisionOnce(ctx, c, "once", "u", "")), 409, "ENGINE_QUARANTINED")
+	eventually(t, 30*time.Second, "the admin can discard it", func() error { return r.admin().Discard(ctx, e.EngineID) })
+	if got, err := c.Engine(ctx, "u"); err != nil || got.Reason != "brain_missing" || got.APIKey != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	left := slices.DeleteFunc(s.traces(e.EngineID), func(what string) bool { return strings.Contains(what, "/idempotency/") })
+	if len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // putRow writes a row behind the service's back, with its index.
 func (s *stores) putRow(prefix string, row *registry.Engine) {
 	s.t.Helper()
@@ -507,6 +576,93 @@ func (s *stores) putRow(prefix string, row *registry.Engine) {
 	for k, v := range map[string][]byte{"engines/" + key: value, "engine-ids/" + row.EngineID: []byte("engines/" + key), "changes/" + key[:2]: []byte(row.EngineID + "@hand")} {
 		if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + k, Value: v}, nil); err != nil {
 			s.t.Fatal(err)
+		}
+	}
+}
+
+// A registry that cannot be rebuilt, for a list cannot be read, keeps every change
+// waiting, and then says why; running engines are admitted. Once it can be, all goes
+// on.
+func TestRegistryRecovering(t *testing.T) {
+	t.Parallel()
+	prefix := "recovering/"
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "1"})
+	s, ctx := openStores(t, shared), t.Context()
+	c := r.product(t, nil)
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Provision(ctx, "stopped", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Stop(ctx, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	quarantined := engineIDOf(e.EngineID[:6])
+	mustPut := func(key, value string) {
+		t.Helper()
+		if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + key, Value: []byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustPut("graves/damaged", "no JSON")
+	mustPut("quarantine/"+quarantined, `{"engine_id": "`+quarantined+`", "why": "a test"}`)
+	if err := r.admin().RecoverRegistry(ctx); err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]func() error{
+		"provision":  func() error { return second(c.Provision(ctx, "new", "")) },
+		"admit":      func() error { return second(c.Admit(ctx, "new", client.AdmitOptions{AutoProvision: true})) },
+		"start":      func() error { return second(c.Start(ctx, "stopped")) },
+		"stop":       func() error { return second(c.Stop(ctx, "u")) },
+		"rotate-key": func() error { return second(c.RotateKey(ctx, "u")) },
+		"destroy":    func() error { return second(c.Destroy(ctx, "u")) },
+		"rekey":      func() error { return second(r.admin().Rekey(ctx)) },
+		"adopt":      func() error { return second(r.admin().Adopt(ctx, quarantined, "", "")) },
+		"discard":    func() error { return r.admin().Discard(ctx, quarantined) },
+		"adoptNode":  func() error { return second(r.admin().AdoptNode(ctx, "a", "b", false)) },
+	}
+	t.Run("Calls", func(t *testing.T) {
+		for name, call := range calls {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				wantCode(t, call(), 503, "REGISTRY_RECOVERING")
+			})
+		}
+	})
+	if a, err := c.Admit(ctx, "u", client.AdmitOptions{}); err != nil || !a.Admitted || a.Engine.APIKey != e.APIKey {
+		t.Errorf("an admit of a running engine: %+v, %v", a, err)
+	}
+	st, err := r.admin().Registry(ctx)
+	if err != nil || st.State != "recovering" || st.Why == "" || st.Quarantined != 1 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	var health struct{ Status, Registry string }
+	if err := r.admin().Do(ctx, http.MethodGet, "/health", nil, &health); err != nil || health.Registry != "recovering" || health.Status != "ok" {
+		t.Errorf("%+v, %v", health, err)
+	}
+	if err := (&client.Client{BaseURL: r.url}).Ready(ctx); err != nil {
+		t.Errorf("it is not ready: %v", err)
+	}
+	if _, err := s.consul.KV().Delete(prefix+"graves/damaged", nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, "the registry is whole again", func() error { return second(c.RotateKey(ctx, "u")) })
+	eventually(t, 60*time.Second, "a quarantine of which nothing is left goes", func() error {
+		list, err := r.admin().Quarantine(ctx)
+		if err != nil || len(list.Engines) > 0 {
+			return fmt.Errorf("%+v, %w", list, err)
+		}
+		return nil
+	})
+	plan, err := r.admin().PlanRecovery(ctx)
+	if err != nil || len(plan) > 0 {
+		t.Errorf("a recovery would %+v, %v", plan, err)
+	}
+	for _, user := range []string{"u", "stopped"} {
+		if _, err := c.Destroy(ctx, user); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func TestManyFallAsleep(t *testing.T) {
 				State: registry.Provisioning, Desired: registry.Sleeping, Image: "reference-engine", KeyVersion: 1,
 				NodeID: nodes[0].ID, AllocID: "none", URL: engine.URL, CreatedAt: time.Now().UTC(),
 			}
-			if err := store.Claim(ctx, tenant.Product, e, nil); err != nil {
+			if err := store.Refollowing(ctx, func() error { return store.Claim(ctx, tenant.Product, e, nil) }); err != nil {
 				return err
 			}
 			e.State = registry.Running

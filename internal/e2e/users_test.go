@@ -47,7 +47,7 @@ func testUserIDs(t *testing.T, d driver) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(job.Meta) != 2 {
+			if len(job.Meta) != 3 || job.Meta["deployment_id"] == "" {
 				t.Errorf("job meta is %v", job.Meta)
 			}
 			if _, err := c.Stop(ctx, user); err != nil {
