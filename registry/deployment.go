@@ -193,12 +193,24 @@ func (s *Store) Traces(ctx context.Context) (map[string]bool, error) {
 func (s *Store) Rebuild(ctx context.Context, p *Product, e, before *Engine) error {
 	quota := s.quotaTurn(p.ProductID)
 	defer quota.end()
-	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
-	quota.forget()
+	for {
+		err := s.rebuildOnce(ctx, quota, p, e, before)
+		if !errors.Is(err, errQuotaMoved) {
+			return err
+		}
+		quota.forget()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e, before *Engine) error {
 	count, at, err := quota.readOrNone(ctx)
 	if err != nil {
 		return err
 	}
+	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value},
 		s.setQuota(p.ProductID, count+1, at),
@@ -216,20 +228,24 @@ func (s *Store) Rebuild(ctx context.Context, p *Product, e, before *Engine) erro
 	if before != nil {
 		ops = append(append(ops, deleteAt(s.engineKey(before.ProductID, before.UserID), before.Index)...), s.changed(before))
 	}
-	const session, row = 0, 1
+	const session, row, place = 0, 1, 2 // positions in ops
 	results, failed, err := s.txn(ctx, ops)
 	quota.wrote(count+1, results)
-	if err != nil {
-		if slices.Contains(failed, row) && !slices.Contains(failed, session) {
-			return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
+	switch {
+	case err == nil:
+		if before != nil {
+			s.mirror.erased(before)
 		}
+		s.written(e, value, results)
+		return nil
+	case slices.Contains(failed, session):
 		return s.sessionOr(failed, err)
+	case slices.Contains(failed, row):
+		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
+	case slices.Contains(failed, place):
+		return errQuotaMoved
 	}
-	if before != nil {
-		s.mirror.erased(before)
-	}
-	s.written(e, value, results)
-	return nil
+	return err
 }
 
 // Correct writes e over the row that was read at e.Index, whatever state that was

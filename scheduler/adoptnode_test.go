@@ -162,7 +162,11 @@ func TestRebuildRegistered(t *testing.T) {
 	if r := w.judgeRow(time.Now(), true); r.act != ActCorrect || r.row.VolumeID != "new" || r.row.VolumeName != "engine-e.r2" || r.row.NodeID != "n" {
 		t.Errorf("a row from before: %s %+v", r.act, r.row)
 	}
-	w.variable = nil
+	w.row, w.volumes = r.row.Clone(), []*cluster.Volume{old} // a list from before
+	if r := w.judgeRow(time.Now(), true); r.row != nil && r.row.VolumeID != "new" {
+		t.Errorf("a list from before: %s %+v", r.act, r.row)
+	}
+	w.volumes, w.variable = []*cluster.Volume{old, own}, nil
 	if r := w.judgeLost(time.Now()); r.act != ActQuarantine {
 		t.Errorf("with two volumes and nothing that names one: %s", r.act)
 	}

@@ -37,6 +37,18 @@ func (s *Scheduler) witnessAll(ctx context.Context, w *world) {
 			return nil
 		})
 	}
+	if w.keysLost {
+		for _, row := range w.rows {
+			if wantsKey(row) && row.ProductID != registry.WarmProduct {
+				work.Go(func() error {
+					if err := s.claimAgain(limited, row); err != nil && ctx.Err() == nil {
+						s.log.Debug("an engine's owner was not written into Vault again; trying again", "engine_id", row.EngineID, "error", err)
+					}
+					return nil
+				})
+			}
+		}
+	}
 	_ = work.Wait() // the errors are told
 	if n := failed.Load(); n > 0 {
 		s.log.Warn("engines of an earlier version have no witnesses yet; trying again", "engines", n)
@@ -115,6 +127,28 @@ func (s *Scheduler) backfill(ctx context.Context, row *registry.Engine) error {
 	}
 	row.KeyVersion, row.KeyID = newest.Version, newest.ID
 	return s.store.Update(ctx, row)
+}
+
+// claimAgain makes a secret the user's again that a Vault which went back in time says
+// is a warm engine's: the row and Nomad name the user, and nobody else was ever given
+// the engine.
+func (s *Scheduler) claimAgain(ctx context.Context, row *registry.Engine) error {
+	k, err := s.vault.NewestKey(ctx, row.EngineID)
+	if errors.Is(err, secrets.ErrNotFound) || err == nil && !s.isWarm(k, row) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	v, err := s.cluster.Variable(ctx, row.JobID())
+	if err != nil {
+		return err
+	}
+	if v.Witness == nil || v.Witness.ProductID != row.ProductID || v.Witness.UserID != row.UserID {
+		return nil // an admin decides
+	}
+	own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: s.ownerOf(row)}
+	return s.vault.PutEngineKey(ctx, row.EngineID, own, k.Version)
 }
 
 // witnessProducts writes the witnesses of products whose row has changed since this

@@ -190,7 +190,7 @@ func (s *Scheduler) ownSecret(ctx context.Context, w *witnesses, owner secrets.O
 	if err != nil {
 		return err
 	}
-	if now := w.current(); now != nil {
+	if now, _ := w.current(); now != nil {
 		if now.Owner == owner {
 			return nil
 		}

@@ -34,7 +34,8 @@ type recovery struct {
 
 	mu        sync.Mutex
 	rulings   []*Action
-	restoring sync.Mutex // held while a product is brought back
+	restoring sync.Mutex // held while a product is read or brought back
+	tenants   map[string]registry.Tenant
 }
 
 // recoverRegistry makes one attempt, and says in the deployment's record when the
@@ -47,7 +48,7 @@ func (r *reconciler) recoverRegistry(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	x := &recovery{s: s, back: record.Back, done: r.rebuilt}
+	x := &recovery{s: s, back: record.Back, done: r.rebuilt, tenants: map[string]registry.Tenant{}}
 	err = x.run(ctx)
 	r.rebuilt = x.done // of all attempts
 	if err != nil {
@@ -77,7 +78,7 @@ func (r *reconciler) recoverRegistry(ctx context.Context) error {
 // PlanRecovery says what a recovery of the registry would do now; it changes
 // nothing. BACKEND_UNAVAILABLE: a store does not say what it has.
 func (s *Scheduler) PlanRecovery(ctx context.Context) ([]*Action, error) {
-	x := &recovery{s: s, dry: true}
+	x := &recovery{s: s, dry: true, tenants: map[string]registry.Tenant{}}
 	if record := s.guard.current(); record != nil {
 		x.back = record.Back
 	}
@@ -203,12 +204,23 @@ func (x *recovery) product(ctx context.Context, id string, witness *secrets.Prod
 
 // tenant is a lost engine's product; one that was deleted comes back for it.
 func (x *recovery) tenant(ctx context.Context, id string) (registry.Tenant, error) {
+	x.restoring.Lock()
+	defer x.restoring.Unlock()
+	if t, known := x.tenants[id]; known {
+		return t, nil
+	}
+	t, err := x.tenantOf(ctx, id)
+	if err == nil {
+		x.tenants[id] = t
+	}
+	return t, err
+}
+
+func (x *recovery) tenantOf(ctx context.Context, id string) (registry.Tenant, error) {
 	t, err := x.s.store.Tenant(ctx, id)
 	if !errors.Is(err, registry.ErrNotFound) {
 		return t, err
 	}
-	x.restoring.Lock()
-	defer x.restoring.Unlock()
 	witness, werr := x.s.vault.Product(ctx, id)
 	if werr != nil {
 		return t, werr

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"time"
 
 	"github.com/septemberai/orch/cluster"
@@ -99,18 +98,23 @@ func (w *witnesses) nothing() bool {
 }
 
 // current is the version of the secret that the engine was given last: the one
-// whose hash is in its variable, else the newest. nil: there is none.
-func (w *witnesses) current() *secrets.EngineKey {
+// whose hash is in its variable, else the newest. nil: there is none. sure says that
+// the engine takes it: its variable does not say otherwise.
+func (w *witnesses) current() (k *secrets.EngineKey, sure bool) {
 	for _, k := range w.keys {
 		if w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash {
-			return k
+			return k, true
 		}
 	}
 	if len(w.keys) > 0 {
-		return w.keys[0]
+		return w.keys[0], w.variable == nil
 	}
-	return nil
+	return nil, false
 }
+
+// lostKey is the name of a key that no secret has: that of an engine whose key Vault
+// has lost. It is given a new one as any other whose key is missing.
+const lostKey = "lost"
 
 // whyContradiction is why an engine is quarantined whose row is not its own.
 const whyContradiction = "its row names another owner than its secret in Vault"
@@ -163,8 +167,11 @@ func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine
 			w.atRest(row)
 		}
 	}
-	if k := w.current(); k != nil {
+	if k, sure := w.current(); k != nil {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
+		if !sure {
+			row.KeyID = lostKey
+		}
 	}
 	w.brainOf(row)
 	return row
@@ -239,14 +246,15 @@ func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
 	case owner != secrets.Owner{} && owner != own:
 		return ruling{act: ActQuarantine, why: whyContradiction}
 	}
-	if k := w.current(); k != nil && k.Owner == own {
+	// A secret that is older than the row says that Vault went back, not the row.
+	if k, sure := w.current(); k != nil && k.Owner == own && (sure || k.Version > row.KeyVersion) {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 	}
-	if len(w.volumes) == 1 && row.VolumeID != w.volumes[0].ID {
-		row.NodeID, row.VolumeID, row.VolumePath = w.volumes[0].NodeID, w.volumes[0].ID, w.volumes[0].Path
-	}
-	if !slices.ContainsFunc(w.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID }) {
-		w.brainOf(row) // it was registered again since (AdoptNode)
+	if v := w.brain(); v != nil && v.ID != row.VolumeID {
+		_, now := registry.VolumeOf(v.Name)
+		if _, then := registry.VolumeOf(row.Volume()); now >= then { // else the list is from before AdoptNode
+			w.brainOf(row)
+		}
 	}
 	dropped := row.Op != nil
 	row.Op, row.SleepPending = nil, ""

@@ -275,6 +275,52 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 	})
 }
 
+// A Vault that is put back to any earlier moment, or emptied, under a registry that is
+// compared all the same: no engine changes its user, no row comes to name a key that
+// its engine does not take, and nothing is given up.
+func TestAnyVaultIsSurvived(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		last := len(h.rows) - 1
+		back := rapid.IntRange(-1, last).Draw(t, "moment")
+		rows, now := h.rows[last], h.outside[last]
+		at := time.Unix(1_700_000_000, 0).UTC()
+		for id, w := range now {
+			w.keys = nil
+			if back >= 0 && h.outside[back][id] != nil {
+				w.keys = h.outside[back][id].keys
+			}
+		}
+		takes := func(w *witnesses, row *registry.Engine) bool {
+			for _, k := range w.keys {
+				if k.Version == row.KeyVersion && k.ID == row.KeyID {
+					return w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash
+				}
+			}
+			return true // Vault does not have it: nobody is told it
+		}
+		for id, row := range rows {
+			w := now[id]
+			if w == nil {
+				continue // it is being destroyed
+			}
+			w.row = row
+			r := w.judgeRow(at, true)
+			switch {
+			case r.act == ActQuarantine && row.ProductID != registry.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == registry.WarmProduct:
+				continue // it was warm then: nobody is told its key until an admin looks
+			case r.act != "" && r.act != ActCorrect:
+				t.Fatalf("engine %s: %s %s", id, r.act, r.why)
+			case r.row == nil:
+				continue
+			}
+			if r.row.ProductID != row.ProductID || r.row.UserID != row.UserID || r.row.VolumeID != row.VolumeID || !takes(w, r.row) {
+				t.Fatalf("engine %s was %+v and is %+v; Vault has %+v", id, row, r.row, w.keys)
+			}
+		}
+	})
+}
+
 // What contradicts itself, and what does not say whose it is, is left to an admin.
 func TestJudgeLostQuarantines(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}

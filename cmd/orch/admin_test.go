@@ -83,3 +83,29 @@ func TestAdminCommandsCalledWrongly(t *testing.T) {
 		t.Errorf("it asked %s", got)
 	}
 }
+
+func TestNodeAdoptCommand(t *testing.T) {
+	vars, asked := answering(t, map[string]string{
+		"POST /nodes/new/adopt": `{"adopted": 3, "left": 0, "cleared": 1, "failed": []}`,
+		"POST /nodes/bad/adopt": `{"adopted": 0, "left": 2, "cleared": 0, "failed": [{"engine_id": "e1", "why": "its brain is not there"}]}`,
+	})
+	if code, stdout, stderr := orch(t, vars, "node", "adopt", "old", "new"); code != 0 || stdout != "adopted 3 engines; removed the data of 1 destroyed ones\n" || stderr != "" {
+		t.Errorf("%d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, _ := orch(t, vars, "node", "adopt", "old", "new", "-processes-ended", "-json"); code != 0 || !strings.Contains(stdout, `"adopted": 3`) {
+		t.Errorf("-json: %d, %q", code, stdout)
+	}
+	code, stdout, stderr := orch(t, vars, "node", "adopt", "bad", "bad")
+	if code != 1 || !strings.Contains(stdout, "e1: its brain is not there") || !strings.Contains(stdout, "2 engines are left: run it again") || !strings.Contains(stderr, "not adopted") {
+		t.Errorf("with failures: %d, %q, %q", code, stdout, stderr)
+	}
+	before := asked()
+	for _, args := range [][]string{{"node", "adopt"}, {"node", "adopt", "old"}, {"node", "adopt", "a", "b", "c"}, {"node", "adopt", "a", "b", "-x"}} {
+		if code, stdout, stderr := orch(t, vars, args...); code != 2 || stdout != "" || !strings.Contains(stderr, "Usage: orch node adopt") {
+			t.Errorf("%v: %d, %q, %q", args, code, stdout, stderr)
+		}
+	}
+	if got := asked(); got != before {
+		t.Errorf("wrong calls asked %s", got)
+	}
+}

@@ -16,10 +16,10 @@ func (*buryCommand) Synopsis() string { return "Forget a destroyed engine whose 
 func (*buryCommand) Help() string {
 	return `Usage: orch engine bury ENGINE_ID [-yes]
 
-  Forget the grave of a destroyed engine: its volume is on a node that was silent
-  when the engine was destroyed, and that will not come back. Should the node come
-  back after all, the volume is removed as an orphan. The admin's GET /graves lists
-  the graves.
+  Forget the grave of a destroyed engine: its data is on a node that was silent
+  when the engine was destroyed, and that will not come back, or you have removed
+  the directory. Should the node come back after all, a volume that Nomad knows is
+  removed as an orphan. The admin's GET /graves lists the graves.
 
   -yes  do not ask
 ` + adminHelp

@@ -37,6 +37,7 @@ func TestHelp(t *testing.T) {
 func TestGroupHelp(t *testing.T) {
 	for group, names := range map[string][]string{
 		"engine": {"provision", "adopt", "bury", "discard", "quarantine", "rekey"}, "registry": {"recover", "status"},
+		"node": {"adopt"},
 	} {
 		code, stdout, stderr := orch(t, nil, group, "-help")
 		if code != 0 || stderr != "" {

@@ -325,6 +325,7 @@ func (d *stranded) kick() {
 func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 	d.t.Helper()
 	var sum client.NodeAdoption
+	began := time.Now()
 	eventually(d.t, 4*time.Minute, "the engines are adopted", func() error {
 		done, err := d.r.admin().AdoptNode(d.t.Context(), from, to, false)
 		if err != nil {
@@ -336,6 +337,7 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 		}
 		return nil
 	})
+	d.t.Logf("adopted %d engines and cleared %d in %s", sum.Adopted, sum.Cleared, time.Since(began).Round(100*time.Millisecond))
 	if sum.Adopted != want.Adopted || sum.Cleared != want.Cleared {
 		d.t.Errorf("adopted %+v, want %+v", sum, want)
 	}
@@ -351,6 +353,21 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 	if len(rows) != want.Adopted {
 		d.t.Errorf("audit rows of %v, want %d", rows, want.Adopted)
 	}
+}
+
+// registered counts the volumes whose name ends so.
+func (d *stranded) registered(suffix string) (n int) {
+	d.t.Helper()
+	volumes, _, err := d.s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, v := range volumes {
+		if strings.HasSuffix(v.Name, suffix) {
+			n++
+		}
+	}
+	return n
 }
 
 // A node's agent lost its state and registered as another node; the processes of
@@ -387,7 +404,24 @@ func TestNomadClientLost(t *testing.T) {
 		t.Error("the grave is not listed")
 	}
 	wantCode(t, second(d.r.admin().AdoptNode(ctx, node, old, false)), 400, "INVALID_REQUEST")
+	// A call that is cut before it has named the volumes in the rows is gone on with.
+	cut, cancel := context.WithCancel(ctx)
+	answer := make(chan error, 1)
+	go func() { answer <- second(d.r.admin().AdoptNode(cut, old, node, false)) }()
+	eventually(t, 2*time.Minute, "volumes are registered", func() error {
+		if n := d.registered(".r2"); n != 2 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-answer; err == nil {
+		t.Error("the call that was cut was answered")
+	}
 	d.adopt(old, node, client.NodeAdoption{Adopted: 2, Cleared: 1})
+	if d.registered(".r2") != 2 || d.registered(".r3") != 0 {
+		t.Errorf("%d and %d volumes are registered", d.registered(".r2"), d.registered(".r3"))
+	}
 	if err := gone(d.path("doomed"), true); err != nil {
 		t.Error(err)
 	}

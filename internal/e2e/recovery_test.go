@@ -36,14 +36,13 @@ type past struct {
 
 // owned is what a user was told, and told its engine.
 type owned struct {
-	c        *client.Client
-	product  string
-	user     string
-	engine   *client.Engine
-	memory   string
-	status   string // the engine is to be in, once all is rebuilt
-	gone     bool   // it was destroyed
-	platform string
+	c       *client.Client
+	product string
+	user    string
+	engine  *client.Engine
+	memory  string
+	status  string // the engine is to be in, once all is rebuilt
+	gone    bool   // it was destroyed
 }
 
 func newPast(t *testing.T, vars map[string]string) *past {

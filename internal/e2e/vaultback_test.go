@@ -130,9 +130,10 @@ func TestKeyDeletedInVault(t *testing.T) {
 // re-keying brings all of them back.
 func TestVaultRestored(t *testing.T) {
 	t.Parallel()
-	p := newPast(t, map[string]string{"ORCH_IDLE_TIMEOUT_S": "0"})
+	p := newPast(t, map[string]string{"ORCH_IDLE_TIMEOUT_S": "0", "ORCH_WARM_POOL": "1"})
 	ctx := t.Context()
 	c := p.tenant("one", nil)
+	p.s.awaitWarm(p.r, 1)
 	for _, user := range []string{"kept", "rotated", "stopped"} {
 		p.provision(c, "one", user)
 	}
@@ -169,6 +170,8 @@ func TestVaultRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.known["one/stopped"].status = "stopped"
+	p.provision(c, "one", "claimed") // it was warm when the backup was made
+	p.s.described(p.known["one/claimed"].engine.EngineID, `user "claimed"`)
 	p.provision(c, "one", "since")
 	p.r.stop() // no replica has a key in memory
 	restart(func() {
@@ -189,6 +192,7 @@ func TestVaultRestored(t *testing.T) {
 	if err := p.has(p.known["one/kept"]); err != nil {
 		t.Error(err)
 	}
+	eventually(t, 60*time.Second, "the one that was warm then is its user's", func() error { return p.has(p.known["one/claimed"]) })
 	for _, user := range []string{"rotated", "since"} {
 		wantCode(t, second(c.Engine(ctx, user)), 502, "BACKEND_ERROR")
 	}
@@ -207,14 +211,14 @@ func TestVaultRestored(t *testing.T) {
 	if _, err := c.Start(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
-	for _, user := range []string{"kept", "rotated", "stopped", "since", "new"} {
+	for _, user := range []string{"kept", "rotated", "stopped", "claimed", "since", "new"} {
 		o := p.known["one/"+user]
 		got, err := c.Engine(ctx, user)
 		if err != nil || got.Status != "running" || got.EngineID != o.engine.EngineID {
 			t.Fatalf("%s: %+v, %v", user, got, err)
 		}
 		refused := []string{}
-		if user != "kept" && user != "new" {
+		if user != "kept" && user != "new" && user != "claimed" {
 			if got.APIKey == o.engine.APIKey {
 				t.Errorf("%s has the key that Vault lost", user)
 			}
