@@ -32,9 +32,11 @@ type Deployment struct {
 	// Registry names this registry; one that is made anew for the same keys has
 	// another name.
 	Registry string `json:"registry"`
-	// Epoch is raised by each leader when it begins, in Vault before it is raised
-	// here.
-	Epoch int `json:"epoch"`
+	// Epoch is raised by each leader when it begins, and from time to time, in Vault
+	// before it is raised here. Raising is the one to come, written here before that:
+	// a leader that dies in between is told from a registry that went back.
+	Epoch   int `json:"epoch"`
+	Raising int `json:"raising,omitempty"`
 
 	State RegistryState `json:"state"`
 	// Why and Since say why the registry is being recovered, and since when.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -51,7 +52,6 @@ type guard struct {
 
 	// Only run uses these.
 	term     bool      // this replica leads, and has raised the epoch
-	raised   int       // the epoch that this replica wrote into Vault last
 	witness  time.Time // when Vault's record was last read
 	began    time.Time // when the epoch was raised last
 	back     string    // what shows that Consul went back; "": nothing
@@ -332,8 +332,8 @@ func (g *guard) owned() error {
 	return fmt.Errorf("%w: whether its mount is this deployment's was not read yet (%v)", secrets.ErrUnavailable, g.failed)
 }
 
-// begin begins a term, or the next epoch of one: it holds the two records against each other, and writes the
-// next epoch into both, Vault's first.
+// begin begins a term, or the next epoch of one: it holds the two records against each
+// other, and writes the next epoch into both.
 func (g *guard) begin(ctx context.Context, here *registry.Deployment, there *secrets.Deployment) error {
 	next, now := *here, time.Now().UTC()
 	recovering := func(why string) {
@@ -363,28 +363,48 @@ func (g *guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 		}
 		recovering("Consul has no record of this deployment, and Vault has its keys")
 	case lineageBehind:
-		if there.Epoch != g.raised { // else it is this replica's own, not written here yet
-			recovering(fmt.Sprintf("the epoch in Consul is %d, and in Vault %d", here.Epoch, there.Epoch))
-		}
+		recovering(fmt.Sprintf("the epoch in Consul is %d, and in Vault %d", here.Epoch, there.Epoch))
 	case lineageKeysBehind:
 		keysLost()
 	case lineageSame:
 	}
-	next.Epoch = max(here.Epoch, there.Epoch) + 1
-	record := &secrets.Deployment{ID: next.ID, Registry: next.Registry, Epoch: next.Epoch, Where: g.where(), Version: there.Version}
-	if err := g.s.vault.PutDeployment(ctx, record); err != nil {
-		return err
-	}
-	g.raised = record.Epoch
 	leads := g.s.replica.Leader()
-	put := g.s.store.LeadDeployment
-	if !leads && next.Epoch == 1 {
-		put = g.s.store.PutDeployment
-	}
-	if err := put(ctx, &next); err != nil {
+	if err := g.raise(ctx, next, there, leads); err != nil {
 		return err
 	}
 	g.term, g.witness, g.began, g.nonce = leads, time.Now(), time.Now(), ""
+	return nil
+}
+
+// raise writes the next epoch into both stores. The registry says first which epoch is
+// to come: whoever finds that one in Vault knows that a leader died in between, and
+// that nothing went back.
+func (g *guard) raise(ctx context.Context, next registry.Deployment, there *secrets.Deployment, leads bool) error {
+	put := g.s.store.LeadDeployment
+	if !leads && next.Epoch == 0 { // of a new deployment
+		put = g.s.store.PutDeployment
+	}
+	epoch := max(next.Epoch, next.Raising, there.Epoch) + 1
+	if next.Epoch > 0 {
+		// What a leader that died left half done is done with this write.
+		next.Epoch, next.Raising = max(next.Epoch, there.Epoch), epoch
+		meant := next
+		if err := put(ctx, &meant); err != nil {
+			return err
+		}
+		next.Index = meant.Index
+		g.take(&meant)
+		fault.Hit(pointEpochMeant)
+	}
+	record := &secrets.Deployment{ID: next.ID, Registry: next.Registry, Epoch: epoch, Where: g.where(), Version: there.Version}
+	if err := g.s.vault.PutDeployment(ctx, record); err != nil {
+		return err
+	}
+	fault.Hit(pointEpochRaised)
+	next.Epoch, next.Raising = epoch, 0
+	if err := put(ctx, &next); err != nil {
+		return err
+	}
 	g.take(&next)
 	return nil
 }
@@ -400,12 +420,7 @@ func (g *guard) retire(ctx context.Context) {
 	}
 	there, err := g.s.vault.Deployment(ctx)
 	if err == nil && compare(here, there, g.where()) == lineageSame {
-		there.Epoch++
-		if err = g.s.vault.PutDeployment(ctx, there); err == nil {
-			next := *here
-			next.Epoch = there.Epoch
-			err = g.s.store.LeadDeployment(ctx, &next)
-		}
+		err = g.raise(ctx, *here, there, true)
 	}
 	if err != nil {
 		g.log.Debug("the epoch was not raised before this leader stops", "error", err)

@@ -14,7 +14,7 @@ type lineage int
 const (
 	// lineageNew: neither store has a record. The deployment begins.
 	lineageNew lineage = iota
-	// lineageSame: both agree.
+	// lineageSame: both agree, or a leader died between raising one and the other.
 	lineageSame
 	// lineageBehind: the registry's epoch is behind Vault's: it was restored from an
 	// older state.
@@ -41,7 +41,7 @@ func compare(here *registry.Deployment, there *secrets.Deployment, where string)
 		return lineageForeign
 	case here.ID == "" || here.Registry != there.Registry:
 		return lineageLost
-	case here.Epoch < there.Epoch:
+	case here.Epoch < there.Epoch && here.Raising != there.Epoch:
 		return lineageBehind
 	case here.Epoch > there.Epoch:
 		return lineageKeysBehind

@@ -23,12 +23,14 @@ const (
 	atWritten  = "written"  // a change of a product is made, its audit row is open
 )
 
-// Points of the pools.
+// Points of the pools, and of the deployment's record.
 const (
 	pointPoolNoted     = "pool/noted"     // an entry is written, its volume not made
 	pointPoolDiscarded = "pool/discarded" // an entry is gone, its volume is not
 	// A warm engine is a user's, who was not told.
 	pointWarmClaimed = "pool/warm-claimed"
+	// The registry says which epoch is to come, and Vault has it.
+	pointEpochMeant, pointEpochRaised = "epoch/meant", "epoch/raised"
 )
 
 // fencedSteps are those that verify that they may still act; a destroy's rest is
@@ -40,9 +42,9 @@ func isFenced(kind registry.OpKind, step string) bool {
 }
 
 // FaultPoints are all points by what they interrupt: the kind of an operation,
-// the audit log's name of an admin's change, or "pool".
+// the audit log's name of an admin's change, "pool", or "epoch".
 func FaultPoints() map[string][]string {
-	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded, pointWarmClaimed}}
+	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded, pointWarmClaimed}, "epoch": {pointEpochMeant, pointEpochRaised}}
 	for kind, forward := range plans {
 		add := func(names ...string) {
 			for _, name := range names {

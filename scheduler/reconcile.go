@@ -106,9 +106,10 @@ func (r *reconciler) run(ctx context.Context) {
 		} else if time.Now().Before(due) {
 			continue
 		}
+		whole := r.s.guard.ok()
 		r.pass(WithRequestID(ctx, newID()), pace)
 		due = time.Now().Add(r.s.opts.ReconcileInterval)
-		if !r.s.guard.ok() {
+		if !whole || !r.s.guard.ok() { // a recovery acts on nothing else
 			due = time.Time{} // at the next tick
 		}
 	}

@@ -242,6 +242,8 @@ func TestFaultPoints(t *testing.T) {
 			t.Run(name, testPoolPoints)
 			t.Run("warm", testWarmPoints)
 			t.Run("burn", testBurnPoints)
+		case name == "epoch":
+			t.Run(name, func(t *testing.T) { testEpochPoints(t, sorted[name]) })
 		case len(sorted[name]) == 2 && strings.HasSuffix(sorted[name][1], "/written"):
 			t.Run(name, func(t *testing.T) { testAdminPoints(t, sorted[name]) })
 		default:
@@ -302,6 +304,7 @@ func (l *lane) run(points []string) {
 	if got := l.s.census(l.prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
 		l.t.Errorf("left: %v", got)
 	}
+	l.p.neverRecovered(l.t)
 }
 
 // next starts the next process, which dies at point, if that names one.
