@@ -172,7 +172,7 @@ func (s *Scheduler) quarantineUnknown(ctx context.Context, a *Action) error {
 	if err != nil {
 		return err
 	}
-	r := w.judgeLost(time.Now().UTC())
+	r := w.judgeLost(time.Now().UTC(), false)
 	if r.act != ActQuarantine {
 		return nil // it is gone, or the next pass knows whose it is
 	}
@@ -181,7 +181,9 @@ func (s *Scheduler) quarantineUnknown(ctx context.Context, a *Action) error {
 	if len(w.volumes) > 0 {
 		q.NodeID = w.volumes[0].NodeID
 	}
-	q.ProductID, q.UserID = w.named()
+	if q.ProductID, q.UserID = w.named(); ofUser(w.owner()) {
+		q.ProductID, q.UserID = w.owner().ProductID, w.owner().UserID
+	}
 	return s.quarantine(ctx, q)
 }
 
@@ -195,7 +197,7 @@ func (s *Scheduler) removeOrphan(ctx context.Context, a *Action) error {
 	// What may be somebody's is looked at once more, not only in a list.
 	if w, err := s.witnessesOf(ctx, a.found, nil); err != nil {
 		return err
-	} else if r := w.judgeLost(time.Now().UTC()); r.act != "" {
+	} else if r := w.judgeLost(time.Now().UTC(), false); r.act != "" {
 		return s.quarantineUnknown(ctx, &Action{EngineID: a.EngineID, found: a.found})
 	}
 	// Fenced by the lead: whoever lost it removes nothing.

@@ -153,7 +153,7 @@ func TestRebuildRegistered(t *testing.T) {
 		id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Owner: owner, Version: 1, ID: "k"}}, volumes: []*cluster.Volume{old, own},
 		variable: &cluster.Variable{Witness: &cluster.Witness{EngineID: "e", ProductID: "p", UserID: "u", VolumeID: "new"}}, job: &jobs.Engine{EngineID: "e", ProductID: "p", UserID: "u"},
 	}
-	r := w.judgeLost(time.Now())
+	r := w.judgeLost(time.Now(), true)
 	if r.act != ActRebuild || r.row.VolumeID != "new" || r.row.VolumeName != "engine-e.r2" || r.row.NodeID != "n" || r.row.FreshVolumeName() != "engine-e.r3" {
 		t.Errorf("%s (%s): %+v", r.act, r.why, r.row)
 	}
@@ -167,7 +167,7 @@ func TestRebuildRegistered(t *testing.T) {
 		t.Errorf("a list from before: %s %+v", r.act, r.row)
 	}
 	w.volumes, w.variable = []*cluster.Volume{old, own}, nil
-	if r := w.judgeLost(time.Now()); r.act != ActQuarantine {
+	if r := w.judgeLost(time.Now(), true); r.act != ActQuarantine {
 		t.Errorf("with two volumes and nothing that names one: %s", r.act)
 	}
 }

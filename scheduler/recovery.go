@@ -343,7 +343,7 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 			if err != nil {
 				return err
 			}
-			r := w.judgeLost(x.w.now)
+			r := w.judgeLost(x.w.now, x.back)
 			switch r.act {
 			case ActRebuild:
 				return x.rebuild(ctx, r, nil)

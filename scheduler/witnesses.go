@@ -126,13 +126,17 @@ type ruling struct {
 	row *registry.Engine // as it is to be written
 }
 
-// judgeLost says what is to be done about an engine that has no row.
-func (w *witnesses) judgeLost(now time.Time) ruling {
+// judgeLost says what is to be done about an engine that has no row. back: the registry
+// as a whole is an older one or new, and Nomad's servers may have lost their state with
+// it. Otherwise a key alone is what is left of an engine.
+func (w *witnesses) judgeLost(now time.Time, back bool) ruling {
 	owner := w.owner()
 	productID, userID := w.named()
 	switch {
 	case owner != secrets.Owner{} && owner.Deployment != w.deployment:
 		return ruling{} // another deployment's
+	case !w.whole() && back && ofUser(owner):
+		return ruling{act: ActQuarantine, why: "its secret in Vault says whose it is, and Nomad knows no volume of it"}
 	case !w.whole():
 		return ruling{}
 	case owner == secrets.Owner{}:
@@ -147,6 +151,11 @@ func (w *witnesses) judgeLost(now time.Time) ruling {
 		return ruling{act: ActQuarantine, why: fmt.Sprintf("%d volumes have its name", len(w.volumes))}
 	}
 	return ruling{act: ActRebuild, why: "it has a user in Vault and no row", row: w.rebuilt(owner, now)}
+}
+
+// ofUser says whether a secret is of an engine that a user was given.
+func ofUser(owner secrets.Owner) bool {
+	return owner.EngineID != "" && owner.ProductID != registry.WarmProduct
 }
 
 // rebuilt is a row made from the witnesses alone. Its image is empty where nothing

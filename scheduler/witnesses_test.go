@@ -212,7 +212,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			if rebuilt[id] != nil || pool[id] {
 				continue
 			}
-			r := w.judgeLost(at)
+			r := w.judgeLost(at, true)
 			if r.act != "" && r.act != ActRebuild {
 				t.Fatalf("%s: %s %s", id, r.act, r.why)
 			}
@@ -350,10 +350,12 @@ func TestJudgeLostQuarantines(t *testing.T) {
 		"Warm":              {whole(func(w *witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
 		"AnotherDeployment": {whole(func(w *witnesses) { w.keys[0].Owner = foreign }), ""},
 		"VolumeAlone":       {whole(func(w *witnesses) { w.keys, w.job = nil, nil }), ""},
-		"KeyAlone":          {whole(func(w *witnesses) { w.volumes, w.job = nil, nil }), ""},
+		"KeyAlone":          {whole(func(w *witnesses) { w.volumes, w.job = nil, nil }), ActQuarantine}, // Nomad's servers may have lost their state, too
+		"KeyOfNobodyAlone":  {whole(func(w *witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
+		"WarmKeyAlone":      {whole(func(w *witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, warm }), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if r := tc.w.judgeLost(time.Now()); r.act != tc.want {
+			if r := tc.w.judgeLost(time.Now(), true); r.act != tc.want {
 				t.Errorf("got %q (%s), want %q", r.act, r.why, tc.want)
 			}
 		})

@@ -194,8 +194,11 @@ func TestEveryOperationRefuses(t *testing.T) {
 		switch {
 		case strings.Contains(o.path, noProduct):
 			missing := "PRODUCT_NOT_FOUND"
-			if o.id == "bury" {
+			switch o.id {
+			case "bury":
 				missing = "GRAVE_NOT_FOUND"
+			case "adopt", "discard":
+				missing = "QUARANTINE_NOT_FOUND"
 			}
 			r.send(t, o, key).want(t, o, 404, missing)
 			// No other path of the registry can be reached by an id.
