@@ -321,6 +321,69 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 	})
 }
 
+// Nomad's servers that are put back to any earlier moment, or emptied, and a registry
+// that is put back to another: no engine changes its user, and each that has one is its
+// user's or is left to an admin. Its key, the last that says whose it is, stays.
+func TestAnyNomadIsSurvived(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		last := len(h.rows) - 1
+		servers, back := rapid.IntRange(-1, last).Draw(t, "moment of Nomad"), rapid.IntRange(-1, last).Draw(t, "moment of the registry")
+		rows, at := map[string]*registry.Engine{}, time.Unix(1_700_000_000, 0).UTC()
+		if back >= 0 {
+			rows = h.rows[back]
+		}
+		now := map[string]*witnesses{}
+		find := func(id string) *witnesses {
+			if now[id] == nil {
+				now[id] = &witnesses{id: id, deployment: simDeployment}
+			}
+			return now[id]
+		}
+		if servers >= 0 {
+			for id, w := range h.outside[servers] {
+				c := *w
+				c.keys = nil
+				now[id] = &c
+			}
+		}
+		for id, w := range h.outside[last] {
+			find(id).keys = w.keys
+		}
+		for id := range rows {
+			find(id)
+		}
+		left := map[string]bool{} // to an admin
+		for id, w := range now {
+			row := rows[id]
+			r := ruling{}
+			if row == nil {
+				r = w.judgeLost(at, true)
+			} else {
+				w.row = row
+				r = w.judgeRow(at, true)
+			}
+			if r.row != nil {
+				row = r.row
+			}
+			left[id] = r.act == ActQuarantine
+			told, was := h.told[id]
+			switch {
+			case row == nil || left[id] || row.Reason == reasonBrainMissing || row.State == registry.Destroying:
+			case was && (told.ProductID != row.ProductID || told.UserID != row.UserID) && len(w.keys) > 0:
+				t.Fatalf("engine %s is given to %s, and %+v was told its key", id, row.UserID, told)
+			}
+			owner := h.rows[last][id]
+			if owner == nil || owner.ProductID == registry.WarmProduct || owner.State == registry.Destroying || left[id] {
+				continue
+			}
+			if row == nil || row.ProductID != owner.ProductID || row.UserID != owner.UserID || row.Reason == reasonBrainMissing {
+				t.Fatalf("engine %s of %s is %+v (%s)", id, owner.UserID, row, r.why)
+			}
+		}
+	})
+}
+
 // What contradicts itself, and what does not say whose it is, is left to an admin.
 func TestJudgeLostQuarantines(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
