@@ -88,7 +88,7 @@ func edited(t *testing.T, old, by string) string {
 // engine is what distinguishes one job from another, all of it set.
 func engine(user string) Engine {
 	return Engine{
-		JobID: "engine-e1", EngineID: "e1", ProductID: "p1", ProductName: "acme", UserID: user, Image: "engine",
+		JobID: "engine-e1", EngineID: "e1", DeploymentID: "d1", ProductID: "p1", ProductName: "acme", UserID: user, Image: "engine",
 		CPUMHz: 123, MemoryMB: 456, NodeID: "6ab8ae6f-2f7e-47b6-9a5f-2d6a6ba1c3a1", NodePool: "engines", VolumePath: "/volumes/e1", Count: 1,
 	}
 }

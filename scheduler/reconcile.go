@@ -100,13 +100,12 @@ func (r *reconciler) run(ctx context.Context) {
 			due = time.Time{}
 			continue
 		}
-		pace := cluster.Pace(r.nudged())
-		if asked || due.IsZero() { // nobody knows yet what the leader before left undone
+		pace, whole := cluster.Pace(r.nudged()), r.s.guard.ok()
+		if asked || !whole || due.IsZero() { // nobody knows yet what the leader before left undone
 			pace = cluster.Hasty
 		} else if time.Now().Before(due) {
 			continue
 		}
-		whole := r.s.guard.ok()
 		r.pass(WithRequestID(ctx, newID()), pace)
 		due = time.Now().Add(r.s.opts.ReconcileInterval)
 		if !whole || !r.s.guard.ok() { // a recovery acts on nothing else

@@ -63,7 +63,7 @@ func TestManyFallAsleep(t *testing.T) {
 				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
 				// Not desired to run: whoever looks after those would miss their jobs.
 				State: registry.Provisioning, Desired: registry.Sleeping, Image: "reference-engine", KeyVersion: 1,
-				NodeID: nodes[0].ID, AllocID: "none", URL: engine.URL, CreatedAt: time.Now().UTC(),
+				NodeID: nodes[0].ID, URL: engine.URL, CreatedAt: time.Now().UTC(),
 			}
 			if err := store.Refollowing(ctx, func() error { return store.Claim(ctx, tenant.Product, e, nil) }); err != nil {
 				return err

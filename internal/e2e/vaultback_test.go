@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -154,6 +155,11 @@ func TestVaultRestored(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
+	then := map[string]bool{}
+	p.s.awaitWarm(p.r, 1)
+	for _, row := range p.s.warmRows(p.vars["ORCH_CONSUL_PREFIX"]) {
+		then[row.EngineID] = true
+	}
 	restart(func() { copied(storage, backup) })
 	old := map[string]string{}
 	for _, user := range []string{"rotated", "stopped"} {
@@ -170,7 +176,16 @@ func TestVaultRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.known["one/stopped"].status = "stopped"
-	p.provision(c, "one", "claimed") // it was warm when the backup was made
+	// One that was warm when the backup was made. A busy machine may pass it over.
+	eventually(t, 60*time.Second, "it is claimed", func() error {
+		if o := p.provision(c, "one", "claimed"); then[o.engine.EngineID] {
+			return nil
+		}
+		if _, err := c.Destroy(ctx, "claimed"); err != nil {
+			t.Fatal(err)
+		}
+		return errors.New("another engine was")
+	})
 	p.s.described(p.known["one/claimed"].engine.EngineID, `user "claimed"`)
 	p.provision(c, "one", "since")
 	p.r.stop() // no replica has a key in memory

@@ -69,8 +69,8 @@ func (s *stores) described(engineID string, what ...string) {
 	})
 }
 
-// A burst that is larger than the pool: as many as there are warm ones are warm,
-// the others cold, each its own; then the pool is filled again.
+// A burst that is larger than the pool: as many as there are warm ones that answer are
+// warm, the others cold, each its own; then the pool is filled again.
 func TestWarmBurst(t *testing.T) {
 	t.Parallel()
 	const prefix, pool, burst = "warm-burst/", 3, 8
@@ -125,14 +125,22 @@ func TestWarmBurst(t *testing.T) {
 			audited[row.Metadata["warm"] == true]++
 		}
 	}
-	if warm != pool || audited[true] != pool || audited[false] != burst-pool {
+	// One that does not answer its probe at once, on a busy machine, waits on.
+	if warm == 0 || audited[true] != warm || audited[false] != burst-warm {
 		t.Errorf("%d of %d were warm, and the audit log says so of %v", warm, burst, audited)
 	}
 	s.awaitWarm(r, pool)
+	still := 0
 	for _, row := range s.warmRows(prefix) {
-		if waited[row.EngineID] {
+		if seen[row.EngineID] {
 			t.Errorf("%s is back in the pool", row.EngineID)
 		}
+		if waited[row.EngineID] {
+			still++
+		}
+	}
+	if still != pool-warm {
+		t.Errorf("%d were warm and %d wait on, of %d", warm, still, pool)
 	}
 	for i := range engines {
 		if _, err := c.Destroy(ctx, fmt.Sprint("u", i)); err != nil {
