@@ -208,7 +208,7 @@ func (s *Store) Rebuild(ctx context.Context, p *Product, e, before *Engine) erro
 }
 
 func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e, before *Engine) error {
-	count, at, err := quota.readOrNone(ctx)
+	count, at, err := quota.read(ctx)
 	if err != nil {
 		return err
 	}

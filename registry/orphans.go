@@ -2,8 +2,6 @@ package registry
 
 import (
 	"context"
-	"fmt"
-	"strconv"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -116,7 +114,7 @@ func (s *Store) GravesNow(ctx context.Context) ([]*Grave, error) {
 	return decodeGraves(pairs)
 }
 
-// Quota is a product's count of engines as it stands in its key.
+// Quota is a product's count of engines as it stands in its key; -1: that is damaged.
 type Quota struct {
 	Count int
 	Index uint64
@@ -130,9 +128,9 @@ func (s *Store) Quotas(ctx context.Context) (map[string]Quota, error) {
 	}
 	quotas := make(map[string]Quota, len(pairs))
 	for _, pair := range pairs {
-		n, err := strconv.Atoi(string(pair.Value))
-		if err != nil {
-			return nil, fmt.Errorf("registry: quota %q is damaged: %w", pair.Key, err)
+		n, ok := countIn(pair.Value)
+		if !ok {
+			n = -1
 		}
 		quotas[base(pair.Key)] = Quota{n, pair.ModifyIndex}
 	}

@@ -4,26 +4,67 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	consul "github.com/hashicorp/consul/api"
 )
 
-// quota reads a product's count of engines and the index to change it by.
+// quota reads a product's count of engines and the index to change it by. One that is
+// missing or damaged is made anew.
 func (s *Store) quota(ctx context.Context, productID string) (count int, index uint64, err error) {
-	pair, err := s.get(ctx, s.quotaKey(productID))
+	for {
+		pair, err := s.get(ctx, s.quotaKey(productID))
+		if err != nil {
+			return 0, 0, err
+		}
+		at := uint64(0)
+		if pair != nil {
+			if count, ok := countIn(pair.Value); ok {
+				return count, pair.ModifyIndex, nil
+			}
+			at = pair.ModifyIndex
+		}
+		if err := s.recount(ctx, productID, at); err != nil {
+			return 0, 0, err
+		}
+	}
+}
+
+// countIn is the count that the value of a quota's key says; false: it says none.
+func countIn(value []byte) (count int, ok bool) {
+	n, err := strconv.Atoi(string(value))
+	return n, err == nil && n >= 0
+}
+
+// recount makes the count of a product anew whose key is gone (at 0), or damaged at an
+// index. No row of the product is written or removed beside a count that does not
+// stand at its index, so what is counted here stays so until the count is there; if
+// somebody else was faster, this changes nothing. ErrNotFound: no such product.
+func (s *Store) recount(ctx context.Context, productID string, at uint64) error {
+	limited, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	keys, _, err := s.client.KV().Keys(s.prefix+enginesBelow, "", consistent(limited))
 	if err != nil {
-		return 0, 0, err
+		return unavailable(err)
 	}
-	if pair == nil {
-		return 0, 0, fmt.Errorf("%w: quota of product %q", ErrNotFound, productID)
+	count := 0
+	for _, key := range keys {
+		if name := strings.Split(key[len(s.prefix+enginesBelow):], "/"); len(name) == 3 && name[1] == productID {
+			count++
+		}
 	}
-	count, err = strconv.Atoi(string(pair.Value))
-	if err != nil {
-		return 0, 0, fmt.Errorf("registry: quota of product %q is damaged: %w", productID, err)
+	const product = 0
+	_, failed, err := s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVGet, Key: s.productKey(productID)}, s.setQuota(productID, count, at)})
+	switch {
+	case slices.Contains(failed, product):
+		return fmt.Errorf("%w: quota of product %q", ErrNotFound, productID)
+	case errors.Is(err, ErrConflict):
+		return nil
 	}
-	return count, pair.ModifyIndex, nil
+	return err
 }
 
 // QuotaCount is how many engines the product has, whatever their state.
@@ -74,15 +115,6 @@ func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err erro
 	if err == nil && index < t.newest {
 		t.store.noteBack("a product's count", t.newest, index)
 		t.newest = index
-	}
-	return count, index, err
-}
-
-// readOrNone is read, and takes a count that is missing for 0.
-func (t *quotaTurn) readOrNone(ctx context.Context) (count int, index uint64, err error) {
-	count, index, err = t.read(ctx)
-	if errors.Is(err, ErrNotFound) {
-		return 0, 0, nil
 	}
 	return count, index, err
 }

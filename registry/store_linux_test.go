@@ -192,6 +192,53 @@ func TestCreateProduct(t *testing.T) {
 	})
 }
 
+// A count that was deleted or damaged by hand is made anew by whoever needs it, exactly,
+// with many who do at the same time. One of no product is not made.
+func TestRecount(t *testing.T) {
+	spoil := map[string]func(*testing.T, *replica, *Product){
+		"Missing": func(t *testing.T, r *replica, p *Product) {
+			if _, err := r.client.KV().Delete(r.quotaKey(p.ProductID), nil); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"Damaged": func(t *testing.T, r *replica, p *Product) { r.put(t, "quota/"+p.ProductID, []byte("many")) },
+		"Below0":  func(t *testing.T, r *replica, p *Product) { r.put(t, "quota/"+p.ProductID, []byte("-3")) },
+	}
+	for name, spoil := range spoil {
+		t.Run(name, func(t *testing.T) {
+			at, limit := prefix(t), 9
+			r, other := join(t, at), join(t, at)
+			p, neighbour := r.product(t, &limit), r.product(t, nil)
+			r.claim(t, neighbour, "u0")
+			leaving := []*Engine{r.claim(t, p, "leaves"), r.claim(t, p, "leaves too")}
+			for _, e := range leaving {
+				r.move(t, e, Running, Destroying)
+			}
+			r.ForgetCounts()
+			spoil(t, r, p)
+			quotas, err := r.Quotas(t.Context())
+			if err != nil || quotas[neighbour.ProductID].Count != 1 {
+				t.Fatalf("%+v, %v", quotas, err)
+			}
+			const callers = 12 // 9 have a place when both have left
+			wantOutcomes(t, outcomes(2, func(i int) error { return []*replica{r, other}[i].Remove(t.Context(), leaving[i], false) }), map[string]int{"OK": 2})
+			r.wantQuota(t, p, 0)
+			spoil(t, r, p)
+			r.ForgetCounts()
+			wantOutcomes(t, outcomes(callers, func(i int) error {
+				return []*replica{r, other}[i%2].Claim(t.Context(), p, newEngine(p, fmt.Sprint("u", i)), nil)
+			}), map[string]int{"OK": limit, ErrQuota.Error(): callers - limit})
+			r.wantQuota(t, p, limit)
+		})
+	}
+	r := join(t, prefix(t))
+	_, err := r.QuotaCount(t.Context(), "none")
+	wantErr(t, err, ErrNotFound)
+	if keys := r.keys(t); len(keys) > 0 {
+		t.Errorf("made: %v", keys)
+	}
+}
+
 func TestLookup(t *testing.T) {
 	r := join(t, prefix(t))
 	p := r.product(t, nil)
