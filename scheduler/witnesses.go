@@ -237,7 +237,10 @@ func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
 	case row.State == registry.Destroying:
 		return ruling{} // nothing leaves it; the destroy goes on
 	case w.nothing() && begun:
-		return ruling{} // nothing was made yet; the provision goes on
+		// Nothing was made yet, or it was destroyed since, and its id was used.
+		row.State, row.Desired, row.Op.Undo = registry.Destroying, registry.Destroying, string(RegistryRecovering)
+		row.Op.Kind, row.Op.Step = registry.OpDestroy, plans[registry.OpDestroy][0].name
+		return ruling{act: ActCorrect, why: "nothing of it is left in Vault and Nomad: its provision is undone", row: row}
 	case w.nothing():
 		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, reasonBrainMissing
 		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.SleepPending = nil, nil, nil, "", "", ""

@@ -74,7 +74,7 @@ func drawHistory(t *rapid.T) *history {
 	}
 	volume := func() string {
 		id := newID()
-		outside[id] = &witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, NodeID: "n", Path: "/v"}}}
+		outside[id] = &witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: registry.JobID(id), NodeID: "n", Path: "/v"}}}
 		return id
 	}
 	some := func(want func(*registry.Engine) bool) *registry.Engine {
@@ -111,6 +111,13 @@ func drawHistory(t *rapid.T) *history {
 				id = volume()
 			}
 			delete(pool, id)
+			empty := outside[id]
+			if rapid.Bool().Draw(t, "its volume is made later") {
+				delete(outside, id)
+			}
+			rows[id] = &registry.Engine{EngineID: id, ProductID: "p", UserID: user, NodeID: "n", Image: "i", State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Kind: registry.OpProvision}}
+			save()
+			outside[id] = empty
 			h.told[id] = owner(make(id, "p", user))
 		case "warm":
 			id := volume()
