@@ -431,3 +431,21 @@ func TestJudgeLostQuarantines(t *testing.T) {
 		})
 	}
 }
+
+// A provision that was under way at the moment of the backup, and whose engine was
+// destroyed since, does not go on under the id that was used.
+func TestProvisionOfThenIsUndone(t *testing.T) {
+	row := &registry.Engine{EngineID: "e", ProductID: "p", UserID: "u", State: registry.Provisioning, Op: &registry.Op{ID: "o", Kind: registry.OpProvision, Step: "key"}}
+	w := &witnesses{id: "e", deployment: simDeployment, row: row}
+	r := w.judgeRow(time.Now(), true)
+	if r.act != ActCorrect || r.row.State != registry.Destroying || r.row.Op.Kind != registry.OpDestroy || r.row.Op.Undo == "" || r.row.Op.ID != "o" {
+		t.Fatalf("%s: %+v", r.act, r.row)
+	}
+	w.row = r.row
+	if r := w.judgeRow(time.Now(), true); r.act != "" {
+		t.Errorf("judged once more: %s", r.act)
+	}
+	if r := (&witnesses{id: "e", deployment: simDeployment, row: row}).judgeRow(time.Now(), false); r.act != "" {
+		t.Errorf("in a registry that lacks rows: %s", r.act)
+	}
+}
