@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	consul "github.com/hashicorp/consul/api"
+
 	"github.com/septemberai/orch/internal/contract"
 )
 
@@ -161,8 +163,9 @@ func TestOperationsAreThoseOfTheDocument(t *testing.T) {
 // every one about somebody says so when there is nobody.
 func TestEveryOperationRefuses(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "0"})
-	c := r.product(t, nil)
+	const prefix = "refuses/"
+	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "0", "ORCH_CONSUL_PREFIX": prefix, "ORCH_RECONCILE_INTERVAL_S": "3600"})
+	c, s := r.product(t, nil), openStores(t, shared)
 	keys := map[string]string{platform: c.PlatformKey, admin: adminKey}
 	for _, o := range operations {
 		o := o.of("nobody", noProduct)
@@ -211,6 +214,11 @@ func TestEveryOperationRefuses(t *testing.T) {
 			r.send(t, o, key).want(t, o, 404, "ENGINE_NOT_FOUND")
 		}
 	}
+	// Of what nothing is known, nobody can say whose it is.
+	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "quarantine/" + noProduct, Value: []byte(`{"engine_id": "` + noProduct + `"}`)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, second(r.admin().Adopt(t.Context(), noProduct, "", "")), 404, "PRODUCT_NOT_FOUND")
 	// These two are open to both.
 	for _, path := range []string{"/status", "/audit"} {
 		o := operation{method: "GET", path: path, key: admin}

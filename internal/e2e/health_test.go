@@ -139,7 +139,7 @@ func TestServiceGivesUp(t *testing.T) {
 	t.Parallel()
 	r := startService(t, shared, with(soon, "ORCH_RESTART_MAX_ATTEMPTS=2", "ORCH_RESTART_BACKOFF_MAX_S=30"))
 	c := r.product(t, anyImage)
-	if _, err := c.Provision(t.Context(), "u", "reference-engine.crash-after-1500ms"); err != nil {
+	if _, err := c.Provision(t.Context(), "u", "reference-engine.crash-after-4s"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 150*time.Second, "the service gives up", func() error {
