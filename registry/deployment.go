@@ -307,13 +307,6 @@ func (s *Store) RestoreProduct(ctx context.Context, p *Product, old *Product) er
 			}
 		}
 	}
-	if _, _, err := s.txn(ctx, ops); err != nil {
-		return err
-	}
-	// The count is made where it is missing, and corrected by reconcile.
-	ops, err = s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.quotaKey(p.ProductID), Value: []byte("0")})
-	if err == nil {
-		_, _, err = s.txn(ctx, ops)
-	}
-	return movedOnQuota(err)
+	_, _, err = s.txn(ctx, ops)
+	return err
 }

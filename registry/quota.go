@@ -119,14 +119,6 @@ func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err erro
 	return count, index, err
 }
 
-// movedOnQuota takes a conflict for a count that is there already.
-func movedOnQuota(err error) error {
-	if errors.Is(err, ErrConflict) {
-		return nil
-	}
-	return err
-}
-
 // forget has the next read ask Consul, and says whether the last one did not.
 func (t *quotaTurn) forget() (known bool) {
 	known, t.known = t.known, false

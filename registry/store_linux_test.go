@@ -229,6 +229,11 @@ func TestRecount(t *testing.T) {
 				return []*replica{r, other}[i%2].Claim(t.Context(), p, newEngine(p, fmt.Sprint("u", i)), nil)
 			}), map[string]int{"OK": limit, ErrQuota.Error(): callers - limit})
 			r.wantQuota(t, p, limit)
+			spoil(t, r, p)
+			tenants, err := other.Tenants(t.Context())
+			if err != nil || len(tenants) != 2 || tenants[0].Engines+tenants[1].Engines != limit+1 {
+				t.Fatalf("%+v, %v", tenants, err)
+			}
 		})
 	}
 	r := join(t, prefix(t))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -26,17 +25,9 @@ func (s *Store) Tenants(ctx context.Context) ([]Tenant, error) {
 	if err != nil {
 		return nil, err
 	}
-	quotas, err := s.list(ctx, "quota/")
+	quotas, err := s.Quotas(ctx)
 	if err != nil {
 		return nil, err
-	}
-	counts := make(map[string]int, len(quotas))
-	for _, pair := range quotas {
-		n, err := strconv.Atoi(string(pair.Value))
-		if err != nil {
-			return nil, fmt.Errorf("registry: quota %q is damaged: %w", pair.Key, err)
-		}
-		counts[base(pair.Key)] = n
 	}
 	tenants := make([]Tenant, 0, len(products))
 	for _, pair := range products {
@@ -44,7 +35,13 @@ func (s *Store) Tenants(ctx context.Context) ([]Tenant, error) {
 		if err != nil {
 			return nil, err
 		}
-		tenants = append(tenants, Tenant{p, counts[p.ProductID]})
+		q, known := quotas[p.ProductID]
+		if !known || q.Count < 0 { // unless the product went between the two lists
+			if q.Count, err = s.QuotaCount(ctx, p.ProductID); err != nil && !errors.Is(err, ErrNotFound) {
+				return nil, err
+			}
+		}
+		tenants = append(tenants, Tenant{p, q.Count})
 	}
 	slices.SortFunc(tenants, func(a, b Tenant) int {
 		if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
