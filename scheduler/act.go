@@ -59,11 +59,7 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 	case ActQuarantine:
 		return s.quarantineUnknown(ctx, a)
 	case ActRelease:
-		err := s.store.DeleteQuarantined(ctx, a.quarantined)
-		if errors.Is(err, registry.ErrNotFound) {
-			return nil
-		}
-		return err
+		return s.release(ctx, a.quarantined)
 	}
 	return fmt.Errorf("scheduler: reconcile does not know how to %s", a.Act)
 }
@@ -181,9 +177,7 @@ func (s *Scheduler) quarantineUnknown(ctx context.Context, a *Action) error {
 	if len(w.volumes) > 0 {
 		q.NodeID = w.volumes[0].NodeID
 	}
-	if q.ProductID, q.UserID = w.named(); ofUser(w.owner()) {
-		q.ProductID, q.UserID = w.owner().ProductID, w.owner().UserID
-	}
+	q.ProductID, q.UserID = w.user()
 	return s.quarantine(ctx, q)
 }
 

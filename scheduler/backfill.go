@@ -91,11 +91,7 @@ func (s *Scheduler) reviewQuarantine(ctx context.Context, w *world, q *registry.
 	s.mu.Unlock()
 	s.log.Info("a quarantined engine is its owner's by all that is known of it", "engine_id", q.EngineID)
 	defer s.reconcile.nudge()
-	err := s.store.DeleteQuarantined(ctx, q)
-	if errors.Is(err, registry.ErrNotFound) {
-		return nil
-	}
-	return err
+	return s.release(ctx, q)
 }
 
 // backfill writes the owner into an engine's secret, with the key that it has, and

@@ -518,7 +518,7 @@ func (s *Scheduler) isLost(ctx context.Context, engineID string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return key.Owner.EngineID == engineID && key.Owner.Deployment == s.guard.id() && key.Owner.ProductID != registry.WarmProduct, nil
+	return key.Owner.EngineID == engineID && key.Owner.Deployment == s.guard.id() && ofUser(key.Owner), nil
 }
 
 // startRecovery says in the deployment's record that the registry is to be rebuilt;

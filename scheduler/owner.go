@@ -113,6 +113,15 @@ func (s *Scheduler) quarantine(ctx context.Context, q *registry.Quarantined) err
 	return err
 }
 
+// release takes an engine's quarantine away; one that is gone already is no error.
+func (s *Scheduler) release(ctx context.Context, q *registry.Quarantined) error {
+	err := s.store.DeleteQuarantined(ctx, q)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // handedOut says what shows that an engine_id was given to somebody before this
 // operation got it: a job, a variable or a secret that is not its own, or a pooled
 // volume that is gone. "": nothing does. Whoever was given it keeps it.

@@ -363,7 +363,7 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
 	case f.job != nil && !p.owns(f.job):
 		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.EngineID)
-	case f.whole() && k != nil && k.Owner.EngineID == f.id && k.Owner.ProductID != registry.WarmProduct:
+	case f.whole() && k != nil && k.Owner.EngineID == f.id && ofUser(k.Owner):
 		return ActRebuild, what + " of a user, without a row"
 	case f.whole() && (k == nil || k.Owner.EngineID != f.id):
 		return ActQuarantine, what + " without a row, and no secret says whose it is"

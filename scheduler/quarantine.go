@@ -115,10 +115,8 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 
 // adopter is whose a quarantined engine becomes.
 func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Owner, error) {
-	owner := w.owner()
-	if owner.ProductID == "" || owner.ProductID == registry.WarmProduct {
-		owner.ProductID, owner.UserID = w.named()
-	}
+	var owner secrets.Owner
+	owner.ProductID, owner.UserID = w.user()
 	switch {
 	case owner.ProductID == "" && productID == "":
 		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.id)
@@ -174,9 +172,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	err = s.store.Rebuild(ctx, t.Product, row, before)
 	if errors.Is(err, registry.ErrExists) {
 		if row, err = s.store.Engine(ctx, owner.ProductID, owner.UserID); err == nil {
-			if err = s.store.DeleteQuarantined(ctx, q); errors.Is(err, registry.ErrNotFound) {
-				err = nil // somebody else was faster
-			}
+			err = s.release(ctx, q)
 		}
 	}
 	return row, err
@@ -237,9 +233,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 		err = s.missing(ctx, engineID)
 	}
 	if err == nil {
-		if err = s.store.DeleteQuarantined(ctx, q); errors.Is(err, registry.ErrNotFound) {
-			err = nil
-		}
+		err = s.release(ctx, q)
 	}
 	s.abandon(ctx, id, began, err)
 	return err

@@ -468,22 +468,14 @@ func (x *recovery) quotas(ctx context.Context) error {
 // buryProduct says in Vault that a product is deleted. What it was stays there, for
 // an engine of it that turns up.
 func (s *Scheduler) buryProduct(ctx context.Context, p *registry.Product) error {
-	text, err := json.Marshal(p)
-	if err != nil {
-		return err
+	err := s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
+		there.Revision, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), true, time.Now().UTC()
+		return true, nil
+	})
+	if !errors.Is(err, secrets.ErrConflict) {
+		s.witnessed.Delete(p.ProductID)
 	}
-	for range maxClaims {
-		there, err := s.vault.Product(ctx, p.ProductID)
-		if err != nil {
-			return err
-		}
-		there.Revision, there.Record, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), text, true, time.Now().UTC()
-		if err = s.vault.PutProduct(ctx, p.ProductID, there); !errors.Is(err, secrets.ErrConflict) {
-			s.witnessed.Delete(p.ProductID)
-			return err
-		}
-	}
-	return secrets.ErrConflict
+	return err
 }
 
 var errDeleting = errors.New("scheduler: the product is being deleted")
@@ -495,6 +487,21 @@ const deletionTakes = time.Minute
 // witnessProduct writes the witness of a product's row into Vault, unless a later
 // one is there. A product that is being deleted stays so, unless it was kept.
 func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kept bool) error {
+	return s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
+		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
+			return false, nil
+		}
+		if there.Deleted && !kept && time.Since(there.DeletedAt) < deletionTakes {
+			return false, errDeleting
+		}
+		there.Revision, there.Deleted, there.DeletedAt = p.Revision, false, time.Time{}
+		return true, nil
+	})
+}
+
+// writeWitness writes a product's row into Vault beside what change makes of the
+// witness that is there; it may be called again. false: it is to stay as it is.
+func (s *Scheduler) writeWitness(ctx context.Context, p *registry.Product, change func(there *secrets.Product) (bool, error)) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -504,13 +511,10 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kep
 		if err != nil {
 			return err
 		}
-		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
-			return nil
+		if write, err := change(there); err != nil || !write {
+			return err
 		}
-		if there.Deleted && !kept && time.Since(there.DeletedAt) < deletionTakes {
-			return errDeleting
-		}
-		there.Revision, there.Record, there.Deleted, there.DeletedAt = p.Revision, text, false, time.Time{}
+		there.Record = text
 		if err = s.vault.PutProduct(ctx, p.ProductID, there); !errors.Is(err, secrets.ErrConflict) {
 			return err
 		}

@@ -86,6 +86,14 @@ func (w *witnesses) named() (productID, userID string) {
 	return productID, userID
 }
 
+// user is whom the witnesses name: the secret, or else Nomad; empty: none does.
+func (w *witnesses) user() (productID, userID string) {
+	if owner := w.owner(); ofUser(owner) {
+		return owner.ProductID, owner.UserID
+	}
+	return w.named()
+}
+
 // whole says whether there may be somebody's memory: a volume that something else
 // knows of, or a process.
 func (w *witnesses) whole() bool {
