@@ -107,7 +107,14 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 		ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
 		ModifyIndex: n.ModifyIndex, Drivers: n.Drivers,
 	})
-	node.StatusSince = time.Unix(n.StatusUpdatedAt, 0)
+	if n.Status == api.NodeStatusReady {
+		node.InTouch = 1
+		for _, e := range n.Events {
+			if e.Subsystem == "Cluster" {
+				node.InTouch = max(node.InTouch, e.CreateIndex)
+			}
+		}
+	}
 	return node, nil
 }
 

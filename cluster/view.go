@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -71,11 +70,12 @@ type Node struct {
 	ID, Name, Pool string
 	// Eligible: ready, not draining, open for placements.
 	Eligible bool
-	// Down: the servers do not hear from it. StatusSince is since when it is that,
-	// or that it is up; only ReadNode tells it.
-	Down        bool
-	StatusSince time.Time
-	Drivers     map[string]bool // healthy task drivers
+	Down     bool            // the servers do not hear from it
+	Drivers  map[string]bool // healthy task drivers
+	// InTouch is 0 while the node is not ready, and another number each time that the
+	// servers have lost it and have it back; only ReadNode tells it. (The time of its
+	// status tells nothing: a node registers anew with each volume that is made there.)
+	InTouch uint64
 	// Free is what no living allocation has reserved, and Allocs how many there are.
 	FreeCPUMHz, FreeMemoryMB, FreePorts int
 	Allocs                              int

@@ -101,8 +101,11 @@ type Frozen struct {
 type Vanished struct {
 	AllocID string `json:"alloc_id"`
 	NodeID  string `json:"node_id"`
-	// Since is when this was seen first.
-	Since time.Time `json:"since"`
+	// Since is since when its node has been in touch with Nomad's servers without a
+	// break, and at the earliest when this was seen first. InTouch is which time that
+	// is; 0: it was not when it was looked at last, or was not looked at.
+	Since   time.Time `json:"since"`
+	InTouch uint64    `json:"in_touch,omitempty"`
 }
 
 // Resources is what one engine may use on its node.

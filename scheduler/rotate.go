@@ -65,9 +65,7 @@ func (*operation) leave(context.Context) error { return nil }
 func (o *operation) proveRotation(ctx context.Context) error {
 	err := o.whileOwned(ctx, o.rotationProven)
 	if errors.Is(err, errVanished) {
-		if err = o.noteVanished(ctx); err == nil {
-			err = o.whileOwned(ctx, o.vanishedGone)
-		}
+		err = o.outlastVanished(ctx)
 		if err == nil {
 			o.rotateWithoutProcess()
 		}

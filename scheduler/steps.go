@@ -303,9 +303,7 @@ func (o *operation) awaitGone(ctx context.Context) error {
 	}
 	err := o.whileOwned(ctx, o.processesGone)
 	if errors.Is(err, errVanished) {
-		if err = o.noteVanished(ctx); err == nil {
-			err = o.whileOwned(ctx, o.vanishedGone)
-		}
+		err = o.outlastVanished(ctx)
 	}
 	return o.noteSilence(ctx, err)
 }

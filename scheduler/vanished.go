@@ -13,6 +13,10 @@ import (
 // its node learns of it with its next list of allocations, and then ends it.
 const vanishedGrace = killGrace + killMargin
 
+// vanishedLook is how often the node of such a process is looked at: less than the
+// shortest time in which the servers give a node up and have it back (10 s).
+const vanishedLook = 2 * time.Second
+
 var (
 	// errVanished: the row knows of a process whose allocation Nomad does not know.
 	errVanished = errors.New("nomad does not know the engine's allocation any more")
@@ -70,22 +74,35 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 	return err
 }
 
-// noteVanished writes into the row that its process has vanished, so that every
+// outlastVanished waits until a process whose allocation Nomad has forgotten is surely
+// gone, after errVanished. The row says since when that is counted, so that every
 // owner of the operation counts from the same moment.
-func (o *operation) noteVanished(ctx context.Context) error {
-	if o.row.Vanished != nil {
-		return nil
+func (o *operation) outlastVanished(ctx context.Context) error {
+	if o.row.Vanished == nil {
+		o.row.Vanished = &registry.Vanished{AllocID: lastProcess(o.row), NodeID: o.row.NodeID, Since: time.Now().UTC()}
+		o.log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.row.Vanished.AllocID)
+		if err := o.save(ctx); err != nil {
+			return err
+		}
 	}
-	o.row.Vanished = &registry.Vanished{AllocID: lastProcess(o.row), NodeID: o.row.NodeID, Since: time.Now().UTC()}
-	o.log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.row.Vanished.AllocID)
-	return o.save(ctx)
+	for {
+		err := o.whileOwned(ctx, o.vanishedGone)
+		if !errors.Is(err, errCountAnew) {
+			return err
+		}
+		if err := o.save(ctx); err != nil {
+			return err
+		}
+	}
 }
 
-// vanishedGone waits until a process whose allocation Nomad has forgotten is surely
-// gone: Nomad still knows the volume, so it was the job alone that was purged; and
-// the node has been in touch with the servers for as long as a process may take to
-// end. Destroying does not wait for what cannot be confirmed: the volume becomes a
-// grave.
+// errCountAnew: the time since when a vanished process is counted has changed.
+var errCountAnew = errors.New("scheduler: the node was out of touch")
+
+// vanishedGone waits for that while Nomad still knows the volume, so it was the job
+// alone that was purged; and the node has been in touch with the servers for as long
+// as a process may take to end. Destroying does not wait for what cannot be
+// confirmed: the volume becomes a grave.
 func (o *operation) vanishedGone(ctx context.Context) error {
 	err := o.awaitVanished(ctx)
 	if o.row.Op.Kind == registry.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
@@ -104,25 +121,42 @@ func (o *operation) awaitVanished(ctx context.Context) error {
 	if err == nil && !known {
 		err = errStateLost
 	}
-	for err == nil {
-		node, rerr := o.s.cluster.ReadNode(ctx, o.row.NodeID)
+	if err != nil {
+		return err
+	}
+	for v := o.row.Vanished; ; {
+		inTouch, silent, err := o.s.inTouch(ctx, o.row.NodeID)
+		if err != nil {
+			return err
+		}
+		if inTouch != v.InTouch {
+			v.InTouch, v.Since = inTouch, time.Now().UTC()
+			return errCountAnew
+		}
+		left := time.Until(v.Since.Add(vanishedGrace))
 		switch {
-		case errors.Is(rerr, cluster.ErrNotFound) || rerr == nil && node.Down:
+		case silent:
 			return errNodeSilent
-		case rerr != nil:
-			return rerr
-		}
-		since := o.row.Vanished.Since
-		if node.StatusSince.After(since) {
-			since = node.StatusSince // it was silent meanwhile
-		}
-		left := time.Until(since.Add(vanishedGrace))
-		if left <= 0 {
+		case inTouch == 0:
+			left = vanishedLook
+		case left <= 0:
 			return nil
 		}
-		if !pause(ctx, min(left, killMargin)) {
+		if !pause(ctx, min(left, vanishedLook)) {
 			return ctx.Err()
 		}
 	}
-	return err
+}
+
+// inTouch is cluster.Node.InTouch of a node, and whether the servers do not hear from
+// it or have forgotten it.
+func (s *Scheduler) inTouch(ctx context.Context, nodeID string) (inTouch uint64, silent bool, err error) {
+	node, err := s.cluster.ReadNode(ctx, nodeID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return 0, true, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	return node.InTouch, node.Down, nil
 }

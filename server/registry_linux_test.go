@@ -59,7 +59,7 @@ func testRegistry(t *testing.T, whole *api) {
 	id := e.field("engine_id")
 	quarantine := func() {
 		t.Helper()
-		record := `{"engine_id": "` + id + `", "since": "2026-11-24T06:19:48Z", "why": "its row names another owner than its secret in Vault", "what": ["row", "key"]}`
+		record := `{"engine_id": "` + id + `", "since": "2026-11-24T06:19:48Z", "why": "two rows name it", "what": ["row", "key"]}`
 		if _, err := registry.KV().Put(&consul.KVPair{Key: "orch/quarantine/" + id, Value: []byte(record)}, nil); err != nil {
 			t.Fatal(err)
 		}
