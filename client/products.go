@@ -19,6 +19,8 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"` // stop or pause
+	// KeyProofPath is a path of the product's engines that needs a key.
+	KeyProofPath string `json:"key_proof_path,omitempty"`
 }
 
 // Registered is a product as its registration tells it, this once with its key.

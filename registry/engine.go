@@ -54,6 +54,9 @@ type Op struct {
 	// has while it is claimed; KeyID is the key's own name.
 	KeyVersion int    `json:"key_version,omitempty"`
 	KeyID      string `json:"key_id,omitempty"`
+	// GiveUp: the engine is to be stopped or started, and a rotation that it has not
+	// confirmed ends with its next process.
+	GiveUp bool `json:"give_up,omitempty"`
 	// EnvVersion is the version of the provider keys that a restart is for.
 	EnvVersion int `json:"env_version,omitempty"`
 	// JobIndex is the JobModifyIndex after this operation's registration:
@@ -183,6 +186,8 @@ type Engine struct {
 	// become. Unlabelled: its job still says that it waits for a user.
 	Warm       string `json:"warm,omitempty"`
 	Unlabelled bool   `json:"unlabelled,omitempty"`
+	// KeyProofPath is where a warm engine proves its key, if its kind names a path.
+	KeyProofPath string `json:"key_proof_path,omitempty"`
 
 	// Index is the row's ModifyIndex in Consul: what a change compares.
 	Index uint64 `json:"-"`

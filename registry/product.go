@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"regexp"
 	"slices"
@@ -58,6 +59,8 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"`
+	// KeyProofPath is where the product's engines prove their keys (SPEC section 7).
+	KeyProofPath string `json:"key_proof_path,omitempty"`
 }
 
 // The values of Policy.SleepMode; empty is SleepStop.
@@ -109,5 +112,24 @@ func (p *Policy) Check() error {
 	if p.SleepMode != "" && p.SleepMode != SleepStop && p.SleepMode != SleepPause {
 		errs = append(errs, errors.New(`policy.sleep_mode must be "stop" or "pause"`))
 	}
+	if p.KeyProofPath != "" {
+		if err := CheckKeyProofPath(p.KeyProofPath); err != nil {
+			errs = append(errs, fmt.Errorf("policy.key_proof_path %w", err))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+var proofPathPattern = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?$`)
+
+// CheckKeyProofPath says what is wrong with the path on which engines prove their
+// keys: it is the path of a URL, of 1 to 256 bytes, and not the open /health.
+func CheckKeyProofPath(p string) error {
+	if len(p) > 256 || strings.HasPrefix(p, "//") || !proofPathPattern.MatchString(p) {
+		return errors.New("must be the path of a URL: it begins with one slash and has at most 256 bytes")
+	}
+	if parsed, err := url.Parse(p); err != nil || path.Clean(parsed.Path) == "/health" {
+		return errors.New("must be a path of the engine that needs a key; /health needs none")
+	}
+	return nil
 }

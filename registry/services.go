@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	consul "github.com/hashicorp/consul/api"
 )
@@ -31,6 +33,30 @@ func (s *Store) AwaitService(ctx context.Context, name string, after uint64) err
 		}
 		wait = index
 	}
+}
+
+// ServiceOf says whether Consul's catalog has the instance of a service that Nomad
+// registered for an allocation: its id begins with the allocation's
+// (MakeAllocServiceID in Nomad's client/serviceregistration).
+func (s *Store) ServiceOf(ctx context.Context, name, allocID string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	instances, _, err := s.client.Catalog().Service(name, "", (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, unavailable(err)
+	}
+	return slices.ContainsFunc(instances, func(i *consul.CatalogService) bool { return allocOf(i.ServiceID) == allocID }), nil
+}
+
+// allocOf is the allocation that Nomad registered a service for; "": it is none of
+// Nomad's.
+func allocOf(serviceID string) string {
+	const prefix, length = "_nomad-task-", 36
+	rest, found := strings.CutPrefix(serviceID, prefix)
+	if !found || len(rest) <= length || rest[length] != '-' {
+		return ""
+	}
+	return rest[:length]
 }
 
 // newestInstance blocks until the catalog has changed since index, when that is

@@ -62,16 +62,21 @@ func compare(a, b string) int {
 	return 0
 }
 
-// Tenant reads one product. ErrNotFound: there is none.
-func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
+// Product reads one product. ErrNotFound.
+func (s *Store) Product(ctx context.Context, productID string) (*Product, error) {
 	pair, err := s.get(ctx, s.productKey(productID))
 	if err != nil {
-		return Tenant{}, err
+		return nil, err
 	}
 	if pair == nil {
-		return Tenant{}, fmt.Errorf("%w: product", ErrNotFound)
+		return nil, fmt.Errorf("%w: product", ErrNotFound)
 	}
-	p, err := decodeProduct(pair)
+	return decodeProduct(pair)
+}
+
+// Tenant reads one product. ErrNotFound: there is none.
+func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
+	p, err := s.Product(ctx, productID)
 	if err != nil {
 		return Tenant{}, err
 	}

@@ -99,6 +99,14 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 			if admission, done, err := s.grant(caller, engine, key, err); done {
 				return admission, rate, err
 			}
+		case rotating:
+			engine := caller.Engine
+			key, err := s.awaitRotation(ctx, engine)
+			if err != nil || key != "" {
+				if admission, done, err := s.grant(caller, engine, key, err); done {
+					return admission, rate, err
+				}
+			}
 		case joined:
 			if err := s.awaitOperation(ctx, caller.Engine); err != nil {
 				return nil, rate, err
@@ -168,6 +176,7 @@ const (
 	provisioned
 	woken
 	joined
+	rotating
 )
 
 // decide is the one table of admission (SPEC section 2).
@@ -183,8 +192,13 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 	}
 	if row.Op != nil {
 		switch row.Op.Kind {
-		case registry.OpRotateKey, registry.OpRestart:
-			return joined, "" // the key or the process of now may be gone in a moment
+		case registry.OpRotateKey:
+			if row.State == registry.Failed {
+				return denied, DenialUnhealthy
+			}
+			return rotating, "" // the key of now may be gone in a moment
+		case registry.OpRestart:
+			return joined, "" // so may the process
 		case registry.OpStop:
 			return denied, DenialStopped
 		case registry.OpSleep:

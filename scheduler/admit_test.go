@@ -27,7 +27,8 @@ func TestDecide(t *testing.T) {
 	}{
 		{nil, answer{denied, DenialNotFound}, answer{provisioned, ""}, answer{denied, DenialNotFound}, answer{provisioned, ""}},
 		{row(registry.Running, ""), answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}, answer{admitted, ""}},
-		{row(registry.Running, registry.OpRotateKey), answer{joined, ""}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
+		{row(registry.Running, registry.OpRotateKey), answer{rotating, ""}, answer{rotating, ""}, answer{rotating, ""}, answer{rotating, ""}},
+		{row(registry.Failed, registry.OpRotateKey), answer{denied, DenialUnhealthy}, answer{denied, DenialUnhealthy}, answer{denied, DenialUnhealthy}, answer{denied, DenialUnhealthy}},
 		{row(registry.Running, registry.OpRestart), answer{joined, ""}, answer{joined, ""}, answer{joined, ""}, answer{joined, ""}},
 		{row(registry.Running, registry.OpStop), answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}, answer{denied, DenialStopped}},
 		{row(registry.Running, registry.OpSleep), answer{denied, DenialSleeping}, answer{denied, DenialSleeping}, answer{joined, ""}, answer{joined, ""}},

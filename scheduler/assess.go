@@ -91,7 +91,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 			return careNone, ""
 		case s.alive() && wasCut(row.Reason):
 			return careRecover, ""
-		case s.alive():
+		case s.alive() && row.Reason != reasonKeyProof && row.Reason != reasonKeyUnconfirmed: // these it says nothing of in /health
 			return carePeek, ""
 		case s.node == nodeShut:
 			return careNone, ""

@@ -19,7 +19,11 @@ const (
 	reasonCrashed     = "crashed"
 	reasonUnhealthy   = "unhealthy"
 	reasonNodeDown    = "node_down"
-	reasonJobMissing  = "job_missing"
+	// reasonKeyProof: it breaks the contract of the proof. reasonKeyUnconfirmed: it
+	// did not take its new key, and its next process is to.
+	reasonKeyProof       = "key_proof"
+	reasonKeyUnconfirmed = "key_unconfirmed"
+	reasonJobMissing     = "job_missing"
 	// reasonRecovered: its row was rebuilt, and its process is looked for.
 	// reasonBrainMissing: there is nothing outside the registry that its row could
 	// be of.
@@ -36,6 +40,9 @@ var (
 	errHealthy = errors.New("the engine said that it is healthy")
 	// errDetour: the step named the next one itself.
 	errDetour = errors.New("the operation takes a detour")
+	// errPortTaken: something that is not the engine listens on the port that it was
+	// given.
+	errPortTaken = errors.New("the engine's port is taken")
 	// errRelocated: the row has another identity, and says so already.
 	errRelocated = errors.New("the engine is being placed on another node")
 )
@@ -84,6 +91,10 @@ func (o *operation) boot(ctx context.Context) error {
 	default:
 		return err
 	}
+	path, err := o.s.proofPath(ctx, o.row)
+	if err != nil {
+		return err
+	}
 	deadline := o.row.Op.Deadline
 	if soonest := time.Now().Add(lateGrace); deadline.Before(soonest) {
 		deadline = soonest
@@ -113,18 +124,22 @@ func (o *operation) boot(ctx context.Context) error {
 		}
 		o.row.Crash = alloc.Crash
 		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != registry.OpRecover { // Nomad restarts that one
-			return false, bootFailed(alloc)
+			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
-			url := "http://" + alloc.Addr
+			url, by := "http://"+alloc.Addr, o.proof(path, key, alloc.ID)
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
 			if o.row.Vanished != nil && o.row.Vanished.AllocID == alloc.ID {
 				o.row.Vanished = nil
 			}
 			probing.Go(func() {
 				o.awaitStarted(timed, 0)
-				if o.s.boots.awaitUsable(timed, url, key, kind) {
+				err, broken := o.s.boots.awaitUsable(timed, url, by, kind), (*breach)(nil)
+				switch {
+				case err == nil:
 					cancel(errHealthy)
+				case errors.As(err, &broken):
+					cancel(&bootFailure{err: brokenContract(broken), reason: reasonKeyProof})
 				}
 			})
 		}
@@ -155,6 +170,9 @@ func (o *operation) boot(ctx context.Context) error {
 	}
 	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
 		return o.mayRelocate(whole, err)
+	}
+	if errors.Is(err, errPortTaken) {
+		return o.mayChangePort(err)
 	}
 	return err
 }
@@ -197,15 +215,22 @@ func (o *operation) placementError(state cluster.JobState) error {
 	return nil
 }
 
-func bootFailed(a *cluster.Alloc) error {
+// bootFailed is what a boot whose process ended fails of. errPortTaken: a process could
+// not have listened on the port, for something else does.
+func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
-	reason := reasonCrashed
+	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reasonCrashed}
 	if a.Image {
-		reason = reasonImage
+		failure.reason = reasonImage
+		return failure
 	}
-	return &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reason}
+	if a.Addr != "" && listens(ctx, a.Addr) {
+		failure.err = fail(EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)
+		return errors.Join(errPortTaken, failure)
+	}
+	return failure
 }
 
 // watchRow ends the boot when somebody else takes the row: a destroy on another

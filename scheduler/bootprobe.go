@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,10 @@ const (
 	// bootShare is the time between two probes of all boots together, when there
 	// are many: 2,000 in a second.
 	bootShare = 500 * time.Microsecond
+
+	// breachFor is how long an engine may answer against the contract before it is
+	// believed: a process that is on its way out may hold the port.
+	breachFor = 2 * time.Second
 
 	// finestProbe and coarsestProbe bound the time between two probes of a boot.
 	finestProbe   = 2 * time.Millisecond
@@ -59,9 +64,10 @@ func spread(d time.Duration, boots int64, chance float64) time.Duration {
 	return time.Duration(float64(d) * (0.75 + chance/2))
 }
 
-// awaitUsable asks until the engine is usable (true) or ctx ends (false). kind
-// says what to expect of a process that is started now; nil: it may run already.
-func (b *bootProber) awaitUsable(ctx context.Context, url, key string, kind *bootKind) bool {
+// awaitUsable asks until the engine is usable. kind says what to expect of a process
+// that is started now; nil: it may run already. *breach: Nomad has started its process,
+// and it answers against the contract, again and again. The error of ctx.
+func (b *bootProber) awaitUsable(ctx context.Context, url string, by proof, kind *bootKind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var probes sync.WaitGroup
 	defer probes.Wait()
@@ -74,26 +80,27 @@ func (b *bootProber) awaitUsable(ctx context.Context, url, key string, kind *boo
 		expected = b.times.expected(*kind)
 	}
 	if expected > 0 && !pause(ctx, spread(firstProbe(expected), 0, rand.Float64())) {
-		return false
+		return ctx.Err()
 	}
 	answers, inFlight := make(chan error, maxProbes), 0
+	var since time.Time // when it broke the contract first, and nothing else since
 	for {
 		if inFlight < maxProbes {
 			free, ok := b.take(ctx)
 			if !ok {
-				return false
+				return ctx.Err()
 			}
 			inFlight++
 			probes.Go(func() {
 				defer free()
-				answers <- b.usable(ctx, url, key)
+				answers <- b.usable(ctx, url, by)
 			})
 		}
 		overtake := time.NewTimer(overtakeAfter)
 		select {
 		case <-ctx.Done():
 			overtake.Stop()
-			return false
+			return ctx.Err()
 		case err := <-answers:
 			inFlight--
 			if err == nil {
@@ -101,13 +108,23 @@ func (b *bootProber) awaitUsable(ctx context.Context, url, key string, kind *boo
 				if kind != nil {
 					b.times.learn(*kind, time.Since(began), b.boots.Load() <= quietBoots)
 				}
-				return true
+				return nil
+			}
+			var broken *breach
+			switch {
+			case !errors.As(err, &broken):
+				since = time.Time{}
+			case since.IsZero():
+				since = time.Now()
+			case time.Since(since) >= breachFor && by.runs(ctx):
+				overtake.Stop()
+				return broken
 			}
 		case <-overtake.C:
 		}
 		overtake.Stop()
 		if !pause(ctx, spread(nextProbe(time.Since(began), expected), b.boots.Load(), rand.Float64())) {
-			return false
+			return ctx.Err()
 		}
 	}
 }

@@ -23,7 +23,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			says(200, `{"status":"ok"}`)(w, r)
 		})
-		if !newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(t.Context(), url, testKey, nil) {
+		if newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(t.Context(), url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
@@ -43,7 +43,7 @@ func TestAwaitUsable(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		if !newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, testKey, nil) {
+		if newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 	})
@@ -64,7 +64,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			pause(ctx, 3*overtakeAfter) // time for one too many
 		}()
-		if newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, testKey, nil) {
+		if newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
@@ -80,7 +80,7 @@ func TestAwaitUsable(t *testing.T) {
 		_ = l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(ctx, url, testKey, nil) {
+		if newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 	})
@@ -192,16 +192,16 @@ func TestFirstProbeIsTimed(t *testing.T) {
 		says(200, `{"status":"ok"}`)(w, r)
 	})
 	b, kind := newBootProber(newProber(connectTimeout, time.Second)), bootKind{image: "image"}
-	if !b.awaitUsable(t.Context(), url, testKey, &kind) || b.times.expected(kind) == 0 {
+	if b.awaitUsable(t.Context(), url, proves(testKey), &kind) != nil || b.times.expected(kind) == 0 {
 		t.Fatal("nothing was learnt")
 	}
 	b.times.took[kind] = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if before := asked.Load(); b.awaitUsable(ctx, url, testKey, &kind) || asked.Load() != before {
+	if before := asked.Load(); b.awaitUsable(ctx, url, proves(testKey), &kind) == nil || asked.Load() != before {
 		t.Error("it was asked long before it can be there")
 	}
-	if !b.awaitUsable(t.Context(), url, testKey, nil) || b.times.expected(kind) != time.Hour {
+	if b.awaitUsable(t.Context(), url, proves(testKey), nil) != nil || b.times.expected(kind) != time.Hour {
 		t.Error("one that may run already was waited for, or taken for a boot")
 	}
 }
@@ -221,7 +221,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {
-		boots.Go(func() { b.awaitUsable(ctx, url, testKey, nil) })
+		boots.Go(func() { _ = b.awaitUsable(ctx, url, proves(testKey), nil) })
 	}
 	go func() {
 		defer close(hung)
@@ -229,7 +229,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 		}
 	}()
 	<-hung
-	if !b.awaitUsable(ctx, healthy, testKey, nil) {
+	if b.awaitUsable(ctx, healthy, proves(testKey), nil) != nil {
 		t.Error("a healthy engine got no turn")
 	}
 	cancel()

@@ -16,6 +16,11 @@ func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*registry.Engine,
 		if err != nil {
 			return nil, "", err
 		}
+		if unconfirmed(engine) && engine.State == registry.Running {
+			if key, err := s.acceptedKey(ctx, engine); err == nil && key != "" {
+				return engine, key, nil
+			}
+		}
 		key, err := s.Key(ctx, engine)
 		if !isRetired(err) {
 			return engine, key, err

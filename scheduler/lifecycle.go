@@ -324,6 +324,19 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 		if err != nil {
 			return nil, err
 		}
+		if (kind == registry.OpStop || kind == registry.OpStart) && unconfirmed(row) {
+			desired := registry.Running
+			if kind == registry.OpStop {
+				desired = registry.Stopped
+			}
+			if err := s.giveUpRotation(ctx, row, desired); err != nil {
+				return nil, err
+			}
+			if err := caller.refresh(ctx, s); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if row.Op != nil {
 			err := busy(row.Op.Kind)
 			if row.Op.Kind != kind || joins == "" {

@@ -49,6 +49,7 @@ type operation struct {
 	recorded bool            // its audit row is complete
 	tried    map[string]bool // nodes that could not place the engine
 	noPlace  error           // what the last of them said
+	ports    int             // that were taken by somebody else
 	// quietAt is the index of the job as quiesce left it.
 	quietAt uint64
 	// refusedAt is the CreateIndex of the evaluation by which Nomad said last that

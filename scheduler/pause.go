@@ -164,7 +164,11 @@ func (o *operation) goesOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key := secret.Key
+	path, err := o.s.proofPath(ctx, o.row)
+	if err != nil {
+		return err
+	}
+	by := o.proof(path, secret.Key, f.AllocID)
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	timed, stop := context.WithTimeout(ctx, thawTimeout)
@@ -179,7 +183,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 		}
 	})
 	work.Go(func() {
-		if o.s.boots.awaitUsable(ctx, f.URL, key, nil) {
+		if o.s.boots.awaitUsable(ctx, f.URL, by, nil) == nil {
 			cancel(errHealthy)
 		}
 	})

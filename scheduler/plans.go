@@ -33,6 +33,7 @@ const (
 )
 
 const (
+	stepRegister = "register"
 	// stepOwn makes a claimed warm engine's secret the user's; stepBurn gives an
 	// identity up that was handed out before.
 	stepOwn  = "own"
@@ -58,14 +59,14 @@ func init() { // not a literal: the steps refer to plans
 			{"volume", (*operation).ensureVolume},
 			{"key", (*operation).ensureKey},
 			{"variable", (*operation).writeVariable},
-			{"register", (*operation).register},
+			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
 		registry.OpStart: {
 			{"quiesce", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 			{"variable", (*operation).writeVariable},
-			{"register", (*operation).register},
+			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
 		registry.OpStop: {
@@ -83,7 +84,7 @@ func init() { // not a literal: the steps refer to plans
 			{"scale-down", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 			{"variable", (*operation).writeVariable},
-			{"register", (*operation).register},
+			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
 		registry.OpRotateKey: {
@@ -106,10 +107,12 @@ func init() { // not a literal: the steps refer to plans
 		},
 	}
 	detours = map[registry.OpKind][]step{
-		registry.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}},
+		registry.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}, {stepAnotherPort, (*operation).anotherPort}},
 		// These end their operation, or lead to the first step of its plan.
 		registry.OpSleep: {{stepFreeze, (*operation).freeze}},
-		registry.OpStart: {{stepThaw, (*operation).thaw}},
+		registry.OpStart: {{stepThaw, (*operation).thaw}, {stepAnotherPort, (*operation).anotherPort}},
+		// This one leads back to where it was.
+		registry.OpRestart: {{stepAnotherPort, (*operation).anotherPort}},
 	}
 	undoing = map[registry.OpKind][]step{
 		registry.OpProvision: {{"undo-register", (*operation).quiesce}},

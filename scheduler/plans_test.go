@@ -45,7 +45,12 @@ func TestPlans(t *testing.T) {
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
-	want = map[registry.OpKind][]string{registry.OpProvision: {"relocate", "own", "burn"}, registry.OpSleep: {"freeze"}, registry.OpStart: {"thaw"}}
+	want = map[registry.OpKind][]string{
+		registry.OpProvision: {"relocate", "own", "burn", "another-port"},
+		registry.OpSleep:     {"freeze"},
+		registry.OpStart:     {"thaw", "another-port"},
+		registry.OpRestart:   {"another-port"},
+	}
 	if diff := cmp.Diff(want, names(detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
 	}

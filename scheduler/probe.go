@@ -2,14 +2,12 @@ package scheduler
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -94,17 +92,6 @@ func (p *prober) keepsAnswering(ctx context.Context, url string) bool {
 	return true
 }
 
-// status asks for a path that no engine has, with a key, and returns the status
-// code: 401 says that the key was refused.
-func (p *prober) status(ctx context.Context, url, key string) (int, error) {
-	resp, err := p.get(ctx, url+"/.orch/key-proof/"+strings.ToLower(rand.Text()), key)
-	if err != nil {
-		return 0, err
-	}
-	_ = resp.Body.Close()
-	return resp.StatusCode, nil
-}
-
 func (p *prober) get(ctx context.Context, url, key string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -114,20 +101,6 @@ func (p *prober) get(ctx context.Context, url, key string) (*http.Response, erro
 		req.Header.Set("X-Engine-Key", key)
 	}
 	return p.client.Do(req)
-}
-
-// usable asks once and returns nil when the engine says that it can serve and
-// does not refuse its own key. /health is open: without the key, any process
-// that holds the port could pass for the engine. An empty key leaves that out.
-func (p *prober) usable(ctx context.Context, url, key string) error {
-	if err := p.health(ctx, url); err != nil || key == "" {
-		return err
-	}
-	code, err := p.status(ctx, url, key)
-	if err == nil && code == http.StatusUnauthorized {
-		err = errors.New("what answers there refuses the engine's key")
-	}
-	return err
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

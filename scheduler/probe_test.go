@@ -2,10 +2,13 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -98,17 +101,99 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// proves is the proof of a key by a process that Nomad has started.
+func proves(key string) proof {
+	return proof{"/proof", key, func(context.Context) bool { return true }}
+}
+
+// answers is an engine that is healthy and answers the proof by the key that it got.
+func answers(t *testing.T, by func(key string) int) (url string, got func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var keys []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" {
+			says(200, `{"status":"ok"}`)(w, r)
+			return
+		}
+		key := r.Header.Get("X-Engine-Key")
+		mu.Lock()
+		keys = append(keys, key)
+		mu.Unlock()
+		w.WriteHeader(by(key))
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(keys) }
+}
+
+// Three answers prove an engine, in their order; what lets everybody in, and what
+// Nomad has not started, is not sent the key.
 func TestUsable(t *testing.T) {
 	p := newProber(connectTimeout, time.Second)
-	healthy := engineStub(t, says(200, `{"status":"ok"}`))
-	t.Run("OK", func(t *testing.T) {
-		if err := p.usable(t.Context(), healthy, testKey); err != nil {
-			t.Error(err)
+	by := func(none, wrong, right int) func(string) int {
+		return func(key string) int {
+			switch key {
+			case "":
+				return none
+			case testKey:
+				return right
+			}
+			return wrong
 		}
-	})
-	t.Run("ErrAnotherProcessHoldsThePort", func(t *testing.T) {
-		if err := p.usable(t.Context(), healthy, "sk-sept-another"); err == nil {
-			t.Error("an engine that refuses the key passed")
-		}
-	})
+	}
+	for name, c := range map[string]struct {
+		answer    func(string) int
+		idle      bool // Nomad has not started it
+		key       string
+		says      string // the error; "": none
+		disclosed bool
+	}{
+		"OK":                {answer: by(401, 401, 404), key: testKey, disclosed: true},
+		"OKForbidden":       {answer: by(403, 403, 200), key: testKey, disclosed: true},
+		"OKFails":           {answer: by(401, 403, 500), key: testKey, disclosed: true},
+		"OKNoKeyKnown":      {answer: by(401, 401, 404)},
+		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "answers 200 without a key"},
+		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "answers 404 without a key"},
+		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "answers 200 with a wrong key"},
+		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "answers 302 without a key"},
+		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "answers 200 with a wrong key"},
+		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "answers 401 with the engine's own key", disclosed: true},
+		"ErrNotStarted":     {answer: by(401, 401, 404), key: testKey, idle: true, says: "has not started"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, got := answers(t, c.answer)
+			proof := proves(c.key)
+			proof.runs = func(context.Context) bool { return !c.idle }
+			err := p.usable(t.Context(), url, proof)
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want %q", err, c.says)
+			}
+			keys := got()
+			if slices.Contains(keys, testKey) != c.disclosed {
+				t.Errorf("it was sent its key: %t", !c.disclosed)
+			}
+			if len(keys) == 0 || keys[0] != "" {
+				t.Errorf("first asked with a key")
+			}
+		})
+	}
+}
+
+// An engine that breaks the contract is believed after a while, one that Nomad has not
+// started never.
+func TestBreachIsBelieved(t *testing.T) {
+	url, _ := answers(t, func(string) int { return 404 })
+	b := newBootProber(newProber(connectTimeout, time.Second))
+	var broken *breach
+	began := time.Now()
+	if err := b.awaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {
+		t.Errorf("got %v after %s", err, time.Since(began))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), breachFor*3/2)
+	defer cancel()
+	stranger := proves(testKey)
+	stranger.runs = func(context.Context) bool { return false }
+	if err := b.awaitUsable(ctx, url, stranger, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v of a stranger", err)
+	}
 }

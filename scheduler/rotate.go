@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"net/http"
 	"time"
 
 	"github.com/septemberai/orch/cluster"
@@ -63,82 +62,135 @@ func (*operation) leave(context.Context) error { return nil }
 // proveRotation waits until the engine refuses the old key and accepts the new
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
+	if o.row.Op.GiveUp {
+		o.rotateWithoutProcess(reasonKeyUnconfirmed)
+		return nil
+	}
 	err := o.whileOwned(ctx, o.rotationProven)
 	if errors.Is(err, errVanished) {
-		err = o.outlastVanished(ctx)
-		if err == nil {
-			o.rotateWithoutProcess()
+		if err = o.outlastVanished(ctx); err == nil {
+			o.rotateWithoutProcess(reasonCrashed)
 		}
 	}
 	return o.noteSilence(ctx, err)
 }
 
-// rotateWithoutProcess ends the proof when no process is left that knows the old key;
-// the next one reads the new hash.
-func (o *operation) rotateWithoutProcess() {
+// rotateWithoutProcess ends the proof when no process that knows the old key is to go
+// on; the next one reads the new hash.
+func (o *operation) rotateWithoutProcess(reason string) {
 	o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-	o.row.State, o.row.Reason = registry.Failed, reasonCrashed
+	if o.row.State == registry.Running || reason != reasonKeyUnconfirmed {
+		o.row.State, o.row.Reason = registry.Failed, reason
+	}
 }
 
+// rotationProven asks the engine again and again. After the caller was told that the
+// rotation is not confirmed it goes on, less often.
 func (o *operation) rotationProven(ctx context.Context) error {
-	// Vault may have lost the old key: then the rotation is a re-key, and any other
-	// key than the new one has to be refused.
-	oldKey := secrets.NewEngineKey()
-	old, err := o.s.secret(ctx, o.row)
-	if err == nil {
-		oldKey = old.Key
-	} else if !errors.Is(err, secrets.ErrNotFound) {
-		return err
-	}
-	next, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.Op.KeyVersion, o.row.Op.KeyID)
+	keys, err := o.rotationKeys(ctx)
 	if err != nil {
 		return err
 	}
-	newKey := next.Key
 	until := o.row.Op.Deadline
-	if later := time.Now().Add(killGrace); o.answeredAlready() && until.Before(later) {
-		until = later
+	if soonest := time.Now().Add(killGrace); o.answeredAlready() && until.Before(soonest) {
+		until = soonest
 	}
 	before, missed := o.startsSeen(ctx), false
 	for {
-		refused, asked := o.s.probe.status(ctx, o.row.URL, oldKey)
-		if asked != nil && !missed {
+		said, asked := keys.ask(ctx, o.s.probe, o.row.URL)
+		switch {
+		case said == "" && asked == nil:
+			o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
+			o.row.LastHealthAt = time.Now().UTC()
+			return nil
+		case asked != nil && !missed:
 			missed = true // it is being restarted
 			o.awaitStarted(ctx, before)
 			continue
-		}
-		if asked != nil {
+		case asked != nil:
+			said = "it does not answer"
 			o.followAlloc()
-		}
-		if refused == http.StatusUnauthorized {
-			accepted, err := o.s.probe.status(ctx, o.row.URL, newKey)
-			if err == nil && accepted != http.StatusUnauthorized {
-				o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-				o.row.LastHealthAt = time.Now().UTC()
-				return nil
-			}
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if o.s.nodeSilent(o.row.NodeID) {
+		silent, told := o.s.nodeSilent(o.row.NodeID), o.answeredAlready()
+		if silent && (!told || o.row.State == registry.Running) {
 			return &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
-		if time.Now().After(until) {
+		if !silent && time.Now().After(until) {
 			switch gone, vanished := o.processGone(ctx); {
 			case vanished:
 				return errVanished
 			case gone:
-				o.rotateWithoutProcess()
+				o.rotateWithoutProcess(reasonCrashed)
 				return nil
+			case !told:
+				return fail(RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
 			}
-			return fail(RotationUnconfirmed, "the engine has not confirmed its new key yet; the rotation goes on in the background")
+			until = time.Now().Add(killGrace)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(proofEvery):
+		every := proofEvery
+		if told {
+			every = askAgain
+		}
+		if !pause(ctx, every) {
+			return ctx.Err()
 		}
 	}
+}
+
+// rotationKeys are the two keys of a rotation.
+type rotationKeys struct{ path, old, new string }
+
+func (o *operation) rotationKeys(ctx context.Context) (*rotationKeys, error) {
+	path, err := o.s.proofPath(ctx, o.row)
+	if err != nil {
+		return nil, err
+	}
+	// Vault may have lost the old key: then the rotation is a re-key, and any other
+	// key than the new one has to be refused.
+	k := &rotationKeys{path: path, old: secrets.NewEngineKey()}
+	old, err := o.s.secret(ctx, o.row)
+	if err == nil {
+		k.old = old.Key
+	} else if !errors.Is(err, secrets.ErrNotFound) {
+		return nil, err
+	}
+	next, err := o.s.vault.EngineKey(ctx, o.row.EngineID, o.row.Op.KeyVersion, o.row.Op.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	k.new = next.Key
+	return k, nil
+}
+
+// ask asks an engine once whether it refuses the old key and accepts the new one. said
+// is in what it does not, for the caller; "": in nothing. Neither key is sent to what
+// lets everybody in. The error: it did not answer.
+func (k *rotationKeys) ask(ctx context.Context, p *prober, url string) (said string, err error) {
+	var broken *breach
+	if err := p.locked(ctx, url, k.path); errors.As(err, &broken) {
+		return broken.said, nil
+	} else if err != nil {
+		return "", err
+	}
+	before, err := p.status(ctx, url, k.path, k.old)
+	if err != nil {
+		return "", err
+	}
+	after, err := p.status(ctx, url, k.path, k.new)
+	switch {
+	case err != nil:
+		return "", err
+	case refuses(before) && !refuses(after):
+		return "", nil
+	case refuses(before):
+		return "it refuses the old key and the new one", nil
+	case refuses(after):
+		return "it goes on with the old key, and has not read the new hash", nil
+	}
+	return "it accepts the new key, and the old one as well", nil
 }
 
 // followAlloc takes the address of the engine's newest process over: Nomad gives

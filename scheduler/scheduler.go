@@ -29,6 +29,9 @@ import (
 type Options struct {
 	Job          jobs.Settings
 	DefaultImage string
+	// KeyProofPath is where engines prove their keys, where their product's policy says
+	// nothing.
+	KeyProofPath string
 	// Resources are an engine's, where its product's policy says nothing.
 	Resources    registry.Resources
 	BootTimeout  time.Duration

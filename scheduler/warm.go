@@ -33,6 +33,12 @@ type warmKind struct {
 	image     string
 	resources registry.Resources
 	nodePool  string
+	proofPath string
+}
+
+// kindOf is what kind of engine a product's are.
+func (s *Scheduler) kindOf(p *registry.Product, image string) warmKind {
+	return warmKind{image, s.resources(p.Policy), p.Policy.NodePool, p.Policy.KeyProofPath}
 }
 
 // warmPool keeps engines that run, are healthy, and wait for a user. Each has an
@@ -63,7 +69,11 @@ func newWarmPool(s *Scheduler) *warmPool {
 
 // fingerprint names a kind of engine, of the job file and the settings of today.
 func (p *warmPool) fingerprint(k warmKind) string {
-	return digest(p.s.template.Load().Fingerprint(), k.image, strconv.Itoa(k.resources.CPUMHz), strconv.Itoa(k.resources.MemoryMB), k.nodePool)[:16]
+	parts := []string{p.s.template.Load().Fingerprint(), k.image, strconv.Itoa(k.resources.CPUMHz), strconv.Itoa(k.resources.MemoryMB), k.nodePool}
+	if k.proofPath != "" {
+		parts = append(parts, k.proofPath)
+	}
+	return digest(parts...)[:16]
 }
 
 // ready says whether a warm engine may be handed out, as far as the view knows.
@@ -139,7 +149,7 @@ func (p *warmPool) release(row *registry.Engine) {
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
 func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, spent *spent) (*registry.Engine, bool, error) {
-	fingerprint := p.fingerprint(warmKind{wanted.Image, wanted.Resources, wanted.NodePool})
+	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
 		warm, err := p.hold(ctx, fingerprint)

@@ -55,7 +55,7 @@ func (p *warmPool) lull(ctx context.Context) {
 func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 	n := map[warmKind]int{}
 	if p.s.opts.WarmPool > 0 {
-		n[warmKind{p.s.opts.DefaultImage, p.s.opts.Resources, ""}] = p.s.opts.WarmPool
+		n[warmKind{image: p.s.opts.DefaultImage, resources: p.s.opts.Resources}] = p.s.opts.WarmPool
 	}
 	tenants, err := p.s.store.Tenants(ctx)
 	if err != nil {
@@ -67,7 +67,7 @@ func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 			if err != nil {
 				continue // its own provisions fail of it
 			}
-			n[warmKind{image, p.s.resources(t.Policy), t.Policy.NodePool}] += *size
+			n[p.s.kindOf(t.Product, image)] += *size
 		}
 	}
 	return n, nil
@@ -255,7 +255,7 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	row := &registry.Engine{
 		ProductID: registry.WarmProduct, ProductSlug: registry.WarmProduct, UserID: newID(), Warm: fingerprint,
 		State: registry.Provisioning, Desired: registry.Running,
-		Image: kind.image, Resources: kind.resources, NodePool: kind.nodePool,
+		Image: kind.image, Resources: kind.resources, NodePool: kind.nodePool, KeyProofPath: kind.proofPath,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Op: op,
 	}
 	place.applyTo(row)

@@ -44,6 +44,7 @@ type Config struct {
 	EngineCPUMHz   int      `env:"ORCH_ENGINE_CPU_MHZ" envDefault:"100" desc:"CPU of an engine whose policy says nothing, in MHz"`
 	EngineMemoryMB int      `env:"ORCH_ENGINE_MEMORY_MB" envDefault:"256" desc:"memory of an engine whose policy says nothing, in MiB"`
 	KeyReload      string   `env:"ORCH_ENGINE_KEY_RELOAD" envDefault:"restart" desc:"how an engine gets a new key hash: restart of its process, or signal (SIGHUP, then it reads ENGINE_KEY_HASH_FILE)"`
+	KeyProofPath   string   `env:"ORCH_ENGINE_KEY_PROOF_PATH" envDefault:"/.orch/key-proof" desc:"path on which an engine proves its key: it must answer 401 or 403 there without a key and with a wrong one, and anything else with its own; any path that needs a key will do. A product's policy can name another (key_proof_path)"`
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
@@ -158,6 +159,8 @@ func (c *Config) check(unread map[string]bool) []error {
 
 	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec), string(jobs.Mock))
 	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
+	err := registry.CheckKeyProofPath(c.KeyProofPath)
+	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
 	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
 	if c.EngineImage != "" {
@@ -261,7 +264,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
 	}
 	return scheduler.Options{
-		Job: job, DefaultImage: c.EngineImage,
+		Job: job, DefaultImage: c.EngineImage, KeyProofPath: c.KeyProofPath,
 		Resources:    registry.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
 		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
 		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,

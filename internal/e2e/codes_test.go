@@ -89,29 +89,6 @@ func TestBackendRefuses(t *testing.T) {
 	}
 }
 
-// An engine that does not take its new key: the rotation is not confirmed, goes
-// on in the background, and a destroy ends it.
-func TestRotationIsNotConfirmed(t *testing.T) {
-	t.Parallel()
-	r := startService(t, shared, map[string]string{
-		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.no-reload", "ORCH_BOOT_TIMEOUT_S": "10", "ORCH_VOLUME_POOL": "1",
-	})
-	c, ctx := r.product(t, nil), t.Context()
-	e, err := c.Provision(ctx, "u", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantCode(t, second(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
-	wantCode(t, second(c.RotateKey(ctx, "u")), 409, "ENGINE_BUSY")
-	wantCode(t, second(c.Stop(ctx, "u")), 409, "ENGINE_BUSY")
-	if _, err := c.Destroy(ctx, "u"); err != nil {
-		t.Fatal(err)
-	}
-	if left := openStores(t, shared).traces(e.EngineID); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-}
-
 // TestSilentNode pauses the only node: a stop is carried out when it returns, a
 // start finds no room, and a destroyed engine frees its user_id and its place at
 // once, while its volume waits as a grave.

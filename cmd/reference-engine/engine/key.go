@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // keyHeader carries the engine's key in the clear; the engine itself only
@@ -69,6 +70,14 @@ func parseHash(s string) (h [sha256.Size]byte, err error) {
 type keyring struct {
 	source keySource
 	hash   atomic.Pointer[[sha256.Size]byte]
+
+	both   time.Duration // how long the hash before is good after a reload
+	before atomic.Pointer[retiredHash]
+}
+
+type retiredHash struct {
+	hash  [sha256.Size]byte
+	until time.Time
 }
 
 // newKeyring fails unless the source holds a valid hash: an engine that
@@ -84,7 +93,9 @@ func (k *keyring) reload() error {
 	if err != nil {
 		return err
 	}
-	k.hash.Store(&h)
+	if old := k.hash.Swap(&h); old != nil && k.both > 0 {
+		k.before.Store(&retiredHash{*old, time.Now().Add(k.both)})
+	}
 	return nil
 }
 
@@ -96,5 +107,8 @@ func (k *keyring) admits(r *http.Request) bool {
 		return false
 	}
 	got := sha256.Sum256([]byte(keys[0]))
+	if old := k.before.Load(); old != nil && time.Now().Before(old.until) && subtle.ConstantTimeCompare(got[:], old.hash[:]) == 1 {
+		return true
+	}
 	return subtle.ConstantTimeCompare(got[:], k.hash.Load()[:]) == 1
 }

@@ -48,6 +48,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Sig
 	if err != nil {
 		return err
 	}
+	keys.both = sw.TwoKeys
 	lock, err := lockBrain(cfg.BrainPath)
 	if err != nil {
 		return err

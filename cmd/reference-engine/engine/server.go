@@ -57,18 +57,18 @@ func (s *server) routes() map[string]map[string]func(http.ResponseWriter, *http.
 	}
 }
 
-// handler checks the key before it looks at the path: orch proves a key
-// rotation by a request to a path that does not exist, where 404 says the key
-// is good and 401 that it is not. http.ServeMux is no help here, it answers
+// handler checks the key before it looks at the path: orch proves keys on a path
+// that does not exist, where 404 says the key is good and 401 that it is not. http.ServeMux is no help here, it answers
 // unclean paths with a redirect.
 func (s *server) handler() http.Handler {
 	routes := s.routes()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/health" && !s.keys.admits(r) {
+		methods, ok := routes[r.URL.Path]
+		early, never := !ok && s.cfg.Switches.RouteFirst, !ok && s.cfg.Switches.Unknown401
+		if r.URL.Path != "/health" && !early && (never || !s.keys.admits(r)) {
 			s.writeError(w, &apiError{http.StatusUnauthorized, "INVALID_ENGINE_KEY", keyHeader + " is missing or wrong"})
 			return
 		}
-		methods, ok := routes[r.URL.Path]
 		if !ok {
 			s.writeError(w, &apiError{http.StatusNotFound, "NOT_FOUND", "there is nothing at this path"})
 			return

@@ -26,6 +26,9 @@ type Switches struct {
 	TermDelay   time.Duration // after draining it lives on so long, brain open and locked
 	Linger      time.Duration // after SIGTERM it serves on so long, with the key hash it has
 	NoReload    bool          // SIGHUP does nothing
+	TwoKeys     time.Duration // the key before is good so long after a reload, too
+	RouteFirst  bool          // paths that it does not have are 404 without a key
+	Unknown401  bool          // paths that it does not have are 401 with any key
 	Names       []string      // as given, for GET /info
 }
 
@@ -63,6 +66,9 @@ var switchTable = []switchDef{
 	{"term-delay", optional, 5 * time.Second, "after SIGTERM: drain, then live on that long with the brain locked (5s)", func(s *Switches, d time.Duration) { s.TermDelay = d }},
 	{"linger", optional, 5 * time.Second, "after SIGTERM: serve on that long with the old key hash (5s)", func(s *Switches, d time.Duration) { s.Linger = d }},
 	{"no-reload", none, 0, "SIGHUP does nothing", func(s *Switches, _ time.Duration) { s.NoReload = true }},
+	{"two-keys", optional, forever, "the key before is good after a reload, too", func(s *Switches, d time.Duration) { s.TwoKeys = d }},
+	{"route-first", none, 0, "404 for paths that it does not have, also without a key", func(s *Switches, _ time.Duration) { s.RouteFirst = true }},
+	{"unknown-401", none, 0, "401 for paths that it does not have, also with the key", func(s *Switches, _ time.Duration) { s.Unknown401 = true }},
 	{"reload", none, 0, "changes nothing: a name for an image that is known to reload on SIGHUP", func(*Switches, time.Duration) {}},
 }
 
