@@ -19,6 +19,7 @@ type Grave struct {
 	VolumeID   string     `json:"volume_id"`
 	VolumePath string     `json:"volume_path"` // on the node; empty where that is not known
 	Since      *time.Time `json:"since"`
+	Why        string     `json:"why"` // what keeps the volume there; empty: that is not known
 }
 
 // GraveList is all graves.

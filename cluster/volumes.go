@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,8 @@ type Volume struct {
 	// Path is where it is on its node.
 	Path  string
 	Ready bool
+	// Jobs are those whose living allocations claim it; only Volume tells them.
+	Jobs []string
 }
 
 // volumePoll is how often a pending volume is looked at. It becomes ready when
@@ -87,7 +90,13 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
+	whole := &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}
+	for _, a := range v.Allocations {
+		if !slices.Contains(whole.Jobs, a.JobID) {
+			whole.Jobs = append(whole.Jobs, a.JobID)
+		}
+	}
+	return whole, nil
 }
 
 // Volumes lists the host volumes of the namespace, on all nodes.

@@ -169,6 +169,9 @@ func (o *operation) boot(ctx context.Context) error {
 		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
 	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
+		if held, herr := o.s.heldBy(whole, o.row.VolumeID); herr == nil && held != "" {
+			err = &Error{Code: code, Message: "the engine's volume cannot be mounted: " + held, Err: err, RetryAfter: retryCapacity}
+		}
 		return o.mayRelocate(whole, err)
 	}
 	if errors.Is(err, errPortTaken) {

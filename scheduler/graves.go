@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -18,6 +19,8 @@ type Grave struct {
 	NodeName string
 	// Silent: the servers do not hear from the node.
 	Silent bool
+	// Why is what keeps the volume there, for an admin to read; "": that is not known.
+	Why string
 }
 
 // Graves lists what is left of destroyed engines, oldest first: it waits for a silent
@@ -30,7 +33,15 @@ func (s *Scheduler) Graves(ctx context.Context) ([]Grave, error) {
 	graves := make([]Grave, 0, len(all))
 	for _, g := range all {
 		node, _ := s.cluster.Node(g.NodeID)
-		graves = append(graves, Grave{g, node.Name, s.nodeSilent(g.NodeID)})
+		grave := Grave{Grave: g, NodeName: node.Name, Silent: s.nodeSilent(g.NodeID)}
+		if grave.Silent {
+			grave.Why = "its node is silent"
+		} else if held, err := s.heldBy(ctx, g.VolumeID); errors.Is(err, cluster.ErrNotFound) {
+			grave.Why = "Nomad does not know the volume any more"
+		} else {
+			grave.Why = held // if Nomad answers
+		}
+		graves = append(graves, grave)
 	}
 	slices.SortFunc(graves, func(a, b Grave) int {
 		if c := a.Since.Compare(b.Since); c != 0 {

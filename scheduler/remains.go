@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -131,7 +132,14 @@ func (s *Scheduler) nodeHas(ctx context.Context, r remains) (bool, error) {
 func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left string, err error) {
 	_, registration := registry.VolumeOf(v.Name)
 	if registration < 2 {
-		return "", s.cluster.DeleteVolume(ctx, v.ID)
+		err := s.cluster.DeleteVolume(ctx, v.ID)
+		if !errors.Is(err, cluster.ErrInUse) {
+			return "", err
+		}
+		if held, herr := s.heldBy(ctx, v.ID); herr == nil && held != "" {
+			return held, nil
+		}
+		return "", err
 	}
 	whole, err := s.cluster.Volume(ctx, v.ID) // a list tells no path
 	if errors.Is(err, cluster.ErrNotFound) {
@@ -139,6 +147,9 @@ func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left s
 	}
 	if err != nil {
 		return "", err
+	}
+	if held := heldBy(whole); held != "" {
+		return held, nil
 	}
 	if err := s.scrub(ctx, whole); err != nil {
 		if errors.Is(err, errNodeSilent) || errors.Is(err, cluster.ErrUnavailable) || ctx.Err() != nil {
@@ -150,6 +161,29 @@ func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left s
 		return "", err
 	}
 	return "", s.cluster.Purge(ctx, scrubJob(whole))
+}
+
+// heldBy says which jobs that are not the service's use a volume; "": none do.
+func (s *Scheduler) heldBy(ctx context.Context, volumeID string) (string, error) {
+	v, err := s.cluster.Volume(ctx, volumeID)
+	if err != nil {
+		return "", err
+	}
+	return heldBy(v), nil
+}
+
+func heldBy(v *cluster.Volume) string {
+	engineID, _ := registry.VolumeOf(v.Name)
+	var foreign []string
+	for _, job := range v.Jobs {
+		if job != registry.JobID(engineID) && job != scrubJob(v) {
+			foreign = append(foreign, strconv.Quote(job))
+		}
+	}
+	if len(foreign) == 0 {
+		return ""
+	}
+	return "it is in use by the job " + strings.Join(foreign, ", ") + ", which is not the service's"
 }
 
 func scrubJob(v *cluster.Volume) string { return "orch-scrub-" + v.ID }

@@ -13,6 +13,7 @@ type graveAnswer struct {
 	VolumeID  string  `json:"volume_id"`
 	Path      string  `json:"volume_path"`
 	Since     *string `json:"since"`
+	Why       string  `json:"why"`
 }
 
 func (s *Server) listGraves(w http.ResponseWriter, r *http.Request, _ string) error {
@@ -32,7 +33,7 @@ func (s *Server) listGraves(w http.ResponseWriter, r *http.Request, _ string) er
 	}{make([]graveAnswer, 0, len(graves)), len(graves)}
 	for _, g := range graves {
 		answer.Graves = append(answer.Graves, graveAnswer{
-			g.EngineID, g.ProductID, g.UserID, g.NodeID, g.NodeName, g.Silent, g.VolumeID, g.VolumePath, optional(timestamp(g.Since)),
+			g.EngineID, g.ProductID, g.UserID, g.NodeID, g.NodeName, g.Silent, g.VolumeID, g.VolumePath, optional(timestamp(g.Since)), g.Why,
 		})
 	}
 	writeJSON(w, http.StatusOK, answer)

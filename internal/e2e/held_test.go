@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+)
+
+// A job of somebody else that uses an engine's volume: a start is refused with its name,
+// and a destroy frees user_id and place all the same. The volume is listed, with who
+// holds it, until it is let go.
+func TestVolumeHeldByAForeignJob(t *testing.T) {
+	t.Parallel()
+	prefix := "held/"
+	r := startService(t, shared, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=2", "ORCH_RECONCILE_INTERVAL_S=2"))
+	s, c, ctx := openStores(t, shared), r.product(t, map[string]any{"max_engines": 1}), t.Context()
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Stop(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	name := "holder-" + e.EngineID
+	job := nomad.NewServiceJob(name, name, "global", 50)
+	own, _, err := s.nomad.Jobs().Info("engine-"+e.EngineID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	job.Constraints = []*nomad.Constraint{nomad.NewConstraint("${node.unique.id}", "=", nodeOf(own))}
+	group, task := nomad.NewTaskGroup("holder", 1), nomad.NewTask("holder", "raw_exec")
+	group.Volumes = map[string]*nomad.VolumeRequest{"brain": {
+		Name: "brain", Type: "host", Source: "engine-" + e.EngineID, AccessMode: "single-node-single-writer", AttachmentMode: "file-system",
+	}}
+	task.Config = map[string]any{"command": "/bin/sleep", "args": []string{"300"}}
+	task.Resources = &nomad.Resources{CPU: ptr(10), MemoryMB: ptr(10)}
+	if _, _, err := s.nomad.Jobs().Register(job.AddTaskGroup(group.AddTask(task)), nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _, _ = s.nomad.Jobs().Deregister(name, true, nil) })
+	eventually(t, 30*time.Second, "the foreign job runs", func() error { return s.lives(name, true) })
+
+	refused := wantCode(t, second(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
+	if !strings.Contains(refused.Message, name) {
+		t.Errorf("the start is told %q", refused.Message)
+	}
+	began := time.Now()
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("destroyed after %s", took)
+	}
+	if g, listed := r.graves(t)[e.EngineID]; !listed || !strings.Contains(g.Why, name) {
+		t.Errorf("listed: %t, %+v", listed, g)
+	}
+	if _, err := c.Provision(ctx, "u", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.nomad.Jobs().Deregister(name, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "nothing is left of it", func() error {
+		if left := s.traces(e.EngineID); len(left) > 0 {
+			return fmt.Errorf("%v", left)
+		}
+		return nil
+	})
+	if graves := r.graves(t); len(graves) > 0 {
+		t.Errorf("graves: %+v", graves)
+	}
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+}
