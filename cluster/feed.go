@@ -78,6 +78,7 @@ type event struct {
 	Topic api.Topic
 	Type  string
 	Index uint64
+	Key   string
 	// FilterKeys of an evaluation are its job and its deployment.
 	FilterKeys []string
 	Payload    json.RawMessage
@@ -94,7 +95,7 @@ func (c *Cluster) follow(ctx context.Context) error {
 	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
 	// A topic given twice cannot be said with this client's options; one query
 	// string can.
-	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&index=%d", newest), q)
+	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&topic=Job&index=%d", newest), q)
 	if err != nil {
 		return classify(err)
 	}
@@ -122,8 +123,35 @@ func (c *Cluster) follow(ctx context.Context) error {
 		if err := c.apply(&batch, listed); err != nil {
 			return err
 		}
+		if err := c.missed(ctx, &batch); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// missed reads the allocations of jobs that were deregistered: those of a purged job
+// are gone from Nomad at once, and no event says so.
+func (c *Cluster) missed(ctx context.Context, batch *eventBatch) error {
+	for _, e := range batch.Events {
+		if e.Topic != api.TopicJob || e.Type != "JobDeregistered" && e.Type != "JobBatchDeregistered" || !c.lives(e.Key) {
+			continue
+		}
+		w := c.Watch(e.Key)
+		err := w.Refresh(ctx)
+		w.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lives says whether the view knows a process of a job that is not over.
+func (c *Cluster) lives(jobID string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.view.byJob[jobID], func(a *Alloc) bool { return !a.Terminal() })
 }
 
 // newest is an index that Nomad has just reached. A stream without one begins with
@@ -201,6 +229,9 @@ func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
 	for _, e := range batch.Events {
 		if e.Topic == api.TopicEvaluation && !slices.ContainsFunc(e.FilterKeys, func(key string) bool { return c.watches[key] != nil }) {
 			continue // most are: of all jobs of a node whose volumes changed
+		}
+		if e.Topic == api.TopicJob {
+			continue // see missed
 		}
 		var p struct {
 			Node       *api.NodeListStub

@@ -95,7 +95,7 @@ func (o *operation) rotationProven(ctx context.Context) error {
 	if soonest := time.Now().Add(killGrace); o.answeredAlready() && until.Before(soonest) {
 		until = soonest
 	}
-	before, missed := o.startsSeen(ctx), false
+	before, missed, looked := o.startsSeen(ctx), false, time.Now()
 	for {
 		said, asked := keys.ask(ctx, o.s.probe, o.row.URL)
 		switch {
@@ -118,17 +118,21 @@ func (o *operation) rotationProven(ctx context.Context) error {
 		if silent && (!told || o.row.State == registry.Running) {
 			return &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
-		if !silent && time.Now().After(until) {
+		late := time.Now().After(until)
+		if !silent && (late || asked != nil && time.Since(looked) > askAgain) {
+			looked = time.Now()
 			switch gone, vanished := o.processGone(ctx); {
 			case vanished:
 				return errVanished
 			case gone:
 				o.rotateWithoutProcess(reasonCrashed)
 				return nil
-			case !told:
+			case late && !told:
 				return fail(RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
 			}
-			until = time.Now().Add(killGrace)
+			if late {
+				until = looked.Add(killGrace)
+			}
 		}
 		every := proofEvery
 		if told {

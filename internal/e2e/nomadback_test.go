@@ -483,6 +483,13 @@ func TestJobPurgedByHand(t *testing.T) {
 	busyNode(t, s)
 	for name, act := range map[string]func(t *testing.T, user string) error{
 		"Stop":    func(_ *testing.T, user string) error { return second(c.Stop(ctx, user)) },
+		"Rotate": func(t *testing.T, user string) error {
+			key, err := c.RotateKey(ctx, user)
+			if err == nil {
+				keyIs(t, awaitEngine(t, c, user, "running", "", time.Minute), key, true)
+			}
+			return err
+		},
 		"Destroy": func(_ *testing.T, user string) error { return second(c.Destroy(ctx, user)) },
 		"Restart": func(t *testing.T, user string) error { // by the service
 			eventually(t, 2*time.Minute, "it runs as another process", func() error {
@@ -511,15 +518,25 @@ func TestJobPurgedByHand(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := time.Now()
+			if name == "Restart" {
+				eventually(t, 5*time.Second, "it does not run", func() error {
+					admitted, err := admit(ctx, c, name, false, false)
+					if err == nil && admitted.Admitted {
+						err = errors.New("its user is admitted")
+					}
+					return err
+				})
+				t.Logf("noticed after %s", time.Since(began).Round(time.Millisecond))
+			}
 			if err := act(t, name); err != nil {
 				t.Fatal(err)
 			}
 			// A process may take 40 s; what else goes on on its node prolongs nothing.
-			if took := time.Since(began); name != "Restart" && took > 55*time.Second {
+			if took := time.Since(began); name != "Restart" && took > 60*time.Second {
 				t.Errorf("done after %s", took)
 			}
 			want := 0
-			if name == "Restart" {
+			if name == "Restart" || name == "Rotate" {
 				want = 1
 			}
 			if n := processes(stack, e.EngineID); n != want {
@@ -531,7 +548,7 @@ func TestJobPurgedByHand(t *testing.T) {
 					t.Fatal(err)
 				}
 				fallthrough
-			case "Restart":
+			case "Restart", "Rotate":
 				e := awaitEngine(t, c, name, "running", "", time.Second)
 				if err := export(t, e, e.APIKey).knows(name); err != nil {
 					t.Error(err)
