@@ -42,6 +42,7 @@ type monitor struct {
 	storm     storm
 	stormTold bool // the storm's audit row agrees with it
 
+	self  *selfProbes
 	looks chan struct{} // one token per engine looked at
 	mends chan struct{} // one per engine being brought back
 	work  sync.WaitGroup
@@ -59,7 +60,7 @@ type engineCase struct {
 
 func newMonitor(s *Scheduler) *monitor {
 	return &monitor{
-		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), looks: make(chan struct{}, lookers),
+		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
 		mends: make(chan struct{}, menders), cases: map[string]*engineCase{},
 	}
 }
@@ -67,6 +68,7 @@ func newMonitor(s *Scheduler) *monitor {
 // run looks after engines, while this replica leads, until ctx ends.
 func (m *monitor) run(ctx context.Context) {
 	defer m.work.Wait()
+	defer m.self.work.Wait()
 	for pause(ctx, glanceEvery) {
 		if !m.s.informed() {
 			continue
@@ -77,6 +79,7 @@ func (m *monitor) run(ctx context.Context) {
 		}
 		m.forget(rows)
 		now := time.Now()
+		m.probeUnwatched(ctx, rows, now)
 		for _, row := range rows {
 			if len(m.looks) == lookers {
 				break // the others are still amiss at the next glance
@@ -114,7 +117,7 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	}
 	alloc, known := m.s.cluster.Newest(row.JobID())
 	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
-		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.s.health.Fails(row)
+		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.fails(row)
 }
 
 // take says whether an engine is due for a look, and reserves it.
@@ -275,7 +278,7 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 	if err := w.Refresh(ctx); err != nil {
 		return nil, err
 	}
-	at := &sight{row: row, fails: s.health.Fails(row), now: time.Now()}
+	at := &sight{row: row, fails: m.fails(row), now: time.Now()}
 	if alloc, known := s.cluster.Newest(row.JobID()); known {
 		at.alloc = &alloc
 	} else if row.VolumeID != "" {

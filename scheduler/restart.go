@@ -143,14 +143,3 @@ func (s *Scheduler) auditedUpdate(ctx context.Context, row *registry.Engine, act
 	s.abandon(ctx, id, began, err)
 	return err
 }
-
-// LastHealth is the last moment at which the service knew an engine healthy.
-func (s *Scheduler) LastHealth(e *registry.Engine) time.Time {
-	if e.State != registry.Running {
-		return e.LastHealthAt
-	}
-	if at := s.health.Passing(e); at.After(e.LastHealthAt) {
-		return at.UTC()
-	}
-	return e.LastHealthAt
-}

@@ -102,7 +102,7 @@ type Scheduler struct {
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
-		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(log.Named("checks")),
+		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(connectTimeout, opts.ProbeTimeout),
 		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},

@@ -482,7 +482,7 @@ func TestJobPurgedByHand(t *testing.T) {
 	watchBrains(t, stack)
 	busyNode(t, s)
 	for name, act := range map[string]func(t *testing.T, user string) error{
-		"Stop":    func(_ *testing.T, user string) error { return second(c.Stop(ctx, user)) },
+		"Stop": func(_ *testing.T, user string) error { return second(c.Stop(ctx, user)) },
 		"Rotate": func(t *testing.T, user string) error {
 			key, err := c.RotateKey(ctx, user)
 			if err == nil {
