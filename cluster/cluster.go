@@ -45,7 +45,8 @@ type Cluster struct {
 	client    *api.Client
 	namespace string
 	log       hclog.Logger
-	pageSize  int32 // tests make it small
+	pageSize  int32         // tests make it small
+	silence   time.Duration // streamSilence; tests make it short
 
 	mu      sync.Mutex
 	view    view
@@ -59,7 +60,7 @@ type Cluster struct {
 func New(client *api.Client, namespace string, log hclog.Logger) *Cluster {
 	return &Cluster{
 		client: client, namespace: namespace, log: log, pageSize: pageSize,
-		view: newView(), watches: map[string]map[*Watch]struct{}{}, synced: make(chan struct{}),
+		silence: streamSilence, view: newView(), watches: map[string]map[*Watch]struct{}{}, synced: make(chan struct{}),
 	}
 }
 

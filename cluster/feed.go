@@ -67,7 +67,7 @@ func (c *Cluster) Age() time.Duration {
 	return time.Since(c.fresh)
 }
 
-var errSilent = fmt.Errorf("the event stream said nothing for %s, not even a heartbeat", streamSilence)
+var errSilent = errors.New("the event stream said nothing, not even a heartbeat")
 
 type eventBatch struct {
 	Index  uint64
@@ -92,11 +92,17 @@ func (c *Cluster) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// From here on: a stream that opens and then stalls is silent, too.
+	silence := time.AfterFunc(c.silence, func() { cancel(errSilent) })
+	defer silence.Stop()
 	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
 	// A topic given twice cannot be said with this client's options; one query
 	// string can.
 	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&topic=Job&index=%d", newest), q)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return classify(err)
 	}
 	defer func() { _ = stream.Close() }()
@@ -104,8 +110,6 @@ func (c *Cluster) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	silence := time.AfterFunc(streamSilence, func() { cancel(errSilent) })
-	defer silence.Stop()
 	due := time.Now().Add(relistEvery)
 	dec := json.NewDecoder(stream)
 	for time.Now().Before(due) {
@@ -119,7 +123,7 @@ func (c *Cluster) follow(ctx context.Context) error {
 			}
 			return fmt.Errorf("event stream: %w", err)
 		}
-		silence.Reset(streamSilence)
+		silence.Reset(c.silence)
 		if err := c.apply(&batch, listed); err != nil {
 			return err
 		}

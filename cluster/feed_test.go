@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
@@ -47,4 +48,47 @@ func TestStreamBeginsWhereNomadIs(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// A stream that says nothing, not even that it is open, is opened anew.
+func TestStreamThatStalls(t *testing.T) {
+	for name, open := range map[string]func(http.ResponseWriter){
+		"BeforeItOpens": func(http.ResponseWriter) {},
+		"WhenItIsOpen":  func(w http.ResponseWriter) { w.(http.Flusher).Flush() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			streams := make(chan struct{}, 10)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("X-Nomad-Index", "4711")
+				if r.URL.Path != "/v1/event/stream" {
+					_, _ = w.Write([]byte("[]"))
+					return
+				}
+				streams <- struct{}{}
+				open(w)
+				<-r.Context().Done()
+			}))
+			defer srv.Close()
+			client, err := api.NewClient(&api.Config{Address: srv.URL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			c := New(client, "default", hclog.NewNullLogger())
+			c.silence = 100 * time.Millisecond
+			done := make(chan struct{})
+			go func() { defer close(done); c.Run(ctx) }()
+			for range 2 {
+				select {
+				case <-streams:
+				case <-time.After(20 * time.Second):
+					t.Error("the stream that stalls is not given up")
+				}
+			}
+			cancel()
+			<-done
+		})
+	}
 }

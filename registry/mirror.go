@@ -49,6 +49,7 @@ type Mirror struct {
 	shards  map[string]uint64 // the index of changes/<shard> that is listed
 	newest  uint64            // the highest index of changes/ that was seen; only follow uses it
 	anew    bool              // lists are the truth until all rows are listed, whatever their indexes
+	young   map[string]bool   // rows, by name, that came since a list of the truth was begun; nil: none is
 	synced  chan struct{}
 	fresh   time.Time
 	damaged map[string]uint64 // told in the log once per index
@@ -136,7 +137,7 @@ func (m *Mirror) follow(ctx context.Context) error {
 	// In parts: each has a time limit of its own, and none takes much memory. A row
 	// that moves meanwhile is in a shard that has changed since.
 	for _, part := range mirrorParts {
-		if err := m.list(ctx, string(part)); err != nil {
+		if err := m.list(ctx, string(part), true); err != nil {
 			return err
 		}
 	}
@@ -159,7 +160,7 @@ func (m *Mirror) follow(ctx context.Context) error {
 			if m.shards[shard] == at {
 				continue
 			}
-			if err := m.list(ctx, shard+"/"); err != nil {
+			if err := m.list(ctx, shard+"/", false); err != nil {
 				return err
 			}
 		}
@@ -222,12 +223,29 @@ func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (map[s
 	return changes, now, err
 }
 
-// list reads the rows below a part of engines/ and takes them over.
-func (m *Mirror) list(ctx context.Context, below string) error {
+// list reads the rows below a part of engines/ and takes them over. What is not among
+// them and came by a later write is not missing. Consul tells how new a list is by the
+// rows that it knows or has removed of late; of those that were removed before that (15
+// minutes: TombstoneTTL in its agent/consul/config.go) it tells nothing. A list of the
+// truth is read from a leader that is sure of itself, and then what this store had
+// before is gone.
+func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	how := (&consul.QueryOptions{}).WithContext(ctx)
+	if truth {
+		how = consistent(ctx)
+		m.mu.Lock()
+		m.young = map[string]bool{}
+		m.mu.Unlock()
+		defer func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.young = nil
+		}()
+	}
 	told := map[string]*Engine{} // nil: one that cannot be read
-	index, err := m.store.each((&consul.QueryOptions{}).WithContext(ctx), enginesBelow+below, func(v stored) error {
+	index, err := m.store.each(how, enginesBelow+below, func(v stored) error {
 		name := m.store.nameOf(v)
 		e, err := m.store.rowOf(v)
 		if err != nil && m.damaged[name] != v.index {
@@ -251,8 +269,7 @@ func (m *Mirror) list(ctx context.Context, below string) error {
 		}
 	}
 	for name, e := range m.below(below) {
-		// A row that this store wrote after the list was made is not missing.
-		if _, listed := told[name]; !listed && e.Index <= index {
+		if _, listed := told[name]; !listed && (e.Index <= index || truth && !m.young[name]) {
 			m.drop(name)
 		}
 	}
@@ -283,6 +300,9 @@ func (m *Mirror) put(name string, e *Engine) {
 		return
 	}
 	m.drop(name)
+	if m.young != nil {
+		m.young[name] = true
+	}
 	delete(m.removed, name)
 	if m.rows[shardOf(name)] == nil {
 		m.rows[shardOf(name)] = map[string]*Engine{}

@@ -232,3 +232,29 @@ func BenchmarkMirrorPage(b *testing.B) {
 		}
 	}
 }
+
+// A row that was removed so long ago that Consul has forgotten that, too, leaves the
+// mirror with the next list of all.
+func TestForgottenRowIsNoGhost(t *testing.T) {
+	r := join(t, prefix(t))
+	ctx := t.Context()
+	m := r.NewMirror(hclog.NewNullLogger())
+	ghost := &Engine{EngineID: newName(), ProductID: "p", UserID: "ghost", State: Running, Index: 1 << 40}
+	m.put(rowName("p", "ghost"), ghost)
+	for _, part := range mirrorParts {
+		if err := m.list(ctx, string(part), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.ByID(ghost.EngineID) == nil {
+		t.Fatal("a list that may be older than the row took it away")
+	}
+	running, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { defer close(done); m.Run(running) }()
+	t.Cleanup(func() { cancel(); <-done })
+	<-m.Synced()
+	if m.ByID(ghost.EngineID) != nil {
+		t.Error("it is still there")
+	}
+}

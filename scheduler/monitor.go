@@ -71,6 +71,7 @@ func (m *monitor) run(ctx context.Context) {
 	defer m.self.work.Wait()
 	for pause(ctx, glanceEvery) {
 		if !m.s.informed() {
+			m.stormTold = false // another leader may write or remove the note
 			continue
 		}
 		rows := m.s.mirror.All()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -394,4 +397,36 @@ func TestNodeDown(t *testing.T) {
 		}
 	}
 	s.wantCensus(prefix, map[string]int{"rows": 0, "engine-ids/": 0, "graves/": 0, "quota": 0, "variables": 0})
+}
+
+// The note of a storm that ended under another leader is taken away by whoever leads
+// next, also when it has led before.
+func TestStormNoteOfAnotherLeader(t *testing.T) {
+	t.Parallel()
+	prefix := "stormnote/"
+	startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0"})
+	s := openStores(t, shared)
+	leads := func() (id string) {
+		eventually(t, time.Minute, "a replica leads", func() (err error) {
+			if id, err = s.leader(prefix); err == nil && id == "" {
+				err = errors.New("none")
+			}
+			return err
+		})
+		return id
+	}
+	for range 2 {
+		note := &consul.KVPair{Key: prefix + "storm", Value: []byte(`{"began": "2026-11-24T06:19:48Z", "audit_id": 1}`)}
+		if _, err := s.consul.KV().Put(note, nil); err != nil {
+			t.Fatal(err)
+		}
+		s.endSession(prefix, leads())
+		eventually(t, time.Minute, "the note is gone", func() error {
+			pair, _, err := s.consul.KV().Get(note.Key, nil)
+			if err == nil && pair != nil {
+				err = errors.New("it is there")
+			}
+			return err
+		})
+	}
 }
