@@ -75,7 +75,8 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 			task.Config["force_pull"] = true
 		}
 	case RawExec:
-		task.Config["command"] = path.Join(t.settings.BinDir, e.Image)
+		args := []string{"-c", lockScript, e.VolumePath, path.Join(t.settings.BinDir, e.Image)}
+		task.Config["command"], task.Config["args"] = shell, append(args, argsOf(task)...)
 		task.Env["SQLITE_DB_PATH"] = path.Join(e.VolumePath, "brain.sqlite")
 	}
 
@@ -176,8 +177,7 @@ func Describe(job *api.Job) Engine {
 	task := group.Tasks[0]
 	switch Driver(task.Driver) {
 	case RawExec:
-		command, _ := task.Config["command"].(string)
-		e.Image = path.Base(command)
+		e.Image = path.Base(executable(task))
 		e.VolumePath = path.Dir(task.Env["SQLITE_DB_PATH"])
 	default:
 		e.Image, _ = task.Config["image"].(string)

@@ -43,7 +43,7 @@ func TestRender(t *testing.T) {
 			if driver == Docker && (task.Config["image"] != "engine" || task.Config["force_pull"] != true) {
 				t.Errorf("config is %v", task.Config)
 			}
-			if driver == RawExec && (task.Config["command"] != "/opt/engines/engine" || task.Env["SQLITE_DB_PATH"] != "/volumes/e1/brain.sqlite") {
+			if driver == RawExec && (executable(task) != "/opt/engines/engine" || Describe(job).Image != "engine" || task.Env["SQLITE_DB_PATH"] != "/volumes/e1/brain.sqlite") {
 				t.Errorf("config is %v, env is %v", task.Config, task.Env)
 			}
 		})

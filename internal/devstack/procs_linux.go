@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"iter"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -119,9 +120,20 @@ func stateOf(file string) byte {
 	return after[1]
 }
 
-func nomadHelper(pid int) bool {
+// launcher says whether a process is a shell that waits for the lock of a brain, or
+// asks for it (jobs/brainlock.go).
+func launcher(pid int) bool {
+	args := commandOf(pid)
+	return len(args) > 2 && (path.Base(string(args[0])) == "flock" || string(args[1]) == "-c" && bytes.Contains(args[2], []byte("flock -n")))
+}
+
+func commandOf(pid int) [][]byte {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	args := bytes.Split(line, []byte{0})
+	return bytes.Split(line, []byte{0})
+}
+
+func nomadHelper(pid int) bool {
+	args := commandOf(pid)
 	return len(args) > 1 && slices.Contains([]string{"executor", "logmon", "docker_logger"}, string(args[1]))
 }
 
