@@ -99,7 +99,10 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 		jobIDs = append(jobIDs, registry.JobID(g.EngineID))
 	}
 	if !processesEnded {
-		err := s.endProcesses(ctx, to, jobIDs)
+		quiet, err := s.restartQuiet()
+		if err == nil {
+			err = s.endProcesses(ctx, to, jobIDs, quiet)
+		}
 		if errors.Is(err, errNoScripts) {
 			return nil, fail(InvalidRequest, "node %s has no raw_exec driver, so the service cannot end what may still run there: end the engines' containers or reboot the node, and say so (processes_ended)", to)
 		}

@@ -24,24 +24,31 @@ const (
 	longestQuiet = 45 * time.Second
 )
 
-// endScript ends the processes of the jobs named in $ORCH_FENCE_JOBS and succeeds when
-// none was seen for $ORCH_FENCE_QUIET seconds: an agent that has not caught up with
-// its servers yet starts an ended process anew. A process is found by the NOMAD_JOB_ID
-// in its environment. No "${" may be written here: Nomad interpolates it.
+// endScript ends the processes of the jobs and allocations (JOB/ALLOCATION) that
+// $ORCH_FENCE_JOBS names, and succeeds when none was seen for $ORCH_FENCE_QUIET
+// seconds. A process is found by NOMAD_JOB_ID and NOMAD_ALLOC_ID in its environment. One
+// grep reads them all, which is cheap enough for a busy machine; that it finds the
+// script itself shows each time that it works. No "${" may be written here: Nomad
+// interpolates it.
 const endScript = `
 cd /proc || exit 2
 [ -z "$ORCH_FENCE_ROOT" ] || [ "$(id -u)" = 0 ] || exit 3
 jobs=" $ORCH_FENCE_JOBS "
+names="$NOMAD_TASK_DIR/names"
+echo "$ORCH_FENCE_JOBS $NOMAD_JOB_ID" | tr ' ' '\n' | sed 's:/.*::; s/^/NOMAD_JOB_ID=/' >"$names" || exit 2
 told=" "
 began=$(date +%s)
 quiet=$began
 while :; do
   now=$(date +%s)
   found=
-  for p in [0-9]*; do
-    id=$({ tr '\000' '\n' <"$p/environ" | sed -n 's/^NOMAD_JOB_ID=//p'; } 2>/dev/null)
-    [ -n "$id" ] || continue
-    case "$jobs" in *" $id "*) ;; *) continue ;; esac
+  self=
+  for p in $(grep -lsF -f "$names" [0-9]*/environ | sed 's:/.*::'); do
+    [ "$p" != $$ ] || { self=1; continue; }
+    job=$({ tr '\000' '\n' <"$p/environ" | sed -n 's/^NOMAD_JOB_ID=//p'; } 2>/dev/null)
+    alloc=$({ tr '\000' '\n' <"$p/environ" | sed -n 's/^NOMAD_ALLOC_ID=//p'; } 2>/dev/null)
+    [ -n "$job" ] || continue
+    case "$jobs" in *" $job "* | *" $job/$alloc "*) ;; *) continue ;; esac
     found=1
     if [ $((now - began)) -ge "$ORCH_FENCE_KILL" ]; then
       kill -KILL "$p" 2>/dev/null
@@ -52,6 +59,7 @@ while :; do
     kill -TERM "$p" 2>/dev/null
     kill -CONT "$p" 2>/dev/null
   done
+  [ -n "$self" ] || exit 2
   now=$(date +%s)
   if [ -n "$found" ]; then
     quiet=$now
@@ -63,20 +71,29 @@ while :; do
 done
 `
 
-// endProcesses ends the processes of jobs on a node that Nomad may know nothing of,
-// and returns when none is left. errNoScripts: it cannot be done there.
-// STOP_UNCONFIRMED: some are left, or the node did not run the job.
-func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []string) error {
+// restartQuiet is how long no process of a job may be seen where Nomad's agent may not
+// have caught up with its servers yet, and start an ended process anew.
+func (s *Scheduler) restartQuiet() (time.Duration, error) {
+	template := s.template.Load()
+	if template == nil {
+		return 0, fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	// Nomad waits up to a quarter longer than the job says.
+	return min(template.RestartDelay()*5/4+2*time.Second, longestQuiet), nil
+}
+
+// endProcesses ends the processes of jobs, or of allocations of them (see endScript),
+// on a node that Nomad may know nothing of, and returns when none was seen for as long
+// as quiet. errNoScripts: it cannot be done there. STOP_UNCONFIRMED: some are left, or
+// the node did not run the job.
+func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []string, quiet time.Duration) error {
 	node, err := s.runsScripts(ctx, nodeID)
 	if err != nil {
 		return err
 	}
-	template := s.template.Load()
-	if template == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	if !node.Eligible {
+		return &Error{Code: StopUnconfirmed, Message: "the node takes no placements, so it cannot be asked which processes it runs: make it eligible and try again; nothing was changed"}
 	}
-	// Nomad waits up to a quarter longer than the job says.
-	quiet := min(template.RestartDelay()*5/4+2*time.Second, longestQuiet)
 	seconds := func(d time.Duration) string { return strconv.Itoa(int(d.Round(time.Second).Seconds())) }
 	env := map[string]string{
 		"ORCH_FENCE_JOBS": strings.Join(jobIDs, " "), "ORCH_FENCE_QUIET": seconds(quiet),
