@@ -38,6 +38,9 @@ type Alloc struct {
 	// Started is when its process was started last, by the same clock; 0: so long
 	// ago that Nomad does not keep it.
 	Started int64
+	// Unproven says of an allocation of the docker driver that is over that its
+	// container may run on (see unproven).
+	Unproven bool
 
 	cpuMHz, memoryMB int
 	ports            []int
@@ -308,6 +311,7 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	}
 	for _, state := range a.TaskStates {
 		alloc.Crash = max(alloc.Crash, lastCrash(state.Events))
+		alloc.Unproven = alloc.Unproven || unproven(state.Events)
 		for _, event := range state.Events {
 			if event.Type == api.TaskStarted {
 				alloc.Started = max(alloc.Started, event.Time)
