@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,6 +158,12 @@ type Engine struct {
 	// Vanished is set from when a process of the engine was missed until it is
 	// confirmed that it is gone.
 	Vanished *Vanished `json:"vanished,omitempty"`
+	// Unproven are the allocations whose container may run although Nomad takes it for
+	// ended. Before it is proved on the engine's node that it does not, no other
+	// process is started and no volume is deleted. Proven are those that Nomad still
+	// lists of which that was proved.
+	Unproven []string `json:"unproven,omitempty"`
+	Proven   []string `json:"proven,omitempty"`
 	// Frozen is set while the engine is, or may be, frozen.
 	Frozen *Frozen `json:"frozen,omitempty"`
 
@@ -220,6 +227,7 @@ func (e *Engine) Clone() *Engine {
 		ref := *e.Idempotency
 		c.Idempotency = &ref
 	}
+	c.Unproven, c.Proven = slices.Clone(e.Unproven), slices.Clone(e.Proven)
 	return &c
 }
 

@@ -189,7 +189,7 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		if bury {
 			g := &Grave{
 				EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, VolumeName: e.VolumeName, VolumePath: e.VolumePath,
-				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(),
+				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(), Unproven: len(e.Unproven) > 0,
 			}
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
 		}

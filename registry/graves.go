@@ -11,7 +11,8 @@ import (
 )
 
 // Grave is what is left of a destroyed engine whose volume could not be deleted: its
-// node was silent, or Nomad does not know the volume any more.
+// node was silent, Nomad does not know the volume any more, or a container of the
+// engine may run.
 type Grave struct {
 	EngineID string `json:"engine_id"`
 	NodeID   string `json:"node_id"`
@@ -20,6 +21,9 @@ type Grave struct {
 	// directory on the node.
 	VolumeName string `json:"volume_name,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
+	// Unproven: a container of the engine may run, so the volume is not deleted before
+	// it is proved on the node that none does.
+	Unproven bool `json:"unproven,omitempty"`
 	// Whose engine it was, and when it was destroyed.
 	ProductID string    `json:"product_id,omitempty"`
 	UserID    string    `json:"user_id,omitempty"`
@@ -63,6 +67,17 @@ func (s *Store) DeleteGrave(ctx context.Context, g *Grave) error {
 	}
 	_, _, err = s.txn(ctx, ops)
 	return err
+}
+
+// UpdateGrave writes a grave that was read. ErrConflict: it was changed or emptied
+// meanwhile.
+func (s *Store) UpdateGrave(ctx context.Context, g *Grave) error {
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.graveKey(g.EngineID), Value: encode(g), Index: g.Index})
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	return s.sessionOr(failed, err)
 }
 
 // Bury forgets a grave for good, whatever became of its volume. ErrNotFound:

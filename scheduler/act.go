@@ -270,7 +270,9 @@ func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 		return err
 	}
 	alive := map[string]bool{} // as it was seen last
+	var allocs []cluster.Alloc
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		allocs = state.Allocs
 		for _, a := range state.Allocs {
 			alive[a.ID] = !a.Terminal()
 		}
@@ -283,6 +285,9 @@ func (s *Scheduler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 	})
 	if err != nil {
 		return fmt.Errorf("its process is not known to be gone: %w", err)
+	}
+	if err := s.proveOrphan(ctx, seen.ID, allocs); err != nil {
+		return err
 	}
 	return s.cluster.Purge(ctx, seen.ID)
 }

@@ -58,7 +58,8 @@ type adoptee struct {
 // Nothing is started before every process of these engines has ended on the node: a
 // job of the service sees to that (endProcesses), or processesEnded is the caller's
 // word that the node was rebooted, or its containers were ended. The engines that ran
-// are then started by the service.
+// are then started by the service. On the caller's word, a container counts as ended of
+// which the node has not proved that (Engine.Unproven), whatever its volume.
 //
 // The call may be repeated, and does not begin anew. INVALID_REQUEST: to is not known
 // or not up, from is up, or the node cannot run the job and processesEnded is not said.
@@ -70,6 +71,11 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 	on, err := s.adoptable(ctx, from, to)
 	if err != nil {
 		return nil, err
+	}
+	if processesEnded && from == to {
+		if err := s.vouch(ctx, to); err != nil {
+			return nil, err
+		}
 	}
 	rows, graves, err := s.stranded(ctx, from, from == to)
 	if err != nil {
@@ -351,6 +357,7 @@ func settleAdopted(row *registry.Engine) {
 		}
 		row.Op = nil
 	}
+	row.Unproven, row.Proven = nil, nil
 	row.Vanished, row.Frozen, row.URL, row.AllocID, row.Restarts, row.SleepPending, row.Reason = nil, nil, "", "", nil, "", ""
 	switch {
 	case row.State == registry.Failed && row.Desired == registry.Stopped:

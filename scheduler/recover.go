@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/registry"
@@ -154,10 +155,8 @@ func (s *Scheduler) sweepGraves(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, g := range graves {
-		if node, known := s.cluster.Node(g.NodeID); !known || node.Down {
-			continue
-		}
+	graves = slices.DeleteFunc(graves, func(g *registry.Grave) bool { return s.nodeSilent(g.NodeID) })
+	for _, g := range s.proveGraves(ctx, graves) {
 		left, err := s.removeVolumes(ctx, remainsOf(g))
 		if err == nil && left != "" {
 			s.log.Debug("a grave stays listed", "engine_id", g.EngineID, "why", left)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -117,6 +118,9 @@ func (m *monitor) fail(ctx context.Context, at *sight, reason string, crash int6
 	row, now := at.row.Clone(), time.Now().UTC()
 	if at.vanished && row.Vanished == nil {
 		row.Vanished = &registry.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}
+	}
+	if at.alloc != nil {
+		m.s.noteUnproven(row, []cluster.Alloc{*at.alloc})
 	}
 	if at := m.s.LastHealth(row); reason != reasonUnhealthy {
 		row.LastHealthAt = at

@@ -80,6 +80,7 @@ type Scheduler struct {
 	warm      *warmPool
 	monitor   *monitor
 	reconcile *reconciler
+	prover    *prover
 	rollout   chan struct{} // holds one token when provider keys are to be rolled out
 
 	// productIDs remembers which product a platform key hash belongs to. It
@@ -115,6 +116,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.monitor = newMonitor(s)
 	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
 	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
+	s.prover = newProver(s)
 	return s
 }
 
@@ -213,6 +215,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	s.template.Store(template)
 	s.warnOfTemplateLimits(ctx)
 	s.warnOfOldServers(ctx)
+	s.warnOfUnprovable(ctx)
 	return nil
 }
 

@@ -301,16 +301,23 @@ func (o *operation) awaitGone(ctx context.Context) error {
 	if err := o.letEnd(ctx); err != nil { // its node may have been silent until now
 		return err
 	}
-	err := o.whileOwned(ctx, o.processesGone)
+	var allocs []cluster.Alloc
+	err := o.whileOwned(ctx, func(ctx context.Context) (err error) {
+		allocs, err = o.processesGone(ctx)
+		return err
+	})
 	if errors.Is(err, errVanished) {
 		err = o.outlastVanished(ctx)
+	}
+	if err == nil {
+		err = o.prove(ctx, allocs)
 	}
 	return o.noteSilence(ctx, err)
 }
 
-// noteSilence says in the row of a running engine that its node is silent, or that
-// Nomad does not know its volume, when that is why an operation waits: nobody else
-// says so while it is under way.
+// noteSilence says in the row of a running engine that its node is silent, that Nomad
+// does not know its volume or that its process crashed, when that is why an operation
+// waits: nobody else says so while it is under way.
 func (o *operation) noteSilence(ctx context.Context, err error) error {
 	kind, reason := o.row.Op.Kind, ""
 	switch {
@@ -318,6 +325,8 @@ func (o *operation) noteSilence(ctx context.Context, err error) error {
 		reason = reasonNodeDown
 	case errors.Is(err, errStateLost):
 		reason = reasonVolumeUnknown
+	case errors.Is(err, errUnproven):
+		reason = reasonCrashed
 	}
 	if reason == "" || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
 		return err
@@ -352,18 +361,18 @@ func (o *operation) drainUntil() time.Time {
 	return until
 }
 
-// processesGone waits until every process of the engine that Nomad knows is gone.
-// errVanished: the row knows of one that Nomad does not know.
-func (o *operation) processesGone(ctx context.Context) error {
+// processesGone waits until every process of the engine that Nomad knows is gone, by
+// its word, and returns the allocations. errVanished: the row knows of one that Nomad
+// does not know.
+func (o *operation) processesGone(ctx context.Context) (allocs []cluster.Alloc, err error) {
 	ctx, cancel := context.WithDeadline(ctx, o.drainUntil())
 	defer cancel()
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	if err := w.Refresh(ctx); err != nil {
-		return o.unconfirmed(ctx, err)
+		return nil, o.unconfirmed(ctx, err)
 	}
-	var allocs []cluster.Alloc
-	err := w.Until(ctx, func(state cluster.JobState) (bool, error) {
+	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		allocs = state.Allocs
 		for _, a := range state.Allocs {
 			if o.s.nodeSilent(a.NodeID) {
@@ -376,12 +385,12 @@ func (o *operation) processesGone(ctx context.Context) error {
 		return true, nil
 	})
 	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == registry.OpDestroy {
-		return nil // its volume becomes a grave
+		return nil, nil // its volume becomes a grave
 	}
 	if err != nil {
-		return o.unconfirmed(ctx, err)
+		return nil, o.unconfirmed(ctx, err)
 	}
-	return o.missed(ctx, allocs)
+	return allocs, o.missed(ctx, allocs)
 }
 
 var errNodeSilent = errors.New("the engine's node is silent")
@@ -398,7 +407,7 @@ func (o *operation) answeredAlready() bool {
 // unconfirmed is what a caller hears when it is not known that a process ended.
 func (o *operation) unconfirmed(ctx context.Context, err error) error {
 	timedOut, lost := errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, errStateLost)
-	if !timedOut && !lost && !errors.Is(err, errNodeSilent) {
+	if !timedOut && !lost && !errors.Is(err, errNodeSilent) && !errors.Is(err, errUnproven) {
 		return err
 	}
 	switch {
@@ -433,6 +442,9 @@ func (o *operation) purge(ctx context.Context) error {
 // deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
 // keeps its id, and it becomes a grave.
 func (o *operation) deleteVolume(ctx context.Context) error {
+	if len(o.row.Unproven) > 0 {
+		return nil
+	}
 	for {
 		left, err := o.s.removeVolumes(ctx, remains{o.row.EngineID, o.row.NodeID, o.row.VolumeID, o.row.VolumePath, o.row.Volume()})
 		switch {

@@ -3,9 +3,11 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -112,6 +114,10 @@ func (o *operation) vanishedGone(ctx context.Context) error {
 		return o.unconfirmed(ctx, err)
 	}
 	o.log.Info("a process that Nomad had forgotten has had the time to end", "allocation", o.row.Vanished.AllocID)
+	if o.s.opts.Job.Driver == jobs.Docker && !slices.Contains(o.row.Unproven, o.row.Vanished.AllocID) {
+		// The docker daemon may have been away when the container was to end.
+		o.row.Unproven = append(o.row.Unproven, o.row.Vanished.AllocID)
+	}
 	o.row.Vanished, o.row.AllocID = nil, ""
 	return nil
 }
