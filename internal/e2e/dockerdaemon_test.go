@@ -1,0 +1,262 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
+)
+
+// watchContainers fails the test when one of the engines has two processes at any
+// time.
+func (d *stranded) watchContainers() {
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	ids := map[string]string{}
+	for user, e := range d.engines {
+		ids[user] = e.EngineID
+	}
+	watching.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			for user, id := range ids {
+				if pids := containers(id); len(pids) > 1 {
+					d.t.Errorf("the engine of %s has processes %v", user, pids)
+					delete(ids, user)
+				}
+			}
+		}
+	})
+	d.t.Cleanup(func() {
+		close(done)
+		watching.Wait()
+		for _, e := range d.engines { // of a test that failed
+			for _, pid := range containers(e.EngineID) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
+}
+
+// wantContainers fails unless the engine of a user has so many processes.
+func (d *stranded) wantContainers(user string, want int) {
+	d.t.Helper()
+	if pids := containers(d.id(user)); len(pids) != want {
+		d.t.Errorf("the engine of %s has processes %v, want %d", user, pids, want)
+	}
+}
+
+// works fails unless the engine of a user comes to run with its memory.
+func (d *stranded) works(user string) {
+	d.t.Helper()
+	eventually(d.t, 2*time.Minute, user+" works", func() error {
+		e, err := engineIs(d.t, d.c, user, "running", "")
+		if err != nil {
+			return err
+		}
+		var m memory
+		status, err := engineCall(d.t.Context(), e, d.engines[user].APIKey, http.MethodGet, "/memory/export", nil, &m)
+		if err != nil || status != http.StatusOK {
+			return fmt.Errorf("%d, %w", status, err)
+		}
+		return m.knows(user)
+	})
+	d.wantContainers(user, 1)
+}
+
+// newContained is a stack on a docker daemon of its own, with an engine per user.
+func newContained(t *testing.T, liveRestore bool, prefix string, users ...string) (*daemon, *stranded) {
+	t.Helper()
+	dd := newDaemon(t, liveRestore)
+	stack := ownStack(t, devstack.Config{DockerSocket: dd.address()})
+	d := &stranded{t: t, stack: stack, s: openStores(t, stack)}
+	d.r = startService(t, stack, docker.with(with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2")))
+	d.c = d.r.product(t, nil)
+	d.provision(users...)
+	return dd, d
+}
+
+func (d *stranded) provision(users ...string) {
+	d.t.Helper()
+	d.engines = map[string]*client.Engine{}
+	for _, user := range users {
+		var err error
+		if d.engines[user], err = d.c.Provision(d.t.Context(), user, ""); err != nil {
+			d.t.Fatal(err)
+		}
+		remember(d.t, d.engines[user], d.engines[user].APIKey, user)
+	}
+	d.paths = d.s.directories()
+	d.watchContainers()
+}
+
+// A docker daemon dies, whoever lives on and whatever Nomad says of the containers:
+// what is said to be stopped or destroyed is, and no brain has two processes.
+func TestDockerDaemonDies(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	for name, live := range map[string]bool{"LiveRestore": true, "Plain": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dd, d := newContained(t, live, "daemon-"+strings.ToLower(name)+"/", "on", "stop", "doomed")
+			d.survives(dd, "killed", func() { dd.end(syscall.SIGKILL) })
+			d.provision("on", "stop", "doomed")
+			d.survives(dd, "terminated", func() { dd.end(syscall.SIGTERM) })
+			if !live { // it reports that it has killed containers, and has not
+				d.provision("on", "stop", "doomed")
+				d.survives(dd, "terminated with containerd", func() { dd.end(syscall.SIGTERM, dd.containerd()) })
+			}
+		})
+	}
+}
+
+func (d *stranded) survives(dd *daemon, how string, end func()) {
+	d.t.Helper()
+	ctx := d.t.Context()
+	end()
+	began := time.Now()
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		if err := second(d.c.Stop(ctx, "stop")); err != nil {
+			d.t.Errorf("%s: stop: %v", how, err)
+		}
+		d.wantContainers("stop", 0)
+		d.t.Logf("%s: stopped after %s", how, time.Since(began).Round(100*time.Millisecond))
+	})
+	asked.Go(func() {
+		if err := second(d.c.Destroy(ctx, "doomed")); err != nil {
+			d.t.Errorf("%s: destroy: %v", how, err)
+		}
+		if err := gone(d.path("doomed"), true); err == nil {
+			d.wantContainers("doomed", 0)
+		}
+		d.t.Logf("%s: destroyed after %s", how, time.Since(began).Round(100*time.Millisecond))
+	})
+	asked.Wait()
+	awaitEngine(d.t, d.c, "on", "failed", "", 30*time.Second)
+	if how != "terminated" { // long enough for Nomad to give it up
+		eventually(d.t, 30*time.Second, "Nomad takes the engine's process for ended", func() error {
+			if _, running := d.s.processes(d.id("on")); running > 0 {
+				return fmt.Errorf("%d allocations run", running)
+			}
+			return nil
+		})
+	}
+
+	dd.start()
+	began = time.Now()
+	d.works("on")
+	d.t.Logf("%s: works %s after the daemon is back", how, time.Since(began).Round(100*time.Millisecond))
+	d.wantContainers("stop", 0)
+	awaitEngine(d.t, d.c, "stop", "stopped", "", time.Second)
+	if _, err := d.c.Start(ctx, "stop"); err != nil {
+		d.t.Fatal(err)
+	}
+	d.works("stop")
+	d.endsWell("on", "stop")
+	d.cleared("doomed")
+}
+
+// endsWell destroys engines and fails unless nothing is left of them.
+func (d *stranded) endsWell(users ...string) {
+	d.t.Helper()
+	for _, user := range users {
+		if _, err := d.c.Destroy(d.t.Context(), user); err != nil {
+			d.t.Fatal(err)
+		}
+		d.wantContainers(user, 0)
+		d.cleared(user)
+	}
+}
+
+// cleared waits until nothing is left of a user's engine that was destroyed.
+func (d *stranded) cleared(user string) {
+	d.t.Helper()
+	eventually(d.t, time.Minute, "nothing is left of "+user, func() error {
+		if graves, left := d.r.graves(d.t), d.s.traces(d.id(user)); len(graves)+len(left) > 0 {
+			return fmt.Errorf("graves %+v, %v", graves, left)
+		}
+		return gone(d.path(user), true)
+	})
+	d.wantContainers(user, 0)
+}
+
+// Where the node cannot prove that a container ended, a stop is not confirmed, a
+// destroy leaves the volume alone, and both are carried out when it can.
+func TestDockerEndUnproven(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	dd, d := newContained(t, true, "daemon-unproven/", "on", "stop", "doomed")
+	ctx, node := t.Context(), d.s.readyNode()
+	eligible := func(is bool) {
+		t.Helper()
+		if _, err := d.s.nomad.Nodes().ToggleEligibility(node, is, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dd.end(syscall.SIGKILL)
+	eligible(false)
+	wantCode(t, second(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
+	began := time.Now()
+	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("destroyed after %s", took)
+	}
+	if _, listed := d.r.graves(t)[d.id("doomed")]; !listed {
+		t.Error("the volume of the process that lives is not listed")
+	}
+	if err := gone(d.path("doomed"), false); err != nil {
+		t.Error(err)
+	}
+	awaitEngine(t, d.c, "on", "failed", "crashed", 30*time.Second)
+	wantCode(t, second(d.c.Start(ctx, "on")), 503, "CAPACITY_EXHAUSTED")
+	for user := range d.engines {
+		d.wantContainers(user, 1)
+	}
+
+	dd.start()
+	eligible(true)
+	awaitEngine(t, d.c, "stop", "stopped", "", 90*time.Second)
+	d.wantContainers("stop", 0)
+	d.works("on")
+	d.cleared("doomed")
+	d.endsWell("on", "stop")
+
+	// An admin's word does as well.
+	d.provision("stop", "doomed")
+	dd.end(syscall.SIGKILL)
+	eligible(false)
+	wantCode(t, second(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
+	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range d.engines {
+		for _, pid := range containers(e.EngineID) {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if _, err := d.r.admin().AdoptNode(ctx, "", node, true); err != nil {
+		t.Fatal(err)
+	}
+	awaitEngine(t, d.c, "stop", "stopped", "", 90*time.Second)
+	d.cleared("doomed")
+	dd.start()
+	eligible(true)
+	d.endsWell("stop")
+}
