@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -85,4 +86,13 @@ func exitReported(e *api.TaskEvent) (code int, ok bool) {
 		return code, true
 	}
 	return 0, false
+}
+
+// orphaned says whether Nomad could not wait for the end of a raw_exec process any more:
+// its executor was killed, and the process may live. A process that was started in the
+// same allocation since says nothing about that one.
+func orphaned(events []*api.TaskEvent) bool {
+	return slices.ContainsFunc(events, func(e *api.TaskEvent) bool {
+		return e.Type == api.TaskTerminated && e.Details["exit_code"] == "-1"
+	})
 }

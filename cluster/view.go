@@ -41,6 +41,9 @@ type Alloc struct {
 	// Unproven says of an allocation of the docker driver that is over that its
 	// container may run on (see unproven).
 	Unproven bool
+	// Orphaned says of an allocation of the raw_exec driver that Nomad lost the executor
+	// of a process, which may run on.
+	Orphaned bool
 
 	cpuMHz, memoryMB int
 	ports            []int
@@ -312,6 +315,7 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	for _, state := range a.TaskStates {
 		alloc.Crash = max(alloc.Crash, lastCrash(state.Events))
 		alloc.Unproven = alloc.Unproven || unproven(state.Events)
+		alloc.Orphaned = alloc.Orphaned || orphaned(state.Events)
 		for _, event := range state.Events {
 			if event.Type == api.TaskStarted {
 				alloc.Started = max(alloc.Started, event.Time)

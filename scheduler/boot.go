@@ -127,7 +127,7 @@ func (o *operation) boot(ctx context.Context) error {
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
-			url, by := "http://"+alloc.Addr, o.proof(path, key, alloc.ID)
+			url, by := "http://"+alloc.Addr, o.keyProof(path, key, alloc.ID)
 			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
 			if o.row.Vanished != nil && o.row.Vanished.AllocID == alloc.ID {
 				o.row.Vanished = nil

@@ -67,7 +67,7 @@ func spread(d time.Duration, boots int64, chance float64) time.Duration {
 // awaitUsable asks until the engine is usable. kind says what to expect of a process
 // that is started now; nil: it may run already. *breach: Nomad has started its process,
 // and it answers against the contract, again and again. The error of ctx.
-func (b *bootProber) awaitUsable(ctx context.Context, url string, by proof, kind *bootKind) error {
+func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, kind *bootKind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var probes sync.WaitGroup
 	defer probes.Wait()

@@ -12,8 +12,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// proof is how an engine is asked for its key (SPEC section 7).
-type proof struct {
+// keyProof is how an engine is asked for its key (SPEC section 7).
+type keyProof struct {
 	path string // one that needs a key
 	key  string // "": it is not known, and not asked for
 	// runs says whether Nomad has started the engine's process. Until it has, whatever
@@ -62,7 +62,7 @@ func (p *prober) locked(ctx context.Context, url, path string) error {
 // who has not its key, and lets in who has. /health is open: by that alone any process
 // that holds the port could pass for the engine; and one that lets everybody in is
 // never sent the key. *breach, errNotStarted.
-func (p *prober) usable(ctx context.Context, url string, by proof) error {
+func (p *prober) usable(ctx context.Context, url string, by keyProof) error {
 	if err := p.health(ctx, url); err != nil {
 		return err
 	}
@@ -79,11 +79,11 @@ func (p *prober) usable(ctx context.Context, url string, by proof) error {
 	return err
 }
 
-// proof is how a row's engine is asked for a key while its process is that of an
+// keyProof is how a row's engine is asked for a key while its process is that of an
 // allocation.
-func (o *operation) proof(path, key, allocID string) proof {
+func (o *operation) keyProof(path, key, allocID string) keyProof {
 	jobID := o.row.JobID()
-	return proof{path, key, func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) }}
+	return keyProof{path, key, func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) }}
 }
 
 // brokenContract is what the caller of a boot hears of an engine that answers against

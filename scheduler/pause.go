@@ -168,7 +168,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	by := o.proof(path, secret.Key, f.AllocID)
+	by := o.keyProof(path, secret.Key, f.AllocID)
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	timed, stop := context.WithTimeout(ctx, thawTimeout)

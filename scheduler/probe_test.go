@@ -102,8 +102,8 @@ func TestBusy(t *testing.T) {
 }
 
 // proves is the proof of a key by a process that Nomad has started.
-func proves(key string) proof {
-	return proof{"/proof", key, func(context.Context) bool { return true }}
+func proves(key string) keyProof {
+	return keyProof{"/proof", key, func(context.Context) bool { return true }}
 }
 
 // answers is an engine that is healthy and answers the proof by the key that it got.

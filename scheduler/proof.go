@@ -16,14 +16,12 @@ import (
 // none does.
 var errUnproven = errors.New("the node does not prove that no container of the engine runs")
 
-// unprovenOf are the allocations whose container may run although Nomad takes it for
+// unprovenOf are the allocations whose process may run although Nomad takes it for
 // ended.
 func (s *Scheduler) unprovenOf(allocs []cluster.Alloc) (ids []string) {
-	if s.opts.Job.Driver != jobs.Docker {
-		return nil
-	}
 	for _, a := range allocs {
-		if a.Terminal() && a.Unproven {
+		open := s.opts.Job.Driver == jobs.Docker && a.Unproven || s.opts.Job.Driver == jobs.RawExec && a.Orphaned
+		if a.Terminal() && open {
 			ids = append(ids, a.ID)
 		}
 	}
@@ -46,7 +44,7 @@ func (s *Scheduler) noteUnproven(row *registry.Engine, allocs []cluster.Alloc) (
 // destroy leaves its volume as a grave.
 func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	if o.s.noteUnproven(o.row, allocs) {
-		o.log.Warn("the docker daemon does not vouch for the end of the engine's container", "allocations", o.row.Unproven)
+		o.log.Warn("nobody vouches for the end of the engine's process", "allocations", o.row.Unproven)
 		if err := o.save(ctx); err != nil {
 			return err
 		}
@@ -69,7 +67,7 @@ func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	})
 	switch {
 	case err == nil:
-		o.log.Info("no container of the engine is left on its node", "allocations", o.row.Unproven)
+		o.log.Info("no process of the engine is left on its node", "allocations", o.row.Unproven)
 		o.row.Unproven, o.row.Proven = nil, o.s.unprovenOf(allocs)
 		return nil
 	case ctx.Err() != nil || !errors.Is(err, errUnproven):

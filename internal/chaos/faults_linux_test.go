@@ -22,7 +22,8 @@ type injector struct {
 	load  *workload
 	log   func(format string, args ...any)
 
-	backup []byte // what Consul was, for a restore
+	backup    []byte // what Consul was, for a restore
+	strangers *strangers
 
 	mu      sync.Mutex
 	down    map[devstack.Component]bool // killed by a fault, and not started again yet
@@ -90,6 +91,12 @@ func (in *injector) begin(ctx context.Context, how string, targets []string) err
 		return in.rig.Network.Part(targets...)
 	case "crash":
 		return in.crash()
+	case "purge":
+		return in.purge(ctx)
+	case "orphan":
+		return in.orphan()
+	case "strangers":
+		return in.settle(targets[0])
 	case "reboot":
 		return in.reboot(targets[0])
 	}
@@ -113,8 +120,11 @@ func (in *injector) begin(ctx context.Context, how string, targets []string) err
 
 func (in *injector) end(ctx context.Context, how string, targets []string) error {
 	var errs []error
-	if how == "restore" {
+	switch how {
+	case "restore":
 		return in.restore(ctx)
+	case "strangers":
+		return in.leave()
 	}
 	for _, t := range targets {
 		c := devstack.Component(t)
@@ -181,11 +191,10 @@ func consulOf(node devstack.Component) devstack.Component {
 
 // crash kills the process of one engine.
 func (in *injector) crash() error {
-	tasks := in.rig.Tasks()
-	if len(tasks) == 0 {
+	task := in.anyTask()
+	if task == nil {
 		return nil
 	}
-	task := tasks[time.Now().UnixNano()%int64(len(tasks))]
 	err := syscall.Kill(task.PID, syscall.SIGKILL)
 	if errors.Is(err, syscall.ESRCH) {
 		return nil // it was stopped meanwhile

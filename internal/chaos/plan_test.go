@@ -10,7 +10,7 @@ import (
 
 // fault is one or two components taken away for a while.
 type fault struct {
-	how     string // kill, pause, cut, part, crash, reboot or restore
+	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot or restore
 	targets []string
 	hold    time.Duration // until it is healed
 	rest    time.Duration // until the next one
@@ -39,6 +39,7 @@ var (
 		"nomad-client-0", "nomad-client-1", "nomad-client-2", "consul-client-0", "consul-client-1", "consul-client-2",
 		"consul-client-3", "consul-client-4", "vault", "postgres",
 	}
+	nodes = []string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}
 	hosts = []string{
 		"orch-0", "orch-1", "orch-0", "orch-1",
 		"consul-server-0", "consul-server-1", "consul-server-2", "nomad-server-0", "nomad-server-1", "nomad-server-2",
@@ -116,18 +117,24 @@ func random(rng *rand.Rand, between func(time.Duration, time.Duration) time.Dura
 	}
 	f := fault{rest: rest()}
 	switch d := rng.IntN(100); {
-	case d < 35:
+	case d < 33:
 		f.how, f.targets, f.hold = "kill", pick(processes, n), between(500*time.Millisecond, 5*time.Second)
-	case d < 55:
+	case d < 51:
 		f.how, f.targets, f.hold = "pause", pick(processes, n), between(time.Second, 6*time.Second)
-	case d < 75:
+	case d < 69:
 		f.how, f.targets, f.hold = "cut", pick(hosts, n), between(time.Second, 8*time.Second)
-	case d < 85:
+	case d < 78:
 		f.how, f.targets, f.hold = "part", pick(hosts, 2), between(2*time.Second, 8*time.Second)
-	case d < 95:
+	case d < 84:
 		f.how, f.targets, f.hold = "crash", []string{anyEngine}, time.Millisecond
+	case d < 88:
+		f.how, f.targets, f.hold = "purge", []string{anyEngine}, time.Millisecond
+	case d < 91:
+		f.how, f.targets, f.hold = "orphan", []string{anyEngine}, time.Millisecond
+	case d < 95:
+		f.how, f.targets, f.hold = "strangers", pick(nodes, 1), between(3*time.Second, 8*time.Second)
 	default:
-		f.how, f.targets, f.hold = "reboot", pick([]string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}, 1), between(time.Second, 5*time.Second)
+		f.how, f.targets, f.hold = "reboot", pick(nodes, 1), between(time.Second, 5*time.Second)
 	}
 	if within >= long && f.hold > time.Second && rng.IntN(6) == 0 {
 		f.hold += 20 * time.Second

@@ -471,6 +471,23 @@ func busyNode(t *testing.T, s *stores) {
 	t.Cleanup(func() { cancel(); busy.Wait() })
 }
 
+// runsAnew waits until an engine runs as another process, with the same brain.
+func runsAnew(t *testing.T, c *client.Client, user string) {
+	t.Helper()
+	eventually(t, 2*time.Minute, "it runs as another process", func() error {
+		e, err := engineIs(t, c, user, "running", "")
+		if err != nil {
+			return err
+		}
+		var m memory
+		status, err := engineCall(t.Context(), e, e.APIKey, http.MethodGet, "/memory/export", nil, &m)
+		if err != nil || status != http.StatusOK || len(m.Runs) < 2 {
+			return fmt.Errorf("%d, %d runs, %w", status, len(m.Runs), err)
+		}
+		return nil
+	})
+}
+
 // A job that somebody purges is forgotten by Nomad at once, while its process takes
 // its time to end: a stop is not answered before that, and no process is started.
 func TestJobPurgedByHand(t *testing.T) {
@@ -492,18 +509,7 @@ func TestJobPurgedByHand(t *testing.T) {
 		},
 		"Destroy": func(_ *testing.T, user string) error { return second(c.Destroy(ctx, user)) },
 		"Restart": func(t *testing.T, user string) error { // by the service
-			eventually(t, 2*time.Minute, "it runs as another process", func() error {
-				e, err := engineIs(t, c, user, "running", "")
-				if err != nil {
-					return err
-				}
-				var m memory
-				status, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, &m)
-				if err != nil || status != http.StatusOK || len(m.Runs) < 2 {
-					return fmt.Errorf("%d, %d runs, %w", status, len(m.Runs), err)
-				}
-				return nil
-			})
+			runsAnew(t, c, user)
 			return nil
 		},
 	} {

@@ -1,0 +1,74 @@
+package e2e
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// The executor of an engine's process is killed: Nomad takes the process for ended, and
+// it lives. There is never a second one on its brain, a stop is answered when it is
+// gone, and the engine runs again with its memory.
+func TestExecutorKilled(t *testing.T) {
+	t.Parallel()
+	stack := ownStack(t)
+	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=executor/", "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0"))
+	s, ctx := openStores(t, stack), t.Context()
+	c := r.product(t, nil)
+	watchBrains(t, stack)
+	for name, after := range map[string]func(t *testing.T, user string, e *client.Engine){
+		"Restart": func(t *testing.T, user string, _ *client.Engine) {
+			runsAnew(t, c, user)
+		},
+		"Stop": func(t *testing.T, user string, e *client.Engine) {
+			eventually(t, time.Minute, "it is stopped", func() error { return second(c.Stop(ctx, user)) })
+			if n := processes(stack, e.EngineID); n != 0 {
+				t.Errorf("it is stopped, and has %d processes", n)
+			}
+			eventually(t, time.Minute, "it is started", func() error { return second(c.Start(ctx, user)) })
+		},
+		"Destroy": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, err := c.Provision(ctx, name, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			remember(t, e, e.APIKey, name)
+			executor := 0
+			for _, task := range stack.Tasks() {
+				if task.JobID == "engine-"+e.EngineID {
+					executor = task.Executor()
+				}
+			}
+			if executor == 0 {
+				t.Fatal("its process has no executor")
+			}
+			if err := syscall.Kill(executor, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if after != nil {
+				after(t, name, e)
+				now := awaitEngine(t, c, name, "running", "", time.Minute)
+				if err := export(t, now, now.APIKey).knows(name); err != nil {
+					t.Error(err)
+				}
+				if n := processes(stack, e.EngineID); n != 1 {
+					t.Errorf("it has %d processes", n)
+				}
+			}
+			if _, err := c.Destroy(ctx, name); err != nil {
+				t.Error(err)
+			}
+			if n := processes(stack, e.EngineID); n != 0 {
+				t.Errorf("it is destroyed, and has %d processes", n)
+			}
+			if left := s.traces(e.EngineID); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
