@@ -20,6 +20,7 @@ type Engine struct {
 	ProductName string // readable, for the Nomad UI
 	UserID      string
 	Image       string // docker: an image; raw_exec: a file name in the bin dir
+	Digest      string // docker: what the image is resolved to; empty: it is not
 	CPUMHz      int
 	MemoryMB    int
 	NodeID      string
@@ -70,8 +71,9 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	}
 	switch t.settings.Driver {
 	case Docker:
-		task.Config["image"] = e.Image
-		if !pinned(e.Image) {
+		image := reference(e.Image, e.Digest)
+		task.Config["image"] = image
+		if !pinned(image) {
 			task.Config["force_pull"] = true
 		}
 	case RawExec:
@@ -83,6 +85,9 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	engineServices(job)[0].Name = e.JobID
 	Label(job, e)
 	SetMark(job, e.Mark)
+	if e.Digest != "" {
+		setServiceMeta(job, imageKey, e.Image)
+	}
 	return job, nil
 }
 
@@ -93,7 +98,7 @@ func Label(job *api.Job, e Engine) {
 	if e.Warm != "" {
 		job.UI.Description = fmt.Sprintf("Warm, unclaimed engine of image %s, kind %s: it runs and waits for a user", quoteForUI(e.Image), quoteForUI(e.Warm))
 	}
-	mark := Mark(job)
+	mark, image := Mark(job), serviceMeta(job, imageKey)
 	engineServices(job)[0].Meta = map[string]string{
 		"engine_id":  e.EngineID,
 		"product_id": e.ProductID,
@@ -101,7 +106,12 @@ func Label(job *api.Job, e Engine) {
 		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
 	}
 	SetMark(job, mark)
+	setServiceMeta(job, imageKey, image)
 }
+
+// imageKey is the service meta that names the image as the caller did, where the
+// task has it by its digest.
+const imageKey = "image"
 
 // markKey is the service meta that says which operation wrote the job last. It
 // changes in place, and every change of it moves the job's index.
@@ -181,6 +191,10 @@ func Describe(job *api.Job) Engine {
 		e.VolumePath = path.Dir(task.Env["SQLITE_DB_PATH"])
 	default:
 		e.Image, _ = task.Config["image"].(string)
+		if _, digest, found := strings.Cut(e.Image, "@"); found {
+			e.Digest = digest
+			e.Image = cmp.Or(serviceMeta(job, imageKey), e.Image)
+		}
 	}
 	if r := task.Resources; r != nil {
 		if r.CPU != nil {
@@ -216,16 +230,6 @@ func Runs(job *api.Job) bool {
 	}
 	count := job.TaskGroups[0].Count
 	return count != nil && *count > 0
-}
-
-// pinned says whether an image names a fixed tag or digest, so that a node that
-// has it need not ask a registry.
-func pinned(image string) bool {
-	if strings.Contains(image, "@") {
-		return true
-	}
-	_, tag, found := strings.Cut(image[strings.LastIndexByte(image, '/')+1:], ":")
-	return found && tag != "latest"
 }
 
 // maxShown bounds what the UI shows of one string: two of them and the words

@@ -56,6 +56,28 @@ func TestRender(t *testing.T) {
 			t.Errorf("it claims %q and says %q", source, said)
 		}
 	})
+	t.Run("resolved image", func(t *testing.T) {
+		const digest = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+		e := engine("u")
+		e.Image, e.Digest = "r.example:5000/engine", digest
+		job := render(t, parsed(t, settings(Docker)), e)
+		config := job.TaskGroups[0].Tasks[0].Config
+		if _, pulls := config["force_pull"]; pulls || config["image"] != "r.example:5000/engine@"+digest {
+			t.Errorf("config is %v", config)
+		}
+		Label(job, engine("somebody else"))
+		if said := Describe(job); said.Image != e.Image || said.Digest != digest || said.UserID != "somebody else" {
+			t.Errorf("it says %+v", said)
+		}
+		e.Image = e.Image + "@" + digest // named so by its caller
+		if said := Describe(render(t, parsed(t, settings(Docker)), e)); said.Image != e.Image || said.Digest != digest {
+			t.Errorf("it says %+v", said)
+		}
+		e.Image, e.Digest = "engine:1", ""
+		if said := Describe(render(t, parsed(t, settings(Docker)), e)); said.Image != e.Image || said.Digest != "" {
+			t.Errorf("it says %+v", said)
+		}
+	})
 	t.Run("stopped, default pool, pinned image", func(t *testing.T) {
 		e := engine("u")
 		e.Count, e.NodePool, e.Image = 0, "", "engine:1"

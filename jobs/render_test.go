@@ -45,14 +45,3 @@ func TestQuoteForUI(t *testing.T) {
 		}
 	})
 }
-
-func TestPinned(t *testing.T) {
-	for image, want := range map[string]bool{
-		"engine": false, "engine:latest": false, "r/engine": false, "r:5000/engine": false, "r:5000/a/engine:latest": false,
-		"engine:1": true, "r:5000/engine:v1.2": true, "r/engine:latest-1": true, "engine@sha256:abc": true, "r:5000/engine:latest@sha256:abc": true,
-	} {
-		if got := pinned(image); got != want {
-			t.Errorf("%s: %t, want %t", image, got, want)
-		}
-	}
-}
