@@ -32,6 +32,7 @@ type Engine struct {
 	URL           string     `json:"url,omitempty"`
 	APIKey        string     `json:"api_key,omitempty"`
 	EngineVersion string     `json:"engine_version,omitempty"` // its image
+	ImageDigest   string     `json:"image_digest,omitempty"`   // what is started, whatever its tag means by now; empty: it is not pinned
 	CreatedAt     time.Time  `json:"created_at,omitzero"`
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
 	Reason        string     `json:"reason,omitempty"`     // why it is failed: a stable word

@@ -202,6 +202,7 @@ type Witness struct {
 	ProductSlug string    `json:"product_slug"`
 	UserID      string    `json:"user_id"`
 	Image       string    `json:"image"`
+	Digest      string    `json:"digest,omitempty"`
 	CPUMHz      int       `json:"cpu_mhz"`
 	MemoryMB    int       `json:"memory_mb"`
 	NodePool    string    `json:"node_pool,omitempty"`

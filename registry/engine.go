@@ -124,13 +124,17 @@ type Engine struct {
 	EngineID  string `json:"engine_id"`
 	ProductID string `json:"product_id"`
 	// ProductSlug is for people who read the row or the job.
-	ProductSlug string    `json:"product_slug"`
-	UserID      string    `json:"user_id"`
-	State       State     `json:"state"`
-	Desired     State     `json:"desired"`
-	Image       string    `json:"image"`
-	Resources   Resources `json:"resources"`
-	NodePool    string    `json:"node_pool,omitempty"`
+	ProductSlug string `json:"product_slug"`
+	UserID      string `json:"user_id"`
+	State       State  `json:"state"`
+	Desired     State  `json:"desired"`
+	Image       string `json:"image"` // as the caller named it
+	// Digest ("sha256:...") is what Image meant when it was resolved, and what is
+	// started. Empty: it was not resolved yet, and what Image means on the engine's
+	// node is started; or there are no digests (raw_exec).
+	Digest    string    `json:"digest,omitempty"`
+	Resources Resources `json:"resources"`
+	NodePool  string    `json:"node_pool,omitempty"`
 
 	// KeyVersion is the version of the engine's key in Vault that callers get, and
 	// KeyID the key's own name, which tells it from the key that a restored Vault

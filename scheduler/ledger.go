@@ -137,6 +137,12 @@ func (o *operation) record(ctx context.Context, err error) {
 	if o.paused {
 		c.Metadata = map[string]any{"paused": true}
 	}
+	if digest := o.s.Pinned(o.row); digest != "" && starts(op.Kind) {
+		if c.Metadata == nil {
+			c.Metadata = map[string]any{}
+		}
+		c.Metadata["image_digest"] = digest
+	}
 	if op.Action == audit.ActionAutoRestartStart {
 		o.recordRestart(ctx, c)
 	}

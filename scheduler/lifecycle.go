@@ -51,6 +51,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	defer leave()
 	var spent spent
 	at := time.Now()
+	s.foresee(image)
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}

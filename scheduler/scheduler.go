@@ -32,6 +32,9 @@ type Options struct {
 	// KeyProofPath is where engines prove their keys, where their product's policy says
 	// nothing.
 	KeyProofPath string
+	// Digests resolves images; nil: they are started as they are named, also those
+	// of engines that have a digest.
+	Digests Digests
 	// Resources are an engine's, where its product's policy says nothing.
 	Resources    registry.Resources
 	BootTimeout  time.Duration
@@ -144,6 +147,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.recoverLoop(ctx) })
 	loops.Go(func() { s.pool.run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
+	loops.Go(func() { s.warm.followTags(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
 	loops.Go(func() { s.flushLoop(ctx) })

@@ -114,15 +114,18 @@ func (o *operation) ownWarm(ctx context.Context) error {
 func (s *Scheduler) witnessOf(row *registry.Engine) *cluster.Witness {
 	return &cluster.Witness{
 		Deployment: s.guard.id(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
-		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
+		Image: row.Image, Digest: row.Digest, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
 		NodeID: row.NodeID, VolumeID: row.VolumeID, VolumeName: row.VolumeName, CreatedAt: row.CreatedAt,
 	}
 }
 
 // writeVariable puts the hash of the engine's key where its job's template
-// reads it, and whose the engine is beside it.
+// reads it, and whose the engine is and what it runs beside it.
 func (o *operation) writeVariable(ctx context.Context) error {
 	if err := o.noteProviderKeys(ctx); err != nil {
+		return err
+	}
+	if err := o.pin(ctx); err != nil {
 		return err
 	}
 	id, version, keyID := o.row.JobID(), o.row.KeyVersion, o.row.KeyID
@@ -156,7 +159,7 @@ func (o *operation) writeVariable(ctx context.Context) error {
 		if !first || o.row.Op.Kind != registry.OpProvision {
 			held, err := o.s.cluster.Variable(ctx, id)
 			switch {
-			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && held.Witness.VolumeID == put.Witness.VolumeID:
+			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && held.Witness.VolumeID == put.Witness.VolumeID && held.Witness.Digest == put.Witness.Digest:
 				return nil
 			case err == nil:
 				put.Index = held.Index
@@ -215,7 +218,7 @@ func (o *operation) register(ctx context.Context) error {
 	row := o.row
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
-		Image: row.Image, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
+		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
 		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.id(),
 	})

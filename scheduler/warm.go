@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -103,10 +104,15 @@ func (p *warmPool) newestKeys(ctx context.Context) (int, error) {
 	return p.s.vault.EnvVersion(ctx)
 }
 
-// hold reserves, within this replica, a warm engine that answers and has the
-// newest provider keys; nil: there is none. It is to be released.
-func (p *warmPool) hold(ctx context.Context, fingerprint string) (*registry.Engine, error) {
+// hold reserves, within this replica, a warm engine that answers, has the newest
+// provider keys and runs what its image means now; nil: there is none. It is to be
+// released.
+func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*registry.Engine, error) {
 	usable := p.usable(fingerprint)
+	if len(usable) > 0 && p.s.opts.Digests != nil {
+		digest := p.s.digestOf(ctx, image)
+		usable = slices.DeleteFunc(usable, func(row *registry.Engine) bool { return anotherImage(row, digest) })
+	}
 	if len(usable) == 0 {
 		return nil, nil
 	}
@@ -152,7 +158,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
-		warm, err := p.hold(ctx, fingerprint)
+		warm, err := p.hold(ctx, fingerprint, wanted.Image)
 		if warm == nil {
 			return nil, false, err
 		}

@@ -101,6 +101,8 @@ func (p *warmPool) tend(ctx context.Context) error {
 		case row.State == registry.Destroying:
 		case row.State == registry.Running && row.Op == nil && row.EnvVersion < keys:
 			p.remove(ctx, row, "it has older provider keys")
+		case row.State == registry.Running && row.Op == nil && anotherImage(row, p.s.digestOf(ctx, row.Image)):
+			p.remove(ctx, row, "its image is another one now")
 		case row.State == registry.Running || row.State == registry.Provisioning:
 			if missing[row.Warm]--; missing[row.Warm] < 0 && row.Op == nil {
 				p.remove(ctx, row, "it is not wanted")
@@ -251,6 +253,7 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	if err != nil {
 		return nil, err
 	}
+	s.foresee(kind.image)
 	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: registry.WarmProduct, ProductSlug: registry.WarmProduct, UserID: newID(), Warm: fingerprint,

@@ -184,6 +184,7 @@ func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine
 			w.atRest(row)
 		}
 	}
+	row.Digest = w.digestOf(row.Image)
 	if k, sure := w.current(); k != nil {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 		if !sure {
@@ -192,6 +193,18 @@ func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine
 	}
 	w.brainOf(row)
 	return row
+}
+
+// digestOf is what an image of the engine was resolved to when it was started last;
+// empty: it was not.
+func (w *witnesses) digestOf(image string) string {
+	if j := w.job; j != nil && j.Image == image && j.Digest != "" {
+		return j.Digest
+	}
+	if v := w.variable; v != nil && v.Witness != nil && v.Witness.Image == image {
+		return v.Witness.Digest
+	}
+	return ""
 }
 
 // brainOf names the volume of the engine in a row.
@@ -275,6 +288,9 @@ func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
 		if _, then := registry.VolumeOf(row.Volume()); now >= then { // else the list is from before AdoptNode
 			w.brainOf(row)
 		}
+	}
+	if row.Digest == "" { // it was resolved since
+		row.Digest = w.digestOf(row.Image)
 	}
 	dropped := row.Op != nil
 	row.Op, row.SleepPending = nil, ""

@@ -17,6 +17,7 @@ type listedEngine struct {
 	Status        registry.State `json:"status"`
 	URL           *string        `json:"url"`
 	EngineVersion string         `json:"engine_version"`
+	ImageDigest   string         `json:"image_digest,omitempty"`
 	CreatedAt     string         `json:"created_at"`
 	LastHealthAt  *string        `json:"last_health_at"`
 	Reason        string         `json:"reason,omitempty"`
@@ -34,7 +35,7 @@ func (s *Server) showEngine(e *registry.Engine) listedEngine {
 		url = ""
 	}
 	return listedEngine{
-		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(url), EngineVersion: e.Image,
+		EngineID: e.EngineID, UserID: e.UserID, Status: e.State, URL: optional(url), EngineVersion: e.Image, ImageDigest: s.scheduler.Pinned(e),
 		CreatedAt: timestamp(e.CreatedAt), LastHealthAt: optional(timestamp(s.scheduler.LastHealth(e))), Reason: e.Reason,
 	}
 }

@@ -26,6 +26,7 @@ var wrong = map[string][]string{
 	"ORCH_LOG_JSON":                {"maybe"},
 	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},
 	"ORCH_ENGINE_DRIVER":           {"exec", "Docker"},
+	"ORCH_ENGINE_PIN_IMAGES":       {"maybe"},
 	"ORCH_ENGINE_JOB_FILE":         {"/no/such/file"},
 	"ORCH_ENGINE_CPU_MHZ":          {"0", "-1", "many", "1.5"},
 	"ORCH_ENGINE_MEMORY_MB":        {"9", "256MB"},

@@ -13,7 +13,9 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
@@ -31,6 +33,7 @@ type Service struct {
 
 	vault    *secrets.Vault
 	audit    *audit.Log
+	images   *images.Resolver // nil: images are not pinned
 	profiles *profiles
 	log      hclog.Logger
 	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
@@ -72,6 +75,10 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
 	if err != nil {
 		return nil, fmt.Errorf("the audit log (ORCH_DATABASE_URL): %w", err)
+	}
+	if cfg.PinImages && opts.Job.Driver == jobs.Docker {
+		svc.images = images.New(log.Named("images"))
+		opts.Digests = svc.images
 	}
 	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, svc.audit, log.Named("scheduler"))
 	svc.Drain = svc.Scheduler.LongestOperation()
@@ -150,6 +157,9 @@ func (s *Service) Run(ctx context.Context) error {
 	endLog()
 	<-logged
 	err = errors.Join(err, s.audit.Close())
+	if s.images != nil {
+		s.images.Close()
+	}
 	for _, closeIdle := range s.idle {
 		closeIdle()
 	}

@@ -20,6 +20,7 @@ func describeEngine(e *client.Engine, withKey bool) *table {
 		t.fact("Key", e.APIKey)
 	}
 	t.fact("Image", e.EngineVersion)
+	t.fact("Digest", e.ImageDigest)
 	t.fact("Created", e.CreatedAt)
 	t.fact("Healthy at", e.LastHealthAt)
 	return t
