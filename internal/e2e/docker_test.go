@@ -42,8 +42,9 @@ type container struct {
 	ID     string `json:"Id"`
 	State  struct{ Pid int }
 	Config struct {
-		User string
-		Env  []string
+		User  string
+		Image string
+		Env   []string
 	}
 	HostConfig struct {
 		ReadonlyRootfs, Privileged bool

@@ -1,0 +1,304 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/client"
+)
+
+// tagSeen is longer than it takes until a provision sees that a tag has moved.
+const tagSeen = 15 * time.Second
+
+// runs says which of the reference engine's images an engine runs: "v2", or "" for
+// the standard one.
+func runs(t *testing.T, e *client.Engine, key string) string {
+	t.Helper()
+	var info struct{ Version string }
+	status, err := engineCall(t.Context(), e, key, http.MethodGet, "/info", nil, &info)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("info: status %d, %v", status, err)
+	}
+	return info.Version
+}
+
+// again stops and starts an engine.
+func again(t *testing.T, c *client.Client, user string) *client.Engine {
+	t.Helper()
+	if _, err := c.Stop(t.Context(), user); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Start(t.Context(), user); err != nil {
+		t.Fatal(err)
+	}
+	e, err := c.Engine(t.Context(), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// isPinned fails unless an engine runs one digest of the registry's image, under the
+// name that its caller gave it.
+func (g *imageRegistry) isPinned(t *testing.T, e *client.Engine, tag, digest string) {
+	t.Helper()
+	started := inspect(t, e).Config.Image
+	if e.EngineVersion != g.image(tag) || e.ImageDigest != digest || started != g.addr+"/engine@"+digest {
+		t.Errorf("it is %s with %q and runs %s, want %s with %s", e.EngineVersion, e.ImageDigest, started, g.image(tag), digest)
+	}
+}
+
+func provisioned(t *testing.T, c *client.Client, user, image string) *client.Engine {
+	t.Helper()
+	if _, err := c.Provision(t.Context(), user, image); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := c.Destroy(context.Background(), user); err != nil {
+			t.Error(err)
+		}
+	})
+	e, err := c.Engine(t.Context(), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// TestEngineKeepsItsImage moves a tag under engines: those that are there keep what
+// they were made with, whatever starts them and whatever becomes of the registry, and
+// new ones get what the tag means now.
+func TestEngineKeepsItsImage(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	g := startRegistry(t)
+	v1 := g.push("t", "")
+	r := startService(t, shared, docker.with(map[string]string{"ORCH_IDLE_TIMEOUT_S": "0"}))
+	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	a := provisioned(t, c, "a", "")
+	g.isPinned(t, a, "t", v1)
+
+	v2 := g.push("t", "v2")
+	if v1 == v2 {
+		t.Fatal("the tag did not move")
+	}
+	a = again(t, c, "a")
+	g.isPinned(t, a, "t", v1)
+	if got := runs(t, a, a.APIKey); got == "v2" {
+		t.Errorf("a moved with the tag: it runs %q", got)
+	}
+	n := 0
+	eventually(t, tagSeen, "a provision sees that the tag has moved", func() error {
+		n++
+		e := provisioned(t, c, fmt.Sprint("b-", n), "")
+		if got := runs(t, e, e.APIKey); got != "v2" {
+			return fmt.Errorf("it runs %q", got)
+		}
+		g.isPinned(t, e, "t", v2)
+		return nil
+	})
+	log, err := c.Audit(t.Context(), client.AuditFilter{UserID: "a"})
+	if err != nil || len(log.Entries) != 3 {
+		t.Fatalf("%+v, %v", log, err)
+	}
+	for _, entry := range log.Entries {
+		said, _ := entry.Metadata["image_digest"].(string)
+		if want := map[bool]string{true: v1}[entry.Action != "stop"]; said != want {
+			t.Errorf("the audit row of the %s says %q, want %q", entry.Action, said, want)
+		}
+	}
+
+	g.remove(v1)
+	g.isPinned(t, again(t, c, "a"), "t", v1)
+	g.stop()
+	g.isPinned(t, again(t, c, "a"), "t", v1)
+	b := again(t, c, fmt.Sprint("b-", n))
+	g.isPinned(t, b, "t", v2)
+}
+
+// TestImageOnNodesOnly starts images that no registry has, or that has none: by their
+// tag, with one warning each, until they can be resolved.
+func TestImageOnNodesOnly(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	g := startRegistry(t)
+	r := startService(t, shared, docker.with(nil))
+	c := r.product(t, map[string]any{"allowed_images": []string{"*", "*/*"}})
+	isNot := func(e *client.Engine, tag string) {
+		t.Helper()
+		if started := inspect(t, e).Config.Image; e.ImageDigest != "" || started != g.image(tag) {
+			t.Errorf("it is pinned to %q and runs %s, want the tag", e.ImageDigest, started)
+		}
+	}
+	g.tag("there", "")
+	a := provisioned(t, c, "a", g.image("there"))
+	isNot(a, "there")
+	isNot(again(t, c, "a"), "there")
+	isNot(provisioned(t, c, "b", g.image("there")), "there")
+
+	_, err := c.Provision(t.Context(), "nowhere", g.image("nowhere"))
+	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+
+	digest := g.push("there", "v2")
+	eventually(t, tagSeen, "a start resolves the image", func() error {
+		if a = again(t, c, "a"); a.ImageDigest == "" {
+			return fmt.Errorf("it is not pinned")
+		}
+		return nil
+	})
+	g.isPinned(t, a, "there", digest)
+
+	g.stop()
+	g.tag("down", "")
+	isNot(provisioned(t, c, "d", g.image("down")), "down")
+	for _, tag := range []string{"there", "nowhere", "down"} {
+		warnings := 0
+		for line := range strings.Lines(r.logs.String()) {
+			if strings.Contains(line, "[WARN]") && strings.Contains(line, "images: ") && strings.Contains(line, "image="+g.image(tag)+" ") {
+				warnings++
+			}
+		}
+		if warnings != 1 {
+			t.Errorf("%d warnings of %s", warnings, tag)
+		}
+	}
+}
+
+// TestPinningSwitchedOff starts tags, also those of engines that have a digest.
+func TestPinningSwitchedOff(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	const prefix = "not-pinned/"
+	g := startRegistry(t)
+	digest := g.push("t", "")
+	vars := docker.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix})
+	r := startService(t, shared, vars)
+	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	if _, err := c.Provision(t.Context(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	g.isPinned(t, again(t, c, "a"), "t", digest)
+	r.stop()
+	vars["ORCH_ENGINE_PIN_IMAGES"] = "false"
+	off := startService(t, shared, vars)
+	c.BaseURL = off.url
+	if e := again(t, c, "a"); e.ImageDigest != "" || inspect(t, e).Config.Image != g.image("t") {
+		t.Errorf("it runs %s, and says %q", inspect(t, e).Config.Image, e.ImageDigest)
+	}
+	off.stop()
+	delete(vars, "ORCH_ENGINE_PIN_IMAGES")
+	on := startService(t, shared, vars)
+	c.BaseURL = on.url
+	g.isPinned(t, again(t, c, "a"), "t", digest)
+	if _, err := c.Destroy(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWarmEnginesFollowTheTag hands out warm engines of what their image means now;
+// while nobody can tell, those stay that are there.
+func TestWarmEnginesFollowTheTag(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	const prefix = "warm-tag/"
+	g := startRegistry(t)
+	v1 := g.push("t", "")
+	r := startService(t, shared, docker.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix}))
+	s := openStores(t, shared)
+	c := r.product(t, map[string]any{"engine_image": g.image("t"), "warm_pool": 1})
+	ready := func(digest string) string {
+		t.Helper()
+		id := ""
+		eventually(t, 60*time.Second, "a warm engine of "+digest+" waits", func() error {
+			rows := s.warmRows(prefix)
+			if len(rows) != 1 || rows[0].Op != nil || rows[0].State != "running" || rows[0].Digest != digest {
+				return fmt.Errorf("%d: %+v", len(rows), rows)
+			}
+			id = rows[0].EngineID
+			return nil
+		})
+		return id
+	}
+	was := ready(v1)
+	a := provisioned(t, c, "a", "")
+	if a.EngineID != was {
+		t.Errorf("a was made, and not taken from the pool")
+	}
+	g.isPinned(t, a, "t", v1)
+	ready(v1)
+
+	v2 := g.push("t", "v2")
+	is := ready(v2)
+	b := provisioned(t, c, "b", "")
+	if b.EngineID != is || runs(t, b, b.APIKey) != "v2" {
+		t.Errorf("b is %s and runs %q", b.EngineID, runs(t, b, b.APIKey))
+	}
+	g.isPinned(t, b, "t", v2)
+	s.described(b.EngineID, "Engine of user") // its job is written again
+	is = ready(v2)
+
+	g.stop()
+	g.tag("t", "v2")
+	other, n := r.product(t, map[string]any{"engine_image": g.image("t"), "cpu_mhz": 11}), 0 // of another kind
+	eventually(t, 60*time.Second, "the service misses the registry", func() error {
+		n++
+		if e := provisioned(t, other, fmt.Sprint("e-", n), ""); e.ImageDigest != "" {
+			return fmt.Errorf("it knows %s", e.ImageDigest)
+		}
+		return nil
+	})
+	// The leader has looked meanwhile, and has removed nothing.
+	if d := provisioned(t, c, "d", ""); d.EngineID != is || d.ImageDigest != v2 {
+		t.Errorf("d is %s with %q, want the warm engine %s", d.EngineID, d.ImageDigest, is)
+	}
+	g.isPinned(t, again(t, c, "b"), "t", v2)
+}
+
+// TestRebuiltRowKeepsItsImage takes an engine's row away after its tag has moved, and
+// then its digest alone, as a version of the service would that knows none.
+func TestRebuiltRowKeepsItsImage(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	const prefix = "rebuilt-image/"
+	g := startRegistry(t)
+	v1 := g.push("t", "")
+	r := startService(t, shared, docker.with(map[string]string{
+		"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "1",
+	}))
+	s := openStores(t, shared)
+	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	a := provisioned(t, c, "a", "")
+	g.isPinned(t, a, "t", v1)
+	g.push("t", "v2")
+	for _, key := range append(s.rows(prefix), prefix+"engine-ids/"+a.EngineID) {
+		if _, err := s.consul.KV().Delete(key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "changes/00", Value: []byte("x")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, "the engine is back", func() error {
+		e, err := c.Engine(t.Context(), "a")
+		if err == nil && e.Status != "running" {
+			err = fmt.Errorf("%+v", e)
+		}
+		a = e
+		return err
+	})
+	g.isPinned(t, a, "t", v1)
+	g.isPinned(t, again(t, c, "a"), "t", v1)
+	rows, err := s.engines(prefix)
+	if err != nil || len(rows) != 1 || rows[0].Digest != v1 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	rows[0].Digest = ""
+	s.putRow(prefix, rows[0])
+	g.isPinned(t, again(t, c, "a"), "t", v1)
+}
