@@ -165,6 +165,9 @@ func (r *Replica) keep(ctx context.Context) error {
 		case err != nil && !errors.Is(err, consul.ErrSessionExpired):
 			return unavailable(err)
 		case entry != nil:
+			if err := r.keepKey(ctx, session); err != nil {
+				return err
+			}
 			r.hold(session, asked)
 			return r.campaign(ctx, session)
 		}
@@ -179,17 +182,37 @@ func (r *Replica) keep(ctx context.Context) error {
 	if err != nil {
 		return unavailable(err)
 	}
+	if err := r.lockKey(ctx, session); err != nil {
+		_, derr := r.store.client.Session().Destroy(session, (&consul.WriteOptions{}).WithContext(ctx))
+		return errors.Join(err, derr)
+	}
+	r.hold(session, asked)
+	return r.campaign(ctx, session)
+}
+
+// lockKey binds replicas/<id> to a session of this replica.
+func (r *Replica) lockKey(ctx context.Context, session string) error {
+	host, _ := os.Hostname()
 	ok, _, err := r.store.client.KV().Acquire(&consul.KVPair{Key: r.key(), Value: []byte(host), Session: session},
 		(&consul.WriteOptions{}).WithContext(ctx))
 	if err == nil && !ok {
 		err = fmt.Errorf("%w: replicas/%s is still locked by the session before", ErrConflict, r.ID)
 	}
 	if err != nil {
-		_, derr := r.store.client.Session().Destroy(session, (&consul.WriteOptions{}).WithContext(ctx))
-		return errors.Join(unavailable(err), derr)
+		return unavailable(err)
 	}
-	r.hold(session, asked)
-	return r.campaign(ctx, session)
+	return nil
+}
+
+// keepKey binds replicas/<id> to the session again when somebody deleted it: without it
+// this replica could write no row.
+func (r *Replica) keepKey(ctx context.Context, session string) error {
+	pair, err := r.store.get(ctx, r.key())
+	if err != nil || pair != nil && pair.Session == session {
+		return err
+	}
+	r.log.Warn("the key of this replica is gone from consul; making it again", "key", r.key())
+	return r.lockKey(ctx, session)
 }
 
 // campaign takes the lead when it is free.
