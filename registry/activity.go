@@ -135,7 +135,7 @@ func (s *Store) Activity(ctx context.Context) (*Activity, error) {
 		}
 		f, err := decode[Flush](pair)
 		if err != nil {
-			return nil, err
+			continue // as one that was missed: the leader notices
 		}
 		f.Index = pair.ModifyIndex
 		a.Flushes[id] = append(a.Flushes[id], f)

@@ -41,7 +41,8 @@ func (s *Store) idempotencyKey(productID, key string) string {
 	return s.prefix + "idempotency/" + productID + "/" + key
 }
 
-// Idempotency reads a record. ErrNotFound: there is none.
+// Idempotency reads a record. ErrNotFound: there is none. One that cannot be read has
+// expired.
 func (s *Store) Idempotency(ctx context.Context, productID, key string) (*Idempotency, error) {
 	pair, err := s.get(ctx, s.idempotencyKey(productID, key))
 	if err != nil {
@@ -52,7 +53,7 @@ func (s *Store) Idempotency(ctx context.Context, productID, key string) (*Idempo
 	}
 	r, err := decode[Idempotency](pair)
 	if err != nil {
-		return nil, err
+		r = &Idempotency{}
 	}
 	r.Key, r.Index = key, pair.ModifyIndex
 	return r, nil
@@ -93,7 +94,8 @@ func (r *RecordRef) record(e *Engine) *Idempotency {
 	return &Idempotency{Key: r.Key, Body: r.Body, UserID: e.UserID, EngineID: e.EngineID, CreatedAt: r.CreatedAt}
 }
 
-// SweepIdempotency removes expired records and returns how many it removed.
+// SweepIdempotency removes the records that have expired, or cannot be read, and returns
+// how many it removed.
 func (s *Store) SweepIdempotency(ctx context.Context, now time.Time) (removed int, err error) {
 	pairs, err := s.list(ctx, "idempotency/")
 	if err != nil {
@@ -101,7 +103,7 @@ func (s *Store) SweepIdempotency(ctx context.Context, now time.Time) (removed in
 	}
 	for _, pair := range pairs {
 		r, err := decode[Idempotency](pair)
-		if err != nil || !r.Expired(now) {
+		if err == nil && !r.Expired(now) {
 			continue
 		}
 		if _, _, err := s.txn(ctx, deleteAt(pair.Key, pair.ModifyIndex)); err != nil && !errors.Is(err, ErrConflict) {

@@ -191,8 +191,8 @@ func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spa
 		index := uint64(0)
 		if pair != nil {
 			index = pair.ModifyIndex
-			if err := json.Unmarshal(pair.Value, &left); err != nil {
-				return 0, kept, left, fmt.Errorf("registry: bucket of product %q is damaged: %w", productID, err)
+			if json.Unmarshal(pair.Value, &left) != nil {
+				left = bucket{} // damaged: as if there were none
 			}
 		}
 		if granted, kept = left.take(needed, spare, back, rpm, time.Now().UTC()); granted == 0 && back.N == 0 && index > 0 {

@@ -25,7 +25,8 @@ type Rollout struct {
 
 func (s *Store) rolloutKey() string { return s.prefix + "provider-keys" }
 
-// Rollout reads the record; a zero one when provider keys were never rolled out.
+// Rollout reads the record; a zero one when provider keys were never rolled out, or
+// when the record cannot be read: then it is asked for again.
 func (s *Store) Rollout(ctx context.Context) (*Rollout, error) {
 	pair, err := s.get(ctx, s.rolloutKey())
 	if err != nil || pair == nil {
@@ -33,7 +34,7 @@ func (s *Store) Rollout(ctx context.Context) (*Rollout, error) {
 	}
 	r, err := decode[Rollout](pair)
 	if err != nil {
-		return nil, err
+		r = &Rollout{}
 	}
 	r.Index = pair.ModifyIndex
 	return r, nil

@@ -97,7 +97,8 @@ type WarmSetback struct {
 
 const warmSetbacksBelow = "warm-setbacks/"
 
-// WarmSetbacks reads all of them, by fingerprint.
+// WarmSetbacks reads all of them, by fingerprint. One that cannot be read holds nothing
+// back.
 func (s *Store) WarmSetbacks(ctx context.Context) (map[string]*WarmSetback, error) {
 	pairs, err := s.list(ctx, warmSetbacksBelow)
 	if err != nil {
@@ -106,11 +107,11 @@ func (s *Store) WarmSetbacks(ctx context.Context) (map[string]*WarmSetback, erro
 	setbacks := make(map[string]*WarmSetback, len(pairs))
 	for _, pair := range pairs {
 		b, err := decode[WarmSetback](pair)
-		if err != nil {
-			return nil, err
+		if err != nil || b.Fingerprint != base(pair.Key) {
+			b = &WarmSetback{Fingerprint: base(pair.Key)}
 		}
 		b.Index = pair.ModifyIndex
-		setbacks[base(pair.Key)] = b
+		setbacks[b.Fingerprint] = b
 	}
 	return setbacks, nil
 }
