@@ -163,7 +163,7 @@ func (s *service) timed(ctx context.Context, call func(context.Context) error) (
 // poolFull waits until as many volumes are ready as the service keeps.
 func (s *service) poolFull(ctx context.Context) error {
 	return until(ctx, func() error {
-		volumes, err := s.store.PooledVolumes(ctx)
+		volumes, _, err := s.store.PooledVolumes(ctx)
 		if err != nil {
 			return err
 		}

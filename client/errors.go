@@ -49,6 +49,7 @@ const (
 	ErrBackendError         Code = "BACKEND_ERROR"
 	ErrBackendUnavailable   Code = "BACKEND_UNAVAILABLE"
 	ErrRegistryRecovering   Code = "REGISTRY_RECOVERING"
+	ErrRecordUnreadable     Code = "RECORD_UNREADABLE"
 )
 
 // Error is an answer that is not 2xx.

@@ -42,8 +42,9 @@ type Product struct {
 
 // ProductList is all products, oldest first.
 type ProductList struct {
-	Products []Product `json:"products"`
-	Total    int       `json:"total"`
+	Products   []Product `json:"products"`
+	Total      int       `json:"total"`
+	Unreadable []string  `json:"unreadable"` // ids of products whose record cannot be read
 }
 
 // RegisterProduct makes a product; a nil policy has no limits.

@@ -22,7 +22,7 @@ func TestLookupByEitherClient(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(p, product, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
+				if diff := cmp.Diff(p, product, rows, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
 					t.Error(diff)
 				}
 				if row.Index != e.Index || row.stored != e.State {

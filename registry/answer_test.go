@@ -83,7 +83,7 @@ func TestOtherAnswers(t *testing.T) {
 	s := New(c, "t/")
 	answer = `{"Results":[{"KV":{"Key":"t\/engines\/a","Value":"eyJlbmdpbmVfaWQiOiJhIn0=","ModifyIndex":7}}]}`
 	found, err := s.shared.read(t.Context(), "p", "t/engines/a")
-	if e, derr := s.row(found["t/engines/a"]); err != nil || derr != nil || e.EngineID != "a" || e.Index != 7 {
+	if value, derr := found["t/engines/a"].value(); err != nil || derr != nil || string(value) != `{"engine_id":"a"}` || found["t/engines/a"].index != 7 {
 		t.Errorf("got %+v, %v, %v", found, err, derr)
 	}
 	for _, answer = range []string{`{"Results":[]}`, `{"Results":[`, `<html>`, ``} {
@@ -168,8 +168,9 @@ func TestRowIsOfWhatWasRead(t *testing.T) {
 	if _, err := s.row(stored{s.engineKey("p", "u"), []byte("%"), 10}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a value that is not base64: %v", err)
 	}
-	if _, err := s.row(storedAt(s.engineKey("p", "u"), []byte("{"), 11)); err == nil {
-		t.Error("a damaged row is decoded")
+	var u *Unreadable
+	if _, err := s.row(storedAt(s.engineKey("p", "u"), []byte("{"), 11)); !errors.As(err, &u) || u.Newer || u.ProductID != "p" || u.UserID != "u" || u.Index != 11 {
+		t.Errorf("a damaged row: %v", err)
 	}
 }
 
@@ -177,7 +178,7 @@ func TestDecodedIsOfWhatWasRead(t *testing.T) {
 	var d decoded
 	of := func(slug string, index uint64) *Product {
 		t.Helper()
-		p, err := d.of(storedAt("k", encode(&Product{Slug: slug}), index))
+		p, err := d.of(storedAt("k", encode(&Product{ProductID: "k", Slug: slug, PlatformKeyHash: "h"}), index))
 		if err != nil || p.Slug != slug || p.Index != index {
 			t.Fatalf("%q at %d is read as %+v, %v", slug, index, p, err)
 		}
@@ -191,15 +192,19 @@ func TestDecodedIsOfWhatWasRead(t *testing.T) {
 	if _, err := d.of(stored{"k", []byte("%"), 10}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a value that is not base64: %v", err)
 	}
-	if _, err := d.of(storedAt("k", []byte("{"), 11)); err == nil {
-		t.Error("a damaged product is decoded")
+	for _, damaged := range []string{"{", "{}", `{"product_id": "other", "slug": "s", "platform_key_hash": "h"}`} {
+		var u *Unreadable
+		if _, err := d.of(storedAt("products/k", []byte(damaged), 11)); !errors.As(err, &u) || u.ProductID != "k" || u.UserID != "" || u.Index != 11 {
+			t.Errorf("a damaged product: %v", err)
+		}
 	}
 }
 
 func TestDecodedIsBounded(t *testing.T) {
 	var d decoded
 	for n := range maxDecoded + 10 {
-		if _, err := d.of(storedAt(fmt.Sprint(n), []byte("{}"), uint64(n))); err != nil {
+		id := fmt.Sprint(n)
+		if _, err := d.of(storedAt(id, encode(&Product{ProductID: id, Slug: "s", PlatformKeyHash: "h"}), uint64(n))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,8 +1,11 @@
 package registry
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"sync"
 
 	consul "github.com/hashicorp/consul/api"
@@ -17,40 +20,57 @@ func (v stored) sum() uint64 { return maphash.Bytes(textSeed, v.text) }
 
 // row is the engine's row that was read: the mirror's where it is of the very same
 // value, since to decode one costs more than all else that an admit does here. It
-// is shared, and not to be changed.
+// is shared, and not to be changed. *Unreadable: it is no row of the user that its key
+// names, or a newer version of the service wrote it.
 func (s *Store) row(v stored) (*Engine, error) {
 	if e := s.mirror.row(s.nameOf(v)); e != nil && e.Index == v.index && e.sum == v.sum() {
 		return e, nil
 	}
-	return decodeEngine(v)
+	return s.decodeEngine(v)
 }
 
 // nameOf is the row's name in the key of an engine's row.
 func (s *Store) nameOf(v stored) string { return v.key[len(s.prefix+enginesBelow):] }
 
-// rowOf is row, and checks that the row is of the user that its key names.
-func (s *Store) rowOf(v stored) (*Engine, error) {
-	e, err := s.row(v)
+func (s *Store) decodeEngine(v stored) (*Engine, error) {
+	value, err := v.value()
 	if err != nil {
-		return nil, err
+		return nil, unavailable(err)
 	}
-	product, user, err := parseRowName(s.nameOf(v))
-	if err != nil {
-		return nil, err
+	e := new(Engine)
+	if err := json.Unmarshal(value, e); err != nil {
+		return nil, s.unreadableRow(v, false, err)
 	}
-	if product != e.ProductID || user != e.UserID {
-		return nil, fmt.Errorf("%w: %q", errForeignRow, v.key)
+	if err := checkEngine(e, s.nameOf(v)); err != nil {
+		return nil, s.unreadableRow(v, false, err)
 	}
-	return e, nil
-}
-
-func decodeEngine(v stored) (*Engine, error) {
-	e, err := decodeStored[Engine](v)
-	if err != nil {
-		return nil, err
+	if !slices.Contains(States, e.State) {
+		return nil, s.unreadableRow(v, true, fmt.Errorf("registry: this version knows no state %q", e.State))
 	}
 	e.Index, e.stored, e.sum = v.index, e.State, v.sum()
 	return e, nil
+}
+
+// checkEngine says what keeps a row that was decoded from being the row of its name.
+func checkEngine(e *Engine, name string) error {
+	product, user, err := parseRowName(name)
+	switch {
+	case err != nil:
+		return err
+	case product != e.ProductID || user != e.UserID:
+		return errForeignRow
+	case e.EngineID == "" || e.State == "":
+		return errors.New("registry: the row names no engine or no state")
+	}
+	return nil
+}
+
+// unreadableRow is what is known of a row that cannot be read: whose it is, unless its
+// key is no user's.
+func (s *Store) unreadableRow(v stored, newer bool, err error) *Unreadable {
+	u := &Unreadable{Key: v.key, Index: v.index, Newer: newer, Err: err}
+	u.ProductID, u.UserID, _ = parseRowName(s.nameOf(v))
+	return u
 }
 
 func decodeStored[T any](v stored) (*T, error) {
@@ -58,7 +78,7 @@ func decodeStored[T any](v stored) (*T, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	return decode[T](&consul.KVPair{Key: v.key, Value: value})
+	return decode[T](&consul.KVPair{Key: v.key, Value: value, ModifyIndex: v.index})
 }
 
 // maxDecoded bounds the products that are kept decoded: 10,000 take about 10 MB.
@@ -85,11 +105,14 @@ func (d *decoded) of(v stored) (*Product, error) {
 	if found && known.product.Index == v.index && known.sum == sum {
 		return known.product, nil
 	}
-	p, err := decodeStored[Product](v)
+	value, err := v.value()
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	p, err := decodeProduct(&consul.KVPair{Key: v.key, Value: value, ModifyIndex: v.index})
 	if err != nil {
 		return nil, err
 	}
-	p.Index = v.index
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.products == nil {

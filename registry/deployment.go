@@ -73,7 +73,8 @@ type Recovery struct {
 
 func (s *Store) deploymentKey() string { return s.prefix + "deployment" }
 
-// Deployment reads the record; one with Index 0 is not there.
+// Deployment reads the record; one with Index 0 is not there. One that cannot be read
+// says nothing but its Index: the registry is taken for one that was lost.
 func (s *Store) Deployment(ctx context.Context) (*Deployment, error) {
 	pair, err := s.get(ctx, s.deploymentKey())
 	if err != nil {
@@ -84,7 +85,7 @@ func (s *Store) Deployment(ctx context.Context) (*Deployment, error) {
 	}
 	d, err := decode[Deployment](pair)
 	if err != nil {
-		return nil, err
+		d = &Deployment{}
 	}
 	d.Index = pair.ModifyIndex
 	return d, nil
@@ -251,8 +252,9 @@ func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e
 }
 
 // Correct writes e over the row that was read at e.Index, whatever state that was
-// in: what witnesses say of a row that is older than they are. oldID
-// is the engine_id of that row. ErrConflict: the row changed.
+// in, or that could not be read there: what witnesses say of a row that is older than
+// they are, or damaged. oldID is the engine_id of that row; "" where it is not known.
+// ErrConflict: the row changed.
 func (s *Store) Correct(ctx context.Context, e *Engine, oldID string) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
@@ -264,7 +266,10 @@ func (s *Store) Correct(ctx context.Context, e *Engine, oldID string) error {
 		return err
 	}
 	if oldID != e.EngineID {
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(oldID)}, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.quarantineKey(e.EngineID)})
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.quarantineKey(e.EngineID)})
+	}
+	if oldID != e.EngineID && oldID != "" {
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(oldID)})
 	}
 	results, failed, err := s.txn(ctx, ops)
 	if err != nil {
@@ -275,7 +280,8 @@ func (s *Store) Correct(ctx context.Context, e *Engine, oldID string) error {
 }
 
 // RestoreProduct writes a product's row as its witness has it, with all that finds
-// it, as the leader; over the row that was read at index (0: there is none).
+// it, as the leader; over the row that was read (nil: there is none), or that could not
+// be read at old.Index.
 // ErrExists: another product has its slug. ErrConflict: the row changed.
 func (s *Store) RestoreProduct(ctx context.Context, p *Product, old *Product) error {
 	id, index := []byte(p.ProductID), uint64(0)
@@ -302,7 +308,7 @@ func (s *Store) RestoreProduct(ctx context.Context, p *Product, old *Product) er
 	}
 	if old != nil { // keys that were rotated since end again
 		for _, k := range append([]RetiredKey{{Hash: old.PlatformKeyHash}}, old.RetiredKeys...) {
-			if !kept[k.Hash] {
+			if k.Hash != "" && !kept[k.Hash] {
 				ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(k.Hash)})
 			}
 		}

@@ -73,7 +73,7 @@ func TestRebuild(t *testing.T) {
 	}
 	r.wantRow(t, lost)
 	r.wantQuota(t, p, 1)
-	if pool, err := r.PooledVolumes(t.Context()); err != nil || len(pool) > 0 {
+	if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) > 0 {
 		t.Errorf("pool %v, %v", pool, err)
 	}
 	if list, err := r.Quarantine(t.Context()); err != nil || len(list) > 0 {

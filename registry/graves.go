@@ -37,26 +37,14 @@ func (g *Grave) Volume() string { return cmp.Or(g.VolumeName, JobID(g.EngineID))
 
 func (s *Store) graveKey(engineID string) string { return s.prefix + "graves/" + engineID }
 
-// Graves lists them all.
-func (s *Store) Graves(ctx context.Context) ([]*Grave, error) {
+// Graves lists them all. Those that cannot be read are returned beside the others.
+func (s *Store) Graves(ctx context.Context) ([]*Grave, []*Unreadable, error) {
 	pairs, err := s.list(ctx, "graves/")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return decodeGraves(pairs)
-}
-
-func decodeGraves(pairs consul.KVPairs) ([]*Grave, error) {
-	graves := make([]*Grave, 0, len(pairs))
-	for _, pair := range pairs {
-		g, err := decode[Grave](pair)
-		if err != nil {
-			return nil, err
-		}
-		g.Index = pair.ModifyIndex
-		graves = append(graves, g)
-	}
-	return graves, nil
+	graves, unreadable := decodeEach(pairs, func(g *Grave, index uint64) { g.Index = index })
+	return graves, unreadable, nil
 }
 
 // DeleteGrave forgets a grave whose volume is gone, as the leader.

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -52,14 +53,17 @@ type Mirror struct {
 	young   map[string]bool   // rows, by name, that came since a list of the truth was begun; nil: none is
 	synced  chan struct{}
 	fresh   time.Time
-	damaged map[string]uint64 // told in the log once per index
+	// unreadable are the rows that cannot be read, by their names; twins those of which
+	// two or more name one engine_id, by that.
+	unreadable map[string]*Unreadable
+	twins      map[string][]*Engine
 }
 
 // NewMirror returns a mirror of the store's rows, empty until Run has filled it.
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
 		store: s, log: log, rows: map[string]map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
-		shards: map[string]uint64{}, synced: make(chan struct{}), damaged: map[string]uint64{},
+		shards: map[string]uint64{}, synced: make(chan struct{}), unreadable: map[string]*Unreadable{}, twins: map[string][]*Engine{},
 	}
 	s.mirror = m
 	return m
@@ -244,13 +248,12 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 			m.young = nil
 		}()
 	}
-	told := map[string]*Engine{} // nil: one that cannot be read
+	told, unreadable := map[string]*Engine{}, map[string]*Unreadable{} // nil: one that cannot be read
 	index, err := m.store.each(how, enginesBelow+below, func(v stored) error {
 		name := m.store.nameOf(v)
-		e, err := m.store.rowOf(v)
-		if err != nil && m.damaged[name] != v.index {
-			m.damaged[name] = v.index
-			m.log.Error("a row cannot be read and is left out of lists", "row", name, "error", err)
+		e, err := m.store.row(v)
+		if u := asUnreadable(err); u != nil {
+			unreadable[name] = u
 		}
 		told[name] = e
 		return nil
@@ -263,9 +266,16 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 	if m.anew {
 		m.forget(below)
 	}
+	for name := range m.unreadable {
+		if strings.HasPrefix(name, below) && unreadable[name] == nil {
+			delete(m.unreadable, name)
+		}
+	}
 	for name, e := range told {
 		if e != nil {
 			m.put(name, e)
+		} else if u := unreadable[name]; u != nil {
+			m.lose(name, u)
 		}
 	}
 	for name, e := range m.below(below) {
@@ -279,6 +289,40 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 		}
 	}
 	return nil
+}
+
+// lose takes note of a row that cannot be read any more: it is in no list, and no
+// decision is made from what it was. The lock is held.
+func (m *Mirror) lose(name string, u *Unreadable) {
+	if old := m.at(name); old != nil && old.Index > u.Index || u.Index <= m.removed[name] {
+		return
+	}
+	if before := m.unreadable[name]; before == nil || before.Index != u.Index {
+		m.log.Error("a row cannot be read and is left out of lists", "row", name, "newer", u.Newer, "error", u.Err)
+	}
+	m.unreadable[name] = u
+	m.drop(name)
+}
+
+// Unreadable is how many rows of a product cannot be read; of all products with the
+// product "".
+func (m *Mirror) Unreadable(productID string) (n int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, u := range m.unreadable {
+		if productID == "" || u.ProductID == productID {
+			n++
+		}
+	}
+	return n
+}
+
+// Twins are the rows of an engine_id when there are two or more: at most one of them
+// can be right.
+func (m *Mirror) Twins(engineID string) []*Engine {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Clone(m.twins[engineID])
 }
 
 // forget drops the rows below a part of engines/, and what is known of their
@@ -299,13 +343,23 @@ func (m *Mirror) put(name string, e *Engine) {
 	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
 		return
 	}
+	if u := m.unreadable[name]; u != nil && u.Index >= e.Index {
+		return
+	}
 	m.drop(name)
 	if m.young != nil {
 		m.young[name] = true
 	}
 	delete(m.removed, name)
+	delete(m.unreadable, name)
 	if m.rows[shardOf(name)] == nil {
 		m.rows[shardOf(name)] = map[string]*Engine{}
+	}
+	if other := m.byID[e.EngineID]; other != nil {
+		if m.twins[e.EngineID] == nil {
+			m.twins[e.EngineID] = []*Engine{other}
+		}
+		m.twins[e.EngineID] = append(m.twins[e.EngineID], e)
 	}
 	m.rows[shardOf(name)][name], m.byID[e.EngineID] = e, e
 	t := m.tenants[e.ProductID]
@@ -323,12 +377,27 @@ func (m *Mirror) drop(name string) {
 		return
 	}
 	delete(m.rows[shardOf(name)], name)
-	if m.byID[e.EngineID] == e {
-		delete(m.byID, e.EngineID)
-	}
+	m.dropID(e)
 	t := m.tenants[e.ProductID]
 	if t.remove(e); len(t.rows) == 0 {
 		delete(m.tenants, e.ProductID)
+	}
+}
+
+// dropID forgets which row an engine_id has. The lock is held.
+func (m *Mirror) dropID(e *Engine) {
+	left := slices.DeleteFunc(m.twins[e.EngineID], func(other *Engine) bool { return other == e })
+	if len(left) < 2 {
+		delete(m.twins, e.EngineID)
+	} else {
+		m.twins[e.EngineID] = left
+	}
+	switch {
+	case m.byID[e.EngineID] != e:
+	case len(left) > 0:
+		m.byID[e.EngineID] = left[len(left)-1]
+	default:
+		delete(m.byID, e.EngineID)
 	}
 }
 
@@ -350,7 +419,7 @@ func (m *Mirror) wrote(v stored) {
 	if m == nil {
 		return
 	}
-	e, err := decodeEngine(v)
+	e, err := m.store.decodeEngine(v)
 	if err != nil {
 		panic("registry: what was stored is no row: " + err.Error())
 	}
@@ -368,5 +437,6 @@ func (m *Mirror) erased(e *Engine) {
 	defer m.mu.Unlock()
 	name := rowName(e.ProductID, e.UserID)
 	m.removed[name] = e.Index
+	delete(m.unreadable, name)
 	m.drop(name)
 }

@@ -67,12 +67,13 @@ func heap() uint64 {
 // mirroredBytes is what a view of so many rows holds per row.
 func mirroredBytes(tb testing.TB, rows int) float64 {
 	tb.Helper()
-	m := (&Store{}).NewMirror(hclog.NewNullLogger())
+	s := &Store{}
+	m := s.NewMirror(hclog.NewNullLogger())
 	before := heap()
 	for i := range rows {
 		e := fullRow("some-product-id-of-26-chars", i)
 		// As it comes from Consul.
-		read, err := decodeEngine(storedAt(e.UserID, encode(e), uint64(i+1)))
+		read, err := s.decodeEngine(storedAt(s.engineKey(e.ProductID, e.UserID), encode(e), uint64(i+1)))
 		if err != nil {
 			tb.Fatal(err)
 		}

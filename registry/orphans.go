@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -20,20 +21,15 @@ type Orphan struct {
 
 func (s *Store) orphanKey(engineID string) string { return s.prefix + "orphans/" + engineID }
 
-// Orphans lists the tombstones.
+// Orphans lists the tombstones. One that cannot be read says nothing but its engine_id.
 func (s *Store) Orphans(ctx context.Context) ([]*Orphan, error) {
 	pairs, err := s.list(ctx, "orphans/")
 	if err != nil {
 		return nil, err
 	}
-	orphans := make([]*Orphan, 0, len(pairs))
-	for _, pair := range pairs {
-		o, err := decode[Orphan](pair)
-		if err != nil {
-			return nil, err
-		}
-		o.Index = pair.ModifyIndex
-		orphans = append(orphans, o)
+	orphans, unreadable := decodeEach(pairs, func(o *Orphan, index uint64) { o.Index = index })
+	for _, u := range unreadable {
+		orphans = append(orphans, &Orphan{EngineID: u.Name(), Index: u.Index})
 	}
 	return orphans, nil
 }
@@ -72,12 +68,39 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	if err != nil || pooled[engineID] {
 		return pooled[engineID], err
 	}
-	for _, key := range []string{s.engineIDKey(engineID), s.graveKey(engineID), s.quarantineKey(engineID)} {
+	if indexed, err := s.indexed(ctx, engineID); err != nil || indexed {
+		return indexed, err
+	}
+	for _, key := range []string{s.graveKey(engineID), s.quarantineKey(engineID)} {
 		if pair, err := s.get(ctx, key); err != nil || pair != nil {
 			return pair != nil, err
 		}
 	}
 	return false, nil
+}
+
+// indexed says whether a row has an engine_id, by the index of these. A row that cannot
+// be read may have it; an entry of the index whose row is gone says nothing.
+func (s *Store) indexed(ctx context.Context, engineID string) (bool, error) {
+	for before := ""; ; {
+		pair, err := s.get(ctx, s.engineIDKey(engineID))
+		if err != nil || pair == nil || string(pair.Value) == before {
+			return false, err
+		}
+		before = string(pair.Value)
+		if !strings.HasPrefix(before, enginesBelow) {
+			return false, nil
+		}
+		row, err := s.get(ctx, s.prefix+before)
+		if err != nil {
+			return false, err
+		}
+		if row == nil { // or it went to another user meanwhile: then the index says so
+			continue
+		}
+		e, err := s.decodeEngine(storedAt(row.Key, row.Value, row.ModifyIndex))
+		return err != nil || e.EngineID == engineID, nil
+	}
 }
 
 // PoolIDs are the engine_ids of everything that is pooled, ready or not.
@@ -86,32 +109,26 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 }
 
 // Engines reads every row. They are shared with the mirror, and not to be changed.
-// It reads so that a leader of Consul's that was deposed without
-// knowing it yet cannot answer. A row that cannot be read fails the whole: "not in
-// this answer" must never be taken for "gone".
-func (s *Store) Engines(ctx context.Context) ([]*Engine, error) {
+// It reads so that a leader of Consul's that was deposed without knowing it yet cannot
+// answer. Rows that cannot be read are returned beside the others: "not among the rows"
+// must never be taken for "gone".
+func (s *Store) Engines(ctx context.Context) (rows []*Engine, unreadable []*Unreadable, err error) {
 	// In one list, so that a row which moves is in it; with the time it takes.
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()
-	var rows []*Engine
-	_, err := s.each(consistent(ctx), enginesBelow, func(v stored) error {
-		e, err := s.rowOf(v)
+	_, err = s.each(consistent(ctx), enginesBelow, func(v stored) error {
+		e, err := s.row(v)
+		if u := asUnreadable(err); u != nil {
+			unreadable = append(unreadable, u)
+			return nil
+		}
 		rows = append(rows, e)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return rows, nil
-}
-
-// GravesNow is Graves, read as Engines is.
-func (s *Store) GravesNow(ctx context.Context) ([]*Grave, error) {
-	pairs, err := s.list(ctx, "graves/")
-	if err != nil {
-		return nil, err
-	}
-	return decodeGraves(pairs)
+	return rows, unreadable, nil
 }
 
 // Quota is a product's count of engines as it stands in its key; -1: that is damaged.

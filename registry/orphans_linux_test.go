@@ -68,7 +68,7 @@ func TestHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	held(true)
-	graves, err := r.GravesNow(t.Context())
+	graves, _, err := r.Graves(t.Context())
 	if err != nil || len(graves) != 1 {
 		t.Fatalf("%v, %v", graves, err)
 	}

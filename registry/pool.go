@@ -2,7 +2,7 @@ package registry
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"strings"
 
 	consul "github.com/hashicorp/consul/api"
@@ -34,9 +34,10 @@ func (s *Store) pooledKey(nodeID, engineID string) string {
 	return s.prefix + poolFolder + nodeID + "/" + engineID
 }
 
-// PooledVolumes lists the pool, on all nodes.
-func (s *Store) PooledVolumes(ctx context.Context) ([]*PooledVolume, error) {
-	return s.PooledVolumesOn(ctx, "")
+// PooledVolumes lists the pool, on all nodes. Entries that cannot be read are returned
+// beside the others.
+func (s *Store) PooledVolumes(ctx context.Context) ([]*PooledVolume, []*Unreadable, error) {
+	return s.pooledBelow(ctx, poolFolder)
 }
 
 // PooledVolumesOn lists the pool of one node; "": of all.
@@ -45,25 +46,33 @@ func (s *Store) PooledVolumesOn(ctx context.Context, nodeID string) ([]*PooledVo
 	if nodeID != "" {
 		below += nodeID + "/"
 	}
+	pool, _, err := s.pooledBelow(ctx, below)
+	return pool, err
+}
+
+func (s *Store) pooledBelow(ctx context.Context, below string) (pool []*PooledVolume, unreadable []*Unreadable, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var pool []*PooledVolume
-	_, err := s.each(consistent(ctx), below, func(at stored) error {
+	_, err = s.each(consistent(ctx), below, func(at stored) error {
 		v, err := decodeStored[PooledVolume](at)
+		if err == nil && (v.EngineID != base(at.key) || !strings.HasSuffix(at.key, v.NodeID+"/"+v.EngineID)) {
+			err = &Unreadable{Key: at.key, Index: at.index, Err: errors.New("registry: the entry names another volume")}
+		}
+		if u := asUnreadable(err); u != nil {
+			unreadable = append(unreadable, u)
+			return nil
+		}
 		if err != nil {
 			return err
-		}
-		if v.EngineID != base(at.key) || !strings.HasSuffix(at.key, v.NodeID+"/"+v.EngineID) {
-			return fmt.Errorf("registry: pool entry %q names another volume", at.key)
 		}
 		v.Index = at.index
 		pool = append(pool, v)
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return pool, nil
+	return pool, unreadable, nil
 }
 
 // PutPooledVolume writes an entry over the one read at v.Index (0: a new one),

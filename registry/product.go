@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -132,4 +133,16 @@ func CheckKeyProofPath(p string) error {
 		return errors.New("must be a path of the engine that needs a key; /health needs none")
 	}
 	return nil
+}
+
+// EncodeProduct is a product as its record has it.
+func EncodeProduct(p *Product) []byte { return encode(p) }
+
+// DecodeProduct is the inverse of EncodeProduct.
+func DecodeProduct(record []byte) (*Product, error) {
+	p := new(Product)
+	if err := json.Unmarshal(record, p); err != nil {
+		return nil, err
+	}
+	return p, nil
 }

@@ -193,18 +193,26 @@ func encode(v any) []byte {
 	return b
 }
 
+// decode reads a value. Its error is *Unreadable.
 func decode[T any](pair *consul.KVPair) (*T, error) {
 	v := new(T)
 	if err := json.Unmarshal(pair.Value, v); err != nil {
-		return nil, fmt.Errorf("registry: row %q is damaged: %w", pair.Key, err)
+		return nil, &Unreadable{Key: pair.Key, Index: pair.ModifyIndex, Err: err}
 	}
 	return v, nil
 }
 
+// decodeProduct is decode of a product's row, which has to be of the product that its
+// key names.
 func decodeProduct(pair *consul.KVPair) (*Product, error) {
+	id := base(pair.Key)
 	p, err := decode[Product](pair)
-	if err != nil {
-		return nil, err
+	if err == nil && (p.ProductID != id || p.Slug == "" || p.PlatformKeyHash == "") {
+		err = &Unreadable{Key: pair.Key, Index: pair.ModifyIndex, Err: errors.New("registry: the row names another product, no slug, or no key")}
+	}
+	if u := asUnreadable(err); u != nil {
+		u.ProductID = id
+		return nil, u
 	}
 	p.Index = pair.ModifyIndex
 	return p, nil

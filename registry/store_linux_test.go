@@ -20,7 +20,7 @@ import (
 func newName() string { return strings.ToLower(rand.Text()) }
 
 var (
-	rows     = cmpopts.IgnoreUnexported(Engine{})
+	rows     = cmpopts.IgnoreUnexported(Engine{}, Product{})
 	anyOrder = cmpopts.SortSlices(func(a, b *Engine) bool { return a.UserID < b.UserID })
 )
 
@@ -145,7 +145,7 @@ func TestCreateProduct(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(p, got, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
+		if diff := cmp.Diff(p, got, rows, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
 			t.Fatalf("product (-want +got):\n%s", diff)
 		}
 		if id, err := r.ProductIDByKey(t.Context(), p.PlatformKeyHash); err != nil || id != p.ProductID {
@@ -230,7 +230,7 @@ func TestRecount(t *testing.T) {
 			}), map[string]int{"OK": limit, ErrQuota.Error(): callers - limit})
 			r.wantQuota(t, p, limit)
 			spoil(t, r, p)
-			tenants, err := other.Tenants(t.Context())
+			tenants, _, err := other.Tenants(t.Context())
 			if err != nil || len(tenants) != 2 || tenants[0].Engines+tenants[1].Engines != limit+1 {
 				t.Fatalf("%+v, %v", tenants, err)
 			}
@@ -253,7 +253,7 @@ func TestLookup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(p, gotP); diff != "" {
+		if diff := cmp.Diff(p, gotP, rows); diff != "" {
 			t.Errorf("product (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff(e, gotE, rows); diff != "" {
@@ -313,7 +313,7 @@ func TestClaim(t *testing.T) {
 		for _, e := range want {
 			r.wantRow(t, e)
 		}
-		got, err := r.Engines(t.Context())
+		got, _, err := r.Engines(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +338,7 @@ func TestClaim(t *testing.T) {
 			return stores[i%2].Claim(t.Context(), p, newEngine(p, fmt.Sprint("user-", i)), nil)
 		}), map[string]int{"OK": 50, ErrQuota.Error(): 10})
 		stores[1].wantQuota(t, p, 50)
-		got, err := stores[0].Engines(t.Context())
+		got, _, err := stores[0].Engines(t.Context())
 		if err != nil || len(got) != 50 {
 			t.Fatalf("%d rows, %v, want 50", len(got), err)
 		}
@@ -465,10 +465,10 @@ func TestClaimPooledVolume(t *testing.T) {
 		return r.Claim(t.Context(), p, e, v)
 	}), map[string]int{"OK": 1, ErrConflict.Error(): len(engines) - 1})
 	r.wantQuota(t, p, 1)
-	if pool, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
+	if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 		t.Fatalf("the pool holds %v, %v after its volume was claimed", pool, err)
 	}
-	if got, err := r.Engines(t.Context()); err != nil || len(got) != 1 {
+	if got, _, err := r.Engines(t.Context()); err != nil || len(got) != 1 {
 		t.Fatalf("%d engines have the volume, %v", len(got), err)
 	}
 }
@@ -588,7 +588,7 @@ func TestRemove(t *testing.T) {
 		}
 		r.wantNoRow(t, e)
 		r.wantQuota(t, p, 0)
-		graves, err := r.Graves(t.Context())
+		graves, _, err := r.Graves(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -602,7 +602,7 @@ func TestRemove(t *testing.T) {
 		if err := r.DeleteGrave(t.Context(), graves[0]); err != nil {
 			t.Fatal(err)
 		}
-		if graves, err = r.Graves(t.Context()); err != nil || len(graves) != 0 {
+		if graves, _, err = r.Graves(t.Context()); err != nil || len(graves) != 0 {
 			t.Fatalf("graves %v, %v after the last was deleted", graves, err)
 		}
 	})
@@ -627,7 +627,7 @@ func TestRemove(t *testing.T) {
 		wantErr(t, r.Remove(t.Context(), stale, true), ErrConflict)
 		r.wantRow(t, e)
 		r.wantQuota(t, p, 1)
-		if graves, err := r.Graves(t.Context()); err != nil || len(graves) != 0 {
+		if graves, _, err := r.Graves(t.Context()); err != nil || len(graves) != 0 {
 			t.Fatalf("a refused removal dug a grave: %v, %v", graves, err)
 		}
 		if err := r.Remove(t.Context(), e, false); err != nil {
@@ -699,7 +699,7 @@ func TestReidentify(t *testing.T) {
 		if _, left := keys["engine-ids/"+oldID]; left || keys["engine-ids/"+v.EngineID] != "engines/"+rowName(p.ProductID, "user") {
 			t.Fatalf("index by id: %v", keys)
 		}
-		if pool, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
+		if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
 		// The row goes on under its new index.
@@ -716,7 +716,7 @@ func TestReidentify(t *testing.T) {
 func TestEngines(t *testing.T) {
 	t.Run("OKNone", func(t *testing.T) {
 		r := join(t, prefix(t))
-		if got, err := r.Engines(t.Context()); err != nil || len(got) != 0 {
+		if got, _, err := r.Engines(t.Context()); err != nil || len(got) != 0 {
 			t.Fatalf("got %v, %v", got, err)
 		}
 	})
@@ -743,8 +743,9 @@ func TestEngines(t *testing.T) {
 			e := r.claim(t, p, "user")
 			key, value := damage(p, e)
 			r.put(t, key, value)
-			if got, err := r.Engines(t.Context()); err == nil {
-				t.Fatalf("a damaged registry lists %d rows", len(got))
+			got, unreadable, err := r.Engines(t.Context())
+			if err != nil || len(got) != 1 || got[0].EngineID != e.EngineID || len(unreadable) != 1 || unreadable[0].Newer {
+				t.Fatalf("%d rows, beside %+v, %v", len(got), unreadable, err)
 			}
 			r.wantRow(t, e) // the sound row is still served
 		})
@@ -759,7 +760,7 @@ func TestPool(t *testing.T) {
 		wantErr(t, follower.PutPooledVolume(t.Context(), v), ErrConflict)
 		wantErr(t, follower.DeletePooledVolume(t.Context(), v), ErrConflict)
 		wantErr(t, follower.DeleteGrave(t.Context(), &Grave{EngineID: "x"}), ErrConflict)
-		if pool, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
+		if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
 	})
@@ -773,7 +774,7 @@ func TestPool(t *testing.T) {
 		follower.self.mu.Lock()
 		follower.self.leader = was
 		follower.self.mu.Unlock()
-		if pool, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
+		if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
 	})
@@ -791,7 +792,7 @@ func TestPool(t *testing.T) {
 		}
 		wantErr(t, r.PutPooledVolume(t.Context(), &stale), ErrConflict)
 		wantErr(t, r.DeletePooledVolume(t.Context(), &stale), ErrConflict)
-		got, err := follower.PooledVolumes(t.Context())
+		got, _, err := follower.PooledVolumes(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -831,10 +832,18 @@ func TestPool(t *testing.T) {
 		wantErr(t, r.Reidentify(t.Context(), moved.EngineID, next, v), ErrConflict)
 		r.wantRow(t, moved)
 	})
-	t.Run("ErrDamaged", func(t *testing.T) {
+	t.Run("ErrUnreadable", func(t *testing.T) {
 		r.put(t, "pool/volumes/node-1/id-1", encode(&PooledVolume{EngineID: "id-2", NodeID: "node-1"}))
-		if got, err := r.PooledVolumes(t.Context()); err == nil {
-			t.Fatalf("an entry that names another volume is listed: %+v", got[0])
+		got, unreadable, err := r.PooledVolumes(t.Context())
+		if err != nil || len(got) != 0 || len(unreadable) != 1 || unreadable[0].Name() != "id-1" {
+			t.Fatalf("got %+v, beside %+v, %v", got, unreadable, err)
+		}
+		wantErr(t, follower.DeleteUnreadable(t.Context(), unreadable[0]), ErrConflict)
+		if err := r.DeleteUnreadable(t.Context(), unreadable[0]); err != nil {
+			t.Fatal(err)
+		}
+		if ids, err := r.PoolIDs(t.Context()); err != nil || len(ids) != 0 {
+			t.Fatalf("left: %v, %v", ids, err)
 		}
 	})
 }
@@ -953,10 +962,9 @@ func TestErrUnavailable(t *testing.T) {
 		"Reidentify":    func() error { return s.Reidentify(ctx, "x", e, nil) },
 		"Remove":        func() error { return s.Remove(ctx, &Engine{stored: Destroying}, false) },
 		"Engine":        func() error { _, err := s.Engine(ctx, "x", "x"); return err },
-		"Engines":       func() error { _, err := s.Engines(ctx); return err },
+		"Engines":       func() error { _, _, err := s.Engines(ctx); return err },
 		"Replicas":      func() error { _, err := s.Replicas(ctx); return err },
-		"Graves":        func() error { _, err := s.Graves(ctx); return err },
-		"GravesNow":     func() error { _, err := s.GravesNow(ctx); return err },
+		"Graves":        func() error { _, _, err := s.Graves(ctx); return err },
 		"Orphans":       func() error { _, err := s.Orphans(ctx); return err },
 		"PoolIDs":       func() error { _, err := s.PoolIDs(ctx); return err },
 		"Quotas":        func() error { _, err := s.Quotas(ctx); return err },
@@ -964,7 +972,7 @@ func TestErrUnavailable(t *testing.T) {
 		"Rollout":       func() error { _, err := s.Rollout(ctx); return err },
 		"Request":       func() error { return s.RequestReconcile(ctx) },
 		"Requested":     func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
-		"PooledVolumes": func() error { _, err := s.PooledVolumes(ctx); return err },
+		"PooledVolumes": func() error { _, _, err := s.PooledVolumes(ctx); return err },
 		"QuotaCount":    func() error { _, err := s.QuotaCount(ctx, "x"); return err },
 		"Deployment":    func() error { _, err := s.Deployment(ctx); return err },
 		"Traces":        func() error { _, err := s.Traces(ctx); return err },

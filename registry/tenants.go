@@ -19,26 +19,40 @@ type Tenant struct {
 	Engines int
 }
 
-// Tenants reads all products, oldest first.
-func (s *Store) Tenants(ctx context.Context) ([]Tenant, error) {
-	products, err := s.list(ctx, "products/")
+// Products reads all products. Those that cannot be read are returned beside the others.
+func (s *Store) Products(ctx context.Context) (products []*Product, unreadable []*Unreadable, err error) {
+	pairs, err := s.list(ctx, "products/")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	for _, pair := range pairs {
+		p, err := decodeProduct(pair)
+		if err != nil {
+			unreadable = append(unreadable, asUnreadable(err))
+			continue
+		}
+		products = append(products, p)
+	}
+	return products, unreadable, nil
+}
+
+// Tenants reads all products, oldest first. Those that cannot be read are returned
+// beside the others.
+func (s *Store) Tenants(ctx context.Context) (tenants []Tenant, unreadable []*Unreadable, err error) {
+	products, unreadable, err := s.Products(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	quotas, err := s.Quotas(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	tenants := make([]Tenant, 0, len(products))
-	for _, pair := range products {
-		p, err := decodeProduct(pair)
-		if err != nil {
-			return nil, err
-		}
+	tenants = make([]Tenant, 0, len(products))
+	for _, p := range products {
 		q, known := quotas[p.ProductID]
 		if !known || q.Count < 0 { // unless the product went between the two lists
 			if q.Count, err = s.QuotaCount(ctx, p.ProductID); err != nil && !errors.Is(err, ErrNotFound) {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		tenants = append(tenants, Tenant{p, q.Count})
@@ -49,7 +63,7 @@ func (s *Store) Tenants(ctx context.Context) ([]Tenant, error) {
 		}
 		return compare(a.ProductID, b.ProductID)
 	})
-	return tenants, nil
+	return tenants, unreadable, nil
 }
 
 func compare(a, b string) int {

@@ -111,7 +111,7 @@ func TestTenants(t *testing.T) {
 	first, second := r.product(t, nil), r.product(t, nil)
 	r.claim(t, second, "one")
 	r.claim(t, second, "two")
-	got, err := r.Tenants(t.Context())
+	got, _, err := r.Tenants(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func TestClaimWarm(t *testing.T) {
 		}), map[string]int{"OK": 1, ErrConflict.Error(): len(engines) - 1})
 		r.wantQuota(t, p, 1)
 		r.wantNoRow(t, warm)
-		rows, err := r.Engines(t.Context())
+		rows, _, err := r.Engines(t.Context())
 		if err != nil || len(rows) != 1 || rows[0].EngineID != warm.EngineID || rows[0].State != Provisioning || rows[0].Op == nil {
 			t.Fatalf("rows %+v, %v", rows, err)
 		}

@@ -44,19 +44,36 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 		return movedOn(s.store.CorrectQuota(ctx, a.ProductID, a.quota.quota, a.quota.rows))
 	case ActMark:
 		s.log.Warn("found something without a row; it is removed when it stays so", "engine_id", a.EngineID, "what", a.found.String(), "after", s.opts.OrphanGrace.String())
-		return movedOn(s.store.PutOrphan(ctx, &registry.Orphan{EngineID: a.EngineID, FirstSeen: time.Now().UTC()}))
+		mark := &registry.Orphan{EngineID: a.EngineID, FirstSeen: time.Now().UTC()}
+		if a.orphan != nil {
+			mark.Index = a.orphan.Index
+		}
+		return movedOn(s.store.PutOrphan(ctx, mark))
 	case ActUnmark:
 		return movedOn(s.store.DeleteOrphan(ctx, a.orphan))
 	case ActRemove:
 		return s.removeOrphan(ctx, a)
 	case ActRebuild:
+		if a.damaged != nil {
+			return s.rebuildDamaged(ctx, a)
+		}
 		return s.confirmLost(ctx, a.EngineID)
+	case ActRestoreProduct:
+		return s.restoreDamaged(ctx, a)
+	case ActForget:
+		return s.forgetDamaged(ctx, a)
+	case ActMend:
+		s.log.Warn("an index of the registry does not lead to its row; setting it right", "index", a.fault.Index, "why", a.Why)
+		return movedOn(s.store.Mend(ctx, a.fault))
 	case ActDropPooled:
 		// What outside the registry was read before the pool, and an entry goes before
 		// anything of the engine is made.
 		defer s.reconcile.nudge()
 		return s.guard.startRecovery(ctx, "engine "+a.EngineID+" was handed out, and its volume is pooled in Consul", false)
 	case ActQuarantine:
+		if a.row != nil {
+			return s.quarantineTwins(ctx, a.row)
+		}
 		return s.quarantineUnknown(ctx, a)
 	case ActRelease:
 		return s.release(ctx, a.quarantined)

@@ -167,7 +167,7 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 	for _, v := range volumes {
 		known[v.ID] = lost
 	}
-	all, err := s.store.Engines(ctx)
+	all, _, err := s.store.Engines(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -176,7 +176,7 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 			rows = append(rows, row.Clone())
 		}
 	}
-	buried, err := s.store.Graves(ctx)
+	buried, _, err := s.store.Graves(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

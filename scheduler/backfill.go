@@ -72,15 +72,21 @@ func (s *Scheduler) witnessAll(ctx context.Context, w *world) {
 }
 
 // reviewQuarantine takes away the quarantine of an engine whose row named another owner
-// than its secret, when it does not any more: the row agrees by now, or is gone.
+// than its secret, or that two rows named, when that is so no more: the row agrees by
+// now, or is gone.
 func (s *Scheduler) reviewQuarantine(ctx context.Context, w *world, q *registry.Quarantined) error {
-	if q.Why != whyContradiction {
+	if q.Why != whyContradiction && q.Why != whyTwins {
 		return nil
 	}
+	seen := false
 	for _, row := range w.rows {
 		if row.EngineID != q.EngineID {
 			continue
 		}
+		if seen {
+			return nil // two rows name it
+		}
+		seen = true
 		k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
 		if err != nil || !s.agree(k, row) {
 			return err
@@ -97,6 +103,9 @@ func (s *Scheduler) reviewQuarantine(ctx context.Context, w *world, q *registry.
 // backfill writes the owner into an engine's secret, with the key that it has, and
 // into its variable; then the row names the key by its own name.
 func (s *Scheduler) backfill(ctx context.Context, row *registry.Engine) error {
+	if err := s.notTwin(ctx, row); err != nil {
+		return err
+	}
 	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, "")
 	if err != nil {
 		return err
@@ -154,17 +163,20 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tenants, err := s.store.Tenants(ctx)
+	products, unreadable, err := s.store.Products(ctx)
 	if err != nil {
 		return err
 	}
 	have := map[string]bool{}
-	for _, t := range tenants {
+	for _, u := range unreadable { // the next pass brings it back
+		have[u.ProductID] = true
+	}
+	for _, t := range products {
 		have[t.ProductID] = true
 		if seen, known := s.witnessed.Load(t.ProductID); known && seen == t.Revision {
 			continue
 		}
-		err := s.witnessProduct(ctx, t.Product, false)
+		err := s.witnessProduct(ctx, t, false)
 		if errors.Is(err, errDeleting) {
 			continue // the next pass looks again
 		}

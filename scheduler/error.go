@@ -53,6 +53,9 @@ const (
 	// admin can decide whose it is.
 	EngineQuarantined  Code = "ENGINE_QUARANTINED"
 	QuarantineNotFound Code = "QUARANTINE_NOT_FOUND"
+	// RecordUnreadable: the registry's record of the engine or the product is damaged,
+	// or a newer version of the service wrote it.
+	RecordUnreadable Code = "RECORD_UNREADABLE"
 )
 
 // Error is the one error that callers of the service see. Code and Message are
@@ -86,12 +89,26 @@ const (
 	// retryRecovering: a rebuild of 1,000 engines takes a few seconds
 	// (docs/guarantees.md).
 	retryRecovering = 3 * time.Second
+	// retryUnreadable: a damaged record is rebuilt by the pass that the call asked for.
+	retryUnreadable = 3 * time.Second
 )
 
 func busy(kind registry.OpKind) *Error {
 	e := fail(EngineBusy, "another operation (%s) of this engine is under way; try again in a moment", kind)
 	e.RetryAfter = retryBusy
 	return e
+}
+
+// unreadable is what a caller hears of a record that cannot be read.
+func unreadable(u *registry.Unreadable) *Error {
+	what, message := "product", "the registry's record of this %s is damaged; it is being rebuilt from what the key store (Vault) and the cluster (Nomad) know: try again in a moment"
+	if u.UserID != "" {
+		what = "engine"
+	}
+	if u.Newer {
+		message = "a newer version of the service wrote the registry's record of this %s, and this replica cannot read it; it is left as it is: try again when all replicas are updated"
+	}
+	return &Error{Code: RecordUnreadable, Message: fmt.Sprintf(message, what), Err: u, RetryAfter: retryUnreadable}
 }
 
 // AsError gives any error its place in the contract. A cause that is not known
@@ -103,6 +120,10 @@ func AsError(err error) *Error {
 	var known *Error
 	if errors.As(err, &known) {
 		return known
+	}
+	var record *registry.Unreadable
+	if errors.As(err, &record) {
+		return unreadable(record)
 	}
 	unavailable := func(what string) *Error {
 		return &Error{Code: BackendUnavailable, Message: what, Err: err, RetryAfter: retryBackend}

@@ -101,15 +101,24 @@ type Leftovers struct {
 	WarmEngines int
 	// WarmKinds is how they stand by kind; nil: not known yet.
 	WarmKinds []WarmKind
+	Unreadable
 }
+
+// Unreadable counts the records of the registry that cannot be read: they are damaged,
+// or a newer version of the service wrote them. Engines are as far as this replica knows.
+type Unreadable struct{ Engines, Products, Other int }
 
 // Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
 func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
-	graves, err := s.store.Graves(ctx)
+	graves, damagedGraves, err := s.store.Graves(ctx)
 	if err != nil {
 		return Leftovers{}, err
 	}
-	pool, err := s.store.PooledVolumes(ctx)
+	pool, damagedEntries, err := s.store.PooledVolumes(ctx)
+	if err != nil {
+		return Leftovers{}, err
+	}
+	_, damagedProducts, err := s.store.Products(ctx)
 	if err != nil {
 		return Leftovers{}, err
 	}
@@ -117,7 +126,10 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	if err != nil {
 		return Leftovers{}, err
 	}
-	left := Leftovers{Graves: len(graves), WarmEngines: s.WarmEngines(), WarmKinds: kinds}
+	left := Leftovers{
+		Graves: len(graves), WarmEngines: s.WarmEngines(), WarmKinds: kinds,
+		Unreadable: Unreadable{Engines: s.mirror.Unreadable(""), Products: len(damagedProducts), Other: len(damagedGraves) + len(damagedEntries)},
+	}
 	for _, v := range pool {
 		if v.Ready() {
 			left.PooledVolumes++

@@ -26,7 +26,7 @@ type Grave struct {
 // Graves lists what is left of destroyed engines, oldest first: it waits for a silent
 // node, or Nomad does not know the volume.
 func (s *Scheduler) Graves(ctx context.Context) ([]Grave, error) {
-	all, err := s.store.Graves(ctx)
+	all, _, err := s.store.Graves(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (s *Scheduler) Graves(ctx context.Context) ([]Grave, error) {
 // all, the volume on it has no owner and is removed as an orphan.
 // GRAVE_NOT_FOUND.
 func (s *Scheduler) Bury(ctx context.Context, engineID string) error {
-	graves, err := s.store.Graves(ctx)
+	graves, _, err := s.store.Graves(ctx)
 	if err != nil {
 		return err
 	}

@@ -518,7 +518,19 @@ func (s *Scheduler) isLost(ctx context.Context, engineID string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return key.Owner.EngineID == engineID && key.Owner.Deployment == s.guard.id() && ofUser(key.Owner), nil
+	if key.Owner.EngineID != engineID || key.Owner.Deployment != s.guard.id() || !ofUser(key.Owner) {
+		return false, nil
+	}
+	// The index by engine_id may be missing, and a row that cannot be read is there, too.
+	row, err := s.store.Engine(ctx, key.Owner.ProductID, key.Owner.UserID)
+	var damaged *registry.Unreadable
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return true, nil
+	case errors.As(err, &damaged):
+		return false, nil
+	}
+	return err == nil && row.EngineID != engineID, err
 }
 
 // startRecovery says in the deployment's record that the registry is to be rebuilt;

@@ -191,7 +191,8 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 // until nothing is left of it. An operation under way is cut short. A call that
 // finds the engine being destroyed waits for that.
 //
-// ENGINE_NOT_FOUND.
+// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
+// removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
 	row, err := caller.engine()
 	if err != nil {
@@ -228,6 +229,9 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 			if row.Op != nil && row.Op.Owner != s.replica.ID {
 				cut = row.Op.Owner
 			}
+		}
+		if err := s.mayDestroy(ctx, row); err != nil {
+			return "", err
 		}
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut

@@ -46,7 +46,10 @@ func (s *Scheduler) secret(ctx context.Context, row *registry.Engine) (*secrets.
 	if !s.agree(k, row) {
 		return nil, s.contradiction(ctx, row, k.Owner)
 	}
-	return k, nil
+	if (k.Owner == secrets.Owner{}) {
+		err = s.notTwin(ctx, row)
+	}
+	return k, err
 }
 
 // ownerWithin bounds how long a change waits for Vault's word of whose an engine is,
@@ -61,6 +64,8 @@ func (s *Scheduler) ownedBy(ctx context.Context, row *registry.Engine) error {
 	defer cancel()
 	if k, err := s.vault.EngineKey(limited, row.EngineID, row.KeyVersion, row.KeyID); err == nil && !s.agree(k, row) {
 		return s.contradiction(ctx, row, k.Owner)
+	} else if err == nil && (k.Owner == secrets.Owner{}) {
+		return s.notTwin(ctx, row)
 	}
 	return nil
 }
@@ -233,7 +238,7 @@ func (o *operation) releaseForeign(ctx context.Context) (bool, error) {
 	what := ""
 	switch {
 	case err == nil && k.Owner == o.s.ownerOf(o.row):
-		return false, nil
+		return false, o.s.notTwin(ctx, o.row)
 	case err == nil && o.row.KeyVersion == 0 && o.s.isWarm(k, o.row):
 		return false, nil // it was claimed, and not made the user's yet
 	case err == nil && (k.Owner != secrets.Owner{} || o.row.KeyVersion == 0):
@@ -251,7 +256,10 @@ func (o *operation) releaseForeign(ctx context.Context) (bool, error) {
 	if what != "" {
 		o.log.Error("an engine that is to be destroyed is another user's by its witnesses: its row goes, what belongs to that user stays", "what", what)
 	}
-	return what != "", nil
+	if what == "" {
+		return false, o.s.notTwin(ctx, o.row)
+	}
+	return true, nil
 }
 
 // releaseRow leads to the step that removes the row alone.

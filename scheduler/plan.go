@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 // Act is what a reconcile pass does about something.
@@ -49,12 +50,16 @@ const (
 	ActRelease        Act = "release_quarantine"
 	ActRestoreProduct Act = "restore_product"
 	ActDropPooled     Act = "drop_pooled"
+	// ActForget removes a record that cannot be read and that nothing needs, and ActMend
+	// sets an index right that does not lead to its row.
+	ActForget Act = "forget_damaged"
+	ActMend   Act = "mend_index"
 )
 
 // Action is one act of a pass, with the incarnation of what it is about.
 type Action struct {
 	Act Act
-	// Subject is what it is about: "engine", "quota" or "orphan".
+	// Subject is what it is about: "engine", "quota", "orphan", ...
 	Subject                     string
 	EngineID, ProductID, UserID string
 	Why                         string
@@ -64,13 +69,16 @@ type Action struct {
 	orphan      *registry.Orphan
 	quarantined *registry.Quarantined
 	quota       suspect
+	damaged     *registry.Unreadable
+	hasRows     bool // the product whose record is damaged has engines
+	fault       registry.Fault
 }
 
 func byKey(a, b *Action) int { return cmp.Compare(a.key(), b.key()) }
 
 // key names what an action is about, for backoff and for "told once".
 func (a *Action) key() string {
-	return strings.Join([]string{string(a.Act), a.Subject, a.EngineID, a.ProductID, a.UserID}, "/")
+	return strings.Join([]string{string(a.Act), a.Subject, a.EngineID, a.ProductID, a.UserID, a.fault.Index}, "/")
 }
 
 // found is what there is under one engine_id outside the registry.
@@ -89,13 +97,27 @@ type planner struct {
 	found   map[string]*found
 	byID    map[string]*registry.Engine
 	graved  map[string]bool
+	twins   map[string][]*registry.Engine // rows of which two or more name one engine_id
 	actions []*Action
+
+	// kept are the engine_ids that rows which cannot be read may have. nameless: of one
+	// nothing says which engine it is of.
+	kept     map[string]bool
+	nameless bool
+}
+
+func newPlanner(w *world) *planner {
+	return &planner{
+		world: w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{},
+		twins: map[string][]*registry.Engine{}, kept: map[string]bool{},
+	}
 }
 
 // plan says what is to be done about a world.
 func plan(w *world) []*Action {
-	p := &planner{world: w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{}}
+	p := newPlanner(w)
 	p.collect()
+	p.planDamaged()
 	if w.read(listRows) {
 		for _, row := range w.rows {
 			p.planRow(row)
@@ -141,6 +163,12 @@ func (p *planner) collect() {
 		p.at(id).key = true
 	}
 	for _, row := range p.rows {
+		if other := p.byID[row.EngineID]; other != nil {
+			if p.twins[row.EngineID] == nil {
+				p.twins[row.EngineID] = []*registry.Engine{other}
+			}
+			p.twins[row.EngineID] = append(p.twins[row.EngineID], row)
+		}
 		p.byID[row.EngineID] = row
 	}
 	for _, g := range p.graves {
@@ -157,6 +185,15 @@ func (p *planner) planRow(row *registry.Engine) {
 		})
 	}
 	f := p.at(row.EngineID)
+	if twins := p.twins[row.EngineID]; twins != nil {
+		if what := ActReport; p.read(listQuarantine) {
+			if !p.quarantined[row.EngineID] && row == twins[0] {
+				what = ActQuarantine
+			}
+			act(what, "%s (%d rows)", whyTwins, len(twins))
+		}
+		return
+	}
 	if volumes := p.contenders(row, f); p.read(listVolumes) && len(volumes) > 1 {
 		act(ActReport, "there are %d volumes of its name, on %s", len(volumes), nodesOf(volumes))
 		return
@@ -267,6 +304,11 @@ func (p *planner) planQuotas() {
 			rows[row.ProductID]++
 		}
 	}
+	for _, u := range p.unreadable { // which have a place in the quota, too
+		if u.ProductID != registry.WarmProduct && u.ProductID != "" {
+			rows[u.ProductID]++
+		}
+	}
 	products := slices.Collect(maps.Keys(rows))
 	for id := range p.quotas {
 		if rows[id] == 0 {
@@ -341,7 +383,7 @@ func (p *planner) planOrphans() {
 		}
 	}
 	for _, q := range p.quarantine {
-		if p.peek(q.EngineID).empty() && p.byID[q.EngineID] == nil {
+		if p.peek(q.EngineID).empty() && p.byID[q.EngineID] == nil && !p.kept[q.EngineID] {
 			p.add(&Action{Act: ActRelease, Subject: "quarantine", EngineID: q.EngineID, quarantined: q, Why: "nothing of it is left"})
 		}
 	}
@@ -369,7 +411,9 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 		return ActQuarantine, what + " without a row, and no secret says whose it is"
 	case p.keysLost:
 		return "", "" // Vault went back: a witness may be missing
-	case tombstone == nil:
+	case p.nameless && (k == nil || k.Owner == secrets.Owner{}):
+		return ActKeep, what + " without a row, kept while there is a damaged row of which nobody knows the engine"
+	case tombstone == nil || tombstone.FirstSeen.IsZero(): // or one that cannot be read
 		return ActMark, what + " without a row"
 	}
 	if left := p.grace - p.now.Sub(tombstone.FirstSeen); left > 0 {
@@ -387,7 +431,7 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 }
 
 func (p *planner) held(id string) bool {
-	return p.byID[id] != nil || p.pooled[id] || p.graved[id] || p.quarantined[id]
+	return p.byID[id] != nil || p.kept[id] || p.pooled[id] || p.graved[id] || p.quarantined[id]
 }
 
 func (f *found) empty() bool {

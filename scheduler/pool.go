@@ -151,9 +151,15 @@ func (p *volumePool) run(ctx context.Context) {
 func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	began := time.Now()
 	p.volumes.counting()
-	entries, err := p.s.store.PooledVolumes(ctx)
+	entries, unreadable, err := p.s.store.PooledVolumes(ctx)
 	if err != nil {
 		return false, err
+	}
+	for _, u := range unreadable { // its volume is found again as an orphan
+		p.s.log.Warn("an entry of the volume pool is damaged; taking it away", "entry", u.Key, "error", u.Err)
+		if err := p.s.store.DeleteUnreadable(ctx, u); movedOn(err) != nil {
+			return false, err
+		}
 	}
 	p.took = time.Since(began)
 	gone, err := p.gone(ctx, entries)

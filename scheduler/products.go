@@ -115,21 +115,22 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 	})
 }
 
-// Products returns every product with its count of engines, oldest first.
-func (s *Scheduler) Products(ctx context.Context) ([]registry.Tenant, error) {
+// Products returns every product with its count of engines, oldest first, and beside
+// them those whose record cannot be read.
+func (s *Scheduler) Products(ctx context.Context) ([]registry.Tenant, []*registry.Unreadable, error) {
 	return s.store.Tenants(ctx)
 }
 
 // productIDPattern is the form of newID: nothing else is looked up.
 var productIDPattern = regexp.MustCompile(`^[a-z2-7]{26,64}$`)
 
-// Product returns one product. PRODUCT_NOT_FOUND.
+// Product returns one product. PRODUCT_NOT_FOUND, RECORD_UNREADABLE.
 func (s *Scheduler) Product(ctx context.Context, productID string) (registry.Tenant, error) {
 	if !productIDPattern.MatchString(productID) {
 		return registry.Tenant{}, productError(registry.ErrNotFound)
 	}
 	t, err := s.store.Tenant(ctx, productID)
-	return t, productError(err)
+	return t, s.askToMend(productError(err))
 }
 
 func productError(err error) error {

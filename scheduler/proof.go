@@ -82,11 +82,11 @@ func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 // vouch takes an admin's word that no process of engines is left on a node, for those
 // of which the node has not proved it.
 func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
-	rows, err := s.store.Engines(ctx)
+	rows, _, err := s.store.Engines(ctx)
 	if err != nil {
 		return err
 	}
-	graves, err := s.store.Graves(ctx)
+	graves, _, err := s.store.Graves(ctx)
 	if err != nil {
 		return err
 	}

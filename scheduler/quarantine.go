@@ -138,6 +138,10 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 		return nil, err
 	}
 	has, err := s.store.Engine(ctx, owner.ProductID, owner.UserID)
+	var damaged *registry.Unreadable
+	if errors.As(err, &damaged) && !damaged.Newer { // it is written over
+		has, err = &registry.Engine{Index: damaged.Index, Reason: reasonBrainMissing}, nil
+	}
 	switch {
 	case err == nil && has.EngineID == w.id:
 		has = nil // its own row: only the record has to go
@@ -172,7 +176,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	err = s.store.Rebuild(ctx, t.Product, row, before)
 	if errors.Is(err, registry.ErrExists) {
 		if row, err = s.store.Engine(ctx, owner.ProductID, owner.UserID); err == nil {
-			err = s.release(ctx, q)
+			err = errors.Join(s.dropTwins(ctx, row), s.release(ctx, q))
 		}
 	}
 	return row, err
@@ -239,12 +243,21 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	return err
 }
 
-// missing says in the row of a discarded engine, if it has one, that it is gone.
+// missing says in the rows that name a discarded engine that it is gone: there is one,
+// or none.
 func (s *Scheduler) missing(ctx context.Context, engineID string) error {
-	seen := s.mirror.ByID(engineID)
-	if seen == nil {
-		return nil
+	seen := s.mirror.Twins(engineID)
+	if row := s.mirror.ByID(engineID); row != nil && len(seen) == 0 {
+		seen = []*registry.Engine{row}
 	}
+	var errs []error
+	for _, row := range seen {
+		errs = append(errs, s.missingIn(ctx, row, engineID))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engineID string) error {
 	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil
@@ -287,7 +300,7 @@ func (s *Scheduler) RegistryState() registry.RegistryState {
 
 // lostKeys are the rows whose key Vault does not have any more.
 func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
-	rows, err := s.store.Engines(ctx)
+	rows, _, err := s.store.Engines(ctx)
 	if err != nil {
 		return nil, err
 	}

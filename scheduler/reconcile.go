@@ -148,6 +148,7 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
 		return
 	}
 	r.s.pool.suspect(w.withoutVolume())
+	r.s.announce(ctx, w)
 	r.s.witnessAll(ctx, w)
 	actions := plan(w)
 	r.remember(w, actions)

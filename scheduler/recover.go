@@ -151,7 +151,7 @@ func (s *Scheduler) gravesLoop(ctx context.Context) {
 }
 
 func (s *Scheduler) sweepGraves(ctx context.Context) error {
-	graves, err := s.store.Graves(ctx)
+	graves, _, err := s.store.Graves(ctx)
 	if err != nil {
 		return err
 	}

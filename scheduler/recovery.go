@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -107,7 +106,7 @@ func (x *recovery) run(ctx context.Context) error {
 	for name, err := range x.w.missing {
 		return fmt.Errorf("the list of %s cannot be read: %w", name, err)
 	}
-	p := &planner{world: x.w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{}}
+	p := newPlanner(x.w)
 	p.collect()
 	x.found = p
 	if err := x.pool(ctx, p); err != nil {
@@ -155,28 +154,27 @@ func (x *recovery) products(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tenants, err := x.s.store.Tenants(ctx)
+	products, unreadable, err := x.s.store.Products(ctx)
 	if err != nil {
 		return err
 	}
-	have := map[string]registry.Tenant{}
-	for _, t := range tenants {
-		have[t.ProductID] = t
+	have := map[string]*registry.Product{}
+	for _, p := range products {
+		have[p.ProductID] = p
+	}
+	for _, u := range unreadable { // any witness is later
+		have[u.ProductID] = &registry.Product{ProductID: u.ProductID, Index: u.Index, Revision: -1}
 	}
 	for _, id := range ids {
 		witness, err := x.s.vault.Product(ctx, id)
 		if err != nil {
 			return err
 		}
-		here, known := have[id]
-		if witness.Deleted || len(witness.Record) == 0 || known && here.Revision >= witness.Revision {
+		here := have[id]
+		if witness.Deleted || len(witness.Record) == 0 || here != nil && here.Revision >= witness.Revision {
 			continue
 		}
-		var before *registry.Product
-		if known {
-			before = here.Product
-		}
-		if err := x.product(ctx, id, witness, before); err != nil {
+		if err := x.product(ctx, id, witness, here); err != nil {
 			return err
 		}
 	}
@@ -185,8 +183,8 @@ func (x *recovery) products(ctx context.Context) error {
 
 // product brings one product back, over the row that it has, if it has one.
 func (x *recovery) product(ctx context.Context, id string, witness *secrets.Product, before *registry.Product) error {
-	p := new(registry.Product)
-	if err := json.Unmarshal(witness.Record, p); err != nil || p.ProductID != id {
+	p, err := registry.DecodeProduct(witness.Record)
+	if err != nil || p.ProductID != id {
 		x.s.log.Error("the witness of a product in Vault cannot be read", "product_id", id, "error", err)
 		return nil
 	}
@@ -194,7 +192,7 @@ func (x *recovery) product(ctx context.Context, id string, witness *secrets.Prod
 	if x.dry {
 		return nil
 	}
-	err := x.s.store.RestoreProduct(ctx, p, before)
+	err = x.s.store.RestoreProduct(ctx, p, before)
 	if errors.Is(err, registry.ErrExists) {
 		x.s.log.Error("a product cannot be brought back: another one has its slug by now", "product_id", id, "slug", p.Slug)
 		return nil
@@ -229,8 +227,8 @@ func (x *recovery) tenantOf(ctx context.Context, id string) (registry.Tenant, er
 		return t, err
 	}
 	if x.dry {
-		p := new(registry.Product)
-		return registry.Tenant{Product: p}, json.Unmarshal(witness.Record, p)
+		p, err := registry.DecodeProduct(witness.Record)
+		return registry.Tenant{Product: p}, err
 	}
 	if err := x.product(ctx, id, witness, nil); err != nil && !errors.Is(err, registry.ErrConflict) {
 		return t, err
@@ -240,7 +238,7 @@ func (x *recovery) tenantOf(ctx context.Context, id string) (registry.Tenant, er
 
 // deleted removes the products that were deleted since, and have no engine.
 func (x *recovery) deleted(ctx context.Context) error {
-	tenants, err := x.s.store.Tenants(ctx)
+	tenants, _, err := x.s.store.Tenants(ctx)
 	if err != nil {
 		return err
 	}
@@ -263,7 +261,7 @@ func (x *recovery) deleted(ctx context.Context) error {
 // pool takes away the entries of pooled volumes that were handed out since, or whose
 // volume is gone. The volumes stay.
 func (x *recovery) pool(ctx context.Context, p *planner) error {
-	entries, err := x.s.store.PooledVolumes(ctx)
+	entries, _, err := x.s.store.PooledVolumes(ctx) // a damaged one is the leader's to take away
 	if err != nil {
 		return err
 	}
@@ -377,7 +375,13 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 		}
 	}
 	has, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-	if err != nil && !errors.Is(err, registry.ErrNotFound) {
+	var damaged *registry.Unreadable
+	switch {
+	case errors.As(err, &damaged) && damaged.Newer:
+		return nil // it is there, for those who can read it
+	case damaged != nil: // and is written over
+		has = nil
+	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return err
 	}
 	if err == nil && has.EngineID != row.EngineID && has.Reason != reasonBrainMissing {
@@ -401,8 +405,12 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 	if x.dry {
 		return nil
 	}
-	s.log.Warn("an engine had no row; it is rebuilt from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.why)
-	if has != nil && err == nil {
+	s.log.Warn("an engine had no row that can be read; it is rebuilt from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.why)
+	switch {
+	case damaged != nil:
+		row.Index = damaged.Index
+		return s.store.Correct(ctx, row, "")
+	case err == nil:
 		row.Index = has.Index
 		return s.store.Correct(ctx, row, has.EngineID)
 	}
@@ -439,7 +447,7 @@ func (x *recovery) quotas(ctx context.Context) error {
 	if x.dry {
 		return nil
 	}
-	rows, err := x.s.store.Engines(ctx)
+	rows, unreadable, err := x.s.store.Engines(ctx)
 	if err != nil {
 		return err
 	}
@@ -447,11 +455,14 @@ func (x *recovery) quotas(ctx context.Context) error {
 	for _, row := range rows {
 		counts[row.ProductID]++
 	}
+	for _, u := range unreadable {
+		counts[u.ProductID]++
+	}
 	quotas, err := x.s.store.Quotas(ctx)
 	if err != nil {
 		return err
 	}
-	tenants, err := x.s.store.Tenants(ctx)
+	tenants, _, err := x.s.store.Tenants(ctx)
 	if err != nil {
 		return err
 	}
@@ -502,10 +513,7 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kep
 // writeWitness writes a product's row into Vault beside what change makes of the
 // witness that is there; it may be called again. false: it is to stay as it is.
 func (s *Scheduler) writeWitness(ctx context.Context, p *registry.Product, change func(there *secrets.Product) (bool, error)) error {
-	text, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
+	text := registry.EncodeProduct(p)
 	for range maxClaims {
 		there, err := s.vault.Product(ctx, p.ProductID)
 		if err != nil {

@@ -81,7 +81,7 @@ func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
 			return errPlatformKey
 		}
 		if err != nil {
-			return err
+			return s.askToMend(err)
 		}
 		s.productIDs.Store(c.keyHash, found)
 		id = found
@@ -98,7 +98,7 @@ func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
 		s.productIDs.Delete(c.keyHash)
 		return errPlatformKey
 	}
-	return err
+	return s.askToMend(err)
 }
 
 // engine returns the caller's engine, or ENGINE_NOT_FOUND.

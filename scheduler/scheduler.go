@@ -91,7 +91,8 @@ type Scheduler struct {
 	productIDs sync.Map
 
 	guard     *guard
-	witnessed sync.Map // the revision of each product that has a witness, by its id
+	mendAsked atomic.Int64 // when a damaged record last had a pass asked for, as time.Time.UnixNano
+	witnessed sync.Map     // the revision of each product that has a witness, by its id
 
 	mu           sync.Mutex
 	active       map[string]*operation // by engineKey

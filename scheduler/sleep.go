@@ -205,9 +205,10 @@ type idleRule struct {
 	pause bool
 }
 
-// rules are each product's; there is none for engines without a user.
+// rules are each product's; there is none for engines without a user, nor for those of
+// a product whose record cannot be read.
 func (z *sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
-	products, err := z.s.store.Tenants(ctx)
+	products, _, err := z.s.store.Products(ctx)
 	if err != nil {
 		return nil, err
 	}

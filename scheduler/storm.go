@@ -116,6 +116,12 @@ func (m *monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error
 		return nil
 	}
 	told, err := m.s.store.Storm(ctx)
+	if u := (*registry.Unreadable)(nil); errors.As(err, &u) {
+		// As if it had not been told.
+		if err = m.s.store.DeleteUnreadable(ctx, u); err == nil {
+			err = registry.ErrNotFound
+		}
+	}
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
 		return err
 	}

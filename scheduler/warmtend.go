@@ -57,7 +57,7 @@ func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 	if p.s.opts.WarmPool > 0 {
 		n[warmKind{image: p.s.opts.DefaultImage, resources: p.s.opts.Resources}] = p.s.opts.WarmPool
 	}
-	tenants, err := p.s.store.Tenants(ctx)
+	tenants, _, err := p.s.store.Tenants(ctx)
 	if err != nil {
 		return nil, err
 	}

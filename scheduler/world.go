@@ -37,7 +37,14 @@ type world struct {
 	pooled  map[string]bool // engine_ids
 	rows    []*registry.Engine
 	graves  []*registry.Grave
-	quotas  map[string]registry.Quota
+	// What of it cannot be read: rows with the engine_ids that the index has for them, by
+	// the row's key; and indexes that do not lead to their rows.
+	unreadable      []*registry.Unreadable
+	damagedProducts []*registry.Unreadable
+	damagedGraves   []*registry.Unreadable
+	indexed         map[string][]string
+	faults          []registry.Fault
+	quotas          map[string]registry.Quota
 	// quarantine is what an admin has to decide about.
 	quarantine  []*registry.Quarantined
 	quarantined map[string]bool // engine_ids
@@ -82,6 +89,8 @@ const (
 
 	listQuarantine = "quarantine"
 	listOwners     = "owners"
+	listProducts   = "products"
+	listIndexes    = "indexes"
 )
 
 // read says whether all of some lists were read.
@@ -234,6 +243,29 @@ func (s *Scheduler) lookForLost(ctx context.Context, w *world, pace cluster.Pace
 	}
 }
 
+// readIndexes holds the indexes against the rows of products and engines.
+func (s *Scheduler) readIndexes(ctx context.Context, w *world) error {
+	products, damaged, err := s.store.Products(ctx)
+	if err != nil {
+		w.missing[listProducts] = err
+		return err
+	}
+	w.damagedProducts = damaged
+	if !w.read(listRows) {
+		return nil // nothing is decided by them
+	}
+	indexes, err := s.store.Indexes(ctx)
+	if err != nil {
+		return err
+	}
+	w.indexed = map[string][]string{}
+	for _, u := range w.unreadable {
+		w.indexed[u.Key] = indexes.EnginesOf(u)
+	}
+	w.faults = indexes.Faults(products, damaged, w.rows)
+	return nil
+}
+
 // look reads the world. What cannot be read is missing in it.
 func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace cluster.Pace) *world {
 	w := &world{
@@ -259,8 +291,9 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace 
 		{listKeys, func() (err error) { w.keys, err = s.vault.EngineIDs(ctx); return err }},
 		{listOrphans, func() (err error) { w.orphans, err = s.store.Orphans(ctx); return err }},
 		{listPool, func() (err error) { w.pooled, err = s.store.PoolIDs(ctx); return err }},
-		{listRows, func() (err error) { w.rows, err = s.store.Engines(ctx); return err }},
-		{listGraves, func() (err error) { w.graves, err = s.store.GravesNow(ctx); return err }},
+		{listRows, func() (err error) { w.rows, w.unreadable, err = s.store.Engines(ctx); return err }},
+		{listGraves, func() (err error) { w.graves, w.damagedGraves, err = s.store.Graves(ctx); return err }},
+		{listIndexes, func() error { return s.readIndexes(ctx, w) }},
 		{listQuarantine, func() (err error) { w.quarantine, err = s.store.Quarantine(ctx); return err }},
 		{listQuotas, func() (err error) { w.quotas, err = s.store.Quotas(ctx); return err }},
 		{listOwners, func() error { return s.readOwners(ctx, w) }},

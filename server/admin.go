@@ -70,14 +70,20 @@ func (s *Server) listProducts(w http.ResponseWriter, r *http.Request, _ string) 
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	all, err := s.scheduler.Products(r.Context())
+	all, unreadable, err := s.scheduler.Products(r.Context())
 	if err != nil {
 		return err
 	}
 	answer := struct {
 		Products []productAnswer `json:"products"`
 		Total    int             `json:"total"`
-	}{make([]productAnswer, 0, len(all)), len(all)}
+		// Unreadable are the product_ids whose record cannot be read; they are not among
+		// the others.
+		Unreadable []string `json:"unreadable"`
+	}{make([]productAnswer, 0, len(all)), len(all), make([]string, 0, len(unreadable))}
+	for _, u := range unreadable {
+		answer.Unreadable = append(answer.Unreadable, u.ProductID)
+	}
 	for _, t := range all {
 		answer.Products = append(answer.Products, showProduct(t))
 	}

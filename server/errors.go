@@ -42,6 +42,7 @@ var status = map[scheduler.Code]int{
 	scheduler.CapacityExhausted:   http.StatusServiceUnavailable,
 	scheduler.BackendUnavailable:  http.StatusServiceUnavailable,
 	scheduler.RegistryRecovering:  http.StatusServiceUnavailable,
+	scheduler.RecordUnreadable:    http.StatusServiceUnavailable,
 	scheduler.BootTimeout:         http.StatusGatewayTimeout,
 	scheduler.StopUnconfirmed:     http.StatusGatewayTimeout,
 	scheduler.RotationUnconfirmed: http.StatusGatewayTimeout,

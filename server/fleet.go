@@ -83,10 +83,18 @@ type statusAnswer struct {
 	Registry      registry.RegistryState `json:"registry"`
 	Quarantined   *int                   `json:"quarantined,omitempty"`
 	KeysMissing   *int                   `json:"keys_missing,omitempty"`
+	Unreadable    *unreadableCounts      `json:"unreadable,omitempty"`
 	Graves        *int                   `json:"graves,omitempty"`
 	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
 	WarmEngines   *int                   `json:"warm_engines,omitempty"`
 	WarmPools     []warmPool             `json:"warm_pools,omitzero"`
+}
+
+// unreadableCounts counts the records of the registry that cannot be read.
+type unreadableCounts struct {
+	Engines  int `json:"engines"`
+	Products int `json:"products"`
+	Other    int `json:"other"`
 }
 
 // warmPool is how the warm engines of one kind stand.
@@ -165,6 +173,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	answer := s.showStatus(f)
 	answer.Registry, answer.Quarantined, answer.KeysMissing = stateOf(recorded), &recorded.Quarantined, &recorded.KeysMissing
 	answer.Graves, answer.PooledVolumes, answer.WarmEngines = &left.Graves, &left.PooledVolumes, &left.WarmEngines
+	answer.Unreadable = &unreadableCounts{left.Unreadable.Engines, left.Unreadable.Products, left.Unreadable.Other}
 	answer.WarmPools = showWarm(left.WarmKinds)
 	viewAge(w, f)
 	writeJSON(w, http.StatusOK, answer)

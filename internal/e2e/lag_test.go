@@ -21,18 +21,43 @@ import (
 // on a connection of which one end is gone.
 func consulWay(t *testing.T, silent func(*http.Request) bool) string {
 	t.Helper()
+	return consulProxy(t, func(_ http.ResponseWriter, r *http.Request) bool {
+		if !silent(r) {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // else the end of the request is not seen
+		<-r.Context().Done()
+		return true
+	})
+}
+
+// consulWithout is a way to the shared Consul on which a list of keys is refused while
+// refused says so.
+func consulWithout(t *testing.T, below string) (way string, refused *atomic.Bool) {
+	t.Helper()
+	refused = new(atomic.Bool)
+	return consulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if !refused.Load() || r.URL.Path != "/v1/kv/"+below || !r.URL.Query().Has("recurse") {
+			return false
+		}
+		http.Error(w, "refused by the test", http.StatusInternalServerError)
+		return true
+	}), refused
+}
+
+// consulProxy is a way to the shared Consul for all requests but those that answered
+// takes care of.
+func consulProxy(t *testing.T, answered func(http.ResponseWriter, *http.Request) bool) string {
+	t.Helper()
 	consul, err := url.Parse(shared.ConsulAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
 	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if silent(r) {
-			_, _ = io.Copy(io.Discard, r.Body) // else the end of the request is not seen
-			<-r.Context().Done()
-			return
+		if !answered(w, r) {
+			proxy.ServeHTTP(w, r)
 		}
-		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(way.Close)
 	return way.URL

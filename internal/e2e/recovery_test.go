@@ -563,11 +563,16 @@ func TestAnswerOfAStranger(t *testing.T) {
 	}
 }
 
+// rowNameOf is the name of a row below engines/.
+func rowNameOf(row *registry.Engine) string {
+	sum := sha256.Sum256([]byte(row.ProductID + "\x00" + row.UserID))
+	return hex.EncodeToString(sum[:1]) + "/" + row.ProductID + "/" + base64.RawURLEncoding.EncodeToString([]byte(row.UserID))
+}
+
 // putRow writes a row behind the service's back, with its index.
 func (s *stores) putRow(prefix string, row *registry.Engine) {
 	s.t.Helper()
-	sum := sha256.Sum256([]byte(row.ProductID + "\x00" + row.UserID))
-	key := hex.EncodeToString(sum[:1]) + "/" + row.ProductID + "/" + base64.RawURLEncoding.EncodeToString([]byte(row.UserID))
+	key := rowNameOf(row)
 	value, err := json.Marshal(row)
 	if err != nil {
 		s.t.Fatal(err)
@@ -585,7 +590,8 @@ func (s *stores) putRow(prefix string, row *registry.Engine) {
 func TestRegistryRecovering(t *testing.T) {
 	t.Parallel()
 	prefix := "recovering/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "1"})
+	way, refused := consulWithout(t, prefix+"graves/")
+	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "1"})
 	s, ctx := openStores(t, shared), t.Context()
 	c := r.product(t, nil)
 	e, err := c.Provision(ctx, "u", "")
@@ -605,7 +611,7 @@ func TestRegistryRecovering(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mustPut("graves/damaged", "no JSON")
+	refused.Store(true)
 	mustPut("quarantine/"+quarantined, `{"engine_id": "`+quarantined+`", "why": "a test"}`)
 	if err := r.admin().RecoverRegistry(ctx); err != nil {
 		t.Fatal(err)
@@ -644,9 +650,7 @@ func TestRegistryRecovering(t *testing.T) {
 	if err := (&client.Client{BaseURL: r.url}).Ready(ctx); err != nil {
 		t.Errorf("it is not ready: %v", err)
 	}
-	if _, err := s.consul.KV().Delete(prefix+"graves/damaged", nil); err != nil {
-		t.Fatal(err)
-	}
+	refused.Store(false)
 	eventually(t, 60*time.Second, "the registry is whole again", func() error { return second(c.RotateKey(ctx, "u")) })
 	eventually(t, 60*time.Second, "a quarantine of which nothing is left goes", func() error {
 		list, err := r.admin().Quarantine(ctx)

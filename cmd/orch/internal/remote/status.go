@@ -78,6 +78,7 @@ func service(ctx context.Context, in *invocation) error {
 		if werr == nil {
 			t.row("Quarantined", whole.Quarantined)
 			t.row("Keys missing", whole.KeysMissing)
+			t.row("Unreadable records", whole.Unreadable.Engines+whole.Unreadable.Products+whole.Unreadable.Other)
 			t.row("Pooled volumes", whole.PooledVolumes)
 			t.row("Warm engines", whole.WarmEngines)
 			t.row("Graves", whole.Graves)

@@ -1,0 +1,145 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// Unreadable is a record that this version of the service cannot read. As an error it
+// says so of the one record; lists leave such a record out and return it beside what
+// they could read.
+type Unreadable struct {
+	// Key is the record's whole key in Consul, and Index its ModifyIndex.
+	Key   string
+	Index uint64
+	// ProductID is the product that the key names, and UserID the user, if it is the key
+	// of an engine's row.
+	ProductID, UserID string
+	// Newer: a newer version of the service wrote it. It is not damaged, and this version
+	// leaves it as it is.
+	Newer bool
+	// Err says what is wrong with it, for the log.
+	Err error
+}
+
+func (u *Unreadable) Error() string {
+	return fmt.Sprintf("registry: %q cannot be read: %v", u.Key, u.Err)
+}
+
+func (u *Unreadable) Unwrap() error { return u.Err }
+
+// Name is the record's key without what is above its last segment.
+func (u *Unreadable) Name() string { return base(u.Key) }
+
+// asUnreadable is the record that an error says cannot be read, or nil.
+func asUnreadable(err error) *Unreadable {
+	var u *Unreadable
+	errors.As(err, &u)
+	return u
+}
+
+// decodeEach decodes a list of keys; index is told each key's ModifyIndex. Records that
+// cannot be read are left out, and returned beside the list.
+func decodeEach[T any](pairs consul.KVPairs, index func(*T, uint64)) (list []*T, unreadable []*Unreadable) {
+	list = make([]*T, 0, len(pairs))
+	for _, pair := range pairs {
+		v, err := decode[T](pair)
+		if err != nil {
+			unreadable = append(unreadable, asUnreadable(err))
+			continue
+		}
+		index(v, pair.ModifyIndex)
+		list = append(list, v)
+	}
+	return list, unreadable
+}
+
+// Announce has all replicas read a row again, as the leader: what damaged it, or wrote
+// a second one, told nobody.
+func (s *Store) Announce(ctx context.Context, productID, userID string) error {
+	ops, err := s.led(s.announced(productID, userID))
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}
+
+// announced is changed for a row that cannot be read.
+func (s *Store) announced(productID, userID string) *consul.KVTxnOp {
+	at := strconv.FormatInt(time.Now().UnixNano(), 10)
+	return &consul.KVTxnOp{Verb: consul.KVSet, Key: s.changeKey(productID, userID), Value: []byte("announced@" + at)}
+}
+
+// RemoveUnreadable deletes a row that cannot be read, at the index at which it was
+// read, as the leader, and gives its place in the quota back. ErrConflict: the row
+// changed, or this replica does not lead.
+func (s *Store) RemoveUnreadable(ctx context.Context, u *Unreadable) error {
+	quota := s.quotaTurn(u.ProductID)
+	defer quota.end()
+	for {
+		place, left, err := s.quotaPlace(ctx, quota)
+		if errors.Is(err, ErrNotFound) { // the product is gone, and its count with it
+			place, left, err = &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(u.ProductID)}, 0, nil
+		}
+		if err != nil {
+			return err
+		}
+		ops, err := s.led(append(consul.KVTxnOps{place, s.announced(u.ProductID, u.UserID)}, deleteAt(u.Key, u.Index)...)...)
+		if err != nil {
+			return err
+		}
+		const count, row = 1, 3 // positions in ops
+		results, failed, err := s.txn(ctx, ops)
+		quota.wrote(left, results)
+		if slices.Contains(failed, count) && !slices.Contains(failed, row) && ctx.Err() == nil {
+			continue // another replica changed the count
+		}
+		return err
+	}
+}
+
+// DeleteUnreadable removes a record that nobody needs, at the index at which it was
+// read, as the leader. ErrConflict: it changed, or this replica does not lead.
+func (s *Store) DeleteUnreadable(ctx context.Context, u *Unreadable) error {
+	ops, err := s.led(deleteAt(u.Key, u.Index)...)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}
+
+// DropTwin removes a row that names another row's engine, as it was read, and gives its
+// place in the quota back; the index by engine_id is the other row's. ErrConflict: the
+// row changed.
+func (s *Store) DropTwin(ctx context.Context, e *Engine) error {
+	quota := s.quotaTurn(e.ProductID)
+	defer quota.end()
+	for {
+		place, left, err := s.quotaPlace(ctx, quota)
+		if err != nil {
+			return err
+		}
+		ops, err := s.fenced(append(consul.KVTxnOps{place, s.changed(e)}, deleteAt(s.engineKey(e.ProductID, e.UserID), e.Index)...)...)
+		if err != nil {
+			return err
+		}
+		const count, row = 1, 3 // positions in ops
+		results, failed, err := s.txn(ctx, ops)
+		quota.wrote(left, results)
+		if slices.Contains(failed, count) && !slices.Contains(failed, row) && ctx.Err() == nil {
+			continue // another replica changed the count
+		}
+		if err == nil {
+			s.mirror.erased(e)
+		}
+		return s.sessionOr(failed, err)
+	}
+}

@@ -1,0 +1,87 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// whyTwins is why an engine is quarantined that two rows name.
+const whyTwins = "two rows name this engine_id, and at most one of them is right"
+
+var errTwins = fail(EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides whose it is (orch engine adopt)")
+
+// twins are the other rows that name the engine of a row, as they are now. The view says
+// which to look at: where an engine went from one user to another, it may know both
+// for a moment.
+func (s *Scheduler) twins(ctx context.Context, row *registry.Engine) (others []*registry.Engine, err error) {
+	for _, seen := range s.mirror.Twins(row.EngineID) {
+		if seen.ProductID == row.ProductID && seen.UserID == row.UserID {
+			continue
+		}
+		now, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
+		switch {
+		case errors.Is(err, registry.ErrNotFound):
+		case err != nil:
+			return nil, err
+		case now.EngineID == row.EngineID:
+			others = append(others, now)
+		}
+	}
+	return others, nil
+}
+
+// notTwin returns ENGINE_QUARANTINED when another row names the engine of a row.
+func (s *Scheduler) notTwin(ctx context.Context, row *registry.Engine) error {
+	others, err := s.twins(ctx, row)
+	if err == nil && len(others) > 0 {
+		err = errTwins
+	}
+	return err
+}
+
+// mayDestroy says whether a row may be destroyed while another one names its engine: a
+// row that is a stranger's by the engine's secret goes alone, and that of its owner
+// stays. ENGINE_QUARANTINED.
+func (s *Scheduler) mayDestroy(ctx context.Context, row *registry.Engine) error {
+	err := s.notTwin(ctx, row)
+	if !errors.Is(err, errTwins) {
+		return err
+	}
+	k, kerr := s.vault.NewestKey(ctx, row.EngineID)
+	if kerr == nil && k.Owner != (secrets.Owner{}) && k.Owner != s.ownerOf(row) {
+		return nil
+	}
+	return err
+}
+
+// quarantineTwins records an engine that two rows name.
+func (s *Scheduler) quarantineTwins(ctx context.Context, row *registry.Engine) error {
+	others, err := s.twins(ctx, row)
+	if err != nil || len(others) == 0 {
+		return err // the next pass sees
+	}
+	s.log.Error("two rows name one engine; nothing of it is removed until an admin decides (orch engine adopt)", "engine_id", row.EngineID,
+		"product_id", row.ProductID, "other_product", others[0].ProductID)
+	q := &registry.Quarantined{EngineID: row.EngineID, Since: time.Now().UTC(), Why: whyTwins, What: []string{"row", "row"}, NodeID: row.NodeID}
+	if k, err := s.vault.NewestKey(ctx, row.EngineID); err == nil {
+		q.ProductID, q.UserID = k.Owner.ProductID, k.Owner.UserID
+	}
+	return s.quarantine(ctx, q)
+}
+
+// dropTwins removes the rows of other users that name an adopted engine. Nothing that
+// they name is touched.
+func (s *Scheduler) dropTwins(ctx context.Context, row *registry.Engine) error {
+	rows, _, err := s.store.Engines(ctx)
+	for _, other := range rows {
+		if other.EngineID == row.EngineID && (other.ProductID != row.ProductID || other.UserID != row.UserID) {
+			s.log.Warn("removing a row that named another user's engine", "engine_id", row.EngineID, "product_id", other.ProductID)
+			err = errors.Join(err, s.store.DropTwin(ctx, other.Clone()))
+		}
+	}
+	return err
+}
