@@ -47,7 +47,7 @@ func (s *Store) decodeEngine(v stored) (*Engine, error) {
 	if !slices.Contains(States, e.State) {
 		return nil, s.unreadableRow(v, true, fmt.Errorf("registry: this version knows no state %q", e.State))
 	}
-	e.Index, e.stored, e.sum = v.index, e.State, v.sum()
+	e.Index, e.stored, e.sum, e.unknown = v.index, e.State, v.sum(), engineKind.unknownIn(value, e.opID())
 	return e, nil
 }
 

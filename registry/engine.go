@@ -206,6 +206,8 @@ type Engine struct {
 	// is of the value that it was decoded from.
 	stored State
 	sum    uint64
+	// unknown is what a newer version of the service wrote into the row.
+	unknown *unknown
 }
 
 // Clone returns a copy that shares nothing with e.

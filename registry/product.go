@@ -31,6 +31,8 @@ type Product struct {
 
 	// Index is the row's ModifyIndex in Consul.
 	Index uint64 `json:"-"`
+	// unknown is what a newer version of the service wrote into the row.
+	unknown *unknown
 }
 
 // RetiredKey is a platform key that was rotated with an overlap.
@@ -144,5 +146,6 @@ func DecodeProduct(record []byte) (*Product, error) {
 	if err := json.Unmarshal(record, p); err != nil {
 		return nil, err
 	}
+	p.unknown = productKind.unknownIn(record, "")
 	return p, nil
 }

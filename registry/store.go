@@ -185,7 +185,18 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
+// encode is a record as it is stored, with what this version does not know of it.
 func encode(v any) []byte {
+	switch v := v.(type) {
+	case *Engine:
+		return engineKind.with(marshal(v), v.unknown, v.opID())
+	case *Product:
+		return productKind.with(marshal(v), v.unknown, "")
+	}
+	return marshal(v)
+}
+
+func marshal(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic("registry: rows always marshal: " + err.Error())
@@ -214,7 +225,7 @@ func decodeProduct(pair *consul.KVPair) (*Product, error) {
 		u.ProductID = id
 		return nil, u
 	}
-	p.Index = pair.ModifyIndex
+	p.Index, p.unknown = pair.ModifyIndex, productKind.unknownIn(pair.Value, "")
 	return p, nil
 }
 

@@ -103,6 +103,9 @@ func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
 func (s *Store) SetPolicy(ctx context.Context, productID string, policy Policy) (*Product, error) {
 	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
 		p.Policy = policy
+		if p.unknown != nil { // the new one has no other fields
+			p.unknown = &unknown{fields: p.unknown.fields}
+		}
 		return nil, nil
 	})
 }

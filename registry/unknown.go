@@ -1,0 +1,114 @@
+package registry
+
+import (
+	"encoding/json"
+	"maps"
+	"reflect"
+	"strings"
+)
+
+// unknown are the fields of a record that this version of the service does not know: a
+// newer one wrote them. They are written again with every change of the record, so that
+// replicas of both versions can run side by side.
+type unknown struct {
+	fields map[string]json.RawMessage
+	// inner are those of one object in the record: an engine's operation, which id says,
+	// or a product's policy.
+	inner map[string]json.RawMessage
+	id    string
+}
+
+// kind is what a record is made of, as this version knows it.
+type kind struct {
+	inside       string // the field whose own fields are kept, too
+	known, inner map[string]bool
+}
+
+var (
+	engineKind  = kind{"op", fieldsOf(reflect.TypeFor[Engine]()), fieldsOf(reflect.TypeFor[Op]())}
+	productKind = kind{"policy", fieldsOf(reflect.TypeFor[Product]()), fieldsOf(reflect.TypeFor[Policy]())}
+)
+
+// fieldsOf are the names that a struct has in JSON.
+func fieldsOf(t reflect.Type) map[string]bool {
+	names := map[string]bool{}
+	for i := range t.NumField() {
+		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" && name != "-" {
+			names[name] = true
+		}
+	}
+	return names
+}
+
+// allKnown says whether a record surely has no field that is unknown. It is asked of
+// each row that is decoded, and hardly ever with another answer.
+func (k kind) allKnown(value []byte) bool {
+	all, s := true, scanner{rest: value}
+	s.object(func(name []byte) {
+		all = all && k.known[string(name)]
+		if string(name) != k.inside || s.takes("null") {
+			s.skip()
+			return
+		}
+		s.object(func(name []byte) {
+			all = all && k.inner[string(name)]
+			s.skip()
+		})
+	})
+	return all && !s.failed
+}
+
+// unknownIn are the fields of a record that this version does not know; nil: there are
+// none. id is that of the object inside.
+func (k kind) unknownIn(value []byte, id string) *unknown {
+	if k.allKnown(value) {
+		return nil
+	}
+	var fields, inner map[string]json.RawMessage
+	if json.Unmarshal(value, &fields) != nil {
+		return nil
+	}
+	_ = json.Unmarshal(fields[k.inside], &inner) // it may be missing
+	maps.DeleteFunc(fields, func(name string, _ json.RawMessage) bool { return k.known[name] })
+	maps.DeleteFunc(inner, func(name string, _ json.RawMessage) bool { return k.inner[name] })
+	if len(fields) == 0 && len(inner) == 0 {
+		return nil
+	}
+	return &unknown{fields, inner, id}
+}
+
+// with is a record with what is unknown of it. id is that of the object inside as it is
+// now: of another one than it was, nothing is kept.
+func (k kind) with(value []byte, u *unknown, id string) []byte {
+	if u == nil {
+		return value
+	}
+	merged := merge(value, u.fields)
+	if len(u.inner) == 0 || u.id != id {
+		return merged
+	}
+	var all map[string]json.RawMessage
+	if json.Unmarshal(merged, &all) != nil || len(all[k.inside]) == 0 {
+		return merged
+	}
+	all[k.inside] = merge(all[k.inside], u.inner)
+	return marshal(all)
+}
+
+// merge is an object with some more fields.
+func merge(object []byte, more map[string]json.RawMessage) []byte {
+	var all map[string]json.RawMessage
+	if len(more) == 0 || json.Unmarshal(object, &all) != nil || all == nil {
+		return object
+	}
+	maps.Copy(all, more)
+	return marshal(all)
+}
+
+// opID is the id of an engine's operation, or "".
+func (e *Engine) opID() string {
+	if e.Op == nil {
+		return ""
+	}
+	return e.Op.ID
+}
