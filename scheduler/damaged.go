@@ -36,7 +36,7 @@ func (p *planner) planDamaged() {
 // be of is removed for want of a row.
 func (p *planner) planUnreadable(u *registry.Unreadable) {
 	act := func(what Act, id, why string) {
-		p.add(&Action{Act: what, Subject: "engine", EngineID: id, ProductID: u.ProductID, UserID: u.UserID, Why: why, found: p.at(id), damaged: u})
+		p.add(&Action{Act: what, Subject: "engine", EngineID: id, ProductID: u.ProductID, UserID: u.UserID, Why: why, found: p.peek(id), damaged: u})
 	}
 	owned, ids := p.enginesOf(u)
 	for _, id := range ids {
@@ -60,7 +60,7 @@ func (p *planner) planUnreadable(u *registry.Unreadable) {
 		act(ActReport, id, "its row is damaged, and it is quarantined until an admin decides")
 	case id == "" && p.unowned():
 		act(ActReport, id, "its row is damaged, and nothing says which engine it was of")
-	case id == "" || p.at(id).empty():
+	case id == "" || p.peek(id).empty():
 		act(ActForget, id, "its row is damaged, and nothing is left of an engine of it")
 	case u.ProductID == registry.WarmProduct && owned != "":
 		act(ActForget, id, "its row is damaged, and nobody was given it")

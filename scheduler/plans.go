@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"slices"
 
 	"github.com/septemberai/orch/registry"
 )
@@ -39,6 +40,13 @@ const (
 	stepOwn  = "own"
 	stepBurn = "burn"
 )
+
+// knownStep says whether this version knows the step that an operation is at: a newer
+// one may have begun it.
+func knownStep(op *registry.Op) bool {
+	at := func(st step) bool { return st.name == op.Step }
+	return slices.ContainsFunc(plans[op.Kind], at) || slices.ContainsFunc(undoing[op.Kind], at) || slices.ContainsFunc(detours[op.Kind], at)
+}
 
 // firstStep is the step that an operation begins with, by the row that is to
 // carry it.

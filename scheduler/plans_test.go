@@ -160,3 +160,20 @@ func TestLongestOperation(t *testing.T) {
 		}
 	}
 }
+
+// An operation of a newer version, at a step that this one does not know, is left to it.
+func TestKnownStep(t *testing.T) {
+	for kind, steps := range plans {
+		for _, st := range append(append(slices.Clone(steps), undoing[kind]...), detours[kind]...) {
+			if !knownStep(&registry.Op{Kind: kind, Step: st.name}) {
+				t.Errorf("%s of %s is not known", st.name, kind)
+			}
+		}
+		if knownStep(&registry.Op{Kind: kind, Step: "hibernate"}) {
+			t.Errorf("%s knows a step that there is not", kind)
+		}
+	}
+	if knownStep(&registry.Op{Kind: "upgrade", Step: "boot"}) {
+		t.Error("a kind that there is not is known")
+	}
+}

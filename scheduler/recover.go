@@ -66,11 +66,12 @@ func (st strays) forgotten(opID string) bool {
 }
 
 // recoverOnce looks through the rows in the view. It is a hint: an operation is
-// taken over by check-and-set on the very row that was seen.
+// taken over by check-and-set on the very row that was seen. What only a newer version
+// can go on with is left to one.
 func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 	var busy []*registry.Engine
 	for _, row := range s.mirror.All() {
-		if row.Op != nil && s.running(row.ProductID, row.UserID) == nil {
+		if row.Op != nil && knownStep(row.Op) && s.running(row.ProductID, row.UserID) == nil {
 			busy = append(busy, row)
 		}
 	}
