@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -183,6 +184,10 @@ func sample(s *openapi3.Schema) any {
 		return "2026-11-24T06:19:47.024Z"
 	case s.Pattern == "^[a-z0-9][a-z0-9-]{0,39}$":
 		return "slug"
+	case s.Pattern == "^/":
+		return "/info"
+	case s.Pattern == "^sha256:[0-9a-f]{64}$":
+		return "sha256:" + strings.Repeat("0123456789abcdef", 4)
 	case s.Pattern != "":
 		return s.Pattern[1:9] + "xVxxQxnKYrkVKg5ice4im5jofbCCSuAShewQSREGrqk" // a prefix and 43 characters
 	}
