@@ -13,8 +13,9 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// tagSeen is longer than it takes until a provision sees that a tag has moved.
-const tagSeen = 15 * time.Second
+// tagSeen is longer than it takes until a tag that has moved is seen, also where a
+// busy machine let a question about it take too long.
+const tagSeen = 2 * time.Minute
 
 // runs says which of the reference engine's images an engine runs: "v2", or "" for
 // the standard one.
@@ -54,20 +55,48 @@ func (g *imageRegistry) isPinned(t *testing.T, e *client.Engine, tag, digest str
 	}
 }
 
-func provisioned(t *testing.T, c *client.Client, user, image string) *client.Engine {
-	t.Helper()
-	if _, err := c.Provision(t.Context(), user, image); err != nil {
-		t.Fatal(err)
-	}
+// destroyed destroys an engine when the test ends.
+func destroyed(t *testing.T, c *client.Client, user string) {
 	t.Cleanup(func() {
 		if _, err := c.Destroy(context.Background(), user); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+func provisioned(t *testing.T, c *client.Client, user, image string) *client.Engine {
+	t.Helper()
+	if _, err := c.Provision(t.Context(), user, image); err != nil {
+		t.Fatal(err)
+	}
+	destroyed(t, c, user)
 	e, err := c.Engine(t.Context(), user)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return e
+}
+
+// pinned provisions an engine of the registry's image. On a busy machine the question
+// for its digest may take too long: that is said, and such an engine is made again.
+func (g *imageRegistry) pinned(t *testing.T, c *client.Client, user, tag string) (e *client.Engine) {
+	t.Helper()
+	eventually(t, tagSeen, "an engine is pinned", func() error {
+		if _, err := c.Provision(t.Context(), user, ""); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if e, err = c.Engine(t.Context(), user); err != nil {
+			t.Fatal(err)
+		}
+		if e.ImageDigest == "" {
+			if _, err := c.Destroy(t.Context(), user); err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Errorf("%s is not", g.image(tag))
+		}
+		return nil
+	})
 	return e
 }
 
@@ -81,7 +110,8 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	v1 := g.push("t", "")
 	r := startService(t, shared, docker.with(map[string]string{"ORCH_IDLE_TIMEOUT_S": "0"}))
 	c := r.product(t, map[string]any{"engine_image": g.image("t")})
-	a := provisioned(t, c, "a", "")
+	a := g.pinned(t, c, "a", "t")
+	destroyed(t, c, "a")
 	g.isPinned(t, a, "t", v1)
 
 	v2 := g.push("t", "v2")
@@ -97,17 +127,20 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	eventually(t, tagSeen, "a provision sees that the tag has moved", func() error {
 		n++
 		e := provisioned(t, c, fmt.Sprint("b-", n), "")
+		if e.ImageDigest != v2 {
+			return fmt.Errorf("it is pinned to %q", e.ImageDigest)
+		}
 		if got := runs(t, e, e.APIKey); got != "v2" {
-			return fmt.Errorf("it runs %q", got)
+			t.Errorf("it runs %q", got)
 		}
 		g.isPinned(t, e, "t", v2)
 		return nil
 	})
 	log, err := c.Audit(t.Context(), client.AuditFilter{UserID: "a"})
-	if err != nil || len(log.Entries) != 3 {
+	if err != nil || len(log.Entries) < 3 {
 		t.Fatalf("%+v, %v", log, err)
 	}
-	for _, entry := range log.Entries {
+	for _, entry := range log.Entries[:3] {
 		said, _ := entry.Metadata["image_digest"].(string)
 		if want := map[bool]string{true: v1}[entry.Action != "stop"]; said != want {
 			t.Errorf("the audit row of the %s says %q, want %q", entry.Action, said, want)
@@ -144,6 +177,7 @@ func TestImageOnNodesOnly(t *testing.T) {
 
 	_, err := c.Provision(t.Context(), "nowhere", g.image("nowhere"))
 	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	destroyed(t, c, "nowhere")
 
 	digest := g.push("there", "v2")
 	eventually(t, tagSeen, "a start resolves the image", func() error {
@@ -180,10 +214,7 @@ func TestPinningSwitchedOff(t *testing.T) {
 	vars := docker.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix})
 	r := startService(t, shared, vars)
 	c := r.product(t, map[string]any{"engine_image": g.image("t")})
-	if _, err := c.Provision(t.Context(), "a", ""); err != nil {
-		t.Fatal(err)
-	}
-	g.isPinned(t, again(t, c, "a"), "t", digest)
+	g.isPinned(t, g.pinned(t, c, "a", "t"), "t", digest)
 	r.stop()
 	vars["ORCH_ENGINE_PIN_IMAGES"] = "false"
 	off := startService(t, shared, vars)
@@ -215,7 +246,7 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	ready := func(digest string) string {
 		t.Helper()
 		id := ""
-		eventually(t, 60*time.Second, "a warm engine of "+digest+" waits", func() error {
+		eventually(t, tagSeen, "a warm engine of "+digest+" waits", func() error {
 			rows := s.warmRows(prefix)
 			if len(rows) != 1 || rows[0].Op != nil || rows[0].State != "running" || rows[0].Digest != digest {
 				return fmt.Errorf("%d: %+v", len(rows), rows)
@@ -246,7 +277,7 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	g.stop()
 	g.tag("t", "v2")
 	other, n := r.product(t, map[string]any{"engine_image": g.image("t"), "cpu_mhz": 11}), 0 // of another kind
-	eventually(t, 60*time.Second, "the service misses the registry", func() error {
+	eventually(t, tagSeen, "the service misses the registry", func() error {
 		n++
 		if e := provisioned(t, other, fmt.Sprint("e-", n), ""); e.ImageDigest != "" {
 			return fmt.Errorf("it knows %s", e.ImageDigest)
@@ -273,7 +304,8 @@ func TestRebuiltRowKeepsItsImage(t *testing.T) {
 	}))
 	s := openStores(t, shared)
 	c := r.product(t, map[string]any{"engine_image": g.image("t")})
-	a := provisioned(t, c, "a", "")
+	a := g.pinned(t, c, "a", "t")
+	destroyed(t, c, "a")
 	g.isPinned(t, a, "t", v1)
 	g.push("t", "v2")
 	for _, key := range append(s.rows(prefix), prefix+"engine-ids/"+a.EngineID) {
