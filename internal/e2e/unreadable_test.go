@@ -1,0 +1,268 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// TestUnreadableProduct damages the record of a product that has no witness in Vault any
+// more: every call of it says so, and no other product notices.
+func TestUnreadableProduct(t *testing.T) {
+	t.Parallel()
+	d := newDamage(t, "unreadable-product/", map[string]string{"ORCH_VOLUME_POOL": "2"})
+	ctx := t.Context()
+	kv, key := d.s.vault.KVv2(mountName(d.prefix)), d.below("products/", d.product)
+	var witness map[string]any
+	eventually(t, 30*time.Second, "the product has its witness", func() error {
+		secret, err := kv.Get(ctx, "products/"+d.product)
+		if err == nil {
+			witness = secret.Data
+		}
+		return err
+	})
+	if err := kv.DeleteMetadata(ctx, "products/"+d.product); err != nil {
+		t.Fatal(err)
+	}
+	d.write(key, rubbish)
+	for _, o := range operations {
+		o := o.of("u", d.product)
+		switch {
+		case o.key == platform:
+			d.r.send(t, o, d.harmed.PlatformKey).want(t, o, 503, "RECORD_UNREADABLE")
+		case strings.Contains(o.path, d.product) && o.key == admin:
+			d.r.send(t, o, adminKey).want(t, o, 503, "RECORD_UNREADABLE")
+		}
+	}
+	// What an admin would give to a user of it cannot be given, either.
+	bare := engineIDOf(d.engine.EngineID[:6])
+	d.s.bareVolume(d.engine, bare)
+	d.write(d.prefix+"quarantine/"+bare, `{"engine_id": "`+bare+`"}`)
+	wantCode(t, second(d.r.admin().Adopt(ctx, bare, d.product, "x")), 503, "RECORD_UNREADABLE")
+	if err := d.r.admin().Discard(ctx, bare); err != nil {
+		t.Error(err)
+	}
+	d.adminReads(t)
+	list, err := d.r.admin().Products(ctx)
+	if err != nil || list.Total != 1 || len(list.Unreadable) != 1 || list.Unreadable[0] != d.product {
+		t.Errorf("the products are %+v, %v", list, err)
+	}
+	if st, err := d.r.admin().Whole(ctx); err != nil || st.Unreadable.Products != 1 {
+		t.Errorf("the status is %+v, %v", st, err)
+	}
+	if err := d.life(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := kv.Put(ctx, "products/"+d.product, witness); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.r.admin().Reconcile(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the product is back", func() error { return d.works(ctx) })
+	if rows := d.r.audited(t, "registry_recover"); len(rows) == 0 {
+		t.Error("that it was brought back is not in the audit log")
+	}
+}
+
+// TestUnreadableRow damages the row of an engine whose secret is gone, too: an admin
+// decides. Nothing of it is removed meanwhile, and leftovers of others are.
+func TestUnreadableRow(t *testing.T) {
+	t.Parallel()
+	d := newDamage(t, "unreadable-row/", map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_ORPHAN_GRACE_S": "1"})
+	ctx, id := t.Context(), d.engine.EngineID
+	leftover := engineIDOf(id[:6])
+	d.s.looseKey(d.prefix, leftover)
+	d.s.suspected(d.prefix, leftover)
+	if err := d.s.vault.KVv2(mountName(d.prefix)).DeleteMetadata(ctx, "engines/"+id); err != nil {
+		t.Fatal(err)
+	}
+	d.write(d.below("engines/", id), rubbish)
+	for _, o := range operations {
+		if o := o.of("u", d.product); o.key == platform && strings.Contains(o.path, "/u") {
+			d.r.send(t, o, d.harmed.PlatformKey).want(t, o, 503, "RECORD_UNREADABLE")
+		}
+	}
+	eventually(t, time.Minute, "the engine is quarantined", func() error {
+		list, err := d.r.admin().Quarantine(ctx)
+		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id {
+			return fmt.Errorf("%+v, %w", list, err)
+		}
+		st, err := d.r.admin().Whole(ctx)
+		if err != nil || st.Unreadable.Engines != 1 {
+			return fmt.Errorf("%+v, %w", st, err)
+		}
+		return nil
+	})
+	eventually(t, time.Minute, "the leftover of another engine is removed", func() error {
+		if mount := d.s.mountWith(leftover); mount != "" {
+			return fmt.Errorf("it is in %s", mount)
+		}
+		return nil
+	})
+	if err := d.life(ctx); err != nil {
+		t.Error(err)
+	}
+	d.adminReads(t)
+	if _, err := d.r.admin().Adopt(ctx, id, d.product, "u"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the engine has a new key", func() error { return second(d.harmed.RotateKey(ctx, "u")) })
+	if err := d.works(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if left := d.left(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestNewerRow has a newer version of the service write a row: a state that this one
+// does not know is refused in words that say so, and what else it does not know is kept.
+func TestNewerRow(t *testing.T) {
+	t.Parallel()
+	d := newDamage(t, "newer-row/", map[string]string{"ORCH_VOLUME_POOL": "2"})
+	ctx, key := t.Context(), d.below("engines/", d.engine.EngineID)
+	set := func(key string, values map[string]any) {
+		t.Helper()
+		var row map[string]any
+		if err := json.Unmarshal([]byte(d.value(key)), &row); err != nil {
+			t.Fatal(err)
+		}
+		for name, v := range values {
+			row[name] = v
+		}
+		b, err := json.Marshal(row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.write(key, string(b))
+	}
+	keeps := func(key, name string) {
+		t.Helper()
+		var row map[string]any
+		if err := json.Unmarshal([]byte(d.value(key)), &row); err != nil || row[name] != "newer" {
+			t.Errorf("%s has %v of what a newer version wrote, %v", key, row[name], err)
+		}
+	}
+	set(key, map[string]any{"state": "hibernating", "hibernates": "newer"})
+	newer := d.value(key)
+	for _, o := range operations {
+		if o := o.of("u", d.product); o.key == platform && strings.Contains(o.path, "/u") {
+			got := d.r.send(t, o, d.harmed.PlatformKey)
+			got.want(t, o, 503, "RECORD_UNREADABLE")
+			if !strings.Contains(got.message, "newer version") {
+				t.Errorf("%s says %q", o.id, got.message)
+			}
+		}
+	}
+	before := d.r.passes()
+	if err := d.r.admin().Reconcile(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "three passes left it alone", func() error {
+		if n := d.r.passes() - before; n < 3 {
+			return fmt.Errorf("%d passes", n)
+		}
+		return nil
+	})
+	if now := d.value(key); now != newer {
+		t.Errorf("the row is %s, and was %s", now, newer)
+	}
+	if st, err := d.r.admin().Whole(ctx); err != nil || st.Unreadable.Engines != 1 {
+		t.Errorf("the status is %+v, %v", st, err)
+	}
+	if err := d.life(ctx); err != nil {
+		t.Error(err)
+	}
+	set(key, map[string]any{"state": "running"})
+	product := d.below("products/", d.product)
+	set(product, map[string]any{"region": "newer"})
+	eventually(t, time.Minute, "the engine is back", func() error { return d.works(ctx) })
+	if _, err := d.harmed.Stop(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.harmed.Start(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	keeps(key, "hibernates")
+	if _, err := d.r.admin().SetPolicy(ctx, d.product, client.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	keeps(product, "region")
+	d.write(product, rubbish)
+	eventually(t, time.Minute, "the product is back", func() error { return d.works(ctx) })
+	keeps(product, "region") // its witness has it, too
+}
+
+// TestTwoRowsOfOneEngine writes a second row that names a user's engine: nothing of the
+// engine is removed while there are two.
+func TestTwoRowsOfOneEngine(t *testing.T) {
+	t.Parallel()
+	d := newDamage(t, "twins/", map[string]string{"ORCH_VOLUME_POOL": "2"})
+	ctx, id := t.Context(), d.engine.EngineID
+	rows, err := d.s.engines(d.prefix)
+	if err != nil || len(rows) != 1 {
+		t.Fatalf("%d rows, %v", len(rows), err)
+	}
+	twin := func() {
+		t.Helper()
+		row := *rows[0]
+		row.UserID = "twin"
+		value, err := json.Marshal(&row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.write(d.prefix+"engines/"+rowNameOf(&row), string(value))
+		eventually(t, time.Minute, "both are reported", func() error {
+			list, err := d.r.admin().Quarantine(ctx)
+			if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id || list.Engines[0].UserID != "u" {
+				return fmt.Errorf("%+v, %w", list, err)
+			}
+			if acts := d.r.planned(t, id); len(acts) != 2 {
+				return fmt.Errorf("planned: %v", acts)
+			}
+			return nil
+		})
+	}
+	twin()
+	wantCode(t, second(d.harmed.Destroy(ctx, "u")), 409, "ENGINE_QUARANTINED")
+	wantCode(t, second(admit(ctx, d.harmed, "twin", false, false)), 409, "ENGINE_QUARANTINED")
+	if err := d.works(ctx); err != nil {
+		t.Error(err)
+	}
+	d.adminReads(t)
+	if err := d.life(ctx); err != nil {
+		t.Error(err)
+	}
+	// The stranger's goes alone.
+	if _, err := d.harmed.Destroy(ctx, "twin"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.works(ctx); err != nil {
+		t.Error(err)
+	}
+	twin()
+	if _, err := d.r.admin().Adopt(ctx, id, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, second(d.harmed.Engine(ctx, "twin")), 404, "ENGINE_NOT_FOUND")
+	if err := d.works(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "nothing is left", func() error {
+		if left := d.left(); len(left) > 0 {
+			return fmt.Errorf("left behind: %v", left)
+		}
+		return nil
+	})
+}
