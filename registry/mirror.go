@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"iter"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -291,40 +290,6 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 	return nil
 }
 
-// lose takes note of a row that cannot be read any more: it is in no list, and no
-// decision is made from what it was. The lock is held.
-func (m *Mirror) lose(name string, u *Unreadable) {
-	if old := m.at(name); old != nil && old.Index > u.Index || u.Index <= m.removed[name] {
-		return
-	}
-	if before := m.unreadable[name]; before == nil || before.Index != u.Index {
-		m.log.Error("a row cannot be read and is left out of lists", "row", name, "newer", u.Newer, "error", u.Err)
-	}
-	m.unreadable[name] = u
-	m.drop(name)
-}
-
-// Unreadable is how many rows of a product cannot be read; of all products with the
-// product "".
-func (m *Mirror) Unreadable(productID string) (n int) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	for _, u := range m.unreadable {
-		if productID == "" || u.ProductID == productID {
-			n++
-		}
-	}
-	return n
-}
-
-// Twins are the rows of an engine_id when there are two or more: at most one of them
-// can be right.
-func (m *Mirror) Twins(engineID string) []*Engine {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return slices.Clone(m.twins[engineID])
-}
-
 // forget drops the rows below a part of engines/, and what is known of their
 // indexes. The lock is held.
 func (m *Mirror) forget(below string) {
@@ -355,13 +320,8 @@ func (m *Mirror) put(name string, e *Engine) {
 	if m.rows[shardOf(name)] == nil {
 		m.rows[shardOf(name)] = map[string]*Engine{}
 	}
-	if other := m.byID[e.EngineID]; other != nil {
-		if m.twins[e.EngineID] == nil {
-			m.twins[e.EngineID] = []*Engine{other}
-		}
-		m.twins[e.EngineID] = append(m.twins[e.EngineID], e)
-	}
-	m.rows[shardOf(name)][name], m.byID[e.EngineID] = e, e
+	m.rows[shardOf(name)][name] = e
+	m.putID(e)
 	t := m.tenants[e.ProductID]
 	if t == nil {
 		t = &tenantRows{counts: map[State]int{}}
@@ -381,23 +341,6 @@ func (m *Mirror) drop(name string) {
 	t := m.tenants[e.ProductID]
 	if t.remove(e); len(t.rows) == 0 {
 		delete(m.tenants, e.ProductID)
-	}
-}
-
-// dropID forgets which row an engine_id has. The lock is held.
-func (m *Mirror) dropID(e *Engine) {
-	left := slices.DeleteFunc(m.twins[e.EngineID], func(other *Engine) bool { return other == e })
-	if len(left) < 2 {
-		delete(m.twins, e.EngineID)
-	} else {
-		m.twins[e.EngineID] = left
-	}
-	switch {
-	case m.byID[e.EngineID] != e:
-	case len(left) > 0:
-		m.byID[e.EngineID] = left[len(left)-1]
-	default:
-		delete(m.byID, e.EngineID)
 	}
 }
 

@@ -81,19 +81,38 @@ func (s *Store) announced(productID, userID string) *consul.KVTxnOp {
 // read, as the leader, and gives its place in the quota back. ErrConflict: the row
 // changed, or this replica does not lead.
 func (s *Store) RemoveUnreadable(ctx context.Context, u *Unreadable) error {
-	quota := s.quotaTurn(u.ProductID)
+	_, err := s.removeAlone(ctx, u.ProductID, u.Key, u.Index, s.announced(u.ProductID, u.UserID), s.led)
+	return err
+}
+
+// DropTwin removes a row that names another row's engine, as it was read, and gives its
+// place in the quota back; the index by engine_id is the other row's. ErrConflict: the
+// row changed.
+func (s *Store) DropTwin(ctx context.Context, e *Engine) error {
+	failed, err := s.removeAlone(ctx, e.ProductID, s.engineKey(e.ProductID, e.UserID), e.Index, s.changed(e), s.fenced)
+	if err == nil {
+		s.mirror.erased(e)
+	}
+	return s.sessionOr(failed, err)
+}
+
+// removeAlone deletes the key of a row, and frees its place in the quota. told is the
+// operation that tells the watchers, and by puts the condition on this replica before
+// the others.
+func (s *Store) removeAlone(ctx context.Context, productID, key string, index uint64, told *consul.KVTxnOp, by func(...*consul.KVTxnOp) (consul.KVTxnOps, error)) (failed []int, err error) {
+	quota := s.quotaTurn(productID)
 	defer quota.end()
 	for {
 		place, left, err := s.quotaPlace(ctx, quota)
 		if errors.Is(err, ErrNotFound) { // the product is gone, and its count with it
-			place, left, err = &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(u.ProductID)}, 0, nil
+			place, left, err = &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(productID)}, 0, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		ops, err := s.led(append(consul.KVTxnOps{place, s.announced(u.ProductID, u.UserID)}, deleteAt(u.Key, u.Index)...)...)
+		ops, err := by(append(consul.KVTxnOps{place, told}, deleteAt(key, index)...)...)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		const count, row = 1, 3 // positions in ops
 		results, failed, err := s.txn(ctx, ops)
@@ -101,7 +120,7 @@ func (s *Store) RemoveUnreadable(ctx context.Context, u *Unreadable) error {
 		if slices.Contains(failed, count) && !slices.Contains(failed, row) && ctx.Err() == nil {
 			continue // another replica changed the count
 		}
-		return err
+		return failed, err
 	}
 }
 
@@ -114,32 +133,4 @@ func (s *Store) DeleteUnreadable(ctx context.Context, u *Unreadable) error {
 	}
 	_, _, err = s.txn(ctx, ops)
 	return err
-}
-
-// DropTwin removes a row that names another row's engine, as it was read, and gives its
-// place in the quota back; the index by engine_id is the other row's. ErrConflict: the
-// row changed.
-func (s *Store) DropTwin(ctx context.Context, e *Engine) error {
-	quota := s.quotaTurn(e.ProductID)
-	defer quota.end()
-	for {
-		place, left, err := s.quotaPlace(ctx, quota)
-		if err != nil {
-			return err
-		}
-		ops, err := s.fenced(append(consul.KVTxnOps{place, s.changed(e)}, deleteAt(s.engineKey(e.ProductID, e.UserID), e.Index)...)...)
-		if err != nil {
-			return err
-		}
-		const count, row = 1, 3 // positions in ops
-		results, failed, err := s.txn(ctx, ops)
-		quota.wrote(left, results)
-		if slices.Contains(failed, count) && !slices.Contains(failed, row) && ctx.Err() == nil {
-			continue // another replica changed the count
-		}
-		if err == nil {
-			s.mirror.erased(e)
-		}
-		return s.sessionOr(failed, err)
-	}
 }
