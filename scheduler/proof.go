@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -11,6 +12,10 @@ import (
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
+
+// proofTime is how long an operation waits for a proof at least: a process that ends at
+// SIGTERM, and some time for the node to begin.
+const proofTime = 15 * time.Second
 
 // errUnproven: a container of the engine may run, and its node does not prove that
 // none does.
@@ -56,6 +61,9 @@ func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 		return err
 	}
 	until := o.drainUntil()
+	if later := time.Now().Add(proofTime); until.Before(later) { // the wait before it may have taken all
+		until = later
+	}
 	err := o.whileOwned(ctx, func(ctx context.Context) error {
 		limited, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
@@ -168,8 +176,13 @@ func (s *Scheduler) warnOfUnprovable(ctx context.Context) {
 	case <-s.cluster.Synced():
 	}
 	for _, n := range s.cluster.Nodes() {
-		if n.Drivers[string(jobs.Docker)] && !n.Drivers[string(jobs.RawExec)] {
+		if unprovable(&n) {
 			s.log.Warn("this node cannot prove that containers ended when its docker daemon dies or is restarted: turn the raw_exec driver of its Nomad agent on, and until then do not set live-restore there (docs/operations.md)", "node", n.Name)
 		}
 	}
+}
+
+// unprovable says whether a node runs containers and no scripts of the service.
+func unprovable(n *cluster.Node) bool {
+	return n.Drivers[string(jobs.Docker)] && !n.Drivers[string(jobs.RawExec)]
 }

@@ -225,6 +225,7 @@ func (o *operation) processGone(ctx context.Context) (gone, vanished bool) {
 			own = own || a.ID == o.row.AllocID
 			gone = gone && a.Terminal() && !o.s.nodeSilent(a.NodeID)
 		}
+		gone = gone && len(o.s.unprovenOf(state.Allocs)) == 0 // it may serve on with the old key
 		vanished = !own || o.row.Vanished != nil
 		return true, nil
 	})

@@ -57,7 +57,7 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 	if row.Vanished != nil {
 		return errVanished
 	}
-	if id := lastProcess(row); id != "" && kind != registry.OpProvision {
+	if id := lastProcess(row); id != "" && kind != registry.OpProvision && !slices.Contains(row.Unproven, id) {
 		for _, a := range allocs {
 			if a.ID == id {
 				return nil
@@ -89,7 +89,10 @@ func (o *operation) outlastVanished(ctx context.Context) error {
 	}
 	for {
 		err := o.whileOwned(ctx, o.vanishedGone)
-		if !errors.Is(err, errCountAnew) {
+		switch {
+		case err == nil && len(o.row.Unproven) > 0:
+			return o.save(ctx) // it is not waited for again
+		case !errors.Is(err, errCountAnew):
 			return err
 		}
 		if err := o.save(ctx); err != nil {
