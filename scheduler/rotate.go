@@ -66,14 +66,31 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		o.rotateWithoutProcess(reasonKeyUnconfirmed)
 		return nil
 	}
-	err := o.whileOwned(ctx, o.rotationProven)
-	if errors.Is(err, errVanished) {
-		if err = o.outlastVanished(ctx); err == nil {
-			o.rotateWithoutProcess(reasonCrashed)
-		}
+	var last []cluster.Alloc
+	err := o.whileOwned(ctx, func(ctx context.Context) (err error) {
+		last, err = o.rotationProven(ctx)
+		return err
+	})
+	ended := true
+	switch {
+	case errors.Is(err, errVanished):
+		err = o.outlastVanished(ctx)
+	case errors.Is(err, errEnded):
+		err = nil
+	default:
+		ended = false
+	}
+	if ended && err == nil {
+		err = o.prove(ctx, last) // it may serve on with the old key
+	}
+	if ended && err == nil {
+		o.rotateWithoutProcess(reasonCrashed)
 	}
 	return o.noteSilence(ctx, err)
 }
+
+// errEnded: Nomad knows that no process of the engine is left.
+var errEnded = errors.New("the engine's process ended")
 
 // rotateWithoutProcess ends the proof when no process that knows the old key is to go
 // on; the next one reads the new hash.
@@ -85,11 +102,12 @@ func (o *operation) rotateWithoutProcess(reason string) {
 }
 
 // rotationProven asks the engine again and again. After the caller was told that the
-// rotation is not confirmed it goes on, less often.
-func (o *operation) rotationProven(ctx context.Context) error {
+// rotation is not confirmed it goes on, less often. errEnded, errVanished: no process is
+// there to be asked; the allocations are what Nomad knows of it.
+func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 	keys, err := o.rotationKeys(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	until := o.row.Op.Deadline
 	if soonest := time.Now().Add(killGrace); o.answeredAlready() && until.Before(soonest) {
@@ -102,7 +120,7 @@ func (o *operation) rotationProven(ctx context.Context) error {
 		case said == "" && asked == nil:
 			o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 			o.row.LastHealthAt = time.Now().UTC()
-			return nil
+			return nil, nil
 		case asked != nil && !missed:
 			missed = true // it is being restarted
 			o.awaitStarted(ctx, before)
@@ -112,23 +130,22 @@ func (o *operation) rotationProven(ctx context.Context) error {
 			o.followAlloc()
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 		silent, told := o.s.nodeSilent(o.row.NodeID), o.answeredAlready()
 		if silent && (!told || o.row.State == registry.Running) {
-			return &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
+			return nil, &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
 		late := time.Now().After(until)
 		if !silent && (late || asked != nil && time.Since(looked) > askAgain) {
 			looked = time.Now()
-			switch gone, vanished := o.processGone(ctx); {
+			switch allocs, gone, vanished := o.processGone(ctx); {
 			case vanished:
-				return errVanished
+				return allocs, errVanished
 			case gone:
-				o.rotateWithoutProcess(reasonCrashed)
-				return nil
+				return allocs, errEnded
 			case late && !told:
-				return fail(RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
+				return nil, fail(RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
 			}
 			if late {
 				until = looked.Add(killGrace)
@@ -139,7 +156,7 @@ func (o *operation) rotationProven(ctx context.Context) error {
 			every = askAgain
 		}
 		if !pause(ctx, every) {
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -212,24 +229,24 @@ const proofEvery = 5 * time.Millisecond
 
 // processGone says whether Nomad knows that no process of the engine is left, or does
 // not know the process of the row.
-func (o *operation) processGone(ctx context.Context) (gone, vanished bool) {
+func (o *operation) processGone(ctx context.Context) (allocs []cluster.Alloc, gone, vanished bool) {
 	w := o.s.cluster.Watch(o.row.JobID())
 	defer w.Close()
 	if err := w.Refresh(ctx); err != nil {
-		return false, false
+		return nil, false, false
 	}
 	_ = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		allocs = state.Allocs
 		own := o.row.AllocID == ""
 		gone = len(state.Allocs) > 0
 		for _, a := range state.Allocs {
 			own = own || a.ID == o.row.AllocID
 			gone = gone && a.Terminal() && !o.s.nodeSilent(a.NodeID)
 		}
-		gone = gone && len(o.s.unprovenOf(state.Allocs)) == 0 // it may serve on with the old key
 		vanished = !own || o.row.Vanished != nil
 		return true, nil
 	})
-	return gone, vanished
+	return allocs, gone, vanished
 }
 
 // retireOldKey destroys the versions before the new one.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +23,7 @@ import (
 
 // anyTask is the process of some engine; nil: there is none.
 func (in *injector) anyTask() *devstack.Task {
-	tasks := in.rig.Tasks()
+	tasks := slices.DeleteFunc(in.rig.Tasks(), func(t devstack.Task) bool { return !strings.HasPrefix(t.JobID, jobPrefix) })
 	if len(tasks) == 0 {
 		return nil
 	}
@@ -64,7 +65,7 @@ func (in *injector) orphan() error {
 	if errors.Is(err, syscall.ESRCH) {
 		return nil
 	}
-	in.watch.crashing(strings.TrimPrefix(task.JobID, "engine-"))
+	in.watch.crashing(strings.TrimPrefix(task.JobID, jobPrefix))
 	return err
 }
 

@@ -191,7 +191,9 @@ func (w *watcher) always(s *snapshot) {
 func (w *watcher) doubled() {
 	of := map[string][]devstack.Task{}
 	for _, t := range w.rig.Tasks() {
-		of[t.JobID] = append(of[t.JobID], t)
+		if strings.HasPrefix(t.JobID, jobPrefix) { // else a script of the service
+			of[t.JobID] = append(of[t.JobID], t)
+		}
 	}
 	for job, tasks := range of {
 		if len(tasks) > 1 {

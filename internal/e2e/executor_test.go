@@ -14,7 +14,7 @@ import (
 func TestExecutorKilled(t *testing.T) {
 	t.Parallel()
 	stack := ownStack(t)
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=executor/", "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0"))
+	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=executor/", "ORCH_VOLUME_POOL=4", "ORCH_IDLE_TIMEOUT_S=0"))
 	s, ctx := openStores(t, stack), t.Context()
 	c := r.product(t, nil)
 	watchBrains(t, stack)
@@ -28,6 +28,16 @@ func TestExecutorKilled(t *testing.T) {
 				t.Errorf("it is stopped, and has %d processes", n)
 			}
 			eventually(t, time.Minute, "it is started", func() error { return second(c.Start(ctx, user)) })
+		},
+		"Rotate": func(t *testing.T, user string, e *client.Engine) {
+			key, err := c.RotateKey(ctx, user)
+			if err != nil {
+				t.Fatal(err)
+			}
+			runsAnew(t, c, user)
+			now := awaitEngine(t, c, user, "running", "", time.Minute)
+			keyIs(t, now, key, true)
+			keyIs(t, now, e.APIKey, false)
 		},
 		"Destroy": nil,
 	} {
