@@ -1,6 +1,10 @@
 package jobs
 
-import "github.com/hashicorp/nomad/api"
+import (
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+)
 
 // With raw_exec a process can outlive what Nomad knows of it: when its executor is
 // killed, Nomad starts the task again beside it. So an engine takes an exclusive lock on
@@ -21,10 +25,6 @@ fi
 exec "$@"`
 )
 
-// ExitBrainLocked is the exit code of a raw_exec engine that did not get its brain
-// (EX_TEMPFAIL of sysexits.h).
-const ExitBrainLocked = 75
-
 // executable is what a raw_exec task runs.
 func executable(task *api.Task) string {
 	command, _ := task.Config["command"].(string)
@@ -44,4 +44,10 @@ func argsOf(task *api.Task) []string {
 		args = append(args, s)
 	}
 	return args
+}
+
+// NotExecutable says whether the reason for the end of a raw_exec task is that the shell
+// did not find its executable, or could not run it (POSIX: exit codes 127 and 126).
+func NotExecutable(reason string) bool {
+	return strings.HasSuffix(reason, "Exit Code: 127") || strings.HasSuffix(reason, "Exit Code: 126")
 }

@@ -46,6 +46,7 @@ type Checks struct {
 	store    *Store
 	log      hclog.Logger
 	interval time.Duration // of an engine's check
+	every    time.Duration // listChecks; tests make it short
 
 	mu      sync.RWMutex
 	failing map[string]bool        // by allocation
@@ -63,7 +64,7 @@ type listedCheck struct {
 // NewChecks returns checks that know of nothing until Run has asked. interval is that
 // of an engine's check.
 func (s *Store) NewChecks(interval time.Duration, log hclog.Logger) *Checks {
-	return &Checks{store: s, interval: interval, log: log}
+	return &Checks{store: s, interval: interval, every: listChecks, log: log}
 }
 
 // Run keeps the checks up to date until ctx ends.
@@ -140,7 +141,7 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.listed, c.list = listed, began
-	return listChecks * time.Duration(1+len(checks)/listAtOnce), nil
+	return c.every * time.Duration(1+len(checks)/listAtOnce), nil
 }
 
 // Of is how the check of an engine that runs stands, and when that was known.

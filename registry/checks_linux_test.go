@@ -19,6 +19,7 @@ func TestStanding(t *testing.T) {
 	client := consulClient(t)
 	store := New(client, prefix(t))
 	c := store.NewChecks(0, hclog.NewNullLogger())
+	c.every = 100 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { c.Run(ctx) })

@@ -107,7 +107,7 @@ func (o *operation) find() (kind registry.OpKind, st step, next string, err erro
 	}
 	for _, st := range detours[kind] {
 		if st.name == o.row.Op.Step {
-			return kind, st, "", nil
+			return kind, st, after[st.name], nil
 		}
 	}
 	return kind, step{}, "", fail(Internal, "the operation stopped at a step that this version does not know")

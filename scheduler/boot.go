@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -225,6 +226,9 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 		a.Failure = "its process ended"
 	}
 	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reasonCrashed}
+	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
+		a.Image, failure.err = true, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
+	}
 	if a.Image {
 		failure.reason = reasonImage
 		return failure

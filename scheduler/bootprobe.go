@@ -22,9 +22,10 @@ const (
 	// are many: 2,000 in a second.
 	bootShare = 500 * time.Microsecond
 
-	// breachFor is how long an engine may answer against the contract before it is
-	// believed: a process that is on its way out may hold the port.
+	// breachFor and breaches are how long and how often an engine may answer against the
+	// contract before it is believed: a process that is on its way out may hold the port.
 	breachFor = 2 * time.Second
+	breaches  = 10
 
 	// finestProbe and coarsestProbe bound the time between two probes of a boot.
 	finestProbe   = 2 * time.Millisecond
@@ -83,7 +84,8 @@ func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, k
 		return ctx.Err()
 	}
 	answers, inFlight := make(chan error, maxProbes), 0
-	var since time.Time // when it broke the contract first, and nothing else since
+	var broke int       // how often it broke the contract,
+	var since time.Time // and when first
 	for {
 		if inFlight < maxProbes {
 			free, ok := b.take(ctx)
@@ -111,14 +113,14 @@ func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, k
 				return nil
 			}
 			var broken *breach
-			switch {
-			case !errors.As(err, &broken):
-				since = time.Time{}
-			case since.IsZero():
-				since = time.Now()
-			case time.Since(since) >= breachFor && by.runs(ctx):
-				overtake.Stop()
-				return broken
+			if errors.As(err, &broken) { // what is said else is of the moment
+				if broke++; broke == 1 {
+					since = time.Now()
+				}
+				if broke >= breaches && time.Since(since) >= breachFor && by.runs(ctx) {
+					overtake.Stop()
+					return broken
+				}
 			}
 		case <-overtake.C:
 		}

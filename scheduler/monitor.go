@@ -49,6 +49,7 @@ type monitor struct {
 
 	mu    sync.Mutex
 	cases map[string]*engineCase // by engine_id, of engines that are not as they should be
+	asked map[string]bool        // engine_ids to be looked at, whatever the view shows
 }
 
 // engineCase is the memory of looking at one engine.
@@ -61,7 +62,7 @@ type engineCase struct {
 func newMonitor(s *Scheduler) *monitor {
 	return &monitor{
 		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
-		mends: make(chan struct{}, menders), cases: map[string]*engineCase{},
+		mends: make(chan struct{}, menders), cases: map[string]*engineCase{}, asked: map[string]bool{},
 	}
 }
 
@@ -85,7 +86,7 @@ func (m *monitor) run(ctx context.Context) {
 			if len(m.looks) == lookers {
 				break // the others are still amiss at the next glance
 			}
-			if m.amiss(row) && m.take(row.EngineID, now) {
+			if (m.amiss(row) || m.isAsked(row.EngineID)) && m.take(row.EngineID, now) {
 				m.look(ctx, row)
 			}
 		}
@@ -134,13 +135,22 @@ func (m *monitor) take(engineID string, now time.Time) bool {
 		return false
 	}
 	c.busy = true
+	delete(m.asked, engineID)
 	return true
 }
 
-// hurry has an engine looked at with the next glance.
+func (m *monitor) isAsked(engineID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asked[engineID]
+}
+
+// hurry has an engine looked at with the next glance, whatever the view shows: it is a
+// hint, and somebody saw otherwise.
 func (m *monitor) hurry(engineID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.asked[engineID] = true
 	if c := m.cases[engineID]; c != nil && !c.busy {
 		delete(m.cases, engineID)
 	}
@@ -150,11 +160,12 @@ func (m *monitor) hurry(engineID string) {
 func (m *monitor) forget(rows []*registry.Engine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.cases) == 0 {
+	if len(m.cases) == 0 && len(m.asked) == 0 {
 		return
 	}
-	amiss := make(map[string]bool, len(m.cases))
+	amiss, there := make(map[string]bool, len(m.cases)), make(map[string]bool, len(rows))
 	for _, row := range rows {
+		there[row.EngineID] = true
 		if c := m.cases[row.EngineID]; c != nil && (row.Op != nil || m.amiss(row)) {
 			amiss[row.EngineID] = true
 		}
@@ -162,6 +173,11 @@ func (m *monitor) forget(rows []*registry.Engine) {
 	for id, c := range m.cases {
 		if !amiss[id] && !c.busy {
 			delete(m.cases, id)
+		}
+	}
+	for id := range m.asked {
+		if !there[id] {
+			delete(m.asked, id)
 		}
 	}
 }

@@ -27,6 +27,10 @@ var undoing map[registry.OpKind][]step
 // it or into undoing.
 var detours map[registry.OpKind][]step
 
+// after is where a detour leads that names no step itself; the others end their
+// operation.
+var after = map[string]string{stepAnotherPort: stepRegister}
+
 // The steps of an engine that sleeps frozen.
 const (
 	stepFreeze = "freeze"

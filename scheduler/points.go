@@ -35,7 +35,7 @@ const (
 
 // fencedSteps are those that verify that they may still act; a destroy's rest is
 // done to what nobody else will ever use.
-var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key", stepFreeze, stepThaw}
+var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key", stepFreeze, stepThaw, stepAnotherPort}
 
 func isFenced(kind registry.OpKind, step string) bool {
 	return slices.Contains(fencedSteps, step) && (kind != registry.OpDestroy || step == "scale-down")

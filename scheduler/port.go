@@ -53,6 +53,5 @@ func (o *operation) anotherPort(ctx context.Context) error {
 		return err
 	}
 	o.row.AllocID, o.row.URL = "", ""
-	o.row.Op.Step = stepRegister
-	return errDetour
+	return nil
 }

@@ -31,6 +31,7 @@ var wrong = map[string][]string{
 	"ORCH_ENGINE_CPU_MHZ":          {"0", "-1", "many", "1.5"},
 	"ORCH_ENGINE_MEMORY_MB":        {"9", "256MB"},
 	"ORCH_ENGINE_KEY_RELOAD":       {"reload"},
+	"ORCH_ENGINE_KEY_PROOF_PATH":   {"info", "//host/info", "/health", "/a b", "/x\n", "/health?x=1", "/./health"},
 	"ORCH_ENGINE_LOGS":             {"journald"},
 	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b"},
 	"ORCH_CATALOG_PATH":            {"relative/path"},

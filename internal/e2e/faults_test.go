@@ -162,6 +162,9 @@ var scenarios = map[string]scenario{
 	"start/thaw": {
 		from: registry.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"},
 	},
+	"provision/another-port": {from: registry.Running, act: anotherPort},
+	"start/another-port":     {from: registry.Running, act: anotherPort},
+	"restart/another-port":   {from: registry.Running, act: anotherPort},
 	"recover": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRecover, Step: "boot", From: registry.Failed}, registry.Provisioning)
 	}},
@@ -184,6 +187,17 @@ func injectKind(l *lane, point string) error {
 	return l.inject(registry.Op{Kind: kind, Step: scheduler.FirstStep(kind), From: registry.Running}, registry.Running)
 }
 
+// anotherPort begins the kind of operation that a point is of where the port of its
+// process was taken.
+func anotherPort(l *lane, point string) error {
+	kind := registry.OpKind(strings.Split(point, "/")[0])
+	state := registry.Provisioning
+	if kind == registry.OpRestart {
+		state = registry.Running
+	}
+	return l.inject(registry.Op{Kind: kind, Step: "another-port", From: registry.Running}, state)
+}
+
 // lanes sorts all points into lanes.
 func lanes(t *testing.T) map[string][]string {
 	sorted := map[string][]string{}
@@ -198,6 +212,8 @@ func lanes(t *testing.T) map[string][]string {
 				name += "/undo"
 			case strings.Contains(point, "/relocate/"):
 				name += "/relocate"
+			case strings.Contains(point, "/another-port/"):
+				name += "/another-port"
 			case strings.HasPrefix(point, "provision/volume/"):
 				name += "/volume"
 			case strings.Contains(point, "/freeze/"):

@@ -93,6 +93,7 @@ func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID 
 	group := job.TaskGroups[0]
 	group.Volumes["brain"].Source = name
 	group.Tasks[0].Env["SQLITE_DB_PATH"] = volume.HostPath + "/brain.sqlite"
+	group.Tasks[0].Config["args"].([]any)[2] = volume.HostPath // whose lock it takes
 	group.Tasks[0].Services[0].Name = name
 	_, _, err = s.nomad.Jobs().Register(job, nil)
 	must(err)
