@@ -39,7 +39,7 @@ func (p *prober) status(ctx context.Context, url, path, key string) (int, error)
 	if err != nil {
 		return 0, err
 	}
-	_ = resp.Body.Close()
+	done(resp)
 	return resp.StatusCode, nil
 }
 
@@ -63,6 +63,8 @@ func (p *prober) locked(ctx context.Context, url, path string) error {
 // that holds the port could pass for the engine; and one that lets everybody in is
 // never sent the key. *breach, errNotStarted.
 func (p *prober) usable(ctx context.Context, url string, by keyProof) error {
+	p, end := p.talk()
+	defer end()
 	if err := p.health(ctx, url); err != nil {
 		return err
 	}

@@ -21,16 +21,35 @@ const (
 
 // prober asks engines directly, without keys for their health and with keys for
 // the proof of a rotation.
-type prober struct{ client *http.Client }
+type prober struct {
+	client *http.Client
+	dialer *net.Dialer
+}
 
 func newProber(connect, timeout time.Duration) *prober {
 	dialer := &net.Dialer{Timeout: connect}
-	return &prober{client: &http.Client{
+	return &prober{dialer: dialer, client: &http.Client{
 		Timeout: timeout,
 		// An engine cannot send the service elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport:     &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true},
 	}}
+}
+
+// talk is a prober for several questions to one engine, one after the other: they go
+// over one connection if the engine keeps it, so that one process answers them all, and
+// the way to it is found once. end closes the connection.
+func (p *prober) talk() (one *prober, end func()) {
+	client, transport := *p.client, &http.Transport{DialContext: p.dialer.DialContext, MaxConnsPerHost: 1}
+	client.Transport = transport
+	return &prober{&client, p.dialer}, transport.CloseIdleConnections
+}
+
+// done reads what is left of an answer, within bounds: only then can its connection be
+// used again.
+func done(resp *http.Response) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxHealthBody))
+	_ = resp.Body.Close()
 }
 
 // health asks once and returns nil when the engine says that it can serve: 200
@@ -57,7 +76,7 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = resp.Body.Close() }()
+	defer done(resp)
 	if resp.StatusCode != http.StatusOK {
 		return false, fmt.Errorf("health answered %d", resp.StatusCode)
 	}

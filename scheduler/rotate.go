@@ -190,6 +190,8 @@ func (o *operation) rotationKeys(ctx context.Context) (*rotationKeys, error) {
 // is in what it does not, for the caller; "": in nothing. Neither key is sent to what
 // lets everybody in. The error: it did not answer.
 func (k *rotationKeys) ask(ctx context.Context, p *prober, url string) (said string, err error) {
+	p, end := p.talk()
+	defer end()
 	var broken *breach
 	if err := p.locked(ctx, url, k.path); errors.As(err, &broken) {
 		return broken.said, nil

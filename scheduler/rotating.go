@@ -77,7 +77,9 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 // or something else answers at its address.
 func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (string, error) {
 	path, err := s.proofPath(ctx, row)
-	if err != nil || row.URL == "" || s.probe.locked(ctx, row.URL, path) != nil {
+	probe, end := s.probe.talk()
+	defer end()
+	if err != nil || row.URL == "" || probe.locked(ctx, row.URL, path) != nil {
 		return "", err
 	}
 	for _, k := range []struct {
@@ -94,7 +96,7 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (stri
 		if err != nil {
 			return "", err
 		}
-		if code, err := s.probe.status(ctx, row.URL, path, secret.Key); err == nil && !refuses(code) {
+		if code, err := probe.status(ctx, row.URL, path, secret.Key); err == nil && !refuses(code) {
 			return secret.Key, nil
 		}
 	}
