@@ -28,7 +28,7 @@ type witnesses struct {
 }
 
 // witnessesOf reads what the stores say of an engine. f is what a list of all had
-// of it: volumes and processes are taken from there.
+// of it: which volumes to ask for, and the processes of a job that is still there.
 func (s *Scheduler) witnessesOf(ctx context.Context, f *found, row *registry.Engine) (*witnesses, error) {
 	w := &witnesses{id: f.id, deployment: s.guard.id(), row: row}
 	var err error
@@ -95,9 +95,10 @@ func (w *witnesses) user() (productID, userID string) {
 }
 
 // whole says whether there may be somebody's memory: a volume that something else
-// knows of, or a process.
+// knows of, or a process. The list of processes may be older than the end of the
+// engine: of a job that is gone since it says nothing.
 func (w *witnesses) whole() bool {
-	return len(w.volumes) > 0 && (len(w.keys) > 0 || w.variable != nil || w.job != nil) || w.live > 0
+	return len(w.volumes) > 0 && (len(w.keys) > 0 || w.variable != nil || w.job != nil) || w.live > 0 && w.job != nil
 }
 
 // nothing says whether there is nothing of the engine outside the registry.

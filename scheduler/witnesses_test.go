@@ -419,6 +419,7 @@ func TestJudgeLostQuarantines(t *testing.T) {
 		"WarmOfAUser":       {whole(func(w *witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
 		"Warm":              {whole(func(w *witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
 		"AnotherDeployment": {whole(func(w *witnesses) { w.keys[0].Owner = foreign }), ""},
+		"GoneSince":         {whole(func(w *witnesses) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
 		"VolumeAlone":       {whole(func(w *witnesses) { w.keys, w.job = nil, nil }), ""},
 		"KeyAlone":          {whole(func(w *witnesses) { w.volumes, w.job = nil, nil }), ActQuarantine}, // Nomad's servers may have lost their state, too
 		"KeyOfNobodyAlone":  {whole(func(w *witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
