@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"strings"
 	"sync"
@@ -46,10 +47,9 @@ type Mirror struct {
 	byID    map[string]*Engine            // by the engine_id
 	removed map[string]uint64             // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
-	shards  map[string]uint64 // the index of changes/<shard> that is listed
-	newest  uint64            // the highest index of changes/ that was seen; only follow uses it
-	anew    bool              // lists are the truth until all rows are listed, whatever their indexes
-	young   map[string]bool   // rows, by name, that came since a list of the truth was begun; nil: none is
+	seen    changes         // what was seen of changes/ last
+	anew    bool            // lists are the truth until all rows are listed, whatever their indexes
+	young   map[string]bool // rows, by name, that came or went since a list of the truth was begun; nil: none is
 	synced  chan struct{}
 	fresh   time.Time
 	// unreadable are the rows that cannot be read, by their names; twins those of which
@@ -62,7 +62,7 @@ type Mirror struct {
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
 		store: s, log: log, rows: map[string]map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
-		shards: map[string]uint64{}, synced: make(chan struct{}), unreadable: map[string]*Unreadable{}, twins: map[string][]*Engine{},
+		synced: make(chan struct{}), unreadable: map[string]*Unreadable{}, twins: map[string][]*Engine{},
 	}
 	s.mirror = m
 	return m
@@ -127,16 +127,15 @@ func (m *Mirror) below(part string) iter.Seq2[string, *Engine] {
 }
 
 // follow lists all rows and then what changes, until it is time to list all
-// again.
+// again. Only it changes what was seen.
 func (m *Mirror) follow(ctx context.Context) error {
-	changes, index, err := m.changes(ctx, 0)
+	now, err := m.changesSince(ctx, 0)
 	if err != nil {
 		return err
 	}
-	if index < m.newest { // it was restored while nobody followed
-		m.wentBack(ctx, index)
+	if _, _, older := now.olderThan(m.seen); older { // it was restored while nobody followed
+		m.wentBack(ctx, now)
 	}
-	m.newest = index
 	// In parts: each has a time limit of its own, and none takes much memory. A row
 	// that moves meanwhile is in a shard that has changed since.
 	for _, part := range mirrorParts {
@@ -145,22 +144,21 @@ func (m *Mirror) follow(ctx context.Context) error {
 		}
 	}
 	m.anew = false
-	m.listed(changes)
+	m.listed(now)
 	for due := time.Now().Add(mirrorRelist); time.Now().Before(due); {
-		now, next, err := m.changes(ctx, index)
+		now, err := m.changesSince(ctx, m.seen.index)
 		if err != nil {
 			return err
 		}
-		if next < index { // a restored Consul counts anew
-			m.wentBack(ctx, next)
+		if _, _, older := now.olderThan(m.seen); older {
+			m.wentBack(ctx, now)
 			return nil
 		}
-		if next != index && !gather(ctx) {
+		if now.index != m.seen.index && !gather(ctx) {
 			return ctx.Err()
 		}
-		index, m.newest = next, next
-		for shard, at := range now {
-			if m.shards[shard] == at {
+		for shard, at := range now.shards {
+			if m.seen.shards[shard] == at {
 				continue
 			}
 			if err := m.list(ctx, shard+"/", false); err != nil {
@@ -172,15 +170,57 @@ func (m *Mirror) follow(ctx context.Context) error {
 	return nil
 }
 
-// wentBack takes note of an index that is lower than the newest one: lists are the
+// changes is what Consul says of the keys below changes/.
+type changes struct {
+	shards map[string]uint64 // the index of each shard's last change
+	index  uint64            // the highest of all, or of what was removed
+}
+
+// olderThan says whether c is of before another answer: the index of all is lower, or that
+// of a shard is, which each change raises and nothing removes. A restored Consul goes on to
+// count from where it was: its first write hides the index of all, and never that of every
+// shard.
+func (c changes) olderThan(other changes) (was, is uint64, older bool) {
+	if c.index < other.index {
+		return other.index, c.index, true
+	}
+	for shard, at := range other.shards {
+		if c.shards[shard] < at {
+			return at, c.shards[shard], true
+		}
+	}
+	return 0, 0, false
+}
+
+// wentBack takes note of an answer that is older than what was seen: lists are the
 // truth now. A server that has just lost the lead may answer from before, too; a
 // registry that was restored says so by a consistent read.
-func (m *Mirror) wentBack(ctx context.Context, index uint64) {
+func (m *Mirror) wentBack(ctx context.Context, now changes) {
 	m.anew = true
-	if _, sure, err := m.changesAt(ctx, consistent(ctx)); err == nil && sure < m.newest {
-		m.store.noteBack("changes", m.newest, sure)
+	_ = m.Confirm(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen = now
+}
+
+var errWentBack = errors.New("registry: it went back in time")
+
+// Confirm asks Consul, by a consistent read, whether its registry is at least as new as
+// what was seen before. An error: it is older, of which WentBack tells then, or that is not
+// known.
+func (m *Mirror) Confirm(ctx context.Context) error {
+	m.mu.RLock()
+	seen := m.seen
+	m.mu.RUnlock()
+	now, err := m.changesAt(ctx, consistent(ctx))
+	if err != nil {
+		return err
 	}
-	m.newest = index
+	if was, is, older := now.olderThan(seen); older {
+		m.store.noteBack("changes", was, is)
+		return errWentBack
+	}
+	return nil
 }
 
 // gather waits for mirrorGather; false: ctx has ended.
@@ -195,11 +235,10 @@ func gather(ctx context.Context) bool {
 	}
 }
 
-// listed notes which state of the shards the rows are of. Only follow uses it.
-func (m *Mirror) listed(changes map[string]uint64) {
-	m.shards = changes
+// listed notes which state of the shards the rows are of.
+func (m *Mirror) listed(now changes) {
 	m.mu.Lock()
-	m.fresh = time.Now()
+	m.seen, m.fresh = now, time.Now()
 	m.mu.Unlock()
 	select {
 	case <-m.synced:
@@ -208,22 +247,22 @@ func (m *Mirror) listed(changes map[string]uint64) {
 	}
 }
 
-// changes is the index of every shard's last change; it blocks until one is
-// newer than index, or mirrorWait is over.
-func (m *Mirror) changes(ctx context.Context, index uint64) (map[string]uint64, uint64, error) {
+// changesSince blocks until a shard's last change is newer than index, or mirrorWait is
+// over.
+func (m *Mirror) changesSince(ctx context.Context, index uint64) (changes, error) {
 	return m.changesAt(ctx, &consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait})
 }
 
-func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (map[string]uint64, uint64, error) {
+func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (changes, error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
 	const below = "changes/"
-	changes := map[string]uint64{}
-	now, err := m.store.each(how.WithContext(ctx), below, func(v stored) error {
-		changes[v.key[len(m.store.prefix+below):]] = v.index
+	now, err := changes{shards: map[string]uint64{}}, error(nil)
+	now.index, err = m.store.each(how.WithContext(ctx), below, func(v stored) error {
+		now.shards[v.key[len(m.store.prefix+below):]] = v.index
 		return nil
 	})
-	return changes, now, err
+	return now, err
 }
 
 // list reads the rows below a part of engines/ and takes them over. What is not among
@@ -270,6 +309,9 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 			delete(m.unreadable, name)
 		}
 	}
+	if truth {
+		m.restored(told)
+	}
 	for name, e := range told {
 		if e != nil {
 			m.put(name, e)
@@ -288,6 +330,25 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 		}
 	}
 	return nil
+}
+
+// restored takes a list of the truth for what it is where it has older rows than this view,
+// or rows that this store removed before it was begun. The lock is held.
+func (m *Mirror) restored(told map[string]*Engine) {
+	for name, e := range told {
+		if e == nil || m.young[name] {
+			continue
+		}
+		was := m.removed[name]
+		if old := m.at(name); old != nil {
+			was = max(was, old.Index)
+		}
+		if e.Index < was || e.Index == m.removed[name] {
+			m.store.noteBack("a row", was, e.Index)
+			m.drop(name)
+			delete(m.removed, name)
+		}
+	}
 }
 
 // forget drops the rows below a part of engines/, and what is known of their
@@ -380,6 +441,9 @@ func (m *Mirror) erased(e *Engine) {
 	defer m.mu.Unlock()
 	name := rowName(e.ProductID, e.UserID)
 	m.removed[name] = e.Index
+	if m.young != nil {
+		m.young[name] = true
+	}
 	delete(m.unreadable, name)
 	m.drop(name)
 }

@@ -183,36 +183,56 @@ func TestMirrorListsOneShard(t *testing.T) {
 }
 
 // TestMirrorAfterRestore: a Consul that was restored from a snapshot has older rows
-// with lower indexes, and they are the truth.
+// with lower indexes, and they are the truth; also where a write after that is seen first,
+// by which the index of all goes up.
 func TestMirrorAfterRestore(t *testing.T) {
-	at := prefix(t)
-	r := join(t, at)
-	p := r.product(t, nil)
-	e := r.claim(t, p, "user")
-	m := mirrorOf(t, New(consulClient(t), at))
-	snapshot, _, err := r.client.Snapshot().Save(nil)
-	if err != nil {
-		t.Fatal(err)
+	for _, written := range []bool{false, true} {
+		t.Run(fmt.Sprintf("Written=%v", written), func(t *testing.T) {
+			at := prefix(t)
+			r := join(t, at)
+			p := r.product(t, nil)
+			e := r.claim(t, p, "user")
+			s := New(consulClient(t), at)
+			m := mirrorOf(t, s)
+			snapshot, _, err := r.client.Snapshot().Save(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = snapshot.Close() }()
+			e.State = Running
+			if err := r.Update(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+			later := r.claim(t, p, "later")
+			eventually(t, "the view has both", func() error {
+				if row := m.ByID(e.EngineID); row == nil || row.State != Running || m.ByID(later.EngineID) == nil {
+					return errors.New("not yet")
+				}
+				return nil
+			})
+			if err := m.Confirm(t.Context()); err != nil || s.WentBack() != "" {
+				t.Errorf("before the restore: %v", err)
+			}
+			if err := r.client.Snapshot().Restore(nil, snapshot); err != nil {
+				t.Fatal(err)
+			}
+			if written {
+				if _, err := r.client.KV().Put(&consul.KVPair{Key: at + "changes/" + shard(p.ProductID, "another")}, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "the view is as it was", func() error {
+				if row := m.ByID(e.EngineID); row == nil || row.State != Provisioning || m.ByID(later.EngineID) != nil {
+					return fmt.Errorf("the row is %+v", row)
+				}
+				return nil
+			})
+			if s.WentBack() == "" {
+				t.Error("nothing tells of it")
+			}
+			if err := m.Confirm(t.Context()); err != nil {
+				t.Errorf("known by now: %v", err)
+			}
+		})
 	}
-	defer func() { _ = snapshot.Close() }()
-	e.State = Running
-	if err := r.Update(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
-	later := r.claim(t, p, "later")
-	eventually(t, "the view has both", func() error {
-		if row := m.ByID(e.EngineID); row == nil || row.State != Running || m.ByID(later.EngineID) == nil {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-	if err := r.client.Snapshot().Restore(nil, snapshot); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the view is as it was", func() error {
-		if row := m.ByID(e.EngineID); row == nil || row.State != Provisioning || m.ByID(later.EngineID) != nil {
-			return fmt.Errorf("the row is %+v", row)
-		}
-		return nil
-	})
 }
