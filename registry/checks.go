@@ -164,6 +164,12 @@ func (c *Checks) Of(e *Engine) (Standing, time.Time) {
 	return Absent, time.Time{}
 }
 
+// Passes says whether the check of an allocation passes.
+func (c *Checks) Passes(allocID string) bool {
+	standing, _ := c.Of(&Engine{AllocID: allocID})
+	return standing == Passing
+}
+
 // AgentDead says whether Consul's agent on the node of an engine does not answer, so
 // that nobody runs the engine's check.
 func (c *Checks) AgentDead(e *Engine) bool {

@@ -24,7 +24,7 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 	s := r.s
 	switch a.Act {
 	case ActScaleToZero:
-		return s.scaleAgain(ctx, a.row)
+		return s.scaleAgain(ctx, a)
 	case ActFail:
 		return s.failInterrupted(ctx, a.row)
 	case ActDestroy:
@@ -92,8 +92,12 @@ func movedOn(err error) error {
 
 // scaleAgain ends the process of an engine that is stopped or sleeping, by the
 // operation that should have done so, or what is left of a paused one.
-func (s *Scheduler) scaleAgain(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) scaleAgain(ctx context.Context, a *Action) error {
+	row := a.row
 	if row.Frozen != nil {
+		if processless(a.found.job) == "" && !s.probe.keepsAnswering(ctx, row.Frozen.URL) {
+			return nil // its check has not noticed yet that it was frozen
+		}
 		return s.settleFrozen(ctx, row)
 	}
 	runs, err := s.asksForProcess(ctx, row.JobID())

@@ -237,7 +237,7 @@ func (s *Scheduler) goOn(ctx context.Context, row *registry.Engine) {
 }
 
 // settleFrozen ends what there is of a paused engine whose process is gone, was
-// started anew, or is being ended by somebody else: it sleeps without one.
+// started anew or let go on, or is being ended by somebody else: it sleeps without one.
 func (s *Scheduler) settleFrozen(ctx context.Context, row *registry.Engine) error {
 	s.log.Warn("a paused engine's process is not the one that was frozen; it sleeps on without", "engine_id", row.EngineID, "product_id", row.ProductID)
 	return s.proposeAndWait(ctx, row, registry.OpSleep, audit.ActionSleep, "nomad")

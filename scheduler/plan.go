@@ -226,6 +226,8 @@ func (p *planner) planRow(row *registry.Engine) {
 		case row.Frozen != nil:
 			if lost := processless(f.job); lost != "" && !p.silent[row.NodeID] {
 				act(ActScaleToZero, "it is paused and %s", lost)
+			} else if p.awake[row.EngineID] {
+				act(ActScaleToZero, "it is paused and its check passes")
 			}
 		case f.job == nil:
 		case f.job.Count > 0:

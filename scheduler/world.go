@@ -30,6 +30,7 @@ type world struct {
 	variables []*cluster.VariableInfo
 	keys      []string        // engine_ids
 	silent    map[string]bool // nodes that the servers do not hear from, of those above
+	awake     map[string]bool // engine_ids of paused engines whose check passes
 
 	// What the registry says: the pool before the rows before the graves, as an
 	// engine_id passes through them.
@@ -270,7 +271,7 @@ func (s *Scheduler) readIndexes(ctx context.Context, w *world) error {
 func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace cluster.Pace) *world {
 	w := &world{
 		now: time.Now().UTC(), deployment: s.opts.Job.Deployment, deploymentID: s.guard.id(), grace: s.opts.OrphanGrace,
-		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{}, quarantined: map[string]bool{}, owners: map[string]*secrets.EngineKey{},
+		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{}, awake: map[string]bool{}, quarantined: map[string]bool{}, owners: map[string]*secrets.EngineKey{},
 	}
 	if record := s.guard.current(); record != nil {
 		w.keysLost = record.KeysLost != nil
@@ -305,6 +306,11 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace 
 	s.lookForLost(ctx, w, pace)
 	for _, q := range w.quarantine {
 		w.quarantined[q.EngineID] = true
+	}
+	for _, row := range w.rows {
+		if row.Frozen != nil && s.health.Passes(row.Frozen.AllocID) {
+			w.awake[row.EngineID] = true
+		}
 	}
 	for _, v := range w.volumes {
 		w.silent[v.NodeID] = s.nodeSilent(v.NodeID)

@@ -316,6 +316,11 @@ func TestPauseLost(t *testing.T) {
 				p.t.Fatal(err)
 			}
 		},
+		"WokenByHand": func(p *pausable) {
+			if out, err := exec.Command("docker", "kill", "-s", "CONT", inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
+				p.t.Fatalf("%v: %s", err, out)
+			}
+		},
 		"JobPurged": func(p *pausable) {
 			if _, _, err := p.s.nomad.Jobs().Deregister("engine-"+p.e.EngineID, true, nil); err != nil {
 				p.t.Fatal(err)
@@ -378,10 +383,12 @@ func TestPauseFallsBack(t *testing.T) {
 		t.Parallel()
 		const prefix = "pause-supervised/"
 		p := newPausable(t, pauseService(t, prefix, nil), prefix, supervisedImage(t))
-		eventually(t, fallsAsleep, "the idle engine sleeps", func() error { return state(t, p.Client, "u", "sleeping") })
-		if row := p.row(); row.Frozen != nil {
-			t.Errorf("its row says %+v", row.Frozen)
-		}
+		eventually(t, fallsAsleep, "the idle engine sleeps without a process", func() error {
+			if row := p.row(); row.State != registry.Sleeping || row.Frozen != nil {
+				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow answer is taken for none at first
+			}
+			return nil
+		})
 		if count, running := p.s.processes(p.e.EngineID); count != 0 || running != 0 {
 			t.Errorf("asleep with count %d and %d allocations that run", count, running)
 		}
