@@ -47,14 +47,14 @@ type guard struct {
 	failed   error                // why the last look came to nothing
 	mount    bool                 // the keys in Vault are surely this deployment's
 	changed  chan struct{}        // closed when any of it changes
+	term     bool                 // this replica leads, and has raised the epoch
+	back     string               // what shows that Consul went back; "": nothing
 
 	wake chan struct{} // something speaks against the registry
 
 	// Only run uses these.
-	term     bool      // this replica leads, and has raised the epoch
 	witness  time.Time // when Vault's record was last read
 	began    time.Time // when the epoch was raised last
-	back     string    // what shows that Consul went back; "": nothing
 	nonce    string    // of a challenge of ours
 	deadline time.Time
 }
@@ -129,19 +129,29 @@ func (g *guard) look(ctx context.Context) error {
 		return registry.ErrNoSession
 	}
 	if why := g.s.store.WentBack(); why != "" {
-		g.distrust(why)
-		g.back = why
+		g.wentBack(why)
 	}
 	record, err := g.s.store.Deployment(ctx)
+	if before := g.current(); err == nil && before != nil && record.Index < before.Index {
+		// Perhaps it was written while it was read.
+		if record, err = g.s.store.Deployment(ctx); err == nil && 0 < record.Index && record.Index < before.Index {
+			g.wentBack(olderRecord)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	g.take(record)
-	if g.back != "" {
-		if err := g.startRecovery(ctx, g.back, true); err != nil {
+	g.mu.Lock()
+	back := g.back
+	g.mu.Unlock()
+	if back != "" {
+		if err := g.startRecovery(ctx, back, true); err != nil {
 			return err
 		}
+		g.mu.Lock()
 		g.back = ""
+		g.mu.Unlock()
 	}
 	if err := g.compare(ctx); err != nil {
 		return err
@@ -161,16 +171,47 @@ func (g *guard) take(record *registry.Deployment) {
 	switch {
 	case before == nil || before.Index == 0:
 	case record.Index == 0:
-		g.term = false
+		g.endTerm()
 		g.distrust("the deployment's record is gone from Consul")
 	case record.Epoch < before.Epoch || record.Registry != before.Registry:
-		g.term = false
-		g.distrust("the deployment's record in Consul is an older one")
-		g.back = "the deployment's record in Consul is an older one"
+		g.wentBack(olderRecord)
 	}
 	g.mu.Lock()
 	g.publish()
 	g.mu.Unlock()
+}
+
+const olderRecord = "the deployment's record in Consul is an older one"
+
+// wentBack notes what shows that Consul went back.
+func (g *guard) wentBack(why string) {
+	g.mu.Lock()
+	g.term, g.back = false, why
+	g.mu.Unlock()
+	g.distrust(why)
+}
+
+// endTerm has this replica begin its term as the leader once more.
+func (g *guard) endTerm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.term = false
+}
+
+// forward says whether the registry is known to be whole and has surely not gone back by
+// now: for what acts by itself on what it has just read.
+func (g *guard) forward(ctx context.Context) bool {
+	before := g.current()
+	if !g.ok() || g.s.mirror.Confirm(ctx) != nil {
+		g.poke()
+		return false
+	}
+	record, err := g.s.store.Deployment(ctx)
+	if err != nil || record.Index < before.Index {
+		g.poke()
+		return false
+	}
+	return g.ok()
 }
 
 // distrust says that the registry may have gone back: nothing is handed out until
@@ -289,8 +330,11 @@ func (g *guard) again(ctx context.Context) error {
 // want this deployment's keys, and begins the term of a new leader.
 func (g *guard) compare(ctx context.Context) error {
 	leads := g.s.replica.Leader()
+	g.mu.Lock()
 	g.term = g.term && leads
-	if (g.term || !leads) && time.Since(g.witness) < witnessEvery {
+	term := g.term
+	g.mu.Unlock()
+	if (term || !leads) && time.Since(g.witness) < witnessEvery {
 		return nil
 	}
 	there, err := g.s.vault.Deployment(ctx)
@@ -311,7 +355,7 @@ func (g *guard) compare(ctx context.Context) error {
 	verdict := compare(here, there, g.where())
 	// Whoever comes first begins a new deployment: beside a leader of a version that
 	// knew none, too.
-	if !leads && verdict != lineageNew || g.term && time.Since(g.began) < epochEvery && verdict == lineageSame {
+	if !leads && verdict != lineageNew || term && time.Since(g.began) < epochEvery && verdict == lineageSame {
 		g.witness = time.Now()
 	} else if err := g.begin(ctx, here, there); err != nil {
 		return err
@@ -372,7 +416,10 @@ func (g *guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 	if err := g.raise(ctx, next, there, leads); err != nil {
 		return err
 	}
-	g.term, g.witness, g.began, g.nonce = leads, time.Now(), time.Now(), ""
+	g.witness, g.began, g.nonce = time.Now(), time.Now(), ""
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.term = leads
 	return nil
 }
 

@@ -100,15 +100,15 @@ func (r *reconciler) run(ctx context.Context) {
 			due = time.Time{}
 			continue
 		}
-		pace, whole := cluster.Pace(r.nudged()), r.s.guard.ok()
-		if asked || !whole || due.IsZero() { // nobody knows yet what the leader before left undone
+		pace := cluster.Pace(r.nudged())
+		if asked || due.IsZero() || !r.s.guard.ok() { // nobody knows yet what the leader before left undone
 			pace = cluster.Hasty
 		} else if time.Now().Before(due) {
 			continue
 		}
-		r.pass(WithRequestID(ctx, newID()), pace)
+		acted := r.pass(WithRequestID(ctx, newID()), pace)
 		due = time.Now().Add(r.s.opts.ReconcileInterval)
-		if !whole || !r.s.guard.ok() { // a recovery acts on nothing else
+		if !acted || !r.s.guard.ok() {
 			due = time.Time{} // at the next tick
 		}
 	}
@@ -131,21 +131,22 @@ func (r *reconciler) listen(ctx context.Context) {
 	}
 }
 
-// pass looks at the world once and acts on it.
-func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
+// pass looks at the world once and acts on it. false: it did not, for the registry is not
+// known to be whole; a recovery acts on nothing else.
+func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 	began := time.Now()
 	if !r.s.guard.ok() {
 		if err := r.recoverRegistry(ctx); err != nil && ctx.Err() == nil {
 			r.s.log.Warn("the registry is not rebuilt yet; trying again", "error", err)
 		}
-		return
+		return false
 	}
 	r.mu.Lock()
 	before := r.suspects
 	r.mu.Unlock()
 	w := r.s.look(ctx, before, pace)
-	if ctx.Err() != nil {
-		return
+	if !r.s.guard.forward(ctx) {
+		return false
 	}
 	r.s.pool.suspect(w.withoutVolume())
 	r.s.announce(ctx, w)
@@ -161,6 +162,7 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) {
 	}
 	_ = group.Wait() // each error is kept with its act
 	r.s.log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
+	return true
 }
 
 // remember keeps what the next pass needs of this one, and tells what only an

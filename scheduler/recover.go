@@ -79,6 +79,9 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 		clear(strays)
 		return nil
 	}
+	if !s.guard.forward(ctx) { // else an operation of then might be begun once more
+		return nil
+	}
 	// Rows before replicas: an owner has its key before it writes a row.
 	replicas, err := s.store.Replicas(ctx)
 	if err != nil {

@@ -316,6 +316,43 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	}
 }
 
+// A pass that reads a registry which was restored a moment ago acts on none of it: it
+// would end the process of an engine that was started since.
+func TestRestoredUnderAPass(t *testing.T) {
+	t.Parallel()
+	p, ctx := newPast(t, map[string]string{"ORCH_RECONCILE_INTERVAL_S": "60"}), t.Context()
+	o := p.provision(p.tenant("one", nil), "one", "u")
+	for i := range 3 {
+		if _, err := o.c.Stop(ctx, "u"); err != nil {
+			t.Fatal(err)
+		}
+		backup := p.snapshot()
+		if _, err := o.c.Start(ctx, "u"); err != nil {
+			t.Fatal(err)
+		}
+		restored := time.Now()
+		p.restore(backup, false)
+		if err := p.r.admin().Reconcile(ctx); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 90*time.Second, "the registry is rebuilt", func() error {
+			st, err := p.r.admin().Registry(ctx)
+			if err == nil && (st.LastRecovery == nil || st.LastRecovery.EndedAt.Before(restored)) {
+				err = fmt.Errorf("%+v", st.LastRecovery)
+			}
+			return err
+		})
+		p.whole()
+		e, err := o.c.Engine(ctx, "u")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := export(t, e, e.APIKey); len(m.Runs) != i+2 {
+			t.Fatalf("it ran %d times, want %d", len(m.Runs), i+2)
+		}
+	}
+}
+
 // A registry that is lost as a whole is rebuilt: products with their keys, engines
 // with theirs, stopped ones stopped.
 func TestRegistryLost(t *testing.T) {
