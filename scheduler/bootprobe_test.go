@@ -23,7 +23,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			says(200, `{"status":"ok"}`)(w, r)
 		})
-		if newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(t.Context(), url, proves(testKey), nil) != nil {
+		if newBootProber(newProber(time.Second)).awaitUsable(t.Context(), url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
@@ -43,7 +43,7 @@ func TestAwaitUsable(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		if newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) != nil {
+		if newBootProber(newProber(time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 	})
@@ -64,7 +64,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			pause(ctx, 3*overtakeAfter) // time for one too many
 		}()
-		if newBootProber(newProber(connectTimeout, time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if newBootProber(newProber(time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
@@ -80,7 +80,7 @@ func TestAwaitUsable(t *testing.T) {
 		_ = l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if newBootProber(newProber(connectTimeout, time.Second)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if newBootProber(newProber(time.Second)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 	})
@@ -191,7 +191,7 @@ func TestFirstProbeIsTimed(t *testing.T) {
 		asked.Add(1)
 		says(200, `{"status":"ok"}`)(w, r)
 	})
-	b, kind := newBootProber(newProber(connectTimeout, time.Second)), bootKind{image: "image"}
+	b, kind := newBootProber(newProber(time.Second)), bootKind{image: "image"}
 	if b.awaitUsable(t.Context(), url, proves(testKey), &kind) != nil || b.times.expected(kind) == 0 {
 		t.Fatal("nothing was learnt")
 	}
@@ -217,7 +217,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 		}
 	})
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
-	b := newBootProber(newProber(time.Second, time.Minute))
+	b := newBootProber(newProber(time.Minute))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {

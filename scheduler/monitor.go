@@ -61,7 +61,7 @@ type engineCase struct {
 
 func newMonitor(s *Scheduler) *monitor {
 	return &monitor{
-		s: s, probe: newProber(s.opts.ProbeTimeout, s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
+		s: s, probe: newProber(s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
 		mends: make(chan struct{}, menders), cases: map[string]*engineCase{}, asked: map[string]bool{},
 	}
 }

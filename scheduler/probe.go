@@ -11,23 +11,19 @@ import (
 	"time"
 )
 
-const (
-	// connectTimeout: a port that does not take a connection in this time is
-	// not up yet (DESIGN section 4).
-	connectTimeout = 50 * time.Millisecond
-	// maxHealthBody bounds what is read of an engine's answer.
-	maxHealthBody = 64 << 10
-)
+// maxHealthBody bounds what is read of an engine's answer.
+const maxHealthBody = 64 << 10
 
 // prober asks engines directly, without keys for their health and with keys for
 // the proof of a rotation.
 type prober struct {
 	client *http.Client
-	dialer *net.Dialer
+	dialer *hedged
 }
 
-func newProber(connect, timeout time.Duration) *prober {
-	dialer := &net.Dialer{Timeout: connect}
+// newProber returns a prober whose questions are each answered within timeout, or not.
+func newProber(timeout time.Duration) *prober {
+	dialer := &hedged{dial: new(net.Dialer).DialContext, within: timeout}
 	return &prober{dialer: dialer, client: &http.Client{
 		Timeout: timeout,
 		// An engine cannot send the service elsewhere.

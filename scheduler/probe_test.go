@@ -44,7 +44,7 @@ func says(status int, body string) http.HandlerFunc {
 }
 
 func TestHealth(t *testing.T) {
-	p := newProber(connectTimeout, time.Second)
+	p := newProber(time.Second)
 	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
 	for _, c := range []struct {
 		name   string
@@ -71,7 +71,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
-	p := newProber(connectTimeout, time.Second)
+	p := newProber(time.Second)
 	for body, want := range map[string]bool{
 		`{"status":"ok","busy":true}`: true, `{"status":"ok","busy":false}`: false, `{"status":"ok"}`: false, `{"status":"ok","busy":"yes"}`: false,
 	} {
@@ -129,7 +129,7 @@ func answers(t *testing.T, by func(key string) int) (url string, got func() []st
 // Three answers prove an engine, in their order; what lets everybody in, and what
 // Nomad has not started, is not sent the key.
 func TestUsable(t *testing.T) {
-	p := newProber(connectTimeout, time.Second)
+	p := newProber(time.Second)
 	by := func(none, wrong, right int) func(string) int {
 		return func(key string) int {
 			switch key {
@@ -183,7 +183,7 @@ func TestUsable(t *testing.T) {
 // started never.
 func TestBreachIsBelieved(t *testing.T) {
 	url, _ := answers(t, func(string) int { return 404 })
-	b := newBootProber(newProber(connectTimeout, time.Second))
+	b := newBootProber(newProber(time.Second))
 	var broken *breach
 	began := time.Now()
 	if err := b.awaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {

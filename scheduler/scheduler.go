@@ -109,7 +109,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
-		probe:   newProber(connectTimeout, opts.ProbeTimeout),
+		probe:   newProber(opts.ProbeTimeout),
 		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
 	}
 	s.guard = newGuard(s)

@@ -21,8 +21,10 @@ const (
 	warmLull = 250 * time.Millisecond
 	// warmMakers is how many warm engines are made, or removed, at a time.
 	warmMakers = 4
-	// warmProbe bounds the last look at a warm engine before it is handed out.
-	warmProbe = 250 * time.Millisecond
+	// warmProbe bounds the last look at warm engines before one is handed out. Where none
+	// answers, warmPatience bounds a second one: on a machine that stalls for a moment a
+	// boot would take longer.
+	warmProbe, warmPatience = 250 * time.Millisecond, time.Second
 	// warmLabels is how many jobs of claimed engines are labelled at a time.
 	warmLabels = 2
 	// labelEvery is how often jobs that still say "warm" are looked for.
@@ -120,18 +122,37 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*regist
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, warmProbe)
-	defer cancel()
-	for _, row := range shuffled(usable) {
-		if row.EnvVersion < keys || !p.reserve(row) {
+	usable = slices.DeleteFunc(usable, func(row *registry.Engine) bool { return row.EnvVersion < keys })
+	for _, within := range []time.Duration{warmProbe, warmPatience} {
+		if row := p.answers(ctx, usable, within); row != nil {
+			return row, nil
+		}
+	}
+	return nil, nil
+}
+
+// answers reserves one of some warm engines that says within a time that it can serve;
+// nil: none does. Each but the last is asked for half of the time that is left, so that one
+// that hangs hides no other.
+func (p *warmPool) answers(ctx context.Context, rows []*registry.Engine, within time.Duration) *registry.Engine {
+	until := time.Now().Add(within)
+	for i, row := range shuffled(rows) {
+		left := time.Until(until)
+		if i+1 < len(rows) {
+			left /= 2
+		}
+		if left <= 0 || !p.reserve(row) {
 			continue
 		}
-		if p.s.probe.health(ctx, row.URL) == nil {
-			return row, nil
+		ctx, cancel := context.WithTimeout(ctx, left)
+		err := p.s.probe.health(ctx, row.URL)
+		cancel()
+		if err == nil {
+			return row
 		}
 		p.release(row)
 	}
-	return nil, nil
+	return nil
 }
 
 // reserve keeps a warm engine from being claimed or removed elsewhere in this
