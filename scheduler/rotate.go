@@ -114,8 +114,12 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 		until = soonest
 	}
 	before, missed, looked := o.startsSeen(ctx), false, time.Now()
+	heard, at := "", time.Time{} // what it answered last, and when
 	for {
 		said, asked := keys.ask(ctx, o.s.probe, o.row.URL)
+		if asked == nil {
+			heard, at = said, time.Now()
+		}
 		switch {
 		case said == "" && asked == nil:
 			o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
@@ -126,7 +130,9 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 			o.awaitStarted(ctx, before)
 			continue
 		case asked != nil:
-			said = "it does not answer"
+			if said = heard; time.Since(at) > askAgain { // else it is slow for a moment
+				said = "it does not answer"
+			}
 			o.followAlloc()
 		}
 		if ctx.Err() != nil {

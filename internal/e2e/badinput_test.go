@@ -75,7 +75,7 @@ func TestBadInput(t *testing.T) {
 		now := s.versions(prefix)
 		// What goes on by itself, whatever is asked.
 		maps.DeleteFunc(now, func(key string, _ uint64) bool {
-			return key == prefix+"leader" || strings.HasPrefix(key, prefix+"activity/")
+			return key == prefix+"leader" || key == prefix+"deployment" || strings.HasPrefix(key, prefix+"activity/")
 		})
 		return fmt.Sprint(len(rows), now)
 	}
