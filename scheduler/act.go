@@ -95,7 +95,7 @@ func movedOn(err error) error {
 func (s *Scheduler) scaleAgain(ctx context.Context, a *Action) error {
 	row := a.row
 	if row.Frozen != nil {
-		if processless(a.found.job) == "" && !s.probe.keepsAnswering(ctx, row.Frozen.URL) {
+		if processless(a.found.job) == "" && !s.probe.keepsAnswering(ctx, row.Frozen.URL, slowAnswer) {
 			return nil // its check has not noticed yet that it was frozen
 		}
 		return s.settleFrozen(ctx, row)

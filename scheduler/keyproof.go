@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -44,18 +47,20 @@ func (p *prober) status(ctx context.Context, url, path, key string) (int, error)
 }
 
 // locked asks without a key and with one that nobody has, and returns nil when both
-// are refused. *breach.
+// are refused; side by side where p may have more than one connection. *breach.
 func (p *prober) locked(ctx context.Context, url, path string) error {
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(p.connections)
 	for _, c := range []struct{ key, with string }{{"", "without a key"}, {secrets.NewEngineKey(), "with a wrong key"}} {
-		code, err := p.status(ctx, url, path, c.key)
-		if err != nil {
+		work.Go(func() error {
+			code, err := p.status(ctx, url, path, c.key)
+			if err == nil && !refuses(code) {
+				err = &breach{fmt.Sprintf("GET %s answers %d %s, and must answer 401 or 403", path, code, c.with)}
+			}
 			return err
-		}
-		if !refuses(code) {
-			return &breach{fmt.Sprintf("GET %s answers %d %s, and must answer 401 or 403", path, code, c.with)}
-		}
+		})
 	}
-	return nil
+	return work.Wait()
 }
 
 // usable asks once and returns nil when the engine says that it can serve, locks out
@@ -63,20 +68,42 @@ func (p *prober) locked(ctx context.Context, url, path string) error {
 // that holds the port could pass for the engine; and one that lets everybody in is
 // never sent the key. *breach, errNotStarted.
 func (p *prober) usable(ctx context.Context, url string, by keyProof) error {
-	p, end := p.talk()
+	one, end := p.talk()
 	defer end()
-	if err := p.health(ctx, url); err != nil {
-		return err
-	}
-	if err := p.locked(ctx, url, by.path); err != nil || by.key == "" {
+	if err := p.servesLocked(ctx, one, url, by.path); err != nil || by.key == "" {
 		return err
 	}
 	if !by.runs(ctx) {
 		return errNotStarted
 	}
-	code, err := p.status(ctx, url, by.path, by.key)
+	code, err := one.status(ctx, url, by.path, by.key)
 	if err == nil && refuses(code) {
 		err = &breach{fmt.Sprintf("GET %s answers %d with the engine's own key, and must answer anything but 401 or 403", by.path, code)}
+	}
+	return err
+}
+
+// servesLocked asks over one connection whether an engine can serve and locks out who has
+// not its key. One that is far is asked both at a time: each question takes a round trip.
+func (p *prober) servesLocked(ctx context.Context, one *prober, url, path string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	locked, near := make(chan error, 1), false
+	far := time.AfterFunc(hedgeAfter, func() { locked <- p.locked(ctx, url, path) })
+	err := one.health(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { near = far.Stop() },
+	}), url)
+	if near || far.Stop() {
+		if err == nil {
+			err = one.locked(ctx, url, path)
+		}
+		return err
+	}
+	if err != nil {
+		cancel()
+	}
+	if lerr := <-locked; err == nil {
+		err = lerr
 	}
 	return err
 }

@@ -21,11 +21,13 @@ const (
 	// actsWithin is how old the proof may be that an operation is still this
 	// replica's, when it sends a signal: nothing guards a signal but that.
 	actsWithin = time.Second
-	// An engine that still answers this many times, each within stillAnswers, does
-	// not freeze: its first process is not the one that serves. The first answer
-	// may have been on its way.
+	// An engine that still answers this many times, each within stillAnswers and
+	// three times what an answer took before, does not freeze: its first process is not
+	// the one that serves. The first answer may have been on its way.
 	stillAnswers = 250 * time.Millisecond
 	answersToo   = 3
+	// slowAnswer is the slowest answer that is waited for so long.
+	slowAnswer = 500 * time.Millisecond
 	// thawTimeout is how long a process may take to answer when it goes on, its
 	// memory paged in again; after that the engine is started anew.
 	thawTimeout = 5 * time.Second
@@ -65,13 +67,16 @@ func (o *operation) freeze(ctx context.Context) error {
 }
 
 func (o *operation) tryFreeze(ctx context.Context) error {
+	began := time.Now()
+	_ = o.s.probe.health(ctx, o.row.Frozen.URL)
+	within := stillAnswers + 3*min(time.Since(began), slowAnswer)
 	if err := o.fenceNow(ctx); err != nil {
 		return err
 	}
 	o.paused = true
 	// Not cut short by a destroy: its SIGCONT must not overtake this one.
 	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.row.Frozen.AllocID, sigStop)
-	if refused == nil && o.s.probe.keepsAnswering(ctx, o.row.Frozen.URL) {
+	if refused == nil && o.s.probe.keepsAnswering(ctx, o.row.Frozen.URL, within) {
 		refused = errors.New("it answers although its first process is stopped")
 	}
 	if err := o.fence(ctx); err != nil {

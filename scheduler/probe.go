@@ -17,14 +17,15 @@ const maxHealthBody = 64 << 10
 // prober asks engines directly, without keys for their health and with keys for
 // the proof of a rotation.
 type prober struct {
-	client *http.Client
-	dialer *hedged
+	client      *http.Client
+	dialer      *hedged
+	connections int // to one engine at a time
 }
 
 // newProber returns a prober whose questions are each answered within timeout, or not.
 func newProber(timeout time.Duration) *prober {
 	dialer := &hedged{dial: new(net.Dialer).DialContext, within: timeout}
-	return &prober{dialer: dialer, client: &http.Client{
+	return &prober{dialer: dialer, connections: maxProbes, client: &http.Client{
 		Timeout: timeout,
 		// An engine cannot send the service elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -38,7 +39,7 @@ func newProber(timeout time.Duration) *prober {
 func (p *prober) talk() (one *prober, end func()) {
 	client, transport := *p.client, &http.Transport{DialContext: p.dialer.DialContext, MaxConnsPerHost: 1}
 	client.Transport = transport
-	return &prober{&client, p.dialer}, transport.CloseIdleConnections
+	return &prober{&client, p.dialer, 1}, transport.CloseIdleConnections
 }
 
 // done reads what is left of an answer, within bounds: only then can its connection be
@@ -90,13 +91,13 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 }
 
 // keepsAnswering says whether an engine that should be frozen answers again and
-// again, whatever it says.
-func (p *prober) keepsAnswering(ctx context.Context, url string) bool {
+// again, whatever it says, each time within a limit.
+func (p *prober) keepsAnswering(ctx context.Context, url string, within time.Duration) bool {
 	for i := range answersToo {
 		if i > 0 && !pause(ctx, pollEvery) {
 			return false
 		}
-		ctx, cancel := context.WithTimeout(ctx, stillAnswers)
+		ctx, cancel := context.WithTimeout(ctx, within)
 		resp, err := p.get(ctx, url+"/health", "")
 		cancel()
 		if err != nil {
