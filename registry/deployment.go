@@ -149,23 +149,34 @@ func (s *Store) followed() (*consul.KVTxnOp, error) {
 	if d == nil {
 		return nil, fmt.Errorf("%w: none is followed", ErrMoved)
 	}
+	if why, _ := s.WentBack(); why != "" {
+		return nil, fmt.Errorf("%w: %s", ErrMoved, why)
+	}
 	return &consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.deploymentKey(), Index: d.Index}, nil
 }
 
 // WentBack says what shows that Consul was restored from an older state, if anything
-// was seen since the last call: an index that is lower than one of before, by a
-// consistent read. "": nothing.
-func (s *Store) WentBack() string {
-	if why := s.wentBack.Swap(nil); why != nil {
-		return *why
+// was seen that was not heard yet: an index that is lower than one of before, by a
+// consistent read. "": nothing. Until heard is called nothing is claimed, and the mirror's
+// rows may be of then.
+func (s *Store) WentBack() (why string, heard func()) {
+	if back := s.wentBack.Load(); back != nil {
+		return *back, func() { s.wentBack.CompareAndSwap(back, nil) }
 	}
-	return ""
+	return "", func() {}
 }
+
+// Back is sent to when WentBack has something to tell.
+func (s *Store) Back() <-chan struct{} { return s.back }
 
 // noteBack notes that an index is lower than it was.
 func (s *Store) noteBack(what string, was, is uint64) {
 	why := fmt.Sprintf("the index of %s in Consul went back from %d to %d", what, was, is)
 	s.wentBack.Store(&why)
+	select {
+	case s.back <- struct{}{}:
+	default:
+	}
 }
 
 // Traces are the engine_ids that anything in the registry holds: a pool entry, a
@@ -228,9 +239,7 @@ func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e
 	if e.NodeID != "" {
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.pooledKey(e.NodeID, e.EngineID)})
 	}
-	if before != nil {
-		ops = append(append(ops, deleteAt(s.engineKey(before.ProductID, before.UserID), before.Index)...), s.changed(before))
-	}
+	ops = append(ops, s.giveUp(before)...)
 	const session, row, place = 0, 1, 2 // positions in ops
 	results, failed, err := s.txn(ctx, ops)
 	quota.wrote(count+1, results)
@@ -251,11 +260,20 @@ func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e
 	return err
 }
 
+// giveUp are the operations that remove a row whose engine another row gets; none for nil.
+func (s *Store) giveUp(row *Engine) consul.KVTxnOps {
+	if row == nil {
+		return nil
+	}
+	return append(deleteAt(s.engineKey(row.ProductID, row.UserID), row.Index), s.changed(row))
+}
+
 // Correct writes e over the row that was read at e.Index, whatever state that was
 // in, or that could not be read there: what witnesses say of a row that is older than
 // they are, or damaged. oldID is the engine_id of that row; "" where it is not known.
-// ErrConflict: the row changed.
-func (s *Store) Correct(ctx context.Context, e *Engine, oldID string) error {
+// before is another row that names the engine and goes with it, or nil.
+// ErrConflict: a row changed.
+func (s *Store) Correct(ctx context.Context, e *Engine, oldID string, before *Engine) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value, Index: e.Index},
@@ -271,9 +289,13 @@ func (s *Store) Correct(ctx context.Context, e *Engine, oldID string) error {
 	if oldID != e.EngineID && oldID != "" {
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.engineIDKey(oldID)})
 	}
+	ops = append(ops, s.giveUp(before)...)
 	results, failed, err := s.txn(ctx, ops)
 	if err != nil {
 		return s.sessionOr(failed, err)
+	}
+	if before != nil {
+		s.mirror.erased(before)
 	}
 	s.written(e, value, results)
 	return nil

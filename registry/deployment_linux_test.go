@@ -96,20 +96,31 @@ func TestRebuild(t *testing.T) {
 	t.Run("Correct", func(t *testing.T) {
 		row := lost.Clone()
 		row.State, row.Desired, row.Reason = Failed, Running, "recovered" // no legal move
-		if err := r.Correct(t.Context(), row, row.EngineID); err != nil {
+		if err := r.Correct(t.Context(), row, row.EngineID, nil); err != nil {
 			t.Fatal(err)
 		}
 		r.wantRow(t, row)
-		wantErr(t, r.Correct(t.Context(), lost, lost.EngineID), ErrConflict)
+		wantErr(t, r.Correct(t.Context(), lost, lost.EngineID, nil), ErrConflict)
 		other := row.Clone()
 		other.EngineID = newName()
-		if err := r.Correct(t.Context(), other, row.EngineID); err != nil {
+		if err := r.Correct(t.Context(), other, row.EngineID, nil); err != nil {
 			t.Fatal(err)
 		}
 		if held, err := r.Held(t.Context(), row.EngineID); err != nil || held {
 			t.Errorf("the id of before is held: %t, %v", held, err)
 		}
 		r.wantQuota(t, p, 2)
+		// It gets an engine that another row names, which goes with it.
+		warm := r.claim(t, p, newName())
+		stale := warm.Clone()
+		stale.Index--
+		other.EngineID = warm.EngineID
+		wantErr(t, r.Correct(t.Context(), other, other.EngineID, stale), ErrConflict)
+		if err := r.Correct(t.Context(), other, other.EngineID, warm); err != nil {
+			t.Fatal(err)
+		}
+		r.wantRow(t, other)
+		r.wantNoRow(t, warm)
 	})
 }
 

@@ -978,7 +978,7 @@ func TestErrUnavailable(t *testing.T) {
 		"Traces":        func() error { _, err := s.Traces(ctx); return err },
 		"Quarantine":    func() error { _, err := s.Quarantine(ctx); return err },
 		"Rebuild":       func() error { return s.Rebuild(ctx, p, e, nil) },
-		"Correct":       func() error { return s.Correct(ctx, e, "x") },
+		"Correct":       func() error { return s.Correct(ctx, e, "x", nil) },
 	} {
 		t.Run(name, func(t *testing.T) { wantErr(t, call(), ErrUnavailable) })
 	}

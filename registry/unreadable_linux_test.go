@@ -63,7 +63,7 @@ func TestUnreadableRow(t *testing.T) {
 			} else {
 				next := e.Clone()
 				next.State, next.Op, next.Index = Failed, nil, u.Index
-				if err := r.Correct(t.Context(), next, ""); err != nil {
+				if err := r.Correct(t.Context(), next, "", nil); err != nil {
 					t.Fatal(err)
 				}
 				r.wantRow(t, next)

@@ -171,7 +171,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	s.mu.Unlock()
 	if has != nil && err == nil {
 		row.Index = has.Index
-		return row, s.store.Correct(ctx, row, has.EngineID)
+		return row, s.store.Correct(ctx, row, has.EngineID, before)
 	}
 	err = s.store.Rebuild(ctx, t.Product, row, before)
 	if errors.Is(err, registry.ErrExists) {
@@ -267,7 +267,7 @@ func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engine
 	}
 	row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, reasonBrainMissing
 	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
-	return s.store.Correct(ctx, row, engineID)
+	return s.store.Correct(ctx, row, engineID, nil)
 }
 
 // RegistryStatus is how the registry stands.

@@ -319,7 +319,7 @@ func (x *recovery) row(ctx context.Context, p *planner, row *registry.Engine) er
 		return nil
 	}
 	x.s.log.Warn("a row was older than its engine and is corrected", "engine_id", row.EngineID, "product_id", row.ProductID, "was", string(row.State), "is", string(r.row.State), "why", r.why)
-	err = x.s.store.Correct(ctx, r.row, row.EngineID)
+	err = x.s.store.Correct(ctx, r.row, row.EngineID, nil)
 	if errors.Is(err, registry.ErrConflict) {
 		return fmt.Errorf("engine %s changed meanwhile: %w", row.EngineID, err)
 	}
@@ -409,10 +409,10 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 	switch {
 	case damaged != nil:
 		row.Index = damaged.Index
-		return s.store.Correct(ctx, row, "")
+		return s.store.Correct(ctx, row, "", before)
 	case err == nil:
 		row.Index = has.Index
-		return s.store.Correct(ctx, row, has.EngineID)
+		return s.store.Correct(ctx, row, has.EngineID, before)
 	}
 	return s.store.Rebuild(ctx, t.Product, row, before)
 }

@@ -225,7 +225,15 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	backup := p.snapshot()
 
 	// What the backup does not know: the warm engines and pooled volumes of then are
-	// taken, by users of another product, too.
+	// taken, first by a user who had another engine then, and by users of another product.
+	if _, err := one.Destroy(ctx, "renewed"); err != nil {
+		t.Fatal(err)
+	}
+	warm := p.s.warmRows("past/")
+	renewed := p.provision(one, "one", "renewed")
+	if !slices.ContainsFunc(warm, func(row *registry.Engine) bool { return row.EngineID == renewed.engine.EngineID }) {
+		t.Errorf("%s is none of the warm engines", renewed.engine.EngineID)
+	}
 	two := p.tenant("two", map[string]any{"max_engines": 9})
 	for i := range 5 {
 		p.provision(one, "one", fmt.Sprint("since-", i))
@@ -248,10 +256,6 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 		t.Fatal(err)
 	}
 	destroyed.gone = true
-	if _, err = one.Destroy(ctx, "renewed"); err != nil {
-		t.Fatal(err)
-	}
-	p.provision(one, "one", "renewed")
 
 	p.restore(backup, stopped)
 	// The first to come are strangers. Nobody waits for the rebuild here.
