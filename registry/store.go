@@ -65,11 +65,12 @@ type Store struct {
 
 	deployment atomic.Pointer[Deployment] // the record that this replica follows
 	wentBack   atomic.Pointer[string]     // see WentBack
+	back       chan struct{}              // see Back
 }
 
 // New returns a store below prefix, which ends in a slash.
 func New(client *consul.Client, prefix string) *Store {
-	s := &Store{client: client, prefix: prefix}
+	s := &Store{client: client, prefix: prefix, back: make(chan struct{}, 1)}
 	s.shared.store = s
 	return s
 }

@@ -104,6 +104,7 @@ func (g *guard) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-g.wake:
+		case <-g.s.store.Back():
 		case <-time.After(g.wait(err)):
 		}
 	}
@@ -128,8 +129,9 @@ func (g *guard) look(ctx context.Context) error {
 	default:
 		return registry.ErrNoSession
 	}
-	if why := g.s.store.WentBack(); why != "" {
+	if why, heard := g.s.store.WentBack(); why != "" {
 		g.wentBack(why)
+		heard()
 	}
 	record, err := g.s.store.Deployment(ctx)
 	if before := g.current(); err == nil && before != nil && record.Index < before.Index {
@@ -261,9 +263,12 @@ func (g *guard) publish() {
 // whole says whether the registry is known to be whole, and what keeps it from
 // being so.
 func (g *guard) whole() (ok bool, changed <-chan struct{}, err error) {
+	why, _ := g.s.store.WentBack()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
+	case why != "": // and run has not heard of it yet
+		return false, g.changed, errRecovering
 	case g.record != nil && g.record.Index != 0 && g.record.State == registry.RegistryRecovering:
 		return false, g.changed, errRecovering
 	case g.record == nil || g.record.Index == 0 || !g.verified:
