@@ -77,7 +77,7 @@ type attempt struct {
 func (a *attempt) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
-			if c, ok := info.Conn.(*sniffed); ok && !info.Reused {
+			if c, ok := info.Conn.(*sniffed); ok {
 				a.conn.Store(c)
 			}
 		},
@@ -113,7 +113,8 @@ func Dial(dialer *net.Dialer) func(context.Context, string, string) (net.Conn, e
 	}
 }
 
-// sniffed is a connection that looks at the first that it reads.
+// sniffed is a connection that looks at the first that it reads. A refusal ends it:
+// Go's client logs an answer that comes before its request, which helps nobody.
 type sniffed struct {
 	net.Conn
 	read    bool // by the one goroutine that reads
@@ -124,7 +125,10 @@ func (c *sniffed) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && !c.read {
 		c.read = true
-		c.refused.Store(bytes.HasPrefix(b[:n], []byte("HTTP/1.1 429 ")))
+		if bytes.HasPrefix(b[:n], []byte("HTTP/1.1 429 ")) {
+			c.refused.Store(true)
+			return 0, errRefused
+		}
 	}
 	return n, err
 }
