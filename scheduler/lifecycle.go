@@ -329,6 +329,8 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (_ *registry.Engine, err error) {
 	var d draft
 	defer func() { s.drop(ctx, &d, err) }()
+	var o *operation
+	var leave func() // of a start's place among its product's boots
 	for range maxClaims {
 		row, err := caller.engine()
 		if err != nil {
@@ -356,18 +358,16 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			return s.join(ctx, row, joins)
 		}
 		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare}
-		leave := func() {}
-		if kind == registry.OpStart {
+		if kind == registry.OpStart && leave == nil {
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
 			}
 			if leave, err = s.gates.enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
 				return nil, err
 			}
+			defer func() { s.leaveAfter(o, leave) }()
 		}
-		o, err := s.tryPropose(ctx, row, &d, p)
-		s.leaveAfter(o, leave)
-		if err == nil {
+		if o, err = s.tryPropose(ctx, row, &d, p); err == nil {
 			return o.wait(ctx)
 		}
 		if !errors.Is(err, registry.ErrConflict) {

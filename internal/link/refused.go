@@ -94,7 +94,7 @@ func (a *attempt) refused(resp *http.Response, err error) bool {
 		return resp.StatusCode == http.StatusTooManyRequests
 	}
 	c := a.conn.Load()
-	return c != nil && c.refused.Load() || a.handshake.Load() && closedByPeer(err)
+	return errors.Is(err, errRefused) || c != nil && c.refused.Load() || a.handshake.Load() && closedByPeer(err)
 }
 
 func closedByPeer(err error) bool {
