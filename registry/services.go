@@ -60,9 +60,15 @@ func allocOf(serviceID string) string {
 }
 
 // newestInstance blocks until the catalog has changed since index, when that is
-// not 0, or some minutes have passed.
+// not 0, or mirrorWait is over.
 func (s *Store) newestInstance(ctx context.Context, name string, index uint64) (newest, now uint64, err error) {
-	instances, meta, err := s.client.Catalog().Service(name, "", (&consul.QueryOptions{WaitIndex: index}).WithContext(ctx))
+	within := callTimeout
+	if index > 0 {
+		within += mirrorWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	instances, meta, err := s.client.Catalog().Service(name, "", (&consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait}).WithContext(ctx))
 	if err != nil {
 		return 0, 0, unavailable(err)
 	}

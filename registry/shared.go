@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
 const (
@@ -21,6 +23,9 @@ const (
 	// three reads of what would be a transaction each (measured: an eighth less CPU
 	// for all, 0.2 ms more at the median).
 	flightEvery = 500 * time.Microsecond
+	// lateFlight is what a transaction has at least, whose first caller has waited for
+	// it for most of callTimeout.
+	lateFlight = time.Second
 )
 
 // sharedReads answers reads that wait at the same time by one transaction. A
@@ -42,6 +47,7 @@ type sharedReads struct {
 type sharedRead struct {
 	tenant string
 	keys   []string
+	until  time.Time // when it has waited for callTimeout
 
 	lead  chan struct{} // closed: run the next transaction, with this read in it
 	done  chan struct{} // closed: found and err are set
@@ -49,9 +55,12 @@ type sharedRead struct {
 	err   error
 }
 
-// read returns what is stored at keys; a key that is not there is not in it.
+// read returns what is stored at keys; a key that is not there is not in it. It takes
+// callTimeout and lateFlight at most, however many wait.
 func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (map[string]stored, error) {
-	c := &sharedRead{tenant: tenant, keys: keys, lead: make(chan struct{}), done: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c := &sharedRead{tenant: tenant, keys: keys, until: time.Now().Add(callTimeout), lead: make(chan struct{}), done: make(chan struct{})}
 	r.mu.Lock()
 	if r.flights < maxFlights {
 		r.flights++
@@ -93,7 +102,9 @@ func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 		}
 	}
 	// Others wait for this too: it does not end with its caller's request.
-	answers, err := r.store.readKeys(context.WithoutCancel(ctx), keys)
+	shared, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), max(time.Until(c.until), lateFlight))
+	answers, err := r.store.readKeys(shared, keys)
+	cancel()
 	if err == nil && len(answers) != len(keys) {
 		err = fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(answers), len(keys))
 	}

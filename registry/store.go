@@ -167,16 +167,12 @@ func consistent(ctx context.Context) *consul.QueryOptions {
 	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
-// Ping asks Consul for a leader.
+// Ping asks Consul for what every call needs: a consistent read below the prefix. An
+// agent names a leader for a while after that is gone, and its own token may not reach
+// the keys.
 func (s *Store) Ping(ctx context.Context) error {
-	leader, err := s.client.Status().LeaderWithQueryOptions((&consul.QueryOptions{}).WithContext(ctx))
-	if err != nil {
-		return unavailable(err)
-	}
-	if leader == "" {
-		return fmt.Errorf("%w: no leader", ErrUnavailable)
-	}
-	return nil
+	_, err := s.get(ctx, s.deploymentKey())
+	return err
 }
 
 // unavailable marks an error of the Consul client. Every failed call counts:

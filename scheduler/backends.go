@@ -9,7 +9,9 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -17,6 +19,9 @@ const (
 	pingTimeout = 2 * time.Second
 	// pingTrust is how long a dependency that answered is taken to be there.
 	pingTrust = time.Second
+	// awayTrust is how long one that did not answer is taken to be away: as long as
+	// those need who waited for that answer.
+	awayTrust = 250 * time.Millisecond
 )
 
 // backendChecks asks dependencies whether they are there before an operation
@@ -25,40 +30,82 @@ const (
 type backendChecks struct {
 	ping map[string]func(context.Context) error
 
-	mu sync.Mutex
-	ok map[string]time.Time
+	mu   sync.Mutex
+	last map[string]*backendCheck // by name
 }
 
-// need returns the error of a named dependency that is not there.
+// backendCheck is one question to a dependency.
+type backendCheck struct {
+	asked time.Time
+	done  chan struct{} // closed when ended and err are set
+	ended time.Time
+	err   error
+}
+
+// trusted says whether the answer to a question still counts.
+func (c *backendCheck) trusted() bool {
+	select {
+	case <-c.done:
+		return c.err == nil && time.Since(c.asked) < pingTrust || c.err != nil && time.Since(c.ended) < awayTrust
+	default:
+		return true // it will
+	}
+}
+
+// need returns the error of a named dependency that is not there. However many ask,
+// one of them asks the dependency, and all get its answer.
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
 		b.mu.Lock()
-		recent := time.Since(b.ok[name]) < pingTrust
-		b.mu.Unlock()
-		if !recent {
-			group.Go(func() error { return b.check(ctx, name) })
+		c := b.last[name]
+		first := c == nil || !c.trusted()
+		if first {
+			c = b.begin(name)
 		}
+		b.mu.Unlock()
+		group.Go(func() error {
+			if first {
+				return b.ask(ctx, name, c)
+			}
+			select {
+			case <-c.done:
+				return c.err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
 	}
 	return group.Wait()
 }
 
+// check asks a dependency now.
 func (b *backendChecks) check(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	asked := time.Now()
-	err := b.ping[name](ctx)
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ok == nil {
-		b.ok = map[string]time.Time{}
+	c := b.begin(name)
+	b.mu.Unlock()
+	return b.ask(ctx, name, c)
+}
+
+// begin notes that a dependency is being asked. The lock is held.
+func (b *backendChecks) begin(name string) *backendCheck {
+	c := &backendCheck{asked: time.Now(), done: make(chan struct{})}
+	if b.last == nil {
+		b.last = map[string]*backendCheck{}
 	}
-	if err != nil {
-		delete(b.ok, name)
-		return err
-	}
-	b.ok[name] = asked
-	return nil
+	b.last[name] = c
+	return c
+}
+
+// ask asks a dependency. Others wait for the answer too: it does not end with its
+// caller's request.
+func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
+	ctx, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), pingTimeout)
+	defer cancel()
+	c.err = b.ping[name](ctx)
+	c.ended = time.Now()
+	close(c.done)
+	return c.err
 }
 
 // Health asks every dependency, side by side, and returns an error, or nil, for
@@ -131,11 +178,18 @@ func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (boo
 func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
 
 // Reachable says whether this replica can be sent calls: admits of running engines
-// need the registry alone, and keys that are mostly cached. A replica that cannot
-// follow the registry leaves them to others, for its lists are refused.
+// need the registry, as it is at this moment, a session, and keys that are mostly cached.
+// A replica that cannot follow the registry leaves them to others, for its lists are
+// refused.
 func (s *Scheduler) Reachable(ctx context.Context) error {
 	if _, err := s.viewAge(); err != nil {
 		return err
 	}
-	return s.checks.need(ctx, "consul")
+	if err := s.checks.check(ctx, "consul"); err != nil {
+		return err
+	}
+	if s.replica.Session() == "" {
+		return registry.ErrNoSession
+	}
+	return nil
 }

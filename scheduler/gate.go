@@ -2,10 +2,14 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 )
+
+// gateCheck is how often who waits at a gate looks whether waiting is still of use.
+const gateCheck = time.Second
 
 // How many engines of one product may be booting for callers of this replica at a
 // time; more wait for their turn. It keeps a storm on one product from taking what the
@@ -30,8 +34,12 @@ type gate struct {
 	waiting []chan struct{} // closed when it is their turn, in the order they came
 }
 
-// enter waits for a place; leave gives it back.
-func (g *gates) enter(ctx context.Context, product string) (leave func(), err error) {
+// enter waits for a place; leave gives it back. It returns the error of check, should
+// that return one first: it is called now and then.
+func (g *gates) enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
+	if err := check(); err != nil {
+		return nil, err
+	}
 	g.mu.Lock()
 	if g.open == nil {
 		g.open = map[string]*gate{}
@@ -54,10 +62,17 @@ func (g *gates) enter(ctx context.Context, product string) (leave func(), err er
 			delete(g.open, product)
 		}
 	}
-	select {
-	case <-turn:
-		return leave, nil
-	case <-ctx.Done():
+	tick := time.NewTicker(gateCheck)
+	defer tick.Stop()
+	for err == nil {
+		select {
+		case <-turn:
+			return leave, nil
+		case <-tick.C:
+			err = check()
+		case <-ctx.Done():
+			err = waitedInVain(ctx.Err())
+		}
 	}
 	g.mu.Lock()
 	i := slices.Index(at.waiting, turn)
@@ -68,7 +83,23 @@ func (g *gates) enter(ctx context.Context, product string) (leave func(), err er
 	if i < 0 { // it was let in meanwhile
 		leave()
 	}
-	return nil, ctx.Err()
+	return nil, err
+}
+
+// waitedInVain is what a caller hears whose time was over before its turn came.
+func waitedInVain(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &Error{Code: BackendUnavailable, Message: "too many engines of this product are booting for another one; try again", Err: err, RetryAfter: retryCapacity}
+}
+
+// leaveAfter gives a place back when an operation has answered, whether or not anybody
+// waits for its answer: until then its engine is booting.
+func (s *Scheduler) leaveAfter(o *operation, leave func()) {
+	if o == nil || !s.background(func(context.Context) { <-o.answered; leave() }) {
+		leave()
+	}
 }
 
 // letIn lets those in whose turn it is.

@@ -10,11 +10,14 @@ import (
 	"time"
 )
 
+// always lets whoever waits at a gate wait on.
+func always() error { return nil }
+
 func TestGates(t *testing.T) {
 	var g gates
 	var leaves []func()
 	for range firstBoots {
-		leave, err := g.enter(t.Context(), "storm")
+		leave, err := g.enter(t.Context(), "storm", always)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -23,10 +26,21 @@ func TestGates(t *testing.T) {
 	// Full: who comes waits, and goes when its request does. Others get in.
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.enter(gone, "storm"); !errors.Is(err, context.Canceled) {
+	if _, err := g.enter(gone, "storm", always); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	leave, err := g.enter(t.Context(), "calm")
+	// Or when waiting is of no use any more.
+	away := errors.New("away")
+	looks := 0
+	if _, err := g.enter(t.Context(), "storm", func() error {
+		if looks++; looks > 1 {
+			return away
+		}
+		return nil
+	}); !errors.Is(err, away) {
+		t.Errorf("got %v", err)
+	}
+	leave, err := g.enter(t.Context(), "calm", always)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +48,7 @@ func TestGates(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
-			leave, err := g.enter(t.Context(), "storm")
+			leave, err := g.enter(t.Context(), "storm", always)
 			if err != nil {
 				t.Error(err)
 				return
@@ -56,7 +70,7 @@ func TestGates(t *testing.T) {
 func TestGateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gates
-		leave, err := g.enter(t.Context(), "storm")
+		leave, err := g.enter(t.Context(), "storm", always)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +120,7 @@ func TestGateWaiters(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
 					defer cancel()
-					leave, err := g.enter(ctx, "p")
+					leave, err := g.enter(ctx, "p", always)
 					if err != nil {
 						return
 					}
@@ -158,7 +172,7 @@ func TestGateInACrowd(t *testing.T) {
 				began := time.Now()
 				for range callers {
 					wg.Go(func() {
-						leave, err := g.enter(t.Context(), "p")
+						leave, err := g.enter(t.Context(), "p", always)
 						if err != nil {
 							t.Error(err)
 							return

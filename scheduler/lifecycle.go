@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/audit"
@@ -44,11 +45,12 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if caller.Engine != nil {
 		return nil, existing(caller.Engine)
 	}
-	leave, err := s.gates.enter(ctx, caller.Product.ProductID)
+	leave, err := s.gates.enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
 	if err != nil {
 		return nil, err
 	}
-	defer leave()
+	var o *operation
+	defer func() { s.leaveAfter(o, leave) }()
 	var spent spent
 	at := time.Now()
 	s.foresee(image)
@@ -71,7 +73,8 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	hit(op.Kind, atAudited)
 	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
 	if claimed {
-		engine, err := s.launch(warm, spent...).wait(ctx)
+		o = s.launch(warm, spent...)
+		engine, err := o.wait(ctx)
 		if err == nil && engine.Unlabelled { // else it has become another one
 			s.warm.handedOut(engine)
 		}
@@ -90,7 +93,8 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	}
 	spent.since(spentClaim, at)
 	hit(op.Kind, atClaimed)
-	return s.launch(row, spent...).wait(ctx)
+	o = s.launch(row, spent...)
+	return o.wait(ctx)
 }
 
 // claimError is what a caller hears of a claim that failed.
@@ -131,11 +135,6 @@ func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*registry.Engine
 
 // start is Start under the name that the audit log gives it.
 func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*registry.Engine, error) {
-	leave, err := s.gates.enter(ctx, caller.Product.ProductID)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
 	return s.change(ctx, caller, registry.OpStart, action, registry.Running, []string{"nomad", "vault"}, func(row *registry.Engine) error {
 		switch row.State {
 		case registry.Running:
@@ -302,13 +301,19 @@ func (s *Scheduler) Key(ctx context.Context, e *registry.Engine) (string, error)
 	return k.Key, nil
 }
 
-// mayBegin says whether a change can be begun: this replica is up and the named
-// dependencies answer.
+// present says whether the dependencies of a change answer: the named ones and the
+// audit log, without which nothing is changed.
+func (s *Scheduler) present(ctx context.Context, backends ...string) error {
+	return s.checks.need(ctx, append(slices.Clone(backends), "audit")...)
+}
+
+// mayBegin says whether a change can be begun: this replica is up and what it depends on
+// answers.
 func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 	if err := s.open(); err != nil {
 		return err
 	}
-	if err := s.checks.need(ctx, backends...); err != nil {
+	if err := s.present(ctx, backends...); err != nil {
 		return err
 	}
 	if err := s.Ready(); err != nil {
@@ -324,6 +329,8 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (_ *registry.Engine, err error) {
 	var d draft
 	defer func() { s.drop(ctx, &d, err) }()
+	var o *operation
+	var leave func() // of a start's place among its product's boots
 	for range maxClaims {
 		row, err := caller.engine()
 		if err != nil {
@@ -350,10 +357,17 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			s.drop(ctx, &d, err) // the row of the other one tells it
 			return s.join(ctx, row, joins)
 		}
-		o, err := s.tryPropose(ctx, row, &d, proposal{
-			kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare,
-		})
-		if err == nil {
+		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare}
+		if kind == registry.OpStart && leave == nil {
+			if err := prepare(row.Clone()); err != nil { // it need not wait for that
+				return nil, err
+			}
+			if leave, err = s.gates.enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
+				return nil, err
+			}
+			defer func() { s.leaveAfter(o, leave) }()
+		}
+		if o, err = s.tryPropose(ctx, row, &d, p); err == nil {
 			return o.wait(ctx)
 		}
 		if !errors.Is(err, registry.ErrConflict) {

@@ -124,14 +124,17 @@ func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
 	return o
 }
 
-// background runs something that Run waits for, unless the scheduler is stopping.
-func (s *Scheduler) background(do func(context.Context)) {
+// background runs something that Run waits for, and says so, unless the scheduler is
+// stopping.
+func (s *Scheduler) background(do func(context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.base != nil && s.base.Err() == nil {
-		ctx := s.base
-		s.ops.Go(func() { do(ctx) })
+	if s.base == nil || s.base.Err() != nil {
+		return false
 	}
+	ctx := s.base
+	s.ops.Go(func() { do(ctx) })
+	return true
 }
 
 // running returns this replica's operation on an engine, or nil.

@@ -11,9 +11,10 @@ import (
 // comes too early costs about as much.
 const startedWithin = time.Second
 
-// maxStarts is how many wait for it at a time: each is a blocking query, and
-// Consul allows a client 200 connections by default.
-const maxStarts = 100
+// maxStarts is how many wait for it concurrently: each is a blocking query, and
+// beside those that last they have to fit into the connections for such queries
+// (consulLong in internal/link).
+const maxStarts = 24
 
 // awaitStarted waits, where a probe that comes too early does harm, until the
 // engine's process was started after index, a CreateIndex of its service in

@@ -21,15 +21,9 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 	for {
 		wait := tokenCheck
 		if v.client.Token() != "" {
-			self, err := v.client.Auth().Token().LookupSelfWithContext(ctx)
-			if err == nil {
-				ttl, _ := self.TokenTTL()
-				renewable, _ := self.TokenIsRenewable()
-				if renewable && ttl > 0 {
-					if _, err = v.client.Auth().Token().RenewSelfWithContext(ctx, 0); err == nil {
-						wait = max(ttl/tokenShare, time.Second)
-					}
-				}
+			ttl, err := v.renew(ctx)
+			if ttl > 0 {
+				wait = max(ttl/tokenShare, time.Second)
 			}
 			if err != nil && ctx.Err() == nil {
 				log.Warn("cannot renew the vault token; trying again", "error", classify(err))
@@ -41,4 +35,22 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// renew renews the token, where it can be, and returns its time to live then.
+func (v *Vault) renew(ctx context.Context) (ttl time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	self, err := v.client.Auth().Token().LookupSelfWithContext(ctx)
+	if err != nil {
+		return 0, err
+	}
+	ttl, _ = self.TokenTTL()
+	if renewable, _ := self.TokenIsRenewable(); !renewable || ttl <= 0 {
+		return 0, nil
+	}
+	if _, err = v.client.Auth().Token().RenewSelfWithContext(ctx, 0); err != nil {
+		return 0, err
+	}
+	return ttl, nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/scheduler"
 )
 
@@ -28,7 +29,8 @@ type Server struct {
 	log       hclog.Logger
 	listener  net.Listener
 	http      *http.Server
-	docs      []byte // the page of the API
+	docs      []byte        // the page of the API
+	longest   time.Duration // a call's time limit
 }
 
 // New opens addr, so that a taken port is an error here and not in a goroutine.
@@ -41,12 +43,12 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, err
 	}
-	srv := &Server{scheduler: s, log: log, listener: l, docs: page}
+	srv := &Server{scheduler: s, log: log, listener: l, docs: page, longest: s.LongestOperation()}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go. A re-key takes less: it
 	// begins with engines for 20 s, and then waits for its last rotation.
-	write := s.LongestOperation() + 15*time.Second
+	write := srv.longest + 15*time.Second
 	srv.http = &http.Server{
 		Handler:           srv.identify(srv.routes()),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -120,7 +122,8 @@ func (s *Server) identify(next http.Handler) http.Handler {
 			id = strings.ToLower(rand.Text())
 		}
 		w.Header().Set("X-Request-Id", id)
-		r = r.WithContext(scheduler.WithRequestID(r.Context(), id))
+		// Its client can make the call again: it waits for no store that is away.
+		r = r.WithContext(link.FailFast(scheduler.WithRequestID(r.Context(), id)))
 		defer func() {
 			if p := recover(); p != nil {
 				s.log.Error("handler panicked", "request_id", id, "panic", p, "stack", string(debug.Stack()))
@@ -131,9 +134,26 @@ func (s *Server) identify(next http.Handler) http.Handler {
 	})
 }
 
-// serve runs one handler.
+// readWithin is the time limit of a call that only reads. Of those, the lists from the
+// audit log and the admin's /status take longest: up to four calls to a store, one
+// after another, with up to 5 s each.
+const readWithin = 20 * time.Second
+
+// limit is a call's time limit; the longest operation's where it may wait for one. The
+// plans read all that there is.
+func (s *Server) limit(r *http.Request) time.Duration {
+	if r.Method != http.MethodGet || r.URL.Path == "/reconcile" || r.URL.Path == "/registry/recover" {
+		return s.longest
+	}
+	return min(readWithin, s.longest)
+}
+
+// serve runs one handler within its time limit.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h handler) {
 	began := time.Now()
+	ctx, cancel := context.WithTimeout(r.Context(), s.limit(r))
+	defer cancel()
+	r = r.WithContext(ctx)
 	if err := h(w, r, userID); err != nil {
 		s.writeError(w, r, err)
 		return

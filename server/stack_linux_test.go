@@ -28,10 +28,17 @@ type api struct {
 	http   *http.Client
 	key    string // X-Platform-Key
 	consul string // where its registry is
+	stack  *devstack.Stack
 }
 
 // startAPI starts one; vars are more of its variables.
 func startAPI(t testing.TB, vars ...string) *api {
+	t.Helper()
+	return startAPIAt(t, func(*service.Clients) {}, vars...)
+}
+
+// startAPIAt starts one whose clients are changed.
+func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *api {
 	t.Helper()
 	bin := t.TempDir()
 	build := exec.Command("go", "build", "-o", filepath.Join(bin, "engine"), "github.com/septemberai/orch/cmd/reference-engine")
@@ -55,9 +62,9 @@ func startAPI(t testing.TB, vars ...string) *api {
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc, err := service.New(t.Context(), cfg, service.Clients{
-		NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken,
-	}, hclog.NewNullLogger())
+	clients := service.Clients{NomadAddr: stack.NomadAddr, ConsulAddr: stack.ConsulAddr, VaultAddr: stack.VaultAddr, VaultToken: stack.VaultOrchToken}
+	change(&clients)
+	svc, err := service.New(t.Context(), cfg, clients, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +79,7 @@ func startAPI(t testing.TB, vars ...string) *api {
 			t.Error(err)
 		}
 	})
-	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr}
+	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr, stack: stack}
 	a.await(t, "/ready")
 	answer := a.call(t, "POST", "/products/register", `{"slug": "p", "display_name": "P"}`)
 	answer.want(t, 200, "")

@@ -16,6 +16,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 
+	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -32,19 +33,22 @@ func CheckClients() error {
 	var errs []error
 	for _, client := range []struct {
 		address string
-		make    func(*http.Transport) error
+		make    func() (*link.Link, error)
 	}{
-		{"NOMAD_ADDR", func(t *http.Transport) error { _, err := nomadClient(Clients{}, t); return err }},
-		{"CONSUL_HTTP_ADDR", func(t *http.Transport) error { _, err := consulClient(Clients{}, t); return err }},
-		{"VAULT_ADDR", func(t *http.Transport) error { _, err := vaultClient(Clients{}, t); return err }},
+		{"NOMAD_ADDR", func() (*link.Link, error) { _, l, err := nomadClient(Clients{}); return l, err }},
+		{"CONSUL_HTTP_ADDR", func() (*link.Link, error) { _, l, err := consulClient(Clients{}); return l, err }},
+		{"VAULT_ADDR", func() (*link.Link, error) { _, l, err := vaultClient(Clients{}); return l, err }},
 	} {
 		if address := os.Getenv(client.address); address != "" && !isAddress(address) {
 			errs = append(errs, fmt.Errorf("%s: must be an address, as in http://127.0.0.1:8500", client.address))
 			continue
 		}
-		t := newTransport()
-		errs = append(errs, client.make(t))
-		t.CloseIdleConnections()
+		l, err := client.make()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		l.Close()
 	}
 	return errors.Join(errs...)
 }
@@ -58,32 +62,36 @@ func isAddress(s string) bool {
 	return err == nil && (u.Host != "" || u.Scheme == "unix")
 }
 
-// newTransport keeps enough idle connections for a burst, and fewer in all than
-// the 100 that Nomad and the 200 that Consul allow a client by default.
+// newTransport is how a client connects; how many connections there are is its link's.
 func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 64, 64, 64
+	t.DialContext = link.Dial(&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second})
 	t.IdleConnTimeout = 60 * time.Second
 	return t
 }
 
-func nomadClient(at Clients, t *http.Transport) (*nomad.Client, error) {
-	cfg := nomad.DefaultConfig()
+// nomadClient returns a client and the link that it calls through, as the others do.
+func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
+	cfg, t := nomad.DefaultConfig(), newTransport()
 	if at.NomadAddr != "" {
 		cfg.Address = at.NomadAddr
 	}
 	cfg.HttpClient = &http.Client{Transport: t}
 	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
-		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+		return nil, nil, fmt.Errorf("NOMAD_ variables: %w", err)
 	}
 	c, err := nomad.NewClient(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("NOMAD_ variables: %w", err)
+		return nil, nil, fmt.Errorf("NOMAD_ variables: %w", err)
+	}
+	host := ""
+	if u, err := url.Parse(c.Address()); err == nil {
+		host = u.Host
 	}
 	t.DisableCompression = true
-	cfg.HttpClient.Transport = unpacked{cfg.HttpClient.Transport}
-	return c, nil
+	l := link.New(link.Nomad(host), t)
+	cfg.HttpClient.Transport = unpacked{l}
+	return c, l, nil
 }
 
 // unpacked asks for answers as they are, where a client asks for packed ones: to
@@ -109,7 +117,8 @@ func (b wholeBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
+func consulClient(at Clients) (*consul.Client, *link.Link, error) {
+	t := newTransport()
 	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
 	if at.ConsulAddr != "" {
 		cfg.Address = at.ConsulAddr
@@ -121,22 +130,27 @@ func consulClient(at Clients, t *http.Transport) (*consul.Client, error) {
 	cfg.Transport = t
 	c, err := consul.NewClient(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("CONSUL_ variables: %w", err)
+		return nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
 	}
 	// The one that it was given or made: to an https address, or to a Unix socket.
-	cfg.HttpClient.Transport = registry.RawAnswers(cfg.HttpClient.Transport)
-	return c, nil
+	if made, ok := cfg.HttpClient.Transport.(*http.Transport); ok {
+		t = made
+	}
+	l := link.New(link.Consul, t)
+	cfg.HttpClient.Transport = registry.RawAnswers(l)
+	return c, l, nil
 }
 
-func vaultClient(at Clients, t *http.Transport) (*vault.Client, error) {
-	cfg := vault.DefaultConfig()
+func vaultClient(at Clients) (*vault.Client, *link.Link, error) {
+	cfg, t := vault.DefaultConfig(), newTransport()
 	if cfg.Error != nil {
-		return nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
+		return nil, nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
 	}
 	if tls, ok := cfg.HttpClient.Transport.(*http.Transport); ok && tls.TLSClientConfig != nil {
 		t.TLSClientConfig = tls.TLSClientConfig
 	}
-	cfg.HttpClient.Transport = t
+	l := link.New(link.Vault, t)
+	cfg.HttpClient.Transport = l
 	if at.VaultAddr != "" {
 		cfg.Address = at.VaultAddr
 	}
@@ -144,10 +158,11 @@ func vaultClient(at Clients, t *http.Transport) (*vault.Client, error) {
 	cfg.MaxRetries = 0
 	c, err := vault.NewClient(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("VAULT_ variables: %w", err)
+		l.Close()
+		return nil, nil, fmt.Errorf("VAULT_ variables: %w", err)
 	}
 	if at.VaultToken != "" {
 		c.SetToken(at.VaultToken)
 	}
-	return c, nil
+	return c, l, nil
 }

@@ -31,28 +31,25 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 		ask         func() error
 	}{
 		"Nomad": {"NOMAD_ADDR", "NOMAD_CACERT", func() error {
-			transport := newTransport()
-			defer transport.CloseIdleConnections()
-			c, err := nomadClient(Clients{}, transport)
+			c, l, err := nomadClient(Clients{})
 			if err == nil {
+				defer l.Close()
 				_, err = c.Status().Leader()
 			}
 			return err
 		}},
 		"Consul": {"CONSUL_HTTP_ADDR", "CONSUL_CACERT", func() error {
-			transport := newTransport()
-			defer transport.CloseIdleConnections()
-			c, err := consulClient(Clients{}, transport)
+			c, l, err := consulClient(Clients{})
 			if err == nil {
+				defer l.Close()
 				_, err = c.Status().Leader()
 			}
 			return err
 		}},
 		"Vault": {"VAULT_ADDR", "VAULT_CACERT", func() error {
-			transport := newTransport()
-			defer transport.CloseIdleConnections()
-			c, err := vaultClient(Clients{}, transport)
+			c, l, err := vaultClient(Clients{})
 			if err == nil {
+				defer l.Close()
 				var resp *vault.Response
 				if resp, err = c.Logical().ReadRaw("sys/seal-status"); resp != nil {
 					_ = resp.Body.Close()
@@ -83,10 +80,9 @@ func TestConsulDoesNotPack(t *testing.T) {
 		_, _ = w.Write([]byte(`"127.0.0.1:1"`))
 	}))
 	defer srv.Close()
-	transport := newTransport()
-	defer transport.CloseIdleConnections()
-	c, err := consulClient(Clients{ConsulAddr: srv.URL}, transport)
+	c, l, err := consulClient(Clients{ConsulAddr: srv.URL})
 	if err == nil {
+		defer l.Close()
 		_, err = c.Status().Leader()
 	}
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -15,6 +14,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -38,7 +38,7 @@ type Service struct {
 	log      hclog.Logger
 	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
 	adminKeyFile string
-	idle         []func()
+	links        []*link.Link
 }
 
 // openAudit bounds the opening of the audit log.
@@ -47,23 +47,27 @@ const openAudit = 30 * time.Second
 // New connects the parts, opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
 	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile}
-	transport := func() *http.Transport {
-		t := newTransport()
-		svc.idle = append(svc.idle, t.CloseIdleConnections)
-		return t
-	}
-	n, err := nomadClient(clients, transport())
+	defer func() {
+		if err != nil {
+			svc.closeLinks()
+		}
+	}()
+	n, toNomad, err := nomadClient(clients)
 	if err != nil {
 		return nil, err
 	}
-	c, err := consulClient(clients, transport())
+	svc.links = append(svc.links, toNomad)
+	c, toConsul, err := consulClient(clients)
 	if err != nil {
 		return nil, err
 	}
-	v, err := vaultClient(clients, transport())
+	svc.links = append(svc.links, toConsul)
+	v, toVault, err := vaultClient(clients)
 	if err != nil {
 		return nil, err
 	}
+	svc.links = append(svc.links, toVault)
+	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
 	opts := cfg.Scheduler()
 	if len(opts.ProviderKeys) > 0 {
@@ -80,7 +84,10 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		svc.images = images.New(log.Named("images"))
 		opts.Digests = svc.images
 	}
-	svc.Scheduler = scheduler.New(opts, registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster")), keys, svc.audit, log.Named("scheduler"))
+	for l, ping := range map[*link.Link]func(context.Context) error{toNomad: nodes.Ping, toConsul: rows.Ping, toVault: keys.Ping} {
+		l.Watch(ping, svc.tell(l))
+	}
+	svc.Scheduler = scheduler.New(opts, rows, nodes, keys, svc.audit, log.Named("scheduler"))
 	svc.Drain = svc.Scheduler.LongestOperation()
 	if svc.profiles, err = listenProfiles(ctx, cfg.PprofAddr); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
@@ -160,8 +167,23 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.images != nil {
 		s.images.Close()
 	}
-	for _, closeIdle := range s.idle {
-		closeIdle()
-	}
+	s.closeLinks()
 	return err
+}
+
+func (s *Service) closeLinks() {
+	for _, l := range s.links {
+		l.Close()
+	}
+}
+
+// tell logs that a store does not answer, and that it does again.
+func (s *Service) tell(l *link.Link) func(away bool) {
+	return func(away bool) {
+		if away {
+			s.log.Warn("a store does not answer; calls that need it are answered 503 until it does", "store", l.Name())
+		} else {
+			s.log.Info("a store answers again", "store", l.Name())
+		}
+	}
 }

@@ -1,0 +1,241 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// store is a server that can be held: it keeps its connections and answers nothing.
+type store struct {
+	*httptest.Server
+	calls atomic.Int64
+
+	mu   sync.Mutex
+	held chan struct{} // closed when it goes on; nil: it does
+}
+
+func newStore(t *testing.T) *store {
+	s := &store{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.calls.Add(1)
+		s.mu.Lock()
+		held := s.held
+		s.mu.Unlock()
+		if held != nil {
+			<-held
+		}
+		if r.URL.Query().Has("index") { // until its client has gone
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(func() { s.release(); s.Server.Close() })
+	return s
+}
+
+func (s *store) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = make(chan struct{})
+}
+
+func (s *store) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held != nil {
+		close(s.held)
+		s.held = nil
+	}
+}
+
+// linkTo is a link to a store that it watches, and what it said of that.
+func linkTo(t *testing.T, kind Kind, url string) (l *Link, away <-chan bool) {
+	changes := make(chan bool, 16)
+	l = New(kind, &http.Transport{DialContext: Dial(&net.Dialer{Timeout: 3 * time.Second})})
+	l.Watch(func(ctx context.Context) error { return get(ctx, l, url) }, func(away bool) { changes <- away })
+	t.Cleanup(l.Close)
+	return l, changes
+}
+
+func get(ctx context.Context, l *Link, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := l.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// TestAway: once a call had no answer in its time, others fail at once or wait, as they
+// want, and all go on as soon as the store does.
+func TestAway(t *testing.T) {
+	s := newStore(t)
+	l, away := linkTo(t, Vault, s.URL)
+	if err := get(t.Context(), l, s.URL); err != nil {
+		t.Fatal(err)
+	}
+	s.hold()
+	var wg sync.WaitGroup
+	began := time.Now()
+	for range 10 * shortConns {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(FailFast(t.Context()), 2*time.Second)
+			defer cancel()
+			if get(ctx, l, s.URL) == nil {
+				t.Error("a store that is held has answered")
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("calls with 2 s took %s", took)
+	}
+	if !<-away {
+		t.Fatal("the store is not known to be away")
+	}
+	sent := s.calls.Load()
+	began = time.Now()
+	for range 1000 {
+		if err := get(FailFast(t.Context()), l, s.URL); !errors.Is(err, ErrAway) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("1000 calls took %s to fail at once", took)
+	}
+	if more := s.calls.Load() - sent; more > 2*probeConns {
+		t.Errorf("%d requests were sent to a store that is away", more)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := get(short, l, s.URL); !errors.Is(err, ErrAway) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that waits: %v", err)
+	}
+	wg.Go(func() {
+		if err := get(t.Context(), l, s.URL); err != nil {
+			t.Errorf("one that waits until it is back: %v", err)
+		}
+	})
+	s.release()
+	began = time.Now()
+	if <-away {
+		t.Error("it is away twice")
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("noticed after %s that it is back", took)
+	}
+	if err := get(FailFast(t.Context()), l, s.URL); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// TestNotAway: what does not say that the store is away.
+func TestNotAway(t *testing.T) {
+	s := newStore(t)
+	l, away := linkTo(t, Nomad(strings.TrimPrefix(s.URL, "http://")), s.URL)
+	s.hold()
+	call := func(within time.Duration, path string) {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		if get(ctx, l, s.URL+path) == nil {
+			t.Error("a store that is held has answered")
+		}
+	}
+	call(minSilence/4, "/")                                  // it had too little time
+	call(minSilence+100*time.Millisecond, "/v1/client/stat") // a node's to answer
+	hung, hangUp := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, hangUp)
+	if err := get(hung, l, s.URL); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-away:
+		t.Error("the store is taken to be away")
+	default:
+	}
+}
+
+// TestLongPolls: however many blocking queries there are, a short call has a connection.
+func TestLongPolls(t *testing.T) {
+	s := newStore(t)
+	l, _ := linkTo(t, Consul, s.URL)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range 100 {
+		wg.Go(func() { _ = get(ctx, l, s.URL+"?index=7") })
+	}
+	for deadline := time.Now().Add(30 * time.Second); s.calls.Load() < consulLong; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d blocking queries are under way", s.calls.Load())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	short, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	if err := get(short, l, s.URL); err != nil {
+		t.Error(err)
+	}
+	if n := s.calls.Load(); n != consulLong+1 {
+		t.Errorf("%d requests came, want %d blocking ones and 1", n, consulLong)
+	}
+}
+
+// TestRefusedForLimits: what a store refuses for its limits is sent again until it is
+// taken, writes too; within the call's time limit.
+func TestRefusedForLimits(t *testing.T) {
+	var refuse atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refuse.Add(-1) >= 0 {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(w, "%s %s", r.Method, body)
+	}))
+	defer s.Close()
+	l, _ := linkTo(t, Vault, s.URL)
+	refuse.Store(3)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, s.URL, strings.NewReader("what"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := l.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if string(body) != "PUT what" {
+		t.Errorf("got %q", body)
+	}
+	refuse.Store(1 << 40)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := get(ctx, l, s.URL); !errors.Is(err, errRefused) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}

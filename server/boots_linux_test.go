@@ -1,0 +1,59 @@
+package server_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestBootsOfWhoHungUp: a boot holds its place among its product's until it ends, also
+// when nobody waits for its answer any more.
+func TestBootsOfWhoHungUp(t *testing.T) {
+	a := startAPI(t, "ORCH_VOLUME_POOL=0") // a boot waits for its volume, for seconds
+	const atOnce = 16                      // firstBoots in scheduler
+	booting := func() float64 {
+		total, _ := a.call(t, "GET", "/engines?status=provisioning&limit=1", "").body["total"].(float64)
+		return total
+	}
+	ctx, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	var calls sync.WaitGroup
+	for i := range atOnce {
+		req, err := http.NewRequestWithContext(ctx, "POST", a.url+"/engines/provision", strings.NewReader(fmt.Sprintf(`{"user_id": "u%d"}`, i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Platform-Key", a.key)
+		calls.Go(func() {
+			if resp, err := a.http.Do(req); err == nil {
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); booting() < atOnce; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v boot", booting())
+		}
+	}
+	hangUp()
+	calls.Wait()
+	done := make(chan answer, 1)
+	go func() { done <- a.call(t, "POST", "/engines/provision", `{"user_id": "late"}`) }()
+	for {
+		if n := booting(); n > atOnce {
+			t.Errorf("%v boot", n)
+		}
+		select {
+		case got := <-done:
+			got.want(t, 200, "")
+			return
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package server_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/service"
+)
+
+// together makes n calls concurrently and returns their answers and what the slowest
+// took.
+func (a *api) together(t *testing.T, n int, call func(i int) answer) (answers []answer, slowest time.Duration) {
+	t.Helper()
+	answers = make([]answer, n)
+	took := make([]time.Duration, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			began := time.Now()
+			answers[i] = call(i)
+			took[i] = time.Since(began)
+		})
+	}
+	wg.Wait()
+	for _, d := range took {
+		slowest = max(slowest, d)
+	}
+	return answers, slowest
+}
+
+// away fails unless all answers say that a store is away.
+func away(t *testing.T, answers []answer) {
+	t.Helper()
+	for _, got := range answers {
+		got.want(t, http.StatusServiceUnavailable, "BACKEND_UNAVAILABLE")
+		if got.header.Get("Retry-After") == "" {
+			t.Fatal("503 without Retry-After")
+		}
+	}
+}
+
+// TestPausedStores: while a store answers nothing, calls are answered within one call's
+// time limit to it, however many there are, and at once when that is known; and all
+// works as soon as it goes on.
+func TestPausedStores(t *testing.T) {
+	a := startAPI(t)
+	const n = 500
+	// What a busy machine needs for so many calls at once.
+	const load = 5 * time.Second
+	admit := func(i int) answer {
+		return a.call(t, "POST", fmt.Sprintf("/engines/u%d/admit", i), "{}")
+	}
+	provision := func(i int) answer {
+		return a.call(t, "POST", "/engines/provision", fmt.Sprintf(`{"user_id": "u%d"}`, i))
+	}
+	admit(0).want(t, 200, "") // its product is known from now on
+	for _, tc := range []struct {
+		store devstack.Component
+		call  func(i int) answer
+		// The first call's limit to the store: the question whether it is there, or a
+		// read. 0: it is known to be away before, for the first calls would believe an
+		// answer of the second before, and begin operations.
+		limit time.Duration
+	}{
+		{devstack.Nomad, provision, 2 * time.Second},
+		{devstack.Consul, admit, 5 * time.Second},
+		{devstack.Vault, provision, 0},
+	} {
+		t.Run(string(tc.store), func(t *testing.T) {
+			if err := a.stack.Pause(tc.store); err != nil {
+				t.Fatal(err)
+			}
+			resume := sync.OnceFunc(func() {
+				if err := a.stack.Resume(tc.store); err != nil {
+					t.Error(err)
+				}
+			})
+			defer resume()
+			if tc.limit > 0 {
+				ready := make(chan int, 1)
+				go func() { ready <- a.call(t, "GET", "/ready", "").status }()
+				answers, slowest := a.together(t, n, tc.call)
+				if got := <-ready; tc.store == devstack.Consul && got != http.StatusServiceUnavailable {
+					t.Errorf("ready while no admit is served: %d", got)
+				}
+				away(t, answers)
+				t.Logf("the slowest of %d took %s", n, slowest)
+				if slowest > tc.limit+time.Second+load {
+					t.Errorf("the slowest of %d took %s", n, slowest)
+				}
+			} else if got := a.call(t, "GET", "/health", ""); got.status != http.StatusServiceUnavailable {
+				t.Fatalf("health is %d", got.status)
+			}
+			answers, slowest := a.together(t, n, tc.call)
+			away(t, answers)
+			t.Logf("the slowest of %d more took %s", n, slowest)
+			if slowest > load {
+				t.Errorf("the slowest of %d took %s when it was known that %s is away", n, slowest, tc.store)
+			}
+			resume()
+			began := time.Now()
+			a.await(t, "/health")
+			a.await(t, "/ready")
+			took := time.Since(began)
+			t.Logf("back after %s", took)
+			if took > time.Second+load {
+				t.Errorf("it took %s to notice that %s is back", took, tc.store)
+			}
+		})
+	}
+	provision(0).want(t, 200, "")
+}
+
+// failing is a proxy to Consul that refuses some requests.
+func failing(t *testing.T, to string, fails func(*http.Request) bool) string {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	proxy := httputil.NewSingleHostReverseProxy(u)
+	proxy.Transport = transport
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if fails(r) {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close(); transport.CloseIdleConnections() })
+	return srv.URL
+}
+
+// TestReadyMeansAdmitted: a replica that says that it is ready serves an admit. One
+// without a session must not, while Consul answers everything else.
+func TestReadyMeansAdmitted(t *testing.T) {
+	var lost atomic.Bool
+	a := startAPIAt(t, func(c *service.Clients) {
+		c.ConsulAddr = failing(t, c.ConsulAddr, func(r *http.Request) bool {
+			return lost.Load() && strings.HasPrefix(r.URL.Path, "/v1/session/")
+		})
+	})
+	a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`).want(t, 200, "")
+	lost.Store(true)
+	for deadline := time.Now().Add(time.Minute); ; {
+		ready := a.call(t, "GET", "/ready", "")
+		admitted := a.call(t, "POST", "/engines/u/admit", "{}")
+		if ready.status == 200 && admitted.status != 200 {
+			// Its session may have ended between the two.
+			if again := a.call(t, "GET", "/ready", ""); again.status == 200 {
+				t.Fatalf("ready, and an admit is answered %d %s", admitted.status, admitted.text)
+			}
+		}
+		if ready.status != 200 && admitted.status != 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it has its session for a minute without renewing it")
+		}
+	}
+	lost.Store(false)
+	a.await(t, "/ready")
+	a.call(t, "POST", "/engines/u/admit", "{}").want(t, 200, "")
+}
