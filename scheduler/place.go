@@ -133,7 +133,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 			continue
 		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
-			return err
+			return s.unanswered(row, err)
 		}
 		// The pooled volume went to another replica, or the product changed.
 		if err := caller.refresh(ctx, s); err != nil {

@@ -50,7 +50,7 @@ func newProver(s *Scheduler) *prover {
 		end: func(ctx context.Context, nodeID string, names []string) error {
 			return s.endProcesses(ctx, nodeID, names, proofQuiet)
 		},
-		spawn: s.background, waiting: map[string][]*proof{},
+		spawn: func(do func(context.Context)) { s.background(do) }, waiting: map[string][]*proof{},
 	}
 }
 

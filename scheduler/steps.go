@@ -501,7 +501,7 @@ func (o *operation) settle(ctx context.Context) error {
 	for o.row.Op.Supersedes != "" {
 		row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
 		if err != nil {
-			return err
+			return o.lost(ctx, nil, err)
 		}
 		if row.Op == nil || row.Op.ID != o.row.Op.ID || row.Op.Owner != o.row.Op.Owner {
 			return errTakenOver

@@ -266,12 +266,13 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 		s.pool.volumes.release(place.pooled)
 		return nil, err
 	}
+	launched, _ := s.reserveLaunch(op.ID)
+	defer launched()
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
 		s.pool.volumes.release(place.pooled)
-		if errors.Is(err, registry.ErrUnavailable) {
-			s.adopt(row)
+		if err = s.unanswered(row, err); !errors.Is(err, errUnanswered) {
+			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
 	s.pool.claimed(place.pooled)
