@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -211,6 +212,10 @@ func (o *operation) placementError(state cluster.JobState) error {
 		}
 		o.refusedAt = e.CreateIndex
 		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		if o.row.Op.Kind != registry.OpProvision {
+			r := o.row.Resources
+			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+		}
 		if e.Failed.Ports {
 			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
 		}
