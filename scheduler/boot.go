@@ -21,6 +21,9 @@ const (
 	reasonCrashed     = "crashed"
 	reasonUnhealthy   = "unhealthy"
 	reasonNodeDown    = "node_down"
+	// reasonUpstream is a running engine's, which says that it cannot serve for what it
+	// depends on (Options.RestartSubsystems).
+	reasonUpstream = "upstream_down"
 	// reasonKeyProof: it breaks the contract of the proof. reasonKeyUnconfirmed: it
 	// did not take its new key, and its next process is to.
 	reasonKeyProof       = "key_proof"

@@ -42,6 +42,9 @@ type Options struct {
 	// MaxFailures is how many probes in a row confirm that an engine fails.
 	MaxFailures int
 	Restart     Backoff
+	// RestartSubsystems are globs of the subsystems in an engine's /health that a restart
+	// may mend. One whose failing subsystems are all others is not restarted.
+	RestartSubsystems []string
 	// VolumePool is how many ready, empty volumes each node keeps.
 	VolumePool int
 	// WarmPool is how many engines of the standard kind run and wait for a user.
