@@ -142,6 +142,16 @@ job "engine" {
               max-size = "5m"
             }
           }
+
+          # The root is read-only. What lies in /tmp counts as the engine's memory.
+          mount {
+            type   = "tmpfs"
+            target = "/tmp"
+            tmpfs_options {
+              size = 67108864 # bytes: 64 MiB
+            }
+          }
+
           mounts = var.catalog_path == "" ? [] : [{
             type     = "bind"
             source   = var.catalog_path

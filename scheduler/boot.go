@@ -239,6 +239,9 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	}
 	if a.Image {
 		failure.reason = reasonImage
+		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
+			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
+		}
 		return failure
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {
