@@ -81,6 +81,12 @@ job "engine" {
       }
     }
 
+    # MB of disk for its allocation: Nomad's two log files of 5 MB, which have to fit, and
+    # little more, for what an engine keeps is in its volume. Nomad reserves 300 by default.
+    ephemeral_disk {
+      size = 20
+    }
+
     # Relied on: health is orch's business, not a deployment's.
     update {
       max_parallel = 0
