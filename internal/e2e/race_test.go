@@ -16,7 +16,7 @@ import (
 // row has its outcome, nothing is left, and the totals agree.
 func TestDestroyRacesOtherCalls(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, nil)
+	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "8"})
 	roomy, huge := r.product(t, nil), r.product(t, map[string]any{"memory_mb": 900_000})
 	ctx := t.Context()
 	provision := func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }
@@ -36,13 +36,13 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 		call    func(*client.Client, string) error
 		rounds  int
 	}{
-		"provision without room": {huge, nil, provision, 24},
-		"admit without room":     {huge, nil, admitted, 24},
-		"provision":              {roomy, nil, provision, 12},
-		"admit":                  {roomy, nil, admitted, 12},
-		"start":                  {roomy, stopped, func(c *client.Client, u string) error { return second(c.Start(ctx, u)) }, 4},
-		"stop":                   {roomy, provision, func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }, 4},
-		"rotate":                 {roomy, provision, func(c *client.Client, u string) error { return second(c.RotateKey(ctx, u)) }, 4},
+		"provision without room": {huge, nil, provision, 10},
+		"admit without room":     {huge, nil, admitted, 10},
+		"provision":              {roomy, nil, provision, 6},
+		"admit":                  {roomy, nil, admitted, 6},
+		"start":                  {roomy, stopped, func(c *client.Client, u string) error { return second(c.Start(ctx, u)) }, 3},
+		"stop":                   {roomy, provision, func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }, 3},
+		"rotate":                 {roomy, provision, func(c *client.Client, u string) error { return second(c.RotateKey(ctx, u)) }, 3},
 	}
 	// An engine that is gone, or not there yet, is not found.
 	may := map[string][]string{
