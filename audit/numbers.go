@@ -13,7 +13,7 @@ type Numbers struct {
 	Restarts1h      int64   // automatic restarts that ended well
 	AvgBootMS       float64 // mean boot of the hour's provisions, starts, wakes and automatic restarts that ended well, ms; 0 when there was none
 	TotalProvisions int64   // that ended well, ever
-	TotalDestroys   int64   // that ended well, ever
+	TotalDestroys   int64   // that ended well, ever, of engines whose provision did
 }
 
 // Numbers counts a product's rows. The lifetime totals have a table of their

@@ -73,10 +73,11 @@ func TestReopen(t *testing.T) {
 	each(t, func(t *testing.T, url string) {
 		first, err := Open(t.Context(), url, Options{Log: hclog.NewNullLogger()})
 		must(t, err)
-		must(t, first.Record(t.Context(), Entry{ProductID: "p1", Action: ActionDestroy}))
+		must(t, first.Record(t.Context(), Entry{ProductID: "p1", EngineID: "e1", Action: ActionProvision}))
 		must(t, first.Close())
 		second := open(t, url)
-		if got := list(t, second, Query{}); len(got) != 1 {
+		must(t, second.Record(t.Context(), Entry{ProductID: "p1", EngineID: "e1", Action: ActionDestroy}))
+		if got := list(t, second, Query{}); len(got) != 2 {
 			t.Errorf("%d rows", len(got))
 		}
 		n, err := second.Numbers(t.Context(), "p1")

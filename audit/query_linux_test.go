@@ -117,10 +117,10 @@ func TestNumbersAndRetention(t *testing.T) {
 		record(Entry{ProductID: "p", Action: ActionProvision, Metadata: map[string]any{MetadataBootMS: 100}})
 		record(Entry{ProductID: "p", Action: ActionStart, Metadata: map[string]any{MetadataBootMS: 300}})
 		record(Entry{ProductID: "p", Action: ActionProvision, Outcome: "BOOT_TIMEOUT"})
-		record(Entry{ProductID: "p", Action: ActionProvision, Timestamp: time.Now().Add(-2 * time.Hour)})
+		record(Entry{ProductID: "p", EngineID: "e", Action: ActionProvision, Timestamp: time.Now().Add(-2 * time.Hour)})
 		record(Entry{ProductID: "p", Action: ActionHealthFailed})
 		record(Entry{ProductID: "p", Action: ActionAutoRestartSuccess, Metadata: map[string]any{MetadataBootMS: 200}})
-		record(Entry{ProductID: "p", Action: ActionDestroy})
+		record(Entry{ProductID: "p", EngineID: "e", Action: ActionDestroy})
 		record(Entry{ProductID: "other", Action: ActionDestroy})
 		want := Numbers{Provisions1h: 1, Crashes1h: 1, Restarts1h: 1, AvgBootMS: 200, TotalProvisions: 5, TotalDestroys: 1}
 		check := func() {

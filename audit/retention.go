@@ -58,7 +58,10 @@ func (l *Log) expireBatch(ctx context.Context, before time.Time) (deleted int64,
 		if err != nil {
 			return err
 		}
-		deleted, err = res.RowsAffected()
+		if deleted, err = res.RowsAffected(); err != nil || deleted == retainBatch {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM audit_lives WHERE provisioned = 0 AND destroyed_at < $1`, l.db.time(stampOf(before)))
 		return err
 	})
 	return deleted, err

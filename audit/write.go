@@ -49,7 +49,7 @@ func (l *Log) Record(ctx context.Context, e Entry) error {
 		if _, err := tx.ExecContext(ctx, insertEntry, args...); err != nil {
 			return err
 		}
-		return count(ctx, tx, clean(e.ProductID), e.Action, e.Outcome)
+		return l.count(ctx, tx, e.Action, e.Outcome, life{clean(e.EngineID), clean(e.ProductID)})
 	})
 }
 
@@ -115,16 +115,6 @@ func (l *Log) Complete(ctx context.Context, id int64, c Completion) error {
 		if err != nil {
 			return err
 		}
-		return count(ctx, tx, productID, action, c.Outcome)
+		return l.count(ctx, tx, action, c.Outcome, life{engineID, productID})
 	})
-}
-
-// count adds to the lifetime totals, which are kept of what GET /metrics tells.
-func count(ctx context.Context, tx *sql.Tx, productID, action, outcome string) error {
-	if outcome != OutcomeOK || (action != ActionProvision && action != ActionDestroy) {
-		return nil
-	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO audit_totals (product_id, action, total) VALUES ($1, $2, 1)
-		ON CONFLICT (product_id, action) DO UPDATE SET total = audit_totals.total + 1`, productID, action)
-	return err
 }

@@ -35,7 +35,7 @@ type Engine struct {
 	ImageDigest   string     `json:"image_digest,omitempty"`   // what is started, whatever its tag means by now; empty: it is not pinned
 	CreatedAt     time.Time  `json:"created_at,omitzero"`
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
-	Reason        string     `json:"reason,omitempty"`     // why it is failed: a stable word
+	Reason        string     `json:"reason,omitempty"`     // why it is failed, or runs and cannot serve: a stable word
 	ProductID     string     `json:"product_id,omitempty"` // in answers to the admin alone
 }
 

@@ -37,6 +37,7 @@ const (
 	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
 	ErrGraveNotFound        Code = "GRAVE_NOT_FOUND"
 	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
+	ErrPreconditionFailed   Code = "PRECONDITION_FAILED"
 	ErrRateLimited          Code = "RATE_LIMITED"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"

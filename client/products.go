@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 )
@@ -65,18 +66,49 @@ func (c *Client) Products(ctx context.Context) (*ProductList, error) {
 
 // Product reads one product.
 func (c *Client) Product(ctx context.Context, productID string) (*Product, error) {
-	p := new(Product)
-	return p, c.get(ctx, admin, productPath(productID), p)
+	p, _, err := c.taggedProduct(ctx, productID)
+	return p, err
 }
 
-// SetPolicy replaces a product's policy; it holds from the next request on.
+// taggedProduct reads one product, with the ETag of its policy.
+func (c *Client) taggedProduct(ctx context.Context, productID string) (p *Product, tag string, err error) {
+	p = new(Product)
+	err = c.do(ctx, call{
+		method: http.MethodGet, path: productPath(productID), keys: admin, out: p, repeatable: true,
+		answered: func(h http.Header) { tag = h.Get("ETag") },
+	})
+	return p, tag, err
+}
+
+// SetPolicy replaces a product's policy, whatever it is; it holds from the next request on.
 func (c *Client) SetPolicy(ctx context.Context, productID string, policy Policy) (*Policy, error) {
+	return c.setPolicy(ctx, productID, policy, nil)
+}
+
+// ChangePolicy replaces a product's policy by what change makes of the present one. Where
+// somebody else changes it meanwhile, it is read and changed again, up to ten times; then
+// the error is [ErrPreconditionFailed].
+func (c *Client) ChangePolicy(ctx context.Context, productID string, change func(Policy) Policy) (policy *Policy, err error) {
+	for range 10 {
+		p, tag, rerr := c.taggedProduct(ctx, productID)
+		if rerr != nil {
+			return nil, rerr
+		}
+		policy, err = c.setPolicy(ctx, productID, change(p.Policy), http.Header{"If-Match": {tag}})
+		if !errors.Is(err, ErrPreconditionFailed) {
+			break
+		}
+	}
+	return policy, err
+}
+
+func (c *Client) setPolicy(ctx context.Context, productID string, policy Policy, header http.Header) (*Policy, error) {
 	type body struct {
 		Policy Policy `json:"policy"`
 	}
 	answer := new(body)
 	err := c.do(ctx, call{
-		method: http.MethodPut, path: productPath(productID) + "/policy", keys: admin, in: body{policy}, out: answer, repeatable: true,
+		method: http.MethodPut, path: productPath(productID) + "/policy", keys: admin, in: body{policy}, out: answer, repeatable: true, header: header,
 	})
 	return &answer.Policy, err
 }

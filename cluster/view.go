@@ -45,8 +45,8 @@ type Alloc struct {
 	// of a process, which may run on.
 	Orphaned bool
 
-	cpuMHz, memoryMB int
-	ports            []int
+	cpuMHz, memoryMB, diskMB int
+	ports                    []int
 }
 
 // Terminal says whether the allocation's process is gone for good, as its node
@@ -83,11 +83,12 @@ type Node struct {
 	// status tells nothing: a node registers anew with each volume that is made there.)
 	InTouch uint64
 	// Free is what no living allocation has reserved, and Allocs how many there are.
-	FreeCPUMHz, FreeMemoryMB, FreePorts int
-	Allocs                              int
+	FreeCPUMHz, FreeMemoryMB, FreePorts, FreeDiskMB int
+	Allocs                                          int
 
 	modifyIndex            uint64
 	cpuMHz, memoryMB       int
+	diskMB                 int
 	minPort, maxPort       int
 	reservedInDynamicRange int
 }
@@ -102,9 +103,9 @@ type view struct {
 
 // holding is what living allocations have reserved of a node.
 type holding struct {
-	allocs           int
-	cpuMHz, memoryMB int
-	ports            map[int]int // by number: how many hold it
+	allocs                   int
+	cpuMHz, memoryMB, diskMB int
+	ports                    map[int]int // by number: how many hold it
 	// dynamic is how many of them are from min to max.
 	dynamic, min, max int
 }
@@ -143,6 +144,7 @@ func (v *view) hold(a *Alloc, times int) {
 	h.allocs += times
 	h.cpuMHz += times * a.cpuMHz
 	h.memoryMB += times * a.memoryMB
+	h.diskMB += times * a.diskMB
 	for _, port := range a.ports {
 		if h.ports[port] += times; h.ports[port] == 0 {
 			delete(h.ports, port)
@@ -188,12 +190,13 @@ func (c *Cluster) Nodes() []Node {
 	nodes := make([]Node, 0, len(c.view.nodes))
 	for _, n := range c.view.nodes {
 		n := *n
-		n.FreeCPUMHz, n.FreeMemoryMB = n.cpuMHz, n.memoryMB
+		n.FreeCPUMHz, n.FreeMemoryMB, n.FreeDiskMB = n.cpuMHz, n.memoryMB, n.diskMB
 		n.FreePorts = n.maxPort - n.minPort + 1 - n.reservedInDynamicRange
 		if h := c.view.held[n.ID]; h != nil {
 			n.Allocs = h.allocs
 			n.FreeCPUMHz -= h.cpuMHz
 			n.FreeMemoryMB -= h.memoryMB
+			n.FreeDiskMB -= h.diskMB
 			n.FreePorts -= h.dynamicPorts(n.minPort, n.maxPort)
 		}
 		nodes = append(nodes, n)
@@ -251,12 +254,13 @@ func nodeFrom(n *api.NodeListStub) *Node {
 		node.Drivers[name] = d != nil && d.Detected && d.Healthy
 	}
 	if r := n.NodeResources; r != nil {
-		node.cpuMHz, node.memoryMB = int(r.Cpu.CpuShares), int(r.Memory.MemoryMB)
+		node.cpuMHz, node.memoryMB, node.diskMB = int(r.Cpu.CpuShares), int(r.Memory.MemoryMB), int(r.Disk.DiskMB)
 		node.minPort, node.maxPort = r.MinDynamicPort, r.MaxDynamicPort
 	}
 	if r := n.ReservedResources; r != nil {
 		node.cpuMHz -= int(r.Cpu.CpuShares)
 		node.memoryMB -= int(r.Memory.MemoryMB)
+		node.diskMB -= int(r.Disk.DiskMB)
 		node.reservedInDynamicRange = countPorts(r.Networks.ReservedHostPorts, node.minPort, node.maxPort)
 	}
 	return node
@@ -298,6 +302,7 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 			alloc.cpuMHz += int(t.Cpu.CpuShares)
 			alloc.memoryMB += int(t.Memory.MemoryMB)
 		}
+		alloc.diskMB = int(r.Shared.DiskMB)
 		for _, p := range r.Shared.Ports {
 			alloc.ports = append(alloc.ports, p.Value)
 			if p.Label == jobs.PortLabel {

@@ -118,7 +118,7 @@ func TestViewKeepsTheNewest(t *testing.T) {
 		for range rapid.IntRange(0, 60).Draw(t, "events") {
 			a := &Alloc{
 				ID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "id"), JobID: "job", NodeID: "node",
-				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, ports: []int{22, 20_001},
+				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, diskMB: 20, ports: []int{22, 20_001},
 			}
 			// One index is one truth: what an allocation is follows from it.
 			if a.ModifyIndex > 25 {
@@ -141,13 +141,13 @@ func TestViewKeepsTheNewest(t *testing.T) {
 				t.Fatalf("%d allocations of the job, want %d", len(of), len(newest))
 			}
 			first := rapid.SampledFrom([]int{20_000, 20_001, 20_002}).Draw(t, "first port")
-			c.view.nodes["node"] = &Node{ID: "node", cpuMHz: 10_000, memoryMB: 10_000, minPort: first, maxPort: 20_099}
+			c.view.nodes["node"] = &Node{ID: "node", cpuMHz: 10_000, memoryMB: 10_000, diskMB: 5_000, minPort: first, maxPort: 20_099}
 			ports := 20_100 - first
 			if first <= 20_001 {
 				ports -= living
 			}
-			if n := c.Nodes()[0]; n.Allocs != living || n.FreeCPUMHz != 10_000-100*living || n.FreeMemoryMB != 10_000-10*living || n.FreePorts != ports {
-				t.Fatalf("%d living allocations leave %d MHz, %d MiB, %d ports of %d", living, n.FreeCPUMHz, n.FreeMemoryMB, n.FreePorts, 20_100-first)
+			if n := c.Nodes()[0]; n.Allocs != living || n.FreeCPUMHz != 10_000-100*living || n.FreeMemoryMB != 10_000-10*living || n.FreeDiskMB != 5_000-20*living || n.FreePorts != ports {
+				t.Fatalf("%d living allocations leave %d MHz, %d MiB, %d MB of disk, %d ports of %d", living, n.FreeCPUMHz, n.FreeMemoryMB, n.FreeDiskMB, n.FreePorts, 20_100-first)
 			}
 		}
 	})

@@ -151,7 +151,7 @@ func (w *Watch) Refresh(ctx context.Context) error {
 		told := allocFrom(a)
 		if old := c.view.allocs[a.ID]; told.Addr == "" && old != nil {
 			// What was planned for an allocation never changes.
-			told.Addr, told.cpuMHz, told.memoryMB, told.ports = old.Addr, old.cpuMHz, old.memoryMB, old.ports
+			told.Addr, told.cpuMHz, told.memoryMB, told.diskMB, told.ports = old.Addr, old.cpuMHz, old.memoryMB, old.diskMB, old.ports
 		}
 		c.view.putAlloc(told, true)
 	}

@@ -15,8 +15,14 @@ func reference(image, digest string) string {
 	return repository + "@" + digest
 }
 
-// pinned says whether an image names a fixed tag or digest, so that a node that
-// has it need not ask a registry.
+// AlwaysPulled says whether a node asks a registry for an image also when it has it:
+// Nomad's docker driver does so for one that names neither a digest nor another tag than
+// "latest", whatever force_pull says.
+func AlwaysPulled(image, digest string) bool {
+	return !pinned(reference(image, digest))
+}
+
+// pinned says whether an image names a fixed tag or digest.
 func pinned(image string) bool {
 	if strings.Contains(image, "@") {
 		return true

@@ -71,11 +71,7 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	}
 	switch t.settings.Driver {
 	case Docker:
-		image := reference(e.Image, e.Digest)
-		task.Config["image"] = image
-		if !pinned(image) {
-			task.Config["force_pull"] = true
-		}
+		task.Config["image"] = reference(e.Image, e.Digest)
 	case RawExec:
 		args := []string{"-c", lockScript, e.VolumePath, path.Join(t.settings.BinDir, e.Image)}
 		task.Config["command"], task.Config["args"] = shell, append(args, argsOf(task)...)

@@ -40,7 +40,7 @@ func TestRender(t *testing.T) {
 			if diff := cmp.Diff(map[string]string{"engine_id": "e1", "product_id": "p1", "user_id_b64": "dQ"}, service.Meta); diff != "" || service.Name != "engine-e1" {
 				t.Errorf("service %s: %s", service.Name, diff)
 			}
-			if driver == Docker && (task.Config["image"] != "engine" || task.Config["force_pull"] != true) {
+			if driver == Docker && (task.Config["image"] != "engine" || task.Config["force_pull"] != nil || *group.EphemeralDisk.SizeMB != 20) {
 				t.Errorf("config is %v", task.Config)
 			}
 			if driver == RawExec && (executable(task) != "/opt/engines/engine" || Describe(job).Image != "engine" || task.Env["SQLITE_DB_PATH"] != "/volumes/e1/brain.sqlite") {

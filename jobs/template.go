@@ -57,6 +57,8 @@ type Template struct {
 	owner    Owner
 	// restartDelay is that of the group's restart block.
 	restartDelay time.Duration
+	// diskMB is what an allocation reserves of its node's disk.
+	diskMB int
 }
 
 // Names that the job file and the service agree on.
@@ -101,7 +103,10 @@ func New(job *api.Job, s Settings) (*Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("copy the engine's job: %w", err)
 	}
-	t := &Template{settings: s, job: b, owner: owner, restartDelay: defaultRestartDelay}
+	t := &Template{settings: s, job: b, owner: owner, restartDelay: defaultRestartDelay, diskMB: defaultDiskMB}
+	if d := job.TaskGroups[0].EphemeralDisk; d != nil && d.SizeMB != nil {
+		t.diskMB = *d.SizeMB
+	}
 	if r := job.TaskGroups[0].RestartPolicy; r != nil && r.Delay != nil {
 		t.restartDelay = *r.Delay
 	}
@@ -144,6 +149,13 @@ func hclString(s string) string {
 // defaultRestartDelay is that of a job that says none (Nomad's documentation of the
 // restart block).
 const defaultRestartDelay = 15 * time.Second
+
+// defaultDiskMB is that of a job that says none (Nomad's documentation of the
+// ephemeral_disk block).
+const defaultDiskMB = 300
+
+// DiskMB is what an engine's allocation reserves of its node's disk, without its volume.
+func (t *Template) DiskMB() int { return t.diskMB }
 
 // Owner is the user that an engine's volume must belong to.
 type Owner struct {

@@ -81,6 +81,12 @@ job "engine" {
       }
     }
 
+    # MB of disk for its allocation: Nomad's two log files of 5 MB, which have to fit, and
+    # little more, for what an engine keeps is in its volume. Nomad reserves 300 by default.
+    ephemeral_disk {
+      size = 20
+    }
+
     # Relied on: health is orch's business, not a deployment's.
     update {
       max_parallel = 0
@@ -142,6 +148,16 @@ job "engine" {
               max-size = "5m"
             }
           }
+
+          # The root is read-only. What lies in /tmp counts as the engine's memory.
+          mount {
+            type   = "tmpfs"
+            target = "/tmp"
+            tmpfs_options {
+              size = 67108864 # bytes: 64 MiB
+            }
+          }
+
           mounts = var.catalog_path == "" ? [] : [{
             type     = "bind"
             source   = var.catalog_path

@@ -105,7 +105,7 @@ func (p *Policy) Check() error {
 	atLeast("memory_mb", p.MemoryMB, minMemoryMB)
 	atLeast("warm_pool", p.WarmPool, 0)
 	for i, glob := range p.AllowedImages {
-		if _, err := path.Match(glob, ""); err != nil || glob == "" || strings.ContainsFunc(glob, unicode.IsControl) {
+		if !isGlob(glob) || strings.ContainsFunc(glob, unicode.IsControl) {
 			errs = append(errs, fmt.Errorf("policy.allowed_images[%d] is not a glob pattern", i))
 		}
 	}
@@ -121,6 +121,47 @@ func (p *Policy) Check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// anything is the part of a glob that stands for any characters, slashes too; alone, "*"
+// is the same.
+const anything = "**"
+
+func isGlob(glob string) bool {
+	for part := range strings.SplitSeq(glob, anything) {
+		if _, err := path.Match(part, ""); err != nil {
+			return false
+		}
+	}
+	return glob != ""
+}
+
+// AllowsImage says whether an image is one that the policy's AllowedImages name: globs as
+// path.Match has them, whose "*" stops at a slash, and "**", which does not.
+func (p *Policy) AllowsImage(image string) bool {
+	return slices.ContainsFunc(p.AllowedImages, func(glob string) bool { return matches(glob, image) })
+}
+
+func matches(glob, image string) bool {
+	if glob == "*" {
+		return true
+	}
+	ends := make([]bool, len(image)+1) // where what was matched up to now may end
+	ends[0] = true
+	for i, part := range strings.Split(glob, anything) {
+		next, from := make([]bool, len(image)+1), false
+		for begin := range ends {
+			if from = ends[begin] || from && i > 0; !from {
+				continue
+			}
+			for end := begin; end <= len(image); end++ {
+				ok, _ := path.Match(part, image[begin:end])
+				next[end] = next[end] || ok
+			}
+		}
+		ends = next
+	}
+	return ends[len(image)]
 }
 
 var proofPathPattern = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?$`)

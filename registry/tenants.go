@@ -98,10 +98,14 @@ func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
 	return Tenant{p, n}, err
 }
 
-// SetPolicy replaces a product's policy; it holds for every read that begins
-// after this returns. ErrNotFound: no such product.
-func (s *Store) SetPolicy(ctx context.Context, productID string, policy Policy) (*Product, error) {
+// SetPolicy replaces a product's policy, if may allows that of the one it has; it holds
+// for every read that begins after this returns. ErrNotFound: no such product. Otherwise
+// the error is may's.
+func (s *Store) SetPolicy(ctx context.Context, productID string, policy Policy, may func(Policy) error) (*Product, error) {
 	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
+		if err := may(p.Policy); err != nil {
+			return nil, err
+		}
 		p.Policy = policy
 		if p.unknown != nil { // the new one has no other fields
 			p.unknown = &unknown{fields: p.unknown.fields}

@@ -85,12 +85,14 @@ func TestRotatePlatformKey(t *testing.T) {
 	})
 }
 
+func always(Policy) error { return nil }
+
 func TestSetPolicy(t *testing.T) {
 	r := join(t, prefix(t))
 	p := r.product(t, nil)
 	limit := 7
 	want := Policy{MaxEngines: &limit, EngineImage: "engine:2"}
-	if _, err := r.SetPolicy(t.Context(), p.ProductID, want); err != nil {
+	if _, err := r.SetPolicy(t.Context(), p.ProductID, want, always); err != nil {
 		t.Fatal(err)
 	}
 	got, _, err := r.Lookup(t.Context(), p.PlatformKeyHash, p.ProductID, "user")
@@ -102,7 +104,7 @@ func TestSetPolicy(t *testing.T) {
 	}
 	// A claim by the policy of before is refused.
 	wantErr(t, r.Claim(t.Context(), p, newEngine(p, "user"), nil), ErrConflict)
-	_, err = r.SetPolicy(t.Context(), "nobody", want)
+	_, err = r.SetPolicy(t.Context(), "nobody", want, always)
 	wantErr(t, err, ErrNotFound)
 }
 

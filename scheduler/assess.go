@@ -47,7 +47,7 @@ type care int
 const (
 	careNone    care = iota
 	careFail         // it is failed, for the verdict's reason
-	careProbe        // Consul says that it fails: ask itself, then fail it
+	careProbe        // Consul says that it fails, or its upstreams did: ask itself how it is
 	careRecover      // it has a process that may be healthy again
 	carePeek         // its process may have healed by itself: ask it, else restart
 	careRestart      // it needs a new process, now
@@ -82,7 +82,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 			return careFail, reasonJobMissing
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
 			return careFail, reasonCrashed
-		case s.fails:
+		case s.fails, row.Reason != "":
 			return careProbe, reasonUnhealthy
 		}
 	case registry.Failed:

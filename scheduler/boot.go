@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -20,6 +21,9 @@ const (
 	reasonCrashed     = "crashed"
 	reasonUnhealthy   = "unhealthy"
 	reasonNodeDown    = "node_down"
+	// reasonUpstream is a running engine's, which says that it cannot serve for what it
+	// depends on (Options.RestartSubsystems).
+	reasonUpstream = "upstream_down"
 	// reasonKeyProof: it breaks the contract of the proof. reasonKeyUnconfirmed: it
 	// did not take its new key, and its next process is to.
 	reasonKeyProof       = "key_proof"
@@ -211,6 +215,10 @@ func (o *operation) placementError(state cluster.JobState) error {
 		}
 		o.refusedAt = e.CreateIndex
 		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		if o.row.Op.Kind != registry.OpProvision {
+			r := o.row.Resources
+			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+		}
 		if e.Failed.Ports {
 			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
 		}
@@ -231,6 +239,9 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	}
 	if a.Image {
 		failure.reason = reasonImage
+		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
+			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
+		}
 		return failure
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {

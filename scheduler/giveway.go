@@ -24,7 +24,7 @@ func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 	}
 	nodes := o.s.cluster.Nodes()
 	for _, n := range nodes {
-		if n.ID != o.row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && hasRoom(n, o.row.Resources, 1) {
+		if n.ID != o.row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && hasRoom(n, o.s.needOf(o.row.Resources), 1) {
 			return false
 		}
 	}
@@ -65,7 +65,7 @@ func (p *warmPool) giveWay(ctx context.Context, node cluster.Node, ask registry.
 			there = append(there, row)
 		}
 	}
-	going := inTheWay(node, there, ask)
+	going := inTheWay(node, there, p.s.needOf(ask))
 	for _, row := range there {
 		if !slices.Contains(going, row) {
 			p.release(row)
@@ -90,7 +90,7 @@ func (p *warmPool) giveWay(ctx context.Context, node cluster.Node, ask registry.
 // inTheWay are the warm engines of a node that have to go so that an engine of a
 // size fits there; none: that would not do. It is one at least: Nomad has said
 // that there is no room, whatever the view says.
-func inTheWay(node cluster.Node, warm []*registry.Engine, ask registry.Resources) []*registry.Engine {
+func inTheWay(node cluster.Node, warm []*registry.Engine, ask need) []*registry.Engine {
 	// Those that are still being made first, then the larger ones.
 	made := func(e *registry.Engine) int {
 		if e.State == registry.Running {
@@ -104,6 +104,7 @@ func inTheWay(node cluster.Node, warm []*registry.Engine, ask registry.Resources
 	for i, row := range warm {
 		node.FreeCPUMHz += row.Resources.CPUMHz
 		node.FreeMemoryMB += row.Resources.MemoryMB
+		node.FreeDiskMB += ask.diskMB
 		node.FreePorts++
 		if hasRoom(node, ask, 1) {
 			return warm[:i+1]

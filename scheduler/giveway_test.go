@@ -15,10 +15,12 @@ func TestInTheWay(t *testing.T) {
 	resources := func(t *rapid.T, name string) registry.Resources {
 		return registry.Resources{CPUMHz: rapid.IntRange(1, 100).Draw(t, name+" cpu"), MemoryMB: rapid.IntRange(1, 100).Draw(t, name+" memory")}
 	}
+	const disk = 20
 	freed := func(node cluster.Node, rows []*registry.Engine) cluster.Node {
 		for _, row := range rows {
 			node.FreeCPUMHz += row.Resources.CPUMHz
 			node.FreeMemoryMB += row.Resources.MemoryMB
+			node.FreeDiskMB += disk
 			node.FreePorts++
 		}
 		return node
@@ -26,7 +28,7 @@ func TestInTheWay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		node := cluster.Node{
 			FreeCPUMHz: rapid.IntRange(-50, 150).Draw(t, "cpu"), FreeMemoryMB: rapid.IntRange(-50, 150).Draw(t, "memory"),
-			FreePorts: rapid.IntRange(0, 2).Draw(t, "ports"),
+			FreePorts: rapid.IntRange(0, 2).Draw(t, "ports"), FreeDiskMB: rapid.IntRange(-50, 50).Draw(t, "disk"),
 		}
 		var warm []*registry.Engine
 		for range rapid.IntRange(0, 6).Draw(t, "warm") {
@@ -34,7 +36,7 @@ func TestInTheWay(t *testing.T) {
 				State: rapid.SampledFrom([]registry.State{registry.Running, registry.Provisioning}).Draw(t, "state"), Resources: resources(t, "warm"),
 			})
 		}
-		ask := resources(t, "ask")
+		ask := need{resources(t, "ask"), disk}
 		going := inTheWay(node, warm, ask)
 		if len(going) == 0 {
 			if len(warm) > 0 && hasRoom(freed(node, warm), ask, 1) {

@@ -97,16 +97,13 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 	if err == nil {
 		return
 	}
-	s.ops.Go(func() {
+	lacks := func() {
+		s.log.Error("the audit log lacks what was done", "what", what, "request_id", RequestID(ctx), "error", err)
+	}
+	later := s.background(func(base context.Context) {
 		// For as long as it takes: no more rows wait than operations were under
 		// way when the database went, since none begins without it.
-		for wait := completeWithin; ; wait = min(2*wait, completeAgain) {
-			s.mu.Lock()
-			base := s.base
-			s.mu.Unlock()
-			if base == nil || !pause(base, wait) {
-				break
-			}
+		for wait := completeWithin; pause(base, wait); wait = min(2*wait, completeAgain) {
 			if err = try(); err == nil {
 				return
 			}
@@ -114,8 +111,11 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 				break // older than the log keeps rows
 			}
 		}
-		s.log.Error("the audit log lacks what was done", "what", what, "request_id", RequestID(ctx), "error", err)
+		lacks()
 	})
+	if !later { // Run does not wait for more
+		lacks()
+	}
 }
 
 // record completes the audit row of the operation with what its caller hears.

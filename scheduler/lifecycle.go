@@ -71,34 +71,44 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	}
 	spent.since(spentBegin, at)
 	hit(op.Kind, atAudited)
-	warm, claimed, err := s.warm.claim(ctx, caller, row, &spent)
-	if claimed {
-		o = s.launch(warm, spent...)
-		engine, err := o.wait(ctx)
-		if err == nil && engine.Unlabelled { // else it has become another one
-			s.warm.handedOut(engine)
-		}
-		return engine, err
-	}
+	o, err = s.claimAndLaunch(ctx, caller, row, &spent)
 	if err != nil {
-		err = s.claimError(ctx, caller, row, err)
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		err = s.claimError(ctx, caller, err)
+		if !errors.Is(err, errUnanswered) { // else the one who looks after the row completes it
+			s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		}
 		return nil, err
 	}
-	at = time.Now()
+	engine, err := o.wait(ctx)
+	if err == nil && engine.Unlabelled { // a warm engine, and it has not become another one
+		s.warm.handedOut(engine)
+	}
+	return engine, err
+}
+
+// claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
+// launches what it carries. errUnanswered: see there.
+func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *registry.Engine, spent *spent) (*operation, error) {
+	launched, _ := s.reserveLaunch(row.Op.ID)
+	defer launched()
+	warm, claimed, err := s.warm.claim(ctx, caller, row, spent)
+	if claimed {
+		return s.launch(warm, *spent...), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	at := time.Now()
 	if err := s.claim(ctx, caller, row); err != nil {
-		err = s.claimError(ctx, caller, row, err)
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
 	spent.since(spentClaim, at)
-	hit(op.Kind, atClaimed)
-	o = s.launch(row, spent...)
-	return o.wait(ctx)
+	hit(row.Op.Kind, atClaimed)
+	return s.launch(row, *spent...), nil
 }
 
 // claimError is what a caller hears of a claim that failed.
-func (s *Scheduler) claimError(ctx context.Context, caller *Caller, row *registry.Engine, err error) error {
+func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrExists):
 		if err := caller.refresh(ctx, s); err != nil {
@@ -107,10 +117,6 @@ func (s *Scheduler) claimError(ctx context.Context, caller *Caller, row *registr
 		return existing(caller.Engine)
 	case errors.Is(err, registry.ErrQuota):
 		return quotaExceeded(*caller.Product.Policy.MaxEngines)
-	case errors.Is(err, registry.ErrUnavailable):
-		// The row may have been written although its answer was lost: then this
-		// replica owns an operation that nobody runs.
-		s.adopt(row)
 	}
 	return err
 }
@@ -184,105 +190,6 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 		return "", err
 	}
 	return s.Key(ctx, engine)
-}
-
-// Destroy removes an engine with its brain and key, from any state, and waits
-// until nothing is left of it. An operation under way is cut short. A call that
-// finds the engine being destroyed waits for that.
-//
-// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
-// removed.
-func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
-	row, err := caller.engine()
-	if err != nil {
-		return "", err
-	}
-	asked := time.Now()
-	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
-		return "", err
-	}
-	asking := time.Since(asked)
-	var d draft
-	defer func() { s.drop(ctx, &d, err) }()
-	for range maxClaims {
-		if row.State == registry.Destroying {
-			s.drop(ctx, &d, busy(registry.OpDestroy)) // the row of the other one tells it
-			return s.awaitDestroyed(ctx, row)
-		}
-		cut := ""
-		if row.Op != nil {
-			if o := s.running(row.ProductID, row.UserID); o != nil {
-				o.cancel(errSuperseded)
-				select {
-				case <-o.ended:
-				case <-ctx.Done():
-					return "", ctx.Err()
-				}
-				if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
-					return "", gone(err)
-				}
-				if row.State == registry.Destroying {
-					continue
-				}
-			}
-			if row.Op != nil && row.Op.Owner != s.replica.ID {
-				cut = row.Op.Owner
-			}
-		}
-		if err := s.mayDestroy(ctx, row); err != nil {
-			return "", err
-		}
-		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
-		op.Supersedes = cut
-		row.State, row.Desired = registry.Destroying, registry.Destroying
-		var o *operation
-		if o, err = s.enter(ctx, row, op, &d, caller.Product.Slug, nil, asking); err == nil {
-			engine, err := o.wait(ctx)
-			if err != nil {
-				return "", err
-			}
-			return engine.EngineID, nil
-		}
-		if !errors.Is(err, registry.ErrConflict) {
-			return "", err
-		}
-		if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
-			return "", gone(err)
-		}
-	}
-	return "", busy(registry.OpDestroy)
-}
-
-// gone turns "no row" into the answer for a caller who saw one.
-func gone(err error) error {
-	if errors.Is(err, registry.ErrNotFound) {
-		return fail(EngineNotFound, "the engine is gone already")
-	}
-	return err
-}
-
-// awaitDestroyed waits until a row that is being destroyed is gone.
-func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (string, error) {
-	if o := s.running(row.ProductID, row.UserID); o != nil {
-		if _, err := o.wait(ctx); err != nil {
-			return "", err
-		}
-		return row.EngineID, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.limit(registry.OpDestroy))
-	defer cancel()
-	for {
-		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-		switch {
-		case errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != row.EngineID:
-			return row.EngineID, nil
-		case err != nil && ctx.Err() == nil:
-			return "", err
-		}
-		if !pause(ctx, pollEvery) {
-			return "", busy(registry.OpDestroy)
-		}
-	}
 }
 
 // Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
@@ -434,18 +341,19 @@ func (s *Scheduler) enter(ctx context.Context, row *registry.Engine, op *registr
 		return nil, err
 	}
 	spent.since(spentBegin, at)
+	launched, _ := s.reserveLaunch(op.ID)
+	defer launched()
 	row.Op, at = op, time.Now()
-	err := s.store.Update(ctx, row)
-	switch {
-	case err == nil:
-		*d = draft{}
-		spent.since(spentClaim, at)
-		hit(op.Kind, atClaimed)
-		return s.launch(row, spent...), nil
-	case errors.Is(err, registry.ErrUnavailable):
-		s.adopt(row)
+	if err := s.store.Update(ctx, row); err != nil {
+		if err = s.unanswered(row, err); errors.Is(err, errUnanswered) {
+			*d = draft{} // the one who looks after the row completes it
+		}
+		return nil, err
 	}
-	return nil, err
+	*d = draft{}
+	spent.since(spentClaim, at)
+	hit(op.Kind, atClaimed)
+	return s.launch(row, spent...), nil
 }
 
 // join waits for an operation under way, on this replica or another, that leads
@@ -469,23 +377,4 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 		break
 	}
 	return nil, busy(row.Op.Kind)
-}
-
-// adopt looks after a row whose write was not answered: should it have been
-// written, this replica owns an operation that nobody runs.
-func (s *Scheduler) adopt(row *registry.Engine) {
-	opID := row.Op.ID
-	s.background(func(ctx context.Context) {
-		for pause(ctx, time.Second) {
-			now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-			switch {
-			case err == nil && now.Op != nil && now.Op.ID == opID && s.running(row.ProductID, row.UserID) == nil:
-				s.log.Info("running an operation whose first write was not answered", "engine_id", now.EngineID, "op", string(now.Op.Kind))
-				s.launch(now)
-				return
-			case err == nil || errors.Is(err, registry.ErrNotFound):
-				return
-			}
-		}
-	})
 }

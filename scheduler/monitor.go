@@ -119,7 +119,7 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	}
 	alloc, known := m.s.cluster.Newest(row.JobID())
 	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
-		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.fails(row)
+		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
 }
 
 // take says whether an engine is due for a look, and reserves it.
@@ -219,14 +219,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
 	switch care {
 	case careProbe:
-		if m.healthy(ctx, at.row.URL, 1) || ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		m.s.goOn(ctx, at.row)
-		if m.healthy(ctx, at.row.URL, max(1, m.s.opts.MaxFailures-1)) || ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		return true, m.fail(ctx, at, reason, crash)
+		return m.confirm(ctx, at, reason, crash)
 	case careSettle:
 		free()
 		return true, m.mend(func() error { return m.s.settleFrozen(ctx, at.row) })
@@ -236,9 +229,13 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		free()
 		return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
 	case carePeek:
-		if m.healthy(ctx, "http://"+at.alloc.Addr, 1) {
+		err := m.ask(ctx, "http://"+at.alloc.Addr, 1)
+		if err == nil {
 			free()
 			return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
+		}
+		if upstreams(err, m.s.opts.RestartSubsystems) != nil {
+			return false, nil // it answers by now, and what it depends on does not
 		}
 		care = due(at.row, at.now, m.s.opts.Restart.MaxAttempts)
 	}
@@ -320,15 +317,16 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 	return at, nil
 }
 
-// healthy asks an engine itself, up to so many times; one good answer is enough.
-func (m *monitor) healthy(ctx context.Context, url string, times int) bool {
+// ask asks an engine itself, up to so many times, and returns nil or how it failed last;
+// one good answer is enough.
+func (m *monitor) ask(ctx context.Context, url string, times int) (err error) {
 	for i := range times {
 		if i > 0 && !pause(ctx, probeAgain) {
-			return false
+			return ctx.Err()
 		}
-		if m.probe.health(ctx, url) == nil {
-			return true
+		if err = m.probe.health(ctx, url); err == nil {
+			return nil
 		}
 	}
-	return false
+	return err
 }

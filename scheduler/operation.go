@@ -124,8 +124,9 @@ func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
 	return o
 }
 
-// background runs something that Run waits for, and says so, unless the scheduler is
-// stopping.
+// background runs something that Run waits for, and says whether it does: not when the
+// scheduler is stopping. Run waits only after it has ended base, so nothing is added to
+// what it waits for.
 func (s *Scheduler) background(do func(context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -249,11 +250,10 @@ func (o *operation) main(ctx context.Context) error {
 			}
 			o.log.Info("operation done", append([]any{"kind", what, "ms", time.Since(began).Milliseconds()}, o.spent...)...)
 			return nil
-		case errors.Is(err, errSuperseded) || errors.Is(context.Cause(ctx), errSuperseded):
-			if !errors.Is(err, errSuperseded) {
-				return errSuperseded
-			}
+		case errors.Is(err, errSuperseded):
 			return err
+		case cutShort(ctx):
+			return errSuperseded
 		case ctx.Err() != nil:
 			o.tell(elsewhere(err))
 			return nil
@@ -274,6 +274,8 @@ func (o *operation) main(ctx context.Context) error {
 				return nil
 			} else if errors.Is(uerr, errSuperseded) {
 				return uerr
+			} else if cutShort(ctx) {
+				return errSuperseded
 			}
 		case undone:
 			o.refuse(ctx, AsError(err))
@@ -281,10 +283,16 @@ func (o *operation) main(ctx context.Context) error {
 		}
 		o.refuse(ctx, AsError(err))
 		if !pause(ctx, wait) {
+			if cutShort(ctx) {
+				return errSuperseded
+			}
 			return nil
 		}
 	}
 }
+
+// cutShort says whether a destroy in this replica has cancelled an operation.
+func cutShort(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errSuperseded) }
 
 func (o *operation) step() string {
 	if o.row.Op == nil {

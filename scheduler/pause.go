@@ -127,6 +127,7 @@ func (o *operation) fenceNow(ctx context.Context) error {
 var (
 	errThawed  = errors.New("its process is not the one that was frozen")
 	errOldKeys = errors.New("the provider keys were rolled out since")
+	errResized = errors.New("its policy gives it other resources now")
 )
 
 // thaw lets the engine's process go on and waits until it is usable, which ends
@@ -134,6 +135,9 @@ var (
 // started by the plan.
 func (o *operation) thaw(ctx context.Context) error {
 	err := o.missedKeys(ctx)
+	if err == nil {
+		err = o.outgrown(ctx)
+	}
 	if err == nil {
 		if ferr := o.fenceNow(ctx); ferr != nil {
 			return ferr
@@ -157,6 +161,16 @@ func (o *operation) missedKeys(ctx context.Context) error {
 	r, err := o.s.store.Rollout(ctx)
 	if err == nil && o.row.EnvVersion < r.TargetVersion && o.row.RestartedFor < r.TargetVersion {
 		err = errOldKeys
+	}
+	return err
+}
+
+// outgrown returns errResized where the next start gives the engine other resources than
+// the frozen process has.
+func (o *operation) outgrown(ctx context.Context) error {
+	now, err := o.s.resourcesNow(ctx, o.row)
+	if err == nil && now != o.row.Resources {
+		err = errResized
 	}
 	return err
 }

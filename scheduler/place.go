@@ -50,7 +50,7 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 	var places []*place
 	for _, n := range s.cluster.Nodes() {
 		if !tried[n.ID] && s.canRun(n, nodePool) {
-			places = append(places, &place{node: n, fits: hasRoom(n, ask, engines)})
+			places = append(places, &place{node: n, fits: hasRoom(n, s.needOf(ask), engines)})
 		}
 	}
 	if len(places) == 0 {
@@ -90,9 +90,19 @@ func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
 	return n.Eligible && n.Pool == nodePool && n.Drivers[string(s.opts.Job.Driver)]
 }
 
+// need is what an engine takes of its node, beside a port.
+type need struct {
+	registry.Resources
+	diskMB int // the same for all engines of a job file
+}
+
+func (s *Scheduler) needOf(r registry.Resources) need {
+	return need{r, s.template.Load().DiskMB()}
+}
+
 // hasRoom says whether so many engines of a size fit on a node, as the view has it.
-func hasRoom(n cluster.Node, ask registry.Resources, engines int) bool {
-	return n.FreeCPUMHz >= engines*ask.CPUMHz && n.FreeMemoryMB >= engines*ask.MemoryMB && n.FreePorts >= engines
+func hasRoom(n cluster.Node, ask need, engines int) bool {
+	return n.FreeCPUMHz >= engines*ask.CPUMHz && n.FreeMemoryMB >= engines*ask.MemoryMB && n.FreeDiskMB >= engines*ask.diskMB && n.FreePorts >= engines
 }
 
 // byRoom is the order in which nodes are tried: those that fit, the most free
@@ -133,7 +143,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 			continue
 		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
-			return err
+			return s.unanswered(row, err)
 		}
 		// The pooled volume went to another replica, or the product changed.
 		if err := caller.refresh(ctx, s); err != nil {

@@ -1,7 +1,8 @@
 package scheduler
 
 import (
-	"path"
+	"context"
+	"errors"
 	"regexp"
 
 	"github.com/septemberai/orch/jobs"
@@ -43,10 +44,8 @@ func (s *Scheduler) allowedImage(p *registry.Product, asked string) (string, err
 	if asked == standard || asked == s.opts.DefaultImage {
 		return asked, nil
 	}
-	for _, glob := range p.Policy.AllowedImages {
-		if ok, _ := path.Match(glob, asked); ok {
-			return asked, nil
-		}
+	if p.Policy.AllowsImage(asked) {
+		return asked, nil
 	}
 	return "", fail(PolicyDenied, "the product's policy does not allow this engine_version")
 }
@@ -61,4 +60,20 @@ func (s *Scheduler) resources(p registry.Policy) registry.Resources {
 		r.MemoryMB = *p.MemoryMB
 	}
 	return r
+}
+
+// resourcesNow are the resources that an engine's next start gives it: what its
+// product's policy says by now. The volume of one that needs more keeps it on its node.
+func (s *Scheduler) resourcesNow(ctx context.Context, row *registry.Engine) (registry.Resources, error) {
+	if row.ProductID == registry.WarmProduct {
+		return row.Resources, nil // another kind is another engine
+	}
+	p, err := s.store.Product(ctx, row.ProductID)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return row.Resources, nil
+	case err != nil:
+		return registry.Resources{}, err
+	}
+	return s.resources(p.Policy), nil
 }

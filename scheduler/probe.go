@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -74,18 +73,19 @@ func (p *prober) ask(ctx context.Context, url string) (busy bool, err error) {
 		return false, err
 	}
 	defer done(resp)
-	if resp.StatusCode != http.StatusOK {
-		return false, fmt.Errorf("health answered %d", resp.StatusCode)
-	}
 	var body struct {
-		Status string          `json:"status"`
-		Busy   json.RawMessage `json:"busy"` // what is not a boolean makes nothing unhealthy
+		Status     string          `json:"status"`
+		Busy       json.RawMessage `json:"busy"` // what is not a boolean makes nothing unhealthy
+		Subsystems json.RawMessage `json:"subsystems"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body); err != nil {
+	err = json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body)
+	switch {
+	case resp.StatusCode != http.StatusOK && err != nil:
+		return false, fmt.Errorf("health answered %d", resp.StatusCode)
+	case err != nil:
 		return false, fmt.Errorf("health: %w", err)
-	}
-	if body.Status != "ok" {
-		return false, errors.New("health says that it is not ok")
+	case resp.StatusCode != http.StatusOK || body.Status != "ok":
+		return false, &unable{resp.StatusCode, failingOf(body.Subsystems)}
 	}
 	return string(body.Busy) == "true", nil
 }

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"reflect"
 	"regexp"
 	"time"
 
@@ -58,14 +59,22 @@ func (s *Scheduler) checkPolicy(policy registry.Policy) error {
 	return nil
 }
 
-// SetPolicy replaces a product's policy; it holds from the next request on, on
-// every replica. PRODUCT_NOT_FOUND, INVALID_REQUEST.
-func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy registry.Policy) (registry.Policy, error) {
+// SetPolicy replaces a product's policy, if it has not changed; it holds from the next
+// request on, on every replica. unchanged says whether a policy is the one that the caller
+// has seen; nil: it does not matter. A call that was made before, and whose answer was
+// lost, succeeds again. PRODUCT_NOT_FOUND, INVALID_REQUEST, PRECONDITION_FAILED.
+func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy registry.Policy, unchanged func(registry.Policy) bool) (registry.Policy, error) {
 	if err := s.checkPolicy(policy); err != nil {
 		return policy, err
 	}
+	may := func(now registry.Policy) error {
+		if unchanged == nil || unchanged(now) || reflect.DeepEqual(now, policy) {
+			return nil
+		}
+		return fail(PreconditionFailed, "the product's policy was changed since it was read; read it again, and decide on what it says now")
+	}
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
-		p, err := s.store.SetPolicy(ctx, productID, policy)
+		p, err := s.store.SetPolicy(ctx, productID, policy, may)
 		if err == nil {
 			s.tellVault(ctx, p, false)
 		}

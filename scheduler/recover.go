@@ -108,22 +108,35 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 		} else if replicas[row.Op.Owner] {
 			continue
 		}
-		row, before := row.Clone(), row.Op.Owner
-		row.Op.Owner = s.replica.ID
-		err := s.store.Update(ctx, row)
-		if errors.Is(err, registry.ErrConflict) {
-			continue // another replica was faster
-		}
-		if errors.Is(err, registry.ErrUnavailable) {
-			s.adopt(row) // it may have been written
-		}
-		if err != nil {
+		if err := s.takeOver(ctx, row.Clone()); err != nil {
 			return err
 		}
-		s.log.Info("taking over an operation", "engine_id", row.EngineID, "op", string(row.Op.Kind), "step", row.Op.Step, "from", before)
-		s.launch(row)
 	}
 	maps.DeleteFunc(strays, func(opID string, _ time.Time) bool { return !idle[opID] })
+	return nil
+}
+
+// takeOver makes an operation that nobody runs this replica's, and launches it.
+func (s *Scheduler) takeOver(ctx context.Context, row *registry.Engine) error {
+	launched, under := s.reserveLaunch(row.Op.ID)
+	defer launched()
+	if under != nil {
+		return nil
+	}
+	before := row.Op.Owner
+	row.Op.Owner = s.replica.ID
+	err := s.store.Update(ctx, row)
+	if errors.Is(err, registry.ErrConflict) {
+		return nil // another replica was faster
+	}
+	if errors.Is(err, registry.ErrUnavailable) {
+		s.adopt(row, nil) // it may have been written
+	}
+	if err != nil {
+		return err
+	}
+	s.log.Info("taking over an operation", "engine_id", row.EngineID, "op", string(row.Op.Kind), "step", row.Op.Step, "from", before)
+	s.launch(row)
 	return nil
 }
 

@@ -42,6 +42,9 @@ type Options struct {
 	// MaxFailures is how many probes in a row confirm that an engine fails.
 	MaxFailures int
 	Restart     Backoff
+	// RestartSubsystems are globs of the subsystems in an engine's /health that a restart
+	// may mend. One whose failing subsystems are all others is not restarted.
+	RestartSubsystems []string
 	// VolumePool is how many ready, empty volumes each node keeps.
 	VolumePool int
 	// WarmPool is how many engines of the standard kind run and wait for a user.
@@ -95,8 +98,9 @@ type Scheduler struct {
 	witnessed sync.Map     // the revision of each product that has a witness, by its id
 
 	mu           sync.Mutex
-	active       map[string]*operation // by engineKey
-	contradicted map[string]bool       // engine_ids whose row and secret disagree, as was told
+	active       map[string]*operation    // by engineKey
+	launching    map[string]chan struct{} // by the operation's id
+	contradicted map[string]bool          // engine_ids whose row and secret disagree, as was told
 	draining     bool
 	ops          sync.WaitGroup
 
@@ -110,7 +114,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
 		probe:   newProber(opts.ProbeTimeout),
-		active:  map[string]*operation{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
+		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
 	}
 	s.guard = newGuard(s)
 	s.boots = newBootProber(s.probe)

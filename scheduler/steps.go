@@ -128,6 +128,9 @@ func (o *operation) writeVariable(ctx context.Context) error {
 	if err := o.pin(ctx); err != nil {
 		return err
 	}
+	if err := o.resize(ctx); err != nil {
+		return err
+	}
 	id, version, keyID := o.row.JobID(), o.row.KeyVersion, o.row.KeyID
 	if o.row.Op.Kind == registry.OpRotateKey {
 		version, keyID = o.row.Op.KeyVersion, o.row.Op.KeyID
@@ -159,7 +162,7 @@ func (o *operation) writeVariable(ctx context.Context) error {
 		if !first || o.row.Op.Kind != registry.OpProvision {
 			held, err := o.s.cluster.Variable(ctx, id)
 			switch {
-			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && held.Witness.VolumeID == put.Witness.VolumeID && held.Witness.Digest == put.Witness.Digest:
+			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && sameToStart(held.Witness, put.Witness):
 				return nil
 			case err == nil:
 				put.Index = held.Index
@@ -175,6 +178,26 @@ func (o *operation) writeVariable(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// sameToStart says whether two witnesses tell the same of what an engine's next start
+// may change.
+func sameToStart(a, b *cluster.Witness) bool {
+	return a.VolumeID == b.VolumeID && a.Digest == b.Digest && a.CPUMHz == b.CPUMHz && a.MemoryMB == b.MemoryMB
+}
+
+// resize gives an engine that is being started what its policy says by now. A restart
+// for new provider keys does not: nobody asked for it, and where there is no room for a
+// larger engine it would end a good one.
+func (o *operation) resize(ctx context.Context) error {
+	if o.row.Op.Kind != registry.OpStart {
+		return nil
+	}
+	now, err := o.s.resourcesNow(ctx, o.row)
+	if err == nil {
+		o.row.Resources = now
+	}
+	return err
 }
 
 // rekey gives an engine that has no process a new key, since Vault has lost the one
@@ -501,7 +524,7 @@ func (o *operation) settle(ctx context.Context) error {
 	for o.row.Op.Supersedes != "" {
 		row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
 		if err != nil {
-			return err
+			return o.lost(ctx, nil, err)
 		}
 		if row.Op == nil || row.Op.ID != o.row.Op.ID || row.Op.Owner != o.row.Op.Owner {
 			return errTakenOver

@@ -205,11 +205,8 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 			if err := p.s.guard.again(ctx); err != nil {
 				return nil, false, err
 			}
-		case errors.Is(err, registry.ErrUnavailable):
-			p.s.adopt(row)
-			return nil, false, err
 		case !errors.Is(err, registry.ErrConflict):
-			return nil, false, err
+			return nil, false, p.s.unanswered(row, err)
 		}
 		// The engine went to another replica, or the product changed.
 		if err := caller.refresh(ctx, p.s); err != nil {

@@ -222,7 +222,7 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 			}
 			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
 		}
-		if hasRoom(p.withPlanned(place.node), kind.resources, 2) {
+		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
 			return place, nil
 		}
 		p.s.pool.volumes.release(place.pooled)
@@ -237,6 +237,7 @@ func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
 		if _, placed := p.s.cluster.Newest(row.JobID()); row.NodeID == node.ID && !placed {
 			node.FreeCPUMHz -= row.Resources.CPUMHz
 			node.FreeMemoryMB -= row.Resources.MemoryMB
+			node.FreeDiskMB -= p.s.template.Load().DiskMB()
 			node.FreePorts--
 		}
 	}
@@ -266,12 +267,13 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 		s.pool.volumes.release(place.pooled)
 		return nil, err
 	}
+	launched, _ := s.reserveLaunch(op.ID)
+	defer launched()
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
 		s.pool.volumes.release(place.pooled)
-		if errors.Is(err, registry.ErrUnavailable) {
-			s.adopt(row)
+		if err = s.unanswered(row, err); !errors.Is(err, errUnanswered) {
+			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
-		s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		return nil, err
 	}
 	s.pool.claimed(place.pooled)

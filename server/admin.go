@@ -102,6 +102,7 @@ func (s *Server) getProduct(w http.ResponseWriter, r *http.Request, id string) e
 	if err != nil {
 		return err
 	}
+	w.Header().Set("ETag", policyTag(t.Policy))
 	writeJSON(w, http.StatusOK, showProduct(t))
 	return nil
 }
@@ -117,10 +118,11 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 	if body.Policy == nil {
 		return invalid("policy must be an object; {} means no limits")
 	}
-	policy, err := s.scheduler.SetPolicy(r.Context(), id, *body.Policy)
+	policy, err := s.scheduler.SetPolicy(r.Context(), id, *body.Policy, ifMatch(r))
 	if err != nil {
 		return err
 	}
+	w.Header().Set("ETag", policyTag(policy))
 	writeJSON(w, http.StatusOK, struct {
 		Policy registry.Policy `json:"policy"`
 	}{policy})

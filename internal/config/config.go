@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -59,14 +60,15 @@ type Config struct {
 	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
-	BootTimeoutS         int `section:"Health and restarts" env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
-	IdleTimeoutS         int `env:"ORCH_IDLE_TIMEOUT_S" envDefault:"900" desc:"after how long without an admit an engine is put to sleep, in seconds, where its product's policy says nothing; 0: never"`
-	HealthCheckIntervalS int `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
-	HealthCheckTimeoutS  int `env:"ORCH_HEALTH_CHECK_TIMEOUT_S" envDefault:"10" desc:"one health probe, in seconds"`
-	HealthMaxFailures    int `env:"ORCH_HEALTH_MAX_FAILURES" envDefault:"3" desc:"consecutive failures before an engine is failed"`
-	RestartBackoffBaseS  int `env:"ORCH_RESTART_BACKOFF_BASE_S" envDefault:"5" desc:"first wait before an auto-restart, in seconds; doubles"`
-	RestartBackoffMaxS   int `env:"ORCH_RESTART_BACKOFF_MAX_S" envDefault:"300" desc:"longest wait before an auto-restart, in seconds"`
-	RestartMaxAttempts   int `env:"ORCH_RESTART_MAX_ATTEMPTS" envDefault:"8" desc:"auto-restarts before the service gives up"`
+	BootTimeoutS         int      `section:"Health and restarts" env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`
+	IdleTimeoutS         int      `env:"ORCH_IDLE_TIMEOUT_S" envDefault:"900" desc:"after how long without an admit an engine is put to sleep, in seconds, where its product's policy says nothing; 0: never"`
+	HealthCheckIntervalS int      `env:"ORCH_HEALTH_CHECK_INTERVAL_S" envDefault:"30" desc:"interval of the Consul check of a running engine, in seconds"`
+	HealthCheckTimeoutS  int      `env:"ORCH_HEALTH_CHECK_TIMEOUT_S" envDefault:"10" desc:"one health probe, in seconds"`
+	HealthMaxFailures    int      `env:"ORCH_HEALTH_MAX_FAILURES" envDefault:"3" desc:"consecutive failures before an engine is failed"`
+	RestartBackoffBaseS  int      `env:"ORCH_RESTART_BACKOFF_BASE_S" envDefault:"5" desc:"first wait before an auto-restart, in seconds; doubles"`
+	RestartBackoffMaxS   int      `env:"ORCH_RESTART_BACKOFF_MAX_S" envDefault:"300" desc:"longest wait before an auto-restart, in seconds"`
+	RestartMaxAttempts   int      `env:"ORCH_RESTART_MAX_ATTEMPTS" envDefault:"8" desc:"auto-restarts before the service gives up"`
+	RestartSubsystems    []string `env:"ORCH_RESTART_SUBSYSTEMS" envDefault:"brain" desc:"subsystems in an engine's /health that a restart may mend, as comma-separated names or globs; an engine that answers and names none of them among those that fail stays running (upstream_down) and is not restarted until it heals or stops answering; *: it is restarted whatever fails"`
 
 	ReconcileIntervalS int `env:"ORCH_RECONCILE_INTERVAL_S" envDefault:"60" desc:"time between two full passes of reconcile, in seconds"`
 	OrphanGraceS       int `env:"ORCH_ORPHAN_GRACE_S" envDefault:"600" desc:"how long a job, volume, variable or key without a row is left alone before it is removed, in seconds"`
@@ -172,6 +174,10 @@ func (c *Config) check(unread map[string]bool) []error {
 	}
 	bad(jobs.Driver(c.EngineDriver) != jobs.Mock || c.EngineJobFile != "", "ORCH_ENGINE_JOB_FILE", "must be set with mock_driver: the job file built in is for engines that run")
 	bad(c.CatalogPath == "" || filepath.IsAbs(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path")
+	for i, glob := range c.RestartSubsystems {
+		_, err := path.Match(glob, "")
+		bad(err == nil && glob != "", "ORCH_RESTART_SUBSYSTEMS", "the name number %d is not a glob pattern", i+1)
+	}
 	for i, name := range c.Passthrough {
 		// Its text stays out: it may be NAME=value, and the value a key.
 		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is not the name of a variable", i+1)
@@ -274,10 +280,11 @@ func (c *Config) Scheduler() scheduler.Options {
 			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
 			MaxAttempts: c.RestartMaxAttempts,
 		},
-		IdleTimeout:  time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
-		VolumePool:   c.VolumePool,
-		WarmPool:     c.WarmPool,
-		ProviderKeys: keys,
+		RestartSubsystems: c.RestartSubsystems,
+		IdleTimeout:       time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
+		VolumePool:        c.VolumePool,
+		WarmPool:          c.WarmPool,
+		ProviderKeys:      keys,
 
 		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
 		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,

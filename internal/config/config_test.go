@@ -94,6 +94,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines",
+		"ORCH_RESTART_SUBSYSTEMS": "brain,db*",
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // good for both drivers
 	base := mustLoad(t, common)
@@ -154,7 +155,7 @@ func TestScheduler(t *testing.T) {
 		DefaultImage: "engine", KeyProofPath: "/me", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
-		WarmPool: 18, MaxFailures: 17, Restart: scheduler.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21},
+		WarmPool: 18, MaxFailures: 17, Restart: scheduler.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

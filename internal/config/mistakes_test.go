@@ -48,6 +48,7 @@ var wrong = map[string][]string{
 	"ORCH_RESTART_BACKOFF_BASE_S":  {"0", "x"},
 	"ORCH_RESTART_BACKOFF_MAX_S":   {"4", "x"},
 	"ORCH_RESTART_MAX_ATTEMPTS":    {"-1", "x"},
+	"ORCH_RESTART_SUBSYSTEMS":      {"[", "brain,,db"},
 	"ORCH_RECONCILE_INTERVAL_S":    {"0", "1m"},
 	"ORCH_ORPHAN_GRACE_S":          {"0", "x"},
 }

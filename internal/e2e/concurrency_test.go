@@ -20,14 +20,7 @@ func outcomes(n int, call func(i int) error) map[string]int {
 	counts := map[string]int{}
 	for i := range n {
 		wg.Go(func() {
-			err := call(i)
-			var e *client.Error
-			what := "ok"
-			if errors.As(err, &e) {
-				what = fmt.Sprintf("%d %s", e.Status, e.Code)
-			} else if err != nil {
-				what = err.Error()
-			}
+			what := outcomeOf(call(i))
 			mu.Lock()
 			defer mu.Unlock()
 			counts[what]++
@@ -35,6 +28,18 @@ func outcomes(n int, call func(i int) error) map[string]int {
 	}
 	wg.Wait()
 	return counts
+}
+
+// outcomeOf is what a call answered, in a word.
+func outcomeOf(err error) string {
+	var e *client.Error
+	switch {
+	case errors.As(err, &e):
+		return fmt.Sprintf("%d %s", e.Status, e.Code)
+	case err != nil:
+		return err.Error()
+	}
+	return "ok"
 }
 
 func TestConcurrentProvisionsOfOneUser(t *testing.T) {

@@ -28,6 +28,15 @@ func TestContainerIsConfined(t *testing.T) {
 	if found.Config.User != "65532:65532" {
 		t.Errorf("the container runs as %q", found.Config.User)
 	}
+	tmp := 0
+	for _, m := range h.Mounts {
+		if m.Type == "tmpfs" && m.Target == "/tmp" && m.TmpfsOptions.SizeBytes == 64<<20 {
+			tmp++
+		}
+	}
+	if tmp != 1 {
+		t.Errorf("/tmp is no tmpfs of 64 MiB: %+v", h.Mounts)
+	}
 	for _, env := range found.Config.Env {
 		if strings.Contains(env, e.APIKey) {
 			t.Error("the key stands in the container's environment")
@@ -35,6 +44,22 @@ func TestContainerIsConfined(t *testing.T) {
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestImageWithoutATagIsPulled: a node asks a registry for such an image also when it has
+// it. Where that fails, the caller hears what to do.
+func TestImageWithoutATagIsPulled(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	r := startService(t, shared, docker.with(map[string]string{"ORCH_VOLUME_POOL": "1"}))
+	c := r.product(t, map[string]any{"allowed_images": []string{"*"}})
+	_, err := c.Provision(t.Context(), "u", "node.invalid/lab/engine")
+	if e := wantCode(t, err, 502, "ENGINE_BOOT_FAILED"); !strings.Contains(e.Message, "needs another tag") {
+		t.Errorf("it does not say what to do: %s", e.Message)
+	}
+	if _, err := c.Destroy(t.Context(), "u"); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -51,6 +76,10 @@ type container struct {
 		CapDrop, SecurityOpt       []string
 		PidsLimit, Memory          int64
 		CPUShares                  int64 `json:"CpuShares"`
+		Mounts                     []struct {
+			Type, Target string
+			TmpfsOptions struct{ SizeBytes int64 }
+		}
 	}
 }
 

@@ -179,12 +179,12 @@ func TestServiceGivesUp(t *testing.T) {
 
 // failHealth makes an engine of the image fail-health-file say that it is not
 // healthy, or that it is again.
-func failHealth(t *testing.T, s *stores, prefix string, fail bool) {
+func failHealth(t *testing.T, s *stores, prefix string, fail bool, subsystem ...string) {
 	t.Helper()
 	for _, path := range s.volumePaths(prefix) {
 		file := filepath.Join(path, "fail-health")
 		if fail {
-			if err := os.WriteFile(file, nil, 0o600); err != nil {
+			if err := os.WriteFile(file, []byte(strings.Join(subsystem, "")), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		} else if err := os.Remove(file); err != nil {

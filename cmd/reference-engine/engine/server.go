@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -118,21 +119,21 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	// Shorter than any probe's own timeout: a stuck brain is an answer too.
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	err := s.brain.Probe(ctx)
+	err, failing := s.brain.Probe(ctx), "brain"
 	if err == nil {
-		err = s.pretendFailure(up)
+		failing, err = s.pretendFailure(up)
 	}
 	if r.Context().Err() == nil && s.failing.Swap(err != nil) != (err != nil) {
 		s.log.Warn("health changed", "failing", err != nil, "err", err)
 	}
-	status, word, brain := http.StatusOK, "ok", "ok"
+	status, word, subsystems := http.StatusOK, "ok", map[string]string{"brain": "ok"}
 	if err != nil {
-		status, word, brain = http.StatusServiceUnavailable, "failing", "failing"
+		status, word, subsystems[failing] = http.StatusServiceUnavailable, "failing", "failing"
 	}
 	answer := map[string]any{
 		"status":         word,
 		"uptime_seconds": up.Seconds(),
-		"subsystems":     map[string]string{"brain": brain},
+		"subsystems":     subsystems,
 	}
 	if up < time.Duration(s.work.Load()) || up < s.cfg.Switches.Busy {
 		answer["busy"] = true
@@ -141,18 +142,19 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// pretendFailure is what the switches fail-health and fail-health-file do.
-func (s *server) pretendFailure(up time.Duration) error {
+// pretendFailure is what the switches fail-health and fail-health-file do. The file names
+// the subsystem that fails; an empty one means the brain.
+func (s *server) pretendFailure(up time.Duration) (subsystem string, err error) {
 	sw := s.cfg.Switches
 	if sw.FailHealth >= 0 && up >= sw.FailHealth {
-		return errors.New("switch fail-health")
+		return "brain", errors.New("switch fail-health")
 	}
 	if sw.FailFile {
-		if _, err := os.Stat(filepath.Join(filepath.Dir(s.cfg.BrainPath), switchFile)); err == nil {
-			return errors.New("switch fail-health-file")
+		if name, err := os.ReadFile(filepath.Join(filepath.Dir(s.cfg.BrainPath), switchFile)); err == nil {
+			return cmp.Or(strings.TrimSpace(string(name)), "brain"), errors.New("switch fail-health-file")
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // execute remembers first and answers then: an answer is a promise.

@@ -145,7 +145,7 @@ The fields are ` + strings.Join(policyFields, ", ") + ".",
 			}
 			set := &p.Policy
 			if policy.given() {
-				if set, err = in.client.SetPolicy(ctx, p.ProductID, change(p.Policy)); err != nil {
+				if set, err = in.client.ChangePolicy(ctx, p.ProductID, change); err != nil {
 					return err
 				}
 			}

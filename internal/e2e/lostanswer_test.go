@@ -1,0 +1,100 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// loseAnswer is a way to the shared Consul that drops the answer of one write, after it
+// was done: of the next one of the row of the user u whose operation is of the stored kind.
+func loseAnswer(t *testing.T) (way string, kind *atomic.Value) {
+	t.Helper()
+	kind = new(atomic.Value)
+	kind.Store("")
+	consul, err := url.Parse(shared.ConsulAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
+	return consulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
+		lose, _ := kind.Load().(string)
+		if lose == "" || r.URL.Path != "/v1/txn" {
+			return false
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return false
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		var ops []struct{ KV struct{ Value []byte } }
+		_ = json.Unmarshal(body, &ops) // else nothing is found in it
+		for _, op := range ops {
+			if bytes.Contains(op.KV.Value, []byte(`"user_id":"u"`)) && bytes.Contains(op.KV.Value, []byte(fmt.Sprintf(`"kind":%q`, lose))) && kind.CompareAndSwap(lose, "") {
+				proxy.ServeHTTP(httptest.NewRecorder(), r)
+				panic(http.ErrAbortHandler)
+			}
+		}
+		return false
+	}), kind
+}
+
+// TestLostAnswerIsAudited: the write that begins an operation is done, and its answer is
+// lost. The caller cannot be told, and the audit row says how the operation ended.
+func TestLostAnswerIsAudited(t *testing.T) {
+	t.Parallel()
+	way, lose := loseAnswer(t)
+	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_WARM_POOL": "1"})
+	s, ctx := openStores(t, shared), t.Context()
+	c := r.product(t, nil)
+	unlike := r.product(t, map[string]any{"memory_mb": 33}) // no warm engine is of its kind
+	s.awaitWarm(r, 1)
+	for _, tc := range []struct {
+		c            *client.Client
+		action, kind string
+		call         func(c *client.Client, user string) error
+		status       string
+	}{
+		{c, "provision", "provision", func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }, "running"},
+		{unlike, "provision", "provision", func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }, "running"},
+		{unlike, "stop", "stop", func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }, "stopped"},
+	} {
+		lose.Store(tc.kind)
+		e := wantCode(t, tc.call(tc.c, "u"), 503, "BACKEND_UNAVAILABLE")
+		eventually(t, 60*time.Second, tc.action+" is done and audited", func() error {
+			got, err := tc.c.Engine(ctx, "u")
+			if err != nil || got.Status != tc.status {
+				return fmt.Errorf("%+v, %w", got, err)
+			}
+			rows, _ := auditLog(t, tc.c, "?user_id=u&action="+tc.action)
+			for _, row := range rows {
+				if row.RequestID == e.RequestID && row.Outcome != "interrupted" {
+					if row.Outcome != "ok" || row.EngineID != got.EngineID {
+						t.Fatalf("audit row %+v of engine %s, which is %s", row, got.EngineID, got.Status)
+					}
+					return nil
+				}
+			}
+			return fmt.Errorf("audit rows %+v", rows)
+		})
+	}
+	if !strings.Contains(r.logs.String(), "warm claim") {
+		t.Error("no warm engine was claimed")
+	}
+	for _, c := range []*client.Client{c, unlike} {
+		if _, err := c.Destroy(ctx, "u"); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// Destroy removes an engine with its brain and key, from any state, and waits
+// until nothing is left of it. An operation under way is cut short. A call that
+// finds the engine being destroyed waits for that.
+//
+// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
+// removed.
+func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
+	row, err := caller.engine()
+	if err != nil {
+		return "", err
+	}
+	asked := time.Now()
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return "", err
+	}
+	asking := time.Since(asked)
+	var d draft
+	defer func() { s.drop(ctx, &d, err) }()
+	for range maxClaims {
+		if row.State == registry.Destroying {
+			s.drop(ctx, &d, busy(registry.OpDestroy)) // the row of the other one tells it
+			return s.awaitDestroyed(ctx, row)
+		}
+		o, err := s.beginDestroy(ctx, caller, row, &d, asking)
+		if err == nil {
+			engine, err := o.wait(ctx)
+			if err != nil {
+				return "", err
+			}
+			return engine.EngineID, nil
+		}
+		if !errors.Is(err, registry.ErrConflict) {
+			return "", err
+		}
+		if row, err = s.store.Engine(ctx, row.ProductID, row.UserID); err != nil {
+			return "", gone(err)
+		}
+	}
+	return "", busy(registry.OpDestroy)
+}
+
+// beginDestroy ends what this replica does to an engine, and writes a destroy over the
+// operation that its row carries. registry.ErrConflict: the row is another by now.
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *draft, asking time.Duration) (*operation, error) {
+	cut, other := row.Op, ""
+	if cut != nil {
+		release, err := s.halt(ctx, row)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		if cut.Owner != s.replica.ID {
+			other = cut.Owner
+		}
+	}
+	if err := s.mayDestroy(ctx, row); err != nil {
+		return nil, err
+	}
+	op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
+	op.Supersedes = other
+	row.State, row.Desired = registry.Destroying, registry.Destroying
+	o, err := s.enter(ctx, row, op, d, caller.Product.Slug, nil, asking)
+	if err == nil && cut != nil {
+		// Nobody else may be there to say so: its replica is gone, or never ran it.
+		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
+	}
+	return o, err
+}
+
+// halt makes sure that this replica does not run the operation of a row, nor begins to
+// before release is called. registry.ErrConflict: it did, and the row is to be read
+// again.
+func (s *Scheduler) halt(ctx context.Context, row *registry.Engine) (release func(), err error) {
+	release, under := s.reserveLaunch(row.Op.ID)
+	if under != nil { // it is being launched, or its write was refused
+		select {
+		case <-under:
+			return nil, registry.ErrConflict
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	o := s.running(row.ProductID, row.UserID)
+	if o == nil {
+		return release, nil
+	}
+	release()
+	if o.began.Kind != registry.OpDestroy { // else the row was read before that began
+		o.cancel(errSuperseded)
+	}
+	select {
+	case <-o.ended:
+		return nil, registry.ErrConflict
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// gone turns "no row" into the answer for a caller who saw one.
+func gone(err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return fail(EngineNotFound, "the engine is gone already")
+	}
+	return err
+}
+
+// awaitDestroyed waits until a row that is being destroyed is gone. What a provision
+// that removes itself tells its own caller is nothing to this one.
+func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (string, error) {
+	if o := s.running(row.ProductID, row.UserID); o != nil && o.began.Kind == registry.OpDestroy {
+		if _, err := o.wait(ctx); err != nil {
+			return "", err
+		}
+		return row.EngineID, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit(registry.OpDestroy))
+	defer cancel()
+	for {
+		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
+		switch {
+		case errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != row.EngineID:
+			return row.EngineID, nil
+		case err != nil && ctx.Err() == nil:
+			return "", err
+		case err == nil && now.Op != nil && now.Op.Owner == s.replica.ID:
+			// A provision that was removing itself may have been cancelled for a destroy.
+			if err := s.resume(ctx, now); err != nil && ctx.Err() == nil {
+				return "", err
+			}
+		}
+		if !pause(ctx, pollEvery) {
+			return "", busy(registry.OpDestroy)
+		}
+	}
+}
