@@ -541,6 +541,13 @@ func TestPutEnv(t *testing.T) {
 			}
 		}
 	}
+	// What Nomad could not read is not written.
+	for _, unreadable := range []string{strings.Repeat("x", 66_000), "\xff", "a\x00b"} {
+		if _, _, err := v.PutEnv(t.Context(), map[string]string{"LLM_API_KEY": unreadable}); err == nil {
+			t.Error("a provider key that Nomad cannot read was written")
+		}
+		envVersion(4)
+	}
 	t.Run("AtOnce", testPutEnvAtOnce)
 	if got, want := v.EnvTemplatePath(), "orch/data/engine-env"; got != want {
 		t.Fatalf("template path %q, want %q", got, want)
