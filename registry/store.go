@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ var (
 	// ErrUnavailable: Consul cannot be reached or has no leader; whether a
 	// change was made is not known.
 	ErrUnavailable = errors.New("registry: consul unavailable")
+	// ErrDenied: Consul refuses the service's token; always beside ErrUnavailable.
+	ErrDenied = errors.New("registry: consul refused the service's token")
 	// ErrNoSession: this replica has no live session, so it may not change rows.
 	ErrNoSession = errors.New("registry: this replica has no consul session")
 	// ErrMoved: the record of the deployment is another one than this replica
@@ -166,7 +169,8 @@ func consistent(ctx context.Context) *consul.QueryOptions {
 	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
-// Ping asks Consul for a leader.
+// Ping asks Consul for a leader, and for a key of the service's prefix with the
+// service's own token. ErrDenied: it may not read it.
 func (s *Store) Ping(ctx context.Context) error {
 	leader, err := s.client.Status().LeaderWithQueryOptions((&consul.QueryOptions{}).WithContext(ctx))
 	if err != nil {
@@ -175,13 +179,18 @@ func (s *Store) Ping(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("%w: no leader", ErrUnavailable)
 	}
-	return nil
+	_, err = s.get(ctx, s.deploymentKey())
+	return err
 }
 
 // unavailable marks an error of the Consul client. Every failed call counts:
 // the requests are ours and well formed, so what fails is the way there, the
 // cluster, or the token.
 func unavailable(err error) error {
+	var status consul.StatusError
+	if errors.As(err, &status) && (status.Code == http.StatusForbidden || status.Code == http.StatusUnauthorized) {
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 

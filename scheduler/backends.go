@@ -9,74 +9,125 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 const (
 	// pingTimeout bounds one look at a dependency.
 	pingTimeout = 2 * time.Second
-	// pingTrust is how long a dependency that answered is taken to be there.
+	// pingTrust is how long an answer of a dependency counts.
 	pingTrust = time.Second
 )
 
-// backendChecks asks dependencies whether they are there before an operation
-// touches anything: so that a dependency that is down means 503 and nothing
-// changed.
+// backendChecks asks dependencies whether they serve this service before an operation
+// touches anything: so that a dependency that is down means 503 and nothing changed.
+// However many ask, there is one question at a time to each of them.
 type backendChecks struct {
 	ping map[string]func(context.Context) error
 
-	mu sync.Mutex
-	ok map[string]time.Time
+	mu   sync.Mutex
+	last map[string]*pingAnswer
+}
+
+// pingAnswer is what a dependency answered, once done is closed.
+type pingAnswer struct {
+	asked time.Time
+	done  chan struct{}
+	err   error
+}
+
+// ended says whether the answer is there.
+func (a *pingAnswer) ended() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // need returns the error of a named dependency that is not there.
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
-		b.mu.Lock()
-		recent := time.Since(b.ok[name]) < pingTrust
-		b.mu.Unlock()
-		if !recent {
-			group.Go(func() error { return b.check(ctx, name) })
-		}
+		group.Go(func() error { return b.ask(ctx, name, false) })
 	}
 	return group.Wait()
 }
 
-func (b *backendChecks) check(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	asked := time.Now()
-	err := b.ping[name](ctx)
+// ask asks a dependency, unless it did that less than pingTrust ago, or does it now. An
+// operation does not trust an old error: it may begin as soon as the dependency is back.
+func (b *backendChecks) ask(ctx context.Context, name string, trustErrors bool) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ok == nil {
-		b.ok = map[string]time.Time{}
+	a := b.last[name]
+	if a == nil || a.ended() && (time.Since(a.asked) >= pingTrust || a.err != nil && !trustErrors) {
+		a = &pingAnswer{asked: time.Now(), done: make(chan struct{})}
+		if b.last == nil {
+			b.last = map[string]*pingAnswer{}
+		}
+		b.last[name] = a
+		b.mu.Unlock()
+		// The others want the answer even if this caller goes.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+		defer cancel()
+		defer close(a.done)
+		a.err = errNotAsked
+		a.err = b.ping[name](ctx)
+		return a.err
 	}
-	if err != nil {
-		delete(b.ok, name)
-		return err
+	b.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	b.ok[name] = asked
-	return nil
 }
 
-// Health asks every dependency, side by side, and returns an error, or nil, for
-// each by name.
-func (s *Scheduler) Health(ctx context.Context) map[string]error {
+// errNotAsked is the answer of a question that ended in a panic.
+var errNotAsked = errors.New("the dependency could not be asked")
+
+// BackendState is how a dependency stands, in a word.
+type BackendState string
+
+// The words of GET /health.
+const (
+	BackendOK      BackendState = "ok"
+	BackendAway    BackendState = "unavailable"
+	BackendRefused BackendState = "refused" // it answers, and refuses the service's token
+)
+
+// Health is how every dependency stands, by name; at most a second old.
+func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	result := make(map[string]error, len(s.checks.ping))
+	result := make(map[string]BackendState, len(s.checks.ping))
 	for name := range s.checks.ping {
 		wg.Go(func() {
-			err := s.checks.check(ctx, name)
+			err := s.checks.ask(ctx, name, true)
+			if err != nil {
+				s.log.Debug("a dependency does not serve", "dependency", name, "error", err)
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			result[name] = err
+			result[name] = backendState(err)
 		})
 	}
 	wg.Wait()
 	return result
+}
+
+func backendState(err error) BackendState {
+	switch {
+	case err == nil:
+		return BackendOK
+	case errors.Is(err, secrets.ErrDenied), errors.Is(err, registry.ErrDenied), errors.Is(err, cluster.ErrRejected):
+		return BackendRefused
+	}
+	return BackendAway
 }
 
 // warnOfTemplateLimits names the nodes whose agents would kill engines during

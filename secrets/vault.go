@@ -55,16 +55,22 @@ func New(client *vault.Client, mount string) *Vault {
 // Mount is where the keys are, without slashes at its ends.
 func (v *Vault) Mount() string { return v.mount }
 
-// Ping asks Vault whether it is initialised, unsealed and active.
+// Ping reads the deployment's record, with the service's own token: so it says whether
+// Vault serves, and serves us. ErrDenied: the token ended, was revoked, or may not
+// read it.
 func (v *Vault) Ping(ctx context.Context) error {
-	health, err := v.client.Sys().HealthWithContext(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	resp, err := v.client.Logical().ReadRawWithContext(ctx, v.mount+"/data/"+deploymentPath)
+	if resp != nil {
+		_ = resp.Body.Close()
 	}
-	if !health.Initialized || health.Sealed {
-		return fmt.Errorf("%w: sealed", ErrUnavailable)
+	var bad *vault.ResponseError
+	if errors.As(err, &bad) && bad.StatusCode == http.StatusNotFound {
+		if len(bad.Errors) == 0 {
+			return nil // the record is not written yet
+		}
+		return fmt.Errorf("%w: no KV engine is mounted at %s: %w", ErrUnavailable, v.mount, err)
 	}
-	return nil
+	return classify(err)
 }
 
 // classify gives an error of the Vault client its place among ours. What Vault
