@@ -63,7 +63,7 @@ func (c care) String() string {
 // assess is the one table of what a running, failed or paused engine needs (DESIGN
 // section 5). It knows nothing of storms: whether a restart may go ahead is
 // asked when it is to begin.
-func assess(s sight, maxAttempts int) (care, string) {
+func assess(s sight, backoff Backoff) (care, string) {
 	row := s.row
 	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !sameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
@@ -98,7 +98,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 		case row.Reason == reasonNodeDown, row.Reason == reasonVolumeUnknown:
 			return careRestart, "" // no fault of its own
 		}
-		return due(row, s.now, maxAttempts), ""
+		return due(row, s.now, backoff), ""
 	}
 	return careNone, ""
 }
@@ -111,16 +111,16 @@ func wasCut(reason string) bool {
 }
 
 // due says whether a failed engine is to be restarted, by its row.
-func due(row *registry.Engine, now time.Time, maxAttempts int) care {
+func due(row *registry.Engine, now time.Time, backoff Backoff) care {
 	r := row.Restarts
 	switch {
 	case r == nil:
 		return careRestart
 	case r.GaveUp:
 		return careNone
-	case r.Attempts >= maxAttempts:
+	case r.Attempts >= backoff.MaxAttempts:
 		return careGiveUp
-	case now.Before(r.NextAt):
+	case stillWaits(r.NextAt, now, backoff.longest()):
 		return careWait
 	}
 	return careRestart

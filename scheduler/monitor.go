@@ -216,7 +216,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	if at.alloc != nil {
 		crash = at.alloc.Crash
 	}
-	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
+	care, reason := assess(*at, m.s.opts.Restart)
 	switch care {
 	case careProbe:
 		if m.healthy(ctx, at.row.URL, 1) || ctx.Err() != nil {
@@ -240,7 +240,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 			free()
 			return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
 		}
-		care = due(at.row, at.now, m.s.opts.Restart.MaxAttempts)
+		care = due(at.row, at.now, m.s.opts.Restart)
 	}
 	switch {
 	case care == careGiveUp && !m.storm.held():

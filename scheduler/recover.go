@@ -110,6 +110,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 		}
 		row, before := row.Clone(), row.Op.Owner
 		row.Op.Owner = s.replica.ID
+		row.Op.Deadline = within(row.Op.Deadline, time.Now().UTC(), max(s.limit(row.Op.Kind), s.opts.BootTimeout))
 		err := s.store.Update(ctx, row)
 		if errors.Is(err, registry.ErrConflict) {
 			continue // another replica was faster
