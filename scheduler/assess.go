@@ -80,6 +80,8 @@ func assess(s sight, backoff Backoff) (care, string) {
 			return careFail, reasonVolumeUnknown
 		case s.alloc == nil:
 			return careFail, reasonJobMissing
+		case s.alloc.ID == row.AllocID && s.alloc.Crash > row.Crash && s.alloc.OutOfMemory:
+			return careFail, reasonMemory
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
 			return careFail, reasonCrashed
 		case s.fails:
@@ -106,7 +108,7 @@ func assess(s sight, backoff Backoff) (care, string) {
 // wasCut says whether an engine failed because its process or its node went
 // away: then a process that is there is a new one, or its node is back.
 func wasCut(reason string) bool {
-	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing || reason == reasonRecovered ||
+	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonMemory || reason == reasonJobMissing || reason == reasonRecovered ||
 		reason == reasonVolumeUnknown || reason == reasonAdopted
 }
 

@@ -19,6 +19,8 @@ func TestAssess(t *testing.T) {
 	running, complete, unknown := alloc("running"), alloc("complete"), alloc("unknown")
 	crashed, other, stopping := alloc("pending"), alloc("running"), alloc("running")
 	crashed.Crash, other.ID, stopping.Desired = 7, "b", api.AllocDesiredStatusStop
+	starved := alloc("failed")
+	starved.Crash, starved.OutOfMemory = 7, true
 	up := &registry.Engine{State: registry.Running, Desired: registry.Running, AllocID: "a"}
 	failed := func(reason string, r *registry.Restarts) *registry.Engine {
 		return &registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: reason, Restarts: r}
@@ -43,6 +45,8 @@ func TestAssess(t *testing.T) {
 		{"WellOnAClosedNode", up, running, nodeShut, false, careNone, ""},
 		{"CheckFails", up, running, nodeUp, true, careProbe, reasonUnhealthy},
 		{"Crashed", up, crashed, nodeUp, false, careFail, reasonCrashed},
+		{"OutOfMemory", up, starved, nodeUp, false, careFail, reasonMemory},
+		{"RestartedAfterOutOfMemory", failed(reasonMemory, later), running, nodeUp, false, careRecover, ""},
 		{"Ended", up, complete, nodeUp, false, careFail, reasonCrashed},
 		{"AnotherAllocation", up, other, nodeUp, false, careFail, reasonCrashed},
 		{"JobGone", up, nil, nodeUp, false, careFail, reasonJobMissing},

@@ -97,7 +97,7 @@ func (m *monitor) recover(ctx context.Context, row *registry.Engine, crash int64
 			return nil
 		},
 	}
-	if row.Reason == reasonCrashed {
+	if row.Reason == reasonCrashed || row.Reason == reasonMemory {
 		p.action, p.details["by"] = audit.ActionAutoRestartStart, "nomad"
 	}
 	o, err := m.s.propose(ctx, row, p)
