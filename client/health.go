@@ -10,7 +10,7 @@ type Health struct {
 	Status     string            `json:"status"`     // ok or degraded
 	Role       string            `json:"role"`       // leader, follower, or none without a session
 	Registry   string            `json:"registry"`   // ok or recovering; Status does not depend on it
-	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok or unavailable
+	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok, unavailable or refused
 }
 
 // Health asks how a replica is. Degraded is an answer and no error.

@@ -75,7 +75,8 @@ func (c *Cluster) write(ctx context.Context) *api.WriteOptions {
 	return (&api.WriteOptions{Namespace: c.namespace}).WithContext(ctx)
 }
 
-// Ping asks Nomad for a leader.
+// Ping asks Nomad for a leader, and for the jobs of the service's namespace with the
+// service's own token. ErrRejected: it may not list them.
 func (c *Cluster) Ping(ctx context.Context) error {
 	var leader string
 	if _, err := c.client.Raw().Query("/v1/status/leader", &leader, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
@@ -84,7 +85,10 @@ func (c *Cluster) Ping(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("%w: no leader", ErrUnavailable)
 	}
-	return nil
+	one := c.read(ctx)
+	one.PerPage = 1
+	_, _, err := c.client.Jobs().List(one)
+	return classify(err)
 }
 
 // Job reads an engine's job. ErrNotFound: there is none.

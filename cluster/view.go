@@ -3,7 +3,6 @@ package cluster
 import (
 	"fmt"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,13 +27,14 @@ type Alloc struct {
 	// Failure is the cluster's reason why the process could not run or ended,
 	// empty while it did neither.
 	Failure string
-	// Image says that Failure is about the image: it does not exist or cannot
-	// be started.
-	Image bool
+	// Cause is what Failure is about.
+	Cause Cause
 	// Crash is when the process last ended without being asked to, in
 	// nanoseconds since 1970 by its node's clock; 0: never. It is a mark to tell
 	// one crash from another, not a time to compare with ours.
 	Crash int64
+	// OutOfMemory says that it ended then because it reached its memory limit.
+	OutOfMemory bool
 	// Started is when its process was started last, by the same clock; 0: so long
 	// ago that Nomad does not keep it.
 	Started int64
@@ -312,13 +312,15 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	}
 	for _, state := range a.TaskStates {
 		for _, event := range state.Events {
-			if reason, image := failure(event); reason != "" && alloc.Failure == "" {
-				alloc.Failure, alloc.Image = reason, image
+			if reason, cause := failure(event); reason != "" && alloc.Failure == "" {
+				alloc.Failure, alloc.Cause = reason, cause
 			}
 		}
 	}
 	for _, state := range a.TaskStates {
-		alloc.Crash = max(alloc.Crash, lastCrash(state.Events))
+		if crash, oom := lastCrash(state.Events); crash > alloc.Crash {
+			alloc.Crash, alloc.OutOfMemory = crash, oom
+		}
 		alloc.Unproven = alloc.Unproven || unproven(state.Events)
 		alloc.Orphaned = alloc.Orphaned || orphaned(state.Events)
 		for _, event := range state.Events {
@@ -336,8 +338,8 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 // lastCrash is when a task's process last ended by itself. Nomad restarts it also
 // when it is asked to, by a template with a new key for one, and says so before.
 // It keeps the last ten events alone: what was said before the first of them is
-// not known, so that one does not count.
-func lastCrash(events []*api.TaskEvent) (at int64) {
+// not known, so that one does not count. oom: it ended at its memory limit.
+func lastCrash(events []*api.TaskEvent) (at int64, oom bool) {
 	asked := true
 	for i, e := range events {
 		switch e.Type {
@@ -347,48 +349,14 @@ func lastCrash(events []*api.TaskEvent) (at int64) {
 			asked = true
 		case api.TaskTerminated:
 			if !asked {
-				at = e.Time
+				at, oom = e.Time, outOfMemory(e)
 			}
 			asked = false
 		default:
 			asked = false
 		}
 	}
-	return at
-}
-
-// failure says why a task event means that the process could not start or
-// ended, and whether the image is to blame. Stopping on request is no failure.
-func failure(e *api.TaskEvent) (reason string, image bool) {
-	switch e.Type {
-	case api.TaskDriverFailure:
-		return cleanReason(e.DisplayMessage), true
-	case api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed:
-		return cleanReason(e.DisplayMessage), false
-	case api.TaskTerminated:
-		return cleanReason("the process exited: " + e.DisplayMessage), false
-	}
-	return "", false
-}
-
-var (
-	pathPattern    = regexp.MustCompile(`(/[\w.@+~-]+)+/`)
-	addressPattern = regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b`)
-)
-
-// maxReason bounds what is passed on of the cluster's own words.
-const maxReason = 300
-
-// cleanReason makes the cluster's words fit for callers: no path of a node, no
-// address, one line.
-func cleanReason(s string) string {
-	s = pathPattern.ReplaceAllString(s, "")
-	s = addressPattern.ReplaceAllString(s, "(address)")
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
-	}
-	return s
+	return at, oom
 }
 
 // evalFrom reads an evaluation as lists and events tell it.

@@ -28,10 +28,16 @@ func TestCountPorts(t *testing.T) {
 // and addresses may be in it.
 func TestCleanReason(t *testing.T) {
 	for in, want := range map[string]string{
-		"exec: /opt/engines/bin/engine-x: no such file": "exec: engine-x: no such file",
-		"dial tcp 10.0.3.7:4646: refused":               "dial tcp (address): refused",
-		"two\n\tlines":                                  "two lines",
-		"Exit Code: 1, Signal: 9":                       "Exit Code: 1, Signal: 9",
+		"exec: /opt/engines/bin/engine-x: no such file":                      "exec: engine-x: no such file",
+		"dial tcp 10.0.3.7:4646: refused":                                    "dial tcp (address): refused",
+		"dial tcp [fd00::1:2]:4646: refused":                                 "dial tcp (address): refused",
+		"from fe80::1%eth0: no, ::ffff:10.0.0.1 and 2001:db8::":              "from (address): no, (address) and (address)",
+		"std::string at 12:30:45, a::b::c":                                   "std::string at 12:30:45, a::b::c",
+		`Get "https://u:p@registry.example.com/v2/x/y?token=t": denied`:      `Get "https://registry.example.com/v2/x/y": denied`,
+		`Get "http://10.0.0.1:5000/v2/": in /var/lib/x`:                      `Get "http://(address)/v2/": in x`,
+		"Cannot connect to the Docker daemon at unix:///var/run/docker.sock": "Cannot connect to the Docker daemon at unix://docker.sock",
+		"two\n\tlines":            "two lines",
+		"Exit Code: 1, Signal: 9": "Exit Code: 1, Signal: 9",
 	} {
 		if got := cleanReason(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
@@ -54,22 +60,26 @@ func TestAllocFrom(t *testing.T) {
 		name     string
 		stub     api.AllocationListStub
 		failure  string
-		image    bool
+		cause    Cause
 		terminal bool
 	}{
-		{"Running", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskStarted, "Task started")}, "", false, false},
-		{"NoImage", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to find image")}, "Failed to find image", true, false},
-		{"Setup", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskSetupFailure, "no volume")}, "no volume", false, false},
-		{"Exited", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, "Exit Code: 3")}, "the process exited: Exit Code: 3", false, false},
-		{"Failed", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks"}, "allocation failed: Failed tasks", false, true},
-		{"StoppedOnRequest", api.AllocationListStub{ClientStatus: "complete", TaskStates: event(api.TaskKilled, "Task successfully killed")}, "", false, true},
-		{"Lost", api.AllocationListStub{ClientStatus: "lost"}, "", false, true},
-		{"Unknown", api.AllocationListStub{ClientStatus: "unknown"}, "", false, false},
+		{"Running", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskStarted, "Task started")}, "", "", false},
+		{"NoImage", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to find image")}, "Failed to find image", CauseImage, false},
+		{"NotPulled", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to pull `r/x:1`: Error response from daemon: not found")}, "Failed to pull `r/x:1`: Error response from daemon: not found", CauseImage, false},
+		{"NoDaemon", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to pull `x`: Cannot connect to the Docker daemon at tcp:")}, "Failed to pull `x`: Cannot connect to the Docker daemon at tcp:", CauseDriver, false},
+		{"NoMount", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to create container: invalid mount")}, "Failed to create container: invalid mount", CauseDriver, false},
+		{"Memory", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, `Exit Code: 137, Exit Message: "OOM Killed"`)}, `the process was killed at its memory limit: Exit Code: 137, Exit Message: "OOM Killed"`, CauseMemory, false},
+		{"Setup", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskSetupFailure, "no volume")}, "no volume", "", false},
+		{"Exited", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, "Exit Code: 3")}, "the process exited: Exit Code: 3", "", false},
+		{"Failed", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks"}, "allocation failed: Failed tasks", "", true},
+		{"StoppedOnRequest", api.AllocationListStub{ClientStatus: "complete", TaskStates: event(api.TaskKilled, "Task successfully killed")}, "", "", true},
+		{"Lost", api.AllocationListStub{ClientStatus: "lost"}, "", "", true},
+		{"Unknown", api.AllocationListStub{ClientStatus: "unknown"}, "", "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := allocFrom(&c.stub)
-			if got.Failure != c.failure || got.Image != c.image || got.Terminal() != c.terminal {
-				t.Errorf("got %q, image %t, terminal %t", got.Failure, got.Image, got.Terminal())
+			if got.Failure != c.failure || got.Cause != c.cause || got.Terminal() != c.terminal {
+				t.Errorf("got %q, cause %q, terminal %t", got.Failure, got.Cause, got.Terminal())
 			}
 		})
 	}
@@ -222,7 +232,7 @@ func TestLastCrash(t *testing.T) {
 		{"PausedThenStopped", events(api.TaskSignaling, api.TaskKilling, api.TaskSignaling, api.TaskTerminated), 0},
 		{"WhatWasBeforeIsForgotten", events(api.TaskTerminated, api.TaskRestarting, api.TaskStarted), 0},
 	} {
-		if got := lastCrash(c.events); got != c.want {
+		if got, _ := lastCrash(c.events); got != c.want {
 			t.Errorf("%s: got %d, want %d", c.name, got, c.want)
 		}
 	}

@@ -89,6 +89,7 @@ func checkTemplates(task *api.Task, s Settings, need needFunc) {
 		}
 		if strings.Contains(data, "with secret") {
 			need(str(t.ChangeMode) == "noop", "the provider key template needs change_mode = \"noop\": else all engines restart together when a key changes")
+			need(t.Envvars == nil || !*t.Envvars || strings.Contains(data, "toJSON"), "the provider key template must quote values by toJSON: Nomad kills every engine whose env file it cannot read")
 		}
 	}
 	need(keyHash || s.Driver == Mock, "a template with env = true must give ENGINE_KEY_HASH from the job's Nomad variable")

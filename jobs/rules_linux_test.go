@@ -104,6 +104,7 @@ var brokenRules = map[string]struct{ old, by, names string }{
 	"another variable":       {`"ENGINE_KEY_HASH={{`, `"KEY_HASH={{`, "ENGINE_KEY_HASH"},
 	"key hash change_mode":   {keyHashHead, strings.Replace(keyHashHead, `var.key_reload == "signal" ? "noop" : "restart"`, `"noop"`, 1), `change_mode "restart"`},
 	"provider change_mode":   {providerHead, "          env = true\n", "provider key template"},
+	"provider quoting":       {`{{ $v | toJSON }}`, `{{ $v }}`, "toJSON"},
 	"vault change_mode":      {vaultBlock, "          env          = false", "vault"},
 	"two services":           {`      service {`, "service {\n name = \"other\"\n port = \"http\"\n }\n      service {", "exactly one service, found 2"},
 	"nomad's own services":   {`provider = "consul"`, `provider = "nomad"`, "provider"},

@@ -223,7 +223,8 @@ job "engine" {
 
       # Relied on, where engines get provider keys: neither a new key nor a new
       # Vault token restarts an engine; a new key is in the environment from its
-      # next start on. (once = true would keep the file from being read again, but
+      # next start on. toJSON: the service checked that Nomad can read the values when
+      # they are quoted like that. (once = true would keep the file from being read again, but
       # Nomad runs such templates apart from the others, and the last of the two
       # groups to render replaces all variables of the other.) The process itself
       # never sees the Vault token.

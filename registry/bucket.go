@@ -20,13 +20,47 @@ const (
 // may still be used or given back counts as in the bucket, so that in any time T no
 // more than the burst and T times the rate are used, by all replicas together.
 //
-// Time comes from the replicas' clocks and never goes back: one that is ahead
-// refills early by what it is ahead, once, and at most to the burst.
+// It has a time of its own, At, which the replicas move on by what has passed on their
+// monotonic clocks (bucketClock): what their wall clocks say, ahead or behind, changes
+// next to nothing.
 type bucket struct {
+	// ID is new with each bucket, so that no replica goes by what it read of another.
+	ID     string        `json:"id,omitempty"`
 	Tokens float64       `json:"tokens"`
 	At     time.Time     `json:"at"`
 	RPM    int           `json:"rpm"`
 	Leases []bucketLease `json:"leases,omitempty"`
+}
+
+// bucketClock is what a replica knows of a bucket's time: what it was, and when that was
+// by the replica's own monotonic clock.
+type bucketClock struct {
+	id   string
+	at   time.Time
+	read time.Duration
+}
+
+// now is a bucket's time now. All replicas that have read it agree on that, whatever
+// their wall clocks say: real time is the same for all. One that reads the bucket for the
+// first time has its wall clock alone to tell how old it is, and trusts that for a second
+// or for one token, whichever is longer: so a clock that is ahead gives no more than that,
+// once, and nobody waits longer for it.
+func (c bucketClock) now(b *bucket, rpm int, wall time.Time, mono time.Duration) time.Time {
+	switch {
+	case b.At.IsZero():
+		return wall.Round(0)
+	case b.ID != "" && b.ID == c.id:
+		if now := c.at.Add(mono - c.read); now.After(b.At) {
+			return now
+		}
+		return b.At
+	}
+	return b.At.Add(min(max(0, wall.Sub(b.At)), wallTrust(rpm)))
+}
+
+// wallTrust is how much of a bucket's age may be a wall clock's word.
+func wallTrust(rpm int) time.Duration {
+	return max(time.Second, time.Minute/time.Duration(max(1, rpm)))
 }
 
 // bucketLease are tokens that a replica may use until then; the time is also by

@@ -88,6 +88,92 @@ func TestBucketGivesTheRate(t *testing.T) {
 	}
 }
 
+// skewed is a replica with a wall clock that says anything; its monotonic clock goes as
+// real time does.
+type skewed struct {
+	clock bucketClock
+	off   time.Duration // of its wall clock
+	began time.Duration // where its monotonic clock began
+}
+
+func (r *skewed) take(b *bucket, needed, rpm int, real time.Duration) int {
+	mono := real - r.began
+	now := r.clock.now(b, rpm, time.Unix(1_000_000, 0).Add(real+r.off), mono)
+	if b.ID == "" {
+		b.ID = "b"
+	}
+	granted, _ := b.take(needed, 0, bucketLease{}, rpm, now)
+	r.clock = bucketClock{b.ID, b.At, mono}
+	return granted
+}
+
+// Whatever the wall clocks of the replicas say, ahead, behind, jumping: never more than
+// the burst and the rate times real time are given, beside what a replica that starts
+// takes on trust; and never are callers starved for longer than a second, or than a token
+// takes.
+func TestBucketWithWrongClocks(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rpm := rapid.SampledFrom([]int{1, 6, 60, 100, 6000, 60_000}).Draw(t, "rpm")
+		offset := rapid.OneOf(rapid.Just(time.Duration(0)), rapid.Map(rapid.Int64Range(-7200, 7200), func(s int64) time.Duration { return time.Duration(s) * time.Second }))
+		replicas := [3]skewed{}
+		var b bucket
+		if rapid.Bool().Draw(t, "one of a version before, in the future") {
+			b = bucket{At: time.Unix(1_000_000, 0).Add(30 * time.Minute), RPM: rpm}
+		}
+		var real time.Duration
+		granted, starts := 0, 3
+		for range rapid.IntRange(1, 80).Draw(t, "steps") {
+			r := &replicas[rapid.IntRange(0, 2).Draw(t, "replica")]
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			case 0:
+				r.off = offset.Draw(t, "offset")
+			case 1:
+				if rapid.IntRange(0, 3).Draw(t, "restart") == 0 {
+					*r, starts = skewed{off: r.off, began: real}, starts+1
+				}
+			default:
+				granted += r.take(&b, rapid.IntRange(1, 20_000).Draw(t, "needed"), rpm, real)
+			}
+			real += time.Duration(rapid.Int64Range(0, int64(3*time.Second)).Draw(t, "pause"))
+		}
+		trusted := float64(starts) * wallTrust(rpm).Minutes() * float64(rpm)
+		if most := burst(rpm) + real.Minutes()*float64(rpm) + trusted + 1e-6; float64(granted) > most {
+			t.Fatalf("%d given in %s at %d per minute, at most %.2f are allowed", granted, real, rpm, most)
+		}
+		// From now on all clocks agree, and the bucket is empty. (Who read it before the
+		// others moved its time on learns of that at its next call.)
+		for i := range 2 * len(replicas) {
+			r := &replicas[i%len(replicas)]
+			r.off = 0
+			r.take(&b, 1_000_000, rpm, real)
+		}
+		token := time.Minute / time.Duration(rpm)
+		soon := real + max(time.Second, wallTrust(rpm)) + token + time.Millisecond
+		if got := replicas[0].take(&b, 1, rpm, soon); got != 1 {
+			t.Fatalf("no token within %s after the clocks agree, at %d per minute: %+v", soon-real, rpm, b)
+		}
+	})
+}
+
+// A replica that is half an hour ahead for five seconds, beside one that is not.
+func TestBucketOutlivesAClockAhead(t *testing.T) {
+	const rpm = 60
+	var b bucket
+	good, bad := skewed{}, skewed{off: 30 * time.Minute}
+	good.take(&b, 100, rpm, 0)
+	given := 0
+	for at := time.Duration(0); at <= 5*time.Second; at += 100 * time.Millisecond {
+		given += bad.take(&b, 1, rpm, at) + good.take(&b, 1, rpm, at)
+	}
+	if given < 4 || given > 7 {
+		t.Errorf("%d calls were let through in 5 s at one a second", given)
+	}
+	later := skewed{began: 6 * time.Second} // after a restart
+	if got := later.take(&b, 100, rpm, 8*time.Second); got < 1 || got > 3 {
+		t.Errorf("a second and a half later it gives %d", got)
+	}
+}
+
 func TestBucketPolicyChange(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	var b bucket

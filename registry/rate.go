@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,13 +27,16 @@ type Verdict struct {
 // tokens of one bucket per product, so that most calls cost no remote call.
 type Limiter struct {
 	store *Store
+	began time.Time // from which the monotonic clock counts
 
 	mu     sync.Mutex
 	leases map[string]*lease
 }
 
 // NewLimiter returns a limiter; every replica has one.
-func (s *Store) NewLimiter() *Limiter { return &Limiter{store: s, leases: map[string]*lease{}} }
+func (s *Store) NewLimiter() *Limiter {
+	return &Limiter{store: s, began: time.Now(), leases: map[string]*lease{}}
+}
 
 // lease is what this replica holds of one product's bucket.
 type lease struct {
@@ -42,6 +46,7 @@ type lease struct {
 	until  time.Time
 	unused int         // expired, to be given back
 	lent   bucketLease // as the bucket knows it
+	clock  bucketClock // of the one exchange at a time
 
 	callers    int           // in Allow, without an answer
 	exchange   chan struct{} // closed when the exchange under way is over; nil: none
@@ -79,7 +84,7 @@ func (l *Limiter) Allow(ctx context.Context, productID string, rpm int) (Verdict
 	}
 	l.mu.Unlock()
 	return at.allow(ctx, rpm, func(needed, spare int, back bucketLease) (int, bucketLease, bucket, error) {
-		return l.store.exchange(context.WithoutCancel(ctx), productID, rpm, needed, spare, back)
+		return l.exchange(context.WithoutCancel(ctx), &at.clock, productID, rpm, needed, spare, back)
 	})
 }
 
@@ -179,9 +184,9 @@ func (a *lease) verdict(allowed bool, now time.Time) Verdict {
 }
 
 // exchange takes tokens out of a product's bucket and gives unused ones back, by
-// check-and-set.
-func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error) {
-	key := s.rateKey(productID)
+// check-and-set. clock is what the replica knew of the bucket's time, and knows after it.
+func (l *Limiter) exchange(ctx context.Context, clock *bucketClock, productID string, rpm, needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error) {
+	s, key := l.store, l.store.rateKey(productID)
 	for range maxExchanges {
 		pair, err := s.get(ctx, key)
 		if err != nil {
@@ -195,11 +200,20 @@ func (s *Store) exchange(ctx context.Context, productID string, rpm, needed, spa
 				left = bucket{} // damaged: as if there were none
 			}
 		}
-		if granted, kept = left.take(needed, spare, back, rpm, time.Now().UTC()); granted == 0 && back.N == 0 && index > 0 {
+		mono := time.Since(l.began)
+		now := clock.now(&left, rpm, time.Now().UTC(), mono)
+		named := left.ID != ""
+		if !named { // it is new, damaged, or of a version before
+			left.ID = rand.Text()
+		}
+		granted, kept = left.take(needed, spare, back, rpm, now)
+		if named && granted == 0 && back.N == 0 {
+			*clock = bucketClock{left.ID, left.At, mono}
 			return 0, kept, left, nil // nothing changed but the time
 		}
 		_, _, err = s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVCAS, Key: key, Value: encode(left), Index: index}})
 		if !errors.Is(err, ErrConflict) {
+			*clock = bucketClock{left.ID, left.At, mono}
 			return granted, kept, left, err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	consul "github.com/hashicorp/consul/api"
 )
 
 // replicasOf are n limiters on one registry, as on n replicas.
@@ -101,6 +103,37 @@ func TestLimiter(t *testing.T) {
 			t.Errorf("got %+v, %v", v, err)
 		}
 	})
+}
+
+// A bucket whose time is half an hour ahead, which a replica with a wrong clock left
+// behind, refills at its rate all the same.
+func TestLimiterAfterAClockAhead(t *testing.T) {
+	for name, ahead := range map[string]time.Duration{"ahead": 30 * time.Minute, "behind": -30 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			all := limitersOf(t, prefix(t), 2)
+			s := all[0].store
+			left := bucket{Tokens: 0, At: time.Now().Add(ahead).UTC(), RPM: 60}
+			if _, _, err := s.txn(t.Context(), consul.KVTxnOps{{Verb: consul.KVSet, Key: s.rateKey("product"), Value: encode(left)}}); err != nil {
+				t.Fatal(err)
+			}
+			began, calls := time.Now(), 0
+			for time.Since(began) < 3500*time.Millisecond {
+				for _, l := range all {
+					v, err := l.Allow(t.Context(), "product", 60)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if v.Allowed {
+						calls++
+					}
+				}
+				pauseABit(t.Context())
+			}
+			if most := int(time.Since(began)/time.Second) + 3; calls < 2 || calls > most {
+				t.Errorf("%d calls were let through in %s at one a second, want 2 to %d", calls, time.Since(began), most)
+			}
+		})
+	}
 }
 
 // pauseABit lets a refused caller not spin.

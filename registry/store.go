@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ var (
 	// ErrUnavailable: Consul cannot be reached or has no leader; whether a
 	// change was made is not known.
 	ErrUnavailable = errors.New("registry: consul unavailable")
+	// ErrDenied: Consul refuses the service's token; always beside ErrUnavailable.
+	ErrDenied = errors.New("registry: consul refused the service's token")
 	// ErrNoSession: this replica has no live session, so it may not change rows.
 	ErrNoSession = errors.New("registry: this replica has no consul session")
 	// ErrMoved: the record of the deployment is another one than this replica
@@ -167,9 +170,9 @@ func consistent(ctx context.Context) *consul.QueryOptions {
 	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
-// Ping asks Consul for what every call needs: a consistent read below the prefix. An
-// agent names a leader for a while after that is gone, and its own token may not reach
-// the keys.
+// Ping asks Consul for what every call needs: a consistent read below the prefix, with the
+// service's own token. An agent names a leader for a while after that is gone, and its own
+// token may not reach the keys. ErrDenied: the service may not read them.
 func (s *Store) Ping(ctx context.Context) error {
 	_, err := s.get(ctx, s.deploymentKey())
 	return err
@@ -179,6 +182,10 @@ func (s *Store) Ping(ctx context.Context) error {
 // the requests are ours and well formed, so what fails is the way there, the
 // cluster, or the token.
 func unavailable(err error) error {
+	var status consul.StatusError
+	if errors.As(err, &status) && (status.Code == http.StatusForbidden || status.Code == http.StatusUnauthorized) {
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 

@@ -103,7 +103,7 @@ func TestLostVolume(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.sight.now = now
-			if got, reason := assess(c.sight, 3); got != c.want || reason != c.reason {
+			if got, reason := assess(c.sight, Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != c.want || reason != c.reason {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 		})

@@ -63,7 +63,7 @@ func (c care) String() string {
 // assess is the one table of what a running, failed or paused engine needs (DESIGN
 // section 5). It knows nothing of storms: whether a restart may go ahead is
 // asked when it is to begin.
-func assess(s sight, maxAttempts int) (care, string) {
+func assess(s sight, backoff Backoff) (care, string) {
 	row := s.row
 	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !sameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
@@ -80,6 +80,8 @@ func assess(s sight, maxAttempts int) (care, string) {
 			return careFail, reasonVolumeUnknown
 		case s.alloc == nil:
 			return careFail, reasonJobMissing
+		case s.alloc.ID == row.AllocID && s.alloc.Crash > row.Crash && s.alloc.OutOfMemory:
+			return careFail, reasonMemory
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
 			return careFail, reasonCrashed
 		case s.fails, row.Reason != "":
@@ -98,7 +100,7 @@ func assess(s sight, maxAttempts int) (care, string) {
 		case row.Reason == reasonNodeDown, row.Reason == reasonVolumeUnknown:
 			return careRestart, "" // no fault of its own
 		}
-		return due(row, s.now, maxAttempts), ""
+		return due(row, s.now, backoff), ""
 	}
 	return careNone, ""
 }
@@ -106,21 +108,21 @@ func assess(s sight, maxAttempts int) (care, string) {
 // wasCut says whether an engine failed because its process or its node went
 // away: then a process that is there is a new one, or its node is back.
 func wasCut(reason string) bool {
-	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonJobMissing || reason == reasonRecovered ||
+	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonMemory || reason == reasonJobMissing || reason == reasonRecovered ||
 		reason == reasonVolumeUnknown || reason == reasonAdopted
 }
 
 // due says whether a failed engine is to be restarted, by its row.
-func due(row *registry.Engine, now time.Time, maxAttempts int) care {
+func due(row *registry.Engine, now time.Time, backoff Backoff) care {
 	r := row.Restarts
 	switch {
 	case r == nil:
 		return careRestart
 	case r.GaveUp:
 		return careNone
-	case r.Attempts >= maxAttempts:
+	case r.Attempts >= backoff.MaxAttempts:
 		return careGiveUp
-	case now.Before(r.NextAt):
+	case stillWaits(r.NextAt, now, backoff.longest()):
 		return careWait
 	}
 	return careRestart

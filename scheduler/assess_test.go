@@ -19,6 +19,8 @@ func TestAssess(t *testing.T) {
 	running, complete, unknown := alloc("running"), alloc("complete"), alloc("unknown")
 	crashed, other, stopping := alloc("pending"), alloc("running"), alloc("running")
 	crashed.Crash, other.ID, stopping.Desired = 7, "b", api.AllocDesiredStatusStop
+	starved := alloc("failed")
+	starved.Crash, starved.OutOfMemory = 7, true
 	up := &registry.Engine{State: registry.Running, Desired: registry.Running, AllocID: "a"}
 	failed := func(reason string, r *registry.Restarts) *registry.Engine {
 		return &registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: reason, Restarts: r}
@@ -43,6 +45,8 @@ func TestAssess(t *testing.T) {
 		{"WellOnAClosedNode", up, running, nodeShut, false, careNone, ""},
 		{"CheckFails", up, running, nodeUp, true, careProbe, reasonUnhealthy},
 		{"Crashed", up, crashed, nodeUp, false, careFail, reasonCrashed},
+		{"OutOfMemory", up, starved, nodeUp, false, careFail, reasonMemory},
+		{"RestartedAfterOutOfMemory", failed(reasonMemory, later), running, nodeUp, false, careRecover, ""},
 		{"Ended", up, complete, nodeUp, false, careFail, reasonCrashed},
 		{"AnotherAllocation", up, other, nodeUp, false, careFail, reasonCrashed},
 		{"JobGone", up, nil, nodeUp, false, careFail, reasonJobMissing},
@@ -79,13 +83,13 @@ func TestAssess(t *testing.T) {
 		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, 3)
+			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 			if got != c.want || reason != c.reason {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 			busy := c.row.Clone()
 			busy.Op = &registry.Op{}
-			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, 3); got != careNone {
+			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != careNone {
 				t.Errorf("an engine with an operation under way gets %s", got)
 			}
 		})
@@ -119,7 +123,7 @@ func TestAssessIsSafe(t *testing.T) {
 				Client: pick("client", "pending", "running", "complete", "failed", "lost", "unknown"),
 			}
 		}
-		got, _ := assess(s, 3)
+		got, _ := assess(s, Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 		switch {
 		case got == careSettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
 			t.Fatal("settled")

@@ -9,24 +9,26 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
 )
 
 const (
 	// pingTimeout bounds one look at a dependency.
 	pingTimeout = 2 * time.Second
-	// pingTrust is how long a dependency that answered is taken to be there.
+	// pingTrust is how long an answer of a dependency counts.
 	pingTrust = time.Second
-	// awayTrust is how long one that did not answer is taken to be away: as long as
-	// those need who waited for that answer.
+	// awayTrust is how long one that did not answer is taken to be away by an operation: as
+	// long as those need who waited for that answer. It may begin as soon as it is back.
 	awayTrust = 250 * time.Millisecond
 )
 
-// backendChecks asks dependencies whether they are there before an operation
-// touches anything: so that a dependency that is down means 503 and nothing
-// changed.
+// backendChecks asks dependencies whether they serve this service before an operation
+// touches anything: so that a dependency that is down means 503 and nothing changed.
+// However many ask, there is one question at a time to each of them.
 type backendChecks struct {
 	ping map[string]func(context.Context) error
 
@@ -42,11 +44,12 @@ type backendCheck struct {
 	err   error
 }
 
-// trusted says whether the answer to a question still counts.
-func (c *backendCheck) trusted() bool {
+// trusted says whether the answer to a question still counts, where an error counts for
+// a time.
+func (c *backendCheck) trusted(away time.Duration) bool {
 	select {
 	case <-c.done:
-		return c.err == nil && time.Since(c.asked) < pingTrust || c.err != nil && time.Since(c.ended) < awayTrust
+		return c.err == nil && time.Since(c.asked) < pingTrust || c.err != nil && time.Since(c.ended) < away
 	default:
 		return true // it will
 	}
@@ -57,26 +60,29 @@ func (c *backendCheck) trusted() bool {
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
-		b.mu.Lock()
-		c := b.last[name]
-		first := c == nil || !c.trusted()
-		if first {
-			c = b.begin(name)
-		}
-		b.mu.Unlock()
-		group.Go(func() error {
-			if first {
-				return b.ask(ctx, name, c)
-			}
-			select {
-			case <-c.done:
-				return c.err
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
+		group.Go(func() error { return b.look(ctx, name, awayTrust) })
 	}
 	return group.Wait()
+}
+
+// look is what a dependency answers, or answered of late; an error counts for a time.
+func (b *backendChecks) look(ctx context.Context, name string, away time.Duration) error {
+	b.mu.Lock()
+	c := b.last[name]
+	first := c == nil || !c.trusted(away)
+	if first {
+		c = b.begin(name)
+	}
+	b.mu.Unlock()
+	if first {
+		return b.ask(ctx, name, c)
+	}
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // check asks a dependency now.
@@ -102,28 +108,56 @@ func (b *backendChecks) begin(name string) *backendCheck {
 func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
 	ctx, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), pingTimeout)
 	defer cancel()
+	defer func() {
+		c.ended = time.Now()
+		close(c.done)
+	}()
+	c.err = errNotAsked
 	c.err = b.ping[name](ctx)
-	c.ended = time.Now()
-	close(c.done)
 	return c.err
 }
 
-// Health asks every dependency, side by side, and returns an error, or nil, for
-// each by name.
-func (s *Scheduler) Health(ctx context.Context) map[string]error {
+// errNotAsked is the answer of a question that ended in a panic.
+var errNotAsked = errors.New("the dependency could not be asked")
+
+// BackendState is how a dependency stands, in a word.
+type BackendState string
+
+// The words of GET /health.
+const (
+	BackendOK      BackendState = "ok"
+	BackendAway    BackendState = "unavailable"
+	BackendRefused BackendState = "refused" // it answers, and refuses the service's token
+)
+
+// Health is how every dependency stands, by name; at most a second old.
+func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	result := make(map[string]error, len(s.checks.ping))
+	result := make(map[string]BackendState, len(s.checks.ping))
 	for name := range s.checks.ping {
 		wg.Go(func() {
-			err := s.checks.check(ctx, name)
+			err := s.checks.look(ctx, name, pingTrust)
+			if err != nil {
+				s.log.Debug("a dependency does not serve", "dependency", name, "error", err)
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			result[name] = err
+			result[name] = backendState(err)
 		})
 	}
 	wg.Wait()
 	return result
+}
+
+func backendState(err error) BackendState {
+	switch {
+	case err == nil:
+		return BackendOK
+	case errors.Is(err, secrets.ErrDenied), errors.Is(err, registry.ErrDenied), errors.Is(err, cluster.ErrRejected):
+		return BackendRefused
+	}
+	return BackendAway
 }
 
 // warnOfTemplateLimits names the nodes whose agents would kill engines during

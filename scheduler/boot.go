@@ -19,8 +19,12 @@ const (
 	reasonImage       = "image_error"
 	reasonBootTimeout = "boot_timeout"
 	reasonCrashed     = "crashed"
-	reasonUnhealthy   = "unhealthy"
-	reasonNodeDown    = "node_down"
+	// reasonMemory: the kernel killed it at its memory limit. reasonDriver: its node's
+	// task driver could not start it, through no fault of its image.
+	reasonMemory    = "out_of_memory"
+	reasonDriver    = "driver_error"
+	reasonUnhealthy = "unhealthy"
+	reasonNodeDown  = "node_down"
 	// reasonUpstream is a running engine's, which says that it cannot serve for what it
 	// depends on (Options.RestartSubsystems).
 	reasonUpstream = "upstream_down"
@@ -235,14 +239,20 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	}
 	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
-		a.Image, failure.err = true, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
+		a.Cause, failure.err = cluster.CauseImage, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
 	}
-	if a.Image {
+	switch a.Cause {
+	case cluster.CauseImage:
 		failure.reason = reasonImage
 		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
 			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
 		}
 		return failure
+	case cluster.CauseMemory:
+		failure.reason = reasonMemory
+		return failure
+	case cluster.CauseDriver:
+		failure.reason = reasonDriver
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {
 		failure.err = fail(EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)

@@ -216,7 +216,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	if at.alloc != nil {
 		crash = at.alloc.Crash
 	}
-	care, reason := assess(*at, m.s.opts.Restart.MaxAttempts)
+	care, reason := assess(*at, m.s.opts.Restart)
 	switch care {
 	case careProbe:
 		return m.confirm(ctx, at, reason, crash)
@@ -237,7 +237,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		if upstreams(err, m.s.opts.RestartSubsystems) != nil {
 			return false, nil // it answers by now, and what it depends on does not
 		}
-		care = due(at.row, at.now, m.s.opts.Restart.MaxAttempts)
+		care = due(at.row, at.now, m.s.opts.Restart)
 	}
 	switch {
 	case care == careGiveUp && !m.storm.held():

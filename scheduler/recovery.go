@@ -502,7 +502,7 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kep
 		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
 			return false, nil
 		}
-		if there.Deleted && !kept && time.Since(there.DeletedAt) < deletionTakes {
+		if there.Deleted && !kept && time.Since(there.DeletedAt).Abs() < deletionTakes {
 			return false, errDeleting
 		}
 		there.Revision, there.Deleted, there.DeletedAt = p.Revision, false, time.Time{}

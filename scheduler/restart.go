@@ -29,6 +29,9 @@ func (b Backoff) after(attempts int) time.Duration {
 	return wait + rand.N(wait/10+1)
 }
 
+// longest is the longest wait that after gives.
+func (b Backoff) longest() time.Duration { return b.Max + b.Max/10 + 1 }
+
 // next is what a row says of restarts when its engine has failed: what it ran
 // well for as long as the longest wait is forgotten.
 func (b Backoff) next(row *registry.Engine, now time.Time) *registry.Restarts {
@@ -94,7 +97,7 @@ func (m *monitor) recover(ctx context.Context, row *registry.Engine, crash int64
 			return nil
 		},
 	}
-	if row.Reason == reasonCrashed {
+	if row.Reason == reasonCrashed || row.Reason == reasonMemory {
 		p.action, p.details["by"] = audit.ActionAutoRestartStart, "nomad"
 	}
 	o, err := m.s.propose(ctx, row, p)

@@ -138,7 +138,7 @@ func (o *operation) awaitVanished(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if inTouch != v.InTouch {
+		if inTouch != v.InTouch || time.Now().Before(v.Since) { // or it was noted by a clock that was ahead
 			v.InTouch, v.Since = inTouch, time.Now().UTC()
 			return errCountAnew
 		}

@@ -120,7 +120,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	now := time.Now()
 	for _, f := range slices.Sorted(maps.Keys(kinds)) {
 		setback := setbacks[f]
-		if setback != nil && now.Before(setback.RetryAt) {
+		if setback != nil && stillWaits(setback.RetryAt, now, p.s.opts.Restart.longest()) {
 			continue
 		}
 		for n := missing[f]; n > 0 && ctx.Err() == nil; n-- {
@@ -187,7 +187,7 @@ func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed 
 		if b == nil {
 			b = &registry.WarmSetback{Fingerprint: fingerprint}
 		}
-		if now.Before(b.RetryAt) {
+		if stillWaits(b.RetryAt, now, p.s.opts.Restart.longest()) {
 			return
 		}
 		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.after(b.Attempts))

@@ -55,88 +55,22 @@ func New(client *vault.Client, mount string) *Vault {
 // Mount is where the keys are, without slashes at its ends.
 func (v *Vault) Mount() string { return v.mount }
 
-// EnvPath is where the provider keys are, as a path for the KV API.
-const EnvPath = "engine-env"
-
-// EnvTemplatePath is the provider keys' path as a Nomad template reads it.
-func (v *Vault) EnvTemplatePath() string { return v.mount + "/data/" + EnvPath }
-
-// PutEnv writes the provider keys that engines get, unless they are the ones
-// that Vault holds, and returns their version and whether it is a new one.
-func (v *Vault) PutEnv(ctx context.Context, env map[string]string) (version int, written bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	data := make(map[string]any, len(env))
-	for name, value := range env {
-		data[name] = value
-	}
-	for {
-		held, err := v.env(ctx)
-		if err != nil {
-			return 0, false, err
-		}
-		current := 0
-		if held.VersionMetadata != nil {
-			current = held.VersionMetadata.Version
-		}
-		if current > 0 && sameEnv(held.Data, data) {
-			return current, false, nil
-		}
-		secret, err := v.kv.Put(ctx, EnvPath, data, vault.WithCheckAndSet(current))
-		if err = classify(err); err == nil {
-			return secret.VersionMetadata.Version, true, nil
-		}
-		if !errors.Is(err, ErrConflict) || ctx.Err() != nil {
-			return 0, false, err
-		}
-		// Another replica wrote at the same time: the same keys, as a rule.
-	}
-}
-
-// EnvVersion is the version of the provider keys that Vault holds, 0 when it
-// holds none.
-func (v *Vault) EnvVersion(ctx context.Context) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	held, err := v.env(ctx)
-	if err != nil || held.VersionMetadata == nil {
-		return 0, err
-	}
-	return held.VersionMetadata.Version, nil
-}
-
-// env reads the provider keys; an empty secret when there are none. A deleted
-// one still tells its version.
-func (v *Vault) env(ctx context.Context) (*vault.KVSecret, error) {
-	held, err := v.kv.Get(ctx, EnvPath)
-	if err = classify(err); errors.Is(err, ErrNotFound) {
-		return &vault.KVSecret{}, nil
-	}
-	return held, err
-}
-
-func sameEnv(a, b map[string]any) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for name, value := range a {
-		if other, ok := b[name]; !ok || other != value {
-			return false
-		}
-	}
-	return true
-}
-
-// Ping asks Vault whether it is initialised, unsealed and active.
+// Ping reads the deployment's record, with the service's own token: so it says whether
+// Vault serves, and serves us. ErrDenied: the token ended, was revoked, or may not
+// read it.
 func (v *Vault) Ping(ctx context.Context) error {
-	health, err := v.client.Sys().HealthWithContext(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	resp, err := v.client.Logical().ReadRawWithContext(ctx, v.mount+"/data/"+deploymentPath)
+	if resp != nil {
+		_ = resp.Body.Close()
 	}
-	if !health.Initialized || health.Sealed {
-		return fmt.Errorf("%w: sealed", ErrUnavailable)
+	var bad *vault.ResponseError
+	if errors.As(err, &bad) && bad.StatusCode == http.StatusNotFound {
+		if len(bad.Errors) == 0 {
+			return nil // the record is not written yet
+		}
+		return fmt.Errorf("%w: no KV engine is mounted at %s: %w", ErrUnavailable, v.mount, err)
 	}
-	return nil
+	return classify(err)
 }
 
 // classify gives an error of the Vault client its place among ours. What Vault

@@ -1,7 +1,9 @@
 package secrets
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -541,6 +543,13 @@ func TestPutEnv(t *testing.T) {
 			}
 		}
 	}
+	// What Nomad could not read is not written.
+	for _, unreadable := range []string{strings.Repeat("x", 66_000), "\xff", "a\x00b"} {
+		if _, _, err := v.PutEnv(t.Context(), map[string]string{"LLM_API_KEY": unreadable}); err == nil {
+			t.Error("a provider key that Nomad cannot read was written")
+		}
+		envVersion(4)
+	}
 	t.Run("AtOnce", testPutEnvAtOnce)
 	if got, want := v.EnvTemplatePath(), "orch/data/engine-env"; got != want {
 		t.Fatalf("template path %q, want %q", got, want)
@@ -634,14 +643,108 @@ func TestErrDenied(t *testing.T) {
 	}
 }
 
+// Ping is asked with the service's own token and a right that the service needs.
 func TestPing(t *testing.T) {
 	if err := keys(t).Ping(t.Context()); err != nil {
+		t.Errorf("before the record is written: %v", err)
+	}
+	wantErr(t, keysWith(t, "no-such-token").Ping(t.Context()), ErrDenied)
+	t.Run("ErrDeniedWithoutTheRight", func(t *testing.T) {
+		wantErr(t, keysWith(t, newToken(t, &vault.TokenCreateRequest{Policies: []string{"default"}})).Ping(t.Context()), ErrDenied)
+	})
+	t.Run("ErrDeniedOnceItEnded", func(t *testing.T) {
+		token := newToken(t, &vault.TokenCreateRequest{})
+		v := keysWith(t, token)
+		if err := v.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := agent.root.Auth().Token().RevokeTreeWithContext(t.Context(), token); err != nil {
+			t.Fatal(err)
+		}
+		wantErr(t, v.Ping(t.Context()), ErrDenied)
+	})
+	t.Run("ErrUnavailableWithoutTheMount", func(t *testing.T) {
+		wantErr(t, New(keys(t).client, "no-such-mount").Ping(t.Context()), ErrUnavailable)
+	})
+}
+
+func newToken(t *testing.T, req *vault.TokenCreateRequest) string {
+	t.Helper()
+	keys(t)
+	secret, err := agent.root.Auth().Token().CreateWithContext(t.Context(), req)
+	if err != nil {
 		t.Fatal(err)
 	}
-	// It needs no token: a lost one is another problem.
-	if err := keysWith(t, "no-such-token").Ping(t.Context()); err != nil {
-		t.Fatal(err)
+	return secret.Auth.ClientToken
+}
+
+// A token that will end is told of as soon as the service starts, with the time.
+func TestKeepTokenTellsOfTheEnd(t *testing.T) {
+	no, yes := false, true
+	for name, c := range map[string]struct {
+		req  vault.TokenCreateRequest
+		ends time.Duration // 0: never
+	}{
+		"not renewable":      {vault.TokenCreateRequest{TTL: "1h", Renewable: &no}, time.Hour},
+		"explicit maximum":   {vault.TokenCreateRequest{TTL: "1h", ExplicitMaxTTL: "2h", Renewable: &yes}, 2 * time.Hour},
+		"the mount's limit":  {vault.TokenCreateRequest{TTL: "768h", Renewable: &yes}, 768 * time.Hour},
+		"with a period":      {vault.TokenCreateRequest{Period: "1h", Renewable: &yes}, 0},
+		"revoked, or denied": {vault.TokenCreateRequest{TTL: "1h", NumUses: 1}, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			token, began := newToken(t, &c.req), time.Now()
+			v := keysWith(t, token)
+			if c.ends < 0 {
+				_ = v.Ping(t.Context()) // its last use
+			}
+			var lines logLines
+			log := hclog.New(&hclog.LoggerOptions{Output: &lines, JSONFormat: true})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			done := make(chan struct{})
+			go func() { defer close(done); v.KeepToken(ctx, log) }()
+			defer func() { cancel(); <-done }()
+			var line map[string]any
+			if err := await(ctx, func() (err error) { line, err = lines.first(); return err }); err != nil {
+				t.Fatal(err)
+			}
+			level, said := line["@level"], line["ends"]
+			if c.ends <= 0 {
+				if want := map[bool]string{true: "info", false: "error"}[c.ends == 0]; level != want || said != nil {
+					t.Errorf("it said %v, want level %s", line, want)
+				}
+				return
+			}
+			ends, err := time.Parse(time.RFC3339, fmt.Sprint(said))
+			if off := ends.Sub(began.Add(c.ends)); err != nil || level != "warn" || off.Abs() > time.Minute {
+				t.Errorf("it said %v, want a warning of the end in %s", line, c.ends)
+			}
+			if text := fmt.Sprint(line); strings.Contains(text, token) {
+				t.Error("the token is in the log")
+			}
+		})
 	}
+}
+
+// logLines is what a logger wrote.
+type logLines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logLines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logLines) first() (line map[string]any, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text, _, found := strings.Cut(l.text.String(), "\n")
+	if !found {
+		return nil, errors.New("nothing was logged")
+	}
+	return line, json.Unmarshal([]byte(text), &line)
 }
 
 // TestKeepToken: the token is renewed, again and again.

@@ -232,17 +232,15 @@ func secret(w http.ResponseWriter) { w.Header().Set("Cache-Control", "no-store")
 
 func (s *Server) health(w http.ResponseWriter, r *http.Request, _ string) error {
 	body := struct {
-		Status     string                 `json:"status"`
-		Role       string                 `json:"role"`
-		Registry   registry.RegistryState `json:"registry"`
-		Subsystems map[string]string      `json:"subsystems"`
-	}{"ok", s.scheduler.Role(), s.scheduler.RegistryState(), map[string]string{}}
+		Status     string                            `json:"status"`
+		Role       string                            `json:"role"`
+		Registry   registry.RegistryState            `json:"registry"`
+		Subsystems map[string]scheduler.BackendState `json:"subsystems"`
+	}{"ok", s.scheduler.Role(), s.scheduler.RegistryState(), s.scheduler.Health(r.Context())}
 	code := http.StatusOK
-	for name, err := range s.scheduler.Health(r.Context()) {
-		body.Subsystems[name] = "ok"
-		if err != nil {
-			s.log.Debug("subsystem is out of reach", "subsystem", name, "error", err)
-			body.Subsystems[name], body.Status, code = "unavailable", "degraded", http.StatusServiceUnavailable
+	for _, state := range body.Subsystems {
+		if state != scheduler.BackendOK {
+			body.Status, code = "degraded", http.StatusServiceUnavailable
 			w.Header().Set("Retry-After", "2")
 		}
 	}

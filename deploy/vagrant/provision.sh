@@ -79,18 +79,13 @@ prepare_vault() {
 	done
 	vault write auth/jwt-nomad/config jwks_url="$NOMAD_ADDR/.well-known/jwks.json" \
 		jwt_supported_algs=RS256,EdDSA default_role=nomad-workloads
-	# Engines share one entity: the claim is the namespace, not the job.
-	vault write auth/jwt-nomad/role/nomad-workloads - <<-'ROLE'
-		{
-		  "role_type": "jwt", "bound_audiences": ["vault.io"],
-		  "user_claim": "/nomad_namespace", "user_claim_json_pointer": true,
-		  "claim_mappings": {"nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", "nomad_task": "nomad_task"},
-		  "token_type": "service", "token_policies": ["nomad-workloads"], "token_period": "30m"
-		}
-	ROLE
+	# Only jobs of engines, in their namespace (ORCH_NOMAD_NAMESPACE): any other job that
+	# could log in by this role could read the provider keys. Engines share one entity:
+	# the claim is the namespace, not the job.
+	vault write auth/jwt-nomad/role/nomad-workloads @deploy/vault/nomad-workloads.role.json
 	vault write auth/jwt-nomad/role/orch - <<-'ROLE'
 		{
-		  "role_type": "jwt", "bound_audiences": ["vault.io"], "bound_claims": {"nomad_job_id": "orch"},
+		  "role_type": "jwt", "bound_audiences": ["vault.io"], "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "orch"},
 		  "user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
 		  "token_type": "service", "token_policies": ["orch"], "token_no_default_policy": true, "token_period": "30m"
 		}

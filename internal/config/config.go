@@ -13,9 +13,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
 	"github.com/hashicorp/go-hclog"
@@ -24,6 +27,7 @@ import (
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
 )
 
 // Config is everything that an operator decides. The addresses and tokens of
@@ -48,7 +52,7 @@ type Config struct {
 	KeyReload      string   `env:"ORCH_ENGINE_KEY_RELOAD" envDefault:"restart" desc:"how an engine gets a new key hash: restart of its process, or signal (SIGHUP, then it reads ENGINE_KEY_HASH_FILE)"`
 	KeyProofPath   string   `env:"ORCH_ENGINE_KEY_PROOF_PATH" envDefault:"/.orch/key-proof" desc:"path on which an engine proves its key: it must answer 401 or 403 there without a key and with a wrong one, and anything else with its own; any path that needs a key will do. A product's policy can name another (key_proof_path)"`
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
-	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY)"`
+	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY); each valid UTF-8, its line in an env file 65535 bytes at most and all together 256 KiB; none that Nomad or the service sets itself (NOMAD_*, PORT, ENGINE_KEY_HASH, ENGINE_KEY_HASH_FILE, SQLITE_DB_PATH, CATALOG_DIR)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
 	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, and one node after another when none was taken of any for 5 s: the next waits 0.3 s for each engine on the one before. A quarter of the engines that a node is to hold is a good size"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
@@ -170,10 +174,10 @@ func (c *Config) check(unread map[string]bool) []error {
 		bad(scheduler.CheckImage(jobs.Driver(c.EngineDriver), c.EngineImage) == nil, "ORCH_ENGINE_IMAGE", "is not an image; with raw_exec it is the name of an executable, without a path")
 	}
 	if jobs.Driver(c.EngineDriver) == jobs.RawExec {
-		bad(filepath.IsAbs(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec")
+		bad(isJobPath(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec, "+plainPath)
 	}
 	bad(jobs.Driver(c.EngineDriver) != jobs.Mock || c.EngineJobFile != "", "ORCH_ENGINE_JOB_FILE", "must be set with mock_driver: the job file built in is for engines that run")
-	bad(c.CatalogPath == "" || filepath.IsAbs(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path")
+	bad(c.CatalogPath == "" || isJobPath(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path, "+plainPath)
 	for i, glob := range c.RestartSubsystems {
 		_, err := path.Match(glob, "")
 		bad(err == nil && glob != "", "ORCH_RESTART_SUBSYSTEMS", "the name number %d is not a glob pattern", i+1)
@@ -181,6 +185,10 @@ func (c *Config) check(unread map[string]bool) []error {
 	for i, name := range c.Passthrough {
 		// Its text stays out: it may be NAME=value, and the value a key.
 		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is not the name of a variable", i+1)
+		bad(!reserved(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is a variable that engines get from Nomad or from the service itself", i+1)
+	}
+	if err := secrets.CheckEnv(c.providerKeys()); err != nil {
+		errs = append(errs, err)
 	}
 	bad(prefixPattern.MatchString(c.ConsulPrefix), "ORCH_CONSUL_PREFIX", "must be a path that ends in a slash, as in orch/")
 	bad(mountPattern.MatchString(c.VaultMount), "ORCH_VAULT_MOUNT", "must be a mount path without slashes at its ends")
@@ -208,6 +216,34 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast("ORCH_RECONCILE_INTERVAL_S", c.ReconcileIntervalS, 1)
 	atLeast("ORCH_ORPHAN_GRACE_S", c.OrphanGraceS, 1)
 	return errs
+}
+
+// contractVariables are those of the engine contract (SPEC section 7). A provider key of
+// the same name would replace one of them: Nomad merges the files of all templates.
+var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
+
+func reserved(name string) bool {
+	return slices.Contains(contractVariables, name) || strings.HasPrefix(name, "NOMAD_")
+}
+
+// providerKeys are the variables named in Passthrough that are set and can be passed on
+// under their names.
+func (c *Config) providerKeys() map[string]string {
+	keys := map[string]string{}
+	for _, name := range c.Passthrough {
+		if value, set := c.lookup[name]; set && namePattern.MatchString(name) {
+			keys[name] = value
+		}
+	}
+	return keys
+}
+
+// plainPath is what isJobPath asks for.
+const plainPath = "without control characters, and without ${, which Nomad would replace"
+
+// isJobPath says whether a path can stand in a job and means just itself there.
+func isJobPath(s string) bool {
+	return filepath.IsAbs(s) && utf8.ValidString(s) && !strings.Contains(s, "${") && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 func isAddress(s string) bool {
@@ -257,12 +293,6 @@ func (c Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String(
 
 // Scheduler is the part of the configuration that the scheduler works by.
 func (c *Config) Scheduler() scheduler.Options {
-	keys := map[string]string{}
-	for _, name := range c.Passthrough {
-		if value, set := c.lookup[name]; set {
-			keys[name] = value
-		}
-	}
 	job := jobs.Settings{
 		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
 		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
@@ -284,7 +314,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		IdleTimeout:       time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
 		VolumePool:        c.VolumePool,
 		WarmPool:          c.WarmPool,
-		ProviderKeys:      keys,
+		ProviderKeys:      c.providerKeys(),
 
 		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
 		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,

@@ -38,7 +38,7 @@ Their clients read their own standard variables, TLS included:
 | ` + "`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_CACERT`, `VAULT_CLIENT_CERT`, `VAULT_CLIENT_KEY`" + ` | ` + "`https://127.0.0.1:8200`" + ` | Vault; [deploy/vault](../deploy/vault/orch.policy.hcl); the token is renewed while the service runs |
 | ` + "`sslmode`, `sslrootcert` in `ORCH_DATABASE_URL`, or `PGSSLMODE`, `PGSSLROOTCERT`" + ` | | TLS to PostgreSQL |
 
-The variables named in ` + "`ORCH_ENGINE_ENV_PASSTHROUGH`" + ` are read from the service's environment at its start and written to Vault; engines get them from there at their next start.
+The variables named in ` + "`ORCH_ENGINE_ENV_PASSTHROUGH`" + ` are read from the service's environment at its start and written to Vault; engines get them from there at their next start. A value that Nomad could not hand to engines as it is (longer than 65535 bytes with its name, quotes and escapes, not UTF-8, with a NUL) stops the start: Nomad would kill every running engine, as soon as it read it.
 `)
 	return b.String()
 }

@@ -33,8 +33,8 @@ var wrong = map[string][]string{
 	"ORCH_ENGINE_KEY_RELOAD":       {"reload"},
 	"ORCH_ENGINE_KEY_PROOF_PATH":   {"info", "//host/info", "/health", "/a b", "/x\n", "/health?x=1", "/./health"},
 	"ORCH_ENGINE_LOGS":             {"journald"},
-	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b"},
-	"ORCH_CATALOG_PATH":            {"relative/path"},
+	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b", "A.b", "ENGINE_KEY_HASH", "PORT", "NOMAD_TOKEN"},
+	"ORCH_CATALOG_PATH":            {"relative/path", "/a/${node.unique.id}", "/a\nb", "/a\xff"},
 	"ORCH_VOLUME_POOL":             {"-1", "x"},
 	"ORCH_WARM_POOL":               {"-1", "x"},
 	"ORCH_IDLE_TIMEOUT_S":          {"-1", "15m"},
@@ -106,6 +106,38 @@ func TestRequired(t *testing.T) {
 	if _, err := Load(least("ORCH_ADMIN_KEY=sixteen-letters!")); err != nil {
 		t.Errorf("16 characters are refused: %v", err)
 	}
+}
+
+// A provider key that no engine would get as it is stops the start, by its name and
+// without its value: Nomad kills every engine whose env file it cannot read.
+func TestProviderKeyThatNomadCannotRead(t *testing.T) {
+	const most = 65535 - len(`LLM_API_KEY=""`)
+	for name, value := range map[string]string{
+		"too long": strings.Repeat("x", 66_000), "one byte too long": strings.Repeat("x", most+1), "too long when escaped": strings.Repeat("<", 11_000),
+		"not UTF-8": "sk-\xff-key", "a NUL": "sk-\x00-key",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Load(least("ORCH_ENGINE_ENV_PASSTHROUGH=OTHER,LLM_API_KEY", "OTHER=x", "LLM_API_KEY="+value))
+			if got := namesIn(err); !slices.Equal(got, []string{"LLM_API_KEY"}) {
+				t.Fatalf("named %v", got)
+			}
+			if strings.Contains(err.Error(), value) || strings.Contains(err.Error(), "sk-") {
+				t.Error("the error has the key")
+			}
+			if strings.Contains(name, "long") && !strings.Contains(err.Error(), "65535") {
+				t.Errorf("the limit is not said: %v", err)
+			}
+		})
+	}
+	mustLoad(t, least("ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY="+strings.Repeat("x", most)))
+	mustLoad(t, least("ORCH_ENGINE_ENV_PASSTHROUGH=OTHER", "LLM_API_KEY="+strings.Repeat("x", most+1)))
+	t.Run("together", func(t *testing.T) {
+		_, err := Load(least("ORCH_ENGINE_ENV_PASSTHROUGH=A,B,C,D,E",
+			"A="+strings.Repeat("x", 60_000), "B="+strings.Repeat("x", 60_000), "C="+strings.Repeat("x", 60_001), "D="+strings.Repeat("x", 60_000), "E="+strings.Repeat("x", 60_000)))
+		if got := namesIn(err); !slices.Equal(got, []string{"C"}) {
+			t.Errorf("named %v: %v", got, err)
+		}
+	})
 }
 
 // TestAllMistakesAtOnce: an operator mends them in one go.

@@ -64,6 +64,7 @@ func TestSideBySide(t *testing.T) {
 
 	t.Run("OrchToken", func(t *testing.T) { checkOrchToken(t, one) })
 	t.Run("WorkloadIdentity", func(t *testing.T) { checkWorkloadIdentity(t, one, client) })
+	t.Run("ForeignIdentity", func(t *testing.T) { checkForeignIdentity(t, one, client) })
 	t.Run("ErrDirInUse", func(t *testing.T) {
 		_, err := Start(t.Context(), Config{Dir: one.Dir, Binaries: one.cfg.Binaries})
 		wantError(t, err, "a stack is running in "+one.Dir)
@@ -124,7 +125,7 @@ func checkOrchToken(t *testing.T, s *Stack) {
 func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	t.Setenv("LLM_API_KEY", "from-the-shell")
 	out := filepath.Join(t.TempDir(), "out")
-	job := rawExecJob("identity", `{ cat local/env; env | grep -c from-the-shell; } > `+out+`.tmp; mv `+out+`.tmp `+out+`; exec sleep 12345`)
+	job := rawExecJob("engine-identity", `{ cat local/env; env | grep -c from-the-shell; } > `+out+`.tmp; mv `+out+`.tmp `+out+`; exec sleep 12345`)
 	task := job.TaskGroups[0].Tasks[0]
 	task.Vault = &nomadapi.Vault{ChangeMode: ptr("noop")}
 	task.Templates = []*nomadapi.Template{{
@@ -143,6 +144,40 @@ func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 			t.Fatalf("the task saw %q, want %q", text, want)
 		}
 		return ""
+	})
+}
+
+// checkForeignIdentity: a job that is no engine's gets no provider keys, by the same role.
+func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
+	out := filepath.Join(t.TempDir(), "out")
+	job := rawExecJob("stranger", `cp local/env `+out+`; exec sleep 12345`)
+	task := job.TaskGroups[0].Tasks[0]
+	task.Vault = &nomadapi.Vault{ChangeMode: ptr("noop")}
+	task.Templates = []*nomadapi.Template{{
+		EmbeddedTmpl: ptr(`{{with secret "orch/data/engine-env"}}{{.Data.data.LLM_API_KEY}}{{end}}` + "\n"),
+		DestPath:     ptr("local/env"), Once: ptr(true),
+	}}
+	if _, _, err := client.Jobs().Register(job, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, func() string {
+		if text, err := os.ReadFile(out); err == nil {
+			t.Fatalf("a foreign job got %q", text)
+		}
+		allocs, _, err := client.Jobs().Allocations("stranger", true, nil)
+		if err != nil {
+			return err.Error()
+		}
+		for _, a := range allocs {
+			for _, state := range a.TaskStates {
+				for _, e := range state.Events {
+					if strings.Contains(e.DisplayMessage, "does not match any associated bound claim values") {
+						return ""
+					}
+				}
+			}
+		}
+		return "the foreign job was not refused yet"
 	})
 }
 

@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -84,6 +85,14 @@ func (s *Stack) prepareVault(ctx context.Context) error {
 	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
 		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
+	text, err := deploy.Policies.ReadFile("vault/nomad-workloads.role.json")
+	if err != nil {
+		return err
+	}
+	var role map[string]any
+	if err := json.Unmarshal(text, &role); err != nil {
+		return fmt.Errorf("the role nomad-workloads: %w", err)
+	}
 	writes := []struct {
 		path string
 		data map[string]any
@@ -93,20 +102,7 @@ func (s *Stack) prepareVault(ctx context.Context) error {
 			"jwt_supported_algs": []string{"RS256", "EdDSA"},
 			"default_role":       "nomad-workloads",
 		}},
-		{"auth/jwt-nomad/role/nomad-workloads", map[string]any{
-			"role_type":       "jwt",
-			"bound_audiences": []string{"vault.io"},
-			// A constant claim: with the job's id every engine would leave an entity behind.
-			"user_claim":              "/nomad_namespace",
-			"user_claim_json_pointer": true,
-			"claim_mappings": map[string]string{
-				"nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", "nomad_task": "nomad_task",
-			},
-			"token_type":             "service",
-			"token_policies":         []string{"nomad-workloads"},
-			"token_period":           "30m",
-			"token_explicit_max_ttl": 0,
-		}},
+		{"auth/jwt-nomad/role/nomad-workloads", role},
 	}
 	for _, w := range writes {
 		if _, err := client.Logical().WriteWithContext(ctx, w.path, w.data); err != nil {
