@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -129,7 +131,7 @@ func failing(t *testing.T, to string, fails func(*http.Request) bool) string {
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.Transport = transport
+	proxy.Transport, proxy.ErrorLog = transport, log.New(io.Discard, "", 0) // of clients that have gone
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fails(r) {
 			w.WriteHeader(http.StatusInternalServerError)
