@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,18 +12,19 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// raced is a call and what destroys its user's engine meanwhile.
+// raced is a call and what ends its user's engine meanwhile.
 type raced struct {
 	name    string
 	c       *client.Client
 	prepare func(*client.Client, string) error // nil: there is no engine before
 	call    func(*client.Client, string) error
-	destroy func(c *client.Client, user string, round int, called <-chan struct{}) map[string]int
-	rounds  int
+	// end destroys the engine, or stops it, and returns the answers.
+	end    func(c *client.Client, user string, round int, called <-chan struct{}) map[string]int
+	rounds int
 }
 
-// TestDestroyRacesOtherCalls has a DELETE come while every call that begins an operation is
-// under way. Each call hears its own end or that the engine is busy, every audit row has
+// TestDestroyRacesOtherCalls has a DELETE, or a stop, come while every call that begins an
+// operation is under way. Each call hears its own end or that the engine is busy, every audit row has
 // its outcome, nothing is left, and the totals agree.
 func TestDestroyRacesOtherCalls(t *testing.T) {
 	t.Parallel()
@@ -69,7 +71,14 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 		<-time.After(time.Duration(3+4*round) * time.Millisecond)
 		return outcomes(1, func(int) error { return second(c.Destroy(ctx, u)) })
 	}
+	stoppedLater := func(c *client.Client, u string, round int, _ <-chan struct{}) map[string]int {
+		<-time.After(time.Duration(3+8*round) * time.Millisecond)
+		return outcomes(1, func(int) error { return stop(c, u) })
+	}
 	kinds := []raced{
+		{"start and stop", roomy, stopped, start, stoppedLater, 2},
+		{"rotate and stop", roomy, provision, rotate, stoppedLater, 2},
+		{"admit and stop", roomy, nil, admitted, stoppedLater, 2},
 		{"provision without room", huge, nil, provision, atOnce, 8},
 		{"admit without room", huge, nil, admitted, undoing, 4},
 		{"provision", roomy, nil, provision, atOnce, 8},
@@ -102,23 +111,24 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 	}
 }
 
-// race makes the call and destroys its engine meanwhile.
+// race makes the call and ends its engine meanwhile.
 func (k raced) race(t *testing.T, user string, round int) {
 	called, got := make(chan struct{}), ""
 	go func() {
 		defer close(called)
 		got = outcomeOf(k.call(k.c, user))
 	}()
-	deleted := k.destroy(k.c, user, round, called)
+	ended := k.end(k.c, user, round, called)
 	<-called
 	// What is gone, or not there yet, is not found.
 	may := []string{"ok", "409 ENGINE_BUSY", "404 ENGINE_NOT_FOUND", "503 CAPACITY_EXHAUSTED"}
-	if !slices.Contains(may[:3], got) && (k.prepare != nil || got != may[3]) {
+	if !slices.Contains(may[:3], got) && (k.prepare != nil || got != may[3]) && got != "409 ENGINE_NOT_RUNNING" {
 		t.Errorf("%s: the call got %s", user, got)
 	}
-	for answer := range deleted {
-		if answer != "ok" && answer != "404 ENGINE_NOT_FOUND" {
-			t.Errorf("%s: the DELETE got %s", user, answer)
+	for answer := range ended {
+		stopRefused := strings.HasSuffix(k.name, "and stop") && (answer == "409 ENGINE_BUSY" || answer == "409 ENGINE_NOT_RUNNING")
+		if answer != "ok" && answer != "404 ENGINE_NOT_FOUND" && !stopRefused {
+			t.Errorf("%s: what ended the engine got %s", user, answer)
 		}
 	}
 }
