@@ -96,15 +96,19 @@ func (s *Scheduler) halt(ctx context.Context, row *registry.Engine) (release fun
 		return release, nil
 	}
 	release()
-	if o.began.Kind != registry.OpDestroy { // else the row was read before that began
+	var soon <-chan time.Time
+	if o.began.Kind == registry.OpDestroy { // it began after the row was read, and may take long
+		soon = time.After(pollEvery)
+	} else {
 		o.cancel(errSuperseded)
 	}
 	select {
 	case <-o.ended:
-		return nil, registry.ErrConflict
+	case <-soon:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	return nil, registry.ErrConflict
 }
 
 // gone turns "no row" into the answer for a caller who saw one.

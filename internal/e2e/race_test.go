@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,9 +12,20 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// TestDestroyRacesOtherCalls has a DELETE follow every call that begins an operation: a few
-// milliseconds later, or at any time before it is answered. Each call hears its own end or that the engine is busy, every audit
-// row has its outcome, nothing is left, and the totals agree.
+// raced is a call and what ends its user's engine meanwhile.
+type raced struct {
+	name    string
+	c       *client.Client
+	prepare func(*client.Client, string) error // nil: there is no engine before
+	call    func(*client.Client, string) error
+	// end destroys the engine, or stops it, and returns the answers.
+	end    func(c *client.Client, user string, round int, called <-chan struct{}) map[string]int
+	rounds int
+}
+
+// TestDestroyRacesOtherCalls has a DELETE, or a stop, come while every call that begins an
+// operation is under way. Each call hears its own end or that the engine is busy, every audit row has
+// its outcome, nothing is left, and the totals agree.
 func TestDestroyRacesOtherCalls(t *testing.T) {
 	t.Parallel()
 	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "8"})
@@ -24,75 +36,69 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 		_, err := admit(ctx, c, u, true, true)
 		return err
 	}
-	stopped := func(c *client.Client, u string) error {
-		if err := provision(c, u); err != nil {
-			return err
+	start := func(c *client.Client, u string) error { return second(c.Start(ctx, u)) }
+	stop := func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }
+	rotate := func(c *client.Client, u string) error { return second(c.RotateKey(ctx, u)) }
+	stopped := func(c *client.Client, u string) error { return errors.Join(provision(c, u), stop(c, u)) }
+	until := func(called <-chan struct{}, try func() bool) {
+		for !try() {
+			select {
+			case <-called:
+				return
+			default:
+			}
 		}
-		return second(c.Stop(ctx, u))
 	}
-	kinds := map[string]struct {
-		c       *client.Client
-		prepare func(*client.Client, string) error
-		call    func(*client.Client, string) error
-		rounds  int
-	}{
-		"provision without room": {huge, nil, provision, 10},
-		"admit without room":     {huge, nil, admitted, 10},
-		"provision":              {roomy, nil, provision, 6},
-		"admit":                  {roomy, nil, admitted, 6},
-		"start":                  {roomy, stopped, func(c *client.Client, u string) error { return second(c.Start(ctx, u)) }, 3},
-		"stop":                   {roomy, provision, func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }, 3},
-		"rotate":                 {roomy, provision, func(c *client.Client, u string) error { return second(c.RotateKey(ctx, u)) }, 3},
+	// As soon as there is a row: its operation is written, and not launched yet.
+	atOnce := func(c *client.Client, u string, _ int, called <-chan struct{}) map[string]int {
+		return outcomes(3, func(int) (err error) {
+			until(called, func() bool {
+				err = second(c.Destroy(ctx, u))
+				return !errors.Is(err, client.ErrEngineNotFound)
+			})
+			return err
+		})
 	}
-	// An engine that is gone, or not there yet, is not found.
-	may := map[string][]string{
-		"call":   {"ok", "409 ENGINE_BUSY", "404 ENGINE_NOT_FOUND"},
-		"delete": {"ok", "404 ENGINE_NOT_FOUND"},
+	// While a provision that found no place removes itself.
+	undoing := func(c *client.Client, u string, _ int, called <-chan struct{}) map[string]int {
+		until(called, func() bool {
+			e, err := c.Engine(ctx, u)
+			return err == nil && e.Status == "destroying"
+		})
+		return outcomes(1, func(int) error { return second(c.Destroy(ctx, u)) })
+	}
+	later := func(c *client.Client, u string, round int, _ <-chan struct{}) map[string]int {
+		<-time.After(time.Duration(3+4*round) * time.Millisecond)
+		return outcomes(1, func(int) error { return second(c.Destroy(ctx, u)) })
+	}
+	stoppedLater := func(c *client.Client, u string, round int, _ <-chan struct{}) map[string]int {
+		<-time.After(time.Duration(3+8*round) * time.Millisecond)
+		return outcomes(1, func(int) error { return stop(c, u) })
+	}
+	kinds := []raced{
+		{"start and stop", roomy, stopped, start, stoppedLater, 2},
+		{"rotate and stop", roomy, provision, rotate, stoppedLater, 2},
+		{"admit and stop", roomy, nil, admitted, stoppedLater, 2},
+		{"provision without room", huge, nil, provision, atOnce, 8},
+		{"admit without room", huge, nil, admitted, undoing, 4},
+		{"provision", roomy, nil, provision, atOnce, 8},
+		{"admit", roomy, nil, admitted, later, 3},
+		{"start", roomy, stopped, start, later, 3},
+		{"stop", roomy, provision, stop, later, 3},
+		{"rotate", roomy, provision, rotate, later, 3},
 	}
 	var all sync.WaitGroup
-	for name, kind := range kinds {
+	for _, kind := range kinds {
 		all.Go(func() {
-			var took time.Duration // by the call alone, on this machine
-			for i := range kind.rounds {
-				user := fmt.Sprintf("%s %d", name, i)
+			for round := range kind.rounds {
+				user := fmt.Sprintf("%s %d", kind.name, round)
 				if kind.prepare != nil {
 					if err := kind.prepare(kind.c, user); err != nil {
 						t.Errorf("%s: %v", user, err)
 						return
 					}
 				}
-				if i == 0 {
-					began := time.Now()
-					_ = kind.call(kind.c, user)
-					took = time.Since(began)
-					_ = second(kind.c.Destroy(ctx, user))
-					continue
-				}
-				delay := time.Duration(1+i*14/kind.rounds) * time.Millisecond
-				if i%2 == 0 {
-					delay = took * time.Duration(i) / time.Duration(kind.rounds)
-				}
-				got := map[string]string{}
-				var mu sync.Mutex
-				outcomes(2, func(n int) error {
-					who, err := "call", error(nil)
-					if n == 1 {
-						who = "delete"
-						<-time.After(delay)
-						err = second(kind.c.Destroy(ctx, user))
-					} else {
-						err = kind.call(kind.c, user)
-					}
-					mu.Lock()
-					defer mu.Unlock()
-					got[who] = outcomeOf(err)
-					return nil
-				})
-				for who, answer := range got {
-					if !slices.Contains(may[who], answer) && (who != "call" || kind.c != huge || answer != "503 CAPACITY_EXHAUSTED") {
-						t.Errorf("%s, DELETE after %s: the %s got %s", user, delay, who, answer)
-					}
-				}
+				kind.race(t, user, round)
 				if err := second(kind.c.Destroy(ctx, user)); err != nil && !errors.Is(err, client.ErrEngineNotFound) {
 					t.Errorf("%s: %v", user, err)
 				}
@@ -101,21 +107,50 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 	}
 	all.Wait()
 	for _, c := range []*client.Client{roomy, huge} {
-		rows := 0
-		for row, err := range c.AllAudit(ctx, client.AuditFilter{}) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if rows++; row.Outcome == "interrupted" || row.EngineID == "" && row.Outcome == "ENGINE_BUSY" {
-				t.Errorf("audit row %+v", row)
-			}
+		wantAudited(t, c)
+	}
+}
+
+// race makes the call and ends its engine meanwhile.
+func (k raced) race(t *testing.T, user string, round int) {
+	called, got := make(chan struct{}), ""
+	go func() {
+		defer close(called)
+		got = outcomeOf(k.call(k.c, user))
+	}()
+	ended := k.end(k.c, user, round, called)
+	<-called
+	// What is gone, or not there yet, is not found.
+	may := []string{"ok", "409 ENGINE_BUSY", "404 ENGINE_NOT_FOUND", "503 CAPACITY_EXHAUSTED"}
+	if !slices.Contains(may[:3], got) && (k.prepare != nil || got != may[3]) && got != "409 ENGINE_NOT_RUNNING" {
+		t.Errorf("%s: the call got %s", user, got)
+	}
+	for answer := range ended {
+		stopRefused := strings.HasSuffix(k.name, "and stop") && (answer == "409 ENGINE_BUSY" || answer == "409 ENGINE_NOT_RUNNING")
+		if answer != "ok" && answer != "404 ENGINE_NOT_FOUND" && !stopRefused {
+			t.Errorf("%s: what ended the engine got %s", user, answer)
 		}
-		numbers, err := c.Metrics(ctx)
+	}
+}
+
+// wantAudited fails unless every audit row of a product that has no engines says how it
+// ended, and the lifetime totals agree.
+func wantAudited(t *testing.T, c *client.Client) {
+	t.Helper()
+	rows := 0
+	for row, err := range c.AllAudit(t.Context(), client.AuditFilter{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if numbers.TotalProvisions != numbers.TotalDestroys || rows == 0 {
-			t.Errorf("%d audit rows, %d provisions, %d destroys, and no engine is left", rows, numbers.TotalProvisions, numbers.TotalDestroys)
+		if rows++; row.Outcome == "interrupted" || row.EngineID == "" && row.Outcome == "ENGINE_BUSY" {
+			t.Errorf("audit row %+v", row)
 		}
+	}
+	numbers, err := c.Metrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if numbers.TotalProvisions != numbers.TotalDestroys || rows == 0 {
+		t.Errorf("%d audit rows, %d provisions, %d destroys, and no engine is left", rows, numbers.TotalProvisions, numbers.TotalDestroys)
 	}
 }
