@@ -22,6 +22,9 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
+// management is a token that may do everything; who names none may do nearly as much.
+const management = "8a1e3b0c-9d52-4f0e-8d6b-0c1a2b3c4d5e"
+
 // agent is the Consul agent of this package's tests, started by the first test
 // that needs it.
 var agent consulAgent
@@ -77,7 +80,8 @@ ports { http = %d, server = %d, serf_lan = %d, serf_wan = -1, dns = -1, grpc = -
 bind_addr            = "127.0.0.1"
 limits               { http_max_conns_per_client = 2000 }
 disable_update_check = true
-`, ports[0], ports[1], ports[2])
+acl { enabled = true, default_policy = "allow", tokens { initial_management = "%s" } }
+`, ports[0], ports[1], ports[2], management)
 	file := filepath.Join(a.dir, "consul.hcl")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err

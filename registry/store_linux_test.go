@@ -984,12 +984,6 @@ func TestErrUnavailable(t *testing.T) {
 	}
 }
 
-func TestPing(t *testing.T) {
-	if err := New(consulClient(t), "t/").Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A shared read is as fresh as one of its own: whoever wrote reads at least
 // that, however many others read and leave meanwhile.
 func TestLookupSeesWhatWasWrittenBefore(t *testing.T) {

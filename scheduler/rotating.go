@@ -35,8 +35,10 @@ func unconfirmed(row *registry.Engine) bool {
 // accepts meanwhile. ROTATION_UNCONFIRMED: it accepts none.
 func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (key string, err error) {
 	op := row.Op
-	patient, until := op.BeganAt.Add(rotationPatience), op.Deadline
-	if soonest := time.Now().Add(rotationPatience); until.Before(soonest) {
+	began := time.Now()
+	patient := within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
+	until := within(op.Deadline, began, s.limit(registry.OpRotateKey))
+	if soonest := began.Add(rotationPatience); until.Before(soonest) {
 		until = soonest
 	}
 	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == op.ID {
