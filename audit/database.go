@@ -45,6 +45,7 @@ type dialect struct {
 	insert     insert               // runs an INSERT INTO audit_entries and returns its id
 	operator   func(err error) bool // whether only an operator can mend it
 	unsent     func(err error) bool // whether a statement surely was not carried out
+	turnedAway func(err error) bool // whether nothing was carried out, for the connection led to a server that takes no writes
 }
 
 type insert func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error)
@@ -95,11 +96,25 @@ func (d *database) call(ctx context.Context, do func(ctx context.Context) error)
 	return d.explain(do(ctx))
 }
 
-// write is call for one that changes something.
+// write is call for one that changes something. A server that takes no writes
+// any more is left, with all connections to it, and another one is asked.
 func (d *database) write(ctx context.Context, do func(ctx context.Context) error) error {
-	err := d.call(ctx, do)
+	err := d.call(ctx, func(ctx context.Context) error {
+		err := do(ctx)
+		for left := postgresConns; left > 0 && err != nil && d.turnedAway(err) && ctx.Err() == nil; left-- {
+			d.dropIdle()
+			err = do(ctx)
+		}
+		return err
+	})
 	d.suspect.Store(errors.Is(err, ErrUnavailable))
 	return err
+}
+
+// dropIdle closes the connections that nobody uses; what follows makes new ones.
+func (d *database) dropIdle() {
+	d.writer.SetMaxIdleConns(0)
+	d.writer.SetMaxIdleConns(postgresConns)
 }
 
 // transact is write for more than one statement: all of them or none.

@@ -31,8 +31,9 @@ var sqliteDialect = &dialect{
 		return res.LastInsertId()
 	},
 	// The file is here: what is wrong with it at the start does not go away.
-	operator: func(error) bool { return true },
-	unsent:   func(error) bool { return false },
+	operator:   func(error) bool { return true },
+	unsent:     func(error) bool { return false },
+	turnedAway: func(error) bool { return false },
 }
 
 // openSQLite opens the file that the rest of a sqlite:// URL names.
