@@ -108,6 +108,11 @@ func openPostgres(address string) (*database, error) {
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "orch"
 	}
+	if !u.Query().Has("default_query_exec_mode") {
+		// No prepared statements: behind a pooler a connection's next transaction may
+		// be on another server connection, which does not have them.
+		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
 	// Whatever target_session_attrs says: of several hosts the one that takes
 	// writes, and a connection whose server takes none is closed.
 	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite

@@ -45,7 +45,12 @@ func Need(tb testing.TB) {
 	if bin() != "" {
 		return
 	}
-	const how = "no PostgreSQL here: apt-get install -y postgresql"
+	needed(tb, "no PostgreSQL here: apt-get install -y postgresql")
+}
+
+// needed ends a test that lacks a package of Debian's.
+func needed(tb testing.TB, how string) {
+	tb.Helper()
 	if os.Getenv("CI") == "true" {
 		tb.Fatal(how)
 	}
@@ -178,7 +183,12 @@ func (s *Server) Start() error {
 	if err := start(); err != nil {
 		return err
 	}
-	db, err := sql.Open("pgx", s.URL("postgres"))
+	return answers(s.URL("postgres"))
+}
+
+// answers waits until a query of a database is answered.
+func answers(address string) error {
+	db, err := sql.Open("pgx", address)
 	if err != nil {
 		return err
 	}
