@@ -127,7 +127,7 @@ func (l *Log) writeDenials(ctx context.Context, keys []denial, counts map[denial
 		ON CONFLICT (product_id, user_id, reason, timestamp) WHERE action = '` + ActionAdmitDenied + `'
 		DO UPDATE SET denials = audit_entries.denials + excluded.denials,
 			metadata = ` + l.db.jsonObject + `('reason', excluded.reason, 'count', audit_entries.denials + excluded.denials)`
-	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
 		for _, key := range keys {
 			_, err := tx.ExecContext(ctx, upsert, l.db.time(time.Unix(key.minute*60, 0).UTC()),
 				clean(key.productID), clean(key.userID), clean(key.reason), counts[key])

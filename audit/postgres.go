@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -45,6 +46,7 @@ var postgresDialect = &dialect{
 		code := sqlState(err)
 		return code != "" && !strings.HasPrefix(code, "08")
 	},
+	damaged: func(error) bool { return false },
 	turnedAway: func(err error) bool {
 		var unconnected *pgconn.ConnectError
 		return !errors.As(err, &unconnected) && takesNoWrites(sqlState(err))
@@ -82,8 +84,8 @@ func takesNoWrites(code string) bool {
 }
 
 // openPostgres opens a pool of connections to the server of a URL.
-func openPostgres(address string) (*database, error) {
-	d := newDatabase(postgresDialect)
+func openPostgres(address string, log hclog.Logger) (*database, error) {
+	d := newDatabase(postgresDialect, log)
 	u, err := url.Parse(address)
 	if err != nil {
 		// Its text quotes the part that cannot be read, which may be the password.

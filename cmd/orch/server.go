@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/service"
@@ -73,6 +74,9 @@ func (c *serverCommand) Run(args []string) int {
 	defer collectLess(ctx, os.Getenv("GOGC"))()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
+	if errors.Is(err, audit.ErrUnusable) {
+		return configuredWrongly(err)
+	}
 	if err == nil {
 		stopReloads := onHangup(svc.ReloadAdminKey)
 		err = svc.Run(ctx)

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -63,6 +65,21 @@ func TestServerPortIsTaken(t *testing.T) {
 	code, _, stderr := orch(t, good("ORCH_ADDR="+l.Addr().String()), "server")
 	if code != 1 || !strings.Contains(stderr, "ORCH_ADDR") || !strings.Contains(stderr, l.Addr().String()) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+}
+
+// TestServerDatabaseUnusable: what only an operator can mend is a mistake of the
+// configuration.
+func TestServerDatabaseUnusable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.db")
+	if err := os.WriteFile(file, []byte("this is not a database, and longer than its header is: a hundred bytes, of which these are the first ones"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for url, says := range map[string]string{"sqlite://" + file: "backup", "sqlite:///dev/null/audit.db": "name a file", "postgres://h/d?sslmode=nonsense": "sslmode"} {
+		code, _, stderr := orch(t, good("ORCH_DATABASE_URL="+url), "server")
+		if code != 2 || !strings.Contains(stderr, "\n  - ORCH_DATABASE_URL: ") || !strings.Contains(stderr, says) {
+			t.Errorf("%s: exit code %d, stderr %q", url, code, stderr)
+		}
 	}
 }
 
