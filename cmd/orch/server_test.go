@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -124,6 +125,59 @@ func TestServerStopsOnSignal(t *testing.T) {
 				t.Errorf("stopping took %s", took)
 			}
 		})
+	}
+}
+
+// TestServerSecondSignal: the first one waits for what is in flight, here a
+// request that does not end; the second one does not.
+func TestServerSecondSignal(t *testing.T) {
+	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var again time.Time
+	var said string
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		var line struct {
+			Message string `json:"@message"`
+			Addr    string `json:"addr"`
+		}
+		_ = json.Unmarshal(lines.Bytes(), &line) // the last one is no log line
+		said = lines.Text()
+		switch {
+		case line.Message == "listening":
+			conn, err := net.Dial("tcp", line.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if _, err := fmt.Fprintf(conn, "POST /products/register HTTP/1.1\r\nHost: orch\r\nX-Admin-Key: %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", adminKey); err != nil {
+				t.Fatal(err)
+			}
+			// It is asked to go on when the request is being read.
+			if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		case strings.HasPrefix(line.Message, "stopping"):
+			again = time.Now()
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 3 || again.IsZero() || !strings.Contains(said, "again") {
+		t.Errorf("exit code %d, last line %q", code, said)
+	}
+	if took := time.Since(again); took > 10*time.Second {
+		t.Errorf("the second signal took %s", took)
 	}
 }
 
