@@ -128,6 +128,52 @@ func TestServerStopsOnSignal(t *testing.T) {
 	}
 }
 
+// TestServerFewDescriptors: with 256 file descriptors, 400 clients that do nothing
+// keep nobody out, and the log says how many may be connected.
+func TestServerFewDescriptors(t *testing.T) {
+	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
+	cmd.Args = append([]string{"sh", "-c", `ulimit -Sn 64 && ulimit -Hn 256 && exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var most, files int
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		var line struct {
+			Message string `json:"@message"`
+			Addr    string `json:"addr"`
+			Most    int    `json:"max_connections"`
+			Files   int    `json:"open_files"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil || line.Message != "listening" {
+			continue
+		}
+		most, files = line.Most, line.Files
+		for i := range 400 {
+			conn, err := net.Dial("tcp", line.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if i%2 == 0 {
+				_, _ = fmt.Fprint(conn, "GET /live HTTP/1.1\r\nHost: orch\r\n\r\n") // and then nothing
+			}
+		}
+		live(t, line.Addr)
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Go leaves one of them.
+	if err := cmd.Wait(); err != nil || files < 255 || most != 128 {
+		t.Errorf("ended with %v; %d connections with %d files", err, most, files)
+	}
+}
+
 // TestServerSecondSignal: the first one waits for what is in flight, here a
 // request that does not end; the second one does not.
 func TestServerSecondSignal(t *testing.T) {

@@ -125,7 +125,8 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.profiles != nil {
 		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
 	}
-	s.log.Info("listening", "addr", s.Server.Addr().String())
+	connections, files := s.Server.Limits()
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true
