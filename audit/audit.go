@@ -28,7 +28,16 @@ var (
 	ErrCursor = errors.New("audit: not a cursor of the audit log")
 	// ErrInUse: another process has this SQLite file open.
 	ErrInUse = errors.New("audit: the database is used by another process, and SQLite serves exactly one replica (use PostgreSQL for more)")
+	// ErrUnusable: the URL cannot be read, or what it names is no database that can
+	// be written; only an operator can mend it.
+	ErrUnusable = errors.New("audit: the database cannot be used")
 )
+
+// unusable is an error that is [ErrUnusable] too, in its own words.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() error        { return u.error }
+func (u unusable) Is(target error) bool { return target == ErrUnusable }
 
 // Options of [Open].
 type Options struct {
@@ -53,21 +62,24 @@ type Log struct {
 // database are made when they are missing.
 //
 // It fails for what only an operator can mend: a URL that cannot be read, a file
-// that cannot be written or is in use ([ErrInUse]), a login that is refused, a
-// schema of a newer version. A PostgreSQL server that is merely away is no
+// that is damaged or cannot be written (both [ErrUnusable]) or is in use
+// ([ErrInUse]), a login that is refused, a schema of a newer version. A PostgreSQL server that is merely away is no
 // error, so that a replica that starts during its outage still serves what
 // needs no audit: each call then returns [ErrUnavailable] until it is back. No
 // error shows the URL's password.
 func Open(ctx context.Context, url string, o Options) (*Log, error) {
-	db, err := openDatabase(url)
-	if err != nil {
+	db, err := openDatabase(url, o.Log)
+	if errors.Is(err, ErrInUse) {
 		return nil, err
+	}
+	if err != nil {
+		return nil, unusable{err}
 	}
 	l := &Log{db: db, opts: o}
 	if err := db.prepare(ctx); err != nil {
 		if !db.away(err) {
-			if db.path != "" {
-				err = fmt.Errorf("%s: %w", db.path, err)
+			if db.disk != nil {
+				err = fmt.Errorf("%s: %w", db.disk.path, err)
 			}
 			return nil, errors.Join(err, db.close())
 		}
@@ -93,8 +105,9 @@ func (l *Log) Run(ctx context.Context) {
 // Close closes the database. Call it after [Log.Run] has returned.
 func (l *Log) Close() error { return l.db.close() }
 
-// Ping says whether rows can be read and, if the last write failed, whether they
-// can be written again; [ErrUnavailable] if not.
+// Ping says whether rows can be read, and whether the next change can be written
+// down: as the last one was, or, when that was seconds ago, as a row shows that is
+// written and deleted at once. [ErrUnavailable] if not.
 func (l *Log) Ping(ctx context.Context) error { return l.db.ping(ctx) }
 
 // pause waits for d and says whether ctx is still alive then.

@@ -5,10 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // callTimeout bounds one call: far above what a healthy database needs, short
@@ -21,17 +22,15 @@ type database struct {
 	writer *sql.DB
 	reader *sql.DB
 
-	path string      // SQLite: the file
-	file os.FileInfo // SQLite: the file that was opened, to notice that it was replaced
-	held *os.File    // SQLite: the lock on it, for the life of the process
+	log  hclog.Logger
+	disk *disk // SQLite: the files; nil with PostgreSQL
 
 	// secrets are the words of the URL that no error may show.
 	secrets []string
 	// ready says that the schema is up; preparing is held by who brings it up.
 	ready     atomic.Bool
 	preparing chan struct{}
-	// suspect is set by a write that failed and cleared by one that did not.
-	suspect atomic.Bool
+	state     state
 }
 
 // dialect is what the two kinds of database say differently.
@@ -45,42 +44,42 @@ type dialect struct {
 	insert     insert               // runs an INSERT INTO audit_entries and returns its id
 	operator   func(err error) bool // whether only an operator can mend it
 	unsent     func(err error) bool // whether a statement surely was not carried out
+	damaged    func(err error) bool // whether the file is broken, or something else than a database
+	turnedAway func(err error) bool // whether nothing was carried out, for the connection led to a server that takes no writes
 }
 
 type insert func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error)
 
 // openDatabase opens the database of a URL; whether it can be reached is not
 // known yet.
-func openDatabase(url string) (*database, error) {
+func openDatabase(url string, log hclog.Logger) (*database, error) {
 	scheme, rest, ok := strings.Cut(url, "://")
 	switch {
 	case ok && scheme == "sqlite":
-		return openSQLite(rest)
+		return openSQLite(rest, log)
 	case ok && (scheme == "postgres" || scheme == "postgresql"):
-		return openPostgres(url)
+		return openPostgres(url, log)
 	}
 	// Not echoed: what is wrong about it may be that a password stands first.
 	return nil, errors.New("audit: the database URL must begin with sqlite:// or postgres://")
 }
 
-func newDatabase(d *dialect) *database {
-	return &database{dialect: d, preparing: make(chan struct{}, 1)}
+func newDatabase(d *dialect, log hclog.Logger) *database {
+	return &database{dialect: d, log: log, preparing: make(chan struct{}, 1)}
 }
 
 func (d *database) close() error {
 	var errs []error
 	// The writer goes last: SQLite removes its log with the last connection, and
 	// a query-only one cannot.
+	errs = append(errs, d.disk.unpin())
 	if d.reader != nil && d.reader != d.writer {
 		errs = append(errs, d.reader.Close())
 	}
 	if d.writer != nil {
 		errs = append(errs, d.writer.Close())
 	}
-	if d.held != nil {
-		errs = append(errs, d.held.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.disk.unlock())...)
 }
 
 // call runs one call with the database's time limit, after the schema is up.
@@ -95,16 +94,54 @@ func (d *database) call(ctx context.Context, do func(ctx context.Context) error)
 	return d.explain(do(ctx))
 }
 
-// write is call for one that changes something.
-func (d *database) write(ctx context.Context, do func(ctx context.Context) error) error {
-	err := d.call(ctx, do)
-	d.suspect.Store(errors.Is(err, ErrUnavailable))
+// room is what of the disk a write may take.
+type room bool
+
+const (
+	// ordinary: not the reserve.
+	ordinary room = false
+	// reserved: the reserve too, for what makes room and for what was begun.
+	reserved room = true
+)
+
+// write is call for one that changes something. A server that takes no writes
+// any more is left, with all connections to it, and another one is asked. A write
+// that does not end in the file of the database's name is an error.
+func (d *database) write(ctx context.Context, may room, do func(ctx context.Context) error) error {
+	err := d.call(ctx, func(ctx context.Context) error {
+		if err := errors.Join(d.disk.same(), d.disk.has(may)); err != nil {
+			return err
+		}
+		err := do(ctx)
+		for left := postgresConns; left > 0 && err != nil && d.turnedAway(err) && ctx.Err() == nil; left-- {
+			d.dropIdle()
+			err = do(ctx)
+		}
+		if d.disk.isFull(err) && d.disk.giveUp() {
+			d.disk.extend()
+			if may == reserved {
+				err = do(ctx)
+			}
+		}
+		return errors.Join(err, d.disk.same())
+	})
+	// What its caller gave up says nothing about the database, and what found room
+	// in the reserve, or in a row's page, says nothing about the next change.
+	if !errors.Is(err, context.Canceled) && (err != nil || may == ordinary) {
+		d.learn(err)
+	}
 	return err
 }
 
+// dropIdle closes the connections that nobody uses; what follows makes new ones.
+func (d *database) dropIdle() {
+	d.writer.SetMaxIdleConns(0)
+	d.writer.SetMaxIdleConns(postgresConns)
+}
+
 // transact is write for more than one statement: all of them or none.
-func (d *database) transact(ctx context.Context, do func(ctx context.Context, tx *sql.Tx) error) error {
-	return d.write(ctx, func(ctx context.Context) error { return d.transaction(ctx, do) })
+func (d *database) transact(ctx context.Context, may room, do func(ctx context.Context, tx *sql.Tx) error) error {
+	return d.write(ctx, may, func(ctx context.Context) error { return d.transaction(ctx, do) })
 }
 
 func (d *database) transaction(ctx context.Context, do func(ctx context.Context, tx *sql.Tx) error) error {
@@ -117,25 +154,6 @@ func (d *database) transaction(ctx context.Context, do func(ctx context.Context,
 		return err
 	}
 	return tx.Commit()
-}
-
-// ping reads, and writes too if the last write failed: a full disk and a standby
-// answer reads.
-func (d *database) ping(ctx context.Context) error {
-	err := d.call(ctx, func(ctx context.Context) error {
-		if err := d.sameFile(); err != nil {
-			return err
-		}
-		var version int
-		return d.reader.QueryRowContext(ctx, `SELECT MAX(version) FROM audit_migrations`).Scan(&version)
-	})
-	if err != nil || !d.suspect.Load() {
-		return err
-	}
-	return d.write(ctx, func(ctx context.Context) error {
-		_, err := d.writer.ExecContext(ctx, `UPDATE audit_migrations SET version = version WHERE version = 1`)
-		return err
-	})
 }
 
 // explain marks an error of the database. Every failed statement counts as

@@ -120,20 +120,16 @@ func (l *Log) flush(ctx context.Context) {
 }
 
 func (l *Log) writeDenials(ctx context.Context, keys []denial, counts map[denial]int64) error {
-	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		upsert, err := tx.PrepareContext(ctx, `INSERT INTO audit_entries
-			(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata, reason, denials)
-			VALUES ($1, $2, $3, '', '`+ActionAdmitDenied+`', '`+actorSystem+`', '', '`+OutcomeOK+`',
-				`+l.db.jsonObject+`('reason', CAST($4 AS TEXT), 'count', CAST($5 AS BIGINT)), $4, $5)
-			ON CONFLICT (product_id, user_id, reason, timestamp) WHERE action = '`+ActionAdmitDenied+`'
-			DO UPDATE SET denials = audit_entries.denials + excluded.denials,
-				metadata = `+l.db.jsonObject+`('reason', excluded.reason, 'count', audit_entries.denials + excluded.denials)`)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = upsert.Close() }()
+	upsert := `INSERT INTO audit_entries
+		(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata, reason, denials)
+		VALUES ($1, $2, $3, '', '` + ActionAdmitDenied + `', '` + actorSystem + `', '', '` + OutcomeOK + `',
+			` + l.db.jsonObject + `('reason', CAST($4 AS TEXT), 'count', CAST($5 AS BIGINT)), $4, $5)
+		ON CONFLICT (product_id, user_id, reason, timestamp) WHERE action = '` + ActionAdmitDenied + `'
+		DO UPDATE SET denials = audit_entries.denials + excluded.denials,
+			metadata = ` + l.db.jsonObject + `('reason', excluded.reason, 'count', audit_entries.denials + excluded.denials)`
+	return l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
 		for _, key := range keys {
-			_, err := upsert.ExecContext(ctx, l.db.time(time.Unix(key.minute*60, 0).UTC()),
+			_, err := tx.ExecContext(ctx, upsert, l.db.time(time.Unix(key.minute*60, 0).UTC()),
 				clean(key.productID), clean(key.userID), clean(key.reason), counts[key])
 			if err != nil {
 				return err

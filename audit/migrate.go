@@ -39,19 +39,55 @@ func (d *database) prepare(ctx context.Context) error {
 	}
 	reach, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := d.writer.PingContext(reach)
-	if err == nil {
-		// No limit but the caller's: another replica may be at it, on many rows.
-		err = d.transaction(ctx, d.migrate)
+	err := d.open(ctx, reach)
+	if d.disk.isFull(err) && d.disk.giveUp() {
+		err = d.open(ctx, reach)
+		d.disk.extend()
 	}
-	if err != nil {
-		if errors.Is(err, errNewer) {
-			return err
-		}
+	switch {
+	case errors.Is(err, errNewer):
+		return err
+	case err != nil && d.damaged(err):
+		return unusable{fmt.Errorf("the file is damaged, or something else than a SQLite database: put a backup in its place, or move it away to begin an empty log; the engines do not depend on it: %w", err)}
+	case err != nil:
 		return d.explain(err)
 	}
 	d.ready.Store(true)
 	return nil
+}
+
+// open reaches the database, checks its file, and migrates.
+func (d *database) open(ctx, reach context.Context) error {
+	if err := d.writer.PingContext(reach); err != nil {
+		return err
+	}
+	if err := d.checkFile(ctx); err != nil {
+		return err
+	}
+	// No limit but the caller's: another replica may be at it, on many rows.
+	if err := d.transaction(ctx, d.migrate); err != nil {
+		return err
+	}
+	return d.disk.pin(ctx, d.reader)
+}
+
+// checkFile looks for damage in a SQLite file, for as long as its start may take.
+func (d *database) checkFile(ctx context.Context) error {
+	if d.disk == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var found string
+	err := d.writer.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		d.log.Info("the audit log's file is too large to be checked at the start", "file", d.disk.path, "after", checkTimeout.String())
+		return nil
+	}
+	if err == nil && found != "ok" {
+		return unusable{errors.New(found)}
+	}
+	return err
 }
 
 // migrate applies the steps that are missing, all of them or none.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -17,7 +18,7 @@ const (
 	// postgresConns of a replica: PostgreSQL allows 100 in all by default.
 	postgresConns = 10
 	// postgresConnLife lets a replica notice within minutes that its address
-	// leads to another server, a new primary for one.
+	// leads to another server, although the old one still takes writes.
 	postgresConnLife = 5 * time.Minute
 	// postgresDial bounds the connection to one host, so that within a call's
 	// time limit a second host of the URL has its turn too.
@@ -37,27 +38,54 @@ var postgresDialect = &dialect{
 	},
 	unsent: func(err error) bool {
 		var unconnected *pgconn.ConnectError
-		var refused *pgconn.PgError
-		return errors.As(err, &unconnected) || errors.As(err, &refused) || pgconn.SafeToRetry(err)
+		if errors.As(err, &unconnected) || pgconn.SafeToRetry(err) {
+			return true
+		}
+		// A pooler that lost its server says so in class 08: what the server did
+		// is not known.
+		code := sqlState(err)
+		return code != "" && !strings.HasPrefix(code, "08")
+	},
+	damaged: func(error) bool { return false },
+	turnedAway: func(err error) bool {
+		var unconnected *pgconn.ConnectError
+		return !errors.As(err, &unconnected) && takesNoWrites(sqlState(err))
 	},
 	operator: func(err error) bool {
 		// Classes of SQLSTATE: refused login, no such database, no right to make
 		// the tables (PostgreSQL documentation, appendix A).
-		var refused *pgconn.PgError
-		if !errors.As(err, &refused) || len(refused.Code) < 2 {
-			return false
-		}
-		switch refused.Code[:2] {
-		case "28", "3D", "42":
+		switch code := sqlState(err); {
+		case strings.HasPrefix(code, "28"), strings.HasPrefix(code, "3D"), strings.HasPrefix(code, "42"):
 			return true
 		}
 		return false
 	},
 }
 
+// sqlState is the SQLSTATE that a server answered with, "" for none.
+func sqlState(err error) string {
+	var refused *pgconn.PgError
+	if !errors.As(err, &refused) {
+		return ""
+	}
+	return refused.Code
+}
+
+// takesNoWrites says of a SQLSTATE that the server behind the connection carries
+// out no change any more, while another one may: it is read-only, as a primary
+// that was replaced is, or it is ending.
+func takesNoWrites(code string) bool {
+	switch code {
+	case "25006", // read_only_sql_transaction
+		"57P01", "57P02", "57P03", "57P05": // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout
+		return true
+	}
+	return false
+}
+
 // openPostgres opens a pool of connections to the server of a URL.
-func openPostgres(address string) (*database, error) {
-	d := newDatabase(postgresDialect)
+func openPostgres(address string, log hclog.Logger) (*database, error) {
+	d := newDatabase(postgresDialect, log)
 	u, err := url.Parse(address)
 	if err != nil {
 		// Its text quotes the part that cannot be read, which may be the password.
@@ -81,6 +109,18 @@ func openPostgres(address string) (*database, error) {
 	}
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "orch"
+	}
+	if !u.Query().Has("default_query_exec_mode") {
+		// No prepared statements: behind a pooler a connection's next transaction may
+		// be on another server connection, which does not have them.
+		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
+	// Whatever target_session_attrs says: of several hosts the one that takes
+	// writes, and a connection whose server takes none is closed.
+	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	keep := config.OnPgError
+	config.OnPgError = func(c *pgconn.PgConn, err *pgconn.PgError) bool {
+		return keep(c, err) && !takesNoWrites(err.Code)
 	}
 	d.writer = stdlib.OpenDB(*config)
 	d.writer.SetMaxOpenConns(postgresConns)

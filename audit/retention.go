@@ -46,7 +46,7 @@ func (l *Log) expire(ctx context.Context) (deleted int64, err error) {
 }
 
 func (l *Log) expireBatch(ctx context.Context, before time.Time) (deleted int64, err error) {
-	err = l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
 		if l.db.tryLockTx != "" {
 			var ours bool
 			if err := tx.QueryRowContext(ctx, fmt.Sprintf(l.db.tryLockTx, lockRetain)).Scan(&ours); err != nil || !ours {

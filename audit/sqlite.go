@@ -12,8 +12,13 @@ import (
 	"syscall"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"github.com/hashicorp/go-hclog"
+	"modernc.org/sqlite" // also the driver "sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
+
+// checkTimeout bounds the check of the file at the start, which reads all of it.
+const checkTimeout = 3 * time.Second
 
 // sqliteReaders is how many lists are read at a time; a write-ahead log lets them
 // go on beside the writer.
@@ -32,38 +37,50 @@ var sqliteDialect = &dialect{
 	},
 	// The file is here: what is wrong with it at the start does not go away.
 	operator: func(error) bool { return true },
-	unsent:   func(error) bool { return false },
+	damaged: func(err error) bool {
+		var e *sqlite.Error
+		return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB)
+	},
+	unsent:     func(error) bool { return false },
+	turnedAway: func(error) bool { return false },
 }
 
 // openSQLite opens the file that the rest of a sqlite:// URL names.
-func openSQLite(rest string) (_ *database, err error) {
+func openSQLite(rest string, log hclog.Logger) (_ *database, err error) {
 	path, err := url.PathUnescape(rest)
 	if err != nil || path == "" || strings.ContainsAny(rest, "?#\x00") {
 		return nil, fmt.Errorf("audit: %q is not a file name: want sqlite://FILE", rest)
 	}
-	d := newDatabase(sqliteDialect)
+	d := newDatabase(sqliteDialect, log)
+	d.disk = &disk{log: log}
+	if !filepath.IsAbs(path) {
+		if wd, err := os.Getwd(); err == nil && wd == "/" {
+			log.Warn("the audit log's file is relative to the working directory, which is /: name where it belongs, as in sqlite:///var/lib/orch/audit.db", "file", "/"+path)
+		}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("audit: open %s: %w", path, err), d.close())
 		}
 	}()
-	if d.path, err = makeFile(path); err != nil {
+	if d.disk.path, err = makeFile(path); err != nil {
 		return nil, err
 	}
-	if d.held, err = lockFile(d.path + ".lock"); err != nil {
+	if d.disk.held, err = lockFile(d.disk.path + ".lock"); err != nil {
 		return nil, err
 	}
-	if d.file, err = os.Stat(d.path); err != nil {
+	if d.disk.main, err = os.Stat(d.disk.path); err != nil {
 		return nil, err
 	}
+	d.disk.keepReserve()
 	// FULL: a commit is on the disk before the change that it announces is made.
 	// NORMAL survives kill -9 but not a power cut, and would leave changes behind
 	// that no row tells of. One connection: SQLite has one writer anyway, and in
 	// our queue it waits its turn instead of polling for the lock.
-	if d.writer, err = sqlitePool(d.path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)"); err != nil {
+	if d.writer, err = sqlitePool(d.disk.path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)"); err != nil {
 		return nil, err
 	}
-	if d.reader, err = sqlitePool(d.path, sqliteReaders, "deferred", "query_only(1)"); err != nil {
+	if d.reader, err = sqlitePool(d.disk.path, sqliteReaders+1, "deferred", "query_only(1)"); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -72,18 +89,21 @@ func openSQLite(rest string) (_ *database, err error) {
 // makeFile makes the file and its directory, for nobody's eyes but ours, and
 // returns its real name: two names of one file must have one lock.
 func makeFile(path string) (string, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	path, err := filepath.Abs(path)
+	if err != nil {
 		return "", err
 	}
 	// SQLite gives the files of its log the mode of this one.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		}
+	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: name a file that the service may write, as in sqlite:///var/lib/orch/audit.db", err)
 	}
 	if err := f.Close(); err != nil {
-		return "", err
-	}
-	if path, err = filepath.Abs(path); err != nil {
 		return "", err
 	}
 	return filepath.EvalSymlinks(path)
@@ -129,20 +149,4 @@ func sqlitePool(path string, n int, txlock string, pragmas ...string) (*sql.DB, 
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	return db, nil
-}
-
-// sameFile fails when the file was removed or replaced: SQLite would write on
-// into a file that nobody can read.
-func (d *database) sameFile() error {
-	if d.file == nil {
-		return nil
-	}
-	now, err := os.Stat(d.path)
-	if err != nil {
-		return err
-	}
-	if !os.SameFile(d.file, now) {
-		return fmt.Errorf("%s was replaced while it was in use", d.path)
-	}
-	return nil
 }

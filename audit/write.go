@@ -25,7 +25,7 @@ func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
 		return 0, err
 	}
 	sent := false
-	err = l.db.write(ctx, func(ctx context.Context) error {
+	err = l.db.write(ctx, roomOf(e.Action), func(ctx context.Context) error {
 		id, err = l.db.insert(ctx, l.db.writer, insertEntry, args...)
 		sent = err != nil && !l.db.unsent(err)
 		return err
@@ -34,6 +34,15 @@ func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
 		l.doubts.add(doubt{entry: e})
 	}
 	return id, err
+}
+
+// roomOf: on a full disk what removes or ends an engine still has its row.
+func roomOf(action string) room {
+	switch action {
+	case ActionDestroy, ActionStop, ActionProductDelete, ActionOrphanRemoved, ActionDiscard:
+		return reserved
+	}
+	return ordinary
 }
 
 // Record writes the row of something that is over. No outcome means "ok".
@@ -45,7 +54,7 @@ func (l *Log) Record(ctx context.Context, e Entry) error {
 	if err != nil {
 		return err
 	}
-	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, insertEntry, args...); err != nil {
 			return err
 		}
@@ -84,7 +93,7 @@ func (l *Log) Complete(ctx context.Context, id int64, c Completion) error {
 	if _, err := encodeMetadata(c.Metadata); err != nil {
 		return err
 	}
-	return l.db.transact(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return l.db.transact(ctx, reserved, func(ctx context.Context, tx *sql.Tx) error {
 		var productID, action, outcome, engineID, text string
 		var duration sql.NullInt64
 		err := tx.QueryRowContext(ctx, `SELECT product_id, action, outcome, engine_id, metadata, duration_ms

@@ -27,7 +27,7 @@ type Server struct {
 	scheduler *scheduler.Scheduler
 	adminKey  atomic.Pointer[string]
 	log       hclog.Logger
-	listener  net.Listener
+	listener  *limited
 	http      *http.Server
 	docs      []byte        // the page of the API
 	longest   time.Duration // a call's time limit
@@ -43,7 +43,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, err
 	}
-	srv := &Server{scheduler: s, log: log, listener: l, docs: page, longest: s.LongestOperation()}
+	srv := &Server{scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation()}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go. A re-key takes less: it
@@ -56,6 +56,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		WriteTimeout:      write,
 		IdleTimeout:       write + time.Minute,
 		MaxHeaderBytes:    32 << 10,
+		ConnState:         srv.listener.state,
 		// OPTIONS * is answered as any other request, with an id.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
@@ -86,6 +87,10 @@ func Free(addr string) error {
 
 // Addr is the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Limits are how many connections the server keeps at most, and how many file
+// descriptors the process may have.
+func (s *Server) Limits() (connections, files int) { return s.listener.most, descriptors() }
 
 // Serve answers requests until Shutdown.
 func (s *Server) Serve() error {

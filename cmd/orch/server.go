@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/service"
@@ -50,7 +51,11 @@ func (*serverCommand) Help() string {
 
   SIGHUP reads ORCH_ADMIN_KEY_FILE again.
 
-  Exit codes: 0 stopped on request, 1 failed, 2 configured wrongly.`)
+  A second SIGINT or SIGTERM ends the process at once; another replica, or the
+  next start, finishes what was in flight.
+
+  Exit codes: 0 stopped on request, 1 failed, 2 configured wrongly, 3 ended at
+  once by a second signal.`)
 	return b.String()
 }
 
@@ -68,11 +73,14 @@ func (c *serverCommand) Run(args []string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	defer collectLess(ctx, os.Getenv("GOGC"))()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
+	if errors.Is(err, audit.ErrUnusable) {
+		return configuredWrongly(err)
+	}
 	if err == nil {
 		stopReloads := onHangup(svc.ReloadAdminKey)
 		err = svc.Run(ctx)
@@ -83,6 +91,38 @@ func (c *serverCommand) Run(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// endedAtOnce is the exit code of a process that a second signal ended.
+const endedAtOnce = 3
+
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The
+// second one ends the process, until stop.
+func untilSignal(parent context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(parent)
+	signals, quit, ended := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case s := <-signals:
+				if ctx.Err() != nil {
+					fmt.Fprintf(os.Stderr, "orch: %s again: ended at once; what was in flight is finished by another replica or the next start\n", s)
+					os.Exit(endedAtOnce)
+				}
+				cancel()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(quit)
+		<-ended
+		cancel()
+	}
 }
 
 // onHangup calls do for every SIGHUP until stop, which waits for a call under

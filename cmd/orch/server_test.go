@@ -4,8 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -66,6 +69,21 @@ func TestServerPortIsTaken(t *testing.T) {
 	}
 }
 
+// TestServerDatabaseUnusable: what only an operator can mend is a mistake of the
+// configuration.
+func TestServerDatabaseUnusable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.db")
+	if err := os.WriteFile(file, []byte("this is not a database, and longer than its header is: a hundred bytes, of which these are the first ones"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for url, says := range map[string]string{"sqlite://" + file: "backup", "sqlite:///dev/null/audit.db": "name a file", "postgres://h/d?sslmode=nonsense": "sslmode"} {
+		code, _, stderr := orch(t, good("ORCH_DATABASE_URL="+url), "server")
+		if code != 2 || !strings.Contains(stderr, "\n  - ORCH_DATABASE_URL: ") || !strings.Contains(stderr, says) {
+			t.Errorf("%s: exit code %d, stderr %q", url, code, stderr)
+		}
+	}
+}
+
 // TestServerStopsOnSignal: also while none of its agents is there.
 func TestServerStopsOnSignal(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -107,6 +125,111 @@ func TestServerStopsOnSignal(t *testing.T) {
 				t.Errorf("stopping took %s", took)
 			}
 		})
+	}
+}
+
+// TestServerFewDescriptors: with 256 file descriptors, 400 clients that do nothing
+// keep nobody out, and the log says how many may be connected.
+func TestServerFewDescriptors(t *testing.T) {
+	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
+	cmd.Args = append([]string{"sh", "-c", `ulimit -Sn 64 && ulimit -Hn 256 && exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var most, files int
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		var line struct {
+			Message string `json:"@message"`
+			Addr    string `json:"addr"`
+			Most    int    `json:"max_connections"`
+			Files   int    `json:"open_files"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil || line.Message != "listening" {
+			continue
+		}
+		most, files = line.Most, line.Files
+		for i := range 400 {
+			conn, err := net.Dial("tcp", line.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if i%2 == 0 {
+				_, _ = fmt.Fprint(conn, "GET /live HTTP/1.1\r\nHost: orch\r\n\r\n") // and then nothing
+			}
+		}
+		began := time.Now()
+		for range 5 {
+			live(t, line.Addr)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("five answers took %s", took)
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Go leaves one of them.
+	if err := cmd.Wait(); err != nil || files < 255 || most != 128 {
+		t.Errorf("ended with %v; %d connections with %d files", err, most, files)
+	}
+}
+
+// TestServerSecondSignal: the first one waits for what is in flight, here a
+// request that does not end; the second one does not.
+func TestServerSecondSignal(t *testing.T) {
+	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var again time.Time
+	var said string
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		var line struct {
+			Message string `json:"@message"`
+			Addr    string `json:"addr"`
+		}
+		_ = json.Unmarshal(lines.Bytes(), &line) // the last one is no log line
+		said = lines.Text()
+		switch {
+		case line.Message == "listening":
+			conn, err := net.Dial("tcp", line.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if _, err := fmt.Fprintf(conn, "POST /products/register HTTP/1.1\r\nHost: orch\r\nX-Admin-Key: %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", adminKey); err != nil {
+				t.Fatal(err)
+			}
+			// It is asked to go on when the request is being read.
+			if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		case strings.HasPrefix(line.Message, "stopping"):
+			again = time.Now()
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 3 || again.IsZero() || !strings.Contains(said, "again") {
+		t.Errorf("exit code %d, last line %q", code, said)
+	}
+	if took := time.Since(again); took > 10*time.Second {
+		t.Errorf("the second signal took %s", took)
 	}
 }
 

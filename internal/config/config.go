@@ -61,7 +61,7 @@ type Config struct {
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
 
-	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number"`
+	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number. A FILE that does not begin with a slash is relative to the working directory: the default suits a trial in a checkout, which needs no rights elsewhere; for a service name its own, as in sqlite:///var/lib/orch/audit.db (at the start there is a warning when the working directory is /)"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
 	BootTimeoutS         int      `section:"Health and restarts" env:"ORCH_BOOT_TIMEOUT_S" envDefault:"60" desc:"boot deadline, in seconds"`

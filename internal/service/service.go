@@ -78,7 +78,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	defer cancel()
 	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
 	if err != nil {
-		return nil, fmt.Errorf("the audit log (ORCH_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("ORCH_DATABASE_URL: the audit log: %w", err)
 	}
 	if cfg.PinImages && opts.Job.Driver == jobs.Docker {
 		svc.images = images.New(log.Named("images"))
@@ -132,7 +132,8 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.profiles != nil {
 		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
 	}
-	s.log.Info("listening", "addr", s.Server.Addr().String())
+	connections, files := s.Server.Limits()
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true

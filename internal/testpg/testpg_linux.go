@@ -45,7 +45,12 @@ func Need(tb testing.TB) {
 	if bin() != "" {
 		return
 	}
-	const how = "no PostgreSQL here: apt-get install -y postgresql"
+	needed(tb, "no PostgreSQL here: apt-get install -y postgresql")
+}
+
+// needed ends a test that lacks a package of Debian's.
+func needed(tb testing.TB, how string) {
+	tb.Helper()
 	if os.Getenv("CI") == "true" {
 		tb.Fatal(how)
 	}
@@ -63,15 +68,19 @@ func bin() string {
 
 // New makes a server's files and starts it. Stop ends it, also after an error.
 func New() (s *Server, err error) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort()
 	if err != nil {
 		return &Server{}, err
 	}
-	port := free.Addr().(*net.TCPAddr).Port
-	if err := free.Close(); err != nil {
-		return &Server{}, err
-	}
 	return newServer(&Server{bin: bin(), host: "127.0.0.1", port: port})
+}
+
+func freePort() (int, error) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	return free.Addr().(*net.TCPAddr).Port, free.Close()
 }
 
 // NewOn is New for a server on another host: on starts a process there, host is
@@ -80,21 +89,58 @@ func NewOn(host string, on func(start func() error) error) (*Server, error) {
 	return newServer(&Server{bin: bin(), host: host, port: 5432, on: on})
 }
 
-func newServer(s *Server) (_ *Server, err error) {
-	if s.dir, err = os.MkdirTemp("", "orch-postgres-"); err != nil {
-		return s, err
+// Standby makes another server on this host that follows s until [Server.Promote].
+func (s *Server) Standby() (_ *Server, err error) {
+	port, err := freePort()
+	if err != nil {
+		return &Server{}, err
 	}
-	if os.Getuid() == 0 {
-		owner, err := user.Lookup("postgres")
-		if err != nil {
-			return s, err
-		}
-		uid, _ := strconv.ParseUint(owner.Uid, 10, 32)
-		gid, _ := strconv.ParseUint(owner.Gid, 10, 32)
-		s.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		if err := os.Chown(s.dir, int(uid), int(gid)); err != nil {
-			return s, err
-		}
+	standby := &Server{bin: s.bin, host: s.host, port: port}
+	if err := standby.makeDir(); err != nil {
+		return standby, err
+	}
+	copied := standby.command("pg_basebackup", "-D", standby.data(), "-d", s.URL("postgres"), "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+	if out, err := copied.CombinedOutput(); err != nil {
+		return standby, fmt.Errorf("pg_basebackup: %w: %s", err, out)
+	}
+	return standby, standby.Start()
+}
+
+// Promote makes a standby a server that takes writes, and waits for that.
+func (s *Server) Promote() error { return s.Exec("SELECT pg_promote()") }
+
+// Exec runs a statement as the superuser.
+func (s *Server) Exec(statement string) error {
+	db, err := sql.Open("pgx", s.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	_, err = db.ExecContext(context.Background(), statement)
+	return err
+}
+
+// makeDir makes the directory of the server, for the user that it runs as.
+func (s *Server) makeDir() (err error) {
+	if s.dir, err = os.MkdirTemp("", "orch-postgres-"); err != nil {
+		return err
+	}
+	if os.Getuid() != 0 {
+		return nil
+	}
+	owner, err := user.Lookup("postgres")
+	if err != nil {
+		return err
+	}
+	uid, _ := strconv.ParseUint(owner.Uid, 10, 32)
+	gid, _ := strconv.ParseUint(owner.Gid, 10, 32)
+	s.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	return os.Chown(s.dir, int(uid), int(gid))
+}
+
+func newServer(s *Server) (_ *Server, err error) {
+	if err := s.makeDir(); err != nil {
+		return s, err
 	}
 	file := filepath.Join(s.dir, "password")
 	if err := os.WriteFile(file, []byte(password), 0o644); err != nil {
@@ -137,7 +183,12 @@ func (s *Server) Start() error {
 	if err := start(); err != nil {
 		return err
 	}
-	db, err := sql.Open("pgx", s.URL("postgres"))
+	return answers(s.URL("postgres"))
+}
+
+// answers waits until a query of a database is answered.
+func answers(address string) error {
+	db, err := sql.Open("pgx", address)
 	if err != nil {
 		return err
 	}
@@ -211,12 +262,6 @@ func (s *Server) URL(database string) string {
 
 // Database makes an empty database and returns its URL.
 func (s *Server) Database() (string, error) {
-	db, err := sql.Open("pgx", s.URL("postgres"))
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = db.Close() }()
 	name := fmt.Sprintf("t%d", s.made.Add(1))
-	_, err = db.ExecContext(context.Background(), "CREATE DATABASE "+name)
-	return s.URL(name), err
+	return s.URL(name), s.Exec("CREATE DATABASE " + name)
 }

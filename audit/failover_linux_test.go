@@ -1,0 +1,87 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"testing"
+
+	"github.com/septemberai/orch/internal/testpg"
+)
+
+// begun begins n rows, all at once, and returns the errors.
+func begun(ctx context.Context, l *Log, n int) error {
+	var work sync.WaitGroup
+	errs := make([]error, n)
+	for i := range n {
+		work.Go(func() {
+			_, errs[i] = l.Begin(ctx, Entry{ProductID: "p", UserID: fmt.Sprint(i), Action: ActionStop})
+		})
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
+
+// fence makes a server refuse writes, and go on with reads.
+func fence(t *testing.T, s *testpg.Server, on string) {
+	t.Helper()
+	must(t, s.Exec("ALTER SYSTEM SET default_transaction_read_only = "+on))
+	must(t, s.Exec("SELECT pg_reload_conf()"))
+	// A new session has it only after those that are there were told.
+	eventually(t, "the server has read its configuration", func() error {
+		return s.Exec("DO $$ BEGIN ASSERT current_setting('default_transaction_read_only') = '" + on + "'; END $$")
+	})
+}
+
+// TestFailover promotes the standby while the old primary lives on read-only: no
+// change is refused, and all rows are where the next one is written.
+func TestFailover(t *testing.T) {
+	primary := ownPostgres(t)
+	address := emptyDatabase(t, primary)
+	standby, err := primary.Standby()
+	t.Cleanup(standby.Stop)
+	must(t, err)
+	both, err := url.Parse(address)
+	must(t, err)
+	second, err := url.Parse(standby.URL("postgres"))
+	must(t, err)
+	both.Host += "," + second.Host
+	l := open(t, both.String())
+	const changes = 40
+	must(t, begun(t.Context(), l, changes))
+
+	fence(t, primary, "on")
+	eventually(t, "the standby has all that the primary wrote", func() error {
+		return primary.Exec("DO $$ BEGIN ASSERT (SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication); END $$")
+	})
+	must(t, standby.Promote())
+	must(t, begun(t.Context(), l, changes))
+	must(t, l.Ping(t.Context()))
+	if got := len(list(t, l, Query{ProductID: "p"})); got != 2*changes {
+		t.Errorf("%d rows on the new primary, want %d", got, 2*changes)
+	}
+	primary.Halt()
+	must(t, begun(t.Context(), l, changes))
+}
+
+// TestReadOnlyServer: with no other server, changes are refused while it takes no
+// writes, and not for longer.
+func TestReadOnlyServer(t *testing.T) {
+	s := ownPostgres(t)
+	l := open(t, emptyDatabase(t, s))
+	must(t, begun(t.Context(), l, 20))
+	fence(t, s, "on")
+	eventually(t, "a server that takes no writes is noticed", func() error {
+		if _, err := l.Begin(t.Context(), Entry{}); err == nil {
+			return errors.New("it took one")
+		}
+		return nil
+	})
+	wantErr(t, begun(t.Context(), l, 20), ErrUnavailable)
+	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
+	fence(t, s, "off")
+	eventually(t, "it takes writes again", func() error { return begun(t.Context(), l, 1) })
+	must(t, begun(t.Context(), l, 20))
+}

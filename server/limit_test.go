@@ -1,0 +1,93 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+func TestConnectionsOf(t *testing.T) {
+	for descriptors, want := range map[int]int{1: 1, 256: 128, 1024: 512, 4096: 3584, mostDescriptors: mostDescriptors - keptDescriptors} {
+		if got := connectionsOf(descriptors); got != want {
+			t.Errorf("%d descriptors: %d connections, want %d", descriptors, got, want)
+		}
+	}
+}
+
+// limitedServer serves on at most so many connections; /slow waits for release.
+func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, release func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lim := limit(l, most, hclog.NewNullLogger())
+	slow, gate := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{ConnState: lim.state, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			slow <- struct{}{}
+			<-gate
+		}
+	})}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(lim) }()
+	t.Cleanup(func() { _ = srv.Close(); <-served })
+	return l.Addr().String(), slow, func() { close(gate) }
+}
+
+// ask sends a request on a connection of its own, which stays.
+func ask(t *testing.T, addr, path string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if path != "" {
+		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: orch\r\n\r\n", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return conn
+}
+
+func answered(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+}
+
+// TestConnectionLimit: clients that do nothing keep nobody out, and a request
+// under way is never cut for another.
+func TestConnectionLimit(t *testing.T) {
+	const most = 8
+	addr, slow, release := limitedServer(t, most)
+	busy := ask(t, addr, "/slow")
+	<-slow
+	for range 5 * most {
+		answered(t, ask(t, addr, "/")) // and is idle from now on
+	}
+	for range 5 * most {
+		ask(t, addr, "") // sends nothing
+	}
+	answered(t, ask(t, addr, "/"))
+	for range most - 1 {
+		ask(t, addr, "/slow")
+		<-slow
+	}
+	waits := ask(t, addr, "/") // for the end of one of them
+	release()
+	answered(t, busy)
+	answered(t, waits)
+}
