@@ -74,6 +74,10 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	} else {
 		s.log.Debug("request refused", args...)
 	}
+	if res, ok := w.(*response); ok && res.begun {
+		// The caller has a part of another answer: a broken one is better than a wrong one.
+		panic(http.ErrAbortHandler)
+	}
 	wait := e.RetryAfter
 	if wait < time.Second && (code == http.StatusServiceUnavailable || code == http.StatusTooManyRequests) {
 		wait = time.Second

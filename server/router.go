@@ -49,6 +49,9 @@ func (s *Server) routes() http.Handler {
 		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
 			if h, _, _ := r.Lookup(method, req.URL.Path); h != nil && (method != http.MethodPost || takesPost(collections, req.URL.Path)) {
 				allowed = append(allowed, method)
+				if method == http.MethodGet {
+					allowed = append(allowed, http.MethodHead)
+				}
 			}
 		}
 		if len(allowed) == 0 {
@@ -112,6 +115,10 @@ func (s *Server) routes() http.Handler {
 			u.Path, u.RawPath = path, ""
 			escaped := *req
 			escaped.URL, req = &u, &escaped
+		}
+		if req.Method == http.MethodHead { // net/http leaves the body out
+			get := *req
+			get.Method, req = http.MethodGet, &get
 		}
 		r.ServeHTTP(w, req)
 	})

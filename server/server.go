@@ -121,13 +121,18 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		}
 		w.Header().Set("X-Request-Id", id)
 		r = r.WithContext(scheduler.WithRequestID(r.Context(), id))
+		res := &response{ResponseWriter: w}
 		defer func() {
-			if p := recover(); p != nil {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) // net/http cuts the connection
+			default:
 				s.log.Error("handler panicked", "request_id", id, "panic", p, "stack", string(debug.Stack()))
-				s.writeError(w, r, fmt.Errorf("panic: %v", p))
+				s.writeError(res, r, fmt.Errorf("panic: %v", p))
 			}
 		}()
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(res, r)
 	})
 }
 
