@@ -29,6 +29,7 @@ type Server struct {
 	listener  net.Listener
 	http      *http.Server
 	docs      []byte // the page of the API
+	outages   *outages
 }
 
 // New opens addr, so that a taken port is an error here and not in a goroutine.
@@ -41,7 +42,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, err
 	}
-	srv := &Server{scheduler: s, log: log, listener: l, docs: page}
+	srv := &Server{scheduler: s, log: log, listener: l, docs: page, outages: newOutages(log, s.Health)}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go. A re-key takes less: it
@@ -100,7 +101,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // Close ends all connections at once.
-func (s *Server) Close() error { return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close())) }
+func (s *Server) Close() error {
+	err := errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
+	s.outages.close()
+	return err
+}
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
