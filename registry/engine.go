@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -289,9 +290,14 @@ func VolumeOf(name string) (engineID string, registration int) {
 // MaxUserIDBytes is the longest user_id (SPEC section 1).
 const MaxUserIDBytes = 256
 
+// ErrDotSegment is wrong with a user_id that has a segment which clients (WHATWG URL
+// standard, "shorten a path") and proxies take out of a path, percent-encoded or not:
+// the call would reach nobody, or another user.
+var ErrDotSegment = errors.New(`user_id has a segment "." or ".." between slashes, which clients and proxies take out of paths`)
+
 // CheckUserID says what is wrong with a user_id, in words for the caller, or
 // returns nil: 1 to 256 bytes of UTF-8 without control characters (SPEC
-// section 1).
+// section 1). ErrDotSegment is checked last.
 func CheckUserID(id string) error {
 	switch {
 	case id == "":
@@ -302,6 +308,11 @@ func CheckUserID(id string) error {
 		return fmt.Errorf("user_id is not valid UTF-8")
 	case strings.ContainsFunc(id, unicode.IsControl):
 		return fmt.Errorf("user_id contains a control character")
+	}
+	for segment := range strings.SplitSeq(id, "/") {
+		if segment == "." || segment == ".." {
+			return ErrDotSegment
+		}
 	}
 	return nil
 }
