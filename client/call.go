@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -16,6 +17,7 @@ const maxAnswer = 16 << 20
 // call is one call of the API.
 type call struct {
 	method, path string
+	user         string // whose engine it is about; empty: it is about none
 	keys         keys
 	in           any // marshalled as the body; nil: none
 	out          any // the answer is decoded into it; nil: it is not read
@@ -108,6 +110,8 @@ func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Req
 	if what.keys&admin != 0 {
 		set("X-Admin-Key", c.AdminKey)
 	}
+	// No proxy rewrites it, as it may the path: the service compares the two.
+	set("X-User-Id", url.PathEscape(what.user))
 	id, _ := ctx.Value(requestID{}).(string)
 	set("X-Request-Id", id)
 	return req, nil

@@ -60,7 +60,7 @@ func (c *Client) Provision(ctx context.Context, userID, version string, options 
 		return nil, errors.New("the user_id is not valid UTF-8")
 	}
 	e := new(Engine)
-	what := call{method: http.MethodPost, path: "/engines/provision", keys: platform, out: e, in: struct {
+	what := call{method: http.MethodPost, path: "/engines/provision", user: userID, keys: platform, out: e, in: struct {
 		UserID        string `json:"user_id"`
 		EngineVersion string `json:"engine_version,omitempty"`
 	}{userID, version}}
@@ -73,19 +73,19 @@ func (c *Client) Provision(ctx context.Context, userID, version string, options 
 // Engine reads a user's engine, with its key.
 func (c *Client) Engine(ctx context.Context, userID string) (*Engine, error) {
 	e := new(Engine)
-	return e, c.get(ctx, platform, enginePath(userID), e)
+	return e, c.do(ctx, call{method: http.MethodGet, path: enginePath(userID), user: userID, keys: platform, out: e, repeatable: true})
 }
 
 // Start runs a user's engine and waits until it is usable.
 func (c *Client) Start(ctx context.Context, userID string) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", keys: platform, out: e})
+	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", user: userID, keys: platform, out: e})
 }
 
 // Stop ends the process of a user's engine and waits until it is gone.
 func (c *Client) Stop(ctx context.Context, userID string) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", keys: platform, out: e})
+	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", user: userID, keys: platform, out: e})
 }
 
 // RotateKey gives a user's engine a new key and returns it.
@@ -93,7 +93,7 @@ func (c *Client) RotateKey(ctx context.Context, userID string) (string, error) {
 	var answer struct {
 		NewAPIKey string `json:"new_api_key"`
 	}
-	err := c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/rotate-key", keys: platform, out: &answer})
+	err := c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/rotate-key", user: userID, keys: platform, out: &answer})
 	return answer.NewAPIKey, err
 }
 
@@ -104,7 +104,7 @@ func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) 
 		Until time.Time `json:"keep_awake_until"`
 	}
 	err := c.do(ctx, call{
-		method: http.MethodPost, path: enginePath(userID) + "/keep-awake", keys: platform, repeatable: true, out: &answer,
+		method: http.MethodPost, path: enginePath(userID) + "/keep-awake", user: userID, keys: platform, repeatable: true, out: &answer,
 		in: struct {
 			Seconds int `json:"seconds"`
 		}{wholeSeconds(d)},
@@ -115,7 +115,7 @@ func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) 
 // Destroy removes a user's engine with its brain and key.
 func (c *Client) Destroy(ctx context.Context, userID string) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodDelete, path: enginePath(userID), keys: platform, out: e})
+	return e, c.do(ctx, call{method: http.MethodDelete, path: enginePath(userID), user: userID, keys: platform, out: e})
 }
 
 func wholeSeconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }

@@ -52,9 +52,11 @@ func TestOnRealAgents(t *testing.T) {
 
 	t.Run("user_ids with dot segments", func(t *testing.T) { testDotSegments(t, a) })
 
+	t.Run("behind proxies", func(t *testing.T) { testProxies(t, a) })
+
 	t.Run("user_ids in paths", func(t *testing.T) {
 		for user, status := range map[string]int{
-			"provision": 404, "a%2Fb": 404, "%2F%2F": 404, "with%20space": 404, "%F0%9F%A6%8A": 404, "...": 404, "start": 404,
+			"provision": 404, "a%2Fb": 404, "%2F%2F": 400, "a%2F": 400, "with%20space": 404, "%F0%9F%A6%8A": 404, "...": 404, "start": 404,
 			strings.Repeat("x", 256): 404, strings.Repeat("%C3%A9", 128): 404, "%E2%80%AE": 404,
 			strings.Repeat("x", 257): 400, strings.Repeat("%C3%A9", 129): 400, "%00": 400, "a%0Ab": 400, "%7F": 400, "%C2%85": 400, "%FF": 400, "%ED%A0%80": 400,
 		} {

@@ -68,13 +68,18 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 	if errors.Is(bad, registry.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
 		bad = nil // such an engine was made before it was refused; the admin can look at it and remove it
 	}
+	if bad == nil {
+		bad = sameUser(r, userID)
+	}
 	if bad != nil {
 		userID = "" // nothing is looked up under a name that cannot be
 	}
 	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
 	if err == nil && bad != nil {
 		c.Leave()
-		err = invalid("%v", bad)
+		if err = bad; !errors.As(bad, new(*scheduler.Error)) {
+			err = invalid("%v", bad)
+		}
 	}
 	return c, err
 }
