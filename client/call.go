@@ -72,6 +72,13 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 			return failed
 		}
 	}
+	if resp.StatusCode == http.StatusAccepted && resp.Header.Get("Preference-Applied") != "" {
+		begun := &UnderWay{new(Engine)}
+		if err := json.Unmarshal(answer, begun.Engine); err != nil {
+			return fmt.Errorf("decode the answer: %w", err)
+		}
+		return begun
+	}
 	if what.answered != nil {
 		what.answered(resp.Header)
 	}
@@ -112,6 +119,10 @@ func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Req
 	}
 	// No proxy rewrites it, as it may the path: the service compares the two.
 	set("X-User-Id", url.PathEscape(what.user))
+	if what.user != "" && what.method != http.MethodGet {
+		prefer, _ := ctx.Value(preferAsync{}).(string)
+		set("Prefer", prefer)
+	}
 	id, _ := ctx.Value(requestID{}).(string)
 	set("X-Request-Id", id)
 	return req, nil

@@ -37,6 +37,9 @@ type Engine struct {
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
 	Reason        string     `json:"reason,omitempty"`     // why it is failed: a stable word
 	ProductID     string     `json:"product_id,omitempty"` // in answers to the admin alone
+
+	Operation     *Operation     `json:"operation,omitempty"`      // of Client.Engine and UnderWay: what is done with it now
+	LastOperation *LastOperation `json:"last_operation,omitempty"` // and what ended last
 }
 
 // ProvisionOption is more about a provision.

@@ -52,6 +52,8 @@ type Op struct {
 	// while it goes forward. Reason is the row's reason that goes with it.
 	Undo   string `json:"undo,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	// Message is what the caller hears with Undo.
+	Message string `json:"message,omitempty"`
 	// KeyVersion is the Vault version that a rotation writes, or that a warm engine
 	// has while it is claimed; KeyID is the key's own name.
 	KeyVersion int    `json:"key_version,omitempty"`
@@ -78,6 +80,17 @@ type Op struct {
 	// RequestID is the request that caused the operation, for the logs of
 	// whoever finishes it.
 	RequestID string `json:"request_id,omitempty"`
+}
+
+// Ended is an operation that is over, for those who did not wait for it.
+type Ended struct {
+	ID      string    `json:"id"`
+	Kind    OpKind    `json:"kind"`
+	BeganAt time.Time `json:"began_at"`
+	EndedAt time.Time `json:"ended_at"`
+	// Code and Message are those of the error that its caller got; empty: it succeeded.
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 // Restarts is how a failed engine is restarted without being asked to. It is in
@@ -184,6 +197,7 @@ type Engine struct {
 	LastHealthAt time.Time `json:"last_health_at,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
 	Op           *Op       `json:"op,omitempty"`
+	Last         *Ended    `json:"last,omitempty"` // the operation before
 	// SleepPending is set while the leader asks whether a running engine may be
 	// put to sleep (see Store.ProposeSleep). Whoever admits a user to the engine
 	// clears it first.
@@ -217,6 +231,10 @@ func (e *Engine) Clone() *Engine {
 	if e.Op != nil {
 		op := *e.Op
 		c.Op = &op
+	}
+	if e.Last != nil {
+		last := *e.Last
+		c.Last = &last
 	}
 	if e.Restarts != nil {
 		r := *e.Restarts

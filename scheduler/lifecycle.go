@@ -279,6 +279,10 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 			return row.EngineID, nil
 		case err != nil && ctx.Err() == nil:
 			return "", err
+		case err == nil:
+			if err := impatient(ctx, now); err != nil {
+				return "", err
+			}
 		}
 		if !pause(ctx, pollEvery) {
 			return "", busy(registry.OpDestroy)
@@ -448,6 +452,9 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 		case err != nil:
 			return nil, gone(err)
 		case now.Op != nil && now.Op.ID == row.Op.ID:
+			if err := impatient(ctx, now); err != nil {
+				return nil, err
+			}
 			continue
 		case now.Op == nil && now.State == to:
 			return now, nil

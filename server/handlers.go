@@ -135,7 +135,10 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 		return err
 	}
 	secret(w)
-	writeJSON(w, http.StatusOK, engineAnswer{s.showEngine(e), optional(key)})
+	writeJSON(w, http.StatusOK, struct {
+		engineAnswer
+		progress
+	}{engineAnswer{s.showEngine(e), optional(key)}, showProgress(e)})
 	return nil
 }
 

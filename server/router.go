@@ -38,8 +38,8 @@ func (s *Server) routes() http.Handler {
 	}
 	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is no user
 	collections := map[string]collection{
-		"engines": {"provision", s.provision, map[string]handler{
-			"admit": s.admit, "start": s.start, "stop": s.stop, "rotate-key": s.rotateKey, "keep-awake": s.keepAwake,
+		"engines": {"provision", s.mayWait(s.provision), map[string]handler{
+			"admit": s.mayWait(s.admit), "start": s.mayWait(s.start), "stop": s.mayWait(s.stop), "rotate-key": s.mayWait(s.rotateKey), "keep-awake": s.keepAwake,
 		}},
 		"products": {"register", noUser(s.registerProduct), map[string]handler{"rotate-platform-key": noUser(s.rotatePlatformKey)}},
 	}
@@ -73,7 +73,7 @@ func (s *Server) routes() http.Handler {
 	r.GET("/audit", plain(s.auditLog))
 	r.GET("/engines", plain(s.listEngines))
 	r.GET("/engines/:id", item(s.getEngine))
-	r.DELETE("/engines/:id", item(s.destroy))
+	r.DELETE("/engines/:id", item(s.mayWait(s.destroy)))
 	r.GET("/products", plain(s.listProducts))
 	r.GET("/products/:id", other(s.getProduct))
 	r.DELETE("/products/:id", other(s.deleteProduct))
