@@ -42,13 +42,13 @@ type Engine struct {
 	LastOperation *LastOperation `json:"last_operation,omitempty"` // and what ended last
 }
 
-// ProvisionOption is more about a provision.
-type ProvisionOption func(*call)
+// ChangeOption is more about a change of an engine.
+type ChangeOption func(*call)
 
-// IdempotencyKey makes a provision the same call as every other with this key
-// and body within 24 hours: it gets the answer of the first that succeeded. So it
+// IdempotencyKey makes a change the same call as every other with this key and user
+// (and version) within 24 hours: it gets the answer of the first that succeeded. So it
 // may be made again when nobody knows whether it was done.
-func IdempotencyKey(key string) ProvisionOption {
+func IdempotencyKey(key string) ChangeOption {
 	return func(c *call) {
 		c.repeatable = true
 		c.header = http.Header{"Idempotency-Key": {key}}
@@ -57,7 +57,7 @@ func IdempotencyKey(key string) ProvisionOption {
 
 // Provision makes a user an engine and waits until it is usable; an empty
 // version is the default.
-func (c *Client) Provision(ctx context.Context, userID, version string, options ...ProvisionOption) (*Engine, error) {
+func (c *Client) Provision(ctx context.Context, userID, version string, options ...ChangeOption) (*Engine, error) {
 	if !utf8.ValidString(userID) {
 		// It would be sent with replacement characters: another user's.
 		return nil, errors.New("the user_id is not valid UTF-8")
@@ -67,10 +67,15 @@ func (c *Client) Provision(ctx context.Context, userID, version string, options 
 		UserID        string `json:"user_id"`
 		EngineVersion string `json:"engine_version,omitempty"`
 	}{userID, version}}
+	return e, c.change(ctx, what, options)
+}
+
+// change makes a change of an engine.
+func (c *Client) change(ctx context.Context, what call, options []ChangeOption) error {
 	for _, o := range options {
 		o(&what)
 	}
-	return e, c.do(ctx, what)
+	return c.do(ctx, what)
 }
 
 // Engine reads a user's engine, with its key.
@@ -80,23 +85,23 @@ func (c *Client) Engine(ctx context.Context, userID string) (*Engine, error) {
 }
 
 // Start runs a user's engine and waits until it is usable.
-func (c *Client) Start(ctx context.Context, userID string) (*Engine, error) {
+func (c *Client) Start(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", user: userID, keys: platform, out: e})
+	return e, c.change(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", user: userID, keys: platform, out: e}, options)
 }
 
 // Stop ends the process of a user's engine and waits until it is gone.
-func (c *Client) Stop(ctx context.Context, userID string) (*Engine, error) {
+func (c *Client) Stop(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", user: userID, keys: platform, out: e})
+	return e, c.change(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", user: userID, keys: platform, out: e}, options)
 }
 
 // RotateKey gives a user's engine a new key and returns it.
-func (c *Client) RotateKey(ctx context.Context, userID string) (string, error) {
+func (c *Client) RotateKey(ctx context.Context, userID string, options ...ChangeOption) (string, error) {
 	var answer struct {
 		NewAPIKey string `json:"new_api_key"`
 	}
-	err := c.do(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/rotate-key", user: userID, keys: platform, out: &answer})
+	err := c.change(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/rotate-key", user: userID, keys: platform, out: &answer}, options)
 	return answer.NewAPIKey, err
 }
 
@@ -116,9 +121,9 @@ func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) 
 }
 
 // Destroy removes a user's engine with its brain and key.
-func (c *Client) Destroy(ctx context.Context, userID string) (*Engine, error) {
+func (c *Client) Destroy(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
-	return e, c.do(ctx, call{method: http.MethodDelete, path: enginePath(userID), user: userID, keys: platform, out: e})
+	return e, c.change(ctx, call{method: http.MethodDelete, path: enginePath(userID), user: userID, keys: platform, out: e}, options)
 }
 
 func wholeSeconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }

@@ -204,7 +204,7 @@ type Engine struct {
 	SleepPending string `json:"sleep_pending,omitempty"`
 	// KeepAwakeUntil is until when a product wants the engine not to sleep.
 	KeepAwakeUntil time.Time `json:"keep_awake_until,omitzero"`
-	// Idempotency is the record of the provision that is under way, if it
+	// Idempotency is the record of the operation that is under way, if it
 	// carried a key.
 	Idempotency *RecordRef `json:"idempotency,omitempty"`
 

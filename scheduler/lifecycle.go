@@ -194,6 +194,13 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 // ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
 // removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
+	done, record, err := s.recall(ctx, caller, registry.OpDestroy)
+	if done != nil {
+		return done.EngineID, nil
+	}
+	if err != nil {
+		return "", err
+	}
 	row, err := caller.engine()
 	if err != nil {
 		return "", err
@@ -236,6 +243,12 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 		op.Supersedes = cut
 		row.State, row.Desired = registry.Destroying, registry.Destroying
+		if record != nil {
+			if cut := row.Idempotency; cut != nil {
+				record.Replaces = cut.Key
+			}
+			row.Idempotency = record
+		}
 		var o *operation
 		if o, err = s.enter(ctx, row, op, &d, caller.Product.Slug, nil, asking); err == nil {
 			engine, err := o.wait(ctx)
@@ -243,6 +256,10 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 				return "", err
 			}
 			return engine.EngineID, nil
+		}
+		if errors.Is(err, registry.ErrKeyUsed) {
+			s.drop(ctx, &d, busy(registry.OpDestroy))
+			return s.Destroy(ctx, caller) // the same call is under way: its answer is this one's too
 		}
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
@@ -329,6 +346,14 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 	var d draft
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
+		done, record, err := s.recall(ctx, caller, kind)
+		if done != nil {
+			s.drop(ctx, &d, busy(kind)) // the row of the other one tells it
+			return s.again(ctx, caller, done, joins)
+		}
+		if err != nil {
+			return nil, err
+		}
 		row, err := caller.engine()
 		if err != nil {
 			return nil, err
@@ -355,12 +380,12 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			return s.join(ctx, row, joins)
 		}
 		o, err := s.tryPropose(ctx, row, &d, proposal{
-			kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare,
+			kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, prepare: prepare,
 		})
 		if err == nil {
 			return o.wait(ctx)
 		}
-		if !errors.Is(err, registry.ErrConflict) {
+		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
 			return nil, err
 		}
 		if err := caller.refresh(ctx, s); err != nil {
@@ -378,6 +403,7 @@ type proposal struct {
 	envVersion    int      // a restart's: of the provider keys that it is for
 	backends      []string // the dependencies that it needs
 	canary        bool
+	record        *registry.RecordRef // of its Idempotency-Key; nil: it has none
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
 	prepare func(*registry.Engine) error
@@ -398,6 +424,7 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
 	op.Canary, op.EnvVersion = p.canary, p.envVersion
+	row.Idempotency = p.record
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}

@@ -103,11 +103,11 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 			return invalid("engine_version is empty; leave it out for the default")
 		}
 	}
-	idempotency := r.Header.Values("Idempotency-Key")
-	if len(idempotency) > 1 || len(idempotency) == 1 && (idempotency[0] == "" || len(idempotency[0]) > scheduler.MaxIdempotencyKey) {
-		return invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	idempotency, err := idempotencyKey(r)
+	if err != nil {
+		return err
 	}
-	e, key, err := s.scheduler.Provision(r.Context(), c, scheduler.ProvisionOptions{Image: image, IdempotencyKey: strings.Join(idempotency, "")})
+	e, key, err := s.scheduler.Provision(r.Context(), c, scheduler.ProvisionOptions{Image: image, IdempotencyKey: idempotency})
 	if err != nil {
 		return err
 	}
@@ -230,10 +230,22 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 	return nil
 }
 
-// bodyless authenticates a call whose body may be empty or {}.
+// idempotencyKey is the Idempotency-Key of a call; empty: it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	keys := r.Header.Values("Idempotency-Key")
+	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
+		return "", invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	}
+	return strings.Join(keys, ""), nil
+}
+
+// bodyless authenticates a change whose body may be empty or {}.
 func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string) (*scheduler.Caller, error) {
 	c, err := s.caller(r, userID)
 	if err != nil {
+		return nil, err
+	}
+	if c.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return nil, err
 	}
 	return c, decode(w, r, &emptyBody{})
