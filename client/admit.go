@@ -43,7 +43,7 @@ type Rate struct {
 func (c *Client) Admit(ctx context.Context, userID string, o AdmitOptions) (*Admission, error) {
 	a := new(Admission)
 	what := call{
-		method: http.MethodPost, path: enginePath(userID) + "/admit", keys: platform, out: a, repeatable: true,
+		method: http.MethodPost, path: enginePath(userID) + "/admit", user: userID, keys: platform, out: a, repeatable: true,
 		answered: func(h http.Header) { a.Rate = rateOf(h) },
 	}
 	if o != (AdmitOptions{}) { // an empty body means the same

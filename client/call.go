@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -16,6 +17,7 @@ const maxAnswer = 16 << 20
 // call is one call of the API.
 type call struct {
 	method, path string
+	user         string // whose engine it is about; empty: it is about none
 	keys         keys
 	in           any // marshalled as the body; nil: none
 	out          any // the answer is decoded into it; nil: it is not read
@@ -70,6 +72,13 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 			return failed
 		}
 	}
+	if resp.StatusCode == http.StatusAccepted && resp.Header.Get("Preference-Applied") != "" {
+		begun := &UnderWay{new(Engine)}
+		if err := json.Unmarshal(answer, begun.Engine); err != nil {
+			return fmt.Errorf("decode the answer: %w", err)
+		}
+		return begun
+	}
 	if what.answered != nil {
 		what.answered(resp.Header)
 	}
@@ -107,6 +116,12 @@ func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Req
 	}
 	if what.keys&admin != 0 {
 		set("X-Admin-Key", c.AdminKey)
+	}
+	// No proxy rewrites it, as it may the path: the service compares the two.
+	set("X-User-Id", url.PathEscape(what.user))
+	if what.user != "" && what.method != http.MethodGet {
+		prefer, _ := ctx.Value(preferAsync{}).(string)
+		set("Prefer", prefer)
 	}
 	id, _ := ctx.Value(requestID{}).(string)
 	set("X-Request-Id", id)

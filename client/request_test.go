@@ -15,47 +15,47 @@ import (
 
 // TestRequests: each call's method, path, headers and body on the wire.
 func TestRequests(t *testing.T) {
-	type request struct{ Line, Body, ContentType, Platform, Admin string }
+	type request struct{ Line, Body, ContentType, Platform, Admin, User string }
 	var got request
 	var header http.Header
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		header = r.Header
-		got = request{r.Method + " " + r.RequestURI, string(body), r.Header.Get("Content-Type"), sent(r, "X-Platform-Key"), sent(r, "X-Admin-Key")}
+		got = request{r.Method + " " + r.RequestURI, string(body), r.Header.Get("Content-Type"), sent(r, "X-Platform-Key"), sent(r, "X-Admin-Key"), sent(r, "X-User-Id")}
 		_, _ = io.WriteString(w, `{"new_api_key": "k", "engine_id": "e"}`)
 	})
 	const jsonType = "application/json"
 	all := map[string]request{
-		"provision":    {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", none},
-		"engine":       {"GET /engines/a%2Fb", "", "", "pk", none},
-		"admit":        {"POST /engines/a%2Fb/admit", `{"auto_wake":true}`, jsonType, "pk", none},
-		"start":        {"POST /engines/a%2Fb/start", "", "", "pk", none},
-		"stop":         {"POST /engines/a%2Fb/stop", "", "", "pk", none},
-		"rotate-key":   {"POST /engines/a%2Fb/rotate-key", "", "", "pk", none},
-		"keep-awake":   {"POST /engines/a%2Fb/keep-awake", `{"seconds":2}`, jsonType, "pk", none},
-		"destroy":      {"DELETE /engines/a%2Fb", "", "", "pk", none},
-		"engines":      {"GET /engines?cursor=c%2Bd&limit=5&status=running", "", "", "pk", none},
-		"status":       {"GET /status", "", "", "pk", none},
-		"metrics":      {"GET /metrics", "", "", "pk", none},
-		"audit":        {"GET /audit?since=1970-01-01T00%3A00%3A00Z&user_id=a%2Fb", "", "", "pk", none},
-		"audit of one": {"GET /audit?product_id=p", "", "", none, "ak"},
-		"register":     {"POST /products/register", `{"slug":"s","display_name":"S","policy":{"max_engines":0}}`, jsonType, none, "ak"},
-		"products":     {"GET /products", "", "", none, "ak"},
-		"product":      {"GET /products/p%2Fq", "", "", none, "ak"},
-		"policy":       {"PUT /products/p/policy", `{"policy":{"engine_image":"e"}}`, jsonType, none, "ak"},
-		"platform key": {"POST /products/p/rotate-platform-key", `{"overlap_seconds":60}`, jsonType, none, "ak"},
-		"delete":       {"DELETE /products/p", "", "", none, "ak"},
-		"registry":     {"GET /registry", "", "", none, "ak"},
-		"recovery":     {"GET /registry/recover", "", "", none, "ak"},
-		"recover":      {"POST /registry/recover", "", "", none, "ak"},
-		"rekey":        {"POST /registry/rekey", "", "", none, "ak"},
-		"quarantine":   {"GET /quarantine", "", "", none, "ak"},
-		"adopt":        {"POST /quarantine/e%2Ff/adopt", `{"product_id":"p","user_id":"a/b"}`, jsonType, none, "ak"},
-		"adopt own":    {"POST /quarantine/e/adopt", "", "", none, "ak"},
-		"discard":      {"DELETE /quarantine/e%2Ff", "", "", none, "ak"},
-		"health":       {"GET /health", "", "", none, none},
-		"live":         {"GET /live", "", "", none, none},
-		"ready":        {"GET /ready", "", "", none, none},
+		"provision":    {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", none, "a%2Fb"},
+		"engine":       {"GET /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
+		"admit":        {"POST /engines/a%2Fb/admit", `{"auto_wake":true}`, jsonType, "pk", none, "a%2Fb"},
+		"start":        {"POST /engines/a%2Fb/start", "", "", "pk", none, "a%2Fb"},
+		"stop":         {"POST /engines/a%2Fb/stop", "", "", "pk", none, "a%2Fb"},
+		"rotate-key":   {"POST /engines/a%2Fb/rotate-key", "", "", "pk", none, "a%2Fb"},
+		"keep-awake":   {"POST /engines/a%2Fb/keep-awake", `{"seconds":2}`, jsonType, "pk", none, "a%2Fb"},
+		"destroy":      {"DELETE /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
+		"engines":      {"GET /engines?cursor=c%2Bd&limit=5&status=running", "", "", "pk", none, none},
+		"status":       {"GET /status", "", "", "pk", none, none},
+		"metrics":      {"GET /metrics", "", "", "pk", none, none},
+		"audit":        {"GET /audit?since=1970-01-01T00%3A00%3A00Z&user_id=a%2Fb", "", "", "pk", none, none},
+		"audit of one": {"GET /audit?product_id=p", "", "", none, "ak", none},
+		"register":     {"POST /products/register", `{"slug":"s","display_name":"S","policy":{"max_engines":0}}`, jsonType, none, "ak", none},
+		"products":     {"GET /products", "", "", none, "ak", none},
+		"product":      {"GET /products/p%2Fq", "", "", none, "ak", none},
+		"policy":       {"PUT /products/p/policy", `{"policy":{"engine_image":"e"}}`, jsonType, none, "ak", none},
+		"platform key": {"POST /products/p/rotate-platform-key", `{"overlap_seconds":60}`, jsonType, none, "ak", none},
+		"delete":       {"DELETE /products/p", "", "", none, "ak", none},
+		"registry":     {"GET /registry", "", "", none, "ak", none},
+		"recovery":     {"GET /registry/recover", "", "", none, "ak", none},
+		"recover":      {"POST /registry/recover", "", "", none, "ak", none},
+		"rekey":        {"POST /registry/rekey", "", "", none, "ak", none},
+		"quarantine":   {"GET /quarantine", "", "", none, "ak", none},
+		"adopt":        {"POST /quarantine/e%2Ff/adopt", `{"product_id":"p","user_id":"a/b"}`, jsonType, none, "ak", none},
+		"adopt own":    {"POST /quarantine/e/adopt", "", "", none, "ak", none},
+		"discard":      {"DELETE /quarantine/e%2Ff", "", "", none, "ak", none},
+		"health":       {"GET /health", "", "", none, none, none},
+		"live":         {"GET /live", "", "", none, none, none},
+		"ready":        {"GET /ready", "", "", none, none, none},
 	}
 	for name := range c.calls(t.Context(), "") {
 		if _, tested := all[name]; !tested {

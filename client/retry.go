@@ -17,8 +17,8 @@ import (
 // that the same call may succeed later; and calls for which no connection could
 // be made, since nothing was sent. A call of which nobody knows whether it was
 // done (the connection broke, or a proxy answered 503 or 429) is made again only
-// if it can do no harm: reads, admits, keep-awakes, policies, and provisions with
-// an [IdempotencyKey]. All else is returned at once, and so is an error that asks
+// if it can do no harm: reads, admits, keep-awakes, policies, and changes of
+// engines with an [IdempotencyKey]. All else is returned at once, and so is an error that asks
 // for a longer wait than MaxWait or than the context has left.
 type RetryPolicy struct {
 	// Attempts is how often a call is made in all; 0 and 1: once.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -51,6 +52,8 @@ type Op struct {
 	// while it goes forward. Reason is the row's reason that goes with it.
 	Undo   string `json:"undo,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	// Message is what the caller hears with Undo.
+	Message string `json:"message,omitempty"`
 	// KeyVersion is the Vault version that a rotation writes, or that a warm engine
 	// has while it is claimed; KeyID is the key's own name.
 	KeyVersion int    `json:"key_version,omitempty"`
@@ -77,6 +80,17 @@ type Op struct {
 	// RequestID is the request that caused the operation, for the logs of
 	// whoever finishes it.
 	RequestID string `json:"request_id,omitempty"`
+}
+
+// Ended is an operation that is over, for those who did not wait for it.
+type Ended struct {
+	ID      string    `json:"id"`
+	Kind    OpKind    `json:"kind"`
+	BeganAt time.Time `json:"began_at"`
+	EndedAt time.Time `json:"ended_at"`
+	// Code and Message are those of the error that its caller got; empty: it succeeded.
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 // Restarts is how a failed engine is restarted without being asked to. It is in
@@ -183,13 +197,14 @@ type Engine struct {
 	LastHealthAt time.Time `json:"last_health_at,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
 	Op           *Op       `json:"op,omitempty"`
+	Last         *Ended    `json:"last,omitempty"` // the operation before
 	// SleepPending is set while the leader asks whether a running engine may be
 	// put to sleep (see Store.ProposeSleep). Whoever admits a user to the engine
 	// clears it first.
 	SleepPending string `json:"sleep_pending,omitempty"`
 	// KeepAwakeUntil is until when a product wants the engine not to sleep.
 	KeepAwakeUntil time.Time `json:"keep_awake_until,omitzero"`
-	// Idempotency is the record of the provision that is under way, if it
+	// Idempotency is the record of the operation that is under way, if it
 	// carried a key.
 	Idempotency *RecordRef `json:"idempotency,omitempty"`
 
@@ -216,6 +231,10 @@ func (e *Engine) Clone() *Engine {
 	if e.Op != nil {
 		op := *e.Op
 		c.Op = &op
+	}
+	if e.Last != nil {
+		last := *e.Last
+		c.Last = &last
 	}
 	if e.Restarts != nil {
 		r := *e.Restarts
@@ -289,9 +308,14 @@ func VolumeOf(name string) (engineID string, registration int) {
 // MaxUserIDBytes is the longest user_id (SPEC section 1).
 const MaxUserIDBytes = 256
 
+// ErrDotSegment is wrong with a user_id that has a segment which clients (WHATWG URL
+// standard, "shorten a path") and proxies take out of a path, percent-encoded or not:
+// the call would reach nobody, or another user.
+var ErrDotSegment = errors.New(`user_id has a segment "." or ".." between slashes, which clients and proxies take out of paths`)
+
 // CheckUserID says what is wrong with a user_id, in words for the caller, or
 // returns nil: 1 to 256 bytes of UTF-8 without control characters (SPEC
-// section 1).
+// section 1). ErrDotSegment is checked last.
 func CheckUserID(id string) error {
 	switch {
 	case id == "":
@@ -302,6 +326,11 @@ func CheckUserID(id string) error {
 		return fmt.Errorf("user_id is not valid UTF-8")
 	case strings.ContainsFunc(id, unicode.IsControl):
 		return fmt.Errorf("user_id contains a control character")
+	}
+	for segment := range strings.SplitSeq(id, "/") {
+		if segment == "." || segment == ".." {
+			return ErrDotSegment
+		}
 	}
 	return nil
 }

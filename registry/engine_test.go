@@ -131,7 +131,7 @@ func TestCheckUserID(t *testing.T) {
 	for name, id := range map[string]string{
 		"OK": "user-1", "OKOneByte": "x", "OKLongest": strings.Repeat("x", 256), "OKLongestInRunes": strings.Repeat("ü", 128),
 		"OKMail": "user+tag@example.com", "OKAuth0": "auth0|123", "OKSlashes": "a/b//c/", "OKSpaces": " a b ",
-		"OKProvision": "provision", "OKDots": "..", "OKEmoji": "\U0001F468\u200d\U0001F469\u200d\U0001F467", "OKInterpolation": "${node.unique.id}",
+		"OKProvision": "provision", "OKDots": "...", "OKDotInSegment": "a/.b/c./..d", "OKEmoji": "\U0001F468\u200d\U0001F469\u200d\U0001F467", "OKInterpolation": "${node.unique.id}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := CheckUserID(id); err != nil {
@@ -139,17 +139,23 @@ func TestCheckUserID(t *testing.T) {
 			}
 		})
 	}
+	const dots = `user_id has a segment "." or ".." between slashes, which clients and proxies take out of paths`
 	for name, tt := range map[string]struct{ id, want string }{
-		"ErrEmpty":    {"", "user_id is empty"},
-		"ErrTooLong":  {strings.Repeat("x", 257), "user_id is 257 bytes long; at most 256 are allowed"},
-		"ErrTooWide":  {strings.Repeat("ü", 129), "user_id is 258 bytes long; at most 256 are allowed"},
-		"ErrUTF8":     {"a\xffb", "user_id is not valid UTF-8"},
-		"ErrNull":     {"a\x00b", "user_id contains a control character"},
-		"ErrNewline":  {"a\nb", "user_id contains a control character"},
-		"ErrTab":      {"a\tb", "user_id contains a control character"},
-		"ErrDelete":   {"a\x7fb", "user_id contains a control character"},
-		"ErrC1":       {"a\u0085b", "user_id contains a control character"},
-		"ErrCarriage": {"\r", "user_id contains a control character"},
+		"ErrEmpty":      {"", "user_id is empty"},
+		"ErrTooLong":    {strings.Repeat("x", 257), "user_id is 257 bytes long; at most 256 are allowed"},
+		"ErrTooWide":    {strings.Repeat("ü", 129), "user_id is 258 bytes long; at most 256 are allowed"},
+		"ErrUTF8":       {"a\xffb", "user_id is not valid UTF-8"},
+		"ErrNull":       {"a\x00b", "user_id contains a control character"},
+		"ErrNewline":    {"a\nb", "user_id contains a control character"},
+		"ErrTab":        {"a\tb", "user_id contains a control character"},
+		"ErrDelete":     {"a\x7fb", "user_id contains a control character"},
+		"ErrC1":         {"a\u0085b", "user_id contains a control character"},
+		"ErrCarriage":   {"\r", "user_id contains a control character"},
+		"ErrDot":        {".", dots},
+		"ErrDots":       {"..", dots},
+		"ErrDotFirst":   {"./a", dots},
+		"ErrDotsInside": {"x/../victim", dots},
+		"ErrDotLast":    {"a//.", dots},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := "nil"
@@ -167,8 +173,11 @@ func FuzzCheckUserID(f *testing.F) {
 	f.Add("user-1")
 	f.Add("\xff")
 	f.Add("a\u009fb")
+	f.Add("a/../b")
+	f.Add("./.")
+	dots := regexp.MustCompile(`(^|/)\.\.?(/|$)`)
 	f.Fuzz(func(t *testing.T, id string) {
-		want := len(id) >= 1 && len(id) <= 256 && utf8.ValidString(id)
+		want := len(id) >= 1 && len(id) <= 256 && utf8.ValidString(id) && !dots.MatchString(id)
 		for _, r := range id {
 			want = want && !unicode.In(r, unicode.Cc)
 		}
@@ -187,8 +196,9 @@ func fullEngine() *Engine {
 		VolumePath: "/vol", AllocID: "alloc", URL: "http://127.0.0.1:1", CreatedAt: at, LastHealthAt: at, Reason: "crashed",
 		Op: &Op{
 			ID: "op", Kind: OpStart, Step: "boot", Owner: "me", BeganAt: at, Deadline: at, From: Failed, Undo: "BOOT_TIMEOUT",
-			Reason: "boot_timeout", KeyVersion: 4, JobIndex: 7, Supersedes: "other", AuditID: 8, RequestID: "req",
+			Reason: "boot_timeout", Message: "too late", KeyVersion: 4, JobIndex: 7, Supersedes: "other", AuditID: 8, RequestID: "req",
 		},
+		Last:         &Ended{ID: "before", Kind: OpStop, BeganAt: at, EndedAt: at, Code: "STOP_UNCONFIRMED", Message: "silent"},
 		SleepPending: "attempt", KeepAwakeUntil: at,
 		Idempotency: &RecordRef{Key: "key", Body: "body", CreatedAt: at},
 		Index:       9, stored: Running,
@@ -201,8 +211,8 @@ func TestEngineClone(t *testing.T) {
 	if diff := cmp.Diff(e, c, cmp.AllowUnexported(Engine{})); diff != "" {
 		t.Fatalf("the clone differs (-want +got):\n%s", diff)
 	}
-	c.Op.Step, c.State, c.Idempotency.Key = "register", Failed, "another"
-	if e.Op.Step != "boot" || e.State != Running || e.Idempotency.Key != "key" {
+	c.Op.Step, c.State, c.Idempotency.Key, c.Last.Code = "register", Failed, "another", ""
+	if e.Op.Step != "boot" || e.Last.Code == "" || e.State != Running || e.Idempotency.Key != "key" {
 		t.Fatalf("a change of the clone reached the original: %+v", e)
 	}
 	if c := (&Engine{}).Clone(); c.Op != nil {
@@ -217,8 +227,9 @@ func TestEngineFormat(t *testing.T) {
 		`"image":"image:1","resources":{"cpu_mhz":100,"memory_mb":256},"node_pool":"pool","key_version":3,"node_id":"node","volume_id":"vol",` +
 		`"volume_path":"/vol","alloc_id":"alloc","url":"http://127.0.0.1:1","created_at":"2026-01-02T03:04:05.006Z",` +
 		`"last_health_at":"2026-01-02T03:04:05.006Z","reason":"crashed","op":{"id":"op","kind":"start","step":"boot","owner":"me",` +
-		`"began_at":"2026-01-02T03:04:05.006Z","deadline":"2026-01-02T03:04:05.006Z","from":"failed","undo":"BOOT_TIMEOUT","reason":"boot_timeout","key_version":4,"job_index":7,` +
-		`"supersedes":"other","audit_id":8,"request_id":"req"},"sleep_pending":"attempt","keep_awake_until":"2026-01-02T03:04:05.006Z","idempotency":{"key":"key","body":"body","created_at":"2026-01-02T03:04:05.006Z"}}`
+		`"began_at":"2026-01-02T03:04:05.006Z","deadline":"2026-01-02T03:04:05.006Z","from":"failed","undo":"BOOT_TIMEOUT","reason":"boot_timeout","message":"too late","key_version":4,"job_index":7,` +
+		`"supersedes":"other","audit_id":8,"request_id":"req"},` +
+		`"last":{"id":"before","kind":"stop","began_at":"2026-01-02T03:04:05.006Z","ended_at":"2026-01-02T03:04:05.006Z","code":"STOP_UNCONFIRMED","message":"silent"},"sleep_pending":"attempt","keep_awake_until":"2026-01-02T03:04:05.006Z","idempotency":{"key":"key","body":"body","created_at":"2026-01-02T03:04:05.006Z"}}`
 	got := encode(fullEngine())
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Fatalf("row (-want +got):\n%s", diff)

@@ -96,7 +96,8 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 }
 
 // Update writes e over the row that was read at e.Index and sets the new index.
-// ErrConflict: somebody else changed the row; nothing was written.
+// ErrConflict: somebody else changed the row; nothing was written. ErrKeyUsed: the fresh
+// record in e is there already; nothing was written.
 func (s *Store) Update(ctx context.Context, e *Engine) error {
 	if err := checkMove(e.stored, e.State); err != nil {
 		return err
@@ -116,8 +117,14 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 		var results consul.KVPairs
 		var failed []int
 		if results, failed, err = s.txn(ctx, append(ops, record...)); err == nil {
+			if ref != nil {
+				ref.Fresh, ref.Replaces = false, ""
+			}
 			s.written(e, value, results)
 			return nil
+		}
+		if ref != nil && ref.Fresh && slices.Contains(failed, len(ops)) && !slices.Contains(failed, 0) {
+			return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
 		}
 		err = s.sessionOr(failed, err)
 	}
@@ -183,8 +190,14 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 		if err != nil {
 			return err
 		}
-		if r := e.Idempotency; r != nil { // its provision failed
-			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)})
+		if r := e.Idempotency; r != nil {
+			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was cut short
+			if r.Kind == OpDestroy {
+				done := r.record(e)
+				done.Done = true
+				record.Verb, record.Value = consul.KVSet, encode(done)
+			}
+			ops = append(ops, record)
 		}
 		if bury {
 			g := &Grave{

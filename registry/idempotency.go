@@ -9,16 +9,16 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// IdempotencyTTL is how long a provision's Idempotency-Key is kept (SPEC
+// IdempotencyTTL is how long a change's Idempotency-Key is kept (SPEC
 // section 2).
 const IdempotencyTTL = 24 * time.Hour
 
 // ErrKeyUsed: the Idempotency-Key has a record already.
 var ErrKeyUsed = errors.New("registry: idempotency key is used")
 
-// Idempotency is the record of a provision that carried an Idempotency-Key. It
-// is made with the row, in one transaction, and goes with a provision that
-// fails: errors are not kept.
+// Idempotency is the record of a change that carried an Idempotency-Key. It is made
+// with the row of a provision, or with the operation in the row, in one transaction,
+// and goes with a change that fails: errors are not kept.
 type Idempotency struct {
 	// Key is the SHA-256 of the caller's key; Body that of what it asked for.
 	Key  string `json:"-"`
@@ -29,6 +29,8 @@ type Idempotency struct {
 	CreatedAt time.Time `json:"created_at"`
 	// URL is what the provision answered; empty while it is under way.
 	URL string `json:"url,omitempty"`
+	// Done: the change, which is no provision, succeeded.
+	Done bool `json:"done,omitempty"`
 
 	// Index is the record's ModifyIndex in Consul; 0 when there is none yet.
 	Index uint64 `json:"-"`
@@ -59,8 +61,8 @@ func (s *Store) Idempotency(ctx context.Context, productID, key string) (*Idempo
 	return r, nil
 }
 
-// recordOps are the operations that keep the record of e's provision in step
-// with its row: told its new identity, its answer, or gone with its failure.
+// recordOps are the operations that keep the record of e's change in step with its
+// row: made with it, told its answer, or gone with its failure.
 func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
 	r := e.Idempotency
 	if r == nil {
@@ -68,11 +70,17 @@ func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
 	}
 	at := s.idempotencyKey(e.ProductID, r.Key)
 	switch {
+	case r.Fresh: // over an expired record, at the index that was read
+		ops := consul.KVTxnOps{{Verb: consul.KVCAS, Key: at, Value: encode(r.record(e)), Index: r.Expired}}
+		if r.Replaces != "" {
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Replaces)})
+		}
+		return ops
 	case e.Op != nil && e.Op.Undo == "":
 		return nil // under way, as the record says
-	case e.State == Running:
+	case r.succeeded(e):
 		answered := r.record(e)
-		answered.URL = e.URL
+		answered.URL, answered.Done = e.URL, r.Kind != ""
 		e.Idempotency = nil
 		return consul.KVTxnOps{{Verb: consul.KVSet, Key: at, Value: encode(answered)}}
 	}
@@ -80,14 +88,27 @@ func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
 	return consul.KVTxnOps{{Verb: consul.KVDelete, Key: at}}
 }
 
-// RecordRef is what a row knows of its provision's record while that is under
-// way.
+// RecordRef is what a row knows of its operation's record while that is under way.
 type RecordRef struct {
 	Key       string    `json:"key"`
 	Body      string    `json:"body"`
 	CreatedAt time.Time `json:"created_at"`
+	// Kind is the operation that it is of; empty: the provision.
+	Kind OpKind `json:"kind,omitempty"`
 	// Expired is the index of the expired record that this one replaces.
 	Expired uint64 `json:"-"`
+	// Fresh: the record is to be made with the next write of the row. Replaces is the key
+	// of the record of the operation that this one cuts short.
+	Fresh    bool   `json:"-"`
+	Replaces string `json:"-"`
+}
+
+// succeeded says whether the operation of the record has closed without an error.
+func (r *RecordRef) succeeded(e *Engine) bool {
+	if r.Kind == "" {
+		return e.State == Running
+	}
+	return e.Op == nil && e.Last != nil && e.Last.Kind == r.Kind && e.Last.Code == "" && !e.Last.BeganAt.Before(r.CreatedAt)
 }
 
 func (r *RecordRef) record(e *Engine) *Idempotency {

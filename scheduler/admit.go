@@ -234,6 +234,8 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
 		_, err := o.wait(ctx)
 		switch {
+		case errors.As(err, new(*UnderWay)):
+			return err
 		case err != nil && overtaken(err):
 			return nil
 		case err != nil && row.Op.Kind == registry.OpSleep:
@@ -255,6 +257,9 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 		case err != nil:
 			return err
 		case now.Op != nil && now.Op.ID == row.Op.ID:
+			if err := impatient(ctx, now); err != nil {
+				return err
+			}
 			continue
 		case now.Op == nil && now.State == registry.Failed:
 			return failedBoot(now.Reason)

@@ -129,6 +129,7 @@ func (o *operation) write(ctx context.Context) error {
 func (o *operation) finish() {
 	op, row := o.row.Op, o.row
 	row.Op = nil
+	row.Last = &registry.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: time.Now().UTC(), Code: op.Undo, Message: op.Message}
 	switch {
 	case op.Kind == registry.OpRestart:
 		// Its process ended: there is no way back to where it was.
@@ -166,7 +167,8 @@ func isBootOutcome(code Code) bool { return code == BootTimeout || code == Engin
 // undo turns the operation round where its kind and step allow it, and says
 // whether it did. The change is written before the next step.
 func (o *operation) undo(err error) bool {
-	op, code := o.row.Op, AsError(err).Code
+	op, e := o.row.Op, AsError(err)
+	code := e.Code
 	if op == nil || op.Undo != "" || undoing[op.Kind] == nil {
 		return false
 	}
@@ -177,7 +179,7 @@ func (o *operation) undo(err error) bool {
 		return false
 	}
 	from := op.Step
-	op.Undo, op.Reason = string(code), reasonOf(err)
+	op.Undo, op.Message, op.Reason = string(code), e.Message, reasonOf(err)
 	op.Step = undoing[op.Kind][0].name
 	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
 		o.becomeDestroy(from)

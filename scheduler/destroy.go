@@ -16,6 +16,13 @@ import (
 // ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
 // removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
+	done, record, err := s.recall(ctx, caller, registry.OpDestroy)
+	if done != nil {
+		return done.EngineID, nil
+	}
+	if err != nil {
+		return "", err
+	}
 	row, err := caller.engine()
 	if err != nil {
 		return "", err
@@ -32,13 +39,17 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 			s.drop(ctx, &d, busy(registry.OpDestroy)) // the row of the other one tells it
 			return s.awaitDestroyed(ctx, row)
 		}
-		o, err := s.beginDestroy(ctx, caller, row, &d, asking)
+		o, err := s.beginDestroy(ctx, caller, row, &d, record, asking)
 		if err == nil {
 			engine, err := o.wait(ctx)
 			if err != nil {
 				return "", err
 			}
 			return engine.EngineID, nil
+		}
+		if errors.Is(err, registry.ErrKeyUsed) {
+			s.drop(ctx, &d, busy(registry.OpDestroy))
+			return s.Destroy(ctx, caller) // the same call is under way: its answer is this one's too
 		}
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
@@ -52,7 +63,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 
 // beginDestroy ends what this replica does to an engine, and writes a destroy over the
 // operation that its row carries. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *draft, asking time.Duration) (*operation, error) {
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *draft, record *registry.RecordRef, asking time.Duration) (*operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
 		release, err := s.halt(ctx, row)
@@ -70,6 +81,12 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *regis
 	op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
 	op.Supersedes = other
 	row.State, row.Desired = registry.Destroying, registry.Destroying
+	if record != nil {
+		if other := row.Idempotency; other != nil {
+			record.Replaces = other.Key
+		}
+		row.Idempotency = record
+	}
 	o, err := s.enter(ctx, row, op, d, caller.Product.Slug, nil, asking)
 	if err == nil && cut != nil {
 		// Nobody else may be there to say so: its replica is gone, or never ran it.
@@ -140,6 +157,11 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 		case err == nil && now.Op != nil && now.Op.Owner == s.replica.ID:
 			// A provision that was removing itself may have been cancelled for a destroy.
 			if err := s.resume(ctx, now); err != nil && ctx.Err() == nil {
+				return "", err
+			}
+		}
+		if err == nil {
+			if err := impatient(ctx, now); err != nil {
 				return "", err
 			}
 		}

@@ -114,6 +114,22 @@ func unreadable(u *registry.Unreadable) *Error {
 	return &Error{Code: RecordUnreadable, Message: fmt.Sprintf(message, what), Err: u, RetryAfter: retryUnreadable}
 }
 
+// Away names the store that an error says is out of reach, as Scheduler.Health does;
+// "": none.
+func Away(err error) string {
+	switch {
+	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrNoSession):
+		return "consul"
+	case errors.Is(err, cluster.ErrUnavailable):
+		return "nomad"
+	case errors.Is(err, secrets.ErrUnavailable):
+		return "vault"
+	case errors.Is(err, audit.ErrUnavailable):
+		return "audit"
+	}
+	return ""
+}
+
 // AsError gives any error its place in the contract. A cause that is not known
 // becomes INTERNAL_ERROR, with nothing of it in the message.
 func AsError(err error) *Error {

@@ -82,3 +82,68 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 	}
 	return nil, nil, busy(registry.OpProvision)
 }
+
+// recall finds what became of a change whose Idempotency-Key was seen before, and waits
+// for it while it is under way. Neither a record nor an error: the key is new, and ref
+// goes into the row with the operation; nil: the caller sent none.
+func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.OpKind) (done *registry.Idempotency, ref *registry.RecordRef, err error) {
+	if caller.IdempotencyKey == "" {
+		return nil, nil, nil
+	}
+	ref = &registry.RecordRef{
+		Key: digest(caller.IdempotencyKey), Body: digest(string(kind), caller.UserID, ""), Kind: kind, Fresh: true, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+	}
+	for range maxClaims {
+		record, err := s.store.Idempotency(ctx, caller.Product.ProductID, ref.Key)
+		switch {
+		case errors.Is(err, registry.ErrNotFound):
+			return nil, ref, nil
+		case err != nil:
+			return nil, nil, err
+		case record.Expired(time.Now()):
+			ref.Expired = record.Index
+			return nil, ref, nil
+		case record.Body != ref.Body:
+			return nil, nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
+		case record.Done:
+			return record, nil, nil
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, nil, err
+		}
+		row := caller.Engine
+		switch {
+		case row == nil || row.Op == nil || row.Idempotency == nil || row.Idempotency.Key != ref.Key:
+			if !pause(ctx, pollEvery) { // it ended between the two reads
+				return nil, nil, ctx.Err()
+			}
+		case row.State == registry.Destroying:
+			_, err = s.awaitDestroyed(ctx, row)
+		default:
+			err = s.awaitOperation(ctx, row)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, busy(kind)
+}
+
+// again is the engine as the first answer to a change had it, with what else it has now.
+// ENGINE_DESTROYED: it is gone since.
+func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Idempotency, first registry.State) (*registry.Engine, error) {
+	if err := caller.refresh(ctx, s); err != nil {
+		return nil, err
+	}
+	if caller.Engine == nil || caller.Engine.EngineID != done.EngineID {
+		return nil, fail(EngineDestroyed, "the engine that this Idempotency-Key was used for is gone")
+	}
+	e := caller.Engine.Clone()
+	if first != "" {
+		e.State = first
+	}
+	if e.URL == "" {
+		e.URL = done.URL
+	}
+	return e, nil
+}

@@ -239,6 +239,14 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 	var o *operation
 	var leave func() // of a start's place among its product's boots
 	for range maxClaims {
+		done, record, err := s.recall(ctx, caller, kind)
+		if done != nil {
+			s.drop(ctx, &d, busy(kind)) // the row of the other one tells it
+			return s.again(ctx, caller, done, joins)
+		}
+		if err != nil {
+			return nil, err
+		}
 		row, err := caller.engine()
 		if err != nil {
 			return nil, err
@@ -264,7 +272,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			s.drop(ctx, &d, err) // the row of the other one tells it
 			return s.join(ctx, row, joins)
 		}
-		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, prepare: prepare}
+		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, prepare: prepare}
 		if kind == registry.OpStart && leave == nil {
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
@@ -277,7 +285,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 		if o, err = s.tryPropose(ctx, row, &d, p); err == nil {
 			return o.wait(ctx)
 		}
-		if !errors.Is(err, registry.ErrConflict) {
+		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
 			return nil, err
 		}
 		if err := caller.refresh(ctx, s); err != nil {
@@ -295,6 +303,7 @@ type proposal struct {
 	envVersion    int      // a restart's: of the provider keys that it is for
 	backends      []string // the dependencies that it needs
 	canary        bool
+	record        *registry.RecordRef // of its Idempotency-Key; nil: it has none
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
 	prepare func(*registry.Engine) error
@@ -315,6 +324,7 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
 	op.Canary, op.EnvVersion = p.canary, p.envVersion
+	row.Idempotency = p.record
 	if err := p.prepare(row); err != nil {
 		return nil, err
 	}
@@ -370,6 +380,9 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 		case err != nil:
 			return nil, gone(err)
 		case now.Op != nil && now.Op.ID == row.Op.ID:
+			if err := impatient(ctx, now); err != nil {
+				return nil, err
+			}
 			continue
 		case now.Op == nil && now.State == to:
 			return now, nil

@@ -30,8 +30,9 @@ type operation struct {
 	row *registry.Engine
 	log hclog.Logger
 	// opID is the row's operation as it was launched; others may read it.
-	opID  string
-	began registry.Op // the operation as it was launched
+	opID              string
+	productID, userID string
+	began             registry.Op // the operation as it was launched
 
 	registeredAt time.Time
 	bootTook     time.Duration // from the registration to the first healthy answer
@@ -99,7 +100,7 @@ func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
 	}
 	ctx, cancel := context.WithCancelCause(WithRequestID(s.base, row.Op.RequestID))
 	o := &operation{
-		s: s, row: row, opID: row.Op.ID, began: *row.Op, spent: before, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
+		s: s, row: row, opID: row.Op.ID, productID: row.ProductID, userID: row.UserID, began: *row.Op, spent: before, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
 		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	key := engineKey(row.ProductID, row.UserID)
@@ -201,17 +202,31 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 	if o == nil {
 		return nil, &Error{Code: BackendUnavailable, Message: "this replica is stopping; try again", RetryAfter: retryBackend}
 	}
-	select {
-	case <-o.answered:
-		switch {
-		case errors.Is(o.err, errTakenOver):
-			return nil, elsewhere(o.err)
-		case errors.Is(o.err, errSuperseded):
-			return nil, busy(registry.OpDestroy)
+	over, stop := impatience(ctx)
+	defer stop()
+	for {
+		select {
+		case <-o.answered:
+			switch {
+			case errors.Is(o.err, errTakenOver):
+				return nil, elsewhere(o.err)
+			case errors.Is(o.err, errSuperseded):
+				return nil, busy(registry.OpDestroy)
+			}
+			return o.engine, o.err
+		case <-over:
+			row, err := o.s.store.Engine(ctx, o.productID, o.userID)
+			if errors.Is(err, registry.ErrNotFound) {
+				over = nil // it is about to be answered
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			return nil, &UnderWay{row}
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		return o.engine, o.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 }
 

@@ -125,7 +125,8 @@ func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Own
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
-	if err := registry.CheckUserID(owner.UserID); err != nil {
+	// An engine that was made before such ids were refused stays its user's.
+	if err := registry.CheckUserID(owner.UserID); err != nil && !errors.Is(err, registry.ErrDotSegment) {
 		return owner, fail(InvalidRequest, "%v", err)
 	}
 	owner.Deployment, owner.EngineID = s.guard.id(), w.id

@@ -29,6 +29,9 @@ type Caller struct {
 	Engine *registry.Engine
 	// UserID is whose engine the call is about.
 	UserID string
+	// IdempotencyKey makes the same start, stop, rotation or destroy again have the same
+	// answer; empty: none.
+	IdempotencyKey string
 
 	keyHash string
 	visit   *visit // of an admit, from before its engine's row is read

@@ -3,6 +3,8 @@ package server_test
 import (
 	"strings"
 	"testing"
+
+	"github.com/septemberai/orch/scheduler"
 )
 
 // TestOnRealAgents holds what needs an engine, or a product at least, to be
@@ -48,9 +50,13 @@ func TestOnRealAgents(t *testing.T) {
 		a.call(t, "GET", "/engines/v", "").want(t, 404, "ENGINE_NOT_FOUND")
 	})
 
+	t.Run("user_ids with dot segments", func(t *testing.T) { testDotSegments(t, a) })
+
+	t.Run("behind proxies", func(t *testing.T) { testProxies(t, a) })
+
 	t.Run("user_ids in paths", func(t *testing.T) {
 		for user, status := range map[string]int{
-			"provision": 404, "a%2Fb": 404, "%2F%2F": 404, "with%20space": 404, "%F0%9F%A6%8A": 404, "..": 404, ".": 404, "%2E%2E": 404, "start": 404,
+			"provision": 404, "a%2Fb": 404, "%2F%2F": 400, "a%2F": 400, "with%20space": 404, "%F0%9F%A6%8A": 404, "...": 404, "start": 404,
 			strings.Repeat("x", 256): 404, strings.Repeat("%C3%A9", 128): 404, "%E2%80%AE": 404,
 			strings.Repeat("x", 257): 400, strings.Repeat("%C3%A9", 129): 400, "%00": 400, "a%0Ab": 400, "%7F": 400, "%C2%85": 400, "%FF": 400, "%ED%A0%80": 400,
 		} {
@@ -62,4 +68,50 @@ func TestOnRealAgents(t *testing.T) {
 			}
 		}
 	})
+}
+
+// testDotSegments: an id that would be taken out of a path is refused wherever it comes
+// in; an engine that was made for one before is the admin's to read and to destroy.
+func testDotSegments(t *testing.T, a *api) {
+	product := map[string]string{"X-Platform-Key": a.key}
+	refused := func(t *testing.T, got answer) {
+		t.Helper()
+		got.want(t, 400, "INVALID_REQUEST")
+		if !strings.Contains(got.text, `user_id has a segment \".\" or \"..\" between slashes`) {
+			t.Errorf("the message is %s", got.text)
+		}
+	}
+	for _, user := range []string{".", "..", "%2E", "%2e%2E", "x%2F..%2Fvictim", "..%2Fvictim", "x%2F.", "x%2F%2E%2Fy"} {
+		path := "/engines/" + user
+		for _, c := range [][2]string{{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"}, {"POST", path + "/admit"}, {"POST", path + "/keep-awake"}} {
+			refused(t, a.callWith(t, c[0], c[1], "", product))
+		}
+		refused(t, a.callWith(t, "GET", "/audit?user_id="+user, "", product))
+		refused(t, a.call(t, "POST", path+"/start", "")) // by the admin, too
+	}
+	for _, body := range []string{`{"user_id": ".."}`, `{"user_id": "x/../victim"}`} {
+		refused(t, a.call(t, "POST", "/engines/provision", body))
+		refused(t, a.call(t, "POST", "/quarantine/e/adopt", `{"product_id": "p", `+body[1:]))
+	}
+
+	const old, path = "x/../victim", "/engines/x%2F..%2Fvictim"
+	c, err := a.svc.Scheduler.Authenticate(t.Context(), a.key, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, _, err := a.svc.Scheduler.Provision(t.Context(), c, scheduler.ProvisionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, a.callWith(t, "GET", path, "", product))
+	refused(t, a.callWith(t, "DELETE", path, "", map[string]string{"X-Platform-Key": a.key, "X-Admin-Key": "wrong"}))
+	if got := a.call(t, "GET", path, ""); got.status != 200 || got.field("engine_id") != made.EngineID || got.field("user_id") != old {
+		t.Errorf("the admin reads %d %s", got.status, got.text)
+	}
+	if got := a.call(t, "DELETE", path, ""); got.status != 200 || got.field("engine_id") != made.EngineID {
+		t.Errorf("the admin destroys: %d %s", got.status, got.text)
+	}
+	if got := a.callWith(t, "GET", "/audit?action=destroy&user_id=x%2F..%2Fvictim", "", map[string]string{"X-Admin-Key": adminKey}); !strings.Contains(got.text, made.EngineID) {
+		t.Errorf("the admin's audit log: %d %s", got.status, got.text)
+	}
 }

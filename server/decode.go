@@ -22,18 +22,17 @@ const maxBody = 64 << 10
 // decode reads a JSON request body into v. It is strict, so that typing errors
 // surface: unknown fields, duplicate keys, wrong types, nulls, invalid UTF-8 and
 // anything after the value are refused, and the message names the field. An
-// empty body is {}. An endpoint with a body takes no parameters.
+// empty body is {}, whatever content type is named: curl -d ” names a form. An
+// endpoint with a body takes no parameters.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	if ct := r.Header.Get("Content-Type"); ct != "" {
-		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
-			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
-		}
-	}
 	if r.ContentLength == 0 { // most admits have none
 		return nil
+	}
+	if res, ok := w.(*response); ok {
+		w = res.ResponseWriter // net/http's own, whose connection is closed when the body is too large
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -42,6 +41,14 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 			return &scheduler.Error{Code: scheduler.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
 		}
 		return invalid("the body could not be read")
+	}
+	if len(body) == 0 { // chunked, without a chunk
+		return nil
+	}
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
+		}
 	}
 	return decodeBytes(body, v)
 }

@@ -114,6 +114,25 @@ func TestContentType(t *testing.T) {
 	}
 }
 
+// TestNoBody: what has no body is {}, whatever content type is named, as by
+// curl -d ”.
+func TestNoBody(t *testing.T) {
+	s := newCutOff(t)
+	for _, ct := range []string{"application/x-www-form-urlencoded", "text/plain", ";"} {
+		for name, length := range map[string]int64{"empty": 0, "chunked": -1} {
+			t.Run(name+" "+ct, func(t *testing.T) {
+				r := httptest.NewRequest(http.MethodPost, "/registry/recover", strings.NewReader(""))
+				r.ContentLength = length
+				r.Header.Set("X-Admin-Key", adminKey)
+				r.Header.Set("Content-Type", ct)
+				want(t, s.answer(r), 503, scheduler.BackendUnavailable) // taken: the registry is away
+			})
+		}
+		w := s.send(http.MethodPost, "/registry/recover", "{}", "X-Admin-Key", adminKey, "Content-Type", ct)
+		want(t, w, 415, scheduler.UnsupportedMedia)
+	}
+}
+
 // adminBodies are the endpoints that decode before they call anything.
 var adminBodies = []struct{ method, path, good string }{
 	{"POST", "/products/register", goodProduct},

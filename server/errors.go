@@ -1,7 +1,10 @@
 package server
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"strconv"
@@ -49,6 +52,10 @@ var status = map[scheduler.Code]int{
 	scheduler.RotationUnconfirmed: http.StatusGatewayTimeout,
 }
 
+// statusHungUp is what the log says of a request whose caller did not wait for the
+// answer, as nginx does: nobody gets it.
+const statusHungUp = 499
+
 // errorBody is every answer that is not 2xx.
 type errorBody struct {
 	Error struct {
@@ -66,14 +73,26 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		code = http.StatusInternalServerError
 	}
 	id := scheduler.RequestID(r.Context())
-	args := []any{"request_id", id, "code", string(e.Code), "status", code, "method", r.Method}
+	args := []any{"status", code, "request_id", id, "code", string(e.Code), "method", r.Method}
 	if e.Err != nil {
 		args = append(args, "error", e.Err)
 	}
-	if code >= http.StatusInternalServerError && r.URL.Path != readyPath { // its answer is the alarm
-		s.log.Error("request failed", args...)
-	} else {
+	switch {
+	case code < http.StatusInternalServerError, r.URL.Path == readyPath: // its answer is the alarm
 		s.log.Debug("request refused", args...)
+	case errors.Is(r.Context().Err(), context.Canceled) && code == http.StatusServiceUnavailable:
+		// Whatever was asked meanwhile was given up with the caller.
+		args[1] = statusHungUp
+		s.log.Debug("the caller hung up", args...)
+	case code == http.StatusServiceUnavailable:
+		s.outages.failed(cmp.Or(scheduler.Away(err), string(e.Code)), id, err)
+		s.log.Debug("request failed", args...)
+	default:
+		s.log.Error("request failed", args...)
+	}
+	if res, ok := w.(*response); ok && res.begun {
+		// The caller has a part of another answer: a broken one is better than a wrong one.
+		panic(http.ErrAbortHandler)
 	}
 	wait := e.RetryAfter
 	if wait < time.Second && (code == http.StatusServiceUnavailable || code == http.StatusTooManyRequests) {

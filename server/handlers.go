@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -64,13 +65,21 @@ func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, erro
 // that is returned with an error has left.
 func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, userID string) (*scheduler.Caller, error), r *http.Request, userID string) (*scheduler.Caller, error) {
 	bad := registry.CheckUserID(userID)
+	if errors.Is(bad, registry.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
+		bad = nil // such an engine was made before it was refused; the admin can look at it and remove it
+	}
+	if bad == nil {
+		bad = sameUser(r, userID)
+	}
 	if bad != nil {
 		userID = "" // nothing is looked up under a name that cannot be
 	}
 	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
 	if err == nil && bad != nil {
 		c.Leave()
-		err = invalid("%v", bad)
+		if err = bad; !errors.As(bad, new(*scheduler.Error)) {
+			err = invalid("%v", bad)
+		}
 	}
 	return c, err
 }
@@ -94,11 +103,11 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 			return invalid("engine_version is empty; leave it out for the default")
 		}
 	}
-	idempotency := r.Header.Values("Idempotency-Key")
-	if len(idempotency) > 1 || len(idempotency) == 1 && (idempotency[0] == "" || len(idempotency[0]) > scheduler.MaxIdempotencyKey) {
-		return invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	idempotency, err := idempotencyKey(r)
+	if err != nil {
+		return err
 	}
-	e, key, err := s.scheduler.Provision(r.Context(), c, scheduler.ProvisionOptions{Image: image, IdempotencyKey: strings.Join(idempotency, "")})
+	e, key, err := s.scheduler.Provision(r.Context(), c, scheduler.ProvisionOptions{Image: image, IdempotencyKey: idempotency})
 	if err != nil {
 		return err
 	}
@@ -126,7 +135,10 @@ func (s *Server) getEngine(w http.ResponseWriter, r *http.Request, userID string
 		return err
 	}
 	secret(w)
-	writeJSON(w, http.StatusOK, engineAnswer{s.showEngine(e), optional(key)})
+	writeJSON(w, http.StatusOK, struct {
+		engineAnswer
+		progress
+	}{engineAnswer{s.showEngine(e), optional(key)}, showProgress(e)})
 	return nil
 }
 
@@ -218,10 +230,22 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 	return nil
 }
 
-// bodyless authenticates a call whose body may be empty or {}.
+// idempotencyKey is the Idempotency-Key of a call; empty: it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	keys := r.Header.Values("Idempotency-Key")
+	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
+		return "", invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	}
+	return strings.Join(keys, ""), nil
+}
+
+// bodyless authenticates a change whose body may be empty or {}.
 func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string) (*scheduler.Caller, error) {
 	c, err := s.caller(r, userID)
 	if err != nil {
+		return nil, err
+	}
+	if c.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return nil, err
 	}
 	return c, decode(w, r, &emptyBody{})

@@ -24,7 +24,7 @@ func (s *Server) routes() http.Handler {
 	r := httprouter.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS, r.HandleMethodNotAllowed = false, false, false, false
 	plain := func(h handler) httprouter.Handle {
-		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", h) }
+		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", noUser(h)) }
 	}
 	item := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
@@ -36,11 +36,12 @@ func (s *Server) routes() http.Handler {
 			s.serve(w, req, id, h)
 		}
 	}
+	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is no user
 	collections := map[string]collection{
-		"engines": {"provision", s.provision, map[string]handler{
-			"admit": s.admit, "start": s.start, "stop": s.stop, "rotate-key": s.rotateKey, "keep-awake": s.keepAwake,
+		"engines": {"provision", s.mayWait(s.provision), map[string]handler{
+			"admit": s.mayWait(s.admit), "start": s.mayWait(s.start), "stop": s.mayWait(s.stop), "rotate-key": s.mayWait(s.rotateKey), "keep-awake": s.keepAwake,
 		}},
-		"products": {"register", s.registerProduct, map[string]handler{"rotate-platform-key": s.rotatePlatformKey}},
+		"products": {"register", noUser(s.registerProduct), map[string]handler{"rotate-platform-key": noUser(s.rotatePlatformKey)}},
 	}
 	// httprouter's own Allow names OPTIONS, which nothing takes, and POST for
 	// every item.
@@ -49,6 +50,9 @@ func (s *Server) routes() http.Handler {
 		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
 			if h, _, _ := r.Lookup(method, req.URL.Path); h != nil && (method != http.MethodPost || takesPost(collections, req.URL.Path)) {
 				allowed = append(allowed, method)
+				if method == http.MethodGet {
+					allowed = append(allowed, http.MethodHead)
+				}
 			}
 		}
 		if len(allowed) == 0 {
@@ -69,25 +73,25 @@ func (s *Server) routes() http.Handler {
 	r.GET("/audit", plain(s.auditLog))
 	r.GET("/engines", plain(s.listEngines))
 	r.GET("/engines/:id", item(s.getEngine))
-	r.DELETE("/engines/:id", item(s.destroy))
+	r.DELETE("/engines/:id", item(s.mayWait(s.destroy)))
 	r.GET("/products", plain(s.listProducts))
-	r.GET("/products/:id", item(s.getProduct))
-	r.DELETE("/products/:id", item(s.deleteProduct))
-	r.PUT("/products/:id/policy", item(s.setPolicy))
+	r.GET("/products/:id", other(s.getProduct))
+	r.DELETE("/products/:id", other(s.deleteProduct))
+	r.PUT("/products/:id/policy", other(s.setPolicy))
 	r.GET("/reconcile", plain(s.planReconcile))
 	r.POST("/reconcile", plain(s.requestReconcile))
 	r.GET("/graves", plain(s.listGraves))
-	r.DELETE("/graves/:id", item(s.bury))
+	r.DELETE("/graves/:id", other(s.bury))
 	r.GET("/provider-keys", plain(s.providerKeys))
 	r.POST("/provider-keys/apply", plain(s.applyProviderKeys))
 	r.GET("/registry", plain(s.registryStatus))
 	r.GET("/registry/recover", plain(s.planRecovery))
 	r.POST("/registry/recover", plain(s.requestRecovery))
 	r.POST("/registry/rekey", plain(s.rekey))
-	r.POST("/nodes/:id/adopt", item(s.adoptNode))
+	r.POST("/nodes/:id/adopt", other(s.adoptNode))
 	r.GET("/quarantine", plain(s.listQuarantine))
-	r.POST("/quarantine/:id/adopt", item(s.adopt))
-	r.DELETE("/quarantine/:id", item(s.discard))
+	r.POST("/quarantine/:id/adopt", other(s.adopt))
+	r.DELETE("/quarantine/:id", other(s.discard))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {
@@ -112,6 +116,10 @@ func (s *Server) routes() http.Handler {
 			u.Path, u.RawPath = path, ""
 			escaped := *req
 			escaped.URL, req = &u, &escaped
+		}
+		if req.Method == http.MethodHead { // net/http leaves the body out
+			get := *req
+			get.Method, req = http.MethodGet, &get
 		}
 		r.ServeHTTP(w, req)
 	})

@@ -31,6 +31,7 @@ type Server struct {
 	http      *http.Server
 	docs      []byte        // the page of the API
 	longest   time.Duration // a call's time limit
+	outages   *outages
 }
 
 // New opens addr, so that a taken port is an error here and not in a goroutine.
@@ -43,7 +44,10 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	if err != nil {
 		return nil, err
 	}
-	srv := &Server{scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation()}
+	srv := &Server{
+		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
+		outages: newOutages(log, s.Health),
+	}
 	srv.SetAdminKey(adminKey)
 	// An answer can take as long as the longest operation; a client that does
 	// not read it, or does not send its request, is let go. A re-key takes less: it
@@ -107,7 +111,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // Close ends all connections at once.
-func (s *Server) Close() error { return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close())) }
+func (s *Server) Close() error {
+	err := errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
+	s.outages.close()
+	return err
+}
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
@@ -129,13 +137,18 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		// Its client can make the call again: it waits for no store that is away.
 		r = r.WithContext(link.FailFast(scheduler.WithRequestID(r.Context(), id)))
+		res := &response{ResponseWriter: w}
 		defer func() {
-			if p := recover(); p != nil {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) // net/http cuts the connection
+			default:
 				s.log.Error("handler panicked", "request_id", id, "panic", p, "stack", string(debug.Stack()))
-				s.writeError(w, r, fmt.Errorf("panic: %v", p))
+				s.writeError(res, r, fmt.Errorf("panic: %v", p))
 			}
 		}()
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(res, r)
 	})
 }
 

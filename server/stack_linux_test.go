@@ -27,6 +27,7 @@ type api struct {
 	url    string
 	http   *http.Client
 	key    string // X-Platform-Key
+	svc    *service.Service
 	consul string // where its registry is
 	stack  *devstack.Stack
 }
@@ -79,7 +80,7 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 			t.Error(err)
 		}
 	})
-	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr, stack: stack}
+	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr, stack: stack, svc: svc}
 	a.await(t, "/ready")
 	answer := a.call(t, "POST", "/products/register", `{"slug": "p", "display_name": "P"}`)
 	answer.want(t, 200, "")
@@ -113,13 +114,20 @@ type answer struct {
 // call sends both keys: each endpoint takes the one it needs.
 func (a *api) call(t testing.TB, method, path, body string) answer {
 	t.Helper()
+	return a.callWith(t, method, path, body, map[string]string{"X-Admin-Key": adminKey, "X-Platform-Key": a.key})
+}
+
+// callWith sends the headers that are not empty.
+func (a *api) callWith(t testing.TB, method, path, body string, headers map[string]string) answer {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, a.url+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("X-Admin-Key", adminKey)
-	if a.key != "" {
-		req.Header.Set("X-Platform-Key", a.key)
+	for name, value := range headers {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {

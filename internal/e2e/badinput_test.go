@@ -117,7 +117,7 @@ func TestBadInput(t *testing.T) {
 				refuse(t, o, b.names)
 			}
 			if strings.Contains(o.path, "{user}") {
-				for _, user := range []string{marker + "\x00", marker + "\n", marker + "\x7f", marker + "\u0085", marker + "\xff", marker + strings.Repeat("x", 256)} {
+				for _, user := range []string{marker + "\x00", marker + "\n", marker + "\x7f", marker + "\u0085", marker + "\xff", marker + strings.Repeat("x", 256), marker + "/../u"} {
 					refuse(t, o.of(user, ""), "user_id")
 				}
 			}

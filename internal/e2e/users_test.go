@@ -19,7 +19,7 @@ func testUserIDs(t *testing.T, d driver) {
 	c := r.product(t, nil)
 	other := r.product(t, nil)
 	for _, user := range []string{
-		"provision", "a/b", "a%2Fb", "with space", "🦊 and ü", "..", ".", "auth0|123", "me@example.com", "a+b", "?q=1&x#y", "start", "user/start",
+		"provision", "a/b", "a%2Fb", "with space", "🦊 and ü", "...", ".a/..b", "auth0|123", "me@example.com", "a+b", "?q=1&x#y", "start", "user/start",
 		strings.Repeat("x", 256), strings.Repeat("é", 128),
 		`${node.unique.id} ${env["HOME"]} %{if true}x%{endif} {{ key "x" }} {{ env "HOME" }} "quoted" 'single' \ backslash`,
 		`"; rm -rf / #`, "<script>alert(1)</script> [x](javascript:alert(1))",
@@ -64,7 +64,7 @@ func testUserIDs(t *testing.T, d driver) {
 			}
 		})
 	}
-	for name, user := range map[string]string{"empty": "", "too long": strings.Repeat("x", 257), "control": "a\nb", "DEL": "a\x7fb"} {
+	for name, user := range map[string]string{"empty": "", "too long": strings.Repeat("x", 257), "control": "a\nb", "DEL": "a\x7fb", "dots": "..", "dots inside": "x/../victim"} {
 		t.Run("Err "+name, func(t *testing.T) {
 			_, err := c.Provision(t.Context(), user, "")
 			wantCode(t, err, 400, "INVALID_REQUEST")

@@ -45,7 +45,7 @@ key.`,
 			f.StringVar(&idempotencyKey, "idempotency-key", "", "within 24 hours, the same call with the same `key` gets the same answer")
 		},
 		run: func(ctx context.Context, in *invocation) error {
-			var options []client.ProvisionOption
+			var options []client.ChangeOption
 			if idempotencyKey != "" {
 				options = append(options, client.IdempotencyKey(idempotencyKey))
 			}

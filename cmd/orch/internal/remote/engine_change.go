@@ -44,7 +44,7 @@ func engineDestroy() *spec {
 }
 
 // change makes a call that changes an engine.
-func change(doing string, call func(*client.Client, context.Context, string) (*client.Engine, error)) func(context.Context, *invocation) error {
+func change(doing string, call func(*client.Client, context.Context, string, ...client.ChangeOption) (*client.Engine, error)) func(context.Context, *invocation) error {
 	return func(ctx context.Context, in *invocation) error {
 		user := in.args[0]
 		e, err := wait(ctx, in, doing+" the engine of "+user, func(ctx context.Context) (*client.Engine, error) {

@@ -1,0 +1,103 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler"
+)
+
+// operationAnswer is an operation under way.
+type operationAnswer struct {
+	ID      string          `json:"id"`
+	Kind    registry.OpKind `json:"kind"`
+	Step    string          `json:"step"`
+	BeganAt string          `json:"began_at"`
+}
+
+// endedAnswer is an operation that is over.
+type endedAnswer struct {
+	ID      string          `json:"id"`
+	Kind    registry.OpKind `json:"kind"`
+	BeganAt string          `json:"began_at"`
+	EndedAt string          `json:"ended_at"`
+	Outcome string          `json:"outcome"` // "ok", or an error code
+	Message string          `json:"message,omitempty"`
+}
+
+// progress is what is done with an engine now, and what was done before.
+type progress struct {
+	Operation *operationAnswer `json:"operation,omitempty"`
+	Last      *endedAnswer     `json:"last_operation,omitempty"`
+}
+
+func showProgress(e *registry.Engine) (p progress) {
+	if op := e.Op; op != nil {
+		p.Operation = &operationAnswer{op.ID, op.Kind, op.Step, timestamp(op.BeganAt)}
+	}
+	if last := e.Last; last != nil {
+		p.Last = &endedAnswer{last.ID, last.Kind, timestamp(last.BeganAt), timestamp(last.EndedAt), "ok", last.Message}
+		if last.Code != "" {
+			p.Last.Outcome = last.Code
+		}
+	}
+	return p
+}
+
+// mayWait is a change whose caller may prefer not to wait for its end (RFC 7240): it
+// answers 202 with the engine as it is then.
+func (s *Server) mayWait(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, id string) error {
+		wait, applied := preference(r.Header)
+		if applied == "" {
+			return h(w, r, id)
+		}
+		err := h(w, r.WithContext(scheduler.WithPatience(r.Context(), time.Now().Add(wait))), id)
+		var begun *scheduler.UnderWay
+		if !errors.As(err, &begun) {
+			return err
+		}
+		w.Header().Set("Location", "/engines/"+url.PathEscape(begun.Engine.UserID))
+		w.Header().Set("Preference-Applied", applied)
+		writeJSON(w, http.StatusAccepted, struct {
+			listedEngine
+			progress
+		}{s.showEngine(begun.Engine), showProgress(begun.Engine)})
+		return nil
+	}
+}
+
+// preference is how long a caller wants to wait, and what the answer says of it; "": it
+// said nothing. What is unknown or malformed is ignored (RFC 7240, section 2), and the
+// first of two counts.
+func preference(header http.Header) (wait time.Duration, applied string) {
+	var async, bounded bool
+	for _, line := range header.Values("Prefer") {
+		for preference := range strings.SplitSeq(line, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, value, _ := strings.Cut(preference, "=")
+			switch strings.ToLower(strings.TrimSpace(name)) {
+			case "respond-async":
+				async = true
+			case "wait":
+				n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
+				if err == nil && !bounded {
+					wait, bounded = time.Duration(n)*time.Second, true
+				}
+			}
+		}
+	}
+	var names []string
+	if async {
+		names = append(names, "respond-async")
+	}
+	if bounded {
+		names = append(names, "wait="+strconv.Itoa(int(wait.Seconds())))
+	}
+	return wait, strings.Join(names, ", ")
+}
