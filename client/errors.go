@@ -37,7 +37,7 @@ const (
 	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
 	ErrGraveNotFound        Code = "GRAVE_NOT_FOUND"
 	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
-	ErrPreconditionFailed   Code = "PRECONDITION_FAILED"
+	ErrPolicyChanged        Code = "POLICY_CHANGED"
 	ErrRateLimited          Code = "RATE_LIMITED"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"

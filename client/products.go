@@ -87,7 +87,7 @@ func (c *Client) SetPolicy(ctx context.Context, productID string, policy Policy)
 
 // ChangePolicy replaces a product's policy by what change makes of the present one. Where
 // somebody else changes it meanwhile, it is read and changed again, up to ten times; then
-// the error is [ErrPreconditionFailed].
+// the error is [ErrPolicyChanged].
 func (c *Client) ChangePolicy(ctx context.Context, productID string, change func(Policy) Policy) (policy *Policy, err error) {
 	for range 10 {
 		p, tag, rerr := c.taggedProduct(ctx, productID)
@@ -95,7 +95,7 @@ func (c *Client) ChangePolicy(ctx context.Context, productID string, change func
 			return nil, rerr
 		}
 		policy, err = c.setPolicy(ctx, productID, change(p.Policy), http.Header{"If-Match": {tag}})
-		if !errors.Is(err, ErrPreconditionFailed) {
+		if !errors.Is(err, ErrPolicyChanged) {
 			break
 		}
 	}

@@ -36,9 +36,9 @@ const (
 	ProductSlugExists   Code = "PRODUCT_SLUG_EXISTS"
 	ProductNotFound     Code = "PRODUCT_NOT_FOUND"
 	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
-	// PreconditionFailed: what the caller's If-Match names has changed (RFC 9110,
+	// PolicyChanged: what the caller's If-Match names has changed (RFC 9110,
 	// section 13.1.1).
-	PreconditionFailed  Code = "PRECONDITION_FAILED"
+	PolicyChanged       Code = "POLICY_CHANGED"
 	RateLimited         Code = "RATE_LIMITED"
 	QuotaExceeded       Code = "QUOTA_EXCEEDED"
 	PortExhaustion      Code = "PORT_EXHAUSTION"

@@ -62,7 +62,7 @@ func (s *Scheduler) checkPolicy(policy registry.Policy) error {
 // SetPolicy replaces a product's policy, if it has not changed; it holds from the next
 // request on, on every replica. unchanged says whether a policy is the one that the caller
 // has seen; nil: it does not matter. A call that was made before, and whose answer was
-// lost, succeeds again. PRODUCT_NOT_FOUND, INVALID_REQUEST, PRECONDITION_FAILED.
+// lost, succeeds again. PRODUCT_NOT_FOUND, INVALID_REQUEST, POLICY_CHANGED.
 func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy registry.Policy, unchanged func(registry.Policy) bool) (registry.Policy, error) {
 	if err := s.checkPolicy(policy); err != nil {
 		return policy, err
@@ -71,7 +71,7 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy regi
 		if unchanged == nil || unchanged(now) || reflect.DeepEqual(now, policy) {
 			return nil
 		}
-		return fail(PreconditionFailed, "the product's policy was changed since it was read; read it again, and decide on what it says now")
+		return fail(PolicyChanged, "the product's policy was changed since it was read; read it again, and decide on what it says now")
 	}
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
 		p, err := s.store.SetPolicy(ctx, productID, policy, may)

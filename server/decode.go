@@ -22,7 +22,7 @@ const maxBody = 64 << 10
 // decode reads a JSON request body into v. It is strict, so that typing errors
 // surface: unknown fields, duplicate keys, wrong types, nulls, invalid UTF-8 and
 // anything after the value are refused, and the message names the field. An
-// empty body is {}, whatever content type is named: curl -d ” names a form. An
+// empty body is {}, whatever content type is named: curl with an empty -d names a form. An
 // endpoint with a body takes no parameters.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if q := queryOf(r); q.err != nil {

@@ -115,7 +115,7 @@ func TestContentType(t *testing.T) {
 }
 
 // TestNoBody: what has no body is {}, whatever content type is named, as by
-// curl -d ”.
+// curl with an empty -d.
 func TestNoBody(t *testing.T) {
 	s := newCutOff(t)
 	for _, ct := range []string{"application/x-www-form-urlencoded", "text/plain", ";"} {

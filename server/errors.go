@@ -33,7 +33,7 @@ var status = map[scheduler.Code]int{
 	scheduler.ProductNotFound:     http.StatusNotFound,
 	scheduler.GraveNotFound:       http.StatusNotFound,
 	scheduler.QuarantineNotFound:  http.StatusNotFound,
-	scheduler.PreconditionFailed:  http.StatusPreconditionFailed,
+	scheduler.PolicyChanged:       http.StatusPreconditionFailed,
 	scheduler.IdempotencyReused:   http.StatusUnprocessableEntity,
 	scheduler.RateLimited:         http.StatusTooManyRequests,
 	scheduler.RequestTooLarge:     http.StatusRequestEntityTooLarge,

@@ -68,7 +68,7 @@ func TestPolicyEditorsLoseNothing(t *testing.T) {
 	if status != 200 || written == "" || written == read {
 		t.Fatalf("with the tag that was read (%s): %d, %s", read, status, written)
 	}
-	if status, _, text := set(read, 2); status != 412 || !strings.Contains(text, "PRECONDITION_FAILED") {
+	if status, _, text := set(read, 2); status != 412 || !strings.Contains(text, "POLICY_CHANGED") {
 		t.Errorf("with one that is out of date: %d %s", status, text)
 	}
 	if status, again, _ := set(read, 1); status != 200 || again != written {
