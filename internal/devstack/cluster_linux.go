@@ -129,7 +129,7 @@ func (c *Cluster) configure(s *Stack) error {
 			return err
 		}
 		server := NomadServerOf(i)
-		if err := c.addNomad(server, string(server), nomadHosts+i, nomadNode{Server: true, Join: serf, Consul: "127.0.0.1:8500"}); err != nil {
+		if err := c.addNomad(server, string(server), nomadHosts+i, nomadNode{Server: true, Join: serf, Consul: "127.0.0.1:8500", StockLimits: true}); err != nil {
 			return err
 		}
 		c.ConsulAddrs, c.NomadAddrs = append(c.ConsulAddrs, s.urls[ConsulServer(i)]), append(c.NomadAddrs, s.urls[server])
@@ -142,7 +142,7 @@ func (c *Cluster) configure(s *Stack) error {
 		}
 		err := c.addNomad(NomadClient(i), host, nodeHosts+i, nomadNode{
 			Servers: rpc, Consul: "127.0.0.1:8500", Dynamic: [2]int{20000, 20999}, Cgroup: fmt.Sprintf("orch-%s-%d.slice", s.id.ID, i),
-			MemoryMB: s.cfg.MemoryMB, CPUMHz: s.cfg.CPUMHz, Catalog: s.cfg.CatalogDir,
+			MemoryMB: s.cfg.MemoryMB, CPUMHz: s.cfg.CPUMHz, Catalog: s.cfg.CatalogDir, StockLimits: true,
 		})
 		if err != nil {
 			return err
@@ -165,6 +165,7 @@ func (c *Cluster) addConsul(comp Component, host string, number int, server bool
 	n := consulNode{
 		Name: string(comp), Dir: c.path(comp, ""), Bind: addr, Client: loopback + " " + addr, Server: server,
 		HTTP: 8500, RPC: 8300, SerfLAN: 8301, Expect: clusterServers, Raft: clusterRaft, Join: lan,
+		StockLimits: true,
 	}
 	c.urls[comp] = "http://" + addr + ":8500"
 	c.place(comp, host, c.cfg.Binaries.Consul, "agent", "-config-file="+c.path(comp, ".json"))

@@ -29,6 +29,7 @@ type nomadNode struct {
 	Docker, Catalog        string
 	DockerDisableLogs      bool
 	Drivers, NoFingerprint string
+	StockLimits            bool // of connections: each agent of a Cluster has an address of its own
 }
 
 // nomadTemplate. The settings that are not plain addresses, and why:
@@ -65,11 +66,13 @@ telemetry {
   collection_interval = "30s"
 }
 
+{{if not .StockLimits}}
 limits {
   http_max_conns_per_client = 2000
   rpc_max_conns_per_client  = 2000
 }
-{{if .Server}}
+{{end}}
+{{- if .Server}}
 server {
   enabled                = true
   bootstrap_expect       = {{.Expect}}
@@ -246,6 +249,7 @@ type consulNode struct {
 	HTTP, RPC, SerfLAN int
 	Expect, Raft       int      // servers, and the multiplier of their timeouts
 	Join               []string // host:port of the servers' SerfLAN; none for a lone server
+	StockLimits        bool     // of connections
 }
 
 func (n consulNode) render(path string) error {
@@ -261,11 +265,13 @@ func (n consulNode) render(path string) error {
 		"skip_leave_on_interrupt": true,
 		"connect":                 map[string]any{"enabled": false},
 		"ui_config":               map[string]any{"enabled": true},
-		"limits":                  map[string]any{"http_max_conns_per_client": 2000, "rpc_max_conns_per_client": 2000},
 		"ports": map[string]any{
 			"http": n.HTTP, "server": n.RPC, "serf_lan": n.SerfLAN,
 			"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
 		},
+	}
+	if !n.StockLimits {
+		conf["limits"] = map[string]any{"http_max_conns_per_client": 2000, "rpc_max_conns_per_client": 2000}
 	}
 	if n.Server {
 		conf["bootstrap_expect"] = n.Expect
