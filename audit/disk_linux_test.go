@@ -95,6 +95,12 @@ func TestFullDisk(t *testing.T) {
 	l := open(t, address)
 	must(t, begun(t.Context(), l, 20))
 	must(t, l.Ping(t.Context()))
+	const destroys = 50
+	for i := range destroys {
+		id, err := l.Begin(t.Context(), Entry{ProductID: "p", UserID: fmt.Sprint(i), EngineID: fmt.Sprint(i), Action: ActionProvision})
+		must(t, err)
+		must(t, l.Complete(t.Context(), id, Completion{}))
+	}
 	engine := fill(t, dir)
 	greedy, enough := context.WithCancel(t.Context())
 	var work sync.WaitGroup
@@ -117,7 +123,7 @@ func TestFullDisk(t *testing.T) {
 	destroy := func(l *Log, times int) {
 		t.Helper()
 		for i := range times {
-			id, err := l.Begin(t.Context(), Entry{ProductID: "p", UserID: fmt.Sprint(i), Action: ActionDestroy})
+			id, err := l.Begin(t.Context(), Entry{ProductID: "p", UserID: fmt.Sprint(i), EngineID: fmt.Sprint(i), Action: ActionDestroy})
 			if err != nil {
 				t.Fatalf("destroy %d: %v", i, err)
 			}
@@ -127,7 +133,6 @@ func TestFullDisk(t *testing.T) {
 			wantErr(t, err, ErrUnavailable)
 		}
 	}
-	const destroys = 50
 	destroy(l, destroys)
 	enough()
 	work.Wait()

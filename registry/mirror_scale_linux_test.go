@@ -194,7 +194,7 @@ func TestMirrorAfterRestore(t *testing.T) {
 			e := r.claim(t, p, "user")
 			s := New(consulClient(t), at)
 			m := mirrorOf(t, s)
-			snapshot, _, err := r.client.Snapshot().Save(nil)
+			snapshot, _, err := r.client.Snapshot().Save(&consul.QueryOptions{Token: management})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -213,7 +213,7 @@ func TestMirrorAfterRestore(t *testing.T) {
 			if err := m.Confirm(t.Context()); err != nil {
 				t.Errorf("before the restore: %v", err)
 			}
-			if err := r.client.Snapshot().Restore(nil, snapshot); err != nil {
+			if err := r.client.Snapshot().Restore(&consul.WriteOptions{Token: management}, snapshot); err != nil {
 				t.Fatal(err)
 			}
 			if written {

@@ -27,6 +27,9 @@ func TestEveryRequestEnds(t *testing.T) {
 	} {
 		t.Run(tc.method+tc.path, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				outside := s.outages
+				s.outages = newOutages(s.log, s.scheduler.Health) // what it starts is to end in here
+				defer func() { s.outages.close(); s.outages = outside }()
 				waits := s.identify(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					s.serve(w, r, "", func(_ http.ResponseWriter, r *http.Request, _ string) error {
 						<-r.Context().Done()
