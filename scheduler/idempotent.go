@@ -39,17 +39,12 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 		Key: digest(o.IdempotencyKey), Body: digest(caller.UserID, o.Image), CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
-		record, err := s.store.Idempotency(ctx, caller.Product.ProductID, ref.Key)
+		record, err := s.lookUp(ctx, caller.Product.ProductID, ref)
 		switch {
-		case errors.Is(err, registry.ErrNotFound):
-			return nil, ref, nil
 		case err != nil:
 			return nil, nil, err
-		case record.Expired(time.Now()):
-			ref.Expired = record.Index
+		case record == nil:
 			return nil, ref, nil
-		case record.Body != ref.Body:
-			return nil, nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
 		}
 		if err := caller.refresh(ctx, s); err != nil {
 			return nil, nil, err
@@ -83,6 +78,24 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 	return nil, nil, busy(registry.OpProvision)
 }
 
+// lookUp finds the record of a key. nil: there is none that counts, and ref makes one.
+// IDEMPOTENCY_KEY_REUSED.
+func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *registry.RecordRef) (*registry.Idempotency, error) {
+	record, err := s.store.Idempotency(ctx, productID, ref.Key)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case record.Expired(time.Now()):
+		ref.Expired = record.Index
+		return nil, nil
+	case record.Body != ref.Body:
+		return nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
+	}
+	return record, nil
+}
+
 // recall finds what became of a change whose Idempotency-Key was seen before, and waits
 // for it while it is under way. Neither a record nor an error: the key is new, and ref
 // goes into the row with the operation; nil: the caller sent none.
@@ -94,17 +107,12 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.Op
 		Key: digest(caller.IdempotencyKey), Body: digest(string(kind), caller.UserID, ""), Kind: kind, Fresh: true, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
-		record, err := s.store.Idempotency(ctx, caller.Product.ProductID, ref.Key)
+		record, err := s.lookUp(ctx, caller.Product.ProductID, ref)
 		switch {
-		case errors.Is(err, registry.ErrNotFound):
-			return nil, ref, nil
 		case err != nil:
 			return nil, nil, err
-		case record.Expired(time.Now()):
-			ref.Expired = record.Index
+		case record == nil:
 			return nil, ref, nil
-		case record.Body != ref.Body:
-			return nil, nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
 		case record.Done:
 			return record, nil, nil
 		}

@@ -13,7 +13,7 @@ import (
 
 const (
 	// keptDescriptors is how many file descriptors clients leave to the rest of the
-	// service: 64 connections each to Nomad, Consul and Vault, the audit database's,
+	// service: up to 68 connections each to Nomad, Consul and Vault, the audit database's,
 	// the probes of engines. Of few descriptors it is half.
 	keptDescriptors = 512
 	// mostDescriptors bounds what counts of a limit that is none.
