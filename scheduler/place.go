@@ -97,7 +97,11 @@ type need struct {
 }
 
 func (s *Scheduler) needOf(r registry.Resources) need {
-	return need{r, s.template.Load().DiskMB()}
+	disk := 0
+	if t := s.template.Load(); t != nil { // else nothing is placed yet
+		disk = t.DiskMB()
+	}
+	return need{r, disk}
 }
 
 // hasRoom says whether so many engines of a size fit on a node, as the view has it.
