@@ -1,15 +1,16 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptrace"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -49,18 +50,26 @@ func (p *prober) status(ctx context.Context, url, path, key string) (int, error)
 // locked asks without a key and with one that nobody has, and returns nil when both
 // are refused; side by side where p may have more than one connection. *breach.
 func (p *prober) locked(ctx context.Context, url, path string) error {
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(p.connections)
-	for _, c := range []struct{ key, with string }{{"", "without a key"}, {secrets.NewEngineKey(), "with a wrong key"}} {
-		work.Go(func() error {
-			code, err := p.status(ctx, url, path, c.key)
-			if err == nil && !refuses(code) {
-				err = &breach{fmt.Sprintf("GET %s answers %d %s, and must answer 401 or 403", path, code, c.with)}
-			}
-			return err
-		})
+	ask := func(key, with string) error {
+		code, err := p.status(ctx, url, path, key)
+		if err == nil && !refuses(code) {
+			err = &breach{fmt.Sprintf("GET %s answers %d %s, and must answer 401 or 403", path, code, with)}
+		}
+		return err
 	}
-	return work.Wait()
+	wrong := func() error { return ask(secrets.NewEngineKey(), "with a wrong key") }
+	if p.connections == 1 {
+		if err := ask("", "without a key"); err != nil {
+			return err
+		}
+		return wrong()
+	}
+	var second error
+	var asking sync.WaitGroup
+	asking.Go(func() { second = wrong() })
+	first := ask("", "without a key")
+	asking.Wait()
+	return cmp.Or(first, second)
 }
 
 // usable asks once and returns nil when the engine says that it can serve, locks out
