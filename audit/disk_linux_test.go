@@ -95,7 +95,7 @@ func TestFullDisk(t *testing.T) {
 	l := open(t, address)
 	must(t, begun(t.Context(), l, 20))
 	must(t, l.Ping(t.Context()))
-	const destroys = 50
+	const destroys = 25
 	for i := range destroys {
 		id, err := l.Begin(t.Context(), Entry{ProductID: "p", UserID: fmt.Sprint(i), EngineID: fmt.Sprint(i), Action: ActionProvision})
 		must(t, err)

@@ -19,6 +19,9 @@ import (
 const (
 	// pingTimeout bounds one look at a dependency.
 	pingTimeout = 2 * time.Second
+	// auditTimeout is the same of the audit log, whose answer may be that of a write on a
+	// busy disk: a call's own time limit there (callTimeout in audit).
+	auditTimeout = 5 * time.Second
 	// pingTrust is how long an answer of a dependency counts.
 	pingTrust = time.Second
 	// awayTrust is how long one that did not answer is taken to be away by an operation: as
@@ -106,7 +109,11 @@ func (b *backendChecks) begin(name string) *backendCheck {
 // ask asks a dependency. Others wait for the answer too: it does not end with its
 // caller's request.
 func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
-	ctx, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), pingTimeout)
+	limit := pingTimeout
+	if name == "audit" {
+		limit = auditTimeout
+	}
+	ctx, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), limit)
 	defer cancel()
 	defer func() {
 		c.ended = time.Now()

@@ -75,6 +75,9 @@ var errQuarantined = fail(EngineQuarantined, "this engine's key and its row name
 // contradiction reports that a row's engine has another owner in Vault: an ERROR,
 // an audit row, a record for the admin, and no key for anybody.
 func (s *Scheduler) contradiction(ctx context.Context, row *registry.Engine, owner secrets.Owner) error {
+	if s.guard.id() == "" { // this replica does not know yet whose deployment it is of
+		return &Error{Code: BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: retryBackend}
+	}
 	s.mu.Lock()
 	told := s.contradicted[row.EngineID]
 	s.contradicted[row.EngineID] = true

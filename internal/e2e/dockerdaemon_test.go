@@ -161,9 +161,7 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 	d.t.Logf("%s: works %s after the daemon is back", how, time.Since(began).Round(100*time.Millisecond))
 	d.wantContainers("stop", 0)
 	awaitEngine(d.t, d.c, "stop", "stopped", "", time.Second)
-	if _, err := d.c.Start(ctx, "stop"); err != nil {
-		d.t.Fatal(err)
-	}
+	eventually(d.t, 60*time.Second, "its node has the docker driver again", func() error { return second(d.c.Start(ctx, "stop")) })
 	d.works("stop")
 	d.endsWell("on", "stop")
 	d.cleared("doomed")

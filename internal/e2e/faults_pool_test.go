@@ -253,6 +253,13 @@ func testBurnPoints(t *testing.T) {
 			}
 		}
 		eventually(t, 60*time.Second, "the pool is whole", func() error { return s.wholePool(prefix, 2) })
+		// A pass that began before would find the victims first.
+		eventually(t, 60*time.Second, "the first pass is over", func() error {
+			if !strings.Contains(p.log.String(), "reconciled: ") {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
 		victims := map[string]string{} // keys, by engine_id
 		entries, err := s.pooled(prefix)
 		if err != nil {

@@ -1,0 +1,22 @@
+package scheduler
+
+import (
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// TestOwnerIsNotJudgedAtTheStart: a replica that does not know yet which deployment it is
+// of quarantines nothing: every secret would name another one.
+func TestOwnerIsNotJudgedAtTheStart(t *testing.T) {
+	s := &Scheduler{log: hclog.NewNullLogger(), contradicted: map[string]bool{}}
+	s.guard = newGuard(s)
+	row := &registry.Engine{EngineID: "e", ProductID: "p", UserID: "u"}
+	err := s.contradiction(t.Context(), row, secrets.Owner{Deployment: "d", ProductID: "p", UserID: "u", EngineID: "e"})
+	if AsError(err).Code != BackendUnavailable || len(s.contradicted) > 0 {
+		t.Errorf("%v, %v", err, s.contradicted)
+	}
+}
