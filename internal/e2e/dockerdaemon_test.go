@@ -92,10 +92,11 @@ func (d *stranded) provision(users ...string) {
 	d.t.Helper()
 	d.engines = map[string]*client.Engine{}
 	for _, user := range users {
-		var err error
-		if d.engines[user], err = d.c.Provision(d.t.Context(), user, ""); err != nil {
-			d.t.Fatal(err)
-		}
+		// Nomad looks at its docker driver now and then, and may not know yet that it is back.
+		eventually(d.t, 60*time.Second, "its node has the docker driver", func() (err error) {
+			d.engines[user], err = d.c.Provision(d.t.Context(), user, "")
+			return err
+		})
 		remember(d.t, d.engines[user], d.engines[user].APIKey, user)
 	}
 	d.paths = d.s.directories()
