@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -16,14 +14,14 @@ import (
 func TestPolicyEditorsLoseNothing(t *testing.T) {
 	t.Parallel()
 	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
-	admin, ctx := r.admin(), t.Context()
-	p, err := admin.RegisterProduct(ctx, "edited", "Edited", &client.Policy{MaxEngines: new(0)})
+	theAdmin, ctx := r.admin(), t.Context()
+	p, err := theAdmin.RegisterProduct(ctx, "edited", "Edited", &client.Policy{MaxEngines: new(0)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const editors = 6
 	got := outcomes(editors, func(i int) error {
-		_, err := admin.ChangePolicy(ctx, p.ProductID, func(policy client.Policy) client.Policy {
+		_, err := theAdmin.ChangePolicy(ctx, p.ProductID, func(policy client.Policy) client.Policy {
 			policy.AllowedImages = append(policy.AllowedImages, fmt.Sprint("image-", i))
 			return policy
 		})
@@ -32,32 +30,19 @@ func TestPolicyEditorsLoseNothing(t *testing.T) {
 	if got["ok"] != editors {
 		t.Fatalf("editors got %v", got)
 	}
-	whole, err := admin.Product(ctx, p.ProductID)
+	whole, err := theAdmin.Product(ctx, p.ProductID)
 	if err != nil || len(whole.Policy.AllowedImages) != editors || *whole.Policy.MaxEngines != 0 {
 		t.Errorf("%+v, %v", whole, err)
 	}
 
 	call := func(method, path, tag string, body string) (status int, etag, text string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(ctx, method, r.url+path, bytes.NewReader([]byte(body)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("X-Admin-Key", adminKey)
-		req.Header.Set("Content-Type", "application/json")
+		var match []string
 		if tag != "" {
-			req.Header.Set("If-Match", tag)
+			match = []string{"If-Match", tag}
 		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = resp.Body.Close() }()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, resp.Header.Get("ETag"), string(b)
+		got := r.send(t, operation{method: method, path: path, body: body, key: admin}, adminKey, match...)
+		return got.status, got.header.Get("ETag"), got.text
 	}
 	one, policy := "/products/"+p.ProductID, "/products/"+p.ProductID+"/policy"
 	set := func(tag string, n int) (int, string, string) {
