@@ -12,9 +12,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// callTimeout bounds one call: far above what a healthy database needs, short
+// CallTimeout bounds one call: far above what a healthy database needs, short
 // enough that a hung one yields 503.
-const callTimeout = 5 * time.Second
+const CallTimeout = 5 * time.Second
 
 // database is a SQL database of either kind.
 type database struct {
@@ -84,7 +84,7 @@ func (d *database) close() error {
 
 // call runs one call with the database's time limit, after the schema is up.
 func (d *database) call(ctx context.Context, do func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	if !d.ready.Load() {
 		if err := d.prepare(ctx); err != nil {

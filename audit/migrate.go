@@ -37,7 +37,7 @@ func (d *database) prepare(ctx context.Context) error {
 	if d.ready.Load() {
 		return nil
 	}
-	reach, cancel := context.WithTimeout(ctx, callTimeout)
+	reach, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	err := d.open(ctx, reach)
 	if d.disk.isFull(err) && d.disk.giveUp() {

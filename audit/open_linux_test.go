@@ -232,7 +232,7 @@ func TestOutage(t *testing.T) {
 	wantErr(t, err, ErrUnavailable)
 	_, err = l.Numbers(t.Context(), "p1")
 	wantErr(t, err, ErrUnavailable)
-	if took := time.Since(began); took > callTimeout {
+	if took := time.Since(began); took > CallTimeout {
 		t.Errorf("six refused calls took %v", took)
 	}
 	if strings.Contains(err.Error(), "s3cret") {
@@ -256,7 +256,7 @@ func TestSilentServer(t *testing.T) {
 	l := open(t, "postgres://u:pw@"+silent.Addr().String()+"/d")
 	_, err = l.Begin(t.Context(), Entry{})
 	wantErr(t, err, ErrUnavailable)
-	if took := time.Since(began); took > 4*callTimeout {
+	if took := time.Since(began); took > 4*CallTimeout {
 		t.Errorf("took %v", took)
 	}
 }
@@ -276,7 +276,7 @@ func TestSQLiteLocked(t *testing.T) {
 	began := time.Now()
 	_, err = l.Begin(t.Context(), Entry{})
 	wantErr(t, err, ErrUnavailable)
-	if took := time.Since(began); took > 2*callTimeout {
+	if took := time.Since(began); took > 2*CallTimeout {
 		t.Errorf("took %v", took)
 	}
 	list(t, l, Query{}) // reads go on

@@ -140,7 +140,7 @@ func lockFile(path string) (*os.File, error) {
 // txlock says. Nothing touches the disk before the first statement.
 func sqlitePool(path string, n int, txlock string, pragmas ...string) (*sql.DB, error) {
 	// The wait for another process's lock ends before the call's time limit does.
-	wait := fmt.Sprintf("busy_timeout(%d)", (callTimeout - time.Second).Milliseconds())
+	wait := fmt.Sprintf("busy_timeout(%d)", (CallTimeout - time.Second).Milliseconds())
 	q := url.Values{"_pragma": append([]string{wait}, pragmas...), "_txlock": {txlock}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String())
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/jobs"
@@ -20,8 +21,8 @@ const (
 	// pingTimeout bounds one look at a dependency.
 	pingTimeout = 2 * time.Second
 	// auditTimeout is the same of the audit log, whose answer may be that of a write on a
-	// busy disk: a call's own time limit there (callTimeout in audit).
-	auditTimeout = 5 * time.Second
+	// busy disk.
+	auditTimeout = audit.CallTimeout
 	// pingTrust is how long an answer of a dependency counts.
 	pingTrust = time.Second
 	// awayTrust is how long one that did not answer is taken to be away by an operation: as
