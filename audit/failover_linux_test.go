@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/septemberai/orch/internal/testpg"
 )
@@ -84,4 +88,48 @@ func TestReadOnlyServer(t *testing.T) {
 	fence(t, s, "off")
 	eventually(t, "it takes writes again", func() error { return begun(t.Context(), l, 1) })
 	must(t, begun(t.Context(), l, 20))
+}
+
+// TestSlowServer: a server that takes seconds to begin a session is slow, not gone.
+func TestSlowServer(t *testing.T) {
+	to, err := url.Parse(emptyDatabase(t, postgres(t)))
+	must(t, err)
+	at, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	server := to.Host
+	to.Host = at.Addr().String()
+	var slow atomic.Int64
+	var work sync.WaitGroup
+	work.Go(func() {
+		for {
+			c, err := at.Accept()
+			if err != nil {
+				return
+			}
+			work.Go(func() {
+				defer c.Close()
+				timer := time.NewTimer(time.Duration(slow.Load()))
+				defer timer.Stop()
+				<-timer.C
+				s, err := net.Dial("tcp", server)
+				if err != nil {
+					return
+				}
+				work.Go(func() {
+					_, _ = io.Copy(s, c)
+					_ = s.Close()
+				})
+				_, _ = io.Copy(c, s)
+			})
+		}
+	})
+	t.Cleanup(func() { // after the log is closed
+		_ = at.Close()
+		work.Wait()
+	})
+	to.RawQuery = "sslmode=disable" // one connection for one session
+	l := open(t, to.String())
+	must(t, begun(t.Context(), l, 1))
+	slow.Store(int64(CallTimeout / 2))
+	must(t, begun(t.Context(), l, postgresConns)) // at once: more connections than there are
 }

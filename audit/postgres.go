@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"net"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,9 +22,6 @@ const (
 	// postgresConnLife lets a replica notice within minutes that its address
 	// leads to another server, although the old one still takes writes.
 	postgresConnLife = 5 * time.Minute
-	// postgresDial bounds the connection to one host, so that within a call's
-	// time limit a second host of the URL has its turn too.
-	postgresDial = 2 * time.Second
 )
 
 var postgresDialect = &dialect{
@@ -105,7 +104,7 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		d.secrets = append(d.secrets, config.Password)
 	}
 	if config.ConnectTimeout == 0 {
-		config.ConnectTimeout = postgresDial
+		config.ConnectTimeout = connectTimeout(config)
 	}
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "orch"
@@ -128,6 +127,17 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	d.writer.SetConnMaxLifetime(postgresConnLife)
 	d.reader = d.writer
 	return d, nil
+}
+
+// connectTimeout shares a call's time limit between the hosts of the URL, so that
+// each has its turn. A single one has all of it: a busy server can take seconds
+// to begin a session.
+func connectTimeout(config *pgx.ConnConfig) time.Duration {
+	hosts := map[string]bool{net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))): true}
+	for _, f := range config.Fallbacks { // the same host without TLS is one too
+		hosts[net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port)))] = true
+	}
+	return CallTimeout / time.Duration(len(hosts))
 }
 
 // secretsOf are the passwords of a URL, as they are written and as they are meant.
