@@ -23,6 +23,8 @@ class Engine(BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(data)
 
@@ -30,7 +32,7 @@ class Engine(BaseHTTPRequestHandler):
         key = self.headers.get("X-Engine-Key", "")
         if hmac.compare_digest(hashlib.sha256(key.encode()).hexdigest(), key_hash):
             return True
-        self.close_connection = True  # the request's body was not read
+        self.close_connection = True  # nobody has read the request's body
         self.answer(401, {"error": "X-Engine-Key is missing or wrong"})
         return False
 
