@@ -13,8 +13,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/config"
-	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/service"
 )
 
@@ -66,12 +66,7 @@ func (c *serverCommand) Run(args []string) int {
 	}
 	cfg, err := config.Load(os.Environ())
 	if err = errors.Join(err, service.CheckClients()); err != nil {
-		return configuredWrongly(err)
-	}
-	// Tests arm a fault point; see internal/fault.
-	if err := fault.Arm(os.Getenv(fault.Variable)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 2
+		return cmdline.ConfiguredWrongly(err)
 	}
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
@@ -79,7 +74,7 @@ func (c *serverCommand) Run(args []string) int {
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if errors.Is(err, audit.ErrUnusable) {
-		return configuredWrongly(err)
+		return cmdline.ConfiguredWrongly(err)
 	}
 	if err == nil {
 		stopReloads := onHangup(svc.ReloadAdminKey)
@@ -146,16 +141,4 @@ func onHangup(do func()) (stop func()) {
 		close(quit)
 		<-ended
 	}
-}
-
-// configuredWrongly reports the mistakes of a configuration and returns the exit
-// code for them.
-func configuredWrongly(err error) int {
-	fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
-	return 2
-}
-
-// indent puts each line of an error on a line of its own, marked.
-func indent(err error) string {
-	return "  - " + strings.ReplaceAll(err.Error(), "\n", "\n  - ")
 }

@@ -1,5 +1,5 @@
 // Package devstack starts real Nomad, Consul and Vault agents on loopback, for
-// `orch dev` and for the tests, and leaves nothing behind: no process, mount,
+// `orch-dev dev` and for the tests, and leaves nothing behind: no process, mount,
 // container, cgroup or temporary folder, also when the parent is killed. Stacks
 // live side by side. Linux only, as root or as an ordinary user.
 package devstack
@@ -64,7 +64,7 @@ type Ports struct {
 	Nomad, Consul, Vault int
 }
 
-// The environment variables that move the fixed ports of `orch dev`.
+// The environment variables that move the fixed ports of `orch-dev dev`.
 const (
 	EnvNomadPort  = "ORCH_DEV_NOMAD_PORT"
 	EnvConsulPort = "ORCH_DEV_CONSUL_PORT"

@@ -31,7 +31,7 @@ func system(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "orch"), binary, 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "orch-dev"), binary, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "reference-engine"), "../reference-engine")
@@ -48,9 +48,9 @@ func system(t *testing.T) (dir string) {
 // start runs a command of the system on free ports, in its folder.
 func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func() string) {
 	t.Helper()
-	cmd = exec.Command(filepath.Join(dir, "orch"), args...)
+	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), asOrch+"=1", "GORACE=atexit_sleep_ms=0",
+	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0",
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
 	out, err := os.CreateTemp(dir, "stdout-")
 	if err != nil {
@@ -66,7 +66,7 @@ func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func
 		_ = cmd.Wait()
 		_ = out.Close()
 		if t.Failed() {
-			t.Logf("orch %v said\n%s", args, stderr.String())
+			t.Logf("orch-dev %v said\n%s", args, stderr.String())
 		}
 	})
 	return cmd, func() string {
