@@ -110,7 +110,7 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 			err = registry.ErrHasEngines
 		}
 		if err == nil {
-			err = s.buryProduct(ctx, t.Product)
+			err = s.markDeleted(ctx, t.Product)
 		}
 		if err == nil {
 			if err = s.store.DeleteProduct(ctx, productID); errors.Is(err, registry.ErrHasEngines) {

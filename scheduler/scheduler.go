@@ -154,7 +154,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
-	loops.Go(func() { s.gravesLoop(ctx) })
+	loops.Go(func() { s.unreachableLoop(ctx) })
 	loops.Go(func() { s.flushLoop(ctx) })
 	loops.Go(func() { s.sleeper.run(ctx) })
 	loops.Go(func() { s.reconcile.run(ctx) })

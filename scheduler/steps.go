@@ -411,7 +411,7 @@ func (o *operation) processesGone(ctx context.Context) (allocs []cluster.Alloc, 
 		return true, nil
 	})
 	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == registry.OpDestroy {
-		return nil, nil // its volume becomes a grave
+		return nil, nil // its volume is listed as unreachable
 	}
 	if err != nil {
 		return nil, o.unconfirmed(ctx, err)
@@ -466,7 +466,7 @@ func (o *operation) purge(ctx context.Context) error {
 }
 
 // deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
-// keeps its id, and it becomes a grave.
+// keeps its id, and the volume is listed as unreachable.
 func (o *operation) deleteVolume(ctx context.Context) error {
 	if len(o.row.Unproven) > 0 {
 		return nil
@@ -478,7 +478,7 @@ func (o *operation) deleteVolume(ctx context.Context) error {
 			o.row.VolumeID = ""
 			return nil
 		case err == nil:
-			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /graves)", "why", left)
+			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /unreachable-volumes)", "why", left)
 			return nil
 		case o.row.NodeID != "" && o.row.VolumeID != "" && o.s.nodeSilent(o.row.NodeID):
 			return nil
@@ -504,7 +504,7 @@ func (o *operation) deleteKey(ctx context.Context) error {
 }
 
 // removeRow ends the engine: row, index and place in the quota go at once. A
-// volume that could not be deleted stays behind as a grave.
+// volume that could not be deleted is listed as unreachable.
 func (o *operation) removeRow(ctx context.Context) error {
 	err := o.s.store.Remove(ctx, o.row, o.row.VolumeID != "")
 	if errors.Is(err, registry.ErrConflict) {

@@ -18,7 +18,6 @@ func run(args []string) int {
 		"server": func() (cli.Command, error) { return &serverCommand{}, nil },
 
 		"reconcile":           func() (cli.Command, error) { return &reconcileCommand{}, nil },
-		"engine bury":         func() (cli.Command, error) { return &buryCommand{}, nil },
 		"engine adopt":        func() (cli.Command, error) { return &adoptCommand{}, nil },
 		"engine discard":      func() (cli.Command, error) { return &discardCommand{}, nil },
 		"engine quarantine":   func() (cli.Command, error) { return &quarantineCommand{}, nil },
@@ -26,6 +25,8 @@ func run(args []string) int {
 		"node adopt":          func() (cli.Command, error) { return &nodeAdoptCommand{}, nil },
 		"registry recover":    func() (cli.Command, error) { return &recoverCommand{}, nil },
 		"registry status":     func() (cli.Command, error) { return &registryCommand{}, nil },
+		"volume list":         func() (cli.Command, error) { return &volumeListCommand{}, nil },
+		"volume forget":       func() (cli.Command, error) { return &volumeForgetCommand{}, nil },
 		"provider-keys apply": func() (cli.Command, error) { return &providerKeysCommand{}, nil },
 	}), args)
 }

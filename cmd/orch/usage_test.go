@@ -25,7 +25,7 @@ func TestHelp(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Errorf("%s: exit code %d, stderr %q", flag, code, stderr)
 		}
-		for _, name := range []string{"server", "version", "product", "engine", "audit", "status", "registry", "completion"} {
+		for _, name := range []string{"server", "version", "product", "engine", "audit", "status", "registry", "volume", "completion"} {
 			if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
 				t.Errorf("%s does not list %s:\n%s", flag, name, stdout)
 			}
@@ -36,8 +36,8 @@ func TestHelp(t *testing.T) {
 // TestGroupHelp: a group lists the admin's commands beside the products'.
 func TestGroupHelp(t *testing.T) {
 	for group, names := range map[string][]string{
-		"engine": {"provision", "adopt", "bury", "discard", "quarantine", "rekey"}, "registry": {"recover", "status"},
-		"node": {"adopt"},
+		"engine": {"provision", "adopt", "discard", "quarantine", "rekey"}, "registry": {"recover", "status"},
+		"node": {"adopt"}, "volume": {"forget", "list"},
 	} {
 		code, stdout, stderr := orch(t, nil, group, "-help")
 		if code != 0 || stderr != "" {

@@ -133,7 +133,7 @@ func (d *damage) life(ctx context.Context) error {
 // adminReads makes the calls of the admin that look at everything.
 func (d *damage) adminReads(t *testing.T) {
 	t.Helper()
-	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listGraves", "getRegistry", "providerKeys"} {
+	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listUnreachableVolumes", "getRegistry", "providerKeys"} {
 		i := slices.IndexFunc(operations, func(o operation) bool { return o.id == id })
 		o := operations[i]
 		o.key = admin

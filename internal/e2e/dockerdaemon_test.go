@@ -184,8 +184,8 @@ func (d *stranded) endsWell(users ...string) {
 func (d *stranded) cleared(user string) {
 	d.t.Helper()
 	eventually(d.t, time.Minute, "nothing is left of "+user, func() error {
-		if graves, left := d.r.graves(d.t), d.s.traces(d.id(user)); len(graves)+len(left) > 0 {
-			return fmt.Errorf("graves %+v, %v", graves, left)
+		if unreachable, left := d.r.unreachable(d.t), d.s.traces(d.id(user)); len(unreachable)+len(left) > 0 {
+			return fmt.Errorf("unreachable volumes %+v, %v", unreachable, left)
 		}
 		return gone(d.path(user), true)
 	})
@@ -215,7 +215,7 @@ func TestDockerEndUnproven(t *testing.T) {
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("destroyed after %s", took)
 	}
-	if _, listed := d.r.graves(t)[d.id("doomed")]; !listed {
+	if _, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
 		t.Error("the volume of the process that lives is not listed")
 	}
 	if err := gone(d.path("doomed"), false); err != nil {
