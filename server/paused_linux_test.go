@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/service"
+	"github.com/septemberai/orch/internal/testpg"
 )
 
 // together makes n calls concurrently and returns their answers and what the slowest
@@ -54,7 +56,13 @@ func away(t *testing.T, answers []answer) {
 // time limit to it, however many there are, and at once when that is known; and all
 // works as soon as it goes on.
 func TestPausedStores(t *testing.T) {
-	a := startAPI(t)
+	testpg.Need(t)
+	database, err := testpg.New()
+	t.Cleanup(database.Stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := startAPI(t, "ORCH_DATABASE_URL="+database.URL("postgres"))
 	const n = 500
 	// What a busy machine needs for so many calls at once.
 	const load = 5 * time.Second
@@ -65,24 +73,29 @@ func TestPausedStores(t *testing.T) {
 		return a.call(t, "POST", "/engines/provision", fmt.Sprintf(`{"user_id": "u%d"}`, i))
 	}
 	admit(0).want(t, 200, "") // its product is known from now on
+	of := func(c devstack.Component) [2]func() error {
+		return [2]func() error{func() error { return a.stack.Pause(c) }, func() error { return a.stack.Resume(c) }}
+	}
 	for _, tc := range []struct {
-		store devstack.Component
-		call  func(i int) answer
+		store   string
+		outages [2]func() error // begins and ends one
+		call    func(i int) answer
 		// The first call's limit to the store: the question whether it is there, or a
 		// read. 0: it is known to be away before, for the first calls would believe an
 		// answer of the second before, and begin operations.
 		limit time.Duration
 	}{
-		{devstack.Nomad, provision, 2 * time.Second},
-		{devstack.Consul, admit, 5 * time.Second},
-		{devstack.Vault, provision, 0},
+		{"nomad", of(devstack.Nomad), provision, 2 * time.Second},
+		{"consul", of(devstack.Consul), admit, 5 * time.Second},
+		{"vault", of(devstack.Vault), provision, 0},
+		{"audit", [2]func() error{database.Pause, database.Resume}, provision, audit.CallTimeout},
 	} {
-		t.Run(string(tc.store), func(t *testing.T) {
-			if err := a.stack.Pause(tc.store); err != nil {
+		t.Run(tc.store, func(t *testing.T) {
+			if err := tc.outages[0](); err != nil {
 				t.Fatal(err)
 			}
 			resume := sync.OnceFunc(func() {
-				if err := a.stack.Resume(tc.store); err != nil {
+				if err := tc.outages[1](); err != nil {
 					t.Error(err)
 				}
 			})
@@ -91,7 +104,7 @@ func TestPausedStores(t *testing.T) {
 				ready := make(chan int, 1)
 				go func() { ready <- a.call(t, "GET", "/ready", "").status }()
 				answers, slowest := a.together(t, n, tc.call)
-				if got := <-ready; tc.store == devstack.Consul && got != http.StatusServiceUnavailable {
+				if got := <-ready; tc.store == "consul" && got != http.StatusServiceUnavailable {
 					t.Errorf("ready while no admit is served: %d", got)
 				}
 				away(t, answers)
