@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -8,11 +9,14 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/devstack"
@@ -138,6 +142,56 @@ func TestPausedStores(t *testing.T) {
 		})
 	}
 	provision(0).want(t, 200, "")
+}
+
+// TestVaultIsLostMeanwhile: Vault is paused while a provision waits for its volume. Its
+// caller does not wait for the time limit of a call to Vault after that.
+func TestVaultIsLostMeanwhile(t *testing.T) {
+	a := startAPI(t, "ORCH_VOLUME_POOL=0")
+	kv, err := consul.NewClient(&consul.Config{Address: a.consul})
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(name string) {
+		t.Helper()
+		for until := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			pairs, _, err := kv.KV().List("orch/engines/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.ContainsFunc(pairs, func(p *consul.KVPair) bool { return bytes.Contains(p.Value, []byte(fmt.Sprintf(`"step":%q`, name))) }) {
+				return
+			}
+			if time.Now().After(until) {
+				t.Fatalf("the provision does not come to the step %s", name)
+			}
+		}
+	}
+	answered := make(chan answer, 1)
+	go func() { answered <- a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }()
+	step("volume")
+	if err := a.stack.Pause(devstack.Vault); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := a.stack.Resume(devstack.Vault); err != nil {
+			t.Error(err)
+		}
+	}()
+	for until := time.Now().Add(time.Minute); a.call(t, "GET", "/health", "").status != http.StatusServiceUnavailable; {
+		if time.Now().After(until) {
+			t.Fatal("health does not say that it is away")
+		}
+	}
+	step("key")
+	began := time.Now()
+	got := <-answered
+	took := time.Since(began)
+	away(t, []answer{got})
+	t.Logf("answered after %s", took)
+	if took > 3*time.Second { // a call's time limit is 5 s
+		t.Errorf("its caller waited %s for a Vault that is known to be away", took)
+	}
 }
 
 // failing is a proxy to Consul that refuses some requests.
