@@ -3,6 +3,7 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -16,7 +17,7 @@ import (
 // gave way, it is placed on by mayRelocate.
 func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 	code := AsError(cause).Code
-	if code != CapacityExhausted && code != PortExhaustion || o.row.ProductID == registry.WarmProduct || o.row.Op.Kind == registry.OpRecover {
+	if errors.Is(cause, errDriverDown) || code != CapacityExhausted && code != PortExhaustion || o.row.ProductID == registry.WarmProduct || o.row.Op.Kind == registry.OpRecover {
 		return false
 	}
 	if o.row.Op.Kind != registry.OpProvision {

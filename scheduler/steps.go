@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -414,7 +415,7 @@ func (o *operation) processesGone(ctx context.Context) (allocs []cluster.Alloc, 
 		return nil, nil // its volume is listed as unreachable
 	}
 	if err != nil {
-		return nil, o.unconfirmed(ctx, err)
+		return nil, o.unconfirmed(ctx, err, allocs...)
 	}
 	return allocs, o.missed(ctx, allocs)
 }
@@ -430,8 +431,9 @@ func (o *operation) answeredAlready() bool {
 	}
 }
 
-// unconfirmed is what a caller hears when it is not known that a process ended.
-func (o *operation) unconfirmed(ctx context.Context, err error) error {
+// unconfirmed is what a caller hears when it is not known that a process ended; allocs
+// are those that it may be of.
+func (o *operation) unconfirmed(ctx context.Context, err error, allocs ...cluster.Alloc) error {
 	timedOut, lost := errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, errStateLost)
 	if !timedOut && !lost && !errors.Is(err, errNodeSilent) && !errors.Is(err, errUnproven) {
 		return err
@@ -448,10 +450,14 @@ func (o *operation) unconfirmed(ctx context.Context, err error) error {
 	case lost:
 		return &Error{Code: StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
 	}
-	if o.row.Op.Kind == registry.OpStart {
-		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone; try again later", Err: err, RetryAfter: retryCapacity}
+	why := ""
+	if slices.ContainsFunc(allocs, func(a cluster.Alloc) bool { return !a.Terminal() && a.Pulling != "" }) {
+		why = ", for it is still pulling its image" // which Nomad does not break off
 	}
-	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone; the stop is carried out when it does", Err: err}
+	if o.row.Op.Kind == registry.OpStart {
+		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone" + why + "; try again later", Err: err, RetryAfter: retryCapacity}
+	}
+	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
 }
 
 // nodeSilent says whether the servers do not hear from a node.
