@@ -194,6 +194,50 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 	}
 }
 
+// TestVaultIsKnownToBeAway: after the first call that had no answer of Vault all are
+// refused at once, for as long as it answers none, and nobody has asked for /health.
+func TestVaultIsKnownToBeAway(t *testing.T) {
+	a := startAPI(t)
+	provision := func() answer { return a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }
+	if err := a.stack.Pause(devstack.Vault); err != nil {
+		t.Fatal(err)
+	}
+	resume := sync.OnceFunc(func() {
+		if err := a.stack.Resume(devstack.Vault); err != nil {
+			t.Error(err)
+		}
+	})
+	defer resume()
+	const limit = 2 * time.Second // of one question whether it is there
+	began := time.Now()
+	away(t, []answer{provision()})
+	if took := time.Since(began); took > 2*limit {
+		t.Errorf("the first call took %s", took)
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	slowest, calls := time.Duration(0), 0
+	for until := time.Now().Add(4 * limit); time.Now().Before(until); <-tick.C { // no answer is believed for so long
+		began := time.Now()
+		away(t, []answer{provision()})
+		slowest, calls = max(slowest, time.Since(began)), calls+1
+	}
+	t.Logf("the slowest of %d calls took %s", calls, slowest)
+	if slowest > limit/2 {
+		t.Errorf("one of %d calls took %s when it was known that Vault is away", calls, slowest)
+	}
+	resume()
+	for until := time.Now().Add(10 * time.Second); ; <-tick.C {
+		got := provision()
+		if got.status == http.StatusOK {
+			return
+		}
+		if away(t, []answer{got}); time.Now().After(until) {
+			t.Fatal("Vault is back, and no provision works")
+		}
+	}
+}
+
 // failing is a proxy to Consul that refuses some requests.
 func failing(t *testing.T, to string, fails func(*http.Request) bool) string {
 	t.Helper()
