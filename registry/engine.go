@@ -305,8 +305,8 @@ func VolumeOf(name string) (engineID string, registration int) {
 	return id, n
 }
 
-// MaxUserIDBytes is the longest user_id (SPEC section 1).
-const MaxUserIDBytes = 256
+// maxUserIDBytes is the longest user_id (SPEC section 1).
+const maxUserIDBytes = 256
 
 // ErrDotSegment is wrong with a user_id that has a segment which clients (WHATWG URL
 // standard, "shorten a path") and proxies take out of a path, percent-encoded or not:
@@ -320,8 +320,8 @@ func CheckUserID(id string) error {
 	switch {
 	case id == "":
 		return fmt.Errorf("user_id is empty")
-	case len(id) > MaxUserIDBytes:
-		return fmt.Errorf("user_id is %d bytes long; at most %d are allowed", len(id), MaxUserIDBytes)
+	case len(id) > maxUserIDBytes:
+		return fmt.Errorf("user_id is %d bytes long; at most %d are allowed", len(id), maxUserIDBytes)
 	case !utf8.ValidString(id):
 		return fmt.Errorf("user_id is not valid UTF-8")
 	case strings.ContainsFunc(id, unicode.IsControl):

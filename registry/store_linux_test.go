@@ -38,11 +38,23 @@ func (r *replica) product(t *testing.T, maxEngines *int) *Product {
 	if err := r.CreateProduct(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.ProductBySlug(t.Context(), p.Slug)
+	got, err := r.Product(t.Context(), p.ProductID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return got
+}
+
+// bySlug is the product that a slug is reserved for.
+func (r *replica) bySlug(ctx context.Context, slug string) (*Product, error) {
+	pair, err := r.get(ctx, r.slugKey(slug))
+	if err != nil {
+		return nil, err
+	}
+	if pair == nil {
+		return nil, fmt.Errorf("%w: slug %q", ErrNotFound, slug)
+	}
+	return r.Product(ctx, string(pair.Value))
 }
 
 func newEngine(p *Product, user string) *Engine {
@@ -141,7 +153,7 @@ func TestCreateProduct(t *testing.T) {
 		if err := r.CreateProduct(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
-		got, err := r.ProductBySlug(t.Context(), "demo")
+		got, err := r.bySlug(t.Context(), "demo")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +173,7 @@ func TestCreateProduct(t *testing.T) {
 			products[i] = newProduct("one", nil)
 			return r.CreateProduct(t.Context(), products[i])
 		}), map[string]int{"OK": 1, ErrExists.Error(): callers - 1})
-		winner, err := r.ProductBySlug(t.Context(), "one")
+		winner, err := r.bySlug(t.Context(), "one")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +195,7 @@ func TestCreateProduct(t *testing.T) {
 	})
 	t.Run("ErrNotFound", func(t *testing.T) {
 		r := join(t, prefix(t))
-		_, err := r.ProductBySlug(t.Context(), "none")
+		_, err := r.Product(t.Context(), "none")
 		wantErr(t, err, ErrNotFound)
 		_, err = r.ProductIDByKey(t.Context(), "none")
 		wantErr(t, err, ErrNotFound)
@@ -955,7 +967,7 @@ func TestErrUnavailable(t *testing.T) {
 		"Ping":               func() error { return s.Ping(ctx) },
 		"CreateProduct":      func() error { return s.CreateProduct(ctx, p) },
 		"ByKey":              func() error { _, err := s.ProductIDByKey(ctx, "x"); return err },
-		"BySlug":             func() error { _, err := s.ProductBySlug(ctx, "x"); return err },
+		"Product":            func() error { _, err := s.Product(ctx, "x"); return err },
 		"Lookup":             func() error { _, _, err := s.Lookup(ctx, "x", "x", "x"); return err },
 		"Claim":              func() error { return s.Claim(ctx, p, e, nil) },
 		"Update":             func() error { return s.Update(ctx, e) },
