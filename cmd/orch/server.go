@@ -45,9 +45,9 @@ func (*serverCommand) Help() string {
   CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and their TLS
   variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
 
-  GOGC is Go's own too. When it is not set, garbage is collected when there is
-  twice as much of it as what is in use, or 32 MiB, but no less than half as
-  much. A higher one trades memory for less CPU time per admit.
+  GOGC is Go's own too: how much garbage may gather before it is collected, in
+  percent of what is in use (default 100). A higher one trades memory for less
+  CPU time per admit.
 
   SIGHUP reads ORCH_ADMIN_KEY_FILE again.
 
@@ -70,7 +70,6 @@ func (c *serverCommand) Run(args []string) int {
 	}
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	defer collectLess(ctx, os.Getenv("GOGC"))()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if errors.Is(err, audit.ErrUnusable) {
