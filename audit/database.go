@@ -43,7 +43,7 @@ type database struct {
 
 // dialect is what the two kinds of database say differently.
 type dialect struct {
-	name       string               // the folder of its migrations
+	name       string               // the directory of its migrations
 	jsonObject string               // the function that makes a JSON object of names and values
 	forUpdate  string               // ends a SELECT of a row that is about to be changed
 	lockTx     string               // waits for the lock %d until the transaction ends; empty where writers take turns anyway

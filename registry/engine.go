@@ -66,7 +66,7 @@ type Op struct {
 	// JobIndex is the JobModifyIndex after this operation's registration:
 	// only allocations created after it belong to the operation.
 	JobIndex uint64 `json:"job_index,omitempty"`
-	// Supersedes is the replica whose operation this destroy cut short and
+	// Supersedes is the replica whose operation this destroy interrupted and
 	// that has not yet said that it stopped working on the engine.
 	Supersedes string `json:"supersedes,omitempty"`
 	// Action is what the audit log calls the operation.
@@ -98,7 +98,7 @@ type Ended struct {
 type Restarts struct {
 	Attempts int       `json:"attempts"`
 	NextAt   time.Time `json:"next_at"`
-	// GaveUp: only a start by hand brings the engine back.
+	// GaveUp: only a manual start brings the engine back.
 	GaveUp bool `json:"gave_up,omitempty"`
 }
 

@@ -192,7 +192,7 @@ func (s *Store) Remove(ctx context.Context, e *Engine, leaveVolume bool) error {
 			return err
 		}
 		if r := e.Idempotency; r != nil {
-			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was cut short
+			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was interrupted
 			if r.Kind == OpDestroy {
 				done := r.record(e)
 				done.Done = true

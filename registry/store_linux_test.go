@@ -204,7 +204,7 @@ func TestCreateProduct(t *testing.T) {
 	})
 }
 
-// A count that was deleted or damaged by hand is made anew by whoever needs it, exactly,
+// A count that was deleted or damaged manually is made anew by whoever needs it, exactly,
 // with many who do at the same time. One of no product is not made.
 func TestRecount(t *testing.T) {
 	spoil := map[string]func(*testing.T, *replica, *Product){

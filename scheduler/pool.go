@@ -375,7 +375,7 @@ func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, par
 		p.began(entry, id)
 	}
 	v, err := p.s.cluster.Volume(ctx, id)
-	if errors.Is(err, cluster.ErrNotFound) { // deleted by hand: it is made anew
+	if errors.Is(err, cluster.ErrNotFound) { // deleted manually: it is made anew
 		p.began(entry, "")
 		return false, nil
 	}

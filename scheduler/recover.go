@@ -90,7 +90,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 	idle := map[string]bool{}
 	for _, row := range busy {
 		if row.Op.Supersedes == s.replica.ID {
-			// What was cut short here does not run: its own word to the destroy was
+			// What was interrupted here does not run: its own word to the destroy was
 			// lost, or it never began.
 			if idle[row.Op.ID] = true; strays.forgotten(row.Op.ID) {
 				row := row.Clone()

@@ -108,7 +108,7 @@ func (m *monitor) recover(ctx context.Context, row *registry.Engine, crash int64
 	return err
 }
 
-// giveUp leaves a failed engine to a start by hand.
+// giveUp leaves a failed engine to a manual start.
 func (m *monitor) giveUp(ctx context.Context, row *registry.Engine) error {
 	row = row.Clone()
 	attempts := row.Restarts.Attempts

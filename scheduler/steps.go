@@ -523,7 +523,7 @@ func (o *operation) removeRow(ctx context.Context) error {
 	return err
 }
 
-// settle waits until the replica whose operation was cut short has said that it
+// settle waits until the replica whose operation was interrupted has said that it
 // does nothing more, or is gone. Of an engine that is somebody else's by its
 // witnesses, the row alone goes.
 func (o *operation) settle(ctx context.Context) error {

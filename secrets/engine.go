@@ -234,7 +234,7 @@ func (v *Vault) known(engineID string, number int, keyID string) *EngineKey {
 
 func (v *Vault) remember(engineID string, k *EngineKey) {
 	if k.ID == "" {
-		return // nothing names it for ever
+		return // nothing names it indefinitely
 	}
 	kept := *k
 	v.mu.Lock()

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// system is the command and its reference engine in a folder of their own.
+// system is the command and its reference engine in a directory of their own.
 func system(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -45,7 +45,7 @@ func system(t *testing.T) (dir string) {
 	return dir
 }
 
-// start runs a command of the system on free ports, in its folder.
+// start runs a command of the system on free ports, in its directory.
 func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func() string) {
 	t.Helper()
 	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
@@ -128,7 +128,7 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	return vars
 }
 
-// TestDev kills a system, starts another one in its folder, tries what it prints,
+// TestDev kills a system, starts another one in its directory, tries what it prints,
 // and interrupts it while an engine boots that never will: nothing is left.
 func TestDev(t *testing.T) {
 	t.Parallel()
@@ -229,7 +229,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// product registers one that may have any image of the folder, and returns its
+// product registers one that may have any image of the directory, and returns its
 // key.
 func product(t *testing.T, vars map[string]string) (key string) {
 	t.Helper()

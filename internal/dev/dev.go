@@ -190,7 +190,7 @@ func (s *System) Stop() error {
 	return errors.Join(errs...)
 }
 
-// engineDir is the folder of this executable, where the reference engine is.
+// engineDir is the directory of this executable, where the reference engine is.
 func engineDir() (string, error) {
 	self, err := os.Executable()
 	if err != nil {

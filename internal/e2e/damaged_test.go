@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// rubbish is what a write leaves that was cut short.
+// rubbish is what a write leaves that was interrupted.
 const rubbish = `{"trunc`
 
 // damage is one deployment whose registry is damaged key by key.

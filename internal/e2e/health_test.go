@@ -170,7 +170,7 @@ func TestServiceGivesUp(t *testing.T) {
 		t.Fatalf("admit: %+v, %v", a, err)
 	}
 	if got, err := c.Start(t.Context(), "u"); err != nil || got.Status != "running" {
-		t.Fatalf("start by hand: %+v, %v", got, err)
+		t.Fatalf("start manually: %+v, %v", got, err)
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Fatal(err)

@@ -56,7 +56,7 @@ func (r *replica) planned(t *testing.T, engineID string) []string {
 	return acts
 }
 
-// stray makes, by hand, a job with a process, a volume and a variable under an
+// stray makes, manually, a job with a process, a volume and a variable under an
 // engine_id that no row has, modelled on an engine that there is. They are of the
 // deployment of a name and an id.
 func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID string) {

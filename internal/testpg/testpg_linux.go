@@ -57,7 +57,7 @@ func needed(tb testing.TB, how string) {
 	tb.Skip(how)
 }
 
-// bin is the folder of the newest PostgreSQL, "" when there is none.
+// bin is the directory of the newest PostgreSQL, "" when there is none.
 func bin() string {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if len(found) == 0 {
