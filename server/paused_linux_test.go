@@ -290,3 +290,28 @@ func TestReadyMeansAdmitted(t *testing.T) {
 	a.await(t, "/ready")
 	a.call(t, "POST", "/engines/u/admit", "{}").want(t, 200, "")
 }
+
+// TestReadyAsksSeldom: however often it is asked whether a replica is ready, Consul is
+// asked once per second.
+func TestReadyAsksSeldom(t *testing.T) {
+	var reads atomic.Int64
+	a := startAPIAt(t, func(c *service.Clients) {
+		c.ConsulAddr = failing(t, c.ConsulAddr, func(r *http.Request) bool {
+			if r.Method == http.MethodGet && r.URL.Path == "/v1/kv/orch/deployment" && !r.URL.Query().Has("index") {
+				reads.Add(1)
+			}
+			return false
+		})
+	})
+	const n = 500
+	began, before := time.Now(), reads.Load()
+	answers, _ := a.together(t, n, func(int) answer { return a.call(t, "GET", "/ready", "") })
+	for _, got := range answers {
+		got.want(t, 200, "")
+	}
+	// The service itself reads that record, too.
+	if most := 10 + 2*int64(time.Since(began)/time.Second); reads.Load()-before > most {
+		t.Errorf("%d questions were %d to Consul, want %d or fewer", n, reads.Load()-before, most)
+	}
+	t.Logf("%d questions to Consul", reads.Load()-before)
+}
