@@ -12,8 +12,12 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// crowdSize is how many calls come at once while a store is paused.
-const crowdSize = 300
+const (
+	// crowdSize is how many calls come at once while a store is paused.
+	crowdSize = 300
+	// crowdLoad is what a busy machine needs for so many, beside all else.
+	crowdLoad = 5 * time.Second
+)
 
 // crowd is calls that come at once while a store answers nothing.
 type crowd struct {
@@ -34,7 +38,7 @@ var crowds = map[string]struct {
 }
 
 // gather pauses a store, and sends its calls. Their users are new, and their product may
-// have no engine: so that nothing is left of them.
+// have no engine: so nothing is left of them, as the end of the run sees.
 func (in *injector) gather(ctx context.Context, store string) error {
 	at, known := crowds[store]
 	if !known {
@@ -48,10 +52,9 @@ func (in *injector) gather(ctx context.Context, store string) error {
 		return err
 	}
 	p := in.rig.products[slices.IndexFunc(in.rig.products, func(p *product) bool { return p.Slug == crowded })]
-	in.crowd = &crowd{within: at.limit + time.Second}
+	in.crowd = &crowd{within: at.limit + time.Second + crowdLoad}
 	for i := range crowdSize {
-		c := &call{kind: []kind{admit, provision}[i%2], product: p.Slug, user: fmt.Sprintf("%s user %d", p.Slug, len(p.users))}
-		p.users = append(p.users, c.user)
+		c := &call{kind: []kind{admit, provision}[i%2], product: p.Slug, user: fmt.Sprintf("%s user %d of fault %d", p.Slug, i, in.counts["crowd"])}
 		in.crowd.calls = append(in.crowd.calls, c)
 		in.crowd.wait.Go(func() { in.load.do(ctx, p, c, at.replica) })
 	}
