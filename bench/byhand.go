@@ -57,7 +57,7 @@ func newFloor(ctx context.Context, nomadAddr string, vars map[string]string, n i
 	if f.nomad, err = api.NewClient(&api.Config{Address: nomadAddr}); err != nil {
 		return nil, err
 	}
-	f.cluster = cluster.New(f.nomad, cfg.NomadNamespace, hclog.NewNullLogger())
+	f.cluster = cluster.New(f.nomad, cfg.NomadNamespace, cfg.VolumePlugin, hclog.NewNullLogger())
 	if f.template, err = jobs.Parse(ctx, f.nomad, opts.Job); err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ type Policy struct {
 	IdleTimeoutS  *int     `json:"idle_timeout_s,omitempty"`
 	CPUMHz        *int     `json:"cpu_mhz,omitempty"`
 	MemoryMB      *int     `json:"memory_mb,omitempty"`
+	BrainMB       *int     `json:"brain_mb,omitempty"`       // quota of an engine's volume, in MiB
 	AllowedImages []string `json:"allowed_images,omitempty"` // globs
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`

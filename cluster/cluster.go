@@ -4,11 +4,13 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +39,15 @@ var (
 	ErrRejected = errors.New("cluster: nomad rejected it")
 )
 
+// PluginError is what a node's volume plugin, or Nomad of it, said when a volume was not
+// made, changed or deleted.
+type PluginError struct{ Said string }
+
+func (e *PluginError) Error() string { return "cluster: volume plugin: " + e.Said }
+
+// pluginFailed matches the errors of Nomad's client (client/hostvolumemanager).
+var pluginFailed = regexp.MustCompile(`(?s)with plugin "[^"]*": (?:original error: )?(?:exit status \d+: )?(.*)|(?:no such plugin|plugin not executable): ".*`)
+
 // callTimeout bounds one call to Nomad.
 const callTimeout = 10 * time.Second
 
@@ -44,9 +55,11 @@ const callTimeout = 10 * time.Second
 type Cluster struct {
 	client    *api.Client
 	namespace string
-	log       hclog.Logger
-	pageSize  int32         // tests make it small
-	silence   time.Duration // streamSilence; tests make it short
+	// volumePlugin is the plugin of Nomad's that makes volumes.
+	volumePlugin string
+	log          hclog.Logger
+	pageSize     int32         // tests make it small
+	silence      time.Duration // streamSilence; tests make it short
 
 	mu      sync.Mutex
 	view    view
@@ -56,13 +69,20 @@ type Cluster struct {
 	live    bool                           // the stream is open and the view complete
 }
 
+// Mkdir is the volume plugin that is built into Nomad: every node has it, and it sets no
+// quotas.
+const Mkdir = "mkdir"
+
 // New returns a cluster whose view is empty until Run has filled it.
-func New(client *api.Client, namespace string, log hclog.Logger) *Cluster {
+func New(client *api.Client, namespace, volumePlugin string, log hclog.Logger) *Cluster {
 	return &Cluster{
-		client: client, namespace: namespace, log: log, pageSize: pageSize,
+		client: client, namespace: namespace, volumePlugin: volumePlugin, log: log, pageSize: pageSize,
 		silence: streamSilence, view: newView(), watches: map[string]map[*Watch]struct{}{}, synced: make(chan struct{}),
 	}
 }
+
+// SetsQuotas says whether volumes can be limited.
+func (c *Cluster) SetsQuotas() bool { return c.volumePlugin != Mkdir }
 
 // Client is the underlying Nomad client.
 func (c *Cluster) Client() *api.Client { return c.client }
@@ -108,8 +128,8 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	node := nodeFrom(&api.NodeListStub{
-		ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
+	node := c.nodeFrom(&api.NodeListStub{
+		Attributes: n.Attributes, ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
 		ModifyIndex: n.ModifyIndex, Drivers: n.Drivers,
 	})
 	if n.Status == api.NodeStatusReady {
@@ -293,6 +313,9 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	body := bad.Body()
+	if said := pluginFailed.FindStringSubmatch(body); said != nil {
+		return fmt.Errorf("%w: %w", &PluginError{strings.TrimSpace(cmp.Or(said[1], said[0]))}, err)
+	}
 	switch {
 	case strings.Contains(body, api.RegisterEnforceIndexErrPrefix):
 		return fmt.Errorf("%w: %w", ErrConflict, err)

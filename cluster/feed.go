@@ -182,11 +182,14 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	nodesAt, err := c.pages(ctx, Hasty, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Nodes().List(q)
 		for _, n := range stubs {
-			nodes = append(nodes, nodeFrom(n))
+			nodes = append(nodes, c.nodeFrom(n))
 		}
 		return meta, err
 	})
 	if err != nil {
+		return 0, err
+	}
+	if err := c.findPlugins(ctx, nodes); err != nil {
 		return 0, err
 	}
 	var allocs []*Alloc
@@ -223,6 +226,26 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	return min(nodesAt, allocsAt), nil
 }
 
+// findPlugins notes which of the nodes have the volume plugin.
+func (c *Cluster) findPlugins(ctx context.Context, nodes []*Node) error {
+	if c.volumePlugin == Mkdir {
+		return nil // nodeFrom knows
+	}
+	has := map[string]bool{}
+	q := (&api.QueryOptions{Filter: fmt.Sprintf("%q in Attributes", c.pluginAttribute())}).WithContext(ctx)
+	_, err := c.pages(ctx, Hasty, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.Nodes().List(q)
+		for _, n := range stubs {
+			has[n.ID] = true
+		}
+		return meta, err
+	})
+	for _, n := range nodes {
+		n.VolumePlugin = has[n.ID]
+	}
+	return err
+}
+
 func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,7 +272,7 @@ func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
 		case p.Node != nil && e.Type == "NodeDeregistration":
 			delete(c.view.nodes, p.Node.ID)
 		case p.Node != nil:
-			c.view.nodes[p.Node.ID] = nodeFrom(p.Node)
+			c.view.nodes[p.Node.ID] = c.nodeFrom(p.Node)
 		case p.Allocation != nil:
 			a := allocFrom(p.Allocation)
 			c.view.putAlloc(a, c.watches[a.JobID] != nil)

@@ -37,7 +37,7 @@ func TestStreamBeginsWhereNomadIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	c := New(client, "default", hclog.NewNullLogger())
+	c := New(client, "default", Mkdir, hclog.NewNullLogger())
 	done := make(chan struct{})
 	go func() { defer close(done); c.Run(ctx) }()
 	<-c.Synced()
@@ -76,7 +76,7 @@ func TestStreamThatStalls(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
-			c := New(client, "default", hclog.NewNullLogger())
+			c := New(client, "default", Mkdir, hclog.NewNullLogger())
 			c.silence = 100 * time.Millisecond
 			done := make(chan struct{})
 			go func() { defer close(done); c.Run(ctx) }()

@@ -44,7 +44,7 @@ func TestListsOfManyPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	c := New(client, "default", hclog.NewNullLogger())
+	c := New(client, "default", Mkdir, hclog.NewNullLogger())
 	c.pageSize = 2
 	more := map[string]int{} // how many pages were asked for after the first, by path
 	count := func(r *http.Request) {

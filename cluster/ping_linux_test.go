@@ -28,7 +28,7 @@ func TestPing(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer client.Close()
-		return New(client, "default", hclog.NewNullLogger()).Ping(t.Context())
+		return New(client, "default", Mkdir, hclog.NewNullLogger()).Ping(t.Context())
 	}
 	client, err := api.NewClient(&api.Config{Address: address})
 	if err != nil {

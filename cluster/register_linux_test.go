@@ -46,7 +46,7 @@ func TestRegister(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(client.Close)
-		return New(client, "default", hclog.NewNullLogger())
+		return New(client, "default", Mkdir, hclog.NewNullLogger())
 	}
 	c := over(t, transport)
 

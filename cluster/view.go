@@ -83,6 +83,8 @@ type Node struct {
 	Eligible bool
 	Down     bool            // the servers do not hear from it
 	Drivers  map[string]bool // healthy task drivers
+	// VolumePlugin says that it has the plugin that makes volumes.
+	VolumePlugin bool
 	// InTouch is 0 while the node is not ready, and another number each time that the
 	// servers have lost it and have it back; only ReadNode tells it. (The time of its
 	// status tells nothing: a node registers anew with each volume that is made there.)
@@ -248,12 +250,13 @@ func (c *Cluster) Node(id string) (Node, bool) {
 	return *n, true
 }
 
-// nodeFrom reads a node as lists and events tell it.
-func nodeFrom(n *api.NodeListStub) *Node {
+// nodeFrom reads a node as events tell it. Lists leave its attributes out.
+func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{
 		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{},
-		Eligible: n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
-		Down:     n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,
+		Eligible:     n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
+		VolumePlugin: c.volumePlugin == Mkdir || n.Attributes[c.pluginAttribute()] != "",
+		Down:         n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,
 	}
 	for name, d := range n.Drivers {
 		node.Drivers[name] = d != nil && d.Detected && d.Healthy
@@ -269,6 +272,11 @@ func nodeFrom(n *api.NodeListStub) *Node {
 		node.reservedInDynamicRange = countPorts(r.Networks.ReservedHostPorts, node.minPort, node.maxPort)
 	}
 	return node
+}
+
+// pluginAttribute is the attribute of a node that has the volume plugin.
+func (c *Cluster) pluginAttribute() string {
+	return "plugins.host_volume." + c.volumePlugin + ".version"
 }
 
 // countPorts counts the ports of a list such as "22,80,8000-8010" from min to

@@ -142,7 +142,7 @@ func TestEvalFrom(t *testing.T) {
 // and counts what allocations hold of a node, whichever ports are its own.
 func TestViewKeepsTheNewest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := New(nil, "default", nil)
+		c := New(nil, "default", Mkdir, nil)
 		newest := map[string]*Alloc{}
 		for range rapid.IntRange(0, 60).Draw(t, "events") {
 			a := &Alloc{
@@ -185,7 +185,7 @@ func TestViewKeepsTheNewest(t *testing.T) {
 // Events up to the list are in the list already; applying them would bring back
 // what it no longer shows.
 func TestApplyDropsWhatTheListHas(t *testing.T) {
-	c := New(nil, "default", nil)
+	c := New(nil, "default", Mkdir, nil)
 	payload, err := json.Marshal(map[string]any{"Allocation": api.AllocationListStub{ID: "a", JobID: "job", ClientStatus: "running", ModifyIndex: 7}})
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestApplyDropsWhatTheListHas(t *testing.T) {
 
 // Evaluations are those of watched jobs; others are not even read.
 func TestApplyTakesWatchedEvaluations(t *testing.T) {
-	c := New(nil, "default", nil)
+	c := New(nil, "default", Mkdir, nil)
 	watch := c.Watch("watched")
 	defer watch.Close()
 	told := func(job, payload string) error {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,7 +51,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
-		Namespace: c.namespace, Name: name, PluginID: "mkdir", NodeID: nodeID, Parameters: params,
+		Namespace: c.namespace, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: params,
 		RequestedCapabilities: singleWriter(),
 	}}, c.write(ctx))
 	if err != nil {
@@ -58,6 +60,37 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	v := resp.Volume
 	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
 }
+
+// ErrNoQuotas: the plugin that makes volumes sets no quotas.
+var ErrNoQuotas = &PluginError{Said: Mkdir + " sets no quotas; ORCH_VOLUME_PLUGIN must name one that does"}
+
+// LimitVolume has the volume plugin of a node limit what fits into a volume, in MiB; 0: no
+// limit. params are those that the volume was made with. It is ready at once, as before. A
+// volume that another plugin made becomes this one's, which must have it at the same path.
+// ErrInUse: an allocation has the volume. PluginError.
+func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, params map[string]string, mb int) error {
+	if !c.SetsQuotas() {
+		if mb == 0 {
+			return nil // whatever quota it has is of another time
+		}
+		return ErrNoQuotas
+	}
+	limited := maps.Clone(params)
+	if mb > 0 {
+		limited[quotaParam] = strconv.Itoa(mb)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
+		Namespace: c.namespace, ID: id, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: limited,
+		RequestedCapabilities: singleWriter(),
+	}}, c.write(ctx))
+	return classify(err)
+}
+
+// quotaParam is a volume's parameter by which its plugin knows the quota, in MiB; see
+// cmd/orch-quota.
+const quotaParam = "quota_mb"
 
 // singleWriter is how a brain may be used: by one process.
 func singleWriter() []*api.HostVolumeCapability {

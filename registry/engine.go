@@ -130,6 +130,8 @@ type Vanished struct {
 type Resources struct {
 	CPUMHz   int `json:"cpu_mhz"`
 	MemoryMB int `json:"memory_mb"`
+	// BrainMB is how much fits into its volume, in MiB; 0: as much as its node has.
+	BrainMB int `json:"brain_mb,omitempty"`
 }
 
 // Engine is the row of an engine: the only truth about it (DESIGN section 1).
@@ -166,6 +168,8 @@ type Engine struct {
 	NodeID     string `json:"node_id,omitempty"`
 	VolumeID   string `json:"volume_id,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
+	// QuotaMB is the limit that its volume was given last, in MiB; 0: none.
+	QuotaMB int `json:"quota_mb,omitempty"`
 	// VolumeName is the name of its volume in Nomad where that is not JobID: the
 	// volume was registered again after Nomad had lost it. NextVolume is the name
 	// that was last chosen for a registration; no name is chosen twice.

@@ -52,12 +52,14 @@ func (p *Product) accepts(keyHash string, now time.Time) bool {
 // Policy is what a product may do (SPEC section 3). An absent field (nil or
 // empty) means no limit or the service's default; a limit of 0 allows nothing.
 type Policy struct {
-	MaxEngines    *int     `json:"max_engines,omitempty"`
-	RateLimitRPM  *int     `json:"rate_limit_rpm,omitempty"`
-	EngineImage   string   `json:"engine_image,omitempty"`
-	IdleTimeoutS  *int     `json:"idle_timeout_s,omitempty"`
-	CPUMHz        *int     `json:"cpu_mhz,omitempty"`
-	MemoryMB      *int     `json:"memory_mb,omitempty"`
+	MaxEngines   *int   `json:"max_engines,omitempty"`
+	RateLimitRPM *int   `json:"rate_limit_rpm,omitempty"`
+	EngineImage  string `json:"engine_image,omitempty"`
+	IdleTimeoutS *int   `json:"idle_timeout_s,omitempty"`
+	CPUMHz       *int   `json:"cpu_mhz,omitempty"`
+	MemoryMB     *int   `json:"memory_mb,omitempty"`
+	// BrainMB is how much fits into an engine's volume, in MiB.
+	BrainMB       *int     `json:"brain_mb,omitempty"`
 	AllowedImages []string `json:"allowed_images,omitempty"`
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
@@ -103,6 +105,7 @@ func (p *Policy) Check() error {
 	atLeast("idle_timeout_s", p.IdleTimeoutS, 0)
 	atLeast("cpu_mhz", p.CPUMHz, 1)
 	atLeast("memory_mb", p.MemoryMB, minMemoryMB)
+	atLeast("brain_mb", p.BrainMB, 1)
 	atLeast("warm_pool", p.WarmPool, 0)
 	for i, glob := range p.AllowedImages {
 		if !isGlob(glob) || strings.ContainsFunc(glob, unicode.IsControl) {

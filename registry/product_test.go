@@ -28,15 +28,16 @@ func TestPolicyCheck(t *testing.T) {
 	}{
 		"OKEmpty": {Policy{}, ""},
 		"OKFull": {Policy{
-			MaxEngines: ptr(50), RateLimitRPM: ptr(600), EngineImage: "engine:1", IdleTimeoutS: ptr(300), CPUMHz: ptr(200), MemoryMB: ptr(512),
+			MaxEngines: ptr(50), RateLimitRPM: ptr(600), EngineImage: "engine:1", IdleTimeoutS: ptr(300), CPUMHz: ptr(200), MemoryMB: ptr(512), BrainMB: ptr(1024),
 			AllowedImages: []string{"engine:*", "team/[a-z]*", "?"}, WarmPool: ptr(2), NodePool: "gpu_1-a", SleepMode: "pause",
 		}, ""},
 		"OKNothingAllowed": {Policy{MaxEngines: ptr(0), RateLimitRPM: ptr(0), IdleTimeoutS: ptr(0), WarmPool: ptr(0), SleepMode: "stop"}, ""},
-		"OKLeast":          {Policy{CPUMHz: ptr(1), MemoryMB: ptr(10)}, ""},
+		"OKLeast":          {Policy{CPUMHz: ptr(1), MemoryMB: ptr(10), BrainMB: ptr(1)}, ""},
 		"ErrMaxEngines":    {Policy{MaxEngines: ptr(-1)}, "policy.max_engines is -1; it must be 0 or more"},
 		"ErrRateLimit":     {Policy{RateLimitRPM: ptr(-1)}, "policy.rate_limit_rpm is -1; it must be 0 or more"},
 		"ErrIdleTimeout":   {Policy{IdleTimeoutS: ptr(-1)}, "policy.idle_timeout_s is -1; it must be 0 or more"},
 		"ErrCPU":           {Policy{CPUMHz: ptr(0)}, "policy.cpu_mhz is 0; it must be 1 or more"},
+		"ErrBrain":         {Policy{BrainMB: ptr(0)}, "policy.brain_mb is 0; it must be 1 or more"},
 		"ErrMemory":        {Policy{MemoryMB: ptr(9)}, "policy.memory_mb is 9; it must be 10 or more"},
 		"ErrWarmPool":      {Policy{WarmPool: ptr(-1)}, "policy.warm_pool is -1; it must be 0 or more"},
 		"ErrGlob":          {Policy{AllowedImages: []string{"fine:*", "[bad"}}, "policy.allowed_images[1] is not a glob pattern"},

@@ -144,6 +144,7 @@ func AsError(err error) *Error {
 	if errors.As(err, &record) {
 		return unreadable(record)
 	}
+	var plugin *cluster.PluginError
 	unavailable := func(what string) *Error {
 		return &Error{Code: BackendUnavailable, Message: what, Err: err, RetryAfter: retryBackend}
 	}
@@ -164,6 +165,8 @@ func AsError(err error) *Error {
 		return &Error{Code: BackendError, Message: "the engine's key is not in the key store (Vault) any more; rotate-key gives a running engine a new one, and the next start a stopped one", Err: err}
 	case errors.Is(err, secrets.ErrDenied):
 		return &Error{Code: BackendError, Message: "the key store (Vault) refused the service's token", Err: err}
+	case errors.As(err, &plugin):
+		return &Error{Code: BackendError, Message: "the volume plugin of the engine's node failed: " + plugin.Said, Err: err}
 	case errors.Is(err, cluster.ErrRejected), errors.Is(err, cluster.ErrInUse):
 		return &Error{Code: BackendError, Message: "the cluster (Nomad) refused the request", Err: err}
 	case errors.Is(err, registry.ErrConflict), errors.Is(err, cluster.ErrConflict), errors.Is(err, secrets.ErrConflict):

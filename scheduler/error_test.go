@@ -25,6 +25,7 @@ func TestAsError(t *testing.T) {
 		{"Nomad", cluster.ErrUnavailable, BackendUnavailable, true},
 		{"Vault", secrets.ErrUnavailable, BackendUnavailable, true},
 		{"VaultDenied", secrets.ErrDenied, BackendError, false},
+		{"VolumePlugin", &cluster.PluginError{Said: "no quotas"}, BackendError, false},
 		{"NomadRejected", cluster.ErrRejected, BackendError, false},
 		{"VolumeInUse", cluster.ErrInUse, BackendError, false},
 		{"Row", registry.ErrConflict, EngineBusy, true},

@@ -28,7 +28,7 @@ type place struct {
 // applyTo gives a row that carries a provision the place's node, the identity
 // that comes with its volume or a new one, and the step to begin with.
 func (p *place) applyTo(row *registry.Engine) {
-	row.NodeID = p.node.ID
+	row.NodeID, row.QuotaMB = p.node.ID, 0
 	row.Op.Step = plans[registry.OpProvision][0].name
 	if p.pooled != nil {
 		row.Op.Step = plans[registry.OpProvision][1].name // the volume is there
@@ -94,10 +94,17 @@ var errDriverDown = errors.New("the task driver of the engine's node is not heal
 func (s *Scheduler) noNode(nodePool string) error {
 	err := &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
 	for _, n := range s.cluster.Nodes() {
-		if n.Eligible && n.Pool == nodePool && !s.drives(n) {
+		switch {
+		case !n.Eligible || n.Pool != nodePool:
+			continue
+		case !s.drives(n):
 			err.Message += ": " + s.driverDown()
-			break
+		case !n.VolumePlugin:
+			err.Message += ": the plugin that makes their volumes (ORCH_VOLUME_PLUGIN) is missing there"
+		default:
+			continue
 		}
+		break
 	}
 	return err
 }
@@ -114,7 +121,13 @@ func (s *Scheduler) driverDown() string {
 }
 
 func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
-	return n.Eligible && n.Pool == nodePool && s.drives(n)
+	return n.Pool == nodePool && s.takesEngines(n)
+}
+
+// takesEngines says whether engines can be made on a node: it has their driver, and the
+// plugin that makes their volumes.
+func (s *Scheduler) takesEngines(n cluster.Node) bool {
+	return n.Eligible && n.VolumePlugin && s.drives(n)
 }
 
 // need is what an engine takes of its node, beside a port.

@@ -59,6 +59,9 @@ func (s *Scheduler) resources(p registry.Policy) registry.Resources {
 	if p.MemoryMB != nil {
 		r.MemoryMB = *p.MemoryMB
 	}
+	if p.BrainMB != nil {
+		r.BrainMB = *p.BrainMB
+	}
 	return r
 }
 

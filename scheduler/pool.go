@@ -192,7 +192,7 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	p.volumes.counted(count)
 	p.forget(unready)
 	nodes := slices.DeleteFunc(p.s.cluster.Nodes(), func(n cluster.Node) bool {
-		return !n.Eligible || !n.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(n.ID, now)
+		return !p.s.takesEngines(n) || p.setBack(n.ID, now)
 	})
 	taken := p.lull.look(count, now)
 	var missing []*registry.PooledVolume

@@ -54,6 +54,9 @@ func (s *Scheduler) checkPolicy(policy registry.Policy) error {
 	if err := policy.Check(); err != nil {
 		return fail(InvalidRequest, "%v", err)
 	}
+	if policy.BrainMB != nil && !s.cluster.SetsQuotas() {
+		return fail(InvalidRequest, "policy.brain_mb: volumes are made by Nomad's plugin mkdir, which sets no quotas; ORCH_VOLUME_PLUGIN must name one on the nodes that does")
+	}
 	if policy.EngineImage != "" && CheckImage(s.opts.Job.Driver, policy.EngineImage) != nil {
 		return fail(InvalidRequest, "policy.engine_image has not the form of an image")
 	}

@@ -132,6 +132,9 @@ func (o *operation) writeVariable(ctx context.Context) error {
 	if err := o.resize(ctx); err != nil {
 		return err
 	}
+	if err := o.limitBrain(ctx); err != nil {
+		return err
+	}
 	id, version, keyID := o.row.JobID(), o.row.KeyVersion, o.row.KeyID
 	if o.row.Op.Kind == registry.OpRotateKey {
 		version, keyID = o.row.Op.KeyVersion, o.row.Op.KeyID
@@ -199,6 +202,33 @@ func (o *operation) resize(ctx context.Context) error {
 		o.row.Resources = now
 	}
 	return err
+}
+
+// limitBrain gives the engine's volume the quota that its resources say, if it has another.
+// No process has the volume then: Nomad would refuse it. A volume that was registered again
+// after Nomad had lost it is no plugin's any more, and keeps the quota that it has on its
+// node's filesystem.
+func (o *operation) limitBrain(ctx context.Context) error {
+	kind, limit := o.row.Op.Kind, o.row.Resources.BrainMB
+	if limit == o.row.QuotaMB || kind != registry.OpProvision && kind != registry.OpStart {
+		return nil
+	}
+	if o.row.VolumeName != "" {
+		o.log.Warn("the engine's volume was registered again, and its quota cannot be changed", "brain_mb", limit, "quota_mb", o.row.QuotaMB)
+		return nil
+	}
+	template := o.s.template.Load()
+	if template == nil {
+		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	if err := o.fence(ctx); err != nil {
+		return err
+	}
+	if err := o.s.cluster.LimitVolume(ctx, o.row.VolumeID, o.row.JobID(), o.row.NodeID, template.Owner().Params(), limit); err != nil {
+		return err
+	}
+	o.row.QuotaMB = limit
+	return nil
 }
 
 // rekey gives an engine that has no process a new key, since Vault has lost the one

@@ -76,6 +76,9 @@ func (p *warmPool) fingerprint(k warmKind) string {
 	if k.proofPath != "" {
 		parts = append(parts, k.proofPath)
 	}
+	if k.resources.BrainMB > 0 {
+		parts = append(parts, "brain_mb", strconv.Itoa(k.resources.BrainMB))
+	}
 	return digest(parts...)[:16]
 }
 

@@ -107,7 +107,7 @@ func newCutOff(tb testing.TB) *cutOff {
 	rows, err := audit.Open(tb.Context(), "sqlite://"+filepath.Join(tb.TempDir(), "audit.db"), audit.Options{RetentionDays: 1, Log: log})
 	must(err)
 	tb.Cleanup(func() { must(rows.Close()) })
-	sched := scheduler.New(opts, registry.New(c, "orch/"), cluster.New(n, "default", log), secrets.New(v, "orch"), rows, log)
+	sched := scheduler.New(opts, registry.New(c, "orch/"), cluster.New(n, "default", cluster.Mkdir, log), secrets.New(v, "orch"), rows, log)
 	s.Server, err = New("127.0.0.1:0", adminKey, sched, log)
 	must(err)
 	tb.Cleanup(func() { must(s.Close()) })

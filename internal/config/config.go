@@ -54,6 +54,7 @@ type Config struct {
 	EngineLogs     string   `env:"ORCH_ENGINE_LOGS" envDefault:"auto" desc:"who keeps what engines print: nomad (its UI shows it; costs about 30 MiB of helper processes per engine and some of its boot), driver (docker logs; with raw_exec nobody), or auto: nomad with raw_exec, driver with docker"`
 	Passthrough    []string `env:"ORCH_ENGINE_ENV_PASSTHROUGH" desc:"comma-separated variables of the service that engines get, by way of Vault (LLM_API_KEY,OPENAI_API_KEY); each valid UTF-8, its line in an env file 65535 bytes at most and all together 256 KiB; none that Nomad or the service sets itself (NOMAD_*, PORT, ENGINE_KEY_HASH, ENGINE_KEY_HASH_FILE, SQLITE_DB_PATH, CATALOG_DIR)"`
 	CatalogPath    string   `env:"ORCH_CATALOG_PATH" desc:"shared catalog on every node, read-only in engines"`
+	VolumePlugin   string   `env:"ORCH_VOLUME_PLUGIN" envDefault:"mkdir" desc:"plugin of Nomad's that makes the volumes of engines: mkdir, which is built in, or the name of orch-quota's file in the host_volume_plugin_dir of the nodes, which can limit them (a policy's brain_mb); nodes without it get no engines"`
 	VolumePool     int      `env:"ORCH_VOLUME_POOL" envDefault:"8" desc:"ready, empty host volumes kept per node; filled up when half are left, and one node after another when none was taken of any for 5 s: the next waits 0.3 s for each engine on the one before. A quarter of the engines that a node is to hold is a good size"`
 	WarmPool       int      `env:"ORCH_WARM_POOL" envDefault:"0" desc:"engines of the default image that run and wait for a user; a product's policy can add its own (warm_pool)"`
 
@@ -123,6 +124,7 @@ func named(err error, unread map[string]bool) []error {
 
 var (
 	namePattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	pluginPattern = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
 	mountPattern  = regexp.MustCompile(`^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$`)
 	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
 )
@@ -201,6 +203,7 @@ func (c *Config) check(unread map[string]bool) []error {
 		c.jobFile = string(b)
 	}
 
+	bad(pluginPattern.MatchString(c.VolumePlugin), "ORCH_VOLUME_PLUGIN", "must be the name of a file, without a path")
 	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
 	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)
 	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)

@@ -29,6 +29,7 @@ var wrong = map[string][]string{
 	"ORCH_ENGINE_PIN_IMAGES":       {"maybe"},
 	"ORCH_ENGINE_JOB_FILE":         {"/no/such/file"},
 	"ORCH_ENGINE_CPU_MHZ":          {"0", "-1", "many", "1.5"},
+	"ORCH_VOLUME_PLUGIN":           {"plugins/orch-quota", ".hidden", `a"b`},
 	"ORCH_ENGINE_MEMORY_MB":        {"9", "256MB"},
 	"ORCH_ENGINE_KEY_RELOAD":       {"reload"},
 	"ORCH_ENGINE_KEY_PROOF_PATH":   {"info", "//host/info", "/health", "/a b", "/x\n", "/health?x=1", "/./health"},

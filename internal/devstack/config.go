@@ -54,6 +54,9 @@ type Config struct {
 	ExtraClients int
 	// CatalogDir becomes the read-only static host volume "catalog" of every node.
 	CatalogDir string
+	// VolumePlugins is a folder of plugins for host volumes, which the first node alone
+	// has. Empty: none.
+	VolumePlugins string
 
 	// Binaries are the agents; the empty ones are found by Tools.
 	Binaries Binaries
@@ -165,7 +168,7 @@ func (c *Config) validate() error {
 
 // absolute makes the paths independent of the working directory.
 func (c *Config) absolute() error {
-	for _, path := range []*string{&c.Dir, &c.CatalogDir} {
+	for _, path := range []*string{&c.Dir, &c.CatalogDir, &c.VolumePlugins} {
 		if *path == "" {
 			continue
 		}

@@ -27,6 +27,7 @@ type nomadNode struct {
 	Vault                  string
 	MemoryMB, CPUMHz       int
 	Docker, Catalog        string
+	VolumePlugins          string
 	DockerDisableLogs      bool
 	Drivers, NoFingerprint string
 	StockLimits            bool // of connections: each agent of a Cluster has an address of its own
@@ -107,6 +108,9 @@ client {
   }
   {{- end}}
   host_volumes_dir  = {{printf "%s/host_volumes" .Dir | q}}
+  {{- if .VolumePlugins}}
+  host_volume_plugin_dir = {{q .VolumePlugins}}
+  {{- end}}
   cgroup_parent     = {{q .Cgroup}}
   min_dynamic_port  = {{index .Dynamic 0}}
   max_dynamic_port  = {{index .Dynamic 1}}

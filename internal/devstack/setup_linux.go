@@ -110,11 +110,15 @@ func (s *Stack) configure() error {
 			}
 			s.NomadAddr = s.urls[NomadServer]
 		}
+		plugins := ""
+		if i == 0 {
+			plugins = s.cfg.VolumePlugins
+		}
 		err := addNomad(NomadClient(i), nomadNode{
 			Consul:  consulAddr,
 			Dynamic: dynamic[i], Cgroup: fmt.Sprintf("orch-%s-%d.slice", s.id.ID, i),
 			MemoryMB: s.cfg.MemoryMB, CPUMHz: s.cfg.CPUMHz,
-			Docker: s.cfg.DockerSocket, DockerDisableLogs: s.cfg.DockerDisableLogs, Catalog: s.cfg.CatalogDir,
+			Docker: s.cfg.DockerSocket, DockerDisableLogs: s.cfg.DockerDisableLogs, Catalog: s.cfg.CatalogDir, VolumePlugins: plugins,
 		}, 0)
 		if err != nil {
 			return err

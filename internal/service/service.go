@@ -67,7 +67,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, err
 	}
 	svc.links = append(svc.links, toVault)
-	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, log.Named("cluster"))
+	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, cfg.VolumePlugin, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
 	opts := cfg.Scheduler()
 	if len(opts.ProviderKeys) > 0 {

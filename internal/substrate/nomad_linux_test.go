@@ -102,7 +102,7 @@ func TestNomadRegister(t *testing.T) {
 	t.Parallel()
 	eachNomad(t, func(t *testing.T, s *devstack.Stack) {
 		r := &jobRegister{id: "register"}
-		r.cluster = cluster.New(nomadClient(t, s, r.watch), "default", hclog.NewNullLogger())
+		r.cluster = cluster.New(nomadClient(t, s, r.watch), "default", cluster.Mkdir, hclog.NewNullLogger())
 		h := compareAndSet(t, r)
 		versions, _, _, err := r.cluster.Client().Jobs().Versions(r.id, false, nil)
 		if err != nil {
