@@ -83,9 +83,10 @@ var floors = [][]string{
 	{"internal/service"},
 	{"internal/config", "server", "images"},
 	{"scheduler"},
+	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},
-	{"internal/fault", "internal/link", "nomad-jobs", "docs"},
+	{"internal/fault", "internal/link", "internal/pause", "nomad-jobs", "docs"},
 }
 
 // leaves do not know one another. The one exception: cluster takes the label of an

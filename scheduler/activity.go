@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -107,7 +108,7 @@ func (a *activity) wrote(f *registry.Flush) {
 // flushLoop tells of this replica's admits until ctx ends.
 func (s *Scheduler) flushLoop(ctx context.Context) {
 	failing := false
-	for pause(ctx, flushEvery) {
+	for pause.For(ctx, flushEvery) {
 		if s.replica.Session() == "" {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -249,7 +250,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 		ctx, cancel = context.WithTimeout(ctx, s.limit(row.Op.Kind))
 		defer cancel()
 	}
-	for pause(ctx, pollEvery) {
+	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {
 		case errors.Is(err, registry.ErrNotFound):

@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -305,7 +306,7 @@ func (s *Scheduler) awaitReported(ctx context.Context, nodeID string, take []*ad
 		if err == nil && !slices.ContainsFunc(take, func(a *adoptee) bool { return on[a.volume.Name].ID != a.volume.ID }) {
 			return nil
 		}
-		if !pause(ctx, volumeLook) {
+		if !pause.For(ctx, volumeLook) {
 			return &Error{Code: BackendUnavailable, Message: "the node does not report its volumes yet; try again", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
 		}
 	}
@@ -429,7 +430,7 @@ func (s *Scheduler) clearGrave(ctx context.Context, g *registry.Grave, to, path 
 	limited, cancel := context.WithTimeout(ctx, scrubTimeout)
 	defer cancel()
 	left, err := s.removeVolume(limited, v)
-	for errors.Is(err, cluster.ErrInUse) && pause(limited, volumeLook) {
+	for errors.Is(err, cluster.ErrInUse) && pause.For(limited, volumeLook) {
 		left, err = s.removeVolume(limited, v)
 	}
 	if err == nil && left != "" {

@@ -11,6 +11,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -121,9 +122,9 @@ func (o *operation) boot(ctx context.Context) error {
 	defer stop()
 	probing.Go(func() { o.watchRow(timed, cancel) })
 
-	var kind *bootKind
+	var kind *boot.Kind
 	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
-		kind = &bootKind{image: o.row.Image, first: o.row.Op.Kind == registry.OpProvision}
+		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == registry.OpProvision}
 	}
 	probed := ""
 	look := func(state cluster.JobState) (bool, error) {
@@ -142,8 +143,8 @@ func (o *operation) boot(ctx context.Context) error {
 				o.row.Vanished = nil
 			}
 			probing.Go(func() {
-				o.awaitStarted(timed, 0)
-				err, broken := o.s.boots.awaitUsable(timed, url, by, kind), (*breach)(nil)
+				o.s.starts.Await(timed, o.row.JobID(), 0)
+				err, broken := o.s.boots.AwaitUsable(timed, url, by, kind), (*boot.Breach)(nil)
 				switch {
 				case err == nil:
 					cancel(errHealthy)
@@ -190,9 +191,9 @@ func (o *operation) boot(ctx context.Context) error {
 }
 
 // tellGate tells the product's gate what the boot took up to now, where it ends.
-func (o *operation) tellGate(kind *bootKind) {
-	took, expected := time.Since(o.registeredAt), o.s.boots.times.expected(*kind)
-	o.s.gates.booted(o.row.ProductID, o.registeredAt, crowdOf(took, o.s.opts.BootTimeout, expected))
+func (o *operation) tellGate(kind *boot.Kind) {
+	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
+	o.s.gates.Booted(o.row.ProductID, o.registeredAt, boot.CrowdOf(took, o.s.opts.BootTimeout, expected))
 }
 
 // ownAlloc is the allocation of this operation's registration.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -165,7 +166,7 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 				return "", err
 			}
 		}
-		if !pause(ctx, pollEvery) {
+		if !pause.For(ctx, pollEvery) {
 			return "", busy(registry.OpDestroy)
 		}
 	}

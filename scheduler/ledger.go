@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -103,7 +104,7 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 	later := s.background(func(base context.Context) {
 		// For as long as it takes: no more rows wait than operations were under
 		// way when the database went, since none begins without it.
-		for wait := completeWithin; pause(base, wait); wait = min(2*wait, completeAgain) {
+		for wait := completeWithin; pause.For(base, wait); wait = min(2*wait, completeAgain) {
 			if err = try(); err == nil {
 				return
 			}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -45,9 +46,9 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if caller.Engine != nil {
 		return nil, existing(caller.Engine)
 	}
-	leave, err := s.gates.enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
+	leave, err := s.gates.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
 	if err != nil {
-		return nil, err
+		return nil, waitedInVain(err)
 	}
 	var o *operation
 	defer func() { s.leaveAfter(o, leave) }()
@@ -277,8 +278,8 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
 			}
-			if leave, err = s.gates.enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
-				return nil, err
+			if leave, err = s.gates.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
+				return nil, waitedInVain(err)
 			}
 			defer func() { s.leaveAfter(o, leave) }()
 		}
@@ -374,7 +375,7 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
 	defer cancel()
-	for pause(ctx, pollEvery) {
+	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {
 		case err != nil:

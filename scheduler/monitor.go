@@ -9,7 +9,9 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 const (
@@ -38,7 +40,7 @@ const (
 // one does not answer it does nothing.
 type monitor struct {
 	s         *Scheduler
-	probe     *prober // with time to reach an engine that is slow, not gone
+	probe     *boot.Prober // with time to reach an engine that is slow, not gone
 	storm     storm
 	stormTold bool // the storm's audit row agrees with it
 
@@ -61,7 +63,7 @@ type engineCase struct {
 
 func newMonitor(s *Scheduler) *monitor {
 	return &monitor{
-		s: s, probe: newProber(s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
+		s: s, probe: boot.NewProber(s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
 		mends: make(chan struct{}, menders), cases: map[string]*engineCase{}, asked: map[string]bool{},
 	}
 }
@@ -70,7 +72,7 @@ func newMonitor(s *Scheduler) *monitor {
 func (m *monitor) run(ctx context.Context) {
 	defer m.work.Wait()
 	defer m.self.work.Wait()
-	for pause(ctx, glanceEvery) {
+	for pause.For(ctx, glanceEvery) {
 		if !m.s.informed() {
 			m.stormTold = false // another leader may write or remove the note
 			continue
@@ -321,10 +323,10 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 // one good answer is enough.
 func (m *monitor) ask(ctx context.Context, url string, times int) (err error) {
 	for i := range times {
-		if i > 0 && !pause(ctx, probeAgain) {
+		if i > 0 && !pause.For(ctx, probeAgain) {
 			return ctx.Err()
 		}
-		if err = m.probe.health(ctx, url); err == nil {
+		if err = m.probe.Health(ctx, url); err == nil {
 			return nil
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -138,7 +139,7 @@ func (p *volumePool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.nudge:
-			pause(ctx, poolPending)
+			pause.For(ctx, poolPending)
 		case <-time.After(wait):
 		}
 	}

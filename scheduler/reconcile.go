@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -122,7 +123,7 @@ func (r *reconciler) listen(ctx context.Context) {
 		switch {
 		case err != nil || index == 0:
 			seen = 0
-			pause(ctx, requestPoll)
+			pause.For(ctx, requestPoll)
 			continue
 		case index != seen && !first:
 			r.nudge()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -33,7 +34,7 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	case <-ctx.Done():
 	case <-s.mirror.Synced():
 	}
-	for (s.Ready() != nil || !s.guard.ok()) && pause(ctx, pollEvery) {
+	for (s.Ready() != nil || !s.guard.ok()) && pause.For(ctx, pollEvery) {
 	}
 	strays := strays{}
 	for ctx.Err() == nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -72,10 +73,10 @@ type Scheduler struct {
 	mirror  *registry.Mirror
 	limiter *registry.Limiter
 	health  *registry.Checks
-	gates   gates
-	probe   *prober
-	boots   *bootProber
-	starts  chan struct{} // one per boot that waits for Consul's word of it
+	gates   boot.Gates
+	probe   *boot.Prober
+	boots   *boot.Boots
+	starts  *boot.Starts
 	checks  backendChecks
 
 	activity *activity // of this replica
@@ -113,11 +114,12 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
-		probe:   newProber(opts.ProbeTimeout),
-		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
+		probe:   boot.NewProber(opts.ProbeTimeout),
+		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, contradicted: map[string]bool{},
 	}
 	s.guard = newGuard(s)
-	s.boots = newBootProber(s.probe)
+	s.boots = boot.NewBoots(s.probe)
+	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = newVolumePool(s)
 	s.warm = newWarmPool(s)

@@ -83,7 +83,7 @@ func (m *monitor) probeOne(ctx context.Context, row *registry.Engine, now time.T
 	probe.busy = true
 	p.work.Go(func() {
 		defer func() { <-p.slots }()
-		err := m.probe.health(ctx, row.URL)
+		err := m.probe.Health(ctx, row.URL)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		probe.busy, probe.next = false, time.Now().Add(time.Duration(m.s.opts.Job.CheckIntervalS)*time.Second)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -26,10 +27,6 @@ const (
 	// attemptLimit is when an engine is given up for which not all replicas have
 	// answered. It is longer than a replica that stopped keeps its key.
 	attemptLimit = 40 * time.Second
-	// busyTimeout bounds the question whether an engine is busy, which is asked
-	// anew every busyRetry.
-	busyTimeout = 3 * time.Second
-	busyRetry   = 200 * time.Millisecond
 	// longestIdle, in seconds, is what a longer idle time counts as: 68 years.
 	longestIdle = math.MaxInt32
 )
@@ -88,7 +85,7 @@ func (z *sleeper) run(ctx context.Context) {
 	defer following.Wait()
 	following.Go(func() { z.follow(ctx) })
 	led, failing := false, false
-	for pause(ctx, sleepEvery) {
+	for pause.For(ctx, sleepEvery) {
 		if !z.s.replica.Leader() || !z.s.guard.ok() {
 			if led {
 				z.reset() // what it knows will be stale when it leads again
@@ -108,7 +105,7 @@ func (z *sleeper) run(ctx context.Context) {
 // follow reads what the replicas tell.
 func (z *sleeper) follow(ctx context.Context) {
 	failing := false
-	for pause(ctx, sleepEvery) {
+	for pause.For(ctx, sleepEvery) {
 		if !z.s.replica.Leader() {
 			continue
 		}
@@ -325,7 +322,7 @@ func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
 	if node, known := z.s.cluster.Node(a.row.NodeID); !known || node.Down {
 		return false // nothing could be confirmed
 	}
-	busy, err := z.s.probe.busy(ctx, a.row.URL)
+	busy, err := z.s.probe.Busy(ctx, a.row.URL)
 	if err != nil {
 		log.Debug("an idle engine does not say whether it is busy; leaving it alone", "error", err)
 	}

@@ -2,69 +2,31 @@ package scheduler
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"path"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
-
-// unable is the answer of an engine that it cannot serve now (SPEC section 7).
-type unable struct {
-	code    int
-	failing []string // its subsystems that are not "ok", sorted; nil: it names none
-}
-
-func (u *unable) Error() string {
-	if len(u.failing) == 0 {
-		return fmt.Sprintf("health answered %d, and that it is not ok", u.code)
-	}
-	return fmt.Sprintf("health answered %d: %s failing", u.code, strings.Join(u.failing, ", "))
-}
-
-// failingOf are the names in the subsystems of an answer of /health whose value, or the
-// status in it, is not "ok".
-func failingOf(subsystems json.RawMessage) (failing []string) {
-	var all map[string]json.RawMessage
-	_ = json.Unmarshal(subsystems, &all) // of another form: it names none
-	for name, value := range all {
-		var word string
-		if json.Unmarshal(value, &word) != nil {
-			var whole struct{ Status string }
-			if json.Unmarshal(value, &whole) != nil || whole.Status == "" {
-				continue
-			}
-			word = whole.Status
-		}
-		if word != "ok" {
-			failing = append(failing, name)
-		}
-	}
-	slices.Sort(failing)
-	return failing
-}
 
 // upstreams are the subsystems for which an engine's answer says that it cannot serve, if
 // a new process could mend none of them: what it depends on is down. nil: it does not
 // answer, names none, or names one of mendable, which are globs.
 func upstreams(err error, mendable []string) []string {
-	var u *unable
+	var u *boot.Unable
 	if !errors.As(err, &u) {
 		return nil
 	}
-	for _, name := range u.failing {
+	for _, name := range u.Failing {
 		for _, glob := range mendable {
 			if ok, _ := path.Match(glob, name); ok {
 				return nil
 			}
 		}
 	}
-	return u.failing
+	return u.Failing
 }
 
 // confirm asks an engine whose check fails, or which waits for its upstreams, how it is.

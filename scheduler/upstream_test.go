@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 func TestUpstreams(t *testing.T) {
@@ -32,7 +34,7 @@ func TestUpstreams(t *testing.T) {
 				_, _ = w.Write([]byte(c.body))
 			}))
 			defer engine.Close()
-			err := newProber(time.Minute).health(t.Context(), engine.URL)
+			err := boot.NewProber(time.Minute).Health(t.Context(), engine.URL)
 			if (err == nil) != (name == "OK") {
 				t.Fatalf("health: %v", err)
 			}

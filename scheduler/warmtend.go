@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -41,7 +42,7 @@ func (p *warmPool) lull(ctx context.Context) {
 	longest := time.Now().Add(warmEvery)
 	for {
 		last := time.Unix(0, p.claimed.Load())
-		if !pause(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
+		if !pause.For(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
 			return
 		}
 		if p.claimed.Load() == last.UnixNano() || !time.Now().Before(longest) {

@@ -1,4 +1,4 @@
-package scheduler
+package boot
 
 import (
 	"context"
@@ -44,7 +44,7 @@ func says(status int, body string) http.HandlerFunc {
 }
 
 func TestHealth(t *testing.T) {
-	p := newProber(time.Second)
+	p := NewProber(time.Second)
 	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
 	for _, c := range []struct {
 		name   string
@@ -63,7 +63,7 @@ func TestHealth(t *testing.T) {
 		{"ErrEndless", says(200, `{"status":"`+strings.Repeat("o", maxHealthBody)+`"}`), false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if err := p.health(t.Context(), engineStub(t, c.answer)); (err == nil) != c.ok {
+			if err := p.Health(t.Context(), engineStub(t, c.answer)); (err == nil) != c.ok {
 				t.Errorf("got %v, want ok %t", err, c.ok)
 			}
 		})
@@ -71,15 +71,15 @@ func TestHealth(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
-	p := newProber(time.Second)
+	p := NewProber(time.Second)
 	for body, want := range map[string]bool{
 		`{"status":"ok","busy":true}`: true, `{"status":"ok","busy":false}`: false, `{"status":"ok"}`: false, `{"status":"ok","busy":"yes"}`: false,
 	} {
 		url := engineStub(t, says(200, body))
-		if busy, err := p.busy(t.Context(), url); err != nil || busy != want {
+		if busy, err := p.Busy(t.Context(), url); err != nil || busy != want {
 			t.Errorf("%s: got %t, %v", body, busy, err)
 		}
-		if err := p.health(t.Context(), url); err != nil {
+		if err := p.Health(t.Context(), url); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
 	}
@@ -91,19 +91,19 @@ func TestBusy(t *testing.T) {
 		}
 		says(200, `{"status":"ok","busy":true}`)(w, r)
 	})
-	if busy, err := p.busy(t.Context(), late); err != nil || !busy {
+	if busy, err := p.Busy(t.Context(), late); err != nil || !busy {
 		t.Errorf("an engine that can serve after a while: got %t, %v", busy, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if busy, err := p.busy(ctx, engineStub(t, says(503, `{"status":"failing","busy":true}`))); err == nil || busy {
+	if busy, err := p.Busy(ctx, engineStub(t, says(503, `{"status":"failing","busy":true}`))); err == nil || busy {
 		t.Errorf("an engine that cannot serve: got %t, %v", busy, err)
 	}
 }
 
 // proves is the proof of a key by a process that Nomad has started.
-func proves(key string) keyProof {
-	return keyProof{"/proof", key, func(context.Context) bool { return true }}
+func proves(key string) Proof {
+	return Proof{"/proof", key, func(context.Context) bool { return true }}
 }
 
 // answers is an engine that is healthy and answers the proof by the key that it got.
@@ -129,7 +129,7 @@ func answers(t *testing.T, by func(key string) int) (url string, got func() []st
 // Three answers prove an engine, in their order; what lets everybody in, and what
 // Nomad has not started, is not sent the key.
 func TestUsable(t *testing.T) {
-	p := newProber(time.Second)
+	p := NewProber(time.Second)
 	by := func(none, wrong, right int) func(string) int {
 		return func(key string) int {
 			switch key {
@@ -163,7 +163,7 @@ func TestUsable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			url, got := answers(t, c.answer)
 			proof := proves(c.key)
-			proof.runs = func(context.Context) bool { return !c.idle }
+			proof.Runs = func(context.Context) bool { return !c.idle }
 			err := p.usable(t.Context(), url, proof)
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %q", err, c.says)
@@ -183,17 +183,17 @@ func TestUsable(t *testing.T) {
 // started never.
 func TestBreachIsBelieved(t *testing.T) {
 	url, _ := answers(t, func(string) int { return 404 })
-	b := newBootProber(newProber(time.Second))
-	var broken *breach
+	b := NewBoots(NewProber(time.Second))
+	var broken *Breach
 	began := time.Now()
-	if err := b.awaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {
+	if err := b.AwaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {
 		t.Errorf("got %v after %s", err, time.Since(began))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), breachFor*3/2)
 	defer cancel()
 	stranger := proves(testKey)
-	stranger.runs = func(context.Context) bool { return false }
-	if err := b.awaitUsable(ctx, url, stranger, nil); !errors.Is(err, context.DeadlineExceeded) {
+	stranger.Runs = func(context.Context) bool { return false }
+	if err := b.AwaitUsable(ctx, url, stranger, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v of a stranger", err)
 	}
 }

@@ -1,4 +1,4 @@
-package scheduler
+package boot
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/septemberai/orch/internal/pause"
 )
 
 // TestHedged: a far engine is reached after one round trip, one whose first SYN was lost
@@ -20,7 +22,7 @@ func TestHedged(t *testing.T) {
 		want error
 	}{
 		"Near":    {func(context.Context, int) error { return nil }, 0, nil},
-		"Far":     {func(ctx context.Context, _ int) error { pause(ctx, 300*time.Millisecond); return ctx.Err() }, 300 * time.Millisecond, nil},
+		"Far":     {func(ctx context.Context, _ int) error { pause.For(ctx, 300*time.Millisecond); return ctx.Err() }, 300 * time.Millisecond, nil},
 		"Refused": {func(context.Context, int) error { return syscall.ECONNREFUSED }, 0, syscall.ECONNREFUSED},
 		"FirstLost": {func(ctx context.Context, turn int) error {
 			if turn == 1 {

@@ -1,4 +1,7 @@
-package scheduler
+// Package boot finds out when an engine is usable: what it is asked, by what schedule, and
+// how many engines of a product boot at a time. It knows addresses, keys and times, and
+// nothing of rows and operations.
+package boot
 
 import (
 	"context"
@@ -7,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/septemberai/orch/internal/pause"
 )
 
 const (
@@ -32,18 +37,19 @@ const (
 	coarsestProbe = 200 * time.Millisecond
 )
 
-// bootProber asks engines that boot until they are usable: first when engines of
+// Boots asks engines that boot until they are usable: first when engines of
 // their image seldom are, then often, and less often the later they are. All boots
 // of this replica share what it may ask.
-type bootProber struct {
-	*prober
+type Boots struct {
+	*Prober
 	times bootTimes
 	boots atomic.Int64  // under way
 	slots chan struct{} // one per probe in flight
 }
 
-func newBootProber(p *prober) *bootProber {
-	return &bootProber{prober: p, slots: make(chan struct{}, bootProbes)}
+// NewBoots returns Boots that ask by p.
+func NewBoots(p *Prober) *Boots {
+	return &Boots{Prober: p, slots: make(chan struct{}, bootProbes)}
 }
 
 // firstProbe is when an engine is asked first, if engines of its kind need about
@@ -65,10 +71,10 @@ func spread(d time.Duration, boots int64, chance float64) time.Duration {
 	return time.Duration(float64(d) * (0.75 + chance/2))
 }
 
-// awaitUsable asks until the engine is usable. kind says what to expect of a process
+// AwaitUsable asks until the engine is usable. kind says what to expect of a process
 // that is started now; nil: it may run already. *breach: Nomad has started its process,
 // and it answers against the contract, again and again. The error of ctx.
-func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, kind *bootKind) error {
+func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var probes sync.WaitGroup
 	defer probes.Wait()
@@ -80,7 +86,7 @@ func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, k
 	if kind != nil {
 		expected = b.times.expected(*kind)
 	}
-	if expected > 0 && !pause(ctx, spread(firstProbe(expected), 0, rand.Float64())) {
+	if expected > 0 && !pause.For(ctx, spread(firstProbe(expected), 0, rand.Float64())) {
 		return ctx.Err()
 	}
 	answers, inFlight := make(chan error, maxProbes), 0
@@ -112,12 +118,12 @@ func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, k
 				}
 				return nil
 			}
-			var broken *breach
+			var broken *Breach
 			if errors.As(err, &broken) { // what is said else is of the moment
 				if broke++; broke == 1 {
 					since = time.Now()
 				}
-				if broke >= breaches && time.Since(since) >= breachFor && by.runs(ctx) {
+				if broke >= breaches && time.Since(since) >= breachFor && by.Runs(ctx) {
 					overtake.Stop()
 					return broken
 				}
@@ -125,15 +131,18 @@ func (b *bootProber) awaitUsable(ctx context.Context, url string, by keyProof, k
 		case <-overtake.C:
 		}
 		overtake.Stop()
-		if !pause(ctx, spread(nextProbe(time.Since(began), expected), b.boots.Load(), rand.Float64())) {
+		if !pause.For(ctx, spread(nextProbe(time.Since(began), expected), b.boots.Load(), rand.Float64())) {
 			return ctx.Err()
 		}
 	}
 }
 
+// Expected is what most boots of a kind take at least; 0: not known.
+func (b *Boots) Expected(k Kind) time.Duration { return b.times.expected(k) }
+
 // take waits for a probe's turn. It is given back by free, or when the probe has
 // taken so long that it only waits.
-func (b *bootProber) take(ctx context.Context) (free func(), ok bool) {
+func (b *Boots) take(ctx context.Context) (free func(), ok bool) {
 	select {
 	case b.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -144,10 +153,10 @@ func (b *bootProber) take(ctx context.Context) (free func(), ok bool) {
 	return func() { late.Stop(); once() }, true
 }
 
-// bootKind is what boots are expected to take alike. (A service has one driver.)
-type bootKind struct {
-	image string
-	first bool // of a new brain
+// Kind is what boots are expected to take alike. (A service has one driver.)
+type Kind struct {
+	Image string
+	First bool // of a new brain
 }
 
 const (
@@ -162,25 +171,25 @@ const (
 // its first good answer.
 type bootTimes struct {
 	mu   sync.Mutex
-	took map[bootKind]time.Duration
+	took map[Kind]time.Duration
 }
 
-// expected is what most boots of a kind take at least; 0: not known.
-func (t *bootTimes) expected(k bootKind) time.Duration {
+// Expected is what most boots of a kind take at least; 0: not known.
+func (t *bootTimes) expected(k Kind) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.took[k]
 }
 
 // learn remembers what a boot took; one in a burst only if it was short.
-func (t *bootTimes) learn(k bootKind, took time.Duration, quiet bool) {
+func (t *bootTimes) learn(k Kind, took time.Duration, quiet bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !quiet && took >= t.took[k] {
 		return
 	}
 	if t.took == nil {
-		t.took = map[bootKind]time.Duration{}
+		t.took = map[Kind]time.Duration{}
 	}
 	before, known := t.took[k]
 	if !known && len(t.took) >= maxBootKinds {

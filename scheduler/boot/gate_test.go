@@ -1,4 +1,4 @@
-package scheduler
+package boot
 
 import (
 	"context"
@@ -14,10 +14,10 @@ import (
 func always() error { return nil }
 
 func TestGates(t *testing.T) {
-	var g gates
+	var g Gates
 	var leaves []func()
-	for range firstBoots {
-		leave, err := g.enter(t.Context(), "storm", always)
+	for range FirstBoots {
+		leave, err := g.Enter(t.Context(), "storm", always)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,13 +26,13 @@ func TestGates(t *testing.T) {
 	// Full: who comes waits, and goes when its request does. Others get in.
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.enter(gone, "storm", always); !errors.Is(err, context.Canceled) {
+	if _, err := g.Enter(gone, "storm", always); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	// Or when waiting is of no use any more.
 	away := errors.New("away")
 	looks := 0
-	if _, err := g.enter(t.Context(), "storm", func() error {
+	if _, err := g.Enter(t.Context(), "storm", func() error {
 		if looks++; looks > 1 {
 			return away
 		}
@@ -40,7 +40,7 @@ func TestGates(t *testing.T) {
 	}); !errors.Is(err, away) {
 		t.Errorf("got %v", err)
 	}
-	leave, err := g.enter(t.Context(), "calm", always)
+	leave, err := g.Enter(t.Context(), "calm", always)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestGates(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
-			leave, err := g.enter(t.Context(), "storm", always)
+			leave, err := g.Enter(t.Context(), "storm", always)
 			if err != nil {
 				t.Error(err)
 				return
@@ -69,8 +69,8 @@ func TestGates(t *testing.T) {
 // that began in one crowd the first alone makes it smaller.
 func TestGateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var g gates
-		leave, err := g.enter(t.Context(), "storm", always)
+		var g Gates
+		leave, err := g.Enter(t.Context(), "storm", always)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,22 +82,22 @@ func TestGateLimit(t *testing.T) {
 		}
 		began := time.Now()
 		for range mostBoots {
-			g.booted("storm", began, room)
+			g.Booted("storm", began, room)
 		}
 		want(mostBoots)
 		time.Sleep(time.Second)
-		g.booted("storm", began, tooMany)
+		g.Booted("storm", began, tooMany)
 		want(mostBoots * 3 / 4)
 		time.Sleep(time.Second)
-		g.booted("storm", began, tooMany)
-		g.booted("storm", began, room)
+		g.Booted("storm", began, tooMany)
+		g.Booted("storm", began, room)
 		want(mostBoots * 3 / 4)
 		for range mostBoots {
 			time.Sleep(time.Second)
-			g.booted("storm", time.Now(), tooMany)
+			g.Booted("storm", time.Now(), tooMany)
 		}
 		want(fewestBoots)
-		g.booted("calm", time.Now(), room) // for no caller: a restart
+		g.Booted("calm", time.Now(), room) // for no caller: a restart
 		leave()
 		if len(g.open) != 0 {
 			t.Errorf("%d gates are kept for nobody", len(g.open))
@@ -111,7 +111,7 @@ func TestGateWaiters(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			var (
-				g      gates
+				g      Gates
 				wg     sync.WaitGroup
 				inside int
 			)
@@ -120,14 +120,14 @@ func TestGateWaiters(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
 					defer cancel()
-					leave, err := g.enter(ctx, "p", always)
+					leave, err := g.Enter(ctx, "p", always)
 					if err != nil {
 						return
 					}
 					defer leave()
 					g.mu.Lock()
 					inside++
-					if inside > firstBoots {
+					if inside > FirstBoots {
 						t.Errorf("%d inside", inside)
 					}
 					g.mu.Unlock()
@@ -162,7 +162,7 @@ func TestGateInACrowd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var (
-					g             gates
+					g             Gates
 					mu            sync.Mutex
 					booting, runs int
 					late          int
@@ -172,7 +172,7 @@ func TestGateInACrowd(t *testing.T) {
 				began := time.Now()
 				for range callers {
 					wg.Go(func() {
-						leave, err := g.enter(t.Context(), "p", always)
+						leave, err := g.Enter(t.Context(), "p", always)
 						if err != nil {
 							t.Error(err)
 							return
@@ -196,7 +196,7 @@ func TestGateInACrowd(t *testing.T) {
 							late++
 						}
 						mu.Unlock()
-						g.booted("p", began, crowdOf(took, mayTake, 0))
+						g.Booted("p", began, CrowdOf(took, mayTake, 0))
 					})
 				}
 				wg.Wait()
@@ -224,7 +224,7 @@ func TestCrowdOf(t *testing.T) {
 		"LongForAnother": {took: 15 * time.Second, expected: time.Second, want: enough},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := crowdOf(c.took, time.Minute, c.expected); got != c.want {
+			if got := CrowdOf(c.took, time.Minute, c.expected); got != c.want {
 				t.Errorf("got %d, want %d", got, c.want)
 			}
 		})

@@ -1,8 +1,9 @@
-package scheduler
+package boot
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -14,15 +15,18 @@ const gateCheck = time.Second
 // How many engines of one product may be booting for callers of this replica at a
 // time; more wait for their turn. It keeps a storm on one product from taking what the
 // others need to boot, and the nodes from so many that none is done in time: a product
-// begins with firstBoots, and what its boots take says whether it may have more.
+// begins with FirstBoots, and what its boots take says whether it may have more.
 const (
 	fewestBoots = 4
-	firstBoots  = 16
+	FirstBoots  = 16
 	mostBoots   = 32
 )
 
-// gates let so many in at a time, by product.
-type gates struct {
+// ErrNoTurn is the error of a caller whose time was over before its turn came.
+var ErrNoTurn = errors.New("too many engines of this product are booting")
+
+// Gates let so many in at a time, by product.
+type Gates struct {
 	mu   sync.Mutex
 	open map[string]*gate
 }
@@ -34,9 +38,9 @@ type gate struct {
 	waiting []chan struct{} // closed when it is their turn, in the order they came
 }
 
-// enter waits for a place; leave gives it back. It returns the error of check, should
-// that return one first: it is called now and then.
-func (g *gates) enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
+// Enter waits for a place; leave gives it back. It returns the error of check, should
+// that return one first: it is called now and then. ErrNoTurn.
+func (g *Gates) Enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
 	if err := check(); err != nil {
 		return nil, err
 	}
@@ -46,7 +50,7 @@ func (g *gates) enter(ctx context.Context, product string, check func() error) (
 	}
 	at := g.open[product]
 	if at == nil {
-		at = &gate{limit: firstBoots}
+		at = &gate{limit: FirstBoots}
 		g.open[product] = at
 	}
 	turn := make(chan struct{})
@@ -71,7 +75,7 @@ func (g *gates) enter(ctx context.Context, product string, check func() error) (
 		case <-tick.C:
 			err = check()
 		case <-ctx.Done():
-			err = waitedInVain(ctx.Err())
+			err = fmt.Errorf("%w: %w", ErrNoTurn, ctx.Err())
 		}
 	}
 	g.mu.Lock()
@@ -86,22 +90,6 @@ func (g *gates) enter(ctx context.Context, product string, check func() error) (
 	return nil, err
 }
 
-// waitedInVain is what a caller hears whose time was over before its turn came.
-func waitedInVain(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	return &Error{Code: BackendUnavailable, Message: "too many engines of this product are booting for another one; try again", Err: err, RetryAfter: retryCapacity}
-}
-
-// leaveAfter gives a place back when an operation has answered, whether or not anybody
-// waits for its answer: until then its engine is booting.
-func (s *Scheduler) leaveAfter(o *operation, leave func()) {
-	if o == nil || !s.background(func(context.Context) { <-o.answered; leave() }) {
-		leave()
-	}
-}
-
 // letIn lets those in whose turn it is.
 func (at *gate) letIn() {
 	for len(at.waiting) > 0 && at.inside < at.limit {
@@ -111,10 +99,10 @@ func (at *gate) letIn() {
 	}
 }
 
-// booted says how crowded it was for a boot of a product's engine that began at a
+// Booted says how crowded it was for a boot of a product's engine that began at a
 // moment: after a quick one one more may boot at a time, after a late one a quarter
 // fewer. What began before the limit was cut says nothing about it.
-func (g *gates) booted(product string, began time.Time, c crowd) {
+func (g *Gates) Booted(product string, began time.Time, c crowd) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at := g.open[product]
@@ -137,11 +125,11 @@ const (
 	tooMany
 )
 
-// crowdOf goes by what a boot took, of what it may take: up to a sixth of that there
+// CrowdOf goes by what a boot took, of what it may take: up to a sixth of that there
 // is room for more at a time, beyond a third there is not for so many: those that are
 // under way when it is noticed still have to be done in time. Up to twice what
 // engines of its kind need (0: not known) it is their nature, not the crowd.
-func crowdOf(took, mayTake, expected time.Duration) crowd {
+func CrowdOf(took, mayTake, expected time.Duration) crowd {
 	switch {
 	case took >= mayTake:
 		return tooMany

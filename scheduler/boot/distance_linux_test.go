@@ -1,4 +1,4 @@
-package scheduler
+package boot
 
 import (
 	"context"
@@ -107,7 +107,7 @@ func TestFarEngine(t *testing.T) {
 		}
 	}()
 	url := fmt.Sprintf("http://%s:%d", farAddr, listener.Addr().(*net.TCPAddr).Port)
-	p := newProber(2 * time.Second)
+	p := NewProber(2 * time.Second)
 	within := func(what string, trips int, do func(ctx context.Context) error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -119,18 +119,18 @@ func TestFarEngine(t *testing.T) {
 		t.Logf("%s took %s, %d round trips would be %s", what, time.Since(began).Round(time.Millisecond), trips, time.Duration(trips)*roundTrip)
 	}
 	within("boot", 3, func(ctx context.Context) error {
-		return newBootProber(p).awaitUsable(ctx, url, proves(next), nil)
+		return NewBoots(p).AwaitUsable(ctx, url, proves(next), nil)
 	})
-	within("health", 2, func(ctx context.Context) error { return p.health(ctx, url) })
+	within("health", 2, func(ctx context.Context) error { return p.Health(ctx, url) })
 	within("rotation", 5, func(ctx context.Context) error {
-		said, err := (&rotationKeys{"/proof", old, next}).ask(ctx, p, url)
+		said, err := (&Rotation{"/proof", old, next}).Ask(ctx, p, url)
 		if said != "" {
 			err = errors.New(said)
 		}
 		return err
 	})
 	within("what does not freeze", 6, func(ctx context.Context) error {
-		if !p.keepsAnswering(ctx, url, stillAnswers+3*slowAnswer) {
+		if !p.KeepsAnswering(ctx, url, StillAnswers+3*SlowAnswer) {
 			return errors.New("it is taken for frozen")
 		}
 		return nil

@@ -1,4 +1,4 @@
-package scheduler
+package boot
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/internal/pause"
 )
 
 func TestAwaitUsable(t *testing.T) {
@@ -23,7 +25,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			says(200, `{"status":"ok"}`)(w, r)
 		})
-		if newBootProber(newProber(time.Second)).awaitUsable(t.Context(), url, proves(testKey), nil) != nil {
+		if NewBoots(NewProber(time.Second)).AwaitUsable(t.Context(), url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
@@ -43,7 +45,7 @@ func TestAwaitUsable(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		if newBootProber(newProber(time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) != nil {
+		if NewBoots(NewProber(time.Minute)).AwaitUsable(ctx, url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 	})
@@ -60,11 +62,11 @@ func TestAwaitUsable(t *testing.T) {
 		go func() {
 			defer cancel()
 			for deadline := time.Now().Add(20 * time.Second); most.Load() < maxProbes && time.Now().Before(deadline); {
-				pause(ctx, time.Millisecond)
+				pause.For(ctx, time.Millisecond)
 			}
-			pause(ctx, 3*overtakeAfter) // time for one too many
+			pause.For(ctx, 3*overtakeAfter) // time for one too many
 		}()
-		if newBootProber(newProber(time.Minute)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if NewBoots(NewProber(time.Minute)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
@@ -80,7 +82,7 @@ func TestAwaitUsable(t *testing.T) {
 		_ = l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if newBootProber(newProber(time.Second)).awaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if NewBoots(NewProber(time.Second)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 	})
@@ -165,13 +167,13 @@ func TestLowTime(t *testing.T) {
 func TestBootTimesAreBounded(t *testing.T) {
 	var times bootTimes
 	for i := range 3 * maxBootKinds {
-		times.learn(bootKind{image: fmt.Sprint(i)}, time.Second, true)
+		times.learn(Kind{Image: fmt.Sprint(i)}, time.Second, true)
 	}
-	newest := bootKind{image: fmt.Sprint(3*maxBootKinds - 1)}
+	newest := Kind{Image: fmt.Sprint(3*maxBootKinds - 1)}
 	if len(times.took) != maxBootKinds || times.expected(newest) != time.Second {
 		t.Errorf("%d kinds, the newest is %s", len(times.took), times.expected(newest))
 	}
-	if times.expected(bootKind{newest.image, true}) != 0 {
+	if times.expected(Kind{newest.Image, true}) != 0 {
 		t.Error("a boot of a new brain is expected to be as one of an old")
 	}
 	times.learn(newest, time.Minute, false)
@@ -191,17 +193,17 @@ func TestFirstProbeIsTimed(t *testing.T) {
 		asked.Add(1)
 		says(200, `{"status":"ok"}`)(w, r)
 	})
-	b, kind := newBootProber(newProber(time.Second)), bootKind{image: "image"}
-	if b.awaitUsable(t.Context(), url, proves(testKey), &kind) != nil || b.times.expected(kind) == 0 {
+	b, kind := NewBoots(NewProber(time.Second)), Kind{Image: "image"}
+	if b.AwaitUsable(t.Context(), url, proves(testKey), &kind) != nil || b.times.expected(kind) == 0 {
 		t.Fatal("nothing was learnt")
 	}
 	b.times.took[kind] = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if before := asked.Load(); b.awaitUsable(ctx, url, proves(testKey), &kind) == nil || asked.Load() != before {
+	if before := asked.Load(); b.AwaitUsable(ctx, url, proves(testKey), &kind) == nil || asked.Load() != before {
 		t.Error("it was asked long before it can be there")
 	}
-	if b.awaitUsable(t.Context(), url, proves(testKey), nil) != nil || b.times.expected(kind) != time.Hour {
+	if b.AwaitUsable(t.Context(), url, proves(testKey), nil) != nil || b.times.expected(kind) != time.Hour {
 		t.Error("one that may run already was waited for, or taken for a boot")
 	}
 }
@@ -217,19 +219,19 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 		}
 	})
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
-	b := newBootProber(newProber(time.Minute))
+	b := NewBoots(NewProber(time.Minute))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {
-		boots.Go(func() { _ = b.awaitUsable(ctx, url, proves(testKey), nil) })
+		boots.Go(func() { _ = b.AwaitUsable(ctx, url, proves(testKey), nil) })
 	}
 	go func() {
 		defer close(hung)
-		for len(b.slots) < bootProbes && pause(ctx, time.Millisecond) {
+		for len(b.slots) < bootProbes && pause.For(ctx, time.Millisecond) {
 		}
 	}()
 	<-hung
-	if b.awaitUsable(ctx, healthy, proves(testKey), nil) != nil {
+	if b.AwaitUsable(ctx, healthy, proves(testKey), nil) != nil {
 		t.Error("a healthy engine got no turn")
 	}
 	cancel()
