@@ -83,6 +83,7 @@ var floors = [][]string{
 	{"internal/service"},
 	{"internal/config", "server", "images"},
 	{"scheduler"},
+	{"scheduler/idle"},
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},

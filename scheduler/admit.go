@@ -127,7 +127,7 @@ func (s *Scheduler) grant(caller *Caller, engine *registry.Engine, key string, e
 	switch {
 	case err != nil:
 		return nil, true, err
-	case caller.visit.serve():
+	case caller.visit.Serve():
 		return &Admission{Engine: engine, Key: key}, true, nil
 	case s.replica.Session() == "":
 		return nil, true, registry.ErrNoSession

@@ -23,6 +23,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -79,8 +80,8 @@ type Scheduler struct {
 	starts  *boot.Starts
 	checks  backendChecks
 
-	activity *activity // of this replica
-	sleeper  *sleeper  // of the leader
+	activity *idle.Activity // of this replica
+	sleeper  *idle.Sleeper  // of the leader
 
 	template  atomic.Pointer[jobs.Template]
 	pool      *volumePool
@@ -124,7 +125,10 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.pool = newVolumePool(s)
 	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
-	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
+	s.activity = idle.NewActivity(s.replica.Session)
+	s.sleeper = idle.NewSleeper(idle.Deps{
+		Log: log, Replica: s.replica, Store: store, Rows: s.mirror, Nodes: c, Engines: idleEngines{s}, Timeout: opts.IdleTimeout,
+	})
 	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
 	s.prover = newProver(s)
 	return s
@@ -157,8 +161,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.warm.followTags(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
-	loops.Go(func() { s.flushLoop(ctx) })
-	loops.Go(func() { s.sleeper.run(ctx) })
+	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
+	loops.Go(func() { s.sleeper.Run(ctx) })
 	loops.Go(func() { s.reconcile.run(ctx) })
 	loops.Go(func() { s.reconcile.listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })

@@ -1,9 +1,11 @@
-package scheduler
+package idle
 
 import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
@@ -13,10 +15,10 @@ import (
 // sleep two to three flushes after it was found idle.
 const flushEvery = time.Second
 
-// activity is what this replica knows of the admits that it answers: which
+// Activity is what this replica knows of the admits that it answers: which
 // engines were admitted since it last told, and which admits are not answered
 // yet. It is memory alone, so that an admit costs no write.
-type activity struct {
+type Activity struct {
 	session func() string // Replica.Session
 
 	mu      sync.Mutex
@@ -25,16 +27,16 @@ type activity struct {
 	seen    uint64
 	served  map[uint64]bool // since the newest snapshot
 	telling map[uint64]bool // in the newest snapshot, until that is written
-	flying  map[*visit]struct{}
+	flying  map[*Visit]struct{}
 }
 
-func newActivity(session func() string) *activity {
-	return &activity{session: session, served: map[uint64]bool{}, telling: map[uint64]bool{}, flying: map[*visit]struct{}{}}
+func NewActivity(session func() string) *Activity {
+	return &Activity{session: session, served: map[uint64]bool{}, telling: map[uint64]bool{}, flying: map[*Visit]struct{}{}}
 }
 
-// visit is an admit that is not answered yet.
-type visit struct {
-	a      *activity
+// Visit is an admit that is not answered yet.
+type Visit struct {
+	a      *Activity
 	engine uint64
 	since  uint64 // what was seen when it arrived
 	// session is the one that the replica held before the row was last read;
@@ -42,23 +44,23 @@ type visit struct {
 	session string
 }
 
-// enter notes an admit, before anything is read for it. leave ends it.
-func (a *activity) enter(engine uint64) *visit {
+// Enter notes an admit, before anything is read for it. leave ends it.
+func (a *Activity) Enter(engine uint64) *Visit {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	v := &visit{a: a, engine: engine, since: a.seen}
+	v := &Visit{a: a, engine: engine, since: a.seen}
 	a.flying[v] = struct{}{}
 	return v
 }
 
-// look comes before each read of the row that the answer may follow from.
-func (v *visit) look() { v.session = v.a.session() }
+// Look comes before each read of the row that the answer may follow from.
+func (v *Visit) Look() { v.session = v.a.session() }
 
-// serve notes that the admit is granted, and says whether it may be: only while
+// Serve notes that the admit is granted, and says whether it may be: only while
 // the session that the replica held before it read the row still lives. A leader
 // that finds no key of this replica takes it that what it has read before will
 // not be answered any more.
-func (v *visit) serve() bool {
+func (v *Visit) Serve() bool {
 	now := v.a.session()
 	if now == "" || now != v.session {
 		return false
@@ -69,15 +71,15 @@ func (v *visit) serve() bool {
 	return true
 }
 
-// leave ends a visit.
-func (v *visit) leave() {
+// Leave ends a visit.
+func (v *Visit) Leave() {
 	v.a.mu.Lock()
 	defer v.a.mu.Unlock()
 	delete(v.a.flying, v)
 }
 
 // snapshot is the next flush. What is not surely written goes into the one after.
-func (a *activity) snapshot() *registry.Flush {
+func (a *Activity) snapshot() *registry.Flush {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for engine := range a.served {
@@ -98,26 +100,31 @@ func (a *activity) snapshot() *registry.Flush {
 }
 
 // wrote notes that a snapshot, the newest one, was written.
-func (a *activity) wrote(f *registry.Flush) {
+func (a *Activity) wrote(f *registry.Flush) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.after, a.seen = f.Seq, f.Index
 	clear(a.telling)
 }
 
-// flushLoop tells of this replica's admits until ctx ends.
-func (s *Scheduler) flushLoop(ctx context.Context) {
+// Flushes is where this replica tells of its admits.
+type Flushes interface {
+	PutFlush(ctx context.Context, f *registry.Flush) error
+}
+
+// Run tells of this replica's admits until ctx ends.
+func (a *Activity) Run(ctx context.Context, store Flushes, log hclog.Logger) {
 	failing := false
 	for pause.For(ctx, flushEvery) {
-		if s.replica.Session() == "" {
+		if a.session() == "" {
 			continue
 		}
-		f := s.activity.snapshot()
-		err := s.store.PutFlush(ctx, f)
+		f := a.snapshot()
+		err := store.PutFlush(ctx, f)
 		if err == nil {
-			s.activity.wrote(f)
+			a.wrote(f)
 		} else if !failing && ctx.Err() == nil {
-			s.log.Warn("cannot tell which engines are in use; nothing is put to sleep meanwhile", "error", err)
+			log.Warn("cannot tell which engines are in use; nothing is put to sleep meanwhile", "error", err)
 		}
 		failing = err != nil
 	}

@@ -1,4 +1,4 @@
-package scheduler
+package idle
 
 import (
 	"fmt"
@@ -59,7 +59,7 @@ type modelSession struct {
 
 type modelReplica struct {
 	id       string
-	activity *activity
+	activity *Activity
 	session  string
 	renewed  time.Duration
 	paused   bool
@@ -83,7 +83,7 @@ type modelAttempt struct {
 
 type modelAdmit struct {
 	at    *modelReplica
-	visit *visit
+	visit *Visit
 	row   modelRow
 	next  func(*model, *modelAdmit)
 }
@@ -106,7 +106,7 @@ func newModel(pick func(int) int, r rules) *model {
 
 func (m *model) newReplica(id string) *modelReplica {
 	r := &modelReplica{id: id, feed: newFeed()}
-	r.activity = newActivity(func() string {
+	r.activity = NewActivity(func() string {
 		if m.now-r.renewed > modelTTL {
 			return ""
 		}
@@ -139,7 +139,7 @@ func (m *model) step() {
 	case act == 5:
 		m.renew(r)
 	case act == 6 && len(m.admits) < 4:
-		v := r.activity.enter(modelEngine)
+		v := r.activity.Enter(modelEngine)
 		m.admits = append(m.admits, &modelAdmit{at: r, visit: v, next: (*model).admitLooks})
 	case act < 13 && len(m.admits) > 0:
 		m.admitOn(m.admits[m.pick(len(m.admits))])
@@ -170,7 +170,7 @@ func (m *model) admitOn(a *modelAdmit) {
 }
 
 func (m *model) admitLooks(a *modelAdmit) {
-	a.visit.look()
+	a.visit.Look()
 	a.next = (*model).admitReads
 }
 
@@ -197,10 +197,10 @@ func (m *model) admitClears(a *modelAdmit) {
 
 func (m *model) admitServes(a *modelAdmit) {
 	if m.rules.lookLate {
-		a.visit.look()
+		a.visit.Look()
 	}
 	switch {
-	case a.visit.serve() || m.rules.unfenced:
+	case a.visit.Serve() || m.rules.unfenced:
 		if m.row.asleep {
 			m.wrong = "an admit was granted on an engine that was put to sleep before"
 		}
@@ -214,7 +214,7 @@ func (m *model) admitServes(a *modelAdmit) {
 }
 
 func (m *model) admitLeaves(a *modelAdmit) {
-	a.visit.leave()
+	a.visit.Leave()
 	a.next = nil
 }
 
@@ -383,7 +383,7 @@ func (m *model) rest() {
 	}
 }
 
-// run does a number of acts and then rests, until something is wrong.
+// Run does a number of acts and then rests, until something is wrong.
 func (m *model) run(steps int) string {
 	for range steps {
 		if m.step(); m.wrong != "" {

@@ -1,4 +1,4 @@
-package scheduler
+package idle
 
 import (
 	"testing"
@@ -84,12 +84,12 @@ func TestFeedFloor(t *testing.T) {
 // What was not surely written is in the next flush; what was is told once.
 func TestActivityLosesNothing(t *testing.T) {
 	session := "s1"
-	a := newActivity(func() string { return session })
+	a := NewActivity(func() string { return session })
 	served := func(engine uint64) bool {
-		v := a.enter(engine)
-		defer v.leave()
-		v.look()
-		return v.serve()
+		v := a.Enter(engine)
+		defer v.Leave()
+		v.Look()
+		return v.Serve()
 	}
 	flush := func(index uint64, want ...uint64) {
 		t.Helper()
@@ -114,38 +114,38 @@ func TestActivityLosesNothing(t *testing.T) {
 	served(2)
 	flush(10, 1, 2)
 	flush(11)
-	during := a.enter(3)
+	during := a.Enter(3)
 	if f := a.snapshot(); f.Flying[3] != 11 || f.Seen != 11 || f.After != 3 || f.Seq != 4 {
 		t.Errorf("the flush is %+v", f)
 	}
 	served(3) // another admit of the same engine, and older ones count
 	a.wrote(&registry.Flush{Seq: 4, Index: 12})
-	second := a.enter(3)
+	second := a.Enter(3)
 	if f := a.snapshot(); f.Flying[3] != 11 {
 		t.Errorf("flying since %d", f.Flying[3])
 	}
-	during.leave()
+	during.Leave()
 	if f := a.snapshot(); f.Flying[3] != 12 || len(f.Served) != 1 {
 		t.Errorf("flying since %d, served %v", f.Flying[3], f.Served)
 	}
-	second.leave()
+	second.Leave()
 	if f := a.snapshot(); len(f.Flying) != 0 {
 		t.Errorf("flying: %v", f.Flying)
 	}
 
-	v := a.enter(4)
-	v.look()
-	if session = "s2"; v.serve() {
+	v := a.Enter(4)
+	v.Look()
+	if session = "s2"; v.Serve() {
 		t.Error("granted under another session than the row was read under")
 	}
-	if session = ""; v.serve() {
+	if session = ""; v.Serve() {
 		t.Error("granted without a session")
 	}
-	if v.look(); v.serve() {
+	if v.Look(); v.Serve() {
 		t.Error("granted without a session, now and before")
 	}
 	session = "s2"
-	if v.look(); !v.serve() {
+	if v.Look(); !v.Serve() {
 		t.Error("not granted")
 	}
 }

@@ -1,4 +1,6 @@
-package scheduler
+// Package idle knows which engines are in use and puts the others to sleep: each replica
+// tells whom it admitted (Activity), and the leader decides by that (Sleeper).
+package idle
 
 import (
 	"context"
@@ -7,9 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -31,12 +34,68 @@ const (
 	longestIdle = math.MaxInt32
 )
 
-// sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
+// Deps are what a sleeper works with.
+type Deps struct {
+	Log     hclog.Logger
+	Replica Replica
+	Store   Store
+	Rows    Rows
+	Nodes   Nodes
+	Engines Engines
+	// Timeout is after how long without an admit an engine is put to sleep, where its
+	// product's policy says nothing; 0: never.
+	Timeout time.Duration
+}
+
+// Replica says whether this replica leads.
+type Replica interface {
+	Leader() bool
+}
+
+// Store is what the registry tells of who is in use, and where rows are marked.
+type Store interface {
+	Activity(ctx context.Context) (*registry.Activity, error)
+	Products(ctx context.Context) ([]*registry.Product, []*registry.Unreadable, error)
+	ProposeSleep(ctx context.Context, row *registry.Engine) error
+}
+
+// Rows is the view of the rows.
+type Rows interface {
+	Synced() <-chan struct{}
+	Awake() []*registry.Engine
+}
+
+// Nodes is the view of the nodes.
+type Nodes interface {
+	Node(id string) (cluster.Node, bool)
+}
+
+// Engines is what engines are asked, and what is done to them.
+type Engines interface {
+	// Whole says whether the registry is whole.
+	Whole() bool
+	// Fresh says whether the views of rows and nodes are fit to be judged by.
+	Fresh() bool
+	// MayChange returns an error while nothing may be put to sleep: it could not be
+	// audited, or not be carried out.
+	MayChange(ctx context.Context) error
+	// Busy asks an engine whether it works between requests.
+	Busy(ctx context.Context, url string) (bool, error)
+	// PutToSleep begins to put an engine to sleep whose row is the one that is given,
+	// after so long without use; frozen: its process is to be kept. The channel is
+	// closed when that has ended; it is nil where another replica goes on with it.
+	// registry.ErrConflict: the row is not that one any more.
+	PutToSleep(ctx context.Context, row *registry.Engine, idle time.Duration, frozen bool) (<-chan struct{}, error)
+	// KeepFromSleep takes the mark off a row. registry.ErrConflict.
+	KeepFromSleep(ctx context.Context, row *registry.Engine) error
+}
+
+// Sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
 // since an admit writes nothing: it marks the row, waits until all admits that
 // may have read the row before have been told of, and begins the operation on
 // that very row. An admit that reads the mark removes it first.
-type sleeper struct {
-	s *Scheduler
+type Sleeper struct {
+	d Deps
 
 	mu   sync.Mutex
 	feed *feed
@@ -65,28 +124,29 @@ type attempt struct {
 	pause  bool // its product wants it frozen, not ended
 }
 
-func newSleeper(s *Scheduler) *sleeper {
-	z := &sleeper{s: s}
+// NewSleeper returns a sleeper; Run makes it work.
+func NewSleeper(d Deps) *Sleeper {
+	z := &Sleeper{d: d}
 	z.reset()
 	return z
 }
 
-func (z *sleeper) reset() {
+func (z *Sleeper) reset() {
 	z.mu.Lock()
 	z.feed = newFeed()
 	z.mu.Unlock()
 	z.woke, z.attempts = map[uint64]wakeUp{}, map[uint64]*attempt{}
 }
 
-// run follows the activity and sweeps, until ctx ends. A sweep over many engines
+// Run follows the activity and sweeps, until ctx ends. A sweep over many engines
 // takes its time, and what the replicas tell is read all the same.
-func (z *sleeper) run(ctx context.Context) {
+func (z *Sleeper) Run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() { z.follow(ctx) })
 	led, failing := false, false
 	for pause.For(ctx, sleepEvery) {
-		if !z.s.replica.Leader() || !z.s.guard.ok() {
+		if !z.d.Replica.Leader() || !z.d.Engines.Whole() {
 			if led {
 				z.reset() // what it knows will be stale when it leads again
 			}
@@ -96,26 +156,26 @@ func (z *sleeper) run(ctx context.Context) {
 		led = true
 		err := z.sweep(ctx)
 		if err != nil && !failing && ctx.Err() == nil {
-			z.s.log.Warn("cannot put idle engines to sleep; trying again", "error", err)
+			z.d.Log.Warn("cannot put idle engines to sleep; trying again", "error", err)
 		}
 		failing = err != nil
 	}
 }
 
 // follow reads what the replicas tell.
-func (z *sleeper) follow(ctx context.Context) {
+func (z *Sleeper) follow(ctx context.Context) {
 	failing := false
 	for pause.For(ctx, sleepEvery) {
-		if !z.s.replica.Leader() {
+		if !z.d.Replica.Leader() {
 			continue
 		}
-		view, err := z.s.store.Activity(ctx)
+		view, err := z.d.Store.Activity(ctx)
 		if err == nil {
 			z.mu.Lock()
 			z.feed.observe(view, time.Now())
 			z.mu.Unlock()
 		} else if !failing && ctx.Err() == nil {
-			z.s.log.Warn("cannot read which engines are in use; nothing is put to sleep meanwhile", "error", err)
+			z.d.Log.Warn("cannot read which engines are in use; nothing is put to sleep meanwhile", "error", err)
 		}
 		failing = err != nil
 	}
@@ -123,17 +183,17 @@ func (z *sleeper) follow(ctx context.Context) {
 
 // sweep goes on with the engines that are marked, and marks those that have
 // fallen idle since.
-func (z *sleeper) sweep(ctx context.Context) error {
+func (z *Sleeper) sweep(ctx context.Context) error {
 	if !z.sighted() {
 		return nil
 	}
 	if len(z.attempts) > 0 {
-		if err := z.mayChange(ctx); err != nil {
+		if err := z.d.Engines.MayChange(ctx); err != nil {
 			return err
 		}
 		z.settle(ctx)
 	}
-	rows := z.s.mirror.Awake()
+	rows := z.d.Rows.Awake()
 	if len(rows) == 0 {
 		return nil
 	}
@@ -145,43 +205,37 @@ func (z *sleeper) sweep(ctx context.Context) error {
 	if len(idle) == 0 {
 		return nil
 	}
-	if err := z.mayChange(ctx); err != nil {
+	if err := z.d.Engines.MayChange(ctx); err != nil {
 		return err
 	}
 	return z.mark(ctx, idle)
 }
 
-// mayChange: nothing is put to sleep unaudited, nor while it cannot be carried
-// out.
-func (z *sleeper) mayChange(ctx context.Context) error {
-	return z.s.checks.need(ctx, "consul", "nomad", "audit")
-}
-
 // sighted says whether this replica knows enough of rows and activity, by now,
 // to judge who is idle.
-func (z *sleeper) sighted() bool {
+func (z *Sleeper) sighted() bool {
 	select {
-	case <-z.s.mirror.Synced():
+	case <-z.d.Rows.Synced():
 	default:
 		return false
 	}
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	fresh := !z.feed.at.IsZero() && time.Since(z.feed.at) < brokenAfter
-	return fresh && z.s.Ready() == nil && z.s.mirror.Age() < staleView
+	return fresh && z.d.Engines.Fresh()
 }
 
 // mark proposes sleep for engines that are idle.
-func (z *sleeper) mark(ctx context.Context, idle []*attempt) error {
+func (z *Sleeper) mark(ctx context.Context, idle []*attempt) error {
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(sleepAtOnce)
 	for _, a := range idle {
-		if ctx.Err() != nil || !z.s.replica.Leader() {
+		if ctx.Err() != nil || !z.d.Replica.Leader() {
 			break
 		}
 		group.Go(func() error {
-			if err := z.s.store.ProposeSleep(ctx, a.row); err != nil {
+			if err := z.d.Store.ProposeSleep(ctx, a.row); err != nil {
 				if !errors.Is(err, registry.ErrConflict) {
 					return err
 				}
@@ -204,14 +258,14 @@ type idleRule struct {
 
 // rules are each product's; there is none for engines without a user, nor for those of
 // a product whose record cannot be read.
-func (z *sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
-	products, _, err := z.s.store.Products(ctx)
+func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
+	products, _, err := z.d.Store.Products(ctx)
 	if err != nil {
 		return nil, err
 	}
 	rules := make(map[string]idleRule, len(products))
 	for _, p := range products {
-		rule := idleRule{after: z.s.opts.IdleTimeout, pause: p.Policy.SleepMode == registry.SleepPause}
+		rule := idleRule{after: z.d.Timeout, pause: p.Policy.SleepMode == registry.SleepPause}
 		if timeout := p.Policy.IdleTimeoutS; timeout != nil {
 			rule.after = time.Duration(min(*timeout, longestIdle)) * time.Second
 		}
@@ -222,7 +276,7 @@ func (z *sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 
 // idle are the engines that were not in use for their timeout and are not marked
 // yet.
-func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now time.Time) []*attempt {
+func (z *Sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now time.Time) []*attempt {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	var idle []*attempt
@@ -253,49 +307,13 @@ func (z *sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now t
 	return idle
 }
 
-// idleFor is how long an engine has been idle, which it is not as long as it is
-// kept awake.
-func idleFor(now, used, woke, keptAwake time.Time) time.Duration {
-	since := used
-	if woke.After(since) {
-		since = woke
-	}
-	idle := now.Sub(since)
-	if !keptAwake.IsZero() {
-		// The one clock that is compared with another machine's: the product was
-		// told this time.
-		idle = min(idle, now.Round(0).Sub(keptAwake))
-	}
-	return idle
-}
-
-// verdict is what becomes of an engine that is marked.
-type verdict int
-
-const (
-	undecided verdict = iota
-	inUse
-	asleep
-)
-
-// judge says what the replicas have told since the engine was marked.
-func (f *feed) judge(engine uint64, used time.Time, index uint64) verdict {
-	switch {
-	case f.lastUsed(engine).After(used):
-		return inUse
-	case f.settled(engine, index):
-		return asleep
-	}
-	return undecided
-}
-
 // settle puts those to sleep of whom every replica has told that they are not in
 // use, and lets go of those that are.
-func (z *sleeper) settle(ctx context.Context) {
+func (z *Sleeper) settle(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(sleepAtOnce)
 	for engine, a := range z.attempts {
-		if ctx.Err() != nil || !z.s.replica.Leader() {
+		if ctx.Err() != nil || !z.d.Replica.Leader() {
 			break
 		}
 		z.mu.Lock()
@@ -317,12 +335,12 @@ func (z *sleeper) settle(ctx context.Context) {
 }
 
 // sleep begins to put an engine to sleep and says whether it did.
-func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
-	log := z.s.log.With("engine_id", a.row.EngineID)
-	if node, known := z.s.cluster.Node(a.row.NodeID); !known || node.Down {
+func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
+	log := z.d.Log.With("engine_id", a.row.EngineID)
+	if node, known := z.d.Nodes.Node(a.row.NodeID); !known || node.Down {
 		return false // nothing could be confirmed
 	}
-	busy, err := z.s.probe.Busy(ctx, a.row.URL)
+	busy, err := z.d.Engines.Busy(ctx, a.row.URL)
 	if err != nil {
 		log.Debug("an idle engine does not say whether it is busy; leaving it alone", "error", err)
 	}
@@ -332,16 +350,7 @@ func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
 		z.mu.Unlock()
 		return false
 	}
-	o, err := z.s.propose(ctx, a.row, proposal{
-		kind: registry.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
-		details: map[string]any{"idle_s": int(a.idle.Seconds())},
-		prepare: func(row *registry.Engine) error {
-			if row.Desired = registry.Sleeping; a.pause {
-				row.Frozen = z.s.freezable(row)
-			}
-			return nil
-		},
-	})
+	asleep, err := z.d.Engines.PutToSleep(ctx, a.row, a.idle, a.pause)
 	if errors.Is(err, registry.ErrConflict) {
 		return true // somebody is using it: not idle, nor marked any more
 	}
@@ -349,13 +358,13 @@ func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
 		log.Warn("cannot put an idle engine to sleep", "error", err)
 		return false
 	}
-	if o == nil {
+	if asleep == nil {
 		return true // stopping: another replica finishes it
 	}
 	turn := time.NewTimer(sleepTurn)
 	defer turn.Stop()
 	select {
-	case <-o.answered:
+	case <-asleep:
 	case <-turn.C:
 	case <-ctx.Done():
 	}
@@ -363,8 +372,8 @@ func (z *sleeper) sleep(ctx context.Context, a *attempt) bool {
 }
 
 // unmark spares the next admit a write. It may fail: the mark alone does nothing.
-func (z *sleeper) unmark(ctx context.Context, row *registry.Engine) {
-	if err := z.s.keepFromSleep(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		z.s.log.Debug("a row stays marked for sleep until its next admit", "engine_id", row.EngineID, "error", err)
+func (z *Sleeper) unmark(ctx context.Context, row *registry.Engine) {
+	if err := z.d.Engines.KeepFromSleep(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
+		z.d.Log.Debug("a row stays marked for sleep until its next admit", "engine_id", row.EngineID, "error", err)
 	}
 }
