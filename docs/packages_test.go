@@ -87,12 +87,19 @@ var floors = [][]string{
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},
-	{"internal/fault", "internal/link", "internal/pause", "nomad-jobs", "docs"},
+	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
 }
 
 // leaves do not know one another. The one exception: cluster takes the label of an
 // engine's port from jobs.
 var leaves = []string{"registry", "cluster", "jobs", "secrets", "audit", "images"}
+
+// TestEngineImportsNothing of ours: it is the domain.
+func TestEngineImportsNothing(t *testing.T) {
+	if of, there := packages(t)["engine"]; !there || len(of) > 0 {
+		t.Errorf("there: %t; it imports %v", there, of)
+	}
+}
 
 // TestForbiddenImports says which arrow points up or sideways.
 func TestForbiddenImports(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -272,7 +273,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 
 // failedBoot is what a boot that another replica waited for ended with.
 func failedBoot(reason string) error {
-	if reason == reasonBootTimeout {
+	if reason == engine.ReasonBootTimeout {
 		return fail(BootTimeout, "the engine did not say that it is healthy in time")
 	}
 	return fail(EngineBootFailed, "the engine could not boot: %s", reason)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -173,7 +174,7 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 		return nil, nil, err
 	}
 	for _, row := range all {
-		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
 			rows = append(rows, row.Clone())
 		}
 	}
@@ -364,7 +365,7 @@ func settleAdopted(row *registry.Engine) {
 	case row.State == registry.Failed && row.Desired == registry.Stopped:
 		row.State = registry.Stopped
 	case row.State == registry.Running, row.State == registry.Failed:
-		row.State, row.Desired, row.Reason = registry.Failed, registry.Running, reasonAdopted
+		row.State, row.Desired, row.Reason = registry.Failed, registry.Running, engine.ReasonAdopted
 	}
 }
 

@@ -159,7 +159,7 @@ func (o *operation) finish() {
 		row.URL, row.AllocID = "", ""
 	}
 	if undoing[op.Kind] != nil && op.Kind != registry.OpRotateKey {
-		o.s.opts.Restart.settle(row, op, time.Now().UTC())
+		settleRestarts(o.s.opts.Restart, row, op, time.Now().UTC())
 	}
 }
 

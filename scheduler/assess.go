@@ -6,6 +6,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -63,7 +64,7 @@ func (c care) String() string {
 // assess is the one table of what a running, failed or paused engine needs (DESIGN
 // section 5). It knows nothing of storms: whether a restart may go ahead is
 // asked when it is to begin.
-func assess(s sight, backoff Backoff) (care, string) {
+func assess(s sight, backoff engine.Backoff) (care, string) {
 	row := s.row
 	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !sameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
@@ -75,17 +76,17 @@ func assess(s sight, backoff Backoff) (care, string) {
 	case registry.Running:
 		switch {
 		case s.unheard(), !s.alive() && s.node == nodeShut:
-			return careFail, reasonNodeDown
+			return careFail, engine.ReasonNodeDown
 		case s.lost:
-			return careFail, reasonVolumeUnknown
+			return careFail, engine.ReasonVolumeUnknown
 		case s.alloc == nil:
-			return careFail, reasonJobMissing
+			return careFail, engine.ReasonJobMissing
 		case s.alloc.ID == row.AllocID && s.alloc.Crash > row.Crash && s.alloc.OutOfMemory:
-			return careFail, reasonMemory
+			return careFail, engine.ReasonMemory
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
-			return careFail, reasonCrashed
+			return careFail, engine.ReasonCrashed
 		case s.fails, row.Reason != "":
-			return careProbe, reasonUnhealthy
+			return careProbe, engine.ReasonUnhealthy
 		}
 	case registry.Failed:
 		switch {
@@ -93,11 +94,11 @@ func assess(s sight, backoff Backoff) (care, string) {
 			return careNone, ""
 		case s.alive() && wasCut(row.Reason):
 			return careRecover, ""
-		case s.alive() && row.Reason != reasonKeyProof && row.Reason != reasonKeyUnconfirmed: // these it says nothing of in /health
+		case s.alive() && row.Reason != engine.ReasonKeyProof && row.Reason != engine.ReasonKeyUnconfirmed: // these it says nothing of in /health
 			return carePeek, ""
 		case s.node == nodeShut:
 			return careNone, ""
-		case row.Reason == reasonNodeDown, row.Reason == reasonVolumeUnknown:
+		case row.Reason == engine.ReasonNodeDown, row.Reason == engine.ReasonVolumeUnknown:
 			return careRestart, "" // no fault of its own
 		}
 		return due(row, s.now, backoff), ""
@@ -108,12 +109,12 @@ func assess(s sight, backoff Backoff) (care, string) {
 // wasCut says whether an engine failed because its process or its node went
 // away: then a process that is there is a new one, or its node is back.
 func wasCut(reason string) bool {
-	return reason == reasonNodeDown || reason == reasonCrashed || reason == reasonMemory || reason == reasonJobMissing || reason == reasonRecovered ||
-		reason == reasonVolumeUnknown || reason == reasonAdopted
+	return reason == engine.ReasonNodeDown || reason == engine.ReasonCrashed || reason == engine.ReasonMemory || reason == engine.ReasonJobMissing || reason == engine.ReasonRecovered ||
+		reason == engine.ReasonVolumeUnknown || reason == engine.ReasonAdopted
 }
 
 // due says whether a failed engine is to be restarted, by its row.
-func due(row *registry.Engine, now time.Time, backoff Backoff) care {
+func due(row *registry.Engine, now time.Time, backoff engine.Backoff) care {
 	r := row.Restarts
 	switch {
 	case r == nil:
@@ -122,7 +123,7 @@ func due(row *registry.Engine, now time.Time, backoff Backoff) care {
 		return careNone
 	case r.Attempts >= backoff.MaxAttempts:
 		return careGiveUp
-	case stillWaits(r.NextAt, now, backoff.longest()):
+	case engine.StillWaits(r.NextAt, now, backoff.Longest()):
 		return careWait
 	}
 	return careRestart

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -43,30 +44,30 @@ func TestAssess(t *testing.T) {
 	}{
 		{"Well", up, running, nodeUp, false, careNone, ""},
 		{"WellOnAClosedNode", up, running, nodeShut, false, careNone, ""},
-		{"CheckFails", up, running, nodeUp, true, careProbe, reasonUnhealthy},
-		{"Crashed", up, crashed, nodeUp, false, careFail, reasonCrashed},
-		{"OutOfMemory", up, starved, nodeUp, false, careFail, reasonMemory},
-		{"RestartedAfterOutOfMemory", failed(reasonMemory, later), running, nodeUp, false, careRecover, ""},
-		{"Ended", up, complete, nodeUp, false, careFail, reasonCrashed},
-		{"AnotherAllocation", up, other, nodeUp, false, careFail, reasonCrashed},
-		{"JobGone", up, nil, nodeUp, false, careFail, reasonJobMissing},
-		{"NodeDown", up, running, nodeSilent, false, careFail, reasonNodeDown},
-		{"NodeDownAndFailing", up, running, nodeSilent, true, careFail, reasonNodeDown},
-		{"Unknown", up, unknown, nodeUp, false, careFail, reasonNodeDown},
-		{"Drained", up, complete, nodeShut, false, careFail, reasonNodeDown},
-		{"BeingDrained", up, stopping, nodeShut, false, careFail, reasonNodeDown},
-		{"RestartedInPlace", failed(reasonCrashed, later), running, nodeUp, false, careRecover, ""},
-		{"NodeIsBack", failed(reasonNodeDown, later), running, nodeUp, false, careRecover, ""},
-		{"NodeIsBackWithoutIt", failed(reasonNodeDown, later), complete, nodeUp, false, careRestart, ""},
-		{"NodeStillDown", failed(reasonNodeDown, due), running, nodeSilent, false, careNone, ""},
-		{"NodeStillDrains", failed(reasonNodeDown, due), complete, nodeShut, false, careNone, ""},
-		{"UnhealthyButThere", failed(reasonUnhealthy, due), running, nodeUp, true, carePeek, ""},
-		{"BootTimeoutButThere", failed(reasonBootTimeout, due), running, nodeUp, false, carePeek, ""},
-		{"NotYet", failed(reasonCrashed, later), complete, nodeUp, false, careWait, ""},
-		{"Due", failed(reasonCrashed, due), complete, nodeUp, false, careRestart, ""},
-		{"DueWithoutAJob", failed(reasonJobMissing, due), nil, nodeUp, false, careRestart, ""},
-		{"Spent", failed(reasonCrashed, spent), complete, nodeUp, false, careGiveUp, ""},
-		{"GaveUp", failed(reasonCrashed, gaveUp), complete, nodeUp, false, careNone, ""},
+		{"CheckFails", up, running, nodeUp, true, careProbe, engine.ReasonUnhealthy},
+		{"Crashed", up, crashed, nodeUp, false, careFail, engine.ReasonCrashed},
+		{"OutOfMemory", up, starved, nodeUp, false, careFail, engine.ReasonMemory},
+		{"RestartedAfterOutOfMemory", failed(engine.ReasonMemory, later), running, nodeUp, false, careRecover, ""},
+		{"Ended", up, complete, nodeUp, false, careFail, engine.ReasonCrashed},
+		{"AnotherAllocation", up, other, nodeUp, false, careFail, engine.ReasonCrashed},
+		{"JobGone", up, nil, nodeUp, false, careFail, engine.ReasonJobMissing},
+		{"NodeDown", up, running, nodeSilent, false, careFail, engine.ReasonNodeDown},
+		{"NodeDownAndFailing", up, running, nodeSilent, true, careFail, engine.ReasonNodeDown},
+		{"Unknown", up, unknown, nodeUp, false, careFail, engine.ReasonNodeDown},
+		{"Drained", up, complete, nodeShut, false, careFail, engine.ReasonNodeDown},
+		{"BeingDrained", up, stopping, nodeShut, false, careFail, engine.ReasonNodeDown},
+		{"RestartedInPlace", failed(engine.ReasonCrashed, later), running, nodeUp, false, careRecover, ""},
+		{"NodeIsBack", failed(engine.ReasonNodeDown, later), running, nodeUp, false, careRecover, ""},
+		{"NodeIsBackWithoutIt", failed(engine.ReasonNodeDown, later), complete, nodeUp, false, careRestart, ""},
+		{"NodeStillDown", failed(engine.ReasonNodeDown, due), running, nodeSilent, false, careNone, ""},
+		{"NodeStillDrains", failed(engine.ReasonNodeDown, due), complete, nodeShut, false, careNone, ""},
+		{"UnhealthyButThere", failed(engine.ReasonUnhealthy, due), running, nodeUp, true, carePeek, ""},
+		{"BootTimeoutButThere", failed(engine.ReasonBootTimeout, due), running, nodeUp, false, carePeek, ""},
+		{"NotYet", failed(engine.ReasonCrashed, later), complete, nodeUp, false, careWait, ""},
+		{"Due", failed(engine.ReasonCrashed, due), complete, nodeUp, false, careRestart, ""},
+		{"DueWithoutAJob", failed(engine.ReasonJobMissing, due), nil, nodeUp, false, careRestart, ""},
+		{"Spent", failed(engine.ReasonCrashed, spent), complete, nodeUp, false, careGiveUp, ""},
+		{"GaveUp", failed(engine.ReasonCrashed, gaveUp), complete, nodeUp, false, careNone, ""},
 		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
 		{"Asleep", &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, nil, nodeUp, false, careNone, ""},
 		{"Paused", paused, frozen, nodeUp, true, careNone, ""},
@@ -83,13 +84,13 @@ func TestAssess(t *testing.T) {
 		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
+			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 			if got != c.want || reason != c.reason {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 			busy := c.row.Clone()
 			busy.Op = &registry.Op{}
-			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != careNone {
+			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != careNone {
 				t.Errorf("an engine with an operation under way gets %s", got)
 			}
 		})
@@ -104,7 +105,7 @@ func TestAssessIsSafe(t *testing.T) {
 		now := time.Unix(1e9, 0)
 		row := &registry.Engine{
 			State: rapid.SampledFrom(registry.States).Draw(t, "state"), Desired: rapid.SampledFrom(registry.States).Draw(t, "desired"),
-			Reason:  pick("reason", reasonCrashed, reasonNodeDown, reasonUnhealthy, reasonBootTimeout, reasonImage, reasonJobMissing),
+			Reason:  pick("reason", engine.ReasonCrashed, engine.ReasonNodeDown, engine.ReasonUnhealthy, engine.ReasonBootTimeout, engine.ReasonImage, engine.ReasonJobMissing),
 			AllocID: "a", Crash: int64(rapid.IntRange(0, 1).Draw(t, "crash")),
 		}
 		if rapid.Bool().Draw(t, "frozen") {
@@ -123,7 +124,7 @@ func TestAssessIsSafe(t *testing.T) {
 				Client: pick("client", "pending", "running", "complete", "failed", "lost", "unknown"),
 			}
 		}
-		got, _ := assess(s, Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
+		got, _ := assess(s, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 		switch {
 		case got == careSettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
 			t.Fatal("settled")

@@ -9,40 +9,11 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
-)
-
-// The reasons that a failed engine's row can give.
-const (
-	reasonImage       = "image_error"
-	reasonBootTimeout = "boot_timeout"
-	reasonCrashed     = "crashed"
-	// reasonMemory: the kernel killed it at its memory limit. reasonDriver: its node's
-	// task driver could not start it, through no fault of its image.
-	reasonMemory    = "out_of_memory"
-	reasonDriver    = "driver_error"
-	reasonUnhealthy = "unhealthy"
-	reasonNodeDown  = "node_down"
-	// reasonUpstream is a running engine's, which says that it cannot serve for what it
-	// depends on (Options.RestartSubsystems).
-	reasonUpstream = "upstream_down"
-	// reasonKeyProof: it breaks the contract of the proof. reasonKeyUnconfirmed: it
-	// did not take its new key, and its next process is to.
-	reasonKeyProof       = "key_proof"
-	reasonKeyUnconfirmed = "key_unconfirmed"
-	reasonJobMissing     = "job_missing"
-	// reasonRecovered: its row was rebuilt, and its process is looked for.
-	// reasonBrainMissing: there is nothing outside the registry that its row could
-	// be of.
-	reasonRecovered    = "recovered"
-	reasonBrainMissing = "brain_missing"
-	// reasonVolumeUnknown: Nomad does not know its volume any more. reasonAdopted: it
-	// got a volume again (AdoptNode), and is to be started.
-	reasonVolumeUnknown = "volume_unknown"
-	reasonAdopted       = "adopted"
 )
 
 // Causes that end the wait for a boot.
@@ -73,11 +44,11 @@ func reasonOf(err error) string {
 	case errors.As(err, &boot):
 		return boot.reason
 	case AsError(err).Code == BootTimeout:
-		return reasonBootTimeout
+		return engine.ReasonBootTimeout
 	case errors.Is(err, errNodeSilent):
-		return reasonNodeDown
+		return engine.ReasonNodeDown
 	case errors.Is(err, errStateLost):
-		return reasonVolumeUnknown
+		return engine.ReasonVolumeUnknown
 	}
 	return ""
 }
@@ -149,7 +120,7 @@ func (o *operation) boot(ctx context.Context) error {
 				case err == nil:
 					cancel(errHealthy)
 				case errors.As(err, &broken):
-					cancel(&bootFailure{err: brokenContract(broken), reason: reasonKeyProof})
+					cancel(&bootFailure{err: brokenContract(broken), reason: engine.ReasonKeyProof})
 				}
 			})
 		}
@@ -238,22 +209,22 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
-	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reasonCrashed}
+	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
 		a.Cause, failure.err = cluster.CauseImage, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
 	}
 	switch a.Cause {
 	case cluster.CauseImage:
-		failure.reason = reasonImage
+		failure.reason = engine.ReasonImage
 		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
 			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
 		}
 		return failure
 	case cluster.CauseMemory:
-		failure.reason = reasonMemory
+		failure.reason = engine.ReasonMemory
 		return failure
 	case cluster.CauseDriver:
-		failure.reason = reasonDriver
+		failure.reason = engine.ReasonDriver
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {
 		failure.err = fail(EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)

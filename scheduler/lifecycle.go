@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -147,7 +148,7 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 		case registry.Running:
 			return fail(EngineRunning, "the engine is running already")
 		case registry.Stopped, registry.Sleeping, registry.Failed:
-			if row.Reason == reasonBrainMissing {
+			if row.Reason == engine.ReasonBrainMissing {
 				return fail(EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
 			}
 			row.State, row.Desired, row.Restarts = registry.Provisioning, registry.Running, nil

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
@@ -278,7 +279,7 @@ func (p *volumePool) each(entries []*registry.PooledVolume, do func(*registry.Po
 			continue
 		}
 		b := p.setbacks[node].n
-		p.setbacks[node] = poolSetback{b + 1, time.Now().Add(Backoff{Base: poolBackoff, Max: poolBackoffMax}.after(b))}
+		p.setbacks[node] = poolSetback{b + 1, time.Now().Add(engine.Backoff{Base: poolBackoff, Max: poolBackoffMax}.After(b))}
 		err = errors.Join(err, fmt.Errorf("node %s: %w", node, failed[node]))
 	}
 	return n, err

@@ -2,65 +2,23 @@ package scheduler
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
-// Backoff is how long a failed engine waits to be restarted (SPEC section 8).
-type Backoff struct {
-	Base, Max   time.Duration // the first wait, which doubles, and the longest
-	MaxAttempts int           // restarts before the service gives up
-}
-
-// after is the wait after so many attempts, up to a tenth longer by chance, so
-// that what failed together is not restarted together.
-func (b Backoff) after(attempts int) time.Duration {
-	wait := b.Base
-	for range attempts {
-		if wait *= 2; wait >= b.Max {
-			break
-		}
-	}
-	wait = min(wait, b.Max)
-	return wait + rand.N(wait/10+1)
-}
-
-// longest is the longest wait that after gives.
-func (b Backoff) longest() time.Duration { return b.Max + b.Max/10 + 1 }
-
-// next is what a row says of restarts when its engine has failed: what it ran
+// nextRestarts is what a row says of restarts when its engine has failed: what it ran
 // well for as long as the longest wait is forgotten.
-func (b Backoff) next(row *registry.Engine, now time.Time) *registry.Restarts {
+func nextRestarts(b engine.Backoff, row *registry.Engine, now time.Time) *registry.Restarts {
 	r := &registry.Restarts{}
 	if row.Restarts != nil && now.Sub(row.RunningSince) < b.Max {
 		r.Attempts = row.Restarts.Attempts
 	}
-	r.NextAt = now.Add(b.after(r.Attempts))
+	r.NextAt = now.Add(b.After(r.Attempts))
 	return r
-}
-
-// settle notes in the row how an operation that boots an engine ended.
-func (b Backoff) settle(row *registry.Engine, op *registry.Op, now time.Time) {
-	if row.State == registry.Running {
-		row.RunningSince = now
-		return
-	}
-	if row.State != registry.Failed || row.Desired != registry.Running {
-		row.Restarts = nil
-		return
-	}
-	attempts := 0
-	if row.Restarts != nil {
-		attempts = row.Restarts.Attempts
-	}
-	if op.Kind == registry.OpStart && op.Action == audit.ActionAutoRestartStart && (op.Canary || !isBootOutcome(Code(op.Undo))) {
-		attempts = max(0, attempts-1) // it says nothing about the engine
-	}
-	row.Restarts = &registry.Restarts{Attempts: attempts, NextAt: now.Add(b.after(attempts))}
 }
 
 // restart gives a failed engine a new process and waits for how that ends.
@@ -97,7 +55,7 @@ func (m *monitor) recover(ctx context.Context, row *registry.Engine, crash int64
 			return nil
 		},
 	}
-	if row.Reason == reasonCrashed || row.Reason == reasonMemory {
+	if row.Reason == engine.ReasonCrashed || row.Reason == engine.ReasonMemory {
 		p.action, p.details["by"] = audit.ActionAutoRestartStart, "nomad"
 	}
 	o, err := m.s.propose(ctx, row, p)
@@ -125,12 +83,12 @@ func (m *monitor) fail(ctx context.Context, at *sight, reason string, crash int6
 	if at.alloc != nil {
 		m.s.noteUnproven(row, []cluster.Alloc{*at.alloc})
 	}
-	if at := m.s.LastHealth(row); reason != reasonUnhealthy {
+	if at := m.s.LastHealth(row); reason != engine.ReasonUnhealthy {
 		row.LastHealthAt = at
 	}
 	row.State, row.Reason, row.Crash = registry.Failed, reason, crash
 	row.URL, row.AllocID = "", ""
-	row.Restarts = m.s.opts.Restart.next(row, now)
+	row.Restarts = nextRestarts(m.s.opts.Restart, row, now)
 	err := m.s.auditedUpdate(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": reason})
 	if err == nil {
 		m.s.log.Warn("an engine failed", "engine_id", row.EngineID, "product_id", row.ProductID, "reason", reason)

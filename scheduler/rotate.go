@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -65,7 +66,7 @@ func (*operation) leave(context.Context) error { return nil }
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
 	if o.row.Op.GiveUp {
-		o.rotateWithoutProcess(reasonKeyUnconfirmed)
+		o.rotateWithoutProcess(engine.ReasonKeyUnconfirmed)
 		return nil
 	}
 	var last []cluster.Alloc
@@ -86,7 +87,7 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		err = o.prove(ctx, last) // it may serve on with the old key
 	}
 	if ended && err == nil {
-		o.rotateWithoutProcess(reasonCrashed)
+		o.rotateWithoutProcess(engine.ReasonCrashed)
 	}
 	return o.noteSilence(ctx, err)
 }
@@ -98,7 +99,7 @@ var errEnded = errors.New("the engine's process ended")
 // on; the next one reads the new hash.
 func (o *operation) rotateWithoutProcess(reason string) {
 	o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-	if o.row.State == registry.Running || reason != reasonKeyUnconfirmed {
+	if o.row.State == registry.Running || reason != engine.ReasonKeyUnconfirmed {
 		o.row.State, o.row.Reason = registry.Failed, reason
 	}
 }

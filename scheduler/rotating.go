@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -38,8 +39,8 @@ func unconfirmed(row *registry.Engine) bool {
 func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (key string, err error) {
 	op := row.Op
 	began := time.Now()
-	patient := within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
-	until := within(op.Deadline, began, s.limit(registry.OpRotateKey))
+	patient := engine.Within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
+	until := engine.Within(op.Deadline, began, s.limit(registry.OpRotateKey))
 	if soonest := began.Add(rotationPatience); until.Before(soonest) {
 		until = soonest
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -43,7 +44,7 @@ type Options struct {
 	ProbeTimeout time.Duration
 	// MaxFailures is how many probes in a row confirm that an engine fails.
 	MaxFailures int
-	Restart     Backoff
+	Restart     engine.Backoff
 	// RestartSubsystems are globs of the subsystems in an engine's /health that a restart
 	// may mend. One whose failing subsystems are all others is not restarted.
 	RestartSubsystems []string

@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -348,11 +349,11 @@ func (o *operation) noteSilence(ctx context.Context, err error) error {
 	kind, reason := o.row.Op.Kind, ""
 	switch {
 	case errors.Is(err, errNodeSilent):
-		reason = reasonNodeDown
+		reason = engine.ReasonNodeDown
 	case errors.Is(err, errStateLost):
-		reason = reasonVolumeUnknown
+		reason = engine.ReasonVolumeUnknown
 	case errors.Is(err, errUnproven):
-		reason = reasonCrashed
+		reason = engine.ReasonCrashed
 	}
 	if reason == "" || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
 		return err

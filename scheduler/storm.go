@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -27,7 +28,7 @@ func fleetHealth(rows []*registry.Engine) (failed, wanted int) {
 		}
 		retried := e.Op != nil && e.Op.Action == audit.ActionAutoRestartStart
 		switch {
-		case e.State == registry.Failed && (e.Reason == reasonNodeDown || e.Reason == reasonVolumeUnknown || e.Restarts != nil && e.Restarts.GaveUp):
+		case e.State == registry.Failed && (e.Reason == engine.ReasonNodeDown || e.Reason == engine.ReasonVolumeUnknown || e.Restarts != nil && e.Restarts.GaveUp):
 			continue
 		case e.State == registry.Failed, retried:
 			failed++

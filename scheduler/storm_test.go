@@ -7,15 +7,16 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
 func TestFleetHealth(t *testing.T) {
 	rows := []*registry.Engine{
 		{State: registry.Running, Desired: registry.Running},
-		{State: registry.Failed, Desired: registry.Running, Reason: reasonCrashed},
-		{State: registry.Failed, Desired: registry.Running, Reason: reasonNodeDown},
-		{State: registry.Failed, Desired: registry.Running, Reason: reasonCrashed, Restarts: &registry.Restarts{GaveUp: true}},
+		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonCrashed},
+		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonNodeDown},
+		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonCrashed, Restarts: &registry.Restarts{GaveUp: true}},
 		{State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Action: audit.ActionAutoRestartStart}},
 		{State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Action: audit.ActionProvision}},
 		{State: registry.Stopped, Desired: registry.Stopped}, {State: registry.Sleeping, Desired: registry.Sleeping},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 )
@@ -58,8 +59,8 @@ func (m *monitor) confirm(ctx context.Context, at *sight, reason string, crash i
 // depends on. It runs on: a restart would change nothing.
 func (m *monitor) noteUpstreams(ctx context.Context, row *registry.Engine, failing []string) error {
 	row = row.Clone()
-	row.Reason = reasonUpstream
-	err := m.s.auditedUpdate(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": reasonUpstream, "subsystems": failing})
+	row.Reason = engine.ReasonUpstream
+	err := m.s.auditedUpdate(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
 	if err == nil {
 		m.s.log.Warn("an engine cannot serve for what it depends on; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
 	}

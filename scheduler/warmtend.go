@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -121,7 +122,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	now := time.Now()
 	for _, f := range slices.Sorted(maps.Keys(kinds)) {
 		setback := setbacks[f]
-		if setback != nil && stillWaits(setback.RetryAt, now, p.s.opts.Restart.longest()) {
+		if setback != nil && engine.StillWaits(setback.RetryAt, now, p.s.opts.Restart.Longest()) {
 			continue
 		}
 		for n := missing[f]; n > 0 && ctx.Err() == nil; n-- {
@@ -188,10 +189,10 @@ func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed 
 		if b == nil {
 			b = &registry.WarmSetback{Fingerprint: fingerprint}
 		}
-		if stillWaits(b.RetryAt, now, p.s.opts.Restart.longest()) {
+		if engine.StillWaits(b.RetryAt, now, p.s.opts.Restart.Longest()) {
 			return
 		}
-		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.after(b.Attempts))
+		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.After(b.Attempts))
 		if failed {
 			b.Attempts++
 		}

@@ -1,4 +1,4 @@
-package scheduler
+package engine
 
 import "time"
 
@@ -6,17 +6,17 @@ import "time"
 // compared with the clock of another. docs/architecture.md lists these times and what a
 // wrong clock does to each.
 
-// stillWaits says whether a stored time is to be waited for, which was written to be at
+// StillWaits says whether a stored time is to be waited for, which was written to be at
 // most longest away: one that is farther away was written by a clock that was ahead, and
 // counts as over.
-func stillWaits(at, now time.Time, longest time.Duration) bool {
+func StillWaits(at, now time.Time, longest time.Duration) bool {
 	left := at.Sub(now)
 	return left > 0 && left <= longest
 }
 
-// within brings a stored deadline, which was written to be at most longest away, as near
+// Within brings a stored deadline, which was written to be at most longest away, as near
 // as that.
-func within(deadline, now time.Time, longest time.Duration) time.Time {
+func Within(deadline, now time.Time, longest time.Duration) time.Time {
 	if latest := now.Add(longest); deadline.After(latest) {
 		return latest
 	}
