@@ -264,7 +264,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	if err != nil {
 		return cause
 	}
-	o.s.pool.volumes.release(place.pooled)
+	o.s.pool.Release(place.pooled)
 	if !place.fits {
 		return cause
 	}

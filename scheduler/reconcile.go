@@ -149,7 +149,7 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 	if !r.s.guard.forward(ctx) {
 		return false
 	}
-	r.s.pool.suspect(w.withoutVolume())
+	r.s.pool.Suspect(w.withoutVolume())
 	r.s.announce(ctx, w)
 	r.s.witnessAll(ctx, w)
 	actions := plan(w)

@@ -25,6 +25,7 @@ import (
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/scheduler/idle"
+	"github.com/septemberai/orch/scheduler/pool"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -85,7 +86,7 @@ type Scheduler struct {
 	sleeper  *idle.Sleeper  // of the leader
 
 	template  atomic.Pointer[jobs.Template]
-	pool      *volumePool
+	pool      *pool.Volumes
 	warm      *warmPool
 	monitor   *monitor
 	reconcile *reconciler
@@ -123,7 +124,10 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.boots = boot.NewBoots(s.probe)
 	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
-	s.pool = newVolumePool(s)
+	s.pool = pool.NewVolumes(pool.Deps{
+		Log: log, Store: store, Nomad: c, Size: opts.VolumePool, Driver: opts.Job.Driver, Template: s.template.Load, NewID: s.newEngineID,
+		Leads: func() bool { return s.Ready() == nil && s.guard.ok() && s.replica.Leader() },
+	})
 	s.warm = newWarmPool(s)
 	s.monitor = newMonitor(s)
 	s.activity = idle.NewActivity(s.replica.Session)
@@ -157,7 +161,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.mirror.Run(ctx) })
 	loops.Go(func() { s.health.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
-	loops.Go(func() { s.pool.run(ctx) })
+	loops.Go(func() { s.pool.Run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
 	loops.Go(func() { s.monitor.run(ctx) })
@@ -285,4 +289,4 @@ func (s *Scheduler) Ready() error {
 }
 
 // PooledVolumes is how many ready, unclaimed volumes this replica last saw.
-func (s *Scheduler) PooledVolumes() int { return int(s.pool.ready.Load()) }
+func (s *Scheduler) PooledVolumes() int { return s.pool.Count() }

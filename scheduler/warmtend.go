@@ -220,14 +220,14 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 		}
 		if err != nil || !place.fits {
 			if place != nil {
-				p.s.pool.volumes.release(place.pooled)
+				p.s.pool.Release(place.pooled)
 			}
 			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
 		}
 		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
 			return place, nil
 		}
-		p.s.pool.volumes.release(place.pooled)
+		p.s.pool.Release(place.pooled)
 		tried[place.node.ID] = true
 	}
 }
@@ -266,19 +266,19 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	}
 	place.applyTo(row)
 	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
-		s.pool.volumes.release(place.pooled)
+		s.pool.Release(place.pooled)
 		return nil, err
 	}
 	launched, _ := s.reserveLaunch(op.ID)
 	defer launched()
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
-		s.pool.volumes.release(place.pooled)
+		s.pool.Release(place.pooled)
 		if err = s.unanswered(row, err); !errors.Is(err, errUnanswered) {
 			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
 		return nil, err
 	}
-	s.pool.claimed(place.pooled)
+	s.pool.Claimed(place.pooled)
 	return s.launch(row), nil
 }
 

@@ -1,6 +1,8 @@
-package scheduler
+package pool
 
 import (
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,14 +60,16 @@ func (h *handout) learn(nodeID string, ready []*registry.PooledVolume, begun tim
 		clear(h.known)
 	}
 	delete(h.known, nodeID)
-	for _, v := range shuffled(ready) {
+	ready = slices.Clone(ready)
+	rand.Shuffle(len(ready), func(i, j int) { ready[i], ready[j] = ready[j], ready[i] })
+	for _, v := range ready {
 		if _, held := h.held[v.EngineID]; !held {
 			h.known[v.NodeID] = knownVolumes{append(h.known[v.NodeID].volumes, v), begun}
 		}
 	}
 }
 
-// hold takes one of the volumes that are known of a node; nil: there is none. Who
+// Hold takes one of the volumes that are known of a node; nil: there is none. Who
 // has it says how it went by claimed or release.
 func (h *handout) hold(nodeID string) *registry.PooledVolume {
 	h.mu.Lock()
@@ -81,7 +85,7 @@ func (h *handout) hold(nodeID string) *registry.PooledVolume {
 	return v
 }
 
-// release gives up what hold took, if it took one: perhaps another replica has it,
+// Release gives up what hold took, if it took one: perhaps another replica has it,
 // so what is known of its node is forgotten.
 func (h *handout) release(v *registry.PooledVolume) {
 	if v == nil {
@@ -93,7 +97,7 @@ func (h *handout) release(v *registry.PooledVolume) {
 	delete(h.known, v.NodeID)
 }
 
-// claimed says that an engine has what hold took, and returns how many its node has
+// Claimed says that an engine has what hold took, and returns how many its node has
 // left, as far as this replica knows.
 func (h *handout) claimed(v *registry.PooledVolume, now time.Time) (left int) {
 	h.mu.Lock()

@@ -1,4 +1,5 @@
-package scheduler
+// Package pool keeps ready, empty volumes on every node, and hands them out.
+package pool
 
 import (
 	"context"
@@ -12,18 +13,62 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
 
-// volumePool keeps a few ready, empty host volumes on every node, since a new
+// Deps are what the pool works with.
+type Deps struct {
+	Log   hclog.Logger
+	Store Store
+	Nomad Nomad
+	// Size is how many volumes each node keeps, Driver what a node must have.
+	Size   int
+	Driver jobs.Driver
+	// Leads says whether this replica is to fill the pool now.
+	Leads func() bool
+	// Template is the engine's job file; nil: it is not parsed yet.
+	Template func() *jobs.Template
+	// NewID returns an engine_id that was never used.
+	NewID func() string
+}
+
+// Store is where the entries of the pool are.
+type Store interface {
+	PooledVolumes(ctx context.Context) ([]*registry.PooledVolume, []*registry.Unreadable, error)
+	PooledVolumesOn(ctx context.Context, nodeID string) ([]*registry.PooledVolume, error)
+	PutPooledVolume(ctx context.Context, v *registry.PooledVolume) error
+	DeletePooledVolume(ctx context.Context, v *registry.PooledVolume) error
+	DeleteUnreadable(ctx context.Context, u *registry.Unreadable) error
+}
+
+// Nomad is where the volumes are.
+type Nomad interface {
+	Node(id string) (cluster.Node, bool)
+	Nodes() []cluster.Node
+	Volume(ctx context.Context, id string) (*cluster.Volume, error)
+	CreateVolume(ctx context.Context, name, nodeID string, params map[string]string) (*cluster.Volume, error)
+	EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*cluster.Volume, error)
+	DeleteVolumes(ctx context.Context, name string) error
+}
+
+// Points at which a test can end or pause the process.
+const (
+	PointNoted     = "pool/noted"     // an entry is written, its volume not made
+	PointDiscarded = "pool/discarded" // an entry is gone, its volume is not
+)
+
+// Volumes keeps a few ready, empty host volumes on every node, since a new
 // one takes 6 to 10 s to become usable. The leader fills it; every replica
 // claims from it. A volume is destroyed with its engine, never reused.
-type volumePool struct {
-	s     *Scheduler
+type Volumes struct {
+	d     Deps
 	ready atomic.Int64
 	nudge chan struct{} // a volume was claimed
 
@@ -45,35 +90,28 @@ type begunVolume struct {
 	at time.Time
 }
 
-// poolLull is the time in which nobody takes volumes, when pools of which more than
-// half is left are filled up, a few nodes after another.
-type poolLull struct {
-	total int       // entries at the last look
-	since time.Time // of the last look that found fewer than the one before
-	next  time.Time // when the next node may be filled up
-}
-
 // poolSetback is why no volumes are made on a node for a while.
 type poolSetback struct {
 	n     int // tries in a row that failed
 	until time.Time
 }
 
-func newVolumePool(s *Scheduler) *volumePool {
-	return &volumePool{
-		s: s, nudge: make(chan struct{}, 1), volumes: newHandout(),
+// NewVolumes returns a pool; Run makes it work.
+func NewVolumes(d Deps) *Volumes {
+	return &Volumes{
+		d: d, nudge: make(chan struct{}, 1), volumes: newHandout(),
 		setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
 	}
 }
 
-// read reads which volumes are ready on a node, unless some are known; with "" on
+// Read reads which volumes are ready on a node, unless some are known; with "" on
 // all nodes.
-func (p *volumePool) read(ctx context.Context, nodeID string) error {
-	template, begun := p.s.template.Load(), time.Now()
-	if template == nil || p.s.opts.VolumePool == 0 || p.volumes.knows(nodeID, begun) {
+func (p *Volumes) Read(ctx context.Context, nodeID string) error {
+	template, begun := p.d.Template(), time.Now()
+	if template == nil || p.d.Size == 0 || p.volumes.knows(nodeID, begun) {
 		return nil
 	}
-	listed, err := p.s.store.PooledVolumesOn(ctx, nodeID)
+	listed, err := p.d.Store.PooledVolumesOn(ctx, nodeID)
 	if err != nil {
 		return err
 	}
@@ -82,10 +120,20 @@ func (p *volumePool) read(ctx context.Context, nodeID string) error {
 	return nil
 }
 
-// claimed says that an engine has a volume, if it has one of the pool, and asks for
+// Hold takes a ready volume of a node, as far as is known; nil: there is none. Who
+// has it says how it went by Claimed or Release.
+func (p *Volumes) Hold(nodeID string) *registry.PooledVolume { return p.volumes.hold(nodeID) }
+
+// Release gives up what Hold took, if it took one.
+func (p *Volumes) Release(v *registry.PooledVolume) { p.volumes.release(v) }
+
+// Count is how many ready, unclaimed volumes this replica last saw.
+func (p *Volumes) Count() int { return int(p.ready.Load()) }
+
+// Claimed says that an engine has a volume, if it has one of the pool, and asks for
 // a refill when its node's pool is half empty.
-func (p *volumePool) claimed(v *registry.PooledVolume) {
-	if v == nil || p.volumes.claimed(v, time.Now()) > p.s.opts.VolumePool/2 {
+func (p *Volumes) Claimed(v *registry.PooledVolume) {
+	if v == nil || p.volumes.claimed(v, time.Now()) > p.d.Size/2 {
 		return
 	}
 	select {
@@ -121,16 +169,16 @@ const (
 	poolMakers = 8
 )
 
-// run fills the pool, while this replica leads, until ctx ends.
-func (p *volumePool) run(ctx context.Context) {
+// Run fills the pool, while this replica leads, until ctx ends.
+func (p *Volumes) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := poolEvery
-		if p.s.Ready() != nil || !p.s.guard.ok() || !p.s.replica.Leader() {
+		if !p.d.Leads() {
 			wait = time.Second
 		} else {
 			soon, err := p.fill(ctx)
 			if err != nil && ctx.Err() == nil {
-				p.s.log.Warn("cannot fill the volume pool; trying again", "error", err)
+				p.d.Log.Warn("cannot fill the volume pool; trying again", "error", err)
 				wait = poolBackoff
 			}
 			if soon {
@@ -150,16 +198,16 @@ func (p *volumePool) run(ctx context.Context) {
 // removes what no engine can use. It says whether to look again soon, since volumes
 // are to become ready or some were taken. What fails on one node keeps no other from
 // its volumes.
-func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
+func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	began := time.Now()
 	p.volumes.counting()
-	entries, unreadable, err := p.s.store.PooledVolumes(ctx)
+	entries, unreadable, err := p.d.Store.PooledVolumes(ctx)
 	if err != nil {
 		return false, err
 	}
 	for _, u := range unreadable { // its volume is found again as an orphan
-		p.s.log.Warn("an entry of the volume pool is damaged; taking it away", "entry", u.Key, "error", u.Err)
-		if err := p.s.store.DeleteUnreadable(ctx, u); movedOn(err) != nil {
+		p.d.Log.Warn("an entry of the volume pool is damaged; taking it away", "entry", u.Key, "error", u.Err)
+		if err := p.d.Store.DeleteUnreadable(ctx, u); err != nil && !errors.Is(err, registry.ErrConflict) {
 			return false, err
 		}
 	}
@@ -168,15 +216,15 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	template, now := p.s.template.Load(), time.Now()
+	template, now := p.d.Template(), time.Now()
 	owner := template.Owner().String()
 	count, ready := map[string]int{}, 0
 	var unready []*registry.PooledVolume
 	for _, v := range entries {
-		node, known := p.s.cluster.Node(v.NodeID)
+		node, known := p.d.Nomad.Node(v.NodeID)
 		silent := !known || node.Down
 		switch {
-		case v.Owner != owner || silent || count[v.NodeID] >= p.s.opts.VolumePool || gone[v.EngineID]:
+		case v.Owner != owner || silent || count[v.NodeID] >= p.d.Size || gone[v.EngineID]:
 			// A node that is gone took its volumes with it; one that comes back
 			// finds them deleted.
 			if derr := p.discard(ctx, v); derr != nil && !silent {
@@ -193,14 +241,14 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	p.ready.Store(int64(ready))
 	p.volumes.counted(count)
 	p.forget(unready)
-	nodes := slices.DeleteFunc(p.s.cluster.Nodes(), func(n cluster.Node) bool {
-		return !n.Eligible || !n.Drivers[string(p.s.opts.Job.Driver)] || p.setBack(n.ID, now)
+	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {
+		return !n.Eligible || !n.Drivers[string(p.d.Driver)] || p.setBack(n.ID, now)
 	})
 	taken := p.lull.look(count, now)
 	var missing []*registry.PooledVolume
-	for _, node := range p.lull.due(nodes, count, p.s.opts.VolumePool, now) {
-		for n := count[node]; n < p.s.opts.VolumePool; n++ {
-			missing = append(missing, &registry.PooledVolume{EngineID: p.s.newEngineID(), NodeID: node, Owner: owner})
+	for _, node := range p.lull.due(nodes, count, p.d.Size, now) {
+		for n := count[node]; n < p.d.Size; n++ {
+			missing = append(missing, &registry.PooledVolume{EngineID: p.d.NewID(), NodeID: node, Owner: owner})
 		}
 	}
 	p.lull.total += len(missing)
@@ -213,8 +261,8 @@ func (p *volumePool) fill(ctx context.Context) (soon bool, err error) {
 	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
 }
 
-// suspect notes the entries, by engine_id, that may have lost their volume.
-func (p *volumePool) suspect(lost map[string]bool) {
+// Suspect notes the entries, by engine_id, that may have lost their volume.
+func (p *Volumes) Suspect(lost map[string]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lost = lost
@@ -222,7 +270,7 @@ func (p *volumePool) suspect(lost map[string]bool) {
 
 // gone are the ready entries, by engine_id, whose volume is not there any more: a hand
 // may have deleted it. Only those that are suspected are asked for.
-func (p *volumePool) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
+func (p *Volumes) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
 	p.mu.Lock()
 	lost := p.lost
 	p.lost = nil
@@ -232,7 +280,7 @@ func (p *volumePool) gone(ctx context.Context, entries []*registry.PooledVolume)
 		if !lost[v.EngineID] || !v.Ready() {
 			continue
 		}
-		_, err := p.s.cluster.Volume(ctx, v.VolumeID)
+		_, err := p.d.Nomad.Volume(ctx, v.VolumeID)
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			gone[v.EngineID] = true
@@ -246,7 +294,7 @@ func (p *volumePool) gone(ctx context.Context, entries []*registry.PooledVolume)
 // each does something for each of the entries, a few at a time, and keeps a node on
 // which it failed from being tried for a while, which doubles. It returns how many
 // times do said true.
-func (p *volumePool) each(entries []*registry.PooledVolume, do func(*registry.PooledVolume) (bool, error)) (n int, err error) {
+func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.PooledVolume) (bool, error)) (n int, err error) {
 	var mu sync.Mutex
 	failed, tried := map[string]error{}, map[string]bool{}
 	var work errgroup.Group
@@ -286,49 +334,18 @@ func (p *volumePool) each(entries []*registry.PooledVolume, do func(*registry.Po
 }
 
 // setBack says whether a node is left alone for now.
-func (p *volumePool) setBack(nodeID string, now time.Time) bool {
+func (p *Volumes) setBack(nodeID string, now time.Time) bool {
 	return now.Before(p.setbacks[nodeID].until)
-}
-
-// look notes how many entries there are, by node, and says whether any were taken in
-// the last poolQuiet.
-func (l *poolLull) look(count map[string]int, now time.Time) (taken bool) {
-	total := 0
-	for _, n := range count {
-		total += n
-	}
-	if total < l.total {
-		l.since = now
-	}
-	l.total = total
-	return now.Sub(l.since) < poolQuiet
-}
-
-// due are the ids of the nodes whose pools are to be filled up to a size now: all of
-// those that are half empty, and in a lull the emptiest of the others.
-func (l *poolLull) due(nodes []cluster.Node, count map[string]int, size int, now time.Time) (due []string) {
-	slices.SortFunc(nodes, func(a, b cluster.Node) int { return count[a.ID] - count[b.ID] })
-	for _, node := range nodes {
-		switch n := count[node.ID]; {
-		case n >= size:
-		case n <= size/2:
-			due = append(due, node.ID)
-		case now.Sub(l.since) >= poolQuiet && !now.Before(l.next):
-			due = append(due, node.ID)
-			l.next = now.Add(time.Duration(node.Allocs) * poolQuietEach)
-		}
-	}
-	return due
 }
 
 // make notes an entry and begins to make its volume: its engine_id is new, so there
 // is none of that name.
-func (p *volumePool) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
-	if err := p.s.store.PutPooledVolume(ctx, v); err != nil {
+func (p *Volumes) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
+	if err := p.d.Store.PutPooledVolume(ctx, v); err != nil {
 		return err
 	}
-	fault.Hit(pointPoolNoted)
-	made, err := p.s.cluster.CreateVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+	fault.Hit(PointNoted)
+	made, err := p.d.Nomad.CreateVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
 	if err == nil {
 		p.began(v, made.ID)
 	}
@@ -342,7 +359,7 @@ const poolPatience = 30 * time.Second
 // noteReady notes the volumes that became usable, and says how many. Of each node the
 // one that was begun first is asked for first, and those that a crash left without an
 // id before it: while that is not ready, the others hardly are.
-func (p *volumePool) noteReady(waiting []*registry.PooledVolume, note func(*registry.PooledVolume) (ready bool, err error)) (noted int, err error) {
+func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registry.PooledVolume) (ready bool, err error)) (noted int, err error) {
 	slices.SortStableFunc(waiting, func(a, b *registry.PooledVolume) int { return p.beganAs(a).at.Compare(p.beganAs(b).at) })
 	first := map[string]*registry.PooledVolume{}
 	for _, v := range waiting {
@@ -365,10 +382,10 @@ func (p *volumePool) noteReady(waiting []*registry.PooledVolume, note func(*regi
 }
 
 // note records the id of a volume, if it is usable by now.
-func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, params map[string]string) (ready bool, err error) {
+func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params map[string]string) (ready bool, err error) {
 	id := p.beganAs(entry).id
 	if id == "" {
-		v, err := p.s.cluster.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
+		v, err := p.d.Nomad.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
 		if err != nil {
 			p.began(entry, "") // the others of its node come first from now on
 			return false, err
@@ -376,7 +393,7 @@ func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, par
 		id = v.ID
 		p.began(entry, id)
 	}
-	v, err := p.s.cluster.Volume(ctx, id)
+	v, err := p.d.Nomad.Volume(ctx, id)
 	if errors.Is(err, cluster.ErrNotFound) { // deleted by hand: it is made anew
 		p.began(entry, "")
 		return false, nil
@@ -385,12 +402,12 @@ func (p *volumePool) note(ctx context.Context, entry *registry.PooledVolume, par
 		return false, err
 	}
 	entry.VolumeID, entry.Path = v.ID, v.Path
-	err = p.s.store.PutPooledVolume(ctx, entry)
+	err = p.d.Store.PutPooledVolume(ctx, entry)
 	return err == nil, err
 }
 
 // forget drops what was begun of entries that do not wait any more.
-func (p *volumePool) forget(waiting []*registry.PooledVolume) {
+func (p *Volumes) forget(waiting []*registry.PooledVolume) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	begun := make(map[string]begunVolume, len(waiting))
@@ -403,13 +420,13 @@ func (p *volumePool) forget(waiting []*registry.PooledVolume) {
 }
 
 // began notes the volume of an entry that is to become ready; "": it has none.
-func (p *volumePool) began(v *registry.PooledVolume, volumeID string) {
+func (p *Volumes) began(v *registry.PooledVolume, volumeID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.begun[v.EngineID] = begunVolume{volumeID, time.Now()}
 }
 
-func (p *volumePool) beganAs(v *registry.PooledVolume) begunVolume {
+func (p *Volumes) beganAs(v *registry.PooledVolume) begunVolume {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.begun[v.EngineID]
@@ -418,13 +435,13 @@ func (p *volumePool) beganAs(v *registry.PooledVolume) begunVolume {
 // discard takes an entry out of the pool and deletes its volume. The entry goes
 // first: from then on nobody can claim what is being deleted. Where the
 // deletion fails, the volume is an orphan that is empty.
-func (p *volumePool) discard(ctx context.Context, v *registry.PooledVolume) error {
-	if err := p.s.store.DeletePooledVolume(ctx, v); err != nil {
+func (p *Volumes) discard(ctx context.Context, v *registry.PooledVolume) error {
+	if err := p.d.Store.DeletePooledVolume(ctx, v); err != nil {
 		if errors.Is(err, registry.ErrConflict) {
 			return nil // somebody claimed it
 		}
 		return err
 	}
-	fault.Hit(pointPoolDiscarded)
-	return p.s.cluster.DeleteVolumes(ctx, registry.JobID(v.EngineID))
+	fault.Hit(PointDiscarded)
+	return p.d.Nomad.DeleteVolumes(ctx, registry.JobID(v.EngineID))
 }

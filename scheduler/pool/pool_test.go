@@ -1,4 +1,4 @@
-package scheduler
+package pool
 
 import (
 	"errors"
@@ -131,7 +131,7 @@ func TestHandoutCounts(t *testing.T) {
 // TestPoolLeavesAFailingNodeAlone: a node on which a volume cannot be made is tried
 // again later and later, and keeps no other node from its volumes.
 func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
-	p := newVolumePool(&Scheduler{opts: Options{VolumePool: 4}})
+	p := NewVolumes(Deps{Size: 4})
 	full := errors.New("no space left on device")
 	on := func(nodes ...string) (entries []*registry.PooledVolume) {
 		for i, node := range nodes {
@@ -188,7 +188,7 @@ func TestPoolAsksForTheFirstOfANode(t *testing.T) {
 		"a later one of a second": {now, map[string]bool{"b2": true}, "", []string{"a1", "b1"}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newVolumePool(&Scheduler{opts: Options{VolumePool: 4}})
+			p := NewVolumes(Deps{Size: 4})
 			p.begun = map[string]begunVolume{
 				"a1": {"id", c.firstBegan}, "a2": {"id", now.Add(time.Second)}, "a3": {"id", now.Add(2 * time.Second)},
 				"b1": {"id", now}, "b2": {"id", now.Add(time.Second)},
