@@ -38,7 +38,7 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 		if err := w.Refresh(ctx); err != nil {
 			return err
 		}
-		s.monitor.hurry(a.EngineID)
+		s.monitor.Hurry(a.EngineID)
 		return nil
 	case ActCorrectQuota:
 		s.log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)

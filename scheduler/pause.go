@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
-
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/pause"
@@ -37,17 +35,10 @@ func (s *Scheduler) freezable(row *registry.Engine) *registry.Frozen {
 	}
 	alloc, known := s.cluster.Newest(row.JobID())
 	f := &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: alloc.Started}
-	if !known || !sameProcess(f, row, &alloc) {
+	if !known || !boot.SameProcess(f, row, &alloc) {
 		return nil
 	}
 	return f
-}
-
-// sameProcess says whether the process in f is that of the allocation, and may be
-// there.
-func sameProcess(f *registry.Frozen, row *registry.Engine, alloc *cluster.Alloc) bool {
-	return alloc != nil && alloc.ID == f.AllocID && !alloc.Terminal() && alloc.Desired == api.AllocDesiredStatusRun &&
-		alloc.Crash <= row.Crash && alloc.Started <= f.Started
 }
 
 // freeze stops the engine's process where it is, memory and all, and so ends the
@@ -203,7 +194,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 	})
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for i := range state.Allocs {
-			if a := &state.Allocs[i]; a.ID == f.AllocID && !sameProcess(f, o.row, a) {
+			if a := &state.Allocs[i]; a.ID == f.AllocID && !boot.SameProcess(f, o.row, a) {
 				return false, errThawed
 			}
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/health"
 	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/scheduler/pool"
 	"github.com/septemberai/orch/secrets"
@@ -88,7 +89,7 @@ type Scheduler struct {
 	template  atomic.Pointer[jobs.Template]
 	pool      *pool.Volumes
 	warm      *warmPool
-	monitor   *monitor
+	monitor   *health.Monitor
 	reconcile *reconciler
 	prover    *prover
 	rollout   chan struct{} // holds one token when provider keys are to be rolled out
@@ -129,7 +130,11 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		Leads: func() bool { return s.Ready() == nil && s.guard.ok() && s.replica.Leader() },
 	})
 	s.warm = newWarmPool(s)
-	s.monitor = newMonitor(s)
+	s.monitor = health.New(health.Deps{
+		Log: log, Store: store, Rows: s.mirror, Nomad: c, Checks: s.health, Engines: healing{s}, Backoff: opts.Restart,
+		MaxFailures: opts.MaxFailures, ProbeTimeout: opts.ProbeTimeout, CheckEvery: time.Duration(opts.Job.CheckIntervalS) * time.Second,
+		Subsystems: opts.RestartSubsystems,
+	})
 	s.activity = idle.NewActivity(s.replica.Session)
 	s.sleeper = idle.NewSleeper(idle.Deps{
 		Log: log, Replica: s.replica, Store: store, Rows: s.mirror, Nodes: c, Engines: idleEngines{s}, Timeout: opts.IdleTimeout,
@@ -164,7 +169,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.pool.Run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
-	loops.Go(func() { s.monitor.run(ctx) })
+	loops.Go(func() { s.monitor.Run(ctx) })
 	loops.Go(func() { s.gravesLoop(ctx) })
 	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
 	loops.Go(func() { s.sleeper.Run(ctx) })

@@ -455,7 +455,7 @@ func (o *operation) unconfirmed(ctx context.Context, err error) error {
 	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone; the stop is carried out when it does", Err: err}
 }
 
-// nodeSilent says whether the servers do not hear from a node.
+// NodeSilent says whether the servers do not hear from a node.
 func (s *Scheduler) nodeSilent(nodeID string) bool {
 	node, known := s.cluster.Node(nodeID)
 	return !known || node.Down

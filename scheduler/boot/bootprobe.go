@@ -1,6 +1,6 @@
 // Package boot finds out when an engine is usable: what it is asked, by what schedule, and
 // how many engines of a product boot at a time. It knows addresses, keys and times, and
-// nothing of rows and operations.
+// nothing of operations.
 package boot
 
 import (

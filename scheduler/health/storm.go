@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"context"
@@ -18,10 +18,10 @@ const (
 	canaryEvery = 10 * time.Second // between restarts that find out whether it is over
 )
 
-// fleetHealth counts the engines that should run and those that do not, leaving
+// FleetHealth counts the engines that should run and those that do not, leaving
 // out what says nothing about a common cause: nodes that are down, volumes that
 // Nomad has lost, and engines that were given up.
-func fleetHealth(rows []*registry.Engine) (failed, wanted int) {
+func FleetHealth(rows []*registry.Engine) (failed, wanted int) {
 	for _, e := range rows {
 		if e.Desired != registry.Running || e.State == registry.Destroying {
 			continue
@@ -38,7 +38,7 @@ func fleetHealth(rows []*registry.Engine) (failed, wanted int) {
 	return failed, wanted
 }
 
-func isStorm(failed, wanted int) bool { return failed >= stormLeast && stormShare*failed > wanted }
+func IsStorm(failed, wanted int) bool { return failed >= stormLeast && stormShare*failed > wanted }
 
 // storm holds restarts back while many engines fail together. Single canaries
 // find out whether it is over: a healthy one doubles how many may be restarted
@@ -58,7 +58,7 @@ func (s *storm) weigh(failed, wanted int) (on, changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := s.on
-	s.on = isStorm(failed, wanted)
+	s.on = IsStorm(failed, wanted)
 	if s.on && !was {
 		s.allowance, s.begun, s.ended, s.failed, s.next = 1, 0, 0, false, time.Time{}
 	}
@@ -106,9 +106,9 @@ func (s *storm) told(healthy bool) {
 }
 
 // watchStorm weighs the fleet, and tells of a storm's begin and end: one audit
-// row each, whichever replica leads meanwhile.
-func (m *monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error {
-	failed, wanted := fleetHealth(rows)
+// Row each, whichever replica leads meanwhile.
+func (m *Monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error {
+	failed, wanted := FleetHealth(rows)
 	on, changed := m.storm.weigh(failed, wanted)
 	if changed {
 		m.stormTold = false
@@ -116,10 +116,10 @@ func (m *monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error
 	if m.stormTold {
 		return nil
 	}
-	told, err := m.s.store.Storm(ctx)
+	told, err := m.d.Store.Storm(ctx)
 	if u := (*registry.Unreadable)(nil); errors.As(err, &u) {
 		// As if it had not been told.
-		if err = m.s.store.DeleteUnreadable(ctx, u); err == nil {
+		if err = m.d.Store.DeleteUnreadable(ctx, u); err == nil {
 			err = registry.ErrNotFound
 		}
 	}
@@ -128,21 +128,18 @@ func (m *monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error
 	}
 	switch {
 	case on && told == nil:
-		m.s.log.Error("many engines fail together: restarts are held back", "failed", failed, "of", wanted)
-		id, err := m.s.audit.Begin(ctx, audit.Entry{
-			Timestamp: time.Now().UTC(), Action: audit.ActionAutoRestartHeld, Actor: actorSystem,
-			Metadata: map[string]any{"failed": failed, "of": wanted},
-		})
+		m.d.Log.Error("many engines fail together: restarts are held back", "failed", failed, "of", wanted)
+		id, err := m.d.Engines.Begin(ctx, audit.ActionAutoRestartHeld, map[string]any{"failed": failed, "of": wanted})
 		if err != nil {
 			return err
 		}
-		if err := m.s.store.PutStorm(ctx, &registry.Storm{Began: time.Now().UTC(), AuditID: id}); err != nil {
+		if err := m.d.Store.PutStorm(ctx, &registry.Storm{Began: time.Now().UTC(), AuditID: id}); err != nil {
 			return err
 		}
 	case !on && told != nil:
-		m.s.log.Info("engines no longer fail together: restarts go on")
-		m.s.complete(ctx, told.AuditID, audit.Completion{Duration: time.Since(told.Began)})
-		if err := m.s.store.DeleteStorm(ctx, told); err != nil {
+		m.d.Log.Info("engines no longer fail together: restarts go on")
+		m.d.Engines.Complete(ctx, told.AuditID, time.Since(told.Began))
+		if err := m.d.Store.DeleteStorm(ctx, told); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"context"
@@ -35,21 +35,21 @@ func newSelfProbes() *selfProbes {
 }
 
 // unwatched says whether nobody runs the check of an engine that runs.
-func (s *Scheduler) unwatched(row *registry.Engine) bool {
+func (m *Monitor) unwatched(row *registry.Engine) bool {
 	if row.State != registry.Running || row.Op != nil || row.URL == "" {
 		return false
 	}
-	standing, _ := s.health.Of(row)
-	return standing == registry.Absent || standing == registry.Unknown && s.health.AgentDead(row)
+	standing, _ := m.d.Checks.Of(row)
+	return standing == registry.Absent || standing == registry.Unknown && m.d.Checks.AgentDead(row)
 }
 
 // probeUnwatched asks those of the rows that are unwatched and due, in goroutines that
 // work waits for, and forgets the others.
-func (m *monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, now time.Time) {
+func (m *Monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, now time.Time) {
 	p := m.self
 	unwatched := map[string]bool{}
 	for _, row := range rows {
-		if m.s.unwatched(row) {
+		if m.unwatched(row) {
 			unwatched[row.EngineID] = true
 			m.probeOne(ctx, row, now)
 		}
@@ -63,7 +63,7 @@ func (m *monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, n
 	}
 }
 
-func (m *monitor) probeOne(ctx context.Context, row *registry.Engine, now time.Time) {
+func (m *Monitor) probeOne(ctx context.Context, row *registry.Engine, now time.Time) {
 	p := m.self
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,7 +86,7 @@ func (m *monitor) probeOne(ctx context.Context, row *registry.Engine, now time.T
 		err := m.probe.Health(ctx, row.URL)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		probe.busy, probe.next = false, time.Now().Add(time.Duration(m.s.opts.Job.CheckIntervalS)*time.Second)
+		probe.busy, probe.next = false, time.Now().Add(m.d.CheckEvery)
 		switch {
 		case err == nil:
 			probe.failures, probe.healthy = 0, time.Now().UTC()
@@ -116,22 +116,22 @@ func (p *selfProbes) healthy(row *registry.Engine) time.Time {
 }
 
 // fails says whether an engine's check is critical, or it does not answer the service.
-func (m *monitor) fails(row *registry.Engine) bool {
-	standing, _ := m.s.health.Of(row)
-	return standing == registry.Critical || m.self.failing(row, m.s.opts.MaxFailures)
+func (m *Monitor) fails(row *registry.Engine) bool {
+	standing, _ := m.d.Checks.Of(row)
+	return standing == registry.Critical || m.self.failing(row, m.d.MaxFailures)
 }
 
 // LastHealth is the last moment at which the service knew an engine healthy.
-func (s *Scheduler) LastHealth(e *registry.Engine) time.Time {
+func (m *Monitor) LastHealth(e *registry.Engine) time.Time {
 	last := e.LastHealthAt
 	if e.State != registry.Running {
 		return last
 	}
-	standing, at := s.health.Of(e)
+	standing, at := m.d.Checks.Of(e)
 	if standing == registry.Passing && at.After(last) {
 		last = at.UTC()
 	}
-	if at := s.monitor.self.healthy(e); at.After(last) {
+	if at := m.self.healthy(e); at.After(last) {
 		last = at
 	}
 	return last

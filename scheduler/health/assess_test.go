@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"testing"
@@ -138,4 +138,37 @@ func TestAssessIsSafe(t *testing.T) {
 			t.Fatal("a recovery without a process")
 		}
 	})
+}
+
+// TestLostVolume: an engine whose volume Nomad does not know is failed once, and then
+// left alone until it has one.
+func TestLostVolume(t *testing.T) {
+	now := time.Now()
+	spent := &registry.Restarts{NextAt: now.Add(-time.Minute), Attempts: 2}
+	row := func(state registry.State, reason string) *registry.Engine {
+		return &registry.Engine{State: state, Desired: registry.Running, AllocID: "a", Reason: reason, Restarts: spent}
+	}
+	alive := &cluster.Alloc{ID: "b", Desired: api.AllocDesiredStatusRun, Client: api.AllocClientStatusRunning}
+	for _, c := range []struct {
+		name   string
+		sight  sight
+		want   care
+		reason string
+	}{
+		{"Running", sight{row: row(registry.Running, ""), lost: true}, careFail, engine.ReasonVolumeUnknown},
+		{"RunningOnASilentNode", sight{row: row(registry.Running, ""), lost: true, node: nodeSilent}, careFail, engine.ReasonNodeDown},
+		{"Failed", sight{row: row(registry.Failed, engine.ReasonVolumeUnknown), lost: true}, careNone, ""},
+		{"FailedOtherwise", sight{row: row(registry.Failed, engine.ReasonCrashed), lost: true}, careNone, ""},
+		{"Adopted", sight{row: row(registry.Failed, engine.ReasonAdopted)}, careRestart, ""},
+		{"AdoptedAndThere", sight{row: row(registry.Failed, engine.ReasonAdopted), alloc: alive}, careRecover, ""},
+		{"KnownAgain", sight{row: row(registry.Failed, engine.ReasonVolumeUnknown)}, careRestart, ""},
+		{"Paused", sight{row: &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, lost: true}, careNone, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.sight.now = now
+			if got, reason := assess(c.sight, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != c.want || reason != c.reason {
+				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
+			}
+		})
+	}
 }

@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"context"
@@ -6,9 +6,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -29,17 +31,89 @@ const (
 	menders = 32
 	// probeAgain is between the probes that confirm a failing check.
 	probeAgain = time.Second
-	// staleMirror is how old the rows in memory may be for a glance.
-	staleMirror = 20 * time.Second
 )
 
-// monitor is how the leader looks after engines that nobody asked about: it
+// Deps are what the monitor works with.
+type Deps struct {
+	Log     hclog.Logger
+	Store   Store
+	Rows    Rows
+	Nomad   Nomad
+	Checks  Checks
+	Engines Engines
+	Backoff engine.Backoff
+	// MaxFailures is how many probes in a row confirm that an engine fails, ProbeTimeout
+	// what each may take, and CheckEvery the time between two of an engine whose check
+	// nobody runs.
+	MaxFailures              int
+	ProbeTimeout, CheckEvery time.Duration
+	// Subsystems are globs of those in an engine's /health that a restart may mend.
+	Subsystems []string
+}
+
+// Store is the registry: rows, and the note of a storm.
+type Store interface {
+	Engine(ctx context.Context, productID, userID string) (*registry.Engine, error)
+	Storm(ctx context.Context) (*registry.Storm, error)
+	PutStorm(ctx context.Context, s *registry.Storm) error
+	DeleteStorm(ctx context.Context, s *registry.Storm) error
+	DeleteUnreadable(ctx context.Context, u *registry.Unreadable) error
+}
+
+// Rows is the view of the rows.
+type Rows interface {
+	All() []*registry.Engine
+}
+
+// Nomad is the view of allocations, and Nomad's own word of them.
+type Nomad interface {
+	Newest(jobID string) (cluster.Alloc, bool)
+	KnowsAlloc(jobID, allocID string) bool
+	Watch(jobID string) *cluster.Watch
+	ReadNode(ctx context.Context, id string) (*cluster.Node, error)
+}
+
+// Checks is how the engines' checks in Consul stand.
+type Checks interface {
+	Of(row *registry.Engine) (registry.Standing, time.Time)
+	AgentDead(row *registry.Engine) bool
+}
+
+// Engines is what is known of engines besides, and what is done to them.
+type Engines interface {
+	// Informed says whether this replica leads and its view is fit to act upon.
+	Informed() bool
+	// nodeSilent says whether the servers do not hear from a node.
+	NodeSilent(nodeID string) bool
+	// BrainKnown says whether Nomad knows the engine's volume.
+	BrainKnown(ctx context.Context, row *registry.Engine) (bool, error)
+	// NoteUnproven notes in the row an allocation whose end nobody has proved.
+	NoteUnproven(row *registry.Engine, alloc cluster.Alloc)
+	// GoOn has a process go on that may be frozen.
+	GoOn(ctx context.Context, row *registry.Engine)
+	// SettleFrozen ends the process of an engine that sleeps, which is not the one that
+	// was frozen.
+	SettleFrozen(ctx context.Context, row *registry.Engine) error
+	// Restart gives a failed engine a new process, and Recover takes the one that it has
+	// for running again; they wait for how that ends.
+	Restart(ctx context.Context, row *registry.Engine, canary bool) error
+	Recover(ctx context.Context, row *registry.Engine, crash int64) error
+	// Update writes a row that the service itself changed, with an audit row.
+	Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error
+	// Begin and Complete write the two halves of an audit row that is of no engine.
+	Begin(ctx context.Context, action string, details map[string]any) (auditID int64, err error)
+	Complete(ctx context.Context, auditID int64, took time.Duration)
+	// Overtaken says whether an error means that another call was faster.
+	Overtaken(err error) bool
+}
+
+// Monitor is how the leader looks after engines that nobody asked about: it
 // fails those whose process or node is gone, or which say that they are not
 // healthy, and brings them back. What it sees in the view is a hint; before it
 // acts it reads row, allocations and node from the stores themselves, and where
 // one does not answer it does nothing.
-type monitor struct {
-	s         *Scheduler
+type Monitor struct {
+	d         Deps
 	probe     *boot.Prober // with time to reach an engine that is slow, not gone
 	storm     storm
 	stormTold bool // the storm's audit row agrees with it
@@ -61,25 +135,26 @@ type engineCase struct {
 	wait time.Duration
 }
 
-func newMonitor(s *Scheduler) *monitor {
-	return &monitor{
-		s: s, probe: boot.NewProber(s.opts.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
+// New returns a monitor; Run makes it work.
+func New(d Deps) *Monitor {
+	return &Monitor{
+		d: d, probe: boot.NewProber(d.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
 		mends: make(chan struct{}, menders), cases: map[string]*engineCase{}, asked: map[string]bool{},
 	}
 }
 
-// run looks after engines, while this replica leads, until ctx ends.
-func (m *monitor) run(ctx context.Context) {
+// Run looks after engines, while this replica leads, until ctx ends.
+func (m *Monitor) Run(ctx context.Context) {
 	defer m.work.Wait()
 	defer m.self.work.Wait()
 	for pause.For(ctx, glanceEvery) {
-		if !m.s.informed() {
+		if !m.d.Engines.Informed() {
 			m.stormTold = false // another leader may write or remove the note
 			continue
 		}
-		rows := m.s.mirror.All()
+		rows := m.d.Rows.All()
 		if err := m.watchStorm(ctx, rows); err != nil && ctx.Err() == nil {
-			m.s.log.Warn("cannot note whether restarts are held back; trying again", "error", err)
+			m.d.Log.Warn("cannot note whether restarts are held back; trying again", "error", err)
 		}
 		m.forget(rows)
 		now := time.Now()
@@ -95,20 +170,14 @@ func (m *monitor) run(ctx context.Context) {
 	}
 }
 
-// informed says whether this replica leads and its view is fit to act upon: of a
-// registry that is whole.
-func (s *Scheduler) informed() bool {
-	return s.Ready() == nil && s.guard.ok() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
-}
-
 // amiss says whether the view shows an engine that needs a look at the stores.
-func (m *monitor) amiss(row *registry.Engine) bool {
+func (m *Monitor) amiss(row *registry.Engine) bool {
 	if row.Op != nil {
 		return false
 	}
 	if row.State == registry.Sleeping && row.Frozen != nil {
-		alloc, known := m.s.cluster.Newest(row.JobID())
-		return !m.s.nodeSilent(row.NodeID) && !(known && sameProcess(row.Frozen, row, &alloc))
+		alloc, known := m.d.Nomad.Newest(row.JobID())
+		return !m.d.Engines.NodeSilent(row.NodeID) && !(known && boot.SameProcess(row.Frozen, row, &alloc))
 	}
 	if row.Desired != registry.Running {
 		return false
@@ -119,13 +188,13 @@ func (m *monitor) amiss(row *registry.Engine) bool {
 	if row.State != registry.Running {
 		return false
 	}
-	alloc, known := m.s.cluster.Newest(row.JobID())
+	alloc, known := m.d.Nomad.Newest(row.JobID())
 	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
-		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.s.nodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
+		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.d.Engines.NodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
 }
 
 // take says whether an engine is due for a look, and reserves it.
-func (m *monitor) take(engineID string, now time.Time) bool {
+func (m *Monitor) take(engineID string, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := m.cases[engineID]
@@ -141,15 +210,18 @@ func (m *monitor) take(engineID string, now time.Time) bool {
 	return true
 }
 
-func (m *monitor) isAsked(engineID string) bool {
+func (m *Monitor) isAsked(engineID string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.asked[engineID]
 }
 
-// hurry has an engine looked at with the next glance, whatever the view shows: it is a
+// Held says whether restarts are held back.
+func (m *Monitor) Held() bool { return m.storm.held() }
+
+// Hurry has an engine looked at with the next glance, whatever the view shows: it is a
 // hint, and somebody saw otherwise.
-func (m *monitor) hurry(engineID string) {
+func (m *Monitor) Hurry(engineID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.asked[engineID] = true
@@ -159,7 +231,7 @@ func (m *monitor) hurry(engineID string) {
 }
 
 // forget drops the memory of engines that are gone or as they should be.
-func (m *monitor) forget(rows []*registry.Engine) {
+func (m *Monitor) forget(rows []*registry.Engine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.cases) == 0 && len(m.asked) == 0 {
@@ -186,12 +258,12 @@ func (m *monitor) forget(rows []*registry.Engine) {
 
 // look looks at one engine in a goroutine of its own. Only run calls it, and has
 // seen that there is a token.
-func (m *monitor) look(ctx context.Context, row *registry.Engine) {
+func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
 	m.looks <- struct{}{}
 	m.work.Go(func() {
 		acted, err := m.examine(ctx, row)
-		if err != nil && ctx.Err() == nil && !overtaken(err) {
-			m.s.log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
+		if err != nil && ctx.Err() == nil && !m.d.Engines.Overtaken(err) {
+			m.d.Log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -207,7 +279,7 @@ func (m *monitor) look(ctx context.Context, row *registry.Engine) {
 
 // examine reads what there is of an engine, decides, and acts. It holds a look's
 // token, which it gives back before it waits for an engine to come back.
-func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
+func (m *Monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
 	free := sync.OnceFunc(func() { <-m.looks })
 	defer free()
 	at, err := m.sight(ctx, seen)
@@ -218,28 +290,28 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	if at.alloc != nil {
 		crash = at.alloc.Crash
 	}
-	care, reason := assess(*at, m.s.opts.Restart)
+	care, reason := assess(*at, m.d.Backoff)
 	switch care {
 	case careProbe:
 		return m.confirm(ctx, at, reason, crash)
 	case careSettle:
 		free()
-		return true, m.mend(func() error { return m.s.settleFrozen(ctx, at.row) })
+		return true, m.mend(func() error { return m.d.Engines.SettleFrozen(ctx, at.row) })
 	case careFail:
 		return true, m.fail(ctx, at, reason, crash)
 	case careRecover:
 		free()
-		return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
+		return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
 	case carePeek:
 		err := m.ask(ctx, "http://"+at.alloc.Addr, 1)
 		if err == nil {
 			free()
-			return true, m.mend(func() error { return m.recover(ctx, at.row, crash) })
+			return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
 		}
-		if upstreams(err, m.s.opts.RestartSubsystems) != nil {
+		if upstreams(err, m.d.Subsystems) != nil {
 			return false, nil // it answers by now, and what it depends on does not
 		}
-		care = due(at.row, at.now, m.s.opts.Restart)
+		care = due(at.row, at.now, m.d.Backoff)
 	}
 	switch {
 	case care == careGiveUp && !m.storm.held():
@@ -252,7 +324,7 @@ func (m *monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 }
 
 // mend brings an engine back if there is room for one more, else soon.
-func (m *monitor) mend(do func() error) error {
+func (m *Monitor) mend(do func() error) error {
 	select {
 	case m.mends <- struct{}{}:
 		defer func() { <-m.mends }()
@@ -263,12 +335,12 @@ func (m *monitor) mend(do func() error) error {
 }
 
 // tryRestart restarts an engine unless a storm forbids it.
-func (m *monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
+func (m *Monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
 	canary, ok := m.storm.permit(time.Now())
 	if !ok {
 		return nil
 	}
-	err := m.restart(ctx, row, canary)
+	err := m.d.Engines.Restart(ctx, row, canary)
 	if canary {
 		m.storm.told(err == nil)
 	}
@@ -277,9 +349,9 @@ func (m *monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
 
 // sight reads what there is of an engine from the stores; nil when its row is
 // another's or busy by now.
-func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, error) {
-	s := m.s
-	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
+func (m *Monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, error) {
+	d := m.d
+	row, err := d.Store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil, nil
 	}
@@ -289,23 +361,23 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 	if row.EngineID != seen.EngineID || row.Op != nil {
 		return nil, nil
 	}
-	w := s.cluster.Watch(row.JobID())
+	w := d.Nomad.Watch(row.JobID())
 	defer w.Close()
 	if err := w.Refresh(ctx); err != nil {
 		return nil, err
 	}
 	at := &sight{row: row, fails: m.fails(row), now: time.Now()}
-	if alloc, known := s.cluster.Newest(row.JobID()); known {
+	if alloc, known := d.Nomad.Newest(row.JobID()); known {
 		at.alloc = &alloc
 	} else if row.VolumeID != "" {
-		known, err := s.brainKnown(ctx, row)
+		known, err := d.Engines.BrainKnown(ctx, row)
 		if err != nil {
 			return nil, err
 		}
 		at.lost = !known
 	}
-	at.vanished = row.AllocID != "" && !s.cluster.KnowsAlloc(row.JobID(), row.AllocID)
-	node, err := s.cluster.ReadNode(ctx, row.NodeID)
+	at.vanished = row.AllocID != "" && !d.Nomad.KnowsAlloc(row.JobID(), row.AllocID)
+	node, err := d.Nomad.ReadNode(ctx, row.NodeID)
 	switch {
 	case errors.Is(err, cluster.ErrNotFound):
 		at.node = nodeSilent
@@ -321,7 +393,7 @@ func (m *monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 
 // ask asks an engine itself, up to so many times, and returns nil or how it failed last;
 // one good answer is enough.
-func (m *monitor) ask(ctx context.Context, url string, times int) (err error) {
+func (m *Monitor) ask(ctx context.Context, url string, times int) (err error) {
 	for i := range times {
 		if i > 0 && !pause.For(ctx, probeAgain) {
 			return ctx.Err()

@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"testing"
@@ -22,7 +22,7 @@ func TestFleetHealth(t *testing.T) {
 		{State: registry.Stopped, Desired: registry.Stopped}, {State: registry.Sleeping, Desired: registry.Sleeping},
 		{State: registry.Failed, Desired: registry.Stopped}, {State: registry.Destroying, Desired: registry.Destroying},
 	}
-	if failed, wanted := fleetHealth(rows); failed != 2 || wanted != 4 {
+	if failed, wanted := FleetHealth(rows); failed != 2 || wanted != 4 {
 		t.Errorf("got %d of %d, want 2 of 4", failed, wanted)
 	}
 }
@@ -32,7 +32,7 @@ func TestIsStorm(t *testing.T) {
 		failed, wanted int
 		want           bool
 	}{{0, 0, false}, {9, 9, false}, {10, 49, true}, {10, 50, false}, {11, 54, true}, {1000, 5000, false}, {1001, 5000, true}} {
-		if got := isStorm(c.failed, c.wanted); got != c.want {
+		if got := IsStorm(c.failed, c.wanted); got != c.want {
 			t.Errorf("%d of %d: %v", c.failed, c.wanted, got)
 		}
 	}

@@ -1,4 +1,4 @@
-package scheduler
+package health
 
 import (
 	"context"
@@ -32,16 +32,16 @@ func upstreams(err error, mendable []string) []string {
 
 // confirm asks an engine whose check fails, or which waits for its upstreams, how it is.
 // One that does not answer, or that a new process may mend, is failed.
-func (m *monitor) confirm(ctx context.Context, at *sight, reason string, crash int64) (acted bool, err error) {
+func (m *Monitor) confirm(ctx context.Context, at *sight, reason string, crash int64) (acted bool, err error) {
 	err = m.ask(ctx, at.row.URL, 1)
-	if err != nil && upstreams(err, m.s.opts.RestartSubsystems) == nil && ctx.Err() == nil {
-		m.s.goOn(ctx, at.row)
-		err = m.ask(ctx, at.row.URL, max(1, m.s.opts.MaxFailures-1))
+	if err != nil && upstreams(err, m.d.Subsystems) == nil && ctx.Err() == nil {
+		m.d.Engines.GoOn(ctx, at.row)
+		err = m.ask(ctx, at.row.URL, max(1, m.d.MaxFailures-1))
 	}
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
-	failing := upstreams(err, m.s.opts.RestartSubsystems)
+	failing := upstreams(err, m.d.Subsystems)
 	switch {
 	case err == nil && at.row.Reason != "":
 		return true, m.noteHealed(ctx, at.row)
@@ -57,19 +57,19 @@ func (m *monitor) confirm(ctx context.Context, at *sight, reason string, crash i
 
 // noteUpstreams says in the row of a running engine that it cannot serve for what it
 // depends on. It runs on: a restart would change nothing.
-func (m *monitor) noteUpstreams(ctx context.Context, row *registry.Engine, failing []string) error {
+func (m *Monitor) noteUpstreams(ctx context.Context, row *registry.Engine, failing []string) error {
 	row = row.Clone()
 	row.Reason = engine.ReasonUpstream
-	err := m.s.auditedUpdate(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
+	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
 	if err == nil {
-		m.s.log.Warn("an engine cannot serve for what it depends on; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
+		m.d.Log.Warn("an engine cannot serve for what it depends on; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
 	}
 	return err
 }
 
-func (m *monitor) noteHealed(ctx context.Context, row *registry.Engine) error {
+func (m *Monitor) noteHealed(ctx context.Context, row *registry.Engine) error {
 	row = row.Clone()
 	reason := row.Reason
 	row.Reason, row.LastHealthAt = "", time.Now().UTC()
-	return m.s.auditedUpdate(ctx, row, audit.ActionHealthRecovered, map[string]any{"reason": reason})
+	return m.d.Engines.Update(ctx, row, audit.ActionHealthRecovered, map[string]any{"reason": reason})
 }

@@ -1,4 +1,6 @@
-package scheduler
+// Package health looks after engines that nobody asked about: what an engine needs is one
+// table (assess), and the leader has it done (Monitor).
+package health
 
 import (
 	"time"
@@ -8,6 +10,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 // nodeState is what the servers know of an engine's node.
@@ -66,7 +69,7 @@ func (c care) String() string {
 // asked when it is to begin.
 func assess(s sight, backoff engine.Backoff) (care, string) {
 	row := s.row
-	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !sameProcess(row.Frozen, row, s.alloc) {
+	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !boot.SameProcess(row.Frozen, row, s.alloc) {
 		return careSettle, ""
 	}
 	if row.Op != nil || row.Desired != registry.Running {
