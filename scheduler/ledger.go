@@ -42,20 +42,6 @@ type draft struct {
 	began time.Time
 }
 
-// draw gives an operation the audit row of the tries before it, or begins one.
-func (s *Scheduler) draw(ctx context.Context, d *draft, row *registry.Engine, op *registry.Op, actor string, details map[string]any) error {
-	if d.id == 0 {
-		id, err := s.begin(ctx, row, op.Action, actor, details)
-		if err != nil {
-			return err
-		}
-		*d = draft{id: id, began: op.BeganAt}
-	}
-	op.AuditID = d.id
-	hit(op.Kind, atAudited)
-	return nil
-}
-
 // drop completes the row of a change that was refused, if no operation has it.
 func (s *Scheduler) drop(ctx context.Context, d *draft, err error) {
 	s.abandon(ctx, d.id, d.began, err)
