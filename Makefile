@@ -1,9 +1,12 @@
 # orch: see README.md. `make help` lists the targets.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE    ?= $(shell git show -s --format=%cI HEAD 2>/dev/null)
 GO      ?= go
 STATICCHECK := v0.8.2
-LDFLAGS := -s -w -X main.version=$(VERSION)
+CMDLINE := github.com/septemberai/orch/internal/cmdline
+LDFLAGS := -s -w -X $(CMDLINE).version=$(VERSION) -X $(CMDLINE).commit=$(COMMIT) -X $(CMDLINE).date=$(DATE)
 
 # The engine's executable carries its switches in its name; tests link it anew.
 BIN := bin
@@ -15,22 +18,28 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/orch and bin/reference-engine
+build: ## Build bin/orch and bin/orch-quota, which are what is deployed, and bin/reference-engine
 	@mkdir -p $(BIN)
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch ./cmd/orch
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch ./cmd/orch
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/reference-engine ./cmd/reference-engine
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/orch-quota ./cmd/orch-quota
+
+# Apart from what is deployed: it can build, run and remove things on a machine.
+.PHONY: build-dev
+build-dev: build ## Build bin/orch-dev as well, which the next three run
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch-dev ./cmd/orch-dev
 
 .PHONY: tools
-tools: build ## Find or build nomad, consul and vault (15 to 20 minutes the first time)
-	$(BIN)/orch tools
+tools: build-dev ## Find or build nomad, consul and vault (15 to 20 minutes the first time)
+	$(BIN)/orch-dev tools
 
 .PHONY: dev
-dev: build ## Run everything on this machine: real agents, the service, a demo engine
-	$(BIN)/orch dev
+dev: build-dev ## Run everything on this machine: real agents, the service, a demo engine
+	$(BIN)/orch-dev dev
 
 .PHONY: demo
-demo: build ## Take one engine through its whole life, once, and check every step
-	$(BIN)/orch demo
+demo: build-dev ## Take one engine through its whole life, once, and check every step
+	$(BIN)/orch-dev demo
 
 .PHONY: test
 test: ## Run all tests, against real agents
@@ -49,6 +58,7 @@ LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint: ## Check formatting, go vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags faultpoints ./internal/fault
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 .PHONY: docs

@@ -42,7 +42,7 @@ func (u unusable) Is(target error) bool { return target == ErrUnusable }
 // Options of [Open].
 type Options struct {
 	// RetentionDays is how long a row is kept, in days of 24 hours; 0 keeps
-	// every row for ever.
+	// every row indefinitely.
 	RetentionDays int
 	// Log gets what the background work has to say; required.
 	Log hclog.Logger

@@ -10,11 +10,17 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
 // CallTimeout bounds one call: far above what a healthy database needs, short
 // enough that a hung one yields 503.
 const CallTimeout = 5 * time.Second
+
+// minSilence is how long a call waits at least before its end says something of the
+// server: some callers have less patience.
+const minSilence = CallTimeout * 9 / 10
 
 // database is a SQL database of either kind.
 type database struct {
@@ -31,11 +37,13 @@ type database struct {
 	ready     atomic.Bool
 	preparing chan struct{}
 	state     state
+	// circuit refuses calls while a server does not answer; nil with SQLite.
+	circuit *link.Circuit
 }
 
 // dialect is what the two kinds of database say differently.
 type dialect struct {
-	name       string               // the folder of its migrations
+	name       string               // the directory of its migrations
 	jsonObject string               // the function that makes a JSON object of names and values
 	forUpdate  string               // ends a SELECT of a row that is about to be changed
 	lockTx     string               // waits for the lock %d until the transaction ends; empty where writers take turns anyway
@@ -70,6 +78,7 @@ func newDatabase(d *dialect, log hclog.Logger) *database {
 
 func (d *database) close() error {
 	var errs []error
+	d.circuit.Close()
 	// The writer goes last: SQLite removes its log with the last connection, and
 	// a query-only one cannot.
 	errs = append(errs, d.disk.unpin())
@@ -82,16 +91,29 @@ func (d *database) close() error {
 	return errors.Join(append(errs, d.disk.unlock())...)
 }
 
-// call runs one call with the database's time limit, after the schema is up.
+// call runs one call with the database's time limit, after the schema is up. It fails
+// at once while the server is known not to answer.
 func (d *database) call(ctx context.Context, do func(ctx context.Context) error) error {
+	if err := d.circuit.Pass(link.FailFast(ctx)); err != nil {
+		return d.explain(err)
+	}
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
+	var err error
 	if !d.ready.Load() {
-		if err := d.prepare(ctx); err != nil {
-			return err
-		}
+		err = d.prepare(ctx)
 	}
-	return d.explain(do(ctx))
+	if err == nil {
+		err = d.explain(do(ctx))
+	}
+	switch {
+	case err == nil || sqlState(err) != "":
+		d.circuit.Heard(true)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= minSilence:
+		d.circuit.Silent(began)
+	}
+	return err
 }
 
 // room is what of the disk a write may take.

@@ -23,7 +23,7 @@ const (
 const OutcomeUnavailable = "BACKEND_UNAVAILABLE"
 
 // doubt is a row whose INSERT was not answered. Its change is not made, so the
-// row, should there be one, must not say "interrupted" for ever.
+// row, should there be one, must not say "interrupted" indefinitely.
 type doubt struct {
 	entry Entry
 	// missed is when the database was first asked for the row and did not have

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/septemberai/orch/internal/testpg"
 )
 
 // begun begins n rows, all at once, and returns the errors.
@@ -26,17 +24,6 @@ func begun(ctx context.Context, l *Log, n int) error {
 	}
 	work.Wait()
 	return errors.Join(errs...)
-}
-
-// fence makes a server refuse writes, and go on with reads.
-func fence(t *testing.T, s *testpg.Server, on string) {
-	t.Helper()
-	must(t, s.Exec("ALTER SYSTEM SET default_transaction_read_only = "+on))
-	must(t, s.Exec("SELECT pg_reload_conf()"))
-	// A new session has it only after those that are there were told.
-	eventually(t, "the server has read its configuration", func() error {
-		return s.Exec("DO $$ BEGIN ASSERT current_setting('default_transaction_read_only') = '" + on + "'; END $$")
-	})
 }
 
 // TestFailover promotes the standby while the old primary lives on read-only: no
@@ -56,11 +43,7 @@ func TestFailover(t *testing.T) {
 	const changes = 40
 	must(t, begun(t.Context(), l, changes))
 
-	fence(t, primary, "on")
-	eventually(t, "the standby has all that the primary wrote", func() error {
-		return primary.Exec("DO $$ BEGIN ASSERT (SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication); END $$")
-	})
-	must(t, standby.Promote())
+	must(t, primary.FailOver(standby))
 	must(t, begun(t.Context(), l, changes))
 	must(t, l.Ping(t.Context()))
 	if got := len(list(t, l, Query{ProductID: "p"})); got != 2*changes {
@@ -76,7 +59,7 @@ func TestReadOnlyServer(t *testing.T) {
 	s := ownPostgres(t)
 	l := open(t, emptyDatabase(t, s))
 	must(t, begun(t.Context(), l, 20))
-	fence(t, s, "on")
+	must(t, s.ReadOnly(true))
 	eventually(t, "a server that takes no writes is noticed", func() error {
 		if _, err := l.Begin(t.Context(), Entry{}); err == nil {
 			return errors.New("it took one")
@@ -85,7 +68,7 @@ func TestReadOnlyServer(t *testing.T) {
 	})
 	wantErr(t, begun(t.Context(), l, 20), ErrUnavailable)
 	wantErr(t, l.Ping(t.Context()), ErrUnavailable)
-	fence(t, s, "off")
+	must(t, s.ReadOnly(false))
 	eventually(t, "it takes writes again", func() error { return begun(t.Context(), l, 1) })
 	must(t, begun(t.Context(), l, 20))
 }

@@ -10,14 +10,14 @@ import (
 	"path"
 )
 
-// migrations are the steps of the schema, a folder per kind of database and a
+// migrations are the steps of the schema, a directory per kind of database and a
 // file per step; the number in a file's name is the version that it leads to.
 //
 //go:embed migrations
 var migrations embed.FS
 
 // Numbers of the advisory locks that replicas take in PostgreSQL: arbitrary, but
-// the same for ever.
+// the same indefinitely.
 const (
 	lockMigrate = 7265120901
 	lockRetain  = 7265120902

@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
 const (
@@ -22,6 +24,9 @@ const (
 	// postgresConnLife lets a replica notice within minutes that its address
 	// leads to another server, although the old one still takes writes.
 	postgresConnLife = 5 * time.Minute
+	// askEvery is how often a server that does not answer is asked: within a call's time
+	// limit, so that half of the connections are left.
+	askEvery = time.Second
 )
 
 var postgresDialect = &dialect{
@@ -126,6 +131,11 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	d.writer.SetMaxIdleConns(postgresConns)
 	d.writer.SetConnMaxLifetime(postgresConnLife)
 	d.reader = d.writer
+	d.circuit = link.NewCircuit(d.writer.PingContext, func(away bool) {
+		if away {
+			d.dropIdle() // they lead to it; what follows may find another server
+		}
+	}, askEvery, CallTimeout)
 	return d, nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
 const (
@@ -37,6 +39,9 @@ func (d *database) learn(err error) {
 	d.state.mu.Lock()
 	before := d.state.err
 	d.state.err, d.state.at = err, time.Now()
+	if errors.Is(err, link.ErrAway) || errors.Is(err, context.DeadlineExceeded) {
+		d.state.at = time.Time{} // it answered nothing: the next answer says more
+	}
 	d.state.mu.Unlock()
 	switch {
 	case err != nil && before == nil:

@@ -26,7 +26,7 @@ const (
 	// dockerUser is the user of the job file's containers.
 	dockerUser = "65532:65532"
 	// stackLabel is by what a stack finds the containers to look at when it is
-	// ended; those that mount something from its folder it removes.
+	// ended; those that mount something from its directory it removes.
 	stackLabel = "com.hashicorp.nomad.alloc_id"
 	// dockerWithin bounds each call of the docker command.
 	dockerWithin = 30 * time.Second
@@ -87,7 +87,7 @@ type container struct {
 }
 
 // container prepares one with the settings of the job file, its brain in a
-// folder below dir. Both this and the label let the stack remove what is left of
+// directory below dir. Both this and the label let the stack remove what is left of
 // it, however this program ends.
 func (d *docker) container(dir string, ask registry.Resources) (*container, error) {
 	name := "by-hand-" + strings.ToLower(rand.Text())

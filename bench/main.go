@@ -65,7 +65,7 @@ func main() {
 	rounds := flag.Int("n", 20, "how often each operation is measured")
 	only := flag.String("only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+" (default all); or scale: the scale curve, as root, with nft")
 	engines := flag.String("engines", "100,1000,5000,10000", "levels of the scale curve, ascending")
-	profiles := flag.String("profiles", "", "folder to keep Go's profiles of the service in, for go tool pprof: at each level of the scale curve")
+	profiles := flag.String("profiles", "", "directory to keep Go's profiles of the service in, for go tool pprof: at each level of the scale curve")
 	saved := flag.String("paste", "", "measure nothing; put the tables of this report (.json) into "+performancePage)
 	flag.Parse()
 	if *profiles != "" && *only != "scale" {

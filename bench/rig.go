@@ -130,7 +130,7 @@ func (r *rig) endServices() error {
 	return errors.Join(errs...)
 }
 
-// close ends the services, then the agents with all engines and folders.
+// close ends the services, then the agents with all engines and directories.
 func (r *rig) close() error {
 	return errors.Join(r.endServices(), r.stack.Stop())
 }

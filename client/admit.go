@@ -17,7 +17,7 @@ type AdmitOptions struct {
 const (
 	DeniedNotFound     = "engine_not_found"
 	DeniedSleeping     = "engine_sleeping"
-	DeniedStopped      = "engine_stopped" // by hand: only a start brings it back
+	DeniedStopped      = "engine_stopped" // by a call: only a start brings it back
 	DeniedProvisioning = "engine_provisioning"
 	DeniedUnhealthy    = "engine_unhealthy"
 	DeniedDestroying   = "engine_destroying"

@@ -61,9 +61,9 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"requestReconcile": func() (any, error) {
 			return map[string]string{"status": "requested"}, c.Reconcile(ctx)
 		},
-		"listGraves": func() (any, error) { return c.Graves(ctx) },
-		"bury": func() (any, error) {
-			return map[string]string{"status": "buried", "engine_id": "text"}, c.Bury(ctx, "e")
+		"listUnreachableVolumes": func() (any, error) { return c.UnreachableVolumes(ctx) },
+		"forgetVolume": func() (any, error) {
+			return map[string]string{"status": "forgotten", "engine_id": "text"}, c.ForgetVolume(ctx, "e")
 		},
 		"getRegistry":  func() (any, error) { return c.Registry(ctx) },
 		"planRecovery": func() (any, error) { return wrap("actions")(c.PlanRecovery(ctx)) },

@@ -35,7 +35,7 @@ const (
 	ErrProductSlugExists    Code = "PRODUCT_SLUG_EXISTS"
 	ErrProductNotFound      Code = "PRODUCT_NOT_FOUND"
 	ErrProductHasEngines    Code = "PRODUCT_HAS_ENGINES"
-	ErrGraveNotFound        Code = "GRAVE_NOT_FOUND"
+	ErrVolumeNotFound       Code = "VOLUME_NOT_FOUND"
 	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
 	ErrPolicyChanged        Code = "POLICY_CHANGED"
 	ErrRateLimited          Code = "RATE_LIMITED"

@@ -75,7 +75,7 @@ func TestAnswersThatCannotBeRead(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"no JSON":    func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
 		"wrong type": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"engine_id": 5}`) },
-		"cut short": func(w http.ResponseWriter, _ *http.Request) {
+		"truncated": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			_, _ = io.WriteString(w, `{"engine_id": "e"}`)
 		},

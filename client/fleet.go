@@ -89,10 +89,10 @@ type FleetStatus struct {
 	Quarantined int `json:"quarantined"`  // engines that wait for the admin's decision
 	KeysMissing int `json:"keys_missing"` // engines whose key Vault does not have
 	// Unreadable counts the records of the registry that cannot be read.
-	Unreadable    Unreadable `json:"unreadable,omitzero"`
-	Graves        int        `json:"graves"`         // destroyed engines whose node is silent
-	PooledVolumes int        `json:"pooled_volumes"` // ready, empty host volumes
-	WarmEngines   int        `json:"warm_engines"`   // engines that wait for a user
+	Unreadable         Unreadable `json:"unreadable,omitzero"`
+	UnreachableVolumes int        `json:"unreachable_volumes"` // destroyed engines whose node is silent
+	PooledVolumes      int        `json:"pooled_volumes"`      // ready, empty host volumes
+	WarmEngines        int        `json:"warm_engines"`        // engines that wait for a user
 	// WarmPools are those engines by kind; nil: not known yet.
 	WarmPools []WarmPool `json:"warm_pools,omitzero"`
 }
@@ -102,7 +102,7 @@ type FleetStatus struct {
 type Unreadable struct {
 	Engines  int `json:"engines"`
 	Products int `json:"products"`
-	Other    int `json:"other"` // graves and entries of the volume pool
+	Other    int `json:"other"` // unreachable volumes and entries of the volume pool
 }
 
 // WarmPool is how the warm engines of one kind stand.

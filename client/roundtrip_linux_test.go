@@ -124,7 +124,7 @@ func TestUserIDsComeThrough(t *testing.T) {
 	}
 	c.PlatformKey = product.PlatformAPIKey
 	store := rows(t, stack)
-	p, err := store.ProductBySlug(t.Context(), "acme")
+	p, err := store.Product(t.Context(), product.ProductID)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -188,9 +188,9 @@ func (c *Cluster) Signal(ctx context.Context, allocID, signal string) error {
 	return classify(c.client.Allocations().Signal(&api.Allocation{ID: allocID}, c.read(ctx), "", signal))
 }
 
-// HashItem is the item of an engine's Nomad variable that holds the hash of its
+// hashItem is the item of an engine's Nomad variable that holds the hash of its
 // key; the job file's template reads it.
-const HashItem = "key_hash"
+const hashItem = "key_hash"
 
 func variablePath(jobID string) string { return "nomad/jobs/" + jobID }
 
@@ -234,7 +234,7 @@ func (c *Cluster) PutVariable(ctx context.Context, jobID string, v *Variable) er
 	defer cancel()
 	put := api.NewVariable(variablePath(jobID))
 	put.Namespace, put.ModifyIndex = c.namespace, v.Index
-	put.Items = api.VariableItems{HashItem: v.KeyHash}
+	put.Items = api.VariableItems{hashItem: v.KeyHash}
 	if v.Witness != nil {
 		text, err := json.Marshal(v.Witness)
 		if err != nil {
@@ -258,7 +258,7 @@ func (c *Cluster) Variable(ctx context.Context, jobID string) (*Variable, error)
 	if err != nil {
 		return nil, classify(err)
 	}
-	v := &Variable{KeyHash: held.Items[HashItem], Index: held.ModifyIndex}
+	v := &Variable{KeyHash: held.Items[hashItem], Index: held.ModifyIndex}
 	if w := new(Witness); json.Unmarshal([]byte(held.Items[witnessItem]), w) == nil && w.EngineID != "" {
 		v.Witness = w
 	}

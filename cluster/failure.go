@@ -16,6 +16,9 @@ const (
 	CauseImage  Cause = "image"         // it cannot be pulled, or has nothing that can be run
 	CauseDriver Cause = "driver"        // the task driver could not start it: its daemon is down, a mount, a port
 	CauseMemory Cause = "out_of_memory" // the kernel killed it at its memory limit
+	// CauseTemplate: its node could not write a file of its secrets, as that of its key's
+	// hash, and ends it for that.
+	CauseTemplate Cause = "template"
 )
 
 // failure says why a task event means that the process could not start or
@@ -33,6 +36,11 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 			cause = CauseDriver
 		}
 		return cleanReason(e.DisplayMessage), cause
+	case api.TaskKilling:
+		// Nomad's template.go; whatever else it ends a process for is asked for.
+		if e.Details["fails_task"] == "true" && strings.HasPrefix(e.DisplayMessage, "Template failed") {
+			return cleanReason(e.DisplayMessage), CauseTemplate
+		}
 	case api.TaskTerminated:
 		if outOfMemory(e) {
 			return cleanReason("the process was killed at its memory limit: " + e.DisplayMessage), CauseMemory
@@ -46,6 +54,23 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 // the docker driver says it in words, too).
 func outOfMemory(e *api.TaskEvent) bool {
 	return e.Details["oom_killed"] == "true" || strings.Contains(e.DisplayMessage, "OOM Killed")
+}
+
+// pulling is what the docker driver said last of a pull that is under way (pullImage and
+// handleSlowPullProgressReport in its source): it says nothing when it has ended, but then
+// other events follow.
+func pulling(events []*api.TaskEvent) string {
+	for len(events) > 0 && events[len(events)-1].Type == api.TaskKilling { // which it waits for
+		events = events[:len(events)-1]
+	}
+	if len(events) == 0 {
+		return ""
+	}
+	last := events[len(events)-1]
+	if last.Type != api.TaskDriverMessage || !containsAny(last.DisplayMessage, []string{"Downloading image", "image pull progress"}) {
+		return ""
+	}
+	return cleanReason(last.DisplayMessage)
 }
 
 var (

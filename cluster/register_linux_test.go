@@ -140,7 +140,7 @@ func TestRegister(t *testing.T) {
 			return transport.RoundTrip(r)
 		}))
 		v := api.NewVariable("nomad/jobs/await")
-		v.Items = api.VariableItems{HashItem: "hash"}
+		v.Items = api.VariableItems{hashItem: "hash"}
 		if _, _, err := c.client.Variables().Create(v, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -29,6 +29,9 @@ type Alloc struct {
 	Failure string
 	// Cause is what Failure is about.
 	Cause Cause
+	// Pulling is what the node says of the image that it is pulling for the process;
+	// empty: it pulls none.
+	Pulling string
 	// Crash is when the process last ended without being asked to, in
 	// nanoseconds since 1970 by its node's clock; 0: never. It is a mark to tell
 	// one crash from another, not a time to compare with ours.
@@ -67,6 +70,8 @@ type Eval struct {
 type PlacementFailure struct {
 	// Ports says that dynamic ports ran out on a node that otherwise fitted.
 	Ports bool
+	// Driver says that what a node lacked was the job's task driver, in good health.
+	Driver bool
 	// Reason names the exhausted dimensions and failed constraints.
 	Reason string
 }
@@ -312,12 +317,15 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	}
 	for _, state := range a.TaskStates {
 		for _, event := range state.Events {
-			if reason, cause := failure(event); reason != "" && alloc.Failure == "" {
+			// The first is what the others come of, and after a crash that Nomad healed one
+			// of a template ends the allocation all the same.
+			if reason, cause := failure(event); reason != "" && (alloc.Failure == "" || cause == CauseTemplate) {
 				alloc.Failure, alloc.Cause = reason, cause
 			}
 		}
 	}
 	for _, state := range a.TaskStates {
+		alloc.Pulling = pulling(state.Events)
 		if crash, oom := lastCrash(state.Events); crash > alloc.Crash {
 			alloc.Crash, alloc.OutOfMemory = crash, oom
 		}
@@ -359,6 +367,10 @@ func lastCrash(events []*api.TaskEvent) (at int64, oom bool) {
 	return at, oom
 }
 
+// missingDrivers is what Nomad's scheduler says of nodes without a healthy task driver of
+// the job (FilterConstraintDrivers in its feasible.go).
+const missingDrivers = "missing drivers"
+
 // evalFrom reads an evaluation as lists and events tell it.
 func evalFrom(e *api.Evaluation) *Eval {
 	eval := &Eval{ID: e.ID, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex}
@@ -369,6 +381,7 @@ func evalFrom(e *api.Evaluation) *Eval {
 			f.Ports = f.Ports || strings.HasPrefix(dim, "network:") && strings.Contains(dim, "port")
 			why = append(why, dim+" exhausted")
 		}
+		f.Driver = m.ConstraintFiltered[missingDrivers] > 0 && len(m.DimensionExhausted) == 0
 		for constraint := range m.ConstraintFiltered {
 			why = append(why, constraint)
 		}

@@ -69,6 +69,10 @@ func TestAllocFrom(t *testing.T) {
 		{"NoDaemon", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to pull `x`: Cannot connect to the Docker daemon at tcp:")}, "Failed to pull `x`: Cannot connect to the Docker daemon at tcp:", CauseDriver, false},
 		{"NoMount", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskDriverFailure, "Failed to create container: invalid mount")}, "Failed to create container: invalid mount", CauseDriver, false},
 		{"Memory", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, `Exit Code: 137, Exit Message: "OOM Killed"`)}, `the process was killed at its memory limit: Exit Code: 137, Exit Message: "OOM Killed"`, CauseMemory, false},
+		{"Template", api.AllocationListStub{ClientStatus: "running", TaskStates: map[string]*api.TaskState{"engine": {Events: []*api.TaskEvent{
+			{Type: api.TaskTerminated, DisplayMessage: "Exit Code: 3"},
+			{Type: api.TaskKilling, DisplayMessage: "Template failed: no space", Details: map[string]string{"fails_task": "true"}},
+		}}}}, "Template failed: no space", CauseTemplate, false},
 		{"Setup", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskSetupFailure, "no volume")}, "no volume", "", false},
 		{"Exited", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, "Exit Code: 3")}, "the process exited: Exit Code: 3", "", false},
 		{"Failed", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks"}, "allocation failed: Failed tasks", "", true},
@@ -83,6 +87,21 @@ func TestAllocFrom(t *testing.T) {
 			}
 		})
 	}
+	t.Run("Pulling", func(t *testing.T) {
+		driver := func(message string) *api.TaskEvent {
+			return &api.TaskEvent{Type: api.TaskDriverMessage, DisplayMessage: message}
+		}
+		begun, goesOn, killing := driver("Downloading image"), driver("Docker image pull progress: Pulled 1/2"), &api.TaskEvent{Type: api.TaskKilling}
+		for want, events := range map[string][]*api.TaskEvent{
+			"Downloading image":                      {begun, killing},
+			"Docker image pull progress: Pulled 1/2": {begun, goesOn},
+			"":                                       {begun, goesOn, {Type: api.TaskStarted}},
+		} {
+			if got := allocFrom(&api.AllocationListStub{TaskStates: map[string]*api.TaskState{"engine": {Events: events}}}); got.Pulling != want {
+				t.Errorf("got %q, want %q", got.Pulling, want)
+			}
+		}
+	})
 	t.Run("Address", func(t *testing.T) {
 		got := allocFrom(&api.AllocationListStub{AllocatedResources: &api.AllocatedResources{
 			Shared: api.AllocatedSharedResources{Ports: []api.PortMapping{

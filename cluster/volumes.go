@@ -29,7 +29,7 @@ const volumePoll = 200 * time.Millisecond
 // there. A name is not an identity in Nomad: two volumes of one name are
 // refused with ErrRejected, for an operator to look at.
 func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
-	named, err := c.VolumesNamed(ctx, name)
+	named, err := c.volumesNamed(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +104,8 @@ func (c *Cluster) Volumes(ctx context.Context, pace Pace) ([]*Volume, error) {
 	return c.volumes(ctx, pace, c.read)
 }
 
-// VolumesNamed lists those of one name; Nomad leaves the others out.
-func (c *Cluster) VolumesNamed(ctx context.Context, name string) ([]*Volume, error) {
+// volumesNamed lists those of one name; Nomad leaves the others out.
+func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
 	alike, err := c.VolumesLike(ctx, name)
 	if err != nil {
 		return nil, err
@@ -185,7 +185,7 @@ func (c *Cluster) NodeVolumes(ctx context.Context, nodeID string) (map[string]No
 // DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that
 // is not gone still claims one; try again when it is.
 func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
-	named, err := c.VolumesNamed(ctx, name)
+	named, err := c.volumesNamed(ctx, name)
 	if err != nil {
 		return err
 	}

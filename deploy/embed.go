@@ -1,5 +1,5 @@
 // Package deploy carries the access policies that the service and its engines
-// need in Nomad, Consul and Vault. Operators apply the files by hand or through
+// need in Nomad, Consul and Vault. Operators apply the files manually or through
 // the Terraform module; internal/devstack applies the Vault ones from here, so
 // that development and tests run under the policies that production gets.
 package deploy

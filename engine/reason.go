@@ -6,7 +6,9 @@ package engine
 const (
 	ReasonImage       = "image_error"
 	ReasonBootTimeout = "boot_timeout"
-	ReasonCrashed     = "crashed"
+	// ReasonPull: its node was still pulling its image at the deadline.
+	ReasonPull    = "image_pull"
+	ReasonCrashed = "crashed"
 	// ReasonMemory: the kernel killed it at its memory limit. ReasonDriver: its node's
 	// task driver could not start it, through no fault of its image.
 	ReasonMemory    = "out_of_memory"

@@ -61,7 +61,7 @@ func newAsker() *asker {
 	return &asker{keychain: authn.DefaultKeychain, transport: t, helper: make(chan struct{}, 1)}
 }
 
-// head asks for the digest of a tag. An *AnswerError is what the registry said.
+// head asks for the digest of a tag. An *answerError is what the registry said.
 // Errors hold nothing that a server sent but its status.
 func (a *asker) head(ctx context.Context, ref name.Reference) (string, error) {
 	auth, err := a.credentials(ctx, ref.Context())
@@ -121,7 +121,7 @@ func plain(ctx context.Context, err error) error {
 		if answer.Temporary() {
 			return fmt.Errorf("images: the registry answered %d, which may pass", answer.StatusCode)
 		}
-		return &AnswerError{Status: answer.StatusCode}
+		return &answerError{Status: answer.StatusCode}
 	case errors.Is(err, errPlainHTTP):
 		return errPlainHTTP
 	case errors.As(err, &network):

@@ -126,7 +126,7 @@ func TestErrors(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			status = c.status
 			_, err := asked(t, registry+"/a/e:1", time.Minute)
-			var answer *AnswerError
+			var answer *answerError
 			if err == nil || strings.Contains(err.Error(), "hush") || errors.As(err, &answer) != c.answer {
 				t.Errorf("got %v", err)
 			}

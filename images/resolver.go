@@ -171,7 +171,7 @@ func (r *Resolver) begin(image string, ref name.Reference, e *entry) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		q.digest, q.err, e.question = digest, err, nil
-		var answer *AnswerError
+		var answer *answerError
 		if err != nil && !errors.As(err, &answer) {
 			r.silent[ref.Context().RegistryStr()] = r.now().Add(silence)
 			return // what it said before holds to its end
@@ -218,10 +218,10 @@ func (r *Resolver) note(image string, err error) {
 	}
 }
 
-// AnswerError is the answer of a registry that names no digest: there is no such
+// answerError is the answer of a registry that names no digest: there is no such
 // image, or it is not for this service.
-type AnswerError struct{ Status int }
+type answerError struct{ Status int }
 
-func (e *AnswerError) Error() string {
+func (e *answerError) Error() string {
 	return fmt.Sprintf("images: the registry answered %d", e.Status)
 }

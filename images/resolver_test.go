@@ -170,10 +170,10 @@ func TestNoSuchImage(t *testing.T) {
 			if pushed.Load() || ref.Identifier() == "there" {
 				return "sha256:1", nil
 			}
-			return "", &AnswerError{Status: 404}
+			return "", &answerError{Status: 404}
 		})
 		for range 3 {
-			var answer *AnswerError
+			var answer *answerError
 			if _, err := r.Digest(t.Context(), "e:new"); !errors.As(err, &answer) {
 				t.Errorf("got %v", err)
 			}
@@ -224,7 +224,7 @@ func TestImagesThatAreNotAskedFor(t *testing.T) {
 
 func TestWhatIsKnownIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, _ := registryOf(t, func(context.Context, name.Reference) (string, error) { return "", &AnswerError{Status: 404} })
+		r, _ := registryOf(t, func(context.Context, name.Reference) (string, error) { return "", &answerError{Status: 404} })
 		for i := range 3 * maxKnown {
 			_, _ = r.Digest(t.Context(), fmt.Sprint("e:", i))
 			time.Sleep(2 * keep / maxKnown)

@@ -63,8 +63,6 @@ type Template struct {
 
 // Names that the job file and the service agree on.
 const (
-	groupName  = "engine"
-	taskName   = "engine"
 	volumeName = "brain"
 	// PortLabel is the label of the port that engines serve on.
 	PortLabel = "http"

@@ -66,7 +66,7 @@ type Op struct {
 	// JobIndex is the JobModifyIndex after this operation's registration:
 	// only allocations created after it belong to the operation.
 	JobIndex uint64 `json:"job_index,omitempty"`
-	// Supersedes is the replica whose operation this destroy cut short and
+	// Supersedes is the replica whose operation this destroy interrupted and
 	// that has not yet said that it stopped working on the engine.
 	Supersedes string `json:"supersedes,omitempty"`
 	// Action is what the audit log calls the operation.
@@ -98,7 +98,7 @@ type Ended struct {
 type Restarts struct {
 	Attempts int       `json:"attempts"`
 	NextAt   time.Time `json:"next_at"`
-	// GaveUp: only a start by hand brings the engine back.
+	// GaveUp: only a manual start brings the engine back.
 	GaveUp bool `json:"gave_up,omitempty"`
 }
 
@@ -305,8 +305,8 @@ func VolumeOf(name string) (engineID string, registration int) {
 	return id, n
 }
 
-// MaxUserIDBytes is the longest user_id (SPEC section 1).
-const MaxUserIDBytes = 256
+// maxUserIDBytes is the longest user_id (SPEC section 1).
+const maxUserIDBytes = 256
 
 // ErrDotSegment is wrong with a user_id that has a segment which clients (WHATWG URL
 // standard, "shorten a path") and proxies take out of a path, percent-encoded or not:
@@ -320,8 +320,8 @@ func CheckUserID(id string) error {
 	switch {
 	case id == "":
 		return fmt.Errorf("user_id is empty")
-	case len(id) > MaxUserIDBytes:
-		return fmt.Errorf("user_id is %d bytes long; at most %d are allowed", len(id), MaxUserIDBytes)
+	case len(id) > maxUserIDBytes:
+		return fmt.Errorf("user_id is %d bytes long; at most %d are allowed", len(id), maxUserIDBytes)
 	case !utf8.ValidString(id):
 		return fmt.Errorf("user_id is not valid UTF-8")
 	case strings.ContainsFunc(id, unicode.IsControl):

@@ -38,7 +38,7 @@ func checkRowName(t interface {
 		t.Fatalf("row name %q of user %q says product %q, user %q, %v", name, user, product, got, err)
 	}
 	s := New(nil, "orch/")
-	if key := s.engineKey(someProduct, user); len(user) <= MaxUserIDBytes && len(key) > maxConsulKey {
+	if key := s.engineKey(someProduct, user); len(user) <= maxUserIDBytes && len(key) > maxConsulKey {
 		t.Fatalf("the key of a user_id of %d bytes is %d bytes long", len(user), len(key))
 	}
 	if change := s.changeKey(someProduct, user); !regexp.MustCompile(`^orch/changes/[0-9a-f]{2}$`).MatchString(change) {
@@ -51,7 +51,7 @@ func TestRowName(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) { checkRowName(t, rapid.String().Draw(t, "user")) })
 	})
 	t.Run("Longest", func(t *testing.T) {
-		for _, user := range []string{strings.Repeat("x", MaxUserIDBytes), strings.Repeat("\U0001F600", MaxUserIDBytes/4)} {
+		for _, user := range []string{strings.Repeat("x", maxUserIDBytes), strings.Repeat("\U0001F600", maxUserIDBytes/4)} {
 			checkRowName(t, user)
 		}
 	})

@@ -166,9 +166,10 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 }
 
 // Remove deletes a destroying row with its index and gives its place in the
-// quota back, in one transaction; bury leaves a grave for its volume.
+// quota back, in one transaction; leaveVolume lists its volume
+// as unreachable.
 // ErrConflict: the row changed.
-func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
+func (s *Store) Remove(ctx context.Context, e *Engine, leaveVolume bool) error {
 	if err := checkMove(e.stored, none); err != nil {
 		return err
 	}
@@ -191,7 +192,7 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 			return err
 		}
 		if r := e.Idempotency; r != nil {
-			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was cut short
+			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was interrupted
 			if r.Kind == OpDestroy {
 				done := r.record(e)
 				done.Done = true
@@ -199,12 +200,12 @@ func (s *Store) Remove(ctx context.Context, e *Engine, bury bool) error {
 			}
 			ops = append(ops, record)
 		}
-		if bury {
-			g := &Grave{
+		if leaveVolume {
+			g := &UnreachableVolume{
 				EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, VolumeName: e.VolumeName, VolumePath: e.VolumePath,
 				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(), Unproven: len(e.Unproven) > 0,
 			}
-			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.graveKey(e.EngineID), Value: encode(g)})
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.unreachableVolumeKey(e.EngineID), Value: encode(g)})
 		}
 		const row, count = 1, 2
 		results, failed, err := s.txn(ctx, ops)

@@ -9,9 +9,9 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// IdempotencyTTL is how long a change's Idempotency-Key is kept (SPEC
+// idempotencyTTL is how long a change's Idempotency-Key is kept (SPEC
 // section 2).
-const IdempotencyTTL = 24 * time.Hour
+const idempotencyTTL = 24 * time.Hour
 
 // ErrKeyUsed: the Idempotency-Key has a record already.
 var ErrKeyUsed = errors.New("registry: idempotency key is used")
@@ -37,7 +37,7 @@ type Idempotency struct {
 }
 
 // Expired says whether the record is to be taken for none.
-func (r *Idempotency) Expired(now time.Time) bool { return now.Sub(r.CreatedAt) > IdempotencyTTL }
+func (r *Idempotency) Expired(now time.Time) bool { return now.Sub(r.CreatedAt) > idempotencyTTL }
 
 func (s *Store) idempotencyKey(productID, key string) string {
 	return s.prefix + "idempotency/" + productID + "/" + key

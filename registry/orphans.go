@@ -61,7 +61,7 @@ func (s *Store) DeleteOrphan(ctx context.Context, o *Orphan) error {
 }
 
 // Held says whether anything in the registry has an engine_id: a pool entry, a
-// row, a grave or a quarantine, looked for in the order in which an id passes
+// row, an unreachable volume or a quarantine, looked for in the order in which an id passes
 // through them.
 func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	pooled, err := s.PoolIDs(ctx)
@@ -71,7 +71,7 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	if indexed, err := s.indexed(ctx, engineID); err != nil || indexed {
 		return indexed, err
 	}
-	for _, key := range []string{s.graveKey(engineID), s.quarantineKey(engineID)} {
+	for _, key := range []string{s.unreachableVolumeKey(engineID), s.quarantineKey(engineID)} {
 		if pair, err := s.get(ctx, key); err != nil || pair != nil {
 			return pair != nil, err
 		}

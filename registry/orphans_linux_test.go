@@ -40,7 +40,7 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// An engine_id is held from the pool to the grave, and then by nobody.
+// An engine_id is held from the pool until its volume is deleted or forgotten, and then by nobody.
 func TestHeld(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)
@@ -68,14 +68,14 @@ func TestHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	held(true)
-	graves, _, err := r.Graves(t.Context())
-	if err != nil || len(graves) != 1 {
-		t.Fatalf("%v, %v", graves, err)
+	unreachable, _, err := r.UnreachableVolumes(t.Context())
+	if err != nil || len(unreachable) != 1 {
+		t.Fatalf("%v, %v", unreachable, err)
 	}
-	if err := r.Bury(t.Context(), graves[0]); err != nil {
+	if err := r.ForgetVolume(t.Context(), unreachable[0]); err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, r.Bury(t.Context(), graves[0]), ErrNotFound)
+	wantErr(t, r.ForgetVolume(t.Context(), unreachable[0]), ErrNotFound)
 	held(false)
 	// Another id that begins with it does not hold it.
 	if err := r.PutPooledVolume(t.Context(), &PooledVolume{EngineID: id + "x", NodeID: "node-1"}); err != nil {

@@ -38,23 +38,6 @@ func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, err
 	return string(pair.Value), nil
 }
 
-// ProductBySlug finds a product by its slug. ErrNotFound: none.
-func (s *Store) ProductBySlug(ctx context.Context, slug string) (*Product, error) {
-	pair, err := s.get(ctx, s.slugKey(slug))
-	if err != nil {
-		return nil, err
-	}
-	if pair != nil {
-		if pair, err = s.get(ctx, s.productKey(string(pair.Value))); err != nil {
-			return nil, err
-		}
-	}
-	if pair == nil {
-		return nil, fmt.Errorf("%w: product %q", ErrNotFound, slug)
-	}
-	return decodeProduct(pair)
-}
-
 // Lookup is what one product call needs to know, read in one transaction that
 // began after the call arrived: that the platform key still belongs to the
 // product, the product, and the user's engine (nil when there is none).

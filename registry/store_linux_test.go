@@ -38,11 +38,23 @@ func (r *replica) product(t *testing.T, maxEngines *int) *Product {
 	if err := r.CreateProduct(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.ProductBySlug(t.Context(), p.Slug)
+	got, err := r.Product(t.Context(), p.ProductID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return got
+}
+
+// bySlug is the product that a slug is reserved for.
+func (r *replica) bySlug(ctx context.Context, slug string) (*Product, error) {
+	pair, err := r.get(ctx, r.slugKey(slug))
+	if err != nil {
+		return nil, err
+	}
+	if pair == nil {
+		return nil, fmt.Errorf("%w: slug %q", ErrNotFound, slug)
+	}
+	return r.Product(ctx, string(pair.Value))
 }
 
 func newEngine(p *Product, user string) *Engine {
@@ -141,7 +153,7 @@ func TestCreateProduct(t *testing.T) {
 		if err := r.CreateProduct(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
-		got, err := r.ProductBySlug(t.Context(), "demo")
+		got, err := r.bySlug(t.Context(), "demo")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +173,7 @@ func TestCreateProduct(t *testing.T) {
 			products[i] = newProduct("one", nil)
 			return r.CreateProduct(t.Context(), products[i])
 		}), map[string]int{"OK": 1, ErrExists.Error(): callers - 1})
-		winner, err := r.ProductBySlug(t.Context(), "one")
+		winner, err := r.bySlug(t.Context(), "one")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +195,7 @@ func TestCreateProduct(t *testing.T) {
 	})
 	t.Run("ErrNotFound", func(t *testing.T) {
 		r := join(t, prefix(t))
-		_, err := r.ProductBySlug(t.Context(), "none")
+		_, err := r.Product(t.Context(), "none")
 		wantErr(t, err, ErrNotFound)
 		_, err = r.ProductIDByKey(t.Context(), "none")
 		wantErr(t, err, ErrNotFound)
@@ -192,7 +204,7 @@ func TestCreateProduct(t *testing.T) {
 	})
 }
 
-// A count that was deleted or damaged by hand is made anew by whoever needs it, exactly,
+// A count that was deleted or damaged manually is made anew by whoever needs it, exactly,
 // with many who do at the same time. One of no product is not made.
 func TestRecount(t *testing.T) {
 	spoil := map[string]func(*testing.T, *replica, *Product){
@@ -576,8 +588,8 @@ func TestRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	t.Run("OKBury", func(t *testing.T) {
-		e := newEngine(p, "bury")
+	t.Run("OKForgetVolume", func(t *testing.T) {
+		e := newEngine(p, "forget")
 		e.NodeID, e.VolumeID = "node-1", "vol-1"
 		if err := r.Claim(t.Context(), p, e, nil); err != nil {
 			t.Fatal(err)
@@ -588,22 +600,22 @@ func TestRemove(t *testing.T) {
 		}
 		r.wantNoRow(t, e)
 		r.wantQuota(t, p, 0)
-		graves, _, err := r.Graves(t.Context())
+		unreachable, _, err := r.UnreachableVolumes(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := []*Grave{{EngineID: e.EngineID, NodeID: "node-1", VolumeID: "vol-1", ProductID: e.ProductID, UserID: e.UserID}}
-		if diff := cmp.Diff(want, graves, cmpopts.IgnoreFields(Grave{}, "Index", "Since")); diff != "" {
-			t.Fatalf("graves (-want +got):\n%s", diff)
+		want := []*UnreachableVolume{{EngineID: e.EngineID, NodeID: "node-1", VolumeID: "vol-1", ProductID: e.ProductID, UserID: e.UserID}}
+		if diff := cmp.Diff(want, unreachable, cmpopts.IgnoreFields(UnreachableVolume{}, "Index", "Since")); diff != "" {
+			t.Fatalf("unreachable volumes (-want +got):\n%s", diff)
 		}
-		stale := *graves[0]
+		stale := *unreachable[0]
 		stale.Index--
-		wantErr(t, r.DeleteGrave(t.Context(), &stale), ErrConflict)
-		if err := r.DeleteGrave(t.Context(), graves[0]); err != nil {
+		wantErr(t, r.DeleteUnreachableVolume(t.Context(), &stale), ErrConflict)
+		if err := r.DeleteUnreachableVolume(t.Context(), unreachable[0]); err != nil {
 			t.Fatal(err)
 		}
-		if graves, _, err = r.Graves(t.Context()); err != nil || len(graves) != 0 {
-			t.Fatalf("graves %v, %v after the last was deleted", graves, err)
+		if unreachable, _, err = r.UnreachableVolumes(t.Context()); err != nil || len(unreachable) != 0 {
+			t.Fatalf("unreachable volumes %v, %v after the last was deleted", unreachable, err)
 		}
 	})
 	t.Run("ErrNotDestroying", func(t *testing.T) {
@@ -627,8 +639,8 @@ func TestRemove(t *testing.T) {
 		wantErr(t, r.Remove(t.Context(), stale, true), ErrConflict)
 		r.wantRow(t, e)
 		r.wantQuota(t, p, 1)
-		if graves, _, err := r.Graves(t.Context()); err != nil || len(graves) != 0 {
-			t.Fatalf("a refused removal dug a grave: %v, %v", graves, err)
+		if unreachable, _, err := r.UnreachableVolumes(t.Context()); err != nil || len(unreachable) != 0 {
+			t.Fatalf("a refused removal left an unreachable volume: %v, %v", unreachable, err)
 		}
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
@@ -759,7 +771,7 @@ func TestPool(t *testing.T) {
 	t.Run("ErrNotLeader", func(t *testing.T) {
 		wantErr(t, follower.PutPooledVolume(t.Context(), v), ErrConflict)
 		wantErr(t, follower.DeletePooledVolume(t.Context(), v), ErrConflict)
-		wantErr(t, follower.DeleteGrave(t.Context(), &Grave{EngineID: "x"}), ErrConflict)
+		wantErr(t, follower.DeleteUnreachableVolume(t.Context(), &UnreachableVolume{EngineID: "x"}), ErrConflict)
 		if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
@@ -817,7 +829,7 @@ func TestPool(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantErr(t, r.DeletePooledVolume(t.Context(), v), ErrConflict)
-		wantErr(t, r.DeleteGrave(t.Context(), &Grave{EngineID: "none", Index: 7}), ErrConflict)
+		wantErr(t, r.DeleteUnreachableVolume(t.Context(), &UnreachableVolume{EngineID: "none", Index: 7}), ErrConflict)
 		// Nor can it be claimed again under the next engine's row.
 		r.move(t, e, Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
@@ -952,33 +964,33 @@ func TestErrUnavailable(t *testing.T) {
 	e := &Engine{State: Provisioning, stored: Provisioning}
 	p := newProduct("x", nil)
 	for name, call := range map[string]func() error{
-		"Ping":          func() error { return s.Ping(ctx) },
-		"CreateProduct": func() error { return s.CreateProduct(ctx, p) },
-		"ByKey":         func() error { _, err := s.ProductIDByKey(ctx, "x"); return err },
-		"BySlug":        func() error { _, err := s.ProductBySlug(ctx, "x"); return err },
-		"Lookup":        func() error { _, _, err := s.Lookup(ctx, "x", "x", "x"); return err },
-		"Claim":         func() error { return s.Claim(ctx, p, e, nil) },
-		"Update":        func() error { return s.Update(ctx, e) },
-		"Reidentify":    func() error { return s.Reidentify(ctx, "x", e, nil) },
-		"Remove":        func() error { return s.Remove(ctx, &Engine{stored: Destroying}, false) },
-		"Engine":        func() error { _, err := s.Engine(ctx, "x", "x"); return err },
-		"Engines":       func() error { _, _, err := s.Engines(ctx); return err },
-		"Replicas":      func() error { _, err := s.Replicas(ctx); return err },
-		"Graves":        func() error { _, _, err := s.Graves(ctx); return err },
-		"Orphans":       func() error { _, err := s.Orphans(ctx); return err },
-		"PoolIDs":       func() error { _, err := s.PoolIDs(ctx); return err },
-		"Quotas":        func() error { _, err := s.Quotas(ctx); return err },
-		"Held":          func() error { _, err := s.Held(ctx, "x"); return err },
-		"Rollout":       func() error { _, err := s.Rollout(ctx); return err },
-		"Request":       func() error { return s.RequestReconcile(ctx) },
-		"Requested":     func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
-		"PooledVolumes": func() error { _, _, err := s.PooledVolumes(ctx); return err },
-		"QuotaCount":    func() error { _, err := s.QuotaCount(ctx, "x"); return err },
-		"Deployment":    func() error { _, err := s.Deployment(ctx); return err },
-		"Traces":        func() error { _, err := s.Traces(ctx); return err },
-		"Quarantine":    func() error { _, err := s.Quarantine(ctx); return err },
-		"Rebuild":       func() error { return s.Rebuild(ctx, p, e, nil) },
-		"Correct":       func() error { return s.Correct(ctx, e, "x", nil) },
+		"Ping":               func() error { return s.Ping(ctx) },
+		"CreateProduct":      func() error { return s.CreateProduct(ctx, p) },
+		"ByKey":              func() error { _, err := s.ProductIDByKey(ctx, "x"); return err },
+		"Product":            func() error { _, err := s.Product(ctx, "x"); return err },
+		"Lookup":             func() error { _, _, err := s.Lookup(ctx, "x", "x", "x"); return err },
+		"Claim":              func() error { return s.Claim(ctx, p, e, nil) },
+		"Update":             func() error { return s.Update(ctx, e) },
+		"Reidentify":         func() error { return s.Reidentify(ctx, "x", e, nil) },
+		"Remove":             func() error { return s.Remove(ctx, &Engine{stored: Destroying}, false) },
+		"Engine":             func() error { _, err := s.Engine(ctx, "x", "x"); return err },
+		"Engines":            func() error { _, _, err := s.Engines(ctx); return err },
+		"Replicas":           func() error { _, err := s.Replicas(ctx); return err },
+		"UnreachableVolumes": func() error { _, _, err := s.UnreachableVolumes(ctx); return err },
+		"Orphans":            func() error { _, err := s.Orphans(ctx); return err },
+		"PoolIDs":            func() error { _, err := s.PoolIDs(ctx); return err },
+		"Quotas":             func() error { _, err := s.Quotas(ctx); return err },
+		"Held":               func() error { _, err := s.Held(ctx, "x"); return err },
+		"Rollout":            func() error { _, err := s.Rollout(ctx); return err },
+		"Request":            func() error { return s.RequestReconcile(ctx) },
+		"Requested":          func() error { _, err := s.ReconcileRequested(ctx, 0); return err },
+		"PooledVolumes":      func() error { _, _, err := s.PooledVolumes(ctx); return err },
+		"QuotaCount":         func() error { _, err := s.QuotaCount(ctx, "x"); return err },
+		"Deployment":         func() error { _, err := s.Deployment(ctx); return err },
+		"Traces":             func() error { _, err := s.Traces(ctx); return err },
+		"Quarantine":         func() error { _, err := s.Quarantine(ctx); return err },
+		"Rebuild":            func() error { return s.Rebuild(ctx, p, e, nil) },
+		"Correct":            func() error { return s.Correct(ctx, e, "x", nil) },
 	} {
 		t.Run(name, func(t *testing.T) { wantErr(t, call(), ErrUnavailable) })
 	}

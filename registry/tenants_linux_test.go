@@ -277,7 +277,7 @@ func TestIdempotency(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if record.Expired(record.CreatedAt.Add(IdempotencyTTL)) || !record.Expired(record.CreatedAt.Add(IdempotencyTTL+time.Second)) {
+		if record.Expired(record.CreatedAt.Add(idempotencyTTL)) || !record.Expired(record.CreatedAt.Add(idempotencyTTL+time.Second)) {
 			t.Error("the record does not expire after its time")
 		}
 		next := newEngine(p, "next")
@@ -289,7 +289,7 @@ func TestIdempotency(t *testing.T) {
 		if n, err := r.SweepIdempotency(t.Context(), time.Now()); err != nil || n != 0 {
 			t.Errorf("swept %d, %v", n, err)
 		}
-		if n, err := r.SweepIdempotency(t.Context(), time.Now().Add(2*IdempotencyTTL)); err != nil || n == 0 {
+		if n, err := r.SweepIdempotency(t.Context(), time.Now().Add(2*idempotencyTTL)); err != nil || n == 0 {
 			t.Errorf("swept %d, %v", n, err)
 		}
 		want(t, record.Key, "", "")

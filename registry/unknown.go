@@ -40,30 +40,9 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return names
 }
 
-// allKnown says whether a record surely has no field that is unknown. It is asked of
-// each row that is decoded, and hardly ever with another answer.
-func (k kind) allKnown(value []byte) bool {
-	all, s := true, scanner{rest: value}
-	s.object(func(name []byte) {
-		all = all && k.known[string(name)]
-		if string(name) != k.inside || s.takes("null") {
-			s.skip()
-			return
-		}
-		s.object(func(name []byte) {
-			all = all && k.inner[string(name)]
-			s.skip()
-		})
-	})
-	return all && !s.failed
-}
-
 // unknownIn are the fields of a record that this version does not know; nil: there are
 // none. id is that of the object inside.
 func (k kind) unknownIn(value []byte, id string) *unknown {
-	if k.allKnown(value) {
-		return nil
-	}
 	var fields, inner map[string]json.RawMessage
 	if json.Unmarshal(value, &fields) != nil {
 		return nil

@@ -85,7 +85,7 @@ func (s *Store) claim(ctx context.Context, p *Product, e *Engine, index consul.K
 // its fingerprint.
 type WarmSetback struct {
 	Fingerprint string `json:"fingerprint"`
-	// Attempts in a row that failed; 0: none did, and its engines gave way.
+	// Attempts in a row that failed; 0: none did, and its engines were preempted.
 	Attempts int    `json:"attempts"`
 	Error    string `json:"error"` // fit for an admin to read
 	// RetryAt is when the next ones may be made.

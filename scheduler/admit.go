@@ -273,8 +273,11 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 
 // failedBoot is what a boot that another replica waited for ended with.
 func failedBoot(reason string) error {
-	if reason == engine.ReasonBootTimeout {
+	switch reason {
+	case engine.ReasonBootTimeout:
 		return fail(BootTimeout, "the engine did not say that it is healthy in time")
+	case engine.ReasonPull:
+		return fail(BootTimeout, "the engine's node is still pulling its image")
 	}
 	return fail(EngineBootFailed, "the engine could not boot: %s", reason)
 }

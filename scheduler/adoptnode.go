@@ -79,7 +79,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 			return nil, err
 		}
 	}
-	rows, graves, err := s.stranded(ctx, from, from == to)
+	rows, unreachable, err := s.stranded(ctx, from, from == to)
 	if err != nil {
 		return nil, err
 	}
@@ -92,10 +92,10 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 		}
 		take = append(take, &adoptee{row: row, path: cmp.Or(pathOn(on, row.VolumeID, row.Volume()), row.VolumePath)})
 	}
-	if more := len(graves) - adoptMost; more > 0 {
-		done.Left, graves = done.Left+more, graves[:adoptMost]
+	if more := len(unreachable) - adoptMost; more > 0 {
+		done.Left, unreachable = done.Left+more, unreachable[:adoptMost]
 	}
-	if len(take)+len(graves) == 0 {
+	if len(take)+len(unreachable) == 0 {
 		return done, nil
 	}
 	take = s.each(ctx, take, done, s.silence)
@@ -103,7 +103,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 	for _, a := range take {
 		jobIDs = append(jobIDs, a.row.JobID())
 	}
-	for _, g := range graves {
+	for _, g := range unreachable {
 		jobIDs = append(jobIDs, registry.JobID(g.EngineID))
 	}
 	if !processesEnded {
@@ -127,7 +127,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 	}
 	take = s.each(ctx, take, done, func(ctx context.Context, a *adoptee) error { return s.moveTo(ctx, a, from, to) })
 	done.Adopted = len(take)
-	s.clearGraves(ctx, graves, to, on, done)
+	s.clearUnreachable(ctx, unreachable, to, on, done)
 	slices.SortFunc(done.Failed, func(a, b NotAdopted) int { return cmp.Compare(a.EngineID, b.EngineID) })
 	s.log.Info("adopted the engines of a node", "from", from, "to", to, "adopted", done.Adopted, "left", done.Left, "failed", len(done.Failed), "cleared", done.Cleared)
 	return done, nil
@@ -157,10 +157,10 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 	return s.cluster.NodeVolumes(ctx, to)
 }
 
-// stranded are the rows and graves of a node that have no volume that could be used.
-// lost: only those whose volume Nomad does not know. What is being destroyed becomes a
-// grave.
-func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*registry.Engine, graves []*registry.Grave, err error) {
+// stranded are the rows and unreachable volumes of a node that have no volume that could be used.
+// lost: only those whose volume Nomad does not know. What is being destroyed leaves
+// an unreachable volume.
+func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*registry.Engine, unreachable []*registry.UnreachableVolume, err error) {
 	volumes, err := s.cluster.Volumes(ctx, cluster.Hasty)
 	if err != nil {
 		return nil, nil, err
@@ -178,16 +178,16 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 			rows = append(rows, row.Clone())
 		}
 	}
-	buried, _, err := s.store.Graves(ctx)
+	listed, _, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, g := range buried {
+	for _, g := range listed {
 		if g.NodeID == nodeID && !known[g.VolumeID] {
-			graves = append(graves, g)
+			unreachable = append(unreachable, g)
 		}
 	}
-	return rows, graves, nil
+	return rows, unreachable, nil
 }
 
 // mayAdopt says whether an engine is at rest, or waits for the very process that the
@@ -369,26 +369,26 @@ func settleAdopted(row *registry.Engine) {
 	}
 }
 
-// clearGraves removes what is left of destroyed engines, for a while.
-func (s *Scheduler) clearGraves(ctx context.Context, graves []*registry.Grave, to string, on map[string]cluster.NodeVolume, done *NodeAdoption) {
+// clearUnreachable removes what is left of destroyed engines, for a while.
+func (s *Scheduler) clearUnreachable(ctx context.Context, unreachable []*registry.UnreachableVolume, to string, on map[string]cluster.NodeVolume, done *NodeAdoption) {
 	until := time.Now().Add(clearFor)
 	var work errgroup.Group
 	work.SetLimit(adopters)
-	cleared, late := make([]bool, len(graves)), make([]bool, len(graves))
-	for i, g := range graves {
+	cleared, late := make([]bool, len(unreachable)), make([]bool, len(unreachable))
+	for i, g := range unreachable {
 		work.Go(func() error {
 			if late[i] = time.Now().After(until); late[i] {
 				return nil
 			}
 			var err error
-			if cleared[i], err = s.clearGrave(ctx, g, to, cmp.Or(pathOn(on, g.VolumeID, g.Volume()), g.VolumePath)); err != nil {
+			if cleared[i], err = s.clearVolume(ctx, g, to, cmp.Or(pathOn(on, g.VolumeID, g.Volume()), g.VolumePath)); err != nil {
 				s.log.Warn("the data of a destroyed engine is still on its node", "engine_id", g.EngineID, "error", err)
 			}
 			return nil
 		})
 	}
 	_ = work.Wait() // none returns an error
-	for i := range graves {
+	for i := range unreachable {
 		switch {
 		case cleared[i]:
 			done.Cleared++
@@ -398,9 +398,9 @@ func (s *Scheduler) clearGraves(ctx context.Context, graves []*registry.Grave, t
 	}
 }
 
-// clearGrave removes what is left of a destroyed engine whose volume Nomad does not
+// clearVolume removes what is left of a destroyed engine whose volume Nomad does not
 // know: the directory is registered, removed, and forgotten with its volume.
-func (s *Scheduler) clearGrave(ctx context.Context, g *registry.Grave, to, path string) (bool, error) {
+func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolume, to, path string) (bool, error) {
 	if path == "" {
 		return false, errors.New("nobody says where its directory is")
 	}
@@ -420,7 +420,7 @@ func (s *Scheduler) clearGrave(ctx context.Context, g *registry.Grave, to, path 
 		v, err = s.cluster.RegisterVolume(ctx, row.NextVolume, to, path)
 		switch {
 		case errors.Is(err, cluster.ErrNoDirectory) && to == g.NodeID:
-			return true, s.burial(ctx, g) // somebody removed it
+			return true, s.forgetCleared(ctx, g) // somebody removed it
 		case err != nil && tries >= 3: // the first names may be taken
 			return false, err
 		}
@@ -445,13 +445,13 @@ func (s *Scheduler) clearGrave(ctx context.Context, g *registry.Grave, to, path 
 			s.log.Info("Nomad keeps the volume of a node that is gone", "engine_id", g.EngineID, "volume_id", g.VolumeID, "error", err)
 		}
 	}
-	return true, s.burial(ctx, g)
+	return true, s.forgetCleared(ctx, g)
 }
 
-// burial forgets a grave of which nothing is left.
-func (s *Scheduler) burial(ctx context.Context, g *registry.Grave) error {
-	if err := s.bury(ctx, g); err != nil && !errors.Is(err, errNoGrave) {
-		return fmt.Errorf("forget the grave: %w", err)
+// forgetCleared forgets an unreachable volume of which nothing is left.
+func (s *Scheduler) forgetCleared(ctx context.Context, g *registry.UnreachableVolume) error {
+	if err := s.forgetVolume(ctx, g); err != nil && !errors.Is(err, errNoVolume) {
+		return fmt.Errorf("forget the unreachable volume: %w", err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -61,7 +62,11 @@ func (o *operation) advance(ctx context.Context) error {
 	}
 	hitStep(kind, st.name, atBefore)
 	began := time.Now()
-	err = st.do(o, ctx)
+	if o.failsFast(st.name) {
+		err = st.do(o, link.FailFast(ctx))
+	} else {
+		err = st.do(o, ctx)
+	}
 	o.spent.since(st.name, began)
 	switch {
 	case errors.Is(err, errDetour):
@@ -88,6 +93,15 @@ func (o *operation) advance(ctx context.Context) error {
 	}
 	hitStep(kind, st.name, atSaved)
 	return nil
+}
+
+// failsFast says whether a step waits for no store that is known to be away: its error
+// takes the operation back, and its caller has waited for other steps already.
+func (o *operation) failsFast(step string) bool {
+	if op := o.row.Op; op.Undo != "" || op.Kind != registry.OpProvision && op.Kind != registry.OpStart {
+		return false
+	}
+	return step == "key" || step == stepOwn || step == "variable"
 }
 
 // find is the step that the row is at, and the name of the one after it.

@@ -62,11 +62,40 @@ func (c *backendCheck) trusted(away time.Duration) bool {
 // need returns the error of a named dependency that is not there. However many ask,
 // one of them asks the dependency, and all get its answer.
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
-	group, ctx := errgroup.WithContext(ctx)
+	open := make([]string, 0, 4)
 	for _, name := range names {
+		known, err := b.known(name)
+		if err != nil {
+			return err
+		}
+		if !known {
+			open = append(open, name)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, name := range open {
 		group.Go(func() error { return b.look(ctx, name, awayTrust) })
 	}
 	return group.Wait()
+}
+
+// known is the last answer of a dependency, if that counts for an operation.
+func (b *backendChecks) known(name string) (bool, error) {
+	b.mu.Lock()
+	c := b.last[name]
+	b.mu.Unlock()
+	if c == nil || !c.trusted(awayTrust) {
+		return false, nil
+	}
+	select {
+	case <-c.done:
+		return true, c.err
+	default:
+		return false, nil
+	}
 }
 
 // look is what a dependency answers, or answered of late; an error counts for a time.
@@ -87,14 +116,6 @@ func (b *backendChecks) look(ctx context.Context, name string, away time.Duratio
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// check asks a dependency now.
-func (b *backendChecks) check(ctx context.Context, name string) error {
-	b.mu.Lock()
-	c := b.begin(name)
-	b.mu.Unlock()
-	return b.ask(ctx, name, c)
 }
 
 // begin notes that a dependency is being asked. The lock is held.
@@ -220,14 +241,15 @@ func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (boo
 func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
 
 // Reachable says whether this replica can be sent calls: admits of running engines
-// need the registry, as it is at this moment, a session, and keys that are mostly cached.
+// need the registry, as it answered within the last second, a session, and keys that are
+// mostly cached.
 // A replica that cannot follow the registry leaves them to others, for its lists are
 // refused.
 func (s *Scheduler) Reachable(ctx context.Context) error {
 	if _, err := s.viewAge(); err != nil {
 		return err
 	}
-	if err := s.checks.check(ctx, "consul"); err != nil {
+	if err := s.checks.look(ctx, "consul", awayTrust); err != nil {
 		return err
 	}
 	if s.replica.Session() == "" {

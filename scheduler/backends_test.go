@@ -159,8 +159,30 @@ func TestNeedAsksOnce(t *testing.T) {
 		if err := b.need(t.Context(), "audit"); err != nil {
 			t.Errorf("an answer of just now is not trusted: %v", err)
 		}
-		if err := b.check(t.Context(), "audit"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("it was not asked now: %v", err)
+	})
+}
+
+// TestNeedOfKnown: where the last answers count, nothing is started to ask for them.
+func TestNeedOfKnown(t *testing.T) {
+	var asked atomic.Int64
+	ping := func(context.Context) error { asked.Add(1); return nil }
+	synctest.Test(t, func(t *testing.T) { // in which no time passes
+		b := backendChecks{ping: map[string]func(context.Context) error{"nomad": ping, "vault": ping, "audit": ping}}
+		ctx := t.Context()
+		need := func() {
+			if err := b.need(ctx, "nomad", "vault", "audit"); err != nil {
+				t.Error(err)
+			}
+		}
+		need()
+		if n := asked.Load(); n != 3 {
+			t.Errorf("three dependencies were asked %d times", n)
+		}
+		if n := testing.AllocsPerRun(100, need); n > 2 { // a goroutine each takes more
+			t.Errorf("what is known took %g allocations", n)
+		}
+		if n := asked.Load(); n != 3 {
+			t.Errorf("they were asked %d times although their answers count", n)
 		}
 	})
 }

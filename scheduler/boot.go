@@ -97,13 +97,13 @@ func (o *operation) boot(ctx context.Context) error {
 	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
 		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == registry.OpProvision}
 	}
-	probed := ""
+	probed, pulling := "", ""
 	look := func(state cluster.JobState) (bool, error) {
 		alloc := o.ownAlloc(state)
 		if alloc == nil {
 			return false, o.placementError(state)
 		}
-		o.row.Crash = alloc.Crash
+		o.row.Crash, pulling = alloc.Crash, alloc.Pulling
 		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != registry.OpRecover { // Nomad restarts that one
 			return false, o.bootFailed(timed, alloc)
 		}
@@ -142,6 +142,12 @@ func (o *operation) boot(ctx context.Context) error {
 		return o.lost(whole, now, err)
 	case cause != nil:
 		return cause
+	}
+	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about the crowd
+		return &bootFailure{
+			err:    fail(BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
+			reason: engine.ReasonPull,
+		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if kind != nil {
@@ -194,6 +200,9 @@ func (o *operation) placementError(state cluster.JobState) error {
 		if o.row.Op.Kind != registry.OpProvision {
 			r := o.row.Resources
 			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+		}
+		if node, known := o.s.cluster.Node(o.row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
+			err.Message, err.Err = "the engine's node cannot start it now: "+o.s.driverDown(), errDriverDown
 		}
 		if e.Failed.Ports {
 			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason

@@ -24,8 +24,8 @@ func (p *planner) planDamaged() {
 			slices.ContainsFunc(p.unreadable, func(row *registry.Unreadable) bool { return row.ProductID == u.ProductID }) || !p.read(listRows)
 		p.add(&Action{Act: ActRestoreProduct, Subject: "product", ProductID: u.ProductID, Why: "its record is damaged", damaged: u, hasRows: hasRows})
 	}
-	for _, u := range p.damagedGraves {
-		p.add(&Action{Act: ActForget, Subject: "grave", EngineID: u.Name(), Why: "its record is damaged; what is left of the engine is found again as an orphan", damaged: u})
+	for _, u := range p.damagedVolumes {
+		p.add(&Action{Act: ActForget, Subject: "unreachable_volume", EngineID: u.Name(), Why: "its record is damaged; what is left of the engine is found again as an orphan", damaged: u})
 	}
 	for _, f := range p.faults {
 		p.add(&Action{Act: ActMend, Subject: "index", EngineID: f.EngineID, ProductID: f.ProductID, Why: f.Index + ": " + f.Why, fault: f})

@@ -11,7 +11,7 @@ import (
 )
 
 // Destroy removes an engine with its brain and key, from any state, and waits
-// until nothing is left of it. An operation under way is cut short. A call that
+// until nothing is left of it. An operation under way is interrupted. A call that
 // finds the engine being destroyed waits for that.
 //
 // ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was

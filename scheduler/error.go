@@ -32,7 +32,7 @@ const (
 	EngineBusy          Code = "ENGINE_BUSY"
 	EngineDestroyed     Code = "ENGINE_DESTROYED"
 	IdempotencyReused   Code = "IDEMPOTENCY_KEY_REUSED"
-	GraveNotFound       Code = "GRAVE_NOT_FOUND"
+	VolumeNotFound      Code = "VOLUME_NOT_FOUND"
 	ProductSlugExists   Code = "PRODUCT_SLUG_EXISTS"
 	ProductNotFound     Code = "PRODUCT_NOT_FOUND"
 	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"

@@ -93,8 +93,8 @@ type Status struct {
 
 // Leftovers are what the service holds beside its engines.
 type Leftovers struct {
-	// Graves are destroyed engines whose volume waits for its node to return.
-	Graves int
+	// UnreachableVolumes are destroyed engines whose volume waits for its node to return.
+	UnreachableVolumes int
 	// PooledVolumes are the ready host volumes that wait for an engine, on all
 	// nodes.
 	PooledVolumes int
@@ -111,7 +111,7 @@ type Unreadable struct{ Engines, Products, Other int }
 
 // Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
 func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
-	graves, damagedGraves, err := s.store.Graves(ctx)
+	unreachable, damagedVolumes, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
 		return Leftovers{}, err
 	}
@@ -128,8 +128,8 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 		return Leftovers{}, err
 	}
 	left := Leftovers{
-		Graves: len(graves), WarmEngines: s.WarmEngines(), WarmKinds: kinds,
-		Unreadable: Unreadable{Engines: s.mirror.Unreadable(""), Products: len(damagedProducts), Other: len(damagedGraves) + len(damagedEntries)},
+		UnreachableVolumes: len(unreachable), WarmEngines: s.WarmEngines(), WarmKinds: kinds,
+		Unreadable: Unreadable{Engines: s.mirror.Unreadable(""), Products: len(damagedProducts), Other: len(damagedVolumes) + len(damagedEntries)},
 	}
 	for _, v := range pool {
 		if v.Ready() {

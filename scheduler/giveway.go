@@ -3,6 +3,7 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -10,13 +11,13 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// makeRoom has warm engines give way to a user's engine that Nomad could not
+// makeRoom preempts warm engines for a user's engine that Nomad could not
 // place, and says whether its node has room by now, where Nomad is to look again.
 // A provision prefers any node that has room as it is; that, and one where others
-// gave way, it is placed on by mayRelocate.
+// were preempted, it is placed on by mayRelocate.
 func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 	code := AsError(cause).Code
-	if code != CapacityExhausted && code != PortExhaustion || o.row.ProductID == registry.WarmProduct || o.row.Op.Kind == registry.OpRecover {
+	if errors.Is(cause, errDriverDown) || code != CapacityExhausted && code != PortExhaustion || o.row.ProductID == registry.WarmProduct || o.row.Op.Kind == registry.OpRecover {
 		return false
 	}
 	if o.row.Op.Kind != registry.OpProvision {
@@ -47,7 +48,7 @@ func (o *operation) giveWay(ctx context.Context, nodeID string) bool {
 			continue
 		}
 		if err := o.s.cluster.Evaluate(ctx, o.row.JobID()); err != nil {
-			o.log.Warn("cannot have an engine placed where warm engines gave way", "error", err)
+			o.log.Warn("cannot have an engine placed where warm engines were preempted", "error", err)
 			return false
 		}
 		return true
@@ -76,7 +77,7 @@ func (p *warmPool) giveWay(ctx context.Context, node cluster.Node, ask registry.
 	for i, row := range going {
 		wg.Go(func() {
 			defer p.release(row)
-			p.setBack(ctx, row.Warm, "its engines gave way to users' engines that had no room", false)
+			p.setBack(ctx, row.Warm, "its engines were preempted for users' engines that had no room", false)
 			var err error
 			if went[i], err = p.destroy(ctx, row, "a user's engine needs its room"); err != nil && !overtaken(err) {
 				p.s.log.Warn("a warm engine is in the way of a user's and cannot be removed", "engine_id", row.EngineID, "error", err)

@@ -60,7 +60,7 @@ func (o *operation) tryFreeze(ctx context.Context) error {
 		return err
 	}
 	o.paused = true
-	// Not cut short by a destroy: its SIGCONT must not overtake this one.
+	// Not interrupted by a destroy: its SIGCONT must not overtake this one.
 	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.row.Frozen.AllocID, sigStop)
 	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.row.Frozen.URL, within) {
 		refused = errors.New("it answers although its first process is stopped")

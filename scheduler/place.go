@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -54,7 +56,7 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		}
 	}
 	if len(places) == 0 {
-		return nil, errNoNode
+		return nil, s.noNode(nodePool)
 	}
 	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
 	slices.SortStableFunc(places, byRoom)
@@ -84,10 +86,35 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 // those of all are: mostly the first has one, and a fleet has many nodes.
 const poolLooks = 2
 
-var errNoNode = &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
+// errDriverDown: the task driver of the engine's node is not healthy, so that no room that
+// is made there helps.
+var errDriverDown = errors.New("the task driver of the engine's node is not healthy")
+
+// noNode is what a provision hears when no node can run engines.
+func (s *Scheduler) noNode(nodePool string) error {
+	err := &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
+	for _, n := range s.cluster.Nodes() {
+		if n.Eligible && n.Pool == nodePool && !s.drives(n) {
+			err.Message += ": " + s.driverDown()
+			break
+		}
+	}
+	return err
+}
+
+// drives says whether a node's task driver of engines is healthy.
+func (s *Scheduler) drives(n cluster.Node) bool { return n.Drivers[string(s.opts.Job.Driver)] }
+
+// driverDown says in words that it is not.
+func (s *Scheduler) driverDown() string {
+	if s.opts.Job.Driver == jobs.Docker {
+		return "the docker daemon is down there, or does not answer Nomad"
+	}
+	return fmt.Sprintf("the task driver %s is not healthy there", s.opts.Job.Driver)
+}
 
 func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
-	return n.Eligible && n.Pool == nodePool && n.Drivers[string(s.opts.Job.Driver)]
+	return n.Eligible && n.Pool == nodePool && s.drives(n)
 }
 
 // need is what an engine takes of its node, beside a port.

@@ -95,11 +95,11 @@ type found struct {
 // plan.
 type planner struct {
 	*world
-	found   map[string]*found
-	byID    map[string]*registry.Engine
-	graved  map[string]bool
-	twins   map[string][]*registry.Engine // rows of which two or more name one engine_id
-	actions []*Action
+	found    map[string]*found
+	byID     map[string]*registry.Engine
+	stranded map[string]bool
+	twins    map[string][]*registry.Engine // rows of which two or more name one engine_id
+	actions  []*Action
 
 	// kept are the engine_ids that rows which cannot be read may have. nameless: of one
 	// nothing says which engine it is of.
@@ -109,7 +109,7 @@ type planner struct {
 
 func newPlanner(w *world) *planner {
 	return &planner{
-		world: w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, graved: map[string]bool{},
+		world: w, found: map[string]*found{}, byID: map[string]*registry.Engine{}, stranded: map[string]bool{},
 		twins: map[string][]*registry.Engine{}, kept: map[string]bool{},
 	}
 }
@@ -172,8 +172,8 @@ func (p *planner) collect() {
 		}
 		p.byID[row.EngineID] = row
 	}
-	for _, g := range p.graves {
-		p.graved[g.EngineID] = true
+	for _, g := range p.unreachable {
+		p.stranded[g.EngineID] = true
 	}
 }
 
@@ -434,7 +434,7 @@ func (p *planner) aboutOrphan(f *found, tombstone *registry.Orphan) (Act, string
 }
 
 func (p *planner) held(id string) bool {
-	return p.byID[id] != nil || p.kept[id] || p.pooled[id] || p.graved[id] || p.quarantined[id]
+	return p.byID[id] != nil || p.kept[id] || p.pooled[id] || p.stranded[id] || p.quarantined[id]
 }
 
 func (f *found) empty() bool {

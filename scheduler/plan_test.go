@@ -29,22 +29,22 @@ func testID(brand string, n int) string { return fmt.Sprintf("%s%020d", brand, n
 
 // simulated is a world that can be acted on.
 type simulated struct {
-	now       time.Time
-	index     uint64
-	jobs      map[string]*cluster.JobInfo // by engine_id
-	volumes   map[string][]*cluster.Volume
-	variables map[string]*cluster.VariableInfo
-	keys      map[string]bool
-	owners    map[string]secrets.Owner // of the keys that say whose they are
-	keysLost  bool
-	held      map[string]bool // quarantined
-	silent    map[string]bool
-	orphans   map[string]*registry.Orphan
-	pooled    map[string]bool
-	rows      map[string]*registry.Engine // by engine_id
-	graves    map[string]*registry.Grave
-	quotas    map[string]registry.Quota
-	suspects  map[string]suspect
+	now         time.Time
+	index       uint64
+	jobs        map[string]*cluster.JobInfo // by engine_id
+	volumes     map[string][]*cluster.Volume
+	variables   map[string]*cluster.VariableInfo
+	keys        map[string]bool
+	owners      map[string]secrets.Owner // of the keys that say whose they are
+	keysLost    bool
+	held        map[string]bool // quarantined
+	silent      map[string]bool
+	orphans     map[string]*registry.Orphan
+	pooled      map[string]bool
+	rows        map[string]*registry.Engine // by engine_id
+	unreachable map[string]*registry.UnreachableVolume
+	quotas      map[string]registry.Quota
+	suspects    map[string]suspect
 }
 
 // world is what a pass sees of it, with the lists that it cannot read left out.
@@ -74,8 +74,8 @@ func (s *simulated) world(missing ...string) *world {
 	for _, id := range slices.Sorted(maps.Keys(s.rows)) {
 		w.rows = append(w.rows, s.rows[id].Clone())
 	}
-	for _, g := range s.graves {
-		w.graves = append(w.graves, g)
+	for _, g := range s.unreachable {
+		w.unreachable = append(w.unreachable, g)
 	}
 	for _, o := range s.orphans {
 		w.orphans = append(w.orphans, o)
@@ -97,8 +97,8 @@ func (s *simulated) world(missing ...string) *world {
 			w.pooled = nil
 		case listRows:
 			w.rows = nil
-		case listGraves:
-			w.graves = nil
+		case listUnreachableVolumes:
+			w.unreachable = nil
 		case listQuotas:
 			w.quotas = nil
 		}
@@ -107,7 +107,7 @@ func (s *simulated) world(missing ...string) *world {
 }
 
 var allLists = []string{
-	listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listGraves, listQuotas, listQuarantine, listOwners,
+	listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listUnreachableVolumes, listQuotas, listQuarantine, listOwners,
 }
 
 // drawWorld makes a world in which anything can be beside anything.
@@ -116,7 +116,7 @@ func drawWorld(t *rapid.T) *simulated {
 		now: time.Unix(1_700_000_000, 0).UTC(), index: 100, jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{},
 		variables: map[string]*cluster.VariableInfo{}, keys: map[string]bool{}, silent: map[string]bool{"n1": rapid.Bool().Draw(t, "n1 is silent")},
 		orphans: map[string]*registry.Orphan{}, pooled: map[string]bool{}, rows: map[string]*registry.Engine{},
-		graves: map[string]*registry.Grave{}, quotas: map[string]registry.Quota{}, owners: map[string]secrets.Owner{}, held: map[string]bool{},
+		unreachable: map[string]*registry.UnreachableVolume{}, quotas: map[string]registry.Quota{}, owners: map[string]secrets.Owner{}, held: map[string]bool{},
 		keysLost: rapid.IntRange(0, 4).Draw(t, "Vault went back") == 0,
 	}
 	chance := func(name string, percent int) bool { return rapid.IntRange(0, 99).Draw(t, name) < percent }
@@ -124,7 +124,7 @@ func drawWorld(t *rapid.T) *simulated {
 		id := testID(rapid.SampledFrom([]string{testBrand, testBrand, testBrand, "bbbbbb"}).Draw(t, "brand"), i)
 		node := rapid.SampledFrom([]string{"n0", "n1"}).Draw(t, "node")
 		product := rapid.SampledFrom([]string{"p0", "p1"}).Draw(t, "product")
-		switch rapid.SampledFrom([]string{"row", "row", "pool", "grave", "nothing", "nothing"}).Draw(t, "the registry has") {
+		switch rapid.SampledFrom([]string{"row", "row", "pool", "unreachable_volume", "nothing", "nothing"}).Draw(t, "the registry has") {
 		case "row":
 			row := &registry.Engine{
 				EngineID: id, ProductID: product, UserID: fmt.Sprint("u", i), NodeID: node, VolumeID: "v-" + id,
@@ -139,8 +139,8 @@ func drawWorld(t *rapid.T) *simulated {
 			s.rows[id] = row
 		case "pool":
 			s.pooled[id] = true
-		case "grave":
-			s.graves[id] = &registry.Grave{EngineID: id, NodeID: node}
+		case "unreachable_volume":
+			s.unreachable[id] = &registry.UnreachableVolume{EngineID: id, NodeID: node}
 		}
 		if chance("job", 60) {
 			j := &cluster.JobInfo{ID: registry.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Deployment: testDeployment, EngineID: id}
@@ -193,7 +193,7 @@ func drawWorld(t *rapid.T) *simulated {
 // without says whether this deployment made something that the registry does not
 // have.
 func (s *simulated) without(id string) bool {
-	if s.rows[id] != nil || s.pooled[id] || s.graves[id] != nil || s.held[id] {
+	if s.rows[id] != nil || s.pooled[id] || s.unreachable[id] != nil || s.held[id] {
 		return false
 	}
 	j, owner := s.jobs[id], s.owners[id]
@@ -370,7 +370,7 @@ func (s *simulated) foreign() map[string]string {
 }
 
 // In any world, with any list missing, no action touches what belongs to a row,
-// a pool entry, a grave or another deployment, and nothing is removed, marked or
+// a pool entry, an unreachable volume or another deployment, and nothing is removed, marked or
 // unmarked on an incomplete picture.
 func TestPlanIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -33,7 +35,7 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 			return fail(ProductSlugExists, "a product with the slug %q exists already", slug)
 		}
 		return err
-	})
+	}, func(now *registry.Product) bool { return now != nil && now.PlatformKeyHash == p.PlatformKeyHash })
 	if err != nil {
 		return nil, "", err
 	}
@@ -79,21 +81,22 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy regi
 			s.tellVault(ctx, p, false)
 		}
 		return err
-	})
+	}, func(now *registry.Product) bool { return now != nil && reflect.DeepEqual(now.Policy, policy) })
 }
 
 // RotatePlatformKey gives a product a new platform key, shown this once; the old
 // one works on for overlap. PRODUCT_NOT_FOUND.
 func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, overlap time.Duration) (key string, err error) {
 	key = secrets.NewPlatformKey()
+	hash := secrets.Hash(key)
 	details := map[string]any{"overlap_seconds": int(overlap.Seconds())}
 	err = s.onProduct(ctx, audit.ActionPlatformKeyRotate, productID, details, func() error {
-		p, err := s.store.RotatePlatformKey(ctx, productID, secrets.Hash(key), overlap)
+		p, err := s.store.RotatePlatformKey(ctx, productID, hash, overlap)
 		if err == nil {
 			s.tellVault(ctx, p, false)
 		}
 		return err
-	})
+	}, func(now *registry.Product) bool { return now != nil && now.PlatformKeyHash == hash })
 	if err != nil {
 		return "", err
 	}
@@ -110,7 +113,7 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 			err = registry.ErrHasEngines
 		}
 		if err == nil {
-			err = s.buryProduct(ctx, t.Product)
+			err = s.markDeleted(ctx, t.Product)
 		}
 		if err == nil {
 			if err = s.store.DeleteProduct(ctx, productID); errors.Is(err, registry.ErrHasEngines) {
@@ -121,7 +124,7 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 			return fail(ProductHasEngines, "the product still has engines; destroy them first")
 		}
 		return err
-	})
+	}, func(now *registry.Product) bool { return now == nil })
 }
 
 // Products returns every product with its count of engines, oldest first, and beside
@@ -149,16 +152,17 @@ func productError(err error) error {
 	return err
 }
 
-// onProduct audits a change of a product that is there.
-func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error) error {
+// onProduct audits a change of a product that is there; see audited.
+func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*registry.Product) bool) error {
 	if _, err := s.Product(ctx, productID); err != nil {
 		return err
 	}
-	return s.audited(ctx, action, productID, details, func() error { return productError(change()) })
+	return s.audited(ctx, action, productID, details, func() error { return productError(change()) }, done)
 }
 
-// audited makes a change of the admin between the two halves of its audit row.
-func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error) error {
+// audited makes a change of the admin between the two halves of its audit row. done says
+// of a product, nil when there is none, whether the change was made.
+func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*registry.Product) bool) error {
 	began := time.Now().UTC()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: RequestID(ctx), Metadata: details,
@@ -169,6 +173,33 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 	fault.Hit(action + "/" + atAudited)
 	err = change()
 	fault.Hit(action + "/" + atWritten)
+	if errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, link.ErrAway) {
+		// Its answer was lost: it may have been made, or be made yet.
+		if s.background(func(ctx context.Context) { s.settleProduct(ctx, id, began, productID, err, done) }) {
+			return err
+		}
+	}
 	s.abandon(ctx, id, began, err)
 	return err
+}
+
+// settleProduct completes the audit row of a change whose write was not answered: as done
+// when the product shows it, and with what its caller was told when it has not shown it
+// for strayAfter.
+func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*registry.Product) bool) {
+	for missed := (time.Time{}); pause.For(ctx, time.Second); {
+		t, err := s.store.Tenant(ctx, productID)
+		switch {
+		case err != nil && !errors.Is(err, registry.ErrNotFound):
+			continue
+		case done(t.Product):
+			s.abandon(ctx, id, began, nil)
+			return
+		case missed.IsZero():
+			missed = time.Now()
+		case time.Since(missed) > strayAfter:
+			s.abandon(ctx, id, began, told)
+			return
+		}
+	}
 }

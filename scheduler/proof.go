@@ -46,7 +46,7 @@ func (s *Scheduler) noteUnproven(row *registry.Engine, allocs []cluster.Alloc) (
 
 // prove makes sure that no container is left of allocations which Nomad takes for
 // ended. What is not proved in time is refused as that of a silent node is, and a
-// destroy leaves its volume as a grave.
+// destroy lists its volume as unreachable.
 func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	if o.s.noteUnproven(o.row, allocs) {
 		o.log.Warn("nobody vouches for the end of the engine's process", "allocations", o.row.Unproven)
@@ -94,7 +94,7 @@ func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 	if err != nil {
 		return err
 	}
-	graves, _, err := s.store.Graves(ctx)
+	unreachable, _, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
 		return err
 	}
@@ -106,10 +106,10 @@ func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 			errs = append(errs, s.store.Update(ctx, row))
 		}
 	}
-	for _, g := range graves {
+	for _, g := range unreachable {
 		if g.NodeID == nodeID && g.Unproven {
 			g.Unproven = false
-			errs = append(errs, s.store.UpdateGrave(ctx, g))
+			errs = append(errs, s.store.UpdateUnreachableVolume(ctx, g))
 		}
 	}
 	err = errors.Join(errs...)
@@ -135,12 +135,12 @@ func (s *Scheduler) proveOrphan(ctx context.Context, jobID string, allocs []clus
 	return nil
 }
 
-// proveGraves returns the graves whose volume may be deleted: those of which no
+// proveUnreachable returns the unreachable volumes whose volume may be deleted: those of which no
 // container may run, or which it was proved of now.
-func (s *Scheduler) proveGraves(ctx context.Context, graves []*registry.Grave) []*registry.Grave {
-	ok := make([]bool, len(graves))
+func (s *Scheduler) proveUnreachable(ctx context.Context, unreachable []*registry.UnreachableVolume) []*registry.UnreachableVolume {
+	ok := make([]bool, len(unreachable))
 	var work errgroup.Group
-	for i, g := range graves {
+	for i, g := range unreachable {
 		if ok[i] = !g.Unproven; ok[i] {
 			continue
 		}
@@ -149,14 +149,14 @@ func (s *Scheduler) proveGraves(ctx context.Context, graves []*registry.Grave) [
 			defer cancel()
 			err := s.prover.prove(limited, g.NodeID, []string{registry.JobID(g.EngineID)})
 			if ok[i] = err == nil; !ok[i] {
-				s.log.Debug("a grave stays: a container of its engine may run", "engine_id", g.EngineID, "error", err)
+				s.log.Debug("an unreachable volume stays: a container of its engine may run", "engine_id", g.EngineID, "error", err)
 			}
 			return nil
 		})
 	}
 	_ = work.Wait() // none returns an error
-	var proven []*registry.Grave
-	for i, g := range graves {
+	var proven []*registry.UnreachableVolume
+	for i, g := range unreachable {
 		if ok[i] {
 			proven = append(proven, g)
 		}

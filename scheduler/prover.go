@@ -11,12 +11,16 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
 )
 
 const (
 	// proofQuiet is how long no process may be seen before the proof counts: a container
 	// whose start was under way when the docker daemon died begins within that time.
 	proofQuiet = 3 * time.Second
+	// orphanQuiet is the same of raw_exec: without its executor a process begins no more,
+	// and a second look finds one that was in the middle of an exec at the first.
+	orphanQuiet = time.Second
 	// proveAtOnce is how many jobs and allocations one batch job looks for.
 	proveAtOnce = 500
 	// proveAlone is how many batch jobs run on a node when one that looked for many
@@ -46,9 +50,13 @@ type proof struct {
 }
 
 func newProver(s *Scheduler) *prover {
+	quiet := proofQuiet
+	if s.opts.Job.Driver == jobs.RawExec {
+		quiet = orphanQuiet
+	}
 	return &prover{
 		end: func(ctx context.Context, nodeID string, names []string) error {
-			return s.endProcesses(ctx, nodeID, names, proofQuiet)
+			return s.endProcesses(ctx, nodeID, names, quiet)
 		},
 		spawn: func(do func(context.Context)) { s.background(do) }, waiting: map[string][]*proof{},
 	}

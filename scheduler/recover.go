@@ -16,9 +16,9 @@ const (
 	// recoverEvery is how often operations of dead owners are looked for; a
 	// look costs no call while every operation in the view runs here.
 	recoverEvery = 3 * time.Second
-	// gravesEvery is how often the volumes of destroyed engines on silent nodes
+	// unreachableEvery is how often the volumes of destroyed engines on silent nodes
 	// are tried again.
-	gravesEvery = 15 * time.Second
+	unreachableEvery = 15 * time.Second
 	// recordsEvery is how often expired idempotency records are removed; until
 	// then they count for nothing.
 	recordsEvery = time.Hour
@@ -92,7 +92,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 	idle := map[string]bool{}
 	for _, row := range busy {
 		if row.Op.Supersedes == s.replica.ID {
-			// What was cut short here does not run: its own word to the destroy was
+			// What was interrupted here does not run: its own word to the destroy was
 			// lost, or it never began.
 			if idle[row.Op.ID] = true; strays.forgotten(row.Op.ID) {
 				row := row.Clone()
@@ -143,21 +143,21 @@ func (s *Scheduler) takeOver(ctx context.Context, row *registry.Engine) error {
 	return nil
 }
 
-// gravesLoop deletes, while this replica leads, the volumes of destroyed
+// unreachableLoop deletes, while this replica leads, the volumes of destroyed
 // engines once their silent nodes are back, and what has expired.
-func (s *Scheduler) gravesLoop(ctx context.Context) {
+func (s *Scheduler) unreachableLoop(ctx context.Context) {
 	var swept time.Time
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(gravesEvery):
+		case <-time.After(unreachableEvery):
 		}
 		if s.Ready() != nil || !s.guard.ok() || !s.replica.Leader() {
 			continue
 		}
-		if err := s.sweepGraves(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("cannot look after graves; trying again", "error", err)
+		if err := s.sweepUnreachable(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("cannot look after unreachable volumes; trying again", "error", err)
 		}
 		if time.Since(swept) < recordsEvery {
 			continue
@@ -170,23 +170,23 @@ func (s *Scheduler) gravesLoop(ctx context.Context) {
 	}
 }
 
-func (s *Scheduler) sweepGraves(ctx context.Context) error {
-	graves, _, err := s.store.Graves(ctx)
+func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
+	unreachable, _, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
 		return err
 	}
-	graves = slices.DeleteFunc(graves, func(g *registry.Grave) bool { return s.nodeSilent(g.NodeID) })
-	for _, g := range s.proveGraves(ctx, graves) {
+	unreachable = slices.DeleteFunc(unreachable, func(g *registry.UnreachableVolume) bool { return s.nodeSilent(g.NodeID) })
+	for _, g := range s.proveUnreachable(ctx, unreachable) {
 		left, err := s.removeVolumes(ctx, remainsOf(g))
 		if err == nil && left != "" {
-			s.log.Debug("a grave stays listed", "engine_id", g.EngineID, "why", left)
+			s.log.Debug("an unreachable volume stays listed", "engine_id", g.EngineID, "why", left)
 			continue
 		}
 		if err == nil {
-			err = s.store.DeleteGrave(ctx, g)
+			err = s.store.DeleteUnreachableVolume(ctx, g)
 		}
 		if err != nil {
-			s.log.Warn("a grave is not empty yet", "engine_id", g.EngineID, "error", err)
+			s.log.Warn("an unreachable volume cannot be deleted yet", "engine_id", g.EngineID, "error", err)
 			continue
 		}
 		s.log.Info("deleted the volume of a destroyed engine", "engine_id", g.EngineID)

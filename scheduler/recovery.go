@@ -334,7 +334,7 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 	work.SetLimit(recoverers)
 	for _, id := range slices.Sorted(maps.Keys(p.found)) {
 		f := p.found[id]
-		if f.empty() || p.byID[id] != nil || p.graved[id] || x.w.pooled[id] || p.foreign(f) {
+		if f.empty() || p.byID[id] != nil || p.stranded[id] || x.w.pooled[id] || p.foreign(f) {
 			continue
 		}
 		work.Go(func() error {
@@ -477,9 +477,9 @@ func (x *recovery) quotas(ctx context.Context) error {
 	return nil
 }
 
-// buryProduct says in Vault that a product is deleted. What it was stays there, for
+// markDeleted says in Vault that a product is deleted. What it was stays there, for
 // an engine of it that turns up.
-func (s *Scheduler) buryProduct(ctx context.Context, p *registry.Product) error {
+func (s *Scheduler) markDeleted(ctx context.Context, p *registry.Product) error {
 	err := s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
 		there.Revision, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), true, time.Now().UTC()
 		return true, nil

@@ -19,7 +19,7 @@ type remains struct {
 	engineID, nodeID, volumeID, path, name string
 }
 
-func remainsOf(g *registry.Grave) remains {
+func remainsOf(g *registry.UnreachableVolume) remains {
 	return remains{g.EngineID, g.NodeID, g.VolumeID, g.VolumePath, g.Volume()}
 }
 

@@ -74,12 +74,17 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		last, err = o.rotationProven(ctx)
 		return err
 	})
-	ended := true
+	ended, reason := true, engine.ReasonCrashed
 	switch {
 	case errors.Is(err, errVanished):
 		err = o.outlastVanished(ctx)
 	case errors.Is(err, errEnded):
-		err = nil
+		if err = unwritten(last); err != nil {
+			reason = engine.ReasonKeyUnconfirmed
+		}
+		if o.answeredAlready() {
+			err = nil
+		}
 	default:
 		ended = false
 	}
@@ -87,9 +92,20 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		err = o.prove(ctx, last) // it may serve on with the old key
 	}
 	if ended && err == nil {
-		o.rotateWithoutProcess(engine.ReasonCrashed)
+		o.rotateWithoutProcess(reason)
 	}
 	return o.noteSilence(ctx, err)
+}
+
+// unwritten is what a caller hears when Nomad ends the engine's process because it could
+// not write the hash of the new key where the process would read it; nil: it could.
+func unwritten(allocs []cluster.Alloc) error {
+	for _, a := range allocs {
+		if a.Cause == cluster.CauseTemplate {
+			return fail(RotationUnconfirmed, "the engine's process is ended by its node, which could not write the hash of the new key into NOMAD_SECRETS_DIR (/secrets in a container): %s. That file system is of 1 MB, and what the engine writes there fills it. Its next process has the new key", a.Failure)
+		}
+	}
+	return nil
 }
 
 // errEnded: Nomad knows that no process of the engine is left.
@@ -142,6 +158,11 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 			return nil, ctx.Err()
 		}
 		silent, told := o.s.nodeSilent(o.row.NodeID), o.answeredAlready()
+		if own, known := o.s.cluster.Newest(o.row.JobID()); known && !told {
+			if err := unwritten([]cluster.Alloc{own}); err != nil {
+				return nil, err // the process may serve on with the old key for its grace
+			}
+		}
 		if silent && (!told || o.row.State == registry.Running) {
 			return nil, &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}

@@ -170,7 +170,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
 	loops.Go(func() { s.monitor.Run(ctx) })
-	loops.Go(func() { s.gravesLoop(ctx) })
+	loops.Go(func() { s.unreachableLoop(ctx) })
 	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
 	loops.Go(func() { s.sleeper.Run(ctx) })
 	loops.Go(func() { s.reconcile.run(ctx) })

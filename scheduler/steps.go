@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -412,10 +413,10 @@ func (o *operation) processesGone(ctx context.Context) (allocs []cluster.Alloc, 
 		return true, nil
 	})
 	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == registry.OpDestroy {
-		return nil, nil // its volume becomes a grave
+		return nil, nil // its volume is listed as unreachable
 	}
 	if err != nil {
-		return nil, o.unconfirmed(ctx, err)
+		return nil, o.unconfirmed(ctx, err, allocs...)
 	}
 	return allocs, o.missed(ctx, allocs)
 }
@@ -431,8 +432,9 @@ func (o *operation) answeredAlready() bool {
 	}
 }
 
-// unconfirmed is what a caller hears when it is not known that a process ended.
-func (o *operation) unconfirmed(ctx context.Context, err error) error {
+// unconfirmed is what a caller hears when it is not known that a process ended; allocs
+// are those that it may be of.
+func (o *operation) unconfirmed(ctx context.Context, err error, allocs ...cluster.Alloc) error {
 	timedOut, lost := errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, errStateLost)
 	if !timedOut && !lost && !errors.Is(err, errNodeSilent) && !errors.Is(err, errUnproven) {
 		return err
@@ -449,10 +451,14 @@ func (o *operation) unconfirmed(ctx context.Context, err error) error {
 	case lost:
 		return &Error{Code: StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
 	}
-	if o.row.Op.Kind == registry.OpStart {
-		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone; try again later", Err: err, RetryAfter: retryCapacity}
+	why := ""
+	if slices.ContainsFunc(allocs, func(a cluster.Alloc) bool { return !a.Terminal() && a.Pulling != "" }) {
+		why = ", for it is still pulling its image" // which Nomad does not break off
 	}
-	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone; the stop is carried out when it does", Err: err}
+	if o.row.Op.Kind == registry.OpStart {
+		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone" + why + "; try again later", Err: err, RetryAfter: retryCapacity}
+	}
+	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
 }
 
 // NodeSilent says whether the servers do not hear from a node.
@@ -467,7 +473,7 @@ func (o *operation) purge(ctx context.Context) error {
 }
 
 // deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
-// keeps its id, and it becomes a grave.
+// keeps its id, and the volume is listed as unreachable.
 func (o *operation) deleteVolume(ctx context.Context) error {
 	if len(o.row.Unproven) > 0 {
 		return nil
@@ -479,7 +485,7 @@ func (o *operation) deleteVolume(ctx context.Context) error {
 			o.row.VolumeID = ""
 			return nil
 		case err == nil:
-			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /graves)", "why", left)
+			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /unreachable-volumes)", "why", left)
 			return nil
 		case o.row.NodeID != "" && o.row.VolumeID != "" && o.s.nodeSilent(o.row.NodeID):
 			return nil
@@ -505,7 +511,7 @@ func (o *operation) deleteKey(ctx context.Context) error {
 }
 
 // removeRow ends the engine: row, index and place in the quota go at once. A
-// volume that could not be deleted stays behind as a grave.
+// volume that could not be deleted is listed as unreachable.
 func (o *operation) removeRow(ctx context.Context) error {
 	err := o.s.store.Remove(ctx, o.row, o.row.VolumeID != "")
 	if errors.Is(err, registry.ErrConflict) {
@@ -518,7 +524,7 @@ func (o *operation) removeRow(ctx context.Context) error {
 	return err
 }
 
-// settle waits until the replica whose operation was cut short has said that it
+// settle waits until the replica whose operation was interrupted has said that it
 // does nothing more, or is gone. Of an engine that is somebody else's by its
 // witnesses, the row alone goes.
 func (o *operation) settle(ctx context.Context) error {

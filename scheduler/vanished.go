@@ -108,7 +108,7 @@ var errCountAnew = errors.New("scheduler: the node was out of touch")
 // vanishedGone waits for that while Nomad still knows the volume, so it was the job
 // alone that was purged; and the node has been in touch with the servers for as long
 // as a process may take to end. Destroying does not wait for what cannot be
-// confirmed: the volume becomes a grave.
+// confirmed: the volume is listed as unreachable.
 func (o *operation) vanishedGone(ctx context.Context) error {
 	err := o.awaitVanished(ctx)
 	if o.row.Op.Kind == registry.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {

@@ -33,17 +33,17 @@ type world struct {
 	silent    map[string]bool // nodes that the servers do not hear from, of those above
 	awake     map[string]bool // engine_ids of paused engines whose check passes
 
-	// What the registry says: the pool before the rows before the graves, as an
+	// What the registry says: the pool before the rows before the unreachable volumes, as an
 	// engine_id passes through them.
-	orphans []*registry.Orphan
-	pooled  map[string]bool // engine_ids
-	rows    []*registry.Engine
-	graves  []*registry.Grave
+	orphans     []*registry.Orphan
+	pooled      map[string]bool // engine_ids
+	rows        []*registry.Engine
+	unreachable []*registry.UnreachableVolume
 	// What of it cannot be read: rows with the engine_ids that the index has for them, by
 	// the row's key; and indexes that do not lead to their rows.
 	unreadable      []*registry.Unreadable
 	damagedProducts []*registry.Unreadable
-	damagedGraves   []*registry.Unreadable
+	damagedVolumes  []*registry.Unreadable
 	indexed         map[string][]string
 	faults          []registry.Fault
 	quotas          map[string]registry.Quota
@@ -78,16 +78,16 @@ type suspect struct {
 
 // The names of a world's lists.
 const (
-	listJobs      = "jobs"
-	listVolumes   = "volumes"
-	listVariables = "variables"
-	listKeys      = "keys"
-	listNodes     = "nodes"
-	listOrphans   = "tombstones"
-	listPool      = "pool"
-	listRows      = "rows"
-	listGraves    = "graves"
-	listQuotas    = "quotas"
+	listJobs               = "jobs"
+	listVolumes            = "volumes"
+	listVariables          = "variables"
+	listKeys               = "keys"
+	listNodes              = "nodes"
+	listOrphans            = "tombstones"
+	listPool               = "pool"
+	listRows               = "rows"
+	listUnreachableVolumes = "unreachable_volumes"
+	listQuotas             = "quotas"
 
 	listQuarantine = "quarantine"
 	listOwners     = "owners"
@@ -161,14 +161,14 @@ func wantsKey(row *registry.Engine) bool {
 // registry that is whole there is hardly one. While Vault is known to have gone
 // back, it also asks for the key of every row.
 func (s *Scheduler) readOwners(ctx context.Context, w *world) error {
-	if !w.read(listKeys, listPool, listRows, listGraves, listQuarantine) {
+	if !w.read(listKeys, listPool, listRows, listUnreachableVolumes, listQuarantine) {
 		return nil // nothing is decided by them
 	}
 	held := maps.Clone(w.pooled)
 	for _, row := range w.rows {
 		held[row.EngineID] = true
 	}
-	for _, g := range w.graves {
+	for _, g := range w.unreachable {
 		held[g.EngineID] = true
 	}
 	for _, q := range w.quarantine {
@@ -294,7 +294,7 @@ func (s *Scheduler) look(ctx context.Context, suspects map[string]suspect, pace 
 		{listOrphans, func() (err error) { w.orphans, err = s.store.Orphans(ctx); return err }},
 		{listPool, func() (err error) { w.pooled, err = s.store.PoolIDs(ctx); return err }},
 		{listRows, func() (err error) { w.rows, w.unreadable, err = s.store.Engines(ctx); return err }},
-		{listGraves, func() (err error) { w.graves, w.damagedGraves, err = s.store.Graves(ctx); return err }},
+		{listUnreachableVolumes, func() (err error) { w.unreachable, w.damagedVolumes, err = s.store.UnreachableVolumes(ctx); return err }},
 		{listIndexes, func() error { return s.readIndexes(ctx, w) }},
 		{listQuarantine, func() (err error) { w.quarantine, err = s.store.Quarantine(ctx); return err }},
 		{listQuotas, func() (err error) { w.quotas, err = s.store.Quotas(ctx); return err }},

@@ -140,7 +140,7 @@ func (v *Vault) readKey(ctx context.Context, engineID string, number int) (*Engi
 		return nil, classify(err)
 	}
 	k := new(EngineKey)
-	if raw, merr := json.Marshal(secret.Data); merr != nil || json.Unmarshal(raw, k) != nil || !IsEngineKey(k.Key) {
+	if raw, merr := json.Marshal(secret.Data); merr != nil || json.Unmarshal(raw, k) != nil || !isEngineKey(k.Key) {
 		return nil, fmt.Errorf("%w: version %d of engine %s holds no key", ErrNotFound, number, engineID)
 	}
 	k.Version = secret.VersionMetadata.Version
@@ -234,7 +234,7 @@ func (v *Vault) known(engineID string, number int, keyID string) *EngineKey {
 
 func (v *Vault) remember(engineID string, k *EngineKey) {
 	if k.ID == "" {
-		return // nothing names it for ever
+		return // nothing names it indefinitely
 	}
 	kept := *k
 	v.mu.Lock()

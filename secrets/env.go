@@ -75,11 +75,11 @@ func envLine(name, value string) []byte {
 	return fmt.Appendf(nil, "%s=%s\n", name, quoted)
 }
 
-// EnvPath is where the provider keys are, as a path for the KV API.
-const EnvPath = "engine-env"
+// envPath is where the provider keys are, as a path for the KV API.
+const envPath = "engine-env"
 
 // EnvTemplatePath is the provider keys' path as a Nomad template reads it.
-func (v *Vault) EnvTemplatePath() string { return v.mount + "/data/" + EnvPath }
+func (v *Vault) EnvTemplatePath() string { return v.mount + "/data/" + envPath }
 
 // PutEnv writes the provider keys that engines get, unless they are the ones
 // that Vault holds, and returns their version and whether it is a new one. It refuses
@@ -106,7 +106,7 @@ func (v *Vault) PutEnv(ctx context.Context, env map[string]string) (version int,
 		if current > 0 && sameEnv(held.Data, data) {
 			return current, false, nil
 		}
-		secret, err := v.kv.Put(ctx, EnvPath, data, vault.WithCheckAndSet(current))
+		secret, err := v.kv.Put(ctx, envPath, data, vault.WithCheckAndSet(current))
 		if err = classify(err); err == nil {
 			return secret.VersionMetadata.Version, true, nil
 		}
@@ -132,7 +132,7 @@ func (v *Vault) EnvVersion(ctx context.Context) (int, error) {
 // env reads the provider keys; an empty secret when there are none. A deleted
 // one still tells its version.
 func (v *Vault) env(ctx context.Context) (*vault.KVSecret, error) {
-	held, err := v.kv.Get(ctx, EnvPath)
+	held, err := v.kv.Get(ctx, envPath)
 	if err = classify(err); errors.Is(err, ErrNotFound) {
 		return &vault.KVSecret{}, nil
 	}

@@ -36,8 +36,8 @@ func newKey(prefix string) string {
 // IsPlatformKey says whether s has the form of a platform key.
 func IsPlatformKey(s string) bool { return hasForm(s, PlatformKeyPrefix) }
 
-// IsEngineKey says whether s has the form of an engine key.
-func IsEngineKey(s string) bool { return hasForm(s, EngineKeyPrefix) }
+// isEngineKey says whether s has the form of an engine key.
+func isEngineKey(s string) bool { return hasForm(s, EngineKeyPrefix) }
 
 func hasForm(s, prefix string) bool {
 	tail, ok := strings.CutPrefix(s, prefix)

@@ -20,10 +20,10 @@ func TestNewKeys(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
 		platform, engine := NewPlatformKey(), NewEngineKey()
-		if !platformForm.MatchString(platform) || !IsPlatformKey(platform) || IsEngineKey(platform) {
+		if !platformForm.MatchString(platform) || !IsPlatformKey(platform) || isEngineKey(platform) {
 			t.Fatalf("platform key %q", platform)
 		}
-		if !engineForm.MatchString(engine) || !IsEngineKey(engine) || IsPlatformKey(engine) {
+		if !engineForm.MatchString(engine) || !isEngineKey(engine) || IsPlatformKey(engine) {
 			t.Fatalf("engine key %q", engine)
 		}
 		if seen[platform[8:]] || seen[engine[8:]] {
@@ -71,7 +71,7 @@ func fuzzForm(f *testing.F, is func(string) bool, form *regexp.Regexp, prefix st
 }
 
 func FuzzIsPlatformKey(f *testing.F) { fuzzForm(f, IsPlatformKey, platformForm, PlatformKeyPrefix) }
-func FuzzIsEngineKey(f *testing.F)   { fuzzForm(f, IsEngineKey, engineForm, EngineKeyPrefix) }
+func FuzzIsEngineKey(f *testing.F)   { fuzzForm(f, isEngineKey, engineForm, EngineKeyPrefix) }
 
 func TestHash(t *testing.T) {
 	t.Run("OK", func(t *testing.T) {

@@ -22,6 +22,10 @@ const (
 
 // KeepToken renews the service's Vault token until ctx ends, where it can be
 // renewed, and warns of one that will end all the same.
+//
+// The Vault client's LifetimeWatcher would not do: it takes a renewal that is denied for
+// a token that cannot be renewed and says nothing until its old time is nearly over, gives
+// up when Vault is away for that long, and does not know when renewals end.
 func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 	var w endWarner
 	for {

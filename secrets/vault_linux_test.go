@@ -503,7 +503,7 @@ func TestPutEnv(t *testing.T) {
 	v := keys(t)
 	envVersion := func(want int) {
 		t.Helper()
-		meta, err := agent.root.KVv2(mount).GetMetadata(t.Context(), EnvPath)
+		meta, err := agent.root.KVv2(mount).GetMetadata(t.Context(), envPath)
 		if err != nil || meta.CurrentVersion != want {
 			t.Fatalf("version %+v, %v, want %d", meta, err, want)
 		}
@@ -533,7 +533,7 @@ func TestPutEnv(t *testing.T) {
 		if version, err := v.EnvVersion(t.Context()); err != nil || version != i+2 {
 			t.Fatalf("version %d, %v", version, err)
 		}
-		held, err := agent.root.KVv2(mount).Get(t.Context(), EnvPath)
+		held, err := agent.root.KVv2(mount).Get(t.Context(), envPath)
 		if err != nil || len(held.Data) != len(changed) {
 			t.Fatalf("Vault holds %v, %v, want %v", held, err, changed)
 		}

@@ -10,9 +10,14 @@ import (
 	"time"
 )
 
-// TestBootsOfWhoHungUp: a boot holds its place among its product's until it ends, also
-// when nobody waits for its answer any more.
-func TestBootsOfWhoHungUp(t *testing.T) {
+// TestBootsHoldTheirPlaces: a boot holds its place among its product's until it ends, also
+// when nobody waits for its answer any more, or ever did.
+func TestBootsHoldTheirPlaces(t *testing.T) {
+	t.Run("HungUp", func(t *testing.T) { testBootsHoldTheirPlaces(t, "") })
+	t.Run("RespondAsync", func(t *testing.T) { testBootsHoldTheirPlaces(t, "respond-async") })
+}
+
+func testBootsHoldTheirPlaces(t *testing.T, prefer string) {
 	a := startAPI(t, "ORCH_VOLUME_POOL=0") // a boot waits for its volume, for seconds
 	const atOnce = 16                      // firstBoots in scheduler
 	booting := func() float64 {
@@ -28,9 +33,16 @@ func TestBootsOfWhoHungUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("X-Platform-Key", a.key)
+		if prefer != "" {
+			req.Header.Set("Prefer", prefer)
+		}
 		calls.Go(func() {
-			if resp, err := a.http.Do(req); err == nil {
+			resp, err := a.http.Do(req)
+			if err == nil {
 				_ = resp.Body.Close()
+			}
+			if prefer != "" && (err != nil || resp.StatusCode != http.StatusAccepted) {
+				t.Errorf("provisioned with %s: %v, %v", prefer, resp, err)
 			}
 		})
 	}
@@ -41,7 +53,9 @@ func TestBootsOfWhoHungUp(t *testing.T) {
 			t.Fatalf("%v boot", booting())
 		}
 	}
-	hangUp()
+	if prefer == "" {
+		hangUp()
+	}
 	calls.Wait()
 	done := make(chan answer, 1)
 	go func() { done <- a.call(t, "POST", "/engines/provision", `{"user_id": "late"}`) }()

@@ -77,7 +77,7 @@ func decodeBytes(body []byte, v any) error {
 	case errors.Is(err, jsonexp.ErrUnknownName) && errors.As(err, &semantic):
 		return invalid("unknown field %s", field(semantic.JSONPointer))
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
-		return invalid("field %s stands there twice", field(syntactic.JSONPointer))
+		return invalid("field %s is given twice", field(syntactic.JSONPointer))
 	case errors.As(err, &semantic):
 		if semantic.JSONPointer == "" {
 			return invalid("the body must be a JSON object")

@@ -48,7 +48,7 @@ func TestBodyIsRefused(t *testing.T) {
 		"invalid UTF-8 value":   {"{\"slug\": \"p\", \"display_name\": \"\xff\"}", "JSON"},
 		"invalid UTF-8 name":    {"{\"slug\": \"p\", \"display_name\": \"P\", \"\xff\": 1}", "JSON"},
 		"half a surrogate pair": {`{"slug": "p", "display_name": "\ud800"}`, "JSON"},
-		"cut short":             {goodProduct[:20], "JSON"},
+		"truncated":             {goodProduct[:20], "JSON"},
 		"comment":               {`{"slug": "p", "display_name": "P" /* x */}`, "JSON"},
 		"blank but not JSON's":  {"\u00a0\v", "JSON"},
 		"byte order mark":       {"\uFEFF" + goodProduct, "JSON"},
@@ -254,7 +254,7 @@ func duplicates(d *json.Decoder) error {
 			return err
 		}
 		if seen[name.(string)] {
-			return fmt.Errorf("%q stands there twice", name)
+			return fmt.Errorf("%q is given twice", name)
 		}
 		seen[name.(string)] = true
 		if err := value(d); err != nil {

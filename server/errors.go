@@ -31,7 +31,7 @@ var status = map[scheduler.Code]int{
 	scheduler.ProductSlugExists:   http.StatusConflict,
 	scheduler.ProductHasEngines:   http.StatusConflict,
 	scheduler.ProductNotFound:     http.StatusNotFound,
-	scheduler.GraveNotFound:       http.StatusNotFound,
+	scheduler.VolumeNotFound:      http.StatusNotFound,
 	scheduler.QuarantineNotFound:  http.StatusNotFound,
 	scheduler.PolicyChanged:       http.StatusPreconditionFailed,
 	scheduler.IdempotencyReused:   http.StatusUnprocessableEntity,

@@ -77,18 +77,18 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 
 // statusAnswer is a fleet in numbers; from Quarantined on it is the admin's.
 type statusAnswer struct {
-	Total         int                    `json:"total"`
-	ByStatus      map[registry.State]int `json:"by_status"`
-	Health        scheduler.Health       `json:"health"`
-	Unhealthy     int                    `json:"unhealthy_count"`
-	Registry      registry.RegistryState `json:"registry"`
-	Quarantined   *int                   `json:"quarantined,omitempty"`
-	KeysMissing   *int                   `json:"keys_missing,omitempty"`
-	Unreadable    *unreadableCounts      `json:"unreadable,omitempty"`
-	Graves        *int                   `json:"graves,omitempty"`
-	PooledVolumes *int                   `json:"pooled_volumes,omitempty"`
-	WarmEngines   *int                   `json:"warm_engines,omitempty"`
-	WarmPools     []warmPool             `json:"warm_pools,omitzero"`
+	Total              int                    `json:"total"`
+	ByStatus           map[registry.State]int `json:"by_status"`
+	Health             scheduler.Health       `json:"health"`
+	Unhealthy          int                    `json:"unhealthy_count"`
+	Registry           registry.RegistryState `json:"registry"`
+	Quarantined        *int                   `json:"quarantined,omitempty"`
+	KeysMissing        *int                   `json:"keys_missing,omitempty"`
+	Unreadable         *unreadableCounts      `json:"unreadable,omitempty"`
+	UnreachableVolumes *int                   `json:"unreachable_volumes,omitempty"`
+	PooledVolumes      *int                   `json:"pooled_volumes,omitempty"`
+	WarmEngines        *int                   `json:"warm_engines,omitempty"`
+	WarmPools          []warmPool             `json:"warm_pools,omitzero"`
 }
 
 // unreadableCounts counts the records of the registry that cannot be read.
@@ -173,7 +173,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	}
 	answer := s.showStatus(f)
 	answer.Registry, answer.Quarantined, answer.KeysMissing = stateOf(recorded), &recorded.Quarantined, &recorded.KeysMissing
-	answer.Graves, answer.PooledVolumes, answer.WarmEngines = &left.Graves, &left.PooledVolumes, &left.WarmEngines
+	answer.UnreachableVolumes, answer.PooledVolumes, answer.WarmEngines = &left.UnreachableVolumes, &left.PooledVolumes, &left.WarmEngines
 	answer.Unreadable = &unreadableCounts{left.Unreadable.Engines, left.Unreadable.Products, left.Unreadable.Other}
 	answer.WarmPools = showWarm(left.WarmKinds)
 	viewAge(w, f)

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -8,14 +9,19 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/service"
+	"github.com/septemberai/orch/internal/testpg"
 )
 
 // together makes n calls concurrently and returns their answers and what the slowest
@@ -54,7 +60,13 @@ func away(t *testing.T, answers []answer) {
 // time limit to it, however many there are, and at once when that is known; and all
 // works as soon as it goes on.
 func TestPausedStores(t *testing.T) {
-	a := startAPI(t)
+	testpg.Need(t)
+	database, err := testpg.New()
+	t.Cleanup(database.Stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := startAPI(t, "ORCH_DATABASE_URL="+database.URL("postgres"))
 	const n = 500
 	// What a busy machine needs for so many calls at once.
 	const load = 5 * time.Second
@@ -65,24 +77,29 @@ func TestPausedStores(t *testing.T) {
 		return a.call(t, "POST", "/engines/provision", fmt.Sprintf(`{"user_id": "u%d"}`, i))
 	}
 	admit(0).want(t, 200, "") // its product is known from now on
+	of := func(c devstack.Component) [2]func() error {
+		return [2]func() error{func() error { return a.stack.Pause(c) }, func() error { return a.stack.Resume(c) }}
+	}
 	for _, tc := range []struct {
-		store devstack.Component
-		call  func(i int) answer
+		store   string
+		outages [2]func() error // begins and ends one
+		call    func(i int) answer
 		// The first call's limit to the store: the question whether it is there, or a
 		// read. 0: it is known to be away before, for the first calls would believe an
 		// answer of the second before, and begin operations.
 		limit time.Duration
 	}{
-		{devstack.Nomad, provision, 2 * time.Second},
-		{devstack.Consul, admit, 5 * time.Second},
-		{devstack.Vault, provision, 0},
+		{"nomad", of(devstack.Nomad), provision, 2 * time.Second},
+		{"consul", of(devstack.Consul), admit, 5 * time.Second},
+		{"vault", of(devstack.Vault), provision, 0},
+		{"audit", [2]func() error{database.Pause, database.Resume}, provision, audit.CallTimeout},
 	} {
-		t.Run(string(tc.store), func(t *testing.T) {
-			if err := a.stack.Pause(tc.store); err != nil {
+		t.Run(tc.store, func(t *testing.T) {
+			if err := tc.outages[0](); err != nil {
 				t.Fatal(err)
 			}
 			resume := sync.OnceFunc(func() {
-				if err := a.stack.Resume(tc.store); err != nil {
+				if err := tc.outages[1](); err != nil {
 					t.Error(err)
 				}
 			})
@@ -91,7 +108,7 @@ func TestPausedStores(t *testing.T) {
 				ready := make(chan int, 1)
 				go func() { ready <- a.call(t, "GET", "/ready", "").status }()
 				answers, slowest := a.together(t, n, tc.call)
-				if got := <-ready; tc.store == devstack.Consul && got != http.StatusServiceUnavailable {
+				if got := <-ready; tc.store == "consul" && got != http.StatusServiceUnavailable {
 					t.Errorf("ready while no admit is served: %d", got)
 				}
 				away(t, answers)
@@ -125,6 +142,100 @@ func TestPausedStores(t *testing.T) {
 		})
 	}
 	provision(0).want(t, 200, "")
+}
+
+// TestVaultIsLostMeanwhile: Vault is paused while a provision waits for its volume. Its
+// caller does not wait for the time limit of a call to Vault after that.
+func TestVaultIsLostMeanwhile(t *testing.T) {
+	a := startAPI(t, "ORCH_VOLUME_POOL=0")
+	kv, err := consul.NewClient(&consul.Config{Address: a.consul})
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(name string) {
+		t.Helper()
+		for until := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			pairs, _, err := kv.KV().List("orch/engines/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.ContainsFunc(pairs, func(p *consul.KVPair) bool { return bytes.Contains(p.Value, []byte(fmt.Sprintf(`"step":%q`, name))) }) {
+				return
+			}
+			if time.Now().After(until) {
+				t.Fatalf("the provision does not come to the step %s", name)
+			}
+		}
+	}
+	answered := make(chan answer, 1)
+	go func() { answered <- a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }()
+	step("volume")
+	if err := a.stack.Pause(devstack.Vault); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := a.stack.Resume(devstack.Vault); err != nil {
+			t.Error(err)
+		}
+	}()
+	for until := time.Now().Add(time.Minute); a.call(t, "GET", "/health", "").status != http.StatusServiceUnavailable; {
+		if time.Now().After(until) {
+			t.Fatal("health does not say that it is away")
+		}
+	}
+	step("key")
+	began := time.Now()
+	got := <-answered
+	took := time.Since(began)
+	away(t, []answer{got})
+	t.Logf("answered after %s", took)
+	if took > 3*time.Second { // a call's time limit is 5 s
+		t.Errorf("its caller waited %s for a Vault that is known to be away", took)
+	}
+}
+
+// TestVaultIsKnownToBeAway: after the first call that had no answer of Vault all are
+// refused at once, for as long as it answers none, and nobody has asked for /health.
+func TestVaultIsKnownToBeAway(t *testing.T) {
+	a := startAPI(t)
+	provision := func() answer { return a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }
+	if err := a.stack.Pause(devstack.Vault); err != nil {
+		t.Fatal(err)
+	}
+	resume := sync.OnceFunc(func() {
+		if err := a.stack.Resume(devstack.Vault); err != nil {
+			t.Error(err)
+		}
+	})
+	defer resume()
+	const limit = 2 * time.Second // of one question whether it is there
+	began := time.Now()
+	away(t, []answer{provision()})
+	if took := time.Since(began); took > 2*limit {
+		t.Errorf("the first call took %s", took)
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	slowest, calls := time.Duration(0), 0
+	for until := time.Now().Add(4 * limit); time.Now().Before(until); <-tick.C { // no answer is believed for so long
+		began := time.Now()
+		away(t, []answer{provision()})
+		slowest, calls = max(slowest, time.Since(began)), calls+1
+	}
+	t.Logf("the slowest of %d calls took %s", calls, slowest)
+	if slowest > limit/2 {
+		t.Errorf("one of %d calls took %s when it was known that Vault is away", calls, slowest)
+	}
+	resume()
+	for until := time.Now().Add(10 * time.Second); ; <-tick.C {
+		got := provision()
+		if got.status == http.StatusOK {
+			return
+		}
+		if away(t, []answer{got}); time.Now().After(until) {
+			t.Fatal("Vault is back, and no provision works")
+		}
+	}
 }
 
 // failing is a proxy to Consul that refuses some requests.
@@ -178,4 +289,29 @@ func TestReadyMeansAdmitted(t *testing.T) {
 	lost.Store(false)
 	a.await(t, "/ready")
 	a.call(t, "POST", "/engines/u/admit", "{}").want(t, 200, "")
+}
+
+// TestReadyAsksSeldom: however often it is asked whether a replica is ready, Consul is
+// asked once per second.
+func TestReadyAsksSeldom(t *testing.T) {
+	var reads atomic.Int64
+	a := startAPIAt(t, func(c *service.Clients) {
+		c.ConsulAddr = failing(t, c.ConsulAddr, func(r *http.Request) bool {
+			if r.Method == http.MethodGet && r.URL.Path == "/v1/kv/orch/deployment" && !r.URL.Query().Has("index") {
+				reads.Add(1)
+			}
+			return false
+		})
+	})
+	const n = 500
+	began, before := time.Now(), reads.Load()
+	answers, _ := a.together(t, n, func(int) answer { return a.call(t, "GET", "/ready", "") })
+	for _, got := range answers {
+		got.want(t, 200, "")
+	}
+	// The service itself reads that record, too.
+	if most := 10 + 2*int64(time.Since(began)/time.Second); reads.Load()-before > most {
+		t.Errorf("%d questions were %d to Consul, want %d or fewer", n, reads.Load()-before, most)
+	}
+	t.Logf("%d questions to Consul", reads.Load()-before)
 }

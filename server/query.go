@@ -33,7 +33,7 @@ func queryOf(r *http.Request, known ...string) *query {
 		case !slices.Contains(known, name):
 			q.err = invalid("unknown parameter %s", strconv.QuoteToASCII(name[:min(len(name), 80)]))
 		case len(given) > 1:
-			q.err = invalid("parameter %s stands there twice", name)
+			q.err = invalid("parameter %s is given twice", name)
 		case given[0] == "":
 			q.err = invalid("parameter %s is empty; leave it out", name)
 		case !utf8.ValidString(given[0]):

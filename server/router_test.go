@@ -70,7 +70,7 @@ func TestAllow(t *testing.T) {
 	s := newCutOff(t)
 	for path, allowed := range map[string]string{
 		"/health": "GET, HEAD", "/live": "GET, HEAD", "/ready": "GET, HEAD", "/status": "GET, HEAD", "/metrics": "GET, HEAD", "/audit": "GET, HEAD", "/engines": "GET, HEAD",
-		"/reconcile": "GET, HEAD, POST", "/graves": "GET, HEAD", "/graves/x": "DELETE", "/provider-keys": "GET, HEAD", "/provider-keys/apply": "POST",
+		"/reconcile": "GET, HEAD, POST", "/unreachable-volumes": "GET, HEAD", "/unreachable-volumes/x": "DELETE", "/provider-keys": "GET, HEAD", "/provider-keys/apply": "POST",
 		"/registry": "GET, HEAD", "/registry/recover": "GET, HEAD, POST", "/registry/rekey": "POST",
 		"/quarantine": "GET, HEAD", "/quarantine/x": "DELETE", "/quarantine/x/adopt": "POST", "/quarantine/adopt": "DELETE",
 		"/products": "GET, HEAD", "/products/register": "DELETE, GET, HEAD, POST", "/products/p": "DELETE, GET, HEAD", "/products/p/policy": "PUT",
@@ -114,7 +114,7 @@ func answers(method, escaped string) int {
 		"products/rotate-platform-key": "POST", "products/policy": "PUT",
 	}
 	admin := map[string][]string{
-		"/reconcile": {"GET", "POST"}, "/graves": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"},
+		"/reconcile": {"GET", "POST"}, "/unreachable-volumes": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"},
 		"/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"},
 	}
 	if methods := admin[escaped]; methods != nil {
@@ -124,7 +124,7 @@ func answers(method, escaped string) int {
 		return 405
 	}
 	parts := strings.Split(escaped, "/")
-	if len(parts) == 3 && parts[0] == "" && (parts[1] == "graves" || parts[1] == "quarantine") && parts[2] != "" {
+	if len(parts) == 3 && parts[0] == "" && (parts[1] == "unreachable-volumes" || parts[1] == "quarantine") && parts[2] != "" {
 		if method == "DELETE" {
 			return 401
 		}

@@ -87,7 +87,7 @@ end() {
 install_docker() {
 	[ "$(id -u)" = 0 ] || die "no Docker Engine answers, and only root can start one"
 	command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1 && return
-	command -v apt-get >/dev/null 2>&1 || die "dockerd is missing and there is no apt-get: install Docker by hand"
+	command -v apt-get >/dev/null 2>&1 || die "dockerd is missing and there is no apt-get: install Docker manually"
 	say "installing docker.io"
 	export DEBIAN_FRONTEND=noninteractive
 	apt-get update -qq >&2 || say "apt-get update failed, trying with the old lists"

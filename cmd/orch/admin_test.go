@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +23,7 @@ func answering(t *testing.T, answers map[string]string) (vars []string, asked fu
 		answer, known := answers[call]
 		if !known || r.Header.Get("X-Admin-Key") != "the key of the admin" {
 			w.WriteHeader(http.StatusNotFound)
-			answer = `{"error": {"code": "GRAVE_NOT_FOUND", "message": "there is no grave", "request_id": "r"}}`
+			answer = `{"error": {"code": "VOLUME_NOT_FOUND", "message": "there is no unreachable volume", "request_id": "r"}}`
 		}
 		_, _ = io.WriteString(w, answer)
 	}))
@@ -35,10 +36,10 @@ func answering(t *testing.T, answers map[string]string) (vars []string, asked fu
 }
 
 func TestReconcileCommand(t *testing.T) {
-	plan := `{"actions": [{"subject": "orphan", "engine_id": "e1", "action": "mark_orphan", "why": "key without a row"}], "incomplete": ["graves"]}`
+	plan := `{"actions": [{"subject": "orphan", "engine_id": "e1", "action": "mark_orphan", "why": "key without a row"}], "incomplete": ["unreachable_volumes"]}`
 	vars, asked := answering(t, map[string]string{"GET /reconcile": plan, "POST /reconcile": `{"status": "requested"}`})
 	code, stdout, stderr := orch(t, vars, "reconcile", "-dry-run")
-	if code != 0 || !strings.Contains(stdout, "mark_orphan  orphan   e1") || !strings.Contains(stdout, "key without a row") || !strings.Contains(stderr, "graves") {
+	if code != 0 || !strings.Contains(stdout, "mark_orphan  orphan   e1") || !strings.Contains(stdout, "key without a row") || !strings.Contains(stderr, "unreachable_volumes") {
 		t.Errorf("-dry-run: %d, %q, %q", code, stdout, stderr)
 	}
 	if code, stdout, _ := orch(t, vars, "reconcile", "-dry-run", "-json"); code != 0 || !strings.Contains(stdout, `"action": "mark_orphan"`) {
@@ -52,23 +53,40 @@ func TestReconcileCommand(t *testing.T) {
 	}
 }
 
-func TestBuryCommand(t *testing.T) {
-	vars, asked := answering(t, map[string]string{"DELETE /graves/e1": `{"status": "buried", "engine_id": "e1"}`})
+func TestVolumeForgetCommand(t *testing.T) {
+	vars, asked := answering(t, map[string]string{"DELETE /unreachable-volumes/e1": `{"status": "forgotten", "engine_id": "e1"}`})
 	// Nothing on its input is no.
-	if code, _, stderr := orch(t, vars, "engine", "bury", "e1"); code != 1 || !strings.Contains(stderr, "not confirmed") || asked() != "" {
+	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 1 || !strings.Contains(stderr, "not confirmed") || asked() != "" {
 		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
 	}
-	if code, stdout, _ := orch(t, vars, "engine", "bury", "e1", "-yes"); code != 0 || stdout != "buried e1\n" {
+	if code, stdout, _ := orch(t, vars, "volume", "forget", "e1", "-yes"); code != 0 || stdout != "forgot e1\n" {
 		t.Errorf("%d, %q", code, stdout)
 	}
-	if code, _, stderr := orch(t, vars, "engine", "bury", "-yes", "e2"); code != 1 || !strings.Contains(stderr, "GRAVE_NOT_FOUND") {
+	if code, _, stderr := orch(t, vars, "volume", "forget", "-yes", "e2"); code != 1 || !strings.Contains(stderr, "VOLUME_NOT_FOUND") {
 		t.Errorf("an unknown one: %d, %q", code, stderr)
+	}
+}
+
+func TestVolumeListCommand(t *testing.T) {
+	none, _ := answering(t, map[string]string{"GET /unreachable-volumes": `{"unreachable_volumes": [], "total": 0}`})
+	if code, stdout, stderr := orch(t, none, "volume", "list"); code != 0 || stdout != "no volume is unreachable\n" {
+		t.Errorf("none: %d, %q, %q", code, stdout, stderr)
+	}
+	some, _ := answering(t, map[string]string{"GET /unreachable-volumes": `{"unreachable_volumes": [{
+		"engine_id": "e1", "product_id": "p1", "user_id": "u1", "node_id": "n1", "node_name": "one", "node_silent": true,
+		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node is silent"}], "total": 1}`})
+	code, stdout, stderr := orch(t, some, "volume", "list")
+	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node is silent$`).MatchString(stdout) {
+		t.Errorf("%d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, stderr := orch(t, some, "volume", "list", "-json"); code != 0 || !strings.Contains(stdout, `"volume_id": "v1"`) {
+		t.Errorf("-json: %d, %q, %q", code, stdout, stderr)
 	}
 }
 
 func TestAdminCommandsCalledWrongly(t *testing.T) {
 	vars, asked := answering(t, nil)
-	for _, args := range [][]string{{"reconcile", "-no-such-flag"}, {"reconcile", "x"}, {"engine", "bury"}, {"engine", "bury", "a", "b", "-yes"}, {"provider-keys", "apply", "x"},
+	for _, args := range [][]string{{"reconcile", "-no-such-flag"}, {"reconcile", "x"}, {"volume", "list", "x"}, {"volume", "forget"}, {"volume", "forget", "a", "b", "-yes"}, {"provider-keys", "apply", "x"},
 		{"registry", "status", "x"}, {"registry", "recover", "-x"}, {"engine", "quarantine", "x"}, {"engine", "rekey", "x"}, {"engine", "discard"},
 		{"engine", "adopt"}, {"engine", "adopt", "e", "-product", "p"}, {"engine", "adopt", "-user", "u", "e"},
 	} {

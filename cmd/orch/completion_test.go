@@ -20,6 +20,7 @@ func TestCompletion(t *testing.T) {
 		"orch product policy -set max":       {"max_engines="},
 		"orch engine d":                      {"destroy", "discard"},
 		"orch engine re":                     {"rekey"},
+		"orch volume ":                       {"forget", "list"},
 		"orch registry ":                     {"recover", "status"},
 		"orch completion ":                   {"bash", "zsh"},
 		"orch product ro":                    {"rotate-key"},

@@ -137,7 +137,7 @@ func TestRekeyAll(t *testing.T) {
 		"a slow beginning":   {[]client.Rekeyed{{Failed: 4, Left: 50}, {Rekeyed: 50, Failed: 4}}, client.Rekeyed{Rekeyed: 50, Failed: 4}, nil},
 		"nothing moves":      {[]client.Rekeyed{{Rekeyed: 4, Left: 3}, {Left: 3}}, client.Rekeyed{Rekeyed: 4, Left: 3}, nil},
 		"fewer without keys": {[]client.Rekeyed{{Left: 3}, {Left: 2}, {Left: 2}}, client.Rekeyed{Left: 2}, nil},
-		"cut short":          {[]client.Rekeyed{{Rekeyed: 4, Left: 3}}, client.Rekeyed{}, down},
+		"interrupted":        {[]client.Rekeyed{{Rekeyed: 4, Left: 3}}, client.Rekeyed{}, down},
 	} {
 		left := c.answers
 		got, err := rekeyAll(func() (*client.Rekeyed, error) {

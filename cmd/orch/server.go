@@ -13,8 +13,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/config"
-	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/service"
 )
 
@@ -45,9 +45,9 @@ func (*serverCommand) Help() string {
   CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and their TLS
   variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
 
-  GOGC is Go's own too. When it is not set, garbage is collected when there is
-  twice as much of it as what is in use, or 32 MiB, but no less than half as
-  much. A higher one trades memory for less CPU time per admit.
+  GOGC is Go's own too: how much garbage may gather before it is collected, in
+  percent of what is in use (default 100). A higher one trades memory for less
+  CPU time per admit.
 
   SIGHUP reads ORCH_ADMIN_KEY_FILE again.
 
@@ -66,20 +66,14 @@ func (c *serverCommand) Run(args []string) int {
 	}
 	cfg, err := config.Load(os.Environ())
 	if err = errors.Join(err, service.CheckClients()); err != nil {
-		return configuredWrongly(err)
-	}
-	// Tests arm a fault point; see internal/fault.
-	if err := fault.Arm(os.Getenv(fault.Variable)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 2
+		return cmdline.ConfiguredWrongly(err)
 	}
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	defer collectLess(ctx, os.Getenv("GOGC"))()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if errors.Is(err, audit.ErrUnusable) {
-		return configuredWrongly(err)
+		return cmdline.ConfiguredWrongly(err)
 	}
 	if err == nil {
 		stopReloads := onHangup(svc.ReloadAdminKey)
@@ -146,16 +140,4 @@ func onHangup(do func()) (stop func()) {
 		close(quit)
 		<-ended
 	}
-}
-
-// configuredWrongly reports the mistakes of a configuration and returns the exit
-// code for them.
-func configuredWrongly(err error) int {
-	fmt.Fprintf(os.Stderr, "The configuration has mistakes:\n%s\n", indent(err))
-	return 2
-}
-
-// indent puts each line of an error on a line of its own, marked.
-func indent(err error) string {
-	return "  - " + strings.ReplaceAll(err.Error(), "\n", "\n  - ")
 }

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -242,28 +241,5 @@ func live(t *testing.T, addr string) {
 	c := &client.Client{BaseURL: "http://" + addr, HTTP: &http.Client{Transport: transport}}
 	if err := c.Live(ctx); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 200, 4 << 20: 200, 16 << 20: 200, 20 << 20: 160, 32 << 20: 100, 64 << 20: 50, 1 << 30: 50, 1 << 62: 50} {
-		if got := gcPercent(live); got != want {
-			t.Errorf("%d MiB in use: %d %%, want %d", live>>20, got, want)
-		}
-	}
-}
-
-func TestCollectLess(t *testing.T) {
-	before := debug.SetGCPercent(100)
-	defer debug.SetGCPercent(before)
-	for _, c := range []struct {
-		gogc string
-		want int
-	}{{"50", 100}, {"", mostPercent}} {
-		wait := collectLess(t.Context(), c.gogc)
-		wait()
-		if got := debug.SetGCPercent(100); got != c.want {
-			t.Errorf("GOGC=%q: %d, want %d", c.gogc, got, c.want)
-		}
 	}
 }

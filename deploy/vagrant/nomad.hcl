@@ -38,7 +38,7 @@ client {
   # orch drains for some minutes; the default would kill it after 30 s.
   max_kill_timeout = "5m"
 
-  # 0 is for ever: otherwise the client kills its tasks after some minutes without
+  # 0 means indefinitely: otherwise the client kills its tasks after some minutes without
   # Vault or a server.
   template {
     vault_retry {

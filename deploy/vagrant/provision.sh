@@ -40,7 +40,7 @@ install_programs() {
 	rm -f /usr/local/bin/nomad /usr/local/bin/consul /usr/local/bin/vault
 	make tools
 	local name path
-	bin/orch tools 2>/dev/null | while read -r name path; do
+	bin/orch-dev tools 2>/dev/null | while read -r name path; do
 		ln -s "$path" "/usr/local/bin/$name"
 	done
 	install -m 0755 bin/orch /usr/local/bin/orch

@@ -51,7 +51,7 @@ func audited(calls []*call, rows []record) (problems []string) {
 			return r.Action == "admit_denied" || r.Action == "health_failed"
 		})
 		for _, r := range own {
-			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && cutShort(r, byUser[c.user])) {
+			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && mayBeInterrupted(r, byUser[c.user])) {
 				bad(c, "its caller got an answer, the log says interrupted: %s", r)
 			}
 			if r.Outcome != "interrupted" && r.DurationMS == nil {
@@ -75,9 +75,9 @@ func audited(calls []*call, rows []record) (problems []string) {
 	return problems
 }
 
-// cutShort says whether a destroy may have cut short what a row tells of: its
+// mayBeInterrupted says whether a destroy may have interrupted what a row tells of: its
 // owner may be gone by then, and nobody completes the row.
-func cutShort(cut record, rows []record) bool {
+func mayBeInterrupted(cut record, rows []record) bool {
 	return slices.ContainsFunc(rows, func(r record) bool {
 		return r.Action == "destroy" && r.EngineID != "" && !r.Timestamp.Before(cut.Timestamp)
 	})

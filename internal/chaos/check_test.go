@@ -119,7 +119,7 @@ func TestModel(t *testing.T) {
 		"asleep and woken":                           {"1 2 provision ok A k1", "3 4 admit engine_sleeping", "5 6 admit+w ok A k1"},
 		"a boot that failed, and another try":        {"1 2 provision BOOT_TIMEOUT", "3 4 get failed A k1", "5 6 start ok", "7 8 get running A k1"},
 		"a rotation that is rolled forward":          {"1 2 provision ok A k1", "3 4 rotate-key ROTATION_UNCONFIRMED", "5 6 get running A k1", "7 8 get running A k2"},
-		"a provision cut short by a destroy":         {"1 9 provision ENGINE_BUSY", "2 8 destroy ok A", "10 11 get ENGINE_NOT_FOUND"},
+		"a provision interrupted by a destroy":       {"1 9 provision ENGINE_BUSY", "2 8 destroy ok A", "10 11 get ENGINE_NOT_FOUND"},
 		"a destroy that joins another":               {"1 2 provision ok A k1", "3 9 destroy ok A", "4 8 destroy ok A", "10 11 get ENGINE_NOT_FOUND"},
 		"a stop whose end nobody saw, then a start":  {"1 2 provision ok A k1", "3 4 stop STOP_UNCONFIRMED", "5 6 get running A k1", "7 8 get stopped A k1", "9 10 start ok"},
 		"an engine_id that changed while it was new": {"1 9 provision ok B k1", "2 3 get provisioning A", "4 5 get provisioning B", "10 11 get running B k1"},

@@ -24,6 +24,7 @@ type injector struct {
 
 	backup    []byte // what Consul was, for a restore
 	strangers *strangers
+	crowd     *crowd
 
 	mu      sync.Mutex
 	down    map[devstack.Component]bool // killed by a fault, and not started again yet
@@ -99,6 +100,12 @@ func (in *injector) begin(ctx context.Context, how string, targets []string) err
 		return in.settle(targets[0])
 	case "reboot":
 		return in.reboot(targets[0])
+	case "crowd":
+		return in.gather(ctx, targets[0])
+	case "failover":
+		return in.failOver()
+	case "fill":
+		return in.fill()
 	}
 	for _, t := range targets {
 		c := devstack.Component(t)
@@ -125,6 +132,13 @@ func (in *injector) end(ctx context.Context, how string, targets []string) error
 		return in.restore(ctx)
 	case "strangers":
 		return in.leave()
+	case "crowd":
+		return in.disperse(targets[0])
+	case "failover":
+		in.rig.spare.Halt()
+		return nil
+	case "fill":
+		return in.empty()
 	}
 	for _, t := range targets {
 		c := devstack.Component(t)

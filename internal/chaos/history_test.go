@@ -46,6 +46,7 @@ type answer struct {
 	key      string
 	state    string // of a GET
 	denial   string // of an admit; empty when admitted
+	again    bool   // it says when to call again (Retry-After)
 }
 
 // ok says that the call was answered with 2xx.

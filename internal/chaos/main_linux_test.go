@@ -22,7 +22,7 @@ var (
 	faultsFor = flag.Duration("chaos.for", 45*time.Second, "how long faults are injected")
 	// The gate repeats one plan, which has most kinds of faults; `make chaos` draws new ones.
 	seed     = flag.Uint64("chaos.seed", 5, "seed of the faults and the callers; 0: a new one")
-	keep     = flag.String("chaos.keep", "", "folder for all state and logs, which stay there")
+	keep     = flag.String("chaos.keep", "", "directory for all state and logs, which stay there")
 	raceOrch = flag.Bool("chaos.race", false, "build the service with the race detector")
 	other    = flag.String("chaos.orch", "", "the service's executable; empty: it is built from here")
 	only     = flag.String("chaos.only", "", "nothing but this fault, again and again, as in \"pause consul-client-3 for 6s\"; \"none\": none")

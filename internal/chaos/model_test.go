@@ -19,7 +19,7 @@ import (
 // way is seen by others. So it is two events: from its invocation on it *may*
 // take effect, as a background move of the state; its answer then says that it
 // did, or did not. A call without a definite answer keeps the right to take
-// effect, once, for ever. What the service does by itself (a crash noticed, an
+// effect, once, indefinitely. What the service does by itself (a crash noticed, an
 // auto-restart, sleep) is a background move too. A state of the checker is the
 // set of all states that the answers so far allow.
 
@@ -442,7 +442,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 		return rest, true // an error promises nothing about the state
 	}
 	switch c.answer.code {
-	case "ENGINE_BUSY": // also: cut short by a destroy
+	case "ENGINE_BUSY": // also: interrupted by a destroy
 		return rest, true
 	case "RATE_LIMITED":
 		return rest, p.stage == waiting

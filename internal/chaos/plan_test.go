@@ -10,7 +10,7 @@ import (
 
 // fault is one or two components taken away for a while.
 type fault struct {
-	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot or restore
+	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot, restore, crowd, failover or fill
 	targets []string
 	hold    time.Duration // until it is healed
 	rest    time.Duration // until the next one
@@ -39,6 +39,9 @@ var (
 		"nomad-client-0", "nomad-client-1", "nomad-client-2", "consul-client-0", "consul-client-1", "consul-client-2",
 		"consul-client-3", "consul-client-4", "vault", "postgres",
 	}
+	// crowdStores are what is paused under a crowd (crowds).
+	crowdStores = []string{"consul-client-3", "nomad-server-1", "vault"}
+
 	nodes = []string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}
 	hosts = []string{
 		"orch-0", "orch-1", "orch-0", "orch-1",
@@ -117,22 +120,28 @@ func random(rng *rand.Rand, between func(time.Duration, time.Duration) time.Dura
 	}
 	f := fault{rest: rest()}
 	switch d := rng.IntN(100); {
-	case d < 33:
+	case d < 28:
 		f.how, f.targets, f.hold = "kill", pick(processes, n), between(500*time.Millisecond, 5*time.Second)
-	case d < 51:
+	case d < 44:
 		f.how, f.targets, f.hold = "pause", pick(processes, n), between(time.Second, 6*time.Second)
-	case d < 69:
+	case d < 60:
 		f.how, f.targets, f.hold = "cut", pick(hosts, n), between(time.Second, 8*time.Second)
-	case d < 78:
+	case d < 68:
 		f.how, f.targets, f.hold = "part", pick(hosts, 2), between(2*time.Second, 8*time.Second)
-	case d < 84:
+	case d < 74:
 		f.how, f.targets, f.hold = "crash", []string{anyEngine}, time.Millisecond
-	case d < 88:
+	case d < 78:
 		f.how, f.targets, f.hold = "purge", []string{anyEngine}, time.Millisecond
-	case d < 91:
+	case d < 81:
 		f.how, f.targets, f.hold = "orphan", []string{anyEngine}, time.Millisecond
-	case d < 95:
+	case d < 85:
 		f.how, f.targets, f.hold = "strangers", pick(nodes, 1), between(3*time.Second, 8*time.Second)
+	case d < 90:
+		f.how, f.targets, f.hold = "crowd", pick(crowdStores, 1), between(7*time.Second, 12*time.Second)
+	case d < 93:
+		f.how, f.targets, f.hold = "failover", []string{"postgres"}, between(time.Second, 4*time.Second)
+	case d < 95:
+		f.how, f.targets, f.hold = "fill", []string{"postgres"}, between(2*time.Second, 5*time.Second)
 	default:
 		f.how, f.targets, f.hold = "reboot", pick(nodes, 1), between(time.Second, 5*time.Second)
 	}

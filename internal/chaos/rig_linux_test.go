@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +24,10 @@ const (
 	prefix     = "chaos/"
 	deployment = "chaos"
 	replicas   = 2
+	// diskMiB is the size of the disk of the audit log's database.
+	diskMiB = 512
+	// crowded is the product whose callers all come at once.
+	crowded = "crowded"
 	// idle is when the engines of one product fall asleep.
 	idle = 3 * time.Second
 )
@@ -34,7 +40,9 @@ func replicaName(i int) devstack.Component { return devstack.Component(fmt.Sprin
 // rig is everything under test.
 type rig struct {
 	*devstack.Cluster
-	pg       *testpg.Server
+	pg       *testpg.Server                // the one that takes writes
+	spare    *testpg.Server                // its standby during a failover
+	disk     string                        // that both write to; nothing else does
 	urls     map[devstack.Component]string // of the replicas
 	products []*product
 	http     *http.Client
@@ -101,7 +109,7 @@ func startRig(ctx context.Context, t *testing.T) *rig {
 	r := &rig{Cluster: cluster, urls: map[devstack.Component]string{}, http: newHTTP()}
 	t.Cleanup(r.http.CloseIdleConnections)
 	r.startDatabase(t)
-	database, err := r.pg.Database()
+	database, err := r.database()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,11 +136,53 @@ func (r *rig) startDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if r.disk, err = os.MkdirTemp("", "orch-chaos-disk-"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", r.disk, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=755", diskMiB)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(syscall.Unmount(r.disk, syscall.MNT_DETACH), os.Remove(r.disk)); err != nil {
+			t.Error(err)
+		}
+	})
+	outside, set := os.LookupEnv("TMPDIR")
+	_ = os.Setenv("TMPDIR", r.disk) // where servers make their directories
+	defer func() {
+		_ = os.Unsetenv("TMPDIR")
+		if set {
+			_ = os.Setenv("TMPDIR", outside)
+		}
+	}()
 	r.pg, err = testpg.NewOn(addr, func(start func() error) error { return r.Network.On(host, start) })
-	t.Cleanup(r.pg.Stop)
+	t.Cleanup(func() { r.pg.Stop() })
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.spare, err = r.pg.Spare()
+	t.Cleanup(func() { r.spare.Stop() })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// database makes an empty database, and returns the URL that names both servers.
+func (r *rig) database() (string, error) {
+	address, err := r.pg.Database()
+	if err != nil {
+		return "", err
+	}
+	both, err := url.Parse(address)
+	if err != nil {
+		return "", err
+	}
+	spare, err := url.Parse(r.spare.URL(""))
+	if err != nil {
+		return "", err
+	}
+	both.Host += "," + spare.Host
+	return both.String(), nil
 }
 
 // settings are the environment of one replica. It has a Consul agent of its own,
@@ -177,7 +227,7 @@ func (r *rig) awaitReplicas(ctx context.Context) error {
 }
 
 // register makes the products: one without limits, one that is often full, one
-// whose engines fall asleep.
+// whose engines fall asleep, and one that may have none.
 func (r *rig) register(ctx context.Context, t *testing.T) {
 	t.Helper()
 	c := &client.Client{BaseURL: r.urls[replicaName(0)], AdminKey: adminKey, HTTP: r.http}
@@ -189,6 +239,7 @@ func (r *rig) register(ctx context.Context, t *testing.T) {
 		{"plenty", 0, client.Policy{}},
 		{"scarce", 4, client.Policy{MaxEngines: new(4)}},
 		{"sleepy", 0, client.Policy{IdleTimeoutS: new(int(idle.Seconds()))}},
+		{crowded, 0, client.Policy{MaxEngines: new(0)}},
 	} {
 		made, err := c.RegisterProduct(ctx, p.slug, "Product "+p.slug, &p.policy)
 		if err != nil {

@@ -68,8 +68,8 @@ func (t *truth) problems(ctx context.Context) ([]string, error) {
 			bad("quota of %s is %d, it has %d rows", product, n, count[product])
 		}
 	}
-	for id := range before.graves {
-		bad("grave of engine %s, and every node is back", id)
+	for id := range before.unreachable {
+		bad("unreachable volume of engine %s, and every node is back", id)
 	}
 	for _, look := range []func(context.Context, *snapshot, func(string, ...any)) error{t.jobs, t.processes, t.volumes, t.variables, t.keys} {
 		if err := look(ctx, before, bad); err != nil {

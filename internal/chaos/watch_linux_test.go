@@ -32,14 +32,14 @@ type snapshot struct {
 	rows  map[string]*registry.Engine // by engine_id
 	ids   map[string]string           // engine-ids/
 	quota map[string]int              // by product_id
-	// pool and graves are the engine_ids of what waits for an engine, and of
+	// pool and unreachable are the engine_ids of what waits for an engine, and of
 	// volumes that wait for their node.
-	pool, graves map[string]bool
-	lead         string // the leading replica's id
+	pool, unreachable map[string]bool
+	lead              string // the leading replica's id
 }
 
 // known says whether something of an engine_id may be there.
-func (s *snapshot) known(id string) bool { return s.rows[id] != nil || s.pool[id] || s.graves[id] }
+func (s *snapshot) known(id string) bool { return s.rows[id] != nil || s.pool[id] || s.unreachable[id] }
 
 // watcher looks at the registry all the time: it checks what must hold at every
 // moment, and measures.
@@ -127,7 +127,7 @@ func (w *watcher) look(ctx context.Context) (*snapshot, error) {
 
 func read(pairs consul.KVPairs) (*snapshot, error) {
 	s := &snapshot{
-		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{}, pool: map[string]bool{}, graves: map[string]bool{},
+		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{}, pool: map[string]bool{}, unreachable: map[string]bool{},
 	}
 	for _, p := range pairs {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(p.Key, prefix), "/")
@@ -148,7 +148,7 @@ func read(pairs consul.KVPairs) (*snapshot, error) {
 		case "pool": // volumes and, warm, engines
 			s.pool[path.Base(rest)] = true
 		case "graves":
-			s.graves[rest] = true
+			s.unreachable[rest] = true
 		case "leader":
 			if p.Session != "" {
 				s.lead = string(p.Value)

@@ -155,7 +155,7 @@ func (w *workload) do(ctx context.Context, p *product, c *call, replica int) *cl
 	var bad *client.Error
 	switch {
 	case errors.As(err, &bad):
-		c.answer.status, c.answer.code, c.answer.err = bad.Status, string(bad.Code), bad.Message
+		c.answer.status, c.answer.code, c.answer.err, c.answer.again = bad.Status, string(bad.Code), bad.Message, bad.RetryAfter > 0
 	case err != nil:
 		c.answer.status, c.answer.err = 0, err.Error()
 	case c.kind == provision || c.kind == admit || c.kind == get:

@@ -45,7 +45,7 @@ type Config struct {
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of an engine whose product names none (required); with raw_exec a file name in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec; mock_driver, which only development builds of Nomad have, runs nothing and is for measurements of scale"`
-	EngineBinDir   string   `env:"ORCH_ENGINE_BIN_DIR" desc:"folder of engine executables on every node (required with raw_exec)"`
+	EngineBinDir   string   `env:"ORCH_ENGINE_BIN_DIR" desc:"directory of engine executables on every node (required with raw_exec)"`
 	PinImages      bool     `env:"ORCH_ENGINE_PIN_IMAGES" envDefault:"true" desc:"with docker, an image is resolved to a digest when an engine is made, and that digest is started from then on; false: its tag is started each time, whatever that means on the engine's node"`
 	EngineJobFile  string   `env:"ORCH_ENGINE_JOB_FILE" desc:"Nomad job file of an engine; default: the one built in"`
 	EngineCPUMHz   int      `env:"ORCH_ENGINE_CPU_MHZ" envDefault:"100" desc:"CPU of an engine whose policy says nothing, in MHz"`

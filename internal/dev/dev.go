@@ -1,5 +1,5 @@
 // Package dev runs the whole system on one machine: real agents, the service,
-// a demo product. It is what `orch dev` and `orch demo` are made of.
+// a demo product. It is what `orch-dev dev` and `orch-dev demo` are made of.
 package dev
 
 import (
@@ -190,7 +190,7 @@ func (s *System) Stop() error {
 	return errors.Join(errs...)
 }
 
-// engineDir is the folder of this executable, where the reference engine is.
+// engineDir is the directory of this executable, where the reference engine is.
 func engineDir() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -198,7 +198,7 @@ func engineDir() (string, error) {
 	}
 	dir := filepath.Dir(self)
 	if _, err := os.Stat(filepath.Join(dir, engineName)); err != nil {
-		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch", engineName, filepath.Base(self))
+		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch-dev", engineName, filepath.Base(self))
 	}
 	return dir, nil
 }

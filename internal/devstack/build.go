@@ -51,7 +51,7 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 		return "", err
 	}
 	target := filepath.Join(f.cache, t.buildName())
-	// A folder of its own: a build whose parent was killed goes on writing.
+	// A directory of its own: a build whose parent was killed goes on writing.
 	tmpDir, err := os.MkdirTemp(f.cache, ".tmp-"+t.name+"-")
 	if err != nil {
 		return "", err

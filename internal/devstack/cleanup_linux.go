@@ -21,7 +21,7 @@ import (
 // dockerTimeout bounds the removal of a stack's containers.
 const dockerTimeout = 5 * time.Second
 
-// cleanUp removes everything of a stack outside its folder: processes,
+// cleanUp removes everything of a stack outside its directory: processes,
 // containers, mounts, cgroups. It may be called again, and by another process
 // than the one that started the stack; it needs no agent to be alive.
 func cleanUp(id identity) error {
@@ -88,7 +88,7 @@ func unmountUnder(dir string) error {
 }
 
 // removeContainers removes the docker containers of this stack's allocations and
-// no others: those whose label names an allocation with a folder here, or that
+// no others: those whose label names an allocation with a directory here, or that
 // mount something from here.
 func removeContainers(id identity) error {
 	ctx, cancel := context.WithTimeout(context.Background(), dockerTimeout)
@@ -149,7 +149,7 @@ func removeContainers(id identity) error {
 	return errors.Join(errs...)
 }
 
-// allocationIDs are the allocations with a folder below dir, of all its nodes.
+// allocationIDs are the allocations with a directory below dir, of all its nodes.
 func allocationIDs(dir string) map[string]bool {
 	ids := map[string]bool{}
 	paths, _ := filepath.Glob(filepath.Join(dir, "*", "alloc", "*-*-*-*-*"))

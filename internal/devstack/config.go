@@ -1,6 +1,6 @@
 // Package devstack starts real Nomad, Consul and Vault agents on loopback, for
-// `orch dev` and for the tests, and leaves nothing behind: no process, mount,
-// container, cgroup or temporary folder, also when the parent is killed. Stacks
+// `orch-dev dev` and for the tests, and leaves nothing behind: no process, mount,
+// container, cgroup or temporary directory, also when the parent is killed. Stacks
 // live side by side. Linux only, as root or as an ordinary user.
 package devstack
 
@@ -16,11 +16,11 @@ import (
 )
 
 // Config is what a stack is made of. The zero value is a stack with one node,
-// without docker, on free ports, in a temporary folder.
+// without docker, on free ports, in a temporary directory.
 type Config struct {
 	// Dir holds all state and logs. It is wiped by Start (only if an earlier stack
 	// made it, or if it is empty) and removed by Stop unless Keep is set. Empty: a
-	// fresh temporary folder. Nomad puts Unix sockets below it (a path of at most
+	// fresh temporary directory. Nomad puts Unix sockets below it (a path of at most
 	// 107 bytes), so keep it short.
 	Dir string
 	// Keep leaves Dir with the logs in place at Stop.
@@ -64,7 +64,7 @@ type Ports struct {
 	Nomad, Consul, Vault int
 }
 
-// The environment variables that move the fixed ports of `orch dev`.
+// The environment variables that move the fixed ports of `orch-dev dev`.
 const (
 	EnvNomadPort  = "ORCH_DEV_NOMAD_PORT"
 	EnvConsulPort = "ORCH_DEV_CONSUL_PORT"
@@ -157,7 +157,7 @@ func (c *Config) validate() error {
 	}
 	if c.CatalogDir != "" {
 		if st, err := os.Stat(c.CatalogDir); err != nil || !st.IsDir() {
-			bad("CatalogDir %q is not a folder", c.CatalogDir)
+			bad("CatalogDir %q is not a directory", c.CatalogDir)
 		}
 	}
 	return errors.Join(errs...)

@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childEnv makes the test binary start a stack in the folder it names, run a task
+// childEnv makes the test binary start a stack in the directory it names, run a task
 // and wait to be killed.
 const childEnv = "DEVSTACK_TEST_CHILD"
 
@@ -92,7 +92,7 @@ func leftovers(id identity) string {
 	left = append(left, mountsUnder(id.Dir)...)
 	left = append(left, cgroupDirs(id)...)
 	if _, err := os.Stat(id.Dir); err == nil && !id.Keep {
-		left = append(left, "folder "+id.Dir)
+		left = append(left, "directory "+id.Dir)
 	}
 	return strings.Join(left, ", ")
 }

@@ -35,7 +35,7 @@ type process struct {
 
 // stackProcesses finds every process of the stack but this one. A process is of
 // the stack when it has the stack's id in its environment, when its allocation
-// lies below the stack's folder, or when it is in one of the stack's cgroups.
+// lies below the stack's directory, or when it is in one of the stack's cgroups.
 // The command line does not count: somebody may be reading one of the logs.
 func stackProcesses(id identity) []process {
 	inCgroup := cgroupMembers(id)

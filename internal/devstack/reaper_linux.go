@@ -92,8 +92,8 @@ func reap(spec string, parent io.Reader) error {
 	}
 	_, _ = io.Copy(io.Discard, parent)
 	awaitDeath(id.PID) // it closes the pipe before it gives up the lock
-	// The lock shows a next stack in this folder that it has to wait for us. Is
-	// that one faster, the folder is its own: only processes are left to do.
+	// The lock shows a next stack in this directory that it has to wait for us. Is
+	// that one faster, the directory is its own: only processes are left to do.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	path := filepath.Join(id.Dir, markerName)

@@ -11,7 +11,7 @@ import (
 )
 
 // A killed parent: the reaper cleans up. Is the reaper killed with it, the next
-// stack in the same folder does.
+// stack in the same directory does.
 func TestParentKilled(t *testing.T) {
 	t.Run("Reaper", func(t *testing.T) {
 		cmd, report := startChild(t)
@@ -50,8 +50,8 @@ func TestParentKilled(t *testing.T) {
 	})
 }
 
-// wantGone fails for each folder that there still is: those of tasks' cgroups are
-// known only as long as the stack's own folder is there.
+// wantGone fails for each directory that there still is: those of tasks' cgroups are
+// known only as long as the stack's own directory is there.
 func wantGone(t *testing.T, dirs []string) {
 	t.Helper()
 	for _, dir := range dirs {

@@ -33,7 +33,7 @@ type nomadNode struct {
 }
 
 // nomadTemplate. The settings that are not plain addresses, and why:
-//   - template retries 0 (for ever): otherwise a client kills its tasks after some
+//   - template retries 0 (indefinitely): otherwise a client kills its tasks after some
 //     minutes without Vault or a server; DESIGN §3.
 //   - heartbeat: TTL 5 to 10 s and 10 s of grace, so a dead node is seen after at
 //     most 20 s; after a leader change 30 s, not 5 minutes.
@@ -289,7 +289,7 @@ func (n consulNode) render(path string) error {
 	return os.WriteFile(path, append(text, '\n'), 0o600)
 }
 
-// render writes Vault's configuration file and makes its folder.
+// render writes Vault's configuration file and makes its directory.
 func (n vaultNode) render(path string) error {
 	storage, data := "file", filepath.Join(n.Dir, "data")
 	if n.Raft {

@@ -129,7 +129,7 @@ func (s *Stack) prepareEnv() error {
 	if len(s.Dir) <= longestSocketDir {
 		tmp := filepath.Join(s.Dir, "tmp")
 		if err := os.Mkdir(tmp, 0o1777); err != nil {
-			return fmt.Errorf("state folder: %w", err)
+			return fmt.Errorf("state directory: %w", err)
 		}
 		s.env = append(s.env, "TMPDIR="+tmp)
 	}
@@ -143,7 +143,7 @@ func (s *Stack) add(c Component, bin string, args ...string) *agent {
 	return a
 }
 
-// path is a file or folder of an agent below Dir.
+// path is a file or directory of an agent below Dir.
 func (s *Stack) path(c Component, ext string) string { return filepath.Join(s.Dir, string(c)+ext) }
 
 // nodeName is the name of the node that an agent of a Stack stands for.

@@ -60,7 +60,7 @@ type Stack struct {
 // It takes about 3 s; ctx bounds the start only, not the life of the stack.
 //
 // A failed start leaves nothing behind. The error is a *PortTakenError for a
-// taken port, and otherwise says what is wrong and what to do: the folder belongs
+// taken port, and otherwise says what is wrong and what to do: the directory belongs
 // to somebody else or to a running stack, a binary or the docker engine is
 // missing, an agent ended (with the end of its log).
 func Start(ctx context.Context, cfg Config) (*Stack, error) {
@@ -103,11 +103,11 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	return s, nil
 }
 
-// prepare takes what a stack owns, folder, ports, reaper, and configures its agents.
+// prepare takes what a stack owns, directory, ports, reaper, and configures its agents.
 func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *Stack, err error) {
 	if cfg.Dir == "" {
 		if cfg.Dir, err = os.MkdirTemp("", "orch-dev-"); err != nil {
-			return nil, fmt.Errorf("state folder: %w", err)
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
 	s := &Stack{cfg: cfg, Dir: cfg.Dir, log: cfg.Logger.Named("devstack"), agents: map[Component]*agent{}, urls: map[Component]string{}, names: map[Component]string{}}

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// markerName is the file that makes a folder ours: it names the stack in it, and
+// markerName is the file that makes a directory ours: it names the stack in it, and
 // the stack's process holds a lock on it for as long as it lives.
 const markerName = ".orch-devstack.json"
 
 // leftoversTimeout is how long Start waits for the reaper of a killed stack
-// before it says that the folder is in use.
+// before it says that the directory is in use.
 const leftoversTimeout = 20 * time.Second
 
 // identity is what clean-up needs to know about a stack; it stands in the marker
@@ -34,26 +34,26 @@ type identity struct {
 	KeyFile      string `json:",omitempty"`
 }
 
-// stateDir is the stack's folder, locked.
+// stateDir is the stack's directory, locked.
 type stateDir struct {
 	path   string
 	marker *os.File
 }
 
-// openState makes dir ours and empty: it refuses a folder that no stack made and
+// openState makes dir ours and empty: it refuses a directory that no stack made and
 // one whose stack still runs, and cleans up after a stack that was killed.
 func openState(ctx context.Context, dir string) (*stateDir, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("state folder: %w", err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	path := filepath.Join(dir, markerName)
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			return nil, fmt.Errorf("state folder: %w", err)
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
 		if len(entries) > 0 {
-			return nil, fmt.Errorf("%s is not empty and was not made by a stack, so it is not wiped: empty it or choose another folder", dir)
+			return nil, fmt.Errorf("%s is not empty and was not made by a stack, so it is not wiped: empty it or choose another directory", dir)
 		}
 	}
 	marker, err := lockMarker(ctx, path)
@@ -62,7 +62,7 @@ func openState(ctx context.Context, dir string) (*stateDir, error) {
 	}
 	s := &stateDir{path: dir, marker: marker}
 	if old, err := readMarker(path); err == nil && old.ID != "" {
-		old.Dir = dir // the folder may have been moved since
+		old.Dir = dir // the directory may have been moved since
 		if err := cleanUp(old); err != nil {
 			s.close()
 			return nil, fmt.Errorf("clearing what an earlier stack left in %s: %w", dir, err)
@@ -81,14 +81,14 @@ func lockMarker(ctx context.Context, path string) (*os.File, error) {
 	defer cancel()
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-		if errors.Is(err, fs.ErrNotExist) { // a reaper just removed the whole folder
+		if errors.Is(err, fs.ErrNotExist) { // a reaper just removed the whole directory
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return nil, fmt.Errorf("state folder: %w", err)
+				return nil, fmt.Errorf("state directory: %w", err)
 			}
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("state folder: %w", err)
+			return nil, fmt.Errorf("state directory: %w", err)
 		}
 		lockErr := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if lockErr == nil && samePath(f, path) {
@@ -97,7 +97,7 @@ func lockMarker(ctx context.Context, path string) (*os.File, error) {
 		_ = f.Close()
 		holder, err := readMarker(path)
 		if lockErr != nil && err == nil && holder.PID > 0 && !zombie(holder.PID) {
-			return nil, fmt.Errorf("a stack is running in %s (process %d): end it first, or choose another folder", filepath.Dir(path), holder.PID)
+			return nil, fmt.Errorf("a stack is running in %s (process %d): end it first, or choose another directory", filepath.Dir(path), holder.PID)
 		}
 		select {
 		case <-ctx.Done():
@@ -140,7 +140,7 @@ func (s *stateDir) write(id identity) error {
 	return err
 }
 
-// remove deletes the folder; the marker goes last, under the lock.
+// remove deletes the directory; the marker goes last, under the lock.
 func (s *stateDir) remove() error {
 	if err := wipe(s.path, markerName); err != nil {
 		return err
@@ -172,14 +172,14 @@ func wipe(dir, keep string) error {
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("wiping the state folder: %w", err)
+		return fmt.Errorf("wiping the state directory: %w", err)
 	}
 	for _, e := range entries {
 		if e.Name() == keep {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("wiping the state folder: %w", err)
+			return fmt.Errorf("wiping the state directory: %w", err)
 		}
 	}
 	return nil

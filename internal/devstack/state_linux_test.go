@@ -71,7 +71,7 @@ func TestStartErrors(t *testing.T) {
 		_, err := Start(t.Context(), Config{Dir: dir, Binaries: bins})
 		wantError(t, err, "ended (exit status 3)", "no such flag")
 		if _, err := os.Stat(dir); err == nil {
-			t.Error("the state folder is still there")
+			t.Error("the state directory is still there")
 		}
 	})
 	t.Run("ErrMissingBinary", func(t *testing.T) {

@@ -113,7 +113,7 @@ func (f *finder) find(ctx context.Context, t tool) (string, error) {
 		return path, nil
 	}
 	if err := os.MkdirAll(f.cache, 0o755); err != nil {
-		return "", fmt.Errorf("cannot create the tool cache (set XDG_CACHE_HOME to a folder that can be written): %w", err)
+		return "", fmt.Errorf("cannot create the tool cache (set XDG_CACHE_HOME to a directory that can be written): %w", err)
 	}
 	unlock, err := lockFile(ctx, filepath.Join(f.cache, ".lock-"+t.name), func() {
 		f.opts.Progress(t.name + ": another process is getting it, waiting")
@@ -181,7 +181,7 @@ func cacheDir() (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return "", fmt.Errorf("no folder for the tool cache (set HOME or XDG_CACHE_HOME): %w", err)
+		return "", fmt.Errorf("no directory for the tool cache (set HOME or XDG_CACHE_HOME): %w", err)
 	}
 	return filepath.Join(home, ".cache", "orch", "bin"), nil
 }

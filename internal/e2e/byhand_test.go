@@ -115,7 +115,7 @@ func TestDeletedByHand(t *testing.T) {
 			t.Errorf("%s: %v", user, err)
 		}
 	}
-	if graves := r.graves(t); len(graves) > 0 {
-		t.Errorf("graves: %+v", graves)
+	if unreachable := r.unreachable(t); len(unreachable) > 0 {
+		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 }

@@ -48,8 +48,8 @@ var operations = []operation{
 	{"deleteProduct", "DELETE", "/products/{product}", "{}", admin},
 	{"planReconcile", "GET", "/reconcile", "", admin},
 	{"requestReconcile", "POST", "/reconcile", "{}", admin},
-	{"listGraves", "GET", "/graves", "", admin},
-	{"bury", "DELETE", "/graves/" + noProduct, "{}", admin},
+	{"listUnreachableVolumes", "GET", "/unreachable-volumes", "", admin},
+	{"forgetVolume", "DELETE", "/unreachable-volumes/" + noProduct, "{}", admin},
 	{"getRegistry", "GET", "/registry", "", admin},
 	{"planRecovery", "GET", "/registry/recover", "", admin},
 	{"recoverRegistry", "POST", "/registry/recover", "{}", admin},
@@ -198,8 +198,8 @@ func TestEveryOperationRefuses(t *testing.T) {
 		case strings.Contains(o.path, noProduct):
 			missing := "PRODUCT_NOT_FOUND"
 			switch o.id {
-			case "bury":
-				missing = "GRAVE_NOT_FOUND"
+			case "forgetVolume":
+				missing = "VOLUME_NOT_FOUND"
 			case "adopt", "discard":
 				missing = "QUARANTINE_NOT_FOUND"
 			}

@@ -109,7 +109,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	admin.fails(client.ErrProductNotFound, "product", "show", "nobody")
 	out, _ = admin.run(0, "status")
-	admin.shows(out, "Service", "nomad", "vault", "acme", "Pooled volumes", "Warm engines", "Graves")
+	admin.shows(out, "Service", "nomad", "vault", "acme", "Pooled volumes", "Warm engines", "Unreachable volumes")
 
 	// The product's backend makes an engine, while somebody watches.
 	product := &shell{t, orch, []string{"ORCH_URL=" + r.url, "ORCH_PLATFORM_KEY=" + made.PlatformAPIKey}}

@@ -91,7 +91,7 @@ func TestBackendRefuses(t *testing.T) {
 
 // TestSilentNode pauses the only node: a stop is carried out when it returns, a
 // start finds no room, and a destroyed engine frees its user_id and its place at
-// once, while its volume waits as a grave.
+// once, while its volume is listed as unreachable.
 func TestSilentNode(t *testing.T) {
 	t.Parallel()
 	stack := ownStack(t)
@@ -135,20 +135,20 @@ func TestSilentNode(t *testing.T) {
 	wantCode(t, second(c.Engine(ctx, "destroyed")), 404, "ENGINE_NOT_FOUND")
 	// Its place is free: what is missing is a node.
 	wantCode(t, second(c.Provision(ctx, "next", "")), 503, "CAPACITY_EXHAUSTED")
-	if st, err := statusOf(ctx, theAdmin); err != nil || *st.Graves != 1 || st.Total != 2 {
+	if st, err := statusOf(ctx, theAdmin); err != nil || *st.UnreachableVolumes != 1 || st.Total != 2 {
 		t.Errorf("the admin's status is %+v, %v", st, err)
 	}
 
 	if err := resume(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 90*time.Second, "the node is back, the stop carried out, the grave empty", func() error {
+	eventually(t, 90*time.Second, "the node is back, the stop carried out, the unreachable volume deleted", func() error {
 		got, err := c.Engine(ctx, "running")
 		if err != nil || got.Status != "stopped" {
 			return fmt.Errorf("%+v, %w", got, err)
 		}
 		st, err := statusOf(ctx, theAdmin)
-		if err != nil || *st.Graves != 0 {
+		if err != nil || *st.UnreachableVolumes != 0 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}
 		return nil

@@ -16,16 +16,24 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/fault"
 )
 
-var orchBinary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(filepath.Dir(binDir), "orch")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/septemberai/orch/cmd/orch").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build orch: %w\n%s", err, out)
+// orchBinary is the service as it is shipped; faultyBinary has fault points.
+var (
+	orchBinary   = sync.OnceValues(func() (string, error) { return buildOrch("orch") })
+	faultyBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch-faulty", "-tags", fault.Tag) })
+)
+
+func buildOrch(name string, flags ...string) (string, error) {
+	path := filepath.Join(filepath.Dir(binDir), name)
+	build := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), "github.com/septemberai/orch/cmd/orch")...)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return path, nil
-})
+}
 
 // startProcess runs `orch server` as a process of its own, to be killed; env
 // adds to or replaces its configuration.

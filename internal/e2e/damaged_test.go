@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// rubbish is what a write leaves that was cut short.
+// rubbish is what a write leaves that was interrupted.
 const rubbish = `{"trunc`
 
 // damage is one deployment whose registry is damaged key by key.
@@ -133,7 +133,7 @@ func (d *damage) life(ctx context.Context) error {
 // adminReads makes the calls of the admin that look at everything.
 func (d *damage) adminReads(t *testing.T) {
 	t.Helper()
-	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listGraves", "getRegistry", "providerKeys"} {
+	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listUnreachableVolumes", "getRegistry", "providerKeys"} {
 		i := slices.IndexFunc(operations, func(o operation) bool { return o.id == id })
 		o := operations[i]
 		o.key = admin

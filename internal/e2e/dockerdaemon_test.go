@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -184,8 +185,8 @@ func (d *stranded) endsWell(users ...string) {
 func (d *stranded) cleared(user string) {
 	d.t.Helper()
 	eventually(d.t, time.Minute, "nothing is left of "+user, func() error {
-		if graves, left := d.r.graves(d.t), d.s.traces(d.id(user)); len(graves)+len(left) > 0 {
-			return fmt.Errorf("graves %+v, %v", graves, left)
+		if unreachable, left := d.r.unreachable(d.t), d.s.traces(d.id(user)); len(unreachable)+len(left) > 0 {
+			return fmt.Errorf("unreachable volumes %+v, %v", unreachable, left)
 		}
 		return gone(d.path(user), true)
 	})
@@ -215,7 +216,7 @@ func TestDockerEndUnproven(t *testing.T) {
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("destroyed after %s", took)
 	}
-	if _, listed := d.r.graves(t)[d.id("doomed")]; !listed {
+	if _, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
 		t.Error("the volume of the process that lives is not listed")
 	}
 	if err := gone(d.path("doomed"), false); err != nil {
@@ -258,4 +259,57 @@ func TestDockerEndUnproven(t *testing.T) {
 	dd.start()
 	eligible(true)
 	d.endsWell("stop")
+}
+
+// TestDockerDaemonIsSaidToBeDown: while it is down, whoever asks for a process hears of
+// that and not of room, nothing is changed, and all works when it is back.
+func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	dd, d := newContained(t, false, "daemon-down/", "on", "off")
+	ctx := t.Context()
+	if _, err := d.c.Stop(ctx, "off"); err != nil {
+		t.Fatal(err)
+	}
+	dd.end(syscall.SIGTERM)
+	// Until Nomad knows, a start fails of its node's driver.
+	eventually(t, time.Minute, "Nomad knows that the driver is away", func() error {
+		err := second(d.c.Start(ctx, "off"))
+		var refused *client.Error
+		switch {
+		case !errors.As(err, &refused) || strings.Contains(refused.Message, "missing drivers"):
+			t.Fatalf("started: %v", err)
+		case refused.Code == "ENGINE_BOOT_FAILED":
+			awaitEngine(t, d.c, "off", "failed", "driver_error", time.Second)
+			if _, err := d.c.Stop(ctx, "off"); err != nil {
+				t.Fatal(err)
+			}
+			return err
+		}
+		return nil
+	})
+	refused := wantCode(t, second(d.c.Start(ctx, "off")), 503, "CAPACITY_EXHAUSTED")
+	if !strings.Contains(refused.Message, "docker daemon is down") || strings.Contains(refused.Message, "missing drivers") || strings.Contains(refused.Message, "no room") {
+		t.Errorf("a start is told %q", refused.Message)
+	}
+	awaitEngine(t, d.c, "off", "stopped", "", time.Second)
+	refused = wantCode(t, second(d.c.Provision(ctx, "new", "")), 503, "CAPACITY_EXHAUSTED")
+	if !strings.Contains(refused.Message, "docker daemon is down") {
+		t.Errorf("a provision is told %q", refused.Message)
+	}
+	wantCode(t, second(d.c.Engine(ctx, "new")), 404, "ENGINE_NOT_FOUND")
+	awaitEngine(t, d.c, "on", "failed", "", 30*time.Second) // but while it is tried again
+	if status, err := d.c.Status(ctx); err != nil || status.ByStatus["running"] != 0 || status.ByStatus["stopped"] != 1 || status.Total != 2 {
+		t.Errorf("the status is %+v, %v", status, err)
+	}
+
+	dd.start()
+	d.works("on")
+	eventually(t, time.Minute, "a provision finds the driver again", func() error { return second(d.c.Provision(ctx, "new", "")) })
+	eventually(t, time.Minute, "a start finds the driver again", func() error { return second(d.c.Start(ctx, "off")) })
+	d.works("off")
+	if _, err := d.c.Destroy(ctx, "new"); err != nil {
+		t.Error(err)
+	}
+	d.endsWell("on", "off")
 }

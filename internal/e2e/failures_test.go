@@ -89,6 +89,36 @@ func TestBootFailureIsSaidAtOnce(t *testing.T) {
 	}
 }
 
+// TestOutOfMemory: an engine that the kernel ends at its memory limit says so, whenever
+// that is.
+func TestOutOfMemory(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	r := startService(t, shared, docker.with(nil))
+	c, ctx := r.product(t, anyImage), t.Context()
+	refused := wantCode(t, second(c.Provision(ctx, "boots", docker.image("eat-memory"))), 502, "ENGINE_BOOT_FAILED")
+	if !strings.Contains(refused.Message, "memory limit") {
+		t.Errorf("it is told %q", refused.Message)
+	}
+	awaitEngine(t, c, "boots", "failed", "out_of_memory", time.Second)
+	if e, err := c.Engine(ctx, "boots"); err != nil || e.LastOperation == nil || !strings.Contains(e.LastOperation.Message, "memory limit") {
+		t.Errorf("its last operation is %+v, %v", e.LastOperation, err)
+	}
+	if _, err := c.Provision(ctx, "runs", docker.image("eat-memory-3s")); err != nil {
+		t.Fatal(err)
+	}
+	awaitEngine(t, c, "runs", "failed", "out_of_memory", 30*time.Second)
+	entries, _ := auditLog(t, c, "?action=health_failed&user_id=runs")
+	if len(entries) == 0 || entries[len(entries)-1].Metadata["reason"] != "out_of_memory" {
+		t.Errorf("the audit log has %+v", entries)
+	}
+	for _, user := range []string{"boots", "runs"} {
+		if _, err := c.Destroy(ctx, user); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestPortExhaustion runs two nodes with two ports each: the fifth engine has
 // no port anywhere, and Nomad says so.
 func TestPortExhaustion(t *testing.T) { eachDriver(t, testPortExhaustion) }

@@ -122,7 +122,7 @@ func testPoolPoints(t *testing.T) {
 	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
 		t.Fatal(err)
 	}
-	whole("the pool is whole after a volume was deleted by hand")
+	whole("the pool is whole after a volume was deleted manually")
 	entry = discarded
 	// Its volume is empty and nobody's: what removes orphans may have it.
 	if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {

@@ -173,7 +173,7 @@ var scenarios = map[string]scenario{
 	}},
 }
 
-// dropVariable removes the hash of the engine's key by hand: a start writes it
+// dropVariable removes the hash of the engine's key manually: a start writes it
 // only where it is missing.
 func (l *lane) dropVariable() {
 	if _, err := l.s.nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
@@ -567,11 +567,11 @@ func (s *stores) started(allocID string) (at int64) {
 	return at
 }
 
-// scale sets the count of an engine's job by hand and waits until that is so.
+// scale sets the count of an engine's job manually and waits until that is so.
 func (s *stores) scale(engineID string, count int) {
 	s.t.Helper()
 	name := "engine-" + engineID
-	if _, _, err := s.nomad.Jobs().Scale(name, "engine", &count, "by hand", false, nil, nil); err != nil {
+	if _, _, err := s.nomad.Jobs().Scale(name, "engine", &count, "manually", false, nil, nil); err != nil {
 		s.t.Fatal(err)
 	}
 	eventually(s.t, 60*time.Second, "the hand's scaling", func() error {

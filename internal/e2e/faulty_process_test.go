@@ -26,7 +26,7 @@ type faulty struct {
 // what is armed, "kill POINT" or "pause POINT", may keep it from that.
 func startFaulty(t *testing.T, prefix, database, armed string, env ...string) *faulty {
 	t.Helper()
-	orch, err := orchBinary()
+	orch, err := faultyBinary()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -170,7 +170,7 @@ func TestServiceGivesUp(t *testing.T) {
 		t.Fatalf("admit: %+v, %v", a, err)
 	}
 	if got, err := c.Start(t.Context(), "u"); err != nil || got.Status != "running" {
-		t.Fatalf("start by hand: %+v, %v", got, err)
+		t.Fatalf("start manually: %+v, %v", got, err)
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Fatal(err)
@@ -359,7 +359,7 @@ func TestNodeDown(t *testing.T) {
 		t.Error("the destroyed engine is still told")
 	}
 	if got := s.census(prefix); got["graves/"] != 1 || got["quota"] != 3 {
-		t.Errorf("got %v, want one grave and three engines", got)
+		t.Errorf("got %v, want one unreachable volume and three engines", got)
 	}
 	if err := stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
@@ -378,7 +378,7 @@ func TestNodeDown(t *testing.T) {
 	if err := export(t, rolled, rolled.APIKey).knows("before rotated"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 90*time.Second, "the grave is empty", func() error {
+	eventually(t, 90*time.Second, "the unreachable volume is deleted", func() error {
 		if left := s.traces(engines["destroyed"].EngineID); len(left) > 0 {
 			return fmt.Errorf("left: %v", left)
 		}

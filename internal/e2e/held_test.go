@@ -54,7 +54,7 @@ func TestVolumeHeldByAForeignJob(t *testing.T) {
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("destroyed after %s", took)
 	}
-	if g, listed := r.graves(t)[e.EngineID]; !listed || !strings.Contains(g.Why, name) {
+	if g, listed := r.unreachable(t)[e.EngineID]; !listed || !strings.Contains(g.Why, name) {
 		t.Errorf("listed: %t, %+v", listed, g)
 	}
 	if _, err := c.Provision(ctx, "u", ""); err != nil {
@@ -69,8 +69,8 @@ func TestVolumeHeldByAForeignJob(t *testing.T) {
 		}
 		return nil
 	})
-	if graves := r.graves(t); len(graves) > 0 {
-		t.Errorf("graves: %+v", graves)
+	if unreachable := r.unreachable(t); len(unreachable) > 0 {
+		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)

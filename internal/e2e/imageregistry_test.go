@@ -3,10 +3,14 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -95,6 +99,21 @@ func (g *imageRegistry) image(tag string) string { return g.addr + "/engine:" + 
 func (g *imageRegistry) push(tag, name string) string {
 	g.t.Helper()
 	g.tag(tag, name)
+	return g.upload(tag)
+}
+
+// pushNew gives a tag a new image of the reference engine with a switch.
+func (g *imageRegistry) pushNew(tag, name string) {
+	g.t.Helper()
+	build := exec.Command("sh", "../../cmd/reference-engine/build-image.sh", g.image(tag)+"="+name)
+	if out, err := build.CombinedOutput(); err != nil {
+		g.t.Fatalf("build the image: %v: %s", err, out)
+	}
+	g.upload(tag)
+}
+
+func (g *imageRegistry) upload(tag string) string {
+	g.t.Helper()
 	dockerCommand(g.t, "push", "-q", g.image(tag))
 	dockerCommand(g.t, "rmi", g.image(tag)) // nodes have to pull it
 	header, err := g.call(http.MethodHead, "/v2/engine/manifests/"+tag)
@@ -125,4 +144,26 @@ func dockerCommand(t *testing.T, args ...string) string {
 		t.Fatalf("docker %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// slowly is the address of a proxy to the registry that hands out no layer until let is
+// called.
+func (g *imageRegistry) slowly() (addr string, let func()) {
+	g.t.Helper()
+	held := make(chan struct{})
+	let = sync.OnceFunc(func() { close(held) })
+	to := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: g.addr})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			select {
+			case <-held:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		to.ServeHTTP(w, r)
+	}))
+	g.t.Cleanup(s.Close)
+	g.t.Cleanup(let)
+	return s.Listener.Addr().String(), let
 }

@@ -155,6 +155,39 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	g.isPinned(t, b, "t", v2)
 }
 
+// TestImageIsPulledSlowly: a boot whose image is still being pulled at its deadline says
+// that, and a start goes on with what is there by then.
+func TestImageIsPulledSlowly(t *testing.T) {
+	needRegistry(t)
+	t.Parallel()
+	g := startRegistry(t)
+	g.pushNew("slow", "v7") // nodes have nothing of it
+	addr, let := g.slowly()
+	image := addr + "/engine:slow"
+	r := startService(t, shared, docker.with(map[string]string{"ORCH_BOOT_TIMEOUT_S": "15"}))
+	c, ctx := r.product(t, anyImage), t.Context()
+	refused := wantCode(t, second(c.Provision(ctx, "u", image)), 504, "BOOT_TIMEOUT")
+	if !strings.Contains(refused.Message, "still pulling its image") || !strings.Contains(refused.Message, "Downloading image") {
+		t.Errorf("a provision is told %q", refused.Message)
+	}
+	awaitEngine(t, c, "u", "failed", "image_pull", time.Second)
+	// Nomad does not break a pull off.
+	refused = wantCode(t, second(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
+	if !strings.Contains(refused.Message, "still pulling its image") {
+		t.Errorf("a start is told %q", refused.Message)
+	}
+	awaitEngine(t, c, "u", "failed", "image_pull", time.Second)
+	let()
+	eventually(t, time.Minute, "it starts", func() error { return second(c.Start(ctx, "u")) })
+	e := awaitEngine(t, c, "u", "running", "", time.Second)
+	if got := runs(t, e, e.APIKey); got != "v7" {
+		t.Errorf("it runs %q", got)
+	}
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestImageOnNodesOnly starts images that no registry has, or that has none: by their
 // tag, with one warning each, until they can be resolved.
 func TestImageOnNodesOnly(t *testing.T) {

@@ -18,18 +18,18 @@ import (
 )
 
 // loseAnswer is a way to the shared Consul that drops the answer of one write, after it
-// was done: of the next one of the row of the user u whose operation is of the stored kind.
-func loseAnswer(t *testing.T) (way string, kind *atomic.Value) {
+// was done: of the next one with a value that is of what is stored.
+func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way string, what *atomic.Value) {
 	t.Helper()
-	kind = new(atomic.Value)
-	kind.Store("")
+	what = new(atomic.Value)
+	what.Store("")
 	consul, err := url.Parse(shared.ConsulAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
 	return consulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
-		lose, _ := kind.Load().(string)
+		lose, _ := what.Load().(string)
 		if lose == "" || r.URL.Path != "/v1/txn" {
 			return false
 		}
@@ -41,20 +41,22 @@ func loseAnswer(t *testing.T) (way string, kind *atomic.Value) {
 		var ops []struct{ KV struct{ Value []byte } }
 		_ = json.Unmarshal(body, &ops) // else nothing is found in it
 		for _, op := range ops {
-			if bytes.Contains(op.KV.Value, []byte(`"user_id":"u"`)) && bytes.Contains(op.KV.Value, []byte(fmt.Sprintf(`"kind":%q`, lose))) && kind.CompareAndSwap(lose, "") {
+			if of(op.KV.Value, lose) && what.CompareAndSwap(lose, "") {
 				proxy.ServeHTTP(httptest.NewRecorder(), r)
 				panic(http.ErrAbortHandler)
 			}
 		}
 		return false
-	}), kind
+	}), what
 }
 
 // TestLostAnswerIsAudited: the write that begins an operation is done, and its answer is
 // lost. The caller cannot be told, and the audit row says how the operation ended.
 func TestLostAnswerIsAudited(t *testing.T) {
 	t.Parallel()
-	way, lose := loseAnswer(t)
+	way, lose := loseAnswer(t, func(row []byte, kind string) bool {
+		return bytes.Contains(row, []byte(`"user_id":"u"`)) && bytes.Contains(row, []byte(fmt.Sprintf(`"kind":%q`, kind)))
+	})
 	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_WARM_POOL": "1"})
 	s, ctx := openStores(t, shared), t.Context()
 	c := r.product(t, nil)
@@ -96,5 +98,42 @@ func TestLostAnswerIsAudited(t *testing.T) {
 		if _, err := c.Destroy(ctx, "u"); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLostAnswerOfProductIsAudited: the same of the changes of a product.
+func TestLostAnswerOfProductIsAudited(t *testing.T) {
+	t.Parallel()
+	way, lose := loseAnswer(t, func(row []byte, slug string) bool { return bytes.Contains(row, []byte(fmt.Sprintf(`"slug":%q`, slug))) })
+	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way})
+	ctx, c := t.Context(), &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	const slug = "lost-answers"
+	var productID string
+	for _, tc := range []struct {
+		action string
+		call   func() error
+	}{
+		{"product_register", func() error { return second(c.RegisterProduct(ctx, slug, "Lost", nil)) }},
+		{"policy_update", func() error { return second(c.SetPolicy(ctx, productID, client.Policy{MaxEngines: new(7)})) }},
+		{"platform_key_rotate", func() error { return second(c.RotatePlatformKey(ctx, productID, 0)) }},
+	} {
+		lose.Store(slug)
+		e := wantCode(t, tc.call(), 503, "BACKEND_UNAVAILABLE")
+		eventually(t, 30*time.Second, tc.action+" is audited as done", func() error {
+			rows, _ := auditLog(t, c, "?action="+tc.action)
+			for _, row := range rows {
+				if row.RequestID == e.RequestID && row.Outcome != "interrupted" {
+					if row.Outcome != "ok" {
+						t.Fatalf("audit row %+v of a change that was made", row)
+					}
+					productID = row.ProductID
+					return nil
+				}
+			}
+			return fmt.Errorf("audit rows %+v", rows)
+		})
+	}
+	if err := c.DeleteProduct(ctx, productID); err != nil {
+		t.Error(err)
 	}
 }

@@ -108,18 +108,18 @@ func gone(path string, want bool) error {
 	return nil
 }
 
-// graves are the engine_ids of all graves.
-func (r *replica) graves(t *testing.T) map[string]client.Grave {
+// unreachable are the engine_ids of all unreachable volumes.
+func (r *replica) unreachable(t *testing.T) map[string]client.UnreachableVolume {
 	t.Helper()
-	list, err := r.admin().Graves(t.Context())
+	list, err := r.admin().UnreachableVolumes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	graves := map[string]client.Grave{}
-	for _, g := range list.Graves {
-		graves[g.EngineID] = g
+	unreachable := map[string]client.UnreachableVolume{}
+	for _, g := range list.UnreachableVolumes {
+		unreachable[g.EngineID] = g
 	}
-	return graves
+	return unreachable
 }
 
 // stranded is a deployment with an engine per user, each of which knows its user's
@@ -180,7 +180,7 @@ func (d *stranded) destroyed(user string) {
 		d.t.Fatalf("destroy of %s: %v", user, err)
 	}
 	if err := gone(d.path(user), true); err != nil {
-		d.t.Errorf("%s: %v; graves %+v", user, err, d.r.graves(d.t))
+		d.t.Errorf("%s: %v; unreachable volumes %+v", user, err, d.r.unreachable(d.t))
 	}
 	if left := d.s.traces(d.id(user)); len(left) > 0 {
 		d.t.Errorf("left of %s: %v", user, left)
@@ -239,8 +239,8 @@ func TestNomadServersLost(t *testing.T) {
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil { // its user may begin anew
 		t.Fatal(err)
 	}
-	if g, listed := d.r.graves(t)[d.id("doomed")]; !listed || g.VolumePath != d.path("doomed") {
-		t.Errorf("the grave is %+v, listed %t", g, listed)
+	if g, listed := d.r.unreachable(t)[d.id("doomed")]; !listed || g.VolumePath != d.path("doomed") {
+		t.Errorf("the unreachable volume is %+v, listed %t", g, listed)
 	}
 	wantCode(t, second(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
 	for _, user := range []string{"running", "stopping", "doomed"} {
@@ -263,8 +263,8 @@ func TestNomadServersLost(t *testing.T) {
 	if err := d.stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	if g, listed := d.r.graves(t)[d.id("doomed")]; !listed {
-		t.Errorf("the grave is not listed: %+v", g)
+	if g, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
+		t.Errorf("the unreachable volume is not listed: %+v", g)
 	}
 	d.adopt(node, node, client.NodeAdoption{Adopted: 3, Cleared: 1})
 	if again, err := d.r.admin().AdoptNode(ctx, "", node, false); err != nil || again.Adopted+again.Left+again.Cleared+len(again.Failed) > 0 {
@@ -273,8 +273,8 @@ func TestNomadServersLost(t *testing.T) {
 	if err := gone(d.path("doomed"), true); err != nil {
 		t.Error(err)
 	}
-	if graves := d.r.graves(t); len(graves) > 0 {
-		t.Errorf("graves: %+v", graves)
+	if unreachable := d.r.unreachable(t); len(unreachable) > 0 {
+		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 	d.runs("running")
 	for _, user := range []string{"stopping", "stopped"} {
@@ -400,8 +400,8 @@ func TestNomadClientLost(t *testing.T) {
 			t.Errorf("%s has %d processes", user, n)
 		}
 	}
-	if _, listed := d.r.graves(t)[d.id("doomed")]; !listed {
-		t.Error("the grave is not listed")
+	if _, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
+		t.Error("the unreachable volume is not listed")
 	}
 	wantCode(t, second(d.r.admin().AdoptNode(ctx, node, old, false)), 400, "INVALID_REQUEST")
 	// A call that is cut before it has named the volumes in the rows is gone on with.
@@ -436,8 +436,8 @@ func TestNomadClientLost(t *testing.T) {
 	for _, user := range []string{"running", "stopped"} {
 		d.destroyed(user)
 	}
-	if graves := d.r.graves(t); len(graves) > 0 {
-		t.Errorf("graves: %+v", graves)
+	if unreachable := d.r.unreachable(t); len(unreachable) > 0 {
+		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -139,10 +138,9 @@ func TestOrchJob(t *testing.T) {
 // as a process, with engines as processes.
 func orchJobArgs(t *testing.T, port string) []string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "orch")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/septemberai/orch/cmd/orch")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build orch: %v\n%s", err, out)
+	binary, err := orchBinary()
+	if err != nil {
+		t.Fatal(err)
 	}
 	settings, err := json.Marshal(map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": binDir,

@@ -279,6 +279,36 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// TestPausedIsResized: a paused engine whose policy gives it other resources by the time
+// that it is woken gets them, by a process of its own.
+func TestPausedIsResized(t *testing.T) {
+	needDocker(t)
+	t.Parallel()
+	const prefix = "pause-resized/"
+	r := pauseService(t, prefix, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	p, ctx := newPausable(t, r, prefix, ""), t.Context()
+	p.freezes()
+	memory, cpu := 48, 12
+	products, err := r.admin().Products(ctx)
+	if err != nil || len(products.Products) != 1 {
+		t.Fatalf("%+v, %v", products, err)
+	}
+	of := products.Products[0]
+	of.Policy.MemoryMB, of.Policy.CPUMHz = &memory, &cpu
+	if _, err := r.admin().SetPolicy(ctx, of.ProductID, of.Policy); err != nil {
+		t.Fatal(err)
+	}
+	p.startsAnew()
+	if has := p.row().Resources; has.MemoryMB != memory || has.CPUMHz != cpu {
+		t.Errorf("its row has %+v", has)
+	}
+	if h := inspect(t, p.e).HostConfig; h.Memory != int64(memory)<<20 {
+		t.Errorf("its container has %d bytes of memory", h.Memory)
+	}
+	p.freezes()
+	p.wakes() // nothing has changed since
+}
+
 // exits returns how the container of the engine ends: docker's word for the exit
 // code of its process.
 func (p *pausable) exits() (code func() string) {

@@ -308,8 +308,8 @@ func TestPausedLeader(t *testing.T) {
 		t.Fatalf("leader %q, %v", first, err)
 	}
 	// The volume of a destroyed engine on a node that may come back.
-	grave := &consul.KVPair{Key: prefix + "graves/buried", Value: []byte(`{"engine_id":"buried","node_id":"away","volume_id":"v"}`)}
-	if _, err := s.consul.KV().Put(grave, nil); err != nil {
+	volume := &consul.KVPair{Key: prefix + "graves/forgotten", Value: []byte(`{"engine_id":"forgotten","node_id":"away","volume_id":"v"}`)}
+	if _, err := s.consul.KV().Put(volume, nil); err != nil {
 		t.Fatal(err)
 	}
 	b := startFaulty(t, prefix, database, "")
@@ -357,10 +357,10 @@ func TestPausedLeader(t *testing.T) {
 	if now, err := s.leader(prefix); err != nil || now != second {
 		t.Errorf("the leader is %q, %v; it was %q", now, err, second)
 	}
-	if pair, _, err := s.consul.KV().Get(grave.Key, nil); err != nil || pair == nil {
-		t.Errorf("the grave is %v, %v", pair, err)
+	if pair, _, err := s.consul.KV().Get(volume.Key, nil); err != nil || pair == nil {
+		t.Errorf("the unreachable volume is %v, %v", pair, err)
 	}
-	if _, err := s.consul.KV().Delete(grave.Key, nil); err != nil {
+	if _, err := s.consul.KV().Delete(volume.Key, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.disagreement(prefix, e.EngineID[:6]); err != nil {

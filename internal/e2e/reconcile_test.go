@@ -56,7 +56,7 @@ func (r *replica) planned(t *testing.T, engineID string) []string {
 	return acts
 }
 
-// stray makes, by hand, a job with a process, a volume and a variable under an
+// stray makes, manually, a job with a process, a volume and a variable under an
 // engine_id that no row has, modelled on an engine that there is. They are of the
 // deployment of a name and an id.
 func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID string) {
@@ -235,7 +235,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		t.Fatalf("something was removed although a list is unreadable: left are %v", left)
 	}
 	plan, err := r.admin().PlanReconcile(ctx)
-	if err != nil || !slices.Equal(plan.Incomplete, []string{"graves"}) {
+	if err != nil || !slices.Equal(plan.Incomplete, []string{"unreachable_volumes"}) {
 		t.Fatalf("the dry run says %+v, %v", plan, err)
 	}
 	refused.Store(false)
@@ -454,20 +454,20 @@ func TestReconcileCorrects(t *testing.T) {
 			t.Errorf("a pass would %v", acts)
 		}
 	})
-	t.Run("Graves", func(t *testing.T) {
+	t.Run("UnreachableVolumes", func(t *testing.T) {
 		id, lost := engineIDOf(e.EngineID[:6]), "00000000-0000-4000-8000-000000000000"
 		put("graves/"+id, `{"engine_id": "`+id+`", "node_id": "`+lost+`", "volume_id": "`+lost+`"}`)
-		graves, err := admin.Graves(ctx)
-		if err != nil || len(graves.Graves) != 1 || graves.Graves[0].EngineID != id || !graves.Graves[0].NodeSilent {
-			t.Fatalf("%+v, %v", graves, err)
+		unreachable, err := admin.UnreachableVolumes(ctx)
+		if err != nil || len(unreachable.UnreachableVolumes) != 1 || unreachable.UnreachableVolumes[0].EngineID != id || !unreachable.UnreachableVolumes[0].NodeSilent {
+			t.Fatalf("%+v, %v", unreachable, err)
 		}
-		wantCode(t, admin.Bury(ctx, e.EngineID), 404, "GRAVE_NOT_FOUND")
-		if err := admin.Bury(ctx, id); err != nil {
+		wantCode(t, admin.ForgetVolume(ctx, e.EngineID), 404, "VOLUME_NOT_FOUND")
+		if err := admin.ForgetVolume(ctx, id); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, admin.Bury(ctx, id), 404, "GRAVE_NOT_FOUND")
-		if graves, err := admin.Graves(ctx); err != nil || len(graves.Graves) > 0 {
-			t.Fatalf("%+v, %v", graves, err)
+		wantCode(t, admin.ForgetVolume(ctx, id), 404, "VOLUME_NOT_FOUND")
+		if unreachable, err := admin.UnreachableVolumes(ctx); err != nil || len(unreachable.UnreachableVolumes) > 0 {
+			t.Fatalf("%+v, %v", unreachable, err)
 		}
 		for _, row := range r.audited(t, "orphan_removed") {
 			if row.EngineID == id && row.Actor == "admin" && row.Outcome == "ok" {

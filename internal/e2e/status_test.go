@@ -14,12 +14,12 @@ import (
 
 // fleetStatus is GET /status as products see it, and the admin.
 type fleetStatus struct {
-	Total         int
-	ByStatus      map[string]int `json:"by_status"`
-	Health        string
-	Unhealthy     int `json:"unhealthy_count"`
-	Graves        *int
-	PooledVolumes *int `json:"pooled_volumes"`
+	Total              int
+	ByStatus           map[string]int `json:"by_status"`
+	Health             string
+	Unhealthy          int  `json:"unhealthy_count"`
+	UnreachableVolumes *int `json:"unreachable_volumes"`
+	PooledVolumes      *int `json:"pooled_volumes"`
 }
 
 func statusOf(ctx context.Context, c *client.Client) (st fleetStatus, err error) {
@@ -41,9 +41,9 @@ func TestStatusOfTheWholeService(t *testing.T) {
 		}
 	}
 	wantCode(t, second(two.Provision(ctx, "bad", "reference-engine.exit-at-start")), 502, "ENGINE_BOOT_FAILED")
-	// A grave on a node that no cluster has stays.
-	grave := `{"engine_id": "gone", "node_id": "no-such-node", "volume_id": "v"}`
-	if _, err := openStores(t, shared).consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(grave)}, nil); err != nil {
+	// An unreachable volume on a node that no cluster has stays.
+	volume := `{"engine_id": "gone", "node_id": "no-such-node", "volume_id": "v"}`
+	if _, err := openStores(t, shared).consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(volume)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 60*time.Second, "the volume pool is full", func() error {
@@ -55,11 +55,11 @@ func TestStatusOfTheWholeService(t *testing.T) {
 	})
 	st, err := statusOf(ctx, admin)
 	if err != nil || st.Total != 3 || len(st.ByStatus) != 6 || st.ByStatus["running"] != 2 || st.ByStatus["failed"] != 1 ||
-		st.Health != "critical" || st.Unhealthy != 1 || st.Graves == nil || *st.Graves != 1 {
+		st.Health != "critical" || st.Unhealthy != 1 || st.UnreachableVolumes == nil || *st.UnreachableVolumes != 1 {
 		t.Errorf("the admin's status is %+v, %v", st, err)
 	}
 	for c, want := range map[*client.Client]int{one: 1, two: 2} {
-		if st, err := statusOf(ctx, c); err != nil || st.Total != want || st.Graves != nil || st.PooledVolumes != nil {
+		if st, err := statusOf(ctx, c); err != nil || st.Total != want || st.UnreachableVolumes != nil || st.PooledVolumes != nil {
 			t.Errorf("a product's status is %+v, %v, want %d engines", st, err, want)
 		}
 	}

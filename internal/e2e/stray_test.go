@@ -49,7 +49,7 @@ func TestStrayOperation(t *testing.T) {
 }
 
 // TestDestroyThatNobodyAnswers: a destroy waits for the word of a replica whose
-// operation it cut short, and that replica does not run it, as when its word was
+// operation it interrupted, and that replica does not run it, as when its word was
 // lost with its session; or it was itself the one to take the destroy over.
 func TestDestroyThatNobodyAnswers(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,14 +15,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	consul "github.com/hashicorp/consul/api"
+
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/devstack"
 )
 
-// versionBefore is the last commit of the version that knew no second witness.
-const versionBefore = "b901afa07f1420e1679f03adfedae6f9c4a4c63c"
+// The last commits of versions that are updated from.
+const (
+	withoutWitness = "b901afa07f1420e1679f03adfedae6f9c4a4c63c" // it knew no second witness
+	withOldNames   = "af24aeda91dfb11afac9b88182ee8fa7a09b743b" // it called unreachable volumes graves
+)
 
-// buildBefore builds the version before this one from the repository's history.
-func buildBefore(t *testing.T) string {
+// buildBefore builds the version of a commit from the repository's history.
+func buildBefore(t *testing.T, versionBefore string) string {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -52,12 +60,61 @@ func buildBefore(t *testing.T) string {
 	return binary
 }
 
+// before is a server of an earlier version.
+type before struct {
+	*client.Client // as the admin
+	cmd            *exec.Cmd
+	ended          chan struct{}
+}
+
+// startBefore starts a server of an earlier version and waits until it is ready.
+func startBefore(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *before {
+	t.Helper()
+	mount, token := mountOf(t, stack, prefix)
+	addr, log := freeAddr(t), &logBuffer{}
+	b := &before{Client: &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}, cmd: exec.Command(binary, "server"), ended: make(chan struct{})}
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	b.cmd.Stderr = log
+	b.cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine",
+		"ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver", "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VAULT_MOUNT=" + mount,
+		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=3", "ORCH_DATABASE_URL=" + database,
+		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token,
+	}, env...)
+	if err := b.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = b.cmd.Wait(); close(b.ended) }()
+	t.Cleanup(func() {
+		_ = b.cmd.Process.Kill()
+		<-b.ended
+		if t.Failed() {
+			t.Logf("log of the version before:\n%s", tail(log.String(), 3000))
+		}
+	})
+	eventually(t, 60*time.Second, "the version before is ready", func() error { return b.Ready(t.Context()) })
+	return b
+}
+
+// stop has it finish what is in flight and end.
+func (b *before) stop(t *testing.T) {
+	t.Helper()
+	if err := b.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-b.ended:
+	case <-time.After(2 * time.Minute):
+		t.Fatal("the version before does not end")
+	}
+}
+
 // A rolling update from the version before, under load: engines that it made keep
 // their process, key and memory, are given their witnesses, and come back like all
 // others when the registry is lost after that.
 func TestRollingUpdate(t *testing.T) {
 	t.Parallel()
-	before := buildBefore(t)
+	binary := buildBefore(t, withoutWitness)
 	p := newPast(t, map[string]string{"ORCH_WARM_POOL": "1"})
 	prefix, ctx := p.vars["ORCH_CONSUL_PREFIX"], t.Context()
 	// All that the new version made goes: the old one begins.
@@ -68,38 +125,13 @@ func TestRollingUpdate(t *testing.T) {
 	if _, err := p.s.vault.Logical().Delete(mountName(prefix) + "/metadata/deployment"); err != nil {
 		t.Fatal(err)
 	}
-	_, token := mountOf(t, p.stack, prefix)
-	addr := freeAddr(t)
-	old := exec.Command(before, "server")
-	old.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	log := &logBuffer{}
-	old.Stderr = log
-	old.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine",
-		"ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver", "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VAULT_MOUNT=" + mountName(prefix), "ORCH_WARM_POOL=1",
-		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=3", "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
-		"NOMAD_ADDR=" + p.stack.NomadAddr, "CONSUL_HTTP_ADDR=" + p.stack.ConsulAddr, "VAULT_ADDR=" + p.stack.VaultAddr, "VAULT_TOKEN=" + token,
-	}
-	if err := old.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { _ = old.Wait(); close(ended) }()
-	t.Cleanup(func() {
-		_ = old.Process.Kill()
-		<-ended
-		if t.Failed() {
-			t.Logf("log of the version before:\n%s", tail(log.String(), 3000))
-		}
-	})
-	at := &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}
-	eventually(t, 60*time.Second, "the version before is ready", func() error { return at.Ready(ctx) })
-	made, err := at.RegisterProduct(ctx, "one", "One", nil)
+	old := startBefore(t, binary, p.stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "ORCH_WARM_POOL=1")
+	made, err := old.RegisterProduct(ctx, "one", "One", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: at.BaseURL, PlatformKey: made.PlatformAPIKey}
-	p.r.url = at.BaseURL
+	c := &client.Client{BaseURL: old.BaseURL, PlatformKey: made.PlatformAPIKey}
+	p.r.url = old.BaseURL
 	for _, user := range []string{"a", "b", "stopped"} {
 		p.provision(c, "one", user)
 	}
@@ -115,7 +147,7 @@ func TestRollingUpdate(t *testing.T) {
 	defer func() { enough(); load.Wait() }()
 	var served, wrong atomic.Int64
 	var url atomic.Value
-	url.Store(at.BaseURL)
+	url.Store(old.BaseURL)
 	load.Go(func() {
 		for i := 0; loading.Err() == nil; i++ {
 			user := []string{"a", "b", fmt.Sprint("made-", i%5)}[i%3]
@@ -147,14 +179,7 @@ func TestRollingUpdate(t *testing.T) {
 		}
 		return nil
 	})
-	if err := old.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-ended:
-	case <-time.After(2 * time.Minute):
-		t.Fatal("the version before does not end")
-	}
+	old.stop(t)
 	eventually(t, 60*time.Second, "every engine has its witnesses", func() error {
 		rows, err := p.s.engines(prefix)
 		if err != nil {
@@ -197,4 +222,80 @@ func TestRollingUpdate(t *testing.T) {
 	}
 	p.r = startService(t, p.stack, p.vars)
 	p.whole()
+}
+
+// A rolling update from the version that called unreachable volumes graves: each
+// version reads and forgets what the other one lists, and what the old one wrote
+// into the audit log is read.
+func TestRollingUpdateOfNames(t *testing.T) {
+	t.Parallel()
+	binary := buildBefore(t, withOldNames)
+	const prefix = "names/"
+	ctx, s := t.Context(), openStores(t, shared)
+	database := "sqlite://" + filepath.Join(t.TempDir(), "audit.db")
+	old := startBefore(t, binary, shared, prefix, database)
+	made, err := old.RegisterProduct(ctx, "names", "Names", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client.Client{BaseURL: old.BaseURL, PlatformKey: made.PlatformAPIKey}
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remember(t, e, e.APIKey, "before the update")
+	for _, id := range []string{"one", "two", "three"} { // destroyed engines of a lost node
+		value := `{"engine_id": "` + id + `", "node_id": "lost", "volume_id": "v", "product_id": "` + made.ProductID + `", "user_id": "gone"}`
+		if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "graves/" + id, Value: []byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	undocumented := *old.Client // the document has no graves
+	undocumented.HTTP = &http.Client{}
+	if err := undocumented.Do(ctx, http.MethodDelete, "/graves/one", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix}) // beside the old one
+	list, err := r.admin().UnreachableVolumes(ctx)
+	if err != nil || list.Total != 2 {
+		t.Errorf("the new version lists %+v, %v", list, err)
+	}
+	if err := r.admin().ForgetVolume(ctx, "two"); err != nil {
+		t.Error(err)
+	}
+	var graves struct {
+		Graves []client.UnreachableVolume `json:"graves"`
+	}
+	if err := undocumented.Do(ctx, http.MethodGet, "/graves", nil, &graves); err != nil || len(graves.Graves) != 1 || graves.Graves[0].EngineID != "three" {
+		t.Errorf("the version before lists %+v, %v", graves, err)
+	}
+	old.stop(t)
+	r.stop()
+
+	r = startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_DATABASE_URL": database})
+	if err := r.admin().ForgetVolume(ctx, "three"); err != nil {
+		t.Error(err)
+	}
+	if left, _, err := s.consul.KV().Keys(prefix+"graves/", "", nil); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	what := map[string]any{}
+	for row, err := range r.admin().AllAudit(ctx, client.AuditFilter{Action: "orphan_removed"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		what[row.EngineID] = row.Metadata["what"]
+	}
+	if diff := cmp.Diff(map[string]any{"one": []any{"grave"}, "three": []any{"unreachable_volume"}}, what); diff != "" {
+		t.Errorf("the audit log has (-want +got):\n%s", diff)
+	}
+	c.BaseURL = r.url
+	got, err := c.Engine(ctx, "u")
+	if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if err := export(t, got, e.APIKey).knows("before the update"); err != nil {
+		t.Error(err)
+	}
 }

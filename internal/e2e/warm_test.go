@@ -281,8 +281,8 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	}
 }
 
-// Where nodes are full, warm engines give way to users' engines: to provisions of
-// another kind and to starts, for memory and for ports.
+// Where nodes are full, warm engines are preempted by users' engines: by provisions of
+// another kind and by starts, for memory and for ports.
 func TestWarmEnginesGiveWay(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -323,7 +323,7 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 			}
 			for _, row := range r.audited(t, "provision") {
 				if row.Outcome != "ok" && row.Actor != "system" {
-					t.Errorf("a provision for which others gave way is audited as %+v", row)
+					t.Errorf("a provision for which others were preempted is audited as %+v", row)
 				}
 			}
 			// A start needs its own node, and the last warm engine goes.

@@ -1,48 +1,60 @@
-package fault
+package fault_test
 
 import (
 	"errors"
-	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/septemberai/orch/internal/fault"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(Variable) != "" {
-		if err := Arm(os.Getenv(Variable)); err != nil {
-			os.Exit(2)
-		}
-		Hit("another")
-		Hit("here")
-		Hit("here")
-		os.Exit(7)
+// build builds testdata/points with the flags.
+func build(t *testing.T, flags ...string) (executable string) {
+	t.Helper()
+	executable = filepath.Join(t.TempDir(), "points")
+	args := append(append([]string{"build", "-o", executable}, flags...), "./testdata/points")
+	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
+		t.Fatalf("go %v: %v\n%s", args, err, out)
 	}
-	goleak.VerifyTestMain(m)
+	return executable
 }
 
-func command(t *testing.T, spec string) *exec.Cmd {
+func command(t *testing.T, executable, spec string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	// The race detector sleeps for a second before it lets a process end.
-	cmd.Env = []string{Variable + "=" + spec, "GORACE=atexit_sleep_ms=0"}
+	cmd := exec.CommandContext(t.Context(), executable)
+	cmd.Env = []string{fault.Variable + "=" + spec}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 
+func killed(s syscall.WaitStatus) bool { return s.Signaled() && s.Signal() == syscall.SIGKILL }
+
+func exited(code int) func(syscall.WaitStatus) bool {
+	return func(s syscall.WaitStatus) bool { return s.Exited() && s.ExitStatus() == code }
+}
+
+// The points do what is armed in an executable with the tag, and nothing in one
+// without it, which does not even look at the variable.
 func TestHit(t *testing.T) {
-	for spec, want := range map[string]func(syscall.WaitStatus) bool{
-		"kill here":    func(s syscall.WaitStatus) bool { return s.Signaled() && s.Signal() == syscall.SIGKILL },
-		"kill nowhere": func(s syscall.WaitStatus) bool { return s.ExitStatus() == 7 },
-		"kill":         func(s syscall.WaitStatus) bool { return s.ExitStatus() == 2 },
-		"maim here":    func(s syscall.WaitStatus) bool { return s.ExitStatus() == 2 },
+	tagged, shipped := build(t, "-tags", fault.Tag), build(t)
+	for name, tc := range map[string]struct {
+		executable, spec string
+		want             func(syscall.WaitStatus) bool
+	}{
+		"Kill":           {tagged, "kill here", killed},
+		"AnotherPoint":   {tagged, "kill nowhere", exited(7)},
+		"Unarmed":        {tagged, "", exited(7)},
+		"NoPoint":        {tagged, "kill", exited(2)},
+		"UnknownWay":     {tagged, "maim here", exited(2)},
+		"ShippedKill":    {shipped, "kill here", exited(7)},
+		"ShippedMistake": {shipped, "maim here", exited(7)},
 	} {
-		t.Run(spec, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			var exit *exec.ExitError
-			if err := command(t, spec).Run(); !errors.As(err, &exit) || !want(exit.Sys().(syscall.WaitStatus)) {
+			if err := command(t, tc.executable, tc.spec).Run(); !errors.As(err, &exit) || !tc.want(exit.Sys().(syscall.WaitStatus)) {
 				t.Errorf("the process ended with %v", err)
 			}
 		})
@@ -51,7 +63,7 @@ func TestHit(t *testing.T) {
 
 // A paused process goes on where it was, and is not paused again.
 func TestPause(t *testing.T) {
-	cmd := command(t, "pause here")
+	cmd := command(t, build(t, "-tags", fault.Tag), "pause here")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -68,11 +80,4 @@ func TestPause(t *testing.T) {
 	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 7 {
 		t.Errorf("the process ended with %v", err)
 	}
-}
-
-func TestUnarmed(t *testing.T) {
-	if err := Arm(""); err != nil {
-		t.Fatal(err)
-	}
-	Hit("here")
 }

@@ -41,12 +41,17 @@ func silent(ctx context.Context, err error) bool {
 	return errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout()
 }
 
-// circuit knows whether a store answers. It is opened by a call that had no answer in
+// Circuit knows whether a store answers. It is opened by a call that had no answer in
 // its time, where no other call had one since that began, and closed by the next
-// answer.
-type circuit struct {
-	ping    func(context.Context) error
-	changed func(away bool)
+// answer. Nil never opens.
+type Circuit struct {
+	ping          func(context.Context) error
+	changed       func(away bool)
+	every, within time.Duration
+
+	base   context.Context // of the questions; ends with Close
+	cancel context.CancelFunc
+	asking sync.WaitGroup
 
 	mu       sync.Mutex
 	answered time.Time     // the last answer of any kind
@@ -54,8 +59,20 @@ type circuit struct {
 	ended    bool
 }
 
-// pass returns nil when a call may be sent, ErrAway or the context's error when not.
-func (c *circuit) pass(ctx context.Context) error {
+// NewCircuit returns the circuit of a store. While it is open the store is asked by ping
+// as often as every says, within that time limit: this many questions fit. changed is
+// told when it opens and when it closes. Close ends it.
+func NewCircuit(ping func(context.Context) error, changed func(away bool), every, within time.Duration) *Circuit {
+	c := &Circuit{ping: ping, changed: changed, every: every, within: within}
+	c.base, c.cancel = context.WithCancel(context.WithValue(context.Background(), probeKey{}, true))
+	return c
+}
+
+// Pass returns nil when a call may be sent, ErrAway or the context's error when not.
+func (c *Circuit) Pass(ctx context.Context) error {
+	if c == nil {
+		return nil
+	}
 	for {
 		c.mu.Lock()
 		back := c.back
@@ -74,9 +91,12 @@ func (c *circuit) pass(ctx context.Context) error {
 	}
 }
 
-// heard notes an answer. One that says that the store cannot do its work (5xx) shows
+// Heard notes an answer. One that says that the store cannot do its work (5xx) shows
 // that it is there, but not that it is again what it was.
-func (c *circuit) heard(good bool) {
+func (c *Circuit) Heard(good bool) {
+	if c == nil {
+		return
+	}
 	c.mu.Lock()
 	c.answered = time.Now()
 	closed := good && c.back != nil && !c.ended
@@ -90,14 +110,18 @@ func (c *circuit) heard(good bool) {
 	}
 }
 
-// open notes that a call which began at a moment had no answer. Where that means that
-// the store does not answer, watch is started, which is to ask it until it does.
-func (c *circuit) open(began time.Time, watch func(back <-chan struct{})) {
+// Silent notes that a call which began at a moment had no answer. Where that means that
+// the store does not answer, it is asked until it does.
+func (c *Circuit) Silent(began time.Time) {
+	if c == nil {
+		return
+	}
 	c.mu.Lock()
-	opened := c.ping != nil && c.back == nil && !c.ended && c.answered.Before(began)
+	opened := c.back == nil && !c.ended && c.answered.Before(began)
 	if opened {
-		c.back = make(chan struct{})
-		watch(c.back)
+		back := make(chan struct{})
+		c.back = back
+		c.asking.Go(func() { c.watch(back) })
 	}
 	c.mu.Unlock()
 	if opened {
@@ -105,31 +129,36 @@ func (c *circuit) open(began time.Time, watch func(back <-chan struct{})) {
 	}
 }
 
-// end keeps the circuit from being opened.
-func (c *circuit) end() {
+// Close ends the questions, and keeps the circuit from being opened.
+func (c *Circuit) Close() {
+	if c == nil {
+		return
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.ended = true
 	if c.back != nil {
 		close(c.back)
 		c.back = nil
 	}
+	c.mu.Unlock()
+	c.cancel()
+	c.asking.Wait()
 }
 
-// watch asks the store until it is back, or the link is closed.
-func (l *Link) watch(back <-chan struct{}) {
-	base, cancel := context.WithCancel(context.WithValue(l.base, probeKey{}, true))
-	tick := time.NewTicker(probeEvery)
+// watch asks the store until it is back, or the circuit is at its end.
+func (c *Circuit) watch(back <-chan struct{}) {
+	base, cancel := context.WithCancel(c.base)
+	tick := time.NewTicker(c.every)
 	defer tick.Stop()
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	defer cancel()
 	for {
 		asking.Go(func() {
-			ctx, cancel := context.WithTimeout(base, probeWithin)
+			ctx, cancel := context.WithTimeout(base, c.within)
 			defer cancel()
-			if l.circuit.ping(ctx) == nil {
-				l.circuit.heard(true)
+			if c.ping(ctx) == nil {
+				c.Heard(true)
 			}
 		})
 		select {

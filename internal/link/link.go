@@ -1,12 +1,11 @@
 // Package link is a replica's way to one store (Nomad, Consul, Vault): how many
 // connections it may have, what becomes of a connection that the store refused, and
-// what becomes of calls while the store does not answer.
+// what becomes of calls while the store does not answer (Circuit).
 package link
 
 import (
 	"context"
 	"net/http"
-	"sync"
 	"time"
 )
 
@@ -43,11 +42,7 @@ type Kind struct {
 type Link struct {
 	kind               Kind
 	short, long, probe *http.Transport
-	circuit            circuit
-
-	base   context.Context // ends with Close
-	cancel context.CancelFunc
-	probes sync.WaitGroup
+	circuit            *Circuit // nil until Watch
 }
 
 // New returns a link whose connections are made as those of t, which is not used
@@ -62,7 +57,6 @@ func New(kind Kind, t *http.Transport) *Link {
 	if kind.longConns > 0 {
 		l.long = of(kind.longConns)
 	}
-	l.base, l.cancel = context.WithCancel(context.Background())
 	return l
 }
 
@@ -70,7 +64,7 @@ func New(kind Kind, t *http.Transport) *Link {
 // asked through this link, and only while the store does not answer. It is to be called
 // before the first request.
 func (l *Link) Watch(ping func(context.Context) error, changed func(away bool)) {
-	l.circuit.ping, l.circuit.changed = ping, changed
+	l.circuit = NewCircuit(ping, changed, probeEvery, probeWithin)
 }
 
 // Name is the store's.
@@ -78,9 +72,7 @@ func (l *Link) Name() string { return l.kind.Name }
 
 // Close ends the link's own work and closes its idle connections.
 func (l *Link) Close() {
-	l.circuit.end()
-	l.cancel()
-	l.probes.Wait()
+	l.circuit.Close()
 	for _, t := range []*http.Transport{l.short, l.long, l.probe} {
 		if t != nil {
 			t.CloseIdleConnections()
@@ -95,7 +87,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	if probing(ctx) {
 		return l.probe.RoundTrip(req)
 	}
-	if err := l.circuit.pass(ctx); err != nil {
+	if err := l.circuit.Pass(ctx); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close()
 		}
@@ -111,7 +103,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 		return resp, err
 	}
 	if silent(ctx, err) && time.Since(began) >= minSilence {
-		l.circuit.open(began, func(back <-chan struct{}) { l.probes.Go(func() { l.watch(back) }) })
+		l.circuit.Silent(began)
 	}
 	return resp, err
 }

@@ -33,7 +33,7 @@ func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Respons
 		var at attempt
 		resp, err := transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, at.trace())))
 		if err == nil {
-			l.circuit.heard(resp.StatusCode < http.StatusInternalServerError)
+			l.circuit.Heard(resp.StatusCode < http.StatusInternalServerError)
 		}
 		if !at.refused(resp, err) || req.Body != nil && req.GetBody == nil {
 			return resp, err
@@ -41,7 +41,7 @@ func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Respons
 		if resp != nil {
 			_ = resp.Body.Close()
 		}
-		l.circuit.heard(false)
+		l.circuit.Heard(false)
 		if !pause(ctx, wait/2+rand.N(wait)) {
 			return nil, fmt.Errorf("%w: %w", errRefused, context.Cause(ctx))
 		}

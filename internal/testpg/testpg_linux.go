@@ -57,7 +57,7 @@ func needed(tb testing.TB, how string) {
 	tb.Skip(how)
 }
 
-// bin is the folder of the newest PostgreSQL, "" when there is none.
+// bin is the directory of the newest PostgreSQL, "" when there is none.
 func bin() string {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if len(found) == 0 {
@@ -90,24 +90,81 @@ func NewOn(host string, on func(start func() error) error) (*Server, error) {
 }
 
 // Standby makes another server on this host that follows s until [Server.Promote].
-func (s *Server) Standby() (_ *Server, err error) {
-	port, err := freePort()
+func (s *Server) Standby() (*Server, error) {
+	standby, err := s.Spare()
 	if err != nil {
-		return &Server{}, err
-	}
-	standby := &Server{bin: s.bin, host: s.host, port: port}
-	if err := standby.makeDir(); err != nil {
 		return standby, err
 	}
-	copied := standby.command("pg_basebackup", "-D", standby.data(), "-d", s.URL("postgres"), "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
-	if out, err := copied.CombinedOutput(); err != nil {
-		return standby, fmt.Errorf("pg_basebackup: %w: %s", err, out)
+	return standby, standby.Follow(s)
+}
+
+// Spare makes room for another server on this host; [Server.Follow] starts it.
+func (s *Server) Spare() (*Server, error) {
+	spare := &Server{bin: s.bin, host: s.host, port: s.port + 1, on: s.on}
+	if s.on == nil { // others may have that port
+		var err error
+		if spare.port, err = freePort(); err != nil {
+			return spare, err
+		}
 	}
-	return standby, standby.Start()
+	return spare, spare.makeDir()
+}
+
+// Follow makes a server that does not run the standby of another one, with nothing but
+// what that has.
+func (s *Server) Follow(primary *Server) error {
+	if err := os.RemoveAll(s.data()); err != nil {
+		return err
+	}
+	copied := s.command("pg_basebackup", "-D", s.data(), "-d", primary.URL("postgres"), "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+	if out, err := copied.CombinedOutput(); err != nil {
+		return fmt.Errorf("pg_basebackup: %w: %s", err, out)
+	}
+	return s.Start()
 }
 
 // Promote makes a standby a server that takes writes, and waits for that.
 func (s *Server) Promote() error { return s.Exec("SELECT pg_promote()") }
+
+// ReadOnly makes a server refuse writes, or take them again; it goes on with reads.
+func (s *Server) ReadOnly(is bool) error {
+	on := map[bool]string{true: "on", false: "off"}[is]
+	for _, statement := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on, "SELECT pg_reload_conf()"} {
+		if err := s.Exec(statement); err != nil {
+			return err
+		}
+	}
+	// A new session has it only after those that are there were told.
+	return s.until("current_setting('default_transaction_read_only') = '" + on + "'")
+}
+
+// FailOver promotes the standby of s once it has all that s wrote. s lives on, and takes
+// no writes.
+func (s *Server) FailOver(standby *Server) error {
+	if err := s.ReadOnly(true); err != nil {
+		return err
+	}
+	// What began before may still write.
+	if err := s.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"); err != nil {
+		return err
+	}
+	if err := s.until("NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND backend_xid IS NOT NULL)" +
+		" AND (SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication)"); err != nil {
+		return err
+	}
+	return standby.Promote()
+}
+
+// until waits until a condition holds that a new session sees.
+func (s *Server) until(condition string) error {
+	var err error
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if err = s.Exec("DO $$ BEGIN ASSERT (" + condition + "); END $$"); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("PostgreSQL does not come to %s: %w", condition, err)
+}
 
 // Exec runs a statement as the superuser.
 func (s *Server) Exec(statement string) error {
@@ -155,7 +212,7 @@ func newServer(s *Server) (_ *Server, err error) {
 		if err != nil {
 			return s, err
 		}
-		_, err = hba.WriteString("host all all samenet scram-sha-256\n")
+		_, err = hba.WriteString("host all,replication all samenet scram-sha-256\n")
 		if err := errors.Join(err, hba.Close()); err != nil {
 			return s, err
 		}

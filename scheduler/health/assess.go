@@ -18,7 +18,7 @@ type nodeState int
 
 const (
 	nodeUp     nodeState = iota
-	nodeShut             // it takes no placements: draining, or closed by hand
+	nodeShut             // it takes no placements: draining, or closed manually
 	nodeSilent           // the servers do not hear from it, or have forgotten it
 )
 

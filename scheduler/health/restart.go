@@ -20,7 +20,7 @@ func nextRestarts(b engine.Backoff, row *registry.Engine, now time.Time) *regist
 	return r
 }
 
-// giveUp leaves a failed engine to a start by hand.
+// giveUp leaves a failed engine to a manual start.
 func (m *Monitor) giveUp(ctx context.Context, row *registry.Engine) error {
 	row = row.Clone()
 	attempts := row.Restarts.Attempts

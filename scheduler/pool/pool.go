@@ -394,7 +394,7 @@ func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params
 		p.began(entry, id)
 	}
 	v, err := p.d.Nomad.Volume(ctx, id)
-	if errors.Is(err, cluster.ErrNotFound) { // deleted by hand: it is made anew
+	if errors.Is(err, cluster.ErrNotFound) { // deleted manually: it is made anew
 		p.began(entry, "")
 		return false, nil
 	}

@@ -108,7 +108,7 @@ func TestHandout(t *testing.T) {
 	h.claimed(third, now)
 	h.learn("", nil, now.Add(time.Hour))
 	if len(h.held) > 1 {
-		t.Errorf("kept for ever: %v", h.held)
+		t.Errorf("kept indefinitely: %v", h.held)
 	}
 }
 

@@ -74,7 +74,7 @@ func decodeMember(body []byte, name string) (any, error) {
 			return nil, fmt.Errorf("unknown field %.64q", key)
 		}
 		if found {
-			return nil, fmt.Errorf("%q stands there twice", name)
+			return nil, fmt.Errorf("%q is given twice", name)
 		}
 		found = true
 		if value, err = dec.Token(); err != nil {

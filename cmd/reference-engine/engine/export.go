@@ -16,7 +16,7 @@ type Memory struct {
 }
 
 // ProcessRun is one process that had this brain. EndedAt is nil while it runs,
-// and for ever if it was killed. In a container the PID says little (it is 1),
+// and indefinitely if it was killed. In a container the PID says little (it is 1),
 // Host is the container's id then.
 type ProcessRun struct {
 	ID        int64      `json:"id"`

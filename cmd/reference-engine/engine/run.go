@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -56,6 +58,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Sig
 	defer lock.Close() // the kernel would do it too
 	if !wait(ctx, sw.SlowBoot) {
 		return nil
+	}
+	if sw.EatMemory == 0 {
+		eatMemory()
 	}
 	var ln net.Listener
 	if !sw.NeverListen {
@@ -108,6 +113,10 @@ func (s *server) serve(ctx context.Context, ln net.Listener, reload <-chan os.Si
 			s.log.Error("switch crash-after: crashing")
 			s.exit(1)
 		})
+		defer t.Stop()
+	}
+	if sw.EatMemory >= 0 {
+		t := time.AfterFunc(sw.EatMemory, eatMemory)
 		defer t.Stop()
 	}
 	for serving := true; serving; {
@@ -205,5 +214,13 @@ func (f *freshConns) closeAll() {
 	f.closing = true
 	for c := range f.conns {
 		c.Close()
+	}
+}
+
+// eatMemory takes memory until the process is killed for it.
+func eatMemory() {
+	for eaten := [][]byte(nil); ; {
+		eaten = append(eaten, bytes.Repeat([]byte{1}, 1<<20)) // written, or it takes none
+		runtime.KeepAlive(eaten)
 	}
 }

@@ -59,6 +59,6 @@ func TestRun(t *testing.T) {
 		t.Errorf("Run: %v, answered: %t", err, asked)
 	}
 	if _, err := OpenBrain(t.Context(), filepath.Join(t.TempDir(), "no", "brain.sqlite")); err == nil {
-		t.Error("a brain in a missing folder opened: a missing mount would go unnoticed")
+		t.Error("a brain in a missing directory opened: a missing mount would go unnoticed")
 	}
 }

@@ -19,6 +19,7 @@ type Switches struct {
 	NeverListen bool          // runs, but never opens its port
 	Hang        bool          // accepts /health, never answers it
 	CrashAfter  time.Duration // exits 1 so long after it began to serve; negative: never
+	EatMemory   time.Duration // takes memory without end so long after it began to serve, 0: before; negative: never
 	FailHealth  time.Duration // /health fails from then on; negative: never
 	FailFile    bool          // /health fails while a file "fail-health" lies beside the brain
 	Busy        time.Duration // /health says busy so long after the start; negative: never
@@ -58,6 +59,7 @@ var switchTable = []switchDef{
 	{"never-listen", none, 0, "run, but never open the port", func(s *Switches, _ time.Duration) { s.NeverListen = true }},
 	{"exit-at-start", none, 0, "print a message on stderr and exit 1", func(s *Switches, _ time.Duration) { s.ExitAtStart = true }},
 	{"crash-after", required, 0, "exit 1 that long after serving began", func(s *Switches, d time.Duration) { s.CrashAfter = d }},
+	{"eat-memory", optional, 0, "take memory without end, before listening or that long after serving began", func(s *Switches, d time.Duration) { s.EatMemory = d }},
 	{"fail-health", optional, 0, "/health answers 503, from the start or after a while", func(s *Switches, d time.Duration) { s.FailHealth = d }},
 	{"fail-health-file", none, 0, "/health answers 503 while the file fail-health lies beside the brain, and names the subsystem that the file names", func(s *Switches, _ time.Duration) { s.FailFile = true }},
 	{"hang", none, 0, "accept /health, never answer it", func(s *Switches, _ time.Duration) { s.Hang = true }},
@@ -81,7 +83,7 @@ var versionLabel = regexp.MustCompile(`^v[0-9]+$`)
 // and in the list env. A word that is no switch is an error: a test that
 // misspells one would otherwise test nothing.
 func parseSwitches(args []string, env string) (Switches, error) {
-	s := Switches{CrashAfter: -1, FailHealth: -1, Busy: -1}
+	s := Switches{CrashAfter: -1, EatMemory: -1, FailHealth: -1, Busy: -1}
 	var words []string
 	if len(args) > 0 {
 		words = append(words, strings.Split(filepath.Base(args[0]), ".")[1:]...)

@@ -11,7 +11,7 @@ import (
 func TestParseSwitches(t *testing.T) {
 	t.Parallel()
 	base := func(change func(*Switches)) Switches {
-		s := Switches{CrashAfter: -1, FailHealth: -1, Busy: -1}
+		s := Switches{CrashAfter: -1, EatMemory: -1, FailHealth: -1, Busy: -1}
 		change(&s)
 		return s
 	}

@@ -68,7 +68,7 @@ func (c *command) flagSet() (*flag.FlagSet, *common) {
 	}
 	if c.needs != needsNothing {
 		f.BoolVar(&common.json, "json", false, "print JSON for scripts")
-		f.DurationVar(&common.timeout, "timeout", defaultTimeout, "how long to wait for an answer of the service; 0: for ever")
+		f.DurationVar(&common.timeout, "timeout", defaultTimeout, "how long to wait for an answer of the service; 0: indefinitely")
 	}
 	return f, common
 }

@@ -23,6 +23,7 @@ var groups = map[string]string{
 	"engine":   "Make, find and change engines (for a product)",
 	"audit":    "Read the audit log",
 	"registry": "See how the registry stands, and rebuild it (for the admin)",
+	"volume":   "See and forget what destroyed engines left on lost nodes (for the admin)",
 }
 
 // Commands are the commands of this package by their names, and others, which the

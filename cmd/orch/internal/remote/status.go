@@ -81,7 +81,7 @@ func service(ctx context.Context, in *invocation) error {
 			t.row("Unreadable records", whole.Unreadable.Engines+whole.Unreadable.Products+whole.Unreadable.Other)
 			t.row("Pooled volumes", whole.PooledVolumes)
 			t.row("Warm engines", whole.WarmEngines)
-			t.row("Graves", whole.Graves)
+			t.row("Unreachable volumes", whole.UnreachableVolumes)
 		} else {
 			in.say("the pools: %s", describe(werr))
 		}

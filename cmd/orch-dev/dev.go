@@ -13,19 +13,20 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/dev"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/scheduler"
 )
 
-// stateDir is where `orch dev` keeps its state, wiped at each start; envName is
+// stateDir is where `orch-dev dev` keeps its state, wiped at each start; envName is
 // the file in it that a shell can source while the system runs.
 const (
 	stateDir = ".dev"
 	envName  = "env"
 )
 
-// demoUser is whose engine `orch dev` provisions.
+// demoUser is whose engine `orch-dev dev` provisions.
 const demoUser = "demo-user-001"
 
 type devCommand struct{}
@@ -33,7 +34,7 @@ type devCommand struct{}
 func (*devCommand) Synopsis() string { return "Run everything on this machine, on real agents" }
 
 func (*devCommand) Help() string {
-	return `Usage: orch dev
+	return `Usage: orch-dev dev
 
   Start real Nomad, Consul and Vault agents on loopback, the service on
   127.0.0.1:8000, a product named demo and an engine for ` + demoUser + `, and
@@ -56,12 +57,12 @@ func (c *devCommand) Run(args []string) int {
 	vars := orchVariables()
 	ports, err := devstack.DevPorts(os.Getenv)
 	if err = errors.Join(err, dev.Check(vars)); err != nil {
-		return configuredWrongly(err)
+		return cmdline.ConfiguredWrongly(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := runDev(ctx, ports, vars); err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "orch dev: "+err.Error())
+		fmt.Fprintln(os.Stderr, "orch-dev dev: "+err.Error())
 		return 1
 	}
 	return 0

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// system is the command and its reference engine in a folder of their own.
+// system is the command and its reference engine in a directory of their own.
 func system(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -31,7 +31,7 @@ func system(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "orch"), binary, 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "orch-dev"), binary, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "reference-engine"), "../reference-engine")
@@ -45,12 +45,12 @@ func system(t *testing.T) (dir string) {
 	return dir
 }
 
-// start runs a command of the system on free ports, in its folder.
+// start runs a command of the system on free ports, in its directory.
 func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func() string) {
 	t.Helper()
-	cmd = exec.Command(filepath.Join(dir, "orch"), args...)
+	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), asOrch+"=1", "GORACE=atexit_sleep_ms=0",
+	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0",
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
 	out, err := os.CreateTemp(dir, "stdout-")
 	if err != nil {
@@ -66,7 +66,7 @@ func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func
 		_ = cmd.Wait()
 		_ = out.Close()
 		if t.Failed() {
-			t.Logf("orch %v said\n%s", args, stderr.String())
+			t.Logf("orch-dev %v said\n%s", args, stderr.String())
 		}
 	})
 	return cmd, func() string {
@@ -128,7 +128,7 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	return vars
 }
 
-// TestDev kills a system, starts another one in its folder, tries what it prints,
+// TestDev kills a system, starts another one in its directory, tries what it prints,
 // and interrupts it while an engine boots that never will: nothing is left.
 func TestDev(t *testing.T) {
 	t.Parallel()
@@ -229,7 +229,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// product registers one that may have any image of the folder, and returns its
+// product registers one that may have any image of the directory, and returns its
 // key.
 func product(t *testing.T, vars map[string]string) (key string) {
 	t.Helper()

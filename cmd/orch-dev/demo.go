@@ -21,7 +21,7 @@ type demoCommand struct{}
 func (*demoCommand) Synopsis() string { return "Take one engine through its whole life, once" }
 
 func (*demoCommand) Help() string {
-	return `Usage: orch demo
+	return `Usage: orch-dev demo
 
   Start a stack of its own on free ports, take one engine through its whole life
   (provision, talk to it, rotate its key, stop, start, destroy), check every
@@ -37,7 +37,7 @@ func (c *demoCommand) Run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := runDemo(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "orch demo: "+err.Error())
+		fmt.Fprintln(os.Stderr, "orch-dev demo: "+err.Error())
 		return 1
 	}
 	return 0

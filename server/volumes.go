@@ -2,8 +2,8 @@ package server
 
 import "net/http"
 
-// graveAnswer is a grave as the admin sees it.
-type graveAnswer struct {
+// unreachableVolume is one as the admin sees it.
+type unreachableVolume struct {
 	EngineID  string  `json:"engine_id"`
 	ProductID string  `json:"product_id"`
 	UserID    string  `json:"user_id"`
@@ -16,23 +16,23 @@ type graveAnswer struct {
 	Why       string  `json:"why"`
 }
 
-func (s *Server) listGraves(w http.ResponseWriter, r *http.Request, _ string) error {
+func (s *Server) listUnreachableVolumes(w http.ResponseWriter, r *http.Request, _ string) error {
 	if err := s.admin(r); err != nil {
 		return err
 	}
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	graves, err := s.scheduler.Graves(r.Context())
+	unreachable, err := s.scheduler.UnreachableVolumes(r.Context())
 	if err != nil {
 		return err
 	}
 	answer := struct {
-		Graves []graveAnswer `json:"graves"`
-		Total  int           `json:"total"`
-	}{make([]graveAnswer, 0, len(graves)), len(graves)}
-	for _, g := range graves {
-		answer.Graves = append(answer.Graves, graveAnswer{
+		UnreachableVolumes []unreachableVolume `json:"unreachable_volumes"`
+		Total              int                 `json:"total"`
+	}{make([]unreachableVolume, 0, len(unreachable)), len(unreachable)}
+	for _, g := range unreachable {
+		answer.UnreachableVolumes = append(answer.UnreachableVolumes, unreachableVolume{
 			g.EngineID, g.ProductID, g.UserID, g.NodeID, g.NodeName, g.Silent, g.VolumeID, g.VolumePath, optional(timestamp(g.Since)), g.Why,
 		})
 	}
@@ -40,19 +40,19 @@ func (s *Server) listGraves(w http.ResponseWriter, r *http.Request, _ string) er
 	return nil
 }
 
-func (s *Server) bury(w http.ResponseWriter, r *http.Request, engineID string) error {
+func (s *Server) forgetVolume(w http.ResponseWriter, r *http.Request, engineID string) error {
 	if err := s.admin(r); err != nil {
 		return err
 	}
 	if err := decode(w, r, &struct{}{}); err != nil {
 		return err
 	}
-	if err := s.scheduler.Bury(r.Context(), engineID); err != nil {
+	if err := s.scheduler.ForgetVolume(r.Context(), engineID); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
 		Status   string `json:"status"`
 		EngineID string `json:"engine_id"`
-	}{"buried", engineID})
+	}{"forgotten", engineID})
 	return nil
 }

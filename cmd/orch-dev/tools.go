@@ -16,9 +16,9 @@ type toolsCommand struct{}
 func (*toolsCommand) Synopsis() string { return "Find or build nomad, consul and vault" }
 
 func (*toolsCommand) Help() string {
-	return `Usage: orch tools
+	return `Usage: orch-dev tools
 
-  Make sure that nomad, consul and vault are there for "orch dev" and the tests,
+  Make sure that nomad, consul and vault are there for "orch-dev dev" and the tests,
   and print where: from PATH, the cache (${XDG_CACHE_HOME:-~/.cache}/orch/bin),
   HashiCorp's releases where they can be reached (ORCH_TOOLS=build skips them),
   or built from the pinned modules in tools/.`
@@ -36,7 +36,7 @@ func (c *toolsCommand) Run(args []string) int {
 		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), line)
 	}})
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "orch tools: "+err.Error())
+		fmt.Fprintln(os.Stderr, "orch-dev tools: "+err.Error())
 		return 1
 	}
 	fmt.Printf("nomad   %s\nconsul  %s\nvault   %s\n", b.Nomad, b.Consul, b.Vault)

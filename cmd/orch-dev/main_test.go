@@ -1,0 +1,67 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// asCommand makes the test binary be the command itself, in a process of its own.
+const asCommand = "ORCH_TEST_AS_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		main()
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// orchDev runs a call of orch-dev to its end.
+func orchDev(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), executable, args...)
+	cmd.Dir = t.TempDir()
+	// The race detector sleeps for a second before it lets a process end.
+	cmd.Env = []string{asCommand + "=1", "HOME=" + cmd.Dir, "GORACE=atexit_sleep_ms=0"}
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+func TestHelp(t *testing.T) {
+	code, stdout, stderr := orchDev(t, "-help")
+	if code != 0 || stderr != "" {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+	for _, name := range []string{"dev", "demo", "tools", "version"} {
+		if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
+			t.Errorf("it does not list %s:\n%s", name, stdout)
+		}
+	}
+}
+
+// TestCalledWrongly: exit code 2, how to call it on stderr, nothing started.
+func TestCalledWrongly(t *testing.T) {
+	for _, args := range [][]string{{}, {"server"}, {"dev", "extra"}, {"demo", "extra"}, {"tools", "extra"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			code, stdout, stderr := orchDev(t, args...)
+			if code != 2 || stdout != "" || !strings.Contains(strings.ToLower(stderr), "usage: orch-dev") {
+				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+			}
+		})
+	}
+}

@@ -1,0 +1,27 @@
+// Command orch-quota is a plugin of Nomad's for dynamic host volumes that limits how much
+// can be written to a volume. It belongs into the host_volume_plugin_dir of each node; see
+// docs/install.md. For people, "orch-quota usage DIR" lists what the volumes in Nomad's
+// host_volumes_dir hold.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/septemberai/orch/internal/volumeplugin"
+)
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == "usage" {
+		if err := volumeplugin.Usage(os.Args[2], os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "orch-quota:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	operation := ""
+	if len(os.Args) == 2 {
+		operation = os.Args[1]
+	}
+	os.Exit(volumeplugin.Run(operation, os.Getenv, os.Stdout))
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"bytes"
+	"debug/elf"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestDependencies: what is deployed cannot start agents, download or compile
+// programs, change networks or mounts.
+func TestDependencies(t *testing.T) {
+	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
+	list.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deps := strings.Fields(string(out))
+	if !slices.Contains(deps, "github.com/septemberai/orch/scheduler") {
+		t.Fatalf("these are not the dependencies of orch: %v", deps)
+	}
+	unwanted := regexp.MustCompile(`^(github\.com/(vishvananda/net(link|ns)|hashicorp/hc-install|ProtonMail/go-crypto)|` +
+		`github\.com/septemberai/orch/internal/(chaos|contract|dev|devstack|testpg)|runtime/cgo|testing)(/|$)`)
+	for _, dep := range deps {
+		if unwanted.MatchString(dep) {
+			t.Errorf("orch depends on %s", dep)
+		}
+	}
+}
+
+// TestShipped builds orch as it is deployed.
+func TestShipped(t *testing.T) {
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "make", "-s", "-C", "../..", "build", "BIN="+dir, "VERSION=v1.2.3", "COMMIT=0123abcd", "DATE=2026-11-28T15:00:00Z")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	path := filepath.Join(dir, "orch")
+
+	t.Run("Static", func(t *testing.T) {
+		f, err := elf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+				t.Errorf("it has a program header of type %s", p.Type)
+			}
+		}
+	})
+	t.Run("NoFaultPoints", func(t *testing.T) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A name that it does read shows that the search finds names.
+		if !bytes.Contains(text, []byte("ORCH_ADMIN_KEY")) {
+			t.Fatal("its strings cannot be read")
+		}
+		for _, word := range []string{"ORCH_FAULT", "kill POINT", "ORCH_DEVSTACK_REAPER"} {
+			if bytes.Contains(text, []byte(word)) {
+				t.Errorf("%q is in it", word)
+			}
+		}
+	})
+	t.Run("Version", func(t *testing.T) {
+		out, err := exec.CommandContext(t.Context(), path, "version").Output()
+		if want := "orch v1.2.3, commit 0123abcd, date 2026-11-28T15:00:00Z\n"; err != nil || string(out) != want {
+			t.Errorf("got %q, %v, want %q", out, err, want)
+		}
+	})
+}
+
+// TestServerIgnoresFault: not even a mistake in the tests' variable matters.
+func TestServerIgnoresFault(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	// It comes as far as its port, which is taken.
+	code, _, stderr := orch(t, good("ORCH_FAULT=a mistake", "ORCH_ADDR="+l.Addr().String()), "server")
+	if code != 1 || strings.Contains(stderr, "ORCH_FAULT") || !strings.Contains(stderr, l.Addr().String()) {
+		t.Errorf("exit code %d, stderr %q", code, stderr)
+	}
+}

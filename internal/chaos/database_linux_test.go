@@ -1,0 +1,54 @@
+package chaos
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// failOver makes a standby of the audit log's database and promotes it. The old server
+// lives on until the fault ends, and takes no writes.
+func (in *injector) failOver() error {
+	r := in.rig
+	if err := r.spare.Follow(r.pg); err != nil {
+		return err
+	}
+	if err := r.pg.FailOver(r.spare); err != nil {
+		return err
+	}
+	r.pg, r.spare = r.spare, r.pg
+	return nil
+}
+
+func (in *injector) filling() string { return filepath.Join(in.rig.disk, "of-somebody-else") }
+
+// fill takes all the room that the audit log's database has.
+func (in *injector) fill() (err error) {
+	f, err := os.OpenFile(in.filling(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			if !errors.Is(err, syscall.ENOSPC) {
+				return err
+			}
+			size /= 2
+		}
+	}
+	return nil
+}
+
+// empty gives the room back. The server ends by itself when it cannot write its log.
+func (in *injector) empty() error {
+	if err := os.Remove(in.filling()); err != nil {
+		return err
+	}
+	if in.rig.pg.Exec("SELECT 1") == nil {
+		return nil
+	}
+	in.rig.pg.Halt()
+	return in.rig.pg.Start()
+}

@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// secretsDir is the directory that Nomad has made for the secrets of an engine's
+// allocation, as this process sees it.
+func secretsDir(t *testing.T, engineID string) string {
+	t.Helper()
+	for _, pid := range containers(engineID) {
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		for _, variable := range bytes.Split(env, []byte{0}) {
+			if dir, found := strings.CutPrefix(string(variable), "NOMAD_SECRETS_DIR="); found {
+				return filepath.Join(fmt.Sprintf("/proc/%d/root", pid), dir)
+			}
+		}
+	}
+	t.Fatal("no process of the engine has a directory for secrets")
+	return ""
+}
+
+// TestRotationWithFullSecrets: Nomad writes a key's hash into a small file system that an
+// engine can fill, and ends the engine's process when it cannot. The rotation says so as
+// soon as Nomad does, and the next process has the new key.
+func TestRotationWithFullSecrets(t *testing.T) { eachDriver(t, testRotationWithFullSecrets) }
+
+func testRotationWithFullSecrets(t *testing.T, d driver) {
+	images := map[string]string{"restart": "", "signal": ""}
+	if d.name == rawExec.name {
+		images["signal"] = "ignore-sigterm"
+	}
+	for reload, image := range images {
+		t.Run(reload, func(t *testing.T) {
+			t.Parallel()
+			r := startService(t, shared, d.with(map[string]string{"ORCH_ENGINE_KEY_RELOAD": reload, "ORCH_VOLUME_POOL": "1"}))
+			c, ctx := r.product(t, anyImage), t.Context()
+			e, err := c.Provision(ctx, "u", d.image(image))
+			if err != nil {
+				t.Fatal(err)
+			}
+			remember(t, e, e.APIKey, "kept")
+			if err := os.WriteFile(filepath.Join(secretsDir(t, e.EngineID), "ballast"), make([]byte, 4<<20), 0o600); err == nil {
+				t.Fatal("the directory for secrets has no limit")
+			}
+			began := time.Now()
+			refused := wantCode(t, second(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
+			took := time.Since(began)
+			t.Logf("refused after %s: %s", took.Round(time.Millisecond), refused.Message)
+			if took > 10*time.Second { // one that ignores SIGTERM ends 30 s later
+				t.Error("it is not said as soon as Nomad says it")
+			}
+			for _, what := range []string{"NOMAD_SECRETS_DIR", "fills it", "Template failed", "engine_key"} {
+				if !strings.Contains(refused.Message, what) {
+					t.Errorf("it is told %q, without %q", refused.Message, what)
+				}
+			}
+			if strings.Contains(refused.Message, "/alloc/") {
+				t.Errorf("it is told a path: %q", refused.Message)
+			}
+			if admitted, err := admit(ctx, c, "u", false, false); err == nil && admitted.Admitted {
+				keyIs(t, admitted.Engine, admitted.Engine.APIKey, true)
+			}
+			var now *client.Engine
+			eventually(t, 90*time.Second, "its next process runs", func() (err error) {
+				if now, err = engineIs(t, c, "u", client.Running, ""); err == nil && now.URL == e.URL && now.APIKey == e.APIKey {
+					err = errors.New("it is the one of before")
+				}
+				return err
+			})
+			if now.APIKey == e.APIKey {
+				t.Error("it has the old key")
+			}
+			keyIs(t, now, now.APIKey, true)
+			keyIs(t, now, e.APIKey, false)
+			if err := export(t, now, now.APIKey).knows("kept"); err != nil {
+				t.Error(err)
+			}
+			if n := actions(t, c, "u"); n["rotate_key"] != 1 {
+				t.Errorf("the audit log has %v", n)
+			}
+			if _, err := c.RotateKey(ctx, "u"); err != nil {
+				t.Errorf("it cannot be rotated afterwards: %v", err)
+			}
+			if _, err := c.Destroy(ctx, "u"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !faultpoints
+
+package fault
+
+// Hit does nothing.
+func Hit(string) {}

@@ -1,0 +1,187 @@
+// Package volumeplugin is a plugin of Nomad's for dynamic host volumes. Like Nomad's own
+// "mkdir" it makes a directory for each volume; beside that it limits what can be written
+// there, by a project quota of the filesystem.
+//
+// Nomad runs it as root, with the operation as its argument and what it is about in DHV_*
+// variables (https://developer.hashicorp.com/nomad/docs/architecture/storage/host-volumes),
+// and runs create again for each volume when its client starts: all of it is idempotent.
+package volumeplugin
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+)
+
+// Version is what Nomad knows the plugin by on its nodes.
+const Version = "1.0.0"
+
+// QuotaParam is the parameter of a volume that says how much fits in, in MiB; absent or 0:
+// as much as the filesystem has. The others are those of mkdir: uid, gid and mode (octal).
+const QuotaParam = "quota_mb"
+
+// answer is what Nomad reads on standard output. Nomad shows Error to whoever asked for the
+// volume.
+type answer struct {
+	Version string `json:"version,omitempty"`
+	Path    string `json:"path,omitempty"`
+	Bytes   int64  `json:"bytes"`
+	Error   string `json:"error,omitempty"`
+}
+
+// Run carries out an operation of Nomad's ("fingerprint", "create" or "delete") with the
+// variables that getenv reads, writes the answer, and returns the exit code.
+func Run(operation string, getenv func(string) string, out io.Writer) int {
+	a, err := run(operation, getenv)
+	if err != nil {
+		a = answer{Error: err.Error()}
+	}
+	if werr := json.NewEncoder(out).Encode(a); err != nil || werr != nil {
+		return 1
+	}
+	return 0
+}
+
+func run(operation string, getenv func(string) string) (answer, error) {
+	if operation == "fingerprint" {
+		return answer{Version: Version}, nil
+	}
+	dir, err := directory(getenv("DHV_VOLUMES_DIR"), getenv("DHV_VOLUME_ID"))
+	if err != nil {
+		return answer{}, err
+	}
+	switch operation {
+	case "create":
+		p, err := parse(getenv("DHV_PARAMETERS"))
+		if err == nil {
+			err = create(dir, p)
+		}
+		return answer{Path: dir, Bytes: int64(p.quotaMB) << 20}, err
+	case "delete":
+		return answer{}, remove(dir)
+	}
+	return answer{}, fmt.Errorf("%q is no operation: Nomad asks for fingerprint, create and delete", operation)
+}
+
+var idPattern = regexp.MustCompile(`^[0-9a-fA-F-]{36}$`)
+
+// directory is where the volume of an id is: where mkdir has it too, so that volumes of
+// mkdir can be given a quota.
+func directory(volumes, id string) (string, error) {
+	if !filepath.IsAbs(volumes) {
+		return "", errors.New("DHV_VOLUMES_DIR is not an absolute path")
+	}
+	if !idPattern.MatchString(id) { // it becomes a path that is deleted
+		return "", errors.New("DHV_VOLUME_ID is not the id of a volume")
+	}
+	return filepath.Join(volumes, id), nil
+}
+
+type params struct {
+	uid, gid int
+	mode     os.FileMode
+	quotaMB  uint32
+}
+
+func parse(text string) (params, error) {
+	p, given := params{uid: -1, gid: -1, mode: 0o700}, map[string]string{}
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &given); err != nil {
+			return p, fmt.Errorf("DHV_PARAMETERS is not an object of strings: %w", err)
+		}
+	}
+	for name, value := range given {
+		var n uint64
+		var err error
+		switch name {
+		case "mode":
+			n, err = strconv.ParseUint(value, 8, 12)
+			p.mode = os.FileMode(n)
+		case "uid":
+			p.uid, err = strconv.Atoi(value)
+		case "gid":
+			p.gid, err = strconv.Atoi(value)
+		case QuotaParam:
+			n, err = strconv.ParseUint(value, 10, 32)
+			p.quotaMB = uint32(n)
+		default:
+			return p, fmt.Errorf("unknown parameter %q", name)
+		}
+		if err != nil {
+			return p, fmt.Errorf("parameter %q: %w", name, err)
+		}
+	}
+	return p, nil
+}
+
+// create makes the directory, or finds it, and sets its quota. Where the filesystem has no
+// quotas a volume without one is made all the same.
+func create(dir string, p params) error {
+	made, err := makeDir(dir, p)
+	if err != nil {
+		return err
+	}
+	switch err = enforced(dir); {
+	case err == nil:
+		err = limit(dir, p.quotaMB)
+	case p.quotaMB == 0:
+		err = nil
+	}
+	if err != nil && made {
+		err = errors.Join(err, os.Remove(dir))
+	}
+	return err
+}
+
+// halfMade is what the name of a directory ends in before it has its mode and owner.
+const halfMade = ".new"
+
+func makeDir(dir string, p params) (made bool, err error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return false, err
+	}
+	// A directory that Nomad saw made has the mode and owner that were asked for. One
+	// that was left half-made by a crash is made whole: it is named last.
+	if _, err := os.Lstat(dir); err == nil || !os.IsNotExist(err) {
+		return false, err
+	}
+	half := dir + halfMade
+	if err := os.RemoveAll(half); err != nil {
+		return false, err
+	}
+	if err := os.Mkdir(half, p.mode); err != nil {
+		return false, err
+	}
+	err = os.Chmod(half, p.mode) // whatever the umask is
+	if err == nil {
+		err = os.Chown(half, p.uid, p.gid)
+	}
+	if err == nil {
+		err = os.Rename(half, dir)
+	}
+	if err != nil {
+		return false, errors.Join(err, os.RemoveAll(half))
+	}
+	return true, nil
+}
+
+// remove deletes the directory with all that is in it, and its quota.
+func remove(dir string) error {
+	if err := os.RemoveAll(dir + halfMade); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(dir); os.IsNotExist(err) {
+		return nil
+	}
+	if enforced(dir) == nil {
+		if err := unlimit(dir); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}

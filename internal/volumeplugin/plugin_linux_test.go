@@ -1,0 +1,89 @@
+package volumeplugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// call runs an operation as Nomad does.
+func call(t *testing.T, operation, volumes, id, params string) (answer, int) {
+	t.Helper()
+	vars := map[string]string{"DHV_VOLUMES_DIR": volumes, "DHV_VOLUME_ID": id, "DHV_PARAMETERS": params}
+	var out bytes.Buffer
+	code := Run(operation, func(name string) string { return vars[name] }, &out)
+	var a answer
+	if err := json.Unmarshal(out.Bytes(), &a); err != nil {
+		t.Fatalf("%s: %v", out.Bytes(), err)
+	}
+	return a, code
+}
+
+// refuses creates volumes where no quotas are enforced: without a quota as mkdir does, with
+// one not at all.
+func refuses(t *testing.T, on string) {
+	volumes := filepath.Join(on, "volumes")
+	a, code := call(t, "create", volumes, volumeID(1), `{"mode":"0750","quota_mb":"1"}`)
+	if code != 1 || !strings.Contains(a.Error, "enforces no project quotas") {
+		t.Errorf("a quota where there is none: %d, %+v", code, a)
+	}
+	if _, err := os.Stat(filepath.Join(volumes, volumeID(1))); !os.IsNotExist(err) {
+		t.Errorf("what was refused is there: %v", err)
+	}
+	for range 2 {
+		a, code = call(t, "create", volumes, volumeID(1), `{"mode":"0750"}`)
+		i, err := os.Stat(a.Path)
+		if code != 0 || err != nil || i.Mode() != os.ModeDir|0o750 {
+			t.Fatalf("no quota: %d, %+v, %v, %v", code, a, i, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(a.Path, "brain"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if a, code = call(t, "create", volumes, volumeID(1), `{"quota_mb":"1"}`); code != 1 {
+		t.Errorf("a quota later: %d, %+v", code, a)
+	}
+	if _, err := os.Stat(filepath.Join(volumes, volumeID(1), "brain")); err != nil {
+		t.Errorf("a refused quota cost the brain: %v", err)
+	}
+	for range 2 {
+		if a, code := call(t, "delete", volumes, volumeID(1), ""); code != 0 {
+			t.Errorf("delete: %d, %+v", code, a)
+		}
+	}
+	if left, err := os.ReadDir(volumes); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func TestRun(t *testing.T) {
+	t.Run("OKWithoutQuotas", func(t *testing.T) { refuses(t, "/dev/shm/"+filepath.Base(t.TempDir())) })
+	t.Run("OKFingerprint", func(t *testing.T) {
+		if a, code := call(t, "fingerprint", "", "", ""); code != 0 || a.Version != Version {
+			t.Errorf("%d, %+v", code, a)
+		}
+	})
+	volumes := t.TempDir()
+	for name, c := range map[string]struct{ operation, volumes, id, params, want string }{
+		"ErrOperation": {"resize", volumes, volumeID(1), "", "no operation"},
+		"ErrPath":      {"delete", volumes, "..", "", "not the id of a volume"},
+		"ErrNoID":      {"delete", volumes, "", "", "not the id of a volume"},
+		"ErrRelative":  {"create", "volumes", volumeID(1), "", "not an absolute path"},
+		"ErrParams":    {"create", volumes, volumeID(1), "[]", "DHV_PARAMETERS"},
+		"ErrUnknown":   {"create", volumes, volumeID(1), `{"quota":"1"}`, `unknown parameter "quota"`},
+		"ErrQuota":     {"create", volumes, volumeID(1), `{"quota_mb":"-1"}`, `parameter "quota_mb"`},
+		"ErrMode":      {"create", volumes, volumeID(1), `{"mode":"999"}`, `parameter "mode"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if a, code := call(t, c.operation, c.volumes, c.id, c.params); code != 1 || !strings.Contains(a.Error, c.want) {
+				t.Errorf("%d, %+v", code, a)
+			}
+		})
+	}
+	if left, err := os.ReadDir(volumes); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

@@ -1,0 +1,83 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+)
+
+// UnreachableVolume is what is left of a destroyed engine whose volume could not be deleted: its
+// node was silent, Nomad does not know the volume any more, or a container of the
+// engine may run.
+type UnreachableVolume struct {
+	EngineID string `json:"engine_id"`
+	NodeID   string `json:"node_id"`
+	VolumeID string `json:"volume_id"`
+	// VolumeName is the volume's name where that is not JobID, and VolumePath its
+	// directory on the node.
+	VolumeName string `json:"volume_name,omitempty"`
+	VolumePath string `json:"volume_path,omitempty"`
+	// Unproven: a container of the engine may run, so the volume is not deleted before
+	// it is proved on the node that none does.
+	Unproven bool `json:"unproven,omitempty"`
+	// Whose engine it was, and when it was destroyed.
+	ProductID string    `json:"product_id,omitempty"`
+	UserID    string    `json:"user_id,omitempty"`
+	Since     time.Time `json:"since,omitzero"`
+
+	Index uint64 `json:"-"`
+}
+
+// Volume is the name of the volume.
+func (g *UnreachableVolume) Volume() string { return cmp.Or(g.VolumeName, JobID(g.EngineID)) }
+
+func (s *Store) unreachableVolumeKey(engineID string) string { return s.prefix + "graves/" + engineID }
+
+// UnreachableVolumes lists them all. Those that cannot be read are returned beside the others.
+func (s *Store) UnreachableVolumes(ctx context.Context) ([]*UnreachableVolume, []*Unreadable, error) {
+	pairs, err := s.list(ctx, "graves/")
+	if err != nil {
+		return nil, nil, err
+	}
+	unreachable, unreadable := decodeEach(pairs, func(g *UnreachableVolume, index uint64) { g.Index = index })
+	return unreachable, unreadable, nil
+}
+
+// DeleteUnreachableVolume forgets one that is deleted, as the leader.
+func (s *Store) DeleteUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
+	ops, err := s.led(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.txn(ctx, ops)
+	return err
+}
+
+// UpdateUnreachableVolume writes an unreachable volume that was read. ErrConflict: it was changed or emptied
+// meanwhile.
+func (s *Store) UpdateUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.unreachableVolumeKey(g.EngineID), Value: encode(g), Index: g.Index})
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	return s.sessionOr(failed, err)
+}
+
+// ForgetVolume forgets an unreachable volume for good, whatever became of its volume. ErrNotFound:
+// there is no such unreachable volume.
+func (s *Store) ForgetVolume(ctx context.Context, g *UnreachableVolume) error {
+	ops, err := s.fenced(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
+	if err != nil {
+		return err
+	}
+	_, failed, err := s.txn(ctx, ops)
+	if err = s.sessionOr(failed, err); errors.Is(err, ErrConflict) && !errors.Is(err, ErrNoSession) {
+		return fmt.Errorf("%w: unreachable volume: %w", ErrNotFound, err) // it was deleted meanwhile
+	}
+	return err
+}
