@@ -38,6 +38,7 @@ func FleetHealth(rows []*registry.Engine) (failed, wanted int) {
 	return failed, wanted
 }
 
+// IsStorm says whether so many failed engines, of those that should run, are a storm.
 func IsStorm(failed, wanted int) bool { return failed >= stormLeast && stormShare*failed > wanted }
 
 // storm holds restarts back while many engines fail together. Single canaries

@@ -30,6 +30,8 @@ type Activity struct {
 	flying  map[*Visit]struct{}
 }
 
+// NewActivity returns the activity of a replica; session tells its session, "" while it has
+// none.
 func NewActivity(session func() string) *Activity {
 	return &Activity{session: session, served: map[uint64]bool{}, telling: map[uint64]bool{}, flying: map[*Visit]struct{}{}}
 }
