@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 // whyReconcile is what the audit rows of what a pass did say.
@@ -37,7 +38,7 @@ func (r *reconciler) act(ctx context.Context, a *Action) error {
 		if err := w.Refresh(ctx); err != nil {
 			return err
 		}
-		s.monitor.hurry(a.EngineID)
+		s.monitor.Hurry(a.EngineID)
 		return nil
 	case ActCorrectQuota:
 		s.log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
@@ -95,7 +96,7 @@ func movedOn(err error) error {
 func (s *Scheduler) scaleAgain(ctx context.Context, a *Action) error {
 	row := a.row
 	if row.Frozen != nil {
-		if processless(a.found.job) == "" && !s.probe.keepsAnswering(ctx, row.Frozen.URL, slowAnswer) {
+		if processless(a.found.job) == "" && !s.probe.KeepsAnswering(ctx, row.Frozen.URL, boot.SlowAnswer) {
 			return nil // its check has not noticed yet that it was frozen
 		}
 		return s.settleFrozen(ctx, row)

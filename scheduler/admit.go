@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -126,7 +128,7 @@ func (s *Scheduler) grant(caller *Caller, engine *registry.Engine, key string, e
 	switch {
 	case err != nil:
 		return nil, true, err
-	case caller.visit.serve():
+	case caller.visit.Serve():
 		return &Admission{Engine: engine, Key: key}, true, nil
 	case s.replica.Session() == "":
 		return nil, true, registry.ErrNoSession
@@ -249,7 +251,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 		ctx, cancel = context.WithTimeout(ctx, s.limit(row.Op.Kind))
 		defer cancel()
 	}
-	for pause(ctx, pollEvery) {
+	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {
 		case errors.Is(err, registry.ErrNotFound):
@@ -272,9 +274,9 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 // failedBoot is what a boot that another replica waited for ended with.
 func failedBoot(reason string) error {
 	switch reason {
-	case reasonBootTimeout:
+	case engine.ReasonBootTimeout:
 		return fail(BootTimeout, "the engine did not say that it is healthy in time")
-	case reasonPull:
+	case engine.ReasonPull:
 		return fail(BootTimeout, "the engine's node is still pulling its image")
 	}
 	return fail(EngineBootFailed, "the engine could not boot: %s", reason)

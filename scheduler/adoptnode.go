@@ -12,6 +12,8 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -172,7 +174,7 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 		return nil, nil, err
 	}
 	for _, row := range all {
-		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
 			rows = append(rows, row.Clone())
 		}
 	}
@@ -305,7 +307,7 @@ func (s *Scheduler) awaitReported(ctx context.Context, nodeID string, take []*ad
 		if err == nil && !slices.ContainsFunc(take, func(a *adoptee) bool { return on[a.volume.Name].ID != a.volume.ID }) {
 			return nil
 		}
-		if !pause(ctx, volumeLook) {
+		if !pause.For(ctx, volumeLook) {
 			return &Error{Code: BackendUnavailable, Message: "the node does not report its volumes yet; try again", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
 		}
 	}
@@ -363,7 +365,7 @@ func settleAdopted(row *registry.Engine) {
 	case row.State == registry.Failed && row.Desired == registry.Stopped:
 		row.State = registry.Stopped
 	case row.State == registry.Running, row.State == registry.Failed:
-		row.State, row.Desired, row.Reason = registry.Failed, registry.Running, reasonAdopted
+		row.State, row.Desired, row.Reason = registry.Failed, registry.Running, engine.ReasonAdopted
 	}
 }
 
@@ -429,7 +431,7 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 	limited, cancel := context.WithTimeout(ctx, scrubTimeout)
 	defer cancel()
 	left, err := s.removeVolume(limited, v)
-	for errors.Is(err, cluster.ErrInUse) && pause(limited, volumeLook) {
+	for errors.Is(err, cluster.ErrInUse) && pause.For(limited, volumeLook) {
 		left, err = s.removeVolume(limited, v)
 	}
 	if err == nil && left != "" {

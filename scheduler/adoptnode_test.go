@@ -6,9 +6,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -29,15 +29,15 @@ func TestSettleAdopted(t *testing.T) {
 		reason   string
 		keyAfter string
 	}{
-		{"Running", registry.Engine{State: registry.Running, Desired: registry.Running}, true, registry.Failed, registry.Running, reasonAdopted, "old"},
-		{"Failed", registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: reasonNodeDown, Restarts: &registry.Restarts{GaveUp: true}}, true, registry.Failed, registry.Running, reasonAdopted, "old"},
+		{"Running", registry.Engine{State: registry.Running, Desired: registry.Running}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "old"},
+		{"Failed", registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonNodeDown, Restarts: &registry.Restarts{GaveUp: true}}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "old"},
 		{"FailedAndStopped", registry.Engine{State: registry.Failed, Desired: registry.Stopped}, true, registry.Stopped, registry.Stopped, "", "old"},
 		{"Stopped", registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, true, registry.Stopped, registry.Stopped, "", "old"},
 		{"Asleep", registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, true, registry.Sleeping, registry.Sleeping, "", "old"},
 		{"Paused", registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, true, registry.Sleeping, registry.Sleeping, "", "old"},
 		{"Stopping", registry.Engine{State: registry.Failed, Desired: registry.Stopped, Op: waiting(registry.OpStop, "drain")}, true, registry.Stopped, registry.Stopped, "", "old"},
 		{"FallingAsleep", registry.Engine{State: registry.Running, Desired: registry.Sleeping, Op: waiting(registry.OpSleep, "drain")}, true, registry.Sleeping, registry.Sleeping, "", "old"},
-		{"Rotating", registry.Engine{State: registry.Running, Desired: registry.Running, Op: waiting(registry.OpRotateKey, "proof")}, true, registry.Failed, registry.Running, reasonAdopted, "new"},
+		{"Rotating", registry.Engine{State: registry.Running, Desired: registry.Running, Op: waiting(registry.OpRotateKey, "proof")}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "new"},
 		{"BeginningToStop", registry.Engine{State: registry.Running, Op: waiting(registry.OpStop, "scale-down")}, false, "", "", "", ""},
 		{"Starting", registry.Engine{State: registry.Provisioning, Op: waiting(registry.OpStart, "drain")}, false, "", "", "", ""},
 		{"Interrupted", registry.Engine{State: registry.Provisioning}, false, "", "", "", ""},
@@ -74,39 +74,6 @@ func TestBrainDirectory(t *testing.T) {
 		if got := brainDirectory.MatchString(path); got != want {
 			t.Errorf("%q: %t", path, got)
 		}
-	}
-}
-
-// TestLostVolume: an engine whose volume Nomad does not know is failed once, and then
-// left alone until it has one.
-func TestLostVolume(t *testing.T) {
-	now := time.Now()
-	spent := &registry.Restarts{NextAt: now.Add(-time.Minute), Attempts: 2}
-	row := func(state registry.State, reason string) *registry.Engine {
-		return &registry.Engine{State: state, Desired: registry.Running, AllocID: "a", Reason: reason, Restarts: spent}
-	}
-	alive := &cluster.Alloc{ID: "b", Desired: api.AllocDesiredStatusRun, Client: api.AllocClientStatusRunning}
-	for _, c := range []struct {
-		name   string
-		sight  sight
-		want   care
-		reason string
-	}{
-		{"Running", sight{row: row(registry.Running, ""), lost: true}, careFail, reasonVolumeUnknown},
-		{"RunningOnASilentNode", sight{row: row(registry.Running, ""), lost: true, node: nodeSilent}, careFail, reasonNodeDown},
-		{"Failed", sight{row: row(registry.Failed, reasonVolumeUnknown), lost: true}, careNone, ""},
-		{"FailedOtherwise", sight{row: row(registry.Failed, reasonCrashed), lost: true}, careNone, ""},
-		{"Adopted", sight{row: row(registry.Failed, reasonAdopted)}, careRestart, ""},
-		{"AdoptedAndThere", sight{row: row(registry.Failed, reasonAdopted), alloc: alive}, careRecover, ""},
-		{"KnownAgain", sight{row: row(registry.Failed, reasonVolumeUnknown)}, careRestart, ""},
-		{"Paused", sight{row: &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, lost: true}, careNone, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			c.sight.now = now
-			if got, reason := assess(c.sight, Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != c.want || reason != c.reason {
-				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
-			}
-		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -27,8 +28,8 @@ func (o *operation) attempt(ctx context.Context) error {
 		switch {
 		case errors.Is(err, errReread) && ctx.Err() == nil:
 			o.unsaved, o.undone = false, o.row.Op.Undo != "" // what is stored decides
-		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause(ctx, firstRetry):
-		case moved(err) && o.row.Op != nil && time.Now().Before(o.row.Op.Deadline) && pause(ctx, firstRetry):
+		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause.For(ctx, firstRetry):
+		case moved(err) && o.row.Op != nil && time.Now().Before(o.row.Op.Deadline) && pause.For(ctx, firstRetry):
 			// Often it was this operation's own write, whose answer was lost: what
 			// was read is read again, and nobody is told "busy" of an operation
 			// that goes on.
@@ -172,7 +173,7 @@ func (o *operation) finish() {
 		row.URL, row.AllocID = "", ""
 	}
 	if undoing[op.Kind] != nil && op.Kind != registry.OpRotateKey {
-		o.s.opts.Restart.settle(row, op, time.Now().UTC())
+		settleRestarts(o.s.opts.Restart, row, op, time.Now().UTC())
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -126,7 +127,7 @@ func TestNeedAsksOnce(t *testing.T) {
 		}}
 		began := time.Now()
 		// 16 at a time, as at the gate of a product.
-		turns := make(chan struct{}, firstBoots)
+		turns := make(chan struct{}, boot.FirstBoots)
 		var calls sync.WaitGroup
 		for i := range 500 {
 			calls.Go(func() {

@@ -9,41 +9,11 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
-)
-
-// The reasons that a failed engine's row can give.
-const (
-	reasonImage       = "image_error"
-	reasonBootTimeout = "boot_timeout"
-	// reasonPull: its node was still pulling its image at the deadline.
-	reasonPull    = "image_pull"
-	reasonCrashed = "crashed"
-	// reasonMemory: the kernel killed it at its memory limit. reasonDriver: its node's
-	// task driver could not start it, through no fault of its image.
-	reasonMemory    = "out_of_memory"
-	reasonDriver    = "driver_error"
-	reasonUnhealthy = "unhealthy"
-	reasonNodeDown  = "node_down"
-	// reasonUpstream is a running engine's, which says that it cannot serve for what it
-	// depends on (Options.RestartSubsystems).
-	reasonUpstream = "upstream_down"
-	// reasonKeyProof: it breaks the contract of the proof. reasonKeyUnconfirmed: it
-	// did not take its new key, and its next process is to.
-	reasonKeyProof       = "key_proof"
-	reasonKeyUnconfirmed = "key_unconfirmed"
-	reasonJobMissing     = "job_missing"
-	// reasonRecovered: its row was rebuilt, and its process is looked for.
-	// reasonBrainMissing: there is nothing outside the registry that its row could
-	// be of.
-	reasonRecovered    = "recovered"
-	reasonBrainMissing = "brain_missing"
-	// reasonVolumeUnknown: Nomad does not know its volume any more. reasonAdopted: it
-	// got a volume again (AdoptNode), and is to be started.
-	reasonVolumeUnknown = "volume_unknown"
-	reasonAdopted       = "adopted"
 )
 
 // Causes that end the wait for a boot.
@@ -74,11 +44,11 @@ func reasonOf(err error) string {
 	case errors.As(err, &boot):
 		return boot.reason
 	case AsError(err).Code == BootTimeout:
-		return reasonBootTimeout
+		return engine.ReasonBootTimeout
 	case errors.Is(err, errNodeSilent):
-		return reasonNodeDown
+		return engine.ReasonNodeDown
 	case errors.Is(err, errStateLost):
-		return reasonVolumeUnknown
+		return engine.ReasonVolumeUnknown
 	}
 	return ""
 }
@@ -123,9 +93,9 @@ func (o *operation) boot(ctx context.Context) error {
 	defer stop()
 	probing.Go(func() { o.watchRow(timed, cancel) })
 
-	var kind *bootKind
+	var kind *boot.Kind
 	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
-		kind = &bootKind{image: o.row.Image, first: o.row.Op.Kind == registry.OpProvision}
+		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == registry.OpProvision}
 	}
 	probed, pulling := "", ""
 	look := func(state cluster.JobState) (bool, error) {
@@ -144,13 +114,13 @@ func (o *operation) boot(ctx context.Context) error {
 				o.row.Vanished = nil
 			}
 			probing.Go(func() {
-				o.awaitStarted(timed, 0)
-				err, broken := o.s.boots.awaitUsable(timed, url, by, kind), (*breach)(nil)
+				o.s.starts.Await(timed, o.row.JobID(), 0)
+				err, broken := o.s.boots.AwaitUsable(timed, url, by, kind), (*boot.Breach)(nil)
 				switch {
 				case err == nil:
 					cancel(errHealthy)
 				case errors.As(err, &broken):
-					cancel(&bootFailure{err: brokenContract(broken), reason: reasonKeyProof})
+					cancel(&bootFailure{err: brokenContract(broken), reason: engine.ReasonKeyProof})
 				}
 			})
 		}
@@ -176,7 +146,7 @@ func (o *operation) boot(ctx context.Context) error {
 	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about the crowd
 		return &bootFailure{
 			err:    fail(BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
-			reason: reasonPull,
+			reason: engine.ReasonPull,
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -198,9 +168,9 @@ func (o *operation) boot(ctx context.Context) error {
 }
 
 // tellGate tells the product's gate what the boot took up to now, where it ends.
-func (o *operation) tellGate(kind *bootKind) {
-	took, expected := time.Since(o.registeredAt), o.s.boots.times.expected(*kind)
-	o.s.gates.booted(o.row.ProductID, o.registeredAt, crowdOf(took, o.s.opts.BootTimeout, expected))
+func (o *operation) tellGate(kind *boot.Kind) {
+	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
+	o.s.gates.Booted(o.row.ProductID, o.registeredAt, boot.CrowdOf(took, o.s.opts.BootTimeout, expected))
 }
 
 // ownAlloc is the allocation of this operation's registration.
@@ -248,22 +218,22 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
-	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: reasonCrashed}
+	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
 		a.Cause, failure.err = cluster.CauseImage, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
 	}
 	switch a.Cause {
 	case cluster.CauseImage:
-		failure.reason = reasonImage
+		failure.reason = engine.ReasonImage
 		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
 			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
 		}
 		return failure
 	case cluster.CauseMemory:
-		failure.reason = reasonMemory
+		failure.reason = engine.ReasonMemory
 		return failure
 	case cluster.CauseDriver:
-		failure.reason = reasonDriver
+		failure.reason = engine.ReasonDriver
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {
 		failure.err = fail(EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)
@@ -303,7 +273,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	if err != nil {
 		return cause
 	}
-	o.s.pool.volumes.release(place.pooled)
+	o.s.pool.Release(place.pooled)
 	if !place.fits {
 		return cause
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -87,7 +88,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *regis
 		}
 		row.Idempotency = record
 	}
-	o, err := s.enter(ctx, row, op, d, caller.Product.Slug, nil, asking)
+	o, err := s.write(ctx, row, op, d, caller.Product.Slug, nil, asking)
 	if err == nil && cut != nil {
 		// Nobody else may be there to say so: its replica is gone, or never ran it.
 		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
@@ -165,7 +166,7 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 				return "", err
 			}
 		}
-		if !pause(ctx, pollEvery) {
+		if !pause.For(ctx, pollEvery) {
 			return "", busy(registry.OpDestroy)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/health"
 )
 
 // staleView is how old the in-memory view may be before lists are refused and the
@@ -146,7 +147,7 @@ func (f *Fleet) Status() Status {
 	}
 	failed := st.ByState[registry.Failed]
 	st.Health = healthOf(failed, st.Total)
-	if isStorm(fleetHealth(f.s.mirror.All())) {
+	if health.IsStorm(health.FleetHealth(f.s.mirror.All())) {
 		st.Health = HealthCritical // whosever engines they are
 	}
 	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, registry.Running))

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -54,7 +55,7 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 		case row == nil || row.EngineID != record.EngineID:
 			if record.URL == "" {
 				// The row went between the two reads, and the record with it.
-				if !pause(ctx, pollEvery) {
+				if !pause.For(ctx, pollEvery) {
 					return nil, nil, ctx.Err()
 				}
 				continue
@@ -122,7 +123,7 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.Op
 		row := caller.Engine
 		switch {
 		case row == nil || row.Op == nil || row.Idempotency == nil || row.Idempotency.Key != ref.Key:
-			if !pause(ctx, pollEvery) { // it ended between the two reads
+			if !pause.For(ctx, pollEvery) { // it ended between the two reads
 				return nil, nil, ctx.Err()
 			}
 		case row.State == registry.Destroying:

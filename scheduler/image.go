@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -82,7 +83,7 @@ func anotherImage(row *registry.Engine, digest string) bool {
 // followTags keeps the digests of the images of warm engines known on this replica,
 // so that no claim waits for a registry, until ctx ends.
 func (p *warmPool) followTags(ctx context.Context) {
-	for p.s.opts.Digests != nil && pause(ctx, warmEvery) {
+	for p.s.opts.Digests != nil && pause.For(ctx, warmEvery) {
 		asked := map[string]bool{}
 		for _, row := range p.s.mirror.Of(registry.WarmProduct) {
 			if !asked[row.Image] {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -75,7 +76,7 @@ func (s *Scheduler) unanswered(row *registry.Engine, err error) error {
 func (s *Scheduler) adopt(row *registry.Engine, told error) {
 	row = row.Clone()
 	s.background(func(ctx context.Context) {
-		for missed := (time.Time{}); pause(ctx, time.Second); {
+		for missed := (time.Time{}); pause.For(ctx, time.Second); {
 			now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 			switch {
 			case err != nil && !errors.Is(err, registry.ErrNotFound):

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -39,20 +40,6 @@ func (s *Scheduler) begin(ctx context.Context, row *registry.Engine, action, act
 type draft struct {
 	id    int64
 	began time.Time
-}
-
-// draw gives an operation the audit row of the tries before it, or begins one.
-func (s *Scheduler) draw(ctx context.Context, d *draft, row *registry.Engine, op *registry.Op, actor string, details map[string]any) error {
-	if d.id == 0 {
-		id, err := s.begin(ctx, row, op.Action, actor, details)
-		if err != nil {
-			return err
-		}
-		*d = draft{id: id, began: op.BeganAt}
-	}
-	op.AuditID = d.id
-	hit(op.Kind, atAudited)
-	return nil
 }
 
 // drop completes the row of a change that was refused, if no operation has it.
@@ -103,7 +90,7 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 	later := s.background(func(base context.Context) {
 		// For as long as it takes: no more rows wait than operations were under
 		// way when the database went, since none begins without it.
-		for wait := completeWithin; pause(base, wait); wait = min(2*wait, completeAgain) {
+		for wait := completeWithin; pause.For(base, wait); wait = min(2*wait, completeAgain) {
 			if err = try(); err == nil {
 				return
 			}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -45,9 +47,9 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if caller.Engine != nil {
 		return nil, existing(caller.Engine)
 	}
-	leave, err := s.gates.enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
+	leave, err := s.gates.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
 	if err != nil {
-		return nil, err
+		return nil, waitedInVain(err)
 	}
 	var o *operation
 	defer func() { s.leaveAfter(o, leave) }()
@@ -146,7 +148,7 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 		case registry.Running:
 			return fail(EngineRunning, "the engine is running already")
 		case registry.Stopped, registry.Sleeping, registry.Failed:
-			if row.Reason == reasonBrainMissing {
+			if row.Reason == engine.ReasonBrainMissing {
 				return fail(EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
 			}
 			row.State, row.Desired, row.Restarts = registry.Provisioning, registry.Running, nil
@@ -272,17 +274,17 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			s.drop(ctx, &d, err) // the row of the other one tells it
 			return s.join(ctx, row, joins)
 		}
-		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, prepare: prepare}
+		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, draft: &d, prepare: prepare}
 		if kind == registry.OpStart && leave == nil {
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
 			}
-			if leave, err = s.gates.enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
-				return nil, err
+			if leave, err = s.gates.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
+				return nil, waitedInVain(err)
 			}
 			defer func() { s.leaveAfter(o, leave) }()
 		}
-		if o, err = s.tryPropose(ctx, row, &d, p); err == nil {
+		if o, err = s.propose(ctx, row, p); err == nil {
 			return o.wait(ctx)
 		}
 		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
@@ -304,23 +306,21 @@ type proposal struct {
 	backends      []string // the dependencies that it needs
 	canary        bool
 	record        *registry.RecordRef // of its Idempotency-Key; nil: it has none
+	draft         *draft              // its audit row, which other tries may use after it; nil: it has none yet
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
 	prepare func(*registry.Engine) error
 }
 
-// propose writes an operation into a row that has none, and launches it.
+// propose writes an operation into a row that has none, and launches it. Once it is
+// written, the row is the operation's.
 // registry.ErrConflict: somebody else changed the row since it was read.
-func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (*operation, error) {
-	var d draft
-	o, err := s.tryPropose(ctx, row, &d, p)
-	s.drop(ctx, &d, err)
-	return o, err
-}
-
-// tryPropose is propose with an audit row that other tries may use after it. Once
-// the operation is written, the row is the operation's.
-func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *draft, p proposal) (*operation, error) {
+func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (_ *operation, err error) {
+	d := p.draft
+	if d == nil {
+		d = &draft{}
+		defer func() { s.drop(ctx, d, err) }()
+	}
 	row = row.Clone()
 	op := s.newOp(ctx, p.kind, p.action, row.State)
 	op.Canary, op.EnvVersion = p.canary, p.envVersion
@@ -336,20 +336,26 @@ func (s *Scheduler) tryPropose(ctx context.Context, row *registry.Engine, d *dra
 		return nil, err
 	}
 	op.Step = firstStep(row, op)
-	return s.enter(ctx, row, op, d, p.actor, p.details, time.Since(asked))
+	return s.write(ctx, row, op, d, p.actor, p.details, time.Since(asked))
 }
 
-// enter writes an operation into a row that was prepared for it, and launches it.
-// asking is how long the dependencies were asked for. The errors are those of
-// Scheduler.begin and registry.Store.Update; after one that leaves open whether
-// the row was written, this replica looks after it.
-func (s *Scheduler) enter(ctx context.Context, row *registry.Engine, op *registry.Op, d *draft, actor string, details map[string]any, asking time.Duration) (*operation, error) {
+// write writes an operation into a row that was prepared for it, under the audit row of
+// the tries before it or a new one, and launches it. asking is how long the dependencies
+// were asked for. The errors are those of Scheduler.begin and registry.Store.Update; after
+// one that leaves open whether the row was written, this replica looks after it.
+func (s *Scheduler) write(ctx context.Context, row *registry.Engine, op *registry.Op, d *draft, actor string, details map[string]any, asking time.Duration) (*operation, error) {
 	var spent spent
 	spent.took(spentAsking, asking)
 	at := time.Now()
-	if err := s.draw(ctx, d, row, op, actor, details); err != nil {
-		return nil, err
+	if d.id == 0 {
+		id, err := s.begin(ctx, row, op.Action, actor, details)
+		if err != nil {
+			return nil, err
+		}
+		*d = draft{id: id, began: op.BeganAt}
 	}
+	op.AuditID = d.id
+	hit(op.Kind, atAudited)
 	spent.since(spentBegin, at)
 	launched, _ := s.reserveLaunch(op.ID)
 	defer launched()
@@ -374,7 +380,7 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
 	defer cancel()
-	for pause(ctx, pollEvery) {
+	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {
 		case err != nil:

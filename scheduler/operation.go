@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -297,7 +298,7 @@ func (o *operation) main(ctx context.Context) error {
 			continue
 		}
 		o.refuse(ctx, AsError(err))
-		if !pause(ctx, wait) {
+		if !pause.For(ctx, wait) {
 			if cutShort(ctx) {
 				return errSuperseded
 			}

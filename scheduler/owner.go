@@ -213,14 +213,14 @@ func (o *operation) reidentify(ctx context.Context, place *place) error {
 		next.Warm = o.row.Warm
 	}
 	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
-		o.s.pool.volumes.release(place.pooled)
+		o.s.pool.Release(place.pooled)
 		if errors.Is(err, registry.ErrConflict) {
 			now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
 			return o.lost(ctx, now, err)
 		}
 		return err
 	}
-	o.s.pool.claimed(place.pooled)
+	o.s.pool.Claimed(place.pooled)
 	o.log.Info("placing the engine under another id", "node", next.NodeID, "now", next.EngineID)
 	o.row, o.quietAt, o.refusedAt = next, 0, 0
 	return errRelocated

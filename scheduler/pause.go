@@ -7,12 +7,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
-
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 const (
@@ -21,13 +21,6 @@ const (
 	// actsWithin is how old the proof may be that an operation is still this
 	// replica's, when it sends a signal: nothing guards a signal but that.
 	actsWithin = time.Second
-	// An engine that still answers this many times, each within stillAnswers and
-	// three times what an answer took before, does not freeze: its first process is not
-	// the one that serves. The first answer may have been on its way.
-	stillAnswers = 250 * time.Millisecond
-	answersToo   = 3
-	// slowAnswer is the slowest answer that is waited for so long.
-	slowAnswer = 500 * time.Millisecond
 	// thawTimeout is how long a process may take to answer when it goes on, its
 	// memory paged in again; after that the engine is started anew.
 	thawTimeout = 5 * time.Second
@@ -42,17 +35,10 @@ func (s *Scheduler) freezable(row *registry.Engine) *registry.Frozen {
 	}
 	alloc, known := s.cluster.Newest(row.JobID())
 	f := &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: alloc.Started}
-	if !known || !sameProcess(f, row, &alloc) {
+	if !known || !boot.SameProcess(f, row, &alloc) {
 		return nil
 	}
 	return f
-}
-
-// sameProcess says whether the process in f is that of the allocation, and may be
-// there.
-func sameProcess(f *registry.Frozen, row *registry.Engine, alloc *cluster.Alloc) bool {
-	return alloc != nil && alloc.ID == f.AllocID && !alloc.Terminal() && alloc.Desired == api.AllocDesiredStatusRun &&
-		alloc.Crash <= row.Crash && alloc.Started <= f.Started
 }
 
 // freeze stops the engine's process where it is, memory and all, and so ends the
@@ -68,15 +54,15 @@ func (o *operation) freeze(ctx context.Context) error {
 
 func (o *operation) tryFreeze(ctx context.Context) error {
 	began := time.Now()
-	_ = o.s.probe.health(ctx, o.row.Frozen.URL)
-	within := stillAnswers + 3*min(time.Since(began), slowAnswer)
+	_ = o.s.probe.Health(ctx, o.row.Frozen.URL)
+	within := boot.StillAnswers + 3*min(time.Since(began), boot.SlowAnswer)
 	if err := o.fenceNow(ctx); err != nil {
 		return err
 	}
 	o.paused = true
 	// Not interrupted by a destroy: its SIGCONT must not overtake this one.
 	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.row.Frozen.AllocID, sigStop)
-	if refused == nil && o.s.probe.keepsAnswering(ctx, o.row.Frozen.URL, within) {
+	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.row.Frozen.URL, within) {
 		refused = errors.New("it answers although its first process is stopped")
 	}
 	if err := o.fence(ctx); err != nil {
@@ -117,7 +103,7 @@ func (o *operation) fenceNow(ctx context.Context) error {
 		if time.Since(began) < actsWithin {
 			return nil
 		}
-		if !pause(ctx, pollEvery) {
+		if !pause.For(ctx, pollEvery) {
 			return ctx.Err()
 		}
 	}
@@ -202,13 +188,13 @@ func (o *operation) goesOn(ctx context.Context) error {
 		}
 	})
 	work.Go(func() {
-		if o.s.boots.awaitUsable(ctx, f.URL, by, nil) == nil {
+		if o.s.boots.AwaitUsable(ctx, f.URL, by, nil) == nil {
 			cancel(errHealthy)
 		}
 	})
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for i := range state.Allocs {
-			if a := &state.Allocs[i]; a.ID == f.AllocID && !sameProcess(f, o.row, a) {
+			if a := &state.Allocs[i]; a.ID == f.AllocID && !boot.SameProcess(f, o.row, a) {
 				return false, errThawed
 			}
 		}

@@ -67,14 +67,14 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Re
 		var err error
 		switch {
 		case i < poolLooks:
-			err = s.pool.read(ctx, p.node.ID)
+			err = s.pool.Read(ctx, p.node.ID)
 		case i == poolLooks:
-			err = s.pool.read(ctx, "")
+			err = s.pool.Read(ctx, "")
 		}
 		if err != nil {
 			return nil, err
 		}
-		if p.pooled = s.pool.volumes.hold(p.node.ID); p.pooled != nil {
+		if p.pooled = s.pool.Hold(p.node.ID); p.pooled != nil {
 			return p, nil
 		}
 	}
@@ -176,9 +176,9 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 		p.applyTo(row)
 		err = s.store.Claim(ctx, caller.Product, row, p.pooled)
 		if err == nil {
-			s.pool.claimed(p.pooled)
+			s.pool.Claimed(p.pooled)
 		} else {
-			s.pool.volumes.release(p.pooled)
+			s.pool.Release(p.pooled)
 		}
 		if errors.Is(err, registry.ErrMoved) && try < maxClaims {
 			if err := s.guard.again(ctx); err != nil {

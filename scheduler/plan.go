@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -202,13 +203,13 @@ func (p *planner) planRow(row *registry.Engine) {
 		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
 		return
 	}
-	if p.lost[row.EngineID] && row.State != registry.Destroying && row.Reason != reasonBrainMissing {
+	if p.lost[row.EngineID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
 		act(ActReport, "Nomad does not know its volume any more, which was on node %s: orch node adopt brings it back", row.NodeID)
 	}
 	if row.Op != nil {
 		return
 	}
-	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != reasonBrainMissing) {
+	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing) {
 		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
 	}
 	if volumes := p.contenders(row, f); p.read(listVolumes) && row.VolumeID != "" && len(volumes) == 1 && volumes[0].ID != row.VolumeID {

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -312,7 +313,7 @@ func (s *simulated) apply(a *Action) (changed bool) {
 		delete(s.orphans, id)
 	case ActRebuild:
 		owner := s.owners[id]
-		s.rows[id] = &registry.Engine{EngineID: id, ProductID: owner.ProductID, UserID: owner.UserID, State: registry.Failed, Desired: registry.Running, Reason: reasonRecovered}
+		s.rows[id] = &registry.Engine{EngineID: id, ProductID: owner.ProductID, UserID: owner.UserID, State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonRecovered}
 		if q, counted := s.quotas[owner.ProductID]; counted {
 			s.index++
 			s.quotas[owner.ProductID] = registry.Quota{Count: q.Count + 1, Index: s.index}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -102,7 +103,7 @@ func TestFinish(t *testing.T) {
 			}
 		}
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
-			o := &operation{s: &Scheduler{opts: Options{Restart: Backoff{Base: time.Second, Max: time.Minute}}}, row: &registry.Engine{
+			o := &operation{s: &Scheduler{opts: Options{Restart: engine.Backoff{Base: time.Second, Max: time.Minute}}}, row: &registry.Engine{
 				State: c.from, Desired: registry.Running, URL: "http://engine", AllocID: "allocation",
 				Op: &registry.Op{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
 			}}

@@ -7,6 +7,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/pool"
 )
 
 // The moments of an operation at which a test can end or pause the process. A
@@ -25,8 +26,6 @@ const (
 
 // Points of the pools, and of the deployment's record.
 const (
-	pointPoolNoted     = "pool/noted"     // an entry is written, its volume not made
-	pointPoolDiscarded = "pool/discarded" // an entry is gone, its volume is not
 	// A warm engine is a user's, who was not told.
 	pointWarmClaimed = "pool/warm-claimed"
 	// The registry says which epoch is to come, and Vault has it.
@@ -44,7 +43,7 @@ func isFenced(kind registry.OpKind, step string) bool {
 // FaultPoints are all points by what they interrupt: the kind of an operation,
 // the audit log's name of an admin's change, "pool", or "epoch".
 func FaultPoints() map[string][]string {
-	points := map[string][]string{"pool": {pointPoolNoted, pointPoolDiscarded, pointWarmClaimed}, "epoch": {pointEpochMeant, pointEpochRaised}}
+	points := map[string][]string{"pool": {pool.PointNoted, pool.PointDiscarded, pointWarmClaimed}, "epoch": {pointEpochMeant, pointEpochRaised}}
 	for kind, forward := range plans {
 		add := func(names ...string) {
 			for _, name := range names {

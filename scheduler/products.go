@@ -10,6 +10,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -189,7 +190,7 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 // when the product shows it, and with what its caller was told when it has not shown it
 // for strayAfter.
 func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*registry.Product) bool) {
-	for missed := (time.Time{}); pause(ctx, time.Second); {
+	for missed := (time.Time{}); pause.For(ctx, time.Second); {
 		t, err := s.store.Tenant(ctx, productID)
 		switch {
 		case err != nil && !errors.Is(err, registry.ErrNotFound):

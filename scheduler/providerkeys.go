@@ -189,7 +189,7 @@ func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 	if len(waiting) == 0 {
 		return underWay > 0, nil
 	}
-	if s.monitor.storm.held() {
+	if s.monitor.Held() {
 		return true, nil
 	}
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {

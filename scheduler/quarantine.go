@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -141,12 +142,12 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	has, err := s.store.Engine(ctx, owner.ProductID, owner.UserID)
 	var damaged *registry.Unreadable
 	if errors.As(err, &damaged) && !damaged.Newer { // it is written over
-		has, err = &registry.Engine{Index: damaged.Index, Reason: reasonBrainMissing}, nil
+		has, err = &registry.Engine{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
 	case err == nil && has.EngineID == w.id:
 		has = nil // its own row: only the record has to go
-	case err == nil && has.Reason != reasonBrainMissing:
+	case err == nil && has.Reason != engine.ReasonBrainMissing:
 		return nil, fail(EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
 	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return nil, err
@@ -266,7 +267,7 @@ func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engine
 	if err != nil || row.EngineID != engineID {
 		return err
 	}
-	row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, reasonBrainMissing
+	row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
 	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
 	return s.store.Correct(ctx, row, engineID, nil)
 }
@@ -309,7 +310,7 @@ func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(recoverers)
 	for i, row := range rows {
-		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == reasonBrainMissing {
+		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == engine.ReasonBrainMissing {
 			continue
 		}
 		work.Go(func() error {

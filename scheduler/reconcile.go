@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -122,7 +123,7 @@ func (r *reconciler) listen(ctx context.Context) {
 		switch {
 		case err != nil || index == 0:
 			seen = 0
-			pause(ctx, requestPoll)
+			pause.For(ctx, requestPoll)
 			continue
 		case index != seen && !first:
 			r.nudge()
@@ -148,7 +149,7 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 	if !r.s.guard.forward(ctx) {
 		return false
 	}
-	r.s.pool.suspect(w.withoutVolume())
+	r.s.pool.Suspect(w.withoutVolume())
 	r.s.announce(ctx, w)
 	r.s.witnessAll(ctx, w)
 	actions := plan(w)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -33,7 +35,7 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	case <-ctx.Done():
 	case <-s.mirror.Synced():
 	}
-	for (s.Ready() != nil || !s.guard.ok()) && pause(ctx, pollEvery) {
+	for (s.Ready() != nil || !s.guard.ok()) && pause.For(ctx, pollEvery) {
 	}
 	strays := strays{}
 	for ctx.Err() == nil {
@@ -125,7 +127,7 @@ func (s *Scheduler) takeOver(ctx context.Context, row *registry.Engine) error {
 	}
 	before := row.Op.Owner
 	row.Op.Owner = s.replica.ID
-	row.Op.Deadline = within(row.Op.Deadline, time.Now().UTC(), max(s.limit(row.Op.Kind), s.opts.BootTimeout))
+	row.Op.Deadline = engine.Within(row.Op.Deadline, time.Now().UTC(), max(s.limit(row.Op.Kind), s.opts.BootTimeout))
 	err := s.store.Update(ctx, row)
 	if errors.Is(err, registry.ErrConflict) {
 		return nil // another replica was faster

@@ -13,6 +13,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -384,7 +385,7 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return err
 	}
-	if err == nil && has.EngineID != row.EngineID && has.Reason != reasonBrainMissing {
+	if err == nil && has.EngineID != row.EngineID && has.Reason != engine.ReasonBrainMissing {
 		// Of a row that was put back there may be nothing left: it was destroyed since,
 		// or its provision went on under another id.
 		other, err := s.witnessesOf(ctx, x.found.peek(has.EngineID), has)

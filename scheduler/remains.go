@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -96,7 +97,7 @@ func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err err
 		case time.Now().After(until):
 			return "Nomad does not know its volume any more, and its node has it", nil
 		}
-		if !pause(ctx, volumeLook) {
+		if !pause.For(ctx, volumeLook) {
 			return "", ctx.Err()
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -34,7 +35,7 @@ type Caller struct {
 	IdempotencyKey string
 
 	keyHash string
-	visit   *visit // of an admit, from before its engine's row is read
+	visit   *idle.Visit // of an admit, from before its engine's row is read
 	admits  bool
 }
 
@@ -69,7 +70,7 @@ func (s *Scheduler) AuthenticateAdmit(ctx context.Context, platformKey, userID s
 // Leave ends what AuthenticateAdmit began.
 func (c *Caller) Leave() {
 	if c.visit != nil {
-		c.visit.leave()
+		c.visit.Leave()
 	}
 }
 
@@ -91,9 +92,9 @@ func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
 	}
 	if c.admits {
 		if c.visit == nil {
-			c.visit = s.activity.enter(registry.Fingerprint(id.(string), c.UserID))
+			c.visit = s.activity.Enter(registry.Fingerprint(id.(string), c.UserID))
 		}
-		c.visit.look()
+		c.visit.Look()
 	}
 	var err error
 	c.Product, c.Engine, err = s.store.Lookup(ctx, c.keyHash, id.(string), c.UserID)

@@ -6,7 +6,10 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -63,7 +66,7 @@ func (*operation) leave(context.Context) error { return nil }
 // one: /health is open, and the process before may still hold the port.
 func (o *operation) proveRotation(ctx context.Context) error {
 	if o.row.Op.GiveUp {
-		o.rotateWithoutProcess(reasonKeyUnconfirmed)
+		o.rotateWithoutProcess(engine.ReasonKeyUnconfirmed)
 		return nil
 	}
 	var last []cluster.Alloc
@@ -71,13 +74,13 @@ func (o *operation) proveRotation(ctx context.Context) error {
 		last, err = o.rotationProven(ctx)
 		return err
 	})
-	ended, reason := true, reasonCrashed
+	ended, reason := true, engine.ReasonCrashed
 	switch {
 	case errors.Is(err, errVanished):
 		err = o.outlastVanished(ctx)
 	case errors.Is(err, errEnded):
 		if err = unwritten(last); err != nil {
-			reason = reasonKeyUnconfirmed
+			reason = engine.ReasonKeyUnconfirmed
 		}
 		if o.answeredAlready() {
 			err = nil
@@ -112,7 +115,7 @@ var errEnded = errors.New("the engine's process ended")
 // on; the next one reads the new hash.
 func (o *operation) rotateWithoutProcess(reason string) {
 	o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-	if o.row.State == registry.Running || reason != reasonKeyUnconfirmed {
+	if o.row.State == registry.Running || reason != engine.ReasonKeyUnconfirmed {
 		o.row.State, o.row.Reason = registry.Failed, reason
 	}
 }
@@ -129,10 +132,10 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 	if soonest := time.Now().Add(killGrace); o.answeredAlready() && until.Before(soonest) {
 		until = soonest
 	}
-	before, missed, looked := o.startsSeen(ctx), false, time.Now()
+	before, missed, looked := o.s.starts.Seen(ctx, o.row.JobID()), false, time.Now()
 	heard, at := "", time.Time{} // what it answered last, and when
 	for {
-		said, asked := keys.ask(ctx, o.s.probe, o.row.URL)
+		said, asked := keys.Ask(ctx, o.s.probe, o.row.URL)
 		if asked == nil {
 			heard, at = said, time.Now()
 		}
@@ -143,7 +146,7 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 			return nil, nil
 		case asked != nil && !missed:
 			missed = true // it is being restarted
-			o.awaitStarted(ctx, before)
+			o.s.starts.Await(ctx, o.row.JobID(), before)
 			continue
 		case asked != nil:
 			if said = heard; time.Since(at) > askAgain { // else it is slow for a moment
@@ -182,26 +185,23 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 		if told {
 			every = askAgain
 		}
-		if !pause(ctx, every) {
+		if !pause.For(ctx, every) {
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// rotationKeys are the two keys of a rotation.
-type rotationKeys struct{ path, old, new string }
-
-func (o *operation) rotationKeys(ctx context.Context) (*rotationKeys, error) {
+func (o *operation) rotationKeys(ctx context.Context) (*boot.Rotation, error) {
 	path, err := o.s.proofPath(ctx, o.row)
 	if err != nil {
 		return nil, err
 	}
 	// Vault may have lost the old key: then the rotation is a re-key, and any other
 	// key than the new one has to be refused.
-	k := &rotationKeys{path: path, old: secrets.NewEngineKey()}
+	k := &boot.Rotation{Path: path, Old: secrets.NewEngineKey()}
 	old, err := o.s.secret(ctx, o.row)
 	if err == nil {
-		k.old = old.Key
+		k.Old = old.Key
 	} else if !errors.Is(err, secrets.ErrNotFound) {
 		return nil, err
 	}
@@ -209,38 +209,8 @@ func (o *operation) rotationKeys(ctx context.Context) (*rotationKeys, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.new = next.Key
+	k.New = next.Key
 	return k, nil
-}
-
-// ask asks an engine once whether it refuses the old key and accepts the new one. said
-// is in what it does not, for the caller; "": in nothing. Neither key is sent to what
-// lets everybody in. The error: it did not answer.
-func (k *rotationKeys) ask(ctx context.Context, p *prober, url string) (said string, err error) {
-	p, end := p.talk()
-	defer end()
-	var broken *breach
-	if err := p.locked(ctx, url, k.path); errors.As(err, &broken) {
-		return broken.said, nil
-	} else if err != nil {
-		return "", err
-	}
-	before, err := p.status(ctx, url, k.path, k.old)
-	if err != nil {
-		return "", err
-	}
-	after, err := p.status(ctx, url, k.path, k.new)
-	switch {
-	case err != nil:
-		return "", err
-	case refuses(before) && !refuses(after):
-		return "", nil
-	case refuses(before):
-		return "it refuses the old key and the new one", nil
-	case refuses(after):
-		return "it goes on with the old key, and has not read the new hash", nil
-	}
-	return "it accepts the new key, and the old one as well", nil
 }
 
 // followAlloc takes the address of the engine's newest process over: Nomad gives

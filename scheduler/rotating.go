@@ -5,7 +5,10 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -36,8 +39,8 @@ func unconfirmed(row *registry.Engine) bool {
 func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (key string, err error) {
 	op := row.Op
 	began := time.Now()
-	patient := within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
-	until := within(op.Deadline, began, s.limit(registry.OpRotateKey))
+	patient := engine.Within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
+	until := engine.Within(op.Deadline, began, s.limit(registry.OpRotateKey))
 	if soonest := began.Add(rotationPatience); until.Before(soonest) {
 		until = soonest
 	}
@@ -69,7 +72,7 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 		if time.Now().After(until) {
 			return "", fail(RotationUnconfirmed, "the engine's key is being rotated, and it accepts neither the old key nor the new one")
 		}
-		if !pause(ctx, every) {
+		if !pause.For(ctx, every) {
 			return "", ctx.Err()
 		}
 	}
@@ -79,9 +82,9 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 // or something else answers at its address.
 func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (string, error) {
 	path, err := s.proofPath(ctx, row)
-	probe, end := s.probe.talk()
+	probe, end := s.probe.Talk()
 	defer end()
-	if err != nil || row.URL == "" || probe.locked(ctx, row.URL, path) != nil {
+	if err != nil || row.URL == "" || probe.Locked(ctx, row.URL, path) != nil {
 		return "", err
 	}
 	for _, k := range []struct {
@@ -98,7 +101,7 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (stri
 		if err != nil {
 			return "", err
 		}
-		if code, err := probe.status(ctx, row.URL, path, secret.Key); err == nil && !refuses(code) {
+		if code, err := probe.Status(ctx, row.URL, path, secret.Key); err == nil && !boot.Refuses(code) {
 			return secret.Key, nil
 		}
 	}
@@ -117,7 +120,7 @@ func (s *Scheduler) giveUpRotation(ctx context.Context, row *registry.Engine, de
 	}
 	ctx, cancel := context.WithTimeout(ctx, giveUpWithin)
 	defer cancel()
-	for pause(ctx, pollEvery) {
+	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		if err != nil {
 			return gone(err)

@@ -20,8 +20,13 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/health"
+	"github.com/septemberai/orch/scheduler/idle"
+	"github.com/septemberai/orch/scheduler/pool"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -41,7 +46,7 @@ type Options struct {
 	ProbeTimeout time.Duration
 	// MaxFailures is how many probes in a row confirm that an engine fails.
 	MaxFailures int
-	Restart     Backoff
+	Restart     engine.Backoff
 	// RestartSubsystems are globs of the subsystems in an engine's /health that a restart
 	// may mend. One whose failing subsystems are all others is not restarted.
 	RestartSubsystems []string
@@ -72,19 +77,19 @@ type Scheduler struct {
 	mirror  *registry.Mirror
 	limiter *registry.Limiter
 	health  *registry.Checks
-	gates   gates
-	probe   *prober
-	boots   *bootProber
-	starts  chan struct{} // one per boot that waits for Consul's word of it
+	gates   boot.Gates
+	probe   *boot.Prober
+	boots   *boot.Boots
+	starts  *boot.Starts
 	checks  backendChecks
 
-	activity *activity // of this replica
-	sleeper  *sleeper  // of the leader
+	activity *idle.Activity // of this replica
+	sleeper  *idle.Sleeper  // of the leader
 
 	template  atomic.Pointer[jobs.Template]
-	pool      *volumePool
+	pool      *pool.Volumes
 	warm      *warmPool
-	monitor   *monitor
+	monitor   *health.Monitor
 	reconcile *reconciler
 	prover    *prover
 	rollout   chan struct{} // holds one token when provider keys are to be rolled out
@@ -113,16 +118,27 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica: store.Join(log.Named("replica")),
-		probe:   newProber(opts.ProbeTimeout),
-		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, starts: make(chan struct{}, maxStarts), contradicted: map[string]bool{},
+		probe:   boot.NewProber(opts.ProbeTimeout),
+		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, contradicted: map[string]bool{},
 	}
 	s.guard = newGuard(s)
-	s.boots = newBootProber(s.probe)
+	s.boots = boot.NewBoots(s.probe)
+	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
-	s.pool = newVolumePool(s)
+	s.pool = pool.NewVolumes(pool.Deps{
+		Log: log, Store: store, Nomad: c, Size: opts.VolumePool, Driver: opts.Job.Driver, Template: s.template.Load, NewID: s.newEngineID,
+		Leads: func() bool { return s.Ready() == nil && s.guard.ok() && s.replica.Leader() },
+	})
 	s.warm = newWarmPool(s)
-	s.monitor = newMonitor(s)
-	s.activity, s.sleeper = newActivity(s.replica.Session), newSleeper(s)
+	s.monitor = health.New(health.Deps{
+		Log: log, Store: store, Rows: s.mirror, Nomad: c, Checks: s.health, Engines: healing{s}, Backoff: opts.Restart,
+		MaxFailures: opts.MaxFailures, ProbeTimeout: opts.ProbeTimeout, CheckEvery: time.Duration(opts.Job.CheckIntervalS) * time.Second,
+		Subsystems: opts.RestartSubsystems,
+	})
+	s.activity = idle.NewActivity(s.replica.Session)
+	s.sleeper = idle.NewSleeper(idle.Deps{
+		Log: log, Replica: s.replica, Store: store, Rows: s.mirror, Nodes: c, Engines: idleEngines{s}, Timeout: opts.IdleTimeout,
+	})
 	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
 	s.prover = newProver(s)
 	return s
@@ -150,13 +166,13 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.mirror.Run(ctx) })
 	loops.Go(func() { s.health.Run(ctx) })
 	loops.Go(func() { s.recoverLoop(ctx) })
-	loops.Go(func() { s.pool.run(ctx) })
+	loops.Go(func() { s.pool.Run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
-	loops.Go(func() { s.monitor.run(ctx) })
+	loops.Go(func() { s.monitor.Run(ctx) })
 	loops.Go(func() { s.unreachableLoop(ctx) })
-	loops.Go(func() { s.flushLoop(ctx) })
-	loops.Go(func() { s.sleeper.run(ctx) })
+	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
+	loops.Go(func() { s.sleeper.Run(ctx) })
 	loops.Go(func() { s.reconcile.run(ctx) })
 	loops.Go(func() { s.reconcile.listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })
@@ -278,4 +294,4 @@ func (s *Scheduler) Ready() error {
 }
 
 // PooledVolumes is how many ready, unclaimed volumes this replica last saw.
-func (s *Scheduler) PooledVolumes() int { return int(s.pool.ready.Load()) }
+func (s *Scheduler) PooledVolumes() int { return s.pool.Count() }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -379,11 +380,11 @@ func (o *operation) noteSilence(ctx context.Context, err error) error {
 	kind, reason := o.row.Op.Kind, ""
 	switch {
 	case errors.Is(err, errNodeSilent):
-		reason = reasonNodeDown
+		reason = engine.ReasonNodeDown
 	case errors.Is(err, errStateLost):
-		reason = reasonVolumeUnknown
+		reason = engine.ReasonVolumeUnknown
 	case errors.Is(err, errUnproven):
-		reason = reasonCrashed
+		reason = engine.ReasonCrashed
 	}
 	if reason == "" || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
 		return err
@@ -490,7 +491,7 @@ func (o *operation) unconfirmed(ctx context.Context, err error, allocs ...cluste
 	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
 }
 
-// nodeSilent says whether the servers do not hear from a node.
+// NodeSilent says whether the servers do not hear from a node.
 func (s *Scheduler) nodeSilent(nodeID string) bool {
 	node, known := s.cluster.Node(nodeID)
 	return !known || node.Down

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
@@ -151,7 +152,7 @@ func (o *operation) awaitVanished(ctx context.Context) error {
 		case left <= 0:
 			return nil
 		}
-		if !pause(ctx, min(left, vanishedLook)) {
+		if !pause.For(ctx, min(left, vanishedLook)) {
 			return ctx.Err()
 		}
 	}

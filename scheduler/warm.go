@@ -148,7 +148,7 @@ func (p *warmPool) answers(ctx context.Context, rows []*registry.Engine, within 
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, left)
-		err := p.s.probe.health(ctx, row.URL)
+		err := p.s.probe.Health(ctx, row.URL)
 		cancel()
 		if err == nil {
 			return row

@@ -9,6 +9,8 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -41,7 +43,7 @@ func (p *warmPool) lull(ctx context.Context) {
 	longest := time.Now().Add(warmEvery)
 	for {
 		last := time.Unix(0, p.claimed.Load())
-		if !pause(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
+		if !pause.For(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
 			return
 		}
 		if p.claimed.Load() == last.UnixNano() || !time.Now().Before(longest) {
@@ -120,7 +122,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	now := time.Now()
 	for _, f := range slices.Sorted(maps.Keys(kinds)) {
 		setback := setbacks[f]
-		if setback != nil && stillWaits(setback.RetryAt, now, p.s.opts.Restart.longest()) {
+		if setback != nil && engine.StillWaits(setback.RetryAt, now, p.s.opts.Restart.Longest()) {
 			continue
 		}
 		for n := missing[f]; n > 0 && ctx.Err() == nil; n-- {
@@ -187,10 +189,10 @@ func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed 
 		if b == nil {
 			b = &registry.WarmSetback{Fingerprint: fingerprint}
 		}
-		if stillWaits(b.RetryAt, now, p.s.opts.Restart.longest()) {
+		if engine.StillWaits(b.RetryAt, now, p.s.opts.Restart.Longest()) {
 			return
 		}
-		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.after(b.Attempts))
+		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.After(b.Attempts))
 		if failed {
 			b.Attempts++
 		}
@@ -218,14 +220,14 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 		}
 		if err != nil || !place.fits {
 			if place != nil {
-				p.s.pool.volumes.release(place.pooled)
+				p.s.pool.Release(place.pooled)
 			}
 			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
 		}
 		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
 			return place, nil
 		}
-		p.s.pool.volumes.release(place.pooled)
+		p.s.pool.Release(place.pooled)
 		tried[place.node.ID] = true
 	}
 }
@@ -264,19 +266,19 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	}
 	place.applyTo(row)
 	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
-		s.pool.volumes.release(place.pooled)
+		s.pool.Release(place.pooled)
 		return nil, err
 	}
 	launched, _ := s.reserveLaunch(op.ID)
 	defer launched()
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
-		s.pool.volumes.release(place.pooled)
+		s.pool.Release(place.pooled)
 		if err = s.unanswered(row, err); !errors.Is(err, errUnanswered) {
 			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
 		return nil, err
 	}
-	s.pool.claimed(place.pooled)
+	s.pool.Claimed(place.pooled)
 	return s.launch(row), nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -172,7 +173,7 @@ func ofUser(owner secrets.Owner) bool {
 func (w *witnesses) rebuilt(owner secrets.Owner, now time.Time) *registry.Engine {
 	row := &registry.Engine{
 		EngineID: w.id, ProductID: owner.ProductID, UserID: owner.UserID, CreatedAt: now.Truncate(time.Millisecond),
-		State: registry.Failed, Desired: registry.Running, Reason: reasonRecovered,
+		State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonRecovered,
 	}
 	if w.variable != nil && w.variable.Witness != nil {
 		v := w.variable.Witness
@@ -264,7 +265,7 @@ func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
 		row.Op.Kind, row.Op.Step = registry.OpDestroy, plans[registry.OpDestroy][0].name
 		return ruling{act: ActCorrect, why: "nothing of it is left in Vault and Nomad: its provision is undone", row: row}
 	case w.nothing():
-		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, reasonBrainMissing
+		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
 		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.SleepPending = nil, nil, nil, "", "", ""
 		row.KeyVersion, row.KeyID = 0, ""
 		if reflect.DeepEqual(row, w.row) {
@@ -300,7 +301,7 @@ func (w *witnesses) judgeRow(now time.Time, back bool) ruling {
 		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, cmp.Or(row.Reason, reasonInterrupted), "", ""
 	case j == nil:
 	case j.Count > 0 && row.Frozen == nil && (dropped || row.State == registry.Stopped || row.State == registry.Sleeping || row.State == registry.Provisioning):
-		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, reasonRecovered, "", ""
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, engine.ReasonRecovered, "", ""
 	case j.Count == 0 && (w.rest != "" || dropped) && !(row.State == registry.Failed && !dropped):
 		row.Frozen = nil
 		w.atRest(row)

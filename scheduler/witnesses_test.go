@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -246,13 +247,13 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			if got == nil || got.ProductID != row.ProductID || got.UserID != row.UserID || got.KeyVersion != row.KeyVersion || got.KeyID != row.KeyID || got.VolumeID != row.VolumeID {
 				t.Fatalf("engine %s was %+v and is %+v", id, row, got)
 			}
-			runs := got.State == registry.Running || got.State == registry.Failed && got.Reason == reasonRecovered && got.Desired == registry.Running
+			runs := got.State == registry.Running || got.State == registry.Failed && got.Reason == engine.ReasonRecovered && got.Desired == registry.Running
 			if row.State == registry.Running && !runs || row.State != registry.Running && (got.State != row.State || got.Desired != row.Desired) {
 				t.Fatalf("engine %s was %s and is %s (%s, desired %s)", id, row.State, got.State, got.Reason, got.Desired)
 			}
 		}
 		for id, row := range rebuilt {
-			if row.Reason == reasonBrainMissing || row.State == registry.Destroying {
+			if row.Reason == engine.ReasonBrainMissing || row.State == registry.Destroying {
 				continue // there is nothing to be given
 			}
 			owner := secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: id}
@@ -376,7 +377,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 			left[id] = r.act == ActQuarantine
 			told, was := h.told[id]
 			switch {
-			case row == nil || left[id] || row.Reason == reasonBrainMissing || row.State == registry.Destroying:
+			case row == nil || left[id] || row.Reason == engine.ReasonBrainMissing || row.State == registry.Destroying:
 			case was && (told.ProductID != row.ProductID || told.UserID != row.UserID) && len(w.keys) > 0:
 				t.Fatalf("engine %s is given to %s, and %+v was told its key", id, row.UserID, told)
 			}
@@ -384,7 +385,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 			if owner == nil || owner.ProductID == registry.WarmProduct || owner.State == registry.Destroying || left[id] {
 				continue
 			}
-			if row == nil || row.ProductID != owner.ProductID || row.UserID != owner.UserID || row.Reason == reasonBrainMissing {
+			if row == nil || row.ProductID != owner.ProductID || row.UserID != owner.UserID || row.Reason == engine.ReasonBrainMissing {
 				t.Fatalf("engine %s of %s is %+v (%s)", id, owner.UserID, row, r.why)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -153,7 +154,7 @@ func (w *world) lostKeys() int {
 
 // wantsKey says whether a row names a key that has to be there.
 func wantsKey(row *registry.Engine) bool {
-	return row.KeyVersion > 0 && row.Op == nil && row.State != registry.Destroying && row.Reason != reasonBrainMissing
+	return row.KeyVersion > 0 && row.Op == nil && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing
 }
 
 // readOwners reads the secrets of the engines that the registry does not have: in a

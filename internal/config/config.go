@@ -23,6 +23,7 @@ import (
 	"github.com/caarlos0/env/v11"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
@@ -309,7 +310,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
 		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
 		MaxFailures:  c.HealthMaxFailures,
-		Restart: scheduler.Backoff{
+		Restart: engine.Backoff{
 			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
 			MaxAttempts: c.RestartMaxAttempts,
 		},

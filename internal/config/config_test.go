@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
@@ -155,7 +156,7 @@ func TestScheduler(t *testing.T) {
 		DefaultImage: "engine", KeyProofPath: "/me", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
-		WarmPool: 18, MaxFailures: 17, Restart: scheduler.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
+		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

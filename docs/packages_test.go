@@ -1,0 +1,134 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/septemberai/orch/"
+
+// packages returns what each package of the service imports of the others, by path below
+// the module: the ones that internal/service is built from, with internal/service itself.
+func packages(t *testing.T) map[string][]string {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./internal/service")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]string{}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		name, ours := strings.CutPrefix(fields[0], module)
+		if !ours {
+			continue
+		}
+		all[name] = nil
+		for _, imported := range fields[1:] {
+			if of, ours := strings.CutPrefix(imported, module); ours {
+				all[name] = append(all[name], of)
+			}
+		}
+		slices.Sort(all[name])
+	}
+	return all
+}
+
+// graph draws packages as a Mermaid graph.
+func graph(all map[string][]string) string {
+	var b strings.Builder
+	b.WriteString("```mermaid\nflowchart TD\n")
+	names := make([]string, 0, len(all))
+	for name := range all {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if len(all[name]) > 0 {
+			fmt.Fprintf(&b, "    %s --> %s\n", name, strings.Join(all[name], " & "))
+		}
+	}
+	b.WriteString("```\n")
+	return b.String()
+}
+
+// TestPackageGraph holds the graph in architecture.md against the imports.
+func TestPackageGraph(t *testing.T) {
+	doc, err := os.ReadFile("architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := graph(packages(t))
+	start := strings.Index(string(doc), "```mermaid\nflowchart TD\n")
+	if start < 0 {
+		t.Fatalf("architecture.md has no graph of the packages; it should be:\n%s", want)
+	}
+	got := string(doc)[start:]
+	if end := strings.Index(got, "\n```\n"); end >= 0 {
+		got = got[:end+len("\n```\n")]
+	}
+	if got != want {
+		t.Errorf("the graph in architecture.md:\n%s\nthe imports:\n%s", got, want)
+	}
+}
+
+// floors are the packages from the top down. A package may import those of floors below
+// its own, and none of its own floor.
+var floors = [][]string{
+	{"internal/service"},
+	{"internal/config", "server", "images"},
+	{"scheduler"},
+	{"scheduler/health", "scheduler/idle", "scheduler/pool"},
+	{"scheduler/boot"},
+	{"registry", "cluster", "secrets", "audit"},
+	{"jobs"},
+	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
+}
+
+// leaves do not know one another. The one exception: cluster takes the label of an
+// engine's port from jobs.
+var leaves = []string{"registry", "cluster", "jobs", "secrets", "audit", "images"}
+
+// TestEngineImportsNothing of ours: it is the domain.
+func TestEngineImportsNothing(t *testing.T) {
+	if of, there := packages(t)["engine"]; !there || len(of) > 0 {
+		t.Errorf("there: %t; it imports %v", there, of)
+	}
+}
+
+// TestForbiddenImports says which arrow points up or sideways.
+func TestForbiddenImports(t *testing.T) {
+	floor := map[string]int{}
+	for i, names := range floors {
+		for _, name := range names {
+			floor[name] = i
+		}
+	}
+	all := packages(t)
+	for name, imports := range all {
+		of, known := floor[name]
+		if !known {
+			t.Errorf("%s stands on no floor", name)
+			continue
+		}
+		for _, imported := range imports {
+			at, known := floor[imported]
+			if known && at <= of {
+				t.Errorf("%s imports %s, which is not below it", name, imported)
+			}
+			if slices.Contains(leaves, name) && slices.Contains(leaves, imported) && name+" "+imported != "cluster jobs" {
+				t.Errorf("%s imports %s: leaves do not know one another", name, imported)
+			}
+		}
+	}
+	for name := range floor {
+		if _, there := all[name]; !there {
+			t.Errorf("there is no package %s any more", name)
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package boot
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+)
+
+// hedgeAfter is when an address is dialled again that has not answered yet. A SYN that came
+// before a container's interface was up is lost, and sent again by the kernel only after a
+// second.
+const hedgeAfter = 50 * time.Millisecond
+
+// hedged dials an address again while the connection before is not there yet, after twice
+// the time at each turn. The first connection wins: so neither a lost SYN nor a long way
+// keeps an engine from being reached.
+type hedged struct {
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	within time.Duration // for all turns together
+}
+
+type dialled struct {
+	conn net.Conn
+	err  error
+}
+
+// DialContext returns the first connection, or the first error: an address that refuses
+// one refuses them all.
+func (h *hedged) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.within)
+	var turns sync.WaitGroup
+	defer turns.Wait()
+	defer cancel()
+	first := make(chan dialled)
+	turn := func() {
+		conn, err := h.dial(ctx, network, address)
+		select {
+		case first <- dialled{conn, err}:
+		case <-ctx.Done():
+			if conn != nil {
+				_ = conn.Close()
+			}
+		}
+	}
+	for wait := hedgeAfter; ; wait *= 2 {
+		turns.Go(turn)
+		again := time.NewTimer(wait)
+		select {
+		case d := <-first:
+			again.Stop()
+			return d.conn, d.err
+		case <-ctx.Done():
+			again.Stop()
+			return nil, ctx.Err()
+		case <-again.C:
+		}
+	}
+}

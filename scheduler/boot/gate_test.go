@@ -1,0 +1,232 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// always lets whoever waits at a gate wait on.
+func always() error { return nil }
+
+func TestGates(t *testing.T) {
+	var g Gates
+	var leaves []func()
+	for range FirstBoots {
+		leave, err := g.Enter(t.Context(), "storm", always)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaves = append(leaves, leave)
+	}
+	// Full: who comes waits, and goes when its request does. Others get in.
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := g.Enter(gone, "storm", always); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	// Or when waiting is of no use any more.
+	away := errors.New("away")
+	looks := 0
+	if _, err := g.Enter(t.Context(), "storm", func() error {
+		if looks++; looks > 1 {
+			return away
+		}
+		return nil
+	}); !errors.Is(err, away) {
+		t.Errorf("got %v", err)
+	}
+	leave, err := g.Enter(t.Context(), "calm", always)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			leave, err := g.Enter(t.Context(), "storm", always)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			leave()
+		})
+	}
+	for _, leave := range leaves {
+		leave()
+	}
+	wg.Wait()
+	if len(g.open) != 0 {
+		t.Errorf("%d gates are kept for nobody", len(g.open))
+	}
+}
+
+// TestGateLimit: boots that are done in good time let more in, up to a bound; of those
+// that began in one crowd the first alone makes it smaller.
+func TestGateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Gates
+		leave, err := g.Enter(t.Context(), "storm", always)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(limit int) {
+			t.Helper()
+			if got := g.open["storm"].limit; got != limit {
+				t.Errorf("%d at a time, want %d", got, limit)
+			}
+		}
+		began := time.Now()
+		for range mostBoots {
+			g.Booted("storm", began, room)
+		}
+		want(mostBoots)
+		time.Sleep(time.Second)
+		g.Booted("storm", began, tooMany)
+		want(mostBoots * 3 / 4)
+		time.Sleep(time.Second)
+		g.Booted("storm", began, tooMany)
+		g.Booted("storm", began, room)
+		want(mostBoots * 3 / 4)
+		for range mostBoots {
+			time.Sleep(time.Second)
+			g.Booted("storm", time.Now(), tooMany)
+		}
+		want(fewestBoots)
+		g.Booted("calm", time.Now(), room) // for no caller: a restart
+		leave()
+		if len(g.open) != 0 {
+			t.Errorf("%d gates are kept for nobody", len(g.open))
+		}
+	})
+}
+
+// TestGateWaiters: a caller that goes while it waits, or in the moment of its turn,
+// leaves its place to the next.
+func TestGateWaiters(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			var (
+				g      Gates
+				wg     sync.WaitGroup
+				inside int
+			)
+			for range 100 {
+				patience := time.Duration(rand.N(20)) * time.Second
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					leave, err := g.Enter(ctx, "p", always)
+					if err != nil {
+						return
+					}
+					defer leave()
+					g.mu.Lock()
+					inside++
+					if inside > FirstBoots {
+						t.Errorf("%d inside", inside)
+					}
+					g.mu.Unlock()
+					time.Sleep(time.Duration(1+rand.N(5)) * time.Second)
+					g.mu.Lock()
+					inside--
+					g.mu.Unlock()
+				})
+			}
+			wg.Wait()
+			if len(g.open) != 0 {
+				t.Error("a gate is kept for nobody")
+			}
+		})
+	}
+}
+
+// TestGateInACrowd has 300 callers of engines at once on nodes of which each second
+// so many boots' work is done, shared by those under way: from nodes that would take
+// longer than a boot may for mostBoots to fast ones.
+func TestGateInACrowd(t *testing.T) {
+	const mayTake, callers = time.Minute, 300
+	for name, c := range map[string]struct {
+		perSecond, slower float64 // what they do, and how much less for each engine that runs
+		most              time.Duration
+	}{
+		"Fast":       {20, 0, 20 * time.Second},
+		"Slow":       {1, 0, 6 * time.Minute},
+		"Slower":     {0.4, 0, 14 * time.Minute}, // 32 at a time would take 80 s
+		"EverSlower": {1, 0.0025, 15 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var (
+					g             Gates
+					mu            sync.Mutex
+					booting, runs int
+					late          int
+					wg            sync.WaitGroup
+				)
+				const tick = 50 * time.Millisecond
+				began := time.Now()
+				for range callers {
+					wg.Go(func() {
+						leave, err := g.Enter(t.Context(), "p", always)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						defer leave()
+						began := time.Now()
+						mu.Lock()
+						booting++
+						mu.Unlock()
+						for done := 0.0; done < 1; {
+							time.Sleep(tick)
+							mu.Lock()
+							done += tick.Seconds() * (c.perSecond - c.slower*float64(runs)) / float64(booting)
+							mu.Unlock()
+						}
+						mu.Lock()
+						booting--
+						runs++
+						took := time.Since(began)
+						if took > mayTake {
+							late++
+						}
+						mu.Unlock()
+						g.Booted("p", began, CrowdOf(took, mayTake, 0))
+					})
+				}
+				wg.Wait()
+				if took := time.Since(began); late > 0 || took > c.most {
+					t.Errorf("%d of %d boots took too long; all were done after %s, want %s at most", late, callers, took, c.most)
+				}
+			})
+		})
+	}
+}
+
+func TestCrowdOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		took, expected time.Duration
+		want           crowd
+	}{
+		"Quick":          {took: 10 * time.Second, want: room},
+		"NotQuick":       {took: 11 * time.Second, want: enough},
+		"NotLate":        {took: 20 * time.Second, want: enough},
+		"Late":           {took: 21 * time.Second, want: tooMany},
+		"LateForIt":      {took: 31 * time.Second, expected: 15 * time.Second, want: tooMany},
+		"ItsNature":      {took: 50 * time.Second, expected: 25 * time.Second, want: room},
+		"NotInTime":      {took: time.Minute, want: tooMany},
+		"NeverInTime":    {took: time.Minute, expected: 40 * time.Second, want: tooMany},
+		"LongForAnother": {took: 15 * time.Second, expected: time.Second, want: enough},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := CrowdOf(c.took, time.Minute, c.expected); got != c.want {
+				t.Errorf("got %d, want %d", got, c.want)
+			}
+		})
+	}
+}

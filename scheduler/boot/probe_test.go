@@ -1,0 +1,199 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const testKey = "sk-sept-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+// engineStub answers as an engine with testKey does, but for its health.
+func engineStub(t *testing.T, health http.HandlerFunc) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/health":
+			if r.Header.Get("X-Engine-Key") != "" {
+				t.Error("a key was sent to /health, which is open")
+			}
+			health(w, r)
+		case r.Header.Get("X-Engine-Key") != testKey:
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func says(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	p := NewProber(time.Second)
+	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		ok     bool
+	}{
+		{"OK", says(200, `{"status":"ok","uptime_seconds":2.5,"subsystems":{}}`), true},
+		{"ErrOtherStatus", says(200, `{"status":"failing"}`), false},
+		{"ErrNoStatus", says(200, `{}`), false},
+		{"ErrNotJSON", says(200, `ok`), false},
+		{"ErrNotOKCode", says(503, `{"status":"ok"}`), false},
+		{"ErrAnotherSuccess", says(204, ``), false},
+		{"ErrRedirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere+"/health", http.StatusFound)
+		}, false},
+		{"ErrEndless", says(200, `{"status":"`+strings.Repeat("o", maxHealthBody)+`"}`), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := p.Health(t.Context(), engineStub(t, c.answer)); (err == nil) != c.ok {
+				t.Errorf("got %v, want ok %t", err, c.ok)
+			}
+		})
+	}
+}
+
+func TestBusy(t *testing.T) {
+	p := NewProber(time.Second)
+	for body, want := range map[string]bool{
+		`{"status":"ok","busy":true}`: true, `{"status":"ok","busy":false}`: false, `{"status":"ok"}`: false, `{"status":"ok","busy":"yes"}`: false,
+	} {
+		url := engineStub(t, says(200, body))
+		if busy, err := p.Busy(t.Context(), url); err != nil || busy != want {
+			t.Errorf("%s: got %t, %v", body, busy, err)
+		}
+		if err := p.Health(t.Context(), url); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	var asked atomic.Int64
+	late := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 3 {
+			says(503, `{"status":"failing","busy":true}`)(w, r)
+			return
+		}
+		says(200, `{"status":"ok","busy":true}`)(w, r)
+	})
+	if busy, err := p.Busy(t.Context(), late); err != nil || !busy {
+		t.Errorf("an engine that can serve after a while: got %t, %v", busy, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if busy, err := p.Busy(ctx, engineStub(t, says(503, `{"status":"failing","busy":true}`))); err == nil || busy {
+		t.Errorf("an engine that cannot serve: got %t, %v", busy, err)
+	}
+}
+
+// proves is the proof of a key by a process that Nomad has started.
+func proves(key string) Proof {
+	return Proof{"/proof", key, func(context.Context) bool { return true }}
+}
+
+// answers is an engine that is healthy and answers the proof by the key that it got.
+func answers(t *testing.T, by func(key string) int) (url string, got func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var keys []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" {
+			says(200, `{"status":"ok"}`)(w, r)
+			return
+		}
+		key := r.Header.Get("X-Engine-Key")
+		mu.Lock()
+		keys = append(keys, key)
+		mu.Unlock()
+		w.WriteHeader(by(key))
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(keys) }
+}
+
+// Three answers prove an engine, in their order; what lets everybody in, and what
+// Nomad has not started, is not sent the key.
+func TestUsable(t *testing.T) {
+	p := NewProber(time.Second)
+	by := func(none, wrong, right int) func(string) int {
+		return func(key string) int {
+			switch key {
+			case "":
+				return none
+			case testKey:
+				return right
+			}
+			return wrong
+		}
+	}
+	for name, c := range map[string]struct {
+		answer    func(string) int
+		idle      bool // Nomad has not started it
+		key       string
+		says      string // the error; "": none
+		disclosed bool
+	}{
+		"OK":                {answer: by(401, 401, 404), key: testKey, disclosed: true},
+		"OKForbidden":       {answer: by(403, 403, 200), key: testKey, disclosed: true},
+		"OKFails":           {answer: by(401, 403, 500), key: testKey, disclosed: true},
+		"OKNoKeyKnown":      {answer: by(401, 401, 404)},
+		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "answers 200 without a key"},
+		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "answers 404 without a key"},
+		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "answers 200 with a wrong key"},
+		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "answers 302 without a key"},
+		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "answers 200 with a wrong key"},
+		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "answers 401 with the engine's own key", disclosed: true},
+		"ErrNotStarted":     {answer: by(401, 401, 404), key: testKey, idle: true, says: "has not started"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, got := answers(t, c.answer)
+			proof := proves(c.key)
+			proof.Runs = func(context.Context) bool { return !c.idle }
+			err := p.usable(t.Context(), url, proof)
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want %q", err, c.says)
+			}
+			keys := got()
+			if slices.Contains(keys, testKey) != c.disclosed {
+				t.Errorf("it was sent its key: %t", !c.disclosed)
+			}
+			if len(keys) == 0 || keys[0] != "" {
+				t.Errorf("first asked with a key")
+			}
+		})
+	}
+}
+
+// An engine that breaks the contract is believed after a while, one that Nomad has not
+// started never.
+func TestBreachIsBelieved(t *testing.T) {
+	url, _ := answers(t, func(string) int { return 404 })
+	b := NewBoots(NewProber(time.Second))
+	var broken *Breach
+	began := time.Now()
+	if err := b.AwaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {
+		t.Errorf("got %v after %s", err, time.Since(began))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), breachFor*3/2)
+	defer cancel()
+	stranger := proves(testKey)
+	stranger.Runs = func(context.Context) bool { return false }
+	if err := b.AwaitUsable(ctx, url, stranger, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v of a stranger", err)
+	}
+}

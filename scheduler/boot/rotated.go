@@ -1,0 +1,39 @@
+package boot
+
+import (
+	"context"
+	"errors"
+)
+
+// Rotation are the two keys of a rotation.
+type Rotation struct{ Path, Old, New string }
+
+// Ask asks an engine once whether it refuses the old key and accepts the new one. said
+// is in what it does not, for the caller; "": in nothing. Neither key is sent to what
+// lets everybody in. The error: it did not answer.
+func (k *Rotation) Ask(ctx context.Context, p *Prober, url string) (said string, err error) {
+	p, end := p.Talk()
+	defer end()
+	var broken *Breach
+	if err := p.Locked(ctx, url, k.Path); errors.As(err, &broken) {
+		return broken.Said, nil
+	} else if err != nil {
+		return "", err
+	}
+	before, err := p.Status(ctx, url, k.Path, k.Old)
+	if err != nil {
+		return "", err
+	}
+	after, err := p.Status(ctx, url, k.Path, k.New)
+	switch {
+	case err != nil:
+		return "", err
+	case Refuses(before) && !Refuses(after):
+		return "", nil
+	case Refuses(before):
+		return "it refuses the old key and the new one", nil
+	case Refuses(after):
+		return "it goes on with the old key, and has not read the new hash", nil
+	}
+	return "it accepts the new key, and the old one as well", nil
+}

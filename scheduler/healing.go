@@ -1,0 +1,116 @@
+package scheduler
+
+import (
+	"context"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// staleMirror is how old the rows in memory may be for a glance over all engines.
+const staleMirror = 20 * time.Second
+
+// healing is what the monitor has done to engines.
+type healing struct{ s *Scheduler }
+
+func (h healing) Informed() bool { return h.s.informed() }
+
+func (h healing) NodeSilent(nodeID string) bool { return h.s.nodeSilent(nodeID) }
+
+func (h healing) BrainKnown(ctx context.Context, row *registry.Engine) (bool, error) {
+	return h.s.brainKnown(ctx, row)
+}
+
+func (h healing) NoteUnproven(row *registry.Engine, alloc cluster.Alloc) {
+	h.s.noteUnproven(row, []cluster.Alloc{alloc})
+}
+
+func (h healing) GoOn(ctx context.Context, row *registry.Engine) { h.s.goOn(ctx, row) }
+
+func (h healing) SettleFrozen(ctx context.Context, row *registry.Engine) error {
+	return h.s.settleFrozen(ctx, row)
+}
+
+func (h healing) Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+	return h.s.auditedUpdate(ctx, row, action, details)
+}
+
+func (h healing) Begin(ctx context.Context, action string, details map[string]any) (int64, error) {
+	return h.s.audit.Begin(ctx, audit.Entry{Timestamp: time.Now().UTC(), Action: action, Actor: actorSystem, Metadata: details})
+}
+
+func (h healing) Complete(ctx context.Context, auditID int64, took time.Duration) {
+	h.s.complete(ctx, auditID, audit.Completion{Duration: took})
+}
+
+func (h healing) Overtaken(err error) bool { return overtaken(err) }
+
+// informed says whether this replica leads and its view is fit to act upon: of a
+// registry that is whole.
+func (s *Scheduler) informed() bool {
+	return s.Ready() == nil && s.guard.ok() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
+}
+
+// Restart gives a failed engine a new process and waits for how that ends.
+func (h healing) Restart(ctx context.Context, row *registry.Engine, canary bool) error {
+	attempt := 1
+	if row.Restarts != nil {
+		attempt += row.Restarts.Attempts
+	}
+	o, err := h.s.propose(ctx, row, proposal{
+		kind: registry.OpStart, action: audit.ActionAutoRestartStart, actor: actorSystem, canary: canary,
+		details:  map[string]any{"reason": row.Reason, "attempt": attempt, "by": "orch"},
+		backends: []string{"nomad", "vault"},
+		prepare: func(row *registry.Engine) error {
+			row.State = registry.Provisioning
+			row.Restarts = &registry.Restarts{Attempts: attempt}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// Recover waits until a failed engine whose process is there is healthy, and
+// makes it running again.
+func (h healing) Recover(ctx context.Context, row *registry.Engine, crash int64) error {
+	p := proposal{
+		kind: registry.OpRecover, action: audit.ActionHealthRecovered, actor: actorSystem,
+		details: map[string]any{"reason": row.Reason}, backends: []string{"nomad"},
+		prepare: func(row *registry.Engine) error {
+			row.State, row.Crash = registry.Provisioning, crash
+			return nil
+		},
+	}
+	if row.Reason == engine.ReasonCrashed || row.Reason == engine.ReasonMemory {
+		p.action, p.details["by"] = audit.ActionAutoRestartStart, "nomad"
+	}
+	o, err := h.s.propose(ctx, row, p)
+	if err != nil {
+		return err
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// auditedUpdate writes a row that the service itself changed, between the two
+// halves of its audit row.
+func (s *Scheduler) auditedUpdate(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+	began := time.Now()
+	id, err := s.begin(ctx, row, action, actorSystem, details)
+	if err != nil {
+		return err
+	}
+	err = s.store.Update(ctx, row)
+	s.abandon(ctx, id, began, err)
+	return err
+}
+
+// LastHealth is the last moment at which the service knew an engine healthy.
+func (s *Scheduler) LastHealth(e *registry.Engine) time.Time { return s.monitor.LastHealth(e) }

@@ -1,0 +1,51 @@
+package health
+
+import (
+	"context"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// nextRestarts is what a row says of restarts when its engine has failed: what it ran
+// well for as long as the longest wait is forgotten.
+func nextRestarts(b engine.Backoff, row *registry.Engine, now time.Time) *registry.Restarts {
+	r := &registry.Restarts{}
+	if row.Restarts != nil && now.Sub(row.RunningSince) < b.Max {
+		r.Attempts = row.Restarts.Attempts
+	}
+	r.NextAt = now.Add(b.After(r.Attempts))
+	return r
+}
+
+// giveUp leaves a failed engine to a manual start.
+func (m *Monitor) giveUp(ctx context.Context, row *registry.Engine) error {
+	row = row.Clone()
+	attempts := row.Restarts.Attempts
+	row.Restarts.GaveUp = true
+	return m.d.Engines.Update(ctx, row, audit.ActionAutoRestartGaveUp, map[string]any{"reason": row.Reason, "attempts": attempts})
+}
+
+// fail says in the row that an engine does not work.
+func (m *Monitor) fail(ctx context.Context, at *sight, reason string, crash int64) error {
+	row, now := at.row.Clone(), time.Now().UTC()
+	if at.vanished && row.Vanished == nil {
+		row.Vanished = &registry.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}
+	}
+	if at.alloc != nil {
+		m.d.Engines.NoteUnproven(row, *at.alloc)
+	}
+	if at := m.LastHealth(row); reason != engine.ReasonUnhealthy {
+		row.LastHealthAt = at
+	}
+	row.State, row.Reason, row.Crash = registry.Failed, reason, crash
+	row.URL, row.AllocID = "", ""
+	row.Restarts = nextRestarts(m.d.Backoff, row, now)
+	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": reason})
+	if err == nil {
+		m.d.Log.Warn("an engine failed", "engine_id", row.EngineID, "product_id", row.ProductID, "reason", reason)
+	}
+	return err
+}

@@ -1,0 +1,138 @@
+package health
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// selfProbers is how many engines without a check are asked at a time.
+const selfProbers = 32
+
+// selfProbes are how engines stand whose check nobody runs: Consul has none of theirs,
+// or its agent on their node is dead. The leader asks these itself, as often as Consul
+// would.
+type selfProbes struct {
+	slots chan struct{}
+	work  sync.WaitGroup
+
+	mu sync.Mutex
+	of map[string]*selfProbe // by engine_id
+}
+
+type selfProbe struct {
+	allocID  string
+	next     time.Time
+	busy     bool
+	failures int       // in a row
+	healthy  time.Time // when it last said so
+}
+
+func newSelfProbes() *selfProbes {
+	return &selfProbes{slots: make(chan struct{}, selfProbers), of: map[string]*selfProbe{}}
+}
+
+// unwatched says whether nobody runs the check of an engine that runs.
+func (m *Monitor) unwatched(row *registry.Engine) bool {
+	if row.State != registry.Running || row.Op != nil || row.URL == "" {
+		return false
+	}
+	standing, _ := m.d.Checks.Of(row)
+	return standing == registry.Absent || standing == registry.Unknown && m.d.Checks.AgentDead(row)
+}
+
+// probeUnwatched asks those of the rows that are unwatched and due, in goroutines that
+// work waits for, and forgets the others.
+func (m *Monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, now time.Time) {
+	p := m.self
+	unwatched := map[string]bool{}
+	for _, row := range rows {
+		if m.unwatched(row) {
+			unwatched[row.EngineID] = true
+			m.probeOne(ctx, row, now)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, probe := range p.of {
+		if !unwatched[id] && !probe.busy {
+			delete(p.of, id)
+		}
+	}
+}
+
+func (m *Monitor) probeOne(ctx context.Context, row *registry.Engine, now time.Time) {
+	p := m.self
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	probe := p.of[row.EngineID]
+	if probe == nil || probe.allocID != row.AllocID {
+		probe = &selfProbe{allocID: row.AllocID}
+		p.of[row.EngineID] = probe
+	}
+	if probe.busy || now.Before(probe.next) {
+		return
+	}
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		return // it is due at the next glance, too
+	}
+	probe.busy = true
+	p.work.Go(func() {
+		defer func() { <-p.slots }()
+		err := m.probe.Health(ctx, row.URL)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		probe.busy, probe.next = false, time.Now().Add(m.d.CheckEvery)
+		switch {
+		case err == nil:
+			probe.failures, probe.healthy = 0, time.Now().UTC()
+		case ctx.Err() == nil:
+			probe.failures++
+		}
+	})
+}
+
+// failing says whether an engine that nobody else asks has failed so often in a row.
+func (p *selfProbes) failing(row *registry.Engine, max int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	probe := p.of[row.EngineID]
+	return probe != nil && probe.allocID == row.AllocID && probe.failures >= max
+}
+
+// healthy is when an engine last said to this replica that it is; zero: not since it
+// is asked.
+func (p *selfProbes) healthy(row *registry.Engine) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if probe := p.of[row.EngineID]; probe != nil && probe.allocID == row.AllocID {
+		return probe.healthy
+	}
+	return time.Time{}
+}
+
+// fails says whether an engine's check is critical, or it does not answer the service.
+func (m *Monitor) fails(row *registry.Engine) bool {
+	standing, _ := m.d.Checks.Of(row)
+	return standing == registry.Critical || m.self.failing(row, m.d.MaxFailures)
+}
+
+// LastHealth is the last moment at which the service knew an engine healthy.
+func (m *Monitor) LastHealth(e *registry.Engine) time.Time {
+	last := e.LastHealthAt
+	if e.State != registry.Running {
+		return last
+	}
+	standing, at := m.d.Checks.Of(e)
+	if standing == registry.Passing && at.After(last) {
+		last = at.UTC()
+	}
+	if at := m.self.healthy(e); at.After(last) {
+		last = at
+	}
+	return last
+}

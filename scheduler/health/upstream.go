@@ -1,0 +1,75 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"path"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
+)
+
+// upstreams are the subsystems for which an engine's answer says that it cannot serve, if
+// a new process could mend none of them: what it depends on is down. nil: it does not
+// answer, names none, or names one of mendable, which are globs.
+func upstreams(err error, mendable []string) []string {
+	var u *boot.Unable
+	if !errors.As(err, &u) {
+		return nil
+	}
+	for _, name := range u.Failing {
+		for _, glob := range mendable {
+			if ok, _ := path.Match(glob, name); ok {
+				return nil
+			}
+		}
+	}
+	return u.Failing
+}
+
+// confirm asks an engine whose check fails, or which waits for its upstreams, how it is.
+// One that does not answer, or that a new process may mend, is failed.
+func (m *Monitor) confirm(ctx context.Context, at *sight, reason string, crash int64) (acted bool, err error) {
+	err = m.ask(ctx, at.row.URL, 1)
+	if err != nil && upstreams(err, m.d.Subsystems) == nil && ctx.Err() == nil {
+		m.d.Engines.GoOn(ctx, at.row)
+		err = m.ask(ctx, at.row.URL, max(1, m.d.MaxFailures-1))
+	}
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	failing := upstreams(err, m.d.Subsystems)
+	switch {
+	case err == nil && at.row.Reason != "":
+		return true, m.noteHealed(ctx, at.row)
+	case err == nil:
+		return false, nil
+	case failing == nil:
+		return true, m.fail(ctx, at, reason, crash)
+	case at.row.Reason == "":
+		return true, m.noteUpstreams(ctx, at.row, failing)
+	}
+	return false, nil
+}
+
+// noteUpstreams says in the row of a running engine that it cannot serve for what it
+// depends on. It runs on: a restart would change nothing.
+func (m *Monitor) noteUpstreams(ctx context.Context, row *registry.Engine, failing []string) error {
+	row = row.Clone()
+	row.Reason = engine.ReasonUpstream
+	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
+	if err == nil {
+		m.d.Log.Warn("an engine cannot serve for what it depends on; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
+	}
+	return err
+}
+
+func (m *Monitor) noteHealed(ctx context.Context, row *registry.Engine) error {
+	row = row.Clone()
+	reason := row.Reason
+	row.Reason, row.LastHealthAt = "", time.Now().UTC()
+	return m.d.Engines.Update(ctx, row, audit.ActionHealthRecovered, map[string]any{"reason": reason})
+}

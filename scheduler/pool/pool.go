@@ -1,0 +1,447 @@
+// Package pool keeps ready, empty volumes on every node, and hands them out.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
+)
+
+// Deps are what the pool works with.
+type Deps struct {
+	Log   hclog.Logger
+	Store Store
+	Nomad Nomad
+	// Size is how many volumes each node keeps, Driver what a node must have.
+	Size   int
+	Driver jobs.Driver
+	// Leads says whether this replica is to fill the pool now.
+	Leads func() bool
+	// Template is the engine's job file; nil: it is not parsed yet.
+	Template func() *jobs.Template
+	// NewID returns an engine_id that was never used.
+	NewID func() string
+}
+
+// Store is where the entries of the pool are.
+type Store interface {
+	PooledVolumes(ctx context.Context) ([]*registry.PooledVolume, []*registry.Unreadable, error)
+	PooledVolumesOn(ctx context.Context, nodeID string) ([]*registry.PooledVolume, error)
+	PutPooledVolume(ctx context.Context, v *registry.PooledVolume) error
+	DeletePooledVolume(ctx context.Context, v *registry.PooledVolume) error
+	DeleteUnreadable(ctx context.Context, u *registry.Unreadable) error
+}
+
+// Nomad is where the volumes are.
+type Nomad interface {
+	Node(id string) (cluster.Node, bool)
+	Nodes() []cluster.Node
+	Volume(ctx context.Context, id string) (*cluster.Volume, error)
+	CreateVolume(ctx context.Context, name, nodeID string, params map[string]string) (*cluster.Volume, error)
+	EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*cluster.Volume, error)
+	DeleteVolumes(ctx context.Context, name string) error
+}
+
+// Points at which a test can end or pause the process.
+const (
+	PointNoted     = "pool/noted"     // an entry is written, its volume not made
+	PointDiscarded = "pool/discarded" // an entry is gone, its volume is not
+)
+
+// Volumes keeps a few ready, empty host volumes on every node, since a new
+// one takes 6 to 10 s to become usable. The leader fills it; every replica
+// claims from it. A volume is destroyed with its engine, never reused.
+type Volumes struct {
+	d     Deps
+	ready atomic.Int64
+	nudge chan struct{} // a volume was claimed
+
+	volumes *handout
+
+	mu    sync.Mutex
+	begun map[string]begunVolume // by engine_id, of entries that are to become ready
+	lost  map[string]bool        // engine_ids whose volume the last pass of reconcile did not find
+
+	// Only run uses these.
+	setbacks map[string]poolSetback // by node
+	lull     poolLull
+	took     time.Duration // to read the entries
+}
+
+// begunVolume is a volume that its node has not reported yet.
+type begunVolume struct {
+	id string
+	at time.Time
+}
+
+// poolSetback is why no volumes are made on a node for a while.
+type poolSetback struct {
+	n     int // tries in a row that failed
+	until time.Time
+}
+
+// NewVolumes returns a pool; Run makes it work.
+func NewVolumes(d Deps) *Volumes {
+	return &Volumes{
+		d: d, nudge: make(chan struct{}, 1), volumes: newHandout(),
+		setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
+	}
+}
+
+// Read reads which volumes are ready on a node, unless some are known; with "" on
+// all nodes.
+func (p *Volumes) Read(ctx context.Context, nodeID string) error {
+	template, begun := p.d.Template(), time.Now()
+	if template == nil || p.d.Size == 0 || p.volumes.knows(nodeID, begun) {
+		return nil
+	}
+	listed, err := p.d.Store.PooledVolumesOn(ctx, nodeID)
+	if err != nil {
+		return err
+	}
+	owner := template.Owner().String()
+	p.volumes.learn(nodeID, slices.DeleteFunc(listed, func(v *registry.PooledVolume) bool { return !v.Ready() || v.Owner != owner }), begun)
+	return nil
+}
+
+// Hold takes a ready volume of a node, as far as is known; nil: there is none. Who
+// has it says how it went by Claimed or Release.
+func (p *Volumes) Hold(nodeID string) *registry.PooledVolume { return p.volumes.hold(nodeID) }
+
+// Release gives up what Hold took, if it took one.
+func (p *Volumes) Release(v *registry.PooledVolume) { p.volumes.release(v) }
+
+// Count is how many ready, unclaimed volumes this replica last saw.
+func (p *Volumes) Count() int { return int(p.ready.Load()) }
+
+// Claimed says that an engine has a volume, if it has one of the pool, and asks for
+// a refill when its node's pool is half empty.
+func (p *Volumes) Claimed(v *registry.PooledVolume) {
+	if v == nil || p.volumes.claimed(v, time.Now()) > p.d.Size/2 {
+		return
+	}
+	select {
+	case p.nudge <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	poolEvery = 10 * time.Second
+	// poolShare is how many times as long as it takes to read all entries is left
+	// between two readings, from poolPending to poolEvery, so that a large pool is read
+	// less often; one that is half empty somewhere is read at once.
+	poolShare = 20
+	// poolBackoff is the first wait after a failure, which doubles up to
+	// poolBackoffMax.
+	poolBackoff    = 5 * time.Second
+	poolBackoffMax = 5 * time.Minute
+	// poolPending is between two looks at volumes that are to become ready, and
+	// how long claims are gathered before they are made good.
+	poolPending = 500 * time.Millisecond
+	// poolQuiet is how long nobody takes a volume of any node before pools of which
+	// more than half is left are filled up, and poolQuietEach how long the next node
+	// waits after that for each allocation on the one before: for every change of a
+	// node's volumes Nomad evaluates all jobs that have an allocation there (its
+	// shouldCreateNodeEval and createNodeEvals), so many at a time cost as much as
+	// one. An evaluation takes 1 to 2 ms of the server's CPU: however many nodes
+	// there are, it is busy with pools that are hardly used for less than a hundredth
+	// of the time, so that what users wait for at p99 does not tell of it.
+	poolQuiet     = 5 * time.Second
+	poolQuietEach = 300 * time.Millisecond
+	// poolMakers is how many volumes are made, or noted, at a time.
+	poolMakers = 8
+)
+
+// Run fills the pool, while this replica leads, until ctx ends.
+func (p *Volumes) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := poolEvery
+		if !p.d.Leads() {
+			wait = time.Second
+		} else {
+			soon, err := p.fill(ctx)
+			if err != nil && ctx.Err() == nil {
+				p.d.Log.Warn("cannot fill the volume pool; trying again", "error", err)
+				wait = poolBackoff
+			}
+			if soon {
+				wait = min(max(poolPending, poolShare*p.took), poolEvery)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-p.nudge:
+			pause.For(ctx, poolPending)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// fill makes what is missing on each node, notes what has become ready, and
+// removes what no engine can use. It says whether to look again soon, since volumes
+// are to become ready or some were taken. What fails on one node keeps no other from
+// its volumes.
+func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
+	began := time.Now()
+	p.volumes.counting()
+	entries, unreadable, err := p.d.Store.PooledVolumes(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, u := range unreadable { // its volume is found again as an orphan
+		p.d.Log.Warn("an entry of the volume pool is damaged; taking it away", "entry", u.Key, "error", u.Err)
+		if err := p.d.Store.DeleteUnreadable(ctx, u); err != nil && !errors.Is(err, registry.ErrConflict) {
+			return false, err
+		}
+	}
+	p.took = time.Since(began)
+	gone, err := p.gone(ctx, entries)
+	if err != nil {
+		return false, err
+	}
+	template, now := p.d.Template(), time.Now()
+	owner := template.Owner().String()
+	count, ready := map[string]int{}, 0
+	var unready []*registry.PooledVolume
+	for _, v := range entries {
+		node, known := p.d.Nomad.Node(v.NodeID)
+		silent := !known || node.Down
+		switch {
+		case v.Owner != owner || silent || count[v.NodeID] >= p.d.Size || gone[v.EngineID]:
+			// A node that is gone took its volumes with it; one that comes back
+			// finds them deleted.
+			if derr := p.discard(ctx, v); derr != nil && !silent {
+				err = errors.Join(err, derr)
+			}
+			continue
+		case v.Ready():
+			ready++
+		default:
+			unready = append(unready, v)
+		}
+		count[v.NodeID]++
+	}
+	p.ready.Store(int64(ready))
+	p.volumes.counted(count)
+	p.forget(unready)
+	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {
+		return !n.Eligible || !n.VolumePlugin || !n.Drivers[string(p.d.Driver)] || p.setBack(n.ID, now)
+	})
+	taken := p.lull.look(count, now)
+	var missing []*registry.PooledVolume
+	for _, node := range p.lull.due(nodes, count, p.d.Size, now) {
+		for n := count[node]; n < p.d.Size; n++ {
+			missing = append(missing, &registry.PooledVolume{EngineID: p.d.NewID(), NodeID: node, Owner: owner})
+		}
+	}
+	p.lull.total += len(missing)
+	params := template.Owner().Params()
+	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
+	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.setBack(v.NodeID, now) })
+	asked := len(waiting)
+	noted, nerr := p.noteReady(waiting, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
+	p.ready.Add(int64(noted))
+	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
+}
+
+// Suspect notes the entries, by engine_id, that may have lost their volume.
+func (p *Volumes) Suspect(lost map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = lost
+}
+
+// gone are the ready entries, by engine_id, whose volume is not there any more: a hand
+// may have deleted it. Only those that are suspected are asked for.
+func (p *Volumes) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
+	p.mu.Lock()
+	lost := p.lost
+	p.lost = nil
+	p.mu.Unlock()
+	gone := map[string]bool{}
+	for _, v := range entries {
+		if !lost[v.EngineID] || !v.Ready() {
+			continue
+		}
+		_, err := p.d.Nomad.Volume(ctx, v.VolumeID)
+		switch {
+		case errors.Is(err, cluster.ErrNotFound):
+			gone[v.EngineID] = true
+		case err != nil:
+			return nil, err
+		}
+	}
+	return gone, nil
+}
+
+// each does something for each of the entries, a few at a time, and keeps a node on
+// which it failed from being tried for a while, which doubles. It returns how many
+// times do said true.
+func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.PooledVolume) (bool, error)) (n int, err error) {
+	var mu sync.Mutex
+	failed, tried := map[string]error{}, map[string]bool{}
+	var work errgroup.Group
+	work.SetLimit(poolMakers)
+	for _, v := range entries {
+		tried[v.NodeID] = true
+		mu.Lock()
+		skip := failed[v.NodeID] != nil
+		mu.Unlock()
+		if skip {
+			continue
+		}
+		work.Go(func() error {
+			yes, err := do(v)
+			mu.Lock()
+			defer mu.Unlock()
+			if yes {
+				n++
+			}
+			if err != nil {
+				failed[v.NodeID] = err
+			}
+			return nil
+		})
+	}
+	_ = work.Wait()
+	for node := range tried {
+		if failed[node] == nil {
+			delete(p.setbacks, node)
+			continue
+		}
+		b := p.setbacks[node].n
+		p.setbacks[node] = poolSetback{b + 1, time.Now().Add(engine.Backoff{Base: poolBackoff, Max: poolBackoffMax}.After(b))}
+		err = errors.Join(err, fmt.Errorf("node %s: %w", node, failed[node]))
+	}
+	return n, err
+}
+
+// setBack says whether a node is left alone for now.
+func (p *Volumes) setBack(nodeID string, now time.Time) bool {
+	return now.Before(p.setbacks[nodeID].until)
+}
+
+// make notes an entry and begins to make its volume: its engine_id is new, so there
+// is none of that name.
+func (p *Volumes) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
+	if err := p.d.Store.PutPooledVolume(ctx, v); err != nil {
+		return err
+	}
+	fault.Hit(PointNoted)
+	made, err := p.d.Nomad.CreateVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+	if err == nil {
+		p.began(v, made.ID)
+	}
+	return err
+}
+
+// poolPatience is how long the volume of a node that was begun first holds back the
+// others: a node reports all that it has made, within 10 s (measured).
+const poolPatience = 30 * time.Second
+
+// noteReady notes the volumes that became usable, and says how many. Of each node the
+// one that was begun first is asked for first, and those that a crash left without an
+// id before it: while that is not ready, the others hardly are.
+func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registry.PooledVolume) (ready bool, err error)) (noted int, err error) {
+	slices.SortStableFunc(waiting, func(a, b *registry.PooledVolume) int { return p.beganAs(a).at.Compare(p.beganAs(b).at) })
+	first := map[string]*registry.PooledVolume{}
+	for _, v := range waiting {
+		if first[v.NodeID] == nil {
+			first[v.NodeID] = v
+		}
+	}
+	var mu sync.Mutex
+	later := map[string]bool{} // nodes whose others are not asked for now
+	n, err := p.each(slices.Collect(maps.Values(first)), func(v *registry.PooledVolume) (bool, error) {
+		ready, err := note(v)
+		mu.Lock()
+		defer mu.Unlock()
+		later[v.NodeID] = err != nil || !ready && time.Since(p.beganAs(v).at) < poolPatience
+		return ready, err
+	})
+	rest := slices.DeleteFunc(waiting, func(v *registry.PooledVolume) bool { return later[v.NodeID] || first[v.NodeID] == v })
+	m, rerr := p.each(rest, note)
+	return n + m, errors.Join(err, rerr)
+}
+
+// note records the id of a volume, if it is usable by now.
+func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params map[string]string) (ready bool, err error) {
+	id := p.beganAs(entry).id
+	if id == "" {
+		v, err := p.d.Nomad.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
+		if err != nil {
+			p.began(entry, "") // the others of its node come first from now on
+			return false, err
+		}
+		id = v.ID
+		p.began(entry, id)
+	}
+	v, err := p.d.Nomad.Volume(ctx, id)
+	if errors.Is(err, cluster.ErrNotFound) { // deleted manually: it is made anew
+		p.began(entry, "")
+		return false, nil
+	}
+	if err != nil || !v.Ready {
+		return false, err
+	}
+	entry.VolumeID, entry.Path = v.ID, v.Path
+	err = p.d.Store.PutPooledVolume(ctx, entry)
+	return err == nil, err
+}
+
+// forget drops what was begun of entries that do not wait any more.
+func (p *Volumes) forget(waiting []*registry.PooledVolume) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	begun := make(map[string]begunVolume, len(waiting))
+	for _, v := range waiting {
+		if b, known := p.begun[v.EngineID]; known {
+			begun[v.EngineID] = b
+		}
+	}
+	p.begun = begun
+}
+
+// began notes the volume of an entry that is to become ready; "": it has none.
+func (p *Volumes) began(v *registry.PooledVolume, volumeID string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begun[v.EngineID] = begunVolume{volumeID, time.Now()}
+}
+
+func (p *Volumes) beganAs(v *registry.PooledVolume) begunVolume {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.begun[v.EngineID]
+}
+
+// discard takes an entry out of the pool and deletes its volume. The entry goes
+// first: from then on nobody can claim what is being deleted. Where the
+// deletion fails, the volume is an orphan that is empty.
+func (p *Volumes) discard(ctx context.Context, v *registry.PooledVolume) error {
+	if err := p.d.Store.DeletePooledVolume(ctx, v); err != nil {
+		if errors.Is(err, registry.ErrConflict) {
+			return nil // somebody claimed it
+		}
+		return err
+	}
+	fault.Hit(PointDiscarded)
+	return p.d.Nomad.DeleteVolumes(ctx, registry.JobID(v.EngineID))
+}

@@ -1,0 +1,47 @@
+package scheduler
+
+import (
+	"context"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/registry"
+)
+
+// idleEngines is what the sleeper has done to engines.
+type idleEngines struct{ s *Scheduler }
+
+func (e idleEngines) Whole() bool { return e.s.guard.ok() }
+
+func (e idleEngines) Fresh() bool { return e.s.Ready() == nil && e.s.mirror.Age() < staleView }
+
+// MayChange: nothing is put to sleep unaudited, nor while it cannot be carried
+// out.
+func (e idleEngines) MayChange(ctx context.Context) error {
+	return e.s.checks.need(ctx, "consul", "nomad", "audit")
+}
+
+func (e idleEngines) Busy(ctx context.Context, url string) (bool, error) {
+	return e.s.probe.Busy(ctx, url)
+}
+
+func (e idleEngines) PutToSleep(ctx context.Context, row *registry.Engine, idle time.Duration, frozen bool) (<-chan struct{}, error) {
+	o, err := e.s.propose(ctx, row, proposal{
+		kind: registry.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
+		details: map[string]any{"idle_s": int(idle.Seconds())},
+		prepare: func(row *registry.Engine) error {
+			if row.Desired = registry.Sleeping; frozen {
+				row.Frozen = e.s.freezable(row)
+			}
+			return nil
+		},
+	})
+	if err != nil || o == nil {
+		return nil, err
+	}
+	return o.answered, nil
+}
+
+func (e idleEngines) KeepFromSleep(ctx context.Context, row *registry.Engine) error {
+	return e.s.keepFromSleep(ctx, row)
+}
