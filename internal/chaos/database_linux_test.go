@@ -25,17 +25,19 @@ func (in *injector) filling() string { return filepath.Join(in.rig.disk, "of-som
 
 // fill takes all the room that the audit log's database has.
 func (in *injector) fill() (err error) {
-	f, err := os.OpenFile(in.filling(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(in.filling(), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	for size := 1 << 20; size > 0; {
-		if _, err := f.Write(make([]byte, size)); err != nil {
-			if !errors.Is(err, syscall.ENOSPC) {
-				return err
-			}
+	for taken, size := int64(0), int64(1<<30); size > 0; {
+		switch err := syscall.Fallocate(int(f.Fd()), 0, taken, size); {
+		case err == nil:
+			taken += size
+		case errors.Is(err, syscall.ENOSPC):
 			size /= 2
+		case !errors.Is(err, syscall.EINTR):
+			return err
 		}
 	}
 	return nil
