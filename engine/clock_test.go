@@ -15,3 +15,20 @@ func TestWithin(t *testing.T) {
 		}
 	}
 }
+
+// TestStillWaits: the next attempt at an engine or at a kind of warm engines is waited for
+// as long as it may have been put off, and no longer, whatever clock wrote it.
+func TestStillWaits(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	longest := Backoff{Base: time.Second, Max: time.Minute}.Longest()
+	for _, c := range []struct {
+		off  time.Duration
+		want bool
+	}{
+		{-time.Hour, false}, {0, false}, {time.Second, true}, {longest, true}, {longest + time.Second, false}, {time.Hour, false},
+	} {
+		if got := StillWaits(now.Add(c.off), now, longest); got != c.want {
+			t.Errorf("a time in %s, put off by %s at most: waits %t, want %t", c.off, longest, got, c.want)
+		}
+	}
+}
