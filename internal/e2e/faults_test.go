@@ -105,12 +105,30 @@ func provisionKeyed(l *lane, point string) error {
 	return err
 }
 
+// keyed makes a change with an Idempotency-Key of the point's own: sent again after the
+// crash, it has the answer that the first call would have had.
+func keyed(action string, change func(*lane, client.ChangeOption) error) func(*lane, string) error {
+	return func(l *lane, point string) error { return change(l, client.IdempotencyKey(action+" at "+point)) }
+}
+
 var (
 	provisionIt = call(func(l *lane) error { return second(l.p.Provision(l.t.Context(), laneUser, l.image)) })
-	startIt     = call(func(l *lane) error { return second(l.p.Start(l.t.Context(), laneUser)) })
-	stopIt      = call(func(l *lane) error { return second(l.p.Stop(l.t.Context(), laneUser)) })
-	destroyIt   = call(func(l *lane) error { return second(l.p.Destroy(l.t.Context(), laneUser)) })
-	rotateIt    = call(func(l *lane) error { return second(l.p.RotateKey(l.t.Context(), laneUser)) })
+	startIt     = keyed("start", func(l *lane, key client.ChangeOption) error { return second(l.p.Start(l.t.Context(), laneUser, key)) })
+	stopIt      = keyed("stop", func(l *lane, key client.ChangeOption) error { return second(l.p.Stop(l.t.Context(), laneUser, key)) })
+	destroyIt   = keyed("destroy", func(l *lane, key client.ChangeOption) error { return second(l.p.Destroy(l.t.Context(), laneUser, key)) })
+	rotateIt    = keyed("rotate-key", func(l *lane, key client.ChangeOption) error {
+		return second(l.p.RotateKey(l.t.Context(), laneUser, key))
+	})
+	rotateAgain = keyed("rotate-key", func(l *lane, key client.ChangeOption) error {
+		rotated, err := l.p.RotateKey(l.t.Context(), laneUser, key)
+		if err != nil {
+			return err
+		}
+		if e, err := l.p.Engine(l.t.Context(), laneUser); err != nil || e.APIKey != rotated {
+			return fmt.Errorf("the answer's key is not the engine's (%w)", err)
+		}
+		return nil
+	})
 )
 
 const failingImage = "reference-engine.exit-at-start"
@@ -127,7 +145,7 @@ var scenarios = map[string]scenario{
 		act: provisionIt, action: "provision", outcome: "ok", retry: provisionIt, answers: []string{"ENGINE_ALREADY_EXISTS"}, alone: true,
 	},
 	"start": {
-		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"},
+		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 		before: map[string]func(*lane){
 			"start/quiesce/fenced": func(l *lane) { // a hand, while it is stopped and nobody reconciles
 				eventually(l.t, 40*time.Second, "the first reconcile pass is over", func() error {
@@ -143,8 +161,8 @@ var scenarios = map[string]scenario{
 		env: []string{"ORCH_RECONCILE_INTERVAL_S=3600"},
 	},
 	"start/undo": {image: failingImage, from: registry.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
-	"stop":       {from: registry.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok", "ENGINE_NOT_RUNNING"}},
-	"rotate_key": {from: registry.Running, act: rotateIt, action: "rotate_key", outcome: "ok"},
+	"stop":       {from: registry.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok"}},
+	"rotate_key": {from: registry.Running, act: rotateIt, action: "rotate_key", outcome: "ok", retry: rotateAgain, answers: []string{"ok"}},
 	"rotate_key/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRotateKey, Step: "undo-new-key", Undo: "BACKEND_UNAVAILABLE", From: registry.Running}, registry.Running)
 	}},
@@ -154,13 +172,13 @@ var scenarios = map[string]scenario{
 	"restart/undo": {from: registry.Running, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: registry.Running}, registry.Running)
 	}},
-	"destroy": {from: registry.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok", "ENGINE_NOT_FOUND"}},
+	"destroy": {from: registry.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok"}},
 	"sleep":   {from: registry.Running, act: injectKind},
 	"sleep/freeze": {from: registry.Running, docker: true, act: func(l *lane, _ string) error {
 		return l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running)
 	}},
 	"start/thaw": {
-		from: registry.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"},
+		from: registry.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 	},
 	"provision/another-port": {from: registry.Running, act: anotherPort},
 	"start/another-port":     {from: registry.Running, act: anotherPort},

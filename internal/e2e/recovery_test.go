@@ -445,8 +445,10 @@ func TestRowRemovedByHand(t *testing.T) {
 	if m := export(t, e, e.APIKey); m.knows("kept") != nil || len(m.Runs) != 1 || m.Runs[0].PID != pid {
 		t.Errorf("its process or memory is another: %+v", m)
 	}
-	if rows := r.audited(t, "registry_recover"); len(rows) != 1 || rows[0].Outcome != "ok" || fmt.Sprint(rows[0].Metadata["rebuilt"]) != "1" {
-		t.Errorf("audited: %+v", rows)
+	// One that meets another write is made again, and audited again.
+	recoveries := slices.DeleteFunc(r.audited(t, "registry_recover"), func(e auditRow) bool { return e.Outcome == "ENGINE_BUSY" })
+	if len(recoveries) != 1 || recoveries[0].Outcome != "ok" || fmt.Sprint(recoveries[0].Metadata["rebuilt"]) != "1" {
+		t.Errorf("audited: %+v", recoveries)
 	}
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
