@@ -13,6 +13,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -120,7 +121,18 @@ func (d *damage) life(ctx context.Context) error {
 			return err
 		}},
 		{"stop", func() error { return second(d.neighbour.Stop(ctx, user)) }},
-		{"start", func() error { return second(d.neighbour.Start(ctx, user)) }},
+		{"start", func() (err error) {
+			// The node is that of other tests, too: a port that Nomad gave twice says nothing
+			// about the damage, and a start succeeds when one of the two is gone.
+			for range 10 {
+				var refused *client.Error
+				err = second(d.neighbour.Start(ctx, user))
+				if !errors.As(err, &refused) || refused.Code != "PORT_EXHAUSTION" || !pause.For(ctx, time.Second) {
+					return err
+				}
+			}
+			return err
+		}},
 		{"destroy", func() error { return second(d.neighbour.Destroy(ctx, user)) }},
 	} {
 		if err := call.do(); err != nil {
