@@ -250,6 +250,12 @@ func (c *Cluster) Node(id string) (Node, bool) {
 	return *n, true
 }
 
+// TakesEngines says whether engines of a task driver can be made on the node: it has the
+// driver, in good health, and the plugin that makes their volumes.
+func (n *Node) TakesEngines(driver string) bool {
+	return n.Eligible && n.VolumePlugin && n.Drivers[driver]
+}
+
 // nodeFrom reads a node as events tell it. Lists leave its attributes out.
 func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{

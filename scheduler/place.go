@@ -121,13 +121,7 @@ func (s *Scheduler) driverDown() string {
 }
 
 func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
-	return n.Pool == nodePool && s.takesEngines(n)
-}
-
-// takesEngines says whether engines can be made on a node: it has their driver, and the
-// plugin that makes their volumes.
-func (s *Scheduler) takesEngines(n cluster.Node) bool {
-	return n.Eligible && n.VolumePlugin && s.drives(n)
+	return n.Pool == nodePool && n.TakesEngines(string(s.opts.Job.Driver))
 }
 
 // need is what an engine takes of its node, beside a port.

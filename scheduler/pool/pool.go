@@ -242,7 +242,7 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	p.volumes.counted(count)
 	p.forget(unready)
 	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {
-		return !n.Eligible || !n.VolumePlugin || !n.Drivers[string(p.d.Driver)] || p.setBack(n.ID, now)
+		return !n.TakesEngines(string(p.d.Driver)) || p.setBack(n.ID, now)
 	})
 	taken := p.lull.look(count, now)
 	var missing []*registry.PooledVolume
