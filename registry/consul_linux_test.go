@@ -156,7 +156,7 @@ func await(ctx context.Context, check func() error) error {
 
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := await(ctx, check); err != nil {
 		t.Fatalf("%s: %v", what, err)

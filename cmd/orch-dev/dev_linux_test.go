@@ -78,8 +78,9 @@ func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func
 	}
 }
 
-func eventually(t *testing.T, limit time.Duration, what string, ok func() error) {
+func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
+	const limit = 3 * time.Minute
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	for {
@@ -101,7 +102,7 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	t.Helper()
 	file := filepath.Join(dir, stateDir, envName)
 	var vars map[string]string
-	eventually(t, 3*time.Minute, "the system is ready", func() error {
+	eventually(t, "the system is ready", func() error {
 		out, err := exec.Command("env", "-i", "sh", "-c", "set -a; . "+file+"; env").Output()
 		if err != nil {
 			return err
@@ -149,11 +150,11 @@ func TestDev(t *testing.T) {
 		}
 		return errors.Join(errors.New("it is still there"), err)
 	}
-	eventually(t, 60*time.Second, "the env file of the killed system goes", gone)
+	eventually(t, "the env file of the killed system goes", gone)
 
 	cmd, stdout := start(t, dir, "dev")
 	vars := awaitEnv(t, dir, before)
-	eventually(t, 60*time.Second, "the invitation", func() error {
+	eventually(t, "the invitation", func() error {
 		if !strings.Contains(stdout(), "Ctrl-C ends everything") {
 			return errors.New(stdout())
 		}
@@ -181,7 +182,7 @@ func TestDev(t *testing.T) {
 		defer close(booting)
 		_, _, _ = call(provision, http.MethodPost, vars["ORCH_URL"]+"/engines/provision", "X-Platform-Key", key, `{"user_id": "u", "engine_version": "reference-engine.never-listen"}`)
 	}()
-	eventually(t, 30*time.Second, "an engine boots", func() error {
+	eventually(t, "an engine boots", func() error {
 		status, body, err := call(t.Context(), http.MethodGet, vars["ORCH_URL"]+"/engines/u", "X-Platform-Key", key, "")
 		if err != nil || status != http.StatusOK || !strings.Contains(body, `"provisioning"`) {
 			return fmt.Errorf("%d %s %w", status, body, err)

@@ -112,8 +112,9 @@ func reaperPID(id identity) int {
 }
 
 // eventually polls until cond returns "" and fails with its last word otherwise.
-func eventually(t *testing.T, within time.Duration, cond func() string) {
+func eventually(t *testing.T, cond func() string) {
 	t.Helper()
+	const within = 2 * time.Minute
 	deadline := time.Now().Add(within)
 	for {
 		word := cond()

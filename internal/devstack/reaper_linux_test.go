@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // A killed parent: the reaper cleans up. Is the reaper killed with it, the next
@@ -17,7 +16,7 @@ func TestParentKilled(t *testing.T) {
 		cmd, report := startChild(t)
 		cgroups := cgroupDirs(report.Identity)
 		killChild(t, cmd)
-		eventually(t, 60*time.Second, func() string { return leftovers(report.Identity) })
+		eventually(t, func() string { return leftovers(report.Identity) })
 		wantGone(t, cgroups)
 	})
 	t.Run("NextStart", func(t *testing.T) {

@@ -135,7 +135,7 @@ func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	if _, _, err := client.Jobs().Register(job, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, func() string {
 		text, err := os.ReadFile(out)
 		if err != nil {
 			return err.Error()
@@ -160,7 +160,7 @@ func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	if _, _, err := client.Jobs().Register(job, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, func() string {
 		if text, err := os.ReadFile(out); err == nil {
 			t.Fatalf("a foreign job got %q", text)
 		}
@@ -242,7 +242,7 @@ func TestKillAndRestart(t *testing.T) {
 		if err := s.Resume(Nomad); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, func() string {
 			if !reachable(ctx, s.NomadAddr+"/v1/agent/health") {
 				return "a resumed Nomad does not answer"
 			}

@@ -61,7 +61,7 @@ func TestProducts(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	eventually(t, 30*time.Second, "the overlap ends", func() error {
+	eventually(t, "the overlap ends", func() error {
 		_, err := c.Engine(ctx, "u")
 		if err == nil {
 			return os.ErrExist

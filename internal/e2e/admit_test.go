@@ -83,7 +83,7 @@ func TestAdmitReasons(t *testing.T) {
 	// one it is the boot's.
 	booted := make(chan error, 1)
 	go func() { booted <- second(c.Provision(ctx, "slow", "reference-engine.slow-boot-2s")) }()
-	eventually(t, 30*time.Second, "the boot is under way", func() error {
+	eventually(t, "the boot is under way", func() error {
 		a, err := admit(ctx, c, "slow", false, false)
 		if err != nil || a.Reason != "engine_provisioning" {
 			return fmt.Errorf("%+v, %w", a, err)
@@ -104,7 +104,7 @@ func TestAdmitReasons(t *testing.T) {
 	}
 	gone := make(chan error, 1)
 	go func() { gone <- second(c.Destroy(ctx, "dying")) }()
-	eventually(t, 30*time.Second, "the destroy is under way", func() error {
+	eventually(t, "the destroy is under way", func() error {
 		a, err := admit(ctx, c, "dying", true, true)
 		if err != nil || a.Reason != "engine_destroying" {
 			return fmt.Errorf("%+v, %w", a, err)
@@ -201,7 +201,7 @@ func TestAdmitHotPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the volume pool is at rest", func() error {
+	eventually(t, "the volume pool is at rest", func() error {
 		before := s.modified("replicas-" + t.Name() + "/")
 		for range 200 {
 			if a, err := admit(ctx, other, "u", true, true); err != nil || a.Engine.APIKey != first.APIKey {

@@ -81,7 +81,7 @@ func TestConsulAgentDead(t *testing.T) {
 	moves := func(what string) {
 		t.Helper()
 		var first time.Time
-		eventually(t, time.Minute, "its last_health_at moves "+what, func() error {
+		eventually(t, "its last_health_at moves "+what, func() error {
 			e, err := c.Engine(ctx, hung.UserID)
 			if err != nil || e.LastHealthAt == nil || e.Status != "running" {
 				return fmt.Errorf("%+v, %w", e, err)
@@ -102,7 +102,7 @@ func TestConsulAgentDead(t *testing.T) {
 	if err := stack.Kill(devstack.ConsulClient(1)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "Consul says that the agent is dead", func() error {
+	eventually(t, "Consul says that the agent is dead", func() error {
 		checks, _, err := s.consul.Health().State(consul.HealthCritical, nil)
 		for _, check := range checks {
 			if check.CheckID == "serfHealth" {
@@ -116,7 +116,7 @@ func TestConsulAgentDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	hangs := time.Now()
-	e := awaitEngine(t, c, hung.UserID, "failed", "unhealthy", 30*time.Second)
+	e := awaitEngine(t, c, hung.UserID, "failed", "unhealthy")
 	t.Logf("found after %s", time.Since(hangs).Round(time.Millisecond))
 	if e.LastHealthAt.After(hangs.Add(time.Second)) {
 		t.Errorf("it hangs since %s, and was healthy at %s", hangs, e.LastHealthAt)
@@ -124,5 +124,5 @@ func TestConsulAgentDead(t *testing.T) {
 	if err := os.Remove(filepath.Join(path, "fail-health")); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, c, hung.UserID, "running", "", time.Minute)
+	awaitEngine(t, c, hung.UserID, "running", "")
 }

@@ -37,7 +37,7 @@ func TestRespondAsync(t *testing.T) {
 	ends := func(user string, op *client.Operation, outcome string) *client.Engine {
 		t.Helper()
 		var e *client.Engine
-		eventually(t, time.Minute, op.Kind+" ends", func() error {
+		eventually(t, op.Kind+" ends", func() error {
 			var err error
 			if e, err = c.Engine(ctx, user); err != nil {
 				t.Fatal(err)
@@ -116,7 +116,7 @@ func TestRespondAsync(t *testing.T) {
 		if user != "a/b" { // that one may be gone by now
 			begun("destroy", err)
 		}
-		eventually(t, time.Minute, user+" is gone", func() error { return isGone(ctx, c, user) })
+		eventually(t, user+" is gone", func() error { return isGone(ctx, c, user) })
 	}
 	if strings.Contains(r.logs.String(), "INTERNAL_ERROR") {
 		t.Error("a caller that did not wait counts as a fault")

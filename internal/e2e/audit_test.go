@@ -123,7 +123,7 @@ func TestAudit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 30*time.Second, "the denials are counted", func() error {
+	eventually(t, "the denials are counted", func() error {
 		rows, _ := auditLog(t, c, "?action=admit_denied")
 		n := 0.0
 		for _, row := range rows {

@@ -3,7 +3,6 @@ package e2e
 import (
 	"strings"
 	"testing"
-	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
 
@@ -29,7 +28,7 @@ func TestDeletedByHand(t *testing.T) {
 	}
 	knows := func(t *testing.T, user string) *client.Engine {
 		t.Helper()
-		e := awaitEngine(t, c, user, "running", "", time.Minute)
+		e := awaitEngine(t, c, user, "running", "")
 		if err := export(t, e, e.APIKey).knows(user); err != nil {
 			t.Error(err)
 		}

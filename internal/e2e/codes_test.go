@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -74,8 +73,8 @@ func TestBackendRefuses(t *testing.T) {
 		wantCode(t, err, 502, "BACKEND_ERROR")
 	}
 	// What was refused changes nothing, once it is undone.
-	eventually(t, 30*time.Second, "the start is undone", func() error { return state(t, c, "stopped", "stopped") })
-	eventually(t, 30*time.Second, "the key can be rotated", func() error { return second(c.RotateKey(ctx, "running")) })
+	eventually(t, "the start is undone", func() error { return state(t, c, "stopped", "stopped") })
+	eventually(t, "the key can be rotated", func() error { return second(c.RotateKey(ctx, "running")) })
 	wantCode(t, second(refused.Destroy(ctx, "running")), 502, "BACKEND_ERROR")
 	// Nothing was begun: it does not know whether its registry is whole.
 	bad.stop()
@@ -115,7 +114,7 @@ func TestSilentNode(t *testing.T) {
 	}
 	resume := func() error { return stack.Resume(devstack.NomadClient(0)) }
 	t.Cleanup(func() { _ = resume() })
-	eventually(t, 60*time.Second, "the node counts as down", func() error {
+	eventually(t, "the node counts as down", func() error {
 		nodes, _, err := s.nomad.Nodes().List(nil)
 		if err != nil || len(nodes) != 1 || nodes[0].Status == "ready" {
 			return fmt.Errorf("%d nodes, %w", len(nodes), err)
@@ -142,7 +141,7 @@ func TestSilentNode(t *testing.T) {
 	if err := resume(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 90*time.Second, "the node is back, the stop carried out, the unreachable volume deleted", func() error {
+	eventually(t, "the node is back, the stop carried out, the unreachable volume deleted", func() error {
 		got, err := c.Engine(ctx, "running")
 		if err != nil || got.Status != "stopped" {
 			return fmt.Errorf("%+v, %w", got, err)

@@ -125,7 +125,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		_, err := slow.Provision(ctx, "u", "reference-engine.slow-boot-2s")
 		done <- err
 	}()
-	eventually(t, 60*time.Second, "the row exists", func() error {
+	eventually(t, "the row exists", func() error {
 		e, err := slow.Engine(ctx, "u")
 		if err == nil && e.Status != "provisioning" {
 			t.Fatalf("status %q while it boots", e.Status)
@@ -152,7 +152,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		_, err := slow.Stop(ctx, "lingers")
 		done <- err
 	}()
-	eventually(t, 60*time.Second, "the stop is under way", func() error {
+	eventually(t, "the stop is under way", func() error {
 		_, err := slow.KeepAwake(ctx, "lingers", time.Minute)
 		if !errors.Is(err, client.ErrEngineBusy) {
 			return fmt.Errorf("keep-awake: %w", err)
@@ -202,7 +202,7 @@ func TestDestroyCutsAProvisionShort(t *testing.T) {
 		done <- err
 	}()
 	var id string
-	eventually(t, 30*time.Second, "the engine is booting", func() error {
+	eventually(t, "the engine is booting", func() error {
 		e, err := c.Engine(ctx, "u")
 		if err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -70,7 +69,7 @@ func startProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...str
 		}
 	})
 	c := &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}
-	eventually(t, 60*time.Second, "orch server is ready", func() error { return c.Ready(t.Context()) })
+	eventually(t, "orch server is ready", func() error { return c.Ready(t.Context()) })
 	return c, cmd
 }
 
@@ -106,7 +105,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 		begun.Go(call)
 	}
 	s := openStores(t, shared)
-	eventually(t, 30*time.Second, "the three operations are under way", func() error {
+	eventually(t, "the three operations are under way", func() error {
 		pairs, _, err := s.consul.KV().List(prefix+"engines/", nil)
 		if err != nil {
 			return err
@@ -126,7 +125,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 
 	next, _ := startProcess(t, shared, prefix)
 	next.PlatformKey = c.PlatformKey
-	eventually(t, 90*time.Second, "the operations are finished", func() error {
+	eventually(t, "the operations are finished", func() error {
 		if got, err := next.Engine(ctx, "booting"); err != nil || got.Status != "running" {
 			return fmt.Errorf("booting: %+v, %w", got, err)
 		}
@@ -176,7 +175,7 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 		_, _ = provisionOnce(ctx, c, "key", "u", "reference-engine.slow-boot-2s")
 	}()
 	s := openStores(t, shared)
-	eventually(t, 30*time.Second, "the provision is under way", func() error {
+	eventually(t, "the provision is under way", func() error {
 		if rows := s.rows(prefix); len(rows) != 1 {
 			return fmt.Errorf("%d rows", len(rows))
 		}
@@ -224,7 +223,7 @@ func TestProcess(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the new admin key works", products)
+	eventually(t, "the new admin key works", products)
 
 	orch, err := orchBinary()
 	if err != nil {

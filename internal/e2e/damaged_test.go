@@ -216,7 +216,7 @@ func TestDamagedRecords(t *testing.T) {
 	} {
 		for _, how := range []string{"deleted", "rubbish"} {
 			t.Run(kind.name+"/"+how, func(t *testing.T) {
-				eventually(t, time.Minute, "the user has its engine", func() error { return d.works(ctx) })
+				eventually(t, "the user has its engine", func() error { return d.works(ctx) })
 				key := kind.key()
 				before := d.value(key)
 				if how == "deleted" {
@@ -226,15 +226,15 @@ func TestDamagedRecords(t *testing.T) {
 				}
 				d.adminReads(t)
 				if kind.waits {
-					eventually(t, 2*time.Minute, "another product goes on", func() error { return d.life(ctx) })
+					eventually(t, "another product goes on", func() error { return d.life(ctx) })
 				} else if err := d.life(ctx); err != nil {
 					t.Error(err)
 				}
-				eventually(t, time.Minute, "the harmed product has its engine again", func() error { return d.works(ctx) })
+				eventually(t, "the harmed product has its engine again", func() error { return d.works(ctx) })
 				if kind.mended != nil {
-					eventually(t, time.Minute, "the record is right again", func() error { return kind.mended(key, before) })
+					eventually(t, "the record is right again", func() error { return kind.mended(key, before) })
 				}
-				eventually(t, time.Minute, "nothing is unreadable", func() error {
+				eventually(t, "nothing is unreadable", func() error {
 					st, err := d.r.admin().Whole(ctx)
 					if err == nil && (st.Unreadable != client.Unreadable{} || st.Quarantined > 0) {
 						err = fmt.Errorf("%+v", st)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/testpg"
@@ -34,7 +33,7 @@ func TestDatabaseAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	prefix := "replicas-" + t.Name() + "/"
-	eventually(t, 60*time.Second, "the volume pool is full", func() error {
+	eventually(t, "the volume pool is full", func() error {
 		if all[0].Scheduler.PooledVolumes()+all[1].Scheduler.PooledVolumes() < 2 {
 			return context.DeadlineExceeded
 		}
@@ -84,7 +83,7 @@ func TestDatabaseAway(t *testing.T) {
 	if err := pg.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "changes work again", func() error { return second(c.Stop(ctx, "u")) })
+	eventually(t, "changes work again", func() error { return second(c.Stop(ctx, "u")) })
 	if _, err := at(c, all[1]).Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}

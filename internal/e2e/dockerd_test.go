@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // daemon is a docker engine of a test's own, which the test may kill.
@@ -63,7 +62,7 @@ func (d *daemon) socket() string  { return filepath.Join(d.dir, "docker.sock") }
 // started again, as systemd does it.
 func (d *daemon) start() {
 	d.t.Helper()
-	eventually(d.t, 60*time.Second, "the docker daemon answers", func() error {
+	eventually(d.t, "the docker daemon answers", func() error {
 		if d.exited != nil {
 			select {
 			case <-d.exited:
@@ -120,7 +119,7 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 	}
 	<-d.exited
 	d.exited = nil
-	eventually(d.t, 20*time.Second, "containerd ends", func() error {
+	eventually(d.t, "containerd ends", func() error {
 		if state := processState(containerd); containerd > 0 && state != "" && state != "Z" {
 			return fmt.Errorf("process %d is in state %s", containerd, state)
 		}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 )
@@ -23,11 +22,11 @@ func TestExecutorKilled(t *testing.T) {
 			runsAnew(t, c, user)
 		},
 		"Stop": func(t *testing.T, user string, e *client.Engine) {
-			eventually(t, time.Minute, "it is stopped", func() error { return second(c.Stop(ctx, user)) })
+			eventually(t, "it is stopped", func() error { return second(c.Stop(ctx, user)) })
 			if n := processes(stack, e.EngineID); n != 0 {
 				t.Errorf("it is stopped, and has %d processes", n)
 			}
-			eventually(t, time.Minute, "it is started", func() error { return second(c.Start(ctx, user)) })
+			eventually(t, "it is started", func() error { return second(c.Start(ctx, user)) })
 		},
 		"Rotate": func(t *testing.T, user string, e *client.Engine) {
 			key, err := c.RotateKey(ctx, user)
@@ -35,7 +34,7 @@ func TestExecutorKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			runsAnew(t, c, user)
-			now := awaitEngine(t, c, user, "running", "", time.Minute)
+			now := awaitEngine(t, c, user, "running", "")
 			keyIs(t, now, key, true)
 			keyIs(t, now, e.APIKey, false)
 		},
@@ -62,7 +61,7 @@ func TestExecutorKilled(t *testing.T) {
 			}
 			if after != nil {
 				after(t, name, e)
-				now := awaitEngine(t, c, name, "running", "", time.Minute)
+				now := awaitEngine(t, c, name, "running", "")
 				if err := export(t, now, now.APIKey).knows(name); err != nil {
 					t.Error(err)
 				}

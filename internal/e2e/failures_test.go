@@ -100,14 +100,14 @@ func TestOutOfMemory(t *testing.T) {
 	if !strings.Contains(refused.Message, "memory limit") {
 		t.Errorf("it is told %q", refused.Message)
 	}
-	awaitEngine(t, c, "boots", "failed", "out_of_memory", time.Second)
+	isNow(t, c, "boots", "failed", "out_of_memory")
 	if e, err := c.Engine(ctx, "boots"); err != nil || e.LastOperation == nil || !strings.Contains(e.LastOperation.Message, "memory limit") {
 		t.Errorf("its last operation is %+v, %v", e.LastOperation, err)
 	}
 	if _, err := c.Provision(ctx, "runs", docker.image("eat-memory-3s")); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, c, "runs", "failed", "out_of_memory", 30*time.Second)
+	awaitEngine(t, c, "runs", "failed", "out_of_memory")
 	entries, _ := auditLog(t, c, "?action=health_failed&user_id=runs")
 	if len(entries) == 0 || entries[len(entries)-1].Metadata["reason"] != "out_of_memory" {
 		t.Errorf("the audit log has %+v", entries)

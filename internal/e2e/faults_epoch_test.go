@@ -34,7 +34,7 @@ func testEpochPoints(t *testing.T, points []string) {
 		s.endSessions(prefix)
 	}
 	p := startFaulty(t, prefix, database, "")
-	eventually(t, 20*time.Second, "the registry says so", func() error {
+	eventually(t, "the registry says so", func() error {
 		_, err := p.Registry(t.Context())
 		return err
 	})

@@ -75,7 +75,7 @@ func testPoolPoints(t *testing.T) {
 	database, s := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), openStores(t, shared)
 	whole := func(what string) {
 		t.Helper()
-		eventually(t, 60*time.Second, what, func() error { return s.wholePool(prefix, 2) })
+		eventually(t, what, func() error { return s.wholePool(prefix, 2) })
 	}
 	p := startFaulty(t, prefix, database, "kill pool/noted")
 	if err := p.awaitDeath(40 * time.Second); err != nil {
@@ -136,7 +136,7 @@ func testPoolPoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	startFaulty(t, prefix, database, "", "ORCH_VOLUME_POOL=1")
-	eventually(t, 60*time.Second, "the pool has one volume per node", func() error {
+	eventually(t, "the pool has one volume per node", func() error {
 		if err := s.wholePool(prefix, 1); err != nil {
 			return err
 		}
@@ -173,7 +173,7 @@ func testWarmPoints(t *testing.T) {
 	warm := func(what string) string {
 		t.Helper()
 		id := ""
-		eventually(t, 60*time.Second, what, func() error {
+		eventually(t, what, func() error {
 			rows := s.warmRows(prefix)
 			if len(rows) != 1 || rows[0].State != registry.Running || rows[0].Op != nil {
 				return fmt.Errorf("%d warm rows", len(rows))
@@ -214,7 +214,7 @@ func testWarmPoints(t *testing.T) {
 		p = start("")
 		p.PlatformKey = platformKey
 		var e *client.Engine
-		eventually(t, 60*time.Second, point+": the same call again", func() (err error) {
+		eventually(t, point+": the same call again", func() (err error) {
 			e, err = provisionOnce(ctx, p.Client, point, "u", "")
 			return err
 		})
@@ -252,9 +252,9 @@ func testBurnPoints(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, 60*time.Second, "the pool is whole", func() error { return s.wholePool(prefix, 2) })
+		eventually(t, "the pool is whole", func() error { return s.wholePool(prefix, 2) })
 		// A pass that began before would find the victims first.
-		eventually(t, 60*time.Second, "the first pass is over", func() error {
+		eventually(t, "the first pass is over", func() error {
 			if !strings.Contains(p.log.String(), "reconciled: ") {
 				return fmt.Errorf("not yet")
 			}
@@ -280,14 +280,14 @@ func testBurnPoints(t *testing.T) {
 		p = startFaulty(t, prefix, database, "", "ORCH_RESTART_BACKOFF_BASE_S=1")
 		p.PlatformKey = product.PlatformAPIKey
 		var e *client.Engine
-		eventually(t, 90*time.Second, point+": the same call again", func() (err error) {
+		eventually(t, point+": the same call again", func() (err error) {
 			e, err = provisionOnce(ctx, p.Client, point, user, "")
 			return err
 		})
 		if victims[e.EngineID] != "" || len(export(t, e, e.APIKey).Memories) > 0 {
 			t.Fatalf("%s: the caller was given what is a victim's: %+v", point, e)
 		}
-		eventually(t, 90*time.Second, point+": the victims have what is theirs", func() error {
+		eventually(t, point+": the victims have what is theirs", func() error {
 			for n := range entries {
 				got, err := p.Engine(ctx, fmt.Sprint("victim-", i, "-", n))
 				if err != nil || victims[got.EngineID] != got.APIKey {

@@ -148,7 +148,7 @@ var scenarios = map[string]scenario{
 		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 		before: map[string]func(*lane){
 			"start/quiesce/fenced": func(l *lane) { // a hand, while it is stopped and nobody reconciles
-				eventually(l.t, 40*time.Second, "the first reconcile pass is over", func() error {
+				eventually(l.t, "the first reconcile pass is over", func() error {
 					if !strings.Contains(l.p.log.String(), "reconciled:") {
 						return errors.New("it is not")
 					}
@@ -418,7 +418,7 @@ func (l *lane) bring(point string) {
 	}
 	if l.from == registry.Sleeping && row.State != registry.Sleeping {
 		must(l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running))
-		eventually(l.t, 40*time.Second, "the engine is paused", func() error {
+		eventually(l.t, "the engine is paused", func() error {
 			if row := l.row(); row.Op != nil || row.Frozen == nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Op)
 			}
@@ -434,7 +434,7 @@ func (l *lane) bring(point string) {
 // agree waits for agreement.
 func (l *lane) agree(after string) {
 	l.t.Helper()
-	eventually(l.t, 40*time.Second, "agreement after "+after, func() error { return l.s.disagreement(l.prefix, l.brand) })
+	eventually(l.t, "agreement after "+after, func() error { return l.s.disagreement(l.prefix, l.brand) })
 }
 
 // check is what must hold once another process has looked after an operation
@@ -521,7 +521,7 @@ func (l *lane) wantAudit(point string) {
 	if len(rows) != 1 {
 		l.t.Fatalf("%s: no audit row", point)
 	}
-	eventually(l.t, 60*time.Second, point+": the audit row", func() error {
+	eventually(l.t, point+": the audit row", func() error {
 		rows, _ := auditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
 		if len(rows) != 1 || rows[0].Outcome != want || rows[0].UserID != laneUser {
 			return fmt.Errorf("%+v, want outcome %s", rows, want)
@@ -541,7 +541,7 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
 		started := int64(0)
-		eventually(l.t, 60*time.Second, "Nomad tells of the process", func() error {
+		eventually(l.t, "Nomad tells of the process", func() error {
 			if started = l.s.started(row.AllocID); started == 0 {
 				return errors.New("not yet")
 			}
@@ -592,7 +592,7 @@ func (s *stores) scale(engineID string, count int) {
 	if _, _, err := s.nomad.Jobs().Scale(name, "engine", &count, "manually", false, nil, nil); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, 60*time.Second, "the hand's scaling", func() error {
+	eventually(s.t, "the hand's scaling", func() error {
 		allocs, _, err := s.nomad.Jobs().Allocations(name, false, nil)
 		if err != nil {
 			return err

@@ -52,7 +52,7 @@ func startFaulty(t *testing.T, prefix, database, armed string, env ...string) *f
 			t.Logf("log of a server with %q armed:\n%s", armed, tail(p.log.String(), 6000))
 		}
 	})
-	eventually(t, 60*time.Second, "orch server is ready", func() error {
+	eventually(t, "orch server is ready", func() error {
 		if p.dead() {
 			return nil
 		}
@@ -96,7 +96,7 @@ func (p *faulty) awaitDeath(within time.Duration) error {
 // awaitPause waits until the armed point has paused the process.
 func (p *faulty) awaitPause(t *testing.T) {
 	t.Helper()
-	eventually(t, 60*time.Second, "the process is paused", func() error {
+	eventually(t, "the process is paused", func() error {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 		if err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 )
@@ -89,7 +88,7 @@ func TestFleet(t *testing.T) {
 		t.Errorf("by cursor: %v", paged)
 	}
 	// The other replica has it a moment later; another product sees none of it.
-	eventually(t, 60*time.Second, "the other replica lists all", func() error {
+	eventually(t, "the other replica lists all", func() error {
 		if got := users(list(t, at(c, all[1]), "")); !slices.Equal(got, want) {
 			return fmt.Errorf("%v", got)
 		}

@@ -116,7 +116,7 @@ func startService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 			t.Logf("log of the service:\n%s", tail(logs.String(), 8000))
 		}
 	})
-	eventually(t, 60*time.Second, "the service is ready", func() error {
+	eventually(t, "the service is ready", func() error {
 		return (&client.Client{BaseURL: r.url}).Ready(t.Context())
 	})
 	return r
@@ -175,10 +175,14 @@ func policyOf(t *testing.T, fields map[string]any) *client.Policy {
 	return policy
 }
 
+// patience is the deadline of what the tests wait for: longer than anything takes on
+// a machine that has other work, too. How soon something comes is a benchmark's to say.
+const patience = 5 * time.Minute
+
 // eventually waits for a condition: nil, with a deadline. It looks again after a
 // tenth of the time that it has waited, within bounds: a look may cost the agents
 // ten lists, and what takes long is not noticed late for that.
-func eventually(t *testing.T, within time.Duration, what string, check func() error) {
+func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
 	began := time.Now()
 	for {
@@ -187,10 +191,10 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 			return
 		}
 		waited := time.Since(began)
-		if waited >= within {
-			t.Fatalf("%s: not within %s: %v", what, within, err)
+		if waited >= patience {
+			t.Fatalf("%s: not within %s: %v", what, patience, err)
 		}
-		time.Sleep(min(max(waited/10, 20*time.Millisecond), 250*time.Millisecond, within-waited))
+		time.Sleep(min(max(waited/10, 20*time.Millisecond), 250*time.Millisecond))
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // imageRegistry is a container registry of a test's own, from Debian's package, on
@@ -60,7 +59,7 @@ func (g *imageRegistry) start() {
 	if err := g.cmd.Start(); err != nil {
 		g.t.Fatal(err)
 	}
-	eventually(g.t, 30*time.Second, "the container registry answers", func() error {
+	eventually(g.t, "the container registry answers", func() error {
 		_, err := g.call(http.MethodGet, "/v2/")
 		return err
 	})

@@ -6,16 +6,11 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
 )
-
-// tagSeen is longer than it takes until a tag that has moved is seen, also where a
-// busy machine let a question about it take too long.
-const tagSeen = 2 * time.Minute
 
 // runs says which of the reference engine's images an engine runs: "v2", or "" for
 // the standard one.
@@ -81,7 +76,7 @@ func provisioned(t *testing.T, c *client.Client, user, image string) *client.Eng
 // for its digest may take too long: that is said, and such an engine is made again.
 func (g *imageRegistry) pinned(t *testing.T, c *client.Client, user, tag string) (e *client.Engine) {
 	t.Helper()
-	eventually(t, tagSeen, "an engine is pinned", func() error {
+	eventually(t, "an engine is pinned", func() error {
 		if _, err := c.Provision(t.Context(), user, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +119,7 @@ func TestEngineKeepsItsImage(t *testing.T) {
 		t.Errorf("a moved with the tag: it runs %q", got)
 	}
 	n := 0
-	eventually(t, tagSeen, "a provision sees that the tag has moved", func() error {
+	eventually(t, "a provision sees that the tag has moved", func() error {
 		n++
 		e := provisioned(t, c, fmt.Sprint("b-", n), "")
 		if e.ImageDigest != v2 {
@@ -170,16 +165,16 @@ func TestImageIsPulledSlowly(t *testing.T) {
 	if !strings.Contains(refused.Message, "still pulling its image") || !strings.Contains(refused.Message, "Downloading image") {
 		t.Errorf("a provision is told %q", refused.Message)
 	}
-	awaitEngine(t, c, "u", "failed", "image_pull", time.Second)
+	isNow(t, c, "u", "failed", "image_pull")
 	// Nomad does not break a pull off.
 	refused = wantCode(t, second(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "still pulling its image") {
 		t.Errorf("a start is told %q", refused.Message)
 	}
-	awaitEngine(t, c, "u", "failed", "image_pull", time.Second)
+	isNow(t, c, "u", "failed", "image_pull")
 	let()
-	eventually(t, time.Minute, "it starts", func() error { return second(c.Start(ctx, "u")) })
-	e := awaitEngine(t, c, "u", "running", "", time.Second)
+	eventually(t, "it starts", func() error { return second(c.Start(ctx, "u")) })
+	e := isNow(t, c, "u", "running", "")
 	if got := runs(t, e, e.APIKey); got != "v7" {
 		t.Errorf("it runs %q", got)
 	}
@@ -213,7 +208,7 @@ func TestImageOnNodesOnly(t *testing.T) {
 	destroyed(t, c, "nowhere")
 
 	digest := g.push("there", "v2")
-	eventually(t, tagSeen, "a start resolves the image", func() error {
+	eventually(t, "a start resolves the image", func() error {
 		if a = again(t, c, "a"); a.ImageDigest == "" {
 			return fmt.Errorf("it is not pinned")
 		}
@@ -279,7 +274,7 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	ready := func(digest string) string {
 		t.Helper()
 		id := ""
-		eventually(t, tagSeen, "a warm engine of "+digest+" waits", func() error {
+		eventually(t, "a warm engine of "+digest+" waits", func() error {
 			rows := s.warmRows(prefix)
 			if len(rows) != 1 || rows[0].Op != nil || rows[0].State != "running" || rows[0].Digest != digest {
 				return fmt.Errorf("%d: %+v", len(rows), rows)
@@ -310,7 +305,7 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	g.stop()
 	g.tag("t", "v2")
 	other, n := r.product(t, map[string]any{"engine_image": g.image("t"), "cpu_mhz": 11}), 0 // of another kind
-	eventually(t, tagSeen, "the service misses the registry", func() error {
+	eventually(t, "the service misses the registry", func() error {
 		n++
 		if e := provisioned(t, other, fmt.Sprint("e-", n), ""); e.ImageDigest != "" {
 			return fmt.Errorf("it knows %s", e.ImageDigest)
@@ -349,7 +344,7 @@ func TestRebuiltRowKeepsItsImage(t *testing.T) {
 	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "changes/00", Value: []byte("x")}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the engine is back", func() error {
+	eventually(t, "the engine is back", func() error {
 		e, err := c.Engine(t.Context(), "a")
 		if err == nil && e.Status != "running" {
 			err = fmt.Errorf("%+v", e)

@@ -79,7 +79,7 @@ func TestLaggingReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	silent.Store(true)
-	eventually(t, 90*time.Second, "the replica is not ready", func() error { return wantLag(c.Ready(ctx)) })
+	eventually(t, "the replica is not ready", func() error { return wantLag(c.Ready(ctx)) })
 	if a, err := c.Admit(ctx, "u", client.AdmitOptions{}); err != nil || !a.Admitted || a.Engine.APIKey != e.APIKey {
 		t.Errorf("admit while it lags: %+v, %v", a, err)
 	}
@@ -87,7 +87,7 @@ func TestLaggingReplica(t *testing.T) {
 		t.Errorf("status while it lags: %v", err)
 	}
 	silent.Store(false)
-	eventually(t, 60*time.Second, "the replica is ready again", func() error { return c.Ready(ctx) })
+	eventually(t, "the replica is ready again", func() error { return c.Ready(ctx) })
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Error(err)
 	}

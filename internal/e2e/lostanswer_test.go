@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 )
@@ -74,7 +73,7 @@ func TestLostAnswerIsAudited(t *testing.T) {
 	} {
 		lose.Store(tc.kind)
 		e := wantCode(t, tc.call(tc.c, "u"), 503, "BACKEND_UNAVAILABLE")
-		eventually(t, 60*time.Second, tc.action+" is done and audited", func() error {
+		eventually(t, tc.action+" is done and audited", func() error {
 			got, err := tc.c.Engine(ctx, "u")
 			if err != nil || got.Status != tc.status {
 				return fmt.Errorf("%+v, %w", got, err)
@@ -119,7 +118,7 @@ func TestLostAnswerOfProductIsAudited(t *testing.T) {
 	} {
 		lose.Store(slug)
 		e := wantCode(t, tc.call(), 503, "BACKEND_UNAVAILABLE")
-		eventually(t, 30*time.Second, tc.action+" is audited as done", func() error {
+		eventually(t, tc.action+" is audited as done", func() error {
 			rows, _ := auditLog(t, c, "?action="+tc.action)
 			for _, row := range rows {
 				if row.RequestID == e.RequestID && row.Outcome != "interrupted" {

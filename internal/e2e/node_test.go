@@ -56,14 +56,14 @@ func TestDrain(t *testing.T) {
 		}
 	}
 	drain(&nomad.DrainSpec{Deadline: time.Minute}, false)
-	awaitEngine(t, c, "u", "failed", "node_down", 60*time.Second)
+	awaitEngine(t, c, "u", "failed", "node_down")
 	_, err = c.Start(ctx, "u")
 	wantCode(t, err, 503, "CAPACITY_EXHAUSTED")
 	if _, err := engineIs(t, c, "u", "failed", "node_down"); err != nil {
 		t.Error(err)
 	}
 	drain(nil, true)
-	e = awaitEngine(t, c, "u", "running", "", 60*time.Second)
+	e = awaitEngine(t, c, "u", "running", "")
 	if err := export(t, e, e.APIKey).knows("before the drain"); err != nil {
 		t.Error(err)
 	}
@@ -106,17 +106,17 @@ func TestCutNodeBesideAForeignJob(t *testing.T) {
 			return nil
 		}
 	}
-	eventually(t, 30*time.Second, "the foreign job runs", is("foreign", "running"))
+	eventually(t, "the foreign job runs", is("foreign", "running"))
 	if err := stack.Pause(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, c, "u", "failed", "node_down", 90*time.Second)
-	eventually(t, 60*time.Second, "the foreign job is lost", is("foreign", "lost"))
-	eventually(t, 60*time.Second, "the engine is not lost", is("engine-"+e.EngineID, "unknown"))
+	awaitEngine(t, c, "u", "failed", "node_down")
+	eventually(t, "the foreign job is lost", is("foreign", "lost"))
+	eventually(t, "the engine is not lost", is("engine-"+e.EngineID, "unknown"))
 	if err := stack.Resume(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	again := awaitEngine(t, c, "u", "running", "", 90*time.Second)
+	again := awaitEngine(t, c, "u", "running", "")
 	if runs := export(t, again, e.APIKey).Runs; len(runs) != 1 || again.URL != e.URL {
 		t.Errorf("the process was replaced: %+v at %s, was at %s", runs, again.URL, e.URL)
 	}

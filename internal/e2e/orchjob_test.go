@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
@@ -49,7 +48,7 @@ func TestOrchJob(t *testing.T) {
 	})
 	cli.putSecrets(secret)
 	cli.run(nil, append([]string{"job", "run", "-detach"}, args...)...)
-	eventually(t, 60*time.Second, "the service is ready", func() error { return admin.Ready(t.Context()) })
+	eventually(t, "the service is ready", func() error { return admin.Ready(t.Context()) })
 
 	p, err := admin.RegisterProduct(t.Context(), "orch-job", "Product of a service in Nomad", nil)
 	if err != nil {
@@ -63,7 +62,7 @@ func TestOrchJob(t *testing.T) {
 	remember(t, e, e.APIKey, "before the update")
 
 	t.Run("ConsulKnowsIt", func(t *testing.T) {
-		eventually(t, 30*time.Second, "the service passes its checks", func() error {
+		eventually(t, "the service passes its checks", func() error {
 			list, _, err := cc.Health().Service(orchJob, "", true, nil)
 			if err != nil || len(list) != 1 {
 				return fmt.Errorf("%d instances, %w", len(list), err)
@@ -95,7 +94,7 @@ func TestOrchJob(t *testing.T) {
 		delete(secret, "VAULT_TOKEN") // or the restart would prove nothing
 		cli.putSecrets(secret)
 		cli.run(nil, append([]string{"job", "run", "-detach", "-var=vault_role=" + orchJob}, args...)...)
-		eventually(t, 2*time.Minute, "another replica is ready", func() error {
+		eventually(t, "another replica is ready", func() error {
 			if id := runningAlloc(t, nc, first); id == "" {
 				return fmt.Errorf("no allocation but %s runs", first)
 			}
@@ -123,7 +122,7 @@ func TestOrchJob(t *testing.T) {
 	}
 	last := runningAlloc(t, nc, "")
 	cli.run(nil, "job", "stop", "-detach", orchJob)
-	eventually(t, 60*time.Second, "the last replica ends", func() error {
+	eventually(t, "the last replica ends", func() error {
 		if runningAlloc(t, nc, "") != "" {
 			return fmt.Errorf("%s runs", last)
 		}
@@ -265,7 +264,7 @@ func logReplicas(t *testing.T, nc *nomad.Client) {
 func exitCode(t *testing.T, nc *nomad.Client, alloc string) int {
 	t.Helper()
 	code := -1
-	eventually(t, 30*time.Second, "the task has ended", func() error {
+	eventually(t, "the task has ended", func() error {
 		a, _, err := nc.Allocations().Info(alloc, nil)
 		if err != nil {
 			return err

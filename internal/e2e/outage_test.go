@@ -39,7 +39,7 @@ func TestOutages(t *testing.T) {
 				}
 				// A health that is told within pingTrust of the last good answer
 				// may still be good.
-				eventually(t, 30*time.Second, "health names the culprit", func() error { return degraded(r.url, string(component)) })
+				eventually(t, "health names the culprit", func() error { return degraded(r.url, string(component)) })
 				unavailable := func(name string, call func(context.Context) error) {
 					t.Helper()
 					limited, cancel := context.WithTimeout(ctx, 25*time.Second)
@@ -76,7 +76,7 @@ func TestOutages(t *testing.T) {
 				if err := outage.end(); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, 60*time.Second, "all works again", func() error {
+				eventually(t, "all works again", func() error {
 					_, err := c.Provision(ctx, "new", "")
 					var bad *client.Error
 					if errors.As(err, &bad) && bad.Status != 503 && bad.Code != "ENGINE_BUSY" && bad.Code != "ENGINE_ALREADY_EXISTS" {

@@ -73,8 +73,8 @@ func (p *pausable) row() *registry.Engine {
 // freezes waits until the engine is paused.
 func (p *pausable) freezes() {
 	p.t.Helper()
-	eventually(p.t, fallsAsleep, "the idle engine sleeps", func() error { return state(p.t, p.Client, "u", "sleeping") })
-	eventually(p.t, fallsAsleep, "its process is stopped", func() error { // which it is at its next turn
+	eventually(p.t, "the idle engine sleeps", func() error { return state(p.t, p.Client, "u", "sleeping") })
+	eventually(p.t, "its process is stopped", func() error { // which it is at its next turn
 		if got := processState(p.pid); got != "T" {
 			return fmt.Errorf("it is in state %q", got)
 		}
@@ -161,7 +161,7 @@ func TestPause(t *testing.T) {
 	p.freezes()
 
 	// Its check fails, and nobody minds.
-	eventually(t, fallsAsleep, "the check of the frozen engine fails", func() error {
+	eventually(t, "the check of the frozen engine fails", func() error {
 		checks, _, err := p.s.consul.Health().Checks("engine-"+p.e.EngineID, nil)
 		if err == nil && checks.AggregatedStatus() != consul.HealthCritical {
 			err = fmt.Errorf("it says %s", checks.AggregatedStatus())
@@ -169,7 +169,7 @@ func TestPause(t *testing.T) {
 		return err
 	})
 	passes := strings.Count(r.logs.String(), "reconciled:")
-	eventually(t, fallsAsleep, "three reconcile passes", func() error {
+	eventually(t, "three reconcile passes", func() error {
 		if now := strings.Count(r.logs.String(), "reconciled:"); now < passes+3 {
 			return fmt.Errorf("%d", now-passes)
 		}
@@ -364,7 +364,7 @@ func TestPauseLost(t *testing.T) {
 			p.freezes()
 			code := p.exits()
 			lose(p)
-			eventually(t, fallsAsleep, "it sleeps without a process", func() error {
+			eventually(t, "it sleeps without a process", func() error {
 				row := p.row()
 				if row.State != registry.Sleeping || row.Op != nil || row.Frozen != nil {
 					return fmt.Errorf("%s, %+v, %+v", row.State, row.Op, row.Frozen)
@@ -400,7 +400,7 @@ func TestPauseFallsBack(t *testing.T) {
 		r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
 		c, s := r.product(t, pausing), openStores(t, shared)
 		e := provision(t, c, "u", "")
-		eventually(t, fallsAsleep, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
+		eventually(t, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
 		if count, running := s.processes(e.EngineID); count != 0 || running != 0 {
 			t.Errorf("asleep with count %d and %d allocations that run", count, running)
 		}
@@ -413,7 +413,7 @@ func TestPauseFallsBack(t *testing.T) {
 		t.Parallel()
 		const prefix = "pause-supervised/"
 		p := newPausable(t, pauseService(t, prefix, nil), prefix, supervisedImage(t))
-		eventually(t, fallsAsleep, "the idle engine sleeps without a process", func() error {
+		eventually(t, "the idle engine sleeps without a process", func() error {
 			if row := p.row(); row.State != registry.Sleeping || row.Frozen != nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow answer is taken for none at first
 			}
@@ -466,7 +466,7 @@ func TestStoppedByMistake(t *testing.T) {
 	if err := p.s.nomad.Allocations().Signal(&nomad.Allocation{ID: p.row().AllocID}, nil, "", "SIGSTOP"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, fallsAsleep, "it goes on", func() error {
+	eventually(t, "it goes on", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		status, err := engineCall(ctx, p.e, p.e.APIKey, http.MethodGet, "/health", nil, nil)
@@ -528,7 +528,7 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			s.endSession(prefix, row.Op.Owner)
 			b := startFaulty(t, prefix, database, "", docker.environ()...)
 			p.BaseURL = b.BaseURL
-			eventually(t, fallsAsleep, "the other replica ends the operation", func() error {
+			eventually(t, "the other replica ends the operation", func() error {
 				if row := p.row(); row.Op != nil {
 					return fmt.Errorf("%s, %+v", row.State, row.Op)
 				}
@@ -537,7 +537,7 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			tc.then(p)
 
 			a.signal(t, syscall.SIGCONT)
-			eventually(t, fallsAsleep, "the first replica says that it was superseded", func() error {
+			eventually(t, "the first replica says that it was superseded", func() error {
 				if !strings.Contains(a.log.String(), "operation superseded") {
 					return errors.New("it does not")
 				}

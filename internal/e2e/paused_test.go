@@ -174,7 +174,7 @@ func TestPausedOwner(t *testing.T) {
 			}
 			b := startFaulty(t, prefix, database, "", env...)
 			b.PlatformKey = product.PlatformAPIKey
-			eventually(t, 60*time.Second, "the other replica ends the operation", func() error {
+			eventually(t, "the other replica ends the operation", func() error {
 				rows, err := s.engines(prefix)
 				if err != nil {
 					return err
@@ -208,7 +208,7 @@ func TestPausedOwner(t *testing.T) {
 			}
 
 			a.signal(t, syscall.SIGCONT)
-			eventually(t, 60*time.Second, "the first replica says that it was superseded", func() error {
+			eventually(t, "the first replica says that it was superseded", func() error {
 				if !strings.Contains(a.log.String(), "operation superseded") {
 					return errors.New("it does not")
 				}
@@ -222,7 +222,7 @@ func TestPausedOwner(t *testing.T) {
 				t.Errorf("the job was at %s, now at %s", before, after)
 			}
 			// It serves on, and knows what became of the engine.
-			eventually(t, 30*time.Second, "the first replica serves on", func() error { return a.Ready(ctx) })
+			eventually(t, "the first replica serves on", func() error { return a.Ready(ctx) })
 			got, err := a.Engine(ctx, laneUser)
 			if err != nil || got.EngineID != told.EngineID || got.APIKey != told.APIKey || got.Status != told.Status || got.URL != told.URL {
 				t.Errorf("it tells %+v, %v; the other one told %+v", got, err, told)
@@ -313,7 +313,7 @@ func TestPausedLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := startFaulty(t, prefix, database, "")
-	eventually(t, 60*time.Second, "another replica leads", func() error {
+	eventually(t, "another replica leads", func() error {
 		now, err := s.leader(prefix)
 		if err == nil && (now == "" || now == first) {
 			err = fmt.Errorf("the leader is %q", now)
@@ -322,7 +322,7 @@ func TestPausedLeader(t *testing.T) {
 	})
 	whole := func(what string) {
 		t.Helper()
-		eventually(t, 60*time.Second, what, func() error { return s.wholePool(prefix, 2) })
+		eventually(t, what, func() error { return s.wholePool(prefix, 2) })
 	}
 	whole("the new leader fills the pool")
 	product, err := b.RegisterProduct(ctx, "led", "Led", policyOf(t, anyImage))
@@ -341,7 +341,7 @@ func TestPausedLeader(t *testing.T) {
 	whole("the pool is whole again")
 
 	a.signal(t, syscall.SIGCONT)
-	eventually(t, 60*time.Second, "the first leader knows", func() error {
+	eventually(t, "the first leader knows", func() error {
 		if !strings.Contains(a.log.String(), "consul session expired") {
 			return errors.New("it does not")
 		}
@@ -384,7 +384,7 @@ func TestGracefulShutdown(t *testing.T) {
 	}
 	a.PlatformKey = product.PlatformAPIKey
 	var first string
-	eventually(t, 30*time.Second, "it leads", func() error {
+	eventually(t, "it leads", func() error {
 		first, err = s.leader(prefix)
 		if err == nil && first == "" {
 			err = errors.New("it does not")
@@ -402,7 +402,7 @@ func TestGracefulShutdown(t *testing.T) {
 		e, err := a.Provision(ctx, laneUser, "reference-engine.slow-boot-2s")
 		answered <- answer{e, err}
 	}()
-	eventually(t, 60*time.Second, "the engine boots", func() error {
+	eventually(t, "the engine boots", func() error {
 		rows, err := s.engines(prefix)
 		if err == nil && (len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot") {
 			err = fmt.Errorf("%+v", rows)
@@ -410,7 +410,7 @@ func TestGracefulShutdown(t *testing.T) {
 		return err
 	})
 	a.signal(t, syscall.SIGTERM)
-	eventually(t, 30*time.Second, "another replica leads", func() error {
+	eventually(t, "another replica leads", func() error {
 		now, err := s.leader(prefix)
 		if err == nil && (now == "" || now == first) {
 			err = fmt.Errorf("the leader is %q", now)
@@ -421,7 +421,7 @@ func TestGracefulShutdown(t *testing.T) {
 	if pair, _, err := s.consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair == nil {
 		t.Errorf("the session of the first replica: %v, %v", pair, err)
 	}
-	eventually(t, 30*time.Second, "it accepts nothing new", func() error {
+	eventually(t, "it accepts nothing new", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		fresh := &client.Client{BaseURL: a.BaseURL, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
@@ -435,7 +435,7 @@ func TestGracefulShutdown(t *testing.T) {
 	if got.err != nil || got.engine.Status != "running" || got.engine.APIKey == "" {
 		t.Fatalf("the provision was answered with %+v, %v", got.engine, got.err)
 	}
-	eventually(t, 30*time.Second, "it exits", func() error {
+	eventually(t, "it exits", func() error {
 		if !a.dead() {
 			return errors.New("it lives")
 		}

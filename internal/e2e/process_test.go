@@ -26,7 +26,7 @@ func testOneProcessPerBrain(t *testing.T, d driver) {
 	remember(t, e, e.APIKey, "kept")
 	stopped := make(chan error, 1)
 	go func() { stopped <- second(c.Stop(ctx, "u")) }()
-	eventually(t, 60*time.Second, "the engine starts again", func() error {
+	eventually(t, "the engine starts again", func() error {
 		_, err := c.Start(ctx, "u")
 		var bad *client.Error
 		if errors.As(err, &bad) && (bad.Code == "ENGINE_BUSY" || bad.Code == "ENGINE_ALREADY_RUNNING") {

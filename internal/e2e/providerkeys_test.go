@@ -95,7 +95,7 @@ func TestProviderKeys(t *testing.T) {
 	rolled := func(what string, done func(*client.Rollout) bool) *client.Rollout {
 		t.Helper()
 		var now *client.Rollout
-		eventually(t, 2*time.Minute, what, func() (err error) {
+		eventually(t, what, func() (err error) {
 			if now, err = r.admin().ProviderKeys(ctx); err == nil && !done(now) {
 				err = fmt.Errorf("%+v", now)
 			}

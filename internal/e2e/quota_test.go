@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -148,7 +147,7 @@ func TestBrainQuota(t *testing.T) {
 			}
 		}
 		refused(second(c.Provision(ctx, "u", "")))
-		eventually(t, time.Minute, "nothing is left of it", func() error {
+		eventually(t, "nothing is left of it", func() error {
 			if _, err := c.Engine(ctx, "u"); !errors.Is(err, client.ErrEngineNotFound) {
 				return fmt.Errorf("the engine: %w", err)
 			}
@@ -163,7 +162,7 @@ func TestBrainQuota(t *testing.T) {
 		}
 		policy(client.Policy{BrainMB: new(64)})
 		refused(second(c.Start(ctx, "u")))
-		awaitEngine(t, c, "u", "stopped", "", time.Minute)
+		awaitEngine(t, c, "u", "stopped", "")
 		policy(client.Policy{})
 		if _, err := c.Start(ctx, "u"); err != nil {
 			t.Errorf("without brain_mb: %v", err)

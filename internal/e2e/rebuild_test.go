@@ -91,7 +91,7 @@ func TestRebuildOfMany(t *testing.T) {
 	if err := r.admin().RecoverRegistry(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Minute, "every row is back", func() error {
+	eventually(t, "every row is back", func() error {
 		st, err := r.admin().Registry(ctx)
 		if err != nil || st.State != "ok" || st.LastRecovery == nil || st.LastRecovery.Rebuilt != many || st.Quarantined != 0 {
 			return fmt.Errorf("%+v, %w", st, err)

@@ -77,7 +77,7 @@ func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID 
 	}}, nil)
 	must(err)
 	volume := made.Volume
-	eventually(s.t, 30*time.Second, "the stray volume is ready", func() error {
+	eventually(s.t, "the stray volume is ready", func() error {
 		volume, _, err = s.nomad.HostVolumes().Get(made.Volume.ID, nil)
 		if err == nil && volume.State != nomad.HostVolumeStateReady {
 			err = fmt.Errorf("it is %s", volume.State)
@@ -97,7 +97,7 @@ func (s *stores) stray(model *client.Engine, engineID, deployment, deploymentID 
 	group.Tasks[0].Services[0].Name = name
 	_, _, err = s.nomad.Jobs().Register(job, nil)
 	must(err)
-	eventually(s.t, 30*time.Second, "the stray process runs", func() error { return s.lives(name, true) })
+	eventually(s.t, "the stray process runs", func() error { return s.lives(name, true) })
 }
 
 // nodeOf is the node that an engine's job is bound to.
@@ -132,7 +132,7 @@ func (s *stores) clear(engineID string) {
 	if mount := s.mountWith(engineID); mount != "" {
 		_, _ = s.vault.Logical().Delete(mount + "/metadata/engines/" + engineID)
 	}
-	eventually(s.t, time.Minute, "the stray volume is gone", func() error {
+	eventually(s.t, "the stray volume is gone", func() error {
 		volumes, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 		for _, v := range volumes {
 			if v.Name == name {
@@ -225,7 +225,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		s.suspected(prefix, id)
 	}
 	before := r.passes()
-	eventually(t, 30*time.Second, "some passes go by", func() error {
+	eventually(t, "some passes go by", func() error {
 		if n := r.passes() - before; n < 4 {
 			return fmt.Errorf("%d of 4", n)
 		}
@@ -242,7 +242,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 
 	gone := func(id string) {
 		t.Helper()
-		eventually(t, 60*time.Second, "the orphan is gone", func() error {
+		eventually(t, "the orphan is gone", func() error {
 			mark, _, err := s.consul.KV().Get(prefix+"orphans/"+id, nil)
 			if err != nil || mark != nil {
 				return fmt.Errorf("it is still suspected: %v, %w", mark, err)
@@ -255,7 +255,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	}
 	gone(bare)
 	gone(loose)
-	eventually(t, 60*time.Second, "their removal is audited", func() error {
+	eventually(t, "their removal is audited", func() error {
 		what := map[string]string{}
 		for _, row := range r.audited(t, "orphan_removed") {
 			if row.Actor != "system" || row.Outcome != "ok" {
@@ -270,7 +270,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	})
 
 	// The whole one is left to an admin.
-	eventually(t, 60*time.Second, "what may hold somebody's memory is quarantined", func() error {
+	eventually(t, "what may hold somebody's memory is quarantined", func() error {
 		list, err := r.admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != whole {
 			return fmt.Errorf("%+v, %w", list, err)
@@ -355,7 +355,7 @@ func TestReconcileCorrects(t *testing.T) {
 
 	t.Run("Quota", func(t *testing.T) {
 		put("quota/"+p.ProductID, "7")
-		eventually(t, 30*time.Second, "the count is corrected", func() error {
+		eventually(t, "the count is corrected", func() error {
 			if got := value("quota/" + p.ProductID); got != "1" {
 				return fmt.Errorf("it is %s", got)
 			}
@@ -364,7 +364,7 @@ func TestReconcileCorrects(t *testing.T) {
 	})
 	t.Run("Tombstones", func(t *testing.T) {
 		put("orphans/"+e.EngineID, `{"engine_id": "`+e.EngineID+`", "first_seen": "2020-01-01T00:00:00Z"}`)
-		eventually(t, 30*time.Second, "a living engine's tombstone is taken away", func() error {
+		eventually(t, "a living engine's tombstone is taken away", func() error {
 			if got := value("orphans/" + e.EngineID); got != "" {
 				return fmt.Errorf("it is %s", got)
 			}
@@ -372,7 +372,7 @@ func TestReconcileCorrects(t *testing.T) {
 		})
 		id := engineIDOf(e.EngineID[:6])
 		s.looseKey(prefix, id)
-		eventually(t, 30*time.Second, "the orphan waits", func() error {
+		eventually(t, "the orphan waits", func() error {
 			if acts := r.planned(t, id); !slices.Equal(acts, []string{"keep_orphan"}) {
 				return fmt.Errorf("a pass would %v", acts)
 			}
@@ -392,7 +392,7 @@ func TestReconcileCorrects(t *testing.T) {
 		if _, _, err := s.nomad.Jobs().Register(job, nil); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 60*time.Second, "its process is ended again", func() error {
+		eventually(t, "its process is ended again", func() error {
 			job, _, err := s.nomad.Jobs().Info(name, nil)
 			if err == nil && *job.TaskGroups[0].Count != 0 {
 				err = fmt.Errorf("its job asks for %d", *job.TaskGroups[0].Count)
@@ -402,7 +402,7 @@ func TestReconcileCorrects(t *testing.T) {
 			}
 			return err
 		})
-		eventually(t, 60*time.Second, "it is audited", func() error {
+		eventually(t, "it is audited", func() error {
 			for _, row := range r.audited(t, "stop") {
 				if row.Actor == "system" && row.Outcome == "ok" && row.Metadata["why"] == "reconcile" {
 					return nil
@@ -440,13 +440,13 @@ func TestReconcileCorrects(t *testing.T) {
 		if acts := r.planned(t, e.EngineID); !slices.Equal(acts, []string{"report"}) {
 			t.Errorf("a pass would %v", acts)
 		}
-		eventually(t, 30*time.Second, "it is told", func() error {
+		eventually(t, "it is told", func() error {
 			if !strings.Contains(r.logs.String(), "refuses to touch what is ambiguous") {
 				return fmt.Errorf("nothing in the log")
 			}
 			return nil
 		})
-		eventually(t, 30*time.Second, "the second volume can be deleted", func() error {
+		eventually(t, "the second volume can be deleted", func() error {
 			_, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: second.Volume.ID}, nil)
 			return err
 		})
@@ -480,7 +480,7 @@ func TestReconcileCorrects(t *testing.T) {
 		vars["ORCH_RECONCILE_INTERVAL_S"] = "3600"
 		r.stop()
 		first := startService(t, shared, vars)
-		eventually(t, 60*time.Second, "the first leads and has made its first pass", func() error {
+		eventually(t, "the first leads and has made its first pass", func() error {
 			if role := roleOf(t, first); role != "leader" || first.passes() == 0 {
 				return fmt.Errorf("it is %s after %d passes", role, first.passes())
 			}
@@ -496,7 +496,7 @@ func TestReconcileCorrects(t *testing.T) {
 			if err := asked.admin().Reconcile(ctx); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 30*time.Second, "the leader makes the pass", func() error {
+			eventually(t, "the leader makes the pass", func() error {
 				if first.passes() == before {
 					return fmt.Errorf("it made %d", before)
 				}

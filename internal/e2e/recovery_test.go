@@ -129,7 +129,7 @@ func (p *past) restore(snapshot []byte, stopped bool) {
 // is as its users know it.
 func (p *past) whole() {
 	p.t.Helper()
-	eventually(p.t, 90*time.Second, "the registry is rebuilt", func() error {
+	eventually(p.t, "the registry is rebuilt", func() error {
 		st, err := p.r.admin().Registry(p.t.Context())
 		if err != nil {
 			return err
@@ -140,7 +140,7 @@ func (p *past) whole() {
 		return nil
 	})
 	for who, o := range p.known {
-		eventually(p.t, 60*time.Second, who+" has its engine again", func() error { return p.has(o) })
+		eventually(p.t, who+" has its engine again", func() error { return p.has(o) })
 	}
 	rows, err := p.s.engines(p.vars["ORCH_CONSUL_PREFIX"])
 	if err != nil {
@@ -207,7 +207,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 		t.Fatal(err)
 	}
 	p.s.awaitWarm(p.r, 2)
-	eventually(t, 60*time.Second, "the pool is full", func() error {
+	eventually(t, "the pool is full", func() error {
 		entries, err := p.s.pooled("past/")
 		if err != nil {
 			return err
@@ -261,7 +261,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	// The first to come are strangers. Nobody waits for the rebuild here.
 	for i := range 6 {
 		user := fmt.Sprint("stranger-", i)
-		eventually(t, 60*time.Second, user+" is served", func() error {
+		eventually(t, user+" is served", func() error {
 			two.BaseURL = p.r.url
 			_, err := two.Engine(ctx, user)
 			var bad *client.Error
@@ -271,7 +271,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 			return nil
 		})
 		if i < 3 {
-			eventually(t, 60*time.Second, user+" is not kept waiting", func() error {
+			eventually(t, user+" is not kept waiting", func() error {
 				a, err := two.Admit(ctx, user, client.AdmitOptions{AutoProvision: true})
 				var bad *client.Error
 				if errors.As(err, &bad) && bad.Status == 503 && bad.RetryAfter >= time.Second {
@@ -339,7 +339,7 @@ func TestRestoredUnderAPass(t *testing.T) {
 		if err := p.r.admin().Reconcile(ctx); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 90*time.Second, "the registry is rebuilt", func() error {
+		eventually(t, "the registry is rebuilt", func() error {
 			st, err := p.r.admin().Registry(ctx)
 			if err == nil && (st.LastRecovery == nil || st.LastRecovery.EndedAt.Before(restored)) {
 				err = fmt.Errorf("%+v", st.LastRecovery)
@@ -432,7 +432,7 @@ func TestRowRemovedByHand(t *testing.T) {
 	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "changes/00", Value: []byte("x")}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the engine is back", func() error {
+	eventually(t, "the engine is back", func() error {
 		got, err := c.Engine(ctx, "u")
 		if err != nil {
 			return err
@@ -488,7 +488,7 @@ func TestRowOfAStranger(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) { wantCode(t, call(), 409, "ENGINE_QUARANTINED") })
 	}
-	eventually(t, 30*time.Second, "the admin sees it", func() error {
+	eventually(t, "the admin sees it", func() error {
 		list, err := r.admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != e.EngineID || list.Engines[0].UserID != "owner" {
 			return fmt.Errorf("%+v, %w", list, err)
@@ -502,7 +502,7 @@ func TestRowOfAStranger(t *testing.T) {
 	if err != nil || got.UserID != "owner" {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	eventually(t, 60*time.Second, "the owner has it again", func() error {
+	eventually(t, "the owner has it again", func() error {
 		got, err := c.Engine(ctx, "owner")
 		if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.Status != "running" {
 			return fmt.Errorf("%+v, %w", got, err)
@@ -536,7 +536,7 @@ func TestRowOfAStranger(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.putRow(prefix, rows[0])
-		eventually(t, 30*time.Second, "it starts for its owner", func() error { return second(c.Start(ctx, "owner")) })
+		eventually(t, "it starts for its owner", func() error { return second(c.Start(ctx, "owner")) })
 	})
 	t.Run("DestroyedByTheStranger", func(t *testing.T) {
 		rows, err := s.engines(prefix)
@@ -552,7 +552,7 @@ func TestRowOfAStranger(t *testing.T) {
 		if _, err := c.Destroy(ctx, "thief"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 60*time.Second, "the owner has it again", func() error {
+		eventually(t, "the owner has it again", func() error {
 			got, err := c.Engine(ctx, "owner")
 			if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.Status != "running" {
 				return fmt.Errorf("%+v, %w", got, err)
@@ -593,7 +593,7 @@ func TestAnswerOfAStranger(t *testing.T) {
 	r = startService(t, shared, vars)
 	c.BaseURL = r.url
 	wantCode(t, second(provisionOnce(ctx, c, "once", "u", "")), 409, "ENGINE_QUARANTINED")
-	eventually(t, 30*time.Second, "the admin can discard it", func() error { return r.admin().Discard(ctx, e.EngineID) })
+	eventually(t, "the admin can discard it", func() error { return r.admin().Discard(ctx, e.EngineID) })
 	if got, err := c.Engine(ctx, "u"); err != nil || got.Reason != "brain_missing" || got.APIKey != "" {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -694,8 +694,8 @@ func TestRegistryRecovering(t *testing.T) {
 		t.Errorf("it is not ready: %v", err)
 	}
 	refused.Store(false)
-	eventually(t, 60*time.Second, "the registry is whole again", func() error { return second(c.RotateKey(ctx, "u")) })
-	eventually(t, 60*time.Second, "a quarantine of which nothing is left goes", func() error {
+	eventually(t, "the registry is whole again", func() error { return second(c.RotateKey(ctx, "u")) })
+	eventually(t, "a quarantine of which nothing is left goes", func() error {
 		list, err := r.admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) > 0 {
 			return fmt.Errorf("%+v, %w", list, err)

@@ -56,7 +56,7 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 			if err != nil || !admitted.Admitted {
 				t.Fatalf("admitted: %+v, %v", admitted, err)
 			}
-			if took := time.Since(asked); took > 5*time.Second {
+			if took := time.Since(asked); took > 30*time.Second {
 				t.Errorf("admitted after %s", took)
 			}
 			keyIs(t, e, admitted.Engine.APIKey, true)
@@ -74,7 +74,7 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				now := awaitEngine(t, c, user, "running", "", time.Second)
+				now := isNow(t, c, user, "running", "")
 				if now.APIKey == e.APIKey {
 					t.Error("it has the old key")
 				}
@@ -117,12 +117,12 @@ func TestKeyProofContract(t *testing.T) {
 					t.Errorf("it is told %q, without %q", failed.Message, what)
 				}
 			}
-			awaitEngine(t, c, "u", "failed", "key_proof", 10*time.Second)
+			awaitEngine(t, c, "u", "failed", "key_proof")
 			if _, err := r.admin().SetPolicy(ctx, p.ProductID, client.Policy{EngineImage: image, KeyProofPath: "/info"}); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, time.Minute, "it is started", func() error { return second(c.Start(ctx, "u")) })
-			e := awaitEngine(t, c, "u", "running", "", time.Second)
+			eventually(t, "it is started", func() error { return second(c.Start(ctx, "u")) })
+			e := isNow(t, c, "u", "running", "")
 			key, err := c.RotateKey(ctx, "u")
 			if err != nil {
 				t.Fatal(err)

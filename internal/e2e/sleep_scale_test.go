@@ -88,14 +88,14 @@ func TestManyFallAsleep(t *testing.T) {
 		}
 		return status.ByStatus[state]
 	}
-	eventually(t, time.Minute, "the first falls asleep", func() error {
+	eventually(t, "the first falls asleep", func() error {
 		if count("sleeping") == 0 {
 			return fmt.Errorf("%d run", count("running"))
 		}
 		return nil
 	})
 	began, already := time.Now(), count("sleeping")
-	eventually(t, 5*time.Minute, "all sleep", func() error {
+	eventually(t, "all sleep", func() error {
 		if n := count("sleeping"); n < many {
 			return fmt.Errorf("%d of %d do", n, many)
 		}

@@ -24,8 +24,6 @@ import (
 // second after their last admit, and the flushes that follow it.
 var sleepy = map[string]any{"idle_timeout_s": 1}
 
-const fallsAsleep = 60 * time.Second
-
 // state returns nil when a user's engine is in a state. It asks by GET, which
 // keeps nothing awake.
 func state(t *testing.T, c *client.Client, user, want string) error {
@@ -78,7 +76,7 @@ func TestSleepAndWake(t *testing.T) {
 	remember(t, e, e.APIKey, "before the sleep")
 	provision(t, wakeful, "w", "")
 
-	eventually(t, fallsAsleep, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
+	eventually(t, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
 	if err := state(t, wakeful, "w", "running"); err != nil {
 		t.Errorf("with the service's own idle timeout: %v", err)
 	}
@@ -115,7 +113,7 @@ func TestSleepAndWake(t *testing.T) {
 
 	// A sleeping engine is stopped without a process, and then only a start
 	// brings it back.
-	eventually(t, fallsAsleep, "it sleeps again", func() error { return state(t, c, "u", "sleeping") })
+	eventually(t, "it sleeps again", func() error { return state(t, c, "u", "sleeping") })
 	if _, err := c.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +123,7 @@ func TestSleepAndWake(t *testing.T) {
 	if _, err := c.Start(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, fallsAsleep, "it sleeps again", func() error { return state(t, c, "u", "sleeping") })
+	eventually(t, "it sleeps again", func() error { return state(t, c, "u", "sleeping") })
 	if _, err := c.Start(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +139,7 @@ func TestKeptAwake(t *testing.T) {
 	idle := func(name string) {
 		t.Helper()
 		provision(t, c, name, "")
-		eventually(t, fallsAsleep, name+" sleeps", func() error { return state(t, c, name, "sleeping") })
+		eventually(t, name+" sleeps", func() error { return state(t, c, name, "sleeping") })
 	}
 	kept := provision(t, c, "kept", "")
 	until, err := c.KeepAwake(ctx, "kept", time.Hour)
@@ -175,7 +173,7 @@ func TestKeptAwake(t *testing.T) {
 	}
 	work(0)
 	for _, user := range []string{"kept", "works"} {
-		eventually(t, fallsAsleep, user+" sleeps", func() error { return state(t, c, user, "sleeping") })
+		eventually(t, user+" sleeps", func() error { return state(t, c, user, "sleeping") })
 	}
 
 	_, err = c.KeepAwake(ctx, "nobody", time.Minute)
@@ -207,7 +205,7 @@ func TestDeniedAdmitsKeepNothingAwake(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, fallsAsleep, "the engine sleeps", func() error { return state(t, c, "u", "sleeping") })
+	eventually(t, "the engine sleeps", func() error { return state(t, c, "u", "sleeping") })
 	stop()
 	denied.Wait()
 }
@@ -251,14 +249,14 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 		for round := range 2 {
 			idle := fmt.Sprint("idle-", i, round)
 			provision(t, c, idle, "")
-			eventually(t, fallsAsleep, "the idle engine sleeps", func() error { return state(t, c, idle, "sleeping") })
+			eventually(t, "the idle engine sleeps", func() error { return state(t, c, idle, "sleeping") })
 		}
 		stop()
 		admits.Wait()
 		if m := export(t, e, e.APIKey); len(m.Runs) != 1 {
 			t.Errorf("the engine in use ran %d times", len(m.Runs))
 		}
-		eventually(t, fallsAsleep, "the engine that is not used any more sleeps", func() error { return state(t, c, user, "sleeping") })
+		eventually(t, "the engine that is not used any more sleeps", func() error { return state(t, c, user, "sleeping") })
 	}
 
 	provision(t, c, "rotated", "")
@@ -285,7 +283,7 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 	// Nothing is put to sleep unaudited.
 	provision(t, c, "unaudited", "")
 	pg.Halt()
-	eventually(t, fallsAsleep, "the sweep waits for the audit log", func() error {
+	eventually(t, "the sweep waits for the audit log", func() error {
 		for _, r := range all {
 			if strings.Contains(r.logs.String(), "cannot put idle engines to sleep") {
 				return nil
@@ -299,7 +297,7 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 	if err := pg.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, fallsAsleep, "it sleeps", func() error { return state(t, c, "unaudited", "sleeping") })
+	eventually(t, "it sleeps", func() error { return state(t, c, "unaudited", "sleeping") })
 }
 
 // TestSleepRacesAdmits admits users, on two replicas, just when their engines are
@@ -380,7 +378,7 @@ func (s *stores) rowKey(prefix, user string) string {
 // awaitRow waits until a row is as wanted; nil after an error, which it reports.
 func (s *stores) awaitRow(key string, wanted func(map[string]any) bool) map[string]any {
 	var index uint64
-	for deadline := time.Now().Add(fallsAsleep); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		p, meta, err := s.consul.KV().Get(key, (&consul.QueryOptions{WaitIndex: index, WaitTime: 5 * time.Second}).WithContext(s.t.Context()))
 		if err != nil || p == nil {
 			s.t.Errorf("row %s: %v, %v", key, p, err)

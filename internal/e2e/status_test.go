@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
-	"time"
 
 	consul "github.com/hashicorp/consul/api"
 
@@ -46,7 +45,7 @@ func TestStatusOfTheWholeService(t *testing.T) {
 	if _, err := openStores(t, shared).consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(volume)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the volume pool is full", func() error {
+	eventually(t, "the volume pool is full", func() error {
 		st, err := statusOf(ctx, admin)
 		if err != nil || st.PooledVolumes == nil || *st.PooledVolumes != 2 { // one on each node
 			return fmt.Errorf("%+v, %w", st, err)

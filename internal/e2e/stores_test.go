@@ -138,7 +138,7 @@ func (s *stores) rows(prefix string) []string {
 // which is up to a second after it answers.
 func (s *stores) awaitReported(engineID string) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, "the node has reported the engine", func() error {
+	eventually(s.t, "the node has reported the engine", func() error {
 		allocs, _, err := s.nomad.Jobs().Allocations(registry.JobID(engineID), false, nil)
 		if err != nil || len(allocs) != 1 || allocs[0].ClientStatus != nomad.AllocClientStatusRunning {
 			return fmt.Errorf("%d allocations, %w", len(allocs), err)

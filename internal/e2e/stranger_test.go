@@ -103,7 +103,7 @@ func TestStrangersOnPorts(t *testing.T) {
 		if _, err := c.Start(ctx, user); err != nil {
 			t.Fatal(err)
 		}
-		own(t, user, awaitEngine(t, c, user, "running", "", time.Second))
+		own(t, user, isNow(t, c, user, "running", ""))
 	}
 	// And where the process ends by itself, and a stranger is faster than the next one.
 	e, err := c.Engine(ctx, users[0])
@@ -115,7 +115,7 @@ func TestStrangersOnPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	crash(t, e)
-	eventually(t, 10*time.Second, "a stranger has its port", func() error {
+	eventually(t, "a stranger has its port", func() error {
 		var n int
 		if _, err := fmt.Sscan(port, &n); err != nil {
 			return err
@@ -130,7 +130,7 @@ func TestStrangersOnPorts(t *testing.T) {
 	})
 	taken[e.URL] = true
 	var back *client.Engine
-	eventually(t, 90*time.Second, "it runs elsewhere", func() error {
+	eventually(t, "it runs elsewhere", func() error {
 		if back, err = engineIs(t, c, users[0], "running", ""); err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ func TestStrayOperation(t *testing.T) {
 			"id": "late", "kind": "stop", "step": "scale-down", "owner": owners[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
 		}
 	})
-	eventually(t, 60*time.Second, "the operation is run", func() error {
+	eventually(t, "the operation is run", func() error {
 		got, err := c.Engine(ctx, "u")
 		if err != nil || got.Status != "stopped" || got.EngineID != e.EngineID {
 			return fmt.Errorf("%+v, %w", got, err)
@@ -85,7 +85,7 @@ func TestDestroyThatNobodyAnswers(t *testing.T) {
 					"id": "unanswered", "kind": "destroy", "step": "settle", "owner": owner, "supersedes": first[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
 				}
 			})
-			eventually(t, 90*time.Second, "the engine is destroyed", func() error {
+			eventually(t, "the engine is destroyed", func() error {
 				if left := s.traces(e.EngineID); len(left) > 0 {
 					return fmt.Errorf("left: %v", left)
 				}

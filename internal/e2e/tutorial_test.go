@@ -58,7 +58,7 @@ func TestTutorialEngine(t *testing.T) {
 	if _, err := c.Start(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, fallsAsleep, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
+	eventually(t, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
 	a, err := admit(ctx, c, "u", false, true)
 	if err != nil || !a.Admitted {
 		t.Fatalf("admit: %+v, %v", a, err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 )
@@ -18,7 +17,7 @@ func TestUnreadableProduct(t *testing.T) {
 	ctx := t.Context()
 	kv, key := d.s.vault.KVv2(mountName(d.prefix)), d.below("products/", d.product)
 	var witness map[string]any
-	eventually(t, 30*time.Second, "the product has its witness", func() error {
+	eventually(t, "the product has its witness", func() error {
 		secret, err := kv.Get(ctx, "products/"+d.product)
 		if err == nil {
 			witness = secret.Data
@@ -63,7 +62,7 @@ func TestUnreadableProduct(t *testing.T) {
 	if err := d.r.admin().Reconcile(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the product is back", func() error { return d.works(ctx) })
+	eventually(t, "the product is back", func() error { return d.works(ctx) })
 	if rows := d.r.audited(t, "registry_recover"); len(rows) == 0 {
 		t.Error("that it was brought back is not in the audit log")
 	}
@@ -87,7 +86,7 @@ func TestUnreadableRow(t *testing.T) {
 			d.r.send(t, o, d.harmed.PlatformKey).want(t, o, 503, "RECORD_UNREADABLE")
 		}
 	}
-	eventually(t, time.Minute, "the engine is quarantined", func() error {
+	eventually(t, "the engine is quarantined", func() error {
 		list, err := d.r.admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id {
 			return fmt.Errorf("%+v, %w", list, err)
@@ -98,7 +97,7 @@ func TestUnreadableRow(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, time.Minute, "the leftover of another engine is removed", func() error {
+	eventually(t, "the leftover of another engine is removed", func() error {
 		if mount := d.s.mountWith(leftover); mount != "" {
 			return fmt.Errorf("it is in %s", mount)
 		}
@@ -111,7 +110,7 @@ func TestUnreadableRow(t *testing.T) {
 	if _, err := d.r.admin().Adopt(ctx, id, d.product, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the engine has a new key", func() error { return second(d.harmed.RotateKey(ctx, "u")) })
+	eventually(t, "the engine has a new key", func() error { return second(d.harmed.RotateKey(ctx, "u")) })
 	if err := d.works(ctx); err != nil {
 		t.Error(err)
 	}
@@ -166,7 +165,7 @@ func TestNewerRow(t *testing.T) {
 	if err := d.r.admin().Reconcile(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "three passes left it alone", func() error {
+	eventually(t, "three passes left it alone", func() error {
 		if n := d.r.passes() - before; n < 3 {
 			return fmt.Errorf("%d passes", n)
 		}
@@ -184,7 +183,7 @@ func TestNewerRow(t *testing.T) {
 	set(key, map[string]any{"state": "running"})
 	product := d.below("products/", d.product)
 	set(product, map[string]any{"region": "newer"})
-	eventually(t, time.Minute, "the engine is back", func() error { return d.works(ctx) })
+	eventually(t, "the engine is back", func() error { return d.works(ctx) })
 	if _, err := d.harmed.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +196,7 @@ func TestNewerRow(t *testing.T) {
 	}
 	keeps(product, "region")
 	d.write(product, rubbish)
-	eventually(t, time.Minute, "the product is back", func() error { return d.works(ctx) })
+	eventually(t, "the product is back", func() error { return d.works(ctx) })
 	keeps(product, "region") // its witness has it, too
 }
 
@@ -220,7 +219,7 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.write(d.prefix+"engines/"+rowNameOf(&row), string(value))
-		eventually(t, time.Minute, "both are reported", func() error {
+		eventually(t, "both are reported", func() error {
 			list, err := d.r.admin().Quarantine(ctx)
 			if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id || list.Engines[0].UserID != "u" {
 				return fmt.Errorf("%+v, %w", list, err)
@@ -259,7 +258,7 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "nothing is left", func() error {
+	eventually(t, "nothing is left", func() error {
 		if left := d.left(); len(left) > 0 {
 			return fmt.Errorf("left behind: %v", left)
 		}

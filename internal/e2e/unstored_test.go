@@ -34,7 +34,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	told := make(chan error, 1)
 	go func() { told <- second(c.Provision(ctx, "u", "reference-engine.slow-boot-10s")) }()
 	var row *registry.Engine
-	eventually(t, 60*time.Second, "the engine boots", func() error {
+	eventually(t, "the engine boots", func() error {
 		rows, err := s.engines(prefix)
 		if err != nil || len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot" {
 			return errors.New("it does not yet")
@@ -56,7 +56,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 		t.Fatal("no answer")
 	}
 	c = at(c, other)
-	eventually(t, 60*time.Second, "the other replica has ended it", func() error {
+	eventually(t, "the other replica has ended it", func() error {
 		e, err := c.Engine(ctx, "u")
 		if err != nil || e.EngineID != row.EngineID || e.Status != "running" {
 			return fmt.Errorf("%+v, %w", e, err)
@@ -64,7 +64,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 		return nil
 	})
 	cut.Store(false)
-	eventually(t, 60*time.Second, "the audit row is complete", func() error {
+	eventually(t, "the audit row is complete", func() error {
 		rows, _ := auditLog(t, c, "?action=provision")
 		if len(rows) != 1 || rows[0].Outcome != "ok" {
 			return fmt.Errorf("rows: %+v", rows)

@@ -92,7 +92,7 @@ func startBefore(t *testing.T, binary string, stack *devstack.Stack, prefix, dat
 			t.Logf("log of the version before:\n%s", tail(log.String(), 3000))
 		}
 	})
-	eventually(t, 60*time.Second, "the version before is ready", func() error { return b.Ready(t.Context()) })
+	eventually(t, "the version before is ready", func() error { return b.Ready(t.Context()) })
 	return b
 }
 
@@ -173,14 +173,14 @@ func TestRollingUpdate(t *testing.T) {
 	}
 	url.Store(p.r.url)
 	n := served.Load()
-	eventually(t, 60*time.Second, "the new replica serves beside the old one", func() error {
+	eventually(t, "the new replica serves beside the old one", func() error {
 		if served.Load() < n+20 {
 			return fmt.Errorf("%d calls", served.Load()-n)
 		}
 		return nil
 	})
 	old.stop(t)
-	eventually(t, 60*time.Second, "every engine has its witnesses", func() error {
+	eventually(t, "every engine has its witnesses", func() error {
 		rows, err := p.s.engines(prefix)
 		if err != nil {
 			return err

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 )
@@ -21,11 +20,11 @@ func TestUpstreamDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	failHealth(t, s, prefix, true, "provider")
-	awaitEngine(t, c, "u", "running", "upstream_down", 30*time.Second)
+	awaitEngine(t, c, "u", "running", "upstream_down")
 	if a, err := admit(t.Context(), c, "u", false, false); err != nil || !a.Admitted {
 		t.Errorf("admit while its provider is down: %+v, %v", a, err)
 	}
-	eventually(t, 30*time.Second, "it is counted as unhealthy", func() error {
+	eventually(t, "it is counted as unhealthy", func() error {
 		status, err := c.Status(t.Context())
 		if err != nil || status.UnhealthyCount != 1 || status.ByStatus["running"] != 1 {
 			return fmt.Errorf("%+v, %w", status, err)
@@ -34,7 +33,7 @@ func TestUpstreamDown(t *testing.T) {
 	})
 	failHealth(t, s, prefix, false)
 	var again *client.Engine
-	eventually(t, 30*time.Second, "it is healthy", func() (err error) {
+	eventually(t, "it is healthy", func() (err error) {
 		if again, err = c.Engine(t.Context(), "u"); err != nil || again.Status != "running" || again.Reason != "" {
 			return fmt.Errorf("%+v, %w", again, err)
 		}
@@ -47,9 +46,9 @@ func TestUpstreamDown(t *testing.T) {
 		t.Errorf("audit: %v", got)
 	}
 	failHealth(t, s, prefix, true, "provider")
-	awaitEngine(t, c, "u", "running", "upstream_down", 30*time.Second)
+	awaitEngine(t, c, "u", "running", "upstream_down")
 	failHealth(t, s, prefix, true, "brain")
-	awaitEngine(t, c, "u", "failed", "unhealthy", 60*time.Second)
+	awaitEngine(t, c, "u", "failed", "unhealthy")
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Fatal(err)
 	}

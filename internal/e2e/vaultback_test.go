@@ -67,7 +67,7 @@ func TestKeyDeletedInVault(t *testing.T) {
 			}
 			first := e.APIKey
 			lose()
-			eventually(t, 30*time.Second, "a pass says what to do", func() error {
+			eventually(t, "a pass says what to do", func() error {
 				for _, act := range all[0].planned(t, e.EngineID) {
 					if act == "report" {
 						return nil
@@ -163,7 +163,7 @@ func TestVaultRestored(t *testing.T) {
 	restart(func() { copied(storage, backup) })
 	old := map[string]string{}
 	for _, user := range []string{"rotated", "stopped"} {
-		eventually(t, 60*time.Second, "its key is rotated", func() error {
+		eventually(t, "its key is rotated", func() error {
 			key, err := c.RotateKey(ctx, user)
 			if err == nil {
 				old[user] = p.known["one/"+user].engine.APIKey
@@ -177,7 +177,7 @@ func TestVaultRestored(t *testing.T) {
 	}
 	p.known["one/stopped"].status = "stopped"
 	// One that was warm when the backup was made. A busy machine may pass it over.
-	eventually(t, 60*time.Second, "it is claimed", func() error {
+	eventually(t, "it is claimed", func() error {
 		if o := p.provision(c, "one", "claimed"); then[o.engine.EngineID] {
 			return nil
 		}
@@ -197,7 +197,7 @@ func TestVaultRestored(t *testing.T) {
 	})
 	p.r = startService(t, p.stack, p.vars)
 	c.BaseURL = p.r.url
-	eventually(t, 60*time.Second, "the admin is told", func() error {
+	eventually(t, "the admin is told", func() error {
 		st, err := p.r.admin().Registry(ctx)
 		if err != nil || st.State != "ok" || st.Keys != "lost" || st.KeysMissing != 3 {
 			return fmt.Errorf("%+v, %w", st, err)
@@ -207,12 +207,12 @@ func TestVaultRestored(t *testing.T) {
 	if err := p.has(p.known["one/kept"]); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 60*time.Second, "the one that was warm then is its user's", func() error { return p.has(p.known["one/claimed"]) })
+	eventually(t, "the one that was warm then is its user's", func() error { return p.has(p.known["one/claimed"]) })
 	for _, user := range []string{"rotated", "since"} {
 		wantCode(t, second(c.Engine(ctx, user)), 502, "BACKEND_ERROR")
 	}
 	before := p.r.passes()
-	eventually(t, 60*time.Second, "passes go by, longer than the grace", func() error {
+	eventually(t, "passes go by, longer than the grace", func() error {
 		if n := p.r.passes() - before; n < 4 {
 			return fmt.Errorf("%d of 4", n)
 		}
@@ -249,7 +249,7 @@ func TestVaultRestored(t *testing.T) {
 			t.Errorf("%s: %v", user, err)
 		}
 	}
-	eventually(t, 60*time.Second, "every engine has its key again", func() error {
+	eventually(t, "every engine has its key again", func() error {
 		st, err := p.r.admin().Registry(ctx)
 		if err != nil || st.Keys != "ok" || st.KeysMissing != 0 {
 			return fmt.Errorf("%+v, %w", st, err)
@@ -337,7 +337,7 @@ func otherConsul(t *testing.T) string {
 		_ = cmd.Wait()
 	})
 	addr := "http://127.0.0.1:" + ports[0]
-	eventually(t, 30*time.Second, "the other Consul is up", func() error {
+	eventually(t, "the other Consul is up", func() error {
 		c, err := consul.NewClient(&consul.Config{Address: addr, Transport: &http.Transport{DisableKeepAlives: true}})
 		if err != nil {
 			return err

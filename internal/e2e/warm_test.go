@@ -19,7 +19,7 @@ import (
 // awaitWarm waits until so many warm engines run.
 func (s *stores) awaitWarm(r *replica, n int) {
 	s.t.Helper()
-	eventually(s.t, 60*time.Second, fmt.Sprint(n, " warm engines run"), func() error {
+	eventually(s.t, fmt.Sprint(n, " warm engines run"), func() error {
 		if got := r.Scheduler.WarmEngines(); got != n {
 			return fmt.Errorf("%d", got)
 		}
@@ -55,7 +55,7 @@ func (s *stores) warmRows(prefix string) (warm []*registry.Engine) {
 // described waits until the job of an engine says something in Nomad's UI.
 func (s *stores) described(engineID string, what ...string) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, "the job says whose it is", func() error {
+	eventually(s.t, "the job says whose it is", func() error {
 		job, _, err := s.nomad.Jobs().Info("engine-"+engineID, nil)
 		if err != nil {
 			return err
@@ -175,7 +175,7 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 		var now client.WarmPool
-		eventually(t, 60*time.Second, fmt.Sprint("the one warm engine is of ", fields), func() error {
+		eventually(t, fmt.Sprint("the one warm engine is of ", fields), func() error {
 			kinds, rows := r.warmKinds(t), s.warmRows(prefix)
 			if len(kinds) != 1 || kinds[0].Ready != 1 || kinds[0].Wanted != 1 || len(rows) != 1 || rows[0].Warm != kinds[0].Fingerprint || known[kinds[0].Fingerprint] {
 				return fmt.Errorf("%+v, %d rows", kinds, len(rows))
@@ -197,14 +197,14 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(map[string]any{"warm_pool": 2, "engine_image": failingImage})); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, "the admin is told why there is none", func() error {
+	eventually(t, "the admin is told why there is none", func() error {
 		kinds := r.warmKinds(t)
 		if len(kinds) != 1 || kinds[0].Image != failingImage || kinds[0].Wanted != 2 || kinds[0].Ready != 0 || kinds[0].Error == "" || !kinds[0].RetryAt.After(time.Now()) {
 			return fmt.Errorf("%+v", kinds)
 		}
 		return nil
 	})
-	eventually(t, 60*time.Second, "the failed ones are removed", func() error {
+	eventually(t, "the failed ones are removed", func() error {
 		if rows := s.warmRows(prefix); len(rows) > 0 {
 			return fmt.Errorf("%d rows", len(rows))
 		}
@@ -213,7 +213,7 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "nothing is told of a kind that nobody wants", func() error {
+	eventually(t, "nothing is told of a kind that nobody wants", func() error {
 		if kinds := r.warmKinds(t); len(kinds) > 0 {
 			return fmt.Errorf("%+v", kinds)
 		}
@@ -255,7 +255,7 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	if err := hasProviderKey(ctx, e, "second"); err != nil || old[e.EngineID] {
 		t.Errorf("an engine with the older keys was handed out: %v", err)
 	}
-	eventually(t, 60*time.Second, "the older ones are replaced", func() error {
+	eventually(t, "the older ones are replaced", func() error {
 		rows := s.warmRows(prefix)
 		for _, row := range rows {
 			if old[row.EngineID] || row.State != registry.Running {
@@ -303,7 +303,7 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 			s, ctx := openStores(t, stack), t.Context()
 			c := r.product(t, anyImage)
 			s.awaitWarm(r, 3)
-			eventually(t, 30*time.Second, "the admin is told that there is no room", func() error {
+			eventually(t, "the admin is told that there is no room", func() error {
 				kinds := r.warmKinds(t)
 				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
 					return fmt.Errorf("%+v", kinds)
@@ -406,7 +406,7 @@ func TestWarmEngines(t *testing.T) {
 
 	// The job of an engine that was warm says whose it is, and its process is
 	// the one that waited.
-	eventually(t, 30*time.Second, "the jobs are labelled", func() error {
+	eventually(t, "the jobs are labelled", func() error {
 		for i, e := range engines {
 			job, _, err := s.nomad.Jobs().Info("engine-"+e.EngineID, nil)
 			if err != nil {
@@ -493,7 +493,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if _, _, err := s.nomad.Jobs().Deregister(first[0], false, nil); err != nil { // an accident
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "its process is gone", func() error {
+	eventually(t, "its process is gone", func() error {
 		if _, err := engineCall(ctx, &client.Engine{URL: waiting.URL}, "", http.MethodGet, "/health", nil, nil); err == nil {
 			return errors.New("it answers")
 		}
@@ -507,7 +507,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if "engine-"+e.EngineID == first[0] {
 		t.Error("an engine that was ended was handed out")
 	}
-	eventually(t, 60*time.Second, "the dead one is replaced", func() error {
+	eventually(t, "the dead one is replaced", func() error {
 		now := jobs()
 		if len(now) != 2 || now[0] == first[0] || now[1] == first[0] {
 			return fmt.Errorf("jobs: %v", now)
@@ -522,7 +522,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "nothing is left", func() error {
+	eventually(t, "nothing is left", func() error {
 		if got := s.census(prefix); got["rows"] != 0 || got["jobs"] != 0 || got["keys"] != 0 || got["variables"] != 0 {
 			return fmt.Errorf("%v", got)
 		}

@@ -150,7 +150,7 @@ func nomadVersion(t *testing.T, client *api.Client) *version.Version {
 // eventually polls until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	const within, every = 40 * time.Second, 20 * time.Millisecond
+	const within, every = 2 * time.Minute, 20 * time.Millisecond
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	late := time.After(within)
