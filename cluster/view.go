@@ -72,6 +72,9 @@ type PlacementFailure struct {
 	Ports bool
 	// Driver says that what a node lacked was the job's task driver, in good health.
 	Driver bool
+	// Volume says that what a node lacked was the engine's host volume: its client could
+	// not restore it, for example.
+	Volume bool
 	// Reason names the exhausted dimensions and failed constraints.
 	Reason string
 }
@@ -385,6 +388,10 @@ func lastCrash(events []*api.TaskEvent) (at int64, oom bool) {
 // the job (FilterConstraintDrivers in its feasible.go).
 const missingDrivers = "missing drivers"
 
+// missingVolumes is the same of nodes that do not offer the job's host volumes
+// (FilterConstraintHostVolumes).
+const missingVolumes = "missing compatible host volumes"
+
 // evalFrom reads an evaluation as lists and events tell it.
 func evalFrom(e *api.Evaluation) *Eval {
 	eval := &Eval{ID: e.ID, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex}
@@ -396,6 +403,7 @@ func evalFrom(e *api.Evaluation) *Eval {
 			why = append(why, dim+" exhausted")
 		}
 		f.Driver = m.ConstraintFiltered[missingDrivers] > 0 && len(m.DimensionExhausted) == 0
+		f.Volume = m.ConstraintFiltered[missingVolumes] > 0 && len(m.DimensionExhausted) == 0
 		for constraint := range m.ConstraintFiltered {
 			why = append(why, constraint)
 		}

@@ -119,16 +119,18 @@ func TestEvalFrom(t *testing.T) {
 		name   string
 		metric api.AllocationMetric
 		ports  bool
+		volume bool
 		reason string
 	}{
-		{"Ports", api.AllocationMetric{DimensionExhausted: map[string]int{"network: dynamic port selection failed": 1}}, true, "network: dynamic port selection failed exhausted"},
-		{"Memory", api.AllocationMetric{DimensionExhausted: map[string]int{"memory": 1}}, false, "memory exhausted"},
-		{"Constraint", api.AllocationMetric{ConstraintFiltered: map[string]int{"missing drivers": 2}}, false, "missing drivers"},
-		{"NoNode", api.AllocationMetric{NodesEvaluated: 3}, false, "no eligible node among 3"},
+		{"Ports", api.AllocationMetric{DimensionExhausted: map[string]int{"network: dynamic port selection failed": 1}}, true, false, "network: dynamic port selection failed exhausted"},
+		{"Memory", api.AllocationMetric{DimensionExhausted: map[string]int{"memory": 1}}, false, false, "memory exhausted"},
+		{"Constraint", api.AllocationMetric{ConstraintFiltered: map[string]int{"missing drivers": 2}}, false, false, "missing drivers"},
+		{"Volume", api.AllocationMetric{ConstraintFiltered: map[string]int{"missing compatible host volumes": 1}}, false, true, "missing compatible host volumes"},
+		{"NoNode", api.AllocationMetric{NodesEvaluated: 3}, false, false, "no eligible node among 3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := evalFrom(&api.Evaluation{FailedTGAllocs: map[string]*api.AllocationMetric{"engine": &c.metric}})
-			if e.Failed == nil || e.Failed.Ports != c.ports || e.Failed.Reason != c.reason {
+			if e.Failed == nil || e.Failed.Ports != c.ports || e.Failed.Volume != c.volume || e.Failed.Reason != c.reason {
 				t.Errorf("got %+v", e.Failed)
 			}
 		})

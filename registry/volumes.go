@@ -24,6 +24,8 @@ type UnreachableVolume struct {
 	// Unproven: a container of the engine may run, so the volume is not deleted before
 	// it is proved on the node that none does.
 	Unproven bool `json:"unproven,omitempty"`
+	// Left is why the last try to delete it did not, in words for an admin.
+	Left string `json:"left,omitempty"`
 	// Whose engine it was, and when it was destroyed.
 	ProductID string    `json:"product_id,omitempty"`
 	UserID    string    `json:"user_id,omitempty"`

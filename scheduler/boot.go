@@ -200,6 +200,9 @@ func (o *operation) placementError(state cluster.JobState) error {
 		if o.row.Op.Kind != registry.OpProvision {
 			r := o.row.Resources
 			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+			if e.Failed.Volume {
+				err.Message = "the engine's node does not offer the engine's volume now: the disk of its volumes may not be mounted; the log of its Nomad client says why (" + e.Failed.Reason + ")"
+			}
 		}
 		if node, known := o.s.cluster.Node(o.row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
 			err.Message, err.Err = "the engine's node cannot start it now: "+o.s.driverDown(), errDriverDown

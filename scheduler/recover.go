@@ -180,6 +180,13 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 		left, err := s.removeVolumes(ctx, remainsOf(g))
 		if err == nil && left != "" {
 			s.log.Debug("an unreachable volume stays listed", "engine_id", g.EngineID, "why", left)
+			if g.Left == left {
+				continue
+			}
+			g.Left = left
+			if err := s.store.UpdateUnreachableVolume(ctx, g); err != nil && !errors.Is(err, registry.ErrConflict) {
+				return err
+			}
 			continue
 		}
 		if err == nil {

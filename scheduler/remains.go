@@ -134,6 +134,10 @@ func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left s
 	_, registration := registry.VolumeOf(v.Name)
 	if registration < 2 {
 		err := s.cluster.DeleteVolume(ctx, v.ID)
+		var plugin *cluster.PluginError
+		if errors.As(err, &plugin) {
+			return "its node could not delete it: " + plugin.Said, nil // a disk that is dead or not mounted
+		}
 		if !errors.Is(err, cluster.ErrInUse) {
 			return "", err
 		}

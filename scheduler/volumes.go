@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -39,7 +40,7 @@ func (s *Scheduler) UnreachableVolumes(ctx context.Context) ([]UnreachableVolume
 		} else if held, err := s.heldBy(ctx, g.VolumeID); errors.Is(err, cluster.ErrNotFound) {
 			volume.Why = "Nomad does not know the volume any more"
 		} else {
-			volume.Why = held // if Nomad answers
+			volume.Why = cmp.Or(held, g.Left) // if Nomad answers
 		}
 		unreachable = append(unreachable, volume)
 	}

@@ -1,6 +1,7 @@
 // Package volumeplugin is a plugin of Nomad's for dynamic host volumes. Like Nomad's own
 // "mkdir" it makes a directory for each volume; beside that it limits what can be written
-// there, by a project quota of the filesystem.
+// there, by a project quota of the filesystem, and makes no empty one for a volume whose
+// disk is not mounted.
 //
 // Nomad runs it as root, with the operation as its argument and what it is about in DHV_*
 // variables (https://developer.hashicorp.com/nomad/docs/architecture/storage/host-volumes),
@@ -55,15 +56,35 @@ func run(operation string, getenv func(string) string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	made, err := markOf(getenv("DHV_PLUGIN_DIR"), filepath.Base(dir))
+	if err != nil {
+		return answer{}, err
+	}
 	switch operation {
 	case "create":
 		p, err := parse(getenv("DHV_PARAMETERS"))
 		if err == nil {
+			err = made.missing(dir)
+		}
+		if err == nil {
 			err = create(dir, p)
+		}
+		if err == nil {
+			err = made.set()
 		}
 		return answer{Path: dir, Bytes: int64(p.quotaMB) << 20}, err
 	case "delete":
-		return answer{}, remove(dir)
+		err := made.missing(dir)
+		if err == nil {
+			err = made.leave()
+		}
+		if err == nil {
+			err = remove(dir)
+		}
+		if err == nil {
+			err = made.clear()
+		}
+		return answer{}, err
 	}
 	return answer{}, fmt.Errorf("%q is no operation: Nomad asks for fingerprint, create and delete", operation)
 }

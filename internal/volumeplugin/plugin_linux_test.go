@@ -3,6 +3,7 @@ package volumeplugin
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,7 @@ import (
 // call runs an operation as Nomad does.
 func call(t *testing.T, operation, volumes, id, params string) (answer, int) {
 	t.Helper()
-	vars := map[string]string{"DHV_VOLUMES_DIR": volumes, "DHV_VOLUME_ID": id, "DHV_PARAMETERS": params}
+	vars := map[string]string{"DHV_VOLUMES_DIR": volumes, "DHV_PLUGIN_DIR": volumes + ".plugins", "DHV_VOLUME_ID": id, "DHV_PARAMETERS": params}
 	var out bytes.Buffer
 	code := Run(operation, func(name string) string { return vars[name] }, &out)
 	var a answer
@@ -56,6 +57,71 @@ func refuses(t *testing.T, on string) {
 	}
 	if left, err := os.ReadDir(volumes); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestDiskNotMounted takes the volumes' directory away, as a node does that comes back
+// without their disk.
+func TestDiskNotMounted(t *testing.T) {
+	volumes := filepath.Join(t.TempDir(), "volumes")
+	marks := func() int {
+		found, _ := os.ReadDir(filepath.Join(volumes+".plugins", marksDir))
+		return len(found)
+	}
+	refused := func(operation string, id int) {
+		t.Helper()
+		if a, code := call(t, operation, volumes, volumeID(id), ""); code != 1 || !strings.Contains(a.Error, "mount its disk") || strings.Contains(a.Error, volumes) {
+			t.Errorf("%s: %d, %+v", operation, code, a)
+		}
+	}
+	done := func(operation string, id int) {
+		t.Helper()
+		if a, code := call(t, operation, volumes, volumeID(id), ""); code != 0 {
+			t.Fatalf("%s: %d, %+v", operation, code, a)
+		}
+	}
+	done("create", 1)
+	brain := filepath.Join(volumes, volumeID(1), "brain")
+	if err := os.WriteFile(brain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(volumes, volumes+".away"); err != nil {
+		t.Fatal(err)
+	}
+	refused("create", 1)
+	refused("delete", 1)
+	done("create", 2) // which nobody has a memory in
+	if _, err := os.Stat(filepath.Dir(brain)); !os.IsNotExist(err) {
+		t.Fatalf("an empty volume was made: %v", err)
+	}
+	done("delete", 2)
+	if err := os.Remove(volumes); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(volumes+".away", volumes); err != nil {
+		t.Fatal(err)
+	}
+	done("create", 1)
+	if _, err := os.Stat(brain); err != nil {
+		t.Error(err)
+	}
+	// One that was made before there were marks gets its own.
+	if err := os.RemoveAll(filepath.Join(volumes+".plugins", marksDir)); err != nil {
+		t.Fatal(err)
+	}
+	done("create", 1)
+	// A deletion that was cut short after the directory goes on.
+	m, err := markOf(volumes+".plugins", volumeID(1))
+	if err == nil {
+		err = errors.Join(m.leave(), os.RemoveAll(filepath.Dir(brain)))
+	}
+	if err != nil || marks() != 1 {
+		t.Fatal(marks(), err)
+	}
+	done("delete", 1)
+	done("delete", 1)
+	if marks() != 0 {
+		t.Errorf("%d marks are left", marks())
 	}
 }
 
