@@ -23,7 +23,9 @@ const (
 const OutcomeUnavailable = "BACKEND_UNAVAILABLE"
 
 // doubt is a row whose INSERT was not answered. Its change is not made, so the
-// row, should there be one, must not say "interrupted" indefinitely.
+// row, should there be one, must not say "interrupted" indefinitely. An id that the caller
+// makes would not spare this: an insert that is sent again until the call's time is over
+// can still arrive after the caller was told 503.
 type doubt struct {
 	entry Entry
 	// missed is when the database was first asked for the row and did not have
