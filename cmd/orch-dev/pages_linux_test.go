@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestPages runs what README and the quickstart show, word by word, against a system:
+// each answer has the fields and the words that the page has.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	for _, page := range []string{"README.md", "docs/quickstart.md"} {
+		t.Run(page, func(t *testing.T) {
+			t.Parallel()
+			dir := system(t)
+			build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "bin", "orch"), "../orch")
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("build orch: %v\n%s", err, out)
+			}
+			cmd, _ := start(t, dir, "dev")
+			t.Cleanup(func() {
+				if err := errors.Join(cmd.Process.Signal(syscall.SIGINT), cmd.Wait()); err != nil {
+					t.Error(err)
+				}
+			})
+			awaitEnv(t, dir, nil)
+			text, err := os.ReadFile(filepath.Join("..", "..", page))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, ran := &pageRun{t: t, dir: dir, now: map[string]string{}}, 0
+			for _, block := range console.FindAllStringSubmatch(string(text), -1) {
+				for _, step := range strings.Split("\n"+strings.ReplaceAll(block[1], "\\\n", ""), "\n$ ")[1:] {
+					command, says, _ := strings.Cut(step, "\n")
+					p.run(command, strings.TrimSpace(says))
+					ran++
+				}
+			}
+			if ran < 7 {
+				t.Errorf("it shows %d commands", ran)
+			}
+		})
+	}
+}
+
+var console = regexp.MustCompile("(?ms)^```console\n(.*?)^```$")
+
+// own are the fields whose values are another run's on the page; those of the others are
+// the same, but for numbers.
+var own = map[string]bool{"engine_id": true, "url": true, "api_key": true, "new_api_key": true, "created_at": true, "last_health_at": true}
+
+// pageRun runs the commands of a page.
+type pageRun struct {
+	t   *testing.T
+	dir string
+	now map[string]string // by what the page has: what it is in this run
+}
+
+func (p *pageRun) run(command, says string) {
+	p.t.Helper()
+	for shown, is := range p.now {
+		command = strings.ReplaceAll(command, shown, is)
+	}
+	cmd := exec.CommandContext(p.t.Context(), "sh", "-ec", ". .dev/env\n"+strings.ReplaceAll(command, "curl -s ", "curl -sS --fail-with-body "))
+	cmd.Dir = p.dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		p.t.Fatalf("%s\n%v: %s", command, err, out)
+	}
+	if says == "" {
+		return
+	}
+	var shown, got any
+	if err := json.Unmarshal([]byte(says), &shown); err != nil {
+		p.t.Fatalf("%s: the page shows no JSON: %v", command, err)
+	}
+	if err := json.Unmarshal(out, &got); err != nil {
+		p.t.Fatalf("%s: %v: %s", command, err, out)
+	}
+	p.compare(command, "", shown, got)
+}
+
+// compare wants the same fields and words, and notes what is this run's own.
+func (p *pageRun) compare(where, field string, shown, got any) {
+	p.t.Helper()
+	switch shown := shown.(type) {
+	case map[string]any:
+		got, _ := got.(map[string]any)
+		for name := range got {
+			if _, there := shown[name]; !there {
+				p.t.Errorf("%s: the page does not show the field %q", where, name)
+			}
+		}
+		for name, value := range shown {
+			if _, there := got[name]; !there {
+				p.t.Errorf("%s: there is no field %q in the answer", where, name)
+				continue
+			}
+			p.compare(where, name, value, got[name])
+		}
+	case string:
+		is, _ := got.(string)
+		if own[field] && is != "" {
+			p.now[shown] = is
+		} else if is != shown {
+			p.t.Errorf("%s: %s is %v, and the page shows %q", where, field, got, shown)
+		}
+	case bool:
+		if got != shown {
+			p.t.Errorf("%s: %s is %v, and the page shows %t", where, field, got, shown)
+		}
+	}
+}
