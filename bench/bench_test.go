@@ -84,7 +84,7 @@ func TestComparison(t *testing.T) {
 	if stops.missed || !destroys.missed || destroys.target != "≤ 1.2 ×" || destroys.against != hand {
 		t.Errorf("stop %+v, destroy %+v", stops, destroys)
 	}
-	if f := (figure{}).least(19, 20, "%g ×"); !f.missed || (figure{}).least(20, 20, "%g ×").missed {
+	if f := (figure{}).least(19, 20, "≥ %g ×"); !f.missed || (figure{}).least(20, 20, "≥ %g ×").missed {
 		t.Error("19 of at least 20 is enough, or 20 is not")
 	}
 	if f := (figure{orch: once(1)}).beside("nothing", summary{}); f.ratio != 0 {
@@ -94,7 +94,7 @@ func TestComparison(t *testing.T) {
 
 func TestMarkdown(t *testing.T) {
 	rep := newReport()
-	rep.add(figure{name: "wake ≤", unit: "ms", orch: summary{3, 12.34, 20, 30}, own: summary{3, 1.5, 2, 4}}.beside(hand, once(6.17)).most(2, 1.3, "%g ×"))
+	rep.add(figure{name: "wake ≤", unit: "ms", orch: summary{3, 12.34, 20, 30}, own: summary{3, 1.5, 2, 4}}.beside(hand, once(6.17)).most(2, 1.3, "≤ %g ×"))
 	text := rep.markdown()
 	row := "| wake ≤ | ms | 3 | 12.3 | 20.0 | 30.0 | 1.50 | 4.00 | Nomad by hand | 6.17 | – | – | 2.00 | ≤ 1.3 × | **no** |"
 	if !slices.Contains(strings.Split(spaces.Replace(text), "\n"), row) || strings.Contains(text, "CPU time of") {

@@ -51,7 +51,7 @@ func (b *bench) rate(ctx context.Context, s *service, what string, least, floor 
 	if floor > 0 {
 		f = f.beside(hand, once(floor))
 	}
-	b.add(f.least(a.perSecond, least, "%g/s"))
+	b.add(f.least(a.perSecond, least, "≥ %g/s"))
 }
 
 // churnByHand runs all of a floor's engines, as many concurrently as by the service,
@@ -75,7 +75,7 @@ func (b *bench) churnByHand(ctx context.Context, s *service, f *floor) float64 {
 func (b *bench) running(ctx context.Context, s *service, all int) {
 	status := must(s.Status(ctx))
 	n := float64(status.ByStatus[client.Running] - status.UnhealthyCount)
-	b.add(figure{name: "— of them run at the end", unit: "engines", orch: once(n)}.least(n, float64(all), "%g"))
+	b.add(figure{name: "— of them run at the end", unit: "engines", orch: once(n)}.least(n, float64(all), "≥ %g"))
 }
 
 // burst has all users of a product ask for an engine at once. What engines print is
@@ -91,7 +91,7 @@ func (b *bench) burst(ctx context.Context) {
 	b.add(figure{name: name, unit: "ms", orch: a.latency})
 	b.single("— until the last answer", "s", a.seconds)
 	n := float64(burstEngines - a.failed)
-	b.add(figure{name: "— that succeeded", unit: "engines", orch: once(n)}.least(n, burstEngines, "%g"))
+	b.add(figure{name: "— that succeeded", unit: "engines", orch: once(n)}.least(n, burstEngines, "≥ %g"))
 	b.running(ctx, c, burstEngines)
 	b.memory(s, fmt.Sprintf("%d engines", burstEngines), 120)
 	if a.failed == 0 {

@@ -22,7 +22,7 @@ type load struct {
 	perSecond int           // 0: by callers
 	callers   int           // 0: as many as the rate takes
 	lasts     time.Duration // 0: until calls have been made
-	calls     int           // 0: until the time is over
+	calls     int           // 0: as many as the time and the rate make
 	must      string        // what the body of each answer must contain
 }
 
@@ -50,6 +50,9 @@ func (l load) run(ctx context.Context, transport http.RoundTripper, targets []ve
 	options := []func(*vegeta.Attacker){vegeta.Client(&http.Client{Transport: transport, Timeout: patience})}
 	if l.callers > 0 {
 		options = append(options, vegeta.Workers(uint64(l.callers)), vegeta.MaxWorkers(uint64(l.callers)))
+	}
+	if l.perSecond > 0 && l.calls == 0 { // also when the rate is not kept
+		l.calls, l.lasts = int(float64(l.perSecond)*l.lasts.Seconds()), 0
 	}
 	attacker := vegeta.NewAttacker(options...)
 	defer context.AfterFunc(ctx, func() { attacker.Stop() })()
@@ -181,10 +184,10 @@ func (b *bench) reads(ctx context.Context, s *service, where string, users []str
 	a := b.attack(ctx, s, name, busy, admits)
 	check(a.first)
 	f := figure{name: name, unit: "1/s", orch: once(a.perSecond)}
-	b.add(f.least(a.perSecond, 5000, "%g/s"))
+	b.add(f.least(a.perSecond, 5000, "≥ %g/s"))
 	if direct > 0 {
 		f = f.beside("three direct calls", once(direct))
-		b.add(f.least(f.ratio, 20, "%g ×"))
+		b.add(f.least(f.ratio, 20, "≥ %g ×"))
 	}
 	b.add(figure{name: "— of each admit", unit: "ms", orch: a.latency})
 	var pages []vegeta.Target
@@ -202,7 +205,7 @@ func (b *bench) reads(ctx context.Context, s *service, where string, users []str
 func (b *bench) list(ctx context.Context, s *service, name string, targets ...vegeta.Target) {
 	a := b.attack(ctx, s, name, oneByOne, targets)
 	check(a.first)
-	b.add(figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, 50, "p99 %g ms"))
+	b.add(figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, 50, "p99 ≤ %g ms"))
 }
 
 // atRate measures a load at a rate, and returns its 99th percentile in milliseconds,
@@ -211,7 +214,7 @@ func (b *bench) list(ctx context.Context, s *service, name string, targets ...ve
 func (b *bench) atRate(ctx context.Context, s *service, name string, l load, most float64, floor summary, targets []vegeta.Target) float64 {
 	name = fmt.Sprint(name, ", ", l)
 	a := b.attack(ctx, s, name, l, targets)
-	f := figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, most, "p99 %g ms")
+	f := figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, most, "p99 ≤ %g ms")
 	if floor.n > 0 {
 		f = f.beside("one Consul read", floor)
 	}
@@ -224,5 +227,5 @@ func (b *bench) atRate(ctx context.Context, s *service, name string, l load, mos
 // memory adds the service's resident memory, which may be at most so many MiB.
 func (b *bench) memory(s *service, when string, most float64) {
 	mib := b.usage(s)[partOrch].rssMiB
-	b.add(figure{name: "VmRSS of the service, " + when, unit: "MiB", orch: once(mib)}.most(mib, most, "%g MiB"))
+	b.add(figure{name: "VmRSS of the service, " + when, unit: "MiB", orch: once(mib)}.most(mib, most, "≤ %g MiB"))
 }

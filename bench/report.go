@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -64,17 +65,14 @@ func (f figure) beside(against string, floor summary) figure {
 // most sets the target that a value may be at most so much; 0: no target.
 func (f figure) most(value, most float64, format string) figure {
 	if most != 0 {
-		f.target, f.missed = fmt.Sprintf("≤ "+format, most), value > most
+		f.target, f.missed = fmt.Sprintf(format, math.Abs(most)), value > most
 	}
 	return f
 }
 
 // least sets the target that a value must be at least so much; 0: no target.
 func (f figure) least(value, least float64, format string) figure {
-	if least != 0 {
-		f.target, f.missed = fmt.Sprintf("≥ "+format, least), value < least
-	}
-	return f
+	return f.most(-value, -least, format)
 }
 
 // addSteps adds where the time of a recorded operation goes: medians, longest first.

@@ -250,10 +250,10 @@ func (rep *report) addRounds(rec recorder) {
 				continue
 			}
 			if c.floor == "" {
-				f = f.most(f.orch.p50, c.most, "%g ms")
+				f = f.most(f.orch.p50, c.most, "≤ %g ms")
 			} else {
 				f = f.beside(c.against, rec.summary(floor))
-				f = f.most(f.ratio, c.most, "%g ×")
+				f = f.most(f.ratio, c.most, "≤ %g ×")
 			}
 			rep.add(f)
 			if c.name == "" {
