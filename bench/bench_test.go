@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -178,5 +179,36 @@ func TestBelow(t *testing.T) {
 		if got := table.below(pid, []int{10}); got != want {
 			t.Errorf("%d below 10: %v", pid, got)
 		}
+	}
+}
+
+// The engines of the scale curve keep the contract of the key proof, in either order in
+// which the service asks.
+func TestAllEngines(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil)
+	server.Config = allEngines()
+	server.Start()
+	defer server.Close()
+	for _, connection := range []struct {
+		asks string
+		want []int
+	}{
+		{"/health,/proof,/proof wrong,/proof own", []int{200, 401, 401, 404}},
+		{"/proof wrong", []int{401}},
+		{"/health,/proof own", []int{200, 404}},
+	} {
+		client := &http.Client{Transport: &http.Transport{}}
+		for i, ask := range strings.Split(connection.asks, ",") {
+			path, key, _ := strings.Cut(ask, " ")
+			req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+path, nil))
+			req.Header.Set("X-Engine-Key", key)
+			resp := must(client.Do(req))
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != connection.want[i] {
+				t.Errorf("%s: %q answers %d, want %d", connection.asks, ask, resp.StatusCode, connection.want[i])
+			}
+		}
+		client.CloseIdleConnections()
 	}
 }

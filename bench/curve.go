@@ -93,26 +93,48 @@ func (b *bench) curve(ctx context.Context) {
 	b.memory(s, "at the last level", curveRSS)
 }
 
-// answerForEngines starts the server that all engines are: it says that it is healthy,
-// and knows no other path. The kernel redirects the engines' ports to it.
+// answerForEngines starts the server that all engines are. The kernel redirects the
+// engines' ports to it.
 func (b *bench) answerForEngines(ctx context.Context) {
 	check(netlink.LinkSetUp(must(netlink.LinkByName("lo"))))
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
-	b.stub = &http.Server{ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		switch {
-		case req.URL.Path == "/health":
-			w.Header().Set("Content-Type", "application/json")
-			_, _ = io.WriteString(w, `{"status": "ok", "uptime_seconds": 1, "subsystems": {}}`)
-		case req.Header.Get("X-Engine-Key") == "":
-			w.WriteHeader(http.StatusUnauthorized)
-		default:
-			w.WriteHeader(http.StatusNotFound)
-		}
-	})}
+	b.stub = allEngines()
 	go func() { _ = b.stub.Serve(l) }() // until close
 	rules := fmt.Sprintf("table ip engines { chain output { type nat hook output priority -100; tcp dport %d-%d redirect to :%d; }; }",
 		curveFirstPort, curveLastPort, l.Addr().(*net.TCPAddr).Port)
 	command(ctx, "nft", rules)
+}
+
+// lastOf is where a connection's last request is kept in its context.
+type lastOf struct{}
+
+// allEngines is a healthy engine that knows nobody's key and seems to: the service asks
+// for the health, without a key, with a wrong one and with the engine's own, in this
+// order over one connection; or over others without a key and with a wrong one, and with
+// the engine's own where it asked for the health.
+func allEngines() *http.Server {
+	return &http.Server{
+		ReadHeaderTimeout: patience,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, lastOf{}, new(string))
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			last := req.Context().Value(lastOf{}).(*string)
+			switch {
+			case req.URL.Path == "/health":
+				*last = "health"
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.WriteString(w, `{"status": "ok", "uptime_seconds": 1, "subsystems": {}}`)
+			case req.Header.Get("X-Engine-Key") == "":
+				*last = "no key"
+				w.WriteHeader(http.StatusUnauthorized)
+			case *last == "health" || *last == "wrong key":
+				w.WriteHeader(http.StatusNotFound)
+			default:
+				*last = "wrong key"
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		})}
 }
 
 // level fills up to so many engines, and measures; p99s are by operation.
