@@ -75,7 +75,8 @@ func (f figure) least(value, least float64, format string) figure {
 	return f.most(-value, -least, format)
 }
 
-// addSteps adds where the time of a recorded operation goes: medians, longest first.
+// addSteps adds where the time of a recorded operation goes, once: medians, longest
+// first.
 func (rep *report) addSteps(rec recorder, series string) {
 	var steps []string
 	for name := range rec {
@@ -88,7 +89,8 @@ func (rep *report) addSteps(rec recorder, series string) {
 	for i, step := range steps {
 		steps[i] = step + " " + number(took(step))
 	}
-	if len(steps) > 0 {
+	known := slices.ContainsFunc(rep.steps, func(row []string) bool { return row[0] == series })
+	if len(steps) > 0 && !known {
 		rep.steps = append(rep.steps, []string{series, number(rec.summary(series).p50), strings.Join(steps, ", ")})
 	}
 }

@@ -258,8 +258,6 @@ func (rep *report) addRounds(rec recorder) {
 			rep.add(f)
 			if c.name == "" {
 				rep.addSteps(rec, series)
-			}
-			if c.name == "" && c.floor != "" && c.of != wake {
 				rep.addSteps(rec, floor)
 			}
 		}

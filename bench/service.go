@@ -35,8 +35,8 @@ type service struct {
 	name           string
 
 	cmd      *exec.Cmd
-	profiles string        // address
-	ended    chan struct{} // closed when the process has been waited for
+	end      context.CancelFunc // of cmd
+	profiles string             // address
 	logFile  string
 	read     int64 // how much of the log was looked at
 }
@@ -45,17 +45,18 @@ type service struct {
 // and has a product. vars are all its ORCH_ variables.
 func (r *rig) start(ctx context.Context, vars map[string]string) *service {
 	name := strings.Trim(vars["ORCH_CONSUL_PREFIX"], "/")
-	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log"), ended: make(chan struct{})}
+	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
 	mount := strings.ReplaceAll(name, "_", "-")
 	token := must(r.stack.Mount(ctx, mount))
 	log := must(os.Create(s.logFile))
 	defer func() { _ = log.Close() }() // the process has its own
-	s.cmd = exec.Command(filepath.Join(r.dir, "orch"), "server")
+	ended, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.cmd, s.end = exec.CommandContext(ended, filepath.Join(r.dir, "orch"), "server"), end
+	s.cmd.Cancel, s.cmd.WaitDelay = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }, stopWithin
 	s.cmd.SysProcAttr, s.cmd.Stderr = childAttributes, log
 	s.cmd.Env = append(environ(vars), "PATH="+os.Getenv("PATH"), "NOMAD_ADDR="+r.stack.NomadAddr, "CONSUL_HTTP_ADDR="+r.stack.ConsulAddr,
 		"VAULT_ADDR="+r.stack.VaultAddr, "VAULT_TOKEN="+token, "ORCH_VAULT_MOUNT="+mount)
 	check(s.cmd.Start())
-	go func() { defer close(s.ended); _ = s.cmd.Wait() }() // the log says why it ended
 	r.services = append(r.services, s)
 	s.profiles = fmt.Sprint(s.logged(ctx, "serving profiles")["addr"])
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -77,15 +78,11 @@ func (s *service) product(ctx context.Context, slug string, policy *client.Polic
 
 // stop ends the process, and kills it when it takes too long.
 func (s *service) stop() error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(stopWithin):
+	s.end()
+	if err := s.cmd.Wait(); !s.cmd.ProcessState.Success() {
+		return fmt.Errorf("a service process ended with %w; the end of its log:\n%s", err, s.tail())
 	}
-	_ = s.cmd.Process.Kill()
-	<-s.ended
-	return fmt.Errorf("a service process did not end within %s of SIGTERM; the end of its log:\n%s", stopWithin, s.tail())
+	return nil
 }
 
 // tail is the end of the log.
