@@ -70,7 +70,7 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)
 	./tools/fuzz.sh $(or $(FUZZTIME),20s)
 
 .PHONY: bench
-bench: build ## Measure side by side in one run, then the scale curve (35 minutes; as root)
+bench: build ## Measure side by side in one run, then the scale curve, and print both reports (50 minutes; as root)
 	$(GO) run ./bench
 	$(GO) run ./bench -only scale
 

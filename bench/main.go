@@ -1,14 +1,13 @@
-// Command bench measures the service against what Nomad, a script and docker do
-// by themselves, side by side in one run, and puts the figures beside their
-// targets: on stdout and into bench/results.
-//
-// It starts agents and service processes of its own on free ports and leaves
+//go:build linux
+
+// Command bench measures the service against what Nomad, docker and a script do
+// without it, side by side in one run, and prints the figures beside their targets as
+// Markdown. It starts agents and service processes of its own on free ports and leaves
 // nothing behind, also after Ctrl-C. Run it at the root of the checkout after
 // `make build`:
 //
 //	go run ./bench [-n rounds] [-only part,part]
-//	go run ./bench -only scale [-engines 100,1000,5000,10000] [-profiles dir]
-//	go run ./bench -paste bench/results/FILE.json
+//	go run ./bench -only scale [-engines 100,1000,5000,10000]
 package main
 
 import (
@@ -21,130 +20,124 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
+
+	"github.com/septemberai/orch/internal/devstack"
 )
 
 // part is a piece of the benchmark that can be run without the others.
 type part struct {
 	name, does string
-	run        func(*bench, context.Context) error
+	run        func(*bench, context.Context)
 }
 
 // parts are in the order of the report.
 var parts = []part{
 	{"rounds", "every operation, one at a time, beside what does the same without the service", (*bench).rounds},
 	{"fleet", "reads and admits of many running engines", (*bench).fleet},
-	{"lists", "lists of many rows", (*bench).lists},
-	{"load", "provisions, claims and destroys per second", (*bench).load},
+	{"load", "provisions, claims and destroys per second", (*bench).churn},
 	{"burst", "many provisions at the same moment", (*bench).burst},
 	{"footprint", "what an idle engine costs its node", (*bench).footprint},
 }
 
-func partNames() (names []string) {
-	for _, p := range parts {
-		names = append(names, p.name)
-	}
-	return names
-}
+// scale is the part that runs alone, on a stack of its own: the scale curve.
+const scale = "scale"
 
 // chosen are the parts that a comma-separated list names; all for "".
-func chosen(list string) ([]part, error) {
+func chosen(list string) (run []part, err error) {
 	if list == "" {
 		return parts, nil
 	}
-	wanted := strings.Split(list, ",")
-	for _, name := range wanted {
-		if !slices.Contains(partNames(), name) {
-			return nil, fmt.Errorf("there is no part %q; the parts are %s", name, strings.Join(partNames(), ", "))
+	for name := range strings.SplitSeq(list, ",") {
+		i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("-only: there is no part %q, or it does not go with others", name)
 		}
+		run = append(run, parts[i])
 	}
-	return slices.DeleteFunc(slices.Clone(parts), func(p part) bool { return !slices.Contains(wanted, p.name) }), nil
+	return run, nil
+}
+
+// bench takes the measurements.
+type bench struct {
+	*rig
+	*report
+	n      int    // rounds
+	levels string // of the scale curve
+	rec    recorder
 }
 
 func main() {
-	rounds := flag.Int("n", 20, "how often each operation is measured")
-	only := flag.String("only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+" (default all); or scale: the scale curve, as root, with nft")
-	engines := flag.String("engines", "100,1000,5000,10000", "levels of the scale curve, ascending")
-	profiles := flag.String("profiles", "", "directory to keep Go's profiles of the service in, for go tool pprof: at each level of the scale curve")
-	saved := flag.String("paste", "", "measure nothing; put the tables of this report (.json) into "+performancePage)
+	b := &bench{rec: recorder{}, report: newReport(), rig: &rig{nodes: 1}}
+	flag.IntVar(&b.n, "n", 20, "how often each operation is measured")
+	flag.StringVar(&b.levels, "engines", "100,1000,5000,10000", "levels of the scale curve, ascending by 100 or more")
+	only := flag.String("only", "", "comma-separated parts: rounds, fleet, load, burst, footprint (default: all of these); or scale, as root and with nft")
 	flag.Parse()
-	if *profiles != "" && *only != "scale" {
-		fmt.Fprintln(os.Stderr, "bench: -profiles goes with -only scale")
-		os.Exit(2)
-	}
-	if *only == "scale" {
-		os.Exit(curveMain(*engines, *profiles))
-	}
-	run, err := chosen(*only)
-	if *rounds < 1 || flag.NArg() > 0 || err != nil {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+	run, err := []part{{scale, "the same at more and more engines", (*bench).curve}}, error(nil)
+	if *only != scale {
+		run, err = chosen(*only)
+	} else if inside, code, ierr := devstack.IsolatedUser(); ierr != nil || !inside { // in a namespace engines' ports can be redirected
+		if err = ierr; err == nil {
+			os.Exit(code)
 		}
-		flag.Usage()
-		os.Exit(2)
 	}
-	if *saved != "" {
-		if err := paste(*saved); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			os.Exit(1)
-		}
-		return
+	if err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up
+		err = b.measure(ctx, run)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up
-	err = measure(ctx, *rounds, run)
-	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// bench takes the measurements.
-type bench struct {
-	rig      *rig
-	rec      recorder
-	rep      *report
-	n        int // rounds
-	progress func(format string, args ...any)
+// measure runs parts, each with services of its own, and prints the report, also of
+// what was measured before a part failed. When it returns, nothing that it started is
+// left.
+func (b *bench) measure(ctx context.Context, run []part) error {
+	err := caught(func() {
+		if run[0].name != scale {
+			b.startStack(ctx, b.report, devstack.Config{CPUMHz: mostEngines * cpuMHz, MemoryMB: mostEngines * memoryMB})
+		}
+		for _, p := range run {
+			b.progress("%s: %s", p.name, p.does)
+			p.run(b, ctx)
+			b.endServices()
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("%w%s", err, b.tails())
+	}
+	b.progress("ending what was started")
+	err = errors.Join(err, caught(b.close))
+	fmt.Print(b.markdown())
+	return err
 }
 
-// measure runs the parts and writes the report. When it returns, nothing that it
-// started is left.
-func measure(ctx context.Context, rounds int, run []part) (err error) {
-	began := time.Now()
-	b := &bench{rec: recorder{}, n: rounds, rep: newReport(ctx, began, rounds)}
-	b.progress = func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+// failure is the error that ends a run.
+type failure struct{ error }
+
+// check ends what caught runs with an error, if there is one.
+func check(err error) {
+	if err != nil {
+		panic(failure{err})
 	}
-	if b.rig, err = startRig(ctx, func(line string) { b.progress("%s", line) }); err != nil {
-		return err
-	}
+}
+
+// must is a value that comes with an error, as check takes it.
+func must[T any](v T, err error) T { check(err); return v }
+
+// caught returns the error that ended something.
+func caught(do func()) (err error) {
 	defer func() {
-		b.progress("ending what was started")
-		err = errors.Join(err, b.rig.close())
+		if r := recover(); r != nil {
+			ended, ours := r.(failure)
+			if !ours {
+				panic(r)
+			}
+			err = ended.error
+		}
 	}()
-	if err := b.rep.describe(ctx, b.rig); err != nil {
-		return err
-	}
-	err = b.runAll(ctx, run)
-	b.rep.Seconds = time.Since(began).Seconds()
-	fmt.Print(b.rep.markdown())
-	// What is known so far is not lost by the part that failed.
-	return errors.Join(err, b.rep.save(err == nil && len(run) == len(parts)))
-}
-
-// runAll runs parts one after another, each with services of its own.
-func (b *bench) runAll(ctx context.Context, run []part) error {
-	for _, p := range run {
-		b.progress("%s: %s", p.name, p.does)
-		if err := p.run(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w%s", p.name, err, b.rig.tails())
-		}
-		b.rep.Parts = append(b.rep.Parts, p.name)
-		if err := b.rig.endServices(); err != nil {
-			return fmt.Errorf("after %s: %w", p.name, err)
-		}
-	}
+	do()
 	return nil
 }

@@ -1,159 +1,159 @@
+//go:build linux
+
 package main
 
 import (
-	"context"
-	"encoding/json"
+	"cmp"
 	"fmt"
-	"maps"
+	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 )
 
-// report is what is written to bench/results.
+// report is one run: its figures, and where time and CPU go.
 type report struct {
-	Began    time.Time         `json:"began"`
-	Seconds  float64           `json:"seconds"`
-	Commit   string            `json:"commit"`
-	Machine  machine           `json:"machine"`
-	Versions map[string]string `json:"versions"`
-	Rounds   int               `json:"rounds"`
-	Parts    []string          `json:"parts"`
-	Figures  []figure          `json:"figures"`
-	Steps    []operationSteps  `json:"steps"`
-	CPU      []cpuSplit        `json:"cpu"`
-	Notes    []string          `json:"notes"`
+	began   time.Time
+	head    string // commit, machine and versions
+	figures []figure
+	steps   [][]string
+	cpu     [][]string
+	notes   []string
 }
 
-// figure is one line of the table.
+// figure is one line of the report.
 type figure struct {
-	Name string   `json:"name"`
-	Unit string   `json:"unit"`
-	Orch *summary `json:"orch"` // nil: not measured
-	// Against is what it is compared with, Floor what that took, and Ratio
-	// that of the medians.
-	Against string   `json:"against,omitempty"`
-	Floor   *summary `json:"floor,omitempty"`
-	Ratio   *float64 `json:"ratio,omitempty"`
-	Target  string   `json:"target,omitempty"`
-	Reached *bool    `json:"reached,omitempty"`
+	name, unit string
+	orch       summary
+	own        summary // the service's own share of it
+	against    string  // what it is compared with
+	floor      summary // what that took
+	ratio      float64 // of the medians; 0: none
+	target     string
+	missed     bool
 }
 
-// operationSteps says where the time of an operation goes: medians in ms,
-// longest first.
-type operationSteps struct {
-	Operation string  `json:"operation"`
-	Total     float64 `json:"total"`
-	Steps     []step  `json:"steps"`
-}
+func newReport() *report { return &report{began: time.Now()} }
 
-type step struct {
-	Name string  `json:"name"`
-	P50  float64 `json:"p50"`
-}
-
-func newReport(ctx context.Context, began time.Time, rounds int) *report {
-	return &report{Began: began.UTC().Truncate(time.Second), Commit: commit(ctx), Machine: thisMachine(), Rounds: rounds}
-}
-
-// describe adds what is known once everything runs.
-func (rep *report) describe(ctx context.Context, r *rig) (err error) {
-	if r.noDocker != nil {
-		rep.note("Docker was not measured: %v.", r.noDocker)
-	}
-	rep.Versions, err = versionsOf(ctx, r)
-	return err
+// progress says on stderr what is being done.
+func (rep *report) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(rep.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 func (rep *report) note(format string, args ...any) {
-	rep.Notes = append(rep.Notes, fmt.Sprintf(format, args...))
+	rep.notes = append(rep.notes, fmt.Sprintf(format, args...))
 }
 
-func (rep *report) add(f figure) { rep.Figures = append(rep.Figures, f) }
+func (rep *report) add(f figure) { rep.figures = append(rep.figures, f) }
 
-// summary of a series; nil when it was not measured.
-func (r recorder) summary(series string) *summary {
-	if len(r[series]) == 0 {
-		return nil
+// single adds a value that was measured once.
+func (rep *report) single(name, unit string, value float64) {
+	rep.add(figure{name: name, unit: unit, orch: once(value)})
+}
+
+// beside compares a figure with what the same takes without the service.
+func (f figure) beside(against string, floor summary) figure {
+	f.against, f.floor, f.ratio = against, floor, 0
+	if floor.p50 > 0 {
+		f.ratio = f.orch.p50 / floor.p50
 	}
-	s := summarize(r[series])
-	return &s
+	return f
 }
 
-// single is a value that was measured once.
-func single(v float64) *summary { return &summary{N: 1, P50: v, P95: v, P99: v} }
+// most sets the target that a value may be at most so much; 0: no target.
+func (f figure) most(value, most float64, format string) figure {
+	if most != 0 {
+		f.target, f.missed = fmt.Sprintf(format, math.Abs(most)), value > most
+	}
+	return f
+}
 
-// judge compares a value with the most that it may be; 0 is no target.
-func (f *figure) judge(value, most float64, format string) {
-	if most == 0 {
+// least sets the target that a value must be at least so much; 0: no target.
+func (f figure) least(value, least float64, format string) figure {
+	return f.most(-value, -least, format)
+}
+
+// addSteps adds where the time of a recorded operation goes, once: medians, longest
+// first.
+func (rep *report) addSteps(rec recorder, series string) {
+	var steps []string
+	for name := range rec {
+		if step, ok := strings.CutSuffix(name, stepOf(series, "")); ok {
+			steps = append(steps, step)
+		}
+	}
+	took := func(step string) float64 { return rec.summary(stepOf(series, step)).p50 }
+	slices.SortFunc(steps, func(a, b string) int { return cmp.Or(cmp.Compare(took(b), took(a)), cmp.Compare(a, b)) })
+	for i, step := range steps {
+		steps[i] = step + " " + number(took(step))
+	}
+	known := slices.ContainsFunc(rep.steps, func(row []string) bool { return row[0] == series })
+	if len(steps) > 0 && !known {
+		rep.steps = append(rep.steps, []string{series, number(rec.summary(series).p50), strings.Join(steps, ", ")})
+	}
+}
+
+// markdown is the report for people, aligned so that it can be read as it is.
+func (rep *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "### Benchmark of %s\n\n%s; took %.0f s.\n", rep.began.UTC().Format(time.DateTime+" MST"), rep.head, time.Since(rep.began).Seconds())
+	var rows [][]string
+	for _, f := range rep.figures {
+		own, ratio, reached := f.own.cells(), none, none
+		if f.ratio > 0 {
+			ratio = fmt.Sprintf("%.2f", f.ratio)
+		}
+		if f.target != "" {
+			reached = map[bool]string{false: "yes", true: "**no**"}[f.missed]
+		}
+		rows = append(rows, slices.Concat([]string{f.name, f.unit, fmt.Sprint(f.orch.n)}, f.orch.cells(), []string{own[0], own[2], cmp.Or(f.against, none)},
+			f.floor.cells(), []string{ratio, cmp.Or(f.target, none), reached}))
+	}
+	writeTable(&b, "Figures (own: orch's share of the time):", strings.Split("figure,unit,N,p50,p95,p99,own p50,own p99,against,p50,p95,p99,ratio,target,reached", ","), rows)
+	writeTable(&b, "Where the time goes (medians in ms, longest step first):", []string{"operation", "total", "steps"}, rep.steps)
+	writeTable(&b, "CPU time of each operation by process (ms; busy: of all cores, by anything):", slices.Concat([]string{"operation"}, processParts, []string{"together", "orch less its rest", "busy"}), rep.cpu)
+	b.WriteString("\n")
+	for _, note := range rep.notes {
+		b.WriteString("- " + note + "\n")
+	}
+	return b.String()
+}
+
+const none = "–"
+
+// number has three digits that count, or all before the point.
+func number(v float64) string {
+	if v < 10 {
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
+// cells are the percentiles for a table, a single value only once.
+func (s summary) cells() []string {
+	switch s.n {
+	case 0:
+		return []string{none, none, none}
+	case 1:
+		return []string{number(s.p50), none, none}
+	}
+	return []string{number(s.p50), number(s.p95), number(s.p99)}
+}
+
+// writeTable writes a Markdown table below its heading, aligned, if it has any rows.
+func writeTable(b *strings.Builder, heading string, head []string, rows [][]string) {
+	if len(rows) == 0 {
 		return
 	}
-	reached := value <= most
-	f.Target, f.Reached = fmt.Sprintf(format, most), &reached
-}
-
-// judgeLeast compares a value with the least that it should be; 0 is no target.
-func (f *figure) judgeLeast(value, least float64, format string) {
-	if least == 0 {
-		return
+	b.WriteString("\n" + heading + "\n\n")
+	w := tabwriter.NewWriter(b, 0, 0, 1, ' ', 0)
+	line := func(row []string) { _, _ = fmt.Fprintf(w, "| %s\t|\n", strings.Join(row, "\t| ")) } // to memory
+	line(head)
+	line(slices.Repeat([]string{"---"}, len(head)))
+	for _, row := range rows {
+		line(row)
 	}
-	reached := value >= least
-	f.Target, f.Reached = fmt.Sprintf(format, least), &reached
-}
-
-func (rep *report) addSteps(rec recorder, operation string) {
-	total := rec.summary(operation)
-	if total == nil {
-		return
-	}
-	o := operationSteps{Operation: operation, Total: total.P50}
-	for _, series := range slices.Sorted(maps.Keys(rec)) {
-		if name, ok := strings.CutPrefix(series, stepPrefix(operation)); ok {
-			o.Steps = append(o.Steps, step{name, summarize(rec[series]).P50})
-		}
-	}
-	slices.SortStableFunc(o.Steps, func(a, b step) int {
-		switch {
-		case a.P50 > b.P50:
-			return -1
-		case a.P50 < b.P50:
-			return 1
-		}
-		return 0
-	})
-	rep.Steps = append(rep.Steps, o)
-}
-
-// resultsDir is where the reports are kept, in the checkout.
-const resultsDir = "bench/results"
-
-// save writes the report as <date>-<commit>.md and .json, whole or not at all; one
-// of some parts alone has their names in its own.
-func (rep *report) save(whole bool) error {
-	if len(rep.Parts) == 0 {
-		return nil
-	}
-	asJSON, err := json.MarshalIndent(rep, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(resultsDir, 0o755); err != nil {
-		return err
-	}
-	name := filepath.Join(resultsDir, rep.Began.Format(time.DateOnly)+"-"+rep.Commit)
-	if !whole {
-		name += "-" + strings.Join(rep.Parts, "+")
-	}
-	for ext, text := range map[string]string{".md": rep.markdown(), ".json": string(asJSON) + "\n"} {
-		tmp := name + ext + ".tmp"
-		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
-			return err
-		}
-		if err := os.Rename(tmp, name+ext); err != nil {
-			return err
-		}
-	}
-	return nil
+	_ = w.Flush()
 }

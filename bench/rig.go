@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -5,91 +7,102 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/internal/pause"
 )
 
-// The drivers of engines.
 const (
 	rawExec = "raw_exec"
 	inDock  = "docker"
+	// dockerImage is the reference engine's.
+	dockerImage = "orch/reference-engine:1"
+	// cpuMHz and memoryMB of every engine, with the service or without: the service's
+	// default CPU, and little enough memory for many on a small machine.
+	cpuMHz, memoryMB = 100, 64
+	// mostEngines is how many engines Nomad is told that its node has room for. A burst
+	// is more than the cores of a small machine are by Nomad's count, and none of the
+	// drivers keeps an engine from what is free.
+	mostEngines = 600
+	// patience bounds every wait for a condition; a new volume takes 6 to 10 s, and
+	// hundreds of engines their time to boot.
+	patience = 3 * time.Minute
 )
 
-// resources of every engine, by hand or not: the service's default CPU, and
-// little enough memory for a fleet on a small machine.
-var resources = registry.Resources{CPUMHz: 100, MemoryMB: 64}
-
-// mostEngines is how many engines Nomad is told that its node has room for. A
-// burst is more than the cores of a small machine are by Nomad's count, and none
-// of the drivers keeps an engine from what is free.
-const mostEngines = 600
-
-// rig is what is measured on: one stack of agents, and the service processes of
-// the part that runs.
+// rig is what is measured on: one stack of agents, and the service processes of the
+// part that runs.
 type rig struct {
-	stack *devstack.Stack
-	dir   string // below the stack's, removed with it
-	nomad string // Nomad's command line
-
-	docker   *docker
-	noDocker error // why docker is nil
-
-	adminKey string // of all services
+	stack    *devstack.Stack
+	nodes    int
+	dir      string // below the stack's, removed with it
+	agents   devstack.Binaries
+	drivers  []string // that can be measured here
+	adminKey string   // of all services
 	services []*service
+	stub     *http.Server // of the scale curve
+	restMs   float64      // CPU time of the service in each second at rest, where that was measured
 }
 
-// startRig starts the agents. On an error nothing is left running.
-func startRig(ctx context.Context, progress func(string)) (r *rig, err error) {
-	r = &rig{adminKey: rand.Text()}
-	if r.docker, r.noDocker = findDocker(ctx); r.docker != nil {
-		progress("building the engine's image")
-		if err := r.docker.buildImage(ctx); err != nil {
-			return nil, err
-		}
+// startStack starts the agents, finds docker, and copies the executables, which
+// somebody may build anew while this runs.
+func (r *rig) startStack(ctx context.Context, rep *report, cfg devstack.Config) {
+	r.adminKey, r.drivers = rand.Text(), []string{rawExec}
+	cfg.Progress = func(line string) { rep.progress("%s", line) }
+	if socket := os.Getenv("DOCKER_HOST"); r.nodes > 1 || !strings.HasPrefix(socket, "unix:///") {
+		rep.note("Docker was not measured: DOCKER_HOST names no socket, or this is the scale curve.")
+	} else {
+		command(ctx, "cmd/reference-engine/build-image.sh", dockerImage)
+		cfg.DockerSocket, r.drivers = socket, append(r.drivers, inDock)
 	}
-	cfg := devstack.Config{Progress: progress, CPUMHz: mostEngines * resources.CPUMHz, MemoryMB: mostEngines * resources.MemoryMB}
-	if cfg.Binaries, err = devstack.Tools(ctx, devstack.ToolOptions{Progress: progress}); err != nil {
-		return nil, err
-	}
-	r.nomad = cfg.Binaries.Nomad
-	if r.docker != nil {
-		cfg.DockerSocket = r.docker.socket
-	}
-	if r.stack, err = devstack.Start(ctx, cfg); err != nil {
-		return nil, err
-	}
+	r.agents = must(devstack.Tools(ctx, devstack.ToolOptions{Progress: cfg.Progress, Pinned: r.nodes > 1}))
+	cfg.Binaries = r.agents
+	r.stack = must(devstack.Start(ctx, cfg))
 	r.dir = filepath.Join(r.stack.Dir, "bench")
-	// Copies: somebody may build anew while this runs.
-	for _, name := range []string{"orch", "reference-engine"} {
-		if err := copyExecutable(filepath.Join("bin", name), filepath.Join(r.dir, name)); err != nil {
-			return nil, errors.Join(fmt.Errorf("%w (run `make build` first, and this at the root of the checkout)", err), r.close())
-		}
-	}
-	return r, nil
+	check(os.MkdirAll(r.dir, 0o755))
+	command(ctx, "cp", "bin/orch", "bin/reference-engine", r.dir)
+	rep.head = strings.ReplaceAll(r.script(ctx, "describe"), "\n", ", ")
 }
 
-// drivers are those that can be measured here.
-func (r *rig) drivers() []string {
-	if r.docker == nil {
-		return []string{rawExec}
+// command runs a command to its end and returns what it printed.
+func command(ctx context.Context, name string, args ...string) string {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = childAttributes
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		check(fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out))
 	}
-	return []string{rawExec, inDock}
+	return strings.TrimSpace(string(out))
+}
+
+// childAttributes keep Ctrl-C in the terminal from the child processes, which are
+// ended in order, and end them should this process be killed.
+var childAttributes = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+
+// script runs a command of script.sh.
+func (r *rig) script(ctx context.Context, what string, args ...string) string {
+	env := []string{"NOMAD=" + r.agents.Nomad, "CONSUL=" + r.agents.Consul, "VAULT=" + r.agents.Vault, "ORCH=" + filepath.Join(r.dir, "orch"),
+		"NOMAD_ADDR=" + r.stack.NomadAddr, "CONSUL_HTTP_ADDR=" + r.stack.ConsulAddr, "bench/script.sh", what}
+	return command(ctx, "env", append(env, args...)...)
 }
 
 // vars are the ORCH_ variables of a service; name tells it from the others.
 func (r *rig) vars(name, driver string, volumes int, more map[string]string) map[string]string {
 	all := map[string]string{
-		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true",
+		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true", "ORCH_PPROF_ADDR": "127.0.0.1:0",
 		"ORCH_ENGINE_DRIVER": driver, "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": r.dir,
-		"ORCH_ENGINE_CPU_MHZ": strconv.Itoa(resources.CPUMHz), "ORCH_ENGINE_MEMORY_MB": strconv.Itoa(resources.MemoryMB),
-		"ORCH_CONSUL_PREFIX": "bench-" + name + "/", "ORCH_VOLUME_POOL": strconv.Itoa(volumes),
+		"ORCH_ENGINE_CPU_MHZ": strconv.Itoa(cpuMHz), "ORCH_ENGINE_MEMORY_MB": strconv.Itoa(memoryMB),
+		"ORCH_CONSUL_PREFIX": name + "/", "ORCH_VOLUME_POOL": strconv.Itoa(volumes),
 		"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(r.dir, name+".db"),
 	}
 	if driver == inDock {
@@ -99,55 +112,67 @@ func (r *rig) vars(name, driver string, volumes int, more map[string]string) map
 	return all
 }
 
-// start starts a service, which endServices ends.
-func (r *rig) start(ctx context.Context, vars map[string]string) (*service, error) {
-	s, err := startService(ctx, filepath.Join(r.dir, "orch"), r.stack, vars)
-	if err == nil {
-		r.services = append(r.services, s)
+func environ(vars map[string]string) (list []string) {
+	for name, value := range vars {
+		list = append(list, name+"="+value)
 	}
-	return s, err
+	return list
 }
 
-// end ends one service.
-func (r *rig) end(s *service) error {
-	r.services = slices.DeleteFunc(r.services, func(other *service) bool { return other == s })
-	return s.stop()
+func (r *rig) endServices() {
+	var errs []error
+	for _, s := range r.services {
+		errs = append(errs, s.stop())
+	}
+	r.services = nil
+	check(errors.Join(errs...))
 }
 
 // tails are the ends of the services' logs.
 func (r *rig) tails() (text string) {
 	for _, s := range r.services {
-		text += "\nthe end of a service's log:\n" + s.log.tail()
+		text += "\nthe end of a service's log:\n" + s.tail()
 	}
 	return text
 }
 
-func (r *rig) endServices() error {
-	var errs []error
-	for _, s := range slices.Clone(r.services) {
-		errs = append(errs, r.end(s))
-	}
-	return errors.Join(errs...)
-}
-
 // close ends the services, then the agents with all engines and directories.
-func (r *rig) close() error {
-	return errors.Join(r.endServices(), r.stack.Stop())
+func (r *rig) close() {
+	err := caught(r.endServices)
+	if r.stack != nil {
+		err = errors.Join(err, r.stack.Stop())
+	}
+	if r.stub != nil {
+		err = errors.Join(err, r.stub.Close())
+	}
+	check(err)
 }
 
-func copyExecutable(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
+// until waits for a condition: nil, with a deadline.
+func until(ctx context.Context, condition func() error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for err := condition(); err != nil; err = condition() {
+		if !pause.For(ctx, 20*time.Millisecond) {
+			check(errors.Join(ctx.Err(), err))
+		}
 	}
-	defer func() { _ = in.Close() }()
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
+}
+
+// each calls do for all, so many concurrently.
+func each[T any](ctx context.Context, all []T, atOnce int, do func(context.Context, T)) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, one := range all {
+		group.Go(func() error { return caught(func() { do(ctx, one) }) })
 	}
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
+	check(group.Wait())
+}
+
+// usersOf are n user ids.
+func usersOf(name string, n int) (users []string) {
+	for i := range n {
+		users = append(users, fmt.Sprintf("%s-%d", name, i))
 	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	return users
 }

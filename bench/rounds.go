@@ -1,23 +1,21 @@
+//go:build linux
+
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/septemberai/orch/client"
 )
 
-// warmUps are rounds that are not counted: caches fill.
-const warmUps = 2
-
-// The operations that rounds measure.
+// The operations that rounds measure, and by what they are done: nothing said, the
+// service.
 const (
-	provision     = "provision"
+	provision     = "provision, volume ready"
 	noPool        = "provision without ready volumes"
 	warmClaim     = "provision, warm"
 	start         = "start"
@@ -27,380 +25,241 @@ const (
 	destroy       = "destroy"
 	rotateRestart = "rotate-key, restart"
 	rotateReload  = "rotate-key, reload"
-)
 
-// By what they are done. Nothing said: by the service.
-const (
 	byHand    = " by hand"
 	byScript  = " by a script"
 	dockerRun = "docker run"
 )
 
-// series is the name of what was measured with a driver.
-func series(operation, driver string) string { return operation + ", " + driver }
-
-func ownShare(driver string) string            { return series("own share", driver) }
-func bootOf(how, driver string) string         { return series("boot"+how, driver) }
-func (d *side) series(operation string) string { return series(operation, d.driver) }
-
-// side is what is measured with one driver.
-type side struct {
-	driver string
-	orch   *service
-	reload *service       // a new key is a signal to its engine; nil: not measured
-	warm   *client.Client // its product has warm engines
-	naps   []*nap
-	floor  *floor
-	script *script
-	stops  int // per round
-}
-
-// nap is a way in which engines sleep: the operation that wakes them, what the
-// policy of their product says, and those that sleep now.
-type nap struct {
-	operation string
-	mode      string
-	product   *client.Client
-	asleep    []string // user_ids
-}
-
 const (
-	// warmKept is how many warm engines wait: a claim finds one, and the next
-	// one's boot is over before the next claim.
+	// warmUps are rounds that are not counted: caches fill.
+	warmUps = 2
+	// warmKept is how many warm engines wait: a claim finds one, and the next one's
+	// boot is over before the next claim.
 	warmKept = 2
-	// warmMemoryMB makes the warm product's engines another kind than the
-	// others', so that it alone gets warm ones.
+	// warmMemoryMB makes the warm product's engines another kind than the others', so
+	// that it alone gets warm ones.
 	warmMemoryMB = 65
 	// coldRounds of provisions without ready volumes, which take 6 to 10 s each.
 	coldRounds = 3
+	// roundsPool is how many volumes are ready before each provision.
+	roundsPool = 4
+	// fewAtOnce engines are provisioned concurrently where no time is taken.
+	fewAtOnce = 4
 	// reloadUser has the engine that reloads its key.
 	reloadUser = "reload"
 )
 
-// side starts the services of one driver and prepares its engines run by hand.
-func (b *bench) side(ctx context.Context, driver string) (*side, error) {
-	b.progress("rounds: preparing engines, %s", driver)
-	r, rounds := b.rig, warmUps+b.n
-	d := &side{driver: driver, stops: 1, naps: []*nap{{operation: wake}}}
-	vars := r.vars("rounds-"+driver, driver, 4, nil)
-	var err error
-	if d.orch, err = r.start(ctx, vars); err != nil {
-		return nil, err
-	}
-	if d.floor, err = newFloor(ctx, r.stack.NomadAddr, vars, 2*rounds); err != nil {
-		return nil, err
-	}
-	if d.script, err = r.script(d.floor); err != nil {
-		return nil, err
-	}
-	if driver == inDock {
-		d.floor.started = r.docker.taskStarted
-		d.naps = append(d.naps, &nap{operation: wakePaused, mode: "pause"})
-	} else {
-		d.stops = rawStops
-		if d.reload, err = r.start(ctx, r.vars("reload", driver, 1, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal"})); err != nil {
-			return nil, err
-		}
-		if err := d.reload.poolFull(ctx); err != nil {
-			return nil, err
-		}
-		if _, err := d.reload.Provision(ctx, reloadUser, ""); err != nil {
-			return nil, err
-		}
-	}
-	keep, memory := warmKept, warmMemoryMB
-	if d.warm, err = d.orch.product(ctx, "warm", &client.Policy{WarmPool: &keep, MemoryMB: &memory}); err != nil {
-		return nil, err
-	}
-	for _, n := range d.naps {
-		if err := n.layDown(ctx, d.orch, rounds); err != nil {
-			return nil, fmt.Errorf("%s: %w", n.operation, err)
-		}
-	}
-	return d, nil
-}
-
-// layDown provisions n engines and returns when they sleep.
-func (n *nap) layDown(ctx context.Context, s *service, count int) (err error) {
-	soon := 1
-	if n.product, err = s.product(ctx, "sleepy"+n.mode, &client.Policy{IdleTimeoutS: &soon, SleepMode: n.mode}); err != nil {
-		return err
-	}
-	for i := range count {
-		n.asleep = append(n.asleep, fmt.Sprint("sleeper-", i))
-	}
-	if err := each(ctx, n.asleep, fleetAtOnce, func(ctx context.Context, user string) error { _, err := n.product.Provision(ctx, user, ""); return err }); err != nil {
-		return err
-	}
-	return until(ctx, func() error {
-		list, err := n.product.Engines(ctx, client.EngineFilter{Status: client.Sleeping, Limit: 1})
-		if err == nil && list.Total < count {
-			err = fmt.Errorf("%d of %d engines sleep", list.Total, count)
-		}
-		return err
-	})
-}
-
-// each calls do for all, so many at a time.
-func each[T any](ctx context.Context, all []T, atOnce int, do func(context.Context, T) error) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce)
-	for _, one := range all {
-		group.Go(func() error { return do(ctx, one) })
-	}
-	return group.Wait()
+// side is what is measured with one driver.
+type side struct {
+	*bench
+	driver string
+	orch   *service
+	reload *service            // a new key is a signal to its engine; nil: not measured
+	warm   *service            // as a product that has warm engines
+	sleepy map[string]*service // as products whose engines sleep, by what wakes them
+	floor  *floor
+	stops  int // per round
 }
 
 // rounds measures every operation once per round and driver.
-func (b *bench) rounds(ctx context.Context) error {
-	for _, driver := range b.rig.drivers() {
-		if err := b.roundsOf(ctx, driver); err != nil {
-			return fmt.Errorf("%s: %w", driver, err)
+func (b *bench) rounds(ctx context.Context) {
+	for _, driver := range b.drivers {
+		d := &side{bench: b, driver: driver, stops: 1, sleepy: map[string]*service{}}
+		d.withoutPool(ctx)
+		b.endServices()
+		d.prepare(ctx)
+		counted := b.rec
+		for i := range warmUps + b.n {
+			if b.rec = counted; i < warmUps {
+				b.rec = recorder{}
+			}
+			b.progress("rounds: %s, %d of %d", driver, i, warmUps+b.n)
+			d.round(ctx, i)
 		}
-		if err := b.rig.endServices(); err != nil {
+		b.endServices()
+	}
+	b.addRounds(b.rec)
+}
+
+// withoutPool measures provisions whose volume is not ready.
+func (d *side) withoutPool(ctx context.Context) {
+	s := d.start(ctx, d.vars("cold-"+d.driver, d.driver, 0, nil))
+	for range coldRounds {
+		d.op(ctx, noPool, s, s.provision, "user")()
+		s.destroy(ctx, "user")
+	}
+}
+
+// prepare starts the services of one driver, and prepares its engines run by hand and
+// those that sleep.
+func (d *side) prepare(ctx context.Context) {
+	vars, rounds := d.vars("rounds-"+d.driver, d.driver, roundsPool, nil), warmUps+d.n
+	d.orch = d.start(ctx, vars)
+	d.floor = d.newFloor(ctx, vars, 2*rounds)
+	modes := map[string]string{wake: ""}
+	if d.driver == inDock {
+		modes[wakePaused] = "pause"
+	} else {
+		// A stop takes as long as its node's next report is away, so it takes more of them
+		// than of the others until their median says something.
+		d.stops = 3
+		d.reload = d.start(ctx, d.vars("reload", d.driver, 1, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal"}))
+		d.reload.provision(ctx, reloadUser)
+	}
+	keep, memory, soon := warmKept, warmMemoryMB, 1
+	d.warm = d.orch.product(ctx, "warm", &client.Policy{WarmPool: &keep, MemoryMB: &memory})
+	for operation, mode := range modes {
+		s := d.orch.product(ctx, "sleepy"+mode, &client.Policy{IdleTimeoutS: &soon, SleepMode: mode})
+		d.sleepy[operation] = s
+		each(ctx, usersOf("sleeper", rounds), fewAtOnce, s.provision)
+		until(ctx, func() error {
+			status, err := s.Status(ctx)
+			if err == nil && status.ByStatus[client.Sleeping] < rounds {
+				err = fmt.Errorf("%d of %d engines sleep", status.ByStatus[client.Sleeping], rounds)
+			}
 			return err
-		}
+		})
 	}
-	b.rep.addRounds(b.rec)
-	return nil
-}
-
-func (b *bench) roundsOf(ctx context.Context, driver string) error {
-	if err := b.withoutPool(ctx, driver); err != nil {
-		return err
-	}
-	d, err := b.side(ctx, driver)
-	if err != nil {
-		return err
-	}
-	counted := b.rec
-	b.rec = recorder{}
-	for i := range warmUps + b.n {
-		if i == warmUps {
-			b.rec = counted
-		}
-		if i >= warmUps && (i-warmUps)%5 == 0 {
-			b.progress("rounds: %s, %d of %d", driver, i-warmUps+1, b.n)
-		}
-		if err := b.round(ctx, d, i); err != nil {
-			return fmt.Errorf("round %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-// withoutPool measures provisions that make their volume first.
-func (b *bench) withoutPool(ctx context.Context, driver string) error {
-	b.progress("rounds: %d provisions without ready volumes, %s", coldRounds, driver)
-	s, err := b.rig.start(ctx, b.rig.vars("cold-"+driver, driver, 0, nil))
-	if err != nil {
-		return err
-	}
-	for i := range coldRounds {
-		user := fmt.Sprint("user-", i)
-		if err := inOrder([]func() error{
-			func() error { return b.operation(ctx, s, series(noPool, driver), provisionOf(s.Client, user)) },
-			func() error { _, err := s.Destroy(ctx, user); return err },
-		}); err != nil {
-			return err
-		}
-	}
-	return b.rig.end(s)
-}
-
-func provisionOf(c *client.Client, user string) func(context.Context) error {
-	return func(ctx context.Context) error { _, err := c.Provision(ctx, user, ""); return err }
 }
 
 // round measures every operation once, stop and start more often. What is compared
 // with each other runs right after each other, in turns the one or the other first.
-func (b *bench) round(ctx context.Context, d *side, i int) error {
-	user := fmt.Sprintf("user-%d", i)
-	s, f, hand, scripted := d.orch, d.floor, d.floor.next(), d.floor.next()
-	steps := []func() error{
-		func() error { return s.poolFull(ctx) },
-		inTurns(i,
-			func() error { return b.provision(ctx, d, user) },
-			func() error { return b.byHand(ctx, d, hand) }),
-		func() error { return b.dockerRun(ctx, d) },
-		func() error { return b.note(d.series(provision + byScript))(d.script.run(ctx, scripted)) },
-		inTurns(i,
-			func() error {
-				return b.operation(ctx, s, d.series(rotateRestart), func(ctx context.Context) error { _, err := s.RotateKey(ctx, user); return err })
-			},
-			func() error { return b.note(d.series(rotateRestart + byHand))(f.rotate(ctx, hand)) }),
+func (d *side) round(ctx context.Context, i int) {
+	s, f, user := d.orch, d.floor, fmt.Sprintf("user-%d", i)
+	byAPI, byShell := <-f.ready, <-f.ready
+	s.waiting(ctx, roundsPool, 0)
+	inTurns(i, d.op(ctx, provision, s, s.provision, user), d.hand(ctx, provision+byHand, f.run, byAPI))
+	if d.driver == inDock {
+		d.hand(ctx, dockerRun, f.container, byAPI)()
 	}
-	if d.reload != nil {
-		steps = append(steps, func() error {
-			return b.operation(ctx, d.reload, d.series(rotateReload), func(ctx context.Context) error { _, err := d.reload.RotateKey(ctx, reloadUser); return err })
-		})
+	d.hand(ctx, provision+byScript, f.byScript("run"), byShell)()
+	inTurns(i, d.op(ctx, rotateRestart, s, s.rotateKey, user), d.hand(ctx, rotateRestart+byHand, f.rotate, byAPI))
+	if r := d.reload; r != nil {
+		d.op(ctx, rotateReload, r, r.rotateKey, reloadUser)()
 	}
-	for n := range d.stops {
-		steps = append(steps, func() error { return b.stopAndStart(ctx, d, i+n, user, hand) })
+	for n := range d.stops { // of engines that have run for a while
+		f.settled(ctx)
+		inTurns(i+n, anyPhase(d.op(ctx, stop, s, s.stopEngine, user)), anyPhase(d.hand(ctx, stop+byHand, f.stop, byAPI)))
+		inTurns(i+n, d.op(ctx, start, s, s.startEngine, user), d.hand(ctx, start+byHand, f.run, byAPI))
 	}
-	steps = append(steps,
-		func() error { return f.settled(ctx) },
-		func() error { return b.note(d.series(stop + byScript))(d.script.stop(ctx, scripted)) },
-		func() error { return b.note(d.series(start + byScript))(d.script.run(ctx, scripted)) },
-		func() error { return f.settled(ctx) },
-		inTurns(i,
-			func() error {
-				anyPhase()
-				return b.operation(ctx, s, d.series(destroy), destroyOf(s.Client, user))
-			},
-			func() error {
-				anyPhase()
-				return b.note(d.series(destroy + byHand))(f.destroy(ctx, hand))
-			}),
-		func() error {
-			anyPhase()
-			return b.note(d.series(destroy + byScript))(d.script.destroy(ctx, scripted))
-		},
-		func() error { return b.claimWarm(ctx, d, user) },
-	)
-	for _, n := range d.naps {
-		steps = append(steps, func() error { return b.wake(ctx, d, n) })
+	f.settled(ctx)
+	d.hand(ctx, stop+byScript, f.byScript("stop"), byShell)()
+	d.hand(ctx, start+byScript, f.byScript("run"), byShell)()
+	f.settled(ctx)
+	inTurns(i, anyPhase(d.op(ctx, destroy, s, s.destroy, user)), anyPhase(d.hand(ctx, destroy+byHand, f.destroy, byAPI)))
+	anyPhase(d.hand(ctx, destroy+byScript, f.byScript("destroy"), byShell))()
+	s.waiting(ctx, 0, warmKept) // so none is being made when the measurement begins
+	d.op(ctx, warmClaim, s, d.warm.provision, user)()
+	d.warm.destroy(ctx, user)
+	for operation, asleep := range d.sleepy {
+		sleeper := fmt.Sprintf("sleeper-%d", i)
+		s.waiting(ctx, 0, warmKept)
+		f.settled(ctx)
+		d.op(ctx, operation, s, asleep.wake, sleeper)()
+		asleep.destroy(ctx, sleeper)
 	}
-	return inOrder(steps)
 }
 
-func destroyOf(c *client.Client, user string) func(context.Context) error {
-	return func(ctx context.Context) error { _, err := c.Destroy(ctx, user); return err }
+// op measures one operation of the service on a user's engine.
+func (d *side) op(ctx context.Context, operation string, s *service, call func(context.Context, string), user string) func() {
+	return func() { s.timed(ctx, d.rec, seriesOf(operation, d.driver), call, user) }
 }
 
-// rawStops: a stop takes as long as its node's next report is away, so it takes
-// more of them than of the others until their median says something. The pool
-// fills again meanwhile.
-const rawStops = 3
-
-// stopAndStart measures both on engines that have run for a while.
-func (b *bench) stopAndStart(ctx context.Context, d *side, i int, user string, h *handJob) error {
-	s, f := d.orch, d.floor
-	return inOrder([]func() error{
-		func() error { return f.settled(ctx) },
-		inTurns(i,
-			func() error {
-				anyPhase()
-				return b.operation(ctx, s, d.series(stop), func(ctx context.Context) error { _, err := s.Stop(ctx, user); return err })
-			},
-			func() error {
-				anyPhase()
-				return b.note(d.series(stop + byHand))(f.stop(ctx, h))
-			}),
-		inTurns(i,
-			func() error {
-				return b.operation(ctx, s, d.series(start), func(ctx context.Context) error { _, err := s.Start(ctx, user); return err })
-			},
-			func() error { return b.note(d.series(start + byHand))(f.run(ctx, h)) }),
-	})
-}
-
-// dockerRun measures `docker run` by itself, with the docker driver.
-func (b *bench) dockerRun(ctx context.Context, d *side) error {
-	if d.driver != inDock {
-		return nil
-	}
-	c, err := b.rig.docker.container(b.rig.dir, resources)
-	if err != nil {
-		return err
-	}
-	if err := b.note(dockerRun)(b.rig.docker.run(ctx, c)); err != nil {
-		return err
-	}
-	return b.rig.docker.remove(ctx, c)
-}
-
-// claimWarm measures a provision that finds a warm engine, with no other one
-// being made at its beginning.
-func (b *bench) claimWarm(ctx context.Context, d *side, user string) error {
-	return inOrder([]func() error{
-		func() error { return d.orch.warmFull(ctx, warmKept) },
-		func() error { return b.operation(ctx, d.orch, d.series(warmClaim), provisionOf(d.warm, user)) },
-		func() error { return destroyOf(d.warm, user)(ctx) },
-	})
-}
-
-// wake measures an admit that wakes an engine, with no warm one being made at its
-// beginning.
-func (b *bench) wake(ctx context.Context, d *side, n *nap) error {
-	user := n.asleep[0]
-	n.asleep = n.asleep[1:]
-	return inOrder([]func() error{
-		func() error { return d.orch.warmFull(ctx, warmKept) },
-		func() error { return d.floor.settled(ctx) },
-		func() error {
-			return b.operation(ctx, d.orch, d.series(n.operation), func(ctx context.Context) error {
-				a, err := n.product.Admit(ctx, user, client.AdmitOptions{AutoWake: true})
-				if err == nil && !a.Admitted {
-					err = errors.New("not admitted: " + a.Reason)
-				}
-				return err
-			})
-		},
-		func() error { return destroyOf(n.product, user)(ctx) },
-	})
-}
-
-func inOrder(steps []func() error) error {
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
+// hand measures one operation on an engine run without the service.
+func (d *side) hand(ctx context.Context, operation string, do func(context.Context, *stopwatch, *handJob), h *handJob) func() {
+	return func() {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		w, series := startWatch(), seriesOf(operation, d.driver)
+		do(ctx, w, h)
+		d.rec.operation(series, w, false)
+		if operation == provision+byHand { // begins where the service's does
+			d.rec.add(stepOf(series, "boot"), w.without("register"))
 		}
 	}
-	return nil
 }
 
+// seriesOf is the name of what was measured with a driver.
+func seriesOf(operation, driver string) string { return operation + ", " + driver }
+
 // inTurns runs both, the second one first in every other round.
-func inTurns(i int, first, second func() error) func() error {
+func inTurns(i int, first, second func()) {
 	if i%2 == 1 {
 		first, second = second, first
 	}
-	return func() error { return inOrder([]func() error{first, second}) }
+	first()
+	second()
 }
 
-// reportEvery is how often a Nomad client tells the servers of ended processes
-// (allocSyncIntv in its client/client.go).
-const reportEvery = 200 * time.Millisecond
+// anyPhase waits first for a random part of the time after which a Nomad client next
+// tells the servers of ended processes (allocSyncIntv in its client/client.go), so that
+// what is measured does not begin in step with the report that ended the one before.
+func anyPhase(do func()) func() {
+	return func() { time.Sleep(rand.N(200 * time.Millisecond)); do() }
+}
 
-// anyPhase waits for a random part of reportEvery, so that what is measured does
-// not begin in step with the report that ended the measurement before.
-func anyPhase() { time.Sleep(rand.N(reportEvery)) }
+// What the service is compared with, as tables call it.
+const (
+	hand     = "Nomad by hand"
+	scripted = "a script"
+	theSame  = "— the same"
+)
 
-// note records one measurement by its name.
-func (b *bench) note(series string) func(timing, error) error {
-	return func(t timing, err error) error {
-		if err != nil {
-			return fmt.Errorf("%s: %w", series, err)
+// comparisons are the figures of the rounds for each driver: the name, empty for that of
+// the operation; what it is compared with, and the operation that takes its place there.
+// An operation that was not measured with one is left out. most is the target for the
+// ratio or, where nothing is compared, for the median in milliseconds; 0: none.
+var comparisons = []struct {
+	name, of, against, floor string
+	most                     float64
+}{
+	{"", provision, hand, provision + byHand, 1.3},
+	{theSame, provision, scripted, provision + byScript, 0},
+	{theSame, provision, dockerRun, dockerRun, 1.5},
+	{"— of it orch's own share", ownOf(provision), "", "", 30},
+	{"— of it boot", stepOf(provision, "boot"), hand, stepOf(provision+byHand, "boot"), 0},
+	{"", warmClaim, "", "", 20},
+	// A container is what docker run makes; a process has a tenth of the work, and is
+	// compared all the same.
+	{theSame, warmClaim, dockerRun, dockerRun, 0.1},
+	{theSame, warmClaim, scripted, provision + byScript, 0},
+	{"", noPool, "", "", 0},
+	{"", wake, hand, start + byHand, 1.3},
+	{"", wakePaused, "", "", 50},
+	{"", start, hand, start + byHand, 1.3},
+	{theSame, start, scripted, start + byScript, 0},
+	{"", stop, hand, stop + byHand, 1.3},
+	{theSame, stop, scripted, stop + byScript, 0},
+	{"", destroy, hand, destroy + byHand, 1.2},
+	{theSame, destroy, scripted, destroy + byScript, 0},
+	{"", rotateRestart, hand, rotateRestart + byHand, 0},
+	{"", rotateReload, "", "", 150},
+}
+
+// addRounds makes the figures of what the rounds recorded.
+func (rep *report) addRounds(rec recorder) {
+	for _, driver := range []string{rawExec, inDock} {
+		for _, c := range comparisons {
+			series, floor := seriesOf(c.of, driver), seriesOf(c.floor, driver)
+			if c.floor == dockerRun {
+				floor = seriesOf(dockerRun, inDock)
+			}
+			f := figure{name: cmp.Or(c.name, series), unit: "ms", orch: rec.summary(series), own: rec.summary(ownOf(series))}
+			if f.orch.n == 0 || c.floor != "" && len(rec[floor]) == 0 {
+				continue
+			}
+			if c.floor == "" {
+				f = f.most(f.orch.p50, c.most, "≤ %g ms")
+			} else {
+				f = f.beside(c.against, rec.summary(floor))
+				f = f.most(f.ratio, c.most, "≤ %g ×")
+			}
+			rep.add(f)
+			if c.name == "" {
+				rep.addSteps(rec, series)
+				rep.addSteps(rec, floor)
+			}
 		}
-		b.rec.add(series, t.total)
-		if len(t.steps) > 0 {
-			b.rec.addSteps(series, t)
-		}
-		return nil
 	}
-}
-
-func (b *bench) operation(ctx context.Context, s *service, series string, call func(context.Context) error) error {
-	return b.note(series)(s.timed(ctx, call))
-}
-
-// provision measures one, its boot, and the service's own share: the caller's
-// wait without Nomad's registration and the boot.
-func (b *bench) provision(ctx context.Context, d *side, user string) error {
-	t, err := d.orch.timed(ctx, provisionOf(d.orch.Client, user))
-	if err == nil {
-		b.rec.add(ownShare(d.driver), t.without("register", "boot"))
-		b.rec.add(bootOf("", d.driver), t.steps["boot"])
-	}
-	return b.note(d.series(provision))(t, err)
-}
-
-// byHand measures the same job without the service. Its boot begins where the
-// service's does, when Nomad has answered the registration.
-func (b *bench) byHand(ctx context.Context, d *side, h *handJob) error {
-	t, err := d.floor.run(ctx, h)
-	if err == nil {
-		b.rec.add(bootOf(byHand, d.driver), t.without("register"))
-	}
-	return b.note(d.series(provision+byHand))(t, err)
 }

@@ -1,232 +1,168 @@
+//go:build linux
+
 package main
 
 import (
-	"cmp"
+	"bufio"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	consul "github.com/hashicorp/consul/api"
-
 	"github.com/septemberai/orch/client"
-	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/registry"
 )
 
-const (
-	// readyWithin bounds the start of a service process.
-	readyWithin = 60 * time.Second
-	// logWithin is how long the log line of an answered operation may take.
-	logWithin = 5 * time.Second
-	// stopWithin is how long a service process may take to finish what is in
-	// flight before it is killed: after a burst the cores are not its own for long.
-	stopWithin = time.Minute
-	// pollEvery is how often a condition is looked at, outside of any clock.
-	pollEvery = 50 * time.Millisecond
-)
+// stopWithin is how long a service process may take to finish what is in flight before
+// it is killed: after a burst the cores are not its own for long.
+const stopWithin = time.Minute
 
-// service is one process of `orch server` with a product of its own.
+// service is one process of `orch server`, as one of its products calls it.
 type service struct {
 	*client.Client // with the product's key
+	productID      string
+	admin          *client.Client
+	name           string
 
-	productID string
-	admin     *client.Client
-
-	cmd   *exec.Cmd
-	log   *serviceLog
-	ended chan struct{} // closed when the process has been waited for
-	pool  int           // ready volumes that it keeps
-	store *registry.Store
+	cmd      *exec.Cmd
+	end      context.CancelFunc // of cmd
+	profiles string             // address
+	logFile  string
+	read     int64 // how much of the log was looked at
 }
 
-// startService starts a service process on a stack and returns when it is ready
+// start starts a service process, which endServices ends, and returns when it is ready
 // and has a product. vars are all its ORCH_ variables.
-func startService(ctx context.Context, bin string, stack *devstack.Stack, vars map[string]string) (_ *service, err error) {
-	c, err := consul.NewClient(&consul.Config{Address: stack.ConsulAddr})
-	if err != nil {
-		return nil, err
-	}
-	s := &service{log: newServiceLog(), ended: make(chan struct{}), store: registry.New(c, vars["ORCH_CONSUL_PREFIX"])}
-	if s.pool, err = strconv.Atoi(vars["ORCH_VOLUME_POOL"]); err != nil {
-		return nil, err
-	}
-	mount := strings.NewReplacer("/", "-", "_", "-").Replace(strings.Trim(cmp.Or(vars["ORCH_CONSUL_PREFIX"], "bench"), "/"))
-	token, err := stack.Mount(ctx, "kv-"+mount)
-	if err != nil {
-		return nil, err
-	}
-	s.cmd = exec.Command(bin, "server")
-	s.cmd.SysProcAttr = childAttributes()
-	s.cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr,
-		"VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=kv-" + mount,
-	}
-	s.cmd.Env = append(s.cmd.Env, environ(vars)...)
-	stderr, err := s.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := s.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the service: %w", err)
-	}
-	go func() {
-		defer close(s.ended)
-		s.log.read(stderr)
-		_ = s.cmd.Wait() // the log says why it ended
-	}()
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("the service: %w; the end of its log:\n%s", err, s.log.tail()), s.stop())
-		}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, readyWithin)
-	defer cancel()
-	select {
-	case addr := <-s.log.listening:
-		s.Client = &client.Client{BaseURL: "http://" + addr, HTTP: &http.Client{Transport: newTransport()}}
-	case <-s.ended:
-		return nil, errors.New("ended at its start")
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if err := until(ctx, func() error { return s.Ready(ctx) }); err != nil {
-		return nil, err
-	}
-	s.admin = &client.Client{BaseURL: s.BaseURL, AdminKey: vars["ORCH_ADMIN_KEY"], HTTP: s.HTTP}
-	registered, err := s.admin.RegisterProduct(ctx, "bench", "Benchmark", nil)
-	if err != nil {
-		return nil, err
-	}
-	s.productID, s.PlatformKey = registered.ProductID, registered.PlatformAPIKey
-	return s, nil
+func (r *rig) start(ctx context.Context, vars map[string]string) *service {
+	name := strings.Trim(vars["ORCH_CONSUL_PREFIX"], "/")
+	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
+	mount := strings.ReplaceAll(name, "_", "-")
+	token := must(r.stack.Mount(ctx, mount))
+	log := must(os.Create(s.logFile))
+	defer func() { _ = log.Close() }() // the process has its own
+	ended, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.cmd, s.end = exec.CommandContext(ended, filepath.Join(r.dir, "orch"), "server"), end
+	s.cmd.Cancel, s.cmd.WaitDelay = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }, stopWithin
+	s.cmd.SysProcAttr, s.cmd.Stderr = childAttributes, log
+	s.cmd.Env = append(environ(vars), "PATH="+os.Getenv("PATH"), "NOMAD_ADDR="+r.stack.NomadAddr, "CONSUL_HTTP_ADDR="+r.stack.ConsulAddr,
+		"VAULT_ADDR="+r.stack.VaultAddr, "VAULT_TOKEN="+token, "ORCH_VAULT_MOUNT="+mount)
+	check(s.cmd.Start())
+	r.services = append(r.services, s)
+	s.profiles = fmt.Sprint(s.logged(ctx, "serving profiles")["addr"])
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, usual.perSecond // calls must not wait for connections
+	s.admin = &client.Client{BaseURL: fmt.Sprint("http://", s.logged(ctx, "listening")["addr"]), AdminKey: r.adminKey, HTTP: &http.Client{Transport: transport}}
+	until(ctx, func() error { return s.admin.Ready(ctx) })
+	own := s.product(ctx, "bench", nil)
+	s.Client, s.productID = own.Client, own.productID
+	return s
 }
 
-// product registers another product and returns what calls as it.
-func (s *service) product(ctx context.Context, slug string, policy *client.Policy) (*client.Client, error) {
-	registered, err := s.admin.RegisterProduct(ctx, slug, slug, policy)
-	if err != nil {
-		return nil, err
-	}
-	return &client.Client{BaseURL: s.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.HTTP}, nil
-}
-
-func environ(vars map[string]string) []string {
-	list := make([]string, 0, len(vars))
-	for name, value := range vars {
-		list = append(list, name+"="+value)
-	}
-	return list
+// product registers a product and returns the service as that one calls it.
+func (s *service) product(ctx context.Context, slug string, policy *client.Policy) *service {
+	registered, other := must(s.admin.RegisterProduct(ctx, slug, slug, policy)), *s
+	other.productID = registered.ProductID
+	other.Client = &client.Client{BaseURL: s.admin.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.admin.HTTP}
+	return &other
 }
 
 // stop ends the process, and kills it when it takes too long.
 func (s *service) stop() error {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(stopWithin):
+	s.end()
+	if err := s.cmd.Wait(); !s.cmd.ProcessState.Success() {
+		return fmt.Errorf("a service process ended with %w; the end of its log:\n%s", err, s.tail())
 	}
-	_ = s.cmd.Process.Kill()
-	<-s.ended
-	return fmt.Errorf("a service process did not end within %s of SIGTERM; the end of its log:\n%s", stopWithin, s.log.tail())
+	return nil
 }
 
-// timed makes one call that is an operation on an engine, and tells how long its
-// caller waited and how long the service says that each step took.
-func (s *service) timed(ctx context.Context, call func(context.Context) error) (timing, error) {
-	id := strings.ToLower(rand.Text())
-	steps := s.log.expect(id)
-	began := time.Now()
-	err := call(client.WithRequestID(ctx, id))
-	t := timing{total: millis(time.Since(began))}
-	if err != nil {
-		return t, err
-	}
-	select {
-	case t.steps = <-steps:
-		return t, nil
-	case <-ctx.Done():
-		return t, ctx.Err()
-	case <-time.After(logWithin):
-		return t, fmt.Errorf("the service logged no %q for request %s", doneMessage, id)
-	}
+// tail is the end of the log.
+func (s *service) tail() string {
+	text, _ := os.ReadFile(s.logFile)
+	return string(text[max(0, len(text)-4096):])
 }
 
-// poolFull waits until as many volumes are ready as the service keeps.
-func (s *service) poolFull(ctx context.Context) error {
-	return until(ctx, func() error {
-		volumes, _, err := s.store.PooledVolumes(ctx)
-		if err != nil {
-			return err
-		}
-		ready := 0
-		for _, v := range volumes {
-			if v.Ready() {
-				ready++
+// logged waits for the next line of the log, which is JSON, that contains all words, and
+// returns its fields.
+func (s *service) logged(ctx context.Context, words ...string) (fields map[string]any) {
+	f := must(os.Open(s.logFile))
+	defer func() { _ = f.Close() }()
+	until(ctx, func() error {
+		must(f.Seek(s.read, io.SeekStart))
+		for lines := bufio.NewReader(f); ; {
+			line, err := lines.ReadString('\n')
+			if err != nil { // the end, for now
+				return fmt.Errorf("the service has not logged %q: %w", words, err)
+			}
+			s.read += int64(len(line))
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				return json.Unmarshal([]byte(line), &fields)
 			}
 		}
-		if ready < s.pool {
-			return fmt.Errorf("%d of %d volumes are ready", ready, s.pool)
-		}
-		return nil
 	})
+	return fields
 }
 
-// warmFull waits until n warm engines wait for a user.
-func (s *service) warmFull(ctx context.Context, n int) error {
-	return until(ctx, func() error {
+// timed makes one call that is an operation on a user's engine, and records how long
+// its caller waits and how long the service says that each step took.
+func (s *service) timed(ctx context.Context, rec recorder, series string, call func(context.Context, string), user string) {
+	id, w := strings.ToLower(rand.Text()), startWatch()
+	call(client.WithRequestID(ctx, id), user)
+	w.step("all")
+	w.steps = stepsOf(s.logged(ctx, `"operation done"`, id))
+	rec.operation(series, w, true)
+}
+
+// stepsOf picks the fields that are called <step>_ms.
+func stepsOf(fields map[string]any) map[string]float64 {
+	steps := map[string]float64{}
+	for name, value := range fields {
+		step, isStep := strings.CutSuffix(name, "_ms")
+		if ms, isNumber := value.(float64); isStep && isNumber {
+			steps[step] = ms
+		}
+	}
+	return steps
+}
+
+// The operations on a user's engine.
+
+func (s *service) provision(ctx context.Context, user string)   { must(s.Provision(ctx, user, "")) }
+func (s *service) stopEngine(ctx context.Context, user string)  { must(s.Stop(ctx, user)) }
+func (s *service) startEngine(ctx context.Context, user string) { must(s.Start(ctx, user)) }
+func (s *service) rotateKey(ctx context.Context, user string)   { must(s.RotateKey(ctx, user)) }
+func (s *service) destroy(ctx context.Context, user string)     { must(s.Destroy(ctx, user)) }
+
+func (s *service) wake(ctx context.Context, user string) {
+	if a := must(s.Admit(ctx, user, client.AdmitOptions{AutoWake: true})); !a.Admitted {
+		check(errors.New("not admitted: " + a.Reason))
+	}
+}
+
+// heapMiB is what the service's heap holds after a collection, in MiB.
+func (s *service) heapMiB(ctx context.Context) float64 {
+	text := get(ctx, "http://"+s.profiles+"/debug/pprof/heap?gc=1&debug=1")
+	_, after, _ := strings.Cut(string(text), "# HeapAlloc = ")
+	number, _, _ := strings.Cut(after, "\n")
+	return must(strconv.ParseFloat(number, 64)) / (1 << 20)
+}
+
+// waiting waits until so many ready volumes and warm engines wait for users.
+func (s *service) waiting(ctx context.Context, volumes, warm int) {
+	until(ctx, func() error {
 		status, err := s.admin.Whole(ctx)
-		if err == nil && status.WarmEngines < n {
-			err = fmt.Errorf("%d of %d engines are warm", status.WarmEngines, n)
+		if err == nil && (status.PooledVolumes < volumes || status.WarmEngines < warm) {
+			err = fmt.Errorf("%d of %d volumes and %d of %d warm engines are ready", status.PooledVolumes, volumes, status.WarmEngines, warm)
 		}
 		return err
 	})
-}
-
-// rssMiB is the resident memory of the process (VmRSS), in MiB.
-func (s *service) rssMiB() (float64, error) {
-	return procMiB(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), "VmRSS:")
-}
-
-func newTransport() *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, usual.perSecond // the reads must not wait for connections
-	return t
-}
-
-// patience bounds every wait for a condition; a new volume takes 6 to 10 s, and
-// hundreds of engines their time to boot.
-const patience = 3 * time.Minute
-
-// until waits for a condition: nil, with a deadline.
-func until(ctx context.Context, check func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		err := check()
-		if err == nil {
-			return nil
-		}
-		if ended := wait(ctx, pollEvery); ended != nil {
-			return errors.Join(ended, err)
-		}
-	}
-}
-
-// wait waits, unless ctx ends.
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
