@@ -62,8 +62,8 @@ lint: ## Check formatting, go vet and staticcheck
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 .PHONY: docs
-docs: ## Write docs/configuration.md anew; a test fails when it is stale
-	$(GO) generate ./internal/config
+docs: ## Write docs/configuration.md and docs/cli.md anew; a test fails when one is stale
+	$(GO) generate ./internal/config ./cmd/orch/internal/commands
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)

@@ -6,41 +6,25 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/signal"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/dev"
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-type demoCommand struct{}
-
-func (*demoCommand) Synopsis() string { return "Take one engine through its whole life, once" }
-
-func (*demoCommand) Help() string {
-	return `Usage: orch-dev demo
-
-  Start a stack of its own on free ports, take one engine through its whole life
-  (provision, talk to it, rotate its key, stop, start, destroy), check every
-  step in the engine and in Nomad, Consul and Vault, and print how long each
-  took. Exit code 0 only if every step held.`
-}
-
-func (c *demoCommand) Run(args []string) int {
-	if len(args) > 0 {
-		fmt.Fprintln(os.Stderr, c.Help())
-		return 2
+func demoCommand(*cmdline.Env) *cmdline.Command {
+	return &cmdline.Command{
+		Name: "demo", Synopsis: "Take one engine through its whole life, once",
+		About: `Start a stack of its own on free ports, take one engine through its whole life
+(provision, talk to it, rotate its key, stop, start, destroy), check every step in
+the engine and in Nomad, Consul and Vault, and print how long each took. The exit
+code is 0 only if every step succeeded.`,
+		Examples: []string{"orch-dev demo"},
+		Run:      func(ctx context.Context, _ *cmdline.Call) error { return runDemo(ctx) },
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := runDemo(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "orch-dev demo: "+err.Error())
-		return 1
-	}
-	return 0
 }
 
 // demoStep is one row of the demo's table.

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/septemberai/orch/client"
@@ -29,43 +27,36 @@ const (
 // demoUser is whose engine `orch-dev dev` provisions.
 const demoUser = "demo-user-001"
 
-type devCommand struct{}
+func devCommand(*cmdline.Env) *cmdline.Command {
+	return &cmdline.Command{
+		Name: "dev", Synopsis: "Run everything on this machine, on real agents",
+		About: `Start real Nomad, Consul and Vault agents on loopback, the service on
+127.0.0.1:8000, a product named demo and an engine for ` + demoUser + `, and stay up
+until Ctrl-C, which leaves nothing behind. State and logs are in .dev/, which is
+wiped at each start; ". .dev/env" sets the addresses and keys in a shell.
 
-func (*devCommand) Synopsis() string { return "Run everything on this machine, on real agents" }
-
-func (*devCommand) Help() string {
-	return `Usage: orch-dev dev
-
-  Start real Nomad, Consul and Vault agents on loopback, the service on
-  127.0.0.1:8000, a product named demo and an engine for ` + demoUser + `, and
-  stay up until Ctrl-C, which leaves nothing behind. State and logs are in
-  .dev/, which is wiped at each start; .dev/env holds the addresses and keys.
-
-  ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT
-  move the ports (0: a free one); ORCH_ADMIN_KEY and ORCH_LOG_LEVEL and the other
-  ORCH_ variables of the service are taken too. LLM_API_KEY and OPENAI_API_KEY
-  reach the engine where they are set. With ORCH_ENGINE_DRIVER=docker engines are
-  containers of the image that make engine-image builds. ORCH_TOOLS=build builds the agents from
-  source instead of looking for a release.`
+ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT move the
+ports (0: a free one). ORCH_ADMIN_KEY, ORCH_LOG_LEVEL and the other ORCH_ variables
+of the service are passed to it. LLM_API_KEY and OPENAI_API_KEY reach the engine if
+they are set. With ORCH_ENGINE_DRIVER=docker engines are containers of the image that
+"make engine-image" builds. ORCH_TOOLS=build builds the agents from source instead of
+looking for a release.`,
+		Examples: []string{"orch-dev dev", "ORCH_ADDR=127.0.0.1:9000 orch-dev dev"},
+		Run:      func(ctx context.Context, _ *cmdline.Call) error { return checkedDev(ctx) },
+	}
 }
 
-func (c *devCommand) Run(args []string) int {
-	if len(args) > 0 {
-		fmt.Fprintln(os.Stderr, c.Help())
-		return 2
-	}
+// checkedDev runs the system if its settings are right.
+func checkedDev(ctx context.Context) error {
 	vars := orchVariables()
 	ports, err := devstack.DevPorts(os.Getenv)
 	if err = errors.Join(err, dev.Check(vars)); err != nil {
 		return cmdline.ConfiguredWrongly(err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := runDev(ctx, ports, vars); err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "orch-dev dev: "+err.Error())
-		return 1
+	if err := runDev(ctx, ports, vars); !errors.Is(err, context.Canceled) {
+		return err
 	}
-	return 0
+	return nil
 }
 
 func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (err error) {
@@ -147,7 +138,7 @@ func writeEnv(file string, sys *dev.System) error {
 		"NOMAD_ADDR=" + sys.Stack.NomadAddr, "CONSUL_HTTP_ADDR=" + sys.Stack.ConsulAddr,
 		"VAULT_ADDR=" + sys.Stack.VaultAddr, "VAULT_TOKEN=" + sys.Stack.VaultRootToken,
 	}
-	if err := os.WriteFile(file+".new", []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file+".new", []byte("export "+strings.Join(lines, "\nexport ")+"\n"), 0o600); err != nil {
 		return err
 	}
 	return os.Rename(file+".new", file)
@@ -156,8 +147,7 @@ func writeEnv(file string, sys *dev.System) error {
 // plain is a value that a shell takes as it is.
 var plain = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,=-]+$`)
 
-// quote makes a value one word for a shell; what is one already stays as it is,
-// for readers of KEY=value that are no shell.
+// quote makes a value one word for a shell; what is one already stays as it is.
 func quote(s string) string {
 	if plain.MatchString(s) {
 		return s
@@ -185,7 +175,7 @@ func invitation(sys *dev.System, e *client.Engine) string {
   Consul UI     %[7]s/ui
   Vault UI      %[8]s/ui     (token in %[10]s; only HashiCorp's own builds have its pages)
 
-  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell (set -a first to export them);
+  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell;
   then orch engine list, orch status and orch audit tail -f work there.
   Ctrl-C ends everything.
 `, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,

@@ -103,7 +103,7 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	file := filepath.Join(dir, stateDir, envName)
 	var vars map[string]string
 	eventually(t, "the system is ready", func() error {
-		out, err := exec.Command("env", "-i", "sh", "-c", "set -a; . "+file+"; env").Output()
+		out, err := exec.Command("env", "-i", "sh", "-c", ". "+file+"; env").Output()
 		if err != nil {
 			return err
 		}

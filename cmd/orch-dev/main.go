@@ -5,15 +5,11 @@ package main
 import (
 	"os"
 
-	"github.com/hashicorp/cli"
-
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-func main() {
-	os.Exit(cmdline.Run("orch-dev", map[string]cli.CommandFactory{
-		"dev":   func() (cli.Command, error) { return &devCommand{}, nil },
-		"demo":  func() (cli.Command, error) { return &demoCommand{}, nil },
-		"tools": func() (cli.Command, error) { return &toolsCommand{}, nil },
-	}, os.Args[1:]))
+func main() { os.Exit(program().Run(cmdline.OS(), os.Args[1:])) }
+
+func program() *cmdline.Program {
+	return &cmdline.Program{Name: "orch-dev", Commands: []func(*cmdline.Env) *cmdline.Command{devCommand, demoCommand, toolsCommand}}
 }

@@ -25,7 +25,7 @@ func TestHelp(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Errorf("%s: exit code %d, stderr %q", flag, code, stderr)
 		}
-		for _, name := range []string{"server", "version", "product", "engine", "audit", "status", "registry", "volume", "completion"} {
+		for _, name := range []string{"server", "version", "product", "engine", "audit", "status", "registry", "volume", "node", "provider-keys", "context", "reconcile", "completion"} {
 			if !regexp.MustCompile(`(?m)^\s+` + name + `\s+\S`).MatchString(stdout) {
 				t.Errorf("%s does not list %s:\n%s", flag, name, stdout)
 			}

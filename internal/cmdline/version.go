@@ -2,6 +2,7 @@ package cmdline
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"runtime/debug"
 )
@@ -51,16 +52,15 @@ func (b BuildInfo) String() string {
 	return fmt.Sprintf("%s, commit %s, date %s", b.Version, b.Commit, b.Date)
 }
 
-// versionCommand is the name of the executable whose version it prints.
-type versionCommand string
-
-func (c versionCommand) Help() string {
-	return "Usage: " + string(c) + " version\n\n  Print the version, the commit that it was built from, and the commit's date."
-}
-
-func (versionCommand) Synopsis() string { return "Print version, commit and date" }
-
-func (c versionCommand) Run([]string) int {
-	fmt.Println(string(c) + " " + Build().String())
-	return 0
+// versionCommand prints the version of the executable with this name.
+func versionCommand(name string) *Command {
+	return &Command{
+		Name: "version", Synopsis: "Print version, commit and date",
+		About:    "Print the version, the commit that it was built from, and the commit's date.",
+		Examples: []string{name + " version"},
+		Run: func(_ context.Context, c *Call) error {
+			_, err := fmt.Fprintln(c.Env.Out, name+" "+Build().String())
+			return err
+		},
+	}
 }

@@ -77,6 +77,64 @@ func (s *shell) shows(out string, words ...string) {
 	}
 }
 
+// lines starts a command that prints one object a line, and returns them as they come.
+func lines[T any](t *testing.T, cmd *exec.Cmd) <-chan T {
+	t.Helper()
+	stream, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	objects := make(chan T, 100)
+	go func() {
+		defer close(objects)
+		for lines := bufio.NewScanner(stream); lines.Scan(); {
+			var object T
+			if err := json.Unmarshal(lines.Bytes(), &object); err != nil {
+				t.Error(err)
+			}
+			objects <- object
+		}
+	}()
+	return objects
+}
+
+// await reads objects until one is what is waited for.
+func await[T any](t *testing.T, objects <-chan T, what string, is func(T) bool) {
+	t.Helper()
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	var seen []T
+	for {
+		select {
+		case object, open := <-objects:
+			if !open {
+				t.Fatalf("%s: the command ended; it printed %+v", what, seen)
+			}
+			if seen = append(seen, object); is(object) {
+				return
+			}
+		case <-deadline.C:
+			t.Fatalf("%s: the command printed no more than %+v", what, seen)
+		}
+	}
+}
+
+// interrupt ends a command as Ctrl-C does: its exit code is 0.
+func interrupt[T any](t *testing.T, cmd *exec.Cmd, objects <-chan T) {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for range objects { // until its end
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v ended with %v", cmd.Args[1:], err)
+	}
+}
+
 // TestCommandLine takes a product and an engine through their lives with the
 // built executable, over the real service.
 func TestCommandLine(t *testing.T) {
@@ -114,24 +172,7 @@ func TestCommandLine(t *testing.T) {
 	// The product's backend makes an engine, while somebody watches.
 	product := &shell{t, orch, []string{"ORCH_URL=" + r.url, "ORCH_PLATFORM_KEY=" + made.PlatformAPIKey}}
 	watch := product.command("audit", "tail", "-f", "-json", "-n", "0")
-	stream, err := watch.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := watch.Start(); err != nil {
-		t.Fatal(err)
-	}
-	rows := make(chan client.AuditEntry, 100)
-	go func() {
-		defer close(rows)
-		for lines := bufio.NewScanner(stream); lines.Scan(); {
-			var row client.AuditEntry
-			if err := json.Unmarshal(lines.Bytes(), &row); err != nil {
-				t.Error(err)
-			}
-			rows <- row
-		}
-	}()
+	rows := lines[client.AuditEntry](t, watch)
 
 	const user = "alice@example.com"
 	out, errs := product.run(1, "engine", "admit", user)
@@ -143,7 +184,7 @@ func TestCommandLine(t *testing.T) {
 	product.shows(out, "Status  running", "URL", "Key     sk-sept-")
 	var e, again client.Engine
 	product.json(&again, "engine", "provision", "-idempotency-key", "k", user)
-	product.json(&e, "engine", "show", user)
+	product.json(&e, "engine", "show", "-key", user)
 	if e.APIKey != again.APIKey || e.EngineID != again.EngineID || !strings.Contains(out, e.APIKey) {
 		t.Errorf("with one idempotency key: %s, then %+v, shown as %+v", out, again, e)
 	}
@@ -152,8 +193,21 @@ func TestCommandLine(t *testing.T) {
 	product.fails(client.ErrEngineBootFailed, "engine", "provision", "-engine-version", "reference-engine.exit-at-start", "bad")
 	product.fails(client.ErrEngineNotFound, "engine", "start", "nobody")
 
+	// Somebody watches the user's engine, and waits for it.
+	changes := product.command("engine", "watch", "-json", user)
+	states := lines[client.Engine](t, changes)
+	await(t, states, "running", func(e client.Engine) bool { return e.Status == "running" && e.UserID == user })
+	product.run(0, "engine", "wait", user)
+	product.run(0, "engine", "wait", "-for", "running", user)
+	if _, errs := product.run(1, "engine", "wait", "bad"); !strings.Contains(errs, string(client.ErrEngineBootFailed)) {
+		t.Errorf("of a failed provision a wait says %q", errs)
+	}
+	if _, errs := product.run(124, "engine", "wait", "-for", "sleeping", "-timeout", "200ms", user); !strings.Contains(errs, "is running") {
+		t.Errorf("a wait whose time runs out says %q", errs)
+	}
+
 	// Keys are shown when they are asked for.
-	for _, hidden := range [][]string{{"engine", "show", user}, {"engine", "admit", user}, {"engine", "list"}, {"engine", "list", "-json"}, {"status"}, {"audit", "tail"}} {
+	for _, hidden := range [][]string{{"engine", "show", user}, {"engine", "show", "-json", user}, {"engine", "admit", user}, {"engine", "admit", "-json", user}, {"engine", "wait", "-json", user}, {"engine", "list"}, {"engine", "list", "-json"}, {"status"}, {"audit", "tail"}} {
 		if out, _ := product.run(0, hidden...); strings.Contains(out, "sk-sept-") {
 			t.Errorf("orch %v shows a key", hidden)
 		}
@@ -184,6 +238,7 @@ func TestCommandLine(t *testing.T) {
 		t.Error(err)
 	}
 	product.run(0, "engine", "stop", user)
+	await(t, states, "stopped", func(e client.Engine) bool { return e.Status == "stopped" })
 	product.fails(client.ErrEngineNotRunning, "engine", "stop", user)
 	out, _ = product.run(0, "engine", "start", user)
 	product.shows(out, user, "running", "http://")
@@ -193,6 +248,9 @@ func TestCommandLine(t *testing.T) {
 	product.shows(errs, "-yes")
 	product.run(0, "engine", "show", user)
 	product.run(0, "engine", "destroy", "-yes", user)
+	await(t, states, "destroyed", func(e client.Engine) bool { return e.Status == "destroyed" })
+	interrupt(t, changes, states)
+	product.run(0, "engine", "wait", "-for", "destroyed", user)
 	product.run(0, "engine", "destroy", "bad", "-yes")
 	product.fails(client.ErrEngineNotFound, "engine", "show", user)
 
@@ -201,28 +259,36 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("of one destroy there are the rows\n%s", out)
 	}
 	seen := map[string]bool{}
-	deadline := time.NewTimer(30 * time.Second)
-	defer deadline.Stop()
-	for seen["provision ok"] == false || seen["provision ENGINE_BOOT_FAILED"] == false || seen["destroy ok"] == false {
-		select {
-		case row, open := <-rows:
-			if !open {
-				t.Fatal("the tail ended")
-			}
-			if row.DurationMS != nil {
-				seen[row.Action+" "+row.Outcome] = true
-			}
-		case <-deadline.C:
-			t.Fatalf("the tail showed no more than %v", seen)
+	await(t, rows, "the rows of two provisions and a destroy", func(row client.AuditEntry) bool {
+		if row.DurationMS != nil {
+			seen[row.Action+" "+row.Outcome] = true
 		}
-	}
-	if err := watch.Process.Signal(syscall.SIGINT); err != nil {
+		return seen["provision ok"] && seen["provision ENGINE_BOOT_FAILED"] && seen["destroy ok"]
+	})
+	interrupt(t, watch, rows)
+
+	// A context has the address and the keys.
+	secret := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(secret, []byte(made.PlatformAPIKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for range rows { // until its end
-	}
-	if err := watch.Wait(); err != nil {
-		t.Errorf("the tail ended with %v", err)
+	operator := &shell{t, orch, []string{"XDG_CONFIG_HOME=" + t.TempDir(), "THE_ADMINS_KEY=" + adminKey}}
+	out, _ = operator.run(0, "context", "list")
+	operator.shows(out, "no contexts")
+	operator.run(0, "context", "add", "-address", "http://"+freeAddr(t), "elsewhere")
+	operator.run(0, "context", "add", "-address", r.url, "-product", "acme", "-platform-key-file", secret, "-admin-key-env", "THE_ADMINS_KEY", "here")
+	operator.run(2, "engine", "list")
+	out, _ = operator.run(0, "engine", "list", "-context", "here")
+	operator.shows(out, "no engines")
+	operator.run(0, "context", "use", "here")
+	out, _ = operator.run(0, "product", "show")
+	operator.shows(out, "acme", made.ProductID)
+	out, _ = operator.run(0, "status", "-admin")
+	operator.shows(out, "Pooled volumes")
+	out, _ = operator.run(0, "provider-keys", "status")
+	operator.shows(out, "Status", "Pending")
+	if out, _ = operator.run(0, "context", "list", "-json"); strings.Contains(out, made.PlatformAPIKey) || strings.Contains(out, adminKey) {
+		t.Errorf("a key is in the contexts:\n%s", out)
 	}
 
 	// The admin changes the key and removes the product.
@@ -230,6 +296,7 @@ func TestCommandLine(t *testing.T) {
 	if strings.Contains(out, made.PlatformAPIKey) {
 		t.Error("the new platform key is the old one")
 	}
+	admin.shows(out, "\nexport ORCH_PLATFORM_KEY=pk-sept-")
 	product.fails(client.ErrInvalidPlatformKey, "status")
 	admin.run(2, "product", "delete", "acme")
 	admin.run(0, "product", "delete", "-yes", "acme")

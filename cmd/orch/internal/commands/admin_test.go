@@ -1,0 +1,120 @@
+package commands
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// answering is a service that gives canned answers and notes what it was asked.
+func answering(t *testing.T, answers map[string]string) (vars []string, asked func() string) {
+	t.Helper()
+	var mu sync.Mutex
+	var calls []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call := r.Method + " " + r.URL.EscapedPath()
+		mu.Lock()
+		calls = append(calls, call)
+		mu.Unlock()
+		answer, known := answers[call]
+		if !known || r.Header.Get("X-Admin-Key") != "the key of the admin" {
+			w.WriteHeader(http.StatusNotFound)
+			answer = `{"error": {"code": "VOLUME_NOT_FOUND", "message": "there is no unreachable volume", "request_id": "r"}}`
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(s.Close)
+	return []string{"ORCH_URL=" + s.URL, "ORCH_ADMIN_KEY=the key of the admin"}, func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(calls, ", ")
+	}
+}
+
+// orch runs a call, with nothing in its environment but vars.
+func orch(t *testing.T, vars []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	w := newWorld(t, "")
+	w.vars = map[string]string{}
+	for _, v := range vars {
+		name, value, _ := strings.Cut(v, "=")
+		w.vars[name] = value
+	}
+	code = Program().Run(&w.Env, args)
+	return code, w.out.String(), w.err.String()
+}
+
+func TestReconcileCommand(t *testing.T) {
+	plan := `{"actions": [{"subject": "orphan", "engine_id": "e1", "action": "mark_orphan", "why": "key without a row"}], "incomplete": ["unreachable_volumes"]}`
+	vars, asked := answering(t, map[string]string{"GET /reconcile": plan, "POST /reconcile": `{"status": "requested"}`})
+	code, stdout, stderr := orch(t, vars, "reconcile", "-dry-run")
+	if code != 0 || !strings.Contains(stdout, "mark_orphan  orphan   e1") || !strings.Contains(stdout, "key without a row") || !strings.Contains(stderr, "unreachable_volumes") {
+		t.Errorf("-dry-run: %d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, _ := orch(t, vars, "reconcile", "-dry-run", "-json"); code != 0 || !strings.Contains(stdout, `"action": "mark_orphan"`) {
+		t.Errorf("-dry-run -json: %d, %q", code, stdout)
+	}
+	if got := asked(); got != "GET /reconcile, GET /reconcile" {
+		t.Errorf("a dry run asked %s", got)
+	}
+	if code, stdout, _ := orch(t, vars, "reconcile"); code != 0 || stdout != "Status  requested\n" {
+		t.Errorf("%d, %q", code, stdout)
+	}
+}
+
+func TestVolumeForgetCommand(t *testing.T) {
+	vars, asked := answering(t, map[string]string{"DELETE /unreachable-volumes/e1": `{"status": "forgotten", "engine_id": "e1"}`})
+	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 2 || !strings.Contains(stderr, "say -yes") || asked() != "" {
+		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
+	}
+	if code, stdout, _ := orch(t, vars, "volume", "forget", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  forgotten\n" {
+		t.Errorf("%d, %q", code, stdout)
+	}
+	if code, _, stderr := orch(t, vars, "volume", "forget", "-yes", "e2"); code != 1 || !strings.Contains(stderr, "VOLUME_NOT_FOUND") {
+		t.Errorf("an unknown one: %d, %q", code, stderr)
+	}
+}
+
+func TestVolumeListCommand(t *testing.T) {
+	none, _ := answering(t, map[string]string{"GET /unreachable-volumes": `{"unreachable_volumes": [], "total": 0}`})
+	if code, stdout, stderr := orch(t, none, "volume", "list"); code != 0 || stdout != "no volume is unreachable\n" {
+		t.Errorf("none: %d, %q, %q", code, stdout, stderr)
+	}
+	some, _ := answering(t, map[string]string{"GET /products/p2": `{"product_id": "p2"}`, "GET /unreachable-volumes": `{"unreachable_volumes": [{
+		"engine_id": "e1", "product_id": "p1", "user_id": "u1", "node_id": "n1", "node_name": "one", "node_silent": true,
+		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node is silent"}], "total": 1}`})
+	code, stdout, stderr := orch(t, some, "volume", "list")
+	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node is silent$`).MatchString(stdout) {
+		t.Errorf("%d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, _ := orch(t, some, "volume", "list", "-product", "p2"); code != 0 || stdout != "no volume is unreachable\n" {
+		t.Errorf("of another product: %d, %q", code, stdout)
+	}
+	if code, stdout, stderr := orch(t, some, "volume", "list", "-json"); code != 0 || !strings.Contains(stdout, `"volume_id": "v1"`) {
+		t.Errorf("-json: %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+func TestNodeAdoptCommand(t *testing.T) {
+	vars, asked := answering(t, map[string]string{
+		"POST /nodes/new/adopt": `{"adopted": 3, "left": 0, "cleared": 1, "failed": []}`,
+		"POST /nodes/bad/adopt": `{"adopted": 0, "left": 2, "cleared": 0, "failed": [{"engine_id": "e1", "why": "its brain is not there"}]}`,
+	})
+	if code, stdout, stderr := orch(t, vars, "node", "adopt", "old", "new"); code != 0 || stdout != "Adopted                                3\nDestroyed ones whose data was removed  1\n" || stderr != "" {
+		t.Errorf("%d, %q, %q", code, stdout, stderr)
+	}
+	if code, stdout, _ := orch(t, vars, "node", "adopt", "old", "new", "-processes-ended", "-json"); code != 0 || !strings.Contains(stdout, `"adopted": 3`) {
+		t.Errorf("-json: %d, %q", code, stdout)
+	}
+	code, stdout, stderr := orch(t, vars, "node", "adopt", "bad", "bad")
+	if code != 1 || !regexp.MustCompile(`(?m)^Not adopted: e1 +its brain is not there\nLeft, for another call +2$`).MatchString(stdout) || !strings.Contains(stderr, "not adopted") {
+		t.Errorf("with failures: %d, %q, %q", code, stdout, stderr)
+	}
+	if got := asked(); got != "POST /nodes/new/adopt, POST /nodes/new/adopt, POST /nodes/bad/adopt" {
+		t.Errorf("it asked %s", got)
+	}
+}

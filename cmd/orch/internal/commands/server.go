@@ -1,0 +1,134 @@
+package commands
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/internal/cmdline"
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/service"
+)
+
+func server(*cmdline.Env) *cmdline.Command {
+	return &cmdline.Command{
+		Name: "server", Synopsis: "Run the service",
+		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting,
+finishes what is in flight and exits. A second SIGINT or SIGTERM ends the process at
+once; another replica, or the next start, finishes what was in flight. SIGHUP reads
+ORCH_ADMIN_KEY_FILE again. The service is configured by its environment:
+docs/configuration.md lists the settings, and so does "orch server -help".`,
+		Examples:   []string{"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server"},
+		Codes:      fmt.Sprintf("%d ended at once by a second signal", endedAtOnce),
+		More:       settings,
+		OwnSignals: true,
+		Run:        func(ctx context.Context, _ *cmdline.Call) error { return serve(ctx) },
+	}
+}
+
+// settings lists the environment variables of the service.
+func settings() string {
+	var b strings.Builder
+	b.WriteString("Environment:\n")
+	w := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
+	for _, v := range config.Variables() {
+		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\n", v.Name, cmp.Or(v.Default, "-"), v.Description)
+	}
+	_ = w.Flush()
+	b.WriteString(`
+  The clients' own variables give the addresses of the others: NOMAD_ADDR,
+  NOMAD_TOKEN, CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and
+  their TLS variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
+
+  GOGC is Go's own: how much garbage may gather before it is collected, in percent
+  of what is in use (default 100). A higher one trades memory for less CPU time per
+  admit.`)
+	return b.String()
+}
+
+func serve(ctx context.Context) error {
+	cfg, err := config.Load(os.Environ())
+	if err = errors.Join(err, service.CheckClients()); err != nil {
+		return cmdline.ConfiguredWrongly(err)
+	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	svc, err := service.New(ctx, cfg, service.Clients{}, log)
+	if errors.Is(err, audit.ErrUnusable) {
+		return cmdline.ConfiguredWrongly(err)
+	}
+	if err == nil {
+		stopReloads := onHangup(svc.ReloadAdminKey)
+		err = svc.Run(ctx)
+		stopReloads()
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// endedAtOnce is the exit code of a process that a second signal ended.
+const endedAtOnce = 3
+
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The
+// second one ends the process, until stop.
+func untilSignal(parent context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(parent)
+	signals, quit, ended := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case s := <-signals:
+				if ctx.Err() != nil {
+					fmt.Fprintf(os.Stderr, "orch: %s again: ended at once; what was in flight is finished by another replica or the next start\n", s)
+					os.Exit(endedAtOnce)
+				}
+				cancel()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(quit)
+		<-ended
+		cancel()
+	}
+}
+
+// onHangup calls do for every SIGHUP until stop, which waits for a call under
+// way.
+func onHangup(do func()) (stop func()) {
+	hangup, quit, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(hangup, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-hangup:
+				do()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangup)
+		close(quit)
+		<-ended
+	}
+}

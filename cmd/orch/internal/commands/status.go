@@ -1,0 +1,127 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/cmdline"
+)
+
+func status() *spec {
+	return &spec{
+		name: "status", needs: needsEither,
+		synopsis: "Show how the product's engines, or the service, are",
+		about: `With a platform key: the product's engines in numbers, and its figures of the last
+hour. As the admin (-admin, or no platform key): what the service needs, what it
+holds in its pools, and all products.`,
+		examples: []string{"orch status", "orch status -admin", "orch status -json | jq .by_status.failed"},
+		run: func(ctx context.Context, in *invocation) error {
+			if in.client.PlatformKey != "" {
+				return fleet(ctx, in)
+			}
+			return serviceStatus(ctx, in)
+		},
+	}
+}
+
+// fleet shows a product what it has.
+func fleet(ctx context.Context, in *invocation) error {
+	st, err := in.client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	// The figures come from another store: without them the counts are still worth
+	// showing.
+	m, merr := in.client.Metrics(ctx)
+	t := &cmdline.Table{}
+	t.Row("Health", cmdline.State(st.Health))
+	t.Row("Engines", st.Total)
+	for _, state := range client.States {
+		t.Row("  "+state, st.ByStatus[state])
+	}
+	t.Row("Unhealthy", st.UnhealthyCount)
+	t.Row("Registry", cmdline.State(st.Registry))
+	if merr != nil {
+		in.Say("the figures of the last hour: %s", describe(merr))
+		m = nil
+	} else {
+		t.Row("Last hour", fmt.Sprintf("%d provisions, %d crashes, %d restarts", m.Provisions1h, m.Crashes1h, m.Restarts1h))
+		t.Row("Average boot", fmt.Sprintf("%.0f ms", m.AvgBootMS))
+		t.Row("Ever", fmt.Sprintf("%d provisions, %d destroys", m.TotalProvisions, m.TotalDestroys))
+	}
+	return in.Show(struct {
+		*client.FleetStatus
+		Metrics *client.Metrics `json:"metrics,omitempty"`
+	}{st, m}, t)
+}
+
+// serviceStatus shows the admin how the service is.
+func serviceStatus(ctx context.Context, in *invocation) error {
+	h, err := in.client.Health(ctx)
+	if err != nil {
+		return err
+	}
+	t := &cmdline.Table{}
+	t.Row("Service", cmdline.State(h.Status))
+	for _, name := range slices.Sorted(maps.Keys(h.Subsystems)) {
+		t.Row("  "+name, cmdline.State(h.Subsystems[name]))
+	}
+	t.Row("Registry", cmdline.State(h.Registry))
+	products, perr := in.client.Products(ctx)
+	if perr != nil && h.Status == "ok" {
+		return perr
+	}
+	whole, werr := in.client.Whole(ctx)
+	if !in.JSON {
+		if werr == nil {
+			t.Row("Quarantined", whole.Quarantined)
+			t.Row("Keys missing", whole.KeysMissing)
+			t.Row("Unreadable records", whole.Unreadable.Engines+whole.Unreadable.Products+whole.Unreadable.Other)
+			t.Row("Pooled volumes", whole.PooledVolumes)
+			t.Row("Warm engines", whole.WarmEngines)
+			t.Row("Unreachable volumes", whole.UnreachableVolumes)
+		} else {
+			in.Say("the pools: %s", describe(werr))
+		}
+		if err := in.Show(nil, t); err != nil {
+			return err
+		}
+		if werr == nil && len(whole.WarmPools) > 0 {
+			if _, err := fmt.Fprintln(in.Env.Out); err != nil {
+				return err
+			}
+			if err := in.Show(nil, warmTable(whole.WarmPools)); err != nil {
+				return err
+			}
+		}
+		if perr != nil {
+			in.Say("the products: %s", describe(perr))
+			return nil
+		}
+		if _, err := fmt.Fprintln(in.Env.Out); err != nil {
+			return err
+		}
+		return in.Show(nil, productTable(products))
+	}
+	answer := map[string]any{"status": h.Status, "registry": h.Registry, "subsystems": h.Subsystems}
+	if perr == nil {
+		answer["products"] = products.Products
+	}
+	if werr == nil {
+		answer["fleet"] = whole
+	}
+	return in.PrintJSON(answer, "  ")
+}
+
+// warmTable shows the warm engines by kind.
+func warmTable(pools []client.WarmPool) *cmdline.Table {
+	t := &cmdline.Table{}
+	t.Head("WARM ENGINES OF", "CPU MHZ", "MEMORY MB", "NODE POOL", "WANTED", "READY", "MAKING", "KIND", "HELD UP UNTIL", "BY")
+	for _, p := range pools {
+		t.Row(p.Image, p.CPUMHz, p.MemoryMB, p.NodePool, p.Wanted, p.Ready, p.Making, p.Fingerprint, p.RetryAt, p.Error)
+	}
+	return t
+}

@@ -1,0 +1,157 @@
+package commands
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/cmdline"
+)
+
+const (
+	urlVar      = "ORCH_URL"
+	platformVar = "ORCH_PLATFORM_KEY"
+	adminVar    = "ORCH_ADMIN_KEY"
+	defaultURL  = "http://127.0.0.1:8000"
+)
+
+// need says which key a command needs.
+type need int
+
+const (
+	needsPlatformKey need = iota
+	needsAdminKey
+	needsEither
+)
+
+func (n need) help() string {
+	switch n {
+	case needsPlatformKey:
+		return "It needs the product's platform key (" + platformVar + ", or the context's)."
+	case needsAdminKey:
+		return "It needs the admin key (" + adminVar + ", or the context's)."
+	}
+	return "It needs the product's platform key (" + platformVar + ", or the context's), or else the\nadmin key (" + adminVar + ")."
+}
+
+// choice is what the flags say of the service to call.
+type choice struct{ address, context string }
+
+// target is a service to call: where it is, and where its keys come from.
+type target struct {
+	address         string
+	product         string // that admin commands mean when none is named; may be empty
+	platform, admin source
+}
+
+// choose finds the service to call. A context that is named wins over the
+// environment, and the environment over the context in use. An address of -address
+// or of the environment never gets the keys of the context in use: a key goes only
+// to the service that it is for.
+func choose(env *cmdline.Env, c choice) (*target, error) {
+	t := &target{address: cmp.Or(c.address, env.Getenv(urlVar))}
+	if c.context != "" || t.address == "" {
+		all, err := readContexts(env)
+		if err != nil {
+			return nil, err
+		}
+		name := cmp.Or(c.context, all.Current)
+		known, there := all.Contexts[name]
+		switch {
+		case there:
+			t = &target{cmp.Or(c.address, known.Address), known.Product, known.PlatformKey, known.AdminKey}
+		case name != "":
+			return nil, cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
+		}
+	}
+	if t.platform == (source{}) {
+		t.platform.Env = platformVar
+	}
+	if t.admin == (source{}) {
+		t.admin.Env = adminVar
+	}
+	t.address = cmp.Or(t.address, defaultURL)
+	return t, checkAddress(t.address)
+}
+
+// checkAddress refuses what is not the URL of a service. It does not repeat the
+// address, which may hold a password.
+func checkAddress(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return cmdline.Wrong("the address (-address, %s) is not a URL as in %s", urlVar, defaultURL)
+	}
+	if u.User != nil {
+		return cmdline.Wrong("the address (-address, %s) has a user or a password in it, which the service does not know", urlVar)
+	}
+	return nil
+}
+
+// client is a client of the service. It has only the keys that a command needs.
+func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) {
+	c := &client.Client{BaseURL: t.address}
+	if n != needsAdminKey {
+		if c.PlatformKey, err = t.platform.read(env); err != nil {
+			return nil, err
+		}
+	}
+	if n == needsAdminKey || n == needsEither {
+		if c.AdminKey, err = t.admin.read(env); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case n == needsPlatformKey && c.PlatformKey == "":
+		return nil, cmdline.Wrong("%s is not set; it holds the product's platform key", t.platform.Env)
+	case n == needsAdminKey && c.AdminKey == "":
+		return nil, cmdline.Wrong("%s is not set; it holds the admin key", t.admin.Env)
+	case n == needsEither && c.PlatformKey == "" && c.AdminKey == "":
+		return nil, cmdline.Wrong("neither %s nor %s is set", t.platform.Env, t.admin.Env)
+	}
+	return c, nil
+}
+
+// source is where a key comes from: an environment variable or a file.
+type source struct {
+	Env  string `json:"env,omitempty"`
+	File string `json:"file,omitempty"`
+}
+
+// String names the source, never the key.
+func (s source) String() string {
+	switch {
+	case s.File != "":
+		return "file " + s.File
+	case s.Env != "":
+		return "$" + s.Env
+	}
+	return ""
+}
+
+// maxKey bounds what is read of a file with a key.
+const maxKey = 64 << 10
+
+// read returns the key; "" if its variable is not set.
+func (s source) read(env *cmdline.Env) (string, error) {
+	if s.File == "" {
+		return env.Getenv(s.Env), nil
+	}
+	f, err := os.Open(s.File)
+	if err != nil {
+		return "", cmdline.Wrong("the key: %v", err)
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxKey))
+	if err != nil {
+		return "", fmt.Errorf("the key: %w", err)
+	}
+	key := strings.TrimSpace(string(b))
+	if key == "" {
+		return "", cmdline.Wrong("the key: %s is empty", s.File)
+	}
+	return key, nil
+}

@@ -1,0 +1,62 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/cmdline"
+)
+
+func volumeList() *spec {
+	return &spec{
+		name: "volume list", needs: needsAdminKey, product: "only those of one `product`, by slug or id",
+		synopsis: "List the volumes that destroyed engines left on their nodes",
+		about: `List the unreachable volumes, oldest first: those of destroyed engines that could
+not be deleted, with what keeps each on its node. The service deletes a volume on a
+silent node when the node is back.`,
+		examples: []string{"orch volume list", "orch volume list -product acme"},
+		run: func(ctx context.Context, in *invocation) error {
+			list, err := in.client.UnreachableVolumes(ctx)
+			if err != nil {
+				return err
+			}
+			of, err := in.namedProduct(ctx)
+			if err != nil {
+				return err
+			}
+			if of != "" {
+				list.UnreachableVolumes = slices.DeleteFunc(list.UnreachableVolumes, func(v client.UnreachableVolume) bool { return v.ProductID != of })
+				list.Total = len(list.UnreachableVolumes)
+			}
+			t := &cmdline.Table{Empty: "no volume is unreachable"}
+			t.Head("ENGINE", "SINCE", "PRODUCT", "USER", "NODE", "VOLUME", "PATH", "WHY")
+			for _, v := range list.UnreachableVolumes {
+				t.Row(v.EngineID, v.Since, v.ProductID, v.UserID, v.NodeID, v.VolumeID, v.VolumePath, v.Why)
+			}
+			return in.Show(list, t)
+		},
+	}
+}
+
+func volumeForget() *spec {
+	return &spec{
+		name: "volume forget", args: []string{"engine_id"}, needs: needsAdminKey,
+		synopsis: "Forget the volume of a destroyed engine whose node is lost",
+		about: `Forget the unreachable volume of a destroyed engine: its node was silent when the
+engine was destroyed and will not come back, or you have removed the directory.
+Should the node come back after all, a volume that Nomad knows is removed as an
+orphan. "orch volume list" lists the unreachable volumes.`,
+		examples: []string{"orch volume forget kxojiu5ydmo2ndjwqkfmov3xjx"},
+		ask: func(args []string) string {
+			return fmt.Sprintf("Forget the volume of engine %s?", args[0])
+		},
+		run: func(ctx context.Context, in *invocation) error {
+			if err := in.client.ForgetVolume(ctx, in.Args[0]); err != nil {
+				return err
+			}
+			return in.ended("forgotten", [2]string{"Engine", in.Args[0]})
+		},
+	}
+}

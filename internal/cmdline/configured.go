@@ -1,0 +1,12 @@
+package cmdline
+
+import (
+	"errors"
+	"strings"
+)
+
+// ConfiguredWrongly is the error of a command whose configuration has mistakes,
+// which err lists one a line: exit code 2.
+func ConfiguredWrongly(err error) error {
+	return WithCode(exitWrong, errors.New("the configuration has mistakes:\n  - "+strings.ReplaceAll(err.Error(), "\n", "\n  - ")))
+}
