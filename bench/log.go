@@ -14,7 +14,7 @@ import (
 const doneMessage = "operation done"
 
 // passMessage is the log line in which it tells how long a pass of reconcile took
-// (scheduler/reconcile.go), at level debug.
+// (scheduler/reconcile/reconcile.go), at level debug.
 const passMessage = "reconciled"
 
 // logTail is how many lines of a service's log an error carries.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -68,8 +69,8 @@ func (g *guard) where() string {
 	return fmt.Sprintf("ORCH_CONSUL_PREFIX=%s/ ORCH_NOMAD_NAMESPACE=%s", g.s.opts.Job.Deployment, g.s.opts.Job.Namespace)
 }
 
-// id is the deployment's id; "" while it is not known.
-func (g *guard) id() string {
+// ID is the deployment's id; "" while it is not known.
+func (g *guard) ID() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.record == nil {
@@ -78,8 +79,8 @@ func (g *guard) id() string {
 	return g.record.ID
 }
 
-// current is the deployment's record as it was read last, or nil.
-func (g *guard) current() *registry.Deployment {
+// Current is the deployment's record as it was read last, or nil.
+func (g *guard) Current() *registry.Deployment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.record
@@ -134,7 +135,7 @@ func (g *guard) look(ctx context.Context) error {
 		heard()
 	}
 	record, err := g.s.store.Deployment(ctx)
-	if before := g.current(); err == nil && before != nil && record.Index < before.Index {
+	if before := g.Current(); err == nil && before != nil && record.Index < before.Index {
 		// Perhaps it was written while it was read.
 		if record, err = g.s.store.Deployment(ctx); err == nil && 0 < record.Index && record.Index < before.Index {
 			g.wentBack(olderRecord)
@@ -148,7 +149,7 @@ func (g *guard) look(ctx context.Context) error {
 	back := g.back
 	g.mu.Unlock()
 	if back != "" {
-		if err := g.startRecovery(ctx, back, true); err != nil {
+		if err := g.StartRecovery(ctx, back, true); err != nil {
 			return err
 		}
 		g.mu.Lock()
@@ -200,11 +201,11 @@ func (g *guard) endTerm() {
 	g.term = false
 }
 
-// forward says whether the registry is known to be whole and has surely not gone back by
+// Forward says whether the registry is known to be whole and has surely not gone back by
 // now: for what acts by itself on what it has just read.
-func (g *guard) forward(ctx context.Context) bool {
-	before := g.current()
-	if !g.ok() || g.s.mirror.Confirm(ctx) != nil {
+func (g *guard) Forward(ctx context.Context) bool {
+	before := g.Current()
+	if !g.OK() || g.s.mirror.Confirm(ctx) != nil {
 		g.poke()
 		return false
 	}
@@ -213,7 +214,7 @@ func (g *guard) forward(ctx context.Context) bool {
 		g.poke()
 		return false
 	}
-	return g.ok()
+	return g.OK()
 }
 
 // distrust says that the registry may have gone back: nothing is handed out until
@@ -235,7 +236,7 @@ func (g *guard) distrust(why string) {
 func (g *guard) suspect(why string) {
 	g.distrust(why)
 	g.s.background(func(ctx context.Context) {
-		if err := g.startRecovery(ctx, why, false); err != nil && ctx.Err() == nil {
+		if err := g.StartRecovery(ctx, why, false); err != nil && ctx.Err() == nil {
 			g.log.Debug("the registry's recovery was not begun; the next comparison does it", "error", err)
 		}
 	})
@@ -280,8 +281,8 @@ func (g *guard) whole() (ok bool, changed <-chan struct{}, err error) {
 	return true, g.changed, nil
 }
 
-// ok says whether the registry is known to be whole, now.
-func (g *guard) ok() bool {
+// OK says whether the registry is known to be whole, now.
+func (g *guard) OK() bool {
 	ok, _, _ := g.whole()
 	return ok
 }
@@ -346,7 +347,7 @@ func (g *guard) compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	here := g.current()
+	here := g.Current()
 	if here.ID != "" && here.ID == there.ID && here.Registry == there.Registry && there.Challenge != "" {
 		g.log.Error("another service with another registry (Consul) wants the keys of this deployment; it is refused", "deployment", there.ID)
 		there.Challenge = ""
@@ -466,8 +467,8 @@ func (g *guard) raise(ctx context.Context, next registry.Deployment, there *secr
 func (g *guard) retire(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*pingTimeout)
 	defer cancel()
-	here := g.current()
-	if here == nil || !g.s.replica.Leader() || !g.ok() {
+	here := g.Current()
+	if here == nil || !g.s.replica.Leader() || !g.OK() {
 		return
 	}
 	there, err := g.s.vault.Deployment(ctx)
@@ -508,7 +509,7 @@ func (g *guard) challenge(ctx context.Context, here *registry.Deployment, there 
 // still pooled here that the registry is an old one. The list of secrets is
 // read before the registry, so that what is made meanwhile is not missed here.
 func (g *guard) verify(ctx context.Context) error {
-	record := g.current()
+	record := g.Current()
 	g.mu.Lock()
 	done := g.verified
 	g.mu.Unlock()
@@ -525,7 +526,7 @@ func (g *guard) verify(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		if pooled[id] { // the entry goes before the key comes
-			return g.startRecovery(ctx, "engine "+id+" has a key in Vault, and its volume is pooled in Consul", false)
+			return g.StartRecovery(ctx, "engine "+id+" has a key in Vault, and its volume is pooled in Consul", false)
 		}
 	}
 	held, err := g.s.store.Traces(ctx)
@@ -540,12 +541,12 @@ func (g *guard) verify(ctx context.Context) error {
 		if read++; read > suspectsRead {
 			break // leftovers, so many of them; reconcile reads them all
 		}
-		lost, err := g.s.isLost(ctx, id)
+		lost, err := g.s.reconcile.Lost(ctx, id)
 		if err != nil {
 			return err
 		}
 		if lost {
-			return g.startRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul", false)
+			return g.StartRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul", false)
 		}
 	}
 	g.mu.Lock()
@@ -555,39 +556,9 @@ func (g *guard) verify(ctx context.Context) error {
 	return nil
 }
 
-// isLost says whether an engine has a user, by its secret, and nothing in the
-// registry. The registry is asked first: a destroy removes the secret before the
-// row.
-func (s *Scheduler) isLost(ctx context.Context, engineID string) (bool, error) {
-	held, err := s.store.Held(ctx, engineID)
-	if err != nil || held {
-		return false, err
-	}
-	key, err := s.vault.NewestKey(ctx, engineID)
-	if errors.Is(err, secrets.ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if key.Owner.EngineID != engineID || key.Owner.Deployment != s.guard.id() || !ofUser(key.Owner) {
-		return false, nil
-	}
-	// The index by engine_id may be missing, and a row that cannot be read is there, too.
-	row, err := s.store.Engine(ctx, key.Owner.ProductID, key.Owner.UserID)
-	var damaged *registry.Unreadable
-	switch {
-	case errors.Is(err, registry.ErrNotFound):
-		return true, nil
-	case errors.As(err, &damaged):
-		return false, nil
-	}
-	return err == nil && row.EngineID != engineID, err
-}
-
-// startRecovery says in the deployment's record that the registry is to be rebuilt;
+// StartRecovery says in the deployment's record that the registry is to be rebuilt;
 // back: it is an older one as a whole.
-func (g *guard) startRecovery(ctx context.Context, why string, back bool) error {
+func (g *guard) StartRecovery(ctx context.Context, why string, back bool) error {
 	var record *registry.Deployment
 	for {
 		var err error
@@ -612,8 +583,8 @@ func (g *guard) startRecovery(ctx context.Context, why string, back bool) error 
 	return nil
 }
 
-// endRecovery says, as the leader, that the registry is whole again.
-func (g *guard) endRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error {
+// EndRecovery says, as the leader, that the registry is whole again.
+func (g *guard) EndRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error {
 	next := *record
 	next.State, next.Why, next.Since, next.Back = registry.RegistryOK, "", time.Time{}, false
 	next.Last = &done
@@ -627,10 +598,10 @@ func (g *guard) endRecovery(ctx context.Context, record *registry.Deployment, do
 	return nil
 }
 
-// noteKeys says in the deployment's record, as the leader, how many engines have lost
+// NoteKeys says in the deployment's record, as the leader, how many engines have lost
 // their key; at none, Vault is whole again.
-func (g *guard) noteKeys(ctx context.Context, missing int) error {
-	record := g.current()
+func (g *guard) NoteKeys(ctx context.Context, missing int) error {
+	record := g.Current()
 	if record == nil || record.KeysMissing == missing && (record.KeysLost == nil || missing > 0) {
 		return nil
 	}
@@ -640,7 +611,7 @@ func (g *guard) noteKeys(ctx context.Context, missing int) error {
 		next.KeysLost = nil
 	}
 	if err := g.s.store.LeadDeployment(ctx, &next); err != nil {
-		return movedOn(err)
+		return reconcile.MovedOn(err)
 	}
 	g.take(&next)
 	return nil

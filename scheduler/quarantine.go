@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/audit"
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -41,35 +41,6 @@ func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry
 	return list[i], nil
 }
 
-// find reads what there is of one engine outside the registry.
-func (s *Scheduler) find(ctx context.Context, engineID string) (*found, error) {
-	f := &found{id: engineID}
-	jobs, err := s.cluster.Jobs(ctx, registry.JobID(engineID), cluster.Hasty)
-	if err != nil {
-		return nil, err
-	}
-	for _, j := range jobs {
-		if j.ID == registry.JobID(engineID) {
-			f.job = j
-		}
-	}
-	if f.volumes, err = s.volumesOf(ctx, engineID); err != nil {
-		return nil, err
-	}
-	variables, err := s.cluster.KeyHashes(ctx, registry.JobID(engineID), cluster.Hasty)
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range variables {
-		if v.JobID == registry.JobID(engineID) {
-			f.variable = v
-		}
-	}
-	version, err := s.vault.NewestVersion(ctx, engineID)
-	f.key = version > 0
-	return f, err
-}
-
 // Adopt gives a quarantined engine to a user: to the one that its witnesses name, or
 // to the one that the admin names where they name none. The engine's row is made
 // anew; what it holds is untouched.
@@ -86,11 +57,11 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
-	f, err := s.find(ctx, engineID)
+	f, err := s.reconcile.Find(ctx, engineID)
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.witnessesOf(ctx, f, nil)
+	w, err := s.reconcile.WitnessesOf(ctx, f, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +69,8 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err != nil {
 		return nil, err
 	}
-	if w.brain() == nil {
-		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", len(w.volumes), engineID)
+	if w.Brain() == nil {
+		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", w.Volumes(), engineID)
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -115,14 +86,14 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 }
 
 // adopter is whose a quarantined engine becomes.
-func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Owner, error) {
+func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (secrets.Owner, error) {
 	var owner secrets.Owner
-	owner.ProductID, owner.UserID = w.user()
+	owner.ProductID, owner.UserID = w.User()
 	switch {
 	case owner.ProductID == "" && productID == "":
-		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.id)
+		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.ID())
 	case productID != "" && owner.ProductID != "" && (owner.ProductID != productID || owner.UserID != userID):
-		return owner, fail(InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.id, owner.UserID, owner.ProductID)
+		return owner, fail(InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.ID(), owner.UserID, owner.ProductID)
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
@@ -130,11 +101,11 @@ func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Own
 	if err := registry.CheckUserID(owner.UserID); err != nil && !errors.Is(err, registry.ErrDotSegment) {
 		return owner, fail(InvalidRequest, "%v", err)
 	}
-	owner.Deployment, owner.EngineID = s.guard.id(), w.id
+	owner.Deployment, owner.EngineID = s.guard.ID(), w.ID()
 	return owner, nil
 }
 
-func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *witnesses, owner secrets.Owner) (*registry.Engine, error) {
+func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *reconcile.Witnesses, owner secrets.Owner) (*registry.Engine, error) {
 	t, err := s.Product(ctx, owner.ProductID)
 	if err != nil {
 		return nil, err
@@ -145,7 +116,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 		has, err = &registry.Engine{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
-	case err == nil && has.EngineID == w.id:
+	case err == nil && has.EngineID == w.ID():
 		has = nil // its own row: only the record has to go
 	case err == nil && has.Reason != engine.ReasonBrainMissing:
 		return nil, fail(EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
@@ -156,7 +127,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	if err := s.ownSecret(ctx, w, owner); err != nil {
 		return nil, err
 	}
-	row := w.rebuilt(owner, time.Now().UTC())
+	row := w.Rebuilt(owner, time.Now().UTC())
 	row.ProductSlug = t.Slug
 	if row.Image == "" {
 		if row.Image, err = s.allowedImage(t.Product, ""); err != nil {
@@ -165,12 +136,10 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 		row.Resources, row.NodePool = s.resources(t.Policy), t.Policy.NodePool
 	}
 	var before *registry.Engine
-	if other := s.mirror.ByID(w.id); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
+	if other := s.mirror.ByID(w.ID()); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
 		before = other
 	}
-	s.mu.Lock()
-	delete(s.contradicted, w.id)
-	s.mu.Unlock()
+	s.settled(w.ID())
 	if has != nil && err == nil {
 		row.Index = has.Index
 		return row, s.store.Correct(ctx, row, has.EngineID, before)
@@ -186,23 +155,23 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 
 // ownSecret has an engine's secret name its owner; one that is lost is made anew, and
 // the engine gets the new key with its next start or re-key.
-func (s *Scheduler) ownSecret(ctx context.Context, w *witnesses, owner secrets.Owner) error {
+func (s *Scheduler) ownSecret(ctx context.Context, w *reconcile.Witnesses, owner secrets.Owner) error {
 	k := &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID()}
-	newest, err := s.vault.NewestVersion(ctx, w.id)
+	newest, err := s.vault.NewestVersion(ctx, w.ID())
 	if err != nil {
 		return err
 	}
-	if now, _ := w.current(); now != nil {
+	if now, _ := w.Current(); now != nil {
 		if now.Owner == owner {
 			return nil
 		}
 		k.Key, k.ID = now.Key, cmp.Or(now.ID, k.ID)
 	}
 	k.Owner = owner
-	if err := s.vault.PutEngineKey(ctx, w.id, k, newest); err != nil {
+	if err := s.vault.PutEngineKey(ctx, w.ID(), k, newest); err != nil {
 		return err
 	}
-	w.keys = append([]*secrets.EngineKey{k}, w.keys...)
+	w.Own(k)
 	return nil
 }
 
@@ -219,19 +188,19 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return err
 	}
-	f, err := s.find(ctx, engineID)
+	f, err := s.reconcile.Find(ctx, engineID)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: engineID, Action: audit.ActionDiscard, Actor: actorAdmin,
-		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.parts()},
+		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.Parts()},
 	})
 	if err != nil {
 		return err
 	}
-	err = s.clearOrphan(ctx, f)
+	err = s.reconcile.Clear(ctx, f)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that its process is gone; nothing else was removed, try again when it does", Err: err}
 	}
@@ -294,11 +263,14 @@ func (s *Scheduler) Registry(ctx context.Context) (RegistryStatus, error) {
 
 // RegistryState is what this replica last knew of its registry.
 func (s *Scheduler) RegistryState() registry.RegistryState {
-	if record := s.guard.current(); record != nil && record.State == registry.RegistryOK {
+	if record := s.guard.Current(); record != nil && record.State == registry.RegistryOK {
 		return registry.RegistryOK
 	}
 	return registry.RegistryRecovering
 }
+
+// keyReaders is how many keys are looked for in Vault at a time.
+const keyReaders = 16
 
 // lostKeys are the rows whose key Vault does not have any more.
 func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
@@ -308,7 +280,7 @@ func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
 	}
 	lost := make([]*registry.Engine, len(rows))
 	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(recoverers)
+	work.SetLimit(keyReaders)
 	for i, row := range rows {
 		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == engine.ReasonBrainMissing {
 			continue

@@ -27,6 +27,7 @@ import (
 	"github.com/septemberai/orch/scheduler/health"
 	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/scheduler/pool"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -90,7 +91,7 @@ type Scheduler struct {
 	pool      *pool.Volumes
 	warm      *warmPool
 	monitor   *health.Monitor
-	reconcile *reconciler
+	reconcile *reconcile.Reconciler
 	prover    *prover
 	rollout   chan struct{} // holds one token when provider keys are to be rolled out
 
@@ -127,7 +128,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = pool.NewVolumes(pool.Deps{
 		Log: log, Store: store, Nomad: c, Size: opts.VolumePool, Driver: opts.Job.Driver, Template: s.template.Load, NewID: s.newEngineID,
-		Leads: func() bool { return s.Ready() == nil && s.guard.ok() && s.replica.Leader() },
+		Leads: func() bool { return s.Ready() == nil && s.guard.OK() && s.replica.Leader() },
 	})
 	s.warm = newWarmPool(s)
 	s.monitor = health.New(health.Deps{
@@ -139,7 +140,11 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.sleeper = idle.NewSleeper(idle.Deps{
 		Log: log, Replica: s.replica, Store: store, Rows: s.mirror, Nodes: c, Engines: idleEngines{s}, Timeout: opts.IdleTimeout,
 	})
-	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
+	s.reconcile = reconcile.New(reconcile.Deps{
+		Log: log, Store: store, Rows: s.mirror, Nomad: c, Vault: v, Checks: s.health, Pool: s.pool, Guard: s.guard, Engines: reconciling{s}, Owners: owning{s},
+		Deployment: opts.Job.Deployment, Interval: opts.ReconcileInterval, Grace: opts.OrphanGrace, KillWithin: killGrace + killMargin, Undone: undone(),
+	})
+	s.rollout = make(chan struct{}, 1)
 	s.prover = newProver(s)
 	return s
 }
@@ -173,8 +178,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.unreachableLoop(ctx) })
 	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
 	loops.Go(func() { s.sleeper.Run(ctx) })
-	loops.Go(func() { s.reconcile.run(ctx) })
-	loops.Go(func() { s.reconcile.listen(ctx) })
+	loops.Go(func() { s.reconcile.Run(ctx) })
+	loops.Go(func() { s.reconcile.Listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })
 
 	var foreign error
@@ -287,7 +292,7 @@ func (s *Scheduler) Ready() error {
 	if s.template.Load() == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	if s.guard.id() == "" {
+	if s.guard.ID() == "" {
 		return fmt.Errorf("%w: which deployment this is was not read from the registry and Vault yet", secrets.ErrUnavailable)
 	}
 	return nil

@@ -90,7 +90,7 @@ func (o *operation) ensureKey(ctx context.Context) error {
 func (o *operation) ownWarm(ctx context.Context) error {
 	op := o.row.Op
 	k, err := o.s.vault.EngineKey(ctx, o.row.EngineID, op.KeyVersion, op.KeyID)
-	if err == nil && k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.id() {
+	if err == nil && k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.ID() {
 		own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: o.s.ownerOf(o.row), Operation: o.opID}
 		if err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, own, k.Version); err == nil {
 			o.row.KeyVersion, o.row.KeyID = own.Version, own.ID
@@ -115,7 +115,7 @@ func (o *operation) ownWarm(ctx context.Context) error {
 // witnessOf is what the variable of a row's engine says of it.
 func (s *Scheduler) witnessOf(row *registry.Engine) *cluster.Witness {
 	return &cluster.Witness{
-		Deployment: s.guard.id(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
+		Deployment: s.guard.ID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: row.Digest, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
 		NodeID: row.NodeID, VolumeID: row.VolumeID, VolumeName: row.VolumeName, CreatedAt: row.CreatedAt,
 	}
@@ -275,7 +275,7 @@ func (o *operation) register(ctx context.Context) error {
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.id(),
+		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.ID(),
 	})
 	if err != nil {
 		return err
