@@ -60,6 +60,6 @@ func (s *Scheduler) keyGone(ctx context.Context, row *registry.Engine, notFound 
 	if err != nil || newest.Version <= row.KeyVersion || newest.Owner != s.ownerOf(row) || row.Op != nil {
 		return notFound
 	}
-	s.guard.suspect("engine " + row.EngineID + " has a later key in Vault than its row names")
+	s.guard.Suspect("engine " + row.EngineID + " has a later key in Vault than its row names")
 	return errRecovering
 }

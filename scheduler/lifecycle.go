@@ -228,7 +228,7 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 	if err := s.Ready(); err != nil {
 		return err
 	}
-	return s.guard.await(ctx)
+	return s.guard.Await(ctx)
 }
 
 // change writes an operation into the caller's row, prepared by prepare, and

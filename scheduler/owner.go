@@ -181,7 +181,7 @@ func (o *operation) handedOut(ctx context.Context) (what string, err error) {
 func (o *operation) burn(what string) error {
 	o.log.Error("what was to be handed out was handed out before, and is left to whom it belongs", "what", what)
 	if what != goneVolume {
-		o.s.guard.suspect("engine " + o.row.EngineID + " was to be handed out a second time: it has " + what)
+		o.s.guard.Suspect("engine " + o.row.EngineID + " was to be handed out a second time: it has " + what)
 	}
 	o.row.Op.Step = stepBurn
 	return errDetour
@@ -191,7 +191,7 @@ func (o *operation) burn(what string) error {
 // that has room. Nothing of the old one is touched: what it has is whose it is, and
 // reconcile gives that user the row back.
 func (o *operation) newIdentity(ctx context.Context) error {
-	if err := o.s.guard.await(ctx); err != nil {
+	if err := o.s.guard.Await(ctx); err != nil {
 		return err
 	}
 	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, nil)

@@ -24,6 +24,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/scheduler/health"
 	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/scheduler/pool"
@@ -99,7 +100,7 @@ type Scheduler struct {
 	// only saves a read: each call verifies the pair anew.
 	productIDs sync.Map
 
-	guard     *guard
+	guard     *guard.Guard
 	mendAsked atomic.Int64 // when a damaged record last had a pass asked for, as time.Time.UnixNano
 	witnessed sync.Map     // the revision of each product that has a witness, by its id
 
@@ -122,7 +123,10 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		probe:   boot.NewProber(opts.ProbeTimeout),
 		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, contradicted: map[string]bool{},
 	}
-	s.guard = newGuard(s)
+	s.guard = guard.New(guard.Deps{
+		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.background,
+		Lost: s.lost, Recovering: errRecovering, Away: away,
+	})
 	s.boots = boot.NewBoots(s.probe)
 	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
@@ -152,7 +156,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 // Run works until ctx ends, and returns when all that it started has stopped.
 // It returns early, with an error, only when the engine's job file breaks a
 // rule (*jobs.RulesError), or when the keys in Vault are another deployment's
-// (*ForeignError). Operations under way are cut at their next step: call Drain
+// (*guard.ForeignError). Operations under way are cut at their next step: call Drain
 // first to let them finish.
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -184,7 +188,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 
 	var foreign error
 	loops.Go(func() {
-		if foreign = s.guard.run(ctx); foreign != nil {
+		if foreign = s.guard.Run(ctx); foreign != nil {
 			cancel()
 		}
 	})
@@ -227,7 +231,7 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	if len(s.opts.ProviderKeys) > 0 {
-		if err := s.guard.owned(); err != nil {
+		if err := s.guard.Owned(); err != nil {
 			return err
 		}
 		version, written, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys)
@@ -252,7 +256,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 // Retire gives the background work to another replica, at once and for good: what
 // is in flight here may take long to end.
 func (s *Scheduler) Retire(ctx context.Context) {
-	s.guard.retire(ctx)
+	s.guard.Retire(ctx)
 	if err := s.replica.Retire(ctx); err != nil {
 		s.log.Warn("cannot give up the lead; it ends with the session", "error", err)
 	}
