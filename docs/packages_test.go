@@ -83,7 +83,7 @@ var floors = [][]string{
 	{"internal/service"},
 	{"internal/config", "server", "images"},
 	{"scheduler"},
-	{"scheduler/health", "scheduler/idle", "scheduler/pool"},
+	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},

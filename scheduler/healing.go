@@ -51,7 +51,7 @@ func (h healing) Overtaken(err error) bool { return overtaken(err) }
 // informed says whether this replica leads and its view is fit to act upon: of a
 // registry that is whole.
 func (s *Scheduler) informed() bool {
-	return s.Ready() == nil && s.guard.ok() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
+	return s.Ready() == nil && s.guard.OK() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
 }
 
 // Restart gives a failed engine a new process and waits for how that ends.

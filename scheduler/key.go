@@ -53,13 +53,13 @@ func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) erro
 // later key of the same owner shows that the row is an old one: the registry went
 // back in time. Otherwise the key is lost.
 func (s *Scheduler) keyGone(ctx context.Context, row *registry.Engine, notFound error) error {
-	if !s.guard.ok() {
+	if !s.guard.OK() {
 		return errRecovering
 	}
 	newest, err := s.vault.NewestKey(ctx, row.EngineID)
 	if err != nil || newest.Version <= row.KeyVersion || newest.Owner != s.ownerOf(row) || row.Op != nil {
 		return notFound
 	}
-	s.guard.suspect("engine " + row.EngineID + " has a later key in Vault than its row names")
+	s.guard.Suspect("engine " + row.EngineID + " has a later key in Vault than its row names")
 	return errRecovering
 }

@@ -11,12 +11,13 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
 // ownerOf is what the secret of a row's engine says of whose it is.
 func (s *Scheduler) ownerOf(row *registry.Engine) secrets.Owner {
-	return secrets.Owner{Deployment: s.guard.id(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
+	return secrets.Owner{Deployment: s.guard.ID(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
 }
 
 // newKey is a key for a row's engine, as an operation writes it.
@@ -75,7 +76,7 @@ var errQuarantined = fail(EngineQuarantined, "this engine's key and its row name
 // contradiction reports that a row's engine has another owner in Vault: an ERROR,
 // an audit row, a record for the admin, and no key for anybody.
 func (s *Scheduler) contradiction(ctx context.Context, row *registry.Engine, owner secrets.Owner) error {
-	if s.guard.id() == "" { // this replica does not know yet whose deployment it is of
+	if s.guard.ID() == "" { // this replica does not know yet whose deployment it is of
 		return &Error{Code: BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: retryBackend}
 	}
 	s.mu.Lock()
@@ -89,17 +90,23 @@ func (s *Scheduler) contradiction(ctx context.Context, row *registry.Engine, own
 		"row_product", row.ProductID, "vault_product", owner.ProductID, "vault_deployment", owner.Deployment)
 	s.background(func(ctx context.Context) {
 		err := s.quarantine(ctx, &registry.Quarantined{
-			EngineID: row.EngineID, Since: time.Now().UTC(), Why: whyContradiction, What: []string{"row", "key"},
+			EngineID: row.EngineID, Since: time.Now().UTC(), Why: reconcile.WhyContradiction, What: []string{"row", "key"},
 			ProductID: owner.ProductID, UserID: owner.UserID, NodeID: row.NodeID,
 		})
 		if err != nil && ctx.Err() == nil {
 			s.log.Warn("cannot note a quarantined engine; the next who asks for it tries again", "engine_id", row.EngineID, "error", err)
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			delete(s.contradicted, row.EngineID)
+			s.settled(row.EngineID)
 		}
 	})
 	return errQuarantined
+}
+
+// settled forgets that an engine's row and secret disagree: whoever comes upon that again
+// tells it again.
+func (s *Scheduler) settled(engineID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.contradicted, engineID)
 }
 
 // quarantine records an engine that nobody is given, and audits it. One that is
@@ -174,7 +181,7 @@ func (o *operation) handedOut(ctx context.Context) (what string, err error) {
 func (o *operation) burn(what string) error {
 	o.log.Error("what was to be handed out was handed out before, and is left to whom it belongs", "what", what)
 	if what != goneVolume {
-		o.s.guard.suspect("engine " + o.row.EngineID + " was to be handed out a second time: it has " + what)
+		o.s.guard.Suspect("engine " + o.row.EngineID + " was to be handed out a second time: it has " + what)
 	}
 	o.row.Op.Step = stepBurn
 	return errDetour
@@ -184,7 +191,7 @@ func (o *operation) burn(what string) error {
 // that has room. Nothing of the old one is touched: what it has is whose it is, and
 // reconcile gives that user the row back.
 func (o *operation) newIdentity(ctx context.Context) error {
-	if err := o.s.guard.await(ctx); err != nil {
+	if err := o.s.guard.Await(ctx); err != nil {
 		return err
 	}
 	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, nil)
@@ -229,7 +236,7 @@ func (o *operation) reidentify(ctx context.Context, place *place) error {
 // isWarm says whether a secret is that of a row's engine from before a user was
 // given it.
 func (s *Scheduler) isWarm(k *secrets.EngineKey, row *registry.Engine) bool {
-	return k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == row.EngineID && k.Owner.Deployment == s.guard.id()
+	return k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == row.EngineID && k.Owner.Deployment == s.guard.ID()
 }
 
 // releaseForeign says whether a destroy came upon an engine that is somebody

@@ -6,6 +6,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -13,7 +14,7 @@ import (
 // of quarantines nothing: every secret would name another one.
 func TestOwnerIsNotJudgedAtTheStart(t *testing.T) {
 	s := &Scheduler{log: hclog.NewNullLogger(), contradicted: map[string]bool{}}
-	s.guard = newGuard(s)
+	s.guard = guard.New(guard.Deps{Log: s.log})
 	row := &registry.Engine{EngineID: "e", ProductID: "p", UserID: "u"}
 	err := s.contradiction(t.Context(), row, secrets.Owner{Deployment: "d", ProductID: "p", UserID: "u", EngineID: "e"})
 	if AsError(err).Code != BackendUnavailable || len(s.contradicted) > 0 {

@@ -175,7 +175,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 			s.pool.Release(p.pooled)
 		}
 		if errors.Is(err, registry.ErrMoved) && try < maxClaims {
-			if err := s.guard.again(ctx); err != nil {
+			if err := s.guard.Again(ctx); err != nil {
 				return err
 			}
 			continue

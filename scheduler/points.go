@@ -7,6 +7,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/scheduler/pool"
 )
 
@@ -24,13 +25,8 @@ const (
 	atWritten  = "written"  // a change of a product is made, its audit row is open
 )
 
-// Points of the pools, and of the deployment's record.
-const (
-	// A warm engine is a user's, who was not told.
-	pointWarmClaimed = "pool/warm-claimed"
-	// The registry says which epoch is to come, and Vault has it.
-	pointEpochMeant, pointEpochRaised = "epoch/meant", "epoch/raised"
-)
+// A warm engine is a user's, who was not told.
+const pointWarmClaimed = "pool/warm-claimed"
 
 // fencedSteps are those that verify that they may still act; a destroy's rest is
 // done to what nobody else will ever use.
@@ -43,7 +39,7 @@ func isFenced(kind registry.OpKind, step string) bool {
 // FaultPoints are all points by what they interrupt: the kind of an operation,
 // the audit log's name of an admin's change, "pool", or "epoch".
 func FaultPoints() map[string][]string {
-	points := map[string][]string{"pool": {pool.PointNoted, pool.PointDiscarded, pointWarmClaimed}, "epoch": {pointEpochMeant, pointEpochRaised}}
+	points := map[string][]string{"pool": {pool.PointNoted, pool.PointDiscarded, pointWarmClaimed}, "epoch": {guard.PointMeant, guard.PointRaised}}
 	for kind, forward := range plans {
 		add := func(names ...string) {
 			for _, name := range names {

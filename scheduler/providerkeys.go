@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
 const (
@@ -148,7 +149,7 @@ func outdated(row *registry.Engine, r *registry.Rollout) bool {
 func (s *Scheduler) rolloutLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := rolloutIdle
-		if s.Ready() == nil && s.guard.ok() && s.replica.Leader() {
+		if s.Ready() == nil && s.guard.OK() && s.replica.Leader() {
 			more, err := s.rollOut(WithRequestID(ctx, newID()))
 			if err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot roll out the provider keys; trying again", "error", err)
@@ -265,7 +266,7 @@ func (s *Scheduler) countRestarts(ctx context.Context, r *registry.Rollout, resu
 		if r.Halted {
 			s.log.Error("halted the rollout of the provider keys: too many engines in a row did not come back; look at one, then `orch provider-keys apply` goes on", "version", r.TargetVersion)
 		}
-		other = append(other, movedOn(s.store.UpdateRollout(ctx, r)))
+		other = append(other, reconcile.MovedOn(s.store.UpdateRollout(ctx, r)))
 	}
 	return errors.Join(other...)
 }

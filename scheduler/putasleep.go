@@ -11,7 +11,7 @@ import (
 // idleEngines is what the sleeper has done to engines.
 type idleEngines struct{ s *Scheduler }
 
-func (e idleEngines) Whole() bool { return e.s.guard.ok() }
+func (e idleEngines) Whole() bool { return e.s.guard.OK() }
 
 func (e idleEngines) Fresh() bool { return e.s.Ready() == nil && e.s.mirror.Age() < staleView }
 

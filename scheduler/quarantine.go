@@ -8,12 +8,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/septemberai/orch/audit"
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -41,35 +39,6 @@ func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry
 	return list[i], nil
 }
 
-// find reads what there is of one engine outside the registry.
-func (s *Scheduler) find(ctx context.Context, engineID string) (*found, error) {
-	f := &found{id: engineID}
-	jobs, err := s.cluster.Jobs(ctx, registry.JobID(engineID), cluster.Hasty)
-	if err != nil {
-		return nil, err
-	}
-	for _, j := range jobs {
-		if j.ID == registry.JobID(engineID) {
-			f.job = j
-		}
-	}
-	if f.volumes, err = s.volumesOf(ctx, engineID); err != nil {
-		return nil, err
-	}
-	variables, err := s.cluster.KeyHashes(ctx, registry.JobID(engineID), cluster.Hasty)
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range variables {
-		if v.JobID == registry.JobID(engineID) {
-			f.variable = v
-		}
-	}
-	version, err := s.vault.NewestVersion(ctx, engineID)
-	f.key = version > 0
-	return f, err
-}
-
 // Adopt gives a quarantined engine to a user: to the one that its witnesses name, or
 // to the one that the admin names where they name none. The engine's row is made
 // anew; what it holds is untouched.
@@ -86,11 +55,11 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
-	f, err := s.find(ctx, engineID)
+	f, err := s.reconcile.Find(ctx, engineID)
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.witnessesOf(ctx, f, nil)
+	w, err := s.reconcile.WitnessesOf(ctx, f, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +67,8 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err != nil {
 		return nil, err
 	}
-	if w.brain() == nil {
-		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", len(w.volumes), engineID)
+	if w.Brain() == nil {
+		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", w.Volumes(), engineID)
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -115,14 +84,14 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 }
 
 // adopter is whose a quarantined engine becomes.
-func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Owner, error) {
+func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (secrets.Owner, error) {
 	var owner secrets.Owner
-	owner.ProductID, owner.UserID = w.user()
+	owner.ProductID, owner.UserID = w.User()
 	switch {
 	case owner.ProductID == "" && productID == "":
-		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.id)
+		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.ID())
 	case productID != "" && owner.ProductID != "" && (owner.ProductID != productID || owner.UserID != userID):
-		return owner, fail(InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.id, owner.UserID, owner.ProductID)
+		return owner, fail(InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.ID(), owner.UserID, owner.ProductID)
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
@@ -130,11 +99,11 @@ func (s *Scheduler) adopter(w *witnesses, productID, userID string) (secrets.Own
 	if err := registry.CheckUserID(owner.UserID); err != nil && !errors.Is(err, registry.ErrDotSegment) {
 		return owner, fail(InvalidRequest, "%v", err)
 	}
-	owner.Deployment, owner.EngineID = s.guard.id(), w.id
+	owner.Deployment, owner.EngineID = s.guard.ID(), w.ID()
 	return owner, nil
 }
 
-func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *witnesses, owner secrets.Owner) (*registry.Engine, error) {
+func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *reconcile.Witnesses, owner secrets.Owner) (*registry.Engine, error) {
 	t, err := s.Product(ctx, owner.ProductID)
 	if err != nil {
 		return nil, err
@@ -145,7 +114,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 		has, err = &registry.Engine{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
-	case err == nil && has.EngineID == w.id:
+	case err == nil && has.EngineID == w.ID():
 		has = nil // its own row: only the record has to go
 	case err == nil && has.Reason != engine.ReasonBrainMissing:
 		return nil, fail(EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
@@ -156,7 +125,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 	if err := s.ownSecret(ctx, w, owner); err != nil {
 		return nil, err
 	}
-	row := w.rebuilt(owner, time.Now().UTC())
+	row := w.Rebuilt(owner, time.Now().UTC())
 	row.ProductSlug = t.Slug
 	if row.Image == "" {
 		if row.Image, err = s.allowedImage(t.Product, ""); err != nil {
@@ -165,12 +134,10 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 		row.Resources, row.NodePool = s.resources(t.Policy), t.Policy.NodePool
 	}
 	var before *registry.Engine
-	if other := s.mirror.ByID(w.id); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
+	if other := s.mirror.ByID(w.ID()); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
 		before = other
 	}
-	s.mu.Lock()
-	delete(s.contradicted, w.id)
-	s.mu.Unlock()
+	s.settled(w.ID())
 	if has != nil && err == nil {
 		row.Index = has.Index
 		return row, s.store.Correct(ctx, row, has.EngineID, before)
@@ -186,23 +153,23 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *wit
 
 // ownSecret has an engine's secret name its owner; one that is lost is made anew, and
 // the engine gets the new key with its next start or re-key.
-func (s *Scheduler) ownSecret(ctx context.Context, w *witnesses, owner secrets.Owner) error {
+func (s *Scheduler) ownSecret(ctx context.Context, w *reconcile.Witnesses, owner secrets.Owner) error {
 	k := &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID()}
-	newest, err := s.vault.NewestVersion(ctx, w.id)
+	newest, err := s.vault.NewestVersion(ctx, w.ID())
 	if err != nil {
 		return err
 	}
-	if now, _ := w.current(); now != nil {
+	if now, _ := w.Current(); now != nil {
 		if now.Owner == owner {
 			return nil
 		}
 		k.Key, k.ID = now.Key, cmp.Or(now.ID, k.ID)
 	}
 	k.Owner = owner
-	if err := s.vault.PutEngineKey(ctx, w.id, k, newest); err != nil {
+	if err := s.vault.PutEngineKey(ctx, w.ID(), k, newest); err != nil {
 		return err
 	}
-	w.keys = append([]*secrets.EngineKey{k}, w.keys...)
+	w.Own(k)
 	return nil
 }
 
@@ -219,19 +186,19 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return err
 	}
-	f, err := s.find(ctx, engineID)
+	f, err := s.reconcile.Find(ctx, engineID)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: engineID, Action: audit.ActionDiscard, Actor: actorAdmin,
-		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.parts()},
+		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.Parts()},
 	})
 	if err != nil {
 		return err
 	}
-	err = s.clearOrphan(ctx, f)
+	err = s.reconcile.Clear(ctx, f)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that its process is gone; nothing else was removed, try again when it does", Err: err}
 	}
@@ -270,134 +237,4 @@ func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engine
 	row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
 	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
 	return s.store.Correct(ctx, row, engineID, nil)
-}
-
-// RegistryStatus is how the registry stands.
-type RegistryStatus struct {
-	*registry.Deployment
-	// Quarantined are the engines that an admin has to decide about.
-	Quarantined int
-}
-
-// Registry says how the registry stands. BACKEND_UNAVAILABLE.
-func (s *Scheduler) Registry(ctx context.Context) (RegistryStatus, error) {
-	record, err := s.store.Deployment(ctx)
-	if err != nil {
-		return RegistryStatus{}, err
-	}
-	list, err := s.store.Quarantine(ctx)
-	if err != nil {
-		return RegistryStatus{}, err
-	}
-	return RegistryStatus{record, len(list)}, nil
-}
-
-// RegistryState is what this replica last knew of its registry.
-func (s *Scheduler) RegistryState() registry.RegistryState {
-	if record := s.guard.current(); record != nil && record.State == registry.RegistryOK {
-		return registry.RegistryOK
-	}
-	return registry.RegistryRecovering
-}
-
-// lostKeys are the rows whose key Vault does not have any more.
-func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
-	rows, _, err := s.store.Engines(ctx)
-	if err != nil {
-		return nil, err
-	}
-	lost := make([]*registry.Engine, len(rows))
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(recoverers)
-	for i, row := range rows {
-		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == engine.ReasonBrainMissing {
-			continue
-		}
-		work.Go(func() error {
-			has, err := s.vault.HasKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
-			if err == nil && !has {
-				lost[i] = row
-			}
-			return err
-		})
-	}
-	if err := work.Wait(); err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(lost, func(row *registry.Engine) bool { return row == nil }), nil
-}
-
-// Rekeyed is what a call of Rekey did.
-type Rekeyed struct {
-	// Rekeyed engines have a new key that they take; AtStart get one with their next
-	// start, for they do not run; Failed did not confirm theirs; Left are to be done by
-	// the next call.
-	Rekeyed, AtStart, Failed, Left int
-}
-
-const (
-	// rekeyFor is how long one call of Rekey begins with engines; rekeyers how many are
-	// under way at a time.
-	rekeyFor = 20 * time.Second
-	rekeyers = 4
-)
-
-// Rekey gives engines whose key Vault has lost a new one, a few at a time, for a
-// while; who calls again goes on. Products get the new keys by admit.
-func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
-	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
-		return Rekeyed{}, err
-	}
-	lost, err := s.lostKeys(ctx)
-	if err != nil {
-		return Rekeyed{}, err
-	}
-	var done Rekeyed
-	results := make([]error, len(lost))
-	var work errgroup.Group
-	work.SetLimit(rekeyers)
-	until := time.Now().Add(rekeyFor)
-	for i, row := range lost {
-		switch {
-		case row.ProductID == registry.WarmProduct: // it is replaced
-			continue
-		case row.State != registry.Running:
-			done.AtStart++
-			continue
-		case row.Op != nil || time.Now().After(until):
-			done.Left++
-			continue
-		}
-		work.Go(func() error {
-			results[i] = s.rekey(ctx, row)
-			if results[i] == nil {
-				results[i] = errRekeyed
-			}
-			return nil
-		})
-	}
-	_ = work.Wait() // the errors are counted
-	for i, err := range results {
-		switch {
-		case errors.Is(err, errRekeyed):
-			done.Rekeyed++
-		case err != nil:
-			done.Failed++
-			s.log.Warn("an engine did not take its new key", "engine_id", lost[i].EngineID, "error", err)
-		}
-	}
-	return done, s.store.RequestReconcile(ctx)
-}
-
-var errRekeyed = errors.New("scheduler: it has a new key")
-
-func (s *Scheduler) rekey(ctx context.Context, row *registry.Engine) error {
-	o, err := s.propose(ctx, row.Clone(), proposal{
-		kind: registry.OpRotateKey, action: audit.ActionRotateKey, actor: actorAdmin, details: map[string]any{"why": "its key was lost"},
-		backends: []string{"nomad", "vault"}, prepare: func(*registry.Engine) error { return nil },
-	})
-	if err == nil {
-		_, err = o.wait(ctx)
-	}
-	return err
 }

@@ -35,11 +35,11 @@ func (s *Scheduler) recoverLoop(ctx context.Context) {
 	case <-ctx.Done():
 	case <-s.mirror.Synced():
 	}
-	for (s.Ready() != nil || !s.guard.ok()) && pause.For(ctx, pollEvery) {
+	for (s.Ready() != nil || !s.guard.OK()) && pause.For(ctx, pollEvery) {
 	}
 	strays := strays{}
 	for ctx.Err() == nil {
-		if s.Ready() == nil && s.guard.ok() {
+		if s.Ready() == nil && s.guard.OK() {
 			if err := s.recoverOnce(ctx, strays); err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot look for abandoned operations; trying again", "error", err)
 			}
@@ -81,7 +81,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 		clear(strays)
 		return nil
 	}
-	if !s.guard.forward(ctx) { // else an operation of then might be begun once more
+	if !s.guard.Forward(ctx) { // else an operation of then might be begun once more
 		return nil
 	}
 	// Rows before replicas: an owner has its key before it writes a row.
@@ -153,7 +153,7 @@ func (s *Scheduler) unreachableLoop(ctx context.Context) {
 			return
 		case <-time.After(unreachableEvery):
 		}
-		if s.Ready() != nil || !s.guard.ok() || !s.replica.Leader() {
+		if s.Ready() != nil || !s.guard.OK() || !s.replica.Leader() {
 			continue
 		}
 		if err := s.sweepUnreachable(ctx); err != nil && ctx.Err() == nil {

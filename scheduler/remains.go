@@ -39,7 +39,7 @@ func (s *Scheduler) volumesOf(ctx context.Context, engineID string) ([]*cluster.
 	}
 	var own []*cluster.Volume
 	for _, v := range alike {
-		if engineOf(v.Name) == engineID {
+		if id, _ := registry.VolumeOf(v.Name); id == engineID {
 			own = append(own, v)
 		}
 	}

@@ -24,9 +24,11 @@ import (
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/scheduler/health"
 	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/scheduler/pool"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -90,7 +92,7 @@ type Scheduler struct {
 	pool      *pool.Volumes
 	warm      *warmPool
 	monitor   *health.Monitor
-	reconcile *reconciler
+	reconcile *reconcile.Reconciler
 	prover    *prover
 	rollout   chan struct{} // holds one token when provider keys are to be rolled out
 
@@ -98,7 +100,7 @@ type Scheduler struct {
 	// only saves a read: each call verifies the pair anew.
 	productIDs sync.Map
 
-	guard     *guard
+	guard     *guard.Guard
 	mendAsked atomic.Int64 // when a damaged record last had a pass asked for, as time.Time.UnixNano
 	witnessed sync.Map     // the revision of each product that has a witness, by its id
 
@@ -121,13 +123,16 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		probe:   boot.NewProber(opts.ProbeTimeout),
 		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, contradicted: map[string]bool{},
 	}
-	s.guard = newGuard(s)
+	s.guard = guard.New(guard.Deps{
+		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.background,
+		Lost: s.lost, Recovering: errRecovering, Away: away,
+	})
 	s.boots = boot.NewBoots(s.probe)
 	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = pool.NewVolumes(pool.Deps{
 		Log: log, Store: store, Nomad: c, Size: opts.VolumePool, Driver: opts.Job.Driver, Template: s.template.Load, NewID: s.newEngineID,
-		Leads: func() bool { return s.Ready() == nil && s.guard.ok() && s.replica.Leader() },
+		Leads: func() bool { return s.Ready() == nil && s.guard.OK() && s.replica.Leader() },
 	})
 	s.warm = newWarmPool(s)
 	s.monitor = health.New(health.Deps{
@@ -139,7 +144,11 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.sleeper = idle.NewSleeper(idle.Deps{
 		Log: log, Replica: s.replica, Store: store, Rows: s.mirror, Nodes: c, Engines: idleEngines{s}, Timeout: opts.IdleTimeout,
 	})
-	s.reconcile, s.rollout = newReconciler(s), make(chan struct{}, 1)
+	s.reconcile = reconcile.New(reconcile.Deps{
+		Log: log, Store: store, Rows: s.mirror, Nomad: c, Vault: v, Checks: s.health, Pool: s.pool, Guard: s.guard, Engines: reconciling{s}, Owners: owning{s},
+		Deployment: opts.Job.Deployment, Interval: opts.ReconcileInterval, Grace: opts.OrphanGrace, KillWithin: killGrace + killMargin, Undone: undone(),
+	})
+	s.rollout = make(chan struct{}, 1)
 	s.prover = newProver(s)
 	return s
 }
@@ -147,7 +156,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 // Run works until ctx ends, and returns when all that it started has stopped.
 // It returns early, with an error, only when the engine's job file breaks a
 // rule (*jobs.RulesError), or when the keys in Vault are another deployment's
-// (*ForeignError). Operations under way are cut at their next step: call Drain
+// (*guard.ForeignError). Operations under way are cut at their next step: call Drain
 // first to let them finish.
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -173,13 +182,13 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.unreachableLoop(ctx) })
 	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })
 	loops.Go(func() { s.sleeper.Run(ctx) })
-	loops.Go(func() { s.reconcile.run(ctx) })
-	loops.Go(func() { s.reconcile.listen(ctx) })
+	loops.Go(func() { s.reconcile.Run(ctx) })
+	loops.Go(func() { s.reconcile.Listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })
 
 	var foreign error
 	loops.Go(func() {
-		if foreign = s.guard.run(ctx); foreign != nil {
+		if foreign = s.guard.Run(ctx); foreign != nil {
 			cancel()
 		}
 	})
@@ -222,7 +231,7 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	if len(s.opts.ProviderKeys) > 0 {
-		if err := s.guard.owned(); err != nil {
+		if err := s.guard.Owned(); err != nil {
 			return err
 		}
 		version, written, err := s.vault.PutEnv(ctx, s.opts.ProviderKeys)
@@ -247,7 +256,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 // Retire gives the background work to another replica, at once and for good: what
 // is in flight here may take long to end.
 func (s *Scheduler) Retire(ctx context.Context) {
-	s.guard.retire(ctx)
+	s.guard.Retire(ctx)
 	if err := s.replica.Retire(ctx); err != nil {
 		s.log.Warn("cannot give up the lead; it ends with the session", "error", err)
 	}
@@ -287,7 +296,7 @@ func (s *Scheduler) Ready() error {
 	if s.template.Load() == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	if s.guard.id() == "" {
+	if s.guard.ID() == "" {
 		return fmt.Errorf("%w: which deployment this is was not read from the registry and Vault yet", secrets.ErrUnavailable)
 	}
 	return nil

@@ -6,11 +6,9 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
-
-// whyTwins is why an engine is quarantined that two rows name.
-const whyTwins = "two rows name this engine_id, and at most one of them is right"
 
 var errTwins = fail(EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides whose it is (orch engine adopt)")
 
@@ -66,7 +64,7 @@ func (s *Scheduler) quarantineTwins(ctx context.Context, row *registry.Engine) e
 	}
 	s.log.Error("two rows name one engine; nothing of it is removed until an admin decides (orch engine adopt)", "engine_id", row.EngineID,
 		"product_id", row.ProductID, "other_product", others[0].ProductID)
-	q := &registry.Quarantined{EngineID: row.EngineID, Since: time.Now().UTC(), Why: whyTwins, What: []string{"row", "row"}, NodeID: row.NodeID}
+	q := &registry.Quarantined{EngineID: row.EngineID, Since: time.Now().UTC(), Why: reconcile.WhyTwins, What: []string{"row", "row"}, NodeID: row.NodeID}
 	if k, err := s.vault.NewestKey(ctx, row.EngineID); err == nil {
 		q.ProductID, q.UserID = k.Owner.ProductID, k.Owner.UserID
 	}

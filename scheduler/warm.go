@@ -205,7 +205,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 			fault.Hit(pointWarmClaimed)
 			return row, true, nil
 		case errors.Is(err, registry.ErrMoved):
-			if err := p.s.guard.again(ctx); err != nil {
+			if err := p.s.guard.Again(ctx); err != nil {
 				return nil, false, err
 			}
 		case !errors.Is(err, registry.ErrConflict):

@@ -3,7 +3,7 @@ package server
 import (
 	"net/http"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
 // actionAnswer is one act of a reconcile pass, or of a recovery of the registry.
@@ -12,7 +12,7 @@ type actionAnswer struct {
 	EngineID  string        `json:"engine_id"`
 	ProductID string        `json:"product_id,omitempty"`
 	UserID    string        `json:"user_id,omitempty"`
-	Action    scheduler.Act `json:"action"`
+	Action    reconcile.Act `json:"action"`
 	Why       string        `json:"why"`
 }
 
@@ -34,7 +34,7 @@ func (s *Server) planReconcile(w http.ResponseWriter, r *http.Request, _ string)
 	return nil
 }
 
-func showActions(actions []*scheduler.Action) []actionAnswer {
+func showActions(actions []*reconcile.Action) []actionAnswer {
 	shown := make([]actionAnswer, 0, len(actions))
 	for _, a := range actions {
 		shown = append(shown, actionAnswer{a.Subject, a.EngineID, a.ProductID, a.UserID, a.Act, a.Why})

@@ -6,11 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/api"
-
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -33,80 +29,6 @@ const (
 	probeAgain = time.Second
 )
 
-// Deps are what the monitor works with.
-type Deps struct {
-	Log     hclog.Logger
-	Store   Store
-	Rows    Rows
-	Nomad   Nomad
-	Checks  Checks
-	Engines Engines
-	Backoff engine.Backoff
-	// MaxFailures is how many probes in a row confirm that an engine fails, ProbeTimeout
-	// what each may take, and CheckEvery the time between two of an engine whose check
-	// nobody runs.
-	MaxFailures              int
-	ProbeTimeout, CheckEvery time.Duration
-	// Subsystems are globs of those in an engine's /health that a restart may mend.
-	Subsystems []string
-}
-
-// Store is the registry: rows, and the note of a storm.
-type Store interface {
-	Engine(ctx context.Context, productID, userID string) (*registry.Engine, error)
-	Storm(ctx context.Context) (*registry.Storm, error)
-	PutStorm(ctx context.Context, s *registry.Storm) error
-	DeleteStorm(ctx context.Context, s *registry.Storm) error
-	DeleteUnreadable(ctx context.Context, u *registry.Unreadable) error
-}
-
-// Rows is the view of the rows.
-type Rows interface {
-	All() []*registry.Engine
-}
-
-// Nomad is the view of allocations, and Nomad's own word of them.
-type Nomad interface {
-	Newest(jobID string) (cluster.Alloc, bool)
-	KnowsAlloc(jobID, allocID string) bool
-	Watch(jobID string) *cluster.Watch
-	ReadNode(ctx context.Context, id string) (*cluster.Node, error)
-}
-
-// Checks is how the engines' checks in Consul stand.
-type Checks interface {
-	Of(row *registry.Engine) (registry.Standing, time.Time)
-	AgentDead(row *registry.Engine) bool
-}
-
-// Engines is what is known of engines besides, and what is done to them.
-type Engines interface {
-	// Informed says whether this replica leads and its view is fit to act upon.
-	Informed() bool
-	// nodeSilent says whether the servers do not hear from a node.
-	NodeSilent(nodeID string) bool
-	// BrainKnown says whether Nomad knows the engine's volume.
-	BrainKnown(ctx context.Context, row *registry.Engine) (bool, error)
-	// NoteUnproven notes in the row an allocation whose end nobody has proved.
-	NoteUnproven(row *registry.Engine, alloc cluster.Alloc)
-	// GoOn has a process go on that may be frozen.
-	GoOn(ctx context.Context, row *registry.Engine)
-	// SettleFrozen ends the process of an engine that sleeps, which is not the one that
-	// was frozen.
-	SettleFrozen(ctx context.Context, row *registry.Engine) error
-	// Restart gives a failed engine a new process, and Recover takes the one that it has
-	// for running again; they wait for how that ends.
-	Restart(ctx context.Context, row *registry.Engine, canary bool) error
-	Recover(ctx context.Context, row *registry.Engine, crash int64) error
-	// Update writes a row that the service itself changed, with an audit row.
-	Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error
-	// Begin and Complete write the two halves of an audit row that is of no engine.
-	Begin(ctx context.Context, action string, details map[string]any) (auditID int64, err error)
-	Complete(ctx context.Context, auditID int64, took time.Duration)
-	// Overtaken says whether an error means that another call was faster.
-	Overtaken(err error) bool
-}
-
 // Monitor is how the leader looks after engines that nobody asked about: it
 // fails those whose process or node is gone, or which say that they are not
 // healthy, and brings them back. What it sees in the view is a hint; before it
@@ -126,13 +48,6 @@ type Monitor struct {
 	mu    sync.Mutex
 	cases map[string]*engineCase // by engine_id, of engines that are not as they should be
 	asked map[string]bool        // engine_ids to be looked at, whatever the view shows
-}
-
-// engineCase is the memory of looking at one engine.
-type engineCase struct {
-	busy bool // it is being looked at
-	next time.Time
-	wait time.Duration
 }
 
 // New returns a monitor; Run makes it work.
@@ -166,92 +81,6 @@ func (m *Monitor) Run(ctx context.Context) {
 			if (m.amiss(row) || m.isAsked(row.EngineID)) && m.take(row.EngineID, now) {
 				m.look(ctx, row)
 			}
-		}
-	}
-}
-
-// amiss says whether the view shows an engine that needs a look at the stores.
-func (m *Monitor) amiss(row *registry.Engine) bool {
-	if row.Op != nil {
-		return false
-	}
-	if row.State == registry.Sleeping && row.Frozen != nil {
-		alloc, known := m.d.Nomad.Newest(row.JobID())
-		return !m.d.Engines.NodeSilent(row.NodeID) && !(known && boot.SameProcess(row.Frozen, row, &alloc))
-	}
-	if row.Desired != registry.Running {
-		return false
-	}
-	if row.State == registry.Failed {
-		return row.ProductID != registry.WarmProduct // which is replaced
-	}
-	if row.State != registry.Running {
-		return false
-	}
-	alloc, known := m.d.Nomad.Newest(row.JobID())
-	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
-		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.d.Engines.NodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
-}
-
-// take says whether an engine is due for a look, and reserves it.
-func (m *Monitor) take(engineID string, now time.Time) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	c := m.cases[engineID]
-	if c == nil {
-		c = &engineCase{}
-		m.cases[engineID] = c
-	}
-	if c.busy || now.Before(c.next) {
-		return false
-	}
-	c.busy = true
-	delete(m.asked, engineID)
-	return true
-}
-
-func (m *Monitor) isAsked(engineID string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.asked[engineID]
-}
-
-// Held says whether restarts are held back.
-func (m *Monitor) Held() bool { return m.storm.held() }
-
-// Hurry has an engine looked at with the next glance, whatever the view shows: it is a
-// hint, and somebody saw otherwise.
-func (m *Monitor) Hurry(engineID string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.asked[engineID] = true
-	if c := m.cases[engineID]; c != nil && !c.busy {
-		delete(m.cases, engineID)
-	}
-}
-
-// forget drops the memory of engines that are gone or as they should be.
-func (m *Monitor) forget(rows []*registry.Engine) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.cases) == 0 && len(m.asked) == 0 {
-		return
-	}
-	amiss, there := make(map[string]bool, len(m.cases)), make(map[string]bool, len(rows))
-	for _, row := range rows {
-		there[row.EngineID] = true
-		if c := m.cases[row.EngineID]; c != nil && (row.Op != nil || m.amiss(row)) {
-			amiss[row.EngineID] = true
-		}
-	}
-	for id, c := range m.cases {
-		if !amiss[id] && !c.busy {
-			delete(m.cases, id)
-		}
-	}
-	for id := range m.asked {
-		if !there[id] {
-			delete(m.asked, id)
 		}
 	}
 }

@@ -9,10 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -33,62 +31,6 @@ const (
 	// longestIdle, in seconds, is what a longer idle time counts as: 68 years.
 	longestIdle = math.MaxInt32
 )
-
-// Deps are what a sleeper works with.
-type Deps struct {
-	Log     hclog.Logger
-	Replica Replica
-	Store   Store
-	Rows    Rows
-	Nodes   Nodes
-	Engines Engines
-	// Timeout is after how long without an admit an engine is put to sleep, where its
-	// product's policy says nothing; 0: never.
-	Timeout time.Duration
-}
-
-// Replica says whether this replica leads.
-type Replica interface {
-	Leader() bool
-}
-
-// Store is what the registry tells of who is in use, and where rows are marked.
-type Store interface {
-	Activity(ctx context.Context) (*registry.Activity, error)
-	Products(ctx context.Context) ([]*registry.Product, []*registry.Unreadable, error)
-	ProposeSleep(ctx context.Context, row *registry.Engine) error
-}
-
-// Rows is the view of the rows.
-type Rows interface {
-	Synced() <-chan struct{}
-	Awake() []*registry.Engine
-}
-
-// Nodes is the view of the nodes.
-type Nodes interface {
-	Node(id string) (cluster.Node, bool)
-}
-
-// Engines is what engines are asked, and what is done to them.
-type Engines interface {
-	// Whole says whether the registry is whole.
-	Whole() bool
-	// Fresh says whether the views of rows and nodes are fit to be judged by.
-	Fresh() bool
-	// MayChange returns an error while nothing may be put to sleep: it could not be
-	// audited, or not be carried out.
-	MayChange(ctx context.Context) error
-	// Busy asks an engine whether it works between requests.
-	Busy(ctx context.Context, url string) (bool, error)
-	// PutToSleep begins to put an engine to sleep whose row is the one that is given,
-	// after so long without use; frozen: its process is to be kept. The channel is
-	// closed when that has ended; it is nil where another replica goes on with it.
-	// registry.ErrConflict: the row is not that one any more.
-	PutToSleep(ctx context.Context, row *registry.Engine, idle time.Duration, frozen bool) (<-chan struct{}, error)
-	// KeepFromSleep takes the mark off a row. registry.ErrConflict.
-	KeepFromSleep(ctx context.Context, row *registry.Engine) error
-}
 
 // Sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
 // since an admit writes nothing: it marks the row, waits until all admits that
@@ -248,63 +190,6 @@ func (z *Sleeper) mark(ctx context.Context, idle []*attempt) error {
 		})
 	}
 	return group.Wait()
-}
-
-// idleRule is what a product wants of its idle engines.
-type idleRule struct {
-	after time.Duration // 0: they never sleep
-	pause bool
-}
-
-// rules are each product's; there is none for engines without a user, nor for those of
-// a product whose record cannot be read.
-func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
-	products, _, err := z.d.Store.Products(ctx)
-	if err != nil {
-		return nil, err
-	}
-	rules := make(map[string]idleRule, len(products))
-	for _, p := range products {
-		rule := idleRule{after: z.d.Timeout, pause: p.Policy.SleepMode == registry.SleepPause}
-		if timeout := p.Policy.IdleTimeoutS; timeout != nil {
-			rule.after = time.Duration(min(*timeout, longestIdle)) * time.Second
-		}
-		rules[p.ProductID] = rule
-	}
-	return rules, nil
-}
-
-// idle are the engines that were not in use for their timeout and are not marked
-// yet.
-func (z *Sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now time.Time) []*attempt {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	var idle []*attempt
-	z.sweeps++
-	for _, row := range rows {
-		engine := registry.Fingerprint(row.ProductID, row.UserID)
-		woke, known := z.woke[engine]
-		if !known || woke.allocID != row.AllocID || !woke.since.Equal(row.RunningSince) {
-			woke = wakeUp{allocID: row.AllocID, since: row.RunningSince, at: now}
-		}
-		woke.sweep = z.sweeps
-		z.woke[engine] = woke
-		rule := rules[row.ProductID]
-		if rule.after <= 0 || z.attempts[engine] != nil {
-			continue
-		}
-		used := z.feed.lastUsed(engine)
-		if idleTime := idleFor(now, used, woke.at, row.KeepAwakeUntil); idleTime >= rule.after {
-			idle = append(idle, &attempt{row: row.Clone(), engine: engine, used: used, began: now, idle: idleTime, pause: rule.pause})
-		}
-	}
-	for engine, woke := range z.woke {
-		if woke.sweep != z.sweeps {
-			delete(z.woke, engine)
-		}
-	}
-	z.feed.forget(func(engine uint64) bool { _, runs := z.woke[engine]; return runs }, now.Add(-time.Minute))
-	return idle
 }
 
 // settle puts those to sleep of whom every replica has told that they are not in

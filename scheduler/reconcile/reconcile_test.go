@@ -1,17 +1,17 @@
-package scheduler
+package reconcile
 
 import "testing"
 
 // TestNudge: a pass that takes its time sees a nudge, and the pass after it answers it
 // once.
 func TestNudge(t *testing.T) {
-	r := newReconciler(nil)
+	r := New(Deps{})
 	if r.take() {
 		t.Error("there was no nudge")
 	}
 	during := r.nudged() // what a pass that begins now goes by
-	r.nudge()
-	r.nudge()
+	r.Nudge()
+	r.Nudge()
 	select {
 	case <-during:
 	default:

@@ -1,4 +1,4 @@
-package scheduler
+package reconcile
 
 import (
 	"testing"
@@ -34,7 +34,7 @@ func TestWitnessesKeepTheDigest(t *testing.T) {
 		"AnotherImage":     {job("i:2", ""), variable("i:1", "sha256:a"), "i:2", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &witnesses{
+			w := &Witnesses{
 				id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", ID: "k1", Owner: owner, Version: 1}},
 				job: tc.job, variable: tc.variable, volumes: []*cluster.Volume{{ID: "v", Name: registry.JobID("e")}},
 			}

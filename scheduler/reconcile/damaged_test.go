@@ -1,4 +1,4 @@
-package scheduler
+package reconcile
 
 import (
 	"errors"
@@ -131,22 +131,5 @@ func TestPlanOfTwins(t *testing.T) {
 				t.Errorf("planned %v, want %v", acts, want)
 			}
 		})
-	}
-}
-
-func TestUnreadableError(t *testing.T) {
-	for _, tc := range []struct {
-		u    registry.Unreadable
-		want string
-	}{
-		{registry.Unreadable{ProductID: "p"}, "the registry's record of this product is damaged"},
-		{registry.Unreadable{ProductID: "p", UserID: "u"}, "the registry's record of this engine is damaged"},
-		{registry.Unreadable{ProductID: "p", UserID: "u", Newer: true}, "a newer version of the service wrote the registry's record of this engine"},
-	} {
-		tc.u.Err = errors.New("not for the caller")
-		e := AsError(fmt.Errorf("read: %w", &tc.u))
-		if e.Code != RecordUnreadable || e.RetryAfter == 0 || len(e.Message) < len(tc.want) || e.Message[:len(tc.want)] != tc.want {
-			t.Errorf("got %v, want %q", e, tc.want)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package scheduler
+package reconcile
 
 import (
 	"fmt"
@@ -18,7 +18,7 @@ import (
 type history struct {
 	rows    []map[string]*registry.Engine // by engine_id, after each step
 	pool    []map[string]bool             // engine_ids of empty volumes
-	outside []map[string]*witnesses       // what Vault and Nomad have, by engine_id
+	outside []map[string]*Witnesses       // what Vault and Nomad have, by engine_id
 	told    map[string]secrets.Owner      // who was ever told an engine's key
 }
 
@@ -28,11 +28,11 @@ const simDeployment = "dddddd22222222222222222222"
 // starts and destroys.
 func drawHistory(t *rapid.T) *history {
 	h := &history{told: map[string]secrets.Owner{}}
-	rows, pool, outside := map[string]*registry.Engine{}, map[string]bool{}, map[string]*witnesses{}
+	rows, pool, outside := map[string]*registry.Engine{}, map[string]bool{}, map[string]*Witnesses{}
 	next := 0
 	newID := func() string { next++; return fmt.Sprintf("dddddd%020d", next) }
 	save := func() {
-		r, p, o := map[string]*registry.Engine{}, map[string]bool{}, map[string]*witnesses{}
+		r, p, o := map[string]*registry.Engine{}, map[string]bool{}, map[string]*Witnesses{}
 		for id, row := range rows {
 			r[id] = row.Clone()
 		}
@@ -75,7 +75,7 @@ func drawHistory(t *rapid.T) *history {
 	}
 	volume := func() string {
 		id := newID()
-		outside[id] = &witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: registry.JobID(id), NodeID: "n", Path: "/v"}}}
+		outside[id] = &Witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: registry.JobID(id), NodeID: "n", Path: "/v"}}}
 		return id
 	}
 	some := func(want func(*registry.Engine) bool) *registry.Engine {
@@ -197,7 +197,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id, row := range rows {
 			w := now[id]
 			if w == nil {
-				w = &witnesses{id: id, deployment: simDeployment}
+				w = &Witnesses{id: id, deployment: simDeployment}
 			}
 			w.row = row
 			r := w.judgeRow(at, true)
@@ -273,7 +273,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id, row := range rebuilt {
 			w := now[id]
 			if w == nil {
-				w = &witnesses{id: id, deployment: simDeployment}
+				w = &Witnesses{id: id, deployment: simDeployment}
 			}
 			w.row = row
 			if r := w.judgeRow(at, true); r.act != "" {
@@ -299,7 +299,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 				w.keys = h.outside[back][id].keys
 			}
 		}
-		takes := func(w *witnesses, row *registry.Engine) bool {
+		takes := func(w *Witnesses, row *registry.Engine) bool {
 			for _, k := range w.keys {
 				if k.Version == row.KeyVersion && k.ID == row.KeyID {
 					return w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash
@@ -341,10 +341,10 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 		if back >= 0 {
 			rows = h.rows[back]
 		}
-		now := map[string]*witnesses{}
-		find := func(id string) *witnesses {
+		now := map[string]*Witnesses{}
+		find := func(id string) *Witnesses {
 			if now[id] == nil {
-				now[id] = &witnesses{id: id, deployment: simDeployment}
+				now[id] = &Witnesses{id: id, deployment: simDeployment}
 			}
 			return now[id]
 		}
@@ -395,8 +395,8 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 // What contradicts itself, and what does not say whose it is, is left to an admin.
 func TestJudgeLostQuarantines(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
-	whole := func(change func(*witnesses)) *witnesses {
-		w := &witnesses{
+	whole := func(change func(*Witnesses)) *Witnesses {
+		w := &Witnesses{
 			id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", Owner: owner, Version: 1}}, job: &jobs.Engine{ProductID: "p", UserID: "u", Count: 1},
 			volumes: []*cluster.Volume{{ID: "v"}},
 		}
@@ -408,23 +408,23 @@ func TestJudgeLostQuarantines(t *testing.T) {
 	warm := owner
 	warm.ProductID = registry.WarmProduct
 	for name, tc := range map[string]struct {
-		w    *witnesses
+		w    *Witnesses
 		want Act
 	}{
-		"OK":                {whole(func(*witnesses) {}), ActRebuild},
-		"NoOwner":           {whole(func(w *witnesses) { w.keys[0].Owner = secrets.Owner{} }), ActQuarantine},
-		"NoKey":             {whole(func(w *witnesses) { w.keys = nil }), ActQuarantine},
-		"ProcessAlone":      {whole(func(w *witnesses) { w.keys, w.volumes, w.live = nil, nil, 1 }), ActQuarantine},
-		"AnotherUser":       {whole(func(w *witnesses) { w.job.UserID = "x" }), ActQuarantine},
-		"TwoVolumes":        {whole(func(w *witnesses) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), ActQuarantine},
-		"WarmOfAUser":       {whole(func(w *witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
-		"Warm":              {whole(func(w *witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
-		"AnotherDeployment": {whole(func(w *witnesses) { w.keys[0].Owner = foreign }), ""},
-		"GoneSince":         {whole(func(w *witnesses) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
-		"VolumeAlone":       {whole(func(w *witnesses) { w.keys, w.job = nil, nil }), ""},
-		"KeyAlone":          {whole(func(w *witnesses) { w.volumes, w.job = nil, nil }), ActQuarantine}, // Nomad's servers may have lost their state, too
-		"KeyOfNobodyAlone":  {whole(func(w *witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
-		"WarmKeyAlone":      {whole(func(w *witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, warm }), ""},
+		"OK":                {whole(func(*Witnesses) {}), ActRebuild},
+		"NoOwner":           {whole(func(w *Witnesses) { w.keys[0].Owner = secrets.Owner{} }), ActQuarantine},
+		"NoKey":             {whole(func(w *Witnesses) { w.keys = nil }), ActQuarantine},
+		"ProcessAlone":      {whole(func(w *Witnesses) { w.keys, w.volumes, w.live = nil, nil, 1 }), ActQuarantine},
+		"AnotherUser":       {whole(func(w *Witnesses) { w.job.UserID = "x" }), ActQuarantine},
+		"TwoVolumes":        {whole(func(w *Witnesses) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), ActQuarantine},
+		"WarmOfAUser":       {whole(func(w *Witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
+		"Warm":              {whole(func(w *Witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
+		"AnotherDeployment": {whole(func(w *Witnesses) { w.keys[0].Owner = foreign }), ""},
+		"GoneSince":         {whole(func(w *Witnesses) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
+		"VolumeAlone":       {whole(func(w *Witnesses) { w.keys, w.job = nil, nil }), ""},
+		"KeyAlone":          {whole(func(w *Witnesses) { w.volumes, w.job = nil, nil }), ActQuarantine}, // Nomad's servers may have lost their state, too
+		"KeyOfNobodyAlone":  {whole(func(w *Witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
+		"WarmKeyAlone":      {whole(func(w *Witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, warm }), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if r := tc.w.judgeLost(time.Now(), true); r.act != tc.want {
@@ -438,7 +438,8 @@ func TestJudgeLostQuarantines(t *testing.T) {
 // destroyed since, does not go on under the id that was used.
 func TestProvisionOfThenIsUndone(t *testing.T) {
 	row := &registry.Engine{EngineID: "e", ProductID: "p", UserID: "u", State: registry.Provisioning, Op: &registry.Op{ID: "o", Kind: registry.OpProvision, Step: "key"}}
-	w := &witnesses{id: "e", deployment: simDeployment, row: row}
+	undone := registry.Op{Kind: registry.OpDestroy, Step: "first", Undo: "undone"}
+	w := &Witnesses{id: "e", deployment: simDeployment, undone: undone, row: row}
 	r := w.judgeRow(time.Now(), true)
 	if r.act != ActCorrect || r.row.State != registry.Destroying || r.row.Op.Kind != registry.OpDestroy || r.row.Op.Undo == "" || r.row.Op.ID != "o" {
 		t.Fatalf("%s: %+v", r.act, r.row)
@@ -447,7 +448,7 @@ func TestProvisionOfThenIsUndone(t *testing.T) {
 	if r := w.judgeRow(time.Now(), true); r.act != "" {
 		t.Errorf("judged once more: %s", r.act)
 	}
-	if r := (&witnesses{id: "e", deployment: simDeployment, row: row}).judgeRow(time.Now(), false); r.act != "" {
+	if r := (&Witnesses{id: "e", deployment: simDeployment, row: row}).judgeRow(time.Now(), false); r.act != "" {
 		t.Errorf("in a registry that lacks rows: %s", r.act)
 	}
 }

@@ -1,4 +1,4 @@
-package scheduler
+package reconcile
 
 import (
 	"context"
@@ -27,10 +27,10 @@ const (
 	requestPoll = 2 * time.Second
 )
 
-// reconciler brings what runs into agreement with what the rows say: level by
+// Reconciler brings what runs into agreement with what the rows say: level by
 // level, whatever led to it. Every replica has one; the leader's works.
-type reconciler struct {
-	s       *Scheduler
+type Reconciler struct {
+	d       Deps
 	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only run uses it
 
 	mu       sync.Mutex
@@ -46,13 +46,14 @@ type failures struct {
 	until time.Time // not before
 }
 
-func newReconciler(s *Scheduler) *reconciler {
-	return &reconciler{s: s, hurry: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
+// New returns a reconciler; Run and Listen make it work.
+func New(d Deps) *Reconciler {
+	return &Reconciler{d: d, hurry: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
 }
 
-// nudge asks for a pass at once, if this replica leads; one that is under way and
+// Nudge asks for a pass at once, if this replica leads; one that is under way and
 // takes its time stops doing so.
-func (r *reconciler) nudge() {
+func (r *Reconciler) Nudge() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
@@ -63,14 +64,14 @@ func (r *reconciler) nudge() {
 }
 
 // nudged is closed by the next nudge, or has been since the last take.
-func (r *reconciler) nudged() <-chan struct{} {
+func (r *Reconciler) nudged() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hurry
 }
 
 // take says whether there was a nudge since it was called before.
-func (r *reconciler) take() bool {
+func (r *Reconciler) take() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
@@ -82,10 +83,10 @@ func (r *reconciler) take() bool {
 	}
 }
 
-// run makes a full pass at each interval, one that takes its time until it is nudged;
+// Run makes a full pass at each interval, one that takes its time until it is nudged;
 // at once, and as fast as it can, when this replica takes the lead and when it is
 // nudged.
-func (r *reconciler) run(ctx context.Context) {
+func (r *Reconciler) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var due time.Time
@@ -97,36 +98,36 @@ func (r *reconciler) run(ctx context.Context) {
 		case <-tick.C:
 		}
 		asked := r.take()
-		if r.s.Ready() != nil || !r.s.replica.Leader() {
+		if !r.d.Engines.Ready() || !r.d.Engines.Leads() {
 			due = time.Time{}
 			continue
 		}
 		pace := cluster.Pace(r.nudged())
-		if asked || due.IsZero() || !r.s.guard.ok() { // nobody knows yet what the leader before left undone
+		if asked || due.IsZero() || !r.d.Guard.OK() { // nobody knows yet what the leader before left undone
 			pace = cluster.Hasty
 		} else if time.Now().Before(due) {
 			continue
 		}
-		acted := r.pass(WithRequestID(ctx, newID()), pace)
-		due = time.Now().Add(r.s.opts.ReconcileInterval)
-		if !acted || !r.s.guard.ok() {
+		acted := r.pass(r.d.Engines.Request(ctx), pace)
+		due = time.Now().Add(r.d.Interval)
+		if !acted || !r.d.Guard.OK() {
 			due = time.Time{} // at the next tick
 		}
 	}
 }
 
-// listen nudges when another replica asked the leader for a pass.
-func (r *reconciler) listen(ctx context.Context) {
+// Listen nudges when another replica asked the leader for a pass.
+func (r *Reconciler) Listen(ctx context.Context) {
 	var seen uint64
 	for first := true; ctx.Err() == nil; first = false {
-		index, err := r.s.store.ReconcileRequested(ctx, seen)
+		index, err := r.d.Store.ReconcileRequested(ctx, seen)
 		switch {
 		case err != nil || index == 0:
 			seen = 0
 			pause.For(ctx, requestPoll)
 			continue
 		case index != seen && !first:
-			r.nudge()
+			r.Nudge()
 		}
 		seen = index
 	}
@@ -134,24 +135,24 @@ func (r *reconciler) listen(ctx context.Context) {
 
 // pass looks at the world once and acts on it. false: it did not, for the registry is not
 // known to be whole; a recovery acts on nothing else.
-func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
+func (r *Reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 	began := time.Now()
-	if !r.s.guard.ok() {
+	if !r.d.Guard.OK() {
 		if err := r.recoverRegistry(ctx); err != nil && ctx.Err() == nil {
-			r.s.log.Warn("the registry is not rebuilt yet; trying again", "error", err)
+			r.d.Log.Warn("the registry is not rebuilt yet; trying again", "error", err)
 		}
 		return false
 	}
 	r.mu.Lock()
 	before := r.suspects
 	r.mu.Unlock()
-	w := r.s.look(ctx, before, pace)
-	if !r.s.guard.forward(ctx) {
+	w := r.look(ctx, before, pace)
+	if !r.d.Guard.Forward(ctx) {
 		return false
 	}
-	r.s.pool.Suspect(w.withoutVolume())
-	r.s.announce(ctx, w)
-	r.s.witnessAll(ctx, w)
+	r.d.Pool.Suspect(w.withoutVolume())
+	r.announce(ctx, w)
+	r.witnessAll(ctx, w)
 	actions := plan(w)
 	r.remember(w, actions)
 	var group errgroup.Group
@@ -162,13 +163,13 @@ func (r *reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 		}
 	}
 	_ = group.Wait() // each error is kept with its act
-	r.s.log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
+	r.d.Log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
 	return true
 }
 
 // remember keeps what the next pass needs of this one, and tells what only an
 // operator can settle.
-func (r *reconciler) remember(w *world, actions []*Action) {
+func (r *Reconciler) remember(w *world, actions []*Action) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	told, failed := map[string]string{}, map[string]failures{}
@@ -183,7 +184,7 @@ func (r *reconciler) remember(w *world, actions []*Action) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.missing)) {
 		tell("list/"+name, "missing", func() {
-			r.s.log.Warn("reconcile cannot read a list, and removes nothing until it can", "list", name, "error", w.missing[name])
+			r.d.Log.Warn("reconcile cannot read a list, and removes nothing until it can", "list", name, "error", w.missing[name])
 		})
 	}
 	for _, a := range actions {
@@ -194,7 +195,7 @@ func (r *reconciler) remember(w *world, actions []*Action) {
 		switch a.Act {
 		case ActReport:
 			tell(key, a.Why, func() {
-				r.s.log.Error("reconcile refuses to touch what is ambiguous", "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "why", a.Why)
+				r.d.Log.Error("reconcile refuses to touch what is ambiguous", "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "why", a.Why)
 			})
 		case ActWatchQuota, ActCorrectQuota:
 			r.suspects[a.ProductID] = a.quota
@@ -204,7 +205,7 @@ func (r *reconciler) remember(w *world, actions []*Action) {
 }
 
 // due says whether an act may be tried now.
-func (r *reconciler) due(a *Action) bool {
+func (r *Reconciler) due(a *Action) bool {
 	switch a.Act {
 	case ActReport, ActKeep, ActWatchQuota:
 		return false
@@ -215,8 +216,8 @@ func (r *reconciler) due(a *Action) bool {
 }
 
 // attempt does one act and keeps what became of it.
-func (r *reconciler) attempt(ctx context.Context, a *Action) {
-	if ctx.Err() != nil || !r.s.replica.Leader() {
+func (r *Reconciler) attempt(ctx context.Context, a *Action) {
+	if ctx.Err() != nil || !r.d.Engines.Leads() {
 		return
 	}
 	err := r.act(ctx, a)
@@ -231,7 +232,7 @@ func (r *reconciler) attempt(ctx context.Context, a *Action) {
 	wait := min(firstBackoff<<min(f.n, 10), lastBackoff)
 	f.n, f.until = f.n+1, time.Now().Add(wait/2+rand.N(wait))
 	r.failed[key] = f
-	r.s.log.Warn("an act of reconcile failed; trying again later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
+	r.d.Log.Warn("an act of reconcile failed; trying again later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
 }
 
 // Plan is what a pass would do now.
@@ -242,25 +243,16 @@ type Plan struct {
 	Incomplete []string
 }
 
-// PlanReconcile says what a full pass would do now, on any replica; it changes
+// Plan says what a full pass would do now, on any replica; it changes
 // nothing. What a pass only does after it saw something twice (a quota) is told
 // as such. BACKEND_UNAVAILABLE: the rows cannot be read.
-func (s *Scheduler) PlanReconcile(ctx context.Context) (*Plan, error) {
-	s.reconcile.mu.Lock()
-	before := maps.Clone(s.reconcile.suspects)
-	s.reconcile.mu.Unlock()
-	w := s.look(ctx, before, cluster.Hasty)
+func (r *Reconciler) Plan(ctx context.Context) (*Plan, error) {
+	r.mu.Lock()
+	before := maps.Clone(r.suspects)
+	r.mu.Unlock()
+	w := r.look(ctx, before, cluster.Hasty)
 	if err := w.missing[listRows]; err != nil {
 		return nil, err
 	}
 	return &Plan{Actions: plan(w), Incomplete: slices.Sorted(maps.Keys(w.missing))}, nil
 }
-
-// RequestReconcile has the leader, whichever replica it is, make a full pass at
-// once.
-func (s *Scheduler) RequestReconcile(ctx context.Context) error {
-	return s.store.RequestReconcile(ctx)
-}
-
-// Role is what this replica is among the others: "leader", "follower" or "none".
-func (s *Scheduler) Role() string { return s.replica.Role() }

@@ -1,0 +1,126 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/registry"
+)
+
+// verify holds the registry against the secrets in Vault, once: an engine that has
+// a user there and nothing here says that rows are missing, and one whose volume is
+// still pooled here that the registry is an old one. The list of secrets is
+// read before the registry, so that what is made meanwhile is not missed here.
+func (g *Guard) verify(ctx context.Context) error {
+	record := g.Current()
+	g.mu.Lock()
+	done := g.verified
+	g.mu.Unlock()
+	if done || record.Index == 0 || record.ID == "" || record.State != registry.RegistryOK {
+		return nil
+	}
+	ids, err := g.d.Vault.EngineIDs(ctx)
+	if err != nil {
+		return err
+	}
+	pooled, err := g.d.Store.PoolIDs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if pooled[id] { // the entry goes before the key comes
+			return g.StartRecovery(ctx, "engine "+id+" has a key in Vault, and its volume is pooled in Consul", false)
+		}
+	}
+	held, err := g.d.Store.Traces(ctx)
+	if err != nil {
+		return err
+	}
+	read := 0
+	for _, id := range ids {
+		if held[id] {
+			continue
+		}
+		if read++; read > suspectsRead {
+			break // leftovers, so many of them; reconcile reads them all
+		}
+		lost, err := g.d.Lost(ctx, id)
+		if err != nil {
+			return err
+		}
+		if lost {
+			return g.StartRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul", false)
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.verified = true
+	g.publish()
+	return nil
+}
+
+// StartRecovery says in the deployment's record that the registry is to be rebuilt;
+// back: it is an older one as a whole.
+func (g *Guard) StartRecovery(ctx context.Context, why string, back bool) error {
+	var record *registry.Deployment
+	for {
+		var err error
+		if record, err = g.d.Store.Deployment(ctx); err != nil {
+			return err
+		}
+		if record.Index == 0 || record.State == registry.RegistryRecovering && (record.Back || !back) {
+			g.take(record)
+			return nil
+		}
+		record.State, record.Why, record.Since, record.Back = registry.RegistryRecovering, why, time.Now().UTC(), record.Back || back
+		err = g.d.Store.PutDeployment(ctx, record)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
+			return err
+		}
+	}
+	g.log.Error("the registry lost rows; rebuilding it from its witnesses in Vault and Nomad", "why", why)
+	g.take(record)
+	return nil
+}
+
+// EndRecovery says, as the leader, that the registry is whole again.
+func (g *Guard) EndRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error {
+	next := *record
+	next.State, next.Why, next.Since, next.Back = registry.RegistryOK, "", time.Time{}, false
+	next.Last = &done
+	if err := g.d.Store.LeadDeployment(ctx, &next); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.verified = true // every engine was just compared
+	g.mu.Unlock()
+	g.take(&next)
+	return nil
+}
+
+// NoteKeys says in the deployment's record, as the leader, how many engines have lost
+// their key; at none, Vault is whole again.
+func (g *Guard) NoteKeys(ctx context.Context, missing int) error {
+	record := g.Current()
+	if record == nil || record.KeysMissing == missing && (record.KeysLost == nil || missing > 0) {
+		return nil
+	}
+	next := *record
+	next.KeysMissing = missing
+	if missing == 0 {
+		next.KeysLost = nil
+	}
+	err := g.d.Store.LeadDeployment(ctx, &next)
+	if errors.Is(err, registry.ErrConflict) {
+		return nil // somebody else wrote it; the next pass sees
+	}
+	if err != nil {
+		return err
+	}
+	g.take(&next)
+	return nil
+}

@@ -1,0 +1,103 @@
+package health
+
+import (
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
+)
+
+// engineCase is the memory of looking at one engine.
+type engineCase struct {
+	busy bool // it is being looked at
+	next time.Time
+	wait time.Duration
+}
+
+// amiss says whether the view shows an engine that needs a look at the stores.
+func (m *Monitor) amiss(row *registry.Engine) bool {
+	if row.Op != nil {
+		return false
+	}
+	if row.State == registry.Sleeping && row.Frozen != nil {
+		alloc, known := m.d.Nomad.Newest(row.JobID())
+		return !m.d.Engines.NodeSilent(row.NodeID) && !(known && boot.SameProcess(row.Frozen, row, &alloc))
+	}
+	if row.Desired != registry.Running {
+		return false
+	}
+	if row.State == registry.Failed {
+		return row.ProductID != registry.WarmProduct // which is replaced
+	}
+	if row.State != registry.Running {
+		return false
+	}
+	alloc, known := m.d.Nomad.Newest(row.JobID())
+	return !known || alloc.Terminal() || alloc.Desired != api.AllocDesiredStatusRun || alloc.Client == api.AllocClientStatusUnknown ||
+		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.d.Engines.NodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
+}
+
+// take says whether an engine is due for a look, and reserves it.
+func (m *Monitor) take(engineID string, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.cases[engineID]
+	if c == nil {
+		c = &engineCase{}
+		m.cases[engineID] = c
+	}
+	if c.busy || now.Before(c.next) {
+		return false
+	}
+	c.busy = true
+	delete(m.asked, engineID)
+	return true
+}
+
+func (m *Monitor) isAsked(engineID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asked[engineID]
+}
+
+// Held says whether restarts are held back.
+func (m *Monitor) Held() bool { return m.storm.held() }
+
+// Hurry has an engine looked at with the next glance, whatever the view shows: it is a
+// hint, and somebody saw otherwise.
+func (m *Monitor) Hurry(engineID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.asked[engineID] = true
+	if c := m.cases[engineID]; c != nil && !c.busy {
+		delete(m.cases, engineID)
+	}
+}
+
+// forget drops the memory of engines that are gone or as they should be.
+func (m *Monitor) forget(rows []*registry.Engine) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.cases) == 0 && len(m.asked) == 0 {
+		return
+	}
+	amiss, there := make(map[string]bool, len(m.cases)), make(map[string]bool, len(rows))
+	for _, row := range rows {
+		there[row.EngineID] = true
+		if c := m.cases[row.EngineID]; c != nil && (row.Op != nil || m.amiss(row)) {
+			amiss[row.EngineID] = true
+		}
+	}
+	for id, c := range m.cases {
+		if !amiss[id] && !c.busy {
+			delete(m.cases, id)
+		}
+	}
+	for id := range m.asked {
+		if !there[id] {
+			delete(m.asked, id)
+		}
+	}
+}

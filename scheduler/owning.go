@@ -1,0 +1,41 @@
+package scheduler
+
+import (
+	"context"
+
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// owning is what a reconcile pass asks and tells of whose the engines are.
+type owning struct{ s *Scheduler }
+
+func (o owning) Quarantine(ctx context.Context, q *registry.Quarantined) error {
+	return o.s.quarantine(ctx, q)
+}
+
+func (o owning) Release(ctx context.Context, q *registry.Quarantined) error {
+	return o.s.release(ctx, q)
+}
+
+func (o owning) QuarantineTwins(ctx context.Context, row *registry.Engine) error {
+	return o.s.quarantineTwins(ctx, row)
+}
+
+func (o owning) Contradict(ctx context.Context, row *registry.Engine, owner secrets.Owner) {
+	_ = o.s.contradiction(ctx, row, owner) // it is for callers
+}
+
+func (o owning) Agree(k *secrets.EngineKey, row *registry.Engine) bool { return o.s.agree(k, row) }
+
+func (o owning) Settled(engineID string) { o.s.settled(engineID) }
+
+func (o owning) Backfill(ctx context.Context, row *registry.Engine) error {
+	return o.s.backfill(ctx, row)
+}
+
+func (o owning) ClaimAgain(ctx context.Context, row *registry.Engine) error {
+	return o.s.claimAgain(ctx, row)
+}
+
+func (o owning) WitnessProducts(ctx context.Context) error { return o.s.witnessProducts(ctx) }

@@ -1,0 +1,164 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// Why is what the audit rows of what a pass did say.
+const Why = "reconcile"
+
+// reasonInterrupted is the reason of an engine whose provisioning nobody went on
+// with.
+const reasonInterrupted = "interrupted"
+
+// act does what an action says to the incarnation that it was planned for. What
+// has changed since is left to the next pass.
+func (r *Reconciler) act(ctx context.Context, a *Action) error {
+	switch a.Act {
+	case ActScaleToZero:
+		return r.d.Engines.EndProcess(ctx, a.row, processless(a.found.job) != "")
+	case ActFail:
+		return r.failInterrupted(ctx, a.row)
+	case ActDestroy:
+		return r.d.Engines.Destroy(ctx, a.row)
+	case ActExamine:
+		// No event tells that Nomad has forgotten an allocation; this drops it from
+		// the view.
+		w := r.d.Nomad.Watch(a.row.JobID())
+		defer w.Close()
+		if err := w.Refresh(ctx); err != nil {
+			return err
+		}
+		r.d.Engines.Hurry(a.EngineID)
+		return nil
+	case ActCorrectQuota:
+		r.d.Log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
+		return MovedOn(r.d.Store.CorrectQuota(ctx, a.ProductID, a.quota.quota, a.quota.rows))
+	case ActMark:
+		r.d.Log.Warn("found something without a row; it is removed when it stays so", "engine_id", a.EngineID, "what", a.found.String(), "after", r.d.Grace.String())
+		mark := &registry.Orphan{EngineID: a.EngineID, FirstSeen: time.Now().UTC()}
+		if a.orphan != nil {
+			mark.Index = a.orphan.Index
+		}
+		return MovedOn(r.d.Store.PutOrphan(ctx, mark))
+	case ActUnmark:
+		return MovedOn(r.d.Store.DeleteOrphan(ctx, a.orphan))
+	case ActRemove:
+		return r.removeOrphan(ctx, a)
+	case ActRebuild:
+		if a.damaged != nil {
+			return r.rebuildDamaged(ctx, a)
+		}
+		return r.confirmLost(ctx, a.EngineID)
+	case ActRestoreProduct:
+		return r.restoreDamaged(ctx, a)
+	case ActForget:
+		return r.forgetDamaged(ctx, a)
+	case ActMend:
+		r.d.Log.Warn("an index of the registry does not lead to its row; setting it right", "index", a.fault.Index, "why", a.Why)
+		return MovedOn(r.d.Store.Mend(ctx, a.fault))
+	case ActDropPooled:
+		// What outside the registry was read before the pool, and an entry goes before
+		// anything of the engine is made.
+		defer r.Nudge()
+		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+" was handed out, and its volume is pooled in Consul", false)
+	case ActQuarantine:
+		if a.row != nil {
+			return r.d.Owners.QuarantineTwins(ctx, a.row)
+		}
+		return r.quarantineUnknown(ctx, a)
+	case ActRelease:
+		return r.d.Owners.Release(ctx, a.quarantined)
+	}
+	return fmt.Errorf("scheduler: reconcile does not know how to %s", a.Act)
+}
+
+// MovedOn takes a conflict for what it is: somebody else acted since the pass
+// looked, and the next one sees what is to be done.
+func MovedOn(err error) error {
+	if errors.Is(err, registry.ErrConflict) || errors.Is(err, cluster.ErrConflict) {
+		return nil
+	}
+	return err
+}
+
+// failInterrupted ends a provisioning without an operation: its brain and key
+// stay, and a start tries again.
+func (r *Reconciler) failInterrupted(ctx context.Context, row *registry.Engine) error {
+	row = row.Clone()
+	row.State, row.Reason, row.URL, row.AllocID = registry.Failed, reasonInterrupted, "", ""
+	return MovedOn(r.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"why": Why, "reason": reasonInterrupted}))
+}
+
+// Lost says whether an engine has a user, by its secret, and nothing in the
+// registry. The registry is asked first: a destroy removes the secret before the
+// row.
+func (r *Reconciler) Lost(ctx context.Context, engineID string) (bool, error) {
+	held, err := r.d.Store.Held(ctx, engineID)
+	if err != nil || held {
+		return false, err
+	}
+	key, err := r.d.Vault.NewestKey(ctx, engineID)
+	if errors.Is(err, secrets.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if key.Owner.EngineID != engineID || key.Owner.Deployment != r.d.Guard.ID() || !ofUser(key.Owner) {
+		return false, nil
+	}
+	// The index by engine_id may be missing, and a row that cannot be read is there, too.
+	row, err := r.d.Store.Engine(ctx, key.Owner.ProductID, key.Owner.UserID)
+	var damaged *registry.Unreadable
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return true, nil
+	case errors.As(err, &damaged):
+		return false, nil
+	}
+	return err == nil && row.EngineID != engineID, err
+}
+
+// confirmLost has the registry rebuilt when an engine that was seen without a row
+// surely has a user and none: the lists may be older than its destroy.
+func (r *Reconciler) confirmLost(ctx context.Context, engineID string) error {
+	lost, err := r.Lost(ctx, engineID)
+	if err != nil || !lost {
+		return err
+	}
+	defer r.Nudge()
+	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul", false)
+}
+
+// quarantineUnknown leaves to an admin what was seen without a row and may hold
+// somebody's memory, if it is still so.
+func (r *Reconciler) quarantineUnknown(ctx context.Context, a *Action) error {
+	held, err := r.d.Store.Held(ctx, a.EngineID)
+	if err != nil || held {
+		return err
+	}
+	w, err := r.WitnessesOf(ctx, a.found, nil)
+	if err != nil {
+		return err
+	}
+	ruled := w.judgeLost(time.Now().UTC(), false)
+	if ruled.act != ActQuarantine {
+		return nil // it is gone, or the next pass knows whose it is
+	}
+	r.d.Log.Error("an engine is quarantined until an admin decides (orch engine adopt, orch engine discard)", "engine_id", a.EngineID, "what", a.found.String(), "why", ruled.why)
+	q := &registry.Quarantined{EngineID: a.EngineID, Since: time.Now().UTC(), Why: ruled.why, What: a.found.Parts()}
+	if len(w.volumes) > 0 {
+		q.NodeID = w.volumes[0].NodeID
+	}
+	q.ProductID, q.UserID = w.User()
+	return r.d.Owners.Quarantine(ctx, q)
+}

@@ -1,0 +1,175 @@
+package reconcile
+
+import (
+	"cmp"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/secrets"
+)
+
+// lostKey is the name of a key that no secret has: that of an engine whose key Vault
+// has lost. It is given a new one as any other whose key is missing.
+const lostKey = "lost"
+
+// Why an engine is quarantined whose row is not its own, and one that two rows name: such
+// a quarantine ends by itself when that is so no more.
+const (
+	WhyContradiction = "its row names another owner than its secret in Vault"
+	WhyTwins         = "two rows name this engine_id, and at most one of them is right"
+)
+
+// ruling is what is to be done about an engine when the registry went back.
+type ruling struct {
+	act Act
+	why string
+	row *registry.Engine // as it is to be written
+}
+
+// judgeLost says what is to be done about an engine that has no row. back: the registry
+// as a whole is an older one or new, and Nomad's servers may have lost their state with
+// it. Otherwise a key alone is what is left of an engine.
+func (w *Witnesses) judgeLost(now time.Time, back bool) ruling {
+	owner := w.owner()
+	productID, userID := w.named()
+	switch {
+	case owner != secrets.Owner{} && owner.Deployment != w.deployment:
+		return ruling{} // another deployment's
+	case !w.whole() && back && ofUser(owner):
+		return ruling{act: ActQuarantine, why: "its secret in Vault says whose it is, and Nomad knows no volume of it"}
+	case !w.whole():
+		return ruling{}
+	case owner == secrets.Owner{}:
+		return ruling{act: ActQuarantine, why: "its secret in Vault does not say whose it is"}
+	case owner.ProductID == registry.WarmProduct && productID == "":
+		return ruling{} // a warm engine that nobody was given: nobody's memory
+	case owner.ProductID == registry.WarmProduct:
+		return ruling{act: ActQuarantine, why: "by its secret in Vault nobody was given it, and Nomad names a user"}
+	case productID != "" && (productID != owner.ProductID || userID != owner.UserID):
+		return ruling{act: ActQuarantine, why: "its secret in Vault and Nomad name different users"}
+	case w.Brain() == nil:
+		return ruling{act: ActQuarantine, why: fmt.Sprintf("%d volumes have its name", len(w.volumes))}
+	}
+	return ruling{act: ActRebuild, why: "it has a user in Vault and no row", row: w.Rebuilt(owner, now)}
+}
+
+// judgeRow says what is to be done about a row that may be older than its engine. back
+// says that the registry as a whole surely is: then the operation in the row is of
+// then, and what there is of the engine decides. Otherwise it is the operation's.
+func (w *Witnesses) judgeRow(now time.Time, back bool) ruling {
+	if w.row.Op != nil && !back {
+		return ruling{}
+	}
+	row := w.row.Clone()
+	owner := w.owner()
+	own := secrets.Owner{Deployment: w.deployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
+	begun := row.Op != nil && row.Op.Kind == registry.OpProvision && row.KeyVersion == 0
+	switch {
+	case row.State == registry.Destroying:
+		return ruling{} // nothing leaves it; the destroy goes on
+	case w.nothing() && begun:
+		// Nothing was made yet, or it was destroyed since, and its id was used.
+		row.State, row.Desired = registry.Destroying, registry.Destroying
+		row.Op.Kind, row.Op.Step, row.Op.Undo = w.undone.Kind, w.undone.Step, w.undone.Undo
+		return ruling{act: ActCorrect, why: "nothing of it is left in Vault and Nomad: its provision is undone", row: row}
+	case w.nothing():
+		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
+		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.SleepPending = nil, nil, nil, "", "", ""
+		row.KeyVersion, row.KeyID = 0, ""
+		if reflect.DeepEqual(row, w.row) {
+			return ruling{}
+		}
+		return ruling{act: ActMissing, why: "nothing of it is left in Vault and Nomad: it was destroyed since", row: row}
+	case owner != secrets.Owner{} && owner != own && row.ProductID == registry.WarmProduct && owner.Deployment == w.deployment:
+		next := w.Rebuilt(owner, now)
+		next.Unlabelled = true
+		return ruling{act: ActRebuild, why: "it has a user in Vault, and its row says that it waits for one", row: next}
+	case owner != secrets.Owner{} && owner != own && begun:
+		return ruling{} // a claim that is under way makes it its own, or gives it up
+	case owner != secrets.Owner{} && owner != own:
+		return ruling{act: ActQuarantine, why: WhyContradiction}
+	}
+	// A secret that is older than the row says that Vault went back, not the row.
+	if k, sure := w.Current(); k != nil && k.Owner == own && (sure || k.Version > row.KeyVersion) {
+		row.KeyVersion, row.KeyID = k.Version, k.ID
+	}
+	if v := w.Brain(); v != nil && v.ID != row.VolumeID {
+		_, now := registry.VolumeOf(v.Name)
+		if _, then := registry.VolumeOf(row.Volume()); now >= then { // else the list is from before AdoptNode
+			w.brainOf(row)
+		}
+	}
+	if row.Digest == "" { // it was resolved since
+		row.Digest = w.digestOf(row.Image)
+	}
+	dropped := row.Op != nil
+	row.Op, row.SleepPending = nil, ""
+	switch j := w.job; {
+	case j == nil && dropped:
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, cmp.Or(row.Reason, reasonInterrupted), "", ""
+	case j == nil:
+	case j.Count > 0 && row.Frozen == nil && (dropped || row.State == registry.Stopped || row.State == registry.Sleeping || row.State == registry.Provisioning):
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, engine.ReasonRecovered, "", ""
+	case j.Count == 0 && (w.rest != "" || dropped) && !(row.State == registry.Failed && !dropped):
+		row.Frozen = nil
+		w.atRest(row)
+	}
+	if reflect.DeepEqual(row, w.row) {
+		return ruling{}
+	}
+	return ruling{act: ActCorrect, why: "its row was older than its secret and its job", row: row}
+}
+
+// Rebuilt is a row made from the witnesses alone. Its image is empty where nothing
+// says it.
+func (w *Witnesses) Rebuilt(owner secrets.Owner, now time.Time) *registry.Engine {
+	row := &registry.Engine{
+		EngineID: w.id, ProductID: owner.ProductID, UserID: owner.UserID, CreatedAt: now.Truncate(time.Millisecond),
+		State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonRecovered,
+	}
+	if w.variable != nil && w.variable.Witness != nil {
+		v := w.variable.Witness
+		row.Image, row.Resources, row.NodePool = v.Image, registry.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB}, v.NodePool
+		row.CreatedAt = v.CreatedAt
+	}
+	if j := w.job; j != nil {
+		row.Image, row.Resources, row.NodePool = j.Image, registry.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB}, j.NodePool
+		if j.Count == 0 {
+			w.atRest(row)
+		}
+	}
+	row.Digest = w.digestOf(row.Image)
+	if k, sure := w.Current(); k != nil {
+		row.KeyVersion, row.KeyID = k.Version, k.ID
+		if !sure {
+			row.KeyID = lostKey
+		}
+	}
+	w.brainOf(row)
+	return row
+}
+
+// brainOf names the volume of the engine in a row.
+func (w *Witnesses) brainOf(row *registry.Engine) {
+	v := w.Brain()
+	if v == nil {
+		return
+	}
+	row.NodeID, row.VolumeID, row.VolumePath, row.VolumeName = v.NodeID, v.ID, v.Path, ""
+	if v.Name != row.JobID() {
+		row.VolumeName, row.NextVolume = v.Name, v.Name
+	}
+}
+
+// atRest gives a row the state of an engine whose job asks for no process. What the
+// job does not say is taken for stopped, so that nothing runs that nobody started.
+func (w *Witnesses) atRest(row *registry.Engine) {
+	row.State, row.Desired, row.Reason, row.Restarts = registry.Stopped, registry.Stopped, "", nil
+	if w.rest == string(registry.Sleeping) {
+		row.State, row.Desired = registry.Sleeping, registry.Running
+	}
+	row.URL, row.AllocID = "", ""
+}

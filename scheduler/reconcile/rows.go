@@ -1,0 +1,109 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// planRow looks at an engine. What an operation works on is the operation's.
+func (p *planner) planRow(row *registry.Engine) {
+	act := func(what Act, format string, args ...any) {
+		p.add(&Action{
+			Act: what, Subject: "engine", EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
+			Why: fmt.Sprintf(format, args...), row: row.Clone(), found: p.at(row.EngineID),
+		})
+	}
+	f := p.at(row.EngineID)
+	if twins := p.twins[row.EngineID]; twins != nil {
+		if what := ActReport; p.read(listQuarantine) {
+			if !p.quarantined[row.EngineID] && row == twins[0] {
+				what = ActQuarantine
+			}
+			act(what, "%s (%d rows)", WhyTwins, len(twins))
+		}
+		return
+	}
+	if volumes := p.contenders(row, f); p.read(listVolumes) && len(volumes) > 1 {
+		act(ActReport, "there are %d volumes of its name, on %s", len(volumes), nodesOf(volumes))
+		return
+	}
+	if f.job != nil && !p.owns(f.job) {
+		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
+		return
+	}
+	if p.lost[row.EngineID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
+		act(ActReport, "Nomad does not know its volume any more, which was on node %s: orch node adopt brings it back", row.NodeID)
+	}
+	if row.Op != nil {
+		return
+	}
+	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing) {
+		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
+	}
+	if volumes := p.contenders(row, f); p.read(listVolumes) && row.VolumeID != "" && len(volumes) == 1 && volumes[0].ID != row.VolumeID {
+		act(ActReport, "the volume of its name is %s, and its brain is %s", volumes[0].ID, row.VolumeID)
+		return
+	}
+	switch row.State {
+	case registry.Provisioning:
+		act(ActFail, "it is provisioning and no operation works on it")
+	case registry.Destroying:
+		act(ActDestroy, "it is destroying and no operation works on it")
+	case registry.Stopped, registry.Sleeping:
+		switch {
+		case !p.read(listJobs, listNodes):
+		case row.Frozen != nil:
+			if lost := processless(f.job); lost != "" && !p.silent[row.NodeID] {
+				act(ActScaleToZero, "it is paused and %s", lost)
+			} else if p.awake[row.EngineID] {
+				act(ActScaleToZero, "it is paused and its check passes")
+			}
+		case f.job == nil:
+		case f.job.Count > 0:
+			act(ActScaleToZero, "it is %s and its job asks for %d processes", row.State, f.job.Count)
+		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
+			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
+		}
+	case registry.Running:
+		if lost := processless(f.job); lost != "" && p.read(listJobs) {
+			act(ActExamine, "it is running and %s", lost)
+		}
+	}
+}
+
+// contenders are the volumes of which each might be the brain of a row: without those
+// of earlier registrations, on nodes that are lost, beside its own.
+func (p *planner) contenders(row *registry.Engine, f *Found) []*cluster.Volume {
+	own := slices.IndexFunc(f.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID })
+	if own < 0 {
+		return f.volumes
+	}
+	return slices.DeleteFunc(slices.Clone(f.volumes), func(v *cluster.Volume) bool { return v.ID != row.VolumeID && p.silent[v.NodeID] })
+}
+
+// processless says why a job has no process; "" when it may have one.
+func processless(job *cluster.JobInfo) string {
+	switch {
+	case job == nil:
+		return "has no job"
+	case job.Count == 0:
+		return "its job asks for no process"
+	case job.Count > 0 && len(job.Live) == 0:
+		return "no process of it lives"
+	}
+	return ""
+}
+
+func nodesOf(volumes []*cluster.Volume) string {
+	nodes := make([]string, 0, len(volumes))
+	for _, v := range volumes {
+		nodes = append(nodes, "node "+v.NodeID)
+	}
+	slices.Sort(nodes)
+	return strings.Join(nodes, " and ")
+}

@@ -1,0 +1,170 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/reconcile"
+)
+
+// reconciling is what a reconcile pass has done to engines.
+type reconciling struct{ s *Scheduler }
+
+func (r reconciling) Ready() bool { return r.s.Ready() == nil }
+
+func (r reconciling) Leads() bool { return r.s.replica.Leader() }
+
+func (r reconciling) NodeSilent(nodeID string) bool { return r.s.nodeSilent(nodeID) }
+
+func (r reconciling) Request(ctx context.Context) context.Context {
+	return WithRequestID(ctx, newID())
+}
+
+func (r reconciling) Audited(ctx context.Context, e audit.Entry, change func() error) error {
+	e.Actor, e.RequestID = actorSystem, RequestID(ctx)
+	id, err := r.s.audit.Begin(ctx, e)
+	if err != nil {
+		return err
+	}
+	err = change()
+	r.s.abandon(ctx, id, e.Timestamp, err)
+	return err
+}
+
+func (r reconciling) Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+	return r.s.auditedUpdate(ctx, row, action, details)
+}
+
+func (r reconciling) Destroy(ctx context.Context, row *registry.Engine) error {
+	return r.s.proposeAndWait(ctx, row, registry.OpDestroy, audit.ActionDestroy, "nomad", "vault")
+}
+
+func (r reconciling) Hurry(engineID string) { r.s.monitor.Hurry(engineID) }
+
+func (r reconciling) DiscardWarm(ctx context.Context, row *registry.Engine, why string) {
+	r.s.warm.remove(ctx, row, why)
+}
+
+func (r reconciling) VolumesOf(ctx context.Context, engineID string) ([]*cluster.Volume, error) {
+	return r.s.volumesOf(ctx, engineID)
+}
+
+func (r reconciling) RemoveVolume(ctx context.Context, v *cluster.Volume) error {
+	left, err := r.s.removeVolume(ctx, v)
+	if err == nil && left != "" {
+		err = &Error{Code: BackendError, Message: "the engine's volume is left: " + left}
+	}
+	return err
+}
+
+func (r reconciling) ProveEnded(ctx context.Context, jobID string, allocs []cluster.Alloc) error {
+	return r.s.proveOrphan(ctx, jobID, allocs)
+}
+
+func (r reconciling) Image(p *registry.Product) (string, error) { return r.s.allowedImage(p, "") }
+
+func (r reconciling) Resources(p registry.Policy) registry.Resources { return r.s.resources(p) }
+
+// undone is how a destroy begins that undoes a provision, which the registry has of then
+// and nobody goes on with.
+func undone() registry.Op {
+	return registry.Op{Kind: registry.OpDestroy, Step: plans[registry.OpDestroy][0].name, Undo: string(RegistryRecovering)}
+}
+
+// EndProcess ends the process of an engine that is stopped or sleeping, by the
+// operation that should have done so, or what is left of a paused one.
+func (r reconciling) EndProcess(ctx context.Context, row *registry.Engine, gone bool) error {
+	s := r.s
+	if row.Frozen != nil {
+		if !gone && !s.probe.KeepsAnswering(ctx, row.Frozen.URL, boot.SlowAnswer) {
+			return nil // its check has not noticed yet that it was frozen
+		}
+		return s.settleFrozen(ctx, row)
+	}
+	runs, err := s.asksForProcess(ctx, row.JobID())
+	if err != nil || !runs {
+		return err // the list that told otherwise is older than the row
+	}
+	s.log.Warn("an engine that should not run does; ending its process", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State))
+	if row.State == registry.Sleeping {
+		return s.proposeAndWait(ctx, row, registry.OpSleep, audit.ActionSleep, "nomad")
+	}
+	return s.proposeAndWait(ctx, row, registry.OpStop, audit.ActionStop, "nomad")
+}
+
+// asksForProcess says whether a job asks for a process now, or has one.
+func (s *Scheduler) asksForProcess(ctx context.Context, jobID string) (bool, error) {
+	job, err := s.cluster.Job(ctx, jobID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, group := range job.TaskGroups {
+		if group.Count == nil || *group.Count > 0 {
+			return true, nil
+		}
+	}
+	w := s.cluster.Watch(jobID)
+	defer w.Close()
+	if err := w.Refresh(ctx); err != nil {
+		return false, err
+	}
+	lives := false
+	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
+		for _, a := range state.Allocs {
+			lives = lives || !a.Terminal() && !s.nodeSilent(a.NodeID)
+		}
+		return true, nil
+	})
+	return lives, err
+}
+
+// proposeAndWait begins an operation that nobody asked for, and waits for it.
+func (s *Scheduler) proposeAndWait(ctx context.Context, row *registry.Engine, kind registry.OpKind, action string, backends ...string) error {
+	o, err := s.propose(ctx, row, proposal{
+		kind: kind, action: action, actor: actorSystem, details: map[string]any{"why": reconcile.Why}, backends: backends,
+		prepare: func(*registry.Engine) error { return nil },
+	})
+	if err != nil {
+		return reconcile.MovedOn(err)
+	}
+	_, err = o.wait(ctx)
+	return err
+}
+
+// PlanReconcile says what a full pass would do now, on any replica; it changes
+// nothing. What a pass only does after it saw something twice (a quota) is told
+// as such. BACKEND_UNAVAILABLE: the rows cannot be read.
+func (s *Scheduler) PlanReconcile(ctx context.Context) (*reconcile.Plan, error) {
+	return s.reconcile.Plan(ctx)
+}
+
+// RequestReconcile has the leader, whichever replica it is, make a full pass at
+// once.
+func (s *Scheduler) RequestReconcile(ctx context.Context) error {
+	return s.store.RequestReconcile(ctx)
+}
+
+// PlanRecovery says what a recovery of the registry would do now; it changes
+// nothing. BACKEND_UNAVAILABLE: a store does not say what it has.
+func (s *Scheduler) PlanRecovery(ctx context.Context) ([]*reconcile.Action, error) {
+	return s.reconcile.PlanRecovery(ctx)
+}
+
+// RequestRecovery has the leader compare every engine with its witnesses, and
+// rebuild what is missing. Changes wait meanwhile.
+func (s *Scheduler) RequestRecovery(ctx context.Context) error {
+	if err := s.guard.StartRecovery(ctx, "an admin asked for it", true); err != nil {
+		return err
+	}
+	return s.store.RequestReconcile(ctx)
+}
+
+// Role is what this replica is among the others: "leader", "follower" or "none".
+func (s *Scheduler) Role() string { return s.replica.Role() }

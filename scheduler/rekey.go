@@ -1,0 +1,119 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// keyReaders is how many keys are looked for in Vault at a time.
+const keyReaders = 16
+
+// lostKeys are the rows whose key Vault does not have any more.
+func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
+	rows, _, err := s.store.Engines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lost := make([]*registry.Engine, len(rows))
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(keyReaders)
+	for i, row := range rows {
+		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == engine.ReasonBrainMissing {
+			continue
+		}
+		work.Go(func() error {
+			has, err := s.vault.HasKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
+			if err == nil && !has {
+				lost[i] = row
+			}
+			return err
+		})
+	}
+	if err := work.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(lost, func(row *registry.Engine) bool { return row == nil }), nil
+}
+
+// Rekeyed is what a call of Rekey did.
+type Rekeyed struct {
+	// Rekeyed engines have a new key that they take; AtStart get one with their next
+	// start, for they do not run; Failed did not confirm theirs; Left are to be done by
+	// the next call.
+	Rekeyed, AtStart, Failed, Left int
+}
+
+const (
+	// rekeyFor is how long one call of Rekey begins with engines; rekeyers how many are
+	// under way at a time.
+	rekeyFor = 20 * time.Second
+	rekeyers = 4
+)
+
+// Rekey gives engines whose key Vault has lost a new one, a few at a time, for a
+// while; who calls again goes on. Products get the new keys by admit.
+func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return Rekeyed{}, err
+	}
+	lost, err := s.lostKeys(ctx)
+	if err != nil {
+		return Rekeyed{}, err
+	}
+	var done Rekeyed
+	results := make([]error, len(lost))
+	var work errgroup.Group
+	work.SetLimit(rekeyers)
+	until := time.Now().Add(rekeyFor)
+	for i, row := range lost {
+		switch {
+		case row.ProductID == registry.WarmProduct: // it is replaced
+			continue
+		case row.State != registry.Running:
+			done.AtStart++
+			continue
+		case row.Op != nil || time.Now().After(until):
+			done.Left++
+			continue
+		}
+		work.Go(func() error {
+			results[i] = s.rekey(ctx, row)
+			if results[i] == nil {
+				results[i] = errRekeyed
+			}
+			return nil
+		})
+	}
+	_ = work.Wait() // the errors are counted
+	for i, err := range results {
+		switch {
+		case errors.Is(err, errRekeyed):
+			done.Rekeyed++
+		case err != nil:
+			done.Failed++
+			s.log.Warn("an engine did not take its new key", "engine_id", lost[i].EngineID, "error", err)
+		}
+	}
+	return done, s.store.RequestReconcile(ctx)
+}
+
+var errRekeyed = errors.New("scheduler: it has a new key")
+
+func (s *Scheduler) rekey(ctx context.Context, row *registry.Engine) error {
+	o, err := s.propose(ctx, row.Clone(), proposal{
+		kind: registry.OpRotateKey, action: audit.ActionRotateKey, actor: actorAdmin, details: map[string]any{"why": "its key was lost"},
+		backends: []string{"nomad", "vault"}, prepare: func(*registry.Engine) error { return nil },
+	})
+	if err == nil {
+		_, err = o.wait(ctx)
+	}
+	return err
+}
