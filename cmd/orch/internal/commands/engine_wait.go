@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/posener/complete"
 
@@ -34,7 +35,7 @@ such as a restart of the service, are waited out.`,
 		codes:    fmt.Sprintf("%d the time ran out (-timeout)", exitTimeout),
 		timeout:  "how long to wait in all; 0: indefinitely",
 		flags: func(f *flag.FlagSet) {
-			f.StringVar(&state, "for", "", "wait for this `state`: one of the six, or destroyed")
+			f.StringVar(&state, "for", "", "wait for this `state`: "+strings.Join(states, ", "))
 		},
 		predict: map[string]complete.Predictor{"for": complete.PredictSet(states...)},
 		run: func(ctx context.Context, in *invocation) error {

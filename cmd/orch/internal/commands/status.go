@@ -13,7 +13,7 @@ import (
 func status() *spec {
 	return &spec{
 		name: "status", needs: needsEither,
-		synopsis: "Show how the product's engines, or the service, are",
+		synopsis: "Show the state of the product's engines, or of the service",
 		about: `With a platform key: the product's engines in numbers, and its figures of the last
 hour. As the admin (-admin, or no platform key): what the service needs, what it
 holds in its pools, and all products.`,
