@@ -8,18 +8,19 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 func TestProducts(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "1"})
 	ctx := t.Context()
-	admin, other := &client.Client{BaseURL: all[0].url, AdminKey: adminKey}, &client.Client{BaseURL: all[1].url, AdminKey: adminKey}
+	admin, other := &client.Client{BaseURL: all[0].URL, AdminKey: harness.AdminKey}, &client.Client{BaseURL: all[1].URL, AdminKey: harness.AdminKey}
 	p, err := admin.RegisterProduct(ctx, "acme", "ACME Inc.", &client.Policy{MaxEngines: new(3)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: all[0].url, PlatformKey: p.PlatformAPIKey}
+	c := &client.Client{BaseURL: all[0].URL, PlatformKey: p.PlatformAPIKey}
 	if _, err := c.Provision(ctx, "u", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -41,9 +42,9 @@ func TestProducts(t *testing.T) {
 		t.Fatalf("%+v, %v", set, err)
 	}
 	_, err = c.Provision(ctx, "second", "")
-	wantCode(t, err, 429, "QUOTA_EXCEEDED")
+	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 	for _, body := range []any{map[string]any{}, map[string]any{"policy": map[string]any{"max_engine": 1}}, map[string]any{"policy": map[string]any{"max_engines": -1}}, map[string]any{"policy": nil}} {
-		wantCode(t, other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", body, nil), 400, "INVALID_REQUEST")
+		harness.WantCode(t, other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", body, nil), 400, "INVALID_REQUEST")
 	}
 
 	// Both keys work until the overlap ends, on every replica.
@@ -53,28 +54,28 @@ func TestProducts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &client.Client{BaseURL: all[1].url, PlatformKey: key}
+		return &client.Client{BaseURL: all[1].URL, PlatformKey: key}
 	}
 	overlapping := rotate(6 * time.Second)
-	for _, k := range []*client.Client{c, at(c, all[1]), overlapping, at(overlapping, all[0])} {
+	for _, k := range []*client.Client{c, harness.At(c, all[1]), overlapping, harness.At(overlapping, all[0])} {
 		if _, err := k.Engine(ctx, "u"); err != nil {
 			t.Error(err)
 		}
 	}
-	eventually(t, "the overlap ends", func() error {
+	harness.Eventually(t, "the overlap ends", func() error {
 		_, err := c.Engine(ctx, "u")
 		if err == nil {
 			return os.ErrExist
 		}
-		wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+		harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")
 		return nil
 	})
 	third := rotate(0)
 	_, err = overlapping.Engine(ctx, "u")
-	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
-	wantCode(t, second(admin.RotatePlatformKey(ctx, p.ProductID, 86401*time.Second)), 400, "INVALID_REQUEST")
+	harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+	harness.WantCode(t, harness.ErrOf(admin.RotatePlatformKey(ctx, p.ProductID, 86401*time.Second)), 400, "INVALID_REQUEST")
 
-	wantCode(t, other.DeleteProduct(ctx, p.ProductID), 409, "PRODUCT_HAS_ENGINES")
+	harness.WantCode(t, other.DeleteProduct(ctx, p.ProductID), 409, "PRODUCT_HAS_ENGINES")
 	if _, err := third.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -82,16 +83,16 @@ func TestProducts(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = third.Engine(ctx, "u")
-	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+	harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")
 	for _, call := range []error{
-		second(admin.Product(ctx, p.ProductID)), admin.DeleteProduct(ctx, p.ProductID),
-		second(admin.SetPolicy(ctx, p.ProductID, client.Policy{})), second(admin.RotatePlatformKey(ctx, p.ProductID, 0)),
+		harness.ErrOf(admin.Product(ctx, p.ProductID)), admin.DeleteProduct(ctx, p.ProductID),
+		harness.ErrOf(admin.SetPolicy(ctx, p.ProductID, client.Policy{})), harness.ErrOf(admin.RotatePlatformKey(ctx, p.ProductID, 0)),
 	} {
-		wantCode(t, call, 404, "PRODUCT_NOT_FOUND")
+		harness.WantCode(t, call, 404, "PRODUCT_NOT_FOUND")
 	}
-	nobody := &client.Client{BaseURL: all[0].url, AdminKey: "nonsense-of-16-characters"}
+	nobody := &client.Client{BaseURL: all[0].URL, AdminKey: "nonsense-of-16-characters"}
 	for method, path := range map[string]string{http.MethodGet: "/products", http.MethodDelete: "/products/x", http.MethodPut: "/products/x/policy", http.MethodPost: "/products/x/rotate-platform-key"} {
-		wantCode(t, nobody.Do(ctx, method, path, nil, nil), 401, "INVALID_ADMIN_KEY")
+		harness.WantCode(t, nobody.Do(ctx, method, path, nil, nil), 401, "INVALID_ADMIN_KEY")
 	}
 	// The slug is free again.
 	if _, err := admin.RegisterProduct(ctx, "acme", "ACME again", nil); err != nil {
@@ -111,9 +112,9 @@ func TestAdminKeyFile(t *testing.T) {
 		}
 	}
 	write("the-first-admin-key\n")
-	r := startService(t, shared, map[string]string{"ORCH_ADMIN_KEY": "", "ORCH_ADMIN_KEY_FILE": file, "ORCH_VOLUME_POOL": "0"})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_ADMIN_KEY": "", "ORCH_ADMIN_KEY_FILE": file, "ORCH_VOLUME_POOL": "0"})
 	works := func(key string) error {
-		return second((&client.Client{BaseURL: r.url, AdminKey: key}).Products(t.Context()))
+		return harness.ErrOf((&client.Client{BaseURL: r.URL, AdminKey: key}).Products(t.Context()))
 	}
 	if err := works("the-first-admin-key"); err != nil {
 		t.Fatal(err)
@@ -128,5 +129,5 @@ func TestAdminKeyFile(t *testing.T) {
 	if err := works("the-second-admin-key"); err != nil {
 		t.Error(err)
 	}
-	wantCode(t, works("the-first-admin-key"), 401, "INVALID_ADMIN_KEY")
+	harness.WantCode(t, works("the-first-admin-key"), 401, "INVALID_ADMIN_KEY")
 }

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,49 +10,30 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-func admit(ctx context.Context, c *client.Client, user string, provision, wake bool) (*client.Admission, error) {
-	return c.Admit(ctx, user, client.AdmitOptions{AutoProvision: provision, AutoWake: wake})
-}
-
-// startReplicas runs n services on one registry.
-func startReplicas(t *testing.T, n int, vars map[string]string) []*replica {
-	t.Helper()
-	vars["ORCH_CONSUL_PREFIX"] = "replicas-" + t.Name() + "/"
-	var all []*replica
-	for range n {
-		all = append(all, startService(t, shared, vars))
-	}
-	return all
-}
-
-// at is the same product's client at another replica.
-func at(c *client.Client, r *replica) *client.Client {
-	return &client.Client{BaseURL: r.url, PlatformKey: c.PlatformKey, AdminKey: c.AdminKey}
-}
 
 func TestAdmitReasons(t *testing.T) {
 	t.Parallel()
 	const prefix = "admit-reasons/"
-	r := startService(t, shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "20", "ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "3"})
-	c := r.product(t, anyImage)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "20", "ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "3"})
+	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
 	denied := func(t *testing.T, user string, provision, wake bool, reason string) {
 		t.Helper()
-		a, err := admit(ctx, c, user, provision, wake)
+		a, err := harness.Admit(ctx, c, user, provision, wake)
 		if err != nil || a.Admitted || a.Engine != nil || a.Reason != reason {
 			t.Fatalf("got %+v, %v, want %s", a, err, reason)
 		}
 	}
 	denied(t, "u", false, false, "engine_not_found")
 	denied(t, "u", false, true, "engine_not_found")
-	a, err := admit(ctx, c, "u", true, false)
+	a, err := harness.Admit(ctx, c, "u", true, false)
 	if err != nil || !a.Admitted || a.Engine.APIKey == "" || a.Engine.URL == "" || a.Engine.Status != "running" || a.Reason != "" {
 		t.Fatalf("got %+v, %v", a, err)
 	}
-	remember(t, a.Engine, a.Engine.APIKey, "admitted")
-	again, err := admit(ctx, c, "u", false, false)
+	harness.Remember(t, a.Engine, a.Engine.APIKey, "admitted")
+	again, err := harness.Admit(ctx, c, "u", false, false)
 	if err != nil || !again.Admitted || again.Engine.EngineID != a.Engine.EngineID || again.Engine.APIKey != a.Engine.APIKey || again.Engine.EngineVersion == "" {
 		t.Fatalf("got %+v, %v", again, err)
 	}
@@ -64,33 +43,33 @@ func TestAdmitReasons(t *testing.T) {
 	denied(t, "u", true, true, "engine_stopped")
 
 	// As an idle engine's row will say.
-	s := openStores(t, shared)
-	s.edit(prefix, "u", func(row map[string]any) { row["state"], row["desired"] = "sleeping", "sleeping" })
+	s := harness.OpenStores(t, harness.Shared)
+	s.Edit(prefix, "u", func(row map[string]any) { row["state"], row["desired"] = "sleeping", "sleeping" })
 	denied(t, "u", true, false, "engine_sleeping")
-	woken, err := admit(ctx, c, "u", false, true)
+	woken, err := harness.Admit(ctx, c, "u", false, true)
 	if err != nil || !woken.Admitted || woken.Engine.EngineID != a.Engine.EngineID {
 		t.Fatalf("got %+v, %v", woken, err)
 	}
-	if err := export(t, woken.Engine, woken.Engine.APIKey).knows("admitted"); err != nil {
+	if err := harness.Export(t, woken.Engine, woken.Engine.APIKey).Knows("admitted"); err != nil {
 		t.Fatal(err)
 	}
 
 	_, err = c.Provision(ctx, "bad", "reference-engine.exit-at-start")
-	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	denied(t, "bad", true, true, "engine_unhealthy")
 
 	// While another call boots it: without a flag the answer is at once, with
 	// one it is the boot's.
 	booted := make(chan error, 1)
-	go func() { booted <- second(c.Provision(ctx, "slow", "reference-engine.slow-boot-2s")) }()
-	eventually(t, "the boot is under way", func() error {
-		a, err := admit(ctx, c, "slow", false, false)
+	go func() { booted <- harness.ErrOf(c.Provision(ctx, "slow", "reference-engine.slow-boot-2s")) }()
+	harness.Eventually(t, "the boot is under way", func() error {
+		a, err := harness.Admit(ctx, c, "slow", false, false)
 		if err != nil || a.Reason != "engine_provisioning" {
 			return fmt.Errorf("%+v, %w", a, err)
 		}
 		return nil
 	})
-	joined, err := admit(ctx, c, "slow", false, true)
+	joined, err := harness.Admit(ctx, c, "slow", false, true)
 	if err != nil || !joined.Admitted {
 		t.Fatalf("got %+v, %v", joined, err)
 	}
@@ -103,9 +82,9 @@ func TestAdmitReasons(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := make(chan error, 1)
-	go func() { gone <- second(c.Destroy(ctx, "dying")) }()
-	eventually(t, "the destroy is under way", func() error {
-		a, err := admit(ctx, c, "dying", true, true)
+	go func() { gone <- harness.ErrOf(c.Destroy(ctx, "dying")) }()
+	harness.Eventually(t, "the destroy is under way", func() error {
+		a, err := harness.Admit(ctx, c, "dying", true, true)
 		if err != nil || a.Reason != "engine_destroying" {
 			return fmt.Errorf("%+v, %w", a, err)
 		}
@@ -119,53 +98,26 @@ func TestAdmitReasons(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	_, err = admit(ctx, &client.Client{BaseURL: r.url, PlatformKey: "pk-sept-nonsense"}, "u", false, false)
-	wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
-	wantCode(t, c.Do(ctx, http.MethodPost, "/engines/u/admit", map[string]any{"auto_wake": "yes"}, nil), 400, "INVALID_REQUEST")
-	_, err = admit(ctx, r.product(t, map[string]any{"max_engines": 0}), "u", true, false)
-	wantCode(t, err, 429, "QUOTA_EXCEEDED")
-}
-
-// edit changes an engine's row in the registry itself.
-func (s *stores) edit(prefix, user string, change func(map[string]any)) {
-	s.t.Helper()
-	pairs, _, err := s.consul.KV().List(prefix+"engines/", nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, p := range pairs {
-		row := map[string]any{}
-		if err := json.Unmarshal(p.Value, &row); err != nil {
-			s.t.Fatal(err)
-		}
-		if row["user_id"] != user {
-			continue
-		}
-		change(row)
-		if p.Value, err = json.Marshal(row); err != nil {
-			s.t.Fatal(err)
-		}
-		if err := s.write(prefix, p); err != nil {
-			s.t.Fatalf("row of %s: %v", user, err)
-		}
-		return
-	}
-	s.t.Fatalf("no row of %s", user)
+	_, err = harness.Admit(ctx, &client.Client{BaseURL: r.URL, PlatformKey: "pk-sept-nonsense"}, "u", false, false)
+	harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+	harness.WantCode(t, c.Do(ctx, http.MethodPost, "/engines/u/admit", map[string]any{"auto_wake": "yes"}, nil), 400, "INVALID_REQUEST")
+	_, err = harness.Admit(ctx, r.Product(t, map[string]any{"max_engines": 0}), "u", true, false)
+	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 }
 
 // Concurrent admits of new users on two replicas: one engine each, and every
 // caller gets it.
 func TestConcurrentAdmitsOfNewUsers(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "4"})
-	c := all[0].product(t, nil)
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "4"})
+	c := all[0].Product(t, nil)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	got := map[string]map[string]int{} // by user: engine and key
 	for i := range 48 {
 		user := fmt.Sprint("user-", i%3)
 		wg.Go(func() {
-			a, err := admit(t.Context(), at(c, all[i%2]), user, true, i%4 < 2)
+			a, err := harness.Admit(t.Context(), harness.At(c, all[i%2]), user, true, i%4 < 2)
 			if err != nil || !a.Admitted {
 				t.Errorf("%s: %+v, %v", user, a, err)
 				return
@@ -193,22 +145,22 @@ func TestConcurrentAdmitsOfNewUsers(t *testing.T) {
 // hands out the old key.
 func TestAdmitHotPath(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{})
-	c := all[0].product(t, nil)
-	other := at(c, all[1])
-	ctx, s := t.Context(), openStores(t, shared)
+	all := harness.StartReplicas(t, 2, map[string]string{})
+	c := all[0].Product(t, nil)
+	other := harness.At(c, all[1])
+	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	first, err := c.Provision(ctx, "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the volume pool is at rest", func() error {
-		before := s.modified("replicas-" + t.Name() + "/")
+	harness.Eventually(t, "the volume pool is at rest", func() error {
+		before := modified(s, "replicas-"+t.Name()+"/")
 		for range 200 {
-			if a, err := admit(ctx, other, "u", true, true); err != nil || a.Engine.APIKey != first.APIKey {
+			if a, err := harness.Admit(ctx, other, "u", true, true); err != nil || a.Engine.APIKey != first.APIKey {
 				t.Fatalf("got %+v, %v", a, err)
 			}
 		}
-		if after := s.modified("replicas-" + t.Name() + "/"); after != before {
+		if after := modified(s, "replicas-"+t.Name()+"/"); after != before {
 			return fmt.Errorf("200 admits moved the registry from %d to %d", before, after)
 		}
 		return nil
@@ -218,7 +170,7 @@ func TestAdmitHotPath(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := admit(ctx, other, "u", false, false)
+		a, err := harness.Admit(ctx, other, "u", false, false)
 		if err != nil || !a.Admitted || a.Engine.APIKey != key {
 			t.Fatalf("after the rotation: %+v, %v", a, err)
 		}
@@ -233,7 +185,7 @@ func TestAdmitHotPath(t *testing.T) {
 		rotated <- key
 	}()
 	for done := false; !done; {
-		a, err := admit(ctx, other, "u", false, false)
+		a, err := harness.Admit(ctx, other, "u", false, false)
 		if err != nil || !a.Admitted {
 			t.Fatalf("during the rotation: %+v, %v", a, err)
 		}
@@ -250,11 +202,11 @@ func TestAdmitHotPath(t *testing.T) {
 
 // modified is the index of the newest write below a prefix, but for what the
 // replicas tell of their admits, every second and whatever those were.
-func (s *stores) modified(prefix string) uint64 {
-	s.t.Helper()
-	pairs, _, err := s.consul.KV().List(prefix, nil)
+func modified(s *harness.Stores, prefix string) uint64 {
+	s.T.Helper()
+	pairs, _, err := s.Consul.KV().List(prefix, nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	newest := uint64(0)
 	for _, p := range pairs {
@@ -267,23 +219,23 @@ func (s *stores) modified(prefix string) uint64 {
 
 func TestRateLimit(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 3, map[string]string{"ORCH_VOLUME_POOL": "0"})
+	all := harness.StartReplicas(t, 3, map[string]string{"ORCH_VOLUME_POOL": "0"})
 	ctx := t.Context()
-	c := all[0].product(t, map[string]any{"rate_limit_rpm": 60})
+	c := all[0].Product(t, map[string]any{"rate_limit_rpm": 60})
 	const burst, perSecond = 10, 1.0
 	began, allowed := time.Now(), 0
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for i := range 90 {
 		wg.Go(func() {
-			a, err := admit(ctx, at(c, all[i%3]), "nobody", false, false)
+			a, err := harness.Admit(ctx, harness.At(c, all[i%3]), "nobody", false, false)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil && a.Reason == "engine_not_found":
 				allowed++
 			default:
-				wantCode(t, err, 429, "RATE_LIMITED")
+				harness.WantCode(t, err, 429, "RATE_LIMITED")
 			}
 		})
 	}
@@ -292,7 +244,7 @@ func TestRateLimit(t *testing.T) {
 		t.Errorf("%d allowed, want from %d to %.0f", allowed, burst, most)
 	}
 
-	a, err := admit(ctx, at(c, all[1]), "nobody", false, false)
+	a, err := harness.Admit(ctx, harness.At(c, all[1]), "nobody", false, false)
 	var refused *client.Error
 	rate := a.Rate // refused or not, the answer tells what is left
 	if errors.As(err, &refused) {
@@ -303,8 +255,8 @@ func TestRateLimit(t *testing.T) {
 	}
 
 	// A policy holds at once, on every replica.
-	admin := &client.Client{BaseURL: all[2].url, AdminKey: adminKey}
-	id := productOf(t, admin, c)
+	admin := &client.Client{BaseURL: all[2].URL, AdminKey: harness.AdminKey}
+	id := harness.ProductOf(t, admin, c)
 	put := func(policy client.Policy) {
 		t.Helper()
 		if _, err := admin.SetPolicy(ctx, id, policy); err != nil {
@@ -313,26 +265,12 @@ func TestRateLimit(t *testing.T) {
 	}
 	put(client.Policy{})
 	for _, r := range all {
-		if _, err := admit(ctx, at(c, r), "nobody", false, false); err != nil {
+		if _, err := harness.Admit(ctx, harness.At(c, r), "nobody", false, false); err != nil {
 			t.Errorf("without a limit: %v", err)
 		}
 	}
 	put(client.Policy{RateLimitRPM: new(0)})
 	for _, r := range all {
-		wantCode(t, second(admit(ctx, at(c, r), "nobody", false, false)), 429, "RATE_LIMITED")
+		harness.WantCode(t, harness.ErrOf(harness.Admit(ctx, harness.At(c, r), "nobody", false, false)), 429, "RATE_LIMITED")
 	}
-}
-
-// productOf finds the id of the product that has a platform key, by its slug in
-// the audit log.
-func productOf(t *testing.T, admin, c *client.Client) string {
-	t.Helper()
-	list, err := admin.Products(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(list.Products) != 1 {
-		t.Fatalf("%d products, want one", len(list.Products))
-	}
-	return list.Products[0].ProductID
 }

@@ -11,30 +11,31 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // otherNode is the node whose Consul agent is not the one that the test asks.
-func (s *stores) otherNode() (id string) {
-	s.t.Helper()
-	here, err := s.consul.Agent().NodeName()
+func otherNode(s *harness.Stores) (id string) {
+	s.T.Helper()
+	here, err := s.Consul.Agent().NodeName()
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	nodes, _, err := s.nomad.Nodes().List(nil)
+	nodes, _, err := s.Nomad.Nodes().List(nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for _, stub := range nodes {
-		node, _, err := s.nomad.Nodes().Info(stub.ID, nil)
+		node, _, err := s.Nomad.Nodes().Info(stub.ID, nil)
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		if name := node.Attributes["unique.consul.name"]; name != "" && name != here {
 			id = node.ID
 		}
 	}
 	if id == "" {
-		s.t.Fatal("there is no node with a Consul agent of its own")
+		s.T.Fatal("there is no node with a Consul agent of its own")
 	}
 	return id
 }
@@ -44,11 +45,11 @@ func (s *stores) otherNode() (id string) {
 // only while somebody knows. A foreign service with an engine's name changes nothing.
 func TestConsulAgentDead(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t, devstack.Config{ExtraClients: 1})
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=agentdead/", "ORCH_VOLUME_POOL=2", "ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_RESTART_BACKOFF_MAX_S=300"))
-	s, ctx := openStores(t, stack), t.Context()
-	c := r.product(t, map[string]any{"engine_image": "reference-engine.fail-health-file"})
-	node := s.otherNode()
+	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=agentdead/", "ORCH_VOLUME_POOL=2", "ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_RESTART_BACKOFF_MAX_S=300"))
+	s, ctx := harness.OpenStores(t, stack), t.Context()
+	c := r.Product(t, map[string]any{"engine_image": "reference-engine.fail-health-file"})
+	node := otherNode(s)
 	var hung *client.Engine
 	var path string
 	for i := 0; hung == nil; i++ {
@@ -57,7 +58,7 @@ func TestConsulAgentDead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rows, err := s.engines("agentdead/")
+		rows, err := s.Engines("agentdead/")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,13 +76,13 @@ func TestConsulAgentDead(t *testing.T) {
 		Service: &consul.AgentService{ID: "foreign", Service: "engine-" + hung.EngineID},
 		Check:   &consul.AgentCheck{Node: "elsewhere", CheckID: "foreign", ServiceID: "foreign", ServiceName: "engine-" + hung.EngineID, Status: consul.HealthCritical},
 	}
-	if _, err := s.consul.Catalog().Register(foreign, nil); err != nil {
+	if _, err := s.Consul.Catalog().Register(foreign, nil); err != nil {
 		t.Fatal(err)
 	}
 	moves := func(what string) {
 		t.Helper()
 		var first time.Time
-		eventually(t, "its last_health_at moves "+what, func() error {
+		harness.Eventually(t, "its last_health_at moves "+what, func() error {
 			e, err := c.Engine(ctx, hung.UserID)
 			if err != nil || e.LastHealthAt == nil || e.Status != "running" {
 				return fmt.Errorf("%+v, %w", e, err)
@@ -102,8 +103,8 @@ func TestConsulAgentDead(t *testing.T) {
 	if err := stack.Kill(devstack.ConsulClient(1)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "Consul says that the agent is dead", func() error {
-		checks, _, err := s.consul.Health().State(consul.HealthCritical, nil)
+	harness.Eventually(t, "Consul says that the agent is dead", func() error {
+		checks, _, err := s.Consul.Health().State(consul.HealthCritical, nil)
 		for _, check := range checks {
 			if check.CheckID == "serfHealth" {
 				return nil
@@ -116,7 +117,7 @@ func TestConsulAgentDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	hangs := time.Now()
-	e := awaitEngine(t, c, hung.UserID, "failed", "unhealthy")
+	e := harness.AwaitEngine(t, c, hung.UserID, "failed", "unhealthy")
 	t.Logf("found after %s", time.Since(hangs).Round(time.Millisecond))
 	if e.LastHealthAt.After(hangs.Add(time.Second)) {
 		t.Errorf("it hangs since %s, and was healthy at %s", hangs, e.LastHealthAt)
@@ -124,5 +125,5 @@ func TestConsulAgentDead(t *testing.T) {
 	if err := os.Remove(filepath.Join(path, "fail-health")); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, c, hung.UserID, "running", "")
+	harness.AwaitEngine(t, c, hung.UserID, "running", "")
 }

@@ -10,14 +10,15 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestRespondAsync: a change whose caller does not wait is answered with 202 as soon as
 // it is begun, and the engine shows it until it ended, and then how.
 func TestRespondAsync(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
-	c := r.product(t, anyImage)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
+	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
 	async := client.RespondAsync(ctx, 0)
 
@@ -37,7 +38,7 @@ func TestRespondAsync(t *testing.T) {
 	ends := func(user string, op *client.Operation, outcome string) *client.Engine {
 		t.Helper()
 		var e *client.Engine
-		eventually(t, op.Kind+" ends", func() error {
+		harness.Eventually(t, op.Kind+" ends", func() error {
 			var err error
 			if e, err = c.Engine(ctx, user); err != nil {
 				t.Fatal(err)
@@ -81,8 +82,8 @@ func TestRespondAsync(t *testing.T) {
 	if e, err := c.Stop(client.RespondAsync(ctx, time.Minute), "u"); err != nil || e.Status != client.Stopped {
 		t.Errorf("a stop that is waited for: %+v, %v", e, err)
 	}
-	wantCode(t, second(c.Stop(async, "u")), 409, "ENGINE_NOT_RUNNING")
-	wantCode(t, second(c.Start(async, "nobody")), 404, "ENGINE_NOT_FOUND")
+	harness.WantCode(t, harness.ErrOf(c.Stop(async, "u")), 409, "ENGINE_NOT_RUNNING")
+	harness.WantCode(t, harness.ErrOf(c.Start(async, "nobody")), 404, "ENGINE_NOT_FOUND")
 
 	_, err = c.Admit(async, "a/b", client.AdmitOptions{AutoProvision: true})
 	ends("a/b", begun("provision", err), "ok")
@@ -97,7 +98,7 @@ func TestRespondAsync(t *testing.T) {
 	}
 
 	// On the wire: the headers, and a bound alone.
-	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, r.url+"/engines/a%2Fb", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, r.URL+"/engines/a%2Fb", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +117,9 @@ func TestRespondAsync(t *testing.T) {
 		if user != "a/b" { // that one may be gone by now
 			begun("destroy", err)
 		}
-		eventually(t, user+" is gone", func() error { return isGone(ctx, c, user) })
+		harness.Eventually(t, user+" is gone", func() error { return isGone(ctx, c, user) })
 	}
-	if strings.Contains(r.logs.String(), "INTERNAL_ERROR") {
+	if strings.Contains(r.Logs.String(), "INTERNAL_ERROR") {
 		t.Error("a caller that did not wait counts as a fault")
 	}
 }

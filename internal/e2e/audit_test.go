@@ -8,29 +8,20 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-// auditLog asks for one page with a query string as a caller may write it.
-func auditLog(t *testing.T, c *client.Client, query string) (entries []client.AuditEntry, next string) {
-	t.Helper()
-	var page client.AuditList
-	if err := c.Do(t.Context(), http.MethodGet, "/audit"+query, nil, &page); err != nil {
-		t.Fatal(err)
-	}
-	return page.Entries, page.NextCursor
-}
 
 func TestAudit(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx := t.Context()
-	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	admin := &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}
 	p, err := admin.RegisterProduct(ctx, "audited", "Audited", &client.Policy{AllowedImages: []string{"*"}, MaxEngines: new(2)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
-	stranger := r.product(t, nil)
+	c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
+	stranger := r.Product(t, nil)
 	if _, err := stranger.Provision(ctx, "u", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -40,13 +31,13 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = c.Provision(ctx, "bad", "reference-engine.exit-at-start")
-	failed := wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	failed := harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	_, err = c.Provision(ctx, "third", "")
-	wantCode(t, err, 429, "QUOTA_EXCEEDED")
+	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 	for _, call := range []func() error{
-		func() error { return second(c.RotateKey(ctx, "u")) }, func() error { return second(c.Stop(ctx, "u")) },
-		func() error { return second(c.Start(ctx, "u")) }, func() error { return second(c.Destroy(ctx, "u")) },
-		func() error { return second(c.Destroy(ctx, "bad")) },
+		func() error { return harness.ErrOf(c.RotateKey(ctx, "u")) }, func() error { return harness.ErrOf(c.Stop(ctx, "u")) },
+		func() error { return harness.ErrOf(c.Start(ctx, "u")) }, func() error { return harness.ErrOf(c.Destroy(ctx, "u")) },
+		func() error { return harness.ErrOf(c.Destroy(ctx, "bad")) },
 	} {
 		if err := call(); err != nil {
 			t.Fatal(err)
@@ -58,7 +49,7 @@ func TestAudit(t *testing.T) {
 
 	// A row is complete when its call is answered. Newest first.
 	var got []string
-	mine, _ := auditLog(t, c, "")
+	mine, _ := harness.AuditLog(t, c, "")
 	for _, row := range slices.Backward(mine) {
 		got = append(got, row.Action+" "+row.Outcome)
 		if row.ProductID != p.ProductID || row.Actor != map[bool]string{true: "admin", false: "audited"}[row.Action == "product_register" || row.Action == "policy_update"] ||
@@ -85,7 +76,10 @@ func TestAudit(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 
-	count := func(c *client.Client, query string) int { entries, _ := auditLog(t, c, query); return len(entries) }
+	count := func(c *client.Client, query string) int {
+		entries, _ := harness.AuditLog(t, c, query)
+		return len(entries)
+	}
 	since := "?since=" + url.QueryEscape(mine[3].Timestamp.Format(time.RFC3339Nano))
 	for query, want := range map[string]int{"?user_id=u": 5, "?action=destroy": 2, "?user_id=u&action=destroy": 1, "?limit=3": 3, since: 4, "?user_id=nobody": 0} {
 		if got := count(c, query); got != want {
@@ -106,7 +100,7 @@ func TestAudit(t *testing.T) {
 		t.Errorf("by cursor: %v", paged)
 	}
 	for _, bad := range []string{"?product_id=x", "?action=dance", "?since=yesterday", "?limit=0", "?cursor=nonsense"} {
-		wantCode(t, c.Do(ctx, http.MethodGet, "/audit"+bad, nil, nil), 400, "INVALID_REQUEST")
+		harness.WantCode(t, c.Do(ctx, http.MethodGet, "/audit"+bad, nil, nil), 400, "INVALID_REQUEST")
 	}
 
 	numbers, err := c.Metrics(ctx)
@@ -119,12 +113,12 @@ func TestAudit(t *testing.T) {
 
 	// Denied admits are counted per user, reason and minute.
 	for range 5 {
-		if _, err := admit(ctx, c, "nobody", false, false); err != nil {
+		if _, err := harness.Admit(ctx, c, "nobody", false, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the denials are counted", func() error {
-		rows, _ := auditLog(t, c, "?action=admit_denied")
+	harness.Eventually(t, "the denials are counted", func() error {
+		rows, _ := harness.AuditLog(t, c, "?action=admit_denied")
 		n := 0.0
 		for _, row := range rows {
 			if row.UserID == "nobody" && row.Metadata["reason"] == "engine_not_found" {

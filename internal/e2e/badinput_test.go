@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // marker stands in everything bad that is sent: it must not come into the log.
@@ -62,17 +63,17 @@ var badQueries = map[string][]bad{
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	const prefix = "bad-input/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0"})
-	c := r.product(t, nil)
-	theAdmin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
-	product := productOf(t, theAdmin, c)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0"})
+	c := r.Product(t, nil)
+	theAdmin := &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}
+	product := harness.ProductOf(t, theAdmin, c)
 	if _, err := c.Provision(t.Context(), "u", ""); err != nil {
 		t.Fatal(err)
 	}
-	s := openStores(t, shared)
+	s := harness.OpenStores(t, harness.Shared)
 	state := func() string {
-		rows, _ := auditLog(t, theAdmin, "")
-		now := s.versions(prefix)
+		rows, _ := harness.AuditLog(t, theAdmin, "")
+		now := versions(s, prefix)
 		// What goes on by itself, whatever is asked.
 		maps.DeleteFunc(now, func(key string, _ uint64) bool {
 			return key == prefix+"leader" || key == prefix+"deployment" || strings.HasPrefix(key, prefix+"activity/")
@@ -80,57 +81,57 @@ func TestBadInput(t *testing.T) {
 		return fmt.Sprint(len(rows), now)
 	}
 	before := state()
-	keys := map[string]string{platform: c.PlatformKey, admin: adminKey}
-	refuse := func(t *testing.T, o operation, names string, more ...string) {
+	keys := map[string]string{harness.PlatformHeader: c.PlatformKey, harness.AdminHeader: harness.AdminKey}
+	refuse := func(t *testing.T, o harness.Operation, names string, more ...string) {
 		t.Helper()
-		got := r.send(t, o, keys[o.key], more...)
-		got.want(t, o, http.StatusBadRequest, "INVALID_REQUEST")
-		if !strings.Contains(got.message, names) {
-			t.Errorf("%s %s with %.100q: message %q does not name %q", o.method, o.path, o.body, got.message, names)
+		got := r.Send(t, o, keys[o.Key], more...)
+		got.Want(t, o, http.StatusBadRequest, "INVALID_REQUEST")
+		if !strings.Contains(got.Message, names) {
+			t.Errorf("%s %s with %.100q: message %q does not name %q", o.Method, o.Path, o.Body, got.Message, names)
 		}
 	}
-	for _, o := range operations {
-		if o.key == "" {
+	for _, o := range harness.Operations {
+		if o.Key == "" {
 			continue
 		}
-		t.Run(o.id, func(t *testing.T) {
-			plain := o.of("u", product)
-			if o.body != "" {
-				for _, b := range append(badFields[o.id], badBodies...) {
+		t.Run(o.ID, func(t *testing.T) {
+			plain := o.Of("u", product)
+			if o.Body != "" {
+				for _, b := range append(badFields[o.ID], badBodies...) {
 					o := plain
-					o.body = b.body
+					o.Body = b.body
 					refuse(t, o, b.names)
 				}
 				o := plain
-				o.body = `{"x": "` + marker + strings.Repeat("x", 64<<10) + `"}`
-				r.send(t, o, keys[o.key]).want(t, o, http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE")
-				o.body = "x=" + marker
-				r.send(t, o, keys[o.key], "Content-Type", "application/x-www-form-urlencoded").want(t, o, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE")
+				o.Body = `{"x": "` + marker + strings.Repeat("x", 64<<10) + `"}`
+				r.Send(t, o, keys[o.Key]).Want(t, o, http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE")
+				o.Body = "x=" + marker
+				r.Send(t, o, keys[o.Key], "Content-Type", "application/x-www-form-urlencoded").Want(t, o, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE")
 			}
-			queries := badQueries[o.id]
+			queries := badQueries[o.ID]
 			if queries != nil {
 				queries = append(queries, badQueries[""]...)
 			}
 			for _, b := range append(queries, bad{marker + "=1", marker}) {
 				o := plain
-				o.path += "?" + b.body
+				o.Path += "?" + b.body
 				refuse(t, o, b.names)
 			}
-			if strings.Contains(o.path, "{user}") {
+			if strings.Contains(o.Path, "{user}") {
 				for _, user := range []string{marker + "\x00", marker + "\n", marker + "\x7f", marker + "\u0085", marker + "\xff", marker + strings.Repeat("x", 256), marker + "/../u"} {
-					refuse(t, o.of(user, ""), "user_id")
+					refuse(t, o.Of(user, ""), "user_id")
 				}
 			}
 		})
 	}
-	provision := operations[0].of("new", "")
+	provision := harness.Operations[0].Of("new", "")
 	for _, key := range []string{"", marker + strings.Repeat("k", 256)} {
 		refuse(t, provision, "Idempotency-Key", "Idempotency-Key", key)
 	}
 	if after := state(); after != before {
 		t.Errorf("something changed: it was\n%s\nand is\n%s", before, after)
 	}
-	if logs := r.logs.String(); strings.Contains(logs, marker) || !strings.Contains(logs, "code=INVALID_REQUEST") {
+	if logs := r.Logs.String(); strings.Contains(logs, marker) || !strings.Contains(logs, "code=INVALID_REQUEST") {
 		t.Error("the log has what was sent, or not the code")
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {

@@ -7,6 +7,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // What cleaning hands take away in Nomad: its garbage, an engine's variable, an engine's
@@ -14,22 +15,22 @@ import (
 // destroyed.
 func TestDeletedByHand(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t)
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=byhand/", "ORCH_VOLUME_POOL=4", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
-	s, c, ctx := openStores(t, stack), r.product(t, nil), t.Context()
+	stack := harness.OwnStack(t)
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=byhand/", "ORCH_VOLUME_POOL=4", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
+	s, c, ctx := harness.OpenStores(t, stack), r.Product(t, nil), t.Context()
 	made := func(t *testing.T, user string) *client.Engine {
 		t.Helper()
 		e, err := c.Provision(ctx, user, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		remember(t, e, e.APIKey, user)
+		harness.Remember(t, e, e.APIKey, user)
 		return e
 	}
 	knows := func(t *testing.T, user string) *client.Engine {
 		t.Helper()
-		e := awaitEngine(t, c, user, "running", "")
-		if err := export(t, e, e.APIKey).knows(user); err != nil {
+		e := harness.AwaitEngine(t, c, user, "running", "")
+		if err := harness.Export(t, e, e.APIKey).Knows(user); err != nil {
 			t.Error(err)
 		}
 		return e
@@ -48,9 +49,9 @@ func TestDeletedByHand(t *testing.T) {
 		if _, err := c.Stop(ctx, "stopped"); err != nil {
 			t.Fatal(err)
 		}
-		crash(t, crashed)
+		harness.CrashEngine(t, crashed)
 		for range 3 {
-			if err := s.nomad.System().GarbageCollect(); err != nil {
+			if err := s.Nomad.System().GarbageCollect(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -70,7 +71,7 @@ func TestDeletedByHand(t *testing.T) {
 		e := made(t, "variable")
 		remove := func() {
 			t.Helper()
-			if _, err := s.nomad.Variables().Delete("nomad/jobs/engine-"+e.EngineID, nil); err != nil {
+			if _, err := s.Nomad.Variables().Delete("nomad/jobs/engine-"+e.EngineID, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -82,8 +83,8 @@ func TestDeletedByHand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keyIs(t, e, key, true)
-		keyIs(t, e, e.APIKey, false)
+		harness.KeyIs(t, e, key, true)
+		harness.KeyIs(t, e, e.APIKey, false)
 		remove()
 		restart(t, "variable")
 		knows(t, "variable")
@@ -93,18 +94,18 @@ func TestDeletedByHand(t *testing.T) {
 		if _, err := c.Stop(ctx, "volume"); err != nil {
 			t.Fatal(err)
 		}
-		list, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+		list, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, v := range list {
 			if v.Name == "engine-"+e.EngineID {
-				if _, _, err := s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: v.ID}, nil); err != nil {
+				if _, _, err := s.Nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: v.ID}, nil); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
-		refused := wantCode(t, second(c.Start(ctx, "volume")), 503, "CAPACITY_EXHAUSTED")
+		refused := harness.WantCode(t, harness.ErrOf(c.Start(ctx, "volume")), 503, "CAPACITY_EXHAUSTED")
 		if !strings.Contains(refused.Message, "volume") {
 			t.Errorf("it is told %q", refused.Message)
 		}
@@ -114,7 +115,7 @@ func TestDeletedByHand(t *testing.T) {
 			t.Errorf("%s: %v", user, err)
 		}
 	}
-	if unreachable := r.unreachable(t); len(unreachable) > 0 {
+	if unreachable := r.Unreachable(t); len(unreachable) > 0 {
 		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // shell runs the command line as a script does: without a terminal.
@@ -81,12 +82,12 @@ func (s *shell) shows(out string, words ...string) {
 // built executable, over the real service.
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
-	orch, err := orchBinary()
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	orch, err := harness.OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	admin := &shell{t, orch, []string{"ORCH_URL=" + r.url, "ORCH_ADMIN_KEY=" + adminKey}}
+	admin := &shell{t, orch, []string{"ORCH_URL=" + r.URL, "ORCH_ADMIN_KEY=" + harness.AdminKey}}
 
 	// The admin makes a product.
 	var made client.Registered
@@ -112,7 +113,7 @@ func TestCommandLine(t *testing.T) {
 	admin.shows(out, "Service", "nomad", "vault", "acme", "Pooled volumes", "Warm engines", "Unreachable volumes")
 
 	// The product's backend makes an engine, while somebody watches.
-	product := &shell{t, orch, []string{"ORCH_URL=" + r.url, "ORCH_PLATFORM_KEY=" + made.PlatformAPIKey}}
+	product := &shell{t, orch, []string{"ORCH_URL=" + r.URL, "ORCH_PLATFORM_KEY=" + made.PlatformAPIKey}}
 	watch := product.command("audit", "tail", "-f", "-json", "-n", "0")
 	stream, err := watch.StdoutPipe()
 	if err != nil {
@@ -147,7 +148,7 @@ func TestCommandLine(t *testing.T) {
 	if e.APIKey != again.APIKey || e.EngineID != again.EngineID || !strings.Contains(out, e.APIKey) {
 		t.Errorf("with one idempotency key: %s, then %+v, shown as %+v", out, again, e)
 	}
-	remember(t, &e, e.APIKey, "by the command line")
+	harness.Remember(t, &e, e.APIKey, "by the command line")
 	product.fails(client.ErrEngineAlreadyExists, "engine", "provision", user)
 	product.fails(client.ErrEngineBootFailed, "engine", "provision", "-engine-version", "reference-engine.exit-at-start", "bad")
 	product.fails(client.ErrEngineNotFound, "engine", "start", "nobody")
@@ -180,7 +181,7 @@ func TestCommandLine(t *testing.T) {
 		NewAPIKey string `json:"new_api_key"`
 	}
 	product.json(&rotated, "engine", "rotate-key", user)
-	if err := export(t, &e, rotated.NewAPIKey).knows("by the command line"); err != nil {
+	if err := harness.Export(t, &e, rotated.NewAPIKey).Knows("by the command line"); err != nil {
 		t.Error(err)
 	}
 	product.run(0, "engine", "stop", user)
@@ -237,7 +238,7 @@ func TestCommandLine(t *testing.T) {
 	admin.shows(out, "product_delete", "ok", "admin")
 
 	// Nobody there.
-	nobody := &shell{t, orch, []string{"ORCH_URL=http://" + freeAddr(t), "ORCH_PLATFORM_KEY=k"}}
+	nobody := &shell{t, orch, []string{"ORCH_URL=http://" + harness.FreeAddr(t), "ORCH_PLATFORM_KEY=k"}}
 	_, errs = nobody.run(1, "status")
 	nobody.shows(errs, "connection refused", "ORCH_URL")
 	if _, errs := product.run(2, "engine", "keep-awake", "-for", "2h", user); !strings.Contains(errs, fmt.Sprint(time.Hour)) {

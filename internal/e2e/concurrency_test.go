@@ -6,47 +6,18 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-// outcomes runs n calls side by side and counts what they answered.
-func outcomes(n int, call func(i int) error) map[string]int {
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	counts := map[string]int{}
-	for i := range n {
-		wg.Go(func() {
-			what := outcomeOf(call(i))
-			mu.Lock()
-			defer mu.Unlock()
-			counts[what]++
-		})
-	}
-	wg.Wait()
-	return counts
-}
-
-// outcomeOf is what a call answered, in a word.
-func outcomeOf(err error) string {
-	var e *client.Error
-	switch {
-	case errors.As(err, &e):
-		return fmt.Sprintf("%d %s", e.Status, e.Code)
-	case err != nil:
-		return err.Error()
-	}
-	return "ok"
-}
 
 func TestConcurrentProvisionsOfOneUser(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, nil)
-	c := r.product(t, nil)
-	got := outcomes(50, func(int) error {
+	r := harness.StartService(t, harness.Shared, nil)
+	c := r.Product(t, nil)
+	got := harness.Outcomes(50, func(int) error {
 		_, err := c.Provision(t.Context(), "the-one", "")
 		return err
 	})
@@ -61,18 +32,18 @@ func TestConcurrentProvisionsOfOneUser(t *testing.T) {
 func TestQuotaIsExact(t *testing.T) {
 	// Not parallel: fifty engines boot at once on this machine.
 	prefix := "quota-test/"
-	r := startService(t, shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "240", "ORCH_CONSUL_PREFIX": prefix})
-	c := r.product(t, map[string]any{"max_engines": 50})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "240", "ORCH_CONSUL_PREFIX": prefix})
+	c := r.Product(t, map[string]any{"max_engines": 50})
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	got := outcomes(60, func(i int) error {
+	got := harness.Outcomes(60, func(i int) error {
 		_, err := c.Provision(ctx, fmt.Sprintf("user-%02d", i), "")
 		return err
 	})
 	if got["ok"] != 50 || got["429 QUOTA_EXCEEDED"] != 10 {
 		t.Fatalf("got %v, want 50 ok and 10 × 429 QUOTA_EXCEEDED", got)
 	}
-	if rows := openStores(t, shared).rows(prefix); len(rows) != 50 {
+	if rows := harness.OpenStores(t, harness.Shared).Rows(prefix); len(rows) != 50 {
 		t.Fatalf("%d rows, want 50", len(rows))
 	}
 	// A user who has an engine is told so even when the product is full.
@@ -83,7 +54,7 @@ func TestQuotaIsExact(t *testing.T) {
 		}
 	}
 	_, err := c.Provision(ctx, has, "")
-	wantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
+	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
 	// Destroy frees the place.
 	if _, err := c.Destroy(ctx, has); err != nil {
 		t.Fatal(err)
@@ -91,22 +62,22 @@ func TestQuotaIsExact(t *testing.T) {
 	if _, err := c.Provision(ctx, has, ""); err != nil {
 		t.Fatalf("after a destroy: %v", err)
 	}
-	got = outcomes(60, func(i int) error {
+	got = harness.Outcomes(60, func(i int) error {
 		_, err := c.Destroy(ctx, fmt.Sprintf("user-%02d", i))
 		return err
 	})
 	if got["ok"] != 50 || got["404 ENGINE_NOT_FOUND"] != 10 {
 		t.Fatalf("destroys: got %v, want 50 ok and 10 × 404", got)
 	}
-	if rows := openStores(t, shared).rows(prefix); len(rows) != 0 {
+	if rows := harness.OpenStores(t, harness.Shared).Rows(prefix); len(rows) != 0 {
 		t.Fatalf("rows are left: %v", rows)
 	}
 }
 
 func TestAnotherOperationIsUnderWay(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, nil)
-	c := r.product(t, nil)
+	r := harness.StartService(t, harness.Shared, nil)
+	c := r.Product(t, nil)
 	ctx := t.Context()
 	done := make(chan error, 1)
 	go func() {
@@ -120,12 +91,12 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	// While a slow provision runs, every other change of that engine is refused.
-	slow := r.product(t, map[string]any{"allowed_images": []string{"reference-engine.*"}})
+	slow := r.Product(t, map[string]any{"allowed_images": []string{"reference-engine.*"}})
 	go func() {
 		_, err := slow.Provision(ctx, "u", "reference-engine.slow-boot-2s")
 		done <- err
 	}()
-	eventually(t, "the row exists", func() error {
+	harness.Eventually(t, "the row exists", func() error {
 		e, err := slow.Engine(ctx, "u")
 		if err == nil && e.Status != "provisioning" {
 			t.Fatalf("status %q while it boots", e.Status)
@@ -137,7 +108,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		"stop":   func() error { _, err := slow.Stop(ctx, "u"); return err },
 		"rotate": func() error { _, err := slow.RotateKey(ctx, "u"); return err },
 	} {
-		if e := wantCode(t, call(), http.StatusConflict, "ENGINE_BUSY"); e.RetryAfter < time.Second {
+		if e := harness.WantCode(t, call(), http.StatusConflict, "ENGINE_BUSY"); e.RetryAfter < time.Second {
 			t.Errorf("%s: ENGINE_BUSY without Retry-After", name)
 		}
 	}
@@ -152,7 +123,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		_, err := slow.Stop(ctx, "lingers")
 		done <- err
 	}()
-	eventually(t, "the stop is under way", func() error {
+	harness.Eventually(t, "the stop is under way", func() error {
 		_, err := slow.KeepAwake(ctx, "lingers", time.Minute)
 		if !errors.Is(err, client.ErrEngineBusy) {
 			return fmt.Errorf("keep-awake: %w", err)
@@ -166,12 +137,12 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Equal stops join: both callers hear that it is stopped.
-	if got := outcomes(2, func(int) error { _, err := slow.Stop(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["409 ENGINE_NOT_RUNNING"] != 2 {
+	if got := harness.Outcomes(2, func(int) error { _, err := slow.Stop(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["409 ENGINE_NOT_RUNNING"] != 2 {
 		t.Fatalf("two stops: %v", got)
 	}
 	// Starts and stops in a storm: each is done or refused, and the engine is
 	// sound in the end.
-	got := outcomes(20, func(i int) error {
+	got := harness.Outcomes(20, func(i int) error {
 		if i%2 == 0 {
 			_, err := slow.Start(ctx, "u")
 			return err
@@ -186,15 +157,15 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 			t.Errorf("storm: %q", what)
 		}
 	}
-	if got := outcomes(5, func(int) error { _, err := slow.Destroy(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["404 ENGINE_NOT_FOUND"] != 5 {
+	if got := harness.Outcomes(5, func(int) error { _, err := slow.Destroy(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["404 ENGINE_NOT_FOUND"] != 5 {
 		t.Fatalf("five destroys: %v", got)
 	}
 }
 
 func TestDestroyCutsAProvisionShort(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, nil)
-	c := r.product(t, map[string]any{"allowed_images": []string{"reference-engine.*"}, "max_engines": 1})
+	r := harness.StartService(t, harness.Shared, nil)
+	c := r.Product(t, map[string]any{"allowed_images": []string{"reference-engine.*"}, "max_engines": 1})
 	ctx := t.Context()
 	done := make(chan error, 1)
 	go func() {
@@ -202,13 +173,13 @@ func TestDestroyCutsAProvisionShort(t *testing.T) {
 		done <- err
 	}()
 	var id string
-	eventually(t, "the engine is booting", func() error {
+	harness.Eventually(t, "the engine is booting", func() error {
 		e, err := c.Engine(ctx, "u")
 		if err != nil {
 			return err
 		}
 		id = e.EngineID
-		if !strings.Contains(strings.Join(openStores(t, shared).traces(id), ","), "nomad job") {
+		if !strings.Contains(strings.Join(harness.OpenStores(t, harness.Shared).Traces(id), ","), "nomad job") {
 			return errors.New("its job is not registered yet")
 		}
 		return nil
@@ -217,8 +188,8 @@ func TestDestroyCutsAProvisionShort(t *testing.T) {
 	if err != nil || gone.EngineID != id {
 		t.Fatalf("destroy: %+v, %v", gone, err)
 	}
-	wantCode(t, <-done, http.StatusConflict, "ENGINE_BUSY")
-	if left := openStores(t, shared).traces(id); len(left) > 0 {
+	harness.WantCode(t, <-done, http.StatusConflict, "ENGINE_BUSY")
+	if left := harness.OpenStores(t, harness.Shared).Traces(id); len(left) > 0 {
 		t.Fatalf("left behind: %v", left)
 	}
 	// The quota is free again.

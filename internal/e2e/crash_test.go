@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -14,71 +13,15 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
-	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-// orchBinary is the service as it is shipped; faultyBinary has fault points.
-var (
-	orchBinary   = sync.OnceValues(func() (string, error) { return buildOrch("orch") })
-	faultyBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch-faulty", "-tags", fault.Tag) })
-)
-
-func buildOrch(name string, flags ...string) (string, error) {
-	path := filepath.Join(filepath.Dir(binDir), name)
-	build := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), "github.com/septemberai/orch/cmd/orch")...)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
-	}
-	return path, nil
-}
-
-// startProcess runs `orch server` as a process of its own, to be killed; env
-// adds to or replaces its configuration.
-func startProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...string) (*client.Client, *exec.Cmd) {
-	t.Helper()
-	orch, err := orchBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := freeAddr(t)
-	var log bytes.Buffer
-	database := filepath.Join(t.TempDir(), "audit.db")
-	mount, token := mountOf(t, stack, prefix)
-	cmd := exec.Command(orch, "server")
-	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec",
-		"ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver", "ORCH_CONSUL_PREFIX=" + prefix,
-		"ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug", "ORCH_DATABASE_URL=sqlite://" + database,
-		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=" + mount,
-	}
-	cmd.Env = append(cmd.Env, env...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(exited) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("log of orch server:\n%s", tail(log.String(), 4000))
-		}
-	})
-	c := &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}
-	eventually(t, "orch server is ready", func() error { return c.Ready(t.Context()) })
-	return c, cmd
-}
 
 // TestAnotherReplicaFinishesWhatADeadOneBegan kills a service in the middle of a
 // provision, a stop and a destroy; the next one finishes each.
 func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	t.Parallel()
 	prefix := "crash/"
-	c, cmd := startProcess(t, shared, prefix)
+	c, cmd := harness.StartProcess(t, harness.Shared, prefix)
 	p, err := c.RegisterProduct(t.Context(), "crash", "Crash", &client.Policy{AllowedImages: []string{"*"}, MaxEngines: new(3)})
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +36,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, stopping, stopping.APIKey, "kept")
+	harness.Remember(t, stopping, stopping.APIKey, "kept")
 
 	var begun sync.WaitGroup
 	defer begun.Wait()
@@ -104,9 +47,9 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	} {
 		begun.Go(call)
 	}
-	s := openStores(t, shared)
-	eventually(t, "the three operations are under way", func() error {
-		pairs, _, err := s.consul.KV().List(prefix+"engines/", nil)
+	s := harness.OpenStores(t, harness.Shared)
+	harness.Eventually(t, "the three operations are under way", func() error {
+		pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
 		if err != nil {
 			return err
 		}
@@ -123,9 +66,9 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	next, _ := startProcess(t, shared, prefix)
+	next, _ := harness.StartProcess(t, harness.Shared, prefix)
 	next.PlatformKey = c.PlatformKey
-	eventually(t, "the operations are finished", func() error {
+	harness.Eventually(t, "the operations are finished", func() error {
 		if got, err := next.Engine(ctx, "booting"); err != nil || got.Status != "running" {
 			return fmt.Errorf("booting: %+v, %w", got, err)
 		}
@@ -137,14 +80,14 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 		}
 		return nil
 	})
-	if left := s.traces(destroying.EngineID); len(left) > 0 {
+	if left := s.Traces(destroying.EngineID); len(left) > 0 {
 		t.Errorf("left of the destroyed engine: %v", left)
 	}
 	started, err := next.Start(ctx, "stopping")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := export(t, started, stopping.APIKey).knows("kept"); err != nil {
+	if err := harness.Export(t, started, stopping.APIKey).Knows("kept"); err != nil {
 		t.Error(err)
 	}
 	for _, user := range []string{"booting", "stopping"} {
@@ -152,7 +95,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["engine-ids/"] != 0 {
+	if got := s.Census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["engine-ids/"] != 0 {
 		t.Errorf("left: %v", got)
 	}
 }
@@ -162,9 +105,9 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	t.Parallel()
 	const prefix = "idempotent-crash/"
-	c, cmd := startProcess(t, shared, prefix)
+	c, cmd := harness.StartProcess(t, harness.Shared, prefix)
 	ctx := t.Context()
-	p, err := c.RegisterProduct(ctx, "crash", "Crash", policyOf(t, anyImage))
+	p, err := c.RegisterProduct(ctx, "crash", "Crash", harness.PolicyOf(t, harness.AnyImage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,11 +115,11 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	cut := make(chan struct{})
 	go func() {
 		defer close(cut)
-		_, _ = provisionOnce(ctx, c, "key", "u", "reference-engine.slow-boot-2s")
+		_, _ = harness.ProvisionOnce(ctx, c, "key", "u", "reference-engine.slow-boot-2s")
 	}()
-	s := openStores(t, shared)
-	eventually(t, "the provision is under way", func() error {
-		if rows := s.rows(prefix); len(rows) != 1 {
+	s := harness.OpenStores(t, harness.Shared)
+	harness.Eventually(t, "the provision is under way", func() error {
+		if rows := s.Rows(prefix); len(rows) != 1 {
 			return fmt.Errorf("%d rows", len(rows))
 		}
 		return nil
@@ -185,9 +128,9 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-cut
-	next, _ := startProcess(t, shared, prefix)
+	next, _ := harness.StartProcess(t, harness.Shared, prefix)
 	next.PlatformKey = c.PlatformKey
-	e, err := provisionOnce(ctx, next, "key", "u", "reference-engine.slow-boot-2s")
+	e, err := harness.ProvisionOnce(ctx, next, "key", "u", "reference-engine.slow-boot-2s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,11 +138,11 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.Status != "running" {
 		t.Fatalf("the retry got %+v, there is %+v, %v", e, got, err)
 	}
-	remember(t, e, e.APIKey, "one engine")
+	harness.Remember(t, e, e.APIKey, "one engine")
 	if _, err := next.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 {
+	if got := s.Census(prefix); got["rows"] != 0 || got["quota"] != 0 {
 		t.Errorf("left: %v", got)
 	}
 }
@@ -213,24 +156,24 @@ func TestProcess(t *testing.T) {
 	if err := os.WriteFile(file, []byte("first-key-of-the-admin\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, cmd := startProcess(t, shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
+	c, cmd := harness.StartProcess(t, harness.Shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
 	c.AdminKey = "second-key-of-the-admin"
-	products := func() error { return second(c.Products(t.Context())) }
-	wantCode(t, products(), 401, "INVALID_ADMIN_KEY")
+	products := func() error { return harness.ErrOf(c.Products(t.Context())) }
+	harness.WantCode(t, products(), 401, "INVALID_ADMIN_KEY")
 	if err := os.WriteFile(file, []byte(c.AdminKey), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new admin key works", products)
+	harness.Eventually(t, "the new admin key works", products)
 
-	orch, err := orchBinary()
+	orch, err := harness.OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	second := exec.Command(orch, "server")
-	second.Env = append(slices.Clone(cmd.Env), "ORCH_ADDR="+freeAddr(t))
+	second.Env = append(slices.Clone(cmd.Env), "ORCH_ADDR="+harness.FreeAddr(t))
 	out, err := second.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "exactly one replica") || !strings.Contains(string(out), "ORCH_DATABASE_URL") {

@@ -13,6 +13,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/secrets"
 )
@@ -23,8 +24,8 @@ const rubbish = `{"trunc`
 // damage is one deployment whose registry is damaged key by key.
 type damage struct {
 	t      *testing.T
-	s      *stores
-	r      *replica
+	s      *harness.Stores
+	r      *harness.Replica
 	prefix string
 
 	harmed, neighbour *client.Client
@@ -42,22 +43,22 @@ func newDamage(t *testing.T, prefix string, vars map[string]string) *damage {
 	for k, v := range vars {
 		all[k] = v
 	}
-	d := &damage{t: t, s: openStores(t, shared), r: startService(t, shared, all), prefix: prefix}
-	d.harmed = d.r.product(t, map[string]any{"rate_limit_rpm": 100_000})
-	d.product = productOf(t, d.r.admin(), d.harmed)
-	d.neighbour = d.r.product(t, nil)
+	d := &damage{t: t, s: harness.OpenStores(t, harness.Shared), r: harness.StartService(t, harness.Shared, all), prefix: prefix}
+	d.harmed = d.r.Product(t, map[string]any{"rate_limit_rpm": 100_000})
+	d.product = harness.ProductOf(t, d.r.Admin(), d.harmed)
+	d.neighbour = d.r.Product(t, nil)
 	var err error
-	if d.engine, err = provisionOnce(t.Context(), d.harmed, "once", "u", ""); err != nil {
+	if d.engine, err = harness.ProvisionOnce(t.Context(), d.harmed, "once", "u", ""); err != nil {
 		t.Fatal(err)
 	}
-	remember(t, d.engine, d.engine.APIKey, "before the damage")
+	harness.Remember(t, d.engine, d.engine.APIKey, "before the damage")
 	return d
 }
 
 // below is the only key below a part of the registry whose name or value has some words.
 func (d *damage) below(part string, words ...string) string {
 	d.t.Helper()
-	pairs, _, err := d.s.consul.KV().List(d.prefix+part, nil)
+	pairs, _, err := d.s.Consul.KV().List(d.prefix+part, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func (d *damage) below(part string, words ...string) string {
 
 func (d *damage) write(key, value string) {
 	d.t.Helper()
-	pair, _, err := d.s.consul.KV().Get(key, nil)
+	pair, _, err := d.s.Consul.KV().Get(key, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -80,21 +81,21 @@ func (d *damage) write(key, value string) {
 	if pair != nil {
 		next.Flags = pair.Flags
 	}
-	if _, err := d.s.consul.KV().Put(next, nil); err != nil {
+	if _, err := d.s.Consul.KV().Put(next, nil); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
 func (d *damage) remove(key string) {
 	d.t.Helper()
-	if _, err := d.s.consul.KV().Delete(key, nil); err != nil {
+	if _, err := d.s.Consul.KV().Delete(key, nil); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
 func (d *damage) value(key string) string {
 	d.t.Helper()
-	pair, _, err := d.s.consul.KV().Get(key, nil)
+	pair, _, err := d.s.Consul.KV().Get(key, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -112,28 +113,28 @@ func (d *damage) life(ctx context.Context) error {
 		name string
 		do   func() error
 	}{
-		{"provision", func() error { return second(d.neighbour.Provision(ctx, user, "")) }},
+		{"provision", func() error { return harness.ErrOf(d.neighbour.Provision(ctx, user, "")) }},
 		{"admit", func() error {
-			a, err := admit(ctx, d.neighbour, user, false, false)
+			a, err := harness.Admit(ctx, d.neighbour, user, false, false)
 			if err == nil && !a.Admitted {
 				err = fmt.Errorf("denied: %s", a.Reason)
 			}
 			return err
 		}},
-		{"stop", func() error { return second(d.neighbour.Stop(ctx, user)) }},
+		{"stop", func() error { return harness.ErrOf(d.neighbour.Stop(ctx, user)) }},
 		{"start", func() (err error) {
 			// The node is that of other tests, too: a port that Nomad gave twice says nothing
 			// about the damage, and a start succeeds when one of the two is gone.
 			for range 10 {
 				var refused *client.Error
-				err = second(d.neighbour.Start(ctx, user))
+				err = harness.ErrOf(d.neighbour.Start(ctx, user))
 				if !errors.As(err, &refused) || refused.Code != "PORT_EXHAUSTION" || !pause.For(ctx, time.Second) {
 					return err
 				}
 			}
 			return err
 		}},
-		{"destroy", func() error { return second(d.neighbour.Destroy(ctx, user)) }},
+		{"destroy", func() error { return harness.ErrOf(d.neighbour.Destroy(ctx, user)) }},
 	} {
 		if err := call.do(); err != nil {
 			return fmt.Errorf("%s of another product's engine: %w", call.name, err)
@@ -146,18 +147,18 @@ func (d *damage) life(ctx context.Context) error {
 func (d *damage) adminReads(t *testing.T) {
 	t.Helper()
 	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listUnreachableVolumes", "getRegistry", "providerKeys"} {
-		i := slices.IndexFunc(operations, func(o operation) bool { return o.id == id })
-		o := operations[i]
-		o.key = admin
-		if got := d.r.send(t, o, adminKey); got.status != 200 {
-			t.Errorf("%s: got %d %s", id, got.status, got.text)
+		i := slices.IndexFunc(harness.Operations, func(o harness.Operation) bool { return o.ID == id })
+		o := harness.Operations[i]
+		o.Key = harness.AdminHeader
+		if got := d.r.Send(t, o, harness.AdminKey); got.Status != 200 {
+			t.Errorf("%s: got %d %s", id, got.Status, got.Text)
 		}
 	}
 }
 
 // works says whether the harmed user has its engine, with its memory.
 func (d *damage) works(ctx context.Context) error {
-	got, err := admit(ctx, d.harmed, "u", false, false)
+	got, err := harness.Admit(ctx, d.harmed, "u", false, false)
 	if err != nil {
 		var e *client.Error
 		if errors.As(err, &e) && e.Status == 500 {
@@ -168,10 +169,10 @@ func (d *damage) works(ctx context.Context) error {
 	if !got.Admitted || got.Engine.EngineID != d.engine.EngineID {
 		return fmt.Errorf("admitted to %+v, %s", got.Engine, got.Reason)
 	}
-	if status, err := engineCall(ctx, got.Engine, got.Engine.APIKey, "GET", "/memory/export", nil, nil); err != nil || status != 200 {
+	if status, err := harness.EngineCall(ctx, got.Engine, got.Engine.APIKey, "GET", "/memory/export", nil, nil); err != nil || status != 200 {
 		return fmt.Errorf("its engine answers %d, %w", status, err)
 	}
-	return export(d.t, got.Engine, got.Engine.APIKey).knows("before the damage")
+	return harness.Export(d.t, got.Engine, got.Engine.APIKey).Knows("before the damage")
 }
 
 // TestDamagedRecords damages every kind of key of the registry, once by deleting it and
@@ -216,7 +217,7 @@ func TestDamagedRecords(t *testing.T) {
 	} {
 		for _, how := range []string{"deleted", "rubbish"} {
 			t.Run(kind.name+"/"+how, func(t *testing.T) {
-				eventually(t, "the user has its engine", func() error { return d.works(ctx) })
+				harness.Eventually(t, "the user has its engine", func() error { return d.works(ctx) })
 				key := kind.key()
 				before := d.value(key)
 				if how == "deleted" {
@@ -226,16 +227,16 @@ func TestDamagedRecords(t *testing.T) {
 				}
 				d.adminReads(t)
 				if kind.waits {
-					eventually(t, "another product goes on", func() error { return d.life(ctx) })
+					harness.Eventually(t, "another product goes on", func() error { return d.life(ctx) })
 				} else if err := d.life(ctx); err != nil {
 					t.Error(err)
 				}
-				eventually(t, "the harmed product has its engine again", func() error { return d.works(ctx) })
+				harness.Eventually(t, "the harmed product has its engine again", func() error { return d.works(ctx) })
 				if kind.mended != nil {
-					eventually(t, "the record is right again", func() error { return kind.mended(key, before) })
+					harness.Eventually(t, "the record is right again", func() error { return kind.mended(key, before) })
 				}
-				eventually(t, "nothing is unreadable", func() error {
-					st, err := d.r.admin().Whole(ctx)
+				harness.Eventually(t, "nothing is unreadable", func() error {
+					st, err := d.r.Admin().Whole(ctx)
 					if err == nil && (st.Unreadable != client.Unreadable{} || st.Quarantined > 0) {
 						err = fmt.Errorf("%+v", st)
 					}
@@ -256,7 +257,7 @@ func TestDamagedRecords(t *testing.T) {
 // left is what there is of the harmed engine, but for the record of its provision.
 func (d *damage) left() []string {
 	d.t.Helper()
-	return slices.DeleteFunc(d.s.traces(d.engine.EngineID), func(what string) bool { return strings.Contains(what, "/idempotency/") })
+	return slices.DeleteFunc(d.s.Traces(d.engine.EngineID), func(what string) bool { return strings.Contains(what, "/idempotency/") })
 }
 
 // mended says whether a record is as it was.
@@ -276,7 +277,7 @@ func (d *damage) gone(key, _ string) error {
 
 // pooled says whether no entry of the pool is damaged.
 func (d *damage) pooled(string, string) error {
-	pairs, _, err := d.s.consul.KV().List(d.prefix+"pool/volumes/", nil)
+	pairs, _, err := d.s.Consul.KV().List(d.prefix+"pool/volumes/", nil)
 	for _, p := range pairs {
 		if string(p.Value) == rubbish {
 			return fmt.Errorf("%s is damaged", p.Key)

@@ -1,25 +1,23 @@
 package e2e
 
 import (
-	"encoding/json"
-	"os/exec"
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestContainerIsConfined looks at the container that an engine runs in.
 func TestContainerIsConfined(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
-	r := startService(t, shared, docker.with(map[string]string{"ORCH_ENGINE_MEMORY_MB": "64"}))
-	c := r.product(t, nil)
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_ENGINE_MEMORY_MB": "64"}))
+	c := r.Product(t, nil)
 	e, err := c.Provision(t.Context(), "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := inspect(t, e)
+	found := harness.Inspect(t, e)
 	h := found.HostConfig
 	if !h.ReadonlyRootfs || h.Privileged || len(h.CapDrop) != 1 || strings.ToUpper(h.CapDrop[0]) != "ALL" ||
 		!strings.Contains(strings.Join(h.SecurityOpt, ","), "no-new-privileges") || h.PidsLimit <= 0 || h.Memory != 64<<20 || h.CPUShares <= 0 {
@@ -50,54 +48,15 @@ func TestContainerIsConfined(t *testing.T) {
 // TestImageWithoutATagIsPulled: a node asks a registry for such an image also when it has
 // it. Where that fails, the caller hears what to do.
 func TestImageWithoutATagIsPulled(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
-	r := startService(t, shared, docker.with(map[string]string{"ORCH_VOLUME_POOL": "1"}))
-	c := r.product(t, map[string]any{"allowed_images": []string{"*"}})
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_VOLUME_POOL": "1"}))
+	c := r.Product(t, map[string]any{"allowed_images": []string{"*"}})
 	_, err := c.Provision(t.Context(), "u", "node.invalid/lab/engine")
-	if e := wantCode(t, err, 502, "ENGINE_BOOT_FAILED"); !strings.Contains(e.Message, "needs another tag") {
+	if e := harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED"); !strings.Contains(e.Message, "needs another tag") {
 		t.Errorf("it does not say what to do: %s", e.Message)
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Error(err)
 	}
-}
-
-type container struct {
-	ID     string `json:"Id"`
-	State  struct{ Pid int }
-	Config struct {
-		User  string
-		Image string
-		Env   []string
-	}
-	HostConfig struct {
-		ReadonlyRootfs, Privileged bool
-		CapDrop, SecurityOpt       []string
-		PidsLimit, Memory          int64
-		CPUShares                  int64 `json:"CpuShares"`
-		Mounts                     []struct {
-			Type, Target string
-			TmpfsOptions struct{ SizeBytes int64 }
-		}
-	}
-}
-
-// inspect finds the container of an engine by its allocation's port.
-func inspect(t *testing.T, e *client.Engine) container {
-	t.Helper()
-	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
-	out, err := exec.Command("docker", "ps", "-q", "--filter", "publish="+port).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := strings.TrimSpace(string(out))
-	if out, err = exec.Command("docker", "inspect", id).Output(); err != nil {
-		t.Fatalf("inspect %q: %v", id, err)
-	}
-	var found []container
-	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
-		t.Fatalf("inspect %q: %d containers, %v", id, len(found), err)
-	}
-	return found[0]
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // daemon is a docker engine of a test's own, which the test may kill.
@@ -47,7 +49,7 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 		}
 	}
 	d.start()
-	build := exec.Command("sh", "../../cmd/reference-engine/build-image.sh", dockerImage)
+	build := exec.Command("sh", "../../cmd/reference-engine/build-image.sh", harness.DockerImage)
 	build.Env = append(os.Environ(), "DOCKER_HOST="+d.address())
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the image: %v: %s", err, out)
@@ -56,13 +58,14 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 }
 
 func (d *daemon) address() string { return "unix://" + d.socket() }
-func (d *daemon) socket() string  { return filepath.Join(d.dir, "docker.sock") }
+
+func (d *daemon) socket() string { return filepath.Join(d.dir, "docker.sock") }
 
 // start starts the daemon and waits until it answers. One that does not come up is
 // started again, as systemd does it.
 func (d *daemon) start() {
 	d.t.Helper()
-	eventually(d.t, "the docker daemon answers", func() error {
+	harness.Eventually(d.t, "the docker daemon answers", func() error {
 		if d.exited != nil {
 			select {
 			case <-d.exited:
@@ -119,8 +122,8 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 	}
 	<-d.exited
 	d.exited = nil
-	eventually(d.t, "containerd ends", func() error {
-		if state := processState(containerd); containerd > 0 && state != "" && state != "Z" {
+	harness.Eventually(d.t, "containerd ends", func() error {
+		if state := harness.ProcessState(containerd); containerd > 0 && state != "" && state != "Z" {
 			return fmt.Errorf("process %d is in state %s", containerd, state)
 		}
 		return nil
@@ -130,7 +133,7 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 // remove ends the daemon and what it left.
 func (d *daemon) remove() {
 	d.end(syscall.SIGTERM)
-	for _, pid := range pids() { // the shims of containers that it did not end
+	for _, pid := range harness.Pids() { // the shims of containers that it did not end
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(line, []byte("-address\x00"+d.dir+"/")) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -146,25 +149,4 @@ func (d *daemon) remove() {
 	if err := os.RemoveAll(d.dir); err != nil {
 		d.t.Error(err)
 	}
-}
-
-func pids() (pids []int) {
-	names, _ := filepath.Glob("/proc/[0-9]*")
-	for _, name := range names {
-		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// containers are the pids of the processes of an engine, whoever knows of them.
-func containers(engineID string) (of []int) {
-	mark := []byte("NOMAD_JOB_ID=engine-" + engineID + "\x00")
-	for _, pid := range pids() {
-		if env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); bytes.Contains(env, mark) {
-			of = append(of, pid)
-		}
-	}
-	return of
 }

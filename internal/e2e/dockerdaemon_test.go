@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // watchContainers fails the test when one of the engines has two processes at any
@@ -33,7 +34,7 @@ func (d *stranded) watchContainers() {
 			case <-tick.C:
 			}
 			for user, id := range ids {
-				if pids := containers(id); len(pids) > 1 {
+				if pids := harness.Containers(id); len(pids) > 1 {
 					d.t.Errorf("the engine of %s has processes %v", user, pids)
 					delete(ids, user)
 				}
@@ -44,7 +45,7 @@ func (d *stranded) watchContainers() {
 		close(done)
 		watching.Wait()
 		for _, e := range d.engines { // of a test that failed
-			for _, pid := range containers(e.EngineID) {
+			for _, pid := range harness.Containers(e.EngineID) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
@@ -54,7 +55,7 @@ func (d *stranded) watchContainers() {
 // wantContainers fails unless the engine of a user has so many processes.
 func (d *stranded) wantContainers(user string, want int) {
 	d.t.Helper()
-	if pids := containers(d.id(user)); len(pids) != want {
+	if pids := harness.Containers(d.id(user)); len(pids) != want {
 		d.t.Errorf("the engine of %s has processes %v, want %d", user, pids, want)
 	}
 }
@@ -62,17 +63,17 @@ func (d *stranded) wantContainers(user string, want int) {
 // works fails unless the engine of a user comes to run with its memory.
 func (d *stranded) works(user string) {
 	d.t.Helper()
-	eventually(d.t, user+" works", func() error {
-		e, err := engineIs(d.t, d.c, user, "running", "")
+	harness.Eventually(d.t, user+" works", func() error {
+		e, err := harness.EngineIs(d.t, d.c, user, "running", "")
 		if err != nil {
 			return err
 		}
-		var m memory
-		status, err := engineCall(d.t.Context(), e, d.engines[user].APIKey, http.MethodGet, "/memory/export", nil, &m)
+		var m harness.Memory
+		status, err := harness.EngineCall(d.t.Context(), e, d.engines[user].APIKey, http.MethodGet, "/memory/export", nil, &m)
 		if err != nil || status != http.StatusOK {
 			return fmt.Errorf("%d, %w", status, err)
 		}
-		return m.knows(user)
+		return m.Knows(user)
 	})
 	d.wantContainers(user, 1)
 }
@@ -81,10 +82,10 @@ func (d *stranded) works(user string) {
 func newContained(t *testing.T, liveRestore bool, prefix string, users ...string) (*daemon, *stranded) {
 	t.Helper()
 	dd := newDaemon(t, liveRestore)
-	stack := ownStack(t, devstack.Config{DockerSocket: dd.address()})
-	d := &stranded{t: t, stack: stack, s: openStores(t, stack)}
-	d.r = startService(t, stack, docker.with(with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2")))
-	d.c = d.r.product(t, nil)
+	stack := harness.OwnStack(t, devstack.Config{DockerSocket: dd.address()})
+	d := &stranded{t: t, stack: stack, s: harness.OpenStores(t, stack)}
+	d.r = harness.StartService(t, stack, harness.Docker.With(harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2")))
+	d.c = d.r.Product(t, nil)
 	d.provision(users...)
 	return dd, d
 }
@@ -94,20 +95,20 @@ func (d *stranded) provision(users ...string) {
 	d.engines = map[string]*client.Engine{}
 	for _, user := range users {
 		// Nomad looks at its docker driver now and then, and may not know yet that it is back.
-		eventually(d.t, "its node has the docker driver", func() (err error) {
+		harness.Eventually(d.t, "its node has the docker driver", func() (err error) {
 			d.engines[user], err = d.c.Provision(d.t.Context(), user, "")
 			return err
 		})
-		remember(d.t, d.engines[user], d.engines[user].APIKey, user)
+		harness.Remember(d.t, d.engines[user], d.engines[user].APIKey, user)
 	}
-	d.paths = d.s.directories()
+	d.paths = directories(d.s)
 	d.watchContainers()
 }
 
 // A docker daemon dies, whoever lives on and whatever Nomad says of the containers:
 // what is said to be stopped or destroyed is, and no brain has two processes.
 func TestDockerDaemonDies(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	for name, live := range map[string]bool{"LiveRestore": true, "Plain": false} {
 		t.Run(name, func(t *testing.T) {
@@ -131,14 +132,14 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 	began := time.Now()
 	var asked sync.WaitGroup
 	asked.Go(func() {
-		if err := second(d.c.Stop(ctx, "stop")); err != nil {
+		if err := harness.ErrOf(d.c.Stop(ctx, "stop")); err != nil {
 			d.t.Errorf("%s: stop: %v", how, err)
 		}
 		d.wantContainers("stop", 0)
 		d.t.Logf("%s: stopped after %s", how, time.Since(began).Round(100*time.Millisecond))
 	})
 	asked.Go(func() {
-		if err := second(d.c.Destroy(ctx, "doomed")); err != nil {
+		if err := harness.ErrOf(d.c.Destroy(ctx, "doomed")); err != nil {
 			d.t.Errorf("%s: destroy: %v", how, err)
 		}
 		if err := gone(d.path("doomed"), true); err == nil {
@@ -147,10 +148,10 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 		d.t.Logf("%s: destroyed after %s", how, time.Since(began).Round(100*time.Millisecond))
 	})
 	asked.Wait()
-	awaitEngine(d.t, d.c, "on", "failed", "")
+	harness.AwaitEngine(d.t, d.c, "on", "failed", "")
 	if how != "terminated" { // long enough for Nomad to give it up
-		eventually(d.t, "Nomad takes the engine's process for ended", func() error {
-			if _, running := d.s.processes(d.id("on")); running > 0 {
+		harness.Eventually(d.t, "Nomad takes the engine's process for ended", func() error {
+			if _, running := d.s.Processes(d.id("on")); running > 0 {
 				return fmt.Errorf("%d allocations run", running)
 			}
 			return nil
@@ -162,8 +163,8 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 	d.works("on")
 	d.t.Logf("%s: works %s after the daemon is back", how, time.Since(began).Round(100*time.Millisecond))
 	d.wantContainers("stop", 0)
-	isNow(d.t, d.c, "stop", "stopped", "")
-	eventually(d.t, "its node has the docker driver again", func() error { return second(d.c.Start(ctx, "stop")) })
+	harness.IsNow(d.t, d.c, "stop", "stopped", "")
+	harness.Eventually(d.t, "its node has the docker driver again", func() error { return harness.ErrOf(d.c.Start(ctx, "stop")) })
 	d.works("stop")
 	d.endsWell("on", "stop")
 	d.cleared("doomed")
@@ -184,8 +185,8 @@ func (d *stranded) endsWell(users ...string) {
 // cleared waits until nothing is left of a user's engine that was destroyed.
 func (d *stranded) cleared(user string) {
 	d.t.Helper()
-	eventually(d.t, "nothing is left of "+user, func() error {
-		if unreachable, left := d.r.unreachable(d.t), d.s.traces(d.id(user)); len(unreachable)+len(left) > 0 {
+	harness.Eventually(d.t, "nothing is left of "+user, func() error {
+		if unreachable, left := d.r.Unreachable(d.t), d.s.Traces(d.id(user)); len(unreachable)+len(left) > 0 {
 			return fmt.Errorf("unreachable volumes %+v, %v", unreachable, left)
 		}
 		return gone(d.path(user), true)
@@ -196,19 +197,19 @@ func (d *stranded) cleared(user string) {
 // Where the node cannot prove that a container ended, a stop is not confirmed, a
 // destroy leaves the volume alone, and both are carried out when it can.
 func TestDockerEndUnproven(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	dd, d := newContained(t, true, "daemon-unproven/", "on", "stop", "doomed")
-	ctx, node := t.Context(), d.s.readyNode()
+	ctx, node := t.Context(), d.s.ReadyNode()
 	eligible := func(is bool) {
 		t.Helper()
-		if _, err := d.s.nomad.Nodes().ToggleEligibility(node, is, nil); err != nil {
+		if _, err := d.s.Nomad.Nodes().ToggleEligibility(node, is, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	dd.end(syscall.SIGKILL)
 	eligible(false)
-	wantCode(t, second(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
+	harness.WantCode(t, harness.ErrOf(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
 	began := time.Now()
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
 		t.Fatal(err)
@@ -216,21 +217,21 @@ func TestDockerEndUnproven(t *testing.T) {
 	if took := time.Since(began); took > 2*time.Minute {
 		t.Errorf("destroyed after %s", took)
 	}
-	if _, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
+	if _, listed := d.r.Unreachable(t)[d.id("doomed")]; !listed {
 		t.Error("the volume of the process that lives is not listed")
 	}
 	if err := gone(d.path("doomed"), false); err != nil {
 		t.Error(err)
 	}
-	awaitEngine(t, d.c, "on", "failed", "crashed")
-	wantCode(t, second(d.c.Start(ctx, "on")), 503, "CAPACITY_EXHAUSTED")
+	harness.AwaitEngine(t, d.c, "on", "failed", "crashed")
+	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "on")), 503, "CAPACITY_EXHAUSTED")
 	for user := range d.engines {
 		d.wantContainers(user, 1)
 	}
 
 	dd.start()
 	eligible(true)
-	awaitEngine(t, d.c, "stop", "stopped", "")
+	harness.AwaitEngine(t, d.c, "stop", "stopped", "")
 	d.wantContainers("stop", 0)
 	d.works("on")
 	d.cleared("doomed")
@@ -240,21 +241,21 @@ func TestDockerEndUnproven(t *testing.T) {
 	d.provision("stop", "doomed")
 	dd.end(syscall.SIGKILL)
 	eligible(false)
-	wantCode(t, second(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
+	harness.WantCode(t, harness.ErrOf(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range d.engines {
-		for _, pid := range containers(e.EngineID) {
+		for _, pid := range harness.Containers(e.EngineID) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	if _, err := d.r.admin().AdoptNode(ctx, "", node, true); err != nil {
+	if _, err := d.r.Admin().AdoptNode(ctx, "", node, true); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, d.c, "stop", "stopped", "")
+	harness.AwaitEngine(t, d.c, "stop", "stopped", "")
 	d.cleared("doomed")
 	dd.start()
 	eligible(true)
@@ -264,7 +265,7 @@ func TestDockerEndUnproven(t *testing.T) {
 // TestDockerDaemonIsSaidToBeDown: while it is down, whoever asks for a process hears of
 // that and not of room, nothing is changed, and all works when it is back.
 func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	dd, d := newContained(t, false, "daemon-down/", "on", "off")
 	ctx := t.Context()
@@ -275,9 +276,9 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 	// The service tries to start what failed as well.
 	stop := func() {
 		t.Helper()
-		eventually(t, "it is stopped", func() error {
+		harness.Eventually(t, "it is stopped", func() error {
 			var refused *client.Error
-			err := second(d.c.Stop(ctx, "off"))
+			err := harness.ErrOf(d.c.Stop(ctx, "off"))
 			if errors.As(err, &refused) && refused.Code == "ENGINE_NOT_RUNNING" {
 				return nil
 			}
@@ -285,14 +286,14 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 		})
 	}
 	// Until Nomad knows, a start fails of its node's driver.
-	eventually(t, "Nomad knows that the driver is away", func() error {
-		err := second(d.c.Start(ctx, "off"))
+	harness.Eventually(t, "Nomad knows that the driver is away", func() error {
+		err := harness.ErrOf(d.c.Start(ctx, "off"))
 		var refused *client.Error
 		switch {
 		case !errors.As(err, &refused) || strings.Contains(refused.Message, "missing drivers"):
 			t.Fatalf("started: %v", err)
 		case refused.Code == "ENGINE_BOOT_FAILED":
-			awaitEngine(t, d.c, "off", "failed", "driver_error")
+			harness.AwaitEngine(t, d.c, "off", "failed", "driver_error")
 			stop()
 			return err
 		case refused.Code == "ENGINE_BUSY":
@@ -301,25 +302,25 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 		}
 		return nil
 	})
-	refused := wantCode(t, second(d.c.Start(ctx, "off")), 503, "CAPACITY_EXHAUSTED")
+	refused := harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "off")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "docker daemon is down") || strings.Contains(refused.Message, "missing drivers") || strings.Contains(refused.Message, "no room") {
 		t.Errorf("a start is told %q", refused.Message)
 	}
-	isNow(t, d.c, "off", "stopped", "")
-	refused = wantCode(t, second(d.c.Provision(ctx, "new", "")), 503, "CAPACITY_EXHAUSTED")
+	harness.IsNow(t, d.c, "off", "stopped", "")
+	refused = harness.WantCode(t, harness.ErrOf(d.c.Provision(ctx, "new", "")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "docker daemon is down") {
 		t.Errorf("a provision is told %q", refused.Message)
 	}
-	wantCode(t, second(d.c.Engine(ctx, "new")), 404, "ENGINE_NOT_FOUND")
-	awaitEngine(t, d.c, "on", "failed", "") // but while it is tried again
+	harness.WantCode(t, harness.ErrOf(d.c.Engine(ctx, "new")), 404, "ENGINE_NOT_FOUND")
+	harness.AwaitEngine(t, d.c, "on", "failed", "") // but while it is tried again
 	if status, err := d.c.Status(ctx); err != nil || status.ByStatus["running"] != 0 || status.ByStatus["stopped"] != 1 || status.Total != 2 {
 		t.Errorf("the status is %+v, %v", status, err)
 	}
 
 	dd.start()
 	d.works("on")
-	eventually(t, "a provision finds the driver again", func() error { return second(d.c.Provision(ctx, "new", "")) })
-	eventually(t, "a start finds the driver again", func() error { return second(d.c.Start(ctx, "off")) })
+	harness.Eventually(t, "a provision finds the driver again", func() error { return harness.ErrOf(d.c.Provision(ctx, "new", "")) })
+	harness.Eventually(t, "a start finds the driver again", func() error { return harness.ErrOf(d.c.Start(ctx, "off")) })
 	d.works("off")
 	if _, err := d.c.Destroy(ctx, "new"); err != nil {
 		t.Error(err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"testing"
 
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -10,7 +11,7 @@ import (
 // of whole nodes, which have their jobs' own priority.
 func TestRegistrationsComeFirst(t *testing.T) {
 	t.Parallel()
-	c := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"}).product(t, nil)
+	c := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"}).Product(t, nil)
 	e, err := c.Provision(t.Context(), "u", "")
 	if err != nil {
 		t.Fatal(err)
@@ -18,7 +19,7 @@ func TestRegistrationsComeFirst(t *testing.T) {
 	if _, err := c.Stop(t.Context(), "u"); err != nil {
 		t.Fatal(err)
 	}
-	n := openStores(t, shared).nomad
+	n := harness.OpenStores(t, harness.Shared).Nomad
 	job, _, err := n.Jobs().Info(registry.JobID(e.EngineID), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // The executor of an engine's process is killed: Nomad takes the process for ended, and
@@ -12,31 +13,31 @@ import (
 // gone, and the engine runs again with its memory.
 func TestExecutorKilled(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t)
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=executor/", "ORCH_VOLUME_POOL=4", "ORCH_IDLE_TIMEOUT_S=0"))
-	s, ctx := openStores(t, stack), t.Context()
-	c := r.product(t, nil)
-	watchBrains(t, stack)
+	stack := harness.OwnStack(t)
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=executor/", "ORCH_VOLUME_POOL=4", "ORCH_IDLE_TIMEOUT_S=0"))
+	s, ctx := harness.OpenStores(t, stack), t.Context()
+	c := r.Product(t, nil)
+	harness.WatchBrains(t, stack)
 	for name, after := range map[string]func(t *testing.T, user string, e *client.Engine){
 		"Restart": func(t *testing.T, user string, _ *client.Engine) {
-			runsAnew(t, c, user)
+			harness.RunsAnew(t, c, user)
 		},
 		"Stop": func(t *testing.T, user string, e *client.Engine) {
-			eventually(t, "it is stopped", func() error { return second(c.Stop(ctx, user)) })
-			if n := processes(stack, e.EngineID); n != 0 {
+			harness.Eventually(t, "it is stopped", func() error { return harness.ErrOf(c.Stop(ctx, user)) })
+			if n := harness.Processes(stack, e.EngineID); n != 0 {
 				t.Errorf("it is stopped, and has %d processes", n)
 			}
-			eventually(t, "it is started", func() error { return second(c.Start(ctx, user)) })
+			harness.Eventually(t, "it is started", func() error { return harness.ErrOf(c.Start(ctx, user)) })
 		},
 		"Rotate": func(t *testing.T, user string, e *client.Engine) {
 			key, err := c.RotateKey(ctx, user)
 			if err != nil {
 				t.Fatal(err)
 			}
-			runsAnew(t, c, user)
-			now := awaitEngine(t, c, user, "running", "")
-			keyIs(t, now, key, true)
-			keyIs(t, now, e.APIKey, false)
+			harness.RunsAnew(t, c, user)
+			now := harness.AwaitEngine(t, c, user, "running", "")
+			harness.KeyIs(t, now, key, true)
+			harness.KeyIs(t, now, e.APIKey, false)
 		},
 		"Destroy": nil,
 	} {
@@ -46,7 +47,7 @@ func TestExecutorKilled(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, name)
+			harness.Remember(t, e, e.APIKey, name)
 			executor := 0
 			for _, task := range stack.Tasks() {
 				if task.JobID == "engine-"+e.EngineID {
@@ -61,21 +62,21 @@ func TestExecutorKilled(t *testing.T) {
 			}
 			if after != nil {
 				after(t, name, e)
-				now := awaitEngine(t, c, name, "running", "")
-				if err := export(t, now, now.APIKey).knows(name); err != nil {
+				now := harness.AwaitEngine(t, c, name, "running", "")
+				if err := harness.Export(t, now, now.APIKey).Knows(name); err != nil {
 					t.Error(err)
 				}
-				if n := processes(stack, e.EngineID); n != 1 {
+				if n := harness.Processes(stack, e.EngineID); n != 1 {
 					t.Errorf("it has %d processes", n)
 				}
 			}
 			if _, err := c.Destroy(ctx, name); err != nil {
 				t.Error(err)
 			}
-			if n := processes(stack, e.EngineID); n != 0 {
+			if n := harness.Processes(stack, e.EngineID); n != 0 {
 				t.Errorf("it is destroyed, and has %d processes", n)
 			}
-			if left := s.traces(e.EngineID); len(left) > 0 {
+			if left := s.Traces(e.EngineID); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})

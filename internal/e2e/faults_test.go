@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -29,8 +29,8 @@ type lane struct {
 	t *testing.T
 	scenario
 	prefix, database string
-	s                *stores
-	p                *faulty
+	s                *harness.Stores
+	p                *harness.Faulty
 	platformKey      string
 	productID        string
 	brand            string
@@ -98,7 +98,7 @@ func call(f func(*lane) error) func(*lane, string) error {
 }
 
 func provisionKeyed(l *lane, point string) error {
-	e, err := provisionOnce(l.t.Context(), l.p.Client, point, laneUser, l.image)
+	e, err := harness.ProvisionOnce(l.t.Context(), l.p.Client, point, laneUser, l.image)
 	if err == nil {
 		l.key = e.APIKey
 	}
@@ -112,12 +112,18 @@ func keyed(action string, change func(*lane, client.ChangeOption) error) func(*l
 }
 
 var (
-	provisionIt = call(func(l *lane) error { return second(l.p.Provision(l.t.Context(), laneUser, l.image)) })
-	startIt     = keyed("start", func(l *lane, key client.ChangeOption) error { return second(l.p.Start(l.t.Context(), laneUser, key)) })
-	stopIt      = keyed("stop", func(l *lane, key client.ChangeOption) error { return second(l.p.Stop(l.t.Context(), laneUser, key)) })
-	destroyIt   = keyed("destroy", func(l *lane, key client.ChangeOption) error { return second(l.p.Destroy(l.t.Context(), laneUser, key)) })
-	rotateIt    = keyed("rotate-key", func(l *lane, key client.ChangeOption) error {
-		return second(l.p.RotateKey(l.t.Context(), laneUser, key))
+	provisionIt = call(func(l *lane) error { return harness.ErrOf(l.p.Provision(l.t.Context(), laneUser, l.image)) })
+	startIt     = keyed("start", func(l *lane, key client.ChangeOption) error {
+		return harness.ErrOf(l.p.Start(l.t.Context(), laneUser, key))
+	})
+	stopIt = keyed("stop", func(l *lane, key client.ChangeOption) error {
+		return harness.ErrOf(l.p.Stop(l.t.Context(), laneUser, key))
+	})
+	destroyIt = keyed("destroy", func(l *lane, key client.ChangeOption) error {
+		return harness.ErrOf(l.p.Destroy(l.t.Context(), laneUser, key))
+	})
+	rotateIt = keyed("rotate-key", func(l *lane, key client.ChangeOption) error {
+		return harness.ErrOf(l.p.RotateKey(l.t.Context(), laneUser, key))
 	})
 	rotateAgain = keyed("rotate-key", func(l *lane, key client.ChangeOption) error {
 		rotated, err := l.p.RotateKey(l.t.Context(), laneUser, key)
@@ -131,14 +137,12 @@ var (
 	})
 )
 
-const failingImage = "reference-engine.exit-at-start"
-
 // scenarios are named after the kind of operation, or that and what of it.
 var scenarios = map[string]scenario{
 	"provision":        {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}},
 	"provision/volume": {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}, unpooled: true},
 	"provision/undo": {
-		image: failingImage, act: provisionIt, action: "provision", outcome: "ENGINE_BOOT_FAILED",
+		image: harness.FailingImage, act: provisionIt, action: "provision", outcome: "ENGINE_BOOT_FAILED",
 		retry: provisionIt, answers: []string{"ENGINE_ALREADY_EXISTS"},
 	},
 	"provision/relocate": {
@@ -148,19 +152,19 @@ var scenarios = map[string]scenario{
 		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 		before: map[string]func(*lane){
 			"start/quiesce/fenced": func(l *lane) { // a hand, while it is stopped and nobody reconciles
-				eventually(l.t, "the first reconcile pass is over", func() error {
-					if !strings.Contains(l.p.log.String(), "reconciled:") {
+				harness.Eventually(l.t, "the first reconcile pass is over", func() error {
+					if !strings.Contains(l.p.Log.String(), "reconciled:") {
 						return errors.New("it is not")
 					}
 					return nil
 				})
-				l.s.scale(l.engineID, 1)
+				scale(l.s, l.engineID, 1)
 			},
 			"start/variable/fenced": (*lane).dropVariable,
 		},
 		env: []string{"ORCH_RECONCILE_INTERVAL_S=3600"},
 	},
-	"start/undo": {image: failingImage, from: registry.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
+	"start/undo": {image: harness.FailingImage, from: registry.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
 	"stop":       {from: registry.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok"}},
 	"rotate_key": {from: registry.Running, act: rotateIt, action: "rotate_key", outcome: "ok", retry: rotateAgain, answers: []string{"ok"}},
 	"rotate_key/undo": {from: registry.Running, act: func(l *lane, _ string) error {
@@ -194,7 +198,7 @@ var scenarios = map[string]scenario{
 // dropVariable removes the hash of the engine's key manually: a start writes it
 // only where it is missing.
 func (l *lane) dropVariable() {
-	if _, err := l.s.nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
+	if _, err := l.s.Nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -288,11 +292,11 @@ func TestFaultPoints(t *testing.T) {
 
 func newLane(t *testing.T, name string) *lane {
 	if scenarios[name].docker {
-		needDocker(t)
+		harness.NeedDocker(t)
 	}
 	t.Parallel()
 	l := &lane{
-		t: t, scenario: scenarios[name], prefix: "faults-" + strings.ReplaceAll(name, "/", "-") + "/", s: openStores(t, shared),
+		t: t, scenario: scenarios[name], prefix: "faults-" + strings.ReplaceAll(name, "/", "-") + "/", s: harness.OpenStores(t, harness.Shared),
 		database: "sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
 	}
 	if l.alone {
@@ -311,8 +315,8 @@ func (l *lane) run(points []string) {
 		if done != "" && (l.alone || slices.Contains(resumed[done], point)) {
 			l.next("")
 			l.check(done)
-			l.p.end()
-			l.s.endSessions(l.prefix)
+			l.p.End()
+			l.s.EndSessions(l.prefix)
 			done = ""
 		}
 		l.next(point)
@@ -321,10 +325,10 @@ func (l *lane) run(points []string) {
 		}
 		l.bring(point)
 		err := l.act(l, point)
-		if derr := l.p.awaitDeath(40 * time.Second); derr != nil {
+		if derr := l.p.AwaitDeath(40 * time.Second); derr != nil {
 			l.t.Fatalf("%s: not reached: %v; the call was answered with %v", point, derr, err)
 		}
-		l.s.endSessions(l.prefix)
+		l.s.EndSessions(l.prefix)
 		done = point
 	}
 	l.next("")
@@ -335,10 +339,10 @@ func (l *lane) run(points []string) {
 		}
 	}
 	l.agree("the end")
-	if got := l.s.census(l.prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
+	if got := l.s.Census(l.prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
 		l.t.Errorf("left: %v", got)
 	}
-	l.p.neverRecovered(l.t)
+	l.p.NeverRecovered(l.t)
 }
 
 // next starts the next process, which dies at point, if that names one.
@@ -352,11 +356,11 @@ func (l *lane) next(point string) {
 		env = append(slices.Clone(env), "ORCH_VOLUME_POOL=0")
 	}
 	if l.docker {
-		env = slices.Concat(env, docker.environ())
+		env = slices.Concat(env, harness.Docker.Environ())
 	}
-	l.p = startFaulty(l.t, l.prefix, l.database, armed, env...)
+	l.p = harness.StartFaulty(l.t, l.prefix, l.database, armed, env...)
 	if l.platformKey == "" {
-		product, err := l.p.RegisterProduct(l.t.Context(), "faulty", "Faulty", policyOf(l.t, anyImage))
+		product, err := l.p.RegisterProduct(l.t.Context(), "faulty", "Faulty", harness.PolicyOf(l.t, harness.AnyImage))
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -366,7 +370,7 @@ func (l *lane) next(point string) {
 }
 
 func (l *lane) row() *registry.Engine {
-	rows, err := l.s.engines(l.prefix)
+	rows, err := l.s.Engines(l.prefix)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -398,11 +402,11 @@ func (l *lane) bring(point string) {
 	if row == nil {
 		e, err := l.p.Provision(ctx, laneUser, l.image)
 		if l.from == registry.Failed {
-			wantCode(l.t, err, 502, "ENGINE_BOOT_FAILED")
+			harness.WantCode(l.t, err, 502, "ENGINE_BOOT_FAILED")
 		} else {
 			must(err)
 			l.key = e.APIKey
-			remember(l.t, e, l.key, "kept")
+			harness.Remember(l.t, e, l.key, "kept")
 		}
 		row = l.row()
 	}
@@ -418,7 +422,7 @@ func (l *lane) bring(point string) {
 	}
 	if l.from == registry.Sleeping && row.State != registry.Sleeping {
 		must(l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running))
-		eventually(l.t, "the engine is paused", func() error {
+		harness.Eventually(l.t, "the engine is paused", func() error {
 			if row := l.row(); row.Op != nil || row.Frozen == nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Op)
 			}
@@ -434,7 +438,7 @@ func (l *lane) bring(point string) {
 // agree waits for agreement.
 func (l *lane) agree(after string) {
 	l.t.Helper()
-	eventually(l.t, "agreement after "+after, func() error { return l.s.disagreement(l.prefix, l.brand) })
+	harness.Eventually(l.t, "agreement after "+after, func() error { return l.s.Disagreement(l.prefix, l.brand) })
 }
 
 // check is what must hold once another process has looked after an operation
@@ -487,14 +491,14 @@ func (l *lane) wantUsable(point string) {
 	if err != nil {
 		l.t.Fatalf("%s: %v", point, err)
 	}
-	brain := export(l.t, e, e.APIKey)
+	brain := harness.Export(l.t, e, e.APIKey)
 	if l.from != "" {
-		if err := brain.knows("kept"); err != nil {
+		if err := brain.Knows("kept"); err != nil {
 			l.t.Errorf("%s: %v", point, err)
 		}
 	}
 	if l.key != "" && l.key != e.APIKey && l.from != "" {
-		if status, err := engineCall(l.t.Context(), e, l.key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
+		if status, err := harness.EngineCall(l.t.Context(), e, l.key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
 			l.t.Errorf("%s: the key before: %d, %v", point, status, err)
 		}
 		if !strings.HasPrefix(point, "rotate_key/") {
@@ -517,12 +521,12 @@ func (l *lane) wantAudit(point string) {
 	if point == "destroy/row/done" || strings.HasSuffix(point, "/saved") && scheduler.LastStep(point) {
 		want = "interrupted" // nobody is left who knows of it
 	}
-	rows, _ := auditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
+	rows, _ := harness.AuditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
 	if len(rows) != 1 {
 		l.t.Fatalf("%s: no audit row", point)
 	}
-	eventually(l.t, point+": the audit row", func() error {
-		rows, _ := auditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
+	harness.Eventually(l.t, point+": the audit row", func() error {
+		rows, _ := harness.AuditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
 		if len(rows) != 1 || rows[0].Outcome != want || rows[0].UserID != laneUser {
 			return fmt.Errorf("%+v, want outcome %s", rows, want)
 		}
@@ -532,7 +536,7 @@ func (l *lane) wantAudit(point string) {
 
 // inject writes an operation whose owner is gone into the engine's row.
 func (l *lane) inject(op registry.Op, state registry.State) error {
-	pairs, _, err := l.s.consul.KV().List(l.prefix+"engines/", nil)
+	pairs, _, err := l.s.Consul.KV().List(l.prefix+"engines/", nil)
 	if err != nil || len(pairs) != 1 {
 		return fmt.Errorf("%d rows, %w", len(pairs), err)
 	}
@@ -540,40 +544,27 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
-		started := int64(0)
-		eventually(l.t, "Nomad tells of the process", func() error {
-			if started = l.s.started(row.AllocID); started == 0 {
+		at := int64(0)
+		harness.Eventually(l.t, "Nomad tells of the process", func() error {
+			if at = started(l.s, row.AllocID); at == 0 {
 				return errors.New("not yet")
 			}
 			return nil
 		})
-		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: started}, registry.Sleeping
+		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: at}, registry.Sleeping
 	}
 	if pairs[0].Value, err = json.Marshal(row); err != nil {
 		return err
 	}
-	return l.s.write(l.prefix, pairs[0])
-}
-
-// write replaces a row that was read, and tells the replicas' views of it.
-func (s *stores) write(prefix string, row *consul.KVPair) error {
-	shard, _, _ := strings.Cut(strings.TrimPrefix(row.Key, prefix+"engines/"), "/")
-	ok, _, _, err := s.consul.KV().Txn(consul.KVTxnOps{
-		{Verb: consul.KVCAS, Key: row.Key, Value: row.Value, Index: row.ModifyIndex},
-		{Verb: consul.KVSet, Key: prefix + "changes/" + shard, Value: []byte(time.Now().String())},
-	}, nil)
-	if err == nil && !ok {
-		err = errors.New("the row changed meanwhile")
-	}
-	return err
+	return l.s.Write(l.prefix, pairs[0])
 }
 
 // started is when the process of an allocation was started last.
-func (s *stores) started(allocID string) (at int64) {
-	s.t.Helper()
-	alloc, _, err := s.nomad.Allocations().Info(allocID, nil)
+func started(s *harness.Stores, allocID string) (at int64) {
+	s.T.Helper()
+	alloc, _, err := s.Nomad.Allocations().Info(allocID, nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for _, task := range alloc.TaskStates {
 		for _, event := range task.Events {
@@ -586,14 +577,14 @@ func (s *stores) started(allocID string) (at int64) {
 }
 
 // scale sets the count of an engine's job manually and waits until that is so.
-func (s *stores) scale(engineID string, count int) {
-	s.t.Helper()
+func scale(s *harness.Stores, engineID string, count int) {
+	s.T.Helper()
 	name := "engine-" + engineID
-	if _, _, err := s.nomad.Jobs().Scale(name, "engine", &count, "manually", false, nil, nil); err != nil {
-		s.t.Fatal(err)
+	if _, _, err := s.Nomad.Jobs().Scale(name, "engine", &count, "manually", false, nil, nil); err != nil {
+		s.T.Fatal(err)
 	}
-	eventually(s.t, "the hand's scaling", func() error {
-		allocs, _, err := s.nomad.Jobs().Allocations(name, false, nil)
+	harness.Eventually(s.T, "the hand's scaling", func() error {
+		allocs, _, err := s.Nomad.Jobs().Allocations(name, false, nil)
 		if err != nil {
 			return err
 		}
@@ -635,10 +626,10 @@ func testAdminPoints(t *testing.T, points []string) {
 	t.Parallel()
 	change, _, _ := strings.Cut(points[0], "/")
 	prefix, database := "faults-"+change+"/", "sqlite://"+filepath.Join(t.TempDir(), "audit.db")
-	s, ctx := openStores(t, shared), t.Context()
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
 	for _, point := range points {
 		slug := strings.ReplaceAll(strings.ReplaceAll(point, "/", "-"), "_", "-")
-		before := startFaulty(t, prefix, database, "")
+		before := harness.StartFaulty(t, prefix, database, "")
 		product := new(client.Registered)
 		if change != "product_register" {
 			var err error
@@ -646,30 +637,30 @@ func testAdminPoints(t *testing.T, points []string) {
 				t.Fatal(err)
 			}
 		}
-		before.end()
-		s.endSessions(prefix)
+		before.End()
+		s.EndSessions(prefix)
 
-		p := startFaulty(t, prefix, database, "kill "+point)
+		p := harness.StartFaulty(t, prefix, database, "kill "+point)
 		at := "/products/" + product.ProductID
-		make := map[string]func(*faulty) error{
-			"product_register": func(p *faulty) error { return second(p.RegisterProduct(ctx, slug, "Faulty", nil)) },
-			"policy_update": func(p *faulty) error {
+		make := map[string]func(*harness.Faulty) error{
+			"product_register": func(p *harness.Faulty) error { return harness.ErrOf(p.RegisterProduct(ctx, slug, "Faulty", nil)) },
+			"policy_update": func(p *harness.Faulty) error {
 				return p.Do(ctx, http.MethodPut, at+"/policy", map[string]any{"policy": map[string]any{"max_engines": 7}}, nil)
 			},
-			"platform_key_rotate": func(p *faulty) error { return p.Do(ctx, http.MethodPost, at+"/rotate-platform-key", nil, nil) },
-			"product_delete":      func(p *faulty) error { return p.Do(ctx, http.MethodDelete, at, nil, nil) },
+			"platform_key_rotate": func(p *harness.Faulty) error { return p.Do(ctx, http.MethodPost, at+"/rotate-platform-key", nil, nil) },
+			"product_delete":      func(p *harness.Faulty) error { return p.Do(ctx, http.MethodDelete, at, nil, nil) },
 		}[change]
 		if make == nil {
 			t.Fatalf("no test makes the change %s", change)
 		}
 		err := make(p)
-		if derr := p.awaitDeath(40 * time.Second); derr != nil {
+		if derr := p.AwaitDeath(40 * time.Second); derr != nil {
 			t.Fatalf("%s: not reached: %v; the call was answered with %v", point, derr, err)
 		}
-		s.endSessions(prefix)
+		s.EndSessions(prefix)
 
-		next := startFaulty(t, prefix, database, "")
-		rows, _ := auditLog(t, next.Client, "?limit=1&action="+change)
+		next := harness.StartFaulty(t, prefix, database, "")
+		rows, _ := harness.AuditLog(t, next.Client, "?limit=1&action="+change)
 		if len(rows) != 1 || rows[0].Outcome != "interrupted" || rows[0].Actor != "admin" {
 			t.Errorf("%s: audit %+v", point, rows)
 		}
@@ -677,9 +668,9 @@ func testAdminPoints(t *testing.T, points []string) {
 		err = make(next)
 		switch {
 		case made && change == "product_register":
-			wantCode(t, err, 409, "PRODUCT_SLUG_EXISTS")
+			harness.WantCode(t, err, 409, "PRODUCT_SLUG_EXISTS")
 		case made && change == "product_delete":
-			wantCode(t, err, 404, "PRODUCT_NOT_FOUND")
+			harness.WantCode(t, err, 404, "PRODUCT_NOT_FOUND")
 		case err != nil:
 			t.Errorf("%s: the same call again: %v", point, err)
 		}
@@ -687,9 +678,9 @@ func testAdminPoints(t *testing.T, points []string) {
 			// Nobody was told the new key; the old one ended with the change.
 			theirs := &client.Client{BaseURL: next.BaseURL, PlatformKey: product.PlatformAPIKey}
 			_, err := theirs.Engine(ctx, laneUser)
-			wantCode(t, err, 401, "INVALID_PLATFORM_KEY")
+			harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")
 		}
-		next.end()
-		s.endSessions(prefix)
+		next.End()
+		s.EndSessions(prefix)
 	}
 }

@@ -7,24 +7,10 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-type page struct {
-	Engines []map[string]any
-	Total   int
-	Next    string `json:"next_cursor"`
-}
-
-func list(t *testing.T, c *client.Client, query string) page {
-	t.Helper()
-	var p page
-	if err := c.Do(t.Context(), http.MethodGet, "/engines"+query, nil, &p); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-func users(p page) []string {
+func users(p harness.EnginePage) []string {
 	var names []string
 	for _, e := range p.Engines {
 		names = append(names, e["user_id"].(string))
@@ -34,9 +20,9 @@ func users(p page) []string {
 
 func TestFleet(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "4"})
-	c := all[0].product(t, anyImage)
-	stranger := all[0].product(t, nil)
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "4"})
+	c := all[0].Product(t, harness.AnyImage)
+	stranger := all[0].Product(t, nil)
 	ctx := t.Context()
 	var want []string
 	for i := range 5 {
@@ -46,7 +32,7 @@ func TestFleet(t *testing.T) {
 		}
 		want = append(want, user)
 		// What this replica did, its lists show at once.
-		if got := list(t, c, ""); got.Total != i+1 || !slices.Equal(users(got), want) {
+		if got := harness.ListEngines(t, c, ""); got.Total != i+1 || !slices.Equal(users(got), want) {
 			t.Fatalf("after %s: %v of %d", user, users(got), got.Total)
 		}
 	}
@@ -54,10 +40,10 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.Provision(ctx, "bad", "reference-engine.exit-at-start")
-	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	want = append(want, "bad")
 
-	for _, e := range list(t, c, "").Engines {
+	for _, e := range harness.ListEngines(t, c, "").Engines {
 		if _, shown := e["api_key"]; shown || e["engine_id"] == "" || e["created_at"] == "" || e["engine_version"] == "" {
 			t.Errorf("listed as %v", e)
 		}
@@ -69,11 +55,11 @@ func TestFleet(t *testing.T) {
 		"?limit=2": want[:2], "?limit=2&offset=3": want[3:5], "?offset=6": nil,
 		"?status=running": {"user-0", "user-1", "user-2", "user-4"}, "?status=stopped": {"user-3"}, "?status=failed": {"bad"}, "?status=sleeping": nil,
 	} {
-		if got := list(t, c, query); !slices.Equal(users(got), want) {
+		if got := harness.ListEngines(t, c, query); !slices.Equal(users(got), want) {
 			t.Errorf("%s: got %v, want %v", query, users(got), want)
 		}
 	}
-	if got := list(t, c, "?status=running&limit=1"); got.Total != 4 {
+	if got := harness.ListEngines(t, c, "?status=running&limit=1"); got.Total != 4 {
 		t.Errorf("total of the running is %d", got.Total)
 	}
 	// Pages by cursor are complete, and the last one has none.
@@ -88,13 +74,13 @@ func TestFleet(t *testing.T) {
 		t.Errorf("by cursor: %v", paged)
 	}
 	// The other replica has it a moment later; another product sees none of it.
-	eventually(t, "the other replica lists all", func() error {
-		if got := users(list(t, at(c, all[1]), "")); !slices.Equal(got, want) {
+	harness.Eventually(t, "the other replica lists all", func() error {
+		if got := users(harness.ListEngines(t, harness.At(c, all[1]), "")); !slices.Equal(got, want) {
 			return fmt.Errorf("%v", got)
 		}
 		return nil
 	})
-	if got := list(t, stranger, ""); got.Total != 0 || got.Engines == nil {
+	if got := harness.ListEngines(t, stranger, ""); got.Total != 0 || got.Engines == nil {
 		t.Errorf("another product sees %+v", got)
 	}
 
@@ -107,17 +93,17 @@ func TestFleet(t *testing.T) {
 		t.Errorf("status %+v", status)
 	}
 	for _, bad := range []string{"?limit=0", "?limit=1001", "?limit=x", "?offset=-1", "?status=dead", "?cursor=nonsense", "?cursor=x&offset=1", "?limt=5", "?limit=1&limit=2", "?status=%zz"} {
-		wantCode(t, c.Do(ctx, http.MethodGet, "/engines"+bad, nil, nil), 400, "INVALID_REQUEST")
+		harness.WantCode(t, c.Do(ctx, http.MethodGet, "/engines"+bad, nil, nil), 400, "INVALID_REQUEST")
 	}
 	for _, path := range []string{"/engines", "/status", "/metrics", "/audit"} {
-		wantCode(t, (&client.Client{BaseURL: all[0].url}).Do(ctx, http.MethodGet, path, nil, nil), 401, "INVALID_PLATFORM_KEY")
+		harness.WantCode(t, (&client.Client{BaseURL: all[0].URL}).Do(ctx, http.MethodGet, path, nil, nil), 401, "INVALID_PLATFORM_KEY")
 	}
 	for _, user := range want {
 		if _, err := c.Destroy(ctx, user); err != nil {
 			t.Error(err)
 		}
 	}
-	if got := list(t, c, ""); got.Total != 0 {
+	if got := harness.ListEngines(t, c, ""); got.Total != 0 {
 		t.Errorf("after all were destroyed: %v", users(got))
 	}
 }

@@ -11,13 +11,14 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // secretsDir is the directory that Nomad has made for the secrets of an engine's
 // allocation, as this process sees it.
 func secretsDir(t *testing.T, engineID string) string {
 	t.Helper()
-	for _, pid := range containers(engineID) {
+	for _, pid := range harness.Containers(engineID) {
 		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 		for _, variable := range bytes.Split(env, []byte{0}) {
 			if dir, found := strings.CutPrefix(string(variable), "NOMAD_SECRETS_DIR="); found {
@@ -32,28 +33,28 @@ func secretsDir(t *testing.T, engineID string) string {
 // TestRotationWithFullSecrets: Nomad writes a key's hash into a small file system that an
 // engine can fill, and ends the engine's process when it cannot. The rotation says so as
 // soon as Nomad does, and the next process has the new key.
-func TestRotationWithFullSecrets(t *testing.T) { eachDriver(t, testRotationWithFullSecrets) }
+func TestRotationWithFullSecrets(t *testing.T) { harness.EachDriver(t, testRotationWithFullSecrets) }
 
-func testRotationWithFullSecrets(t *testing.T, d driver) {
+func testRotationWithFullSecrets(t *testing.T, d harness.Driver) {
 	images := map[string]string{"restart": "", "signal": ""}
-	if d.name == rawExec.name {
+	if d.Name == harness.RawExec.Name {
 		images["signal"] = "ignore-sigterm"
 	}
 	for reload, image := range images {
 		t.Run(reload, func(t *testing.T) {
 			t.Parallel()
-			r := startService(t, shared, d.with(map[string]string{"ORCH_ENGINE_KEY_RELOAD": reload, "ORCH_VOLUME_POOL": "1"}))
-			c, ctx := r.product(t, anyImage), t.Context()
-			e, err := c.Provision(ctx, "u", d.image(image))
+			r := harness.StartService(t, harness.Shared, d.With(map[string]string{"ORCH_ENGINE_KEY_RELOAD": reload, "ORCH_VOLUME_POOL": "1"}))
+			c, ctx := r.Product(t, harness.AnyImage), t.Context()
+			e, err := c.Provision(ctx, "u", d.Image(image))
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, "kept")
+			harness.Remember(t, e, e.APIKey, "kept")
 			if err := os.WriteFile(filepath.Join(secretsDir(t, e.EngineID), "ballast"), make([]byte, 4<<20), 0o600); err == nil {
 				t.Fatal("the directory for secrets has no limit")
 			}
 			began := time.Now()
-			refused := wantCode(t, second(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
+			refused := harness.WantCode(t, harness.ErrOf(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
 			took := time.Since(began)
 			t.Logf("refused after %s: %s", took.Round(time.Millisecond), refused.Message)
 			if took > 25*time.Second { // one that ignores SIGTERM ends 30 s later
@@ -67,12 +68,12 @@ func testRotationWithFullSecrets(t *testing.T, d driver) {
 			if strings.Contains(refused.Message, "/alloc/") {
 				t.Errorf("it is told a path: %q", refused.Message)
 			}
-			if admitted, err := admit(ctx, c, "u", false, false); err == nil && admitted.Admitted {
-				keyIs(t, admitted.Engine, admitted.Engine.APIKey, true)
+			if admitted, err := harness.Admit(ctx, c, "u", false, false); err == nil && admitted.Admitted {
+				harness.KeyIs(t, admitted.Engine, admitted.Engine.APIKey, true)
 			}
 			var now *client.Engine
-			eventually(t, "its next process runs", func() (err error) {
-				if now, err = engineIs(t, c, "u", client.Running, ""); err == nil && now.URL == e.URL && now.APIKey == e.APIKey {
+			harness.Eventually(t, "its next process runs", func() (err error) {
+				if now, err = harness.EngineIs(t, c, "u", client.Running, ""); err == nil && now.URL == e.URL && now.APIKey == e.APIKey {
 					err = errors.New("it is the one of before")
 				}
 				return err
@@ -80,12 +81,12 @@ func testRotationWithFullSecrets(t *testing.T, d driver) {
 			if now.APIKey == e.APIKey {
 				t.Error("it has the old key")
 			}
-			keyIs(t, now, now.APIKey, true)
-			keyIs(t, now, e.APIKey, false)
-			if err := export(t, now, now.APIKey).knows("kept"); err != nil {
+			harness.KeyIs(t, now, now.APIKey, true)
+			harness.KeyIs(t, now, e.APIKey, false)
+			if err := harness.Export(t, now, now.APIKey).Knows("kept"); err != nil {
 				t.Error(err)
 			}
-			if n := actions(t, c, "u"); n["rotate_key"] != 1 {
+			if n := harness.Actions(t, c, "u"); n["rotate_key"] != 1 {
 				t.Errorf("the audit log has %v", n)
 			}
 			if _, err := c.RotateKey(ctx, "u"); err != nil {

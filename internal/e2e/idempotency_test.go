@@ -1,22 +1,16 @@
 package e2e
 
 import (
-	"context"
 	"sync"
 	"testing"
 
-	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-// provisionOnce provisions with an Idempotency-Key.
-func provisionOnce(ctx context.Context, c *client.Client, key, user, version string) (*client.Engine, error) {
-	return c.Provision(ctx, user, version, client.IdempotencyKey(key))
-}
 
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_BOOT_TIMEOUT_S": "20"})
-	c := all[0].product(t, anyImage)
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_BOOT_TIMEOUT_S": "20"})
+	c := all[0].Product(t, harness.AnyImage)
 	ctx := t.Context()
 
 	var mu sync.Mutex
@@ -24,7 +18,7 @@ func TestIdempotencyKey(t *testing.T) {
 	got := map[string]int{}
 	for i := range 12 {
 		wg.Go(func() {
-			e, err := provisionOnce(ctx, at(c, all[i%2]), "first", "u", "")
+			e, err := harness.ProvisionOnce(ctx, harness.At(c, all[i%2]), "first", "u", "")
 			if err != nil || e.Status != "running" || e.URL == "" {
 				t.Errorf("got %+v, %v", e, err)
 				return
@@ -38,20 +32,20 @@ func TestIdempotencyKey(t *testing.T) {
 	if len(got) != 1 {
 		t.Fatalf("%d different answers", len(got))
 	}
-	first, err := provisionOnce(ctx, c, "first", "u", "")
+	first, err := harness.ProvisionOnce(ctx, c, "first", "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Without the key it is another call; with it and another body it is an error.
 	_, err = c.Provision(ctx, "u", "")
-	wantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
+	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
 	for _, call := range [][2]string{{"other", ""}, {"u", "reference-engine.v2"}} {
-		_, err = provisionOnce(ctx, at(c, all[1]), "first", call[0], call[1])
-		wantCode(t, err, 422, "IDEMPOTENCY_KEY_REUSED")
+		_, err = harness.ProvisionOnce(ctx, harness.At(c, all[1]), "first", call[0], call[1])
+		harness.WantCode(t, err, 422, "IDEMPOTENCY_KEY_REUSED")
 	}
 	// Keys belong to their product.
-	stranger := all[0].product(t, nil)
-	theirs, err := provisionOnce(ctx, stranger, "first", "u", "")
+	stranger := all[0].Product(t, nil)
+	theirs, err := harness.ProvisionOnce(ctx, stranger, "first", "u", "")
 	if err != nil || theirs.EngineID == first.EngineID {
 		t.Fatalf("another product's call: %+v, %v", theirs, err)
 	}
@@ -63,37 +57,37 @@ func TestIdempotencyKey(t *testing.T) {
 	if _, err := c.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	again, err := provisionOnce(ctx, c, "first", "u", "")
+	again, err := harness.ProvisionOnce(ctx, c, "first", "u", "")
 	if err != nil || again.APIKey != key || again.EngineID != first.EngineID || again.URL != first.URL || again.Status != "running" {
 		t.Fatalf("after a rotation and a stop: %+v, %v", again, err)
 	}
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = provisionOnce(ctx, c, "first", "u", "")
-	wantCode(t, err, 409, "ENGINE_DESTROYED")
+	_, err = harness.ProvisionOnce(ctx, c, "first", "u", "")
+	harness.WantCode(t, err, 409, "ENGINE_DESTROYED")
 	// Also when the user has another engine by now.
 	if _, err := c.Provision(ctx, "u", ""); err != nil {
 		t.Fatal(err)
 	}
-	_, err = provisionOnce(ctx, at(c, all[1]), "first", "u", "")
-	wantCode(t, err, 409, "ENGINE_DESTROYED")
+	_, err = harness.ProvisionOnce(ctx, harness.At(c, all[1]), "first", "u", "")
+	harness.WantCode(t, err, 409, "ENGINE_DESTROYED")
 
 	// Errors are not kept.
-	_, err = provisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")
-	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
-	_, err = provisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")
-	wantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
+	_, err = harness.ProvisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")
+	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	_, err = harness.ProvisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")
+	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
 	if _, err := c.Destroy(ctx, "bad"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := provisionOnce(ctx, c, "failing", "bad", ""); err != nil {
+	if _, err := harness.ProvisionOnce(ctx, c, "failing", "bad", ""); err != nil {
 		t.Errorf("the key of a failed call, used for another: %v", err)
 	}
 	for _, bad := range []string{"", string(make([]byte, 0)), longKey()} {
-		_, err := provisionOnce(ctx, c, bad, "never", "")
+		_, err := harness.ProvisionOnce(ctx, c, bad, "never", "")
 		if bad != "" {
-			wantCode(t, err, 400, "INVALID_REQUEST")
+			harness.WantCode(t, err, 400, "INVALID_REQUEST")
 		}
 	}
 	for _, user := range []string{"u", "bad"} {

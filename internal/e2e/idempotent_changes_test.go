@@ -5,15 +5,16 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestChangesMadeTwice: a proxy that drops the first answer and sends the call again
 // gets the same answer, by any replica; and what was changed since stays.
 func TestChangesMadeTwice(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2"})
-	one := all[0].product(t, anyImage)
-	two := at(one, all[1])
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2"})
+	one := all[0].Product(t, harness.AnyImage)
+	two := harness.At(one, all[1])
 	ctx, key := t.Context(), client.IdempotencyKey
 	first, err := one.Provision(ctx, "u", "")
 	if err != nil {
@@ -37,7 +38,7 @@ func TestChangesMadeTwice(t *testing.T) {
 			t.Fatal("one call with one key got several engine keys, or the old one")
 		}
 	}
-	if status, err := engineCall(ctx, first, keys[0], "GET", "/memory/export", nil, nil); err != nil || status != 200 {
+	if status, err := harness.EngineCall(ctx, first, keys[0], "GET", "/memory/export", nil, nil); err != nil || status != 200 {
 		t.Errorf("the engine answers the rotated key with %d, %v", status, err)
 	}
 	if e, err := two.Engine(ctx, "u"); err != nil || e.APIKey != keys[0] {
@@ -51,8 +52,8 @@ func TestChangesMadeTwice(t *testing.T) {
 			}
 		}
 	}
-	wantCode(t, second(one.Stop(ctx, "u")), 409, "ENGINE_NOT_RUNNING")
-	wantCode(t, second(one.Stop(ctx, "u", key("another"))), 409, "ENGINE_NOT_RUNNING")
+	harness.WantCode(t, harness.ErrOf(one.Stop(ctx, "u")), 409, "ENGINE_NOT_RUNNING")
+	harness.WantCode(t, harness.ErrOf(one.Stop(ctx, "u", key("another"))), 409, "ENGINE_NOT_RUNNING")
 	started, err := one.Start(ctx, "u", key("start"))
 	if err != nil {
 		t.Fatal(err)
@@ -73,14 +74,14 @@ func TestChangesMadeTwice(t *testing.T) {
 
 	// A key is for one call.
 	for name, err := range map[string]error{
-		"stop": second(one.Stop(ctx, "u", key("start"))), "start": second(one.Start(ctx, "v", key("start"))),
-		"rotate-key": second(one.RotateKey(ctx, "u", key("stop"))), "destroy": second(one.Destroy(ctx, "u", key("stop"))),
+		"stop": harness.ErrOf(one.Stop(ctx, "u", key("start"))), "start": harness.ErrOf(one.Start(ctx, "v", key("start"))),
+		"rotate-key": harness.ErrOf(one.RotateKey(ctx, "u", key("stop"))), "destroy": harness.ErrOf(one.Destroy(ctx, "u", key("stop"))),
 	} {
-		if wantCode(t, err, 422, "IDEMPOTENCY_KEY_REUSED"); t.Failed() {
+		if harness.WantCode(t, err, 422, "IDEMPOTENCY_KEY_REUSED"); t.Failed() {
 			t.Fatal(name)
 		}
 	}
-	wantCode(t, second(one.Stop(ctx, "u", key(longKey()))), 400, "INVALID_REQUEST")
+	harness.WantCode(t, harness.ErrOf(one.Stop(ctx, "u", key(longKey()))), 400, "INVALID_REQUEST")
 
 	gone, err := one.Destroy(ctx, "u", key("destroy"))
 	if err != nil || gone.EngineID != first.EngineID {
@@ -97,12 +98,12 @@ func TestChangesMadeTwice(t *testing.T) {
 	if e, err := one.Engine(ctx, "u"); err != nil || e.EngineID != next.EngineID || e.Status != client.Running {
 		t.Errorf("the next engine is %+v, %v", e, err)
 	}
-	wantCode(t, second(two.Start(ctx, "u", key("start"))), 409, "ENGINE_DESTROYED")
-	wantCode(t, second(two.Stop(ctx, "u", key("stop"))), 409, "ENGINE_DESTROYED")
-	wantCode(t, second(two.RotateKey(ctx, "u", key("rotate"))), 409, "ENGINE_DESTROYED")
+	harness.WantCode(t, harness.ErrOf(two.Start(ctx, "u", key("start"))), 409, "ENGINE_DESTROYED")
+	harness.WantCode(t, harness.ErrOf(two.Stop(ctx, "u", key("stop"))), 409, "ENGINE_DESTROYED")
+	harness.WantCode(t, harness.ErrOf(two.RotateKey(ctx, "u", key("rotate"))), 409, "ENGINE_DESTROYED")
 
 	// Errors are not kept, and a destroy may cut another call with a key short.
-	wantCode(t, second(one.Stop(ctx, "nobody", key("later"))), 404, "ENGINE_NOT_FOUND")
+	harness.WantCode(t, harness.ErrOf(one.Stop(ctx, "nobody", key("later"))), 404, "ENGINE_NOT_FOUND")
 	if _, err := one.Stop(ctx, "u", key("later")); err != nil {
 		t.Error(err)
 	}
@@ -115,5 +116,5 @@ func TestChangesMadeTwice(t *testing.T) {
 	if e, err := two.Destroy(ctx, "u", key("last")); err != nil || e.EngineID != next.EngineID {
 		t.Errorf("%+v, %v", e, err)
 	}
-	wantCode(t, second(two.Start(ctx, "u", key("cut"))), 404, "ENGINE_NOT_FOUND")
+	harness.WantCode(t, harness.ErrOf(two.Start(ctx, "u", key("cut"))), 404, "ENGINE_NOT_FOUND")
 }

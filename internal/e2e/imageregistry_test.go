@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // imageRegistry is a container registry of a test's own, from Debian's package, on
@@ -28,7 +30,7 @@ type imageRegistry struct {
 // allow.
 func needRegistry(t *testing.T) {
 	t.Helper()
-	needDocker(t)
+	harness.NeedDocker(t)
 	if _, err := exec.LookPath("docker-registry"); err == nil {
 		return
 	}
@@ -41,7 +43,7 @@ func needRegistry(t *testing.T) {
 
 func startRegistry(t *testing.T) *imageRegistry {
 	t.Helper()
-	g := &imageRegistry{t: t, dir: t.TempDir(), addr: freeAddr(t)}
+	g := &imageRegistry{t: t, dir: t.TempDir(), addr: harness.FreeAddr(t)}
 	config := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n",
 		filepath.Join(g.dir, "data"), g.addr)
 	if err := os.WriteFile(filepath.Join(g.dir, "config.yml"), []byte(config), 0o600); err != nil {
@@ -59,7 +61,7 @@ func (g *imageRegistry) start() {
 	if err := g.cmd.Start(); err != nil {
 		g.t.Fatal(err)
 	}
-	eventually(g.t, "the container registry answers", func() error {
+	harness.Eventually(g.t, "the container registry answers", func() error {
 		_, err := g.call(http.MethodGet, "/v2/")
 		return err
 	})
@@ -125,7 +127,7 @@ func (g *imageRegistry) upload(tag string) string {
 // tag gives the nodes an image of that name, and the registry none.
 func (g *imageRegistry) tag(tag, name string) {
 	g.t.Helper()
-	dockerCommand(g.t, "tag", docker.image(name), g.image(tag))
+	dockerCommand(g.t, "tag", harness.Docker.Image(name), g.image(tag))
 }
 
 // remove takes a digest away from the registry, and with it the tags that mean it.

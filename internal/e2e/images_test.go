@@ -10,6 +10,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // runs says which of the reference engine's images an engine runs: "v2", or "" for
@@ -17,7 +18,7 @@ import (
 func runs(t *testing.T, e *client.Engine, key string) string {
 	t.Helper()
 	var info struct{ Version string }
-	status, err := engineCall(t.Context(), e, key, http.MethodGet, "/info", nil, &info)
+	status, err := harness.EngineCall(t.Context(), e, key, http.MethodGet, "/info", nil, &info)
 	if err != nil || status != http.StatusOK {
 		t.Fatalf("info: status %d, %v", status, err)
 	}
@@ -44,7 +45,7 @@ func again(t *testing.T, c *client.Client, user string) *client.Engine {
 // name that its caller gave it.
 func (g *imageRegistry) isPinned(t *testing.T, e *client.Engine, tag, digest string) {
 	t.Helper()
-	started := inspect(t, e).Config.Image
+	started := harness.Inspect(t, e).Config.Image
 	if e.EngineVersion != g.image(tag) || e.ImageDigest != digest || started != g.addr+"/engine@"+digest {
 		t.Errorf("it is %s with %q and runs %s, want %s with %s", e.EngineVersion, e.ImageDigest, started, g.image(tag), digest)
 	}
@@ -76,7 +77,7 @@ func provisioned(t *testing.T, c *client.Client, user, image string) *client.Eng
 // for its digest may take too long: that is said, and such an engine is made again.
 func (g *imageRegistry) pinned(t *testing.T, c *client.Client, user, tag string) (e *client.Engine) {
 	t.Helper()
-	eventually(t, "an engine is pinned", func() error {
+	harness.Eventually(t, "an engine is pinned", func() error {
 		if _, err := c.Provision(t.Context(), user, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -103,8 +104,8 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	t.Parallel()
 	g := startRegistry(t)
 	v1 := g.push("t", "")
-	r := startService(t, shared, docker.with(map[string]string{"ORCH_IDLE_TIMEOUT_S": "0"}))
-	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_IDLE_TIMEOUT_S": "0"}))
+	c := r.Product(t, map[string]any{"engine_image": g.image("t")})
 	a := g.pinned(t, c, "a", "t")
 	destroyed(t, c, "a")
 	g.isPinned(t, a, "t", v1)
@@ -119,7 +120,7 @@ func TestEngineKeepsItsImage(t *testing.T) {
 		t.Errorf("a moved with the tag: it runs %q", got)
 	}
 	n := 0
-	eventually(t, "a provision sees that the tag has moved", func() error {
+	harness.Eventually(t, "a provision sees that the tag has moved", func() error {
 		n++
 		e := provisioned(t, c, fmt.Sprint("b-", n), "")
 		if e.ImageDigest != v2 {
@@ -159,22 +160,22 @@ func TestImageIsPulledSlowly(t *testing.T) {
 	g.pushNew("slow", "v7") // nodes have nothing of it
 	addr, let := g.slowly()
 	image := addr + "/engine:slow"
-	r := startService(t, shared, docker.with(map[string]string{"ORCH_BOOT_TIMEOUT_S": "15"}))
-	c, ctx := r.product(t, anyImage), t.Context()
-	refused := wantCode(t, second(c.Provision(ctx, "u", image)), 504, "BOOT_TIMEOUT")
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_BOOT_TIMEOUT_S": "15"}))
+	c, ctx := r.Product(t, harness.AnyImage), t.Context()
+	refused := harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "u", image)), 504, "BOOT_TIMEOUT")
 	if !strings.Contains(refused.Message, "still pulling its image") || !strings.Contains(refused.Message, "Downloading image") {
 		t.Errorf("a provision is told %q", refused.Message)
 	}
-	isNow(t, c, "u", "failed", "image_pull")
+	harness.IsNow(t, c, "u", "failed", "image_pull")
 	// Nomad does not break a pull off.
-	refused = wantCode(t, second(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
+	refused = harness.WantCode(t, harness.ErrOf(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "still pulling its image") {
 		t.Errorf("a start is told %q", refused.Message)
 	}
-	isNow(t, c, "u", "failed", "image_pull")
+	harness.IsNow(t, c, "u", "failed", "image_pull")
 	let()
-	eventually(t, "it starts", func() error { return second(c.Start(ctx, "u")) })
-	e := isNow(t, c, "u", "running", "")
+	harness.Eventually(t, "it starts", func() error { return harness.ErrOf(c.Start(ctx, "u")) })
+	e := harness.IsNow(t, c, "u", "running", "")
 	if got := runs(t, e, e.APIKey); got != "v7" {
 		t.Errorf("it runs %q", got)
 	}
@@ -189,11 +190,11 @@ func TestImageOnNodesOnly(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
 	g := startRegistry(t)
-	r := startService(t, shared, docker.with(nil))
-	c := r.product(t, map[string]any{"allowed_images": []string{"*", "*/*"}})
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(nil))
+	c := r.Product(t, map[string]any{"allowed_images": []string{"*", "*/*"}})
 	isNot := func(e *client.Engine, tag string) {
 		t.Helper()
-		if started := inspect(t, e).Config.Image; e.ImageDigest != "" || started != g.image(tag) {
+		if started := harness.Inspect(t, e).Config.Image; e.ImageDigest != "" || started != g.image(tag) {
 			t.Errorf("it is pinned to %q and runs %s, want the tag", e.ImageDigest, started)
 		}
 	}
@@ -204,11 +205,11 @@ func TestImageOnNodesOnly(t *testing.T) {
 	isNot(provisioned(t, c, "b", g.image("there")), "there")
 
 	_, err := c.Provision(t.Context(), "nowhere", g.image("nowhere"))
-	wantCode(t, err, 502, "ENGINE_BOOT_FAILED")
+	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	destroyed(t, c, "nowhere")
 
 	digest := g.push("there", "v2")
-	eventually(t, "a start resolves the image", func() error {
+	harness.Eventually(t, "a start resolves the image", func() error {
 		if a = again(t, c, "a"); a.ImageDigest == "" {
 			return fmt.Errorf("it is not pinned")
 		}
@@ -221,7 +222,7 @@ func TestImageOnNodesOnly(t *testing.T) {
 	isNot(provisioned(t, c, "d", g.image("down")), "down")
 	for _, tag := range []string{"there", "nowhere", "down"} {
 		warnings := 0
-		for line := range strings.Lines(r.logs.String()) {
+		for line := range strings.Lines(r.Logs.String()) {
 			if strings.Contains(line, "[WARN]") && strings.Contains(line, "images: ") && strings.Contains(line, "image="+g.image(tag)+" ") {
 				warnings++
 			}
@@ -239,21 +240,21 @@ func TestPinningSwitchedOff(t *testing.T) {
 	const prefix = "not-pinned/"
 	g := startRegistry(t)
 	digest := g.push("t", "")
-	vars := docker.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix})
-	r := startService(t, shared, vars)
-	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	vars := harness.Docker.With(map[string]string{"ORCH_CONSUL_PREFIX": prefix})
+	r := harness.StartService(t, harness.Shared, vars)
+	c := r.Product(t, map[string]any{"engine_image": g.image("t")})
 	g.isPinned(t, g.pinned(t, c, "a", "t"), "t", digest)
-	r.stop()
+	r.Stop()
 	vars["ORCH_ENGINE_PIN_IMAGES"] = "false"
-	off := startService(t, shared, vars)
-	c.BaseURL = off.url
-	if e := again(t, c, "a"); e.ImageDigest != "" || inspect(t, e).Config.Image != g.image("t") {
-		t.Errorf("it runs %s, and says %q", inspect(t, e).Config.Image, e.ImageDigest)
+	off := harness.StartService(t, harness.Shared, vars)
+	c.BaseURL = off.URL
+	if e := again(t, c, "a"); e.ImageDigest != "" || harness.Inspect(t, e).Config.Image != g.image("t") {
+		t.Errorf("it runs %s, and says %q", harness.Inspect(t, e).Config.Image, e.ImageDigest)
 	}
-	off.stop()
+	off.Stop()
 	delete(vars, "ORCH_ENGINE_PIN_IMAGES")
-	on := startService(t, shared, vars)
-	c.BaseURL = on.url
+	on := harness.StartService(t, harness.Shared, vars)
+	c.BaseURL = on.URL
 	g.isPinned(t, again(t, c, "a"), "t", digest)
 	if _, err := c.Destroy(t.Context(), "a"); err != nil {
 		t.Fatal(err)
@@ -268,14 +269,14 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	const prefix = "warm-tag/"
 	g := startRegistry(t)
 	v1 := g.push("t", "")
-	r := startService(t, shared, docker.with(map[string]string{"ORCH_CONSUL_PREFIX": prefix}))
-	s := openStores(t, shared)
-	c := r.product(t, map[string]any{"engine_image": g.image("t"), "warm_pool": 1})
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_CONSUL_PREFIX": prefix}))
+	s := harness.OpenStores(t, harness.Shared)
+	c := r.Product(t, map[string]any{"engine_image": g.image("t"), "warm_pool": 1})
 	ready := func(digest string) string {
 		t.Helper()
 		id := ""
-		eventually(t, "a warm engine of "+digest+" waits", func() error {
-			rows := s.warmRows(prefix)
+		harness.Eventually(t, "a warm engine of "+digest+" waits", func() error {
+			rows := s.WarmRows(prefix)
 			if len(rows) != 1 || rows[0].Op != nil || rows[0].State != "running" || rows[0].Digest != digest {
 				return fmt.Errorf("%d: %+v", len(rows), rows)
 			}
@@ -299,13 +300,13 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 		t.Errorf("b is %s and runs %q", b.EngineID, runs(t, b, b.APIKey))
 	}
 	g.isPinned(t, b, "t", v2)
-	s.described(b.EngineID, "Engine of user") // its job is written again
+	s.Described(b.EngineID, "Engine of user") // its job is written again
 	is = ready(v2)
 
 	g.stop()
 	g.tag("t", "v2")
-	other, n := r.product(t, map[string]any{"engine_image": g.image("t"), "cpu_mhz": 11}), 0 // of another kind
-	eventually(t, "the service misses the registry", func() error {
+	other, n := r.Product(t, map[string]any{"engine_image": g.image("t"), "cpu_mhz": 11}), 0 // of another kind
+	harness.Eventually(t, "the service misses the registry", func() error {
 		n++
 		if e := provisioned(t, other, fmt.Sprint("e-", n), ""); e.ImageDigest != "" {
 			return fmt.Errorf("it knows %s", e.ImageDigest)
@@ -327,24 +328,24 @@ func TestRebuiltRowKeepsItsImage(t *testing.T) {
 	const prefix = "rebuilt-image/"
 	g := startRegistry(t)
 	v1 := g.push("t", "")
-	r := startService(t, shared, docker.with(map[string]string{
+	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "1",
 	}))
-	s := openStores(t, shared)
-	c := r.product(t, map[string]any{"engine_image": g.image("t")})
+	s := harness.OpenStores(t, harness.Shared)
+	c := r.Product(t, map[string]any{"engine_image": g.image("t")})
 	a := g.pinned(t, c, "a", "t")
 	destroyed(t, c, "a")
 	g.isPinned(t, a, "t", v1)
 	g.push("t", "v2")
-	for _, key := range append(s.rows(prefix), prefix+"engine-ids/"+a.EngineID) {
-		if _, err := s.consul.KV().Delete(key, nil); err != nil {
+	for _, key := range append(s.Rows(prefix), prefix+"engine-ids/"+a.EngineID) {
+		if _, err := s.Consul.KV().Delete(key, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "changes/00", Value: []byte("x")}, nil); err != nil {
+	if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + "changes/00", Value: []byte("x")}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the engine is back", func() error {
+	harness.Eventually(t, "the engine is back", func() error {
 		e, err := c.Engine(t.Context(), "a")
 		if err == nil && e.Status != "running" {
 			err = fmt.Errorf("%+v", e)
@@ -354,11 +355,11 @@ func TestRebuiltRowKeepsItsImage(t *testing.T) {
 	})
 	g.isPinned(t, a, "t", v1)
 	g.isPinned(t, again(t, c, "a"), "t", v1)
-	rows, err := s.engines(prefix)
+	rows, err := s.Engines(prefix)
 	if err != nil || len(rows) != 1 || rows[0].Digest != v1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
 	rows[0].Digest = ""
-	s.putRow(prefix, rows[0])
+	s.PutRow(prefix, rows[0])
 	g.isPinned(t, again(t, c, "a"), "t", v1)
 }

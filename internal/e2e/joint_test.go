@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // The quota is one over all replicas, however provisions and destroys race on
@@ -14,30 +15,32 @@ import (
 func TestJointQuota(t *testing.T) {
 	t.Parallel()
 	const most = 6
-	all := startReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "3"})
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "3"})
 	prefix := "replicas-" + t.Name() + "/"
-	c, s := all[0].product(t, map[string]any{"max_engines": most}), openStores(t, shared)
+	c, s := all[0].Product(t, map[string]any{"max_engines": most}), harness.OpenStores(t, harness.Shared)
 	ctx := t.Context()
 	provision := func(i int) error {
-		return second(at(c, all[i%2]).Provision(ctx, fmt.Sprint("user-", i), ""))
+		return harness.ErrOf(harness.At(c, all[i%2]).Provision(ctx, fmt.Sprint("user-", i), ""))
 	}
-	got := outcomes(4*most, provision)
+	got := harness.Outcomes(4*most, provision)
 	if got["ok"] != most || got["429 QUOTA_EXCEEDED"] != 3*most {
 		t.Fatalf("got %v, want %d ok and %d × 429 QUOTA_EXCEEDED", got, most, 3*most)
 	}
 	// Each place that a destroy frees is taken once.
-	got = outcomes(4*most, func(i int) error { return second(at(c, all[(i+1)%2]).Destroy(ctx, fmt.Sprint("user-", i))) })
+	got = harness.Outcomes(4*most, func(i int) error {
+		return harness.ErrOf(harness.At(c, all[(i+1)%2]).Destroy(ctx, fmt.Sprint("user-", i)))
+	})
 	if got["ok"] != most || got["404 ENGINE_NOT_FOUND"] != 3*most {
 		t.Fatalf("destroys: got %v", got)
 	}
-	got = outcomes(2*most, func(i int) error {
-		_, err := admit(ctx, at(c, all[i%2]), fmt.Sprint("user-", i/2), true, false) // each user on both
+	got = harness.Outcomes(2*most, func(i int) error {
+		_, err := harness.Admit(ctx, harness.At(c, all[i%2]), fmt.Sprint("user-", i/2), true, false) // each user on both
 		return err
 	})
 	if got["ok"] != 2*most {
 		t.Fatalf("admits of %d users: got %v", most, got)
 	}
-	if got := s.census(prefix); got["rows"] != most || got["quota"] != most {
+	if got := s.Census(prefix); got["rows"] != most || got["quota"] != most {
 		t.Errorf("the registry holds %v", got)
 	}
 	for i := range most {
@@ -56,8 +59,8 @@ const (
 // admit that began after a rotation was answered never gets a key from before it.
 func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	t.Parallel()
-	all := startReplicas(t, 2, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.reload", "ORCH_VOLUME_POOL": "5"})
-	c := all[0].product(t, nil)
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.reload", "ORCH_VOLUME_POOL": "5"})
+	c := all[0].Product(t, nil)
 	ctx := t.Context()
 	engines := make([]*rotated, rotatedEngines)
 	var boots sync.WaitGroup
@@ -87,7 +90,7 @@ func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 					return
 				default:
 				}
-				if !engines[n%rotatedEngines].admit(t, at(c, all[n/rotatedEngines%2])) {
+				if !engines[n%rotatedEngines].admit(t, harness.At(c, all[n/rotatedEngines%2])) {
 					return
 				}
 				admits.Add(1)
@@ -97,13 +100,13 @@ func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	for _, e := range engines {
 		rotating.Go(func() {
 			for i := range rotations {
-				key, err := at(c, all[i%2]).RotateKey(ctx, e.user)
+				key, err := harness.At(c, all[i%2]).RotateKey(ctx, e.user)
 				if err != nil {
 					t.Errorf("%s: %v", e.user, err)
 					return
 				}
 				e.answered(key)
-				if !e.admit(t, at(c, all[(i+1)%2])) {
+				if !e.admit(t, harness.At(c, all[(i+1)%2])) {
 					return
 				}
 			}
@@ -115,7 +118,7 @@ func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	t.Logf("%d rotations under %d admits", rotatedEngines*rotations, admits.Load())
 	for _, e := range engines {
 		for _, r := range all {
-			if got, err := at(c, r).Engine(ctx, e.user); err != nil || e.keys[got.APIKey] != len(e.keys) {
+			if got, err := harness.At(c, r).Engine(ctx, e.user); err != nil || e.keys[got.APIKey] != len(e.keys) {
 				t.Errorf("%s: GET answers key %d of %d, %v", e.user, e.keys[got.APIKey], len(e.keys), err)
 			}
 		}
@@ -149,7 +152,7 @@ func (e *rotated) admit(t *testing.T, c *client.Client) bool {
 	e.mu.Lock()
 	before := len(e.keys)
 	e.mu.Unlock()
-	a, err := admit(t.Context(), c, e.user, false, false)
+	a, err := harness.Admit(t.Context(), c, e.user, false, false)
 	if err != nil || !a.Admitted {
 		t.Errorf("%s: %+v, %v", e.user, a, err)
 		return false

@@ -3,14 +3,16 @@ package e2e
 import (
 	"net/http"
 	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-func TestLifecycle(t *testing.T) { eachDriver(t, testLifecycle) }
+func TestLifecycle(t *testing.T) { harness.EachDriver(t, testLifecycle) }
 
-func testLifecycle(t *testing.T, d driver) {
+func testLifecycle(t *testing.T, d harness.Driver) {
 	t.Parallel()
-	r := startService(t, shared, d.with(nil))
-	c := r.product(t, nil)
+	r := harness.StartService(t, harness.Shared, d.With(nil))
+	c := r.Product(t, nil)
 	ctx := t.Context()
 
 	e, err := c.Provision(ctx, "user-1", "")
@@ -20,13 +22,13 @@ func testLifecycle(t *testing.T, d driver) {
 	if e.Status != "running" || e.URL == "" || e.APIKey == "" || e.UserID != "user-1" {
 		t.Fatalf("provision answered %+v", e)
 	}
-	remember(t, e, e.APIKey, "the sky is blue")
+	harness.Remember(t, e, e.APIKey, "the sky is blue")
 
 	got, err := c.Engine(ctx, "user-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != d.image("") || got.LastHealthAt == nil {
+	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != d.Image("") || got.LastHealthAt == nil {
 		t.Fatalf("GET answered %+v, provision %+v", got, e)
 	}
 
@@ -34,7 +36,7 @@ func testLifecycle(t *testing.T, d driver) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, _ := engineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, nil); status != http.StatusUnauthorized {
+	if status, _ := harness.EngineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, nil); status != http.StatusUnauthorized {
 		t.Fatalf("the old key gets %d, want 401", status)
 	}
 	if got, err = c.Engine(ctx, "user-1"); err != nil || got.APIKey != key || got.URL != e.URL {
@@ -44,33 +46,33 @@ func testLifecycle(t *testing.T, d driver) {
 	if _, err := c.Stop(ctx, "user-1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := engineCall(ctx, e, key, http.MethodGet, "/health", nil, nil); err == nil {
+	if _, err := harness.EngineCall(ctx, e, key, http.MethodGet, "/health", nil, nil); err == nil {
 		t.Fatal("a stopped engine still answers")
 	}
 	_, err = c.Stop(ctx, "user-1")
-	wantCode(t, err, 409, "ENGINE_NOT_RUNNING")
+	harness.WantCode(t, err, 409, "ENGINE_NOT_RUNNING")
 	_, err = c.RotateKey(ctx, "user-1")
-	wantCode(t, err, 409, "ENGINE_NOT_RUNNING")
+	harness.WantCode(t, err, 409, "ENGINE_NOT_RUNNING")
 
 	started, err := c.Start(ctx, "user-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := export(t, started, key).knows("the sky is blue"); err != nil {
+	if err := harness.Export(t, started, key).Knows("the sky is blue"); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.Start(ctx, "user-1")
-	wantCode(t, err, 409, "ENGINE_ALREADY_RUNNING")
+	harness.WantCode(t, err, 409, "ENGINE_ALREADY_RUNNING")
 
 	gone, err := c.Destroy(ctx, "user-1")
 	if err != nil || gone.Status != "destroyed" || gone.EngineID != e.EngineID {
 		t.Fatalf("destroy answered %+v, %v", gone, err)
 	}
 	_, err = c.Engine(ctx, "user-1")
-	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
+	harness.WantCode(t, err, 404, "ENGINE_NOT_FOUND")
 	_, err = c.Destroy(ctx, "user-1")
-	wantCode(t, err, 404, "ENGINE_NOT_FOUND")
-	if left := openStores(t, shared).traces(e.EngineID); len(left) > 0 {
+	harness.WantCode(t, err, 404, "ENGINE_NOT_FOUND")
+	if left := harness.OpenStores(t, harness.Shared).Traces(e.EngineID); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // EnvLongOutage says how long TestLongOutages takes a dependency away, as in 15m:
@@ -28,26 +29,26 @@ func TestLongOutages(t *testing.T) {
 	for _, component := range []devstack.Component{devstack.Vault, devstack.NomadServer} {
 		t.Run(string(component), func(t *testing.T) {
 			t.Parallel()
-			stack := ownStack(t)
+			stack := harness.OwnStack(t)
 			prefix := "long-" + string(component) + "/"
-			r := startService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
-			c := r.product(t, nil)
+			r := harness.StartService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
+			c := r.Product(t, nil)
 			ctx := t.Context()
 			e, err := c.Provision(ctx, "u", "")
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, "before")
-			before := export(t, e, e.APIKey)
+			harness.Remember(t, e, e.APIKey, "before")
+			before := harness.Export(t, e, e.APIKey)
 			if err := stack.Kill(component); err != nil {
 				t.Fatal(err)
 			}
 			for end := time.Now().Add(long); time.Now().Before(end); {
-				a, err := admit(ctx, c, "u", false, false)
+				a, err := harness.Admit(ctx, c, "u", false, false)
 				if err != nil || !a.Admitted {
 					t.Fatalf("admit during the outage: %+v, %v", a, err)
 				}
-				runs := export(t, e, e.APIKey).Runs
+				runs := harness.Export(t, e, e.APIKey).Runs
 				if fmt.Sprint(runs) != fmt.Sprint(before.Runs) {
 					t.Fatalf("%s before the end of the outage the engine was ended: %+v", time.Until(end).Round(time.Second), runs)
 				}
@@ -61,15 +62,15 @@ func TestLongOutages(t *testing.T) {
 			if err := stack.Restart(ctx, component); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "keys can be rotated again", func() error {
+			harness.Eventually(t, "keys can be rotated again", func() error {
 				_, err := c.RotateKey(ctx, "u")
 				return err
 			})
-			got, err := engineIs(t, c, "u", "running", "")
+			got, err := harness.EngineIs(t, c, "u", "running", "")
 			if err != nil || got.APIKey == e.APIKey {
 				t.Fatalf("after the outage: %+v, %v", got, err)
 			}
-			if err := export(t, got, got.APIKey).knows("before"); err != nil {
+			if err := harness.Export(t, got, got.APIKey).Knows("before"); err != nil {
 				t.Error(err)
 			}
 			if _, err := c.Destroy(ctx, "u"); err != nil {

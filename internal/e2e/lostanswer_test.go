@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // loseAnswer is a way to the shared Consul that drops the answer of one write, after it
@@ -22,12 +23,12 @@ func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way stri
 	t.Helper()
 	what = new(atomic.Value)
 	what.Store("")
-	consul, err := url.Parse(shared.ConsulAddr)
+	consul, err := url.Parse(harness.Shared.ConsulAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
-	return consulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
+	return harness.ConsulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
 		lose, _ := what.Load().(string)
 		if lose == "" || r.URL.Path != "/v1/txn" {
 			return false
@@ -56,29 +57,29 @@ func TestLostAnswerIsAudited(t *testing.T) {
 	way, lose := loseAnswer(t, func(row []byte, kind string) bool {
 		return bytes.Contains(row, []byte(`"user_id":"u"`)) && bytes.Contains(row, []byte(fmt.Sprintf(`"kind":%q`, kind)))
 	})
-	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_WARM_POOL": "1"})
-	s, ctx := openStores(t, shared), t.Context()
-	c := r.product(t, nil)
-	unlike := r.product(t, map[string]any{"memory_mb": 33}) // no warm engine is of its kind
-	s.awaitWarm(r, 1)
+	r := harness.StartService(t, harness.Shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_WARM_POOL": "1"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	c := r.Product(t, nil)
+	unlike := r.Product(t, map[string]any{"memory_mb": 33}) // no warm engine is of its kind
+	s.AwaitWarm(r, 1)
 	for _, tc := range []struct {
 		c            *client.Client
 		action, kind string
 		call         func(c *client.Client, user string) error
 		status       string
 	}{
-		{c, "provision", "provision", func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }, "running"},
-		{unlike, "provision", "provision", func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }, "running"},
-		{unlike, "stop", "stop", func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }, "stopped"},
+		{c, "provision", "provision", func(c *client.Client, u string) error { return harness.ErrOf(c.Provision(ctx, u, "")) }, "running"},
+		{unlike, "provision", "provision", func(c *client.Client, u string) error { return harness.ErrOf(c.Provision(ctx, u, "")) }, "running"},
+		{unlike, "stop", "stop", func(c *client.Client, u string) error { return harness.ErrOf(c.Stop(ctx, u)) }, "stopped"},
 	} {
 		lose.Store(tc.kind)
-		e := wantCode(t, tc.call(tc.c, "u"), 503, "BACKEND_UNAVAILABLE")
-		eventually(t, tc.action+" is done and audited", func() error {
+		e := harness.WantCode(t, tc.call(tc.c, "u"), 503, "BACKEND_UNAVAILABLE")
+		harness.Eventually(t, tc.action+" is done and audited", func() error {
 			got, err := tc.c.Engine(ctx, "u")
 			if err != nil || got.Status != tc.status {
 				return fmt.Errorf("%+v, %w", got, err)
 			}
-			rows, _ := auditLog(t, tc.c, "?user_id=u&action="+tc.action)
+			rows, _ := harness.AuditLog(t, tc.c, "?user_id=u&action="+tc.action)
 			for _, row := range rows {
 				if row.RequestID == e.RequestID && row.Outcome != "interrupted" {
 					if row.Outcome != "ok" || row.EngineID != got.EngineID {
@@ -90,7 +91,7 @@ func TestLostAnswerIsAudited(t *testing.T) {
 			return fmt.Errorf("audit rows %+v", rows)
 		})
 	}
-	if !strings.Contains(r.logs.String(), "warm claim") {
+	if !strings.Contains(r.Logs.String(), "warm claim") {
 		t.Error("no warm engine was claimed")
 	}
 	for _, c := range []*client.Client{c, unlike} {
@@ -104,22 +105,22 @@ func TestLostAnswerIsAudited(t *testing.T) {
 func TestLostAnswerOfProductIsAudited(t *testing.T) {
 	t.Parallel()
 	way, lose := loseAnswer(t, func(row []byte, slug string) bool { return bytes.Contains(row, []byte(fmt.Sprintf(`"slug":%q`, slug))) })
-	r := startService(t, shared, map[string]string{"CONSUL_HTTP_ADDR": way})
-	ctx, c := t.Context(), &client.Client{BaseURL: r.url, AdminKey: adminKey}
+	r := harness.StartService(t, harness.Shared, map[string]string{"CONSUL_HTTP_ADDR": way})
+	ctx, c := t.Context(), &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}
 	const slug = "lost-answers"
 	var productID string
 	for _, tc := range []struct {
 		action string
 		call   func() error
 	}{
-		{"product_register", func() error { return second(c.RegisterProduct(ctx, slug, "Lost", nil)) }},
-		{"policy_update", func() error { return second(c.SetPolicy(ctx, productID, client.Policy{MaxEngines: new(7)})) }},
-		{"platform_key_rotate", func() error { return second(c.RotatePlatformKey(ctx, productID, 0)) }},
+		{"product_register", func() error { return harness.ErrOf(c.RegisterProduct(ctx, slug, "Lost", nil)) }},
+		{"policy_update", func() error { return harness.ErrOf(c.SetPolicy(ctx, productID, client.Policy{MaxEngines: new(7)})) }},
+		{"platform_key_rotate", func() error { return harness.ErrOf(c.RotatePlatformKey(ctx, productID, 0)) }},
 	} {
 		lose.Store(slug)
-		e := wantCode(t, tc.call(), 503, "BACKEND_UNAVAILABLE")
-		eventually(t, tc.action+" is audited as done", func() error {
-			rows, _ := auditLog(t, c, "?action="+tc.action)
+		e := harness.WantCode(t, tc.call(), 503, "BACKEND_UNAVAILABLE")
+		harness.Eventually(t, tc.action+" is audited as done", func() error {
+			rows, _ := harness.AuditLog(t, c, "?action="+tc.action)
 			for _, row := range rows {
 				if row.RequestID == e.RequestID && row.Outcome != "interrupted" {
 					if row.Outcome != "ok" {

@@ -15,88 +15,25 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// processes counts the processes of an engine that the machine runs, whatever Nomad
-// knows of them.
-func processes(stack *devstack.Stack, engineID string) (n int) {
-	for _, task := range stack.Tasks() {
-		if task.JobID == "engine-"+engineID {
-			n++
-		}
-	}
-	return n
-}
-
-// watchBrains fails the test when an engine has two processes at any time.
-func watchBrains(t *testing.T, stack *devstack.Stack) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		told := map[string]bool{}
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			of := map[string][]devstack.Task{}
-			for _, task := range stack.Tasks() {
-				if strings.HasPrefix(task.JobID, "engine-") {
-					of[task.JobID] = append(of[task.JobID], task)
-				}
-			}
-			for job, tasks := range of {
-				if len(tasks) > 1 && !told[job] {
-					told[job] = true
-					t.Errorf("%s has %d processes: %+v", job, len(tasks), tasks)
-				}
-			}
-		}
-	})
-	t.Cleanup(func() { cancel(); watching.Wait() })
-}
-
 // directories are the directories of all engines' volumes, by engine_id.
-func (s *stores) directories() map[string]string {
-	s.t.Helper()
-	list, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+func directories(s *harness.Stores) map[string]string {
+	s.T.Helper()
+	list, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	paths := map[string]string{}
 	for _, stub := range list {
-		v, _, err := s.nomad.HostVolumes().Get(stub.ID, nil)
+		v, _, err := s.Nomad.HostVolumes().Get(stub.ID, nil)
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		paths[v.Name[len("engine-"):]] = v.HostPath
 	}
 	return paths
-}
-
-// readyNode is the one node that is up.
-func (s *stores) readyNode() (id string) {
-	s.t.Helper()
-	nodes, _, err := s.nomad.Nodes().List(nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, n := range nodes {
-		if n.Status == nomad.NodeStatusReady {
-			if id != "" {
-				s.t.Fatalf("both %s and %s are up", id, n.ID)
-			}
-			id = n.ID
-		}
-	}
-	if id == "" {
-		s.t.Fatal("no node is up")
-	}
-	return id
 }
 
 // gone says what is wrong when a directory is there, or not.
@@ -108,27 +45,13 @@ func gone(path string, want bool) error {
 	return nil
 }
 
-// unreachable are the engine_ids of all unreachable volumes.
-func (r *replica) unreachable(t *testing.T) map[string]client.UnreachableVolume {
-	t.Helper()
-	list, err := r.admin().UnreachableVolumes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	unreachable := map[string]client.UnreachableVolume{}
-	for _, g := range list.UnreachableVolumes {
-		unreachable[g.EngineID] = g
-	}
-	return unreachable
-}
-
 // stranded is a deployment with an engine per user, each of which knows its user's
 // name.
 type stranded struct {
 	t       *testing.T
 	stack   *devstack.Stack
-	s       *stores
-	r       *replica
+	s       *harness.Stores
+	r       *harness.Replica
 	c       *client.Client
 	engines map[string]*client.Engine
 	paths   map[string]string // by engine_id
@@ -136,39 +59,40 @@ type stranded struct {
 
 func newStranded(t *testing.T, prefix string, users ...string) *stranded {
 	t.Helper()
-	stack := ownStack(t)
-	d := &stranded{t: t, stack: stack, s: openStores(t, stack), engines: map[string]*client.Engine{}}
-	d.r = startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=1", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
-	d.c = d.r.product(t, nil)
+	stack := harness.OwnStack(t)
+	d := &stranded{t: t, stack: stack, s: harness.OpenStores(t, stack), engines: map[string]*client.Engine{}}
+	d.r = harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=1", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
+	d.c = d.r.Product(t, nil)
 	for _, user := range users {
 		e, err := d.c.Provision(t.Context(), user, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		remember(t, e, e.APIKey, user)
+		harness.Remember(t, e, e.APIKey, user)
 		d.engines[user] = e
 	}
-	d.paths = d.s.directories()
-	watchBrains(t, stack)
+	d.paths = directories(d.s)
+	harness.WatchBrains(t, stack)
 	return d
 }
 
-func (d *stranded) id(user string) string   { return d.engines[user].EngineID }
+func (d *stranded) id(user string) string { return d.engines[user].EngineID }
+
 func (d *stranded) path(user string) string { return d.paths[d.id(user)] }
 
 // runs fails unless the engine of a user runs as before: the same, with its key and
 // memory.
 func (d *stranded) runs(user string) {
 	d.t.Helper()
-	e := awaitEngine(d.t, d.c, user, "running", "")
+	e := harness.AwaitEngine(d.t, d.c, user, "running", "")
 	was := d.engines[user]
 	if e.EngineID != was.EngineID || e.APIKey != was.APIKey {
 		d.t.Fatalf("%s has engine %+v, had %+v", user, e, was)
 	}
-	if err := export(d.t, e, was.APIKey).knows(user); err != nil {
+	if err := harness.Export(d.t, e, was.APIKey).Knows(user); err != nil {
 		d.t.Errorf("%s: %v", user, err)
 	}
-	if n := processes(d.stack, e.EngineID); n != 1 {
+	if n := harness.Processes(d.stack, e.EngineID); n != 1 {
 		d.t.Errorf("%s has %d processes", user, n)
 	}
 }
@@ -180,12 +104,12 @@ func (d *stranded) destroyed(user string) {
 		d.t.Fatalf("destroy of %s: %v", user, err)
 	}
 	if err := gone(d.path(user), true); err != nil {
-		d.t.Errorf("%s: %v; unreachable volumes %+v", user, err, d.r.unreachable(d.t))
+		d.t.Errorf("%s: %v; unreachable volumes %+v", user, err, d.r.Unreachable(d.t))
 	}
-	if left := d.s.traces(d.id(user)); len(left) > 0 {
+	if left := d.s.Traces(d.id(user)); len(left) > 0 {
 		d.t.Errorf("left of %s: %v", user, left)
 	}
-	if n := processes(d.stack, d.id(user)); n > 0 {
+	if n := harness.Processes(d.stack, d.id(user)); n > 0 {
 		d.t.Errorf("%s has %d processes after its destruction", user, n)
 	}
 }
@@ -193,8 +117,8 @@ func (d *stranded) destroyed(user string) {
 // reported waits until a pass says that Nomad has lost the volumes of users.
 func (d *stranded) reported(users ...string) {
 	d.t.Helper()
-	eventually(d.t, "a pass reports the volumes that are lost", func() error {
-		plan, err := d.r.admin().PlanReconcile(d.t.Context())
+	harness.Eventually(d.t, "a pass reports the volumes that are lost", func() error {
+		plan, err := d.r.Admin().PlanReconcile(d.t.Context())
 		if err != nil {
 			return err
 		}
@@ -217,7 +141,7 @@ func (d *stranded) reported(users ...string) {
 func TestNomadServersLost(t *testing.T) {
 	t.Parallel()
 	d := newStranded(t, "servers-lost/", "running", "stopping", "stopped", "doomed")
-	ctx, node := t.Context(), d.s.readyNode()
+	ctx, node := t.Context(), d.s.ReadyNode()
 	if _, err := d.c.Stop(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
@@ -229,22 +153,22 @@ func TestNomadServersLost(t *testing.T) {
 	}
 
 	// The node's agent is locked out until somebody acts; the processes live.
-	eventually(t, "a stop is refused", func() error {
-		err := second(d.c.Stop(ctx, "stopping"))
+	harness.Eventually(t, "a stop is refused", func() error {
+		err := harness.ErrOf(d.c.Stop(ctx, "stopping"))
 		if e := new(client.Error); !errors.As(err, &e) || e.Code != client.ErrStopUnconfirmed {
-			return fmt.Errorf("%w, %d processes", err, processes(d.stack, d.id("stopping")))
+			return fmt.Errorf("%w, %d processes", err, harness.Processes(d.stack, d.id("stopping")))
 		}
 		return nil
 	})
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil { // its user may begin anew
 		t.Fatal(err)
 	}
-	if g, listed := d.r.unreachable(t)[d.id("doomed")]; !listed || g.VolumePath != d.path("doomed") {
+	if g, listed := d.r.Unreachable(t)[d.id("doomed")]; !listed || g.VolumePath != d.path("doomed") {
 		t.Errorf("the unreachable volume is %+v, listed %t", g, listed)
 	}
-	wantCode(t, second(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
+	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
 	for _, user := range []string{"running", "stopping", "doomed"} {
-		if n := processes(d.stack, d.id(user)); n != 1 {
+		if n := harness.Processes(d.stack, d.id(user)); n != 1 {
 			t.Errorf("%s has %d processes", user, n)
 		}
 	}
@@ -253,8 +177,8 @@ func TestNomadServersLost(t *testing.T) {
 	// index is below the one it had: nothing that runs there is proven to have ended.
 	d.kick()
 	d.reported("running", "stopping", "stopped")
-	wantCode(t, second(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
-	wantCode(t, second(d.r.admin().AdoptNode(ctx, "", node, false)), 504, "STOP_UNCONFIRMED")
+	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
+	harness.WantCode(t, harness.ErrOf(d.r.Admin().AdoptNode(ctx, "", node, false)), 504, "STOP_UNCONFIRMED")
 	if got, err := d.c.Engine(ctx, "stopping"); err != nil || got.Status == "stopped" {
 		t.Errorf("the engine whose process lives is %+v, %v", got, err)
 	}
@@ -263,35 +187,35 @@ func TestNomadServersLost(t *testing.T) {
 	if err := d.stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	if g, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
+	if g, listed := d.r.Unreachable(t)[d.id("doomed")]; !listed {
 		t.Errorf("the unreachable volume is not listed: %+v", g)
 	}
 	d.adopt(node, node, client.NodeAdoption{Adopted: 3, Cleared: 1})
-	if again, err := d.r.admin().AdoptNode(ctx, "", node, false); err != nil || again.Adopted+again.Left+again.Cleared+len(again.Failed) > 0 {
+	if again, err := d.r.Admin().AdoptNode(ctx, "", node, false); err != nil || again.Adopted+again.Left+again.Cleared+len(again.Failed) > 0 {
 		t.Errorf("adopted once more: %+v, %v", again, err)
 	}
 	if err := gone(d.path("doomed"), true); err != nil {
 		t.Error(err)
 	}
-	if unreachable := d.r.unreachable(t); len(unreachable) > 0 {
+	if unreachable := d.r.Unreachable(t); len(unreachable) > 0 {
 		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 	d.runs("running")
 	for _, user := range []string{"stopping", "stopped"} {
-		awaitEngine(t, d.c, user, "stopped", "")
+		harness.AwaitEngine(t, d.c, user, "stopped", "")
 		if _, err := d.c.Start(ctx, user); err != nil {
 			t.Fatal(err)
 		}
 		d.runs(user)
 	}
 	// They are engines as all others.
-	crash(t, isNow(t, d.c, "running", "running", ""))
-	eventually(t, "it runs again", func() error {
-		e, err := engineIs(t, d.c, "running", "running", "")
+	harness.CrashEngine(t, harness.IsNow(t, d.c, "running", "running", ""))
+	harness.Eventually(t, "it runs again", func() error {
+		e, err := harness.EngineIs(t, d.c, "running", "running", "")
 		if err != nil {
 			return err
 		}
-		status, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, nil)
+		status, err := harness.EngineCall(ctx, e, e.APIKey, http.MethodGet, "/memory/export", nil, nil)
 		if err != nil || status != http.StatusOK {
 			return fmt.Errorf("%d, %w", status, err)
 		}
@@ -305,15 +229,15 @@ func TestNomadServersLost(t *testing.T) {
 // kick has the client's agent register with servers that do not know it.
 func (d *stranded) kick() {
 	d.t.Helper()
-	eventually(d.t, "the agent registers", func() error {
+	harness.Eventually(d.t, "the agent registers", func() error {
 		agent, err := nomad.NewClient(&nomad.Config{Address: d.stack.Addr(devstack.NomadClient(0))})
 		if err != nil {
 			return err
 		}
-		if _, err := agent.Nodes().Meta().Apply(&nomad.NodeMetaApplyRequest{Meta: map[string]*string{"orch_kick": ptr("1")}}, nil); err != nil {
+		if _, err := agent.Nodes().Meta().Apply(&nomad.NodeMetaApplyRequest{Meta: map[string]*string{"orch_kick": new("1")}}, nil); err != nil {
 			return err
 		}
-		nodes, _, err := d.s.nomad.Nodes().List(nil)
+		nodes, _, err := d.s.Nomad.Nodes().List(nil)
 		if err != nil || len(nodes) == 0 || nodes[0].Status != nomad.NodeStatusReady {
 			return fmt.Errorf("%d nodes, %w", len(nodes), err)
 		}
@@ -326,8 +250,8 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 	d.t.Helper()
 	var sum client.NodeAdoption
 	began := time.Now()
-	eventually(d.t, "the engines are adopted", func() error {
-		done, err := d.r.admin().AdoptNode(d.t.Context(), from, to, false)
+	harness.Eventually(d.t, "the engines are adopted", func() error {
+		done, err := d.r.Admin().AdoptNode(d.t.Context(), from, to, false)
 		if err != nil {
 			return err
 		}
@@ -342,7 +266,7 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 		d.t.Errorf("adopted %+v, want %+v", sum, want)
 	}
 	rows := map[string]int{}
-	for _, row := range d.r.audited(d.t, "adopt") {
+	for _, row := range d.r.Audited(d.t, "adopt") {
 		if row.Outcome == "ok" {
 			rows[row.EngineID]++
 		}
@@ -358,7 +282,7 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 // registered counts the volumes whose name ends so.
 func (d *stranded) registered(suffix string) (n int) {
 	d.t.Helper()
-	volumes, _, err := d.s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+	volumes, _, err := d.s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -375,7 +299,7 @@ func (d *stranded) registered(suffix string) (n int) {
 func TestNomadClientLost(t *testing.T) {
 	t.Parallel()
 	d := newStranded(t, "client-lost/", "running", "stopped", "doomed")
-	ctx, old := t.Context(), d.s.readyNode()
+	ctx, old := t.Context(), d.s.ReadyNode()
 	if _, err := d.c.Stop(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
@@ -385,30 +309,30 @@ func TestNomadClientLost(t *testing.T) {
 	if err := d.stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	awaitEngine(t, d.c, "running", "failed", "node_down")
-	node := d.s.readyNode()
+	harness.AwaitEngine(t, d.c, "running", "failed", "node_down")
+	node := d.s.ReadyNode()
 	if node == old {
 		t.Fatal("the node kept its id")
 	}
-	wantCode(t, second(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
-	wantCode(t, second(d.c.Start(ctx, "running")), 503, "CAPACITY_EXHAUSTED")
+	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
+	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "running")), 503, "CAPACITY_EXHAUSTED")
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
 		t.Fatal(err)
 	}
 	for _, user := range []string{"running", "doomed"} {
-		if n := processes(d.stack, d.id(user)); n != 1 {
+		if n := harness.Processes(d.stack, d.id(user)); n != 1 {
 			t.Errorf("%s has %d processes", user, n)
 		}
 	}
-	if _, listed := d.r.unreachable(t)[d.id("doomed")]; !listed {
+	if _, listed := d.r.Unreachable(t)[d.id("doomed")]; !listed {
 		t.Error("the unreachable volume is not listed")
 	}
-	wantCode(t, second(d.r.admin().AdoptNode(ctx, node, old, false)), 400, "INVALID_REQUEST")
+	harness.WantCode(t, harness.ErrOf(d.r.Admin().AdoptNode(ctx, node, old, false)), 400, "INVALID_REQUEST")
 	// A call that is cut before it has named the volumes in the rows is gone on with.
 	cut, cancel := context.WithCancel(ctx)
 	answer := make(chan error, 1)
-	go func() { answer <- second(d.r.admin().AdoptNode(cut, old, node, false)) }()
-	eventually(t, "volumes are registered", func() error {
+	go func() { answer <- harness.ErrOf(d.r.Admin().AdoptNode(cut, old, node, false)) }()
+	harness.Eventually(t, "volumes are registered", func() error {
 		if n := d.registered(".r2"); n != 2 {
 			return fmt.Errorf("%d", n)
 		}
@@ -430,23 +354,23 @@ func TestNomadClientLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.runs("stopped")
-	if left := d.s.traces(d.id("doomed")); len(left) > 0 {
+	if left := d.s.Traces(d.id("doomed")); len(left) > 0 {
 		t.Errorf("left of the destroyed engine: %v", left)
 	}
 	for _, user := range []string{"running", "stopped"} {
 		d.destroyed(user)
 	}
-	if unreachable := d.r.unreachable(t); len(unreachable) > 0 {
+	if unreachable := d.r.Unreachable(t); len(unreachable) > 0 {
 		t.Errorf("unreachable volumes: %+v", unreachable)
 	}
 }
 
 // busyNode makes the node register anew all the time, as it does with each volume that
 // is made or deleted there.
-func busyNode(t *testing.T, s *stores) {
+func busyNode(t *testing.T, s *harness.Stores) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	node := s.readyNode()
+	node := s.ReadyNode()
 	var busy sync.WaitGroup
 	busy.Go(func() {
 		for ctx.Err() == nil {
@@ -454,9 +378,9 @@ func busyNode(t *testing.T, s *stores) {
 				Name: "busy", PluginID: "mkdir", NodeID: node,
 				RequestedCapabilities: []*nomad.HostVolumeCapability{{AccessMode: "single-node-writer", AttachmentMode: "file-system"}},
 			}}
-			made, _, err := s.nomad.HostVolumes().Create(&v, nil)
+			made, _, err := s.Nomad.HostVolumes().Create(&v, nil)
 			if err == nil {
-				_, _, err = s.nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: made.Volume.ID}, nil)
+				_, _, err = s.Nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: made.Volume.ID}, nil)
 			}
 			if err != nil {
 				t.Errorf("keeping the node busy: %v", err)
@@ -471,45 +395,28 @@ func busyNode(t *testing.T, s *stores) {
 	t.Cleanup(func() { cancel(); busy.Wait() })
 }
 
-// runsAnew waits until an engine runs as another process, with the same brain.
-func runsAnew(t *testing.T, c *client.Client, user string) {
-	t.Helper()
-	eventually(t, "it runs as another process", func() error {
-		e, err := engineIs(t, c, user, "running", "")
-		if err != nil {
-			return err
-		}
-		var m memory
-		status, err := engineCall(t.Context(), e, e.APIKey, http.MethodGet, "/memory/export", nil, &m)
-		if err != nil || status != http.StatusOK || len(m.Runs) < 2 {
-			return fmt.Errorf("%d, %d runs, %w", status, len(m.Runs), err)
-		}
-		return nil
-	})
-}
-
 // A job that somebody purges is forgotten by Nomad at once, while its process takes
 // its time to end: a stop is not answered before that, and no process is started.
 func TestJobPurgedByHand(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t)
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=purged/", "ORCH_VOLUME_POOL=2", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
-	s, ctx := openStores(t, stack), t.Context()
-	c := r.product(t, map[string]any{"engine_image": "reference-engine.term-delay-20s"})
-	watchBrains(t, stack)
+	stack := harness.OwnStack(t)
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=purged/", "ORCH_VOLUME_POOL=2", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
+	s, ctx := harness.OpenStores(t, stack), t.Context()
+	c := r.Product(t, map[string]any{"engine_image": "reference-engine.term-delay-20s"})
+	harness.WatchBrains(t, stack)
 	busyNode(t, s)
 	for name, act := range map[string]func(t *testing.T, user string) error{
-		"Stop": func(_ *testing.T, user string) error { return second(c.Stop(ctx, user)) },
+		"Stop": func(_ *testing.T, user string) error { return harness.ErrOf(c.Stop(ctx, user)) },
 		"Rotate": func(t *testing.T, user string) error {
 			key, err := c.RotateKey(ctx, user)
 			if err == nil {
-				keyIs(t, awaitEngine(t, c, user, "running", ""), key, true)
+				harness.KeyIs(t, harness.AwaitEngine(t, c, user, "running", ""), key, true)
 			}
 			return err
 		},
-		"Destroy": func(_ *testing.T, user string) error { return second(c.Destroy(ctx, user)) },
+		"Destroy": func(_ *testing.T, user string) error { return harness.ErrOf(c.Destroy(ctx, user)) },
 		"Restart": func(t *testing.T, user string) error { // by the service
-			runsAnew(t, c, user)
+			harness.RunsAnew(t, c, user)
 			return nil
 		},
 	} {
@@ -519,14 +426,14 @@ func TestJobPurgedByHand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, name)
-			if _, _, err := s.nomad.Jobs().Deregister("engine-"+e.EngineID, true, nil); err != nil {
+			harness.Remember(t, e, e.APIKey, name)
+			if _, _, err := s.Nomad.Jobs().Deregister("engine-"+e.EngineID, true, nil); err != nil {
 				t.Fatal(err)
 			}
 			began := time.Now()
 			if name == "Restart" {
-				eventually(t, "it does not run", func() error {
-					admitted, err := admit(ctx, c, name, false, false)
+				harness.Eventually(t, "it does not run", func() error {
+					admitted, err := harness.Admit(ctx, c, name, false, false)
 					if err == nil && admitted.Admitted {
 						err = errors.New("its user is admitted")
 					}
@@ -545,7 +452,7 @@ func TestJobPurgedByHand(t *testing.T) {
 			if name == "Restart" || name == "Rotate" {
 				want = 1
 			}
-			if n := processes(stack, e.EngineID); n != want {
+			if n := harness.Processes(stack, e.EngineID); n != want {
 				t.Errorf("it has %d processes", n)
 			}
 			switch name {
@@ -555,15 +462,15 @@ func TestJobPurgedByHand(t *testing.T) {
 				}
 				fallthrough
 			case "Restart", "Rotate":
-				e := isNow(t, c, name, "running", "")
-				if err := export(t, e, e.APIKey).knows(name); err != nil {
+				e := harness.IsNow(t, c, name, "running", "")
+				if err := harness.Export(t, e, e.APIKey).Knows(name); err != nil {
 					t.Error(err)
 				}
 				if _, err := c.Destroy(ctx, name); err != nil {
 					t.Error(err)
 				}
 			}
-			if left := s.traces(e.EngineID); len(left) > 0 {
+			if left := s.Traces(e.EngineID); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})

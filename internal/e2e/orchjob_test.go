@@ -16,6 +16,7 @@ import (
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 const (
@@ -35,7 +36,7 @@ func TestOrchJob(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	// A key that has to pass through the template and the file of variables unharmed.
 	admin := &client.Client{BaseURL: "http://" + addr, AdminKey: `a "key" <with> $what & a \file#mangles, ` + rand.Text()}
-	secret := map[string]string{"ORCH_ADMIN_KEY": admin.AdminKey, "VAULT_TOKEN": shared.VaultOrchToken, "LLM_API_KEY": providerKey}
+	secret := map[string]string{"ORCH_ADMIN_KEY": admin.AdminKey, "VAULT_TOKEN": harness.Shared.VaultOrchToken, "LLM_API_KEY": harness.ProviderKey}
 	args := orchJobArgs(t, port)
 
 	cli.run(nil, append([]string{"job", "validate"}, args...)...)
@@ -48,7 +49,7 @@ func TestOrchJob(t *testing.T) {
 	})
 	cli.putSecrets(secret)
 	cli.run(nil, append([]string{"job", "run", "-detach"}, args...)...)
-	eventually(t, "the service is ready", func() error { return admin.Ready(t.Context()) })
+	harness.Eventually(t, "the service is ready", func() error { return admin.Ready(t.Context()) })
 
 	p, err := admin.RegisterProduct(t.Context(), "orch-job", "Product of a service in Nomad", nil)
 	if err != nil {
@@ -59,10 +60,10 @@ func TestOrchJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "before the update")
+	harness.Remember(t, e, e.APIKey, "before the update")
 
 	t.Run("ConsulKnowsIt", func(t *testing.T) {
-		eventually(t, "the service passes its checks", func() error {
+		harness.Eventually(t, "the service passes its checks", func() error {
 			list, _, err := cc.Health().Service(orchJob, "", true, nil)
 			if err != nil || len(list) != 1 {
 				return fmt.Errorf("%d instances, %w", len(list), err)
@@ -83,7 +84,7 @@ func TestOrchJob(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		replica := startService(t, shared, nil)
+		replica := harness.StartService(t, harness.Shared, nil)
 		if got, want := *job.TaskGroups[0].Tasks[0].KillTimeout, replica.Scheduler.LongestOperation(); got <= want {
 			t.Errorf("kill_timeout is %s, the longest operation takes %s", got, want)
 		}
@@ -94,7 +95,7 @@ func TestOrchJob(t *testing.T) {
 		delete(secret, "VAULT_TOKEN") // or the restart would prove nothing
 		cli.putSecrets(secret)
 		cli.run(nil, append([]string{"job", "run", "-detach", "-var=vault_role=" + orchJob}, args...)...)
-		eventually(t, "another replica is ready", func() error {
+		harness.Eventually(t, "another replica is ready", func() error {
 			if id := runningAlloc(t, nc, first); id == "" {
 				return fmt.Errorf("no allocation but %s runs", first)
 			}
@@ -103,7 +104,7 @@ func TestOrchJob(t *testing.T) {
 		if code := exitCode(t, nc, first); code != 0 {
 			t.Errorf("the replaced replica ended with code %d", code)
 		}
-		if err := export(t, e, e.APIKey).knows("before the update"); err != nil {
+		if err := harness.Export(t, e, e.APIKey).Knows("before the update"); err != nil {
 			t.Error(err)
 		}
 		got, err := product.Engine(t.Context(), "user-1")
@@ -122,7 +123,7 @@ func TestOrchJob(t *testing.T) {
 	}
 	last := runningAlloc(t, nc, "")
 	cli.run(nil, "job", "stop", "-detach", orchJob)
-	eventually(t, "the last replica ends", func() error {
+	harness.Eventually(t, "the last replica ends", func() error {
 		if runningAlloc(t, nc, "") != "" {
 			return fmt.Errorf("%s runs", last)
 		}
@@ -137,12 +138,12 @@ func TestOrchJob(t *testing.T) {
 // as a process, with engines as processes.
 func orchJobArgs(t *testing.T, port string) []string {
 	t.Helper()
-	binary, err := orchBinary()
+	binary, err := harness.OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	settings, err := json.Marshal(map[string]string{
-		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": binDir,
+		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
 		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": "t-" + strings.ToLower(rand.Text()[:10]) + "/",
 	})
@@ -151,7 +152,7 @@ func orchJobArgs(t *testing.T, port string) []string {
 	}
 	return []string{
 		"-var=driver=raw_exec", "-var=binary=" + binary, "-var=port=" + port, "-var=settings=" + string(settings),
-		"-var=nomad_addr=" + shared.NomadAddr, "-var=consul_addr=" + shared.ConsulAddr, "-var=vault_addr=" + shared.VaultAddr,
+		"-var=nomad_addr=" + harness.Shared.NomadAddr, "-var=consul_addr=" + harness.Shared.ConsulAddr, "-var=vault_addr=" + harness.Shared.VaultAddr,
 		"-var=cpu_mhz=50", "-var=memory_mb=64", orchFile,
 	}
 }
@@ -169,8 +170,8 @@ func (c nomadCLI) run(stdin []byte, args ...string) string {
 }
 
 func (c nomadCLI) try(stdin []byte, args ...string) (string, error) {
-	cmd := exec.Command(binaries.Nomad, args...)
-	cmd.Env = append(os.Environ(), "NOMAD_ADDR="+shared.NomadAddr, "NOMAD_TOKEN=")
+	cmd := exec.Command(harness.Binaries.Nomad, args...)
+	cmd.Env = append(os.Environ(), "NOMAD_ADDR="+harness.Shared.NomadAddr, "NOMAD_TOKEN=")
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -189,11 +190,11 @@ func (c nomadCLI) putSecrets(items map[string]string) {
 
 func apiClients(t *testing.T) (*nomad.Client, *consul.Client) {
 	t.Helper()
-	nc, err := nomad.NewClient(&nomad.Config{Address: shared.NomadAddr})
+	nc, err := nomad.NewClient(&nomad.Config{Address: harness.Shared.NomadAddr})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cc, err := consul.NewClient(&consul.Config{Address: shared.ConsulAddr})
+	cc, err := consul.NewClient(&consul.Config{Address: harness.Shared.ConsulAddr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,11 +216,11 @@ func loopbackAddr(t *testing.T) string {
 // have a token with the service's policy.
 func makeVaultRole(t *testing.T) {
 	t.Helper()
-	vc, err := vault.NewClient(&vault.Config{Address: shared.VaultAddr})
+	vc, err := vault.NewClient(&vault.Config{Address: harness.Shared.VaultAddr})
 	if err != nil {
 		t.Fatal(err)
 	}
-	vc.SetToken(shared.VaultRootToken)
+	vc.SetToken(harness.Shared.VaultRootToken)
 	_, err = vc.Logical().WriteWithContext(t.Context(), "auth/jwt-nomad/role/"+orchJob, map[string]any{
 		"role_type": "jwt", "bound_audiences": []string{"vault.io"}, "bound_claims": map[string]string{"nomad_job_id": orchJob},
 		"user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
@@ -264,7 +265,7 @@ func logReplicas(t *testing.T, nc *nomad.Client) {
 func exitCode(t *testing.T, nc *nomad.Client, alloc string) int {
 	t.Helper()
 	code := -1
-	eventually(t, "the task has ended", func() error {
+	harness.Eventually(t, "the task has ended", func() error {
 		a, _, err := nc.Allocations().Info(alloc, nil)
 		if err != nil {
 			return err

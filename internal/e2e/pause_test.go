@@ -18,6 +18,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -28,18 +29,18 @@ var pausing = map[string]any{"idle_timeout_s": 1, "sleep_mode": "pause", "allowe
 type pausable struct {
 	t *testing.T
 	*client.Client
-	s      *stores
+	s      *harness.Stores
 	prefix string
 	e      *client.Engine // as it was provisioned
 	pid    int
 	runs   int
 }
 
-func newPausable(t *testing.T, r *replica, prefix, image string) *pausable {
+func newPausable(t *testing.T, r *harness.Replica, prefix, image string) *pausable {
 	t.Helper()
-	p := &pausable{t: t, Client: r.product(t, pausing), s: openStores(t, shared), prefix: prefix}
-	p.e = provision(t, p.Client, "u", image)
-	remember(t, p.e, p.e.APIKey, "kept")
+	p := &pausable{t: t, Client: r.Product(t, pausing), s: harness.OpenStores(t, harness.Shared), prefix: prefix}
+	p.e = harness.Provision(t, p.Client, "u", image)
+	harness.Remember(t, p.e, p.e.APIKey, "kept")
 	p.pid, p.runs = p.process(p.e), 1
 	return p
 }
@@ -47,23 +48,12 @@ func newPausable(t *testing.T, r *replica, prefix, image string) *pausable {
 // process is the engine's process, as the machine numbers it.
 func (p *pausable) process(e *client.Engine) int {
 	p.t.Helper()
-	return inspect(p.t, e).State.Pid
-}
-
-// processState is the letter that the kernel has for a process's state; "" when it
-// is gone.
-func processState(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	return rest[:1]
+	return harness.Inspect(p.t, e).State.Pid
 }
 
 func (p *pausable) row() *registry.Engine {
 	p.t.Helper()
-	rows, err := p.s.engines(p.prefix)
+	rows, err := p.s.Engines(p.prefix)
 	if err != nil || len(rows) != 1 {
 		p.t.Fatalf("%d rows, %v", len(rows), err)
 	}
@@ -73,9 +63,9 @@ func (p *pausable) row() *registry.Engine {
 // freezes waits until the engine is paused.
 func (p *pausable) freezes() {
 	p.t.Helper()
-	eventually(p.t, "the idle engine sleeps", func() error { return state(p.t, p.Client, "u", "sleeping") })
-	eventually(p.t, "its process is stopped", func() error { // which it is at its next turn
-		if got := processState(p.pid); got != "T" {
+	harness.Eventually(p.t, "the idle engine sleeps", func() error { return harness.InState(p.t, p.Client, "u", "sleeping") })
+	harness.Eventually(p.t, "its process is stopped", func() error { // which it is at its next turn
+		if got := harness.ProcessState(p.pid); got != "T" {
 			return fmt.Errorf("it is in state %q", got)
 		}
 		return nil
@@ -89,7 +79,7 @@ func (p *pausable) freezes() {
 func (p *pausable) wakes() {
 	p.t.Helper()
 	began := time.Now()
-	a, err := admit(p.t.Context(), p.Client, "u", false, true)
+	a, err := harness.Admit(p.t.Context(), p.Client, "u", false, true)
 	if err != nil || !a.Admitted {
 		p.t.Fatalf("admit: %+v, %v", a, err)
 	}
@@ -103,7 +93,7 @@ func (p *pausable) wakes() {
 // startsAnew admits its user, who finds another process with the brain and key.
 func (p *pausable) startsAnew() {
 	p.t.Helper()
-	a, err := admit(p.t.Context(), p.Client, "u", false, true)
+	a, err := harness.Admit(p.t.Context(), p.Client, "u", false, true)
 	if err != nil || !a.Admitted {
 		p.t.Fatalf("admit: %+v, %v", a, err)
 	}
@@ -112,7 +102,7 @@ func (p *pausable) startsAnew() {
 		p.t.Error("it is the process of before")
 	}
 	p.e, p.pid = a.Engine, pid
-	p.runs = len(export(p.t, p.e, p.e.APIKey).Runs) // Nomad may have restarted it meanwhile
+	p.runs = len(harness.Export(p.t, p.e, p.e.APIKey).Runs) // Nomad may have restarted it meanwhile
 	p.wantKept(a.Engine)
 }
 
@@ -121,8 +111,8 @@ func (p *pausable) wantKept(e *client.Engine) {
 	if e.APIKey != p.e.APIKey || e.EngineID != p.e.EngineID {
 		p.t.Errorf("now it is %+v", e)
 	}
-	m := export(p.t, e, e.APIKey)
-	if err := m.knows("kept"); err != nil || len(m.Runs) != p.runs {
+	m := harness.Export(p.t, e, e.APIKey)
+	if err := m.Knows("kept"); err != nil || len(m.Runs) != p.runs {
 		p.t.Errorf("it ran %d times, want %d; %v", len(m.Runs), p.runs, err)
 	}
 	if row := p.row(); row.Frozen != nil || row.State != registry.Running {
@@ -134,13 +124,13 @@ func (p *pausable) wantKept(e *client.Engine) {
 // is killed notes nothing in the brain.
 func (p *pausable) wantGrace(e *client.Engine) {
 	p.t.Helper()
-	m := export(p.t, e, p.e.APIKey)
+	m := harness.Export(p.t, e, p.e.APIKey)
 	if n := len(m.Runs); n < 2 || m.Runs[n-2].EndedAt == nil {
 		p.t.Errorf("it did not end gracefully: %+v", m.Runs)
 	}
 }
 
-func pauseService(t *testing.T, prefix string, vars map[string]string) *replica {
+func pauseService(t *testing.T, prefix string, vars map[string]string) *harness.Replica {
 	t.Helper()
 	all := map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_HEALTH_CHECK_INTERVAL_S": "1", "ORCH_HEALTH_CHECK_TIMEOUT_S": "1",
@@ -149,11 +139,11 @@ func pauseService(t *testing.T, prefix string, vars map[string]string) *replica 
 	for k, v := range vars {
 		all[k] = v
 	}
-	return startService(t, shared, docker.with(all))
+	return harness.StartService(t, harness.Shared, harness.Docker.With(all))
 }
 
 func TestPause(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	const prefix = "pause/"
 	r := pauseService(t, prefix, nil)
@@ -161,22 +151,22 @@ func TestPause(t *testing.T) {
 	p.freezes()
 
 	// Its check fails, and nobody minds.
-	eventually(t, "the check of the frozen engine fails", func() error {
-		checks, _, err := p.s.consul.Health().Checks("engine-"+p.e.EngineID, nil)
+	harness.Eventually(t, "the check of the frozen engine fails", func() error {
+		checks, _, err := p.s.Consul.Health().Checks("engine-"+p.e.EngineID, nil)
 		if err == nil && checks.AggregatedStatus() != consul.HealthCritical {
 			err = fmt.Errorf("it says %s", checks.AggregatedStatus())
 		}
 		return err
 	})
-	passes := strings.Count(r.logs.String(), "reconciled:")
-	eventually(t, "three reconcile passes", func() error {
-		if now := strings.Count(r.logs.String(), "reconciled:"); now < passes+3 {
+	passes := strings.Count(r.Logs.String(), "reconciled:")
+	harness.Eventually(t, "three reconcile passes", func() error {
+		if now := strings.Count(r.Logs.String(), "reconciled:"); now < passes+3 {
 			return fmt.Errorf("%d", now-passes)
 		}
 		return nil
 	})
 	p.freezes()
-	if count, running := p.s.processes(p.e.EngineID); count != 1 || running != 1 {
+	if count, running := p.s.Processes(p.e.EngineID); count != 1 || running != 1 {
 		t.Errorf("paused with count %d and %d allocations that run", count, running)
 	}
 	if got, err := p.Engine(ctx, "u"); err != nil || got.URL != "" || got.APIKey != p.e.APIKey || got.LastHealthAt == nil {
@@ -186,8 +176,8 @@ func TestPause(t *testing.T) {
 		t.Errorf("status: %+v, %v", st, err)
 	}
 	_, err := p.RotateKey(ctx, "u")
-	wantCode(t, err, 409, "ENGINE_NOT_RUNNING")
-	if a, err := admit(ctx, p.Client, "u", false, false); err != nil || a.Reason != "engine_sleeping" {
+	harness.WantCode(t, err, 409, "ENGINE_NOT_RUNNING")
+	if a, err := harness.Admit(ctx, p.Client, "u", false, false); err != nil || a.Reason != "engine_sleeping" {
 		t.Errorf("admit without auto_wake: %+v, %v", a, err)
 	}
 	for range 5 {
@@ -195,7 +185,7 @@ func TestPause(t *testing.T) {
 		p.freezes()
 	}
 	for _, action := range []string{"sleep", "wake"} {
-		rows, _ := auditLog(t, p.Client, "?action="+action)
+		rows, _ := harness.AuditLog(t, p.Client, "?action="+action)
 		for _, row := range rows {
 			if row.DurationMS == nil {
 				continue // it is told a moment later
@@ -208,7 +198,7 @@ func TestPause(t *testing.T) {
 			t.Errorf("%d audit rows of %s", len(rows), action)
 		}
 	}
-	if rows, _ := auditLog(t, p.Client, "?action=health_failed"); len(rows) != 0 {
+	if rows, _ := harness.AuditLog(t, p.Client, "?action=health_failed"); len(rows) != 0 {
 		t.Errorf("failed: %+v", rows)
 	}
 
@@ -230,11 +220,11 @@ func TestPause(t *testing.T) {
 	// One that missed a rollout of provider keys gets them.
 	p.freezes()
 	rollout := &consul.KVPair{Key: prefix + "provider-keys", Value: fmt.Appendf(nil, `{"target_version":%d,"halted":true}`, p.row().EnvVersion+1)}
-	if _, err := p.s.consul.KV().Put(rollout, nil); err != nil {
+	if _, err := p.s.Consul.KV().Put(rollout, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.startsAnew()
-	if _, err := p.s.consul.KV().Delete(rollout.Key, nil); err != nil {
+	if _, err := p.s.Consul.KV().Delete(rollout.Key, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -243,7 +233,7 @@ func TestPause(t *testing.T) {
 	if _, err := p.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	if got := processState(p.pid); got != "" {
+	if got := harness.ProcessState(p.pid); got != "" {
 		t.Errorf("stopped, its process is in state %q", got)
 	}
 	if row := p.row(); row.State != registry.Stopped || row.Frozen != nil {
@@ -265,16 +255,16 @@ func TestPause(t *testing.T) {
 	if _, err := p.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	if got := processState(p.pid); got != "" {
+	if got := harness.ProcessState(p.pid); got != "" {
 		t.Errorf("destroyed, its process is in state %q", got)
 	}
 	if code := code(); code != "0" {
 		t.Errorf("its process ended with %s", code)
 	}
-	if traces := p.s.traces(p.e.EngineID); len(traces) > 0 {
+	if traces := p.s.Traces(p.e.EngineID); len(traces) > 0 {
 		t.Errorf("left: %v", traces)
 	}
-	if err := second(p.Provision(ctx, "u", "")); err != nil {
+	if err := harness.ErrOf(p.Provision(ctx, "u", "")); err != nil {
 		t.Error(err)
 	}
 }
@@ -282,27 +272,27 @@ func TestPause(t *testing.T) {
 // TestPausedIsResized: a paused engine whose policy gives it other resources by the time
 // that it is woken gets them, by a process of its own.
 func TestPausedIsResized(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	const prefix = "pause-resized/"
 	r := pauseService(t, prefix, map[string]string{"ORCH_VOLUME_POOL": "1"})
 	p, ctx := newPausable(t, r, prefix, ""), t.Context()
 	p.freezes()
 	memory, cpu := 48, 12
-	products, err := r.admin().Products(ctx)
+	products, err := r.Admin().Products(ctx)
 	if err != nil || len(products.Products) != 1 {
 		t.Fatalf("%+v, %v", products, err)
 	}
 	of := products.Products[0]
 	of.Policy.MemoryMB, of.Policy.CPUMHz = &memory, &cpu
-	if _, err := r.admin().SetPolicy(ctx, of.ProductID, of.Policy); err != nil {
+	if _, err := r.Admin().SetPolicy(ctx, of.ProductID, of.Policy); err != nil {
 		t.Fatal(err)
 	}
 	p.startsAnew()
 	if has := p.row().Resources; has.MemoryMB != memory || has.CPUMHz != cpu {
 		t.Errorf("its row has %+v", has)
 	}
-	if h := inspect(t, p.e).HostConfig; h.Memory != int64(memory)<<20 {
+	if h := harness.Inspect(t, p.e).HostConfig; h.Memory != int64(memory)<<20 {
 		t.Errorf("its container has %d bytes of memory", h.Memory)
 	}
 	p.freezes()
@@ -313,7 +303,7 @@ func TestPausedIsResized(t *testing.T) {
 // code of its process.
 func (p *pausable) exits() (code func() string) {
 	p.t.Helper()
-	id, out := inspect(p.t, p.e).ID, make(chan string, 1)
+	id, out := harness.Inspect(p.t, p.e).ID, make(chan string, 1)
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
 		b, err := exec.CommandContext(p.t.Context(), "docker", "wait", id).Output()
@@ -328,31 +318,31 @@ func (p *pausable) exits() (code func() string) {
 
 // What happens to a paused engine's process leaves it asleep, and wakes as ever.
 func TestPauseLost(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	for name, lose := range map[string]func(*pausable){
 		"Killed": func(p *pausable) {
-			if out, err := exec.Command("docker", "kill", "-s", "KILL", inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
+			if out, err := exec.Command("docker", "kill", "-s", "KILL", harness.Inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
 				p.t.Fatalf("%v: %s", err, out)
 			}
 		},
 		"StoppedByHand": func(p *pausable) {
-			if _, err := p.s.nomad.Allocations().Stop(&nomad.Allocation{ID: p.row().Frozen.AllocID}, nil); err != nil {
+			if _, err := p.s.Nomad.Allocations().Stop(&nomad.Allocation{ID: p.row().Frozen.AllocID}, nil); err != nil {
 				p.t.Fatal(err)
 			}
 		},
 		"RestartedByHand": func(p *pausable) {
-			if err := p.s.nomad.Allocations().Restart(&nomad.Allocation{ID: p.row().Frozen.AllocID}, "engine", nil); err != nil {
+			if err := p.s.Nomad.Allocations().Restart(&nomad.Allocation{ID: p.row().Frozen.AllocID}, "engine", nil); err != nil {
 				p.t.Fatal(err)
 			}
 		},
 		"WokenByHand": func(p *pausable) {
-			if out, err := exec.Command("docker", "kill", "-s", "CONT", inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
+			if out, err := exec.Command("docker", "kill", "-s", "CONT", harness.Inspect(p.t, p.e).ID).CombinedOutput(); err != nil {
 				p.t.Fatalf("%v: %s", err, out)
 			}
 		},
 		"JobPurged": func(p *pausable) {
-			if _, _, err := p.s.nomad.Jobs().Deregister("engine-"+p.e.EngineID, true, nil); err != nil {
+			if _, _, err := p.s.Nomad.Jobs().Deregister("engine-"+p.e.EngineID, true, nil); err != nil {
 				p.t.Fatal(err)
 			}
 		},
@@ -364,7 +354,7 @@ func TestPauseLost(t *testing.T) {
 			p.freezes()
 			code := p.exits()
 			lose(p)
-			eventually(t, "it sleeps without a process", func() error {
+			harness.Eventually(t, "it sleeps without a process", func() error {
 				row := p.row()
 				if row.State != registry.Sleeping || row.Op != nil || row.Frozen != nil {
 					return fmt.Errorf("%s, %+v, %+v", row.State, row.Op, row.Frozen)
@@ -372,7 +362,7 @@ func TestPauseLost(t *testing.T) {
 				return nil
 			})
 			if name != "JobPurged" {
-				if err := p.s.wantSound(p.row()); err != nil {
+				if err := p.s.WantSound(p.row()); err != nil {
 					t.Error(err)
 				}
 			}
@@ -397,32 +387,32 @@ func TestPauseFallsBack(t *testing.T) {
 	t.Parallel()
 	t.Run("raw_exec", func(t *testing.T) {
 		t.Parallel()
-		r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
-		c, s := r.product(t, pausing), openStores(t, shared)
-		e := provision(t, c, "u", "")
-		eventually(t, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
-		if count, running := s.processes(e.EngineID); count != 0 || running != 0 {
+		r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
+		c, s := r.Product(t, pausing), harness.OpenStores(t, harness.Shared)
+		e := harness.Provision(t, c, "u", "")
+		harness.Eventually(t, "the idle engine sleeps", func() error { return harness.InState(t, c, "u", "sleeping") })
+		if count, running := s.Processes(e.EngineID); count != 0 || running != 0 {
 			t.Errorf("asleep with count %d and %d allocations that run", count, running)
 		}
-		if a, err := admit(t.Context(), c, "u", false, true); err != nil || !a.Admitted {
+		if a, err := harness.Admit(t.Context(), c, "u", false, true); err != nil || !a.Admitted {
 			t.Errorf("admit: %+v, %v", a, err)
 		}
 	})
 	t.Run("Supervised", func(t *testing.T) {
-		needDocker(t)
+		harness.NeedDocker(t)
 		t.Parallel()
 		const prefix = "pause-supervised/"
 		p := newPausable(t, pauseService(t, prefix, nil), prefix, supervisedImage(t))
-		eventually(t, "the idle engine sleeps without a process", func() error {
+		harness.Eventually(t, "the idle engine sleeps without a process", func() error {
 			if row := p.row(); row.State != registry.Sleeping || row.Frozen != nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow answer is taken for none at first
 			}
 			return nil
 		})
-		if count, running := p.s.processes(p.e.EngineID); count != 0 || running != 0 {
+		if count, running := p.s.Processes(p.e.EngineID); count != 0 || running != 0 {
 			t.Errorf("asleep with count %d and %d allocations that run", count, running)
 		}
-		a, err := admit(t.Context(), p.Client, "u", false, true)
+		a, err := harness.Admit(t.Context(), p.Client, "u", false, true)
 		if err != nil || !a.Admitted {
 			t.Fatalf("admit: %+v, %v", a, err)
 		}
@@ -444,7 +434,7 @@ func supervisedImage(t *testing.T) string {
 		}
 	}
 	run("go", "build", "-o", filepath.Join(dir, "supervisor"), "./testdata/supervisor")
-	file := "FROM " + dockerImage + "\nCOPY supervisor /supervisor\nENTRYPOINT [\"/supervisor\"]\n"
+	file := "FROM " + harness.DockerImage + "\nCOPY supervisor /supervisor\nENTRYPOINT [\"/supervisor\"]\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +445,7 @@ func supervisedImage(t *testing.T) string {
 // A signal that comes late, from a replica that was paused, stops an engine in
 // use: it goes on when its check fails.
 func TestStoppedByMistake(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	const prefix = "pause-mistake/"
 	r := pauseService(t, prefix, map[string]string{"ORCH_RESTART_MAX_ATTEMPTS": "0"})
@@ -463,13 +453,13 @@ func TestStoppedByMistake(t *testing.T) {
 	if _, err := p.KeepAwake(t.Context(), "u", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.s.nomad.Allocations().Signal(&nomad.Allocation{ID: p.row().AllocID}, nil, "", "SIGSTOP"); err != nil {
+	if err := p.s.Nomad.Allocations().Signal(&nomad.Allocation{ID: p.row().AllocID}, nil, "", "SIGSTOP"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it goes on", func() error {
+	harness.Eventually(t, "it goes on", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		status, err := engineCall(ctx, p.e, p.e.APIKey, http.MethodGet, "/health", nil, nil)
+		status, err := harness.EngineCall(ctx, p.e, p.e.APIKey, http.MethodGet, "/health", nil, nil)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("%d", status)
 		}
@@ -485,7 +475,7 @@ func TestStoppedByMistake(t *testing.T) {
 // nothing but its lease guards. What another one made of the engine meanwhile
 // stays so when it wakes.
 func TestPausedOwnerOfASignal(t *testing.T) {
-	needDocker(t)
+	harness.NeedDocker(t)
 	t.Parallel()
 	for step, tc := range map[string]struct {
 		stopped bool // the engine's process must stay so
@@ -501,10 +491,10 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 	} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
-			prefix, database := "pause-owner-"+strings.ReplaceAll(step, "/", "-")+"/", postgres.database(t)
-			ctx, s := t.Context(), openStores(t, shared)
-			a := startFaulty(t, prefix, database, "pause "+step+"/fenced", docker.environ()...)
-			product, err := a.RegisterProduct(ctx, "pausing", "Pausing", policyOf(t, pausing))
+			prefix, database := "pause-owner-"+strings.ReplaceAll(step, "/", "-")+"/", harness.Postgres.Database(t)
+			ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
+			a := harness.StartFaulty(t, prefix, database, "pause "+step+"/fenced", harness.Docker.Environ()...)
+			product, err := a.RegisterProduct(ctx, "pausing", "Pausing", harness.PolicyOf(t, pausing))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -513,22 +503,22 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			if p.e, err = p.Provision(ctx, "u", ""); err != nil {
 				t.Fatal(err)
 			}
-			remember(t, p.e, p.e.APIKey, "kept")
+			harness.Remember(t, p.e, p.e.APIKey, "kept")
 			p.pid = p.process(p.e)
 			answered := make(chan error, 1)
 			if step == "start/thaw" {
 				p.freezes()
-				go func() { answered <- second(a.Start(ctx, "u")) }()
+				go func() { answered <- harness.ErrOf(a.Start(ctx, "u")) }()
 			}
-			a.awaitPause(t)
+			a.AwaitPause(t)
 			row := p.row()
 			if row.Op == nil || !strings.HasSuffix(step, "/"+row.Op.Step) {
 				t.Fatalf("while it is paused: %+v", row.Op)
 			}
-			s.endSession(prefix, row.Op.Owner)
-			b := startFaulty(t, prefix, database, "", docker.environ()...)
+			s.EndSession(prefix, row.Op.Owner)
+			b := harness.StartFaulty(t, prefix, database, "", harness.Docker.Environ()...)
 			p.BaseURL = b.BaseURL
-			eventually(t, "the other replica ends the operation", func() error {
+			harness.Eventually(t, "the other replica ends the operation", func() error {
 				if row := p.row(); row.Op != nil {
 					return fmt.Errorf("%s, %+v", row.State, row.Op)
 				}
@@ -536,17 +526,17 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			})
 			tc.then(p)
 
-			a.signal(t, syscall.SIGCONT)
-			eventually(t, "the first replica says that it was superseded", func() error {
-				if !strings.Contains(a.log.String(), "operation superseded") {
+			a.Signal(t, syscall.SIGCONT)
+			harness.Eventually(t, "the first replica says that it was superseded", func() error {
+				if !strings.Contains(a.Log.String(), "operation superseded") {
 					return errors.New("it does not")
 				}
 				return nil
 			})
 			if step == "start/thaw" {
-				wantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
+				harness.WantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
 			}
-			if got := processState(p.pid); got == "" || (got == "T") != tc.stopped {
+			if got := harness.ProcessState(p.pid); got == "" || (got == "T") != tc.stopped {
 				t.Errorf("its process is in state %q, want it stopped: %t", got, tc.stopped)
 			}
 			if row.EngineID != p.row().EngineID {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,66 +15,16 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/internal/testpg"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
 )
 
-// sharedPostgres is where replicas that are processes keep their audit log.
-type sharedPostgres struct {
-	once   sync.Once
-	server *testpg.Server
-	err    error
-}
-
-var postgres sharedPostgres
-
-// database is an empty database of a test's own.
-func (p *sharedPostgres) database(t *testing.T) string {
-	t.Helper()
-	testpg.Need(t)
-	p.once.Do(func() { p.server, p.err = testpg.New() })
-	if p.err != nil {
-		t.Fatal(p.err)
-	}
-	url, err := p.server.Database()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return url
-}
-
-func (p *sharedPostgres) stop() {
-	if p.server != nil {
-		p.server.Stop()
-	}
-}
-
-// endSession ends the session of one replica, as Consul does after its TTL.
-func (s *stores) endSession(prefix, replica string) {
-	s.t.Helper()
-	pair, _, err := s.consul.KV().Get(prefix+"replicas/"+replica, nil)
-	if err != nil || pair == nil {
-		s.t.Fatalf("replica %s: %v, %v", replica, pair, err)
-	}
-	if _, err := s.consul.Session().Destroy(pair.Session, nil); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// leader is the id of the replica that leads, or "".
-func (s *stores) leader(prefix string) (string, error) {
-	pair, _, err := s.consul.KV().Get(prefix+"leader", nil)
-	if err != nil || pair == nil || pair.Session == "" {
-		return "", err
-	}
-	return string(pair.Value), nil
-}
-
 // jobVersion names the state of an engine's job: no change leaves it as it is.
-func (s *stores) jobVersion(engineID string) string {
-	s.t.Helper()
-	job, _, err := s.nomad.Jobs().Info("engine-"+engineID, nil)
+func jobVersion(s *harness.Stores, engineID string) string {
+	s.T.Helper()
+	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -102,11 +51,11 @@ func TestPausedOwner(t *testing.T) {
 	testpg.Need(t)
 	t.Parallel()
 	ctx := t.Context()
-	provision := func(c *client.Client) error { return second(c.Provision(ctx, laneUser, "")) }
-	start := func(c *client.Client) error { return second(c.Start(ctx, laneUser)) }
-	stop := func(c *client.Client) error { return second(c.Stop(ctx, laneUser)) }
-	rotate := func(c *client.Client) error { return second(c.RotateKey(ctx, laneUser)) }
-	destroy := func(c *client.Client) error { return second(c.Destroy(ctx, laneUser)) }
+	provision := func(c *client.Client) error { return harness.ErrOf(c.Provision(ctx, laneUser, "")) }
+	start := func(c *client.Client) error { return harness.ErrOf(c.Start(ctx, laneUser)) }
+	stop := func(c *client.Client) error { return harness.ErrOf(c.Stop(ctx, laneUser)) }
+	rotate := func(c *client.Client) error { return harness.ErrOf(c.RotateKey(ctx, laneUser)) }
+	destroy := func(c *client.Client) error { return harness.ErrOf(c.Destroy(ctx, laneUser)) }
 	type steps []func(*client.Client) error
 	for point, tc := range map[string]struct {
 		setup steps // on the first replica
@@ -142,13 +91,13 @@ func TestPausedOwner(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			armed, _, _ := strings.Cut(point, ",")
-			prefix, database, s := "paused-"+strings.NewReplacer("/", "-", ", ", "-").Replace(point)+"/", postgres.database(t), openStores(t, shared)
+			prefix, database, s := "paused-"+strings.NewReplacer("/", "-", ", ", "-").Replace(point)+"/", harness.Postgres.Database(t), harness.OpenStores(t, harness.Shared)
 			var pool []string
 			if strings.HasPrefix(point, "provision/volume/") {
 				pool = []string{"ORCH_VOLUME_POOL=0"}
 			}
-			a := startFaulty(t, prefix, database, "pause "+armed, pool...)
-			product, err := a.RegisterProduct(ctx, "paused", "Paused", policyOf(t, anyImage))
+			a := harness.StartFaulty(t, prefix, database, "pause "+armed, pool...)
+			product, err := a.RegisterProduct(ctx, "paused", "Paused", harness.PolicyOf(t, harness.AnyImage))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,22 +109,22 @@ func TestPausedOwner(t *testing.T) {
 			}
 			answered := make(chan error, 1)
 			go func() { answered <- tc.cut(a.Client) }()
-			a.awaitPause(t)
-			rows, err := s.engines(prefix)
+			a.AwaitPause(t)
+			rows, err := s.Engines(prefix)
 			if err != nil || len(rows) != 1 || rows[0].Op == nil {
 				t.Fatalf("while it is paused: %+v, %v", rows, err)
 			}
 			cut := rows[0]
-			s.endSession(prefix, cut.Op.Owner)
+			s.EndSession(prefix, cut.Op.Owner)
 
 			env := pool
 			if tc.env != nil {
 				env = tc.env(t)
 			}
-			b := startFaulty(t, prefix, database, "", env...)
+			b := harness.StartFaulty(t, prefix, database, "", env...)
 			b.PlatformKey = product.PlatformAPIKey
-			eventually(t, "the other replica ends the operation", func() error {
-				rows, err := s.engines(prefix)
+			harness.Eventually(t, "the other replica ends the operation", func() error {
+				rows, err := s.Engines(prefix)
 				if err != nil {
 					return err
 				}
@@ -194,41 +143,41 @@ func TestPausedOwner(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := s.disagreement(prefix, cut.EngineID[:6]); err != nil {
+			if err := s.Disagreement(prefix, cut.EngineID[:6]); err != nil {
 				t.Fatal(err)
 			}
-			rows, err = s.engines(prefix)
+			rows, err = s.Engines(prefix)
 			if err != nil || len(rows) != 1 {
 				t.Fatalf("%d rows, %v", len(rows), err)
 			}
-			engineID, before := rows[0].EngineID, s.jobVersion(rows[0].EngineID)
+			engineID, before := rows[0].EngineID, jobVersion(s, rows[0].EngineID)
 			told, err := b.Engine(ctx, laneUser)
 			if err != nil {
 				t.Fatal(err)
 			}
 
-			a.signal(t, syscall.SIGCONT)
-			eventually(t, "the first replica says that it was superseded", func() error {
-				if !strings.Contains(a.log.String(), "operation superseded") {
+			a.Signal(t, syscall.SIGCONT)
+			harness.Eventually(t, "the first replica says that it was superseded", func() error {
+				if !strings.Contains(a.Log.String(), "operation superseded") {
 					return errors.New("it does not")
 				}
 				return nil
 			})
-			wantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
-			if err := s.disagreement(prefix, cut.EngineID[:6]); err != nil {
+			harness.WantCode(t, <-answered, 503, "BACKEND_UNAVAILABLE")
+			if err := s.Disagreement(prefix, cut.EngineID[:6]); err != nil {
 				t.Error(err)
 			}
-			if after := s.jobVersion(engineID); after != before {
+			if after := jobVersion(s, engineID); after != before {
 				t.Errorf("the job was at %s, now at %s", before, after)
 			}
 			// It serves on, and knows what became of the engine.
-			eventually(t, "the first replica serves on", func() error { return a.Ready(ctx) })
+			harness.Eventually(t, "the first replica serves on", func() error { return a.Ready(ctx) })
 			got, err := a.Engine(ctx, laneUser)
 			if err != nil || got.EngineID != told.EngineID || got.APIKey != told.APIKey || got.Status != told.Status || got.URL != told.URL {
 				t.Errorf("it tells %+v, %v; the other one told %+v", got, err, told)
 			}
 			if got.Status == "running" {
-				if status, err := engineCall(ctx, got, got.APIKey, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
+				if status, err := harness.EngineCall(ctx, got, got.APIKey, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
 					t.Errorf("the engine answers %d, %v", status, err)
 				}
 			}
@@ -237,7 +186,7 @@ func TestPausedOwner(t *testing.T) {
 				want = "ok"
 			}
 			outcomes := map[string]int{}
-			entries, _ := auditLog(t, a.Client, "?action="+cut.Op.Action)
+			entries, _ := harness.AuditLog(t, a.Client, "?action="+cut.Op.Action)
 			for _, e := range entries {
 				outcomes[e.Outcome]++
 				if e.RequestID == cut.Op.RequestID && e.Outcome != want {
@@ -247,7 +196,7 @@ func TestPausedOwner(t *testing.T) {
 			if err := destroy(a.Client); err != nil {
 				t.Errorf("destroy by the first replica: %v", err)
 			}
-			if got := s.census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
+			if got := s.Census(prefix); got["rows"] != 0 || got["quota"] != 0 || got["jobs"] != 0 {
 				t.Errorf("left: %v (audit %v)", got, outcomes)
 			}
 		})
@@ -259,9 +208,9 @@ func TestPausedOwner(t *testing.T) {
 func TestPausedAlone(t *testing.T) {
 	t.Parallel()
 	const prefix = "paused-alone/"
-	s, ctx := openStores(t, shared), t.Context()
-	p := startFaulty(t, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "pause stop/scale-down/done")
-	product, err := p.RegisterProduct(ctx, "alone", "Alone", policyOf(t, anyImage))
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	p := harness.StartFaulty(t, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "pause stop/scale-down/done")
+	product, err := p.RegisterProduct(ctx, "alone", "Alone", harness.PolicyOf(t, harness.AnyImage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,12 +219,12 @@ func TestPausedAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "kept")
+	harness.Remember(t, e, e.APIKey, "kept")
 	answered := make(chan error, 1)
-	go func() { answered <- second(p.Stop(ctx, laneUser)) }()
-	p.awaitPause(t)
-	s.endSessions(prefix)
-	p.signal(t, syscall.SIGCONT)
+	go func() { answered <- harness.ErrOf(p.Stop(ctx, laneUser)) }()
+	p.AwaitPause(t)
+	s.EndSessions(prefix)
+	p.Signal(t, syscall.SIGCONT)
 	if err := <-answered; err != nil {
 		t.Fatalf("the stop: %v", err)
 	}
@@ -283,10 +232,10 @@ func TestPausedAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := export(t, started, e.APIKey).knows("kept"); err != nil {
+	if err := harness.Export(t, started, e.APIKey).Knows("kept"); err != nil {
 		t.Error(err)
 	}
-	if err := s.disagreement(prefix, e.EngineID[:6]); err != nil {
+	if err := s.Disagreement(prefix, e.EngineID[:6]); err != nil {
 		t.Error(err)
 	}
 	if _, err := p.Destroy(ctx, laneUser); err != nil {
@@ -300,21 +249,21 @@ func TestPausedAlone(t *testing.T) {
 func TestPausedLeader(t *testing.T) {
 	t.Parallel()
 	const prefix = "paused-leader/"
-	database, s, ctx := postgres.database(t), openStores(t, shared), t.Context()
-	a := startFaulty(t, prefix, database, "pause pool/noted")
-	a.awaitPause(t)
-	first, err := s.leader(prefix)
+	database, s, ctx := harness.Postgres.Database(t), harness.OpenStores(t, harness.Shared), t.Context()
+	a := harness.StartFaulty(t, prefix, database, "pause pool/noted")
+	a.AwaitPause(t)
+	first, err := s.Leader(prefix)
 	if err != nil || first == "" {
 		t.Fatalf("leader %q, %v", first, err)
 	}
 	// The volume of a destroyed engine on a node that may come back.
 	volume := &consul.KVPair{Key: prefix + "graves/forgotten", Value: []byte(`{"engine_id":"forgotten","node_id":"away","volume_id":"v"}`)}
-	if _, err := s.consul.KV().Put(volume, nil); err != nil {
+	if _, err := s.Consul.KV().Put(volume, nil); err != nil {
 		t.Fatal(err)
 	}
-	b := startFaulty(t, prefix, database, "")
-	eventually(t, "another replica leads", func() error {
-		now, err := s.leader(prefix)
+	b := harness.StartFaulty(t, prefix, database, "")
+	harness.Eventually(t, "another replica leads", func() error {
+		now, err := s.Leader(prefix)
 		if err == nil && (now == "" || now == first) {
 			err = fmt.Errorf("the leader is %q", now)
 		}
@@ -322,10 +271,10 @@ func TestPausedLeader(t *testing.T) {
 	})
 	whole := func(what string) {
 		t.Helper()
-		eventually(t, what, func() error { return s.wholePool(prefix, 2) })
+		harness.Eventually(t, what, func() error { return wholePool(s, prefix, 2) })
 	}
 	whole("the new leader fills the pool")
-	product, err := b.RegisterProduct(ctx, "led", "Led", policyOf(t, anyImage))
+	product, err := b.RegisterProduct(ctx, "led", "Led", harness.PolicyOf(t, harness.AnyImage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,15 +283,15 @@ func TestPausedLeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := s.leader(prefix)
+	second, err := s.Leader(prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
 	whole("the pool is whole again")
 
-	a.signal(t, syscall.SIGCONT)
-	eventually(t, "the first leader knows", func() error {
-		if !strings.Contains(a.log.String(), "consul session expired") {
+	a.Signal(t, syscall.SIGCONT)
+	harness.Eventually(t, "the first leader knows", func() error {
+		if !strings.Contains(a.Log.String(), "consul session expired") {
 			return errors.New("it does not")
 		}
 		// It works as before once it has a new session.
@@ -354,16 +303,16 @@ func TestPausedLeader(t *testing.T) {
 		return err
 	})
 	whole("the pool is whole after the first leader woke")
-	if now, err := s.leader(prefix); err != nil || now != second {
+	if now, err := s.Leader(prefix); err != nil || now != second {
 		t.Errorf("the leader is %q, %v; it was %q", now, err, second)
 	}
-	if pair, _, err := s.consul.KV().Get(volume.Key, nil); err != nil || pair == nil {
+	if pair, _, err := s.Consul.KV().Get(volume.Key, nil); err != nil || pair == nil {
 		t.Errorf("the unreachable volume is %v, %v", pair, err)
 	}
-	if _, err := s.consul.KV().Delete(volume.Key, nil); err != nil {
+	if _, err := s.Consul.KV().Delete(volume.Key, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.disagreement(prefix, e.EngineID[:6]); err != nil {
+	if err := s.Disagreement(prefix, e.EngineID[:6]); err != nil {
 		t.Error(err)
 	}
 	if _, err := a.Destroy(ctx, laneUser); err != nil {
@@ -376,22 +325,22 @@ func TestPausedLeader(t *testing.T) {
 func TestGracefulShutdown(t *testing.T) {
 	t.Parallel()
 	const prefix = "graceful/"
-	database, s, ctx := postgres.database(t), openStores(t, shared), t.Context()
-	a := startFaulty(t, prefix, database, "")
-	product, err := a.RegisterProduct(ctx, "graceful", "Graceful", policyOf(t, anyImage))
+	database, s, ctx := harness.Postgres.Database(t), harness.OpenStores(t, harness.Shared), t.Context()
+	a := harness.StartFaulty(t, prefix, database, "")
+	product, err := a.RegisterProduct(ctx, "graceful", "Graceful", harness.PolicyOf(t, harness.AnyImage))
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.PlatformKey = product.PlatformAPIKey
 	var first string
-	eventually(t, "it leads", func() error {
-		first, err = s.leader(prefix)
+	harness.Eventually(t, "it leads", func() error {
+		first, err = s.Leader(prefix)
 		if err == nil && first == "" {
 			err = errors.New("it does not")
 		}
 		return err
 	})
-	b := startFaulty(t, prefix, database, "")
+	b := harness.StartFaulty(t, prefix, database, "")
 	b.PlatformKey = a.PlatformKey
 	type answer struct {
 		engine *client.Engine
@@ -402,26 +351,26 @@ func TestGracefulShutdown(t *testing.T) {
 		e, err := a.Provision(ctx, laneUser, "reference-engine.slow-boot-2s")
 		answered <- answer{e, err}
 	}()
-	eventually(t, "the engine boots", func() error {
-		rows, err := s.engines(prefix)
+	harness.Eventually(t, "the engine boots", func() error {
+		rows, err := s.Engines(prefix)
 		if err == nil && (len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot") {
 			err = fmt.Errorf("%+v", rows)
 		}
 		return err
 	})
-	a.signal(t, syscall.SIGTERM)
-	eventually(t, "another replica leads", func() error {
-		now, err := s.leader(prefix)
+	a.Signal(t, syscall.SIGTERM)
+	harness.Eventually(t, "another replica leads", func() error {
+		now, err := s.Leader(prefix)
 		if err == nil && (now == "" || now == first) {
 			err = fmt.Errorf("the leader is %q", now)
 		}
 		return err
 	})
 	// It leads while the first one still has its session, not because that ended.
-	if pair, _, err := s.consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair == nil {
+	if pair, _, err := s.Consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair == nil {
 		t.Errorf("the session of the first replica: %v, %v", pair, err)
 	}
-	eventually(t, "it accepts nothing new", func() error {
+	harness.Eventually(t, "it accepts nothing new", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		fresh := &client.Client{BaseURL: a.BaseURL, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
@@ -435,22 +384,22 @@ func TestGracefulShutdown(t *testing.T) {
 	if got.err != nil || got.engine.Status != "running" || got.engine.APIKey == "" {
 		t.Fatalf("the provision was answered with %+v, %v", got.engine, got.err)
 	}
-	eventually(t, "it exits", func() error {
-		if !a.dead() {
+	harness.Eventually(t, "it exits", func() error {
+		if !a.Dead() {
 			return errors.New("it lives")
 		}
 		return nil
 	})
-	if code := a.cmd.ProcessState.ExitCode(); code != 0 {
+	if code := a.Cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("it exited with %d", code)
 	}
-	if pair, _, err := s.consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair != nil {
+	if pair, _, err := s.Consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair != nil {
 		t.Errorf("its session is left: %v, %v", pair, err)
 	}
 	if e, err := b.Engine(ctx, laneUser); err != nil || e.EngineID != got.engine.EngineID || e.APIKey != got.engine.APIKey || e.Status != "running" {
 		t.Errorf("the other replica tells %+v, %v", e, err)
 	}
-	if err := s.disagreement(prefix, got.engine.EngineID[:6]); err != nil {
+	if err := s.Disagreement(prefix, got.engine.EngineID[:6]); err != nil {
 		t.Error(err)
 	}
 	if _, err := b.Destroy(ctx, laneUser); err != nil {

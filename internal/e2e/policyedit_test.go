@@ -7,20 +7,21 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestPolicyEditorsLoseNothing has many editors change one policy at once, each by what it
 // read: every change is there in the end. One that goes by what is out of date is refused.
 func TestPolicyEditorsLoseNothing(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
-	theAdmin, ctx := r.admin(), t.Context()
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	theAdmin, ctx := r.Admin(), t.Context()
 	p, err := theAdmin.RegisterProduct(ctx, "edited", "Edited", &client.Policy{MaxEngines: new(0)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const editors = 6
-	got := outcomes(editors, func(i int) error {
+	got := harness.Outcomes(editors, func(i int) error {
 		_, err := theAdmin.ChangePolicy(ctx, p.ProductID, func(policy client.Policy) client.Policy {
 			policy.AllowedImages = append(policy.AllowedImages, fmt.Sprint("image-", i))
 			return policy
@@ -41,8 +42,8 @@ func TestPolicyEditorsLoseNothing(t *testing.T) {
 		if tag != "" {
 			match = []string{"If-Match", tag}
 		}
-		got := r.send(t, operation{method: method, path: path, body: body, key: admin}, adminKey, match...)
-		return got.status, got.header.Get("ETag"), got.text
+		got := r.Send(t, harness.Operation{Method: method, Path: path, Body: body, Key: harness.AdminHeader}, harness.AdminKey, match...)
+		return got.Status, got.Header.Get("ETag"), got.Text
 	}
 	one, policy := "/products/"+p.ProductID, "/products/"+p.ProductID+"/policy"
 	set := func(tag string, n int) (int, string, string) {

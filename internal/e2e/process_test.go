@@ -8,25 +8,26 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestOneProcessPerBrain stops an engine that takes 5 s to die and starts it at
 // once: the two processes never overlap on the brain.
-func TestOneProcessPerBrain(t *testing.T) { eachDriver(t, testOneProcessPerBrain) }
+func TestOneProcessPerBrain(t *testing.T) { harness.EachDriver(t, testOneProcessPerBrain) }
 
-func testOneProcessPerBrain(t *testing.T, d driver) {
+func testOneProcessPerBrain(t *testing.T, d harness.Driver) {
 	t.Parallel()
-	r := startService(t, shared, d.with(nil))
-	c := r.product(t, anyImage)
+	r := harness.StartService(t, harness.Shared, d.With(nil))
+	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
-	e, err := c.Provision(ctx, "u", d.image("term-delay-5s"))
+	e, err := c.Provision(ctx, "u", d.Image("term-delay-5s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "kept")
+	harness.Remember(t, e, e.APIKey, "kept")
 	stopped := make(chan error, 1)
-	go func() { stopped <- second(c.Stop(ctx, "u")) }()
-	eventually(t, "the engine starts again", func() error {
+	go func() { stopped <- harness.ErrOf(c.Stop(ctx, "u")) }()
+	harness.Eventually(t, "the engine starts again", func() error {
 		_, err := c.Start(ctx, "u")
 		var bad *client.Error
 		if errors.As(err, &bad) && (bad.Code == "ENGINE_BUSY" || bad.Code == "ENGINE_ALREADY_RUNNING") {
@@ -44,8 +45,8 @@ func testOneProcessPerBrain(t *testing.T, d driver) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := export(t, got, e.APIKey)
-	if err := m.knows("kept"); err != nil {
+	m := harness.Export(t, got, e.APIKey)
+	if err := m.Knows("kept"); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.Runs) != 2 {
@@ -69,40 +70,40 @@ func testOneProcessPerBrain(t *testing.T, d driver) {
 // TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace. A
 // destroy has the same grace, and is waited for beside the stop.
 func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
-	eachDriver(t, testStopOfAnEngineThatIgnoresSIGTERM)
+	harness.EachDriver(t, testStopOfAnEngineThatIgnoresSIGTERM)
 }
 
-func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d driver) {
+func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d harness.Driver) {
 	t.Parallel()
-	r := startService(t, shared, d.with(nil))
-	c := r.product(t, anyImage)
+	r := harness.StartService(t, harness.Shared, d.With(nil))
+	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
-	if _, err := c.Provision(ctx, "destroyed", d.image("ignore-sigterm")); err != nil {
+	if _, err := c.Provision(ctx, "destroyed", d.Image("ignore-sigterm")); err != nil {
 		t.Fatal(err)
 	}
-	e, err := c.Provision(ctx, "stopped", d.image("ignore-sigterm"))
+	e, err := c.Provision(ctx, "stopped", d.Image("ignore-sigterm"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "acknowledged before the kill")
+	harness.Remember(t, e, e.APIKey, "acknowledged before the kill")
 	destroyed := make(chan error, 1)
-	go func() { destroyed <- second(c.Destroy(ctx, "destroyed")) }()
+	go func() { destroyed <- harness.ErrOf(c.Destroy(ctx, "destroyed")) }()
 	_, err = c.Stop(ctx, "stopped")
 	if err := errors.Join(err, <-destroyed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/health", nil, nil); err == nil {
+	if _, err := harness.EngineCall(ctx, e, e.APIKey, http.MethodGet, "/health", nil, nil); err == nil {
 		t.Fatal("it still answers")
 	}
 	started, err := c.Start(ctx, "stopped")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := export(t, started, e.APIKey).knows("acknowledged before the kill"); err != nil {
+	if err := harness.Export(t, started, e.APIKey).Knows("acknowledged before the kill"); err != nil {
 		t.Fatal(err)
 	}
 	started.APIKey = e.APIKey
-	crash(t, started) // what is gone needs no grace
+	harness.CrashEngine(t, started) // what is gone needs no grace
 	if _, err := c.Destroy(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +111,9 @@ func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d driver) {
 
 // TestRotation covers a restarting engine, one that reloads, and one whose old
 // process lingers on the port with the old key.
-func TestRotation(t *testing.T) { eachDriver(t, testRotation) }
+func TestRotation(t *testing.T) { harness.EachDriver(t, testRotation) }
 
-func testRotation(t *testing.T, d driver) {
+func testRotation(t *testing.T, d harness.Driver) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ image, reload string }{
 		"restart":                         {"", "restart"},
@@ -121,14 +122,14 @@ func testRotation(t *testing.T, d driver) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := startService(t, shared, d.with(map[string]string{"ORCH_ENGINE_KEY_RELOAD": tc.reload}))
-			c := r.product(t, anyImage)
+			r := harness.StartService(t, harness.Shared, d.With(map[string]string{"ORCH_ENGINE_KEY_RELOAD": tc.reload}))
+			c := r.Product(t, harness.AnyImage)
 			ctx := t.Context()
-			e, err := c.Provision(ctx, "u", d.image(tc.image))
+			e, err := c.Provision(ctx, "u", d.Image(tc.image))
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, "before")
+			harness.Remember(t, e, e.APIKey, "before")
 			old := e.APIKey
 			for range 3 {
 				key, err := c.RotateKey(ctx, "u")
@@ -136,10 +137,10 @@ func testRotation(t *testing.T, d driver) {
 					t.Fatal(err)
 				}
 				// What the answer promises holds at once.
-				if status, err := engineCall(ctx, e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
+				if status, err := harness.EngineCall(ctx, e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
 					t.Fatalf("old key: status %d, %v; want 401", status, err)
 				}
-				if err := export(t, e, key).knows("before"); err != nil {
+				if err := harness.Export(t, e, key).Knows("before"); err != nil {
 					t.Fatal(err)
 				}
 				got, err := c.Engine(ctx, "u")
@@ -148,8 +149,8 @@ func testRotation(t *testing.T, d driver) {
 				}
 				old = key
 			}
-			s := openStores(t, shared)
-			meta, err := s.vault.Logical().Read(s.mountWith(e.EngineID) + "/metadata/engines/" + e.EngineID)
+			s := harness.OpenStores(t, harness.Shared)
+			meta, err := s.Vault.Logical().Read(s.MountWith(e.EngineID) + "/metadata/engines/" + e.EngineID)
 			if err != nil {
 				t.Fatal(err)
 			}

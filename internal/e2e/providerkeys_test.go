@@ -1,11 +1,7 @@
 package e2e
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,24 +9,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-// hasProviderKey says whether an engine's process has this LLM_API_KEY.
-func hasProviderKey(ctx context.Context, e *client.Engine, want string) error {
-	var env struct {
-		Variables map[string]struct {
-			SHA256 string `json:"sha256"`
-		}
-	}
-	if _, err := engineCall(ctx, e, e.APIKey, http.MethodGet, "/env?names=LLM_API_KEY", nil, &env); err != nil {
-		return err
-	}
-	sum := sha256.Sum256([]byte(want))
-	if env.Variables["LLM_API_KEY"].SHA256 != hex.EncodeToString(sum[:]) {
-		return fmt.Errorf("it does not have the %s key", want)
-	}
-	return nil
-}
 
 // New provider keys reach running engines by restarts one after the other; brain
 // and key stay. A rollout whose engines do not come back halts, and goes on when
@@ -38,12 +18,12 @@ func hasProviderKey(ctx context.Context, e *client.Engine, want string) error {
 func TestProviderKeys(t *testing.T) {
 	t.Parallel()
 	// Provider keys are one secret of a Vault: a stack of its own.
-	stack := ownStack(t)
+	stack := harness.OwnStack(t)
 	bin := t.TempDir()
 	image := filepath.Join(bin, "reference-engine")
 	link := func() {
 		t.Helper()
-		if err := os.Link(filepath.Join(binDir, "reference-engine"), image); err != nil {
+		if err := os.Link(filepath.Join(harness.BinDir, "reference-engine"), image); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -52,16 +32,16 @@ func TestProviderKeys(t *testing.T) {
 		"ORCH_CONSUL_PREFIX": "keys/", "ORCH_ENGINE_BIN_DIR": bin, "ORCH_VOLUME_POOL": "4", "ORCH_RESTART_MAX_ATTEMPTS": "0",
 		"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "LLM_API_KEY": "first",
 	}
-	ctx, s := t.Context(), openStores(t, stack)
-	r := startService(t, stack, vars)
-	c := r.product(t, nil)
+	ctx, s := t.Context(), harness.OpenStores(t, stack)
+	r := harness.StartService(t, stack, vars)
+	c := r.Product(t, nil)
 	users, engines := []string{"a", "b", "c", "d"}, map[string]*client.Engine{}
 	for _, user := range append(slices.Clone(users), "sleeper") {
 		e, err := c.Provision(ctx, user, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		remember(t, e, e.APIKey, "of "+user)
+		harness.Remember(t, e, e.APIKey, "of "+user)
 		engines[user] = e
 	}
 	if _, err := c.Stop(ctx, "sleeper"); err != nil {
@@ -72,21 +52,21 @@ func TestProviderKeys(t *testing.T) {
 		if err != nil || now.APIKey != engines[user].APIKey || now.EngineID != engines[user].EngineID || now.Status != "running" {
 			return fmt.Errorf("%s: %+v, %w", user, now, err)
 		}
-		if err := hasProviderKey(ctx, now, want); err != nil {
+		if err := harness.HasProviderKey(ctx, now, want); err != nil {
 			return fmt.Errorf("%s: %w", user, err)
 		}
-		return export(t, now, now.APIKey).knows("of " + user)
+		return harness.Export(t, now, now.APIKey).Knows("of " + user)
 	}
 	restart := func(key string) {
 		t.Helper()
-		r.stop()
+		r.Stop()
 		vars["LLM_API_KEY"] = key
-		r = startService(t, stack, vars)
-		c.BaseURL = r.url
+		r = harness.StartService(t, stack, vars)
+		c.BaseURL = r.URL
 	}
 	version := func() string {
 		t.Helper()
-		secret, err := s.vault.Logical().Read(mountName("keys/") + "/metadata/engine-env")
+		secret, err := s.Vault.Logical().Read(harness.MountName("keys/") + "/metadata/engine-env")
 		if err != nil || secret == nil {
 			t.Fatalf("%v, %v", secret, err)
 		}
@@ -95,8 +75,8 @@ func TestProviderKeys(t *testing.T) {
 	rolled := func(what string, done func(*client.Rollout) bool) *client.Rollout {
 		t.Helper()
 		var now *client.Rollout
-		eventually(t, what, func() (err error) {
-			if now, err = r.admin().ProviderKeys(ctx); err == nil && !done(now) {
+		harness.Eventually(t, what, func() (err error) {
+			if now, err = r.Admin().ProviderKeys(ctx); err == nil && !done(now) {
 				err = fmt.Errorf("%+v", now)
 			}
 			return err
@@ -104,7 +84,7 @@ func TestProviderKeys(t *testing.T) {
 		return now
 	}
 
-	if got, err := r.admin().ProviderKeys(ctx); err != nil || got.Status != "none" {
+	if got, err := r.Admin().ProviderKeys(ctx); err != nil || got.Status != "none" {
 		t.Fatalf("before any rollout: %+v, %v", got, err)
 	}
 	restart("first")
@@ -120,7 +100,7 @@ func TestProviderKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.admin().ApplyProviderKeys(ctx); err != nil {
+	if _, err := r.Admin().ApplyProviderKeys(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if got := rolled("the rollout is done", func(p *client.Rollout) bool { return p.Status == "done" }); got.TargetVersion != 2 || got.Restarted != 4 || got.Failed != 0 {
@@ -136,7 +116,7 @@ func TestProviderKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runs := export(t, now, now.APIKey).Runs
+		runs := harness.Export(t, now, now.APIKey).Runs
 		if len(runs) != 2 {
 			t.Fatalf("%s ran %+v", user, runs)
 		}
@@ -153,13 +133,13 @@ func TestProviderKeys(t *testing.T) {
 		}
 	}
 	restarts := 0
-	for _, row := range r.audited(t, "start") {
+	for _, row := range r.Audited(t, "start") {
 		if row.Metadata["why"] == "provider_keys" && row.Actor == "system" && row.Outcome == "ok" {
 			restarts++
 		}
 	}
 	if restarts != 4 {
-		t.Errorf("%d restarts are audited: %+v", restarts, r.audited(t, "start"))
+		t.Errorf("%d restarts are audited: %+v", restarts, r.Audited(t, "start"))
 	}
 	// Who did not run gets them at the next start; asked again, nothing happens.
 	if _, err := c.Start(ctx, "sleeper"); err != nil {
@@ -168,7 +148,7 @@ func TestProviderKeys(t *testing.T) {
 	if err := has("sleeper", "second"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := r.admin().ApplyProviderKeys(ctx); err != nil || got.Status != "done" || got.Restarted != 4 {
+	if got, err := r.Admin().ApplyProviderKeys(ctx); err != nil || got.Status != "done" || got.Restarted != 4 {
 		t.Fatalf("asked again: %+v, %v", got, err)
 	}
 	if _, err := c.Destroy(ctx, "sleeper"); err != nil {
@@ -180,7 +160,7 @@ func TestProviderKeys(t *testing.T) {
 	if err := os.Remove(image); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.admin().ApplyProviderKeys(ctx); err != nil {
+	if _, err := r.Admin().ApplyProviderKeys(ctx); err != nil {
 		t.Fatal(err)
 	}
 	got := rolled("the rollout halts", func(p *client.Rollout) bool { return p.Status == "halted" })
@@ -191,7 +171,7 @@ func TestProviderKeys(t *testing.T) {
 		t.Fatalf("the last one was not left alone: %v", err)
 	}
 	link()
-	if _, err := r.admin().ApplyProviderKeys(ctx); err != nil {
+	if _, err := r.Admin().ApplyProviderKeys(ctx); err != nil {
 		t.Fatal(err)
 	}
 	rolled("the rollout goes on", func(p *client.Rollout) bool { return p.Status == "done" && p.Pending == 0 })

@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // recorder is a volume plugin that sets no quota: what it was asked for is what Nomad
@@ -42,28 +43,28 @@ func TestBrainQuota(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	stack := ownStack(t, devstack.Config{VolumePlugins: plugins, ExtraClients: 1})
-	s, ctx := openStores(t, stack), t.Context()
+	stack := harness.OwnStack(t, devstack.Config{VolumePlugins: plugins, ExtraClients: 1})
+	s, ctx := harness.OpenStores(t, stack), t.Context()
 
 	t.Run("ErrMkdir", func(t *testing.T) {
-		r := startService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
-		err := second(r.admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)}))
-		if bad := wantCode(t, err, http.StatusBadRequest, "INVALID_REQUEST"); !strings.Contains(bad.Message, "ORCH_VOLUME_PLUGIN") {
+		r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
+		err := harness.ErrOf(r.Admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)}))
+		if bad := harness.WantCode(t, err, http.StatusBadRequest, "INVALID_REQUEST"); !strings.Contains(bad.Message, "ORCH_VOLUME_PLUGIN") {
 			t.Errorf("it does not say what to set: %s", bad.Message)
 		}
 	})
 
 	t.Run("OK", func(t *testing.T) {
 		const prefix = "quota/"
-		r := startService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_PLUGIN": "recorder", "ORCH_VOLUME_POOL": "1"})
-		p, err := r.admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)})
+		r := harness.StartService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_PLUGIN": "recorder", "ORCH_VOLUME_POOL": "1"})
+		p, err := r.Admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+		c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
 		want := func(when, user, quota string) {
 			t.Helper()
-			rows, err := s.engines(prefix)
+			rows, err := s.Engines(prefix)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,14 +72,14 @@ func TestBrainQuota(t *testing.T) {
 				if row.UserID != user {
 					continue
 				}
-				v, _, err := s.nomad.HostVolumes().Get(row.VolumeID, nil)
+				v, _, err := s.Nomad.HostVolumes().Get(row.VolumeID, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if v.Parameters["quota_mb"] != quota || v.Parameters["mode"] != "0700" || v.PluginID != "recorder" {
 					t.Errorf("%s: the volume of %s is of plugin %s with %v; want a quota of %q", when, user, v.PluginID, v.Parameters, quota)
 				}
-				node, _, err := s.nomad.Nodes().Info(v.NodeID, nil)
+				node, _, err := s.Nomad.Nodes().Info(v.NodeID, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -113,7 +114,7 @@ func TestBrainQuota(t *testing.T) {
 			{client.Policy{}, "32", ""},
 			{client.Policy{BrainMB: new(128)}, "", "128"},
 		} {
-			if _, err := r.admin().SetPolicy(ctx, p.ProductID, change.policy); err != nil {
+			if _, err := r.Admin().SetPolicy(ctx, p.ProductID, change.policy); err != nil {
 				t.Fatal(err)
 			}
 			want("before the next start", "a", change.now)
@@ -128,26 +129,26 @@ func TestBrainQuota(t *testing.T) {
 	})
 
 	t.Run("ErrFilesystem", func(t *testing.T) {
-		r := startService(t, stack, map[string]string{"ORCH_VOLUME_PLUGIN": "orch-quota", "ORCH_VOLUME_POOL": "0"})
-		p, err := r.admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)})
+		r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_PLUGIN": "orch-quota", "ORCH_VOLUME_POOL": "0"})
+		p, err := r.Admin().RegisterProduct(ctx, "quota", "Quota", &client.Policy{BrainMB: new(64)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+		c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
 		refused := func(err error) {
 			t.Helper()
-			if bad := wantCode(t, err, http.StatusBadGateway, "BACKEND_ERROR"); !strings.Contains(bad.Message, "enforces no project quotas") {
+			if bad := harness.WantCode(t, err, http.StatusBadGateway, "BACKEND_ERROR"); !strings.Contains(bad.Message, "enforces no project quotas") {
 				t.Errorf("it does not say why: %s", bad.Message)
 			}
 		}
 		policy := func(p2 client.Policy) {
 			t.Helper()
-			if _, err := r.admin().SetPolicy(ctx, p.ProductID, p2); err != nil {
+			if _, err := r.Admin().SetPolicy(ctx, p.ProductID, p2); err != nil {
 				t.Fatal(err)
 			}
 		}
-		refused(second(c.Provision(ctx, "u", "")))
-		eventually(t, "nothing is left of it", func() error {
+		refused(harness.ErrOf(c.Provision(ctx, "u", "")))
+		harness.Eventually(t, "nothing is left of it", func() error {
 			if _, err := c.Engine(ctx, "u"); !errors.Is(err, client.ErrEngineNotFound) {
 				return fmt.Errorf("the engine: %w", err)
 			}
@@ -161,8 +162,8 @@ func TestBrainQuota(t *testing.T) {
 			t.Fatal(err)
 		}
 		policy(client.Policy{BrainMB: new(64)})
-		refused(second(c.Start(ctx, "u")))
-		awaitEngine(t, c, "u", "stopped", "")
+		refused(harness.ErrOf(c.Start(ctx, "u")))
+		harness.AwaitEngine(t, c, "u", "stopped", "")
 		policy(client.Policy{})
 		if _, err := c.Start(ctx, "u"); err != nil {
 			t.Errorf("without brain_mb: %v", err)

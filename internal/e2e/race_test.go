@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // raced is a call and what ends its user's engine meanwhile.
@@ -28,17 +29,17 @@ type raced struct {
 // its outcome, nothing is left, and the totals agree.
 func TestDestroyRacesOtherCalls(t *testing.T) {
 	t.Parallel()
-	r := startService(t, shared, map[string]string{"ORCH_VOLUME_POOL": "8"})
-	roomy, huge := r.product(t, nil), r.product(t, map[string]any{"memory_mb": 900_000})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "8"})
+	roomy, huge := r.Product(t, nil), r.Product(t, map[string]any{"memory_mb": 900_000})
 	ctx := t.Context()
-	provision := func(c *client.Client, u string) error { return second(c.Provision(ctx, u, "")) }
+	provision := func(c *client.Client, u string) error { return harness.ErrOf(c.Provision(ctx, u, "")) }
 	admitted := func(c *client.Client, u string) error {
-		_, err := admit(ctx, c, u, true, true)
+		_, err := harness.Admit(ctx, c, u, true, true)
 		return err
 	}
-	start := func(c *client.Client, u string) error { return second(c.Start(ctx, u)) }
-	stop := func(c *client.Client, u string) error { return second(c.Stop(ctx, u)) }
-	rotate := func(c *client.Client, u string) error { return second(c.RotateKey(ctx, u)) }
+	start := func(c *client.Client, u string) error { return harness.ErrOf(c.Start(ctx, u)) }
+	stop := func(c *client.Client, u string) error { return harness.ErrOf(c.Stop(ctx, u)) }
+	rotate := func(c *client.Client, u string) error { return harness.ErrOf(c.RotateKey(ctx, u)) }
 	stopped := func(c *client.Client, u string) error { return errors.Join(provision(c, u), stop(c, u)) }
 	until := func(called <-chan struct{}, try func() bool) {
 		for !try() {
@@ -51,9 +52,9 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 	}
 	// As soon as there is a row: its operation is written, and not launched yet.
 	atOnce := func(c *client.Client, u string, _ int, called <-chan struct{}) map[string]int {
-		return outcomes(3, func(int) (err error) {
+		return harness.Outcomes(3, func(int) (err error) {
 			until(called, func() bool {
-				err = second(c.Destroy(ctx, u))
+				err = harness.ErrOf(c.Destroy(ctx, u))
 				return !errors.Is(err, client.ErrEngineNotFound)
 			})
 			return err
@@ -65,15 +66,15 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 			e, err := c.Engine(ctx, u)
 			return err == nil && e.Status == "destroying"
 		})
-		return outcomes(1, func(int) error { return second(c.Destroy(ctx, u)) })
+		return harness.Outcomes(1, func(int) error { return harness.ErrOf(c.Destroy(ctx, u)) })
 	}
 	later := func(c *client.Client, u string, round int, _ <-chan struct{}) map[string]int {
 		<-time.After(time.Duration(3+4*round) * time.Millisecond)
-		return outcomes(1, func(int) error { return second(c.Destroy(ctx, u)) })
+		return harness.Outcomes(1, func(int) error { return harness.ErrOf(c.Destroy(ctx, u)) })
 	}
 	stoppedLater := func(c *client.Client, u string, round int, _ <-chan struct{}) map[string]int {
 		<-time.After(time.Duration(3+8*round) * time.Millisecond)
-		return outcomes(1, func(int) error { return stop(c, u) })
+		return harness.Outcomes(1, func(int) error { return stop(c, u) })
 	}
 	kinds := []raced{
 		{"start and stop", roomy, stopped, start, stoppedLater, 2},
@@ -99,7 +100,7 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 					}
 				}
 				kind.race(t, user, round)
-				if err := second(kind.c.Destroy(ctx, user)); err != nil && !errors.Is(err, client.ErrEngineNotFound) {
+				if err := harness.ErrOf(kind.c.Destroy(ctx, user)); err != nil && !errors.Is(err, client.ErrEngineNotFound) {
 					t.Errorf("%s: %v", user, err)
 				}
 			}
@@ -116,7 +117,7 @@ func (k raced) race(t *testing.T, user string, round int) {
 	called, got := make(chan struct{}), ""
 	go func() {
 		defer close(called)
-		got = outcomeOf(k.call(k.c, user))
+		got = harness.OutcomeOf(k.call(k.c, user))
 	}()
 	ended := k.end(k.c, user, round, called)
 	<-called

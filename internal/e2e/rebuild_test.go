@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -29,10 +30,10 @@ func TestRebuildOfMany(t *testing.T) {
 		}
 	}
 	prefix := "rebuild-many/"
-	stack := ownStack(t)
-	r := startService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_RECONCILE_INTERVAL_S": "3600"})
-	s, ctx := openStores(t, stack), t.Context()
-	c := r.product(t, nil)
+	stack := harness.OwnStack(t)
+	r := harness.StartService(t, stack, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_RECONCILE_INTERVAL_S": "3600"})
+	s, ctx := harness.OpenStores(t, stack), t.Context()
+	c := r.Product(t, nil)
 	model, err := c.Provision(ctx, "model", "")
 	if err != nil {
 		t.Fatal(err)
@@ -40,18 +41,18 @@ func TestRebuildOfMany(t *testing.T) {
 	if _, err := c.Stop(ctx, "model"); err != nil {
 		t.Fatal(err)
 	}
-	rows, err := s.engines(prefix)
+	rows, err := s.Engines(prefix)
 	if err != nil || len(rows) != 1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
-	d, kv := s.deployment(prefix), s.vault.KVv2(mountName(prefix))
+	d, kv := s.Deployment(prefix), s.Vault.KVv2(harness.MountName(prefix))
 	var work errgroup.Group
 	work.SetLimit(16)
 	for i := range many {
 		id, user := engineIDOf(model.EngineID[:6]), fmt.Sprint("user-", i)
 		work.Go(func() error {
 			key, name := secrets.NewEngineKey(), registry.JobID(id)
-			made, _, err := s.nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: &nomad.HostVolume{
+			made, _, err := s.Nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: &nomad.HostVolume{
 				Name: name, PluginID: "mkdir", NodeID: rows[0].NodeID,
 				RequestedCapabilities: []*nomad.HostVolumeCapability{{AccessMode: "single-node-single-writer", AttachmentMode: "file-system"}},
 			}}, nil)
@@ -67,10 +68,10 @@ func TestRebuildOfMany(t *testing.T) {
 			}
 			variable := nomad.NewVariable("nomad/jobs/" + name)
 			variable.Items["key_hash"] = secrets.Hash(key)
-			if _, _, err := s.nomad.Variables().Create(variable, nil); err != nil {
+			if _, _, err := s.Nomad.Variables().Create(variable, nil); err != nil {
 				return err
 			}
-			job, _, err := s.nomad.Jobs().Info(registry.JobID(model.EngineID), nil)
+			job, _, err := s.Nomad.Jobs().Info(registry.JobID(model.EngineID), nil)
 			if err != nil {
 				return err
 			}
@@ -81,18 +82,18 @@ func TestRebuildOfMany(t *testing.T) {
 			services[0].Name = name
 			services[0].Meta["engine_id"], services[0].Meta["user_id_b64"] = id, base64.RawURLEncoding.EncodeToString([]byte(user))
 			group.Tasks[0].Env["SQLITE_DB_PATH"] = made.Volume.HostPath + "/brain.sqlite"
-			_, _, err = s.nomad.Jobs().Register(job, nil)
+			_, _, err = s.Nomad.Jobs().Register(job, nil)
 			return err
 		})
 	}
 	if err := work.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.admin().RecoverRegistry(ctx); err != nil {
+	if err := r.Admin().RecoverRegistry(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "every row is back", func() error {
-		st, err := r.admin().Registry(ctx)
+	harness.Eventually(t, "every row is back", func() error {
+		st, err := r.Admin().Registry(ctx)
 		if err != nil || st.State != "ok" || st.LastRecovery == nil || st.LastRecovery.Rebuilt != many || st.Quarantined != 0 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}

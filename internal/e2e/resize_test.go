@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestPolicyResizesAtTheNextStart: CPU and memory that a policy changes are an engine's
@@ -14,20 +15,20 @@ import (
 func TestPolicyResizesAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	const prefix = "resize/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
-	s, ctx := openStores(t, shared), t.Context()
-	p, err := r.admin().RegisterProduct(ctx, "resized", "Resized", &client.Policy{MemoryMB: new(40)})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	p, err := r.Admin().RegisterProduct(ctx, "resized", "Resized", &client.Policy{MemoryMB: new(40)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+	c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
 	e, err := c.Provision(ctx, "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := func(when string, cpu, memory int) {
 		t.Helper()
-		rows, err := s.engines(prefix)
+		rows, err := s.Engines(prefix)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +37,7 @@ func TestPolicyResizesAtTheNextStart(t *testing.T) {
 				t.Errorf("%s: the row has %+v, want %d MHz and %d MB", when, row.Resources, cpu, memory)
 			}
 		}
-		job, _, err := s.nomad.Jobs().Info("engine-"+e.EngineID, nil)
+		job, _, err := s.Nomad.Jobs().Info("engine-"+e.EngineID, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,11 +50,11 @@ func TestPolicyResizesAtTheNextStart(t *testing.T) {
 		if _, err := c.Stop(ctx, "u"); err != nil && !strings.Contains(err.Error(), "stopped already") {
 			t.Fatal(err)
 		}
-		return second(c.Start(ctx, "u"))
+		return harness.ErrOf(c.Start(ctx, "u"))
 	}
 	policy := func(cpu, memory int) {
 		t.Helper()
-		if _, err := r.admin().SetPolicy(ctx, p.ProductID, client.Policy{CPUMHz: &cpu, MemoryMB: &memory}); err != nil {
+		if _, err := r.Admin().SetPolicy(ctx, p.ProductID, client.Policy{CPUMHz: &cpu, MemoryMB: &memory}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -64,7 +65,7 @@ func TestPolicyResizesAtTheNextStart(t *testing.T) {
 	}
 	want("after it", 12, 48)
 	policy(12, 900_000)
-	bad := wantCode(t, restart(), http.StatusServiceUnavailable, "CAPACITY_EXHAUSTED")
+	bad := harness.WantCode(t, restart(), http.StatusServiceUnavailable, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(bad.Message, "volume") || !strings.Contains(bad.Message, "900000 MB") {
 		t.Errorf("it does not say why: %s", bad.Message)
 	}

@@ -6,17 +6,19 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestNoKeyLeaks takes engines through their life and then looks for every key
 // that ever was in every store, log, allocation and process argument.
 func TestNoKeyLeaks(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t)
-	r := startService(t, stack, map[string]string{"ORCH_ENGINE_LOGS": "nomad"})
-	c := r.product(t, anyImage)
+	stack := harness.OwnStack(t)
+	r := harness.StartService(t, stack, map[string]string{"ORCH_ENGINE_LOGS": "nomad"})
+	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
-	keys := map[string]string{"admin key": adminKey, "platform key": c.PlatformKey, "provider key": providerKey, "vault token": stack.VaultOrchToken}
+	keys := map[string]string{"admin key": harness.AdminKey, "platform key": c.PlatformKey, "provider key": harness.ProviderKey, "vault token": stack.VaultOrchToken}
 
 	e, err := c.Provision(ctx, "u", "")
 	if err != nil {
@@ -33,10 +35,10 @@ func TestNoKeyLeaks(t *testing.T) {
 			SHA256 string
 		}
 	}
-	if _, err := engineCall(ctx, e, keys["rotated key"], http.MethodGet, "/env?names=LLM_API_KEY,VAULT_TOKEN,NOMAD_TOKEN", nil, &env); err != nil {
+	if _, err := harness.EngineCall(ctx, e, keys["rotated key"], http.MethodGet, "/env?names=LLM_API_KEY,VAULT_TOKEN,NOMAD_TOKEN", nil, &env); err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256([]byte(providerKey))
+	sum := sha256.Sum256([]byte(harness.ProviderKey))
 	if got := env.Variables["LLM_API_KEY"]; got.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("LLM_API_KEY did not reach the engine: %+v", got)
 	}
@@ -56,8 +58,8 @@ func TestNoKeyLeaks(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	haystack := openStores(t, stack).dump(stack)
-	haystack["log of the service"] = r.logs.String()
+	haystack := harness.OpenStores(t, stack).Dump(stack)
+	haystack["log of the service"] = r.Logs.String()
 	if len(haystack["log of the service"]) < 1000 {
 		t.Fatal("the service's log is not there to look at")
 	}

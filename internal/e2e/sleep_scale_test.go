@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -29,23 +30,23 @@ func TestManyFallAsleep(t *testing.T) {
 		many = n
 	}
 	const prefix = "many-sleepers/"
-	ctx, s := t.Context(), openStores(t, shared)
+	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	var asked atomic.Int64
 	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
 		_, _ = w.Write([]byte(`{"status": "ok"}`))
 	}))
 	t.Cleanup(engine.Close)
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_LOG_LEVEL": "warn"})
-	c := r.product(t, sleepy)
-	productID := productOf(t, &client.Client{BaseURL: r.url, AdminKey: adminKey}, c)
-	nodes, _, err := s.nomad.Nodes().List(nil)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_LOG_LEVEL": "warn"})
+	c := r.Product(t, sleepy)
+	productID := harness.ProductOf(t, &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}, c)
+	nodes, _, err := s.Nomad.Nodes().List(nil)
 	if err != nil || len(nodes) == 0 {
 		t.Fatalf("nodes %v, %v", nodes, err)
 	}
 
 	// The rows are those of a replica that is gone when they are all there.
-	store := registry.New(s.consul, prefix)
+	store := registry.New(s.Consul, prefix)
 	replica := store.Join(hclog.NewNullLogger())
 	joined, leave := context.WithCancel(context.Background())
 	left := make(chan struct{})
@@ -88,14 +89,14 @@ func TestManyFallAsleep(t *testing.T) {
 		}
 		return status.ByStatus[state]
 	}
-	eventually(t, "the first falls asleep", func() error {
+	harness.Eventually(t, "the first falls asleep", func() error {
 		if count("sleeping") == 0 {
 			return fmt.Errorf("%d run", count("running"))
 		}
 		return nil
 	})
 	began, already := time.Now(), count("sleeping")
-	eventually(t, "all sleep", func() error {
+	harness.Eventually(t, "all sleep", func() error {
 		if n := count("sleeping"); n < many {
 			return fmt.Errorf("%d of %d do", n, many)
 		}

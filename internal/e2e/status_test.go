@@ -9,6 +9,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // fleetStatus is GET /status as products see it, and the admin.
@@ -30,22 +31,22 @@ func statusOf(ctx context.Context, c *client.Client) (st fleetStatus, err error)
 func TestStatusOfTheWholeService(t *testing.T) {
 	t.Parallel()
 	const prefix = "whole-status/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
 	ctx := t.Context()
-	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
-	one, two := r.product(t, nil), r.product(t, anyImage)
+	admin := &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}
+	one, two := r.Product(t, nil), r.Product(t, harness.AnyImage)
 	for user, c := range map[string]*client.Client{"u": one, "v": two} {
 		if _, err := c.Provision(ctx, user, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
-	wantCode(t, second(two.Provision(ctx, "bad", "reference-engine.exit-at-start")), 502, "ENGINE_BOOT_FAILED")
+	harness.WantCode(t, harness.ErrOf(two.Provision(ctx, "bad", "reference-engine.exit-at-start")), 502, "ENGINE_BOOT_FAILED")
 	// An unreachable volume on a node that no cluster has stays.
 	volume := `{"engine_id": "gone", "node_id": "no-such-node", "volume_id": "v"}`
-	if _, err := openStores(t, shared).consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(volume)}, nil); err != nil {
+	if _, err := harness.OpenStores(t, harness.Shared).Consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(volume)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the volume pool is full", func() error {
+	harness.Eventually(t, "the volume pool is full", func() error {
 		st, err := statusOf(ctx, admin)
 		if err != nil || st.PooledVolumes == nil || *st.PooledVolumes != 2 { // one on each node
 			return fmt.Errorf("%+v, %w", st, err)
@@ -62,9 +63,9 @@ func TestStatusOfTheWholeService(t *testing.T) {
 			t.Errorf("a product's status is %+v, %v, want %d engines", st, err, want)
 		}
 	}
-	wrong := &client.Client{BaseURL: r.url, AdminKey: "nonsense-of-16-characters", PlatformKey: one.PlatformKey}
-	wantCode(t, second(statusOf(ctx, wrong)), 401, "INVALID_ADMIN_KEY")
-	wantCode(t, admin.Do(ctx, http.MethodGet, "/status?x=1", nil, nil), 400, "INVALID_REQUEST")
+	wrong := &client.Client{BaseURL: r.URL, AdminKey: "nonsense-of-16-characters", PlatformKey: one.PlatformKey}
+	harness.WantCode(t, harness.ErrOf(statusOf(ctx, wrong)), 401, "INVALID_ADMIN_KEY")
+	harness.WantCode(t, admin.Do(ctx, http.MethodGet, "/status?x=1", nil, nil), 400, "INVALID_REQUEST")
 	for user, c := range map[string]*client.Client{"u": one, "v": two, "bad": two} {
 		if _, err := c.Destroy(ctx, user); err != nil {
 			t.Error(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // strangers are processes of somebody else on ports that Nomad takes for free. They
@@ -52,11 +53,11 @@ func (s *strangers) listen(t *testing.T, port int) {
 }
 
 // dynamicPorts is the range that the one node gives to engines.
-func (s *stores) dynamicPorts() (low, high int) {
-	s.t.Helper()
-	node, _, err := s.nomad.Nodes().Info(s.readyNode(), nil)
+func dynamicPorts(s *harness.Stores) (low, high int) {
+	s.T.Helper()
+	node, _, err := s.Nomad.Nodes().Info(s.ReadyNode(), nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	return node.NodeResources.MinDynamicPort, node.NodeResources.MaxDynamicPort
 }
@@ -65,11 +66,11 @@ func (s *stores) dynamicPorts() (low, high int) {
 // others, whatever the strangers answer, and no stranger is told a key.
 func TestStrangersOnPorts(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t, devstack.Config{DynamicPorts: [2]int{0, 16}})
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=strangers/", "ORCH_VOLUME_POOL=4"))
-	s, c, ctx := openStores(t, stack), r.product(t, nil), t.Context()
+	stack := harness.OwnStack(t, devstack.Config{DynamicPorts: [2]int{0, 16}})
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=strangers/", "ORCH_VOLUME_POOL=4"))
+	s, c, ctx := harness.OpenStores(t, stack), r.Product(t, nil), t.Context()
 	theirs, taken := &strangers{}, map[string]bool{}
-	low, high := s.dynamicPorts()
+	low, high := dynamicPorts(s)
 	for port := low; port <= high; port += 2 {
 		theirs.listen(t, port)
 		taken[fmt.Sprintf("http://127.0.0.1:%d", port)] = true
@@ -81,7 +82,7 @@ func TestStrangersOnPorts(t *testing.T) {
 			t.Fatalf("%s has the address of a stranger", user)
 		}
 		keys = append(keys, e.APIKey)
-		if err := export(t, e, e.APIKey).knows(user); err != nil {
+		if err := harness.Export(t, e, e.APIKey).Knows(user); err != nil {
 			t.Error(err)
 		}
 	}
@@ -93,7 +94,7 @@ func TestStrangersOnPorts(t *testing.T) {
 			t.Fatal(err)
 		}
 		users = append(users, user)
-		remember(t, e, e.APIKey, user)
+		harness.Remember(t, e, e.APIKey, user)
 		own(t, user, e)
 	}
 	for _, user := range users {
@@ -103,7 +104,7 @@ func TestStrangersOnPorts(t *testing.T) {
 		if _, err := c.Start(ctx, user); err != nil {
 			t.Fatal(err)
 		}
-		own(t, user, isNow(t, c, user, "running", ""))
+		own(t, user, harness.IsNow(t, c, user, "running", ""))
 	}
 	// And where the process ends by itself, and a stranger is faster than the next one.
 	e, err := c.Engine(ctx, users[0])
@@ -114,8 +115,8 @@ func TestStrangersOnPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	crash(t, e)
-	eventually(t, "a stranger has its port", func() error {
+	harness.CrashEngine(t, e)
+	harness.Eventually(t, "a stranger has its port", func() error {
 		var n int
 		if _, err := fmt.Sscan(port, &n); err != nil {
 			return err
@@ -130,8 +131,8 @@ func TestStrangersOnPorts(t *testing.T) {
 	})
 	taken[e.URL] = true
 	var back *client.Engine
-	eventually(t, "it runs elsewhere", func() error {
-		if back, err = engineIs(t, c, users[0], "running", ""); err != nil {
+	harness.Eventually(t, "it runs elsewhere", func() error {
+		if back, err = harness.EngineIs(t, c, users[0], "running", ""); err != nil {
 			return err
 		}
 		if taken[back.URL] {

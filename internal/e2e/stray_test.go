@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestStrayOperation: the first write of an operation is given up as lost, and
@@ -14,26 +16,26 @@ import (
 func TestStrayOperation(t *testing.T) {
 	t.Parallel()
 	const prefix = "stray/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix})
-	c := r.product(t, nil)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix})
+	c := r.Product(t, nil)
 	ctx := t.Context()
 	e, err := c.Provision(ctx, "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := openStores(t, shared)
-	owners := s.replicas(prefix)
+	s := harness.OpenStores(t, harness.Shared)
+	owners := replicas(s, prefix)
 	if len(owners) != 1 {
 		t.Fatalf("replicas %v", owners)
 	}
-	s.edit(prefix, "u", func(row map[string]any) {
+	s.Edit(prefix, "u", func(row map[string]any) {
 		now := time.Now().UTC()
 		row["desired"] = "stopped"
 		row["op"] = map[string]any{
 			"id": "late", "kind": "stop", "step": "scale-down", "owner": owners[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
 		}
 	})
-	eventually(t, "the operation is run", func() error {
+	harness.Eventually(t, "the operation is run", func() error {
 		got, err := c.Engine(ctx, "u")
 		if err != nil || got.Status != "stopped" || got.EngineID != e.EngineID {
 			return fmt.Errorf("%+v, %w", got, err)
@@ -58,35 +60,35 @@ func TestDestroyThatNobodyAnswers(t *testing.T) {
 			t.Parallel()
 			prefix := "unanswered-" + strings.ReplaceAll(name, " ", "-") + "/"
 			vars := map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"}
-			s, ctx := openStores(t, shared), t.Context()
-			r := startService(t, shared, vars)
-			c := r.product(t, nil)
+			s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+			r := harness.StartService(t, harness.Shared, vars)
+			c := r.Product(t, nil)
 			e, err := c.Provision(ctx, "u", "")
 			if err != nil {
 				t.Fatal(err)
 			}
-			first := s.replicas(prefix)
+			first := replicas(s, prefix)
 			if len(first) != 1 {
 				t.Fatalf("replicas %v", first)
 			}
 			owner := "gone"
 			if owned {
-				startService(t, shared, vars)
-				for _, id := range s.replicas(prefix) {
+				harness.StartService(t, harness.Shared, vars)
+				for _, id := range replicas(s, prefix) {
 					if id != first[0] {
 						owner = id
 					}
 				}
 			}
-			s.edit(prefix, "u", func(row map[string]any) {
+			s.Edit(prefix, "u", func(row map[string]any) {
 				now := time.Now().UTC()
 				row["state"], row["desired"] = "destroying", "destroying"
 				row["op"] = map[string]any{
 					"id": "unanswered", "kind": "destroy", "step": "settle", "owner": owner, "supersedes": first[0], "from": "running", "began_at": now, "deadline": now.Add(time.Minute),
 				}
 			})
-			eventually(t, "the engine is destroyed", func() error {
-				if left := s.traces(e.EngineID); len(left) > 0 {
+			harness.Eventually(t, "the engine is destroyed", func() error {
+				if left := s.Traces(e.EngineID); len(left) > 0 {
 					return fmt.Errorf("left: %v", left)
 				}
 				return nil
@@ -96,11 +98,11 @@ func TestDestroyThatNobodyAnswers(t *testing.T) {
 }
 
 // replicas are the ids of those that are there.
-func (s *stores) replicas(prefix string) (ids []string) {
-	s.t.Helper()
-	keys, _, err := s.consul.KV().Keys(prefix+"replicas/", "", nil)
+func replicas(s *harness.Stores, prefix string) (ids []string) {
+	s.T.Helper()
+	keys, _, err := s.Consul.KV().Keys(prefix+"replicas/", "", nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for _, key := range keys {
 		ids = append(ids, path.Base(key))

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // note calls the engine of the tutorial and returns what it answered.
@@ -38,11 +39,11 @@ func TestTutorialEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := startService(t, shared, map[string]string{
+	r := harness.StartService(t, harness.Shared, map[string]string{
 		"ORCH_ENGINE_BIN_DIR": examples, "ORCH_ENGINE_IMAGE": "notes-engine.py", "ORCH_ENGINE_LOGS": "nomad",
 	})
-	c, ctx := r.product(t, map[string]any{"idle_timeout_s": 5}), t.Context()
-	e := provision(t, c, "u", "")
+	c, ctx := r.Product(t, map[string]any{"idle_timeout_s": 5}), t.Context()
+	e := harness.Provision(t, c, "u", "")
 	note(t, e, "", http.MethodGet, "", http.StatusUnauthorized)
 	note(t, e, e.APIKey, http.MethodPost, "milk", http.StatusCreated)
 
@@ -58,8 +59,8 @@ func TestTutorialEngine(t *testing.T) {
 	if _, err := c.Start(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the idle engine sleeps", func() error { return state(t, c, "u", "sleeping") })
-	a, err := admit(ctx, c, "u", false, true)
+	harness.Eventually(t, "the idle engine sleeps", func() error { return harness.InState(t, c, "u", "sleeping") })
+	a, err := harness.Admit(ctx, c, "u", false, true)
 	if err != nil || !a.Admitted {
 		t.Fatalf("admit: %+v, %v", a, err)
 	}

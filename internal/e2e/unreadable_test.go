@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestUnreadableProduct damages the record of a product that has no witness in Vault any
@@ -15,9 +16,9 @@ func TestUnreadableProduct(t *testing.T) {
 	t.Parallel()
 	d := newDamage(t, "unreadable-product/", map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx := t.Context()
-	kv, key := d.s.vault.KVv2(mountName(d.prefix)), d.below("products/", d.product)
+	kv, key := d.s.Vault.KVv2(harness.MountName(d.prefix)), d.below("products/", d.product)
 	var witness map[string]any
-	eventually(t, "the product has its witness", func() error {
+	harness.Eventually(t, "the product has its witness", func() error {
 		secret, err := kv.Get(ctx, "products/"+d.product)
 		if err == nil {
 			witness = secret.Data
@@ -28,29 +29,29 @@ func TestUnreadableProduct(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.write(key, rubbish)
-	for _, o := range operations {
-		o := o.of("u", d.product)
+	for _, o := range harness.Operations {
+		o := o.Of("u", d.product)
 		switch {
-		case o.key == platform:
-			d.r.send(t, o, d.harmed.PlatformKey).want(t, o, 503, "RECORD_UNREADABLE")
-		case strings.Contains(o.path, d.product) && o.key == admin:
-			d.r.send(t, o, adminKey).want(t, o, 503, "RECORD_UNREADABLE")
+		case o.Key == harness.PlatformHeader:
+			d.r.Send(t, o, d.harmed.PlatformKey).Want(t, o, 503, "RECORD_UNREADABLE")
+		case strings.Contains(o.Path, d.product) && o.Key == harness.AdminHeader:
+			d.r.Send(t, o, harness.AdminKey).Want(t, o, 503, "RECORD_UNREADABLE")
 		}
 	}
 	// What an admin would give to a user of it cannot be given, either.
 	bare := engineIDOf(d.engine.EngineID[:6])
-	d.s.bareVolume(d.engine, bare)
+	bareVolume(d.s, d.engine, bare)
 	d.write(d.prefix+"quarantine/"+bare, `{"engine_id": "`+bare+`"}`)
-	wantCode(t, second(d.r.admin().Adopt(ctx, bare, d.product, "x")), 503, "RECORD_UNREADABLE")
-	if err := d.r.admin().Discard(ctx, bare); err != nil {
+	harness.WantCode(t, harness.ErrOf(d.r.Admin().Adopt(ctx, bare, d.product, "x")), 503, "RECORD_UNREADABLE")
+	if err := d.r.Admin().Discard(ctx, bare); err != nil {
 		t.Error(err)
 	}
 	d.adminReads(t)
-	list, err := d.r.admin().Products(ctx)
+	list, err := d.r.Admin().Products(ctx)
 	if err != nil || list.Total != 1 || len(list.Unreadable) != 1 || list.Unreadable[0] != d.product {
 		t.Errorf("the products are %+v, %v", list, err)
 	}
-	if st, err := d.r.admin().Whole(ctx); err != nil || st.Unreadable.Products != 1 {
+	if st, err := d.r.Admin().Whole(ctx); err != nil || st.Unreadable.Products != 1 {
 		t.Errorf("the status is %+v, %v", st, err)
 	}
 	if err := d.life(ctx); err != nil {
@@ -59,11 +60,11 @@ func TestUnreadableProduct(t *testing.T) {
 	if _, err := kv.Put(ctx, "products/"+d.product, witness); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.r.admin().Reconcile(ctx); err != nil {
+	if err := d.r.Admin().Reconcile(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the product is back", func() error { return d.works(ctx) })
-	if rows := d.r.audited(t, "registry_recover"); len(rows) == 0 {
+	harness.Eventually(t, "the product is back", func() error { return d.works(ctx) })
+	if rows := d.r.Audited(t, "registry_recover"); len(rows) == 0 {
 		t.Error("that it was brought back is not in the audit log")
 	}
 }
@@ -75,30 +76,30 @@ func TestUnreadableRow(t *testing.T) {
 	d := newDamage(t, "unreadable-row/", map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_ORPHAN_GRACE_S": "1"})
 	ctx, id := t.Context(), d.engine.EngineID
 	leftover := engineIDOf(id[:6])
-	d.s.looseKey(d.prefix, leftover)
-	d.s.suspected(d.prefix, leftover)
-	if err := d.s.vault.KVv2(mountName(d.prefix)).DeleteMetadata(ctx, "engines/"+id); err != nil {
+	looseKey(d.s, d.prefix, leftover)
+	suspected(d.s, d.prefix, leftover)
+	if err := d.s.Vault.KVv2(harness.MountName(d.prefix)).DeleteMetadata(ctx, "engines/"+id); err != nil {
 		t.Fatal(err)
 	}
 	d.write(d.below("engines/", id), rubbish)
-	for _, o := range operations {
-		if o := o.of("u", d.product); o.key == platform && strings.Contains(o.path, "/u") {
-			d.r.send(t, o, d.harmed.PlatformKey).want(t, o, 503, "RECORD_UNREADABLE")
+	for _, o := range harness.Operations {
+		if o := o.Of("u", d.product); o.Key == harness.PlatformHeader && strings.Contains(o.Path, "/u") {
+			d.r.Send(t, o, d.harmed.PlatformKey).Want(t, o, 503, "RECORD_UNREADABLE")
 		}
 	}
-	eventually(t, "the engine is quarantined", func() error {
-		list, err := d.r.admin().Quarantine(ctx)
+	harness.Eventually(t, "the engine is quarantined", func() error {
+		list, err := d.r.Admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id {
 			return fmt.Errorf("%+v, %w", list, err)
 		}
-		st, err := d.r.admin().Whole(ctx)
+		st, err := d.r.Admin().Whole(ctx)
 		if err != nil || st.Unreadable.Engines != 1 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}
 		return nil
 	})
-	eventually(t, "the leftover of another engine is removed", func() error {
-		if mount := d.s.mountWith(leftover); mount != "" {
+	harness.Eventually(t, "the leftover of another engine is removed", func() error {
+		if mount := d.s.MountWith(leftover); mount != "" {
 			return fmt.Errorf("it is in %s", mount)
 		}
 		return nil
@@ -107,10 +108,10 @@ func TestUnreadableRow(t *testing.T) {
 		t.Error(err)
 	}
 	d.adminReads(t)
-	if _, err := d.r.admin().Adopt(ctx, id, d.product, "u"); err != nil {
+	if _, err := d.r.Admin().Adopt(ctx, id, d.product, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the engine has a new key", func() error { return second(d.harmed.RotateKey(ctx, "u")) })
+	harness.Eventually(t, "the engine has a new key", func() error { return harness.ErrOf(d.harmed.RotateKey(ctx, "u")) })
 	if err := d.works(ctx); err != nil {
 		t.Error(err)
 	}
@@ -152,21 +153,21 @@ func TestNewerRow(t *testing.T) {
 	}
 	set(key, map[string]any{"state": "hibernating", "hibernates": "newer"})
 	newer := d.value(key)
-	for _, o := range operations {
-		if o := o.of("u", d.product); o.key == platform && strings.Contains(o.path, "/u") {
-			got := d.r.send(t, o, d.harmed.PlatformKey)
-			got.want(t, o, 503, "RECORD_UNREADABLE")
-			if !strings.Contains(got.message, "newer version") {
-				t.Errorf("%s says %q", o.id, got.message)
+	for _, o := range harness.Operations {
+		if o := o.Of("u", d.product); o.Key == harness.PlatformHeader && strings.Contains(o.Path, "/u") {
+			got := d.r.Send(t, o, d.harmed.PlatformKey)
+			got.Want(t, o, 503, "RECORD_UNREADABLE")
+			if !strings.Contains(got.Message, "newer version") {
+				t.Errorf("%s says %q", o.ID, got.Message)
 			}
 		}
 	}
-	before := d.r.passes()
-	if err := d.r.admin().Reconcile(ctx); err != nil {
+	before := d.r.Passes()
+	if err := d.r.Admin().Reconcile(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "three passes left it alone", func() error {
-		if n := d.r.passes() - before; n < 3 {
+	harness.Eventually(t, "three passes left it alone", func() error {
+		if n := d.r.Passes() - before; n < 3 {
 			return fmt.Errorf("%d passes", n)
 		}
 		return nil
@@ -174,7 +175,7 @@ func TestNewerRow(t *testing.T) {
 	if now := d.value(key); now != newer {
 		t.Errorf("the row is %s, and was %s", now, newer)
 	}
-	if st, err := d.r.admin().Whole(ctx); err != nil || st.Unreadable.Engines != 1 {
+	if st, err := d.r.Admin().Whole(ctx); err != nil || st.Unreadable.Engines != 1 {
 		t.Errorf("the status is %+v, %v", st, err)
 	}
 	if err := d.life(ctx); err != nil {
@@ -183,7 +184,7 @@ func TestNewerRow(t *testing.T) {
 	set(key, map[string]any{"state": "running"})
 	product := d.below("products/", d.product)
 	set(product, map[string]any{"region": "newer"})
-	eventually(t, "the engine is back", func() error { return d.works(ctx) })
+	harness.Eventually(t, "the engine is back", func() error { return d.works(ctx) })
 	if _, err := d.harmed.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -191,12 +192,12 @@ func TestNewerRow(t *testing.T) {
 		t.Fatal(err)
 	}
 	keeps(key, "hibernates")
-	if _, err := d.r.admin().SetPolicy(ctx, d.product, client.Policy{}); err != nil {
+	if _, err := d.r.Admin().SetPolicy(ctx, d.product, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
 	keeps(product, "region")
 	d.write(product, rubbish)
-	eventually(t, "the product is back", func() error { return d.works(ctx) })
+	harness.Eventually(t, "the product is back", func() error { return d.works(ctx) })
 	keeps(product, "region") // its witness has it, too
 }
 
@@ -206,7 +207,7 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 	t.Parallel()
 	d := newDamage(t, "twins/", map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx, id := t.Context(), d.engine.EngineID
-	rows, err := d.s.engines(d.prefix)
+	rows, err := d.s.Engines(d.prefix)
 	if err != nil || len(rows) != 1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
@@ -218,21 +219,21 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.write(d.prefix+"engines/"+rowNameOf(&row), string(value))
-		eventually(t, "both are reported", func() error {
-			list, err := d.r.admin().Quarantine(ctx)
+		d.write(d.prefix+"engines/"+harness.RowNameOf(&row), string(value))
+		harness.Eventually(t, "both are reported", func() error {
+			list, err := d.r.Admin().Quarantine(ctx)
 			if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id || list.Engines[0].UserID != "u" {
 				return fmt.Errorf("%+v, %w", list, err)
 			}
-			if acts := d.r.planned(t, id); len(acts) != 2 {
+			if acts := planned(d.r, t, id); len(acts) != 2 {
 				return fmt.Errorf("planned: %v", acts)
 			}
 			return nil
 		})
 	}
 	twin()
-	wantCode(t, second(d.harmed.Destroy(ctx, "u")), 409, "ENGINE_QUARANTINED")
-	wantCode(t, second(admit(ctx, d.harmed, "twin", false, false)), 409, "ENGINE_QUARANTINED")
+	harness.WantCode(t, harness.ErrOf(d.harmed.Destroy(ctx, "u")), 409, "ENGINE_QUARANTINED")
+	harness.WantCode(t, harness.ErrOf(harness.Admit(ctx, d.harmed, "twin", false, false)), 409, "ENGINE_QUARANTINED")
 	if err := d.works(ctx); err != nil {
 		t.Error(err)
 	}
@@ -248,17 +249,17 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 		t.Error(err)
 	}
 	twin()
-	if _, err := d.r.admin().Adopt(ctx, id, "", ""); err != nil {
+	if _, err := d.r.Admin().Adopt(ctx, id, "", ""); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, second(d.harmed.Engine(ctx, "twin")), 404, "ENGINE_NOT_FOUND")
+	harness.WantCode(t, harness.ErrOf(d.harmed.Engine(ctx, "twin")), 404, "ENGINE_NOT_FOUND")
 	if err := d.works(ctx); err != nil {
 		t.Error(err)
 	}
 	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "nothing is left", func() error {
+	harness.Eventually(t, "nothing is left", func() error {
 		if left := d.left(); len(left) > 0 {
 			return fmt.Errorf("left behind: %v", left)
 		}

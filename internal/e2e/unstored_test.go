@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -19,7 +20,7 @@ import (
 func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	t.Parallel()
 	const prefix = "unstored/"
-	database := postgres.database(t)
+	database := harness.Postgres.Database(t)
 	var cut atomic.Bool
 	vars := func(bootTimeout, consul string) map[string]string {
 		return map[string]string{
@@ -27,15 +28,15 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 			"ORCH_BOOT_TIMEOUT_S": bootTimeout, "CONSUL_HTTP_ADDR": consul,
 		}
 	}
-	first := startService(t, shared, vars("5", consulWay(t, func(*http.Request) bool { return cut.Load() })))
-	other := startService(t, shared, vars("60", ""))
-	c, ctx, s := first.product(t, anyImage), t.Context(), openStores(t, shared)
+	first := harness.StartService(t, harness.Shared, vars("5", harness.ConsulWay(t, func(*http.Request) bool { return cut.Load() })))
+	other := harness.StartService(t, harness.Shared, vars("60", ""))
+	c, ctx, s := first.Product(t, harness.AnyImage), t.Context(), harness.OpenStores(t, harness.Shared)
 
 	told := make(chan error, 1)
-	go func() { told <- second(c.Provision(ctx, "u", "reference-engine.slow-boot-10s")) }()
+	go func() { told <- harness.ErrOf(c.Provision(ctx, "u", "reference-engine.slow-boot-10s")) }()
 	var row *registry.Engine
-	eventually(t, "the engine boots", func() error {
-		rows, err := s.engines(prefix)
+	harness.Eventually(t, "the engine boots", func() error {
+		rows, err := s.Engines(prefix)
 		if err != nil || len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot" {
 			return errors.New("it does not yet")
 		}
@@ -45,18 +46,18 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	cut.Store(true)
 	defer cut.Store(false)
 	// The other one has more time for it.
-	s.edit(prefix, "u", func(row map[string]any) {
+	s.Edit(prefix, "u", func(row map[string]any) {
 		row["op"].(map[string]any)["deadline"] = time.Now().Add(time.Minute).UTC()
 	})
-	s.endSession(prefix, row.Op.Owner)
+	s.EndSession(prefix, row.Op.Owner)
 	select {
 	case err := <-told:
-		wantCode(t, err, 503, "BACKEND_UNAVAILABLE")
+		harness.WantCode(t, err, 503, "BACKEND_UNAVAILABLE")
 	case <-time.After(90 * time.Second):
 		t.Fatal("no answer")
 	}
-	c = at(c, other)
-	eventually(t, "the other replica has ended it", func() error {
+	c = harness.At(c, other)
+	harness.Eventually(t, "the other replica has ended it", func() error {
 		e, err := c.Engine(ctx, "u")
 		if err != nil || e.EngineID != row.EngineID || e.Status != "running" {
 			return fmt.Errorf("%+v, %w", e, err)
@@ -64,8 +65,8 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 		return nil
 	})
 	cut.Store(false)
-	eventually(t, "the audit row is complete", func() error {
-		rows, _ := auditLog(t, c, "?action=provision")
+	harness.Eventually(t, "the audit row is complete", func() error {
+		rows, _ := harness.AuditLog(t, c, "?action=provision")
 		if len(rows) != 1 || rows[0].Outcome != "ok" {
 			return fmt.Errorf("rows: %+v", rows)
 		}

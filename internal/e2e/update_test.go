@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -20,9 +19,9 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// The last commits of versions that are updated from.
 const (
 	withoutWitness = "b901afa07f1420e1679f03adfedae6f9c4a4c63c" // it knew no second witness
 	withOldNames   = "af24aeda91dfb11afac9b88182ee8fa7a09b743b" // it called unreachable volumes graves
@@ -70,17 +69,11 @@ type before struct {
 // startBefore starts a server of an earlier version and waits until it is ready.
 func startBefore(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *before {
 	t.Helper()
-	mount, token := mountOf(t, stack, prefix)
-	addr, log := freeAddr(t), &logBuffer{}
-	b := &before{Client: &client.Client{BaseURL: "http://" + addr, AdminKey: adminKey}, cmd: exec.Command(binary, "server"), ended: make(chan struct{})}
+	addr, log := harness.FreeAddr(t), &harness.LogBuffer{}
+	b := &before{Client: &client.Client{BaseURL: "http://" + addr, AdminKey: harness.AdminKey}, cmd: exec.Command(binary, "server"), ended: make(chan struct{})}
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	b.cmd.Stderr = log
-	b.cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine",
-		"ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_ENGINE_LOGS=driver", "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VAULT_MOUNT=" + mount,
-		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=3", "ORCH_DATABASE_URL=" + database,
-		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token,
-	}, env...)
+	b.cmd.Env = append(harness.ServerEnv(t, stack, addr, prefix, database, "ORCH_VOLUME_POOL=3"), env...)
 	if err := b.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -89,10 +82,10 @@ func startBefore(t *testing.T, binary string, stack *devstack.Stack, prefix, dat
 		_ = b.cmd.Process.Kill()
 		<-b.ended
 		if t.Failed() {
-			t.Logf("log of the version before:\n%s", tail(log.String(), 3000))
+			t.Logf("log of the version before:\n%s", harness.Tail(log.String(), 3000))
 		}
 	})
-	eventually(t, "the version before is ready", func() error { return b.Ready(t.Context()) })
+	harness.Eventually(t, "the version before is ready", func() error { return b.Ready(t.Context()) })
 	return b
 }
 
@@ -115,31 +108,31 @@ func (b *before) stop(t *testing.T) {
 func TestRollingUpdate(t *testing.T) {
 	t.Parallel()
 	binary := buildBefore(t, withoutWitness)
-	p := newPast(t, map[string]string{"ORCH_WARM_POOL": "1"})
-	prefix, ctx := p.vars["ORCH_CONSUL_PREFIX"], t.Context()
+	p := harness.NewPast(t, map[string]string{"ORCH_WARM_POOL": "1"})
+	prefix, ctx := p.Vars["ORCH_CONSUL_PREFIX"], t.Context()
 	// All that the new version made goes: the old one begins.
-	p.r.stop()
-	if _, err := p.s.consul.KV().DeleteTree(prefix, nil); err != nil {
+	p.R.Stop()
+	if _, err := p.S.Consul.KV().DeleteTree(prefix, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.s.vault.Logical().Delete(mountName(prefix) + "/metadata/deployment"); err != nil {
+	if _, err := p.S.Vault.Logical().Delete(harness.MountName(prefix) + "/metadata/deployment"); err != nil {
 		t.Fatal(err)
 	}
-	old := startBefore(t, binary, p.stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "ORCH_WARM_POOL=1")
+	old := startBefore(t, binary, p.Stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "ORCH_WARM_POOL=1")
 	made, err := old.RegisterProduct(ctx, "one", "One", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &client.Client{BaseURL: old.BaseURL, PlatformKey: made.PlatformAPIKey}
-	p.r.url = old.BaseURL
+	p.R.URL = old.BaseURL
 	for _, user := range []string{"a", "b", "stopped"} {
-		p.provision(c, "one", user)
+		p.Provision(c, "one", user)
 	}
 	if _, err := c.Stop(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
-	p.known["one/stopped"].status = "stopped"
-	pid := export(t, p.known["one/a"].engine, p.known["one/a"].engine.APIKey).Runs[0].PID
+	p.Known["one/stopped"].Status = "stopped"
+	pid := harness.Export(t, p.Known["one/a"].Engine, p.Known["one/a"].Engine.APIKey).Runs[0].PID
 
 	// Load, through whichever replica answers.
 	var load sync.WaitGroup
@@ -153,8 +146,8 @@ func TestRollingUpdate(t *testing.T) {
 			user := []string{"a", "b", fmt.Sprint("made-", i%5)}[i%3]
 			a, err := (&client.Client{BaseURL: url.Load().(string), PlatformKey: c.PlatformKey}).Admit(loading, user, client.AdmitOptions{AutoProvision: true})
 			var bad *client.Error
-			switch o := p.known["one/"+user]; {
-			case err == nil && a.Admitted && (o == nil || a.Engine.EngineID == o.engine.EngineID && a.Engine.APIKey == o.engine.APIKey):
+			switch o := p.Known["one/"+user]; {
+			case err == nil && a.Admitted && (o == nil || a.Engine.EngineID == o.Engine.EngineID && a.Engine.APIKey == o.Engine.APIKey):
 				served.Add(1)
 			case loading.Err() != nil, errors.As(err, &bad) && bad.Status == 503, err != nil && !errors.As(err, &bad):
 			default:
@@ -167,21 +160,21 @@ func TestRollingUpdate(t *testing.T) {
 			}
 		}
 	})
-	p.r = startService(t, p.stack, p.vars) // beside the old one, which leads
-	if id := p.s.deployment(prefix).ID; id == "" {
+	p.R = harness.StartService(t, p.Stack, p.Vars) // beside the old one, which leads
+	if id := p.S.Deployment(prefix).ID; id == "" {
 		t.Error("beside a leader of the version before there is no deployment")
 	}
-	url.Store(p.r.url)
+	url.Store(p.R.URL)
 	n := served.Load()
-	eventually(t, "the new replica serves beside the old one", func() error {
+	harness.Eventually(t, "the new replica serves beside the old one", func() error {
 		if served.Load() < n+20 {
 			return fmt.Errorf("%d calls", served.Load()-n)
 		}
 		return nil
 	})
 	old.stop(t)
-	eventually(t, "every engine has its witnesses", func() error {
-		rows, err := p.s.engines(prefix)
+	harness.Eventually(t, "every engine has its witnesses", func() error {
+		rows, err := p.S.Engines(prefix)
 		if err != nil {
 			return err
 		}
@@ -189,7 +182,7 @@ func TestRollingUpdate(t *testing.T) {
 			if row.Op != nil || row.State == "destroying" {
 				continue
 			}
-			secret, err := p.s.vault.KVv2(mountName(prefix)).Get(ctx, "engines/"+row.EngineID)
+			secret, err := p.S.Vault.KVv2(harness.MountName(prefix)).Get(ctx, "engines/"+row.EngineID)
 			if err != nil {
 				return err
 			}
@@ -197,7 +190,7 @@ func TestRollingUpdate(t *testing.T) {
 			if row.KeyID == "" || secret.Data["key_id"] != row.KeyID || owner["engine_id"] != row.EngineID || owner["user_id"] != row.UserID {
 				return fmt.Errorf("%s of %s: %v, key %q", row.State, row.UserID, owner, row.KeyID)
 			}
-			v, _, err := p.s.nomad.Variables().Read("nomad/jobs/"+row.JobID(), nil)
+			v, _, err := p.S.Nomad.Variables().Read("nomad/jobs/"+row.JobID(), nil)
 			if err != nil || v.Items["engine"] == "" {
 				return fmt.Errorf("the variable of %s: %v, %w", row.UserID, v, err)
 			}
@@ -207,21 +200,21 @@ func TestRollingUpdate(t *testing.T) {
 	enough()
 	load.Wait()
 	t.Logf("%d admits were served, %d wrongly", served.Load(), wrong.Load())
-	for who, o := range p.known {
-		if err := p.has(o); err != nil {
+	for who, o := range p.Known {
+		if err := p.Has(o); err != nil {
 			t.Errorf("%s: %v", who, err)
 		}
 	}
-	if runs := export(t, p.known["one/a"].engine, p.known["one/a"].engine.APIKey).Runs; len(runs) != 1 || runs[0].PID != pid {
+	if runs := harness.Export(t, p.Known["one/a"].Engine, p.Known["one/a"].Engine.APIKey).Runs; len(runs) != 1 || runs[0].PID != pid {
 		t.Errorf("an engine was restarted by the update: %+v", runs)
 	}
 	// What the version before made comes back like all else.
-	p.r.stop()
-	if _, err := p.s.consul.KV().DeleteTree(prefix, nil); err != nil {
+	p.R.Stop()
+	if _, err := p.S.Consul.KV().DeleteTree(prefix, nil); err != nil {
 		t.Fatal(err)
 	}
-	p.r = startService(t, p.stack, p.vars)
-	p.whole()
+	p.R = harness.StartService(t, p.Stack, p.Vars)
+	p.Whole()
 }
 
 // A rolling update from the version that called unreachable volumes graves: each
@@ -231,9 +224,9 @@ func TestRollingUpdateOfNames(t *testing.T) {
 	t.Parallel()
 	binary := buildBefore(t, withOldNames)
 	const prefix = "names/"
-	ctx, s := t.Context(), openStores(t, shared)
+	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	database := "sqlite://" + filepath.Join(t.TempDir(), "audit.db")
-	old := startBefore(t, binary, shared, prefix, database)
+	old := startBefore(t, binary, harness.Shared, prefix, database)
 	made, err := old.RegisterProduct(ctx, "names", "Names", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -243,10 +236,10 @@ func TestRollingUpdateOfNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "before the update")
+	harness.Remember(t, e, e.APIKey, "before the update")
 	for _, id := range []string{"one", "two", "three"} { // destroyed engines of a lost node
 		value := `{"engine_id": "` + id + `", "node_id": "lost", "volume_id": "v", "product_id": "` + made.ProductID + `", "user_id": "gone"}`
-		if _, err := s.consul.KV().Put(&consul.KVPair{Key: prefix + "graves/" + id, Value: []byte(value)}, nil); err != nil {
+		if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + "graves/" + id, Value: []byte(value)}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -256,12 +249,12 @@ func TestRollingUpdateOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix}) // beside the old one
-	list, err := r.admin().UnreachableVolumes(ctx)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix}) // beside the old one
+	list, err := r.Admin().UnreachableVolumes(ctx)
 	if err != nil || list.Total != 2 {
 		t.Errorf("the new version lists %+v, %v", list, err)
 	}
-	if err := r.admin().ForgetVolume(ctx, "two"); err != nil {
+	if err := r.Admin().ForgetVolume(ctx, "two"); err != nil {
 		t.Error(err)
 	}
 	var graves struct {
@@ -271,17 +264,17 @@ func TestRollingUpdateOfNames(t *testing.T) {
 		t.Errorf("the version before lists %+v, %v", graves, err)
 	}
 	old.stop(t)
-	r.stop()
+	r.Stop()
 
-	r = startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_DATABASE_URL": database})
-	if err := r.admin().ForgetVolume(ctx, "three"); err != nil {
+	r = harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_DATABASE_URL": database})
+	if err := r.Admin().ForgetVolume(ctx, "three"); err != nil {
 		t.Error(err)
 	}
-	if left, _, err := s.consul.KV().Keys(prefix+"graves/", "", nil); err != nil || len(left) > 0 {
+	if left, _, err := s.Consul.KV().Keys(prefix+"graves/", "", nil); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	what := map[string]any{}
-	for row, err := range r.admin().AllAudit(ctx, client.AuditFilter{Action: "orphan_removed"}) {
+	for row, err := range r.Admin().AllAudit(ctx, client.AuditFilter{Action: "orphan_removed"}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,12 +283,12 @@ func TestRollingUpdateOfNames(t *testing.T) {
 	if diff := cmp.Diff(map[string]any{"one": []any{"grave"}, "three": []any{"unreachable_volume"}}, what); diff != "" {
 		t.Errorf("the audit log has (-want +got):\n%s", diff)
 	}
-	c.BaseURL = r.url
+	c.BaseURL = r.URL
 	got, err := c.Engine(ctx, "u")
 	if err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if err := export(t, got, e.APIKey).knows("before the update"); err != nil {
+	if err := harness.Export(t, got, e.APIKey).Knows("before the update"); err != nil {
 		t.Error(err)
 	}
 }

@@ -18,16 +18,17 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // accepts says what is wrong when an engine does not take a key and refuse another.
 func accepts(t *testing.T, e *client.Engine, key string, refused ...string) error {
 	t.Helper()
-	if status, err := engineCall(t.Context(), e, key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
+	if status, err := harness.EngineCall(t.Context(), e, key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
 		return fmt.Errorf("its key: %d, %w", status, err)
 	}
 	for _, old := range refused {
-		if status, err := engineCall(t.Context(), e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
+		if status, err := harness.EngineCall(t.Context(), e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
 			return fmt.Errorf("an earlier key: %d, %w", status, err)
 		}
 	}
@@ -46,44 +47,44 @@ func TestKeyDeletedInVault(t *testing.T) {
 			if reload != "" {
 				vars["ORCH_ENGINE_KEY_RELOAD"], vars["ORCH_ENGINE_IMAGE"] = reload, "reference-engine.reload"
 			}
-			all := startReplicas(t, 2, vars)
-			s, ctx := openStores(t, shared), t.Context()
-			c := all[0].product(t, nil)
+			all := harness.StartReplicas(t, 2, vars)
+			s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+			c := all[0].Product(t, nil)
 			e, err := c.Provision(ctx, "u", "")
 			if err != nil {
 				t.Fatal(err)
 			}
-			remember(t, e, e.APIKey, "kept")
+			harness.Remember(t, e, e.APIKey, "kept")
 			lose := func() {
 				t.Helper()
 				for _, r := range all { // each has it in memory
-					if got, err := at(c, r).Engine(ctx, "u"); err != nil || got.APIKey == "" {
+					if got, err := harness.At(c, r).Engine(ctx, "u"); err != nil || got.APIKey == "" {
 						t.Fatalf("%+v, %v", got, err)
 					}
 				}
-				if _, err := s.vault.Logical().Delete(s.mountWith(e.EngineID) + "/metadata/engines/" + e.EngineID); err != nil {
+				if _, err := s.Vault.Logical().Delete(s.MountWith(e.EngineID) + "/metadata/engines/" + e.EngineID); err != nil {
 					t.Fatal(err)
 				}
 			}
 			first := e.APIKey
 			lose()
-			eventually(t, "a pass says what to do", func() error {
-				for _, act := range all[0].planned(t, e.EngineID) {
+			harness.Eventually(t, "a pass says what to do", func() error {
+				for _, act := range planned(all[0], t, e.EngineID) {
 					if act == "report" {
 						return nil
 					}
 				}
-				return fmt.Errorf("it would %v", all[0].planned(t, e.EngineID))
+				return fmt.Errorf("it would %v", planned(all[0], t, e.EngineID))
 			})
-			second, err := at(c, all[1]).RotateKey(ctx, "u")
+			second, err := harness.At(c, all[1]).RotateKey(ctx, "u")
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, r := range all {
-				if got, err := at(c, r).Engine(ctx, "u"); err != nil || got.APIKey != second {
+				if got, err := harness.At(c, r).Engine(ctx, "u"); err != nil || got.APIKey != second {
 					t.Fatalf("%+v, %v", got, err)
 				}
-				a, err := at(c, r).Admit(ctx, "u", client.AdmitOptions{})
+				a, err := harness.At(c, r).Admit(ctx, "u", client.AdmitOptions{})
 				if err != nil || !a.Admitted || a.Engine.APIKey != second {
 					t.Fatalf("%+v, %v", a, err)
 				}
@@ -95,12 +96,12 @@ func TestKeyDeletedInVault(t *testing.T) {
 			if _, err := c.Stop(ctx, "u"); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := at(c, all[1]).Start(ctx, "u"); err != nil {
+			if _, err := harness.At(c, all[1]).Start(ctx, "u"); err != nil {
 				t.Fatal(err)
 			}
 			var third string
 			for _, r := range all {
-				got, err := at(c, r).Engine(ctx, "u")
+				got, err := harness.At(c, r).Engine(ctx, "u")
 				if err != nil || got.APIKey == second || got.APIKey == "" || third != "" && got.APIKey != third {
 					t.Fatalf("%+v, %v", got, err)
 				}
@@ -109,7 +110,7 @@ func TestKeyDeletedInVault(t *testing.T) {
 			if err := accepts(t, e, third, first, second); err != nil {
 				t.Fatal(err)
 			}
-			if err := export(t, e, third).knows("kept"); err != nil {
+			if err := harness.Export(t, e, third).Knows("kept"); err != nil {
 				t.Fatal(err)
 			}
 			// The repaired engine rotates as any other.
@@ -131,21 +132,21 @@ func TestKeyDeletedInVault(t *testing.T) {
 // re-keying brings all of them back.
 func TestVaultRestored(t *testing.T) {
 	t.Parallel()
-	p := newPast(t, map[string]string{"ORCH_IDLE_TIMEOUT_S": "0", "ORCH_WARM_POOL": "1"})
+	p := harness.NewPast(t, map[string]string{"ORCH_IDLE_TIMEOUT_S": "0", "ORCH_WARM_POOL": "1"})
 	ctx := t.Context()
-	c := p.tenant("one", nil)
-	p.s.awaitWarm(p.r, 1)
+	c := p.Tenant("one", nil)
+	p.S.AwaitWarm(p.R, 1)
 	for _, user := range []string{"kept", "rotated", "stopped"} {
-		p.provision(c, "one", user)
+		p.Provision(c, "one", user)
 	}
-	storage, backup := filepath.Join(p.stack.Dir, string(devstack.Vault)), filepath.Join(t.TempDir(), "vault")
+	storage, backup := filepath.Join(p.Stack.Dir, string(devstack.Vault)), filepath.Join(t.TempDir(), "vault")
 	restart := func(between func()) {
 		t.Helper()
-		if err := p.stack.Kill(devstack.Vault); err != nil {
+		if err := p.Stack.Kill(devstack.Vault); err != nil {
 			t.Fatal(err)
 		}
 		between()
-		if err := p.stack.Restart(ctx, devstack.Vault); err != nil {
+		if err := p.Stack.Restart(ctx, devstack.Vault); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -156,18 +157,18 @@ func TestVaultRestored(t *testing.T) {
 		}
 	}
 	then := map[string]bool{}
-	p.s.awaitWarm(p.r, 1)
-	for _, row := range p.s.warmRows(p.vars["ORCH_CONSUL_PREFIX"]) {
+	p.S.AwaitWarm(p.R, 1)
+	for _, row := range p.S.WarmRows(p.Vars["ORCH_CONSUL_PREFIX"]) {
 		then[row.EngineID] = true
 	}
 	restart(func() { copied(storage, backup) })
 	old := map[string]string{}
 	for _, user := range []string{"rotated", "stopped"} {
-		eventually(t, "its key is rotated", func() error {
+		harness.Eventually(t, "its key is rotated", func() error {
 			key, err := c.RotateKey(ctx, user)
 			if err == nil {
-				old[user] = p.known["one/"+user].engine.APIKey
-				p.known["one/"+user].engine.APIKey = key
+				old[user] = p.Known["one/"+user].Engine.APIKey
+				p.Known["one/"+user].Engine.APIKey = key
 			}
 			return err
 		})
@@ -175,10 +176,10 @@ func TestVaultRestored(t *testing.T) {
 	if _, err := c.Stop(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
-	p.known["one/stopped"].status = "stopped"
+	p.Known["one/stopped"].Status = "stopped"
 	// One that was warm when the backup was made. A busy machine may pass it over.
-	eventually(t, "it is claimed", func() error {
-		if o := p.provision(c, "one", "claimed"); then[o.engine.EngineID] {
+	harness.Eventually(t, "it is claimed", func() error {
+		if o := p.Provision(c, "one", "claimed"); then[o.Engine.EngineID] {
 			return nil
 		}
 		if _, err := c.Destroy(ctx, "claimed"); err != nil {
@@ -186,40 +187,40 @@ func TestVaultRestored(t *testing.T) {
 		}
 		return errors.New("another engine was")
 	})
-	p.s.described(p.known["one/claimed"].engine.EngineID, `user "claimed"`)
-	p.provision(c, "one", "since")
-	p.r.stop() // no replica has a key in memory
+	p.S.Described(p.Known["one/claimed"].Engine.EngineID, `user "claimed"`)
+	p.Provision(c, "one", "since")
+	p.R.Stop() // no replica has a key in memory
 	restart(func() {
 		if err := os.RemoveAll(storage); err != nil {
 			t.Fatal(err)
 		}
 		copied(backup, storage)
 	})
-	p.r = startService(t, p.stack, p.vars)
-	c.BaseURL = p.r.url
-	eventually(t, "the admin is told", func() error {
-		st, err := p.r.admin().Registry(ctx)
+	p.R = harness.StartService(t, p.Stack, p.Vars)
+	c.BaseURL = p.R.URL
+	harness.Eventually(t, "the admin is told", func() error {
+		st, err := p.R.Admin().Registry(ctx)
 		if err != nil || st.State != "ok" || st.Keys != "lost" || st.KeysMissing != 3 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}
 		return nil
 	})
-	if err := p.has(p.known["one/kept"]); err != nil {
+	if err := p.Has(p.Known["one/kept"]); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the one that was warm then is its user's", func() error { return p.has(p.known["one/claimed"]) })
+	harness.Eventually(t, "the one that was warm then is its user's", func() error { return p.Has(p.Known["one/claimed"]) })
 	for _, user := range []string{"rotated", "since"} {
-		wantCode(t, second(c.Engine(ctx, user)), 502, "BACKEND_ERROR")
+		harness.WantCode(t, harness.ErrOf(c.Engine(ctx, user)), 502, "BACKEND_ERROR")
 	}
-	before := p.r.passes()
-	eventually(t, "passes go by, longer than the grace", func() error {
-		if n := p.r.passes() - before; n < 4 {
+	before := p.R.Passes()
+	harness.Eventually(t, "passes go by, longer than the grace", func() error {
+		if n := p.R.Passes() - before; n < 4 {
 			return fmt.Errorf("%d of 4", n)
 		}
 		return nil
 	})
-	p.provision(c, "one", "new") // somebody who has nothing to do with it
-	done, err := p.r.admin().Rekey(ctx)
+	p.Provision(c, "one", "new") // somebody who has nothing to do with it
+	done, err := p.R.Admin().Rekey(ctx)
 	if err != nil || done.Rekeyed != 2 || done.AtStart != 1 || done.Failed != 0 || done.Left != 0 {
 		t.Fatalf("%+v, %v", done, err)
 	}
@@ -227,17 +228,17 @@ func TestVaultRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, user := range []string{"kept", "rotated", "stopped", "claimed", "since", "new"} {
-		o := p.known["one/"+user]
+		o := p.Known["one/"+user]
 		got, err := c.Engine(ctx, user)
-		if err != nil || got.Status != "running" || got.EngineID != o.engine.EngineID {
+		if err != nil || got.Status != "running" || got.EngineID != o.Engine.EngineID {
 			t.Fatalf("%s: %+v, %v", user, got, err)
 		}
 		refused := []string{}
 		if user != "kept" && user != "new" && user != "claimed" {
-			if got.APIKey == o.engine.APIKey {
+			if got.APIKey == o.Engine.APIKey {
 				t.Errorf("%s has the key that Vault lost", user)
 			}
-			refused = append(refused, o.engine.APIKey)
+			refused = append(refused, o.Engine.APIKey)
 			if old[user] != "" {
 				refused = append(refused, old[user])
 			}
@@ -245,12 +246,12 @@ func TestVaultRestored(t *testing.T) {
 		if err := accepts(t, got, got.APIKey, refused...); err != nil {
 			t.Errorf("%s: %v", user, err)
 		}
-		if err := export(t, got, got.APIKey).knows(o.memory); err != nil {
+		if err := harness.Export(t, got, got.APIKey).Knows(o.Memory); err != nil {
 			t.Errorf("%s: %v", user, err)
 		}
 	}
-	eventually(t, "every engine has its key again", func() error {
-		st, err := p.r.admin().Registry(ctx)
+	harness.Eventually(t, "every engine has its key again", func() error {
+		st, err := p.R.Admin().Registry(ctx)
 		if err != nil || st.Keys != "ok" || st.KeysMissing != 0 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}
@@ -263,22 +264,22 @@ func TestVaultRestored(t *testing.T) {
 func TestForeignMount(t *testing.T) {
 	t.Parallel()
 	prefix := "foreign-mount/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
-	s, ctx := openStores(t, shared), t.Context()
-	c := r.product(t, nil)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	c := r.Product(t, nil)
 	e, err := c.Provision(ctx, "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours := s.deployment(prefix).ID
+	ours := s.Deployment(prefix).ID
 	other := otherConsul(t)
 	for name, tc := range map[string]struct{ prefix, consul string }{
-		"AnotherPrefix":                     {"foreign-other/", shared.ConsulAddr},
+		"AnotherPrefix":                     {"foreign-other/", harness.Shared.ConsulAddr},
 		"AnotherConsul and the same prefix": {prefix, other},
 	} {
 		t.Run(name, func(t *testing.T) {
-			mount, token := mountOf(t, shared, prefix)
-			orch, err := orchBinary()
+			mount, token := harness.MountOf(t, harness.Shared, prefix)
+			orch, err := harness.OrchBinary()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -286,10 +287,10 @@ func TestForeignMount(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(limited, orch, "server")
 			cmd.Env = []string{
-				"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + freeAddr(t), "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
-				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + binDir, "ORCH_CONSUL_PREFIX=" + tc.prefix, "ORCH_VAULT_MOUNT=" + mount,
+				"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + harness.FreeAddr(t), "ORCH_ADMIN_KEY=" + harness.AdminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
+				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + harness.BinDir, "ORCH_CONSUL_PREFIX=" + tc.prefix, "ORCH_VAULT_MOUNT=" + mount,
 				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger",
-				"NOMAD_ADDR=" + shared.NomadAddr, "CONSUL_HTTP_ADDR=" + tc.consul, "VAULT_ADDR=" + shared.VaultAddr, "VAULT_TOKEN=" + token,
+				"NOMAD_ADDR=" + harness.Shared.NomadAddr, "CONSUL_HTTP_ADDR=" + tc.consul, "VAULT_ADDR=" + harness.Shared.VaultAddr, "VAULT_TOKEN=" + token,
 			}
 			out, _ := cmd.CombinedOutput()
 			if code := cmd.ProcessState.ExitCode(); code != 1 {
@@ -297,19 +298,19 @@ func TestForeignMount(t *testing.T) {
 			}
 			for _, want := range []string{ours, mount, "ORCH_VAULT_MOUNT"} {
 				if !strings.Contains(string(out), want) {
-					t.Errorf("it does not name %q:\n%s", want, tail(string(out), 1500))
+					t.Errorf("it does not name %q:\n%s", want, harness.Tail(string(out), 1500))
 				}
 			}
 		})
 	}
-	secret, err := s.vault.KVv2(mountName(prefix)).Get(ctx, "engine-env")
-	if err != nil || secret.Data["LLM_API_KEY"] != providerKey {
+	secret, err := s.Vault.KVv2(harness.MountName(prefix)).Get(ctx, "engine-env")
+	if err != nil || secret.Data["LLM_API_KEY"] != harness.ProviderKey {
 		t.Errorf("the provider keys are another's: %v", err)
 	}
 	if got, err := c.Engine(ctx, "u"); err != nil || got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.Status != "running" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if st, err := r.admin().Registry(ctx); err != nil || st.State != "ok" || st.DeploymentID != ours {
+	if st, err := r.Admin().Registry(ctx); err != nil || st.State != "ok" || st.DeploymentID != ours {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -319,14 +320,14 @@ func otherConsul(t *testing.T) string {
 	t.Helper()
 	var ports [3]string
 	for i := range ports {
-		_, ports[i], _ = net.SplitHostPort(freeAddr(t))
+		_, ports[i], _ = net.SplitHostPort(harness.FreeAddr(t))
 	}
 	file := filepath.Join(t.TempDir(), "consul.hcl")
 	config := fmt.Sprintf("ports { http = %s, server = %s, serf_lan = %s, serf_wan = -1, dns = -1, grpc = -1, grpc_tls = -1 }\nbind_addr = \"127.0.0.1\"\ndisable_update_check = true\n", ports[0], ports[1], ports[2])
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binaries.Consul, "agent", "-dev", "-log-level=error", "-config-file="+file)
+	cmd := exec.Command(harness.Binaries.Consul, "agent", "-dev", "-log-level=error", "-config-file="+file)
 	cmd.Env = []string{"HOME=" + t.TempDir(), "GOMAXPROCS=2"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -337,7 +338,7 @@ func otherConsul(t *testing.T) string {
 		_ = cmd.Wait()
 	})
 	addr := "http://127.0.0.1:" + ports[0]
-	eventually(t, "the other Consul is up", func() error {
+	harness.Eventually(t, "the other Consul is up", func() error {
 		c, err := consul.NewClient(&consul.Config{Address: addr, Transport: &http.Transport{DisableKeepAlives: true}})
 		if err != nil {
 			return err

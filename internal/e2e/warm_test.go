@@ -13,60 +13,18 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
 
-// awaitWarm waits until so many warm engines run.
-func (s *stores) awaitWarm(r *replica, n int) {
-	s.t.Helper()
-	eventually(s.t, fmt.Sprint(n, " warm engines run"), func() error {
-		if got := r.Scheduler.WarmEngines(); got != n {
-			return fmt.Errorf("%d", got)
-		}
-		return nil
-	})
-}
-
 // warmKinds are the admin's figures of warm engines.
-func (r *replica) warmKinds(t *testing.T) []client.WarmPool {
+func warmKinds(r *harness.Replica, t *testing.T) []client.WarmPool {
 	t.Helper()
-	st, err := r.admin().Whole(t.Context())
+	st, err := r.Admin().Whole(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return st.WarmPools
-}
-
-// warmRows are the engines that are nobody's.
-func (s *stores) warmRows(prefix string) (warm []*registry.Engine) {
-	s.t.Helper()
-	rows, err := s.engines(prefix)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, row := range rows {
-		if row.ProductID == registry.WarmProduct {
-			warm = append(warm, row)
-		}
-	}
-	return warm
-}
-
-// described waits until the job of an engine says something in Nomad's UI.
-func (s *stores) described(engineID string, what ...string) {
-	s.t.Helper()
-	eventually(s.t, "the job says whose it is", func() error {
-		job, _, err := s.nomad.Jobs().Info("engine-"+engineID, nil)
-		if err != nil {
-			return err
-		}
-		for _, w := range what {
-			if job.UI == nil || !strings.Contains(job.UI.Description, w) {
-				return fmt.Errorf("it says %+v, not %s", job.UI, w)
-			}
-		}
-		return nil
-	})
 }
 
 // A burst that is larger than the pool: as many as there are warm ones that answer are
@@ -75,21 +33,21 @@ func TestWarmBurst(t *testing.T) {
 	t.Parallel()
 	const prefix, pool, burst = "warm-burst/", 3, 8
 	// Slow to boot, so that none that is made meanwhile is handed out.
-	r := startService(t, shared, map[string]string{
+	r := harness.StartService(t, harness.Shared, map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": fmt.Sprint(pool), "ORCH_VOLUME_POOL": "4", "ORCH_ENGINE_IMAGE": "reference-engine.slow-boot-2s",
 	})
-	s, ctx := openStores(t, shared), t.Context()
-	c := r.product(t, nil)
-	s.awaitWarm(r, pool)
-	unclaimed := s.warmRows(prefix)
-	kinds := r.warmKinds(t)
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	c := r.Product(t, nil)
+	s.AwaitWarm(r, pool)
+	unclaimed := s.WarmRows(prefix)
+	kinds := warmKinds(r, t)
 	if len(kinds) != 1 || kinds[0].Image != "reference-engine.slow-boot-2s" || kinds[0].Wanted != pool || kinds[0].Ready != pool || kinds[0].Making != 0 || kinds[0].Error != "" {
 		t.Fatalf("the admin sees %+v", kinds)
 	}
 	waited := map[string]bool{}
 	for _, row := range unclaimed {
 		waited[row.EngineID] = true
-		s.described(row.EngineID, "Warm, unclaimed", "reference-engine.slow-boot-2s", kinds[0].Fingerprint)
+		s.Described(row.EngineID, "Warm, unclaimed", "reference-engine.slow-boot-2s", kinds[0].Fingerprint)
 	}
 	engines := make([]*client.Engine, burst)
 	var wg sync.WaitGroup
@@ -113,14 +71,14 @@ func TestWarmBurst(t *testing.T) {
 			t.Errorf("two users got %s at %s", e.EngineID, e.URL)
 		}
 		seen[e.EngineID], seen[e.URL], seen[e.APIKey] = true, true, true
-		remember(t, e, e.APIKey, "alive")
+		harness.Remember(t, e, e.APIKey, "alive")
 		if waited[e.EngineID] {
 			warm++
-			s.described(e.EngineID, fmt.Sprint("u", i))
+			s.Described(e.EngineID, fmt.Sprint("u", i))
 		}
 	}
 	audited := map[bool]int{}
-	for _, row := range r.audited(t, "provision") {
+	for _, row := range r.Audited(t, "provision") {
 		if row.Actor != "system" {
 			audited[row.Metadata["warm"] == true]++
 		}
@@ -129,9 +87,9 @@ func TestWarmBurst(t *testing.T) {
 	if warm == 0 || audited[true] != warm || audited[false] != burst-warm {
 		t.Errorf("%d of %d were warm, and the audit log says so of %v", warm, burst, audited)
 	}
-	s.awaitWarm(r, pool)
+	s.AwaitWarm(r, pool)
 	still := 0
-	for _, row := range s.warmRows(prefix) {
+	for _, row := range s.WarmRows(prefix) {
 		if seen[row.EngineID] {
 			t.Errorf("%s is back in the pool", row.EngineID)
 		}
@@ -147,7 +105,7 @@ func TestWarmBurst(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	s.awaitWarm(r, pool) // what was handed out does not come back
+	s.AwaitWarm(r, pool) // what was handed out does not come back
 }
 
 // A kind that cannot be made is told of, with why and when it is tried again; a
@@ -155,15 +113,15 @@ func TestWarmBurst(t *testing.T) {
 func TestWarmKindsFollowThePolicy(t *testing.T) {
 	t.Parallel()
 	const prefix = "warm-kinds/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "2"})
-	s, ctx := openStores(t, shared), t.Context()
-	admin := r.admin()
-	policy := func(fields map[string]any) *client.Policy { return policyOf(t, fields) }
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "2"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	admin := r.Admin()
+	policy := func(fields map[string]any) *client.Policy { return harness.PolicyOf(t, fields) }
 	p, err := admin.RegisterProduct(ctx, "kinds", "Kinds", policy(map[string]any{"warm_pool": 1}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
+	c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
 	known := map[string]bool{}
 	for _, fields := range []map[string]any{
 		{"warm_pool": 1},
@@ -175,8 +133,8 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 		var now client.WarmPool
-		eventually(t, fmt.Sprint("the one warm engine is of ", fields), func() error {
-			kinds, rows := r.warmKinds(t), s.warmRows(prefix)
+		harness.Eventually(t, fmt.Sprint("the one warm engine is of ", fields), func() error {
+			kinds, rows := warmKinds(r, t), s.WarmRows(prefix)
 			if len(kinds) != 1 || kinds[0].Ready != 1 || kinds[0].Wanted != 1 || len(rows) != 1 || rows[0].Warm != kinds[0].Fingerprint || known[kinds[0].Fingerprint] {
 				return fmt.Errorf("%+v, %d rows", kinds, len(rows))
 			}
@@ -190,22 +148,22 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rows := r.audited(t, "provision"); len(rows) == 0 || rows[0].EngineID != e.EngineID || rows[0].Metadata["warm"] == true {
+	if rows := r.Audited(t, "provision"); len(rows) == 0 || rows[0].EngineID != e.EngineID || rows[0].Metadata["warm"] == true {
 		t.Errorf("audited as %+v", rows)
 	}
 
-	if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(map[string]any{"warm_pool": 2, "engine_image": failingImage})); err != nil {
+	if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(map[string]any{"warm_pool": 2, "engine_image": harness.FailingImage})); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the admin is told why there is none", func() error {
-		kinds := r.warmKinds(t)
-		if len(kinds) != 1 || kinds[0].Image != failingImage || kinds[0].Wanted != 2 || kinds[0].Ready != 0 || kinds[0].Error == "" || !kinds[0].RetryAt.After(time.Now()) {
+	harness.Eventually(t, "the admin is told why there is none", func() error {
+		kinds := warmKinds(r, t)
+		if len(kinds) != 1 || kinds[0].Image != harness.FailingImage || kinds[0].Wanted != 2 || kinds[0].Ready != 0 || kinds[0].Error == "" || !kinds[0].RetryAt.After(time.Now()) {
 			return fmt.Errorf("%+v", kinds)
 		}
 		return nil
 	})
-	eventually(t, "the failed ones are removed", func() error {
-		if rows := s.warmRows(prefix); len(rows) > 0 {
+	harness.Eventually(t, "the failed ones are removed", func() error {
+		if rows := s.WarmRows(prefix); len(rows) > 0 {
 			return fmt.Errorf("%d rows", len(rows))
 		}
 		return nil
@@ -213,11 +171,11 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "nothing is told of a kind that nobody wants", func() error {
-		if kinds := r.warmKinds(t); len(kinds) > 0 {
+	harness.Eventually(t, "nothing is told of a kind that nobody wants", func() error {
+		if kinds := warmKinds(r, t); len(kinds) > 0 {
 			return fmt.Errorf("%+v", kinds)
 		}
-		if keys, _, err := s.consul.KV().Keys(prefix+"warm-setbacks/", "", nil); err != nil || len(keys) > 0 {
+		if keys, _, err := s.Consul.KV().Keys(prefix+"warm-setbacks/", "", nil); err != nil || len(keys) > 0 {
 			return fmt.Errorf("%v, %w", keys, err)
 		}
 		return nil
@@ -231,32 +189,32 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 // out, and they are replaced without being asked; a rollout leaves them alone.
 func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	t.Parallel()
-	stack := ownStack(t) // provider keys are one secret of a Vault
+	stack := harness.OwnStack(t) // provider keys are one secret of a Vault
 	const prefix = "warm-keys/"
 	vars := map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": "2", "ORCH_VOLUME_POOL": "4", "LLM_API_KEY": "first",
 		"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
 	}
-	r, s, ctx := startService(t, stack, vars), openStores(t, stack), t.Context()
-	c := r.product(t, nil)
-	s.awaitWarm(r, 2)
+	r, s, ctx := harness.StartService(t, stack, vars), harness.OpenStores(t, stack), t.Context()
+	c := r.Product(t, nil)
+	s.AwaitWarm(r, 2)
 	old := map[string]bool{}
-	for _, row := range s.warmRows(prefix) {
+	for _, row := range s.WarmRows(prefix) {
 		old[row.EngineID] = true
 	}
-	r.stop()
+	r.Stop()
 	vars["LLM_API_KEY"] = "second"
-	r = startService(t, stack, vars)
-	c.BaseURL = r.url
+	r = harness.StartService(t, stack, vars)
+	c.BaseURL = r.URL
 	e, err := c.Provision(ctx, "u", "") // at once
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := hasProviderKey(ctx, e, "second"); err != nil || old[e.EngineID] {
+	if err := harness.HasProviderKey(ctx, e, "second"); err != nil || old[e.EngineID] {
 		t.Errorf("an engine with the older keys was handed out: %v", err)
 	}
-	eventually(t, "the older ones are replaced", func() error {
-		rows := s.warmRows(prefix)
+	harness.Eventually(t, "the older ones are replaced", func() error {
+		rows := s.WarmRows(prefix)
 		for _, row := range rows {
 			if old[row.EngineID] || row.State != registry.Running {
 				return fmt.Errorf("%s is %s", row.EngineID, row.State)
@@ -267,16 +225,16 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 		}
 		return nil
 	})
-	if got, err := r.admin().ApplyProviderKeys(ctx); err != nil || got.Pending != 0 {
+	if got, err := r.Admin().ApplyProviderKeys(ctx); err != nil || got.Pending != 0 {
 		t.Errorf("rollout: %+v, %v", got, err)
 	}
 	if e, err = c.Provision(ctx, "warm", ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := hasProviderKey(ctx, e, "second"); err != nil {
+	if err := harness.HasProviderKey(ctx, e, "second"); err != nil {
 		t.Error(err)
 	}
-	if rows := r.audited(t, "provision"); rows[0].Metadata["warm"] != true && rows[1].Metadata["warm"] != true {
+	if rows := r.Audited(t, "provision"); rows[0].Metadata["warm"] != true && rows[1].Metadata["warm"] != true {
 		t.Errorf("it was not warm: %+v", rows)
 	}
 }
@@ -294,17 +252,17 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			stack := ownStack(t, tc.stack)
+			stack := harness.OwnStack(t, tc.stack)
 			const prefix = "give-way/"
 			// Room for four engines of 50 MB, and a pool that takes all but one.
-			r := startService(t, stack, map[string]string{
+			r := harness.StartService(t, stack, map[string]string{
 				"ORCH_CONSUL_PREFIX": prefix, "ORCH_ENGINE_MEMORY_MB": "50", "ORCH_WARM_POOL": "4", "ORCH_VOLUME_POOL": "4",
 			})
-			s, ctx := openStores(t, stack), t.Context()
-			c := r.product(t, anyImage)
-			s.awaitWarm(r, 3)
-			eventually(t, "the admin is told that there is no room", func() error {
-				kinds := r.warmKinds(t)
+			s, ctx := harness.OpenStores(t, stack), t.Context()
+			c := r.Product(t, harness.AnyImage)
+			s.AwaitWarm(r, 3)
+			harness.Eventually(t, "the admin is told that there is no room", func() error {
+				kinds := warmKinds(r, t)
 				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
 					return fmt.Errorf("%+v", kinds)
 				}
@@ -316,12 +274,12 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 				if err != nil {
 					t.Fatalf("cold%d: %v", i, err)
 				}
-				remember(t, e, e.APIKey, "alive")
-				if got, want := len(s.warmRows(prefix)), 3-i; got != want {
+				harness.Remember(t, e, e.APIKey, "alive")
+				if got, want := len(s.WarmRows(prefix)), 3-i; got != want {
 					t.Errorf("%d warm engines after cold%d, want %d", got, i, want)
 				}
 			}
-			for _, row := range r.audited(t, "provision") {
+			for _, row := range r.Audited(t, "provision") {
 				if row.Outcome != "ok" && row.Actor != "system" {
 					t.Errorf("a provision for which others were preempted is audited as %+v", row)
 				}
@@ -336,12 +294,12 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 			if _, err := c.Start(ctx, "cold0"); err != nil {
 				t.Fatal(err)
 			}
-			if got := len(s.warmRows(prefix)); got != 0 {
+			if got := len(s.WarmRows(prefix)); got != 0 {
 				t.Errorf("%d warm engines are left", got)
 			}
 			// Then there is none that could.
-			wantCode(t, second(c.Provision(ctx, "one too many", "reference-engine.v2")), 503, tc.code)
-			wantCode(t, second(c.Engine(ctx, "one too many")), 404, "ENGINE_NOT_FOUND")
+			harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "one too many", "reference-engine.v2")), 503, tc.code)
+			harness.WantCode(t, harness.ErrOf(c.Engine(ctx, "one too many")), 404, "ENGINE_NOT_FOUND")
 		})
 	}
 }
@@ -349,10 +307,10 @@ func TestWarmEnginesGiveWay(t *testing.T) {
 func TestWarmEngines(t *testing.T) {
 	t.Parallel()
 	const prefix = "warm/"
-	r := startService(t, shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": "2", "ORCH_VOLUME_POOL": "4"})
-	s, ctx := openStores(t, shared), t.Context()
-	c := r.product(t, map[string]any{"max_engines": 6})
-	s.awaitWarm(r, 2)
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": "2", "ORCH_VOLUME_POOL": "4"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	c := r.Product(t, map[string]any{"max_engines": 6})
+	s.AwaitWarm(r, 2)
 	if list, err := c.Engines(ctx, client.EngineFilter{}); err != nil || list.Total != 0 {
 		t.Fatalf("a product sees engines that are nobody's: %+v, %v", list, err)
 	}
@@ -378,21 +336,21 @@ func TestWarmEngines(t *testing.T) {
 		t.FailNow()
 	}
 	_, err := c.Provision(ctx, "one too many", "")
-	wantCode(t, err, 429, "QUOTA_EXCEEDED")
+	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 	_, err = c.Provision(ctx, "u0", "")
-	wantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
+	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
 	seen := map[string]bool{}
 	for i, e := range engines {
 		if seen[e.EngineID] || seen[e.URL] {
 			t.Errorf("two users got %s at %s", e.EngineID, e.URL)
 		}
 		seen[e.EngineID], seen[e.URL] = true, true
-		remember(t, e, e.APIKey, fmt.Sprint("brain of ", i))
-		if brain := export(t, e, e.APIKey); len(brain.Memories) != 1 {
+		harness.Remember(t, e, e.APIKey, fmt.Sprint("brain of ", i))
+		if brain := harness.Export(t, e, e.APIKey); len(brain.Memories) != 1 {
 			t.Errorf("the brain of a new engine holds %+v", brain.Memories)
 		}
 	}
-	entries, _ := auditLog(t, c, "?action=provision")
+	entries, _ := harness.AuditLog(t, c, "?action=provision")
 	warm := 0
 	for _, e := range entries {
 		if e.Metadata["warm"] == true {
@@ -402,13 +360,13 @@ func TestWarmEngines(t *testing.T) {
 	if warm < 2 {
 		t.Errorf("%d of the provisions were warm", warm)
 	}
-	s.awaitWarm(r, 2)
+	s.AwaitWarm(r, 2)
 
 	// The job of an engine that was warm says whose it is, and its process is
 	// the one that waited.
-	eventually(t, "the jobs are labelled", func() error {
+	harness.Eventually(t, "the jobs are labelled", func() error {
 		for i, e := range engines {
-			job, _, err := s.nomad.Jobs().Info("engine-"+e.EngineID, nil)
+			job, _, err := s.Nomad.Jobs().Info("engine-"+e.EngineID, nil)
 			if err != nil {
 				return err
 			}
@@ -420,7 +378,7 @@ func TestWarmEngines(t *testing.T) {
 	})
 	for i, e := range engines {
 		user := fmt.Sprint("u", i)
-		if runs := export(t, e, e.APIKey).Runs; len(runs) != 1 {
+		if runs := harness.Export(t, e, e.APIKey).Runs; len(runs) != 1 {
 			t.Errorf("%s was restarted: %+v", user, runs)
 		}
 		if key, err := c.RotateKey(ctx, user); err != nil || key == e.APIKey {
@@ -437,17 +395,17 @@ func TestWarmEngines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := export(t, again, got.APIKey).knows(fmt.Sprint("brain of ", i)); err != nil {
+		if err := harness.Export(t, again, got.APIKey).Knows(fmt.Sprint("brain of ", i)); err != nil {
 			t.Error(err)
 		}
 		if _, err := c.Destroy(ctx, user); err != nil {
 			t.Error(err)
 		}
-		if left := s.traces(e.EngineID); len(left) > 0 {
+		if left := s.Traces(e.EngineID); len(left) > 0 {
 			t.Errorf("left of %s: %v", user, left)
 		}
 	}
-	if got := s.census(prefix); got["rows"] != 2 || got["quota"] != 0 {
+	if got := s.Census(prefix); got["rows"] != 2 || got["quota"] != 0 {
 		t.Errorf("got %v, want the two warm engines alone", got)
 	}
 }
@@ -457,22 +415,22 @@ func TestWarmEngines(t *testing.T) {
 func TestWarmEnginesAreReplaced(t *testing.T) {
 	t.Parallel()
 	const prefix = "warm-replaced/"
-	r := startService(t, shared, with(soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3"))
-	s, ctx := openStores(t, shared), t.Context()
-	admin := &client.Client{BaseURL: r.url, AdminKey: adminKey}
-	p, err := admin.RegisterProduct(ctx, "warm", "Warm", policyOf(t, map[string]any{"warm_pool": 1, "engine_image": "reference-engine.v2", "memory_mb": 40}))
+	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3"))
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	admin := &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}
+	p, err := admin.RegisterProduct(ctx, "warm", "Warm", harness.PolicyOf(t, map[string]any{"warm_pool": 1, "engine_image": "reference-engine.v2", "memory_mb": 40}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{BaseURL: r.url, PlatformKey: p.PlatformAPIKey}
-	s.awaitWarm(r, 1)
+	c := &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
+	s.AwaitWarm(r, 1)
 	jobs := func() (ids []string) {
-		list, _, err := s.nomad.Jobs().PrefixList("engine-")
+		list, _, err := s.Nomad.Jobs().PrefixList("engine-")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, j := range list {
-			if info, _, err := s.nomad.Jobs().Info(j.ID, nil); err == nil && info.Meta["deployment"] == "warm-replaced" {
+			if info, _, err := s.Nomad.Jobs().Info(j.ID, nil); err == nil && info.Meta["deployment"] == "warm-replaced" {
 				ids = append(ids, j.ID)
 			}
 		}
@@ -483,18 +441,18 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 		t.Fatalf("jobs: %v", first)
 	}
 	var waiting struct{ URL string }
-	rows, _, err := s.consul.KV().List(prefix+"engines/", nil)
+	rows, _, err := s.Consul.KV().List(prefix+"engines/", nil)
 	if err != nil || len(rows) != 1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
 	if err := json.Unmarshal(rows[0].Value, &waiting); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.nomad.Jobs().Deregister(first[0], false, nil); err != nil { // an accident
+	if _, _, err := s.Nomad.Jobs().Deregister(first[0], false, nil); err != nil { // an accident
 		t.Fatal(err)
 	}
-	eventually(t, "its process is gone", func() error {
-		if _, err := engineCall(ctx, &client.Engine{URL: waiting.URL}, "", http.MethodGet, "/health", nil, nil); err == nil {
+	harness.Eventually(t, "its process is gone", func() error {
+		if _, err := harness.EngineCall(ctx, &client.Engine{URL: waiting.URL}, "", http.MethodGet, "/health", nil, nil); err == nil {
 			return errors.New("it answers")
 		}
 		return nil
@@ -503,27 +461,27 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remember(t, e, e.APIKey, "alive")
+	harness.Remember(t, e, e.APIKey, "alive")
 	if "engine-"+e.EngineID == first[0] {
 		t.Error("an engine that was ended was handed out")
 	}
-	eventually(t, "the dead one is replaced", func() error {
+	harness.Eventually(t, "the dead one is replaced", func() error {
 		now := jobs()
 		if len(now) != 2 || now[0] == first[0] || now[1] == first[0] {
 			return fmt.Errorf("jobs: %v", now)
 		}
 		return nil
 	})
-	s.awaitWarm(r, 1)
+	s.AwaitWarm(r, 1)
 	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
-	s.awaitWarm(r, 0)
+	s.AwaitWarm(r, 0)
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "nothing is left", func() error {
-		if got := s.census(prefix); got["rows"] != 0 || got["jobs"] != 0 || got["keys"] != 0 || got["variables"] != 0 {
+	harness.Eventually(t, "nothing is left", func() error {
+		if got := s.Census(prefix); got["rows"] != 0 || got["jobs"] != 0 || got["keys"] != 0 || got["variables"] != 0 {
 			return fmt.Errorf("%v", got)
 		}
 		return nil

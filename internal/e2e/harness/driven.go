@@ -1,4 +1,4 @@
-package e2e
+package harness
 
 import (
 	"flag"
@@ -11,11 +11,11 @@ import (
 	"github.com/septemberai/orch/internal/contract"
 )
 
-// notDriven are the answers of the document that no test here drives, with the
+// NotDriven are the answers of the document that no test here drives, with the
 // reason.
-var notDriven = []struct {
+var NotDriven = []struct {
 	reason  string
-	answers []contract.Answer
+	Answers []contract.Answer
 }{
 	{"it needs a node that answers its servers, and for 40 s not the kill", []contract.Answer{{Operation: "destroyEngine", Status: 504, Code: "STOP_UNCONFIRMED"}}},
 	{"it needs another replica that lives and does not get on with its destroy", []contract.Answer{{Operation: "destroyEngine", Status: 409, Code: "ENGINE_BUSY"}}},
@@ -36,8 +36,8 @@ func isDriven(a contract.Answer) bool {
 		// the agents of the tests, and Consul's refusals count as its absence.
 		return slices.Contains([]string{"provision", "getEngine", "admit", "startEngine", "rotateKey", "destroyEngine"}, a.Operation)
 	}
-	for _, why := range notDriven {
-		if slices.Contains(why.answers, a) {
+	for _, why := range NotDriven {
+		if slices.Contains(why.Answers, a) {
 			return false
 		}
 	}

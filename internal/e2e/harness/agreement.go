@@ -1,9 +1,8 @@
-package e2e
+package harness
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,28 +12,11 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// engines reads the rows of a deployment.
-func (s *stores) engines(prefix string) ([]*registry.Engine, error) {
-	pairs, _, err := s.consul.KV().List(prefix+"engines/", nil)
-	if err != nil {
-		return nil, err
-	}
-	var rows []*registry.Engine
-	for _, pair := range pairs {
-		row := new(registry.Engine)
-		if err := json.Unmarshal(pair.Value, row); err != nil {
-			return nil, err
-		}
-		rows = append(rows, row)
-	}
-	return rows, nil
-}
-
-// disagreement says where the stores do not agree about a deployment's engines,
+// Disagreement says where the stores do not agree about a deployment's engines,
 // nil when they do: each row is at rest and has all that belongs to it, and
 // nothing is there without a row. brand begins the ids of the deployment.
-func (s *stores) disagreement(prefix, brand string) error {
-	rows, err := s.engines(prefix)
+func (s *Stores) Disagreement(prefix, brand string) error {
+	rows, err := s.Engines(prefix)
 	if err != nil {
 		return err
 	}
@@ -44,21 +26,21 @@ func (s *stores) disagreement(prefix, brand string) error {
 			return fmt.Errorf("%s of %s is at %s", row.Op.Kind, row.UserID, row.Op.Step)
 		}
 		ids[row.EngineID] = true
-		if err := s.wantSound(row); err != nil {
+		if err := s.WantSound(row); err != nil {
 			return fmt.Errorf("%s engine of %s: %w", row.State, row.UserID, err)
 		}
 	}
-	counts := s.census(prefix)
+	counts := s.Census(prefix)
 	if counts["quota"] != len(rows) || counts["engine-ids/"] != len(rows) || counts["graves/"] != 0 {
 		return fmt.Errorf("%d rows, but %v", len(rows), counts)
 	}
 	return s.wantOwned(prefix, brand, ids)
 }
 
-// wantSound checks what belongs to one row.
-func (s *stores) wantSound(row *registry.Engine) error {
+// WantSound checks what belongs to one row.
+func (s *Stores) WantSound(row *registry.Engine) error {
 	name := row.JobID()
-	job, _, err := s.nomad.Jobs().Info(name, nil)
+	job, _, err := s.Nomad.Jobs().Info(name, nil)
 	if err != nil {
 		return err
 	}
@@ -66,7 +48,7 @@ func (s *stores) wantSound(row *registry.Engine) error {
 	if running := row.State == registry.Running || row.Frozen != nil; row.State != registry.Failed && running != (*job.TaskGroups[0].Count == 1) {
 		return fmt.Errorf("its job's count is %d", *job.TaskGroups[0].Count)
 	}
-	allocs, _, err := s.nomad.Jobs().Allocations(name, true, nil)
+	allocs, _, err := s.Nomad.Jobs().Allocations(name, true, nil)
 	if err != nil {
 		return err
 	}
@@ -79,19 +61,19 @@ func (s *stores) wantSound(row *registry.Engine) error {
 	if want := *job.TaskGroups[0].Count; alive != want {
 		return fmt.Errorf("%d allocations are alive, want %d", alive, want)
 	}
-	secret, err := s.vault.KVv2(s.mountWith(row.EngineID)).GetVersion(s.t.Context(), "engines/"+row.EngineID, row.KeyVersion)
+	secret, err := s.Vault.KVv2(s.MountWith(row.EngineID)).GetVersion(s.T.Context(), "engines/"+row.EngineID, row.KeyVersion)
 	if err != nil {
 		return err
 	}
 	key, _ := secret.Data["api_key"].(string)
-	variable, _, err := s.nomad.Variables().Read("nomad/jobs/"+name, nil)
+	variable, _, err := s.Nomad.Variables().Read("nomad/jobs/"+name, nil)
 	if err != nil {
 		return err
 	}
 	if sum := sha256.Sum256([]byte(key)); variable.Items["key_hash"] != hex.EncodeToString(sum[:]) {
 		return errors.New("its variable is not the hash of its key")
 	}
-	volumes, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+	volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 	if err != nil {
 		return err
 	}
@@ -112,7 +94,7 @@ func (s *stores) wantSound(row *registry.Engine) error {
 
 // wantOwned checks that what there is of a deployment belongs to a row or to the
 // pool.
-func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
+func (s *Stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 	if brand == "" {
 		return nil
 	}
@@ -120,7 +102,7 @@ func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 		id = strings.TrimPrefix(name, "engine-")
 		return id, strings.HasPrefix(id, brand)
 	}
-	jobs, _, err := s.nomad.Jobs().List(nil)
+	jobs, _, err := s.Nomad.Jobs().List(nil)
 	if err != nil {
 		return err
 	}
@@ -129,7 +111,7 @@ func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 			return fmt.Errorf("job %s has no row", j.ID)
 		}
 	}
-	variables, _, err := s.nomad.Variables().List(nil)
+	variables, _, err := s.Nomad.Variables().List(nil)
 	if err != nil {
 		return err
 	}
@@ -138,7 +120,7 @@ func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 			return fmt.Errorf("variable %s has no row", v.Path)
 		}
 	}
-	secret, err := s.vault.Logical().List(mountName(prefix) + "/metadata/engines")
+	secret, err := s.Vault.Logical().List(MountName(prefix) + "/metadata/engines")
 	if err != nil {
 		return err
 	}
@@ -150,11 +132,11 @@ func (s *stores) wantOwned(prefix, brand string, ids map[string]bool) error {
 		}
 	}
 	// The pool last: a volume that is claimed meanwhile is in neither list.
-	volumes, _, err := s.nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+	volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 	if err != nil {
 		return err
 	}
-	pool, _, err := s.consul.KV().Keys(prefix+"pool/volumes/", "", nil)
+	pool, _, err := s.Consul.KV().Keys(prefix+"pool/volumes/", "", nil)
 	if err != nil {
 		return err
 	}
