@@ -49,7 +49,7 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 		}
 	}
 	d.start()
-	build := exec.Command("sh", "../../cmd/reference-engine/build-image.sh", harness.DockerImage)
+	build := exec.Command("sh", harness.Repository+"/cmd/reference-engine/build-image.sh", harness.DockerImage)
 	build.Env = append(os.Environ(), "DOCKER_HOST="+d.address())
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the image: %v: %s", err, out)

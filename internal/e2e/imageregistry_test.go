@@ -106,7 +106,7 @@ func (g *imageRegistry) push(tag, name string) string {
 // pushNew gives a tag a new image of the reference engine with a switch.
 func (g *imageRegistry) pushNew(tag, name string) {
 	g.t.Helper()
-	build := exec.Command("sh", "../../cmd/reference-engine/build-image.sh", g.image(tag)+"="+name)
+	build := exec.Command("sh", harness.Repository+"/cmd/reference-engine/build-image.sh", g.image(tag)+"="+name)
 	if out, err := build.CombinedOutput(); err != nil {
 		g.t.Fatalf("build the image: %v: %s", err, out)
 	}

@@ -21,7 +21,7 @@ import (
 
 const (
 	orchJob  = "orch"
-	orchFile = "../../nomad-jobs/orch.nomad.hcl"
+	orchFile = harness.Repository + "/nomad-jobs/orch.nomad.hcl"
 	orchVar  = "nomad/jobs/" + orchJob
 )
 

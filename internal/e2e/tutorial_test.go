@@ -35,7 +35,7 @@ func note(t *testing.T, e *client.Engine, key, method, text string, code int) st
 // the page tells its reader to.
 func TestTutorialEngine(t *testing.T) {
 	t.Parallel()
-	examples, err := filepath.Abs("../../examples")
+	examples, err := filepath.Abs(harness.Repository + "/examples")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ const (
 // buildBefore builds the version of a commit from the repository's history.
 func buildBefore(t *testing.T, versionBefore string) string {
 	t.Helper()
-	root, err := filepath.Abs("../..")
+	root, err := filepath.Abs(harness.Repository)
 	if err != nil {
 		t.Fatal(err)
 	}
