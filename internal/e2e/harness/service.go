@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +83,28 @@ func (l *LogBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// Count is how many lines have all of these marks: a level as "[WARN]", the name of a
+// logger as "images:", a field as "op=" or "op=stop". What a line says is prose, and no
+// test's concern.
+func (l *LogBuffer) Count(marks ...string) (n int) {
+	for line := range strings.Lines(l.String()) {
+		line = " " + strings.TrimSuffix(line, "\n") + " "
+		if !slices.ContainsFunc(marks, func(mark string) bool {
+			mark = " " + mark
+			if !strings.HasSuffix(mark, "=") {
+				mark += " "
+			}
+			return !strings.Contains(line, mark)
+		}) {
+			n++
+		}
+	}
+	return n
+}
+
+// Passes is how many full reconcile passes were logged.
+func (l *LogBuffer) Passes() int { return l.Count("actions=", "ms=") }
 
 // StartService runs a replica on a stack; vars add to or replace its
 // configuration. Each test has a registry prefix of its own.
@@ -235,4 +258,4 @@ func (r *Replica) Unreachable(t *testing.T) map[string]client.UnreachableVolume 
 func (r *Replica) Admin() *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: AdminKey} }
 
 // Passes is how many full passes the replica has made.
-func (r *Replica) Passes() int { return strings.Count(r.Logs.String(), "reconciled: actions=") }
+func (r *Replica) Passes() int { return r.Logs.Passes() }

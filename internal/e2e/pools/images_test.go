@@ -221,13 +221,7 @@ func TestImageOnNodesOnly(t *testing.T) {
 	g.tag("down", "")
 	isNot(provisioned(t, c, "d", g.image("down")), "down")
 	for _, tag := range []string{"there", "nowhere", "down"} {
-		warnings := 0
-		for line := range strings.Lines(r.Logs.String()) {
-			if strings.Contains(line, "[WARN]") && strings.Contains(line, "images: ") && strings.Contains(line, "image="+g.image(tag)+" ") {
-				warnings++
-			}
-		}
-		if warnings != 1 {
+		if warnings := r.Logs.Count("[WARN]", "images:", "image="+g.image(tag)); warnings != 1 {
 			t.Errorf("%d warnings of %s", warnings, tag)
 		}
 	}
