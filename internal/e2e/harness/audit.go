@@ -18,24 +18,6 @@ func AuditLog(t *testing.T, c *client.Client, query string) (entries []client.Au
 	return page.Entries, page.NextCursor
 }
 
-// Actions counts a user's audit rows by action and the details that matter.
-func Actions(t *testing.T, c *client.Client, user string) map[string]int {
-	t.Helper()
-	entries, _ := AuditLog(t, c, "?limit=1000&user_id="+user)
-	n := map[string]int{}
-	for _, e := range entries {
-		name := e.Action
-		if by, ok := e.Metadata["by"]; ok {
-			name += fmt.Sprint(" by ", by)
-		}
-		if reason, ok := e.Metadata["reason"]; ok && e.Action == "health_failed" {
-			name += fmt.Sprint(" ", reason)
-		}
-		n[name]++
-	}
-	return n
-}
-
 // Audited lists audit rows of an action, as the admin.
 func (r *Replica) Audited(t *testing.T, action string) []AuditRow {
 	t.Helper()
@@ -53,4 +35,22 @@ type AuditRow struct {
 	Actor    string
 	Outcome  string
 	Metadata map[string]any
+}
+
+// Actions counts a user's audit rows by action and the details that matter.
+func Actions(t *testing.T, c *client.Client, user string) map[string]int {
+	t.Helper()
+	entries, _ := AuditLog(t, c, "?limit=1000&user_id="+user)
+	n := map[string]int{}
+	for _, e := range entries {
+		name := e.Action
+		if by, ok := e.Metadata["by"]; ok {
+			name += fmt.Sprint(" by ", by)
+		}
+		if reason, ok := e.Metadata["reason"]; ok && e.Action == "health_failed" {
+			name += fmt.Sprint(" ", reason)
+		}
+		n[name]++
+	}
+	return n
 }

@@ -11,46 +11,6 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// Outcomes runs n calls side by side and counts what they answered.
-func Outcomes(n int, call func(i int) error) map[string]int {
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	counts := map[string]int{}
-	for i := range n {
-		wg.Go(func() {
-			what := OutcomeOf(call(i))
-			mu.Lock()
-			defer mu.Unlock()
-			counts[what]++
-		})
-	}
-	wg.Wait()
-	return counts
-}
-
-// OutcomeOf is what a call answered, in a word.
-func OutcomeOf(err error) string {
-	var e *client.Error
-	switch {
-	case errors.As(err, &e):
-		return fmt.Sprintf("%d %s", e.Status, e.Code)
-	case err != nil:
-		return err.Error()
-	}
-	return "ok"
-}
-
-// ErrOf is the error of a call whose result does not matter.
-func ErrOf[T any](_ T, err error) error { return err }
-
-// Tail is the end of a text, n bytes at most.
-func Tail(s string, n int) string {
-	if len(s) > n {
-		return "..." + s[len(s)-n:]
-	}
-	return s
-}
-
 // Patience is the deadline of what the tests wait for: longer than anything takes on
 // a machine that has other work, too. How soon something comes is a benchmark's to say.
 const Patience = 5 * time.Minute
@@ -88,6 +48,46 @@ func WantCode(t *testing.T, err error, status int, code string) *client.Error {
 		t.Fatalf("%d without Retry-After", status)
 	}
 	return e
+}
+
+// ErrOf is the error of a call whose result does not matter.
+func ErrOf[T any](_ T, err error) error { return err }
+
+// Outcomes runs n calls side by side and counts what they answered.
+func Outcomes(n int, call func(i int) error) map[string]int {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	counts := map[string]int{}
+	for i := range n {
+		wg.Go(func() {
+			what := OutcomeOf(call(i))
+			mu.Lock()
+			defer mu.Unlock()
+			counts[what]++
+		})
+	}
+	wg.Wait()
+	return counts
+}
+
+// OutcomeOf is what a call answered, in a word.
+func OutcomeOf(err error) string {
+	var e *client.Error
+	switch {
+	case errors.As(err, &e):
+		return fmt.Sprintf("%d %s", e.Status, e.Code)
+	case err != nil:
+		return err.Error()
+	}
+	return "ok"
+}
+
+// Tail is the end of a text, n bytes at most.
+func Tail(s string, n int) string {
+	if len(s) > n {
+		return "..." + s[len(s)-n:]
+	}
+	return s
 }
 
 // FreeAddr is a loopback address that nothing listens on.

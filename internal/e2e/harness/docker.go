@@ -15,68 +15,6 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// Container is what docker inspect says of one.
-type Container struct {
-	ID     string `json:"Id"`
-	State  struct{ Pid int }
-	Config struct {
-		User  string
-		Image string
-		Env   []string
-	}
-	HostConfig struct {
-		ReadonlyRootfs, Privileged bool
-		CapDrop, SecurityOpt       []string
-		PidsLimit, Memory          int64
-		CPUShares                  int64 `json:"CpuShares"`
-		Mounts                     []struct {
-			Type, Target string
-			TmpfsOptions struct{ SizeBytes int64 }
-		}
-	}
-}
-
-// Inspect finds the container of an engine by its allocation's port.
-func Inspect(t *testing.T, e *client.Engine) Container {
-	t.Helper()
-	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
-	out, err := exec.Command("docker", "ps", "-q", "--filter", "publish="+port).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := strings.TrimSpace(string(out))
-	if out, err = exec.Command("docker", "inspect", id).Output(); err != nil {
-		t.Fatalf("inspect %q: %v", id, err)
-	}
-	var found []Container
-	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
-		t.Fatalf("inspect %q: %d containers, %v", id, len(found), err)
-	}
-	return found[0]
-}
-
-// Pids are all processes of the machine.
-func Pids() (pids []int) {
-	names, _ := filepath.Glob("/proc/[0-9]*")
-	for _, name := range names {
-		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// Containers are the pids of the processes of an engine, whoever knows of them.
-func Containers(engineID string) (of []int) {
-	mark := []byte("NOMAD_JOB_ID=engine-" + engineID + "\x00")
-	for _, pid := range Pids() {
-		if env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); bytes.Contains(env, mark) {
-			of = append(of, pid)
-		}
-	}
-	return of
-}
-
 // Driver is one of the two ways in which engines run.
 type Driver struct {
 	Name string
@@ -149,4 +87,66 @@ func NeedDocker(t *testing.T) {
 	default:
 		t.Skip("no docker engine: export DOCKER_HOST=$(tools/dockerd.sh start DIR) as root, then make engine-image")
 	}
+}
+
+// Container is what docker inspect says of one.
+type Container struct {
+	ID     string `json:"Id"`
+	State  struct{ Pid int }
+	Config struct {
+		User  string
+		Image string
+		Env   []string
+	}
+	HostConfig struct {
+		ReadonlyRootfs, Privileged bool
+		CapDrop, SecurityOpt       []string
+		PidsLimit, Memory          int64
+		CPUShares                  int64 `json:"CpuShares"`
+		Mounts                     []struct {
+			Type, Target string
+			TmpfsOptions struct{ SizeBytes int64 }
+		}
+	}
+}
+
+// Inspect finds the container of an engine by its allocation's port.
+func Inspect(t *testing.T, e *client.Engine) Container {
+	t.Helper()
+	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
+	out, err := exec.Command("docker", "ps", "-q", "--filter", "publish="+port).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(string(out))
+	if out, err = exec.Command("docker", "inspect", id).Output(); err != nil {
+		t.Fatalf("inspect %q: %v", id, err)
+	}
+	var found []Container
+	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
+		t.Fatalf("inspect %q: %d containers, %v", id, len(found), err)
+	}
+	return found[0]
+}
+
+// Pids are all processes of the machine.
+func Pids() (pids []int) {
+	names, _ := filepath.Glob("/proc/[0-9]*")
+	for _, name := range names {
+		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Containers are the pids of the processes of an engine, whoever knows of them.
+func Containers(engineID string) (of []int) {
+	mark := []byte("NOMAD_JOB_ID=engine-" + engineID + "\x00")
+	for _, pid := range Pids() {
+		if env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); bytes.Contains(env, mark) {
+			of = append(of, pid)
+		}
+	}
+	return of
 }

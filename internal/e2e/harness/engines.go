@@ -19,16 +19,90 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
+// Provision makes a user an engine, and destroys it when the test ends.
+func Provision(t *testing.T, c *client.Client, user, version string) *client.Engine {
+	t.Helper()
+	e, err := c.Provision(t.Context(), user, version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := c.Destroy(context.Background(), user); err != nil {
+			t.Errorf("destroy %s: %v", user, err)
+		}
+	})
+	return e
+}
+
+// ProvisionOnce provisions with an Idempotency-Key.
+func ProvisionOnce(ctx context.Context, c *client.Client, key, user, version string) (*client.Engine, error) {
+	return c.Provision(ctx, user, version, client.IdempotencyKey(key))
+}
+
 // Admit asks for an admission with these two options.
 func Admit(ctx context.Context, c *client.Client, user string, provision, wake bool) (*client.Admission, error) {
 	return c.Admit(ctx, user, client.AdmitOptions{AutoProvision: provision, AutoWake: wake})
 }
 
-// EnginePage is a page of GET /engines as it came.
-type EnginePage struct {
-	Engines []map[string]any
-	Total   int
-	Next    string `json:"next_cursor"`
+// EngineIs returns nil when the engine has a status and, unless it is empty, a
+// reason.
+func EngineIs(t *testing.T, c *client.Client, user, status, reason string) (*client.Engine, error) {
+	t.Helper()
+	e, err := c.Engine(t.Context(), user)
+	if err == nil && (e.Status != status || reason != "" && e.Reason != reason) {
+		err = fmt.Errorf("%s is %s (%s)", user, e.Status, e.Reason)
+	}
+	return e, err
+}
+
+// InState returns nil when a user's engine is in a state. It asks by GET, which
+// keeps nothing awake.
+func InState(t *testing.T, c *client.Client, user, want string) error {
+	t.Helper()
+	e, err := c.Engine(t.Context(), user)
+	if err == nil && e.Status != want {
+		err = fmt.Errorf("the engine is %s", e.Status)
+	}
+	return err
+}
+
+// AwaitEngine waits until the engine has a status.
+func AwaitEngine(t *testing.T, c *client.Client, user, status, reason string) (e *client.Engine) {
+	t.Helper()
+	Eventually(t, user+" is "+status, func() (err error) {
+		e, err = EngineIs(t, c, user, status, reason)
+		return err
+	})
+	return e
+}
+
+// IsNow is AwaitEngine where the call before has made it so: all that may be waited
+// for is a view that is a moment behind.
+func IsNow(t *testing.T, c *client.Client, user, status, reason string) *client.Engine {
+	t.Helper()
+	began := time.Now()
+	e := AwaitEngine(t, c, user, status, reason)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("%s is %s after %s", user, status, took)
+	}
+	return e
+}
+
+// RunsAnew waits until an engine runs as another process, with the same brain.
+func RunsAnew(t *testing.T, c *client.Client, user string) {
+	t.Helper()
+	Eventually(t, "it runs as another process", func() error {
+		e, err := EngineIs(t, c, user, "running", "")
+		if err != nil {
+			return err
+		}
+		var m Memory
+		status, err := EngineCall(t.Context(), e, e.APIKey, http.MethodGet, "/memory/export", nil, &m)
+		if err != nil || status != http.StatusOK || len(m.Runs) < 2 {
+			return fmt.Errorf("%d, %d runs, %w", status, len(m.Runs), err)
+		}
+		return nil
+	})
 }
 
 // ListEngines asks for a page with a query string as a caller may write it.
@@ -39,6 +113,13 @@ func ListEngines(t *testing.T, c *client.Client, query string) EnginePage {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// EnginePage is a page of GET /engines as it came.
+type EnginePage struct {
+	Engines []map[string]any
+	Total   int
+	Next    string `json:"next_cursor"`
 }
 
 // EngineCall talks to an engine as its user's product would.
@@ -103,39 +184,6 @@ func (m Memory) Knows(what string) error {
 	return fmt.Errorf("the brain does not know %q: %+v", what, m.Memories)
 }
 
-// EngineIs returns nil when the engine has a status and, unless it is empty, a
-// reason.
-func EngineIs(t *testing.T, c *client.Client, user, status, reason string) (*client.Engine, error) {
-	t.Helper()
-	e, err := c.Engine(t.Context(), user)
-	if err == nil && (e.Status != status || reason != "" && e.Reason != reason) {
-		err = fmt.Errorf("%s is %s (%s)", user, e.Status, e.Reason)
-	}
-	return e, err
-}
-
-// AwaitEngine waits until the engine has a status.
-func AwaitEngine(t *testing.T, c *client.Client, user, status, reason string) (e *client.Engine) {
-	t.Helper()
-	Eventually(t, user+" is "+status, func() (err error) {
-		e, err = EngineIs(t, c, user, status, reason)
-		return err
-	})
-	return e
-}
-
-// IsNow is AwaitEngine where the call before has made it so: all that may be waited
-// for is a view that is a moment behind.
-func IsNow(t *testing.T, c *client.Client, user, status, reason string) *client.Engine {
-	t.Helper()
-	began := time.Now()
-	e := AwaitEngine(t, c, user, status, reason)
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("%s is %s after %s", user, status, took)
-	}
-	return e
-}
-
 // CrashEngine ends an engine's process as a bug would.
 func CrashEngine(t *testing.T, e *client.Engine) {
 	t.Helper()
@@ -143,11 +191,6 @@ func CrashEngine(t *testing.T, e *client.Engine) {
 	if status, err := EngineCall(t.Context(), e, e.APIKey, http.MethodPost, "/crash", nil, nil); err == nil {
 		t.Fatalf("crash answered %d", status)
 	}
-}
-
-// ProvisionOnce provisions with an Idempotency-Key.
-func ProvisionOnce(ctx context.Context, c *client.Client, key, user, version string) (*client.Engine, error) {
-	return c.Provision(ctx, user, version, client.IdempotencyKey(key))
 }
 
 // Processes counts the processes of an engine that the machine runs, whatever Nomad
@@ -191,23 +234,6 @@ func WatchBrains(t *testing.T, stack *devstack.Stack) {
 		}
 	})
 	t.Cleanup(func() { cancel(); watching.Wait() })
-}
-
-// RunsAnew waits until an engine runs as another process, with the same brain.
-func RunsAnew(t *testing.T, c *client.Client, user string) {
-	t.Helper()
-	Eventually(t, "it runs as another process", func() error {
-		e, err := EngineIs(t, c, user, "running", "")
-		if err != nil {
-			return err
-		}
-		var m Memory
-		status, err := EngineCall(t.Context(), e, e.APIKey, http.MethodGet, "/memory/export", nil, &m)
-		if err != nil || status != http.StatusOK || len(m.Runs) < 2 {
-			return fmt.Errorf("%d, %d runs, %w", status, len(m.Runs), err)
-		}
-		return nil
-	})
 }
 
 // ProcessState is the letter that the kernel has for a process's state; "" when it
@@ -255,30 +281,4 @@ func KeyIs(t *testing.T, e *client.Engine, key string, want bool) {
 	if err != nil || (status == http.StatusOK) != want {
 		t.Errorf("the engine answers %d, %v; that it accepts the key: want %t", status, err, want)
 	}
-}
-
-// InState returns nil when a user's engine is in a state. It asks by GET, which
-// keeps nothing awake.
-func InState(t *testing.T, c *client.Client, user, want string) error {
-	t.Helper()
-	e, err := c.Engine(t.Context(), user)
-	if err == nil && e.Status != want {
-		err = fmt.Errorf("the engine is %s", e.Status)
-	}
-	return err
-}
-
-// Provision makes a user an engine, and destroys it when the test ends.
-func Provision(t *testing.T, c *client.Client, user, version string) *client.Engine {
-	t.Helper()
-	e, err := c.Provision(t.Context(), user, version)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := c.Destroy(context.Background(), user); err != nil {
-			t.Errorf("destroy %s: %v", user, err)
-		}
-	})
-	return e
 }

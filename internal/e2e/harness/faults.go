@@ -19,22 +19,6 @@ import (
 	"github.com/septemberai/orch/internal/fault"
 )
 
-// NeverRecovered fails the test if the registry was ever taken for one that went
-// back in time. Nothing went back: a service was killed, no store restored.
-func (p *Faulty) NeverRecovered(t *testing.T) {
-	t.Helper()
-	status, err := p.Registry(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status.State != "ok" || status.LastRecovery != nil || status.Keys != "ok" {
-		t.Errorf("the registry is %+v, and was recovered: %+v", status, status.LastRecovery)
-	}
-}
-
-// FailingImage is of an engine that exits when it starts.
-const FailingImage = "reference-engine.exit-at-start"
-
 // Faulty is an `orch server` that a fault point may end or pause.
 type Faulty struct {
 	*client.Client
@@ -79,6 +63,9 @@ func StartFaulty(t *testing.T, prefix, database, armed string, env ...string) *F
 	})
 	return p
 }
+
+// FailingImage is of an engine that exits when it starts.
+const FailingImage = "reference-engine.exit-at-start"
 
 // End kills it, paused or not.
 func (p *Faulty) End() {
@@ -136,6 +123,19 @@ func (p *Faulty) Signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	if err := p.Cmd.Process.Signal(s); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// NeverRecovered fails the test if the registry was ever taken for one that went
+// back in time. Nothing went back: a service was killed, no store restored.
+func (p *Faulty) NeverRecovered(t *testing.T) {
+	t.Helper()
+	status, err := p.Registry(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.State != "ok" || status.LastRecovery != nil || status.Keys != "ok" {
+		t.Errorf("the registry is %+v, and was recovered: %+v", status, status.LastRecovery)
 	}
 }
 

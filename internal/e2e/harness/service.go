@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,40 +22,11 @@ import (
 	"github.com/septemberai/orch/internal/service"
 )
 
-// StartReplicas runs n services on one registry.
-func StartReplicas(t *testing.T, n int, vars map[string]string) []*Replica {
-	t.Helper()
-	vars["ORCH_CONSUL_PREFIX"] = "replicas-" + t.Name() + "/"
-	var all []*Replica
-	for range n {
-		all = append(all, StartService(t, Shared, vars))
-	}
-	return all
-}
-
-// At is the same product's client at another replica.
-func At(c *client.Client, r *Replica) *client.Client {
-	return &client.Client{BaseURL: r.URL, PlatformKey: c.PlatformKey, AdminKey: c.AdminKey}
-}
-
-// ProductOf is the id of the only product that there is.
-func ProductOf(t *testing.T, admin, c *client.Client) string {
-	t.Helper()
-	list, err := admin.Products(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(list.Products) != 1 {
-		t.Fatalf("%d products, want one", len(list.Products))
-	}
-	return list.Products[0].ProductID
-}
-
-// AnyImage is a policy that allows every image.
-var AnyImage = map[string]any{"allowed_images": []string{"*", "*/*"}}
-
 // AdminKey is the admin key of every service under test.
 const AdminKey = "admin-key-of-the-tests"
+
+// ProviderKey is the key of a model provider that the services hand to engines.
+const ProviderKey = "sk-provider-secret-of-the-tests"
 
 // Replica is a service under test, with what it logged.
 type Replica struct {
@@ -65,46 +35,6 @@ type Replica struct {
 	Logs *LogBuffer
 	Stop func()
 }
-
-// LogBuffer collects what a service logs; it may be read meanwhile.
-type LogBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *LogBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *LogBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// Count is how many lines have all of these marks: a level as "[WARN]", the name of a
-// logger as "images:", a field as "op=" or "op=stop". What a line says is prose, and no
-// test's concern.
-func (l *LogBuffer) Count(marks ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		line = " " + strings.TrimSuffix(line, "\n") + " "
-		if !slices.ContainsFunc(marks, func(mark string) bool {
-			mark = " " + mark
-			if !strings.HasSuffix(mark, "=") {
-				mark += " "
-			}
-			return !strings.Contains(line, mark)
-		}) {
-			n++
-		}
-	}
-	return n
-}
-
-// Passes is how many full reconcile passes were logged.
-func (l *LogBuffer) Passes() int { return l.Count("actions=", "ms=") }
 
 // StartService runs a replica on a stack; vars add to or replace its
 // configuration. Each test has a registry prefix of its own.
@@ -174,6 +104,17 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	return r
 }
 
+// StartReplicas runs n services on one registry.
+func StartReplicas(t *testing.T, n int, vars map[string]string) []*Replica {
+	t.Helper()
+	vars["ORCH_CONSUL_PREFIX"] = "replicas-" + t.Name() + "/"
+	var all []*Replica
+	for range n {
+		all = append(all, StartService(t, Shared, vars))
+	}
+	return all
+}
+
 // MountOf gives the deployment of a prefix its mount in Vault, and returns a token of
 // the service for it.
 func MountOf(t *testing.T, stack *devstack.Stack, prefix string) (mount, token string) {
@@ -191,8 +132,27 @@ func MountName(prefix string) string {
 	return "kv-" + strings.ToLower(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(strings.Trim(prefix, "/"), "-"))
 }
 
-// ProviderKey is the key of a model provider that the services hand to engines.
-const ProviderKey = "sk-provider-secret-of-the-tests"
+// With is a configuration with more of NAME=value.
+func With(vars map[string]string, more ...string) map[string]string {
+	all := map[string]string{}
+	for k, v := range vars {
+		all[k] = v
+	}
+	for _, kv := range more {
+		k, v, _ := strings.Cut(kv, "=")
+		all[k] = v
+	}
+	return all
+}
+
+// Soon makes the service's reactions quick.
+var Soon = map[string]string{
+	"ORCH_HEALTH_CHECK_INTERVAL_S": "1", "ORCH_HEALTH_CHECK_TIMEOUT_S": "1", "ORCH_HEALTH_MAX_FAILURES": "2",
+	"ORCH_RESTART_BACKOFF_BASE_S": "1", "ORCH_RESTART_BACKOFF_MAX_S": "2",
+}
+
+// Admin is a client of the replica with the admin key.
+func (r *Replica) Admin() *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: AdminKey} }
 
 // Product registers a product and returns a client with its key.
 func (r *Replica) Product(t *testing.T, policy map[string]any) *client.Client {
@@ -221,23 +181,25 @@ func PolicyOf(t *testing.T, fields map[string]any) *client.Policy {
 	return policy
 }
 
-// Soon makes the service's reactions quick.
-var Soon = map[string]string{
-	"ORCH_HEALTH_CHECK_INTERVAL_S": "1", "ORCH_HEALTH_CHECK_TIMEOUT_S": "1", "ORCH_HEALTH_MAX_FAILURES": "2",
-	"ORCH_RESTART_BACKOFF_BASE_S": "1", "ORCH_RESTART_BACKOFF_MAX_S": "2",
+// AnyImage is a policy that allows every image.
+var AnyImage = map[string]any{"allowed_images": []string{"*", "*/*"}}
+
+// At is the same product's client at another replica.
+func At(c *client.Client, r *Replica) *client.Client {
+	return &client.Client{BaseURL: r.URL, PlatformKey: c.PlatformKey, AdminKey: c.AdminKey}
 }
 
-// With is a configuration with more of NAME=value.
-func With(vars map[string]string, more ...string) map[string]string {
-	all := map[string]string{}
-	for k, v := range vars {
-		all[k] = v
+// ProductOf is the id of the only product that there is.
+func ProductOf(t *testing.T, admin, c *client.Client) string {
+	t.Helper()
+	list, err := admin.Products(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, kv := range more {
-		k, v, _ := strings.Cut(kv, "=")
-		all[k] = v
+	if len(list.Products) != 1 {
+		t.Fatalf("%d products, want one", len(list.Products))
 	}
-	return all
+	return list.Products[0].ProductID
 }
 
 // Unreachable are the engine_ids of all unreachable volumes.
@@ -253,9 +215,6 @@ func (r *Replica) Unreachable(t *testing.T) map[string]client.UnreachableVolume 
 	}
 	return unreachable
 }
-
-// Admin is a client of the replica with the admin key.
-func (r *Replica) Admin() *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: AdminKey} }
 
 // Passes is how many full passes the replica has made.
 func (r *Replica) Passes() int { return r.Logs.Passes() }
