@@ -22,14 +22,14 @@ func TestProcess(t *testing.T) {
 	if err := os.WriteFile(file, []byte("first-key-of-the-admin\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, cmd := harness.StartProcess(t, harness.Shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
+	c := harness.StartProcess(t, harness.Shared, "process/", "ORCH_ADMIN_KEY=", "ORCH_ADMIN_KEY_FILE="+file, database)
 	c.AdminKey = "second-key-of-the-admin"
 	products := func() error { return harness.ErrOf(c.Products(t.Context())) }
 	harness.WantCode(t, products(), 401, "INVALID_ADMIN_KEY")
 	if err := os.WriteFile(file, []byte(c.AdminKey), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+	if err := c.Cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, "the new admin key works", products)
@@ -39,7 +39,7 @@ func TestProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := exec.Command(orch, "server")
-	second.Env = append(slices.Clone(cmd.Env), "ORCH_ADDR="+harness.FreeAddr(t))
+	second.Env = append(slices.Clone(c.Cmd.Env), "ORCH_ADDR="+harness.FreeAddr(t))
 	out, err := second.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "exactly one replica") || !strings.Contains(string(out), "ORCH_DATABASE_URL") {

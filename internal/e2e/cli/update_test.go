@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
-	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
@@ -59,49 +57,6 @@ func buildBefore(t *testing.T, versionBefore string) string {
 	return binary
 }
 
-// before is a server of an earlier version.
-type before struct {
-	*client.Client // as the admin
-	cmd            *exec.Cmd
-	ended          chan struct{}
-}
-
-// startBefore starts a server of an earlier version and waits until it is ready.
-func startBefore(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *before {
-	t.Helper()
-	addr, log := harness.FreeAddr(t), &harness.LogBuffer{}
-	b := &before{Client: &client.Client{BaseURL: "http://" + addr, AdminKey: harness.AdminKey}, cmd: exec.Command(binary, "server"), ended: make(chan struct{})}
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	b.cmd.Stderr = log
-	b.cmd.Env = append(harness.ServerEnv(t, stack, addr, prefix, database, "ORCH_VOLUME_POOL=3"), env...)
-	if err := b.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = b.cmd.Wait(); close(b.ended) }()
-	t.Cleanup(func() {
-		_ = b.cmd.Process.Kill()
-		<-b.ended
-		if t.Failed() {
-			t.Logf("log of the version before:\n%s", harness.Tail(log.String(), 3000))
-		}
-	})
-	harness.Eventually(t, "the version before is ready", func() error { return b.Ready(t.Context()) })
-	return b
-}
-
-// stop has it finish what is in flight and end.
-func (b *before) stop(t *testing.T) {
-	t.Helper()
-	if err := b.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-b.ended:
-	case <-time.After(2 * time.Minute):
-		t.Fatal("the version before does not end")
-	}
-}
-
 // A rolling update from the version before, under load: engines that it made keep
 // their process, key and memory, are given their witnesses, and come back like all
 // others when the registry is lost after that.
@@ -118,7 +73,7 @@ func TestRollingUpdate(t *testing.T) {
 	if _, err := p.S.Vault.Logical().Delete(harness.MountName(prefix) + "/metadata/deployment"); err != nil {
 		t.Fatal(err)
 	}
-	old := startBefore(t, binary, p.Stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "ORCH_WARM_POOL=1")
+	old := harness.Serve(t, binary, p.Stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), "ORCH_VOLUME_POOL=3", "ORCH_WARM_POOL=1")
 	made, err := old.RegisterProduct(ctx, "one", "One", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +127,7 @@ func TestRollingUpdate(t *testing.T) {
 		}
 		return nil
 	})
-	old.stop(t)
+	old.Terminate(t)
 	harness.Eventually(t, "every engine has its witnesses", func() error {
 		rows, err := p.S.Engines(prefix)
 		if err != nil {
@@ -226,7 +181,7 @@ func TestRollingUpdateOfNames(t *testing.T) {
 	const prefix = "names/"
 	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	database := "sqlite://" + filepath.Join(t.TempDir(), "audit.db")
-	old := startBefore(t, binary, harness.Shared, prefix, database)
+	old := harness.Serve(t, binary, harness.Shared, prefix, database, "ORCH_VOLUME_POOL=3")
 	made, err := old.RegisterProduct(ctx, "names", "Names", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +218,7 @@ func TestRollingUpdateOfNames(t *testing.T) {
 	if err := undocumented.Do(ctx, http.MethodGet, "/graves", nil, &graves); err != nil || len(graves.Graves) != 1 || graves.Graves[0].EngineID != "three" {
 		t.Errorf("the version before lists %+v, %v", graves, err)
 	}
-	old.stop(t)
+	old.Terminate(t)
 	r.Stop()
 
 	r = harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_DATABASE_URL": database})

@@ -15,7 +15,7 @@ import (
 func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	t.Parallel()
 	prefix := "crash/"
-	c, cmd := harness.StartProcess(t, harness.Shared, prefix)
+	c := harness.StartProcess(t, harness.Shared, prefix)
 	p, err := c.RegisterProduct(t.Context(), "crash", "Crash", &client.Policy{AllowedImages: []string{"*"}, MaxEngines: new(3)})
 	if err != nil {
 		t.Fatal(err)
@@ -56,11 +56,11 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 		}
 		return nil
 	})
-	if err := cmd.Process.Kill(); err != nil {
+	if err := c.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 
-	next, _ := harness.StartProcess(t, harness.Shared, prefix)
+	next := harness.StartProcess(t, harness.Shared, prefix)
 	next.PlatformKey = c.PlatformKey
 	harness.Eventually(t, "the operations are finished", func() error {
 		if got, err := next.Engine(ctx, "booting"); err != nil || got.Status != "running" {
@@ -99,7 +99,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	t.Parallel()
 	const prefix = "idempotent-crash/"
-	c, cmd := harness.StartProcess(t, harness.Shared, prefix)
+	c := harness.StartProcess(t, harness.Shared, prefix)
 	ctx := t.Context()
 	p, err := c.RegisterProduct(ctx, "crash", "Crash", harness.PolicyOf(t, harness.AnyImage))
 	if err != nil {
@@ -109,7 +109,7 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	cut := make(chan struct{})
 	go func() {
 		defer close(cut)
-		_, _ = harness.ProvisionOnce(ctx, c, "key", "u", "reference-engine.slow-boot-2s")
+		_, _ = harness.ProvisionOnce(ctx, c.Client, "key", "u", "reference-engine.slow-boot-2s")
 	}()
 	s := harness.OpenStores(t, harness.Shared)
 	harness.Eventually(t, "the provision is under way", func() error {
@@ -118,13 +118,13 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 		}
 		return nil
 	})
-	if err := cmd.Process.Kill(); err != nil {
+	if err := c.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	<-cut
-	next, _ := harness.StartProcess(t, harness.Shared, prefix)
+	next := harness.StartProcess(t, harness.Shared, prefix)
 	next.PlatformKey = c.PlatformKey
-	e, err := harness.ProvisionOnce(ctx, next, "key", "u", "reference-engine.slow-boot-2s")
+	e, err := harness.ProvisionOnce(ctx, next.Client, "key", "u", "reference-engine.slow-boot-2s")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func testWarmPoints(t *testing.T) {
 	t.Parallel()
 	const prefix = "faults-warm/"
 	database, s, ctx := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), harness.OpenStores(t, harness.Shared), t.Context()
-	start := func(armed string) *harness.Faulty {
+	start := func(armed string) *harness.Process {
 		return harness.StartFaulty(t, prefix, database, armed, "ORCH_WARM_POOL=1")
 	}
 	warm := func(what string) string {

@@ -30,7 +30,7 @@ type lane struct {
 	scenario
 	prefix, database string
 	s                *harness.Stores
-	p                *harness.Faulty
+	p                *harness.Process
 	platformKey      string
 	productID        string
 	brand            string
@@ -642,13 +642,13 @@ func testAdminPoints(t *testing.T, points []string) {
 
 		p := harness.StartFaulty(t, prefix, database, "kill "+point)
 		at := "/products/" + product.ProductID
-		make := map[string]func(*harness.Faulty) error{
-			"product_register": func(p *harness.Faulty) error { return harness.ErrOf(p.RegisterProduct(ctx, slug, "Faulty", nil)) },
-			"policy_update": func(p *harness.Faulty) error {
+		make := map[string]func(*harness.Process) error{
+			"product_register": func(p *harness.Process) error { return harness.ErrOf(p.RegisterProduct(ctx, slug, "Faulty", nil)) },
+			"policy_update": func(p *harness.Process) error {
 				return p.Do(ctx, http.MethodPut, at+"/policy", map[string]any{"policy": map[string]any{"max_engines": 7}}, nil)
 			},
-			"platform_key_rotate": func(p *harness.Faulty) error { return p.Do(ctx, http.MethodPost, at+"/rotate-platform-key", nil, nil) },
-			"product_delete":      func(p *harness.Faulty) error { return p.Do(ctx, http.MethodDelete, at, nil, nil) },
+			"platform_key_rotate": func(p *harness.Process) error { return p.Do(ctx, http.MethodPost, at+"/rotate-platform-key", nil, nil) },
+			"product_delete":      func(p *harness.Process) error { return p.Do(ctx, http.MethodDelete, at, nil, nil) },
 		}[change]
 		if make == nil {
 			t.Fatalf("no test makes the change %s", change)

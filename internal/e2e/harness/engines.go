@@ -59,11 +59,7 @@ func EngineIs(t *testing.T, c *client.Client, user, status, reason string) (*cli
 // keeps nothing awake.
 func InState(t *testing.T, c *client.Client, user, want string) error {
 	t.Helper()
-	e, err := c.Engine(t.Context(), user)
-	if err == nil && e.Status != want {
-		err = fmt.Errorf("the engine is %s", e.Status)
-	}
-	return err
+	return ErrOf(EngineIs(t, c, user, want, ""))
 }
 
 // AwaitEngine waits until the engine has a status.

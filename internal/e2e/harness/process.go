@@ -1,7 +1,8 @@
 package harness
 
 import (
-	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -32,48 +34,142 @@ func buildOrch(name string, flags ...string) (string, error) {
 	return path, nil
 }
 
-// ServerEnv is the environment of `orch server` as a process on a stack; more adds to or
-// replaces what is there.
-func ServerEnv(t *testing.T, stack *devstack.Stack, addr, prefix, database string, more ...string) []string {
+// Process is an `orch server` as a process of its own.
+type Process struct {
+	*client.Client // as the admin
+	Cmd            *exec.Cmd
+	Log            *LogBuffer
+	exited         chan struct{}
+}
+
+// Serve runs `orch server` of a binary on a stack until the test ends, and waits until
+// it is ready, or has ended by itself; env adds to or replaces its configuration.
+func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
 	t.Helper()
+	addr := FreeAddr(t)
 	mount, token := MountOf(t, stack, prefix)
-	return append([]string{
+	p := &Process{
+		Client: &client.Client{BaseURL: "http://" + addr, AdminKey: AdminKey}, Cmd: exec.Command(binary, "server"), Log: &LogBuffer{}, exited: make(chan struct{}),
+	}
+	p.Cmd.Stderr = p.Log
+	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.Cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + AdminKey, "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_DATABASE_URL=" + database,
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + BinDir, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
 		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=" + mount,
-	}, more...)
+	}, env...)
+	if err := p.Cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.Cmd.Wait(); close(p.exited) }()
+	t.Cleanup(func() {
+		p.End()
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", filepath.Base(binary), Tail(p.Log.String(), 6000))
+		}
+	})
+	Eventually(t, "orch server is ready", func() error {
+		if p.Dead() {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return p.Ready(ctx)
+	})
+	return p
 }
 
-// StartProcess runs `orch server` as a process of its own, to be killed; env
-// adds to or replaces its configuration.
-func StartProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...string) (*client.Client, *exec.Cmd) {
+// StartProcess serves with the binary as it is shipped and an audit log of its own.
+func StartProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...string) *Process {
 	t.Helper()
 	orch, err := OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := FreeAddr(t)
-	var log bytes.Buffer
-	cmd := exec.Command(orch, "server")
-	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Env = ServerEnv(t, stack, addr, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
-		"ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug")
-	cmd.Env = append(cmd.Env, env...)
-	if err := cmd.Start(); err != nil {
+	env = append([]string{"ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_VOLUME_POOL=1", "ORCH_LOG_LEVEL=debug"}, env...)
+	return Serve(t, orch, stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), env...)
+}
+
+// Terminate has it finish what is in flight and end.
+func (p *Process) Terminate(t *testing.T) {
+	t.Helper()
+	p.Signal(t, syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(2 * time.Minute):
+		t.Fatal("orch server does not end")
+	}
+}
+
+// End kills it, paused or not.
+func (p *Process) End() {
+	_ = p.Cmd.Process.Kill()
+	<-p.exited
+}
+
+// Dead says whether the process has ended.
+func (p *Process) Dead() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// AwaitDeath waits until the armed point has ended the process.
+func (p *Process) AwaitDeath(within time.Duration) error {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return fmt.Errorf("the process is alive after %s", within)
+	case <-p.exited:
+	}
+	if status, ok := p.Cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		return fmt.Errorf("the process ended with %s", p.Cmd.ProcessState)
+	}
+	return nil
+}
+
+// AwaitPause waits until the armed point has paused the process.
+func (p *Process) AwaitPause(t *testing.T) {
+	t.Helper()
+	Eventually(t, "the process is paused", func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		var pid int
+		var name, state string
+		if _, err := fmt.Sscanf(string(b), "%d %s %s", &pid, &name, &state); err != nil {
+			return err
+		}
+		if state != "T" {
+			return errors.New("its state is " + state)
+		}
+		return nil
+	})
+}
+
+// Signal sends the process a signal.
+func (p *Process) Signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := p.Cmd.Process.Signal(s); err != nil {
 		t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(exited) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("log of orch server:\n%s", Tail(log.String(), 4000))
-		}
-	})
-	c := &client.Client{BaseURL: "http://" + addr, AdminKey: AdminKey}
-	Eventually(t, "orch server is ready", func() error { return c.Ready(t.Context()) })
-	return c, cmd
+}
+
+// NeverRecovered fails the test if the registry was ever taken for one that went
+// back in time. Nothing went back: a service was killed, no store restored.
+func (p *Process) NeverRecovered(t *testing.T) {
+	t.Helper()
+	status, err := p.Registry(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.State != "ok" || status.LastRecovery != nil || status.Keys != "ok" {
+		t.Errorf("the registry is %+v, and was recovered: %+v", status, status.LastRecovery)
+	}
 }
