@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -180,12 +181,36 @@ func (d *damage) works(ctx context.Context) error {
 // there is, and what was harmed is as before after a pass.
 func TestDamagedRecords(t *testing.T) {
 	t.Parallel()
-	d := newDamage(t, "damaged/", nil)
+	// One after the other they would take as long as a suite.
+	var lanes [3]*damage
+	for i := range lanes {
+		lanes[i] = newDamage(t, fmt.Sprintf("damaged-%d/", i), nil)
+	}
+	var running sync.WaitGroup
+	for i, d := range lanes {
+		running.Go(func() { d.records(t, i, len(lanes)) })
+	}
+	running.Wait()
+	for _, d := range lanes {
+		d.t, d.s.T = t, t
+		if _, err := d.harmed.Destroy(t.Context(), "u"); err != nil {
+			t.Error(err)
+		}
+		if left := d.left(); len(left) > 0 {
+			t.Errorf("left of the harmed engine: %v", left)
+		}
+	}
+}
+
+// records damages a record of each kind that is a lane's: every so many, from the lane's
+// number on. The rows of engines are in the lane of the deployment's record, which notes
+// that one was brought back until it is made anew itself.
+func (d *damage) records(t *testing.T, lane, lanes int) {
 	ctx := t.Context()
 	id, hash := d.engine.EngineID, secrets.Hash(d.harmed.PlatformKey)
 	once := d.below("idempotency/", d.product)
 	someID := d.engine.EngineID[:6] + "aaaaaaaaaaaaaaaaaaaa"
-	for _, kind := range []struct {
+	for i, kind := range []struct {
 		name string
 		key  func() string
 		// waits: the record is the whole service's, and all wait for it, for a while.
@@ -195,8 +220,8 @@ func TestDamagedRecords(t *testing.T) {
 	}{
 		{name: "products", key: func() string { return d.below("products/", d.product) }, mended: d.mended},
 		{name: "slugs", key: func() string { return d.below("slugs/", d.product) }, mended: d.mended},
-		{name: "platform-keys", key: func() string { return d.below("platform-keys/", hash) }, mended: d.mended},
 		{name: "engines", key: func() string { return d.below("engines/", id) }},
+		{name: "platform-keys", key: func() string { return d.below("platform-keys/", hash) }, mended: d.mended},
 		{name: "engine-ids", key: func() string { return d.below("engine-ids/", id) }, mended: d.mended},
 		{name: "changes", key: func() string { return d.below("changes/") }},
 		{name: "quota", key: func() string { return d.below("quota/", d.product) }, mended: d.mended},
@@ -215,8 +240,12 @@ func TestDamagedRecords(t *testing.T) {
 		{name: "leader", key: func() string { return d.prefix + "leader" }, waits: true},
 		{name: "deployment", key: func() string { return d.prefix + "deployment" }, waits: true},
 	} {
+		if i%lanes != lane {
+			continue
+		}
 		for _, how := range []string{"deleted", "rubbish"} {
 			t.Run(kind.name+"/"+how, func(t *testing.T) {
+				d.t, d.s.T = t, t
 				harness.Eventually(t, "the user has its engine", func() error { return d.works(ctx) })
 				key := kind.key()
 				before := d.value(key)
@@ -245,12 +274,6 @@ func TestDamagedRecords(t *testing.T) {
 				d.adminReads(t)
 			})
 		}
-	}
-	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
-		t.Error(err)
-	}
-	if left := d.left(); len(left) > 0 {
-		t.Errorf("left of the harmed engine: %v", left)
 	}
 }
 
