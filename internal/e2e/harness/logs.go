@@ -28,7 +28,8 @@ func (l *LogBuffer) String() string {
 // logger as "images:", a field as "op=" or "op=stop". What a line says is prose, and no
 // test's concern.
 func (l *LogBuffer) Count(marks ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
+	// A field of several lines is on lines of its own, which are indented.
+	for line := range strings.Lines(strings.ReplaceAll(l.String(), "\n  ", "   ")) {
 		line = " " + strings.TrimSuffix(line, "\n") + " "
 		if !slices.ContainsFunc(marks, func(mark string) bool {
 			mark = " " + mark
