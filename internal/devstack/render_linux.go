@@ -164,6 +164,11 @@ plugin "docker" {
     }
     gc {
       image = false
+      # An agent removes the containers of every other agent of the same docker daemon
+      # once they are five minutes old.
+      dangling_containers {
+        enabled = false
+      }
     }
   }
 }

@@ -1,0 +1,31 @@
+package faults
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
+)
+
+// testEpochPoints kills leaders between the writes that raise the epoch, several in a
+// row. The next one goes on, and takes neither store for an older one.
+func testEpochPoints(t *testing.T, points []string) {
+	t.Parallel()
+	const prefix = "faults-epoch/"
+	database, s := "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), harness.OpenStores(t, harness.Shared)
+	harness.StartFaulty(t, prefix, database, "").End()
+	s.EndSessions(prefix)
+	for _, point := range append(points, points[1], points[0], points[0]) {
+		if err := harness.StartFaulty(t, prefix, database, "kill "+point).AwaitDeath(40 * time.Second); err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		s.EndSessions(prefix)
+	}
+	p := harness.StartFaulty(t, prefix, database, "")
+	harness.Eventually(t, "the registry says so", func() error {
+		_, err := p.Registry(t.Context())
+		return err
+	})
+	p.NeverRecovered(t)
+}

@@ -1,0 +1,102 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/client"
+)
+
+// Patience is the deadline of what the tests wait for: longer than anything takes on
+// a machine that has other work, too. How soon something comes is a benchmark's to say.
+const Patience = 5 * time.Minute
+
+// Eventually waits for a condition: nil, with a deadline. It looks again after a
+// tenth of the time that it has waited, within bounds: a look may cost the agents
+// ten lists, and what takes long is not noticed late for that.
+func Eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	began := time.Now()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		waited := time.Since(began)
+		if waited >= Patience {
+			t.Fatalf("%s: not within %s: %v", what, Patience, err)
+		}
+		time.Sleep(min(max(waited/10, 20*time.Millisecond), 250*time.Millisecond))
+	}
+}
+
+// WantCode fails unless err is this answer.
+func WantCode(t *testing.T, err error, status int, code string) *client.Error {
+	t.Helper()
+	var e *client.Error
+	if !errors.As(err, &e) || e.Status != status || string(e.Code) != code {
+		t.Fatalf("got %v, want %d %s", err, status, code)
+	}
+	if e.RequestID == "" || e.Message == "" {
+		t.Fatalf("answer %+v lacks a request id or a message", e)
+	}
+	if (status == 503 || status == 429) && e.RetryAfter < time.Second {
+		t.Fatalf("%d without Retry-After", status)
+	}
+	return e
+}
+
+// ErrOf is the error of a call whose result does not matter.
+func ErrOf[T any](_ T, err error) error { return err }
+
+// Outcomes runs n calls side by side and counts what they answered.
+func Outcomes(n int, call func(i int) error) map[string]int {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	counts := map[string]int{}
+	for i := range n {
+		wg.Go(func() {
+			what := OutcomeOf(call(i))
+			mu.Lock()
+			defer mu.Unlock()
+			counts[what]++
+		})
+	}
+	wg.Wait()
+	return counts
+}
+
+// OutcomeOf is what a call answered, in a word.
+func OutcomeOf(err error) string {
+	var e *client.Error
+	switch {
+	case errors.As(err, &e):
+		return fmt.Sprintf("%d %s", e.Status, e.Code)
+	case err != nil:
+		return err.Error()
+	}
+	return "ok"
+}
+
+// Tail is the end of a text, n bytes at most.
+func Tail(s string, n int) string {
+	if len(s) > n {
+		return "..." + s[len(s)-n:]
+	}
+	return s
+}
+
+// FreeAddr is a loopback address that nothing listens on.
+func FreeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}

@@ -1,0 +1,152 @@
+package harness
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/septemberai/orch/client"
+)
+
+// Driver is one of the two ways in which engines run.
+type Driver struct {
+	Name string
+	vars map[string]string
+}
+
+// RawExec runs engines as processes.
+var RawExec = Driver{Name: "raw_exec"}
+
+// Docker runs engines as containers.
+var Docker = Driver{Name: "docker", vars: map[string]string{
+	"ORCH_ENGINE_DRIVER": "docker", "ORCH_ENGINE_IMAGE": DockerImage, "ORCH_ENGINE_BIN_DIR": "",
+}}
+
+// DockerImage is the reference engine without switches.
+const DockerImage = "orch/reference-engine:1"
+
+// Image names the reference engine with a switch of its own, or "" with none.
+func (d Driver) Image(name string) string {
+	switch {
+	case d.Name == Docker.Name && name == "":
+		return DockerImage
+	case d.Name == Docker.Name:
+		return "orch/reference-engine:" + name
+	case name == "":
+		return "reference-engine"
+	}
+	return "reference-engine." + name
+}
+
+// With is a service's configuration for this driver.
+func (d Driver) With(vars map[string]string) map[string]string {
+	all := maps.Clone(vars)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, d.vars)
+	return all
+}
+
+// Environ is that as a process gets it.
+func (d Driver) Environ() []string {
+	var env []string
+	for name, value := range d.vars {
+		env = append(env, name+"="+value)
+	}
+	return env
+}
+
+// EachDriver runs a test with raw_exec and with docker.
+func EachDriver(t *testing.T, test func(*testing.T, Driver)) {
+	t.Parallel()
+	for _, d := range []Driver{RawExec, Docker} {
+		t.Run(d.Name, func(t *testing.T) {
+			if d.Name == Docker.Name {
+				NeedDocker(t)
+			}
+			test(t, d)
+		})
+	}
+}
+
+// NeedDocker skips a test where no docker engine is, which CI does not allow.
+func NeedDocker(t *testing.T) {
+	t.Helper()
+	switch {
+	case os.Getenv("DOCKER_HOST") != "":
+	case os.Getenv("CI") == "true":
+		t.Fatal("DOCKER_HOST is not set")
+	default:
+		t.Skip("no docker engine: export DOCKER_HOST=$(tools/dockerd.sh start DIR) as root, then make engine-image")
+	}
+}
+
+// Container is what docker inspect says of one.
+type Container struct {
+	ID     string `json:"Id"`
+	State  struct{ Pid int }
+	Config struct {
+		User  string
+		Image string
+		Env   []string
+	}
+	HostConfig struct {
+		ReadonlyRootfs, Privileged bool
+		CapDrop, SecurityOpt       []string
+		PidsLimit, Memory          int64
+		CPUShares                  int64 `json:"CpuShares"`
+		Mounts                     []struct {
+			Type, Target string
+			TmpfsOptions struct{ SizeBytes int64 }
+		}
+	}
+}
+
+// Inspect finds the container of an engine by its allocation's port.
+func Inspect(t *testing.T, e *client.Engine) Container {
+	t.Helper()
+	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
+	out, err := exec.Command("docker", "ps", "-q", "--filter", "publish="+port).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(string(out))
+	if out, err = exec.Command("docker", "inspect", id).Output(); err != nil {
+		t.Fatalf("inspect %q: %v", id, err)
+	}
+	var found []Container
+	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
+		t.Fatalf("inspect %q: %d containers, %v", id, len(found), err)
+	}
+	return found[0]
+}
+
+// Pids are all processes of the machine.
+func Pids() (pids []int) {
+	names, _ := filepath.Glob("/proc/[0-9]*")
+	for _, name := range names {
+		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Containers are the pids of the processes of an engine, whoever knows of them.
+func Containers(engineID string) (of []int) {
+	mark := []byte("NOMAD_JOB_ID=engine-" + engineID + "\x00")
+	for _, pid := range Pids() {
+		if env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); bytes.Contains(env, mark) {
+			of = append(of, pid)
+		}
+	}
+	return of
+}

@@ -1,0 +1,54 @@
+package harness
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/septemberai/orch/internal/contract"
+)
+
+// What suites have to drive, and what is excused, is in the document, and the suites
+// are there.
+func TestDriven(t *testing.T) {
+	doc, err := contract.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := contract.Answers(doc)
+	is := func(a string) bool {
+		return slices.ContainsFunc(answers, func(b contract.Answer) bool { return b.String() == a })
+	}
+	suites := map[string]bool{contractSuite: true}
+	for suite, driven := range drivenElsewhere {
+		suites[suite] = true
+		for _, a := range driven {
+			if !is(a) {
+				t.Errorf("%s, of the suite %s, is not documented", a, suite)
+			}
+		}
+	}
+	for code, suite := range drivenByCode {
+		suites[suite] = true
+		if !slices.ContainsFunc(answers, func(a contract.Answer) bool { return a.Code == code }) {
+			t.Errorf("%s, of the suite %s, is not documented", code, suite)
+		}
+	}
+	for suite := range suites {
+		if _, err := os.Stat(filepath.Join("..", suite, "main_test.go")); err != nil {
+			t.Errorf("no suite %s: %v", suite, err)
+		}
+	}
+	for _, why := range notDriven {
+		for _, a := range why.answers {
+			if !slices.Contains(answers, a) {
+				t.Errorf("%s is excused and not documented", a)
+			}
+		}
+	}
+	// What nobody has listed is the contract suite's.
+	if got := drivenBy(contract.Answer{Operation: "new", Status: 200}); got != contractSuite {
+		t.Errorf("a new answer is driven by %s", got)
+	}
+}

@@ -1,0 +1,59 @@
+package harness
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"testing"
+
+	"github.com/septemberai/orch/internal/fault"
+)
+
+// StartFaulty starts a server on the shared agents and waits until it is ready;
+// what is armed, "kill POINT" or "pause POINT", may keep it from that.
+func StartFaulty(t *testing.T, prefix, database, armed string, env ...string) *Process {
+	t.Helper()
+	orch, err := faultyBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	env = append([]string{fault.Variable + "=" + armed, "ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_VOLUME_POOL=2", "ORCH_LOG_LEVEL=debug"}, env...)
+	return Serve(t, orch, Shared, prefix, database, env...)
+}
+
+// FailingImage is of an engine that exits when it starts.
+const FailingImage = "reference-engine.exit-at-start"
+
+// ConsulWay is a way to the shared Consul on which some requests get no answer, as
+// on a connection of which one end is gone.
+func ConsulWay(t *testing.T, silent func(*http.Request) bool) string {
+	t.Helper()
+	return ConsulProxy(t, func(_ http.ResponseWriter, r *http.Request) bool {
+		if !silent(r) {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // else the end of the request is not seen
+		<-r.Context().Done()
+		return true
+	})
+}
+
+// ConsulProxy is a way to the shared Consul for all requests but those that answered
+// takes care of.
+func ConsulProxy(t *testing.T, answered func(http.ResponseWriter, *http.Request) bool) string {
+	t.Helper()
+	consul, err := url.Parse(Shared.ConsulAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
+	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !answered(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(way.Close)
+	return way.URL
+}

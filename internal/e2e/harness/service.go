@@ -1,0 +1,220 @@
+package harness
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/service"
+)
+
+// AdminKey is the admin key of every service under test.
+const AdminKey = "admin-key-of-the-tests"
+
+// ProviderKey is the key of a model provider that the services hand to engines.
+const ProviderKey = "sk-provider-secret-of-the-tests"
+
+// Replica is a service under test, with what it logged.
+type Replica struct {
+	*service.Service
+	URL  string
+	Logs *LogBuffer
+	Stop func()
+}
+
+// StartService runs a replica on a stack; vars add to or replace its
+// configuration. Each test has a registry prefix of its own.
+func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *Replica {
+	t.Helper()
+	all := map[string]string{
+		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": AdminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
+		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": BinDir, "ORCH_VOLUME_POOL": "2",
+		"ORCH_ENGINE_LOGS":            "driver", // a process less per engine
+		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // what failed stays so, but where a test is about restarts
+		"ORCH_ENGINE_CPU_MHZ":         "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_LOG_LEVEL": "trace",
+		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "LLM_API_KEY": ProviderKey,
+	}
+	if _, ok := vars["ORCH_CONSUL_PREFIX"]; !ok {
+		all["ORCH_CONSUL_PREFIX"] = "t-" + strings.ToLower(rand.Text()[:10]) + "/"
+	}
+	all["ORCH_DATABASE_URL"] = "sqlite://" + filepath.Join(t.TempDir(), "audit.db")
+	for k, v := range vars {
+		all[k] = v
+	}
+	vaultToken := all["VAULT_TOKEN"]
+	if _, ok := vars["ORCH_VAULT_MOUNT"]; !ok {
+		mount, token := MountOf(t, stack, all["ORCH_CONSUL_PREFIX"])
+		all["ORCH_VAULT_MOUNT"], vaultToken = mount, cmp.Or(vaultToken, token)
+	}
+	environ := make([]string, 0, len(all))
+	for k, v := range all {
+		environ = append(environ, k+"="+v)
+	}
+	cfg, err := config.Load(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := &LogBuffer{}
+	var out io.Writer = logs
+	if os.Getenv("ORCH_TEST_LOG") != "" {
+		out = io.MultiWriter(logs, os.Stderr)
+	}
+	svc, err := service.New(t.Context(), cfg, service.Clients{
+		NomadAddr: stack.NomadAddr, ConsulAddr: cmp.Or(all["CONSUL_HTTP_ADDR"], stack.ConsulAddr), VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(vaultToken, stack.VaultOrchToken),
+	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	r := &Replica{Service: svc, URL: "http://" + svc.Server.Addr().String(), Logs: logs}
+	r.Stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("service ended with %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		r.Stop()
+		for _, problem := range documented.Take(svc.Server.Addr().String()) {
+			t.Errorf("not as documented: %s", problem)
+		}
+		if t.Failed() {
+			t.Logf("log of the service:\n%s", Tail(logs.String(), 8000))
+		}
+	})
+	Eventually(t, "the service is ready", func() error {
+		return (&client.Client{BaseURL: r.URL}).Ready(t.Context())
+	})
+	return r
+}
+
+// StartReplicas runs n services on one registry.
+func StartReplicas(t *testing.T, n int, vars map[string]string) []*Replica {
+	t.Helper()
+	vars["ORCH_CONSUL_PREFIX"] = "replicas-" + t.Name() + "/"
+	var all []*Replica
+	for range n {
+		all = append(all, StartService(t, Shared, vars))
+	}
+	return all
+}
+
+// MountOf gives the deployment of a prefix its mount in Vault, and returns a token of
+// the service for it.
+func MountOf(t *testing.T, stack *devstack.Stack, prefix string) (mount, token string) {
+	t.Helper()
+	mount = MountName(prefix)
+	token, err := stack.Mount(context.Background(), mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mount, token
+}
+
+// MountName is the mount in Vault of the deployment of a prefix.
+func MountName(prefix string) string {
+	return "kv-" + strings.ToLower(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(strings.Trim(prefix, "/"), "-"))
+}
+
+// With is a configuration with more of NAME=value.
+func With(vars map[string]string, more ...string) map[string]string {
+	all := map[string]string{}
+	for k, v := range vars {
+		all[k] = v
+	}
+	for _, kv := range more {
+		k, v, _ := strings.Cut(kv, "=")
+		all[k] = v
+	}
+	return all
+}
+
+// Soon makes the service's reactions quick.
+var Soon = map[string]string{
+	"ORCH_HEALTH_CHECK_INTERVAL_S": "1", "ORCH_HEALTH_CHECK_TIMEOUT_S": "1", "ORCH_HEALTH_MAX_FAILURES": "2",
+	"ORCH_RESTART_BACKOFF_BASE_S": "1", "ORCH_RESTART_BACKOFF_MAX_S": "2",
+}
+
+// Admin is a client of the replica with the admin key.
+func (r *Replica) Admin() *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: AdminKey} }
+
+// Product registers a product and returns a client with its key.
+func (r *Replica) Product(t *testing.T, policy map[string]any) *client.Client {
+	t.Helper()
+	slug := "p-" + strings.ToLower(rand.Text()[:12])
+	p, err := (&client.Client{BaseURL: r.URL, AdminKey: AdminKey}).RegisterProduct(t.Context(), slug, "Test product", PolicyOf(t, policy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
+}
+
+// PolicyOf is a policy in the client's own words.
+func PolicyOf(t *testing.T, fields map[string]any) *client.Policy {
+	t.Helper()
+	b, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := new(client.Policy)
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(policy); err != nil {
+		t.Fatal(err)
+	}
+	return policy
+}
+
+// AnyImage is a policy that allows every image.
+var AnyImage = map[string]any{"allowed_images": []string{"*", "*/*"}}
+
+// At is the same product's client at another replica.
+func At(c *client.Client, r *Replica) *client.Client {
+	return &client.Client{BaseURL: r.URL, PlatformKey: c.PlatformKey, AdminKey: c.AdminKey}
+}
+
+// ProductOf is the id of the only product that there is.
+func ProductOf(t *testing.T, admin, c *client.Client) string {
+	t.Helper()
+	list, err := admin.Products(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list.Products) != 1 {
+		t.Fatalf("%d products, want one", len(list.Products))
+	}
+	return list.Products[0].ProductID
+}
+
+// Unreachable are the engine_ids of all unreachable volumes.
+func (r *Replica) Unreachable(t *testing.T) map[string]client.UnreachableVolume {
+	t.Helper()
+	list, err := r.Admin().UnreachableVolumes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unreachable := map[string]client.UnreachableVolume{}
+	for _, g := range list.UnreachableVolumes {
+		unreachable[g.EngineID] = g
+	}
+	return unreachable
+}
+
+// Passes is how many full passes the replica has made.
+func (r *Replica) Passes() int { return r.Logs.Passes() }

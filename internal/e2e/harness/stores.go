@@ -1,0 +1,223 @@
+package harness
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	vault "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/registry"
+)
+
+// Stores looks into the real stores behind a service, as root.
+type Stores struct {
+	T      *testing.T
+	stack  *devstack.Stack
+	Nomad  *nomad.Client
+	Consul *consul.Client
+	Vault  *vault.Client
+}
+
+// OpenStores looks into the stores of a stack.
+func OpenStores(t *testing.T, s *devstack.Stack) *Stores {
+	t.Helper()
+	n, err := nomad.NewClient(&nomad.Config{Address: s.NomadAddr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := consul.NewClient(&consul.Config{Address: s.ConsulAddr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := vault.NewClient(&vault.Config{Address: s.VaultAddr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.SetToken(s.VaultRootToken)
+	return &Stores{t, s, n, c, v}
+}
+
+// Engines reads the rows of a deployment.
+func (s *Stores) Engines(prefix string) ([]*registry.Engine, error) {
+	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
+	if err != nil {
+		return nil, err
+	}
+	var rows []*registry.Engine
+	for _, pair := range pairs {
+		row := new(registry.Engine)
+		if err := json.Unmarshal(pair.Value, row); err != nil {
+			return nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// engineJobs lists the jobs, variables and keys of all engines of a deployment,
+// and its rows.
+func (s *Stores) Rows(prefix string) []string {
+	s.T.Helper()
+	keys, _, err := s.Consul.KV().Keys(prefix+"engines/", "", nil)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	return keys
+}
+
+// Write replaces a row that was read, and tells the replicas' views of it.
+func (s *Stores) Write(prefix string, row *consul.KVPair) error {
+	shard, _, _ := strings.Cut(strings.TrimPrefix(row.Key, prefix+"engines/"), "/")
+	ok, _, _, err := s.Consul.KV().Txn(consul.KVTxnOps{
+		{Verb: consul.KVCAS, Key: row.Key, Value: row.Value, Index: row.ModifyIndex},
+		{Verb: consul.KVSet, Key: prefix + "changes/" + shard, Value: []byte(time.Now().String())},
+	}, nil)
+	if err == nil && !ok {
+		err = errors.New("the row changed meanwhile")
+	}
+	return err
+}
+
+// Edit changes an engine's row in the registry itself.
+func (s *Stores) Edit(prefix, user string, change func(map[string]any)) {
+	s.T.Helper()
+	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	for _, p := range pairs {
+		row := map[string]any{}
+		if err := json.Unmarshal(p.Value, &row); err != nil {
+			s.T.Fatal(err)
+		}
+		if row["user_id"] != user {
+			continue
+		}
+		change(row)
+		if p.Value, err = json.Marshal(row); err != nil {
+			s.T.Fatal(err)
+		}
+		if err := s.Write(prefix, p); err != nil {
+			s.T.Fatalf("row of %s: %v", user, err)
+		}
+		return
+	}
+	s.T.Fatalf("no row of %s", user)
+}
+
+// PutRow writes a row behind the service's back, with its index.
+func (s *Stores) PutRow(prefix string, row *registry.Engine) {
+	s.T.Helper()
+	key := RowNameOf(row)
+	value, err := json.Marshal(row)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	for k, v := range map[string][]byte{"engines/" + key: value, "engine-ids/" + row.EngineID: []byte("engines/" + key), "changes/" + key[:2]: []byte(row.EngineID + "@hand")} {
+		if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + k, Value: v}, nil); err != nil {
+			s.T.Fatal(err)
+		}
+	}
+}
+
+// RowNameOf is the name of a row below engines/.
+func RowNameOf(row *registry.Engine) string {
+	sum := sha256.Sum256([]byte(row.ProductID + "\x00" + row.UserID))
+	return hex.EncodeToString(sum[:1]) + "/" + row.ProductID + "/" + base64.RawURLEncoding.EncodeToString([]byte(row.UserID))
+}
+
+// Leader is the id of the replica that leads, or "".
+func (s *Stores) Leader(prefix string) (string, error) {
+	pair, _, err := s.Consul.KV().Get(prefix+"leader", nil)
+	if err != nil || pair == nil || pair.Session == "" {
+		return "", err
+	}
+	return string(pair.Value), nil
+}
+
+// EndSession ends the session of one replica, as Consul does after its TTL.
+func (s *Stores) EndSession(prefix, replica string) {
+	s.T.Helper()
+	pair, _, err := s.Consul.KV().Get(prefix+"replicas/"+replica, nil)
+	if err != nil || pair == nil {
+		s.T.Fatalf("replica %s: %v, %v", replica, pair, err)
+	}
+	if _, err := s.Consul.Session().Destroy(pair.Session, nil); err != nil {
+		s.T.Fatal(err)
+	}
+}
+
+// EndSessions does what Consul does when a dead replica's TTL is over.
+func (s *Stores) EndSessions(prefix string) {
+	s.T.Helper()
+	pairs, _, err := s.Consul.KV().List(prefix+"replicas/", nil)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	for _, pair := range pairs {
+		if _, err := s.Consul.Session().Destroy(pair.Session, nil); err != nil {
+			s.T.Fatal(err)
+		}
+	}
+}
+
+// MountWith is the mount in Vault that has a secret of an engine; "": none has.
+func (s *Stores) MountWith(engineID string) string {
+	s.T.Helper()
+	for _, mount := range s.stack.Mounts() {
+		secret, err := s.Vault.Logical().Read(mount + "/metadata/engines/" + engineID)
+		if err != nil {
+			s.T.Fatal(err)
+		}
+		if secret != nil {
+			return mount
+		}
+	}
+	return ""
+}
+
+// Deployment is the record that a deployment's registry has of itself.
+func (s *Stores) Deployment(prefix string) *registry.Deployment {
+	s.T.Helper()
+	pair, _, err := s.Consul.KV().Get(prefix+"deployment", nil)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	d := new(registry.Deployment)
+	if pair != nil {
+		if err := json.Unmarshal(pair.Value, d); err != nil {
+			s.T.Fatal(err)
+		}
+	}
+	return d
+}
+
+// brand is what the engine_ids of a deployment begin with.
+func (s *Stores) brand(prefix string) string {
+	s.T.Helper()
+	id := s.Deployment(prefix).ID
+	return id[:min(6, len(id))]
+}
+
+// AwaitReported waits until an engine's node has told the servers that it runs,
+// which is up to a second after it answers.
+func (s *Stores) AwaitReported(engineID string) {
+	s.T.Helper()
+	Eventually(s.T, "the node has reported the engine", func() error {
+		allocs, _, err := s.Nomad.Jobs().Allocations(registry.JobID(engineID), false, nil)
+		if err != nil || len(allocs) != 1 || allocs[0].ClientStatus != nomad.AllocClientStatusRunning {
+			return fmt.Errorf("%d allocations, %w", len(allocs), err)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,152 @@
+package outages
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
+)
+
+// daemon is a docker engine of a test's own, which the test may kill.
+type daemon struct {
+	t           *testing.T
+	dir, bridge string
+	live        bool
+	process     *os.Process
+	exited      chan struct{} // closed when the process is gone; nil: none runs
+}
+
+var bridges atomic.Int32
+
+// newDaemon starts one with an image of the reference engine. It has a bridge of its
+// own and writes no firewall rules: others run on this machine.
+func newDaemon(t *testing.T, liveRestore bool) *daemon {
+	t.Helper()
+	for _, tool := range []string{"dockerd", "ip"} {
+		if _, err := exec.LookPath(tool); err != nil || os.Getuid() != 0 {
+			t.Skipf("a docker daemon of its own needs root and %s", tool)
+		}
+	}
+	dir, err := os.MkdirTemp("", "od-") // short, for its sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := int(bridges.Add(1))
+	d := &daemon{t: t, dir: dir, live: liveRestore, bridge: fmt.Sprintf("od%d-%d", os.Getpid()%100000, n)}
+	t.Cleanup(d.remove)
+	net := fmt.Sprintf("10.%d.%d.1/24", 200+os.Getpid()/250%50, (os.Getpid()+n)%250)
+	for _, args := range [][]string{{"link", "add", "name", d.bridge, "type", "bridge"}, {"addr", "add", net, "dev", d.bridge}, {"link", "set", d.bridge, "up"}} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Skipf("no bridge for a docker daemon: ip %v: %v: %s", args, err, out)
+		}
+	}
+	d.start()
+	build := exec.Command("sh", harness.Repository+"/cmd/reference-engine/build-image.sh", harness.DockerImage)
+	build.Env = append(os.Environ(), "DOCKER_HOST="+d.address())
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the image: %v: %s", err, out)
+	}
+	return d
+}
+
+func (d *daemon) address() string { return "unix://" + d.socket() }
+
+func (d *daemon) socket() string { return filepath.Join(d.dir, "docker.sock") }
+
+// start starts the daemon and waits until it answers. One that does not come up is
+// started again, as systemd does it.
+func (d *daemon) start() {
+	d.t.Helper()
+	harness.Eventually(d.t, "the docker daemon answers", func() error {
+		if d.exited != nil {
+			select {
+			case <-d.exited:
+				d.exited = nil
+			default:
+			}
+		}
+		if d.exited == nil {
+			d.launch()
+		}
+		return exec.Command("docker", "-H", d.address(), "version").Run()
+	})
+}
+
+func (d *daemon) launch() {
+	d.t.Helper()
+	out, err := os.OpenFile(filepath.Join(d.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = out.Close() }()
+	cmd, exited := exec.Command("dockerd", "-H", d.address(), "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "exec"),
+		"-p", filepath.Join(d.dir, "pid"), "--bridge", d.bridge, "--iptables=false", "--live-restore="+strconv.FormatBool(d.live)), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // it is killed
+	}()
+	d.process, d.exited = cmd.Process, exited
+}
+
+// containerd is the pid of the containerd that the daemon has started; 0: none.
+func (d *daemon) containerd() int {
+	text, _ := os.ReadFile(filepath.Join(d.dir, "exec/containerd/containerd.pid"))
+	pid, _ := strconv.Atoi(string(text))
+	return pid
+}
+
+// end sends the daemon a signal, and others, and waits until it and its containerd are
+// gone.
+func (d *daemon) end(signal syscall.Signal, others ...int) {
+	d.t.Helper()
+	if d.exited == nil {
+		return
+	}
+	containerd := d.containerd()
+	for _, pid := range append(others, d.process.Pid) {
+		if err := syscall.Kill(pid, signal); err != nil {
+			d.t.Error(err)
+		}
+	}
+	<-d.exited
+	d.exited = nil
+	harness.Eventually(d.t, "containerd ends", func() error {
+		if state := harness.ProcessState(containerd); containerd > 0 && state != "" && state != "Z" {
+			return fmt.Errorf("process %d is in state %s", containerd, state)
+		}
+		return nil
+	})
+}
+
+// remove ends the daemon and what it left.
+func (d *daemon) remove() {
+	d.end(syscall.SIGTERM)
+	for _, pid := range harness.Pids() { // the shims of containers that it did not end
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.Contains(line, []byte("-address\x00"+d.dir+"/")) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		if field := strings.Fields(line); strings.HasPrefix(field[4], d.dir+"/") {
+			_ = syscall.Unmount(field[4], syscall.MNT_DETACH)
+		}
+	}
+	_ = exec.Command("ip", "link", "del", d.bridge).Run()
+	if err := os.RemoveAll(d.dir); err != nil {
+		d.t.Error(err)
+	}
+}
