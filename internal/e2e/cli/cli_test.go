@@ -273,11 +273,11 @@ func TestCommandLine(t *testing.T) {
 	if err := os.WriteFile(secret, []byte(made.PlatformAPIKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	operator := &shell{t, orch, []string{"XDG_CONFIG_HOME=" + t.TempDir(), "THE_ADMINS_KEY=" + adminKey}}
+	operator := &shell{t, orch, []string{"XDG_CONFIG_HOME=" + t.TempDir(), "THE_ADMINS_KEY=" + harness.AdminKey}}
 	out, _ = operator.run(0, "context", "list")
 	operator.shows(out, "no contexts")
-	operator.run(0, "context", "add", "-address", "http://"+freeAddr(t), "elsewhere")
-	operator.run(0, "context", "add", "-address", r.url, "-product", "acme", "-platform-key-file", secret, "-admin-key-env", "THE_ADMINS_KEY", "here")
+	operator.run(0, "context", "add", "-address", "http://"+harness.FreeAddr(t), "elsewhere")
+	operator.run(0, "context", "add", "-address", r.URL, "-product", "acme", "-platform-key-file", secret, "-admin-key-env", "THE_ADMINS_KEY", "here")
 	operator.run(2, "engine", "list")
 	out, _ = operator.run(0, "engine", "list", "-context", "here")
 	operator.shows(out, "no engines")
@@ -288,7 +288,7 @@ func TestCommandLine(t *testing.T) {
 	operator.shows(out, "Pooled volumes")
 	out, _ = operator.run(0, "provider-keys", "status")
 	operator.shows(out, "Status", "Pending")
-	if out, _ = operator.run(0, "context", "list", "-json"); strings.Contains(out, made.PlatformAPIKey) || strings.Contains(out, adminKey) {
+	if out, _ = operator.run(0, "context", "list", "-json"); strings.Contains(out, made.PlatformAPIKey) || strings.Contains(out, harness.AdminKey) {
 		t.Errorf("a key is in the contexts:\n%s", out)
 	}
 

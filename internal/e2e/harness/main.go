@@ -34,6 +34,7 @@ var (
 	BinDir string
 
 	documented *contract.Transport
+	calls      *patient
 )
 
 // atOnce is how many tests of a suite run side by side unless -parallel says otherwise:
@@ -67,7 +68,8 @@ func Main(m *testing.M) {
 	}
 	// Every call to the service passes by the document.
 	documented = contract.New(doc, http.DefaultTransport)
-	http.DefaultClient = &http.Client{Transport: documented}
+	calls = &patient{base: documented, hosts: map[string]bool{}}
+	http.DefaultClient = &http.Client{Transport: calls}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

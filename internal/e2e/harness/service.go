@@ -89,6 +89,9 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 			t.Errorf("service ended with %v", err)
 		}
 	})
+	if stack == Shared && all["CONSUL_HTTP_ADDR"] == "" {
+		calls.with(svc.Server.Addr().String())
+	}
 	t.Cleanup(func() {
 		r.Stop()
 		for _, problem := range documented.Take(svc.Server.Addr().String()) {

@@ -1,4 +1,4 @@
-package e2e
+package health
 
 import (
 	"errors"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestDiskNotMounted lets a node come back without the disk of the brains: no engine runs
@@ -23,16 +24,16 @@ func TestDiskNotMounted(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	stack := ownStack(t, devstack.Config{VolumePlugins: plugins})
-	r := startService(t, stack, with(soon, "ORCH_CONSUL_PREFIX=disk/", "ORCH_VOLUME_PLUGIN=orch-quota", "ORCH_VOLUME_POOL=1"))
-	c, ctx, s := r.product(t, nil), t.Context(), openStores(t, stack)
+	stack := harness.OwnStack(t, devstack.Config{VolumePlugins: plugins})
+	r := harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX=disk/", "ORCH_VOLUME_PLUGIN=orch-quota", "ORCH_VOLUME_POOL=1"))
+	c, ctx, s := r.Product(t, nil), t.Context(), harness.OpenStores(t, stack)
 	engines := map[string]*client.Engine{}
 	for _, user := range []string{"runs", "stopped", "destroyed"} {
 		e, err := c.Provision(ctx, user, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		remember(t, e, e.APIKey, user)
+		harness.Remember(t, e, e.APIKey, user)
 		engines[user] = e
 		if user != "runs" {
 			if _, err := c.Stop(ctx, user); err != nil {
@@ -40,7 +41,7 @@ func TestDiskNotMounted(t *testing.T) {
 			}
 		}
 	}
-	s.awaitReported(engines["runs"].EngineID)
+	s.AwaitReported(engines["runs"].EngineID)
 	node := devstack.NomadClient(0)
 	disk := filepath.Join(stack.Dir, string(node), "host_volumes")
 	// reboot ends the agent and all tasks, and lets the node come back with or without the disk.
@@ -63,18 +64,18 @@ func TestDiskNotMounted(t *testing.T) {
 		}
 	}
 	reboot(disk, disk+".unmounted")
-	if refused := wantCode(t, second(c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED"); !strings.Contains(refused.Message, "disk of its volumes") {
+	if refused := harness.WantCode(t, harness.ErrOf(c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED"); !strings.Contains(refused.Message, "disk of its volumes") {
 		t.Errorf("the start is told %q", refused.Message)
 	}
-	awaitEngine(t, c, "runs", "failed", "")
-	if admitted, err := admit(ctx, c, "runs", false, false); err != nil || admitted.Admitted {
+	harness.AwaitEngine(t, c, "runs", "failed", "")
+	if admitted, err := harness.Admit(ctx, c, "runs", false, false); err != nil || admitted.Admitted {
 		t.Errorf("admitted: %+v, %v", admitted, err)
 	}
 	if _, err := c.Destroy(ctx, "destroyed"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the volume of the destroyed engine is listed, with what to do", func() error {
-		if v, listed := r.unreachable(t)[engines["destroyed"].EngineID]; !listed || !strings.Contains(v.Why, "mount its disk") {
+	harness.Eventually(t, "the volume of the destroyed engine is listed, with what to do", func() error {
+		if v, listed := r.Unreachable(t)[engines["destroyed"].EngineID]; !listed || !strings.Contains(v.Why, "mount its disk") {
 			return fmt.Errorf("listed: %t, %q", listed, v.Why)
 		}
 		return nil
@@ -87,16 +88,16 @@ func TestDiskNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, user := range []string{"runs", "stopped"} {
-		eventually(t, user+" has its memory", func() error {
-			e, err := engineIs(t, c, user, "running", "")
+		harness.Eventually(t, user+" has its memory", func() error {
+			e, err := harness.EngineIs(t, c, user, "running", "")
 			if err != nil {
 				return err
 			}
-			return export(t, e, engines[user].APIKey).knows(user)
+			return harness.Export(t, e, engines[user].APIKey).Knows(user)
 		})
 	}
-	eventually(t, "the volume of the destroyed engine is deleted", func() error {
-		if left := s.traces(engines["destroyed"].EngineID); len(left) > 0 {
+	harness.Eventually(t, "the volume of the destroyed engine is deleted", func() error {
+		if left := s.Traces(engines["destroyed"].EngineID); len(left) > 0 {
 			return fmt.Errorf("left: %v", left)
 		}
 		return nil

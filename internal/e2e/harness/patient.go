@@ -1,0 +1,59 @@
+package harness
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"regexp"
+	"sync"
+	"time"
+)
+
+// patient sends a call again that was answered with 503 because Nomad, Consul or Vault
+// did not answer in time, as a product is to. Nobody hurts the stores of a shared stack,
+// so all that this says there is that the machine has other work, too.
+type patient struct {
+	base http.RoundTripper
+
+	mu    sync.Mutex
+	hosts map[string]bool
+}
+
+// storeAway is what such an answer says; one about the audit log has other words.
+var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\)`)
+
+// with has the calls to a service sent again.
+func (p *patient) with(host string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hosts[host] = true
+}
+
+func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	p.mu.Lock()
+	again := p.hosts[r.URL.Host] && (r.Body == nil || r.GetBody != nil)
+	p.mu.Unlock()
+	for began := time.Now(); ; {
+		resp, err := p.base.RoundTrip(r)
+		if err != nil || !again || resp.StatusCode != http.StatusServiceUnavailable || time.Since(began) > Patience {
+			return resp, err
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return nil, err
+		}
+		if resp.Body = io.NopCloser(bytes.NewReader(body)); !storeAway.Match(body) {
+			return resp, nil
+		}
+		select {
+		case <-r.Context().Done():
+			return resp, nil
+		case <-time.After(time.Second):
+		}
+		if r = r.Clone(r.Context()); r.GetBody != nil {
+			if r.Body, err = r.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
