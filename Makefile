@@ -55,11 +55,12 @@ chaos: ## Kill, pause and cut everything for 8 minutes (FOR), and check that not
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: lint
-lint: ## Check formatting, go vet and staticcheck
+lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags faultpoints ./internal/fault
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
+	$(GO) run $(LINT) run ./...
 
 .PHONY: docs
 docs: ## Write docs/configuration.md and docs/cli.md anew; a test fails when one is stale

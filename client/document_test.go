@@ -323,7 +323,10 @@ func TestPages(t *testing.T) {
 		t.Errorf("got %v", ids)
 	}
 	asked = nil
-	for range c.AllEngines(t.Context(), client.EngineFilter{}) {
+	for _, err := range c.AllEngines(t.Context(), client.EngineFilter{}) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 	if len(asked) != 1 {

@@ -19,7 +19,7 @@ type Batch struct {
 	Volume string
 }
 
-// ErrBatchFailed: the script ended with another exit code than 0, or could not run.
+// ErrBatchFailed says that the script ended with another exit code than 0, or could not run.
 var ErrBatchFailed = errors.New("cluster: the batch job failed")
 
 // batchPoll is how often a batch job is looked at.

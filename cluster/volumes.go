@@ -61,7 +61,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
 }
 
-// ErrNoQuotas: the plugin that makes volumes sets no quotas.
+// ErrNoQuotas says that the plugin that makes volumes sets no quotas.
 var ErrNoQuotas = &PluginError{Said: Mkdir + " sets no quotas; ORCH_VOLUME_PLUGIN must name one that does"}
 
 // LimitVolume has the volume plugin of a node limit what fits into a volume, in MiB; 0: no

@@ -34,7 +34,7 @@ const (
 	maxKnown = 1024
 )
 
-// ErrSilent: the registry did not answer a moment ago, and is left alone for now.
+// ErrSilent says that the registry did not answer a moment ago, and is left alone for now.
 var ErrSilent = errors.New("images: the registry did not answer a moment ago")
 
 var errLate = errors.New("images: the registry, or a credential helper, did not answer in time")

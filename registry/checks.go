@@ -13,13 +13,14 @@ import (
 type Standing int
 
 const (
-	// Unknown: Consul has not answered of late, or its agent on the engine's node is
+	// Unknown says that Consul has not answered of late, or its agent on the engine's node is
 	// dead, and with it what that last said.
 	Unknown Standing = iota
-	// Absent: Consul has no check of the engine's process that has run.
+	// Absent says that Consul has no check of the engine's process that has run.
 	Absent
-	// Passing and Critical are the words of a living agent.
+	// Passing is the word of a living agent.
 	Passing
+	// Critical is the word of a living agent.
 	Critical
 )
 

@@ -13,7 +13,7 @@ import (
 // section 2).
 const idempotencyTTL = 24 * time.Hour
 
-// ErrKeyUsed: the Idempotency-Key has a record already.
+// ErrKeyUsed says that the Idempotency-Key has a record already.
 var ErrKeyUsed = errors.New("registry: idempotency key is used")
 
 // Idempotency is the record of a change that carried an Idempotency-Key. It is made

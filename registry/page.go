@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// ErrCursor: a cursor that no page gave.
+// ErrCursor says that no page gave this cursor.
 var ErrCursor = errors.New("registry: not a cursor of this list")
 
 // errForeignRow: a row under the name of another user.

@@ -10,7 +10,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// ErrHasEngines: a product that still has engines.
+// ErrHasEngines says that a product still has engines.
 var ErrHasEngines = errors.New("registry: product has engines")
 
 // Tenant is a product with its count of engines, whatever their state.

@@ -20,7 +20,7 @@ const (
 	probeWithin = probeConns * probeEvery
 )
 
-// ErrAway: the store does not answer, so nothing was sent.
+// ErrAway says that the store does not answer, so nothing was sent.
 var ErrAway = errors.New("link: the store does not answer")
 
 type failFastKey struct{}

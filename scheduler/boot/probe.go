@@ -16,9 +16,10 @@ import (
 const maxHealthBody = 64 << 10
 
 const (
-	// An engine that still answers this many times, each within StillAnswers and
-	// three times what an answer took before, does not freeze: its first process is not
-	// the one that serves. The first answer may have been on its way.
+	// StillAnswers bounds an answer of an engine that answers although it was frozen. One
+	// that does so answersToo times, each within three times what an answer took before,
+	// too, does not freeze: its first process is not the one that serves. The first answer
+	// may have been on its way.
 	StillAnswers = 250 * time.Millisecond
 	answersToo   = 3
 	// SlowAnswer is the slowest answer that is waited for so long.

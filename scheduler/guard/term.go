@@ -65,7 +65,11 @@ func (g *Guard) Owned() error {
 	if g.mount {
 		return nil
 	}
-	return fmt.Errorf("%w: whether its mount is this deployment's was not read yet (%v)", secrets.ErrUnavailable, g.failed)
+	err := fmt.Errorf("%w: whether its mount is this deployment's was not read yet", secrets.ErrUnavailable)
+	if g.failed != nil {
+		err = fmt.Errorf("%w: %w", err, g.failed)
+	}
+	return err
 }
 
 // begin begins a term, or the next epoch of one: it holds the two records against each

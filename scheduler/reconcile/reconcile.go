@@ -1,3 +1,6 @@
+// Package reconcile compares what exists with what should exist, and mends the
+// difference: the world is read, a plan is made of it, and its acts are carried out. It
+// also rebuilds a registry that has lost rows, from what Vault and Nomad say.
 package reconcile
 
 import (

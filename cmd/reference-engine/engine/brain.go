@@ -43,7 +43,7 @@ func OpenBrain(ctx context.Context, path string) (_ *Brain, err error) {
 	b := &Brain{path: path}
 	defer func() {
 		if err != nil {
-			b.closeDBs()
+			_ = b.closeDBs()
 			err = explain(path, err)
 		}
 	}()

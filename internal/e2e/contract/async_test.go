@@ -130,5 +130,5 @@ func isGone(ctx context.Context, c *client.Client, user string) error {
 	if errors.Is(err, client.ErrEngineNotFound) {
 		return nil
 	}
-	return fmt.Errorf("it is there (%v)", err)
+	return errors.Join(errors.New("it is there"), err)
 }

@@ -40,7 +40,7 @@ func directories(s *harness.Stores) map[string]string {
 func gone(path string, want bool) error {
 	_, err := os.Stat(path)
 	if is := errors.Is(err, os.ErrNotExist); path == "" || is != want {
-		return fmt.Errorf("%q is gone: %t (%v)", path, is, err)
+		return errors.Join(fmt.Errorf("%q is gone: %t", path, is), err)
 	}
 	return nil
 }
