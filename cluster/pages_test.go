@@ -26,24 +26,24 @@ func TestPace(t *testing.T) {
 		}
 	}
 	for name, tc := range map[string]struct {
-		pace  Pace
-		hurry time.Duration // when the pace is closed
-		want  time.Duration
+		pace    Pace
+		requeue time.Duration // when the pace is closed
+		want    time.Duration
 	}{
 		"Hasty":   {pace: Hasty, want: pages * time.Second},
 		"Leisure": {want: (pages + (pages-1)*leisure) * time.Second},
 		// Two pages and their pauses, then three without.
-		"Hurried":           {hurry: 10 * time.Second, want: 13 * time.Second},
-		"HurriedInAPause":   {hurry: 8 * time.Second, want: 11 * time.Second},
-		"HurriedAfterwards": {hurry: time.Hour, want: (pages + (pages-1)*leisure) * time.Second},
+		"Hurried":           {requeue: 10 * time.Second, want: 13 * time.Second},
+		"HurriedInAPause":   {requeue: 8 * time.Second, want: 11 * time.Second},
+		"HurriedAfterwards": {requeue: time.Hour, want: (pages + (pages-1)*leisure) * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				pace := tc.pace
-				if tc.hurry > 0 {
-					hurry := make(chan struct{})
-					defer time.AfterFunc(tc.hurry, func() { close(hurry) }).Stop()
-					pace = hurry
+				if tc.requeue > 0 {
+					requeue := make(chan struct{})
+					defer time.AfterFunc(tc.requeue, func() { close(requeue) }).Stop()
+					pace = requeue
 				}
 				var at int
 				began := time.Now()

@@ -11,7 +11,7 @@ func TestEngineIDsTellWhoseTheyAre(t *testing.T) {
 	form := regexp.MustCompile(`^[a-z2-7]{26}$`)
 	deployment := strings.ToLower(rand.Text())
 	first, second := NewID(deployment), NewID(deployment)
-	if first == second || !form.MatchString(first) || !strings.HasPrefix(first, brand(deployment)) {
+	if first == second || !form.MatchString(first) || !strings.HasPrefix(first, idPrefix(deployment)) {
 		t.Errorf("got %q and %q in deployment %q", first, second, deployment)
 	}
 	if !MadeBy(first, deployment) || MadeBy("zzzzzz"+first[6:], deployment) || MadeBy(first[:20], deployment) {

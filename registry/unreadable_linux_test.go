@@ -183,7 +183,7 @@ func TestIndexes(t *testing.T) {
 	}
 }
 
-// What cannot be read of a product's bucket, an Idempotency-Key, a rollout, a setback or
+// What cannot be read of a product's bucket, an Idempotency-Key, a rollout, a backoff or
 // a flush is as if it were not there.
 func TestUnreadableIsAsNone(t *testing.T) {
 	r := lead(t, prefix(t))
@@ -201,11 +201,11 @@ func TestUnreadableIsAsNone(t *testing.T) {
 	if ro, err := r.Rollout(t.Context()); err != nil || ro.TargetVersion != 0 || ro.Index == 0 {
 		t.Errorf("the rollout: %+v, %v", ro, err)
 	}
-	b, err := r.WarmSetbacks(t.Context())
+	b, err := r.WarmBackoffs(t.Context())
 	if err != nil || b["f"] == nil || !b["f"].RetryAt.IsZero() {
-		t.Fatalf("the setbacks: %+v, %v", b, err)
+		t.Fatalf("the backoffs: %+v, %v", b, err)
 	}
-	if err := r.DeleteWarmSetback(t.Context(), b["f"]); err != nil {
+	if err := r.DeleteWarmBackoff(t.Context(), b["f"]); err != nil {
 		t.Error(err)
 	}
 	if _, err := r.Activity(t.Context()); err != nil {

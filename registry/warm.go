@@ -81,9 +81,9 @@ func (s *Store) claim(ctx context.Context, p *Product, e *Engine, index consul.K
 	}
 }
 
-// WarmSetback is why no warm engines of a kind are made for a while. The kind is
+// WarmBackoff is why no warm engines of a kind are made for a while. The kind is
 // its fingerprint.
-type WarmSetback struct {
+type WarmBackoff struct {
 	Fingerprint string `json:"fingerprint"`
 	// Attempts in a row that failed; 0: none did, and its engines were preempted.
 	Attempts int    `json:"attempts"`
@@ -95,31 +95,31 @@ type WarmSetback struct {
 	Index uint64 `json:"-"`
 }
 
-const warmSetbacksBelow = "warm-setbacks/"
+const warmBackoffsBelow = "warm-setbacks/"
 
-// WarmSetbacks reads all of them, by fingerprint. One that cannot be read holds nothing
+// WarmBackoffs reads all of them, by fingerprint. One that cannot be read holds nothing
 // back.
-func (s *Store) WarmSetbacks(ctx context.Context) (map[string]*WarmSetback, error) {
-	pairs, err := s.list(ctx, warmSetbacksBelow)
+func (s *Store) WarmBackoffs(ctx context.Context) (map[string]*WarmBackoff, error) {
+	pairs, err := s.list(ctx, warmBackoffsBelow)
 	if err != nil {
 		return nil, err
 	}
-	setbacks := make(map[string]*WarmSetback, len(pairs))
+	backoffs := make(map[string]*WarmBackoff, len(pairs))
 	for _, pair := range pairs {
-		b, err := decode[WarmSetback](pair)
+		b, err := decode[WarmBackoff](pair)
 		if err != nil || b.Fingerprint != base(pair.Key) {
-			b = &WarmSetback{Fingerprint: base(pair.Key)}
+			b = &WarmBackoff{Fingerprint: base(pair.Key)}
 		}
 		b.Index = pair.ModifyIndex
-		setbacks[b.Fingerprint] = b
+		backoffs[b.Fingerprint] = b
 	}
-	return setbacks, nil
+	return backoffs, nil
 }
 
-// PutWarmSetback writes a record over the one read at b.Index (0: a new one).
+// PutWarmBackoff writes a record over the one read at b.Index (0: a new one).
 // ErrConflict: somebody else did.
-func (s *Store) PutWarmSetback(ctx context.Context, b *WarmSetback) error {
-	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.prefix + warmSetbacksBelow + b.Fingerprint, Value: encode(b), Index: b.Index})
+func (s *Store) PutWarmBackoff(ctx context.Context, b *WarmBackoff) error {
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.prefix + warmBackoffsBelow + b.Fingerprint, Value: encode(b), Index: b.Index})
 	if err != nil {
 		return err
 	}
@@ -127,9 +127,9 @@ func (s *Store) PutWarmSetback(ctx context.Context, b *WarmSetback) error {
 	return s.sessionOr(failed, err)
 }
 
-// DeleteWarmSetback removes the record read at b.Index. ErrConflict: it changed.
-func (s *Store) DeleteWarmSetback(ctx context.Context, b *WarmSetback) error {
-	ops, err := s.fenced(deleteAt(s.prefix+warmSetbacksBelow+b.Fingerprint, b.Index)...)
+// DeleteWarmBackoff removes the record read at b.Index. ErrConflict: it changed.
+func (s *Store) DeleteWarmBackoff(ctx context.Context, b *WarmBackoff) error {
+	ops, err := s.fenced(deleteAt(s.prefix+warmBackoffsBelow+b.Fingerprint, b.Index)...)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (o *operation) advance(ctx context.Context) error {
 	} else {
 		err = st.do(o, ctx)
 	}
-	o.spent.since(st.name, began)
+	o.timings.since(st.name, began)
 	switch {
 	case errors.Is(err, errDetour):
 		o.unsaved = true

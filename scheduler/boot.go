@@ -134,7 +134,7 @@ func (o *operation) boot(ctx context.Context) error {
 		o.row.LastHealthAt = time.Now().UTC()
 		if kind != nil { // not taken over
 			o.bootTook = time.Since(o.registeredAt)
-			o.tellGate(kind)
+			o.tellLimiter(kind)
 		}
 		return nil
 	case errors.Is(cause, errSuperseded) && whole.Err() == nil:
@@ -143,7 +143,7 @@ func (o *operation) boot(ctx context.Context) error {
 	case cause != nil:
 		return cause
 	}
-	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about the crowd
+	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about congestion
 		return &bootFailure{
 			err:    fail(BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
 			reason: engine.ReasonPull,
@@ -151,7 +151,7 @@ func (o *operation) boot(ctx context.Context) error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if kind != nil {
-			o.tellGate(kind)
+			o.tellLimiter(kind)
 		}
 		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
@@ -167,10 +167,10 @@ func (o *operation) boot(ctx context.Context) error {
 	return err
 }
 
-// tellGate tells the product's gate what the boot took up to now, where it ends.
-func (o *operation) tellGate(kind *boot.Kind) {
+// tellLimiter tells the boot limiter what the boot took up to now, where it ends.
+func (o *operation) tellLimiter(kind *boot.Kind) {
 	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
-	o.s.gates.Booted(o.row.ProductID, o.registeredAt, boot.CrowdOf(took, o.s.opts.BootTimeout, expected))
+	o.s.bootLimiter.Booted(o.row.ProductID, o.registeredAt, boot.CongestionOf(took, o.s.opts.BootTimeout, expected))
 }
 
 // ownAlloc is the allocation of this operation's registration.

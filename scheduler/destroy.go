@@ -33,7 +33,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		return "", err
 	}
 	asking := time.Since(asked)
-	var d draft
+	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
 		if row.State == registry.Destroying {
@@ -64,7 +64,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 
 // beginDestroy ends what this replica does to an engine, and writes a destroy over the
 // operation that its row carries. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *draft, record *registry.RecordRef, asking time.Duration) (*operation, error) {
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *pendingEntry, record *registry.RecordRef, asking time.Duration) (*operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
 		release, err := s.halt(ctx, row)

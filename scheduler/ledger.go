@@ -35,17 +35,17 @@ func (s *Scheduler) begin(ctx context.Context, row *registry.Engine, action, act
 	})
 }
 
-// draft is the audit row of a change that is tried until nobody else changes the
+// pendingEntry is the audit row of a change that is tried until nobody else changes the
 // engine meanwhile: one row for all tries.
-type draft struct {
+type pendingEntry struct {
 	id    int64
 	began time.Time
 }
 
 // drop completes the row of a change that was refused, if no operation has it.
-func (s *Scheduler) drop(ctx context.Context, d *draft, err error) {
+func (s *Scheduler) drop(ctx context.Context, d *pendingEntry, err error) {
 	s.abandon(ctx, d.id, d.began, err)
-	*d = draft{}
+	*d = pendingEntry{}
 }
 
 // abandon completes the row of a change that was refused before an operation

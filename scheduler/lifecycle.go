@@ -45,19 +45,19 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if caller.Engine != nil {
 		return nil, existing(caller.Engine)
 	}
-	leave, err := s.gates.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
+	leave, err := s.bootLimiter.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
 	if err != nil {
 		return nil, waitedInVain(err)
 	}
 	var o *operation
 	defer func() { s.leaveAfter(o, leave) }()
-	var spent spent
+	var timings timings
 	at := time.Now()
 	s.foresee(image)
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
-	spent.since(spentAsking, at)
+	timings.since(timingAsking, at)
 	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
 	row := &registry.Engine{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
@@ -69,9 +69,9 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
-	spent.since(spentBegin, at)
+	timings.since(timingBegin, at)
 	hit(op.Kind, atAudited)
-	o, err = s.claimAndLaunch(ctx, caller, row, &spent)
+	o, err = s.claimAndLaunch(ctx, caller, row, &timings)
 	if err != nil {
 		err = s.claimError(ctx, caller, err)
 		if !errors.Is(err, errUnanswered) { // else the one who looks after the row completes it
@@ -88,12 +88,12 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 
 // claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
 // launches what it carries. errUnanswered: see there.
-func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *registry.Engine, spent *spent) (*operation, error) {
+func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *registry.Engine, timings *timings) (*operation, error) {
 	launched, _ := s.reserveLaunch(row.Op.ID)
 	defer launched()
-	warm, claimed, err := s.warm.claim(ctx, caller, row, spent)
+	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
 	if claimed {
-		return s.launch(warm, *spent...), nil
+		return s.launch(warm, *timings...), nil
 	}
 	if err != nil {
 		return nil, err
@@ -102,9 +102,9 @@ func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *reg
 	if err := s.claim(ctx, caller, row); err != nil {
 		return nil, err
 	}
-	spent.since(spentClaim, at)
+	timings.since(timingClaim, at)
 	hit(row.Op.Kind, atClaimed)
-	return s.launch(row, *spent...), nil
+	return s.launch(row, *timings...), nil
 }
 
 // claimError is what a caller hears of a claim that failed.

@@ -57,7 +57,7 @@ type operation struct {
 	// refusedAt is the CreateIndex of the evaluation by which Nomad said last that
 	// it has no place.
 	refusedAt uint64
-	spent     spent         // for the log: the parts before the first step, then the steps
+	timings   timings       // for the log: the parts before the first step, then the steps
 	writing   time.Duration // of it for the row after each step
 }
 
@@ -101,7 +101,7 @@ func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
 	}
 	ctx, cancel := context.WithCancelCause(WithRequestID(s.base, row.Op.RequestID))
 	o := &operation{
-		s: s, row: row, opID: row.Op.ID, productID: row.ProductID, userID: row.UserID, began: *row.Op, spent: before, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
+		s: s, row: row, opID: row.Op.ID, productID: row.ProductID, userID: row.UserID, began: *row.Op, timings: before, cancel: cancel, answered: make(chan struct{}), ended: make(chan struct{}), tried: map[string]bool{},
 		log: s.log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	key := engineKey(row.ProductID, row.UserID)
@@ -258,13 +258,13 @@ func (o *operation) main(ctx context.Context) error {
 			hit(kind, atAnswered)
 			answering := time.Now()
 			o.answer(ctx, nil)
-			o.spent.took(spentRows, o.writing)
-			o.spent.since(spentRecord, answering)
+			o.timings.took(timingRows, o.writing)
+			o.timings.since(timingRecord, answering)
 			what := string(kind)
 			if o.began.Step == stepOwn && o.row.Unlabelled {
 				what = "warm claim"
 			}
-			o.log.Info("operation done", append([]any{"kind", what, "ms", time.Since(began).Milliseconds()}, o.spent...)...)
+			o.log.Info("operation done", append([]any{"kind", what, "ms", time.Since(began).Milliseconds()}, o.timings...)...)
 			return nil
 		case errors.Is(err, errSuperseded):
 			return err

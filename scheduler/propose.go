@@ -36,7 +36,7 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 // leads to the state that joins: then its caller is this one's too. prepare
 // refuses states in which the operation makes no sense.
 func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (_ *registry.Engine, err error) {
-	var d draft
+	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
 	var o *operation
 	var leave func() // of a start's place among its product's boots
@@ -74,12 +74,12 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			s.drop(ctx, &d, err) // the row of the other one tells it
 			return s.join(ctx, row, joins)
 		}
-		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, draft: &d, prepare: prepare}
+		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, pendingEntry: &d, prepare: prepare}
 		if kind == registry.OpStart && leave == nil {
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
 			}
-			if leave, err = s.gates.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
+			if leave, err = s.bootLimiter.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
 				return nil, waitedInVain(err)
 			}
 			defer func() { s.leaveAfter(o, leave) }()
@@ -106,7 +106,7 @@ type proposal struct {
 	backends      []string // the dependencies that it needs
 	canary        bool
 	record        *registry.RecordRef // of its Idempotency-Key; nil: it has none
-	draft         *draft              // its audit row, which other tries may use after it; nil: it has none yet
+	pendingEntry  *pendingEntry       // its audit row, which other tries may use after it; nil: it has none yet
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
 	prepare func(*registry.Engine) error
@@ -116,9 +116,9 @@ type proposal struct {
 // written, the row is the operation's.
 // registry.ErrConflict: somebody else changed the row since it was read.
 func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (_ *operation, err error) {
-	d := p.draft
+	d := p.pendingEntry
 	if d == nil {
-		d = &draft{}
+		d = &pendingEntry{}
 		defer func() { s.drop(ctx, d, err) }()
 	}
 	row = row.Clone()
@@ -143,33 +143,33 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 // the tries before it or a new one, and launches it. asking is how long the dependencies
 // were asked for. The errors are those of Scheduler.begin and registry.Store.Update; after
 // one that leaves open whether the row was written, this replica looks after it.
-func (s *Scheduler) write(ctx context.Context, row *registry.Engine, op *registry.Op, d *draft, actor string, details map[string]any, asking time.Duration) (*operation, error) {
-	var spent spent
-	spent.took(spentAsking, asking)
+func (s *Scheduler) write(ctx context.Context, row *registry.Engine, op *registry.Op, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation, error) {
+	var timings timings
+	timings.took(timingAsking, asking)
 	at := time.Now()
 	if d.id == 0 {
 		id, err := s.begin(ctx, row, op.Action, actor, details)
 		if err != nil {
 			return nil, err
 		}
-		*d = draft{id: id, began: op.BeganAt}
+		*d = pendingEntry{id: id, began: op.BeganAt}
 	}
 	op.AuditID = d.id
 	hit(op.Kind, atAudited)
-	spent.since(spentBegin, at)
+	timings.since(timingBegin, at)
 	launched, _ := s.reserveLaunch(op.ID)
 	defer launched()
 	row.Op, at = op, time.Now()
 	if err := s.store.Update(ctx, row); err != nil {
 		if err = s.unanswered(row, err); errors.Is(err, errUnanswered) {
-			*d = draft{} // the one who looks after the row completes it
+			*d = pendingEntry{} // the one who looks after the row completes it
 		}
 		return nil, err
 	}
-	*d = draft{}
-	spent.since(spentClaim, at)
+	*d = pendingEntry{}
+	timings.since(timingClaim, at)
 	hit(op.Kind, atClaimed)
-	return s.launch(row, spent...), nil
+	return s.launch(row, timings...), nil
 }
 
 // join waits for an operation under way, on this replica or another, that leads

@@ -43,7 +43,7 @@ func (r reconciling) Destroy(ctx context.Context, row *registry.Engine) error {
 	return r.s.proposeAndWait(ctx, row, registry.OpDestroy, audit.ActionDestroy, "nomad", "vault")
 }
 
-func (r reconciling) Hurry(engineID string) { r.s.monitor.Hurry(engineID) }
+func (r reconciling) Requeue(engineID string) { r.s.monitor.Requeue(engineID) }
 
 func (r reconciling) DiscardWarm(ctx context.Context, row *registry.Engine, why string) {
 	r.s.warm.remove(ctx, row, why)

@@ -69,21 +69,21 @@ type Options struct {
 // Scheduler runs operations on engines. All its methods may be called from any
 // number of goroutines, once Run was called.
 type Scheduler struct {
-	opts    Options
-	log     hclog.Logger
-	store   *registry.Store
-	replica *registry.Replica
-	cluster *cluster.Cluster
-	vault   *secrets.Vault
-	audit   *audit.Log
-	mirror  *registry.Mirror
-	limiter *registry.Limiter
-	health  *registry.Checks
-	gates   boot.Gates
-	probe   *boot.Prober
-	boots   *boot.Boots
-	starts  *boot.Starts
-	checks  backendChecks
+	opts        Options
+	log         hclog.Logger
+	store       *registry.Store
+	replica     *registry.Replica
+	cluster     *cluster.Cluster
+	vault       *secrets.Vault
+	audit       *audit.Log
+	mirror      *registry.Mirror
+	limiter     *registry.Limiter
+	health      *registry.Checks
+	bootLimiter boot.Limiter
+	probe       *boot.Prober
+	boots       *boot.Boots
+	starts      *boot.Starts
+	checks      backendChecks
 
 	activity *idle.Activity // of this replica
 	sleeper  *idle.Sleeper  // of the leader

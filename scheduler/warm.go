@@ -16,9 +16,9 @@ import (
 const (
 	// warmEvery is how often the leader looks whether warm engines are missing.
 	warmEvery = 2 * time.Second
-	// warmLull is how long nobody claims one before new ones are made, and those
+	// warmQuiet is how long nobody claims one before new ones are made, and those
 	// that were claimed are labelled.
-	warmLull = 250 * time.Millisecond
+	warmQuiet = 250 * time.Millisecond
 	// warmMakers is how many warm engines are made, or removed, at a time.
 	warmMakers = 4
 	// warmProbe bounds the last look at warm engines before one is handed out. Where none
@@ -51,7 +51,7 @@ func (s *Scheduler) kindOf(p *registry.Product, image string) warmKind {
 // a user in one transaction; what was handed out never comes back.
 type warmPool struct {
 	s       *Scheduler
-	nudge   chan struct{} // one was claimed
+	trigger chan struct{} // one was claimed
 	claimed atomic.Int64  // when, as time.Time.UnixNano
 	slots   chan struct{} // one per warm engine being made or removed
 	work    sync.WaitGroup
@@ -65,7 +65,7 @@ type warmPool struct {
 
 func newWarmPool(s *Scheduler) *warmPool {
 	return &warmPool{
-		s: s, nudge: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), labels: make(chan struct{}, warmLabels), held: map[string]bool{},
+		s: s, trigger: make(chan struct{}, 1), slots: make(chan struct{}, warmMakers), labels: make(chan struct{}, warmLabels), held: map[string]bool{},
 		told: map[string]bool{},
 	}
 }
@@ -178,7 +178,7 @@ func (p *warmPool) release(row *registry.Engine) {
 
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
-func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, spent *spent) (*registry.Engine, bool, error) {
+func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, timings *timings) (*registry.Engine, bool, error) {
 	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
@@ -186,7 +186,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		if warm == nil {
 			return nil, false, err
 		}
-		spent.since(spentProbing, at)
+		timings.since(timingProbing, at)
 		row := warm.Clone()
 		row.ProductID, row.ProductSlug, row.UserID = wanted.ProductID, wanted.ProductSlug, wanted.UserID
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
@@ -198,7 +198,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		row.State, row.Op, row.KeyVersion, row.KeyID = registry.Provisioning, &op, 0, ""
 		at = time.Now()
 		err = p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
-		spent.since(spentClaim, at)
+		timings.since(timingClaim, at)
 		p.release(warm)
 		switch {
 		case err == nil:
@@ -225,12 +225,12 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 func (p *warmPool) handedOut(row *registry.Engine) {
 	p.claimed.Store(time.Now().UnixNano())
 	select {
-	case p.nudge <- struct{}{}:
+	case p.trigger <- struct{}{}:
 	default:
 	}
 	row = row.Clone()
 	p.s.background(func(ctx context.Context) {
-		p.lull(ctx)
+		p.quiet(ctx)
 		select {
 		case p.labels <- struct{}{}:
 			defer func() { <-p.labels }()

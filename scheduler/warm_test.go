@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// TestLull: what a claim leaves to be done waits until claims pause, and no longer
+// TestQuietPeriod: what a claim leaves to be done waits until claims pause, and no longer
 // than warmEvery while they do not.
-func TestLull(t *testing.T) {
+func TestQuietPeriod(t *testing.T) {
 	for name, c := range map[string]struct {
 		claims int // one every 100 ms
 		want   time.Duration
 	}{
-		"one claim":                {1, warmLull},
-		"a few claims":             {5, 400*time.Millisecond + warmLull},
+		"one claim":                {1, warmQuiet},
+		"a few claims":             {5, 400*time.Millisecond + warmQuiet},
 		"claims that do not pause": {100, warmEvery},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestLull(t *testing.T) {
 						p.claimed.Store(time.Now().UnixNano())
 					}
 				})
-				p.lull(t.Context())
+				p.quiet(t.Context())
 				if took := time.Since(began); took != c.want {
 					t.Errorf("it took %s, want %s", took, c.want)
 				}
@@ -43,5 +43,5 @@ func TestLull(t *testing.T) {
 	cancel()
 	p := &warmPool{}
 	p.claimed.Store(time.Now().UnixNano())
-	p.lull(ctx) // returns
+	p.quiet(ctx) // returns
 }

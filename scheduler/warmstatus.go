@@ -35,7 +35,7 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 	if err != nil {
 		return nil, err
 	}
-	setbacks, err := s.store.WarmSetbacks(ctx)
+	backoffs, err := s.store.WarmBackoffs(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 	for k, n := range wanted {
 		f := s.warm.fingerprint(k)
 		kinds[f] = &WarmKind{Fingerprint: f, Image: k.image, Resources: k.resources, NodePool: k.nodePool, Wanted: n}
-		if b := setbacks[f]; b != nil {
+		if b := backoffs[f]; b != nil {
 			kinds[f].Error, kinds[f].RetryAt = b.Error, b.RetryAt
 		}
 	}

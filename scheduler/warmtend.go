@@ -30,20 +30,20 @@ func (p *warmPool) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-p.nudge:
-			p.lull(ctx)
+		case <-p.trigger:
+			p.quiet(ctx)
 		case <-time.After(warmEvery):
 		}
 	}
 }
 
-// lull waits until no engine was claimed for a moment, or for warmEvery: to make
+// quiet waits until no engine was claimed for a moment, or for warmEvery: to make
 // new ones, and to label jobs, takes the cores that a burst of claims needs.
-func (p *warmPool) lull(ctx context.Context) {
+func (p *warmPool) quiet(ctx context.Context) {
 	longest := time.Now().Add(warmEvery)
 	for {
 		last := time.Unix(0, p.claimed.Load())
-		if !pause.For(ctx, min(time.Until(last.Add(warmLull)), time.Until(longest))) {
+		if !pause.For(ctx, min(time.Until(last.Add(warmQuiet)), time.Until(longest))) {
 			return
 		}
 		if p.claimed.Load() == last.UnixNano() || !time.Now().Before(longest) {
@@ -83,7 +83,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	setbacks, err := p.s.store.WarmSetbacks(ctx)
+	backoffs, err := p.s.store.WarmBackoffs(ctx)
 	if err != nil {
 		return err
 	}
@@ -114,19 +114,19 @@ func (p *warmPool) tend(ctx context.Context) error {
 			p.remove(ctx, row, string(row.State))
 		}
 	}
-	for f, setback := range setbacks {
+	for f, backoff := range backoffs {
 		if _, known := kinds[f]; !known {
-			p.recovered(ctx, setback)
+			p.recovered(ctx, backoff)
 		}
 	}
 	now := time.Now()
 	for _, f := range slices.Sorted(maps.Keys(kinds)) {
-		setback := setbacks[f]
-		if setback != nil && engine.StillWaits(setback.RetryAt, now, p.s.opts.Restart.Longest()) {
+		backoff := backoffs[f]
+		if backoff != nil && engine.StillWaits(backoff.RetryAt, now, p.s.opts.Restart.Longest()) {
 			continue
 		}
 		for n := missing[f]; n > 0 && ctx.Err() == nil; n-- {
-			if !p.make(ctx, f, kinds[f], setback) {
+			if !p.make(ctx, f, kinds[f], backoff) {
 				break
 			}
 		}
@@ -135,7 +135,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 }
 
 // make begins to make one warm engine, and says whether it has.
-func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, before *registry.WarmSetback) bool {
+func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, before *registry.WarmBackoff) bool {
 	select {
 	case p.slots <- struct{}{}:
 	default:
@@ -175,19 +175,19 @@ func (p *warmPool) failed(ctx context.Context, fingerprint, engineID, why string
 	}
 	p.mu.Unlock()
 	if !told {
-		p.setBack(ctx, fingerprint, why, true)
+		p.backOff(ctx, fingerprint, why, true)
 	}
 }
 
-// setBack keeps a kind from being made for a while, which doubles with each
+// backOff keeps a kind from being made for a while, which doubles with each
 // attempt that failed. Those that failed together count as one.
-func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed bool) {
-	setbacks, err := p.s.store.WarmSetbacks(ctx)
+func (p *warmPool) backOff(ctx context.Context, fingerprint, why string, failed bool) {
+	backoffs, err := p.s.store.WarmBackoffs(ctx)
 	if err == nil {
 		now := time.Now().UTC()
-		b := setbacks[fingerprint]
+		b := backoffs[fingerprint]
 		if b == nil {
-			b = &registry.WarmSetback{Fingerprint: fingerprint}
+			b = &registry.WarmBackoff{Fingerprint: fingerprint}
 		}
 		if engine.StillWaits(b.RetryAt, now, p.s.opts.Restart.Longest()) {
 			return
@@ -196,17 +196,17 @@ func (p *warmPool) setBack(ctx context.Context, fingerprint, why string, failed 
 		if failed {
 			b.Attempts++
 		}
-		err = p.s.store.PutWarmSetback(ctx, b)
+		err = p.s.store.PutWarmBackoff(ctx, b)
 	}
 	if err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
 		p.s.log.Debug("cannot note that warm engines are not to be made for a while", "error", err)
 	}
 }
 
-// recovered forgets a setback.
-func (p *warmPool) recovered(ctx context.Context, b *registry.WarmSetback) {
-	if err := p.s.store.DeleteWarmSetback(ctx, b); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		p.s.log.Debug("cannot forget a setback of warm engines", "error", err)
+// recovered forgets a backoff.
+func (p *warmPool) recovered(ctx context.Context, b *registry.WarmBackoff) {
+	if err := p.s.store.DeleteWarmBackoff(ctx, b); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
+		p.s.log.Debug("cannot forget a backoff of warm engines", "error", err)
 	}
 }
 

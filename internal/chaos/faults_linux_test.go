@@ -24,7 +24,7 @@ type injector struct {
 
 	backup    []byte // what Consul was, for a restore
 	strangers *strangers
-	crowd     *crowd
+	burst     *burst
 
 	mu      sync.Mutex
 	down    map[devstack.Component]bool // killed by a fault, and not started again yet
@@ -100,7 +100,7 @@ func (in *injector) begin(ctx context.Context, how string, targets []string) err
 		return in.settle(targets[0])
 	case "reboot":
 		return in.reboot(targets[0])
-	case "crowd":
+	case "burst":
 		return in.gather(ctx, targets[0])
 	case "failover":
 		return in.failOver()
@@ -132,7 +132,7 @@ func (in *injector) end(ctx context.Context, how string, targets []string) error
 		return in.restore(ctx)
 	case "strangers":
 		return in.leave()
-	case "crowd":
+	case "burst":
 		return in.disperse(targets[0])
 	case "failover":
 		in.rig.spare.Halt()

@@ -10,7 +10,7 @@ import (
 
 // fault is one or two components taken away for a while.
 type fault struct {
-	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot, restore, crowd, failover or fill
+	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot, restore, burst, failover or fill
 	targets []string
 	hold    time.Duration // until it is healed
 	rest    time.Duration // until the next one
@@ -39,8 +39,8 @@ var (
 		"nomad-client-0", "nomad-client-1", "nomad-client-2", "consul-client-0", "consul-client-1", "consul-client-2",
 		"consul-client-3", "consul-client-4", "vault", "postgres",
 	}
-	// crowdStores are what is paused under a crowd (crowds).
-	crowdStores = []string{"consul-client-3", "nomad-server-1", "vault"}
+	// burstStores are what is paused under a burst (bursts).
+	burstStores = []string{"consul-client-3", "nomad-server-1", "vault"}
 
 	nodes = []string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}
 	hosts = []string{
@@ -137,7 +137,7 @@ func random(rng *rand.Rand, between func(time.Duration, time.Duration) time.Dura
 	case d < 85:
 		f.how, f.targets, f.hold = "strangers", pick(nodes, 1), between(3*time.Second, 8*time.Second)
 	case d < 90:
-		f.how, f.targets, f.hold = "crowd", pick(crowdStores, 1), between(7*time.Second, 12*time.Second)
+		f.how, f.targets, f.hold = "burst", pick(burstStores, 1), between(7*time.Second, 12*time.Second)
 	case d < 93:
 		f.how, f.targets, f.hold = "failover", []string{"postgres"}, between(time.Second, 4*time.Second)
 	case d < 95:

@@ -22,8 +22,8 @@ const (
 	nodeSilent           // the servers do not hear from it, or have forgotten it
 )
 
-// sight is what there is of one engine, as the stores themselves say.
-type sight struct {
+// observation is what there is of one engine, as the stores themselves say.
+type observation struct {
 	row   *registry.Engine
 	alloc *cluster.Alloc // the newest of its job; nil: there is none
 	node  nodeState
@@ -36,77 +36,77 @@ type sight struct {
 
 // alive says whether Nomad means the engine's process to run and it, or its next
 // one, may do so.
-func (s *sight) alive() bool {
+func (s *observation) alive() bool {
 	return s.alloc != nil && !s.alloc.Terminal() && s.alloc.Desired == api.AllocDesiredStatusRun
 }
 
 // unheard says whether nobody can say how the process is.
-func (s *sight) unheard() bool {
+func (s *observation) unheard() bool {
 	return s.node == nodeSilent || s.alive() && s.alloc.Client == api.AllocClientStatusUnknown
 }
 
-// care is what an engine needs that nobody asked about.
-type care int
+// remedy is what an engine needs that nobody asked about.
+type remedy int
 
 const (
-	careNone    care = iota
-	careFail         // it is failed, for the verdict's reason
-	careProbe        // Consul says that it fails, or its upstreams did: ask itself how it is
-	careRecover      // it has a process that may be healthy again
-	carePeek         // its process may have healed by itself: ask it, else restart
-	careRestart      // it needs a new process, now
-	careWait         // it needs a new process, at the row's time
-	careGiveUp       // it was restarted as often as it may be
-	careSettle       // it sleeps, and its process is not the one that was frozen: end that
+	remedyNone    remedy = iota
+	remedyFail           // it is failed, for the verdict's reason
+	remedyProbe          // Consul says that it fails, or its upstreams did: ask itself how it is
+	remedyRecover        // it has a process that may be healthy again
+	remedyPeek           // its process may have healed by itself: ask it, else restart
+	remedyRestart        // it needs a new process, now
+	remedyWait           // it needs a new process, at the row's time
+	remedyGiveUp         // it was restarted as often as it may be
+	remedySettle         // it sleeps, and its process is not the one that was frozen: end that
 )
 
-func (c care) String() string {
+func (c remedy) String() string {
 	return [...]string{"none", "fail", "probe", "recover", "peek", "restart", "wait", "give up", "settle"}[c]
 }
 
 // assess is the one table of what a running, failed or paused engine needs (DESIGN
 // section 5). It knows nothing of storms: whether a restart may go ahead is
 // asked when it is to begin.
-func assess(s sight, backoff engine.Backoff) (care, string) {
+func assess(s observation, backoff engine.Backoff) (remedy, string) {
 	row := s.row
 	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !boot.SameProcess(row.Frozen, row, s.alloc) {
-		return careSettle, ""
+		return remedySettle, ""
 	}
 	if row.Op != nil || row.Desired != registry.Running {
-		return careNone, ""
+		return remedyNone, ""
 	}
 	switch row.State {
 	case registry.Running:
 		switch {
 		case s.unheard(), !s.alive() && s.node == nodeShut:
-			return careFail, engine.ReasonNodeDown
+			return remedyFail, engine.ReasonNodeDown
 		case s.lost:
-			return careFail, engine.ReasonVolumeUnknown
+			return remedyFail, engine.ReasonVolumeUnknown
 		case s.alloc == nil:
-			return careFail, engine.ReasonJobMissing
+			return remedyFail, engine.ReasonJobMissing
 		case s.alloc.ID == row.AllocID && s.alloc.Crash > row.Crash && s.alloc.OutOfMemory:
-			return careFail, engine.ReasonMemory
+			return remedyFail, engine.ReasonMemory
 		case !s.alive(), s.alloc.ID != row.AllocID, s.alloc.Crash > row.Crash:
-			return careFail, engine.ReasonCrashed
+			return remedyFail, engine.ReasonCrashed
 		case s.fails, row.Reason != "":
-			return careProbe, engine.ReasonUnhealthy
+			return remedyProbe, engine.ReasonUnhealthy
 		}
 	case registry.Failed:
 		switch {
 		case s.unheard(), s.lost: // nothing that is started could be placed
-			return careNone, ""
+			return remedyNone, ""
 		case s.alive() && wasCut(row.Reason):
-			return careRecover, ""
+			return remedyRecover, ""
 		case s.alive() && row.Reason != engine.ReasonKeyProof && row.Reason != engine.ReasonKeyUnconfirmed: // these it says nothing of in /health
-			return carePeek, ""
+			return remedyPeek, ""
 		case s.node == nodeShut:
-			return careNone, ""
+			return remedyNone, ""
 		case row.Reason == engine.ReasonNodeDown, row.Reason == engine.ReasonVolumeUnknown:
-			return careRestart, "" // no fault of its own
+			return remedyRestart, "" // no fault of its own
 		}
 		return due(row, s.now, backoff), ""
 	}
-	return careNone, ""
+	return remedyNone, ""
 }
 
 // wasCut says whether an engine failed because its process or its node went
@@ -117,17 +117,17 @@ func wasCut(reason string) bool {
 }
 
 // due says whether a failed engine is to be restarted, by its row.
-func due(row *registry.Engine, now time.Time, backoff engine.Backoff) care {
+func due(row *registry.Engine, now time.Time, backoff engine.Backoff) remedy {
 	r := row.Restarts
 	switch {
 	case r == nil:
-		return careRestart
+		return remedyRestart
 	case r.GaveUp:
-		return careNone
+		return remedyNone
 	case r.Attempts >= backoff.MaxAttempts:
-		return careGiveUp
+		return remedyGiveUp
 	case engine.StillWaits(r.NextAt, now, backoff.Longest()):
-		return careWait
+		return remedyWait
 	}
-	return careRestart
+	return remedyRestart
 }

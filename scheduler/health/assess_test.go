@@ -39,58 +39,58 @@ func TestAssess(t *testing.T) {
 		alloc  *cluster.Alloc
 		node   nodeState
 		fails  bool
-		want   care
+		want   remedy
 		reason string
 	}{
-		{"Well", up, running, nodeUp, false, careNone, ""},
-		{"WellOnAClosedNode", up, running, nodeShut, false, careNone, ""},
-		{"CheckFails", up, running, nodeUp, true, careProbe, engine.ReasonUnhealthy},
-		{"Crashed", up, crashed, nodeUp, false, careFail, engine.ReasonCrashed},
-		{"OutOfMemory", up, starved, nodeUp, false, careFail, engine.ReasonMemory},
-		{"RestartedAfterOutOfMemory", failed(engine.ReasonMemory, later), running, nodeUp, false, careRecover, ""},
-		{"Ended", up, complete, nodeUp, false, careFail, engine.ReasonCrashed},
-		{"AnotherAllocation", up, other, nodeUp, false, careFail, engine.ReasonCrashed},
-		{"JobGone", up, nil, nodeUp, false, careFail, engine.ReasonJobMissing},
-		{"NodeDown", up, running, nodeSilent, false, careFail, engine.ReasonNodeDown},
-		{"NodeDownAndFailing", up, running, nodeSilent, true, careFail, engine.ReasonNodeDown},
-		{"Unknown", up, unknown, nodeUp, false, careFail, engine.ReasonNodeDown},
-		{"Drained", up, complete, nodeShut, false, careFail, engine.ReasonNodeDown},
-		{"BeingDrained", up, stopping, nodeShut, false, careFail, engine.ReasonNodeDown},
-		{"RestartedInPlace", failed(engine.ReasonCrashed, later), running, nodeUp, false, careRecover, ""},
-		{"NodeIsBack", failed(engine.ReasonNodeDown, later), running, nodeUp, false, careRecover, ""},
-		{"NodeIsBackWithoutIt", failed(engine.ReasonNodeDown, later), complete, nodeUp, false, careRestart, ""},
-		{"NodeStillDown", failed(engine.ReasonNodeDown, due), running, nodeSilent, false, careNone, ""},
-		{"NodeStillDrains", failed(engine.ReasonNodeDown, due), complete, nodeShut, false, careNone, ""},
-		{"UnhealthyButThere", failed(engine.ReasonUnhealthy, due), running, nodeUp, true, carePeek, ""},
-		{"BootTimeoutButThere", failed(engine.ReasonBootTimeout, due), running, nodeUp, false, carePeek, ""},
-		{"NotYet", failed(engine.ReasonCrashed, later), complete, nodeUp, false, careWait, ""},
-		{"Due", failed(engine.ReasonCrashed, due), complete, nodeUp, false, careRestart, ""},
-		{"DueWithoutAJob", failed(engine.ReasonJobMissing, due), nil, nodeUp, false, careRestart, ""},
-		{"Spent", failed(engine.ReasonCrashed, spent), complete, nodeUp, false, careGiveUp, ""},
-		{"GaveUp", failed(engine.ReasonCrashed, gaveUp), complete, nodeUp, false, careNone, ""},
-		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
-		{"Asleep", &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, nil, nodeUp, false, careNone, ""},
-		{"Paused", paused, frozen, nodeUp, true, careNone, ""},
-		{"PausedOnAClosedNode", paused, frozen, nodeShut, true, careNone, ""},
-		{"PausedAndTheNodeIsDown", paused, complete, nodeSilent, true, careNone, ""},
-		{"PausedAndUnknown", paused, unknown, nodeUp, true, careNone, ""},
-		{"PausedAndItsStartForgotten", paused, running, nodeUp, true, careNone, ""},
-		{"PausedAndStartedAnew", paused, anew, nodeUp, false, careSettle, ""},
-		{"PausedAndCrashed", paused, crashed, nodeUp, true, careSettle, ""},
-		{"PausedAndEnded", paused, complete, nodeUp, true, careSettle, ""},
-		{"PausedAndDrained", paused, stopping, nodeShut, true, careSettle, ""},
-		{"PausedAndPlacedAnew", paused, other, nodeUp, false, careSettle, ""},
-		{"PausedWithoutAJob", paused, nil, nodeUp, false, careSettle, ""},
-		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, careNone, ""},
+		{"Well", up, running, nodeUp, false, remedyNone, ""},
+		{"WellOnAClosedNode", up, running, nodeShut, false, remedyNone, ""},
+		{"CheckFails", up, running, nodeUp, true, remedyProbe, engine.ReasonUnhealthy},
+		{"Crashed", up, crashed, nodeUp, false, remedyFail, engine.ReasonCrashed},
+		{"OutOfMemory", up, starved, nodeUp, false, remedyFail, engine.ReasonMemory},
+		{"RestartedAfterOutOfMemory", failed(engine.ReasonMemory, later), running, nodeUp, false, remedyRecover, ""},
+		{"Ended", up, complete, nodeUp, false, remedyFail, engine.ReasonCrashed},
+		{"AnotherAllocation", up, other, nodeUp, false, remedyFail, engine.ReasonCrashed},
+		{"JobGone", up, nil, nodeUp, false, remedyFail, engine.ReasonJobMissing},
+		{"NodeDown", up, running, nodeSilent, false, remedyFail, engine.ReasonNodeDown},
+		{"NodeDownAndFailing", up, running, nodeSilent, true, remedyFail, engine.ReasonNodeDown},
+		{"Unknown", up, unknown, nodeUp, false, remedyFail, engine.ReasonNodeDown},
+		{"Drained", up, complete, nodeShut, false, remedyFail, engine.ReasonNodeDown},
+		{"BeingDrained", up, stopping, nodeShut, false, remedyFail, engine.ReasonNodeDown},
+		{"RestartedInPlace", failed(engine.ReasonCrashed, later), running, nodeUp, false, remedyRecover, ""},
+		{"NodeIsBack", failed(engine.ReasonNodeDown, later), running, nodeUp, false, remedyRecover, ""},
+		{"NodeIsBackWithoutIt", failed(engine.ReasonNodeDown, later), complete, nodeUp, false, remedyRestart, ""},
+		{"NodeStillDown", failed(engine.ReasonNodeDown, due), running, nodeSilent, false, remedyNone, ""},
+		{"NodeStillDrains", failed(engine.ReasonNodeDown, due), complete, nodeShut, false, remedyNone, ""},
+		{"UnhealthyButThere", failed(engine.ReasonUnhealthy, due), running, nodeUp, true, remedyPeek, ""},
+		{"BootTimeoutButThere", failed(engine.ReasonBootTimeout, due), running, nodeUp, false, remedyPeek, ""},
+		{"NotYet", failed(engine.ReasonCrashed, later), complete, nodeUp, false, remedyWait, ""},
+		{"Due", failed(engine.ReasonCrashed, due), complete, nodeUp, false, remedyRestart, ""},
+		{"DueWithoutAJob", failed(engine.ReasonJobMissing, due), nil, nodeUp, false, remedyRestart, ""},
+		{"Spent", failed(engine.ReasonCrashed, spent), complete, nodeUp, false, remedyGiveUp, ""},
+		{"GaveUp", failed(engine.ReasonCrashed, gaveUp), complete, nodeUp, false, remedyNone, ""},
+		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, remedyNone, ""},
+		{"Asleep", &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, nil, nodeUp, false, remedyNone, ""},
+		{"Paused", paused, frozen, nodeUp, true, remedyNone, ""},
+		{"PausedOnAClosedNode", paused, frozen, nodeShut, true, remedyNone, ""},
+		{"PausedAndTheNodeIsDown", paused, complete, nodeSilent, true, remedyNone, ""},
+		{"PausedAndUnknown", paused, unknown, nodeUp, true, remedyNone, ""},
+		{"PausedAndItsStartForgotten", paused, running, nodeUp, true, remedyNone, ""},
+		{"PausedAndStartedAnew", paused, anew, nodeUp, false, remedySettle, ""},
+		{"PausedAndCrashed", paused, crashed, nodeUp, true, remedySettle, ""},
+		{"PausedAndEnded", paused, complete, nodeUp, true, remedySettle, ""},
+		{"PausedAndDrained", paused, stopping, nodeShut, true, remedySettle, ""},
+		{"PausedAndPlacedAnew", paused, other, nodeUp, false, remedySettle, ""},
+		{"PausedWithoutAJob", paused, nil, nodeUp, false, remedySettle, ""},
+		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, remedyNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, reason := assess(sight{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
+			got, reason := assess(observation{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 			if got != c.want || reason != c.reason {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 			busy := c.row.Clone()
 			busy.Op = &registry.Op{}
-			if got, _ := assess(sight{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != careNone {
+			if got, _ := assess(observation{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != remedyNone {
 				t.Errorf("an engine with an operation under way gets %s", got)
 			}
 		})
@@ -117,7 +117,7 @@ func TestAssessIsSafe(t *testing.T) {
 				NextAt: now.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "next"))),
 			}
 		}
-		s := sight{row: row, now: now, node: nodeState(rapid.IntRange(0, 2).Draw(t, "node")), fails: rapid.Bool().Draw(t, "fails")}
+		s := observation{row: row, now: now, node: nodeState(rapid.IntRange(0, 2).Draw(t, "node")), fails: rapid.Bool().Draw(t, "fails")}
 		if rapid.Bool().Draw(t, "alloc") {
 			s.alloc = &cluster.Alloc{
 				ID: pick("id", "a", "b"), Desired: pick("alloc desired", "run", "stop", "evict"), Crash: int64(rapid.IntRange(0, 1).Draw(t, "alloc crash")),
@@ -126,15 +126,15 @@ func TestAssessIsSafe(t *testing.T) {
 		}
 		got, _ := assess(s, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 		switch {
-		case got == careSettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
+		case got == remedySettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
 			t.Fatal("settled")
-		case row.Desired != registry.Running && got != careNone && got != careSettle:
+		case row.Desired != registry.Running && got != remedyNone && got != remedySettle:
 			t.Fatalf("%s for an engine that should not run", got)
-		case (got == careRestart || got == careWait || got == careGiveUp) && (s.unheard() || s.alive()):
+		case (got == remedyRestart || got == remedyWait || got == remedyGiveUp) && (s.unheard() || s.alive()):
 			t.Fatalf("%s while a process may run", got)
-		case (got == careFail || got == careProbe) && row.State != registry.Running, (got == careRecover || got == carePeek || got == careRestart) && row.State != registry.Failed:
+		case (got == remedyFail || got == remedyProbe) && row.State != registry.Running, (got == remedyRecover || got == remedyPeek || got == remedyRestart) && row.State != registry.Failed:
 			t.Fatalf("%s of an engine that is %s", got, row.State)
-		case got == careRecover && !s.alive():
+		case got == remedyRecover && !s.alive():
 			t.Fatal("a recovery without a process")
 		}
 	})
@@ -150,23 +150,23 @@ func TestLostVolume(t *testing.T) {
 	}
 	alive := &cluster.Alloc{ID: "b", Desired: api.AllocDesiredStatusRun, Client: api.AllocClientStatusRunning}
 	for _, c := range []struct {
-		name   string
-		sight  sight
-		want   care
-		reason string
+		name        string
+		observation observation
+		want        remedy
+		reason      string
 	}{
-		{"Running", sight{row: row(registry.Running, ""), lost: true}, careFail, engine.ReasonVolumeUnknown},
-		{"RunningOnASilentNode", sight{row: row(registry.Running, ""), lost: true, node: nodeSilent}, careFail, engine.ReasonNodeDown},
-		{"Failed", sight{row: row(registry.Failed, engine.ReasonVolumeUnknown), lost: true}, careNone, ""},
-		{"FailedOtherwise", sight{row: row(registry.Failed, engine.ReasonCrashed), lost: true}, careNone, ""},
-		{"Adopted", sight{row: row(registry.Failed, engine.ReasonAdopted)}, careRestart, ""},
-		{"AdoptedAndThere", sight{row: row(registry.Failed, engine.ReasonAdopted), alloc: alive}, careRecover, ""},
-		{"KnownAgain", sight{row: row(registry.Failed, engine.ReasonVolumeUnknown)}, careRestart, ""},
-		{"Paused", sight{row: &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, lost: true}, careNone, ""},
+		{"Running", observation{row: row(registry.Running, ""), lost: true}, remedyFail, engine.ReasonVolumeUnknown},
+		{"RunningOnASilentNode", observation{row: row(registry.Running, ""), lost: true, node: nodeSilent}, remedyFail, engine.ReasonNodeDown},
+		{"Failed", observation{row: row(registry.Failed, engine.ReasonVolumeUnknown), lost: true}, remedyNone, ""},
+		{"FailedOtherwise", observation{row: row(registry.Failed, engine.ReasonCrashed), lost: true}, remedyNone, ""},
+		{"Adopted", observation{row: row(registry.Failed, engine.ReasonAdopted)}, remedyRestart, ""},
+		{"AdoptedAndThere", observation{row: row(registry.Failed, engine.ReasonAdopted), alloc: alive}, remedyRecover, ""},
+		{"KnownAgain", observation{row: row(registry.Failed, engine.ReasonVolumeUnknown)}, remedyRestart, ""},
+		{"Paused", observation{row: &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, lost: true}, remedyNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.sight.now = now
-			if got, reason := assess(c.sight, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != c.want || reason != c.reason {
+			c.observation.now = now
+			if got, reason := assess(c.observation, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != c.want || reason != c.reason {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 		})

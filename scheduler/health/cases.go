@@ -65,9 +65,9 @@ func (m *Monitor) isAsked(engineID string) bool {
 // Held says whether restarts are held back.
 func (m *Monitor) Held() bool { return m.storm.held() }
 
-// Hurry has an engine looked at with the next glance, whatever the view shows: it is a
+// Requeue has an engine looked at with the next glance, whatever the view shows: it is a
 // hint, and somebody saw otherwise.
-func (m *Monitor) Hurry(engineID string) {
+func (m *Monitor) Requeue(engineID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.asked[engineID] = true

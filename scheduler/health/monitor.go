@@ -92,7 +92,7 @@ func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
 	m.work.Go(func() {
 		acted, err := m.examine(ctx, row)
 		if err != nil && ctx.Err() == nil && !m.d.Engines.Overtaken(err) {
-			m.d.Log.Debug("an engine that needs care did not get it; trying again", "engine_id", row.EngineID, "error", err)
+			m.d.Log.Debug("an engine that needs remedy did not get it; trying again", "engine_id", row.EngineID, "error", err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -111,7 +111,7 @@ func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
 func (m *Monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
 	free := sync.OnceFunc(func() { <-m.looks })
 	defer free()
-	at, err := m.sight(ctx, seen)
+	at, err := m.observe(ctx, seen)
 	if err != nil || at == nil {
 		return false, err
 	}
@@ -119,19 +119,19 @@ func (m *Monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 	if at.alloc != nil {
 		crash = at.alloc.Crash
 	}
-	care, reason := assess(*at, m.d.Backoff)
-	switch care {
-	case careProbe:
+	remedy, reason := assess(*at, m.d.Backoff)
+	switch remedy {
+	case remedyProbe:
 		return m.confirm(ctx, at, reason, crash)
-	case careSettle:
+	case remedySettle:
 		free()
 		return true, m.mend(func() error { return m.d.Engines.SettleFrozen(ctx, at.row) })
-	case careFail:
+	case remedyFail:
 		return true, m.fail(ctx, at, reason, crash)
-	case careRecover:
+	case remedyRecover:
 		free()
 		return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
-	case carePeek:
+	case remedyPeek:
 		err := m.ask(ctx, "http://"+at.alloc.Addr, 1)
 		if err == nil {
 			free()
@@ -140,12 +140,12 @@ func (m *Monitor) examine(ctx context.Context, seen *registry.Engine) (acted boo
 		if upstreams(err, m.d.Subsystems) != nil {
 			return false, nil // it answers by now, and what it depends on does not
 		}
-		care = due(at.row, at.now, m.d.Backoff)
+		remedy = due(at.row, at.now, m.d.Backoff)
 	}
 	switch {
-	case care == careGiveUp && !m.storm.held():
+	case remedy == remedyGiveUp && !m.storm.held():
 		return true, m.giveUp(ctx, at.row)
-	case care == careRestart, m.storm.held() && (care == careWait || care == careGiveUp):
+	case remedy == remedyRestart, m.storm.held() && (remedy == remedyWait || remedy == remedyGiveUp):
 		free()
 		return true, m.mend(func() error { return m.tryRestart(ctx, at.row) })
 	}
@@ -176,9 +176,9 @@ func (m *Monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
 	return err
 }
 
-// sight reads what there is of an engine from the stores; nil when its row is
+// observe reads what there is of an engine from the stores; nil when its row is
 // another's or busy by now.
-func (m *Monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, error) {
+func (m *Monitor) observe(ctx context.Context, seen *registry.Engine) (*observation, error) {
 	d := m.d
 	row, err := d.Store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
@@ -195,7 +195,7 @@ func (m *Monitor) sight(ctx context.Context, seen *registry.Engine) (*sight, err
 	if err := w.Refresh(ctx); err != nil {
 		return nil, err
 	}
-	at := &sight{row: row, fails: m.fails(row), now: time.Now()}
+	at := &observation{row: row, fails: m.fails(row), now: time.Now()}
 	if alloc, known := d.Nomad.Newest(row.JobID()); known {
 		at.alloc = &alloc
 	} else if row.VolumeID != "" {

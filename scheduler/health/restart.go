@@ -29,7 +29,7 @@ func (m *Monitor) giveUp(ctx context.Context, row *registry.Engine) error {
 }
 
 // fail says in the row that an engine does not work.
-func (m *Monitor) fail(ctx context.Context, at *sight, reason string, crash int64) error {
+func (m *Monitor) fail(ctx context.Context, at *observation, reason string, crash int64) error {
 	row, now := at.row.Clone(), time.Now().UTC()
 	if at.vanished && row.Vanished == nil {
 		row.Vanished = &registry.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}

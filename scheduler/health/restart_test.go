@@ -24,8 +24,8 @@ func TestAttemptsAreCountedUntilAnEngineRunsWell(t *testing.T) {
 // left alone for that hour.
 func TestRestartAfterAClockAhead(t *testing.T) {
 	now, b := time.Unix(1_000_000, 0), engine.Backoff{Base: 5 * time.Second, Max: 5 * time.Minute, MaxAttempts: 8}
-	for ahead, want := range map[time.Duration]care{
-		0: careWait, time.Hour: careRestart, -time.Hour: careRestart,
+	for ahead, want := range map[time.Duration]remedy{
+		0: remedyWait, time.Hour: remedyRestart, -time.Hour: remedyRestart,
 	} {
 		for attempts := range 8 {
 			row := &registry.Engine{State: registry.Failed, Restarts: &registry.Restarts{Attempts: attempts, NextAt: now.Add(ahead + b.After(attempts))}}

@@ -32,7 +32,7 @@ func upstreams(err error, mendable []string) []string {
 
 // confirm asks an engine whose check fails, or which waits for its upstreams, how it is.
 // One that does not answer, or that a new process may mend, is failed.
-func (m *Monitor) confirm(ctx context.Context, at *sight, reason string, crash int64) (acted bool, err error) {
+func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, crash int64) (acted bool, err error) {
 	err = m.ask(ctx, at.row.URL, 1)
 	if err != nil && upstreams(err, m.d.Subsystems) == nil && ctx.Err() == nil {
 		m.d.Engines.GoOn(ctx, at.row)

@@ -28,19 +28,19 @@ const (
 // one takes 6 to 10 s to become usable. The leader fills it; every replica
 // claims from it. A volume is destroyed with its engine, never reused.
 type Volumes struct {
-	d     Deps
-	ready atomic.Int64
-	nudge chan struct{} // a volume was claimed
+	d       Deps
+	ready   atomic.Int64
+	trigger chan struct{} // a volume was claimed
 
-	volumes *handout
+	volumes *reservation
 
 	mu    sync.Mutex
 	begun map[string]begunVolume // by engine_id, of entries that are to become ready
 	lost  map[string]bool        // engine_ids whose volume the last pass of reconcile did not find
 
 	// Only run uses these.
-	setbacks map[string]poolSetback // by node
-	lull     poolLull
+	backoffs map[string]nodeBackoff // by node
+	quiet    quietPeriod
 	took     time.Duration // to read the entries
 }
 
@@ -50,8 +50,8 @@ type begunVolume struct {
 	at time.Time
 }
 
-// poolSetback is why no volumes are made on a node for a while.
-type poolSetback struct {
+// nodeBackoff is why no volumes are made on a node for a while.
+type nodeBackoff struct {
 	n     int // tries in a row that failed
 	until time.Time
 }
@@ -59,8 +59,8 @@ type poolSetback struct {
 // NewVolumes returns a pool; Run makes it work.
 func NewVolumes(d Deps) *Volumes {
 	return &Volumes{
-		d: d, nudge: make(chan struct{}, 1), volumes: newHandout(),
-		setbacks: map[string]poolSetback{}, begun: map[string]begunVolume{},
+		d: d, trigger: make(chan struct{}, 1), volumes: newReservation(),
+		backoffs: map[string]nodeBackoff{}, begun: map[string]begunVolume{},
 	}
 }
 
@@ -97,7 +97,7 @@ func (p *Volumes) Claimed(v *registry.PooledVolume) {
 		return
 	}
 	select {
-	case p.nudge <- struct{}{}:
+	case p.trigger <- struct{}{}:
 	default:
 	}
 }
@@ -147,7 +147,7 @@ func (p *Volumes) Run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-p.nudge:
+		case <-p.trigger:
 			pause.For(ctx, poolPending)
 		case <-time.After(wait):
 		}
@@ -202,19 +202,19 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	p.volumes.counted(count)
 	p.forget(unready)
 	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {
-		return !n.TakesEngines(string(p.d.Driver)) || p.setBack(n.ID, now)
+		return !n.TakesEngines(string(p.d.Driver)) || p.backOff(n.ID, now)
 	})
-	taken := p.lull.look(count, now)
+	taken := p.quiet.look(count, now)
 	var missing []*registry.PooledVolume
-	for _, node := range p.lull.due(nodes, count, p.d.Size, now) {
+	for _, node := range p.quiet.due(nodes, count, p.d.Size, now) {
 		for n := count[node]; n < p.d.Size; n++ {
 			missing = append(missing, &registry.PooledVolume{EngineID: p.d.NewID(), NodeID: node, Owner: owner})
 		}
 	}
-	p.lull.total += len(missing)
+	p.quiet.total += len(missing)
 	params := template.Owner().Params()
 	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
-	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.setBack(v.NodeID, now) })
+	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.backOff(v.NodeID, now) })
 	asked := len(waiting)
 	noted, nerr := p.noteReady(waiting, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
 	p.ready.Add(int64(noted))
@@ -283,17 +283,17 @@ func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.Poole
 	_ = work.Wait()
 	for node := range tried {
 		if failed[node] == nil {
-			delete(p.setbacks, node)
+			delete(p.backoffs, node)
 			continue
 		}
-		b := p.setbacks[node].n
-		p.setbacks[node] = poolSetback{b + 1, time.Now().Add(engine.Backoff{Base: poolBackoff, Max: poolBackoffMax}.After(b))}
+		b := p.backoffs[node].n
+		p.backoffs[node] = nodeBackoff{b + 1, time.Now().Add(engine.Backoff{Base: poolBackoff, Max: poolBackoffMax}.After(b))}
 		err = errors.Join(err, fmt.Errorf("node %s: %w", node, failed[node]))
 	}
 	return n, err
 }
 
-// setBack says whether a node is left alone for now.
-func (p *Volumes) setBack(nodeID string, now time.Time) bool {
-	return now.Before(p.setbacks[nodeID].until)
+// backOff says whether a node is left alone for now.
+func (p *Volumes) backOff(nodeID string, now time.Time) bool {
+	return now.Before(p.backoffs[nodeID].until)
 }

@@ -20,7 +20,7 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 	const size = 8
 	busy := cluster.Node{ID: "busy", Allocs: 200} // 60 s
 	nodes := []cluster.Node{{ID: "a"}, {ID: "b", Allocs: 10}, busy}
-	var l poolLull
+	var l quietPeriod
 	begin := time.Now()
 	for _, c := range []struct {
 		after      time.Duration
@@ -55,19 +55,19 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 			l.total += size - count[node]
 		}
 	}
-	if due := new(poolLull).due([]cluster.Node{{ID: "a"}}, map[string]int{"a": 1}, 1, begin); len(due) > 0 {
+	if due := new(quietPeriod).due([]cluster.Node{{ID: "a"}}, map[string]int{"a": 1}, 1, begin); len(due) > 0 {
 		t.Error("a full pool of one is filled up")
 	}
-	if due := new(poolLull).due([]cluster.Node{{ID: "a"}}, nil, 1, begin); len(due) != 1 {
+	if due := new(quietPeriod).due([]cluster.Node{{ID: "a"}}, nil, 1, begin); len(due) != 1 {
 		t.Error("an empty pool of one waits")
 	}
 }
 
-// TestHandout: a volume is handed out once, also when a list that was begun before
+// TestReservation: a volume is handed out once, also when a list that was begun before
 // it was claimed still has it; what nobody got is read again, since another replica
 // may have it.
-func TestHandout(t *testing.T) {
-	h, now := newHandout(), time.Now()
+func TestReservation(t *testing.T) {
+	h, now := newReservation(), time.Now()
 	on := func(node string, ids ...string) (list []*registry.PooledVolume) {
 		for _, id := range ids {
 			list = append(list, &registry.PooledVolume{EngineID: id, NodeID: node})
@@ -112,9 +112,9 @@ func TestHandout(t *testing.T) {
 	}
 }
 
-// TestHandoutCounts: what is claimed while the entries are counted is not left.
-func TestHandoutCounts(t *testing.T) {
-	h, v := newHandout(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
+// TestReservationCounts: what is claimed while the entries are counted is not left.
+func TestReservationCounts(t *testing.T) {
+	h, v := newReservation(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
 	h.counting()
 	h.claimed(v, time.Now())
 	h.counted(map[string]int{"n": 8})
@@ -152,19 +152,19 @@ func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 			t.Fatalf("%d made, %v", n, err)
 		}
 		now := time.Now()
-		wait := p.setbacks["bad"].until.Sub(now)
-		if p.setBack("good", now) || !p.setBack("bad", now) || p.setBack("bad", now.Add(poolBackoffMax)) {
-			t.Fatalf("set back after try %d: %+v", try, p.setbacks)
+		wait := p.backoffs["bad"].until.Sub(now)
+		if p.backOff("good", now) || !p.backOff("bad", now) || p.backOff("bad", now.Add(poolBackoffMax)) {
+			t.Fatalf("set back after try %d: %+v", try, p.backoffs)
 		}
 		if wait <= before {
 			t.Errorf("try %d waits %s, the one before %s", try, wait, before)
 		}
 		before = wait
 	}
-	if _, err := p.each(on("good"), badly); err != nil || !p.setBack("bad", time.Now()) {
-		t.Errorf("what another node made ended the setback: %v", err)
+	if _, err := p.each(on("good"), badly); err != nil || !p.backOff("bad", time.Now()) {
+		t.Errorf("what another node made ended the backoff: %v", err)
 	}
-	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.setBack("bad", time.Now()) {
+	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.backOff("bad", time.Now()) {
 		t.Errorf("a volume was made, %v, and the node is set back", err)
 	}
 }

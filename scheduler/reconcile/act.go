@@ -37,7 +37,7 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 		if err := w.Refresh(ctx); err != nil {
 			return err
 		}
-		r.d.Engines.Hurry(a.EngineID)
+		r.d.Engines.Requeue(a.EngineID)
 		return nil
 	case ActCorrectQuota:
 		r.d.Log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
@@ -68,7 +68,7 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	case ActDropPooled:
 		// What outside the registry was read before the pool, and an entry goes before
 		// anything of the engine is made.
-		defer r.Nudge()
+		defer r.Trigger()
 		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+" was handed out, and its volume is pooled in Consul", false)
 	case ActQuarantine:
 		if a.row != nil {
@@ -135,7 +135,7 @@ func (r *Reconciler) confirmLost(ctx context.Context, engineID string) error {
 	if err != nil || !lost {
 		return err
 	}
-	defer r.Nudge()
+	defer r.Trigger()
 	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul", false)
 }
 

@@ -23,7 +23,7 @@ func damagedRow(productID string, newer bool) *registry.Unreadable {
 func TestDamagedRowKeepsItsEngine(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		flag := func(name string) bool { return rapid.Bool().Draw(t, name) }
-		id, other, now := testID(testBrand, 1), testID(testBrand, 2), time.Now()
+		id, other, now := testID(testIDPrefix, 1), testID(testIDPrefix, 2), time.Now()
 		s := &simulated{now: now, keys: map[string]bool{other: true}, owners: map[string]secrets.Owner{}, volumes: map[string][]*cluster.Volume{}}
 		s.owners[other] = secrets.Owner{Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "w", EngineID: other}
 		secret, indexed, newer := flag("secret"), flag("indexed"), flag("newer")
@@ -75,7 +75,7 @@ func TestDamagedRowKeepsItsEngine(t *testing.T) {
 
 // A row of a warm engine goes, for nobody was given it.
 func TestDamagedRowOfAWarmEngine(t *testing.T) {
-	id := testID(testBrand, 1)
+	id := testID(testIDPrefix, 1)
 	s := &simulated{now: time.Now(), keys: map[string]bool{id: true}, owners: map[string]secrets.Owner{
 		id: {Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "user", EngineID: id},
 	}}
@@ -109,7 +109,7 @@ func TestDamagedRowWaits(t *testing.T) {
 func TestPlanOfTwins(t *testing.T) {
 	for name, quarantined := range map[string]bool{"OKNew": false, "OKQuarantined": true} {
 		t.Run(name, func(t *testing.T) {
-			id := testID(testBrand, 1)
+			id := testID(testIDPrefix, 1)
 			s := &simulated{now: time.Now(), keys: map[string]bool{id: true}, held: map[string]bool{}}
 			if quarantined {
 				s.held[id] = true

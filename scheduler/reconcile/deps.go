@@ -157,8 +157,8 @@ type Engines interface {
 	// paused one has none any more.
 	EndProcess(ctx context.Context, row *registry.Engine, gone bool) error
 	Destroy(ctx context.Context, row *registry.Engine) error
-	// Hurry has the health side look at an engine at once.
-	Hurry(engineID string)
+	// Requeue has the health side look at an engine at once.
+	Requeue(engineID string)
 	// DiscardWarm removes an engine that nobody was given.
 	DiscardWarm(ctx context.Context, row *registry.Engine, why string)
 	// VolumesOf lists the volumes of an engine, and RemoveVolume deletes one with what is

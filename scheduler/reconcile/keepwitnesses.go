@@ -94,6 +94,6 @@ func (r *Reconciler) reviewQuarantine(ctx context.Context, w *world, q *registry
 	}
 	r.d.Owners.Settled(q.EngineID)
 	r.d.Log.Info("a quarantined engine is its owner's by all that is known of it", "engine_id", q.EngineID)
-	defer r.Nudge()
+	defer r.Trigger()
 	return r.d.Owners.Release(ctx, q)
 }

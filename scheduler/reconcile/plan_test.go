@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	testBrand        = "aaaaaa"
+	testIDPrefix     = "aaaaaa"
 	testDeployment   = "orch"
-	testDeploymentID = testBrand + "22222222222222222222"
+	testDeploymentID = testIDPrefix + "22222222222222222222"
 	testGrace        = 10 * time.Minute
 )
 
-func testID(brand string, n int) string { return fmt.Sprintf("%s%020d", brand, n) }
+func testID(idPrefix string, n int) string { return fmt.Sprintf("%s%020d", idPrefix, n) }
 
 // simulated is a world that can be acted on.
 type simulated struct {
@@ -121,7 +121,7 @@ func drawWorld(t *rapid.T) *simulated {
 	}
 	chance := func(name string, percent int) bool { return rapid.IntRange(0, 99).Draw(t, name) < percent }
 	for i := range rapid.IntRange(1, 12).Draw(t, "engines") {
-		id := testID(rapid.SampledFrom([]string{testBrand, testBrand, testBrand, "bbbbbb"}).Draw(t, "brand"), i)
+		id := testID(rapid.SampledFrom([]string{testIDPrefix, testIDPrefix, testIDPrefix, "bbbbbb"}).Draw(t, "idPrefix"), i)
 		node := rapid.SampledFrom([]string{"n0", "n1"}).Draw(t, "node")
 		product := rapid.SampledFrom([]string{"p0", "p1"}).Draw(t, "product")
 		switch rapid.SampledFrom([]string{"row", "row", "pool", "unreachable_volume", "nothing", "nothing"}).Draw(t, "the registry has") {
@@ -203,7 +203,7 @@ func (s *simulated) without(id string) bool {
 	case owner.Deployment != "" && owner.Deployment != testDeploymentID:
 		return false
 	}
-	return strings.HasPrefix(id, testBrand) || s.keys[id] || j != nil && j.DeploymentID == testDeploymentID
+	return strings.HasPrefix(id, testIDPrefix) || s.keys[id] || j != nil && j.DeploymentID == testDeploymentID
 }
 
 // memory says whether what there is under an id may hold somebody's memory: all that
@@ -524,14 +524,14 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 				s.rows[id] = &registry.Engine{EngineID: id, State: registry.Failed, ProductID: "p"}
 			}
 			for i := range n {
-				known, unknown, warm := testID(testBrand, 4*i), testID(testBrand, 4*i+1), testID(testBrand, 4*i+2)
+				known, unknown, warm := testID(testIDPrefix, 4*i), testID(testIDPrefix, 4*i+1), testID(testIDPrefix, 4*i+2)
 				for _, id := range []string{known, unknown, warm} {
 					volume(id)
 					s.keys[id] = true
 				}
 				s.owners[known] = secrets.Owner{Deployment: testDeploymentID, ProductID: "p", UserID: "u", EngineID: known}
 				s.owners[warm] = secrets.Owner{Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "w", EngineID: warm}
-				volume(testID(testBrand, 4*i+3)) // of the pool
+				volume(testID(testIDPrefix, 4*i+3)) // of the pool
 			}
 			got := map[Act]int{}
 			for _, a := range plan(s.world()) {

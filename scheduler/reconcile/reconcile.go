@@ -37,7 +37,7 @@ type Reconciler struct {
 	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only run uses it
 
 	mu       sync.Mutex
-	hurry    chan struct{}      // closed when a pass is wanted at once
+	requeue  chan struct{}      // closed when a pass is wanted at once
 	suspects map[string]suspect // counts that did not agree in the last pass
 	told     map[string]string  // reports by key: each is logged when it changes
 	failed   map[string]failures
@@ -51,44 +51,44 @@ type failures struct {
 
 // New returns a reconciler; Run and Listen make it work.
 func New(d Deps) *Reconciler {
-	return &Reconciler{d: d, hurry: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
+	return &Reconciler{d: d, requeue: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
 }
 
-// Nudge asks for a pass at once, if this replica leads; one that is under way and
+// Trigger asks for a pass at once, if this replica leads; one that is under way and
 // takes its time stops doing so.
-func (r *Reconciler) Nudge() {
+func (r *Reconciler) Trigger() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case <-r.hurry:
+	case <-r.requeue:
 	default:
-		close(r.hurry)
+		close(r.requeue)
 	}
 }
 
-// nudged is closed by the next nudge, or has been since the last take.
-func (r *Reconciler) nudged() <-chan struct{} {
+// triggered is closed by the next trigger, or has been since the last take.
+func (r *Reconciler) triggered() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.hurry
+	return r.requeue
 }
 
-// take says whether there was a nudge since it was called before.
+// take says whether there was a trigger since it was called before.
 func (r *Reconciler) take() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case <-r.hurry:
-		r.hurry = make(chan struct{})
+	case <-r.requeue:
+		r.requeue = make(chan struct{})
 		return true
 	default:
 		return false
 	}
 }
 
-// Run makes a full pass at each interval, one that takes its time until it is nudged;
+// Run makes a full pass at each interval, one that takes its time until it is triggered;
 // at once, and as fast as it can, when this replica takes the lead and when it is
-// nudged.
+// triggered.
 func (r *Reconciler) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -97,7 +97,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.nudged():
+		case <-r.triggered():
 		case <-tick.C:
 		}
 		asked := r.take()
@@ -105,7 +105,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 			due = time.Time{}
 			continue
 		}
-		pace := cluster.Pace(r.nudged())
+		pace := cluster.Pace(r.triggered())
 		if asked || due.IsZero() || !r.d.Guard.OK() { // nobody knows yet what the leader before left undone
 			pace = cluster.Hasty
 		} else if time.Now().Before(due) {
@@ -119,7 +119,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 	}
 }
 
-// Listen nudges when another replica asked the leader for a pass.
+// Listen triggers when another replica asked the leader for a pass.
 func (r *Reconciler) Listen(ctx context.Context) {
 	var seen uint64
 	for first := true; ctx.Err() == nil; first = false {
@@ -130,7 +130,7 @@ func (r *Reconciler) Listen(ctx context.Context) {
 			pause.For(ctx, requestPoll)
 			continue
 		case index != seen && !first:
-			r.Nudge()
+			r.Trigger()
 		}
 		seen = index
 	}

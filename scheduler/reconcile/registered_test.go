@@ -15,7 +15,7 @@ import (
 // TestPlanLostVolume: a pass reports what Nomad has lost and touches nothing of it; a
 // volume that is left on a node that is gone is no second brain.
 func TestPlanLostVolume(t *testing.T) {
-	id := testID(testBrand, 1)
+	id := testID(testIDPrefix, 1)
 	row := &registry.Engine{EngineID: id, ProductID: "p", UserID: "u", State: registry.Stopped, VolumeID: "new", VolumeName: registry.JobID(id) + ".r2"}
 	w := func() *world {
 		return &world{

@@ -33,7 +33,7 @@ type lane struct {
 	p                *harness.Process
 	platformKey      string
 	productID        string
-	brand            string
+	idPrefix         string
 	key              string // the engine's, as it was told or read last
 	engineID         string
 }
@@ -429,7 +429,7 @@ func (l *lane) bring(point string) {
 			return nil
 		})
 	}
-	l.engineID, l.brand = row.EngineID, row.EngineID[:6]
+	l.engineID, l.idPrefix = row.EngineID, row.EngineID[:6]
 	if prepare := l.before[point]; prepare != nil {
 		prepare(l)
 	}
@@ -438,7 +438,7 @@ func (l *lane) bring(point string) {
 // agree waits for agreement.
 func (l *lane) agree(after string) {
 	l.t.Helper()
-	harness.Eventually(l.t, "agreement after "+after, func() error { return l.s.Disagreement(l.prefix, l.brand) })
+	harness.Eventually(l.t, "agreement after "+after, func() error { return l.s.Disagreement(l.prefix, l.idPrefix) })
 }
 
 // check is what must hold once another process has looked after an operation
@@ -451,7 +451,7 @@ func (l *lane) check(point string) {
 	}
 	row := l.row()
 	if row != nil {
-		l.brand = row.EngineID[:6]
+		l.idPrefix = row.EngineID[:6]
 		if l.engineID != "" && l.from != "" && row.EngineID != l.engineID {
 			l.t.Errorf("%s: it is engine %s now", point, row.EngineID)
 		}

@@ -14,8 +14,8 @@ import (
 
 // Disagreement says where the stores do not agree about a deployment's engines,
 // nil when they do: each row is at rest and has all that belongs to it, and
-// nothing is there without a row. brand begins the ids of the deployment.
-func (s *Stores) Disagreement(prefix, brand string) error {
+// nothing is there without a row. idPrefix begins the ids of the deployment.
+func (s *Stores) Disagreement(prefix, idPrefix string) error {
 	rows, err := s.Engines(prefix)
 	if err != nil {
 		return err
@@ -34,7 +34,7 @@ func (s *Stores) Disagreement(prefix, brand string) error {
 	if counts["quota"] != len(rows) || counts["engine-ids/"] != len(rows) || counts["graves/"] != 0 {
 		return fmt.Errorf("%d rows, but %v", len(rows), counts)
 	}
-	return s.wantOwned(prefix, brand, ids)
+	return s.wantOwned(prefix, idPrefix, ids)
 }
 
 // WantSound checks what belongs to one row.
@@ -94,13 +94,13 @@ func (s *Stores) WantSound(row *registry.Engine) error {
 
 // wantOwned checks that what there is of a deployment belongs to a row or to the
 // pool.
-func (s *Stores) wantOwned(prefix, brand string, ids map[string]bool) error {
-	if brand == "" {
+func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
+	if idPrefix == "" {
 		return nil
 	}
 	mine := func(name string) (id string, ok bool) {
 		id = strings.TrimPrefix(name, "engine-")
-		return id, strings.HasPrefix(id, brand)
+		return id, strings.HasPrefix(id, idPrefix)
 	}
 	jobs, _, err := s.Nomad.Jobs().List(nil)
 	if err != nil {

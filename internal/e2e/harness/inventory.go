@@ -60,7 +60,7 @@ func (s *Stores) Traces(engineID string) []string {
 func (s *Stores) Census(prefix string) map[string]int {
 	s.T.Helper()
 	deployment := strings.TrimSuffix(prefix, "/")
-	brand := s.brand(prefix)
+	idPrefix := s.idPrefix(prefix)
 	out := map[string]int{"rows": len(s.Rows(prefix))}
 	for _, kind := range []string{"engine-ids/", "graves/"} {
 		keys, _, err := s.Consul.KV().Keys(prefix+kind, "", nil)
@@ -101,7 +101,7 @@ func (s *Stores) Census(prefix string) map[string]int {
 	}
 	out["variables"] = 0
 	for _, v := range vars {
-		if strings.HasPrefix(v.Path, "nomad/jobs/engine-"+brand) {
+		if strings.HasPrefix(v.Path, "nomad/jobs/engine-"+idPrefix) {
 			out["variables"]++
 		}
 	}
@@ -111,7 +111,7 @@ func (s *Stores) Census(prefix string) map[string]int {
 	}
 	if secret != nil {
 		for _, key := range secret.Data["keys"].([]any) {
-			if strings.HasPrefix(key.(string), brand) {
+			if strings.HasPrefix(key.(string), idPrefix) {
 				out["keys"]++
 			}
 		}

@@ -202,8 +202,8 @@ func (s *Stores) Deployment(prefix string) *registry.Deployment {
 	return d
 }
 
-// brand is what the engine_ids of a deployment begin with.
-func (s *Stores) brand(prefix string) string {
+// idPrefix is what the engine_ids of a deployment begin with.
+func (s *Stores) idPrefix(prefix string) string {
 	s.T.Helper()
 	id := s.Deployment(prefix).ID
 	return id[:min(6, len(id))]

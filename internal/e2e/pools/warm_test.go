@@ -241,7 +241,7 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 
 // Where nodes are full, warm engines are preempted by users' engines: by provisions of
 // another kind and by starts, for memory and for ports.
-func TestWarmEnginesGiveWay(t *testing.T) {
+func TestWarmEnginesArePreempted(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		stack devstack.Config

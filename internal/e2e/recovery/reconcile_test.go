@@ -151,8 +151,8 @@ func suspected(s *harness.Stores, prefix, engineID string) {
 	}
 }
 
-// engineIDOf makes an engine_id of a deployment's brand.
-func engineIDOf(brand string) string { return brand + strings.ToLower(rand.Text())[:20] }
+// engineIDOf makes an engine_id with an id prefix.
+func engineIDOf(idPrefix string) string { return idPrefix + strings.ToLower(rand.Text())[:20] }
 
 // What has no row and cannot hold anybody's memory is removed after its time and
 // audited, whatever store it is in; nothing is while a list cannot be read; what
@@ -172,9 +172,9 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	}
 	harness.Remember(t, e, e.APIKey, "kept")
 	pid := harness.Export(t, e, e.APIKey).Runs[0].PID
-	brand, own := e.EngineID[:6], s.Deployment(prefix).ID
-	bare, loose, whole := engineIDOf(brand), engineIDOf(brand), engineIDOf(brand)
-	foreignID, foreignName, foreignMeta := engineIDOf("zzzzzz"), engineIDOf(brand), engineIDOf(brand)
+	idPrefix, own := e.EngineID[:6], s.Deployment(prefix).ID
+	bare, loose, whole := engineIDOf(idPrefix), engineIDOf(idPrefix), engineIDOf(idPrefix)
+	foreignID, foreignName, foreignMeta := engineIDOf("zzzzzz"), engineIDOf(idPrefix), engineIDOf(idPrefix)
 
 	// A list that cannot be read.
 	refused.Store(true)
@@ -268,7 +268,7 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		t.Errorf("audited: %+v", rows)
 	}
 
-	for name, id := range map[string]string{"another brand": foreignID, "our brand, another deployment": foreignName, "our brand and name, another deployment's id": foreignMeta} {
+	for name, id := range map[string]string{"another id prefix": foreignID, "our id prefix, another deployment": foreignName, "our id prefix and name, another deployment's id": foreignMeta} {
 		if left := s.Traces(id); len(left) != 3 {
 			t.Errorf("%s: left are %v", name, left)
 		}

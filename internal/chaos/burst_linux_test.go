@@ -13,22 +13,22 @@ import (
 )
 
 const (
-	// crowdSize is how many calls come at once while a store is paused.
-	crowdSize = 300
-	// crowdLoad is what a busy machine needs for so many, beside all else.
-	crowdLoad = 5 * time.Second
+	// burstSize is how many calls come at once while a store is paused.
+	burstSize = 300
+	// burstLoad is what a busy machine needs for so many, beside all else.
+	burstLoad = 5 * time.Second
 )
 
-// crowd is calls that come at once while a store answers nothing.
-type crowd struct {
+// burst is calls that come at once while a store answers nothing.
+type burst struct {
 	calls  []*call
 	within time.Duration // in which each has to be answered
 	wait   sync.WaitGroup
 }
 
-// crowds are what is paused under a crowd: the replica that asks it, and a call's time
+// bursts are what is paused under a burst: the replica that asks it, and a call's time
 // limit to it.
-var crowds = map[string]struct {
+var bursts = map[string]struct {
 	replica int
 	limit   time.Duration
 }{
@@ -40,7 +40,7 @@ var crowds = map[string]struct {
 // gather pauses a store, and sends its calls. Their users are new, and their product may
 // have no engine: so nothing is left of them, as the end of the run sees.
 func (in *injector) gather(ctx context.Context, store string) error {
-	at, known := crowds[store]
+	at, known := bursts[store]
 	if !known {
 		return fmt.Errorf("no replica asks %s alone", store)
 	}
@@ -52,11 +52,11 @@ func (in *injector) gather(ctx context.Context, store string) error {
 		return err
 	}
 	p := in.rig.products[slices.IndexFunc(in.rig.products, func(p *product) bool { return p.Slug == crowded })]
-	in.crowd = &crowd{within: at.limit + time.Second + crowdLoad}
-	for i := range crowdSize {
-		c := &call{kind: []kind{admit, provision}[i%2], product: p.Slug, user: fmt.Sprintf("%s user %d of fault %d", p.Slug, i, in.counts["crowd"])}
-		in.crowd.calls = append(in.crowd.calls, c)
-		in.crowd.wait.Go(func() { in.load.do(ctx, p, c, at.replica) })
+	in.burst = &burst{within: at.limit + time.Second + burstLoad}
+	for i := range burstSize {
+		c := &call{kind: []kind{admit, provision}[i%2], product: p.Slug, user: fmt.Sprintf("%s user %d of fault %d", p.Slug, i, in.counts["burst"])}
+		in.burst.calls = append(in.burst.calls, c)
+		in.burst.wait.Go(func() { in.load.do(ctx, p, c, at.replica) })
 	}
 	return nil
 }
@@ -64,22 +64,22 @@ func (in *injector) gather(ctx context.Context, store string) error {
 // disperse lets the store go on, and says which calls were not answered as they should.
 func (in *injector) disperse(store string) error {
 	errs := []error{in.rig.Resume(devstack.Component(store))}
-	if in.crowd == nil {
+	if in.burst == nil {
 		return errors.Join(errs...)
 	}
-	in.crowd.wait.Wait()
+	in.burst.wait.Wait()
 	slowest, refused := time.Duration(0), 0
-	for _, c := range in.crowd.calls {
+	for _, c := range in.burst.calls {
 		took, right := c.ended.Sub(c.began), c.answer.ok() || c.answer.code == "QUOTA_EXCEEDED"
 		if c.answer.status == http.StatusServiceUnavailable {
 			refused++
 			right = c.answer.again
 		}
-		if slowest = max(slowest, took); took > in.crowd.within || !right {
+		if slowest = max(slowest, took); took > in.burst.within || !right {
 			errs = append(errs, fmt.Errorf("with %s paused: %s", store, c))
 		}
 	}
-	in.log("%d of %d calls were refused while %s was paused, the slowest was answered after %s", refused, crowdSize, store, slowest.Round(time.Millisecond))
-	in.crowd = nil
+	in.log("%d of %d calls were refused while %s was paused, the slowest was answered after %s", refused, burstSize, store, slowest.Round(time.Millisecond))
+	in.burst = nil
 	return errors.Join(errs[:min(len(errs), 5)]...)
 }

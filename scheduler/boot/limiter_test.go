@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// always lets whoever waits at a gate wait on.
+// always lets whoever waits for its turn wait on.
 func always() error { return nil }
 
-func TestGates(t *testing.T) {
-	var g Gates
+func TestLimiter(t *testing.T) {
+	var g Limiter
 	var leaves []func()
 	for range FirstBoots {
 		leave, err := g.Enter(t.Context(), "storm", always)
@@ -61,15 +61,15 @@ func TestGates(t *testing.T) {
 	}
 	wg.Wait()
 	if len(g.open) != 0 {
-		t.Errorf("%d gates are kept for nobody", len(g.open))
+		t.Errorf("%d limits are kept for nobody", len(g.open))
 	}
 }
 
-// TestGateLimit: boots that are done in good time let more in, up to a bound; of those
-// that began in one crowd the first alone makes it smaller.
-func TestGateLimit(t *testing.T) {
+// TestLimiterLimit: boots that are done in good time let more in, up to a bound; of those
+// that began in one congestion the first alone makes it smaller.
+func TestLimiterLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var g Gates
+		var g Limiter
 		leave, err := g.Enter(t.Context(), "storm", always)
 		if err != nil {
 			t.Fatal(err)
@@ -82,36 +82,36 @@ func TestGateLimit(t *testing.T) {
 		}
 		began := time.Now()
 		for range mostBoots {
-			g.Booted("storm", began, room)
+			g.Booted("storm", began, grow)
 		}
 		want(mostBoots)
 		time.Sleep(time.Second)
-		g.Booted("storm", began, tooMany)
+		g.Booted("storm", began, shrink)
 		want(mostBoots * 3 / 4)
 		time.Sleep(time.Second)
-		g.Booted("storm", began, tooMany)
-		g.Booted("storm", began, room)
+		g.Booted("storm", began, shrink)
+		g.Booted("storm", began, grow)
 		want(mostBoots * 3 / 4)
 		for range mostBoots {
 			time.Sleep(time.Second)
-			g.Booted("storm", time.Now(), tooMany)
+			g.Booted("storm", time.Now(), shrink)
 		}
 		want(fewestBoots)
-		g.Booted("calm", time.Now(), room) // for no caller: a restart
+		g.Booted("calm", time.Now(), grow) // for no caller: a restart
 		leave()
 		if len(g.open) != 0 {
-			t.Errorf("%d gates are kept for nobody", len(g.open))
+			t.Errorf("%d limits are kept for nobody", len(g.open))
 		}
 	})
 }
 
-// TestGateWaiters: a caller that goes while it waits, or in the moment of its turn,
+// TestLimiterWaiters: a caller that goes while it waits, or in the moment of its turn,
 // leaves its place to the next.
-func TestGateWaiters(t *testing.T) {
+func TestLimiterWaiters(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			var (
-				g      Gates
+				g      Limiter
 				wg     sync.WaitGroup
 				inside int
 			)
@@ -139,16 +139,16 @@ func TestGateWaiters(t *testing.T) {
 			}
 			wg.Wait()
 			if len(g.open) != 0 {
-				t.Error("a gate is kept for nobody")
+				t.Error("a productLimit is kept for nobody")
 			}
 		})
 	}
 }
 
-// TestGateInACrowd has 300 callers of engines at once on nodes of which each second
+// TestLimiterOfABurst has 300 callers of engines at once on nodes of which each second
 // so many boots' work is done, shared by those under way: from nodes that would take
 // longer than a boot may for mostBoots to fast ones.
-func TestGateInACrowd(t *testing.T) {
+func TestLimiterOfABurst(t *testing.T) {
 	const mayTake, callers = time.Minute, 300
 	for name, c := range map[string]struct {
 		perSecond, slower float64 // what they do, and how much less for each engine that runs
@@ -162,7 +162,7 @@ func TestGateInACrowd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var (
-					g             Gates
+					g             Limiter
 					mu            sync.Mutex
 					booting, runs int
 					late          int
@@ -196,7 +196,7 @@ func TestGateInACrowd(t *testing.T) {
 							late++
 						}
 						mu.Unlock()
-						g.Booted("p", began, CrowdOf(took, mayTake, 0))
+						g.Booted("p", began, CongestionOf(took, mayTake, 0))
 					})
 				}
 				wg.Wait()
@@ -208,23 +208,23 @@ func TestGateInACrowd(t *testing.T) {
 	}
 }
 
-func TestCrowdOf(t *testing.T) {
+func TestCongestionOf(t *testing.T) {
 	for name, c := range map[string]struct {
 		took, expected time.Duration
-		want           crowd
+		want           congestion
 	}{
-		"Quick":          {took: 10 * time.Second, want: room},
-		"NotQuick":       {took: 11 * time.Second, want: enough},
-		"NotLate":        {took: 20 * time.Second, want: enough},
-		"Late":           {took: 21 * time.Second, want: tooMany},
-		"LateForIt":      {took: 31 * time.Second, expected: 15 * time.Second, want: tooMany},
-		"ItsNature":      {took: 50 * time.Second, expected: 25 * time.Second, want: room},
-		"NotInTime":      {took: time.Minute, want: tooMany},
-		"NeverInTime":    {took: time.Minute, expected: 40 * time.Second, want: tooMany},
-		"LongForAnother": {took: 15 * time.Second, expected: time.Second, want: enough},
+		"Quick":          {took: 10 * time.Second, want: grow},
+		"NotQuick":       {took: 11 * time.Second, want: keep},
+		"NotLate":        {took: 20 * time.Second, want: keep},
+		"Late":           {took: 21 * time.Second, want: shrink},
+		"LateForIt":      {took: 31 * time.Second, expected: 15 * time.Second, want: shrink},
+		"ItsNature":      {took: 50 * time.Second, expected: 25 * time.Second, want: grow},
+		"NotInTime":      {took: time.Minute, want: shrink},
+		"NeverInTime":    {took: time.Minute, expected: 40 * time.Second, want: shrink},
+		"LongForAnother": {took: 15 * time.Second, expected: time.Second, want: keep},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := CrowdOf(c.took, time.Minute, c.expected); got != c.want {
+			if got := CongestionOf(c.took, time.Minute, c.expected); got != c.want {
 				t.Errorf("got %d, want %d", got, c.want)
 			}
 		})

@@ -7,9 +7,9 @@ import (
 	"github.com/septemberai/orch/cluster"
 )
 
-// poolLull is the time in which nobody takes volumes, when pools of which more than
+// quietPeriod is the time in which nobody takes volumes, when pools of which more than
 // half is left are filled up, a few nodes after another.
-type poolLull struct {
+type quietPeriod struct {
 	total int       // entries at the last look
 	since time.Time // of the last look that found fewer than the one before
 	next  time.Time // when the next node may be filled up
@@ -17,7 +17,7 @@ type poolLull struct {
 
 // look notes how many entries there are, by node, and says whether any were taken in
 // the last poolQuiet.
-func (l *poolLull) look(count map[string]int, now time.Time) (taken bool) {
+func (l *quietPeriod) look(count map[string]int, now time.Time) (taken bool) {
 	total := 0
 	for _, n := range count {
 		total += n
@@ -30,8 +30,8 @@ func (l *poolLull) look(count map[string]int, now time.Time) (taken bool) {
 }
 
 // due are the ids of the nodes whose pools are to be filled up to a size now: all of
-// those that are half empty, and in a lull the emptiest of the others.
-func (l *poolLull) due(nodes []cluster.Node, count map[string]int, size int, now time.Time) (due []string) {
+// those that are half empty, and in a quiet period the emptiest of the others.
+func (l *quietPeriod) due(nodes []cluster.Node, count map[string]int, size int, now time.Time) (due []string) {
 	slices.SortFunc(nodes, func(a, b cluster.Node) int { return count[a.ID] - count[b.ID] })
 	for _, node := range nodes {
 		switch n := count[node.ID]; {

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// gateCheck is how often who waits at a gate looks whether waiting is still of use.
-const gateCheck = time.Second
+// limitCheck is how often a call that waits for its turn looks whether waiting is still of
+// use.
+const limitCheck = time.Second
 
 // How many engines of one product may be booting for callers of this replica at a
 // time; more wait for their turn. It keeps a storm on one product from taking what the
@@ -25,32 +26,32 @@ const (
 // ErrNoTurn is the error of a caller whose time was over before its turn came.
 var ErrNoTurn = errors.New("too many engines of this product are booting")
 
-// Gates let so many in at a time, by product.
-type Gates struct {
+// Limiter bounds how many engines of a product boot concurrently.
+type Limiter struct {
 	mu   sync.Mutex
-	open map[string]*gate
+	open map[string]*productLimit
 }
 
-type gate struct {
+type productLimit struct {
 	limit   int             // of those inside
 	cut     time.Time       // when it was made smaller
-	inside  int             // the gate goes with the last one
+	inside  int             // with the last one the product is forgotten
 	waiting []chan struct{} // closed when it is their turn, in the order they came
 }
 
 // Enter waits for a place; leave gives it back. It returns the error of check, should
 // that return one first: it is called now and then. ErrNoTurn.
-func (g *Gates) Enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
+func (g *Limiter) Enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
 	if err := check(); err != nil {
 		return nil, err
 	}
 	g.mu.Lock()
 	if g.open == nil {
-		g.open = map[string]*gate{}
+		g.open = map[string]*productLimit{}
 	}
 	at := g.open[product]
 	if at == nil {
-		at = &gate{limit: FirstBoots}
+		at = &productLimit{limit: FirstBoots}
 		g.open[product] = at
 	}
 	turn := make(chan struct{})
@@ -66,7 +67,7 @@ func (g *Gates) Enter(ctx context.Context, product string, check func() error) (
 			delete(g.open, product)
 		}
 	}
-	tick := time.NewTicker(gateCheck)
+	tick := time.NewTicker(limitCheck)
 	defer tick.Stop()
 	for err == nil {
 		select {
@@ -91,7 +92,7 @@ func (g *Gates) Enter(ctx context.Context, product string, check func() error) (
 }
 
 // letIn lets those in whose turn it is.
-func (at *gate) letIn() {
+func (at *productLimit) letIn() {
 	for len(at.waiting) > 0 && at.inside < at.limit {
 		close(at.waiting[0])
 		at.waiting = at.waiting[1:]
@@ -99,44 +100,44 @@ func (at *gate) letIn() {
 	}
 }
 
-// Booted says how crowded it was for a boot of a product's engine that began at a
-// moment: after a quick one one more may boot at a time, after a late one a quarter
-// fewer. What began before the limit was cut says nothing about it.
-func (g *Gates) Booted(product string, began time.Time, c crowd) {
+// Booted adjusts a product's limit after a boot that began at a moment: grow adds one,
+// shrink takes a quarter. A boot that began before the limit was last cut says nothing
+// about the limit of now.
+func (g *Limiter) Booted(product string, began time.Time, c congestion) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at := g.open[product]
 	switch {
 	case at == nil || began.Before(at.cut):
-	case c == tooMany:
+	case c == shrink:
 		at.limit, at.cut = max(at.limit*3/4, fewestBoots), time.Now()
-	case c == room && at.limit < mostBoots:
+	case c == grow && at.limit < mostBoots:
 		at.limit++
 		at.letIn()
 	}
 }
 
-// crowd is whether engines boot beside each other in time.
-type crowd int
+// congestion is what a boot says about its product's limit.
+type congestion int
 
 const (
-	room crowd = iota
-	enough
-	tooMany
+	grow congestion = iota
+	keep
+	shrink
 )
 
-// CrowdOf goes by what a boot took, of what it may take: up to a sixth of that there
-// is room for more at a time, beyond a third there is not for so many: those that are
-// under way when it is noticed still have to be done in time. Up to twice what
-// engines of its kind need (0: not known) it is their nature, not the crowd.
-func CrowdOf(took, mayTake, expected time.Duration) crowd {
+// CongestionOf judges a boot by the share that it took of the time that it may take: up to
+// a sixth the limit may grow, beyond a third it has to shrink, because the boots that are
+// under way then still have to end in time. A boot that took up to twice what engines of
+// its kind need (0: not known) is no sign of congestion.
+func CongestionOf(took, mayTake, expected time.Duration) congestion {
 	switch {
 	case took >= mayTake:
-		return tooMany
+		return shrink
 	case took <= max(mayTake/6, 2*expected):
-		return room
+		return grow
 	case took <= mayTake/3:
-		return enough
+		return keep
 	}
-	return tooMany
+	return shrink
 }

@@ -21,7 +21,7 @@ func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 		return false
 	}
 	if o.row.Op.Kind != registry.OpProvision {
-		return o.giveWay(ctx, o.row.NodeID)
+		return o.preempt(ctx, o.row.NodeID)
 	}
 	nodes := o.s.cluster.Nodes()
 	for _, n := range nodes {
@@ -29,11 +29,11 @@ func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 			return false
 		}
 	}
-	if o.giveWay(ctx, o.row.NodeID) {
+	if o.preempt(ctx, o.row.NodeID) {
 		return true
 	}
 	for _, n := range nodes {
-		if n.ID != o.row.NodeID && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && o.s.warm.giveWay(ctx, n, o.row.Resources) {
+		if n.ID != o.row.NodeID && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && o.s.warm.preempt(ctx, n, o.row.Resources) {
 			delete(o.tried, n.ID)
 			return false
 		}
@@ -41,10 +41,10 @@ func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 	return false
 }
 
-// giveWay makes room on the engine's own node and has Nomad look again.
-func (o *operation) giveWay(ctx context.Context, nodeID string) bool {
+// preempt makes room on the engine's own node and has Nomad look again.
+func (o *operation) preempt(ctx context.Context, nodeID string) bool {
 	for _, n := range o.s.cluster.Nodes() {
-		if n.ID != nodeID || !o.s.warm.giveWay(ctx, n, o.row.Resources) {
+		if n.ID != nodeID || !o.s.warm.preempt(ctx, n, o.row.Resources) {
 			continue
 		}
 		if err := o.s.cluster.Evaluate(ctx, o.row.JobID()); err != nil {
@@ -56,10 +56,10 @@ func (o *operation) giveWay(ctx context.Context, nodeID string) bool {
 	return false
 }
 
-// giveWay destroys the unclaimed warm engines of a node that are in the way of an
+// preempt destroys the unclaimed warm engines of a node that are in the way of an
 // engine of a size, and says whether any of them went. Their kinds are not made
 // anew for a while.
-func (p *warmPool) giveWay(ctx context.Context, node cluster.Node, ask registry.Resources) bool {
+func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask registry.Resources) bool {
 	var there []*registry.Engine
 	for _, row := range shuffled(p.s.mirror.Of(registry.WarmProduct)) {
 		if row.NodeID == node.ID && (row.State == registry.Running || row.State == registry.Provisioning) && p.reserve(row) {
@@ -77,7 +77,7 @@ func (p *warmPool) giveWay(ctx context.Context, node cluster.Node, ask registry.
 	for i, row := range going {
 		wg.Go(func() {
 			defer p.release(row)
-			p.setBack(ctx, row.Warm, "its engines were preempted for users' engines that had no room", false)
+			p.backOff(ctx, row.Warm, "its engines were preempted for users' engines that had no room", false)
 			var err error
 			if went[i], err = p.destroy(ctx, row, "a user's engine needs its room"); err != nil && !overtaken(err) {
 				p.s.log.Warn("a warm engine is in the way of a user's and cannot be removed", "engine_id", row.EngineID, "error", err)
