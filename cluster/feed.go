@@ -179,7 +179,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 		return &api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}}
 	}
 	var nodes []*Node
-	nodesAt, err := c.pages(ctx, Hasty, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	nodesAt, err := c.pages(ctx, Unthrottled, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Nodes().List(q)
 		for _, n := range stubs {
 			nodes = append(nodes, c.nodeFrom(n))
@@ -193,7 +193,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	var allocs []*Alloc
-	allocsAt, err := c.pages(ctx, Hasty, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	allocsAt, err := c.pages(ctx, Unthrottled, all(), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Allocations().List(q)
 		for _, a := range stubs {
 			allocs = append(allocs, allocFrom(a))
@@ -233,7 +233,7 @@ func (c *Cluster) findPlugins(ctx context.Context, nodes []*Node) error {
 	}
 	has := map[string]bool{}
 	q := (&api.QueryOptions{Filter: fmt.Sprintf("%q in Attributes", c.pluginAttribute())}).WithContext(ctx)
-	_, err := c.pages(ctx, Hasty, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, Unthrottled, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Nodes().List(q)
 		for _, n := range stubs {
 			has[n.ID] = true

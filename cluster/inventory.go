@@ -26,12 +26,12 @@ type JobInfo struct {
 }
 
 // Jobs lists the jobs of the namespace whose name begins with prefix.
-func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInfo, error) {
+func (c *Cluster) Jobs(ctx context.Context, prefix string, throttle Throttle) ([]*JobInfo, error) {
 	var list []*JobInfo
 	byID := map[string]*JobInfo{}
 	q := c.read(ctx)
 	q.Prefix = prefix
-	_, err := c.pages(ctx, pace, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, throttle, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.Jobs().ListOptions(&api.JobListOptions{Fields: &api.JobListFields{Meta: true}}, q)
 		for _, s := range stubs {
 			if byID[s.ID] == nil {
@@ -49,7 +49,7 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string, pace Pace) ([]*JobInf
 	// changed meanwhile is on a page to come.
 	q = c.read(ctx)
 	q.Params = map[string]string{"reverse": "true"}
-	_, err = c.pages(ctx, pace, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err = c.pages(ctx, throttle, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		var statuses []struct {
 			ID            string
 			GroupCountSum int
@@ -83,9 +83,9 @@ type VariableInfo struct {
 }
 
 // KeyHashes lists the variables of jobs whose name begins with prefix.
-func (c *Cluster) KeyHashes(ctx context.Context, prefix string, pace Pace) ([]*VariableInfo, error) {
+func (c *Cluster) KeyHashes(ctx context.Context, prefix string, throttle Throttle) ([]*VariableInfo, error) {
 	var infos []*VariableInfo
-	_, err := c.pages(ctx, pace, c.read(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, throttle, c.read(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		list, meta, err := c.client.Variables().PrefixList(variablePath(prefix), q)
 		for _, v := range list {
 			infos = append(infos, &VariableInfo{JobID: strings.TrimPrefix(v.Path, variablePath("")), ModifyIndex: v.ModifyIndex})

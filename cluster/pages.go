@@ -12,17 +12,16 @@ import (
 // holds a large fleet's as one answer.
 const pageSize = 500
 
-// leisure is how many times as long as a page took is waited before the next, of a
+// throttleBy is how many times as long as a page took is waited before the next, of a
 // list that nobody waits for: it keeps Nomad's servers and this process busy for a
 // fifth of the time at most, so that calls that come meanwhile hardly notice.
-const leisure = 4
+const throttleBy = 4
 
-// Pace is how a list of a whole fleet is read: at leisure until it is closed, without
-// a pause from then on.
-type Pace <-chan struct{}
+// Throttle slows down the reading of a list of a whole fleet, until it is closed.
+type Throttle <-chan struct{}
 
-// Hasty is for what somebody waits for.
-var Hasty = func() Pace {
+// Unthrottled is for lists that somebody waits for.
+var Unthrottled = func() Throttle {
 	closed := make(chan struct{})
 	close(closed)
 	return closed
@@ -31,7 +30,7 @@ var Hasty = func() Pace {
 // pages reads a list a page at a time, each within callTimeout, and returns up to
 // which index all of them are complete. What is there all the while is on one of
 // them, and what changes meanwhile may be on two.
-func (c *Cluster) pages(ctx context.Context, pace Pace, q *api.QueryOptions, read func(*api.QueryOptions) (*api.QueryMeta, error)) (index uint64, err error) {
+func (c *Cluster) pages(ctx context.Context, throttle Throttle, q *api.QueryOptions, read func(*api.QueryOptions) (*api.QueryMeta, error)) (index uint64, err error) {
 	index = math.MaxUint64
 	q.PerPage = c.pageSize
 	for {
@@ -48,8 +47,8 @@ func (c *Cluster) pages(ctx context.Context, pace Pace, q *api.QueryOptions, rea
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
-		case <-pace:
-		case <-time.After(leisure * time.Since(began)):
+		case <-throttle:
+		case <-time.After(throttleBy * time.Since(began)):
 		}
 	}
 }

@@ -139,7 +139,7 @@ func TestListsOfManyPages(t *testing.T) {
 				change()
 			}
 		}
-		list, err := c.Jobs(t.Context(), "engine-", Hasty)
+		list, err := c.Jobs(t.Context(), "engine-", Unthrottled)
 		if err != nil || len(list) != many {
 			t.Fatalf("%d jobs, %v", len(list), err)
 		}

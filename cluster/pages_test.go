@@ -26,28 +26,28 @@ func TestPace(t *testing.T) {
 		}
 	}
 	for name, tc := range map[string]struct {
-		pace    Pace
-		requeue time.Duration // when the pace is closed
-		want    time.Duration
+		throttle Throttle
+		requeue  time.Duration // when the throttle is closed
+		want     time.Duration
 	}{
-		"Hasty":   {pace: Hasty, want: pages * time.Second},
-		"Leisure": {want: (pages + (pages-1)*leisure) * time.Second},
+		"Unthrottled": {throttle: Unthrottled, want: pages * time.Second},
+		"Leisure":     {want: (pages + (pages-1)*throttleBy) * time.Second},
 		// Two pages and their pauses, then three without.
 		"Hurried":           {requeue: 10 * time.Second, want: 13 * time.Second},
 		"HurriedInAPause":   {requeue: 8 * time.Second, want: 11 * time.Second},
-		"HurriedAfterwards": {requeue: time.Hour, want: (pages + (pages-1)*leisure) * time.Second},
+		"HurriedAfterwards": {requeue: time.Hour, want: (pages + (pages-1)*throttleBy) * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				pace := tc.pace
+				throttle := tc.throttle
 				if tc.requeue > 0 {
 					requeue := make(chan struct{})
 					defer time.AfterFunc(tc.requeue, func() { close(requeue) }).Stop()
-					pace = requeue
+					throttle = requeue
 				}
 				var at int
 				began := time.Now()
-				index, err := c.pages(t.Context(), pace, &api.QueryOptions{}, read(&at))
+				index, err := c.pages(t.Context(), throttle, &api.QueryOptions{}, read(&at))
 				if took := time.Since(began); err != nil || index != 1 || at != pages || took != tc.want {
 					t.Errorf("%d pages up to index %d after %s, %v; want all up to 1 after %s", at, index, took, err, tc.want)
 				}

@@ -133,8 +133,8 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 }
 
 // Volumes lists the host volumes of the namespace, on all nodes.
-func (c *Cluster) Volumes(ctx context.Context, pace Pace) ([]*Volume, error) {
-	return c.volumes(ctx, pace, c.read)
+func (c *Cluster) Volumes(ctx context.Context, throttle Throttle) ([]*Volume, error) {
+	return c.volumes(ctx, throttle, c.read)
 }
 
 // volumesNamed lists those of one name; Nomad leaves the others out.
@@ -152,9 +152,9 @@ func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, err
 	return named, nil
 }
 
-func (c *Cluster) volumes(ctx context.Context, pace Pace, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
+func (c *Cluster) volumes(ctx context.Context, throttle Throttle, query func(context.Context) *api.QueryOptions) ([]*Volume, error) {
 	var list []*Volume
-	_, err := c.pages(ctx, pace, query(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
+	_, err := c.pages(ctx, throttle, query(ctx), func(q *api.QueryOptions) (*api.QueryMeta, error) {
 		stubs, meta, err := c.client.HostVolumes().List(&api.HostVolumeListRequest{}, q)
 		for _, v := range stubs {
 			list = append(list, &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Ready: v.State == api.HostVolumeStateReady})
@@ -169,7 +169,7 @@ func (c *Cluster) volumes(ctx context.Context, pace Pace, query func(context.Con
 
 // VolumesLike lists those whose name begins with prefix.
 func (c *Cluster) VolumesLike(ctx context.Context, prefix string) ([]*Volume, error) {
-	return c.volumes(ctx, Hasty, func(ctx context.Context) *api.QueryOptions {
+	return c.volumes(ctx, Unthrottled, func(ctx context.Context) *api.QueryOptions {
 		q := c.read(ctx)
 		q.Prefix = prefix
 		return q

@@ -148,7 +148,7 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 // lost: only those whose volume Nomad does not know. What is being destroyed leaves
 // an unreachable volume.
 func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*registry.Engine, unreachable []*registry.UnreachableVolume, err error) {
-	volumes, err := s.cluster.Volumes(ctx, cluster.Hasty)
+	volumes, err := s.cluster.Volumes(ctx, cluster.Unthrottled)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -92,9 +92,9 @@ type Rows interface {
 // Nomad is what there is of engines in Nomad, and how it is removed.
 type Nomad interface {
 	Age() time.Duration
-	Jobs(ctx context.Context, prefix string, pace cluster.Pace) ([]*cluster.JobInfo, error)
-	Volumes(ctx context.Context, pace cluster.Pace) ([]*cluster.Volume, error)
-	KeyHashes(ctx context.Context, prefix string, pace cluster.Pace) ([]*cluster.VariableInfo, error)
+	Jobs(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.JobInfo, error)
+	Volumes(ctx context.Context, throttle cluster.Throttle) ([]*cluster.Volume, error)
+	KeyHashes(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.VariableInfo, error)
 	Job(ctx context.Context, id string) (*api.Job, error)
 	Volume(ctx context.Context, id string) (*cluster.Volume, error)
 	Variable(ctx context.Context, jobID string) (*cluster.Variable, error)

@@ -51,7 +51,7 @@ func (f *Found) Parts() []string {
 // Find reads what there is of one engine outside the registry.
 func (r *Reconciler) Find(ctx context.Context, engineID string) (*Found, error) {
 	f := &Found{id: engineID}
-	jobs, err := r.d.Nomad.Jobs(ctx, registry.JobID(engineID), cluster.Hasty)
+	jobs, err := r.d.Nomad.Jobs(ctx, registry.JobID(engineID), cluster.Unthrottled)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (r *Reconciler) Find(ctx context.Context, engineID string) (*Found, error) 
 	if f.volumes, err = r.d.Engines.VolumesOf(ctx, engineID); err != nil {
 		return nil, err
 	}
-	variables, err := r.d.Nomad.KeyHashes(ctx, registry.JobID(engineID), cluster.Hasty)
+	variables, err := r.d.Nomad.KeyHashes(ctx, registry.JobID(engineID), cluster.Unthrottled)
 	if err != nil {
 		return nil, err
 	}

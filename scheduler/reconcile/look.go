@@ -18,7 +18,7 @@ import (
 const staleNodes = 2 * time.Minute
 
 // look reads the world. What cannot be read is missing in it.
-func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, pace cluster.Pace) *world {
+func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, throttle cluster.Throttle) *world {
 	w := &world{
 		now: time.Now().UTC(), deployment: r.d.Deployment, deploymentID: r.d.Guard.ID(), grace: r.d.Grace,
 		suspects: suspects, missing: map[string]error{}, silent: map[string]bool{}, awake: map[string]bool{}, quarantined: map[string]bool{}, owners: map[string]*secrets.EngineKey{},
@@ -36,9 +36,9 @@ func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, pace
 	// One after another, so that no store is asked for two at a time: calls that
 	// come meanwhile hardly notice.
 	for _, l := range []list{
-		{listJobs, func() (err error) { w.jobs, err = r.d.Nomad.Jobs(ctx, enginePrefix, pace); return err }},
-		{listVolumes, func() (err error) { w.volumes, err = r.d.Nomad.Volumes(ctx, pace); return err }},
-		{listVariables, func() (err error) { w.variables, err = r.d.Nomad.KeyHashes(ctx, enginePrefix, pace); return err }},
+		{listJobs, func() (err error) { w.jobs, err = r.d.Nomad.Jobs(ctx, enginePrefix, throttle); return err }},
+		{listVolumes, func() (err error) { w.volumes, err = r.d.Nomad.Volumes(ctx, throttle); return err }},
+		{listVariables, func() (err error) { w.variables, err = r.d.Nomad.KeyHashes(ctx, enginePrefix, throttle); return err }},
 		{listKeys, func() (err error) { w.keys, err = r.d.Vault.EngineIDs(ctx); return err }},
 		{listOrphans, func() (err error) { w.orphans, err = r.d.Store.Orphans(ctx); return err }},
 		{listPool, func() (err error) { w.pooled, err = r.d.Store.PoolIDs(ctx); return err }},
@@ -56,7 +56,7 @@ func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, pace
 			w.missing[l.name] = err
 		}
 	}
-	r.lookForLost(ctx, w, pace)
+	r.lookForLost(ctx, w, throttle)
 	for _, q := range w.quarantine {
 		w.quarantined[q.EngineID] = true
 	}
@@ -158,7 +158,7 @@ func (r *Reconciler) readOwners(ctx context.Context, w *world) error {
 
 // lookForLost notes the rows whose volume Nomad does not know. The list of volumes
 // is older than that of rows: where one is missing, the volumes are listed once more.
-func (r *Reconciler) lookForLost(ctx context.Context, w *world, pace cluster.Pace) {
+func (r *Reconciler) lookForLost(ctx context.Context, w *world, throttle cluster.Throttle) {
 	if !w.read(listVolumes, listRows) {
 		return
 	}
@@ -174,7 +174,7 @@ func (r *Reconciler) lookForLost(ctx context.Context, w *world, pace cluster.Pac
 	if len(lost) == 0 {
 		return
 	}
-	now, err := r.d.Nomad.Volumes(ctx, pace)
+	now, err := r.d.Nomad.Volumes(ctx, throttle)
 	if err != nil {
 		return // nothing is said that is not known
 	}

@@ -105,13 +105,13 @@ func (r *Reconciler) Run(ctx context.Context) {
 			due = time.Time{}
 			continue
 		}
-		pace := cluster.Pace(r.triggered())
+		throttle := cluster.Throttle(r.triggered())
 		if asked || due.IsZero() || !r.d.Guard.OK() { // nobody knows yet what the leader before left undone
-			pace = cluster.Hasty
+			throttle = cluster.Unthrottled
 		} else if time.Now().Before(due) {
 			continue
 		}
-		acted := r.pass(r.d.Engines.Request(ctx), pace)
+		acted := r.pass(r.d.Engines.Request(ctx), throttle)
 		due = time.Now().Add(r.d.Interval)
 		if !acted || !r.d.Guard.OK() {
 			due = time.Time{} // at the next tick
@@ -138,7 +138,7 @@ func (r *Reconciler) Listen(ctx context.Context) {
 
 // pass looks at the world once and acts on it. false: it did not, for the registry is not
 // known to be whole; a recovery acts on nothing else.
-func (r *Reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
+func (r *Reconciler) pass(ctx context.Context, throttle cluster.Throttle) bool {
 	began := time.Now()
 	if !r.d.Guard.OK() {
 		if err := r.recoverRegistry(ctx); err != nil && ctx.Err() == nil {
@@ -149,7 +149,7 @@ func (r *Reconciler) pass(ctx context.Context, pace cluster.Pace) bool {
 	r.mu.Lock()
 	before := r.suspects
 	r.mu.Unlock()
-	w := r.look(ctx, before, pace)
+	w := r.look(ctx, before, throttle)
 	if !r.d.Guard.Forward(ctx) {
 		return false
 	}
@@ -253,7 +253,7 @@ func (r *Reconciler) Plan(ctx context.Context) (*Plan, error) {
 	r.mu.Lock()
 	before := maps.Clone(r.suspects)
 	r.mu.Unlock()
-	w := r.look(ctx, before, cluster.Hasty)
+	w := r.look(ctx, before, cluster.Unthrottled)
 	if err := w.missing[listRows]; err != nil {
 		return nil, err
 	}

@@ -83,7 +83,7 @@ func (x *recovery) run(ctx context.Context) error {
 	if err := x.products(ctx); err != nil {
 		return err
 	}
-	x.w = x.r.look(ctx, nil, cluster.Hasty)
+	x.w = x.r.look(ctx, nil, cluster.Unthrottled)
 	for name, err := range x.w.missing {
 		return fmt.Errorf("the list of %s cannot be read: %w", name, err)
 	}
