@@ -37,7 +37,7 @@ type sharedReads struct {
 
 	mu      sync.Mutex
 	flights int
-	began   time.Time                // when the newest call that shares this read arrived
+	began   time.Time                // when the newest transaction began
 	waiting map[string][]*sharedRead // by tenant
 	turns   []string                 // tenants that wait, in the order of their turns
 }
