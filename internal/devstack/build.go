@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -65,7 +66,9 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	}
 	args = append(args, "github.com/hashicorp/"+t.name)
 	dir := filepath.Join(root, "tools", t.name)
-	f.opts.Progress(fmt.Sprintf("%s: building %s from tools/%s, once; 4 to 9 minutes on two cores", t.name, t.version, t.name))
+	stop := f.fetch(ctx, goTool, root)
+	defer stop()
+	f.opts.Progress(fmt.Sprintf("%s: building %s from tools/%s, once: about %s on %d cores", t.name, t.version, t.name, t.expected(), runtime.NumCPU()))
 	if out, err := f.runBuild(ctx, t, goTool, dir, args); err != nil {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
@@ -77,6 +80,39 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 		return "", fmt.Errorf("putting %s into the cache: %w", t.name, err)
 	}
 	return target, nil
+}
+
+// expected is about how long a build takes here, with empty caches.
+func (t tool) expected() time.Duration {
+	return (t.cpu / time.Duration(runtime.NumCPU())).Round(30 * time.Second)
+}
+
+// fetch downloads, beside the first build, the modules of the builds that are still to
+// come: a build waits for its own. What it cannot get is asked for again by the build,
+// which says why. stop ends it.
+func (f *finder) fetch(ctx context.Context, goTool, root string) (stop func()) {
+	if f.fetched {
+		return func() {}
+	}
+	f.fetched = true
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	for _, t := range toolTable {
+		if _, there := f.cached(t); there {
+			continue
+		}
+		work.Go(func() {
+			args := []string{"list", "-deps", "-f", "{{.Dir}}"}
+			if t.tags != "" {
+				args = append(args, "-tags", t.tags)
+			}
+			cmd := exec.CommandContext(ctx, goTool, append(args, "github.com/hashicorp/"+t.name)...)
+			cmd.Dir = filepath.Join(root, "tools", t.name)
+			cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
+			_ = cmd.Run()
+		})
+	}
+	return func() { cancel(); work.Wait() }
 }
 
 // runBuild runs go and reports the elapsed time. It returns go's stderr.
@@ -102,7 +138,7 @@ func (f *finder) runBuild(ctx context.Context, t tool, goTool, dir string, args 
 			case <-done:
 				return
 			case <-tick.C:
-				f.opts.Progress(fmt.Sprintf("%s: still building, %s", t.name, time.Since(began).Round(time.Second)))
+				f.opts.Progress(fmt.Sprintf("%s: still building, %s of about %s", t.name, time.Since(began).Round(time.Second), t.expected()))
 			}
 		}
 	})

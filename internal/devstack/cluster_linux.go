@@ -113,7 +113,7 @@ func (c *Cluster) configure(s *Stack) error {
 	}
 	s.VaultAddr = "http://" + addr + ":8200"
 	s.urls[Vault] = s.VaultAddr
-	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: addr, HTTP: 8200, Cluster: 8201, Raft: true}).render(s.path(Vault, ".hcl")); err != nil {
+	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: addr, HTTP: 8200, Cluster: 8201}).render(s.path(Vault, ".hcl")); err != nil {
 		return err
 	}
 	c.place(Vault, string(Vault), s.cfg.Binaries.Vault, "server", "-config="+s.path(Vault, ".hcl"))

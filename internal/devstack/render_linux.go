@@ -213,24 +213,23 @@ func hclList(list []string) string {
 type vaultNode struct {
 	Dir, Bind     string
 	HTTP, Cluster int
-	Raft          bool
 }
 
 // vaultTemplate: storage on disk, so that a killed Vault keeps its secrets.
 const vaultTemplate = `
-storage %q {
-  path = %q
+storage "raft" {
+  path = %[1]q
   performance_multiplier = "1" # of Raft: a lone server need not wait for others
 }
 
 listener "tcp" {
-  address         = "%[3]s:%[4]d"
-  cluster_address = "%[3]s:%[5]d"
+  address         = "%[2]s:%[3]d"
+  cluster_address = "%[2]s:%[4]d"
   tls_disable     = true
 }
 
-api_addr      = "http://%[3]s:%[4]d"
-cluster_addr  = "http://%[3]s:%[5]d"
+api_addr      = "http://%[2]s:%[3]d"
+cluster_addr  = "http://%[2]s:%[4]d"
 disable_mlock = true
 ui            = true
 log_level     = "warn"
@@ -300,13 +299,10 @@ func (n consulNode) render(path string) error {
 
 // render writes Vault's configuration file and makes its directory.
 func (n vaultNode) render(path string) error {
-	storage, data := "file", filepath.Join(n.Dir, "data")
-	if n.Raft {
-		storage = "raft"
-	}
+	data := filepath.Join(n.Dir, "data")
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}
-	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, storage, data, n.Bind, n.HTTP, n.Cluster)) + "\n"
+	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, data, n.Bind, n.HTTP, n.Cluster)) + "\n"
 	return os.WriteFile(path, []byte(text), 0o600)
 }
