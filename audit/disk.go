@@ -124,7 +124,33 @@ func (d *disk) keepReserve() bool {
 }
 
 // giveUp removes the reserve, and says whether there was one.
-func (d *disk) giveUp() bool {
+func (d *disk) giveUp() bool { return d.release(func() {}) }
+
+// handOver is giveUp for SQLite's log: it takes the space, beyond its end, a piece after
+// another. Whoever filled the disk and still writes gets a piece where it is faster, and
+// not all of it.
+func (d *disk) handOver() bool {
+	return d.release(func() {
+		wal, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
+		if err != nil {
+			return // it is not there yet
+		}
+		defer func() { _ = wal.Close() }()
+		info, err := wal.Stat()
+		if err != nil {
+			return
+		}
+		at := info.Size()
+		for left := int64(reserveBytes - leastPiece); left >= 0 && os.Truncate(d.reservePath(), left) == nil; left -= leastPiece {
+			if allocateBeyond(wal, at, leastPiece) == nil {
+				at += leastPiece
+			}
+		}
+	})
+}
+
+// release gives the reserve up, unless it is, after something was done with its file.
+func (d *disk) release(first func()) bool {
 	if d == nil {
 		return false
 	}
@@ -134,11 +160,12 @@ func (d *disk) giveUp() bool {
 		return false
 	}
 	d.log.Error("the audit log's disk is full: its reserve is given up, and only what makes room is done", "file", d.path, "bytes", reserveBytes)
+	first()
 	return os.Remove(d.reservePath()) == nil
 }
 
-// extend takes the reserve's space for SQLite's log, beyond its end, before whoever
-// filled the disk takes it. What cannot be had is left.
+// extend takes up to the reserve's space for SQLite's log, beyond its end, of what is free:
+// where the reserve was given up before there was a log. What cannot be had is left.
 func (d *disk) extend() {
 	f, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
 	if err != nil {
