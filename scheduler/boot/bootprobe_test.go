@@ -220,7 +220,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 	})
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
 	b := NewBoots(NewProber(time.Minute))
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {
 		boots.Go(func() { _ = b.AwaitUsable(ctx, url, proves(testKey), nil) })
