@@ -36,7 +36,7 @@ func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, rel
 	})}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lim) }()
-	t.Cleanup(func() { _ = srv.Close(); <-served })
+	t.Cleanup(func() { _ = srv.Close(); _ = <-served })
 	return l.Addr().String(), slow, func() { close(gate) }
 }
 

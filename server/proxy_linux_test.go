@@ -78,7 +78,7 @@ func startProxy(t *testing.T, program string, config func(socket string) string,
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		_ = cmd.Process.Kill()
-		<-ended
+		_ = <-ended
 		if t.Failed() {
 			t.Logf("%s said:\n%s", program, said.String())
 		}

@@ -64,8 +64,7 @@ func (s *Stores) Engines(prefix string) ([]*registry.Engine, error) {
 	return rows, nil
 }
 
-// engineJobs lists the jobs, variables and keys of all engines of a deployment,
-// and its rows.
+// Rows lists the keys of the rows of a deployment's engines.
 func (s *Stores) Rows(prefix string) []string {
 	s.T.Helper()
 	keys, _, err := s.Consul.KV().Keys(prefix+"engines/", "", nil)
