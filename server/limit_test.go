@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -36,7 +37,11 @@ func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, rel
 	})}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lim) }()
-	t.Cleanup(func() { _ = srv.Close(); _ = <-served })
+	t.Cleanup(func() {
+		if err := errors.Join(srv.Close(), <-served); !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
 	return l.Addr().String(), slow, func() { close(gate) }
 }
 

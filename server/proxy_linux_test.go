@@ -78,7 +78,9 @@ func startProxy(t *testing.T, program string, config func(socket string) string,
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		_ = cmd.Process.Kill()
-		_ = <-ended
+		if err := <-ended; err == nil {
+			t.Errorf("%s ended by itself", program)
+		}
 		if t.Failed() {
 			t.Logf("%s said:\n%s", program, said.String())
 		}
