@@ -90,8 +90,8 @@ var floors = [][]string{
 	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
 }
 
-// leaves do not know one another. The one exception: cluster takes the label of an
-// engine's port from jobs.
+// leaves do not know one another. The one exception: cluster takes from jobs the label of
+// an engine's port, and what a job says about itself in its meta.
 var leaves = []string{"registry", "cluster", "jobs", "secrets", "audit", "images"}
 
 // TestEngineImportsNothing of ours: it is the domain.
