@@ -10,8 +10,8 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// TestPace reads a list of five pages that take a second each.
-func TestPace(t *testing.T) {
+// TestThrottle reads a list of five pages that take a second each.
+func TestThrottle(t *testing.T) {
 	const pages = 5
 	c := &Cluster{pageSize: pageSize}
 	read := func(at *int) func(*api.QueryOptions) (*api.QueryMeta, error) {
@@ -27,23 +27,23 @@ func TestPace(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		throttle Throttle
-		requeue  time.Duration // when the throttle is closed
+		release  time.Duration // when the throttle is closed
 		want     time.Duration
 	}{
 		"Unthrottled": {throttle: Unthrottled, want: pages * time.Second},
-		"Leisure":     {want: (pages + (pages-1)*throttleBy) * time.Second},
+		"Throttled":   {want: (pages + (pages-1)*throttleBy) * time.Second},
 		// Two pages and their pauses, then three without.
-		"Hurried":           {requeue: 10 * time.Second, want: 13 * time.Second},
-		"HurriedInAPause":   {requeue: 8 * time.Second, want: 11 * time.Second},
-		"HurriedAfterwards": {requeue: time.Hour, want: (pages + (pages-1)*throttleBy) * time.Second},
+		"Released":           {release: 10 * time.Second, want: 13 * time.Second},
+		"ReleasedInAPause":   {release: 8 * time.Second, want: 11 * time.Second},
+		"ReleasedAfterwards": {release: time.Hour, want: (pages + (pages-1)*throttleBy) * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				throttle := tc.throttle
-				if tc.requeue > 0 {
-					requeue := make(chan struct{})
-					defer time.AfterFunc(tc.requeue, func() { close(requeue) }).Stop()
-					throttle = requeue
+				if tc.release > 0 {
+					release := make(chan struct{})
+					defer time.AfterFunc(tc.release, func() { close(release) }).Stop()
+					throttle = release
 				}
 				var at int
 				began := time.Now()

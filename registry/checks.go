@@ -18,9 +18,9 @@ const (
 	Unknown Standing = iota
 	// Absent says that Consul has no check of the engine's process that has run.
 	Absent
-	// Passing is the word of a living agent.
+	// Passing says that a living agent's check passes.
 	Passing
-	// Critical is the word of a living agent.
+	// Critical says that a living agent's check fails.
 	Critical
 )
 

@@ -7,7 +7,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/septemberai/orch/engine"
-
 	"github.com/septemberai/orch/registry"
 )
 

@@ -126,7 +126,7 @@ func TestNeedAsksOnce(t *testing.T) {
 			"nomad": func(context.Context) error { return nil },
 		}}
 		began := time.Now()
-		// 16 at a time, as at the gate of a product.
+		// 16 at a time, as the boot limiter begins with for a product.
 		turns := make(chan struct{}, boot.FirstBoots)
 		var calls sync.WaitGroup
 		for i := range 500 {

@@ -58,7 +58,7 @@ type operation struct {
 	// it has no place.
 	refusedAt uint64
 	timings   timings       // for the log: the parts before the first step, then the steps
-	writing   time.Duration // of it for the row after each step
+	writing   time.Duration // the time for the row after each step
 }
 
 func engineKey(productID, userID string) string { return productID + "/" + userID }

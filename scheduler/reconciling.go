@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
@@ -26,12 +27,13 @@ func (r reconciling) Request(ctx context.Context) context.Context {
 
 func (r reconciling) Audited(ctx context.Context, e audit.Entry, change func() error) error {
 	e.Actor, e.RequestID = actorSystem, RequestID(ctx)
+	began := time.Now() // the entry's time has no monotonic clock
 	id, err := r.s.audit.Begin(ctx, e)
 	if err != nil {
 		return err
 	}
 	err = change()
-	r.s.abandon(ctx, id, e.Timestamp, err)
+	r.s.abandon(ctx, id, began, err)
 	return err
 }
 

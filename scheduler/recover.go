@@ -180,13 +180,7 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 		left, err := s.removeVolumes(ctx, remainsOf(g))
 		if err == nil && left != "" {
 			s.log.Debug("an unreachable volume stays listed", "engine_id", g.EngineID, "why", left)
-			if g.Left == left {
-				continue
-			}
-			g.Left = left
-			if err := s.store.UpdateUnreachableVolume(ctx, g); err != nil && !errors.Is(err, registry.ErrConflict) {
-				return err
-			}
+			s.noteLeft(ctx, g, left)
 			continue
 		}
 		if err == nil {
@@ -199,4 +193,15 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 		s.log.Info("deleted the volume of a destroyed engine", "engine_id", g.EngineID)
 	}
 	return nil
+}
+
+// noteLeft notes in the record of an unreachable volume why it could not be deleted.
+func (s *Scheduler) noteLeft(ctx context.Context, g *registry.UnreachableVolume, why string) {
+	if g.Left == why {
+		return
+	}
+	g.Left = why
+	if err := s.store.UpdateUnreachableVolume(ctx, g); err != nil && !errors.Is(err, registry.ErrConflict) {
+		s.log.Warn("why an unreachable volume stays cannot be noted; trying again", "engine_id", g.EngineID, "error", err)
+	}
 }

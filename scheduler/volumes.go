@@ -39,8 +39,8 @@ func (s *Scheduler) UnreachableVolumes(ctx context.Context) ([]UnreachableVolume
 			volume.Why = "its node is silent"
 		} else if held, err := s.heldBy(ctx, g.VolumeID); errors.Is(err, cluster.ErrNotFound) {
 			volume.Why = "Nomad does not know the volume any more"
-		} else {
-			volume.Why = cmp.Or(held, g.Left) // if Nomad answers
+		} else if err == nil {
+			volume.Why = cmp.Or(held, g.Left)
 		}
 		unreachable = append(unreachable, volume)
 	}

@@ -230,7 +230,7 @@ func (p *warmPool) handedOut(row *registry.Engine) {
 	}
 	row = row.Clone()
 	p.s.background(func(ctx context.Context) {
-		p.quiet(ctx)
+		p.awaitQuiet(ctx)
 		select {
 		case p.labels <- struct{}{}:
 			defer func() { <-p.labels }()

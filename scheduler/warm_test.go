@@ -32,7 +32,7 @@ func TestQuietPeriod(t *testing.T) {
 						p.claimed.Store(time.Now().UnixNano())
 					}
 				})
-				p.quiet(t.Context())
+				p.awaitQuiet(t.Context())
 				if took := time.Since(began); took != c.want {
 					t.Errorf("it took %s, want %s", took, c.want)
 				}
@@ -43,5 +43,5 @@ func TestQuietPeriod(t *testing.T) {
 	cancel()
 	p := &warmPool{}
 	p.claimed.Store(time.Now().UnixNano())
-	p.quiet(ctx) // returns
+	p.awaitQuiet(ctx) // returns
 }

@@ -31,15 +31,15 @@ func (p *warmPool) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-p.trigger:
-			p.quiet(ctx)
+			p.awaitQuiet(ctx)
 		case <-time.After(warmEvery):
 		}
 	}
 }
 
-// quiet waits until no engine was claimed for a moment, or for warmEvery: to make
+// awaitQuiet waits until no engine was claimed for a moment, or for warmEvery: to make
 // new ones, and to label jobs, takes the cores that a burst of claims needs.
-func (p *warmPool) quiet(ctx context.Context) {
+func (p *warmPool) awaitQuiet(ctx context.Context) {
 	longest := time.Now().Add(warmEvery)
 	for {
 		last := time.Unix(0, p.claimed.Load())

@@ -219,7 +219,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 		}
 	})
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
-	b := NewBoots(NewProber(time.Minute))
+	b := NewBoots(NewProber(time.Hour))
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {

@@ -65,8 +65,8 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
-// TestLimiterLimit: boots that are done in good time let more in, up to a bound; of those
-// that began in one congestion the first alone makes it smaller.
+// TestLimiterLimit: boots that are done in good time let more in, up to a bound; of the
+// late boots that began before the limit was cut, only the first makes it smaller.
 func TestLimiterLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Limiter
@@ -139,7 +139,7 @@ func TestLimiterWaiters(t *testing.T) {
 			}
 			wg.Wait()
 			if len(g.open) != 0 {
-				t.Error("a productLimit is kept for nobody")
+				t.Error("a limit is kept for nobody")
 			}
 		})
 	}

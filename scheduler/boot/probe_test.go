@@ -183,6 +183,19 @@ func TestUsable(t *testing.T) {
 	}
 }
 
+// TestLockedInOrder: over one connection an engine is asked without a key first.
+func TestLockedInOrder(t *testing.T) {
+	url, got := answers(t, func(string) int { return 401 })
+	one, end := NewProber(time.Second).Talk()
+	defer end()
+	if err := one.Locked(t.Context(), url, "/proof"); err != nil {
+		t.Fatal(err)
+	}
+	if keys := got(); len(keys) != 2 || keys[0] != "" || keys[1] == "" {
+		t.Errorf("it was asked with the keys %q", keys)
+	}
+}
+
 // An engine that breaks the contract is believed after a while, one that Nomad has not
 // started never.
 func TestBreachIsBelieved(t *testing.T) {

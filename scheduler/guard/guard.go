@@ -51,7 +51,7 @@ type Guard struct {
 
 	wake chan struct{} // something speaks against the registry
 
-	// Only run uses these.
+	// Only Run uses these.
 	witness  time.Time // when Vault's record was last read
 	began    time.Time // when the epoch was raised last
 	nonce    string    // of a challenge of ours

@@ -26,7 +26,7 @@ func (g *Guard) whole() (ok bool, changed <-chan struct{}, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case why != "": // and run has not heard of it yet
+	case why != "": // and Run has not heard of it yet
 		return false, g.changed, g.d.Recovering
 	case g.record != nil && g.record.Index != 0 && g.record.State == registry.RegistryRecovering:
 		return false, g.changed, g.d.Recovering
@@ -71,7 +71,7 @@ func (g *Guard) Await(ctx context.Context) error {
 }
 
 // Again reads the record at once, after a claim was refused because it had changed,
-// and waits until the registry is known to be whole. The errors are those of await.
+// and waits until the registry is known to be whole. The errors are those of Await.
 func (g *Guard) Again(ctx context.Context) error {
 	g.mu.Lock()
 	changed := g.changed

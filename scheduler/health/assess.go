@@ -45,12 +45,12 @@ func (s *observation) unheard() bool {
 	return s.node == nodeSilent || s.alive() && s.alloc.Client == api.AllocClientStatusUnknown
 }
 
-// remedy is what an engine needs that nobody asked about.
+// remedy is what is done for an engine without anybody asking.
 type remedy int
 
 const (
 	remedyNone    remedy = iota
-	remedyFail           // it is failed, for the verdict's reason
+	remedyFail           // it is failed, for the reason that assess returns
 	remedyProbe          // Consul says that it fails, or its upstreams did: ask itself how it is
 	remedyRecover        // it has a process that may be healthy again
 	remedyPeek           // its process may have healed by itself: ask it, else restart

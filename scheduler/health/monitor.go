@@ -92,7 +92,7 @@ func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
 	m.work.Go(func() {
 		acted, err := m.examine(ctx, row)
 		if err != nil && ctx.Err() == nil && !m.d.Engines.Overtaken(err) {
-			m.d.Log.Debug("an engine that needs remedy did not get it; trying again", "engine_id", row.EngineID, "error", err)
+			m.d.Log.Debug("an engine that needs a remedy did not get it; trying again", "engine_id", row.EngineID, "error", err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -32,7 +32,7 @@ type Volumes struct {
 	ready   atomic.Int64
 	trigger chan struct{} // a volume was claimed
 
-	volumes *reservation
+	volumes *reservations
 
 	mu    sync.Mutex
 	begun map[string]begunVolume // by engine_id, of entries that are to become ready
@@ -59,7 +59,7 @@ type nodeBackoff struct {
 // NewVolumes returns a pool; Run makes it work.
 func NewVolumes(d Deps) *Volumes {
 	return &Volumes{
-		d: d, trigger: make(chan struct{}, 1), volumes: newReservation(),
+		d: d, trigger: make(chan struct{}, 1), volumes: newReservations(),
 		backoffs: map[string]nodeBackoff{}, begun: map[string]begunVolume{},
 	}
 }
@@ -202,7 +202,7 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	p.volumes.counted(count)
 	p.forget(unready)
 	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {
-		return !n.TakesEngines(string(p.d.Driver)) || p.backOff(n.ID, now)
+		return !n.TakesEngines(string(p.d.Driver)) || p.backingOff(n.ID, now)
 	})
 	taken := p.quiet.look(count, now)
 	var missing []*registry.PooledVolume
@@ -214,7 +214,7 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	p.quiet.total += len(missing)
 	params := template.Owner().Params()
 	_, merr := p.each(missing, func(v *registry.PooledVolume) (bool, error) { return false, p.make(ctx, v, params) })
-	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.backOff(v.NodeID, now) })
+	waiting := slices.DeleteFunc(unready, func(v *registry.PooledVolume) bool { return p.backingOff(v.NodeID, now) })
 	asked := len(waiting)
 	noted, nerr := p.noteReady(waiting, func(v *registry.PooledVolume) (bool, error) { return p.note(ctx, v, params) })
 	p.ready.Add(int64(noted))
@@ -293,7 +293,7 @@ func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.Poole
 	return n, err
 }
 
-// backOff says whether a node is left alone for now.
-func (p *Volumes) backOff(nodeID string, now time.Time) bool {
+// backingOff says whether a node is left alone for now.
+func (p *Volumes) backingOff(nodeID string, now time.Time) bool {
 	return now.Before(p.backoffs[nodeID].until)
 }

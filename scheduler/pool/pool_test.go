@@ -67,7 +67,7 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 // it was claimed still has it; what nobody got is read again, since another replica
 // may have it.
 func TestReservation(t *testing.T) {
-	h, now := newReservation(), time.Now()
+	h, now := newReservations(), time.Now()
 	on := func(node string, ids ...string) (list []*registry.PooledVolume) {
 		for _, id := range ids {
 			list = append(list, &registry.PooledVolume{EngineID: id, NodeID: node})
@@ -114,7 +114,7 @@ func TestReservation(t *testing.T) {
 
 // TestReservationCounts: what is claimed while the entries are counted is not left.
 func TestReservationCounts(t *testing.T) {
-	h, v := newReservation(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
+	h, v := newReservations(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
 	h.counting()
 	h.claimed(v, time.Now())
 	h.counted(map[string]int{"n": 8})
@@ -153,19 +153,19 @@ func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 		}
 		now := time.Now()
 		wait := p.backoffs["bad"].until.Sub(now)
-		if p.backOff("good", now) || !p.backOff("bad", now) || p.backOff("bad", now.Add(poolBackoffMax)) {
-			t.Fatalf("set back after try %d: %+v", try, p.backoffs)
+		if p.backingOff("good", now) || !p.backingOff("bad", now) || p.backingOff("bad", now.Add(poolBackoffMax)) {
+			t.Fatalf("backing off after try %d: %+v", try, p.backoffs)
 		}
 		if wait <= before {
 			t.Errorf("try %d waits %s, the one before %s", try, wait, before)
 		}
 		before = wait
 	}
-	if _, err := p.each(on("good"), badly); err != nil || !p.backOff("bad", time.Now()) {
+	if _, err := p.each(on("good"), badly); err != nil || !p.backingOff("bad", time.Now()) {
 		t.Errorf("what another node made ended the backoff: %v", err)
 	}
-	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.backOff("bad", time.Now()) {
-		t.Errorf("a volume was made, %v, and the node is set back", err)
+	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.backingOff("bad", time.Now()) {
+		t.Errorf("a volume was made, %v, and the node is backing off", err)
 	}
 }
 

@@ -14,10 +14,10 @@ import (
 // claim, and then the pool is read again.
 const knownFor = 10 * time.Second
 
-// reservation hands the ready volumes of the pool out to the provisions of this
+// reservations hand the ready volumes of the pool out to the provisions of this
 // replica, so that they neither read the pool each for itself nor race each other
 // for a volume.
-type reservation struct {
+type reservations struct {
 	mu    sync.Mutex
 	known map[string]knownVolumes // by node
 	// held are those that were handed out, by engine_id, and when they were claimed;
@@ -34,12 +34,12 @@ type knownVolumes struct {
 	at      time.Time
 }
 
-func newReservation() *reservation {
-	return &reservation{known: map[string]knownVolumes{}, held: map[string]time.Time{}, left: map[string]int{}, taken: map[string]int{}}
+func newReservations() *reservations {
+	return &reservations{known: map[string]knownVolumes{}, held: map[string]time.Time{}, left: map[string]int{}, taken: map[string]int{}}
 }
 
 // knows says whether a node's volumes need not be read now.
-func (h *reservation) knows(nodeID string, now time.Time) bool {
+func (h *reservations) knows(nodeID string, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	known := h.known[nodeID]
@@ -48,7 +48,7 @@ func (h *reservation) knows(nodeID string, now time.Time) bool {
 
 // learn takes over which volumes are ready on a node, by a list that was begun at a
 // time; "": on all nodes.
-func (h *reservation) learn(nodeID string, ready []*registry.PooledVolume, begun time.Time) {
+func (h *reservations) learn(nodeID string, ready []*registry.PooledVolume, begun time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, claimed := range h.held {
@@ -71,7 +71,7 @@ func (h *reservation) learn(nodeID string, ready []*registry.PooledVolume, begun
 
 // Hold takes one of the volumes that are known of a node; nil: there is none. Who
 // has it says how it went by claimed or release.
-func (h *reservation) hold(nodeID string) *registry.PooledVolume {
+func (h *reservations) hold(nodeID string) *registry.PooledVolume {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	known := h.known[nodeID]
@@ -87,7 +87,7 @@ func (h *reservation) hold(nodeID string) *registry.PooledVolume {
 
 // Release gives up what hold took, if it took one: perhaps another replica has it,
 // so what is known of its node is forgotten.
-func (h *reservation) release(v *registry.PooledVolume) {
+func (h *reservations) release(v *registry.PooledVolume) {
 	if v == nil {
 		return
 	}
@@ -99,7 +99,7 @@ func (h *reservation) release(v *registry.PooledVolume) {
 
 // Claimed says that an engine has what hold took, and returns how many its node has
 // left, as far as this replica knows.
-func (h *reservation) claimed(v *registry.PooledVolume, now time.Time) (left int) {
+func (h *reservations) claimed(v *registry.PooledVolume, now time.Time) (left int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.held[v.EngineID] = now
@@ -110,13 +110,13 @@ func (h *reservation) claimed(v *registry.PooledVolume, now time.Time) (left int
 
 // counting says that the entries are about to be read, and counted how many each
 // node had then.
-func (h *reservation) counting() {
+func (h *reservations) counting() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	clear(h.taken)
 }
 
-func (h *reservation) counted(entries map[string]int) {
+func (h *reservations) counted(entries map[string]int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	clear(h.left)

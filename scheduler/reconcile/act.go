@@ -78,7 +78,7 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	case ActRelease:
 		return r.d.Owners.Release(ctx, a.quarantined)
 	}
-	return fmt.Errorf("scheduler: reconcile does not know how to %s", a.Act)
+	return fmt.Errorf("reconcile: reconcile does not know how to %s", a.Act)
 }
 
 // MovedOn takes a conflict for what it is: somebody else acted since the pass

@@ -50,7 +50,7 @@ func (r *Reconciler) restoreDamaged(ctx context.Context, a *Action) error {
 	case witness.Deleted && !a.hasRows:
 		return r.mending(ctx, a, func() error { return MovedOn(r.d.Store.DeleteUnreadable(ctx, a.damaged)) })
 	case len(witness.Record) == 0:
-		return fmt.Errorf("scheduler: the record of product %s is damaged, and Vault has no witness of it", a.ProductID)
+		return fmt.Errorf("reconcile: the record of product %s is damaged, and Vault has no witness of it", a.ProductID)
 	}
 	return r.mending(ctx, a, func() error {
 		x := &recovery{r: r}

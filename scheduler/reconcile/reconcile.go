@@ -34,10 +34,10 @@ const (
 // level, whatever led to it. Every replica has one; the leader's works.
 type Reconciler struct {
 	d       Deps
-	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only run uses it
+	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only Run uses it
 
 	mu       sync.Mutex
-	requeue  chan struct{}      // closed when a pass is wanted at once
+	wanted   chan struct{}      // closed when a pass is wanted at once
 	suspects map[string]suspect // counts that did not agree in the last pass
 	told     map[string]string  // reports by key: each is logged when it changes
 	failed   map[string]failures
@@ -51,7 +51,7 @@ type failures struct {
 
 // New returns a reconciler; Run and Listen make it work.
 func New(d Deps) *Reconciler {
-	return &Reconciler{d: d, requeue: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
+	return &Reconciler{d: d, wanted: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
 }
 
 // Trigger asks for a pass at once, if this replica leads; one that is under way and
@@ -60,9 +60,9 @@ func (r *Reconciler) Trigger() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case <-r.requeue:
+	case <-r.wanted:
 	default:
-		close(r.requeue)
+		close(r.wanted)
 	}
 }
 
@@ -70,7 +70,7 @@ func (r *Reconciler) Trigger() {
 func (r *Reconciler) triggered() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.requeue
+	return r.wanted
 }
 
 // take says whether there was a trigger since it was called before.
@@ -78,8 +78,8 @@ func (r *Reconciler) take() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case <-r.requeue:
-		r.requeue = make(chan struct{})
+	case <-r.wanted:
+		r.wanted = make(chan struct{})
 		return true
 	default:
 		return false

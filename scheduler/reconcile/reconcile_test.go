@@ -22,7 +22,7 @@ func TestTrigger(t *testing.T) {
 	}
 	select {
 	case <-r.triggered():
-		t.Error("the trigger that was answered hurries the next pass")
+		t.Error("the trigger that was answered triggers the next pass again")
 	default:
 	}
 }
