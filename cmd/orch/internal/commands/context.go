@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"flag"
+	"os"
 	"path/filepath"
 	"regexp"
 
@@ -76,14 +77,20 @@ func (k *keyFlags) register(f *flag.FlagSet, usually string) {
 // variable is the name of an environment variable. A key of the service is none.
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-func (k *keyFlags) source() (source, error) {
+// source is checked as far as it can be: what is given may be the key itself by mistake,
+// so it is not repeated, and has to be there to be kept.
+func (k *keyFlags) source(env *cmdline.Env) (source, error) {
 	switch {
 	case k.env != "" && k.file != "":
 		return source{}, cmdline.Wrong("give either -%s-env or -%[1]s-file", k.name)
 	case k.env != "" && !variable.MatchString(k.env):
-		// Not repeated: it may be the key itself.
 		return source{}, cmdline.Wrong("-%s-env wants the name of an environment variable, not a key", k.name)
+	case k.env != "" && env.Getenv(k.env) == "":
+		return source{}, cmdline.Wrong("-%s-env: no environment variable of this name is set", k.name)
 	case k.file != "":
+		if info, err := os.Stat(k.file); err != nil || info.IsDir() {
+			return source{}, cmdline.Wrong("-%s-file: there is no such file", k.name)
+		}
 		path, err := filepath.Abs(k.file)
 		return source{File: path}, err
 	}
@@ -110,8 +117,8 @@ line, and the context does not hold them.
 		Flags: func(f *flag.FlagSet) {
 			f.StringVar(&p.Address, "address", defaultURL, "the `URL` of the service")
 			f.StringVar(&p.Product, "product", "", "the `product`, by slug or id, that the admin's commands mean when none is named")
-			platform.register(f, "platform key ("+platformVar+" if neither is given)")
-			admin.register(f, "admin key ("+adminVar+" if neither is given)")
+			platform.register(f, "platform key (without any key: "+platformVar+")")
+			admin.register(f, "admin key (without any key: "+adminVar+")")
 			f.BoolVar(&replace, "replace", false, "replace the context of this name if there is one")
 		},
 		Run: func(_ context.Context, c *cmdline.Call) (err error) {
@@ -119,10 +126,10 @@ line, and the context does not hold them.
 			if err := checkAddress(p.Address); err != nil {
 				return err
 			}
-			if p.PlatformKey, err = platform.source(); err != nil {
+			if p.PlatformKey, err = platform.source(env); err != nil {
 				return err
 			}
-			if p.AdminKey, err = admin.source(); err != nil {
+			if p.AdminKey, err = admin.source(env); err != nil {
 				return err
 			}
 			var used bool

@@ -18,6 +18,7 @@ func addContexts(t *testing.T, w *world) {
 	if err := os.WriteFile(key, []byte(" pk-of-prod\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	w.vars["PROD_ADMIN_KEY"] = "ak-of-prod"
 	for _, args := range [][]string{
 		{"-address", "http://dev:1", "dev"},
 		{"-address", "https://prod:1", "-product", "acme", "-platform-key-file", key, "-admin-key-env", "PROD_ADMIN_KEY", "prod"},
@@ -63,6 +64,24 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a context with one key takes no other from the environment", func(t *testing.T) {
+		w := newWorld(t, "")
+		addContexts(t, w)
+		if code := w.run("context add", "-address", "https://half:1", "-admin-key-env", "PROD_ADMIN_KEY", "half"); code != 0 {
+			t.Fatal(w.err.String())
+		}
+		w.vars[platformVar], w.vars[adminVar] = "pk-of-dev", "ak-of-dev"
+		got, err := choose(&w.Env, choice{context: "half"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err := got.client(&w.Env, needsEither); err != nil || c.PlatformKey != "" || c.AdminKey != "ak-of-prod" {
+			t.Errorf("got %+v, %v", c, err)
+		}
+		if c, err := got.client(&w.Env, needsPlatformKey); err == nil || !strings.Contains(err.Error(), "names no platform key") {
+			t.Errorf("got %+v, %v", c, err)
+		}
+	})
 	t.Run("without any context", func(t *testing.T) {
 		w := newWorld(t, "")
 		w.vars = nil
@@ -215,8 +234,20 @@ func TestKeyFile(t *testing.T) {
 	w := newWorld(t, "")
 	file := filepath.Join(t.TempDir(), "key")
 	delete(w.vars, urlVar)
+	for _, args := range [][]string{{"-platform-key-file", file}, {"-platform-key-env", "NOT_SET"}} {
+		if code := w.run("context add", append(args, "c")...); code != 2 || strings.Contains(w.err.String(), args[1]) {
+			t.Errorf("%v: exit code %d, stderr %q", args, code, w.err.String())
+		}
+		w.err.Reset()
+	}
+	if err := os.WriteFile(file, []byte("pk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if code := w.run("context add", "-platform-key-file", file, "c"); code != 0 {
 		t.Fatal(w.err.String())
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
 	}
 	if code := w.run("engine list"); code != 2 || !strings.Contains(w.err.String(), "no such file") {
 		t.Errorf("without the file: exit code %d, stderr %q", code, w.err.String())

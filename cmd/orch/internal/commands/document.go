@@ -19,7 +19,7 @@ orch context use production         # in all calls from now on
 orch engine list -context staging   # in this call
 ` + "```" + `
 
-The file is ` + "`orch/contexts.json`" + ` in ` + "`$XDG_CONFIG_HOME`" + ` (else ` + "`~/.config`" + `; ` + "`~/Library/Application Support`" + ` on macOS), readable by its owner alone. It holds no key, only the name of an environment variable or of a file for each. ` + "`-context`" + ` wins over the environment. Without it, ` + "`-address`" + ` and ` + "`ORCH_URL`" + ` win over the context in use, and then its keys are not used either: a key goes only to the service that it is for.
+The file is ` + "`orch/contexts.json`" + ` in ` + "`$XDG_CONFIG_HOME`" + ` (else ` + "`~/.config`" + `; ` + "`~/Library/Application Support`" + ` on macOS), readable by its owner alone. It holds no key, only the name of an environment variable or of a file for each. ` + "`-context`" + ` wins over the environment. Without it, ` + "`-address`" + ` and ` + "`ORCH_URL`" + ` win over the context in use, and then its keys are not used either; a context that names a key takes no other from the environment: a key goes only to the service that it is for.
 
 ## What all commands have in common
 - Flags may come before or after arguments; ` + "`--`" + ` ends them.

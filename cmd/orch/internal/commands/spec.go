@@ -62,9 +62,20 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 	if timeout == "" {
 		timeout = "how long to wait for a response of the service; 0: indefinitely"
 	}
+	ask := s.ask
+	if ask != nil {
+		// Who confirms sees which service it is about.
+		ask = func(args []string) string {
+			question := strings.TrimSuffix(s.ask(args), "?")
+			if t, err := choose(env, choice); err == nil {
+				question += " at " + t.address
+			}
+			return question + "?"
+		}
+	}
 	return &cmdline.Command{
 		Name: s.name, Args: s.args, Synopsis: s.synopsis, About: s.about + "\n\n" + s.needs.help(), Examples: s.examples, Codes: s.codes,
-		JSON: true, Predict: predict, Ask: s.ask,
+		JSON: true, Predict: predict, Ask: ask,
 		Flags: func(f *flag.FlagSet) {
 			if s.flags != nil {
 				s.flags(f)

@@ -50,10 +50,12 @@ type target struct {
 
 // choose finds the service to call. A context that is named wins over the
 // environment, and the environment over the context in use. An address of -address
-// or of the environment never gets the keys of the context in use: a key goes only
-// to the service that it is for.
+// or of the environment never gets the keys of the context in use, and a context that
+// names a key never takes the other one from the environment: a key goes only to the
+// service that it is for.
 func choose(env *cmdline.Env, c choice) (*target, error) {
-	t := &target{address: cmp.Or(c.address, env.Getenv(urlVar))}
+	ofEnviron := [2]source{{Env: platformVar}, {Env: adminVar}}
+	t := &target{address: cmp.Or(c.address, env.Getenv(urlVar)), platform: ofEnviron[0], admin: ofEnviron[1]}
 	if c.context != "" || t.address == "" {
 		all, err := readContexts(env)
 		if err != nil {
@@ -64,15 +66,12 @@ func choose(env *cmdline.Env, c choice) (*target, error) {
 		switch {
 		case there:
 			t = &target{cmp.Or(c.address, known.Address), known.Product, known.PlatformKey, known.AdminKey}
+			if t.platform == (source{}) && t.admin == (source{}) {
+				t.platform, t.admin = ofEnviron[0], ofEnviron[1]
+			}
 		case name != "":
 			return nil, cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
 		}
-	}
-	if t.platform == (source{}) {
-		t.platform.Env = platformVar
-	}
-	if t.admin == (source{}) {
-		t.admin.Env = adminVar
 	}
 	t.address = cmp.Or(t.address, defaultURL)
 	return t, checkAddress(t.address)
@@ -105,12 +104,25 @@ func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) 
 		}
 	}
 	switch {
+	case n == needsPlatformKey && t.platform == (source{}):
+		return nil, cmdline.Wrong("the context names no platform key; orch context add -replace names one")
+	case n == needsAdminKey && t.admin == (source{}):
+		return nil, cmdline.Wrong("the context names no admin key; orch context add -replace names one")
 	case n == needsPlatformKey && c.PlatformKey == "":
 		return nil, cmdline.Wrong("%s is not set; it holds the product's platform key", t.platform.Env)
 	case n == needsAdminKey && c.AdminKey == "":
 		return nil, cmdline.Wrong("%s is not set; it holds the admin key", t.admin.Env)
 	case n == needsEither && c.PlatformKey == "" && c.AdminKey == "":
-		return nil, cmdline.Wrong("neither %s nor %s is set", t.platform.Env, t.admin.Env)
+		var unset []string
+		for _, s := range []source{t.platform, t.admin} {
+			if s.Env != "" {
+				unset = append(unset, s.Env)
+			}
+		}
+		if len(unset) == 1 {
+			return nil, cmdline.Wrong("%s is not set", unset[0])
+		}
+		return nil, cmdline.Wrong("neither %s is set", strings.Join(unset, " nor "))
 	}
 	return c, nil
 }
