@@ -90,13 +90,9 @@ func TestDiskNotMounted(t *testing.T) {
 	}
 	refused("create", 1)
 	refused("delete", 1)
-	done("create", 2) // which nobody has a memory in
-	if _, err := os.Stat(filepath.Dir(brain)); !os.IsNotExist(err) {
-		t.Fatalf("an empty volume was made: %v", err)
-	}
-	done("delete", 2)
-	if err := os.Remove(volumes); err != nil {
-		t.Fatal(err)
+	refused("create", 2) // it would be hidden by the disk
+	if _, err := os.Stat(volumes); !os.IsNotExist(err) {
+		t.Fatalf("something was made: %v", err)
 	}
 	if err := os.Rename(volumes+".away", volumes); err != nil {
 		t.Fatal(err)
@@ -110,7 +106,31 @@ func TestDiskNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	done("create", 1)
-	// A deletion that was cut short after the directory goes on.
+	// One of several that is lost keeps no other from being made.
+	done("create", 2)
+	if err := os.RemoveAll(filepath.Join(volumes, volumeID(2))); err != nil {
+		t.Fatal(err)
+	}
+	refused("create", 2)
+	done("create", 3)
+	done("delete", 3)
+	if err := os.Remove(filepath.Join(volumes+".plugins", marksDir, volumeID(2))); err != nil {
+		t.Fatal(err)
+	}
+	// A deletion that was interrupted goes on; not without the disk, where others are there.
+	done("create", 4)
+	m4, err := markOf(volumes+".plugins", volumeID(4))
+	if err == nil {
+		err = errors.Join(m4.leave(), os.Rename(volumes, volumes+".away"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("delete", 4)
+	if err := os.Rename(volumes+".away", volumes); err != nil {
+		t.Fatal(err)
+	}
+	done("delete", 4)
 	m, err := markOf(volumes+".plugins", volumeID(1))
 	if err == nil {
 		err = errors.Join(m.leave(), os.RemoveAll(filepath.Dir(brain)))
