@@ -139,8 +139,11 @@ func (d *database) write(ctx context.Context, may room, do func(ctx context.Cont
 			d.dropIdle()
 			err = do(ctx)
 		}
-		if d.disk.isFull(err) && d.disk.handOver() && may == reserved {
-			err = do(ctx)
+		if d.disk.isFull(err) {
+			d.disk.handOver() // or wait until another call has
+			if may == reserved {
+				err = do(ctx)
+			}
 		}
 		return errors.Join(err, d.disk.same())
 	})

@@ -129,8 +129,8 @@ func (d *disk) giveUp() bool { return d.release(func() {}) }
 // handOver is giveUp for SQLite's log: it takes the space, beyond its end, a piece after
 // another. Whoever filled the disk and still writes gets a piece where it is faster, and
 // not all of it.
-func (d *disk) handOver() bool {
-	return d.release(func() {
+func (d *disk) handOver() {
+	d.release(func() {
 		wal, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
 		if err != nil {
 			return // it is not there yet

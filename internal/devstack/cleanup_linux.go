@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dockerTimeout bounds the removal of a stack's containers.
-const dockerTimeout = 5 * time.Second
+// dockerTimeout bounds the removal of a stack's containers. A busy docker daemon takes its
+// time for each.
+const dockerTimeout = time.Minute
 
 // cleanUp removes everything of a stack outside its directory: processes,
 // containers, mounts, cgroups. It may be called again, and by another process

@@ -68,7 +68,7 @@ func Main(m *testing.M) {
 	}
 	// Every call to the service passes by the document.
 	documented = contract.New(doc, http.DefaultTransport)
-	calls = &patient{base: documented, hosts: map[string]bool{}}
+	calls = &patient{base: documented, hosts: map[string]*testing.T{}}
 	http.DefaultClient = &http.Client{Transport: calls}
 	code, err := run(m)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"regexp"
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -16,22 +17,28 @@ type patient struct {
 	base http.RoundTripper
 
 	mu    sync.Mutex
-	hosts map[string]bool
+	hosts map[string]*testing.T
 }
 
 // storeAway is what such an answer says; one about the audit log has other words.
-var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\)`)
+var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\) cannot be reached`)
 
-// with has the calls to a service sent again.
-func (p *patient) with(host string) {
+// with has the calls to a service sent again, until its test ends, and says so there.
+func (p *patient) with(t *testing.T, host string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hosts[host] = true
+	p.hosts[host] = t
+	t.Cleanup(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.hosts, host)
+	})
 }
 
 func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Lock()
-	again := p.hosts[r.URL.Host] && (r.Body == nil || r.GetBody != nil)
+	t := p.hosts[r.URL.Host]
+	again := t != nil && (r.Body == nil || r.GetBody != nil)
 	p.mu.Unlock()
 	for began := time.Now(); ; {
 		resp, err := p.base.RoundTrip(r)
@@ -45,6 +52,7 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 		if resp.Body = io.NopCloser(bytes.NewReader(body)); !storeAway.Match(body) {
 			return resp, nil
 		}
+		t.Logf("%s %s is sent again after %s", r.Method, r.URL.Path, body)
 		select {
 		case <-r.Context().Done():
 			return resp, nil

@@ -90,7 +90,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		}
 	})
 	if stack == Shared && all["CONSUL_HTTP_ADDR"] == "" {
-		calls.with(svc.Server.Addr().String())
+		calls.with(t, svc.Server.Addr().String())
 	}
 	t.Cleanup(func() {
 		r.Stop()
