@@ -190,6 +190,9 @@ func TestPause(t *testing.T) {
 			if row.DurationMS == nil {
 				continue // it is told a moment later
 			}
+			if row.Metadata["why"] == "reconcile" && row.Outcome == "ENGINE_BUSY" {
+				continue // a pass took a slow look between two changes, and was refused
+			}
 			if row.Outcome != "ok" || row.Metadata["paused"] != true {
 				t.Errorf("audit row %+v", row)
 			}
