@@ -131,16 +131,11 @@ func (d *disk) giveUp() bool { return d.release(func() {}) }
 // not all of it.
 func (d *disk) handOver() {
 	d.release(func() {
-		wal, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
-		if err != nil {
-			return // it is not there yet
-		}
-		defer func() { _ = wal.Close() }()
-		info, err := wal.Stat()
-		if err != nil {
+		wal, at := d.openLog()
+		if wal == nil {
 			return
 		}
-		at := info.Size()
+		defer func() { _ = wal.Close() }()
 		for left := int64(reserveBytes - leastPiece); left >= 0 && os.Truncate(d.reservePath(), left) == nil; left -= leastPiece {
 			if allocateBeyond(wal, at, leastPiece) == nil {
 				at += leastPiece
@@ -167,21 +162,30 @@ func (d *disk) release(first func()) bool {
 // extend takes up to the reserve's space for SQLite's log, beyond its end, of what is free:
 // where the reserve was given up before there was a log. What cannot be had is left.
 func (d *disk) extend() {
-	f, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
-	if err != nil {
-		return // it is not there yet
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
+	wal, end := d.openLog()
+	if wal == nil {
 		return
 	}
-	for piece, from := int64(reserveBytes), info.Size(); piece >= leastPiece; {
-		if allocateBeyond(f, from, piece) == nil {
+	defer func() { _ = wal.Close() }()
+	for piece := int64(reserveBytes); piece >= leastPiece; piece /= 2 {
+		if allocateBeyond(wal, end, piece) == nil {
 			return
 		}
-		piece /= 2
 	}
+}
+
+// openLog opens SQLite's log, and says where it ends; nil: it is not there yet.
+func (d *disk) openLog() (wal *os.File, end int64) {
+	wal, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
+	if err != nil {
+		return nil, 0
+	}
+	info, err := wal.Stat()
+	if err != nil {
+		_ = wal.Close()
+		return nil, 0
+	}
+	return wal, info.Size()
 }
 
 // free is how much of the disk may still be used, in bytes.
