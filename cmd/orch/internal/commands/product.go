@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,16 @@ func (in *invocation) namedProduct(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return p.ProductID, nil
+}
+
+// ofProduct keeps, of a list, what is of the product that -product names; all if it names
+// none.
+func ofProduct[T any](ctx context.Context, in *invocation, list []T, productOf func(T) string) ([]T, error) {
+	of, err := in.namedProduct(ctx)
+	if err != nil || of == "" {
+		return list, err
+	}
+	return slices.DeleteFunc(list, func(one T) bool { return productOf(one) != of }), nil
 }
 
 // showKey prints a result with a new platform key. A person gets the key as a line

@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/septemberai/orch/client"
@@ -24,12 +23,10 @@ removes it, until "orch engine adopt" or "orch engine discard" does.`,
 			if err != nil {
 				return err
 			}
-			of, err := in.namedProduct(ctx)
-			if err != nil {
+			if list.Engines, err = ofProduct(ctx, in, list.Engines, func(q client.Quarantined) string { return q.ProductID }); err != nil {
 				return err
 			}
-			if of != "" {
-				list.Engines = slices.DeleteFunc(list.Engines, func(q client.Quarantined) bool { return q.ProductID != of })
+			if in.product != "" {
 				list.Total = len(list.Engines)
 			}
 			t := &cmdline.Table{Empty: "no engine is quarantined"}

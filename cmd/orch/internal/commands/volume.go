@@ -3,7 +3,6 @@ package commands
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/cmdline"
@@ -22,12 +21,10 @@ silent node when the node is back.`,
 			if err != nil {
 				return err
 			}
-			of, err := in.namedProduct(ctx)
-			if err != nil {
+			if list.UnreachableVolumes, err = ofProduct(ctx, in, list.UnreachableVolumes, func(v client.UnreachableVolume) string { return v.ProductID }); err != nil {
 				return err
 			}
-			if of != "" {
-				list.UnreachableVolumes = slices.DeleteFunc(list.UnreachableVolumes, func(v client.UnreachableVolume) bool { return v.ProductID != of })
+			if in.product != "" {
 				list.Total = len(list.UnreachableVolumes)
 			}
 			t := &cmdline.Table{Empty: "no volume is unreachable"}
