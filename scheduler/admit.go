@@ -98,6 +98,9 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 			if err == nil {
 				key, err = s.Key(ctx, engine)
 			}
+			if isRetired(err) { // its key has been rotated since
+				break
+			}
 			if admission, done, err := s.grant(caller, engine, key, err); done {
 				return admission, rate, err
 			}

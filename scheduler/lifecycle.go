@@ -31,7 +31,7 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 		if err != nil {
 			return nil, "", err
 		}
-		key, err := s.Key(ctx, engine)
+		_, key, err := s.keyOf(ctx, caller, engine)
 		return engine, key, err
 	}
 	return nil, "", busy(registry.OpProvision)
@@ -189,7 +189,8 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 	if err != nil {
 		return "", err
 	}
-	return s.Key(ctx, engine)
+	_, key, err := s.keyOf(ctx, caller, engine)
+	return key, err
 }
 
 // Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the

@@ -33,6 +33,11 @@ func unconfirmed(row *registry.Engine) bool {
 	return row.Op != nil && row.Op.Kind == registry.OpRotateKey && (row.State != registry.Running || time.Now().After(row.Op.Deadline))
 }
 
+// rotates says whether a row's key is being rotated.
+func rotates(row *registry.Engine) bool {
+	return row.Op != nil && row.Op.Kind == registry.OpRotateKey && row.URL != ""
+}
+
 // awaitRotation waits for the end of the row's rotation. "": it ended, and the row says
 // what now. Otherwise the rotation takes long, and this is the key that the engine
 // accepts meanwhile. ROTATION_UNCONFIRMED: it accepts none.
