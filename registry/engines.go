@@ -234,10 +234,10 @@ func (s *Store) Verify(ctx context.Context, e *Engine) error {
 }
 
 // Engine reads one row, in its product's turn: many callers that wait for the end
-// of one operation ask again and again. ErrNotFound: the user has none.
+// of one operation ask again and again. ErrNotFound: the user has none. ErrWentBack.
 func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
 	key := s.engineKey(productID, userID)
-	found, err := s.shared.read(ctx, productID, key)
+	found, err := s.readForward(ctx, productID, key)
 	if err != nil {
 		return nil, err
 	}

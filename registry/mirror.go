@@ -2,7 +2,7 @@ package registry
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"iter"
 	"strings"
 	"sync"
@@ -203,11 +203,9 @@ func (m *Mirror) wentBack(ctx context.Context, now changes) {
 	m.seen = now
 }
 
-var errWentBack = errors.New("registry: it went back in time")
-
 // Confirm asks Consul, by a consistent read, whether its registry is at least as new as
-// what was seen before. An error: it is older, of which WentBack tells then, or that is not
-// known.
+// what was seen before. ErrWentBack: it is older, and WentBack says so from then on. Any
+// other error: it is not known.
 func (m *Mirror) Confirm(ctx context.Context) error {
 	m.mu.RLock()
 	seen := m.seen
@@ -218,7 +216,7 @@ func (m *Mirror) Confirm(ctx context.Context) error {
 	}
 	if was, is, older := now.olderThan(seen); older {
 		m.store.noteBack("changes", was, is)
-		return errWentBack
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrWentBack)
 	}
 	return nil
 }

@@ -42,10 +42,10 @@ func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, err
 // began after the call arrived: that the platform key still belongs to the
 // product, the product, and the user's engine (nil when there is none).
 // The product is shared by all who look it up, and not to be changed. ErrNotFound:
-// the key or the product is gone.
+// the key or the product is gone. ErrWentBack.
 func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*Product, *Engine, error) {
 	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
-	found, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
+	found, err := s.readForward(ctx, productID, keyAt, productAt, rowAt)
 	if err != nil {
 		return nil, nil, err
 	}

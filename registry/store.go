@@ -40,6 +40,9 @@ var (
 	// ErrMoved: the record of the deployment is another one than this replica
 	// follows; read it again.
 	ErrMoved = errors.New("registry: the deployment's record has changed")
+	// ErrWentBack: Consul was restored from an older state than one that this replica
+	// has seen; always beside ErrUnavailable. Store.WentBack says so, too.
+	ErrWentBack = errors.New("registry: it went back in time")
 )
 
 // callTimeout bounds one call to Consul: far above what a healthy cluster

@@ -149,10 +149,10 @@ func AsError(err error) *Error {
 		return &Error{Code: BackendUnavailable, Message: what, Err: err, RetryAfter: retryBackend}
 	}
 	switch {
+	case errors.Is(err, registry.ErrWentBack), errors.Is(err, registry.ErrMoved):
+		return &Error{Code: RegistryRecovering, Message: errRecovering.Message, Err: err, RetryAfter: retryRecovering}
 	case errors.Is(err, registry.ErrUnavailable):
 		return unavailable("the registry (Consul) cannot be reached; try again")
-	case errors.Is(err, registry.ErrMoved):
-		return &Error{Code: RegistryRecovering, Message: errRecovering.Message, Err: err, RetryAfter: retryRecovering}
 	case errors.Is(err, registry.ErrNoSession):
 		return unavailable("this replica is not connected to the registry (Consul) yet; try again")
 	case errors.Is(err, cluster.ErrUnavailable):

@@ -40,6 +40,9 @@ func (s *Scheduler) agree(k *secrets.EngineKey, row *registry.Engine) bool {
 // secret reads the secret that a row names. ENGINE_QUARANTINED: it is somebody
 // else's, and nobody is told it.
 func (s *Scheduler) secret(ctx context.Context, row *registry.Engine) (*secrets.EngineKey, error) {
+	if why, _ := s.store.WentBack(); why != "" {
+		s.vault.Forget() // the row may name a key that was destroyed since
+	}
 	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
 	if err != nil {
 		return nil, err
