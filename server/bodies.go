@@ -2,7 +2,7 @@ package server
 
 import "github.com/septemberai/orch/registry"
 
-// The bodies that requests may have; every other endpoint takes none, or {}.
+// The request bodies. Every other endpoint accepts no body, or {}.
 type (
 	provisionBody struct {
 		UserID        string  `json:"user_id"`

@@ -11,18 +11,18 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// policyTag is the ETag of a policy: equal ones have the same, whoever wrote them.
+// policyTag returns the ETag of a policy. Equal policies have equal tags.
 func policyTag(p registry.Policy) string {
 	b, err := json.Marshal(p)
 	if err != nil {
-		panic("server: policies always marshal: " + err.Error())
+		panic("server: cannot encode a policy: " + err.Error())
 	}
 	sum := sha256.Sum256(b)
 	return `"` + hex.EncodeToString(sum[:8]) + `"`
 }
 
-// ifMatch says whether a policy is one that the request's If-Match names (RFC 9110,
-// section 13.1.1); nil: it names none.
+// ifMatch returns a function that reports whether the request's If-Match header names a
+// policy (RFC 9110, section 13.1.1), or nil if the request has no such header.
 func ifMatch(r *http.Request) func(registry.Policy) bool {
 	if len(r.Header.Values("If-Match")) == 0 {
 		return nil

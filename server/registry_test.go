@@ -40,7 +40,7 @@ func TestRegistryIsTheAdmins(t *testing.T) {
 func TestAdoptBody(t *testing.T) {
 	s := newCutOff(t)
 	for body, names := range map[string]string{
-		`{"product_id": "p"}`: "both or neither", `{"user_id": "u"}`: "both or neither", `{"product_id": "", "user_id": "u"}`: "product_id is empty",
+		`{"product_id": "p"}`: "or neither", `{"user_id": "u"}`: "or neither", `{"product_id": "", "user_id": "u"}`: "product_id is empty",
 		`{"product_id": "p", "user_id": ""}`: "user_id is empty", `{"product_id": "p", "user_id": "a\u0000"}`: "control character", `{"product": "p"}`: `"product"`,
 	} {
 		before := s.calls.Load()
