@@ -4,32 +4,32 @@ import (
 	"context"
 	"errors"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/secrets"
 )
 
 // Show returns the caller's engine with its key, both of one moment.
 // ENGINE_NOT_FOUND.
-func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*registry.Engine, string, error) {
+func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*engine.Row, string, error) {
 	for range maxClaims {
-		engine, err := caller.engine()
+		row, err := caller.engine()
 		if err != nil {
 			return nil, "", err
 		}
-		if unconfirmed(engine) && engine.State == registry.Running {
-			if key, err := s.acceptedKey(ctx, engine); err == nil && key != "" {
-				return engine, key, nil
+		if unconfirmed(row) && row.State == engine.Running {
+			if key, err := s.acceptedKey(ctx, row); err == nil && key != "" {
+				return row, key, nil
 			}
 		}
-		key, err := s.Key(ctx, engine)
+		key, err := s.Key(ctx, row)
 		if !isRetired(err) {
-			return engine, key, err
+			return row, key, err
 		}
 		if err := caller.rekeyed(ctx, s, err); err != nil {
 			return nil, "", err
 		}
 	}
-	return nil, "", busy(registry.OpRotateKey)
+	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
 // isRetired says whether a key's version is not in Vault: a rotation that ended
@@ -52,7 +52,7 @@ func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) erro
 // keyGone says what it means that a row names a key which Vault does not have. A
 // later key of the same owner shows that the row is an old one: the registry went
 // back in time. Otherwise the key is lost.
-func (s *Scheduler) keyGone(ctx context.Context, row *registry.Engine, notFound error) error {
+func (s *Scheduler) keyGone(ctx context.Context, row *engine.Row, notFound error) error {
 	if !s.guard.OK() {
 		return errRecovering
 	}

@@ -3,7 +3,7 @@ package server
 import (
 	"net/http"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // quarantinedAnswer is an engine that only an admin can decide about.
@@ -77,7 +77,7 @@ func (b *adoptBody) owner() (productID, userID string, err error) {
 	case *b.ProductID == "":
 		return "", "", invalid("product_id is empty; leave it and user_id out, and the witnesses name the owner")
 	}
-	if err := registry.CheckUserID(*b.UserID); err != nil {
+	if err := engine.CheckUserID(*b.UserID); err != nil {
 		return "", "", invalid("%v", err)
 	}
 	return *b.ProductID, *b.UserID, nil
