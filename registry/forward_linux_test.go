@@ -6,6 +6,8 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // TestReadAfterRestore: a replica that has seen a later row, or a row that is missing now,
@@ -22,7 +24,7 @@ func TestReadAfterRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = snapshot.Close() }()
-	changed.State = Running
+	changed.State = engine.Running
 	if err := r.Update(t.Context(), changed); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +52,7 @@ func TestReadAfterRestore(t *testing.T) {
 	if e, err := r.Engine(t.Context(), p.ProductID, same.UserID); err != nil || e.Index != same.Index {
 		t.Errorf("a row that is what it was: %+v, %v", e, err)
 	}
-	for _, e := range []*Engine{later, changed} {
+	for _, e := range []*engine.Row{later, changed} {
 		r.wentBack.Store(nil)
 		if got, err := r.Engine(t.Context(), p.ProductID, e.UserID); !errors.Is(err, ErrWentBack) || !errors.Is(err, ErrUnavailable) {
 			t.Errorf("user %s: %+v, %v", e.UserID, got, err)
