@@ -226,7 +226,7 @@ func TestContextRemove(t *testing.T) {
 		t.Errorf("one that is not there: exit code %d, stderr %q", code, w.err.String())
 	}
 	w.err.Reset()
-	if code := w.run("context remove", "prod"); code != 2 || !strings.Contains(w.err.String(), "say -yes") {
+	if code := w.run("context remove", "prod"); code != 2 || !strings.Contains(w.err.String(), "give -yes") {
 		t.Errorf("without a terminal: exit code %d, stderr %q", code, w.err.String())
 	}
 	w.err.Reset()
