@@ -78,8 +78,11 @@ func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// RetryBusy is when a call that found its engine busy may do better.
-const RetryBusy = time.Second
+// How long to wait before the same call may do better.
+const (
+	RetryBusy    = time.Second     // its engine was busy
+	RetryBackend = 2 * time.Second // a dependency or this replica was not ready
+)
 
 // BusyWith is the ENGINE_BUSY of a call that found an operation under way.
 func BusyWith(kind OpKind) *Error {

@@ -8,6 +8,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // Denial is why an admit is not granted (SPEC section 2). It is an answer, not
@@ -55,7 +56,7 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 	if err != nil {
 		return nil, rate, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
+	ctx, cancel := context.WithTimeout(ctx, s.ops.Longest())
 	defer cancel()
 	for range maxClaims {
 		switch way, denial := decide(caller.Engine, opts); way {
@@ -236,10 +237,10 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 // awaitOperation waits until the row's operation is over, on this replica or
 // another, and returns the error of a boot that failed.
 func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
-		_, err := o.wait(ctx)
+	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
+		_, err := o.Wait(ctx)
 		switch {
-		case errors.As(err, new(*UnderWay)):
+		case errors.As(err, new(*operation.UnderWay)):
 			return err
 		case err != nil && overtaken(err):
 			return nil
@@ -251,7 +252,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 	}
 	if row.Op.Kind == engine.OpSleep {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.limit(row.Op.Kind))
+		ctx, cancel = context.WithTimeout(ctx, s.ops.Limit(row.Op.Kind))
 		defer cancel()
 	}
 	for pause.For(ctx, pollEvery) {
@@ -262,7 +263,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 		case err != nil:
 			return err
 		case now.Op != nil && now.Op.ID == row.Op.ID:
-			if err := impatient(ctx, now); err != nil {
+			if err := operation.Impatient(ctx, now); err != nil {
 				return err
 			}
 			continue

@@ -20,7 +20,7 @@ func (s *Scheduler) askToMend(err error) error {
 	}
 	now := time.Now()
 	if last := s.mendAsked.Load(); now.UnixNano()-last > int64(mendEvery) && s.mendAsked.CompareAndSwap(last, now.UnixNano()) {
-		s.background(func(ctx context.Context) {
+		s.ops.Background(func(ctx context.Context) {
 			if err := s.store.RequestReconcile(ctx); err != nil && ctx.Err() == nil {
 				s.log.Debug("the leader was not asked for a pass", "error", err)
 			}

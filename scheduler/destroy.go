@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // Destroy removes an engine with its brain and key, from any state, and waits
@@ -43,7 +44,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		o, err := s.beginDestroy(ctx, caller, row, &d, record, asking)
 		if err == nil {
-			gone, err := o.wait(ctx)
+			gone, err := o.Wait(ctx)
 			if err != nil {
 				return "", err
 			}
@@ -65,7 +66,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 
 // beginDestroy ends what this replica does to an engine, and writes a destroy over the
 // operation that its row carries. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation, error) {
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation.Operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
 		release, err := s.halt(ctx, row)
@@ -80,7 +81,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 	if err := s.mayDestroy(ctx, row); err != nil {
 		return nil, err
 	}
-	op := s.newOp(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
+	op := s.ops.NewOperation(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
 	op.Supersedes = other
 	row.State, row.Desired = engine.Destroying, engine.Destroying
 	if record != nil {
@@ -101,7 +102,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 // before release is called. registry.ErrConflict: it did, and the row is to be read
 // again.
 func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), err error) {
-	release, under := s.reserveLaunch(row.Op.ID)
+	release, under := s.ops.Reserve(row.Op.ID)
 	if under != nil { // it is being launched, or its write was refused
 		select {
 		case <-under:
@@ -110,19 +111,19 @@ func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), 
 			return nil, ctx.Err()
 		}
 	}
-	o := s.running(row.ProductID, row.UserID)
+	o := s.ops.Running(row.ProductID, row.UserID)
 	if o == nil {
 		return release, nil
 	}
 	release()
 	var soon <-chan time.Time
-	if o.began.Kind == engine.OpDestroy { // it began after the row was read, and may take long
+	if o.Began.Kind == engine.OpDestroy { // it began after the row was read, and may take long
 		soon = time.After(pollEvery)
 	} else {
-		o.cancel(errSuperseded)
+		o.Interrupt()
 	}
 	select {
-	case <-o.ended:
+	case <-o.Ended:
 	case <-soon:
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -141,13 +142,13 @@ func gone(err error) error {
 // awaitDestroyed waits until a row that is being destroyed is gone. What a provision
 // that removes itself tells its own caller is nothing to this one.
 func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string, error) {
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.began.Kind == engine.OpDestroy {
-		if _, err := o.wait(ctx); err != nil {
+	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.Began.Kind == engine.OpDestroy {
+		if _, err := o.Wait(ctx); err != nil {
 			return "", err
 		}
 		return row.EngineID, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.limit(engine.OpDestroy))
+	ctx, cancel := context.WithTimeout(ctx, s.ops.Limit(engine.OpDestroy))
 	defer cancel()
 	for {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
@@ -158,12 +159,12 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string
 			return "", err
 		case err == nil && now.Op != nil && now.Op.Owner == s.replica.ID:
 			// A provision that was removing itself may have been cancelled for a destroy.
-			if err := s.resume(ctx, now); err != nil && ctx.Err() == nil {
+			if err := s.ops.Resume(ctx, now); err != nil && ctx.Err() == nil {
 				return "", err
 			}
 		}
 		if err == nil {
-			if err := impatient(ctx, now); err != nil {
+			if err := operation.Impatient(ctx, now); err != nil {
 				return "", err
 			}
 		}

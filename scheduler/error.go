@@ -15,7 +15,6 @@ import (
 
 // How long to wait before the same call may do better.
 const (
-	retryBackend  = 2 * time.Second
 	retryCapacity = 10 * time.Second
 	// retryRecovering: a rebuild of 1,000 engines takes a few seconds
 	// (docs/guarantees.md).
@@ -68,7 +67,7 @@ func AsError(err error) *engine.Error {
 	}
 	var plugin *cluster.PluginError
 	unavailable := func(what string) *engine.Error {
-		return &engine.Error{Code: engine.BackendUnavailable, Message: what, Err: err, RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: what, Err: err, RetryAfter: engine.RetryBackend}
 	}
 	switch {
 	case errors.Is(err, registry.ErrWentBack), errors.Is(err, registry.ErrMoved):

@@ -58,7 +58,7 @@ func (s *Scheduler) viewAge() (time.Duration, error) {
 }
 
 func lagging(message string, why error) *engine.Error {
-	return &engine.Error{Code: engine.BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: retryBackend}
+	return &engine.Error{Code: engine.BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: engine.RetryBackend}
 }
 
 // Page is one page of the product's engines, oldest first. INVALID_REQUEST: the

@@ -72,7 +72,7 @@ func (h healing) Restart(ctx context.Context, row *engine.Row, canary bool) erro
 	if err != nil {
 		return err
 	}
-	_, err = o.wait(ctx)
+	_, err = o.Wait(ctx)
 	return err
 }
 
@@ -94,7 +94,7 @@ func (h healing) Recover(ctx context.Context, row *engine.Row, crash int64) erro
 	if err != nil {
 		return err
 	}
-	_, err = o.wait(ctx)
+	_, err = o.Wait(ctx)
 	return err
 }
 

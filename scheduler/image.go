@@ -40,7 +40,7 @@ func (s *Scheduler) Pinned(e *engine.Row) string {
 // at the steps before.
 func (s *Scheduler) foresee(image string) {
 	if s.opts.Digests != nil {
-		s.background(func(ctx context.Context) { s.digestOf(ctx, image) })
+		s.ops.Background(func(ctx context.Context) { s.digestOf(ctx, image) })
 	}
 }
 
@@ -52,8 +52,8 @@ func starts(kind engine.OpKind) bool {
 // pin resolves the image of an engine that is about to be started, unless that was
 // done before: what it means now is started from then on. An image that cannot be
 // resolved is started as it is named, and the next start tries again.
-func (o *operation) pin(ctx context.Context) error {
-	row, kind := o.row, o.row.Op.Kind
+func (o *work) pin(ctx context.Context) error {
+	row, kind := o.Row, o.Row.Op.Kind
 	if o.s.opts.Digests == nil || row.Digest != "" || !starts(kind) {
 		return nil
 	}
@@ -68,7 +68,7 @@ func (o *operation) pin(ctx context.Context) error {
 		row.Digest = o.s.digestOf(ctx, row.Image)
 	}
 	if row.Digest != "" {
-		o.log.Info("the engine's image is pinned", "image", row.Image, "digest", row.Digest)
+		o.Log.Info("the engine's image is pinned", "image", row.Image, "digest", row.Digest)
 	}
 	return ctx.Err()
 }

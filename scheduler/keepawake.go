@@ -20,7 +20,7 @@ const MaxKeepAwake = time.Hour
 // ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY: it is being stopped or put
 // to sleep.
 func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Duration) (time.Time, error) {
-	if err := s.open(); err != nil {
+	if err := s.ops.Open(); err != nil {
 		return time.Time{}, err
 	}
 	for range maxClaims {

@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 func (s *Scheduler) begin(ctx context.Context, row *engine.Row, action, actor string, details map[string]any) (int64, error) {
 	return s.audit.Begin(ctx, audit.Entry{
 		Timestamp: time.Now().UTC(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID,
-		Action: action, Actor: actor, RequestID: RequestID(ctx), Metadata: details,
+		Action: action, Actor: actor, RequestID: operation.RequestID(ctx), Metadata: details,
 	})
 }
 
@@ -85,9 +86,9 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 		return
 	}
 	lacks := func() {
-		s.log.Error("the audit log lacks what was done", "what", what, "request_id", RequestID(ctx), "error", err)
+		s.log.Error("the audit log lacks what was done", "what", what, "request_id", operation.RequestID(ctx), "error", err)
 	}
-	later := s.background(func(base context.Context) {
+	later := s.ops.Background(func(base context.Context) {
 		// For as long as it takes: no more rows wait than operations were under
 		// way when the database went, since none begins without it.
 		for wait := completeWithin; pause.For(base, wait); wait = min(2*wait, completeAgain) {
@@ -103,48 +104,4 @@ func (s *Scheduler) persist(ctx context.Context, what string, write func(context
 	if !later { // Run does not wait for more
 		lacks()
 	}
-}
-
-// record completes the audit row of the operation with what its caller hears.
-func (o *operation) record(ctx context.Context, err error) {
-	op := o.began
-	c := audit.Completion{Outcome: outcome(err), EngineID: o.row.EngineID, Duration: time.Since(op.BeganAt)}
-	switch {
-	case errors.Is(err, errSuperseded):
-		c.Outcome = string(engine.EngineBusy)
-	case err == nil && op.Undo != "": // taken over from an owner that was undoing it
-		c.Outcome = op.Undo
-	}
-	if o.bootTook > 0 {
-		c.Metadata = map[string]any{"boot_ms": o.bootTook.Milliseconds()}
-	}
-	if err == nil && op.Step == stepOwn && o.row.Unlabelled {
-		c.Metadata = map[string]any{"warm": true}
-	}
-	if o.paused {
-		c.Metadata = map[string]any{"paused": true}
-	}
-	if digest := o.s.Pinned(o.row); digest != "" && starts(op.Kind) {
-		if c.Metadata == nil {
-			c.Metadata = map[string]any{}
-		}
-		c.Metadata["image_digest"] = digest
-	}
-	if op.Action == audit.ActionAutoRestartStart {
-		o.recordRestart(ctx, c)
-	}
-	o.s.complete(ctx, op.AuditID, c)
-}
-
-// recordRestart writes how a restart that nobody asked for ended, before its own
-// row is completed: a crash between the two can only tell it twice.
-func (o *operation) recordRestart(ctx context.Context, c audit.Completion) {
-	e := audit.Entry{
-		Timestamp: time.Now().UTC(), ProductID: o.row.ProductID, UserID: o.row.UserID, EngineID: o.row.EngineID,
-		Action: audit.ActionAutoRestartSuccess, Actor: actorSystem, Outcome: c.Outcome, Metadata: c.Metadata,
-	}
-	if c.Outcome != audit.OutcomeOK {
-		e.Action = audit.ActionAutoRestartFailed
-	}
-	o.s.persist(ctx, e.Action+" of "+e.EngineID, func(ctx context.Context) error { return o.s.audit.Record(ctx, e) })
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -49,16 +50,16 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if err != nil {
 		return nil, waitedInVain(err)
 	}
-	var o *operation
+	var o *operation.Operation
 	defer func() { s.leaveAfter(o, leave) }()
-	var timings timings
+	var timings operation.Timings
 	at := time.Now()
 	s.foresee(image)
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
 	}
-	timings.since(timingAsking, at)
-	op := s.newOp(ctx, engine.OpProvision, audit.ActionProvision, "")
+	timings.Since(operation.TimingAsking, at)
+	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
 	row := &engine.Row{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
 		State: engine.Provisioning, Desired: engine.Running,
@@ -69,17 +70,17 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
 		return nil, err
 	}
-	timings.since(timingBegin, at)
-	hit(op.Kind, atAudited)
+	timings.Since(operation.TimingBegin, at)
+	operation.Hit(op.Kind, operation.AtAudited)
 	o, err = s.claimAndLaunch(ctx, caller, row, &timings)
 	if err != nil {
 		err = s.claimError(ctx, caller, err)
-		if !errors.Is(err, errUnanswered) { // else the one who looks after the row completes it
+		if !errors.Is(err, operation.ErrUnanswered) { // else the one who looks after the row completes it
 			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
 		return nil, err
 	}
-	made, err := o.wait(ctx)
+	made, err := o.Wait(ctx)
 	if err == nil && made.Unlabelled { // a warm engine, and it has not become another one
 		s.warm.handedOut(made)
 	}
@@ -87,13 +88,13 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 }
 
 // claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
-// launches what it carries. errUnanswered: see there.
-func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *timings) (*operation, error) {
-	launched, _ := s.reserveLaunch(row.Op.ID)
+// launches what it carries. operation.ErrUnanswered: see there.
+func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *operation.Timings) (*operation.Operation, error) {
+	launched, _ := s.ops.Reserve(row.Op.ID)
 	defer launched()
 	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
 	if claimed {
-		return s.launch(warm, *timings...), nil
+		return s.ops.Launch(warm, *timings...), nil
 	}
 	if err != nil {
 		return nil, err
@@ -102,9 +103,9 @@ func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *eng
 	if err := s.claim(ctx, caller, row); err != nil {
 		return nil, err
 	}
-	timings.since(timingClaim, at)
-	hit(row.Op.Kind, atClaimed)
-	return s.launch(row, *timings...), nil
+	timings.Since(operation.TimingClaim, at)
+	operation.Hit(row.Op.Kind, operation.AtClaimed)
+	return s.ops.Launch(row, *timings...), nil
 }
 
 // claimError is what a caller hears of a claim that failed.

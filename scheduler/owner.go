@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
@@ -22,13 +23,13 @@ func (s *Scheduler) ownerOf(row *engine.Row) secrets.Owner {
 }
 
 // newKey is a key for a row's engine, as an operation writes it.
-func (o *operation) newKey() *secrets.EngineKey {
-	return &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID(), Owner: o.s.ownerOf(o.row), Operation: o.opID}
+func (o *work) newKey() *secrets.EngineKey {
+	return &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID(), Owner: o.s.ownerOf(o.Row), Operation: o.ID}
 }
 
 // isOwn says whether a secret was written by this very operation for its row.
-func (o *operation) isOwn(k *secrets.EngineKey) bool {
-	return k.Owner == o.s.ownerOf(o.row) && k.Operation == o.opID
+func (o *work) isOwn(k *secrets.EngineKey) bool {
+	return k.Owner == o.s.ownerOf(o.Row) && k.Operation == o.ID
 }
 
 // agree says whether a secret and a row are of one owner. A secret that names none
@@ -81,7 +82,7 @@ var errQuarantined = engine.Errorf(engine.EngineQuarantined, "this engine's key 
 // an audit row, a record for the admin, and no key for anybody.
 func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner secrets.Owner) error {
 	if s.guard.ID() == "" { // this replica does not know yet whose deployment it is of
-		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: engine.RetryBackend}
 	}
 	s.mu.Lock()
 	told := s.contradicted[row.EngineID]
@@ -92,7 +93,7 @@ func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner se
 	}
 	s.log.Error("an engine's row and its secret in Vault name different owners; its key is disclosed to nobody", "engine_id", row.EngineID,
 		"row_product", row.ProductID, "vault_product", owner.ProductID, "vault_deployment", owner.Deployment)
-	s.background(func(ctx context.Context) {
+	s.ops.Background(func(ctx context.Context) {
 		err := s.quarantine(ctx, &registry.Quarantined{
 			EngineID: row.EngineID, Since: time.Now().UTC(), Why: reconcile.WhyContradiction, What: []string{"row", "key"},
 			ProductID: owner.ProductID, UserID: owner.UserID, NodeID: row.NodeID,
@@ -119,7 +120,7 @@ func (s *Scheduler) quarantine(ctx context.Context, q *registry.Quarantined) err
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: q.EngineID, Action: audit.ActionQuarantine, Actor: actorSystem,
-		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": q.What},
+		RequestID: operation.RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": q.What},
 	})
 	if err != nil {
 		return err
@@ -144,8 +145,8 @@ func (s *Scheduler) release(ctx context.Context, q *registry.Quarantined) error 
 // handedOut says what shows that an engine_id was given to somebody before this
 // operation got it: a job, a variable or a secret that is not its own, or a pooled
 // volume that is gone. "": nothing does. Whoever was given it keeps it.
-func (o *operation) handedOut(ctx context.Context) (what string, err error) {
-	id := o.row.JobID()
+func (o *work) handedOut(ctx context.Context) (what string, err error) {
+	id := o.Row.JobID()
 	var job, variable, volume bool
 	work, reading := errgroup.WithContext(ctx)
 	there := func(found *bool, read func(context.Context) error) {
@@ -160,8 +161,8 @@ func (o *operation) handedOut(ctx context.Context) (what string, err error) {
 	there(&job, func(ctx context.Context) error { _, err := o.s.cluster.Job(ctx, id); return err })
 	there(&variable, func(ctx context.Context) error { _, err := o.s.cluster.Variable(ctx, id); return err })
 	there(&volume, func(ctx context.Context) error {
-		v, err := o.s.cluster.Volume(ctx, o.row.VolumeID)
-		if err == nil && (v.Name != id || v.NodeID != o.row.NodeID) {
+		v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
+		if err == nil && (v.Name != id || v.NodeID != o.Row.NodeID) {
 			err = fmt.Errorf("%w: volume %s is %s on node %s", cluster.ErrNotFound, v.ID, v.Name, v.NodeID)
 		}
 		return err
@@ -182,59 +183,59 @@ func (o *operation) handedOut(ctx context.Context) (what string, err error) {
 
 // burn turns to the step that gives this identity up: it belongs to somebody, and
 // is touched no more. That it came up says that the registry went back in time.
-func (o *operation) burn(what string) error {
-	o.log.Error("what was to be handed out was handed out before, and is left to whom it belongs", "what", what)
+func (o *work) burn(what string) error {
+	o.Log.Error("what was to be handed out was handed out before, and is left to whom it belongs", "what", what)
 	if what != goneVolume {
-		o.s.guard.Suspect("engine " + o.row.EngineID + " was to be handed out a second time: it has " + what)
+		o.s.guard.Suspect("engine " + o.Row.EngineID + " was to be handed out a second time: it has " + what)
 	}
-	o.row.Op.Step = stepBurn
-	return errDetour
+	o.Row.Op.Step = stepBurn
+	return operation.ErrDetour
 }
 
 // newIdentity gives a provision whose engine_id was burnt another one, on a node
 // that has room. Nothing of the old one is touched: what it has is whose it is, and
 // reconcile gives that user the row back.
-func (o *operation) newIdentity(ctx context.Context) error {
+func (o *work) newIdentity(ctx context.Context) error {
 	if err := o.s.guard.Await(ctx); err != nil {
 		return err
 	}
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, nil)
+	place, err := o.s.choose(ctx, o.Row.NodePool, o.Row.Resources, 1, nil)
 	if err != nil {
 		return err
 	}
-	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
+	operation.HitStep(o.Row.Op, operation.AtDone)
 	err = o.reidentify(ctx, place)
-	if errors.Is(err, errRelocated) {
+	if errors.Is(err, operation.ErrRelocated) {
 		// Whose it is has it back the sooner.
 		if rerr := o.s.store.RequestReconcile(ctx); rerr != nil {
-			o.log.Debug("the leader was not asked for a pass", "error", rerr)
+			o.Log.Debug("the leader was not asked for a pass", "error", rerr)
 		}
 	}
 	return err
 }
 
 // reidentify gives the row the identity that comes with a place.
-func (o *operation) reidentify(ctx context.Context, place *place) error {
-	next := o.row.Clone()
+func (o *work) reidentify(ctx context.Context, place *place) error {
+	next := o.Row.Clone()
 	place.applyTo(next)
 	next.KeyVersion, next.KeyID, next.AllocID, next.URL = 0, "", "", ""
 	next.Warm, next.Unlabelled, next.EnvVersion, next.RestartedFor, next.Crash = "", false, 0, 0, 0
 	next.Op.JobIndex, next.Op.KeyVersion, next.Op.KeyID = 0, 0, ""
-	if o.row.ProductID == engine.WarmProduct {
-		next.Warm = o.row.Warm
+	if o.Row.ProductID == engine.WarmProduct {
+		next.Warm = o.Row.Warm
 	}
-	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
+	if err := o.s.store.Reidentify(ctx, o.Row.EngineID, next, place.pooled); err != nil {
 		o.s.pool.Release(place.pooled)
 		if errors.Is(err, registry.ErrConflict) {
-			now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
-			return o.lost(ctx, now, err)
+			now, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
+			return o.Lost(ctx, now, err)
 		}
 		return err
 	}
 	o.s.pool.Claimed(place.pooled)
-	o.log.Info("placing the engine under another id", "node", next.NodeID, "now", next.EngineID)
-	o.row, o.quietAt, o.refusedAt = next, 0, 0
-	return errRelocated
+	o.Log.Info("placing the engine under another id", "node", next.NodeID, "now", next.EngineID)
+	o.Row, o.quietAt, o.refusedAt = next, 0, 0
+	return operation.ErrRelocated
 }
 
 // isWarm says whether a secret is that of a row's engine from before a user was
@@ -247,19 +248,19 @@ func (s *Scheduler) isWarm(k *secrets.EngineKey, row *engine.Row) bool {
 // else's by its witnesses: then the row alone goes, and nothing that it names. A
 // row without a key never got as far as to make a job or a variable: where one
 // stands, it is somebody else's.
-func (o *operation) releaseForeign(ctx context.Context) (bool, error) {
-	k, err := o.s.vault.NewestKey(ctx, o.row.EngineID)
+func (o *work) releaseForeign(ctx context.Context) (bool, error) {
+	k, err := o.s.vault.NewestKey(ctx, o.Row.EngineID)
 	what := ""
 	switch {
-	case err == nil && k.Owner == o.s.ownerOf(o.row):
-		return false, o.s.notTwin(ctx, o.row)
-	case err == nil && o.row.KeyVersion == 0 && o.s.isWarm(k, o.row):
+	case err == nil && k.Owner == o.s.ownerOf(o.Row):
+		return false, o.s.notTwin(ctx, o.Row)
+	case err == nil && o.Row.KeyVersion == 0 && o.s.isWarm(k, o.Row):
 		return false, nil // it was claimed, and not made the user's yet
-	case err == nil && (k.Owner != secrets.Owner{} || o.row.KeyVersion == 0):
+	case err == nil && (k.Owner != secrets.Owner{} || o.Row.KeyVersion == 0):
 		what = "a key"
 	case err != nil && !errors.Is(err, secrets.ErrNotFound):
 		return false, err
-	case o.row.KeyVersion == 0:
+	case o.Row.KeyVersion == 0:
 		if what, err = o.handedOut(ctx); err != nil {
 			return false, err
 		}
@@ -268,19 +269,12 @@ func (o *operation) releaseForeign(ctx context.Context) (bool, error) {
 		}
 	}
 	if what != "" {
-		o.log.Error("an engine that is to be destroyed is another user's by its witnesses: its row goes, what belongs to that user stays", "what", what)
+		o.Log.Error("an engine that is to be destroyed is another user's by its witnesses: its row goes, what belongs to that user stays", "what", what)
 	}
 	if what == "" {
-		return false, o.s.notTwin(ctx, o.row)
+		return false, o.s.notTwin(ctx, o.Row)
 	}
 	return true, nil
-}
-
-// releaseRow leads to the step that removes the row alone.
-func (o *operation) releaseRow() {
-	o.row.VolumeID = "" // it leaves nothing behind that is the row's
-	steps := plans[engine.OpDestroy]
-	o.row.Op.Step = steps[len(steps)-1].name
 }
 
 // goneVolume is what a pool entry has whose volume somebody deleted.

@@ -13,6 +13,7 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -44,28 +45,28 @@ func (s *Scheduler) freezable(row *engine.Row) *engine.Frozen {
 // freeze stops the engine's process where it is, memory and all, and so ends the
 // operation. What does not freeze, for whatever reason, is put to sleep by the
 // plan.
-func (o *operation) freeze(ctx context.Context) error {
+func (o *work) freeze(ctx context.Context) error {
 	err := o.tryFreeze(ctx)
-	if o.paused && errors.Is(err, errSuperseded) {
+	if o.paused && errors.Is(err, operation.ErrSuperseded) {
 		o.takeBack(ctx)
 	}
 	return err
 }
 
-func (o *operation) tryFreeze(ctx context.Context) error {
+func (o *work) tryFreeze(ctx context.Context) error {
 	began := time.Now()
-	_ = o.s.probe.Health(ctx, o.row.Frozen.URL)
+	_ = o.s.probe.Health(ctx, o.Row.Frozen.URL)
 	within := boot.StillAnswers + 3*min(time.Since(began), boot.SlowAnswer)
 	if err := o.fenceNow(ctx); err != nil {
 		return err
 	}
 	o.paused = true
 	// Not interrupted by a destroy: its SIGCONT must not overtake this one.
-	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.row.Frozen.AllocID, sigStop)
-	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.row.Frozen.URL, within) {
+	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.Row.Frozen.AllocID, sigStop)
+	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.Row.Frozen.URL, within) {
 		refused = errors.New("it answers although its first process is stopped")
 	}
-	if err := o.fence(ctx); err != nil {
+	if err := o.Fence(ctx); err != nil {
 		return err
 	}
 	if refused != nil {
@@ -77,27 +78,27 @@ func (o *operation) tryFreeze(ctx context.Context) error {
 
 // takeBack lets a process go on that was stopped when the operation was somebody
 // else's by then, unless theirs is that it be stopped.
-func (o *operation) takeBack(ctx context.Context) {
-	now, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+func (o *work) takeBack(ctx context.Context) {
+	now, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
 	if err == nil && now.Frozen != nil && (now.Op == nil || now.Op.Step == stepFreeze) {
 		return
 	}
-	o.s.goOn(ctx, o.row)
+	o.s.goOn(ctx, o.Row)
 }
 
 // insteadOf goes on with the operation's plan.
-func (o *operation) insteadOf(what string, why error) error {
-	o.log.Info(what, "why", why)
-	o.row.Op.Step = plans[o.row.Op.Kind][0].name
-	return errDetour
+func (o *work) insteadOf(what string, why error) error {
+	o.Log.Info(what, "why", why)
+	o.Row.Op.Step = plans.First(o.Row.Op.Kind)
+	return operation.ErrDetour
 }
 
 // fenceNow is fence for acts that cannot be compared and set: it does not let one
 // go ahead on a proof that a pause of this process has made old.
-func (o *operation) fenceNow(ctx context.Context) error {
+func (o *work) fenceNow(ctx context.Context) error {
 	for {
 		began := time.Now()
-		if err := o.fence(ctx); err != nil {
+		if err := o.Fence(ctx); err != nil {
 			return err
 		}
 		if time.Since(began) < actsWithin {
@@ -119,7 +120,7 @@ var (
 // thaw lets the engine's process go on and waits until it is usable, which ends
 // the operation. Where that does not succeed, whatever the reason, the engine is
 // started by the plan.
-func (o *operation) thaw(ctx context.Context) error {
+func (o *work) thaw(ctx context.Context) error {
 	err := o.missedKeys(ctx)
 	if err == nil {
 		err = o.outgrown(ctx)
@@ -128,24 +129,24 @@ func (o *operation) thaw(ctx context.Context) error {
 		if ferr := o.fenceNow(ctx); ferr != nil {
 			return ferr
 		}
-		err = o.whileOwned(ctx, o.goesOn)
+		err = o.WhileOwned(ctx, o.goesOn)
 	}
 	switch {
-	case errors.Is(err, errSuperseded) || errors.Is(err, errReread) || ctx.Err() != nil:
+	case errors.Is(err, operation.ErrSuperseded) || errors.Is(err, operation.ErrReread) || ctx.Err() != nil:
 		return err
 	case err != nil:
 		return o.insteadOf("it does not go on and is started anew", err)
 	}
-	o.row.AllocID, o.row.URL, o.row.LastHealthAt = o.row.Frozen.AllocID, o.row.Frozen.URL, time.Now().UTC()
+	o.Row.AllocID, o.Row.URL, o.Row.LastHealthAt = o.Row.Frozen.AllocID, o.Row.Frozen.URL, time.Now().UTC()
 	o.paused = true
 	return nil
 }
 
 // missedKeys returns errOldKeys where running engines were restarted for provider
 // keys that the frozen process does not have.
-func (o *operation) missedKeys(ctx context.Context) error {
+func (o *work) missedKeys(ctx context.Context) error {
 	r, err := o.s.store.Rollout(ctx)
-	if err == nil && o.row.EnvVersion < r.TargetVersion && o.row.RestartedFor < r.TargetVersion {
+	if err == nil && o.Row.EnvVersion < r.TargetVersion && o.Row.RestartedFor < r.TargetVersion {
 		err = errOldKeys
 	}
 	return err
@@ -153,9 +154,9 @@ func (o *operation) missedKeys(ctx context.Context) error {
 
 // outgrown returns errResized where the next start gives the engine other resources than
 // the frozen process has.
-func (o *operation) outgrown(ctx context.Context) error {
-	now, err := o.s.resourcesNow(ctx, o.row)
-	if err == nil && now != o.row.Resources {
+func (o *work) outgrown(ctx context.Context) error {
+	now, err := o.s.resourcesNow(ctx, o.Row)
+	if err == nil && now != o.Row.Resources {
 		err = errResized
 	}
 	return err
@@ -163,18 +164,18 @@ func (o *operation) outgrown(ctx context.Context) error {
 
 // goesOn sends SIGCONT and asks the engine, side by side: a question that comes
 // first is answered as soon as the process goes on.
-func (o *operation) goesOn(ctx context.Context) error {
-	f := o.row.Frozen
-	secret, err := o.s.secret(ctx, o.row)
+func (o *work) goesOn(ctx context.Context) error {
+	f := o.Row.Frozen
+	secret, err := o.s.secret(ctx, o.Row)
 	if err != nil {
 		return err
 	}
-	path, err := o.s.proofPath(ctx, o.row)
+	path, err := o.s.proofPath(ctx, o.Row)
 	if err != nil {
 		return err
 	}
 	by := o.keyProof(path, secret.Key, f.AllocID)
-	w := o.s.cluster.Watch(o.row.JobID())
+	w := o.s.cluster.Watch(o.Row.JobID())
 	defer w.Close()
 	timed, stop := context.WithTimeout(ctx, thawTimeout)
 	defer stop()
@@ -194,7 +195,7 @@ func (o *operation) goesOn(ctx context.Context) error {
 	})
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		for i := range state.Allocs {
-			if a := &state.Allocs[i]; a.ID == f.AllocID && !boot.SameProcess(f, o.row, a) {
+			if a := &state.Allocs[i]; a.ID == f.AllocID && !boot.SameProcess(f, o.Row, a) {
 				return false, errThawed
 			}
 		}
@@ -212,15 +213,15 @@ func (o *operation) goesOn(ctx context.Context) error {
 // letEnd has a process that may be frozen go on, so that it ends by itself at the
 // SIGTERM that follows: a stopped process handles none. What fails here costs the
 // process its grace, not the engine its end.
-func (o *operation) letEnd(ctx context.Context) error {
-	if o.row.Frozen == nil || o.s.nodeSilent(o.row.NodeID) {
+func (o *work) letEnd(ctx context.Context) error {
+	if o.Row.Frozen == nil || o.s.nodeSilent(o.Row.NodeID) {
 		return nil
 	}
 	if err := o.fenceNow(ctx); err != nil {
 		return err
 	}
-	if err := o.s.cluster.Signal(ctx, o.row.Frozen.AllocID, sigCont); err != nil {
-		o.log.Debug("a paused process that is to end was not let go on", "error", err)
+	if err := o.s.cluster.Signal(ctx, o.Row.Frozen.AllocID, sigCont); err != nil {
+		o.Log.Debug("a paused process that is to end was not let go on", "error", err)
 	}
 	return nil
 }

@@ -30,9 +30,9 @@ type place struct {
 // that comes with its volume or a new one, and the step to begin with.
 func (p *place) applyTo(row *engine.Row) {
 	row.NodeID, row.QuotaMB = p.node.ID, 0
-	row.Op.Step = plans[engine.OpProvision][0].name
+	row.Op.Step = plans.First(engine.OpProvision)
 	if p.pooled != nil {
-		row.Op.Step = plans[engine.OpProvision][1].name // the volume is there
+		row.Op.Step = plans.Forward[engine.OpProvision][1].Name // the volume is there
 		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
 		return
 	}
@@ -182,7 +182,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) 
 			continue
 		}
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
-			return s.unanswered(row, err)
+			return s.ops.Unanswered(row, err)
 		}
 		// The pooled volume went to another replica, or the product changed.
 		if err := caller.refresh(ctx, s); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -32,26 +33,26 @@ func listens(ctx context.Context, addr string) bool {
 
 // mayChangePort turns to another port after errPortTaken, where the operation may
 // start a process and has not tried too often.
-func (o *operation) mayChangePort(cause error) error {
-	kind := o.row.Op.Kind
+func (o *work) mayChangePort(cause error) error {
+	kind := o.Row.Op.Kind
 	if kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestart || o.ports >= maxPorts {
 		return cause
 	}
 	o.ports++
-	o.log.Warn("another process listens on the port that Nomad gave the engine; it gets another one", "url", o.row.URL, "node_id", o.row.NodeID)
-	o.row.Op.Step = stepAnotherPort
-	return errDetour
+	o.Log.Warn("another process listens on the port that Nomad gave the engine; it gets another one", "url", o.Row.URL, "node_id", o.Row.NodeID)
+	o.Row.Op.Step = stepAnotherPort
+	return operation.ErrDetour
 }
 
 // anotherPort makes room for the next allocation of a boot, which Nomad gives another
 // port.
-func (o *operation) anotherPort(ctx context.Context) error {
+func (o *work) anotherPort(ctx context.Context) error {
 	if err := o.quiesce(ctx); err != nil {
 		return err
 	}
 	if err := o.awaitGone(ctx); err != nil {
 		return err
 	}
-	o.row.AllocID, o.row.URL = "", ""
+	o.Row.AllocID, o.Row.URL = "", ""
 	return nil
 }

@@ -15,25 +15,25 @@ import (
 // place, and says whether its node has room by now, where Nomad is to look again.
 // A provision prefers any node that has room as it is; that, and one where others
 // were preempted, it is placed on by mayRelocate.
-func (o *operation) makeRoom(ctx context.Context, cause error) bool {
+func (o *work) makeRoom(ctx context.Context, cause error) bool {
 	code := AsError(cause).Code
-	if errors.Is(cause, errDriverDown) || code != engine.CapacityExhausted && code != engine.PortExhaustion || o.row.ProductID == engine.WarmProduct || o.row.Op.Kind == engine.OpRecover {
+	if errors.Is(cause, errDriverDown) || code != engine.CapacityExhausted && code != engine.PortExhaustion || o.Row.ProductID == engine.WarmProduct || o.Row.Op.Kind == engine.OpRecover {
 		return false
 	}
-	if o.row.Op.Kind != engine.OpProvision {
-		return o.preempt(ctx, o.row.NodeID)
+	if o.Row.Op.Kind != engine.OpProvision {
+		return o.preempt(ctx, o.Row.NodeID)
 	}
 	nodes := o.s.cluster.Nodes()
 	for _, n := range nodes {
-		if n.ID != o.row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && hasRoom(n, o.s.needOf(o.row.Resources), 1) {
+		if n.ID != o.Row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool)) && hasRoom(n, o.s.needOf(o.Row.Resources), 1) {
 			return false
 		}
 	}
-	if o.preempt(ctx, o.row.NodeID) {
+	if o.preempt(ctx, o.Row.NodeID) {
 		return true
 	}
 	for _, n := range nodes {
-		if n.ID != o.row.NodeID && o.s.canRun(n, cmp.Or(o.row.NodePool, defaultNodePool)) && o.s.warm.preempt(ctx, n, o.row.Resources) {
+		if n.ID != o.Row.NodeID && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool)) && o.s.warm.preempt(ctx, n, o.Row.Resources) {
 			delete(o.tried, n.ID)
 			return false
 		}
@@ -42,13 +42,13 @@ func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 }
 
 // preempt makes room on the engine's own node and has Nomad look again.
-func (o *operation) preempt(ctx context.Context, nodeID string) bool {
+func (o *work) preempt(ctx context.Context, nodeID string) bool {
 	for _, n := range o.s.cluster.Nodes() {
-		if n.ID != nodeID || !o.s.warm.preempt(ctx, n, o.row.Resources) {
+		if n.ID != nodeID || !o.s.warm.preempt(ctx, n, o.Row.Resources) {
 			continue
 		}
-		if err := o.s.cluster.Evaluate(ctx, o.row.JobID()); err != nil {
-			o.log.Warn("cannot have an engine placed where warm engines were preempted", "error", err)
+		if err := o.s.cluster.Evaluate(ctx, o.Row.JobID()); err != nil {
+			o.Log.Warn("cannot have an engine placed where warm engines were preempted", "error", err)
 			return false
 		}
 		return true

@@ -13,6 +13,7 @@ import (
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -169,17 +170,17 @@ func (s *Scheduler) onProduct(ctx context.Context, action, productID string, det
 func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	began := time.Now().UTC()
 	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: RequestID(ctx), Metadata: details,
+		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: operation.RequestID(ctx), Metadata: details,
 	})
 	if err != nil {
 		return err
 	}
-	fault.Hit(action + "/" + atAudited)
+	fault.Hit(action + "/" + operation.AtAudited)
 	err = change()
 	fault.Hit(action + "/" + atWritten)
 	if errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, link.ErrAway) {
 		// Its answer was lost: it may have been made, or be made yet.
-		if s.background(func(ctx context.Context) { s.settleProduct(ctx, id, began, productID, err, done) }) {
+		if s.ops.Background(func(ctx context.Context) { s.settleProduct(ctx, id, began, productID, err, done) }) {
 			return err
 		}
 	}
@@ -189,7 +190,7 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 
 // settleProduct completes the audit row of a change whose write was not answered: as done
 // when the product shows it, and with what its caller was told when it has not shown it
-// for strayAfter.
+// for operation.StrayAfter.
 func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*engine.Product) bool) {
 	for missed := (time.Time{}); pause.For(ctx, time.Second); {
 		t, err := s.store.Tenant(ctx, productID)
@@ -201,7 +202,7 @@ func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time
 			return
 		case missed.IsZero():
 			missed = time.Now()
-		case time.Since(missed) > strayAfter:
+		case time.Since(missed) > operation.StrayAfter:
 			s.abandon(ctx, id, began, told)
 			return
 		}

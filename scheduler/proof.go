@@ -48,41 +48,41 @@ func (s *Scheduler) noteUnproven(row *engine.Row, allocs []cluster.Alloc) (chang
 // prove makes sure that no container is left of allocations which Nomad takes for
 // ended. What is not proved in time is refused as that of a silent node is, and a
 // destroy lists its volume as unreachable.
-func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
-	if o.s.noteUnproven(o.row, allocs) {
-		o.log.Warn("nobody vouches for the end of the engine's process", "allocations", o.row.Unproven)
-		if err := o.save(ctx); err != nil {
+func (o *work) prove(ctx context.Context, allocs []cluster.Alloc) error {
+	if o.s.noteUnproven(o.Row, allocs) {
+		o.Log.Warn("nobody vouches for the end of the engine's process", "allocations", o.Row.Unproven)
+		if err := o.Save(ctx); err != nil {
 			return err
 		}
 	}
-	if len(o.row.Unproven) == 0 {
+	if len(o.Row.Unproven) == 0 {
 		return nil
 	}
-	if err := o.fence(ctx); err != nil { // an admin may have vouched for it since
+	if err := o.Fence(ctx); err != nil { // an admin may have vouched for it since
 		return err
 	}
 	until := o.drainUntil()
 	if later := time.Now().Add(proofTime); until.Before(later) { // the wait before it may have taken all
 		until = later
 	}
-	err := o.whileOwned(ctx, func(ctx context.Context) error {
+	err := o.WhileOwned(ctx, func(ctx context.Context) error {
 		limited, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
-		names := make([]string, 0, len(o.row.Unproven))
-		for _, id := range o.row.Unproven {
-			names = append(names, o.row.JobID()+"/"+id)
+		names := make([]string, 0, len(o.Row.Unproven))
+		for _, id := range o.Row.Unproven {
+			names = append(names, o.Row.JobID()+"/"+id)
 		}
-		return o.s.prover.prove(limited, o.row.NodeID, names)
+		return o.s.prover.prove(limited, o.Row.NodeID, names)
 	})
 	switch {
 	case err == nil:
-		o.log.Info("no process of the engine is left on its node", "allocations", o.row.Unproven)
-		o.row.Unproven, o.row.Proven = nil, o.s.unprovenOf(allocs)
+		o.Log.Info("no process of the engine is left on its node", "allocations", o.Row.Unproven)
+		o.Row.Unproven, o.Row.Proven = nil, o.s.unprovenOf(allocs)
 		return nil
 	case ctx.Err() != nil || !errors.Is(err, errUnproven):
 		return err
-	case o.row.Op.Kind == engine.OpDestroy:
-		o.log.Warn("a container of a destroyed engine may run; its volume is left until its node proves that none does", "error", err)
+	case o.Row.Op.Kind == engine.OpDestroy:
+		o.Log.Warn("a container of a destroyed engine may run; its volume is left until its node proves that none does", "error", err)
 		return nil
 	}
 	return o.unconfirmed(ctx, err)
@@ -115,7 +115,7 @@ func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 	}
 	err = errors.Join(errs...)
 	if errors.Is(err, registry.ErrConflict) {
-		return &engine.Error{Code: engine.BackendUnavailable, Message: "an operation changed one of the engines meanwhile; try again", Err: err, RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "an operation changed one of the engines meanwhile; try again", Err: err, RetryAfter: engine.RetryBackend}
 	}
 	return err
 }

@@ -13,8 +13,8 @@ import (
 
 // keyProof is how a row's engine is asked for a key while its process is that of an
 // allocation.
-func (o *operation) keyProof(path, key, allocID string) boot.Proof {
-	jobID := o.row.JobID()
+func (o *work) keyProof(path, key, allocID string) boot.Proof {
+	jobID := o.Row.JobID()
 	return boot.Proof{Path: path, Key: key, Runs: func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) }}
 }
 

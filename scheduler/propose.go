@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // present says whether the dependencies of a change answer: the named ones and the
@@ -20,7 +21,7 @@ func (s *Scheduler) present(ctx context.Context, backends ...string) error {
 // mayBegin says whether a change can be begun: this replica is up and what it depends on
 // answers.
 func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
-	if err := s.open(); err != nil {
+	if err := s.ops.Open(); err != nil {
 		return err
 	}
 	if err := s.present(ctx, backends...); err != nil {
@@ -39,7 +40,7 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKind, action string, joins engine.State, backends []string, prepare func(*engine.Row) error) (_ *engine.Row, err error) {
 	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
-	var o *operation
+	var o *operation.Operation
 	var leave func() // of a start's place among its product's boots
 	for range maxClaims {
 		done, record, err := s.recall(ctx, caller, kind)
@@ -86,7 +87,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 			defer func() { s.leaveAfter(o, leave) }()
 		}
 		if o, err = s.propose(ctx, row, p); err == nil {
-			return o.wait(ctx)
+			return o.Wait(ctx)
 		}
 		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
 			return nil, err
@@ -116,14 +117,14 @@ type proposal struct {
 // propose writes an operation into a row that has none, and launches it. Once it is
 // written, the row is the operation's.
 // registry.ErrConflict: somebody else changed the row since it was read.
-func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_ *operation, err error) {
+func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_ *operation.Operation, err error) {
 	d := p.pendingEntry
 	if d == nil {
 		d = &pendingEntry{}
 		defer func() { s.drop(ctx, d, err) }()
 	}
 	row = row.Clone()
-	op := s.newOp(ctx, p.kind, p.action, row.State)
+	op := s.ops.NewOperation(ctx, p.kind, p.action, row.State)
 	op.Canary, op.EnvVersion = p.canary, p.envVersion
 	row.Idempotency = p.record
 	if err := p.prepare(row); err != nil {
@@ -144,9 +145,9 @@ func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_
 // the tries before it or a new one, and launches it. asking is how long the dependencies
 // were asked for. The errors are those of Scheduler.begin and registry.Store.Update; after
 // one that leaves open whether the row was written, this replica looks after it.
-func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Operation, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation, error) {
-	var timings timings
-	timings.took(timingAsking, asking)
+func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Operation, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation.Operation, error) {
+	var timings operation.Timings
+	timings.Took(operation.TimingAsking, asking)
 	at := time.Now()
 	if d.id == 0 {
 		id, err := s.begin(ctx, row, op.Action, actor, details)
@@ -156,30 +157,30 @@ func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Opera
 		*d = pendingEntry{id: id, began: op.BeganAt}
 	}
 	op.AuditID = d.id
-	hit(op.Kind, atAudited)
-	timings.since(timingBegin, at)
-	launched, _ := s.reserveLaunch(op.ID)
+	operation.Hit(op.Kind, operation.AtAudited)
+	timings.Since(operation.TimingBegin, at)
+	launched, _ := s.ops.Reserve(op.ID)
 	defer launched()
 	row.Op, at = op, time.Now()
 	if err := s.store.Update(ctx, row); err != nil {
-		if err = s.unanswered(row, err); errors.Is(err, errUnanswered) {
+		if err = s.ops.Unanswered(row, err); errors.Is(err, operation.ErrUnanswered) {
 			*d = pendingEntry{} // the one who looks after the row completes it
 		}
 		return nil, err
 	}
 	*d = pendingEntry{}
-	timings.since(timingClaim, at)
-	hit(op.Kind, atClaimed)
-	return s.launch(row, timings...), nil
+	timings.Since(operation.TimingClaim, at)
+	operation.Hit(op.Kind, operation.AtClaimed)
+	return s.ops.Launch(row, timings...), nil
 }
 
 // join waits for an operation under way, on this replica or another, that leads
 // to a state.
 func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) (*engine.Row, error) {
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
-		return o.wait(ctx)
+	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
+		return o.Wait(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.LongestOperation())
+	ctx, cancel := context.WithTimeout(ctx, s.ops.Longest())
 	defer cancel()
 	for pause.For(ctx, pollEvery) {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
@@ -187,7 +188,7 @@ func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) 
 		case err != nil:
 			return nil, gone(err)
 		case now.Op != nil && now.Op.ID == row.Op.ID:
-			if err := impatient(ctx, now); err != nil {
+			if err := operation.Impatient(ctx, now); err != nil {
 				return nil, err
 			}
 			continue

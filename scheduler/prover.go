@@ -58,7 +58,7 @@ func newProver(s *Scheduler) *prover {
 		end: func(ctx context.Context, nodeID string, names []string) error {
 			return s.endProcesses(ctx, nodeID, names, quiet)
 		},
-		spawn: func(do func(context.Context)) { s.background(do) }, waiting: map[string][]*proof{},
+		spawn: func(do func(context.Context)) { s.ops.Background(do) }, waiting: map[string][]*proof{},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
@@ -26,34 +27,20 @@ const (
 	rolloutBusy = time.Second
 )
 
-// reasonNotRestarted is the reason of an engine whose restart could not be
-// carried out.
-const reasonNotRestarted = "not_restarted"
-
-// endsRestart says whether an error means that the engine did not come back; at
-// any other a restart is tried again.
-func endsRestart(code engine.Code) bool {
-	switch code {
-	case engine.PortExhaustion, engine.CapacityExhausted, engine.StopUnconfirmed:
-		return true
-	}
-	return isBootOutcome(code)
-}
-
 // noteProviderKeys notes, before a process is started, which provider keys it
 // will have at least: Nomad reads them after that.
-func (o *operation) noteProviderKeys(ctx context.Context) error {
-	if len(o.s.opts.ProviderKeys) == 0 || o.row.Op.Kind == engine.OpRotateKey {
+func (o *work) noteProviderKeys(ctx context.Context) error {
+	if len(o.s.opts.ProviderKeys) == 0 || o.Row.Op.Kind == engine.OpRotateKey {
 		return nil
 	}
 	version, err := o.s.vault.EnvVersion(ctx)
 	if err != nil {
-		if o.row.Op.Kind == engine.OpRestart {
+		if o.Row.Op.Kind == engine.OpRestart {
 			return err
 		}
 		return nil // what it had before is still true
 	}
-	o.row.EnvVersion = version
+	o.Row.EnvVersion = version
 	return nil
 }
 
@@ -151,7 +138,7 @@ func (s *Scheduler) rolloutLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := rolloutIdle
 		if s.Ready() == nil && s.guard.OK() && s.replica.Leader() {
-			more, err := s.rollOut(WithRequestID(ctx, newID()))
+			more, err := s.rollOut(operation.WithRequestID(ctx, newID()))
 			if err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot roll out the provider keys; trying again", "error", err)
 			} else if more {
@@ -233,14 +220,14 @@ func (s *Scheduler) restartFor(ctx context.Context, seen *engine.Row, r *registr
 		backends: []string{"nomad", "vault"}, prepare: func(*engine.Row) error { return nil },
 	})
 	if err == nil {
-		_, err = o.wait(ctx)
+		_, err = o.Wait(ctx)
 	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, registry.ErrConflict):
 		return nil // a destroy or a stop was faster
-	case endsRestart(AsError(err).Code):
+	case operation.EndsRestart(AsError(err).Code):
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	return err

@@ -39,7 +39,7 @@ func (e idleEngines) PutToSleep(ctx context.Context, row *engine.Row, idle time.
 	if err != nil || o == nil {
 		return nil, err
 	}
-	return o.answered, nil
+	return o.Answered, nil
 }
 
 func (e idleEngines) KeepFromSleep(ctx context.Context, row *engine.Row) error {

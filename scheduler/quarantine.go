@@ -11,6 +11,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
@@ -73,7 +74,7 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: owner.ProductID, UserID: owner.UserID, EngineID: engineID, Action: audit.ActionAdopt, Actor: actorAdmin,
-		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why},
+		RequestID: operation.RequestID(ctx), Metadata: map[string]any{"why": q.Why},
 	})
 	if err != nil {
 		return nil, err
@@ -193,7 +194,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: engineID, Action: audit.ActionDiscard, Actor: actorAdmin,
-		RequestID: RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.Parts()},
+		RequestID: operation.RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.Parts()},
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
@@ -22,11 +23,11 @@ func (r reconciling) Leads() bool { return r.s.replica.Leader() }
 func (r reconciling) NodeSilent(nodeID string) bool { return r.s.nodeSilent(nodeID) }
 
 func (r reconciling) Request(ctx context.Context) context.Context {
-	return WithRequestID(ctx, newID())
+	return operation.WithRequestID(ctx, newID())
 }
 
 func (r reconciling) Audited(ctx context.Context, e audit.Entry, change func() error) error {
-	e.Actor, e.RequestID = actorSystem, RequestID(ctx)
+	e.Actor, e.RequestID = actorSystem, operation.RequestID(ctx)
 	began := time.Now() // the entry's time has no monotonic clock
 	id, err := r.s.audit.Begin(ctx, e)
 	if err != nil {
@@ -74,7 +75,7 @@ func (r reconciling) Resources(p engine.Policy) engine.Resources { return r.s.re
 // undone is how a destroy begins that undoes a provision, which the registry has of then
 // and nobody goes on with.
 func undone() engine.Operation {
-	return engine.Operation{Kind: engine.OpDestroy, Step: plans[engine.OpDestroy][0].name, Undo: string(engine.RegistryRecovering)}
+	return engine.Operation{Kind: engine.OpDestroy, Step: plans.First(engine.OpDestroy), Undo: string(engine.RegistryRecovering)}
 }
 
 // EndProcess ends the process of an engine that is stopped or sleeping, by the
@@ -136,7 +137,7 @@ func (s *Scheduler) proposeAndWait(ctx context.Context, row *engine.Row, kind en
 	if err != nil {
 		return reconcile.MovedOn(err)
 	}
-	_, err = o.wait(ctx)
+	_, err = o.Wait(ctx)
 	return err
 }
 

@@ -112,7 +112,7 @@ func (s *Scheduler) rekey(ctx context.Context, row *engine.Row) error {
 		backends: []string{"nomad", "vault"}, prepare: func(*engine.Row) error { return nil },
 	})
 	if err == nil {
-		_, err = o.wait(ctx)
+		_, err = o.Wait(ctx)
 	}
 	return err
 }

@@ -45,15 +45,15 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *engine.Row) (key str
 	op := row.Op
 	began := time.Now()
 	patient := engine.Within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
-	until := engine.Within(op.Deadline, began, s.limit(engine.OpRotateKey))
+	until := engine.Within(op.Deadline, began, s.ops.Limit(engine.OpRotateKey))
 	if soonest := began.Add(rotationPatience); until.Before(soonest) {
 		until = soonest
 	}
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == op.ID {
+	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == op.ID {
 		early := time.NewTimer(time.Until(patient))
 		defer early.Stop()
 		select {
-		case <-o.answered:
+		case <-o.Answered:
 		case <-early.C:
 		case <-ctx.Done():
 			return "", ctx.Err()

@@ -27,6 +27,7 @@ import (
 	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/scheduler/health"
 	"github.com/septemberai/orch/scheduler/idle"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/scheduler/pool"
 	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
@@ -104,14 +105,10 @@ type Scheduler struct {
 	mendAsked atomic.Int64 // when a damaged record last had a pass asked for, as time.Time.UnixNano
 	witnessed sync.Map     // the revision of each product that has a witness, by its id
 
-	mu           sync.Mutex
-	active       map[string]*operation    // by engineKey
-	launching    map[string]chan struct{} // by the operation's id
-	contradicted map[string]bool          // engine_ids whose row and secret disagree, as was told
-	draining     bool
-	ops          sync.WaitGroup
+	ops *operation.Machine // of this replica
 
-	base context.Context // ends when the scheduler does
+	mu           sync.Mutex
+	contradicted map[string]bool // engine_ids whose row and secret disagree, as was told
 }
 
 // New returns a scheduler; Run makes it work.
@@ -119,12 +116,16 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s := &Scheduler{
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
-		replica: store.Join(log.Named("replica")),
-		probe:   boot.NewProber(opts.ProbeTimeout),
-		active:  map[string]*operation{}, launching: map[string]chan struct{}{}, contradicted: map[string]bool{},
+		replica:      store.Join(log.Named("replica")),
+		probe:        boot.NewProber(opts.ProbeTimeout),
+		contradicted: map[string]bool{},
 	}
+	s.ops = operation.New(operation.Deps{
+		Log: log, Store: store, Rows: s.mirror, Owner: driving{s}, Replica: s.replica.ID, Plans: &plans,
+		BootTimeout: opts.BootTimeout, Restart: opts.Restart,
+	})
 	s.guard = guard.New(guard.Deps{
-		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.background,
+		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.ops.Background,
 		Lost: s.lost, Recovering: errRecovering, Away: away,
 	})
 	s.boots = boot.NewBoots(s.probe)
@@ -161,9 +162,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s.mu.Lock()
-	s.base = ctx
-	s.mu.Unlock()
+	s.ops.Start(ctx)
 
 	// The session outlives the operations: their last writes need it.
 	session, leave := context.WithCancel(context.WithoutCancel(ctx))
@@ -174,7 +173,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.cluster.Run(ctx) })
 	loops.Go(func() { s.mirror.Run(ctx) })
 	loops.Go(func() { s.health.Run(ctx) })
-	loops.Go(func() { s.recoverLoop(ctx) })
+	loops.Go(func() { s.ops.Run(ctx) })
 	loops.Go(func() { s.pool.Run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
@@ -198,9 +197,6 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	cancel()
-	s.mu.Lock()
-	s.draining = true
-	s.mu.Unlock()
 	s.ops.Wait()
 	loops.Wait()
 	leave()
@@ -264,22 +260,11 @@ func (s *Scheduler) Retire(ctx context.Context) {
 
 // Drain refuses new operations and waits until those under way have answered
 // or ctx ends.
-func (s *Scheduler) Drain(ctx context.Context) {
-	s.mu.Lock()
-	s.draining = true
-	waiting := make([]*operation, 0, len(s.active))
-	for _, o := range s.active {
-		waiting = append(waiting, o)
-	}
-	s.mu.Unlock()
-	for _, o := range waiting {
-		select {
-		case <-o.answered:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
+func (s *Scheduler) Drain(ctx context.Context) { s.ops.Drain(ctx) }
+
+// LongestOperation bounds how long an operation's caller can wait for its
+// answer: the server's write timeout follows from it.
+func (s *Scheduler) LongestOperation() time.Duration { return s.ops.Longest() }
 
 // Ready says whether provisions can work: nil, or what is missing.
 func (s *Scheduler) Ready() error {

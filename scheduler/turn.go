@@ -6,6 +6,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // waitedInVain is what a caller hears whose time was over before its turn came; another
@@ -19,8 +20,8 @@ func waitedInVain(err error) error {
 
 // leaveAfter gives a place back when an operation has answered, whether or not anybody
 // waits for its answer: until then its engine is booting.
-func (s *Scheduler) leaveAfter(o *operation, leave func()) {
-	if o == nil || !s.background(func(context.Context) { <-o.answered; leave() }) {
+func (s *Scheduler) leaveAfter(o *operation.Operation, leave func()) {
+	if o == nil || !s.ops.Background(func(context.Context) { <-o.Answered; leave() }) {
 		leave()
 	}
 }

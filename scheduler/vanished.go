@@ -53,8 +53,8 @@ func lastProcess(row *engine.Row) string {
 // among the allocations that Nomad knows: nil when all that the row knows of are
 // among them, errVanished when one is not. Where Nomad knows no allocation at all,
 // it must know the volume (errStateLost).
-func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
-	kind, row := o.row.Op.Kind, o.row
+func (o *work) missed(ctx context.Context, allocs []cluster.Alloc) error {
+	kind, row := o.Row.Op.Kind, o.Row
 	if row.Vanished != nil {
 		return errVanished
 	}
@@ -80,23 +80,23 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 // outlastVanished waits until a process whose allocation Nomad has forgotten is surely
 // gone, after errVanished. The row says since when that is counted, so that every
 // owner of the operation counts from the same moment.
-func (o *operation) outlastVanished(ctx context.Context) error {
-	if o.row.Vanished == nil {
-		o.row.Vanished = &engine.Vanished{AllocID: lastProcess(o.row), NodeID: o.row.NodeID, Since: time.Now().UTC()}
-		o.log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.row.Vanished.AllocID)
-		if err := o.save(ctx); err != nil {
+func (o *work) outlastVanished(ctx context.Context) error {
+	if o.Row.Vanished == nil {
+		o.Row.Vanished = &engine.Vanished{AllocID: lastProcess(o.Row), NodeID: o.Row.NodeID, Since: time.Now().UTC()}
+		o.Log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.Row.Vanished.AllocID)
+		if err := o.Save(ctx); err != nil {
 			return err
 		}
 	}
 	for {
-		err := o.whileOwned(ctx, o.vanishedGone)
+		err := o.WhileOwned(ctx, o.vanishedGone)
 		switch {
-		case err == nil && len(o.row.Unproven) > 0:
-			return o.save(ctx) // it is not waited for again
+		case err == nil && len(o.Row.Unproven) > 0:
+			return o.Save(ctx) // it is not waited for again
 		case !errors.Is(err, errCountAnew):
 			return err
 		}
-		if err := o.save(ctx); err != nil {
+		if err := o.Save(ctx); err != nil {
 			return err
 		}
 	}
@@ -109,33 +109,33 @@ var errCountAnew = errors.New("scheduler: the node was out of touch")
 // alone that was purged; and the node has been in touch with the servers for as long
 // as a process may take to end. Destroying does not wait for what cannot be
 // confirmed: the volume is listed as unreachable.
-func (o *operation) vanishedGone(ctx context.Context) error {
+func (o *work) vanishedGone(ctx context.Context) error {
 	err := o.awaitVanished(ctx)
-	if o.row.Op.Kind == engine.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
+	if o.Row.Op.Kind == engine.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
 		return nil
 	}
 	if err != nil {
 		return o.unconfirmed(ctx, err)
 	}
-	o.log.Info("a process that Nomad had forgotten has had the time to end", "allocation", o.row.Vanished.AllocID)
-	if o.s.opts.Job.Driver == jobs.Docker && !slices.Contains(o.row.Unproven, o.row.Vanished.AllocID) {
+	o.Log.Info("a process that Nomad had forgotten has had the time to end", "allocation", o.Row.Vanished.AllocID)
+	if o.s.opts.Job.Driver == jobs.Docker && !slices.Contains(o.Row.Unproven, o.Row.Vanished.AllocID) {
 		// The docker daemon may have been away when the container was to end.
-		o.row.Unproven = append(o.row.Unproven, o.row.Vanished.AllocID)
+		o.Row.Unproven = append(o.Row.Unproven, o.Row.Vanished.AllocID)
 	}
-	o.row.Vanished, o.row.AllocID = nil, ""
+	o.Row.Vanished, o.Row.AllocID = nil, ""
 	return nil
 }
 
-func (o *operation) awaitVanished(ctx context.Context) error {
-	known, err := o.s.brainKnown(ctx, o.row)
+func (o *work) awaitVanished(ctx context.Context) error {
+	known, err := o.s.brainKnown(ctx, o.Row)
 	if err == nil && !known {
 		err = errStateLost
 	}
 	if err != nil {
 		return err
 	}
-	for v := o.row.Vanished; ; {
-		inTouch, silent, err := o.s.inTouch(ctx, o.row.NodeID)
+	for v := o.Row.Vanished; ; {
+		inTouch, silent, err := o.s.inTouch(ctx, o.Row.NodeID)
 		if err != nil {
 			return err
 		}

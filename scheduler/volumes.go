@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // UnreachableVolume is what is left of a destroyed engine, and of which node.
@@ -73,7 +74,7 @@ func (s *Scheduler) forgetVolume(ctx context.Context, g *registry.UnreachableVol
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: g.EngineID,
-		Action: audit.ActionOrphanRemoved, Actor: actorAdmin, RequestID: RequestID(ctx),
+		Action: audit.ActionOrphanRemoved, Actor: actorAdmin, RequestID: operation.RequestID(ctx),
 		Metadata: map[string]any{"what": []string{"unreachable_volume"}, "node_id": g.NodeID, "volume_id": g.VolumeID},
 	})
 	if err != nil {

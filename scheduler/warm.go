@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -179,7 +180,7 @@ func (p *warmPool) release(row *engine.Row) {
 
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
-func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row, timings *timings) (*engine.Row, bool, error) {
+func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row, timings *operation.Timings) (*engine.Row, bool, error) {
 	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
@@ -187,7 +188,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 		if warm == nil {
 			return nil, false, err
 		}
-		timings.since(timingProbing, at)
+		timings.Since(operation.TimingProbing, at)
 		row := warm.Clone()
 		row.ProductID, row.ProductSlug, row.UserID = wanted.ProductID, wanted.ProductSlug, wanted.UserID
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
@@ -199,7 +200,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 		row.State, row.Op, row.KeyVersion, row.KeyID = engine.Provisioning, &op, 0, ""
 		at = time.Now()
 		err = p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
-		timings.since(timingClaim, at)
+		timings.Since(operation.TimingClaim, at)
 		p.release(warm)
 		switch {
 		case err == nil:
@@ -210,7 +211,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 				return nil, false, err
 			}
 		case !errors.Is(err, registry.ErrConflict):
-			return nil, false, p.s.unanswered(row, err)
+			return nil, false, p.s.ops.Unanswered(row, err)
 		}
 		// The engine went to another replica, or the product changed.
 		if err := caller.refresh(ctx, p.s); err != nil {
@@ -230,7 +231,7 @@ func (p *warmPool) handedOut(row *engine.Row) {
 	default:
 	}
 	row = row.Clone()
-	p.s.background(func(ctx context.Context) {
+	p.s.ops.Background(func(ctx context.Context) {
 		p.awaitQuiet(ctx)
 		select {
 		case p.labels <- struct{}{}:

@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // run keeps the pool filled, while this replica leads, until ctx ends.
@@ -149,7 +150,7 @@ func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, 
 		engineID := ""
 		if err == nil {
 			var made *engine.Row
-			if made, err = o.wait(ctx); made != nil && made.State == engine.Failed {
+			if made, err = o.Wait(ctx); made != nil && made.State == engine.Failed {
 				engineID = made.EngineID // tend finds it, too
 			}
 		}
@@ -247,7 +248,7 @@ func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
 }
 
 // begin writes the row of a new warm engine and launches its provision.
-func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind) (*operation, error) {
+func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind) (*operation.Operation, error) {
 	s := p.s
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return nil, err
@@ -257,7 +258,7 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 		return nil, err
 	}
 	s.foresee(kind.image)
-	op := s.newOp(ctx, engine.OpProvision, audit.ActionProvision, "")
+	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
 	row := &engine.Row{
 		ProductID: engine.WarmProduct, ProductSlug: engine.WarmProduct, UserID: newID(), Warm: fingerprint,
 		State: engine.Provisioning, Desired: engine.Running,
@@ -269,17 +270,17 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 		s.pool.Release(place.pooled)
 		return nil, err
 	}
-	launched, _ := s.reserveLaunch(op.ID)
+	launched, _ := s.ops.Reserve(op.ID)
 	defer launched()
 	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
 		s.pool.Release(place.pooled)
-		if err = s.unanswered(row, err); !errors.Is(err, errUnanswered) {
+		if err = s.ops.Unanswered(row, err); !errors.Is(err, operation.ErrUnanswered) {
 			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
 		return nil, err
 	}
 	s.pool.Claimed(place.pooled)
-	return s.launch(row), nil
+	return s.ops.Launch(row), nil
 }
 
 // remove destroys a warm engine, if there is room for one more at work.

@@ -1,4 +1,4 @@
-package scheduler
+package operation
 
 import (
 	"context"
@@ -34,9 +34,9 @@ func impatience(ctx context.Context) (over <-chan time.Time, stop func()) {
 	return timer.C, func() { timer.Stop() }
 }
 
-// impatient returns an UnderWay with a row once the caller does not want to wait any
+// Impatient returns an UnderWay with a row once the caller does not want to wait any
 // longer.
-func impatient(ctx context.Context, row *engine.Row) error {
+func Impatient(ctx context.Context, row *engine.Row) error {
 	if until, ok := ctx.Value(patienceKey{}).(time.Time); ok && time.Now().After(until) {
 		return &UnderWay{row}
 	}
