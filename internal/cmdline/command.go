@@ -170,7 +170,11 @@ func (c *command) count(args []string) error {
 		if least < len(c.Args) {
 			wanted = fmt.Sprintf("%d or %d", least, len(c.Args))
 		}
-		return Wrong("%d arguments are given, %s wanted", len(args), wanted)
+		are := "arguments are"
+		if len(args) == 1 {
+			are = "argument is"
+		}
+		return Wrong("%d %s given, %s wanted", len(args), are, wanted)
 	}
 	for i, a := range args {
 		if a == "" {

@@ -87,7 +87,7 @@ func TestEveryCommand(t *testing.T) {
 			}
 		})
 		last := c.Name[strings.LastIndex(c.Name, " ")+1:]
-		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget"}, last); irreversible != (c.Ask != nil) {
+		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget", "remove"}, last); irreversible != (c.Ask != nil) {
 			t.Errorf("%s: it asks: %t", c.Name, c.Ask != nil)
 		}
 		for flag := range c.Predict {
@@ -127,9 +127,9 @@ func TestCalledWrongly(t *testing.T) {
 		"volume forget":                            "0 arguments are given, 1 wanted",
 		"engine adopt|e|-product|p":                "give both or neither",
 		"engine adopt|-user|u|e":                   "give both or neither",
-		"node adopt|a":                             "1 arguments are given, 2 wanted",
-		"reconcile|x":                              "1 arguments are given, 0 wanted",
-		"provider-keys apply|x":                    "1 arguments are given",
+		"node adopt|a":                             "1 argument is given, 2 wanted",
+		"reconcile|x":                              "1 argument is given, 0 wanted",
+		"provider-keys apply|x":                    "1 argument is given",
 		"engine wait|-for|dead|a":                  "-for must be one of",
 		"engine watch|a|b":                         "2 arguments are given, 0 or 1 wanted",
 		"product show":                             "name the product",

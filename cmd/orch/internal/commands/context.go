@@ -49,19 +49,74 @@ func contextUse(env *cmdline.Env) *cmdline.Command {
 		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
 		Run: func(_ context.Context, c *cmdline.Call) error {
 			name := c.Args[0]
-			err := changeContexts(env, func(all *contexts) error {
-				if all.Contexts[name] == nil {
-					return cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
-				}
+			var p *profile
+			err := changeContexts(env, func(all *contexts) (err error) {
 				all.Current = name
+				p, err = all.named(name)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			sayWhatCounts(c, p)
+			t := &cmdline.Table{}
+			t.Row("In use", name)
+			return c.Show(map[string]string{"current": name}, t)
+		},
+	}
+}
+
+// sayWhatCounts warns of variables of the environment that take the place of what the
+// context in use says.
+func sayWhatCounts(c *cmdline.Call, p *profile) {
+	if c.Env.Getenv(urlVar) != "" {
+		c.Say("%s is set, and wins over this context: unset it, or give -context to a command.", urlVar)
+		return
+	}
+	for _, name := range []string{platformVar, adminVar} {
+		if p.namesNoKey() && c.Env.Getenv(name) != "" {
+			c.Say("This context names no key: that of %s is sent to %s.", name, p.Address)
+		}
+	}
+}
+
+func contextRemove(env *cmdline.Env) *cmdline.Command {
+	return &cmdline.Command{
+		Name: "context remove", Args: []string{"name"}, Synopsis: "Remove a context", JSON: true,
+		About: `Remove a context. Of its keys nothing is removed. If it was in use, no context is in
+use. orch asks first, unless -yes is given.`,
+		Examples: []string{"orch context remove staging", "orch context remove -yes staging"},
+		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
+		Prepare: func(c *cmdline.Call) error {
+			all, err := readContexts(env)
+			if err == nil {
+				_, err = all.named(c.Args[0])
+			}
+			return err
+		},
+		Ask: func(args []string) string { return "Remove the context " + args[0] + "?" },
+		Run: func(_ context.Context, c *cmdline.Call) error {
+			name := c.Args[0]
+			var used bool
+			err := changeContexts(env, func(all *contexts) error {
+				if _, err := all.named(name); err != nil {
+					return err
+				}
+				delete(all.Contexts, name)
+				if used = all.Current == name; used {
+					all.Current = ""
+				}
 				return nil
 			})
 			if err != nil {
 				return err
 			}
 			t := &cmdline.Table{}
-			t.Row("In use", name)
-			return c.Show(map[string]string{"current": name}, t)
+			t.Row("Removed", name)
+			if used {
+				t.Row("In use", "none; orch context use names one")
+			}
+			return c.Show(map[string]string{"removed": name}, t)
 		},
 	}
 }
