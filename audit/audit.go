@@ -2,9 +2,8 @@
 // outcome, in SQL.
 //
 // The row of a change is begun before the change is made and completed after
-// it, so that a crash leaves a row that says "interrupted" and never no row
-// (SPEC section 9). An embedded SQLite file serves exactly one replica,
-// PostgreSQL any number.
+// it, so that a crash leaves a row that says "interrupted" and never no row. An
+// embedded SQLite file serves exactly one replica, PostgreSQL any number.
 package audit
 
 import (

@@ -19,7 +19,7 @@ const (
 )
 
 // OutcomeUnavailable is the outcome of a change that was refused because its row
-// could not be begun for sure: what its caller is told (SPEC section 1).
+// could not be begun for sure: the error code that its caller gets.
 const OutcomeUnavailable = "BACKEND_UNAVAILABLE"
 
 // doubt is a row whose INSERT was not answered. Its change is not made, so the

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Actions of the audit log (SPEC section 9).
+// Actions of the audit log.
 const (
 	ActionProvision          = "provision"
 	ActionStart              = "start"
@@ -40,7 +40,7 @@ const (
 	ActionRegistryRecover = "registry_recover"
 )
 
-// Actions are all of them, in the order of SPEC section 9.
+// Actions are all of them: of engines, of their health, of products, and of repairs.
 var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
@@ -56,7 +56,7 @@ const (
 	OutcomeInterrupted = "interrupted"
 )
 
-// actorSystem is the actor of what nobody asked for (SPEC section 9).
+// actorSystem is the actor of what the service does by itself.
 const actorSystem = "system"
 
 // MetadataBootMS is the metadata that says how long a boot took, in

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Numbers are what GET /metrics tells of a product (SPEC section 2). "1h" is
+// Numbers are what GET /metrics reports of a product (docs/metrics.md). "1h" is
 // what began in the hour before now.
 type Numbers struct {
 	Provisions1h    int64   // provisions that ended well

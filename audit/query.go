@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// defaultLimit and maxLimit of a page, in rows (SPEC section 2).
+	// defaultLimit and maxLimit of a page, in rows (docs/openapi.yaml).
 	defaultLimit = 100
 	maxLimit     = 1000
 )

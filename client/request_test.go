@@ -104,7 +104,7 @@ func sent(r *http.Request, name string) string {
 	return r.Header.Get(name)
 }
 
-// anyUser makes user_ids of SPEC section 1, and many that look like syntax.
+// anyUser makes user_ids as docs/api.md allows them, and many that look like syntax.
 var anyUser = rapid.OneOf(
 	rapid.StringOfN(rapid.SampledFrom([]rune(`/%.?#&=+;:@ \"'<>{}$|*ü🦊a2F`)), 1, -1, 256),
 	rapid.StringN(1, -1, 256),

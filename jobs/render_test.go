@@ -11,7 +11,7 @@ import (
 // syntax makes strings of what means something to HCL, templates or Markdown.
 var syntax = rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256)
 
-// anyUser makes user_ids of SPEC section 1: up to 256 bytes of UTF-8 without
+// anyUser makes user_ids as docs/api.md allows them: up to 256 bytes of UTF-8 without
 // control characters, many of them in the syntax of something.
 var anyUser = rapid.OneOf(
 	syntax,

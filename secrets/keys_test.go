@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The forms of SPEC section 6.
+// The forms of the keys: a prefix, and 32 random bytes in base64url.
 var (
 	platformForm = regexp.MustCompile(`\Apk-sept-[A-Za-z0-9_-]{43}\z`)
 	engineForm   = regexp.MustCompile(`\Ask-sept-[A-Za-z0-9_-]{43}\z`)
@@ -51,7 +51,7 @@ func TestKeyForm(t *testing.T) {
 	}
 }
 
-// fuzzForm: nothing but the form of SPEC is taken, and made keys always are.
+// fuzzForm: nothing but the form is accepted, and made keys always are.
 func fuzzForm(f *testing.F, is func(string) bool, form *regexp.Regexp, prefix string) {
 	f.Add(prefix + strings.Repeat("A", 43))
 	f.Add(prefix + strings.Repeat("A", 40) + "\n\n\n")

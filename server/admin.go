@@ -129,7 +129,8 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 	return nil
 }
 
-// maxOverlap is how long a rotated platform key may work on (SPEC section 3).
+// maxOverlap is how long a rotated platform key may work on, in seconds
+// (docs/api.md).
 const maxOverlap = 86400
 
 func (s *Server) rotatePlatformKey(w http.ResponseWriter, r *http.Request, id string) error {

@@ -39,8 +39,8 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 	return nil
 }
 
-// rateHeaders tell how much of the rate limit is left (SPEC section 5), in whole
-// calls and whole seconds.
+// rateHeaders tell how much of the rate limit is left (docs/api.md), in whole calls
+// and whole seconds.
 func rateHeaders(w http.ResponseWriter, rate *scheduler.Rate) {
 	w.Header().Set("RateLimit-Limit", strconv.Itoa(rate.Limit))
 	w.Header().Set("RateLimit-Remaining", strconv.Itoa(max(rate.Remaining, 0)))

@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// maxBody is the largest request body (SPEC section 1).
+// maxBody is the largest request body in bytes (docs/api.md).
 const maxBody = 64 << 10
 
 // decode reads a JSON request body into v. It is strict, so that typing errors

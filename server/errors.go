@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// status is the one table from error code to HTTP status (SPEC sections 1 to 3).
+// status is the one table from error code to HTTP status (docs/openapi.yaml).
 var status = map[scheduler.Code]int{
 	scheduler.InvalidRequest:      http.StatusBadRequest,
 	scheduler.InvalidPlatformKey:  http.StatusUnauthorized,

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// Limits of a page (SPEC section 2).
+	// Limits of a page (docs/openapi.yaml).
 	defaultLimit = 100
 	maxLimit     = 1000
 )

@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// contract is every code of SPEC sections 1 to 3 with its status, also those
+// contract is every code of docs/openapi.yaml with its status, also those
 // that no handler answers with yet.
 var contract = map[scheduler.Code]int{
 	"INVALID_REQUEST": 400, "INVALID_PLATFORM_KEY": 401, "INVALID_ADMIN_KEY": 401, "POLICY_DENIED": 403,

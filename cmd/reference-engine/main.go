@@ -1,5 +1,5 @@
 // Command reference-engine is the smallest engine that keeps the engine
-// contract (SPEC §7), brain included. Tests and examples run it as orch's
+// contract (docs/tutorial-engine.md), brain included. Tests and examples run it as orch's
 // engine; writers of real engines can read it as one way to keep the contract.
 //
 // Package engine documents the API, the environment and the test switches;

@@ -11,7 +11,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The life of one user's engine as the contract has it (SPEC sections 2 and 4),
+// The life of one user's engine as docs/api.md and docs/guarantees.md promise it,
 // for porcupine: is there an order of the calls, each at one moment between its
 // invocation and its return, in which every answer is true?
 //

@@ -130,7 +130,7 @@ var (
 	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
 )
 
-// minAdminKey is SPEC section 6: any string of 16 characters or more.
+// minAdminKey is how many characters an admin key has at least.
 const minAdminKey = 16
 
 // check returns every mistake, by variable name; of those that could not be read
@@ -222,7 +222,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	return errs
 }
 
-// contractVariables are those of the engine contract (SPEC section 7). A provider key of
+// contractVariables are those of the engine contract (docs/tutorial-engine.md). A provider key of
 // the same name would replace one of them: Nomad merges the files of all templates.
 var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
 

@@ -32,7 +32,8 @@ func mustLoad(t *testing.T, environ []string) *Config {
 	return c
 }
 
-// contractDefaults are SPEC section 8 and section 1.
+// contractDefaults are the promised defaults (docs/configuration.md): a change of one is a
+// change for whoever relies on it.
 var contractDefaults = map[string]string{
 	"ORCH_ADDR":                    ":8000",
 	"ORCH_BOOT_TIMEOUT_S":          "60",

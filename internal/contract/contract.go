@@ -54,7 +54,7 @@ func (t *Transport) Take(host string) []string {
 	return found
 }
 
-// Answer is one way in which an operation answers: a row of SPEC's tables.
+// Answer is one way in which an operation answers, as docs/openapi.yaml lists them.
 type Answer struct {
 	Operation string // operationId
 	Status    int

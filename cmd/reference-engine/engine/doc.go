@@ -1,5 +1,5 @@
 // Package engine is the reference engine: one user's private, stateful process
-// as SPEC §7 wants it, small enough to read at one sitting.
+// as docs/tutorial-engine.md wants it, small enough to read at one sitting.
 //
 // # Environment
 //
