@@ -13,7 +13,6 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
-	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/e2e/harness"
@@ -190,11 +189,11 @@ func (c nomadCLI) putSecrets(items map[string]string) {
 
 func apiClients(t *testing.T) (*nomad.Client, *consul.Client) {
 	t.Helper()
-	nc, err := nomad.NewClient(&nomad.Config{Address: harness.Shared.NomadAddr})
+	nc, err := nomad.NewClient(harness.Shared.NomadConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	cc, err := consul.NewClient(&consul.Config{Address: harness.Shared.ConsulAddr})
+	cc, err := consul.NewClient(harness.Shared.ConsulConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,11 +215,10 @@ func loopbackAddr(t *testing.T) string {
 // have a token with the service's policy.
 func makeVaultRole(t *testing.T) {
 	t.Helper()
-	vc, err := vault.NewClient(&vault.Config{Address: harness.Shared.VaultAddr})
+	vc, err := harness.Shared.VaultClient()
 	if err != nil {
 		t.Fatal(err)
 	}
-	vc.SetToken(harness.Shared.VaultRootToken)
 	_, err = vc.Logical().WriteWithContext(t.Context(), "auth/jwt-nomad/role/"+orchJob, map[string]any{
 		"role_type": "jwt", "bound_audiences": []string{"vault.io"}, "bound_claims": map[string]string{"nomad_job_id": orchJob},
 		"user_claim": "/nomad_job_id", "user_claim_json_pointer": true,

@@ -230,7 +230,9 @@ func TestNomadServersLost(t *testing.T) {
 func (d *stranded) kick() {
 	d.t.Helper()
 	harness.Eventually(d.t, "the agent registers", func() error {
-		agent, err := nomad.NewClient(&nomad.Config{Address: d.stack.Addr(devstack.NomadClient(0))})
+		cfg := d.stack.NomadConfig()
+		cfg.Address = d.stack.Addr(devstack.NomadClient(0))
+		agent, err := nomad.NewClient(cfg)
 		if err != nil {
 			return err
 		}
