@@ -9,6 +9,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
+	vaultapi "github.com/hashicorp/vault/api"
 )
 
 var errLinuxOnly = errors.New("the development stack runs on Linux only: use the Vagrant machine")
@@ -51,6 +52,14 @@ func (*Stack) Operator() Access { return Access{} }
 
 // Orch is empty: nothing runs.
 func (*Stack) Orch() Access { return Access{} }
+
+// Deployment always fails.
+func (*Stack) Deployment(context.Context, string, string) (Access, error) {
+	return Access{}, errLinuxOnly
+}
+
+// VaultClient always fails.
+func (*Stack) VaultClient() (*vaultapi.Client, error) { return nil, errLinuxOnly }
 
 // NomadConfig is empty: nothing runs.
 func (*Stack) NomadConfig() *nomadapi.Config { return &nomadapi.Config{} }
