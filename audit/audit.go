@@ -1,10 +1,10 @@
-// Package audit keeps what happened: an append-only log of every change and its
-// outcome, in SQL.
+// Package audit is the audit log: an append-only log of every change and its outcome, in
+// SQL.
 //
-// The row of a change is begun before the change is made and completed after
-// it, so that a crash leaves a row that says "interrupted" and never no row
-// (SPEC section 9). An embedded SQLite file serves exactly one replica,
-// PostgreSQL any number.
+// The row of a change is written before the change is made and completed after it. A crash
+// in between leaves a row with the outcome "interrupted", but never a change without a row
+// (SPEC section 9). An embedded SQLite file serves exactly one replica, PostgreSQL any
+// number.
 package audit
 
 import (
@@ -17,38 +17,37 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Errors that callers branch on. Each is wrapped with what happened.
+// Errors that callers distinguish. Each one is wrapped with its cause.
 var (
-	// ErrUnavailable: the database cannot be reached or does not answer in time;
-	// whether a row was written is not known.
+	// ErrUnavailable: the database cannot be reached or does not respond in time. It is
+	// unknown whether a row was written.
 	ErrUnavailable = errors.New("audit: database unavailable")
-	// ErrNotFound: there is no row of that id to complete.
+	// ErrNotFound: no row has this id.
 	ErrNotFound = errors.New("audit: no such row")
-	// ErrCursor: the cursor is not one that [Log.Entries] gave.
-	ErrCursor = errors.New("audit: not a cursor of the audit log")
+	// ErrCursor: the cursor is not from [Log.Entries].
+	ErrCursor = errors.New("audit: this is not a cursor of the audit log")
 	// ErrInUse: another process has this SQLite file open.
-	ErrInUse = errors.New("audit: the database is used by another process, and SQLite serves exactly one replica (use PostgreSQL for more)")
-	// ErrUnusable: the URL cannot be read, or what it names is no database that can
-	// be written; only an operator can mend it.
+	ErrInUse = errors.New("audit: another process has opened the database, and SQLite serves exactly one replica; use PostgreSQL for more")
+	// ErrUnusable: the URL is invalid, or it does not name a database that can be written.
+	// Only an operator can repair that.
 	ErrUnusable = errors.New("audit: the database cannot be used")
 )
 
-// unusable is an error that is [ErrUnusable] too, in its own words.
+// unusable makes an error match [ErrUnusable] without changing its text.
 type unusable struct{ error }
 
 func (u unusable) Unwrap() error        { return u.error }
 func (u unusable) Is(target error) bool { return target == ErrUnusable }
 
-// Options of [Open].
+// Options are the options of [Open].
 type Options struct {
-	// RetentionDays is how long a row is kept, in days of 24 hours; 0 keeps
-	// every row indefinitely.
+	// RetentionDays is how long rows are kept, in days of 24 hours; 0: indefinitely.
 	RetentionDays int
-	// Log gets what the background work has to say; required.
+	// Log receives the messages of the background work; required.
 	Log hclog.Logger
 }
 
-// Log is the audit log. Its methods may be called from any goroutine.
+// Log is the audit log. Its methods are safe for concurrent use.
 type Log struct {
 	db      *database
 	opts    Options
@@ -56,17 +55,17 @@ type Log struct {
 	doubts  doubts
 }
 
-// Open opens the database that url names and brings its schema up:
-// "sqlite:///dir/audit.db" (absolute), "sqlite://dir/audit.db" (relative to the
-// working directory) or "postgres://...". The directory and file of a SQLite
-// database are made when they are missing.
+// Open opens the database of a URL and migrates its schema: "sqlite:///dir/audit.db"
+// (absolute), "sqlite://dir/audit.db" (relative to the working directory) or
+// "postgres://...". It creates the directory and file of a SQLite database if they are
+// missing.
 //
-// It fails for what only an operator can mend: a URL that cannot be read, a file
-// that is damaged or cannot be written (both [ErrUnusable]) or is in use
-// ([ErrInUse]), a login that is refused, a schema of a newer version. A PostgreSQL server that is merely away is no
-// error, so that a replica that starts during its outage still serves what
-// needs no audit: each call then returns [ErrUnavailable] until it is back. No
-// error shows the URL's password.
+// It returns an error for what only an operator can repair: an invalid URL, a file that is
+// damaged or not writable (both [ErrUnusable]) or in use ([ErrInUse]), a refused login, or
+// the schema of a newer version. A PostgreSQL server that cannot be reached is no error, so
+// that a replica that starts during its outage still serves calls that need no audit log.
+// Until the server is back, each call returns [ErrUnavailable]. No error contains the URL's
+// password.
 func Open(ctx context.Context, url string, o Options) (*Log, error) {
 	db, err := openDatabase(url, o.Log)
 	if errors.Is(err, ErrInUse) {
@@ -83,15 +82,14 @@ func Open(ctx context.Context, url string, o Options) (*Log, error) {
 			}
 			return nil, errors.Join(err, db.close())
 		}
-		o.Log.Warn("the audit database is away, changes are refused until it is back", "error", err)
+		o.Log.Warn("the audit database is unavailable, so changes are refused until it is back", "error", err)
 	}
 	return l, nil
 }
 
-// Run does the background work until ctx ends: it writes the counted denials
-// every few seconds, completes rows whose beginning was not answered, and deletes
-// what is older than the retention. When it
-// returns, the last denials are written, if the database was there.
+// Run does the background work until ctx ends: it writes the counted denials every few
+// seconds, completes rows in doubt, and deletes rows that are older than the retention.
+// Before it returns it writes the last denials, if the database is available.
 func (l *Log) Run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { l.flushDenials(ctx) })
@@ -105,12 +103,12 @@ func (l *Log) Run(ctx context.Context) {
 // Close closes the database. Call it after [Log.Run] has returned.
 func (l *Log) Close() error { return l.db.close() }
 
-// Ping says whether rows can be read, and whether the next change can be written
-// down: as the last one was, or, when that was seconds ago, as a row shows that is
-// written and deleted at once. [ErrUnavailable] if not.
+// Ping returns nil if rows can be read and the next change can be recorded. It concludes
+// the latter from the last write or, if that was more than some seconds ago, from a test
+// row that it writes and deletes. Otherwise it returns [ErrUnavailable].
 func (l *Log) Ping(ctx context.Context) error { return l.db.ping(ctx) }
 
-// pause waits for d and says whether ctx is still alive then.
+// pause waits for d, and reports whether ctx is still active afterwards.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// position is a row's place in the order of every list.
+// position is the position of a row in the order of all lists.
 type position struct {
 	timestamp time.Time
 	id        int64
 }
 
-// A cursor is base64url of a version byte, the time in microseconds, the id, and
-// a checksum of these and of whose rows the list has: no secret, it only tells
-// the list's own from those of others, and from what somebody made up or cut.
+// A cursor is base64url of a version byte, the time in microseconds, the id, and a checksum
+// of these and of whose rows the list contains. It is not secret. The checksum only detects
+// cursors that are from other lists, made up or truncated.
 const (
 	cursorVersion = 1
 	cursorLength  = 1 + 8 + 8 + 4

@@ -14,15 +14,15 @@ import (
 	"github.com/septemberai/orch/internal/link"
 )
 
-// CallTimeout bounds one call: far above what a healthy database needs, short
-// enough that a hung one yields 503.
+// CallTimeout limits one call: far more than a healthy database needs, and short enough to
+// return 503 for one that hangs.
 const CallTimeout = 5 * time.Second
 
-// minSilence is how long a call waits at least before its end says something of the
-// server: some callers have less patience.
+// minSilence is the minimum duration of a call whose timeout counts as an unresponsive
+// server, because some callers have a shorter timeout.
 const minSilence = CallTimeout * 9 / 10
 
-// database is a SQL database of either kind.
+// database is a SQLite or PostgreSQL database.
 type database struct {
 	*dialect
 	writer *sql.DB
@@ -31,35 +31,35 @@ type database struct {
 	log  hclog.Logger
 	disk *disk // SQLite: the files; nil with PostgreSQL
 
-	// secrets are the words of the URL that no error may show.
+	// secrets are the parts of the URL that no error may contain.
 	secrets []string
-	// ready says that the schema is up; preparing is held by who brings it up.
+	// ready reports that the schema is up to date. The caller that migrates it holds
+	// preparing.
 	ready     atomic.Bool
 	preparing chan struct{}
 	state     state
-	// circuit refuses calls while a server does not answer; nil with SQLite.
+	// circuit refuses calls while the server does not respond; nil with SQLite.
 	circuit *link.Circuit
 }
 
-// dialect is what the two kinds of database say differently.
+// dialect is what differs between SQLite and PostgreSQL.
 type dialect struct {
-	name       string               // the directory of its migrations
-	jsonObject string               // the function that makes a JSON object of names and values
-	forUpdate  string               // ends a SELECT of a row that is about to be changed
-	lockTx     string               // waits for the lock %d until the transaction ends; empty where writers take turns anyway
-	tryLockTx  string               // the same without waiting: selects whether it was got
-	time       func(time.Time) any  // a time as an argument
-	insert     insert               // runs an INSERT INTO audit_entries and returns its id
-	operator   func(err error) bool // whether only an operator can mend it
-	unsent     func(err error) bool // whether a statement surely was not carried out
-	damaged    func(err error) bool // whether the file is broken, or something else than a database
-	turnedAway func(err error) bool // whether nothing was carried out, for the connection led to a server that takes no writes
+	name       string               // name of the directory of its migrations
+	jsonObject string               // function that builds a JSON object from names and values
+	forUpdate  string               // suffix of a SELECT whose row is to be changed
+	lockTx     string               // waits for lock %d, which lasts until the transaction ends; empty if writers exclude each other anyway
+	tryLockTx  string               // the same without waiting: selects whether the lock was taken
+	time       func(time.Time) any  // converts a time to an argument
+	insert     insert               // runs an INSERT INTO audit_entries, and returns the row's id
+	operator   func(err error) bool // whether only an operator can repair it
+	unsent     func(err error) bool // whether the statement was certainly not executed
+	damaged    func(err error) bool // whether the file is damaged, or not a database
+	turnedAway func(err error) bool // whether nothing was executed because the server takes no writes
 }
 
 type insert func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error)
 
-// openDatabase opens the database of a URL; whether it can be reached is not
-// known yet.
+// openDatabase opens the database of a URL without checking that it can be reached.
 func openDatabase(url string, log hclog.Logger) (*database, error) {
 	scheme, rest, ok := strings.Cut(url, "://")
 	switch {
@@ -68,7 +68,7 @@ func openDatabase(url string, log hclog.Logger) (*database, error) {
 	case ok && (scheme == "postgres" || scheme == "postgresql"):
 		return openPostgres(url, log)
 	}
-	// Not echoed: what is wrong about it may be that a password stands first.
+	// The URL is not in the error, because what precedes the scheme may be a password.
 	return nil, errors.New("audit: the database URL must begin with sqlite:// or postgres://")
 }
 
@@ -79,8 +79,8 @@ func newDatabase(d *dialect, log hclog.Logger) *database {
 func (d *database) close() error {
 	var errs []error
 	d.circuit.Close()
-	// The writer goes last: SQLite removes its log with the last connection, and
-	// a query-only one cannot.
+	// The writer is closed last: SQLite removes its log with the last connection, which a
+	// query-only connection cannot do.
 	errs = append(errs, d.disk.unpin())
 	if d.reader != nil && d.reader != d.writer {
 		errs = append(errs, d.reader.Close())
@@ -91,8 +91,8 @@ func (d *database) close() error {
 	return errors.Join(append(errs, d.disk.unlock())...)
 }
 
-// call runs one call with the database's time limit, after the schema is up. It fails
-// at once while the server is known not to answer.
+// call runs one call within the database's time limit, after the schema was migrated. It
+// fails at once while the server is known not to respond.
 func (d *database) call(ctx context.Context, do func(ctx context.Context) error) error {
 	if err := d.circuit.Pass(link.FailFast(ctx)); err != nil {
 		return d.explain(err)
@@ -116,19 +116,19 @@ func (d *database) call(ctx context.Context, do func(ctx context.Context) error)
 	return err
 }
 
-// room is what of the disk a write may take.
+// room is which part of the disk a write may use.
 type room bool
 
 const (
-	// ordinary: not the reserve.
+	// ordinary: all but the reserve.
 	ordinary room = false
-	// reserved: the reserve too, for what makes room and for what was begun.
+	// reserved: the reserve as well, for what frees disk space and for changes in progress.
 	reserved room = true
 )
 
-// write is call for one that changes something. A server that takes no writes
-// any more is left, with all connections to it, and another one is asked. A write
-// that does not end in the file of the database's name is an error.
+// write is like call, for a call that changes data. If the server no longer takes writes,
+// all connections to it are closed, and the call is retried on another one. A write to a
+// file that no longer has the database's name is an error.
 func (d *database) write(ctx context.Context, may room, do func(ctx context.Context) error) error {
 	err := d.call(ctx, func(ctx context.Context) error {
 		if err := errors.Join(d.disk.same(), d.disk.has(may)); err != nil {
@@ -140,28 +140,28 @@ func (d *database) write(ctx context.Context, may room, do func(ctx context.Cont
 			err = do(ctx)
 		}
 		if d.disk.isFull(err) {
-			d.disk.handOver() // or wait until another call has
+			d.disk.handOver() // or wait until another call has done it
 			if may == reserved {
 				err = do(ctx)
 			}
 		}
 		return errors.Join(err, d.disk.same())
 	})
-	// What its caller gave up says nothing about the database, and what found room
-	// in the reserve, or in a row's page, says nothing about the next change.
+	// A cancelled call shows nothing about the database. A write that used the reserve, or
+	// space in a row's page, shows nothing about the next change.
 	if !errors.Is(err, context.Canceled) && (err != nil || may == ordinary) {
 		d.learn(err)
 	}
 	return err
 }
 
-// dropIdle closes the connections that nobody uses; what follows makes new ones.
+// dropIdle closes idle connections, so that later calls open new ones.
 func (d *database) dropIdle() {
 	d.writer.SetMaxIdleConns(0)
 	d.writer.SetMaxIdleConns(postgresConns)
 }
 
-// transact is write for more than one statement: all of them or none.
+// transact is like write, for several statements in one transaction.
 func (d *database) transact(ctx context.Context, may room, do func(ctx context.Context, tx *sql.Tx) error) error {
 	return d.write(ctx, may, func(ctx context.Context) error { return d.transaction(ctx, do) })
 }
@@ -178,9 +178,8 @@ func (d *database) transaction(ctx context.Context, do func(ctx context.Context,
 	return tx.Commit()
 }
 
-// explain marks an error of the database. Every failed statement counts as
-// unavailable: they are ours and well formed, so what fails is the way there,
-// the server, or its disk.
+// explain wraps an error of the database. Every failed statement counts as unavailable: the
+// statements are correct, so what failed is the connection, the server or its disk.
 func (d *database) explain(err error) error {
 	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnavailable) {
 		return err
@@ -188,7 +187,7 @@ func (d *database) explain(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, d.redact(err))
 }
 
-// redact takes the URL's secrets out of an error's text.
+// redact removes the URL's secrets from the text of an error.
 func (d *database) redact(err error) error {
 	text := err.Error()
 	for _, secret := range d.secrets {

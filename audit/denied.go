@@ -12,40 +12,40 @@ import (
 )
 
 const (
-	// denialFlush is how far the rows of denied admits lag behind.
+	// denialFlush is the maximum delay of the rows of denied admits.
 	denialFlush = 3 * time.Second
-	// denialBatch is how many rows one transaction writes: what it costs fits
-	// well into a call's time limit, and in SQLite changes wait for it.
+	// denialBatch is the number of rows per transaction. It fits into a call's time limit,
+	// which matters because in SQLite all changes wait for the transaction.
 	denialBatch = 500
-	// maxDenials bounds the denials that wait, in rows: with user_ids of 256
-	// bytes about 8 MB. Beyond it users are counted together, and beyond twice
-	// that everything.
+	// maxDenials limits the counts in memory, in rows: about 8 MB with user_ids of 256
+	// bytes. Above it, the users of a product are counted together; above twice that
+	// number, everything is counted together.
 	maxDenials = 10_000
 )
 
-// denial is what a row of denied admits counts.
+// denial is the key of a row of denied admits.
 type denial struct {
 	productID, userID, reason string
 	minute                    int64 // Unix time / 60
 }
 
-// reasonOverflow stands for any reason, of any product, when the database has
-// been away for so long that there is no room to tell them apart.
+// reasonOverflow is the reason of denials that are all counted together, because the
+// database was unavailable for so long that the limit is reached.
 const reasonOverflow = "overflow"
 
-// denials are the counts that no row has yet.
+// denials are the counts that are not in a row yet.
 type denials struct {
 	mu       sync.Mutex
 	counts   map[denial]int64
-	overflow denial // the row of what there was no room for; its minute is its first
-	warned   bool   // flush has said that the database is away; Run's goroutine alone uses it
+	overflow denial // the row for everything beyond the limit; its minute is that of the first denial
+	warned   bool   // flush has logged that the database is unavailable; used only by Run's goroutine
 }
 
-// Denied counts a denied admit. It touches memory alone: it never waits for the
-// database and never fails, and what it keeps is bounded. The row of a product,
-// user, reason and minute says in its metadata "reason" and "count"; it appears,
-// and grows, within seconds while [Log.Run] runs. When too many users are denied
-// at a time to keep them apart, the rest is counted under an empty user.
+// Denied counts a denied admit in memory. It never waits for the database and never fails,
+// and its memory is limited. There is a row per product, user, reason and minute, with
+// "reason" and "count" in its metadata. While [Log.Run] runs, it appears and grows within
+// seconds. If too many users are denied at the same time, the rest is counted under an
+// empty user.
 func (l *Log) Denied(productID, userID, reason string) {
 	l.denials.add(denial{productID, userID, reason, time.Now().Unix() / 60}, 1)
 }
@@ -67,12 +67,12 @@ func (d *denials) add(key denial, n int64) {
 	d.counts[key] += n
 }
 
-// room says whether key has a count already or may get one.
+// room reports whether key has a count or may get one.
 func (d *denials) room(key denial, limit int) bool {
 	return d.counts[key] > 0 || len(d.counts) < limit
 }
 
-// take hands over the counts so far.
+// take returns the counts so far and resets them.
 func (d *denials) take() map[denial]int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -81,8 +81,7 @@ func (d *denials) take() map[denial]int64 {
 	return counts
 }
 
-// flushDenials writes the counts every few seconds, and once more when ctx has
-// ended.
+// flushDenials writes the counts every few seconds, and once more after ctx has ended.
 func (l *Log) flushDenials(ctx context.Context) {
 	for pause(ctx, denialFlush) {
 		l.flush(ctx)
@@ -90,13 +89,12 @@ func (l *Log) flushDenials(ctx context.Context) {
 	l.flush(context.WithoutCancel(ctx))
 }
 
-// flush writes the counts; those that could not be written wait for the next
-// time. Each is in one row, and is added twice only when the database wrote it
-// and its answer was lost.
+// flush writes the counts, and keeps those that could not be written. A count is in one
+// row. It is added twice only if the database wrote it but its response was lost.
 func (l *Log) flush(ctx context.Context) {
 	counts := l.denials.take()
-	// In one order on all replicas: two that write the same rows would otherwise
-	// wait for each other's.
+	// All replicas write in the same order. Otherwise two replicas with the same rows would
+	// wait for each other.
 	keys := slices.SortedFunc(maps.Keys(counts), func(a, b denial) int {
 		return cmp.Or(cmp.Compare(a.minute, b.minute), strings.Compare(a.productID, b.productID),
 			strings.Compare(a.userID, b.userID), strings.Compare(a.reason, b.reason))
@@ -107,7 +105,7 @@ func (l *Log) flush(ctx context.Context) {
 				l.denials.add(key, counts[key])
 			}
 			if !l.denials.warned {
-				l.opts.Log.Warn("denied admits are not written down, they are kept until the database is back", "rows", len(keys), "error", err)
+				l.opts.Log.Warn("cannot write denied admits, keeping their counts until the database is back", "rows", len(keys), "error", err)
 			}
 			l.denials.warned = true
 			return

@@ -16,33 +16,34 @@ import (
 )
 
 const (
-	// reserveBytes is the disk space that is kept beside a SQLite file for the rows
-	// of what makes room: about 100 destroys, each of which takes 40 KiB of SQLite's log.
+	// reserveBytes is the disk space that is reserved beside a SQLite file, for the rows of
+	// operations that free disk space: about 100 destroys, each of which takes 40 KiB of
+	// SQLite's log.
 	reserveBytes = 4 << 20
-	// leastPiece is the least of it that is worth taking back.
+	// leastPiece is the smallest part of the reserve that is worth reclaiming.
 	leastPiece = 64 << 10
 )
 
-// disk is a SQLite database's files. Its methods do nothing on nil, with
-// PostgreSQL.
+// disk is the files of a SQLite database. Its methods do nothing on nil, which is the value
+// for PostgreSQL.
 type disk struct {
 	path string
 	log  hclog.Logger
-	held *os.File // the lock, for the life of the process
+	held *os.File // the lock file, open as long as the process runs
 	mu   sync.Mutex
-	// main and wal are the files that were opened, to notice that one was removed
-	// or replaced: SQLite would write on into a file that nobody can read.
+	// main and wal are the files that were opened. A file that was removed or replaced is
+	// detected by them: SQLite would continue to write to a file that nobody can read.
 	main, wal os.FileInfo
-	// pinned keeps SQLite's log the same file: the last connection removes it.
+	// pinned keeps SQLite's log the same file, because the last connection removes it.
 	pinned *sql.Conn
-	// given says that the reserve was given up; mu is held while that changes.
+	// given reports that the reserve was released. mu is held while that changes.
 	given atomic.Bool
 }
 
 func (d *disk) walPath() string     { return d.path + "-wal" }
 func (d *disk) reservePath() string { return d.path + ".reserve" }
 
-// pin keeps a connection, and notes the files that it has.
+// pin keeps a connection open, and records its files.
 func (d *disk) pin(ctx context.Context, pool *sql.DB) error {
 	if d == nil || d.pinned != nil {
 		return nil
@@ -77,7 +78,7 @@ func (d *disk) unlock() error {
 	return d.held.Close()
 }
 
-// same fails when a file was removed or replaced.
+// same returns an error if a file was removed or replaced.
 func (d *disk) same() error {
 	if d == nil {
 		return nil
@@ -87,14 +88,14 @@ func (d *disk) same() error {
 			continue
 		}
 		if now, err := os.Stat(path); err != nil || !os.SameFile(opened, now) {
-			return fmt.Errorf("%s was removed or replaced while it was in use: put the file back, or restart the service to go on with what is there", path)
+			return fmt.Errorf("%s was removed or replaced while it was in use: put the file back, or restart the service to use the current file", path)
 		}
 	}
 	return nil
 }
 
-// has fails for an ordinary write while the reserve is given up and there is no
-// room to restore it.
+// has returns an error for an ordinary write while the reserve is released and there is no
+// space to restore it.
 func (d *disk) has(may room) error {
 	if d == nil || may == reserved || !d.given.Load() {
 		return nil
@@ -102,10 +103,10 @@ func (d *disk) has(may room) error {
 	if d.free() >= 2*reserveBytes && d.keepReserve() {
 		return nil
 	}
-	return fmt.Errorf("the disk of %s is full: only what makes room is done, until %d MiB are free", d.path, 2*reserveBytes>>20)
+	return fmt.Errorf("the disk of %s is full: only operations that free space are possible until %d MiB are free", d.path, 2*reserveBytes>>20)
 }
 
-// keepReserve makes the reserve, unless it is there, and says whether it is.
+// keepReserve creates the reserve if it is missing, and reports whether it exists.
 func (d *disk) keepReserve() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -117,18 +118,17 @@ func (d *disk) keepReserve() bool {
 	d.given.Store(noSpace(err))
 	if err != nil {
 		_ = os.Remove(d.reservePath())
-		d.log.Warn("there is no reserve beside the audit log's file: when the disk is full, nothing can be destroyed", "file", d.reservePath(), "bytes", reserveBytes, "error", err)
+		d.log.Warn("cannot reserve disk space beside the audit log's file: if the disk becomes full, nothing can be destroyed", "file", d.reservePath(), "bytes", reserveBytes, "error", err)
 		return false
 	}
 	return true
 }
 
-// giveUp removes the reserve, and says whether there was one.
+// giveUp removes the reserve, and reports whether there was one.
 func (d *disk) giveUp() bool { return d.release(func() {}) }
 
-// handOver is giveUp for SQLite's log: it takes the space, beyond its end, a piece after
-// another. Whoever filled the disk and still writes gets a piece where it is faster, and
-// not all of it.
+// handOver is like giveUp, but moves the reserve piece by piece to the space beyond the end
+// of SQLite's log. So a process that is filling the disk can take at most a piece of it.
 func (d *disk) handOver() {
 	d.release(func() {
 		wal, at := d.openLog()
@@ -144,7 +144,7 @@ func (d *disk) handOver() {
 	})
 }
 
-// release gives the reserve up, unless it is, after something was done with its file.
+// release releases the reserve, unless that has happened, after calling first.
 func (d *disk) release(first func()) bool {
 	if d == nil {
 		return false
@@ -154,13 +154,14 @@ func (d *disk) release(first func()) bool {
 	if d.given.Swap(true) {
 		return false
 	}
-	d.log.Error("the audit log's disk is full: its reserve is given up, and only what makes room is done", "file", d.path, "bytes", reserveBytes)
+	d.log.Error("the audit log's disk is full: using the reserve, and only for operations that free space", "file", d.path, "bytes", reserveBytes)
 	first()
 	return os.Remove(d.reservePath()) == nil
 }
 
-// extend takes up to the reserve's space for SQLite's log, beyond its end, of what is free:
-// where the reserve was given up before there was a log. What cannot be had is left.
+// extend allocates free disk space beyond the end of SQLite's log, up to the size of the
+// reserve, for the case that the reserve was released before the log existed. It allocates
+// as much of it as possible.
 func (d *disk) extend() {
 	wal, end := d.openLog()
 	if wal == nil {
@@ -174,7 +175,7 @@ func (d *disk) extend() {
 	}
 }
 
-// openLog opens SQLite's log, and says where it ends; nil: it is not there yet.
+// openLog opens SQLite's log, and returns its size; nil: it does not exist yet.
 func (d *disk) openLog() (wal *os.File, end int64) {
 	wal, err := os.OpenFile(d.walPath(), os.O_RDWR, 0)
 	if err != nil {
@@ -188,7 +189,7 @@ func (d *disk) openLog() (wal *os.File, end int64) {
 	return wal, info.Size()
 }
 
-// free is how much of the disk may still be used, in bytes.
+// free returns the free space of the disk, in bytes.
 func (d *disk) free() int64 {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(d.path, &fs); err != nil {
@@ -197,22 +198,22 @@ func (d *disk) free() int64 {
 	return int64(fs.Bavail) * int64(fs.Bsize)
 }
 
-// isFull says of SQLite's error that the disk is full.
+// isFull reports whether an error of SQLite means that the disk is full.
 func (d *disk) isFull(err error) bool {
 	var e *sqlite.Error
 	if d == nil || !errors.As(err, &e) {
 		return false
 	}
-	switch e.Code() & 0xff { // the rest says which call it was
+	switch e.Code() & 0xff { // the upper bits name the system call
 	case sqlite3.SQLITE_FULL:
 		return true
-	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN: // as it says of its log's index, and beyond a quota
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN: // for the index of its log, and for an exceeded quota
 		return e.Code() == sqlite3.SQLITE_IOERR_WRITE || d.free() < leastPiece
 	}
 	return false
 }
 
-// allocate makes a file of n bytes that has its blocks.
+// allocate creates a file of n bytes with all its disk blocks.
 func allocate(path string, n int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

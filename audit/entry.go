@@ -31,16 +31,16 @@ const (
 	ActionPolicyUpdate       = "policy_update"
 	ActionAdmitDenied        = "admit_denied"
 	ActionOrphanRemoved      = "orphan_removed"
-	// ActionQuarantine: an engine is given to nobody until an admin decides;
-	// ActionAdopt and ActionDiscard are how. ActionRegistryRecover: what a registry
-	// that went back in time got back.
+	// ActionQuarantine: an engine is handed out to nobody until an admin decides by
+	// ActionAdopt or ActionDiscard. ActionRegistryRecover: a registry that went back in
+	// time was recovered.
 	ActionQuarantine      = "quarantine"
 	ActionAdopt           = "adopt"
 	ActionDiscard         = "discard"
 	ActionRegistryRecover = "registry_recover"
 )
 
-// Actions are all of them, in the order of SPEC section 9.
+// Actions lists all actions, in the order of SPEC section 9.
 var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
@@ -50,23 +50,23 @@ var Actions = []string{
 
 // Outcomes that are not error codes.
 const (
-	// OutcomeOK: it was done.
+	// OutcomeOK: the change was made.
 	OutcomeOK = "ok"
-	// OutcomeInterrupted: it was begun, and nobody said how it ended.
+	// OutcomeInterrupted: the change was begun, and its end was not recorded.
 	OutcomeInterrupted = "interrupted"
 )
 
-// actorSystem is the actor of what nobody asked for (SPEC section 9).
+// actorSystem is the actor of changes that nobody requested (SPEC section 9).
 const actorSystem = "system"
 
-// MetadataBootMS is the metadata that says how long a boot took, in
-// milliseconds; [Log.Numbers] averages it.
+// MetadataBootMS is the metadata key for the duration of a boot in milliseconds, which
+// [Log.Numbers] averages.
 const MetadataBootMS = "boot_ms"
 
 // Entry is one row of the log.
 type Entry struct {
-	ID        int64     // given by the database
-	Timestamp time.Time // when it began, UTC, to the microsecond; zero means now
+	ID        int64     // set by the database
+	Timestamp time.Time // beginning, UTC, to the microsecond; zero means now
 	ProductID string
 	UserID    string
 	EngineID  string
@@ -74,17 +74,17 @@ type Entry struct {
 	Actor     string // "system", "admin" or the product's slug
 	RequestID string
 	Outcome   string // "ok", an error code, or "interrupted"
-	// Metadata are details, stored as JSON: numbers are read back as float64. No
-	// secret may stand here.
+	// Metadata contains details, stored as JSON, so numbers are read back as float64. It
+	// must not contain secrets.
 	Metadata   map[string]any
-	DurationMS *int64 // nil: not over, or not measured
+	DurationMS *int64 // nil: not finished, or not measured
 }
 
 // boots are the actions that boot an engine.
 var boots = map[string]bool{ActionProvision: true, ActionStart: true, ActionWake: true, ActionAutoRestartSuccess: true}
 
-// bootMS is how long the boot of an entry took; nil when it was none, or when
-// nobody measured it.
+// bootMS returns the duration of an entry's boot in milliseconds; nil if there was no boot
+// or it was not measured.
 func bootMS(action string, metadata map[string]any) *int64 {
 	if !boots[action] {
 		return nil
@@ -103,8 +103,8 @@ func bootMS(action string, metadata map[string]any) *int64 {
 	return &ms
 }
 
-// encodeMetadata makes JSON of metadata. The error is the caller's mistake: a
-// value that JSON has no form for.
+// encodeMetadata encodes metadata as JSON. An error means that the caller passed a value
+// that JSON cannot represent.
 func encodeMetadata(metadata map[string]any) (string, error) {
 	if len(metadata) == 0 {
 		return "{}", nil
@@ -124,13 +124,13 @@ func decodeMetadata(text string) (map[string]any, error) {
 	return metadata, nil
 }
 
-// clean makes s fit for a text column: PostgreSQL refuses NUL and what is not
-// UTF-8, and a row must not be refused because of a letter.
+// clean makes s fit for a text column. PostgreSQL refuses NUL and invalid UTF-8, and a row
+// must not fail because of a character.
 func clean(s string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), "\uFFFD")
 }
 
-// stampOf is a time as the log keeps it.
+// stampOf rounds a time to the log's resolution.
 func stampOf(t time.Time) time.Time {
 	if t.IsZero() {
 		t = time.Now()
@@ -141,7 +141,7 @@ func stampOf(t time.Time) time.Time {
 // stamp reads a time from either database.
 type stamp struct{ time.Time }
 
-// Scan takes PostgreSQL's time or SQLite's microseconds since 1970.
+// Scan reads PostgreSQL's time, or SQLite's microseconds since 1970.
 func (s *stamp) Scan(v any) error {
 	switch v := v.(type) {
 	case time.Time:
@@ -149,7 +149,7 @@ func (s *stamp) Scan(v any) error {
 	case int64:
 		s.Time = time.UnixMicro(v).UTC()
 	default:
-		return fmt.Errorf("audit: a time cannot be a %T", v)
+		return fmt.Errorf("audit: cannot read a time from a %T", v)
 	}
 	return nil
 }

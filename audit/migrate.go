@@ -10,23 +10,23 @@ import (
 	"path"
 )
 
-// migrations are the steps of the schema, a directory per kind of database and a
-// file per step; the number in a file's name is the version that it leads to.
+// migrations are the steps of the schema: a directory per kind of database and a file per
+// step. The number in a file's name is the schema version after the step.
 //
 //go:embed migrations
 var migrations embed.FS
 
-// Numbers of the advisory locks that replicas take in PostgreSQL: arbitrary, but
-// the same indefinitely.
+// Numbers of the advisory locks of replicas in PostgreSQL: arbitrary, but they must never
+// change.
 const (
 	lockMigrate = 7265120901
 	lockRetain  = 7265120902
 )
 
-// errNewer says that the schema was made by a newer version of the service.
-var errNewer = errors.New("audit: the database was written by a newer version of this service")
+// errNewer: a newer version of the service created the schema.
+var errNewer = errors.New("audit: a newer version of this service has written the database")
 
-// prepare brings the schema up, once; who comes meanwhile waits.
+// prepare migrates the schema once; concurrent callers wait.
 func (d *database) prepare(ctx context.Context) error {
 	select {
 	case d.preparing <- struct{}{}:
@@ -48,7 +48,7 @@ func (d *database) prepare(ctx context.Context) error {
 	case errors.Is(err, errNewer):
 		return err
 	case err != nil && d.damaged(err):
-		return unusable{fmt.Errorf("the file is damaged, or something else than a SQLite database: put a backup in its place, or move it away to begin an empty log; the engines do not depend on it: %w", err)}
+		return unusable{fmt.Errorf("the file is damaged or not a SQLite database: replace it with a backup, or move it to start an empty log (engines do not depend on it): %w", err)}
 	case err != nil:
 		return d.explain(err)
 	}
@@ -56,7 +56,7 @@ func (d *database) prepare(ctx context.Context) error {
 	return nil
 }
 
-// open reaches the database, checks its file, and migrates.
+// open connects to the database, checks its file, and migrates the schema.
 func (d *database) open(ctx, reach context.Context) error {
 	if err := d.writer.PingContext(reach); err != nil {
 		return err
@@ -64,14 +64,14 @@ func (d *database) open(ctx, reach context.Context) error {
 	if err := d.checkFile(ctx); err != nil {
 		return err
 	}
-	// No limit but the caller's: another replica may be at it, on many rows.
+	// There is no limit except the caller's: another replica may be migrating many rows.
 	if err := d.transaction(ctx, d.migrate); err != nil {
 		return err
 	}
 	return d.disk.pin(ctx, d.reader)
 }
 
-// checkFile looks for damage in a SQLite file, for as long as its start may take.
+// checkFile checks a SQLite file for damage, for at most checkTimeout.
 func (d *database) checkFile(ctx context.Context) error {
 	if d.disk == nil {
 		return nil
@@ -81,7 +81,7 @@ func (d *database) checkFile(ctx context.Context) error {
 	var found string
 	err := d.writer.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		d.log.Info("the audit log's file is too large to be checked at the start", "file", d.disk.path, "after", checkTimeout.String())
+		d.log.Info("the audit log's file is too large to be checked completely at the start", "file", d.disk.path, "after", checkTimeout.String())
 		return nil
 	}
 	if err == nil && found != "ok" {
@@ -90,7 +90,7 @@ func (d *database) checkFile(ctx context.Context) error {
 	return err
 }
 
-// migrate applies the steps that are missing, all of them or none.
+// migrate applies all missing steps, or none.
 func (d *database) migrate(ctx context.Context, tx *sql.Tx) error {
 	if d.lockTx != "" {
 		if _, err := tx.ExecContext(ctx, fmt.Sprintf(d.lockTx, lockMigrate)); err != nil {
@@ -126,8 +126,8 @@ func (d *database) migrate(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
-// away says whether the database is merely out of reach, so that the next call
-// may find it.
+// away reports whether the database is only unreachable, so that the next call may reach
+// it.
 func (d *database) away(err error) bool {
 	return errors.Is(err, ErrUnavailable) && !d.operator(err)
 }

@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// Numbers are what GET /metrics tells of a product (SPEC section 2). "1h" is
-// what began in the hour before now.
+// Numbers are the figures of a product in GET /metrics (SPEC section 2). "1h" counts what
+// began within the last hour.
 type Numbers struct {
-	Provisions1h    int64   // provisions that ended well
+	Provisions1h    int64   // successful provisions
 	Crashes1h       int64   // engines that failed
-	Restarts1h      int64   // automatic restarts that ended well
-	AvgBootMS       float64 // mean boot of the hour's provisions, starts, wakes and automatic restarts that ended well, ms; 0 when there was none
-	TotalProvisions int64   // that ended well, ever
-	TotalDestroys   int64   // that ended well, ever, of engines whose provision did
+	Restarts1h      int64   // successful automatic restarts
+	AvgBootMS       float64 // mean boot time in ms of the hour's successful provisions, starts, wakes and automatic restarts; 0 if there were none
+	TotalProvisions int64   // successful provisions, ever
+	TotalDestroys   int64   // successful destroys, ever, of engines whose provision succeeded
 }
 
-// Numbers counts a product's rows. The lifetime totals have a table of their
-// own, which retention does not touch. [ErrUnavailable].
+// Numbers counts a product's rows. The totals over all time have their own table, which
+// retention does not touch. [ErrUnavailable].
 func (l *Log) Numbers(ctx context.Context, productID string) (Numbers, error) {
 	var n Numbers
 	err := l.db.call(ctx, func(ctx context.Context) error {
@@ -27,8 +27,8 @@ func (l *Log) Numbers(ctx context.Context, productID string) (Numbers, error) {
 	return n, err
 }
 
-// boot_ms is set for boots alone. The actions are named, and not left to the
-// filters, so that an index leads past the many rows of denied admits.
+// boot_ms is set only for boots. The query names the actions instead of leaving them to the
+// filters, so that an index skips the many rows of denied admits.
 const numbersQuery = `SELECT
 	COUNT(*) FILTER (WHERE action = '` + ActionProvision + `' AND outcome = '` + OutcomeOK + `'),
 	COUNT(*) FILTER (WHERE action = '` + ActionHealthFailed + `'),

@@ -19,13 +19,14 @@ import (
 )
 
 const (
-	// postgresConns of a replica: PostgreSQL allows 100 in all by default.
+	// postgresConns is the number of connections per replica; PostgreSQL allows 100 in
+	// total by default.
 	postgresConns = 10
-	// postgresConnLife lets a replica notice within minutes that its address
-	// leads to another server, although the old one still takes writes.
+	// postgresConnLife makes a replica notice within minutes that the address leads to
+	// another server, even if the old one still takes writes.
 	postgresConnLife = 5 * time.Minute
-	// askEvery is how often a server that does not answer is asked: within a call's time
-	// limit, so that half of the connections are left.
+	// askEvery is the interval of pings to a server that does not respond. Within a call's
+	// time limit they occupy at most half of the connections.
 	askEvery = time.Second
 )
 
@@ -45,8 +46,8 @@ var postgresDialect = &dialect{
 		if errors.As(err, &unconnected) || pgconn.SafeToRetry(err) {
 			return true
 		}
-		// A pooler that lost its server says so in class 08: what the server did
-		// is not known.
+		// A pooler that lost its server reports it in class 08: it is unknown what the
+		// server did.
 		code := sqlState(err)
 		return code != "" && !strings.HasPrefix(code, "08")
 	},
@@ -56,8 +57,8 @@ var postgresDialect = &dialect{
 		return !errors.As(err, &unconnected) && takesNoWrites(sqlState(err))
 	},
 	operator: func(err error) bool {
-		// Classes of SQLSTATE: refused login, no such database, no right to make
-		// the tables (PostgreSQL documentation, appendix A).
+		// Classes of SQLSTATE: login refused, no such database, no permission to create
+		// tables (PostgreSQL documentation, appendix A).
 		switch code := sqlState(err); {
 		case strings.HasPrefix(code, "28"), strings.HasPrefix(code, "3D"), strings.HasPrefix(code, "42"):
 			return true
@@ -66,7 +67,7 @@ var postgresDialect = &dialect{
 	},
 }
 
-// sqlState is the SQLSTATE that a server answered with, "" for none.
+// sqlState returns the SQLSTATE of a server's response; "" if there was no response.
 func sqlState(err error) string {
 	var refused *pgconn.PgError
 	if !errors.As(err, &refused) {
@@ -75,9 +76,9 @@ func sqlState(err error) string {
 	return refused.Code
 }
 
-// takesNoWrites says of a SQLSTATE that the server behind the connection carries
-// out no change any more, while another one may: it is read-only, as a primary
-// that was replaced is, or it is ending.
+// takesNoWrites reports whether a SQLSTATE means that this server executes no more changes,
+// while another one may: it is read-only, such as a replaced primary, or it is shutting
+// down.
 func takesNoWrites(code string) bool {
 	switch code {
 	case "25006", // read_only_sql_transaction
@@ -92,20 +93,20 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	d := newDatabase(postgresDialect, log)
 	u, err := url.Parse(address)
 	if err != nil {
-		// Its text quotes the part that cannot be read, which may be the password.
-		return nil, errors.New("audit: the database URL cannot be read: want postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for what is not a letter or digit of the password")
+		// The parser's error quotes the invalid part, which may be the password.
+		return nil, errors.New("audit: the database URL is invalid: it must be postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each character of the password that is not a letter or digit")
 	}
 	d.secrets = secretsOf(u)
 	config, err := pgx.ParseConfig(address)
 	if err != nil {
-		// Only the cause: the error itself carries the whole URL.
-		cause := "an option is wrong"
+		// Only the cause: the error itself contains the whole URL.
+		cause := "an option is invalid"
 		if inner := errors.Unwrap(err); inner != nil {
 			cause = d.redact(inner).Error()
 		}
 		return nil, errors.New("audit: the database URL cannot be used: " + cause)
 	}
-	if config.Password != "" { // of the environment or a password file too
+	if config.Password != "" { // also from the environment or a password file
 		d.secrets = append(d.secrets, config.Password)
 	}
 	if config.ConnectTimeout == 0 {
@@ -115,12 +116,12 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		config.RuntimeParams["application_name"] = "orch"
 	}
 	if !u.Query().Has("default_query_exec_mode") {
-		// No prepared statements: behind a pooler a connection's next transaction may
-		// be on another server connection, which does not have them.
+		// No prepared statements: behind a pooler, the next transaction may be on another
+		// server connection, which does not have them.
 		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
-	// Whatever target_session_attrs says: of several hosts the one that takes
-	// writes, and a connection whose server takes none is closed.
+	// Overrides target_session_attrs: of several hosts, the one that takes writes is used,
+	// and a connection whose server takes none is closed.
 	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	keep := config.OnPgError
 	config.OnPgError = func(c *pgconn.PgConn, err *pgconn.PgError) bool {
@@ -133,24 +134,23 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	d.reader = d.writer
 	d.circuit = link.NewCircuit(d.writer.PingContext, func(away bool) {
 		if away {
-			d.dropIdle() // they lead to it; what follows may find another server
+			d.dropIdle() // they lead to the silent server; new ones may reach another
 		}
 	}, askEvery, CallTimeout)
 	return d, nil
 }
 
-// connectTimeout shares a call's time limit between the hosts of the URL, so that
-// each has its turn. A single one has all of it: a busy server can take seconds
-// to begin a session.
+// connectTimeout divides a call's time limit between the hosts of the URL. A single host
+// gets all of it, because a busy server can take seconds to begin a session.
 func connectTimeout(config *pgx.ConnConfig) time.Duration {
 	hosts := map[string]bool{net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))): true}
-	for _, f := range config.Fallbacks { // the same host without TLS is one too
+	for _, f := range config.Fallbacks { // the same host without TLS counts too
 		hosts[net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port)))] = true
 	}
 	return CallTimeout / time.Duration(len(hosts))
 }
 
-// secretsOf are the passwords of a URL, as they are written and as they are meant.
+// secretsOf returns the passwords of a URL, both as written and decoded.
 func secretsOf(u *url.URL) []string {
 	var secrets []string
 	add := func(secret string) {

@@ -9,32 +9,32 @@ import (
 )
 
 const (
-	// defaultLimit and maxLimit of a page, in rows (SPEC section 2).
+	// Limits of a page, in rows (SPEC section 2).
 	defaultLimit = 100
 	maxLimit     = 1000
 )
 
-// Query says which rows [Log.Entries] lists; what is zero does not limit them.
+// Query selects the rows that [Log.Entries] lists. A zero field does not filter.
 type Query struct {
 	ProductID string
 	UserID    string
 	Action    string
-	Since     time.Time // rows that began then or later
-	Until     time.Time // rows that began before
-	Limit     int       // of a page: 1 to 1000, 0 means 100
-	Cursor    string    // NextCursor of the page before, asked with the same filters
+	Since     time.Time // rows that began at or after this time
+	Until     time.Time // rows that began before this time
+	Limit     int       // rows per page: 1 to 1000; 0 means 100
+	Cursor    string    // NextCursor of the previous page, with the same filters
 }
 
 // Page is a part of the log, newest first.
 type Page struct {
 	Entries []Entry
-	// NextCursor continues after the last entry; empty on the last page. What is
-	// written meanwhile neither repeats nor hides a row of the pages to come.
+	// NextCursor continues after the last entry; empty on the last page. Rows that are
+	// written meanwhile neither repeat nor hide rows on later pages.
 	NextCursor string
 }
 
-// Entries lists rows, newest first; rows of one time stamp by falling id.
-// [ErrCursor]: the cursor is not ours; [ErrUnavailable].
+// Entries lists rows, newest first; rows with equal time stamps by descending id.
+// [ErrCursor]: the cursor is not from Entries; [ErrUnavailable].
 func (l *Log) Entries(ctx context.Context, q Query) (Page, error) {
 	if q.Limit <= 0 {
 		q.Limit = defaultLimit
@@ -71,9 +71,9 @@ func (l *Log) Entries(ctx context.Context, q Query) (Page, error) {
 	return page, nil
 }
 
-// selection makes the SQL of a query: only the conditions that it has, so that
-// each combination is planned for its own index. It asks for one row more than
-// the page has, to know whether there is another.
+// selection builds the SQL of a query with only the conditions that it has, so that each
+// combination is planned for its own index. It selects one row more than the page, to
+// detect whether there is another page.
 func (l *Log) selection(q Query) (query string, args []any, err error) {
 	var conditions []string
 	where := func(condition string, values ...any) {
@@ -113,8 +113,8 @@ func (l *Log) selection(q Query) (query string, args []any, err error) {
 	return query + fmt.Sprintf(" ORDER BY timestamp DESC, id DESC LIMIT %d", q.Limit+1), args, nil
 }
 
-// ceil is t in the log's resolution, rounded up: a row at 10.5 µs is kept as
-// 10 µs, and "since 10.7" must not find it.
+// ceil rounds t up to the log's resolution: a row of 10.5 µs is stored as 10 µs, and "since
+// 10.7" must not find it.
 func ceil(t time.Time) time.Time {
 	return t.Add(time.Microsecond - time.Nanosecond).UTC().Truncate(time.Microsecond)
 }

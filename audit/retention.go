@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// retainEvery is how often rows that are too old are looked for.
+	// retainEvery is the interval of deleting rows older than the retention.
 	retainEvery = time.Hour
-	// retainBatch is how many rows one transaction deletes, and retainPause the
-	// wait after it: in SQLite changes wait for it.
+	// retainBatch is the number of rows per deleting transaction, and retainPause the pause
+	// after it, because in SQLite all changes wait for the transaction.
 	retainBatch = 1000
 	retainPause = 100 * time.Millisecond
 )
 
-// retain deletes what is older than the retention, now and every hour.
+// retain deletes rows older than the retention, now and every hour.
 func (l *Log) retain(ctx context.Context) {
 	for {
 		if deleted, err := l.expire(ctx); err != nil && ctx.Err() == nil {
-			l.opts.Log.Warn("old audit rows were not deleted, tried again later", "error", err)
+			l.opts.Log.Warn("cannot delete old audit rows, retrying later", "error", err)
 		} else if deleted > 0 {
 			l.opts.Log.Info("deleted old audit rows", "rows", deleted, "retention_days", l.opts.RetentionDays)
 		}
@@ -30,8 +30,7 @@ func (l *Log) retain(ctx context.Context) {
 	}
 }
 
-// expire deletes in batches until nothing is too old, or another replica is at
-// it.
+// expire deletes in batches until no row is too old, or until another replica is deleting.
 func (l *Log) expire(ctx context.Context) (deleted int64, err error) {
 	before := time.Now().Add(-time.Duration(l.opts.RetentionDays) * 24 * time.Hour)
 	for {

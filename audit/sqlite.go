@@ -13,15 +13,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"modernc.org/sqlite" // also the driver "sqlite"
+	"modernc.org/sqlite" // also registers the driver "sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// checkTimeout bounds the check of the file at the start, which reads all of it.
+// checkTimeout limits the check of the file at the start, which reads the whole file.
 const checkTimeout = 3 * time.Second
 
-// sqliteReaders is how many lists are read at a time; a write-ahead log lets them
-// go on beside the writer.
+// sqliteReaders is how many lists are read concurrently. The write-ahead log lets readers
+// run beside the writer.
 const sqliteReaders = 4
 
 var sqliteDialect = &dialect{
@@ -35,7 +35,7 @@ var sqliteDialect = &dialect{
 		}
 		return res.LastInsertId()
 	},
-	// The file is here: what is wrong with it at the start does not go away.
+	// The file is local: an error at the start will not disappear by itself.
 	operator: func(error) bool { return true },
 	damaged: func(err error) bool {
 		var e *sqlite.Error
@@ -45,17 +45,17 @@ var sqliteDialect = &dialect{
 	turnedAway: func(error) bool { return false },
 }
 
-// openSQLite opens the file that the rest of a sqlite:// URL names.
+// openSQLite opens the file in the rest of a sqlite:// URL.
 func openSQLite(rest string, log hclog.Logger) (_ *database, err error) {
 	path, err := url.PathUnescape(rest)
 	if err != nil || path == "" || strings.ContainsAny(rest, "?#\x00") {
-		return nil, fmt.Errorf("audit: %q is not a file name: want sqlite://FILE", rest)
+		return nil, fmt.Errorf("audit: %q is not a file name: the URL must be sqlite://FILE", rest)
 	}
 	d := newDatabase(sqliteDialect, log)
 	d.disk = &disk{log: log}
 	if !filepath.IsAbs(path) {
 		if wd, err := os.Getwd(); err == nil && wd == "/" {
-			log.Warn("the audit log's file is relative to the working directory, which is /: name where it belongs, as in sqlite:///var/lib/orch/audit.db", "file", "/"+path)
+			log.Warn("the audit log's file is relative to the working directory, which is /: set its full path, as in sqlite:///var/lib/orch/audit.db", "file", "/"+path)
 		}
 	}
 	defer func() {
@@ -73,10 +73,10 @@ func openSQLite(rest string, log hclog.Logger) (_ *database, err error) {
 		return nil, err
 	}
 	d.disk.keepReserve()
-	// FULL: a commit is on the disk before the change that it announces is made.
-	// NORMAL survives kill -9 but not a power cut, and would leave changes behind
-	// that no row tells of. One connection: SQLite has one writer anyway, and in
-	// our queue it waits its turn instead of polling for the lock.
+	// FULL: a commit is on disk before the change of its row is made. NORMAL survives kill
+	// -9 but not a power failure, and would leave changes without a row. One connection:
+	// SQLite allows one writer anyway, and in our queue a writer waits instead of polling
+	// for the lock.
 	if d.writer, err = sqlitePool(d.disk.path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)"); err != nil {
 		return nil, err
 	}
@@ -86,14 +86,14 @@ func openSQLite(rest string, log hclog.Logger) (_ *database, err error) {
 	return d, nil
 }
 
-// makeFile makes the file and its directory, for nobody's eyes but ours, and
-// returns its real name: two names of one file must have one lock.
+// makeFile creates the file and its directory with access only for this user, and returns
+// the file's real path, because two names of one file must share one lock.
 func makeFile(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
-	// SQLite gives the files of its log the mode of this one.
+	// SQLite gives the files of its log the mode of this file.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if errors.Is(err, os.ErrNotExist) {
 		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
@@ -101,7 +101,7 @@ func makeFile(path string) (string, error) {
 		}
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w: name a file that the service may write, as in sqlite:///var/lib/orch/audit.db", err)
+		return "", fmt.Errorf("%w: set a file that the service may write, as in sqlite:///var/lib/orch/audit.db", err)
 	}
 	if err := f.Close(); err != nil {
 		return "", err
@@ -109,11 +109,10 @@ func makeFile(path string) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// lockFile takes an exclusive flock on a file beside the database, or returns
-// [ErrInUse] at once. The kernel drops it when the process dies, however it
-// dies; the file itself stays, because removing it would let two processes lock
-// two files of one name. It is not the database itself: closing any descriptor
-// of that would drop SQLite's own locks.
+// lockFile takes an exclusive flock on a file beside the database, or returns [ErrInUse] at
+// once. The kernel releases it when the process ends in any way. The file is never removed,
+// because then two processes could lock two files of the same name. The database file
+// itself cannot be used: closing any of its descriptors would release SQLite's own locks.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -128,7 +127,7 @@ func lockFile(path string) (*os.File, error) {
 		n, _ := f.ReadAt(holder, 0)
 		return nil, fmt.Errorf("%w; held by %s", ErrInUse, strings.TrimSpace(string(holder[:n])))
 	}
-	// Only a hint for the message above; the lock is the flock.
+	// The content is only a hint for the error above; the lock is the flock.
 	host, _ := os.Hostname()
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt(fmt.Appendf(nil, "pid %d on %.40s\n", os.Getpid(), host), 0)
@@ -136,10 +135,10 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// sqlitePool is a pool of at most n connections whose transactions begin as
-// txlock says. Nothing touches the disk before the first statement.
+// sqlitePool opens a pool of at most n connections with the given txlock for transactions.
+// Nothing accesses the disk before the first statement.
 func sqlitePool(path string, n int, txlock string, pragmas ...string) (*sql.DB, error) {
-	// The wait for another process's lock ends before the call's time limit does.
+	// The wait for another process's lock must end before the call's time limit.
 	wait := fmt.Sprintf("busy_timeout(%d)", (CallTimeout - time.Second).Milliseconds())
 	q := url.Values{"_pragma": append([]string{wait}, pragmas...), "_txlock": {txlock}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String())

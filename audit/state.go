@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// trustWritten is how long a write that was carried out tells that the next one
-	// will be; then a question for that writes a row itself.
+	// trustWritten is how long a successful write predicts that the next one will succeed.
+	// After that, a ping writes a test row.
 	trustWritten = 5 * time.Second
-	// trustRefused is the same of a write that was refused.
+	// trustRefused is how long a failed write predicts that the next one will fail.
 	trustRefused = 2 * time.Second
-	// probeBytes is the size of the row that is written to see whether one can be:
-	// larger than most, so that it does not find room where they would not.
+	// probeBytes is the size of the test row: larger than most rows, so that it does not
+	// fit where they would not.
 	probeBytes = 1 << 10
 )
 
-// state is what is known of the next write: what came of the last one.
+// state is the result of the last write, which predicts the next one.
 type state struct {
 	mu      sync.Mutex
 	err     error
@@ -31,28 +31,28 @@ type state struct {
 	probing bool
 }
 
-// learn notes what came of a write, and logs it once when that changes.
+// learn records the result of a write, and logs when it changes.
 func (d *database) learn(err error) {
 	if errors.Is(err, ErrNotFound) {
-		err = nil // it was asked for and answered
+		err = nil // the database has responded
 	}
 	d.state.mu.Lock()
 	before := d.state.err
 	d.state.err, d.state.at = err, time.Now()
 	if errors.Is(err, link.ErrAway) || errors.Is(err, context.DeadlineExceeded) {
-		d.state.at = time.Time{} // it answered nothing: the next answer says more
+		d.state.at = time.Time{} // there was no response, so the result is not trusted
 	}
 	d.state.mu.Unlock()
 	switch {
 	case err != nil && before == nil:
-		d.log.Error("the audit database takes no rows, changes are refused until it does", "error", err)
+		d.log.Error("cannot write to the audit database, so changes are refused until it works again", "error", err)
 	case err == nil && before != nil:
-		d.log.Info("the audit database takes rows again")
+		d.log.Info("can write to the audit database again")
 	}
 }
 
-// ping reads, and says whether a row could be written: a full disk answers reads.
-// However often it is asked, it writes no more than one row every few seconds.
+// ping checks that rows can be read, and that a row could be written, because reads work on
+// a full disk. However often it is called, it writes at most one row every few seconds.
 func (d *database) ping(ctx context.Context) error {
 	err := d.call(ctx, func(ctx context.Context) error {
 		if err := d.disk.same(); err != nil {
@@ -72,8 +72,8 @@ func (d *database) ping(ctx context.Context) error {
 	return d.probe(ctx)
 }
 
-// known returns what came of the last write, unless that is too long ago; then its
-// caller alone finds out, and calls probed.
+// known returns the result of the last write and true, unless it is too old. Then it
+// returns false to one caller only, which must probe and call probed.
 func (s *state) known() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,7 +94,7 @@ func (s *state) probed() {
 	s.probing = false
 }
 
-// probe writes a row as a change would, and deletes it with the same commit.
+// probe writes a row as a change would, and deletes it in the same transaction.
 func (d *database) probe(ctx context.Context) error {
 	at, name := d.time(stampOf(time.Time{})), rand.Text()
 	return d.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {

@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// life is an engine of a product: an engine that was made in advance is first the
-// service's own and then a product's.
+// life is an engine of a product. An engine that was created in advance belongs first to
+// the service, then to a product.
 type life struct{ engineID, productID string }
 
-// count adds to the lifetime totals, which are kept of what GET /metrics tells. A destroy
-// counts when the provision of its engine was counted, so that there are never more of
-// them, and as many when all engines are gone.
+// count updates the totals over all time in GET /metrics. A destroy counts only if the
+// provision of its engine was counted. So there are never more destroys than provisions,
+// and equally many when all engines are destroyed.
 func (l *Log) count(ctx context.Context, tx *sql.Tx, action, outcome string, of life) error {
 	if outcome != OutcomeOK || (action != ActionProvision && action != ActionDestroy) {
 		return nil
@@ -34,15 +34,16 @@ func (l *Log) count(ctx context.Context, tx *sql.Tx, action, outcome string, of 
 		if err := addOne(ctx, tx, of.productID, ActionDestroy); err != nil {
 			return err
 		}
-		keep = "" // no product has this id
+		keep = "" // no product has this id, so all rows of the engine are deleted
 	}
-	// What the service had made in advance is a product's now.
+	// An engine that the service had created in advance now belongs to a product.
 	_, err = tx.ExecContext(ctx, `DELETE FROM audit_lives WHERE engine_id = $1 AND product_id <> $2`, of.engineID, keep)
 	return err
 }
 
-// note writes down that an engine was provisioned or destroyed, and says whether it was
-// both now. One statement, so that of two transactions the later one sees the other.
+// note records that an engine was provisioned or destroyed, and reports whether both are
+// now recorded. It is one statement, so that the later of two transactions sees the
+// earlier.
 func (l *Log) note(ctx context.Context, tx *sql.Tx, action string, of life) (over bool, err error) {
 	provisioned, destroyedAt := 1, any(nil)
 	if action == ActionDestroy {

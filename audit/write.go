@@ -13,11 +13,10 @@ const insertEntry = `INSERT INTO audit_entries
 	(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata, duration_ms, boot_ms)
 	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
 
-// Begin writes the row of a change that is about to be made: its outcome is
-// "interrupted" and its duration unknown until [Log.Complete] says otherwise.
-// When it returns, the row is on the disk. On an error ([ErrUnavailable]) the
-// change must not be made; should the row be there all the same, for its answer
-// was lost, [Log.Run] completes it as [OutcomeUnavailable].
+// Begin writes the row of a change that is about to be made. Its outcome is "interrupted"
+// and its duration unknown until [Log.Complete] is called. When Begin returns, the row is
+// on disk. After an error ([ErrUnavailable]) the change must not be made. If the row was
+// written although the response was lost, [Log.Run] completes it with [OutcomeUnavailable].
 func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
 	e.Outcome, e.DurationMS, e.Timestamp = OutcomeInterrupted, nil, stampOf(e.Timestamp)
 	args, err := l.columns(e, nil)
@@ -36,7 +35,7 @@ func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
 	return id, err
 }
 
-// roomOf: on a full disk what removes or ends an engine still has its row.
+// roomOf allows actions that remove or end an engine to write their row on a full disk.
 func roomOf(action string) room {
 	switch action {
 	case ActionDestroy, ActionStop, ActionProductDelete, ActionOrphanRemoved, ActionDiscard:
@@ -45,7 +44,7 @@ func roomOf(action string) room {
 	return ordinary
 }
 
-// Record writes the row of something that is over. No outcome means "ok".
+// Record writes the row of a finished event. An empty outcome means "ok".
 func (l *Log) Record(ctx context.Context, e Entry) error {
 	if e.Outcome == "" {
 		e.Outcome = OutcomeOK
@@ -62,7 +61,7 @@ func (l *Log) Record(ctx context.Context, e Entry) error {
 	})
 }
 
-// columns are the arguments of insertEntry.
+// columns returns the arguments of insertEntry.
 func (l *Log) columns(e Entry, bootMS *int64) ([]any, error) {
 	metadata, err := encodeMetadata(e.Metadata)
 	if err != nil {
@@ -74,18 +73,18 @@ func (l *Log) columns(e Entry, bootMS *int64) ([]any, error) {
 	}, nil
 }
 
-// Completion is how a change ended.
+// Completion is the result of a change.
 type Completion struct {
 	Outcome  string         // "ok" or an error code; empty means "ok"
-	EngineID string         // if it was not known at the beginning
-	Metadata map[string]any // merged into what [Log.Begin] was given
-	Duration time.Duration  // kept in whole milliseconds
+	EngineID string         // if it was unknown at the beginning
+	Metadata map[string]any // merged into the metadata of [Log.Begin]
+	Duration time.Duration  // stored in whole milliseconds
 }
 
-// Complete writes how the change of a row ended, and counts it in the lifetime
-// totals with the same commit. The first completion of a row stands, every later
-// one changes nothing: so it may be called again when its error leaves open
-// whether it was written ([ErrUnavailable]). [ErrNotFound]: no row has this id.
+// Complete records the result of a change in its row, and counts it in the totals, in one
+// transaction. Only the first completion of a row has an effect, so Complete may be called
+// again if an error leaves open whether it was written ([ErrUnavailable]). [ErrNotFound]:
+// no row has this id.
 func (l *Log) Complete(ctx context.Context, id int64, c Completion) error {
 	if c.Outcome == "" {
 		c.Outcome = OutcomeOK

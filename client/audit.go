@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// AuditFilter says which rows of the audit log are listed, and which page of
-// them; what is zero does not limit them.
+// AuditFilter selects rows of the audit log, and a page of them. A zero field does not
+// filter.
 type AuditFilter struct {
 	UserID    string
 	Action    string
-	Since     time.Time // rows that began then or later
-	Until     time.Time // rows that began before
+	Since     time.Time // rows that began at or after this time
+	Until     time.Time // rows that began before this time
 	ProductID string    // for the admin only
-	Limit     int       // of a page: 1 to 1000; 0: 100
-	Cursor    string    // NextCursor of the page before
+	Limit     int       // rows per page: 1 to 1000; 0: 100
+	Cursor    string    // NextCursor of the previous page
 }
 
 // AuditEntry is one row of the audit log.
@@ -31,7 +31,7 @@ type AuditEntry struct {
 	RequestID  string         `json:"request_id"`
 	Outcome    string         `json:"outcome"` // ok, a code, or interrupted
 	Metadata   map[string]any `json:"metadata"`
-	DurationMS *int64         `json:"duration_ms"` // nil: it is not over
+	DurationMS *int64         `json:"duration_ms"` // nil: not finished
 }
 
 // AuditList is one page of the audit log, newest first.
@@ -40,8 +40,8 @@ type AuditList struct {
 	NextCursor string       `json:"next_cursor,omitempty"` // empty: this is the last page
 }
 
-// Audit lists one page of the audit log: with a platform key the product's rows,
-// with only an admin key, or for a ProductID, any.
+// Audit lists one page of the audit log: the product's rows, with a platform key, or those
+// of any product, with only an admin key or for a ProductID.
 func (c *Client) Audit(ctx context.Context, f AuditFilter) (*AuditList, error) {
 	q := query{}
 	q.text("user_id", f.UserID)
@@ -56,14 +56,14 @@ func (c *Client) Audit(ctx context.Context, f AuditFilter) (*AuditList, error) {
 		k = admin
 	}
 	if c.AdminKey == "" {
-		k = platform // and the service says what is wrong
+		k = platform // and the service returns the error
 	}
 	list := new(AuditList)
 	return list, c.get(ctx, k, withQuery("/audit", url.Values(q)), list)
 }
 
-// AllAudit walks through the rows of all pages from the filter's on, newest
-// first. An error ends the walk.
+// AllAudit iterates over the rows of all pages from the filter's page on, newest first. It
+// ends after an error.
 func (c *Client) AllAudit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, error] {
 	return walk(func(cursor string) ([]AuditEntry, string, error) {
 		if cursor != "" {

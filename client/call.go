@@ -11,26 +11,26 @@ import (
 	"strings"
 )
 
-// maxAnswer bounds what is read of an answer.
+// maxAnswer limits how much of a response is read, in bytes.
 const maxAnswer = 16 << 20
 
 // call is one call of the API.
 type call struct {
 	method, path string
-	user         string // whose engine it is about; empty: it is about none
+	user         string // the user whose engine it concerns; empty: none
 	keys         keys
 	in           any // marshalled as the body; nil: none
-	out          any // the answer is decoded into it; nil: it is not read
-	// repeatable: made twice it does what it does once, so it may be made again
-	// also when nobody knows whether it was done.
+	out          any // the response is decoded into it; nil: the response is not read
+	// repeatable: repeating the call has no further effect, so it may be retried even if it
+	// is unknown whether it was carried out.
 	repeatable bool
 	header     http.Header       // more headers to send
-	answered   func(http.Header) // is given the headers of a 2xx answer
-	accepts    int               // a status besides 2xx whose answer is like theirs
+	answered   func(http.Header) // gets the headers of a 2xx response
+	accepts    int               // a status other than 2xx that is not an error either
 }
 
-// Do makes a call that has no method here, with both keys. An answer that is not
-// 2xx is an [*Error].
+// Do makes a call for which this package has no method, with both keys. A response with a
+// status other than 2xx is an [*Error].
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
 	return c.do(ctx, call{method: method, path: path, keys: bothKeys, in: in, out: out, repeatable: method == http.MethodGet})
 }
@@ -40,7 +40,7 @@ func (c *Client) get(ctx context.Context, k keys, path string, out any) error {
 	return c.do(ctx, call{method: http.MethodGet, path: path, keys: k, out: out, repeatable: true})
 }
 
-// do makes a call, and makes it again as the policy says.
+// do makes a call, and retries it according to the policy.
 func (c *Client) do(ctx context.Context, what call) error {
 	var body []byte
 	if what.in != nil {
@@ -64,7 +64,7 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("read the answer: %w", err)
+		return fmt.Errorf("read the response: %w", err)
 	}
 	if resp.StatusCode/100 != 2 {
 		failed := errorOf(resp, answer)
@@ -75,7 +75,7 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 	if resp.StatusCode == http.StatusAccepted && resp.Header.Get("Preference-Applied") != "" {
 		begun := &UnderWay{new(Engine)}
 		if err := json.Unmarshal(answer, begun.Engine); err != nil {
-			return fmt.Errorf("decode the answer: %w", err)
+			return fmt.Errorf("decode the response: %w", err)
 		}
 		return begun
 	}
@@ -86,7 +86,7 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 		return nil
 	}
 	if err := json.Unmarshal(answer, what.out); err != nil {
-		return fmt.Errorf("decode the answer: %w", err)
+		return fmt.Errorf("decode the response: %w", err)
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Req
 	if what.keys&admin != 0 {
 		set("X-Admin-Key", c.AdminKey)
 	}
-	// No proxy rewrites it, as it may the path: the service compares the two.
+	// Proxies may rewrite the path, but not this header; the service compares the two.
 	set("X-User-Id", url.PathEscape(what.user))
 	if what.user != "" && what.method != http.MethodGet {
 		prefer, _ := ctx.Value(preferAsync{}).(string)
@@ -128,7 +128,7 @@ func (c *Client) request(ctx context.Context, what call, body []byte) (*http.Req
 	return req, nil
 }
 
-// http is the HTTP client, without redirects.
+// http returns the HTTP client, with redirects disabled.
 func (c *Client) http() *http.Client {
 	h := http.DefaultClient
 	if c.HTTP != nil {

@@ -1,11 +1,11 @@
-// Package client calls the service's REST API (docs/openapi.yaml): one method per
-// endpoint, and [Client.Do] for what has none.
+// Package client is a client of the service's REST API (docs/openapi.yaml), with one method
+// per endpoint, and [Client.Do] for all others.
 //
-// An answer that is not 2xx is an [*Error]; compare it by its code:
+// A response with a status other than 2xx is an [*Error]. Compare it by its code:
 //
 //	if errors.Is(err, client.ErrEngineNotFound) { ... }
 //
-// A call is made once, unless [Client.Retry] says otherwise.
+// A call is not retried, unless [Client.Retry] is set.
 package client
 
 import (
@@ -14,23 +14,23 @@ import (
 	"net/url"
 )
 
-// Client calls one service. It is safe for use by several goroutines, as long as
-// its fields do not change.
+// Client calls one service. It is safe for concurrent use as long as its fields do not
+// change.
 type Client struct {
 	BaseURL string // for example http://127.0.0.1:8000
-	// PlatformKey is sent with the calls of products, AdminKey with those of the
-	// admin; an empty one is not sent. Do, which knows no endpoints, sends both.
+	// PlatformKey is sent with calls of products, AdminKey with calls of the admin. An
+	// empty key is not sent. Do sends both.
 	PlatformKey string
 	AdminKey    string
-	// HTTP is http.DefaultClient when nil. Provisions can take as long as the
-	// service's boot timeout: bound calls by their context. Redirects are not
-	// followed, whatever it says: the service has none, and the keys would go along.
+	// HTTP is the HTTP client; nil: http.DefaultClient. Provisions can take as long as the
+	// service's boot timeout, so use contexts to limit calls. Redirects are never followed:
+	// the service has none, and the keys would be sent along.
 	HTTP *http.Client
-	// Retry says which calls are made again; the zero value: none.
+	// Retry sets which calls are retried; the zero value: none.
 	Retry RetryPolicy
 }
 
-// keys says which of the client's keys a call carries.
+// keys selects which of the client's keys a call sends.
 type keys int
 
 const (
@@ -42,9 +42,9 @@ const (
 
 type requestID struct{}
 
-// WithRequestID makes calls send an id as X-Request-Id: the service puts it on
-// its answer and on every log line and audit row that the call causes. It takes
-// ids of 1 to 128 characters A-Z a-z 0-9 . _ : / + = - and replaces others.
+// WithRequestID makes calls send an id as X-Request-Id. The service puts it into its
+// response, and into every log line and audit row of the call. It accepts ids of 1 to 128
+// characters A-Z a-z 0-9 . _ : / + = - and replaces others.
 func WithRequestID(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, requestID{}, id)
 }

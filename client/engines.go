@@ -19,35 +19,35 @@ const (
 	Destroying   = "destroying"
 )
 
-// States are all of them.
+// States lists all states.
 var States = []string{Provisioning, Running, Sleeping, Stopped, Failed, Destroying}
 
-// Engine is an engine as the service tells it. Calls fill what their answer has;
-// what is null or absent there is zero here, and left out when it is marshalled.
+// Engine is an engine as the service returns it. A field that the response does not have is
+// zero here, and is omitted when marshalled.
 type Engine struct {
 	EngineID string `json:"engine_id,omitempty"`
 	UserID   string `json:"user_id,omitempty"`
-	// Status is one of the states; "destroyed" in the answer to Destroy.
+	// Status is one of the states, or "destroyed" in the result of Destroy.
 	Status        string     `json:"status"`
 	URL           string     `json:"url,omitempty"`
 	APIKey        string     `json:"api_key,omitempty"`
 	EngineVersion string     `json:"engine_version,omitempty"` // its image
-	ImageDigest   string     `json:"image_digest,omitempty"`   // what is started, whatever its tag means by now; empty: it is not pinned
+	ImageDigest   string     `json:"image_digest,omitempty"`   // the digest that is started, even if the tag has moved since; empty: not pinned
 	CreatedAt     time.Time  `json:"created_at,omitzero"`
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
-	Reason        string     `json:"reason,omitempty"`     // why it is failed, or runs and cannot serve: a stable word
-	ProductID     string     `json:"product_id,omitempty"` // in answers to the admin alone
+	Reason        string     `json:"reason,omitempty"`     // why the engine failed, or runs but cannot serve: a stable identifier
+	ProductID     string     `json:"product_id,omitempty"` // only in responses to the admin
 
-	Operation     *Operation     `json:"operation,omitempty"`      // of Client.Engine and UnderWay: what is done with it now
-	LastOperation *LastOperation `json:"last_operation,omitempty"` // and what ended last
+	Operation     *Operation     `json:"operation,omitempty"`      // in Client.Engine and UnderWay: the operation in progress
+	LastOperation *LastOperation `json:"last_operation,omitempty"` // the last finished operation
 }
 
-// ChangeOption is more about a change of an engine.
+// ChangeOption is an option of a change of an engine.
 type ChangeOption func(*call)
 
-// IdempotencyKey makes a change the same call as every other with this key and user
-// (and version) within 24 hours: it gets the answer of the first that succeeded. So it
-// may be made again when nobody knows whether it was done.
+// IdempotencyKey makes a change the same call as every other one with this key and user
+// (and version) within 24 hours: it returns the result of the first one that succeeded.
+// Such a change may be retried even if it is unknown whether it was carried out.
 func IdempotencyKey(key string) ChangeOption {
 	return func(c *call) {
 		c.repeatable = true
@@ -55,12 +55,12 @@ func IdempotencyKey(key string) ChangeOption {
 	}
 }
 
-// Provision makes a user an engine and waits until it is usable; an empty
-// version is the default.
+// Provision creates an engine for a user, and waits until it is usable. An empty version
+// means the default.
 func (c *Client) Provision(ctx context.Context, userID, version string, options ...ChangeOption) (*Engine, error) {
 	if !utf8.ValidString(userID) {
-		// It would be sent with replacement characters: another user's.
-		return nil, errors.New("the user_id is not valid UTF-8")
+		// It would be encoded with replacement characters, which name another user.
+		return nil, errors.New("the user_id must be valid UTF-8")
 	}
 	e := new(Engine)
 	what := call{method: http.MethodPost, path: "/engines/provision", user: userID, keys: platform, out: e, in: struct {
@@ -84,19 +84,19 @@ func (c *Client) Engine(ctx context.Context, userID string) (*Engine, error) {
 	return e, c.do(ctx, call{method: http.MethodGet, path: enginePath(userID), user: userID, keys: platform, out: e, repeatable: true})
 }
 
-// Start runs a user's engine and waits until it is usable.
+// Start starts a user's engine, and waits until it is usable.
 func (c *Client) Start(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
 	return e, c.change(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/start", user: userID, keys: platform, out: e}, options)
 }
 
-// Stop ends the process of a user's engine and waits until it is gone.
+// Stop stops a user's engine, and waits until its process has ended.
 func (c *Client) Stop(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
 	return e, c.change(ctx, call{method: http.MethodPost, path: enginePath(userID) + "/stop", user: userID, keys: platform, out: e}, options)
 }
 
-// RotateKey gives a user's engine a new key and returns it.
+// RotateKey replaces the key of a user's engine, and returns the new key.
 func (c *Client) RotateKey(ctx context.Context, userID string, options ...ChangeOption) (string, error) {
 	var answer struct {
 		NewAPIKey string `json:"new_api_key"`
@@ -105,8 +105,8 @@ func (c *Client) RotateKey(ctx context.Context, userID string, options ...Change
 	return answer.NewAPIKey, err
 }
 
-// KeepAwake keeps a user's running engine from being put to sleep for a while,
-// 1 second to 1 hour, and returns until when. Parts of a second are rounded up.
+// KeepAwake prevents a user's running engine from being put to sleep for 1 second to 1
+// hour, and returns until when. Fractions of a second are rounded up.
 func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) (time.Time, error) {
 	var answer struct {
 		Until time.Time `json:"keep_awake_until"`
@@ -120,7 +120,7 @@ func (c *Client) KeepAwake(ctx context.Context, userID string, d time.Duration) 
 	return answer.Until, err
 }
 
-// Destroy removes a user's engine with its brain and key.
+// Destroy destroys a user's engine, with its brain and key.
 func (c *Client) Destroy(ctx context.Context, userID string, options ...ChangeOption) (*Engine, error) {
 	e := new(Engine)
 	return e, c.change(ctx, call{method: http.MethodDelete, path: enginePath(userID), user: userID, keys: platform, out: e}, options)

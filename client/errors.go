@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Code is what an error of the service is told by. As an error it matches, with
-// errors.Is, every [*Error] that carries it.
+// Code identifies an error of the service. With errors.Is it matches every [*Error] that
+// has this code.
 type Code string
 
 func (c Code) Error() string { return string(c) }
@@ -53,19 +53,19 @@ const (
 	ErrRecordUnreadable     Code = "RECORD_UNREADABLE"
 )
 
-// Error is an answer that is not 2xx.
+// Error is a response with a status other than 2xx.
 type Error struct {
 	Status     int
-	Code       Code // empty: the answer is not the service's, but for example a proxy's
+	Code       Code // empty: the response is not from the service, but for example from a proxy
 	Message    string
 	RequestID  string
-	RetryAfter time.Duration // zero: the answer named none
-	Rate       *Rate         // of an admit of a product that has a rate limit
+	RetryAfter time.Duration // zero: the response has none
+	Rate       *Rate         // of an admit, if the product has a rate limit
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%s (%d): %s", e.Code, e.Status, e.Message) }
 
-// Is says whether target is the error's code.
+// Is reports whether target is the error's code.
 func (e *Error) Is(target error) bool {
 	code, ok := target.(Code)
 	return ok && code == e.Code && code != ""
@@ -79,7 +79,7 @@ func errorOf(resp *http.Response, answer []byte) *Error {
 			RequestID string `json:"request_id"`
 		} `json:"error"`
 	}
-	_ = json.Unmarshal(answer, &body) // not ours: then the status must do
+	_ = json.Unmarshal(answer, &body) // if it is not JSON of the service, only the status is known
 	e := &Error{
 		Status: resp.StatusCode, Code: body.Error.Code, Message: body.Error.Message,
 		RequestID: body.Error.RequestID, Rate: rateOf(resp.Header),

@@ -9,21 +9,20 @@ import (
 	"time"
 )
 
-// EngineFilter says which engines are listed, and which page of them; what is
-// zero does not limit them.
+// EngineFilter selects engines, and a page of them. A zero field does not filter.
 type EngineFilter struct {
 	Status string // one of the states
-	Limit  int    // of a page: 1 to 1000; 0: 100
-	Offset int    // how many are left out; not with a cursor
-	Cursor string // NextCursor of the page before
+	Limit  int    // engines per page: 1 to 1000; 0: 100
+	Offset int    // number of engines to skip; not with a cursor
+	Cursor string // NextCursor of the previous page
 }
 
 // EngineList is one page of a product's engines, oldest first, without keys.
 type EngineList struct {
 	Engines    []Engine      `json:"engines"`
-	Total      int           `json:"total"`                 // how many match in all
+	Total      int           `json:"total"`                 // number of all matching engines
 	NextCursor string        `json:"next_cursor,omitempty"` // empty: this is the last page
-	Age        time.Duration `json:"-"`                     // of the view it was read from
+	Age        time.Duration `json:"-"`                     // age of the view that the list was read from
 }
 
 // Engines lists one page of the product's engines.
@@ -40,8 +39,8 @@ func (c *Client) Engines(ctx context.Context, f EngineFilter) (*EngineList, erro
 	})
 }
 
-// AllEngines walks through the engines of all pages from the filter's on. An
-// error ends the walk.
+// AllEngines iterates over the engines of all pages from the filter's page on. It ends
+// after an error.
 func (c *Client) AllEngines(ctx context.Context, f EngineFilter) iter.Seq2[Engine, error] {
 	return walk(func(cursor string) ([]Engine, string, error) {
 		if cursor != "" {
@@ -52,8 +51,8 @@ func (c *Client) AllEngines(ctx context.Context, f EngineFilter) iter.Seq2[Engin
 	})
 }
 
-// walk yields the items of page after page; page is given the cursor of the one
-// before, "" for the first.
+// walk iterates over the items of all pages. page gets the cursor that the previous page
+// returned; "" for the first page.
 func walk[T any](page func(cursor string) (items []T, next string, err error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for cursor := ""; ; {
@@ -76,46 +75,46 @@ func walk[T any](page func(cursor string) (items []T, next string, err error)) i
 	}
 }
 
-// FleetStatus is a product's engines in numbers, or those of all.
+// FleetStatus counts a product's engines, or all engines.
 type FleetStatus struct {
 	Total          int            `json:"total"`
 	ByStatus       map[string]int `json:"by_status"`       // of all six states
 	Health         string         `json:"health"`          // ok, degraded or critical
 	UnhealthyCount int            `json:"unhealthy_count"` // failed engines, and running ones whose check fails
 	Registry       string         `json:"registry"`        // ok or recovering
-	Age            time.Duration  `json:"-"`               // of the view it was read from
+	Age            time.Duration  `json:"-"`               // age of the view that the counts were read from
 
-	// What the admin is told beside, of all products together.
-	Quarantined int `json:"quarantined"`  // engines that wait for the admin's decision
+	// The fields below are set only for the admin, for all products together.
+	Quarantined int `json:"quarantined"`  // engines that wait for an admin's decision
 	KeysMissing int `json:"keys_missing"` // engines whose key Vault does not have
 	// Unreadable counts the records of the registry that cannot be read.
 	Unreadable         Unreadable `json:"unreadable,omitzero"`
-	UnreachableVolumes int        `json:"unreachable_volumes"` // destroyed engines whose node is silent
+	UnreachableVolumes int        `json:"unreachable_volumes"` // volumes of destroyed engines that could not be deleted yet
 	PooledVolumes      int        `json:"pooled_volumes"`      // ready, empty host volumes
-	WarmEngines        int        `json:"warm_engines"`        // engines that wait for a user
-	// WarmPools are those engines by kind; nil: not known yet.
+	WarmEngines        int        `json:"warm_engines"`        // engines without a user
+	// WarmPools are the warm engines by kind; nil: not known yet.
 	WarmPools []WarmPool `json:"warm_pools,omitzero"`
 }
 
-// Unreadable counts the records of the registry that are damaged, or that a newer version
-// of the service wrote.
+// Unreadable counts the records of the registry that are damaged or were written by a newer
+// version of the service.
 type Unreadable struct {
 	Engines  int `json:"engines"`
 	Products int `json:"products"`
 	Other    int `json:"other"` // unreachable volumes and entries of the volume pool
 }
 
-// WarmPool is how the warm engines of one kind stand.
+// WarmPool is the state of the warm engines of one kind.
 type WarmPool struct {
 	Fingerprint string    `json:"fingerprint"`
 	Image       string    `json:"image"`
 	CPUMHz      int       `json:"cpu_mhz"`
 	MemoryMB    int       `json:"memory_mb"`
-	NodePool    string    `json:"node_pool,omitempty"` // empty: the default one
+	NodePool    string    `json:"node_pool,omitempty"` // empty: the default node pool
 	Wanted      int       `json:"wanted"`
 	Ready       int       `json:"ready"`
 	Making      int       `json:"making"`
-	Error       string    `json:"error,omitempty"` // why none are made until RetryAt
+	Error       string    `json:"error,omitempty"` // why no engine is created before RetryAt
 	RetryAt     time.Time `json:"retry_at,omitzero"`
 }
 
@@ -133,7 +132,7 @@ func (c *Client) status(ctx context.Context, k keys) (*FleetStatus, error) {
 	})
 }
 
-// Metrics are a product's figures of the last hour and of its lifetime.
+// Metrics are a product's figures of the last hour and since its registration.
 type Metrics struct {
 	Provisions1h    int     `json:"provisions_1h"`
 	Crashes1h       int     `json:"crashes_1h"`

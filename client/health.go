@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// Health is how a replica and all that it needs are.
+// Health is the state of a replica and of its dependencies.
 type Health struct {
 	Status     string            `json:"status"`     // ok or degraded
 	Role       string            `json:"role"`       // leader, follower, or none without a session
@@ -13,7 +13,7 @@ type Health struct {
 	Subsystems map[string]string `json:"subsystems"` // nomad, consul, vault, audit: ok, unavailable or refused
 }
 
-// Health asks how a replica is. Degraded is an answer and no error.
+// Health reads the state of a replica. A degraded replica is not an error.
 func (c *Client) Health(ctx context.Context) (*Health, error) {
 	h := new(Health)
 	return h, c.do(ctx, call{method: http.MethodGet, path: "/health", out: h, accepts: http.StatusServiceUnavailable, repeatable: true})
@@ -22,5 +22,5 @@ func (c *Client) Health(ctx context.Context) (*Health, error) {
 // Live returns nil when the process serves.
 func (c *Client) Live(ctx context.Context) error { return c.get(ctx, noKey, "/live", nil) }
 
-// Ready returns nil when the replica can answer admits of running engines.
+// Ready returns nil if the replica can admit users to running engines.
 func (c *Client) Ready(ctx context.Context) error { return c.get(ctx, noKey, "/ready", nil) }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Policy is what a product may do. An absent field means no limit or the
+// Policy contains a product's limits and settings. An absent field means no limit or the
 // service's default; a limit of 0 allows nothing.
 type Policy struct {
 	MaxEngines    *int     `json:"max_engines,omitempty"`
@@ -21,18 +21,18 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"` // stop or pause
-	// KeyProofPath is a path of the product's engines that needs a key.
+	// KeyProofPath is a path of the product's engines that requires the key.
 	KeyProofPath string `json:"key_proof_path,omitempty"`
 }
 
-// Registered is a product as its registration tells it, this once with its key.
+// Registered is a new product. Its key is returned only this once.
 type Registered struct {
 	ProductID      string `json:"product_id"`
 	Slug           string `json:"slug"`
 	PlatformAPIKey string `json:"platform_api_key"`
 }
 
-// Product is a product as the admin sees it.
+// Product is a product as an admin sees it.
 type Product struct {
 	ProductID   string    `json:"product_id"`
 	Slug        string    `json:"slug"`
@@ -49,7 +49,7 @@ type ProductList struct {
 	Unreadable []string  `json:"unreadable"` // ids of products whose record cannot be read
 }
 
-// RegisterProduct makes a product; a nil policy has no limits.
+// RegisterProduct registers a product. A nil policy has no limits.
 func (c *Client) RegisterProduct(ctx context.Context, slug, displayName string, policy *Policy) (*Registered, error) {
 	p := new(Registered)
 	return p, c.do(ctx, call{method: http.MethodPost, path: "/products/register", keys: admin, out: p, in: struct {
@@ -81,14 +81,15 @@ func (c *Client) taggedProduct(ctx context.Context, productID string) (p *Produc
 	return p, tag, err
 }
 
-// SetPolicy replaces a product's policy, whatever it is; it holds from the next request on.
+// SetPolicy replaces a product's policy without a check for concurrent changes. It is
+// effective from the next request on.
 func (c *Client) SetPolicy(ctx context.Context, productID string, policy Policy) (*Policy, error) {
 	return c.setPolicy(ctx, productID, policy, nil)
 }
 
-// ChangePolicy replaces a product's policy by what change makes of the present one. Where
-// somebody else changes it meanwhile, it is read and changed again, up to ten times; then
-// the error is [ErrPolicyChanged].
+// ChangePolicy replaces a product's policy with the result of change. If the policy is
+// changed concurrently, it is read and changed again, up to ten times; then the error is
+// [ErrPolicyChanged].
 func (c *Client) ChangePolicy(ctx context.Context, productID string, change func(Policy) Policy) (policy *Policy, err error) {
 	for range 10 {
 		p, tag, rerr := c.taggedProduct(ctx, productID)
@@ -114,9 +115,9 @@ func (c *Client) setPolicy(ctx context.Context, productID string, policy Policy,
 	return &answer.Policy, err
 }
 
-// RotatePlatformKey gives a product a new platform key and returns it. The old
-// one works on for a while, up to a day; without an overlap it, and all earlier
-// ones, end at once. Parts of a second are rounded up.
+// RotatePlatformKey replaces a product's platform key, and returns the new one. The old key
+// stays valid for the overlap, at most a day. Without an overlap, the old key and all
+// earlier ones become invalid at once. Fractions of a second are rounded up.
 func (c *Client) RotatePlatformKey(ctx context.Context, productID string, overlap time.Duration) (string, error) {
 	var answer struct {
 		PlatformAPIKey string `json:"platform_api_key"`

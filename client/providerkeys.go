@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// Rollout is how far new provider keys have come: "none", "rolling", "halted" or
+// Rollout is the progress of a rollout of provider keys: "none", "rolling", "halted" or
 // "done".
 type Rollout struct {
 	Status        string `json:"status"`
@@ -15,14 +15,15 @@ type Rollout struct {
 	Failed        int    `json:"failed"`
 }
 
-// ApplyProviderKeys has running engines restarted, a few at a time, until all
-// have the newest provider keys, as the admin; it does not wait for that.
+// ApplyProviderKeys starts a rollout that restarts running engines, a few concurrently,
+// until all have the newest provider keys. It does not wait for the end. It is for the
+// admin.
 func (c *Client) ApplyProviderKeys(ctx context.Context) (*Rollout, error) {
 	r := new(Rollout)
 	return r, c.do(ctx, call{method: http.MethodPost, path: "/provider-keys/apply", keys: admin, out: r, repeatable: true})
 }
 
-// ProviderKeys reads how far the last rollout has come, as the admin.
+// ProviderKeys reads the progress of the last rollout. It is for the admin.
 func (c *Client) ProviderKeys(ctx context.Context) (*Rollout, error) {
 	r := new(Rollout)
 	return r, c.get(ctx, admin, "/provider-keys", r)

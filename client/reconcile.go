@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// Action is one act of a reconcile pass.
+// Action is one action of a reconcile pass.
 type Action struct {
 	Subject   string `json:"subject"`
 	EngineID  string `json:"engine_id"`
@@ -15,20 +15,20 @@ type Action struct {
 	Why       string `json:"why"`
 }
 
-// Plan is what a reconcile pass would do now. Incomplete names the lists that
-// the service could not read: a pass would remove nothing then.
+// Plan is what a reconcile pass would do now. Incomplete names the lists that the service
+// could not read; without all lists, a pass removes nothing.
 type Plan struct {
 	Actions    []Action `json:"actions"`
 	Incomplete []string `json:"incomplete"`
 }
 
-// PlanReconcile asks what a reconcile pass would do now, as the admin.
+// PlanReconcile reads what a reconcile pass would do now. It is for the admin.
 func (c *Client) PlanReconcile(ctx context.Context) (*Plan, error) {
 	p := new(Plan)
 	return p, c.get(ctx, admin, "/reconcile", p)
 }
 
-// Reconcile asks for a pass at once, as the admin; it does not wait for it.
+// Reconcile requests a pass now, and does not wait for it. It is for the admin.
 func (c *Client) Reconcile(ctx context.Context) error {
 	return c.do(ctx, call{method: http.MethodPost, path: "/reconcile", keys: admin, repeatable: true})
 }

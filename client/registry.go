@@ -6,32 +6,32 @@ import (
 	"time"
 )
 
-// What the service says of its registry: [RegistryStatus.State], [Health.Registry]
-// and [FleetStatus.Registry].
+// States of the registry: [RegistryStatus.State], [Health.Registry] and
+// [FleetStatus.Registry].
 const (
 	RegistryOK         = "ok"
 	RegistryRecovering = "recovering" // changes wait or fail with ErrRegistryRecovering
 )
 
-// What the service says of the keys in Vault: [RegistryStatus.Keys].
+// States of the keys in Vault: [RegistryStatus.Keys].
 const (
 	KeysOK   = "ok"
-	KeysLost = "lost" // Vault went back in time: Rekey gives engines new ones
+	KeysLost = "lost" // Vault went back in time; Rekey gives engines new keys
 )
 
-// RegistryStatus is how the service's registry stands.
+// RegistryStatus is the state of the service's registry.
 type RegistryStatus struct {
 	DeploymentID string    `json:"deployment_id"`
 	RegistryID   string    `json:"registry_id"`
-	Epoch        int       `json:"epoch"` // raised by each leader
+	Epoch        int       `json:"epoch"` // incremented by each leader
 	State        string    `json:"state"` // ok or recovering
 	Why          string    `json:"why,omitempty"`
 	Since        time.Time `json:"since,omitzero"`
 	Keys         string    `json:"keys"` // ok or lost
-	// KeysLostSince is when it was seen that Vault had gone back in time.
+	// KeysLostSince is when the service noticed that Vault went back in time.
 	KeysLostSince time.Time `json:"keys_lost_since,omitzero"`
 	KeysMissing   int       `json:"keys_missing"` // engines whose key Vault does not have
-	Quarantined   int       `json:"quarantined"`  // engines that wait for the admin's decision
+	Quarantined   int       `json:"quarantined"`  // engines that wait for an admin's decision
 	LastRecovery  *Recovery `json:"last_recovery,omitempty"`
 }
 
@@ -41,19 +41,19 @@ type Recovery struct {
 	BeganAt   time.Time `json:"began_at"`
 	EndedAt   time.Time `json:"ended_at"`
 	Rebuilt   int       `json:"rebuilt"`   // rows that were missing
-	Corrected int       `json:"corrected"` // rows that said something older
-	Missing   int       `json:"missing"`   // rows whose engine is gone
+	Corrected int       `json:"corrected"` // rows that were outdated
+	Missing   int       `json:"missing"`   // rows whose engine no longer exists
 	Products  int       `json:"products"`
-	Pooled    int       `json:"pooled"` // pooled volumes that were handed out since
+	Pooled    int       `json:"pooled"` // pooled volumes that had been used meanwhile
 }
 
-// Registry reads how the registry stands, as the admin.
+// Registry reads the state of the registry. It is for the admin.
 func (c *Client) Registry(ctx context.Context) (*RegistryStatus, error) {
 	r := new(RegistryStatus)
 	return r, c.get(ctx, admin, "/registry", r)
 }
 
-// PlanRecovery asks what a recovery of the registry would do now, as the admin.
+// PlanRecovery reads what a recovery of the registry would do now. It is for the admin.
 func (c *Client) PlanRecovery(ctx context.Context) ([]Action, error) {
 	var answer struct {
 		Actions []Action `json:"actions"`
@@ -62,23 +62,23 @@ func (c *Client) PlanRecovery(ctx context.Context) ([]Action, error) {
 	return answer.Actions, err
 }
 
-// RecoverRegistry asks for a recovery of the registry, as the admin; it does not wait
-// for it. Changes of engines wait meanwhile.
+// RecoverRegistry requests a recovery of the registry, and does not wait for it. Changes of
+// engines wait meanwhile. It is for the admin.
 func (c *Client) RecoverRegistry(ctx context.Context) error {
 	return c.do(ctx, call{method: http.MethodPost, path: "/registry/recover", keys: admin, repeatable: true})
 }
 
-// Rekeyed is what a call of Rekey did.
+// Rekeyed is the result of Rekey.
 type Rekeyed struct {
-	Rekeyed int `json:"rekeyed"`  // engines that have a new key and take it
-	AtStart int `json:"at_start"` // engines that get one with their next start
-	Failed  int `json:"failed"`   // engines that did not confirm theirs
-	Left    int `json:"left"`     // engines that the next call has to do
+	Rekeyed int `json:"rekeyed"`  // engines that have and accept a new key
+	AtStart int `json:"at_start"` // engines that get a new key at their next start
+	Failed  int `json:"failed"`   // engines that did not confirm their new key
+	Left    int `json:"left"`     // engines left for the next call
 }
 
-// Rekey gives running engines whose key Vault has lost a new one, for about 20
-// seconds, as the admin: call it again while there are some left. Products get the new
-// keys by Admit.
+// Rekey gives new keys to running engines whose key Vault has lost, for about 20 seconds.
+// Call it again while some are left. Products get the new keys from Admit. It is for the
+// admin.
 func (c *Client) Rekey(ctx context.Context) (*Rekeyed, error) {
 	r := new(Rekeyed)
 	return r, c.do(ctx, call{method: http.MethodPost, path: "/registry/rekey", keys: admin, out: r, repeatable: true})

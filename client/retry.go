@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// RetryPolicy says how often a call is made, and how long is waited in between.
+// RetryPolicy sets how often a call is made, and the wait in between.
 //
-// Made again are calls that the service answered with 503 or 429, which means
-// that the same call may succeed later; and calls for which no connection could
-// be made, since nothing was sent. A call of which nobody knows whether it was
-// done (the connection broke, or a proxy answered 503 or 429) is made again only
-// if it can do no harm: reads, admits, keep-awakes, policies, and changes of
-// engines with an [IdempotencyKey]. All else is returned at once, and so is an error that asks
-// for a longer wait than MaxWait or than the context has left.
+// Calls are retried that the service answered with 503 or 429, which means that the same
+// call may succeed later, and calls that found no connection, so that nothing was sent. If
+// it is unknown whether a call was carried out (the connection broke, or a proxy returned
+// 503 or 429), it is retried only if that is harmless: reads, admits, keep-awakes,
+// policies, and changes of engines with an [IdempotencyKey]. All other errors are returned
+// at once, as are errors that require a longer wait than MaxWait or than the context
+// allows.
 type RetryPolicy struct {
-	// Attempts is how often a call is made in all; 0 and 1: once.
+	// Attempts is the maximum number of attempts; 0 and 1: one.
 	Attempts int
-	// MinWait is the wait after the first attempt; it doubles with each, up to
-	// MaxWait, and a random part of up to a half is taken off. A longer
-	// Retry-After of the service is waited for. 0: 100 ms, and 30 s.
+	// MinWait is the wait after the first attempt. It doubles with each attempt up to
+	// MaxWait, and is shortened by a random part of up to a half. A longer Retry-After of
+	// the service takes precedence. 0: 100 ms for MinWait, 30 s for MaxWait.
 	MinWait, MaxWait time.Duration
 }
 
@@ -34,8 +34,8 @@ const (
 	defaultMaxWait = 30 * time.Second
 )
 
-// run calls do until it succeeds, fails for good, or may not be called again. It
-// returns the last error, with the context's cause if that ended the waiting.
+// run calls do until it succeeds, fails permanently, or may not be retried. It returns the
+// last error, with the context's cause if that ended the wait.
 func (p RetryPolicy) run(ctx context.Context, repeatable bool, do func() error) error {
 	wait, most := p.MinWait, p.MaxWait
 	if wait <= 0 {
@@ -68,11 +68,11 @@ func (p RetryPolicy) run(ctx context.Context, repeatable bool, do func() error) 
 	}
 }
 
-// jittered is a random time from half of d to d, so that callers that failed
-// together do not come back together.
+// jittered returns a random time from half of d to d, so that callers that failed together
+// do not retry together.
 func jittered(d time.Duration) time.Duration { return d - rand.N(d/2+1) }
 
-// again says whether the call that failed with err may be made again.
+// again reports whether a call that failed with err may be retried.
 func again(err error, repeatable bool) bool {
 	var answered *Error
 	if errors.As(err, &answered) {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// UnreachableVolume is what is left of a destroyed engine: its node is silent, or Nomad does not
-// know its volume any more.
+// UnreachableVolume is the volume of a destroyed engine that could not be deleted yet: its
+// node does not respond, or Nomad no longer knows the volume.
 type UnreachableVolume struct {
 	EngineID   string     `json:"engine_id"`
 	ProductID  string     `json:"product_id"`
@@ -17,9 +17,9 @@ type UnreachableVolume struct {
 	NodeName   string     `json:"node_name"`
 	NodeSilent bool       `json:"node_silent"`
 	VolumeID   string     `json:"volume_id"`
-	VolumePath string     `json:"volume_path"` // on the node; empty where that is not known
+	VolumePath string     `json:"volume_path"` // on the node; empty if unknown
 	Since      *time.Time `json:"since"`
-	Why        string     `json:"why"` // what keeps the volume there; empty: that is not known
+	Why        string     `json:"why"` // why the volume cannot be deleted; empty if unknown
 }
 
 // UnreachableVolumeList is all unreachable volumes.
@@ -28,13 +28,14 @@ type UnreachableVolumeList struct {
 	Total              int                 `json:"total"`
 }
 
-// UnreachableVolumes lists them all, as the admin.
+// UnreachableVolumes lists all unreachable volumes. It is for the admin.
 func (c *Client) UnreachableVolumes(ctx context.Context) (*UnreachableVolumeList, error) {
 	list := new(UnreachableVolumeList)
 	return list, c.get(ctx, admin, "/unreachable-volumes", list)
 }
 
-// ForgetVolume forgets the unreachable volume of an engine for good, as the admin.
+// ForgetVolume permanently forgets the unreachable volume of an engine. It is for the
+// admin.
 func (c *Client) ForgetVolume(ctx context.Context, engineID string) error {
 	return c.do(ctx, call{method: http.MethodDelete, path: "/unreachable-volumes/" + url.PathEscape(engineID), keys: admin})
 }

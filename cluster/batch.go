@@ -9,25 +9,25 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// Batch is a shell script that the service runs once on a node, as the node's agent
-// runs tasks of raw_exec. Nomad interpolates ${...} in script and environment.
+// Batch is a shell script that runs once on a node, as a raw_exec task of the node's Nomad
+// agent. Nomad interpolates ${...} in script and environment.
 type Batch struct {
 	Name, NodeID, NodePool string
 	Script                 string
 	Env                    map[string]string
-	// Volume is a host volume that the script claims as its only writer; empty: none.
+	// Volume is a host volume that the script mounts as its only writer; empty: none.
 	Volume string
 }
 
-// ErrBatchFailed says that the script ended with another exit code than 0, or could not run.
+// ErrBatchFailed: the script ended with an exit code other than 0, or could not run.
 var ErrBatchFailed = errors.New("cluster: the batch job failed")
 
-// batchPoll is how often a batch job is looked at.
+// batchPoll is the interval at which a batch job is polled.
 const batchPoll = 250 * time.Millisecond
 
-// RunBatch runs a script and waits until it has ended. A job of the name that has
-// ended well already is not run again; Purge has Nomad forget it. ErrBatchFailed; the
-// context's error when the node does not run it in time.
+// RunBatch runs a script and waits for its end. If a job of this name has already
+// succeeded, the script does not run again; Purge removes such a job. RunBatch returns
+// ErrBatchFailed, or the context's error if the script has not ended in time.
 func (c *Cluster) RunBatch(ctx context.Context, b Batch) error {
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	_, _, err := c.client.Jobs().RegisterOpts(b.job(c.namespace), &api.RegisterOptions{EvalPriority: evalPriority}, c.write(limited))

@@ -1,6 +1,5 @@
-// Package cluster is the service's way to Nomad: what it does there (jobs, host
-// volumes, variables) and an in-memory view of nodes and allocations, fed by
-// one event stream.
+// Package cluster is the adapter to Nomad: jobs, host volumes, variables, and an in-memory
+// view of nodes and allocations that one event stream feeds.
 package cluster
 
 import (
@@ -21,59 +20,59 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// Errors that callers branch on.
+// Errors that callers distinguish.
 var (
-	// ErrNotFound: Nomad has no such thing.
+	// ErrNotFound: Nomad has no such object.
 	ErrNotFound = errors.New("cluster: not found")
-	// ErrConflict: somebody else changed the job or variable since it was read.
-	ErrConflict = errors.New("cluster: changed by somebody else")
-	// ErrInUse: a volume that an allocation still uses.
+	// ErrConflict: another writer has changed the job or variable since it was read.
+	ErrConflict = errors.New("cluster: changed by another writer")
+	// ErrInUse: an allocation still uses the volume.
 	ErrInUse = errors.New("cluster: in use")
-	// ErrNoDirectory: the directory of a volume is not on its node.
+	// ErrNoDirectory: the volume's directory does not exist on its node.
 	ErrNoDirectory = errors.New("cluster: no such directory on the node")
-	// ErrUnavailable: Nomad cannot be reached or has no leader; whether a change
-	// was made is not known.
+	// ErrUnavailable: Nomad cannot be reached or has no leader. It is unknown whether a
+	// change was made.
 	ErrUnavailable = errors.New("cluster: nomad unavailable")
-	// ErrRejected: Nomad refused what was asked; the same again will be refused
-	// again.
-	ErrRejected = errors.New("cluster: nomad rejected it")
+	// ErrRejected: Nomad refused the request. A retry of the same request will fail too.
+	ErrRejected = errors.New("cluster: nomad rejected the request")
 )
 
-// PluginError is what a node's volume plugin, or Nomad of it, said when a volume was not
-// made, changed or deleted.
+// PluginError is the message of a node's volume plugin, or of Nomad about the plugin, when
+// a volume could not be created, changed or deleted.
 type PluginError struct{ Said string }
 
 func (e *PluginError) Error() string { return "cluster: volume plugin: " + e.Said }
 
-// pluginFailed matches the errors of Nomad's client (client/hostvolumemanager).
+// pluginFailed matches the errors of Nomad's client about volume plugins
+// (client/hostvolumemanager).
 var pluginFailed = regexp.MustCompile(`(?s)with plugin "[^"]*": (?:original error: )?(?:exit status \d+: )?(.*)|(?:no such plugin|plugin not executable): ".*`)
 
-// callTimeout bounds one call to Nomad.
+// callTimeout limits the duration of one call to Nomad.
 const callTimeout = 10 * time.Second
 
-// Cluster talks to one Nomad region and namespace.
+// Cluster is a client of one Nomad region and namespace.
 type Cluster struct {
 	client    *api.Client
 	namespace string
-	// volumePlugin is the plugin of Nomad's that makes volumes.
+	// volumePlugin is the name of the Nomad plugin that creates volumes.
 	volumePlugin string
 	log          hclog.Logger
-	pageSize     int32         // tests make it small
-	silence      time.Duration // streamSilence; tests make it short
+	pageSize     int32         // items per page; tests reduce it
+	silence      time.Duration // streamSilence; tests shorten it
 
 	mu      sync.Mutex
 	view    view
 	watches map[string]map[*Watch]struct{} // by job
-	synced  chan struct{}                  // closed when the view was filled first
-	fresh   time.Time                      // when the feed last said something
-	live    bool                           // the stream is open and the view complete
+	synced  chan struct{}                  // closed when the view was filled for the first time
+	fresh   time.Time                      // time of the last message from Nomad
+	live    bool                           // whether the stream is open and the view complete
 }
 
-// Mkdir is the volume plugin that is built into Nomad: every node has it, and it sets no
+// Mkdir is the volume plugin that is built into Nomad. Every node has it; it sets no
 // quotas.
 const Mkdir = "mkdir"
 
-// New returns a cluster whose view is empty until Run has filled it.
+// New returns a Cluster. Its view is empty until Run has filled it.
 func New(client *api.Client, namespace, volumePlugin string, log hclog.Logger) *Cluster {
 	return &Cluster{
 		client: client, namespace: namespace, volumePlugin: volumePlugin, log: log, pageSize: pageSize,
@@ -81,10 +80,10 @@ func New(client *api.Client, namespace, volumePlugin string, log hclog.Logger) *
 	}
 }
 
-// SetsQuotas says whether volumes can be limited.
+// SetsQuotas reports whether the volume plugin can limit the size of volumes.
 func (c *Cluster) SetsQuotas() bool { return c.volumePlugin != Mkdir }
 
-// Client is the underlying Nomad client.
+// Client returns the underlying Nomad client.
 func (c *Cluster) Client() *api.Client { return c.client }
 
 func (c *Cluster) read(ctx context.Context) *api.QueryOptions {
@@ -95,8 +94,8 @@ func (c *Cluster) write(ctx context.Context) *api.WriteOptions {
 	return (&api.WriteOptions{Namespace: c.namespace}).WithContext(ctx)
 }
 
-// Ping asks Nomad for a leader, and for the jobs of the service's namespace with the
-// service's own token. ErrRejected: it may not list them.
+// Ping checks that Nomad has a leader, and that the service's token may list jobs in its
+// namespace. ErrRejected: it may not.
 func (c *Cluster) Ping(ctx context.Context) error {
 	var leader string
 	if _, err := c.client.Raw().Query("/v1/status/leader", &leader, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
@@ -111,7 +110,7 @@ func (c *Cluster) Ping(ctx context.Context) error {
 	return classify(err)
 }
 
-// Job reads an engine's job. ErrNotFound: there is none.
+// Job reads an engine's job. ErrNotFound: there is no such job.
 func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -119,8 +118,8 @@ func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 	return job, classify(err)
 }
 
-// ReadNode asks Nomad itself for a node, without what is free on it. ErrNotFound:
-// it does not know the node.
+// ReadNode reads a node from Nomad itself, without its free resources. ErrNotFound: Nomad
+// does not know the node.
 func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -143,7 +142,7 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 	return node, nil
 }
 
-// Evaluate has Nomad look anew for a place for a job's processes.
+// Evaluate makes Nomad try again to place a job's processes.
 func (c *Cluster) Evaluate(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -151,7 +150,7 @@ func (c *Cluster) Evaluate(ctx context.Context, id string) error {
 	return classify(err)
 }
 
-// Purge stops a job and forgets it. A job that is not there is purged.
+// Purge stops a job and removes it from Nomad. It succeeds if there is no such job.
 func (c *Cluster) Purge(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -162,13 +161,15 @@ func (c *Cluster) Purge(ctx context.Context, id string) error {
 	return err
 }
 
-// ScaleToZero sets the count of a job to 0, so that its process is stopped, and
-// marks the job as mark's and at rest as rest; a job that is all of it already is
-// left alone. before is
-// called between the reading of the job and the writing of what was read: when
-// it says that the caller may still act, nothing that is done to the job after
-// that is undone. It returns the index of the job as it is then. ErrNotFound:
-// there is no such job. ErrConflict: somebody changed the job meanwhile.
+// ScaleToZero sets the count of a job to 0, so that its process is stopped, and writes mark
+// and rest into its meta, unless they are empty. If nothing would change, it writes
+// nothing. It returns the job's index.
+//
+// It calls before between reading and writing the job, and writes only if before returns
+// nil. The write is a check-and-set at the index that was read, so it overwrites no change
+// that was made after that.
+//
+// ErrNotFound: there is no such job. ErrConflict: another writer changed the job meanwhile.
 func (c *Cluster) ScaleToZero(ctx context.Context, id, mark, rest string, before func() error) (uint64, error) {
 	job, err := c.Job(ctx, id)
 	if err != nil {
@@ -196,29 +197,29 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id, mark, rest string, before
 	return c.Register(ctx, job, *job.JobModifyIndex)
 }
 
-// signalTimeout bounds a signal, which goes through the servers to a node that may
-// be away.
+// signalTimeout limits a signal, which Nomad's servers forward to a node that may be
+// unreachable.
 const signalTimeout = 3 * time.Second
 
-// Signal sends a signal ("SIGCONT") to the process of an allocation. An error says
-// that its node did not confirm it: whether it was sent is not known.
+// Signal sends a signal, such as "SIGCONT", to the process of an allocation. After an error
+// it is unknown whether the signal was sent, because the node did not confirm it.
 func (c *Cluster) Signal(ctx context.Context, allocID, signal string) error {
 	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
 	defer cancel()
 	return classify(c.client.Allocations().Signal(&api.Allocation{ID: allocID}, c.read(ctx), "", signal))
 }
 
-// hashItem is the item of an engine's Nomad variable that holds the hash of its
-// key; the job file's template reads it.
+// hashItem is the item of an engine's Nomad variable that contains the hash of its key. The
+// job file's template reads it.
 const hashItem = "key_hash"
 
 func variablePath(jobID string) string { return "nomad/jobs/" + jobID }
 
-// witnessItem is the item of the same variable that says whose the engine is.
+// witnessItem is the item of the same variable that names the engine's owner.
 const witnessItem = "engine"
 
-// Witness is what the variable of an engine says of it, beside its row in the
-// registry: what is needed to make the row anew.
+// Witness is the copy of an engine's data in its Nomad variable: what is needed to rebuild
+// its row in the registry.
 type Witness struct {
 	Deployment  string    `json:"deployment"` // the deployment's id
 	EngineID    string    `json:"engine_id"`
@@ -239,16 +240,16 @@ type Witness struct {
 // Variable is an engine's Nomad variable.
 type Variable struct {
 	KeyHash string
-	// Witness is nil where a version of the service wrote the variable that put
-	// none there, or another hand did.
+	// Witness is nil if an earlier version of the service, or somebody else, wrote the
+	// variable without one.
 	Witness *Witness
-	// Index is what a change compares; 0: there is none yet.
+	// Index is the index for check-and-set; 0: there is no variable yet.
 	Index uint64
 }
 
-// PutVariable writes the variable of an engine over the one that was read at
-// v.Index, and notes the new index in v. Its job's process sees only a change of
-// the hash. ErrConflict: it is another one now.
+// PutVariable writes an engine's variable by check-and-set at v.Index, and sets v.Index to
+// the new index. The process of the engine's job sees only changes of the hash.
+// ErrConflict: the variable was changed meanwhile.
 func (c *Cluster) PutVariable(ctx context.Context, jobID string, v *Variable) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -258,7 +259,7 @@ func (c *Cluster) PutVariable(ctx context.Context, jobID string, v *Variable) er
 	if v.Witness != nil {
 		text, err := json.Marshal(v.Witness)
 		if err != nil {
-			return fmt.Errorf("cluster: a witness always marshals: %w", err)
+			return fmt.Errorf("cluster: cannot encode a witness: %w", err)
 		}
 		put.Items[witnessItem] = string(text)
 	}
@@ -270,7 +271,7 @@ func (c *Cluster) PutVariable(ctx context.Context, jobID string, v *Variable) er
 	return nil
 }
 
-// Variable reads the variable of an engine. ErrNotFound: there is none.
+// Variable reads the variable of an engine. ErrNotFound: there is no variable.
 func (c *Cluster) Variable(ctx context.Context, jobID string) (*Variable, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -285,7 +286,7 @@ func (c *Cluster) Variable(ctx context.Context, jobID string) (*Variable, error)
 	return v, nil
 }
 
-// DeleteVariable removes the variable of an engine, if it is there.
+// DeleteVariable deletes the variable of an engine, if it exists.
 func (c *Cluster) DeleteVariable(ctx context.Context, jobID string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -296,7 +297,7 @@ func (c *Cluster) DeleteVariable(ctx context.Context, jobID string) error {
 	return err
 }
 
-// classify gives an error of the Nomad client its place among ours.
+// classify wraps an error of the Nomad client in one of this package's errors.
 func classify(err error) error {
 	if err == nil {
 		return nil

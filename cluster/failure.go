@@ -8,21 +8,21 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// Cause is what Nomad's word on a failed process is about.
+// Cause is the kind of failure that Nomad reports of a process.
 type Cause string
 
-// What a process can fail of. Empty: of itself, or Nomad does not say.
+// The causes of a failed process. Empty: the process itself, or Nomad gives no cause.
 const (
-	CauseImage  Cause = "image"         // it cannot be pulled, or has nothing that can be run
-	CauseDriver Cause = "driver"        // the task driver could not start it: its daemon is down, a mount, a port
-	CauseMemory Cause = "out_of_memory" // the kernel killed it at its memory limit
-	// CauseTemplate: its node could not write a file of its secrets, as that of its key's
-	// hash, and ends it for that.
+	CauseImage  Cause = "image"         // it cannot be pulled, or contains nothing that can be run
+	CauseDriver Cause = "driver"        // the task driver could not start the process: its daemon, a mount or a port
+	CauseMemory Cause = "out_of_memory" // the kernel killed the process at its memory limit
+	// CauseTemplate: the node could not write a file of secrets, such as the hash of the
+	// key, and ended the process for that reason.
 	CauseTemplate Cause = "template"
 )
 
-// failure says why a task event means that the process could not start or
-// ended, and what that is about. Stopping on request is no failure.
+// failure returns why a task event means that the process could not start or has ended, and
+// the cause. Stopping on request is no failure.
 func failure(e *api.TaskEvent) (reason string, cause Cause) {
 	switch e.Type {
 	case api.TaskDriverFailure:
@@ -37,7 +37,8 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 		}
 		return cleanReason(e.DisplayMessage), cause
 	case api.TaskKilling:
-		// Nomad's template.go; whatever else it ends a process for is asked for.
+		// In Nomad's template.go; all other reasons for which it ends a process are
+		// requests.
 		if e.Details["fails_task"] == "true" && strings.HasPrefix(e.DisplayMessage, "Template failed") {
 			return cleanReason(e.DisplayMessage), CauseTemplate
 		}
@@ -50,17 +51,17 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 	return "", ""
 }
 
-// outOfMemory says whether the kernel ended a process (SetOOMKilled in Nomad's structs;
-// the docker driver says it in words, too).
+// outOfMemory reports whether the kernel ended a process at its memory limit (SetOOMKilled
+// in Nomad's structs). The docker driver also reports it in its message.
 func outOfMemory(e *api.TaskEvent) bool {
 	return e.Details["oom_killed"] == "true" || strings.Contains(e.DisplayMessage, "OOM Killed")
 }
 
-// pulling is what the docker driver said last of a pull that is under way (pullImage and
-// handleSlowPullProgressReport in its source): it says nothing when it has ended, but then
-// other events follow.
+// pulling returns the docker driver's last message about an image pull in progress
+// (pullImage and handleSlowPullProgressReport in its source). The end of a pull has no
+// message, but other events follow it.
 func pulling(events []*api.TaskEvent) string {
-	for len(events) > 0 && events[len(events)-1].Type == api.TaskKilling { // which it waits for
+	for len(events) > 0 && events[len(events)-1].Type == api.TaskKilling { // the end of the task waits for the pull
 		events = events[:len(events)-1]
 	}
 	if len(events) == 0 {
@@ -74,15 +75,15 @@ func pulling(events []*api.TaskEvent) string {
 }
 
 var (
-	// imageWords are in what the docker driver says of a pull (coordinator.go), and in
-	// what Docker, runc and the kernel say of an executable that is not there or cannot
-	// be run (errno ENOENT, EACCES, ENOEXEC).
+	// imageWords are in the messages of the docker driver about pulls (coordinator.go), and
+	// of Docker, runc and the kernel about an executable that is missing or cannot be run
+	// (errno ENOENT, EACCES, ENOEXEC).
 	imageWords = []string{
 		"pull", "docker auth", "find image", "No such image", "manifest", "executable file not found", "no such file or directory",
 		"not found under path", "permission denied", "exec format error", "no command specified",
 	}
-	// awayWords are in what Nomad and Docker's client say of a daemon or driver that is
-	// not there.
+	// awayWords are in the messages of Nomad and of Docker's client about a daemon or
+	// driver that does not run.
 	awayWords = []string{
 		"Cannot connect to the Docker daemon", "Failed to connect to docker daemon", "error during connect", "docker.sock",
 		"failed to fetch docker daemon info", "driver exited unexpectedly", "failed to create driver", "missing driver",
@@ -104,15 +105,15 @@ var (
 	urlPattern     = regexp.MustCompile(`https?://[^\s"'<>]+`)
 	pathPattern    = regexp.MustCompile(`(/[\w.@+~-]+)+/`)
 	addressPattern = regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b`)
-	// wordPattern finds what may be an IPv6 address, with a zone and a port.
+	// wordPattern matches what may be an IPv6 address, with a zone and a port.
 	wordPattern = regexp.MustCompile(`[\w:.%\[\]]+`)
 )
 
-// maxReason bounds what is passed on of the cluster's own words.
+// maxReason limits the length of a message of Nomad in a response, in characters.
 const maxReason = 300
 
-// cleanReason makes the cluster's words fit for callers: no path of a node, no
-// address, one line. A URL keeps its form, without a user and a query.
+// cleanReason makes Nomad's message fit for callers: on one line, without paths of a node
+// and without addresses. A URL is kept without user and query.
 func cleanReason(s string) string {
 	var b strings.Builder
 	for {
@@ -132,7 +133,7 @@ func cleanReason(s string) string {
 	return s
 }
 
-// cleanURL takes out of a URL what may be a secret.
+// cleanURL removes from a URL what may be a secret.
 func cleanURL(s string) string {
 	scheme, rest, _ := strings.Cut(s, "://")
 	rest, _, _ = strings.Cut(rest, "?")
@@ -146,7 +147,7 @@ func cleanURL(s string) string {
 func hideAddresses(s string) string {
 	s = wordPattern.ReplaceAllStringFunc(s, func(word string) string {
 		bare := strings.TrimRight(word, ":.")
-		if word == bare+"::" { // it ends in one
+		if word == bare+"::" { // it ends in "::"
 			bare = word
 		}
 		if strings.Count(bare, ":") < 2 {

@@ -13,20 +13,20 @@ import (
 )
 
 const (
-	// streamSilence is how long the event stream may say nothing: Nomad sends a
-	// heartbeat every 30 s (NewJsonStream in its nomad/event_endpoint.go); two may
-	// be missed.
+	// streamSilence is the maximum time without a message in the event stream. Nomad sends
+	// a heartbeat every 30 s (NewJsonStream in its nomad/event_endpoint.go); two of them
+	// may be missed.
 	streamSilence = 75 * time.Second
-	// relistEvery bounds how long a missed event can mislead the view: the
-	// stream is a hint, the list is the truth.
+	// relistEvery limits how long the view can be wrong after a missed event. The stream is
+	// a hint; the lists are the truth.
 	relistEvery = 5 * time.Minute
-	// reconnectDelay keeps a Nomad that is away from being called in a hot loop.
+	// reconnectDelay prevents a busy loop while Nomad is unavailable.
 	reconnectDelay = time.Second
 )
 
-// Run keeps the view filled until ctx ends: it opens the event stream, lists
-// nodes and allocations, drops events up to the list, and does it all again
-// whenever the stream breaks, for a gap in it is silent.
+// Run keeps the view filled until ctx ends. It opens the event stream, lists nodes and
+// allocations, drops events that are older than the lists, and starts over whenever the
+// stream breaks, because events lost in between are not reported.
 func (c *Cluster) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := c.follow(ctx)
@@ -37,7 +37,7 @@ func (c *Cluster) Run(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			c.log.Warn("following the cluster's events failed; reading all again", "error", err)
+			c.log.Warn("the event stream failed; reading all nodes and allocations again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -46,18 +46,18 @@ func (c *Cluster) Run(ctx context.Context) {
 	}
 }
 
-// Synced is closed when the view was filled for the first time.
+// Synced returns a channel that is closed when the view was filled for the first time.
 func (c *Cluster) Synced() <-chan struct{} { return c.synced }
 
-// Live says whether the view follows the cluster's events at this moment, as far
-// as it knows: what it shows is a hint either way.
+// Live reports whether the view is following the event stream, as far as it knows. Even
+// then the view is only a hint.
 func (c *Cluster) Live() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.live
 }
 
-// Age is how long ago the feed last heard from Nomad.
+// Age returns how long ago the last message from Nomad arrived.
 func (c *Cluster) Age() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +67,7 @@ func (c *Cluster) Age() time.Duration {
 	return time.Since(c.fresh)
 }
 
-var errSilent = errors.New("the event stream said nothing, not even a heartbeat")
+var errSilent = errors.New("the event stream sent nothing, not even a heartbeat")
 
 // errNoByte: Nomad 1.11 answers a stream that it refuses with 200 and nothing else. It
 // does not close the connection: its Go runtime does, when it next collects garbage
@@ -89,7 +89,7 @@ type event struct {
 	Payload    json.RawMessage
 }
 
-// follow reads one stream until it breaks or is due for a new list.
+// follow reads one stream until it breaks, or until it is time for new lists.
 func (c *Cluster) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -97,14 +97,13 @@ func (c *Cluster) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// From here on: a stream that opens and then stalls is silent, too.
+	// A stream that opens and then stalls counts as silent from this line on.
 	silence := time.AfterFunc(c.silence, func() { cancel(errSilent) })
 	defer silence.Stop()
-	// Of all namespaces it would need a right in each of them. What others have on the nodes
-	// comes with the lists alone.
+	// A stream of all namespaces needs a right in each of them. What other namespaces have
+	// on the nodes is known from the lists alone.
 	q := (&api.QueryOptions{Namespace: c.namespace}).WithContext(ctx)
-	// A topic given twice cannot be said with this client's options; one query
-	// string can.
+	// This client's options cannot name a topic twice; a query string can.
 	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&topic=Job&index=%d", newest), q)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -143,8 +142,8 @@ func (c *Cluster) follow(ctx context.Context) error {
 	return nil
 }
 
-// missed reads the allocations of jobs that were deregistered: those of a purged job
-// are gone from Nomad at once, and no event says so.
+// missed reads the allocations of deregistered jobs: Nomad removes those of a purged job at
+// once, without an event.
 func (c *Cluster) missed(ctx context.Context, batch *eventBatch) error {
 	for _, e := range batch.Events {
 		if e.Topic != api.TopicJob || e.Type != "JobDeregistered" && e.Type != "JobBatchDeregistered" || !c.lives(e.Key) {
@@ -160,16 +159,16 @@ func (c *Cluster) missed(ctx context.Context, batch *eventBatch) error {
 	return nil
 }
 
-// lives says whether the view knows a process of a job that is not over.
+// lives reports whether the view knows an unfinished allocation of a job.
 func (c *Cluster) lives(jobID string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.view.byJob[jobID], func(a *Alloc) bool { return !a.Terminal() })
 }
 
-// newest is an index that Nomad has just reached. A stream without one begins with
-// all that the server keeps in its buffer (event_buffer_size; Subscribe in its
-// nomad/stream), which is older than the lists and would be read to be dropped.
+// newest returns an index that Nomad has just reached. Without an index the stream would
+// begin with everything in the server's buffer (event_buffer_size; Subscribe in Nomad's
+// nomad/stream), which is older than the lists and would be dropped.
 func (c *Cluster) newest(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -181,8 +180,8 @@ func (c *Cluster) newest(ctx context.Context) (uint64, error) {
 	return meta.LastIndex, nil
 }
 
-// relist reads all nodes and allocations and returns the index up to which the
-// lists are complete.
+// relist reads all nodes and allocations, and returns the index up to which the lists are
+// complete.
 func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	all := func() *api.QueryOptions {
 		return &api.QueryOptions{Namespace: api.AllNamespacesNamespace, Params: map[string]string{"resources": "true"}}
@@ -235,10 +234,10 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	return min(nodesAt, allocsAt), nil
 }
 
-// findPlugins notes which of the nodes have the volume plugin.
+// findPlugins records which of the nodes have the volume plugin.
 func (c *Cluster) findPlugins(ctx context.Context, nodes []*Node) error {
 	if c.volumePlugin == Mkdir {
-		return nil // nodeFrom knows
+		return nil // nodeFrom sets it
 	}
 	has := map[string]bool{}
 	q := (&api.QueryOptions{Filter: fmt.Sprintf("%q in Attributes", c.pluginAttribute())}).WithContext(ctx)
@@ -264,10 +263,10 @@ func (c *Cluster) apply(batch *eventBatch, listed uint64) error {
 	}
 	for _, e := range batch.Events {
 		if e.Topic == api.TopicEvaluation && !slices.ContainsFunc(e.FilterKeys, func(key string) bool { return c.watches[key] != nil }) {
-			continue // most are: of all jobs of a node whose volumes changed
+			continue // most evaluations: those of all jobs of a node whose volumes changed
 		}
 		if e.Topic == api.TopicJob {
-			continue // see missed
+			continue // missed handles it
 		}
 		var p struct {
 			Node       *api.NodeListStub

@@ -11,17 +11,16 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// JobInfo is a job as a list of all tells it.
+// JobInfo is a job in a list of all jobs.
 type JobInfo struct {
 	ID          string
-	ModifyIndex uint64 // its JobModifyIndex
-	// EngineID, Deployment and DeploymentID are what its meta says: whose it is. The
-	// last is empty in the jobs of a version of the service that knew no ids.
+	ModifyIndex uint64 // the job's JobModifyIndex
+	// EngineID, Deployment and DeploymentID are from the job's meta and name its owner.
+	// DeploymentID is empty in jobs of an earlier version of the service.
 	EngineID, Deployment, DeploymentID string
-	// Count is how many processes it asks for; -1 when that was not told.
+	// Count is how many processes the job requests; -1 if unknown.
 	Count int
-	// Live are the nodes of its allocations whose process is not known to be
-	// gone.
+	// Live lists the nodes of its allocations whose process may still exist.
 	Live []string
 }
 
@@ -44,9 +43,9 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string, throttle Throttle) ([
 	if err != nil {
 		return nil, err
 	}
-	// That list does not tell counts; the one that Nomad's own UI reads does, from
-	// the job that was changed last to the first. The other way round, one that is
-	// changed meanwhile is on a page to come.
+	// That list has no counts, but the one that Nomad's UI reads has them. It is ordered by
+	// the last change, newest first. In reverse order, a job that changes meanwhile appears
+	// on a later page.
 	q = c.read(ctx)
 	q.Params = map[string]string{"reverse": "true"}
 	_, err = c.pages(ctx, throttle, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
@@ -76,7 +75,7 @@ func (c *Cluster) Jobs(ctx context.Context, prefix string, throttle Throttle) ([
 	return list, nil
 }
 
-// VariableInfo is a job's variable as a list of all tells it.
+// VariableInfo is a job's variable in a list of all variables.
 type VariableInfo struct {
 	JobID       string
 	ModifyIndex uint64
@@ -98,8 +97,8 @@ func (c *Cluster) KeyHashes(ctx context.Context, prefix string, throttle Throttl
 	return infos, nil
 }
 
-// DeleteVariableAt removes a job's variable that is still the one listed.
-// ErrConflict: it was written since.
+// DeleteVariableAt deletes a job's variable if it has not changed since it was listed.
+// ErrConflict: it has.
 func (c *Cluster) DeleteVariableAt(ctx context.Context, jobID string, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -107,7 +106,7 @@ func (c *Cluster) DeleteVariableAt(ctx context.Context, jobID string, index uint
 	var conflict api.ErrCASConflict
 	if errors.As(err, &conflict) {
 		if conflict.Conflict == nil || conflict.Conflict.ModifyIndex == 0 {
-			return nil // it is gone
+			return nil // it is already deleted
 		}
 		return fmt.Errorf("%w: variable of %s", ErrConflict, jobID)
 	}

@@ -8,28 +8,28 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// pageSize is how many of a list are asked for at a time, so that neither side
-// holds a large fleet's as one answer.
+// pageSize is the number of items per request of a list, so that neither side holds the
+// list of a large fleet in one response.
 const pageSize = 500
 
-// throttleBy is how many times as long as a page took is waited before the next, of a
-// list that nobody waits for: it keeps Nomad's servers and this process busy for a
-// fifth of the time at most, so that calls that come meanwhile hardly notice.
+// throttleBy is the pause after each page of a background list, as a multiple of the time
+// that the page took. Such a list keeps Nomad's servers and this process busy for at most a
+// fifth of the time, so that other calls are hardly affected.
 const throttleBy = 4
 
-// Throttle slows down the reading of a list of a whole fleet, until it is closed.
+// Throttle slows down the reading of a long list until the channel is closed.
 type Throttle <-chan struct{}
 
-// Unthrottled is for lists that somebody waits for.
+// Unthrottled is for lists that a caller waits for.
 var Unthrottled = func() Throttle {
 	closed := make(chan struct{})
 	close(closed)
 	return closed
 }()
 
-// pages reads a list a page at a time, each within callTimeout, and returns up to
-// which index all of them are complete. What is there all the while is on one of
-// them, and what changes meanwhile may be on two.
+// pages reads a list page by page, each within callTimeout. It returns the index up to
+// which the list is complete. An item that exists the whole time is on one of the pages; an
+// item that changes meanwhile may be on two.
 func (c *Cluster) pages(ctx context.Context, throttle Throttle, q *api.QueryOptions, read func(*api.QueryOptions) (*api.QueryMeta, error)) (index uint64, err error) {
 	index = math.MaxUint64
 	q.PerPage = c.pageSize

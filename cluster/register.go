@@ -11,20 +11,21 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// evalPriority puts what somebody waits for before the evaluations of all jobs of
-// a node, which Nomad makes whenever the node's host volumes change, at their
-// jobs' priority of 50.
+// evalPriority lets a job that a caller waits for go before the evaluations that Nomad
+// creates for all jobs of a node whenever the node's host volumes change, at their jobs'
+// priority of 50.
 const evalPriority = 80
 
-// Register writes a job over the one that had modifyIndex (0: a new one) and
-// returns the index after it; only allocations created after that index are
-// this registration's. Where the job is already what is to be written, nothing
-// changes and the index returned is modifyIndex.
+// Register writes a job over the version at modifyIndex (0: a new job) and returns the
+// index after the write. Only allocations created after that index belong to this
+// registration. If the job already has this content, nothing changes, and the returned
+// index is modifyIndex.
 //
-// ErrConflict: somebody else changed the job since that index. The error comes
-// either from Nomad, which changed nothing, or from confirm: another registration
-// at the same index was committed as well, and the job is now the one of either.
-// ErrUnavailable: whether the job was written is not known.
+// ErrConflict: another writer changed the job since that index. Either Nomad returns it
+// without a change, or confirm returns it: another registration at the same index was
+// committed as well, and the job may be either.
+//
+// ErrUnavailable: it is unknown whether the job was written.
 func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64) (uint64, error) {
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -33,9 +34,8 @@ func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64
 	if err != nil {
 		return 0, classify(err)
 	}
-	// Nomad commits a changed job together with its evaluation. For an unchanged
-	// job it commits the evaluation alone, and returns an index of the job that is
-	// not its JobModifyIndex.
+	// Nomad commits a changed job together with its evaluation. For an unchanged job it
+	// commits only the evaluation, and returns a job index that is not its JobModifyIndex.
 	if changed := resp.EvalCreateIndex == resp.JobModifyIndex; !changed {
 		return modifyIndex, nil
 	}
@@ -45,19 +45,18 @@ func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64
 	return resp.JobModifyIndex, nil
 }
 
-// confirm reads a job back that Nomad says it registered at an index, over the
-// one at modifyIndex. Nomad before 2.0.1 compares the index when it receives a
-// registration and not when it commits it: of concurrent registrations at one
-// index several can succeed, and each replaces the one before. confirm returns
-// nil for at most one of them, the first: a later one finds in the job's versions
-// that it did not replace the job at modifyIndex. The first finds that it was
-// replaced, if that has happened by now.
+// confirm reads back a job that Nomad reports as registered at index, over the version at
+// modifyIndex. Nomad before 2.0.1 compares the index when it receives a registration, but
+// not when it commits it. Several concurrent registrations at one index can therefore
+// succeed, and each replaces the one before. confirm returns nil for at most one of them,
+// the first: a later one finds in the job's versions that it did not replace the job at
+// modifyIndex, and the first finds out if it has already been replaced.
 //
-// It can happen later as well: another registration can have been compared with
-// the index and wait for its own commit. Where the job is to end a process, that
-// would start the process again, so everything that waits for its commit is
-// awaited before the job is read. What remains is a registration that a server
-// holds up between comparison and commit for longer than all of this takes.
+// The first can also be replaced later, by a registration that has been compared and waits
+// for its commit. If the job is meant to end a process, that would start the process again.
+// So before the job is read, confirm waits for all registrations that wait for their
+// commit. One gap remains: a registration that a server delays between comparison and
+// commit for longer than all this takes.
 func (c *Cluster) confirm(ctx context.Context, job *api.Job, modifyIndex, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -67,38 +66,38 @@ func (c *Cluster) confirm(ctx context.Context, job *api.Job, modifyIndex, index 
 		}
 	}
 	opts := c.read(ctx)
-	// A server that does not know yet that it lost the lead must not answer from
-	// before the registration.
+	// WaitIndex prevents a response from before the registration, by a server that does not
+	// know yet that it lost the lead.
 	opts.WaitIndex, opts.WaitTime = index-1, callTimeout
 	versions, _, _, err := c.client.Jobs().Versions(*job.ID, false, opts)
 	switch err := classify(err); {
 	case errors.Is(err, ErrNotFound):
-		return fmt.Errorf("%w: the job that was registered is gone", ErrConflict)
+		return fmt.Errorf("%w: the registered job no longer exists", ErrConflict)
 	case err != nil:
-		return fmt.Errorf("%w: the job was registered and cannot be read back: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: the job was registered but cannot be read back: %w", ErrUnavailable, err)
 	}
 	return soleRegistration(versions, jobs.Mark(job), modifyIndex, index)
 }
 
-// awaitCommits returns when all that waited for its commit when it was called is
-// committed. It makes a write that goes through the same log and that Nomad then
-// refuses: the deletion of a variable at an index that no variable has.
+// awaitCommits returns when all writes that waited for their commit at its start are
+// committed. It sends a write through the same log that Nomad then refuses: the deletion of
+// a variable at an index that no variable has.
 func (c *Cluster) awaitCommits(ctx context.Context, jobID string) error {
 	_, err := c.client.Variables().CheckedDelete(variablePath(jobID), math.MaxInt64, c.write(ctx))
 	if err := classify(err); !errors.Is(err, ErrConflict) {
-		return fmt.Errorf("%w: the job was registered, and whether it still is cannot be found out: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: the job was registered, but it cannot be verified that no other registration replaced it: %w", ErrUnavailable, err)
 	}
 	return nil
 }
 
-// soleRegistration judges a registration by the job's versions, the newest first.
-// Where the server did not keep the version that was replaced (see
-// job_tracked_versions), it counts as the one at modifyIndex.
+// soleRegistration judges a registration by the job's versions, newest first. If the server
+// no longer has the version that was replaced (see job_tracked_versions), that version
+// counts as the one at modifyIndex.
 func soleRegistration(versions []*api.Job, mark string, modifyIndex, index uint64) error {
 	now := versions[0]
 	switch at := *now.JobModifyIndex; {
 	case at < index:
-		return fmt.Errorf("%w: a server answers from before the registration", ErrUnavailable)
+		return fmt.Errorf("%w: a server responded with data from before the registration", ErrUnavailable)
 	case at > index || jobs.Mark(now) != mark:
 		return fmt.Errorf("%w: the registration at index %d was replaced by one at %d", ErrConflict, index, at)
 	}

@@ -12,87 +12,88 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// Alloc is what the view keeps of an allocation.
+// Alloc is an allocation in the view.
 type Alloc struct {
 	ID, JobID, NodeID        string
 	CreateIndex, ModifyIndex uint64
-	// Desired is what the servers want: "run", "stop" or "evict".
+	// Desired is the state that Nomad's servers want: "run", "stop" or "evict".
 	Desired string
-	// Client is what the node says: "pending", "running", "complete",
-	// "failed", "lost" or "unknown" (the node is silent).
+	// Client is the state that the node reports: "pending", "running", "complete",
+	// "failed", "lost" or "unknown" (the node does not report).
 	Client string
-	// Addr is where the engine's port is reached, known once the allocation is
+	// Addr is the address of the engine's port. It is known as soon as the allocation is
 	// planned.
 	Addr string
-	// Failure is the cluster's reason why the process could not run or ended,
-	// empty while it did neither.
+	// Failure is Nomad's reason why the process could not run or has ended; empty if
+	// neither.
 	Failure string
-	// Cause is what Failure is about.
+	// Cause is the kind of Failure.
 	Cause Cause
-	// Pulling is what the node says of the image that it is pulling for the process;
-	// empty: it pulls none.
+	// Pulling is the node's last message about the image that it is pulling for the
+	// process; empty: it is pulling none.
 	Pulling string
-	// Crash is when the process last ended without being asked to, in
-	// nanoseconds since 1970 by its node's clock; 0: never. It is a mark to tell
-	// one crash from another, not a time to compare with ours.
+	// Crash is when the process last ended without a request, in nanoseconds since 1970 by
+	// its node's clock; 0: never. Use it only to distinguish two crashes, because the
+	// node's clock may differ from ours.
 	Crash int64
-	// OutOfMemory says that it ended then because it reached its memory limit.
+	// OutOfMemory reports whether that crash was at the memory limit.
 	OutOfMemory bool
-	// Started is when its process was started last, by the same clock; 0: so long
-	// ago that Nomad does not keep it.
+	// Started is when the process was last started, by the same clock; 0: so long ago that
+	// Nomad no longer knows.
 	Started int64
-	// Unproven says of an allocation of the docker driver that is over that its
-	// container may run on (see unproven).
+	// Unproven reports that the container of a finished docker allocation may still run
+	// (see unproven).
 	Unproven bool
-	// Orphaned says of an allocation of the raw_exec driver that Nomad lost the executor
-	// of a process, which may run on.
+	// Orphaned reports that Nomad lost the executor of a raw_exec process, which may still
+	// run.
 	Orphaned bool
 
 	cpuMHz, memoryMB, diskMB int
 	ports                    []int
 }
 
-// Terminal says whether the allocation's process is gone for good, as its node
-// or, for a lost node, the servers say.
+// Terminal reports whether the allocation's process has ended for good, according to its
+// node or, for a lost node, to Nomad's servers.
 func (a *Alloc) Terminal() bool {
 	return a.Client == api.AllocClientStatusComplete || a.Client == api.AllocClientStatusFailed || a.Client == api.AllocClientStatusLost
 }
 
-// Eval is what is kept of an evaluation of a watched job.
+// Eval is an evaluation of a watched job.
 type Eval struct {
 	ID                       string
 	CreateIndex, ModifyIndex uint64
-	// Failed says why the job could not be placed; nil when it could.
+	// Failed is why the job could not be placed; nil if it could.
 	Failed *PlacementFailure
 }
 
-// PlacementFailure is Nomad's word on why there is no place for an engine.
+// PlacementFailure is Nomad's reason why an engine could not be placed.
 type PlacementFailure struct {
-	// Ports says that dynamic ports ran out on a node that otherwise fitted.
+	// Ports reports that an otherwise suitable node has no free dynamic ports.
 	Ports bool
-	// Driver says that what a node lacked was the job's task driver, in good health.
+	// Driver reports that a node lacks the job's task driver in a healthy state.
 	Driver bool
-	// Volume says that what a node lacked was the engine's host volume: its client could
-	// not restore it, for example.
+	// Volume reports that a node does not offer the engine's host volume, for example
+	// because its client could not restore it.
 	Volume bool
-	// Reason names the exhausted dimensions and failed constraints.
+	// Reason names the exhausted dimensions and the failed constraints.
 	Reason string
 }
 
-// Node is a client node with what is still free on it.
+// Node is a client node with its free resources.
 type Node struct {
 	ID, Name, Pool string
-	// Eligible: ready, not draining, open for placements.
+	// Eligible: ready, not draining, and eligible for placements.
 	Eligible bool
-	Down     bool            // the servers do not hear from it
+	Down     bool            // the servers get no heartbeat from it
 	Drivers  map[string]bool // healthy task drivers
-	// VolumePlugin says that it has the plugin that makes volumes.
+	// VolumePlugin reports whether the node has the plugin that creates volumes.
 	VolumePlugin bool
-	// InTouch is 0 while the node is not ready, and another number each time that the
-	// servers have lost it and have it back; only ReadNode tells it. (The time of its
-	// status tells nothing: a node registers anew with each volume that is made there.)
+	// InTouch is 0 while the node is not ready, and changes each time that the servers have
+	// lost the node and have it back. Only ReadNode sets it. (The time of the node's status
+	// is no substitute: a node registers again for each volume that is created on it.)
 	InTouch uint64
-	// Free is what no living allocation has reserved, and Allocs how many there are.
+	// Free resources are those not reserved by a living allocation; Allocs counts the
+	// living allocations.
 	FreeCPUMHz, FreeMemoryMB, FreePorts, FreeDiskMB int
 	Allocs                                          int
 
@@ -107,21 +108,21 @@ type view struct {
 	nodes  map[string]*Node
 	held   map[string]*holding // by node
 	allocs map[string]*Alloc
-	byJob  map[string][]*Alloc         // most have one
+	byJob  map[string][]*Alloc         // most jobs have one
 	evals  map[string]map[string]*Eval // watched jobs only
 }
 
-// holding is what living allocations have reserved of a node.
+// holding is what the living allocations of a node have reserved.
 type holding struct {
 	allocs                   int
 	cpuMHz, memoryMB, diskMB int
-	ports                    map[int]int // by number: how many hold it
-	// dynamic is how many of them are from min to max.
+	ports                    map[int]int // by port number: how many allocations have it
+	// dynamic is how many reserved ports are from min to max.
 	dynamic, min, max int
 }
 
-// dynamicPorts is how many ports from min to max are held: the node's range, which
-// hardly ever changes.
+// dynamicPorts counts the reserved ports from min to max, the node's dynamic range. The
+// count is cached, because this range hardly ever changes.
 func (h *holding) dynamicPorts(min, max int) int {
 	if h.min != min || h.max != max {
 		h.dynamic, h.min, h.max = 0, min, max
@@ -141,7 +142,7 @@ func newView() view {
 	}
 }
 
-// hold counts what an allocation has reserved, times 1 or -1.
+// hold adds (times 1) or subtracts (times -1) what an allocation has reserved.
 func (v *view) hold(a *Alloc, times int) {
 	if a.Terminal() {
 		return
@@ -165,8 +166,8 @@ func (v *view) hold(a *Alloc, times int) {
 	}
 }
 
-// putAlloc keeps the newer of what is known and what is told. Allocations that
-// are over are kept only for watched jobs.
+// putAlloc stores an allocation unless the view has a newer version of it. Finished
+// allocations are kept only for watched jobs.
 func (v *view) putAlloc(a *Alloc, watched bool) {
 	if old := v.allocs[a.ID]; old != nil && old.ModifyIndex > a.ModifyIndex {
 		return
@@ -193,7 +194,7 @@ func (v *view) dropAlloc(id string) {
 	}
 }
 
-// Nodes returns every known node with what is free on it.
+// Nodes returns every known node with its free resources.
 func (c *Cluster) Nodes() []Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -214,8 +215,8 @@ func (c *Cluster) Nodes() []Node {
 	return nodes
 }
 
-// Newest returns the newest allocation that the view has of a job. Those that are
-// over are forgotten, unless the job is watched.
+// Newest returns the newest allocation of a job in the view. The view has finished
+// allocations only of watched jobs.
 func (c *Cluster) Newest(jobID string) (Alloc, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -234,15 +235,15 @@ func newest(allocs []*Alloc) (newest *Alloc) {
 	return newest
 }
 
-// KnowsAlloc says whether the view has an allocation of a job. Those that are over
-// are forgotten, unless the job is watched.
+// KnowsAlloc reports whether the view has an allocation of a job. The view has finished
+// allocations only of watched jobs.
 func (c *Cluster) KnowsAlloc(jobID, allocID string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.view.byJob[jobID], func(a *Alloc) bool { return a.ID == allocID })
 }
 
-// Node returns one node as the view has it.
+// Node returns one node from the view.
 func (c *Cluster) Node(id string) (Node, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -253,13 +254,13 @@ func (c *Cluster) Node(id string) (Node, bool) {
 	return *n, true
 }
 
-// TakesEngines says whether engines of a task driver can be made on the node: it has the
-// driver, in good health, and the plugin that makes their volumes.
+// TakesEngines reports whether engines of a task driver can be created on the node: it has
+// the healthy driver, and the plugin that creates their volumes.
 func (n *Node) TakesEngines(driver string) bool {
 	return n.Eligible && n.VolumePlugin && n.Drivers[driver]
 }
 
-// nodeFrom reads a node as events tell it. Lists leave its attributes out.
+// nodeFrom converts a node from an event or a list. Lists contain no attributes.
 func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{
 		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{},
@@ -283,13 +284,12 @@ func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	return node
 }
 
-// pluginAttribute is the attribute of a node that has the volume plugin.
+// pluginAttribute is the attribute of nodes that have the volume plugin.
 func (c *Cluster) pluginAttribute() string {
 	return "plugins.host_volume." + c.volumePlugin + ".version"
 }
 
-// countPorts counts the ports of a list such as "22,80,8000-8010" from min to
-// max.
+// countPorts counts the ports of a list such as "22,80,8000-8010" that are from min to max.
 func countPorts(list string, min, max int) int {
 	count := 0
 	for _, part := range strings.Split(list, ",") {
@@ -313,7 +313,7 @@ func countPorts(list string, min, max int) int {
 	return count
 }
 
-// allocFrom reads an allocation as lists and events tell it.
+// allocFrom converts an allocation from an event or a list.
 func allocFrom(a *api.AllocationListStub) *Alloc {
 	alloc := &Alloc{
 		ID: a.ID, JobID: a.JobID, NodeID: a.NodeID, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
@@ -334,8 +334,9 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	}
 	for _, state := range a.TaskStates {
 		for _, event := range state.Events {
-			// The first is what the others come of, and after a crash that Nomad healed one
-			// of a template ends the allocation all the same.
+			// The first failure causes the others. A failed template is an exception: it
+			// ends the allocation even if Nomad has restarted the process after a crash
+			// before.
 			if reason, cause := failure(event); reason != "" && (alloc.Failure == "" || cause == CauseTemplate) {
 				alloc.Failure, alloc.Cause = reason, cause
 			}
@@ -360,15 +361,15 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 	return alloc
 }
 
-// lastCrash is when a task's process last ended by itself. Nomad restarts it also
-// when it is asked to, by a template with a new key for one, and says so before.
-// It keeps the last ten events alone: what was said before the first of them is
-// not known, so that one does not count. oom: it ended at its memory limit.
+// lastCrash returns when a task's process last ended by itself, and whether at its memory
+// limit (oom). Nomad also restarts a process on request, for example for a template with a
+// new key, and reports an event before. It keeps only the last ten events, so for the first
+// of them it is unknown whether there was a request: it does not count as a crash.
 func lastCrash(events []*api.TaskEvent) (at int64, oom bool) {
 	asked := true
 	for i, e := range events {
 		switch e.Type {
-		case api.TaskSignaling: // by which a process neither ends nor begins
+		case api.TaskSignaling: // a signal neither starts nor ends a process
 			asked = asked && i > 0
 		case api.TaskRestartSignal, api.TaskKilling, api.TaskKilled:
 			asked = true
@@ -384,15 +385,15 @@ func lastCrash(events []*api.TaskEvent) (at int64, oom bool) {
 	return at, oom
 }
 
-// missingDrivers is what Nomad's scheduler says of nodes without a healthy task driver of
-// the job (FilterConstraintDrivers in its feasible.go).
+// missingDrivers is the constraint that Nomad's scheduler reports for nodes without the
+// job's task driver in a healthy state (FilterConstraintDrivers in its feasible.go).
 const missingDrivers = "missing drivers"
 
-// missingVolumes is the same of nodes that do not offer the job's host volumes
+// missingVolumes is the constraint for nodes that do not offer the job's host volumes
 // (FilterConstraintHostVolumes).
 const missingVolumes = "missing compatible host volumes"
 
-// evalFrom reads an evaluation as lists and events tell it.
+// evalFrom converts an evaluation from an event or a list.
 func evalFrom(e *api.Evaluation) *Eval {
 	eval := &Eval{ID: e.ID, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex}
 	for _, m := range e.FailedTGAllocs {

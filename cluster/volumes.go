@@ -16,20 +16,21 @@ import (
 // Volume is a dynamic host volume.
 type Volume struct {
 	ID, Name, NodeID string
-	// Path is where it is on its node.
+	// Path is the volume's directory on its node.
 	Path  string
 	Ready bool
-	// Jobs are those whose living allocations claim it; only Volume tells them.
+	// Jobs are the jobs whose living allocations claim the volume. Only the method Volume
+	// sets it.
 	Jobs []string
 }
 
-// volumePoll is how often a pending volume is looked at. It becomes ready when
-// its node next reports to the servers: 6 to 10 s (measured).
+// volumePoll is the interval at which a pending volume is polled. A volume becomes ready
+// when its node next reports to the servers: after 6 to 10 s (measured).
 const volumePoll = 200 * time.Millisecond
 
-// EnsureVolume makes the volume of this name on a node, or finds the one that is
-// there. A name is not an identity in Nomad: two volumes of one name are
-// refused with ErrRejected, for an operator to look at.
+// EnsureVolume returns the volume of this name on a node, and creates it if there is none.
+// Names of volumes are not unique in Nomad. If there are two of this name, it returns
+// ErrRejected, and an operator must decide.
 func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
 	named, err := c.volumesNamed(ctx, name)
 	if err != nil {
@@ -46,7 +47,7 @@ func (c *Cluster) EnsureVolume(ctx context.Context, name, nodeID string, params 
 	return c.CreateVolume(ctx, name, nodeID, params)
 }
 
-// CreateVolume makes a volume on a node, whose name nothing has yet.
+// CreateVolume creates a volume on a node. The caller makes sure that the name is unused.
 func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params map[string]string) (*Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -61,17 +62,19 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
 }
 
-// ErrNoQuotas says that the plugin that makes volumes sets no quotas.
-var ErrNoQuotas = &PluginError{Said: Mkdir + " sets no quotas; ORCH_VOLUME_PLUGIN must name one that does"}
+// ErrNoQuotas: the plugin that creates volumes sets no quotas.
+var ErrNoQuotas = &PluginError{Said: Mkdir + "  sets no quotas; set ORCH_VOLUME_PLUGIN to a plugin that does"}
 
-// LimitVolume has the volume plugin of a node limit what fits into a volume, in MiB; 0: no
-// limit. params are those that the volume was made with. It is ready at once, as before. A
-// volume that another plugin made becomes this one's, which must have it at the same path.
-// ErrInUse: an allocation has the volume. PluginError.
+// LimitVolume makes the node's volume plugin limit the size of a volume to mb MiB; 0: no
+// limit. params are the parameters that the volume was created with. The volume stays
+// ready. If another plugin created the volume, this one takes it over, and must use the
+// same path.
+//
+// ErrInUse: an allocation has the volume. PluginError: the plugin failed.
 func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, params map[string]string, mb int) error {
 	if !c.SetsQuotas() {
 		if mb == 0 {
-			return nil // whatever quota it has is of another time
+			return nil // a quota from an earlier plugin stays
 		}
 		return ErrNoQuotas
 	}
@@ -88,11 +91,11 @@ func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, para
 	return classify(err)
 }
 
-// quotaParam is a volume's parameter by which its plugin knows the quota, in MiB; see
+// quotaParam is the volume parameter that tells the plugin the quota, in MiB; see
 // cmd/orch-quota.
 const quotaParam = "quota_mb"
 
-// singleWriter is how a brain may be used: by one process.
+// singleWriter is the access mode of a brain: one process.
 func singleWriter() []*api.HostVolumeCapability {
 	return []*api.HostVolumeCapability{{
 		AccessMode:     api.HostVolumeAccessModeSingleNodeSingleWriter,
@@ -115,7 +118,7 @@ func (c *Cluster) AwaitVolume(ctx context.Context, id string) (*Volume, error) {
 	}
 }
 
-// Volume reads one volume. ErrNotFound: there is none.
+// Volume reads one volume. ErrNotFound: there is no such volume.
 func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -132,12 +135,12 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 	return whole, nil
 }
 
-// Volumes lists the host volumes of the namespace, on all nodes.
+// Volumes lists the namespace's host volumes on all nodes.
 func (c *Cluster) Volumes(ctx context.Context, throttle Throttle) ([]*Volume, error) {
 	return c.volumes(ctx, throttle, c.read)
 }
 
-// volumesNamed lists those of one name; Nomad leaves the others out.
+// volumesNamed lists the volumes of this name; Nomad filters them.
 func (c *Cluster) volumesNamed(ctx context.Context, name string) ([]*Volume, error) {
 	alike, err := c.VolumesLike(ctx, name)
 	if err != nil {
@@ -167,7 +170,7 @@ func (c *Cluster) volumes(ctx context.Context, throttle Throttle, query func(con
 	return list, nil
 }
 
-// VolumesLike lists those whose name begins with prefix.
+// VolumesLike lists the volumes whose name begins with prefix.
 func (c *Cluster) VolumesLike(ctx context.Context, prefix string) ([]*Volume, error) {
 	return c.volumes(ctx, Unthrottled, func(ctx context.Context) *api.QueryOptions {
 		q := c.read(ctx)
@@ -176,8 +179,8 @@ func (c *Cluster) VolumesLike(ctx context.Context, prefix string) ([]*Volume, er
 	})
 }
 
-// RegisterVolume has Nomad take a directory that is on a node for a volume of a
-// name. ErrNoDirectory: there is no such directory on the node.
+// RegisterVolume registers an existing directory of a node as a volume. ErrNoDirectory: the
+// node has no such directory.
 func (c *Cluster) RegisterVolume(ctx context.Context, name, nodeID, path string) (*Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -196,8 +199,8 @@ func (c *Cluster) RegisterVolume(ctx context.Context, name, nodeID, path string)
 // NodeVolume is a dynamic host volume as its node reports it.
 type NodeVolume struct{ ID, Name, Path string }
 
-// NodeVolumes are the dynamic host volumes that a node reports, by name. It keeps
-// them when the servers lose theirs, and reports a deleted one for up to 10 s more.
+// NodeVolumes returns the dynamic host volumes that a node reports, by name. A node still
+// reports them after the servers lost theirs, and reports a deleted one for up to 10 s.
 // ErrNotFound: Nomad does not know the node.
 func (c *Cluster) NodeVolumes(ctx context.Context, nodeID string) (map[string]NodeVolume, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -215,8 +218,8 @@ func (c *Cluster) NodeVolumes(ctx context.Context, nodeID string) (map[string]No
 	return volumes, nil
 }
 
-// DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that
-// is not gone still claims one; try again when it is.
+// DeleteVolumes deletes every volume of this name. ErrInUse: an allocation that has not
+// ended still claims one; retry after its end.
 func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
 	named, err := c.volumesNamed(ctx, name)
 	if err != nil {
@@ -229,15 +232,14 @@ func (c *Cluster) DeleteVolumes(ctx context.Context, name string) error {
 	return errors.Join(errs...)
 }
 
-// DeleteVolume deletes a volume with what is in it; of one that was registered
-// (RegisterVolume) what is in it stays. One that is not there is
-// deleted.
+// DeleteVolume deletes a volume with its data, but keeps the data of a registered one
+// (RegisterVolume). It succeeds if there is no such volume.
 func (c *Cluster) DeleteVolume(ctx context.Context, id string) error {
 	return c.deleteVolume(ctx, id, false)
 }
 
-// ForgetVolume has Nomad forget a volume of a node that it does not hear from. What
-// is in it stays.
+// ForgetVolume removes a volume of an unreachable node from Nomad. Its data stays on the
+// node.
 func (c *Cluster) ForgetVolume(ctx context.Context, id string) error {
 	return c.deleteVolume(ctx, id, true)
 }

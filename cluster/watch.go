@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Watch follows the allocations and evaluations of one job. It is opened before
-// the job is changed, so that it misses nothing of what follows.
+// Watch follows the allocations and evaluations of one job. Open it before changing the
+// job, so that no change is missed.
 type Watch struct {
 	c     *Cluster
 	jobID string
-	wake  chan struct{} // holds one token when something changed
+	wake  chan struct{} // contains a token if something changed
 }
 
-// Watch begins to follow a job; Close ends it.
+// Watch begins to follow a job. Close ends it.
 func (c *Cluster) Watch(jobID string) *Watch {
 	w := &Watch{c: c, jobID: jobID, wake: make(chan struct{}, 1)}
 	c.mu.Lock()
@@ -48,21 +48,21 @@ func (w *Watch) Close() {
 	}
 }
 
-// JobState is what the view knows of a watched job.
+// JobState is what the view knows about a watched job.
 type JobState struct {
 	Allocs []Alloc
 	Evals  []Eval
 }
 
 const (
-	// firstRecheck and lastRecheck bound how long a waiter trusts the event
-	// stream, a hint, before it asks Nomad itself.
+	// firstRecheck and lastRecheck limit how long a waiter trusts the event stream, which
+	// is a hint, before it reads from Nomad itself.
 	firstRecheck = time.Second
 	lastRecheck  = 5 * time.Second
 )
 
-// Until calls done with the job's state, now and after every change, until it
-// says true, returns an error, or ctx ends (then ctx's error).
+// Until calls done with the job's state, now and after every change, until done returns
+// true or an error, or ctx ends. It returns the error of done or of ctx.
 func (w *Watch) Until(ctx context.Context, done func(JobState) (bool, error)) error {
 	wait := firstRecheck
 	timer := time.NewTimer(wait)
@@ -98,8 +98,8 @@ func (w *Watch) state() JobState {
 	return s
 }
 
-// Refresh reads the job's allocations and evaluations from Nomad itself. What
-// it tells is true of the moment after it was called.
+// Refresh reads the job's allocations and evaluations from Nomad itself. The result is from
+// after the call began.
 func (w *Watch) Refresh(ctx context.Context) error {
 	c := w.c
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -124,11 +124,11 @@ func (w *Watch) Refresh(ctx context.Context) error {
 		return err
 	}
 	for _, a := range allocs {
-		// Of one that is over, nobody needs the address.
+		// Nobody needs the address of a finished allocation.
 		if a.AllocatedResources != nil || w.addressKnown(a.ID) || (&Alloc{Client: a.ClientStatus}).Terminal() {
 			continue
 		}
-		// This list leaves out resources; the address is in them.
+		// The list contains no resources, which include the address.
 		full, _, err := c.client.Allocations().Info(a.ID, c.read(ctx))
 		if err != nil {
 			return fmt.Errorf("allocation of %s: %w", w.jobID, classify(err))
@@ -142,7 +142,7 @@ func (w *Watch) Refresh(ctx context.Context) error {
 		told[a.ID] = true
 	}
 	for _, a := range slices.Clone(c.view.byJob[w.jobID]) {
-		// No event tells that Nomad has forgotten an allocation.
+		// There is no event when Nomad removes an allocation.
 		if !told[a.ID] && a.ModifyIndex <= meta.LastIndex {
 			c.view.dropAlloc(a.ID)
 		}
@@ -150,7 +150,7 @@ func (w *Watch) Refresh(ctx context.Context) error {
 	for _, a := range allocs {
 		told := allocFrom(a)
 		if old := c.view.allocs[a.ID]; told.Addr == "" && old != nil {
-			// What was planned for an allocation never changes.
+			// The planned resources of an allocation never change.
 			told.Addr, told.cpuMHz, told.memoryMB, told.diskMB, told.ports = old.Addr, old.cpuMHz, old.memoryMB, old.diskMB, old.ports
 		}
 		c.view.putAlloc(told, true)
@@ -168,7 +168,7 @@ func (w *Watch) addressKnown(allocID string) bool {
 	return a != nil && a.Addr != ""
 }
 
-// putEval keeps an evaluation of a watched job. The lock is held.
+// putEval stores an evaluation of a watched job. The caller holds the lock.
 func (c *Cluster) putEval(e *api.Evaluation) {
 	if c.watches[e.JobID] == nil || e.Status != "complete" {
 		return
@@ -179,12 +179,12 @@ func (c *Cluster) putEval(e *api.Evaluation) {
 	c.view.evals[e.JobID][e.ID] = evalFrom(e)
 }
 
-// wake tells the watches of a job that something changed. The lock is held.
+// wake notifies the watches of a job of a change. The caller holds the lock.
 func (c *Cluster) wake(jobID string) {
 	for w := range c.watches[jobID] {
 		select {
 		case w.wake <- struct{}{}:
-		default: // it has not looked since the last change
+		default: // it has not read the previous change yet
 		}
 	}
 }

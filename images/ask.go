@@ -17,14 +17,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// parse reads an image reference as Docker does: without a host it is Docker Hub's,
-// without a tag it is :latest.
+// parse reads an image reference as Docker does: the default host is Docker Hub, and the
+// default tag is :latest.
 func parse(image string) (name.Reference, error) {
 	ref, err := name.ParseReference(image)
 	if err != nil {
 		return nil, fmt.Errorf("images: %q is not an image reference", image)
 	}
-	if isLoopback(hostOf(ref.Context().RegistryStr())) { // plain HTTP is tried there
+	if isLoopback(hostOf(ref.Context().RegistryStr())) { // plain HTTP is allowed there
 		ref, err = name.ParseReference(image, name.Insecure)
 	}
 	return ref, err
@@ -37,7 +37,7 @@ func hostOf(registry string) string {
 	return strings.Trim(registry, "[]")
 }
 
-// isLoopback is where plain HTTP is allowed, as dockerd has it.
+// isLoopback reports whether plain HTTP is allowed to a host; dockerd has the same rule.
 func isLoopback(host string) bool {
 	if host == "localhost" {
 		return true
@@ -46,11 +46,11 @@ func isLoopback(host string) bool {
 	return err == nil && addr.IsLoopback()
 }
 
-// asker asks registries, with the credentials of the Docker configuration.
+// asker sends requests to registries, with the credentials of the Docker configuration.
 type asker struct {
 	keychain  authn.Keychain
 	transport *http.Transport
-	helper    chan struct{} // holds a token while credentials are looked up
+	helper    chan struct{} // contains a token while credentials are read
 }
 
 func newAsker() *asker {
@@ -61,8 +61,8 @@ func newAsker() *asker {
 	return &asker{keychain: authn.DefaultKeychain, transport: t, helper: make(chan struct{}, 1)}
 }
 
-// head asks for the digest of a tag. An *answerError is what the registry said.
-// Errors hold nothing that a server sent but its status.
+// head requests the digest of a tag. An *answerError is the registry's response. Errors
+// contain nothing that a server sent except its status.
 func (a *asker) head(ctx context.Context, ref name.Reference) (string, error) {
 	auth, err := a.credentials(ctx, ref.Context())
 	if err != nil {
@@ -80,14 +80,14 @@ func head(ctx context.Context, t http.RoundTripper, auth authn.Authenticator, re
 	return d.Digest.String(), nil
 }
 
-// credentials looks up what the Docker configuration has for a repository. A
-// credential helper knows of no context; one that hangs keeps the others waiting
-// until their own time is over.
+// credentials reads the credentials for a repository from the Docker configuration. A
+// credential helper accepts no context: while one hangs, other calls wait until their own
+// time limit.
 func (a *asker) credentials(ctx context.Context, repo name.Repository) (authn.Authenticator, error) {
 	select {
 	case a.helper <- struct{}{}:
 	case <-ctx.Done():
-		return nil, errors.New("images: a credential helper does not answer")
+		return nil, errors.New("images: a credential helper does not respond")
 	}
 	type found struct {
 		auth authn.Authenticator
@@ -101,25 +101,25 @@ func (a *asker) credentials(ctx context.Context, repo name.Repository) (authn.Au
 	}()
 	select {
 	case f := <-got:
-		if f.err != nil { // its text may be a helper's output
-			return nil, errors.New("images: the Docker configuration, or a credential helper that it names, does not give the registry's credentials")
+		if f.err != nil { // its text may contain a helper's output
+			return nil, errors.New("images: cannot get the registry's credentials from the Docker configuration or its credential helper")
 		}
 		return f.auth, nil
 	case <-ctx.Done():
-		return nil, errors.New("images: a credential helper does not answer")
+		return nil, errors.New("images: a credential helper does not respond")
 	}
 }
 
-// plain is an error without what a server sent, which may repeat what it was sent.
+// plain returns an error without what a server sent, which may repeat a secret.
 func plain(ctx context.Context, err error) error {
 	var answer *transport.Error
 	var network net.Error
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("images: the registry did not answer in time: %w", ctx.Err())
+		return fmt.Errorf("images: the registry did not respond in time: %w", ctx.Err())
 	case errors.As(err, &answer):
 		if answer.Temporary() {
-			return fmt.Errorf("images: the registry answered %d, which may pass", answer.StatusCode)
+			return fmt.Errorf("images: the registry responded with %d, which may be temporary", answer.StatusCode)
 		}
 		return &answerError{Status: answer.StatusCode}
 	case errors.Is(err, errPlainHTTP):
@@ -130,16 +130,16 @@ func plain(ctx context.Context, err error) error {
 			return fmt.Errorf("images: the registry cannot be reached: %w", op)
 		}
 	}
-	return errors.New("images: the registry cannot be reached, or does not speak as a registry does")
+	return errors.New("images: the registry cannot be reached, or does not follow the registry protocol")
 }
 
-var errPlainHTTP = errors.New("images: plain HTTP is for registries on loopback addresses")
+var errPlainHTTP = errors.New("images: plain HTTP is only allowed to registries on loopback addresses")
 
-// maxBody bounds an answer; none that is of use is longer.
+// maxBody limits the size of a response, in bytes; no useful one is larger.
 const maxBody = 1 << 20
 
-// guarded lets nothing out over plain HTTP but to loopback addresses, wherever a
-// name, a redirect or a token service points to.
+// guarded refuses plain HTTP to all but loopback addresses, including addresses that a
+// name, a redirect or a token service leads to.
 type guarded struct{ next http.RoundTripper }
 
 func (g guarded) RoundTrip(r *http.Request) (*http.Response, error) {

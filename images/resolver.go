@@ -1,5 +1,5 @@
-// Package images finds out which digest an image reference means at present, by
-// asking the image's registry. It knows nothing of engines.
+// Package images resolves an image reference to its current digest, by requests to the
+// image's registry. It is independent of engines.
 package images
 
 import (
@@ -14,58 +14,58 @@ import (
 )
 
 const (
-	// limit bounds one question, with its credentials and its token.
+	// limit is the time limit of one request, including those for credentials and token.
 	limit = 2 * time.Second
-	// grace is how much longer a caller waits for a question to end by its limit.
+	// grace is how much longer a caller waits for a request to end by its limit.
 	grace = limit / 10
-	// keep is how long an answer of a registry holds, from when it was asked: a tag
-	// that moved is seen by then. A burst of provisions asks once, and ten seconds
-	// are less than a person or a pipeline takes from a push to a provision.
+	// keep is how long a digest is used, from the time of the request: after that, a moved
+	// tag is noticed. A burst of provisions causes one request, and nobody gets from a push
+	// to a provision in less than ten seconds.
 	keep = 10 * time.Second
-	// renewAfter is the age from which an answer is renewed in the background by
-	// whoever gets it, so that an image in use never has its caller wait.
+	// renewAfter is the age from which a digest is renewed in the background when it is
+	// used, so that callers never wait for an image in use.
 	renewAfter = keep / 2
-	// silence is how long a registry that did not answer is not asked again: an
-	// outage costs one wait in this time, and engines made in this time after it are
+	// silence is how long a registry that did not respond gets no further request. An
+	// outage costs one wait per silence. Engines created within silence after an outage are
 	// not pinned yet.
 	silence = 30 * time.Second
-	// maxKnown bounds the images that are remembered; products may be allowed to name
-	// any.
+	// maxKnown limits the number of images in the cache, because products may be allowed to
+	// name any image.
 	maxKnown = 1024
 )
 
-// ErrSilent says that the registry did not answer a moment ago, and is left alone for now.
-var ErrSilent = errors.New("images: the registry did not answer a moment ago")
+// ErrSilent: the registry did not respond to a recent request, so no request is sent.
+var ErrSilent = errors.New("images: the registry did not respond to a recent request")
 
-var errLate = errors.New("images: the registry, or a credential helper, did not answer in time")
+var errLate = errors.New("images: the registry, or a credential helper, did not respond in time")
 
-// Resolver asks registries. Its methods may be called from any number of goroutines.
+// Resolver sends requests to registries. Its methods are safe for concurrent use.
 type Resolver struct {
 	log  hclog.Logger
 	head func(ctx context.Context, ref name.Reference) (digest string, err error)
-	idle func() // closes the connections that are kept
+	idle func() // closes idle connections
 	now  func() time.Time
 
 	base  context.Context
 	close context.CancelFunc
-	work  sync.WaitGroup // one per question
+	work  sync.WaitGroup // one per request
 
 	mu     sync.Mutex
 	known  map[string]*entry    // by image
-	silent map[string]time.Time // until when a registry is not asked
-	warned map[string]bool      // images of which it was said that they cannot be resolved
+	silent map[string]time.Time // until when a registry gets no request
+	warned map[string]bool      // images that were logged as not resolved
 }
 
-// entry is what is known of an image.
+// entry is the cached state of an image.
 type entry struct {
 	digest string
 	err    error
-	// asked is when the registry was asked that said so; zero: it never was.
+	// asked is when the request for the digest was sent; zero: there was none.
 	asked    time.Time
-	question *question // under way, or nil
+	question *question // in progress, or nil
 }
 
-// question is one request that all who want its answer wait for.
+// question is one request, for which all callers who need its result wait.
 type question struct {
 	done  chan struct{} // closed when digest and err are set
 	began time.Time
@@ -74,7 +74,7 @@ type question struct {
 	err    error
 }
 
-// New returns a resolver, which is to be closed.
+// New returns a Resolver. Call Close when it is no longer needed.
 func New(log hclog.Logger) *Resolver {
 	asker := newAsker()
 	r := &Resolver{
@@ -85,17 +85,17 @@ func New(log hclog.Logger) *Resolver {
 	return r
 }
 
-// Close ends the questions under way and waits for them.
+// Close cancels the requests in progress and waits for them.
 func (r *Resolver) Close() {
 	r.close()
 	r.work.Wait()
 	r.idle()
 }
 
-// Digest is the digest ("sha256:...") that an image reference means: as its registry
-// said at most 10 s ago, or as the reference says itself. It takes about 2 s at most,
-// and asks a registry that did not answer again after 30 s. An error says that it
-// cannot be told; that is logged once for each image until it can be told again.
+// Digest returns the digest ("sha256:...") of an image reference: the one in the reference
+// itself, or the one that its registry returned at most 10 s ago. It takes at most about 2
+// s, and sends a registry that did not respond no request for 30 s. An error means that the
+// digest is unknown. It is logged once per image until the image is resolved again.
 func (r *Resolver) Digest(ctx context.Context, image string) (string, error) {
 	ref, err := parse(image)
 	if err != nil {
@@ -112,8 +112,8 @@ func (r *Resolver) Digest(ctx context.Context, image string) (string, error) {
 		}
 		return e.digest, e.err
 	}
-	// A question ends by itself, unless a credential helper hangs: who comes later
-	// than its limit is told so at once.
+	// A request ends by itself, unless a credential helper hangs. A caller that comes after
+	// the request's time limit gets the error at once.
 	late := time.NewTimer(r.until(q))
 	defer late.Stop()
 	select {
@@ -128,7 +128,7 @@ func (r *Resolver) Digest(ctx context.Context, image string) (string, error) {
 
 func (r *Resolver) until(q *question) time.Duration { return q.began.Add(limit + grace).Sub(r.now()) }
 
-// ask returns what is known, or the question to wait for.
+// ask returns the cached digest, or the request to wait for.
 func (r *Resolver) ask(image string, ref name.Reference) (entry, *question) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,7 +156,7 @@ func (r *Resolver) ask(image string, ref name.Reference) (entry, *question) {
 	return *e, e.question
 }
 
-// begin asks the registry. Its caller holds the lock.
+// begin sends a request to the registry. The caller holds the lock.
 func (r *Resolver) begin(image string, ref name.Reference, e *entry) {
 	q := &question{done: make(chan struct{}), began: r.now()}
 	e.question = q
@@ -174,13 +174,13 @@ func (r *Resolver) begin(image string, ref name.Reference, e *entry) {
 		var answer *answerError
 		if err != nil && !errors.As(err, &answer) {
 			r.silent[ref.Context().RegistryStr()] = r.now().Add(silence)
-			return // what it said before holds to its end
+			return // the previous digest is used until it expires
 		}
 		e.digest, e.err, e.asked = digest, err, q.began
 	})
 }
 
-// prune forgets images that nobody has asked for lately. Its caller holds the lock.
+// prune removes images that were not used recently. The caller holds the lock.
 func (r *Resolver) prune() {
 	if len(r.known) < maxKnown {
 		return
@@ -197,7 +197,7 @@ func (r *Resolver) prune() {
 	}
 }
 
-// note says once that an image cannot be resolved, and once that it can be again.
+// note logs once that an image cannot be resolved, and once that it can be resolved again.
 func (r *Resolver) note(image string, err error) {
 	r.mu.Lock()
 	before := r.warned[image]
@@ -212,16 +212,16 @@ func (r *Resolver) note(image string, err error) {
 	r.mu.Unlock()
 	switch {
 	case err != nil && !before:
-		r.log.Warn("it cannot be found out which digest an image has: engines that need it now are started with its tag, and are not pinned", "image", image, "why", err)
+		r.log.Warn("cannot resolve an image to its digest: new engines start with its tag and are not pinned", "image", image, "why", err)
 	case err == nil && before:
-		r.log.Info("it can be found out again which digest an image has", "image", image)
+		r.log.Info("an image can be resolved to its digest again", "image", image)
 	}
 }
 
-// answerError is the answer of a registry that names no digest: there is no such
-// image, or it is not for this service.
+// answerError is a registry's response without a digest: the image does not exist, or this
+// service may not read it.
 type answerError struct{ Status int }
 
 func (e *answerError) Error() string {
-	return fmt.Sprintf("images: the registry answered %d", e.Status)
+	return fmt.Sprintf("images: the registry responded with %d", e.Status)
 }

@@ -2,27 +2,27 @@ package jobs
 
 import "strings"
 
-// reference is what a node is to start: the image by its digest, where that is
-// known, whatever its tag means by then.
+// reference returns the image reference that a node starts: with the digest if it is known,
+// so that a moved tag has no effect.
 func reference(image, digest string) string {
 	if digest == "" {
 		return image
 	}
 	repository, _, _ := strings.Cut(image, "@")
 	if tag := strings.LastIndexByte(repository, ':'); tag > strings.LastIndexByte(repository, '/') {
-		repository = repository[:tag] // else it is the port of a registry
+		repository = repository[:tag] // otherwise the colon precedes a registry's port
 	}
 	return repository + "@" + digest
 }
 
-// AlwaysPulled says whether a node asks a registry for an image also when it has it:
-// Nomad's docker driver does so for one that names neither a digest nor another tag than
-// "latest", whatever force_pull says.
+// AlwaysPulled reports whether a node contacts a registry even if it has the image. Nomad's
+// docker driver does so for an image without a digest and without a tag other than
+// "latest", whatever force_pull is.
 func AlwaysPulled(image, digest string) bool {
 	return !pinned(reference(image, digest))
 }
 
-// pinned says whether an image names a fixed tag or digest.
+// pinned reports whether an image names a digest or a tag other than latest.
 func pinned(image string) bool {
 	if strings.Contains(image, "@") {
 		return true

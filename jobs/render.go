@@ -12,35 +12,35 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// Engine is what distinguishes one engine's job from another's.
+// Engine is what distinguishes an engine's job from the jobs of others.
 type Engine struct {
-	JobID       string // also the name of its service
+	JobID       string // also the name of the engine's service
 	EngineID    string
 	ProductID   string
 	ProductName string // readable, for the Nomad UI
 	UserID      string
 	Image       string // docker: an image; raw_exec: a file name in the bin dir
-	Digest      string // docker: what the image is resolved to; empty: it is not
+	Digest      string // docker: the digest of the image; empty: not resolved
 	CPUMHz      int
 	MemoryMB    int
 	NodeID      string
 	NodePool    string // empty: the cluster's default
 	VolumeName  string // empty: as the job
-	VolumePath  string // on the node; raw_exec engines get it in their environment
+	VolumePath  string // on the node; passed to raw_exec engines in their environment
 	Count       int    // 1 runs the engine, 0 stops it
 	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
-	Mark        string // whose registration it is: see Mark
-	// DeploymentID is the id of the deployment that makes the engine. The copy of a
-	// rendered job has what it had.
+	Mark        string // id of the operation that registers the job: see Mark
+	// DeploymentID is the id of the deployment that creates the engine. A copy of a
+	// rendered job keeps it.
 	DeploymentID string
 }
 
-// DeploymentMeta is the job meta that names the deployment by its id.
+// DeploymentMeta is the key of the job meta that contains the deployment's id.
 const DeploymentMeta = "deployment_id"
 
-// Render returns the job of one engine. Job meta is fixed at birth, as changing
-// it replaces the allocation; user and product stand in the ui block and in
-// service meta, which change in place.
+// Render returns the job of one engine. Job meta never changes, because a change replaces
+// the allocation. User and product are in the ui block and in service meta, which can
+// change in place.
 func (t *Template) Render(e Engine) (*api.Job, error) {
 	job := new(api.Job)
 	if err := json.Unmarshal(t.job, job); err != nil {
@@ -87,8 +87,8 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	return job, nil
 }
 
-// Label says in a job whose engine it is; both places change without a restart
-// of its process.
+// Label writes the engine's owner into a job, in two places that can change without a
+// restart of its process.
 func Label(job *api.Job, e Engine) {
 	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
 	if e.Warm != "" {
@@ -98,36 +98,36 @@ func Label(job *api.Job, e Engine) {
 	engineServices(job)[0].Meta = map[string]string{
 		"engine_id":  e.EngineID,
 		"product_id": e.ProductID,
-		// Nomad interpolates service meta: encoded, a user_id means just itself.
+		// Nomad interpolates service meta; the encoding prevents that for a user_id.
 		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
 	}
 	SetMark(job, mark)
 	setServiceMeta(job, imageKey, image)
 }
 
-// imageKey is the service meta that names the image as the caller did, where the
-// task has it by its digest.
+// imageKey is the service meta with the image as the caller named it, if the task names the
+// image by its digest.
 const imageKey = "image"
 
-// markKey is the service meta that says which operation wrote the job last. It
-// changes in place, and every change of it moves the job's index.
+// markKey is the service meta with the id of the operation that wrote the job last. It
+// changes in place, and every change of it increases the job's index.
 const markKey = "operation"
 
-// Mark says which operation wrote a job last; empty: none did, or another hand.
+// Mark returns the id of the operation that wrote a job last; empty: no operation did.
 func Mark(job *api.Job) string { return serviceMeta(job, markKey) }
 
-// SetMark says that an operation writes the job.
+// SetMark records which operation writes the job.
 func SetMark(job *api.Job, mark string) { setServiceMeta(job, markKey, mark) }
 
-// restKey is the service meta that says why a job asks for no process.
+// restKey is the service meta that says why a job requests no process.
 const restKey = "rest"
 
-// Rest says in what state an engine is whose job asks for no process ("stopped",
-// "sleeping"); empty: that was not said.
+// Rest returns the state of an engine whose job requests no process ("stopped",
+// "sleeping"); empty: not recorded.
 func Rest(job *api.Job) string { return serviceMeta(job, restKey) }
 
-// SetRest says in what state the engine is while its job asks for no process. A
-// rendered job, which asks for one, says nothing.
+// SetRest records the engine's state while its job requests no process. A rendered job
+// requests one and records no state.
 func SetRest(job *api.Job, state string) { setServiceMeta(job, restKey, state) }
 
 func serviceMeta(job *api.Job, key string) string {
@@ -150,9 +150,8 @@ func setServiceMeta(job *api.Job, key, value string) {
 	services[0].Meta[key] = value
 }
 
-// Describe reads off a job what Render wrote into it, as far as the job says so:
-// what the row of a lost registry can be made from. A field that is not there is
-// empty.
+// Describe returns what Render wrote into a job, as far as the job still contains it. The
+// row of a lost registry is rebuilt from that. Missing fields are empty.
 func Describe(job *api.Job) Engine {
 	e := Engine{JobID: str(job.ID), EngineID: job.Meta["engine_id"], DeploymentID: job.Meta[DeploymentMeta], Mark: Mark(job)}
 	e.ProductID = serviceMeta(job, "product_id")
@@ -203,11 +202,11 @@ func Describe(job *api.Job) Engine {
 	return e
 }
 
-// nodeConstraint is what the constraint compares that binds an engine to its node.
+// nodeConstraint is the left side of the constraint that binds an engine to its node.
 const nodeConstraint = "${node.unique.id}"
 
-// engineServices are the services of an engine's job, which stand in its group
-// or in its task.
+// engineServices returns the services of an engine's job, which are in its group or in its
+// task.
 func engineServices(job *api.Job) []*api.Service {
 	if len(job.TaskGroups) == 0 {
 		return nil
@@ -219,7 +218,7 @@ func engineServices(job *api.Job) []*api.Service {
 	return group.Tasks[0].Services
 }
 
-// Runs says whether a job as Nomad has it is to run a process.
+// Runs reports whether a job requests a process.
 func Runs(job *api.Job) bool {
 	if job.Stop != nil && *job.Stop || len(job.TaskGroups) == 0 {
 		return false
@@ -228,13 +227,13 @@ func Runs(job *api.Job) bool {
 	return count != nil && *count > 0
 }
 
-// maxShown bounds what the UI shows of one string: two of them and the words
-// around stay below the 1000 bytes that Nomad allows (structs.Job.Validate).
+// maxShown limits the length of a string in Nomad's UI, in bytes. Two of them and the words
+// around stay below Nomad's limit of 1000 bytes (structs.Job.Validate).
 const maxShown = 470
 
-// quoteForUI shows a string in the Nomad UI, which renders Markdown, as
-// itself: ASCII, quoted, every character that Markdown or HTML gives a meaning
-// as a Go escape. A long one is cut, and marked so.
+// quoteForUI quotes a string so that Nomad's UI, which renders Markdown, shows it
+// literally. The result is ASCII; every character with a meaning in Markdown or HTML
+// becomes a Go escape. A long string is shortened and marked as such.
 func quoteForUI(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')

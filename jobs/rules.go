@@ -7,14 +7,14 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// RulesError lists what a job file lacks that the service relies on.
+// RulesError lists the rules that a job file breaks.
 type RulesError struct{ Problems []string }
 
 func (e *RulesError) Error() string {
 	return "the engine's job file cannot be used:\n  - " + strings.Join(e.Problems, "\n  - ")
 }
 
-// check returns every rule that the parsed job breaks (DESIGN section 3).
+// check returns the rules that the parsed job breaks (DESIGN section 3).
 func check(job *api.Job, s Settings) []string {
 	var problems []string
 	need := func(ok bool, format string, args ...any) bool {
@@ -62,17 +62,17 @@ func checkGroup(group *api.TaskGroup, need needFunc) {
 
 	if vol := group.Volumes[volumeName]; need(vol != nil, "the group must claim a volume named %q", volumeName) {
 		need(vol.Type == "host", "volume %q must be of type \"host\"", volumeName)
-		need(vol.AccessMode == "single-node-single-writer", "volume %q must have access_mode \"single-node-single-writer\": with any other two processes can share one brain", volumeName)
+		need(vol.AccessMode == "single-node-single-writer", "volume %q must have access_mode \"single-node-single-writer\": any other mode lets two processes share one brain", volumeName)
 		need(!vol.ReadOnly, "volume %q must not be read-only", volumeName)
 	}
-	need(group.Update != nil && group.Update.MaxParallel != nil && *group.Update.MaxParallel == 0, "update { max_parallel = 0 } is missing")
+	need(group.Update != nil && group.Update.MaxParallel != nil && *group.Update.MaxParallel == 0, "add update { max_parallel = 0 }")
 	r := group.ReschedulePolicy
 	need(r != nil && r.Attempts != nil && *r.Attempts == 0 && r.Unlimited != nil && !*r.Unlimited,
-		"reschedule { attempts = 0 unlimited = false } is missing: a brain cannot move")
-	need(group.RestartPolicy != nil && str(group.RestartPolicy.Mode) == "fail", "restart { mode = \"fail\" } is missing")
+		"add reschedule { attempts = 0 unlimited = false }, because a brain cannot move to another node")
+	need(group.RestartPolicy != nil && str(group.RestartPolicy.Mode) == "fail", "add restart { mode = \"fail\" }")
 	d := group.Disconnect
-	need(d != nil && d.LostAfter != nil && *d.LostAfter > 0, "disconnect { lost_after = ... } is missing")
-	need(d != nil && d.Replace != nil && !*d.Replace, "disconnect { replace = false } is missing")
+	need(d != nil && d.LostAfter != nil && *d.LostAfter > 0, "add disconnect { lost_after = ... }")
+	need(d != nil && d.Replace != nil && !*d.Replace, "add disconnect { replace = false }")
 }
 
 func checkTemplates(task *api.Task, s Settings, need needFunc) {
@@ -88,13 +88,13 @@ func checkTemplates(task *api.Task, s Settings, need needFunc) {
 			}
 		}
 		if strings.Contains(data, "with secret") {
-			need(str(t.ChangeMode) == "noop", "the provider key template needs change_mode = \"noop\": else all engines restart together when a key changes")
+			need(str(t.ChangeMode) == "noop", "the provider key template needs change_mode = \"noop\": otherwise all engines restart together when a key changes")
 			need(t.Envvars == nil || !*t.Envvars || strings.Contains(data, "toJSON"), "the provider key template must quote values by toJSON: Nomad kills every engine whose env file it cannot read")
 		}
 	}
 	need(keyHash || s.Driver == Mock, "a template with env = true must give ENGINE_KEY_HASH from the job's Nomad variable")
 	if s.ProviderKeysPath != "" {
-		need(task.Vault != nil && str(task.Vault.ChangeMode) == "noop", "vault { change_mode = \"noop\" } is missing: the default restarts the engine when its token is derived anew")
+		need(task.Vault != nil && str(task.Vault.ChangeMode) == "noop", "add vault { change_mode = \"noop\" }, because the default restarts the engine when it gets a new token")
 	}
 }
 

@@ -1,8 +1,7 @@
 // Package jobs renders the Nomad job of an engine from the job file.
 //
-// Nomad itself parses the file, once; per engine the fields that differ are set
-// on a copy of the result, so that nothing a user supplied is ever parsed as
-// HCL or interpolated.
+// Nomad parses the file, once. For each engine, the fields that differ are set on a copy of
+// the result, so that no user input is ever parsed as HCL or interpolated.
 package jobs
 
 import (
@@ -26,8 +25,8 @@ type Driver string
 const (
 	Docker  Driver = "docker"
 	RawExec Driver = "raw_exec"
-	// Mock runs no process at all, to measure what many engines cost: Nomad's
-	// releases do not have it, so nothing that matters can run under it.
+	// Mock runs no process. It measures the cost of many engines. Only development builds
+	// of Nomad have this driver.
 	Mock Driver = "mock_driver"
 )
 
@@ -36,17 +35,17 @@ type Settings struct {
 	HCL         string // the job file
 	Driver      Driver
 	KeyReload   string // "restart" or "signal"
-	NomadLogs   bool   // Nomad collects engines' output, else their driver alone
-	BinDir      string // raw_exec: where images are
+	NomadLogs   bool   // Nomad collects engines' output; otherwise only their driver does
+	BinDir      string // raw_exec: directory of the executables
 	CatalogPath string
-	// ProviderKeysPath is the path in Vault of the provider keys, as a template
-	// reads it; empty: engines get none.
+	// ProviderKeysPath is the path of the provider keys in Vault, as a template reads it;
+	// empty: engines get none.
 	ProviderKeysPath string
 	CheckIntervalS   int
 	CheckTimeoutS    int
 	CheckMaxFailures int
 	Namespace        string
-	// Deployment says whose job it is, where several services share a cluster.
+	// Deployment names the service that owns the job, if several services share a cluster.
 	Deployment string
 }
 
@@ -55,26 +54,25 @@ type Template struct {
 	settings Settings
 	job      []byte // JSON of api.Job: the copy that each rendering starts from
 	owner    Owner
-	// restartDelay is that of the group's restart block.
+	// restartDelay is the delay of the group's restart block.
 	restartDelay time.Duration
-	// diskMB is what an allocation reserves of its node's disk.
+	// diskMB is the disk space in MiB that an allocation reserves on its node.
 	diskMB int
 }
 
-// Names that the job file and the service agree on.
+// Names that must match those in the job file.
 const (
 	volumeName = "brain"
 	// PortLabel is the label of the port that engines serve on.
 	PortLabel = "http"
 )
 
-// parseRequest is Nomad's JobsParseRequest; the official client's own call
-// takes no context.
+// parseRequest is Nomad's JobsParseRequest. The official client's own call takes no
+// context.
 type parseRequest = api.JobsParseRequest
 
-// Parse has Nomad parse the job file and checks what the service relies on. A
-// *RulesError lists everything that is missing; any other error came from
-// Nomad.
+// Parse lets Nomad parse the job file, and checks the rules that the service relies on. A
+// *RulesError lists all that it breaks; any other error is Nomad's.
 func Parse(ctx context.Context, nomad *api.Client, s Settings) (*Template, error) {
 	req := parseRequest{JobHCL: s.HCL, Variables: variables(s)}
 	job := new(api.Job)
@@ -88,7 +86,7 @@ func Parse(ctx context.Context, nomad *api.Client, s Settings) (*Template, error
 	return New(job, s)
 }
 
-// New makes a template of a job that Nomad parsed. *RulesError: see Parse.
+// New returns a template of a job that Nomad parsed. *RulesError: see Parse.
 func New(job *api.Job, s Settings) (*Template, error) {
 	if problems := check(job, s); len(problems) > 0 {
 		return nil, &RulesError{Problems: problems}
@@ -111,17 +109,17 @@ func New(job *api.Job, s Settings) (*Template, error) {
 	return t, nil
 }
 
-// Fingerprint names what all jobs of this template have in common.
+// Fingerprint identifies what all jobs of this template have in common.
 func (t *Template) Fingerprint() string {
 	b, err := json.Marshal(t.settings)
 	if err != nil {
-		panic("jobs: settings always marshal: " + err.Error())
+		panic("jobs: cannot encode the settings: " + err.Error())
 	}
 	sum := sha256.Sum256(append(b, t.job...))
 	return hex.EncodeToString(sum[:])
 }
 
-// variables is the content of a variables file for the job file.
+// variables returns the content of a variables file for the job file.
 func variables(s Settings) string {
 	var b strings.Builder
 	set := func(name, value string) { fmt.Fprintf(&b, "%s = %s\n", name, value) }
@@ -136,33 +134,34 @@ func variables(s Settings) string {
 	return b.String()
 }
 
-// hclString quotes a setting as an HCL string literal; template sequences are
-// escaped, so that it means just itself.
+// hclString quotes a setting as an HCL string literal, and escapes template sequences, so
+// that they are not interpreted.
 func hclString(s string) string {
 	q := strconv.Quote(s)
 	q = strings.ReplaceAll(q, "${", "$${")
 	return strings.ReplaceAll(q, "%{", "%%{")
 }
 
-// defaultRestartDelay is that of a job that says none (Nomad's documentation of the
+// defaultRestartDelay applies to a job without a delay (Nomad's documentation of the
 // restart block).
 const defaultRestartDelay = 15 * time.Second
 
-// defaultDiskMB is that of a job that says none (Nomad's documentation of the
+// defaultDiskMB applies to a job without a size (Nomad's documentation of the
 // ephemeral_disk block).
 const defaultDiskMB = 300
 
-// DiskMB is what an engine's allocation reserves of its node's disk, without its volume.
+// DiskMB returns the disk space in MiB that an engine's allocation reserves on its node,
+// besides its volume.
 func (t *Template) DiskMB() int { return t.diskMB }
 
-// Owner is the user that an engine's volume must belong to.
+// Owner is the system user that must own an engine's volume.
 type Owner struct {
-	// UID and GID are empty where engines run as the agent's own user.
+	// UID and GID are empty if engines run as the Nomad agent's own user.
 	UID, GID string
 }
 
-// Params are the parameters of Nomad's mkdir volume plugin that make a volume
-// for this owner.
+// Params returns the parameters of Nomad's mkdir volume plugin that create a volume for
+// this owner.
 func (o Owner) Params() map[string]string {
 	params := map[string]string{"mode": "0700"}
 	if o.UID != "" {
@@ -171,7 +170,7 @@ func (o Owner) Params() map[string]string {
 	return params
 }
 
-// String names the owner, to tell volumes made for one from those for another.
+// String returns the owner in a form that distinguishes volumes of different owners.
 func (o Owner) String() string {
 	if o.UID == "" {
 		return "agent"
@@ -179,8 +178,8 @@ func (o Owner) String() string {
 	return o.UID + ":" + o.GID
 }
 
-// ownerOf reads the volume's owner off the task's user. A container's user
-// must be numeric: the node does not know the image's names.
+// ownerOf reads the volume's owner from the task's user. A container's user must be
+// numeric, because the node does not know the names in the image.
 func ownerOf(task *api.Task) (Owner, error) {
 	if task.User == "" || Driver(task.Driver) != Docker {
 		return Owner{}, nil
@@ -191,14 +190,14 @@ func ownerOf(task *api.Task) (Owner, error) {
 	}
 	for _, id := range []string{uid, gid} {
 		if _, err := strconv.ParseUint(id, 10, 32); err != nil {
-			return Owner{}, fmt.Errorf("task user %q must be numeric, as in \"65532:65532\", so that the brain can be given to it", task.User)
+			return Owner{}, fmt.Errorf("task user %q must be numeric, as in \"65532:65532\", because the brain's directory must belong to it", task.User)
 		}
 	}
 	return Owner{UID: uid, GID: gid}, nil
 }
 
-// RestartDelay is how long Nomad waits before it runs a crashed process again.
+// RestartDelay returns how long Nomad waits before it restarts a crashed process.
 func (t *Template) RestartDelay() time.Duration { return t.restartDelay }
 
-// Owner is the user that volumes must be made for.
+// Owner returns the system user that volumes must belong to.
 func (t *Template) Owner() Owner { return t.owner }

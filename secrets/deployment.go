@@ -10,31 +10,31 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// Deployment is what Vault knows of the deployment whose keys it holds: the witness
-// of the record that the registry has (DESIGN section 7).
+// Deployment is the record in Vault of the deployment whose keys Vault holds. It is the
+// witness of the registry's record of the deployment (DESIGN section 7).
 type Deployment struct {
-	// ID is random, made once, and the same in both stores.
+	// ID is random, generated once, and the same in both stores.
 	ID string `json:"id"`
-	// Registry names the registry (one Consul, one prefix) that belongs to it: a
-	// registry that was made anew for the same keys has another name.
+	// Registry is the id of the deployment's registry (one Consul, one prefix). A registry
+	// that was created again for the same keys has another id.
 	Registry string `json:"registry"`
-	// Epoch is raised by each leader, here before it is raised in the registry.
+	// Epoch is incremented by each leader, here before in the registry.
 	Epoch int `json:"epoch"`
-	// Where is what an operator chose that tells one deployment from another:
-	// Consul's datacenter and prefix, and the namespace in Nomad.
+	// Where distinguishes deployments by what an operator configured: Consul's datacenter
+	// and prefix, and the Nomad namespace.
 	Where string `json:"where"`
-	// Challenge is set by a service that has another registry, or an empty one,
-	// and wants these keys. A live deployment takes it away.
+	// Challenge is set by a service that has another or an empty registry and wants to use
+	// these keys. A live deployment removes it.
 	Challenge string `json:"challenge,omitempty"`
 
-	// Version is the record's number in Vault: what a write compares.
+	// Version is the record's version in Vault, for check-and-set.
 	Version int `json:"-"`
 }
 
 const deploymentPath = "deployment"
 
-// Deployment reads the record. One that is not there has Version 0 or, when it was
-// deleted, the number to write after, and no ID.
+// Deployment reads the record. Without a record, ID is empty, and Version is 0 or, if a
+// record was deleted, the version to write after.
 func (v *Vault) Deployment(ctx context.Context) (*Deployment, error) {
 	d := new(Deployment)
 	version, err := v.record(ctx, deploymentPath, d)
@@ -45,8 +45,8 @@ func (v *Vault) Deployment(ctx context.Context) (*Deployment, error) {
 	return d, nil
 }
 
-// PutDeployment writes the record over the one that was read, by check-and-set.
-// ErrConflict: somebody else wrote it since.
+// PutDeployment writes the record by check-and-set at d.Version. ErrConflict: another
+// writer has changed it since it was read.
 func (v *Vault) PutDeployment(ctx context.Context, d *Deployment) error {
 	version, err := v.putRecord(ctx, deploymentPath, d, d.Version)
 	if err == nil {
@@ -57,27 +57,27 @@ func (v *Vault) PutDeployment(ctx context.Context, d *Deployment) error {
 
 // Product is the witness of a product's row.
 type Product struct {
-	// Revision is the row's, which counts its changes.
+	// Revision is the row's revision, which counts its changes.
 	Revision int `json:"revision"`
-	// Record is the row as the registry keeps it: it holds hashes of platform keys,
-	// and no key.
+	// Record is the row as stored in the registry. It contains hashes of platform keys, but
+	// no key.
 	Record json.RawMessage `json:"record,omitempty"`
-	// Deleted: the product was, or is being, deleted, and a row that comes back is an
-	// old one. DeletedAt is when that was said.
+	// Deleted: the product was or is being deleted, so a row that reappears is outdated.
+	// DeletedAt is when Deleted was set.
 	Deleted   bool      `json:"deleted,omitempty"`
 	DeletedAt time.Time `json:"deleted_at,omitzero"`
 
-	// Version is the record's number in Vault: what a write compares.
+	// Version is the record's version in Vault, for check-and-set.
 	Version int `json:"-"`
 }
 
 func productPath(id string) string { return "products/" + id }
 
-// ProductIDs lists the products that have a witness, deleted ones included.
+// ProductIDs lists the products that have a witness, including deleted products.
 func (v *Vault) ProductIDs(ctx context.Context) ([]string, error) { return v.names(ctx, "products") }
 
-// Product reads the witness of a product; one that is not there has Version 0 or
-// the number to write after, and no Record.
+// Product reads the witness of a product. Without a witness, Record is empty, and Version
+// is 0 or the version to write after.
 func (v *Vault) Product(ctx context.Context, id string) (*Product, error) {
 	p := new(Product)
 	version, err := v.record(ctx, productPath(id), p)
@@ -88,8 +88,8 @@ func (v *Vault) Product(ctx context.Context, id string) (*Product, error) {
 	return p, nil
 }
 
-// PutProduct writes the witness over the one that was read, by check-and-set.
-// ErrConflict: somebody else wrote it since.
+// PutProduct writes the witness by check-and-set at p.Version. ErrConflict: another writer
+// has changed it since it was read.
 func (v *Vault) PutProduct(ctx context.Context, id string, p *Product) error {
 	version, err := v.putRecord(ctx, productPath(id), p, p.Version)
 	if err == nil {
@@ -98,14 +98,14 @@ func (v *Vault) PutProduct(ctx context.Context, id string, p *Product) error {
 	return err
 }
 
-// record reads a record into v, and returns its version. Where there is none, into
-// stays as it is.
+// record reads a record into into, and returns its version. If there is no record, into
+// does not change.
 func (v *Vault) record(ctx context.Context, path string, into any) (version int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	secret, err := v.kv.Get(ctx, path)
 	if err = classify(err); errors.Is(err, ErrNotFound) {
-		// Nothing, or a last version that was destroyed.
+		// There is no record, or its last version was destroyed.
 		return v.newestOf(ctx, path)
 	}
 	if err != nil {
@@ -126,7 +126,7 @@ func (v *Vault) record(ctx context.Context, path string, into any) (version int,
 	return version, nil
 }
 
-// newestOf is the number of the last version that was ever written at a path.
+// newestOf returns the number of the last version that was ever written at a path.
 func (v *Vault) newestOf(ctx context.Context, path string) (int, error) {
 	meta, err := v.kv.GetMetadata(ctx, path)
 	if err = classify(err); errors.Is(err, ErrNotFound) {

@@ -10,10 +10,10 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// Owner is whose an engine is. It stands in the engine's secret, beside the row
-// in the registry: two stores with different fates (DESIGN section 7). The zero
-// Owner is that of a secret which a version of the service wrote that knew no
-// owners: unknown, not nobody.
+// Owner is the owner of an engine. It is stored in the engine's secret in Vault and in the
+// engine's row in the registry, so that the loss of one store does not lose it (DESIGN
+// section 7). The zero Owner means unknown: an earlier version of the service wrote secrets
+// without owners.
 type Owner struct {
 	Deployment string `json:"deployment,omitempty"` // the deployment's id
 	ProductID  string `json:"product_id,omitempty"`
@@ -25,21 +25,21 @@ type Owner struct {
 type EngineKey struct {
 	// Key is the key in plain text.
 	Key string `json:"api_key"`
-	// ID names this very key: a number of a version does not, since a Vault that
-	// was restored counts its versions anew. Empty in the secrets of a version of
-	// the service that knew no ids.
+	// ID identifies this key. A version number does not, because a Vault that was restored
+	// from a backup uses numbers again. ID is empty in secrets of an earlier version of the
+	// service.
 	ID    string `json:"key_id,omitempty"`
 	Owner Owner  `json:"owner,omitzero"`
 	// Operation is the id of the operation that wrote this version.
 	Operation string `json:"operation,omitempty"`
-	// Version is its number in Vault.
+	// Version is the secret's version in Vault.
 	Version int `json:"-"`
 }
 
 func enginePath(engineID string) string { return "engines/" + engineID }
 
-// PutEngineKey writes k as the version after current (0: the first one), and notes
-// its number in k. ErrConflict: current is not the newest version.
+// PutEngineKey writes k as the version after current (0: as the first version), and sets
+// k.Version. ErrConflict: current is not the newest version.
 func (v *Vault) PutEngineKey(ctx context.Context, engineID string, k *EngineKey, current int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -52,13 +52,13 @@ func (v *Vault) PutEngineKey(ctx context.Context, engineID string, k *EngineKey,
 	return nil
 }
 
-// EngineKey reads one version of an engine's secret. With a keyID it is that very
-// key, or ErrNotFound; without one (a row of a version of the service that knew
-// none) it is whatever Vault holds, read anew each time. What is returned is
-// shared, and not to be changed.
+// EngineKey reads one version of an engine's secret. With a keyID it returns exactly that
+// key, or ErrNotFound. Without one, for a row of an earlier version of the service, it
+// returns the version as Vault has it now, without the cache. The caller must not modify
+// the result, which is shared.
 func (v *Vault) EngineKey(ctx context.Context, engineID string, number int, keyID string) (*EngineKey, error) {
-	if number < 1 { // Vault takes 0 for the newest, which does not stay the same
-		return nil, fmt.Errorf("%w: engine %s has no version %d", ErrNotFound, engineID, number)
+	if number < 1 { // for Vault, 0 means the newest version, which changes
+		return nil, fmt.Errorf("%w: engine %s has no key version %d", ErrNotFound, engineID, number)
 	}
 	if known := v.known(engineID, number, keyID); known != nil {
 		return known, nil
@@ -68,20 +68,19 @@ func (v *Vault) EngineKey(ctx context.Context, engineID string, number int, keyI
 		return nil, err
 	}
 	if keyID != "" && k.ID != keyID {
-		return nil, fmt.Errorf("%w: version %d of engine %s holds another key than the one that was asked for", ErrNotFound, number, engineID)
+		return nil, fmt.Errorf("%w: version %d of engine %s contains another key than the requested one", ErrNotFound, number, engineID)
 	}
 	v.remember(engineID, k)
 	return k, nil
 }
 
-// NewestKey reads the newest version of an engine's secret, past the cache.
-// ErrNotFound: there is none, or it is destroyed.
+// NewestKey reads the newest version of an engine's secret, without the cache. ErrNotFound:
+// there is none, or it was destroyed.
 func (v *Vault) NewestKey(ctx context.Context, engineID string) (*EngineKey, error) {
 	return v.readKey(ctx, engineID, 0)
 }
 
-// Keys reads every version of an engine's secret that is not destroyed, the newest
-// first.
+// Keys reads all versions of an engine's secret that were not destroyed, newest first.
 func (v *Vault) Keys(ctx context.Context, engineID string) ([]*EngineKey, error) {
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -103,7 +102,7 @@ func (v *Vault) Keys(ctx context.Context, engineID string) ([]*EngineKey, error)
 	for _, n := range slices.Backward(numbers) {
 		k, err := v.readKey(ctx, engineID, n)
 		if errors.Is(err, ErrNotFound) {
-			continue // destroyed meanwhile, or no key of ours
+			continue // destroyed meanwhile, or not an engine key
 		}
 		if err != nil {
 			return nil, err
@@ -113,7 +112,7 @@ func (v *Vault) Keys(ctx context.Context, engineID string) ([]*EngineKey, error)
 	return keys, nil
 }
 
-// HasKey says whether Vault holds that very key, past the cache.
+// HasKey reports whether Vault has this key, without the cache.
 func (v *Vault) HasKey(ctx context.Context, engineID string, number int, keyID string) (bool, error) {
 	if number < 1 {
 		return false, nil
@@ -141,22 +140,22 @@ func (v *Vault) readKey(ctx context.Context, engineID string, number int) (*Engi
 	}
 	k := new(EngineKey)
 	if raw, merr := json.Marshal(secret.Data); merr != nil || json.Unmarshal(raw, k) != nil || !isEngineKey(k.Key) {
-		return nil, fmt.Errorf("%w: version %d of engine %s holds no key", ErrNotFound, number, engineID)
+		return nil, fmt.Errorf("%w: version %d of engine %s contains no key", ErrNotFound, number, engineID)
 	}
 	k.Version = secret.VersionMetadata.Version
 	return k, nil
 }
 
-// NewestVersion is the number of the last version that was ever written, 0 when
-// there is none.
+// NewestVersion returns the number of the last version that was ever written, or 0 if there
+// is none.
 func (v *Vault) NewestVersion(ctx context.Context, engineID string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return v.newestOf(ctx, enginePath(engineID))
 }
 
-// DestroyVersionsBefore destroys, beyond recovery, every version of a key that
-// is older than number.
+// DestroyVersionsBefore permanently destroys all versions of an engine's secret that are
+// older than number.
 func (v *Vault) DestroyVersionsBefore(ctx context.Context, engineID string, number int) error {
 	if number <= 1 {
 		return nil
@@ -164,7 +163,7 @@ func (v *Vault) DestroyVersionsBefore(ctx context.Context, engineID string, numb
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	old := make([]int, 0, number-1)
-	// Vault keeps the ten newest versions by default; older ones are gone.
+	// Vault keeps the ten newest versions by default; older ones no longer exist.
 	for n := max(1, number-10); n < number; n++ {
 		old = append(old, n)
 	}
@@ -172,7 +171,7 @@ func (v *Vault) DestroyVersionsBefore(ctx context.Context, engineID string, numb
 	return classify(v.kv.Destroy(ctx, enginePath(engineID), old))
 }
 
-// DeleteEngine removes every version of an engine's secret and their metadata.
+// DeleteEngine deletes all versions of an engine's secret, and their metadata.
 func (v *Vault) DeleteEngine(ctx context.Context, engineID string) error {
 	v.forget(engineID, 0)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -183,7 +182,7 @@ func (v *Vault) DeleteEngine(ctx context.Context, engineID string) error {
 // EngineIDs lists the engines that have a secret below this mount.
 func (v *Vault) EngineIDs(ctx context.Context) ([]string, error) { return v.names(ctx, "engines") }
 
-// names lists what is directly below a path of the mount.
+// names lists the names directly below a path of the mount.
 func (v *Vault) names(ctx context.Context, below string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -196,7 +195,7 @@ func (v *Vault) names(ctx context.Context, below string) ([]string, error) {
 	}
 	list, ok := secret.Data["keys"].([]any)
 	if !ok {
-		return nil, fmt.Errorf("%w: the list below %s has not the form of one", ErrUnavailable, below)
+		return nil, fmt.Errorf("%w: the list below %s is malformed", ErrUnavailable, below)
 	}
 	names := make([]string, 0, len(list))
 	for _, v := range list {
@@ -207,7 +206,7 @@ func (v *Vault) names(ctx context.Context, below string) ([]string, error) {
 	return names, nil
 }
 
-// fields is a value as the KV API takes it.
+// fields converts a value to the form that the KV API expects.
 func fields(v any) map[string]any {
 	raw, err := json.Marshal(v)
 	if err == nil {
@@ -216,11 +215,11 @@ func fields(v any) map[string]any {
 			return data
 		}
 	}
-	panic("secrets: what is stored always marshals to an object: " + err.Error())
+	panic("secrets: cannot encode a value as a JSON object: " + err.Error())
 }
 
-// known is a version of an engine's secret that is held in memory, or nil. What was
-// written as a version under an id never changes, so it is never stale.
+// known returns a version of an engine's secret from the cache, or nil. The cache is never
+// stale, because the content of a version with a key id never changes.
 func (v *Vault) known(engineID string, number int, keyID string) *EngineKey {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -234,14 +233,14 @@ func (v *Vault) known(engineID string, number int, keyID string) *EngineKey {
 
 func (v *Vault) remember(engineID string, k *EngineKey) {
 	if k.ID == "" {
-		return // nothing names it indefinitely
+		return // without an id, the cached version would never be removed
 	}
 	kept := *k
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	held := v.cache[engineID]
 	if held == nil && len(v.cache) >= cacheEngines {
-		for some := range v.cache { // any one: the map's order is random
+		for some := range v.cache { // an arbitrary one: the order of a map is random
 			delete(v.cache, some)
 			break
 		}
@@ -252,15 +251,15 @@ func (v *Vault) remember(engineID string, k *EngineKey) {
 	v.cache[engineID] = append(slices.Clone(held), &kept)
 }
 
-// Forget drops all keys in memory: each is read anew.
+// Forget empties the cache.
 func (v *Vault) Forget() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	clear(v.cache)
 }
 
-// forget drops the versions of an engine in memory that are older than number; 0:
-// all.
+// forget removes the versions of an engine that are older than number from the cache; 0:
+// all versions.
 func (v *Vault) forget(engineID string, number int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

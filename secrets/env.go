@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// maxEnvLine bounds a provider key's line in the file that Nomad reads, in bytes:
-	// one more, and bufio.Scanner (MaxScanTokenSize), by which go-envparse reads the
-	// file, gives up, and Nomad kills every engine of the mount.
+	// maxEnvLine limits a provider key's line in the file that Nomad reads, in bytes. One
+	// byte more than this is too long for bufio.Scanner (MaxScanTokenSize), with which
+	// go-envparse reads the file, and Nomad kills every engine of the mount.
 	maxEnvLine = 64<<10 - 1
-	// maxEnv bounds all lines together, in bytes: half of what Vault's smallest storage
-	// takes as one entry (Consul: 512 KiB), and far from what Linux takes as the
-	// environment of a process (execve(2): a quarter of the stack's limit, 2 MiB).
+	// maxEnv limits all lines together, in bytes: half of the smallest maximum entry of
+	// Vault's storages (Consul: 512 KiB), and far below Linux's maximum for the environment
+	// of a process (execve(2): a quarter of the stack's limit, 2 MiB).
 	maxEnv = 256 << 10
 )
 
-// CheckEnv says which provider keys would not reach an engine as they are: each is
-// rendered and read as Nomad does it. An error begins with the variable's name and
-// never holds a value.
+// CheckEnv reports the provider keys that would not reach an engine unchanged. It renders
+// and parses each one as Nomad does. An error begins with the variable's name and never
+// contains a value.
 func CheckEnv(env map[string]string) error {
 	var errs []error
 	all, longest, longestName := 0, 0, ""
@@ -41,49 +41,48 @@ func CheckEnv(env map[string]string) error {
 		}
 	}
 	if len(errs) == 0 && all > maxEnv {
-		errs = append(errs, fmt.Errorf("%s: is the longest of the provider keys, which are %d bytes together as Nomad renders them; at most %d are possible", longestName, all, maxEnv))
+		errs = append(errs, fmt.Errorf("%s: shorten this or another provider key: together they have %d bytes as Nomad renders them, and the maximum is %d", longestName, all, maxEnv))
 	}
 	return errors.Join(errs...)
 }
 
-// checkEnvLine checks one variable and returns how many bytes its line has.
+// checkEnvLine checks one variable, and returns the length of its line in bytes.
 func checkEnvLine(name, value string) (int, error) {
 	if strings.Contains(value, "\x00") {
-		return 0, errors.New("contains a NUL, which no process can have in its environment")
+		return 0, errors.New("contains a NUL, which cannot be in the environment of a process")
 	}
 	line := envLine(name, value)
 	if len(line) > maxEnvLine+1 {
-		return len(line), fmt.Errorf("its line in the file that Nomad reads would be %d bytes; at most %d are possible, name, quotes and escapes included", len(line)-1, maxEnvLine)
+		return len(line), fmt.Errorf("is too long: its line in the file that Nomad reads would have %d bytes, and the maximum is %d, including name, quotes and escapes", len(line)-1, maxEnvLine)
 	}
-	// The errors of the parser quote what they found: they stay out of ours.
+	// The parser's errors quote the value, so they are not passed on.
 	read, err := envparse.Parse(bytes.NewReader(line))
 	got, found := read[name]
-	// In a name, Nomad replaces the "." and "/" that the parser allows.
+	// Nomad replaces "." and "/" in a name, although the parser allows them.
 	if err != nil || len(read) != 1 || !found || got != value || strings.ContainsAny(name, "./") {
-		return len(line), errors.New("would not reach engines as it is: it must be valid UTF-8, and its name [A-Za-z_][A-Za-z0-9_]*")
+		return len(line), errors.New("would not reach engines unchanged: the value must be valid UTF-8, and the name must match [A-Za-z_][A-Za-z0-9_]*")
 	}
 	return len(line), nil
 }
 
-// envLine is a variable as the template in nomad-jobs/engine.nomad.hcl renders it:
-// toJSON of Nomad's templates is json.Marshal.
+// envLine renders a variable like the template in nomad-jobs/engine.nomad.hcl, in which
+// toJSON is json.Marshal.
 func envLine(name, value string) []byte {
 	quoted, err := json.Marshal(value)
 	if err != nil {
-		panic("secrets: a string always marshals: " + err.Error())
+		panic("secrets: cannot encode a string: " + err.Error())
 	}
 	return fmt.Appendf(nil, "%s=%s\n", name, quoted)
 }
 
-// envPath is where the provider keys are, as a path for the KV API.
+// envPath is the path of the provider keys in the KV API.
 const envPath = "engine-env"
 
-// EnvTemplatePath is the provider keys' path as a Nomad template reads it.
+// EnvTemplatePath is the path of the provider keys in a Nomad template.
 func (v *Vault) EnvTemplatePath() string { return v.mount + "/data/" + envPath }
 
-// PutEnv writes the provider keys that engines get, unless they are the ones
-// that Vault holds, and returns their version and whether it is a new one. It refuses
-// what CheckEnv refuses.
+// PutEnv writes the provider keys unless Vault already has the same. It returns their
+// version, and whether it wrote one. It refuses what CheckEnv refuses.
 func (v *Vault) PutEnv(ctx context.Context, env map[string]string) (version int, written bool, err error) {
 	if err := CheckEnv(env); err != nil {
 		return 0, false, err
@@ -113,12 +112,11 @@ func (v *Vault) PutEnv(ctx context.Context, env map[string]string) (version int,
 		if !errors.Is(err, ErrConflict) || ctx.Err() != nil {
 			return 0, false, err
 		}
-		// Another replica wrote at the same time: the same keys, as a rule.
+		// Another replica has written at the same time, usually the same keys.
 	}
 }
 
-// EnvVersion is the version of the provider keys that Vault holds, 0 when it
-// holds none.
+// EnvVersion returns the version of the provider keys in Vault, or 0 if there are none.
 func (v *Vault) EnvVersion(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -129,8 +127,8 @@ func (v *Vault) EnvVersion(ctx context.Context) (int, error) {
 	return held.VersionMetadata.Version, nil
 }
 
-// env reads the provider keys; an empty secret when there are none. A deleted
-// one still tells its version.
+// env reads the provider keys, or an empty secret if there are none. A deleted secret still
+// has its version.
 func (v *Vault) env(ctx context.Context) (*vault.KVSecret, error) {
 	held, err := v.kv.Get(ctx, envPath)
 	if err = classify(err); errors.Is(err, ErrNotFound) {

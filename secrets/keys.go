@@ -9,22 +9,23 @@ import (
 	"strings"
 )
 
-// Prefixes of the two kinds of key that the service makes (SPEC section 6).
+// Prefixes of the two kinds of key that the service generates (SPEC section 6).
 const (
 	PlatformKeyPrefix = "pk-sept-"
 	EngineKeyPrefix   = "sk-sept-"
 )
 
-// keyBytes of randomness are 43 characters of base64url.
+// keyBytes is the length of the random part of a key; it becomes 43 characters of
+// base64url.
 const keyBytes = 32
 
-// NewPlatformKey returns a fresh platform key.
+// NewPlatformKey returns a new platform key.
 func NewPlatformKey() string { return newKey(PlatformKeyPrefix) }
 
-// NewEngineKey returns a fresh engine key.
+// NewEngineKey returns a new engine key.
 func NewEngineKey() string { return newKey(EngineKeyPrefix) }
 
-// NewKeyID returns a name for one key that no other key has.
+// NewKeyID returns a unique id for a key.
 func NewKeyID() string { return strings.ToLower(rand.Text()) }
 
 func newKey(prefix string) string {
@@ -33,10 +34,10 @@ func newKey(prefix string) string {
 	return prefix + base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// IsPlatformKey says whether s has the form of a platform key.
+// IsPlatformKey reports whether s has the form of a platform key.
 func IsPlatformKey(s string) bool { return hasForm(s, PlatformKeyPrefix) }
 
-// isEngineKey says whether s has the form of an engine key.
+// isEngineKey reports whether s has the form of an engine key.
 func isEngineKey(s string) bool { return hasForm(s, EngineKeyPrefix) }
 
 func hasForm(s, prefix string) bool {
@@ -48,14 +49,14 @@ func hasForm(s, prefix string) bool {
 	return err == nil && len(b) == keyBytes // the decoder skips line breaks
 }
 
-// Hash is the lower-case hex SHA-256 of a key: what is kept of a platform key
-// and what an engine gets of its own.
+// Hash returns the lower-case hex SHA-256 of a key. The service stores only the hash of a
+// platform key, and an engine gets only the hash of its own key.
 func Hash(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:])
 }
 
-// Equal compares two secrets in a time that depends on neither.
+// Equal compares two secrets in constant time.
 func Equal(a, b string) bool {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1

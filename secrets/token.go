@@ -11,21 +11,21 @@ import (
 )
 
 const (
-	// tokenCheck is how often a token is looked at that cannot be renewed or
+	// tokenCheck is the interval at which a token is checked that cannot be renewed or
 	// whose renewal failed.
 	tokenCheck = time.Minute
-	// tokenShare of its life is left when a token is renewed.
+	// tokenShare: a token is renewed when 1/tokenShare of its lifetime remains.
 	tokenShare = 3
-	// defaultMaxTTL is Vault's own max_lease_ttl (its configuration's documentation).
+	// defaultMaxTTL is Vault's default max_lease_ttl (documentation of its configuration).
 	defaultMaxTTL = 768 * time.Hour
 )
 
-// KeepToken renews the service's Vault token until ctx ends, where it can be
-// renewed, and warns of one that will end all the same.
+// KeepToken renews the service's Vault token until ctx ends, if the token can be renewed,
+// and warns before the end of a token that will expire anyway.
 //
-// The Vault client's LifetimeWatcher would not do: it takes a renewal that is denied for
-// a token that cannot be renewed and says nothing until its old time is nearly over, gives
-// up when Vault is away for that long, and does not know when renewals end.
+// The Vault client's LifetimeWatcher is no substitute. It treats a denied renewal as a
+// token that cannot be renewed, and reports nothing until the old lifetime is nearly over.
+// It gives up if Vault is unavailable for that long, and does not know when renewals end.
 func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 	var w endWarner
 	for {
@@ -35,9 +35,9 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 			switch {
 			case err != nil && ctx.Err() != nil:
 			case errors.Is(err, ErrDenied):
-				log.Error("vault refuses the service's token: it ended, was revoked, or may not look itself up and renew itself; every change of an engine fails until the service has another one (VAULT_TOKEN)", "error", err)
+				log.Error("vault refuses the service's token, so every change of an engine fails: it has expired, was revoked, or may not look up and renew itself; restart the service with another token (VAULT_TOKEN)", "error", err)
 			case err != nil:
-				log.Warn("cannot renew the vault token; trying again", "error", err)
+				log.Warn("cannot renew the vault token; retrying", "error", err)
 			default:
 				w.tell(log, life, time.Now())
 				if life.renewed {
@@ -53,18 +53,19 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 	}
 }
 
-// tokenLife is how long a token lives.
+// tokenLife is the lifetime of a token.
 type tokenLife struct {
-	// ttl is what is left of it; 0: it does not end. renewed: it was just renewed.
+	// ttl is the remaining time; 0: the token does not expire. renewed: it was just
+	// renewed.
 	ttl     time.Duration
 	renewed bool
-	// ends is when it ends even if it is renewed, and by is the limit that says so;
-	// zero: renewal keeps it.
+	// ends is when the token expires despite renewals, and by is the limit that causes it;
+	// zero: renewals keep it alive.
 	ends time.Time
 	by   string
 }
 
-// renew renews the token, where it can be renewed.
+// renew renews the token, if it can be renewed.
 func (v *Vault) renew(ctx context.Context) (tokenLife, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -95,10 +96,10 @@ func (v *Vault) renew(ctx context.Context) (tokenLife, error) {
 	return life, nil
 }
 
-// lastEnd is when a token ends that can be renewed, and by which limit: its own
-// (explicit_max_ttl) or, of one without a period, that of its mount, which is known once
-// a renewal gets less than the token was made with. Before, it is taken for Vault's
-// default.
+// lastEnd returns when a renewable token finally expires, and by which limit: its own
+// (explicit_max_ttl) or, if it is not periodic, that of its mount. The mount's limit
+// becomes known when a renewal gets less than the token's initial TTL. Until then, Vault's
+// default is assumed.
 func lastEnd(self *vault.Secret, renewedFor time.Duration, now time.Time) (ends time.Time, by string) {
 	made := time.Unix(int64(seconds(self, "creation_time")/time.Second), 0)
 	most, period := seconds(self, "explicit_max_ttl"), seconds(self, "period")
@@ -107,7 +108,7 @@ func lastEnd(self *vault.Secret, renewedFor time.Duration, now time.Time) (ends 
 		return made.Add(most), "its explicit_max_ttl"
 	case period > 0:
 		return time.Time{}, ""
-	case renewedFor < seconds(self, "creation_ttl")-time.Second: // Vault tells times in whole seconds
+	case renewedFor < seconds(self, "creation_ttl")-time.Second: // Vault reports times in whole seconds
 		return now.Add(renewedFor), "the max_lease_ttl of its mount"
 	}
 	ends = made.Add(defaultMaxTTL)
@@ -117,24 +118,24 @@ func lastEnd(self *vault.Secret, renewedFor time.Duration, now time.Time) (ends 
 	return ends, "Vault's default max_lease_ttl, unless its mount has another"
 }
 
-// seconds is a field of a token's data; 0: it is not there.
+// seconds reads a field of a token's data; 0: the field is absent.
 func seconds(self *vault.Secret, field string) time.Duration {
 	number, _ := self.Data[field].(json.Number)
 	n, _ := number.Int64()
 	return time.Duration(n) * time.Second
 }
 
-// endWarner tells of a token's end: once, and again each time that half of what was left
-// is over.
+// endWarner warns of a token's end: once, and again each time that half of the remaining
+// time has passed.
 type endWarner struct {
 	told bool
-	left time.Duration // when it was told last; 0: it does not end
+	left time.Duration // at the last warning; 0: the token does not expire
 }
 
 func (w *endWarner) tell(log hclog.Logger, life tokenLife, now time.Time) {
 	if life.ends.IsZero() {
 		if !w.told || w.left > 0 {
-			log.Info("the vault token does not end while the service runs", "renewed", life.renewed)
+			log.Info("the vault token will not expire while the service runs", "renewed", life.renewed)
 		}
 		w.told, w.left = true, 0
 		return
@@ -144,6 +145,6 @@ func (w *endWarner) tell(log hclog.Logger, life tokenLife, now time.Time) {
 		return
 	}
 	w.told, w.left = true, left
-	log.Warn("the vault token ends however often it is renewed: give the service a periodic one (VAULT_TOKEN) before, or every change of an engine fails from then on",
+	log.Warn("the vault token will expire despite renewals, and then every change of an engine fails: give the service a periodic token (VAULT_TOKEN) before that",
 		"ends", life.ends.UTC().Format(time.RFC3339), "because", life.by, "left", left.Round(time.Second).String())
 }

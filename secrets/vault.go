@@ -1,5 +1,5 @@
-// Package secrets keeps the keys of engines and of providers in Vault's KV v2
-// engine, and knows the form of a key. No other place holds a key in plain text.
+// Package secrets stores the keys of engines and of providers in Vault's KV v2 engine, and
+// defines the form of a key. No other store contains a key in plain text.
 package secrets
 
 import (
@@ -14,25 +14,25 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// Errors that callers branch on.
+// Errors that callers distinguish.
 var (
-	// ErrNotFound: no such key, or that version of it is destroyed.
+	// ErrNotFound: there is no such key, or this version of it was destroyed.
 	ErrNotFound = errors.New("secrets: not found")
-	// ErrConflict: another version was written since the one that was named.
-	ErrConflict = errors.New("secrets: changed by somebody else")
-	// ErrUnavailable: Vault cannot be reached, is sealed or is in standby;
-	// whether a change was made is not known.
+	// ErrConflict: another version was written since the named one.
+	ErrConflict = errors.New("secrets: changed by another writer")
+	// ErrUnavailable: Vault cannot be reached, is sealed, or is in standby. It is unknown
+	// whether a change was made.
 	ErrUnavailable = errors.New("secrets: vault unavailable")
-	// ErrDenied: the service's token does not allow it.
-	ErrDenied = errors.New("secrets: vault denied it")
+	// ErrDenied: the service's token has no permission for the request.
+	ErrDenied = errors.New("secrets: vault denied the request")
 )
 
 const (
-	// callTimeout bounds one call to Vault, retries included.
+	// callTimeout limits the duration of one call to Vault, including retries.
 	callTimeout = 5 * time.Second
-	// cacheEngines bounds the engines whose keys are held in memory: 100,000 of them
-	// are about 40 MB. cacheVersions of each are held: the one of now, and those of a
-	// rotation.
+	// cacheEngines limits the number of engines whose keys are cached: 100,000 need about
+	// 40 MB. cacheVersions is the number of cached versions per engine: the current one,
+	// and those of a rotation.
 	cacheEngines  = 100_000
 	cacheVersions = 3
 )
@@ -44,23 +44,23 @@ type Vault struct {
 	mount  string
 
 	mu sync.Mutex
-	// cache is by engine_id. golang-lru/v2 in its place takes 68 bytes more for each
-	// (266 instead of 198), and most of what it would replace, which of an engine's
-	// versions are held and forgotten, would stay.
+	// cache is indexed by engine_id. golang-lru/v2 in its place would take 68 bytes more
+	// per engine (266 instead of 198), and would not replace the code that decides which
+	// versions of an engine are cached.
 	cache map[string][]*EngineKey
 }
 
-// New returns the keys below mount (without slashes at its ends).
+// New returns a Vault for the keys below mount (without slashes at its ends).
 func New(client *vault.Client, mount string) *Vault {
 	return &Vault{client: client, kv: client.KVv2(mount), mount: mount, cache: map[string][]*EngineKey{}}
 }
 
-// Mount is where the keys are, without slashes at its ends.
+// Mount returns the mount of the keys, without slashes at its ends.
 func (v *Vault) Mount() string { return v.mount }
 
-// Ping reads the deployment's record, with the service's own token: so it says whether
-// Vault serves, and serves us. ErrDenied: the token ended, was revoked, or may not
-// read it.
+// Ping reads the deployment's record with the service's own token. It thus reports whether
+// Vault is available to this service. ErrDenied: the token has expired, was revoked, or may
+// not read the record.
 func (v *Vault) Ping(ctx context.Context) error {
 	resp, err := v.client.Logical().ReadRawWithContext(ctx, v.mount+"/data/"+deploymentPath)
 	if resp != nil {
@@ -69,15 +69,15 @@ func (v *Vault) Ping(ctx context.Context) error {
 	var bad *vault.ResponseError
 	if errors.As(err, &bad) && bad.StatusCode == http.StatusNotFound {
 		if len(bad.Errors) == 0 {
-			return nil // the record is not written yet
+			return nil // the record has not been written yet
 		}
 		return fmt.Errorf("%w: no KV engine is mounted at %s: %w", ErrUnavailable, v.mount, err)
 	}
 	return classify(err)
 }
 
-// classify gives an error of the Vault client its place among ours. What Vault
-// answers never holds the secret that was sent.
+// classify wraps an error of the Vault client in one of this package's errors. Vault's
+// responses never contain the secret that was sent.
 func classify(err error) error {
 	if err == nil {
 		return nil

@@ -6,23 +6,23 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
 )
 
-// SetAdminKey replaces the admin key from the next request on.
+// SetAdminKey replaces the admin key, from the next request onwards.
 func (s *Server) SetAdminKey(key string) { s.adminKey.Store(&key) }
 
-// admin says whether a request carries the admin key.
+// admin returns an error unless the request carries the admin key.
 func (s *Server) admin(r *http.Request) error {
 	if !secrets.Equal(r.Header.Get("X-Admin-Key"), *s.adminKey.Load()) {
-		return &scheduler.Error{Code: scheduler.InvalidAdminKey, Message: "the X-Admin-Key header does not hold the admin key"}
+		return &engine.Error{Code: engine.InvalidAdminKey, Message: "the X-Admin-Key header does not contain the admin key"}
 	}
 	return nil
 }
 
-// maxDisplayName bounds a product's display name, in bytes.
+// maxDisplayName limits a product's display name, in bytes.
 const maxDisplayName = 200
 
 func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ string) error {
@@ -34,7 +34,7 @@ func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ strin
 		return err
 	}
 	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || strings.ContainsFunc(n, unicode.IsControl) {
-		return invalid("display_name must be set, to %d bytes or fewer without control characters", maxDisplayName)
+		return invalid("display_name must have 1 to %d bytes and no control characters", maxDisplayName)
 	}
 	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
 	if err != nil {
@@ -49,14 +49,14 @@ func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ strin
 	return nil
 }
 
-// productAnswer is a product as the admin sees it, without keys.
+// productAnswer is a product as an admin sees it, without keys.
 type productAnswer struct {
-	ProductID   string          `json:"product_id"`
-	Slug        string          `json:"slug"`
-	DisplayName string          `json:"display_name"`
-	Policy      registry.Policy `json:"policy"`
-	CreatedAt   string          `json:"created_at"`
-	Engines     int             `json:"engines"`
+	ProductID   string        `json:"product_id"`
+	Slug        string        `json:"slug"`
+	DisplayName string        `json:"display_name"`
+	Policy      engine.Policy `json:"policy"`
+	CreatedAt   string        `json:"created_at"`
+	Engines     int           `json:"engines"`
 }
 
 func showProduct(t registry.Tenant) productAnswer {
@@ -77,8 +77,8 @@ func (s *Server) listProducts(w http.ResponseWriter, r *http.Request, _ string) 
 	answer := struct {
 		Products []productAnswer `json:"products"`
 		Total    int             `json:"total"`
-		// Unreadable are the product_ids whose record cannot be read; they are not among
-		// the others.
+		// Unreadable lists the product_ids whose record cannot be read; Products does not
+		// contain them.
 		Unreadable []string `json:"unreadable"`
 	}{make([]productAnswer, 0, len(all)), len(all), make([]string, 0, len(unreadable))}
 	for _, u := range unreadable {
@@ -124,12 +124,13 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 	}
 	w.Header().Set("ETag", policyTag(policy))
 	writeJSON(w, http.StatusOK, struct {
-		Policy registry.Policy `json:"policy"`
+		Policy engine.Policy `json:"policy"`
 	}{policy})
 	return nil
 }
 
-// maxOverlap is how long a rotated platform key may work on (SPEC section 3).
+// maxOverlap is how long, in seconds, the previous platform key may stay valid after a
+// rotation (SPEC section 3).
 const maxOverlap = 86400
 
 func (s *Server) rotatePlatformKey(w http.ResponseWriter, r *http.Request, id string) error {

@@ -5,14 +5,14 @@ import (
 	"net/http"
 )
 
-// notAdoptedAnswer is an engine that was left as it was.
+// notAdoptedAnswer is an engine that was not changed, and the reason.
 type notAdoptedAnswer struct {
 	EngineID string `json:"engine_id"`
 	Why      string `json:"why"`
 }
 
-// adoptNode gives the engines of a node that lost its state, or whose servers did,
-// their volumes again.
+// adoptNode gives engines their volumes back after their node, or Nomad's servers, lost
+// their state.
 func (s *Server) adoptNode(w http.ResponseWriter, r *http.Request, nodeID string) error {
 	if err := s.admin(r); err != nil {
 		return err

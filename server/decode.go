@@ -13,41 +13,41 @@ import (
 	jsonexp "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
-// maxBody is the largest request body (SPEC section 1).
+// maxBody is the maximum size of a request body, in bytes (SPEC section 1).
 const maxBody = 64 << 10
 
-// decode reads a JSON request body into v. It is strict, so that typing errors
-// surface: unknown fields, duplicate keys, wrong types, nulls, invalid UTF-8 and
-// anything after the value are refused, and the message names the field. An
-// empty body is {}, whatever content type is named: curl with an empty -d names a form. An
-// endpoint with a body takes no parameters.
+// decode reads a JSON request body into v. It is strict, so that typing errors surface:
+// unknown fields, duplicate keys, wrong types, nulls, invalid UTF-8 and data after the
+// value are refused, and the message names the field. An empty body counts as {}, with any
+// content type, because curl with an empty -d sends that of a form. An endpoint with a body
+// accepts no query parameters.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	if r.ContentLength == 0 { // most admits have none
+	if r.ContentLength == 0 { // most admits have no body
 		return nil
 	}
 	if res, ok := w.(*response); ok {
-		w = res.ResponseWriter // net/http's own, whose connection is closed when the body is too large
+		w = res.ResponseWriter // net/http's own writer closes the connection when the body is too large
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return &scheduler.Error{Code: scheduler.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
+			return &engine.Error{Code: engine.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
 		}
 		return invalid("the body could not be read")
 	}
-	if len(body) == 0 { // chunked, without a chunk
+	if len(body) == 0 { // a chunked body without a chunk
 		return nil
 	}
 	if ct := r.Header.Get("Content-Type"); ct != "" {
 		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
-			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
+			return &engine.Error{Code: engine.UnsupportedMedia, Message: "the body must be application/json"}
 		}
 	}
 	return decodeBytes(body, v)
@@ -87,8 +87,8 @@ func decodeBytes(body []byte, v any) error {
 	return invalid("the body is not valid JSON")
 }
 
-// firstNull finds a null in a valid JSON text. No field's type has one, and the
-// decoder would take it for the field's zero value.
+// firstNull finds a null in a valid JSON text. No field may be null, but the decoder would
+// accept a null as the field's zero value.
 func firstNull(body []byte) (at jsontext.Pointer, found bool) {
 	for d := jsontext.NewDecoder(bytes.NewReader(body)); ; {
 		token, err := d.ReadToken()
@@ -101,7 +101,7 @@ func firstNull(body []byte) (at jsontext.Pointer, found bool) {
 	}
 }
 
-// field shows a JSON pointer as a field path, cut to a length fit for a message.
+// field formats a JSON pointer as a field path, shortened to fit in a message.
 func field(p jsontext.Pointer) string {
 	name := strings.ReplaceAll(strings.TrimPrefix(string(p), "/"), "/", ".")
 	if runes := []rune(name); len(runes) > 80 {
@@ -111,6 +111,6 @@ func field(p jsontext.Pointer) string {
 	return string(b)
 }
 
-func invalid(format string, args ...any) *scheduler.Error {
-	return &scheduler.Error{Code: scheduler.InvalidRequest, Message: fmt.Sprintf(format, args...)}
+func invalid(format string, args ...any) *engine.Error {
+	return &engine.Error{Code: engine.InvalidRequest, Message: fmt.Sprintf(format, args...)}
 }

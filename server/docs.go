@@ -19,14 +19,14 @@ import (
 //go:embed docs.html.tmpl
 var docsTemplate string
 
-// openAPI serves the document itself.
+// openAPI serves the OpenAPI document.
 func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request, _ string) error {
 	w.Header().Set("Content-Type", "application/yaml")
 	_, _ = w.Write(docs.OpenAPI)
 	return nil
 }
 
-// docsPage serves the document as a page that needs nothing from elsewhere.
+// docsPage serves the OpenAPI document as an HTML page that loads nothing from other hosts.
 func (s *Server) docsPage(w http.ResponseWriter, _ *http.Request, _ string) error {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -34,8 +34,8 @@ func (s *Server) docsPage(w http.ResponseWriter, _ *http.Request, _ string) erro
 	return nil
 }
 
-// apiDoc is what the page shows of the document. Maps keep the order of the
-// document by ordered.
+// apiDoc contains the parts of the OpenAPI document that the page shows. Mappings whose
+// order matters are of type ordered.
 type apiDoc struct {
 	Info struct{ Title, Summary, Description string }
 	Tags []struct {
@@ -94,7 +94,7 @@ type apiSchema struct {
 	Example     any
 }
 
-// ordered is a YAML mapping in the order of the document.
+// ordered is a YAML mapping that keeps the order of the document.
 type ordered[T any] []pair[T]
 
 type pair[T any] struct {
@@ -113,7 +113,7 @@ func (o *ordered[T]) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// renderedDocs is the page of the document, made once: tests start many servers
+// renderedDocs returns the HTML page. It is rendered once, because tests start many servers
 // in one process.
 var renderedDocs = sync.OnceValues(renderDocs)
 
@@ -166,7 +166,7 @@ func (d *apiDoc) resolve(s apiSchema) apiSchema {
 	return s
 }
 
-// kind says what a schema is in a few words.
+// kind describes a schema in a few words.
 func (d *apiDoc) kind(s apiSchema) string {
 	full := d.resolve(s)
 	switch {
@@ -207,10 +207,10 @@ func (d *apiDoc) kind(s apiSchema) string {
 	return kind
 }
 
-// fields are the fields of an object's schema.
+// fields returns the fields of an object's schema.
 func (d *apiDoc) fields(s apiSchema) ordered[apiSchema] { return d.resolve(s).Properties }
 
-// curl is a call that can be pasted into a shell after `. .dev/env`.
+// curl returns an example call that can be pasted into a shell after `. .dev/env`.
 func (d *apiDoc) curl(op apiOperation) string {
 	path := op.Path
 	for _, p := range op.Parameters {
@@ -247,8 +247,8 @@ func indented(v any) string {
 	return string(b)
 }
 
-// markdown shows the little Markdown that the document uses: paragraphs, lists
-// and code.
+// markdown renders the subset of Markdown that the document uses: paragraphs, lists and
+// code.
 func markdown(s string) template.HTML {
 	var b strings.Builder
 	for _, block := range strings.Split(strings.TrimSpace(s), "\n\n") {

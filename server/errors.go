@@ -10,62 +10,63 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler"
 )
 
-// status is the one table from error code to HTTP status (SPEC sections 1 to 3).
-var status = map[scheduler.Code]int{
-	scheduler.InvalidRequest:      http.StatusBadRequest,
-	scheduler.InvalidPlatformKey:  http.StatusUnauthorized,
-	scheduler.InvalidAdminKey:     http.StatusUnauthorized,
-	scheduler.PolicyDenied:        http.StatusForbidden,
-	scheduler.NotFound:            http.StatusNotFound,
-	scheduler.EngineNotFound:      http.StatusNotFound,
-	scheduler.MethodNotAllowed:    http.StatusMethodNotAllowed,
-	scheduler.EngineAlreadyExists: http.StatusConflict,
-	scheduler.EngineRunning:       http.StatusConflict,
-	scheduler.EngineNotRunning:    http.StatusConflict,
-	scheduler.EngineBusy:          http.StatusConflict,
-	scheduler.EngineDestroyed:     http.StatusConflict,
-	scheduler.EngineQuarantined:   http.StatusConflict,
-	scheduler.ProductSlugExists:   http.StatusConflict,
-	scheduler.ProductHasEngines:   http.StatusConflict,
-	scheduler.ProductNotFound:     http.StatusNotFound,
-	scheduler.VolumeNotFound:      http.StatusNotFound,
-	scheduler.QuarantineNotFound:  http.StatusNotFound,
-	scheduler.PolicyChanged:       http.StatusPreconditionFailed,
-	scheduler.IdempotencyReused:   http.StatusUnprocessableEntity,
-	scheduler.RateLimited:         http.StatusTooManyRequests,
-	scheduler.RequestTooLarge:     http.StatusRequestEntityTooLarge,
-	scheduler.UnsupportedMedia:    http.StatusUnsupportedMediaType,
-	scheduler.QuotaExceeded:       http.StatusTooManyRequests,
-	scheduler.Internal:            http.StatusInternalServerError,
-	scheduler.EngineBootFailed:    http.StatusBadGateway,
-	scheduler.BackendError:        http.StatusBadGateway,
-	scheduler.PortExhaustion:      http.StatusServiceUnavailable,
-	scheduler.CapacityExhausted:   http.StatusServiceUnavailable,
-	scheduler.BackendUnavailable:  http.StatusServiceUnavailable,
-	scheduler.RegistryRecovering:  http.StatusServiceUnavailable,
-	scheduler.RecordUnreadable:    http.StatusServiceUnavailable,
-	scheduler.BootTimeout:         http.StatusGatewayTimeout,
-	scheduler.StopUnconfirmed:     http.StatusGatewayTimeout,
-	scheduler.RotationUnconfirmed: http.StatusGatewayTimeout,
+// status maps every error code to its HTTP status (SPEC sections 1 to 3).
+var status = map[engine.Code]int{
+	engine.InvalidRequest:      http.StatusBadRequest,
+	engine.InvalidPlatformKey:  http.StatusUnauthorized,
+	engine.InvalidAdminKey:     http.StatusUnauthorized,
+	engine.PolicyDenied:        http.StatusForbidden,
+	engine.NotFound:            http.StatusNotFound,
+	engine.EngineNotFound:      http.StatusNotFound,
+	engine.MethodNotAllowed:    http.StatusMethodNotAllowed,
+	engine.EngineAlreadyExists: http.StatusConflict,
+	engine.EngineRunning:       http.StatusConflict,
+	engine.EngineNotRunning:    http.StatusConflict,
+	engine.EngineBusy:          http.StatusConflict,
+	engine.EngineDestroyed:     http.StatusConflict,
+	engine.EngineQuarantined:   http.StatusConflict,
+	engine.ProductSlugExists:   http.StatusConflict,
+	engine.ProductHasEngines:   http.StatusConflict,
+	engine.ProductNotFound:     http.StatusNotFound,
+	engine.VolumeNotFound:      http.StatusNotFound,
+	engine.QuarantineNotFound:  http.StatusNotFound,
+	engine.PolicyChanged:       http.StatusPreconditionFailed,
+	engine.IdempotencyReused:   http.StatusUnprocessableEntity,
+	engine.RateLimited:         http.StatusTooManyRequests,
+	engine.RequestTooLarge:     http.StatusRequestEntityTooLarge,
+	engine.UnsupportedMedia:    http.StatusUnsupportedMediaType,
+	engine.QuotaExceeded:       http.StatusTooManyRequests,
+	engine.Internal:            http.StatusInternalServerError,
+	engine.EngineBootFailed:    http.StatusBadGateway,
+	engine.BackendError:        http.StatusBadGateway,
+	engine.PortExhaustion:      http.StatusServiceUnavailable,
+	engine.CapacityExhausted:   http.StatusServiceUnavailable,
+	engine.BackendUnavailable:  http.StatusServiceUnavailable,
+	engine.RegistryRecovering:  http.StatusServiceUnavailable,
+	engine.RecordUnreadable:    http.StatusServiceUnavailable,
+	engine.BootTimeout:         http.StatusGatewayTimeout,
+	engine.StopUnconfirmed:     http.StatusGatewayTimeout,
+	engine.RotationUnconfirmed: http.StatusGatewayTimeout,
 }
 
-// statusHungUp is what the log says of a request whose caller did not wait for the
-// answer, as nginx does: nobody gets it.
+// statusHungUp is the status in the log, as in nginx, of a request whose caller
+// disconnected before the response. It is never sent.
 const statusHungUp = 499
 
-// errorBody is every answer that is not 2xx.
+// errorBody is the body of every response with a status other than 2xx.
 type errorBody struct {
 	Error struct {
-		Code      scheduler.Code `json:"code"`
-		Message   string         `json:"message"`
-		RequestID string         `json:"request_id"`
+		Code      engine.Code `json:"code"`
+		Message   string      `json:"message"`
+		RequestID string      `json:"request_id"`
 	} `json:"error"`
 }
 
-// writeError answers with an error; its cause goes to the log alone.
+// writeError sends an error response. The cause of the error goes only to the log.
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := scheduler.AsError(err)
 	code, known := status[e.Code]
@@ -78,12 +79,13 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		args = append(args, "error", e.Err)
 	}
 	switch {
-	case code < http.StatusInternalServerError, r.URL.Path == readyPath: // its answer is the alarm
+	case code < http.StatusInternalServerError, r.URL.Path == readyPath: // /ready's response is itself the alarm
 		s.log.Debug("request refused", args...)
 	case errors.Is(r.Context().Err(), context.Canceled) && code == http.StatusServiceUnavailable:
-		// Whatever was asked meanwhile was given up with the caller.
+		// The calls that the request was waiting for were cancelled because its caller
+		// left.
 		args[1] = statusHungUp
-		s.log.Debug("the caller hung up", args...)
+		s.log.Debug("the caller disconnected", args...)
 	case code == http.StatusServiceUnavailable:
 		s.outages.failed(cmp.Or(scheduler.Away(err), string(e.Code)), id, err)
 		s.log.Debug("request failed", args...)
@@ -91,7 +93,8 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		s.log.Error("request failed", args...)
 	}
 	if res, ok := w.(*response); ok && res.begun {
-		// The caller has a part of another answer: a broken one is better than a wrong one.
+		// A part of another response has been sent already. Breaking the connection is
+		// better than appending an error to that response.
 		panic(http.ErrAbortHandler)
 	}
 	wait := e.RetryAfter
@@ -109,7 +112,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 func writeJSON(w http.ResponseWriter, code int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic("server: answers always marshal: " + err.Error())
+		panic("server: cannot encode a response: " + err.Error())
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(code)

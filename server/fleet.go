@@ -7,22 +7,23 @@ import (
 	"strconv"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
 const (
-	// Limits of a page (SPEC section 2).
+	// Limits of a page, in items (SPEC section 2).
 	defaultLimit = 100
 	maxLimit     = 1000
 )
 
-// product authenticates a product's call that is about no one user.
+// product authenticates a product's call that does not concern a single user.
 func (s *Server) product(r *http.Request) (*scheduler.Caller, error) {
 	return s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), "")
 }
 
-// fleet authenticates a call that is answered from the in-memory view.
+// fleet authenticates a call whose response is read from the in-memory view.
 func (s *Server) fleet(r *http.Request) (*scheduler.Fleet, error) {
 	c, err := s.product(r)
 	if err != nil {
@@ -31,20 +32,20 @@ func (s *Server) fleet(r *http.Request) (*scheduler.Fleet, error) {
 	return s.scheduler.Fleet(c)
 }
 
-// viewAge says how old the view is that an answer was read from, in seconds.
+// viewAge sets the header that reports how old the view was, in seconds.
 func viewAge(w http.ResponseWriter, f *scheduler.Fleet) {
 	w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
 }
 
-// pageOf reads which part of a list is asked for.
+// pageOf reads from the query which part of a list is requested.
 func pageOf(r *http.Request) (registry.PageQuery, error) {
 	q := queryOf(r, "status", "limit", "offset", "cursor")
 	ask := registry.PageQuery{
-		State: oneOf(q, "status", registry.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
+		State: oneOf(q, "status", engine.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
 		Offset: q.number("offset", 0, 0, math.MaxInt32), Cursor: q.text("cursor"),
 	}
 	if q.err == nil && ask.Cursor != "" && q.values.Has("offset") {
-		q.err = invalid("cursor and offset exclude each other")
+		q.err = invalid("give cursor or offset, not both")
 	}
 	return ask, q.err
 }
@@ -75,10 +76,10 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	return nil
 }
 
-// statusAnswer is a fleet in numbers; from Quarantined on it is the admin's.
+// statusAnswer counts a fleet. The fields from Quarantined on are only for the admin.
 type statusAnswer struct {
 	Total              int                    `json:"total"`
-	ByStatus           map[registry.State]int `json:"by_status"`
+	ByStatus           map[engine.State]int   `json:"by_status"`
 	Health             scheduler.Health       `json:"health"`
 	Unhealthy          int                    `json:"unhealthy_count"`
 	Registry           registry.RegistryState `json:"registry"`
@@ -91,14 +92,14 @@ type statusAnswer struct {
 	WarmPools          []warmPool             `json:"warm_pools,omitzero"`
 }
 
-// unreadableCounts counts the records of the registry that cannot be read.
+// unreadableCounts counts the registry's records that cannot be read.
 type unreadableCounts struct {
 	Engines  int `json:"engines"`
 	Products int `json:"products"`
 	Other    int `json:"other"`
 }
 
-// warmPool is how the warm engines of one kind stand.
+// warmPool is the state of the warm engines of one kind.
 type warmPool struct {
 	Fingerprint string `json:"fingerprint"`
 	Image       string `json:"image"`
@@ -135,7 +136,7 @@ func (s *Server) showStatus(f *scheduler.Fleet) statusAnswer {
 	return statusAnswer{Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy, Registry: s.scheduler.RegistryState()}
 }
 
-// fleetStatus counts a product's engines or, for the admin, those of all.
+// fleetStatus counts a product's engines or, for the admin, all engines.
 func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) error {
 	if r.Header.Get("X-Admin-Key") != "" {
 		return s.wholeStatus(w, r)
@@ -204,7 +205,7 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request, _ string) error
 	return nil
 }
 
-// auditLog is open to a product for its own rows, and to the admin for all.
+// auditLog returns a product its own rows, and the admin all rows.
 func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) error {
 	known := []string{"user_id", "action", "since", "until", "limit", "cursor"}
 	productID := ""
@@ -229,8 +230,8 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) erro
 		Since: q.time("since"), Until: q.time("until"), Limit: q.number("limit", defaultLimit, 1, maxLimit), Cursor: q.text("cursor"),
 	}
 	if q.values.Has("user_id") {
-		past := r.Header.Get("X-Admin-Key") != "" // the admin reads what users did that such an id had
-		if err := registry.CheckUserID(ask.UserID); err != nil && !(past && errors.Is(err, registry.ErrDotSegment)) {
+		past := r.Header.Get("X-Admin-Key") != "" // the admin can read the rows of users whose id was valid in an earlier version
+		if err := engine.CheckUserID(ask.UserID); err != nil && !(past && errors.Is(err, engine.ErrDotSegment)) {
 			q.err = invalid("parameter %v", err)
 		}
 	}
@@ -252,7 +253,7 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) erro
 	return nil
 }
 
-// auditEntry is a row of the audit log as it is told.
+// auditEntry is a row of the audit log in a response.
 type auditEntry struct {
 	ID         int64          `json:"id"`
 	Timestamp  string         `json:"timestamp"`

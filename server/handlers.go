@@ -7,32 +7,33 @@ import (
 	"strings"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
-// listedEngine is an engine as lists show it.
+// listedEngine is an engine in a list.
 type listedEngine struct {
-	EngineID      string         `json:"engine_id"`
-	UserID        string         `json:"user_id"`
-	Status        registry.State `json:"status"`
-	URL           *string        `json:"url"`
-	EngineVersion string         `json:"engine_version"`
-	ImageDigest   string         `json:"image_digest,omitempty"`
-	CreatedAt     string         `json:"created_at"`
-	LastHealthAt  *string        `json:"last_health_at"`
-	Reason        string         `json:"reason,omitempty"`
+	EngineID      string       `json:"engine_id"`
+	UserID        string       `json:"user_id"`
+	Status        engine.State `json:"status"`
+	URL           *string      `json:"url"`
+	EngineVersion string       `json:"engine_version"`
+	ImageDigest   string       `json:"image_digest,omitempty"`
+	CreatedAt     string       `json:"created_at"`
+	LastHealthAt  *string      `json:"last_health_at"`
+	Reason        string       `json:"reason,omitempty"`
 }
 
-// engineAnswer is an engine with its key.
+// engineAnswer is an engine with its API key.
 type engineAnswer struct {
 	listedEngine
 	APIKey *string `json:"api_key"`
 }
 
-func (s *Server) showEngine(e *registry.Engine) listedEngine {
+func (s *Server) showEngine(e *engine.Row) listedEngine {
 	url := e.URL
-	if e.State == registry.Failed { // an operation may still need it
+	if e.State == engine.Failed { // the row may keep its URL for an operation
 		url = ""
 	}
 	return listedEngine{
@@ -41,7 +42,7 @@ func (s *Server) showEngine(e *registry.Engine) listedEngine {
 	}
 }
 
-// optional is null in JSON when it is empty.
+// optional returns nil for an empty string, so that JSON shows null.
 func optional(s string) *string {
 	if s == "" {
 		return nil
@@ -61,23 +62,23 @@ func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, erro
 	return s.callerBy(s.scheduler.Authenticate, r, userID)
 }
 
-// callerBy is caller by one of the scheduler's ways to authenticate. A caller
-// that is returned with an error has left.
+// callerBy is like caller, but with the given authentication function. If it returns an
+// error, Leave has been called on the caller.
 func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, userID string) (*scheduler.Caller, error), r *http.Request, userID string) (*scheduler.Caller, error) {
-	bad := registry.CheckUserID(userID)
-	if errors.Is(bad, registry.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
-		bad = nil // such an engine was made before it was refused; the admin can look at it and remove it
+	bad := engine.CheckUserID(userID)
+	if errors.Is(bad, engine.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
+		bad = nil // engines with such an id were created before it was refused; the admin can read and remove them
 	}
 	if bad == nil {
 		bad = sameUser(r, userID)
 	}
 	if bad != nil {
-		userID = "" // nothing is looked up under a name that cannot be
+		userID = "" // no row is read under an invalid user_id
 	}
 	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
 	if err == nil && bad != nil {
 		c.Leave()
-		if err = bad; !errors.As(bad, new(*scheduler.Error)) {
+		if err = bad; !errors.As(bad, new(*engine.Error)) {
 			err = invalid("%v", bad)
 		}
 	}
@@ -87,7 +88,7 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) error {
 	var body provisionBody
 	if err := decode(w, r, &body); err != nil {
-		// A caller without a key learns nothing about what it sent.
+		// A caller without a valid key must not learn whether its body is valid.
 		if _, kerr := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), ""); kerr != nil {
 			return kerr
 		}
@@ -113,11 +114,11 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 	}
 	secret(w)
 	writeJSON(w, http.StatusOK, struct {
-		EngineID string         `json:"engine_id"`
-		UserID   string         `json:"user_id"`
-		Status   registry.State `json:"status"`
-		URL      string         `json:"url"`
-		APIKey   string         `json:"api_key"`
+		EngineID string       `json:"engine_id"`
+		UserID   string       `json:"user_id"`
+		Status   engine.State `json:"status"`
+		URL      string       `json:"url"`
+		APIKey   string       `json:"api_key"`
 	}{e.EngineID, e.UserID, e.State, e.URL, key})
 	return nil
 }
@@ -152,8 +153,8 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request, userID string) er
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
-		Status registry.State `json:"status"`
-		URL    string         `json:"url"`
+		Status engine.State `json:"status"`
+		URL    string       `json:"url"`
 	}{e.State, e.URL})
 	return nil
 }
@@ -168,7 +169,7 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request, userID string) err
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
-		Status registry.State `json:"status"`
+		Status engine.State `json:"status"`
 	}{e.State})
 	return nil
 }
@@ -230,7 +231,7 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 	return nil
 }
 
-// idempotencyKey is the Idempotency-Key of a call; empty: it has none.
+// idempotencyKey returns the call's Idempotency-Key, or "" if it has none.
 func idempotencyKey(r *http.Request) (string, error) {
 	keys := r.Header.Values("Idempotency-Key")
 	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
@@ -239,7 +240,7 @@ func idempotencyKey(r *http.Request) (string, error) {
 	return strings.Join(keys, ""), nil
 }
 
-// bodyless authenticates a change whose body may be empty or {}.
+// bodyless authenticates a change whose body must be empty or {}.
 func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string) (*scheduler.Caller, error) {
 	c, err := s.caller(r, userID)
 	if err != nil {
@@ -251,7 +252,7 @@ func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string)
 	return c, decode(w, r, &emptyBody{})
 }
 
-// secret marks an answer that carries a key.
+// secret marks a response that contains a key, so that no cache stores it.
 func secret(w http.ResponseWriter) { w.Header().Set("Cache-Control", "no-store") }
 
 func (s *Server) health(w http.ResponseWriter, r *http.Request, _ string) error {
@@ -277,7 +278,7 @@ func (s *Server) live(w http.ResponseWriter, _ *http.Request, _ string) error {
 	return nil
 }
 
-// readyPath is asked by load balancers, all the time.
+// readyPath is requested continuously by load balancers.
 const readyPath = "/ready"
 
 func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ string) error {

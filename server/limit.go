@@ -12,34 +12,35 @@ import (
 )
 
 const (
-	// keptDescriptors is how many file descriptors clients leave to the rest of the
-	// service: up to 68 connections each to Nomad, Consul and Vault, the audit database's,
-	// the probes of engines. Of few descriptors it is half.
+	// keptDescriptors is how many file descriptors are reserved for the rest of the
+	// service: up to 68 connections each to Nomad, Consul and Vault, those to the audit
+	// database, and probes of engines. If the process has few descriptors, half of them are
+	// reserved.
 	keptDescriptors = 512
-	// mostDescriptors bounds what counts of a limit that is none.
+	// mostDescriptors replaces a higher or infinite limit of the process.
 	mostDescriptors = 1 << 20
-	// limitSaid is how often the log says that the limit is reached.
+	// limitSaid is the minimum time between two log lines about a reached limit.
 	limitSaid = time.Minute
 )
 
-// descriptors is how many file descriptors this process may have. Go has raised
-// the soft limit to the hard one, or one less, when the process started.
+// descriptors returns how many file descriptors this process may have. At the start of the
+// process, Go has raised the soft limit to the hard limit, or to one less.
 func descriptors() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024 // the usual one
+		return 1024 // the usual limit
 	}
 	return int(min(limit.Cur, mostDescriptors))
 }
 
-// connectionsOf is how many connections are accepted with so many descriptors.
+// connectionsOf returns how many connections to accept with this number of descriptors.
 func connectionsOf(descriptors int) int {
 	return max(1, descriptors-min(descriptors/2, keptDescriptors))
 }
 
-// limited is a listener that keeps at most so many connections. Beyond them the
-// one that is idle for the longest is closed for a new one, then the oldest that
-// has sent nothing; where all have a request, the new one waits for the end of one.
+// limited is a listener with a maximum number of open connections. At the limit, a new
+// connection replaces the one that has been idle longest, or else the oldest that has sent
+// no request. If all connections have a request in progress, the new one waits.
 type limited struct {
 	net.Listener
 	most int
@@ -49,8 +50,8 @@ type limited struct {
 	changed *sync.Cond
 	open    int
 	closed  bool
-	idle    list.List // between two requests, the longest first
-	fresh   list.List // have sent nothing yet, the oldest first
+	idle    list.List // between two requests, longest idle first
+	fresh   list.List // have sent no request yet, oldest first
 	said    time.Time
 }
 
@@ -60,7 +61,7 @@ func limit(l net.Listener, most int, log hclog.Logger) *limited {
 	return lim
 }
 
-// limitedConn is in the list of its state, while it has one.
+// limitedConn is an element of the list for its state, if its state has one.
 type limitedConn struct {
 	net.Conn
 	of     *limited
@@ -69,7 +70,7 @@ type limitedConn struct {
 	closed bool
 }
 
-// Accept waits for a connection and, at the limit, for room for it.
+// Accept waits for a connection and, at the limit, until a connection has ended.
 func (l *limited) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
@@ -98,7 +99,7 @@ func (l *limited) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// oldest takes the connection out that is closed first, nil for none.
+// oldest removes from its list the connection to close first, and returns it, or nil.
 func (l *limited) oldest() *limitedConn {
 	for _, of := range []*list.List{&l.idle, &l.fresh} {
 		if first := of.Front(); first != nil {
@@ -113,11 +114,11 @@ func (l *limited) oldest() *limitedConn {
 func (l *limited) say() {
 	if time.Since(l.said) > limitSaid {
 		l.said = time.Now()
-		l.log.Warn("the limit of connections is reached, idle ones are closed: raise the limit of open files (ulimit -n, LimitNOFILE)", "connections", l.most)
+		l.log.Warn("reached the maximum number of connections, closing idle ones: raise the limit of open files (ulimit -n, LimitNOFILE)", "connections", l.most)
 	}
 }
 
-// Close ends Accept too.
+// Close closes the listener and makes Accept return.
 func (l *limited) Close() error {
 	l.mu.Lock()
 	l.closed = true
@@ -126,7 +127,7 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-// state is the hook of [http.Server] for what its connections do.
+// state is the [http.Server] hook that is called when a connection changes its state.
 func (l *limited) state(conn net.Conn, to http.ConnState) {
 	c, ok := conn.(*limitedConn)
 	if !ok {
@@ -143,8 +144,8 @@ func (l *limited) state(conn net.Conn, to http.ConnState) {
 	}
 }
 
-// enter moves c to a list, nil for none; its listener is locked. A closed one
-// enters none any more.
+// enter moves c to a list, or removes it from its list if to is nil or c is closed. The
+// caller holds the listener's lock.
 func (c *limitedConn) enter(to *list.List) {
 	if c.closed {
 		to = nil
@@ -157,7 +158,7 @@ func (c *limitedConn) enter(to *list.List) {
 	}
 }
 
-// Close makes room for another connection.
+// Close closes the connection and lets a waiting one in.
 func (c *limitedConn) Close() error {
 	err := c.Conn.Close()
 	c.of.mu.Lock()

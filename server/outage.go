@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// outageLook is how often it is asked whether an outage is over.
+	// outageLook is the interval of the checks whether an outage is over.
 	outageLook = time.Second
-	// outageQuiet is how long no request may have failed for it then.
+	// outageQuiet is how long no request may have failed before an outage counts as over.
 	outageQuiet = 5 * time.Second
 )
 
-// outages says once that requests fail because something is away, and once that it is
-// back, with how many failed meanwhile: a line for each of them would hide everything
-// else in the log.
+// outages logs once that requests fail because a dependency is unavailable, and once that
+// it is available again, with the number of failed requests. A line per request would hide
+// everything else in the log.
 type outages struct {
 	log         hclog.Logger
-	health      func(context.Context) map[string]scheduler.BackendState // of the stores, by name
+	health      func(context.Context) map[string]scheduler.BackendState // state of each store, by name
 	look, quiet time.Duration
 
 	ctx    context.Context
@@ -31,7 +31,7 @@ type outages struct {
 	ends   sync.WaitGroup
 
 	mu  sync.Mutex
-	now map[string]*outage // by what is away
+	now map[string]*outage // by the name of a store or an error code
 }
 
 type outage struct {
@@ -45,7 +45,7 @@ func newOutages(log hclog.Logger, health func(context.Context) map[string]schedu
 	return o
 }
 
-// close ends what is counted, and says how far it came.
+// close ends all counting, and logs the number of failed requests so far.
 func (o *outages) close() {
 	o.mu.Lock()
 	o.cancel()
@@ -54,7 +54,7 @@ func (o *outages) close() {
 }
 
 // failed counts a request that failed because of what: the name of a store, or an error
-// code. The first one begins an outage.
+// code. The first failed request begins an outage.
 func (o *outages) failed(what, requestID string, cause error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,24 +65,24 @@ func (o *outages) failed(what, requestID string, cause error) {
 	if out == nil {
 		out = &outage{began: time.Now()}
 		o.now[what] = out
-		o.log.Error("requests fail; more of them are counted, and logged at debug alone", "because_of", what, "request_id", requestID, "error", cause)
+		o.log.Error("requests fail; further failures are counted, and logged only at level debug", "because_of", what, "request_id", requestID, "error", cause)
 		o.ends.Go(func() { o.await(what, out) })
 	}
 	out.failed++
 	out.last = time.Now()
 }
 
-// await returns when an outage is over.
+// await returns when the outage is over or the server stops.
 func (o *outages) await(what string, out *outage) {
 	tick := time.NewTicker(o.look)
 	defer tick.Stop()
 	for message := ""; message == ""; {
 		select {
 		case <-o.ctx.Done():
-			message = "stopping while requests fail"
+			message = "the server stops while requests fail"
 		case <-tick.C:
 			if o.isQuiet(out) && cmp.Or(o.health(o.ctx)[what], scheduler.BackendOK) == scheduler.BackendOK {
-				message = "requests do not fail any more"
+				message = "requests no longer fail"
 			}
 		}
 		message = o.end(what, out, message)
@@ -95,7 +95,8 @@ func (o *outages) isQuiet(out *outage) bool {
 	return time.Since(out.last) >= o.quiet
 }
 
-// end logs the end of an outage; not, and "", when a request has failed meanwhile.
+// end logs the end of an outage and returns message. If a request has failed meanwhile, it
+// does nothing and returns "".
 func (o *outages) end(what string, out *outage, message string) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
@@ -46,7 +47,7 @@ func TestOutageIsTwoLines(t *testing.T) {
 	for round := 1; round <= 2; round++ {
 		away.Store(true)
 		for range 300 {
-			want(t, s.send("GET", "/engines/u", "", "X-Platform-Key", secrets.NewPlatformKey()), 503, scheduler.BackendUnavailable)
+			want(t, s.send("GET", "/engines/u", "", "X-Platform-Key", secrets.NewPlatformKey()), 503, engine.BackendUnavailable)
 		}
 		if got := s.lines("[ERROR]"); len(got) != round || !strings.Contains(got[round-1], "because_of=consul") {
 			t.Fatalf("round %d: %d errors:\n%s", round, len(got), strings.Join(got[:min(len(got), 5)], ""))
@@ -54,15 +55,15 @@ func TestOutageIsTwoLines(t *testing.T) {
 		if got := s.lines("[DEBUG]", "request failed", "status=503"); len(got) != 300*round {
 			t.Errorf("round %d: %d requests at debug", round, len(got))
 		}
-		if got := s.lines("do not fail any more"); len(got) != round-1 {
+		if got := s.lines("no longer fail"); len(got) != round-1 {
 			t.Errorf("round %d: it is over while the store is away: %s", round, got)
 		}
 		away.Store(false)
 		deadline := time.Now().Add(30 * time.Second)
-		for len(s.lines("do not fail any more")) < round && time.Now().Before(deadline) {
+		for len(s.lines("no longer fail")) < round && time.Now().Before(deadline) {
 			time.Sleep(time.Millisecond)
 		}
-		if got := s.lines("[WARN]", "do not fail any more", "because_of=consul", "failed=300"); len(got) != round {
+		if got := s.lines("[WARN]", "no longer fail", "because_of=consul", "failed=300"); len(got) != round {
 			t.Fatalf("round %d: %d ends:\n%s", round, len(got), s.lines("[WARN]"))
 		}
 	}
@@ -84,7 +85,7 @@ func TestOutagesAreToldByWhatIsAway(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.lines("stopping while requests fail"); len(got) != 4 {
+	if got := s.lines("the server stops while requests fail"); len(got) != 4 {
 		t.Errorf("%d outages were told of at the end, want 4", len(got))
 	}
 }
@@ -113,7 +114,7 @@ func TestCallerHangsUp(t *testing.T) {
 		t.Fatal("it was answered")
 	}
 	<-done
-	if got := s.lines("[DEBUG]", "hung up", "status=499"); len(got) != 1 {
+	if got := s.lines("[DEBUG]", "disconnected", "status=499"); len(got) != 1 {
 		t.Errorf("the log is\n%s", s.logs.String())
 	}
 	if got := s.lines("[ERROR]"); len(got) != 0 {

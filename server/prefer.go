@@ -8,35 +8,35 @@ import (
 	"strings"
 	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler"
 )
 
-// operationAnswer is an operation under way.
+// operationAnswer is an operation in progress.
 type operationAnswer struct {
-	ID      string          `json:"id"`
-	Kind    registry.OpKind `json:"kind"`
-	Step    string          `json:"step"`
-	BeganAt string          `json:"began_at"`
+	ID      string        `json:"id"`
+	Kind    engine.OpKind `json:"kind"`
+	Step    string        `json:"step"`
+	BeganAt string        `json:"began_at"`
 }
 
-// endedAnswer is an operation that is over.
+// endedAnswer is a finished operation.
 type endedAnswer struct {
-	ID      string          `json:"id"`
-	Kind    registry.OpKind `json:"kind"`
-	BeganAt string          `json:"began_at"`
-	EndedAt string          `json:"ended_at"`
-	Outcome string          `json:"outcome"` // "ok", or an error code
-	Message string          `json:"message,omitempty"`
+	ID      string        `json:"id"`
+	Kind    engine.OpKind `json:"kind"`
+	BeganAt string        `json:"began_at"`
+	EndedAt string        `json:"ended_at"`
+	Outcome string        `json:"outcome"` // "ok", or an error code
+	Message string        `json:"message,omitempty"`
 }
 
-// progress is what is done with an engine now, and what was done before.
+// progress is the operation that an engine has now, and its last finished one.
 type progress struct {
 	Operation *operationAnswer `json:"operation,omitempty"`
 	Last      *endedAnswer     `json:"last_operation,omitempty"`
 }
 
-func showProgress(e *registry.Engine) (p progress) {
+func showProgress(e *engine.Row) (p progress) {
 	if op := e.Op; op != nil {
 		p.Operation = &operationAnswer{op.ID, op.Kind, op.Step, timestamp(op.BeganAt)}
 	}
@@ -49,8 +49,8 @@ func showProgress(e *registry.Engine) (p progress) {
 	return p
 }
 
-// mayWait is a change whose caller may prefer not to wait for its end (RFC 7240): it
-// answers 202 with the engine as it is then.
+// mayWait wraps a change whose caller may prefer not to wait for its end (RFC 7240). If the
+// wait ends first, the response is 202 with the engine's current state.
 func (s *Server) mayWait(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request, id string) error {
 		wait, applied := preference(r.Header)
@@ -72,9 +72,9 @@ func (s *Server) mayWait(h handler) handler {
 	}
 }
 
-// preference is how long a caller wants to wait, and what the answer says of it; "": it
-// said nothing. What is unknown or malformed is ignored (RFC 7240, section 2), and the
-// first of two counts.
+// preference reads how long a caller wants to wait, and returns the value for the header
+// Preference-Applied, or "" if the caller has no preference. Unknown and malformed
+// preferences are ignored (RFC 7240, section 2), and the first of two counts.
 func preference(header http.Header) (wait time.Duration, applied string) {
 	var async, bounded bool
 	for _, line := range header.Values("Prefer") {

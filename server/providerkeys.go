@@ -36,7 +36,7 @@ func (s *Server) applyProviderKeys(w http.ResponseWriter, r *http.Request, _ str
 	return nil
 }
 
-// rolloutAnswer is how far new provider keys have come.
+// rolloutAnswer is the progress of a rollout of provider keys.
 type rolloutAnswer struct {
 	Status        scheduler.RolloutStatus `json:"status"`
 	TargetVersion int                     `json:"target_version"`

@@ -3,10 +3,10 @@ package server
 import (
 	"net/http"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
-// quarantinedAnswer is an engine that only an admin can decide about.
+// quarantinedAnswer is an engine whose owner only an admin can decide.
 type quarantinedAnswer struct {
 	EngineID  string   `json:"engine_id"`
 	Since     *string  `json:"since"`
@@ -41,7 +41,7 @@ func (s *Server) listQuarantine(w http.ResponseWriter, r *http.Request, _ string
 	return nil
 }
 
-// adoptedAnswer is an adopted engine, without its key: that is the product's.
+// adoptedAnswer is an adopted engine, without its key, which belongs to the product.
 type adoptedAnswer struct {
 	listedEngine
 	ProductID string `json:"product_id"`
@@ -67,17 +67,17 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request, engineID string) 
 	return nil
 }
 
-// owner is whom the admin names; empty: nobody, and the witnesses say it.
+// owner returns the owner that the admin named, or "" twice if the witnesses are to decide.
 func (b *adoptBody) owner() (productID, userID string, err error) {
 	switch {
 	case b.ProductID == nil && b.UserID == nil:
 		return "", "", nil
 	case b.ProductID == nil || b.UserID == nil:
-		return "", "", invalid("product_id and user_id name the owner together: give both or neither")
+		return "", "", invalid("give both product_id and user_id, or neither")
 	case *b.ProductID == "":
-		return "", "", invalid("product_id is empty; leave it and user_id out, and the witnesses name the owner")
+		return "", "", invalid("product_id is empty; leave out product_id and user_id to take the owner from the witnesses")
 	}
-	if err := registry.CheckUserID(*b.UserID); err != nil {
+	if err := engine.CheckUserID(*b.UserID); err != nil {
 		return "", "", invalid("%v", err)
 	}
 	return *b.ProductID, *b.UserID, nil

@@ -11,8 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// query reads the parameters of a request's URL, as strictly as decode reads a
-// body: an unknown one, one given twice or one without a value is refused.
+// query reads the parameters of a request's URL as strictly as decode reads a body: it
+// refuses a parameter that is unknown, given twice, or empty.
 type query struct {
 	values url.Values
 	err    error
@@ -47,7 +47,7 @@ func queryOf(r *http.Request, known ...string) *query {
 
 func (q *query) text(name string) string { return q.values.Get(name) }
 
-// number reads a whole number from min to max, def when it is not given.
+// number reads a whole number from min to max; def if the parameter is absent.
 func (q *query) number(name string, def, min, max int) int {
 	if !q.values.Has(name) {
 		return def
@@ -60,19 +60,19 @@ func (q *query) number(name string, def, min, max int) int {
 	return n
 }
 
-// time reads a moment in RFC 3339, the zero time when it is not given.
+// time reads a time in RFC 3339; the zero time if the parameter is absent.
 func (q *query) time(name string) time.Time {
 	if !q.values.Has(name) {
 		return time.Time{}
 	}
 	t, err := time.Parse(time.RFC3339Nano, q.values.Get(name))
 	if err != nil {
-		q.err = invalid("parameter %s must be a time as in 2026-01-31T12:00:00Z", name)
+		q.err = invalid("parameter %s must be a time in RFC 3339, such as 2026-01-31T12:00:00Z", name)
 	}
 	return t
 }
 
-// oneOf reads one of some words, "" when it is not given.
+// oneOf reads one of the given words; "" if the parameter is absent.
 func oneOf[T ~string](q *query, name string, words ...T) T {
 	word := T(q.values.Get(name))
 	if q.values.Has(name) && !slices.Contains(words, word) {

@@ -6,7 +6,7 @@ import (
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
-// actionAnswer is one act of a reconcile pass, or of a recovery of the registry.
+// actionAnswer is one action of a reconcile pass, or of a recovery of the registry.
 type actionAnswer struct {
 	Subject   string        `json:"subject"`
 	EngineID  string        `json:"engine_id"`

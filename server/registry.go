@@ -7,7 +7,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// registryAnswer is how the registry stands.
+// registryAnswer is the state of the registry.
 type registryAnswer struct {
 	DeploymentID  string                 `json:"deployment_id"`
 	RegistryID    string                 `json:"registry_id"`
@@ -34,8 +34,8 @@ type recoveryAnswer struct {
 	Pooled    int    `json:"pooled"`
 }
 
-// stateOf is the state that the registry's record has. Without a record nothing is
-// handed out, as during a recovery.
+// stateOf returns the state in the registry's record. Without a record the registry counts
+// as recovering, so that no engine is handed out.
 func stateOf(r scheduler.RegistryStatus) registry.RegistryState {
 	if r.State == registry.RegistryOK {
 		return registry.RegistryOK

@@ -2,24 +2,24 @@ package server
 
 import "net/http"
 
-// response is the writer of one answer. It knows whether the answer has begun: then it
-// can be broken off, and cannot become another one.
+// response is the writer of one response. It records whether a part was sent: then the
+// response can only be aborted, not replaced.
 type response struct {
 	http.ResponseWriter
 	begun bool
 }
 
-// WriteHeader begins the answer.
+// WriteHeader sends the status.
 func (w *response) WriteHeader(status int) {
 	w.begun = true
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Write begins the answer if WriteHeader has not.
+// Write sends a part of the body, after the status.
 func (w *response) Write(b []byte) (int, error) {
 	w.begun = true
 	return w.ResponseWriter.Write(b)
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the underlying writer, for http.ResponseController.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -7,19 +7,19 @@ import (
 
 	"github.com/julienschmidt/httprouter"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
-// handler answers one request, or returns the error to answer with. id is the
-// user_id or product_id of the path, decoded; "" where the path has none.
+// handler responds to one request, or returns the error to respond with. id is the decoded
+// user_id or product_id of the path, or "" if the path has none.
 type handler func(w http.ResponseWriter, r *http.Request, id string) error
 
-// routes builds the router. This file alone knows which one it is.
+// routes builds the router. Only this file knows which library routes.
 //
-// httprouter matches the decoded path, in which a %2F of a user_id would look
-// like a separator: the escaped path is routed and the parameter unescaped.
-// A static segment beside a wildcard clashes there, so POST /engines/provision
-// and POST /engines/{user_id}/{action} are told apart here.
+// httprouter matches the decoded path, in which a %2F in a user_id would count as a
+// separator. Therefore the escaped path is routed, and the parameter unescaped afterwards.
+// httprouter allows no static segment beside a wildcard, so this function tells POST
+// /engines/provision from POST /engines/{user_id}/{action}.
 func (s *Server) routes() http.Handler {
 	r := httprouter.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS, r.HandleMethodNotAllowed = false, false, false, false
@@ -36,15 +36,15 @@ func (s *Server) routes() http.Handler {
 			s.serve(w, req, id, h)
 		}
 	}
-	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is no user
+	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is not a user
 	collections := map[string]collection{
 		"engines": {"provision", s.mayWait(s.provision), map[string]handler{
 			"admit": s.mayWait(s.admit), "start": s.mayWait(s.start), "stop": s.mayWait(s.stop), "rotate-key": s.mayWait(s.rotateKey), "keep-awake": s.keepAwake,
 		}},
 		"products": {"register", noUser(s.registerProduct), map[string]handler{"rotate-platform-key": noUser(s.rotatePlatformKey)}},
 	}
-	// httprouter's own Allow names OPTIONS, which nothing takes, and POST for
-	// every item.
+	// httprouter's own Allow header would name OPTIONS, which no endpoint accepts, and POST
+	// for every item.
 	refuse := func(w http.ResponseWriter, req *http.Request) {
 		var allowed []string
 		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
@@ -117,7 +117,7 @@ func (s *Server) routes() http.Handler {
 			escaped := *req
 			escaped.URL, req = &u, &escaped
 		}
-		if req.Method == http.MethodHead { // net/http leaves the body out
+		if req.Method == http.MethodHead { // net/http omits the body
 			get := *req
 			get.Method, req = http.MethodGet, &get
 		}
@@ -126,22 +126,22 @@ func (s *Server) routes() http.Handler {
 }
 
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &scheduler.Error{Code: scheduler.NotFound, Message: "there is no such endpoint"})
+	s.writeError(w, r, &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"})
 }
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &scheduler.Error{Code: scheduler.MethodNotAllowed, Message: "this endpoint does not take that method; see the Allow header"})
+	s.writeError(w, r, &engine.Error{Code: engine.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})
 }
 
-// collection is what POST does below /engines and /products: one name that makes
-// an item, and actions on one.
+// collection is what POST does below /engines and /products: one name that creates an item,
+// and the actions on an item.
 type collection struct {
 	create  string
 	creator handler
 	actions map[string]handler
 }
 
-// takesPost says whether a path that httprouter has a POST for means something.
+// takesPost reports whether a path that httprouter has a POST route for is an endpoint.
 func takesPost(all map[string]collection, path string) bool {
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	c, known := all[segments[0]]

@@ -1,5 +1,5 @@
-// Package server is the REST API of the service: it decodes, authenticates,
-// asks the scheduler, and encodes.
+// Package server is the REST API of the service: it decodes requests, authenticates
+// callers, calls the scheduler, and encodes responses.
 package server
 
 import (
@@ -29,12 +29,12 @@ type Server struct {
 	log       hclog.Logger
 	listener  *limited
 	http      *http.Server
-	docs      []byte        // the page of the API
-	longest   time.Duration // a call's time limit
+	docs      []byte        // the HTML page about the API
+	longest   time.Duration // time limit of the longest operation
 	outages   *outages
 }
 
-// New opens addr, so that a taken port is an error here and not in a goroutine.
+// New opens addr, so that an address in use is reported here and not in a goroutine.
 func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
 	page, err := renderedDocs()
 	if err != nil {
@@ -49,9 +49,9 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		outages: newOutages(log, s.Health),
 	}
 	srv.SetAdminKey(adminKey)
-	// An answer can take as long as the longest operation; a client that does
-	// not read it, or does not send its request, is let go. A re-key takes less: it
-	// begins with engines for 20 s, and then waits for its last rotation.
+	// A response can take as long as the longest operation. A client that does not read its
+	// response, or does not send its request, is disconnected. A re-key takes less time: it
+	// starts engines for 20 s, and then waits for its last rotation.
 	write := srv.longest + 15*time.Second
 	srv.http = &http.Server{
 		Handler:           srv.identify(srv.routes()),
@@ -61,7 +61,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		IdleTimeout:       write + time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		ConnState:         srv.listener.state,
-		// OPTIONS * is answered as any other request, with an id.
+		// OPTIONS * gets an ordinary response, with a request id.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
 	}
@@ -73,14 +73,14 @@ func listen(addr string) (net.Listener, error) {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(addr)
-		return nil, fmt.Errorf("%s is taken: end what listens there (ss -ltnp 'sport = :%s' names it), or choose another address with ORCH_ADDR", addr, port)
+		return nil, fmt.Errorf("%s is in use: end the process that listens there (ss -ltnp 'sport = :%s' names it), or set another address in ORCH_ADDR", addr, port)
 	case err != nil:
 		return nil, fmt.Errorf("cannot listen on %s (ORCH_ADDR): %w", addr, err)
 	}
 	return l, nil
 }
 
-// Free says whether a server could listen on addr, now.
+// Free returns an error if a server cannot listen on addr now.
 func Free(addr string) error {
 	l, err := listen(addr)
 	if err != nil {
@@ -89,14 +89,14 @@ func Free(addr string) error {
 	return l.Close()
 }
 
-// Addr is the address that the server listens on.
+// Addr returns the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Limits are how many connections the server keeps at most, and how many file
-// descriptors the process may have.
+// Limits returns the maximum number of connections, and how many file descriptors the
+// process may have.
 func (s *Server) Limits() (connections, files int) { return s.listener.most, descriptors() }
 
-// Serve answers requests until Shutdown.
+// Serve handles requests until Shutdown.
 func (s *Server) Serve() error {
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
@@ -104,13 +104,13 @@ func (s *Server) Serve() error {
 	return nil
 }
 
-// Shutdown stops accepting, and waits for the requests in flight until ctx ends.
+// Shutdown stops accepting connections, and waits for requests in progress until ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.http.SetKeepAlivesEnabled(false)
 	return s.http.Shutdown(ctx)
 }
 
-// Close ends all connections at once.
+// Close closes all connections at once.
 func (s *Server) Close() error {
 	err := errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
 	s.outages.close()
@@ -124,10 +124,10 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// sane is a request id that may go into headers, logs and rows as it is.
+// sane matches a request id that can be copied into headers, logs and rows.
 var sane = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
 
-// identify gives every request its id and catches what a handler did not.
+// identify gives every request an id, and turns a handler's panic into an error response.
 func (s *Server) identify(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-Id")
@@ -135,14 +135,14 @@ func (s *Server) identify(next http.Handler) http.Handler {
 			id = strings.ToLower(rand.Text())
 		}
 		w.Header().Set("X-Request-Id", id)
-		// Its client can make the call again: it waits for no store that is away.
+		// The client can retry, so the request does not wait for an unavailable store.
 		r = r.WithContext(link.FailFast(scheduler.WithRequestID(r.Context(), id)))
 		res := &response{ResponseWriter: w}
 		defer func() {
 			switch p := recover(); p {
 			case nil:
 			case http.ErrAbortHandler:
-				panic(p) // net/http cuts the connection
+				panic(p) // net/http closes the connection
 			default:
 				s.log.Error("handler panicked", "request_id", id, "panic", p, "stack", string(debug.Stack()))
 				s.writeError(res, r, fmt.Errorf("panic: %v", p))
@@ -152,13 +152,13 @@ func (s *Server) identify(next http.Handler) http.Handler {
 	})
 }
 
-// readWithin is the time limit of a call that only reads. Of those, the lists from the
-// audit log and the admin's /status take longest: up to four calls to a store, one
-// after another, with up to 5 s each.
+// readWithin is the time limit of a call that only reads. The slowest of them are lists
+// from the audit log and the admin's /status: up to four successive calls to a store, each
+// with a limit of 5 s.
 const readWithin = 20 * time.Second
 
-// limit is a call's time limit; the longest operation's where it may wait for one. The
-// plans read all that there is.
+// limit returns a call's time limit: that of the longest operation if the call may wait for
+// one. The plans get the same, because they read everything.
 func (s *Server) limit(r *http.Request) time.Duration {
 	if r.Method != http.MethodGet || r.URL.Path == "/reconcile" || r.URL.Path == "/registry/recover" {
 		return s.longest

@@ -2,7 +2,7 @@ package server
 
 import "net/http"
 
-// unreachableVolume is one as the admin sees it.
+// unreachableVolume is an unreachable volume as an admin sees it.
 type unreachableVolume struct {
 	EngineID  string  `json:"engine_id"`
 	ProductID string  `json:"product_id"`

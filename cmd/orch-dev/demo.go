@@ -17,7 +17,7 @@ import (
 
 func demoCommand(*cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
-		Name: "demo", Synopsis: "Take one engine through its whole life, once",
+		Name: "demo", Synopsis: "Run one engine through its whole life",
 		About: `Start a stack of its own on free ports, take one engine through its whole life
 (provision, talk to it, rotate its key, stop, start, destroy), check every step in
 the engine and in Nomad, Consul and Vault, and print how long each took. The exit
@@ -62,7 +62,7 @@ func runDemo(ctx context.Context) (err error) {
 	return nil
 }
 
-// demo is an engine on its way through life.
+// demo is the state of the demo: one engine, and the service that manages it.
 type demo struct {
 	sys    *dev.System
 	c      *client.Client
@@ -95,7 +95,7 @@ func (d *demo) steps() []demoStep {
 			if errors.As(err, &refused) && refused.Status == http.StatusUnauthorized {
 				return nil
 			}
-			return fmt.Errorf("the engine answered: %w", err)
+			return fmt.Errorf("the engine's response: %w", err)
 		}},
 		{"the new key is accepted, at the same URL", func(ctx context.Context) error {
 			before := d.engine.URL
@@ -112,7 +112,7 @@ func (d *demo) steps() []demoStep {
 				return err
 			}
 			if err := d.call(ctx, d.key, http.MethodGet, "/health", nil, nil); err == nil {
-				return errors.New("the engine still answers")
+				return errors.New("the engine still responds")
 			}
 			return nil
 		}},
@@ -125,8 +125,8 @@ func (d *demo) steps() []demoStep {
 	}
 }
 
-// awaitVolume keeps the wait for the first host volume, which takes seconds, out
-// of the provision's time.
+// awaitVolume waits for the first host volume, which takes seconds that should not count as
+// part of the provision.
 func (d *demo) awaitVolume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -143,7 +143,7 @@ func (d *demo) awaitVolume(ctx context.Context) error {
 func (d *demo) reread(ctx context.Context) (err error) {
 	d.engine, err = d.c.Engine(ctx, demoUser)
 	if err == nil && d.engine.APIKey != d.key {
-		err = errors.New("the service tells another key")
+		err = errors.New("the service returned another key")
 	}
 	return err
 }
@@ -154,18 +154,18 @@ func (d *demo) remembers(ctx context.Context) error {
 		return err
 	}
 	if len(brain.Memories) != 1 || brain.Memories[0].Input != demoMemory {
-		return fmt.Errorf("the brain holds %v", brain.Memories)
+		return fmt.Errorf("the brain contains %v", brain.Memories)
 	}
 	return nil
 }
 
-// call talks to the engine with a key, as its user's product would.
+// call calls the engine with a key, as its user's product would.
 func (d *demo) call(ctx context.Context, key, method, path string, in, out any) error {
 	c := &client.Client{BaseURL: d.engine.URL, HTTP: &http.Client{Transport: engineKey(key)}}
 	return c.Do(ctx, method, path, in, out)
 }
 
-// engineKey sends a key with every request, on a connection of its own: the
+// engineKey sends a key with every request, on a new connection each time, because the
 // process behind the URL changes.
 type engineKey string
 
@@ -176,7 +176,7 @@ func (k engineKey) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// gone looks into the stores themselves.
+// gone checks in the stores themselves that nothing is left.
 func (d *demo) gone(ctx context.Context) error {
 	left, err := d.sys.Traces(ctx, d.engine.EngineID)
 	if err == nil && len(left) > 0 {

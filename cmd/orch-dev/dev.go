@@ -12,20 +12,20 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/dev"
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/scheduler"
 )
 
-// stateDir is where `orch-dev dev` keeps its state, wiped at each start; envName is
-// the file in it that a shell can source while the system runs.
+// stateDir is the directory in which `orch-dev dev` keeps its state, wiped at each start.
+// envName is the file in it that a shell can source while the system runs.
 const (
 	stateDir = ".dev"
 	envName  = "env"
 )
 
-// demoUser is whose engine `orch-dev dev` provisions.
+// demoUser is the user whose engine `orch-dev dev` provisions.
 const demoUser = "demo-user-001"
 
 func devCommand(*cmdline.Env) *cmdline.Command {
@@ -94,9 +94,9 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string, o
 		progress("stopped; nothing is left running")
 	}()
 	progress("provisioning an engine for " + demoUser)
-	engine, err := sys.Demo().Provision(ctx, demoUser, "")
+	demo, err := sys.Demo().Provision(ctx, demoUser, "")
 	var refused *client.Error
-	if errors.As(err, &refused) && string(refused.Code) == string(scheduler.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
+	if errors.As(err, &refused) && string(refused.Code) == string(engine.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
 		return fmt.Errorf("%w (make engine-image builds the image)", err)
 	}
 	if err != nil {
@@ -111,7 +111,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string, o
 	}
 	defer func() { err = errors.Join(err, ui.close()) }()
 	progress("ready")
-	fmt.Print(invitation(sys, engine, ui))
+	fmt.Print(invitation(sys, demo, ui))
 	select {
 	case <-ctx.Done():
 		fmt.Println()
@@ -121,7 +121,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string, o
 	}
 }
 
-// orchVariables are the ORCH_ variables of this process's environment.
+// orchVariables returns the ORCH_ variables of this process's environment.
 func orchVariables() map[string]string {
 	vars := map[string]string{}
 	for _, kv := range os.Environ() {
@@ -132,8 +132,8 @@ func orchVariables() map[string]string {
 	return vars
 }
 
-// dockerSocket is the engine that Nomad's docker driver may use: one that is
-// named, and needed.
+// dockerSocket returns the socket that Nomad's docker driver may use: one that is set, and
+// needed.
 func dockerSocket() string {
 	if os.Getenv("ORCH_ENGINE_DRIVER") != "docker" {
 		return ""
@@ -144,8 +144,8 @@ func dockerSocket() string {
 	return "unix:///var/run/docker.sock"
 }
 
-// writeEnv writes what a shell needs to talk to the system, as an operator of its
-// agents. The file is readable by its owner alone, and written all at once.
+// writeEnv atomically writes what a shell needs to call the system, as an operator of its
+// agents, readable only by its owner.
 func writeEnv(file string, sys *dev.System) error {
 	lines := []string{
 		"ORCH_URL=" + sys.URL, "ORCH_ADMIN_KEY=" + quote(sys.AdminKey), "ORCH_PLATFORM_KEY=" + sys.Product.PlatformAPIKey,
@@ -161,10 +161,10 @@ func writeEnv(file string, sys *dev.System) error {
 	return os.Rename(file+".new", file)
 }
 
-// plain is a value that a shell takes as it is.
+// plain matches a value that needs no quotes in a shell.
 var plain = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,=-]+$`)
 
-// quote makes a value one word for a shell; what is one already stays as it is.
+// quote quotes a value for a shell, if that is necessary.
 func quote(s string) string {
 	if plain.MatchString(s) {
 		return s

@@ -12,9 +12,9 @@ import (
 func toolsCommand(env *cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "tools", Synopsis: "Find or build nomad, consul and vault",
-		About: `Make sure that nomad, consul and vault are there for "orch-dev dev" and the tests,
-and print where: from PATH, the cache (${XDG_CACHE_HOME:-~/.cache}/orch/bin),
-HashiCorp's releases where they can be reached (ORCH_TOOLS=build skips them), or
+		About: `Make sure that "orch-dev dev" and the tests can use nomad, consul and vault, and
+print their paths: from PATH, the cache (${XDG_CACHE_HOME:-~/.cache}/orch/bin),
+HashiCorp's releases if they can be reached (ORCH_TOOLS=build skips them), or
 built from the pinned modules in tools/.`,
 		Examples: []string{"orch-dev tools", "ORCH_TOOLS=build orch-dev tools"},
 		Run: func(ctx context.Context, _ *cmdline.Call) error {

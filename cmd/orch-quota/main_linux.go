@@ -1,6 +1,7 @@
-// Command orch-quota is a plugin of Nomad's for dynamic host volumes that limits how much
-// can be written to a volume. It belongs into the host_volume_plugin_dir of each node; see
-// docs/install.md. For people, "orch-quota usage DIR" lists what the volumes in Nomad's
+// Command orch-quota is a Nomad plugin for dynamic host volumes that limits the size of
+// volumes. It must be in the host_volume_plugin_dir of each node; see docs/install.md. For
+// operators, "orch-quota usage DIR" lists how much space the volumes in Nomad's
+// host_volumes_dir use.
 // host_volumes_dir hold.
 package main
 

@@ -75,7 +75,7 @@ func TestServerDatabaseUnusable(t *testing.T) {
 	if err := os.WriteFile(file, []byte("this is not a database, and longer than its header is: a hundred bytes, of which these are the first ones"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for url, says := range map[string]string{"sqlite://" + file: "backup", "sqlite:///dev/null/audit.db": "name a file", "postgres://h/d?sslmode=nonsense": "sslmode"} {
+	for url, says := range map[string]string{"sqlite://" + file: "backup", "sqlite:///dev/null/audit.db": "set a file", "postgres://h/d?sslmode=nonsense": "sslmode"} {
 		code, _, stderr := orch(t, good("ORCH_DATABASE_URL="+url), "server")
 		if code != 2 || !strings.Contains(stderr, "\n  - ORCH_DATABASE_URL: ") || !strings.Contains(stderr, says) {
 			t.Errorf("%s: exit code %d, stderr %q", url, code, stderr)

@@ -1,9 +1,9 @@
-// Command reference-engine is the smallest engine that keeps the engine
-// contract (SPEC §7), brain included. Tests and examples run it as orch's
-// engine; writers of real engines can read it as one way to keep the contract.
+// Command reference-engine is a small engine that obeys the engine contract (SPEC section
+// 7), including the brain. Tests and examples run it as orch's engine; authors of engines
+// can read it as an example of the contract.
 //
 // Package engine documents the API, the environment and the test switches;
-// `reference-engine -help` prints the short form.
+// `reference-engine -help` prints a summary.
 package main
 
 import (
@@ -19,8 +19,8 @@ import (
 )
 
 func main() {
-	// Registered before anything else: without a handler a SIGHUP that arrives
-	// while the engine boots would kill it.
+	// The handler is registered first: without it, a SIGHUP that arrives while the engine
+	// boots would end it.
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -32,7 +32,7 @@ func main() {
 	}
 }
 
-// run wires one engine and serves until ctx ends.
+// run starts one engine and serves until ctx ends.
 func run(ctx context.Context, args []string, env engine.LookupEnv, reload <-chan os.Signal, stdout, stderr io.Writer) error {
 	if engine.WantsHelp(args) {
 		_, err := io.WriteString(stdout, engine.Help)
@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, env engine.LookupEnv, reload <-chan
 	if err != nil {
 		return err
 	}
-	// The brain is private to the engine, whatever umask it inherits.
+	// The brain is accessible only to the engine, whatever umask it inherits.
 	syscall.Umask(0o077)
 	return engine.Run(ctx, cfg, slog.New(slog.NewTextHandler(stderr, nil)), reload)
 }

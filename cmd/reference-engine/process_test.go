@@ -191,7 +191,7 @@ func TestReload(t *testing.T) {
 		"upper case": strings.ToUpper(hashOf("key 3")), "long": hashOf("key 3") + "00",
 	} {
 		write(content)
-		hup("the old key hash stays")
+		hup("keeping the old one")
 		if status("key 2") != 404 {
 			t.Errorf("%s file: the old key no longer works", name)
 		}
@@ -199,7 +199,7 @@ func TestReload(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	hup("the old key hash stays")
+	hup("keeping the old one")
 	want("key 2", 404)
 	write(hashOf("key 3"))
 	hup("read again")
@@ -221,7 +221,7 @@ func TestStartErrors(t *testing.T) {
 		env     []string
 		want    string
 	}{
-		"no hash":         {env: []string{"ENGINE_KEY_HASH="}, want: "neither ENGINE_KEY_HASH nor"},
+		"no hash":         {env: []string{"ENGINE_KEY_HASH="}, want: "set ENGINE_KEY_HASH or"},
 		"short hash":      {env: []string{"ENGINE_KEY_HASH=abcd"}, want: "64 lower-case hex"},
 		"missing file":    {env: []string{"ENGINE_KEY_HASH_FILE=/nonexistent"}, want: "ENGINE_KEY_HASH_FILE"},
 		"no brain path":   {env: []string{"SQLITE_DB_PATH="}, want: "SQLITE_DB_PATH is not set"},

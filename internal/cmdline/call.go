@@ -23,17 +23,17 @@ func (c *Call) PrintJSON(v any, indent string) error {
 	return enc.Encode(v)
 }
 
-// Say prints a line to stderr that is not a result, for a person alone.
+// Say prints a line to stderr that is for the user and not part of the result.
 func (c *Call) Say(format string, args ...any) {
 	if !c.JSON {
 		_, _ = fmt.Fprintf(c.Env.Err, format+"\n", args...)
 	}
 }
 
-// confirm asks a question on the terminal. Anything but yes is a no.
+// confirm asks a question on the terminal. Any answer but yes means no.
 func (e *Env) confirm(question string) error {
 	if !e.InTTY {
-		return Wrong("this cannot be undone, and there is no terminal to ask on: say -yes")
+		return Wrong("this cannot be undone, and there is no terminal to confirm it: give -yes")
 	}
 	_, _ = fmt.Fprintf(e.Err, "%s [y/N] ", Clean(question))
 	answer, _ := bufio.NewReader(e.In).ReadString('\n')

@@ -1,11 +1,11 @@
-// Package cmdline is the command line of this repository's executables: what a
-// command is, how it is parsed, asks, prints and ends, and their version.
+// Package cmdline is the framework of this repository's command lines: the form of a
+// command, parsing, confirmation, output, exit codes, and the version.
 //
-// Commands are run by hashicorp/cli. Nomad, Consul and Vault are built on it, so
-// who operates orch knows its habits: flags with one dash, groups of commands,
-// completion by the executable itself. Cobra has POSIX flags: every -json would
-// have become --json, and with it every script. What hashicorp/cli leaves to its
-// user is here, once: a [Command] is data, and one type parses, asks, runs and
+// Commands are run by hashicorp/cli. Nomad, Consul and Vault use it too, so operators of
+// orch know its conventions: flags with one dash, groups of commands, completion by the
+// executable itself. Cobra has POSIX flags, so every -json, and all scripts that use it,
+// would have become --json. This package adds what hashicorp/cli leaves to its users: a
+// [Command] is data, and one type parses, confirms, runs and documents all commands.
 // documents all of them.
 package cmdline
 
@@ -17,29 +17,29 @@ import (
 	"github.com/mattn/go-isatty"
 )
 
-// Exit codes of every command; a command may have more, which its Codes tell.
+// Exit codes of all commands. A command may have more, listed in its Codes.
 const (
 	exitOK     = 0
 	exitFailed = 1
-	exitWrong  = 2 // called wrongly: nothing was done
+	exitWrong  = 2 // invalid arguments: nothing was done
 )
 
-// exitCodes tells the codes in help and in the reference.
-const exitCodes = "0 done, 1 failed, 2 called wrongly: nothing was done"
+// exitCodes describes the codes in the help and in the reference.
+const exitCodes = "0 done, 1 failed, 2 invalid arguments: nothing was done"
 
-// Env is what commands see of the world.
+// Env is a command's connection to the process: streams, environment and files.
 type Env struct {
 	In            io.Reader
 	Out, Err      io.Writer
-	InTTY, ErrTTY bool // they are terminals
-	Colour        bool // Out is a terminal that may be given colours
+	InTTY, ErrTTY bool // whether they are terminals
+	Colour        bool // whether Out is a terminal that supports colours
 	Getenv        func(string) string
-	// ConfigDir returns the directory of the user's configuration files.
+	// ConfigDir returns the user's directory for configuration files.
 	ConfigDir func() (string, error)
 }
 
-// OS is the environment of this process. Colours are for terminals, unless
-// NO_COLOR is set (https://no-color.org) or TERM is dumb.
+// OS returns the Env of this process. Colours are used on terminals, unless NO_COLOR is set
+// (https://no-color.org) or TERM is dumb.
 func OS() *Env {
 	return &Env{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
@@ -53,16 +53,16 @@ func coloured(terminal bool, getenv func(string) string) bool {
 	return terminal && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
 }
 
-// wrongError says that a command was called wrongly.
+// wrongError is the error of a command with invalid arguments.
 type wrongError struct{ text string }
 
 func (e *wrongError) Error() string { return e.text }
 
-// Wrong is the error of a command that was called wrongly: it ends with exit code
-// 2, and nothing was done.
+// Wrong returns the error of a command with invalid arguments: it ends with exit code 2,
+// and nothing was done.
 func Wrong(format string, args ...any) error { return &wrongError{fmt.Sprintf(format, args...)} }
 
-// codeError ends a command with a code of its own.
+// codeError ends a command with a special exit code.
 type codeError struct {
 	code int
 	err  error
@@ -71,5 +71,5 @@ type codeError struct {
 func (e *codeError) Error() string { return e.err.Error() }
 func (e *codeError) Unwrap() error { return e.err }
 
-// WithCode makes an error end its command with an exit code of its own.
+// WithCode makes an error end its command with the given exit code.
 func WithCode(code int, err error) error { return &codeError{code, err} }

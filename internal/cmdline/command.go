@@ -16,44 +16,42 @@ import (
 	"github.com/posener/complete"
 )
 
-// Command is one command: how it is called and what it does. Its flags are
-// variables of the function that makes it, so each call has its own.
+// Command is one command. Its flags are variables of the function that creates it, so that
+// each call has its own.
 type Command struct {
 	Name     string   // with its group: "engine show"
-	Args     []string // names of its arguments; one in brackets, the last, may be left out
+	Args     []string // names of its arguments; an optional last one is in brackets
 	Synopsis string   // one line
 	About    string   // the text of its help
 	Examples []string // lines for a shell
-	Codes    string   // the exit codes that it has besides those of all, as in "3 ..."; may be empty
-	// More returns the end of the help, which the reference leaves out; may be nil.
+	Codes    string   // exit codes besides the common ones, as in "3 ..."; may be empty
+	// More returns the end of the help, which is not in the reference; may be nil.
 	More func() string
 
 	Flags func(*flag.FlagSet) // may be nil
-	JSON  bool                // it has the flag -json
-	// Predict says how the values of flags and the argument are completed; key ""
-	// is the argument.
+	JSON  bool                // whether it has the flag -json
+	// Predict completes the values of flags, by name, and of the argument, by the key "".
 	Predict map[string]complete.Predictor
 
-	// Prepare is called before anything is asked; may be nil.
+	// Prepare is called before the confirmation; may be nil.
 	Prepare func(*Call) error
-	// Ask returns the question that must be answered with yes before anything is
-	// done; nil: there is none.
+	// Ask returns the question that the user must answer with yes; nil: there is none.
 	Ask func(args []string) (question string)
-	// Run does it. Its context ends when the process is interrupted.
+	// Run executes the command. Its context ends when the process is interrupted.
 	Run func(context.Context, *Call) error
 	// OwnSignals: Run handles SIGINT and SIGTERM itself.
 	OwnSignals bool
 }
 
-// Call is one call of a command.
+// Call is one execution of a command.
 type Call struct {
 	Env  *Env
 	Args []string
-	JSON bool // -json was given
+	JSON bool // whether -json was given
 	yes  bool
 }
 
-// command is a Command for the library.
+// command adapts a Command to hashicorp/cli.
 type command struct {
 	*Command
 	program string
@@ -62,13 +60,13 @@ type command struct {
 
 func (c *command) flagSet() (*flag.FlagSet, *Call) {
 	f, call := flag.NewFlagSet(c.Name, flag.ContinueOnError), &Call{Env: c.env}
-	f.SetOutput(io.Discard) // what is wrong is reported in one place, by end
+	f.SetOutput(io.Discard) // end reports all errors
 	f.Usage = func() {}
 	if c.Flags != nil {
 		c.Flags(f)
 	}
 	if c.Ask != nil {
-		f.BoolVar(&call.yes, "yes", false, "do not ask")
+		f.BoolVar(&call.yes, "yes", false, "do not ask for confirmation")
 	}
 	if c.JSON {
 		f.BoolVar(&call.JSON, "json", false, "print JSON for scripts")
@@ -78,10 +76,10 @@ func (c *command) flagSet() (*flag.FlagSet, *Call) {
 
 func (c *command) hasFlags() bool { return c.Flags != nil || c.Ask != nil || c.JSON }
 
-// Synopsis is the command in one line.
+// Synopsis describes the command in one line.
 func (c *command) Synopsis() string { return c.Command.Synopsis }
 
-// usage is how the command is called.
+// usage returns the line with the command's name, flags and arguments.
 func (c *command) usage() string {
 	words := []string{c.program, c.Name}
 	if c.hasFlags() {
@@ -96,7 +94,7 @@ func (c *command) usage() string {
 	return strings.Join(words, " ")
 }
 
-// Help explains how the command is called, its flags, examples and exit codes.
+// Help returns the command's usage, flags, examples and exit codes.
 func (c *command) Help() string {
 	text := c.reference()
 	if c.More != nil {
@@ -105,7 +103,7 @@ func (c *command) Help() string {
 	return text
 }
 
-// reference is the help without what only the help has.
+// reference returns the part of the help that is also in the reference.
 func (c *command) reference() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", c.usage(), indent(c.About))
@@ -130,7 +128,7 @@ func (c *command) reference() string {
 	return b.String() + "\nExit codes: " + codes + "."
 }
 
-// Run parses the arguments and does what the command does.
+// Run parses the arguments and executes the command.
 func (c *command) Run(args []string) int { return c.end(c.run(args)) }
 
 func (c *command) run(args []string) error {
@@ -159,7 +157,7 @@ func (c *command) run(args []string) error {
 	return c.Command.Run(ctx, call)
 }
 
-// count checks how many arguments are given, and that none is empty.
+// count checks the number of arguments, and that none is empty.
 func (c *command) count(args []string) error {
 	least := len(c.Args)
 	if least > 0 && strings.HasPrefix(c.Args[least-1], "[") {
@@ -170,7 +168,7 @@ func (c *command) count(args []string) error {
 		if least < len(c.Args) {
 			wanted = fmt.Sprintf("%d or %d", least, len(c.Args))
 		}
-		return Wrong("%d arguments are given, %s wanted", len(args), wanted)
+		return Wrong("got %d arguments, need %s", len(args), wanted)
 	}
 	for i, a := range args {
 		if a == "" {
@@ -191,7 +189,7 @@ func (c *command) end(err error) int {
 	case errors.Is(err, ErrReported):
 		return exitFailed
 	case errors.As(err, &wrong):
-		_, _ = fmt.Fprintf(c.env.Err, "%s: %s\n\nUsage: %s\n(%s -help tells more)\n", name, Clean(err.Error()), c.usage(), name)
+		_, _ = fmt.Fprintf(c.env.Err, "%s: %s\n\nUsage: %s\n(%s -help shows more)\n", name, Clean(err.Error()), c.usage(), name)
 		return exitWrong
 	}
 	_, _ = fmt.Fprintf(c.env.Err, "%s: %s\n", name, Clean(err.Error()))
@@ -201,7 +199,7 @@ func (c *command) end(err error) int {
 	return exitFailed
 }
 
-// ErrReported ends a command with exit code 1 when everything has been said.
+// ErrReported ends a command with exit code 1 without a further message.
 var ErrReported = errors.New("reported")
 
 // parse reads flags before, between and after the arguments; "--" ends the flags.
@@ -223,7 +221,7 @@ func parse(f *flag.FlagSet, args []string, into *[]string) error {
 	}
 }
 
-// AutocompleteArgs says what the arguments may be.
+// AutocompleteArgs completes the arguments.
 func (c *command) AutocompleteArgs() complete.Predictor {
 	if p := c.Predict[""]; p != nil {
 		return p
@@ -231,7 +229,7 @@ func (c *command) AutocompleteArgs() complete.Predictor {
 	return complete.PredictNothing
 }
 
-// AutocompleteFlags says which flags there are, and what their values may be.
+// AutocompleteFlags completes the flags and their values.
 func (c *command) AutocompleteFlags() complete.Flags {
 	all := complete.Flags{}
 	f, _ := c.flagSet()

@@ -77,8 +77,8 @@ func TestRun(t *testing.T) {
 	}{
 		"done":                {"group do a", nil, nil, 0, "", []string{"a"}},
 		"both arguments":      {"group do a b", nil, nil, 0, "", []string{"a", "b"}},
-		"too few":             {"group do", nil, nil, 2, "0 arguments are given, 1 or 2 wanted\n\nUsage: prog group do <first> [second]", nil},
-		"too many":            {"group do a b c", nil, nil, 2, "3 arguments are given", nil},
+		"too few":             {"group do", nil, nil, 2, "got 0 arguments, need 1 or 2\n\nUsage: prog group do <first> [second]", nil},
+		"too many":            {"group do a b c", nil, nil, 2, "got 3 arguments", nil},
 		"an unknown flag":     {"group do -x a", nil, nil, 2, "not defined: -x", nil},
 		"an unknown command":  {"group undo", nil, nil, 2, `there is no command "undo"`, nil},
 		"no command":          {"group", nil, nil, 2, "Usage: prog group <command>", nil},
@@ -86,7 +86,7 @@ func TestRun(t *testing.T) {
 		"reported":            {"group do a", ErrReported, nil, 1, "", []string{"a"}},
 		"a code of its own":   {"group do a", WithCode(7, failed), nil, 7, "it fai", []string{"a"}},
 		"configured wrongly":  {"group do a", ConfiguredWrongly(errors.Join(failed, failed)), nil, 2, "\n  - it fai\uFFFDled\n  - it fai", []string{"a"}},
-		"not confirmed":       {"group do a", nil, func(c *Command) { c.Ask = func([]string) string { return "Do it?" } }, 2, "say -yes", nil},
+		"not confirmed":       {"group do a", nil, func(c *Command) { c.Ask = func([]string) string { return "Do it?" } }, 2, "give -yes", nil},
 		"confirmed by a flag": {"group do a -yes", nil, func(c *Command) { c.Ask = func([]string) string { return "Do it?" } }, 0, "", []string{"a"}},
 		"not prepared":        {"group do a", nil, func(c *Command) { c.Prepare = func(*Call) error { return Wrong("no key") } }, 2, "no key", nil},
 	} {
@@ -134,7 +134,7 @@ Options:
 Examples:
   prog group do a
 
-Exit codes: 0 done, 1 failed, 2 called wrongly: nothing was done, 7 it rained.
+Exit codes: 0 done, 1 failed, 2 invalid arguments: nothing was done, 7 it rained.
 
 And more.
 `

@@ -9,18 +9,18 @@ import (
 	"github.com/hashicorp/cli"
 )
 
-// Program is an executable: its groups of commands, and its commands. It has the
-// command "version" besides those.
+// Program is an executable with its groups of commands and its commands. It also has the
+// command "version".
 type Program struct {
 	Name     string
 	Groups   []Group
-	Commands []func(*Env) *Command // in the order in which help lists them
+	Commands []func(*Env) *Command // in the order of the help
 }
 
-// Group is a command that only has others below it.
+// Group is a command that only contains other commands.
 type Group struct{ Name, Synopsis string }
 
-// all are the commands, in their order.
+// all returns the commands, in order.
 func (p *Program) all(env *Env) []*command {
 	all := make([]*command, 0, len(p.Commands)+1)
 	for _, build := range p.Commands {
@@ -29,13 +29,13 @@ func (p *Program) all(env *Env) []*command {
 	return append(all, &command{versionCommand(p.Name), p.Name, env})
 }
 
-// Run runs the command that args name and returns the exit code: 0 done, 1
-// failed, 2 called wrongly, or one of the command's own.
+// Run runs the command that args name and returns the exit code: 0 done, 1 failed, 2
+// invalid arguments, or one of the command's own.
 func (p *Program) Run(env *Env, args []string) int {
 	c := cli.NewCLI(p.Name, Build().Version)
 	c.Args = args
 	c.HelpFunc = cli.BasicHelpFunc(p.Name)
-	c.HelpWriter, c.ErrorWriter = env.Out, env.Err // help that was asked for can be piped
+	c.HelpWriter, c.ErrorWriter = env.Out, env.Err // requested help can be piped
 	c.Commands = map[string]cli.CommandFactory{}
 	for _, command := range p.all(env) {
 		c.Commands[command.Name] = func() (cli.Command, error) { return command, nil }
@@ -49,19 +49,19 @@ func (p *Program) Run(env *Env, args []string) int {
 		return exitFailed
 	}
 	if code == 127 || code == 1 && len(args) > 0 && strings.HasPrefix(args[0], "-") {
-		return exitWrong // the library's codes for an unknown command, and for flags before one
+		return exitWrong // the library's codes for an unknown command, and for flags before a command
 	}
 	return code
 }
 
-// group lists the commands below it.
+// group adapts a Group to hashicorp/cli.
 type group struct {
 	Group
 	program *Program
 	env     *Env
 }
 
-// Synopsis is what the group is about.
+// Synopsis describes the group in one line.
 func (g *group) Synopsis() string { return g.Group.Synopsis }
 
 // Help lists the commands of the group.
@@ -75,13 +75,13 @@ func (g *group) Help() string {
 		}
 	}
 	_ = w.Flush()
-	return b.String() + fmt.Sprintf("\n  %s %s <command> -help tells more.", g.program.Name, g.Name)
+	return b.String() + fmt.Sprintf("\n  %s %s <command> -help shows more.", g.program.Name, g.Name)
 }
 
-// HelpTemplate keeps the library from listing the commands once more.
+// HelpTemplate prevents the library from listing the commands a second time.
 func (g *group) HelpTemplate() string { return "{{.Help}}" }
 
-// Run is only reached without one of the group's commands.
+// Run is only called if no command of the group was named.
 func (g *group) Run(args []string) int {
 	if len(args) > 0 {
 		_, _ = fmt.Fprintf(g.env.Err, "%s %s: there is no command %q\n\n", g.program.Name, g.Name, Clean(args[0]))
@@ -90,8 +90,8 @@ func (g *group) Run(args []string) int {
 	return exitWrong
 }
 
-// Reference is the help of all commands as Markdown: commands without a group
-// first, then the groups.
+// Reference returns the help of all commands as Markdown: first commands without a group,
+// then the groups.
 func (p *Program) Reference() string {
 	var b strings.Builder
 	all := p.all(&Env{Getenv: func(string) string { return "" }})

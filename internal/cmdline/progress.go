@@ -7,14 +7,14 @@ import (
 )
 
 const (
-	// quiet is how long a call may take before its progress is shown.
+	// quiet is how long a call runs before its progress is shown.
 	quiet = 500 * time.Millisecond
-	// clearLine takes back what is on the terminal's line (ECMA-48, EL).
+	// clearLine erases the terminal's current line (ECMA-48, EL).
 	clearLine = "\r\x1b[K"
 )
 
-// Wait does what may take long, and shows on a terminal for how long it has been
-// waited.
+// Wait runs a call that may take long, and shows on a terminal for how long it has been
+// running.
 func Wait[T any](ctx context.Context, c *Call, what string, do func(context.Context) (T, error)) (T, error) {
 	if !c.Env.ErrTTY || c.Env.Getenv("TERM") == "dumb" {
 		return do(ctx)
@@ -28,7 +28,7 @@ func Wait[T any](ctx context.Context, c *Call, what string, do func(context.Cont
 	return do(ctx)
 }
 
-// progress writes on one line of the terminal until done, and leaves it empty.
+// progress writes to one line of the terminal until done is closed, and erases it.
 func (c *Call) progress(what string, done <-chan struct{}) {
 	began := time.Now()
 	tick := time.NewTicker(quiet)

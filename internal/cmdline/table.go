@@ -10,14 +10,14 @@ import (
 	"unicode/utf8"
 )
 
-// Table is rows of cells, aligned when they are printed.
+// Table is rows of cells, which are aligned when they are printed.
 type Table struct {
-	Empty string // what a table with no row but its head says
+	Empty string // text of a table without rows
 	head  bool
 	rows  [][]cell
 }
 
-// State is a cell that says how something is; a terminal shows it in a colour.
+// State is a cell with a state, which a terminal shows in a colour.
 type State string
 
 // Colours of a terminal (ECMA-48, SGR).
@@ -29,17 +29,17 @@ const (
 	normal = "\x1b[0m"
 )
 
-// colours are those of the states that have one.
+// colours maps states to their colour, if they have one.
 var colours = map[State]string{
 	"running": green, "ok": green, "done": green,
 	"failed": red, "critical": red, "lost": red, "halted": red, "down": red,
 	"provisioning": yellow, "destroying": yellow, "degraded": yellow, "recovering": yellow, "rolling": yellow,
 }
 
-// cell is a text that a terminal shows as it is, and its colour if it has one.
+// cell is the text of a cell, safe for a terminal, and its colour if it has one.
 type cell struct{ text, colour string }
 
-// Head makes the first row, with the names of the columns.
+// Head sets the first row, with the names of the columns.
 func (t *Table) Head(names ...string) {
 	t.head = true
 	row := make([]cell, len(names))
@@ -49,7 +49,7 @@ func (t *Table) Head(names ...string) {
 	t.rows = append(t.rows, row)
 }
 
-// Row appends a row; numbers and words are written as they are.
+// Row appends a row of values.
 func (t *Table) Row(cells ...any) {
 	row := make([]cell, len(cells))
 	for i, v := range cells {
@@ -61,7 +61,7 @@ func (t *Table) Row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
-// Fact appends a name and a value, unless there is no value.
+// Fact appends a name and a value, unless the value is empty.
 func (t *Table) Fact(name string, value any) {
 	if Cell(value) != None {
 		t.Row(name, value)
@@ -71,13 +71,13 @@ func (t *Table) Fact(name string, value any) {
 // Append appends the rows of another table.
 func (t *Table) Append(other *Table) { t.rows = append(t.rows, other.rows...) }
 
-// Len is the number of rows, the head included.
+// Len returns the number of rows, including the head.
 func (t *Table) Len() int { return len(t.rows) }
 
-// None stands where a list has no value.
+// None is the text of an empty cell.
 const None = "-"
 
-// Cell is a value as text that a terminal shows as it is; None if there is none.
+// Cell formats a value as text that is safe for a terminal; None if it is empty.
 func Cell(v any) string {
 	var s string
 	switch v := v.(type) {
@@ -97,7 +97,7 @@ func Cell(v any) string {
 	return cmp.Or(Clean(s), None)
 }
 
-// Moment is a time in UTC, to the second; "" if it is zero.
+// Moment formats a time in UTC, to the second; "" for the zero time.
 func Moment(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -105,7 +105,7 @@ func Moment(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05Z")
 }
 
-// print writes the rows, in colour if that is wanted.
+// print writes the rows, with colours if colour is set.
 func (t *Table) print(w io.Writer, colour bool) error {
 	if t.head && len(t.rows) == 1 && t.Empty != "" {
 		_, err := fmt.Fprintln(w, t.Empty)
@@ -113,7 +113,7 @@ func (t *Table) print(w io.Writer, colour bool) error {
 	}
 	var widths []int
 	for _, row := range t.rows {
-		for i, c := range row[:max(0, len(row)-1)] { // the last one needs no width
+		for i, c := range row[:max(0, len(row)-1)] { // the last cell needs no padding
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
@@ -138,8 +138,8 @@ func (t *Table) print(w io.Writer, colour bool) error {
 	return err
 }
 
-// Clean replaces what a terminal would obey instead of showing: names and
-// messages come from others. Line breaks of our own text stay.
+// Clean replaces characters that a terminal would interpret, because names and messages
+// come from others. It keeps line breaks.
 func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r != '\n' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
@@ -149,7 +149,7 @@ func Clean(s string) string {
 	}, s)
 }
 
-// State is a state padded to a width, in its colour on a terminal.
+// State pads a state to a width, and colours it on a terminal.
 func (c *Call) State(state string, width int) string {
 	text := Cell(state)
 	padding := strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))

@@ -7,25 +7,24 @@ import (
 	"runtime/debug"
 )
 
-// Set by the linker (-X, see the Makefile); what it did not set is what Go itself
-// recorded, which is nothing in a checkout without .git.
+// Set by the linker (-X, see the Makefile). If they are not set, the values that Go
+// recorded are used; it records none in a checkout without .git.
 var version, commit, date string
 
-// BuildInfo is of which source an executable is.
+// BuildInfo identifies the source of an executable.
 type BuildInfo struct {
-	Version string // a tag, with what came after it; "dev" when unknown
-	Commit  string // its hash; "unknown" when it is
-	Date    string // of the commit, RFC 3339; "unknown" when it is
+	Version string // a tag, and the distance from it; "dev" if unknown
+	Commit  string // hash of the commit; "unknown" if unknown
+	Date    string // date of the commit, RFC 3339; "unknown" if unknown
 }
 
-// Build is of which source this executable is.
+// Build returns the source of this executable.
 func Build() BuildInfo {
 	info, _ := debug.ReadBuildInfo()
 	return buildInfo(BuildInfo{version, commit, date}, info)
 }
 
-// buildInfo is what the linker was told, completed from what Go recorded; info
-// may be nil.
+// buildInfo completes the linker's values with what Go recorded; info may be nil.
 func buildInfo(linked BuildInfo, info *debug.BuildInfo) BuildInfo {
 	var recorded BuildInfo
 	if info != nil {
@@ -52,7 +51,7 @@ func (b BuildInfo) String() string {
 	return fmt.Sprintf("%s, commit %s, date %s", b.Version, b.Commit, b.Date)
 }
 
-// versionCommand prints the version of the executable with this name.
+// versionCommand returns the command that prints the version.
 func versionCommand(name string) *Command {
 	return &Command{
 		Name: "version", Synopsis: "Print version, commit and date",

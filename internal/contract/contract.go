@@ -1,5 +1,5 @@
-// Package contract holds what passes between a client and the service against
-// the OpenAPI document, in tests.
+// Package contract checks, in tests, every call to the service and its response against the
+// OpenAPI document.
 package contract
 
 import (
@@ -29,8 +29,8 @@ func Load() (*openapi3.T, error) {
 	return doc, doc.Validate(loader.Context)
 }
 
-// Transport passes calls on and keeps what of them the document does not allow:
-// undocumented paths, statuses, codes, headers and fields.
+// Transport forwards calls, and records what the document does not allow: undocumented
+// paths, statuses, codes, headers and fields.
 type Transport struct {
 	doc  *openapi3.T
 	base http.RoundTripper
@@ -45,7 +45,7 @@ func New(doc *openapi3.T, base http.RoundTripper) *Transport {
 	return &Transport{doc: doc, base: base, found: map[string][]string{}, seen: map[Answer]bool{}}
 }
 
-// Take returns what was found at a host and forgets it.
+// Take returns the problems that were found at a host, and forgets them.
 func (t *Transport) Take(host string) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -54,18 +54,18 @@ func (t *Transport) Take(host string) []string {
 	return found
 }
 
-// Answer is one way in which an operation answers: a row of SPEC's tables.
+// Answer is one possible response of an operation: a row of SPEC's tables.
 type Answer struct {
 	Operation string // operationId
 	Status    int
-	Code      string // of an error; empty: it has none
+	Code      string // of an error; empty: no error
 }
 
 func (a Answer) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%s %d %s", a.Operation, a.Status, a.Code))
 }
 
-// Unseen are the answers of the document that nobody has got by this transport,
+// Unseen returns the responses in the document that were never received by this transport,
 // sorted.
 func (t *Transport) Unseen() []Answer {
 	t.mu.Lock()
@@ -79,7 +79,7 @@ func (t *Transport) Unseen() []Answer {
 	return unseen
 }
 
-// Answers are all answers that a document promises, sorted.
+// Answers returns all responses in a document, sorted.
 func Answers(doc *openapi3.T) []Answer {
 	var all []Answer
 	for _, item := range doc.Paths.Map() {
@@ -87,7 +87,7 @@ func Answers(doc *openapi3.T) []Answer {
 			for text, resp := range op.Responses.Map() {
 				status, err := strconv.Atoi(text)
 				if err != nil {
-					continue // default
+					continue // the default response
 				}
 				codes, _ := resp.Value.Extensions["x-codes"].([]any)
 				if len(codes) == 0 {
@@ -103,7 +103,7 @@ func Answers(doc *openapi3.T) []Answer {
 	return all
 }
 
-// RoundTrip passes one call on.
+// RoundTrip forwards one call.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	var sent []byte
 	if r.Body != nil {
@@ -124,7 +124,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	_ = resp.Body.Close()
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	if err != nil {
-		return resp, nil // a broken answer is its reader's matter
+		return resp, nil // the reader will get the error of a broken response
 	}
 	problems := t.check(r, sent, resp, body)
 	t.mu.Lock()
@@ -140,7 +140,7 @@ func (t *Transport) check(r *http.Request, sent []byte, resp *http.Response, bod
 	if op == nil {
 		want := map[bool]string{false: "NOT_FOUND", true: "METHOD_NOT_ALLOWED"}[known]
 		if code := codeOf(body); code != want {
-			return []string{fmt.Sprintf("no such operation is documented, and the answer is %q instead of %s", code, want)}
+			return []string{fmt.Sprintf("no such operation is documented, and the response is %q instead of %s", code, want)}
 		}
 		return nil
 	}
@@ -152,15 +152,14 @@ func (t *Transport) check(r *http.Request, sent []byte, resp *http.Response, bod
 		return []string{"undocumented status: " + string(body)}
 	}
 	problems := checkAnswer(documented.Value, resp, body)
-	if resp.StatusCode < 300 { // a refused call may be wrong on purpose
+	if resp.StatusCode < 300 { // refused calls may be wrong on purpose
 		problems = append(problems, checkCall(op, r, sent)...)
 	}
 	return problems
 }
 
-// Find returns the operation of a request, nil when there is none; known says
-// that the path is documented, for other methods. Literal segments go before
-// parameters.
+// Find returns the operation of a request, or nil. known reports that the path is
+// documented for other methods. Literal segments take precedence over parameters.
 func Find(doc *openapi3.T, method string, u *url.URL) (op *openapi3.Operation, known bool) {
 	segments := strings.Split(u.EscapedPath(), "/")
 	best := -1
@@ -217,16 +216,16 @@ func checkAnswer(documented *openapi3.Response, resp *http.Response, body []byte
 func checkCall(op *openapi3.Operation, r *http.Request, sent []byte) (problems []string) {
 	for name := range r.URL.Query() {
 		if op.Parameters.GetByInAndName("query", name) == nil {
-			problems = append(problems, "parameter "+name+" is taken but not documented")
+			problems = append(problems, "parameter "+name+"  is accepted but not documented")
 		}
 	}
 	switch {
 	case len(bytes.TrimSpace(sent)) == 0:
 		if op.RequestBody != nil && op.RequestBody.Value.Required {
-			problems = append(problems, "a documented body is required, and none was")
+			problems = append(problems, "a body is required but was missing")
 		}
 	case op.RequestBody == nil:
-		problems = append(problems, "a body is taken but not documented")
+		problems = append(problems, "a body is accepted but not documented")
 	default:
 		problems = append(problems, checkJSON(op.RequestBody.Value.Content.Get("application/json").Schema.Value, sent)...)
 	}

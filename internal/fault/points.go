@@ -25,8 +25,8 @@ func init() {
 	}
 }
 
-// arm arms the point that spec, the value of [Variable], names; an empty spec
-// arms none.
+// arm enables the point that spec, the value of [Variable], names; an empty spec enables
+// none.
 func arm(spec string) error {
 	if spec == "" {
 		return nil
@@ -41,17 +41,17 @@ func arm(spec string) error {
 	return nil
 }
 
-// settle is given to the kernel to stop all threads: the one that sends the
-// signal to its own process may run on for a moment.
+// settle gives the kernel time to stop all threads: the thread that signals its own process
+// may run for a moment longer.
 const settle = 50 * time.Millisecond
 
-// Hit is where a point is: it does what is armed for it, once.
+// Hit marks a point. It does what is set for this point, once.
 func Hit(point string) {
 	a := active.Load()
 	if a == nil || a.point != point || !active.CompareAndSwap(a, nil) {
 		return
 	}
-	// It can fail only for a process or a signal that do not exist.
+	// It can fail only if the process or the signal does not exist.
 	_ = syscall.Kill(syscall.Getpid(), a.signal)
 	time.Sleep(settle)
 }

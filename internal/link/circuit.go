@@ -10,23 +10,23 @@ import (
 )
 
 const (
-	// minSilence is how long a call is under way at least before its time limit says
-	// something of the store: some calls have a shorter one on purpose. It is below the
-	// shortest with which the store is asked whether it is there (2 s).
+	// minSilence is the minimum duration of a call whose timeout counts as an unresponsive
+	// store, because some calls have a shorter timeout on purpose. It is below the shortest
+	// timeout of an availability probe (2 s).
 	minSilence = 1500 * time.Millisecond
-	// probeEvery is how often a store that does not answer is asked, and probeWithin
-	// bounds one question: no more than probeConns are under way.
+	// probeEvery is the interval of pings to a store that does not respond, and probeWithin
+	// limits one ping: at most probeConns are in progress.
 	probeEvery  = 500 * time.Millisecond
 	probeWithin = probeConns * probeEvery
 )
 
-// ErrAway says that the store does not answer, so nothing was sent.
-var ErrAway = errors.New("link: the store does not answer")
+// ErrAway: the store is not responding, so no request was sent.
+var ErrAway = errors.New("link: the store does not respond")
 
 type failFastKey struct{}
 
-// FailFast is for a call that somebody waits for who can make it again: it fails at
-// once while the store does not answer.
+// FailFast marks a call whose caller waits and can retry: it fails at once while the store
+// does not respond.
 func FailFast(ctx context.Context) context.Context {
 	return context.WithValue(ctx, failFastKey{}, true)
 }
@@ -35,40 +35,40 @@ type probeKey struct{}
 
 func probing(ctx context.Context) bool { return ctx.Value(probeKey{}) != nil }
 
-// silent says whether an error means that a call had no answer in its time.
+// silent reports whether an error means that a call got no response in time.
 func silent(ctx context.Context, err error) bool {
 	var dial *net.OpError
 	return errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout()
 }
 
-// Circuit knows whether a store answers. It is opened by a call that had no answer in
-// its time, where no other call had one since that began, and closed by the next
-// answer. Nil never opens.
+// Circuit tracks whether a store responds. It opens when a call got no response in time and
+// no other call got one since that call began. It closes with the next response. A nil
+// Circuit never opens.
 type Circuit struct {
 	ping          func(context.Context) error
 	changed       func(away bool)
 	every, within time.Duration
 
-	base   context.Context // of the questions; ends with Close
+	base   context.Context // of the pings; ends with Close
 	cancel context.CancelFunc
 	asking sync.WaitGroup
 
 	mu       sync.Mutex
-	answered time.Time     // the last answer of any kind
-	back     chan struct{} // closed when the store answers again; nil: it does
+	answered time.Time     // time of the last response of any kind
+	back     chan struct{} // closed when the store responds again; nil: it does respond
 	ended    bool
 }
 
-// NewCircuit returns the circuit of a store. While it is open the store is asked by ping
-// as often as every says, within that time limit: this many questions fit. changed is
-// told when it opens and when it closes. Close ends it.
+// NewCircuit returns the circuit of a store. While it is open, ping is called at the
+// interval every, with the time limit within. changed is called when it opens and when it
+// closes. Close ends it.
 func NewCircuit(ping func(context.Context) error, changed func(away bool), every, within time.Duration) *Circuit {
 	c := &Circuit{ping: ping, changed: changed, every: every, within: within}
 	c.base, c.cancel = context.WithCancel(context.WithValue(context.Background(), probeKey{}, true))
 	return c
 }
 
-// Pass returns nil when a call may be sent, ErrAway or the context's error when not.
+// Pass returns nil if a call may be sent; otherwise ErrAway or the context's error.
 func (c *Circuit) Pass(ctx context.Context) error {
 	if c == nil {
 		return nil
@@ -91,8 +91,8 @@ func (c *Circuit) Pass(ctx context.Context) error {
 	}
 }
 
-// Heard notes an answer. One that says that the store cannot do its work (5xx) shows
-// that it is there, but not that it is again what it was.
+// Heard records a response. A bad one (5xx) shows that the store responds, but not that it
+// works again.
 func (c *Circuit) Heard(good bool) {
 	if c == nil {
 		return
@@ -110,8 +110,8 @@ func (c *Circuit) Heard(good bool) {
 	}
 }
 
-// Silent notes that a call which began at a moment had no answer. Where that means that
-// the store does not answer, it is asked until it does.
+// Silent records that a call, which began at that time, got no response. If this opens the
+// circuit, the store is pinged until it responds.
 func (c *Circuit) Silent(began time.Time) {
 	if c == nil {
 		return
@@ -129,7 +129,7 @@ func (c *Circuit) Silent(began time.Time) {
 	}
 }
 
-// Close ends the questions, and keeps the circuit from being opened.
+// Close ends the pings, and prevents the circuit from opening.
 func (c *Circuit) Close() {
 	if c == nil {
 		return
@@ -145,7 +145,7 @@ func (c *Circuit) Close() {
 	c.asking.Wait()
 }
 
-// watch asks the store until it is back, or the circuit is at its end.
+// watch pings the store until it responds or the circuit is closed.
 func (c *Circuit) watch(back <-chan struct{}) {
 	base, cancel := context.WithCancel(c.base)
 	tick := time.NewTicker(c.every)

@@ -5,17 +5,17 @@ import (
 	"strings"
 )
 
-// Consul waits with its answer to a request that names an index (blocking queries).
+// Consul delays its response to a request with an index (blocking query).
 var Consul = Kind{
 	Name: "consul", longConns: consulLong,
 	Long: func(r *http.Request) bool { return r.URL.Query().Has("index") },
 }
 
-// Vault answers everything at once.
+// Vault responds to all requests without delay.
 var Vault = Kind{Name: "vault"}
 
-// Nomad is the Nomad whose agent is at a host. It hands some requests on to a node,
-// which may be away, and its client asks nodes directly, too.
+// Nomad returns the Kind of a Nomad agent at a host. Nomad forwards some requests to a node
+// that may be unreachable, and its client also calls nodes directly.
 func Nomad(host string) Kind {
 	return Kind{
 		Name: "nomad", longConns: nomadLong,

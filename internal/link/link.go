@@ -1,6 +1,6 @@
-// Package link is a replica's way to one store (Nomad, Consul, Vault): how many
-// connections it may have, what becomes of a connection that the store refused, and
-// what becomes of calls while the store does not answer (Circuit).
+// Package link manages a replica's connections to one store (Nomad, Consul, Vault): their
+// number, calls that the store refused because of its limits, and calls while the store
+// does not respond (Circuit).
 package link
 
 import (
@@ -9,44 +9,46 @@ import (
 	"time"
 )
 
-// How many connections a replica has to one store at most. Nomad allows an address 100
-// by default and Consul 200 (http_max_conns_per_client): two replicas on one address fit,
+// Maximum numbers of connections per replica and store. By default Nomad allows 100 per
+// client address and Consul 200 (http_max_conns_per_client): enough for two replicas at one
+// address and for some other clients (docs/install.md).
 // and leave some for others there (docs/install.md).
 const (
 	shortConns = 32
-	// nomadLong is for the event stream; consulLong for blocking queries: four that last,
-	// and one for each boot that waits for word of its process (maxStarts in scheduler).
+	// nomadLong is for the event stream. consulLong is for blocking queries: four permanent
+	// ones, and one for each boot that waits for news of its process (maxStarts in
+	// scheduler).
 	nomadLong, consulLong = 4, 32
 	probeConns            = 4
 )
 
-// Kind is what a link has to know of its store.
+// Kind describes what a Link must know about its store.
 type Kind struct {
-	// Name is the store's, for the log and errors.
+	// Name is the store's name, for the log and errors.
 	Name string
-	// Long says whether the store may take its time with a request: it waits for a
-	// change, or is a stream.
+	// Long reports whether the store may delay the response to a request, because it waits
+	// for a change or sends a stream.
 	Long      func(*http.Request) bool
 	longConns int
-	// elsewhere says whether somebody else has to answer a request, too, so that
-	// silence says nothing of the store.
+	// elsewhere reports whether a request also needs a response from another host, so that
+	// its timeout shows nothing about the store.
 	elsewhere func(*http.Request) bool
 }
 
-// Link is an http.RoundTripper to one store. Short calls have connections of their
-// own, so that they never wait for those that take their time.
+// Link is an http.RoundTripper to one store. Short calls have separate connections, so that
+// they never wait for long ones.
 //
-// While the store does not answer, no call is sent: calls with the context of FailFast
-// fail at once, with ErrAway, and others wait until their own time limit or until the
-// store answers again, whichever comes first.
+// While the store does not respond, no call is sent: calls with the context of FailFast
+// fail at once with ErrAway; others wait until the store responds again, at most until
+// their own time limit.
 type Link struct {
 	kind               Kind
 	short, long, probe *http.Transport
-	circuit            *Circuit // nil until Watch
+	circuit            *Circuit // nil before Watch
 }
 
-// New returns a link whose connections are made as those of t, which is not used
-// itself. Watch makes it notice when the store does not answer. Close ends it.
+// New returns a Link whose connections are configured like those of t; t itself is not
+// used. Call Watch to detect that the store does not respond. Close ends the Link.
 func New(kind Kind, t *http.Transport) *Link {
 	of := func(conns int) *http.Transport {
 		t := t.Clone()
@@ -60,17 +62,17 @@ func New(kind Kind, t *http.Transport) *Link {
 	return l
 }
 
-// Watch gives the link the question that the store answers when it is there; it is
-// asked through this link, and only while the store does not answer. It is to be called
+// Watch sets the ping that the store responds to while it is available. ping must call the
+// store through this link; it is called only while the store does not respond. Call Watch
 // before the first request.
 func (l *Link) Watch(ping func(context.Context) error, changed func(away bool)) {
 	l.circuit = NewCircuit(ping, changed, probeEvery, probeWithin)
 }
 
-// Name is the store's.
+// Name returns the store's name.
 func (l *Link) Name() string { return l.kind.Name }
 
-// Close ends the link's own work and closes its idle connections.
+// Close ends the link's own work, and closes its idle connections.
 func (l *Link) Close() {
 	l.circuit.Close()
 	for _, t := range []*http.Transport{l.short, l.long, l.probe} {
@@ -80,8 +82,8 @@ func (l *Link) Close() {
 	}
 }
 
-// RoundTrip sends a request. Waiting for a connection, for the store to answer again,
-// and for its limit of connections are all within the request's own time limit.
+// RoundTrip sends a request. The request's time limit includes waiting for a connection,
+// for the store to respond again, and for its limit of connections.
 func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	if probing(ctx) {

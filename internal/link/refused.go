@@ -21,12 +21,13 @@ const (
 	lastRetry  = 500 * time.Millisecond
 )
 
-// errRefused: the store has as many connections from this address, or calls, as it
-// takes.
-var errRefused = errors.New("link: the store refused the call for its limit of connections")
+// errRefused: the store has reached its limit of connections from this address, or of
+// calls.
+var errRefused = errors.New("link: the store refused the call because of its limit of connections")
 
-// send sends a request, again and again within its own time limit while the store
-// refuses it for its limits: nothing was done then, whatever the request is.
+// send sends a request, and retries within the request's time limit while the store refuses
+// it because of its limits. Any request may be retried, because a refused one was not
+// carried out.
 func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -56,7 +57,7 @@ func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Respons
 	}
 }
 
-// pause waits for d and says whether ctx is still alive then.
+// pause waits for d, and reports whether ctx is still active afterwards.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -68,10 +69,10 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// attempt is what was seen of one sending of a request.
+// attempt is what was observed while sending a request once.
 type attempt struct {
 	conn      atomic.Pointer[sniffed]
-	handshake atomic.Bool // the store closed the connection before TLS was up
+	handshake atomic.Bool // the store closed the connection during the TLS handshake
 }
 
 func (a *attempt) trace() *httptrace.ClientTrace {
@@ -85,10 +86,10 @@ func (a *attempt) trace() *httptrace.ClientTrace {
 	}
 }
 
-// refused says whether the store did nothing for its limits: it answers 429, or, of a
-// connection that is one too many, answers 429 before it has read anything and closes
-// it (go-connlimit), with TLS without a word. Go's client does not always get to that
-// answer: it may notice first that its request cannot be written.
+// refused reports whether the store did nothing because of its limits. Either it responds
+// 429 to the request, or (go-connlimit) it sends 429 on a new connection before it reads
+// anything and closes it; with TLS it closes it without a response. Go's client may not see
+// that response, because writing its request fails first.
 func (a *attempt) refused(resp *http.Response, err error) bool {
 	if err == nil {
 		return resp.StatusCode == http.StatusTooManyRequests
@@ -101,8 +102,8 @@ func closedByPeer(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// Dial is a transport's DialContext by a dialer, whose connections notice that the
-// store refuses them.
+// Dial returns a DialContext for a transport. Its connections notice that the store refuses
+// them.
 func Dial(dialer *net.Dialer) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, address)
@@ -113,11 +114,12 @@ func Dial(dialer *net.Dialer) func(context.Context, string, string) (net.Conn, e
 	}
 }
 
-// sniffed is a connection that looks at the first that it reads. A refusal ends it:
-// Go's client logs an answer that comes before its request, which helps nobody.
+// sniffed is a connection that inspects the first bytes that it reads. A refusal ends it
+// before Go's client sees it, because the client would log a response that comes before its
+// request.
 type sniffed struct {
 	net.Conn
-	read    bool // by the one goroutine that reads
+	read    bool // only used by the one goroutine that reads
 	refused atomic.Bool
 }
 

@@ -1,4 +1,4 @@
-// Package pause waits.
+// Package pause waits for a time or the end of a context.
 package pause
 
 import (
@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// For waits for d, or until ctx ends, and says whether ctx goes on.
+// For waits for d or until ctx ends, and reports whether ctx is still active.
 func For(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil

@@ -21,8 +21,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Clients say where Nomad, Consul and Vault are, and how to reach them. Empty fields
-// are filled from the clients' own standard variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
+// Clients are the addresses of Nomad, Consul and Vault, and how to reach them. Empty
+// fields are filled from their clients' own variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
 // VAULT_ADDR, ...).
 type Clients struct {
 	NomadAddr, NomadToken   string
@@ -32,8 +32,8 @@ type Clients struct {
 	CACert, ClientCert, ClientKey string
 }
 
-// CheckClients reports all mistakes in the clients' own variables. The addresses
-// stay out of them: one may hold a password.
+// CheckClients returns all mistakes in the clients' own variables. It does not show the
+// addresses, because one may contain a password.
 func CheckClients() error {
 	var errs []error
 	for _, client := range []struct {
@@ -58,7 +58,7 @@ func CheckClients() error {
 	return errors.Join(errs...)
 }
 
-// isAddress takes host:port too, as Consul's client does.
+// isAddress also accepts host:port, as Consul's client does.
 func isAddress(s string) bool {
 	if !strings.Contains(s, "://") {
 		s = "http://" + s
@@ -67,9 +67,9 @@ func isAddress(s string) bool {
 	return err == nil && (u.Host != "" || u.Scheme == "unix")
 }
 
-// newTransport is how a client connects; how many connections there are is its link's.
-// Each of them carries one call at a time, also over TLS: with HTTP/2 all calls would
-// share one connection, and one that is dead would fail them all until its end is known.
+// newTransport configures how a client connects. Its link limits the number of connections.
+// Each connection carries one call at a time, also with TLS: with HTTP/2 all calls would
+// share one connection, and a dead one would fail them all until its end is known.
 func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ForceAttemptHTTP2, t.Protocols = false, new(http.Protocols)
@@ -80,7 +80,7 @@ func newTransport() *http.Transport {
 	return t
 }
 
-// nomadClient returns a client and the link that it calls through, as the others do.
+// nomadClient returns a client of Nomad, and the link that it uses.
 func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
 	cfg, t := nomad.DefaultConfig(), newTransport()
 	if at.NomadAddr != "" {
@@ -110,8 +110,8 @@ func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
 	return c, l, nil
 }
 
-// unpacked asks for answers as they are, where a client asks for packed ones: to
-// unpack one takes 40 KiB and more time than a job takes on the way.
+// unpacked requests uncompressed responses from a client that would request compressed
+// ones: decompressing takes 40 KiB, and more time than is saved in transfer.
 type unpacked struct{ next http.RoundTripper }
 
 func (u unpacked) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -124,12 +124,12 @@ func (u unpacked) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// wholeBody is read to its end when it is closed, which Nomad's client does after
-// what it decodes: so that the connection is good for the next call.
+// wholeBody reads the rest of a response's body when it is closed, because Nomad's client
+// closes it after decoding. The connection can then be used again.
 type wholeBody struct{ io.ReadCloser }
 
 func (b wholeBody) Close() error {
-	_, _ = io.CopyN(io.Discard, b.ReadCloser, 4<<10) // more is not worth it
+	_, _ = io.CopyN(io.Discard, b.ReadCloser, 4<<10) // reading more is not worth it
 	return b.ReadCloser.Close()
 }
 
@@ -145,16 +145,17 @@ func consulClient(at Clients) (*consul.Client, *link.Link, error) {
 	if at.CACert != "" {
 		cfg.TLSConfig.CAFile, cfg.TLSConfig.CertFile, cfg.TLSConfig.KeyFile = at.CACert, at.ClientCert, at.ClientKey
 	}
-	// Consul packs what is asked of it as such, which costs more time on both sides
-	// than a few rows cost on the way.
+	// Consul compresses by default, which takes both sides more time than it saves for a
+	// few rows.
 	t.DisableCompression = true
-	t.TLSClientConfig = nil // with one that is there the client leaves out its own
+	t.TLSClientConfig = nil // otherwise the client would not set its own
 	cfg.Transport = t
 	c, err := consul.NewClient(cfg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
 	}
-	// The one that it was given or made: to an https address, or to a Unix socket.
+	// Use the transport that the client was given or made, for example for https or a Unix
+	// socket.
 	if made, ok := cfg.HttpClient.Transport.(*http.Transport); ok {
 		t = made
 	}
@@ -182,7 +183,7 @@ func vaultClient(at Clients) (*vault.Client, *link.Link, error) {
 	if at.VaultAddr != "" {
 		cfg.Address = at.VaultAddr
 	}
-	// A Vault that is down means 503 now, not after its client's own retries.
+	// If Vault is down, fail now with 503 instead of after the client's own retries.
 	cfg.MaxRetries = 0
 	c, err := vault.NewClient(cfg)
 	if err != nil {

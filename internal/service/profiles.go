@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// profiles serves Go's profiles of this process, on a listener of its own that only
-// its machine reaches (ORCH_PPROF_ADDR). They hold no keys: names and counts alone.
+// profiles serves Go's profiles of this process on a loopback listener (ORCH_PPROF_ADDR).
+// They contain names and counts, but no keys.
 type profiles struct {
 	http     http.Server
 	listener net.Listener
 }
 
-// listenProfiles opens the listener; nil where there is no address.
+// listenProfiles opens the listener; it returns nil if there is no address.
 func listenProfiles(ctx context.Context, addr string) (*profiles, error) {
 	if addr == "" {
 		return nil, nil
@@ -33,10 +33,10 @@ func listenProfiles(ctx context.Context, addr string) (*profiles, error) {
 	return &profiles{http: http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, listener: listener}, nil
 }
 
-// serve answers until close.
+// serve handles requests until close.
 func (p *profiles) serve() {
 	if p != nil {
-		_ = p.http.Serve(p.listener) // it says that it was closed
+		_ = p.http.Serve(p.listener) // the error is that it was closed
 	}
 }
 
@@ -45,7 +45,7 @@ func (p *profiles) close() error {
 		return nil
 	}
 	err := p.http.Close()
-	if lerr := p.listener.Close(); !errors.Is(lerr, net.ErrClosed) { // it was never served on
+	if lerr := p.listener.Close(); !errors.Is(lerr, net.ErrClosed) { // if serve was never called
 		err = errors.Join(err, lerr)
 	}
 	return err

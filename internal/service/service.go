@@ -1,5 +1,5 @@
-// Package service wires the parts of the service together: the one constructor
-// that main, the dev stack and the tests use.
+// Package service connects the parts of the service: the one constructor for main, the dev
+// stack and the tests.
 package service
 
 import (
@@ -22,13 +22,13 @@ import (
 	"github.com/septemberai/orch/server"
 )
 
-// Service is a replica of the service, listening but not yet answering.
+// Service is a replica of the service that listens, but does not serve before Run.
 type Service struct {
 	Server    *server.Server
 	Scheduler *scheduler.Scheduler
-	// Drain is how long Run lets what is in flight finish once its context has
-	// ended; New makes it enough for any operation. What is not done by then is
-	// cut, as a crash would, and another replica finishes it.
+	// Drain is how long Run lets operations in progress finish after its context has ended;
+	// New sets it to the duration of the longest operation. Operations that have not
+	// finished by then are interrupted as by a crash, and another replica finishes them.
 	Drain time.Duration
 
 	vault    *secrets.Vault
@@ -36,15 +36,15 @@ type Service struct {
 	images   *images.Resolver // nil: images are not pinned
 	profiles *profiles
 	log      hclog.Logger
-	// adminKeyFile is where ReloadAdminKey reads; empty: nowhere.
+	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
 }
 
-// openAudit bounds the opening of the audit log.
+// openAudit limits the time to open the audit log.
 const openAudit = 30 * time.Second
 
-// New connects the parts, opens the audit log and the listener.
+// New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
 	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile}
 	defer func() {
@@ -78,7 +78,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	defer cancel()
 	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
 	if err != nil {
-		return nil, fmt.Errorf("ORCH_DATABASE_URL: the audit log: %w", err)
+		return nil, fmt.Errorf("ORCH_DATABASE_URL: cannot open the audit log: %w", err)
 	}
 	if cfg.PinImages && opts.Job.Driver == jobs.Docker {
 		svc.images = images.New(log.Named("images"))
@@ -98,11 +98,11 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	return svc, nil
 }
 
-// ReloadAdminKey reads the admin key's file again; where there is none, or it
-// cannot be used, the key stays as it is.
+// ReloadAdminKey reads the admin key's file again. If there is none, or its content is
+// invalid, the key stays as it is.
 func (s *Service) ReloadAdminKey() {
 	if s.adminKeyFile == "" {
-		s.log.Warn("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so there is nothing to read again")
+		s.log.Warn("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
 		return
 	}
 	key, err := config.ReadAdminKey(s.adminKeyFile)
@@ -114,14 +114,14 @@ func (s *Service) ReloadAdminKey() {
 	s.log.Info("the admin key was read again")
 }
 
-// Run serves until ctx ends, then stops accepting, finishes what is in flight,
-// and gives the replica's session up. It returns early when serving fails or
-// the engine's job file cannot be used.
+// Run serves until ctx ends, then stops accepting connections, finishes what is in
+// progress, and destroys the replica's session. It returns early if serving fails or the
+// engine's job file cannot be used.
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	scheduled, served, renewed, logged, profiled := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
-	// The audit log outlives what it records.
+	// The audit log is closed after everything that writes to it.
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
 	go func() { defer close(logged); s.audit.Run(logging) }()
@@ -146,10 +146,10 @@ func (s *Service) Run(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(work, s.Drain)
 	defer cancel()
 	if err == nil {
-		s.log.Info("stopping: finishing what is in flight", "at_most", s.Drain.String())
+		s.log.Info("stopping: finishing requests and operations in progress", "at_most", s.Drain.String())
 		s.Scheduler.Retire(grace)
 		if err = s.Server.Shutdown(grace); errors.Is(err, context.DeadlineExceeded) {
-			s.log.Warn("cutting what is still in flight")
+			s.log.Warn("interrupting requests and operations that are still in progress")
 			err = nil
 		}
 		s.Scheduler.Drain(grace)
@@ -178,13 +178,14 @@ func (s *Service) closeLinks() {
 	}
 }
 
-// tell logs that a store does not answer, and that it does again.
+// tell returns a function that logs when a store stops responding, and when it responds
+// again.
 func (s *Service) tell(l *link.Link) func(away bool) {
 	return func(away bool) {
 		if away {
-			s.log.Warn("a store does not answer; calls that need it are answered 503 until it does", "store", l.Name())
+			s.log.Warn("a store does not respond; calls that need it get 503 until it does", "store", l.Name())
 		} else {
-			s.log.Info("a store answers again", "store", l.Name())
+			s.log.Info("a store responds again", "store", l.Name())
 		}
 	}
 }

@@ -12,25 +12,24 @@ import (
 	"testing"
 )
 
-// NeedPooler skips a test where PgBouncer is not installed, which CI does not
-// allow.
+// NeedPooler skips a test if PgBouncer is not installed; in CI the test fails.
 func NeedPooler(tb testing.TB) {
 	tb.Helper()
 	if _, err := exec.LookPath(pgbouncer); err != nil {
-		needed(tb, "no PgBouncer here: apt-get install -y pgbouncer")
+		needed(tb, "PgBouncer is not installed: apt-get install -y pgbouncer")
 	}
 }
 
 const pgbouncer = "/usr/sbin/pgbouncer"
 
-// Pooler is a PgBouncer before a [Server].
+// Pooler is a PgBouncer in front of a [Server].
 type Pooler struct {
 	cmd  *exec.Cmd
 	port int
 }
 
-// Pool starts a PgBouncer whose clients share conns connections to s, each for a
-// transaction at a time. Stop ends it, also after an error.
+// Pool starts a PgBouncer whose clients share conns connections to s, each for one
+// transaction. Call Stop even after an error.
 func (s *Server) Pool(conns int) (*Pooler, error) {
 	p := &Pooler{}
 	var err error
@@ -71,7 +70,7 @@ func (p *Pooler) Stop() {
 	}
 }
 
-// URL is where a database of the server is, by way of the pooler.
+// URL returns the URL of a database of the server through the pooler.
 func (p *Pooler) URL(database string) string {
 	return (&url.URL{
 		Scheme: "postgres", User: url.UserPassword("orch", password), Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)),

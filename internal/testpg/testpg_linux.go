@@ -20,35 +20,34 @@ import (
 	"testing"
 	"time"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	_ "github.com/jackc/pgx/v5/stdlib" // registers the driver "pgx"
 )
 
-// password has what needs escaping in a URL, so that every test of it
-// also tests that.
+// password needs escaping in a URL, so that every test also tests the escaping.
 const password = "s3cret/p@ss word%:"
 
-// Server is a PostgreSQL server of a test's own.
+// Server is a PostgreSQL server for a test.
 type Server struct {
 	bin  string
 	dir  string
 	host string
 	port int
-	on   func(start func() error) error // where to start it; nil: here
+	on   func(start func() error) error // how to start it; nil: on this host
 	as   *syscall.Credential            // PostgreSQL refuses to run as root
 	cmd  *exec.Cmd
 	made atomic.Int64 // databases
 }
 
-// Need skips a test where PostgreSQL is not installed, which CI does not allow.
+// Need skips a test if PostgreSQL is not installed; in CI the test fails.
 func Need(tb testing.TB) {
 	tb.Helper()
 	if bin() != "" {
 		return
 	}
-	needed(tb, "no PostgreSQL here: apt-get install -y postgresql")
+	needed(tb, "PostgreSQL is not installed: apt-get install -y postgresql")
 }
 
-// needed ends a test that lacks a package of Debian's.
+// needed ends a test for which a Debian package is missing.
 func needed(tb testing.TB, how string) {
 	tb.Helper()
 	if os.Getenv("CI") == "true" {
@@ -57,7 +56,7 @@ func needed(tb testing.TB, how string) {
 	tb.Skip(how)
 }
 
-// bin is the directory of the newest PostgreSQL, "" when there is none.
+// bin returns the directory of the newest PostgreSQL, or "".
 func bin() string {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if len(found) == 0 {
@@ -66,7 +65,7 @@ func bin() string {
 	return filepath.Dir(found[len(found)-1])
 }
 
-// New makes a server's files and starts it. Stop ends it, also after an error.
+// New creates a server and starts it. Call Stop even after an error.
 func New() (s *Server, err error) {
 	port, err := freePort()
 	if err != nil {
@@ -83,13 +82,13 @@ func freePort() (int, error) {
 	return free.Addr().(*net.TCPAddr).Port, free.Close()
 }
 
-// NewOn is New for a server on another host: on starts a process there, host is
-// its address.
+// NewOn is New for a server on another host: on starts a process there, and host is its
+// address.
 func NewOn(host string, on func(start func() error) error) (*Server, error) {
 	return newServer(&Server{bin: bin(), host: host, port: 5432, on: on})
 }
 
-// Standby makes another server on this host that follows s until [Server.Promote].
+// Standby starts another server on this host that replicates s until [Server.Promote].
 func (s *Server) Standby() (*Server, error) {
 	standby, err := s.Spare()
 	if err != nil {
@@ -98,7 +97,7 @@ func (s *Server) Standby() (*Server, error) {
 	return standby, standby.Follow(s)
 }
 
-// Spare makes room for another server on this host; [Server.Follow] starts it.
+// Spare prepares another server on this host; [Server.Follow] starts it.
 func (s *Server) Spare() (*Server, error) {
 	spare := &Server{bin: s.bin, host: s.host, port: s.port + 1, on: s.on}
 	if s.on == nil { // others may have that port
@@ -110,8 +109,7 @@ func (s *Server) Spare() (*Server, error) {
 	return spare, spare.makeDir()
 }
 
-// Follow makes a server that does not run the standby of another one, with nothing but
-// what that has.
+// Follow starts a server as the standby of another one, with a copy of its data only.
 func (s *Server) Follow(primary *Server) error {
 	if err := os.RemoveAll(s.data()); err != nil {
 		return err
@@ -123,10 +121,10 @@ func (s *Server) Follow(primary *Server) error {
 	return s.Start()
 }
 
-// Promote makes a standby a server that takes writes, and waits for that.
+// Promote makes a standby accept writes, and waits for that.
 func (s *Server) Promote() error { return s.Exec("SELECT pg_promote()") }
 
-// ReadOnly makes a server refuse writes, or take them again; it goes on with reads.
+// ReadOnly makes a server refuse writes, or accept them again. Reads keep working.
 func (s *Server) ReadOnly(is bool) error {
 	on := map[bool]string{true: "on", false: "off"}[is]
 	for _, statement := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on, "SELECT pg_reload_conf()"} {
@@ -134,17 +132,17 @@ func (s *Server) ReadOnly(is bool) error {
 			return err
 		}
 	}
-	// A new session has it only after those that are there were told.
+	// A new session has the setting only after the existing ones have it.
 	return s.until("current_setting('default_transaction_read_only') = '" + on + "'")
 }
 
-// FailOver promotes the standby of s once it has all that s wrote. s lives on, and takes
+// FailOver promotes the standby of s once it has all data of s. s keeps running and accepts
 // no writes.
 func (s *Server) FailOver(standby *Server) error {
 	if err := s.ReadOnly(true); err != nil {
 		return err
 	}
-	// What began before may still write.
+	// Transactions from before may still write.
 	if err := s.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"); err != nil {
 		return err
 	}
@@ -155,7 +153,7 @@ func (s *Server) FailOver(standby *Server) error {
 	return standby.Promote()
 }
 
-// until waits until a condition holds that a new session sees.
+// until waits until a condition is true for a new session.
 func (s *Server) until(condition string) error {
 	var err error
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
@@ -163,7 +161,7 @@ func (s *Server) until(condition string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("PostgreSQL does not come to %s: %w", condition, err)
+	return fmt.Errorf("PostgreSQL does not reach %s: %w", condition, err)
 }
 
 // Exec runs a statement as the superuser.
@@ -177,7 +175,7 @@ func (s *Server) Exec(statement string) error {
 	return err
 }
 
-// makeDir makes the directory of the server, for the user that it runs as.
+// makeDir creates the server's directory for the user that it runs as.
 func (s *Server) makeDir() (err error) {
 	if s.dir, err = os.MkdirTemp("", "orch-postgres-"); err != nil {
 		return err
@@ -207,7 +205,7 @@ func newServer(s *Server) (_ *Server, err error) {
 	if out, err := made.CombinedOutput(); err != nil {
 		return s, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	if s.on != nil { // initdb lets in only who is on the same host
+	if s.on != nil { // initdb allows only connections from the same host
 		hba, err := os.OpenFile(filepath.Join(s.data(), "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
 		if err != nil {
 			return s, err
@@ -230,7 +228,7 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Start starts the server, on the same port each time, and waits until it answers.
+// Start starts the server, on the same port each time, and waits until it responds.
 func (s *Server) Start() error {
 	s.cmd = s.command("postgres", "-D", s.data(), "-p", strconv.Itoa(s.port), "-h", s.host, "-k", "", "-c", "shared_buffers=64MB")
 	start := s.cmd.Start
@@ -243,7 +241,7 @@ func (s *Server) Start() error {
 	return answers(s.URL("postgres"))
 }
 
-// answers waits until a query of a database is answered.
+// answers waits until a query succeeds.
 func answers(address string) error {
 	db, err := sql.Open("pgx", address)
 	if err != nil {
@@ -260,13 +258,13 @@ func answers(address string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("PostgreSQL does not answer: %w", err)
+			return fmt.Errorf("PostgreSQL does not respond: %w", err)
 		case <-tick.C:
 		}
 	}
 }
 
-// Halt ends the server as an outage does: it drops its clients.
+// Halt ends the server as in an outage: it disconnects its clients.
 func (s *Server) Halt() {
 	if s.cmd != nil && s.cmd.Process != nil {
 		_ = s.cmd.Process.Signal(syscall.SIGQUIT)
@@ -275,8 +273,8 @@ func (s *Server) Halt() {
 	}
 }
 
-// Pause stops the server and all its workers with SIGSTOP, as a machine that
-// hangs; Resume lets them go on.
+// Pause stops the server and all its workers with SIGSTOP, as if the machine hung. Resume
+// continues them.
 func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
 
 // Resume ends a Pause.
@@ -284,10 +282,10 @@ func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
 
 func (s *Server) signal(sig syscall.Signal) error {
 	if s.cmd == nil {
-		return errors.New("PostgreSQL does not run")
+		return errors.New("PostgreSQL is not running")
 	}
 	err := s.cmd.Process.Signal(sig)
-	// The server first, so that it starts no worker meanwhile.
+	// The server is signalled first, so that it starts no worker meanwhile.
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", s.cmd.Process.Pid))
 	for field := range strings.FieldsSeq(string(children)) {
 		pid, perr := strconv.Atoi(field)
@@ -309,7 +307,7 @@ func (s *Server) Stop() {
 	}
 }
 
-// URL is where a database is.
+// URL returns the URL of a database.
 func (s *Server) URL(database string) string {
 	return (&url.URL{
 		Scheme: "postgres", User: url.UserPassword("orch", password),
@@ -317,7 +315,7 @@ func (s *Server) URL(database string) string {
 	}).String()
 }
 
-// Database makes an empty database and returns its URL.
+// Database creates an empty database, and returns its URL.
 func (s *Server) Database() (string, error) {
 	name := fmt.Sprintf("t%d", s.made.Add(1))
 	return s.URL(name), s.Exec("CREATE DATABASE " + name)

@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A mark says that a volume was made, and lies apart from it: beside the plugin, which is
-// to be on another filesystem than the volumes. When a node comes back without the disk of
-// its volumes, Nomad asks for each of them to be made again. A directory that is missing
-// although it has its mark is not made: an engine in it would begin without its memory,
-// and the memory would be on the disk all the same. And while none of the volumes with a
-// mark is there, nothing is made or deleted: it would be beneath the disk's mount point.
+// A mark records that a volume was created. It is stored beside the plugin, which should be
+// on another filesystem than the volumes. When a node comes back without the disk of its
+// volumes, Nomad requests that each volume be created again. A volume that has a mark but
+// no directory is not created: an engine in it would start without its memory, although the
+// memory still exists on the disk. While all volumes with a mark are missing, nothing is
+// created or deleted, because that would happen below the disk's mount point.
 type mark struct{ path string }
 
 // marksDir is the directory of the marks in Nomad's host_volume_plugin_dir.
 const marksDir = ".orch-volumes"
 
-// leaving is what the name of a mark ends in while its volume is being deleted.
+// leaving is the suffix of a mark's name while its volume is being deleted.
 const leaving = ".deleting"
 
-// markOf is the mark of a volume. It fails where marks cannot be written.
+// markOf returns the mark of a volume, or an error if marks cannot be written.
 func markOf(plugins, id string) (mark, error) {
 	if !filepath.IsAbs(plugins) {
 		return mark{}, errors.New("DHV_PLUGIN_DIR is not an absolute path")
@@ -48,8 +48,8 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
-// missing returns an error when the volume in dir was made before and is not there, or
-// when none is that was made before.
+// missing returns an error if the volume in dir was created before and is missing, or if
+// all volumes that were created before are missing.
 func (m mark) missing(dir string) error {
 	there, err := exists(dir)
 	if err != nil || there {
@@ -60,12 +60,12 @@ func (m mark) missing(dir string) error {
 		return err
 	}
 	if made {
-		return fmt.Errorf("volume %[1]s was made before and is not in host_volumes_dir: mount its disk and restart the Nomad client, or, if the volume is lost for good, remove %[2]s/%[1]s in host_volume_plugin_dir", filepath.Base(m.path), marksDir)
+		return fmt.Errorf("volume %[1]s was created before but is not in host_volumes_dir: mount its disk and restart the Nomad client, or, if the volume is lost, remove %[2]s/%[1]s in host_volume_plugin_dir", filepath.Base(m.path), marksDir)
 	}
 	return m.mounted(filepath.Dir(dir))
 }
 
-// mounted returns an error when there are marks, and the volume of none of them.
+// mounted returns an error if there are marks, but the volumes of all marks are missing.
 func (m mark) mounted(volumes string) error {
 	marks, err := os.ReadDir(filepath.Dir(m.path))
 	if err != nil {
@@ -85,10 +85,10 @@ func (m mark) mounted(volumes string) error {
 	if missing == 0 {
 		return nil
 	}
-	return fmt.Errorf("none of the %d volumes that were made before is in host_volumes_dir: mount its disk and restart the Nomad client, or, if they are lost for good, remove their marks (%s in host_volume_plugin_dir)", missing, marksDir)
+	return fmt.Errorf("none of the %d volumes that were created before is in host_volumes_dir: mount its disk and restart the Nomad client, or, if they are lost, remove their marks (%s in host_volume_plugin_dir)", missing, marksDir)
 }
 
-// set notes that the volume was made. The mark is on the disk when it returns.
+// set records that the volume was created. The mark is on disk when it returns.
 func (m mark) set() error {
 	if made, err := exists(m.path); err != nil || made {
 		return err
@@ -100,8 +100,8 @@ func (m mark) set() error {
 	return errors.Join(f.Sync(), f.Close(), m.sync())
 }
 
-// leave says that the volume is being deleted: if that is interrupted, it goes on although
-// there is no directory any more.
+// leave records that the volume is being deleted, so that an interrupted deletion can
+// continue although the directory no longer exists.
 func (m mark) leave() error {
 	if made, err := exists(m.path); err != nil || !made {
 		return err
@@ -120,7 +120,7 @@ func (m mark) clear() error {
 	return err
 }
 
-// sync brings the names of the marks to the disk.
+// sync writes the names of the marks to disk.
 func (m mark) sync() error {
 	dir, err := os.Open(filepath.Dir(m.path))
 	if err != nil {

@@ -1,11 +1,12 @@
-// Package volumeplugin is a plugin of Nomad's for dynamic host volumes. Like Nomad's own
-// "mkdir" it makes a directory for each volume; beside that it limits what can be written
-// there, by a project quota of the filesystem, and makes no empty one for a volume whose
-// disk is not mounted.
+// Package volumeplugin is a Nomad plugin for dynamic host volumes. Like Nomad's own "mkdir"
+// it creates a directory for each volume. It also limits the size of volumes with project
+// quotas of the filesystem, and creates no empty directory for a volume whose disk is not
+// mounted.
 //
-// Nomad runs it as root, with the operation as its argument and what it is about in DHV_*
+// Nomad runs it as root, with the operation as its argument and the details in DHV_*
 // variables (https://developer.hashicorp.com/nomad/docs/architecture/storage/host-volumes),
-// and runs create again for each volume when its client starts: all of it is idempotent.
+// and calls create again for each volume when its client starts. All operations are
+// idempotent.
 package volumeplugin
 
 import (
@@ -19,15 +20,15 @@ import (
 	"strconv"
 )
 
-// Version is what Nomad knows the plugin by on its nodes.
+// Version is the version that Nomad shows as an attribute of its nodes.
 const Version = "1.0.0"
 
-// QuotaParam is the parameter of a volume that says how much fits in, in MiB; absent or 0:
-// as much as the filesystem has. The others are those of mkdir: uid, gid and mode (octal).
+// QuotaParam is the volume parameter with the quota in MiB; absent or 0: no limit. The
+// other parameters are those of mkdir: uid, gid and mode (octal).
 const QuotaParam = "quota_mb"
 
-// answer is what Nomad reads on standard output. Nomad shows Error to whoever asked for the
-// volume.
+// answer is the response that Nomad reads from standard output. Nomad shows Error to the
+// client that requested the volume.
 type answer struct {
 	Version string `json:"version,omitempty"`
 	Path    string `json:"path,omitempty"`
@@ -35,8 +36,8 @@ type answer struct {
 	Error   string `json:"error,omitempty"`
 }
 
-// Run carries out an operation of Nomad's ("fingerprint", "create" or "delete") with the
-// variables that getenv reads, writes the answer, and returns the exit code.
+// Run executes an operation of Nomad ("fingerprint", "create" or "delete") with the
+// variables that getenv reads, writes the response, and returns the exit code.
 func Run(operation string, getenv func(string) string, out io.Writer) int {
 	a, err := run(operation, getenv)
 	if err != nil {
@@ -86,19 +87,19 @@ func run(operation string, getenv func(string) string) (answer, error) {
 		}
 		return answer{}, err
 	}
-	return answer{}, fmt.Errorf("%q is no operation: Nomad asks for fingerprint, create and delete", operation)
+	return answer{}, fmt.Errorf("unknown operation %q: the operations are fingerprint, create and delete", operation)
 }
 
 var idPattern = regexp.MustCompile(`^[0-9a-fA-F-]{36}$`)
 
-// directory is where the volume of an id is: where mkdir has it too, so that volumes of
-// mkdir can be given a quota.
+// directory returns the directory of a volume. It is the same as that of mkdir, so that
+// volumes of mkdir can get a quota.
 func directory(volumes, id string) (string, error) {
 	if !filepath.IsAbs(volumes) {
-		return "", errors.New("DHV_VOLUMES_DIR is not an absolute path")
+		return "", errors.New("DHV_VOLUMES_DIR must be an absolute path")
 	}
-	if !idPattern.MatchString(id) { // it becomes a path that is deleted
-		return "", errors.New("DHV_VOLUME_ID is not the id of a volume")
+	if !idPattern.MatchString(id) { // it becomes part of a path that is deleted
+		return "", errors.New("DHV_VOLUME_ID must be the id of a volume")
 	}
 	return filepath.Join(volumes, id), nil
 }
@@ -113,7 +114,7 @@ func parse(text string) (params, error) {
 	p, given := params{uid: -1, gid: -1, mode: 0o700}, map[string]string{}
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &given); err != nil {
-			return p, fmt.Errorf("DHV_PARAMETERS is not an object of strings: %w", err)
+			return p, fmt.Errorf("DHV_PARAMETERS must be a JSON object of strings: %w", err)
 		}
 	}
 	for name, value := range given {
@@ -140,8 +141,8 @@ func parse(text string) (params, error) {
 	return p, nil
 }
 
-// create makes the directory, or finds it, and sets its quota. Where the filesystem has no
-// quotas a volume without one is made all the same.
+// create creates the directory unless it exists, and sets its quota. On a filesystem
+// without quotas it creates only volumes without a quota.
 func create(dir string, p params) error {
 	made, err := makeDir(dir, p)
 	if err != nil {
@@ -159,15 +160,15 @@ func create(dir string, p params) error {
 	return err
 }
 
-// halfMade is what the name of a directory ends in before it has its mode and owner.
+// halfMade is the suffix of a directory's name before it has its mode and owner.
 const halfMade = ".new"
 
 func makeDir(dir string, p params) (made bool, err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return false, err
 	}
-	// A directory that Nomad saw made has the mode and owner that were asked for. One
-	// that was left half-made by a crash is made whole: it is named last.
+	// A directory of this name is finished, because it is renamed last. One that a crash left
+	// unfinished is replaced.
 	if _, err := os.Lstat(dir); err == nil || !os.IsNotExist(err) {
 		return false, err
 	}
@@ -178,7 +179,7 @@ func makeDir(dir string, p params) (made bool, err error) {
 	if err := os.Mkdir(half, p.mode); err != nil {
 		return false, err
 	}
-	err = os.Chmod(half, p.mode) // whatever the umask is
+	err = os.Chmod(half, p.mode) // independent of the umask
 	if err == nil {
 		err = os.Chown(half, p.uid, p.gid)
 	}
@@ -191,7 +192,7 @@ func makeDir(dir string, p params) (made bool, err error) {
 	return true, nil
 }
 
-// remove deletes the directory with all that is in it, and its quota.
+// remove deletes the directory with its content, and its quota.
 func remove(dir string) error {
 	if err := os.RemoveAll(dir + halfMade); err != nil {
 		return err

@@ -154,10 +154,10 @@ func TestRun(t *testing.T) {
 	})
 	volumes := t.TempDir()
 	for name, c := range map[string]struct{ operation, volumes, id, params, want string }{
-		"ErrOperation": {"resize", volumes, volumeID(1), "", "no operation"},
-		"ErrPath":      {"delete", volumes, "..", "", "not the id of a volume"},
-		"ErrNoID":      {"delete", volumes, "", "", "not the id of a volume"},
-		"ErrRelative":  {"create", "volumes", volumeID(1), "", "not an absolute path"},
+		"ErrOperation": {"resize", volumes, volumeID(1), "", "unknown operation"},
+		"ErrPath":      {"delete", volumes, "..", "", "must be the id of a volume"},
+		"ErrNoID":      {"delete", volumes, "", "", "must be the id of a volume"},
+		"ErrRelative":  {"create", "volumes", volumeID(1), "", "must be an absolute path"},
 		"ErrParams":    {"create", volumes, volumeID(1), "[]", "DHV_PARAMETERS"},
 		"ErrUnknown":   {"create", volumes, volumeID(1), `{"quota":"1"}`, `unknown parameter "quota"`},
 		"ErrQuota":     {"create", volumes, volumeID(1), `{"quota_mb":"-1"}`, `parameter "quota_mb"`},

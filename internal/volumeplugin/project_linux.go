@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the kernel calls these things (linux/fs.h, linux/quota.h, linux/dqblk_xfs.h; ioctl
-// numbers as they are on amd64 and arm64).
+// The kernel's names of these numbers (linux/fs.h, linux/quota.h, linux/dqblk_xfs.h). The
+// ioctl numbers are those of amd64 and arm64.
 const (
 	fsGetXattr      = 0x801c581f // FS_IOC_FSGETXATTR
 	fsSetXattr      = 0x401c5820 // FS_IOC_FSSETXATTR
@@ -61,8 +61,8 @@ func quotactl(d *os.File, command uintptr, project uint32, at unsafe.Pointer) er
 	return nil
 }
 
-// enforced returns nil where the filesystem of a directory enforces project quotas, or in
-// words for an operator why it does not.
+// enforced returns nil if the filesystem of a directory enforces project quotas; otherwise
+// an error that tells the operator what to change.
 func enforced(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -81,17 +81,18 @@ func enforced(dir string) error {
 	return errors.New(why)
 }
 
-// inodesPerMB is how many files, directories included, a volume may have for each MiB of
-// its quota: as many as ext4 makes room for (mke2fs.conf: inode_ratio 16384). Without that
-// one volume of empty files could take all. leastInodes is for a small one.
+// inodesPerMB is the maximum number of files and directories in a volume per MiB of its
+// quota: as many as ext4 allocates by default (mke2fs.conf: inode_ratio 16384). Without a
+// maximum, one volume of empty files could use up all inodes. leastInodes is the minimum
+// for a small volume.
 const (
 	inodesPerMB = 64
 	leastInodes = 1024
 )
 
-// limit makes a directory a project, with all that is in it, and sets the project's quota;
-// 0: it has none. It is a project without one as well, so that one can be set later without
-// touching its files, and so that what it uses is counted.
+// limit makes a directory and its content a project, and sets the project's quota in MiB;
+// 0: no quota. Without a quota it is a project too, so that one can be set later without
+// touching its files, and so that its usage is counted.
 func limit(dir string, mb uint32) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -112,9 +113,10 @@ func limit(dir string, mb uint32) error {
 	return nil
 }
 
-// projectOf is the project of a directory. One that has none gets one, with what is in it.
-// The directory gets its number first, so that it is taken, and the flag by which what is
-// made in it belongs to the project last: without that, files may not have it yet.
+// projectOf returns the project of a directory. If it has none, the directory and its
+// content get one. The directory gets the number first, so that the number is taken. It
+// gets the flag that makes new files inherit the project last: while the flag is missing,
+// files may lack the project.
 func projectOf(d *os.File) (uint32, error) {
 	a, err := attributesOf(d)
 	if err != nil || a.project != 0 && a.flags&projectInherit != 0 {
@@ -127,7 +129,7 @@ func projectOf(d *os.File) (uint32, error) {
 	}
 	err = filepath.WalkDir(d.Name(), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || path == d.Name() || !e.IsDir() && !e.Type().IsRegular() {
-			return err // a link and the like takes no room to speak of
+			return err // links and other special files use almost no space
 		}
 		return join(path, a.project)
 	})
@@ -138,8 +140,8 @@ func projectOf(d *os.File) (uint32, error) {
 	return a.project, ioctl(d, fsSetXattr, &a)
 }
 
-// attributesOf reads those of a volume's directory. A project that it has from the
-// directory above, where that is one, is not its own.
+// attributesOf reads the attributes of a volume's directory. A project that is inherited
+// from the parent directory does not count.
 func attributesOf(d *os.File) (a attributes, err error) {
 	above, err := os.Open(filepath.Dir(d.Name()))
 	if err != nil {
@@ -156,8 +158,7 @@ func attributesOf(d *os.File) (a attributes, err error) {
 	return a, nil
 }
 
-// join gives a file the project of its volume; a directory passes it on to what is made
-// there.
+// join gives a file the project of its volume. A directory passes it on to new files.
 func join(path string, project uint32) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -175,18 +176,18 @@ func join(path string, project uint32) error {
 	return ioctl(f, fsSetXattr, &a)
 }
 
-// Projects with low numbers are those that people and other programs choose (/etc/projid,
-// Docker).
+// firstProject is above the low numbers that administrators and other programs use
+// (/etc/projid, Docker).
 const firstProject = 1 << 24
 
-// takeProject gives a directory a project that no other file of the filesystem has. The
-// number follows from the volume's id, and is taken where the filesystem counts anything
-// for it or has a limit for it; then the next is tried. What is taken is so known to the
-// filesystem alone: there is no list of the plugin's that could be lost or differ from it,
-// and projects of other programs are left alone too. (An inode's number would be as
-// unique, but has 64 bits, and a project 32.)
+// takeProject gives a directory a project number that no other file of the filesystem has.
+// The number is derived from the volume's id. If the filesystem counts anything for it, or
+// has a limit for it, it is in use, and the next one is tried. So only the filesystem
+// itself records which numbers are in use: the plugin needs no list that could be lost or
+// outdated, and other programs' projects are not touched. (An inode number would be unique
+// too, but has 64 bits, and a project 32.)
 func takeProject(d *os.File, a *attributes) error {
-	// Other processes of the plugin look and take at the same time.
+	// Other processes of the plugin may search for a number at the same time.
 	all, err := os.Open(filepath.Dir(d.Name()))
 	if err != nil {
 		return err
@@ -210,19 +211,19 @@ func takeProject(d *os.File, a *attributes) error {
 }
 
 func isFree(d *os.File, project uint32) (bool, error) {
-	if project == ^uint32(0) { // means "none" to the kernel
+	if project == ^uint32(0) { // means "none" in the kernel
 		return false, nil
 	}
 	var q quota
 	err := quotactl(d, getQuota, project, unsafe.Pointer(&q))
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) { // XFS has no record of it
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) { // XFS has no record of this number
 		return true, nil
 	}
 	return q.blocks|q.softBlocks|q.inodes|q.softInodes|q.bytes|q.isUsed == 0, err
 }
 
-// unlimit takes the quota of a directory away, so that its project's number is free when
-// the directory is.
+// unlimit removes the quota of a directory, so that its project number is free after the
+// directory is deleted.
 func unlimit(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

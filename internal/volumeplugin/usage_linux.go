@@ -9,9 +9,9 @@ import (
 	"unsafe"
 )
 
-// Usage lists the volumes in a directory: what their filesystem counts for each, and the
-// quota. It reads no volume's files, so it takes no time to speak of. Volumes that are no
-// projects are left out: those that mkdir made, and never had a quota.
+// Usage lists the volumes in a directory, with the usage that their filesystem counts, and
+// the quota. It reads no files of volumes, so it is fast. Volumes that are not projects are
+// omitted: mkdir created them, and they never had a quota.
 func Usage(volumes string, out io.Writer) error {
 	if err := enforced(volumes); err != nil {
 		return err
@@ -44,7 +44,7 @@ func Usage(volumes string, out io.Writer) error {
 	return table.Flush()
 }
 
-// usageOf is what is counted for a volume; nil: nothing is.
+// usageOf returns what is counted for a volume; nil: nothing is counted.
 func usageOf(dir string) (*quota, error) {
 	d, err := os.Open(dir)
 	if err != nil {

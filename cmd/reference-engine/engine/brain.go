@@ -14,7 +14,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// brainVersion is the schema's number, kept in user_version.
+// brainVersion is the version of the schema, stored in user_version.
 const brainVersion = 1
 
 // schema of the brain. Times are Unix nanoseconds.
@@ -29,16 +29,16 @@ PRAGMA user_version = 1;`
 // Brain is the engine's memory: one SQLite file, one writer.
 type Brain struct {
 	path   string
-	file   os.FileInfo // the file that is open, to notice that it was replaced
+	file   os.FileInfo // the open file, to notice that it was replaced
 	writer *sql.DB     // one connection: SQLite has one writer anyway
-	reader *sql.DB     // query-only; a long export does not hold up writes or probes
+	reader *sql.DB     // query-only; a long export does not block writes or probes
 	run    int64       // this process's row in runs
-	// suspect is set by a write that failed and cleared by one that did not.
+	// suspect is set by a failed write and cleared by a successful one.
 	suspect atomic.Bool
 }
 
-// OpenBrain opens the brain at path, or makes a new one, and records that this
-// process began. The caller holds the brain's lock.
+// OpenBrain opens the brain at path, or creates it, and records the start of this process.
+// The caller holds the brain's lock.
 func OpenBrain(ctx context.Context, path string) (_ *Brain, err error) {
 	b := &Brain{path: path}
 	defer func() {
@@ -47,9 +47,9 @@ func OpenBrain(ctx context.Context, path string) (_ *Brain, err error) {
 			err = explain(path, err)
 		}
 	}()
-	// FULL: a commit is on the disk before it is acknowledged. NORMAL would
-	// survive kill -9 but not a power cut. Temporary tables stay in memory,
-	// because a container's root is read-only and has no /tmp.
+	// FULL: a commit is on disk before it is acknowledged. NORMAL would survive kill -9 but
+	// not a power failure. Temporary tables stay in memory, because a container's root is
+	// read-only and has no /tmp.
 	b.writer, err = openPool(path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)")
 	if err != nil {
 		return nil, err
@@ -67,9 +67,8 @@ func OpenBrain(ctx context.Context, path string) (_ *Brain, err error) {
 	return b, nil
 }
 
-// openPool opens a pool of at most n connections whose transactions begin as
-// txlock says, with these pragmas. Nothing touches the disk before the first
-// statement.
+// openPool opens a pool of at most n connections with the given txlock and pragmas. Nothing
+// accesses the disk before the first statement.
 func openPool(path string, n int, txlock string, pragmas ...string) (*sql.DB, error) {
 	q := url.Values{
 		"_pragma": append([]string{"busy_timeout(5000)", "temp_store(MEMORY)", "cache_size(-1024)"}, pragmas...),
@@ -84,8 +83,8 @@ func openPool(path string, n int, txlock string, pragmas ...string) (*sql.DB, er
 	return db, nil
 }
 
-// begin brings the schema up and writes this process's row, in one commit: the
-// boot waits for as few syncs of the disk as possible.
+// begin creates the schema and writes this process's row in one commit, so that the boot
+// waits for as few disk syncs as possible.
 func (b *Brain) begin(ctx context.Context) error {
 	tx, err := b.writer.BeginTx(ctx, nil)
 	if err != nil {
@@ -116,21 +115,21 @@ func (b *Brain) begin(ctx context.Context) error {
 	return tx.Commit()
 }
 
-// explain turns SQLite's words into what an operator can act on.
+// explain turns SQLite's errors into messages that an operator can act on.
 func explain(path string, err error) error {
 	var se *sqlite.Error
 	if errors.As(err, &se) {
 		switch se.Code() & 0xff {
 		case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
-			return fmt.Errorf("the brain %s is corrupt or not a brain, restore it from a backup: %w", path, err)
+			return fmt.Errorf("the brain %s is corrupt or not a brain; restore it from a backup: %w", path, err)
 		case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
-			return fmt.Errorf("the brain %s cannot be opened for writing, is the volume mounted and ours? %w", path, err)
+			return fmt.Errorf("the brain %s cannot be opened for writing; check that its volume is mounted and belongs to the engine's user: %w", path, err)
 		}
 	}
 	return fmt.Errorf("open the brain %s: %w", path, err)
 }
 
-// Remember stores one input; when it returns, the input is on the disk.
+// Remember stores one input. When it returns, the input is on disk.
 func (b *Brain) Remember(ctx context.Context, input string) (int64, error) {
 	res, err := b.write(ctx, `INSERT INTO memories (input, at) VALUES (?, ?)`, input, time.Now().UnixNano())
 	if err != nil {
@@ -139,8 +138,8 @@ func (b *Brain) Remember(ctx context.Context, input string) (int64, error) {
 	return res.LastInsertId()
 }
 
-// write runs one statement that changes the brain. A caller who hangs up does
-// not interrupt it: half the work for nothing, and a healthy brain that looks ill.
+// write runs one statement that changes the brain. It is not cancelled when the caller
+// disconnects: that would waste the work, and make a healthy brain look broken.
 func (b *Brain) write(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -149,16 +148,16 @@ func (b *Brain) write(ctx context.Context, query string, args ...any) (sql.Resul
 	return res, err
 }
 
-// Probe reports whether the brain can serve: the file is still the one that
-// was opened, a read works, and, if the last write failed, a write works again.
-// Cheap while all is well: no sync of the disk.
+// Probe reports whether the brain works: the file is still the one that was opened, a read
+// works, and, if the last write failed, a write works again. In the normal case it causes
+// no disk sync.
 func (b *Brain) Probe(ctx context.Context) error {
 	now, err := os.Stat(b.path)
 	if err != nil {
 		return err
 	}
 	if !os.SameFile(b.file, now) {
-		return errors.New("the brain's file was replaced under the running engine")
+		return errors.New("the brain's file was replaced while the engine was running")
 	}
 	var one int
 	if err := b.reader.QueryRowContext(ctx, `SELECT 1 FROM runs WHERE id = ?`, b.run).Scan(&one); err != nil {
@@ -170,8 +169,8 @@ func (b *Brain) Probe(ctx context.Context) error {
 	return err
 }
 
-// Close records that this process ended, moves the write-ahead log into the
-// file and closes it. Nothing may be written afterwards.
+// Close records the end of this process, moves the write-ahead log into the file and closes
+// it. Nothing may be written afterwards.
 func (b *Brain) Close(ctx context.Context) error {
 	_, err := b.write(ctx, `UPDATE runs SET ended_at = ? WHERE id = ?`, time.Now().UnixNano(), b.run)
 	_, err2 := b.write(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
@@ -183,8 +182,8 @@ func (b *Brain) Close(ctx context.Context) error {
 
 func (b *Brain) closeDBs() error {
 	var errs []error
-	// The writer goes last: SQLite removes the log with the last connection,
-	// and a query-only one cannot.
+	// The writer is closed last: SQLite removes the log with the last connection, which a
+	// query-only connection cannot do.
 	for _, db := range []*sql.DB{b.reader, b.writer} {
 		if db != nil {
 			errs = append(errs, db.Close())

@@ -10,18 +10,18 @@ import (
 // LookupEnv is os.LookupEnv, or a test's stand-in.
 type LookupEnv func(name string) (value string, set bool)
 
-// Config is all an engine is told at start.
+// Config contains all settings of an engine.
 type Config struct {
 	Addr       string    // host:port to listen on
 	BrainPath  string    // SQLITE_DB_PATH
 	CatalogDir string    // CATALOG_DIR, may be empty
-	KeySource  keySource // where the hash of the key comes from
+	KeySource  keySource // source of the key's hash
 	Switches   Switches
-	Env        LookupEnv // what GET /env looks at
+	Env        LookupEnv // the variables that GET /env reads
 }
 
-// LoadConfig reads the environment and the switches. It reports every problem
-// it finds, by variable name, and never a value of a secret.
+// LoadConfig reads the environment and the switches. It reports all problems, by variable
+// name, and never the value of a secret.
 func LoadConfig(args []string, env LookupEnv) (Config, error) {
 	get := func(name string) string { v, _ := env(name); return v }
 	var errs []error
@@ -47,10 +47,10 @@ func LoadConfig(args []string, env LookupEnv) (Config, error) {
 		Env:        env,
 	}
 	if cfg.BrainPath == "" {
-		fail("SQLITE_DB_PATH is not set: an engine without a brain forgets everything")
+		fail("SQLITE_DB_PATH is not set; set it to the brain's file")
 	}
 	if cfg.KeySource == (keySource{}) {
-		fail("neither ENGINE_KEY_HASH nor ENGINE_KEY_HASH_FILE is set")
+		fail("set ENGINE_KEY_HASH or ENGINE_KEY_HASH_FILE")
 	}
 	return cfg, errors.Join(errs...)
 }

@@ -10,17 +10,16 @@ import (
 )
 
 const (
-	// maxBody bounds a request's body, and so the memory one request can take.
+	// maxBody limits the size of a request body, in bytes, and so the memory of a request.
 	maxBody = 256 << 10
-	// maxInput bounds what is remembered at once. JSON may write one byte in
-	// six (\u0041), so the longest input does not fit in every spelling.
+	// maxInput limits the size of one input, in bytes. JSON may need six bytes for one
+	// (\u0041), so the longest input does not fit into maxBody in every encoding.
 	maxInput = 64 << 10
 )
 
-// decodeExecute reads the body of POST /execute: exactly one object with
-// exactly the member "input", a non-empty string. encoding/json's own decoding
-// would take {"INPUT": ...}, a member twice, and null; a client that sends
-// those has a bug it wants to hear about.
+// decodeExecute reads the body of POST /execute: exactly one object with exactly the member
+// "input", a non-empty string. encoding/json would also accept {"INPUT": ...}, a duplicate
+// member, and null; a client that sends those has a bug that should be reported.
 func decodeExecute(body []byte) (input string, err error) {
 	v, err := decodeMember(body, "input")
 	if err != nil {
@@ -88,7 +87,7 @@ func decodeMember(body []byte, name string) (any, error) {
 		return nil, bad
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("there is something after the JSON object")
+		return nil, errors.New("unexpected data after the JSON object")
 	}
 	if !found {
 		return nil, fmt.Errorf("%q is missing", name)

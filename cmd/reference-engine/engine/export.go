@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// Memory is one thing the engine was told.
+// Memory is one input that the engine stored.
 type Memory struct {
 	ID    int64     `json:"id"`
 	Input string    `json:"input"`
 	At    time.Time `json:"at"`
 }
 
-// ProcessRun is one process that had this brain. EndedAt is nil while it runs,
-// and indefinitely if it was killed. In a container the PID says little (it is 1),
-// Host is the container's id then.
+// ProcessRun is one process that has used this brain. EndedAt is nil while it runs, and
+// stays nil if it was killed. In a container the PID is usually 1, and Host is the
+// container's id.
 type ProcessRun struct {
 	ID        int64      `json:"id"`
 	PID       int        `json:"pid"`
@@ -26,8 +26,8 @@ type ProcessRun struct {
 	EndedAt   *time.Time `json:"ended_at"`
 }
 
-// Export writes everything in the brain as one JSON object, row by row, from
-// one snapshot: memory use does not grow with the brain.
+// Export writes the whole brain as one JSON object from one snapshot, row by row, so that
+// its memory use does not depend on the size of the brain.
 func (b *Brain) Export(ctx context.Context, w io.Writer) error {
 	tx, err := b.reader.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
@@ -72,7 +72,7 @@ func (b *Brain) Export(ctx context.Context, w io.Writer) error {
 
 type scanner func(dest ...any) error
 
-// rows writes what decode makes of each row, with commas between.
+// rows writes the result of decode for each row, separated by commas.
 func rows(ctx context.Context, tx *sql.Tx, w io.Writer, enc *json.Encoder, query string, decode func(scanner) (any, error)) error {
 	rs, err := tx.QueryContext(ctx, query)
 	if err != nil {

@@ -10,12 +10,11 @@ import (
 	"syscall"
 )
 
-// maxNames bounds how many variables one GET /env asks about.
+// maxNames limits the number of variables in one GET /env.
 const maxNames = 64
 
-// environment says which variables arrived, and a hash of what is in them, so
-// that a test can prove that a provider's key reached the engine without the
-// key leaving it.
+// environment shows which variables are set, with a hash of each value, so that a test can
+// verify that a provider key has reached the engine without reading the key.
 func (s *server) environment(w http.ResponseWriter, r *http.Request) error {
 	names := queryNames(r)
 	if len(names) == 0 || len(names) > maxNames {
@@ -39,11 +38,11 @@ func (s *server) environment(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// maxCatalog bounds the list of GET /catalog.
+// maxCatalog limits the number of files in GET /catalog.
 const maxCatalog = 1000
 
-// catalog lists the shared files, and whether the engine could change them
-// (it must not be able to).
+// catalog lists the shared files, and whether the engine could change them, which it must
+// not be able to do.
 func (s *server) catalog(w http.ResponseWriter, _ *http.Request) error {
 	type file struct {
 		Name string `json:"name"`

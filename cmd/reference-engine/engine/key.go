@@ -14,18 +14,18 @@ import (
 	"time"
 )
 
-// keyHeader carries the engine's key in the clear; the engine itself only
-// knows the hash.
+// keyHeader is the header with the engine's key in plain text. The engine itself only knows
+// the hash.
 const keyHeader = "X-Engine-Key"
 
-// keySource is where the hash comes from. The file, where one is named, is the
-// only source: falling back to the variable could bring a retired key back.
+// keySource is the source of the hash. If a file is named, it is the only source: falling
+// back to the variable could accept a retired key again.
 type keySource struct {
 	file  string
 	value string
 }
 
-// read returns the hash the source holds now.
+// read returns the hash that the source contains now.
 func (s keySource) read() ([sha256.Size]byte, error) {
 	if s.file == "" {
 		h, err := parseHash(s.value)
@@ -40,7 +40,7 @@ func (s keySource) read() ([sha256.Size]byte, error) {
 		return h, fmt.Errorf("ENGINE_KEY_HASH_FILE: %w", err)
 	}
 	defer f.Close()
-	// A hash and a line end; more than a page is some other file.
+	// The file contains a hash and a line end; anything longer is another file.
 	b, err := io.ReadAll(io.LimitReader(f, 4096))
 	if err != nil {
 		return h, fmt.Errorf("ENGINE_KEY_HASH_FILE: %w", err)
@@ -51,8 +51,8 @@ func (s keySource) read() ([sha256.Size]byte, error) {
 	return h, nil
 }
 
-// parseHash accepts exactly 64 lower-case hex digits. The text stays out of
-// the error: if it is not a hash, it may be the key itself.
+// parseHash accepts exactly 64 lower-case hex digits. The error does not contain the text,
+// because it may be the key itself.
 func parseHash(s string) (h [sha256.Size]byte, err error) {
 	if s == "" {
 		return h, errors.New("is empty, want 64 lower-case hex digits")
@@ -66,12 +66,12 @@ func parseHash(s string) (h [sha256.Size]byte, err error) {
 	return h, nil
 }
 
-// keyring holds the hash that is good now.
+// keyring contains the valid hash.
 type keyring struct {
 	source keySource
 	hash   atomic.Pointer[[sha256.Size]byte]
 
-	both   time.Duration // how long the hash before is good after a reload
+	both   time.Duration // how long the previous hash stays valid after a reload
 	before atomic.Pointer[retiredHash]
 }
 
@@ -80,14 +80,14 @@ type retiredHash struct {
 	until time.Time
 }
 
-// newKeyring fails unless the source holds a valid hash: an engine that
-// admits nobody, or everybody, must not come up.
+// newKeyring returns an error unless the source contains a valid hash, because an engine
+// must not start that admits nobody or everybody.
 func newKeyring(source keySource) (*keyring, error) {
 	k := &keyring{source: source}
 	return k, k.reload()
 }
 
-// reload reads the source again; on an error the old hash stays good.
+// reload reads the source again. After an error the old hash stays valid.
 func (k *keyring) reload() error {
 	h, err := k.source.read()
 	if err != nil {
@@ -99,8 +99,8 @@ func (k *keyring) reload() error {
 	return nil
 }
 
-// admits reports whether the request carries the key, and only once: a second
-// header would leave it to the reader which of the two counts.
+// admits reports whether the request contains the key exactly once: with two headers it
+// would be unclear which one counts.
 func (k *keyring) admits(r *http.Request) bool {
 	keys := r.Header.Values(keyHeader)
 	if len(keys) != 1 || keys[0] == "" {

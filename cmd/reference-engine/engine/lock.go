@@ -8,13 +8,12 @@ import (
 	"syscall"
 )
 
-// ErrBrainHeld says that another process has this brain open.
+// ErrBrainHeld: another process has this brain open.
 var ErrBrainHeld = errors.New("the brain is held by another process")
 
-// brainLock is an exclusive flock on the file beside the brain. The kernel
-// drops it when the process dies, however it dies, so it is never stale; the
-// file itself stays, because removing it would let two processes lock two
-// different files of one name.
+// brainLock is an exclusive flock on a file beside the brain. The kernel releases it when
+// the process ends in any way, so it is never stale. The file is never removed, because
+// then two processes could lock two files of the same name.
 type brainLock struct{ f *os.File }
 
 // lockBrain takes the lock, or returns [ErrBrainHeld] without waiting.
@@ -33,7 +32,7 @@ func lockBrain(brain string) (*brainLock, error) {
 		n, _ := f.ReadAt(holder, 0)
 		return nil, fmt.Errorf("%w: %s (%s)", ErrBrainHeld, path, strings.TrimSpace(string(holder[:n])))
 	}
-	// Only a hint for the message above; the lock is the flock.
+	// The content is only a hint for the error above; the lock is the flock.
 	host, _ := os.Hostname()
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt(fmt.Appendf(nil, "pid %d on %.40s\n", os.Getpid(), host), 0)
@@ -41,5 +40,5 @@ func lockBrain(brain string) (*brainLock, error) {
 	return &brainLock{f}, nil
 }
 
-// Close gives the lock back.
+// Close releases the lock.
 func (l *brainLock) Close() error { return l.f.Close() }

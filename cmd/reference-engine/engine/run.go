@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// The contract allows 30 s from SIGTERM to the exit. drainTimeout leaves ten
-// of them to the brain. An answer may take until writeTimeout, which is why it
-// is not longer than a drain.
+// The contract allows 30 s from SIGTERM to the exit. drainTimeout leaves ten of them to
+// close the brain. A response may take up to writeTimeout, which is therefore no longer
+// than a drain.
 const (
 	headerTimeout = 5 * time.Second
 	readTimeout   = 15 * time.Second
@@ -26,17 +26,16 @@ const (
 	closeTimeout  = 8 * time.Second
 
 	maxHeader = 16 << 10
-	// newConnGrace is for connections that are open but have not yet sent a
-	// request when draining begins. Shutdown alone would wait 5 s for each.
+	// newConnGrace is the time for open connections to send a first request when draining
+	// begins. Shutdown alone would wait 5 s for each.
 	newConnGrace = 200 * time.Millisecond
 )
 
-// Run is one engine's life: it locks the brain, listens, serves until ctx
-// ends, drains and closes the brain. A value on reload has the key's hash read
-// again. The order matters: the lock comes before everything that another
-// process could notice, the port opens before the brain so that an early probe
-// waits some milliseconds instead of being refused, and the brain closes only
-// when nothing can write to it any more.
+// Run runs an engine: it locks the brain, listens, serves until ctx ends, drains and closes
+// the brain. A value on reload makes it read the key's hash again. The order matters: the
+// lock comes before everything that another process could notice; the port opens before the
+// brain, so that an early probe waits some milliseconds instead of being refused; and the
+// brain is closed when nothing can write to it any more.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Signal) (err error) {
 	sw := cfg.Switches
 	started := time.Now()
@@ -55,7 +54,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Sig
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // the kernel would do it too
+	defer lock.Close() // the kernel would release it too
 	if !wait(ctx, sw.SlowBoot) {
 		return nil
 	}
@@ -67,7 +66,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Sig
 		if ln, err = net.Listen("tcp", cfg.Addr); err != nil {
 			return err
 		}
-		defer ln.Close() // for the returns before Serve
+		defer ln.Close() // for returns before Serve
 	}
 	brain, err := OpenBrain(ctx, cfg.BrainPath)
 	if err != nil {
@@ -89,8 +88,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, reload <-chan os.Sig
 	return s.serve(ctx, ln, reload, stop)
 }
 
-// serve answers on ln until ctx ends, then drains. When it returns, no request
-// is under way and none of its goroutines runs.
+// serve serves requests on ln until ctx ends, then drains. When it returns, all requests
+// and all its goroutines have ended.
 func (s *server) serve(ctx context.Context, ln net.Listener, reload <-chan os.Signal, stop chan struct{}) error {
 	sw := s.cfg.Switches
 	fresh := &freshConns{conns: map[net.Conn]struct{}{}}
@@ -130,8 +129,8 @@ func (s *server) serve(ctx context.Context, ln net.Listener, reload <-chan os.Si
 		}
 	}
 	if sw.Linger > 0 {
-		s.log.Info("switch linger: serving on", "for", sw.Linger)
-		// SIGHUPs stay in the channel: the old hash stays good.
+		s.log.Info("switch linger: still serving", "for", sw.Linger)
+		// SIGHUPs stay in the channel, so the old hash stays valid.
 		wait(context.WithoutCancel(ctx), sw.Linger)
 	}
 	close(stop)
@@ -143,9 +142,8 @@ func (s *server) serve(ctx context.Context, ln net.Listener, reload <-chan os.Si
 	return err
 }
 
-// drain finishes the requests under way; those that outlast drainTimeout are
-// cut off, which is no reason for a bad exit code: they are the callers' loss
-// and the log says so.
+// drain waits for requests in progress. Requests that take longer than drainTimeout are cut
+// off and logged; that does not change the exit code.
 func (s *server) drain(srv *http.Server, fresh *freshConns) error {
 	s.log.Info("draining")
 	t := time.AfterFunc(newConnGrace, fresh.closeAll)
@@ -160,14 +158,14 @@ func (s *server) drain(srv *http.Server, fresh *freshConns) error {
 	return err
 }
 
-// reload reads the key's hash again; whatever goes wrong, the old one stays.
+// reload reads the key's hash again. After an error the old hash stays valid.
 func (s *server) reload() {
 	if s.cfg.Switches.NoReload {
 		s.log.Info("switch no-reload: SIGHUP ignored")
 		return
 	}
 	if err := s.keys.reload(); err != nil {
-		s.log.Error("SIGHUP: the old key hash stays", "err", err)
+		s.log.Error("SIGHUP: cannot read the key hash, keeping the old one", "err", err)
 		return
 	}
 	s.log.Info("SIGHUP: key hash read again")
@@ -188,7 +186,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// freshConns are the connections on which nothing was asked yet.
+// freshConns are the connections that have sent no request yet.
 type freshConns struct {
 	mu      sync.Mutex
 	conns   map[net.Conn]struct{}
@@ -217,10 +215,10 @@ func (f *freshConns) closeAll() {
 	}
 }
 
-// eatMemory takes memory until the process is killed for it.
+// eatMemory allocates memory until the process is killed for it.
 func eatMemory() {
 	for eaten := [][]byte(nil); ; {
-		eaten = append(eaten, bytes.Repeat([]byte{1}, 1<<20)) // written, or it takes none
+		eaten = append(eaten, bytes.Repeat([]byte{1}, 1<<20)) // only written memory counts
 		runtime.KeepAlive(eaten)
 	}
 }

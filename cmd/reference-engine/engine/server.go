@@ -17,20 +17,20 @@ import (
 	"time"
 )
 
-// server answers the engine's requests.
+// server handles the engine's requests.
 type server struct {
 	cfg     Config
 	brain   *Brain
 	keys    *keyring
 	log     *slog.Logger
-	started time.Time       // with a monotonic reading: uptime ignores clock steps
-	stop    <-chan struct{} // closed when draining begins; lets hung probes go
-	exit    func(code int)  // os.Exit, but for tests
-	work    atomic.Int64    // POST /work: busy until so long after started
-	failing atomic.Bool     // what the last probe found, so that only changes are logged
+	started time.Time       // has a monotonic reading, so that uptime ignores changes of the clock
+	stop    <-chan struct{} // closed when draining begins; ends hanging probes
+	exit    func(code int)  // os.Exit, except in tests
+	work    atomic.Int64    // POST /work: busy until this long after started
+	failing atomic.Bool     // result of the last probe, so that only changes are logged
 }
 
-// apiError is an error whose text is for the caller.
+// apiError is an error whose text is shown to the caller.
 type apiError struct {
 	status  int
 	code    string
@@ -43,7 +43,7 @@ func invalid(err error) error {
 	return &apiError{http.StatusBadRequest, "INVALID_REQUEST", err.Error()}
 }
 
-// routes of the engine: path, then method.
+// routes maps a path and a method to its handler.
 func (s *server) routes() map[string]map[string]func(http.ResponseWriter, *http.Request) error {
 	type methods = map[string]func(http.ResponseWriter, *http.Request) error
 	return map[string]methods{
@@ -58,9 +58,9 @@ func (s *server) routes() map[string]map[string]func(http.ResponseWriter, *http.
 	}
 }
 
-// handler checks the key before it looks at the path: orch proves keys on a path
-// that does not exist, where 404 says the key is good and 401 that it is not. http.ServeMux is no help here, it answers
-// unclean paths with a redirect.
+// handler checks the key before the path: orch proves keys on a path that does not exist,
+// where 404 means that the key is valid, and 401 that it is not. http.ServeMux cannot be
+// used, because it redirects unclean paths.
 func (s *server) handler() http.Handler {
 	routes := s.routes()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -76,10 +76,10 @@ func (s *server) handler() http.Handler {
 		}
 		h, ok := methods[r.Method]
 		if !ok {
-			for m := range methods { // there is one
+			for m := range methods { // there is exactly one
 				w.Header().Set("Allow", m)
 			}
-			s.writeError(w, &apiError{http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "this path wants another method"})
+			s.writeError(w, &apiError{http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "this path needs another method"})
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -93,20 +93,20 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the caller is gone then
+	_ = json.NewEncoder(w).Encode(v) // an error means that the caller has left
 }
 
-// writeError shows an apiError to the caller, and anything else only to the log.
+// writeError shows an apiError to the caller, and logs any other error instead.
 func (s *server) writeError(w http.ResponseWriter, err error) {
 	var e *apiError
 	if !errors.As(err, &e) {
 		s.log.Error("request failed", "err", err)
-		e = &apiError{http.StatusInternalServerError, "INTERNAL_ERROR", "the engine failed, see its log"}
+		e = &apiError{http.StatusInternalServerError, "INTERNAL_ERROR", "the engine failed; see its log"}
 	}
 	writeJSON(w, e.status, map[string]any{"error": map[string]string{"code": e.code, "message": e.message}})
 }
 
-// health answers the probe of SPEC §7.
+// health responds to the health check (SPEC section 7).
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	if s.cfg.Switches.Hang {
 		select {
@@ -116,7 +116,8 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 		panic(http.ErrAbortHandler)
 	}
 	up := time.Since(s.started)
-	// Shorter than any probe's own timeout: a stuck brain is an answer too.
+	// The limit is shorter than the timeout of any probe, so that a stuck brain gets a
+	// response.
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
 	err, failing := s.brain.Probe(ctx), "brain"
@@ -142,8 +143,8 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// pretendFailure is what the switches fail-health and fail-health-file do. The file names
-// the subsystem that fails; an empty one means the brain.
+// pretendFailure implements the switches fail-health and fail-health-file. The file names
+// the subsystem that fails; an empty file means the brain.
 func (s *server) pretendFailure(up time.Duration) (subsystem string, err error) {
 	sw := s.cfg.Switches
 	if sw.FailHealth >= 0 && up >= sw.FailHealth {
@@ -157,7 +158,7 @@ func (s *server) pretendFailure(up time.Duration) (subsystem string, err error) 
 	return "", nil
 }
 
-// execute remembers first and answers then: an answer is a promise.
+// execute responds after it has stored the input, because a response is a promise.
 func (s *server) execute(w http.ResponseWriter, r *http.Request) error {
 	body, err := readBody(r)
 	if err != nil {
@@ -199,9 +200,9 @@ func (s *server) export(w http.ResponseWriter, r *http.Request) error {
 	cw := &countingWriter{w: w}
 	err := s.brain.Export(r.Context(), cw)
 	if err != nil && cw.n > 0 {
-		// The 200 is out. A broken connection is the only way left to say that
-		// this is not all.
-		s.log.Error("export broke off", "err", err)
+		// The status 200 has been sent. Only a broken connection can still report that the
+		// export is incomplete.
+		s.log.Error("export aborted", "err", err)
 		panic(http.ErrAbortHandler)
 	}
 	return err

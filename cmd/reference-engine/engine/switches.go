@@ -9,34 +9,34 @@ import (
 	"time"
 )
 
-// Switches make the engine misbehave on purpose, or pose as another version.
-// The zero value is an engine that keeps the contract.
+// Switches make the engine misbehave on purpose, or pose as another version. The zero value
+// is an engine that obeys the contract.
 type Switches struct {
-	Version string // vN: a label, so that two "images" can be told apart
+	Version string // vN: a label that distinguishes two "images"
 
-	ExitAtStart bool          // exits 1 before it does anything
+	ExitAtStart bool          // exits 1 at the start
 	SlowBoot    time.Duration // waits before it listens
 	NeverListen bool          // runs, but never opens its port
-	Hang        bool          // accepts /health, never answers it
-	CrashAfter  time.Duration // exits 1 so long after it began to serve; negative: never
-	EatMemory   time.Duration // takes memory without end so long after it began to serve, 0: before; negative: never
-	FailHealth  time.Duration // /health fails from then on; negative: never
-	FailFile    bool          // /health fails while a file "fail-health" lies beside the brain
-	Busy        time.Duration // /health says busy so long after the start; negative: never
+	Hang        bool          // accepts /health, but never responds
+	CrashAfter  time.Duration // exits 1 this long after it began to serve; negative: never
+	EatMemory   time.Duration // allocates memory without end this long after it began to serve; 0: before that; negative: never
+	FailHealth  time.Duration // /health fails after this time; negative: never
+	FailFile    bool          // /health fails while a file "fail-health" is beside the brain
+	Busy        time.Duration // /health reports busy for this long after the start; negative: never
 	IgnoreTerm  bool          // SIGTERM and SIGINT do nothing
-	TermDelay   time.Duration // after draining it lives on so long, brain open and locked
-	Linger      time.Duration // after SIGTERM it serves on so long, with the key hash it has
+	TermDelay   time.Duration // after draining it keeps running this long, with the brain open and locked
+	Linger      time.Duration // after SIGTERM it keeps serving this long, with its current key hash
 	NoReload    bool          // SIGHUP does nothing
-	TwoKeys     time.Duration // the key before is good so long after a reload, too
-	RouteFirst  bool          // paths that it does not have are 404 without a key
-	Unknown401  bool          // paths that it does not have are 401 with any key
+	TwoKeys     time.Duration // the previous key stays valid this long after a reload
+	RouteFirst  bool          // unknown paths are 404 even without a key
+	Unknown401  bool          // unknown paths are 401 even with the key
 	Names       []string      // as given, for GET /info
 }
 
-// forever is "no end" for switches whose duration is optional.
+// forever means "no end" for switches whose duration is optional.
 const forever = 100 * 365 * 24 * time.Hour
 
-// argument says whether a switch takes a duration.
+// argument says whether a switch has a duration.
 type argument int
 
 const (
@@ -49,7 +49,7 @@ const (
 type switchDef struct {
 	name string
 	arg  argument
-	def  time.Duration // of an optional argument that is absent
+	def  time.Duration // default of an optional argument
 	help string
 	set  func(*Switches, time.Duration)
 }
@@ -59,29 +59,29 @@ var switchTable = []switchDef{
 	{"never-listen", none, 0, "run, but never open the port", func(s *Switches, _ time.Duration) { s.NeverListen = true }},
 	{"exit-at-start", none, 0, "print a message on stderr and exit 1", func(s *Switches, _ time.Duration) { s.ExitAtStart = true }},
 	{"crash-after", required, 0, "exit 1 that long after serving began", func(s *Switches, d time.Duration) { s.CrashAfter = d }},
-	{"eat-memory", optional, 0, "take memory without end, before listening or that long after serving began", func(s *Switches, d time.Duration) { s.EatMemory = d }},
-	{"fail-health", optional, 0, "/health answers 503, from the start or after a while", func(s *Switches, d time.Duration) { s.FailHealth = d }},
-	{"fail-health-file", none, 0, "/health answers 503 while the file fail-health lies beside the brain, and names the subsystem that the file names", func(s *Switches, _ time.Duration) { s.FailFile = true }},
-	{"hang", none, 0, "accept /health, never answer it", func(s *Switches, _ time.Duration) { s.Hang = true }},
-	{"busy", optional, forever, "/health says busy, always or for the first while", func(s *Switches, d time.Duration) { s.Busy = d }},
+	{"eat-memory", optional, 0, "allocate memory without end, before listening or that long after serving began", func(s *Switches, d time.Duration) { s.EatMemory = d }},
+	{"fail-health", optional, 0, "/health returns 503, from the start or after a while", func(s *Switches, d time.Duration) { s.FailHealth = d }},
+	{"fail-health-file", none, 0, "/health returns 503 while the file fail-health is beside the brain, with the subsystem that the file names", func(s *Switches, _ time.Duration) { s.FailFile = true }},
+	{"hang", none, 0, "accept /health, but never respond", func(s *Switches, _ time.Duration) { s.Hang = true }},
+	{"busy", optional, forever, "/health reports busy, always or for that long", func(s *Switches, d time.Duration) { s.Busy = d }},
 	{"ignore-sigterm", none, 0, "SIGTERM and SIGINT do nothing", func(s *Switches, _ time.Duration) { s.IgnoreTerm = true }},
-	{"term-delay", optional, 5 * time.Second, "after SIGTERM: drain, then live on that long with the brain locked (5s)", func(s *Switches, d time.Duration) { s.TermDelay = d }},
-	{"linger", optional, 5 * time.Second, "after SIGTERM: serve on that long with the old key hash (5s)", func(s *Switches, d time.Duration) { s.Linger = d }},
+	{"term-delay", optional, 5 * time.Second, "after SIGTERM: drain, then keep running that long with the brain locked (5s)", func(s *Switches, d time.Duration) { s.TermDelay = d }},
+	{"linger", optional, 5 * time.Second, "after SIGTERM: keep serving that long with the old key hash (5s)", func(s *Switches, d time.Duration) { s.Linger = d }},
 	{"no-reload", none, 0, "SIGHUP does nothing", func(s *Switches, _ time.Duration) { s.NoReload = true }},
-	{"two-keys", optional, forever, "the key before is good after a reload, too", func(s *Switches, d time.Duration) { s.TwoKeys = d }},
-	{"route-first", none, 0, "404 for paths that it does not have, also without a key", func(s *Switches, _ time.Duration) { s.RouteFirst = true }},
-	{"unknown-401", none, 0, "401 for paths that it does not have, also with the key", func(s *Switches, _ time.Duration) { s.Unknown401 = true }},
+	{"two-keys", optional, forever, "the previous key stays valid after a reload", func(s *Switches, d time.Duration) { s.TwoKeys = d }},
+	{"route-first", none, 0, "404 for unknown paths, even without a key", func(s *Switches, _ time.Duration) { s.RouteFirst = true }},
+	{"unknown-401", none, 0, "401 for unknown paths, even with the key", func(s *Switches, _ time.Duration) { s.Unknown401 = true }},
 	{"reload", none, 0, "changes nothing: a name for an image that is known to reload on SIGHUP", func(*Switches, time.Duration) {}},
 }
 
-// switchFile is the name that fail-health-file looks for.
+// switchFile is the name of the file for fail-health-file.
 const switchFile = "fail-health"
 
 var versionLabel = regexp.MustCompile(`^v[0-9]+$`)
 
-// parseSwitches reads the switches in args (args[0] is the executable's path)
-// and in the list env. A word that is no switch is an error: a test that
-// misspells one would otherwise test nothing.
+// parseSwitches reads the switches in args (args[0] is the executable's path) and in the
+// list env. An unknown switch is an error, because a test that misspells one would
+// otherwise test nothing.
 func parseSwitches(args []string, env string) (Switches, error) {
 	s := Switches{CrashAfter: -1, EatMemory: -1, FailHealth: -1, Busy: -1}
 	var words []string
@@ -105,14 +105,14 @@ func parseSwitches(args []string, env string) (Switches, error) {
 	return s, nil
 }
 
-// apply sets what the word names. An exact name wins over a name with an
+// apply sets the switch that word names. An exact name takes precedence over a name with an
 // argument, so fail-health-file is not fail-health with the argument "file".
 func (s *Switches) apply(word string) error {
 	i := slices.IndexFunc(switchTable, func(d switchDef) bool { return d.name == word })
 	if i >= 0 {
 		d := switchTable[i]
 		if d.arg == required {
-			return fmt.Errorf("switch %s wants a duration, as in %s-5s", d.name, d.name)
+			return fmt.Errorf("switch %s needs a duration, as in %s-5s", d.name, d.name)
 		}
 		d.set(s, d.def)
 		return nil
@@ -162,7 +162,7 @@ the executable's name (reference-engine.v2.slow-boot-5s), as name, name-5s or na
 	return b.String()
 }
 
-// WantsHelp reports whether args ask for the help text.
+// WantsHelp reports whether args request the help text.
 func WantsHelp(args []string) bool {
 	return len(args) > 1 && slices.ContainsFunc(args[1:], func(a string) bool {
 		return a == "-h" || a == "-help" || a == "--help"

@@ -40,7 +40,7 @@ func TestParseSwitches(t *testing.T) {
 		"ErrUnknown":  {args: []string{"e.slow-bot"}, err: "unknown switch"},
 		"ErrDuration": {args: []string{"e", "linger-x"}, err: "not a duration"},
 		"ErrNegative": {args: []string{"e", "linger=-1s"}, err: "not a duration"},
-		"ErrRequired": {args: []string{"e", "crash-after"}, err: "wants a duration"},
+		"ErrRequired": {args: []string{"e", "crash-after"}, err: "needs a duration"},
 		"ErrNoArg":    {args: []string{"e", "hang-5s"}, err: "unknown switch"},
 	}
 	for name, tt := range tests {

@@ -68,7 +68,7 @@ func TestReconcileCommand(t *testing.T) {
 
 func TestVolumeForgetCommand(t *testing.T) {
 	vars, asked := answering(t, map[string]string{"DELETE /unreachable-volumes/e1": `{"status": "forgotten", "engine_id": "e1"}`})
-	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 2 || !strings.Contains(stderr, "say -yes") || asked() != "" {
+	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 2 || !strings.Contains(stderr, "give -yes") || asked() != "" {
 		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
 	}
 	if code, stdout, _ := orch(t, vars, "volume", "forget", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  forgotten\n" {
@@ -104,14 +104,14 @@ func TestNodeAdoptCommand(t *testing.T) {
 		"POST /nodes/new/adopt": `{"adopted": 3, "left": 0, "cleared": 1, "failed": []}`,
 		"POST /nodes/bad/adopt": `{"adopted": 0, "left": 2, "cleared": 0, "failed": [{"engine_id": "e1", "why": "its brain is not there"}]}`,
 	})
-	if code, stdout, stderr := orch(t, vars, "node", "adopt", "old", "new"); code != 0 || stdout != "Adopted                                3\nDestroyed ones whose data was removed  1\n" || stderr != "" {
+	if code, stdout, stderr := orch(t, vars, "node", "adopt", "old", "new"); code != 0 || stdout != "Adopted                                   3\nDestroyed engines whose data was removed  1\n" || stderr != "" {
 		t.Errorf("%d, %q, %q", code, stdout, stderr)
 	}
 	if code, stdout, _ := orch(t, vars, "node", "adopt", "old", "new", "-processes-ended", "-json"); code != 0 || !strings.Contains(stdout, `"adopted": 3`) {
 		t.Errorf("-json: %d, %q", code, stdout)
 	}
 	code, stdout, stderr := orch(t, vars, "node", "adopt", "bad", "bad")
-	if code != 1 || !regexp.MustCompile(`(?m)^Not adopted: e1 +its brain is not there\nLeft, for another call +2$`).MatchString(stdout) || !strings.Contains(stderr, "not adopted") {
+	if code != 1 || !regexp.MustCompile(`(?m)^Not adopted: e1 +its brain is not there\nLeft for the next call +2$`).MatchString(stdout) || !strings.Contains(stderr, "not adopted") {
 		t.Errorf("with failures: %d, %q, %q", code, stdout, stderr)
 	}
 	if got := asked(); got != "POST /nodes/new/adopt, POST /nodes/new/adopt, POST /nodes/bad/adopt" {

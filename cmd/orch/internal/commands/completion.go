@@ -11,9 +11,9 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// shells are the shells that completion is printed for. The executable completes
-// itself (`complete -C`), so the script never falls behind it; zsh does the same
-// by its emulation of bash.
+// shells are the shells that have completion, with their scripts. The executable itself
+// completes (`complete -C`), so a script never becomes outdated. zsh emulates that command
+// of bash.
 var shells = map[string]string{
 	"bash": "complete -C %s orch\n",
 	"zsh":  "autoload -U +X bashcompinit && bashcompinit\ncomplete -o nospace -C %s orch\n",
@@ -22,8 +22,8 @@ var shells = map[string]string{
 func completion(env *cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "completion", Args: []string{"shell"},
-		Synopsis: "Print what makes bash or zsh complete the command line",
-		About: `Print what makes a shell, bash or zsh, complete commands, flags and their values.
+		Synopsis: "Print the completion script for bash or zsh",
+		About: `Print the script that makes bash or zsh complete commands, flags and their values.
 Put it into the shell's start-up file.`,
 		Examples: []string{
 			`eval "$(orch completion bash)"    # in ~/.bashrc`,
@@ -39,14 +39,15 @@ Put it into the shell's start-up file.`,
 			if err != nil {
 				return err
 			}
-			// Quoted twice: for this line, and for the command that it registers.
+			// The path is quoted twice: for this line, and for the command that it
+			// registers.
 			_, err = fmt.Fprintf(env.Out, script, quote(quote(self)))
 			return err
 		},
 	}
 }
 
-// quote makes a value one word for a shell, if it is not one.
+// quote quotes a value for a shell, if that is necessary.
 func quote(s string) string {
 	if !strings.ContainsFunc(s, func(r rune) bool {
 		return !strings.ContainsRune("/._-+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')

@@ -12,21 +12,21 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-const aboutContexts = `A context is a name for a service and for who calls it: an address, a product, and
-where the keys come from. Contexts are kept in orch/contexts.json in the user's
-directory of configuration files ($XDG_CONFIG_HOME, else ~/.config).`
+const aboutContexts = `A context names a service to call: its address, a product, and the sources of the
+keys. Contexts are stored in orch/contexts.json in the user's configuration
+directory ($XDG_CONFIG_HOME, or ~/.config).`
 
 func contextList(env *cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "context list", Synopsis: "List the contexts", JSON: true,
-		About:    "List the contexts; * marks the one in use. No key is printed, only where keys come\nfrom.\n\n" + aboutContexts,
+		About:    "List the contexts; * marks the one in use. It prints the sources of\nkeys, but no keys.\n\n" + aboutContexts,
 		Examples: []string{"orch context list"},
 		Run: func(_ context.Context, c *cmdline.Call) error {
 			all, err := readContexts(env)
 			if err != nil {
 				return err
 			}
-			t := &cmdline.Table{Empty: "there are no contexts; orch context add makes one"}
+			t := &cmdline.Table{Empty: "there are no contexts; orch context add creates one"}
 			t.Head("IN USE", "NAME", "ADDRESS", "PRODUCT", "PLATFORM KEY", "ADMIN KEY")
 			for _, name := range all.names() {
 				p, used := all.Contexts[name], ""
@@ -42,16 +42,17 @@ func contextList(env *cmdline.Env) *cmdline.Command {
 
 func contextUse(env *cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
-		Name: "context use", Args: []string{"name"}, Synopsis: "Call the service of a context from now on", JSON: true,
-		About: `Use a context in all calls from now on. One call uses another by -context. Where
--address or ` + urlVar + ` is given, the context in use does not count.`,
+		Name: "context use", Args: []string{"name"}, Synopsis: "Select the context that commands use", JSON: true,
+		About: `Select the context that all commands use from now on. To use another one for a
+single command, give -context. With -address or ` + urlVar + ` the selected context is
+not used.`,
 		Examples: []string{"orch context use production"},
 		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
 		Run: func(_ context.Context, c *cmdline.Call) error {
 			name := c.Args[0]
 			err := changeContexts(env, func(all *contexts) error {
 				if all.Contexts[name] == nil {
-					return cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
+					return cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
 				}
 				all.Current = name
 				return nil
@@ -66,25 +67,25 @@ func contextUse(env *cmdline.Env) *cmdline.Command {
 	}
 }
 
-// keyFlags say where a key comes from.
+// keyFlags are the flags that name the source of a key.
 type keyFlags struct{ name, env, file string }
 
 func (k *keyFlags) register(f *flag.FlagSet, usually string) {
-	f.StringVar(&k.env, k.name+"-env", "", "the environment `variable` that holds the "+usually)
-	f.StringVar(&k.file, k.name+"-file", "", "a `file` that holds it")
+	f.StringVar(&k.env, k.name+"-env", "", "the environment `variable` that contains the "+usually)
+	f.StringVar(&k.file, k.name+"-file", "", "a `file` that contains the key")
 }
 
-// variable is the name of an environment variable. A key of the service is none.
+// variable matches the name of an environment variable. No key of the service matches it.
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// source is checked as far as it can be: what is given may be the key itself by mistake,
-// so it is not repeated, and has to be there to be kept.
+// source validates the flags. Their values may be the key itself by mistake, so they are
+// not repeated in errors, and the variable or file must exist.
 func (k *keyFlags) source(env *cmdline.Env) (source, error) {
 	switch {
 	case k.env != "" && k.file != "":
 		return source{}, cmdline.Wrong("give either -%s-env or -%[1]s-file", k.name)
 	case k.env != "" && !variable.MatchString(k.env):
-		return source{}, cmdline.Wrong("-%s-env wants the name of an environment variable, not a key", k.name)
+		return source{}, cmdline.Wrong("-%s-env must be the name of an environment variable, not a key", k.name)
 	case k.env != "" && env.Getenv(k.env) == "":
 		return source{}, cmdline.Wrong("-%s-env: no environment variable of this name is set", k.name)
 	case k.file != "":
@@ -103,9 +104,9 @@ func contextAdd(env *cmdline.Env) *cmdline.Command {
 	var replace bool
 	return &cmdline.Command{
 		Name: "context add", Args: []string{"name"}, Synopsis: "Add a context", JSON: true,
-		About: `Add a context. The first one is used at once. Keys are read when a command needs
-them, from an environment variable or a file: they are never given on the command
-line, and the context does not hold them.
+		About: `Add a context. The first one is selected at once. The context does not contain
+keys: commands read them from an environment variable or a file. Keys are never
+given on the command line.
 
 ` + aboutContexts,
 		Examples: []string{
@@ -116,10 +117,10 @@ line, and the context does not hold them.
 		Predict: map[string]complete.Predictor{"platform-key-file": complete.PredictFiles("*"), "admin-key-file": complete.PredictFiles("*")},
 		Flags: func(f *flag.FlagSet) {
 			f.StringVar(&p.Address, "address", defaultURL, "the `URL` of the service")
-			f.StringVar(&p.Product, "product", "", "the `product`, by slug or id, that the admin's commands mean when none is named")
+			f.StringVar(&p.Product, "product", "", "the `product`, by slug or id, of admin commands that name none")
 			platform.register(f, "platform key (without any key: "+platformVar+")")
 			admin.register(f, "admin key (without any key: "+adminVar+")")
-			f.BoolVar(&replace, "replace", false, "replace the context of this name if there is one")
+			f.BoolVar(&replace, "replace", false, "replace the context of this name, if it exists")
 		},
 		Run: func(_ context.Context, c *cmdline.Call) (err error) {
 			name := c.Args[0]
@@ -135,7 +136,7 @@ line, and the context does not hold them.
 			var used bool
 			err = changeContexts(env, func(all *contexts) error {
 				if all.Contexts[name] != nil && !replace {
-					return cmdline.Wrong("there is a context %q already; -replace replaces it", name)
+					return cmdline.Wrong("context %q exists already; use -replace to replace it", name)
 				}
 				all.Contexts[name] = p
 				if all.Current == "" {

@@ -17,14 +17,14 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// contexts is the configuration file of the command line. It holds no key, only
-// where keys come from.
+// contexts is the command line's configuration file. It contains the sources of keys, but
+// no keys.
 type contexts struct {
 	Current  string              `json:"current,omitempty"` // the context in use; empty: none
 	Contexts map[string]*profile `json:"contexts"`
 }
 
-// profile is a context: a service, and who calls it.
+// profile is a context: a service to call, and the sources of its keys.
 type profile struct {
 	Address     string `json:"address"`
 	Product     string `json:"product,omitempty"` // slug or id
@@ -32,17 +32,17 @@ type profile struct {
 	AdminKey    source `json:"admin_key,omitzero"`
 }
 
-// contextsFile is the path of the configuration file.
+// contextsFile returns the path of the configuration file.
 func contextsFile(env *cmdline.Env) (string, error) {
 	dir, err := env.ConfigDir()
 	if err != nil {
-		return "", fmt.Errorf("find the directory of configuration files: %w", err)
+		return "", fmt.Errorf("find the configuration directory: %w", err)
 	}
 	return filepath.Join(dir, "orch", "contexts.json"), nil
 }
 
-// readContexts reads the configuration file. Without one, and for a user without a
-// directory for it, there are no contexts.
+// readContexts reads the configuration file. Without a file, and without a configuration
+// directory, there are no contexts.
 func readContexts(env *cmdline.Env) (*contexts, error) {
 	all := &contexts{Contexts: map[string]*profile{}}
 	file, err := contextsFile(env)
@@ -57,7 +57,7 @@ func readContexts(env *cmdline.Env) (*contexts, error) {
 		return nil, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields() // a misspelt key would send another key
+	dec.DisallowUnknownFields() // a misspelt name of a source would select another key
 	if err := dec.Decode(all); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
@@ -69,8 +69,8 @@ func readContexts(env *cmdline.Env) (*contexts, error) {
 	return all, nil
 }
 
-// changeContexts changes the configuration file: one process at a time, and all at
-// once, so a reader sees the file of before or of after.
+// changeContexts changes the configuration file under a lock. The change is atomic: a
+// reader gets the file from before or after it.
 func changeContexts(env *cmdline.Env, change func(*contexts) error) (err error) {
 	file, err := contextsFile(env)
 	if err != nil {
@@ -83,7 +83,7 @@ func changeContexts(env *cmdline.Env, change func(*contexts) error) (err error) 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }() // which unlocks it
+	defer func() { err = errors.Join(err, lock.Close()) }() // which releases the lock
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
@@ -101,9 +101,9 @@ func changeContexts(env *cmdline.Env, change func(*contexts) error) (err error) 
 	return replaceFile(file, append(b, '\n'))
 }
 
-// replaceFile writes a file that its owner alone can read, all at once.
+// replaceFile atomically writes a file that only its owner can read.
 func replaceFile(file string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*") // its mode is 0600
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*") // created with mode 0600
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func replaceFile(file string, content []byte) error {
 	return nil
 }
 
-// names are the contexts, sorted.
+// names returns the names of the contexts, sorted.
 func (c *contexts) names() []string { return slices.Sorted(maps.Keys(c.Contexts)) }
 
 // predictContexts completes the name of a context.

@@ -112,7 +112,7 @@ func TestNeeds(t *testing.T) {
 
 func TestContextCommands(t *testing.T) {
 	w := newWorld(t, "")
-	if code := w.run("context list"); code != 0 || w.takeOut() != "there are no contexts; orch context add makes one\n" {
+	if code := w.run("context list"); code != 0 || w.takeOut() != "there are no contexts; orch context add creates one\n" {
 		t.Errorf("none: exit code %d, stderr %q", code, w.err.String())
 	}
 	addContexts(t, w)
@@ -166,12 +166,12 @@ func TestContextCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, args := range map[string][]string{
-		"-replace replaces it":   {"dev"},
-		"not a URL":              {"-address", "h", "c"},
-		"a user or a password":   {"-address", "http://u:secret@h", "c"},
-		"not a key":              {"-platform-key-env", "pk-secret", "c"},
-		"either -admin-key-env":  {"-admin-key-env", "A", "-admin-key-file", "f", "c"},
-		"0 arguments are given,": {},
+		"use -replace":          {"dev"},
+		"not a URL":             {"-address", "h", "c"},
+		"a user or a password":  {"-address", "http://u:secret@h", "c"},
+		"not a key":             {"-platform-key-env", "pk-secret", "c"},
+		"either -admin-key-env": {"-admin-key-env", "A", "-admin-key-file", "f", "c"},
+		"got 0 arguments,":      {},
 	} {
 		w.err.Reset()
 		if code := w.run("context add", args...); code != 2 || !strings.Contains(w.err.String(), want) || strings.Contains(w.err.String(), "secret") {

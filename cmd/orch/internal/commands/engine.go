@@ -9,7 +9,7 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// describeEngine is an engine as a table; its key only where it is wanted.
+// describeEngine shows an engine as a table, with its key only if withKey is set.
 func describeEngine(e *client.Engine, withKey bool) *cmdline.Table {
 	t := &cmdline.Table{}
 	t.Fact("User", e.UserID)
@@ -27,9 +27,9 @@ func describeEngine(e *client.Engine, withKey bool) *cmdline.Table {
 	return t
 }
 
-const keyUsage = "show the engine's key too"
+const keyUsage = "also show the engine's key"
 
-// withoutKey is an engine as it is shown where nobody asked for its key.
+// withoutKey returns a copy of an engine without its key.
 func withoutKey(e *client.Engine) *client.Engine {
 	hidden := *e
 	hidden.APIKey = ""
@@ -40,17 +40,17 @@ func engineProvision() *spec {
 	var version, idempotencyKey string
 	return &spec{
 		name: "engine provision", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Make a user an engine",
-		about: `Make an engine for a user, wait until it is usable, and print where it is and its
-key.`,
+		synopsis: "Create an engine for a user",
+		about: `Create an engine for a user, wait until it is usable, and print its address and
+its key.`,
 		examples: []string{
 			"orch engine provision alice@example.com",
 			`orch engine provision -idempotency-key "signup-4711" alice@example.com`,
 			"orch engine provision -json alice@example.com | jq -r .url",
 		},
 		flags: func(f *flag.FlagSet) {
-			f.StringVar(&version, "engine-version", "", "its `image` (default: the product's, else the service's)")
-			f.StringVar(&idempotencyKey, "idempotency-key", "", "within 24 hours, the same call with the same `key` gets the same answer")
+			f.StringVar(&version, "engine-version", "", "the engine's `image` (default: the product's, or else the service's)")
+			f.StringVar(&idempotencyKey, "idempotency-key", "", "repeating the call with the same `key` within 24 hours returns the same result")
 		},
 		run: func(ctx context.Context, in *invocation) error {
 			var options []client.ChangeOption
@@ -73,16 +73,16 @@ func engineAdmit() *spec {
 	var withKey bool
 	return &spec{
 		name: "engine admit", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Ask whether a user may use its engine now, and where it is",
-		about: `Ask what a product asks on every request of a user. The exit code is 1 if the user
-is not admitted, and the reason is printed. The engine's key is shown only
-with -key, in JSON too.`,
+		synopsis: "Check whether a user may use its engine now, and where it is",
+		about: `Make the call that a product makes on every request of a user. If the user is not
+admitted, the exit code is 1 and the reason is printed. The engine's key is shown
+only with -key, in JSON too.`,
 		examples: []string{
 			"orch engine admit alice@example.com",
 			"orch engine admit -auto-provision -auto-wake alice@example.com",
 		},
 		flags: func(f *flag.FlagSet) {
-			f.BoolVar(&o.AutoProvision, "auto-provision", false, "make an engine if there is none")
+			f.BoolVar(&o.AutoProvision, "auto-provision", false, "create an engine if there is none")
 			f.BoolVar(&o.AutoWake, "auto-wake", false, "wake a sleeping engine")
 			f.BoolVar(&withKey, "key", false, keyUsage)
 		},
@@ -103,7 +103,7 @@ with -key, in JSON too.`,
 				t.Row("Not admitted", a.Reason)
 			}
 			if r := a.Rate; r != nil {
-				t.Row("Rate limit", fmt.Sprintf("%d of %d per minute left", r.Remaining, r.Limit))
+				t.Row("Rate limit", fmt.Sprintf("%d of %d per minute remaining", r.Remaining, r.Limit))
 			}
 			if err := in.Show(a, t); err != nil || a.Admitted {
 				return err

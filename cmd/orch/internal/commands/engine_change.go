@@ -13,8 +13,8 @@ import (
 func engineStart() *spec {
 	return &spec{
 		name: "engine start", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Run a stopped, sleeping or failed engine",
-		about:    "Run the engine of a user again, and wait until it is usable.",
+		synopsis: "Start a stopped, sleeping or failed engine",
+		about:    "Start the engine of a user, and wait until it is usable.",
 		examples: []string{"orch engine start alice@example.com"},
 		run:      change("starting", (*client.Client).Start),
 	}
@@ -24,8 +24,8 @@ func engineStop() *spec {
 	return &spec{
 		name: "engine stop", args: []string{"user_id"}, needs: needsPlatformKey,
 		synopsis: "End the process of an engine; its brain and key are kept",
-		about: `End the process of a user's engine, and wait until it is gone. The brain and the
-key are kept; only a start brings it back.`,
+		about: `End the process of a user's engine, and wait for its end. The brain and the key are
+kept; only a start starts the engine again.`,
 		examples: []string{"orch engine stop alice@example.com"},
 		run:      change("stopping", (*client.Client).Stop),
 	}
@@ -34,8 +34,8 @@ key are kept; only a start brings it back.`,
 func engineDestroy() *spec {
 	return &spec{
 		name: "engine destroy", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Remove an engine with its brain and key",
-		about:    "Remove a user's engine with its brain and its key, from any state. It cannot be\nundone: it is asked for first, or -yes says so.",
+		synopsis: "Destroy an engine, with its brain and key",
+		about:    "Destroy a user's engine, with its brain and its key, in any state. This cannot be\nundone: orch asks for confirmation, unless -yes is given.",
 		examples: []string{"orch engine destroy alice@example.com", "orch engine destroy -yes alice@example.com"},
 		ask: func(args []string) string {
 			return fmt.Sprintf("Destroy the engine of %s, with its brain and key?", args[0])
@@ -64,8 +64,8 @@ func change(doing string, call func(*client.Client, context.Context, string, ...
 func engineRotateKey() *spec {
 	return &spec{
 		name: "engine rotate-key", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Give a running engine a new key, and print it",
-		about:    "Give a user's running engine a new key and print it. The old one no longer works.",
+		synopsis: "Replace the key of a running engine, and print the new key",
+		about:    "Replace the key of a user's running engine, and print the new key. The old key no\nlonger works.",
 		examples: []string{"orch engine rotate-key alice@example.com"},
 		run: func(ctx context.Context, in *invocation) error {
 			key, err := cmdline.Wait(ctx, in.Call, "rotating the key of "+in.Args[0], func(ctx context.Context) (string, error) {
@@ -87,10 +87,10 @@ func engineKeepAwake() *spec {
 	d := 10 * time.Minute
 	return &spec{
 		name: "engine keep-awake", args: []string{"user_id"}, needs: needsPlatformKey,
-		synopsis: "Keep a running engine from being put to sleep for a while",
-		about:    "Keep a user's running engine from being put to sleep, for 1 second to 1 hour.",
+		synopsis: "Prevent a running engine from being put to sleep for a while",
+		about:    "Prevent a user's running engine from being put to sleep, for 1 second to 1 hour.",
 		examples: []string{"orch engine keep-awake -for 30m alice@example.com"},
-		flags:    func(f *flag.FlagSet) { f.DurationVar(&d, "for", d, "how long") },
+		flags:    func(f *flag.FlagSet) { f.DurationVar(&d, "for", d, "duration") },
 		run: func(ctx context.Context, in *invocation) error {
 			if d < least || d > most {
 				return cmdline.Wrong("-for must be from %s to %s", least, most)

@@ -19,7 +19,7 @@ func engineList() *spec {
 		about:    "List the product's engines, oldest first, without their keys.",
 		examples: []string{"orch engine list", "orch engine list -status failed", "orch engine list -json | jq -r '.engines[].user_id'"},
 		flags: func(f *flag.FlagSet) {
-			f.StringVar(&state, "status", "", "only those in one `state`")
+			f.StringVar(&state, "status", "", "only engines in this `state`")
 			f.IntVar(&most, "n", 0, "at most `n`; 0: all")
 		},
 		predict: map[string]complete.Predictor{"status": complete.PredictSet(client.States...)},
@@ -36,7 +36,7 @@ func engineList() *spec {
 			}
 			t := &cmdline.Table{Empty: "no engines"}
 			if state != "" {
-				t.Empty = "no engine is " + state
+				t.Empty = "no engines have status " + state
 			}
 			t.Head("USER", "STATUS", "REASON", "URL", "IMAGE", "CREATED", "HEALTHY AT")
 			for _, e := range list.Engines {
@@ -53,9 +53,9 @@ func engineList() *spec {
 	}
 }
 
-// engines collects pages until there are as many engines as wanted, or no more.
+// engines reads pages until it has as many engines as requested, or all.
 func engines(ctx context.Context, c *client.Client, f client.EngineFilter, most int) (*client.EngineList, error) {
-	const page = 1000 // the most that the service gives at once
+	const page = 1000 // the maximum that the service returns
 	all := &client.EngineList{Engines: []client.Engine{}}
 	for {
 		f.Limit = page

@@ -95,8 +95,8 @@ func TestEngineWait(t *testing.T) {
 		"nobody runs":               {[]string{"-for", "running"}, []string{gone}, 1, "", "ENGINE_NOT_FOUND"},
 		"a service that is away":    {nil, []string{later}, 1, "", "BACKEND_UNAVAILABLE"},
 		"destroyed in the meantime": {[]string{"-for", "running"}, []string{engineOf("stopped", ""), gone}, 1, "", "ENGINE_NOT_FOUND"},
-		"too long":                  {[]string{"-for", "running", "-timeout", "300ms"}, []string{engineOf("stopped", "")}, 124, "", "not within 300ms; the engine is stopped"},
-		"too long an operation":     {[]string{"-timeout", "300ms"}, []string{engineOf("provisioning", booting)}, 124, "", "(provision) is under way"},
+		"too long":                  {[]string{"-for", "running", "-timeout", "300ms"}, []string{engineOf("stopped", "")}, 124, "", "timed out after 300ms; the engine is stopped"},
+		"too long an operation":     {[]string{"-timeout", "300ms"}, []string{engineOf("provisioning", booting)}, 124, "", "(provision) is in progress"},
 		"indefinitely":              {[]string{"-timeout", "0"}, []string{engineOf("provisioning", booting), engineOf("running", booted)}, 0, "running", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -171,9 +171,9 @@ func TestEngineWatch(t *testing.T) {
 func TestEmptyLists(t *testing.T) {
 	for name, c := range map[string]struct{ response, says, json string }{
 		"engine list":                {`{"engines": [], "total": 0}`, "no engines\n", `"engines": []`},
-		"engine list -status failed": {`{"engines": [], "total": 0}`, "no engine is failed\n", `"engines": []`},
+		"engine list -status failed": {`{"engines": [], "total": 0}`, "no engines have status failed\n", `"engines": []`},
 		"engine quarantine":          {`{"engines": [], "total": 0}`, "no engine is quarantined\n", `"engines": []`},
-		"product list":               {`{"products": [], "total": 0}`, "no products; orch product register makes one\n", `"products": []`},
+		"product list":               {`{"products": [], "total": 0}`, "no products; orch product register creates one\n", `"products": []`},
 		"volume list":                {`{"unreachable_volumes": [], "total": 0}`, "no volume is unreachable\n", `"unreachable_volumes": []`},
 		"audit tail":                 {`{"entries": []}`, "no rows\n", ""},
 		"reconcile -dry-run":         {`{"actions": [], "incomplete": []}`, "nothing to do\n", `"actions": []`},

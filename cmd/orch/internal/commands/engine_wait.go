@@ -15,10 +15,10 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// exitTimeout is the exit code of a wait whose time ran out, as of timeout(1).
+// exitTimeout is the exit code of a wait that timed out, as in timeout(1).
 const exitTimeout = 124
 
-// destroyed is the state that a wait and a watch give to an engine that is gone.
+// destroyed is the state of an engine that no longer exists, in wait and watch.
 const destroyed = "destroyed"
 
 func engineWait() *spec {
@@ -27,13 +27,13 @@ func engineWait() *spec {
 	return &spec{
 		name: "engine wait", args: []string{"user_id"}, needs: needsPlatformKey,
 		synopsis: "Wait for the end of an operation, or for a state",
-		about: `Wait until no operation on a user's engine is under way: the exit code is 0 if the
-operation that ended last succeeded, and 1 if it failed. With -for, wait until the
-engine is in that state, whatever happens to it until then. Errors that may pass,
-such as a restart of the service, are waited out.`,
+		about: `Wait until no operation on a user's engine is in progress: the exit code is 0 if
+the last operation succeeded, and 1 if it failed. With -for, wait until the engine
+is in that state, whatever happens before. Errors that may be temporary, such as a
+restart of the service, do not end the wait.`,
 		examples: []string{"orch engine wait alice@example.com", "orch engine wait -for running -timeout 90s alice@example.com", "orch engine wait -for destroyed alice@example.com"},
-		codes:    fmt.Sprintf("%d the time ran out (-timeout)", exitTimeout),
-		timeout:  "how long to wait in all; 0: indefinitely",
+		codes:    fmt.Sprintf("%d timed out (-timeout)", exitTimeout),
+		timeout:  "maximum time to wait; 0: no limit",
 		flags: func(f *flag.FlagSet) {
 			f.StringVar(&state, "for", "", "wait for this `state`: "+strings.Join(states, ", "))
 		},
@@ -42,7 +42,7 @@ such as a restart of the service, are waited out.`,
 			if err := oneOf("-for", state, states); err != nil {
 				return err
 			}
-			in.client.HTTP = &http.Client{} // the context bounds all calls together
+			in.client.HTTP = &http.Client{} // the context limits all calls together
 			bounded, cancel := ctx, context.CancelFunc(func() {})
 			if in.timeout > 0 {
 				bounded, cancel = context.WithTimeout(ctx, in.timeout)
@@ -51,7 +51,7 @@ such as a restart of the service, are waited out.`,
 			w := &waiter{in: in, state: state}
 			e, err := cmdline.Wait(bounded, in.Call, "waiting for the engine of "+in.Args[0], w.wait)
 			if err != nil && ctx.Err() == nil && bounded.Err() != nil {
-				return cmdline.WithCode(exitTimeout, fmt.Errorf("not within %s; the engine is %s", in.timeout, w.last()))
+				return cmdline.WithCode(exitTimeout, fmt.Errorf("timed out after %s; the engine is %s", in.timeout, w.last()))
 			}
 			if err != nil {
 				return err
@@ -73,23 +73,23 @@ such as a restart of the service, are waited out.`,
 // waiter waits for one engine.
 type waiter struct {
 	in     *invocation
-	state  string         // empty: until no operation is under way
-	engine *client.Engine // as it was last seen; nil: not yet
+	state  string         // empty: until no operation is in progress
+	engine *client.Engine // as last read; nil: not read yet
 }
 
-// last is the state that the engine was seen in last.
+// last describes the engine's state as last read.
 func (w *waiter) last() string {
 	switch {
 	case w.engine == nil:
-		return "not known"
+		return "unknown"
 	case w.engine.Operation != nil:
-		return w.engine.Status + ", and its operation (" + w.engine.Operation.Kind + ") is under way"
+		return w.engine.Status + ", and its operation (" + w.engine.Operation.Kind + ") is in progress"
 	}
 	return w.engine.Status
 }
 
-// wait returns the engine, without its key, when what is waited for has happened.
-// An error of the first call ends it: it may be a mistake in the call.
+// wait returns the engine, without its key, when its condition is met. An error of the
+// first call ends the wait, because it may be a mistake in the command.
 func (w *waiter) wait(ctx context.Context) (*client.Engine, error) {
 	done, err := w.look(ctx)
 	if err == nil && !done {
@@ -115,5 +115,5 @@ func (w *waiter) look(ctx context.Context) (done bool, err error) {
 	return e.Status == w.state, nil
 }
 
-// destroying says whether the engine was being destroyed when it was last seen.
+// destroying reports whether the engine was being destroyed when it was last read.
 func (w *waiter) destroying() bool { return w.engine != nil && w.engine.Status == client.Destroying }

@@ -16,11 +16,11 @@ import (
 func engineWatch() *spec {
 	return &spec{
 		name: "engine watch", args: []string{"[user_id]"}, needs: needsPlatformKey,
-		synopsis: "Print changes of state of an engine, or of all, as they come",
+		synopsis: "Print state changes of an engine, or of all engines, as they happen",
 		about: `Print the state of a user's engine, or of all engines of the product, and then a
-line whenever it changes, until it is interrupted. A state that lasts for less than
-a second may not be seen; "orch audit tail -f" shows every operation. With -json
-each line is an object.`,
+line for each change, until interrupted. A state that lasts for less than a second
+may be missed; "orch audit tail -f" shows every operation. With -json each line is
+an object.`,
 		examples: []string{"orch engine watch alice@example.com", "orch engine watch -json | jq -r 'select(.status == \"failed\") | .user_id'"},
 		run: func(ctx context.Context, in *invocation) error {
 			w := &watcher{in: in, now: time.Now, seen: map[string]client.Engine{}}
@@ -29,21 +29,21 @@ each line is an object.`,
 				err = in.poll(ctx, "engine watch", w.look)
 			}
 			if ctx.Err() != nil {
-				return nil // this is how it ends
+				return nil // the regular end
 			}
 			return err
 		},
 	}
 }
 
-// watcher prints what is new about engines.
+// watcher prints changes of engines.
 type watcher struct {
 	in   *invocation
 	now  func() time.Time
 	seen map[string]client.Engine // by user
 }
 
-// look prints what has changed since the last look. It is never done.
+// look prints what has changed since the previous call. It never ends the watch.
 func (w *watcher) look(ctx context.Context) (done bool, err error) {
 	now, err := w.engines(ctx)
 	if err != nil {
@@ -73,7 +73,7 @@ func (w *watcher) look(ctx context.Context) (done bool, err error) {
 	return false, nil
 }
 
-// engines are those that are watched, without keys.
+// engines returns the watched engines, without keys.
 func (w *watcher) engines(ctx context.Context) ([]client.Engine, error) {
 	if len(w.in.Args) == 0 {
 		list, err := engines(ctx, w.in.client, client.EngineFilter{}, 0)
@@ -92,12 +92,12 @@ func (w *watcher) engines(ctx context.Context) ([]client.Engine, error) {
 	return []client.Engine{*withoutKey(e)}, nil
 }
 
-// same says whether two looks at a user's engine show nothing new.
+// same reports whether two versions of an engine look the same to the user.
 func same(a, b client.Engine) bool {
 	return a.EngineID == b.EngineID && a.Status == b.Status && a.Reason == b.Reason && underWay(a) == underWay(b)
 }
 
-// underWay is the kind of the operation that is under way; empty: there is none.
+// underWay returns the kind of the operation in progress; empty: none.
 func underWay(e client.Engine) string {
 	if e.Operation == nil {
 		return ""

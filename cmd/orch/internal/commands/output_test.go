@@ -16,8 +16,8 @@ import (
 func TestDescribe(t *testing.T) {
 	answered := &client.Error{Status: 503, Code: "CAPACITY_EXHAUSTED", Message: "no \x1broom", RequestID: "r1", RetryAfter: 10 * time.Second}
 	for want, err := range map[string]error{
-		"no \uFFFDroom\n  code CAPACITY_EXHAUSTED, request r1, try again in 10s":                           fmt.Errorf("wrapped: %w", answered),
-		"the response has status 502 and is not the service's; is the address (-address, ORCH_URL) right?": &client.Error{Status: 502},
+		"no \uFFFDroom\n  code CAPACITY_EXHAUSTED, request r1, retry in 10s":                              fmt.Errorf("wrapped: %w", answered),
+		"the response has status 502 and is not from the service; check the address (-address, ORCH_URL)": &client.Error{Status: 502},
 		"-timeout":      &url.Error{Op: "Get", URL: "u", Err: context.DeadlineExceeded},
 		urlVar:          &url.Error{Op: "Get", URL: "u", Err: syscall.ECONNREFUSED},
 		"another thing": errors.New("another thing"),

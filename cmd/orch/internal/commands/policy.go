@@ -17,7 +17,7 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// policyFields are the names of a policy's fields, in their order.
+// policyFields are the names of a policy's fields, in order.
 var policyFields = func() (names []string) {
 	for f := range reflect.TypeFor[client.Policy]().Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -26,14 +26,14 @@ var policyFields = func() (names []string) {
 	return names
 }()
 
-// policyFlags say what becomes of a policy.
+// policyFlags are the flags that change a policy.
 type policyFlags struct {
 	file string
 	sets []string
 }
 
 func (p *policyFlags) register(f *flag.FlagSet) {
-	f.StringVar(&p.file, "policy", "", "a `file` with the whole policy as JSON; - reads it from stdin")
+	f.StringVar(&p.file, "policy", "", "a `file` with the complete policy as JSON; - reads stdin")
 	f.Func("set", "set one `field=value`; an empty value removes it; may be repeated", func(s string) error {
 		p.sets = append(p.sets, s)
 		return nil
@@ -51,10 +51,10 @@ var predictPolicyFields = func() complete.Predictor {
 	return complete.PredictSet(names...)
 }()
 
-// given says whether anything is to be changed.
+// given reports whether the flags change anything.
 func (p *policyFlags) given() bool { return p.file != "" || len(p.sets) > 0 }
 
-// change reads what the flags say, and returns what it makes of a policy.
+// change parses the flags, and returns a function that changes a policy accordingly.
 func (p *policyFlags) change(env *cmdline.Env) (func(client.Policy) client.Policy, error) {
 	var whole *client.Policy
 	if p.file != "" {
@@ -69,7 +69,7 @@ func (p *policyFlags) change(env *cmdline.Env) (func(client.Policy) client.Polic
 			return nil, cmdline.Wrong("-policy %s: %v", p.file, err)
 		}
 		if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-			return nil, cmdline.Wrong("-policy %s: there is more after the policy", p.file)
+			return nil, cmdline.Wrong("-policy %s: unexpected data after the policy", p.file)
 		}
 	}
 	for _, s := range p.sets {
@@ -82,13 +82,13 @@ func (p *policyFlags) change(env *cmdline.Env) (func(client.Policy) client.Polic
 			policy = *whole
 		}
 		for _, s := range p.sets {
-			_ = assign(&policy, s) // it went well above
+			_ = assign(&policy, s) // it succeeded above
 		}
 		return policy
 	}, nil
 }
 
-// maxPolicy bounds what is read of a policy; the service takes no more.
+// maxPolicy limits the size of a policy in bytes; the service accepts no more.
 const maxPolicy = 64 << 10
 
 func readFile(env *cmdline.Env, name string) ([]byte, error) {
@@ -104,11 +104,11 @@ func readFile(env *cmdline.Env, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(in, maxPolicy))
 }
 
-// assign sets one field of a policy: a number, a word, or words with commas.
+// assign sets one field of a policy to a number, a word, or words separated by commas.
 func assign(p *client.Policy, assignment string) error {
 	name, value, ok := strings.Cut(assignment, "=")
 	if !ok {
-		return cmdline.Wrong("-set wants field=value")
+		return cmdline.Wrong("-set must be field=value")
 	}
 	for i, known := range policyFields {
 		if known != name {
@@ -133,10 +133,10 @@ func assign(p *client.Policy, assignment string) error {
 		}
 		return nil
 	}
-	return cmdline.Wrong("-set: there is no field %q; there are %s", name, strings.Join(policyFields, ", "))
+	return cmdline.Wrong("-set: unknown field %q; the fields are %s", name, strings.Join(policyFields, ", "))
 }
 
-// describePolicy is a policy as a table.
+// describePolicy shows a policy as a table.
 func describePolicy(p client.Policy) *cmdline.Table {
 	t := &cmdline.Table{}
 	v := reflect.ValueOf(p)
@@ -155,7 +155,7 @@ func describePolicy(p client.Policy) *cmdline.Table {
 	return t
 }
 
-// oneOf says whether a flag's value is one of some words, or not given.
+// oneOf returns an error unless a flag's value is empty or one of the given words.
 func oneOf(name, value string, words []string) error {
 	if value == "" {
 		return nil

@@ -10,12 +10,12 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// pollEvery is how often a command that waits or follows calls the service.
+// pollEvery is the interval at which waiting commands call the service.
 const pollEvery = time.Second
 
-// poll calls look until it is done, and returns its error unless that may pass:
-// while the service restarts or its database is away, poll says so once and waits.
-// Its error is the context's when that ends.
+// poll calls look until it is done. It returns look's error, unless the error may be
+// temporary: while the service restarts or its database is unavailable, poll prints one
+// line and waits. It returns the context's error when the context ends.
 func (in *invocation) poll(ctx context.Context, name string, look func(context.Context) (done bool, err error)) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -41,7 +41,7 @@ func (in *invocation) poll(ctx context.Context, name string, look func(context.C
 	}
 }
 
-// passes says whether an error may be gone at the next call.
+// passes reports whether an error may be temporary.
 func passes(err error) bool {
 	var e *client.Error
 	return !errors.As(err, &e) || e.Status >= 500 || errors.Is(err, client.ErrRateLimited)

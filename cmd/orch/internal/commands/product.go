@@ -31,7 +31,7 @@ func findProduct(ctx context.Context, c *client.Client, name string) (*client.Pr
 	return nil, err
 }
 
-// thisProduct reads the product that the argument names, or the context where there
+// thisProduct reads the product that the argument names, or the context's product if there
 // is no argument.
 func (in *invocation) thisProduct(ctx context.Context) (*client.Product, error) {
 	name := in.target.product
@@ -44,8 +44,8 @@ func (in *invocation) thisProduct(ctx context.Context) (*client.Product, error) 
 	return findProduct(ctx, in.client, name)
 }
 
-// namedProduct returns the id of the product that -product names, "" if it names
-// none. A deleted product is named by its id.
+// namedProduct returns the id of the product that -product names, or "" without -product. A
+// deleted product can only be named by its id.
 func (in *invocation) namedProduct(ctx context.Context) (string, error) {
 	if in.product == "" {
 		return "", nil
@@ -60,8 +60,8 @@ func (in *invocation) namedProduct(ctx context.Context) (string, error) {
 	return p.ProductID, nil
 }
 
-// ofProduct keeps, of a list, what is of the product that -product names; all if it names
-// none.
+// ofProduct returns the items of a list that belong to the product that -product names, or
+// all items without -product.
 func ofProduct[T any](ctx context.Context, in *invocation, list []T, productOf func(T) string) ([]T, error) {
 	of, err := in.namedProduct(ctx)
 	if err != nil || of == "" {
@@ -70,8 +70,8 @@ func ofProduct[T any](ctx context.Context, in *invocation, list []T, productOf f
 	return slices.DeleteFunc(list, func(one T) bool { return productOf(one) != of }), nil
 }
 
-// showKey prints a result with a new platform key. A person gets the key as a line
-// for a shell, the last one.
+// showKey prints a result with a new platform key. In text output the last line sets the
+// key in a shell.
 func (in *invocation) showKey(result any, t *cmdline.Table, key string) error {
 	if err := in.Show(result, t); err != nil || in.JSON {
 		return err
@@ -87,7 +87,7 @@ func productRegister() *spec {
 		name: "product register", args: []string{"slug"}, needs: needsAdminKey,
 		synopsis: "Register a product, and print its platform key",
 		about: `Register a product, and print its platform key as a line for a shell. The key is
-printed this once and kept nowhere: if it is lost, make a new one with
+printed only this once and stored nowhere: if it is lost, create a new one with
 "orch product rotate-key".`,
 		examples: []string{
 			`orch product register -name "ACME Inc." acme`,
@@ -96,7 +96,7 @@ printed this once and kept nowhere: if it is lost, make a new one with
 			`eval "$(orch product register acme | tail -n 1)"    # sets ORCH_PLATFORM_KEY`,
 		},
 		flags: func(f *flag.FlagSet) {
-			f.StringVar(&name, "name", "", "its display `name` (default: the slug)")
+			f.StringVar(&name, "name", "", "the display `name` (default: the slug)")
 			policy.register(f)
 		},
 		predict: policyPredictors,
@@ -138,7 +138,7 @@ func productList() *spec {
 }
 
 func productTable(list *client.ProductList) *cmdline.Table {
-	t := &cmdline.Table{Empty: "no products; orch product register makes one"}
+	t := &cmdline.Table{Empty: "no products; orch product register creates one"}
 	t.Head("SLUG", "PRODUCT ID", "NAME", "ENGINES", "MAX ENGINES", "CREATED")
 	for _, p := range list.Products {
 		t.Row(p.Slug, p.ProductID, p.DisplayName, p.Engines, p.Policy.MaxEngines, p.CreatedAt)
@@ -176,9 +176,9 @@ func productPolicy() *spec {
 		synopsis: "Show or change what a product may do",
 		about: `Show the policy of a product, named by its slug or its id (default: the context's),
 or change it: -policy replaces all of it, -set changes one field and keeps the
-others. A change holds from the next request on. With -set no edit of somebody else
-is lost: the policy is written only if it is still the one that was read (If-Match),
-else it is read and changed again.
+others. A change is effective from the next request on. -set loses no concurrent
+change: the policy is written only if it has not changed since it was read
+(If-Match); otherwise it is read and changed again.
 
 The fields are ` + strings.Join(policyFields, ", ") + ".",
 		examples: []string{
@@ -214,13 +214,13 @@ func productRotateKey() *spec {
 	var overlap time.Duration
 	return &spec{
 		name: "product rotate-key", args: []string{"product"}, needs: needsAdminKey,
-		synopsis: "Give a product a new platform key, and print it",
-		about: `Give a product, named by its slug or its id, a new platform key, and print it this
-once, as a line for a shell. The old key works on for the overlap; without one, it
-and all earlier ones end at once.`,
+		synopsis: "Replace a product's platform key, and print the new key",
+		about: `Replace the platform key of a product, named by its slug or its id, and print the
+new key, only this once, as a line for a shell. The old key stays valid for the
+overlap; without one, the old key and all earlier ones become invalid at once.`,
 		examples: []string{"orch product rotate-key -overlap 1h acme"},
 		flags: func(f *flag.FlagSet) {
-			f.DurationVar(&overlap, "overlap", 0, "how long the old key works on, up to 24h")
+			f.DurationVar(&overlap, "overlap", 0, "how long the old key stays valid, up to 24h")
 		},
 		run: func(ctx context.Context, in *invocation) error {
 			if overlap < 0 || overlap > most {
@@ -244,10 +244,10 @@ and all earlier ones end at once.`,
 func productDelete() *spec {
 	return &spec{
 		name: "product delete", args: []string{"product"}, needs: needsAdminKey,
-		synopsis: "Remove a product that has no engines",
-		about:    "Remove a product, named by its slug or its id, with its keys. One that has engines\nis refused. orch asks first, unless -yes is given.",
+		synopsis: "Delete a product that has no engines",
+		about:    "Delete a product, named by its slug or its id, with its keys. It must not have\nengines. orch asks for confirmation, unless -yes is given.",
 		examples: []string{"orch product delete acme", "orch product delete -yes acme"},
-		ask:      func(args []string) string { return fmt.Sprintf("Delete the product %s, with its keys?", args[0]) },
+		ask:      func(args []string) string { return fmt.Sprintf("Delete the product %s with its keys?", args[0]) },
 		run: func(ctx context.Context, in *invocation) error {
 			p, err := findProduct(ctx, in.client, in.Args[0])
 			if err != nil {

@@ -23,9 +23,9 @@ func rolloutTable(r *client.Rollout) *cmdline.Table {
 func providerKeysStatus() *spec {
 	return &spec{
 		name: "provider-keys status", needs: needsAdminKey,
-		synopsis: "Show how far the new provider keys have come",
-		about: `Show how far the last rollout of provider keys has come: none, rolling, halted (too
-many engines in a row did not come back) or done.`,
+		synopsis: "Show the progress of a rollout of provider keys",
+		about: `Show the progress of the last rollout of provider keys: none, rolling, halted (too
+many engines in a row did not become healthy) or done.`,
 		examples: []string{"orch provider-keys status", "orch provider-keys status -json | jq .pending"},
 		run: func(ctx context.Context, in *invocation) error {
 			r, err := in.client.ProviderKeys(ctx)
@@ -37,21 +37,22 @@ many engines in a row did not come back) or done.`,
 	}
 }
 
-// rolloutPoll is how often -wait reads the state of a rollout.
+// rolloutPoll is the interval at which -wait reads the progress of a rollout.
 const rolloutPoll = time.Second
 
 func providerKeysApply() *spec {
 	var wait bool
 	return &spec{
 		name: "provider-keys apply", needs: needsAdminKey,
-		synopsis: "Bring new provider keys to running engines, a few at a time",
-		about: `Have the service restart the running engines whose provider keys are older than
-those in Vault: 2 % at a time, and at least one, each of them healthy before the
-next. Engines that sleep or are stopped get the keys when they start. When several
-in a row do not come back the rollout halts; the same command resumes it.`,
+		synopsis: "Give running engines the new provider keys, a few concurrently",
+		about: `Make the service restart the running engines whose provider keys are older than
+those in Vault: 2 % of them concurrently, and at least one, and the next ones only
+after those are healthy. Engines that sleep or are stopped get the keys when they
+start. If several in a row do not become healthy, the rollout halts; the same
+command resumes it.`,
 		examples: []string{"orch provider-keys apply", "orch provider-keys apply -wait"},
 		flags: func(f *flag.FlagSet) {
-			f.BoolVar(&wait, "wait", false, "wait for its end; the exit code is 1 if it halted or engines failed")
+			f.BoolVar(&wait, "wait", false, "wait for the end; the exit code is 1 if the rollout halted or engines failed")
 		},
 		run: func(ctx context.Context, in *invocation) error {
 			r, err := in.client.ApplyProviderKeys(ctx)

@@ -12,11 +12,11 @@ import (
 
 func engineQuarantine() *spec {
 	return &spec{
-		name: "engine quarantine", needs: needsAdminKey, product: "only those of one `product`, by slug or id",
-		synopsis: "List the engines that only the admin can decide about (for the admin)",
-		about: `List the quarantined engines, oldest first. What is known of such an engine
-contradicts itself, or does not name its owner. Nobody gets its key, and nothing
-removes it, until "orch engine adopt" or "orch engine discard" does.`,
+		name: "engine quarantine", needs: needsAdminKey, product: "only engines of this `product`, by slug or id",
+		synopsis: "List engines whose owner the admin must decide (for the admin)",
+		about: `List the quarantined engines, oldest first. The records of such an engine
+contradict each other, or name no owner. Nobody gets its key, and nothing removes
+it, until "orch engine adopt" or "orch engine discard".`,
 		examples: []string{"orch engine quarantine"},
 		run: func(ctx context.Context, in *invocation) error {
 			list, err := in.client.Quarantine(ctx)
@@ -42,18 +42,18 @@ removes it, until "orch engine adopt" or "orch engine discard" does.`,
 func engineAdopt() *spec {
 	var user string
 	return &spec{
-		name: "engine adopt", args: []string{"engine_id"}, needs: needsAdminKey, product: "the `product` that the engine becomes one of, by slug or id",
+		name: "engine adopt", args: []string{"engine_id"}, needs: needsAdminKey, product: "the `product` of the new owner, by slug or id",
 		synopsis: "Give a quarantined engine to a user (for the admin)",
-		about: `Give a quarantined engine to the user whom Vault and Nomad name, or, where they name
-none, to the one that -product and -user name. The brain is untouched; the product
-gets the engine's key when it admits the user.`,
+		about: `Give a quarantined engine to the user that Vault and Nomad name, or, if they name
+none, to the user that -product and -user name. The brain is not changed; the
+product gets the engine's key when it admits the user.`,
 		examples: []string{"orch engine adopt kxojiu5ydmo2ndjwqkfmov3xjx", "orch engine adopt -product acme -user alice@example.com kxojiu5ydmo2ndjwqkfmov3xjx"},
 		flags: func(f *flag.FlagSet) {
-			f.StringVar(&user, "user", "", "the `user_id` of the user who gets it")
+			f.StringVar(&user, "user", "", "the `user_id` of the new owner")
 		},
 		run: func(ctx context.Context, in *invocation) error {
 			if (in.product == "") != (user == "") {
-				return cmdline.Wrong("-product and -user name the owner together: give both or neither")
+				return cmdline.Wrong("give both -product and -user, or neither")
 			}
 			product, err := in.namedProduct(ctx)
 			if err != nil {
@@ -74,8 +74,8 @@ gets the engine's key when it admits the user.`,
 func engineDiscard() *spec {
 	return &spec{
 		name: "engine discard", args: []string{"engine_id"}, needs: needsAdminKey,
-		synopsis: "Remove a quarantined engine with its brain and key (for the admin)",
-		about:    "Remove a quarantined engine: its process, job, volume, variable and key. It cannot\nbe undone.",
+		synopsis: "Remove a quarantined engine, with its brain and key (for the admin)",
+		about:    "Remove a quarantined engine: its process, job, volume, variable and key. This\ncannot be undone.",
 		examples: []string{"orch engine discard kxojiu5ydmo2ndjwqkfmov3xjx"},
 		ask: func(args []string) string {
 			return fmt.Sprintf("Remove engine %s with its brain and key?", args[0])

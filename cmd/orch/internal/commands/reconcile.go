@@ -14,7 +14,7 @@ func reconcile() *spec {
 	return &spec{
 		name: "reconcile", needs: needsAdminKey,
 		synopsis: "Compare what exists with what should exist, now",
-		about:    "Ask the leader for a full reconcile pass now. It is not waited for.",
+		about:    "Request a full reconcile pass of the leader, and do not wait for it.",
 		examples: []string{"orch reconcile -dry-run", "orch reconcile"},
 		flags: func(f *flag.FlagSet) {
 			f.BoolVar(&dry, "dry-run", false, "change nothing: print what a pass would do now, and why")
@@ -28,14 +28,14 @@ func reconcile() *spec {
 				return err
 			}
 			if len(plan.Incomplete) > 0 {
-				in.Say("These lists cannot be read now, and nothing is removed without them: %s", cmdline.Clean(strings.Join(plan.Incomplete, ", ")))
+				in.Say("These lists cannot be read now, and a pass removes nothing without them: %s", cmdline.Clean(strings.Join(plan.Incomplete, ", ")))
 			}
 			return in.Show(plan, actionTable(plan.Actions))
 		},
 	}
 }
 
-// requested shows that something was asked for that nobody waits for.
+// requested shows the result of a request for background work.
 func (in *invocation) requested(err error) error {
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func (in *invocation) requested(err error) error {
 	return in.ended("requested")
 }
 
-// ended shows the status that a change ended with, and rows about it.
+// ended shows the final status of a change, and facts about it.
 func (in *invocation) ended(status string, facts ...[2]string) error {
 	t := &cmdline.Table{}
 	for _, f := range facts {

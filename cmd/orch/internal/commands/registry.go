@@ -14,8 +14,8 @@ func registryStatus() *spec {
 		name: "registry status", needs: needsAdminKey,
 		synopsis: "Show the state of the registry",
 		about: `Show whether the registry (Consul) and the keys (Vault) are complete, or since when
-they are not. A registry that went back in time is recovered without a command;
-"orch engine rekey" gives engines new keys for those that Vault has lost.`,
+they are not. A registry that went back in time is recovered without a command. If
+Vault has lost keys, "orch engine rekey" gives engines new ones.`,
 		examples: []string{"orch registry status"},
 		run: func(ctx context.Context, in *invocation) error {
 			r, err := in.client.Registry(ctx)
@@ -57,10 +57,10 @@ func registryRecover() *spec {
 	return &spec{
 		name: "registry recover", needs: needsAdminKey,
 		synopsis: "Rebuild what the registry has lost, from Vault and Nomad",
-		about: `Ask the leader to compare every engine with what Vault and Nomad know about it, and
-to rebuild what is missing in the registry. It is not waited for. The service does
-so without a command when it notices that the registry went back in time. Changes
-of engines wait meanwhile; running engines can be admitted.`,
+		about: `Request that the leader compares every engine with the records in Vault and Nomad,
+and rebuilds what the registry has lost; do not wait for it. The service does so
+without a command when it notices that the registry went back in time. Changes of
+engines wait meanwhile; users of running engines can be admitted.`,
 		examples: []string{"orch registry recover -dry-run", "orch registry recover"},
 		flags: func(f *flag.FlagSet) {
 			f.BoolVar(&dry, "dry-run", false, "change nothing: print what a recovery would do now, and why")

@@ -102,7 +102,7 @@ func TestAdoptAndDiscardCommands(t *testing.T) {
 		t.Errorf("an unknown one: %d, %q", code, stderr)
 	}
 	before := asked()
-	if code, _, stderr := orch(t, vars, "engine", "discard", "e1"); code != 2 || !strings.Contains(stderr, "say -yes") || asked() != before {
+	if code, _, stderr := orch(t, vars, "engine", "discard", "e1"); code != 2 || !strings.Contains(stderr, "give -yes") || asked() != before {
 		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
 	}
 	if code, stdout, _ := orch(t, vars, "engine", "discard", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  discarded\n" {

@@ -22,11 +22,11 @@ import (
 func server(*cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "server", Synopsis: "Run the service",
-		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting,
-finishes what is in flight and exits. A second SIGINT or SIGTERM ends the process at
-once; another replica, or the next start, finishes what was in flight. SIGHUP reads
-ORCH_ADMIN_KEY_FILE again. The service is configured by its environment:
-docs/configuration.md lists the settings, and so does "orch server -help".`,
+		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting
+connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
+ends the process at once; another replica, or the next start, finishes operations in
+progress. SIGHUP reads ORCH_ADMIN_KEY_FILE again. The service is configured by
+environment variables: docs/configuration.md and "orch server -help" list them.`,
 		Examples:   []string{"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server"},
 		Codes:      fmt.Sprintf("%d ended at once by a second signal", endedAtOnce),
 		More:       settings,
@@ -45,13 +45,13 @@ func settings() string {
 	}
 	_ = w.Flush()
 	b.WriteString(`
-  The clients' own variables give the addresses of the others: NOMAD_ADDR,
-  NOMAD_TOKEN, CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR, VAULT_TOKEN, and
-  their TLS variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
+The addresses of Nomad, Consul and Vault are in their clients' own variables:
+NOMAD_ADDR, NOMAD_TOKEN, CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR,
+VAULT_TOKEN, and the TLS variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
 
-  GOGC is Go's own: how much garbage may gather before it is collected, in percent
-  of what is in use (default 100). A higher one trades memory for less CPU time per
-  admit.`)
+GOGC is Go's own variable: how much the heap may grow before a garbage collection,
+in percent of the memory in use (default 100). A higher value needs more memory, but
+less CPU time per admit.`)
 	return b.String()
 }
 
@@ -81,8 +81,8 @@ func serve(ctx context.Context) error {
 // endedAtOnce is the exit code of a process that a second signal ended.
 const endedAtOnce = 3
 
-// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The
-// second one ends the process, until stop.
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. Until stop is
+// called, a second one ends the process.
 func untilSignal(parent context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals, quit, ended := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
@@ -93,7 +93,7 @@ func untilSignal(parent context.Context) (_ context.Context, stop func()) {
 			select {
 			case s := <-signals:
 				if ctx.Err() != nil {
-					fmt.Fprintf(os.Stderr, "orch: %s again: ended at once; what was in flight is finished by another replica or the next start\n", s)
+					fmt.Fprintf(os.Stderr, "orch: %s again: ended at once; another replica or the next start finishes operations in progress\n", s)
 					os.Exit(endedAtOnce)
 				}
 				cancel()
@@ -110,8 +110,7 @@ func untilSignal(parent context.Context) (_ context.Context, stop func()) {
 	}
 }
 
-// onHangup calls do for every SIGHUP until stop, which waits for a call under
-// way.
+// onHangup calls do for every SIGHUP until stop, which waits for a call of do in progress.
 func onHangup(do func()) (stop func()) {
 	hangup, quit, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
 	signal.Notify(hangup, syscall.SIGHUP)

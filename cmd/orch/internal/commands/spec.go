@@ -20,23 +20,24 @@ import (
 // spec is a command that calls the service.
 type spec struct {
 	name     string   // with its group: "engine show"
-	args     []string // names of its arguments; one in brackets, the last, may be left out
+	args     []string // names of its arguments; an optional last one is in brackets
 	synopsis string   // one line
 	about    string   // the text of its help
 	examples []string
-	codes    string // its exit codes besides those of all
+	codes    string // exit codes besides the common ones
 	needs    need
 	flags    func(*flag.FlagSet)
 	predict  map[string]complete.Predictor
-	// product says what the flag -product is for; empty: there is no such flag.
+	// product is the help text of the flag -product; empty: there is no such flag.
 	product string
-	// timeout says what the flag -timeout bounds; empty: each call of the service.
+	// timeout is the help text of the flag -timeout; empty: it limits each call of the
+	// service.
 	timeout string
 	ask     func(args []string) (question string)
 	run     func(ctx context.Context, in *invocation) error
 }
 
-// invocation is one call of such a command.
+// invocation is one execution of such a command.
 type invocation struct {
 	*cmdline.Call
 	client  *client.Client
@@ -46,11 +47,10 @@ type invocation struct {
 	admin   bool   // of -admin
 }
 
-// defaultTimeout is longer than any operation of the service takes with its
-// default boot timeout.
+// defaultTimeout is longer than any operation of the service with the default boot timeout.
 const defaultTimeout = 5 * time.Minute
 
-// command is the command for the framework.
+// command converts the command for the framework.
 func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 	in := &invocation{}
 	var choice choice
@@ -60,11 +60,11 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 	}
 	timeout := s.timeout
 	if timeout == "" {
-		timeout = "how long to wait for a response of the service; 0: indefinitely"
+		timeout = "maximum time to wait for a response of the service; 0: no limit"
 	}
 	ask := s.ask
 	if ask != nil {
-		// Who confirms sees which service it is about.
+		// The question names the service, so that the user knows which one is changed.
 		ask = func(args []string) string {
 			question := strings.TrimSuffix(s.ask(args), "?")
 			if t, err := choose(env, choice); err == nil {
@@ -80,11 +80,11 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 			if s.flags != nil {
 				s.flags(f)
 			}
-			f.StringVar(&choice.address, "address", "", "the `URL` of the service (default: "+urlVar+", the context's, else "+defaultURL+")")
-			f.StringVar(&choice.context, "context", "", "call the service of this `context` (default: the one in use)")
+			f.StringVar(&choice.address, "address", "", "the `URL` of the service (default: "+urlVar+", the context's, or =>"+defaultURL+")")
+			f.StringVar(&choice.context, "context", "", "call the service of this `context` (default: the selected one)")
 			f.DurationVar(&in.timeout, "timeout", defaultTimeout, timeout)
 			if s.needs == needsEither {
-				f.BoolVar(&in.admin, "admin", false, "call as the admin, although there is a platform key")
+				f.BoolVar(&in.admin, "admin", false, "call as the admin, even if there is a platform key")
 			}
 			if s.product != "" {
 				f.StringVar(&in.product, "product", "", s.product)
@@ -108,14 +108,14 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 		Run: func(ctx context.Context, _ *cmdline.Call) error {
 			err := s.run(ctx, in)
 			if err != nil && ctx.Err() != nil {
-				return errors.New("interrupted; what was begun may go on")
+				return errors.New("interrupted; an operation that was started may continue")
 			}
 			return described(err)
 		},
 	}
 }
 
-// described puts an error of the service into words for a person.
+// described describes an error of the service for the user.
 func described(err error) error {
 	var refused *client.Error
 	var call *url.Error
@@ -130,8 +130,8 @@ type describedError struct{ error }
 func (d *describedError) Error() string { return describe(d.error) }
 func (d *describedError) Unwrap() error { return d.error }
 
-// describe is an error in words for a person: what the service said, and what to
-// look for in its log.
+// describe returns the text of an error for the user: the service's message, and the id to
+// search for in its log.
 func describe(err error) string {
 	var e *client.Error
 	if !errors.As(err, &e) {
@@ -139,18 +139,18 @@ func describe(err error) string {
 		var call *url.Error
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
-			text += "\n  Is the service running? -address, " + urlVar + " or the context says where it is."
+			text += "\n  Is the service running? -address, " + urlVar + " or the context sets its address."
 		case errors.As(err, &call) && call.Timeout():
-			text = "the service did not respond in time (-timeout); what was begun may go on"
+			text = "the service did not respond in time (-timeout); an operation that was started may continue"
 		}
 		return cmdline.Clean(text)
 	}
 	if e.Code == "" {
-		return fmt.Sprintf("the response has status %d and is not the service's; is the address (-address, %s) right?", e.Status, urlVar)
+		return fmt.Sprintf("the response has status %d and is not from the service; check the address (-address, %s)", e.Status, urlVar)
 	}
 	facts := []string{"code " + string(e.Code), "request " + e.RequestID}
 	if e.RetryAfter > 0 {
-		facts = append(facts, "try again in "+e.RetryAfter.Round(time.Second).String())
+		facts = append(facts, "retry in "+e.RetryAfter.Round(time.Second).String())
 	}
 	return cmdline.Clean(e.Message) + "\n  " + cmdline.Clean(strings.Join(facts, ", "))
 }

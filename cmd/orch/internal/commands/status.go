@@ -14,9 +14,9 @@ func status() *spec {
 	return &spec{
 		name: "status", needs: needsEither,
 		synopsis: "Show the state of the product's engines, or of the service",
-		about: `With a platform key: the product's engines in numbers, and its figures of the last
-hour. As the admin (-admin, or no platform key): what the service needs, what it
-holds in its pools, and all products.`,
+		about: `With a platform key: the numbers of the product's engines, and the figures of the
+last hour. As the admin (-admin, or no platform key): the state of the service's
+dependencies, its pools, and all products.`,
 		examples: []string{"orch status", "orch status -admin", "orch status -json | jq .by_status.failed"},
 		run: func(ctx context.Context, in *invocation) error {
 			if in.client.PlatformKey != "" {
@@ -27,14 +27,14 @@ holds in its pools, and all products.`,
 	}
 }
 
-// fleet shows a product what it has.
+// fleet shows the product's engines and figures.
 func fleet(ctx context.Context, in *invocation) error {
 	st, err := in.client.Status(ctx)
 	if err != nil {
 		return err
 	}
-	// The figures come from another store: without them the counts are still worth
-	// showing.
+	// The figures are from another store. If they are not available, the counts are shown
+	// without them.
 	m, merr := in.client.Metrics(ctx)
 	t := &cmdline.Table{}
 	t.Row("Health", cmdline.State(st.Health))
@@ -58,7 +58,7 @@ func fleet(ctx context.Context, in *invocation) error {
 	}{st, m}, t)
 }
 
-// serviceStatus shows the admin how the service is.
+// serviceStatus shows the state of the service to the admin.
 func serviceStatus(ctx context.Context, in *invocation) error {
 	h, err := in.client.Health(ctx)
 	if err != nil {

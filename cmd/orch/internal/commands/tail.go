@@ -14,26 +14,26 @@ import (
 )
 
 const (
-	// late is how far behind the newest row another one may still appear: counted
-	// denials are written now and then with the minute that they belong to, and
-	// the clocks of replicas differ.
+	// late is how much later than the newest row another row may appear: counted denials
+	// are written with a delay, with the minute that they belong to, and the clocks of
+	// replicas differ.
 	late = 90 * time.Second
-	// patience is how long a row is awaited that was begun and is not over; past
-	// it, its replica is taken to have crashed.
+	// patience is how long the end of a row is awaited; after that, its replica is assumed
+	// to have crashed.
 	patience = 15 * time.Minute
-	pageSize = 1000 // the most that the service gives at once
+	pageSize = 1000 // the maximum that the service returns
 )
 
 // tail prints rows in the order in which they began.
 type tail struct {
 	in     *invocation
 	filter client.AuditFilter
-	seen   map[int64]client.AuditEntry // of those that may still appear or change
+	seen   map[int64]client.AuditEntry // rows that may still appear or change
 	newest time.Time
 }
 
-// begin prints the newest rows, at most most of them if that is not 0. To follow,
-// it also remembers what it has not printed.
+// begin prints the newest rows, at most most of them unless that is 0. With follow it also
+// remembers older rows that may change.
 func (t *tail) begin(ctx context.Context, most int, follow bool) error {
 	f := t.filter
 	f.Limit = pageSize
@@ -68,16 +68,16 @@ func (t *tail) note(e client.AuditEntry) {
 	}
 }
 
-// follow prints what is new, until it is interrupted.
+// follow prints new rows until interrupted.
 func (t *tail) follow(ctx context.Context) error {
 	err := t.in.poll(ctx, "audit tail", func(ctx context.Context) (bool, error) { return false, t.poll(ctx) })
 	if ctx.Err() != nil {
-		return nil // this is how it ends
+		return nil // the regular end
 	}
 	return err
 }
 
-// poll prints the rows that were not there before, and those that are over now.
+// poll prints new rows, and rows that have ended since.
 func (t *tail) poll(ctx context.Context) error {
 	f := t.filter
 	f.Limit = pageSize
@@ -101,7 +101,7 @@ func (t *tail) poll(ctx context.Context) error {
 	return t.print(rows)
 }
 
-// from is when the first row began that may still appear or change.
+// from returns when the first row began that may still appear or change.
 func (t *tail) from() time.Time {
 	if t.newest.IsZero() {
 		return t.newest
@@ -115,10 +115,10 @@ func (t *tail) from() time.Time {
 	return from
 }
 
-// over says whether what a row tells of has ended.
+// over reports whether a row's change has ended.
 func over(e client.AuditEntry) bool { return e.DurationMS != nil }
 
-// print writes rows that are sorted newest first.
+// print prints rows that are sorted newest first.
 func (t *tail) print(rows []client.AuditEntry) error {
 	for _, e := range slices.Backward(rows) {
 		if t.in.JSON {
@@ -134,9 +134,9 @@ func (t *tail) print(rows []client.AuditEntry) error {
 	return nil
 }
 
-// line is a row in columns of fixed widths: rows to come are not known yet.
+// line formats a row in columns of fixed width, because later rows are not known yet.
 func line(e client.AuditEntry) string {
-	took, outcome := "...", "under way"
+	took, outcome := "...", "in progress"
 	if over(e) {
 		took, outcome = fmt.Sprint(*e.DurationMS, " ms"), e.Outcome
 	} else if e.Outcome != audit.OutcomeInterrupted {

@@ -66,7 +66,7 @@ func TestTail(t *testing.T) {
 	if err := tl.begin(t.Context(), 2, true); err != nil {
 		t.Fatal(err)
 	}
-	want("at first", "12:00:00Z ok 250 ms", "12:00:01Z under way ...")
+	want("at first", "12:00:00Z ok 250 ms", "12:00:01Z in progress ...")
 	poll := func(change func()) {
 		t.Helper()
 		l.mu.Lock()
@@ -82,7 +82,7 @@ func TestTail(t *testing.T) {
 		l.rows[3] = row(4, time.Second, true)
 		l.rows = append(l.rows, row(5, time.Minute, false))
 	})
-	want("one is over, one begins", "12:00:01Z ok 250 ms", "12:01:00Z under way ...")
+	want("one is over, one begins", "12:00:01Z ok 250 ms", "12:01:00Z in progress ...")
 	poll(func() { l.rows = slices.Insert(l.rows, 4, row(6, 10*time.Second, true)) })
 	want("one appears late", "12:00:10Z ok 250 ms")
 	poll(func() { l.rows = append(l.rows, row(7, 5*time.Minute, true)) })

@@ -19,7 +19,7 @@ const (
 	defaultURL  = "http://127.0.0.1:8000"
 )
 
-// need says which key a command needs.
+// need is which key a command needs.
 type need int
 
 const (
@@ -31,28 +31,27 @@ const (
 func (n need) help() string {
 	switch n {
 	case needsPlatformKey:
-		return "It needs the product's platform key (" + platformVar + ", or the context's)."
+		return "It needs the product's platform key (" + platformVar + ", or a context's)."
 	case needsAdminKey:
-		return "It needs the admin key (" + adminVar + ", or the context's)."
+		return "It needs the admin key (" + adminVar + ", or a context's)."
 	}
 	return "It needs the product's platform key (" + platformVar + ", or the context's), or else the\nadmin key (" + adminVar + ")."
 }
 
-// choice is what the flags say of the service to call.
+// choice is the service that the flags name.
 type choice struct{ address, context string }
 
-// target is a service to call: where it is, and where its keys come from.
+// target is a service to call: its address, and the sources of its keys.
 type target struct {
 	address         string
-	product         string // that admin commands mean when none is named; may be empty
+	product         string // of admin commands that name none; may be empty
 	platform, admin source
 }
 
-// choose finds the service to call. A context that is named wins over the
-// environment, and the environment over the context in use. An address of -address
-// or of the environment never gets the keys of the context in use, and a context that
-// names a key never takes the other one from the environment: a key goes only to the
-// service that it is for.
+// choose finds the service to call. A named context takes precedence over the environment,
+// and the environment over the selected context. A key is only sent to the service that it
+// is for: an address from -address or the environment never gets the keys of the selected
+// context, and a context that names one key never takes the other one from the environment.
 func choose(env *cmdline.Env, c choice) (*target, error) {
 	ofEnviron := [2]source{{Env: platformVar}, {Env: adminVar}}
 	t := &target{address: cmp.Or(c.address, env.Getenv(urlVar)), platform: ofEnviron[0], admin: ofEnviron[1]}
@@ -70,27 +69,27 @@ func choose(env *cmdline.Env, c choice) (*target, error) {
 				t.platform, t.admin = ofEnviron[0], ofEnviron[1]
 			}
 		case name != "":
-			return nil, cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
+			return nil, cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
 		}
 	}
 	t.address = cmp.Or(t.address, defaultURL)
 	return t, checkAddress(t.address)
 }
 
-// checkAddress refuses what is not the URL of a service. It does not repeat the
-// address, which may hold a password.
+// checkAddress returns an error if an address is not the URL of a service. The error does
+// not contain the address, which may contain a password.
 func checkAddress(address string) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return cmdline.Wrong("the address (-address, %s) is not a URL as in %s", urlVar, defaultURL)
+		return cmdline.Wrong("the address (-address, %s) is not a URL, such as %s", urlVar, defaultURL)
 	}
 	if u.User != nil {
-		return cmdline.Wrong("the address (-address, %s) has a user or a password in it, which the service does not know", urlVar)
+		return cmdline.Wrong("the address (-address, %s) must not contain a user or a password", urlVar)
 	}
 	return nil
 }
 
-// client is a client of the service. It has only the keys that a command needs.
+// client returns a client of the service with only the keys that the command needs.
 func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) {
 	c := &client.Client{BaseURL: t.address}
 	if n != needsAdminKey {
@@ -105,13 +104,13 @@ func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) 
 	}
 	switch {
 	case n == needsPlatformKey && t.platform == (source{}):
-		return nil, cmdline.Wrong("the context names no platform key; orch context add -replace names one")
+		return nil, cmdline.Wrong("the context names no platform key; add one with orch context add -replace")
 	case n == needsAdminKey && t.admin == (source{}):
-		return nil, cmdline.Wrong("the context names no admin key; orch context add -replace names one")
+		return nil, cmdline.Wrong("the context names no admin key; add one with orch context add -replace")
 	case n == needsPlatformKey && c.PlatformKey == "":
-		return nil, cmdline.Wrong("%s is not set; it holds the product's platform key", t.platform.Env)
+		return nil, cmdline.Wrong("%s is not set; set it to the product's platform key", t.platform.Env)
 	case n == needsAdminKey && c.AdminKey == "":
-		return nil, cmdline.Wrong("%s is not set; it holds the admin key", t.admin.Env)
+		return nil, cmdline.Wrong("%s is not set; set it to the admin key", t.admin.Env)
 	case n == needsEither && c.PlatformKey == "" && c.AdminKey == "":
 		var unset []string
 		for _, s := range []source{t.platform, t.admin} {
@@ -127,13 +126,13 @@ func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) 
 	return c, nil
 }
 
-// source is where a key comes from: an environment variable or a file.
+// source is the source of a key: an environment variable or a file.
 type source struct {
 	Env  string `json:"env,omitempty"`
 	File string `json:"file,omitempty"`
 }
 
-// String names the source, never the key.
+// String names the source, but never the key.
 func (s source) String() string {
 	switch {
 	case s.File != "":
@@ -144,7 +143,7 @@ func (s source) String() string {
 	return ""
 }
 
-// maxKey bounds what is read of a file with a key.
+// maxKey limits how much of a key file is read, in bytes.
 const maxKey = 64 << 10
 
 // read returns the key; "" if its variable is not set.
@@ -154,16 +153,16 @@ func (s source) read(env *cmdline.Env) (string, error) {
 	}
 	f, err := os.Open(s.File)
 	if err != nil {
-		return "", cmdline.Wrong("the key: %v", err)
+		return "", cmdline.Wrong("cannot read the key: %v", err)
 	}
 	defer func() { _ = f.Close() }()
 	b, err := io.ReadAll(io.LimitReader(f, maxKey))
 	if err != nil {
-		return "", fmt.Errorf("the key: %w", err)
+		return "", fmt.Errorf("cannot read the key: %w", err)
 	}
 	key := strings.TrimSpace(string(b))
 	if key == "" {
-		return "", cmdline.Wrong("the key: %s is empty", s.File)
+		return "", cmdline.Wrong("the key file %s is empty", s.File)
 	}
 	return key, nil
 }

@@ -10,11 +10,11 @@ import (
 
 func volumeList() *spec {
 	return &spec{
-		name: "volume list", needs: needsAdminKey, product: "only those of one `product`, by slug or id",
-		synopsis: "List the volumes that destroyed engines left on their nodes",
+		name: "volume list", needs: needsAdminKey, product: "only volumes of this `product`, by slug or id",
+		synopsis: "List the volumes of destroyed engines that could not be deleted yet",
 		about: `List the unreachable volumes, oldest first: those of destroyed engines that could
-not be deleted, with what keeps each on its node. The service deletes a volume on a
-silent node when the node is back.`,
+not be deleted yet, with the reason for each. When an unresponsive node is back, the
+service deletes its volumes.`,
 		examples: []string{"orch volume list", "orch volume list -product acme"},
 		run: func(ctx context.Context, in *invocation) error {
 			list, err := in.client.UnreachableVolumes(ctx)
@@ -41,10 +41,10 @@ func volumeForget() *spec {
 	return &spec{
 		name: "volume forget", args: []string{"engine_id"}, needs: needsAdminKey,
 		synopsis: "Forget the volume of a destroyed engine whose node is lost",
-		about: `Forget the unreachable volume of a destroyed engine: its node was silent when the
-engine was destroyed and will not come back, or you have removed the directory.
-Should the node come back after all, a volume that Nomad knows is removed as an
-orphan. "orch volume list" lists the unreachable volumes.`,
+		about: `Forget the unreachable volume of a destroyed engine, because its node will not come
+back, or because you have removed the directory. If the node comes back after all,
+and Nomad knows the volume, it is removed as an orphan. "orch volume list" lists the
+unreachable volumes.`,
 		examples: []string{"orch volume forget kxojiu5ydmo2ndjwqkfmov3xjx"},
 		ask: func(args []string) string {
 			return fmt.Sprintf("Forget the volume of engine %s?", args[0])
