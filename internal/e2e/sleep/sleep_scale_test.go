@@ -19,10 +19,10 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// TestManyFallAsleep lets many engines fall idle in the same moment, and logs
-// what each costs the service, Consul and the audit log. They have rows alone, and
-// one process that answers for all: what Nomad needs to end a process is not in
-// it. ORCH_TEST_SLEEPERS says how many.
+// TestManyFallAsleep makes many engines idle at the same time, and logs what each costs the
+// service, Consul and the audit log. They have only rows, and one process that responds for
+// all, so the time that Nomad needs to end a process is not included. ORCH_TEST_SLEEPERS
+// sets the number.
 func TestManyFallAsleep(t *testing.T) {
 	t.Parallel()
 	many := 300
@@ -45,7 +45,7 @@ func TestManyFallAsleep(t *testing.T) {
 		t.Fatalf("nodes %v, %v", nodes, err)
 	}
 
-	// The rows are those of a replica that is gone when they are all there.
+	// The rows belong to a replica that has ended when they are complete.
 	store := registry.New(s.Consul, prefix)
 	replica := store.Join(hclog.NewNullLogger())
 	joined, leave := context.WithCancel(context.Background())
@@ -62,7 +62,8 @@ func TestManyFallAsleep(t *testing.T) {
 		group.Go(func() error {
 			e := &registry.Engine{
 				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
-				// Not desired to run: whoever looks after those would miss their jobs.
+				// They are not desired to run, because otherwise their missing jobs would
+				// be noticed.
 				State: registry.Provisioning, Desired: registry.Sleeping, Image: "reference-engine", KeyVersion: 1,
 				NodeID: nodes[0].ID, URL: engine.URL, CreatedAt: time.Now().UTC(),
 			}
