@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// answering is a service that gives canned answers and notes what it was asked.
+// answering is a service with fixed responses that records the calls.
 func answering(t *testing.T, answers map[string]string) (vars []string, asked func() string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -35,7 +35,7 @@ func answering(t *testing.T, answers map[string]string) (vars []string, asked fu
 	}
 }
 
-// orch runs a call, with nothing in its environment but vars.
+// orch runs a command with only vars in its environment.
 func orch(t *testing.T, vars []string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	w := newWorld(t, "")
@@ -59,7 +59,7 @@ func TestReconcileCommand(t *testing.T) {
 		t.Errorf("-dry-run -json: %d, %q", code, stdout)
 	}
 	if got := asked(); got != "GET /reconcile, GET /reconcile" {
-		t.Errorf("a dry run asked %s", got)
+		t.Errorf("a dry run called %s", got)
 	}
 	if code, stdout, _ := orch(t, vars, "reconcile"); code != 0 || stdout != "Status  requested\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -69,7 +69,7 @@ func TestReconcileCommand(t *testing.T) {
 func TestVolumeForgetCommand(t *testing.T) {
 	vars, asked := answering(t, map[string]string{"DELETE /unreachable-volumes/e1": `{"status": "forgotten", "engine_id": "e1"}`})
 	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 2 || !strings.Contains(stderr, "give -yes") || asked() != "" {
-		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
+		t.Errorf("unconfirmed: %d, %q, it called %q", code, stderr, asked())
 	}
 	if code, stdout, _ := orch(t, vars, "volume", "forget", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  forgotten\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -115,6 +115,6 @@ func TestNodeAdoptCommand(t *testing.T) {
 		t.Errorf("with failures: %d, %q, %q", code, stdout, stderr)
 	}
 	if got := asked(); got != "POST /nodes/new/adopt, POST /nodes/new/adopt, POST /nodes/bad/adopt" {
-		t.Errorf("it asked %s", got)
+		t.Errorf("it called %s", got)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// addContexts makes the contexts dev, which is in use, and prod.
+// addContexts adds the contexts dev, which is selected, and prod.
 func addContexts(t *testing.T, w *world) {
 	t.Helper()
 	key := filepath.Join(t.TempDir(), "key")
@@ -29,7 +29,7 @@ func addContexts(t *testing.T, w *world) {
 	}
 }
 
-// TestChoose: which service is called, with which keys.
+// TestChoose: which service is called, and with which keys.
 func TestChoose(t *testing.T) {
 	for name, c := range map[string]struct {
 		choice          choice
@@ -96,7 +96,7 @@ func TestChoose(t *testing.T) {
 	})
 }
 
-// TestNeeds: a command gets no key that it does not need.
+// TestNeeds: a command gets only the keys that it needs.
 func TestNeeds(t *testing.T) {
 	for n, want := range map[need][2]string{needsPlatformKey: {"pk", ""}, needsAdminKey: {"", "ak"}, needsEither: {"pk", "ak"}} {
 		w := newWorld(t, "")
@@ -141,7 +141,8 @@ func TestContextCommands(t *testing.T) {
 		t.Errorf("-json: exit code %d, %+v", code, all)
 	}
 
-	// The file is its owner's, holds no key, and nothing is left beside it.
+	// The file is readable only by its owner, contains no key, and no temporary file
+	// remains.
 	file, err := contextsFile(&w.Env)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +161,7 @@ func TestContextCommands(t *testing.T) {
 		t.Errorf("%v, %v; want the file and its lock", left, err)
 	}
 
-	// What is refused changes nothing.
+	// A refused command changes nothing.
 	before, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +191,7 @@ func TestContextCommands(t *testing.T) {
 	}
 }
 
-// TestContextsTogether: processes that change the file at the same time lose nothing.
+// TestContextsTogether: processes that change the file concurrently lose no change.
 func TestContextsTogether(t *testing.T) {
 	w := newWorld(t, "")
 	const n = 16
@@ -211,7 +212,7 @@ func TestContextsTogether(t *testing.T) {
 	}
 }
 
-// TestContextsDamaged: a file that cannot be understood calls nobody.
+// TestContextsDamaged: with an invalid file no service is called.
 func TestContextsDamaged(t *testing.T) {
 	for _, text := range []string{"", "{", `{"contexts": {"a": null}, "current": "a"}`, `{"contexts": {"a": {"adress": "http://h"}}, "current": "a"}`, `{"contexts": {}, "current": "gone"}`} {
 		w := newWorld(t, "")
@@ -229,7 +230,7 @@ func TestContextsDamaged(t *testing.T) {
 	}
 }
 
-// TestKeyFile: a key that cannot be read is said before anything is called.
+// TestKeyFile: a key that cannot be read is reported before a service is called.
 func TestKeyFile(t *testing.T) {
 	w := newWorld(t, "")
 	file := filepath.Join(t.TempDir(), "key")
