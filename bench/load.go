@@ -13,7 +13,7 @@ import (
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // load is HTTP calls at a rate, whether or not earlier ones are answered, or by
@@ -165,8 +165,8 @@ func (b *bench) directCalls(ctx context.Context, s *service, users []string) (ta
 	for _, user := range users {
 		id := must(s.Engine(ctx, user)).EngineID
 		targets = append(targets,
-			vegeta.Target{Method: http.MethodGet, URL: b.stack.NomadAddr + "/v1/job/" + registry.JobID(id) + "/allocations"},
-			vegeta.Target{Method: http.MethodGet, URL: b.stack.ConsulAddr + "/v1/health/service/" + registry.JobID(id) + "?passing=1"},
+			vegeta.Target{Method: http.MethodGet, URL: b.stack.NomadAddr + "/v1/job/" + engine.JobID(id) + "/allocations"},
+			vegeta.Target{Method: http.MethodGet, URL: b.stack.ConsulAddr + "/v1/health/service/" + engine.JobID(id) + "?passing=1"},
 			vegeta.Target{Method: http.MethodGet, URL: b.stack.VaultAddr + "/v1/" + s.name + "/data/engines/" + id, Header: token})
 	}
 	return targets

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/service"
@@ -100,7 +101,7 @@ var anyUser = rapid.OneOf(
 	rapid.StringOfN(rapid.SampledFrom([]rune(`/%.?#&=+;:@ \"'<>{}$|*ü🦊a2F`)), 1, -1, 256),
 	rapid.SampledFrom([]string{"provision", "start", "..", ".", "/", "//", "a/../b", "%2F", "a%2Fb", "a%252Fb", " ", "?", "#", strings.Repeat("/", 256)}),
 	rapid.StringN(1, -1, 256),
-).Filter(func(s string) bool { return registry.CheckUserID(s) == nil })
+).Filter(func(s string) bool { return engine.CheckUserID(s) == nil })
 
 // TestUserIDsComeThrough: a user_id that the client sends in a path is read by the service
 // unchanged, byte by byte, in every call.
@@ -131,9 +132,9 @@ func TestUserIDsComeThrough(t *testing.T) {
 
 	rapid.Check(t, func(rt *rapid.T) {
 		ctx, user := t.Context(), anyUser.Draw(rt, "user_id")
-		row := &registry.Engine{
+		row := &engine.Row{
 			EngineID: strings.ToLower(rand.Text()), ProductID: p.ProductID, ProductSlug: p.Slug, UserID: user,
-			State: registry.Provisioning, Desired: registry.Running, Image: "engine", CreatedAt: time.Now().UTC(),
+			State: engine.Provisioning, Desired: engine.Running, Image: "engine", CreatedAt: time.Now().UTC(),
 		}
 		if err := store.Refollowing(ctx, func() error { return store.Claim(ctx, p, row, nil) }); err != nil {
 			rt.Fatal(err)

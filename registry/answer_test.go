@@ -14,6 +14,8 @@ import (
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // An answer in JSON of another form is read all the same; one that is no JSON, or
@@ -93,12 +95,12 @@ func TestRowIsOfWhatWasRead(t *testing.T) {
 	s := New(nil, "t/")
 	m := s.NewMirror(hclog.NewNullLogger())
 	at := func(version int, index uint64) stored {
-		return storedAt(s.engineKey("p", "u"), encode(&Engine{EngineID: "a", ProductID: "p", UserID: "u", State: Running, KeyVersion: version}), index)
+		return storedAt(s.engineKey("p", "u"), encode(&engine.Row{EngineID: "a", ProductID: "p", UserID: "u", State: engine.Running, KeyVersion: version}), index)
 	}
-	read := func(version int, index uint64) *Engine {
+	read := func(version int, index uint64) *engine.Row {
 		t.Helper()
 		e, err := s.row(at(version, index))
-		if err != nil || e.KeyVersion != version || e.Index != index || e.stored != Running {
+		if err != nil || e.KeyVersion != version || e.Index != index || keptOf(e.Stored).state != engine.Running {
 			t.Fatalf("version %d at %d is read as %+v, %v", version, index, e, err)
 		}
 		return e
@@ -126,9 +128,9 @@ func TestRowIsOfWhatWasRead(t *testing.T) {
 
 func TestDecodedIsOfWhatWasRead(t *testing.T) {
 	var d decoded
-	of := func(slug string, index uint64) *Product {
+	of := func(slug string, index uint64) *engine.Product {
 		t.Helper()
-		p, err := d.of(storedAt("k", encode(&Product{ProductID: "k", Slug: slug, PlatformKeyHash: "h"}), index))
+		p, err := d.of(storedAt("k", encode(&engine.Product{ProductID: "k", Slug: slug, PlatformKeyHash: "h"}), index))
 		if err != nil || p.Slug != slug || p.Index != index {
 			t.Fatalf("%q at %d is read as %+v, %v", slug, index, p, err)
 		}
@@ -154,7 +156,7 @@ func TestDecodedIsBounded(t *testing.T) {
 	var d decoded
 	for n := range maxDecoded + 10 {
 		id := fmt.Sprint(n)
-		if _, err := d.of(storedAt(id, encode(&Product{ProductID: id, Slug: "s", PlatformKeyHash: "h"}), uint64(n))); err != nil {
+		if _, err := d.of(storedAt(id, encode(&engine.Product{ProductID: id, Slug: "s", PlatformKeyHash: "h"}), uint64(n))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // Standing is what Consul says of an engine's check.
@@ -127,7 +129,7 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
 	began := time.Now()
-	checks, _, err := c.store.client.Health().State(consul.HealthAny, (&consul.QueryOptions{Filter: `ServiceName matches "^` + jobPrefix + `"`}).WithContext(ctx))
+	checks, _, err := c.store.client.Health().State(consul.HealthAny, (&consul.QueryOptions{Filter: `ServiceName matches "^` + engine.JobPrefix + `"`}).WithContext(ctx))
 	if err != nil {
 		return 0, unavailable(err)
 	}
@@ -146,7 +148,7 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 }
 
 // Of is how the check of an engine that runs stands, and when that was known.
-func (c *Checks) Of(e *Engine) (Standing, time.Time) {
+func (c *Checks) Of(e *engine.Row) (Standing, time.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	check, listed := c.listed[e.AllocID]
@@ -167,13 +169,13 @@ func (c *Checks) Of(e *Engine) (Standing, time.Time) {
 
 // Passes says whether the check of an allocation passes.
 func (c *Checks) Passes(allocID string) bool {
-	standing, _ := c.Of(&Engine{AllocID: allocID})
+	standing, _ := c.Of(&engine.Row{AllocID: allocID})
 	return standing == Passing
 }
 
 // AgentDead says whether Consul's agent on the node of an engine does not answer, so
 // that nobody runs the engine's check.
-func (c *Checks) AgentDead(e *Engine) bool {
+func (c *Checks) AgentDead(e *engine.Row) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	check, listed := c.listed[e.AllocID]
@@ -182,7 +184,7 @@ func (c *Checks) AgentDead(e *Engine) bool {
 
 // Failing is how many of the rows have a check that fails. A row that should not
 // run has none.
-func (c *Checks) Failing(rows []*Engine) int {
+func (c *Checks) Failing(rows []*engine.Row) int {
 	n := 0
 	for _, e := range rows {
 		if standing, _ := c.Of(e); standing == Critical {

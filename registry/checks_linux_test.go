@@ -11,6 +11,8 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // What Consul says of an engine is one of four things; it is asked by the engine's own
@@ -39,13 +41,13 @@ func TestStanding(t *testing.T) {
 	}
 	t.Cleanup(func() { _, _ = client.Catalog().Deregister(&consul.CatalogDeregistration{Node: node}, nil) })
 	put("", "", consul.HealthPassing)
-	engine := func(name string) *Engine {
+	row := func(name string) *engine.Row {
 		id := strings.ToLower(rand.Text())
 		alloc := fmt.Sprintf("%s-%s-%s-%s-%s", id[:8], id[8:12], id[12:16], id[16:20], (id + id)[20:32])
-		return &Engine{EngineID: name + "-" + id, AllocID: alloc, RunningSince: time.Now().Add(-time.Hour)}
+		return &engine.Row{EngineID: name + "-" + id, AllocID: alloc, RunningSince: time.Now().Add(-time.Hour)}
 	}
-	serviceID := func(e *Engine) string { return "_nomad-task-" + e.AllocID + "-engine-" + e.JobID() + "-http" }
-	is := func(e *Engine, want Standing) {
+	serviceID := func(e *engine.Row) string { return "_nomad-task-" + e.AllocID + "-engine-" + e.JobID() + "-http" }
+	is := func(e *engine.Row, want Standing) {
 		t.Helper()
 		eventually(t, fmt.Sprint(e.EngineID, " is ", want), func() error {
 			standing, at := c.Of(e)
@@ -55,13 +57,13 @@ func TestStanding(t *testing.T) {
 			return nil
 		})
 	}
-	passing, critical, absent, warning, young := engine("passing"), engine("critical"), engine("absent"), engine("warning"), engine("young")
+	passing, critical, absent, warning, young := row("passing"), row("critical"), row("absent"), row("warning"), row("young")
 	young.RunningSince = time.Now().Add(time.Hour)
 	put(serviceID(passing), passing.JobID(), consul.HealthPassing)
 	put(serviceID(critical), critical.JobID(), consul.HealthCritical)
 	put(serviceID(warning), warning.JobID(), consul.HealthWarning)
 	// Of an allocation before, and of somebody else who took the name.
-	put("_nomad-task-"+engine("old").AllocID+"-engine-"+passing.JobID()+"-http", passing.JobID(), consul.HealthCritical)
+	put("_nomad-task-"+row("old").AllocID+"-engine-"+passing.JobID()+"-http", passing.JobID(), consul.HealthCritical)
 	put("foreign-"+passing.EngineID, passing.JobID(), consul.HealthCritical)
 	put("foreign-"+absent.EngineID, absent.JobID(), consul.HealthPassing)
 	is(passing, Passing)
@@ -69,11 +71,11 @@ func TestStanding(t *testing.T) {
 	is(absent, Absent)
 	is(warning, Absent)
 	is(young, Unknown)
-	if n := c.Failing([]*Engine{passing, critical, absent, warning, young}); n != 1 {
+	if n := c.Failing([]*engine.Row{passing, critical, absent, warning, young}); n != 1 {
 		t.Errorf("%d fail, want 1", n)
 	}
 	put("", "", consul.HealthCritical)
-	for _, e := range []*Engine{passing, critical, warning} {
+	for _, e := range []*engine.Row{passing, critical, warning} {
 		is(e, Unknown)
 		if !c.AgentDead(e) {
 			t.Errorf("the agent of %s is dead, and not said to be", e.EngineID)

@@ -9,7 +9,23 @@ import (
 	"sync"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
+
+// kept is what the store keeps about a row or a product as it was read, in its field
+// Stored, out of everybody else's way.
+type kept struct {
+	state   engine.State // that Consul holds at the row's Index, to check moves against
+	sum     uint64       // of the value that the row was decoded from
+	unknown *unknown     // what a newer version of the service wrote into it
+}
+
+// keptOf is what a field Stored says; nothing, of what was never stored.
+func keptOf(stored any) kept {
+	k, _ := stored.(kept)
+	return k
+}
 
 // textSeed makes sums of values that nobody outside this process can aim at.
 var textSeed = maphash.MakeSeed()
@@ -22,8 +38,8 @@ func (v stored) sum() uint64 { return maphash.Bytes(textSeed, v.text) }
 // value, since to decode one costs more than all else that an admit does here. It
 // is shared, and not to be changed. *Unreadable: it is no row of the user that its key
 // names, or a newer version of the service wrote it.
-func (s *Store) row(v stored) (*Engine, error) {
-	if e := s.mirror.row(s.nameOf(v)); e != nil && e.Index == v.index && e.sum == v.sum() {
+func (s *Store) row(v stored) (*engine.Row, error) {
+	if e := s.mirror.row(s.nameOf(v)); e != nil && e.Index == v.index && keptOf(e.Stored).sum == v.sum() {
 		return e, nil
 	}
 	return s.decodeEngine(v)
@@ -32,27 +48,27 @@ func (s *Store) row(v stored) (*Engine, error) {
 // nameOf is the row's name in the key of an engine's row.
 func (s *Store) nameOf(v stored) string { return v.key[len(s.prefix+enginesBelow):] }
 
-func (s *Store) decodeEngine(v stored) (*Engine, error) {
+func (s *Store) decodeEngine(v stored) (*engine.Row, error) {
 	value, err := v.value()
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	e := new(Engine)
+	e := new(engine.Row)
 	if err := json.Unmarshal(value, e); err != nil {
 		return nil, s.unreadableRow(v, false, err)
 	}
 	if err := checkEngine(e, s.nameOf(v)); err != nil {
 		return nil, s.unreadableRow(v, false, err)
 	}
-	if !slices.Contains(States, e.State) {
+	if !slices.Contains(engine.States, e.State) {
 		return nil, s.unreadableRow(v, true, fmt.Errorf("registry: this version knows no state %q", e.State))
 	}
-	e.Index, e.stored, e.sum, e.unknown = v.index, e.State, v.sum(), engineKind.unknownIn(value, e.opID())
+	e.Index, e.Stored = v.index, kept{e.State, v.sum(), engineKind.unknownIn(value, opID(e))}
 	return e, nil
 }
 
 // checkEngine says what keeps a row that was decoded from being the row of its name.
-func checkEngine(e *Engine, name string) error {
+func checkEngine(e *engine.Row, name string) error {
 	product, user, err := parseRowName(name)
 	switch {
 	case err != nil:
@@ -93,11 +109,11 @@ type decoded struct {
 
 type decodedProduct struct {
 	sum     uint64
-	product *Product
+	product *engine.Product
 }
 
 // of decodes a value. The product is shared, and not to be changed.
-func (d *decoded) of(v stored) (*Product, error) {
+func (d *decoded) of(v stored) (*engine.Product, error) {
 	sum := v.sum()
 	d.mu.Lock()
 	known, found := d.products[v.key]

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // RegistryState says whether the registry is known to be whole.
@@ -204,7 +206,7 @@ func (s *Store) Traces(ctx context.Context) (map[string]bool, error) {
 // was read. before is the row that is there under another owner (a warm engine that
 // was claimed since), or nil. ErrExists: the user has a row. ErrConflict: something
 // changed since it was read. ErrNoSession.
-func (s *Store) Rebuild(ctx context.Context, p *Product, e, before *Engine) error {
+func (s *Store) Rebuild(ctx context.Context, p *engine.Product, e, before *engine.Row) error {
 	quota := s.quotaTurn(p.ProductID)
 	defer quota.end()
 	for {
@@ -219,7 +221,7 @@ func (s *Store) Rebuild(ctx context.Context, p *Product, e, before *Engine) erro
 	}
 }
 
-func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e, before *Engine) error {
+func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *engine.Product, e, before *engine.Row) error {
 	count, at, err := quota.read(ctx)
 	if err != nil {
 		return err
@@ -261,7 +263,7 @@ func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *Product, e
 }
 
 // giveUp are the operations that remove a row whose engine another row gets; none for nil.
-func (s *Store) giveUp(row *Engine) consul.KVTxnOps {
+func (s *Store) giveUp(row *engine.Row) consul.KVTxnOps {
 	if row == nil {
 		return nil
 	}
@@ -273,7 +275,7 @@ func (s *Store) giveUp(row *Engine) consul.KVTxnOps {
 // they are, or damaged. oldID is the engine_id of that row; "" where it is not known.
 // before is another row that names the engine and goes with it, or nil.
 // ErrConflict: a row changed.
-func (s *Store) Correct(ctx context.Context, e *Engine, oldID string, before *Engine) error {
+func (s *Store) Correct(ctx context.Context, e *engine.Row, oldID string, before *engine.Row) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value, Index: e.Index},
@@ -305,7 +307,7 @@ func (s *Store) Correct(ctx context.Context, e *Engine, oldID string, before *En
 // it, as the leader; over the row that was read (nil: there is none), or that could not
 // be read at old.Index.
 // ErrExists: another product has its slug. ErrConflict: the row changed.
-func (s *Store) RestoreProduct(ctx context.Context, p *Product, old *Product) error {
+func (s *Store) RestoreProduct(ctx context.Context, p *engine.Product, old *engine.Product) error {
 	id, index := []byte(p.ProductID), uint64(0)
 	if old != nil {
 		index = old.Index
@@ -329,7 +331,7 @@ func (s *Store) RestoreProduct(ctx context.Context, p *Product, old *Product) er
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.platformKey(k.Hash), Value: id})
 	}
 	if old != nil { // keys that were rotated since end again
-		for _, k := range append([]RetiredKey{{Hash: old.PlatformKeyHash}}, old.RetiredKeys...) {
+		for _, k := range append([]engine.RetiredKey{{Hash: old.PlatformKeyHash}}, old.RetiredKeys...) {
 			if k.Hash != "" && !kept[k.Hash] {
 				ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(k.Hash)})
 			}

@@ -3,6 +3,8 @@ package registry
 import (
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // What is handed out is so only while the deployment's record is the one that this
@@ -58,7 +60,7 @@ func TestRebuild(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)
 	lost := newEngine(p, "lost")
-	lost.State, lost.Op, lost.NodeID = Stopped, nil, "node"
+	lost.State, lost.Op, lost.NodeID = engine.Stopped, nil, "node"
 	if err := r.PutPooledVolume(t.Context(), &PooledVolume{EngineID: lost.EngineID, NodeID: "node"}); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +97,7 @@ func TestRebuild(t *testing.T) {
 	})
 	t.Run("Correct", func(t *testing.T) {
 		row := lost.Clone()
-		row.State, row.Desired, row.Reason = Failed, Running, "recovered" // no legal move
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, "recovered" // no legal move
 		if err := r.Correct(t.Context(), row, row.EngineID, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +133,7 @@ func TestRestoreProduct(t *testing.T) {
 	old := r.product(t, nil)
 	now := *old
 	now.PlatformKeyHash, now.Revision = newName(), old.Revision+1
-	now.RetiredKeys = []RetiredKey{{Hash: newName(), Until: time.Now().Add(time.Hour)}}
+	now.RetiredKeys = []engine.RetiredKey{{Hash: newName(), Until: time.Now().Add(time.Hour)}}
 	if err := r.RestoreProduct(t.Context(), &now, old); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +143,7 @@ func TestRestoreProduct(t *testing.T) {
 			t.Errorf("key %s is found: %t, %v", hash, found, err)
 		}
 	}
-	gone := &Product{ProductID: newName(), Slug: "gone-" + newName()[:8], PlatformKeyHash: newName(), Revision: 3}
+	gone := &engine.Product{ProductID: newName(), Slug: "gone-" + newName()[:8], PlatformKeyHash: newName(), Revision: 3}
 	if err := r.RestoreProduct(t.Context(), gone, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +151,6 @@ func TestRestoreProduct(t *testing.T) {
 	if err != nil || back.Slug != gone.Slug || back.Engines != 0 || back.Revision != 3 {
 		t.Fatalf("%+v, %v", back, err)
 	}
-	thief := &Product{ProductID: newName(), Slug: gone.Slug, PlatformKeyHash: newName()}
+	thief := &engine.Product{ProductID: newName(), Slug: gone.Slug, PlatformKeyHash: newName()}
 	wantErr(t, r.RestoreProduct(t.Context(), thief, nil), ErrExists)
 }

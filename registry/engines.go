@@ -9,6 +9,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // Claim creates an engine's row, its index by id, and counts it against the
@@ -20,8 +22,8 @@ import (
 // the product's row changed or the pooled volume was taken by somebody else;
 // read again and retry. ErrMoved: the deployment's record changed: nothing is
 // handed out until it was read again.
-func (s *Store) Claim(ctx context.Context, p *Product, e *Engine, pooled *PooledVolume) error {
-	if err := checkMove(none, e.State); err != nil {
+func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, pooled *PooledVolume) error {
+	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
 		return err
 	}
 	return s.claim(ctx, p, e, consul.KVCAS, s.takePooled(pooled))
@@ -32,7 +34,7 @@ var errQuotaMoved = errors.New("registry: quota count moved")
 
 // claimOnce tries once. index is how the engine_id's index is written: a new
 // engine has none yet. source takes what the engine is made of from where it is.
-func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
+func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
 	count, at, err := quota.read(ctx)
 	if err != nil {
 		return err
@@ -67,7 +69,7 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 	if ref != nil {
 		// Over an expired record, at the index that was read.
 		record = len(ops)
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(ref.record(e)), Index: ref.Expired})
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(recordOf(e, ref)), Index: ref.Expired})
 	}
 	follows, err := s.followed()
 	if err != nil {
@@ -98,8 +100,8 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *Product, e *
 // Update writes e over the row that was read at e.Index and sets the new index.
 // ErrConflict: somebody else changed the row; nothing was written. ErrKeyUsed: the fresh
 // record in e is there already; nothing was written.
-func (s *Store) Update(ctx context.Context, e *Engine) error {
-	if err := checkMove(e.stored, e.State); err != nil {
+func (s *Store) Update(ctx context.Context, e *engine.Row) error {
+	if err := engine.CheckMove(keptOf(e.Stored).state, e.State); err != nil {
 		return err
 	}
 	if e.Op != nil {
@@ -135,7 +137,7 @@ func (s *Store) Update(ctx context.Context, e *Engine) error {
 // Reidentify gives a provisioning row another engine_id and volume: the way on
 // to the next node when the first could not place it. The old id was told to
 // nobody; its resources are gone before this is called. ErrConflict as Claim.
-func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled *PooledVolume) error {
+func (s *Store) Reidentify(ctx context.Context, oldID string, e *engine.Row, pooled *PooledVolume) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
 		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value, Index: e.Index},
@@ -147,7 +149,7 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 		return err
 	}
 	if r := e.Idempotency; r != nil {
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(r.record(e))})
+		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.idempotencyKey(e.ProductID, r.Key), Value: encode(recordOf(e, r))})
 	}
 	follows, err := s.followed()
 	if err != nil {
@@ -169,8 +171,8 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *Engine, pooled 
 // quota back, in one transaction; leaveVolume lists its volume
 // as unreachable.
 // ErrConflict: the row changed.
-func (s *Store) Remove(ctx context.Context, e *Engine, leaveVolume bool) error {
-	if err := checkMove(e.stored, none); err != nil {
+func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) error {
+	if err := engine.CheckMove(keptOf(e.Stored).state, engine.Gone); err != nil {
 		return err
 	}
 	quota := s.quotaTurn(e.ProductID)
@@ -193,8 +195,8 @@ func (s *Store) Remove(ctx context.Context, e *Engine, leaveVolume bool) error {
 		}
 		if r := e.Idempotency; r != nil {
 			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was interrupted
-			if r.Kind == OpDestroy {
-				done := r.record(e)
+			if r.Kind == engine.OpDestroy {
+				done := recordOf(e, r)
 				done.Done = true
 				record.Verb, record.Value = consul.KVSet, encode(done)
 			}
@@ -224,7 +226,7 @@ func (s *Store) Remove(ctx context.Context, e *Engine, leaveVolume bool) error {
 // replica still has its session, as of a moment after the call began.
 // ErrConflict: somebody else changed the row. ErrNoSession: others may take
 // over what this replica owns.
-func (s *Store) Verify(ctx context.Context, e *Engine) error {
+func (s *Store) Verify(ctx context.Context, e *engine.Row) error {
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.engineKey(e.ProductID, e.UserID), Index: e.Index})
 	if err != nil {
 		return err
@@ -234,10 +236,10 @@ func (s *Store) Verify(ctx context.Context, e *Engine) error {
 }
 
 // Engine reads one row, in its product's turn: many callers that wait for the end
-// of one operation ask again and again. ErrNotFound: the user has none.
-func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, error) {
+// of one operation ask again and again. ErrNotFound: the user has none. ErrWentBack.
+func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.Row, error) {
 	key := s.engineKey(productID, userID)
-	found, err := s.shared.read(ctx, productID, key)
+	found, err := s.readForward(ctx, productID, key)
 	if err != nil {
 		return nil, err
 	}
@@ -253,15 +255,17 @@ func (s *Store) Engine(ctx context.Context, productID, userID string) (*Engine, 
 }
 
 // written notes that e was stored as value.
-func (s *Store) written(e *Engine, value []byte, results consul.KVPairs) {
+func (s *Store) written(e *engine.Row, value []byte, results consul.KVPairs) {
 	key := s.engineKey(e.ProductID, e.UserID)
-	e.Index, e.stored = indexOf(results, key), e.State
+	was := keptOf(e.Stored)
+	was.state = e.State
+	e.Index, e.Stored = indexOf(results, key), was
 	s.mirror.wrote(storedAt(key, value, e.Index))
 }
 
 // changed is the operation that tells the watchers of a row's shard. Its value
 // is another with every write: Consul moves no index for a value that stays.
-func (s *Store) changed(e *Engine) *consul.KVTxnOp {
+func (s *Store) changed(e *engine.Row) *consul.KVTxnOp {
 	return &consul.KVTxnOp{
 		Verb: consul.KVSet, Key: s.changeKey(e.ProductID, e.UserID),
 		Value: []byte(e.EngineID + "@" + strconv.FormatUint(e.Index, 10)),

@@ -3,6 +3,8 @@ package registry
 import (
 	"errors"
 	"testing"
+
+	"github.com/septemberai/orch/engine"
 )
 
 func TestVerify(t *testing.T) {
@@ -13,7 +15,7 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := e.Clone()
-	r.move(t, e, Running)
+	r.move(t, e, engine.Running)
 	wantErr(t, r.Verify(t.Context(), before), ErrConflict)
 	if err := r.Verify(t.Context(), e); err != nil {
 		t.Fatal(err)
@@ -26,7 +28,7 @@ func TestVerify(t *testing.T) {
 	if _, err := r.client.Session().Destroy(session, nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, row := range []*Engine{e, before} {
+	for _, row := range []*engine.Row{e, before} {
 		err := r.Verify(t.Context(), row)
 		wantErr(t, err, ErrNoSession)
 		if errors.Is(err, ErrConflict) {
@@ -64,7 +66,7 @@ func TestRetire(t *testing.T) {
 	}
 	wantErr(t, first.PutPooledVolume(t.Context(), &PooledVolume{EngineID: "x", NodeID: "y"}), ErrConflict)
 	r := e.Clone()
-	r.State = Running
+	r.State = engine.Running
 	if err := first.Update(t.Context(), r); err != nil {
 		t.Errorf("it cannot write its own rows: %v", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // idempotencyTTL is how long a change's Idempotency-Key is kept (SPEC
@@ -63,7 +65,7 @@ func (s *Store) Idempotency(ctx context.Context, productID, key string) (*Idempo
 
 // recordOps are the operations that keep the record of e's change in step with its
 // row: made with it, told its answer, or gone with its failure.
-func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
+func (s *Store) recordOps(e *engine.Row) consul.KVTxnOps {
 	r := e.Idempotency
 	if r == nil {
 		return nil
@@ -71,15 +73,15 @@ func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
 	at := s.idempotencyKey(e.ProductID, r.Key)
 	switch {
 	case r.Fresh: // over an expired record, at the index that was read
-		ops := consul.KVTxnOps{{Verb: consul.KVCAS, Key: at, Value: encode(r.record(e)), Index: r.Expired}}
+		ops := consul.KVTxnOps{{Verb: consul.KVCAS, Key: at, Value: encode(recordOf(e, r)), Index: r.Expired}}
 		if r.Replaces != "" {
 			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Replaces)})
 		}
 		return ops
 	case e.Op != nil && e.Op.Undo == "":
 		return nil // under way, as the record says
-	case r.succeeded(e):
-		answered := r.record(e)
+	case r.Succeeded(e):
+		answered := recordOf(e, r)
 		answered.URL, answered.Done = e.URL, r.Kind != ""
 		e.Idempotency = nil
 		return consul.KVTxnOps{{Verb: consul.KVSet, Key: at, Value: encode(answered)}}
@@ -88,30 +90,8 @@ func (s *Store) recordOps(e *Engine) consul.KVTxnOps {
 	return consul.KVTxnOps{{Verb: consul.KVDelete, Key: at}}
 }
 
-// RecordRef is what a row knows of its operation's record while that is under way.
-type RecordRef struct {
-	Key       string    `json:"key"`
-	Body      string    `json:"body"`
-	CreatedAt time.Time `json:"created_at"`
-	// Kind is the operation that it is of; empty: the provision.
-	Kind OpKind `json:"kind,omitempty"`
-	// Expired is the index of the expired record that this one replaces.
-	Expired uint64 `json:"-"`
-	// Fresh: the record is to be made with the next write of the row. Replaces is the key
-	// of the record of the operation that this one cuts short.
-	Fresh    bool   `json:"-"`
-	Replaces string `json:"-"`
-}
-
-// succeeded says whether the operation of the record has closed without an error.
-func (r *RecordRef) succeeded(e *Engine) bool {
-	if r.Kind == "" {
-		return e.State == Running
-	}
-	return e.Op == nil && e.Last != nil && e.Last.Kind == r.Kind && e.Last.Code == "" && !e.Last.BeganAt.Before(r.CreatedAt)
-}
-
-func (r *RecordRef) record(e *Engine) *Idempotency {
+// recordOf is the record that a row's operation leaves.
+func recordOf(e *engine.Row, r *engine.IdempotencyRef) *Idempotency {
 	return &Idempotency{Key: r.Key, Body: r.Body, UserID: e.UserID, EngineID: e.EngineID, CreatedAt: r.CreatedAt}
 }
 

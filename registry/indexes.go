@@ -5,6 +5,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 const (
@@ -71,7 +73,7 @@ type Fault struct {
 // Faults are the indexes that do not lead to their rows, which were read before them:
 // what has changed since is left alone by Mend. A row of which another has the
 // engine_id has no index of its own.
-func (x *Indexes) Faults(products []*Product, unreadable []*Unreadable, rows []*Engine) (faults []Fault) {
+func (x *Indexes) Faults(products []*engine.Product, unreadable []*Unreadable, rows []*engine.Row) (faults []Fault) {
 	check := func(below, name string, have map[string]indexed, want Fault) {
 		at, there := have[name]
 		if at.value == want.want {

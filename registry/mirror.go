@@ -2,7 +2,7 @@ package registry
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"iter"
 	"strings"
 	"sync"
@@ -10,6 +10,8 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 const (
@@ -43,9 +45,9 @@ type Mirror struct {
 	log   hclog.Logger
 
 	mu      sync.RWMutex
-	rows    map[string]map[string]*Engine // by shard, and by the row's name
-	byID    map[string]*Engine            // by the engine_id
-	removed map[string]uint64             // by the row's name: the last index of a row that this store removed
+	rows    map[string]map[string]*engine.Row // by shard, and by the row's name
+	byID    map[string]*engine.Row            // by the engine_id
+	removed map[string]uint64                 // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
 	seen    changes         // what was seen of changes/ last
 	anew    bool            // lists are the truth until all rows are listed, whatever their indexes
@@ -55,14 +57,14 @@ type Mirror struct {
 	// unreadable are the rows that cannot be read, by their names; twins those of which
 	// two or more name one engine_id, by that.
 	unreadable map[string]*Unreadable
-	twins      map[string][]*Engine
+	twins      map[string][]*engine.Row
 }
 
 // NewMirror returns a mirror of the store's rows, empty until Run has filled it.
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
-		store: s, log: log, rows: map[string]map[string]*Engine{}, byID: map[string]*Engine{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
-		synced: make(chan struct{}), unreadable: map[string]*Unreadable{}, twins: map[string][]*Engine{},
+		store: s, log: log, rows: map[string]map[string]*engine.Row{}, byID: map[string]*engine.Row{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
+		synced: make(chan struct{}), unreadable: map[string]*Unreadable{}, twins: map[string][]*engine.Row{},
 	}
 	s.mirror = m
 	return m
@@ -93,17 +95,17 @@ func (m *Mirror) Age() time.Duration {
 }
 
 // ByID is the row of an engine_id, or nil.
-func (m *Mirror) ByID(engineID string) *Engine {
+func (m *Mirror) ByID(engineID string) *engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.byID[engineID]
 }
 
 // All are the rows of all products, in no order.
-func (m *Mirror) All() []*Engine {
+func (m *Mirror) All() []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	all := make([]*Engine, 0, len(m.byID))
+	all := make([]*engine.Row, 0, len(m.byID))
 	for _, e := range m.below("") {
 		all = append(all, e)
 	}
@@ -111,8 +113,8 @@ func (m *Mirror) All() []*Engine {
 }
 
 // below are the names of the rows below a part of engines/. The lock is held.
-func (m *Mirror) below(part string) iter.Seq2[string, *Engine] {
-	return func(yield func(string, *Engine) bool) {
+func (m *Mirror) below(part string) iter.Seq2[string, *engine.Row] {
+	return func(yield func(string, *engine.Row) bool) {
 		for shard, rows := range m.rows {
 			if !strings.HasPrefix(shard+"/", part) {
 				continue
@@ -203,11 +205,9 @@ func (m *Mirror) wentBack(ctx context.Context, now changes) {
 	m.seen = now
 }
 
-var errWentBack = errors.New("registry: it went back in time")
-
 // Confirm asks Consul, by a consistent read, whether its registry is at least as new as
-// what was seen before. An error: it is older, of which WentBack tells then, or that is not
-// known.
+// what was seen before. ErrWentBack: it is older, and WentBack says so from then on. Any
+// other error: it is not known.
 func (m *Mirror) Confirm(ctx context.Context) error {
 	m.mu.RLock()
 	seen := m.seen
@@ -218,7 +218,7 @@ func (m *Mirror) Confirm(ctx context.Context) error {
 	}
 	if was, is, older := now.olderThan(seen); older {
 		m.store.noteBack("changes", was, is)
-		return errWentBack
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrWentBack)
 	}
 	return nil
 }
@@ -286,7 +286,7 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 			m.young = nil
 		}()
 	}
-	told, unreadable := map[string]*Engine{}, map[string]*Unreadable{} // nil: one that cannot be read
+	told, unreadable := map[string]*engine.Row{}, map[string]*Unreadable{} // nil: one that cannot be read
 	index, err := m.store.each(how, enginesBelow+below, func(v stored) error {
 		name := m.store.nameOf(v)
 		e, err := m.store.row(v)
@@ -334,7 +334,7 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 
 // restored takes a list of the truth for what it is where it has older rows than this view,
 // or rows that this store removed before it was begun. The lock is held.
-func (m *Mirror) restored(told map[string]*Engine) {
+func (m *Mirror) restored(told map[string]*engine.Row) {
 	for name, e := range told {
 		if e == nil || m.young[name] {
 			continue
@@ -365,7 +365,7 @@ func (m *Mirror) forget(below string) {
 }
 
 // put takes a row over, unless a newer one is known. The lock is held.
-func (m *Mirror) put(name string, e *Engine) {
+func (m *Mirror) put(name string, e *engine.Row) {
 	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
 		return
 	}
@@ -379,13 +379,13 @@ func (m *Mirror) put(name string, e *Engine) {
 	delete(m.removed, name)
 	delete(m.unreadable, name)
 	if m.rows[shardOf(name)] == nil {
-		m.rows[shardOf(name)] = map[string]*Engine{}
+		m.rows[shardOf(name)] = map[string]*engine.Row{}
 	}
 	m.rows[shardOf(name)][name] = e
 	m.putID(e)
 	t := m.tenants[e.ProductID]
 	if t == nil {
-		t = &tenantRows{counts: map[State]int{}}
+		t = &tenantRows{counts: map[engine.State]int{}}
 		m.tenants[e.ProductID] = t
 	}
 	t.insert(e)
@@ -406,7 +406,7 @@ func (m *Mirror) drop(name string) {
 }
 
 // row is the row of a name, or nil. A store without a mirror has a nil one.
-func (m *Mirror) row(name string) *Engine {
+func (m *Mirror) row(name string) *engine.Row {
 	if m == nil {
 		return nil
 	}
@@ -416,7 +416,7 @@ func (m *Mirror) row(name string) *Engine {
 }
 
 // at is the row of a name, or nil. The lock is held.
-func (m *Mirror) at(name string) *Engine { return m.rows[shardOf(name)][name] }
+func (m *Mirror) at(name string) *engine.Row { return m.rows[shardOf(name)][name] }
 
 // wrote takes over what this store has just written, as another store reads it.
 func (m *Mirror) wrote(v stored) {
@@ -433,7 +433,7 @@ func (m *Mirror) wrote(v stored) {
 }
 
 // erased forgets a row that this store has just removed.
-func (m *Mirror) erased(e *Engine) {
+func (m *Mirror) erased(e *engine.Row) {
 	if m == nil {
 		return
 	}

@@ -1,6 +1,10 @@
 package registry
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/septemberai/orch/engine"
+)
 
 // lose takes note of a row that cannot be read any more: it is in no list, and no
 // decision is made from what it was. The lock is held.
@@ -30,17 +34,17 @@ func (m *Mirror) Unreadable(productID string) (n int) {
 
 // Twins are the rows of an engine_id when there are two or more: at most one of them
 // can be right.
-func (m *Mirror) Twins(engineID string) []*Engine {
+func (m *Mirror) Twins(engineID string) []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return slices.Clone(m.twins[engineID])
 }
 
 // putID notes which row an engine_id has. The lock is held.
-func (m *Mirror) putID(e *Engine) {
+func (m *Mirror) putID(e *engine.Row) {
 	if other := m.byID[e.EngineID]; other != nil {
 		if m.twins[e.EngineID] == nil {
-			m.twins[e.EngineID] = []*Engine{other}
+			m.twins[e.EngineID] = []*engine.Row{other}
 		}
 		m.twins[e.EngineID] = append(m.twins[e.EngineID], e)
 	}
@@ -48,8 +52,8 @@ func (m *Mirror) putID(e *Engine) {
 }
 
 // dropID forgets which row an engine_id has. The lock is held.
-func (m *Mirror) dropID(e *Engine) {
-	left := slices.DeleteFunc(m.twins[e.EngineID], func(other *Engine) bool { return other == e })
+func (m *Mirror) dropID(e *engine.Row) {
+	left := slices.DeleteFunc(m.twins[e.EngineID], func(other *engine.Row) bool { return other == e })
 	if len(left) < 2 {
 		delete(m.twins, e.EngineID)
 	} else {

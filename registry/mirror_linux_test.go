@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // mirrorOf runs a mirror of its own store on a prefix.
@@ -39,7 +41,7 @@ func follow(s *Store) (m *Mirror, stop func()) {
 }
 
 // names are the users on all pages of a product, taken n at a time.
-func names(t *testing.T, m *Mirror, product string, state State, n int) []string {
+func names(t *testing.T, m *Mirror, product string, state engine.State, n int) []string {
 	t.Helper()
 	var users []string
 	for q := (PageQuery{ProductID: product, State: state, Limit: n}); ; {
@@ -63,8 +65,8 @@ func TestMirrorFollows(t *testing.T) {
 	at := prefix(t)
 	r := join(t, at)
 	own, other := mirrorOf(t, r.Store), mirrorOf(t, New(consulClient(t), at))
-	products := []*Product{r.product(t, nil), r.product(t, nil)}
-	rows := map[string]*Engine{}
+	products := []*engine.Product{r.product(t, nil), r.product(t, nil)}
+	rows := map[string]*engine.Row{}
 	for i := range 150 {
 		user := fmt.Sprint("user-", rand.IntN(40))
 		p := products[rand.IntN(2)]
@@ -72,13 +74,14 @@ func TestMirrorFollows(t *testing.T) {
 		switch e := rows[key]; {
 		case e == nil:
 			rows[key] = r.claim(t, p, user)
-		case e.State == Destroying:
+		case e.State == engine.Destroying:
 			if err := r.Remove(t.Context(), e, false); err != nil {
 				t.Fatal(err)
 			}
 			delete(rows, key)
 		default:
-			e.State = moves[e.State][rand.IntN(len(moves[e.State]))]
+			next := slices.DeleteFunc(slices.Clone(engine.States), func(s engine.State) bool { return s == e.State || !engine.CanMove(e.State, s) })
+			e.State = next[rand.IntN(len(next))]
 			if err := r.Update(t.Context(), e); err != nil {
 				t.Fatal(err)
 			}
@@ -96,17 +99,17 @@ func TestMirrorFollows(t *testing.T) {
 	}
 }
 
-func sameAs(t *testing.T, m *Mirror, products []*Product, rows map[string]*Engine) {
+func sameAs(t *testing.T, m *Mirror, products []*engine.Product, rows map[string]*engine.Row) {
 	t.Helper()
 	if err := differs(m, products, rows); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func differs(m *Mirror, products []*Product, rows map[string]*Engine) error {
+func differs(m *Mirror, products []*engine.Product, rows map[string]*engine.Row) error {
 	for _, p := range products {
-		want, counts := map[string]State{}, map[State]int{}
-		for _, s := range States {
+		want, counts := map[string]engine.State{}, map[engine.State]int{}
+		for _, s := range engine.States {
 			counts[s] = 0
 		}
 		for _, e := range rows {
@@ -119,7 +122,7 @@ func differs(m *Mirror, products []*Product, rows map[string]*Engine) error {
 		if err != nil {
 			return err
 		}
-		got := map[string]State{}
+		got := map[string]engine.State{}
 		for _, e := range list {
 			got[e.UserID] = e.State
 		}
@@ -140,22 +143,22 @@ func differs(m *Mirror, products []*Product, rows map[string]*Engine) error {
 // hides what was written.
 func TestMirrorIgnoresOlderLists(t *testing.T) {
 	m := (&Store{}).NewMirror(hclog.NewNullLogger())
-	row := func(index uint64, s State) *Engine {
-		return &Engine{EngineID: "id", ProductID: "p", UserID: "u", State: s, Index: index}
+	row := func(index uint64, s engine.State) *engine.Row {
+		return &engine.Row{EngineID: "id", ProductID: "p", UserID: "u", State: s, Index: index}
 	}
 	name := rowName("p", "u")
-	m.put(name, row(5, Running))
-	m.put(name, row(4, Provisioning))
-	if got := m.Counts("p"); got[Running] != 1 || got[Provisioning] != 0 {
+	m.put(name, row(5, engine.Running))
+	m.put(name, row(4, engine.Provisioning))
+	if got := m.Counts("p"); got[engine.Running] != 1 || got[engine.Provisioning] != 0 {
 		t.Errorf("an older row won: %v", got)
 	}
-	m.erased(row(5, Destroying))
-	m.put(name, row(5, Running))
-	if got := m.Counts("p"); got[Running] != 0 {
+	m.erased(row(5, engine.Destroying))
+	m.put(name, row(5, engine.Running))
+	if got := m.Counts("p"); got[engine.Running] != 0 {
 		t.Errorf("a removed row came back: %v", got)
 	}
-	m.put(name, row(9, Provisioning)) // the user's next engine
-	if got := m.Counts("p"); got[Provisioning] != 1 {
+	m.put(name, row(9, engine.Provisioning)) // the user's next engine
+	if got := m.Counts("p"); got[engine.Provisioning] != 1 {
 		t.Errorf("the next engine is missing: %v", got)
 	}
 }
@@ -163,12 +166,12 @@ func TestMirrorIgnoresOlderLists(t *testing.T) {
 func TestMirrorPages(t *testing.T) {
 	m := (&Store{}).NewMirror(hclog.NewNullLogger())
 	for i := range 10 {
-		state := Running
+		state := engine.Running
 		if i%3 == 0 {
-			state = Stopped
+			state = engine.Stopped
 		}
 		// Two of each moment: the id decides.
-		m.put(rowName("p", fmt.Sprint(i)), &Engine{EngineID: fmt.Sprintf("id-%02d", i), ProductID: "p", UserID: fmt.Sprint(i), State: state, CreatedAt: time.Unix(int64(i/2), 5), Index: 1})
+		m.put(rowName("p", fmt.Sprint(i)), &engine.Row{EngineID: fmt.Sprintf("id-%02d", i), ProductID: "p", UserID: fmt.Sprint(i), State: state, CreatedAt: time.Unix(int64(i/2), 5), Index: 1})
 	}
 	for _, c := range []struct {
 		q     PageQuery
@@ -180,9 +183,9 @@ func TestMirrorPages(t *testing.T) {
 		{PageQuery{Limit: 10}, []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}, 10, false},
 		{PageQuery{Limit: 3, Offset: 8}, []string{"8", "9"}, 10, false},
 		{PageQuery{Limit: 3, Offset: 80}, nil, 10, false},
-		{PageQuery{Limit: 3, State: Stopped}, []string{"0", "3", "6"}, 4, true},
-		{PageQuery{Limit: 3, State: Stopped, Offset: 2}, []string{"6", "9"}, 4, false},
-		{PageQuery{Limit: 3, State: Failed}, nil, 0, false},
+		{PageQuery{Limit: 3, State: engine.Stopped}, []string{"0", "3", "6"}, 4, true},
+		{PageQuery{Limit: 3, State: engine.Stopped, Offset: 2}, []string{"6", "9"}, 4, false},
+		{PageQuery{Limit: 3, State: engine.Failed}, nil, 0, false},
 	} {
 		c.q.ProductID = "p"
 		rows, total, next, err := m.Page(c.q)
@@ -196,7 +199,7 @@ func TestMirrorPages(t *testing.T) {
 	}
 	// A cursor holds when its row has gone.
 	_, _, next, _ := m.Page(PageQuery{ProductID: "p", Limit: 4})
-	m.erased(&Engine{EngineID: "id-03", ProductID: "p", UserID: "3", CreatedAt: time.Unix(1, 5), Index: 1})
+	m.erased(&engine.Row{EngineID: "id-03", ProductID: "p", UserID: "3", CreatedAt: time.Unix(1, 5), Index: 1})
 	if rows, _, _, err := m.Page(PageQuery{ProductID: "p", Limit: 1, Cursor: next}); err != nil || rows[0].UserID != "4" {
 		t.Errorf("after the cursor: %v, %v", rows, err)
 	}
@@ -224,7 +227,7 @@ func TestMirrorLeavesOutDamagedRows(t *testing.T) {
 func BenchmarkMirrorPage(b *testing.B) {
 	m := (&Store{}).NewMirror(hclog.NewNullLogger())
 	for i := range 5000 {
-		m.put(rowName("p", fmt.Sprint(i)), &Engine{EngineID: fmt.Sprint("id-", i), ProductID: "p", UserID: fmt.Sprint(i), State: Running, CreatedAt: time.Unix(int64(rand.IntN(1_000_000)), 0), Index: 1})
+		m.put(rowName("p", fmt.Sprint(i)), &engine.Row{EngineID: fmt.Sprint("id-", i), ProductID: "p", UserID: fmt.Sprint(i), State: engine.Running, CreatedAt: time.Unix(int64(rand.IntN(1_000_000)), 0), Index: 1})
 	}
 	for b.Loop() {
 		if _, _, _, err := m.Page(PageQuery{ProductID: "p", Limit: 100, Offset: 2500}); err != nil {
@@ -239,7 +242,7 @@ func TestForgottenRowIsNoGhost(t *testing.T) {
 	r := join(t, prefix(t))
 	ctx := t.Context()
 	m := r.NewMirror(hclog.NewNullLogger())
-	ghost := &Engine{EngineID: newName(), ProductID: "p", UserID: "ghost", State: Running, Index: 1 << 40}
+	ghost := &engine.Row{EngineID: newName(), ProductID: "p", UserID: "ghost", State: engine.Running, Index: 1 << 40}
 	m.put(rowName("p", "ghost"), ghost)
 	for _, part := range mirrorParts {
 		if err := m.list(ctx, string(part), false); err != nil {

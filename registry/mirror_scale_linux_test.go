@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // manyRows is how many engines one replica's view is made for.
@@ -30,11 +32,11 @@ func uuid() string {
 }
 
 // fullRow is the row of a running engine, as a provision leaves it behind.
-func fullRow(product string, n int) *Engine {
+func fullRow(product string, n int) *engine.Row {
 	id, now := newName(), time.Now().UTC()
-	return &Engine{
+	return &engine.Row{
 		EngineID: id, ProductID: product, ProductSlug: "some-product", UserID: fmt.Sprintf("user-%06d@example.com", n),
-		State: Running, Desired: Running, Image: "registry.example.com/engines/engine:1.2.3", Resources: Resources{CPUMHz: 100, MemoryMB: 256},
+		State: engine.Running, Desired: engine.Running, Image: "registry.example.com/engines/engine:1.2.3", Resources: engine.Resources{CPUMHz: 100, MemoryMB: 256},
 		KeyVersion: 1, EnvVersion: 1, NodeID: uuid(), VolumeID: uuid(), VolumePath: "/opt/nomad/host_volumes/" + uuid(), AllocID: uuid(),
 		URL: fmt.Sprintf("http://10.0.%d.%d:%d", n%250, n%251, 20000+n%10000), RunningSince: now, CreatedAt: now, LastHealthAt: now,
 	}
@@ -162,7 +164,7 @@ func TestMirrorListsOneShard(t *testing.T) {
 	if got := counted.take(); len(got) != len(mirrorParts) {
 		t.Fatalf("the first list read %v", got)
 	}
-	for _, state := range []State{Running, Stopped} {
+	for _, state := range []engine.State{engine.Running, engine.Stopped} {
 		e.State = state
 		if err := r.Update(context.Background(), e); err != nil {
 			t.Fatal(err)
@@ -199,13 +201,13 @@ func TestMirrorAfterRestore(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = snapshot.Close() }()
-			e.State = Running
+			e.State = engine.Running
 			if err := r.Update(t.Context(), e); err != nil {
 				t.Fatal(err)
 			}
 			later := r.claim(t, p, "later")
 			eventually(t, "the view has both", func() error {
-				if row := m.ByID(e.EngineID); row == nil || row.State != Running || m.ByID(later.EngineID) == nil {
+				if row := m.ByID(e.EngineID); row == nil || row.State != engine.Running || m.ByID(later.EngineID) == nil {
 					return errors.New("not yet")
 				}
 				return nil
@@ -222,7 +224,7 @@ func TestMirrorAfterRestore(t *testing.T) {
 				}
 			}
 			eventually(t, "the view is as it was", func() error {
-				if row := m.ByID(e.EngineID); row == nil || row.State != Provisioning || m.ByID(later.EngineID) != nil {
+				if row := m.ByID(e.EngineID); row == nil || row.State != engine.Provisioning || m.ByID(later.EngineID) != nil {
 					return fmt.Errorf("the row is %+v", row)
 				}
 				return nil

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // Orphan is the tombstone of what was found without a row: it is removed when it
@@ -112,7 +114,7 @@ func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 // It reads so that a leader of Consul's that was deposed without knowing it yet cannot
 // answer. Rows that cannot be read are returned beside the others: "not among the rows"
 // must never be taken for "gone".
-func (s *Store) Engines(ctx context.Context) (rows []*Engine, unreadable []*Unreadable, err error) {
+func (s *Store) Engines(ctx context.Context) (rows []*engine.Row, unreadable []*Unreadable, err error) {
 	// In one list, so that a row which moves is in it; with the time it takes.
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()

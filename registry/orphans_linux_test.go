@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/septemberai/orch/engine"
 )
 
 func TestOrphans(t *testing.T) {
@@ -63,7 +65,7 @@ func TestHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	held(true)
-	r.move(t, e, Destroying)
+	r.move(t, e, engine.Destroying)
 	if err := r.Remove(t.Context(), e, true); err != nil {
 		t.Fatal(err)
 	}

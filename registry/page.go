@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // ErrCursor says that no page gave this cursor.
@@ -20,25 +22,25 @@ var errForeignRow = errors.New("registry: the row says that it belongs to somebo
 
 // tenantRows are one product's rows, oldest first.
 type tenantRows struct {
-	rows   []*Engine
-	counts map[State]int
+	rows   []*engine.Row
+	counts map[engine.State]int
 }
 
 // before is the order of lists: by creation, then by engine_id.
-func before(a, b *Engine) int {
+func before(a, b *engine.Row) int {
 	if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
 		return c
 	}
 	return strings.Compare(a.EngineID, b.EngineID)
 }
 
-func (t *tenantRows) insert(e *Engine) {
+func (t *tenantRows) insert(e *engine.Row) {
 	i, _ := slices.BinarySearchFunc(t.rows, e, before)
 	t.rows = slices.Insert(t.rows, i, e)
 	t.counts[e.State]++
 }
 
-func (t *tenantRows) remove(e *Engine) {
+func (t *tenantRows) remove(e *engine.Row) {
 	if i, found := slices.BinarySearchFunc(t.rows, e, before); found {
 		t.rows = slices.Delete(t.rows, i, i+1)
 		t.counts[e.State]--
@@ -48,7 +50,7 @@ func (t *tenantRows) remove(e *Engine) {
 // PageQuery asks for a part of a product's engines.
 type PageQuery struct {
 	ProductID string
-	State     State // empty: all
+	State     engine.State // empty: all
 	Limit     int
 	Offset    int    // how many to leave out
 	Cursor    string // of the page before; empty: from the start
@@ -56,8 +58,8 @@ type PageQuery struct {
 
 // Page returns rows of a product, oldest first, how many match in all, and the
 // cursor of the next page, empty on the last. ErrCursor.
-func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err error) {
-	from := &Engine{}
+func (m *Mirror) Page(q PageQuery) (rows []*engine.Row, total int, next string, err error) {
+	from := &engine.Row{}
 	if q.Cursor != "" {
 		if from, err = parseCursor(q.ProductID, q.Cursor); err != nil {
 			return nil, 0, "", err
@@ -102,11 +104,11 @@ func (m *Mirror) Page(q PageQuery) (rows []*Engine, total int, next string, err 
 
 // Counts is how many engines of a product are in each of the six states; of all
 // products with the product "".
-func (m *Mirror) Counts(productID string) map[State]int {
-	counts := make(map[State]int, len(States))
+func (m *Mirror) Counts(productID string) map[engine.State]int {
+	counts := make(map[engine.State]int, len(engine.States))
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	for _, s := range States {
+	for _, s := range engine.States {
 		counts[s] = 0
 		for _, t := range m.of(productID) {
 			counts[s] += t.counts[s]
@@ -116,7 +118,7 @@ func (m *Mirror) Counts(productID string) map[State]int {
 }
 
 // Of are all rows of a product, oldest first.
-func (m *Mirror) Of(productID string) (rows []*Engine) {
+func (m *Mirror) Of(productID string) (rows []*engine.Row) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for _, t := range m.of(productID) {
@@ -127,10 +129,10 @@ func (m *Mirror) Of(productID string) (rows []*Engine) {
 
 // In are the rows of a product in a state, oldest first; of all products, one
 // after the other, with the product "".
-func (m *Mirror) In(productID string, state State) []*Engine {
+func (m *Mirror) In(productID string, state engine.State) []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	var rows []*Engine
+	var rows []*engine.Row
 	for _, t := range m.of(productID) {
 		for _, e := range t.rows {
 			if e.State == state {
@@ -146,7 +148,7 @@ func (m *Mirror) In(productID string, state State) []*Engine {
 func (m *Mirror) of(productID string) map[string]*tenantRows {
 	if productID == "" {
 		all := maps.Clone(m.tenants)
-		delete(all, WarmProduct)
+		delete(all, engine.WarmProduct)
 		return all
 	}
 	if t := m.tenants[productID]; t != nil {
@@ -158,7 +160,7 @@ func (m *Mirror) of(productID string) map[string]*tenantRows {
 // cursorAfter names the place behind a row of a product's list, whether or not
 // that row is still there. Its checksum is no secret: it tells a cursor of this
 // list from those of others, and from what somebody made up or cut.
-func cursorAfter(productID string, e *Engine) string {
+func cursorAfter(productID string, e *engine.Row) string {
 	place := strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(place), cursorSum(productID, place)))
 }
@@ -167,7 +169,7 @@ func cursorSum(productID, place string) uint32 {
 	return crc32.ChecksumIEEE([]byte(productID + "/" + place))
 }
 
-func parseCursor(productID, s string) (*Engine, error) {
+func parseCursor(productID, s string) (*engine.Row, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil || len(b) < crc32.Size {
 		return nil, ErrCursor
@@ -178,5 +180,5 @@ func parseCursor(productID, s string) (*Engine, error) {
 	if err != nil || !ok || binary.BigEndian.Uint32(sum) != cursorSum(productID, place) {
 		return nil, ErrCursor
 	}
-	return &Engine{CreatedAt: time.Unix(0, nanos).UTC(), EngineID: id}, nil
+	return &engine.Row{CreatedAt: time.Unix(0, nanos).UTC(), EngineID: id}, nil
 }

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // A cursor is good for the list that gave it, and for no other.
 func TestCursorBelongsToItsList(t *testing.T) {
-	e := &Engine{EngineID: "e", CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)}
+	e := &engine.Row{EngineID: "e", CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)}
 	cursor := cursorAfter("p", e)
 	if got, err := parseCursor("p", cursor); err != nil || got.EngineID != e.EngineID || !got.CreatedAt.Equal(e.CreatedAt) {
 		t.Errorf("got %+v, %v", got, err)
@@ -24,8 +26,8 @@ func TestCursorBelongsToItsList(t *testing.T) {
 
 // FuzzCursor: what is taken is exactly what this list gives for that place.
 func FuzzCursor(f *testing.F) {
-	f.Add("p", cursorAfter("p", &Engine{EngineID: "e", CreatedAt: time.Unix(1, 2)}))
-	f.Add("p", cursorAfter("q", &Engine{}))
+	f.Add("p", cursorAfter("p", &engine.Row{EngineID: "e", CreatedAt: time.Unix(1, 2)}))
+	f.Add("p", cursorAfter("q", &engine.Row{}))
 	f.Add("", "")
 	f.Add("p", "AAAA")
 	f.Fuzz(func(t *testing.T, product, cursor string) {

@@ -2,16 +2,19 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // CreateProduct writes a new product with its slug, platform key hash and a
 // quota count of zero. ErrExists: the slug is taken.
-func (s *Store) CreateProduct(ctx context.Context, p *Product) error {
+func (s *Store) CreateProduct(ctx context.Context, p *engine.Product) error {
 	id := []byte(p.ProductID)
 	_, _, err := s.txn(ctx, consul.KVTxnOps{
 		{Verb: consul.KVCAS, Key: s.slugKey(p.Slug), Value: id},
@@ -42,10 +45,10 @@ func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, err
 // began after the call arrived: that the platform key still belongs to the
 // product, the product, and the user's engine (nil when there is none).
 // The product is shared by all who look it up, and not to be changed. ErrNotFound:
-// the key or the product is gone.
-func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*Product, *Engine, error) {
+// the key or the product is gone. ErrWentBack.
+func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*engine.Product, *engine.Row, error) {
 	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
-	found, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
+	found, err := s.readForward(ctx, productID, keyAt, productAt, rowAt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -61,7 +64,7 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 	if err != nil {
 		return nil, nil, err
 	}
-	if !p.accepts(keyHash, time.Now()) {
+	if !p.Accepts(keyHash, time.Now()) {
 		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
 	}
 	row, exists := found[rowAt]
@@ -73,4 +76,17 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 		return nil, nil, err
 	}
 	return p, e.Clone(), nil
+}
+
+// EncodeProduct is a product as its record has it.
+func EncodeProduct(p *engine.Product) []byte { return encode(p) }
+
+// DecodeProduct is the inverse of EncodeProduct.
+func DecodeProduct(record []byte) (*engine.Product, error) {
+	p := new(engine.Product)
+	if err := json.Unmarshal(record, p); err != nil {
+		return nil, err
+	}
+	p.Stored = kept{unknown: productKind.unknownIn(record, "")}
+	return p, nil
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // quota reads a product's count of engines and the index to change it by. One that is
@@ -148,8 +150,8 @@ func (t *quotaTurn) wrote(count int, results consul.KVPairs) {
 // quotaPlace is the operation that gives one engine's place in its product's
 // quota back, and the count that it leaves. A warm engine has none.
 func (s *Store) quotaPlace(ctx context.Context, quota *quotaTurn) (op *consul.KVTxnOp, left int, err error) {
-	if quota.productID == WarmProduct {
-		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(WarmProduct)}, 0, nil
+	if quota.productID == engine.WarmProduct {
+		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(engine.WarmProduct)}, 0, nil
 	}
 	count, index, err := quota.read(ctx)
 	left = max(count-1, 0)

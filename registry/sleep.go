@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // ProposeSleep marks a running row with SleepPending, as the leader, and sets the
@@ -14,7 +16,7 @@ import (
 // phase, which compares the index; of those that have read it before, the
 // replicas' flushes tell. ErrConflict: somebody changed the row, or this replica
 // does not lead.
-func (s *Store) ProposeSleep(ctx context.Context, e *Engine) error {
+func (s *Store) ProposeSleep(ctx context.Context, e *engine.Row) error {
 	before := e.SleepPending
 	e.SleepPending = strings.ToLower(rand.Text())
 	value := encode(e)
@@ -34,12 +36,12 @@ func (s *Store) ProposeSleep(ctx context.Context, e *Engine) error {
 }
 
 // Awake are the rows of running engines that carry no operation, of all products.
-func (m *Mirror) Awake() []*Engine {
+func (m *Mirror) Awake() []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	var rows []*Engine
+	var rows []*engine.Row
 	for _, e := range m.below("") {
-		if e.State == Running && e.Op == nil {
+		if e.State == engine.Running && e.Op == nil {
 			rows = append(rows, e)
 		}
 	}

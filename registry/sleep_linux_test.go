@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/engine"
 )
 
 func TestProposeSleep(t *testing.T) {
@@ -17,11 +19,11 @@ func TestProposeSleep(t *testing.T) {
 	leader := lead(t, at)
 	other := join(t, at)
 	p := leader.product(t, nil)
-	running := func(t *testing.T, user string) *Engine {
+	running := func(t *testing.T, user string) *engine.Row {
 		t.Helper()
 		e := leader.claim(t, p, user)
 		e.Op = nil
-		leader.move(t, e, Running)
+		leader.move(t, e, engine.Running)
 		return e
 	}
 
@@ -48,7 +50,7 @@ func TestProposeSleep(t *testing.T) {
 		if err := leader.ProposeSleep(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
-		e.Op = &Op{ID: newName(), Kind: OpRotateKey, Step: "new-key", Owner: "me"}
+		e.Op = &engine.Operation{ID: newName(), Kind: engine.OpRotateKey, Step: "new-key", Owner: "me"}
 		if err := leader.Update(t.Context(), e); err != nil || e.SleepPending != "" {
 			t.Fatalf("pending %q, %v", e.SleepPending, err)
 		}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // Errors that callers branch on. Each is wrapped with what happened.
@@ -40,6 +42,9 @@ var (
 	// ErrMoved: the record of the deployment is another one than this replica
 	// follows; read it again.
 	ErrMoved = errors.New("registry: the deployment's record has changed")
+	// ErrWentBack: Consul was restored from an older state than one that this replica
+	// has seen; always beside ErrUnavailable. Store.WentBack says so, too.
+	ErrWentBack = errors.New("registry: it went back in time")
 )
 
 // callTimeout bounds one call to Consul: far above what a healthy cluster
@@ -192,10 +197,10 @@ func unavailable(err error) error {
 // encode is a record as it is stored, with what this version does not know of it.
 func encode(v any) []byte {
 	switch v := v.(type) {
-	case *Engine:
-		return engineKind.with(marshal(v), v.unknown, v.opID())
-	case *Product:
-		return productKind.with(marshal(v), v.unknown, "")
+	case *engine.Row:
+		return engineKind.with(marshal(v), keptOf(v.Stored).unknown, opID(v))
+	case *engine.Product:
+		return productKind.with(marshal(v), keptOf(v.Stored).unknown, "")
 	}
 	return marshal(v)
 }
@@ -219,9 +224,9 @@ func decode[T any](pair *consul.KVPair) (*T, error) {
 
 // decodeProduct is decode of a product's row, which has to be of the product that its
 // key names.
-func decodeProduct(pair *consul.KVPair) (*Product, error) {
+func decodeProduct(pair *consul.KVPair) (*engine.Product, error) {
 	id := base(pair.Key)
-	p, err := decode[Product](pair)
+	p, err := decode[engine.Product](pair)
 	if err == nil && (p.ProductID != id || p.Slug == "" || p.PlatformKeyHash == "") {
 		err = &Unreadable{Key: pair.Key, Index: pair.ModifyIndex, Err: errors.New("registry: the row names another product, no slug, or no key")}
 	}
@@ -229,7 +234,7 @@ func decodeProduct(pair *consul.KVPair) (*Product, error) {
 		u.ProductID = id
 		return nil, u
 	}
-	p.Index, p.unknown = pair.ModifyIndex, productKind.unknownIn(pair.Value, "")
+	p.Index, p.Stored = pair.ModifyIndex, kept{unknown: productKind.unknownIn(pair.Value, "")}
 	return p, nil
 }
 

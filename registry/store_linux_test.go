@@ -15,24 +15,26 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 func newName() string { return strings.ToLower(rand.Text()) }
 
 var (
-	rows     = cmpopts.IgnoreUnexported(Engine{}, Product{})
-	anyOrder = cmpopts.SortSlices(func(a, b *Engine) bool { return a.UserID < b.UserID })
+	rows     = cmp.Options{cmpopts.IgnoreFields(engine.Row{}, "Stored"), cmpopts.IgnoreFields(engine.Product{}, "Stored")}
+	anyOrder = cmpopts.SortSlices(func(a, b *engine.Row) bool { return a.UserID < b.UserID })
 )
 
-func newProduct(slug string, maxEngines *int) *Product {
-	return &Product{
-		ProductID: newName(), Slug: slug, DisplayName: "Product " + slug, Policy: Policy{MaxEngines: maxEngines},
+func newProduct(slug string, maxEngines *int) *engine.Product {
+	return &engine.Product{
+		ProductID: newName(), Slug: slug, DisplayName: "Product " + slug, Policy: engine.Policy{MaxEngines: maxEngines},
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: newName(),
 	}
 }
 
 // product registers a product and reads it back.
-func (r *replica) product(t *testing.T, maxEngines *int) *Product {
+func (r *replica) product(t *testing.T, maxEngines *int) *engine.Product {
 	t.Helper()
 	p := newProduct(newName(), maxEngines)
 	if err := r.CreateProduct(t.Context(), p); err != nil {
@@ -46,7 +48,7 @@ func (r *replica) product(t *testing.T, maxEngines *int) *Product {
 }
 
 // bySlug is the product that a slug is reserved for.
-func (r *replica) bySlug(ctx context.Context, slug string) (*Product, error) {
+func (r *replica) bySlug(ctx context.Context, slug string) (*engine.Product, error) {
 	pair, err := r.get(ctx, r.slugKey(slug))
 	if err != nil {
 		return nil, err
@@ -57,16 +59,18 @@ func (r *replica) bySlug(ctx context.Context, slug string) (*Product, error) {
 	return r.Product(ctx, string(pair.Value))
 }
 
-func newEngine(p *Product, user string) *Engine {
-	return &Engine{
-		EngineID: newName(), ProductID: p.ProductID, ProductSlug: p.Slug, UserID: user, State: Provisioning, Desired: Running,
-		Image: "engine:1", Resources: Resources{CPUMHz: 100, MemoryMB: 256}, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
-		Op: &Op{ID: newName(), Kind: OpProvision, Step: "volume", Owner: "me"},
+func ptr[T any](v T) *T { return &v }
+
+func newEngine(p *engine.Product, user string) *engine.Row {
+	return &engine.Row{
+		EngineID: newName(), ProductID: p.ProductID, ProductSlug: p.Slug, UserID: user, State: engine.Provisioning, Desired: engine.Running,
+		Image: "engine:1", Resources: engine.Resources{CPUMHz: 100, MemoryMB: 256}, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		Op: &engine.Operation{ID: newName(), Kind: engine.OpProvision, Step: "volume", Owner: "me"},
 	}
 }
 
 // claim makes a user an engine's row.
-func (r *replica) claim(t *testing.T, p *Product, user string) *Engine {
+func (r *replica) claim(t *testing.T, p *engine.Product, user string) *engine.Row {
 	t.Helper()
 	e := newEngine(p, user)
 	if err := r.Claim(t.Context(), p, e, nil); err != nil {
@@ -76,7 +80,7 @@ func (r *replica) claim(t *testing.T, p *Product, user string) *Engine {
 }
 
 // move takes a row through states.
-func (r *replica) move(t *testing.T, e *Engine, to ...State) {
+func (r *replica) move(t *testing.T, e *engine.Row, to ...engine.State) {
 	t.Helper()
 	for _, s := range to {
 		e.State = s
@@ -86,14 +90,14 @@ func (r *replica) move(t *testing.T, e *Engine, to ...State) {
 	}
 }
 
-func (r *replica) wantQuota(t *testing.T, p *Product, want int) {
+func (r *replica) wantQuota(t *testing.T, p *engine.Product, want int) {
 	t.Helper()
 	if got, err := r.QuotaCount(t.Context(), p.ProductID); err != nil || got != want {
 		t.Fatalf("quota count is %d, %v, want %d", got, err, want)
 	}
 }
 
-func (r *replica) wantRow(t *testing.T, e *Engine) {
+func (r *replica) wantRow(t *testing.T, e *engine.Row) {
 	t.Helper()
 	got, err := r.Engine(t.Context(), e.ProductID, e.UserID)
 	if err != nil {
@@ -104,7 +108,7 @@ func (r *replica) wantRow(t *testing.T, e *Engine) {
 	}
 }
 
-func (r *replica) wantNoRow(t *testing.T, e *Engine) {
+func (r *replica) wantNoRow(t *testing.T, e *engine.Row) {
 	t.Helper()
 	_, err := r.Engine(t.Context(), e.ProductID, e.UserID)
 	wantErr(t, err, ErrNotFound)
@@ -157,7 +161,7 @@ func TestCreateProduct(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(p, got, rows, cmpopts.IgnoreFields(Product{}, "Index")); diff != "" {
+		if diff := cmp.Diff(p, got, rows, cmpopts.IgnoreFields(engine.Product{}, "Index")); diff != "" {
 			t.Fatalf("product (-want +got):\n%s", diff)
 		}
 		if id, err := r.ProductIDByKey(t.Context(), p.PlatformKeyHash); err != nil || id != p.ProductID {
@@ -168,7 +172,7 @@ func TestCreateProduct(t *testing.T) {
 	t.Run("ErrExists", func(t *testing.T) {
 		r := join(t, prefix(t))
 		const callers = 20
-		products := make([]*Product, callers)
+		products := make([]*engine.Product, callers)
 		wantOutcomes(t, outcomes(callers, func(i int) error {
 			products[i] = newProduct("one", nil)
 			return r.CreateProduct(t.Context(), products[i])
@@ -207,14 +211,14 @@ func TestCreateProduct(t *testing.T) {
 // A count that was deleted or damaged manually is made anew by whoever needs it, exactly,
 // with many who do at the same time. One of no product is not made.
 func TestRecount(t *testing.T) {
-	spoil := map[string]func(*testing.T, *replica, *Product){
-		"Missing": func(t *testing.T, r *replica, p *Product) {
+	spoil := map[string]func(*testing.T, *replica, *engine.Product){
+		"Missing": func(t *testing.T, r *replica, p *engine.Product) {
 			if _, err := r.client.KV().Delete(r.quotaKey(p.ProductID), nil); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"Damaged": func(t *testing.T, r *replica, p *Product) { r.put(t, "quota/"+p.ProductID, []byte("many")) },
-		"Below0":  func(t *testing.T, r *replica, p *Product) { r.put(t, "quota/"+p.ProductID, []byte("-3")) },
+		"Damaged": func(t *testing.T, r *replica, p *engine.Product) { r.put(t, "quota/"+p.ProductID, []byte("many")) },
+		"Below0":  func(t *testing.T, r *replica, p *engine.Product) { r.put(t, "quota/"+p.ProductID, []byte("-3")) },
 	}
 	for name, spoil := range spoil {
 		t.Run(name, func(t *testing.T) {
@@ -222,9 +226,9 @@ func TestRecount(t *testing.T) {
 			r, other := join(t, at), join(t, at)
 			p, neighbour := r.product(t, &limit), r.product(t, nil)
 			r.claim(t, neighbour, "u0")
-			leaving := []*Engine{r.claim(t, p, "leaves"), r.claim(t, p, "leaves too")}
+			leaving := []*engine.Row{r.claim(t, p, "leaves"), r.claim(t, p, "leaves too")}
 			for _, e := range leaving {
-				r.move(t, e, Running, Destroying)
+				r.move(t, e, engine.Running, engine.Destroying)
 			}
 			r.ForgetCounts()
 			spoil(t, r, p)
@@ -318,7 +322,7 @@ func TestClaim(t *testing.T) {
 	t.Run("OKAnyUserID", func(t *testing.T) {
 		r := join(t, prefix(t))
 		p := r.product(t, nil)
-		var want []*Engine
+		var want []*engine.Row
 		for _, user := range []string{"provision", "..", "a/b", "a b", "\U0001F600", strings.Repeat("x", 256), strings.Repeat("\U0001F600", 64)} {
 			want = append(want, r.claim(t, p, user))
 		}
@@ -365,7 +369,7 @@ func TestClaim(t *testing.T) {
 		here.claim(t, p, "user-3")
 		here.wantQuota(t, p, 3)
 		wantErr(t, here.Claim(t.Context(), p, newEngine(p, "user-4"), nil), ErrQuota)
-		there.move(t, e, Destroying)
+		there.move(t, e, engine.Destroying)
 		if err := there.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
@@ -397,7 +401,7 @@ func TestClaim(t *testing.T) {
 		stores := []*replica{join(t, at), join(t, at)}
 		p := stores[0].product(t, ptr(10))
 		const callers = 50
-		engines := make([]*Engine, callers)
+		engines := make([]*engine.Row, callers)
 		wantOutcomes(t, outcomes(callers, func(i int) error {
 			engines[i] = newEngine(p, "one")
 			return stores[i%2].Claim(t.Context(), p, engines[i], nil)
@@ -442,7 +446,7 @@ func TestClaim(t *testing.T) {
 	t.Run("ErrIllegalMove", func(t *testing.T) {
 		r := join(t, prefix(t))
 		p := r.product(t, nil)
-		for _, s := range States[1:] {
+		for _, s := range engine.States[1:] {
 			e := newEngine(p, "user")
 			e.State = s
 			if err := r.Claim(t.Context(), p, e, nil); err == nil || !strings.Contains(err.Error(), "illegal move") {
@@ -469,7 +473,7 @@ func TestClaimPooledVolume(t *testing.T) {
 	if err := r.PutPooledVolume(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
-	engines := make([]*Engine, 10)
+	engines := make([]*engine.Row, 10)
 	wantOutcomes(t, outcomes(len(engines), func(i int) error {
 		e := newEngine(p, fmt.Sprint("user-", i))
 		e.EngineID, e.NodeID, e.VolumeID = v.EngineID, v.NodeID, v.VolumeID
@@ -492,20 +496,20 @@ func TestUpdate(t *testing.T) {
 		e := r.claim(t, p, "ok")
 		before := e.Index
 		e.Op.Step, e.VolumeID = "key", "vol"
-		r.move(t, e, Provisioning)
+		r.move(t, e, engine.Provisioning)
 		if e.Index <= before {
 			t.Errorf("index %d after %d", e.Index, before)
 		}
 		r.wantRow(t, e)
 		e.Op = nil
-		r.move(t, e, Running, Stopped, Provisioning, Failed, Destroying)
+		r.move(t, e, engine.Running, engine.Stopped, engine.Provisioning, engine.Failed, engine.Destroying)
 		r.wantRow(t, e)
 	})
 	t.Run("ErrConflict", func(t *testing.T) {
 		mine := r.claim(t, p, "conflict")
 		theirs := mine.Clone()
-		r.move(t, theirs, Running)
-		mine.State = Failed
+		r.move(t, theirs, engine.Running)
+		mine.State = engine.Failed
 		index := mine.Index
 		wantErr(t, r.Update(t.Context(), mine), ErrConflict)
 		if mine.Index != index {
@@ -523,7 +527,7 @@ func TestUpdate(t *testing.T) {
 	})
 	t.Run("ErrConflictGone", func(t *testing.T) {
 		e := r.claim(t, p, "gone")
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		late := e.Clone()
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
@@ -533,12 +537,12 @@ func TestUpdate(t *testing.T) {
 	})
 	t.Run("ErrIllegalMove", func(t *testing.T) {
 		n := 0
-		for _, path := range [][]State{nil, {Running}, {Running, Sleeping}, {Running, Stopped}, {Failed}, {Destroying}} {
+		for _, path := range [][]engine.State{nil, {engine.Running}, {engine.Running, engine.Sleeping}, {engine.Running, engine.Stopped}, {engine.Failed}, {engine.Destroying}} {
 			e := r.claim(t, p, fmt.Sprint("illegal-", len(path), path))
 			r.move(t, e, path...)
 			stored := e.State
-			for _, to := range allStates {
-				if CanMove(stored, to) {
+			for _, to := range append([]engine.State{engine.Gone}, engine.States...) {
+				if engine.CanMove(stored, to) {
 					continue
 				}
 				n++
@@ -571,7 +575,7 @@ func TestRemove(t *testing.T) {
 	t.Run("OK", func(t *testing.T) {
 		before := r.keys(t)
 		e := r.claim(t, p, "ok")
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
@@ -583,7 +587,7 @@ func TestRemove(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.move(t, got, Destroying)
+		r.move(t, got, engine.Destroying)
 		if err := r.Remove(t.Context(), got, false); err != nil {
 			t.Fatal(err)
 		}
@@ -594,7 +598,7 @@ func TestRemove(t *testing.T) {
 		if err := r.Claim(t.Context(), p, e, nil); err != nil {
 			t.Fatal(err)
 		}
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, true); err != nil {
 			t.Fatal(err)
 		}
@@ -625,17 +629,17 @@ func TestRemove(t *testing.T) {
 		}
 		r.wantRow(t, e)
 		r.wantQuota(t, p, 1)
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
 	})
 	t.Run("ErrConflict", func(t *testing.T) {
 		e := r.claim(t, p, "changed")
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		stale := e.Clone()
 		e.Reason = "changed"
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		wantErr(t, r.Remove(t.Context(), stale, true), ErrConflict)
 		r.wantRow(t, e)
 		r.wantQuota(t, p, 1)
@@ -664,7 +668,7 @@ func TestRemove(t *testing.T) {
 			if i%4 < 2 {
 				return nil
 			}
-			e.State = Destroying
+			e.State = engine.Destroying
 			if err := s.Update(t.Context(), e); err != nil {
 				return err
 			}
@@ -715,7 +719,7 @@ func TestReidentify(t *testing.T) {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
 		// The row goes on under its new index.
-		r.move(t, next, Running, Destroying)
+		r.move(t, next, engine.Running, engine.Destroying)
 		if err := r.Remove(t.Context(), next, false); err != nil {
 			t.Fatal(err)
 		}
@@ -732,22 +736,24 @@ func TestEngines(t *testing.T) {
 			t.Fatalf("got %v, %v", got, err)
 		}
 	})
-	for name, damage := range map[string]func(*Product, *Engine) (key string, value []byte){
-		"ErrNotJSON": func(p *Product, e *Engine) (string, []byte) {
+	for name, damage := range map[string]func(*engine.Product, *engine.Row) (key string, value []byte){
+		"ErrNotJSON": func(p *engine.Product, e *engine.Row) (string, []byte) {
 			return "engines/" + rowName(p.ProductID, "x"), []byte("not json")
 		},
-		"ErrEmpty": func(p *Product, e *Engine) (string, []byte) { return "engines/" + rowName(p.ProductID, "x"), nil },
-		"ErrOtherUser": func(p *Product, e *Engine) (string, []byte) {
+		"ErrEmpty": func(p *engine.Product, e *engine.Row) (string, []byte) {
+			return "engines/" + rowName(p.ProductID, "x"), nil
+		},
+		"ErrOtherUser": func(p *engine.Product, e *engine.Row) (string, []byte) {
 			return "engines/" + rowName(p.ProductID, "x"), encode(e)
 		},
-		"ErrOtherProduct": func(p *Product, e *Engine) (string, []byte) {
+		"ErrOtherProduct": func(p *engine.Product, e *engine.Row) (string, []byte) {
 			return "engines/" + rowName("other", e.UserID), encode(e)
 		},
-		"ErrShard": func(p *Product, e *Engine) (string, []byte) {
+		"ErrShard": func(p *engine.Product, e *engine.Row) (string, []byte) {
 			name := rowName(p.ProductID, e.UserID)
 			return "engines/" + map[bool]string{true: "00", false: "01"}[name[:2] != "00"] + name[2:], encode(e)
 		},
-		"ErrParts": func(p *Product, e *Engine) (string, []byte) { return "engines/00/x", encode(e) },
+		"ErrParts": func(p *engine.Product, e *engine.Row) (string, []byte) { return "engines/00/x", encode(e) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := join(t, prefix(t))
@@ -831,7 +837,7 @@ func TestPool(t *testing.T) {
 		wantErr(t, r.DeletePooledVolume(t.Context(), v), ErrConflict)
 		wantErr(t, r.DeleteUnreachableVolume(t.Context(), &UnreachableVolume{EngineID: "none", Index: 7}), ErrConflict)
 		// Nor can it be claimed again under the next engine's row.
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
@@ -870,7 +876,7 @@ func TestReplica(t *testing.T) {
 		wantErr(t, early.Claim(t.Context(), p, newEngine(p, "other"), nil), ErrNoSession)
 		wantErr(t, early.Update(t.Context(), e.Clone()), ErrNoSession)
 		wantErr(t, early.Reidentify(t.Context(), e.EngineID, e.Clone(), nil), ErrNoSession)
-		r.move(t, e, Destroying)
+		r.move(t, e, engine.Destroying)
 		wantErr(t, early.Remove(t.Context(), e, false), ErrNoSession)
 		r.wantRow(t, e)
 		r.wantQuota(t, p, 1)
@@ -886,14 +892,14 @@ func TestReplica(t *testing.T) {
 		p := r.product(t, nil)
 		e := r.claim(t, p, "user")
 		destroying := r.claim(t, p, "destroying")
-		r.move(t, destroying, Destroying)
+		r.move(t, destroying, engine.Destroying)
 		lost, _ := r.self.current()
 		if _, err := r.client.Session().Destroy(lost, nil); err != nil {
 			t.Fatal(err)
 		}
 		// It does not know yet; Consul does.
 		next := e.Clone()
-		next.State = Running
+		next.State = engine.Running
 		wantErr(t, r.Update(t.Context(), next), ErrNoSession)
 		wantErr(t, r.Claim(t.Context(), p, newEngine(p, "other"), nil), ErrNoSession)
 		wantErr(t, r.Reidentify(t.Context(), e.EngineID, e.Clone(), nil), ErrNoSession)
@@ -961,7 +967,7 @@ func TestErrUnavailable(t *testing.T) {
 	s, ctx := New(client, "t/"), t.Context()
 	s.Join(nil).session = "some"
 	s.Follow(&Deployment{Index: 1})
-	e := &Engine{State: Provisioning, stored: Provisioning}
+	e := &engine.Row{State: engine.Provisioning, Stored: kept{state: engine.Provisioning}}
 	p := newProduct("x", nil)
 	for name, call := range map[string]func() error{
 		"Ping":               func() error { return s.Ping(ctx) },
@@ -972,7 +978,7 @@ func TestErrUnavailable(t *testing.T) {
 		"Claim":              func() error { return s.Claim(ctx, p, e, nil) },
 		"Update":             func() error { return s.Update(ctx, e) },
 		"Reidentify":         func() error { return s.Reidentify(ctx, "x", e, nil) },
-		"Remove":             func() error { return s.Remove(ctx, &Engine{stored: Destroying}, false) },
+		"Remove":             func() error { return s.Remove(ctx, &engine.Row{Stored: kept{state: engine.Destroying}}, false) },
 		"Engine":             func() error { _, err := s.Engine(ctx, "x", "x"); return err },
 		"Engines":            func() error { _, _, err := s.Engines(ctx); return err },
 		"Replicas":           func() error { _, err := s.Replicas(ctx); return err },
@@ -1000,7 +1006,7 @@ func TestErrUnavailable(t *testing.T) {
 // that, however many others read and leave meanwhile.
 func TestLookupSeesWhatWasWrittenBefore(t *testing.T) {
 	r := join(t, prefix(t))
-	products := []*Product{r.product(t, nil), r.product(t, nil)}
+	products := []*engine.Product{r.product(t, nil), r.product(t, nil)}
 	var wg sync.WaitGroup
 	for i := range 12 {
 		p := products[i%2]

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // ErrHasEngines says that a product still has engines.
@@ -15,12 +17,12 @@ var ErrHasEngines = errors.New("registry: product has engines")
 
 // Tenant is a product with its count of engines, whatever their state.
 type Tenant struct {
-	*Product
+	*engine.Product
 	Engines int
 }
 
 // Products reads all products. Those that cannot be read are returned beside the others.
-func (s *Store) Products(ctx context.Context) (products []*Product, unreadable []*Unreadable, err error) {
+func (s *Store) Products(ctx context.Context) (products []*engine.Product, unreadable []*Unreadable, err error) {
 	pairs, err := s.list(ctx, "products/")
 	if err != nil {
 		return nil, nil, err
@@ -77,7 +79,7 @@ func compare(a, b string) int {
 }
 
 // Product reads one product. ErrNotFound.
-func (s *Store) Product(ctx context.Context, productID string) (*Product, error) {
+func (s *Store) Product(ctx context.Context, productID string) (*engine.Product, error) {
 	pair, err := s.get(ctx, s.productKey(productID))
 	if err != nil {
 		return nil, err
@@ -101,14 +103,14 @@ func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
 // SetPolicy replaces a product's policy, if may allows that of the one it has; it holds
 // for every read that begins after this returns. ErrNotFound: no such product. Otherwise
 // the error is may's.
-func (s *Store) SetPolicy(ctx context.Context, productID string, policy Policy, may func(Policy) error) (*Product, error) {
-	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
+func (s *Store) SetPolicy(ctx context.Context, productID string, policy engine.Policy, may func(engine.Policy) error) (*engine.Product, error) {
+	return s.changeProduct(ctx, productID, func(p *engine.Product) (consul.KVTxnOps, error) {
 		if err := may(p.Policy); err != nil {
 			return nil, err
 		}
 		p.Policy = policy
-		if p.unknown != nil { // the new one has no other fields
-			p.unknown = &unknown{fields: p.unknown.fields}
+		if u := keptOf(p.Stored).unknown; u != nil { // the new one has no other fields
+			p.Stored = kept{unknown: &unknown{fields: u.fields}}
 		}
 		return nil, nil
 	})
@@ -120,11 +122,11 @@ const maxRetiredKeys = 8
 // RotatePlatformKey gives a product a new platform key. The one before works on
 // for overlap; with none it, and all earlier ones, end at once. ErrNotFound: no
 // such product.
-func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string, overlap time.Duration) (*Product, error) {
-	return s.changeProduct(ctx, productID, func(p *Product) (consul.KVTxnOps, error) {
+func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string, overlap time.Duration) (*engine.Product, error) {
+	return s.changeProduct(ctx, productID, func(p *engine.Product) (consul.KVTxnOps, error) {
 		now := time.Now().UTC()
 		ops := consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.platformKey(keyHash), Value: []byte(productID)}}
-		before := append([]RetiredKey{{p.PlatformKeyHash, now.Add(overlap)}}, p.RetiredKeys...)
+		before := append([]engine.RetiredKey{{Hash: p.PlatformKeyHash, Until: now.Add(overlap)}}, p.RetiredKeys...)
 		p.PlatformKeyHash, p.RetiredKeys = keyHash, nil
 		for _, k := range before {
 			if overlap > 0 && k.Until.After(now) && len(p.RetiredKeys) < maxRetiredKeys {
@@ -139,7 +141,7 @@ func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string
 
 // changeProduct applies change to a product's row by check-and-set, together
 // with the operations that it returns.
-func (s *Store) changeProduct(ctx context.Context, productID string, change func(*Product) (consul.KVTxnOps, error)) (*Product, error) {
+func (s *Store) changeProduct(ctx context.Context, productID string, change func(*engine.Product) (consul.KVTxnOps, error)) (*engine.Product, error) {
 	for {
 		t, err := s.Tenant(ctx, productID)
 		if err != nil {

@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // knows says whether a platform key hash is the product's, on every path.
-func (r *replica) knows(t *testing.T, p *Product, hash string) bool {
+func (r *replica) knows(t *testing.T, p *engine.Product, hash string) bool {
 	t.Helper()
 	_, _, err := r.Lookup(t.Context(), hash, p.ProductID, "user")
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -23,7 +25,7 @@ func (r *replica) knows(t *testing.T, p *Product, hash string) bool {
 
 func TestRotatePlatformKey(t *testing.T) {
 	r := join(t, prefix(t))
-	rotate := func(t *testing.T, p *Product, overlap time.Duration) string {
+	rotate := func(t *testing.T, p *engine.Product, overlap time.Duration) string {
 		t.Helper()
 		hash := newName()
 		if _, err := r.RotatePlatformKey(t.Context(), p.ProductID, hash, overlap); err != nil {
@@ -85,13 +87,13 @@ func TestRotatePlatformKey(t *testing.T) {
 	})
 }
 
-func always(Policy) error { return nil }
+func always(engine.Policy) error { return nil }
 
 func TestSetPolicy(t *testing.T) {
 	r := join(t, prefix(t))
 	p := r.product(t, nil)
 	limit := 7
-	want := Policy{MaxEngines: &limit, EngineImage: "engine:2"}
+	want := engine.Policy{MaxEngines: &limit, EngineImage: "engine:2"}
 	if _, err := r.SetPolicy(t.Context(), p.ProductID, want, always); err != nil {
 		t.Fatal(err)
 	}
@@ -168,10 +170,10 @@ func TestDeleteProduct(t *testing.T) {
 func TestIdempotency(t *testing.T) {
 	r := join(t, prefix(t))
 	p := r.product(t, nil)
-	begin := func(t *testing.T, user string) *Engine {
+	begin := func(t *testing.T, user string) *engine.Row {
 		t.Helper()
 		e := newEngine(p, user)
-		e.Idempotency = &RecordRef{Key: newName(), Body: "body", CreatedAt: time.Now().UTC()}
+		e.Idempotency = &engine.IdempotencyRef{Key: newName(), Body: "body", CreatedAt: time.Now().UTC()}
 		if err := r.Claim(t.Context(), p, e, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -197,13 +199,13 @@ func TestIdempotency(t *testing.T) {
 			t.Fatal(err)
 		}
 		want(t, key, e.EngineID, "")
-		e.State, e.Op, e.URL = Running, nil, "http://engine"
+		e.State, e.Op, e.URL = engine.Running, nil, "http://engine"
 		if err := r.Update(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
 		want(t, key, e.EngineID, "http://engine")
 		// A later operation leaves it alone.
-		e.State = Failed
+		e.State = engine.Failed
 		if err := r.Update(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +223,7 @@ func TestIdempotency(t *testing.T) {
 	t.Run("CutShortByADestroy", func(t *testing.T) {
 		e := begin(t, "destroyed")
 		key := e.Idempotency.Key
-		e.State = Destroying
+		e.State = engine.Destroying
 		if err := r.Update(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +244,7 @@ func TestIdempotency(t *testing.T) {
 	t.Run("ErrKeyUsed", func(t *testing.T) {
 		e := begin(t, "first")
 		other := newEngine(p, "second")
-		other.Idempotency = &RecordRef{Key: e.Idempotency.Key, Body: "another"}
+		other.Idempotency = &engine.IdempotencyRef{Key: e.Idempotency.Key, Body: "another"}
 		wantErr(t, r.Claim(t.Context(), p, other, nil), ErrKeyUsed)
 		if _, err := r.Engine(t.Context(), p.ProductID, "second"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("a row was made: %v", err)
@@ -255,7 +257,7 @@ func TestIdempotency(t *testing.T) {
 		for i := range 10 {
 			wg.Go(func() {
 				e := newEngine(p, fmt.Sprint("racer-", i))
-				e.Idempotency = &RecordRef{Key: key, Body: "body", CreatedAt: time.Now().UTC()}
+				e.Idempotency = &engine.IdempotencyRef{Key: key, Body: "body", CreatedAt: time.Now().UTC()}
 				err := r.Claim(t.Context(), p, e, nil)
 				mu.Lock()
 				defer mu.Unlock()
@@ -281,7 +283,7 @@ func TestIdempotency(t *testing.T) {
 			t.Error("the record does not expire after its time")
 		}
 		next := newEngine(p, "next")
-		next.Idempotency = &RecordRef{Key: record.Key, Body: "body", CreatedAt: time.Now().UTC(), Expired: record.Index}
+		next.Idempotency = &engine.IdempotencyRef{Key: record.Key, Body: "body", CreatedAt: time.Now().UTC(), Expired: record.Index}
 		if err := r.Claim(t.Context(), p, next, nil); err != nil {
 			t.Fatal(err)
 		}

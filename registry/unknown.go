@@ -5,6 +5,8 @@ import (
 	"maps"
 	"reflect"
 	"strings"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // unknown are the fields of a record that this version of the service does not know: a
@@ -25,8 +27,8 @@ type kind struct {
 }
 
 var (
-	engineKind  = kind{"op", fieldsOf(reflect.TypeFor[Engine]()), fieldsOf(reflect.TypeFor[Op]())}
-	productKind = kind{"policy", fieldsOf(reflect.TypeFor[Product]()), fieldsOf(reflect.TypeFor[Policy]())}
+	engineKind  = kind{"op", fieldsOf(reflect.TypeFor[engine.Row]()), fieldsOf(reflect.TypeFor[engine.Operation]())}
+	productKind = kind{"policy", fieldsOf(reflect.TypeFor[engine.Product]()), fieldsOf(reflect.TypeFor[engine.Policy]())}
 )
 
 // fieldsOf are the names that a struct has in JSON.
@@ -84,8 +86,8 @@ func merge(object []byte, more map[string]json.RawMessage) []byte {
 	return marshal(all)
 }
 
-// opID is the id of an engine's operation, or "".
-func (e *Engine) opID() string {
+// opID is the id of a row's operation, or "".
+func opID(e *engine.Row) string {
 	if e.Op == nil {
 		return ""
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // object reads JSON as it stands.
@@ -45,7 +47,7 @@ func withFields(t *rapid.T, value []byte, inside string, fields, inner map[strin
 func TestUnknownFieldsOfARowAreKept(t *testing.T) {
 	s := New(nil, "t/")
 	rapid.Check(t, func(t *rapid.T) {
-		e := newEngine(&Product{ProductID: "p", Slug: "s"}, rapid.SampledFrom([]string{"user", `<"&>`, "ü"}).Draw(t, "user"))
+		e := newEngine(&engine.Product{ProductID: "p", Slug: "s"}, rapid.SampledFrom([]string{"user", `<"&>`, "ü"}).Draw(t, "user"))
 		fields, inner := drawFields(t, "row"), drawFields(t, "op")
 		key, index := s.engineKey(e.ProductID, e.UserID), uint64(1)
 		value := withFields(t, encode(e), "op", fields, inner)
@@ -63,11 +65,11 @@ func TestUnknownFieldsOfARowAreKept(t *testing.T) {
 			case "end":
 				next.Op, inner = nil, nil
 			case "another":
-				next.Op, inner = &Op{ID: newName(), Kind: OpStop, Step: "quiesce"}, nil
+				next.Op, inner = &engine.Operation{ID: newName(), Kind: engine.OpStop, Step: "quiesce"}, nil
 			}
-			next.State, next.KeyVersion = Running, next.KeyVersion+1
+			next.State, next.KeyVersion = engine.Running, next.KeyVersion+1
 			plain := *next
-			plain.unknown = nil
+			plain.Stored = nil
 			value, index = encode(next), index+1
 			want := withFields(t, encode(&plain), "op", fields, inner)
 			if diff := cmp.Diff(object(t, want), object(t, value)); diff != "" {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // Unreadable is a record that this version of the service cannot read. As an error it
@@ -88,7 +90,7 @@ func (s *Store) RemoveUnreadable(ctx context.Context, u *Unreadable) error {
 // DropTwin removes a row that names another row's engine, as it was read, and gives its
 // place in the quota back; the index by engine_id is the other row's. ErrConflict: the
 // row changed.
-func (s *Store) DropTwin(ctx context.Context, e *Engine) error {
+func (s *Store) DropTwin(ctx context.Context, e *engine.Row) error {
 	failed, err := s.removeAlone(ctx, e.ProductID, s.engineKey(e.ProductID, e.UserID), e.Index, s.changed(e), s.fenced)
 	if err == nil {
 		s.mirror.erased(e)

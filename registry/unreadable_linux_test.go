@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // A row that cannot be read is missing in no list without being told of, and nobody's
@@ -62,7 +64,7 @@ func TestUnreadableRow(t *testing.T) {
 				wantErr(t, r.RemoveUnreadable(t.Context(), u), ErrConflict)
 			} else {
 				next := e.Clone()
-				next.State, next.Op, next.Index = Failed, nil, u.Index
+				next.State, next.Op, next.Index = engine.Failed, nil, u.Index
 				if err := r.Correct(t.Context(), next, "", nil); err != nil {
 					t.Fatal(err)
 				}
@@ -174,7 +176,7 @@ func TestIndexes(t *testing.T) {
 	}
 	r.put(t, "engine-ids/"+e.EngineID, []byte("nonsense"))
 	f := faults()["engine-ids/"+e.EngineID]
-	r.move(t, e, Running)
+	r.move(t, e, engine.Running)
 	wantErr(t, r.Mend(t.Context(), f), ErrConflict)
 	// An index whose row is gone holds nothing.
 	r.put(t, "engine-ids/stray", []byte("engines/"+rowName(p.ProductID, "nobody")))

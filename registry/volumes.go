@@ -8,6 +8,8 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // UnreachableVolume is what is left of a destroyed engine whose volume could not be deleted: its
@@ -35,7 +37,7 @@ type UnreachableVolume struct {
 }
 
 // Volume is the name of the volume.
-func (g *UnreachableVolume) Volume() string { return cmp.Or(g.VolumeName, JobID(g.EngineID)) }
+func (g *UnreachableVolume) Volume() string { return cmp.Or(g.VolumeName, engine.JobID(g.EngineID)) }
 
 func (s *Store) unreachableVolumeKey(engineID string) string { return s.prefix + "graves/" + engineID }
 

@@ -7,19 +7,16 @@ import (
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
-)
 
-// WarmProduct owns the rows of warm engines: engines that run and wait for a
-// user. It is no product: nobody has its key, it has no quota, and no product_id
-// is as short.
-const WarmProduct = "warm"
+	"github.com/septemberai/orch/engine"
+)
 
 // CreateWarm writes the row of an engine that is to become a warm one, as the
 // leader, and takes its pooled volume, if it has one, out of the pool.
 // ErrConflict: the volume was taken by somebody else, or this replica does not
 // lead.
-func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume) error {
-	if err := checkMove(none, e.State); err != nil {
+func (s *Store) CreateWarm(ctx context.Context, e *engine.Row, pooled *PooledVolume) error {
+	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
 		return err
 	}
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
@@ -47,8 +44,8 @@ func (s *Store) CreateWarm(ctx context.Context, e *Engine, pooled *PooledVolume)
 // read at warm.Index goes, e comes, with the operation that makes its secret the
 // user's. The errors are those of Claim; ErrConflict is also that somebody else got
 // this engine.
-func (s *Store) ClaimWarm(ctx context.Context, p *Product, e, warm *Engine) error {
-	if warm.ProductID != WarmProduct || warm.State != Running || warm.Op != nil || e.State != Provisioning || e.Op == nil || e.EngineID != warm.EngineID {
+func (s *Store) ClaimWarm(ctx context.Context, p *engine.Product, e, warm *engine.Row) error {
+	if warm.ProductID != engine.WarmProduct || warm.State != engine.Running || warm.Op != nil || e.State != engine.Provisioning || e.Op == nil || e.EngineID != warm.EngineID {
 		return fmt.Errorf("registry: %s cannot be claimed as a warm engine", warm.EngineID)
 	}
 	ops := append(deleteAt(s.engineKey(warm.ProductID, warm.UserID), warm.Index), s.changed(warm))
@@ -67,7 +64,7 @@ func (s *Store) takePooled(pooled *PooledVolume) consul.KVTxnOps {
 }
 
 // claim runs claimOnce until the quota count stands still.
-func (s *Store) claim(ctx context.Context, p *Product, e *Engine, index consul.KVOp, source consul.KVTxnOps) error {
+func (s *Store) claim(ctx context.Context, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
 	quota := s.quotaTurn(p.ProductID)
 	defer quota.end()
 	for {

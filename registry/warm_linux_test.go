@@ -4,25 +4,27 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // warmEngine makes a warm engine's row.
-func (r *replica) warmEngine(t *testing.T) *Engine {
+func (r *replica) warmEngine(t *testing.T) *engine.Row {
 	t.Helper()
-	e := newEngine(&Product{ProductID: WarmProduct, Slug: WarmProduct}, newName())
+	e := newEngine(&engine.Product{ProductID: engine.WarmProduct, Slug: engine.WarmProduct}, newName())
 	if err := r.CreateWarm(t.Context(), e, nil); err != nil {
 		t.Fatal(err)
 	}
 	e.URL, e.Op = "http://engine", nil
-	r.move(t, e, Running)
+	r.move(t, e, engine.Running)
 	return e
 }
 
 // claimOf is what a user's row would be.
-func claimOf(warm *Engine, p *Product, user string) *Engine {
+func claimOf(warm *engine.Row, p *engine.Product, user string) *engine.Row {
 	e := warm.Clone()
 	e.ProductID, e.ProductSlug, e.UserID = p.ProductID, p.Slug, user
-	e.State, e.Op = Provisioning, &Op{ID: newName(), Kind: OpProvision}
+	e.State, e.Op = engine.Provisioning, &engine.Operation{ID: newName(), Kind: engine.OpProvision}
 	return e
 }
 
@@ -30,7 +32,7 @@ func TestClaimWarm(t *testing.T) {
 	t.Run("OnlyOneGetsIt", func(t *testing.T) {
 		r := lead(t, prefix(t))
 		p, warm := r.product(t, nil), r.warmEngine(t)
-		engines := make([]*Engine, 10)
+		engines := make([]*engine.Row, 10)
 		wantOutcomes(t, outcomes(len(engines), func(i int) error {
 			engines[i] = claimOf(warm, p, fmt.Sprint("user-", i))
 			return r.ClaimWarm(t.Context(), p, engines[i], warm)
@@ -38,12 +40,12 @@ func TestClaimWarm(t *testing.T) {
 		r.wantQuota(t, p, 1)
 		r.wantNoRow(t, warm)
 		rows, _, err := r.Engines(t.Context())
-		if err != nil || len(rows) != 1 || rows[0].EngineID != warm.EngineID || rows[0].State != Provisioning || rows[0].Op == nil {
+		if err != nil || len(rows) != 1 || rows[0].EngineID != warm.EngineID || rows[0].State != engine.Provisioning || rows[0].Op == nil {
 			t.Fatalf("rows %+v, %v", rows, err)
 		}
 		e := rows[0]
-		e.Op = &Op{ID: newName(), Kind: OpDestroy}
-		r.move(t, e, Destroying)
+		e.Op = &engine.Operation{ID: newName(), Kind: engine.OpDestroy}
+		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
@@ -68,8 +70,8 @@ func TestClaimWarm(t *testing.T) {
 		r := lead(t, prefix(t))
 		p, warm := r.product(t, nil), r.warmEngine(t)
 		stale := warm.Clone()
-		warm.Op = &Op{ID: newName(), Kind: OpDestroy}
-		r.move(t, warm, Destroying)
+		warm.Op = &engine.Operation{ID: newName(), Kind: engine.OpDestroy}
+		r.move(t, warm, engine.Destroying)
 		wantErr(t, r.ClaimWarm(t.Context(), p, claimOf(stale, p, "u"), stale), ErrConflict)
 		r.wantQuota(t, p, 0)
 	})
@@ -77,7 +79,7 @@ func TestClaimWarm(t *testing.T) {
 		r := lead(t, prefix(t))
 		p, warm := r.product(t, nil), r.warmEngine(t)
 		e := claimOf(warm, p, "u")
-		e.Idempotency = &RecordRef{Key: "k", Body: "b", CreatedAt: time.Now().UTC()}
+		e.Idempotency = &engine.IdempotencyRef{Key: "k", Body: "b", CreatedAt: time.Now().UTC()}
 		if err := r.ClaimWarm(t.Context(), p, e, warm); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +88,7 @@ func TestClaimWarm(t *testing.T) {
 			t.Fatalf("record %+v, %v", record, err)
 		}
 		e.Op = nil
-		r.move(t, e, Running)
+		r.move(t, e, engine.Running)
 		if record, err = r.Idempotency(t.Context(), p.ProductID, "k"); err != nil || record.EngineID != e.EngineID || record.URL != e.URL {
 			t.Fatalf("record %+v, %v", record, err)
 		}
@@ -98,8 +100,8 @@ func TestClaimWarm(t *testing.T) {
 	t.Run("RemovedUnclaimed", func(t *testing.T) {
 		r := lead(t, prefix(t))
 		warm := r.warmEngine(t)
-		warm.Op = &Op{ID: newName(), Kind: OpDestroy}
-		r.move(t, warm, Destroying)
+		warm.Op = &engine.Operation{ID: newName(), Kind: engine.OpDestroy}
+		r.move(t, warm, engine.Destroying)
 		if err := r.Remove(t.Context(), warm, false); err != nil {
 			t.Fatal(err)
 		}

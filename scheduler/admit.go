@@ -33,7 +33,7 @@ type AdmitOptions struct{ AutoProvision, AutoWake bool }
 // Admission is the answer to an admit.
 type Admission struct {
 	// Engine and Key are set when the user is admitted, Denial when not.
-	Engine *registry.Engine
+	Engine *engine.Row
 	Key    string
 	Denial Denial
 }
@@ -60,52 +60,55 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 	for range maxClaims {
 		switch way, denial := decide(caller.Engine, opts); way {
 		case admitted:
-			engine := caller.Engine
-			if engine.SleepPending != "" {
-				if err := s.keepFromSleep(ctx, engine); errors.Is(err, registry.ErrConflict) {
+			row := caller.Engine
+			if row.SleepPending != "" {
+				if err := s.keepFromSleep(ctx, row); errors.Is(err, registry.ErrConflict) {
 					break
 				} else if err != nil {
 					return nil, rate, err
 				}
 			}
-			key, err := s.Key(ctx, engine)
+			key, err := s.Key(ctx, row)
 			if isRetired(err) {
 				if err := caller.rekeyed(ctx, s, err); err != nil {
 					return nil, rate, err
 				}
 				continue
 			}
-			if admission, done, err := s.grant(caller, engine, key, err); done {
+			if admission, done, err := s.grant(caller, row, key, err); done {
 				return admission, rate, err
 			}
 		case denied:
 			s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denial))
 			return &Admission{Denial: denial}, rate, nil
 		case provisioned:
-			engine, key, err := s.Provision(ctx, caller, ProvisionOptions{})
+			row, key, err := s.Provision(ctx, caller, ProvisionOptions{})
 			if err != nil && overtaken(err) {
 				break
 			}
-			if admission, done, err := s.grant(caller, engine, key, err); done {
+			if admission, done, err := s.grant(caller, row, key, err); done {
 				return admission, rate, err
 			}
 		case woken:
-			engine, err := s.start(ctx, caller, audit.ActionWake)
+			row, err := s.start(ctx, caller, audit.ActionWake)
 			if err != nil && overtaken(err) {
 				break
 			}
 			key := ""
 			if err == nil {
-				key, err = s.Key(ctx, engine)
+				key, err = s.Key(ctx, row)
 			}
-			if admission, done, err := s.grant(caller, engine, key, err); done {
+			if isRetired(err) { // its key has been rotated since
+				break
+			}
+			if admission, done, err := s.grant(caller, row, key, err); done {
 				return admission, rate, err
 			}
 		case rotating:
-			engine := caller.Engine
-			key, err := s.awaitRotation(ctx, engine)
+			row := caller.Engine
+			key, err := s.awaitRotation(ctx, row)
 			if err != nil || key != "" {
-				if admission, done, err := s.grant(caller, engine, key, err); done {
+				if admission, done, err := s.grant(caller, row, key, err); done {
 					return admission, rate, err
 				}
 			}
@@ -118,18 +121,18 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 			return nil, rate, err
 		}
 	}
-	return nil, rate, fail(EngineBusy, "the engine changes faster than it can be admitted; try again in a moment")
+	return nil, rate, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be admitted; try again in a moment")
 }
 
-// grant is the answer of an admit that leads to engine. It is not done when this
+// grant is the answer of an admit that leads to the engine of a row. It is not done when this
 // replica has another session than the one that the row was read under: then the
 // row has to be read again, for the engine may sleep by now.
-func (s *Scheduler) grant(caller *Caller, engine *registry.Engine, key string, err error) (admission *Admission, done bool, _ error) {
+func (s *Scheduler) grant(caller *Caller, row *engine.Row, key string, err error) (admission *Admission, done bool, _ error) {
 	switch {
 	case err != nil:
 		return nil, true, err
 	case caller.visit.Serve():
-		return &Admission{Engine: engine, Key: key}, true, nil
+		return &Admission{Engine: row, Key: key}, true, nil
 	case s.replica.Session() == "":
 		return nil, true, registry.ErrNoSession
 	}
@@ -138,7 +141,7 @@ func (s *Scheduler) grant(caller *Caller, engine *registry.Engine, key string, e
 
 // keepFromSleep takes the leader's mark off a row, so that the engine is not put
 // to sleep. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) keepFromSleep(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) keepFromSleep(ctx context.Context, row *engine.Row) error {
 	row.SleepPending = ""
 	return s.store.Update(ctx, row)
 }
@@ -146,7 +149,7 @@ func (s *Scheduler) keepFromSleep(ctx context.Context, row *registry.Engine) err
 // overtaken says whether another call was faster: the row says what now.
 func overtaken(err error) bool {
 	switch AsError(err).Code {
-	case EngineAlreadyExists, EngineRunning, EngineBusy:
+	case engine.EngineAlreadyExists, engine.EngineRunning, engine.EngineBusy:
 		return true
 	}
 	return false
@@ -164,7 +167,7 @@ func (s *Scheduler) takeToken(ctx context.Context, caller *Caller) (*Rate, error
 	}
 	if !rate.Allowed {
 		s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denialRate))
-		return &rate, &Error{Code: RateLimited, Message: "the product's rate limit for admits is reached", RetryAfter: rate.RetryAfter}
+		return &rate, &engine.Error{Code: engine.RateLimited, Message: "the product's rate limit for admits is reached", RetryAfter: rate.RetryAfter}
 	}
 	return &rate, nil
 }
@@ -182,28 +185,28 @@ const (
 )
 
 // decide is the one table of admission (SPEC section 2).
-func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
+func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	if row == nil {
 		if opts.AutoProvision {
 			return provisioned, ""
 		}
 		return denied, DenialNotFound
 	}
-	if row.State == registry.Destroying {
+	if row.State == engine.Destroying {
 		return denied, DenialDestroying
 	}
 	if row.Op != nil {
 		switch row.Op.Kind {
-		case registry.OpRotateKey:
-			if row.State == registry.Failed {
+		case engine.OpRotateKey:
+			if row.State == engine.Failed {
 				return denied, DenialUnhealthy
 			}
 			return rotating, "" // the key of now may be gone in a moment
-		case registry.OpRestart:
+		case engine.OpRestart:
 			return joined, "" // so may the process
-		case registry.OpStop:
+		case engine.OpStop:
 			return denied, DenialStopped
-		case registry.OpSleep:
+		case engine.OpSleep:
 			if opts.AutoWake {
 				return joined, "" // and woken when it sleeps
 			}
@@ -215,16 +218,16 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 		return denied, DenialProvisioning
 	}
 	switch row.State {
-	case registry.Running:
+	case engine.Running:
 		return admitted, ""
-	case registry.Sleeping:
+	case engine.Sleeping:
 		if opts.AutoWake {
 			return woken, ""
 		}
 		return denied, DenialSleeping
-	case registry.Stopped:
+	case engine.Stopped:
 		return denied, DenialStopped
-	case registry.Failed:
+	case engine.Failed:
 		return denied, DenialUnhealthy
 	}
 	return denied, DenialProvisioning
@@ -232,7 +235,7 @@ func decide(row *registry.Engine, opts AdmitOptions) (way, Denial) {
 
 // awaitOperation waits until the row's operation is over, on this replica or
 // another, and returns the error of a boot that failed.
-func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
 		_, err := o.wait(ctx)
 		switch {
@@ -240,13 +243,13 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 			return err
 		case err != nil && overtaken(err):
 			return nil
-		case err != nil && row.Op.Kind == registry.OpSleep:
+		case err != nil && row.Op.Kind == engine.OpSleep:
 			// It goes on: neither does the engine run, nor can it be woken yet.
-			return busy(row.Op.Kind)
+			return engine.BusyWith(row.Op.Kind)
 		}
 		return err
 	}
-	if row.Op.Kind == registry.OpSleep {
+	if row.Op.Kind == engine.OpSleep {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.limit(row.Op.Kind))
 		defer cancel()
@@ -263,21 +266,21 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *registry.Engine) er
 				return err
 			}
 			continue
-		case now.Op == nil && now.State == registry.Failed:
+		case now.Op == nil && now.State == engine.Failed:
 			return failedBoot(now.Reason)
 		}
 		return nil
 	}
-	return busy(row.Op.Kind)
+	return engine.BusyWith(row.Op.Kind)
 }
 
 // failedBoot is what a boot that another replica waited for ended with.
 func failedBoot(reason string) error {
 	switch reason {
 	case engine.ReasonBootTimeout:
-		return fail(BootTimeout, "the engine did not say that it is healthy in time")
+		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy in time")
 	case engine.ReasonPull:
-		return fail(BootTimeout, "the engine's node is still pulling its image")
+		return engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image")
 	}
-	return fail(EngineBootFailed, "the engine could not boot: %s", reason)
+	return engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", reason)
 }

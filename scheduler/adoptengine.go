@@ -10,12 +10,11 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
-	"github.com/septemberai/orch/registry"
 )
 
 // adoptee is an engine on its way to a new volume.
 type adoptee struct {
-	row    *registry.Engine
+	row    *engine.Row
 	path   string
 	volume *cluster.Volume
 
@@ -25,14 +24,14 @@ type adoptee struct {
 
 // mayAdopt says whether an engine is at rest, or waits for the very process that the
 // adoption ends.
-func mayAdopt(row *registry.Engine) bool {
+func mayAdopt(row *engine.Row) bool {
 	if row.Op == nil {
-		return row.State != registry.Provisioning
+		return row.State != engine.Provisioning
 	}
 	switch row.Op.Kind {
-	case registry.OpStop, registry.OpSleep:
+	case engine.OpStop, engine.OpSleep:
 		return row.Op.Step == "drain"
-	case registry.OpRotateKey:
+	case engine.OpRotateKey:
 		return row.Op.Step == "proof"
 	}
 	return false
@@ -53,7 +52,7 @@ func (s *Scheduler) silence(ctx context.Context, a *adoptee) error {
 func (s *Scheduler) register(ctx context.Context, a *adoptee, from, to string) error {
 	row := a.row
 	if a.path == "" {
-		return fail(InvalidRequest, "neither its row nor the node says where its brain is")
+		return engine.Errorf(engine.InvalidRequest, "neither its row nor the node says where its brain is")
 	}
 	volumes, err := s.volumesOf(ctx, row.EngineID)
 	if err != nil {
@@ -95,7 +94,7 @@ func (s *Scheduler) awaitReported(ctx context.Context, nodeID string, take []*ad
 			return nil
 		}
 		if !pause.For(ctx, volumeLook) {
-			return &Error{Code: BackendUnavailable, Message: "the node does not report its volumes yet; try again", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
+			return &engine.Error{Code: engine.BackendUnavailable, Message: "the node does not report its volumes yet; try again", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
 		}
 	}
 }
@@ -118,7 +117,7 @@ func (s *Scheduler) moveTo(ctx context.Context, a *adoptee, from, to string) err
 		return err
 	}
 	s.abandon(ctx, a.auditID, a.began, nil)
-	if op != nil && op.Kind == registry.OpRotateKey {
+	if op != nil && op.Kind == engine.OpRotateKey {
 		if err := s.vault.DestroyVersionsBefore(ctx, row.EngineID, row.KeyVersion); err != nil {
 			s.log.Warn("earlier versions of a key are left until the next rotation", "engine_id", row.EngineID, "error", err)
 		}
@@ -134,14 +133,14 @@ func (s *Scheduler) moveTo(ctx context.Context, a *adoptee, from, to string) err
 // settleAdopted gives a row the state that its engine is in when no process of it is
 // left: one that was to run is failed until the service has started it, one that was
 // to stop is stopped. An operation that waited for that has ended.
-func settleAdopted(row *registry.Engine) {
+func settleAdopted(row *engine.Row) {
 	if op := row.Op; op != nil {
 		switch op.Kind {
-		case registry.OpStop:
-			row.State, row.Desired = registry.Stopped, registry.Stopped
-		case registry.OpSleep:
-			row.State = registry.Sleeping
-		case registry.OpRotateKey:
+		case engine.OpStop:
+			row.State, row.Desired = engine.Stopped, engine.Stopped
+		case engine.OpSleep:
+			row.State = engine.Sleeping
+		case engine.OpRotateKey:
 			row.KeyVersion, row.KeyID = op.KeyVersion, op.KeyID
 		}
 		row.Op = nil
@@ -149,9 +148,9 @@ func settleAdopted(row *registry.Engine) {
 	row.Unproven, row.Proven = nil, nil
 	row.Vanished, row.Frozen, row.URL, row.AllocID, row.Restarts, row.SleepPending, row.Reason = nil, nil, "", "", nil, "", ""
 	switch {
-	case row.State == registry.Failed && row.Desired == registry.Stopped:
-		row.State = registry.Stopped
-	case row.State == registry.Running, row.State == registry.Failed:
-		row.State, row.Desired, row.Reason = registry.Failed, registry.Running, engine.ReasonAdopted
+	case row.State == engine.Failed && row.Desired == engine.Stopped:
+		row.State = engine.Stopped
+	case row.State == engine.Running, row.State == engine.Failed:
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, engine.ReasonAdopted
 	}
 }

@@ -91,7 +91,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 		jobIDs = append(jobIDs, a.row.JobID())
 	}
 	for _, g := range unreachable {
-		jobIDs = append(jobIDs, registry.JobID(g.EngineID))
+		jobIDs = append(jobIDs, engine.JobID(g.EngineID))
 	}
 	if !processesEnded {
 		quiet, err := s.restartQuiet()
@@ -99,7 +99,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 			err = s.endProcesses(ctx, to, jobIDs, quiet)
 		}
 		if errors.Is(err, errNoScripts) {
-			return nil, fail(InvalidRequest, "node %s has no raw_exec driver, so the service cannot end what may still run there: end the engines' containers or reboot the node, and say so (processes_ended)", to)
+			return nil, engine.Errorf(engine.InvalidRequest, "node %s has no raw_exec driver, so the service cannot end what may still run there: end the engines' containers or reboot the node, and say so (processes_ended)", to)
 		}
 		if err != nil {
 			return nil, err
@@ -126,11 +126,11 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 	node, err := s.cluster.ReadNode(ctx, to)
 	switch {
 	case errors.Is(err, cluster.ErrNotFound):
-		return nil, fail(InvalidRequest, "Nomad does not know node %s: restart the node's Nomad agent, should it be there", to)
+		return nil, engine.Errorf(engine.InvalidRequest, "Nomad does not know node %s: restart the node's Nomad agent, should it be there", to)
 	case err != nil:
 		return nil, err
 	case node.Down:
-		return nil, fail(InvalidRequest, "Nomad's servers do not hear from node %s: restart its agent", to)
+		return nil, engine.Errorf(engine.InvalidRequest, "Nomad's servers do not hear from node %s: restart its agent", to)
 	}
 	if from != to {
 		old, err := s.cluster.ReadNode(ctx, from)
@@ -138,7 +138,7 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 			return nil, err
 		}
 		if err == nil && !old.Down {
-			return nil, fail(InvalidRequest, "node %s is up: its engines are adopted by another node only when it is gone", from)
+			return nil, engine.Errorf(engine.InvalidRequest, "node %s is up: its engines are adopted by another node only when it is gone", from)
 		}
 	}
 	return s.cluster.NodeVolumes(ctx, to)
@@ -147,7 +147,7 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 // stranded are the rows and unreachable volumes of a node that have no volume that could be used.
 // lost: only those whose volume Nomad does not know. What is being destroyed leaves
 // an unreachable volume.
-func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*registry.Engine, unreachable []*registry.UnreachableVolume, err error) {
+func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*engine.Row, unreachable []*registry.UnreachableVolume, err error) {
 	volumes, err := s.cluster.Volumes(ctx, cluster.Unthrottled)
 	if err != nil {
 		return nil, nil, err
@@ -161,7 +161,7 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 		return nil, nil, err
 	}
 	for _, row := range all {
-		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
+		if row.NodeID == nodeID && row.VolumeID != "" && !known[row.VolumeID] && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing {
 			rows = append(rows, row.Clone())
 		}
 	}

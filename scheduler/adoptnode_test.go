@@ -7,40 +7,39 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // TestSettleAdopted: what was to run is started by the service, what was to stop is
 // stopped, and nothing of its process is left in a row.
 func TestSettleAdopted(t *testing.T) {
-	waiting := func(kind registry.OpKind, step string) *registry.Op {
-		return &registry.Op{Kind: kind, Step: step, KeyVersion: 2, KeyID: "new"}
+	waiting := func(kind engine.OpKind, step string) *engine.Operation {
+		return &engine.Operation{Kind: kind, Step: step, KeyVersion: 2, KeyID: "new"}
 	}
 	for _, c := range []struct {
 		name     string
-		row      registry.Engine
+		row      engine.Row
 		may      bool
-		state    registry.State
-		desired  registry.State
+		state    engine.State
+		desired  engine.State
 		reason   string
 		keyAfter string
 	}{
-		{"Running", registry.Engine{State: registry.Running, Desired: registry.Running}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "old"},
-		{"Failed", registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonNodeDown, Restarts: &registry.Restarts{GaveUp: true}}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "old"},
-		{"FailedAndStopped", registry.Engine{State: registry.Failed, Desired: registry.Stopped}, true, registry.Stopped, registry.Stopped, "", "old"},
-		{"Stopped", registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, true, registry.Stopped, registry.Stopped, "", "old"},
-		{"Asleep", registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, true, registry.Sleeping, registry.Sleeping, "", "old"},
-		{"Paused", registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, true, registry.Sleeping, registry.Sleeping, "", "old"},
-		{"Stopping", registry.Engine{State: registry.Failed, Desired: registry.Stopped, Op: waiting(registry.OpStop, "drain")}, true, registry.Stopped, registry.Stopped, "", "old"},
-		{"FallingAsleep", registry.Engine{State: registry.Running, Desired: registry.Sleeping, Op: waiting(registry.OpSleep, "drain")}, true, registry.Sleeping, registry.Sleeping, "", "old"},
-		{"Rotating", registry.Engine{State: registry.Running, Desired: registry.Running, Op: waiting(registry.OpRotateKey, "proof")}, true, registry.Failed, registry.Running, engine.ReasonAdopted, "new"},
-		{"BeginningToStop", registry.Engine{State: registry.Running, Op: waiting(registry.OpStop, "scale-down")}, false, "", "", "", ""},
-		{"Starting", registry.Engine{State: registry.Provisioning, Op: waiting(registry.OpStart, "drain")}, false, "", "", "", ""},
-		{"Interrupted", registry.Engine{State: registry.Provisioning}, false, "", "", "", ""},
+		{"Running", engine.Row{State: engine.Running, Desired: engine.Running}, true, engine.Failed, engine.Running, engine.ReasonAdopted, "old"},
+		{"Failed", engine.Row{State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonNodeDown, Restarts: &engine.Restarts{GaveUp: true}}, true, engine.Failed, engine.Running, engine.ReasonAdopted, "old"},
+		{"FailedAndStopped", engine.Row{State: engine.Failed, Desired: engine.Stopped}, true, engine.Stopped, engine.Stopped, "", "old"},
+		{"Stopped", engine.Row{State: engine.Stopped, Desired: engine.Stopped}, true, engine.Stopped, engine.Stopped, "", "old"},
+		{"Asleep", engine.Row{State: engine.Sleeping, Desired: engine.Sleeping}, true, engine.Sleeping, engine.Sleeping, "", "old"},
+		{"Paused", engine.Row{State: engine.Sleeping, Desired: engine.Sleeping, Frozen: &engine.Frozen{AllocID: "a"}}, true, engine.Sleeping, engine.Sleeping, "", "old"},
+		{"Stopping", engine.Row{State: engine.Failed, Desired: engine.Stopped, Op: waiting(engine.OpStop, "drain")}, true, engine.Stopped, engine.Stopped, "", "old"},
+		{"FallingAsleep", engine.Row{State: engine.Running, Desired: engine.Sleeping, Op: waiting(engine.OpSleep, "drain")}, true, engine.Sleeping, engine.Sleeping, "", "old"},
+		{"Rotating", engine.Row{State: engine.Running, Desired: engine.Running, Op: waiting(engine.OpRotateKey, "proof")}, true, engine.Failed, engine.Running, engine.ReasonAdopted, "new"},
+		{"BeginningToStop", engine.Row{State: engine.Running, Op: waiting(engine.OpStop, "scale-down")}, false, "", "", "", ""},
+		{"Starting", engine.Row{State: engine.Provisioning, Op: waiting(engine.OpStart, "drain")}, false, "", "", "", ""},
+		{"Interrupted", engine.Row{State: engine.Provisioning}, false, "", "", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			row := c.row.Clone()
-			row.KeyVersion, row.KeyID, row.AllocID, row.URL, row.SleepPending, row.Vanished = 1, "old", "a", "u", "s", &registry.Vanished{AllocID: "a"}
+			row.KeyVersion, row.KeyID, row.AllocID, row.URL, row.SleepPending, row.Vanished = 1, "old", "a", "u", "s", &engine.Vanished{AllocID: "a"}
 			if may := mayAdopt(row); may != c.may {
 				t.Fatalf("may be adopted: %t", may)
 			}
@@ -48,11 +47,11 @@ func TestSettleAdopted(t *testing.T) {
 				return
 			}
 			settleAdopted(row)
-			want := &registry.Engine{State: c.state, Desired: c.desired, Reason: c.reason, KeyVersion: map[string]int{"old": 1, "new": 2}[c.keyAfter], KeyID: c.keyAfter}
-			if diff := cmp.Diff(want, row, cmpopts.IgnoreUnexported(registry.Engine{})); diff != "" {
+			want := &engine.Row{State: c.state, Desired: c.desired, Reason: c.reason, KeyVersion: map[string]int{"old": 1, "new": 2}[c.keyAfter], KeyID: c.keyAfter}
+			if diff := cmp.Diff(want, row, cmpopts.IgnoreFields(engine.Row{}, "Stored")); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
-			if !registry.CanMove(c.row.State, row.State) {
+			if !engine.CanMove(c.row.State, row.State) {
 				t.Errorf("no row may go from %s to %s", c.row.State, row.State)
 			}
 		})

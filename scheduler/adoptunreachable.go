@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -53,7 +54,7 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 	if err != nil {
 		return false, err
 	}
-	row := &registry.Engine{EngineID: g.EngineID, VolumeName: g.VolumeName}
+	row := &engine.Row{EngineID: g.EngineID, VolumeName: g.VolumeName}
 	var v *cluster.Volume
 	for _, have := range volumes {
 		if have.NodeID == to && have.Name != g.Volume() {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
@@ -98,14 +99,14 @@ func (o *operation) advance(ctx context.Context) error {
 // failsFast says whether a step waits for no store that is known to be away: its error
 // takes the operation back, and its caller has waited for other steps already.
 func (o *operation) failsFast(step string) bool {
-	if op := o.row.Op; op.Undo != "" || op.Kind != registry.OpProvision && op.Kind != registry.OpStart {
+	if op := o.row.Op; op.Undo != "" || op.Kind != engine.OpProvision && op.Kind != engine.OpStart {
 		return false
 	}
 	return step == "key" || step == stepOwn || step == "variable"
 }
 
 // find is the step that the row is at, and the name of the one after it.
-func (o *operation) find() (kind registry.OpKind, st step, next string, err error) {
+func (o *operation) find() (kind engine.OpKind, st step, next string, err error) {
 	kind = o.row.Op.Kind
 	steps := plans[kind]
 	if o.row.Op.Undo != "" && undoing[kind] != nil {
@@ -125,7 +126,7 @@ func (o *operation) find() (kind registry.OpKind, st step, next string, err erro
 			return kind, st, after[st.name], nil
 		}
 	}
-	return kind, step{}, "", fail(Internal, "the operation stopped at a step that this version does not know")
+	return kind, step{}, "", engine.Errorf(engine.Internal, "the operation stopped at a step that this version does not know")
 }
 
 // write saves a row that was advanced.
@@ -144,40 +145,42 @@ func (o *operation) write(ctx context.Context) error {
 func (o *operation) finish() {
 	op, row := o.row.Op, o.row
 	row.Op = nil
-	row.Last = &registry.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: time.Now().UTC(), Code: op.Undo, Message: op.Message}
+	row.Last = &engine.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: time.Now().UTC(), Code: op.Undo, Message: op.Message}
 	switch {
-	case op.Kind == registry.OpRestart:
+	case op.Kind == engine.OpRestart:
 		// Its process ended: there is no way back to where it was.
-		row.State, row.Reason, row.RestartedFor = registry.Running, "", op.EnvVersion
+		row.State, row.Reason, row.RestartedFor = engine.Running, "", op.EnvVersion
 		if op.Undo != "" {
-			row.State, row.Reason = registry.Failed, cmp.Or(op.Reason, reasonNotRestarted)
+			row.State, row.Reason = engine.Failed, cmp.Or(op.Reason, reasonNotRestarted)
 		}
-	case op.Undo != "" && isBootOutcome(Code(op.Undo)):
-		row.State, row.Reason = registry.Failed, op.Reason
+	case op.Undo != "" && isBootOutcome(engine.Code(op.Undo)):
+		row.State, row.Reason = engine.Failed, op.Reason
 	case op.Undo != "":
 		row.State = op.From
-		if op.From != registry.Failed {
+		if op.From != engine.Failed {
 			row.Desired = op.From
 		}
-	case op.Kind == registry.OpStop:
-		row.State, row.Reason = registry.Stopped, ""
-	case op.Kind == registry.OpSleep:
-		row.State, row.Reason = registry.Sleeping, ""
-	case op.Kind == registry.OpProvision || op.Kind == registry.OpStart || op.Kind == registry.OpRecover:
-		row.State, row.Reason = registry.Running, ""
+	case op.Kind == engine.OpStop:
+		row.State, row.Reason = engine.Stopped, ""
+	case op.Kind == engine.OpSleep:
+		row.State, row.Reason = engine.Sleeping, ""
+	case op.Kind == engine.OpProvision || op.Kind == engine.OpStart || op.Kind == engine.OpRecover:
+		row.State, row.Reason = engine.Running, ""
 	}
 	if op.Step != stepFreeze {
 		row.Frozen = nil
 	}
-	if row.State != registry.Running {
+	if row.State != engine.Running {
 		row.URL, row.AllocID = "", ""
 	}
-	if undoing[op.Kind] != nil && op.Kind != registry.OpRotateKey {
+	if undoing[op.Kind] != nil && op.Kind != engine.OpRotateKey {
 		settleRestarts(o.s.opts.Restart, row, op, time.Now().UTC())
 	}
 }
 
-func isBootOutcome(code Code) bool { return code == BootTimeout || code == EngineBootFailed }
+func isBootOutcome(code engine.Code) bool {
+	return code == engine.BootTimeout || code == engine.EngineBootFailed
+}
 
 // undo turns the operation round where its kind and step allow it, and says
 // whether it did. The change is written before the next step.
@@ -187,16 +190,16 @@ func (o *operation) undo(err error) bool {
 	if op == nil || op.Undo != "" || undoing[op.Kind] == nil {
 		return false
 	}
-	if op.Kind == registry.OpRotateKey && op.Step != plans[op.Kind][0].name {
+	if op.Kind == engine.OpRotateKey && op.Step != plans[op.Kind][0].name {
 		return false // the engine may have the new key already: only forward
 	}
-	if op.Kind == registry.OpRestart && !endsRestart(code) {
+	if op.Kind == engine.OpRestart && !endsRestart(code) {
 		return false
 	}
 	from := op.Step
 	op.Undo, op.Message, op.Reason = string(code), e.Message, reasonOf(err)
 	op.Step = undoing[op.Kind][0].name
-	if op.Kind == registry.OpProvision && !isBootOutcome(code) {
+	if op.Kind == engine.OpProvision && !isBootOutcome(code) {
 		o.becomeDestroy(from)
 	}
 	o.unsaved, o.undone = true, true
@@ -206,9 +209,9 @@ func (o *operation) undo(err error) bool {
 // becomeDestroy makes a provision that left nothing worth keeping remove
 // itself.
 func (o *operation) becomeDestroy(from string) {
-	o.row.State, o.row.Desired = registry.Destroying, registry.Destroying
-	o.row.Op.Kind, o.row.Op.Step = registry.OpDestroy, plans[registry.OpDestroy][0].name
-	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(registry.OpDestroy))
+	o.row.State, o.row.Desired = engine.Destroying, engine.Destroying
+	o.row.Op.Kind, o.row.Op.Step = engine.OpDestroy, plans[engine.OpDestroy][0].name
+	o.row.Op.Deadline = time.Now().UTC().Add(o.s.limit(engine.OpDestroy))
 	if from == stepBurn {
 		o.releaseRow()
 	}

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/secrets"
 )
 
 // backfill writes the owner into an engine's secret, with the key that it has, and
 // into its variable; then the row names the key by its own name.
-func (s *Scheduler) backfill(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) backfill(ctx context.Context, row *engine.Row) error {
 	if err := s.notTwin(ctx, row); err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (s *Scheduler) backfill(ctx context.Context, row *registry.Engine) error {
 // claimAgain makes a secret the user's again that a Vault which went back in time says
 // is a warm engine's: the row and Nomad name the user, and nobody else was ever given
 // the engine.
-func (s *Scheduler) claimAgain(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) claimAgain(ctx context.Context, row *engine.Row) error {
 	k, err := s.vault.NewestKey(ctx, row.EngineID)
 	if errors.Is(err, secrets.ErrNotFound) || err == nil && !s.isWarm(k, row) {
 		return nil

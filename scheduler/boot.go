@@ -30,7 +30,7 @@ var (
 
 // bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
 type bootFailure struct {
-	err    *Error
+	err    *engine.Error
 	reason string
 }
 
@@ -43,7 +43,7 @@ func reasonOf(err error) string {
 	switch {
 	case errors.As(err, &boot):
 		return boot.reason
-	case AsError(err).Code == BootTimeout:
+	case AsError(err).Code == engine.BootTimeout:
 		return engine.ReasonBootTimeout
 	case errors.Is(err, errNodeSilent):
 		return engine.ReasonNodeDown
@@ -66,7 +66,7 @@ func (o *operation) boot(ctx context.Context) error {
 	switch {
 	case err == nil:
 		key = secret.Key
-	case o.row.Op.Kind == registry.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
+	case o.row.Op.Kind == engine.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
 		// An engine that runs on is not failed for an outage of Vault, nor for a key
 		// that Vault has lost.
 	default:
@@ -95,7 +95,7 @@ func (o *operation) boot(ctx context.Context) error {
 
 	var kind *boot.Kind
 	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
-		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == registry.OpProvision}
+		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == engine.OpProvision}
 	}
 	probed, pulling := "", ""
 	look := func(state cluster.JobState) (bool, error) {
@@ -104,7 +104,7 @@ func (o *operation) boot(ctx context.Context) error {
 			return false, o.placementError(state)
 		}
 		o.row.Crash, pulling = alloc.Crash, alloc.Pulling
-		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != registry.OpRecover { // Nomad restarts that one
+		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != engine.OpRecover { // Nomad restarts that one
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
@@ -145,7 +145,7 @@ func (o *operation) boot(ctx context.Context) error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about congestion
 		return &bootFailure{
-			err:    fail(BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
+			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
 			reason: engine.ReasonPull,
 		}
 	}
@@ -153,11 +153,11 @@ func (o *operation) boot(ctx context.Context) error {
 		if kind != nil {
 			o.tellLimiter(kind)
 		}
-		return fail(BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
+		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
-	if code := AsError(err).Code; code == PortExhaustion || code == CapacityExhausted {
+	if code := AsError(err).Code; code == engine.PortExhaustion || code == engine.CapacityExhausted {
 		if held, herr := o.s.heldBy(whole, o.row.VolumeID); herr == nil && held != "" {
-			err = &Error{Code: code, Message: "the engine's volume cannot be mounted: " + held, Err: err, RetryAfter: retryCapacity}
+			err = &engine.Error{Code: code, Message: "the engine's volume cannot be mounted: " + held, Err: err, RetryAfter: retryCapacity}
 		}
 		return o.mayRelocate(whole, err)
 	}
@@ -196,8 +196,8 @@ func (o *operation) placementError(state cluster.JobState) error {
 			continue
 		}
 		o.refusedAt = e.CreateIndex
-		err := &Error{Code: CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
-		if o.row.Op.Kind != registry.OpProvision {
+		err := &engine.Error{Code: engine.CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		if o.row.Op.Kind != engine.OpProvision {
 			r := o.row.Resources
 			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
 			if e.Failed.Volume {
@@ -208,7 +208,7 @@ func (o *operation) placementError(state cluster.JobState) error {
 			err.Message, err.Err = "the engine's node cannot start it now: "+o.s.driverDown(), errDriverDown
 		}
 		if e.Failed.Ports {
-			err.Code, err.Message = PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
+			err.Code, err.Message = engine.PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason
 		}
 		return err
 	}
@@ -221,9 +221,9 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
-	failure := &bootFailure{err: fail(EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
+	failure := &bootFailure{err: engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
-		a.Cause, failure.err = cluster.CauseImage, fail(EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
+		a.Cause, failure.err = cluster.CauseImage, engine.Errorf(engine.EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
 	}
 	switch a.Cause {
 	case cluster.CauseImage:
@@ -239,7 +239,7 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 		failure.reason = engine.ReasonDriver
 	}
 	if a.Addr != "" && listens(ctx, a.Addr) {
-		failure.err = fail(EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)
+		failure.err = engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)
 		return errors.Join(errPortTaken, failure)
 	}
 	return failure
@@ -268,7 +268,7 @@ func (o *operation) watchRow(ctx context.Context, cancel context.CancelCauseFunc
 // mayRelocate turns to relocate where a provision may be placed on another node,
 // or returns why there is none.
 func (o *operation) mayRelocate(ctx context.Context, cause error) error {
-	if o.row.Op.Kind != registry.OpProvision {
+	if o.row.Op.Kind != engine.OpProvision {
 		return cause
 	}
 	o.tried[o.row.NodeID], o.noPlace = true, cause
@@ -282,7 +282,7 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	}
 	// The row says so before anything is removed: whoever finds it there knows
 	// that this identity is given up.
-	o.row.Op.Step = detours[registry.OpProvision][0].name
+	o.row.Op.Step = detours[engine.OpProvision][0].name
 	return errDetour
 }
 

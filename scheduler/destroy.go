@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -17,7 +18,7 @@ import (
 // ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
 // removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
-	done, record, err := s.recall(ctx, caller, registry.OpDestroy)
+	done, record, err := s.recall(ctx, caller, engine.OpDestroy)
 	if done != nil {
 		return done.EngineID, nil
 	}
@@ -36,20 +37,20 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
-		if row.State == registry.Destroying {
-			s.drop(ctx, &d, busy(registry.OpDestroy)) // the row of the other one tells it
+		if row.State == engine.Destroying {
+			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy)) // the row of the other one tells it
 			return s.awaitDestroyed(ctx, row)
 		}
 		o, err := s.beginDestroy(ctx, caller, row, &d, record, asking)
 		if err == nil {
-			engine, err := o.wait(ctx)
+			gone, err := o.wait(ctx)
 			if err != nil {
 				return "", err
 			}
-			return engine.EngineID, nil
+			return gone.EngineID, nil
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
-			s.drop(ctx, &d, busy(registry.OpDestroy))
+			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy))
 			return s.Destroy(ctx, caller) // the same call is under way: its answer is this one's too
 		}
 		if !errors.Is(err, registry.ErrConflict) {
@@ -59,12 +60,12 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 			return "", gone(err)
 		}
 	}
-	return "", busy(registry.OpDestroy)
+	return "", engine.BusyWith(engine.OpDestroy)
 }
 
 // beginDestroy ends what this replica does to an engine, and writes a destroy over the
 // operation that its row carries. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *registry.Engine, d *pendingEntry, record *registry.RecordRef, asking time.Duration) (*operation, error) {
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
 		release, err := s.halt(ctx, row)
@@ -79,9 +80,9 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *regis
 	if err := s.mayDestroy(ctx, row); err != nil {
 		return nil, err
 	}
-	op := s.newOp(ctx, registry.OpDestroy, audit.ActionDestroy, row.State)
+	op := s.newOp(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
 	op.Supersedes = other
-	row.State, row.Desired = registry.Destroying, registry.Destroying
+	row.State, row.Desired = engine.Destroying, engine.Destroying
 	if record != nil {
 		if other := row.Idempotency; other != nil {
 			record.Replaces = other.Key
@@ -91,7 +92,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *regis
 	o, err := s.write(ctx, row, op, d, caller.Product.Slug, nil, asking)
 	if err == nil && cut != nil {
 		// Nobody else may be there to say so: its replica is gone, or never ran it.
-		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
+		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(engine.EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
 	}
 	return o, err
 }
@@ -99,7 +100,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *regis
 // halt makes sure that this replica does not run the operation of a row, nor begins to
 // before release is called. registry.ErrConflict: it did, and the row is to be read
 // again.
-func (s *Scheduler) halt(ctx context.Context, row *registry.Engine) (release func(), err error) {
+func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), err error) {
 	release, under := s.reserveLaunch(row.Op.ID)
 	if under != nil { // it is being launched, or its write was refused
 		select {
@@ -115,7 +116,7 @@ func (s *Scheduler) halt(ctx context.Context, row *registry.Engine) (release fun
 	}
 	release()
 	var soon <-chan time.Time
-	if o.began.Kind == registry.OpDestroy { // it began after the row was read, and may take long
+	if o.began.Kind == engine.OpDestroy { // it began after the row was read, and may take long
 		soon = time.After(pollEvery)
 	} else {
 		o.cancel(errSuperseded)
@@ -132,21 +133,21 @@ func (s *Scheduler) halt(ctx context.Context, row *registry.Engine) (release fun
 // gone turns "no row" into the answer for a caller who saw one.
 func gone(err error) error {
 	if errors.Is(err, registry.ErrNotFound) {
-		return fail(EngineNotFound, "the engine is gone already")
+		return engine.Errorf(engine.EngineNotFound, "the engine is gone already")
 	}
 	return err
 }
 
 // awaitDestroyed waits until a row that is being destroyed is gone. What a provision
 // that removes itself tells its own caller is nothing to this one.
-func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (string, error) {
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.began.Kind == registry.OpDestroy {
+func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string, error) {
+	if o := s.running(row.ProductID, row.UserID); o != nil && o.began.Kind == engine.OpDestroy {
 		if _, err := o.wait(ctx); err != nil {
 			return "", err
 		}
 		return row.EngineID, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.limit(registry.OpDestroy))
+	ctx, cancel := context.WithTimeout(ctx, s.limit(engine.OpDestroy))
 	defer cancel()
 	for {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
@@ -167,7 +168,7 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *registry.Engine) (s
 			}
 		}
 		if !pause.For(ctx, pollEvery) {
-			return "", busy(registry.OpDestroy)
+			return "", engine.BusyWith(engine.OpDestroy)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -17,23 +18,23 @@ func TestAsError(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		cause error
-		want  Code
+		want  engine.Code
 		retry bool
 	}{
-		{"Consul", registry.ErrUnavailable, BackendUnavailable, true},
-		{"NoSession", registry.ErrNoSession, BackendUnavailable, true},
-		{"Nomad", cluster.ErrUnavailable, BackendUnavailable, true},
-		{"Vault", secrets.ErrUnavailable, BackendUnavailable, true},
-		{"VaultDenied", secrets.ErrDenied, BackendError, false},
-		{"VolumePlugin", &cluster.PluginError{Said: "no quotas"}, BackendError, false},
-		{"NomadRejected", cluster.ErrRejected, BackendError, false},
-		{"VolumeInUse", cluster.ErrInUse, BackendError, false},
-		{"Row", registry.ErrConflict, EngineBusy, true},
-		{"Job", cluster.ErrConflict, EngineBusy, true},
-		{"Key", secrets.ErrConflict, EngineBusy, true},
-		{"Cancelled", context.Canceled, BackendUnavailable, true},
-		{"Late", context.DeadlineExceeded, BackendUnavailable, true},
-		{"Unknown", errors.New("boom"), Internal, false},
+		{"Consul", registry.ErrUnavailable, engine.BackendUnavailable, true},
+		{"NoSession", registry.ErrNoSession, engine.BackendUnavailable, true},
+		{"Nomad", cluster.ErrUnavailable, engine.BackendUnavailable, true},
+		{"Vault", secrets.ErrUnavailable, engine.BackendUnavailable, true},
+		{"VaultDenied", secrets.ErrDenied, engine.BackendError, false},
+		{"VolumePlugin", &cluster.PluginError{Said: "no quotas"}, engine.BackendError, false},
+		{"NomadRejected", cluster.ErrRejected, engine.BackendError, false},
+		{"VolumeInUse", cluster.ErrInUse, engine.BackendError, false},
+		{"Row", registry.ErrConflict, engine.EngineBusy, true},
+		{"Job", cluster.ErrConflict, engine.EngineBusy, true},
+		{"Key", secrets.ErrConflict, engine.EngineBusy, true},
+		{"Cancelled", context.Canceled, engine.BackendUnavailable, true},
+		{"Late", context.DeadlineExceeded, engine.BackendUnavailable, true},
+		{"Unknown", errors.New("boom"), engine.Internal, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cause := fmt.Errorf("call to %s: %w", secret, c.cause)
@@ -52,7 +53,7 @@ func TestAsError(t *testing.T) {
 		})
 	}
 	t.Run("Ours", func(t *testing.T) {
-		mine := fail(QuotaExceeded, "full")
+		mine := engine.Errorf(engine.QuotaExceeded, "full")
 		if got := AsError(fmt.Errorf("claim: %w", mine)); got != mine {
 			t.Errorf("got %v", got)
 		}
@@ -75,7 +76,7 @@ func TestUnreadableError(t *testing.T) {
 	} {
 		tc.u.Err = errors.New("not for the caller")
 		e := AsError(fmt.Errorf("read: %w", &tc.u))
-		if e.Code != RecordUnreadable || e.RetryAfter == 0 || len(e.Message) < len(tc.want) || e.Message[:len(tc.want)] != tc.want {
+		if e.Code != engine.RecordUnreadable || e.RetryAfter == 0 || len(e.Message) < len(tc.want) || e.Message[:len(tc.want)] != tc.want {
 			t.Errorf("got %v, want %q", e, tc.want)
 		}
 	}

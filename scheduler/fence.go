@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -59,7 +60,7 @@ func (o *operation) whileOwned(ctx context.Context, wait func(context.Context) e
 
 // lost says what it means that the row is not the one that this operation wrote
 // last: now and err are what reading it gave.
-func (o *operation) lost(ctx context.Context, now *registry.Engine, err error) error {
+func (o *operation) lost(ctx context.Context, now *engine.Row, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
 		return errTakenOver
@@ -76,7 +77,7 @@ func (o *operation) lost(ctx context.Context, now *registry.Engine, err error) e
 }
 
 // sameWrite says whether the stored row is the one that was to be written.
-func sameWrite(stored, wanted *registry.Engine) bool {
+func sameWrite(stored, wanted *engine.Row) bool {
 	if stored.EngineID != wanted.EngineID || stored.State != wanted.State || (stored.Op == nil) != (wanted.Op == nil) {
 		return false
 	}
@@ -89,7 +90,7 @@ func sameWrite(stored, wanted *registry.Engine) bool {
 
 // acknowledge tells a destroy that cut this replica's operation short that
 // nothing more will be done to the engine from here.
-func (o *operation) acknowledge(ctx context.Context, row *registry.Engine) {
+func (o *operation) acknowledge(ctx context.Context, row *engine.Row) {
 	row.Op.Supersedes = ""
 	if err := o.s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
 		o.log.Warn("cannot acknowledge that the engine is being destroyed", "error", err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/health"
 )
@@ -56,17 +57,17 @@ func (s *Scheduler) viewAge() (time.Duration, error) {
 	return age, nil
 }
 
-func lagging(message string, why error) *Error {
-	return &Error{Code: BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: retryBackend}
+func lagging(message string, why error) *engine.Error {
+	return &engine.Error{Code: engine.BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: retryBackend}
 }
 
 // Page is one page of the product's engines, oldest first. INVALID_REQUEST: the
 // cursor is not one of ours.
-func (f *Fleet) Page(q registry.PageQuery) (rows []*registry.Engine, total int, next string, err error) {
+func (f *Fleet) Page(q registry.PageQuery) (rows []*engine.Row, total int, next string, err error) {
 	q.ProductID = f.productID
 	rows, total, next, err = f.s.mirror.Page(q)
 	if errors.Is(err, registry.ErrCursor) {
-		err = fail(InvalidRequest, "cursor is not a next_cursor of this list")
+		err = engine.Errorf(engine.InvalidRequest, "cursor is not a next_cursor of this list")
 	}
 	return rows, total, next, err
 }
@@ -84,7 +85,7 @@ const (
 // Status is a product's fleet in numbers.
 type Status struct {
 	Total   int
-	ByState map[registry.State]int // all six states
+	ByState map[engine.State]int // all six states
 	Health  Health
 	// Unhealthy are the failed engines and those running ones whose check fails
 	// by now.
@@ -145,12 +146,12 @@ func (f *Fleet) Status() Status {
 	for _, n := range st.ByState {
 		st.Total += n
 	}
-	failed := st.ByState[registry.Failed]
+	failed := st.ByState[engine.Failed]
 	st.Health = healthOf(failed, st.Total)
 	if health.IsStorm(health.FleetHealth(f.s.mirror.All())) {
 		st.Health = HealthCritical // whosever engines they are
 	}
-	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, registry.Running))
+	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, engine.Running))
 	return st
 }
 
@@ -173,7 +174,7 @@ func (s *Scheduler) Numbers(ctx context.Context, caller *Caller) (audit.Numbers,
 func (s *Scheduler) Audit(ctx context.Context, q audit.Query) (audit.Page, error) {
 	page, err := s.audit.Entries(ctx, q)
 	if errors.Is(err, audit.ErrCursor) {
-		err = fail(InvalidRequest, "cursor is not a next_cursor of this list")
+		err = engine.Errorf(engine.InvalidRequest, "cursor is not a next_cursor of this list")
 	}
 	return page, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 )
 
@@ -20,9 +21,9 @@ func (s *Scheduler) lost(ctx context.Context, engineID string) (bool, error) {
 // away says whether an error means that a store does not do what it is there for.
 func away(err error) bool {
 	code := AsError(err).Code
-	return code == BackendUnavailable || code == BackendError
+	return code == engine.BackendUnavailable || code == engine.BackendError
 }
 
-var errRecovering = &Error{
-	Code: RegistryRecovering, Message: "the registry (Consul) went back in time and is being rebuilt; running engines can be admitted meanwhile; try again", RetryAfter: retryRecovering,
+var errRecovering = &engine.Error{
+	Code: engine.RegistryRecovering, Message: "the registry (Consul) went back in time and is being rebuilt; running engines can be admitted meanwhile; try again", RetryAfter: retryRecovering,
 }

@@ -7,7 +7,6 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // staleMirror is how old the rows in memory may be for a glance over all engines.
@@ -20,21 +19,21 @@ func (h healing) Informed() bool { return h.s.informed() }
 
 func (h healing) NodeSilent(nodeID string) bool { return h.s.nodeSilent(nodeID) }
 
-func (h healing) BrainKnown(ctx context.Context, row *registry.Engine) (bool, error) {
+func (h healing) BrainKnown(ctx context.Context, row *engine.Row) (bool, error) {
 	return h.s.brainKnown(ctx, row)
 }
 
-func (h healing) NoteUnproven(row *registry.Engine, alloc cluster.Alloc) {
+func (h healing) NoteUnproven(row *engine.Row, alloc cluster.Alloc) {
 	h.s.noteUnproven(row, []cluster.Alloc{alloc})
 }
 
-func (h healing) GoOn(ctx context.Context, row *registry.Engine) { h.s.goOn(ctx, row) }
+func (h healing) GoOn(ctx context.Context, row *engine.Row) { h.s.goOn(ctx, row) }
 
-func (h healing) SettleFrozen(ctx context.Context, row *registry.Engine) error {
+func (h healing) SettleFrozen(ctx context.Context, row *engine.Row) error {
 	return h.s.settleFrozen(ctx, row)
 }
 
-func (h healing) Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+func (h healing) Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error {
 	return h.s.auditedUpdate(ctx, row, action, details)
 }
 
@@ -55,18 +54,18 @@ func (s *Scheduler) informed() bool {
 }
 
 // Restart gives a failed engine a new process and waits for how that ends.
-func (h healing) Restart(ctx context.Context, row *registry.Engine, canary bool) error {
+func (h healing) Restart(ctx context.Context, row *engine.Row, canary bool) error {
 	attempt := 1
 	if row.Restarts != nil {
 		attempt += row.Restarts.Attempts
 	}
 	o, err := h.s.propose(ctx, row, proposal{
-		kind: registry.OpStart, action: audit.ActionAutoRestartStart, actor: actorSystem, canary: canary,
+		kind: engine.OpStart, action: audit.ActionAutoRestartStart, actor: actorSystem, canary: canary,
 		details:  map[string]any{"reason": row.Reason, "attempt": attempt, "by": "orch"},
 		backends: []string{"nomad", "vault"},
-		prepare: func(row *registry.Engine) error {
-			row.State = registry.Provisioning
-			row.Restarts = &registry.Restarts{Attempts: attempt}
+		prepare: func(row *engine.Row) error {
+			row.State = engine.Provisioning
+			row.Restarts = &engine.Restarts{Attempts: attempt}
 			return nil
 		},
 	})
@@ -79,12 +78,12 @@ func (h healing) Restart(ctx context.Context, row *registry.Engine, canary bool)
 
 // Recover waits until a failed engine whose process is there is healthy, and
 // makes it running again.
-func (h healing) Recover(ctx context.Context, row *registry.Engine, crash int64) error {
+func (h healing) Recover(ctx context.Context, row *engine.Row, crash int64) error {
 	p := proposal{
-		kind: registry.OpRecover, action: audit.ActionHealthRecovered, actor: actorSystem,
+		kind: engine.OpRecover, action: audit.ActionHealthRecovered, actor: actorSystem,
 		details: map[string]any{"reason": row.Reason}, backends: []string{"nomad"},
-		prepare: func(row *registry.Engine) error {
-			row.State, row.Crash = registry.Provisioning, crash
+		prepare: func(row *engine.Row) error {
+			row.State, row.Crash = engine.Provisioning, crash
 			return nil
 		},
 	}
@@ -101,7 +100,7 @@ func (h healing) Recover(ctx context.Context, row *registry.Engine, crash int64)
 
 // auditedUpdate writes a row that the service itself changed, between the two
 // halves of its audit row.
-func (s *Scheduler) auditedUpdate(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+func (s *Scheduler) auditedUpdate(ctx context.Context, row *engine.Row, action string, details map[string]any) error {
 	began := time.Now()
 	id, err := s.begin(ctx, row, action, actorSystem, details)
 	if err != nil {
@@ -113,4 +112,4 @@ func (s *Scheduler) auditedUpdate(ctx context.Context, row *registry.Engine, act
 }
 
 // LastHealth is the last moment at which the service knew an engine healthy.
-func (s *Scheduler) LastHealth(e *registry.Engine) time.Time { return s.monitor.LastHealth(e) }
+func (s *Scheduler) LastHealth(e *engine.Row) time.Time { return s.monitor.LastHealth(e) }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -32,11 +33,11 @@ func digest(parts ...string) string {
 // replay answers a provision whose Idempotency-Key was seen before: with the
 // engine that the first call made, however far that has come. A nil engine and
 // no error: the key is new, and ref goes into the claim.
-func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptions) (engine *registry.Engine, ref *registry.RecordRef, err error) {
+func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptions) (made *engine.Row, ref *engine.IdempotencyRef, err error) {
 	if o.IdempotencyKey == "" {
 		return nil, nil, nil
 	}
-	ref = &registry.RecordRef{
+	ref = &engine.IdempotencyRef{
 		Key: digest(o.IdempotencyKey), Body: digest(caller.UserID, o.Image), CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
@@ -60,7 +61,7 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 				}
 				continue
 			}
-			return nil, nil, fail(EngineDestroyed, "the engine that this Idempotency-Key made is gone")
+			return nil, nil, engine.Errorf(engine.EngineDestroyed, "the engine that this Idempotency-Key made is gone")
 		case row.Idempotency != nil && row.Op != nil:
 			if err := s.awaitOperation(ctx, row); err != nil {
 				return nil, nil, err
@@ -70,18 +71,18 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 			continue
 		}
 		first := row.Clone()
-		first.State = registry.Running // the first answer again
+		first.State = engine.Running // the first answer again
 		if first.URL == "" {
 			first.URL = record.URL
 		}
 		return first, nil, nil
 	}
-	return nil, nil, busy(registry.OpProvision)
+	return nil, nil, engine.BusyWith(engine.OpProvision)
 }
 
 // lookUp finds the record of a key. nil: there is none that counts, and ref makes one.
 // IDEMPOTENCY_KEY_REUSED.
-func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *registry.RecordRef) (*registry.Idempotency, error) {
+func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *engine.IdempotencyRef) (*registry.Idempotency, error) {
 	record, err := s.store.Idempotency(ctx, productID, ref.Key)
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
@@ -92,7 +93,7 @@ func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *registry.
 		ref.Expired = record.Index
 		return nil, nil
 	case record.Body != ref.Body:
-		return nil, fail(IdempotencyReused, "this Idempotency-Key was used for another request")
+		return nil, engine.Errorf(engine.IdempotencyReused, "this Idempotency-Key was used for another request")
 	}
 	return record, nil
 }
@@ -100,11 +101,11 @@ func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *registry.
 // recall finds what became of a change whose Idempotency-Key was seen before, and waits
 // for it while it is under way. Neither a record nor an error: the key is new, and ref
 // goes into the row with the operation; nil: the caller sent none.
-func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.OpKind) (done *registry.Idempotency, ref *registry.RecordRef, err error) {
+func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind engine.OpKind) (done *registry.Idempotency, ref *engine.IdempotencyRef, err error) {
 	if caller.IdempotencyKey == "" {
 		return nil, nil, nil
 	}
-	ref = &registry.RecordRef{
+	ref = &engine.IdempotencyRef{
 		Key: digest(caller.IdempotencyKey), Body: digest(string(kind), caller.UserID, ""), Kind: kind, Fresh: true, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
@@ -126,7 +127,7 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.Op
 			if !pause.For(ctx, pollEvery) { // it ended between the two reads
 				return nil, nil, ctx.Err()
 			}
-		case row.State == registry.Destroying:
+		case row.State == engine.Destroying:
 			_, err = s.awaitDestroyed(ctx, row)
 		default:
 			err = s.awaitOperation(ctx, row)
@@ -135,17 +136,17 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind registry.Op
 			return nil, nil, err
 		}
 	}
-	return nil, nil, busy(kind)
+	return nil, nil, engine.BusyWith(kind)
 }
 
 // again is the engine as the first answer to a change had it, with what else it has now.
 // ENGINE_DESTROYED: it is gone since.
-func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Idempotency, first registry.State) (*registry.Engine, error) {
+func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Idempotency, first engine.State) (*engine.Row, error) {
 	if err := caller.refresh(ctx, s); err != nil {
 		return nil, err
 	}
 	if caller.Engine == nil || caller.Engine.EngineID != done.EngineID {
-		return nil, fail(EngineDestroyed, "the engine that this Idempotency-Key was used for is gone")
+		return nil, engine.Errorf(engine.EngineDestroyed, "the engine that this Idempotency-Key was used for is gone")
 	}
 	e := caller.Engine.Clone()
 	if first != "" {

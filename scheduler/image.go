@@ -3,8 +3,8 @@ package scheduler
 import (
 	"context"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
-	"github.com/septemberai/orch/registry"
 )
 
 // Digests says which digest ("sha256:...") an image means at present, within a short
@@ -29,7 +29,7 @@ func (s *Scheduler) digestOf(ctx context.Context, image string) string {
 
 // Pinned is the digest by which an engine is started; empty: it is started as its
 // image is named.
-func (s *Scheduler) Pinned(e *registry.Engine) string {
+func (s *Scheduler) Pinned(e *engine.Row) string {
 	if s.opts.Digests == nil {
 		return ""
 	}
@@ -45,8 +45,8 @@ func (s *Scheduler) foresee(image string) {
 }
 
 // starts says whether an operation starts a process.
-func starts(kind registry.OpKind) bool {
-	return kind == registry.OpProvision || kind == registry.OpStart || kind == registry.OpRestart
+func starts(kind engine.OpKind) bool {
+	return kind == engine.OpProvision || kind == engine.OpStart || kind == engine.OpRestart
 }
 
 // pin resolves the image of an engine that is about to be started, unless that was
@@ -57,7 +57,7 @@ func (o *operation) pin(ctx context.Context) error {
 	if o.s.opts.Digests == nil || row.Digest != "" || !starts(kind) {
 		return nil
 	}
-	if kind != registry.OpProvision {
+	if kind != engine.OpProvision {
 		// A version of the service that knows no digests may have written the row since.
 		v, err := o.s.cluster.Variable(ctx, row.JobID())
 		if err == nil && v.Witness != nil && v.Witness.Image == row.Image {
@@ -76,7 +76,7 @@ func (o *operation) pin(ctx context.Context) error {
 // anotherImage says whether a warm engine runs something else than its image means now.
 // While that cannot be told (digest is empty), none is: an outage of a registry
 // replaces nothing.
-func anotherImage(row *registry.Engine, digest string) bool {
+func anotherImage(row *engine.Row, digest string) bool {
 	return digest != "" && row.Digest != digest
 }
 
@@ -85,7 +85,7 @@ func anotherImage(row *registry.Engine, digest string) bool {
 func (p *warmPool) followTags(ctx context.Context) {
 	for p.s.opts.Digests != nil && pause.For(ctx, warmEvery) {
 		asked := map[string]bool{}
-		for _, row := range p.s.mirror.Of(registry.WarmProduct) {
+		for _, row := range p.s.mirror.Of(engine.WarmProduct) {
 			if !asked[row.Image] {
 				asked[row.Image] = true
 				p.s.digestOf(ctx, row.Image)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -28,18 +29,18 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 			return time.Time{}, err
 		}
 		switch {
-		case row.State != registry.Running:
-			return time.Time{}, fail(EngineNotRunning, "the engine is %s; only a running engine can be kept awake", row.State)
-		case row.Op != nil && row.Op.Kind == registry.OpRotateKey:
+		case row.State != engine.Running:
+			return time.Time{}, engine.Errorf(engine.EngineNotRunning, "the engine is %s; only a running engine can be kept awake", row.State)
+		case row.Op != nil && row.Op.Kind == engine.OpRotateKey:
 			err := s.awaitOperation(ctx, row)
 			switch {
-			case err != nil && AsError(err).Code == RotationUnconfirmed:
-				return time.Time{}, busy(row.Op.Kind) // it goes on
-			case err != nil && AsError(err).Code == BackendUnavailable:
+			case err != nil && AsError(err).Code == engine.RotationUnconfirmed:
+				return time.Time{}, engine.BusyWith(row.Op.Kind) // it goes on
+			case err != nil && AsError(err).Code == engine.BackendUnavailable:
 				return time.Time{}, err
 			}
 		case row.Op != nil:
-			return time.Time{}, busy(row.Op.Kind)
+			return time.Time{}, engine.BusyWith(row.Op.Kind)
 		default:
 			row.KeepAwakeUntil, row.SleepPending = time.Now().UTC().Add(d).Truncate(time.Millisecond), ""
 			if err := s.store.Update(ctx, row); !errors.Is(err, registry.ErrConflict) {
@@ -50,5 +51,5 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 			return time.Time{}, err
 		}
 	}
-	return time.Time{}, fail(EngineBusy, "the engine changes faster than it can be kept awake; try again in a moment")
+	return time.Time{}, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be kept awake; try again in a moment")
 }

@@ -3,33 +3,87 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/secrets"
 )
 
-// Show returns the caller's engine with its key, both of one moment.
-// ENGINE_NOT_FOUND.
-func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*registry.Engine, string, error) {
+// showPatience is how long a GET waits for an engine that accepts neither the old key
+// nor the new one while its key is being rotated: a process that is restarted to read
+// the new key is back after that.
+const showPatience = time.Second
+
+// Show returns the caller's engine with its key, both of one moment. While the key is
+// being rotated, it is the key that the engine accepts; "": it accepts neither, or cannot
+// be asked. ENGINE_NOT_FOUND.
+func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*engine.Row, string, error) {
+	patient := time.Now().Add(showPatience)
 	for range maxClaims {
-		engine, err := caller.engine()
+		row, err := caller.engine()
 		if err != nil {
 			return nil, "", err
 		}
-		if unconfirmed(engine) && engine.State == registry.Running {
-			if key, err := s.acceptedKey(ctx, engine); err == nil && key != "" {
-				return engine, key, nil
+		if rotates(row) {
+			// The row's key may be the old one, which nobody may be given after
+			// somebody was admitted with the new one.
+			key, err := s.acceptedKey(ctx, row)
+			if err != nil || key != "" || time.Now().After(patient) {
+				return row, key, err
 			}
+			if !pause.For(ctx, showPatience/10) {
+				return nil, "", ctx.Err()
+			}
+			if err := caller.refresh(ctx, s); err != nil {
+				return nil, "", err
+			}
+			continue
 		}
-		key, err := s.Key(ctx, engine)
+		key, err := s.Key(ctx, row)
 		if !isRetired(err) {
-			return engine, key, err
+			return row, key, err
 		}
 		if err := caller.rekeyed(ctx, s, err); err != nil {
 			return nil, "", err
 		}
 	}
-	return nil, "", busy(registry.OpRotateKey)
+	return nil, "", engine.BusyWith(engine.OpRotateKey)
+}
+
+// keyOf returns the key of an engine that was just changed or found, for its caller, with
+// the row that names it. While the key is being rotated, it waits as an admit does.
+// ENGINE_BUSY: it is being destroyed, or its key is being rotated while it does not run.
+// ROTATION_UNCONFIRMED, and the errors of Key.
+func (s *Scheduler) keyOf(ctx context.Context, caller *Caller, row *engine.Row) (*engine.Row, string, error) {
+	engineID := row.EngineID
+	for range maxClaims {
+		caller.Engine = row
+		if rotates(row) && row.State != engine.Running {
+			return nil, "", engine.BusyWith(engine.OpRotateKey)
+		}
+		if rotates(row) {
+			key, err := s.awaitRotation(ctx, row)
+			if err != nil || key != "" {
+				return row, key, err
+			}
+			if err := caller.refresh(ctx, s); err != nil {
+				return nil, "", err
+			}
+		} else {
+			key, err := s.Key(ctx, row)
+			if !isRetired(err) {
+				return row, key, err
+			}
+			if err := caller.rekeyed(ctx, s, err); err != nil {
+				return nil, "", err
+			}
+		}
+		if row = caller.Engine; row == nil || row.EngineID != engineID {
+			return nil, "", engine.BusyWith(engine.OpDestroy)
+		}
+	}
+	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
 // isRetired says whether a key's version is not in Vault: a rotation that ended
@@ -52,7 +106,7 @@ func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) erro
 // keyGone says what it means that a row names a key which Vault does not have. A
 // later key of the same owner shows that the row is an old one: the registry went
 // back in time. Otherwise the key is lost.
-func (s *Scheduler) keyGone(ctx context.Context, row *registry.Engine, notFound error) error {
+func (s *Scheduler) keyGone(ctx context.Context, row *engine.Row, notFound error) error {
 	if !s.guard.OK() {
 		return errRecovering
 	}

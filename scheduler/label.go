@@ -3,8 +3,8 @@ package scheduler
 import (
 	"context"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 )
 
 // labelAll labels the jobs of engines that were warm when that was left undone.
@@ -20,7 +20,7 @@ func (p *warmPool) labelAll(ctx context.Context) {
 
 // label says in the job of an engine that was warm whose it is now. Where
 // somebody else changes the job or the row meanwhile, that stands.
-func (s *Scheduler) label(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	job, err := s.cluster.Job(ctx, row.JobID())
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func (s *Scheduler) label(ctx context.Context, row *registry.Engine) error {
 }
 
 // witness says in an engine's variable whose it is, beside the hash that is there.
-func (s *Scheduler) witness(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) witness(ctx context.Context, row *engine.Row) error {
 	v, err := s.cluster.Variable(ctx, row.JobID())
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -34,7 +35,7 @@ func (s *Scheduler) reserveLaunch(opID string) (done func(), under <-chan struct
 }
 
 // resume runs the operation of a row that is this replica's own and that nobody runs.
-func (s *Scheduler) resume(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) resume(ctx context.Context, row *engine.Row) error {
 	done, under := s.reserveLaunch(row.Op.ID)
 	defer done()
 	if under != nil || s.running(row.ProductID, row.UserID) != nil {
@@ -61,7 +62,7 @@ var errUnanswered = errors.New("scheduler: the write of an operation was not ans
 
 // unanswered has a row looked after whose write failed of an error that leaves open
 // whether it was done. Every other error is returned as it is.
-func (s *Scheduler) unanswered(row *registry.Engine, err error) error {
+func (s *Scheduler) unanswered(row *engine.Row, err error) error {
 	if !errors.Is(err, registry.ErrUnavailable) {
 		return err
 	}
@@ -73,7 +74,7 @@ func (s *Scheduler) unanswered(row *registry.Engine, err error) error {
 // written, this replica owns an operation that nobody runs. The operation then
 // completes its audit row. A write that has not come to be for strayAfter was not
 // done: then the audit row says what its caller was told; nil: it is not this one's.
-func (s *Scheduler) adopt(row *registry.Engine, told error) {
+func (s *Scheduler) adopt(row *engine.Row, told error) {
 	row = row.Clone()
 	s.background(func(ctx context.Context) {
 		for missed := (time.Time{}); pause.For(ctx, time.Second); {

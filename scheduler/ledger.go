@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
-	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -28,7 +28,7 @@ const (
 
 // begin writes the audit row of a change of an engine before the change is made:
 // without a row nothing is touched (BACKEND_UNAVAILABLE). details may be nil.
-func (s *Scheduler) begin(ctx context.Context, row *registry.Engine, action, actor string, details map[string]any) (int64, error) {
+func (s *Scheduler) begin(ctx context.Context, row *engine.Row, action, actor string, details map[string]any) (int64, error) {
 	return s.audit.Begin(ctx, audit.Entry{
 		Timestamp: time.Now().UTC(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID,
 		Action: action, Actor: actor, RequestID: RequestID(ctx), Metadata: details,
@@ -111,7 +111,7 @@ func (o *operation) record(ctx context.Context, err error) {
 	c := audit.Completion{Outcome: outcome(err), EngineID: o.row.EngineID, Duration: time.Since(op.BeganAt)}
 	switch {
 	case errors.Is(err, errSuperseded):
-		c.Outcome = string(EngineBusy)
+		c.Outcome = string(engine.EngineBusy)
 	case err == nil && op.Undo != "": // taken over from an owner that was undoing it
 		c.Outcome = op.Undo
 	}

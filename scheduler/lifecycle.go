@@ -19,11 +19,11 @@ import (
 // BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
 // made again. With an Idempotency-Key that was used: the first answer again, or
 // IDEMPOTENCY_KEY_REUSED, ENGINE_DESTROYED.
-func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*registry.Engine, string, error) {
+func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*engine.Row, string, error) {
 	for range maxClaims {
-		engine, ref, err := s.replay(ctx, caller, o)
-		if err == nil && engine == nil {
-			engine, err = s.provision(ctx, caller, o.Image, ref)
+		made, ref, err := s.replay(ctx, caller, o)
+		if err == nil && made == nil {
+			made, err = s.provision(ctx, caller, o.Image, ref)
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
 			continue // the same call is under way: its answer is this one's too
@@ -31,13 +31,13 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 		if err != nil {
 			return nil, "", err
 		}
-		key, err := s.Key(ctx, engine)
-		return engine, key, err
+		_, key, err := s.keyOf(ctx, caller, made)
+		return made, key, err
 	}
-	return nil, "", busy(registry.OpProvision)
+	return nil, "", engine.BusyWith(engine.OpProvision)
 }
 
-func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *registry.RecordRef) (*registry.Engine, error) {
+func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *engine.IdempotencyRef) (*engine.Row, error) {
 	image, err := s.allowedImage(caller.Product, image)
 	if err != nil {
 		return nil, err
@@ -58,10 +58,10 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		return nil, err
 	}
 	timings.since(timingAsking, at)
-	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
-	row := &registry.Engine{
+	op := s.newOp(ctx, engine.OpProvision, audit.ActionProvision, "")
+	row := &engine.Row{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
-		State: registry.Provisioning, Desired: registry.Running,
+		State: engine.Provisioning, Desired: engine.Running,
 		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
 	}
@@ -79,16 +79,16 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		}
 		return nil, err
 	}
-	engine, err := o.wait(ctx)
-	if err == nil && engine.Unlabelled { // a warm engine, and it has not become another one
-		s.warm.handedOut(engine)
+	made, err := o.wait(ctx)
+	if err == nil && made.Unlabelled { // a warm engine, and it has not become another one
+		s.warm.handedOut(made)
 	}
-	return engine, err
+	return made, err
 }
 
 // claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
 // launches what it carries. errUnanswered: see there.
-func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *registry.Engine, timings *timings) (*operation, error) {
+func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *timings) (*operation, error) {
 	launched, _ := s.reserveLaunch(row.Op.ID)
 	defer launched()
 	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
@@ -122,11 +122,11 @@ func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) e
 }
 
 // existing is what a provision hears when the user has a row.
-func existing(e *registry.Engine) error {
-	if e != nil && e.State == registry.Destroying {
-		return busy(registry.OpDestroy)
+func existing(e *engine.Row) error {
+	if e != nil && e.State == engine.Destroying {
+		return engine.BusyWith(engine.OpDestroy)
 	}
-	return fail(EngineAlreadyExists, "this user has an engine already")
+	return engine.Errorf(engine.EngineAlreadyExists, "this user has an engine already")
 }
 
 // Start runs a stopped, sleeping or failed engine and waits until it is usable.
@@ -135,24 +135,24 @@ func existing(e *registry.Engine) error {
 // ENGINE_NOT_FOUND, ENGINE_ALREADY_RUNNING, ENGINE_BUSY; PORT_EXHAUSTION and
 // CAPACITY_EXHAUSTED leave the engine as it was; ENGINE_BOOT_FAILED and
 // BOOT_TIMEOUT leave it failed.
-func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*registry.Engine, error) {
+func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*engine.Row, error) {
 	return s.start(ctx, caller, audit.ActionStart)
 }
 
 // start is Start under the name that the audit log gives it.
-func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*registry.Engine, error) {
-	return s.change(ctx, caller, registry.OpStart, action, registry.Running, []string{"nomad", "vault"}, func(row *registry.Engine) error {
+func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*engine.Row, error) {
+	return s.change(ctx, caller, engine.OpStart, action, engine.Running, []string{"nomad", "vault"}, func(row *engine.Row) error {
 		switch row.State {
-		case registry.Running:
-			return fail(EngineRunning, "the engine is running already")
-		case registry.Stopped, registry.Sleeping, registry.Failed:
+		case engine.Running:
+			return engine.Errorf(engine.EngineRunning, "the engine is running already")
+		case engine.Stopped, engine.Sleeping, engine.Failed:
 			if row.Reason == engine.ReasonBrainMissing {
-				return fail(EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
+				return engine.Errorf(engine.EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
 			}
-			row.State, row.Desired, row.Restarts = registry.Provisioning, registry.Running, nil
+			row.State, row.Desired, row.Restarts = engine.Provisioning, engine.Running, nil
 			return nil
 		}
-		return busy(registry.OpDestroy)
+		return engine.BusyWith(engine.OpDestroy)
 	})
 }
 
@@ -161,16 +161,16 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 //
 // ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. STOP_UNCONFIRMED: the
 // engine's node is silent; the stop is carried out when it returns.
-func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*registry.Engine, error) {
-	return s.change(ctx, caller, registry.OpStop, audit.ActionStop, registry.Stopped, []string{"nomad"}, func(row *registry.Engine) error {
+func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*engine.Row, error) {
+	return s.change(ctx, caller, engine.OpStop, audit.ActionStop, engine.Stopped, []string{"nomad"}, func(row *engine.Row) error {
 		switch row.State {
-		case registry.Stopped:
-			return fail(EngineNotRunning, "the engine is stopped already")
-		case registry.Running, registry.Sleeping, registry.Failed:
-			row.Desired = registry.Stopped
+		case engine.Stopped:
+			return engine.Errorf(engine.EngineNotRunning, "the engine is stopped already")
+		case engine.Running, engine.Sleeping, engine.Failed:
+			row.Desired = engine.Stopped
 			return nil
 		}
-		return busy(registry.OpDestroy)
+		return engine.BusyWith(engine.OpDestroy)
 	})
 }
 
@@ -180,26 +180,27 @@ func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*registry.Engine,
 // ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. ROTATION_UNCONFIRMED: the
 // engine has not shown it in time; the rotation goes on in the background.
 func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, error) {
-	engine, err := s.change(ctx, caller, registry.OpRotateKey, audit.ActionRotateKey, "", []string{"nomad", "vault"}, func(row *registry.Engine) error {
-		if row.State != registry.Running {
-			return fail(EngineNotRunning, "the engine is %s; only a running engine can rotate its key", row.State)
+	row, err := s.change(ctx, caller, engine.OpRotateKey, audit.ActionRotateKey, "", []string{"nomad", "vault"}, func(row *engine.Row) error {
+		if row.State != engine.Running {
+			return engine.Errorf(engine.EngineNotRunning, "the engine is %s; only a running engine can rotate its key", row.State)
 		}
 		return nil
 	})
 	if err != nil {
 		return "", err
 	}
-	return s.Key(ctx, engine)
+	_, key, err := s.keyOf(ctx, caller, row)
+	return key, err
 }
 
 // Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
 // secret name different owners, and nobody is told it.
-func (s *Scheduler) Key(ctx context.Context, e *registry.Engine) (string, error) {
+func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
 	if e.KeyVersion == 0 {
 		return "", nil // it is being provisioned and has none yet
 	}
 	k, err := s.secret(ctx, e)
-	if errors.Is(err, secrets.ErrNotFound) && e.State == registry.Destroying {
+	if errors.Is(err, secrets.ErrNotFound) && e.State == engine.Destroying {
 		return "", nil
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -28,12 +29,12 @@ var (
 // scheduler waits for.
 type operation struct {
 	s   *Scheduler
-	row *registry.Engine
+	row *engine.Row
 	log hclog.Logger
 	// opID is the row's operation as it was launched; others may read it.
 	opID              string
 	productID, userID string
-	began             registry.Op // the operation as it was launched
+	began             engine.Operation // the operation as it was launched
 
 	registeredAt time.Time
 	bootTook     time.Duration // from the registration to the first healthy answer
@@ -41,7 +42,7 @@ type operation struct {
 	cancel   context.CancelCauseFunc
 	answered chan struct{} // closed when err and engine are set
 	ended    chan struct{} // closed when the goroutine has returned
-	engine   *registry.Engine
+	engine   *engine.Row
 	err      error
 
 	paused   bool            // it has frozen its engine, or woken one that was frozen
@@ -64,8 +65,8 @@ type operation struct {
 func engineKey(productID, userID string) string { return productID + "/" + userID }
 
 // newOp is the operation that a row is to carry.
-func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, action string, from registry.State) *registry.Op {
-	return &registry.Op{
+func (s *Scheduler) newOp(ctx context.Context, kind engine.OpKind, action string, from engine.State) *engine.Operation {
+	return &engine.Operation{
 		ID: strings.ToLower(rand.Text()), Kind: kind, Action: action, Step: plans[kind][0].name, Owner: s.replica.ID,
 		BeganAt: time.Now().UTC(), Deadline: time.Now().UTC().Add(s.limit(kind)), From: from, RequestID: RequestID(ctx),
 	}
@@ -73,13 +74,13 @@ func (s *Scheduler) newOp(ctx context.Context, kind registry.OpKind, action stri
 
 // limit is how long an operation may take before its caller is told that it is
 // not confirmed. A boot's own deadline begins when its job is registered.
-func (s *Scheduler) limit(kind registry.OpKind) time.Duration {
+func (s *Scheduler) limit(kind engine.OpKind) time.Duration {
 	switch kind {
-	case registry.OpRotateKey:
+	case engine.OpRotateKey:
 		return killGrace + s.opts.BootTimeout
-	case registry.OpStop, registry.OpSleep, registry.OpDestroy:
+	case engine.OpStop, engine.OpSleep, engine.OpDestroy:
 		return killGrace + killMargin
-	case registry.OpRecover:
+	case engine.OpRecover:
 		return s.opts.BootTimeout
 	}
 	return volumeTimeout + killGrace + killMargin
@@ -88,12 +89,12 @@ func (s *Scheduler) limit(kind registry.OpKind) time.Duration {
 // LongestOperation bounds how long an operation's caller can wait for its
 // answer: the server's write timeout follows from it.
 func (s *Scheduler) LongestOperation() time.Duration {
-	return max(s.limit(registry.OpProvision)+s.opts.BootTimeout, s.limit(registry.OpRotateKey)) + killGrace
+	return max(s.limit(engine.OpProvision)+s.opts.BootTimeout, s.limit(engine.OpRotateKey)) + killGrace
 }
 
 // launch runs the operation that row carries and that this replica owns. It
 // returns nil when the scheduler is stopping: another replica will run it.
-func (s *Scheduler) launch(row *registry.Engine, before ...any) *operation {
+func (s *Scheduler) launch(row *engine.Row, before ...any) *operation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.base == nil || s.base.Err() != nil {
@@ -152,7 +153,7 @@ func (s *Scheduler) open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.base == nil || s.draining {
-		return &Error{Code: BackendUnavailable, Message: "this replica is starting or stopping; try again", RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting or stopping; try again", RetryAfter: retryBackend}
 	}
 	return nil
 }
@@ -199,9 +200,9 @@ func (o *operation) tell(err error) {
 }
 
 // wait returns what the operation answers.
-func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
+func (o *operation) wait(ctx context.Context) (*engine.Row, error) {
 	if o == nil {
-		return nil, &Error{Code: BackendUnavailable, Message: "this replica is stopping; try again", RetryAfter: retryBackend}
+		return nil, &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is stopping; try again", RetryAfter: retryBackend}
 	}
 	over, stop := impatience(ctx)
 	defer stop()
@@ -212,7 +213,7 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 			case errors.Is(o.err, errTakenOver):
 				return nil, elsewhere(o.err)
 			case errors.Is(o.err, errSuperseded):
-				return nil, busy(registry.OpDestroy)
+				return nil, engine.BusyWith(engine.OpDestroy)
 			}
 			return o.engine, o.err
 		case <-over:
@@ -233,8 +234,8 @@ func (o *operation) wait(ctx context.Context) (*registry.Engine, error) {
 
 // elsewhere is what a caller hears of an operation whose end another replica may
 // decide.
-func elsewhere(err error) *Error {
-	return &Error{Code: BackendUnavailable, Message: "this replica cannot finish the operation now; it goes on, here or on another one: ask for the engine, or try again", Err: err, RetryAfter: retryBackend}
+func elsewhere(err error) *engine.Error {
+	return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica cannot finish the operation now; it goes on, here or on another one: ask for the engine, or try again", Err: err, RetryAfter: retryBackend}
 }
 
 const (
@@ -321,7 +322,7 @@ func (o *operation) step() string {
 // left nothing behind or at rest.
 func waitsForUndo(err error) bool {
 	switch AsError(err).Code {
-	case BackendUnavailable, BackendError, Internal:
+	case engine.BackendUnavailable, engine.BackendError, engine.Internal:
 		return false
 	}
 	return true

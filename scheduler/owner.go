@@ -10,13 +10,14 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
 // ownerOf is what the secret of a row's engine says of whose it is.
-func (s *Scheduler) ownerOf(row *registry.Engine) secrets.Owner {
+func (s *Scheduler) ownerOf(row *engine.Row) secrets.Owner {
 	return secrets.Owner{Deployment: s.guard.ID(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
 }
 
@@ -33,13 +34,16 @@ func (o *operation) isOwn(k *secrets.EngineKey) bool {
 // agree says whether a secret and a row are of one owner. A secret that names none
 // was written by a version of the service that knew no owners: it says nothing
 // against the row.
-func (s *Scheduler) agree(k *secrets.EngineKey, row *registry.Engine) bool {
+func (s *Scheduler) agree(k *secrets.EngineKey, row *engine.Row) bool {
 	return k.Owner == secrets.Owner{} || k.Owner == s.ownerOf(row)
 }
 
 // secret reads the secret that a row names. ENGINE_QUARANTINED: it is somebody
 // else's, and nobody is told it.
-func (s *Scheduler) secret(ctx context.Context, row *registry.Engine) (*secrets.EngineKey, error) {
+func (s *Scheduler) secret(ctx context.Context, row *engine.Row) (*secrets.EngineKey, error) {
+	if why, _ := s.store.WentBack(); why != "" {
+		s.vault.Forget() // the row may name a key that was destroyed since
+	}
 	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
 	if err != nil {
 		return nil, err
@@ -60,7 +64,7 @@ const ownerWithin = time.Second
 // ownedBy returns ENGINE_QUARANTINED when a row's engine is surely somebody else's,
 // before anything is done to it. It is a look, and no condition: what discloses a key
 // or makes one looks again.
-func (s *Scheduler) ownedBy(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) ownedBy(ctx context.Context, row *engine.Row) error {
 	limited, cancel := context.WithTimeout(ctx, ownerWithin)
 	defer cancel()
 	if k, err := s.vault.EngineKey(limited, row.EngineID, row.KeyVersion, row.KeyID); err == nil && !s.agree(k, row) {
@@ -71,13 +75,13 @@ func (s *Scheduler) ownedBy(ctx context.Context, row *registry.Engine) error {
 	return nil
 }
 
-var errQuarantined = fail(EngineQuarantined, "this engine's key and its row name different owners; it is quarantined until an admin decides (orch engine adopt, orch engine discard)")
+var errQuarantined = engine.Errorf(engine.EngineQuarantined, "this engine's key and its row name different owners; it is quarantined until an admin decides (orch engine adopt, orch engine discard)")
 
 // contradiction reports that a row's engine has another owner in Vault: an ERROR,
 // an audit row, a record for the admin, and no key for anybody.
-func (s *Scheduler) contradiction(ctx context.Context, row *registry.Engine, owner secrets.Owner) error {
+func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner secrets.Owner) error {
 	if s.guard.ID() == "" { // this replica does not know yet whose deployment it is of
-		return &Error{Code: BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: retryBackend}
 	}
 	s.mu.Lock()
 	told := s.contradicted[row.EngineID]
@@ -216,7 +220,7 @@ func (o *operation) reidentify(ctx context.Context, place *place) error {
 	next.KeyVersion, next.KeyID, next.AllocID, next.URL = 0, "", "", ""
 	next.Warm, next.Unlabelled, next.EnvVersion, next.RestartedFor, next.Crash = "", false, 0, 0, 0
 	next.Op.JobIndex, next.Op.KeyVersion, next.Op.KeyID = 0, 0, ""
-	if o.row.ProductID == registry.WarmProduct {
+	if o.row.ProductID == engine.WarmProduct {
 		next.Warm = o.row.Warm
 	}
 	if err := o.s.store.Reidentify(ctx, o.row.EngineID, next, place.pooled); err != nil {
@@ -235,8 +239,8 @@ func (o *operation) reidentify(ctx context.Context, place *place) error {
 
 // isWarm says whether a secret is that of a row's engine from before a user was
 // given it.
-func (s *Scheduler) isWarm(k *secrets.EngineKey, row *registry.Engine) bool {
-	return k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == row.EngineID && k.Owner.Deployment == s.guard.ID()
+func (s *Scheduler) isWarm(k *secrets.EngineKey, row *engine.Row) bool {
+	return k.Owner.ProductID == engine.WarmProduct && k.Owner.EngineID == row.EngineID && k.Owner.Deployment == s.guard.ID()
 }
 
 // releaseForeign says whether a destroy came upon an engine that is somebody
@@ -275,7 +279,7 @@ func (o *operation) releaseForeign(ctx context.Context) (bool, error) {
 // releaseRow leads to the step that removes the row alone.
 func (o *operation) releaseRow() {
 	o.row.VolumeID = "" // it leaves nothing behind that is the row's
-	steps := plans[registry.OpDestroy]
+	steps := plans[engine.OpDestroy]
 	o.row.Op.Step = steps[len(steps)-1].name
 }
 

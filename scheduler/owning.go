@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -18,23 +19,23 @@ func (o owning) Release(ctx context.Context, q *registry.Quarantined) error {
 	return o.s.release(ctx, q)
 }
 
-func (o owning) QuarantineTwins(ctx context.Context, row *registry.Engine) error {
+func (o owning) QuarantineTwins(ctx context.Context, row *engine.Row) error {
 	return o.s.quarantineTwins(ctx, row)
 }
 
-func (o owning) Contradict(ctx context.Context, row *registry.Engine, owner secrets.Owner) {
+func (o owning) Contradict(ctx context.Context, row *engine.Row, owner secrets.Owner) {
 	_ = o.s.contradiction(ctx, row, owner) // it is for callers
 }
 
-func (o owning) Agree(k *secrets.EngineKey, row *registry.Engine) bool { return o.s.agree(k, row) }
+func (o owning) Agree(k *secrets.EngineKey, row *engine.Row) bool { return o.s.agree(k, row) }
 
 func (o owning) Settled(engineID string) { o.s.settled(engineID) }
 
-func (o owning) Backfill(ctx context.Context, row *registry.Engine) error {
+func (o owning) Backfill(ctx context.Context, row *engine.Row) error {
 	return o.s.backfill(ctx, row)
 }
 
-func (o owning) ClaimAgain(ctx context.Context, row *registry.Engine) error {
+func (o owning) ClaimAgain(ctx context.Context, row *engine.Row) error {
 	return o.s.claimAgain(ctx, row)
 }
 

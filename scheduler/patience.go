@@ -4,13 +4,13 @@ import (
 	"context"
 	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // UnderWay is the error that a caller gets whose patience ended before its operation
 // did. The operation goes on.
 type UnderWay struct {
-	Engine *registry.Engine // as it is now
+	Engine *engine.Row // as it is now
 }
 
 func (*UnderWay) Error() string { return "scheduler: the operation is under way" }
@@ -36,7 +36,7 @@ func impatience(ctx context.Context) (over <-chan time.Time, stop func()) {
 
 // impatient returns an UnderWay with a row once the caller does not want to wait any
 // longer.
-func impatient(ctx context.Context, row *registry.Engine) error {
+func impatient(ctx context.Context, row *engine.Row) error {
 	if until, ok := ctx.Value(patienceKey{}).(time.Time); ok && time.Now().After(until) {
 		return &UnderWay{row}
 	}

@@ -9,9 +9,9 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
@@ -29,12 +29,12 @@ const (
 // freezable is what a running engine's row says of its process before that is
 // frozen; nil where that cannot be done. Only docker sends a signal to an engine's
 // own first process.
-func (s *Scheduler) freezable(row *registry.Engine) *registry.Frozen {
+func (s *Scheduler) freezable(row *engine.Row) *engine.Frozen {
 	if s.opts.Job.Driver != jobs.Docker {
 		return nil
 	}
 	alloc, known := s.cluster.Newest(row.JobID())
-	f := &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: alloc.Started}
+	f := &engine.Frozen{AllocID: row.AllocID, URL: row.URL, Started: alloc.Started}
 	if !known || !boot.SameProcess(f, row, &alloc) {
 		return nil
 	}
@@ -228,7 +228,7 @@ func (o *operation) letEnd(ctx context.Context) error {
 // goOn lets the process of a running engine go on, should it have been stopped by
 // a signal that came late: one from a replica that was paused while another took
 // its operation over.
-func (s *Scheduler) goOn(ctx context.Context, row *registry.Engine) {
+func (s *Scheduler) goOn(ctx context.Context, row *engine.Row) {
 	if s.opts.Job.Driver != jobs.Docker {
 		return
 	}
@@ -243,7 +243,7 @@ func (s *Scheduler) goOn(ctx context.Context, row *registry.Engine) {
 
 // settleFrozen ends what there is of a paused engine whose process is gone, was
 // started anew or let go on, or is being ended by somebody else: it sleeps without one.
-func (s *Scheduler) settleFrozen(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) settleFrozen(ctx context.Context, row *engine.Row) error {
 	s.log.Warn("a paused engine's process is not the one that was frozen; it sleeps on without", "engine_id", row.EngineID, "product_id", row.ProductID)
-	return s.proposeAndWait(ctx, row, registry.OpSleep, audit.ActionSleep, "nomad")
+	return s.proposeAndWait(ctx, row, engine.OpSleep, audit.ActionSleep, "nomad")
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
@@ -27,11 +28,11 @@ type place struct {
 
 // applyTo gives a row that carries a provision the place's node, the identity
 // that comes with its volume or a new one, and the step to begin with.
-func (p *place) applyTo(row *registry.Engine) {
+func (p *place) applyTo(row *engine.Row) {
 	row.NodeID, row.QuotaMB = p.node.ID, 0
-	row.Op.Step = plans[registry.OpProvision][0].name
+	row.Op.Step = plans[engine.OpProvision][0].name
 	if p.pooled != nil {
-		row.Op.Step = plans[registry.OpProvision][1].name // the volume is there
+		row.Op.Step = plans[engine.OpProvision][1].name // the volume is there
 		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
 		return
 	}
@@ -45,7 +46,7 @@ const defaultNodePool = "default"
 // so many of its size, preferably with a ready volume, and of those the one with
 // the most free memory. A pooled volume it returns is held for the caller, who
 // claims or releases it.
-func (s *Scheduler) choose(ctx context.Context, nodePool string, ask registry.Resources, engines int, tried map[string]bool) (*place, error) {
+func (s *Scheduler) choose(ctx context.Context, nodePool string, ask engine.Resources, engines int, tried map[string]bool) (*place, error) {
 	if nodePool == "" {
 		nodePool = defaultNodePool
 	}
@@ -92,7 +93,7 @@ var errDriverDown = errors.New("the task driver of the engine's node is not heal
 
 // noNode is what a provision hears when no node can run engines.
 func (s *Scheduler) noNode(nodePool string) error {
-	err := &Error{Code: CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
+	err := &engine.Error{Code: engine.CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
 	for _, n := range s.cluster.Nodes() {
 		switch {
 		case !n.Eligible || n.Pool != nodePool:
@@ -126,11 +127,11 @@ func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
 
 // need is what an engine takes of its node, beside a port.
 type need struct {
-	registry.Resources
+	engine.Resources
 	diskMB int // the same for all engines of a job file
 }
 
-func (s *Scheduler) needOf(r registry.Resources) need {
+func (s *Scheduler) needOf(r engine.Resources) need {
 	disk := 0
 	if t := s.template.Load(); t != nil { // else nothing is placed yet
 		disk = t.DiskMB()
@@ -157,7 +158,7 @@ func byRoom(a, b *place) int {
 
 // claim finds a place for a row and creates it there. Others may take the place
 // meanwhile; then the next is tried.
-func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Engine) error {
+func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) error {
 	for try := 0; ; try++ {
 		p, err := s.choose(ctx, row.NodePool, row.Resources, 1, nil)
 		if err != nil {
@@ -195,7 +196,7 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *registry.Eng
 const maxClaims = 20
 
 // quotaAllows returns QUOTA_EXCEEDED when the product is full.
-func (s *Scheduler) quotaAllows(ctx context.Context, p *registry.Product) error {
+func (s *Scheduler) quotaAllows(ctx context.Context, p *engine.Product) error {
 	limit := p.Policy.MaxEngines
 	if limit == nil {
 		return nil
@@ -207,8 +208,8 @@ func (s *Scheduler) quotaAllows(ctx context.Context, p *registry.Product) error 
 	return err
 }
 
-func quotaExceeded(limit int) *Error {
-	e := fail(QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
+func quotaExceeded(limit int) *engine.Error {
+	e := engine.Errorf(engine.QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
 	e.RetryAfter = retryCapacity
 	return e
 }

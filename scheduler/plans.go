@@ -4,7 +4,7 @@ import (
 	"context"
 	"slices"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // step is one act of an operation. It is idempotent: after a crash the next
@@ -17,15 +17,15 @@ type step struct {
 
 // plans are the steps of every operation, in order. The names are in rows: a
 // renamed step strands the operations of the version before.
-var plans map[registry.OpKind][]step
+var plans map[engine.OpKind][]step
 
 // undoing are the steps that take an operation back. Kinds without any go
 // forward only.
-var undoing map[registry.OpKind][]step
+var undoing map[engine.OpKind][]step
 
 // detours are steps outside the order of their kind's plan, which lead back into
 // it or into undoing.
-var detours map[registry.OpKind][]step
+var detours map[engine.OpKind][]step
 
 // after is where a detour leads that names no step itself; the others end their
 // operation.
@@ -47,65 +47,65 @@ const (
 
 // knownStep says whether this version knows the step that an operation is at: a newer
 // one may have begun it.
-func knownStep(op *registry.Op) bool {
+func knownStep(op *engine.Operation) bool {
 	at := func(st step) bool { return st.name == op.Step }
 	return slices.ContainsFunc(plans[op.Kind], at) || slices.ContainsFunc(undoing[op.Kind], at) || slices.ContainsFunc(detours[op.Kind], at)
 }
 
 // firstStep is the step that an operation begins with, by the row that is to
 // carry it.
-func firstStep(row *registry.Engine, op *registry.Op) string {
+func firstStep(row *engine.Row, op *engine.Operation) string {
 	switch {
 	case row.Frozen == nil:
-	case op.Kind == registry.OpSleep && op.From == registry.Running:
+	case op.Kind == engine.OpSleep && op.From == engine.Running:
 		return stepFreeze
-	case op.Kind == registry.OpStart:
+	case op.Kind == engine.OpStart:
 		return stepThaw
 	}
 	return plans[op.Kind][0].name
 }
 
 func init() { // not a literal: the steps refer to plans
-	plans = map[registry.OpKind][]step{
-		registry.OpProvision: {
+	plans = map[engine.OpKind][]step{
+		engine.OpProvision: {
 			{"volume", (*operation).ensureVolume},
 			{"key", (*operation).ensureKey},
 			{"variable", (*operation).writeVariable},
 			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
-		registry.OpStart: {
+		engine.OpStart: {
 			{"quiesce", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 			{"variable", (*operation).writeVariable},
 			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
-		registry.OpStop: {
+		engine.OpStop: {
 			{"scale-down", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 		},
-		registry.OpSleep: {
+		engine.OpSleep: {
 			{"scale-down", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 		},
-		registry.OpRecover: {
+		engine.OpRecover: {
 			{"boot", (*operation).boot},
 		},
-		registry.OpRestart: {
+		engine.OpRestart: {
 			{"scale-down", (*operation).quiesce},
 			{"drain", (*operation).awaitGone},
 			{"variable", (*operation).writeVariable},
 			{stepRegister, (*operation).register},
 			{"boot", (*operation).boot},
 		},
-		registry.OpRotateKey: {
+		engine.OpRotateKey: {
 			{"new-key", (*operation).writeNewKey},
 			{"variable", (*operation).writeVariable},
 			{"proof", (*operation).proveRotation},
 			{"retire", (*operation).retireOldKey},
 		},
-		registry.OpDestroy: {
+		engine.OpDestroy: {
 			{"settle", (*operation).settle},
 			// Nomad forgets a purged job's allocations at once, while their
 			// processes still run: the process ends first.
@@ -118,19 +118,19 @@ func init() { // not a literal: the steps refer to plans
 			{"row", (*operation).removeRow},
 		},
 	}
-	detours = map[registry.OpKind][]step{
-		registry.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}, {stepAnotherPort, (*operation).anotherPort}},
+	detours = map[engine.OpKind][]step{
+		engine.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}, {stepAnotherPort, (*operation).anotherPort}},
 		// These end their operation, or lead to the first step of its plan.
-		registry.OpSleep: {{stepFreeze, (*operation).freeze}},
-		registry.OpStart: {{stepThaw, (*operation).thaw}, {stepAnotherPort, (*operation).anotherPort}},
+		engine.OpSleep: {{stepFreeze, (*operation).freeze}},
+		engine.OpStart: {{stepThaw, (*operation).thaw}, {stepAnotherPort, (*operation).anotherPort}},
 		// This one leads back to where it was.
-		registry.OpRestart: {{stepAnotherPort, (*operation).anotherPort}},
+		engine.OpRestart: {{stepAnotherPort, (*operation).anotherPort}},
 	}
-	undoing = map[registry.OpKind][]step{
-		registry.OpProvision: {{"undo-register", (*operation).quiesce}},
-		registry.OpStart:     {{"undo-register", (*operation).quiesce}},
-		registry.OpRotateKey: {{"undo-new-key", (*operation).leave}},
-		registry.OpRecover:   {{"undo-recover", (*operation).leave}},
-		registry.OpRestart:   {{"undo-register", (*operation).quiesce}},
+	undoing = map[engine.OpKind][]step{
+		engine.OpProvision: {{"undo-register", (*operation).quiesce}},
+		engine.OpStart:     {{"undo-register", (*operation).quiesce}},
+		engine.OpRotateKey: {{"undo-new-key", (*operation).leave}},
+		engine.OpRecover:   {{"undo-recover", (*operation).leave}},
+		engine.OpRestart:   {{"undo-register", (*operation).quiesce}},
 	}
 }

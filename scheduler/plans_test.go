@@ -8,14 +8,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // Step names are in rows: a rolling upgrade finds those of the version before.
 // Whoever changes a name or an order has to say what becomes of such rows.
 func TestPlans(t *testing.T) {
-	names := func(plans map[registry.OpKind][]step) map[registry.OpKind][]string {
-		got := map[registry.OpKind][]string{}
+	names := func(plans map[engine.OpKind][]step) map[engine.OpKind][]string {
+		got := map[engine.OpKind][]string{}
 		for kind, steps := range plans {
 			for _, st := range steps {
 				got[kind] = append(got[kind], st.name)
@@ -23,34 +22,34 @@ func TestPlans(t *testing.T) {
 		}
 		return got
 	}
-	want := map[registry.OpKind][]string{
-		registry.OpProvision: {"volume", "key", "variable", "register", "boot"},
-		registry.OpStart:     {"quiesce", "drain", "variable", "register", "boot"},
-		registry.OpStop:      {"scale-down", "drain"},
-		registry.OpSleep:     {"scale-down", "drain"},
-		registry.OpRecover:   {"boot"},
-		registry.OpRestart:   {"scale-down", "drain", "variable", "register", "boot"},
-		registry.OpRotateKey: {"new-key", "variable", "proof", "retire"},
-		registry.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
+	want := map[engine.OpKind][]string{
+		engine.OpProvision: {"volume", "key", "variable", "register", "boot"},
+		engine.OpStart:     {"quiesce", "drain", "variable", "register", "boot"},
+		engine.OpStop:      {"scale-down", "drain"},
+		engine.OpSleep:     {"scale-down", "drain"},
+		engine.OpRecover:   {"boot"},
+		engine.OpRestart:   {"scale-down", "drain", "variable", "register", "boot"},
+		engine.OpRotateKey: {"new-key", "variable", "proof", "retire"},
+		engine.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
 	}
 	if diff := cmp.Diff(want, names(plans)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
 	}
-	want = map[registry.OpKind][]string{
-		registry.OpProvision: {"undo-register"},
-		registry.OpStart:     {"undo-register"},
-		registry.OpRotateKey: {"undo-new-key"},
-		registry.OpRecover:   {"undo-recover"},
-		registry.OpRestart:   {"undo-register"},
+	want = map[engine.OpKind][]string{
+		engine.OpProvision: {"undo-register"},
+		engine.OpStart:     {"undo-register"},
+		engine.OpRotateKey: {"undo-new-key"},
+		engine.OpRecover:   {"undo-recover"},
+		engine.OpRestart:   {"undo-register"},
 	}
 	if diff := cmp.Diff(want, names(undoing)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
-	want = map[registry.OpKind][]string{
-		registry.OpProvision: {"relocate", "own", "burn", "another-port"},
-		registry.OpSleep:     {"freeze"},
-		registry.OpStart:     {"thaw", "another-port"},
-		registry.OpRestart:   {"another-port"},
+	want = map[engine.OpKind][]string{
+		engine.OpProvision: {"relocate", "own", "burn", "another-port"},
+		engine.OpSleep:     {"freeze"},
+		engine.OpStart:     {"thaw", "another-port"},
+		engine.OpRestart:   {"another-port"},
 	}
 	if diff := cmp.Diff(want, names(detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
@@ -61,38 +60,38 @@ func TestPlans(t *testing.T) {
 // that it can have begun in, however it went.
 func TestFinish(t *testing.T) {
 	for _, c := range []struct {
-		kind registry.OpKind
-		from registry.State // of the row while the operation is under way
-		was  registry.State // of the row before
-		undo Code
-		want registry.State
+		kind engine.OpKind
+		from engine.State // of the row while the operation is under way
+		was  engine.State // of the row before
+		undo engine.Code
+		want engine.State
 	}{
-		{registry.OpProvision, registry.Provisioning, "", "", registry.Running},
-		{registry.OpProvision, registry.Provisioning, "", BootTimeout, registry.Failed},
-		{registry.OpProvision, registry.Provisioning, "", EngineBootFailed, registry.Failed},
-		{registry.OpStart, registry.Provisioning, registry.Stopped, "", registry.Running},
-		{registry.OpSleep, registry.Running, registry.Running, "", registry.Sleeping},
-		{registry.OpRecover, registry.Provisioning, registry.Failed, "", registry.Running},
-		{registry.OpRecover, registry.Provisioning, registry.Failed, BootTimeout, registry.Failed},
-		{registry.OpRecover, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},
-		{registry.OpStart, registry.Provisioning, registry.Stopped, CapacityExhausted, registry.Stopped},
-		{registry.OpStart, registry.Provisioning, registry.Sleeping, PortExhaustion, registry.Sleeping},
-		{registry.OpStart, registry.Provisioning, registry.Failed, BackendUnavailable, registry.Failed},
-		{registry.OpStart, registry.Provisioning, registry.Stopped, EngineBootFailed, registry.Failed},
-		{registry.OpRestart, registry.Running, registry.Running, "", registry.Running},
-		{registry.OpRestart, registry.Running, registry.Running, BootTimeout, registry.Failed},
-		{registry.OpRestart, registry.Running, registry.Running, CapacityExhausted, registry.Failed},
-		{registry.OpStop, registry.Running, registry.Running, "", registry.Stopped},
-		{registry.OpStop, registry.Failed, registry.Failed, "", registry.Stopped},
-		{registry.OpStop, registry.Sleeping, registry.Sleeping, "", registry.Stopped},
-		{registry.OpRotateKey, registry.Running, registry.Running, "", registry.Running},
-		{registry.OpRotateKey, registry.Running, registry.Running, BackendUnavailable, registry.Running},
+		{engine.OpProvision, engine.Provisioning, "", "", engine.Running},
+		{engine.OpProvision, engine.Provisioning, "", engine.BootTimeout, engine.Failed},
+		{engine.OpProvision, engine.Provisioning, "", engine.EngineBootFailed, engine.Failed},
+		{engine.OpStart, engine.Provisioning, engine.Stopped, "", engine.Running},
+		{engine.OpSleep, engine.Running, engine.Running, "", engine.Sleeping},
+		{engine.OpRecover, engine.Provisioning, engine.Failed, "", engine.Running},
+		{engine.OpRecover, engine.Provisioning, engine.Failed, engine.BootTimeout, engine.Failed},
+		{engine.OpRecover, engine.Provisioning, engine.Failed, engine.BackendUnavailable, engine.Failed},
+		{engine.OpStart, engine.Provisioning, engine.Stopped, engine.CapacityExhausted, engine.Stopped},
+		{engine.OpStart, engine.Provisioning, engine.Sleeping, engine.PortExhaustion, engine.Sleeping},
+		{engine.OpStart, engine.Provisioning, engine.Failed, engine.BackendUnavailable, engine.Failed},
+		{engine.OpStart, engine.Provisioning, engine.Stopped, engine.EngineBootFailed, engine.Failed},
+		{engine.OpRestart, engine.Running, engine.Running, "", engine.Running},
+		{engine.OpRestart, engine.Running, engine.Running, engine.BootTimeout, engine.Failed},
+		{engine.OpRestart, engine.Running, engine.Running, engine.CapacityExhausted, engine.Failed},
+		{engine.OpStop, engine.Running, engine.Running, "", engine.Stopped},
+		{engine.OpStop, engine.Failed, engine.Failed, "", engine.Stopped},
+		{engine.OpStop, engine.Sleeping, engine.Sleeping, "", engine.Stopped},
+		{engine.OpRotateKey, engine.Running, engine.Running, "", engine.Running},
+		{engine.OpRotateKey, engine.Running, engine.Running, engine.BackendUnavailable, engine.Running},
 	} {
 		// However it went, but for a freeze, no process is frozen at its end.
 		frozen := func(step string) bool {
-			o := &operation{s: &Scheduler{}, row: &registry.Engine{
-				State: c.from, Desired: registry.Running, Frozen: &registry.Frozen{},
-				Op: &registry.Op{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo)},
+			o := &operation{s: &Scheduler{}, row: &engine.Row{
+				State: c.from, Desired: engine.Running, Frozen: &engine.Frozen{},
+				Op: &engine.Operation{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo)},
 			}}
 			o.finish()
 			return o.row.Frozen != nil
@@ -103,9 +102,9 @@ func TestFinish(t *testing.T) {
 			}
 		}
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
-			o := &operation{s: &Scheduler{opts: Options{Restart: engine.Backoff{Base: time.Second, Max: time.Minute}}}, row: &registry.Engine{
-				State: c.from, Desired: registry.Running, URL: "http://engine", AllocID: "allocation",
-				Op: &registry.Op{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
+			o := &operation{s: &Scheduler{opts: Options{Restart: engine.Backoff{Base: time.Second, Max: time.Minute}}}, row: &engine.Row{
+				State: c.from, Desired: engine.Running, URL: "http://engine", AllocID: "allocation",
+				Op: &engine.Operation{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
 			}}
 			o.finish()
 			if o.row.Op != nil {
@@ -114,13 +113,13 @@ func TestFinish(t *testing.T) {
 			if o.row.State != c.want {
 				t.Errorf("state %s, want %s", o.row.State, c.want)
 			}
-			if !registry.CanMove(c.from, o.row.State) {
+			if !engine.CanMove(c.from, o.row.State) {
 				t.Errorf("illegal move from %s to %s", c.from, o.row.State)
 			}
-			if running := o.row.State == registry.Running; (o.row.URL != "") != running || (o.row.AllocID != "") != running {
+			if running := o.row.State == engine.Running; (o.row.URL != "") != running || (o.row.AllocID != "") != running {
 				t.Errorf("state %s with url %q and allocation %q", o.row.State, o.row.URL, o.row.AllocID)
 			}
-			if o.row.State == registry.Running && o.row.Reason != "" {
+			if o.row.State == engine.Running && o.row.Reason != "" {
 				t.Errorf("running with reason %q", o.row.Reason)
 			}
 		})
@@ -130,17 +129,17 @@ func TestFinish(t *testing.T) {
 // Only what was running is frozen, and only what is frozen goes on.
 func TestFirstStep(t *testing.T) {
 	for kind, forward := range plans {
-		for _, from := range registry.States {
-			for _, frozen := range []*registry.Frozen{nil, {}} {
+		for _, from := range engine.States {
+			for _, frozen := range []*engine.Frozen{nil, {}} {
 				want := forward[0].name
 				switch {
-				case frozen != nil && kind == registry.OpStart:
+				case frozen != nil && kind == engine.OpStart:
 					want = "thaw"
-				case frozen != nil && kind == registry.OpSleep && from == registry.Running:
+				case frozen != nil && kind == engine.OpSleep && from == engine.Running:
 					want = "freeze"
 				}
-				op := &registry.Op{Kind: kind, From: from}
-				if got := firstStep(&registry.Engine{Frozen: frozen}, op); got != want {
+				op := &engine.Operation{Kind: kind, From: from}
+				if got := firstStep(&engine.Row{Frozen: frozen}, op); got != want {
 					t.Errorf("%s of a %s engine, frozen %t, begins with %s, want %s", kind, from, frozen != nil, got, want)
 				}
 			}
@@ -153,7 +152,7 @@ func TestLongestOperation(t *testing.T) {
 	s := &Scheduler{opts: Options{BootTimeout: 90 * time.Second}}
 	for kind := range plans {
 		limit := s.limit(kind)
-		if kind == registry.OpProvision || kind == registry.OpStart {
+		if kind == engine.OpProvision || kind == engine.OpStart {
 			limit += s.opts.BootTimeout
 		}
 		if longest := s.LongestOperation(); longest < limit {
@@ -166,15 +165,15 @@ func TestLongestOperation(t *testing.T) {
 func TestKnownStep(t *testing.T) {
 	for kind, steps := range plans {
 		for _, st := range append(append(slices.Clone(steps), undoing[kind]...), detours[kind]...) {
-			if !knownStep(&registry.Op{Kind: kind, Step: st.name}) {
+			if !knownStep(&engine.Operation{Kind: kind, Step: st.name}) {
 				t.Errorf("%s of %s is not known", st.name, kind)
 			}
 		}
-		if knownStep(&registry.Op{Kind: kind, Step: "hibernate"}) {
+		if knownStep(&engine.Operation{Kind: kind, Step: "hibernate"}) {
 			t.Errorf("%s knows a step that there is not", kind)
 		}
 	}
-	if knownStep(&registry.Op{Kind: "upgrade", Step: "boot"}) {
+	if knownStep(&engine.Operation{Kind: "upgrade", Step: "boot"}) {
 		t.Error("a kind that there is not is known")
 	}
 }

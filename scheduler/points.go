@@ -5,8 +5,8 @@ import (
 	"strings"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/guard"
 	"github.com/septemberai/orch/scheduler/pool"
 )
@@ -32,8 +32,8 @@ const pointWarmClaimed = "pool/warm-claimed"
 // done to what nobody else will ever use.
 var fencedSteps = []string{"volume", "variable", "register", "quiesce", "scale-down", "undo-register", "new-key", stepFreeze, stepThaw, stepAnotherPort}
 
-func isFenced(kind registry.OpKind, step string) bool {
-	return slices.Contains(fencedSteps, step) && (kind != registry.OpDestroy || step == "scale-down")
+func isFenced(kind engine.OpKind, step string) bool {
+	return slices.Contains(fencedSteps, step) && (kind != engine.OpDestroy || step == "scale-down")
 }
 
 // FaultPoints are all points by what they interrupt: the kind of an operation,
@@ -53,7 +53,7 @@ func FaultPoints() map[string][]string {
 				add(st.name + "/" + atFenced)
 			}
 			add(st.name + "/" + atDone)
-			if kind != registry.OpDestroy || st.name != "row" { // after that there is none
+			if kind != engine.OpDestroy || st.name != "row" { // after that there is none
 				add(st.name + "/" + atSaved)
 			}
 		}
@@ -66,15 +66,15 @@ func FaultPoints() map[string][]string {
 }
 
 // hit is a point of an operation outside its steps.
-func hit(kind registry.OpKind, moment string) { fault.Hit(string(kind) + "/" + moment) }
+func hit(kind engine.OpKind, moment string) { fault.Hit(string(kind) + "/" + moment) }
 
 // hitStep is a point of one of its steps.
-func hitStep(kind registry.OpKind, step, moment string) {
+func hitStep(kind engine.OpKind, step, moment string) {
 	fault.Hit(string(kind) + "/" + step + "/" + moment)
 }
 
 // FirstStep is the step that a kind of operation begins with.
-func FirstStep(kind registry.OpKind) string { return plans[kind][0].name }
+func FirstStep(kind engine.OpKind) string { return plans[kind][0].name }
 
 // LastStep says whether a point is at a step after which its operation is over.
 func LastStep(point string) bool {
@@ -85,7 +85,7 @@ func LastStep(point string) bool {
 	if parts[1] == stepFreeze || parts[1] == stepThaw {
 		return true
 	}
-	kind := registry.OpKind(parts[0])
+	kind := engine.OpKind(parts[0])
 	for _, steps := range [][]step{plans[kind], undoing[kind]} {
 		if len(steps) > 0 && steps[len(steps)-1].name == parts[1] {
 			return true

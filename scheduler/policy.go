@@ -5,6 +5,7 @@ import (
 	"errors"
 	"regexp"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
@@ -21,16 +22,16 @@ var (
 func CheckImage(driver jobs.Driver, image string) error {
 	switch {
 	case driver == jobs.RawExec && !filePattern.MatchString(image):
-		return fail(InvalidRequest, "engine_version must be the name of an executable, without a path")
+		return engine.Errorf(engine.InvalidRequest, "engine_version must be the name of an executable, without a path")
 	case !imagePattern.MatchString(image):
-		return fail(InvalidRequest, "engine_version is not an image reference")
+		return engine.Errorf(engine.InvalidRequest, "engine_version is not an image reference")
 	}
 	return nil
 }
 
 // allowedImage is the image that a product gets when it asks for one, or for
 // none (SPEC section 2).
-func (s *Scheduler) allowedImage(p *registry.Product, asked string) (string, error) {
+func (s *Scheduler) allowedImage(p *engine.Product, asked string) (string, error) {
 	standard := p.Policy.EngineImage
 	if standard == "" {
 		standard = s.opts.DefaultImage
@@ -47,11 +48,11 @@ func (s *Scheduler) allowedImage(p *registry.Product, asked string) (string, err
 	if p.Policy.AllowsImage(asked) {
 		return asked, nil
 	}
-	return "", fail(PolicyDenied, "the product's policy does not allow this engine_version")
+	return "", engine.Errorf(engine.PolicyDenied, "the product's policy does not allow this engine_version")
 }
 
 // resources are what an engine of a product gets.
-func (s *Scheduler) resources(p registry.Policy) registry.Resources {
+func (s *Scheduler) resources(p engine.Policy) engine.Resources {
 	r := s.opts.Resources
 	if p.CPUMHz != nil {
 		r.CPUMHz = *p.CPUMHz
@@ -67,8 +68,8 @@ func (s *Scheduler) resources(p registry.Policy) registry.Resources {
 
 // resourcesNow are the resources that an engine's next start gives it: what its
 // product's policy says by now. The volume of one that needs more keeps it on its node.
-func (s *Scheduler) resourcesNow(ctx context.Context, row *registry.Engine) (registry.Resources, error) {
-	if row.ProductID == registry.WarmProduct {
+func (s *Scheduler) resourcesNow(ctx context.Context, row *engine.Row) (engine.Resources, error) {
+	if row.ProductID == engine.WarmProduct {
 		return row.Resources, nil // another kind is another engine
 	}
 	p, err := s.store.Product(ctx, row.ProductID)
@@ -76,7 +77,7 @@ func (s *Scheduler) resourcesNow(ctx context.Context, row *registry.Engine) (reg
 	case errors.Is(err, registry.ErrNotFound):
 		return row.Resources, nil
 	case err != nil:
-		return registry.Resources{}, err
+		return engine.Resources{}, err
 	}
 	return s.resources(p.Policy), nil
 }

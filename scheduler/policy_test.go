@@ -6,39 +6,39 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestAllowedImage(t *testing.T) {
 	s := &Scheduler{opts: Options{Job: jobs.Settings{Driver: jobs.Docker}, DefaultImage: "acme/engine:1"}}
-	policy := registry.Policy{EngineImage: "acme/own:2", AllowedImages: []string{"acme/engine:*", "lab/*"}}
+	policy := engine.Policy{EngineImage: "acme/own:2", AllowedImages: []string{"acme/engine:*", "lab/*"}}
 	for _, c := range []struct {
 		name   string
-		policy registry.Policy
+		policy engine.Policy
 		asked  string
 		want   string
-		code   Code
+		code   engine.Code
 	}{
-		{"Default", registry.Policy{}, "", "acme/engine:1", ""},
+		{"Default", engine.Policy{}, "", "acme/engine:1", ""},
 		{"ProductsDefault", policy, "", "acme/own:2", ""},
 		{"DefaultByName", policy, "acme/engine:1", "acme/engine:1", ""},
 		{"ProductsByName", policy, "acme/own:2", "acme/own:2", ""},
 		{"Glob", policy, "acme/engine:7", "acme/engine:7", ""},
 		{"GlobOneSegment", policy, "lab/a", "lab/a", ""},
-		{"ErrGlobTwoSegments", policy, "lab/a/b", "", PolicyDenied},
-		{"Star", registry.Policy{AllowedImages: []string{"*"}}, "r.example:5000/lab/a/b:1", "r.example:5000/lab/a/b:1", ""},
-		{"TwoStars", registry.Policy{AllowedImages: []string{"lab/**"}}, "lab/a/b:1", "lab/a/b:1", ""},
-		{"TwoStarsInside", registry.Policy{AllowedImages: []string{"lab/**/b:*"}}, "lab/x/y/b:1", "lab/x/y/b:1", ""},
-		{"ErrTwoStarsInside", registry.Policy{AllowedImages: []string{"lab/**/b:*"}}, "lab/x/y/c:1", "", PolicyDenied},
-		{"ErrTwoStarsElsewhere", registry.Policy{AllowedImages: []string{"lab/**"}}, "evil/lab/a", "", PolicyDenied},
-		{"ErrNotAllowed", policy, "evil/engine:1", "", PolicyDenied},
-		{"ErrNoPolicy", registry.Policy{}, "acme/engine:2", "", PolicyDenied},
-		{"ErrInterpolation", policy, "${attr.cpu}", "", InvalidRequest},
-		{"ErrSpace", policy, "acme/engine: 1", "", InvalidRequest},
+		{"ErrGlobTwoSegments", policy, "lab/a/b", "", engine.PolicyDenied},
+		{"Star", engine.Policy{AllowedImages: []string{"*"}}, "r.example:5000/lab/a/b:1", "r.example:5000/lab/a/b:1", ""},
+		{"TwoStars", engine.Policy{AllowedImages: []string{"lab/**"}}, "lab/a/b:1", "lab/a/b:1", ""},
+		{"TwoStarsInside", engine.Policy{AllowedImages: []string{"lab/**/b:*"}}, "lab/x/y/b:1", "lab/x/y/b:1", ""},
+		{"ErrTwoStarsInside", engine.Policy{AllowedImages: []string{"lab/**/b:*"}}, "lab/x/y/c:1", "", engine.PolicyDenied},
+		{"ErrTwoStarsElsewhere", engine.Policy{AllowedImages: []string{"lab/**"}}, "evil/lab/a", "", engine.PolicyDenied},
+		{"ErrNotAllowed", policy, "evil/engine:1", "", engine.PolicyDenied},
+		{"ErrNoPolicy", engine.Policy{}, "acme/engine:2", "", engine.PolicyDenied},
+		{"ErrInterpolation", policy, "${attr.cpu}", "", engine.InvalidRequest},
+		{"ErrSpace", policy, "acme/engine: 1", "", engine.InvalidRequest},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := s.allowedImage(&registry.Product{Policy: c.policy}, c.asked)
+			got, err := s.allowedImage(&engine.Product{Policy: c.policy}, c.asked)
 			if c.code != "" {
 				if err == nil || AsError(err).Code != c.code {
 					t.Fatalf("got %v, want %s", err, c.code)

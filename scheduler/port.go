@@ -5,7 +5,7 @@ import (
 	"net"
 	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 const (
@@ -34,7 +34,7 @@ func listens(ctx context.Context, addr string) bool {
 // start a process and has not tried too often.
 func (o *operation) mayChangePort(cause error) error {
 	kind := o.row.Op.Kind
-	if kind != registry.OpProvision && kind != registry.OpStart && kind != registry.OpRestart || o.ports >= maxPorts {
+	if kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestart || o.ports >= maxPorts {
 		return cause
 	}
 	o.ports++

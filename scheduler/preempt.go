@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // makeRoom preempts warm engines for a user's engine that Nomad could not
@@ -17,10 +17,10 @@ import (
 // were preempted, it is placed on by mayRelocate.
 func (o *operation) makeRoom(ctx context.Context, cause error) bool {
 	code := AsError(cause).Code
-	if errors.Is(cause, errDriverDown) || code != CapacityExhausted && code != PortExhaustion || o.row.ProductID == registry.WarmProduct || o.row.Op.Kind == registry.OpRecover {
+	if errors.Is(cause, errDriverDown) || code != engine.CapacityExhausted && code != engine.PortExhaustion || o.row.ProductID == engine.WarmProduct || o.row.Op.Kind == engine.OpRecover {
 		return false
 	}
-	if o.row.Op.Kind != registry.OpProvision {
+	if o.row.Op.Kind != engine.OpProvision {
 		return o.preempt(ctx, o.row.NodeID)
 	}
 	nodes := o.s.cluster.Nodes()
@@ -59,10 +59,10 @@ func (o *operation) preempt(ctx context.Context, nodeID string) bool {
 // preempt destroys the unclaimed warm engines of a node that are in the way of an
 // engine of a size, and says whether any of them went. Their kinds are not made
 // anew for a while.
-func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask registry.Resources) bool {
-	var there []*registry.Engine
-	for _, row := range shuffled(p.s.mirror.Of(registry.WarmProduct)) {
-		if row.NodeID == node.ID && (row.State == registry.Running || row.State == registry.Provisioning) && p.reserve(row) {
+func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask engine.Resources) bool {
+	var there []*engine.Row
+	for _, row := range shuffled(p.s.mirror.Of(engine.WarmProduct)) {
+		if row.NodeID == node.ID && (row.State == engine.Running || row.State == engine.Provisioning) && p.reserve(row) {
 			there = append(there, row)
 		}
 	}
@@ -91,15 +91,15 @@ func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask registry.
 // inTheWay are the warm engines of a node that have to go so that an engine of a
 // size fits there; none: that would not do. It is one at least: Nomad has said
 // that there is no room, whatever the view says.
-func inTheWay(node cluster.Node, warm []*registry.Engine, ask need) []*registry.Engine {
+func inTheWay(node cluster.Node, warm []*engine.Row, ask need) []*engine.Row {
 	// Those that are still being made first, then the larger ones.
-	made := func(e *registry.Engine) int {
-		if e.State == registry.Running {
+	made := func(e *engine.Row) int {
+		if e.State == engine.Running {
 			return 1
 		}
 		return 0
 	}
-	warm = slices.SortedStableFunc(slices.Values(warm), func(a, b *registry.Engine) int {
+	warm = slices.SortedStableFunc(slices.Values(warm), func(a, b *engine.Row) int {
 		return cmp.Or(cmp.Compare(made(a), made(b)), cmp.Compare(b.Resources.MemoryMB, a.Resources.MemoryMB))
 	})
 	for i, row := range warm {

@@ -6,17 +6,17 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // Whatever stands on a node: warm engines go only where that makes room, and then
 // no more than it takes in their order.
 func TestInTheWay(t *testing.T) {
-	resources := func(t *rapid.T, name string) registry.Resources {
-		return registry.Resources{CPUMHz: rapid.IntRange(1, 100).Draw(t, name+" cpu"), MemoryMB: rapid.IntRange(1, 100).Draw(t, name+" memory")}
+	resources := func(t *rapid.T, name string) engine.Resources {
+		return engine.Resources{CPUMHz: rapid.IntRange(1, 100).Draw(t, name+" cpu"), MemoryMB: rapid.IntRange(1, 100).Draw(t, name+" memory")}
 	}
 	const disk = 20
-	freed := func(node cluster.Node, rows []*registry.Engine) cluster.Node {
+	freed := func(node cluster.Node, rows []*engine.Row) cluster.Node {
 		for _, row := range rows {
 			node.FreeCPUMHz += row.Resources.CPUMHz
 			node.FreeMemoryMB += row.Resources.MemoryMB
@@ -30,10 +30,10 @@ func TestInTheWay(t *testing.T) {
 			FreeCPUMHz: rapid.IntRange(-50, 150).Draw(t, "cpu"), FreeMemoryMB: rapid.IntRange(-50, 150).Draw(t, "memory"),
 			FreePorts: rapid.IntRange(0, 2).Draw(t, "ports"), FreeDiskMB: rapid.IntRange(-50, 50).Draw(t, "disk"),
 		}
-		var warm []*registry.Engine
+		var warm []*engine.Row
 		for range rapid.IntRange(0, 6).Draw(t, "warm") {
-			warm = append(warm, &registry.Engine{
-				State: rapid.SampledFrom([]registry.State{registry.Running, registry.Provisioning}).Draw(t, "state"), Resources: resources(t, "warm"),
+			warm = append(warm, &engine.Row{
+				State: rapid.SampledFrom([]engine.State{engine.Running, engine.Provisioning}).Draw(t, "state"), Resources: resources(t, "warm"),
 			})
 		}
 		ask := need{resources(t, "ask"), disk}
@@ -51,7 +51,7 @@ func TestInTheWay(t *testing.T) {
 			t.Error("more of them go than have to")
 		}
 		for i := range going[1:] {
-			if going[i].State == registry.Running && going[i+1].State == registry.Provisioning {
+			if going[i].State == engine.Running && going[i+1].State == engine.Provisioning {
 				t.Error("one that is ready goes before one that is being made")
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 )
 
@@ -92,7 +93,7 @@ func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []st
 		return err
 	}
 	if !node.Eligible {
-		return &Error{Code: StopUnconfirmed, Message: "the node takes no placements, so it cannot be asked which processes it runs: make it eligible and try again; nothing was changed"}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node takes no placements, so it cannot be asked which processes it runs: make it eligible and try again; nothing was changed"}
 	}
 	seconds := func(d time.Duration) string { return strconv.Itoa(int(d.Round(time.Second).Seconds())) }
 	env := map[string]string{
@@ -111,9 +112,9 @@ func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []st
 	}
 	switch {
 	case errors.Is(err, cluster.ErrBatchFailed):
-		return &Error{Code: StopUnconfirmed, Message: "the node still runs processes of these engines, or cannot tell; nothing was changed", Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node still runs processes of these engines, or cannot tell; nothing was changed", Err: err}
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		return &Error{Code: StopUnconfirmed, Message: "the node did not confirm in time that no process of these engines is left; restart its Nomad agent and try again: nothing was changed", Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node did not confirm in time that no process of these engines is left; restart its Nomad agent and try again: nothing was changed", Err: err}
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
@@ -17,25 +18,25 @@ import (
 
 // RegisterProduct makes a product and returns it with its platform key, which is
 // shown this once and kept as a hash. PRODUCT_SLUG_EXISTS, INVALID_REQUEST.
-func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName string, policy registry.Policy) (*registry.Product, string, error) {
-	if err := registry.CheckSlug(slug); err != nil {
-		return nil, "", fail(InvalidRequest, "%v", err)
+func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName string, policy engine.Policy) (*engine.Product, string, error) {
+	if err := engine.CheckSlug(slug); err != nil {
+		return nil, "", engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
 	if err := s.checkPolicy(policy); err != nil {
 		return nil, "", err
 	}
 	key := secrets.NewPlatformKey()
-	p := &registry.Product{
+	p := &engine.Product{
 		ProductID: newID(), Slug: slug, DisplayName: displayName, Policy: policy,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), PlatformKeyHash: secrets.Hash(key), Revision: 1,
 	}
 	err := s.audited(ctx, audit.ActionProductRegister, p.ProductID, map[string]any{"slug": slug}, func() error {
 		err := s.store.CreateProduct(ctx, p)
 		if errors.Is(err, registry.ErrExists) {
-			return fail(ProductSlugExists, "a product with the slug %q exists already", slug)
+			return engine.Errorf(engine.ProductSlugExists, "a product with the slug %q exists already", slug)
 		}
 		return err
-	}, func(now *registry.Product) bool { return now != nil && now.PlatformKeyHash == p.PlatformKeyHash })
+	}, func(now *engine.Product) bool { return now != nil && now.PlatformKeyHash == p.PlatformKeyHash })
 	if err != nil {
 		return nil, "", err
 	}
@@ -45,21 +46,21 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 
 // tellVault writes the witness of a product that has just changed, or was kept from
 // being deleted. Where that fails, the leader does it with its next pass.
-func (s *Scheduler) tellVault(ctx context.Context, p *registry.Product, kept bool) {
+func (s *Scheduler) tellVault(ctx context.Context, p *engine.Product, kept bool) {
 	if err := s.witnessProduct(ctx, p, kept); err != nil {
 		s.log.Warn("a product's change is not in Vault yet; the leader writes it there", "product_id", p.ProductID, "error", err)
 	}
 }
 
-func (s *Scheduler) checkPolicy(policy registry.Policy) error {
+func (s *Scheduler) checkPolicy(policy engine.Policy) error {
 	if err := policy.Check(); err != nil {
-		return fail(InvalidRequest, "%v", err)
+		return engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
 	if policy.BrainMB != nil && !s.cluster.SetsQuotas() {
-		return fail(InvalidRequest, "policy.brain_mb: volumes are made by Nomad's plugin mkdir, which sets no quotas; ORCH_VOLUME_PLUGIN must name one on the nodes that does")
+		return engine.Errorf(engine.InvalidRequest, "policy.brain_mb: volumes are made by Nomad's plugin mkdir, which sets no quotas; ORCH_VOLUME_PLUGIN must name one on the nodes that does")
 	}
 	if policy.EngineImage != "" && CheckImage(s.opts.Job.Driver, policy.EngineImage) != nil {
-		return fail(InvalidRequest, "policy.engine_image has not the form of an image")
+		return engine.Errorf(engine.InvalidRequest, "policy.engine_image has not the form of an image")
 	}
 	return nil
 }
@@ -68,15 +69,15 @@ func (s *Scheduler) checkPolicy(policy registry.Policy) error {
 // request on, on every replica. unchanged says whether a policy is the one that the caller
 // has seen; nil: it does not matter. A call that was made before, and whose answer was
 // lost, succeeds again. PRODUCT_NOT_FOUND, INVALID_REQUEST, POLICY_CHANGED.
-func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy registry.Policy, unchanged func(registry.Policy) bool) (registry.Policy, error) {
+func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy engine.Policy, unchanged func(engine.Policy) bool) (engine.Policy, error) {
 	if err := s.checkPolicy(policy); err != nil {
 		return policy, err
 	}
-	may := func(now registry.Policy) error {
+	may := func(now engine.Policy) error {
 		if unchanged == nil || unchanged(now) || reflect.DeepEqual(now, policy) {
 			return nil
 		}
-		return fail(PolicyChanged, "the product's policy was changed since it was read; read it again, and decide on what it says now")
+		return engine.Errorf(engine.PolicyChanged, "the product's policy was changed since it was read; read it again, and decide on what it says now")
 	}
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
 		p, err := s.store.SetPolicy(ctx, productID, policy, may)
@@ -84,7 +85,7 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy regi
 			s.tellVault(ctx, p, false)
 		}
 		return err
-	}, func(now *registry.Product) bool { return now != nil && reflect.DeepEqual(now.Policy, policy) })
+	}, func(now *engine.Product) bool { return now != nil && reflect.DeepEqual(now.Policy, policy) })
 }
 
 // RotatePlatformKey gives a product a new platform key, shown this once; the old
@@ -99,7 +100,7 @@ func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, ove
 			s.tellVault(ctx, p, false)
 		}
 		return err
-	}, func(now *registry.Product) bool { return now != nil && now.PlatformKeyHash == hash })
+	}, func(now *engine.Product) bool { return now != nil && now.PlatformKeyHash == hash })
 	if err != nil {
 		return "", err
 	}
@@ -124,10 +125,10 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 			}
 		}
 		if errors.Is(err, registry.ErrHasEngines) {
-			return fail(ProductHasEngines, "the product still has engines; destroy them first")
+			return engine.Errorf(engine.ProductHasEngines, "the product still has engines; destroy them first")
 		}
 		return err
-	}, func(now *registry.Product) bool { return now == nil })
+	}, func(now *engine.Product) bool { return now == nil })
 }
 
 // Products returns every product with its count of engines, oldest first, and beside
@@ -150,13 +151,13 @@ func (s *Scheduler) Product(ctx context.Context, productID string) (registry.Ten
 
 func productError(err error) error {
 	if errors.Is(err, registry.ErrNotFound) {
-		return fail(ProductNotFound, "there is no such product")
+		return engine.Errorf(engine.ProductNotFound, "there is no such product")
 	}
 	return err
 }
 
 // onProduct audits a change of a product that is there; see audited.
-func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*registry.Product) bool) error {
+func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	if _, err := s.Product(ctx, productID); err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ func (s *Scheduler) onProduct(ctx context.Context, action, productID string, det
 
 // audited makes a change of the admin between the two halves of its audit row. done says
 // of a product, nil when there is none, whether the change was made.
-func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*registry.Product) bool) error {
+func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	began := time.Now().UTC()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: RequestID(ctx), Metadata: details,
@@ -189,7 +190,7 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 // settleProduct completes the audit row of a change whose write was not answered: as done
 // when the product shows it, and with what its caller was told when it has not shown it
 // for strayAfter.
-func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*registry.Product) bool) {
+func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*engine.Product) bool) {
 	for missed := (time.Time{}); pause.For(ctx, time.Second); {
 		t, err := s.store.Tenant(ctx, productID)
 		switch {

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
 // markDeleted says in Vault that a product is deleted. What it was stays there, for
 // an engine of it that turns up.
-func (s *Scheduler) markDeleted(ctx context.Context, p *registry.Product) error {
+func (s *Scheduler) markDeleted(ctx context.Context, p *engine.Product) error {
 	err := s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
 		there.Revision, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), true, time.Now().UTC()
 		return true, nil
@@ -30,7 +31,7 @@ const deletionTakes = time.Minute
 
 // witnessProduct writes the witness of a product's row into Vault, unless a later
 // one is there. A product that is being deleted stays so, unless it was kept.
-func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kept bool) error {
+func (s *Scheduler) witnessProduct(ctx context.Context, p *engine.Product, kept bool) error {
 	return s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
 		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
 			return false, nil
@@ -45,7 +46,7 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *registry.Product, kep
 
 // writeWitness writes a product's row into Vault beside what change makes of the
 // witness that is there; it may be called again. false: it is to stay as it is.
-func (s *Scheduler) writeWitness(ctx context.Context, p *registry.Product, change func(there *secrets.Product) (bool, error)) error {
+func (s *Scheduler) writeWitness(ctx context.Context, p *engine.Product, change func(there *secrets.Product) (bool, error)) error {
 	text := registry.EncodeProduct(p)
 	for range maxClaims {
 		there, err := s.vault.Product(ctx, p.ProductID)

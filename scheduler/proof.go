@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 )
@@ -35,7 +36,7 @@ func (s *Scheduler) unprovenOf(allocs []cluster.Alloc) (ids []string) {
 
 // noteUnproven has the row name what is not proved to have ended, and reports whether
 // that is news. Nomad forgets an allocation some time after its end; the row does not.
-func (s *Scheduler) noteUnproven(row *registry.Engine, allocs []cluster.Alloc) (changed bool) {
+func (s *Scheduler) noteUnproven(row *engine.Row, allocs []cluster.Alloc) (changed bool) {
 	for _, id := range s.unprovenOf(allocs) {
 		if !slices.Contains(row.Proven, id) && !slices.Contains(row.Unproven, id) {
 			row.Unproven, changed = append(row.Unproven, id), true
@@ -80,7 +81,7 @@ func (o *operation) prove(ctx context.Context, allocs []cluster.Alloc) error {
 		return nil
 	case ctx.Err() != nil || !errors.Is(err, errUnproven):
 		return err
-	case o.row.Op.Kind == registry.OpDestroy:
+	case o.row.Op.Kind == engine.OpDestroy:
 		o.log.Warn("a container of a destroyed engine may run; its volume is left until its node proves that none does", "error", err)
 		return nil
 	}
@@ -114,7 +115,7 @@ func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 	}
 	err = errors.Join(errs...)
 	if errors.Is(err, registry.ErrConflict) {
-		return &Error{Code: BackendUnavailable, Message: "an operation changed one of the engines meanwhile; try again", Err: err, RetryAfter: retryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "an operation changed one of the engines meanwhile; try again", Err: err, RetryAfter: retryBackend}
 	}
 	return err
 }
@@ -147,7 +148,7 @@ func (s *Scheduler) proveUnreachable(ctx context.Context, unreachable []*registr
 		work.Go(func() error {
 			limited, cancel := context.WithTimeout(ctx, endTimeout)
 			defer cancel()
-			err := s.prover.prove(limited, g.NodeID, []string{registry.JobID(g.EngineID)})
+			err := s.prover.prove(limited, g.NodeID, []string{engine.JobID(g.EngineID)})
 			if ok[i] = err == nil; !ok[i] {
 				s.log.Debug("an unreachable volume stays: a container of its engine may run", "engine_id", g.EngineID, "error", err)
 			}

@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestNoteUnproven(t *testing.T) {
@@ -17,8 +17,8 @@ func TestNoteUnproven(t *testing.T) {
 		alloc("ended", "complete", false), alloc("proven", "failed", true), alloc("known", "failed", true),
 		alloc("new", "complete", true), alloc("runs", "running", true),
 	}
-	row := func() *registry.Engine {
-		return &registry.Engine{Unproven: []string{"forgotten", "known"}, Proven: []string{"proven"}}
+	row := func() *engine.Row {
+		return &engine.Row{Unproven: []string{"forgotten", "known"}, Proven: []string{"proven"}}
 	}
 	s := &Scheduler{opts: Options{Job: jobs.Settings{Driver: jobs.Docker}}}
 	got := row()

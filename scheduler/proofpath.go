@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 )
@@ -19,15 +20,15 @@ func (o *operation) keyProof(path, key, allocID string) boot.Proof {
 
 // brokenContract is what the caller of a boot hears of an engine that answers against
 // the contract.
-func brokenContract(b *boot.Breach) *Error {
-	return fail(EngineBootFailed, "the engine serves, but does not keep the engine contract: %s. Have its image check X-Engine-Key there, "+
+func brokenContract(b *boot.Breach) *engine.Error {
+	return engine.Errorf(engine.EngineBootFailed, "the engine serves, but does not keep the engine contract: %s. Have its image check X-Engine-Key there, "+
 		"or name a path of it that needs a key (ORCH_ENGINE_KEY_PROOF_PATH, or key_proof_path in the product's policy)", b.Said)
 }
 
 // proofPath is the path on which a row's engine proves its key.
-func (s *Scheduler) proofPath(ctx context.Context, row *registry.Engine) (string, error) {
+func (s *Scheduler) proofPath(ctx context.Context, row *engine.Row) (string, error) {
 	path := row.KeyProofPath
-	if row.ProductID != registry.WarmProduct {
+	if row.ProductID != engine.WarmProduct {
 		p, err := s.store.Product(ctx, row.ProductID)
 		if err != nil && !errors.Is(err, registry.ErrNotFound) {
 			return "", err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -35,7 +36,7 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 // waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
 // leads to the state that joins: then its caller is this one's too. prepare
 // refuses states in which the operation makes no sense.
-func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.OpKind, action string, joins registry.State, backends []string, prepare func(*registry.Engine) error) (_ *registry.Engine, err error) {
+func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKind, action string, joins engine.State, backends []string, prepare func(*engine.Row) error) (_ *engine.Row, err error) {
 	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
 	var o *operation
@@ -43,7 +44,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 	for range maxClaims {
 		done, record, err := s.recall(ctx, caller, kind)
 		if done != nil {
-			s.drop(ctx, &d, busy(kind)) // the row of the other one tells it
+			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other one tells it
 			return s.again(ctx, caller, done, joins)
 		}
 		if err != nil {
@@ -53,10 +54,10 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 		if err != nil {
 			return nil, err
 		}
-		if (kind == registry.OpStop || kind == registry.OpStart) && unconfirmed(row) {
-			desired := registry.Running
-			if kind == registry.OpStop {
-				desired = registry.Stopped
+		if (kind == engine.OpStop || kind == engine.OpStart) && unconfirmed(row) {
+			desired := engine.Running
+			if kind == engine.OpStop {
+				desired = engine.Stopped
 			}
 			if err := s.giveUpRotation(ctx, row, desired); err != nil {
 				return nil, err
@@ -67,7 +68,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			continue
 		}
 		if row.Op != nil {
-			err := busy(row.Op.Kind)
+			err := engine.BusyWith(row.Op.Kind)
 			if row.Op.Kind != kind || joins == "" {
 				return nil, err
 			}
@@ -75,7 +76,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			return s.join(ctx, row, joins)
 		}
 		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, pendingEntry: &d, prepare: prepare}
-		if kind == registry.OpStart && leave == nil {
+		if kind == engine.OpStart && leave == nil {
 			if err := prepare(row.Clone()); err != nil { // it need not wait for that
 				return nil, err
 			}
@@ -94,28 +95,28 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind registry.Op
 			return nil, err
 		}
 	}
-	return nil, busy(kind)
+	return nil, engine.BusyWith(kind)
 }
 
 // proposal is an operation that somebody wants to run on an engine.
 type proposal struct {
-	kind          registry.OpKind
+	kind          engine.OpKind
 	action, actor string // of its audit row
 	details       map[string]any
 	envVersion    int      // a restart's: of the provider keys that it is for
 	backends      []string // the dependencies that it needs
 	canary        bool
-	record        *registry.RecordRef // of its Idempotency-Key; nil: it has none
-	pendingEntry  *pendingEntry       // its audit row, which other tries may use after it; nil: it has none yet
+	record        *engine.IdempotencyRef // of its Idempotency-Key; nil: it has none
+	pendingEntry  *pendingEntry          // its audit row, which other tries may use after it; nil: it has none yet
 	// prepare refuses states in which the operation makes no sense, and sets
 	// what the row says while it is under way.
-	prepare func(*registry.Engine) error
+	prepare func(*engine.Row) error
 }
 
 // propose writes an operation into a row that has none, and launches it. Once it is
 // written, the row is the operation's.
 // registry.ErrConflict: somebody else changed the row since it was read.
-func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposal) (_ *operation, err error) {
+func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_ *operation, err error) {
 	d := p.pendingEntry
 	if d == nil {
 		d = &pendingEntry{}
@@ -143,7 +144,7 @@ func (s *Scheduler) propose(ctx context.Context, row *registry.Engine, p proposa
 // the tries before it or a new one, and launches it. asking is how long the dependencies
 // were asked for. The errors are those of Scheduler.begin and registry.Store.Update; after
 // one that leaves open whether the row was written, this replica looks after it.
-func (s *Scheduler) write(ctx context.Context, row *registry.Engine, op *registry.Op, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation, error) {
+func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Operation, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation, error) {
 	var timings timings
 	timings.took(timingAsking, asking)
 	at := time.Now()
@@ -174,7 +175,7 @@ func (s *Scheduler) write(ctx context.Context, row *registry.Engine, op *registr
 
 // join waits for an operation under way, on this replica or another, that leads
 // to a state.
-func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.State) (*registry.Engine, error) {
+func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) (*engine.Row, error) {
 	if o := s.running(row.ProductID, row.UserID); o != nil && o.opID == row.Op.ID {
 		return o.wait(ctx)
 	}
@@ -195,5 +196,5 @@ func (s *Scheduler) join(ctx context.Context, row *registry.Engine, to registry.
 		}
 		break
 	}
-	return nil, busy(row.Op.Kind)
+	return nil, engine.BusyWith(row.Op.Kind)
 }

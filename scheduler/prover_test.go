@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 )
 
 // node runs batch jobs as a prover has it do. What stays lives whatever happens.
@@ -30,7 +31,7 @@ func (n *node) end(ctx context.Context, _ string, names []string) error {
 	n.jobs = append(n.jobs, names)
 	for _, name := range names {
 		if slices.Contains(n.stays, name) {
-			return &Error{Code: StopUnconfirmed, Err: fmt.Errorf("%w: it lives", cluster.ErrBatchFailed)}
+			return &engine.Error{Code: engine.StopUnconfirmed, Err: fmt.Errorf("%w: it lives", cluster.ErrBatchFailed)}
 		}
 	}
 	return nil

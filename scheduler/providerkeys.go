@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
@@ -31,9 +32,9 @@ const reasonNotRestarted = "not_restarted"
 
 // endsRestart says whether an error means that the engine did not come back; at
 // any other a restart is tried again.
-func endsRestart(code Code) bool {
+func endsRestart(code engine.Code) bool {
 	switch code {
-	case PortExhaustion, CapacityExhausted, StopUnconfirmed:
+	case engine.PortExhaustion, engine.CapacityExhausted, engine.StopUnconfirmed:
 		return true
 	}
 	return isBootOutcome(code)
@@ -42,12 +43,12 @@ func endsRestart(code Code) bool {
 // noteProviderKeys notes, before a process is started, which provider keys it
 // will have at least: Nomad reads them after that.
 func (o *operation) noteProviderKeys(ctx context.Context) error {
-	if len(o.s.opts.ProviderKeys) == 0 || o.row.Op.Kind == registry.OpRotateKey {
+	if len(o.s.opts.ProviderKeys) == 0 || o.row.Op.Kind == engine.OpRotateKey {
 		return nil
 	}
 	version, err := o.s.vault.EnvVersion(ctx)
 	if err != nil {
-		if o.row.Op.Kind == registry.OpRestart {
+		if o.row.Op.Kind == engine.OpRestart {
 			return err
 		}
 		return nil // what it had before is still true
@@ -81,7 +82,7 @@ type RolloutProgress struct {
 // again. INVALID_REQUEST: engines get no provider keys.
 func (s *Scheduler) ApplyProviderKeys(ctx context.Context) (RolloutProgress, error) {
 	if len(s.opts.ProviderKeys) == 0 {
-		return RolloutProgress{}, fail(InvalidRequest, "this service gives its engines no provider keys: ORCH_ENGINE_ENV_PASSTHROUGH names none that is set")
+		return RolloutProgress{}, engine.Errorf(engine.InvalidRequest, "this service gives its engines no provider keys: ORCH_ENGINE_ENV_PASSTHROUGH names none that is set")
 	}
 	version, err := s.vault.EnvVersion(ctx)
 	if err != nil {
@@ -117,11 +118,11 @@ func (s *Scheduler) progress(r *registry.Rollout) (RolloutProgress, error) {
 	}
 	for _, row := range s.mirror.All() {
 		switch {
-		case row.ProductID == registry.WarmProduct: // which is replaced
-		case outdated(row, r) || row.Op != nil && row.Op.Kind == registry.OpRestart:
+		case row.ProductID == engine.WarmProduct: // which is replaced
+		case outdated(row, r) || row.Op != nil && row.Op.Kind == engine.OpRestart:
 			p.Pending++
 		case row.RestartedFor < r.TargetVersion:
-		case row.State == registry.Failed:
+		case row.State == engine.Failed:
 			p.Failed++
 			p.Restarted++
 		default:
@@ -141,8 +142,8 @@ func (s *Scheduler) progress(r *registry.Rollout) (RolloutProgress, error) {
 
 // outdated says whether a running engine has older keys than a rollout is for,
 // and was not restarted for it yet.
-func outdated(row *registry.Engine, r *registry.Rollout) bool {
-	return row.State == registry.Running && row.EnvVersion < r.TargetVersion && row.RestartedFor < r.TargetVersion
+func outdated(row *engine.Row, r *registry.Rollout) bool {
+	return row.State == engine.Running && row.EnvVersion < r.TargetVersion && row.RestartedFor < r.TargetVersion
 }
 
 // rolloutLoop rolls provider keys out, while this replica leads.
@@ -174,14 +175,14 @@ func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	running, underWay := 0, 0
-	var waiting []*registry.Engine
+	var waiting []*engine.Row
 	for _, row := range s.mirror.All() {
-		if row.State != registry.Running || row.ProductID == registry.WarmProduct { // which is replaced
+		if row.State != engine.Running || row.ProductID == engine.WarmProduct { // which is replaced
 			continue
 		}
 		running++
 		switch {
-		case row.Op != nil && row.Op.Kind == registry.OpRestart:
+		case row.Op != nil && row.Op.Kind == engine.OpRestart:
 			underWay++
 		case row.Op == nil && outdated(row, r) && !s.nodeSilent(row.NodeID):
 			waiting = append(waiting, row)
@@ -196,7 +197,7 @@ func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return true, err
 	}
-	slices.SortFunc(waiting, func(a, b *registry.Engine) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	slices.SortFunc(waiting, func(a, b *engine.Row) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	atOnce := max(1, running/rolloutShare) - underWay
 	if atOnce <= 0 {
 		return true, nil
@@ -215,7 +216,7 @@ var errNotRestarted = errors.New("the engine did not come back from its restart"
 
 // restartFor restarts one engine for a rollout and waits until it is healthy.
 // errNotRestarted: it is not.
-func (s *Scheduler) restartFor(ctx context.Context, seen *registry.Engine, r *registry.Rollout) error {
+func (s *Scheduler) restartFor(ctx context.Context, seen *engine.Row, r *registry.Rollout) error {
 	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil
@@ -227,9 +228,9 @@ func (s *Scheduler) restartFor(ctx context.Context, seen *registry.Engine, r *re
 		return nil
 	}
 	o, err := s.propose(ctx, row, proposal{
-		kind: registry.OpRestart, action: audit.ActionStart, actor: actorSystem, envVersion: r.TargetVersion,
+		kind: engine.OpRestart, action: audit.ActionStart, actor: actorSystem, envVersion: r.TargetVersion,
 		details:  map[string]any{"why": "provider_keys", "version": r.TargetVersion},
-		backends: []string{"nomad", "vault"}, prepare: func(*registry.Engine) error { return nil },
+		backends: []string{"nomad", "vault"}, prepare: func(*engine.Row) error { return nil },
 	})
 	if err == nil {
 		_, err = o.wait(ctx)

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // idleEngines is what the sleeper has done to engines.
@@ -25,12 +25,12 @@ func (e idleEngines) Busy(ctx context.Context, url string) (bool, error) {
 	return e.s.probe.Busy(ctx, url)
 }
 
-func (e idleEngines) PutToSleep(ctx context.Context, row *registry.Engine, idle time.Duration, frozen bool) (<-chan struct{}, error) {
+func (e idleEngines) PutToSleep(ctx context.Context, row *engine.Row, idle time.Duration, frozen bool) (<-chan struct{}, error) {
 	o, err := e.s.propose(ctx, row, proposal{
-		kind: registry.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
+		kind: engine.OpSleep, action: audit.ActionSleep, actor: actorSystem, backends: []string{"nomad"},
 		details: map[string]any{"idle_s": int(idle.Seconds())},
-		prepare: func(row *registry.Engine) error {
-			if row.Desired = registry.Sleeping; frozen {
+		prepare: func(row *engine.Row) error {
+			if row.Desired = engine.Sleeping; frozen {
 				row.Frozen = e.s.freezable(row)
 			}
 			return nil
@@ -42,6 +42,6 @@ func (e idleEngines) PutToSleep(ctx context.Context, row *registry.Engine, idle 
 	return o.answered, nil
 }
 
-func (e idleEngines) KeepFromSleep(ctx context.Context, row *registry.Engine) error {
+func (e idleEngines) KeepFromSleep(ctx context.Context, row *engine.Row) error {
 	return e.s.keepFromSleep(ctx, row)
 }

@@ -24,7 +24,7 @@ func (s *Scheduler) Quarantine(ctx context.Context) ([]*registry.Quarantined, er
 	return list, err
 }
 
-var errNotQuarantined = fail(QuarantineNotFound, "no engine of that engine_id is quarantined")
+var errNotQuarantined = engine.Errorf(engine.QuarantineNotFound, "no engine of that engine_id is quarantined")
 
 // quarantined is the record of one engine. QUARANTINE_NOT_FOUND.
 func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry.Quarantined, error) {
@@ -47,7 +47,7 @@ func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry
 // is gone. ENGINE_ALREADY_EXISTS: the user has another engine, which has to be
 // destroyed first. INVALID_REQUEST: the witnesses name somebody else, or there is
 // more than one volume.
-func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID string) (*registry.Engine, error) {
+func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID string) (*engine.Row, error) {
 	q, err := s.quarantined(ctx, engineID)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 		return nil, err
 	}
 	if w.Brain() == nil {
-		return nil, fail(InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", w.Volumes(), engineID)
+		return nil, engine.Errorf(engine.InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", w.Volumes(), engineID)
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -89,21 +89,21 @@ func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (s
 	owner.ProductID, owner.UserID = w.User()
 	switch {
 	case owner.ProductID == "" && productID == "":
-		return owner, fail(ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.ID())
+		return owner, engine.Errorf(engine.ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.ID())
 	case productID != "" && owner.ProductID != "" && (owner.ProductID != productID || owner.UserID != userID):
-		return owner, fail(InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.ID(), owner.UserID, owner.ProductID)
+		return owner, engine.Errorf(engine.InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.ID(), owner.UserID, owner.ProductID)
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
 	// An engine that was made before such ids were refused stays its user's.
-	if err := registry.CheckUserID(owner.UserID); err != nil && !errors.Is(err, registry.ErrDotSegment) {
-		return owner, fail(InvalidRequest, "%v", err)
+	if err := engine.CheckUserID(owner.UserID); err != nil && !errors.Is(err, engine.ErrDotSegment) {
+		return owner, engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
 	owner.Deployment, owner.EngineID = s.guard.ID(), w.ID()
 	return owner, nil
 }
 
-func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *reconcile.Witnesses, owner secrets.Owner) (*registry.Engine, error) {
+func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *reconcile.Witnesses, owner secrets.Owner) (*engine.Row, error) {
 	t, err := s.Product(ctx, owner.ProductID)
 	if err != nil {
 		return nil, err
@@ -111,13 +111,13 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 	has, err := s.store.Engine(ctx, owner.ProductID, owner.UserID)
 	var damaged *registry.Unreadable
 	if errors.As(err, &damaged) && !damaged.Newer { // it is written over
-		has, err = &registry.Engine{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
+		has, err = &engine.Row{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
 	case err == nil && has.EngineID == w.ID():
 		has = nil // its own row: only the record has to go
 	case err == nil && has.Reason != engine.ReasonBrainMissing:
-		return nil, fail(EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
+		return nil, engine.Errorf(engine.EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
 	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 		}
 		row.Resources, row.NodePool = s.resources(t.Policy), t.Policy.NodePool
 	}
-	var before *registry.Engine
+	var before *engine.Row
 	if other := s.mirror.ByID(w.ID()); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
 		before = other
 	}
@@ -200,7 +200,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	}
 	err = s.reconcile.Clear(ctx, f)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that its process is gone; nothing else was removed, try again when it does", Err: err}
+		err = &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that its process is gone; nothing else was removed, try again when it does", Err: err}
 	}
 	if err == nil {
 		err = s.missing(ctx, engineID)
@@ -217,7 +217,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 	seen := s.mirror.Twins(engineID)
 	if row := s.mirror.ByID(engineID); row != nil && len(seen) == 0 {
-		seen = []*registry.Engine{row}
+		seen = []*engine.Row{row}
 	}
 	var errs []error
 	for _, row := range seen {
@@ -226,7 +226,7 @@ func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 	return errors.Join(errs...)
 }
 
-func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engineID string) error {
+func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) error {
 	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil
@@ -234,7 +234,7 @@ func (s *Scheduler) missingIn(ctx context.Context, seen *registry.Engine, engine
 	if err != nil || row.EngineID != engineID {
 		return err
 	}
-	row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
+	row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
 	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
 	return s.store.Correct(ctx, row, engineID, nil)
 }

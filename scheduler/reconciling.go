@@ -7,7 +7,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
@@ -37,17 +37,17 @@ func (r reconciling) Audited(ctx context.Context, e audit.Entry, change func() e
 	return err
 }
 
-func (r reconciling) Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error {
+func (r reconciling) Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error {
 	return r.s.auditedUpdate(ctx, row, action, details)
 }
 
-func (r reconciling) Destroy(ctx context.Context, row *registry.Engine) error {
-	return r.s.proposeAndWait(ctx, row, registry.OpDestroy, audit.ActionDestroy, "nomad", "vault")
+func (r reconciling) Destroy(ctx context.Context, row *engine.Row) error {
+	return r.s.proposeAndWait(ctx, row, engine.OpDestroy, audit.ActionDestroy, "nomad", "vault")
 }
 
 func (r reconciling) Requeue(engineID string) { r.s.monitor.Requeue(engineID) }
 
-func (r reconciling) DiscardWarm(ctx context.Context, row *registry.Engine, why string) {
+func (r reconciling) DiscardWarm(ctx context.Context, row *engine.Row, why string) {
 	r.s.warm.remove(ctx, row, why)
 }
 
@@ -58,7 +58,7 @@ func (r reconciling) VolumesOf(ctx context.Context, engineID string) ([]*cluster
 func (r reconciling) RemoveVolume(ctx context.Context, v *cluster.Volume) error {
 	left, err := r.s.removeVolume(ctx, v)
 	if err == nil && left != "" {
-		err = &Error{Code: BackendError, Message: "the engine's volume is left: " + left}
+		err = &engine.Error{Code: engine.BackendError, Message: "the engine's volume is left: " + left}
 	}
 	return err
 }
@@ -67,19 +67,19 @@ func (r reconciling) ProveEnded(ctx context.Context, jobID string, allocs []clus
 	return r.s.proveOrphan(ctx, jobID, allocs)
 }
 
-func (r reconciling) Image(p *registry.Product) (string, error) { return r.s.allowedImage(p, "") }
+func (r reconciling) Image(p *engine.Product) (string, error) { return r.s.allowedImage(p, "") }
 
-func (r reconciling) Resources(p registry.Policy) registry.Resources { return r.s.resources(p) }
+func (r reconciling) Resources(p engine.Policy) engine.Resources { return r.s.resources(p) }
 
 // undone is how a destroy begins that undoes a provision, which the registry has of then
 // and nobody goes on with.
-func undone() registry.Op {
-	return registry.Op{Kind: registry.OpDestroy, Step: plans[registry.OpDestroy][0].name, Undo: string(RegistryRecovering)}
+func undone() engine.Operation {
+	return engine.Operation{Kind: engine.OpDestroy, Step: plans[engine.OpDestroy][0].name, Undo: string(engine.RegistryRecovering)}
 }
 
 // EndProcess ends the process of an engine that is stopped or sleeping, by the
 // operation that should have done so, or what is left of a paused one.
-func (r reconciling) EndProcess(ctx context.Context, row *registry.Engine, gone bool) error {
+func (r reconciling) EndProcess(ctx context.Context, row *engine.Row, gone bool) error {
 	s := r.s
 	if row.Frozen != nil {
 		if !gone && !s.probe.KeepsAnswering(ctx, row.Frozen.URL, boot.SlowAnswer) {
@@ -92,10 +92,10 @@ func (r reconciling) EndProcess(ctx context.Context, row *registry.Engine, gone 
 		return err // the list that told otherwise is older than the row
 	}
 	s.log.Warn("an engine that should not run does; ending its process", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State))
-	if row.State == registry.Sleeping {
-		return s.proposeAndWait(ctx, row, registry.OpSleep, audit.ActionSleep, "nomad")
+	if row.State == engine.Sleeping {
+		return s.proposeAndWait(ctx, row, engine.OpSleep, audit.ActionSleep, "nomad")
 	}
-	return s.proposeAndWait(ctx, row, registry.OpStop, audit.ActionStop, "nomad")
+	return s.proposeAndWait(ctx, row, engine.OpStop, audit.ActionStop, "nomad")
 }
 
 // asksForProcess says whether a job asks for a process now, or has one.
@@ -128,10 +128,10 @@ func (s *Scheduler) asksForProcess(ctx context.Context, jobID string) (bool, err
 }
 
 // proposeAndWait begins an operation that nobody asked for, and waits for it.
-func (s *Scheduler) proposeAndWait(ctx context.Context, row *registry.Engine, kind registry.OpKind, action string, backends ...string) error {
+func (s *Scheduler) proposeAndWait(ctx context.Context, row *engine.Row, kind engine.OpKind, action string, backends ...string) error {
 	o, err := s.propose(ctx, row, proposal{
 		kind: kind, action: action, actor: actorSystem, details: map[string]any{"why": reconcile.Why}, backends: backends,
-		prepare: func(*registry.Engine) error { return nil },
+		prepare: func(*engine.Row) error { return nil },
 	})
 	if err != nil {
 		return reconcile.MovedOn(err)

@@ -3,12 +3,12 @@ package scheduler
 import (
 	"testing"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // TestUndone: what a recovery writes for a provision of then is an operation that goes on.
 func TestUndone(t *testing.T) {
-	if op := undone(); op.Kind != registry.OpDestroy || !knownStep(&op) || op.Undo != "REGISTRY_RECOVERING" {
+	if op := undone(); op.Kind != engine.OpDestroy || !knownStep(&op) || op.Undo != "REGISTRY_RECOVERING" {
 		t.Errorf("got %+v", op)
 	}
 }

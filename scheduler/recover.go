@@ -71,7 +71,7 @@ func (st strays) forgotten(opID string) bool {
 // taken over by check-and-set on the very row that was seen. What only a newer version
 // can go on with is left to one.
 func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
-	var busy []*registry.Engine
+	var busy []*engine.Row
 	for _, row := range s.mirror.All() {
 		if row.Op != nil && knownStep(row.Op) && s.running(row.ProductID, row.UserID) == nil {
 			busy = append(busy, row)
@@ -119,7 +119,7 @@ func (s *Scheduler) recoverOnce(ctx context.Context, strays strays) error {
 }
 
 // takeOver makes an operation that nobody runs this replica's, and launches it.
-func (s *Scheduler) takeOver(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) takeOver(ctx context.Context, row *engine.Row) error {
 	launched, under := s.reserveLaunch(row.Op.ID)
 	defer launched()
 	if under != nil {

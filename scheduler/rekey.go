@@ -10,23 +10,22 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // keyReaders is how many keys are looked for in Vault at a time.
 const keyReaders = 16
 
 // lostKeys are the rows whose key Vault does not have any more.
-func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
+func (s *Scheduler) lostKeys(ctx context.Context) ([]*engine.Row, error) {
 	rows, _, err := s.store.Engines(ctx)
 	if err != nil {
 		return nil, err
 	}
-	lost := make([]*registry.Engine, len(rows))
+	lost := make([]*engine.Row, len(rows))
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(keyReaders)
 	for i, row := range rows {
-		if row.KeyVersion == 0 || row.State == registry.Destroying || row.Reason == engine.ReasonBrainMissing {
+		if row.KeyVersion == 0 || row.State == engine.Destroying || row.Reason == engine.ReasonBrainMissing {
 			continue
 		}
 		work.Go(func() error {
@@ -40,7 +39,7 @@ func (s *Scheduler) lostKeys(ctx context.Context) ([]*registry.Engine, error) {
 	if err := work.Wait(); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(lost, func(row *registry.Engine) bool { return row == nil }), nil
+	return slices.DeleteFunc(lost, func(row *engine.Row) bool { return row == nil }), nil
 }
 
 // Rekeyed is what a call of Rekey did.
@@ -75,9 +74,9 @@ func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
 	until := time.Now().Add(rekeyFor)
 	for i, row := range lost {
 		switch {
-		case row.ProductID == registry.WarmProduct: // it is replaced
+		case row.ProductID == engine.WarmProduct: // it is replaced
 			continue
-		case row.State != registry.Running:
+		case row.State != engine.Running:
 			done.AtStart++
 			continue
 		case row.Op != nil || time.Now().After(until):
@@ -107,10 +106,10 @@ func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
 
 var errRekeyed = errors.New("scheduler: it has a new key")
 
-func (s *Scheduler) rekey(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) rekey(ctx context.Context, row *engine.Row) error {
 	o, err := s.propose(ctx, row.Clone(), proposal{
-		kind: registry.OpRotateKey, action: audit.ActionRotateKey, actor: actorAdmin, details: map[string]any{"why": "its key was lost"},
-		backends: []string{"nomad", "vault"}, prepare: func(*registry.Engine) error { return nil },
+		kind: engine.OpRotateKey, action: audit.ActionRotateKey, actor: actorAdmin, details: map[string]any{"why": "its key was lost"},
+		backends: []string{"nomad", "vault"}, prepare: func(*engine.Row) error { return nil },
 	})
 	if err == nil {
 		_, err = o.wait(ctx)

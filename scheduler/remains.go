@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -33,13 +34,13 @@ const (
 
 // volumesOf lists the volumes of an engine, under all their names.
 func (s *Scheduler) volumesOf(ctx context.Context, engineID string) ([]*cluster.Volume, error) {
-	alike, err := s.cluster.VolumesLike(ctx, registry.JobID(engineID))
+	alike, err := s.cluster.VolumesLike(ctx, engine.JobID(engineID))
 	if err != nil {
 		return nil, err
 	}
 	var own []*cluster.Volume
 	for _, v := range alike {
-		if id, _ := registry.VolumeOf(v.Name); id == engineID {
+		if id, _ := engine.VolumeOf(v.Name); id == engineID {
 			own = append(own, v)
 		}
 	}
@@ -81,7 +82,7 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 // node all the same; "": the node says that it is not. A node reports a volume that
 // was deleted for a while.
 func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err error) {
-	if _, registration := registry.VolumeOf(r.name); registration > 1 {
+	if _, registration := engine.VolumeOf(r.name); registration > 1 {
 		// Nomad would have left the directory, whoever had it forget the volume.
 		return "Nomad does not know its volume any more, and leaves the directory of such a volume where it is", nil
 	}
@@ -131,7 +132,7 @@ func (s *Scheduler) nodeHas(ctx context.Context, r remains) (bool, error) {
 // Nomad leaves the directory: a job that claims the volume removes it first. left
 // says why that could not be done.
 func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left string, err error) {
-	_, registration := registry.VolumeOf(v.Name)
+	_, registration := engine.VolumeOf(v.Name)
 	if registration < 2 {
 		err := s.cluster.DeleteVolume(ctx, v.ID)
 		var plugin *cluster.PluginError
@@ -178,10 +179,10 @@ func (s *Scheduler) heldBy(ctx context.Context, volumeID string) (string, error)
 }
 
 func heldBy(v *cluster.Volume) string {
-	engineID, _ := registry.VolumeOf(v.Name)
+	engineID, _ := engine.VolumeOf(v.Name)
 	var foreign []string
 	for _, job := range v.Jobs {
-		if job != registry.JobID(engineID) && job != scrubJob(v) {
+		if job != engine.JobID(engineID) && job != scrubJob(v) {
 			foreign = append(foreign, strconv.Quote(job))
 		}
 	}

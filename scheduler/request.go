@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/idle"
 	"github.com/septemberai/orch/secrets"
@@ -25,9 +26,9 @@ func RequestID(ctx context.Context) string {
 // Caller is a product that proved itself, with the engine that it asks about as
 // both were when it asked.
 type Caller struct {
-	Product *registry.Product
+	Product *engine.Product
 	// Engine is the user's row; nil when there is none.
-	Engine *registry.Engine
+	Engine *engine.Row
 	// UserID is whose engine the call is about.
 	UserID string
 	// IdempotencyKey makes the same start, stop, rotation or destroy again have the same
@@ -74,7 +75,7 @@ func (c *Caller) Leave() {
 	}
 }
 
-var errPlatformKey = fail(InvalidPlatformKey, "the X-Platform-Key header does not hold the platform key of a product")
+var errPlatformKey = engine.Errorf(engine.InvalidPlatformKey, "the X-Platform-Key header does not hold the platform key of a product")
 
 // refresh reads product and engine again.
 func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
@@ -106,9 +107,9 @@ func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
 }
 
 // engine returns the caller's engine, or ENGINE_NOT_FOUND.
-func (c *Caller) engine() (*registry.Engine, error) {
+func (c *Caller) engine() (*engine.Row, error) {
 	if c.Engine == nil {
-		return nil, fail(EngineNotFound, "this product has no engine for that user_id")
+		return nil, engine.Errorf(engine.EngineNotFound, "this product has no engine for that user_id")
 	}
 	return c.Engine, nil
 }

@@ -5,16 +5,15 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // settleRestarts notes in the row how an operation that boots an engine ended.
-func settleRestarts(b engine.Backoff, row *registry.Engine, op *registry.Op, now time.Time) {
-	if row.State == registry.Running {
+func settleRestarts(b engine.Backoff, row *engine.Row, op *engine.Operation, now time.Time) {
+	if row.State == engine.Running {
 		row.RunningSince = now
 		return
 	}
-	if row.State != registry.Failed || row.Desired != registry.Running {
+	if row.State != engine.Failed || row.Desired != engine.Running {
 		row.Restarts = nil
 		return
 	}
@@ -22,8 +21,8 @@ func settleRestarts(b engine.Backoff, row *registry.Engine, op *registry.Op, now
 	if row.Restarts != nil {
 		attempts = row.Restarts.Attempts
 	}
-	if op.Kind == registry.OpStart && op.Action == audit.ActionAutoRestartStart && (op.Canary || !isBootOutcome(Code(op.Undo))) {
+	if op.Kind == engine.OpStart && op.Action == audit.ActionAutoRestartStart && (op.Canary || !isBootOutcome(engine.Code(op.Undo))) {
 		attempts = max(0, attempts-1) // it says nothing about the engine
 	}
-	row.Restarts = &registry.Restarts{Attempts: attempts, NextAt: now.Add(b.After(attempts))}
+	row.Restarts = &engine.Restarts{Attempts: attempts, NextAt: now.Add(b.After(attempts))}
 }

@@ -6,34 +6,33 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestSettle(t *testing.T) {
 	b, now := engine.Backoff{Base: time.Second, Max: time.Minute}, time.Now()
 	for _, c := range []struct {
 		name     string
-		state    registry.State
-		op       registry.Op
+		state    engine.State
+		op       engine.Operation
 		attempts int
 	}{
-		{"Failed", registry.Failed, registry.Op{Undo: string(BootTimeout)}, 2},
-		{"CanaryFailed", registry.Failed, registry.Op{Undo: string(BootTimeout), Canary: true}, 1},
-		{"NoRoom", registry.Failed, registry.Op{Undo: string(CapacityExhausted)}, 1},
-		{"VaultDown", registry.Failed, registry.Op{Undo: string(BackendUnavailable)}, 1},
-		{"Running", registry.Running, registry.Op{}, 2},
+		{"Failed", engine.Failed, engine.Operation{Undo: string(engine.BootTimeout)}, 2},
+		{"CanaryFailed", engine.Failed, engine.Operation{Undo: string(engine.BootTimeout), Canary: true}, 1},
+		{"NoRoom", engine.Failed, engine.Operation{Undo: string(engine.CapacityExhausted)}, 1},
+		{"VaultDown", engine.Failed, engine.Operation{Undo: string(engine.BackendUnavailable)}, 1},
+		{"Running", engine.Running, engine.Operation{}, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.op.Kind, c.op.Action = registry.OpStart, audit.ActionAutoRestartStart
-			row := &registry.Engine{State: c.state, Desired: registry.Running, Restarts: &registry.Restarts{Attempts: 2}}
+			c.op.Kind, c.op.Action = engine.OpStart, audit.ActionAutoRestartStart
+			row := &engine.Row{State: c.state, Desired: engine.Running, Restarts: &engine.Restarts{Attempts: 2}}
 			settleRestarts(b, row, &c.op, now)
-			if row.Restarts == nil || row.Restarts.Attempts != c.attempts || row.RunningSince.IsZero() == (c.state == registry.Running) {
+			if row.Restarts == nil || row.Restarts.Attempts != c.attempts || row.RunningSince.IsZero() == (c.state == engine.Running) {
 				t.Errorf("got %+v, running since %s", row.Restarts, row.RunningSince)
 			}
 		})
 	}
-	row := &registry.Engine{State: registry.Stopped, Desired: registry.Stopped, Restarts: &registry.Restarts{Attempts: 2}}
-	if settleRestarts(b, row, &registry.Op{Kind: registry.OpStart}, now); row.Restarts != nil {
+	row := &engine.Row{State: engine.Stopped, Desired: engine.Stopped, Restarts: &engine.Restarts{Attempts: 2}}
+	if settleRestarts(b, row, &engine.Operation{Kind: engine.OpStart}, now); row.Restarts != nil {
 		t.Error("an engine that was put back to stopped is to be restarted")
 	}
 }

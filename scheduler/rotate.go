@@ -8,7 +8,6 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
@@ -102,7 +101,7 @@ func (o *operation) proveRotation(ctx context.Context) error {
 func unwritten(allocs []cluster.Alloc) error {
 	for _, a := range allocs {
 		if a.Cause == cluster.CauseTemplate {
-			return fail(RotationUnconfirmed, "the engine's process is ended by its node, which could not write the hash of the new key into NOMAD_SECRETS_DIR (/secrets in a container): %s. That file system is of 1 MB, and what the engine writes there fills it. Its next process has the new key", a.Failure)
+			return engine.Errorf(engine.RotationUnconfirmed, "the engine's process is ended by its node, which could not write the hash of the new key into NOMAD_SECRETS_DIR (/secrets in a container): %s. That file system is of 1 MB, and what the engine writes there fills it. Its next process has the new key", a.Failure)
 		}
 	}
 	return nil
@@ -115,8 +114,8 @@ var errEnded = errors.New("the engine's process ended")
 // on; the next one reads the new hash.
 func (o *operation) rotateWithoutProcess(reason string) {
 	o.row.KeyVersion, o.row.KeyID = o.row.Op.KeyVersion, o.row.Op.KeyID
-	if o.row.State == registry.Running || reason != engine.ReasonKeyUnconfirmed {
-		o.row.State, o.row.Reason = registry.Failed, reason
+	if o.row.State == engine.Running || reason != engine.ReasonKeyUnconfirmed {
+		o.row.State, o.row.Reason = engine.Failed, reason
 	}
 }
 
@@ -163,8 +162,8 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 				return nil, err // the process may serve on with the old key for its grace
 			}
 		}
-		if silent && (!told || o.row.State == registry.Running) {
-			return nil, &Error{Code: RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
+		if silent && (!told || o.row.State == engine.Running) {
+			return nil, &engine.Error{Code: engine.RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
 		}
 		late := time.Now().After(until)
 		if !silent && (late || asked != nil && time.Since(looked) > askAgain) {
@@ -175,7 +174,7 @@ func (o *operation) rotationProven(ctx context.Context) ([]cluster.Alloc, error)
 			case gone:
 				return allocs, errEnded
 			case late && !told:
-				return nil, fail(RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
+				return nil, engine.Errorf(engine.RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
 			}
 			if late {
 				until = looked.Add(killGrace)

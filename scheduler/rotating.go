@@ -29,18 +29,23 @@ const (
 
 // unconfirmed says whether a row's operation is a rotation whose caller was told that
 // it is not confirmed.
-func unconfirmed(row *registry.Engine) bool {
-	return row.Op != nil && row.Op.Kind == registry.OpRotateKey && (row.State != registry.Running || time.Now().After(row.Op.Deadline))
+func unconfirmed(row *engine.Row) bool {
+	return row.Op != nil && row.Op.Kind == engine.OpRotateKey && (row.State != engine.Running || time.Now().After(row.Op.Deadline))
+}
+
+// rotates says whether a row's key is being rotated.
+func rotates(row *engine.Row) bool {
+	return row.Op != nil && row.Op.Kind == engine.OpRotateKey && row.URL != ""
 }
 
 // awaitRotation waits for the end of the row's rotation. "": it ended, and the row says
 // what now. Otherwise the rotation takes long, and this is the key that the engine
 // accepts meanwhile. ROTATION_UNCONFIRMED: it accepts none.
-func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (key string, err error) {
+func (s *Scheduler) awaitRotation(ctx context.Context, row *engine.Row) (key string, err error) {
 	op := row.Op
 	began := time.Now()
 	patient := engine.Within(op.BeganAt.Add(rotationPatience), began, rotationPatience)
-	until := engine.Within(op.Deadline, began, s.limit(registry.OpRotateKey))
+	until := engine.Within(op.Deadline, began, s.limit(engine.OpRotateKey))
 	if soonest := began.Add(rotationPatience); until.Before(soonest) {
 		until = soonest
 	}
@@ -61,7 +66,7 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 			return "", nil
 		case err != nil:
 			return "", err
-		case now.Op == nil || now.Op.ID != op.ID || now.State != registry.Running:
+		case now.Op == nil || now.Op.ID != op.ID || now.State != engine.Running:
 			return "", nil
 		case !time.Now().Before(patient):
 			if key, err := s.acceptedKey(ctx, now); err != nil || key != "" {
@@ -70,7 +75,7 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 			every = askAgain
 		}
 		if time.Now().After(until) {
-			return "", fail(RotationUnconfirmed, "the engine's key is being rotated, and it accepts neither the old key nor the new one")
+			return "", engine.Errorf(engine.RotationUnconfirmed, "the engine's key is being rotated, and it accepts neither the old key nor the new one")
 		}
 		if !pause.For(ctx, every) {
 			return "", ctx.Err()
@@ -80,7 +85,7 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *registry.Engine) (ke
 
 // acceptedKey asks an engine whose key is being rotated which one it accepts; "": none,
 // or something else answers at its address.
-func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (string, error) {
+func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, error) {
 	path, err := s.proofPath(ctx, row)
 	probe, end := s.probe.Talk()
 	defer end()
@@ -111,7 +116,7 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *registry.Engine) (stri
 // giveUpRotation has a rotation that is not confirmed end, so that the engine's next
 // process, which reads the new hash, is its outcome. It returns when the row says so,
 // or says something else.
-func (s *Scheduler) giveUpRotation(ctx context.Context, row *registry.Engine, desired registry.State) error {
+func (s *Scheduler) giveUpRotation(ctx context.Context, row *engine.Row, desired engine.State) error {
 	row = row.Clone()
 	opID := row.Op.ID
 	row.Op.GiveUp, row.Desired = true, desired
@@ -129,5 +134,5 @@ func (s *Scheduler) giveUpRotation(ctx context.Context, row *registry.Engine, de
 			return nil
 		}
 	}
-	return busy(registry.OpRotateKey)
+	return engine.BusyWith(engine.OpRotateKey)
 }

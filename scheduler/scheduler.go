@@ -43,7 +43,7 @@ type Options struct {
 	// of engines that have a digest.
 	Digests Digests
 	// Resources are an engine's, where its product's policy says nothing.
-	Resources    registry.Resources
+	Resources    engine.Resources
 	BootTimeout  time.Duration
 	ProbeTimeout time.Duration
 	// MaxFailures is how many probes in a row confirm that an engine fails.

@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -87,7 +87,7 @@ func (o *operation) ensureKey(ctx context.Context) error {
 func (o *operation) ownWarm(ctx context.Context) error {
 	op := o.row.Op
 	k, err := o.s.vault.EngineKey(ctx, o.row.EngineID, op.KeyVersion, op.KeyID)
-	if err == nil && k.Owner.ProductID == registry.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.ID() {
+	if err == nil && k.Owner.ProductID == engine.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.ID() {
 		own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: o.s.ownerOf(o.row), Operation: o.opID}
 		if err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, own, k.Version); err == nil {
 			o.row.KeyVersion, o.row.KeyID = own.Version, own.ID
@@ -143,7 +143,7 @@ func (o *operation) register(ctx context.Context) error {
 func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
 	for first := true; ctx.Err() == nil; first = false {
 		index := o.quietAt // 0 of a provision, and of what was taken over since
-		if !first || index == 0 && o.row.Op.Kind != registry.OpProvision {
+		if !first || index == 0 && o.row.Op.Kind != engine.OpProvision {
 			present, err := o.s.cluster.Job(ctx, *job.ID)
 			switch {
 			case err == nil && jobs.Mark(present) == o.opID && jobs.Runs(present):

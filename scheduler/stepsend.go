@@ -9,7 +9,6 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // quiesce sets the count of the engine's job to 0, so that its process ends and
@@ -18,7 +17,7 @@ import (
 // was paused before its registration.
 func (o *operation) quiesce(ctx context.Context) error {
 	mark := ""
-	if o.row.Op.Undo != "" || o.row.Op.Kind == registry.OpDestroy {
+	if o.row.Op.Undo != "" || o.row.Op.Kind == engine.OpDestroy {
 		mark = o.opID + "-end"
 	}
 	if err := o.letEnd(ctx); err != nil {
@@ -26,10 +25,10 @@ func (o *operation) quiesce(ctx context.Context) error {
 	}
 	rest := "" // in what state it is then, for a registry that is lost
 	switch o.row.Op.Kind {
-	case registry.OpStop:
-		rest = string(registry.Stopped)
-	case registry.OpSleep:
-		rest = string(registry.Sleeping)
+	case engine.OpStop:
+		rest = string(engine.Stopped)
+	case engine.OpSleep:
+		rest = string(engine.Sleeping)
 	}
 	for {
 		index, err := o.s.cluster.ScaleToZero(ctx, o.row.JobID(), mark, rest, func() error { return o.fence(ctx) })
@@ -37,7 +36,7 @@ func (o *operation) quiesce(ctx context.Context) error {
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			if o.row.Op.Undo != "" && o.row.AllocID != "" && o.row.Vanished == nil { // somebody purged the job meanwhile
-				o.row.Vanished = &registry.Vanished{AllocID: o.row.AllocID, NodeID: o.row.NodeID, Since: time.Now().UTC()}
+				o.row.Vanished = &engine.Vanished{AllocID: o.row.AllocID, NodeID: o.row.NodeID, Since: time.Now().UTC()}
 			}
 			return nil
 		case !errors.Is(err, cluster.ErrConflict):
@@ -80,13 +79,13 @@ func (o *operation) noteSilence(ctx context.Context, err error) error {
 	case errors.Is(err, errUnproven):
 		reason = engine.ReasonCrashed
 	}
-	if reason == "" || o.row.State != registry.Running || kind != registry.OpStop && kind != registry.OpRotateKey {
+	if reason == "" || o.row.State != engine.Running || kind != engine.OpStop && kind != engine.OpRotateKey {
 		return err
 	}
-	o.row.State, o.row.Reason = registry.Failed, reason
+	o.row.State, o.row.Reason = engine.Failed, reason
 	id, berr := o.s.begin(ctx, o.row, audit.ActionHealthFailed, actorSystem, map[string]any{"reason": reason})
 	if berr != nil {
-		o.row.State, o.row.Reason = registry.Running, ""
+		o.row.State, o.row.Reason = engine.Running, ""
 		return err // it is said at the next try
 	}
 	began, serr := time.Now(), o.save(ctx)
@@ -136,7 +135,7 @@ func (o *operation) processesGone(ctx context.Context) (allocs []cluster.Alloc, 
 		}
 		return true, nil
 	})
-	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == registry.OpDestroy {
+	if errors.Is(err, errNodeSilent) && o.row.Op.Kind == engine.OpDestroy {
 		return nil, nil // its volume is listed as unreachable
 	}
 	if err != nil {
@@ -164,25 +163,25 @@ func (o *operation) unconfirmed(ctx context.Context, err error, allocs ...cluste
 		return err
 	}
 	switch {
-	case o.row.Op.Kind == registry.OpRotateKey:
+	case o.row.Op.Kind == engine.OpRotateKey:
 		message := "the engine has not confirmed its new key, and its process is not known to be gone; the rotation goes on in the background"
 		if lost {
 			message = "the engine has not confirmed its new key: " + whatToDo
 		}
-		return &Error{Code: RotationUnconfirmed, Message: message, Err: err}
-	case lost && o.row.Op.Kind == registry.OpStart:
-		return &Error{Code: CapacityExhausted, Message: "the engine cannot be started: " + whatToDo, Err: err, RetryAfter: retryCapacity}
+		return &engine.Error{Code: engine.RotationUnconfirmed, Message: message, Err: err}
+	case lost && o.row.Op.Kind == engine.OpStart:
+		return &engine.Error{Code: engine.CapacityExhausted, Message: "the engine cannot be started: " + whatToDo, Err: err, RetryAfter: retryCapacity}
 	case lost:
-		return &Error{Code: StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
 	}
 	why := ""
 	if slices.ContainsFunc(allocs, func(a cluster.Alloc) bool { return !a.Terminal() && a.Pulling != "" }) {
 		why = ", for it is still pulling its image" // which Nomad does not break off
 	}
-	if o.row.Op.Kind == registry.OpStart {
-		return &Error{Code: CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone" + why + "; try again later", Err: err, RetryAfter: retryCapacity}
+	if o.row.Op.Kind == engine.OpStart {
+		return &engine.Error{Code: engine.CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone" + why + "; try again later", Err: err, RetryAfter: retryCapacity}
 	}
-	return &Error{Code: StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
+	return &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
 }
 
 // NodeSilent says whether the servers do not hear from a node.

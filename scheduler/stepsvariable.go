@@ -6,12 +6,12 @@ import (
 	"fmt"
 
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/secrets"
 )
 
 // witnessOf is what the variable of a row's engine says of it.
-func (s *Scheduler) witnessOf(row *registry.Engine) *cluster.Witness {
+func (s *Scheduler) witnessOf(row *engine.Row) *cluster.Witness {
 	return &cluster.Witness{
 		Deployment: s.guard.ID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: row.Digest, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
@@ -35,11 +35,11 @@ func (o *operation) writeVariable(ctx context.Context) error {
 		return err
 	}
 	id, version, keyID := o.row.JobID(), o.row.KeyVersion, o.row.KeyID
-	if o.row.Op.Kind == registry.OpRotateKey {
+	if o.row.Op.Kind == engine.OpRotateKey {
 		version, keyID = o.row.Op.KeyVersion, o.row.Op.KeyID
 	}
 	has := true
-	if o.row.Op.Kind == registry.OpStart || o.row.Op.Kind == registry.OpRestart {
+	if o.row.Op.Kind == engine.OpStart || o.row.Op.Kind == engine.OpRestart {
 		// Past the cache: a key that this replica alone still knows is lost.
 		var err error
 		if has, err = o.s.vault.HasKey(ctx, o.row.EngineID, version, keyID); err != nil {
@@ -62,7 +62,7 @@ func (o *operation) writeVariable(ctx context.Context) error {
 	put := &cluster.Variable{KeyHash: secrets.Hash(key.Key), Witness: o.s.witnessOf(o.row)}
 	for first := true; ctx.Err() == nil; first = false {
 		put.Index = 0
-		if !first || o.row.Op.Kind != registry.OpProvision {
+		if !first || o.row.Op.Kind != engine.OpProvision {
 			held, err := o.s.cluster.Variable(ctx, id)
 			switch {
 			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && sameToStart(held.Witness, put.Witness):
@@ -93,7 +93,7 @@ func sameToStart(a, b *cluster.Witness) bool {
 // for new provider keys does not: nobody asked for it, and where there is no room for a
 // larger engine it would end a good one.
 func (o *operation) resize(ctx context.Context) error {
-	if o.row.Op.Kind != registry.OpStart {
+	if o.row.Op.Kind != engine.OpStart {
 		return nil
 	}
 	now, err := o.s.resourcesNow(ctx, o.row)
@@ -109,7 +109,7 @@ func (o *operation) resize(ctx context.Context) error {
 // node's filesystem.
 func (o *operation) limitBrain(ctx context.Context) error {
 	kind, limit := o.row.Op.Kind, o.row.Resources.BrainMB
-	if limit == o.row.QuotaMB || kind != registry.OpProvision && kind != registry.OpStart {
+	if limit == o.row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart {
 		return nil
 	}
 	if o.row.VolumeName != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
@@ -13,7 +14,7 @@ func waitedInVain(err error) error {
 	if !errors.Is(err, boot.ErrNoTurn) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return &Error{Code: BackendUnavailable, Message: "too many engines of this product are booting for another one; try again", Err: err, RetryAfter: retryCapacity}
+	return &engine.Error{Code: engine.BackendUnavailable, Message: "too many engines of this product are booting for another one; try again", Err: err, RetryAfter: retryCapacity}
 }
 
 // leaveAfter gives a place back when an operation has answered, whether or not anybody

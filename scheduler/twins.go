@@ -5,17 +5,18 @@ import (
 	"errors"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/reconcile"
 	"github.com/septemberai/orch/secrets"
 )
 
-var errTwins = fail(EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides whose it is (orch engine adopt)")
+var errTwins = engine.Errorf(engine.EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides whose it is (orch engine adopt)")
 
 // twins are the other rows that name the engine of a row, as they are now. The view says
 // which to look at: where an engine went from one user to another, it may know both
 // for a moment.
-func (s *Scheduler) twins(ctx context.Context, row *registry.Engine) (others []*registry.Engine, err error) {
+func (s *Scheduler) twins(ctx context.Context, row *engine.Row) (others []*engine.Row, err error) {
 	for _, seen := range s.mirror.Twins(row.EngineID) {
 		if seen.ProductID == row.ProductID && seen.UserID == row.UserID {
 			continue
@@ -33,7 +34,7 @@ func (s *Scheduler) twins(ctx context.Context, row *registry.Engine) (others []*
 }
 
 // notTwin returns ENGINE_QUARANTINED when another row names the engine of a row.
-func (s *Scheduler) notTwin(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) notTwin(ctx context.Context, row *engine.Row) error {
 	others, err := s.twins(ctx, row)
 	if err == nil && len(others) > 0 {
 		err = errTwins
@@ -44,7 +45,7 @@ func (s *Scheduler) notTwin(ctx context.Context, row *registry.Engine) error {
 // mayDestroy says whether a row may be destroyed while another one names its engine: a
 // row that is a stranger's by the engine's secret goes alone, and that of its owner
 // stays. ENGINE_QUARANTINED.
-func (s *Scheduler) mayDestroy(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) mayDestroy(ctx context.Context, row *engine.Row) error {
 	err := s.notTwin(ctx, row)
 	if !errors.Is(err, errTwins) {
 		return err
@@ -57,7 +58,7 @@ func (s *Scheduler) mayDestroy(ctx context.Context, row *registry.Engine) error 
 }
 
 // quarantineTwins records an engine that two rows name.
-func (s *Scheduler) quarantineTwins(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) quarantineTwins(ctx context.Context, row *engine.Row) error {
 	others, err := s.twins(ctx, row)
 	if err != nil || len(others) == 0 {
 		return err // the next pass sees
@@ -73,7 +74,7 @@ func (s *Scheduler) quarantineTwins(ctx context.Context, row *registry.Engine) e
 
 // dropTwins removes the rows of other users that name an adopted engine. Nothing that
 // they name is touched.
-func (s *Scheduler) dropTwins(ctx context.Context, row *registry.Engine) error {
+func (s *Scheduler) dropTwins(ctx context.Context, row *engine.Row) error {
 	rows, _, err := s.store.Engines(ctx)
 	for _, other := range rows {
 		if other.EngineID == row.EngineID && (other.ProductID != row.ProductID || other.UserID != row.UserID) {

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 )
 
 // vanishedGrace is how long a process can live whose allocation Nomad has forgotten:
@@ -32,7 +32,7 @@ var (
 const whatToDo = "Nomad does not know the engine's volume any more: its servers or its node lost their state (docs/operations.md, orch node adopt)"
 
 // brainKnown says whether Nomad knows the volume of a row.
-func (s *Scheduler) brainKnown(ctx context.Context, row *registry.Engine) (bool, error) {
+func (s *Scheduler) brainKnown(ctx context.Context, row *engine.Row) (bool, error) {
 	_, err := s.cluster.Volume(ctx, row.VolumeID)
 	if errors.Is(err, cluster.ErrNotFound) {
 		return false, nil
@@ -42,7 +42,7 @@ func (s *Scheduler) brainKnown(ctx context.Context, row *registry.Engine) (bool,
 
 // lastProcess is the allocation of the process that a row knows of; "": it knows of
 // none.
-func lastProcess(row *registry.Engine) string {
+func lastProcess(row *engine.Row) string {
 	if row.Frozen != nil {
 		return row.Frozen.AllocID
 	}
@@ -58,7 +58,7 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 	if row.Vanished != nil {
 		return errVanished
 	}
-	if id := lastProcess(row); id != "" && kind != registry.OpProvision && !slices.Contains(row.Unproven, id) {
+	if id := lastProcess(row); id != "" && kind != engine.OpProvision && !slices.Contains(row.Unproven, id) {
 		for _, a := range allocs {
 			if a.ID == id {
 				return nil
@@ -66,8 +66,8 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 		}
 		return errVanished
 	}
-	mayRun := kind == registry.OpStart || row.Op.From == registry.Failed || row.Op.From == registry.Running
-	if len(allocs) > 0 || row.VolumeID == "" || kind == registry.OpDestroy || !mayRun {
+	mayRun := kind == engine.OpStart || row.Op.From == engine.Failed || row.Op.From == engine.Running
+	if len(allocs) > 0 || row.VolumeID == "" || kind == engine.OpDestroy || !mayRun {
 		return nil
 	}
 	known, err := o.s.brainKnown(ctx, row)
@@ -82,7 +82,7 @@ func (o *operation) missed(ctx context.Context, allocs []cluster.Alloc) error {
 // owner of the operation counts from the same moment.
 func (o *operation) outlastVanished(ctx context.Context) error {
 	if o.row.Vanished == nil {
-		o.row.Vanished = &registry.Vanished{AllocID: lastProcess(o.row), NodeID: o.row.NodeID, Since: time.Now().UTC()}
+		o.row.Vanished = &engine.Vanished{AllocID: lastProcess(o.row), NodeID: o.row.NodeID, Since: time.Now().UTC()}
 		o.log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.row.Vanished.AllocID)
 		if err := o.save(ctx); err != nil {
 			return err
@@ -111,7 +111,7 @@ var errCountAnew = errors.New("scheduler: the node was out of touch")
 // confirmed: the volume is listed as unreachable.
 func (o *operation) vanishedGone(ctx context.Context) error {
 	err := o.awaitVanished(ctx)
-	if o.row.Op.Kind == registry.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
+	if o.row.Op.Kind == engine.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
 		return nil
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -86,4 +87,4 @@ func (s *Scheduler) forgetVolume(ctx context.Context, g *registry.UnreachableVol
 	return err
 }
 
-var errNoVolume = fail(VolumeNotFound, "there is no unreachable volume of that engine_id")
+var errNoVolume = engine.Errorf(engine.VolumeNotFound, "there is no unreachable volume of that engine_id")

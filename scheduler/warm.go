@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
@@ -34,13 +35,13 @@ const (
 // warmKind is what a warm engine can become.
 type warmKind struct {
 	image     string
-	resources registry.Resources
+	resources engine.Resources
 	nodePool  string
 	proofPath string
 }
 
 // kindOf is what kind of engine a product's are.
-func (s *Scheduler) kindOf(p *registry.Product, image string) warmKind {
+func (s *Scheduler) kindOf(p *engine.Product, image string) warmKind {
 	return warmKind{image, s.resources(p.Policy), p.Policy.NodePool, p.Policy.KeyProofPath}
 }
 
@@ -86,13 +87,13 @@ func (p *warmPool) fingerprint(k warmKind) string {
 // Consul's check is no part of it: one that fell into a slow boot stands as failed
 // until the next. Whoever claims an engine asks it. One whose secret names no owner
 // yet (a version of the service wrote it that knew none) is nobody's to hand out.
-func (p *warmPool) ready(row *registry.Engine) bool {
-	return row.State == registry.Running && row.Op == nil && row.KeyID != "" && !p.s.nodeSilent(row.NodeID)
+func (p *warmPool) ready(row *engine.Row) bool {
+	return row.State == engine.Running && row.Op == nil && row.KeyID != "" && !p.s.nodeSilent(row.NodeID)
 }
 
 // usable are the ready warm engines of a kind.
-func (p *warmPool) usable(fingerprint string) (rows []*registry.Engine) {
-	for _, row := range p.s.mirror.In(registry.WarmProduct, registry.Running) {
+func (p *warmPool) usable(fingerprint string) (rows []*engine.Row) {
+	for _, row := range p.s.mirror.In(engine.WarmProduct, engine.Running) {
 		if row.Warm == fingerprint && p.ready(row) {
 			rows = append(rows, row)
 		}
@@ -112,11 +113,11 @@ func (p *warmPool) newestKeys(ctx context.Context) (int, error) {
 // hold reserves, within this replica, a warm engine that answers, has the newest
 // provider keys and runs what its image means now; nil: there is none. It is to be
 // released.
-func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*registry.Engine, error) {
+func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*engine.Row, error) {
 	usable := p.usable(fingerprint)
 	if len(usable) > 0 && p.s.opts.Digests != nil {
 		digest := p.s.digestOf(ctx, image)
-		usable = slices.DeleteFunc(usable, func(row *registry.Engine) bool { return anotherImage(row, digest) })
+		usable = slices.DeleteFunc(usable, func(row *engine.Row) bool { return anotherImage(row, digest) })
 	}
 	if len(usable) == 0 {
 		return nil, nil
@@ -125,7 +126,7 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*regist
 	if err != nil {
 		return nil, err
 	}
-	usable = slices.DeleteFunc(usable, func(row *registry.Engine) bool { return row.EnvVersion < keys })
+	usable = slices.DeleteFunc(usable, func(row *engine.Row) bool { return row.EnvVersion < keys })
 	for _, within := range []time.Duration{warmProbe, warmPatience} {
 		if row := p.answers(ctx, usable, within); row != nil {
 			return row, nil
@@ -137,7 +138,7 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*regist
 // answers reserves one of some warm engines that says within a time that it can serve;
 // nil: none does. Each but the last is asked for half of the time that is left, so that one
 // that hangs hides no other.
-func (p *warmPool) answers(ctx context.Context, rows []*registry.Engine, within time.Duration) *registry.Engine {
+func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.Duration) *engine.Row {
 	until := time.Now().Add(within)
 	for i, row := range shuffled(rows) {
 		left := time.Until(until)
@@ -160,7 +161,7 @@ func (p *warmPool) answers(ctx context.Context, rows []*registry.Engine, within 
 
 // reserve keeps a warm engine from being claimed or removed elsewhere in this
 // replica until it is released; false: it is reserved already.
-func (p *warmPool) reserve(row *registry.Engine) bool {
+func (p *warmPool) reserve(row *engine.Row) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.held[row.EngineID] {
@@ -170,7 +171,7 @@ func (p *warmPool) reserve(row *registry.Engine) bool {
 	return true
 }
 
-func (p *warmPool) release(row *registry.Engine) {
+func (p *warmPool) release(row *engine.Row) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.held, row.EngineID)
@@ -178,7 +179,7 @@ func (p *warmPool) release(row *registry.Engine) {
 
 // claim gives the caller a warm engine of the kind that wanted names; false:
 // there is none, and nothing was done.
-func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.Engine, timings *timings) (*registry.Engine, bool, error) {
+func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row, timings *timings) (*engine.Row, bool, error) {
 	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
@@ -195,7 +196,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 		// The key is the user's when its secret says so: the operation sees to that.
 		op := *wanted.Op
 		op.Step, op.KeyVersion, op.KeyID = stepOwn, warm.KeyVersion, warm.KeyID
-		row.State, row.Op, row.KeyVersion, row.KeyID = registry.Provisioning, &op, 0, ""
+		row.State, row.Op, row.KeyVersion, row.KeyID = engine.Provisioning, &op, 0, ""
 		at = time.Now()
 		err = p.s.store.ClaimWarm(ctx, caller.Product, row, warm)
 		timings.since(timingClaim, at)
@@ -222,7 +223,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *registry.E
 // handedOut has an engine that was claimed replaced, and its job labelled. Both are
 // left until claims pause: what they do in Nomad takes the node's and the servers'
 // time.
-func (p *warmPool) handedOut(row *registry.Engine) {
+func (p *warmPool) handedOut(row *engine.Row) {
 	p.claimed.Store(time.Now().UnixNano())
 	select {
 	case p.trigger <- struct{}{}:

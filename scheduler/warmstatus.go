@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // WarmKind is how the warm engines of one kind stand, as far as this replica
@@ -14,7 +14,7 @@ import (
 type WarmKind struct {
 	Fingerprint string
 	Image       string
-	Resources   registry.Resources
+	Resources   engine.Resources
 	NodePool    string // empty: the cluster's default
 	// Wanted is how many there should be; 0: those that there are will go.
 	Wanted int
@@ -47,7 +47,7 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 			kinds[f].Error, kinds[f].RetryAt = b.Error, b.RetryAt
 		}
 	}
-	for _, row := range s.mirror.Of(registry.WarmProduct) {
+	for _, row := range s.mirror.Of(engine.WarmProduct) {
 		k := kinds[row.Warm]
 		if k == nil {
 			k = &WarmKind{Fingerprint: row.Warm, Image: row.Image, Resources: row.Resources, NodePool: row.NodePool}
@@ -56,7 +56,7 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 		switch {
 		case s.warm.ready(row):
 			k.Ready++
-		case row.State == registry.Provisioning:
+		case row.State == engine.Provisioning:
 			k.Making++
 		}
 	}
@@ -72,5 +72,5 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 
 // WarmEngines is how many engines wait for a user, as far as this replica knows.
 func (s *Scheduler) WarmEngines() int {
-	return len(s.mirror.In(registry.WarmProduct, registry.Running))
+	return len(s.mirror.In(engine.WarmProduct, engine.Running))
 }

@@ -87,7 +87,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows, keys := p.s.mirror.Of(registry.WarmProduct), 0
+	rows, keys := p.s.mirror.Of(engine.WarmProduct), 0
 	if len(rows) > 0 {
 		if keys, err = p.newestKeys(ctx); err != nil {
 			p.s.log.Debug("cannot tell whether warm engines have the newest provider keys", "error", err)
@@ -100,12 +100,12 @@ func (p *warmPool) tend(ctx context.Context) error {
 	}
 	for _, row := range rows {
 		switch {
-		case row.State == registry.Destroying:
-		case row.State == registry.Running && row.Op == nil && row.EnvVersion < keys:
+		case row.State == engine.Destroying:
+		case row.State == engine.Running && row.Op == nil && row.EnvVersion < keys:
 			p.remove(ctx, row, "it has older provider keys")
-		case row.State == registry.Running && row.Op == nil && anotherImage(row, p.s.digestOf(ctx, row.Image)):
+		case row.State == engine.Running && row.Op == nil && anotherImage(row, p.s.digestOf(ctx, row.Image)):
 			p.remove(ctx, row, "its image is another one now")
-		case row.State == registry.Running || row.State == registry.Provisioning:
+		case row.State == engine.Running || row.State == engine.Provisioning:
 			if missing[row.Warm]--; missing[row.Warm] < 0 && row.Op == nil {
 				p.remove(ctx, row, "it is not wanted")
 			}
@@ -148,8 +148,8 @@ func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, 
 		began <- err == nil
 		engineID := ""
 		if err == nil {
-			var made *registry.Engine
-			if made, err = o.wait(ctx); made != nil && made.State == registry.Failed {
+			var made *engine.Row
+			if made, err = o.wait(ctx); made != nil && made.State == engine.Failed {
 				engineID = made.EngineID // tend finds it, too
 			}
 		}
@@ -222,7 +222,7 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 			if place != nil {
 				p.s.pool.Release(place.pooled)
 			}
-			return nil, fail(CapacityExhausted, "no node has room for a warm engine and one more of its size")
+			return nil, engine.Errorf(engine.CapacityExhausted, "no node has room for a warm engine and one more of its size")
 		}
 		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
 			return place, nil
@@ -235,7 +235,7 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 // withPlanned takes off a node's room what the warm engines will need that are
 // being made there and that Nomad has not placed yet.
 func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
-	for _, row := range p.s.mirror.In(registry.WarmProduct, registry.Provisioning) {
+	for _, row := range p.s.mirror.In(engine.WarmProduct, engine.Provisioning) {
 		if _, placed := p.s.cluster.Newest(row.JobID()); row.NodeID == node.ID && !placed {
 			node.FreeCPUMHz -= row.Resources.CPUMHz
 			node.FreeMemoryMB -= row.Resources.MemoryMB
@@ -257,10 +257,10 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 		return nil, err
 	}
 	s.foresee(kind.image)
-	op := s.newOp(ctx, registry.OpProvision, audit.ActionProvision, "")
-	row := &registry.Engine{
-		ProductID: registry.WarmProduct, ProductSlug: registry.WarmProduct, UserID: newID(), Warm: fingerprint,
-		State: registry.Provisioning, Desired: registry.Running,
+	op := s.newOp(ctx, engine.OpProvision, audit.ActionProvision, "")
+	row := &engine.Row{
+		ProductID: engine.WarmProduct, ProductSlug: engine.WarmProduct, UserID: newID(), Warm: fingerprint,
+		State: engine.Provisioning, Desired: engine.Running,
 		Image: kind.image, Resources: kind.resources, NodePool: kind.nodePool, KeyProofPath: kind.proofPath,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Op: op,
 	}
@@ -283,7 +283,7 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 }
 
 // remove destroys a warm engine, if there is room for one more at work.
-func (p *warmPool) remove(ctx context.Context, row *registry.Engine, why string) {
+func (p *warmPool) remove(ctx context.Context, row *engine.Row, why string) {
 	if !p.reserve(row) {
 		return
 	}
@@ -306,7 +306,7 @@ func (p *warmPool) remove(ctx context.Context, row *registry.Engine, why string)
 }
 
 // destroy destroys a warm engine that is still nobody's, and says whether it was.
-func (p *warmPool) destroy(ctx context.Context, row *registry.Engine, why string) (bool, error) {
+func (p *warmPool) destroy(ctx context.Context, row *engine.Row, why string) (bool, error) {
 	now, err := p.s.store.Engine(ctx, row.ProductID, row.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		return false, nil
@@ -317,8 +317,8 @@ func (p *warmPool) destroy(ctx context.Context, row *registry.Engine, why string
 	p.s.log.Info("removing a warm engine", "engine_id", row.EngineID, "why", why)
 	// A claim since then has taken the row away, and a claim from now on makes
 	// this fail.
-	_, err = p.s.Destroy(ctx, &Caller{Product: &registry.Product{ProductID: registry.WarmProduct, Slug: actorSystem}, Engine: now, UserID: now.UserID})
-	if AsError(err) != nil && AsError(err).Code == EngineNotFound {
+	_, err = p.s.Destroy(ctx, &Caller{Product: &engine.Product{ProductID: engine.WarmProduct, Slug: actorSystem}, Engine: now, UserID: now.UserID})
+	if AsError(err) != nil && AsError(err).Code == engine.EngineNotFound {
 		return false, nil
 	}
 	return err == nil, err

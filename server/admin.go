@@ -6,8 +6,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -17,7 +17,7 @@ func (s *Server) SetAdminKey(key string) { s.adminKey.Store(&key) }
 // admin returns an error unless the request carries the admin key.
 func (s *Server) admin(r *http.Request) error {
 	if !secrets.Equal(r.Header.Get("X-Admin-Key"), *s.adminKey.Load()) {
-		return &scheduler.Error{Code: scheduler.InvalidAdminKey, Message: "the X-Admin-Key header does not contain the admin key"}
+		return &engine.Error{Code: engine.InvalidAdminKey, Message: "the X-Admin-Key header does not contain the admin key"}
 	}
 	return nil
 }
@@ -51,12 +51,12 @@ func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ strin
 
 // productAnswer is a product as an admin sees it, without keys.
 type productAnswer struct {
-	ProductID   string          `json:"product_id"`
-	Slug        string          `json:"slug"`
-	DisplayName string          `json:"display_name"`
-	Policy      registry.Policy `json:"policy"`
-	CreatedAt   string          `json:"created_at"`
-	Engines     int             `json:"engines"`
+	ProductID   string        `json:"product_id"`
+	Slug        string        `json:"slug"`
+	DisplayName string        `json:"display_name"`
+	Policy      engine.Policy `json:"policy"`
+	CreatedAt   string        `json:"created_at"`
+	Engines     int           `json:"engines"`
 }
 
 func showProduct(t registry.Tenant) productAnswer {
@@ -124,7 +124,7 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 	}
 	w.Header().Set("ETag", policyTag(policy))
 	writeJSON(w, http.StatusOK, struct {
-		Policy registry.Policy `json:"policy"`
+		Policy engine.Policy `json:"policy"`
 	}{policy})
 	return nil
 }

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -25,7 +25,7 @@ func TestPlatformKeyIsRefused(t *testing.T) {
 				if key != "" {
 					headers = append(headers, "X-Platform-Key", key)
 				}
-				want(t, s.send(c.method, c.path, c.body, headers...), 401, scheduler.InvalidPlatformKey)
+				want(t, s.send(c.method, c.path, c.body, headers...), 401, engine.InvalidPlatformKey)
 			}
 			if n := s.calls.Load(); n != 0 {
 				t.Errorf("%d calls to the agents for a key that cannot be one", n)
@@ -46,7 +46,7 @@ func TestAdminKeyIsRefused(t *testing.T) {
 				headers = append(headers, "X-Admin-Key", key)
 			}
 			for _, body := range []string{goodProduct, "no json", "", strings.Repeat("x", 70<<10)} {
-				want(t, s.send("POST", "/products/register", body, headers...), 401, scheduler.InvalidAdminKey)
+				want(t, s.send("POST", "/products/register", body, headers...), 401, engine.InvalidAdminKey)
 			}
 			if n := s.calls.Load(); n != 0 {
 				t.Errorf("%d calls to the agents", n)

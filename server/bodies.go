@@ -1,6 +1,6 @@
 package server
 
-import "github.com/septemberai/orch/registry"
+import "github.com/septemberai/orch/engine"
 
 // The request bodies. Every other endpoint accepts no body, or {}.
 type (
@@ -13,12 +13,12 @@ type (
 		AutoWake      bool `json:"auto_wake"`
 	}
 	registerBody struct {
-		Slug        string          `json:"slug"`
-		DisplayName string          `json:"display_name"`
-		Policy      registry.Policy `json:"policy"`
+		Slug        string        `json:"slug"`
+		DisplayName string        `json:"display_name"`
+		Policy      engine.Policy `json:"policy"`
 	}
 	policyBody struct {
-		Policy *registry.Policy `json:"policy"`
+		Policy *engine.Policy `json:"policy"`
 	}
 	rotatePlatformKeyBody struct {
 		OverlapSeconds int `json:"overlap_seconds"`

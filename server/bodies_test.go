@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // bodies are the types of all request bodies.
@@ -32,8 +32,8 @@ func FuzzBodies(f *testing.F) {
 		shape := bodies[uint(i)%uint(len(bodies))]
 		got := shape()
 		if err := decodeBytes(body, got); err != nil {
-			var e *scheduler.Error
-			if !errors.As(err, &e) || e.Code != scheduler.InvalidRequest || e.Message == "" || len(e.Message) > 1024 {
+			var e *engine.Error
+			if !errors.As(err, &e) || e.Code != engine.InvalidRequest || e.Message == "" || len(e.Message) > 1024 {
 				t.Fatalf("refused with %v", err)
 			}
 			return

@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // TestEveryRequestEnds: a call returns within its time limit, whatever it waits for, and
@@ -38,7 +38,7 @@ func TestEveryRequestEnds(t *testing.T) {
 				}))
 				began, w := time.Now(), httptest.NewRecorder()
 				waits.ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, nil).WithContext(t.Context()))
-				want(t, w, http.StatusServiceUnavailable, scheduler.BackendUnavailable)
+				want(t, w, http.StatusServiceUnavailable, engine.BackendUnavailable)
 				if took := time.Since(began); took != tc.limit || took >= s.http.WriteTimeout {
 					t.Errorf("returned after %s, want %s, and before %s", took, tc.limit, s.http.WriteTimeout)
 				}

@@ -13,7 +13,7 @@ import (
 	jsonexp "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // maxBody is the maximum size of a request body, in bytes (SPEC section 1).
@@ -38,7 +38,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return &scheduler.Error{Code: scheduler.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
+			return &engine.Error{Code: engine.RequestTooLarge, Message: fmt.Sprintf("the body is larger than %d KiB", maxBody>>10)}
 		}
 		return invalid("the body could not be read")
 	}
@@ -47,7 +47,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	}
 	if ct := r.Header.Get("Content-Type"); ct != "" {
 		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
-			return &scheduler.Error{Code: scheduler.UnsupportedMedia, Message: "the body must be application/json"}
+			return &engine.Error{Code: engine.UnsupportedMedia, Message: "the body must be application/json"}
 		}
 	}
 	return decodeBytes(body, v)
@@ -111,6 +111,6 @@ func field(p jsontext.Pointer) string {
 	return string(b)
 }
 
-func invalid(format string, args ...any) *scheduler.Error {
-	return &scheduler.Error{Code: scheduler.InvalidRequest, Message: fmt.Sprintf(format, args...)}
+func invalid(format string, args ...any) *engine.Error {
+	return &engine.Error{Code: engine.InvalidRequest, Message: fmt.Sprintf(format, args...)}
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // register calls an endpoint that decodes before it calls anything. called reports whether
@@ -62,7 +62,7 @@ func TestBodyIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, called := s.register(c.body)
-			if message := want(t, w, 400, scheduler.InvalidRequest); !strings.Contains(message, c.names) {
+			if message := want(t, w, 400, engine.InvalidRequest); !strings.Contains(message, c.names) {
 				t.Errorf("message %q does not name %q", message, c.names)
 			}
 			if called {
@@ -79,14 +79,14 @@ func TestBodySize(t *testing.T) {
 	s := newCutOff(t)
 	t.Run("OK 64 KiB", func(t *testing.T) {
 		w, called := s.register(pad(64 << 10))
-		want(t, w, 503, scheduler.BackendUnavailable)
+		want(t, w, 503, engine.BackendUnavailable)
 		if !called {
 			t.Error("the body did not reach the scheduler")
 		}
 	})
 	t.Run("ErrTooLarge", func(t *testing.T) {
 		w, called := s.register(pad(64<<10 + 1))
-		if message := want(t, w, 413, scheduler.RequestTooLarge); !strings.Contains(message, "64 KiB") {
+		if message := want(t, w, 413, engine.RequestTooLarge); !strings.Contains(message, "64 KiB") {
 			t.Errorf("message %q does not name the limit", message)
 		}
 		if called {
@@ -100,13 +100,13 @@ func TestContentType(t *testing.T) {
 	for _, ct := range []string{"", "application/json", "application/json; charset=utf-8", "Application/JSON", "application/json ;charset=\"utf-8\""} {
 		t.Run("OK "+ct, func(t *testing.T) {
 			w, _ := s.register(goodProduct, "Content-Type", ct)
-			want(t, w, 503, scheduler.BackendUnavailable)
+			want(t, w, 503, engine.BackendUnavailable)
 		})
 	}
 	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "text/json", "application/jsonp", "application/json; charset", "json", ";", "application/json, text/plain"} {
 		t.Run("ErrUnsupported "+ct, func(t *testing.T) {
 			w, called := s.register(goodProduct, "Content-Type", ct)
-			want(t, w, 415, scheduler.UnsupportedMedia)
+			want(t, w, 415, engine.UnsupportedMedia)
 			if called {
 				t.Error("the refused body reached the scheduler")
 			}
@@ -125,11 +125,11 @@ func TestNoBody(t *testing.T) {
 				r.ContentLength = length
 				r.Header.Set("X-Admin-Key", adminKey)
 				r.Header.Set("Content-Type", ct)
-				want(t, s.answer(r), 503, scheduler.BackendUnavailable) // accepted: the registry is unavailable
+				want(t, s.answer(r), 503, engine.BackendUnavailable) // accepted: the registry is unavailable
 			})
 		}
 		w := s.send(http.MethodPost, "/registry/recover", "{}", "X-Admin-Key", adminKey, "Content-Type", ct)
-		want(t, w, 415, scheduler.UnsupportedMedia)
+		want(t, w, 415, engine.UnsupportedMedia)
 	}
 }
 
@@ -201,8 +201,8 @@ func FuzzDecode(f *testing.F) {
 		var got shape
 		err := decodeBytes(body, &got)
 		if err != nil {
-			var e *scheduler.Error
-			if !errors.As(err, &e) || e.Code != scheduler.InvalidRequest || e.Message == "" || len(e.Message) > 1024 || !utf8.ValidString(e.Message) {
+			var e *engine.Error
+			if !errors.As(err, &e) || e.Code != engine.InvalidRequest || e.Message == "" || len(e.Message) > 1024 || !utf8.ValidString(e.Message) {
 				t.Fatalf("refused with %v", err)
 			}
 			return

@@ -10,46 +10,47 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler"
 )
 
 // status maps every error code to its HTTP status (SPEC sections 1 to 3).
-var status = map[scheduler.Code]int{
-	scheduler.InvalidRequest:      http.StatusBadRequest,
-	scheduler.InvalidPlatformKey:  http.StatusUnauthorized,
-	scheduler.InvalidAdminKey:     http.StatusUnauthorized,
-	scheduler.PolicyDenied:        http.StatusForbidden,
-	scheduler.NotFound:            http.StatusNotFound,
-	scheduler.EngineNotFound:      http.StatusNotFound,
-	scheduler.MethodNotAllowed:    http.StatusMethodNotAllowed,
-	scheduler.EngineAlreadyExists: http.StatusConflict,
-	scheduler.EngineRunning:       http.StatusConflict,
-	scheduler.EngineNotRunning:    http.StatusConflict,
-	scheduler.EngineBusy:          http.StatusConflict,
-	scheduler.EngineDestroyed:     http.StatusConflict,
-	scheduler.EngineQuarantined:   http.StatusConflict,
-	scheduler.ProductSlugExists:   http.StatusConflict,
-	scheduler.ProductHasEngines:   http.StatusConflict,
-	scheduler.ProductNotFound:     http.StatusNotFound,
-	scheduler.VolumeNotFound:      http.StatusNotFound,
-	scheduler.QuarantineNotFound:  http.StatusNotFound,
-	scheduler.PolicyChanged:       http.StatusPreconditionFailed,
-	scheduler.IdempotencyReused:   http.StatusUnprocessableEntity,
-	scheduler.RateLimited:         http.StatusTooManyRequests,
-	scheduler.RequestTooLarge:     http.StatusRequestEntityTooLarge,
-	scheduler.UnsupportedMedia:    http.StatusUnsupportedMediaType,
-	scheduler.QuotaExceeded:       http.StatusTooManyRequests,
-	scheduler.Internal:            http.StatusInternalServerError,
-	scheduler.EngineBootFailed:    http.StatusBadGateway,
-	scheduler.BackendError:        http.StatusBadGateway,
-	scheduler.PortExhaustion:      http.StatusServiceUnavailable,
-	scheduler.CapacityExhausted:   http.StatusServiceUnavailable,
-	scheduler.BackendUnavailable:  http.StatusServiceUnavailable,
-	scheduler.RegistryRecovering:  http.StatusServiceUnavailable,
-	scheduler.RecordUnreadable:    http.StatusServiceUnavailable,
-	scheduler.BootTimeout:         http.StatusGatewayTimeout,
-	scheduler.StopUnconfirmed:     http.StatusGatewayTimeout,
-	scheduler.RotationUnconfirmed: http.StatusGatewayTimeout,
+var status = map[engine.Code]int{
+	engine.InvalidRequest:      http.StatusBadRequest,
+	engine.InvalidPlatformKey:  http.StatusUnauthorized,
+	engine.InvalidAdminKey:     http.StatusUnauthorized,
+	engine.PolicyDenied:        http.StatusForbidden,
+	engine.NotFound:            http.StatusNotFound,
+	engine.EngineNotFound:      http.StatusNotFound,
+	engine.MethodNotAllowed:    http.StatusMethodNotAllowed,
+	engine.EngineAlreadyExists: http.StatusConflict,
+	engine.EngineRunning:       http.StatusConflict,
+	engine.EngineNotRunning:    http.StatusConflict,
+	engine.EngineBusy:          http.StatusConflict,
+	engine.EngineDestroyed:     http.StatusConflict,
+	engine.EngineQuarantined:   http.StatusConflict,
+	engine.ProductSlugExists:   http.StatusConflict,
+	engine.ProductHasEngines:   http.StatusConflict,
+	engine.ProductNotFound:     http.StatusNotFound,
+	engine.VolumeNotFound:      http.StatusNotFound,
+	engine.QuarantineNotFound:  http.StatusNotFound,
+	engine.PolicyChanged:       http.StatusPreconditionFailed,
+	engine.IdempotencyReused:   http.StatusUnprocessableEntity,
+	engine.RateLimited:         http.StatusTooManyRequests,
+	engine.RequestTooLarge:     http.StatusRequestEntityTooLarge,
+	engine.UnsupportedMedia:    http.StatusUnsupportedMediaType,
+	engine.QuotaExceeded:       http.StatusTooManyRequests,
+	engine.Internal:            http.StatusInternalServerError,
+	engine.EngineBootFailed:    http.StatusBadGateway,
+	engine.BackendError:        http.StatusBadGateway,
+	engine.PortExhaustion:      http.StatusServiceUnavailable,
+	engine.CapacityExhausted:   http.StatusServiceUnavailable,
+	engine.BackendUnavailable:  http.StatusServiceUnavailable,
+	engine.RegistryRecovering:  http.StatusServiceUnavailable,
+	engine.RecordUnreadable:    http.StatusServiceUnavailable,
+	engine.BootTimeout:         http.StatusGatewayTimeout,
+	engine.StopUnconfirmed:     http.StatusGatewayTimeout,
+	engine.RotationUnconfirmed: http.StatusGatewayTimeout,
 }
 
 // statusHungUp is the status in the log, as in nginx, of a request whose caller
@@ -59,9 +60,9 @@ const statusHungUp = 499
 // errorBody is the body of every response with a status other than 2xx.
 type errorBody struct {
 	Error struct {
-		Code      scheduler.Code `json:"code"`
-		Message   string         `json:"message"`
-		RequestID string         `json:"request_id"`
+		Code      engine.Code `json:"code"`
+		Message   string      `json:"message"`
+		RequestID string      `json:"request_id"`
 	} `json:"error"`
 }
 

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -35,23 +35,23 @@ func TestCausesAreForTheLog(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
 		status int
-		code   scheduler.Code
+		code   engine.Code
 	}{
-		"unknown":           {errors.New(inner), 500, scheduler.Internal},
-		"wrapped":           {fmt.Errorf("step: %w", errors.New(inner)), 500, scheduler.Internal},
-		"product not found": {fmt.Errorf("%w: %s", registry.ErrNotFound, inner), 500, scheduler.Internal},
-		"consul away":       {fmt.Errorf("%w: %s", registry.ErrUnavailable, inner), 503, scheduler.BackendUnavailable},
-		"registry moved":    {fmt.Errorf("%w: %s", registry.ErrMoved, inner), 503, scheduler.RegistryRecovering},
-		"no session":        {fmt.Errorf("%w: %s", registry.ErrNoSession, inner), 503, scheduler.BackendUnavailable},
-		"nomad away":        {fmt.Errorf("%w: %s", cluster.ErrUnavailable, inner), 503, scheduler.BackendUnavailable},
-		"nomad refused":     {fmt.Errorf("%w: %s", cluster.ErrRejected, inner), 502, scheduler.BackendError},
-		"vault away":        {fmt.Errorf("%w: %s", secrets.ErrUnavailable, inner), 503, scheduler.BackendUnavailable},
-		"vault denied":      {fmt.Errorf("%w: %s", secrets.ErrDenied, inner), 502, scheduler.BackendError},
-		"conflict":          {fmt.Errorf("%w: %s", registry.ErrConflict, inner), 409, scheduler.EngineBusy},
-		"cancelled":         {fmt.Errorf("%s: %w", inner, context.Canceled), 503, scheduler.BackendUnavailable},
-		"cause of ours":     {&scheduler.Error{Code: scheduler.BootTimeout, Message: "too late", Err: errors.New(inner)}, 504, scheduler.BootTimeout},
-		"ours, joined":      {errors.Join(errors.New(inner), &scheduler.Error{Code: scheduler.PortExhaustion, Message: "no port", Err: errors.New(inner)}), 503, scheduler.PortExhaustion},
-		"code not in table": {&scheduler.Error{Code: "NO_SUCH_CODE", Message: "m", Err: errors.New(inner)}, 500, "NO_SUCH_CODE"},
+		"unknown":           {errors.New(inner), 500, engine.Internal},
+		"wrapped":           {fmt.Errorf("step: %w", errors.New(inner)), 500, engine.Internal},
+		"product not found": {fmt.Errorf("%w: %s", registry.ErrNotFound, inner), 500, engine.Internal},
+		"consul away":       {fmt.Errorf("%w: %s", registry.ErrUnavailable, inner), 503, engine.BackendUnavailable},
+		"registry moved":    {fmt.Errorf("%w: %s", registry.ErrMoved, inner), 503, engine.RegistryRecovering},
+		"no session":        {fmt.Errorf("%w: %s", registry.ErrNoSession, inner), 503, engine.BackendUnavailable},
+		"nomad away":        {fmt.Errorf("%w: %s", cluster.ErrUnavailable, inner), 503, engine.BackendUnavailable},
+		"nomad refused":     {fmt.Errorf("%w: %s", cluster.ErrRejected, inner), 502, engine.BackendError},
+		"vault away":        {fmt.Errorf("%w: %s", secrets.ErrUnavailable, inner), 503, engine.BackendUnavailable},
+		"vault denied":      {fmt.Errorf("%w: %s", secrets.ErrDenied, inner), 502, engine.BackendError},
+		"conflict":          {fmt.Errorf("%w: %s", registry.ErrConflict, inner), 409, engine.EngineBusy},
+		"cancelled":         {fmt.Errorf("%s: %w", inner, context.Canceled), 503, engine.BackendUnavailable},
+		"cause of ours":     {&engine.Error{Code: engine.BootTimeout, Message: "too late", Err: errors.New(inner)}, 504, engine.BootTimeout},
+		"ours, joined":      {errors.Join(errors.New(inner), &engine.Error{Code: engine.PortExhaustion, Message: "no port", Err: errors.New(inner)}), 503, engine.PortExhaustion},
+		"code not in table": {&engine.Error{Code: "NO_SUCH_CODE", Message: "m", Err: errors.New(inner)}, 500, "NO_SUCH_CODE"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newCutOff(t)
@@ -66,7 +66,7 @@ func TestCausesAreForTheLog(t *testing.T) {
 	t.Run("panic", func(t *testing.T) {
 		s := newCutOff(t)
 		w := s.fails(func(http.ResponseWriter, *http.Request, string) error { panic(inner) })
-		want(t, w, 500, scheduler.Internal)
+		want(t, w, 500, engine.Internal)
 		hidden(t, w)
 		if log := s.logs.String(); !strings.Contains(log, inner) || !strings.Contains(log, "errors_test.go") {
 			t.Error("the log has not the panic with its stack")
@@ -94,7 +94,7 @@ func TestRetryAfter(t *testing.T) {
 			if seconds == "" && (st == http.StatusTooManyRequests || st == http.StatusServiceUnavailable) {
 				expected = "1"
 			}
-			w := s.failsWith(&scheduler.Error{Code: code, Message: "m", RetryAfter: wait})
+			w := s.failsWith(&engine.Error{Code: code, Message: "m", RetryAfter: wait})
 			want(t, w, st, code)
 			if got := w.Header().Get("Retry-After"); got != expected {
 				t.Errorf("%s after %s: Retry-After is %q, want %q", code, wait, got, expected)
@@ -113,7 +113,7 @@ func TestAgentsAreAway(t *testing.T) {
 		{"POST", "/engines/u/start", ""}, {"POST", "/engines/u/stop", ""}, {"POST", "/engines/u/rotate-key", ""}, {"GET", "/ready", ""},
 	} {
 		w := s.send(c.method, c.path, c.body, "X-Platform-Key", key)
-		want(t, w, 503, scheduler.BackendUnavailable)
+		want(t, w, 503, engine.BackendUnavailable)
 		if strings.Contains(w.Body.String(), "127.0.0.1") {
 			t.Errorf("%s %s shows an address: %s", c.method, c.path, w.Body)
 		}

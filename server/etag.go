@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // policyTag returns the ETag of a policy. Equal policies have equal tags.
-func policyTag(p registry.Policy) string {
+func policyTag(p engine.Policy) string {
 	b, err := json.Marshal(p)
 	if err != nil {
 		panic("server: cannot encode a policy: " + err.Error())
@@ -23,7 +23,7 @@ func policyTag(p registry.Policy) string {
 
 // ifMatch returns a function that reports whether the request's If-Match header names a
 // policy (RFC 9110, section 13.1.1), or nil if the request has no such header.
-func ifMatch(r *http.Request) func(registry.Policy) bool {
+func ifMatch(r *http.Request) func(engine.Policy) bool {
 	if len(r.Header.Values("If-Match")) == 0 {
 		return nil
 	}
@@ -31,7 +31,7 @@ func ifMatch(r *http.Request) func(registry.Policy) bool {
 	for tag := range strings.SplitSeq(strings.Join(r.Header.Values("If-Match"), ","), ",") {
 		tags = append(tags, strings.TrimSpace(tag))
 	}
-	return func(p registry.Policy) bool {
+	return func(p engine.Policy) bool {
 		return slices.Contains(tags, "*") || slices.Contains(tags, policyTag(p))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
@@ -40,7 +41,7 @@ func viewAge(w http.ResponseWriter, f *scheduler.Fleet) {
 func pageOf(r *http.Request) (registry.PageQuery, error) {
 	q := queryOf(r, "status", "limit", "offset", "cursor")
 	ask := registry.PageQuery{
-		State: oneOf(q, "status", registry.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
+		State: oneOf(q, "status", engine.States...), Limit: q.number("limit", defaultLimit, 1, maxLimit),
 		Offset: q.number("offset", 0, 0, math.MaxInt32), Cursor: q.text("cursor"),
 	}
 	if q.err == nil && ask.Cursor != "" && q.values.Has("offset") {
@@ -78,7 +79,7 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 // statusAnswer counts a fleet. The fields from Quarantined on are only for the admin.
 type statusAnswer struct {
 	Total              int                    `json:"total"`
-	ByStatus           map[registry.State]int `json:"by_status"`
+	ByStatus           map[engine.State]int   `json:"by_status"`
 	Health             scheduler.Health       `json:"health"`
 	Unhealthy          int                    `json:"unhealthy_count"`
 	Registry           registry.RegistryState `json:"registry"`
@@ -230,7 +231,7 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) erro
 	}
 	if q.values.Has("user_id") {
 		past := r.Header.Get("X-Admin-Key") != "" // the admin can read the rows of users whose id was valid in an earlier version
-		if err := registry.CheckUserID(ask.UserID); err != nil && !(past && errors.Is(err, registry.ErrDotSegment)) {
+		if err := engine.CheckUserID(ask.UserID); err != nil && !(past && errors.Is(err, engine.ErrDotSegment)) {
 			q.err = invalid("parameter %v", err)
 		}
 	}

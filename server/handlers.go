@@ -7,21 +7,22 @@ import (
 	"strings"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
 // listedEngine is an engine in a list.
 type listedEngine struct {
-	EngineID      string         `json:"engine_id"`
-	UserID        string         `json:"user_id"`
-	Status        registry.State `json:"status"`
-	URL           *string        `json:"url"`
-	EngineVersion string         `json:"engine_version"`
-	ImageDigest   string         `json:"image_digest,omitempty"`
-	CreatedAt     string         `json:"created_at"`
-	LastHealthAt  *string        `json:"last_health_at"`
-	Reason        string         `json:"reason,omitempty"`
+	EngineID      string       `json:"engine_id"`
+	UserID        string       `json:"user_id"`
+	Status        engine.State `json:"status"`
+	URL           *string      `json:"url"`
+	EngineVersion string       `json:"engine_version"`
+	ImageDigest   string       `json:"image_digest,omitempty"`
+	CreatedAt     string       `json:"created_at"`
+	LastHealthAt  *string      `json:"last_health_at"`
+	Reason        string       `json:"reason,omitempty"`
 }
 
 // engineAnswer is an engine with its API key.
@@ -30,9 +31,9 @@ type engineAnswer struct {
 	APIKey *string `json:"api_key"`
 }
 
-func (s *Server) showEngine(e *registry.Engine) listedEngine {
+func (s *Server) showEngine(e *engine.Row) listedEngine {
 	url := e.URL
-	if e.State == registry.Failed { // the row may keep its URL for an operation
+	if e.State == engine.Failed { // the row may keep its URL for an operation
 		url = ""
 	}
 	return listedEngine{
@@ -64,8 +65,8 @@ func (s *Server) caller(r *http.Request, userID string) (*scheduler.Caller, erro
 // callerBy is like caller, but with the given authentication function. If it returns an
 // error, Leave has been called on the caller.
 func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, userID string) (*scheduler.Caller, error), r *http.Request, userID string) (*scheduler.Caller, error) {
-	bad := registry.CheckUserID(userID)
-	if errors.Is(bad, registry.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
+	bad := engine.CheckUserID(userID)
+	if errors.Is(bad, engine.ErrDotSegment) && (r.Method == http.MethodGet || r.Method == http.MethodDelete) && s.admin(r) == nil {
 		bad = nil // engines with such an id were created before it was refused; the admin can read and remove them
 	}
 	if bad == nil {
@@ -77,7 +78,7 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
 	if err == nil && bad != nil {
 		c.Leave()
-		if err = bad; !errors.As(bad, new(*scheduler.Error)) {
+		if err = bad; !errors.As(bad, new(*engine.Error)) {
 			err = invalid("%v", bad)
 		}
 	}
@@ -113,11 +114,11 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 	}
 	secret(w)
 	writeJSON(w, http.StatusOK, struct {
-		EngineID string         `json:"engine_id"`
-		UserID   string         `json:"user_id"`
-		Status   registry.State `json:"status"`
-		URL      string         `json:"url"`
-		APIKey   string         `json:"api_key"`
+		EngineID string       `json:"engine_id"`
+		UserID   string       `json:"user_id"`
+		Status   engine.State `json:"status"`
+		URL      string       `json:"url"`
+		APIKey   string       `json:"api_key"`
 	}{e.EngineID, e.UserID, e.State, e.URL, key})
 	return nil
 }
@@ -152,8 +153,8 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request, userID string) er
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
-		Status registry.State `json:"status"`
-		URL    string         `json:"url"`
+		Status engine.State `json:"status"`
+		URL    string       `json:"url"`
 	}{e.State, e.URL})
 	return nil
 }
@@ -168,7 +169,7 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request, userID string) err
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
-		Status registry.State `json:"status"`
+		Status engine.State `json:"status"`
 	}{e.State})
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -168,7 +169,7 @@ func checkForm(tb testing.TB, w *httptest.ResponseRecorder) (code, message strin
 }
 
 // want fails unless a response is this error, and returns its message.
-func want(tb testing.TB, w *httptest.ResponseRecorder, status int, code scheduler.Code) string {
+func want(tb testing.TB, w *httptest.ResponseRecorder, status int, code engine.Code) string {
 	tb.Helper()
 	got, message := checkForm(tb, w)
 	if w.Code != status || got != string(code) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
@@ -47,7 +48,7 @@ func TestOutageIsTwoLines(t *testing.T) {
 	for round := 1; round <= 2; round++ {
 		away.Store(true)
 		for range 300 {
-			want(t, s.send("GET", "/engines/u", "", "X-Platform-Key", secrets.NewPlatformKey()), 503, scheduler.BackendUnavailable)
+			want(t, s.send("GET", "/engines/u", "", "X-Platform-Key", secrets.NewPlatformKey()), 503, engine.BackendUnavailable)
 		}
 		if got := s.lines("[ERROR]"); len(got) != round || !strings.Contains(got[round-1], "because_of=consul") {
 			t.Fatalf("round %d: %d errors:\n%s", round, len(got), strings.Join(got[:min(len(got), 5)], ""))

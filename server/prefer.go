@@ -8,26 +8,26 @@ import (
 	"strings"
 	"time"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler"
 )
 
 // operationAnswer is an operation in progress.
 type operationAnswer struct {
-	ID      string          `json:"id"`
-	Kind    registry.OpKind `json:"kind"`
-	Step    string          `json:"step"`
-	BeganAt string          `json:"began_at"`
+	ID      string        `json:"id"`
+	Kind    engine.OpKind `json:"kind"`
+	Step    string        `json:"step"`
+	BeganAt string        `json:"began_at"`
 }
 
 // endedAnswer is a finished operation.
 type endedAnswer struct {
-	ID      string          `json:"id"`
-	Kind    registry.OpKind `json:"kind"`
-	BeganAt string          `json:"began_at"`
-	EndedAt string          `json:"ended_at"`
-	Outcome string          `json:"outcome"` // "ok", or an error code
-	Message string          `json:"message,omitempty"`
+	ID      string        `json:"id"`
+	Kind    engine.OpKind `json:"kind"`
+	BeganAt string        `json:"began_at"`
+	EndedAt string        `json:"ended_at"`
+	Outcome string        `json:"outcome"` // "ok", or an error code
+	Message string        `json:"message,omitempty"`
 }
 
 // progress is the operation that an engine has now, and its last finished one.
@@ -36,7 +36,7 @@ type progress struct {
 	Last      *endedAnswer     `json:"last_operation,omitempty"`
 }
 
-func showProgress(e *registry.Engine) (p progress) {
+func showProgress(e *engine.Row) (p progress) {
 	if op := e.Op; op != nil {
 		p.Operation = &operationAnswer{op.ID, op.Kind, op.Step, timestamp(op.BeganAt)}
 	}

@@ -3,7 +3,7 @@ package server
 import (
 	"net/http"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // quarantinedAnswer is an engine whose owner only an admin can decide.
@@ -77,7 +77,7 @@ func (b *adoptBody) owner() (productID, userID string, err error) {
 	case *b.ProductID == "":
 		return "", "", invalid("product_id is empty; leave out product_id and user_id to take the owner from the witnesses")
 	}
-	if err := registry.CheckUserID(*b.UserID); err != nil {
+	if err := engine.CheckUserID(*b.UserID); err != nil {
 		return "", "", invalid("%v", err)
 	}
 	return *b.ProductID, *b.UserID, nil

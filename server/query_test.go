@@ -8,8 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // badQueries are query strings that a list refuses, with the word that the message must
@@ -46,13 +45,13 @@ func TestQueriesAreRefused(t *testing.T) {
 				message := ""
 				if list.path == "/engines" { // it authenticates the caller in the registry before it reads more
 					_, err := pageOf(httptest.NewRequest("GET", list.path+"?"+query, nil))
-					var e *scheduler.Error
-					if !errors.As(err, &e) || e.Code != scheduler.InvalidRequest {
+					var e *engine.Error
+					if !errors.As(err, &e) || e.Code != engine.InvalidRequest {
 						t.Fatalf("got %v", err)
 					}
 					message = e.Message
 				} else {
-					message = want(t, s.send("GET", list.path+"?"+query, "", "X-Admin-Key", adminKey), 400, scheduler.InvalidRequest)
+					message = want(t, s.send("GET", list.path+"?"+query, "", "X-Admin-Key", adminKey), 400, engine.InvalidRequest)
 				}
 				if !strings.Contains(message, names) {
 					t.Errorf("message %q does not name %q", message, names)
@@ -79,8 +78,8 @@ func FuzzPageQuery(f *testing.F) {
 		r.URL.RawQuery = query
 		ask, err := pageOf(r)
 		if err != nil {
-			var e *scheduler.Error
-			if !errors.As(err, &e) || e.Code != scheduler.InvalidRequest || len(e.Message) > 1024 {
+			var e *engine.Error
+			if !errors.As(err, &e) || e.Code != engine.InvalidRequest || len(e.Message) > 1024 {
 				t.Fatalf("refused with %v", err)
 			}
 			return
@@ -88,7 +87,7 @@ func FuzzPageQuery(f *testing.F) {
 		if _, err := url.ParseQuery(query); err != nil {
 			t.Fatalf("accepted, but %v", err)
 		}
-		if ask.Limit < 1 || ask.Limit > maxLimit || ask.Offset < 0 || ask.State != "" && !slices.Contains(registry.States, ask.State) {
+		if ask.Limit < 1 || ask.Limit > maxLimit || ask.Offset < 0 || ask.State != "" && !slices.Contains(engine.States, ask.State) {
 			t.Fatalf("accepted as %+v", ask)
 		}
 	})

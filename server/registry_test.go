@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
@@ -24,16 +25,16 @@ func TestRegistryIsTheAdmins(t *testing.T) {
 	s := newCutOff(t)
 	for _, c := range adminCalls {
 		before := s.calls.Load()
-		want(t, s.send(c.method, c.path, ""), 401, scheduler.InvalidAdminKey)
-		want(t, s.send(c.method, c.path, "", "X-Platform-Key", adminKey), 401, scheduler.InvalidAdminKey)
-		want(t, s.send(c.method, c.path+"?x=1", "", "X-Admin-Key", adminKey), 400, scheduler.InvalidRequest)
+		want(t, s.send(c.method, c.path, ""), 401, engine.InvalidAdminKey)
+		want(t, s.send(c.method, c.path, "", "X-Platform-Key", adminKey), 401, engine.InvalidAdminKey)
+		want(t, s.send(c.method, c.path+"?x=1", "", "X-Admin-Key", adminKey), 400, engine.InvalidRequest)
 		if c.method != "GET" {
-			want(t, s.send(c.method, c.path, `{"x": 1}`, "X-Admin-Key", adminKey), 400, scheduler.InvalidRequest)
+			want(t, s.send(c.method, c.path, `{"x": 1}`, "X-Admin-Key", adminKey), 400, engine.InvalidRequest)
 		}
 		if s.calls.Load() != before {
 			t.Errorf("%s %s: a refused call reached the stores", c.method, c.path)
 		}
-		want(t, s.send(c.method, c.path, "", "X-Admin-Key", adminKey), 503, scheduler.BackendUnavailable)
+		want(t, s.send(c.method, c.path, "", "X-Admin-Key", adminKey), 503, engine.BackendUnavailable)
 	}
 }
 
@@ -44,7 +45,7 @@ func TestAdoptBody(t *testing.T) {
 		`{"product_id": "p", "user_id": ""}`: "user_id is empty", `{"product_id": "p", "user_id": "a\u0000"}`: "control character", `{"product": "p"}`: `"product"`,
 	} {
 		before := s.calls.Load()
-		if message := want(t, s.send("POST", "/quarantine/e/adopt", body, "X-Admin-Key", adminKey), 400, scheduler.InvalidRequest); !strings.Contains(message, names) {
+		if message := want(t, s.send("POST", "/quarantine/e/adopt", body, "X-Admin-Key", adminKey), 400, engine.InvalidRequest); !strings.Contains(message, names) {
 			t.Errorf("%s: message %q does not name %q", body, message, names)
 		}
 		if s.calls.Load() != before {
@@ -52,7 +53,7 @@ func TestAdoptBody(t *testing.T) {
 		}
 	}
 	for _, body := range []string{"", "{}", `{"product_id": "p", "user_id": "a/b"}`} {
-		want(t, s.send("POST", "/quarantine/e/adopt", body, "X-Admin-Key", adminKey), 503, scheduler.BackendUnavailable)
+		want(t, s.send("POST", "/quarantine/e/adopt", body, "X-Admin-Key", adminKey), 503, engine.BackendUnavailable)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 
 	"github.com/julienschmidt/httprouter"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // handler responds to one request, or returns the error to respond with. id is the decoded
@@ -126,11 +126,11 @@ func (s *Server) routes() http.Handler {
 }
 
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &scheduler.Error{Code: scheduler.NotFound, Message: "there is no such endpoint"})
+	s.writeError(w, r, &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"})
 }
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &scheduler.Error{Code: scheduler.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})
+	s.writeError(w, r, &engine.Error{Code: engine.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})
 }
 
 // collection is what POST does below /engines and /products: one name that creates an item,

@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // reached is the error of a call without a platform key that reaches a handler of an
 // engine: 401 shows that the route was found.
-const reached = scheduler.InvalidPlatformKey
+const reached = engine.InvalidPlatformKey
 
 // users are user_ids, as written in a path, that a router might split.
 var users = []string{
@@ -31,11 +31,11 @@ func TestEngineRoutes(t *testing.T) {
 			} {
 				want(t, s.send(c.method, c.path, ""), 401, reached)
 			}
-			want(t, s.send("POST", path+"/no-such-action", ""), 404, scheduler.NotFound)
-			want(t, s.send("GET", path+"/no-such-action", ""), 404, scheduler.NotFound)
-			want(t, s.send("POST", path+"/start/", ""), 404, scheduler.NotFound)
+			want(t, s.send("POST", path+"/no-such-action", ""), 404, engine.NotFound)
+			want(t, s.send("GET", path+"/no-such-action", ""), 404, engine.NotFound)
+			want(t, s.send("POST", path+"/start/", ""), 404, engine.NotFound)
 			if user != "provision" {
-				want(t, s.send("POST", path, ""), 405, scheduler.MethodNotAllowed)
+				want(t, s.send("POST", path, ""), 405, engine.MethodNotAllowed)
 			}
 		})
 	}
@@ -54,12 +54,12 @@ func TestUnknownRoutes(t *testing.T) {
 	} {
 		t.Run(path, func(t *testing.T) {
 			for _, method := range methods {
-				want(t, s.send(method, path, ""), 404, scheduler.NotFound)
+				want(t, s.send(method, path, ""), 404, engine.NotFound)
 			}
 		})
 	}
 	t.Run("ErrEmptyUserID", func(t *testing.T) {
-		want(t, s.send("POST", "/engines//start", ""), 400, scheduler.InvalidRequest)
+		want(t, s.send("POST", "/engines//start", ""), 400, engine.InvalidRequest)
 	})
 }
 
@@ -86,7 +86,7 @@ func TestAllow(t *testing.T) {
 					}
 					continue
 				}
-				want(t, w, 405, scheduler.MethodNotAllowed)
+				want(t, w, 405, engine.MethodNotAllowed)
 				if got := w.Header().Get("Allow"); got != allowed {
 					t.Errorf("%s: Allow is %q, want %q", method, got, allowed)
 				}

@@ -13,12 +13,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/engine"
 )
 
 // contract is every code in SPEC sections 1 to 3 with its status, even if no handler
 // returns it yet.
-var contract = map[scheduler.Code]int{
+var contract = map[engine.Code]int{
 	"INVALID_REQUEST": 400, "INVALID_PLATFORM_KEY": 401, "INVALID_ADMIN_KEY": 401, "POLICY_DENIED": 403,
 	"NOT_FOUND": 404, "ENGINE_NOT_FOUND": 404, "PRODUCT_NOT_FOUND": 404, "VOLUME_NOT_FOUND": 404, "QUARANTINE_NOT_FOUND": 404, "METHOD_NOT_ALLOWED": 405,
 	"ENGINE_ALREADY_EXISTS": 409, "ENGINE_ALREADY_RUNNING": 409, "ENGINE_NOT_RUNNING": 409, "ENGINE_BUSY": 409, "ENGINE_DESTROYED": 409,
@@ -32,19 +32,19 @@ var contract = map[scheduler.Code]int{
 	"BOOT_TIMEOUT": 504, "STOP_UNCONFIRMED": 504, "ROTATION_UNCONFIRMED": 504,
 }
 
-// TestStatusTable: the scheduler's codes and the table's are the same, and each
+// TestStatusTable: the codes of the domain and of the table are the same, and each
 // has the status of the contract.
 func TestStatusTable(t *testing.T) {
-	declared := codesOf(t, filepath.Join("..", "scheduler"))
+	declared := codesOf(t, filepath.Join("..", "engine"))
 	if len(declared) < 20 {
-		t.Fatalf("found only %d codes in the scheduler's source: the search is blind", len(declared))
+		t.Fatalf("found only %d codes in the domain's source: the search is blind", len(declared))
 	}
-	tabled := map[scheduler.Code]bool{}
+	tabled := map[engine.Code]bool{}
 	for code := range maps.Keys(status) {
 		tabled[code] = true
 	}
 	if diff := cmp.Diff(declared, tabled); diff != "" {
-		t.Errorf("codes of the scheduler (-) and of the table (+):\n%s", diff)
+		t.Errorf("codes of the domain (-) and of the table (+):\n%s", diff)
 	}
 	for code, got := range status {
 		if want, known := contract[code]; !known || got != want {
@@ -54,13 +54,13 @@ func TestStatusTable(t *testing.T) {
 }
 
 // codesOf reads the constants of type Code from a package's source.
-func codesOf(t *testing.T, dir string) map[scheduler.Code]bool {
+func codesOf(t *testing.T, dir string) map[engine.Code]bool {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	codes := map[scheduler.Code]bool{}
+	codes := map[engine.Code]bool{}
 	for _, entry := range entries {
 		if !strings.HasSuffix(entry.Name(), ".go") || strings.HasSuffix(entry.Name(), "_test.go") {
 			continue
@@ -87,7 +87,7 @@ func codesOf(t *testing.T, dir string) map[scheduler.Code]bool {
 				if err != nil {
 					t.Fatal(err)
 				}
-				codes[scheduler.Code(text)] = true
+				codes[engine.Code(text)] = true
 			}
 			return true
 		})

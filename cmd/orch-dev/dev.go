@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/dev"
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/scheduler"
 )
 
 // stateDir is the directory in which `orch-dev dev` keeps its state, wiped at each start.
@@ -85,9 +85,9 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (
 		progress("stopped; nothing is left running")
 	}()
 	progress("provisioning an engine for " + demoUser)
-	engine, err := sys.Demo().Provision(ctx, demoUser, "")
+	demo, err := sys.Demo().Provision(ctx, demoUser, "")
 	var refused *client.Error
-	if errors.As(err, &refused) && string(refused.Code) == string(scheduler.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
+	if errors.As(err, &refused) && string(refused.Code) == string(engine.EngineBootFailed) && dockerSocket() != "" && vars["ORCH_ENGINE_IMAGE"] == "" {
 		return fmt.Errorf("%w (make engine-image builds the image)", err)
 	}
 	if err != nil {
@@ -97,7 +97,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (
 		return err
 	}
 	progress("ready")
-	fmt.Print(invitation(sys, engine))
+	fmt.Print(invitation(sys, demo))
 	select {
 	case <-ctx.Done():
 		fmt.Println()

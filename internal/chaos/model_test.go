@@ -177,6 +177,11 @@ func newUser(calls []*call) *user {
 func (u *user) id(c *call) int16  { return u.ids[c.answer.engineID] }
 func (u *user) key(c *call) int16 { return u.keys[c.answer.key] }
 
+// rotated says whether a rotation was called before a call ended.
+func (u *user) rotated(c *call) bool {
+	return slices.ContainsFunc(u.calls, func(r *call) bool { return r.kind == rotate && r.invoked < c.returned })
+}
+
 // moves returns the states after one background move.
 func (u *user) moves(l life) []life {
 	var next []life
@@ -508,7 +513,10 @@ func (u *user) shown(l life, c *call, as phase) (life, bool) {
 	if key != 0 && l.key == 0 && !has(l.old, key) {
 		l.key = key
 	}
-	return l, l.id == id && (l.key == key || key == 0 && l.phase == destroying)
+	// No key is shown while a rotation goes on and the engine accepts neither the old
+	// key nor the new one; how long it goes on is not known here.
+	keyless := key == 0 && c.kind == get && (l.phase == destroying || u.rotated(c))
+	return l, l.id == id && (l.key == key || keyless)
 }
 
 // operations returns the user's history for porcupine.

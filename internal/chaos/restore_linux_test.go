@@ -12,6 +12,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -112,7 +113,7 @@ func (in *injector) forget(ctx context.Context) error {
 		}
 		var errs []error
 		for _, e := range s.rows {
-			if e.State == registry.Destroying { // as at the time of the backup
+			if e.State == engine.Destroying { // as at the time of the backup
 				errs = append(errs, fmt.Errorf("engine %s is being destroyed once more", e.EngineID))
 			}
 			if e.Reason != "brain_missing" {

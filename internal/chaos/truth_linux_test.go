@@ -12,8 +12,8 @@ import (
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/registry"
 )
 
 // truth compares the registry with what really exists, with root's tokens.
@@ -118,12 +118,12 @@ func (t *truth) jobs(ctx context.Context, s *snapshot, bad func(string, ...any))
 			bad("allocation %v of engine %s without a row", list, id)
 		case len(list) > 1:
 			bad("engine %s has allocations %v", id, list)
-		case e.State != registry.Running && e.State != registry.Failed:
+		case e.State != engine.Running && e.State != engine.Failed:
 			bad("engine %s is %s and has allocation %v", id, e.State, list)
 		}
 	}
 	for id, e := range s.rows {
-		if e.State == registry.Running && (!seen[id] || len(living[id]) != 1) {
+		if e.State == engine.Running && (!seen[id] || len(living[id]) != 1) {
 			bad("engine %s (%s) is running; job %t, allocations %v", id, e.UserID, seen[id], living[id])
 		}
 	}
@@ -141,7 +141,7 @@ func (t *truth) processes(_ context.Context, s *snapshot, bad func(string, ...an
 	}
 	for id, e := range s.rows {
 		n := len(of[id])
-		if n > 1 || e.State == registry.Running && n != 1 || e.State != registry.Running && e.State != registry.Failed && n != 0 {
+		if n > 1 || e.State == engine.Running && n != 1 || e.State != engine.Running && e.State != engine.Failed && n != 0 {
 			bad("engine %s (%s) is %s and has %d processes %v", id, e.UserID, e.State, n, of[id])
 		}
 	}

@@ -15,8 +15,8 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -29,9 +29,9 @@ const (
 
 // snapshot is the registry at one moment, from one read of Consul.
 type snapshot struct {
-	rows  map[string]*registry.Engine // by engine_id
-	ids   map[string]string           // engine-ids/
-	quota map[string]int              // by product_id
+	rows  map[string]*engine.Row // by engine_id
+	ids   map[string]string      // engine-ids/
+	quota map[string]int         // by product_id
 	// pool and unreachable are the engine_ids of pooled volumes and warm engines, and of
 	// volumes that wait for their node.
 	pool, unreachable map[string]bool
@@ -127,14 +127,14 @@ func (w *watcher) look(ctx context.Context) (*snapshot, error) {
 
 func read(pairs consul.KVPairs) (*snapshot, error) {
 	s := &snapshot{
-		rows: map[string]*registry.Engine{}, ids: map[string]string{}, quota: map[string]int{}, pool: map[string]bool{}, unreachable: map[string]bool{},
+		rows: map[string]*engine.Row{}, ids: map[string]string{}, quota: map[string]int{}, pool: map[string]bool{}, unreachable: map[string]bool{},
 	}
 	for _, p := range pairs {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(p.Key, prefix), "/")
 		var err error
 		switch name {
 		case "engines":
-			e := new(registry.Engine)
+			e := new(engine.Row)
 			if err = json.Unmarshal(p.Value, e); err == nil {
 				if s.rows[e.EngineID] != nil {
 					return nil, fmt.Errorf("two rows have engine_id %s", e.EngineID)
@@ -213,9 +213,9 @@ func (w *watcher) measure(s *snapshot) {
 		switch {
 		case x.crashed:
 			switch e := s.rows[x.row]; {
-			case e == nil || e.Op != nil && e.Op.Kind != registry.OpRecover:
+			case e == nil || e.Op != nil && e.Op.Kind != engine.OpRecover:
 				// A caller was faster, so the event can no longer be observed.
-			case e.State == registry.Running:
+			case e.State == engine.Running:
 				still = append(still, x)
 			default:
 				w.crashes = append(w.crashes, took)
@@ -277,7 +277,7 @@ func (w *watcher) crashing(engineID string) {
 	if w.last == nil {
 		return
 	}
-	if e := w.last.rows[engineID]; e != nil && e.State == registry.Running && e.Op == nil {
+	if e := w.last.rows[engineID]; e != nil && e.State == engine.Running && e.Op == nil {
 		w.waiting = append(w.waiting, wait{since: time.Now(), row: engineID, crashed: true})
 	}
 }

@@ -26,7 +26,6 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/secrets"
 )
@@ -168,7 +167,7 @@ func (c *Config) check(unread map[string]bool) []error {
 
 	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec), string(jobs.Mock))
 	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
-	err := registry.CheckKeyProofPath(c.KeyProofPath)
+	err := engine.CheckKeyProofPath(c.KeyProofPath)
 	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
 	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
@@ -303,7 +302,7 @@ func (c *Config) Scheduler() scheduler.Options {
 	}
 	return scheduler.Options{
 		Job: job, DefaultImage: c.EngineImage, KeyProofPath: c.KeyProofPath,
-		Resources:    registry.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
+		Resources:    engine.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
 		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
 		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
 		MaxFailures:  c.HealthMaxFailures,

@@ -11,7 +11,6 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
@@ -153,7 +152,7 @@ func TestScheduler(t *testing.T) {
 			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", NomadLogs: true, BinDir: "/opt/engines", CatalogPath: "/c",
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
 		},
-		DefaultImage: "engine", KeyProofPath: "/me", Resources: registry.Resources{CPUMHz: 11, MemoryMB: 12},
+		DefaultImage: "engine", KeyProofPath: "/me", Resources: engine.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},

@@ -49,7 +49,7 @@ func codesOf(t *testing.T, doc *openapi3.T) map[string]bool {
 func TestCodesAreThoseOfTheService(t *testing.T) {
 	documented := codesOf(t, load(t))
 	documented["NOT_FOUND"], documented["METHOD_NOT_ALLOWED"] = true, true
-	file, err := parser.ParseFile(token.NewFileSet(), "../../scheduler/error.go", nil, 0)
+	file, err := parser.ParseFile(token.NewFileSet(), "../../engine/error.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
@@ -24,7 +23,7 @@ const (
 
 // observation is what there is of one engine, as the stores themselves say.
 type observation struct {
-	row   *registry.Engine
+	row   *engine.Row
 	alloc *cluster.Alloc // the newest of its job; nil: there is none
 	node  nodeState
 	fails bool // its check in Consul is critical
@@ -69,14 +68,14 @@ func (c remedy) String() string {
 // asked when it is to begin.
 func assess(s observation, backoff engine.Backoff) (remedy, string) {
 	row := s.row
-	if row.Op == nil && row.State == registry.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !boot.SameProcess(row.Frozen, row, s.alloc) {
+	if row.Op == nil && row.State == engine.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !boot.SameProcess(row.Frozen, row, s.alloc) {
 		return remedySettle, ""
 	}
-	if row.Op != nil || row.Desired != registry.Running {
+	if row.Op != nil || row.Desired != engine.Running {
 		return remedyNone, ""
 	}
 	switch row.State {
-	case registry.Running:
+	case engine.Running:
 		switch {
 		case s.unheard(), !s.alive() && s.node == nodeShut:
 			return remedyFail, engine.ReasonNodeDown
@@ -91,7 +90,7 @@ func assess(s observation, backoff engine.Backoff) (remedy, string) {
 		case s.fails, row.Reason != "":
 			return remedyProbe, engine.ReasonUnhealthy
 		}
-	case registry.Failed:
+	case engine.Failed:
 		switch {
 		case s.unheard(), s.lost: // nothing that is started could be placed
 			return remedyNone, ""
@@ -117,7 +116,7 @@ func wasCut(reason string) bool {
 }
 
 // due says whether a failed engine is to be restarted, by its row.
-func due(row *registry.Engine, now time.Time, backoff engine.Backoff) remedy {
+func due(row *engine.Row, now time.Time, backoff engine.Backoff) remedy {
 	r := row.Restarts
 	switch {
 	case r == nil:

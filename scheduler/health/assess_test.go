@@ -9,7 +9,6 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestAssess(t *testing.T) {
@@ -22,20 +21,20 @@ func TestAssess(t *testing.T) {
 	crashed.Crash, other.ID, stopping.Desired = 7, "b", api.AllocDesiredStatusStop
 	starved := alloc("failed")
 	starved.Crash, starved.OutOfMemory = 7, true
-	up := &registry.Engine{State: registry.Running, Desired: registry.Running, AllocID: "a"}
-	failed := func(reason string, r *registry.Restarts) *registry.Engine {
-		return &registry.Engine{State: registry.Failed, Desired: registry.Running, Reason: reason, Restarts: r}
+	up := &engine.Row{State: engine.Running, Desired: engine.Running, AllocID: "a"}
+	failed := func(reason string, r *engine.Restarts) *engine.Row {
+		return &engine.Row{State: engine.Failed, Desired: engine.Running, Reason: reason, Restarts: r}
 	}
-	later := &registry.Restarts{NextAt: now.Add(time.Second)}
-	due := &registry.Restarts{NextAt: now, Attempts: 2}
-	spent := &registry.Restarts{NextAt: now, Attempts: 3}
-	gaveUp := &registry.Restarts{Attempts: 3, GaveUp: true}
-	paused := &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a", Started: 5}}
+	later := &engine.Restarts{NextAt: now.Add(time.Second)}
+	due := &engine.Restarts{NextAt: now, Attempts: 2}
+	spent := &engine.Restarts{NextAt: now, Attempts: 3}
+	gaveUp := &engine.Restarts{Attempts: 3, GaveUp: true}
+	paused := &engine.Row{State: engine.Sleeping, Desired: engine.Sleeping, Frozen: &engine.Frozen{AllocID: "a", Started: 5}}
 	frozen, anew := alloc("running"), alloc("running")
 	frozen.Started, anew.Started = 5, 6
 	for _, c := range []struct {
 		name   string
-		row    *registry.Engine
+		row    *engine.Row
 		alloc  *cluster.Alloc
 		node   nodeState
 		fails  bool
@@ -68,8 +67,8 @@ func TestAssess(t *testing.T) {
 		{"DueWithoutAJob", failed(engine.ReasonJobMissing, due), nil, nodeUp, false, remedyRestart, ""},
 		{"Spent", failed(engine.ReasonCrashed, spent), complete, nodeUp, false, remedyGiveUp, ""},
 		{"GaveUp", failed(engine.ReasonCrashed, gaveUp), complete, nodeUp, false, remedyNone, ""},
-		{"Stopped", &registry.Engine{State: registry.Stopped, Desired: registry.Stopped}, complete, nodeUp, false, remedyNone, ""},
-		{"Asleep", &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping}, nil, nodeUp, false, remedyNone, ""},
+		{"Stopped", &engine.Row{State: engine.Stopped, Desired: engine.Stopped}, complete, nodeUp, false, remedyNone, ""},
+		{"Asleep", &engine.Row{State: engine.Sleeping, Desired: engine.Sleeping}, nil, nodeUp, false, remedyNone, ""},
 		{"Paused", paused, frozen, nodeUp, true, remedyNone, ""},
 		{"PausedOnAClosedNode", paused, frozen, nodeShut, true, remedyNone, ""},
 		{"PausedAndTheNodeIsDown", paused, complete, nodeSilent, true, remedyNone, ""},
@@ -81,7 +80,7 @@ func TestAssess(t *testing.T) {
 		{"PausedAndDrained", paused, stopping, nodeShut, true, remedySettle, ""},
 		{"PausedAndPlacedAnew", paused, other, nodeUp, false, remedySettle, ""},
 		{"PausedWithoutAJob", paused, nil, nodeUp, false, remedySettle, ""},
-		{"FailedThenStopped", &registry.Engine{State: registry.Failed, Desired: registry.Stopped}, complete, nodeUp, false, remedyNone, ""},
+		{"FailedThenStopped", &engine.Row{State: engine.Failed, Desired: engine.Stopped}, complete, nodeUp, false, remedyNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, reason := assess(observation{row: c.row, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
@@ -89,7 +88,7 @@ func TestAssess(t *testing.T) {
 				t.Errorf("got %s %q, want %s %q", got, reason, c.want, c.reason)
 			}
 			busy := c.row.Clone()
-			busy.Op = &registry.Op{}
+			busy.Op = &engine.Operation{}
 			if got, _ := assess(observation{row: busy, alloc: c.alloc, node: c.node, fails: c.fails, now: now}, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3}); got != remedyNone {
 				t.Errorf("an engine with an operation under way gets %s", got)
 			}
@@ -103,16 +102,16 @@ func TestAssessIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pick := func(name string, words ...string) string { return rapid.SampledFrom(words).Draw(t, name) }
 		now := time.Unix(1e9, 0)
-		row := &registry.Engine{
-			State: rapid.SampledFrom(registry.States).Draw(t, "state"), Desired: rapid.SampledFrom(registry.States).Draw(t, "desired"),
+		row := &engine.Row{
+			State: rapid.SampledFrom(engine.States).Draw(t, "state"), Desired: rapid.SampledFrom(engine.States).Draw(t, "desired"),
 			Reason:  pick("reason", engine.ReasonCrashed, engine.ReasonNodeDown, engine.ReasonUnhealthy, engine.ReasonBootTimeout, engine.ReasonImage, engine.ReasonJobMissing),
 			AllocID: "a", Crash: int64(rapid.IntRange(0, 1).Draw(t, "crash")),
 		}
 		if rapid.Bool().Draw(t, "frozen") {
-			row.Frozen = &registry.Frozen{AllocID: "a", Started: 1}
+			row.Frozen = &engine.Frozen{AllocID: "a", Started: 1}
 		}
 		if rapid.Bool().Draw(t, "restarts") {
-			row.Restarts = &registry.Restarts{
+			row.Restarts = &engine.Restarts{
 				Attempts: rapid.IntRange(0, 4).Draw(t, "attempts"), GaveUp: rapid.Bool().Draw(t, "gave up"),
 				NextAt: now.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "next"))),
 			}
@@ -126,13 +125,13 @@ func TestAssessIsSafe(t *testing.T) {
 		}
 		got, _ := assess(s, engine.Backoff{Max: 5 * time.Minute, MaxAttempts: 3})
 		switch {
-		case got == remedySettle && (row.State != registry.Sleeping || row.Frozen == nil || s.unheard()):
+		case got == remedySettle && (row.State != engine.Sleeping || row.Frozen == nil || s.unheard()):
 			t.Fatal("settled")
-		case row.Desired != registry.Running && got != remedyNone && got != remedySettle:
+		case row.Desired != engine.Running && got != remedyNone && got != remedySettle:
 			t.Fatalf("%s for an engine that should not run", got)
 		case (got == remedyRestart || got == remedyWait || got == remedyGiveUp) && (s.unheard() || s.alive()):
 			t.Fatalf("%s while a process may run", got)
-		case (got == remedyFail || got == remedyProbe) && row.State != registry.Running, (got == remedyRecover || got == remedyPeek || got == remedyRestart) && row.State != registry.Failed:
+		case (got == remedyFail || got == remedyProbe) && row.State != engine.Running, (got == remedyRecover || got == remedyPeek || got == remedyRestart) && row.State != engine.Failed:
 			t.Fatalf("%s of an engine that is %s", got, row.State)
 		case got == remedyRecover && !s.alive():
 			t.Fatal("a recovery without a process")
@@ -144,9 +143,9 @@ func TestAssessIsSafe(t *testing.T) {
 // left alone until it has one.
 func TestLostVolume(t *testing.T) {
 	now := time.Now()
-	spent := &registry.Restarts{NextAt: now.Add(-time.Minute), Attempts: 2}
-	row := func(state registry.State, reason string) *registry.Engine {
-		return &registry.Engine{State: state, Desired: registry.Running, AllocID: "a", Reason: reason, Restarts: spent}
+	spent := &engine.Restarts{NextAt: now.Add(-time.Minute), Attempts: 2}
+	row := func(state engine.State, reason string) *engine.Row {
+		return &engine.Row{State: state, Desired: engine.Running, AllocID: "a", Reason: reason, Restarts: spent}
 	}
 	alive := &cluster.Alloc{ID: "b", Desired: api.AllocDesiredStatusRun, Client: api.AllocClientStatusRunning}
 	for _, c := range []struct {
@@ -155,14 +154,14 @@ func TestLostVolume(t *testing.T) {
 		want        remedy
 		reason      string
 	}{
-		{"Running", observation{row: row(registry.Running, ""), lost: true}, remedyFail, engine.ReasonVolumeUnknown},
-		{"RunningOnASilentNode", observation{row: row(registry.Running, ""), lost: true, node: nodeSilent}, remedyFail, engine.ReasonNodeDown},
-		{"Failed", observation{row: row(registry.Failed, engine.ReasonVolumeUnknown), lost: true}, remedyNone, ""},
-		{"FailedOtherwise", observation{row: row(registry.Failed, engine.ReasonCrashed), lost: true}, remedyNone, ""},
-		{"Adopted", observation{row: row(registry.Failed, engine.ReasonAdopted)}, remedyRestart, ""},
-		{"AdoptedAndThere", observation{row: row(registry.Failed, engine.ReasonAdopted), alloc: alive}, remedyRecover, ""},
-		{"KnownAgain", observation{row: row(registry.Failed, engine.ReasonVolumeUnknown)}, remedyRestart, ""},
-		{"Paused", observation{row: &registry.Engine{State: registry.Sleeping, Desired: registry.Sleeping, Frozen: &registry.Frozen{AllocID: "a"}}, lost: true}, remedyNone, ""},
+		{"Running", observation{row: row(engine.Running, ""), lost: true}, remedyFail, engine.ReasonVolumeUnknown},
+		{"RunningOnASilentNode", observation{row: row(engine.Running, ""), lost: true, node: nodeSilent}, remedyFail, engine.ReasonNodeDown},
+		{"Failed", observation{row: row(engine.Failed, engine.ReasonVolumeUnknown), lost: true}, remedyNone, ""},
+		{"FailedOtherwise", observation{row: row(engine.Failed, engine.ReasonCrashed), lost: true}, remedyNone, ""},
+		{"Adopted", observation{row: row(engine.Failed, engine.ReasonAdopted)}, remedyRestart, ""},
+		{"AdoptedAndThere", observation{row: row(engine.Failed, engine.ReasonAdopted), alloc: alive}, remedyRecover, ""},
+		{"KnownAgain", observation{row: row(engine.Failed, engine.ReasonVolumeUnknown)}, remedyRestart, ""},
+		{"Paused", observation{row: &engine.Row{State: engine.Sleeping, Desired: engine.Sleeping, Frozen: &engine.Frozen{AllocID: "a"}}, lost: true}, remedyNone, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.observation.now = now

@@ -5,7 +5,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
@@ -17,21 +17,21 @@ type engineCase struct {
 }
 
 // amiss says whether the view shows an engine that needs a look at the stores.
-func (m *Monitor) amiss(row *registry.Engine) bool {
+func (m *Monitor) amiss(row *engine.Row) bool {
 	if row.Op != nil {
 		return false
 	}
-	if row.State == registry.Sleeping && row.Frozen != nil {
+	if row.State == engine.Sleeping && row.Frozen != nil {
 		alloc, known := m.d.Nomad.Newest(row.JobID())
 		return !m.d.Engines.NodeSilent(row.NodeID) && !(known && boot.SameProcess(row.Frozen, row, &alloc))
 	}
-	if row.Desired != registry.Running {
+	if row.Desired != engine.Running {
 		return false
 	}
-	if row.State == registry.Failed {
-		return row.ProductID != registry.WarmProduct // which is replaced
+	if row.State == engine.Failed {
+		return row.ProductID != engine.WarmProduct // which is replaced
 	}
-	if row.State != registry.Running {
+	if row.State != engine.Running {
 		return false
 	}
 	alloc, known := m.d.Nomad.Newest(row.JobID())
@@ -77,7 +77,7 @@ func (m *Monitor) Requeue(engineID string) {
 }
 
 // forget drops the memory of engines that are gone or as they should be.
-func (m *Monitor) forget(rows []*registry.Engine) {
+func (m *Monitor) forget(rows []*engine.Row) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.cases) == 0 && len(m.asked) == 0 {

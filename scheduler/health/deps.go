@@ -31,7 +31,7 @@ type Deps struct {
 
 // Store is the registry: rows, and the note of a storm.
 type Store interface {
-	Engine(ctx context.Context, productID, userID string) (*registry.Engine, error)
+	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
 	Storm(ctx context.Context) (*registry.Storm, error)
 	PutStorm(ctx context.Context, s *registry.Storm) error
 	DeleteStorm(ctx context.Context, s *registry.Storm) error
@@ -40,7 +40,7 @@ type Store interface {
 
 // Rows is the view of the rows.
 type Rows interface {
-	All() []*registry.Engine
+	All() []*engine.Row
 }
 
 // Nomad is the view of allocations, and Nomad's own word of them.
@@ -53,8 +53,8 @@ type Nomad interface {
 
 // Checks is how the engines' checks in Consul stand.
 type Checks interface {
-	Of(row *registry.Engine) (registry.Standing, time.Time)
-	AgentDead(row *registry.Engine) bool
+	Of(row *engine.Row) (registry.Standing, time.Time)
+	AgentDead(row *engine.Row) bool
 }
 
 // Engines is what is known of engines besides, and what is done to them.
@@ -64,20 +64,20 @@ type Engines interface {
 	// nodeSilent says whether the servers do not hear from a node.
 	NodeSilent(nodeID string) bool
 	// BrainKnown says whether Nomad knows the engine's volume.
-	BrainKnown(ctx context.Context, row *registry.Engine) (bool, error)
+	BrainKnown(ctx context.Context, row *engine.Row) (bool, error)
 	// NoteUnproven notes in the row an allocation whose end nobody has proved.
-	NoteUnproven(row *registry.Engine, alloc cluster.Alloc)
+	NoteUnproven(row *engine.Row, alloc cluster.Alloc)
 	// GoOn has a process go on that may be frozen.
-	GoOn(ctx context.Context, row *registry.Engine)
+	GoOn(ctx context.Context, row *engine.Row)
 	// SettleFrozen ends the process of an engine that sleeps, which is not the one that
 	// was frozen.
-	SettleFrozen(ctx context.Context, row *registry.Engine) error
+	SettleFrozen(ctx context.Context, row *engine.Row) error
 	// Restart gives a failed engine a new process, and Recover takes the one that it has
 	// for running again; they wait for how that ends.
-	Restart(ctx context.Context, row *registry.Engine, canary bool) error
-	Recover(ctx context.Context, row *registry.Engine, crash int64) error
+	Restart(ctx context.Context, row *engine.Row, canary bool) error
+	Recover(ctx context.Context, row *engine.Row, crash int64) error
 	// Update writes a row that the service itself changed, with an audit row.
-	Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error
+	Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error
 	// Begin and Complete write the two halves of an audit row that is of no engine.
 	Begin(ctx context.Context, action string, details map[string]any) (auditID int64, err error)
 	Complete(ctx context.Context, auditID int64, took time.Duration)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -87,7 +88,7 @@ func (m *Monitor) Run(ctx context.Context) {
 
 // look looks at one engine in a goroutine of its own. Only run calls it, and has
 // seen that there is a token.
-func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
+func (m *Monitor) look(ctx context.Context, row *engine.Row) {
 	m.looks <- struct{}{}
 	m.work.Go(func() {
 		acted, err := m.examine(ctx, row)
@@ -108,7 +109,7 @@ func (m *Monitor) look(ctx context.Context, row *registry.Engine) {
 
 // examine reads what there is of an engine, decides, and acts. It holds a look's
 // token, which it gives back before it waits for an engine to come back.
-func (m *Monitor) examine(ctx context.Context, seen *registry.Engine) (acted bool, err error) {
+func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, err error) {
 	free := sync.OnceFunc(func() { <-m.looks })
 	defer free()
 	at, err := m.observe(ctx, seen)
@@ -164,7 +165,7 @@ func (m *Monitor) mend(do func() error) error {
 }
 
 // tryRestart restarts an engine unless a storm forbids it.
-func (m *Monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
+func (m *Monitor) tryRestart(ctx context.Context, row *engine.Row) error {
 	canary, ok := m.storm.permit(time.Now())
 	if !ok {
 		return nil
@@ -178,7 +179,7 @@ func (m *Monitor) tryRestart(ctx context.Context, row *registry.Engine) error {
 
 // observe reads what there is of an engine from the stores; nil when its row is
 // another's or busy by now.
-func (m *Monitor) observe(ctx context.Context, seen *registry.Engine) (*observation, error) {
+func (m *Monitor) observe(ctx context.Context, seen *engine.Row) (*observation, error) {
 	d := m.d
 	row, err := d.Store.Engine(ctx, seen.ProductID, seen.UserID)
 	if errors.Is(err, registry.ErrNotFound) {

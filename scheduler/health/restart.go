@@ -6,13 +6,12 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // nextRestarts is what a row says of restarts when its engine has failed: what it ran
 // well for as long as the longest wait is forgotten.
-func nextRestarts(b engine.Backoff, row *registry.Engine, now time.Time) *registry.Restarts {
-	r := &registry.Restarts{}
+func nextRestarts(b engine.Backoff, row *engine.Row, now time.Time) *engine.Restarts {
+	r := &engine.Restarts{}
 	if row.Restarts != nil && now.Sub(row.RunningSince) < b.Max {
 		r.Attempts = row.Restarts.Attempts
 	}
@@ -21,7 +20,7 @@ func nextRestarts(b engine.Backoff, row *registry.Engine, now time.Time) *regist
 }
 
 // giveUp leaves a failed engine to a manual start.
-func (m *Monitor) giveUp(ctx context.Context, row *registry.Engine) error {
+func (m *Monitor) giveUp(ctx context.Context, row *engine.Row) error {
 	row = row.Clone()
 	attempts := row.Restarts.Attempts
 	row.Restarts.GaveUp = true
@@ -32,7 +31,7 @@ func (m *Monitor) giveUp(ctx context.Context, row *registry.Engine) error {
 func (m *Monitor) fail(ctx context.Context, at *observation, reason string, crash int64) error {
 	row, now := at.row.Clone(), time.Now().UTC()
 	if at.vanished && row.Vanished == nil {
-		row.Vanished = &registry.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}
+		row.Vanished = &engine.Vanished{AllocID: row.AllocID, NodeID: row.NodeID, Since: now}
 	}
 	if at.alloc != nil {
 		m.d.Engines.NoteUnproven(row, *at.alloc)
@@ -40,7 +39,7 @@ func (m *Monitor) fail(ctx context.Context, at *observation, reason string, cras
 	if at := m.LastHealth(row); reason != engine.ReasonUnhealthy {
 		row.LastHealthAt = at
 	}
-	row.State, row.Reason, row.Crash = registry.Failed, reason, crash
+	row.State, row.Reason, row.Crash = engine.Failed, reason, crash
 	row.URL, row.AllocID = "", ""
 	row.Restarts = nextRestarts(m.d.Backoff, row, now)
 	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": reason})

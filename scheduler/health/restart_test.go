@@ -5,12 +5,11 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestAttemptsAreCountedUntilAnEngineRunsWell(t *testing.T) {
 	b, now := engine.Backoff{Base: time.Second, Max: time.Minute}, time.Now()
-	row := &registry.Engine{RunningSince: now.Add(-59 * time.Second), Restarts: &registry.Restarts{Attempts: 3}}
+	row := &engine.Row{RunningSince: now.Add(-59 * time.Second), Restarts: &engine.Restarts{Attempts: 3}}
 	if got := nextRestarts(b, row, now); got.Attempts != 3 || got.NextAt.Before(now.Add(8*time.Second)) {
 		t.Errorf("failed again soon: %+v", got)
 	}
@@ -28,7 +27,7 @@ func TestRestartAfterAClockAhead(t *testing.T) {
 		0: remedyWait, time.Hour: remedyRestart, -time.Hour: remedyRestart,
 	} {
 		for attempts := range 8 {
-			row := &registry.Engine{State: registry.Failed, Restarts: &registry.Restarts{Attempts: attempts, NextAt: now.Add(ahead + b.After(attempts))}}
+			row := &engine.Row{State: engine.Failed, Restarts: &engine.Restarts{Attempts: attempts, NextAt: now.Add(ahead + b.After(attempts))}}
 			if got := due(row, now, b); got != want {
 				t.Errorf("attempt %d by a clock %s ahead: %v, want %v", attempts, ahead, got, want)
 			}

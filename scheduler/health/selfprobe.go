@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -35,8 +36,8 @@ func newSelfProbes() *selfProbes {
 }
 
 // unwatched says whether nobody runs the check of an engine that runs.
-func (m *Monitor) unwatched(row *registry.Engine) bool {
-	if row.State != registry.Running || row.Op != nil || row.URL == "" {
+func (m *Monitor) unwatched(row *engine.Row) bool {
+	if row.State != engine.Running || row.Op != nil || row.URL == "" {
 		return false
 	}
 	standing, _ := m.d.Checks.Of(row)
@@ -45,7 +46,7 @@ func (m *Monitor) unwatched(row *registry.Engine) bool {
 
 // probeUnwatched asks those of the rows that are unwatched and due, in goroutines that
 // work waits for, and forgets the others.
-func (m *Monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, now time.Time) {
+func (m *Monitor) probeUnwatched(ctx context.Context, rows []*engine.Row, now time.Time) {
 	p := m.self
 	unwatched := map[string]bool{}
 	for _, row := range rows {
@@ -63,7 +64,7 @@ func (m *Monitor) probeUnwatched(ctx context.Context, rows []*registry.Engine, n
 	}
 }
 
-func (m *Monitor) probeOne(ctx context.Context, row *registry.Engine, now time.Time) {
+func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) {
 	p := m.self
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,7 +98,7 @@ func (m *Monitor) probeOne(ctx context.Context, row *registry.Engine, now time.T
 }
 
 // failing says whether an engine that nobody else asks has failed so often in a row.
-func (p *selfProbes) failing(row *registry.Engine, max int) bool {
+func (p *selfProbes) failing(row *engine.Row, max int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	probe := p.of[row.EngineID]
@@ -106,7 +107,7 @@ func (p *selfProbes) failing(row *registry.Engine, max int) bool {
 
 // healthy is when an engine last said to this replica that it is; zero: not since it
 // is asked.
-func (p *selfProbes) healthy(row *registry.Engine) time.Time {
+func (p *selfProbes) healthy(row *engine.Row) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if probe := p.of[row.EngineID]; probe != nil && probe.allocID == row.AllocID {
@@ -116,15 +117,15 @@ func (p *selfProbes) healthy(row *registry.Engine) time.Time {
 }
 
 // fails says whether an engine's check is critical, or it does not answer the service.
-func (m *Monitor) fails(row *registry.Engine) bool {
+func (m *Monitor) fails(row *engine.Row) bool {
 	standing, _ := m.d.Checks.Of(row)
 	return standing == registry.Critical || m.self.failing(row, m.d.MaxFailures)
 }
 
 // LastHealth is the last moment at which the service knew an engine healthy.
-func (m *Monitor) LastHealth(e *registry.Engine) time.Time {
+func (m *Monitor) LastHealth(e *engine.Row) time.Time {
 	last := e.LastHealthAt
-	if e.State != registry.Running {
+	if e.State != engine.Running {
 		return last
 	}
 	standing, at := m.d.Checks.Of(e)

@@ -21,16 +21,16 @@ const (
 // FleetHealth counts the engines that should run and those that do not, leaving
 // out what says nothing about a common cause: nodes that are down, volumes that
 // Nomad has lost, and engines that were given up.
-func FleetHealth(rows []*registry.Engine) (failed, wanted int) {
+func FleetHealth(rows []*engine.Row) (failed, wanted int) {
 	for _, e := range rows {
-		if e.Desired != registry.Running || e.State == registry.Destroying {
+		if e.Desired != engine.Running || e.State == engine.Destroying {
 			continue
 		}
 		retried := e.Op != nil && e.Op.Action == audit.ActionAutoRestartStart
 		switch {
-		case e.State == registry.Failed && (e.Reason == engine.ReasonNodeDown || e.Reason == engine.ReasonVolumeUnknown || e.Restarts != nil && e.Restarts.GaveUp):
+		case e.State == engine.Failed && (e.Reason == engine.ReasonNodeDown || e.Reason == engine.ReasonVolumeUnknown || e.Restarts != nil && e.Restarts.GaveUp):
 			continue
-		case e.State == registry.Failed, retried:
+		case e.State == engine.Failed, retried:
 			failed++
 		}
 		wanted++
@@ -108,7 +108,7 @@ func (s *storm) told(healthy bool) {
 
 // watchStorm weighs the fleet, and tells of a storm's begin and end: one audit
 // Row each, whichever replica leads meanwhile.
-func (m *Monitor) watchStorm(ctx context.Context, rows []*registry.Engine) error {
+func (m *Monitor) watchStorm(ctx context.Context, rows []*engine.Row) error {
 	failed, wanted := FleetHealth(rows)
 	on, changed := m.storm.weigh(failed, wanted)
 	if changed {

@@ -8,19 +8,18 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 func TestFleetHealth(t *testing.T) {
-	rows := []*registry.Engine{
-		{State: registry.Running, Desired: registry.Running},
-		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonCrashed},
-		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonNodeDown},
-		{State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonCrashed, Restarts: &registry.Restarts{GaveUp: true}},
-		{State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Action: audit.ActionAutoRestartStart}},
-		{State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Action: audit.ActionProvision}},
-		{State: registry.Stopped, Desired: registry.Stopped}, {State: registry.Sleeping, Desired: registry.Sleeping},
-		{State: registry.Failed, Desired: registry.Stopped}, {State: registry.Destroying, Desired: registry.Destroying},
+	rows := []*engine.Row{
+		{State: engine.Running, Desired: engine.Running},
+		{State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonCrashed},
+		{State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonNodeDown},
+		{State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonCrashed, Restarts: &engine.Restarts{GaveUp: true}},
+		{State: engine.Provisioning, Desired: engine.Running, Op: &engine.Operation{Action: audit.ActionAutoRestartStart}},
+		{State: engine.Provisioning, Desired: engine.Running, Op: &engine.Operation{Action: audit.ActionProvision}},
+		{State: engine.Stopped, Desired: engine.Stopped}, {State: engine.Sleeping, Desired: engine.Sleeping},
+		{State: engine.Failed, Desired: engine.Stopped}, {State: engine.Destroying, Desired: engine.Destroying},
 	}
 	if failed, wanted := FleetHealth(rows); failed != 2 || wanted != 4 {
 		t.Errorf("got %d of %d, want 2 of 4", failed, wanted)

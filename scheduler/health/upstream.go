@@ -8,7 +8,6 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
@@ -57,7 +56,7 @@ func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, c
 
 // noteUpstreams says in the row of a running engine that it cannot serve for what it
 // depends on. It runs on: a restart would change nothing.
-func (m *Monitor) noteUpstreams(ctx context.Context, row *registry.Engine, failing []string) error {
+func (m *Monitor) noteUpstreams(ctx context.Context, row *engine.Row, failing []string) error {
 	row = row.Clone()
 	row.Reason = engine.ReasonUpstream
 	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
@@ -67,7 +66,7 @@ func (m *Monitor) noteUpstreams(ctx context.Context, row *registry.Engine, faili
 	return err
 }
 
-func (m *Monitor) noteHealed(ctx context.Context, row *registry.Engine) error {
+func (m *Monitor) noteHealed(ctx context.Context, row *engine.Row) error {
 	row = row.Clone()
 	reason := row.Reason
 	row.Reason, row.LastHealthAt = "", time.Now().UTC()

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -31,14 +32,14 @@ type Replica interface {
 // Store is what the registry tells of who is in use, and where rows are marked.
 type Store interface {
 	Activity(ctx context.Context) (*registry.Activity, error)
-	Products(ctx context.Context) ([]*registry.Product, []*registry.Unreadable, error)
-	ProposeSleep(ctx context.Context, row *registry.Engine) error
+	Products(ctx context.Context) ([]*engine.Product, []*registry.Unreadable, error)
+	ProposeSleep(ctx context.Context, row *engine.Row) error
 }
 
 // Rows is the view of the rows.
 type Rows interface {
 	Synced() <-chan struct{}
-	Awake() []*registry.Engine
+	Awake() []*engine.Row
 }
 
 // Nodes is the view of the nodes.
@@ -61,7 +62,7 @@ type Engines interface {
 	// after so long without use; frozen: its process is to be kept. The channel is
 	// closed when that has ended; it is nil where another replica goes on with it.
 	// registry.ErrConflict: the row is not that one any more.
-	PutToSleep(ctx context.Context, row *registry.Engine, idle time.Duration, frozen bool) (<-chan struct{}, error)
+	PutToSleep(ctx context.Context, row *engine.Row, idle time.Duration, frozen bool) (<-chan struct{}, error)
 	// KeepFromSleep takes the mark off a row. registry.ErrConflict.
-	KeepFromSleep(ctx context.Context, row *registry.Engine) error
+	KeepFromSleep(ctx context.Context, row *engine.Row) error
 }

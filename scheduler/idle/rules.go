@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -22,7 +23,7 @@ func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 	}
 	rules := make(map[string]idleRule, len(products))
 	for _, p := range products {
-		rule := idleRule{after: z.d.Timeout, pause: p.Policy.SleepMode == registry.SleepPause}
+		rule := idleRule{after: z.d.Timeout, pause: p.Policy.SleepMode == engine.SleepPause}
 		if timeout := p.Policy.IdleTimeoutS; timeout != nil {
 			rule.after = time.Duration(min(*timeout, longestIdle)) * time.Second
 		}
@@ -33,7 +34,7 @@ func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 
 // idle are the engines that were not in use for their timeout and are not marked
 // yet.
-func (z *Sleeper) idle(rows []*registry.Engine, rules map[string]idleRule, now time.Time) []*attempt {
+func (z *Sleeper) idle(rows []*engine.Row, rules map[string]idleRule, now time.Time) []*attempt {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	var idle []*attempt

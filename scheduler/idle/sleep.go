@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -58,7 +59,7 @@ type wakeUp struct {
 
 // attempt is an engine whose row is marked.
 type attempt struct {
-	row    *registry.Engine
+	row    *engine.Row
 	engine uint64
 	used   time.Time // when it was last in use, as it was marked
 	began  time.Time
@@ -257,7 +258,7 @@ func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 }
 
 // unmark spares the next admit a write. It may fail: the mark alone does nothing.
-func (z *Sleeper) unmark(ctx context.Context, row *registry.Engine) {
+func (z *Sleeper) unmark(ctx context.Context, row *engine.Row) {
 	if err := z.d.Engines.KeepFromSleep(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
 		z.d.Log.Debug("a row stays marked for sleep until its next admit", "engine_id", row.EngineID, "error", err)
 	}

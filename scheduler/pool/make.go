@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/registry"
 )
@@ -20,7 +21,7 @@ func (p *Volumes) make(ctx context.Context, v *registry.PooledVolume, params map
 		return err
 	}
 	fault.Hit(PointNoted)
-	made, err := p.d.Nomad.CreateVolume(ctx, registry.JobID(v.EngineID), v.NodeID, params)
+	made, err := p.d.Nomad.CreateVolume(ctx, engine.JobID(v.EngineID), v.NodeID, params)
 	if err == nil {
 		p.began(v, made.ID)
 	}
@@ -60,7 +61,7 @@ func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registr
 func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params map[string]string) (ready bool, err error) {
 	id := p.beganAs(entry).id
 	if id == "" {
-		v, err := p.d.Nomad.EnsureVolume(ctx, registry.JobID(entry.EngineID), entry.NodeID, params)
+		v, err := p.d.Nomad.EnsureVolume(ctx, engine.JobID(entry.EngineID), entry.NodeID, params)
 		if err != nil {
 			p.began(entry, "") // the others of its node come first from now on
 			return false, err
@@ -118,5 +119,5 @@ func (p *Volumes) discard(ctx context.Context, v *registry.PooledVolume) error {
 		return err
 	}
 	fault.Hit(PointDiscarded)
-	return p.d.Nomad.DeleteVolumes(ctx, registry.JobID(v.EngineID))
+	return p.d.Nomad.DeleteVolumes(ctx, engine.JobID(v.EngineID))
 }

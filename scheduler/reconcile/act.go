@@ -8,6 +8,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -92,9 +93,9 @@ func MovedOn(err error) error {
 
 // failInterrupted ends a provisioning without an operation: its brain and key
 // stay, and a start tries again.
-func (r *Reconciler) failInterrupted(ctx context.Context, row *registry.Engine) error {
+func (r *Reconciler) failInterrupted(ctx context.Context, row *engine.Row) error {
 	row = row.Clone()
-	row.State, row.Reason, row.URL, row.AllocID = registry.Failed, reasonInterrupted, "", ""
+	row.State, row.Reason, row.URL, row.AllocID = engine.Failed, reasonInterrupted, "", ""
 	return MovedOn(r.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"why": Why, "reason": reasonInterrupted}))
 }
 

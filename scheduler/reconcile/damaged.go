@@ -3,6 +3,7 @@ package reconcile
 import (
 	"slices"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -15,7 +16,7 @@ func (p *planner) planDamaged() {
 		p.planUnreadable(u)
 	}
 	for _, u := range p.damagedProducts {
-		hasRows := slices.ContainsFunc(p.rows, func(row *registry.Engine) bool { return row.ProductID == u.ProductID }) ||
+		hasRows := slices.ContainsFunc(p.rows, func(row *engine.Row) bool { return row.ProductID == u.ProductID }) ||
 			slices.ContainsFunc(p.unreadable, func(row *registry.Unreadable) bool { return row.ProductID == u.ProductID }) || !p.read(listRows)
 		p.add(&Action{Act: ActRestoreProduct, Subject: "product", ProductID: u.ProductID, Why: "its record is damaged", damaged: u, hasRows: hasRows})
 	}
@@ -57,7 +58,7 @@ func (p *planner) planUnreadable(u *registry.Unreadable) {
 		act(ActReport, id, "its row is damaged, and nothing says which engine it was of")
 	case id == "" || p.peek(id).empty():
 		act(ActForget, id, "its row is damaged, and nothing is left of an engine of it")
-	case u.ProductID == registry.WarmProduct && owned != "":
+	case u.ProductID == engine.WarmProduct && owned != "":
 		act(ActForget, id, "its row is damaged, and nobody was given it")
 	default:
 		act(ActRebuild, id, "its row is damaged")

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -25,20 +26,20 @@ func TestDamagedRowKeepsItsEngine(t *testing.T) {
 		flag := func(name string) bool { return rapid.Bool().Draw(t, name) }
 		id, other, now := testID(testIDPrefix, 1), testID(testIDPrefix, 2), time.Now()
 		s := &simulated{now: now, keys: map[string]bool{other: true}, owners: map[string]secrets.Owner{}, volumes: map[string][]*cluster.Volume{}}
-		s.owners[other] = secrets.Owner{Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "w", EngineID: other}
+		s.owners[other] = secrets.Owner{Deployment: testDeploymentID, ProductID: engine.WarmProduct, UserID: "w", EngineID: other}
 		secret, indexed, newer := flag("secret"), flag("indexed"), flag("newer")
 		if secret {
 			s.keys[id] = true
 			s.owners[id] = secrets.Owner{Deployment: testDeploymentID, ProductID: "p", UserID: "user", EngineID: id}
 		}
 		if flag("volume") {
-			s.volumes[id] = []*cluster.Volume{{ID: "v", Name: registry.JobID(id), NodeID: "n"}}
+			s.volumes[id] = []*cluster.Volume{{ID: "v", Name: engine.JobID(id), NodeID: "n"}}
 		}
 		if flag("job") {
-			s.jobs = map[string]*cluster.JobInfo{id: {ID: registry.JobID(id), EngineID: id, Deployment: testDeployment, DeploymentID: testDeploymentID, Count: 1}}
+			s.jobs = map[string]*cluster.JobInfo{id: {ID: engine.JobID(id), EngineID: id, Deployment: testDeployment, DeploymentID: testDeploymentID, Count: 1}}
 		}
 		if flag("variable") {
-			s.variables = map[string]*cluster.VariableInfo{id: {JobID: registry.JobID(id)}}
+			s.variables = map[string]*cluster.VariableInfo{id: {JobID: engine.JobID(id)}}
 		}
 		s.orphans = map[string]*registry.Orphan{other: {EngineID: other, FirstSeen: now.Add(-2 * testGrace)}}
 		if flag("marked") {
@@ -77,10 +78,10 @@ func TestDamagedRowKeepsItsEngine(t *testing.T) {
 func TestDamagedRowOfAWarmEngine(t *testing.T) {
 	id := testID(testIDPrefix, 1)
 	s := &simulated{now: time.Now(), keys: map[string]bool{id: true}, owners: map[string]secrets.Owner{
-		id: {Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "user", EngineID: id},
+		id: {Deployment: testDeploymentID, ProductID: engine.WarmProduct, UserID: "user", EngineID: id},
 	}}
 	w := s.world()
-	w.unreadable = []*registry.Unreadable{damagedRow(registry.WarmProduct, false)}
+	w.unreadable = []*registry.Unreadable{damagedRow(engine.WarmProduct, false)}
 	if got := plan(w); len(got) != 1 || got[0].Act != ActForget {
 		t.Errorf("planned: %+v", got)
 	}
@@ -116,7 +117,7 @@ func TestPlanOfTwins(t *testing.T) {
 			}
 			w := s.world()
 			for i := range 2 {
-				w.rows = append(w.rows, &registry.Engine{EngineID: id, ProductID: "p", UserID: fmt.Sprint(i), State: registry.Destroying})
+				w.rows = append(w.rows, &engine.Row{EngineID: id, ProductID: "p", UserID: fmt.Sprint(i), State: engine.Destroying})
 			}
 			w.missing[listQuotas] = errors.New("of no interest")
 			acts := map[Act]int{}

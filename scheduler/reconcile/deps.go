@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -34,7 +35,7 @@ type Deps struct {
 	KillWithin time.Duration
 	// Undone is how a destroy begins that undoes a provision: kind, first step, and the
 	// code that its caller hears.
-	Undone registry.Op
+	Undone engine.Operation
 }
 
 // Store is the registry.
@@ -48,9 +49,9 @@ type Store interface {
 type Lists interface {
 	Orphans(ctx context.Context) ([]*registry.Orphan, error)
 	PoolIDs(ctx context.Context) (map[string]bool, error)
-	Engines(ctx context.Context) (rows []*registry.Engine, unreadable []*registry.Unreadable, err error)
+	Engines(ctx context.Context) (rows []*engine.Row, unreadable []*registry.Unreadable, err error)
 	UnreachableVolumes(ctx context.Context) ([]*registry.UnreachableVolume, []*registry.Unreadable, error)
-	Products(ctx context.Context) (products []*registry.Product, unreadable []*registry.Unreadable, err error)
+	Products(ctx context.Context) (products []*engine.Product, unreadable []*registry.Unreadable, err error)
 	Indexes(ctx context.Context) (*registry.Indexes, error)
 	Quarantine(ctx context.Context) ([]*registry.Quarantined, error)
 	Quotas(ctx context.Context) (map[string]registry.Quota, error)
@@ -60,7 +61,7 @@ type Lists interface {
 // Records are what a pass looks at once more before it acts, and what it writes.
 type Records interface {
 	Held(ctx context.Context, engineID string) (bool, error)
-	Engine(ctx context.Context, productID, userID string) (*registry.Engine, error)
+	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
 	PutOrphan(ctx context.Context, o *registry.Orphan) error
 	DeleteOrphan(ctx context.Context, o *registry.Orphan) error
 	CorrectQuota(ctx context.Context, productID string, q registry.Quota, count int) error
@@ -75,18 +76,18 @@ type Recovered interface {
 	Deployment(ctx context.Context) (*registry.Deployment, error)
 	Tenant(ctx context.Context, productID string) (registry.Tenant, error)
 	Tenants(ctx context.Context) (tenants []registry.Tenant, unreadable []*registry.Unreadable, err error)
-	RestoreProduct(ctx context.Context, p, old *registry.Product) error
+	RestoreProduct(ctx context.Context, p, old *engine.Product) error
 	DeleteProduct(ctx context.Context, productID string) error
 	PooledVolumes(ctx context.Context) ([]*registry.PooledVolume, []*registry.Unreadable, error)
 	DeletePooledVolume(ctx context.Context, v *registry.PooledVolume) error
-	Rebuild(ctx context.Context, p *registry.Product, e, before *registry.Engine) error
-	Correct(ctx context.Context, e *registry.Engine, oldID string, before *registry.Engine) error
+	Rebuild(ctx context.Context, p *engine.Product, e, before *engine.Row) error
+	Correct(ctx context.Context, e *engine.Row, oldID string, before *engine.Row) error
 }
 
 // Rows is the view of the rows.
 type Rows interface {
 	Unreadable(productID string) int
-	Twins(engineID string) []*registry.Engine
+	Twins(engineID string) []*engine.Row
 }
 
 // Nomad is what there is of engines in Nomad, and how it is removed.
@@ -151,16 +152,16 @@ type Engines interface {
 	// row; without a row it is not made.
 	Audited(ctx context.Context, e audit.Entry, change func() error) error
 	// Update writes a row that the service itself changed, with an audit row.
-	Update(ctx context.Context, row *registry.Engine, action string, details map[string]any) error
+	Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error
 	// EndProcess ends the process of an engine that is stopped or sleeping, and Destroy
 	// finishes a destroy; they wait for how that ends. gone: the list of jobs says that a
 	// paused one has none any more.
-	EndProcess(ctx context.Context, row *registry.Engine, gone bool) error
-	Destroy(ctx context.Context, row *registry.Engine) error
+	EndProcess(ctx context.Context, row *engine.Row, gone bool) error
+	Destroy(ctx context.Context, row *engine.Row) error
 	// Requeue has the health side look at an engine at once.
 	Requeue(engineID string)
 	// DiscardWarm removes an engine that nobody was given.
-	DiscardWarm(ctx context.Context, row *registry.Engine, why string)
+	DiscardWarm(ctx context.Context, row *engine.Row, why string)
 	// VolumesOf lists the volumes of an engine, and RemoveVolume deletes one with what is
 	// in it: an error says why it is left.
 	VolumesOf(ctx context.Context, engineID string) ([]*cluster.Volume, error)
@@ -168,8 +169,8 @@ type Engines interface {
 	// ProveEnded proves that nothing is left of allocations that Nomad says have ended.
 	ProveEnded(ctx context.Context, jobID string, allocs []cluster.Alloc) error
 	// Image and Resources are an engine's of a product when nothing else says them.
-	Image(p *registry.Product) (string, error)
-	Resources(p registry.Policy) registry.Resources
+	Image(p *engine.Product) (string, error)
+	Resources(p engine.Policy) engine.Resources
 }
 
 // Owners is whose the engines are.
@@ -178,17 +179,17 @@ type Owners interface {
 	Quarantine(ctx context.Context, q *registry.Quarantined) error
 	Release(ctx context.Context, q *registry.Quarantined) error
 	// QuarantineTwins does so with the engine of a row, if another names it, too.
-	QuarantineTwins(ctx context.Context, row *registry.Engine) error
+	QuarantineTwins(ctx context.Context, row *engine.Row) error
 	// Contradict does so with the engine of a row that is another owner's by its secret.
-	Contradict(ctx context.Context, row *registry.Engine, owner secrets.Owner)
+	Contradict(ctx context.Context, row *engine.Row, owner secrets.Owner)
 	// Agree says whether a secret and a row are of one owner, and Settled hears that they
 	// are again.
-	Agree(k *secrets.EngineKey, row *registry.Engine) bool
+	Agree(k *secrets.EngineKey, row *engine.Row) bool
 	Settled(engineID string)
 	// Backfill writes the owner of a row's engine into its secret and its variable, for the
 	// first time, and ClaimAgain into a secret that went back in time.
-	Backfill(ctx context.Context, row *registry.Engine) error
-	ClaimAgain(ctx context.Context, row *registry.Engine) error
+	Backfill(ctx context.Context, row *engine.Row) error
+	ClaimAgain(ctx context.Context, row *engine.Row) error
 	// WitnessProducts writes the witnesses of products that changed.
 	WitnessProducts(ctx context.Context) error
 }

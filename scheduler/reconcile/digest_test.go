@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -36,14 +36,14 @@ func TestWitnessesKeepTheDigest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := &Witnesses{
 				id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", ID: "k1", Owner: owner, Version: 1}},
-				job: tc.job, variable: tc.variable, volumes: []*cluster.Volume{{ID: "v", Name: registry.JobID("e")}},
+				job: tc.job, variable: tc.variable, volumes: []*cluster.Volume{{ID: "v", Name: engine.JobID("e")}},
 			}
 			r := w.judgeLost(time.Now(), true)
 			if r.act != ActRebuild || r.row.Image != tc.image || r.row.Digest != tc.digest {
 				t.Fatalf("%s: %+v", r.act, r.row)
 			}
 			w.row = r.row.Clone()
-			w.row.State, w.row.Reason, w.row.Digest = registry.Running, "", "" // of before it was resolved
+			w.row.State, w.row.Reason, w.row.Digest = engine.Running, "", "" // of before it was resolved
 			if r = w.judgeRow(time.Now(), true); tc.digest != "" && (r.act != ActCorrect || r.row.Digest != tc.digest) {
 				t.Errorf("an older row: %s: %+v", r.act, r.row)
 			}

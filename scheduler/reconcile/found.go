@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"github.com/septemberai/orch/cluster"
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // Found is what there is under one engine_id outside the registry.
@@ -51,24 +51,24 @@ func (f *Found) Parts() []string {
 // Find reads what there is of one engine outside the registry.
 func (r *Reconciler) Find(ctx context.Context, engineID string) (*Found, error) {
 	f := &Found{id: engineID}
-	jobs, err := r.d.Nomad.Jobs(ctx, registry.JobID(engineID), cluster.Unthrottled)
+	jobs, err := r.d.Nomad.Jobs(ctx, engine.JobID(engineID), cluster.Unthrottled)
 	if err != nil {
 		return nil, err
 	}
 	for _, j := range jobs {
-		if j.ID == registry.JobID(engineID) {
+		if j.ID == engine.JobID(engineID) {
 			f.job = j
 		}
 	}
 	if f.volumes, err = r.d.Engines.VolumesOf(ctx, engineID); err != nil {
 		return nil, err
 	}
-	variables, err := r.d.Nomad.KeyHashes(ctx, registry.JobID(engineID), cluster.Unthrottled)
+	variables, err := r.d.Nomad.KeyHashes(ctx, engine.JobID(engineID), cluster.Unthrottled)
 	if err != nil {
 		return nil, err
 	}
 	for _, v := range variables {
-		if v.JobID == registry.JobID(engineID) {
+		if v.JobID == engine.JobID(engineID) {
 			f.variable = v
 		}
 	}

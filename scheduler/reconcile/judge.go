@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -26,7 +25,7 @@ const (
 type ruling struct {
 	act Act
 	why string
-	row *registry.Engine // as it is to be written
+	row *engine.Row // as it is to be written
 }
 
 // judgeLost says what is to be done about an engine that has no row. back: the registry
@@ -44,9 +43,9 @@ func (w *Witnesses) judgeLost(now time.Time, back bool) ruling {
 		return ruling{}
 	case owner == secrets.Owner{}:
 		return ruling{act: ActQuarantine, why: "its secret in Vault does not say whose it is"}
-	case owner.ProductID == registry.WarmProduct && productID == "":
+	case owner.ProductID == engine.WarmProduct && productID == "":
 		return ruling{} // a warm engine that nobody was given: nobody's memory
-	case owner.ProductID == registry.WarmProduct:
+	case owner.ProductID == engine.WarmProduct:
 		return ruling{act: ActQuarantine, why: "by its secret in Vault nobody was given it, and Nomad names a user"}
 	case productID != "" && (productID != owner.ProductID || userID != owner.UserID):
 		return ruling{act: ActQuarantine, why: "its secret in Vault and Nomad name different users"}
@@ -66,24 +65,24 @@ func (w *Witnesses) judgeRow(now time.Time, back bool) ruling {
 	row := w.row.Clone()
 	owner := w.owner()
 	own := secrets.Owner{Deployment: w.deployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
-	begun := row.Op != nil && row.Op.Kind == registry.OpProvision && row.KeyVersion == 0
+	begun := row.Op != nil && row.Op.Kind == engine.OpProvision && row.KeyVersion == 0
 	switch {
-	case row.State == registry.Destroying:
+	case row.State == engine.Destroying:
 		return ruling{} // nothing leaves it; the destroy goes on
 	case w.nothing() && begun:
 		// Nothing was made yet, or it was destroyed since, and its id was used.
-		row.State, row.Desired = registry.Destroying, registry.Destroying
+		row.State, row.Desired = engine.Destroying, engine.Destroying
 		row.Op.Kind, row.Op.Step, row.Op.Undo = w.undone.Kind, w.undone.Step, w.undone.Undo
 		return ruling{act: ActCorrect, why: "nothing of it is left in Vault and Nomad: its provision is undone", row: row}
 	case w.nothing():
-		row.State, row.Desired, row.Reason = registry.Failed, registry.Stopped, engine.ReasonBrainMissing
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
 		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.SleepPending = nil, nil, nil, "", "", ""
 		row.KeyVersion, row.KeyID = 0, ""
 		if reflect.DeepEqual(row, w.row) {
 			return ruling{}
 		}
 		return ruling{act: ActMissing, why: "nothing of it is left in Vault and Nomad: it was destroyed since", row: row}
-	case owner != secrets.Owner{} && owner != own && row.ProductID == registry.WarmProduct && owner.Deployment == w.deployment:
+	case owner != secrets.Owner{} && owner != own && row.ProductID == engine.WarmProduct && owner.Deployment == w.deployment:
 		next := w.Rebuilt(owner, now)
 		next.Unlabelled = true
 		return ruling{act: ActRebuild, why: "it has a user in Vault, and its row says that it waits for one", row: next}
@@ -97,8 +96,8 @@ func (w *Witnesses) judgeRow(now time.Time, back bool) ruling {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 	}
 	if v := w.Brain(); v != nil && v.ID != row.VolumeID {
-		_, now := registry.VolumeOf(v.Name)
-		if _, then := registry.VolumeOf(row.Volume()); now >= then { // else the list is from before AdoptNode
+		_, now := engine.VolumeOf(v.Name)
+		if _, then := engine.VolumeOf(row.Volume()); now >= then { // else the list is from before AdoptNode
 			w.brainOf(row)
 		}
 	}
@@ -109,11 +108,11 @@ func (w *Witnesses) judgeRow(now time.Time, back bool) ruling {
 	row.Op, row.SleepPending = nil, ""
 	switch j := w.job; {
 	case j == nil && dropped:
-		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, cmp.Or(row.Reason, reasonInterrupted), "", ""
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = engine.Failed, engine.Running, cmp.Or(row.Reason, reasonInterrupted), "", ""
 	case j == nil:
-	case j.Count > 0 && row.Frozen == nil && (dropped || row.State == registry.Stopped || row.State == registry.Sleeping || row.State == registry.Provisioning):
-		row.State, row.Desired, row.Reason, row.URL, row.AllocID = registry.Failed, registry.Running, engine.ReasonRecovered, "", ""
-	case j.Count == 0 && (w.rest != "" || dropped) && !(row.State == registry.Failed && !dropped):
+	case j.Count > 0 && row.Frozen == nil && (dropped || row.State == engine.Stopped || row.State == engine.Sleeping || row.State == engine.Provisioning):
+		row.State, row.Desired, row.Reason, row.URL, row.AllocID = engine.Failed, engine.Running, engine.ReasonRecovered, "", ""
+	case j.Count == 0 && (w.rest != "" || dropped) && !(row.State == engine.Failed && !dropped):
 		row.Frozen = nil
 		w.atRest(row)
 	}
@@ -125,18 +124,18 @@ func (w *Witnesses) judgeRow(now time.Time, back bool) ruling {
 
 // Rebuilt is a row made from the witnesses alone. Its image is empty where nothing
 // says it.
-func (w *Witnesses) Rebuilt(owner secrets.Owner, now time.Time) *registry.Engine {
-	row := &registry.Engine{
+func (w *Witnesses) Rebuilt(owner secrets.Owner, now time.Time) *engine.Row {
+	row := &engine.Row{
 		EngineID: w.id, ProductID: owner.ProductID, UserID: owner.UserID, CreatedAt: now.Truncate(time.Millisecond),
-		State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonRecovered,
+		State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonRecovered,
 	}
 	if w.variable != nil && w.variable.Witness != nil {
 		v := w.variable.Witness
-		row.Image, row.Resources, row.NodePool = v.Image, registry.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB}, v.NodePool
+		row.Image, row.Resources, row.NodePool = v.Image, engine.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB}, v.NodePool
 		row.CreatedAt = v.CreatedAt
 	}
 	if j := w.job; j != nil {
-		row.Image, row.Resources, row.NodePool = j.Image, registry.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB}, j.NodePool
+		row.Image, row.Resources, row.NodePool = j.Image, engine.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB}, j.NodePool
 		if j.Count == 0 {
 			w.atRest(row)
 		}
@@ -153,7 +152,7 @@ func (w *Witnesses) Rebuilt(owner secrets.Owner, now time.Time) *registry.Engine
 }
 
 // brainOf names the volume of the engine in a row.
-func (w *Witnesses) brainOf(row *registry.Engine) {
+func (w *Witnesses) brainOf(row *engine.Row) {
 	v := w.Brain()
 	if v == nil {
 		return
@@ -166,10 +165,10 @@ func (w *Witnesses) brainOf(row *registry.Engine) {
 
 // atRest gives a row the state of an engine whose job asks for no process. What the
 // job does not say is taken for stopped, so that nothing runs that nobody started.
-func (w *Witnesses) atRest(row *registry.Engine) {
-	row.State, row.Desired, row.Reason, row.Restarts = registry.Stopped, registry.Stopped, "", nil
-	if w.rest == string(registry.Sleeping) {
-		row.State, row.Desired = registry.Sleeping, registry.Running
+func (w *Witnesses) atRest(row *engine.Row) {
+	row.State, row.Desired, row.Reason, row.Restarts = engine.Stopped, engine.Stopped, "", nil
+	if w.rest == string(engine.Sleeping) {
+		row.State, row.Desired = engine.Sleeping, engine.Running
 	}
 	row.URL, row.AllocID = "", ""
 }

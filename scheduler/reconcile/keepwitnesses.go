@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -25,7 +26,7 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 	work, limited := errgroup.WithContext(ctx)
 	work.SetLimit(backfillers)
 	for _, row := range w.rows {
-		if row.KeyVersion == 0 || row.KeyID != "" || row.Op != nil || row.State == registry.Destroying || w.keysMissing[row.EngineID] {
+		if row.KeyVersion == 0 || row.KeyID != "" || row.Op != nil || row.State == engine.Destroying || w.keysMissing[row.EngineID] {
 			continue
 		}
 		work.Go(func() error {
@@ -39,7 +40,7 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 	}
 	if w.keysLost {
 		for _, row := range w.rows {
-			if wantsKey(row) && row.ProductID != registry.WarmProduct {
+			if wantsKey(row) && row.ProductID != engine.WarmProduct {
 				work.Go(func() error {
 					if err := r.d.Owners.ClaimAgain(limited, row); err != nil && ctx.Err() == nil {
 						r.d.Log.Debug("an engine's owner was not written into Vault again; trying again", "engine_id", row.EngineID, "error", err)
@@ -65,7 +66,7 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 		r.d.Log.Debug("cannot note that every engine has its key again", "error", err)
 	}
 	for _, row := range w.rows {
-		if w.keysMissing[row.EngineID] && row.ProductID == registry.WarmProduct {
+		if w.keysMissing[row.EngineID] && row.ProductID == engine.WarmProduct {
 			r.d.Engines.DiscardWarm(ctx, row, "Vault has lost its key") // nobody was told it
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -54,7 +55,7 @@ func (r *Reconciler) restoreDamaged(ctx context.Context, a *Action) error {
 	}
 	return r.mending(ctx, a, func() error {
 		x := &recovery{r: r}
-		return MovedOn(x.product(ctx, a.ProductID, witness, &registry.Product{ProductID: a.ProductID, Index: a.damaged.Index}))
+		return MovedOn(x.product(ctx, a.ProductID, witness, &engine.Product{ProductID: a.ProductID, Index: a.damaged.Index}))
 	})
 }
 
@@ -77,7 +78,7 @@ func (r *Reconciler) announce(ctx context.Context, w *world) {
 			err = errors.Join(err, r.d.Store.Announce(ctx, u.ProductID, u.UserID))
 		}
 	}
-	byID := map[string]*registry.Engine{}
+	byID := map[string]*engine.Row{}
 	for _, row := range w.rows {
 		if other := byID[row.EngineID]; other != nil && r.d.Rows.Twins(row.EngineID) == nil {
 			err = errors.Join(err, r.d.Store.Announce(ctx, row.ProductID, row.UserID), r.d.Store.Announce(ctx, other.ProductID, other.UserID))

@@ -63,7 +63,7 @@ type Action struct {
 	EngineID, ProductID, UserID string
 	Why                         string
 
-	row         *registry.Engine
+	row         *engine.Row
 	found       *Found
 	orphan      *registry.Orphan
 	quarantined *registry.Quarantined
@@ -85,9 +85,9 @@ func (a *Action) key() string {
 type planner struct {
 	*world
 	found    map[string]*Found
-	byID     map[string]*registry.Engine
+	byID     map[string]*engine.Row
 	stranded map[string]bool
-	twins    map[string][]*registry.Engine // rows of which two or more name one engine_id
+	twins    map[string][]*engine.Row // rows of which two or more name one engine_id
 	actions  []*Action
 
 	// kept are the engine_ids that rows which cannot be read may have. nameless: of one
@@ -98,8 +98,8 @@ type planner struct {
 
 func newPlanner(w *world) *planner {
 	return &planner{
-		world: w, found: map[string]*Found{}, byID: map[string]*registry.Engine{}, stranded: map[string]bool{},
-		twins: map[string][]*registry.Engine{}, kept: map[string]bool{},
+		world: w, found: map[string]*Found{}, byID: map[string]*engine.Row{}, stranded: map[string]bool{},
+		twins: map[string][]*engine.Row{}, kept: map[string]bool{},
 	}
 }
 
@@ -155,7 +155,7 @@ func (p *planner) collect() {
 	for _, row := range p.rows {
 		if other := p.byID[row.EngineID]; other != nil {
 			if p.twins[row.EngineID] == nil {
-				p.twins[row.EngineID] = []*registry.Engine{other}
+				p.twins[row.EngineID] = []*engine.Row{other}
 			}
 			p.twins[row.EngineID] = append(p.twins[row.EngineID], row)
 		}
@@ -198,12 +198,12 @@ func (p *planner) planQuotas() {
 	}
 	rows := map[string]int{}
 	for _, row := range p.rows {
-		if row.ProductID != registry.WarmProduct { // which has no quota
+		if row.ProductID != engine.WarmProduct { // which has no quota
 			rows[row.ProductID]++
 		}
 	}
 	for _, u := range p.unreadable { // which have a place in the quota, too
-		if u.ProductID != registry.WarmProduct && u.ProductID != "" {
+		if u.ProductID != engine.WarmProduct && u.ProductID != "" {
 			rows[u.ProductID]++
 		}
 	}

@@ -41,7 +41,7 @@ type simulated struct {
 	silent      map[string]bool
 	orphans     map[string]*registry.Orphan
 	pooled      map[string]bool
-	rows        map[string]*registry.Engine // by engine_id
+	rows        map[string]*engine.Row // by engine_id
 	unreachable map[string]*registry.UnreachableVolume
 	quotas      map[string]registry.Quota
 	suspects    map[string]suspect
@@ -115,7 +115,7 @@ func drawWorld(t *rapid.T) *simulated {
 	s := &simulated{
 		now: time.Unix(1_700_000_000, 0).UTC(), index: 100, jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{},
 		variables: map[string]*cluster.VariableInfo{}, keys: map[string]bool{}, silent: map[string]bool{"n1": rapid.Bool().Draw(t, "n1 is silent")},
-		orphans: map[string]*registry.Orphan{}, pooled: map[string]bool{}, rows: map[string]*registry.Engine{},
+		orphans: map[string]*registry.Orphan{}, pooled: map[string]bool{}, rows: map[string]*engine.Row{},
 		unreachable: map[string]*registry.UnreachableVolume{}, quotas: map[string]registry.Quota{}, owners: map[string]secrets.Owner{}, held: map[string]bool{},
 		keysLost: rapid.IntRange(0, 4).Draw(t, "Vault went back") == 0,
 	}
@@ -126,15 +126,15 @@ func drawWorld(t *rapid.T) *simulated {
 		product := rapid.SampledFrom([]string{"p0", "p1"}).Draw(t, "product")
 		switch rapid.SampledFrom([]string{"row", "row", "pool", "unreachable_volume", "nothing", "nothing"}).Draw(t, "the registry has") {
 		case "row":
-			row := &registry.Engine{
+			row := &engine.Row{
 				EngineID: id, ProductID: product, UserID: fmt.Sprint("u", i), NodeID: node, VolumeID: "v-" + id,
-				State: rapid.SampledFrom(registry.States).Draw(t, "state"),
+				State: rapid.SampledFrom(engine.States).Draw(t, "state"),
 			}
-			if row.State == registry.Sleeping && chance("paused", 50) {
-				row.Frozen = &registry.Frozen{}
+			if row.State == engine.Sleeping && chance("paused", 50) {
+				row.Frozen = &engine.Frozen{}
 			}
 			if chance("an operation works on it", 30) {
-				row.Op = &registry.Op{Kind: registry.OpStart}
+				row.Op = &engine.Operation{Kind: engine.OpStart}
 			}
 			s.rows[id] = row
 		case "pool":
@@ -143,7 +143,7 @@ func drawWorld(t *rapid.T) *simulated {
 			s.unreachable[id] = &registry.UnreachableVolume{EngineID: id, NodeID: node}
 		}
 		if chance("job", 60) {
-			j := &cluster.JobInfo{ID: registry.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Deployment: testDeployment, EngineID: id}
+			j := &cluster.JobInfo{ID: engine.JobID(id), ModifyIndex: uint64(i), Count: rapid.IntRange(-1, 1).Draw(t, "count"), Deployment: testDeployment, EngineID: id}
 			if chance("a process", 50) {
 				j.Live = []string{node}
 			}
@@ -157,13 +157,13 @@ func drawWorld(t *rapid.T) *simulated {
 			s.jobs[id] = j
 		}
 		if chance("volume", 60) {
-			s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "v-" + id, Name: registry.JobID(id), NodeID: node})
+			s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "v-" + id, Name: engine.JobID(id), NodeID: node})
 			if chance("second volume", 15) {
-				s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "w-" + id, Name: registry.JobID(id), NodeID: "n0"})
+				s.volumes[id] = append(s.volumes[id], &cluster.Volume{ID: "w-" + id, Name: engine.JobID(id), NodeID: "n0"})
 			}
 		}
 		if chance("variable", 50) {
-			s.variables[id] = &cluster.VariableInfo{JobID: registry.JobID(id), ModifyIndex: uint64(i)}
+			s.variables[id] = &cluster.VariableInfo{JobID: engine.JobID(id), ModifyIndex: uint64(i)}
 		}
 		s.keys[id] = chance("key", 50)
 		if !s.keys[id] {
@@ -172,7 +172,7 @@ func drawWorld(t *rapid.T) *simulated {
 		if s.keys[id] && chance("the secret says whose it is", 70) {
 			s.owners[id] = secrets.Owner{
 				Deployment: rapid.SampledFrom([]string{testDeploymentID, testDeploymentID, testDeploymentID, "zzzzzz"}).Draw(t, "deployment"),
-				ProductID:  rapid.SampledFrom([]string{"p0", "p1", registry.WarmProduct}).Draw(t, "owner"), UserID: fmt.Sprint("u", i), EngineID: id,
+				ProductID:  rapid.SampledFrom([]string{"p0", "p1", engine.WarmProduct}).Draw(t, "owner"), UserID: fmt.Sprint("u", i), EngineID: id,
 			}
 		}
 		if chance("quarantined", 10) {
@@ -209,7 +209,7 @@ func (s *simulated) without(id string) bool {
 // memory says whether what there is under an id may hold somebody's memory: all that
 // was ever handed out has a key, a job or a variable beside its volume, or runs.
 func (s *simulated) memory(id string) bool {
-	if s.owners[id].ProductID == registry.WarmProduct {
+	if s.owners[id].ProductID == engine.WarmProduct {
 		return false // it was made and given to nobody
 	}
 	return len(s.volumes[id]) > 0 && (s.keys[id] || s.jobs[id] != nil || s.variables[id] != nil) || s.jobs[id] != nil && len(s.jobs[id].Live) > 0
@@ -232,7 +232,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 			t.Fatalf("%+v while Vault lacks keys", a)
 		}
 	case ActRebuild:
-		if owner := s.owners[a.EngineID]; owner.Deployment != testDeploymentID || owner.ProductID == registry.WarmProduct {
+		if owner := s.owners[a.EngineID]; owner.Deployment != testDeploymentID || owner.ProductID == engine.WarmProduct {
 			t.Fatalf("%+v: its secret says %+v", a, owner)
 		}
 	}
@@ -257,9 +257,9 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 		if row == nil || row.Op != nil {
 			t.Fatalf("%+v: its row is %+v", a, row)
 		}
-		want := map[Act][]registry.State{
-			ActScaleToZero: {registry.Stopped, registry.Sleeping}, ActFail: {registry.Provisioning},
-			ActDestroy: {registry.Destroying}, ActExamine: {registry.Running},
+		want := map[Act][]engine.State{
+			ActScaleToZero: {engine.Stopped, engine.Sleeping}, ActFail: {engine.Provisioning},
+			ActDestroy: {engine.Destroying}, ActExamine: {engine.Running},
 		}[a.Act]
 		if !slices.Contains(want, row.State) {
 			t.Fatalf("%+v: the engine is %s", a, row.State)
@@ -297,7 +297,7 @@ func (s *simulated) apply(a *Action) (changed bool) {
 		}
 		s.rows[id].Frozen = nil
 	case ActFail, ActExamine: // the health side finds it down
-		s.rows[id].State = registry.Failed
+		s.rows[id].State = engine.Failed
 	case ActDestroy:
 		delete(s.rows, id)
 		s.clear(id)
@@ -313,7 +313,7 @@ func (s *simulated) apply(a *Action) (changed bool) {
 		delete(s.orphans, id)
 	case ActRebuild:
 		owner := s.owners[id]
-		s.rows[id] = &registry.Engine{EngineID: id, ProductID: owner.ProductID, UserID: owner.UserID, State: registry.Failed, Desired: registry.Running, Reason: engine.ReasonRecovered}
+		s.rows[id] = &engine.Row{EngineID: id, ProductID: owner.ProductID, UserID: owner.UserID, State: engine.Failed, Desired: engine.Running, Reason: engine.ReasonRecovered}
 		if q, counted := s.quotas[owner.ProductID]; counted {
 			s.index++
 			s.quotas[owner.ProductID] = registry.Quota{Count: q.Count + 1, Index: s.index}
@@ -423,12 +423,12 @@ func TestPlanConverges(t *testing.T) {
 		kept, destroying := s.foreign(), map[string]bool{}
 		brains := map[string]int{}
 		for id := range s.volumes {
-			if s.memory(id) && (s.rows[id] == nil || s.rows[id].State != registry.Destroying) {
+			if s.memory(id) && (s.rows[id] == nil || s.rows[id].State != engine.Destroying) {
 				brains[id] = len(s.volumes[id])
 			}
 		}
 		for id, row := range s.rows {
-			destroying[id] = row.State == registry.Destroying
+			destroying[id] = row.State == engine.Destroying
 		}
 		const passes = 40
 		for pass := 0; ; pass++ {
@@ -484,7 +484,7 @@ func TestPlanConverges(t *testing.T) {
 		counts := map[string]int{}
 		for id, row := range s.rows {
 			counts[row.ProductID]++
-			if j := s.jobs[id]; j != nil && row.Op == nil && row.Frozen == nil && !reported[id] && (row.State == registry.Stopped || row.State == registry.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
+			if j := s.jobs[id]; j != nil && row.Op == nil && row.Frozen == nil && !reported[id] && (row.State == engine.Stopped || row.State == engine.Sleeping) && (j.Count > 0 || len(j.Live) > 0) {
 				t.Errorf("%s is %s and runs: %+v", id, row.State, j)
 			}
 		}
@@ -513,15 +513,15 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 		for _, rows := range []int{0, 40, 1000} {
 			s := &simulated{
 				now: time.Now(), jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{}, keys: map[string]bool{}, owners: map[string]secrets.Owner{},
-				orphans: map[string]*registry.Orphan{}, rows: map[string]*registry.Engine{}, silent: map[string]bool{}, quotas: map[string]registry.Quota{"p": {Count: rows}},
+				orphans: map[string]*registry.Orphan{}, rows: map[string]*engine.Row{}, silent: map[string]bool{}, quotas: map[string]registry.Quota{"p": {Count: rows}},
 			}
 			volume := func(id string) {
-				s.volumes[id] = []*cluster.Volume{{ID: "v", Name: registry.JobID(id), NodeID: "n0"}}
+				s.volumes[id] = []*cluster.Volume{{ID: "v", Name: engine.JobID(id), NodeID: "n0"}}
 				s.orphans[id] = &registry.Orphan{EngineID: id, FirstSeen: s.now.Add(-time.Hour)}
 			}
 			for i := range rows {
 				id := testID("cccccc", i)
-				s.rows[id] = &registry.Engine{EngineID: id, State: registry.Failed, ProductID: "p"}
+				s.rows[id] = &engine.Row{EngineID: id, State: engine.Failed, ProductID: "p"}
 			}
 			for i := range n {
 				known, unknown, warm := testID(testIDPrefix, 4*i), testID(testIDPrefix, 4*i+1), testID(testIDPrefix, 4*i+2)
@@ -530,7 +530,7 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 					s.keys[id] = true
 				}
 				s.owners[known] = secrets.Owner{Deployment: testDeploymentID, ProductID: "p", UserID: "u", EngineID: known}
-				s.owners[warm] = secrets.Owner{Deployment: testDeploymentID, ProductID: registry.WarmProduct, UserID: "w", EngineID: warm}
+				s.owners[warm] = secrets.Owner{Deployment: testDeploymentID, ProductID: engine.WarmProduct, UserID: "w", EngineID: warm}
 				volume(testID(testIDPrefix, 4*i+3)) // of the pool
 			}
 			got := map[Act]int{}
@@ -549,7 +549,7 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 func TestWithoutVolume(t *testing.T) {
 	w := &world{
 		pooled:  map[string]bool{"a": true, "b": true},
-		volumes: []*cluster.Volume{{Name: registry.JobID("a")}, {Name: registry.JobID("c")}},
+		volumes: []*cluster.Volume{{Name: engine.JobID("a")}, {Name: engine.JobID("c")}},
 		missing: map[string]error{},
 	}
 	if lost := w.withoutVolume(); !maps.Equal(lost, map[string]bool{"b": true}) || len(w.pooled) != 2 {

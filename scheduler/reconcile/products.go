@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -20,12 +21,12 @@ func (x *recovery) products(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	have := map[string]*registry.Product{}
+	have := map[string]*engine.Product{}
 	for _, p := range products {
 		have[p.ProductID] = p
 	}
 	for _, u := range unreadable { // any witness is later
-		have[u.ProductID] = &registry.Product{ProductID: u.ProductID, Index: u.Index, Revision: -1}
+		have[u.ProductID] = &engine.Product{ProductID: u.ProductID, Index: u.Index, Revision: -1}
 	}
 	for _, id := range ids {
 		witness, err := x.r.d.Vault.Product(ctx, id)
@@ -44,13 +45,13 @@ func (x *recovery) products(ctx context.Context) error {
 }
 
 // product brings one product back, over the row that it has, if it has one.
-func (x *recovery) product(ctx context.Context, id string, witness *secrets.Product, before *registry.Product) error {
+func (x *recovery) product(ctx context.Context, id string, witness *secrets.Product, before *engine.Product) error {
 	p, err := registry.DecodeProduct(witness.Record)
 	if err != nil || p.ProductID != id {
 		x.r.d.Log.Error("the witness of a product in Vault cannot be read", "product_id", id, "error", err)
 		return nil
 	}
-	x.note(ActRestoreProduct, "product", &registry.Engine{ProductID: id}, "", fmt.Sprintf("its witness in Vault is of revision %d", witness.Revision))
+	x.note(ActRestoreProduct, "product", &engine.Row{ProductID: id}, "", fmt.Sprintf("its witness in Vault is of revision %d", witness.Revision))
 	if x.dry {
 		return nil
 	}

@@ -24,7 +24,7 @@ func (x *recovery) rows(ctx context.Context, p *planner) error {
 	return work.Wait()
 }
 
-func (x *recovery) row(ctx context.Context, p *planner, row *registry.Engine) error {
+func (x *recovery) row(ctx context.Context, p *planner, row *engine.Row) error {
 	w, err := x.r.WitnessesOf(ctx, p.peek(row.EngineID), row)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 
 // rebuild writes the row that was made from an engine's witnesses. before is the row
 // that it has under another owner, or nil.
-func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engine) error {
+func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) error {
 	row := r.row
 	why := ""
 	t, err := x.tenant(ctx, row.ProductID)
@@ -146,14 +146,14 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *registry.Engin
 // quarantine notes an engine that only an admin can decide about.
 func (x *recovery) quarantine(ctx context.Context, f *Found, w *Witnesses, why string) error {
 	owner := w.owner()
-	row := &registry.Engine{EngineID: f.id, ProductID: owner.ProductID, UserID: owner.UserID}
+	row := &engine.Row{EngineID: f.id, ProductID: owner.ProductID, UserID: owner.UserID}
 	if len(w.volumes) > 0 {
 		row.NodeID = w.volumes[0].NodeID
 	}
 	return x.quarantineAs(ctx, w, row, f.Parts(), why)
 }
 
-func (x *recovery) quarantineAs(ctx context.Context, w *Witnesses, row *registry.Engine, what []string, why string) error {
+func (x *recovery) quarantineAs(ctx context.Context, w *Witnesses, row *engine.Row, what []string, why string) error {
 	if x.w.quarantined[row.EngineID] {
 		return nil
 	}

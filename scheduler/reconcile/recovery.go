@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -106,7 +107,7 @@ func (x *recovery) run(ctx context.Context) error {
 }
 
 // note keeps what is done, for those who ask what would be.
-func (x *recovery) note(what Act, subject string, row *registry.Engine, engineID, why string) {
+func (x *recovery) note(what Act, subject string, row *engine.Row, engineID, why string) {
 	a := &Action{Act: what, Subject: subject, EngineID: engineID, Why: why}
 	if row != nil {
 		a.ProductID, a.UserID = row.ProductID, row.UserID

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
@@ -16,14 +17,14 @@ import (
 // volume that is left on a node that is gone is no second brain.
 func TestPlanLostVolume(t *testing.T) {
 	id := testID(testIDPrefix, 1)
-	row := &registry.Engine{EngineID: id, ProductID: "p", UserID: "u", State: registry.Stopped, VolumeID: "new", VolumeName: registry.JobID(id) + ".r2"}
+	row := &engine.Row{EngineID: id, ProductID: "p", UserID: "u", State: engine.Stopped, VolumeID: "new", VolumeName: engine.JobID(id) + ".r2"}
 	w := func() *world {
 		return &world{
-			deployment: testDeployment, deploymentID: testDeploymentID, rows: []*registry.Engine{row}, keys: []string{id}, quotas: map[string]registry.Quota{"p": {Count: 1}},
+			deployment: testDeployment, deploymentID: testDeploymentID, rows: []*engine.Row{row}, keys: []string{id}, quotas: map[string]registry.Quota{"p": {Count: 1}},
 			silent: map[string]bool{"gone": true}, missing: map[string]error{},
 		}
 	}
-	old, own := &cluster.Volume{ID: "old", Name: registry.JobID(id), NodeID: "gone"}, &cluster.Volume{ID: "new", Name: row.VolumeName, NodeID: "n"}
+	old, own := &cluster.Volume{ID: "old", Name: engine.JobID(id), NodeID: "gone"}, &cluster.Volume{ID: "new", Name: row.VolumeName, NodeID: "n"}
 	acts := func(w *world) (acts []Act) {
 		for _, a := range plan(w) {
 			acts = append(acts, a.Act)

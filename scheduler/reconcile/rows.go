@@ -7,11 +7,10 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/registry"
 )
 
 // planRow looks at an engine. What an operation works on is the operation's.
-func (p *planner) planRow(row *registry.Engine) {
+func (p *planner) planRow(row *engine.Row) {
 	act := func(what Act, format string, args ...any) {
 		p.add(&Action{
 			Act: what, Subject: "engine", EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
@@ -36,13 +35,13 @@ func (p *planner) planRow(row *registry.Engine) {
 		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
 		return
 	}
-	if p.lost[row.EngineID] && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing {
+	if p.lost[row.EngineID] && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing {
 		act(ActReport, "Nomad does not know its volume any more, which was on node %s: orch node adopt brings it back", row.NodeID)
 	}
 	if row.Op != nil {
 		return
 	}
-	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing) {
+	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing) {
 		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
 	}
 	if volumes := p.contenders(row, f); p.read(listVolumes) && row.VolumeID != "" && len(volumes) == 1 && volumes[0].ID != row.VolumeID {
@@ -50,11 +49,11 @@ func (p *planner) planRow(row *registry.Engine) {
 		return
 	}
 	switch row.State {
-	case registry.Provisioning:
+	case engine.Provisioning:
 		act(ActFail, "it is provisioning and no operation works on it")
-	case registry.Destroying:
+	case engine.Destroying:
 		act(ActDestroy, "it is destroying and no operation works on it")
-	case registry.Stopped, registry.Sleeping:
+	case engine.Stopped, engine.Sleeping:
 		switch {
 		case !p.read(listJobs, listNodes):
 		case row.Frozen != nil:
@@ -69,7 +68,7 @@ func (p *planner) planRow(row *registry.Engine) {
 		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
 			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
 		}
-	case registry.Running:
+	case engine.Running:
 		if lost := processless(f.job); lost != "" && p.read(listJobs) {
 			act(ActExamine, "it is running and %s", lost)
 		}
@@ -78,7 +77,7 @@ func (p *planner) planRow(row *registry.Engine) {
 
 // contenders are the volumes of which each might be the brain of a row: without those
 // of earlier registrations, on nodes that are lost, beside its own.
-func (p *planner) contenders(row *registry.Engine, f *Found) []*cluster.Volume {
+func (p *planner) contenders(row *engine.Row, f *Found) []*cluster.Volume {
 	own := slices.IndexFunc(f.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID })
 	if own < 0 {
 		return f.volumes

@@ -5,8 +5,8 @@ import (
 	"errors"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -14,8 +14,8 @@ import (
 type Witnesses struct {
 	id         string
 	deployment string           // the id of this deployment
-	undone     registry.Op      // how a destroy begins that undoes a provision
-	row        *registry.Engine // nil: there is none
+	undone     engine.Operation // how a destroy begins that undoes a provision
+	row        *engine.Row      // nil: there is none
 	keys       []*secrets.EngineKey
 	variable   *cluster.Variable // nil: there is none
 	job        *jobs.Engine      // nil: there is none
@@ -26,13 +26,13 @@ type Witnesses struct {
 
 // WitnessesOf reads what the stores say of an engine. f is what a list of all had
 // of it: which volumes to ask for, and the processes of a job that is still there.
-func (r *Reconciler) WitnessesOf(ctx context.Context, f *Found, row *registry.Engine) (*Witnesses, error) {
+func (r *Reconciler) WitnessesOf(ctx context.Context, f *Found, row *engine.Row) (*Witnesses, error) {
 	w := &Witnesses{id: f.id, deployment: r.d.Guard.ID(), undone: r.d.Undone, row: row}
 	var err error
 	if w.keys, err = r.d.Vault.Keys(ctx, f.id); err != nil {
 		return nil, err
 	}
-	jobID := registry.JobID(f.id)
+	jobID := engine.JobID(f.id)
 	if w.variable, err = r.d.Nomad.Variable(ctx, jobID); err != nil && !errors.Is(err, cluster.ErrNotFound) {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func (w *Witnesses) owner() secrets.Owner {
 
 // ofUser says whether a secret is of an engine that a user was given.
 func ofUser(owner secrets.Owner) bool {
-	return owner.EngineID != "" && owner.ProductID != registry.WarmProduct
+	return owner.EngineID != "" && owner.ProductID != engine.WarmProduct
 }
 
 // named is the user whom Nomad names, by the variable or else by the job; empty:
@@ -82,7 +82,7 @@ func (w *Witnesses) named() (productID, userID string) {
 	} else if w.job != nil {
 		productID, userID = w.job.ProductID, w.job.UserID
 	}
-	if productID == registry.WarmProduct {
+	if productID == engine.WarmProduct {
 		return "", ""
 	}
 	return productID, userID

@@ -10,16 +10,15 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
 // history is the life of a few engines: what each store had after each step.
 type history struct {
-	rows    []map[string]*registry.Engine // by engine_id, after each step
-	pool    []map[string]bool             // engine_ids of empty volumes
-	outside []map[string]*Witnesses       // what Vault and Nomad have, by engine_id
-	told    map[string]secrets.Owner      // who was ever told an engine's key
+	rows    []map[string]*engine.Row // by engine_id, after each step
+	pool    []map[string]bool        // engine_ids of empty volumes
+	outside []map[string]*Witnesses  // what Vault and Nomad have, by engine_id
+	told    map[string]secrets.Owner // who was ever told an engine's key
 }
 
 const simDeployment = "dddddd22222222222222222222"
@@ -28,11 +27,11 @@ const simDeployment = "dddddd22222222222222222222"
 // starts and destroys.
 func drawHistory(t *rapid.T) *history {
 	h := &history{told: map[string]secrets.Owner{}}
-	rows, pool, outside := map[string]*registry.Engine{}, map[string]bool{}, map[string]*Witnesses{}
+	rows, pool, outside := map[string]*engine.Row{}, map[string]bool{}, map[string]*Witnesses{}
 	next := 0
 	newID := func() string { next++; return fmt.Sprintf("dddddd%020d", next) }
 	save := func() {
-		r, p, o := map[string]*registry.Engine{}, map[string]bool{}, map[string]*Witnesses{}
+		r, p, o := map[string]*engine.Row{}, map[string]bool{}, map[string]*Witnesses{}
 		for id, row := range rows {
 			r[id] = row.Clone()
 		}
@@ -50,20 +49,20 @@ func drawHistory(t *rapid.T) *history {
 		}
 		h.rows, h.pool, h.outside = append(h.rows, r), append(h.pool, p), append(h.outside, o)
 	}
-	owner := func(row *registry.Engine) secrets.Owner {
+	owner := func(row *engine.Row) secrets.Owner {
 		return secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
 	}
-	key := func(row *registry.Engine, version int) *secrets.EngineKey {
+	key := func(row *engine.Row, version int) *secrets.EngineKey {
 		return &secrets.EngineKey{Key: fmt.Sprint("key-", row.EngineID, "-", version), ID: fmt.Sprint("id-", row.EngineID, "-", version), Owner: owner(row), Version: version}
 	}
-	run := func(row *registry.Engine) {
+	run := func(row *engine.Row) {
 		w := outside[row.EngineID]
 		w.job = &jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID, Image: "i", Count: 1}
 		w.live, w.rest = 1, ""
-		row.State, row.Desired = registry.Running, registry.Running
+		row.State, row.Desired = engine.Running, engine.Running
 	}
-	make := func(id, product, user string) *registry.Engine {
-		row := &registry.Engine{EngineID: id, ProductID: product, UserID: user, NodeID: "n", VolumeID: "v-" + id, VolumePath: "/v", Image: "i", KeyVersion: 1}
+	make := func(id, product, user string) *engine.Row {
+		row := &engine.Row{EngineID: id, ProductID: product, UserID: user, NodeID: "n", VolumeID: "v-" + id, VolumePath: "/v", Image: "i", KeyVersion: 1}
 		k := key(row, 1)
 		row.KeyID = k.ID
 		w := outside[id]
@@ -75,11 +74,11 @@ func drawHistory(t *rapid.T) *history {
 	}
 	volume := func() string {
 		id := newID()
-		outside[id] = &Witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: registry.JobID(id), NodeID: "n", Path: "/v"}}}
+		outside[id] = &Witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: engine.JobID(id), NodeID: "n", Path: "/v"}}}
 		return id
 	}
-	some := func(want func(*registry.Engine) bool) *registry.Engine {
-		var list []*registry.Engine
+	some := func(want func(*engine.Row) bool) *engine.Row {
+		var list []*engine.Row
 		for i := 1; i <= next; i++ {
 			if row := rows[fmt.Sprintf("dddddd%020d", i)]; row != nil && want(row) {
 				list = append(list, row)
@@ -90,11 +89,11 @@ func drawHistory(t *rapid.T) *history {
 		}
 		return rapid.SampledFrom(list).Draw(t, "engine")
 	}
-	users := func(row *registry.Engine) bool { return row.ProductID != registry.WarmProduct }
+	users := func(row *engine.Row) bool { return row.ProductID != engine.WarmProduct }
 	save()
 	for range rapid.IntRange(1, 25).Draw(t, "steps") {
 		user := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "user")
-		has := some(func(row *registry.Engine) bool { return users(row) && row.UserID == user })
+		has := some(func(row *engine.Row) bool { return users(row) && row.UserID == user })
 		switch rapid.SampledFrom([]string{"fill", "provision", "provision", "warm", "claim", "claim", "rotate", "stop", "sleep", "start", "destroy", "destroying"}).Draw(t, "step") {
 		case "fill":
 			pool[volume()] = true
@@ -116,15 +115,15 @@ func drawHistory(t *rapid.T) *history {
 			if rapid.Bool().Draw(t, "its volume is made later") {
 				delete(outside, id)
 			}
-			rows[id] = &registry.Engine{EngineID: id, ProductID: "p", UserID: user, NodeID: "n", Image: "i", State: registry.Provisioning, Desired: registry.Running, Op: &registry.Op{Kind: registry.OpProvision}}
+			rows[id] = &engine.Row{EngineID: id, ProductID: "p", UserID: user, NodeID: "n", Image: "i", State: engine.Provisioning, Desired: engine.Running, Op: &engine.Operation{Kind: engine.OpProvision}}
 			save()
 			outside[id] = empty
 			h.told[id] = owner(make(id, "p", user))
 		case "warm":
 			id := volume()
-			make(id, registry.WarmProduct, "w"+id)
+			make(id, engine.WarmProduct, "w"+id)
 		case "claim":
-			warm := some(func(row *registry.Engine) bool { return !users(row) })
+			warm := some(func(row *engine.Row) bool { return !users(row) })
 			if warm == nil || has != nil {
 				break
 			}
@@ -136,7 +135,7 @@ func drawHistory(t *rapid.T) *history {
 			rows[row.EngineID] = row
 			h.told[row.EngineID] = owner(row)
 		case "rotate":
-			if has == nil || has.State != registry.Running {
+			if has == nil || has.State != engine.Running {
 				break
 			}
 			k := key(has, has.KeyVersion+1)
@@ -145,22 +144,22 @@ func drawHistory(t *rapid.T) *history {
 			w.variable = &cluster.Variable{KeyHash: secrets.Hash(k.Key), Witness: w.variable.Witness}
 			has.KeyVersion, has.KeyID = k.Version, k.ID
 		case "stop", "sleep":
-			if has == nil || has.State != registry.Running {
+			if has == nil || has.State != engine.Running {
 				break
 			}
-			has.State, has.Desired = registry.Stopped, registry.Stopped
+			has.State, has.Desired = engine.Stopped, engine.Stopped
 			if rapid.Bool().Draw(t, "sleeps") {
-				has.State, has.Desired = registry.Sleeping, registry.Running
+				has.State, has.Desired = engine.Sleeping, engine.Running
 			}
 			outside[has.EngineID].job.Count, outside[has.EngineID].rest, outside[has.EngineID].live = 0, string(has.State), 0
 		case "start":
-			if has != nil && has.State != registry.Running {
+			if has != nil && has.State != engine.Running {
 				run(has)
 			}
 		case "destroying": // its key goes before its row
 			if has != nil {
-				has.State, has.Desired = registry.Destroying, registry.Destroying
-				has.Op = &registry.Op{Kind: registry.OpDestroy}
+				has.State, has.Desired = engine.Destroying, engine.Destroying
+				has.Op = &engine.Operation{Kind: engine.OpDestroy}
 				save()
 				delete(outside, has.EngineID)
 				save()
@@ -187,13 +186,13 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		h := drawHistory(t)
 		last := len(h.rows) - 1
 		back := rapid.IntRange(-1, last).Draw(t, "moment") // -1: it is emptied
-		rows, pool := map[string]*registry.Engine{}, map[string]bool{}
+		rows, pool := map[string]*engine.Row{}, map[string]bool{}
 		if back >= 0 {
 			rows, pool = h.rows[back], h.pool[back]
 		}
 		now, want := h.outside[last], h.rows[last]
 		at := time.Unix(1_700_000_000, 0).UTC()
-		rebuilt := map[string]*registry.Engine{}
+		rebuilt := map[string]*engine.Row{}
 		for id, row := range rows {
 			w := now[id]
 			if w == nil {
@@ -241,19 +240,19 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		}
 		for id, row := range want {
 			got := rebuilt[id]
-			if row.ProductID == registry.WarmProduct {
+			if row.ProductID == engine.WarmProduct {
 				continue // it comes back, or is nobody's
 			}
 			if got == nil || got.ProductID != row.ProductID || got.UserID != row.UserID || got.KeyVersion != row.KeyVersion || got.KeyID != row.KeyID || got.VolumeID != row.VolumeID {
 				t.Fatalf("engine %s was %+v and is %+v", id, row, got)
 			}
-			runs := got.State == registry.Running || got.State == registry.Failed && got.Reason == engine.ReasonRecovered && got.Desired == registry.Running
-			if row.State == registry.Running && !runs || row.State != registry.Running && (got.State != row.State || got.Desired != row.Desired) {
+			runs := got.State == engine.Running || got.State == engine.Failed && got.Reason == engine.ReasonRecovered && got.Desired == engine.Running
+			if row.State == engine.Running && !runs || row.State != engine.Running && (got.State != row.State || got.Desired != row.Desired) {
 				t.Fatalf("engine %s was %s and is %s (%s, desired %s)", id, row.State, got.State, got.Reason, got.Desired)
 			}
 		}
 		for id, row := range rebuilt {
-			if row.Reason == engine.ReasonBrainMissing || row.State == registry.Destroying {
+			if row.Reason == engine.ReasonBrainMissing || row.State == engine.Destroying {
 				continue // there is nothing to be given
 			}
 			owner := secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: id}
@@ -299,7 +298,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 				w.keys = h.outside[back][id].keys
 			}
 		}
-		takes := func(w *Witnesses, row *registry.Engine) bool {
+		takes := func(w *Witnesses, row *engine.Row) bool {
 			for _, k := range w.keys {
 				if k.Version == row.KeyVersion && k.ID == row.KeyID {
 					return w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash
@@ -315,7 +314,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 			w.row = row
 			r := w.judgeRow(at, true)
 			switch {
-			case r.act == ActQuarantine && row.ProductID != registry.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == registry.WarmProduct:
+			case r.act == ActQuarantine && row.ProductID != engine.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == engine.WarmProduct:
 				continue // it was warm then: nobody is told its key until an admin looks
 			case r.act != "" && r.act != ActCorrect:
 				t.Fatalf("engine %s: %s %s", id, r.act, r.why)
@@ -337,7 +336,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 		h := drawHistory(t)
 		last := len(h.rows) - 1
 		servers, back := rapid.IntRange(-1, last).Draw(t, "moment of Nomad"), rapid.IntRange(-1, last).Draw(t, "moment of the registry")
-		rows, at := map[string]*registry.Engine{}, time.Unix(1_700_000_000, 0).UTC()
+		rows, at := map[string]*engine.Row{}, time.Unix(1_700_000_000, 0).UTC()
 		if back >= 0 {
 			rows = h.rows[back]
 		}
@@ -377,12 +376,12 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 			left[id] = r.act == ActQuarantine
 			told, was := h.told[id]
 			switch {
-			case row == nil || left[id] || row.Reason == engine.ReasonBrainMissing || row.State == registry.Destroying:
+			case row == nil || left[id] || row.Reason == engine.ReasonBrainMissing || row.State == engine.Destroying:
 			case was && (told.ProductID != row.ProductID || told.UserID != row.UserID) && len(w.keys) > 0:
 				t.Fatalf("engine %s is given to %s, and %+v was told its key", id, row.UserID, told)
 			}
 			owner := h.rows[last][id]
-			if owner == nil || owner.ProductID == registry.WarmProduct || owner.State == registry.Destroying || left[id] {
+			if owner == nil || owner.ProductID == engine.WarmProduct || owner.State == engine.Destroying || left[id] {
 				continue
 			}
 			if row == nil || row.ProductID != owner.ProductID || row.UserID != owner.UserID || row.Reason == engine.ReasonBrainMissing {
@@ -406,7 +405,7 @@ func TestJudgeLostQuarantines(t *testing.T) {
 	foreign := owner
 	foreign.Deployment = "another"
 	warm := owner
-	warm.ProductID = registry.WarmProduct
+	warm.ProductID = engine.WarmProduct
 	for name, tc := range map[string]struct {
 		w    *Witnesses
 		want Act
@@ -418,7 +417,7 @@ func TestJudgeLostQuarantines(t *testing.T) {
 		"AnotherUser":       {whole(func(w *Witnesses) { w.job.UserID = "x" }), ActQuarantine},
 		"TwoVolumes":        {whole(func(w *Witnesses) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), ActQuarantine},
 		"WarmOfAUser":       {whole(func(w *Witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
-		"Warm":              {whole(func(w *Witnesses) { w.keys[0].Owner, w.job.ProductID = warm, registry.WarmProduct }), ""},
+		"Warm":              {whole(func(w *Witnesses) { w.keys[0].Owner, w.job.ProductID = warm, engine.WarmProduct }), ""},
 		"AnotherDeployment": {whole(func(w *Witnesses) { w.keys[0].Owner = foreign }), ""},
 		"GoneSince":         {whole(func(w *Witnesses) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
 		"VolumeAlone":       {whole(func(w *Witnesses) { w.keys, w.job = nil, nil }), ""},
@@ -437,11 +436,11 @@ func TestJudgeLostQuarantines(t *testing.T) {
 // A provision that was under way at the moment of the backup, and whose engine was
 // destroyed since, does not go on under the id that was used.
 func TestProvisionOfThenIsUndone(t *testing.T) {
-	row := &registry.Engine{EngineID: "e", ProductID: "p", UserID: "u", State: registry.Provisioning, Op: &registry.Op{ID: "o", Kind: registry.OpProvision, Step: "key"}}
-	undone := registry.Op{Kind: registry.OpDestroy, Step: "first", Undo: "undone"}
+	row := &engine.Row{EngineID: "e", ProductID: "p", UserID: "u", State: engine.Provisioning, Op: &engine.Operation{ID: "o", Kind: engine.OpProvision, Step: "key"}}
+	undone := engine.Operation{Kind: engine.OpDestroy, Step: "first", Undo: "undone"}
 	w := &Witnesses{id: "e", deployment: simDeployment, undone: undone, row: row}
 	r := w.judgeRow(time.Now(), true)
-	if r.act != ActCorrect || r.row.State != registry.Destroying || r.row.Op.Kind != registry.OpDestroy || r.row.Op.Undo == "" || r.row.Op.ID != "o" {
+	if r.act != ActCorrect || r.row.State != engine.Destroying || r.row.Op.Kind != engine.OpDestroy || r.row.Op.Undo == "" || r.row.Op.ID != "o" {
 		t.Fatalf("%s: %+v", r.act, r.row)
 	}
 	w.row = r.row

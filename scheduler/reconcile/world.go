@@ -32,7 +32,7 @@ type world struct {
 	// engine_id passes through them.
 	orphans     []*registry.Orphan
 	pooled      map[string]bool // engine_ids
-	rows        []*registry.Engine
+	rows        []*engine.Row
 	unreachable []*registry.UnreachableVolume
 	// What of it cannot be read: rows with the engine_ids that the index has for them, by
 	// the row's key; and indexes that do not lead to their rows.
@@ -102,11 +102,11 @@ func (w *world) read(lists ...string) bool {
 
 // enginePrefix is what the names of jobs, volumes and services of engines begin
 // with.
-var enginePrefix = registry.JobID("")
+var enginePrefix = engine.JobID("")
 
 // engineOf is the engine_id in the name of a job or volume.
 func engineOf(name string) string {
-	if id, registration := registry.VolumeOf(name); registration > 1 {
+	if id, registration := engine.VolumeOf(name); registration > 1 {
 		return id
 	}
 	return strings.TrimPrefix(name, enginePrefix)
@@ -144,6 +144,6 @@ func (w *world) lostKeys() int {
 }
 
 // wantsKey says whether a row names a key that has to be there.
-func wantsKey(row *registry.Engine) bool {
-	return row.KeyVersion > 0 && row.Op == nil && row.State != registry.Destroying && row.Reason != engine.ReasonBrainMissing
+func wantsKey(row *engine.Row) bool {
+	return row.KeyVersion > 0 && row.Op == nil && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing
 }

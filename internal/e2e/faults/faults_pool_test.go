@@ -13,6 +13,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -37,7 +38,7 @@ func wholePool(s *harness.Stores, prefix string, perNode int) error {
 	count := map[string]int{}
 	for _, entry := range entries {
 		count[entry.NodeID]++
-		theirs := named[registry.JobID(entry.EngineID)]
+		theirs := named[engine.JobID(entry.EngineID)]
 		if len(theirs) != 1 || theirs[0].ID != entry.VolumeID || theirs[0].NodeID != entry.NodeID {
 			return fmt.Errorf("entry %+v has the volumes %+v", entry, theirs)
 		}
@@ -163,7 +164,7 @@ func testWarmPoints(t *testing.T) {
 		id := ""
 		harness.Eventually(t, what, func() error {
 			rows := s.WarmRows(prefix)
-			if len(rows) != 1 || rows[0].State != registry.Running || rows[0].Op != nil {
+			if len(rows) != 1 || rows[0].State != engine.Running || rows[0].Op != nil {
 				return fmt.Errorf("%d warm rows", len(rows))
 			}
 			id = rows[0].EngineID

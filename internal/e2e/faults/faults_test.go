@@ -15,9 +15,9 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
 )
 
@@ -45,7 +45,7 @@ type scenario struct {
 	// from is the state in which the operation begins; act makes the call that is
 	// interrupted. If no call begins the operation, act writes it into the row as one whose
 	// owner is dead.
-	from registry.State
+	from engine.State
 	act  func(*lane, string) error
 	// before prepares what some points need.
 	before map[string]func(*lane)
@@ -147,7 +147,7 @@ var scenarios = map[string]scenario{
 		act: provisionIt, action: "provision", outcome: "ok", retry: provisionIt, answers: []string{"ENGINE_ALREADY_EXISTS"}, alone: true,
 	},
 	"start": {
-		from: registry.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
+		from: engine.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 		before: map[string]func(*lane){
 			"start/quiesce/fenced": func(l *lane) { // manually, while it is stopped and nobody reconciles
 				harness.Eventually(l.t, "the first reconcile pass is over", func() error {
@@ -162,34 +162,34 @@ var scenarios = map[string]scenario{
 		},
 		env: []string{"ORCH_RECONCILE_INTERVAL_S=3600"},
 	},
-	"start/undo": {image: harness.FailingImage, from: registry.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
-	"stop":       {from: registry.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok"}},
-	"rotate_key": {from: registry.Running, act: rotateIt, action: "rotate_key", outcome: "ok", retry: rotateAgain, answers: []string{"ok"}},
-	"rotate_key/undo": {from: registry.Running, act: func(l *lane, _ string) error {
-		return l.inject(registry.Op{Kind: registry.OpRotateKey, Step: "undo-new-key", Undo: "BACKEND_UNAVAILABLE", From: registry.Running}, registry.Running)
+	"start/undo": {image: harness.FailingImage, from: engine.Failed, act: startIt, action: "start", outcome: "ENGINE_BOOT_FAILED", retry: nil},
+	"stop":       {from: engine.Running, act: stopIt, action: "stop", outcome: "ok", retry: stopIt, answers: []string{"ok"}},
+	"rotate_key": {from: engine.Running, act: rotateIt, action: "rotate_key", outcome: "ok", retry: rotateAgain, answers: []string{"ok"}},
+	"rotate_key/undo": {from: engine.Running, act: func(l *lane, _ string) error {
+		return l.inject(engine.Operation{Kind: engine.OpRotateKey, Step: "undo-new-key", Undo: "BACKEND_UNAVAILABLE", From: engine.Running}, engine.Running)
 	}},
 	"restart": {
-		from: registry.Running, act: injectKind, before: map[string]func(*lane){"restart/variable/fenced": (*lane).dropVariable},
+		from: engine.Running, act: injectKind, before: map[string]func(*lane){"restart/variable/fenced": (*lane).dropVariable},
 	},
-	"restart/undo": {from: registry.Running, act: func(l *lane, _ string) error {
-		return l.inject(registry.Op{Kind: registry.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: registry.Running}, registry.Running)
+	"restart/undo": {from: engine.Running, act: func(l *lane, _ string) error {
+		return l.inject(engine.Operation{Kind: engine.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: engine.Running}, engine.Running)
 	}},
-	"destroy": {from: registry.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok"}},
-	"sleep":   {from: registry.Running, act: injectKind},
-	"sleep/freeze": {from: registry.Running, docker: true, act: func(l *lane, _ string) error {
-		return l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running)
+	"destroy": {from: engine.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok"}},
+	"sleep":   {from: engine.Running, act: injectKind},
+	"sleep/freeze": {from: engine.Running, docker: true, act: func(l *lane, _ string) error {
+		return l.inject(engine.Operation{Kind: engine.OpSleep, Step: "freeze", From: engine.Running}, engine.Running)
 	}},
 	"start/thaw": {
-		from: registry.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
+		from: engine.Sleeping, docker: true, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 	},
-	"provision/another-port": {from: registry.Running, act: anotherPort},
-	"start/another-port":     {from: registry.Running, act: anotherPort},
-	"restart/another-port":   {from: registry.Running, act: anotherPort},
-	"recover": {from: registry.Running, act: func(l *lane, _ string) error {
-		return l.inject(registry.Op{Kind: registry.OpRecover, Step: "boot", From: registry.Failed}, registry.Provisioning)
+	"provision/another-port": {from: engine.Running, act: anotherPort},
+	"start/another-port":     {from: engine.Running, act: anotherPort},
+	"restart/another-port":   {from: engine.Running, act: anotherPort},
+	"recover": {from: engine.Running, act: func(l *lane, _ string) error {
+		return l.inject(engine.Operation{Kind: engine.OpRecover, Step: "boot", From: engine.Failed}, engine.Provisioning)
 	}},
-	"recover/undo": {from: registry.Running, act: func(l *lane, _ string) error {
-		return l.inject(registry.Op{Kind: registry.OpRecover, Step: "undo-recover", Undo: "BACKEND_UNAVAILABLE", From: registry.Failed}, registry.Provisioning)
+	"recover/undo": {from: engine.Running, act: func(l *lane, _ string) error {
+		return l.inject(engine.Operation{Kind: engine.OpRecover, Step: "undo-recover", Undo: "BACKEND_UNAVAILABLE", From: engine.Failed}, engine.Provisioning)
 	}},
 }
 
@@ -203,19 +203,19 @@ func (l *lane) dropVariable() {
 
 // injectKind begins, at its first step, the kind of operation that a point belongs to.
 func injectKind(l *lane, point string) error {
-	kind := registry.OpKind(strings.Split(point, "/")[0])
-	return l.inject(registry.Op{Kind: kind, Step: scheduler.FirstStep(kind), From: registry.Running}, registry.Running)
+	kind := engine.OpKind(strings.Split(point, "/")[0])
+	return l.inject(engine.Operation{Kind: kind, Step: scheduler.FirstStep(kind), From: engine.Running}, engine.Running)
 }
 
 // anotherPort begins the kind of operation that a point belongs to, with the port of its
 // process taken.
 func anotherPort(l *lane, point string) error {
-	kind := registry.OpKind(strings.Split(point, "/")[0])
-	state := registry.Provisioning
-	if kind == registry.OpRestart {
-		state = registry.Running
+	kind := engine.OpKind(strings.Split(point, "/")[0])
+	state := engine.Provisioning
+	if kind == engine.OpRestart {
+		state = engine.Running
 	}
-	return l.inject(registry.Op{Kind: kind, Step: "another-port", From: registry.Running}, state)
+	return l.inject(engine.Operation{Kind: kind, Step: "another-port", From: engine.Running}, state)
 }
 
 // lanes distributes all points among lanes.
@@ -243,7 +243,7 @@ func lanes(t *testing.T) map[string][]string {
 			}
 			sc, known := scenarios[name]
 			if !known && kind != "pool" && len(points) > 2 {
-				sc, known = scenario{from: registry.Running, act: injectKind}, true
+				sc, known = scenario{from: engine.Running, act: injectKind}, true
 				scenarios[name] = sc
 			}
 			if known && sc.action == "" && !strings.Contains(strings.TrimPrefix(point, kind+"/"), "/") && !strings.HasSuffix(point, "/answered") {
@@ -367,7 +367,7 @@ func (l *lane) next(point string) {
 	l.p.PlatformKey = l.platformKey
 }
 
-func (l *lane) row() *registry.Engine {
+func (l *lane) row() *engine.Row {
 	rows, err := l.s.Engines(l.prefix)
 	if err != nil {
 		l.t.Fatal(err)
@@ -399,7 +399,7 @@ func (l *lane) bring(point string) {
 	}
 	if row == nil {
 		e, err := l.p.Provision(ctx, laneUser, l.image)
-		if l.from == registry.Failed {
+		if l.from == engine.Failed {
 			harness.WantCode(l.t, err, 502, "ENGINE_BOOT_FAILED")
 		} else {
 			must(err)
@@ -408,18 +408,18 @@ func (l *lane) bring(point string) {
 		}
 		row = l.row()
 	}
-	if row.State != l.from && row.State != registry.Running && row.State != registry.Failed {
+	if row.State != l.from && row.State != engine.Running && row.State != engine.Failed {
 		must(startIt(l, point))
 	}
-	if row.State == registry.Failed && l.from != registry.Failed {
+	if row.State == engine.Failed && l.from != engine.Failed {
 		must(stopIt(l, point))
 		must(startIt(l, point))
 	}
-	if l.from == registry.Stopped && row.State != registry.Stopped {
+	if l.from == engine.Stopped && row.State != engine.Stopped {
 		must(stopIt(l, point))
 	}
-	if l.from == registry.Sleeping && row.State != registry.Sleeping {
-		must(l.inject(registry.Op{Kind: registry.OpSleep, Step: "freeze", From: registry.Running}, registry.Running))
+	if l.from == engine.Sleeping && row.State != engine.Sleeping {
+		must(l.inject(engine.Operation{Kind: engine.OpSleep, Step: "freeze", From: engine.Running}, engine.Running))
 		harness.Eventually(l.t, "the engine is paused", func() error {
 			if row := l.row(); row.Op != nil || row.Frozen == nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Op)
@@ -482,7 +482,7 @@ func (l *lane) check(point string) {
 func (l *lane) wantUsable(point string) {
 	l.t.Helper()
 	row := l.row()
-	if row == nil || row.State != registry.Running {
+	if row == nil || row.State != engine.Running {
 		return
 	}
 	e, err := l.p.Engine(l.t.Context(), laneUser)
@@ -533,7 +533,7 @@ func (l *lane) wantAudit(point string) {
 }
 
 // inject writes an operation whose owner is dead into the engine's row.
-func (l *lane) inject(op registry.Op, state registry.State) error {
+func (l *lane) inject(op engine.Operation, state engine.State) error {
 	pairs, _, err := l.s.Consul.KV().List(l.prefix+"engines/", nil)
 	if err != nil || len(pairs) != 1 {
 		return fmt.Errorf("%d rows, %w", len(pairs), err)
@@ -549,7 +549,7 @@ func (l *lane) inject(op registry.Op, state registry.State) error {
 			}
 			return nil
 		})
-		row.Frozen, row.Desired = &registry.Frozen{AllocID: row.AllocID, URL: row.URL, Started: at}, registry.Sleeping
+		row.Frozen, row.Desired = &engine.Frozen{AllocID: row.AllocID, URL: row.URL, Started: at}, engine.Sleeping
 	}
 	if pairs[0].Value, err = json.Marshal(row); err != nil {
 		return err

@@ -15,10 +15,10 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/internal/testpg"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
-	"github.com/septemberai/orch/registry"
 )
 
 // jobVersion identifies the state of an engine's job; it differs after every change.
@@ -60,31 +60,31 @@ func TestPausedOwner(t *testing.T) {
 	for point, tc := range map[string]struct {
 		setup steps // on the first replica
 		cut   func(*client.Client) error
-		state registry.State // in which the other replica leaves the engine
-		then  steps          // on the other replica
+		state engine.State // in which the other replica leaves the engine
+		then  steps        // on the other replica
 		env   func(*testing.T) []string
 		audit string // the outcome of the interrupted operation; empty: ok
 	}{
-		"provision/volume/fenced":   {cut: provision, state: registry.Running, then: steps{stop}},
-		"provision/variable/fenced": {cut: provision, state: registry.Running, then: steps{rotate}},
-		"provision/register/fenced": {cut: provision, state: registry.Running, then: steps{stop}},
-		"provision/boot/before":     {cut: provision, state: registry.Running, then: steps{stop}},
-		"start/register/fenced":     {setup: steps{provision, stop}, cut: start, state: registry.Running, then: steps{stop}},
+		"provision/volume/fenced":   {cut: provision, state: engine.Running, then: steps{stop}},
+		"provision/variable/fenced": {cut: provision, state: engine.Running, then: steps{rotate}},
+		"provision/register/fenced": {cut: provision, state: engine.Running, then: steps{stop}},
+		"provision/boot/before":     {cut: provision, state: engine.Running, then: steps{stop}},
+		"start/register/fenced":     {setup: steps{provision, stop}, cut: start, state: engine.Running, then: steps{stop}},
 		"start/register/fenced, undone": {
-			setup: steps{provision, stop}, cut: start, state: registry.Stopped, audit: "BACKEND_UNAVAILABLE",
+			setup: steps{provision, stop}, cut: start, state: engine.Stopped, audit: "BACKEND_UNAVAILABLE",
 			env: func(t *testing.T) []string { return []string{"ORCH_ENGINE_JOB_FILE=" + jobFileThatIsRefused(t)} },
 		},
-		"stop/scale-down/fenced": {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
+		"stop/scale-down/fenced": {setup: steps{provision}, cut: stop, state: engine.Stopped, then: steps{start}},
 		// Before it verifies: what it reads after resuming is current, but no longer its
 		// own.
-		"provision/register/before":  {cut: provision, state: registry.Running, then: steps{stop}},
-		"start/register/before":      {setup: steps{provision, stop}, cut: start, state: registry.Running, then: steps{stop}},
-		"stop/scale-down/before":     {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
-		"rotate_key/variable/before": {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
-		"stop/drain/before":          {setup: steps{provision}, cut: stop, state: registry.Stopped, then: steps{start}},
-		"rotate_key/new-key/fenced":  {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
-		"rotate_key/variable/fenced": {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate, rotate}},
-		"rotate_key/retire/before":   {setup: steps{provision}, cut: rotate, state: registry.Running, then: steps{rotate}},
+		"provision/register/before":  {cut: provision, state: engine.Running, then: steps{stop}},
+		"start/register/before":      {setup: steps{provision, stop}, cut: start, state: engine.Running, then: steps{stop}},
+		"stop/scale-down/before":     {setup: steps{provision}, cut: stop, state: engine.Stopped, then: steps{start}},
+		"rotate_key/variable/before": {setup: steps{provision}, cut: rotate, state: engine.Running, then: steps{rotate}},
+		"stop/drain/before":          {setup: steps{provision}, cut: stop, state: engine.Stopped, then: steps{start}},
+		"rotate_key/new-key/fenced":  {setup: steps{provision}, cut: rotate, state: engine.Running, then: steps{rotate}},
+		"rotate_key/variable/fenced": {setup: steps{provision}, cut: rotate, state: engine.Running, then: steps{rotate, rotate}},
+		"rotate_key/retire/before":   {setup: steps{provision}, cut: rotate, state: engine.Running, then: steps{rotate}},
 		"destroy/scale-down/fenced":  {setup: steps{provision}, cut: destroy, then: steps{provision}},
 		"destroy/volume/before":      {setup: steps{provision}, cut: destroy, then: steps{provision}},
 	} {

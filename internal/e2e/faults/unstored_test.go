@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 )
 
 // TestAnotherReplicaEndsItDifferently: a replica gives up a provision while it cannot reach
@@ -34,7 +34,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 
 	told := make(chan error, 1)
 	go func() { told <- harness.ErrOf(c.Provision(ctx, "u", "reference-engine.slow-boot-10s")) }()
-	var row *registry.Engine
+	var row *engine.Row
 	harness.Eventually(t, "the engine boots", func() error {
 		rows, err := s.Engines(prefix)
 		if err != nil || len(rows) != 1 || rows[0].Op == nil || rows[0].Op.Step != "boot" {

@@ -9,7 +9,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 
-	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/engine"
 )
 
 // Disagreement returns how the stores disagree about a deployment's engines, or nil: no row
@@ -38,14 +38,14 @@ func (s *Stores) Disagreement(prefix, idPrefix string) error {
 }
 
 // WantSound checks everything that belongs to one row.
-func (s *Stores) WantSound(row *registry.Engine) error {
+func (s *Stores) WantSound(row *engine.Row) error {
 	name := row.JobID()
 	job, _, err := s.Nomad.Jobs().Info(name, nil)
 	if err != nil {
 		return err
 	}
 	// A failed engine may have an unhealthy process.
-	if running := row.State == registry.Running || row.Frozen != nil; row.State != registry.Failed && running != (*job.TaskGroups[0].Count == 1) {
+	if running := row.State == engine.Running || row.Frozen != nil; row.State != engine.Failed && running != (*job.TaskGroups[0].Count == 1) {
 		return fmt.Errorf("its job's count is %d", *job.TaskGroups[0].Count)
 	}
 	allocs, _, err := s.Nomad.Jobs().Allocations(name, true, nil)

@@ -12,6 +12,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/registry"
 )
@@ -268,7 +269,7 @@ func (s *Stores) Processes(engineID string) (count int, running int) {
 // TaskEvents returns Nomad's task events of an engine's processes.
 func (s *Stores) TaskEvents(engineID string) string {
 	s.T.Helper()
-	allocs, _, err := s.Nomad.Jobs().Allocations(registry.JobID(engineID), true, nil)
+	allocs, _, err := s.Nomad.Jobs().Allocations(engine.JobID(engineID), true, nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -295,14 +296,14 @@ func (s *Stores) AwaitWarm(r *Replica, n int) {
 }
 
 // WarmRows returns the rows of warm engines that belong to no user.
-func (s *Stores) WarmRows(prefix string) (warm []*registry.Engine) {
+func (s *Stores) WarmRows(prefix string) (warm []*engine.Row) {
 	s.T.Helper()
 	rows, err := s.Engines(prefix)
 	if err != nil {
 		s.T.Fatal(err)
 	}
 	for _, row := range rows {
-		if row.ProductID == registry.WarmProduct {
+		if row.ProductID == engine.WarmProduct {
 			warm = append(warm, row)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/registry"
 )
@@ -48,14 +49,14 @@ func OpenStores(t *testing.T, s *devstack.Stack) *Stores {
 }
 
 // Engines reads the rows of a deployment.
-func (s *Stores) Engines(prefix string) ([]*registry.Engine, error) {
+func (s *Stores) Engines(prefix string) ([]*engine.Row, error) {
 	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
 	if err != nil {
 		return nil, err
 	}
-	var rows []*registry.Engine
+	var rows []*engine.Row
 	for _, pair := range pairs {
-		row := new(registry.Engine)
+		row := new(engine.Row)
 		if err := json.Unmarshal(pair.Value, row); err != nil {
 			return nil, err
 		}
@@ -115,7 +116,7 @@ func (s *Stores) Edit(prefix, user string, change func(map[string]any)) {
 }
 
 // PutRow writes a row, and its index, without the service.
-func (s *Stores) PutRow(prefix string, row *registry.Engine) {
+func (s *Stores) PutRow(prefix string, row *engine.Row) {
 	s.T.Helper()
 	key := RowNameOf(row)
 	value, err := json.Marshal(row)
@@ -130,7 +131,7 @@ func (s *Stores) PutRow(prefix string, row *registry.Engine) {
 }
 
 // RowNameOf returns the name of a row below engines/.
-func RowNameOf(row *registry.Engine) string {
+func RowNameOf(row *engine.Row) string {
 	sum := sha256.Sum256([]byte(row.ProductID + "\x00" + row.UserID))
 	return hex.EncodeToString(sum[:1]) + "/" + row.ProductID + "/" + base64.RawURLEncoding.EncodeToString([]byte(row.UserID))
 }
@@ -213,7 +214,7 @@ func (s *Stores) idPrefix(prefix string) string {
 func (s *Stores) AwaitReported(engineID string) {
 	s.T.Helper()
 	Eventually(s.T, "the node has reported the engine", func() error {
-		allocs, _, err := s.Nomad.Jobs().Allocations(registry.JobID(engineID), false, nil)
+		allocs, _, err := s.Nomad.Jobs().Allocations(engine.JobID(engineID), false, nil)
 		if err != nil || len(allocs) != 1 || allocs[0].ClientStatus != nomad.AllocClientStatusRunning {
 			return fmt.Errorf("%d allocations, %w", len(allocs), err)
 		}

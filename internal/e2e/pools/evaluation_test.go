@@ -3,8 +3,8 @@ package pools
 import (
 	"testing"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 )
 
 // TestRegistrationsComeFirst: evaluations that a caller waits for go before those of all
@@ -20,7 +20,7 @@ func TestRegistrationsComeFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := harness.OpenStores(t, harness.Shared).Nomad
-	job, _, err := n.Jobs().Info(registry.JobID(e.EngineID), nil)
+	job, _, err := n.Jobs().Info(engine.JobID(e.EngineID), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

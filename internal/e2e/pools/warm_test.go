@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 )
 
 // warmKinds returns the admin's figures of warm engines.
@@ -218,7 +218,7 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	harness.Eventually(t, "the older ones are replaced", func() error {
 		rows := s.WarmRows(prefix)
 		for _, row := range rows {
-			if old[row.EngineID] || row.State != registry.Running {
+			if old[row.EngineID] || row.State != engine.Running {
 				return fmt.Errorf("%s is %s", row.EngineID, row.State)
 			}
 		}

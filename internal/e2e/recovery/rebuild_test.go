@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -51,7 +51,7 @@ func TestRebuildOfMany(t *testing.T) {
 	for i := range many {
 		id, user := engineIDOf(model.EngineID[:6]), fmt.Sprint("user-", i)
 		work.Go(func() error {
-			key, name := secrets.NewEngineKey(), registry.JobID(id)
+			key, name := secrets.NewEngineKey(), engine.JobID(id)
 			made, _, err := s.Nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: &nomad.HostVolume{
 				Name: name, PluginID: "mkdir", NodeID: rows[0].NodeID,
 				RequestedCapabilities: []*nomad.HostVolumeCapability{{AccessMode: "single-node-single-writer", AttachmentMode: "file-system"}},
@@ -71,7 +71,7 @@ func TestRebuildOfMany(t *testing.T) {
 			if _, _, err := s.Nomad.Variables().Create(variable, nil); err != nil {
 				return err
 			}
-			job, _, err := s.Nomad.Jobs().Info(registry.JobID(model.EngineID), nil)
+			job, _, err := s.Nomad.Jobs().Info(engine.JobID(model.EngineID), nil)
 			if err != nil {
 				return err
 			}

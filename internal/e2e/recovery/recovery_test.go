@@ -14,8 +14,8 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 )
 
 // A registry that is restored from a backup which is older than some provisions, destroys
@@ -69,7 +69,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	}
 	warm := p.S.WarmRows("past/")
 	renewed := p.Provision(one, "one", "renewed")
-	if !slices.ContainsFunc(warm, func(row *registry.Engine) bool { return row.EngineID == renewed.Engine.EngineID }) {
+	if !slices.ContainsFunc(warm, func(row *engine.Row) bool { return row.EngineID == renewed.Engine.EngineID }) {
 		t.Errorf("%s is none of the warm engines", renewed.Engine.EngineID)
 	}
 	two := p.Tenant("two", map[string]any{"max_engines": 9})
@@ -333,9 +333,13 @@ func TestRowOfAStranger(t *testing.T) {
 		}
 		return nil
 	})
-	if !slices.ContainsFunc(r.Audited(t, "quarantine"), func(row harness.AuditRow) bool { return row.EngineID == e.EngineID && row.Outcome == "ok" }) {
-		t.Error("it is not audited")
-	}
+	harness.Eventually(t, "it is audited", func() error {
+		rows := r.Audited(t, "quarantine")
+		if !slices.ContainsFunc(rows, func(row harness.AuditRow) bool { return row.EngineID == e.EngineID && row.Outcome == "ok" }) {
+			return fmt.Errorf("%+v", rows)
+		}
+		return nil
+	})
 	got, err := r.Admin().Adopt(ctx, e.EngineID, "", "")
 	if err != nil || got.UserID != "owner" {
 		t.Fatalf("%+v, %v", got, err)

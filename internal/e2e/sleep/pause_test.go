@@ -18,8 +18,8 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
-	"github.com/septemberai/orch/registry"
 )
 
 // pausing is like sleepy, for a product whose engines are frozen.
@@ -51,7 +51,7 @@ func (p *pausable) process(e *client.Engine) int {
 	return harness.Inspect(p.t, e).State.Pid
 }
 
-func (p *pausable) row() *registry.Engine {
+func (p *pausable) row() *engine.Row {
 	p.t.Helper()
 	rows, err := p.s.Engines(p.prefix)
 	if err != nil || len(rows) != 1 {
@@ -116,7 +116,7 @@ func (p *pausable) wantKept(e *client.Engine) {
 	if err := m.Knows("kept"); err != nil || len(m.Runs) != p.runs {
 		p.t.Errorf("it ran %d times, want %d; %v", len(m.Runs), p.runs, err)
 	}
-	if row := p.row(); row.Frozen != nil || row.State != registry.Running {
+	if row := p.row(); row.Frozen != nil || row.State != engine.Running {
 		p.t.Errorf("its row contains %+v", row)
 	}
 }
@@ -240,7 +240,7 @@ func TestPause(t *testing.T) {
 	if got := harness.ProcessState(p.pid); got != "" {
 		t.Errorf("stopped, its process is in state %q", got)
 	}
-	if row := p.row(); row.State != registry.Stopped || row.Frozen != nil {
+	if row := p.row(); row.State != engine.Stopped || row.Frozen != nil {
 		t.Errorf("stopped: %+v", row)
 	}
 	if _, err := p.Start(ctx, "u"); err != nil {
@@ -361,7 +361,7 @@ func TestPauseLost(t *testing.T) {
 			lose(p)
 			harness.Eventually(t, "it sleeps without a process", func() error {
 				row := p.row()
-				if row.State != registry.Sleeping || row.Op != nil || row.Frozen != nil {
+				if row.State != engine.Sleeping || row.Op != nil || row.Frozen != nil {
 					return fmt.Errorf("%s, %+v, %+v", row.State, row.Op, row.Frozen)
 				}
 				return nil
@@ -409,7 +409,7 @@ func TestPauseFallsBack(t *testing.T) {
 		const prefix = "pause-supervised/"
 		p := newPausable(t, pauseService(t, prefix, nil), prefix, supervisedImage(t))
 		harness.Eventually(t, "the idle engine sleeps without a process", func() error {
-			if row := p.row(); row.State != registry.Sleeping || row.Frozen != nil {
+			if row := p.row(); row.State != engine.Sleeping || row.Frozen != nil {
 				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow response counts as none at first
 			}
 			return nil

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
 	"github.com/septemberai/orch/registry"
 )
@@ -32,11 +33,11 @@ func TestManyFallAsleep(t *testing.T) {
 	const prefix = "many-sleepers/"
 	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	var asked atomic.Int64
-	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
 		_, _ = w.Write([]byte(`{"status": "ok"}`))
 	}))
-	t.Cleanup(engine.Close)
+	t.Cleanup(server.Close)
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "0", "ORCH_LOG_LEVEL": "warn"})
 	c := r.Product(t, sleepy)
 	productID := harness.ProductOf(t, &client.Client{BaseURL: r.URL, AdminKey: harness.AdminKey}, c)
@@ -60,17 +61,17 @@ func TestManyFallAsleep(t *testing.T) {
 	group.SetLimit(16)
 	for i := range many {
 		group.Go(func() error {
-			e := &registry.Engine{
+			e := &engine.Row{
 				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
 				// They are not desired to run, because otherwise their missing jobs would
 				// be noticed.
-				State: registry.Provisioning, Desired: registry.Sleeping, Image: "reference-engine", KeyVersion: 1,
-				NodeID: nodes[0].ID, URL: engine.URL, CreatedAt: time.Now().UTC(),
+				State: engine.Provisioning, Desired: engine.Sleeping, Image: "reference-engine", KeyVersion: 1,
+				NodeID: nodes[0].ID, URL: server.URL, CreatedAt: time.Now().UTC(),
 			}
 			if err := store.Refollowing(ctx, func() error { return store.Claim(ctx, tenant.Product, e, nil) }); err != nil {
 				return err
 			}
-			e.State = registry.Running
+			e.State = engine.Running
 			return store.Update(ctx, e)
 		})
 	}

@@ -1,4 +1,4 @@
-package registry
+package engine
 
 import (
 	"fmt"
@@ -25,10 +25,10 @@ failed        |      x                             x       =      x
 destroying    | x                                                 =
 `
 
-var allStates = append([]State{none}, States...)
+var allStates = append([]State{Gone}, States...)
 
 func shown(s State) string {
-	if s == none {
+	if s == Gone {
 		return "gone"
 	}
 	return string(s)
@@ -75,7 +75,7 @@ func TestStates(t *testing.T) {
 	}
 	for from, to := range moves {
 		for _, s := range append([]State{from}, to...) {
-			if s != none && !slices.Contains(States, s) {
+			if s != Gone && !slices.Contains(States, s) {
 				t.Errorf("the moves name %q, which is no state", s)
 			}
 		}
@@ -87,25 +87,25 @@ func TestStates(t *testing.T) {
 func TestMovesProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		any := rapid.OneOf(rapid.SampledFrom(allStates), rapid.Map(rapid.String(), func(s string) State { return State(s) }))
-		at := none
+		at := Gone
 		for range 40 {
 			to := any.Draw(t, "to")
 			ok := CanMove(at, to)
-			if (checkMove(at, to) == nil) != ok {
+			if (CheckMove(at, to) == nil) != ok {
 				t.Fatalf("checkMove and CanMove disagree on %q to %q", at, to)
 			}
 			switch {
-			case to != none && !slices.Contains(States, to):
+			case to != Gone && !slices.Contains(States, to):
 				if ok {
 					t.Fatalf("%q may move to %q, which is no state", at, to)
 				}
-			case at == none && ok != (to == Provisioning):
+			case at == Gone && ok != (to == Provisioning):
 				t.Fatalf("none to %q: %v; a life begins with provisioning alone", to, ok)
-			case at == Destroying && ok != (to == none || to == Destroying):
+			case at == Destroying && ok != (to == Gone || to == Destroying):
 				t.Fatalf("destroying to %q: %v; nothing leaves destroying", to, ok)
-			case at != none && to == Destroying && !ok:
+			case at != Gone && to == Destroying && !ok:
 				t.Fatalf("%q may not be destroyed", at)
-			case to == none && ok && at != Destroying:
+			case to == Gone && ok && at != Destroying:
 				t.Fatalf("%q may be gone without being destroyed", at)
 			case to == Running && ok && at != Provisioning && at != Running:
 				t.Fatalf("%q may run without being provisioned", at)

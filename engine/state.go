@@ -1,4 +1,4 @@
-package registry
+package engine
 
 import "fmt"
 
@@ -19,10 +19,10 @@ const (
 // States lists every state in the order in which people read them.
 var States = []State{Provisioning, Running, Sleeping, Stopped, Failed, Destroying}
 
-// none is the state of an engine that has no row.
-const none State = ""
+// Gone is the state of an engine that has no row.
+const Gone State = ""
 
-// moves is the one table of legal moves. "Gone" is the move to none. Staying in
+// moves is the one table of legal moves. A destroy ends in Gone. Staying in
 // a state is always legal: an operation records its steps without moving.
 //
 // Two entries are not in SPEC's list because it names outcomes, not steps: a
@@ -30,21 +30,21 @@ const none State = ""
 // provisioning may return to stopped or sleeping.
 //
 // What is rebuilt from the witnesses of a row that the registry lost is not
-// moved: see Store.Rebuild.
+// moved: see registry.Store.Rebuild.
 var moves = map[State][]State{
-	none:         {Provisioning},
+	Gone:         {Provisioning},
 	Provisioning: {Running, Failed, Stopped, Sleeping, Destroying},
 	Running:      {Sleeping, Stopped, Failed, Destroying},
 	Sleeping:     {Provisioning, Stopped, Destroying},
 	Stopped:      {Provisioning, Destroying},
 	Failed:       {Provisioning, Stopped, Destroying},
-	Destroying:   {none},
+	Destroying:   {Gone},
 }
 
 // CanMove says whether an engine may go from one state to another in one write.
 func CanMove(from, to State) bool {
 	if from == to {
-		return from != none
+		return from != Gone
 	}
 	for _, s := range moves[from] {
 		if s == to {
@@ -54,10 +54,10 @@ func CanMove(from, to State) bool {
 	return false
 }
 
-// checkMove is CanMove as an error; a violation is a bug in the caller.
-func checkMove(from, to State) error {
+// CheckMove is CanMove as an error; a violation is a bug in the caller.
+func CheckMove(from, to State) error {
 	if !CanMove(from, to) {
-		return fmt.Errorf("registry: illegal move from %q to %q", from, to)
+		return fmt.Errorf("engine: illegal move from %q to %q", from, to)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
-package registry
+package engine
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -9,45 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 	"unicode"
 )
-
-// Product is a tenant: it owns users and holds one platform key, of which only
-// the SHA-256 is kept.
-type Product struct {
-	ProductID   string    `json:"product_id"`
-	Slug        string    `json:"slug"`
-	DisplayName string    `json:"display_name"`
-	Policy      Policy    `json:"policy"`
-	CreatedAt   time.Time `json:"created_at"`
-	// PlatformKeyHash is the lower-case hex SHA-256 of the platform key.
-	PlatformKeyHash string `json:"platform_key_hash"`
-	// RetiredKeys are earlier platform keys that still work for a while.
-	RetiredKeys []RetiredKey `json:"retired_keys,omitempty"`
-	// Revision counts the changes of the row: of two copies the higher one is the
-	// later.
-	Revision int `json:"revision,omitempty"`
-
-	// Index is the row's ModifyIndex in Consul.
-	Index uint64 `json:"-"`
-	// unknown is what a newer version of the service wrote into the row.
-	unknown *unknown
-}
-
-// RetiredKey is a platform key that was rotated with an overlap.
-type RetiredKey struct {
-	Hash  string    `json:"hash"`
-	Until time.Time `json:"until"`
-}
-
-// accepts says whether a platform key is the product's, now.
-func (p *Product) accepts(keyHash string, now time.Time) bool {
-	if keyHash == p.PlatformKeyHash {
-		return true
-	}
-	return slices.ContainsFunc(p.RetiredKeys, func(k RetiredKey) bool { return k.Hash == keyHash && now.Before(k.Until) })
-}
 
 // Policy is what a product may do (SPEC section 3). An absent field (nil or
 // empty) means no limit or the service's default; a limit of 0 allows nothing.
@@ -74,22 +36,11 @@ const (
 	SleepPause = "pause" // frozen in memory, where the driver can
 )
 
-var (
-	slugPattern     = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
-	nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
-)
+var nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 
 // minMemoryMB is the least memory that Nomad accepts for a task
 // (nomad/structs: MinResources).
 const minMemoryMB = 10
-
-// CheckSlug says whether a slug has the form of SPEC section 3.
-func CheckSlug(slug string) error {
-	if !slugPattern.MatchString(slug) {
-		return errors.New("slug must be 1 to 40 characters of a-z, 0-9 and '-', and start with a letter or digit")
-	}
-	return nil
-}
 
 // Check returns everything that is wrong with a policy, joined, in words for
 // the caller.
@@ -179,17 +130,4 @@ func CheckKeyProofPath(p string) error {
 		return errors.New("must be a path of the engine that needs a key; /health needs none")
 	}
 	return nil
-}
-
-// EncodeProduct is a product as its record has it.
-func EncodeProduct(p *Product) []byte { return encode(p) }
-
-// DecodeProduct is the inverse of EncodeProduct.
-func DecodeProduct(record []byte) (*Product, error) {
-	p := new(Product)
-	if err := json.Unmarshal(record, p); err != nil {
-		return nil, err
-	}
-	p.unknown = productKind.unknownIn(record, "")
-	return p, nil
 }

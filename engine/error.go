@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+)
+
+// Code is what clients branch on (SPEC section 2 and 3).
+type Code string
+
+// The codes of the contract.
+const (
+	InvalidRequest      Code = "INVALID_REQUEST"
+	InvalidPlatformKey  Code = "INVALID_PLATFORM_KEY"
+	InvalidAdminKey     Code = "INVALID_ADMIN_KEY"
+	PolicyDenied        Code = "POLICY_DENIED"
+	NotFound            Code = "NOT_FOUND"
+	MethodNotAllowed    Code = "METHOD_NOT_ALLOWED"
+	RequestTooLarge     Code = "REQUEST_TOO_LARGE"
+	UnsupportedMedia    Code = "UNSUPPORTED_MEDIA_TYPE"
+	EngineNotFound      Code = "ENGINE_NOT_FOUND"
+	EngineAlreadyExists Code = "ENGINE_ALREADY_EXISTS"
+	EngineRunning       Code = "ENGINE_ALREADY_RUNNING"
+	EngineNotRunning    Code = "ENGINE_NOT_RUNNING"
+	EngineBusy          Code = "ENGINE_BUSY"
+	EngineDestroyed     Code = "ENGINE_DESTROYED"
+	IdempotencyReused   Code = "IDEMPOTENCY_KEY_REUSED"
+	VolumeNotFound      Code = "VOLUME_NOT_FOUND"
+	ProductSlugExists   Code = "PRODUCT_SLUG_EXISTS"
+	ProductNotFound     Code = "PRODUCT_NOT_FOUND"
+	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
+	// PolicyChanged: what the caller's If-Match names has changed (RFC 9110,
+	// section 13.1.1).
+	PolicyChanged       Code = "POLICY_CHANGED"
+	RateLimited         Code = "RATE_LIMITED"
+	QuotaExceeded       Code = "QUOTA_EXCEEDED"
+	PortExhaustion      Code = "PORT_EXHAUSTION"
+	CapacityExhausted   Code = "CAPACITY_EXHAUSTED"
+	EngineBootFailed    Code = "ENGINE_BOOT_FAILED"
+	BootTimeout         Code = "BOOT_TIMEOUT"
+	StopUnconfirmed     Code = "STOP_UNCONFIRMED"
+	RotationUnconfirmed Code = "ROTATION_UNCONFIRMED"
+	Internal            Code = "INTERNAL_ERROR"
+	BackendError        Code = "BACKEND_ERROR"
+	BackendUnavailable  Code = "BACKEND_UNAVAILABLE"
+	// RegistryRecovering: the registry went back in time and is being rebuilt.
+	RegistryRecovering Code = "REGISTRY_RECOVERING"
+	// EngineQuarantined: what is known of the engine contradicts itself; only an
+	// admin can decide whose it is.
+	EngineQuarantined  Code = "ENGINE_QUARANTINED"
+	QuarantineNotFound Code = "QUARANTINE_NOT_FOUND"
+	// RecordUnreadable: the registry's record of the engine or the product is damaged,
+	// or a newer version of the service wrote it.
+	RecordUnreadable Code = "RECORD_UNREADABLE"
+)
+
+// Error is the one error that callers of the service see. Code and Message are
+// for them; Err, the cause, is for the log alone.
+type Error struct {
+	Code    Code
+	Message string
+	Err     error
+	// RetryAfter is when the same call may do better; zero: it says nothing.
+	RetryAfter time.Duration
+}
+
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s: %s: %v", e.Code, e.Message, e.Err)
+	}
+	return fmt.Sprintf("%s: %s", e.Code, e.Message)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errorf is an Error whose message is formatted.
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// RetryBusy is when a call that found its engine busy may do better.
+const RetryBusy = time.Second
+
+// BusyWith is the ENGINE_BUSY of a call that found an operation under way.
+func BusyWith(kind OpKind) *Error {
+	e := Errorf(EngineBusy, "another operation (%s) of this engine is under way; try again in a moment", kind)
+	e.RetryAfter = RetryBusy
+	return e
+}
