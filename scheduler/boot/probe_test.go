@@ -152,12 +152,12 @@ func TestUsable(t *testing.T) {
 		"OKForbidden":       {answer: by(403, 403, 200), key: testKey, disclosed: true},
 		"OKFails":           {answer: by(401, 403, 500), key: testKey, disclosed: true},
 		"OKNoKeyKnown":      {answer: by(401, 401, 404)},
-		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "answers 200 without a key"},
-		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "answers 404 without a key"},
-		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "answers 200 with a wrong key"},
-		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "answers 302 without a key"},
-		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "answers 200 with a wrong key"},
-		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "answers 401 with the engine's own key", disclosed: true},
+		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "returned 200 without a key"},
+		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "returned 404 without a key"},
+		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "returned 200 with a wrong key"},
+		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "returned 302 without a key"},
+		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "returned 200 with a wrong key"},
+		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "returned 401 with the engine's own key", disclosed: true},
 		"ErrNotStarted":     {answer: by(401, 401, 404), key: testKey, idle: true, says: "has not started"},
 	} {
 		t.Run(name, func(t *testing.T) {

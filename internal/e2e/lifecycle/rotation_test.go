@@ -24,10 +24,10 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 		says string
 		end  func(*client.Client, string) error
 	}{
-		"Stop":    {c, "goes on with the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
-		"Start":   {c, "goes on with the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Start(ctx, user)) }},
-		"TwoKeys": {both, "and the old one as well", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
-		"Destroy": {c, "goes on with the old key", nil},
+		"Stop":    {c, "still accepts the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
+		"Start":   {c, "still accepts the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Start(ctx, user)) }},
+		"TwoKeys": {both, "accepts both the new key and the old one", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
+		"Destroy": {c, "still accepts the old key", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -92,8 +92,8 @@ func TestKeyProofContract(t *testing.T) {
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx := t.Context()
 	for image, says := range map[string]string{
-		"reference-engine.route-first": "answers 404 without a key",
-		"reference-engine.unknown-401": "answers 401 with the engine's own key",
+		"reference-engine.route-first": "returned 404 without a key",
+		"reference-engine.unknown-401": "returned 401 with the engine's own key",
 	} {
 		t.Run(image, func(t *testing.T) {
 			t.Parallel()

@@ -86,9 +86,9 @@ func TestVolumeListCommand(t *testing.T) {
 	}
 	some, _ := answering(t, map[string]string{"GET /products/p2": `{"product_id": "p2"}`, "GET /unreachable-volumes": `{"unreachable_volumes": [{
 		"engine_id": "e1", "product_id": "p1", "user_id": "u1", "node_id": "n1", "node_name": "one", "node_silent": true,
-		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node is silent"}], "total": 1}`})
+		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node does not respond"}], "total": 1}`})
 	code, stdout, stderr := orch(t, some, "volume", "list")
-	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node is silent$`).MatchString(stdout) {
+	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node does not respond$`).MatchString(stdout) {
 		t.Errorf("%d, %q, %q", code, stdout, stderr)
 	}
 	if code, stdout, _ := orch(t, some, "volume", "list", "-product", "p2"); code != 0 || stdout != "no volume is unreachable\n" {
