@@ -63,8 +63,8 @@ lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	$(GO) run $(LINT) run ./...
 
 .PHONY: docs
-docs: ## Write docs/configuration.md and docs/cli.md anew; a test fails when one is stale
-	$(GO) generate ./internal/config ./cmd/orch/internal/commands
+docs: ## Write docs/configuration.md, docs/cli.md and docs/metrics.md anew; a test fails when one is stale
+	$(GO) generate ./internal/config ./cmd/orch/internal/commands ./internal/contract
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)

@@ -3,7 +3,7 @@
 //
 // The row of a change is written before the change is made and completed after it. A crash
 // in between leaves a row with the outcome "interrupted", but never a change without a row
-// (SPEC section 9). An embedded SQLite file serves exactly one replica, PostgreSQL any
+//. An embedded SQLite file serves exactly one replica, PostgreSQL any
 // number.
 package audit
 

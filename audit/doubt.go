@@ -19,7 +19,7 @@ const (
 )
 
 // OutcomeUnavailable is the outcome of a change that was refused because it is unknown
-// whether its row was written. Its caller gets the same code (SPEC section 1).
+// whether its row was written. Its caller gets the same code.
 const OutcomeUnavailable = "BACKEND_UNAVAILABLE"
 
 // doubt is a row whose INSERT got no response. Its change is not made, so the row must not

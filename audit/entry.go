@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Actions of the audit log (SPEC section 9).
+// Actions of the audit log.
 const (
 	ActionProvision          = "provision"
 	ActionStart              = "start"
@@ -40,7 +40,7 @@ const (
 	ActionRegistryRecover = "registry_recover"
 )
 
-// Actions lists all actions, in the order of SPEC section 9.
+// Actions lists all actions: of engines, of their health, of products, and of repairs.
 var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
@@ -56,7 +56,7 @@ const (
 	OutcomeInterrupted = "interrupted"
 )
 
-// actorSystem is the actor of changes that nobody requested (SPEC section 9).
+// actorSystem is the actor of changes that nobody requested.
 const actorSystem = "system"
 
 // MetadataBootMS is the metadata key for the duration of a boot in milliseconds, which

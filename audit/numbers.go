@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Numbers are the figures of a product in GET /metrics (SPEC section 2). "1h" counts what
+// Numbers are the figures of a product in GET /metrics. "1h" counts what
 // began within the last hour.
 type Numbers struct {
 	Provisions1h    int64   // successful provisions

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// Limits of a page, in rows (SPEC section 2).
+	// Limits of a page, in rows.
 	defaultLimit = 100
 	maxLimit     = 1000
 )

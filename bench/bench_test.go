@@ -145,10 +145,10 @@ func TestChosen(t *testing.T) {
 	if err != nil || len(some) != 2 || some[0].name != "load" {
 		t.Errorf("%v, %v", some, err)
 	}
-	if all, err := chosen(""); err != nil || len(all) != len(parts) {
-		t.Errorf("%d parts, %v", len(all), err)
+	if alone, err := chosen("scale"); err != nil || len(alone) != 1 || alone[0].name != scale {
+		t.Errorf("%v, %v", alone, err)
 	}
-	for _, list := range []string{"nothing", "rounds,scale"} {
+	for _, list := range []string{"", "nothing", "rounds,scale"} {
 		if _, err := chosen(list); err == nil {
 			t.Errorf("%q is accepted", list)
 		}
@@ -169,16 +169,6 @@ func TestCaught(t *testing.T) {
 	})
 	if !errors.Is(err, want) {
 		t.Errorf("caught %v of those done concurrently", err)
-	}
-}
-
-// What a process uses counts with its agent, however far down it is.
-func TestBelow(t *testing.T) {
-	table := processTable{1: {PID: 1}, 10: {PID: 10, PPID: 1}, 11: {PID: 11, PPID: 10}, 12: {PID: 12, PPID: 11}, 20: {PID: 20, PPID: 1}}
-	for pid, want := range map[int]bool{1: false, 10: false, 11: true, 12: true, 20: false, 99: false} {
-		if got := table.below(pid, []int{10}); got != want {
-			t.Errorf("%d below 10: %v", pid, got)
-		}
 	}
 }
 

@@ -9,9 +9,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,20 +21,17 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/internal/config"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/secrets"
 )
 
-// floor runs engines without the service: by hand with Nomad's API, the same job and
-// nothing else, and by a script. It is what the service is measured against.
+// floor runs engines without the service, which is measured against it: by hand with
+// Nomad's API, the same job and nothing else, and by a script.
 type floor struct {
 	*rig
-	api      *api.Client
-	cluster  *cluster.Cluster
-	template *jobs.Template
-	engine   jobs.Engine   // what all of them have in common
-	ready    chan *handJob // volume and variable made, not registered yet
+	api     *api.Client
+	cluster *cluster.Cluster
+	ready   chan *handJob // volume and variable made, not registered yet
 }
 
 // handJob is one engine's job and its latest allocation.
@@ -43,33 +40,26 @@ type handJob struct {
 	job                         *api.Job
 }
 
-// newFloor prepares n engines for the configuration that a service has: their volumes
-// are usable and their variables are written.
-func (r *rig) newFloor(ctx context.Context, vars map[string]string, n int) *floor {
-	cfg := must(config.Load(environ(vars)))
+// newFloor prepares volumes and variables of n engines, configured as a service's.
+func (r *rig) newFloor(ctx context.Context, s *service, n int) *floor {
+	cfg := must(config.Load(s.vars))
 	opts := cfg.Scheduler()
 	opts.Job.Deployment = "bench-by-hand"
 	f := &floor{rig: r, ready: make(chan *handJob, n), api: must(api.NewClient(&api.Config{Address: r.stack.NomadAddr}))}
 	f.cluster = cluster.New(f.api, cfg.NomadNamespace, cfg.VolumePlugin, hclog.NewNullLogger())
-	f.template = must(jobs.Parse(ctx, f.api, opts.Job))
+	template := must(jobs.Parse(ctx, f.api, opts.Job))
 	nodes, _, err := f.api.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
 	check(err)
-	f.engine = jobs.Engine{
-		ProductID: "bench", ProductName: "bench", UserID: "bench", Image: opts.DefaultImage,
-		CPUMHz: cpuMHz, MemoryMB: memoryMB, NodeID: nodes[0].ID, Count: 1,
-	}
-	each(ctx, usersOf("by-hand-"+strings.ToLower(rand.Text()), n), n, f.prepare)
+	each(ctx, usersOf("by-hand-"+strings.ToLower(rand.Text()), n), n, func(ctx context.Context, id string) {
+		v := must(f.cluster.EnsureVolume(ctx, id, nodes[0].ID, template.Owner().Params()))
+		v = must(f.cluster.AwaitVolume(ctx, v.ID)) // takes seconds
+		check(f.cluster.PutVariable(ctx, id, &cluster.Variable{KeyHash: secrets.Hash(secrets.NewEngineKey())}))
+		f.ready <- &handJob{id: id, volumeID: v.ID, job: must(template.Render(jobs.Engine{
+			JobID: id, EngineID: id, ProductID: "bench", ProductName: "bench", UserID: "bench", Image: opts.DefaultImage,
+			CPUMHz: cpuMHz, MemoryMB: memoryMB, NodeID: nodes[0].ID, VolumePath: v.Path, Count: 1,
+		}))}
+	})
 	return f
-}
-
-// prepare makes an engine's volume, which takes seconds, and its variable.
-func (f *floor) prepare(ctx context.Context, id string) {
-	v := must(f.cluster.EnsureVolume(ctx, id, f.engine.NodeID, f.template.Owner().Params()))
-	v = must(f.cluster.AwaitVolume(ctx, v.ID))
-	engine := f.engine
-	engine.JobID, engine.EngineID, engine.VolumePath = id, id, v.Path
-	check(f.cluster.PutVariable(ctx, id, &cluster.Variable{KeyHash: secrets.Hash(secrets.NewEngineKey())}))
-	f.ready <- &handJob{id: id, volumeID: v.ID, job: must(f.template.Render(engine))}
 }
 
 // run registers the job and returns when the engine answers.
@@ -78,10 +68,6 @@ func (f *floor) run(ctx context.Context, w *stopwatch, h *handJob) {
 	w.step("register")
 	f.allocation(ctx, h, index)
 	w.step("allocation")
-	if f.engine.Image == dockerImage {
-		f.started(ctx, h)
-		w.step("start")
-	}
 	awaitStatus(ctx, h.addr+"/health", "", http.StatusOK)
 	w.step("health")
 }
@@ -100,31 +86,16 @@ func (f *floor) allocation(ctx context.Context, h *handJob, index uint64) {
 	for q := (&api.QueryOptions{}).WithContext(ctx); ; {
 		allocs, meta, err := f.api.Jobs().Allocations(h.id, false, q)
 		check(err)
-		for _, stub := range allocs {
-			if stub.CreateIndex >= index {
-				alloc, _, err := f.api.Allocations().Info(stub.ID, (&api.QueryOptions{}).WithContext(ctx))
-				check(err)
-				port := alloc.AllocatedResources.Shared.Ports[0] // there is one
-				h.allocID, h.addr = alloc.ID, "http://"+net.JoinHostPort(port.HostIP, strconv.Itoa(port.Value))
-				return
-			}
+		i := slices.IndexFunc(allocs, func(a *api.AllocationListStub) bool { return a.CreateIndex >= index })
+		if i >= 0 {
+			alloc, _, err := f.api.Allocations().Info(allocs[i].ID, (&api.QueryOptions{}).WithContext(ctx))
+			check(err)
+			port := alloc.AllocatedResources.Shared.Ports[0] // there is one
+			h.allocID, h.addr = alloc.ID, "http://"+net.JoinHostPort(port.HostIP, strconv.Itoa(port.Value))
+			return
 		}
 		q.WaitIndex = meta.LastIndex
 	}
-}
-
-// started waits until the container of an allocation runs. By hand and on one machine
-// this can be known: a probe that reaches a published port before the container's
-// network is up costs a second (ARP, SYN retry).
-func (f *floor) started(ctx context.Context, h *handJob) {
-	socket := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(os.Getenv("DOCKER_HOST"), "unix://"))
-	}}
-	// From a moment before: the container may be there already.
-	query := url.Values{"since": {strconv.FormatInt(time.Now().Unix()-1, 10)}, "filters": {`{"container":["engine-` + h.allocID + `"],"event":["start"]}`}}
-	resp := must(socket.RoundTrip(must(http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/events?"+query.Encode(), nil))))
-	defer func() { _ = resp.Body.Close() }()
-	check(json.NewDecoder(resp.Body).Decode(new(json.RawMessage)))
 }
 
 // stop sets the count to 0 and returns when the node says that the process is gone.
@@ -147,14 +118,13 @@ func (f *floor) destroy(ctx context.Context, w *stopwatch, h *handJob) {
 	f.stop(ctx, w, h) // Nomad forgets the allocations of a purged job at once
 	check(f.cluster.Purge(ctx, h.id))
 	w.step("purge")
-	until(ctx, func() error { return f.cluster.DeleteVolume(ctx, h.volumeID) })
+	until(ctx, 20*time.Millisecond, func() error { return f.cluster.DeleteVolume(ctx, h.volumeID) })
 	w.step("volume")
 	check(f.cluster.DeleteVariable(ctx, h.id))
 	w.step("variable")
 }
 
-// rotate writes another key's hash and returns when the engine, which Nomad restarts
-// for that, accepts the key.
+// rotate writes another key's hash, and returns when the restarted engine accepts it.
 func (f *floor) rotate(ctx context.Context, w *stopwatch, h *handJob) {
 	key, held := secrets.NewEngineKey(), must(f.cluster.Variable(ctx, h.id))
 	*w = *startWatch()
@@ -164,13 +134,11 @@ func (f *floor) rotate(ctx context.Context, w *stopwatch, h *handJob) {
 	w.step("proof")
 }
 
-// settled waits until the node has told the servers of every engine that runs, by hand
-// or not. An allocation that ends before its first report, up to a second after its
-// start, is reported with the lesser priority and up to a second late (Nomad's
-// client/client.go nextBatch and alloc_runner.go GetUpdatePriority): a stop of an
-// engine that has run for a while is another case, and the one that is measured.
+// settled waits until the node has reported every engine that runs. The end of one that
+// was not is reported up to a second late, with the lesser priority (nextBatch in Nomad's
+// client/client.go, GetUpdatePriority in its alloc_runner.go), unlike a usual stop's.
 func (f *floor) settled(ctx context.Context) {
-	until(ctx, func() error {
+	until(ctx, 20*time.Millisecond, func() error {
 		allocs, _, err := f.api.Allocations().List((&api.QueryOptions{}).WithContext(ctx))
 		for _, a := range allocs {
 			if a.DesiredStatus == api.AllocDesiredStatusRun && a.ClientStatus == api.AllocClientStatusPending {
@@ -181,8 +149,7 @@ func (f *floor) settled(ctx context.Context) {
 	})
 }
 
-// byScript runs a command of script.sh on an engine. Its check runs every second, the
-// least that Consul takes.
+// byScript runs a command of script.sh on an engine, with the shortest check of Consul.
 func (f *floor) byScript(what string) func(context.Context, *stopwatch, *handJob) {
 	return func(ctx context.Context, w *stopwatch, h *handJob) {
 		one, file := 1, filepath.Join(f.dir, h.id+".json")
@@ -192,9 +159,8 @@ func (f *floor) byScript(what string) func(context.Context, *stopwatch, *handJob
 		if what == "run" { // it must not find the check of the process before
 			f.script(ctx, "absent", h.id)
 		}
-		args := map[string][]string{"run": {h.id, file}, "stop": {h.id}, "destroy": {h.id, h.volumeID}}
 		*w = *startWatch()
-		f.script(ctx, what, args[what]...)
+		f.script(ctx, what, h.id, file, h.volumeID)
 		w.step("all")
 	}
 }
@@ -210,26 +176,26 @@ func (f *floor) container(ctx context.Context, w *stopwatch, h *handJob) {
 	command(ctx, "docker", "rm", "-f", name)
 }
 
-// handProber asks an engine by hand: a port that takes no connection within 50 ms is
-// asked anew, since the kernel's own retry costs a second.
+// handProber asks an engine by hand. A port that takes no connection within 10 ms is
+// asked anew: a container's published port takes none before its network is up, and the
+// kernel's own retry (ARP, SYN) costs a second.
 var handProber = &http.Client{
 	Timeout:   100 * time.Millisecond,
-	Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 50 * time.Millisecond}).DialContext, DisableKeepAlives: true},
+	Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Millisecond}).DialContext, DisableKeepAlives: true},
 }
 
 // awaitStatus asks an engine every 2 ms until the answer has this status.
 func awaitStatus(ctx context.Context, url, key string, status int) {
 	req := must(http.NewRequestWithContext(ctx, http.MethodGet, url, nil))
 	req.Header.Set("X-Engine-Key", key)
-	for {
-		if resp, err := handProber.Do(req); err == nil {
+	until(ctx, 2*time.Millisecond, func() error {
+		resp, err := handProber.Do(req)
+		if err == nil {
 			_ = resp.Body.Close()
-			if resp.StatusCode == status {
-				return
+			if resp.StatusCode != status {
+				err = fmt.Errorf("%s answers %s", url, resp.Status)
 			}
 		}
-		if !pause.For(ctx, 2*time.Millisecond) {
-			check(fmt.Errorf("%s did not answer %d: %w", url, status, ctx.Err()))
-		}
-	}
+		return err
+	})
 }

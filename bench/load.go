@@ -7,37 +7,39 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/procfs"
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
-	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/devstack"
 )
 
 // load is HTTP calls at a rate, whether or not earlier ones are answered, or by
 // callers of which each calls again as soon as it has its answer.
 type load struct {
-	perSecond int           // 0: by callers
-	callers   int           // 0: as many as the rate takes
-	lasts     time.Duration // 0: until calls have been made
-	calls     int           // 0: as many as the time and the rate make
-	must      string        // what the body of each answer must contain
+	name       string
+	perSecond  int           // 0: by callers
+	callers    int           // 0: as many as the rate takes
+	lasts      time.Duration // 0: until calls have been made
+	calls      int           // 0: as many as the time and the rate make
+	must       string        // what the body of each answer must contain
+	p99, least float64       // the targets, 0 for none: in ms at most, per second at least
 }
 
-func (l load) String() string {
-	if l.perSecond == 0 {
-		return fmt.Sprintf("%d callers without a pause", l.callers)
-	}
-	return fmt.Sprintf("%d/s open loop for %s", l.perSecond, l.lasts)
+// by is a load of so many calls by so many callers.
+func by(callers, calls int, least float64) load {
+	return load{name: fmt.Sprintf("%d by %d callers", calls, callers), callers: callers, calls: calls, least: least}
 }
 
 // answers are what a load measured, in milliseconds.
 type answers struct {
-	// latency of a load at a rate runs from the moment a call was due, so that a
-	// service that stalls is charged for all that had to wait. late is how long after
-	// that moment this process sent the call: its own part of latency.
+	// latency at a rate runs from when a call was due, so that a service that stalls is
+	// charged for all that had to wait. late is this program's part: until it was sent.
 	latency, late summary
 	perSecond     float64 // that succeeded
 	seconds       float64
@@ -56,9 +58,10 @@ func (l load) run(ctx context.Context, transport http.RoundTripper, targets []ve
 	}
 	attacker := vegeta.NewAttacker(options...)
 	defer context.AfterFunc(ctx, func() { attacker.Stop() })()
+	pace := pacer{vegeta.ConstantPacer{Freq: l.perSecond, Per: time.Second}, l.calls}
 	var took, lateness []float64
 	began := time.Now()
-	for res := range attacker.Attack(vegeta.NewStaticTargeter(targets...), pacer{vegeta.ConstantPacer{Freq: l.perSecond, Per: time.Second}, l.calls}, l.lasts, "") {
+	for res := range attacker.Attack(vegeta.NewStaticTargeter(targets...), pace, l.lasts, "") {
 		late := time.Duration(0)
 		if l.perSecond > 0 { // the first call is due after one interval
 			due := began.Add(time.Duration(res.Seq+1) * time.Second / time.Duration(l.perSecond))
@@ -67,7 +70,7 @@ func (l load) run(ctx context.Context, transport http.RoundTripper, targets []ve
 		lateness, took = append(lateness, millis(late)), append(took, millis(late+res.Latency))
 		if res.Error != "" || !strings.Contains(string(res.Body), l.must) {
 			a.failed++
-			a.first = cmp.Or(a.first, fmt.Errorf("%s: %s: %s", res.URL, res.Error, res.Body))
+			a.first = cmp.Or(a.first, fmt.Errorf("%s: %s: %q", res.URL, res.Error, res.Body))
 		}
 	}
 	a.latency, a.late, a.seconds = summarize(took), summarize(lateness), time.Since(began).Seconds()
@@ -91,12 +94,22 @@ func (p pacer) Pace(elapsed time.Duration, hits uint64) (wait time.Duration, sto
 	return 0, stop || p.calls > 0 && hits >= uint64(p.calls)
 }
 
-// attack runs a load and reports whose CPU time it takes, and what failed.
-func (b *bench) attack(ctx context.Context, s *service, name string, l load, targets []vegeta.Target) (a answers) {
+// calls runs a load, adds what its calls took and, of callers, how many succeeded per
+// second, and reports whose CPU time it takes and what failed.
+func (b *bench) calls(ctx context.Context, s *service, name string, l load, targets ...vegeta.Target) (a answers) {
+	name += ", " + l.name
 	b.metered(s, name, func() int {
 		a = must(l.run(ctx, s.HTTP.Transport, targets))
 		return a.latency.n
 	})
+	f := figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, l.p99, "p99 ≤ %g ms")
+	f.missed = f.missed || a.failed > 0
+	b.add(f)
+	if l.perSecond > 0 {
+		b.add(figure{name: "— of it this program was late", unit: "ms", orch: a.late})
+	} else if l.callers > 1 {
+		b.add(figure{name: "— that succeed", unit: "1/s", orch: once(a.perSecond)}.least(a.perSecond, l.least, "≥ %g/s"))
+	}
 	if a.failed > 0 {
 		b.note("%s: %d of %d calls failed, the first with: %v.", name, a.failed, a.latency.n, a.first)
 	}
@@ -104,128 +117,166 @@ func (b *bench) attack(ctx context.Context, s *service, name string, l load, tar
 }
 
 // target is a call of the service as its product.
-func (s *service) target(method, path string) vegeta.Target {
-	return vegeta.Target{Method: method, URL: s.BaseURL + path, Header: http.Header{"X-Platform-Key": {s.PlatformKey}}}
+func (s *service) target(method, path, body string) vegeta.Target {
+	header := http.Header{"X-Platform-Key": {s.PlatformKey}, "Content-Type": {"application/json"}}
+	return vegeta.Target{Method: method, URL: s.BaseURL + path, Body: []byte(body), Header: header}
 }
 
-// targets are a call for each user, whose path begins with the user's engine's.
-func (s *service) targets(method, end string, users []string) (all []vegeta.Target) {
+// targets are a call for each user; %s in path and body is the user.
+func (s *service) targets(method, path, body string, users []string) (all []vegeta.Target) {
 	for _, user := range users {
-		all = append(all, s.target(method, "/engines/"+user+end))
+		of := strings.NewReplacer("%s", user)
+		all = append(all, s.target(method, of.Replace(path), of.Replace(body)))
 	}
 	return all
 }
 
-// provisions make the users' engines.
-func (s *service) provisions(users []string) (all []vegeta.Target) {
-	for _, user := range users {
-		t := s.target(http.MethodPost, "/engines/provision")
-		t.Body = fmt.Appendf(nil, `{"user_id": %q}`, user)
-		t.Header.Set("Content-Type", "application/json")
-		all = append(all, t)
-	}
-	return all
+func (s *service) admits(users []string) []vegeta.Target {
+	return s.targets(http.MethodPost, "/engines/%s/admit", "", users)
 }
 
-// fleetSize is how many engines run while reads and memory are measured.
-const fleetSize = 20
+func (s *service) provisions(users []string) []vegeta.Target {
+	return s.targets(http.MethodPost, "/engines/provision", `{"user_id": "%s"}`, users)
+}
 
-// The loads of reads; admitted is in the answer to an admit that lets the user in.
-var (
-	usual    = load{perSecond: 500, lasts: 10 * time.Second}
-	heavy    = load{perSecond: 5000, lasts: 5 * time.Second, must: admitted}
-	closed   = load{callers: 32, lasts: 5 * time.Second}
-	oneByOne = load{callers: 1, calls: 200}
+const (
+	loadEngines, loadWarm, loadCallers = 150, 100, 32 // provisioned and claimed, by callers
+	admitted                           = `"admitted":true`
 )
 
-const admitted = `"admitted":true`
+// The loads of reads.
+var (
+	usual    = load{name: "500/s open loop", perSecond: 500, lasts: 10 * time.Second, p99: 5}
+	heavy    = load{name: "5000/s open loop", perSecond: 5000, lasts: 5 * time.Second, p99: 2, must: admitted}
+	closed   = load{name: "32 callers without a pause", callers: loadCallers, lasts: 5 * time.Second, least: 5000, must: admitted}
+	oneByOne = load{name: "one by one", callers: 1, calls: 200, p99: 50}
+)
 
-// fleet runs many engines, reads them, and removes them.
-func (b *bench) fleet(ctx context.Context) {
-	s, users := b.start(ctx, b.vars("fleet", rawExec, fleetSize, nil)), usersOf("fleet", fleetSize)
-	s.waiting(ctx, fleetSize, 0)
-	each(ctx, users, fewAtOnce, s.provision)
-	s.waiting(ctx, fleetSize, 0)
-	quota := vegeta.Target{Method: http.MethodGet, URL: b.stack.ConsulAddr + "/v1/kv/" + s.name + "/quota/" + s.productID}
-	floor := must(usual.run(ctx, s.HTTP.Transport, []vegeta.Target{quota})).latency
-	b.atRate(ctx, s, "GET /engines/{user_id}", usual, 5, floor, s.targets(http.MethodGet, "", users))
-	direct := b.attack(ctx, s, "three direct calls: each", closed, b.directCalls(ctx, s, users))
-	check(direct.first)
-	b.reads(ctx, s, "", users, usual.lasts, floor, direct.perSecond/3)
-	b.atRate(ctx, s, "admit of a running engine", heavy, 2, summary{}, s.targets(http.MethodPost, "/admit", users))
-	b.memory(s, fmt.Sprintf("%d engines, after the reads", fleetSize), 60)
-	each(ctx, users, fewAtOnce, s.destroy)
-	b.memory(s, "at the end", 60)
-}
-
-// directCalls are what a product would ask to admit a user without the service, three
-// calls for each: the allocation from Nomad, the health from Consul, the key from Vault.
-func (b *bench) directCalls(ctx context.Context, s *service, users []string) (targets []vegeta.Target) {
-	token := http.Header{"X-Vault-Token": {b.stack.VaultRootToken}}
-	for _, user := range users {
-		id := must(s.Engine(ctx, user)).EngineID
-		targets = append(targets,
-			vegeta.Target{Method: http.MethodGet, URL: b.stack.NomadAddr + "/v1/job/" + engine.JobID(id) + "/allocations"},
-			vegeta.Target{Method: http.MethodGet, URL: b.stack.ConsulAddr + "/v1/health/service/" + engine.JobID(id) + "?passing=1"},
-			vegeta.Target{Method: http.MethodGet, URL: b.stack.VaultAddr + "/v1/" + s.name + "/data/engines/" + id, Header: token})
-	}
-	return targets
-}
-
-// reads measures admits and lists of users' engines: at the usual rate for so long
-// beside one read of Consul, and without a pause beside how often per second the three
-// direct calls were made; 0: not measured. where ends the names of the figures. It
-// returns the 99th percentile of an admit at the usual rate.
-func (b *bench) reads(ctx context.Context, s *service, where string, users []string, lasts time.Duration, floor summary, direct float64) (p99 float64) {
-	admits := s.targets(http.MethodPost, "/admit", users)
-	p99 = b.atRate(ctx, s, "admit of a running engine"+where, load{perSecond: usual.perSecond, lasts: lasts, must: admitted}, 5, floor, admits)
-	busy := load{callers: closed.callers, lasts: closed.lasts, must: admitted}
-	name := fmt.Sprint("admits", where, ", ", busy)
-	a := b.attack(ctx, s, name, busy, admits)
-	check(a.first)
-	f := figure{name: name, unit: "1/s", orch: once(a.perSecond)}
-	b.add(f.least(a.perSecond, 5000, "≥ %g/s"))
-	if direct > 0 {
-		f = f.beside("three direct calls", once(direct))
-		b.add(f.least(f.ratio, 20, "≥ %g ×"))
-	}
-	b.add(figure{name: "— of each admit", unit: "ms", orch: a.latency})
+// reads measures admits and lists of users' engines; where ends the figures' names. It
+// returns the 99th percentile of an admit at the usual rate, which lasts so long.
+func (b *bench) reads(ctx context.Context, s *service, where string, users []string, lasts time.Duration) (p99 float64) {
+	rate := usual
+	rate.lasts, rate.must = lasts, admitted
+	p99 = b.calls(ctx, s, "admit of a running engine"+where, rate, s.admits(users)...).latency.p99
+	b.calls(ctx, s, "admit of a running engine"+where, closed, s.admits(users)...)
+	quota := b.stack.ConsulAddr + "/v1/kv/" + s.name + "/quota/" + s.productID
+	b.calls(ctx, s, "one Consul read"+where, usual, vegeta.Target{Method: http.MethodGet, URL: quota})
+	b.calls(ctx, s, "GET /engines/{user_id}"+where, usual, s.targets(http.MethodGet, "/engines/%s", "", users)...)
 	var pages []vegeta.Target
 	for i := range oneByOne.calls { // far apart from one another: 7919 is a prime
-		pages = append(pages, s.target(http.MethodGet, fmt.Sprintf("/engines?limit=100&offset=%d", i*7919%max(1, len(users)-100))))
+		offset := i * 7919 % max(1, len(users)-100)
+		pages = append(pages, s.target(http.MethodGet, fmt.Sprint("/engines?limit=100&offset=", offset), ""))
 	}
-	b.list(ctx, s, "GET /engines, 100 from anywhere"+where, pages...)
-	late := fmt.Sprintf("/engines?limit=100&status=running&offset=%d", len(users)*4/5)
-	b.list(ctx, s, "GET /engines, 100 of a status, after 4/5 of them"+where, s.target(http.MethodGet, late))
-	b.list(ctx, s, "GET /status"+where, s.target(http.MethodGet, "/status"))
+	b.calls(ctx, s, "GET /engines, 100 from anywhere"+where, oneByOne, pages...)
+	late := fmt.Sprint("/engines?limit=100&status=running&offset=", len(users)*4/5)
+	b.calls(ctx, s, "GET /engines, 100 of a status, after 4/5 of them"+where, oneByOne, s.target(http.MethodGet, late, ""))
+	b.calls(ctx, s, "GET /status"+where, oneByOne, s.target(http.MethodGet, "/status", ""))
 	return p99
 }
 
-// list measures calls one by one.
-func (b *bench) list(ctx context.Context, s *service, name string, targets ...vegeta.Target) {
-	a := b.attack(ctx, s, name, oneByOne, targets)
-	check(a.first)
-	b.add(figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, 50, "p99 ≤ %g ms"))
+// load measures many callers at the same time. What engines print is kept by nobody: the
+// log helpers that Nomad runs for so many would take a large part of a core.
+func (b *bench) load(ctx context.Context) {
+	s := b.start(ctx, "load", rawExec, loadEngines, "ORCH_ENGINE_LOGS=driver")
+	f := b.newFloor(ctx, s, loadEngines)
+	cold, claimed := usersOf("cold", loadEngines), usersOf("warm", loadWarm)
+	s.waiting(ctx, loadEngines, 0)
+	floor := b.loadByHand(ctx, s, f)
+	ready := "provision, volume ready, raw_exec"
+	a := b.calls(ctx, s, ready, by(loadCallers, loadEngines, 20), s.provisions(cold)...)
+	b.add(figure{name: theSame, unit: "1/s", orch: once(a.perSecond)}.beside(hand, once(floor)))
+	s.waiting(ctx, loadEngines, 0)
+	b.reads(ctx, s, fmt.Sprintf(", %d engines", loadEngines), cold, usual.lasts)
+	b.memory(s, fmt.Sprintf("%d engines", loadEngines), 120)
+	b.calls(ctx, s, "admit of a running engine", heavy, s.admits(cold)...)
+	b.calls(ctx, s, "destroy, raw_exec", by(loadCallers, loadEngines, 0), s.targets(http.MethodDelete, "/engines/%s", "", cold)...)
+	b.calls(ctx, s, ready, by(loadEngines, loadEngines, 0), s.provisions(cold)...) // all at once
+	each(ctx, cold, loadCallers, s.destroy)
+	warm := s.warmProduct(ctx, loadWarm)
+	s.waiting(ctx, loadEngines, loadWarm)
+	b.calls(ctx, s, "provision, warm, raw_exec", by(loadCallers, loadWarm, 200), warm.provisions(claimed)...)
+	each(ctx, claimed, loadCallers, warm.destroy)
 }
 
-// atRate measures a load at a rate, and returns its 99th percentile in milliseconds,
-// which may be at most so much. floor is what one read of Consul takes at the same
-// rate, if known.
-func (b *bench) atRate(ctx context.Context, s *service, name string, l load, most float64, floor summary, targets []vegeta.Target) float64 {
-	name = fmt.Sprint(name, ", ", l)
-	a := b.attack(ctx, s, name, l, targets)
-	f := figure{name: name, unit: "ms", orch: a.latency}.most(a.latency.p99, most, "p99 ≤ %g ms")
-	if floor.n > 0 {
-		f = f.beside("one Consul read", floor)
+// loadByHand runs all of a floor's engines, as many concurrently as by the service,
+// ends them, and returns how many it ran per second.
+func (b *bench) loadByHand(ctx context.Context, s *service, f *floor) float64 {
+	var all []*handJob
+	for range loadEngines {
+		all = append(all, <-f.ready)
 	}
-	f.missed = f.missed || a.failed > 0
-	b.add(f)
-	b.note("%s: timed from the moment each call was due; of that this program itself was late by p50 %.2f, p99 %.2f ms.", name, a.late.p50, a.late.p99)
-	return a.latency.p99
+	w := startWatch()
+	b.metered(s, "provision, volume ready, raw_exec by hand", func() int {
+		each(ctx, all, loadCallers, func(ctx context.Context, h *handJob) { f.run(ctx, startWatch(), h) })
+		return len(all)
+	})
+	w.step("all")
+	each(ctx, all, loadCallers, func(ctx context.Context, h *handJob) { f.destroy(ctx, startWatch(), h) })
+	return 1000 * float64(len(all)) / w.total
+}
+
+// The parts that take CPU time, in the order of the tables. The rest is whatever else
+// runs: on an otherwise idle machine engines and their helper processes.
+const (
+	partOrch   = "orch"
+	partAgents = "Consul's clients"
+	partServer = "Nomad's server"
+	partNodes  = "Nomad's clients"
+	partRest   = "engines and the rest"
+)
+
+var processParts = []string{partOrch, "callers", "Consul's server", partAgents, partServer, partNodes, "Vault", partRest}
+
+// pids are the processes of all parts but the rest.
+func (r *rig) pids(s *service) map[string][]int {
+	pids := map[string][]int{
+		partOrch: {s.cmd.Process.Pid}, "callers": {os.Getpid()}, "Consul's server": {r.stack.PID(devstack.Consul)},
+		partServer: {r.stack.PID(devstack.NomadServer)}, "Vault": {r.stack.PID(devstack.Vault)},
+	}
+	for i := range r.nodes {
+		pids[partNodes] = append(pids[partNodes], r.stack.PID(devstack.NomadClient(i)))
+		if i > 0 { // the first node has the Consul server for its agent
+			pids[partAgents] = append(pids[partAgents], r.stack.PID(devstack.ConsulClient(i)))
+		}
+	}
+	return pids
+}
+
+// usage reads the CPU time that all parts have used, and the cores idled, in milliseconds.
+func (r *rig) usage(s *service) (used map[string]float64, idle float64) {
+	cores := must(must(procfs.NewDefaultFS()).Stat()).CPUTotal
+	used = map[string]float64{partRest: 1000 * (cores.User + cores.Nice + cores.System + cores.IRQ + cores.SoftIRQ)}
+	for part, pids := range r.pids(s) {
+		for _, pid := range pids {
+			used[part] += 1000 * must(must(procfs.NewProc(pid)).Stat()).CPUTime()
+		}
+		used[partRest] -= used[part]
+	}
+	return used, 1000 * (cores.Idle + cores.Iowait)
 }
 
 // memory adds the service's resident memory, which may be at most so many MiB.
 func (b *bench) memory(s *service, when string, most float64) {
-	mib := b.usage(s)[partOrch].rssMiB
+	mib := float64(must(must(procfs.NewProc(s.cmd.Process.Pid)).Stat()).ResidentMemory()) / (1 << 20)
 	b.add(figure{name: "VmRSS of the service, " + when, unit: "MiB", orch: once(mib)}.most(mib, most, "≤ %g MiB"))
+}
+
+// metered does something, which says how many times, and reports and returns whose CPU
+// time that takes in milliseconds. Of the service's, it reports also what is left without
+// what it takes at rest in the same time, where that is known.
+func (b *bench) metered(s *service, what string, do func() (times int)) map[string]float64 {
+	before, idleBefore := b.usage(s)
+	began := time.Now()
+	times := float64(max(1, do()))
+	ms := millis(time.Since(began))
+	after, idle := b.usage(s)
+	row, each, sum := []string{what}, map[string]float64{}, 0.0
+	for _, part := range processParts {
+		each[part] = (after[part] - before[part]) / times
+		row, sum = append(row, fmt.Sprintf("%.3f", each[part])), sum+each[part]
+	}
+	net := each[partOrch] - b.restMs*ms/1000/times
+	busy := 1 - (idle-idleBefore)/ms/float64(runtime.NumCPU())
+	b.cpu = append(b.cpu, append(row, fmt.Sprintf("%.3f", sum), fmt.Sprintf("%.3f", net), fmt.Sprintf("%.0f %%", 100*busy)))
+	return each
 }

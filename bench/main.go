@@ -16,6 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -26,30 +27,25 @@ import (
 
 // part is a piece of the benchmark that can be run without the others.
 type part struct {
-	name, does string
-	run        func(*bench, context.Context)
+	name string
+	run  func(*bench, context.Context)
 }
 
 // parts are in the order of the report.
 var parts = []part{
-	{"rounds", "every operation, one at a time, beside what does the same without the service", (*bench).rounds},
-	{"fleet", "reads and admits of many running engines", (*bench).fleet},
-	{"load", "provisions, claims and destroys per second", (*bench).churn},
-	{"burst", "many provisions at the same moment", (*bench).burst},
-	{"footprint", "what an idle engine costs its node", (*bench).footprint},
+	{"rounds", (*bench).rounds}, // every operation, one at a time, beside what does the same without the service
+	{"load", (*bench).load},     // how many calls per second, and how long they take then
+	{scale, (*bench).curve},     // the same at more and more engines
 }
 
-// scale is the part that runs alone, on a stack of its own: the scale curve.
+// scale runs alone, on a stack of its own.
 const scale = "scale"
 
-// chosen are the parts that a comma-separated list names; all for "".
+// chosen are the parts that a comma-separated list names.
 func chosen(list string) (run []part, err error) {
-	if list == "" {
-		return parts, nil
-	}
 	for name := range strings.SplitSeq(list, ",") {
 		i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
-		if i < 0 {
+		if i < 0 || name == scale && list != scale {
 			return nil, fmt.Errorf("-only: there is no part %q, or it does not go with others", name)
 		}
 		run = append(run, parts[i])
@@ -70,13 +66,12 @@ func main() {
 	b := &bench{rec: recorder{}, report: newReport(), rig: &rig{nodes: 1}}
 	flag.IntVar(&b.n, "n", 20, "how often each operation is measured")
 	flag.StringVar(&b.levels, "engines", "100,1000,5000,10000", "levels of the scale curve, ascending by 100 or more")
-	only := flag.String("only", "", "comma-separated parts: rounds, fleet, load, burst, footprint (default: all of these); or scale, as root and with nft")
+	only := flag.String("only", "rounds,load", "comma-separated parts; or scale, as root and with nft")
 	flag.Parse()
-	run, err := []part{{scale, "the same at more and more engines", (*bench).curve}}, error(nil)
-	if *only != scale {
-		run, err = chosen(*only)
-	} else if inside, code, ierr := devstack.IsolatedUser(); ierr != nil || !inside { // in a namespace engines' ports can be redirected
-		if err = ierr; err == nil {
+	run, err := chosen(*only)
+	if err == nil && *only == scale { // in a namespace engines' ports can be redirected
+		inside, code, isolated := devstack.IsolatedUser()
+		if err = isolated; err == nil && !inside {
 			os.Exit(code)
 		}
 	}
@@ -91,25 +86,28 @@ func main() {
 	}
 }
 
-// measure runs parts, each with services of its own, and prints the report, also of
-// what was measured before a part failed. When it returns, nothing that it started is
-// left.
+// measure runs parts, each with services of its own, and prints the report, also of what
+// was measured before a part failed. It leaves nothing that it started.
 func (b *bench) measure(ctx context.Context, run []part) error {
 	err := caught(func() {
 		if run[0].name != scale {
 			b.startStack(ctx, b.report, devstack.Config{CPUMHz: mostEngines * cpuMHz, MemoryMB: mostEngines * memoryMB})
 		}
 		for _, p := range run {
-			b.progress("%s: %s", p.name, p.does)
+			b.progress("%s", p.name)
 			p.run(b, ctx)
 			b.endServices()
 		}
 	})
 	if err != nil {
-		err = fmt.Errorf("%w%s", err, b.tails())
+		logs, _ := exec.Command("sh", "-c", "tail -n 20 "+b.dir+"/*.log").CombinedOutput()
+		err = fmt.Errorf("%w; the services logged:\n%s", err, logs)
 	}
 	b.progress("ending what was started")
-	err = errors.Join(err, caught(b.close))
+	err = errors.Join(err, caught(b.endServices))
+	if b.stack != nil {
+		err = errors.Join(err, b.stack.Stop())
+	}
 	fmt.Print(b.markdown())
 	return err
 }
@@ -130,12 +128,12 @@ func must[T any](v T, err error) T { check(err); return v }
 // caught returns the error that ended something.
 func caught(do func()) (err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			ended, ours := r.(failure)
-			if !ours {
-				panic(r)
-			}
-			err = ended.error
+		switch r := recover().(type) {
+		case nil:
+		case failure:
+			err = r.error
+		default:
+			panic(r)
 		}
 	}()
 	do()

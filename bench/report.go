@@ -5,12 +5,15 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // report is one run: its figures, and where time and CPU go.
@@ -48,11 +51,6 @@ func (rep *report) note(format string, args ...any) {
 
 func (rep *report) add(f figure) { rep.figures = append(rep.figures, f) }
 
-// single adds a value that was measured once.
-func (rep *report) single(name, unit string, value float64) {
-	rep.add(figure{name: name, unit: unit, orch: once(value)})
-}
-
 // beside compares a figure with what the same takes without the service.
 func (f figure) beside(against string, floor summary) figure {
 	f.against, f.floor, f.ratio = against, floor, 0
@@ -75,45 +73,53 @@ func (f figure) least(value, least float64, format string) figure {
 	return f.most(-value, -least, format)
 }
 
-// addSteps adds where the time of a recorded operation goes, once: medians, longest
-// first.
+// addSteps adds where the time of a recorded operation goes, once: longest median first.
 func (rep *report) addSteps(rec recorder, series string) {
-	var steps []string
+	medians := map[string]float64{}
 	for name := range rec {
 		if step, ok := strings.CutSuffix(name, stepOf(series, "")); ok {
-			steps = append(steps, step)
+			medians[step] = rec.summary(name).p50
 		}
 	}
-	took := func(step string) float64 { return rec.summary(stepOf(series, step)).p50 }
-	slices.SortFunc(steps, func(a, b string) int { return cmp.Or(cmp.Compare(took(b), took(a)), cmp.Compare(a, b)) })
-	for i, step := range steps {
-		steps[i] = step + " " + number(took(step))
-	}
 	known := slices.ContainsFunc(rep.steps, func(row []string) bool { return row[0] == series })
-	if len(steps) > 0 && !known {
-		rep.steps = append(rep.steps, []string{series, number(rec.summary(series).p50), strings.Join(steps, ", ")})
+	if len(medians) == 0 || known {
+		return
 	}
+	var steps []string
+	byTime := func(a, b string) int { return cmp.Or(cmp.Compare(medians[b], medians[a]), cmp.Compare(a, b)) }
+	for _, step := range slices.SortedFunc(maps.Keys(medians), byTime) {
+		steps = append(steps, step+" "+number(medians[step]))
+	}
+	rep.steps = append(rep.steps, []string{series, number(rec.summary(series).p50), strings.Join(steps, ", ")})
+}
+
+// row is a figure's line of the table.
+func (f figure) row() []string {
+	own, ratio, reached := f.own.cells(), none, none
+	if f.ratio > 0 {
+		ratio = fmt.Sprintf("%.2f", f.ratio)
+	}
+	if f.target != "" {
+		reached = map[bool]string{false: "yes", true: "**no**"}[f.missed]
+	}
+	of := slices.Concat([]string{f.name, f.unit, fmt.Sprint(f.orch.n)}, f.orch.cells(), []string{own[0], own[2]})
+	return slices.Concat(of, []string{cmp.Or(f.against, none)}, f.floor.cells(), []string{ratio, cmp.Or(f.target, none), reached})
 }
 
 // markdown is the report for people, aligned so that it can be read as it is.
 func (rep *report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "### Benchmark of %s\n\n%s; took %.0f s.\n", rep.began.UTC().Format(time.DateTime+" MST"), rep.head, time.Since(rep.began).Seconds())
+	took := time.Since(rep.began).Seconds()
+	fmt.Fprintf(&b, "### Benchmark of %s\n\n%s; took %.0f s.\n", rep.began.UTC().Format(time.DateTime+" MST"), rep.head, took)
 	var rows [][]string
 	for _, f := range rep.figures {
-		own, ratio, reached := f.own.cells(), none, none
-		if f.ratio > 0 {
-			ratio = fmt.Sprintf("%.2f", f.ratio)
-		}
-		if f.target != "" {
-			reached = map[bool]string{false: "yes", true: "**no**"}[f.missed]
-		}
-		rows = append(rows, slices.Concat([]string{f.name, f.unit, fmt.Sprint(f.orch.n)}, f.orch.cells(), []string{own[0], own[2], cmp.Or(f.against, none)},
-			f.floor.cells(), []string{ratio, cmp.Or(f.target, none), reached}))
+		rows = append(rows, f.row())
 	}
-	writeTable(&b, "Figures (own: orch's share of the time):", strings.Split("figure,unit,N,p50,p95,p99,own p50,own p99,against,p50,p95,p99,ratio,target,reached", ","), rows)
-	writeTable(&b, "Where the time goes (medians in ms, longest step first):", []string{"operation", "total", "steps"}, rep.steps)
-	writeTable(&b, "CPU time of each operation by process (ms; busy: of all cores, by anything):", slices.Concat([]string{"operation"}, processParts, []string{"together", "orch less its rest", "busy"}), rep.cpu)
+	writeTable(&b, "Figures (own: orch's share of the time):",
+		"figure,unit,N,p50,p95,p99,own p50,own p99,against,p50,p95,p99,ratio,target,reached", rows)
+	writeTable(&b, "Where the time goes (medians in ms, longest step first):", "operation,total,steps", rep.steps)
+	writeTable(&b, "CPU time of each operation by process (ms; busy: of all cores, by anything):",
+		"operation,"+strings.Join(processParts, ",")+",together,orch less its rest,busy", rep.cpu)
 	b.WriteString("\n")
 	for _, note := range rep.notes {
 		b.WriteString("- " + note + "\n")
@@ -143,17 +149,90 @@ func (s summary) cells() []string {
 }
 
 // writeTable writes a Markdown table below its heading, aligned, if it has any rows.
-func writeTable(b *strings.Builder, heading string, head []string, rows [][]string) {
+func writeTable(b *strings.Builder, heading, columns string, rows [][]string) {
 	if len(rows) == 0 {
 		return
 	}
 	b.WriteString("\n" + heading + "\n\n")
 	w := tabwriter.NewWriter(b, 0, 0, 1, ' ', 0)
-	line := func(row []string) { _, _ = fmt.Fprintf(w, "| %s\t|\n", strings.Join(row, "\t| ")) } // to memory
-	line(head)
-	line(slices.Repeat([]string{"---"}, len(head)))
-	for _, row := range rows {
-		line(row)
+	head := strings.Split(columns, ",")
+	for _, row := range slices.Concat([][]string{head, slices.Repeat([]string{"---"}, len(head))}, rows) {
+		_, _ = fmt.Fprintf(w, "| %s\t|\n", strings.Join(row, "\t| ")) // to memory
 	}
 	_ = w.Flush()
 }
+
+// stopwatch times one operation and its steps, in milliseconds.
+type stopwatch struct {
+	began time.Time
+	total float64 // until the end of the last step
+	steps map[string]float64
+}
+
+func startWatch() *stopwatch { return &stopwatch{began: time.Now(), steps: map[string]float64{}} }
+
+// step ends a step, which began where the one before ended.
+func (w *stopwatch) step(name string) {
+	before := w.total
+	w.total = millis(time.Since(w.began))
+	w.steps[name] = w.total - before
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// elsewhere are the steps of the service's operations in which Nomad, the node or the
+// engine does the work.
+var elsewhere = []string{"register", "boot", "scale-down", "drain", "purge", "volume", "thaw", "proof"}
+
+// recorder holds what was measured, by series, in milliseconds.
+type recorder map[string][]float64
+
+// The names of the series that belong to another one.
+func stepOf(series, step string) string { return step + " of " + series }
+func ownOf(series string) string        { return "own/" + series }
+
+// betweenSteps is what of an operation is in no reported step: of the service, HTTP,
+// authentication and queueing.
+const betweenSteps = "(between the steps)"
+
+func (r recorder) add(series string, ms float64) { r[series] = append(r[series], max(0, ms)) }
+
+// operation records an operation and its steps. By the service, it records also its
+// own share: what the caller waits without the steps in which others work.
+func (r recorder) operation(series string, w *stopwatch, byOrch bool) {
+	r.add(series, w.total)
+	between, own := w.total, w.total
+	for name, ms := range w.steps {
+		r.add(stepOf(series, name), ms)
+		between -= ms
+	}
+	r.add(stepOf(series, betweenSteps), between)
+	for _, name := range elsewhere {
+		own -= w.steps[name]
+	}
+	if byOrch {
+		r.add(ownOf(series), own)
+	}
+}
+
+func (r recorder) summary(series string) summary { return summarize(r[series]) }
+
+// summary is a series in four numbers; none: n is 0.
+type summary struct {
+	n             int
+	p50, p95, p99 float64
+}
+
+// summarize returns the percentiles of values in milliseconds, to 0.1 % and at least to
+// a microsecond. With fewer than 100 values the 99th is the greatest.
+func summarize(values []float64) summary {
+	h := hdrhistogram.New(1, int64(time.Hour/time.Microsecond), 3)
+	for _, ms := range values {
+		_ = h.RecordValue(min(int64(ms*1000), h.HighestTrackableValue())) // so it is in range
+	}
+	at := func(q float64) float64 { return float64(h.ValueAtQuantile(q)) / 1000 }
+	return summary{n: len(values), p50: at(50), p95: at(95), p99: at(99)}
+}
+
+// once is a value that was measured once.
+func once(v float64) summary { return summary{n: 1, p50: v, p95: v, p99: v} }

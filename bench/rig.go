@@ -3,45 +3,41 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/pause"
 )
 
 const (
-	rawExec = "raw_exec"
-	inDock  = "docker"
-	// dockerImage is the reference engine's.
+	rawExec     = "raw_exec"
+	inDock      = "docker"
 	dockerImage = "orch/reference-engine:1"
 	// cpuMHz and memoryMB of every engine, with the service or without: the service's
 	// default CPU, and little enough memory for many on a small machine.
 	cpuMHz, memoryMB = 100, 64
-	// mostEngines is how many engines Nomad is told that its node has room for. A burst
-	// is more than the cores of a small machine are by Nomad's count, and none of the
-	// drivers keeps an engine from what is free.
-	mostEngines = 600
-	// patience bounds every wait for a condition; a new volume takes 6 to 10 s, and
-	// hundreds of engines their time to boot.
-	patience = 3 * time.Minute
+	mostEngines      = 600             // for which Nomad is told that its node has room
+	patience         = 3 * time.Minute // for conditions: new volumes take 10 s, many boots minutes
 )
 
-// rig is what is measured on: one stack of agents, and the service processes of the
-// part that runs.
+// rig is one stack of agents, and the service processes of the part that runs.
 type rig struct {
 	stack    *devstack.Stack
 	nodes    int
@@ -50,8 +46,7 @@ type rig struct {
 	drivers  []string // that can be measured here
 	adminKey string   // of all services
 	services []*service
-	stub     *http.Server // of the scale curve
-	restMs   float64      // CPU time of the service in each second at rest, where that was measured
+	restMs   float64 // CPU time of the service in each second at rest, where that was measured
 }
 
 // startStack starts the agents, finds docker, and copies the executables, which
@@ -90,70 +85,33 @@ func command(ctx context.Context, name string, args ...string) string {
 var childAttributes = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 
 // script runs a command of script.sh.
-func (r *rig) script(ctx context.Context, what string, args ...string) string {
-	env := []string{"NOMAD=" + r.agents.Nomad, "CONSUL=" + r.agents.Consul, "VAULT=" + r.agents.Vault, "ORCH=" + filepath.Join(r.dir, "orch"),
-		"NOMAD_ADDR=" + r.stack.NomadAddr, "CONSUL_HTTP_ADDR=" + r.stack.ConsulAddr, "bench/script.sh", what}
+func (r *rig) script(ctx context.Context, args ...string) string {
+	env := []string{"NOMAD=" + r.agents.Nomad, "CONSUL=" + r.agents.Consul, "VAULT=" + r.agents.Vault, "ORCH=" + r.dir + "/orch",
+		"NOMAD_ADDR=" + r.stack.NomadAddr, "CONSUL_HTTP_ADDR=" + r.stack.ConsulAddr, "bench/script.sh"}
 	return command(ctx, "env", append(env, args...)...)
 }
 
-// vars are the ORCH_ variables of a service; name tells it from the others.
-func (r *rig) vars(name, driver string, volumes int, more map[string]string) map[string]string {
-	all := map[string]string{
-		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": r.adminKey, "ORCH_LOG_JSON": "true", "ORCH_PPROF_ADDR": "127.0.0.1:0",
-		"ORCH_ENGINE_DRIVER": driver, "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": r.dir,
-		"ORCH_ENGINE_CPU_MHZ": strconv.Itoa(cpuMHz), "ORCH_ENGINE_MEMORY_MB": strconv.Itoa(memoryMB),
-		"ORCH_CONSUL_PREFIX": name + "/", "ORCH_VOLUME_POOL": strconv.Itoa(volumes),
-		"ORCH_DATABASE_URL": "sqlite://" + filepath.Join(r.dir, name+".db"),
-	}
-	if driver == inDock {
-		all["ORCH_ENGINE_IMAGE"] = dockerImage
-	}
-	maps.Copy(all, more)
-	return all
-}
-
-func environ(vars map[string]string) (list []string) {
-	for name, value := range vars {
-		list = append(list, name+"="+value)
-	}
-	return list
-}
-
+// endServices ends the service processes, and kills those that take too long.
 func (r *rig) endServices() {
 	var errs []error
 	for _, s := range r.services {
-		errs = append(errs, s.stop())
+		_ = s.cmd.Process.Signal(syscall.SIGTERM) // Wait says how it ended
+		kill := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
+		err := s.cmd.Wait()
+		if kill.Stop(); err != nil {
+			errs = append(errs, fmt.Errorf("the service process %s ended with %w", s.name, err))
+		}
 	}
 	r.services = nil
 	check(errors.Join(errs...))
 }
 
-// tails are the ends of the services' logs.
-func (r *rig) tails() (text string) {
-	for _, s := range r.services {
-		text += "\nthe end of a service's log:\n" + s.tail()
-	}
-	return text
-}
-
-// close ends the services, then the agents with all engines and directories.
-func (r *rig) close() {
-	err := caught(r.endServices)
-	if r.stack != nil {
-		err = errors.Join(err, r.stack.Stop())
-	}
-	if r.stub != nil {
-		err = errors.Join(err, r.stub.Close())
-	}
-	check(err)
-}
-
-// until waits for a condition: nil, with a deadline.
-func until(ctx context.Context, condition func() error) {
+// until asks for a condition from time to time until it is nil, with a deadline.
+func until(ctx context.Context, every time.Duration, condition func() error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for err := condition(); err != nil; err = condition() {
-		if !pause.For(ctx, 20*time.Millisecond) {
+		if !pause.For(ctx, every) {
 			check(errors.Join(ctx.Err(), err))
 		}
 	}
@@ -175,4 +133,129 @@ func usersOf(name string, n int) (users []string) {
 		users = append(users, fmt.Sprintf("%s-%d", name, i))
 	}
 	return users
+}
+
+// service is one process of `orch server`, as one of its products calls it.
+type service struct {
+	*client.Client // with the product's key
+	productID      string
+	admin          *client.Client
+	name           string
+	vars           []string // its ORCH_ variables
+	cmd            *exec.Cmd
+	logFile        string
+	read           int64 // how much of the log was looked at
+}
+
+// start starts a service process, which endServices ends, and returns when it is ready
+// and has a product. It keeps volumes ready; more are ORCH_ variables of its own.
+func (r *rig) start(ctx context.Context, name, driver string, volumes int, more ...string) *service {
+	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
+	image := map[string]string{rawExec: "reference-engine", inDock: dockerImage}[driver]
+	s.vars = append([]string{
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true",
+		"ORCH_ENGINE_DRIVER=" + driver, "ORCH_ENGINE_IMAGE=" + image, "ORCH_ENGINE_BIN_DIR=" + r.dir,
+		fmt.Sprint("ORCH_ENGINE_CPU_MHZ=", cpuMHz), fmt.Sprint("ORCH_ENGINE_MEMORY_MB=", memoryMB),
+		"ORCH_CONSUL_PREFIX=" + name + "/", fmt.Sprint("ORCH_VOLUME_POOL=", volumes),
+		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(r.dir, name+".db"),
+	}, more...)
+	mount := strings.ReplaceAll(name, "_", "-")
+	token := must(r.stack.Mount(ctx, mount))
+	log := must(os.Create(s.logFile))
+	defer func() { _ = log.Close() }() // the process has its own
+	s.cmd = exec.Command(filepath.Join(r.dir, "orch"), "server")
+	s.cmd.SysProcAttr, s.cmd.Stderr = childAttributes, log
+	s.cmd.Env = append(s.vars, "PATH="+os.Getenv("PATH"), "NOMAD_ADDR="+r.stack.NomadAddr, "CONSUL_HTTP_ADDR="+r.stack.ConsulAddr,
+		"VAULT_ADDR="+r.stack.VaultAddr, "VAULT_TOKEN="+token, "ORCH_VAULT_MOUNT="+mount)
+	check(s.cmd.Start())
+	r.services = append(r.services, s)
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, usual.perSecond // calls must not wait for connections
+	url := fmt.Sprint("http://", s.logged(ctx, "listening")["addr"])
+	s.admin = &client.Client{BaseURL: url, AdminKey: r.adminKey, HTTP: &http.Client{Transport: transport}}
+	until(ctx, 20*time.Millisecond, func() error { return s.admin.Ready(ctx) })
+	return s.product(ctx, "bench", nil)
+}
+
+// product registers a product and returns the service as that one calls it.
+func (s *service) product(ctx context.Context, slug string, policy *client.Policy) *service {
+	registered, other := must(s.admin.RegisterProduct(ctx, slug, slug, policy)), *s
+	other.productID = registered.ProductID
+	other.Client = &client.Client{BaseURL: s.admin.BaseURL, PlatformKey: registered.PlatformAPIKey, HTTP: s.admin.HTTP}
+	return &other
+}
+
+// warmProduct registers a product for which so many warm engines are kept: it alone gets
+// them, since they have a size of their own.
+func (s *service) warmProduct(ctx context.Context, kept int) *service {
+	memory := memoryMB + 1
+	return s.product(ctx, "warm", &client.Policy{WarmPool: &kept, MemoryMB: &memory})
+}
+
+// logged waits for the next line of the log, which is JSON, that contains all words, and
+// returns its fields.
+func (s *service) logged(ctx context.Context, words ...string) (fields map[string]any) {
+	f := must(os.Open(s.logFile))
+	defer func() { _ = f.Close() }()
+	until(ctx, 20*time.Millisecond, func() error {
+		must(f.Seek(s.read, io.SeekStart))
+		for lines := bufio.NewReader(f); ; {
+			line, err := lines.ReadString('\n')
+			if err != nil { // the end, for now
+				return fmt.Errorf("the service has not logged %q: %w", words, err)
+			}
+			s.read += int64(len(line))
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				return json.Unmarshal([]byte(line), &fields)
+			}
+		}
+	})
+	return fields
+}
+
+// timed makes one call that is an operation on a user's engine, and records how long
+// its caller waits, and each step by the service's log.
+func (s *service) timed(ctx context.Context, rec recorder, series string, call func(context.Context, string), user string) {
+	id, w := strings.ToLower(rand.Text()), startWatch()
+	call(client.WithRequestID(ctx, id), user)
+	w.step("all")
+	w.steps = stepsOf(s.logged(ctx, `"operation done"`, id))
+	rec.operation(series, w, true)
+}
+
+// stepsOf picks the fields that are called <step>_ms.
+func stepsOf(fields map[string]any) map[string]float64 {
+	steps := map[string]float64{}
+	for name, value := range fields {
+		step, isStep := strings.CutSuffix(name, "_ms")
+		if ms, isNumber := value.(float64); isStep && isNumber {
+			steps[step] = ms
+		}
+	}
+	return steps
+}
+
+// The operations on a user's engine.
+
+func (s *service) provision(ctx context.Context, user string)   { must(s.Provision(ctx, user, "")) }
+func (s *service) stopEngine(ctx context.Context, user string)  { must(s.Stop(ctx, user)) }
+func (s *service) startEngine(ctx context.Context, user string) { must(s.Start(ctx, user)) }
+func (s *service) rotateKey(ctx context.Context, user string)   { must(s.RotateKey(ctx, user)) }
+func (s *service) destroy(ctx context.Context, user string)     { must(s.Destroy(ctx, user)) }
+
+func (s *service) wake(ctx context.Context, user string) {
+	if a := must(s.Admit(ctx, user, client.AdmitOptions{AutoWake: true})); !a.Admitted {
+		check(errors.New("not admitted: " + a.Reason))
+	}
+}
+
+// waiting waits until so many ready volumes and warm engines wait for users.
+func (s *service) waiting(ctx context.Context, volumes, warm int) {
+	until(ctx, 20*time.Millisecond, func() error {
+		status, err := s.admin.Whole(ctx)
+		if err == nil && (status.PooledVolumes < volumes || status.WarmEngines < warm) {
+			err = fmt.Errorf("%d of %d volumes and %d of %d warm engines are ready", status.PooledVolumes, volumes, status.WarmEngines, warm)
+		}
+		return err
+	})
 }

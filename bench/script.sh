@@ -2,12 +2,12 @@
 # Engines as a shell script runs them: by the command lines of Nomad and docker, and by
 # the health check of the job in Consul. Each command returns when what it says is so.
 #
-#   script.sh run JOB FILE      the job's check passes
-#   script.sh stop JOB          no process of the job is left
-#   script.sh absent JOB        nor its service in Consul
-#   script.sh destroy JOB VOL   nor the job, its volume and its variable
-#   script.sh docker NAME DIR HASH    a container answers
-#   script.sh describe          prints the machine, what else runs there, and versions
+#   script.sh run JOB FILE VOL      the job's check passes
+#   script.sh stop JOB FILE VOL     no process of the job is left
+#   script.sh absent JOB            nor its service in Consul
+#   script.sh destroy JOB FILE VOL  nor the job, its volume and its variable
+#   script.sh docker NAME DIR HASH  a container answers
+#   script.sh describe              prints the machine, what else runs there, and versions
 #
 # NOMAD, CONSUL, VAULT and ORCH are the commands; NOMAD_ADDR, CONSUL_HTTP_ADDR and
 # DOCKER_HOST say where.
@@ -35,7 +35,7 @@ destroy)
 	quietly "$NOMAD" job stop -detach "$2"
 	gone "$2" # Nomad forgets the allocations of a purged job at once
 	quietly "$NOMAD" job stop -purge -detach "$2"
-	until quietly "$NOMAD" volume delete -type host "$3" 2>&1; do sleep 0.05; done
+	until quietly "$NOMAD" volume delete -type host "$4" 2>&1; do sleep 0.05; done
 	quietly "$NOMAD" var purge "nomad/jobs/$2"
 	;;
 docker) # confined as by the job file; label and directory let the stack remove what is left of it

@@ -104,7 +104,7 @@ func sent(r *http.Request, name string) string {
 	return r.Header.Get(name)
 }
 
-// anyUser generates user_ids of SPEC section 1, many of which look like syntax.
+// anyUser generates user_ids that docs/api.md allows, many of which look like syntax.
 var anyUser = rapid.OneOf(
 	rapid.StringOfN(rapid.SampledFrom([]rune(`/%.?#&=+;:@ \"'<>{}$|*ü🦊a2F`)), 1, -1, 256),
 	rapid.StringN(1, -1, 256),

@@ -11,8 +11,8 @@ import (
 // syntax generates strings of characters with a meaning in HCL, templates or Markdown.
 var syntax = rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256)
 
-// anyUser generates user_ids of SPEC section 1: up to 256 bytes of UTF-8 without control
-// characters, many of which look like syntax.
+// anyUser generates user_ids that docs/api.md allows: up to 256 bytes of UTF-8 without
+// control characters, many of which look like syntax.
 var anyUser = rapid.OneOf(
 	syntax,
 	rapid.SampledFrom([]string{

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Prefixes of the two kinds of key that the service generates (SPEC section 6).
+// Prefixes of the two kinds of key that the service generates.
 const (
 	PlatformKeyPrefix = "pk-sept-"
 	EngineKeyPrefix   = "sk-sept-"

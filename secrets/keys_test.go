@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The forms of keys in SPEC section 6.
+// The forms of the keys: a prefix and 32 random bytes in base64url.
 var (
 	platformForm = regexp.MustCompile(`\Apk-sept-[A-Za-z0-9_-]{43}\z`)
 	engineForm   = regexp.MustCompile(`\Ask-sept-[A-Za-z0-9_-]{43}\z`)
@@ -51,7 +51,7 @@ func TestKeyForm(t *testing.T) {
 	}
 }
 
-// fuzzForm: only the form in SPEC is accepted, and generated keys always are.
+// fuzzForm: only this form is accepted, and generated keys always are.
 func fuzzForm(f *testing.F, is func(string) bool, form *regexp.Regexp, prefix string) {
 	f.Add(prefix + strings.Repeat("A", 43))
 	f.Add(prefix + strings.Repeat("A", 40) + "\n\n\n")

@@ -130,7 +130,7 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, id string) er
 }
 
 // maxOverlap is how long, in seconds, the previous platform key may stay valid after a
-// rotation (SPEC section 3).
+// rotation (docs/api.md).
 const maxOverlap = 86400
 
 func (s *Server) rotatePlatformKey(w http.ResponseWriter, r *http.Request, id string) error {

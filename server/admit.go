@@ -39,7 +39,7 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 	return nil
 }
 
-// rateHeaders reports the rate limit and what remains of it (SPEC section 5), in whole
+// rateHeaders reports the rate limit and what remains of it (docs/api.md), in whole
 // calls and whole seconds.
 func rateHeaders(w http.ResponseWriter, rate *scheduler.Rate) {
 	w.Header().Set("RateLimit-Limit", strconv.Itoa(rate.Limit))

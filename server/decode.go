@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// maxBody is the maximum size of a request body, in bytes (SPEC section 1).
+// maxBody is the maximum size of a request body, in bytes.
 const maxBody = 64 << 10
 
 // decode reads a JSON request body into v. It is strict, so that typing errors surface:

@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// status maps every error code to its HTTP status (SPEC sections 1 to 3).
+// status maps every error code to its HTTP status (docs/openapi.yaml).
 var status = map[engine.Code]int{
 	engine.InvalidRequest:      http.StatusBadRequest,
 	engine.InvalidPlatformKey:  http.StatusUnauthorized,

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// Limits of a page, in items (SPEC section 2).
+	// Limits of a page, in items.
 	defaultLimit = 100
 	maxLimit     = 1000
 )

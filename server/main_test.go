@@ -130,8 +130,8 @@ func (s *cutOff) answer(r *http.Request) *httptest.ResponseRecorder {
 	return w
 }
 
-// checkForm fails unless a response has the form in SPEC section 1, and returns its error
-// code and message.
+// checkForm fails unless a response has the form in docs/api.md ("Conventions"), and returns
+// its error code and message.
 func checkForm(tb testing.TB, w *httptest.ResponseRecorder) (code, message string) {
 	tb.Helper()
 	id := w.Header().Get("X-Request-Id")

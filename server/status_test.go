@@ -16,8 +16,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// contract is every code in SPEC sections 1 to 3 with its status, even if no handler
-// returns it yet.
+// contract is every code in docs/openapi.yaml with its status, even if no handler returns it
+// yet.
 var contract = map[engine.Code]int{
 	"INVALID_REQUEST": 400, "INVALID_PLATFORM_KEY": 401, "INVALID_ADMIN_KEY": 401, "POLICY_DENIED": 403,
 	"NOT_FOUND": 404, "ENGINE_NOT_FOUND": 404, "PRODUCT_NOT_FOUND": 404, "VOLUME_NOT_FOUND": 404, "QUARANTINE_NOT_FOUND": 404, "METHOD_NOT_ALLOWED": 405,

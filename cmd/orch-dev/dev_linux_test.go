@@ -48,10 +48,17 @@ func system(t *testing.T) (dir string) {
 // start runs a command of the system on free ports, in its directory.
 func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func() string) {
 	t.Helper()
+	return startWith(t, dir, nil, args...)
+}
+
+// startWith starts it with more variables in its environment.
+func startWith(t *testing.T, dir string, vars []string, args ...string) (cmd *exec.Cmd, stdout func() string) {
+	t.Helper()
 	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0",
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
+	cmd.Env = append(cmd.Env, vars...)
 	out, err := os.CreateTemp(dir, "stdout-")
 	if err != nil {
 		t.Fatal(err)

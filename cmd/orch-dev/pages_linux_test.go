@@ -7,34 +7,49 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
 // TestPages runs what README and the quickstart show, word by word, against a system:
-// each answer has the fields and the words that the page has.
+// each answer has the fields and the words that the page has. What the page exports
+// before the system starts is exported here, too: the quickstart's engines are containers
+// of the image that "make engine-image" built before.
 func TestPages(t *testing.T) {
 	t.Parallel()
-	for _, page := range []string{"README.md", "docs/quickstart.md"} {
+	for page, exports := range map[string][]string{"README.md": nil, "docs/quickstart.md": {"ORCH_ENGINE_DRIVER=docker"}} {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel()
+			text, err := os.ReadFile(filepath.Join("..", "..", page))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var shown []string
+			for _, line := range export.FindAllStringSubmatch(string(text), -1) {
+				shown = append(shown, line[1])
+			}
+			if !slices.Equal(shown, exports) {
+				t.Fatalf("it exports %q before it starts, and this test %q", shown, exports)
+			}
+			if len(exports) > 0 {
+				harness.NeedDocker(t)
+			}
 			dir := system(t)
 			build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "bin", "orch"), "../orch")
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Fatalf("build orch: %v\n%s", err, out)
 			}
-			cmd, _ := start(t, dir, "dev")
+			cmd, _ := startWith(t, dir, exports, "dev")
 			t.Cleanup(func() {
 				if err := errors.Join(cmd.Process.Signal(syscall.SIGINT), cmd.Wait()); err != nil {
 					t.Error(err)
 				}
 			})
 			awaitEnv(t, dir, nil)
-			text, err := os.ReadFile(filepath.Join("..", "..", page))
-			if err != nil {
-				t.Fatal(err)
-			}
 			p, ran := &pageRun{t: t, dir: dir, now: map[string]string{}}, 0
 			for _, block := range console.FindAllStringSubmatch(string(text), -1) {
 				for _, step := range strings.Split("\n"+strings.ReplaceAll(block[1], "\\\n", ""), "\n$ ")[1:] {
@@ -50,7 +65,10 @@ func TestPages(t *testing.T) {
 	}
 }
 
-var console = regexp.MustCompile("(?ms)^```console\n(.*?)^```$")
+var (
+	console = regexp.MustCompile("(?ms)^```console\n(.*?)^```$")
+	export  = regexp.MustCompile(`(?m)^export (\S+)`)
+)
 
 // own are the fields whose values are another run's on the page; those of the others are
 // the same, but for numbers.

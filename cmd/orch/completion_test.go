@@ -22,7 +22,7 @@ func TestCompletion(t *testing.T) {
 		"orch engine re":                     {"rekey"},
 		"orch engine wa":                     {"wait", "watch"},
 		"orch engine wait -for d":            {"destroyed", "destroying"},
-		"orch context ":                      {"add", "list", "use"},
+		"orch context ":                      {"add", "list", "remove", "use"},
 		"orch provider-keys ":                {"apply", "status"},
 		"orch node adopt -a":                 {"-address"},
 		"orch reconcile -d":                  {"-dry-run"},

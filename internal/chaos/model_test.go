@@ -11,8 +11,8 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// This is a model of the life of one user's engine as in the contract (SPEC sections 2 and
-// 4), for porcupine: is there an order of the calls, each at one moment between its
+// This is a model of the life of one user's engine as docs/api.md and docs/guarantees.md
+// specify it, for porcupine: is there an order of the calls, each at one moment between its
 // invocation and its return, in which every response is true?
 //
 // The effect of a change may be visible before its response: others can see a provision in

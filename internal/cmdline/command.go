@@ -168,7 +168,11 @@ func (c *command) count(args []string) error {
 		if least < len(c.Args) {
 			wanted = fmt.Sprintf("%d or %d", least, len(c.Args))
 		}
-		return Wrong("got %d arguments, need %s", len(args), wanted)
+		noun := "arguments"
+		if len(args) == 1 {
+			noun = "argument"
+		}
+		return Wrong("got %d %s, need %s", len(args), noun, wanted)
 	}
 	for i, a := range args {
 		if a == "" {

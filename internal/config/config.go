@@ -128,7 +128,7 @@ var (
 	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
 )
 
-// minAdminKey is the minimum length of the admin key, in characters (SPEC section 6).
+// minAdminKey is the minimum length of the admin key, in characters.
 const minAdminKey = 16
 
 // check returns every mistake, by variable name. It skips variables that could not be
@@ -220,7 +220,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	return errs
 }
 
-// contractVariables are the variables of the engine contract (SPEC section 7). A provider
+// contractVariables are the variables of the engine contract (docs/tutorial-engine.md). A provider
 // key of the same name would replace one, because Nomad merges the files of all templates.
 var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
 

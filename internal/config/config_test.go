@@ -31,7 +31,8 @@ func mustLoad(t *testing.T, environ []string) *Config {
 	return c
 }
 
-// contractDefaults are the defaults in SPEC sections 8 and 1.
+// contractDefaults are the defaults that docs/configuration.md promises: a change of one
+// affects every user who relies on it.
 var contractDefaults = map[string]string{
 	"ORCH_ADDR":                    ":8000",
 	"ORCH_BOOT_TIMEOUT_S":          "60",

@@ -54,7 +54,7 @@ func (t *Transport) Take(host string) []string {
 	return found
 }
 
-// Answer is one possible response of an operation: a row of SPEC's tables.
+// Answer is one possible response of an operation, as docs/openapi.yaml lists it.
 type Answer struct {
 	Operation string // operationId
 	Status    int

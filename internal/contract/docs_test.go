@@ -6,6 +6,23 @@ import (
 	"testing"
 )
 
+func TestMetricsAreFresh(t *testing.T) {
+	want, err := Document()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Error("docs/metrics.md is not what docs/openapi.yaml says; run make docs")
+	}
+	if strings.Contains(want, "|  |") {
+		t.Error("a figure has no type, unit or meaning")
+	}
+}
+
 // The pages for readers contain every operation with an example, and every code.
 func TestPagesAreComplete(t *testing.T) {
 	doc := load(t)

@@ -1,5 +1,5 @@
 // Package engine is the reference engine: one user's private, stateful process
-// as SPEC section 7 requires, small enough to read at one sitting.
+// as docs/tutorial-engine.md describes it, small enough to read at one sitting.
 //
 // # Environment
 //

@@ -106,7 +106,7 @@ func (s *server) writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, e.status, map[string]any{"error": map[string]string{"code": e.code, "message": e.message}})
 }
 
-// health responds to the health check (SPEC section 7).
+// health responds to the health check (docs/tutorial-engine.md).
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	if s.cfg.Switches.Hang {
 		select {

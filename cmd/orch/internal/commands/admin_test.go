@@ -24,6 +24,9 @@ func answering(t *testing.T, answers map[string]string) (vars []string, asked fu
 		if !known || r.Header.Get("X-Admin-Key") != "the key of the admin" {
 			w.WriteHeader(http.StatusNotFound)
 			answer = `{"error": {"code": "VOLUME_NOT_FOUND", "message": "there is no unreachable volume", "request_id": "r"}}`
+			if strings.HasPrefix(call, "GET /products/") {
+				answer = `{"error": {"code": "PRODUCT_NOT_FOUND", "message": "there is no such product", "request_id": "r"}}`
+			}
 		}
 		_, _ = io.WriteString(w, answer)
 	}))
@@ -96,6 +99,30 @@ func TestVolumeListCommand(t *testing.T) {
 	}
 	if code, stdout, stderr := orch(t, some, "volume", "list", "-json"); code != 0 || !strings.Contains(stdout, `"volume_id": "v1"`) {
 		t.Errorf("-json: %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+// TestMistypedProduct: a filter by a product that there is not is no empty list. A deleted
+// product, which only its id names, may have left something.
+func TestMistypedProduct(t *testing.T) {
+	const deleted = "aup5tlyjzermym7ewtwgzih73n"
+	vars, asked := answering(t, map[string]string{
+		"GET /products": `{"products": [{"product_id": "p1", "slug": "acme"}], "total": 1}`, "GET /unreachable-volumes": `{"unreachable_volumes": [], "total": 0}`,
+		"GET /quarantine": `{"engines": [], "total": 0}`, "GET /audit": `{"entries": []}`,
+	})
+	for _, list := range []string{"volume list", "engine quarantine", "audit tail"} {
+		args := append(strings.Fields(list), "-product")
+		if code, stdout, stderr := orch(t, vars, append(args, "acmee")...); code != 1 || stdout != "" || !strings.Contains(stderr, "PRODUCT_NOT_FOUND") {
+			t.Errorf("%s of a mistyped product: %d, %q, %q", list, code, stdout, stderr)
+		}
+		for _, name := range []string{"acme", deleted} {
+			if code, _, stderr := orch(t, vars, append(args, name)...); code != 0 {
+				t.Errorf("%s of %s: %d, %q", list, name, code, stderr)
+			}
+		}
+	}
+	if got := asked(); !strings.Contains(got, "GET /products/acmee, GET /products, GET /products/acme,") {
+		t.Errorf("it asked %s", got)
 	}
 }
 

@@ -87,7 +87,7 @@ func TestEveryCommand(t *testing.T) {
 			}
 		})
 		last := c.Name[strings.LastIndex(c.Name, " ")+1:]
-		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget"}, last); irreversible != (c.Ask != nil) {
+		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget", "remove"}, last); irreversible != (c.Ask != nil) {
 			t.Errorf("%s: it needs a confirmation: %t", c.Name, c.Ask != nil)
 		}
 		for flag := range c.Predict {
@@ -127,9 +127,9 @@ func TestCalledWrongly(t *testing.T) {
 		"volume forget":                            "got 0 arguments, need 1",
 		"engine adopt|e|-product|p":                "or neither",
 		"engine adopt|-user|u|e":                   "or neither",
-		"node adopt|a":                             "got 1 arguments, need 2",
-		"reconcile|x":                              "got 1 arguments, need 0",
-		"provider-keys apply|x":                    "got 1 arguments",
+		"node adopt|a":                             "got 1 argument, need 2",
+		"reconcile|x":                              "got 1 argument, need 0",
+		"provider-keys apply|x":                    "got 1 argument",
 		"engine wait|-for|dead|a":                  "-for must be one of",
 		"engine watch|a|b":                         "got 2 arguments, need 0 or 1",
 		"product show":                             "name the product",

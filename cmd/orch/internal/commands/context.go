@@ -50,19 +50,73 @@ not used.`,
 		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
 		Run: func(_ context.Context, c *cmdline.Call) error {
 			name := c.Args[0]
-			err := changeContexts(env, func(all *contexts) error {
-				if all.Contexts[name] == nil {
-					return cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
-				}
+			var p *profile
+			err := changeContexts(env, func(all *contexts) (err error) {
 				all.Current = name
+				p, err = all.named(name)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			sayWhatCounts(c, p)
+			t := &cmdline.Table{}
+			t.Row("In use", name)
+			return c.Show(map[string]string{"current": name}, t)
+		},
+	}
+}
+
+// sayWhatCounts warns about environment variables that override the context in use.
+func sayWhatCounts(c *cmdline.Call, p *profile) {
+	if c.Env.Getenv(urlVar) != "" {
+		c.Say("%s is set and overrides this context: unset it, or pass -context to a command.", urlVar)
+		return
+	}
+	for _, name := range []string{platformVar, adminVar} {
+		if p.namesNoKey() && c.Env.Getenv(name) != "" {
+			c.Say("This context has no key: the key in %s is sent to %s.", name, p.Address)
+		}
+	}
+}
+
+func contextRemove(env *cmdline.Env) *cmdline.Command {
+	return &cmdline.Command{
+		Name: "context remove", Args: []string{"name"}, Synopsis: "Remove a context", JSON: true,
+		About: `Remove a context. The keys that it refers to stay as they are. If it was in use, no context
+is in use afterwards. orch asks for confirmation, unless -yes is given.`,
+		Examples: []string{"orch context remove staging", "orch context remove -yes staging"},
+		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
+		Prepare: func(c *cmdline.Call) error {
+			all, err := readContexts(env)
+			if err == nil {
+				_, err = all.named(c.Args[0])
+			}
+			return err
+		},
+		Ask: func(args []string) string { return "Remove the context " + args[0] + "?" },
+		Run: func(_ context.Context, c *cmdline.Call) error {
+			name := c.Args[0]
+			var used bool
+			err := changeContexts(env, func(all *contexts) error {
+				if _, err := all.named(name); err != nil {
+					return err
+				}
+				delete(all.Contexts, name)
+				if used = all.Current == name; used {
+					all.Current = ""
+				}
 				return nil
 			})
 			if err != nil {
 				return err
 			}
 			t := &cmdline.Table{}
-			t.Row("In use", name)
-			return c.Show(map[string]string{"current": name}, t)
+			t.Row("Removed", name)
+			if used {
+				t.Row("In use", "none; select one with orch context use")
+			}
+			return c.Show(map[string]string{"removed": name}, t)
 		},
 	}
 }

@@ -32,6 +32,9 @@ type profile struct {
 	AdminKey    source `json:"admin_key,omitzero"`
 }
 
+// namesNoKey reports whether the keys come from the default environment variables.
+func (p *profile) namesNoKey() bool { return p.PlatformKey == (source{}) && p.AdminKey == (source{}) }
+
 // contextsFile returns the path of the configuration file.
 func contextsFile(env *cmdline.Env) (string, error) {
 	dir, err := env.ConfigDir()
@@ -43,6 +46,7 @@ func contextsFile(env *cmdline.Env) (string, error) {
 
 // readContexts reads the configuration file. Without a file, and without a configuration
 // directory, there are no contexts.
+// A damaged file is an error with exit code 2.
 func readContexts(env *cmdline.Env) (*contexts, error) {
 	all := &contexts{Contexts: map[string]*profile{}}
 	file, err := contextsFile(env)
@@ -59,11 +63,11 @@ func readContexts(env *cmdline.Env) (*contexts, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields() // a misspelt name of a source would select another key
 	if err := dec.Decode(all); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, cmdline.ConfiguredWrongly(fmt.Errorf("%s: %w", file, err))
 	}
 	for name, p := range all.Contexts {
 		if p == nil {
-			return nil, fmt.Errorf("%s: the context %q is empty", file, name)
+			return nil, cmdline.ConfiguredWrongly(fmt.Errorf("%s: the context %q is empty", file, name))
 		}
 	}
 	return all, nil
@@ -119,6 +123,14 @@ func replaceFile(file string, content []byte) error {
 
 // names returns the names of the contexts, sorted.
 func (c *contexts) names() []string { return slices.Sorted(maps.Keys(c.Contexts)) }
+
+// named returns the context with this name.
+func (c *contexts) named(name string) (*profile, error) {
+	if p := c.Contexts[name]; p != nil {
+		return p, nil
+	}
+	return nil, cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
+}
 
 // predictContexts completes the name of a context.
 func predictContexts(env *cmdline.Env) complete.Predictor {

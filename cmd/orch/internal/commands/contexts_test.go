@@ -191,6 +191,63 @@ func TestContextCommands(t *testing.T) {
 	}
 }
 
+// TestContextUseSaysWhatCounts: environment variables can override the context in use.
+func TestContextUseSaysWhatCounts(t *testing.T) {
+	w := newWorld(t, "")
+	addContexts(t, w) // dev names no key
+	for name, c := range map[string]struct {
+		vars      map[string]string
+		use, says string
+	}{
+		"an address":              {map[string]string{urlVar: "http://h", adminVar: "ak"}, "dev", urlVar + " is set and overrides this context: unset it, or pass -context to a command.\n"},
+		"a key":                   {map[string]string{adminVar: "ak"}, "dev", "This context has no key: the key in " + adminVar + " is sent to http://dev:1.\n"},
+		"a key beside one":        {map[string]string{adminVar: "ak"}, "prod", ""},
+		"nothing":                 {nil, "dev", ""},
+		"an address, as the file": {map[string]string{urlVar: "https://prod:1"}, "prod", urlVar + " is set and overrides this context: unset it, or pass -context to a command.\n"},
+	} {
+		w.err.Reset()
+		w.vars = c.vars
+		if code := w.run("context use", c.use); code != 0 || w.err.String() != c.says {
+			t.Errorf("%s: exit code %d, stderr %q, want %q", name, code, w.err.String(), c.says)
+		}
+	}
+	w.err.Reset()
+	w.vars = map[string]string{urlVar: "http://h"}
+	if code := w.run("context use", "-json", "dev"); code != 0 || w.err.String() != "" {
+		t.Errorf("-json: exit code %d, stderr %q", code, w.err.String())
+	}
+}
+
+func TestContextRemove(t *testing.T) {
+	w := newWorld(t, "y\n")
+	addContexts(t, w)
+	w.takeOut()
+	if code := w.run("context remove", "-yes", "gone"); code != 2 || !strings.Contains(w.err.String(), "no context \"gone\"") {
+		t.Errorf("one that is not there: exit code %d, stderr %q", code, w.err.String())
+	}
+	w.err.Reset()
+	if code := w.run("context remove", "prod"); code != 2 || !strings.Contains(w.err.String(), "give -yes") {
+		t.Errorf("without a terminal: exit code %d, stderr %q", code, w.err.String())
+	}
+	w.err.Reset()
+	w.InTTY = true
+	if code := w.run("context remove", "dev"); code != 0 || w.err.String() != "Remove the context dev? [y/N] " || !strings.Contains(w.takeOut(), "none; select one with orch context use") {
+		t.Errorf("the one in use: exit code %d, stderr %q", code, w.err.String())
+	}
+	w.err.Reset()
+	if code := w.run("context remove", "prod"); code != 1 || !strings.HasSuffix(w.err.String(), "Nothing was done.\n") {
+		t.Errorf("without a yes: exit code %d, stderr %q", code, w.err.String())
+	}
+	all, err := readContexts(&w.Env)
+	if err != nil || all.Current != "" || len(all.names()) != 1 || all.names()[0] != "prod" {
+		t.Errorf("left is %+v, %v", all, err)
+	}
+	w.takeOut()
+	if code := w.run("context remove", "-yes", "-json", "prod"); code != 0 || w.takeOut() != "{\n  \"removed\": \"prod\"\n}\n" {
+		t.Errorf("-yes: exit code %d, stderr %q", code, w.err.String())
+	}
+}
+
 // TestContextsTogether: processes that change the file concurrently lose no change.
 func TestContextsTogether(t *testing.T) {
 	w := newWorld(t, "")
@@ -226,6 +283,11 @@ func TestContextsDamaged(t *testing.T) {
 		}
 		if got, err := choose(&w.Env, choice{}); err == nil {
 			t.Errorf("%q: got %+v", text, got)
+		}
+		for _, command := range [][]string{{"engine", "list"}, {"context", "use", "a"}} {
+			if code := w.run(command[0], command[1:]...); code != 2 {
+				t.Errorf("%q: %v: exit code %d, want 2; stderr %q", text, command, code, w.err.String())
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -44,14 +45,18 @@ func (in *invocation) thisProduct(ctx context.Context) (*client.Product, error) 
 	return findProduct(ctx, in.client, name)
 }
 
+// productID is the form of a product's id.
+var productID = regexp.MustCompile(`^[a-z2-7]{26,}$`)
+
 // namedProduct returns the id of the product that -product names, or "" without -product. A
-// deleted product can only be named by its id.
+// deleted product can only be named by its id. Any other name that the service does not
+// know is an error, because it would give an empty list.
 func (in *invocation) namedProduct(ctx context.Context) (string, error) {
 	if in.product == "" {
 		return "", nil
 	}
 	p, err := findProduct(ctx, in.client, in.product)
-	if errors.Is(err, client.ErrProductNotFound) {
+	if errors.Is(err, client.ErrProductNotFound) && productID.MatchString(in.product) {
 		return in.product, nil
 	}
 	if err != nil {

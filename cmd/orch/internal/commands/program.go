@@ -28,6 +28,6 @@ func Program() *cmdline.Program {
 	} {
 		p.Commands = append(p.Commands, func(env *cmdline.Env) *cmdline.Command { return build().command(env) })
 	}
-	p.Commands = append(p.Commands, contextList, contextUse, contextAdd, completion, server)
+	p.Commands = append(p.Commands, contextList, contextUse, contextAdd, contextRemove, completion, server)
 	return p
 }

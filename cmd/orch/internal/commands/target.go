@@ -60,16 +60,15 @@ func choose(env *cmdline.Env, c choice) (*target, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := cmp.Or(c.context, all.Current)
-		known, there := all.Contexts[name]
-		switch {
-		case there:
+		if name := cmp.Or(c.context, all.Current); name != "" {
+			known, err := all.named(name)
+			if err != nil {
+				return nil, err
+			}
 			t = &target{cmp.Or(c.address, known.Address), known.Product, known.PlatformKey, known.AdminKey}
-			if t.platform == (source{}) && t.admin == (source{}) {
+			if known.namesNoKey() {
 				t.platform, t.admin = ofEnviron[0], ofEnviron[1]
 			}
-		case name != "":
-			return nil, cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
 		}
 	}
 	t.address = cmp.Or(t.address, defaultURL)
