@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Backoff determines how long a failed engine waits for its restart (SPEC section 8).
+// Backoff determines how long a failed engine waits for its restart.
 type Backoff struct {
 	Base, Max   time.Duration // the first wait, which doubles each time, and the maximum
 	MaxAttempts int           // restarts before the service gives up

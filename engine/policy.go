@@ -11,8 +11,8 @@ import (
 	"unicode"
 )
 
-// Policy contains a product's limits and settings (SPEC section 3). An absent field (nil or
-// empty) means no limit or the service's default; a limit of 0 allows nothing.
+// Policy contains a product's limits and settings. An absent field (nil or empty) means no
+// limit or the service's default; a limit of 0 allows nothing.
 type Policy struct {
 	MaxEngines   *int   `json:"max_engines,omitempty"`
 	RateLimitRPM *int   `json:"rate_limit_rpm,omitempty"`
@@ -26,8 +26,8 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"`
-	// KeyProofPath is the path on which the product's engines prove their keys (SPEC
-	// section 7).
+	// KeyProofPath is the path on which the product's engines prove their keys
+	// (docs/tutorial-engine.md).
 	KeyProofPath string `json:"key_proof_path,omitempty"`
 }
 

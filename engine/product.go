@@ -50,7 +50,7 @@ func (p *Product) Accepts(keyHash string, now time.Time) bool {
 
 var slugPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
 
-// CheckSlug returns an error unless a slug has the form in SPEC section 3.
+// CheckSlug returns an error unless a slug has the form in docs/openapi.yaml.
 func CheckSlug(slug string) error {
 	if !slugPattern.MatchString(slug) {
 		return errors.New("slug must be 1 to 40 characters of a-z, 0-9 and '-', and start with a letter or digit")

@@ -46,8 +46,7 @@ type Resources struct {
 	BrainMB int `json:"brain_mb,omitempty"`
 }
 
-// Row is the row of an engine: the only truth about it (DESIGN section 1). It contains no
-// key.
+// Row is the row of an engine: the only truth about it. It contains no key.
 type Row struct {
 	EngineID  string `json:"engine_id"`
 	ProductID string `json:"product_id"`

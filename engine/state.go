@@ -2,11 +2,11 @@ package engine
 
 import "fmt"
 
-// State is the state of an engine (SPEC section 4). A destroyed engine has no state,
-// because its row is deleted.
+// State is the state of an engine. A destroyed engine has no state, because its row is
+// deleted.
 type State string
 
-// The six states of SPEC section 4.
+// The states of an engine.
 const (
 	Provisioning State = "provisioning"
 	Running      State = "running"
@@ -25,9 +25,8 @@ const Gone State = ""
 // moves is the table of legal moves. A destroy ends in Gone. Staying in a state is always
 // legal, because an operation records its steps without a move.
 //
-// Two entries are not in SPEC's list, which names outcomes and not steps: a start that
-// could not be placed returns to its previous state, so provisioning may return to stopped
-// or sleeping.
+// Provisioning may return to stopped or sleeping, because a start that could not be placed
+// returns to its previous state.
 //
 // Rows that are rebuilt from witnesses are not moved: see registry.Store.Rebuild.
 var moves = map[State][]State{

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// MaxUserIDBytes is the maximum length of a user_id, in bytes (SPEC section 1).
+// MaxUserIDBytes is the maximum length of a user_id, in bytes (docs/api.md).
 const MaxUserIDBytes = 256
 
 // ErrDotSegment: a segment of the user_id is removed from paths by clients (WHATWG URL
@@ -17,7 +17,7 @@ const MaxUserIDBytes = 256
 var ErrDotSegment = errors.New(`user_id has a segment "." or ".." between slashes, which clients and proxies remove from paths`)
 
 // CheckUserID returns nil if a user_id is valid, or an error with a message for the caller.
-// A user_id has 1 to 256 bytes of UTF-8 without control characters (SPEC section 1).
+// A user_id has 1 to 256 bytes of UTF-8 without control characters (docs/api.md).
 // ErrDotSegment is checked last.
 func CheckUserID(id string) error {
 	switch {

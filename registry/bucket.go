@@ -7,12 +7,11 @@ import (
 )
 
 const (
-	// leaseTime is how long leased tokens may be used (DESIGN section 5).
+	// leaseTime is how long leased tokens may be used.
 	leaseTime = time.Second
 	// returnTime is how long after leaseTime unused tokens may be returned.
 	returnTime = time.Second
-	// burstShare: a bucket contains at most what flows in during a sixth of a minute (SPEC
-	// section 5).
+	// burstShare: a bucket contains at most what flows in during a sixth of a minute.
 	burstShare = 6
 )
 

@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// idempotencyTTL is how long a change's Idempotency-Key is stored (SPEC section 2).
+// idempotencyTTL is how long a change's Idempotency-Key is stored (docs/api.md).
 const idempotencyTTL = 24 * time.Hour
 
 // ErrKeyUsed: the Idempotency-Key has a record already.

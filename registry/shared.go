@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxSharedKeys limits one shared transaction: 64 reads take 0.43 to 0.72 ms (DESIGN
-	// section 4), and Consul accepts at most 128 operations.
+	// maxSharedKeys limits one shared transaction: 64 reads take 0.43 to 0.72 ms, and
+	// Consul accepts at most 128 operations.
 	maxSharedKeys = 64
 	// maxFlights is the maximum number of concurrent shared transactions. With only one,
 	// each request would wait half the time of another on average.

@@ -47,8 +47,8 @@ var (
 	ErrWentBack = errors.New("registry: Consul went back in time")
 )
 
-// callTimeout limits one call to Consul: far more than a healthy cluster needs (DESIGN
-// section 4: 0.5 ms), and short enough to return 503 if it hangs.
+// callTimeout limits one call to Consul: far more than a healthy cluster needs
+// (0.5 ms), and short enough to return 503 if it hangs.
 const callTimeout = 5 * time.Second
 
 // fleetTimeout limits the list of all rows: 10,000 took about a second on a busy machine
@@ -83,7 +83,7 @@ func New(client *consul.Client, prefix string) *Store {
 	return s
 }
 
-// Key names below the prefix (DESIGN section 1).
+// Key names below the prefix.
 const enginesBelow = "engines/"
 
 func (s *Store) productKey(id string) string      { return s.prefix + "products/" + id }

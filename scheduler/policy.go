@@ -30,7 +30,7 @@ func CheckImage(driver jobs.Driver, image string) error {
 }
 
 // allowedImage returns the image for a product that requests this one, or "" for the
-// default (SPEC section 2).
+// default.
 func (s *Scheduler) allowedImage(p *engine.Product, asked string) (string, error) {
 	standard := p.Policy.EngineImage
 	if standard == "" {

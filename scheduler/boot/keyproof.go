@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Proof is how the key of an engine is proved (SPEC section 7).
+// Proof is how the key of an engine is proved (docs/tutorial-engine.md).
 type Proof struct {
 	Path string // a path that requires the key
 	Key  string // "": unknown, and not proved

@@ -68,7 +68,7 @@ func done(resp *http.Response) {
 }
 
 // Health sends one health check, and returns nil if the engine reports that it can serve:
-// 200 and {"status": "ok"} (SPEC section 7).
+// 200 and {"status": "ok"} (docs/tutorial-engine.md).
 func (p *Prober) Health(ctx context.Context, url string) error {
 	_, err := p.ask(ctx, url)
 	return err

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Unable is the response of an engine that it cannot serve now (SPEC section 7).
+// Unable is the response of an engine that it cannot serve now (docs/tutorial-engine.md).
 type Unable struct {
 	code    int
 	Failing []string // subsystems that are not "ok", sorted; nil: it names none

@@ -63,8 +63,8 @@ func (c remedy) String() string {
 	return [...]string{"none", "fail", "probe", "recover", "peek", "restart", "wait", "give up", "settle"}[c]
 }
 
-// assess is the table of what a running, failed or paused engine needs (DESIGN section 5).
-// It does not consider storms: whether a restart may begin is decided when it is about to.
+// assess is the table of what a running, failed or paused engine needs. It does
+// not consider storms: whether a restart may begin is decided when it is about to.
 func assess(s observation, backoff engine.Backoff) (remedy, string) {
 	row := s.row
 	if row.Op == nil && row.State == engine.Sleeping && row.Frozen != nil && !s.unheard() && !s.lost && !boot.SameProcess(row.Frozen, row, s.alloc) {

@@ -15,7 +15,7 @@ import (
 
 const (
 	// glanceEvery is the interval at which the leader checks all engines in the view: a
-	// node reports a crash within 200 ms, and it is noticed in under 2 s (SPEC section 8).
+	// node reports a crash within 200 ms, and it is noticed in under 2 s.
 	// This check needs no call.
 	glanceEvery = 500 * time.Millisecond
 	// lookAgain is how long the result of an examination is used: firstLook while an

@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// If many engines fail together, the engines are not the cause (SPEC section 8).
+// If many engines fail together, the engines are not the cause.
 const (
 	stormLeast  = 10               // minimum number of failed engines
 	stormShare  = 5                // and more than one in this number
