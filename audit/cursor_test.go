@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A cursor is good for the list that gave it, and for no other.
+// A cursor is valid only for the list that returned it.
 func TestCursorBelongsToItsList(t *testing.T) {
 	at := position{time.Date(2026, 1, 2, 3, 4, 5, 678000, time.UTC), 7}
 	cursor := at.cursor("p")
@@ -22,7 +22,8 @@ func TestCursorBelongsToItsList(t *testing.T) {
 	}
 }
 
-// FuzzCursor: what is taken is exactly what this list gives for that place.
+// FuzzCursor: an accepted cursor is exactly the one that this list returns for that
+// position.
 func FuzzCursor(f *testing.F) {
 	f.Add("p", position{time.Unix(1, 2000), 3}.cursor("p"))
 	f.Add("p", position{time.Unix(1, 2000), 3}.cursor("q"))
@@ -36,7 +37,7 @@ func FuzzCursor(f *testing.F) {
 			return
 		}
 		if again := at.cursor(product); again != cursor {
-			t.Fatalf("%q is taken, and its place is named %q", cursor, again)
+			t.Fatalf("%q is accepted, and the cursor of its position is %q", cursor, again)
 		}
 	})
 }

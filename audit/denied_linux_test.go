@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// counted sums what the rows of denials say, by user and reason.
+// counted adds up the counts in the rows of denials, by user and reason.
 func counted(t *testing.T, l *Log, product string) map[string]int {
 	t.Helper()
 	counts := map[string]int{}
@@ -50,7 +50,7 @@ func TestDenied(t *testing.T) {
 	})
 }
 
-// While the database is away nothing blocks and nothing is lost, within bounds.
+// While the database is unavailable, nothing blocks and nothing is lost, within limits.
 func TestDeniedWhileAway(t *testing.T) {
 	s := ownPostgres(t)
 	l := open(t, emptyDatabase(t, s))
@@ -82,7 +82,7 @@ func TestDeniedWhileAway(t *testing.T) {
 	}
 }
 
-// Run writes what is left when it ends.
+// Run writes the remaining counts when it ends.
 func TestRunFlushesAtTheEnd(t *testing.T) {
 	l := open(t, sqliteURL(t))
 	ctx, cancel := context.WithCancel(t.Context())

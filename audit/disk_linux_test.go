@@ -17,9 +17,9 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// TestSQLiteReplaced takes the file away from under the log: no change goes on
-// whose row is not in the file of that name, the log says so once, and goes on
-// when the file is back.
+// TestSQLiteReplaced removes the file while it is in use: no change is made whose row is
+// not in the file of that name, the log reports it once, and works again when the file is
+// back.
 func TestSQLiteReplaced(t *testing.T) {
 	for _, suffix := range []string{"", "-wal"} {
 		t.Run("audit.db"+suffix, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestSQLiteReplaced(t *testing.T) {
 			must(t, os.WriteFile(path, nil, 0o600))
 			refused()
 			if n := strings.Count(said.String(), "[ERROR]"); n != 1 || !strings.Contains(said.String(), path) {
-				t.Errorf("it said so %d times:\n%s", n, said.String())
+				t.Errorf("it was logged %d times:\n%s", n, said.String())
 			}
 			must(t, os.Rename(path+".old", path))
 			must(t, l.Complete(t.Context(), id, Completion{}))
@@ -60,7 +60,7 @@ func smallDisk(t *testing.T, mib int) string {
 	if os.Getuid() != 0 {
 		t.Skip("only root can mount a small disk")
 	}
-	dir, err := os.MkdirTemp("", "orch-disk-") // where PostgreSQL's user gets to
+	dir, err := os.MkdirTemp("", "orch-disk-") // a directory that PostgreSQL's user can access
 	must(t, err)
 	t.Cleanup(func() { must(t, os.Remove(dir)) })
 	must(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=755", mib)))
@@ -68,7 +68,7 @@ func smallDisk(t *testing.T, mib int) string {
 	return dir
 }
 
-// fill takes all of a disk's room, as an engine does that writes and writes.
+// fill uses up the space of a disk, as an engine may do.
 func fill(t *testing.T, dir string) (file string) {
 	t.Helper()
 	file = filepath.Join(dir, "of-an-engine")
@@ -86,9 +86,9 @@ func fill(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// TestFullDisk fills the disk that the SQLite file is on, and goes on taking what
-// becomes free: health says that no change can be audited, engines can be
-// destroyed, and all works again when there is room.
+// TestFullDisk fills the disk of the SQLite file, and continues to take space that becomes
+// free: health reports that no change can be audited, engines can be destroyed, and
+// everything works again when there is space.
 func TestFullDisk(t *testing.T) {
 	dir := smallDisk(t, 24)
 	address := "sqlite://" + dir + "/audit.db"
@@ -149,7 +149,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestStartOnFullDisk: the reserve serves a service that starts too late as well.
+// TestStartOnFullDisk: the reserve also helps a service that starts on a full disk.
 func TestStartOnFullDisk(t *testing.T) {
 	dir := smallDisk(t, 24)
 	address := "sqlite://" + dir + "/audit.db"
@@ -164,8 +164,8 @@ func TestStartOnFullDisk(t *testing.T) {
 	must(t, l.Complete(t.Context(), id, Completion{}))
 }
 
-// TestHealthOfFullServer fills PostgreSQL's disk: health says so for as long as
-// changes are refused, and however often it is asked it writes seldom.
+// TestHealthOfFullServer fills PostgreSQL's disk: health reports it as long as changes are
+// refused, and however often it is read, it writes rarely.
 func TestHealthOfFullServer(t *testing.T) {
 	testpg.Need(t)
 	dir := smallDisk(t, 128)

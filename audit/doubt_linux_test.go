@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// deaf is a way to a database on which answers can be lost.
+// deaf is a proxy to a database that can drop responses.
 type deaf struct {
 	net.Listener
 	to   string
@@ -54,8 +54,8 @@ func (e ear) Write(p []byte) (int, error) {
 	return e.Conn.Write(p)
 }
 
-// TestBeginUnanswered loses the answer to a row's beginning: its change is
-// refused, and the row says so when the database can be reached again.
+// TestBeginUnanswered drops the response to Begin: the change is refused, and the row shows
+// that when the database can be reached again.
 func TestBeginUnanswered(t *testing.T) {
 	at, err := url.Parse(emptyDatabase(t, postgres(t)))
 	must(t, err)
@@ -72,9 +72,9 @@ func TestBeginUnanswered(t *testing.T) {
 	t.Cleanup(func() { stop(); work.Wait() })
 
 	var before int64
-	eventually(t, "a row of a change that was refused says so", func() error {
-		// The first INSERT of a connection is prepared before it is sent; an answer
-		// that is lost to that leaves no row.
+	eventually(t, "the row of a refused change shows that", func() error {
+		// The first INSERT of a connection is prepared before it is sent; if the response
+		// to that is dropped, there is no row.
 		var err error
 		before, err = log.Begin(t.Context(), Entry{ProductID: "p", UserID: "u", Action: ActionStop, RequestID: "answered"})
 		must(t, err)

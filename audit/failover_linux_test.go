@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// begun begins n rows, all at once, and returns the errors.
+// begun begins n rows concurrently, and returns the errors.
 func begun(ctx context.Context, l *Log, n int) error {
 	var work sync.WaitGroup
 	errs := make([]error, n)
@@ -26,8 +26,8 @@ func begun(ctx context.Context, l *Log, n int) error {
 	return errors.Join(errs...)
 }
 
-// TestFailover promotes the standby while the old primary lives on read-only: no
-// change is refused, and all rows are where the next one is written.
+// TestFailover promotes the standby while the old primary continues as read-only: no change
+// is refused, and all rows are where the next one is written.
 func TestFailover(t *testing.T) {
 	primary := ownPostgres(t)
 	address := emptyDatabase(t, primary)
@@ -53,8 +53,8 @@ func TestFailover(t *testing.T) {
 	must(t, begun(t.Context(), l, changes))
 }
 
-// TestReadOnlyServer: with no other server, changes are refused while it takes no
-// writes, and not for longer.
+// TestReadOnlyServer: without another server, changes are refused while this one is
+// read-only, and not for longer.
 func TestReadOnlyServer(t *testing.T) {
 	s := ownPostgres(t)
 	l := open(t, emptyDatabase(t, s))
@@ -73,7 +73,7 @@ func TestReadOnlyServer(t *testing.T) {
 	must(t, begun(t.Context(), l, 20))
 }
 
-// TestSlowServer: a server that takes seconds to begin a session is slow, not gone.
+// TestSlowServer: a server that takes seconds to begin a session is slow, but available.
 func TestSlowServer(t *testing.T) {
 	to, err := url.Parse(emptyDatabase(t, postgres(t)))
 	must(t, err)
@@ -114,5 +114,5 @@ func TestSlowServer(t *testing.T) {
 	l := open(t, to.String())
 	must(t, begun(t.Context(), l, 1))
 	slow.Store(int64(CallTimeout / 2))
-	must(t, begun(t.Context(), l, postgresConns)) // at once: more connections than there are
+	must(t, begun(t.Context(), l, postgresConns)) // concurrently: more connections than it allows
 }

@@ -20,8 +20,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childURL names the database of a process that opens it, begins a row, says
-// its id and waits to be killed.
+// childURL is the database of a process that opens it, begins a row, prints the row's id
+// and waits to be killed.
 const childURL = "AUDIT_TEST_CHILD_URL"
 
 func TestMain(m *testing.M) {
@@ -54,12 +54,12 @@ func child(url string) int {
 		return 1
 	}
 	fmt.Println(id)
-	_, _ = io.Copy(io.Discard, os.Stdin) // open until the parent is gone
+	_, _ = io.Copy(io.Discard, os.Stdin) // open until the parent has ended
 	return 0
 }
 
-// startChild starts another process on the database and returns the id of the
-// row that it began; kill ends it without a chance to tidy up.
+// startChild starts another process with the database, and returns the id of the row that
+// it began; kill ends it without a clean-up.
 func startChild(t *testing.T, url string) (id int64, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -88,15 +88,15 @@ func startChild(t *testing.T, url string) (id int64, kill func()) {
 	t.Cleanup(kill)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the other process said nothing: %v", err)
+		t.Fatalf("the other process printed nothing: %v", err)
 	}
 	if id, err = strconv.ParseInt(strings.TrimSpace(line), 10, 64); err != nil {
-		t.Fatalf("the other process said %q", line)
+		t.Fatalf("the other process printed %q", line)
 	}
 	return id, kill
 }
 
-// each runs a test on both kinds of database, each time on an empty one.
+// each runs a test with both kinds of database, each time an empty one.
 func each(t *testing.T, test func(t *testing.T, url string)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, sqliteURL(t)) })
 	t.Run("postgres", func(t *testing.T) { test(t, emptyDatabase(t, postgres(t))) })
@@ -104,7 +104,7 @@ func each(t *testing.T, test func(t *testing.T, url string)) {
 
 func sqliteURL(tb testing.TB) string { return "sqlite://" + filepath.Join(tb.TempDir(), "audit.db") }
 
-// open opens a log for the length of a test.
+// open opens a log for the duration of a test.
 func open(tb testing.TB, url string) *Log {
 	tb.Helper()
 	l, err := Open(context.Background(), url, Options{RetentionDays: 90, Log: hclog.NewNullLogger()})
@@ -159,7 +159,7 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-// list reads all rows that a query finds, as one page.
+// list reads all rows of a query as one page.
 func list(tb testing.TB, l *Log, q Query) []Entry {
 	tb.Helper()
 	q.Limit = maxLimit

@@ -43,7 +43,7 @@ func TestSQLiteFiles(t *testing.T) {
 	}
 }
 
-// TestSQLitePragmas: what the log promises about a power cut rests on them.
+// TestSQLitePragmas: the guarantee about power failures depends on them.
 func TestSQLitePragmas(t *testing.T) {
 	l := open(t, sqliteURL(t))
 	var journal string
@@ -61,7 +61,7 @@ func TestSecondProcess(t *testing.T) {
 	err := openErr(t, url)
 	wantErr(t, err, ErrInUse)
 	if !strings.Contains(err.Error(), "PostgreSQL") || !strings.Contains(err.Error(), "pid ") {
-		t.Errorf("it does not say why: %v", err)
+		t.Errorf("the reason is missing: %v", err)
 	}
 	link := filepath.Join(t.TempDir(), "other-name.db")
 	must(t, os.Symlink(strings.TrimPrefix(url, "sqlite://"), link))
@@ -89,7 +89,7 @@ func TestReopen(t *testing.T) {
 	})
 }
 
-// TestMigrateTogether has many replicas start on an empty database at once.
+// TestMigrateTogether lets many replicas start concurrently on an empty database.
 func TestMigrateTogether(t *testing.T) {
 	url := emptyDatabase(t, postgres(t))
 	var work sync.WaitGroup
@@ -136,7 +136,7 @@ func TestBadURL(t *testing.T) {
 	}
 }
 
-// TestUnusable: the error says which file, and what to do.
+// TestUnusable: the error names the file and the remedy.
 func TestUnusable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.db")
 	must(t, os.WriteFile(path, []byte(strings.Repeat("no database ", 100)), 0o600))
@@ -152,7 +152,7 @@ func TestUnusable(t *testing.T) {
 	}
 }
 
-// TestRelativeFile: below / is where nobody looks for a service's files.
+// TestRelativeFile: nobody expects a service's files in /.
 func TestRelativeFile(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []struct {
@@ -165,7 +165,7 @@ func TestRelativeFile(t *testing.T) {
 		must(t, err)
 		must(t, l.Close())
 		if got := strings.Contains(said.String(), "[WARN]"); got != c.warns {
-			t.Errorf("%s in %s: it said %q", c.file, c.wd, said.String())
+			t.Errorf("%s in %s: it logged %q", c.file, c.wd, said.String())
 		}
 	}
 }
@@ -187,7 +187,7 @@ func TestDamagedFile(t *testing.T) {
 	wantErr(t, openErr(t, "sqlite://"+path), ErrUnusable)
 }
 
-// TestRefusedLogin: a wrong password is no outage, and is not told.
+// TestRefusedLogin: a wrong password is not an outage, and is not shown.
 func TestRefusedLogin(t *testing.T) {
 	s := postgres(t)
 	url := strings.Replace(s.URL("postgres"), "orch:", "orch:wrong-pw-", 1)
@@ -199,8 +199,8 @@ func TestRefusedLogin(t *testing.T) {
 	}
 }
 
-// TestOutage stops the server and starts it again: calls fail at once meanwhile,
-// and a replica that began during the outage works after it too.
+// TestOutage stops the server and starts it again: calls fail at once meanwhile, and a
+// replica that started during the outage works after it too.
 func TestOutage(t *testing.T) {
 	s := ownPostgres(t)
 	url := emptyDatabase(t, s)
@@ -214,7 +214,7 @@ func TestOutage(t *testing.T) {
 	l := open(t, url)
 	id, err := l.Begin(t.Context(), Entry{ProductID: "p1", Action: ActionProvision})
 	must(t, err)
-	// More than one connection in the pool, so that all of them are replaced.
+	// The pool has more than one connection, so that all of them are replaced.
 	var work sync.WaitGroup
 	for range 8 {
 		work.Go(func() { _ = l.Ping(t.Context()) })
@@ -247,7 +247,7 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestSilentServer has a server that takes connections and says nothing.
+// TestSilentServer uses a server that accepts connections but does not respond.
 func TestSilentServer(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -261,7 +261,7 @@ func TestSilentServer(t *testing.T) {
 	}
 }
 
-// TestSQLiteLocked has somebody else hold the file's lock, as a backup may.
+// TestSQLiteLocked lets another process hold the file's lock, as a backup may.
 func TestSQLiteLocked(t *testing.T) {
 	url := sqliteURL(t)
 	l := open(t, url)
@@ -279,10 +279,10 @@ func TestSQLiteLocked(t *testing.T) {
 	if took := time.Since(began); took > 2*CallTimeout {
 		t.Errorf("took %v", took)
 	}
-	list(t, l, Query{}) // reads go on
+	list(t, l, Query{}) // reads still work
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	wantErr(t, l.Ping(ctx), ErrUnavailable) // a write failed, and still would
+	wantErr(t, l.Ping(ctx), ErrUnavailable) // a write has failed, and still would
 	_, err = conn.ExecContext(t.Context(), "ROLLBACK")
 	must(t, err)
 	_, err = l.Begin(t.Context(), Entry{})

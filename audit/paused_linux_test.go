@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// TestPausedServer: while the server answers nothing, changes are refused within one
-// call's time limit, however many there are, and at once when that is known; and they are
-// made as soon as it goes on.
+// TestPausedServer: while the server does not respond, changes are refused within the time
+// limit of one call, however many there are, and at once when that is known. They are made
+// as soon as the server resumes.
 func TestPausedServer(t *testing.T) {
 	s := ownPostgres(t)
 	l := open(t, emptyDatabase(t, s))
 	must(t, begun(t.Context(), l, 2*postgresConns))
 	const n = 300
-	const load = time.Second // what a busy machine needs for so many
+	const load = time.Second // the time that a busy machine needs for so many
 	slowest := func() (slowest time.Duration) {
 		var mu sync.Mutex
 		var work sync.WaitGroup
@@ -41,7 +41,7 @@ func TestPausedServer(t *testing.T) {
 		t.Errorf("the slowest of %d took %s", n, took)
 	}
 	if took := slowest(); took > load {
-		t.Errorf("the slowest of %d took %s when it was known that the server does not answer", n, took)
+		t.Errorf("the slowest of %d took %s when the server was known not to respond", n, took)
 	}
 	began := time.Now()
 	wantErr(t, l.Ping(t.Context()), ErrUnavailable)

@@ -10,7 +10,7 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// TestPooler has two replicas reach PostgreSQL by PgBouncer, which gives each
+// TestPooler connects two replicas to PostgreSQL through PgBouncer, which gives each
 // transaction another connection: every kind of call works.
 func TestPooler(t *testing.T) {
 	testpg.NeedPooler(t)

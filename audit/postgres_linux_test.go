@@ -7,14 +7,14 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// shared is the server of the tests that leave it running.
+// shared is the server of tests that do not stop it.
 var shared struct {
 	once   sync.Once
 	server *testpg.Server
 	err    error
 }
 
-// postgres is the shared server, started by the first test that needs it.
+// postgres returns the shared server, which the first test that needs it starts.
 func postgres(tb testing.TB) *testpg.Server {
 	tb.Helper()
 	testpg.Need(tb)
@@ -23,7 +23,7 @@ func postgres(tb testing.TB) *testpg.Server {
 	return shared.server
 }
 
-// ownPostgres is a server that a test may stop and start.
+// ownPostgres starts a server that a test may stop and start.
 func ownPostgres(t *testing.T) *testpg.Server {
 	t.Helper()
 	testpg.Need(t)
@@ -33,7 +33,7 @@ func ownPostgres(t *testing.T) *testpg.Server {
 	return s
 }
 
-// emptyDatabase makes an empty database.
+// emptyDatabase creates an empty database.
 func emptyDatabase(tb testing.TB, s *testpg.Server) string {
 	tb.Helper()
 	url, err := s.Database()

@@ -53,8 +53,8 @@ func TestEntries(t *testing.T) {
 	})
 }
 
-// Pages are complete and without duplicates, whatever shares a time stamp and
-// whatever is written meanwhile.
+// Pages are complete and without duplicates, even with equal time stamps and concurrent
+// writes.
 func TestPages(t *testing.T) {
 	each(t, func(t *testing.T, url string) {
 		l := open(t, url)
@@ -95,7 +95,7 @@ func TestPages(t *testing.T) {
 					break
 				}
 				q.Cursor = page.NextCursor
-				record(1000+len(seen), 60) // newer than all: not on the pages to come
+				record(1000+len(seen), 60) // newer than all: not on later pages
 			}
 			for i := range rows {
 				if !seen[fmt.Sprint(i)] {
@@ -136,15 +136,14 @@ func TestNumbersAndRetention(t *testing.T) {
 		if left := list(t, l, Query{Until: time.Now().Add(-90 * 24 * time.Hour)}); len(left) > 0 {
 			t.Errorf("%d old rows are left", len(left))
 		}
-		check() // lifetime totals survive
+		check() // the totals are kept
 		if got, err := l.Numbers(t.Context(), "nobody"); err != nil || got != (Numbers{}) {
 			t.Errorf("of a product without rows: %+v, %v", got, err)
 		}
 	})
 }
 
-// The lists that products ask for are served by an index, not by a scan and a
-// sort.
+// The lists of products use an index, without a scan or a sort.
 func TestIndexes(t *testing.T) {
 	for name, c := range map[string]Query{
 		"product": {ProductID: "p"}, "user": {ProductID: "p", UserID: "u"}, "action": {ProductID: "p", Action: ActionStop}, "all": {},
@@ -159,7 +158,7 @@ func TestIndexes(t *testing.T) {
 		})
 		t.Run("postgres/"+name, func(t *testing.T) {
 			l := open(t, emptyDatabase(t, postgres(t)))
-			// Enough rows that a scan does not pay.
+			// So many rows that a scan would be slower.
 			_, err := l.db.writer.ExecContext(t.Context(), `INSERT INTO audit_entries
 				(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata)
 				SELECT now() - n * interval '1 second', 'p' || n % 50, 'u' || n % 1000, '', 'stop', 'p', '', 'ok', '{}' FROM generate_series(1, 20000) n`)
@@ -195,8 +194,8 @@ func explain(t *testing.T, l *Log, query string, args []any) string {
 	return strings.Join(plan, "\n")
 }
 
-// What is written is read at once, whoever hung up on a read before: SQLite's
-// driver once left such a connection in the past.
+// Written rows can be read at once, even if a caller cancelled an earlier read: SQLite's
+// driver once left such a connection in an old snapshot.
 func TestReadsThatAreCutShort(t *testing.T) {
 	l := open(t, sqliteURL(t))
 	done := make(chan struct{})

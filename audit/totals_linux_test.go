@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestTotalsAgree completes provisions and destroys of many engines in random orders,
-// some twice, some never, many at once: a destroy counts when its engine's provision
-// ended well, and only then.
+// TestTotalsAgree completes provisions and destroys of many engines in random orders, some
+// twice, some never, many concurrently: a destroy counts only if its engine's provision
+// succeeded.
 func TestTotalsAgree(t *testing.T) {
 	each(t, func(t *testing.T, url string) {
 		l, ctx := open(t, url), t.Context()
@@ -55,7 +55,7 @@ func TestTotalsAgree(t *testing.T) {
 		n, err := l.Numbers(ctx, "p1")
 		must(t, err)
 		if n.TotalProvisions != provisions || n.TotalDestroys != destroys {
-			t.Errorf("totals say %d provisions and %d destroys, want %d and %d", n.TotalProvisions, n.TotalDestroys, provisions, destroys)
+			t.Errorf("totals are %d provisions and %d destroys, want %d and %d", n.TotalProvisions, n.TotalDestroys, provisions, destroys)
 		}
 		var left int64
 		must(t, l.db.reader.QueryRowContext(ctx, `SELECT COUNT(*) FROM audit_lives WHERE product_id = 'p1' AND provisioned = 1`).Scan(&left))

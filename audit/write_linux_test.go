@@ -61,7 +61,7 @@ func TestCompleteAsInterrupted(t *testing.T) {
 		must(t, l.Complete(ctx, id, Completion{Outcome: OutcomeInterrupted, Duration: time.Second}))
 		must(t, l.Complete(ctx, id, Completion{Outcome: OutcomeOK}))
 		if got := list(t, l, Query{})[0]; got.Outcome != OutcomeInterrupted || *got.DurationMS != 1000 {
-			t.Errorf("got %s after %d ms: the first completion does not stand", got.Outcome, *got.DurationMS)
+			t.Errorf("got %s after %d ms: the first completion was overwritten", got.Outcome, *got.DurationMS)
 		}
 	})
 }
@@ -102,8 +102,8 @@ func TestMetadataWithoutJSON(t *testing.T) {
 	}
 }
 
-// TestConcurrent has 20 goroutines change things at once: each row is begun and
-// completed, each is counted once, and two completers of one row agree.
+// TestConcurrent makes changes in 20 goroutines: each row is begun and completed, each is
+// counted once, and two completers of one row agree.
 func TestConcurrent(t *testing.T) {
 	each(t, func(t *testing.T, url string) {
 		const workers, rounds = 20, 10
@@ -141,8 +141,8 @@ func TestConcurrent(t *testing.T) {
 	})
 }
 
-// TestCrash kills a process that has begun a change: its row says so, and
-// somebody else may complete it.
+// TestCrash kills a process that has begun a change: its row shows that, and another
+// process may complete it.
 func TestCrash(t *testing.T) {
 	each(t, func(t *testing.T, url string) {
 		id, kill := startChild(t, url)

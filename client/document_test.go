@@ -23,8 +23,8 @@ import (
 	"github.com/septemberai/orch/internal/contract"
 )
 
-// operations calls every documented operation, by its operationId, and returns
-// what its answer became.
+// operations calls every documented operation, by its operationId, and returns the decoded
+// responses.
 func operations(ctx context.Context, c *client.Client) map[string]func() (any, error) {
 	const user, product = "a/b", "p"
 	wrap := func(name string) func(any, error) (any, error) {
@@ -90,17 +90,17 @@ var fullPolicy = client.Policy{
 	AllowedImages: []string{"a*"}, WarmPool: new(6), NodePool: "n", SleepMode: "pause",
 }
 
-// forReaders are operations that have no method: a person reads their answers.
+// forReaders are operations without a method, because their responses are for humans.
 var forReaders = []string{"getDocument", "getDocs"}
 
-// TestDocument: the client has a method for every documented operation; it sends
-// what the document allows, and keeps every property of every answer.
+// TestDocument: the client has a method for every documented operation, sends only what the
+// document allows, and keeps every property of every response.
 func TestDocument(t *testing.T) {
 	doc, err := contract.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var asked string // the operation that was called last
+	var asked string // the last operation called
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		op, _ := contract.Find(doc, r.Method, r.URL)
 		if op == nil {
@@ -137,7 +137,7 @@ func TestDocument(t *testing.T) {
 			}
 			want := sample(op.Responses.Status(http.StatusOK).Value.Content.Get("application/json").Schema.Value)
 			if diff := cmp.Diff(plain(t, want), plain(t, got)); diff != "" {
-				t.Errorf("of the answer (-) this became (+):\n%s", diff)
+				t.Errorf("the response (-) was decoded as (+):\n%s", diff)
 			}
 		})
 	}
@@ -161,7 +161,7 @@ func operationsOf(doc *openapi3.T) map[string]*openapi3.Operation {
 	return all
 }
 
-// sample is a value of a schema, with every property that it documents.
+// sample returns a value of a schema, with every documented property.
 func sample(s *openapi3.Schema) any {
 	switch {
 	case len(s.OneOf) > 0:
@@ -204,7 +204,7 @@ func headerSample(s *openapi3.Schema) string {
 	return "text"
 }
 
-// plain is a value as JSON has it.
+// plain converts a value to plain JSON types.
 func plain(t *testing.T, v any) (p any) {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -217,8 +217,8 @@ func plain(t *testing.T, v any) (p any) {
 	return p
 }
 
-// TestCodesAreThoseOfTheDocument: there is an error for every documented code,
-// and for the two that belong to no operation, and no other.
+// TestCodesAreThoseOfTheDocument: there is an error for every documented code and for the
+// two that belong to no operation, and no other.
 func TestCodesAreThoseOfTheDocument(t *testing.T) {
 	doc, err := contract.Load()
 	if err != nil {
@@ -283,7 +283,7 @@ func TestWordsAreThoseOfTheDocument(t *testing.T) {
 	}
 }
 
-// TestPages: the iterators ask for page after page, and end when they are told.
+// TestPages: the iterators request page after page, and stop when the loop ends.
 func TestPages(t *testing.T) {
 	var asked []string
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// serve returns a client of an HTTP server that does this with every request.
+// serve returns a client of an HTTP server with this handler.
 func serve(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	s := httptest.NewServer(h)
@@ -62,7 +62,7 @@ func TestErrors(t *testing.T) {
 				t.Error(diff)
 			}
 			if !strings.Contains(err.Error(), fmt.Sprint(c.status)) {
-				t.Errorf("%q does not tell the status", err)
+				t.Errorf("%q does not contain the status", err)
 			}
 			if errors.Is(err, ErrEngineBusy) != (c.want.Code == ErrEngineBusy) || errors.Is(err, ErrEngineNotFound) || errors.Is(err, Code("")) {
 				t.Errorf("%v is not its own code alone", err)
@@ -91,10 +91,10 @@ func TestAnswersThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// second drops what a call returned besides its error.
+// second returns only the error of a call.
 func second[T any](_ T, err error) error { return err }
 
-// calls is every call of the client.
+// calls returns every call of the client.
 func (c *Client) calls(ctx context.Context, user string) map[string]func() error {
 	return map[string]func() error{
 		"provision":    func() error { return second(c.Provision(ctx, user, "")) },
@@ -130,13 +130,13 @@ func (c *Client) calls(ctx context.Context, user string) map[string]func() error
 	}
 }
 
-// TestCancel: every call ends with its context, before and during the answer.
+// TestCancel: every call ends with its context, before and during the response.
 func TestCancel(t *testing.T) {
 	for _, halfway := range []bool{false, true} {
 		t.Run(fmt.Sprintf("halfway=%t", halfway), func(t *testing.T) {
 			arrived, gone := make(chan struct{}, 1), make(chan struct{}, 1)
 			client := serve(t, func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body) // only then net/http sees the caller go
+				_, _ = io.Copy(io.Discard, r.Body) // only then net/http notices that the caller has disconnected
 				if halfway {
 					_, _ = io.WriteString(w, `{"engine_id":`)
 					_ = http.NewResponseController(w).Flush()
@@ -171,7 +171,7 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// TestHealth: degraded is an answer; what a proxy says is none.
+// TestHealth: a degraded replica is a result; a proxy's response is an error.
 func TestHealth(t *testing.T) {
 	for body, degraded := range map[string]bool{
 		`{"status": "degraded", "subsystems": {"vault": "unavailable"}}`: true, "<html>": false, ours: false,

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestRespondAsync: what is sent, and what becomes of an answer before the end.
+// TestRespondAsync: the header that is sent, and the result of a response before the end.
 func TestRespondAsync(t *testing.T) {
 	prefers := ""
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {

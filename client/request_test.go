@@ -13,7 +13,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestRequests: each call's method, path, headers and body on the wire.
+// TestRequests: each call's method, path, headers and body as sent.
 func TestRequests(t *testing.T) {
 	type request struct{ Line, Body, ContentType, Platform, Admin, User string }
 	var got request
@@ -104,7 +104,7 @@ func sent(r *http.Request, name string) string {
 	return r.Header.Get(name)
 }
 
-// anyUser makes user_ids as docs/api.md allows them, and many that look like syntax.
+// anyUser generates user_ids that docs/api.md allows, many of which look like syntax.
 var anyUser = rapid.OneOf(
 	rapid.StringOfN(rapid.SampledFrom([]rune(`/%.?#&=+;:@ \"'<>{}$|*ü🦊a2F`)), 1, -1, 256),
 	rapid.StringN(1, -1, 256),
@@ -112,7 +112,7 @@ var anyUser = rapid.OneOf(
 	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 })
 })
 
-// TestEnginePath: a user_id is one segment of the path and comes back from it.
+// TestEnginePath: a user_id is one segment of the path and can be decoded from it.
 func TestEnginePath(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		user := anyUser.Draw(t, "user_id")
@@ -130,7 +130,7 @@ func TestEnginePath(t *testing.T) {
 	})
 }
 
-// TestInvalidUserID: encoding/json would send another user's id in its place.
+// TestInvalidUserID: encoding/json would replace it with another user's id.
 func TestInvalidUserID(t *testing.T) {
 	var sent []string
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// script answers calls one after the other, and notes when they were made.
+// script responds to successive calls, and records their times.
 type script struct {
 	began   time.Time
 	answers []any // an error, or a status with an optional Retry-After: "503 7"
@@ -48,7 +48,7 @@ var (
 	reset   = &net.OpError{Op: "read", Err: syscall.ECONNRESET}
 )
 
-// TestRetry: which calls are made again, and when.
+// TestRetry: which calls are retried, and when.
 func TestRetry(t *testing.T) {
 	const s = time.Second
 	policy := RetryPolicy{Attempts: 4, MinWait: s, MaxWait: 10 * s}
@@ -60,7 +60,7 @@ func TestRetry(t *testing.T) {
 		answers []any
 		calls   int
 		ok      bool
-		waits   []time.Duration // between the calls, at least; at most two times
+		waits   []time.Duration // minimum waits between the calls; twice that is the maximum
 	}{
 		"OK at once":                   {policy, get, []any{"200"}, 1, true, nil},
 		"without a policy":             {RetryPolicy{}, get, []any{"503 1", "200"}, 1, false, nil},
@@ -113,7 +113,7 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// TestRetryEndsWithTheContext: no wait goes past it.
+// TestRetryEndsWithTheContext: no wait exceeds it.
 func TestRetryEndsWithTheContext(t *testing.T) {
 	t.Run("the deadline comes first", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

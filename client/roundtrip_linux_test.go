@@ -27,7 +27,7 @@ const (
 	prefix   = "client-tests/"
 )
 
-// startService runs the service on real agents and returns where it listens.
+// startService runs the service on real agents and returns its address.
 func startService(t *testing.T, stack *devstack.Stack) string {
 	t.Helper()
 	cfg, err := config.Load([]string{
@@ -74,7 +74,7 @@ func awaitReady(t *testing.T, c *client.Client) {
 	}
 }
 
-// rows writes rows as a replica of its own, so that users exist without a boot.
+// rows writes rows as a separate replica, so that users exist without a boot.
 func rows(t *testing.T, stack *devstack.Stack) *registry.Store {
 	t.Helper()
 	transport := &http.Transport{}
@@ -96,15 +96,15 @@ func rows(t *testing.T, stack *devstack.Stack) *registry.Store {
 	return store
 }
 
-// anyUser makes user_ids as docs/api.md allows them, many in the syntax of a URL.
+// anyUser generates user_ids that docs/api.md allows, many in the syntax of a URL.
 var anyUser = rapid.OneOf(
 	rapid.StringOfN(rapid.SampledFrom([]rune(`/%.?#&=+;:@ \"'<>{}$|*ü🦊a2F`)), 1, -1, 256),
 	rapid.SampledFrom([]string{"provision", "start", "..", ".", "/", "//", "a/../b", "%2F", "a%2Fb", "a%252Fb", " ", "?", "#", strings.Repeat("/", 256)}),
 	rapid.StringN(1, -1, 256),
 ).Filter(func(s string) bool { return engine.CheckUserID(s) == nil })
 
-// TestUserIDsComeThrough: a user_id that the client sends in a path is the one
-// that the service looks up, byte by byte, in every call.
+// TestUserIDsComeThrough: a user_id that the client sends in a path is read by the service
+// unchanged, byte by byte, in every call.
 func TestUserIDsComeThrough(t *testing.T) {
 	stack, err := devstack.Start(t.Context(), devstack.Config{})
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// The stream begins where Nomad is, not with all that the server has kept, and
-// before the lists, so that nothing falls between them.
+// The stream begins at Nomad's current index, not with everything that the server has kept,
+// and before the lists, so that no event is missed in between.
 func TestStreamBeginsWhereNomadIs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -52,7 +52,7 @@ func TestStreamBeginsWhereNomadIs(t *testing.T) {
 	<-done
 }
 
-// A stream that says nothing, not even that it is open, is opened anew.
+// A stream that sends nothing, not even its headers, is reopened.
 func TestStreamThatStalls(t *testing.T) {
 	for name, open := range map[string]func(http.ResponseWriter){
 		"BeforeItOpens": func(http.ResponseWriter) {},

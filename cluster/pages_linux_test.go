@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// interposed does something before a request that wants it goes out.
+// interposed runs a function before matching requests are sent.
 type interposed struct {
 	next   http.RoundTripper
 	before func(*http.Request)
@@ -25,7 +25,7 @@ func (i *interposed) RoundTrip(r *http.Request) (*http.Response, error) {
 	return i.next.RoundTrip(r)
 }
 
-// Lists that take several pages are whole, whatever changes between two of them.
+// Lists of several pages are complete, whatever changes between two pages.
 func TestListsOfManyPages(t *testing.T) {
 	stack, err := devstack.Start(t.Context(), devstack.Config{})
 	if err != nil {
@@ -46,7 +46,7 @@ func TestListsOfManyPages(t *testing.T) {
 	defer client.Close()
 	c := New(client, "default", Mkdir, hclog.NewNullLogger())
 	c.pageSize = 2
-	more := map[string]int{} // how many pages were asked for after the first, by path
+	more := map[string]int{} // number of pages requested after the first, by path
 	count := func(r *http.Request) {
 		if r.URL.Query().Has("next_token") {
 			more[r.URL.Path]++
@@ -116,8 +116,8 @@ func TestListsOfManyPages(t *testing.T) {
 			t.Errorf("got %v, %v", got, err)
 		}
 	})
-	// While the second page of counts is on its way, jobs on a page before and on one
-	// to come are changed, which changes their places; another priority replaces no
+	// While the second page of counts is requested, jobs on an earlier page and on a later
+	// one are changed, which changes their positions. A change of priority replaces no
 	// process.
 	t.Run("Jobs", func(t *testing.T) {
 		other := 60
@@ -159,7 +159,7 @@ func TestListsOfManyPages(t *testing.T) {
 	}
 }
 
-// node is the stack's one node.
+// node returns the stack's only node.
 func (c *Cluster) node(t *testing.T) string {
 	t.Helper()
 	nodes, _, err := c.client.Nodes().List(c.read(t.Context()))

@@ -32,7 +32,7 @@ func TestThrottle(t *testing.T) {
 	}{
 		"Unthrottled": {throttle: Unthrottled, want: pages * time.Second},
 		"Throttled":   {want: (pages + (pages-1)*throttleBy) * time.Second},
-		// Two pages and their pauses, then three without.
+		// Two pages with pauses, then three without.
 		"Released":           {release: 10 * time.Second, want: 13 * time.Second},
 		"ReleasedInAPause":   {release: 8 * time.Second, want: 11 * time.Second},
 		"ReleasedAfterwards": {release: time.Hour, want: (pages + (pages-1)*throttleBy) * time.Second},

@@ -18,8 +18,8 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// Ping asks with the service's own token for what the service needs, and tells a Nomad
-// that refuses it from one that is away.
+// Ping uses the service's own token for what the service needs, and distinguishes a Nomad
+// that refuses it from one that is unavailable.
 func TestPing(t *testing.T) {
 	address := nomadWithACL(t)
 	pinged := func(address, token string) error {
@@ -57,12 +57,12 @@ func TestPing(t *testing.T) {
 		}
 	}
 	if err := pinged("http://127.0.0.1:1", root.SecretID); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("of one that is away: %v", err)
+		t.Errorf("if Nomad is unavailable: %v", err)
 	}
 }
 
-// nomadWithACL is the address of a server of its own, which refuses who has no token; it
-// ends with the test.
+// nomadWithACL returns the address of a separate server that refuses requests without a
+// token; it ends with the test.
 func nomadWithACL(t *testing.T) string {
 	t.Helper()
 	binaries, err := devstack.Tools(t.Context(), devstack.ToolOptions{})
@@ -119,7 +119,7 @@ consul {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // what it has is of no use
+		_ = cmd.Process.Kill() // its data is not needed
 		_ = cmd.Wait()
 	})
 	return fmt.Sprintf("http://127.0.0.1:%d", ports[0])

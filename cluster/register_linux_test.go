@@ -18,12 +18,12 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// roundTrip is a transport made of a function.
+// roundTrip is a function as a transport.
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// isReadBack says whether a request is the second one of Register.
+// isReadBack reports whether a request is the second one of Register.
 func isReadBack(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/versions") }
 
 func TestRegister(t *testing.T) {
@@ -38,7 +38,7 @@ func TestRegister(t *testing.T) {
 	}()
 	transport := &http.Transport{MaxIdleConnsPerHost: 32}
 	defer transport.CloseIdleConnections()
-	// over is a cluster whose requests pass through a transport.
+	// over returns a Cluster whose requests pass through a transport.
 	over := func(t *testing.T, through http.RoundTripper) *Cluster {
 		t.Helper()
 		client, err := api.NewClient(&api.Config{Address: stack.NomadAddr, HttpClient: &http.Client{Transport: through}})
@@ -95,7 +95,7 @@ func TestRegister(t *testing.T) {
 			}
 		}
 	})
-	// What happens between the registration and the read-back.
+	// Changes between the registration and the read-back.
 	for name, between := range map[string]func(id string) error{
 		"ErrConflict replaced": func(id string) error {
 			_, _, err := c.client.Jobs().Register(markedJob(id, "other"), nil)
@@ -132,7 +132,8 @@ func TestRegister(t *testing.T) {
 			t.Errorf("it was not registered: %v", err)
 		}
 	})
-	// What a registration that ends a process asks for, beside one that starts one.
+	// The requests of a registration that ends a process, in addition to those of one that
+	// starts one.
 	t.Run("AwaitsCommits", func(t *testing.T) {
 		var calls []string
 		watched := over(t, roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -158,23 +159,23 @@ func TestRegister(t *testing.T) {
 			}
 		}
 		if _, _, err := c.client.Variables().Read("nomad/jobs/await", nil); err != nil {
-			t.Errorf("the variable is gone: %v", err)
+			t.Errorf("the variable was deleted: %v", err)
 		}
 	})
 	t.Run("OneWinner", func(t *testing.T) { oneWinner(t, c) })
 }
 
-// oneWinner has several writers register a job at one index, again and again. A
-// Nomad server before 2.0.1 accepts more than one of them in many rounds. A winner
-// that is replaced afterwards is what confirm cannot notice; where the count is 0
-// that takes a server that was held up.
+// oneWinner repeatedly lets several writers register a job at one index. A Nomad server
+// before 2.0.1 accepts more than one of them in many rounds. A winner that is replaced
+// afterwards cannot be noticed by confirm; with a count of 0 that only happens if a server
+// was delayed.
 func oneWinner(t *testing.T, c *Cluster) {
 	const (
 		rounds  = 100
-		writers = 5 // all their versions are kept: a server keeps six
+		writers = 5 // all their versions are kept, because a server keeps six
 		atMost  = 10 * time.Second
 	)
-	// Half of the jobs are to run a process, for which no node will do.
+	// Half of the jobs request a process, for which no node is suitable.
 	jobOf := func(id, mark string, count int) *api.Job {
 		job := markedJob(id, mark)
 		job.Constrain(api.NewConstraint("${node.unique.name}", "=", "none"))
@@ -185,7 +186,7 @@ func oneWinner(t *testing.T, c *Cluster) {
 	replaced := map[int]int{} // by count
 	for began := time.Now(); done < rounds && time.Since(began) < atMost; done++ {
 		id, at, count := fmt.Sprint("race-", done), uint64(0), done/2%2
-		if done%2 == 1 { // half of the jobs are there before
+		if done%2 == 1 { // half of the jobs exist before
 			first, err := c.Register(t.Context(), jobOf(id, "before", count), 0)
 			if err != nil {
 				t.Fatal(err)
@@ -233,14 +234,14 @@ func oneWinner(t *testing.T, c *Cluster) {
 		}
 		for w := range wins {
 			if got, want := marks[w.index], fmt.Sprint("writer-", w.writer); got != want {
-				t.Errorf("round %d: the job at index %d is of %q, and %q was told that it is its own", done, w.index, got, want)
+				t.Errorf("round %d: the job at index %d was written by %q, but %q was told that it wrote it", done, w.index, got, want)
 			}
 			if slices.Max(slices.Collect(maps.Keys(marks))) > w.index {
 				replaced[count]++
 			}
 		}
-		// The jobs stay: a server of version 1.11.3 crashes when a job is purged while
-		// a plan of it is applied.
+		// The jobs are not purged: a server of version 1.11.3 crashes if a job is purged
+		// while a plan of it is applied.
 	}
 	t.Logf("in %d of %d rounds Nomad committed more than one registration at one index; in %d nobody won, in %d the winner was replaced afterwards, %d of them of jobs with a count of 0", raced, done, unwon, replaced[0]+replaced[1], replaced[0])
 }

@@ -9,14 +9,14 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// version is an entry of a job's history.
+// version returns a version of a job.
 func version(number, index, created uint64, mark string) *api.Job {
 	job := markedJob("job", mark)
 	job.Version, job.JobModifyIndex, job.CreateIndex = &number, &index, &created
 	return job
 }
 
-// markedJob is a job that runs nothing.
+// markedJob returns a job that runs nothing.
 func markedJob(id, mark string) *api.Job {
 	job := api.NewServiceJob(id, id, "global", 50)
 	group := api.NewTaskGroup("engine", 0)
@@ -24,7 +24,7 @@ func markedJob(id, mark string) *api.Job {
 	task := api.NewTask("engine", "raw_exec").SetConfig("command", "/bin/true")
 	job.AddTaskGroup(group.AddTask(task))
 	none := 0
-	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as an engine's job
+	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as in an engine's job
 	jobs.SetMark(job, mark)
 	return job
 }

@@ -24,8 +24,8 @@ func TestCountPorts(t *testing.T) {
 	}
 }
 
-// What the cluster says of a failure reaches callers: nothing of a node's paths
-// and addresses may be in it.
+// Nomad's reason for a failure is shown to callers, so it must not contain paths or
+// addresses of a node.
 func TestCleanReason(t *testing.T) {
 	for in, want := range map[string]string{
 		"exec: /opt/engines/bin/engine-x: no such file":                      "exec: engine-x: no such file",
@@ -140,8 +140,8 @@ func TestEvalFrom(t *testing.T) {
 	}
 }
 
-// The view keeps the newest of what it was told, in whatever order it was told,
-// and counts what allocations hold of a node, whichever ports are its own.
+// The view keeps the newest version of everything, in whatever order it arrives, and counts
+// what allocations have reserved of a node, with any dynamic port range.
 func TestViewKeepsTheNewest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := New(nil, "default", Mkdir, nil)
@@ -151,7 +151,8 @@ func TestViewKeepsTheNewest(t *testing.T) {
 				ID: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "id"), JobID: "job", NodeID: "node",
 				ModifyIndex: rapid.Uint64Range(1, 30).Draw(t, "index"), Client: "running", cpuMHz: 100, memoryMB: 10, diskMB: 20, ports: []int{22, 20_001},
 			}
-			// One index is one truth: what an allocation is follows from it.
+			// The state of an allocation follows from its index, so that equal indexes mean
+			// equal states.
 			if a.ModifyIndex > 25 {
 				a.Client = api.AllocClientStatusComplete
 			}
@@ -184,8 +185,8 @@ func TestViewKeepsTheNewest(t *testing.T) {
 	})
 }
 
-// Events up to the list are in the list already; applying them would bring back
-// what it no longer shows.
+// The lists already contain events up to their index. Applying them again would restore
+// what was removed.
 func TestApplyDropsWhatTheListHas(t *testing.T) {
 	c := New(nil, "default", Mkdir, nil)
 	payload, err := json.Marshal(map[string]any{"Allocation": api.AllocationListStub{ID: "a", JobID: "job", ClientStatus: "running", ModifyIndex: 7}})
@@ -209,7 +210,7 @@ func TestApplyDropsWhatTheListHas(t *testing.T) {
 	}
 }
 
-// Evaluations are those of watched jobs; others are not even read.
+// Only evaluations of watched jobs are kept; others are not even decoded.
 func TestApplyTakesWatchedEvaluations(t *testing.T) {
 	c := New(nil, "default", Mkdir, nil)
 	watch := c.Watch("watched")

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// Backoff is how long a failed engine waits to be restarted (SPEC section 8).
+// Backoff determines how long a failed engine waits for its restart.
 type Backoff struct {
-	Base, Max   time.Duration // the first wait, which doubles, and the longest
+	Base, Max   time.Duration // the first wait, which doubles each time, and the maximum
 	MaxAttempts int           // restarts before the service gives up
 }
 
-// After is the wait after so many attempts, up to a tenth longer by chance, so
-// that what failed together is not restarted together.
+// After returns the wait after this number of attempts, plus a random tenth at most, so
+// that engines that failed together are not restarted together.
 func (b Backoff) After(attempts int) time.Duration {
 	wait := b.Base
 	for range attempts {
@@ -24,5 +24,5 @@ func (b Backoff) After(attempts int) time.Duration {
 	return wait + rand.N(wait/10+1)
 }
 
-// Longest is the longest wait that After gives.
+// Longest returns the longest wait that After can return.
 func (b Backoff) Longest() time.Duration { return b.Max + b.Max/10 + 1 }

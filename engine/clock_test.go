@@ -16,8 +16,8 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-// TestStillWaits: the next attempt at an engine or at a kind of warm engines is waited for
-// as long as it may have been put off, and no longer, whatever clock wrote it.
+// TestStillWaits: the wait for the next attempt at an engine or a kind of warm engines
+// lasts at most as long as a backoff can be, whatever clock wrote it.
 func TestStillWaits(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	longest := Backoff{Base: time.Second, Max: time.Minute}.Longest()

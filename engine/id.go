@@ -6,23 +6,23 @@ import (
 )
 
 const (
-	// prefixLength is how many characters of an engine_id tell whose it is, and idLength how
-	// many it has.
+	// prefixLength is the length of the part of an engine_id that names its deployment, and
+	// idLength that of the whole id, in characters.
 	prefixLength = 6
 	idLength     = 26
 )
 
-// idPrefix is what the engine_ids of a deployment begin with: all that is named after
-// an engine, in Nomad and in Vault, says by that whose it is.
+// idPrefix returns the prefix of a deployment's engine_ids. Everything that is named after
+// an engine, in Nomad and in Vault, shows by it which deployment it belongs to.
 func idPrefix(deploymentID string) string { return deploymentID[:min(prefixLength, len(deploymentID))] }
 
-// NewID returns an engine_id of a deployment that was never used: 26 characters a-z2-7,
-// of which 100 bits are random.
+// NewID returns a new, unique engine_id of a deployment: 26 characters a-z2-7, of which 100
+// bits are random.
 func NewID(deploymentID string) string {
 	return idPrefix(deploymentID) + strings.ToLower(rand.Text())[prefixLength:]
 }
 
-// MadeBy says whether an engine_id was made by a deployment, by its beginning.
+// MadeBy reports, by its prefix, whether an engine_id belongs to a deployment.
 func MadeBy(id, deploymentID string) bool {
 	return len(id) == idLength && deploymentID != "" && strings.HasPrefix(id, idPrefix(deploymentID))
 }

@@ -15,9 +15,9 @@ func TestEngineIDsTellWhoseTheyAre(t *testing.T) {
 		t.Errorf("got %q and %q in deployment %q", first, second, deployment)
 	}
 	if !MadeBy(first, deployment) || MadeBy("zzzzzz"+first[6:], deployment) || MadeBy(first[:20], deployment) {
-		t.Errorf("%q is not told from others", first)
+		t.Errorf("%q is not distinguished from others", first)
 	}
 	if MadeBy(first, "") {
-		t.Error("a service that does not know its own id takes engines for its own")
+		t.Error("a service without an id considers engines its own")
 	}
 }

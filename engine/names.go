@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// JobID is the name of everything that belongs to the engine outside the
-// registry: its Nomad job and Consul service, and its host volume unless that was
-// registered again (Volume).
+// JobID returns the name of everything that belongs to the engine outside the registry: its
+// Nomad job, its Consul service, and its host volume unless that was registered again
+// (Volume).
 func (r *Row) JobID() string { return JobID(r.EngineID) }
 
-// JobID is the Nomad job, host volume and service name of an engine.
+// JobID returns the name of an engine's Nomad job, host volume and service.
 func JobID(engineID string) string { return JobPrefix + engineID }
 
-// JobPrefix begins the name of every engine's job.
+// JobPrefix is the prefix of the names of all engines' jobs.
 const JobPrefix = "engine-"
 
-// Volume is the name of the engine's host volume.
+// Volume returns the name of the engine's host volume.
 func (r *Row) Volume() string { return cmp.Or(r.VolumeName, r.JobID()) }
 
-// FreshVolumeName is a name for the engine's volume that was not chosen before:
-// Nomad frees no name of a volume that it has lost.
+// FreshVolumeName returns a new name for the engine's volume. A used name cannot be used
+// again, because Nomad never frees the names of lost volumes.
 func (r *Row) FreshVolumeName() string {
 	n := 1
 	for _, name := range []string{r.VolumeName, r.NextVolume} {
@@ -32,14 +32,13 @@ func (r *Row) FreshVolumeName() string {
 	return r.JobID() + registrationMark + strconv.Itoa(n+1)
 }
 
-// registrationMark stands between the first name of a volume and the number of its
+// registrationMark separates the original name of a volume from the number of its
 // registration, which is 2 or more.
 const registrationMark = ".r"
 
-// VolumeOf is the engine_id in the name of a volume, and the number of its
-// registration: 1 for the volume that Nomad made, more for one that was registered
-// with a directory that there was; 0 when the name is not that of an engine's
-// volume.
+// VolumeOf returns the engine_id in the name of a volume, and the number of its
+// registration: 1 for a volume that Nomad created, more for an existing directory that was
+// registered, 0 if the name is not that of an engine's volume.
 func VolumeOf(name string) (engineID string, registration int) {
 	rest, found := strings.CutPrefix(name, JobPrefix)
 	if !found || rest == "" {

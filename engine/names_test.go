@@ -8,11 +8,11 @@ import (
 
 func TestJobID(t *testing.T) {
 	if got := (&Row{EngineID: "abc"}).JobID(); got != "engine-abc" {
-		t.Fatalf("got %q, want engine-abc (DESIGN section 1)", got)
+		t.Fatalf("got %q, want engine-abc", got)
 	}
 }
 
-// TestVolumeNames: a name says whose volume it is, and none is chosen twice.
+// TestVolumeNames: a name identifies the owner of a volume, and no name is chosen twice.
 func TestVolumeNames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := &Row{EngineID: rapid.StringMatching(`[a-z2-7]{26}`).Draw(t, "engine_id")}

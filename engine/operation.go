@@ -4,28 +4,27 @@ import (
 	"time"
 )
 
-// OpKind names an operation that moves an engine.
+// OpKind is the kind of an operation on an engine.
 type OpKind string
 
-// The operations that a row can carry.
+// The kinds of operation in a row.
 const (
 	OpProvision OpKind = "provision"
 	OpStart     OpKind = "start"
 	OpStop      OpKind = "stop"
 	OpDestroy   OpKind = "destroy"
 	OpRotateKey OpKind = "rotate_key"
-	// OpSleep is a stop of an idle engine, which an admit wakes.
+	// OpSleep stops an idle engine. An admit wakes it.
 	OpSleep OpKind = "sleep"
-	// OpRecover waits for the process that a failed engine has: Nomad restarted
-	// it, or its node is back.
+	// OpRecover waits for the process that a failed engine has because Nomad restarted it
+	// or its node is back.
 	OpRecover OpKind = "recover"
-	// OpRestart ends a running engine's process and runs it anew.
+	// OpRestart ends a running engine's process and starts a new one.
 	OpRestart OpKind = "restart"
 )
 
-// Operation is the operation in progress of an engine. Its presence is what
-// ENGINE_BUSY means; whoever finds it with an owner that is gone continues it
-// from Step.
+// Operation is the operation in progress on an engine. While a row has one, calls get
+// ENGINE_BUSY. If its owner is dead, another replica continues it from Step.
 type Operation struct {
 	ID       string    `json:"id"`
 	Kind     OpKind    `json:"kind"`
@@ -34,50 +33,50 @@ type Operation struct {
 	BeganAt  time.Time `json:"began_at"`
 	Deadline time.Time `json:"deadline"`
 
-	// From is the state the operation started in: where an undone start
-	// returns to.
+	// From is the state in which the operation began. An undone start returns to it.
 	From State `json:"from,omitempty"`
-	// Undo is the error code for which the operation is being undone; empty
-	// while it goes forward. Reason is the row's reason that goes with it.
+	// Undo is the error code because of which the operation is being undone; empty: it is
+	// not. Reason is the row's reason for that.
 	Undo   string `json:"undo,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// Message is what the caller hears with Undo.
+	// Message is the message that the caller gets with Undo.
 	Message string `json:"message,omitempty"`
-	// KeyVersion is the Vault version that a rotation writes, or that a warm engine
-	// has while it is claimed; KeyID is the key's own name.
+	// KeyVersion is the version in Vault that a rotation writes, or that a warm engine has
+	// while it is claimed. KeyID is the id of that key.
 	KeyVersion int    `json:"key_version,omitempty"`
 	KeyID      string `json:"key_id,omitempty"`
-	// GiveUp: the engine is to be stopped or started, and a rotation that it has not
+	// GiveUp: the engine is to be stopped or started, so a rotation that it has not
 	// confirmed ends with its next process.
 	GiveUp bool `json:"give_up,omitempty"`
 	// EnvVersion is the version of the provider keys that a restart is for.
 	EnvVersion int `json:"env_version,omitempty"`
-	// JobIndex is the JobModifyIndex after this operation's registration:
-	// only allocations created after it belong to the operation.
+	// JobIndex is the JobModifyIndex after this operation's registration. Only allocations
+	// created after it belong to the operation.
 	JobIndex uint64 `json:"job_index,omitempty"`
-	// Supersedes is the replica whose operation this destroy interrupted and
-	// that has not yet said that it stopped working on the engine.
+	// Supersedes is the replica whose operation this destroy interrupted, until that
+	// replica has acknowledged it.
 	Supersedes string `json:"supersedes,omitempty"`
-	// Action is what the audit log calls the operation.
+	// Action is the operation's name in the audit log.
 	Action string `json:"action,omitempty"`
-	// Canary is a restart that finds out whether a storm of failures is over; its
-	// own failure counts for nothing.
+	// Canary is a restart that tests whether a storm of failures is over. Its failure does
+	// not count.
 	Canary bool `json:"canary,omitempty"`
-	// AuditID is the operation's row in the audit log, to be completed by
-	// whoever finishes it.
+	// AuditID is the operation's row in the audit log. The replica that ends the operation
+	// completes it.
 	AuditID int64 `json:"audit_id,omitempty"`
-	// RequestID is the request that caused the operation, for the logs of
-	// whoever finishes it.
+	// RequestID is the id of the request that caused the operation, for the logs of all
+	// replicas that run it.
 	RequestID string `json:"request_id,omitempty"`
 }
 
-// Ended is an operation that is over, for those who did not wait for it.
+// Ended is a finished operation, for callers that did not wait for it.
 type Ended struct {
 	ID      string    `json:"id"`
 	Kind    OpKind    `json:"kind"`
 	BeganAt time.Time `json:"began_at"`
 	EndedAt time.Time `json:"ended_at"`
-	// Code and Message are those of the error that its caller got; empty: it succeeded.
+	// Code and Message are those of the error that the operation's caller got; empty: it
+	// succeeded.
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
 }

@@ -11,8 +11,8 @@ import (
 	"unicode"
 )
 
-// Policy is what a product may do (SPEC section 3). An absent field (nil or
-// empty) means no limit or the service's default; a limit of 0 allows nothing.
+// Policy contains a product's limits and settings. An absent field (nil or empty) means no
+// limit or the service's default; a limit of 0 allows nothing.
 type Policy struct {
 	MaxEngines   *int   `json:"max_engines,omitempty"`
 	RateLimitRPM *int   `json:"rate_limit_rpm,omitempty"`
@@ -20,35 +20,34 @@ type Policy struct {
 	IdleTimeoutS *int   `json:"idle_timeout_s,omitempty"`
 	CPUMHz       *int   `json:"cpu_mhz,omitempty"`
 	MemoryMB     *int   `json:"memory_mb,omitempty"`
-	// BrainMB is how much fits into an engine's volume, in MiB.
+	// BrainMB is the limit of an engine's volume, in MiB.
 	BrainMB       *int     `json:"brain_mb,omitempty"`
 	AllowedImages []string `json:"allowed_images,omitempty"`
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"`
-	// KeyProofPath is where the product's engines prove their keys (SPEC section 7).
+	// KeyProofPath is the path on which the product's engines prove their keys
+	// (docs/tutorial-engine.md).
 	KeyProofPath string `json:"key_proof_path,omitempty"`
 }
 
-// The values of Policy.SleepMode; empty is SleepStop.
+// Values of Policy.SleepMode; empty means SleepStop.
 const (
 	SleepStop  = "stop"
-	SleepPause = "pause" // frozen in memory, where the driver can
+	SleepPause = "pause" // frozen in memory, if the driver supports it
 )
 
 var nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 
-// minMemoryMB is the least memory that Nomad accepts for a task
-// (nomad/structs: MinResources).
+// minMemoryMB is Nomad's minimum memory for a task, in MiB (nomad/structs: MinResources).
 const minMemoryMB = 10
 
-// Check returns everything that is wrong with a policy, joined, in words for
-// the caller.
+// Check returns all mistakes in a policy, joined, with messages for the caller.
 func (p *Policy) Check() error {
 	var errs []error
 	atLeast := func(name string, v *int, min int) {
 		if v != nil && *v < min {
-			errs = append(errs, fmt.Errorf("policy.%s is %d; it must be %d or more", name, *v, min))
+			errs = append(errs, fmt.Errorf("policy.%s is %d; it must be at least %d", name, *v, min))
 		}
 	}
 	atLeast("max_engines", p.MaxEngines, 0)
@@ -64,7 +63,7 @@ func (p *Policy) Check() error {
 		}
 	}
 	if p.NodePool != "" && !nodePoolPattern.MatchString(p.NodePool) {
-		errs = append(errs, errors.New("policy.node_pool is not a node pool name"))
+		errs = append(errs, errors.New("policy.node_pool is not a valid name of a node pool"))
 	}
 	if p.SleepMode != "" && p.SleepMode != SleepStop && p.SleepMode != SleepPause {
 		errs = append(errs, errors.New(`policy.sleep_mode must be "stop" or "pause"`))
@@ -77,8 +76,8 @@ func (p *Policy) Check() error {
 	return errors.Join(errs...)
 }
 
-// anything is the part of a glob that stands for any characters, slashes too; alone, "*"
-// is the same.
+// anything is the part of a glob that matches any characters, including slashes. A glob
+// that is only "*" does the same.
 const anything = "**"
 
 func isGlob(glob string) bool {
@@ -90,8 +89,8 @@ func isGlob(glob string) bool {
 	return glob != ""
 }
 
-// AllowsImage says whether an image is one that the policy's AllowedImages name: globs as
-// path.Match has them, whose "*" stops at a slash, and "**", which does not.
+// AllowsImage reports whether the policy's AllowedImages contain an image. They are globs
+// as in path.Match, whose "*" does not match a slash, and additionally "**", which does.
 func (p *Policy) AllowsImage(image string) bool {
 	return slices.ContainsFunc(p.AllowedImages, func(glob string) bool { return matches(glob, image) })
 }
@@ -100,7 +99,7 @@ func matches(glob, image string) bool {
 	if glob == "*" {
 		return true
 	}
-	ends := make([]bool, len(image)+1) // where what was matched up to now may end
+	ends := make([]bool, len(image)+1) // where the part matched so far may end
 	ends[0] = true
 	for i, part := range strings.Split(glob, anything) {
 		next, from := make([]bool, len(image)+1), false
@@ -120,14 +119,14 @@ func matches(glob, image string) bool {
 
 var proofPathPattern = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)+(\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?$`)
 
-// CheckKeyProofPath says what is wrong with the path on which engines prove their
-// keys: it is the path of a URL, of 1 to 256 bytes, and not the open /health.
+// CheckKeyProofPath returns an error unless a path is usable for the key proof: the path of
+// a URL, of 1 to 256 bytes, and not /health, which is open.
 func CheckKeyProofPath(p string) error {
 	if len(p) > 256 || strings.HasPrefix(p, "//") || !proofPathPattern.MatchString(p) {
-		return errors.New("must be the path of a URL: it begins with one slash and has at most 256 bytes")
+		return errors.New("must be the path of a URL, with one slash at its beginning and at most 256 bytes")
 	}
 	if parsed, err := url.Parse(p); err != nil || path.Clean(parsed.Path) == "/health" {
-		return errors.New("must be a path of the engine that needs a key; /health needs none")
+		return errors.New("must be a path of the engine that requires the key; /health does not")
 	}
 	return nil
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Product is a tenant: it owns users and holds one platform key, of which only
-// the SHA-256 is kept.
+// Product is a tenant: it has users and one platform key, of which only the SHA-256 is
+// stored.
 type Product struct {
 	ProductID   string    `json:"product_id"`
 	Slug        string    `json:"slug"`
@@ -17,30 +17,30 @@ type Product struct {
 	CreatedAt   time.Time `json:"created_at"`
 	// PlatformKeyHash is the lower-case hex SHA-256 of the platform key.
 	PlatformKeyHash string `json:"platform_key_hash"`
-	// RetiredKeys are earlier platform keys that still work for a while.
+	// RetiredKeys are earlier platform keys that are still valid for a while.
 	RetiredKeys []RetiredKey `json:"retired_keys,omitempty"`
-	// Revision counts the changes of the row: of two copies the higher one is the
-	// later.
+	// Revision counts the changes of the row: of two copies, the one with the higher
+	// revision is newer.
 	Revision int `json:"revision,omitempty"`
 
 	// Index is the version of the product in its store.
 	Index uint64 `json:"-"`
-	// Stored is what the store keeps about the product as it was read; nothing else uses it.
+	// Stored is what the store keeps about the product as it was read. Nothing else uses
+	// it.
 	Stored any `json:"-"`
 }
 
-// WarmProduct owns the rows of warm engines: engines that run and wait for a
-// user. It is no product: nobody has its key, it has no quota, and no product_id
-// is as short.
+// WarmProduct owns the rows of warm engines: engines that run without a user. It is not a
+// product: it has no key and no quota, and no product_id is that short.
 const WarmProduct = "warm"
 
-// RetiredKey is a platform key that was rotated with an overlap.
+// RetiredKey is the previous platform key after a rotation with an overlap.
 type RetiredKey struct {
 	Hash  string    `json:"hash"`
 	Until time.Time `json:"until"`
 }
 
-// Accepts says whether a platform key is the product's, now.
+// Accepts reports whether a platform key is a valid key of the product now.
 func (p *Product) Accepts(keyHash string, now time.Time) bool {
 	if keyHash == p.PlatformKeyHash {
 		return true
@@ -50,7 +50,7 @@ func (p *Product) Accepts(keyHash string, now time.Time) bool {
 
 var slugPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
 
-// CheckSlug says whether a slug has the form of SPEC section 3.
+// CheckSlug returns an error unless a slug has the form in docs/openapi.yaml.
 func CheckSlug(slug string) error {
 	if !slugPattern.MatchString(slug) {
 		return errors.New("slug must be 1 to 40 characters of a-z, 0-9 and '-', and start with a letter or digit")

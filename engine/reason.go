@@ -1,35 +1,34 @@
-// Package engine is the domain: what is said of an engine whatever it is stored in. It
-// imports nothing of ours.
+// Package engine is the domain: what is true of an engine wherever it is stored. It imports
+// no other package of orch.
 package engine
 
-// The reasons that a failed engine's row can give.
+// The reasons in the row of a failed engine.
 const (
 	ReasonImage       = "image_error"
 	ReasonBootTimeout = "boot_timeout"
-	// ReasonPull: its node was still pulling its image at the deadline.
+	// ReasonPull: the node was still pulling the image at the deadline.
 	ReasonPull    = "image_pull"
 	ReasonCrashed = "crashed"
-	// ReasonMemory: the kernel killed it at its memory limit. ReasonDriver: its node's
-	// task driver could not start it, through no fault of its image.
+	// ReasonMemory: the kernel killed the process at its memory limit. ReasonDriver: the
+	// node's task driver could not start it, although the image is not the cause.
 	ReasonMemory    = "out_of_memory"
 	ReasonDriver    = "driver_error"
 	ReasonUnhealthy = "unhealthy"
 	ReasonNodeDown  = "node_down"
-	// ReasonUpstream is a running engine's, which says that it cannot serve for what it
-	// depends on (Options.RestartSubsystems).
+	// ReasonUpstream is the reason of a running engine that reports that it cannot serve
+	// because of a dependency (Options.RestartSubsystems).
 	ReasonUpstream = "upstream_down"
-	// ReasonKeyProof: it breaks the contract of the proof. ReasonKeyUnconfirmed: it
-	// did not take its new key, and its next process is to.
+	// ReasonKeyProof: the engine breaks the contract of the key proof.
+	// ReasonKeyUnconfirmed: the engine did not accept its new key; its next process must.
 	ReasonKeyProof       = "key_proof"
 	ReasonKeyUnconfirmed = "key_unconfirmed"
 	ReasonJobMissing     = "job_missing"
-	// ReasonRecovered: its row was rebuilt, and its process is looked for.
-	// ReasonBrainMissing: there is nothing outside the registry that its row could
-	// be of.
+	// ReasonRecovered: the row was rebuilt, and the engine's process is being checked.
+	// ReasonBrainMissing: nothing of the engine exists outside the registry.
 	ReasonRecovered    = "recovered"
 	ReasonBrainMissing = "brain_missing"
-	// ReasonVolumeUnknown: Nomad does not know its volume any more. ReasonAdopted: it
-	// got a volume again (AdoptNode), and is to be started.
+	// ReasonVolumeUnknown: Nomad no longer knows the volume. ReasonAdopted: the engine got
+	// a volume again (AdoptNode), and must be started.
 	ReasonVolumeUnknown = "volume_unknown"
 	ReasonAdopted       = "adopted"
 )

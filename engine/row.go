@@ -5,49 +5,48 @@ import (
 	"time"
 )
 
-// Restarts is how a failed engine is restarted without being asked to. It is in
-// the row, so that a change of leader does not begin anew.
+// Restarts is the state of the automatic restarts of a failed engine. It is in the row so
+// that a new leader continues it.
 type Restarts struct {
 	Attempts int       `json:"attempts"`
 	NextAt   time.Time `json:"next_at"`
-	// GaveUp: only a manual start brings the engine back.
+	// GaveUp: only a start by a call starts the engine again.
 	GaveUp bool `json:"gave_up,omitempty"`
 }
 
-// Frozen is the process that a sleeping engine keeps (sleep_mode "pause"). The row
-// has it from before the process may be stopped (SIGSTOP) until it is known to go
-// on, or to be gone.
+// Frozen is the process that a sleeping engine keeps (sleep_mode "pause"). It is in the row
+// from before the process may be stopped (SIGSTOP) until the process is known to have
+// resumed or ended.
 type Frozen struct {
 	AllocID string `json:"alloc_id"`
 	URL     string `json:"url"`
-	// Started is when the process was started (cluster.Alloc.Started): a later one
-	// is another process, which was never frozen.
+	// Started is when the process was started (cluster.Alloc.Started). A process with a
+	// later time is another one, which was never frozen.
 	Started int64 `json:"started,omitempty"`
 }
 
-// Vanished is a process that the row knew of and whose allocation Nomad does not
-// know any more: its job was purged, or Nomad lost its state. Such a process counts
-// as one that may be alive until it is confirmed that it is gone.
+// Vanished is a process in the row whose allocation Nomad no longer knows, because its job
+// was purged or Nomad lost its state. Such a process may be alive until its end is
+// confirmed.
 type Vanished struct {
 	AllocID string `json:"alloc_id"`
 	NodeID  string `json:"node_id"`
-	// Since is since when its node has been in touch with Nomad's servers without a
-	// break, and at the earliest when this was seen first. InTouch is which time that
-	// is; 0: it was not when it was looked at last, or was not looked at.
+	// Since is the time from which on its node has been continuously connected to Nomad's
+	// servers, but no earlier than when the process was first missed. InTouch identifies
+	// that connection; 0: the node was not connected at the last check, or not checked.
 	Since   time.Time `json:"since"`
 	InTouch uint64    `json:"in_touch,omitempty"`
 }
 
-// Resources is what one engine may use on its node.
+// Resources are the limits of an engine on its node.
 type Resources struct {
 	CPUMHz   int `json:"cpu_mhz"`
 	MemoryMB int `json:"memory_mb"`
-	// BrainMB is how much fits into its volume, in MiB; 0: as much as its node has.
+	// BrainMB is the limit of its volume, in MiB; 0: no limit.
 	BrainMB int `json:"brain_mb,omitempty"`
 }
 
-// Row is the row of an engine: the only truth about it (DESIGN section 1).
-// It holds no key.
+// Row is the row of an engine: the only truth about it. It contains no key.
 type Row struct {
 	EngineID  string `json:"engine_id"`
 	ProductID string `json:"product_id"`
@@ -57,55 +56,51 @@ type Row struct {
 	State       State  `json:"state"`
 	Desired     State  `json:"desired"`
 	Image       string `json:"image"` // as the caller named it
-	// Digest ("sha256:...") is what Image meant when it was resolved, and what is
-	// started. Empty: it was not resolved yet, and what Image means on the engine's
-	// node is started; or there are no digests (raw_exec).
+	// Digest ("sha256:...") is the digest that Image was resolved to, and which is started.
+	// Empty: it was not resolved yet, so the node starts whatever Image is there; or there
+	// are no digests (raw_exec).
 	Digest    string    `json:"digest,omitempty"`
 	Resources Resources `json:"resources"`
 	NodePool  string    `json:"node_pool,omitempty"`
 
-	// KeyVersion is the version of the engine's key in Vault that callers get, and
-	// KeyID the key's own name, which tells it from the key that a restored Vault
-	// gave the same number. Empty: a version of the service wrote the key that knew
-	// no names.
+	// KeyVersion is the version in Vault of the key that callers get. KeyID is the id of
+	// that key, because a restored Vault may use the version number again. Empty: an
+	// earlier version of the service wrote the key without an id.
 	KeyVersion int    `json:"key_version"`
 	KeyID      string `json:"key_id,omitempty"`
 
-	// EnvVersion is the version of the provider keys that its process has at
-	// least; 0: not known, or none. RestartedFor is the version that it was last
-	// restarted for.
+	// EnvVersion is the lowest version of the provider keys that its process can have; 0:
+	// unknown, or none. RestartedFor is the version that it was last restarted for.
 	EnvVersion   int `json:"env_version,omitempty"`
 	RestartedFor int `json:"restarted_for,omitempty"`
 
 	NodeID     string `json:"node_id,omitempty"`
 	VolumeID   string `json:"volume_id,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
-	// QuotaMB is the limit that its volume was given last, in MiB; 0: none.
+	// QuotaMB is the limit that its volume last got, in MiB; 0: none.
 	QuotaMB int `json:"quota_mb,omitempty"`
-	// VolumeName is the name of its volume in Nomad where that is not JobID: the
-	// volume was registered again after Nomad had lost it. NextVolume is the name
-	// that was last chosen for a registration; no name is chosen twice.
+	// VolumeName is the name of its volume in Nomad if it is not JobID, because the volume
+	// was registered again after Nomad had lost it. NextVolume is the name that was last
+	// chosen for a registration; no name is chosen twice.
 	VolumeName string `json:"volume_name,omitempty"`
 	NextVolume string `json:"next_volume,omitempty"`
 	AllocID    string `json:"alloc_id,omitempty"`
 	URL        string `json:"url,omitempty"`
-	// Vanished is set from when a process of the engine was missed until it is
-	// confirmed that it is gone.
+	// Vanished is set while a missed process of the engine is not confirmed to have ended.
 	Vanished *Vanished `json:"vanished,omitempty"`
-	// Unproven are the allocations whose container may run although Nomad takes it for
-	// ended. Before it is proved on the engine's node that it does not, no other
-	// process is started and no volume is deleted. Proven are those that Nomad still
-	// lists of which that was proved.
+	// Unproven are the allocations whose container may still run although Nomad reports it
+	// as ended. Until its end is proved on the engine's node, no other process is started
+	// and no volume deleted. Proven are those that Nomad still lists although their end was
+	// proved.
 	Unproven []string `json:"unproven,omitempty"`
 	Proven   []string `json:"proven,omitempty"`
 	// Frozen is set while the engine is, or may be, frozen.
 	Frozen *Frozen `json:"frozen,omitempty"`
 
-	// Crash marks the last crash of AllocID that was dealt with
-	// (cluster.Alloc.Crash).
+	// Crash identifies the last handled crash of AllocID (cluster.Alloc.Crash).
 	Crash int64 `json:"crash,omitempty"`
-	// RunningSince is when the engine last became running; Restarts is what the
-	// service has done since it last ran well.
+	// RunningSince is when the engine last became running. Restarts counts what the service
+	// has done since the engine last ran well.
 	RunningSince time.Time `json:"running_since,omitzero"`
 	Restarts     *Restarts `json:"restarts,omitempty"`
 
@@ -113,32 +108,30 @@ type Row struct {
 	LastHealthAt time.Time  `json:"last_health_at,omitzero"`
 	Reason       string     `json:"reason,omitempty"`
 	Op           *Operation `json:"op,omitempty"`
-	Last         *Ended     `json:"last,omitempty"` // the operation before
-	// SleepPending is set while the leader asks whether a running engine may be
-	// put to sleep (registry.Store.ProposeSleep). Whoever admits a user to the engine
-	// clears it first.
+	Last         *Ended     `json:"last,omitempty"` // the previous operation
+	// SleepPending is set while the leader is deciding whether a running engine may be put
+	// to sleep (registry.Store.ProposeSleep). An admit of the engine clears it first.
 	SleepPending string `json:"sleep_pending,omitempty"`
-	// KeepAwakeUntil is until when a product wants the engine not to sleep.
+	// KeepAwakeUntil is the time until which a product wants the engine to stay awake.
 	KeepAwakeUntil time.Time `json:"keep_awake_until,omitzero"`
-	// Idempotency is the record of the operation that is under way, if it
-	// carried a key.
+	// Idempotency refers to the record of the operation in progress, if its call had a key.
 	Idempotency *IdempotencyRef `json:"idempotency,omitempty"`
 
-	// Warm is the fingerprint of a warm engine: what kind of engine it is to
-	// become. Unlabelled: its job still says that it waits for a user.
+	// Warm is the fingerprint of a warm engine, which names its kind. Unlabelled: its job
+	// does not name its user yet.
 	Warm       string `json:"warm,omitempty"`
 	Unlabelled bool   `json:"unlabelled,omitempty"`
-	// KeyProofPath is where a warm engine proves its key, if its kind names a path.
+	// KeyProofPath is the path on which a warm engine proves its key, if its kind sets one.
 	KeyProofPath string `json:"key_proof_path,omitempty"`
 
 	// Index is the version of the row in its store: a change is written only over the
 	// version that was read.
 	Index uint64 `json:"-"`
-	// Stored is what the store keeps about the row as it was read; nothing else uses it.
+	// Stored is what the store keeps about the row as it was read. Nothing else uses it.
 	Stored any `json:"-"`
 }
 
-// Clone returns a copy that shares nothing with r.
+// Clone returns a deep copy of r.
 func (r *Row) Clone() *Row {
 	c := *r
 	if r.Op != nil {
@@ -169,23 +162,23 @@ func (r *Row) Clone() *Row {
 	return &c
 }
 
-// IdempotencyRef is what a row knows of the idempotency record of its operation while
-// that is under way.
+// IdempotencyRef is a row's reference to the idempotency record of its operation in
+// progress.
 type IdempotencyRef struct {
 	Key       string    `json:"key"`
 	Body      string    `json:"body"`
 	CreatedAt time.Time `json:"created_at"`
-	// Kind is the operation that it is of; empty: the provision.
+	// Kind is the kind of the record's operation; empty: a provision.
 	Kind OpKind `json:"kind,omitempty"`
 	// Expired is the index of the expired record that this one replaces.
 	Expired uint64 `json:"-"`
-	// Fresh: the record is to be made with the next write of the row. Replaces is the key
-	// of the record of the operation that this one cuts short.
+	// Fresh: the record is created with the next write of the row. Replaces is the key of
+	// the record of the operation that this one interrupts.
 	Fresh    bool   `json:"-"`
 	Replaces string `json:"-"`
 }
 
-// Succeeded says whether the operation of the record has closed without an error.
+// Succeeded reports whether the record's operation has ended without an error.
 func (f *IdempotencyRef) Succeeded(r *Row) bool {
 	if f.Kind == "" {
 		return r.State == Running

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// fullRow has every field set.
+// fullRow returns a row with every field set.
 func fullRow() *Row {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6_000_000, time.UTC)
 	return &Row{
@@ -42,8 +42,7 @@ func TestEngineClone(t *testing.T) {
 	}
 }
 
-// TestEngineFormat keeps the names in the rows: another version of the service
-// reads what this one wrote.
+// TestEngineFormat pins the field names of rows: other versions of the service read them.
 func TestEngineFormat(t *testing.T) {
 	const want = `{"engine_id":"id1","product_id":"p1","product_slug":"slug","user_id":"user","state":"running","desired":"stopped",` +
 		`"image":"image:1","resources":{"cpu_mhz":100,"memory_mb":256},"node_pool":"pool","key_version":3,"node_id":"node","volume_id":"vol",` +

@@ -2,11 +2,11 @@ package engine
 
 import "fmt"
 
-// State is where an engine is in its life (SPEC section 4). A destroyed engine
-// has no state: its row is gone.
+// State is the state of an engine. A destroyed engine has no state, because its row is
+// deleted.
 type State string
 
-// The six states of SPEC section 4.
+// The states of an engine.
 const (
 	Provisioning State = "provisioning"
 	Running      State = "running"
@@ -16,21 +16,19 @@ const (
 	Destroying   State = "destroying"
 )
 
-// States lists every state in the order in which people read them.
+// States lists all states in the order in which they are shown.
 var States = []State{Provisioning, Running, Sleeping, Stopped, Failed, Destroying}
 
 // Gone is the state of an engine that has no row.
 const Gone State = ""
 
-// moves is the one table of legal moves. A destroy ends in Gone. Staying in
-// a state is always legal: an operation records its steps without moving.
+// moves is the table of legal moves. A destroy ends in Gone. Staying in a state is always
+// legal, because an operation records its steps without a move.
 //
-// Two entries are not in SPEC's list because it names outcomes, not steps: a
-// start that could not be placed goes back to where it came from, so
-// provisioning may return to stopped or sleeping.
+// Provisioning may return to stopped or sleeping, because a start that could not be placed
+// returns to its previous state.
 //
-// What is rebuilt from the witnesses of a row that the registry lost is not
-// moved: see registry.Store.Rebuild.
+// Rows that are rebuilt from witnesses are not moved: see registry.Store.Rebuild.
 var moves = map[State][]State{
 	Gone:         {Provisioning},
 	Provisioning: {Running, Failed, Stopped, Sleeping, Destroying},
@@ -41,7 +39,7 @@ var moves = map[State][]State{
 	Destroying:   {Gone},
 }
 
-// CanMove says whether an engine may go from one state to another in one write.
+// CanMove reports whether an engine may go from one state to another in one write.
 func CanMove(from, to State) bool {
 	if from == to {
 		return from != Gone
@@ -54,7 +52,7 @@ func CanMove(from, to State) bool {
 	return false
 }
 
-// CheckMove is CanMove as an error; a violation is a bug in the caller.
+// CheckMove returns an error if CanMove is false, which is a bug in the caller.
 func CheckMove(from, to State) error {
 	if !CanMove(from, to) {
 		return fmt.Errorf("engine: illegal move from %q to %q", from, to)

@@ -10,10 +10,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// legalMoves is SPEC section 4 as a table, a row for every state that a move
-// starts in; "gone" is an engine without a row. Beside the moves that section
-// lists, it has what its other sentences and section 8 say: a running engine
-// can fail, and a start that could not be placed returns to where it came from.
+// legalMoves is the table of the legal moves: one line for each initial state; "gone" is an
+// engine without a row. A running engine can fail, and a start that could not be placed
+// returns to its previous state.
 const legalMoves = `
 from          | gone provisioning running sleeping stopped failed destroying
 gone          |      x
@@ -34,7 +33,7 @@ func shown(s State) string {
 	return string(s)
 }
 
-// printMoves prints CanMove in the form of legalMoves; "=" stays where it is.
+// printMoves prints CanMove in the form of legalMoves; "=" is a move to the same state.
 func printMoves() string {
 	var b strings.Builder
 	b.WriteString("\nfrom          |")
@@ -64,7 +63,7 @@ func TestMoves(t *testing.T) {
 	got := printMoves()
 	t.Log(got)
 	if diff := cmp.Diff(legalMoves, got); diff != "" {
-		t.Fatalf("the legal moves are not those of SPEC section 4 (-want +got):\n%s", diff)
+		t.Fatalf("the legal moves are not those of legalMoves (-want +got):\n%s", diff)
 	}
 }
 
@@ -82,7 +81,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// TestMovesProperty walks the table at random: what holds for every engine's
+// TestMovesProperty walks the table at random and checks what holds for every engine's
 // whole life, whoever moves it.
 func TestMovesProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -106,7 +105,7 @@ func TestMovesProperty(t *testing.T) {
 			case at != Gone && to == Destroying && !ok:
 				t.Fatalf("%q may not be destroyed", at)
 			case to == Gone && ok && at != Destroying:
-				t.Fatalf("%q may be gone without being destroyed", at)
+				t.Fatalf("%q can be gone without being destroyed", at)
 			case to == Running && ok && at != Provisioning && at != Running:
 				t.Fatalf("%q may run without being provisioned", at)
 			}

@@ -22,11 +22,11 @@ func TestCheckUserID(t *testing.T) {
 			}
 		})
 	}
-	const dots = `user_id has a segment "." or ".." between slashes, which clients and proxies take out of paths`
+	const dots = `user_id has a segment "." or ".." between slashes, which clients and proxies remove from paths`
 	for name, tt := range map[string]struct{ id, want string }{
 		"ErrEmpty":      {"", "user_id is empty"},
-		"ErrTooLong":    {strings.Repeat("x", 257), "user_id is 257 bytes long; at most 256 are allowed"},
-		"ErrTooWide":    {strings.Repeat("ü", 129), "user_id is 258 bytes long; at most 256 are allowed"},
+		"ErrTooLong":    {strings.Repeat("x", 257), "user_id is 257 bytes long; the maximum is 256"},
+		"ErrTooWide":    {strings.Repeat("ü", 129), "user_id is 258 bytes long; the maximum is 256"},
 		"ErrUTF8":       {"a\xffb", "user_id is not valid UTF-8"},
 		"ErrNull":       {"a\x00b", "user_id contains a control character"},
 		"ErrNewline":    {"a\nb", "user_id contains a control character"},

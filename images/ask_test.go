@@ -18,7 +18,7 @@ import (
 
 const someDigest = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 
-// fakeRegistry answers the questions about one manifest.
+// fakeRegistry responds to requests for one manifest.
 func fakeRegistry(t *testing.T, manifest http.HandlerFunc) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -41,7 +41,7 @@ func found(w http.ResponseWriter) {
 	w.Header().Set("Docker-Content-Digest", someDigest)
 }
 
-// asked asks as a new asker does, within a time.
+// asked sends a request with a new asker, within a time limit.
 func asked(t *testing.T, image string, within time.Duration) (string, error) {
 	t.Helper()
 	ref, err := parse(image)
@@ -55,7 +55,7 @@ func asked(t *testing.T, image string, within time.Duration) (string, error) {
 	return a.head(ctx, ref)
 }
 
-// dockerConfig has the Docker configuration of this process say something.
+// dockerConfig sets the Docker configuration of this process.
 func dockerConfig(t *testing.T, text string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -98,7 +98,7 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// What a server sends back stands in no error: it may be what it was sent.
+// No error contains what a server sent, because that may repeat a secret.
 func TestErrors(t *testing.T) {
 	status, wait := http.StatusNotFound, time.Duration(0)
 	registry := fakeRegistry(t, func(w http.ResponseWriter, r *http.Request) {
@@ -144,7 +144,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// Plain HTTP is spoken on loopback addresses only, also where a registry redirects.
+// Plain HTTP is used only to loopback addresses, even if a registry redirects.
 func TestPlainHTTP(t *testing.T) {
 	for host, want := range map[string]bool{
 		"127.0.0.1": true, "127.1.2.3": true, "::1": true, "localhost": true,
@@ -180,8 +180,8 @@ func TestPlainHTTP(t *testing.T) {
 	}
 }
 
-// A credential helper that hangs costs the time of a question, and its output
-// stands nowhere.
+// A credential helper that hangs costs the time of one request, and its output is never
+// shown.
 func TestCredentialHelper(t *testing.T) {
 	registry := fakeRegistry(t, func(w http.ResponseWriter, r *http.Request) { found(w) })
 	bin := t.TempDir()

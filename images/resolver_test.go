@@ -16,7 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// registryOf is a resolver whose registry answers as head does, and what it logs.
+// registryOf returns a resolver whose registry responds with head, and its log.
 func registryOf(t *testing.T, head func(ctx context.Context, ref name.Reference) (string, error)) (*Resolver, *bytes.Buffer) {
 	logs := &bytes.Buffer{}
 	r := New(hclog.New(&hclog.LoggerOptions{Output: logs, Level: hclog.Info}))
@@ -41,9 +41,9 @@ func TestDigestIsKept(t *testing.T) {
 		want(t, r, "r.example/e:1", "sha256:1")
 		want(t, r, "r.example/e:2", "sha256:2")
 		time.Sleep(keep - renewAfter + time.Millisecond)
-		want(t, r, "r.example/e:1", "sha256:3") // too old to be told
+		want(t, r, "r.example/e:1", "sha256:3") // too old to be used
 		time.Sleep(renewAfter)
-		want(t, r, "r.example/e:1", "sha256:3") // told, and renewed meanwhile
+		want(t, r, "r.example/e:1", "sha256:3") // used, and renewed meanwhile
 		synctest.Wait()
 		want(t, r, "r.example/e:1", "sha256:4")
 		if n := asked.Load(); n != 4 {
@@ -52,8 +52,8 @@ func TestDigestIsKept(t *testing.T) {
 	})
 }
 
-// A tag that moves is seen within the time that an answer holds, however often the
-// image is used.
+// A moved tag is noticed within the time that a digest is used, however often the image is
+// used.
 func TestMovedTagIsSeen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var digest atomic.Value
@@ -100,7 +100,7 @@ func TestQuestionsAreShared(t *testing.T) {
 	})
 }
 
-// A registry that does not answer costs one wait, of all its images together.
+// A registry that does not respond costs one wait for all its images together.
 func TestSilentRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
@@ -132,12 +132,12 @@ func TestSilentRegistry(t *testing.T) {
 		want(t, r, "down.example/e:1", "sha256:1")
 		synctest.Wait()
 		if n := strings.Count(logs.String(), "[INFO]"); n != 1 {
-			t.Errorf("it is not said that it can be resolved again:\n%s", logs)
+			t.Errorf("it is not logged that it can be resolved again:\n%s", logs)
 		}
 	})
 }
 
-// What a registry said holds to its end when the registry is gone.
+// A digest is used until it expires, even if the registry stops responding.
 func TestSilenceKeepsWhatWasSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
@@ -162,7 +162,7 @@ func TestSilenceKeepsWhatWasSaid(t *testing.T) {
 	})
 }
 
-// No such image: an answer as any other, and nobody else's images are harmed.
+// A missing image is a response like any other, and does not affect other images.
 func TestNoSuchImage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pushed atomic.Bool
@@ -189,7 +189,7 @@ func TestNoSuchImage(t *testing.T) {
 	})
 }
 
-// A question that does not end (a credential helper that hangs) is waited for once.
+// A request that does not end (a credential helper that hangs) is waited for once.
 func TestHangingQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -209,7 +209,7 @@ func TestHangingQuestion(t *testing.T) {
 
 func TestImagesThatAreNotAskedFor(t *testing.T) {
 	r, _ := registryOf(t, func(_ context.Context, ref name.Reference) (string, error) {
-		t.Errorf("asked for %s", ref)
+		t.Errorf("got a request for %s", ref)
 		return "", nil
 	})
 	digest := "sha256:" + strings.Repeat("ab", 32)

@@ -11,8 +11,8 @@ import (
 	"github.com/hashicorp/go-envparse"
 )
 
-// The template of the default job file gives engines their provider keys as they are.
-// secrets.CheckEnv renders them as it does.
+// The template in the default job file passes provider keys to engines unchanged.
+// secrets.CheckEnv renders them in the same way.
 func TestProviderKeysTemplate(t *testing.T) {
 	s := settings(RawExec)
 	job := parsed(t, s).job
@@ -38,7 +38,7 @@ func TestProviderKeysTemplate(t *testing.T) {
 	type data struct{ Data map[string]any }
 	tmpl, err := template.New("").Funcs(template.FuncMap{
 		"secret": func(string) data { return data{map[string]any{"data": env}} },
-		"toJSON": func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err }, // as consul-template's
+		"toJSON": func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err }, // as in consul-template
 	}).Parse(text)
 	if err != nil {
 		t.Fatal(err)

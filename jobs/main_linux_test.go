@@ -15,8 +15,8 @@ import (
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 )
 
-// stack has the Nomad that parses and validates; the first test that needs it
-// starts it.
+// stack contains the Nomad that parses and validates; the first test that needs it starts
+// it.
 var (
 	stack *devstack.Stack
 	start = sync.OnceValue(func() (err error) {
@@ -55,7 +55,7 @@ func nomadClient(t *testing.T) *api.Client {
 	return c
 }
 
-// settings are those of a service that runs engines by a driver.
+// settings returns the settings of a service that runs engines with a driver.
 func settings(driver Driver) Settings {
 	return Settings{
 		HCL: nomadjobs.Engine, Driver: driver, KeyReload: "restart", BinDir: "/opt/engines", CatalogPath: "/srv/catalog",
@@ -66,7 +66,7 @@ func settings(driver Driver) Settings {
 
 var drivers = []Driver{Docker, RawExec}
 
-// parsed is the default job file as Nomad parsed it.
+// parsed returns the default job file as parsed by Nomad.
 func parsed(t *testing.T, s Settings) *Template {
 	t.Helper()
 	tmpl, err := Parse(t.Context(), nomadClient(t), s)
@@ -76,16 +76,16 @@ func parsed(t *testing.T, s Settings) *Template {
 	return tmpl
 }
 
-// edited is the default job file with one passage replaced.
+// edited returns the default job file with one passage replaced.
 func edited(t *testing.T, old, by string) string {
 	t.Helper()
 	if strings.Count(nomadjobs.Engine, old) != 1 {
-		t.Fatalf("%q stands %d times in the default job file, want once", old, strings.Count(nomadjobs.Engine, old))
+		t.Fatalf("%q is %d times in the default job file, want once", old, strings.Count(nomadjobs.Engine, old))
 	}
 	return strings.Replace(nomadjobs.Engine, old, by, 1)
 }
 
-// engine is what distinguishes one job from another, all of it set.
+// engine returns an Engine with all fields set.
 func engine(user string) Engine {
 	return Engine{
 		JobID: "engine-e1", EngineID: "e1", DeploymentID: "d1", ProductID: "p1", ProductName: "acme", UserID: user, Image: "engine",

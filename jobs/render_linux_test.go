@@ -22,7 +22,7 @@ func render(t interface{ Fatal(...any) }, tmpl *Template, e Engine) *api.Job {
 	return job
 }
 
-// TestRender: each field of the engine stands where Nomad reads it.
+// TestRender: each field of the engine is where Nomad reads it.
 func TestRender(t *testing.T) {
 	for _, driver := range drivers {
 		t.Run(string(driver), func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestRender(t *testing.T) {
 		e.VolumeName = "engine-e1.r2"
 		job := render(t, parsed(t, settings(Docker)), e)
 		if source, said := job.TaskGroups[0].Volumes["brain"].Source, Describe(job).VolumeName; source != e.VolumeName || said != e.VolumeName {
-			t.Errorf("it claims %q and says %q", source, said)
+			t.Errorf("it claims %q and contains %q", source, said)
 		}
 	})
 	t.Run("resolved image", func(t *testing.T) {
@@ -67,15 +67,15 @@ func TestRender(t *testing.T) {
 		}
 		Label(job, engine("somebody else"))
 		if said := Describe(job); said.Image != e.Image || said.Digest != digest || said.UserID != "somebody else" {
-			t.Errorf("it says %+v", said)
+			t.Errorf("it contains %+v", said)
 		}
-		e.Image = e.Image + "@" + digest // named so by its caller
+		e.Image = e.Image + "@" + digest // named like this by its caller
 		if said := Describe(render(t, parsed(t, settings(Docker)), e)); said.Image != e.Image || said.Digest != digest {
-			t.Errorf("it says %+v", said)
+			t.Errorf("it contains %+v", said)
 		}
 		e.Image, e.Digest = "engine:1", ""
 		if said := Describe(render(t, parsed(t, settings(Docker)), e)); said.Image != e.Image || said.Digest != "" {
-			t.Errorf("it says %+v", said)
+			t.Errorf("it contains %+v", said)
 		}
 	})
 	t.Run("stopped, default pool, pinned image", func(t *testing.T) {
@@ -88,8 +88,8 @@ func TestRender(t *testing.T) {
 	})
 }
 
-// TestUserIsNeverInterpolated: nothing in the job depends on the user but the
-// ui block, which Nomad does not interpolate, and one word of base64url.
+// TestUserIsNeverInterpolated: only the ui block, which Nomad does not interpolate, and one
+// base64url word depend on the user.
 func TestUserIsNeverInterpolated(t *testing.T) {
 	word := regexp.MustCompile(`\A[A-Za-z0-9_-]+\z`)
 	for _, driver := range drivers {
@@ -103,10 +103,10 @@ func TestUserIsNeverInterpolated(t *testing.T) {
 				encoded := job.TaskGroups[0].Tasks[0].Services[0].Meta["user_id_b64"]
 				back, err := base64.RawURLEncoding.DecodeString(encoded)
 				if err != nil || string(back) != e.UserID || !word.MatchString(encoded) {
-					t.Fatalf("%q stands as %q", e.UserID, encoded)
+					t.Fatalf("%q is encoded as %q", e.UserID, encoded)
 				}
 				if strings.Contains(job.UI.Description, "${") || len(job.UI.Description) > 1000 {
-					t.Fatalf("the ui block says %s", job.UI.Description)
+					t.Fatalf("the ui block contains %s", job.UI.Description)
 				}
 				if diff := cmp.Diff(plain, withoutUser(job)); diff != "" {
 					t.Fatalf("another place knows the user:\n%s", diff)
@@ -122,13 +122,14 @@ func withoutUser(job *api.Job) *api.Job {
 	return job
 }
 
-// TestNomadTakesTheJob: of every user, also the longest and the strangest.
+// TestNomadTakesTheJob: Nomad accepts the job of every user, including the longest and
+// strangest ids.
 func TestNomadTakesTheJob(t *testing.T) {
 	c := nomadClient(t)
 	for _, driver := range drivers {
 		t.Run(string(driver), func(t *testing.T) {
 			s := settings(driver)
-			s.ProviderKeysPath = "" // Nomad's validation asks Vault's configuration otherwise
+			s.ProviderKeysPath = "" // otherwise Nomad's validation requires Vault's configuration
 			tmpl := parsed(t, s)
 			rapid.Check(t, func(t *rapid.T) {
 				e := engine(anyUser.Draw(t, "user_id"))
@@ -145,12 +146,12 @@ func TestNomadTakesTheJob(t *testing.T) {
 	}
 }
 
-// TestRenderLeavesTheTemplateAlone: whatever becomes of a rendered job.
+// TestRenderLeavesTheTemplateAlone: changes of a rendered job do not affect the template.
 func TestRenderLeavesTheTemplateAlone(t *testing.T) {
 	for _, driver := range drivers {
 		t.Run(string(driver), func(t *testing.T) {
 			tmpl := parsed(t, settings(driver))
-			// As text: jobs that shared something would change together.
+			// Compared as text, because jobs that share something would change together.
 			first := render(t, tmpl, engine("a"))
 			want := text(t, first)
 			if diff := cmp.Diff(want, text(t, render(t, tmpl, engine("a")))); diff != "" {
@@ -185,7 +186,7 @@ func spoil(job *api.Job) {
 	group.Volumes["brain"].Source, task.Templates[0].EmbeddedTmpl, task.Services[0].Checks[0].Path = "x", nil, "x"
 }
 
-// TestNoKeyInTheJob: the job tells where secrets are, and holds none.
+// TestNoKeyInTheJob: the job refers to secrets, but contains none.
 func TestNoKeyInTheJob(t *testing.T) {
 	for _, driver := range drivers {
 		for _, reload := range []string{"restart", "signal"} {
@@ -218,8 +219,8 @@ func TestNoKeyInTheJob(t *testing.T) {
 	}
 }
 
-// TestSettingsAreThemselves: a path with the syntax of HCL in it is that path,
-// but for Unicode's composition: HCL makes every string NFC.
+// TestSettingsAreThemselves: a path with HCL syntax in it stays unchanged, except for
+// Unicode composition: HCL converts every string to NFC.
 func TestSettingsAreThemselves(t *testing.T) {
 	c := nomadClient(t)
 	rapid.Check(t, func(rt *rapid.T) {

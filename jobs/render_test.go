@@ -8,11 +8,11 @@ import (
 	"pgregory.net/rapid"
 )
 
-// syntax makes strings of what means something to HCL, templates or Markdown.
+// syntax generates strings of characters with a meaning in HCL, templates or Markdown.
 var syntax = rapid.StringOfN(rapid.SampledFrom([]rune("$%{}[]()\"'`\\<>*_#!|~&@:/?=+-. aé🦊")), 1, -1, 256)
 
-// anyUser makes user_ids as docs/api.md allows them: up to 256 bytes of UTF-8 without
-// control characters, many of them in the syntax of something.
+// anyUser generates user_ids that docs/api.md allows: up to 256 bytes of UTF-8 without
+// control characters, many of which look like syntax.
 var anyUser = rapid.OneOf(
 	syntax,
 	rapid.SampledFrom([]string{
@@ -24,8 +24,8 @@ var anyUser = rapid.OneOf(
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 })
 })
 
-// TestQuoteForUI: what is shown has no meaning in Markdown, HTML or Nomad's
-// interpolation, and reads back as the string, or as its beginning.
+// TestQuoteForUI: the result has no meaning in Markdown, HTML or Nomad's interpolation, and
+// can be read back as the string or its beginning.
 func TestQuoteForUI(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := anyUser.Draw(t, "s")

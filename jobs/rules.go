@@ -14,7 +14,7 @@ func (e *RulesError) Error() string {
 	return "the engine's job file cannot be used:\n  - " + strings.Join(e.Problems, "\n  - ")
 }
 
-// check returns the rules that the parsed job breaks (DESIGN section 3).
+// check returns the rules that the parsed job breaks.
 func check(job *api.Job, s Settings) []string {
 	var problems []string
 	need := func(ok bool, format string, args ...any) bool {

@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// TestDefaultJobFile: it keeps all rules, however it is set.
+// TestDefaultJobFile: it obeys all rules with all settings.
 func TestDefaultJobFile(t *testing.T) {
 	for _, driver := range drivers {
 		for _, reload := range []string{"restart", "signal"} {
@@ -71,8 +71,8 @@ const (
 `
 )
 
-// brokenRules are the rules of the default job file: what is taken out of it or
-// changed, and how the one problem that follows is named.
+// brokenRules has a case for each rule: what is removed from or changed in the default job
+// file, and a word of the only resulting problem.
 var brokenRules = map[string]struct{ old, by, names string }{
 	"job type":               {`  type = "service"` + "\n\n  # A service", `  type = "batch"` + "\n\n  # A service", "type must be"},
 	"one group":              {`job "engine" {`, `job "engine" {` + "\n group \"other\" {\n task \"t\" {\n driver = \"raw_exec\"\n }\n }\n", "exactly one group, found 2"},
@@ -128,13 +128,13 @@ func TestBrokenRuleIsNamed(t *testing.T) {
 				t.Errorf("problems are %q, want one that names %q", rules.Problems, c.names)
 			}
 			if !strings.Contains(err.Error(), rules.Problems[0]) {
-				t.Errorf("the error does not tell its problem: %v", err)
+				t.Errorf("the error does not contain its problem: %v", err)
 			}
 		})
 	}
 }
 
-// TestMockDriver: without a process nobody reads a key, but all other rules hold.
+// TestMockDriver: without a process no key is read, but all other rules apply.
 func TestMockDriver(t *testing.T) {
 	s := settings(Mock)
 	hash := s.HCL[strings.Index(s.HCL, "      # Relied on: the hash of the engine's key"):strings.Index(s.HCL, "      dynamic \"template\" {\n        for_each = var.key_reload")]
@@ -152,7 +152,7 @@ func TestMockDriver(t *testing.T) {
 	}
 }
 
-// TestAllBrokenRulesAtOnce: an operator mends them in one go.
+// TestAllBrokenRulesAtOnce: all problems are reported together.
 func TestAllBrokenRulesAtOnce(t *testing.T) {
 	s := settings(Docker)
 	for _, block := range []string{mountBlock, updateBlock, restartBlock, rescheduleBlock, disconnectBlock} {
@@ -166,7 +166,7 @@ func TestAllBrokenRulesAtOnce(t *testing.T) {
 	}
 }
 
-// TestNomadCannotParse: what Nomad says about the file reaches the operator.
+// TestNomadCannotParse: Nomad's message about the file reaches the operator.
 func TestNomadCannotParse(t *testing.T) {
 	for name, hcl := range map[string]string{"syntax": "job {", "empty": "", "unknown block": edited(t, "  group \"engine\" {", "  no_such_block {}\n  group \"engine\" {")} {
 		t.Run(name, func(t *testing.T) {
@@ -192,7 +192,7 @@ func TestNomadCannotParse(t *testing.T) {
 	})
 }
 
-// TestTaskUser: the volume is made for the user that the container runs as.
+// TestTaskUser: the volume belongs to the user that the container runs as.
 func TestTaskUser(t *testing.T) {
 	if got := parsed(t, settings(Docker)).Owner(); got != (Owner{"65532", "65532"}) || got.Params()["uid"] != "65532" {
 		t.Errorf("docker: %+v", got)

@@ -13,54 +13,54 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// activityBelow is where the replicas tell which engines were admitted.
+// activityBelow is the key prefix of the replicas' reports of admitted engines.
 const activityBelow = "activity/"
 
 const (
-	// flushSlots is how many flushes of a replica can be read: a leader that
-	// looks later than that misses some, and notices.
+	// flushSlots is how many flushes of a replica can be read. A leader that reads less
+	// often misses some, and notices.
 	flushSlots = 8
-	// maxServed and maxFlying bound a flush: Consul takes 512 KiB in one
-	// transaction, in which each byte of a value costs 16/9.
+	// maxServed and maxFlying limit the size of a flush: Consul accepts 512 KiB in one
+	// transaction, in which each byte of a value counts as 16/9.
 	maxServed = 16 << 10
 	maxFlying = 2 << 10
 )
 
-// Fingerprint stands for an engine in a flush. Two engines may share one; then
-// the one is kept awake with the other.
+// Fingerprint identifies an engine in a flush. If two engines have the same one, use of
+// either keeps both awake.
 func Fingerprint(productID, userID string) uint64 {
 	sum := sha256.Sum256([]byte(productID + "\x00" + userID))
 	return binary.LittleEndian.Uint64(sum[:8])
 }
 
-// Flush is what a replica tells of its admits, about once per second, also when
-// there were none. It is how the leader learns who is idle without an admit
-// costing a write.
+// Flush is a replica's report of its admits, written about once per second, even if there
+// were none. From the flushes the leader learns which engines are idle, so that an admit
+// need not write anything.
 type Flush struct {
-	// Seq numbers a replica's flushes, those included whose writing failed.
+	// Seq numbers a replica's flushes, including those that could not be written.
 	Seq uint64 `json:"seq"`
-	// After is the newest flush before it that was surely written: this one holds
-	// what has happened since that.
+	// After is the Seq of the newest earlier flush that was certainly written. This flush
+	// contains everything since then.
 	After uint64 `json:"after"`
-	// Seen is the index of the flush After: all that this one tells was looked at
-	// after Consul had written that index.
+	// Seen is the index of the flush After. Everything in this flush was collected after
+	// Consul had written that index.
 	Seen uint64 `json:"seen"`
-	// All: there was too much to list.
+	// All: there were too many engines to list, so all count as used.
 	All bool `json:"all,omitempty"`
-	// Served are the engines to which somebody was admitted.
+	// Served are the engines that a user was admitted to.
 	Served Fingerprints `json:"served,omitempty"`
-	// Flying are the engines of admits that are not answered yet, each with the
-	// Seen that its replica had when the oldest of them arrived.
+	// Flying are the engines of admits in progress, each with the value that Seen had when
+	// the oldest of these admits arrived.
 	Flying map[uint64]uint64 `json:"flying,omitempty"`
 
 	// Index is the flush's ModifyIndex in Consul.
 	Index uint64 `json:"-"`
 }
 
-// Fingerprints are packed into 8 bytes each.
+// Fingerprints are stored in 8 bytes each.
 type Fingerprints []uint64
 
-// MarshalText packs them. It never fails.
+// MarshalText encodes the fingerprints. It never fails.
 func (f Fingerprints) MarshalText() ([]byte, error) {
 	packed := make([]byte, 0, 8*len(f))
 	for _, one := range f {
@@ -82,8 +82,8 @@ func (f *Fingerprints) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// PutFlush writes a flush of this replica and sets its Index. The key is bound to
-// the replica's session: it goes when the replica does. ErrNoSession.
+// PutFlush writes a flush of this replica, and sets its Index. The key is bound to the
+// replica's session, so it is deleted with the session. ErrNoSession.
 func (s *Store) PutFlush(ctx context.Context, f *Flush) error {
 	if len(f.Served) > maxServed || len(f.Flying) > maxFlying {
 		f.All, f.Served, f.Flying = true, nil, nil
@@ -96,8 +96,8 @@ func (s *Store) PutFlush(ctx context.Context, f *Flush) error {
 	}
 	results, _, err := s.txn(ctx, ops)
 	if errors.Is(err, ErrConflict) {
-		// The lock is refused to a session that is gone, and also, for lockDelay,
-		// to the one after it.
+		// Consul refuses the lock to a session that no longer exists, and for lockDelay
+		// also to the session after it.
 		return fmt.Errorf("%w: %w", ErrNoSession, err)
 	}
 	if err != nil {
@@ -107,16 +107,16 @@ func (s *Store) PutFlush(ctx context.Context, f *Flush) error {
 	return nil
 }
 
-// Activity is what all replicas have told, as of one moment.
+// Activity is the reports of all replicas at one moment.
 type Activity struct {
-	// Replicas are those that hold a session, each with an index that is another
-	// for each session.
+	// Replicas are the replicas with a session, each with an index that differs for each
+	// session.
 	Replicas map[string]uint64
-	// Flushes are theirs that can still be read, in the order of Seq.
+	// Flushes are the readable flushes of each replica, ordered by Seq.
 	Flushes map[string][]*Flush
 }
 
-// Activity reads which replicas there are and what they told, in one transaction.
+// Activity reads the replicas and their reports in one transaction.
 func (s *Store) Activity(ctx context.Context) (*Activity, error) {
 	replicas, activity := s.prefix+"replicas/", s.prefix+activityBelow
 	pairs, _, err := s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVGetTree, Key: replicas}, {Verb: consul.KVGetTree, Key: activity}})
@@ -135,7 +135,7 @@ func (s *Store) Activity(ctx context.Context) (*Activity, error) {
 		}
 		f, err := decode[Flush](pair)
 		if err != nil {
-			continue // as one that was missed: the leader notices
+			continue // it counts as missed, and the leader notices
 		}
 		f.Index = pair.ModifyIndex
 		a.Flushes[id] = append(a.Flushes[id], f)

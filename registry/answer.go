@@ -13,8 +13,8 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// stored is a key as Consul answered it. Its value is still in base64, as it came:
-// most are ones that were read before, and then it need not be decoded.
+// stored is a key in a response of Consul. Its value is still encoded in base64, because
+// most values have been read before and need not be decoded again.
 type stored struct {
 	key   string
 	text  []byte
@@ -29,17 +29,17 @@ func (v stored) value() ([]byte, error) { return base64.StdEncoding.AppendDecode
 
 type answerKey struct{}
 
-// answered has read the body of the answer to a call with the context, if the
+// answered makes read process the body of the response to a call with this context, if the
 // client's transport is one of RawAnswers.
 func answered(ctx context.Context, read func(io.Reader) error) context.Context {
 	return context.WithValue(ctx, answerKey{}, read)
 }
 
-// RawAnswers wraps the transport of a Consul client, so that shared reads get the
-// values of their answers undecoded, and lists are read as they come in. The client
-// decodes each value, which takes a sixth more CPU time for an admit (202 instead of
-// 175 microseconds, medians of 23 interleaved runs of the server's BenchmarkAdmit),
-// and holds a list of all rows three times over; without this, what it decoded is
+// RawAnswers wraps the transport of a Consul client. With it, shared reads get the values
+// of a response undecoded, and lists are processed while they arrive. Without it, Consul's
+// client decodes each value, which takes a sixth more CPU time for an admit (202 instead of
+// 175 microseconds, medians of 23 interleaved runs of the server's BenchmarkAdmit), and
+// needs the memory of a list of all rows three times.
 // taken.
 func RawAnswers(next http.RoundTripper) http.RoundTripper { return rawAnswers{next} }
 
@@ -55,17 +55,17 @@ func (t rawAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := read(resp.Body); err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // so that the connection is good for the next
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // so that the connection can be used again
 		return nil, err
 	}
-	resp.Body = io.NopCloser(strings.NewReader("null")) // for the client to decode
+	resp.Body = io.NopCloser(strings.NewReader("null")) // for Consul's client to decode
 	return resp, nil
 }
 
-// readKey is a key as an answer has it.
+// readKey is a key in a response.
 type readKey struct {
 	Key         string
-	Value       json.RawMessage // null, or a string in base64, which needs no escapes
+	Value       json.RawMessage // null, or a base64 string, which needs no escapes
 	ModifyIndex uint64
 }
 
@@ -73,7 +73,7 @@ func (k readKey) stored() stored {
 	return stored{k.Key, bytes.Trim(bytes.TrimPrefix(k.Value, []byte("null")), `"`), k.ModifyIndex}
 }
 
-// readKeys reads keys in one transaction: an answer for each.
+// readKeys reads keys in one transaction, with one result for each.
 func (s *Store) readKeys(ctx context.Context, keys []string) ([]stored, error) {
 	ops := make(consul.KVTxnOps, len(keys))
 	for i, key := range keys {
@@ -94,11 +94,11 @@ func (s *Store) readKeys(ctx context.Context, keys []string) ([]stored, error) {
 	return found, nil
 }
 
-// each calls do with every key below a prefix of the store, as the answer comes
-// in, and returns up to which index of Consul they are complete. The value is good
-// until do returns. What do was told says nothing when an error is returned.
+// each calls do with every key below a prefix of the store, while the response arrives. It
+// returns the Consul index up to which the keys are complete. The value is only valid until
+// do returns. After an error, the calls of do have no meaning.
 func (s *Store) each(q *consul.QueryOptions, below string, do func(stored) error) (index uint64, err error) {
-	var told error // by do
+	var told error // from do
 	streamed := false
 	pairs, meta, err := s.client.KV().List(s.prefix+below, q.WithContext(answered(q.Context(), func(body io.Reader) error {
 		streamed = true
@@ -120,7 +120,7 @@ func (s *Store) each(q *consul.QueryOptions, below string, do func(stored) error
 	return meta.LastIndex, nil
 }
 
-// eachKey reads the keys out of a list, one at a time.
+// eachKey reads the keys of a list one by one.
 func eachKey(list io.Reader, do func(stored) error) error {
 	dec := json.NewDecoder(list)
 	begin, err := dec.Token()
@@ -128,7 +128,7 @@ func eachKey(list io.Reader, do func(stored) error) error {
 		return err
 	}
 	if begin != json.Delim('[') {
-		return fmt.Errorf("registry: a list of keys begins with %v", begin)
+		return fmt.Errorf("registry: a list of keys must not begin with %v", begin)
 	}
 	var k readKey
 	for dec.More() {

@@ -9,8 +9,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Shared reads tell the same with and without RawAnswers, and what a caller does to
-// its row is its own.
+// Shared reads return the same with and without RawAnswers, and a caller that changes its
+// row changes no other caller's row.
 func TestLookupByEitherClient(t *testing.T) {
 	consulClient(t)
 	r := join(t, prefix(t))

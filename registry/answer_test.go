@@ -18,8 +18,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// An answer in JSON of another form is read all the same; one that is no JSON, or
-// too short, is none.
+// JSON in another form is read as well; a response that is not JSON, or too short, is an
+// error.
 func TestOtherAnswers(t *testing.T) {
 	answer := ""
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(answer)) }))
@@ -44,7 +44,7 @@ func TestOtherAnswers(t *testing.T) {
 	}
 }
 
-// A list is read as the client reads it, and half of one is none.
+// A list is read as the client reads it; half a list is an error.
 func TestEachKey(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var want consul.KVPairs
@@ -59,7 +59,7 @@ func TestEachKey(t *testing.T) {
 		}
 		var got []stored
 		all := func(v stored) error {
-			v.text = slices.Clone(v.text) // it is good for this call alone
+			v.text = slices.Clone(v.text) // valid only during this call
 			got = append(got, v)
 			return nil
 		}
@@ -80,7 +80,7 @@ func TestEachKey(t *testing.T) {
 	})
 	refused := errors.New("refused")
 	if err := eachKey(strings.NewReader(`[{"Key":"a"}]`), func(stored) error { return refused }); !errors.Is(err, refused) {
-		t.Errorf("got %v, want what do said", err)
+		t.Errorf("got %v, want the error of do", err)
 	}
 	for _, other := range []string{``, `null`, `{}`, `5`, `[5]`, `[{"Key":5}]`} {
 		if err := eachKey(strings.NewReader(other), func(stored) error { return nil }); err == nil {
@@ -89,8 +89,8 @@ func TestEachKey(t *testing.T) {
 	}
 }
 
-// A row that the mirror has is not decoded again; a value that differs is, also at
-// the index of another: a Consul that was restored counts again from where it was.
+// A row that the mirror already has is not decoded again. A different value is, even at the
+// index of another: the indexes of a restored Consul start again at an earlier one.
 func TestRowIsOfWhatWasRead(t *testing.T) {
 	s := New(nil, "t/")
 	m := s.NewMirror(hclog.NewNullLogger())

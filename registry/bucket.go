@@ -7,24 +7,24 @@ import (
 )
 
 const (
-	// leaseTime is how long leased tokens may be used (DESIGN section 5).
+	// leaseTime is how long leased tokens may be used.
 	leaseTime = time.Second
-	// returnTime is how long after that what was not used may be given back.
+	// returnTime is how long after leaseTime unused tokens may be returned.
 	returnTime = time.Second
-	// burstShare: a bucket holds what flows in during a sixth of a minute (SPEC
-	// section 5).
+	// burstShare: a bucket contains at most what flows in during a sixth of a minute.
 	burstShare = 6
 )
 
-// bucket is a product's token bucket as it stands in Consul. What is leased and
-// may still be used or given back counts as in the bucket, so that in any time T no
-// more than the burst and T times the rate are used, by all replicas together.
+// bucket is a product's token bucket, as stored in Consul. Tokens that are leased and may
+// still be used or returned count as in the bucket. So in any time T, all replicas together
+// use at most the burst and T times the rate.
 //
-// It has a time of its own, At, which the replicas move on by what has passed on their
-// monotonic clocks (bucketClock): what their wall clocks say, ahead or behind, changes
+// The bucket has its own time, At. The replicas advance it by what their monotonic clocks
+// measure (bucketClock), so that fast or slow wall clocks have almost no effect.
 // next to nothing.
 type bucket struct {
-	// ID is new with each bucket, so that no replica goes by what it read of another.
+	// ID is new for each bucket, so that no replica applies what it knows of another
+	// bucket.
 	ID     string        `json:"id,omitempty"`
 	Tokens float64       `json:"tokens"`
 	At     time.Time     `json:"at"`
@@ -32,7 +32,7 @@ type bucket struct {
 	Leases []bucketLease `json:"leases,omitempty"`
 }
 
-// bucketClock is what a replica knows of a bucket's time: what it was, and when that was
+// bucketClock is what a replica knows of a bucket's time: the time that it read, and when,
 // by the replica's own monotonic clock.
 type bucketClock struct {
 	id   string
@@ -40,11 +40,11 @@ type bucketClock struct {
 	read time.Duration
 }
 
-// now is a bucket's time now. All replicas that have read it agree on that, whatever
-// their wall clocks say: real time is the same for all. One that reads the bucket for the
-// first time has its wall clock alone to tell how old it is, and trusts that for a second
-// or for one token, whichever is longer: so a clock that is ahead gives no more than that,
-// once, and nobody waits longer for it.
+// now returns a bucket's current time. All replicas that have read it agree on it, whatever
+// their wall clocks show. A replica that reads the bucket for the first time has only its
+// wall clock to determine the bucket's age. It trusts this clock for at most a second, or
+// the time of one token if that is longer. So a fast clock adds at most that, once, and a
+// slow one lets nobody wait longer.
 func (c bucketClock) now(b *bucket, rpm int, wall time.Time, mono time.Duration) time.Time {
 	switch {
 	case b.At.IsZero():
@@ -58,13 +58,13 @@ func (c bucketClock) now(b *bucket, rpm int, wall time.Time, mono time.Duration)
 	return b.At.Add(min(max(0, wall.Sub(b.At)), wallTrust(rpm)))
 }
 
-// wallTrust is how much of a bucket's age may be a wall clock's word.
+// wallTrust is the maximum age of a bucket that a wall clock may determine.
 func wallTrust(rpm int) time.Duration {
 	return max(time.Second, time.Minute/time.Duration(max(1, rpm)))
 }
 
-// bucketLease are tokens that a replica may use until then; the time is also by
-// what it names the lease when it gives it back.
+// bucketLease is a number of tokens that a replica may use until a time. The time also
+// identifies the lease when it is returned.
 type bucketLease struct {
 	N     int       `json:"n"`
 	Until time.Time `json:"until"`
@@ -72,8 +72,8 @@ type bucketLease struct {
 
 func burst(rpm int) float64 { return math.Max(1, float64(rpm)/burstShare) }
 
-// fill lets time pass: what flowed in, up to what fits. A bucket of another
-// limit, or none, becomes one of this.
+// fill adds what flowed in since At, up to the capacity. A missing bucket, or one of
+// another limit, becomes one of this limit.
 func (b *bucket) fill(rpm int, now time.Time) {
 	if b.At.IsZero() {
 		b.Tokens, b.At = burst(rpm), now
@@ -94,8 +94,8 @@ func (b *bucket) fill(rpm int, now time.Time) {
 	b.Tokens = math.Min(b.Tokens, math.Max(0, room))
 }
 
-// rate is the slower of the limits before and after a change: tokens of the time
-// before flowed in by the one before.
+// rate returns the lower of the limits before and after a change, because tokens from
+// before flowed in at the earlier rate.
 func (b *bucket) rate(rpm int) int {
 	if b.RPM > 0 {
 		return min(b.RPM, rpm)
@@ -103,12 +103,11 @@ func (b *bucket) rate(rpm int) int {
 	return rpm
 }
 
-// take gives needed tokens, which are used at once, and spare ones, which may be
-// used until the lease ends: kept. back is the lease before, with what was not used
-// of it.
+// take grants needed tokens, which are used at once, and spare tokens, which may be used
+// until the lease ends (kept). back is the previous lease, with its unused tokens.
 func (b *bucket) take(needed, spare int, back bucketLease, rpm int, now time.Time) (granted int, kept bucketLease) {
 	for i, l := range b.Leases {
-		if l.Until.Equal(back.Until) { // else it is long over, and its tokens have flowed in again
+		if l.Until.Equal(back.Until) { // otherwise it ended long ago, and its tokens have flowed in again
 			b.Tokens += float64(min(back.N, l.N))
 			b.Leases = slices.Delete(b.Leases, i, i+1)
 			break
@@ -124,8 +123,8 @@ func (b *bucket) take(needed, spare int, back bucketLease, rpm int, now time.Tim
 	return granted, kept
 }
 
-// next is how long it takes until there is a whole token, and full until the
-// bucket is full.
+// next returns the time until there is a whole token, and the time until the bucket is
+// full.
 func (b *bucket) next() (next, full time.Duration) {
 	in := func(tokens float64) time.Duration {
 		if tokens <= 0 {

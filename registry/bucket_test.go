@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// However replicas take, hold and give back, no window of time sees more than
-// the burst and what flows in during it; and whoever asks long enough gets nearly
+// In whatever order replicas take, hold and give back tokens, every window of time sees at
+// most the burst and the inflow during it; a caller that asks for long enough gets nearly
 // all of that.
 func TestBucketBound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -19,7 +19,7 @@ func TestBucketBound(t *testing.T) {
 			now     = time.Unix(1_000_000, 0)
 			leases  [3]bucketLease
 			used    []time.Time
-			pending [3]bucketLease // the lease before, to be given back
+			pending [3]bucketLease // the previous lease, to be given back
 		)
 		use := func(n int) {
 			for range n {
@@ -34,12 +34,12 @@ func TestBucketBound(t *testing.T) {
 				h.N = 0
 			}
 			switch rapid.IntRange(0, 2).Draw(t, "step") {
-			case 0: // use some of what is held
+			case 0: // use some of the tokens held
 				n := rapid.IntRange(0, leases[r].N).Draw(t, "use")
 				leases[r].N -= n
 				pending[r] = bucketLease{0, leases[r].Until}
 				use(n)
-			case 1: // a crash: all that is held is lost
+			case 1: // a crash: all tokens held are lost
 				leases[r], pending[r] = bucketLease{}, bucketLease{}
 			case 2:
 				if leases[r].N > 0 {
@@ -67,7 +67,7 @@ func TestBucketBound(t *testing.T) {
 	})
 }
 
-// Three replicas that ask whenever a token may be there get the whole rate.
+// Three replicas that ask as soon as a token may be available get the whole rate.
 func TestBucketGivesTheRate(t *testing.T) {
 	for _, rpm := range []int{1, 6, 60, 6000, 60_000} {
 		t.Run(fmt.Sprint(rpm), func(t *testing.T) {
@@ -88,12 +88,11 @@ func TestBucketGivesTheRate(t *testing.T) {
 	}
 }
 
-// skewed is a replica with a wall clock that says anything; its monotonic clock goes as
-// real time does.
+// skewed is a replica with an arbitrary wall clock; its monotonic clock follows real time.
 type skewed struct {
 	clock bucketClock
 	off   time.Duration // of its wall clock
-	began time.Duration // where its monotonic clock began
+	began time.Duration // start of its monotonic clock
 }
 
 func (r *skewed) take(b *bucket, needed, rpm int, real time.Duration) int {
@@ -107,10 +106,10 @@ func (r *skewed) take(b *bucket, needed, rpm int, real time.Duration) int {
 	return granted
 }
 
-// Whatever the wall clocks of the replicas say, ahead, behind, jumping: never more than
-// the burst and the rate times real time are given, beside what a replica that starts
-// takes on trust; and never are callers starved for longer than a second, or than a token
-// takes.
+// Whatever the wall clocks of the replicas say (ahead, behind, jumping), the grants never
+// exceed the burst and the rate times real time, except for what a starting replica takes
+// on trust; and callers are never starved for longer than a second, or than the time for
+// one token.
 func TestBucketWithWrongClocks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rpm := rapid.SampledFrom([]int{1, 6, 60, 100, 6000, 60_000}).Draw(t, "rpm")
@@ -140,8 +139,8 @@ func TestBucketWithWrongClocks(t *testing.T) {
 		if most := burst(rpm) + real.Minutes()*float64(rpm) + trusted + 1e-6; float64(granted) > most {
 			t.Fatalf("%d given in %s at %d per minute, at most %.2f are allowed", granted, real, rpm, most)
 		}
-		// From now on all clocks agree, and the bucket is empty. (Who read it before the
-		// others moved its time on learns of that at its next call.)
+		// From now on all clocks agree, and the bucket is empty. (A replica that read it
+		// before the others advanced its time learns that at its next call.)
 		for i := range 2 * len(replicas) {
 			r := &replicas[i%len(replicas)]
 			r.off = 0
@@ -155,7 +154,7 @@ func TestBucketWithWrongClocks(t *testing.T) {
 	})
 }
 
-// A replica that is half an hour ahead for five seconds, beside one that is not.
+// One replica is half an hour ahead for five seconds, the other is not.
 func TestBucketOutlivesAClockAhead(t *testing.T) {
 	const rpm = 60
 	var b bucket
@@ -170,7 +169,7 @@ func TestBucketOutlivesAClockAhead(t *testing.T) {
 	}
 	later := skewed{began: 6 * time.Second} // after a restart
 	if got := later.take(&b, 100, rpm, 8*time.Second); got < 1 || got > 3 {
-		t.Errorf("a second and a half later it gives %d", got)
+		t.Errorf("after 1.5 s it grants %d", got)
 	}
 }
 
@@ -179,17 +178,17 @@ func TestBucketPolicyChange(t *testing.T) {
 	var b bucket
 	b.take(100, 0, bucketLease{}, 600, now) // empty, of 100
 	if got, _ := b.take(1000, 0, bucketLease{}, 60_000, now.Add(time.Second)); got != 10 {
-		t.Errorf("a raised limit gave %d for a second of the old one, want 10", got)
+		t.Errorf("a raised limit granted %d for a second of the old one, want 10", got)
 	}
 	b = bucket{}
 	b.take(1, 0, bucketLease{}, 60_000, now) // 9999 of 10,000
 	if got, _ := b.take(1000, 0, bucketLease{}, 60, now); got != 10 {
-		t.Errorf("a lowered limit gave %d, want its burst of 10", got)
+		t.Errorf("a lowered limit granted %d, want its burst of 10", got)
 	}
 }
 
-// What is given back of a lease is there again, but not beside what flowed in
-// where it belongs.
+// Returned tokens of a lease are available again, but not in addition to the inflow that
+// belongs in their place.
 func TestBucketTakesBack(t *testing.T) {
 	const rpm = 100 // a burst of 16.67
 	for name, later := range map[string]time.Duration{"as it ends": leaseTime, "late": leaseTime + returnTime, "too late": leaseTime + returnTime + time.Nanosecond} {
@@ -209,6 +208,6 @@ func TestBucketTakesBack(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	_, lease := b.take(5, 5, bucketLease{}, 60, now) // of 10
 	if got, _ := b.take(10, 0, lease, 60, now.Add(leaseTime)); got != 6 {
-		t.Errorf("%d tokens, want the 5 that were given back and what a second gives", got)
+		t.Errorf("%d tokens, want the 5 returned ones and the inflow of a second", got)
 	}
 }

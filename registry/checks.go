@@ -11,52 +11,53 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Standing is what Consul says of an engine's check.
+// Standing is the state of an engine's check in Consul.
 type Standing int
 
 const (
-	// Unknown says that Consul has not answered of late, or its agent on the engine's node is
-	// dead, and with it what that last said.
+	// Unknown: Consul has not responded recently, or its agent on the engine's node is
+	// dead, so that the check's last state means nothing.
 	Unknown Standing = iota
-	// Absent says that Consul has no check of the engine's process that has run.
+	// Absent: Consul has no check of the engine's process that was ever run.
 	Absent
-	// Passing says that a living agent's check passes.
+	// Passing: a live agent reports the check as passing.
 	Passing
-	// Critical says that a living agent's check fails.
+	// Critical: a live agent reports the check as failing.
 	Critical
 )
 
 func (s Standing) String() string { return [...]string{"unknown", "absent", "passing", "critical"}[s] }
 
 const (
-	// listChecks is how often all checks of engines are listed, with up to listAtOnce of
-	// them: more in proportion. Between two lists one query tells of those that fail.
+	// listChecks is the interval at which the checks of all engines are listed, if there
+	// are up to listAtOnce; for more it grows in proportion. Between two lists, one query
+	// follows the failing checks.
 	listChecks = 15 * time.Second
 	listAtOnce = 1000
-	// settleCheck is how long after its start the first check of a process may be
-	// missing, beside its interval: it begins at a random moment of that.
+	// settleCheck is how long, in addition to its interval, the first check of a new
+	// process may be missing, because it begins at a random moment of the interval.
 	settleCheck = 10 * time.Second
 
 	// serfHealth is the check of a node's own agent (CheckID in Consul's agent/structs).
 	serfHealth = "serfHealth"
 )
 
-// Checks knows how the checks of engines stand, as Consul says: a blocking query for
-// those that are critical, and a list of all now and then; none per engine. It is a
-// hint, never a verdict. A check is an engine's when Nomad registered it for the
-// engine's allocation: a name is not an identity.
+// Checks follows the state of engines' checks in Consul, with one blocking query for the
+// critical ones and an occasional list of all, but no query per engine. The result is a
+// hint, never a verdict. A check belongs to an engine if Nomad registered it for the
+// engine's allocation, because names are not unique.
 type Checks struct {
 	store    *Store
 	log      hclog.Logger
 	interval time.Duration // of an engine's check
-	every    time.Duration // listChecks; tests make it short
+	every    time.Duration // listChecks; tests shorten it
 
 	mu      sync.RWMutex
 	failing map[string]bool        // by allocation
-	dead    map[string]bool        // nodes in Consul whose agent does not answer
+	dead    map[string]bool        // nodes in Consul whose agent does not respond
 	listed  map[string]listedCheck // by allocation
-	fresh   time.Time              // when Consul last told which are critical
-	list    time.Time              // when the list was begun
+	fresh   time.Time              // when Consul last reported the critical checks
+	list    time.Time              // when the list began
 }
 
 type listedCheck struct {
@@ -64,8 +65,8 @@ type listedCheck struct {
 	status string
 }
 
-// NewChecks returns checks that know of nothing until Run has asked. interval is that
-// of an engine's check.
+// NewChecks returns Checks that know nothing before Run has read them. interval is that of
+// an engine's check.
 func (s *Store) NewChecks(interval time.Duration, log hclog.Logger) *Checks {
 	return &Checks{store: s, interval: interval, every: listChecks, log: log}
 }
@@ -78,7 +79,7 @@ func (c *Checks) Run(ctx context.Context) {
 	var index uint64
 	c.keep(ctx, func(ctx context.Context) (time.Duration, error) {
 		next, err := c.followCritical(ctx, index)
-		if err != nil || next < index { // a restored Consul counts anew
+		if err != nil || next < index { // the indexes of a restored Consul can be lower
 			next = 0
 		}
 		index = next
@@ -86,12 +87,12 @@ func (c *Checks) Run(ctx context.Context) {
 	})
 }
 
-// keep calls ask until ctx ends, with the waits between two calls that it names.
+// keep calls ask until ctx ends, with the wait that each call returns.
 func (c *Checks) keep(ctx context.Context, ask func(context.Context) (time.Duration, error)) {
 	for ctx.Err() == nil {
 		wait, err := ask(ctx)
 		if err != nil && ctx.Err() == nil {
-			c.log.Warn("cannot read the checks of engines; trying again", "error", err)
+			c.log.Warn("cannot read the checks of engines; retrying", "error", err)
 			wait = mirrorRetry
 		}
 		select {
@@ -101,8 +102,8 @@ func (c *Checks) keep(ctx context.Context, ask func(context.Context) (time.Durat
 	}
 }
 
-// followCritical blocks until the critical checks have changed since index, or
-// mirrorWait is over, and takes them over.
+// followCritical waits until the critical checks have changed since index, at most
+// mirrorWait, and stores them.
 func (c *Checks) followCritical(ctx context.Context, index uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
@@ -124,7 +125,7 @@ func (c *Checks) followCritical(ctx context.Context, index uint64) (uint64, erro
 	return meta.LastIndex, nil
 }
 
-// followList lists all checks of engines.
+// followList lists the checks of all engines.
 func (c *Checks) followList(ctx context.Context) (next time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()
@@ -147,7 +148,7 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	return c.every * time.Duration(1+len(checks)/listAtOnce), nil
 }
 
-// Of is how the check of an engine that runs stands, and when that was known.
+// Of returns the state of the check of an engine that runs, and when it was known.
 func (c *Checks) Of(e *engine.Row) (Standing, time.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -159,7 +160,7 @@ func (c *Checks) Of(e *engine.Row) (Standing, time.Time) {
 		return Critical, c.fresh
 	case listed && check.status == consul.HealthPassing:
 		return Passing, c.fresh
-	case listed && check.status == consul.HealthCritical: // it has healed since, or the list is older
+	case listed && check.status == consul.HealthCritical: // it has passed since, or the list is older
 		return Unknown, time.Time{}
 	case c.list.IsZero() || c.list.Before(e.RunningSince.Add(settleCheck+c.interval)):
 		return Unknown, time.Time{}
@@ -167,14 +168,14 @@ func (c *Checks) Of(e *engine.Row) (Standing, time.Time) {
 	return Absent, time.Time{}
 }
 
-// Passes says whether the check of an allocation passes.
+// Passes reports whether the check of an allocation passes.
 func (c *Checks) Passes(allocID string) bool {
 	standing, _ := c.Of(&engine.Row{AllocID: allocID})
 	return standing == Passing
 }
 
-// AgentDead says whether Consul's agent on the node of an engine does not answer, so
-// that nobody runs the engine's check.
+// AgentDead reports whether Consul's agent on the engine's node does not respond, so that
+// nobody runs the engine's check.
 func (c *Checks) AgentDead(e *engine.Row) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -182,8 +183,7 @@ func (c *Checks) AgentDead(e *engine.Row) bool {
 	return listed && c.dead[check.node]
 }
 
-// Failing is how many of the rows have a check that fails. A row that should not
-// run has none.
+// Failing counts the rows whose check fails. A row that should not run has no check.
 func (c *Checks) Failing(rows []*engine.Row) int {
 	n := 0
 	for _, e := range rows {

@@ -15,8 +15,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// What Consul says of an engine is one of four things; it is asked by the engine's own
-// allocation, and what an agent said that is dead since is not known.
+// Consul's state of an engine is one of four. It is looked up by the engine's own
+// allocation, and reports of an agent that has died since count as unknown.
 func TestStanding(t *testing.T) {
 	client := consulClient(t)
 	store := New(client, prefix(t))
@@ -62,7 +62,7 @@ func TestStanding(t *testing.T) {
 	put(serviceID(passing), passing.JobID(), consul.HealthPassing)
 	put(serviceID(critical), critical.JobID(), consul.HealthCritical)
 	put(serviceID(warning), warning.JobID(), consul.HealthWarning)
-	// Of an allocation before, and of somebody else who took the name.
+	// Checks of a previous allocation, and of another service with the same name.
 	put("_nomad-task-"+row("old").AllocID+"-engine-"+passing.JobID()+"-http", passing.JobID(), consul.HealthCritical)
 	put("foreign-"+passing.EngineID, passing.JobID(), consul.HealthCritical)
 	put("foreign-"+absent.EngineID, absent.JobID(), consul.HealthPassing)
@@ -78,13 +78,13 @@ func TestStanding(t *testing.T) {
 	for _, e := range []*engine.Row{passing, critical, warning} {
 		is(e, Unknown)
 		if !c.AgentDead(e) {
-			t.Errorf("the agent of %s is dead, and not said to be", e.EngineID)
+			t.Errorf("the agent of %s is dead, but not reported as dead", e.EngineID)
 		}
 	}
 	put("", "", consul.HealthPassing)
 	is(passing, Passing)
 	if c.AgentDead(passing) {
-		t.Error("the agent is back, and said to be dead")
+		t.Error("the agent is back, but reported as dead")
 	}
 	if _, err := client.Catalog().Deregister(&consul.CatalogDeregistration{Node: node, ServiceID: serviceID(passing)}, nil); err != nil {
 		t.Fatal(err)

@@ -22,11 +22,11 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// management is a token that may do everything; who names none may do nearly as much.
+// management is a token with all permissions; a client without a token has nearly as many.
 const management = "8a1e3b0c-9d52-4f0e-8d6b-0c1a2b3c4d5e"
 
-// agent is the Consul agent of this package's tests, started by the first test
-// that needs it.
+// agent is the Consul agent of this package's tests. The first test that needs it starts
+// it.
 var agent consulAgent
 
 func TestMain(m *testing.M) {
@@ -52,7 +52,7 @@ type consulAgent struct {
 	idle   func()
 }
 
-// consulClient is a client of a real Consul agent.
+// consulClient returns a client of a real Consul agent.
 func consulClient(t testing.TB) *consul.Client {
 	t.Helper()
 	agent.once.Do(func() { agent.err = agent.start() })
@@ -62,7 +62,7 @@ func consulClient(t testing.TB) *consul.Client {
 	return agent.client
 }
 
-// start runs an agent that dies with this process, however that ends.
+// start runs an agent that ends with this process, even after a crash.
 func (a *consulAgent) start() error {
 	binaries, err := devstack.Tools(context.Background(), devstack.ToolOptions{})
 	if err != nil {
@@ -116,7 +116,7 @@ func (a *consulAgent) stop() {
 		a.idle()
 	}
 	if a.cmd != nil && a.cmd.Process != nil {
-		_ = a.cmd.Process.Kill() // all it has is in memory
+		_ = a.cmd.Process.Kill() // all its data is in memory
 		_ = a.cmd.Wait()
 	}
 	if a.dir != "" {
@@ -163,17 +163,17 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// prefix is a registry of its own for a test.
+// prefix returns the prefix of a separate registry for a test.
 func prefix(t *testing.T) string { return "t/" + newName() + "/" }
 
-// replica is a store of a replica that holds a session.
+// replica is a store of a replica with a session.
 type replica struct {
 	*Store
 	self *Replica
 	stop func()
 }
 
-// join starts a replica on a prefix; the first of a prefix leads.
+// join starts a replica on a prefix; the first on a prefix leads.
 func join(t *testing.T, prefix string) *replica {
 	t.Helper()
 	s := New(consulClient(t), prefix)
@@ -188,7 +188,7 @@ func join(t *testing.T, prefix string) *replica {
 	case <-time.After(30 * time.Second):
 		t.Fatal("no session after 30 s")
 	}
-	// The first makes the deployment's record, and all follow it.
+	// The first replica creates the deployment's record, and all follow it.
 	d, err := s.Deployment(t.Context())
 	if err == nil && d.Index == 0 {
 		if err = s.PutDeployment(t.Context(), &Deployment{ID: newName(), State: RegistryOK}); errors.Is(err, ErrConflict) {
@@ -205,7 +205,7 @@ func join(t *testing.T, prefix string) *replica {
 	return r
 }
 
-// lead is join for a test that needs the lead.
+// lead is join for a test that needs to be the leader.
 func lead(t *testing.T, prefix string) *replica {
 	t.Helper()
 	r := join(t, prefix)
@@ -225,7 +225,7 @@ func wantErr(t *testing.T, err, want error) {
 	}
 }
 
-// put writes a key behind the registry's back.
+// put writes a key without the registry's code.
 func (r *replica) put(t *testing.T, key string, value []byte) {
 	t.Helper()
 	if _, err := r.client.KV().Put(&consul.KVPair{Key: r.prefix + key, Value: value}, nil); err != nil {
@@ -233,8 +233,8 @@ func (r *replica) put(t *testing.T, key string, value []byte) {
 	}
 }
 
-// keys lists what there is below the store's prefix, without the replica's own
-// keys and the change counters.
+// keys lists the keys below the store's prefix, without the replica's own keys and the
+// change counters.
 func (r *replica) keys(t *testing.T) map[string]string {
 	t.Helper()
 	pairs, _, err := r.client.KV().List(r.prefix, nil)

@@ -14,30 +14,30 @@ import (
 )
 
 // kept is what the store keeps about a row or a product as it was read, in its field
-// Stored, out of everybody else's way.
+// Stored.
 type kept struct {
-	state   engine.State // that Consul holds at the row's Index, to check moves against
-	sum     uint64       // of the value that the row was decoded from
-	unknown *unknown     // what a newer version of the service wrote into it
+	state   engine.State // the state in Consul at the row's Index, against which moves are checked
+	sum     uint64       // hash of the value that the row was decoded from
+	unknown *unknown     // fields that a newer version of the service wrote
 }
 
-// keptOf is what a field Stored says; nothing, of what was never stored.
+// keptOf returns the value of a field Stored; zero for what was never stored.
 func keptOf(stored any) kept {
 	k, _ := stored.(kept)
 	return k
 }
 
-// textSeed makes sums of values that nobody outside this process can aim at.
+// textSeed makes hashes of values unpredictable outside this process.
 var textSeed = maphash.MakeSeed()
 
-// sum tells a value from any other that its key had at the same index: a Consul
-// that was restored counts again from where it was.
+// sum distinguishes a value from another one that its key had at the same index, because a
+// restored Consul uses indexes again.
 func (v stored) sum() uint64 { return maphash.Bytes(textSeed, v.text) }
 
-// row is the engine's row that was read: the mirror's where it is of the very same
-// value, since to decode one costs more than all else that an admit does here. It
-// is shared, and not to be changed. *Unreadable: it is no row of the user that its key
-// names, or a newer version of the service wrote it.
+// row returns the row that was read. If the mirror has the row with exactly this value,
+// that one is returned, because decoding costs more than anything else in an admit. The row
+// is shared and must not be modified. *Unreadable: it is not the row of the user in its
+// key, or a newer version of the service wrote it.
 func (s *Store) row(v stored) (*engine.Row, error) {
 	if e := s.mirror.row(s.nameOf(v)); e != nil && e.Index == v.index && keptOf(e.Stored).sum == v.sum() {
 		return e, nil
@@ -45,7 +45,7 @@ func (s *Store) row(v stored) (*engine.Row, error) {
 	return s.decodeEngine(v)
 }
 
-// nameOf is the row's name in the key of an engine's row.
+// nameOf returns the row's name in the key of an engine's row.
 func (s *Store) nameOf(v stored) string { return v.key[len(s.prefix+enginesBelow):] }
 
 func (s *Store) decodeEngine(v stored) (*engine.Row, error) {
@@ -67,7 +67,7 @@ func (s *Store) decodeEngine(v stored) (*engine.Row, error) {
 	return e, nil
 }
 
-// checkEngine says what keeps a row that was decoded from being the row of its name.
+// checkEngine returns an error if a decoded row is not the row of this name.
 func checkEngine(e *engine.Row, name string) error {
 	product, user, err := parseRowName(name)
 	switch {
@@ -81,8 +81,8 @@ func checkEngine(e *engine.Row, name string) error {
 	return nil
 }
 
-// unreadableRow is what is known of a row that cannot be read: whose it is, unless its
-// key is no user's.
+// unreadableRow returns what is known of a row that cannot be read: its owner, unless the
+// key names no user.
 func (s *Store) unreadableRow(v stored, newer bool, err error) *Unreadable {
 	u := &Unreadable{Key: v.key, Index: v.index, Newer: newer, Err: err}
 	u.ProductID, u.UserID, _ = parseRowName(s.nameOf(v))
@@ -97,11 +97,12 @@ func decodeStored[T any](v stored) (*T, error) {
 	return decode[T](&consul.KVPair{Key: v.key, Value: value, ModifyIndex: v.index})
 }
 
-// maxDecoded bounds the products that are kept decoded: 10,000 take about 10 MB.
+// maxDecoded limits the number of decoded products that are cached: 10,000 take about 10
+// MB.
 const maxDecoded = 10_000
 
-// decoded keeps what products were decoded to, by their keys. What it gives out was
-// decoded from the very value that was read now, so it is never out of date.
+// decoded caches decoded products by their keys. It returns only what was decoded from
+// exactly the value that was just read, so it is never outdated.
 type decoded struct {
 	mu       sync.Mutex
 	products map[string]decodedProduct
@@ -112,7 +113,7 @@ type decodedProduct struct {
 	product *engine.Product
 }
 
-// of decodes a value. The product is shared, and not to be changed.
+// of decodes a value. The product is shared and must not be modified.
 func (d *decoded) of(v stored) (*engine.Product, error) {
 	sum := v.sum()
 	d.mu.Lock()
@@ -135,7 +136,7 @@ func (d *decoded) of(v stored) (*engine.Product, error) {
 		d.products = map[string]decodedProduct{}
 	}
 	if _, again := d.products[v.key]; !again && len(d.products) >= maxDecoded {
-		for some := range d.products { // any one: the map's order is random
+		for some := range d.products { // an arbitrary one: the order of a map is random
 			delete(d.products, some)
 			break
 		}

@@ -12,52 +12,52 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// RegistryState says whether the registry is known to be whole.
+// RegistryState is whether the registry is known to be complete.
 type RegistryState string
 
 // The states of a registry.
 const (
-	// RegistryOK: nothing says that rows are missing.
+	// RegistryOK: there is no sign that rows are missing.
 	RegistryOK RegistryState = "ok"
-	// RegistryRecovering: it was restored from an older state, or lost. Nothing is
-	// handed out and nothing removed until what is missing has been rebuilt from
-	// the witnesses in Vault and Nomad.
+	// RegistryRecovering: the registry was restored from an older state, or lost. Nothing
+	// is handed out and nothing removed until the missing rows are rebuilt from the
+	// witnesses in Vault and Nomad.
 	RegistryRecovering RegistryState = "recovering"
 )
 
-// Deployment is the registry's record of which deployment it belongs to. Vault has
-// a witness of it (secrets.Deployment).
+// Deployment is the registry's record of the deployment that it belongs to. Vault has a
+// witness of it (secrets.Deployment).
 type Deployment struct {
-	// ID is random, made once, and the same in both stores. New engine_ids begin
-	// with its first characters.
+	// ID is random, generated once, and the same in both stores. Its first characters are
+	// the prefix of new engine_ids.
 	ID string `json:"id"`
-	// Registry names this registry; one that is made anew for the same keys has
-	// another name.
+	// Registry identifies this registry. One that is created again for the same keys has
+	// another value.
 	Registry string `json:"registry"`
-	// Epoch is raised by each leader when it begins, and from time to time, in Vault
-	// before it is raised here. Raising is the one to come, written here before that:
-	// a leader that dies in between is told from a registry that went back.
+	// Epoch is incremented by each leader when it begins, and from time to time, in Vault
+	// before here. Raising is the next epoch; it is written here before that, to
+	// distinguish a leader that died in between from a registry that went back in time.
 	Epoch   int `json:"epoch"`
 	Raising int `json:"raising,omitempty"`
 
 	State RegistryState `json:"state"`
-	// Why and Since say why the registry is being recovered, and since when.
+	// Why and Since are why and since when the registry is being recovered.
 	Why   string    `json:"why,omitempty"`
 	Since time.Time `json:"since,omitzero"`
-	// Back says that the registry as a whole is surely an older one, so that the
-	// operations in its rows may be of then. Otherwise rows are missing in it.
+	// Back: the whole registry is certainly an older one, so that operations in its rows
+	// may be outdated. Otherwise only rows are missing.
 	Back bool `json:"back,omitempty"`
-	// KeysLost says that Vault was restored from an older state or emptied, and
-	// when that was seen; nil when every engine has its key again. Nothing is removed
-	// meanwhile, for a witness may be missing.
+	// KeysLost is when it was noticed that Vault was restored from an older state or
+	// emptied; nil once every engine has a key again. Nothing is removed meanwhile, because
+	// a witness may be missing.
 	KeysLost *time.Time `json:"keys_lost,omitempty"`
-	// KeysMissing are the engines whose key Vault does not have, as of the leader's
-	// last pass.
+	// KeysMissing is the number of engines whose key Vault does not have, as of the
+	// leader's last pass.
 	KeysMissing int `json:"keys_missing,omitempty"`
-	// Last tells of the last recovery that came to its end.
+	// Last is the last finished recovery.
 	Last *Recovery `json:"last_recovery,omitempty"`
 
-	// Index is the record's ModifyIndex in Consul; 0: there is none.
+	// Index is the record's ModifyIndex in Consul; 0: there is no record.
 	Index uint64 `json:"-"`
 }
 
@@ -67,16 +67,16 @@ type Recovery struct {
 	BeganAt   time.Time `json:"began_at"`
 	EndedAt   time.Time `json:"ended_at"`
 	Rebuilt   int       `json:"rebuilt"`   // rows, from nothing or from an older state
-	Corrected int       `json:"corrected"` // rows that were there and said something older
-	Missing   int       `json:"missing"`   // rows whose engine is gone
+	Corrected int       `json:"corrected"` // rows that existed but were outdated
+	Missing   int       `json:"missing"`   // rows whose engine no longer exists
 	Products  int       `json:"products"`
-	Pooled    int       `json:"pooled"` // entries of the pool that were taken away
+	Pooled    int       `json:"pooled"` // removed entries of the pool
 }
 
 func (s *Store) deploymentKey() string { return s.prefix + "deployment" }
 
-// Deployment reads the record; one with Index 0 is not there. One that cannot be read
-// says nothing but its Index: the registry is taken for one that was lost.
+// Deployment reads the record. Index 0: there is no record. Of a record that cannot be read
+// only the Index is set, and the registry counts as lost.
 func (s *Store) Deployment(ctx context.Context) (*Deployment, error) {
 	pair, err := s.get(ctx, s.deploymentKey())
 	if err != nil {
@@ -93,8 +93,8 @@ func (s *Store) Deployment(ctx context.Context) (*Deployment, error) {
 	return d, nil
 }
 
-// PutDeployment writes the record over the one that was read, by check-and-set.
-// ErrConflict: it changed. ErrNoSession.
+// PutDeployment writes the record by check-and-set at d.Index. ErrConflict: it has changed.
+// ErrNoSession.
 func (s *Store) PutDeployment(ctx context.Context, d *Deployment) error {
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.deploymentKey(), Value: encode(d), Index: d.Index})
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Store) PutDeployment(ctx context.Context, d *Deployment) error {
 	return nil
 }
 
-// LeadDeployment is PutDeployment of the leader. ErrConflict is also that this
+// LeadDeployment is PutDeployment for the leader. ErrConflict may also mean that this
 // replica does not lead.
 func (s *Store) LeadDeployment(ctx context.Context, d *Deployment) error {
 	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.deploymentKey(), Value: encode(d), Index: d.Index})
@@ -123,12 +123,12 @@ func (s *Store) LeadDeployment(ctx context.Context, d *Deployment) error {
 	return nil
 }
 
-// Follow says which record claims are checked against; nil: none, and every claim
-// is refused with ErrMoved.
+// Follow sets the record that claims are checked against; nil: none, and every claim is
+// refused with ErrMoved.
 func (s *Store) Follow(d *Deployment) { s.deployment.Store(d) }
 
-// Refollowing makes a claim, and makes it again after ErrMoved with the record as it is
-// by then: for those who write rows beside the service, to measure or to test it.
+// Refollowing makes a claim, and retries it after ErrMoved with the current record. It is
+// for tests and measurements that write rows beside the service.
 func (s *Store) Refollowing(ctx context.Context, claim func() error) error {
 	for {
 		err := claim()
@@ -143,13 +143,13 @@ func (s *Store) Refollowing(ctx context.Context, claim func() error) error {
 	}
 }
 
-// followed is the operation that checks that the deployment's record is the one
-// that this replica follows: what is handed out is so only while the registry is
-// known to be whole.
+// followed returns the operation that checks that the deployment's record is the one that
+// this replica follows. So engines are handed out only while the registry is known to be
+// complete.
 func (s *Store) followed() (*consul.KVTxnOp, error) {
 	d := s.deployment.Load()
 	if d == nil {
-		return nil, fmt.Errorf("%w: none is followed", ErrMoved)
+		return nil, fmt.Errorf("%w: no record is followed", ErrMoved)
 	}
 	if why, _ := s.WentBack(); why != "" {
 		return nil, fmt.Errorf("%w: %s", ErrMoved, why)
@@ -157,10 +157,10 @@ func (s *Store) followed() (*consul.KVTxnOp, error) {
 	return &consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.deploymentKey(), Index: d.Index}, nil
 }
 
-// WentBack says what shows that Consul was restored from an older state, if anything
-// was seen that was not heard yet: an index that is lower than one of before, by a
-// consistent read. "": nothing. Until heard is called nothing is claimed, and the mirror's
-// rows may be of then.
+// WentBack returns why Consul must have been restored from an older state: a consistent
+// read returned a lower index than an earlier one; "" if there is no such sign that was not
+// acknowledged by heard. Until heard is called, nothing is claimed, and the mirror's rows
+// may be outdated.
 func (s *Store) WentBack() (why string, heard func()) {
 	if back := s.wentBack.Load(); back != nil {
 		return *back, func() { s.wentBack.CompareAndSwap(back, nil) }
@@ -168,10 +168,10 @@ func (s *Store) WentBack() (why string, heard func()) {
 	return "", func() {}
 }
 
-// Back is sent to when WentBack has something to tell.
+// Back receives a value when WentBack has a new reason.
 func (s *Store) Back() <-chan struct{} { return s.back }
 
-// noteBack notes that an index is lower than it was.
+// noteBack records that an index is lower than before.
 func (s *Store) noteBack(what string, was, is uint64) {
 	why := fmt.Sprintf("the index of %s in Consul went back from %d to %d", what, was, is)
 	s.wentBack.Store(&why)
@@ -181,9 +181,9 @@ func (s *Store) noteBack(what string, was, is uint64) {
 	}
 }
 
-// Traces are the engine_ids that anything in the registry holds: a pool entry, a
-// row, or what is left of a destroyed engine, read in the order in which an id
-// passes through them.
+// Traces returns the engine_ids of everything in the registry: pool entries, rows, and what
+// remains of destroyed engines. They are read in the order in which an id passes through
+// them.
 func (s *Store) Traces(ctx context.Context) (map[string]bool, error) {
 	held, err := s.PoolIDs(ctx)
 	if err != nil {
@@ -201,11 +201,10 @@ func (s *Store) Traces(ctx context.Context) (map[string]bool, error) {
 	return held, nil
 }
 
-// Rebuild writes the row of an engine whose row the registry lost:
-// row, index and place in the quota in one transaction, beside the product as it
-// was read. before is the row that is there under another owner (a warm engine that
-// was claimed since), or nil. ErrExists: the user has a row. ErrConflict: something
-// changed since it was read. ErrNoSession.
+// Rebuild writes the row of an engine that the registry lost: row, index and quota in one
+// transaction, if the product has not changed. before is the row of this engine under
+// another owner (a warm engine that was claimed since), or nil. ErrExists: the user has a
+// row. ErrConflict: something has changed since it was read. ErrNoSession.
 func (s *Store) Rebuild(ctx context.Context, p *engine.Product, e, before *engine.Row) error {
 	quota := s.quotaTurn(p.ProductID)
 	defer quota.end()
@@ -262,7 +261,8 @@ func (s *Store) rebuildOnce(ctx context.Context, quota *quotaTurn, p *engine.Pro
 	return err
 }
 
-// giveUp are the operations that remove a row whose engine another row gets; none for nil.
+// giveUp returns the operations that remove a row whose engine gets another row; none for
+// nil.
 func (s *Store) giveUp(row *engine.Row) consul.KVTxnOps {
 	if row == nil {
 		return nil
@@ -270,11 +270,10 @@ func (s *Store) giveUp(row *engine.Row) consul.KVTxnOps {
 	return append(deleteAt(s.engineKey(row.ProductID, row.UserID), row.Index), s.changed(row))
 }
 
-// Correct writes e over the row that was read at e.Index, whatever state that was
-// in, or that could not be read there: what witnesses say of a row that is older than
-// they are, or damaged. oldID is the engine_id of that row; "" where it is not known.
-// before is another row that names the engine and goes with it, or nil.
-// ErrConflict: a row changed.
+// Correct replaces the row at e.Index, in any state or unreadable, with e. It is for rows
+// that are older than their witnesses, or damaged. oldID is the engine_id of the old row;
+// "" if unknown. before is another row that names the engine and is removed, or nil.
+// ErrConflict: a row has changed.
 func (s *Store) Correct(ctx context.Context, e *engine.Row, oldID string, before *engine.Row) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
@@ -303,10 +302,9 @@ func (s *Store) Correct(ctx context.Context, e *engine.Row, oldID string, before
 	return nil
 }
 
-// RestoreProduct writes a product's row as its witness has it, with all that finds
-// it, as the leader; over the row that was read (nil: there is none), or that could not
-// be read at old.Index.
-// ErrExists: another product has its slug. ErrConflict: the row changed.
+// RestoreProduct writes a product's row and its indexes from its witness, as the leader.
+// old is the existing row, which may be unreadable at old.Index, or nil. ErrExists: another
+// product has its slug. ErrConflict: the row has changed.
 func (s *Store) RestoreProduct(ctx context.Context, p *engine.Product, old *engine.Product) error {
 	id, index := []byte(p.ProductID), uint64(0)
 	if old != nil {
@@ -330,7 +328,7 @@ func (s *Store) RestoreProduct(ctx context.Context, p *engine.Product, old *engi
 		kept[k.Hash] = true
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.platformKey(k.Hash), Value: id})
 	}
-	if old != nil { // keys that were rotated since end again
+	if old != nil { // keys that were rotated since become invalid again
 		for _, k := range append([]engine.RetiredKey{{Hash: old.PlatformKeyHash}}, old.RetiredKeys...) {
 			if k.Hash != "" && !kept[k.Hash] {
 				ops = append(ops, &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.platformKey(k.Hash)})

@@ -7,8 +7,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// What is handed out is so only while the deployment's record is the one that this
-// replica follows.
+// Volumes and engines are handed out only while the deployment's record is the one that
+// this replica follows.
 func TestClaimsFollowTheDeployment(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)
@@ -54,8 +54,8 @@ func TestClaimsFollowTheDeployment(t *testing.T) {
 	wantErr(t, r.PutDeployment(t.Context(), d), ErrConflict)
 }
 
-// A row that was lost comes back with its index and its place in the quota, in one
-// transaction, and takes away what stands for its engine elsewhere.
+// A lost row is restored with its index and its place in the quota, in one transaction,
+// which also removes the engine's entries elsewhere.
 func TestRebuild(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)
@@ -97,7 +97,7 @@ func TestRebuild(t *testing.T) {
 	})
 	t.Run("Correct", func(t *testing.T) {
 		row := lost.Clone()
-		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, "recovered" // no legal move
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, "recovered" // not a legal move
 		if err := r.Correct(t.Context(), row, row.EngineID, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +112,7 @@ func TestRebuild(t *testing.T) {
 			t.Errorf("the id of before is held: %t, %v", held, err)
 		}
 		r.wantQuota(t, p, 2)
-		// It gets an engine that another row names, which goes with it.
+		// It takes over an engine that another row names; that row is removed with it.
 		warm := r.claim(t, p, newName())
 		stale := warm.Clone()
 		stale.Index--
@@ -126,7 +126,7 @@ func TestRebuild(t *testing.T) {
 	})
 }
 
-// A product comes back with its slug, its keys and a count; keys that were rotated
+// A product is restored with its slug, its keys and a count; keys that have been rotated
 // since end again.
 func TestRestoreProduct(t *testing.T) {
 	r := lead(t, prefix(t))

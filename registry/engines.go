@@ -13,14 +13,14 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Claim creates an engine's row, its index by id, and counts it against the
-// product's quota; with a pooled volume it also takes that out of the pool. All
-// of it is one transaction that holds only while the product row is the one
-// that was read.
+// Claim creates an engine's row and its index by id, and counts it in the product's quota.
+// With a pooled volume, it also removes that from the pool. All this is one transaction,
+// which succeeds only if the product's row has not changed since it was read.
 //
-// ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict:
-// the product's row changed or the pooled volume was taken by somebody else;
-// read again and retry. ErrMoved: the deployment's record changed: nothing is
+// ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict: the product's
+// row has changed, or the pooled volume was claimed by another call; read again and retry.
+// ErrMoved: the deployment's record has changed, and nothing is handed out until it was
+// read again.
 // handed out until it was read again.
 func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, pooled *PooledVolume) error {
 	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
@@ -32,8 +32,8 @@ func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, poo
 // errQuotaMoved: another replica changed the count between read and write.
 var errQuotaMoved = errors.New("registry: quota count moved")
 
-// claimOnce tries once. index is how the engine_id's index is written: a new
-// engine has none yet. source takes what the engine is made of from where it is.
+// claimOnce makes one attempt. index says how the index by engine_id is written: a new
+// engine has none yet. source removes what the engine is made of from its previous place.
 func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
 	count, at, err := quota.read(ctx)
 	if err != nil {
@@ -43,10 +43,10 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Produ
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
 		if quota.forget() {
-			return errQuotaMoved // it may have: it was not read just now
+			return errQuotaMoved // it may have changed, because it was cached
 		}
-		// The row decides before the quota does: a user who has an engine is
-		// told so even when the product is full.
+		// The row is checked before the quota: a user who has an engine gets that error
+		// even if the product is full.
 		pair, err := s.get(ctx, rowKey)
 		if err == nil && pair != nil {
 			return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
@@ -67,7 +67,7 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Produ
 	const session, row, place = 0, 1, 2 // positions in ops
 	record := -1
 	if ref != nil {
-		// Over an expired record, at the index that was read.
+		// It replaces an expired record, at the index that was read.
 		record = len(ops)
 		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(recordOf(e, ref)), Index: ref.Expired})
 	}
@@ -88,7 +88,7 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Produ
 	case slices.Contains(failed, deployment):
 		return fmt.Errorf("%w: %v", ErrMoved, err)
 	case record >= 0 && slices.Contains(failed, record):
-		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
+		return fmt.Errorf("%w: a concurrent call used it", ErrKeyUsed)
 	case slices.Contains(failed, row):
 		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
 	case slices.Contains(failed, place):
@@ -97,15 +97,15 @@ func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Produ
 	return err
 }
 
-// Update writes e over the row that was read at e.Index and sets the new index.
-// ErrConflict: somebody else changed the row; nothing was written. ErrKeyUsed: the fresh
-// record in e is there already; nothing was written.
+// Update writes e by check-and-set at e.Index and sets the new index. ErrConflict: another
+// writer has changed the row; nothing was written. ErrKeyUsed: the new record in e exists
+// already; nothing was written.
 func (s *Store) Update(ctx context.Context, e *engine.Row) error {
 	if err := engine.CheckMove(keptOf(e.Stored).state, e.State); err != nil {
 		return err
 	}
 	if e.Op != nil {
-		e.SleepPending = "" // whatever is done with it now, it is not idle
+		e.SleepPending = "" // an engine that is being changed is not idle
 	}
 	rowKey := s.engineKey(e.ProductID, e.UserID)
 	ref := e.Idempotency
@@ -126,7 +126,7 @@ func (s *Store) Update(ctx context.Context, e *engine.Row) error {
 			return nil
 		}
 		if ref != nil && ref.Fresh && slices.Contains(failed, len(ops)) && !slices.Contains(failed, 0) {
-			return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
+			return fmt.Errorf("%w: a concurrent call used it", ErrKeyUsed)
 		}
 		err = s.sessionOr(failed, err)
 	}
@@ -134,9 +134,9 @@ func (s *Store) Update(ctx context.Context, e *engine.Row) error {
 	return err
 }
 
-// Reidentify gives a provisioning row another engine_id and volume: the way on
-// to the next node when the first could not place it. The old id was told to
-// nobody; its resources are gone before this is called. ErrConflict as Claim.
+// Reidentify gives a provisioning row another engine_id and volume, to try the next node if
+// the first one could not place it. The old id was never returned, and its resources were
+// removed before. ErrConflict: as in Claim.
 func (s *Store) Reidentify(ctx context.Context, oldID string, e *engine.Row, pooled *PooledVolume) error {
 	rowKey, value := s.engineKey(e.ProductID, e.UserID), encode(e)
 	ops, err := s.fenced(
@@ -167,10 +167,9 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *engine.Row, poo
 	return nil
 }
 
-// Remove deletes a destroying row with its index and gives its place in the
-// quota back, in one transaction; leaveVolume lists its volume
-// as unreachable.
-// ErrConflict: the row changed.
+// Remove deletes a destroying row and its index, and frees its place in the quota, in one
+// transaction. With leaveVolume it lists its volume as unreachable. ErrConflict: the row
+// has changed.
 func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) error {
 	if err := engine.CheckMove(keptOf(e.Stored).state, engine.Gone); err != nil {
 		return err
@@ -194,7 +193,7 @@ func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) err
 			return err
 		}
 		if r := e.Idempotency; r != nil {
-			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of what failed, or was interrupted
+			record := &consul.KVTxnOp{Verb: consul.KVDelete, Key: s.idempotencyKey(e.ProductID, r.Key)} // of a change that failed or was interrupted
 			if r.Kind == engine.OpDestroy {
 				done := recordOf(e, r)
 				done.Done = true
@@ -222,21 +221,21 @@ func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) err
 	}
 }
 
-// Verify says whether e is still the row that was read at e.Index and this
-// replica still has its session, as of a moment after the call began.
-// ErrConflict: somebody else changed the row. ErrNoSession: others may take
-// over what this replica owns.
+// Verify checks that e is still the row that was read at e.Index, and that this replica
+// still has its session, at some moment after the call began. ErrConflict: another writer
+// has changed the row. ErrNoSession: other replicas may take over this replica's
+// operations.
 func (s *Store) Verify(ctx context.Context, e *engine.Row) error {
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.engineKey(e.ProductID, e.UserID), Index: e.Index})
 	if err != nil {
 		return err
 	}
-	_, failed, err := s.txn(ctx, ops) // consistent, though it writes nothing
+	_, failed, err := s.txn(ctx, ops) // consistent, although it writes nothing
 	return s.sessionOr(failed, err)
 }
 
-// Engine reads one row, in its product's turn: many callers that wait for the end
-// of one operation ask again and again. ErrNotFound: the user has none. ErrWentBack.
+// Engine reads one row, in its product's turn, because many callers that wait for one
+// operation read repeatedly. ErrNotFound: the user has none. ErrWentBack.
 func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.Row, error) {
 	key := s.engineKey(productID, userID)
 	found, err := s.readForward(ctx, productID, key)
@@ -254,7 +253,7 @@ func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.R
 	return e.Clone(), nil
 }
 
-// written notes that e was stored as value.
+// written records that e was stored as value.
 func (s *Store) written(e *engine.Row, value []byte, results consul.KVPairs) {
 	key := s.engineKey(e.ProductID, e.UserID)
 	was := keptOf(e.Stored)
@@ -263,8 +262,8 @@ func (s *Store) written(e *engine.Row, value []byte, results consul.KVPairs) {
 	s.mirror.wrote(storedAt(key, value, e.Index))
 }
 
-// changed is the operation that tells the watchers of a row's shard. Its value
-// is another with every write: Consul moves no index for a value that stays.
+// changed returns the operation that notifies the watchers of a row's shard. It writes a
+// different value each time, because Consul keeps the index of an unchanged value.
 func (s *Store) changed(e *engine.Row) *consul.KVTxnOp {
 	return &consul.KVTxnOp{
 		Verb: consul.KVSet, Key: s.changeKey(e.ProductID, e.UserID),
@@ -272,8 +271,8 @@ func (s *Store) changed(e *engine.Row) *consul.KVTxnOp {
 	}
 }
 
-// fenced puts a check of this replica's session before the operations, so that
-// a replica that was paused and lost its session cannot write.
+// fenced puts a check of this replica's session before the operations, so that a replica
+// that was paused and lost its session cannot write.
 func (s *Store) fenced(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 	check, err := s.sessionCheck()
 	if err != nil {
@@ -282,8 +281,8 @@ func (s *Store) fenced(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 	return append(consul.KVTxnOps{check}, ops...), nil
 }
 
-// sessionOr turns a refusal by the session check, always the first operation,
-// into ErrNoSession. That is no ErrConflict: the row may well be as it was.
+// sessionOr returns ErrNoSession if the session check, always the first operation, failed.
+// That is not ErrConflict, because the row may be unchanged.
 func (s *Store) sessionOr(failed []int, err error) error {
 	if slices.Contains(failed, 0) {
 		return fmt.Errorf("%w: %v", ErrNoSession, err)

@@ -32,7 +32,7 @@ func TestVerify(t *testing.T) {
 		err := r.Verify(t.Context(), row)
 		wantErr(t, err, ErrNoSession)
 		if errors.Is(err, ErrConflict) {
-			t.Errorf("a lost session is told as a conflict: %v", err)
+			t.Errorf("a lost session is reported as a conflict: %v", err)
 		}
 	}
 	early := New(consulClient(t), r.prefix)
@@ -40,15 +40,15 @@ func TestVerify(t *testing.T) {
 	wantErr(t, early.Verify(t.Context(), e), ErrNoSession)
 }
 
-// A replica that retires gives the lead to another one, keeps its session, and
-// never leads again.
+// A replica that retires hands the lead to another one, keeps its session, and never leads
+// again.
 func TestRetire(t *testing.T) {
 	at := prefix(t)
 	first := lead(t, at)
 	p := first.product(t, nil)
 	e := first.claim(t, p, "user")
 	second := join(t, at)
-	if err := second.self.Retire(t.Context()); err != nil { // it does not lead
+	if err := second.self.Retire(t.Context()); err != nil { // it is not the leader
 		t.Fatal(err)
 	}
 	third := join(t, at)

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// readForward is a shared read whose rows are never older than what this replica has seen
-// already: after a restore of Consul, a row of before may name a key that was rotated
-// since. A row that is older than the view's is read once more, since two reads may
+// readForward is a shared read that never returns rows older than those that this replica
+// has seen: after a restore of Consul, an outdated row may name a key that was rotated
+// since. A row that is older than the view's is read once more, because two reads may
 // overtake each other. If it is still older, Consul went back in time. ErrWentBack.
 func (s *Store) readForward(ctx context.Context, tenant string, keys ...string) (map[string]stored, error) {
 	found, err := s.shared.read(ctx, tenant, keys...)
@@ -21,7 +21,7 @@ func (s *Store) readForward(ctx context.Context, tenant string, keys ...string) 
 	return found, s.confirmForward(ctx, found, keys)
 }
 
-// older says whether this replica has seen a later row than one that was found.
+// older reports whether this replica has seen a newer version of a row than the one found.
 func (s *Store) older(found map[string]stored, keys []string) bool {
 	for _, key := range keys {
 		if found[key].index < s.seenRow(key) {
@@ -31,8 +31,8 @@ func (s *Store) older(found map[string]stored, keys []string) bool {
 	return false
 }
 
-// confirmForward returns ErrWentBack if what was found is of a Consul that went back. A row
-// that is not there may have been removed by another replica a moment ago.
+// confirmForward returns ErrWentBack if Consul went back in time. A missing row may just
+// have been deleted by another replica.
 func (s *Store) confirmForward(ctx context.Context, found map[string]stored, keys []string) error {
 	for _, key := range keys {
 		if is, was := found[key].index, s.seenRow(key); 0 < is && is < was {
@@ -43,7 +43,7 @@ func (s *Store) confirmForward(ctx context.Context, found map[string]stored, key
 	return s.mirror.Confirm(ctx)
 }
 
-// seenRow is the ModifyIndex of a row in the view; 0: the view has none at this key.
+// seenRow returns the ModifyIndex of a row in the view; 0: the view has none with this key.
 func (s *Store) seenRow(key string) uint64 {
 	name, isRow := strings.CutPrefix(key, s.prefix+enginesBelow)
 	if !isRow {

@@ -10,13 +10,13 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// TestReadAfterRestore: a replica that has seen a later row, or a row that is missing now,
-// returns neither the older row nor that there is none. Its view is stalled here, as it is
-// for a moment after each restore.
+// TestReadAfterRestore: a replica that has seen a later row, or a row that is now missing,
+// returns neither the older row nor "not found". Its view is stalled here, as it is for a
+// moment after each restore.
 func TestReadAfterRestore(t *testing.T) {
 	at := prefix(t)
 	r := join(t, at)
-	m := r.NewMirror(hclog.NewNullLogger()) // nobody runs it: it has what this store writes
+	m := r.NewMirror(hclog.NewNullLogger()) // not running: it has only this store's writes
 	p := r.product(t, nil)
 	changed, same, gone := r.claim(t, p, "changed"), r.claim(t, p, "same"), r.claim(t, p, "gone")
 	snapshot, _, err := r.client.Snapshot().Save(&consul.QueryOptions{Token: management})
@@ -35,7 +35,7 @@ func TestReadAfterRestore(t *testing.T) {
 	}
 	m.listed(now)
 
-	// What another replica removes is gone, and nothing went back.
+	// A row that another replica removes is gone, and this is no rollback.
 	if _, err := r.client.KV().Delete(r.engineKey(p.ProductID, gone.UserID), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestReadAfterRestore(t *testing.T) {
 			t.Errorf("user %s: %+v, %v", e.UserID, got, err)
 		}
 		if why, _ := r.WentBack(); why == "" {
-			t.Errorf("user %s: nothing says that the registry went back", e.UserID)
+			t.Errorf("user %s: the rollback of the registry is not reported", e.UserID)
 		}
 	}
 }

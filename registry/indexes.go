@@ -16,7 +16,7 @@ const (
 )
 
 // Indexes are the keys by which rows are found: products by slug and by platform key,
-// engines by engine_id. Each follows from the row that it leads to.
+// engines by engine_id. Each can be derived from its row.
 type Indexes struct {
 	slugs, keys, engines map[string]indexed
 }
@@ -26,7 +26,7 @@ type indexed struct {
 	index uint64
 }
 
-// Indexes reads them.
+// Indexes reads all indexes.
 func (s *Store) Indexes(ctx context.Context) (*Indexes, error) {
 	x := &Indexes{}
 	for below, into := range map[string]*map[string]indexed{slugsBelow: &x.slugs, platformKeysBelow: &x.keys, engineIDsBelow: &x.engines} {
@@ -45,7 +45,7 @@ func (s *Store) Indexes(ctx context.Context) (*Indexes, error) {
 	return x, nil
 }
 
-// EnginesOf are the engine_ids that the index says are those of a row.
+// EnginesOf returns the engine_ids that the index assigns to a row.
 func (x *Indexes) EnginesOf(u *Unreadable) (ids []string) {
 	row := enginesBelow + rowName(u.ProductID, u.UserID)
 	for id, at := range x.engines {
@@ -58,21 +58,21 @@ func (x *Indexes) EnginesOf(u *Unreadable) (ids []string) {
 
 // Fault is an index that does not lead to its row.
 type Fault struct {
-	// Index is its key below the store's prefix, and Why what is wrong with it.
+	// Index is its key below the store's prefix, and Why the fault.
 	Index, Why string
 	// ProductID and EngineID are what it should lead to; empty: it leads nowhere, and is
-	// to go.
+	// deleted.
 	ProductID, EngineID string
 
 	want string // its right value
-	at   uint64 // where it was read; 0: it is missing
-	row  string // the key of the row, and where that was read
+	at   uint64 // the index at which it was read; 0: it is missing
+	row  string // the key of the row, and the index at which it was read
 	seen uint64
 }
 
-// Faults are the indexes that do not lead to their rows, which were read before them:
-// what has changed since is left alone by Mend. A row of which another has the
-// engine_id has no index of its own.
+// Faults returns the indexes that do not lead to their rows. The rows must have been read
+// before the indexes; Mend leaves alone what has changed since. A row whose engine_id
+// belongs to another row has no index.
 func (x *Indexes) Faults(products []*engine.Product, unreadable []*Unreadable, rows []*engine.Row) (faults []Fault) {
 	check := func(below, name string, have map[string]indexed, want Fault) {
 		at, there := have[name]
@@ -81,7 +81,7 @@ func (x *Indexes) Faults(products []*engine.Product, unreadable []*Unreadable, r
 		}
 		want.Index, want.at, want.Why = below+name, at.index, "it is missing"
 		if there {
-			want.Why = "it leads to something else than its row"
+			want.Why = "it does not lead to its row"
 		}
 		faults = append(faults, want)
 	}
@@ -100,7 +100,7 @@ func (x *Indexes) Faults(products []*engine.Product, unreadable []*Unreadable, r
 		}
 	}
 	for slug, at := range x.slugs {
-		if !slugs[slug] && len(unreadable) == 0 { // it might be the slug of that one
+		if !slugs[slug] && len(unreadable) == 0 { // it may be the slug of an unreadable product
 			faults = append(faults, Fault{Index: slugsBelow + slug, Why: "no product has this slug", at: at.index, row: "products/" + at.value})
 		}
 	}
@@ -118,8 +118,8 @@ func (x *Indexes) Faults(products []*engine.Product, unreadable []*Unreadable, r
 	return faults
 }
 
-// Mend sets an index right, as the leader, if it and its row are still as they were
-// read. ErrConflict: they are not, or this replica does not lead.
+// Mend corrects an index, as the leader, if it and its row have not changed since they were
+// read. ErrConflict: they have, or this replica does not lead.
 func (s *Store) Mend(ctx context.Context, f Fault) error {
 	var ops consul.KVTxnOps
 	if f.want == "" {

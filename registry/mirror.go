@@ -15,31 +15,29 @@ import (
 )
 
 const (
-	// mirrorWait bounds one blocking query, so that a Consul that died without a
-	// word shows as an age.
+	// mirrorWait limits one blocking query, so that the age of the mirror shows if Consul
+	// died without notice.
 	mirrorWait = 10 * time.Second
-	// mirrorRelist is how often all rows are listed anew: the truth, should
-	// anything have been missed.
+	// mirrorRelist is the interval at which all rows are listed again, in case a change was
+	// missed.
 	mirrorRelist = 5 * time.Minute
-	// mirrorGather is how long changes are gathered before their shards are
-	// listed: a busy fleet changes many rows at once. What this store writes is
-	// there without that.
+	// mirrorGather is how long changes are collected before their shards are listed,
+	// because many rows of a busy fleet change together. What this store writes itself is
+	// visible at once.
 	mirrorGather = 50 * time.Millisecond
-	// mirrorRetry keeps a Consul that is away from being called in a hot loop.
+	// mirrorRetry prevents a busy loop while Consul is unavailable.
 	mirrorRetry = time.Second
 )
 
 // mirrorParts are the first digits of the shards.
 const mirrorParts = "0123456789abcdef"
 
-// Mirror holds all rows in memory, for lists and counts: never for a key, nor
-// for a decision about an engine, but where Consul has just answered the very same
-// row (see Store.row). It follows the 256 keys below changes/ by one
-// blocking query and lists only the shards that changed. What this store itself
-// writes is in it at once.
+// Mirror contains all rows in memory, for lists and counts. It is never used for a key or
+// for a decision about an engine, unless Consul has just returned exactly the same row (see
+// Store.row). It follows the 256 keys below changes/ with one blocking query, and lists
+// only the shards that changed. What this store writes itself is in it at once.
 //
-// The rows that it hands out are shared: nobody may change them, and it does not
-// either.
+// The rows that it returns are shared, and nobody may modify them.
 type Mirror struct {
 	store *Store
 	log   hclog.Logger
@@ -49,18 +47,18 @@ type Mirror struct {
 	byID    map[string]*engine.Row            // by the engine_id
 	removed map[string]uint64                 // by the row's name: the last index of a row that this store removed
 	tenants map[string]*tenantRows
-	seen    changes         // what was seen of changes/ last
-	anew    bool            // lists are the truth until all rows are listed, whatever their indexes
-	young   map[string]bool // rows, by name, that came or went since a list of the truth was begun; nil: none is
+	seen    changes         // the last known state of changes/
+	anew    bool            // lists replace all rows, whatever their indexes, until all are listed
+	young   map[string]bool // rows, by name, that came or went since a consistent list began; nil: no such list is in progress
 	synced  chan struct{}
 	fresh   time.Time
-	// unreadable are the rows that cannot be read, by their names; twins those of which
-	// two or more name one engine_id, by that.
+	// unreadable are the rows that cannot be read, by name. twins are rows that share an
+	// engine_id, by that.
 	unreadable map[string]*Unreadable
 	twins      map[string][]*engine.Row
 }
 
-// NewMirror returns a mirror of the store's rows, empty until Run has filled it.
+// NewMirror returns a mirror of the store's rows. It is empty until Run has filled it.
 func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 	m := &Mirror{
 		store: s, log: log, rows: map[string]map[string]*engine.Row{}, byID: map[string]*engine.Row{}, removed: map[string]uint64{}, tenants: map[string]*tenantRows{},
@@ -74,7 +72,7 @@ func (s *Store) NewMirror(log hclog.Logger) *Mirror {
 func (m *Mirror) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := m.follow(ctx); err != nil && ctx.Err() == nil {
-			m.log.Warn("following the engine rows failed; reading all again", "error", err)
+			m.log.Warn("cannot follow the engine rows; reading all again", "error", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(mirrorRetry):
@@ -83,25 +81,25 @@ func (m *Mirror) Run(ctx context.Context) {
 	}
 }
 
-// Synced is closed when the mirror was filled for the first time.
+// Synced returns a channel that is closed when the mirror was filled for the first time.
 func (m *Mirror) Synced() <-chan struct{} { return m.synced }
 
-// Age is how long ago the mirror was known to be complete; while nothing changes
-// it is up to mirrorWait.
+// Age returns how long ago the mirror was known to be complete. While nothing changes, it
+// can be up to mirrorWait.
 func (m *Mirror) Age() time.Duration {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return time.Since(m.fresh)
 }
 
-// ByID is the row of an engine_id, or nil.
+// ByID returns the row of an engine_id, or nil.
 func (m *Mirror) ByID(engineID string) *engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.byID[engineID]
 }
 
-// All are the rows of all products, in no order.
+// All returns the rows of all products, in no order.
 func (m *Mirror) All() []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -112,7 +110,7 @@ func (m *Mirror) All() []*engine.Row {
 	return all
 }
 
-// below are the names of the rows below a part of engines/. The lock is held.
+// below returns the names of the rows below a part of engines/. The caller holds the lock.
 func (m *Mirror) below(part string) iter.Seq2[string, *engine.Row] {
 	return func(yield func(string, *engine.Row) bool) {
 		for shard, rows := range m.rows {
@@ -128,18 +126,18 @@ func (m *Mirror) below(part string) iter.Seq2[string, *engine.Row] {
 	}
 }
 
-// follow lists all rows and then what changes, until it is time to list all
-// again. Only it changes what was seen.
+// follow lists all rows and then what changes, until it is time to list all rows again.
+// Only it changes seen.
 func (m *Mirror) follow(ctx context.Context) error {
 	now, err := m.changesSince(ctx, 0)
 	if err != nil {
 		return err
 	}
-	if _, _, older := now.olderThan(m.seen); older { // it was restored while nobody followed
+	if _, _, older := now.olderThan(m.seen); older { // it was restored while nobody followed it
 		m.wentBack(ctx, now)
 	}
-	// In parts: each has a time limit of its own, and none takes much memory. A row
-	// that moves meanwhile is in a shard that has changed since.
+	// All rows are listed in parts: each has its own time limit, and none needs much
+	// memory. A row that moves meanwhile is in a shard that has changed since.
 	for _, part := range mirrorParts {
 		if err := m.list(ctx, string(part), true); err != nil {
 			return err
@@ -172,16 +170,16 @@ func (m *Mirror) follow(ctx context.Context) error {
 	return nil
 }
 
-// changes is what Consul says of the keys below changes/.
+// changes is the state of the keys below changes/.
 type changes struct {
 	shards map[string]uint64 // the index of each shard's last change
-	index  uint64            // the highest of all, or of what was removed
+	index  uint64            // the highest index, including removals
 }
 
-// olderThan says whether c is of before another answer: the index of all is lower, or that
-// of a shard is, which each change raises and nothing removes. A restored Consul goes on to
-// count from where it was: its first write hides the index of all, and never that of every
-// shard.
+// olderThan reports whether c is older than another response: either the highest index is
+// lower, or that of a shard, which each change increases and nothing removes. A restored
+// Consul continues to count from its old index, so its first write can hide a lower highest
+// index, but never the lower indexes of all shards.
 func (c changes) olderThan(other changes) (was, is uint64, older bool) {
 	if c.index < other.index {
 		return other.index, c.index, true
@@ -194,9 +192,9 @@ func (c changes) olderThan(other changes) (was, is uint64, older bool) {
 	return 0, 0, false
 }
 
-// wentBack takes note of an answer that is older than what was seen: lists are the
-// truth now. A server that has just lost the lead may answer from before, too; a
-// registry that was restored says so by a consistent read.
+// wentBack handles a response that is older than what was seen: from now on lists replace
+// all rows. A server that has just lost the lead may also return old data, so a consistent
+// read must confirm that the registry was restored.
 func (m *Mirror) wentBack(ctx context.Context, now changes) {
 	m.anew = true
 	_ = m.Confirm(ctx)
@@ -205,9 +203,9 @@ func (m *Mirror) wentBack(ctx context.Context, now changes) {
 	m.seen = now
 }
 
-// Confirm asks Consul, by a consistent read, whether its registry is at least as new as
-// what was seen before. ErrWentBack: it is older, and WentBack says so from then on. Any
-// other error: it is not known.
+// Confirm checks, by a consistent read, that the registry in Consul is at least as new as
+// what was seen before. ErrWentBack: it is older, and WentBack reports it from then on. Any
+// other error: that is unknown.
 func (m *Mirror) Confirm(ctx context.Context) error {
 	m.mu.RLock()
 	seen := m.seen
@@ -223,7 +221,7 @@ func (m *Mirror) Confirm(ctx context.Context) error {
 	return nil
 }
 
-// gather waits for mirrorGather; false: ctx has ended.
+// gather waits for mirrorGather; it returns false if ctx has ended.
 func gather(ctx context.Context) bool {
 	timer := time.NewTimer(mirrorGather)
 	defer timer.Stop()
@@ -235,7 +233,7 @@ func gather(ctx context.Context) bool {
 	}
 }
 
-// listed notes which state of the shards the rows are of.
+// listed records the state of the shards that the rows are from.
 func (m *Mirror) listed(now changes) {
 	m.mu.Lock()
 	m.seen, m.fresh = now, time.Now()
@@ -247,8 +245,7 @@ func (m *Mirror) listed(now changes) {
 	}
 }
 
-// changesSince blocks until a shard's last change is newer than index, or mirrorWait is
-// over.
+// changesSince waits until a shard's last change is newer than index, at most mirrorWait.
 func (m *Mirror) changesSince(ctx context.Context, index uint64) (changes, error) {
 	return m.changesAt(ctx, &consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait})
 }
@@ -265,12 +262,11 @@ func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (chang
 	return now, err
 }
 
-// list reads the rows below a part of engines/ and takes them over. What is not among
-// them and came by a later write is not missing. Consul tells how new a list is by the
-// rows that it knows or has removed of late; of those that were removed before that (15
-// minutes: TombstoneTTL in its agent/consul/config.go) it tells nothing. A list of the
-// truth is read from a leader that is sure of itself, and then what this store had
-// before is gone.
+// list reads the rows below a part of engines/ and stores them. A row that is not in the
+// list, but that came by a later write, is not missing. Consul determines how new a list is
+// by the rows that exist or were removed recently; removals from earlier than that (15
+// minutes: TombstoneTTL in its agent/consul/config.go) do not count. With truth, the list
+// is read consistently and replaces what this store had before.
 func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -286,7 +282,7 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 			m.young = nil
 		}()
 	}
-	told, unreadable := map[string]*engine.Row{}, map[string]*Unreadable{} // nil: one that cannot be read
+	told, unreadable := map[string]*engine.Row{}, map[string]*Unreadable{} // nil: a row that cannot be read
 	index, err := m.store.each(how, enginesBelow+below, func(v stored) error {
 		name := m.store.nameOf(v)
 		e, err := m.store.row(v)
@@ -332,8 +328,8 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 	return nil
 }
 
-// restored takes a list of the truth for what it is where it has older rows than this view,
-// or rows that this store removed before it was begun. The lock is held.
+// restored handles a consistent list that has older rows than this view, or rows that this
+// store removed before the list began: Consul went back. The caller holds the lock.
 func (m *Mirror) restored(told map[string]*engine.Row) {
 	for name, e := range told {
 		if e == nil || m.young[name] {
@@ -351,8 +347,8 @@ func (m *Mirror) restored(told map[string]*engine.Row) {
 	}
 }
 
-// forget drops the rows below a part of engines/, and what is known of their
-// indexes. The lock is held.
+// forget drops the rows below a part of engines/, and their indexes. The caller holds the
+// lock.
 func (m *Mirror) forget(below string) {
 	for name := range m.below(below) {
 		m.drop(name)
@@ -364,7 +360,7 @@ func (m *Mirror) forget(below string) {
 	}
 }
 
-// put takes a row over, unless a newer one is known. The lock is held.
+// put stores a row, unless a newer one is known. The caller holds the lock.
 func (m *Mirror) put(name string, e *engine.Row) {
 	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
 		return
@@ -391,7 +387,7 @@ func (m *Mirror) put(name string, e *engine.Row) {
 	t.insert(e)
 }
 
-// drop forgets a row. The lock is held.
+// drop removes a row. The caller holds the lock.
 func (m *Mirror) drop(name string) {
 	e := m.at(name)
 	if e == nil {
@@ -405,7 +401,7 @@ func (m *Mirror) drop(name string) {
 	}
 }
 
-// row is the row of a name, or nil. A store without a mirror has a nil one.
+// row returns the row of a name, or nil. A store without a mirror has a nil one.
 func (m *Mirror) row(name string) *engine.Row {
 	if m == nil {
 		return nil
@@ -415,24 +411,25 @@ func (m *Mirror) row(name string) *engine.Row {
 	return m.at(name)
 }
 
-// at is the row of a name, or nil. The lock is held.
+// at returns the row of a name, or nil. The caller holds the lock.
 func (m *Mirror) at(name string) *engine.Row { return m.rows[shardOf(name)][name] }
 
-// wrote takes over what this store has just written, as another store reads it.
+// wrote stores what this store has just written, in the form in which another store would
+// read it.
 func (m *Mirror) wrote(v stored) {
 	if m == nil {
 		return
 	}
 	e, err := m.store.decodeEngine(v)
 	if err != nil {
-		panic("registry: what was stored is no row: " + err.Error())
+		panic("registry: a stored row cannot be read: " + err.Error())
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.put(m.store.nameOf(v), e)
 }
 
-// erased forgets a row that this store has just removed.
+// erased removes a row that this store has just deleted.
 func (m *Mirror) erased(e *engine.Row) {
 	if m == nil {
 		return

@@ -6,21 +6,21 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// lose takes note of a row that cannot be read any more: it is in no list, and no
-// decision is made from what it was. The lock is held.
+// lose handles a row that can no longer be read: it is in no list, and its last content is
+// used for no decision. The caller holds the lock.
 func (m *Mirror) lose(name string, u *Unreadable) {
 	if old := m.at(name); old != nil && old.Index > u.Index || u.Index <= m.removed[name] {
 		return
 	}
 	if before := m.unreadable[name]; before == nil || before.Index != u.Index {
-		m.log.Error("a row cannot be read and is left out of lists", "row", name, "newer", u.Newer, "error", u.Err)
+		m.log.Error("cannot read a row, omitting it from lists", "row", name, "newer", u.Newer, "error", u.Err)
 	}
 	m.unreadable[name] = u
 	m.drop(name)
 }
 
-// Unreadable is how many rows of a product cannot be read; of all products with the
-// product "".
+// Unreadable returns how many rows of a product cannot be read; product "": of all
+// products.
 func (m *Mirror) Unreadable(productID string) (n int) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -32,7 +32,7 @@ func (m *Mirror) Unreadable(productID string) (n int) {
 	return n
 }
 
-// Twins are the rows of an engine_id when there are two or more: at most one of them
+// Twins returns the rows that share an engine_id, if there are several: at most one of them
 // can be right.
 func (m *Mirror) Twins(engineID string) []*engine.Row {
 	m.mu.RLock()
@@ -40,7 +40,7 @@ func (m *Mirror) Twins(engineID string) []*engine.Row {
 	return slices.Clone(m.twins[engineID])
 }
 
-// putID notes which row an engine_id has. The lock is held.
+// putID records which row an engine_id belongs to. The caller holds the lock.
 func (m *Mirror) putID(e *engine.Row) {
 	if other := m.byID[e.EngineID]; other != nil {
 		if m.twins[e.EngineID] == nil {
@@ -51,7 +51,7 @@ func (m *Mirror) putID(e *engine.Row) {
 	m.byID[e.EngineID] = e
 }
 
-// dropID forgets which row an engine_id has. The lock is held.
+// dropID removes that record. The caller holds the lock.
 func (m *Mirror) dropID(e *engine.Row) {
 	left := slices.DeleteFunc(m.twins[e.EngineID], func(other *engine.Row) bool { return other == e })
 	if len(left) < 2 {

@@ -15,7 +15,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// mirrorOf runs a mirror of its own store on a prefix.
+// mirrorOf runs a mirror of a separate store on a prefix.
 func mirrorOf(t *testing.T, s *Store) *Mirror {
 	t.Helper()
 	m, stop := follow(s)
@@ -31,7 +31,7 @@ func mirrorOf(t *testing.T, s *Store) *Mirror {
 	return m
 }
 
-// follow runs a mirror of a store until stop.
+// follow runs a mirror of a store until stop is called.
 func follow(s *Store) (m *Mirror, stop func()) {
 	m = s.NewMirror(hclog.NewNullLogger())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -40,7 +40,7 @@ func follow(s *Store) (m *Mirror, stop func()) {
 	return m, func() { cancel(); <-ended }
 }
 
-// names are the users on all pages of a product, taken n at a time.
+// names returns the users on all pages of a product, with n per page.
 func names(t *testing.T, m *Mirror, product string, state engine.State, n int) []string {
 	t.Helper()
 	var users []string
@@ -59,8 +59,8 @@ func names(t *testing.T, m *Mirror, product string, state engine.State, n int) [
 	}
 }
 
-// After any changes, the mirror of the store that made them shows them at once,
-// and that of another store soon; both as a fresh list would.
+// After any changes, the mirror of the store that made them shows them at once, and the
+// mirror of another store soon; both as a fresh list would.
 func TestMirrorFollows(t *testing.T) {
 	at := prefix(t)
 	r := join(t, at)
@@ -139,8 +139,7 @@ func differs(m *Mirror, products []*engine.Product, rows map[string]*engine.Row)
 	return nil
 }
 
-// An older list, or an older event, neither brings back what was removed nor
-// hides what was written.
+// An older list, or an older event, neither restores a removed row nor hides a newer one.
 func TestMirrorIgnoresOlderLists(t *testing.T) {
 	m := (&Store{}).NewMirror(hclog.NewNullLogger())
 	row := func(index uint64, s engine.State) *engine.Row {
@@ -170,7 +169,7 @@ func TestMirrorPages(t *testing.T) {
 		if i%3 == 0 {
 			state = engine.Stopped
 		}
-		// Two of each moment: the id decides.
+		// Two rows of each time: the id decides.
 		m.put(rowName("p", fmt.Sprint(i)), &engine.Row{EngineID: fmt.Sprintf("id-%02d", i), ProductID: "p", UserID: fmt.Sprint(i), State: state, CreatedAt: time.Unix(int64(i/2), 5), Index: 1})
 	}
 	for _, c := range []struct {
@@ -197,7 +196,7 @@ func TestMirrorPages(t *testing.T) {
 			t.Errorf("%+v: %v of %d, next %q, %v", c.q, got, total, next, err)
 		}
 	}
-	// A cursor holds when its row has gone.
+	// A cursor stays valid when its row is gone.
 	_, _, next, _ := m.Page(PageQuery{ProductID: "p", Limit: 4})
 	m.erased(&engine.Row{EngineID: "id-03", ProductID: "p", UserID: "3", CreatedAt: time.Unix(1, 5), Index: 1})
 	if rows, _, _, err := m.Page(PageQuery{ProductID: "p", Limit: 1, Cursor: next}); err != nil || rows[0].UserID != "4" {
@@ -236,8 +235,8 @@ func BenchmarkMirrorPage(b *testing.B) {
 	}
 }
 
-// A row that was removed so long ago that Consul has forgotten that, too, leaves the
-// mirror with the next list of all.
+// A row that was removed so long ago that Consul has forgotten the removal, too, leaves the
+// mirror with the next full list.
 func TestForgottenRowIsNoGhost(t *testing.T) {
 	r := join(t, prefix(t))
 	ctx := t.Context()
@@ -250,7 +249,7 @@ func TestForgottenRowIsNoGhost(t *testing.T) {
 		}
 	}
 	if m.ByID(ghost.EngineID) == nil {
-		t.Fatal("a list that may be older than the row took it away")
+		t.Fatal("a list that may be older than the row removed it")
 	}
 	running, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

@@ -20,10 +20,10 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// manyRows is how many engines one replica's view is made for.
+// manyRows is the number of engines that the view of a replica is designed for.
 const manyRows = 10_000
 
-// uuid is an id as Nomad makes them.
+// uuid returns an id in the form of Nomad's.
 func uuid() string {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b)
@@ -31,7 +31,7 @@ func uuid() string {
 	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 }
 
-// fullRow is the row of a running engine, as a provision leaves it behind.
+// fullRow returns the row of a running engine, as after a provision.
 func fullRow(product string, n int) *engine.Row {
 	id, now := newName(), time.Now().UTC()
 	return &engine.Row{
@@ -42,7 +42,7 @@ func fullRow(product string, n int) *engine.Row {
 	}
 }
 
-// fillRows puts rows of a product into Consul, a transaction's worth at a time.
+// fillRows writes rows of a product to Consul, one transaction's worth at a time.
 func fillRows(t testing.TB, s *Store, product string, n int) {
 	t.Helper()
 	var ops consul.KVTxnOps
@@ -58,7 +58,7 @@ func fillRows(t testing.TB, s *Store, product string, n int) {
 	}
 }
 
-// heap is what is in use after a collection.
+// heap returns the heap in use after a garbage collection.
 func heap() uint64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -66,7 +66,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// mirroredBytes is what a view of so many rows holds per row.
+// mirroredBytes returns the memory per row of a view with this many rows.
 func mirroredBytes(tb testing.TB, rows int) float64 {
 	tb.Helper()
 	s := &Store{}
@@ -74,7 +74,7 @@ func mirroredBytes(tb testing.TB, rows int) float64 {
 	before := heap()
 	for i := range rows {
 		e := fullRow("some-product-id-of-26-chars", i)
-		// As it comes from Consul.
+		// As read from Consul.
 		read, err := s.decodeEngine(storedAt(s.engineKey(e.ProductID, e.UserID), encode(e), uint64(i+1)))
 		if err != nil {
 			tb.Fatal(err)
@@ -100,8 +100,8 @@ func BenchmarkMirrorMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkMirrorColdStart is how long a replica takes from nothing until its view
-// of 10,000 engines is complete.
+// BenchmarkMirrorColdStart measures how long a replica takes from an empty view to a
+// complete one of 10,000 engines.
 func BenchmarkMirrorColdStart(b *testing.B) {
 	s := New(consulClient(b), "b/"+newName()+"/")
 	fillRows(b, s, "p", manyRows)
@@ -117,7 +117,7 @@ func BenchmarkMirrorColdStart(b *testing.B) {
 	}
 }
 
-// countedReads counts what is read below a prefix of the keys.
+// countedReads counts the reads below each prefix of the keys.
 type countedReads struct {
 	next  http.RoundTripper
 	below string
@@ -135,7 +135,7 @@ func (c *countedReads) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.next.RoundTrip(r)
 }
 
-// take returns what was read since it was last called.
+// take returns the reads since its last call.
 func (c *countedReads) take() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,8 +144,8 @@ func (c *countedReads) take() map[string]int {
 	return reads
 }
 
-// TestMirrorListsOneShard: what another replica changes in one row costs one list
-// of its shard, and no list of the fleet.
+// TestMirrorListsOneShard: a change of one row by another replica costs one list of its
+// shard, and no list of the fleet.
 func TestMirrorListsOneShard(t *testing.T) {
 	at := prefix(t)
 	r := join(t, at)
@@ -184,9 +184,9 @@ func TestMirrorListsOneShard(t *testing.T) {
 	}
 }
 
-// TestMirrorAfterRestore: a Consul that was restored from a snapshot has older rows
-// with lower indexes, and they are the truth; also where a write after that is seen first,
-// by which the index of all goes up.
+// TestMirrorAfterRestore: a Consul that was restored from a snapshot has older rows with
+// lower indexes, and they are right; also if a write after the restore, which raises the
+// index of all, is seen first.
 func TestMirrorAfterRestore(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		t.Run(fmt.Sprintf("Written=%v", written), func(t *testing.T) {
@@ -230,10 +230,10 @@ func TestMirrorAfterRestore(t *testing.T) {
 				return nil
 			})
 			if why, _ := s.WentBack(); why == "" {
-				t.Error("nothing tells of it")
+				t.Error("it is not reported")
 			}
 			if err := m.Confirm(t.Context()); err != nil {
-				t.Errorf("known by now: %v", err)
+				t.Errorf("known: %v", err)
 			}
 		})
 	}

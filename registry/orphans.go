@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Orphan is the tombstone of what was found without a row: it is removed when it
-// has stood here for long enough. It holds nothing that is not seen again.
+// Orphan is the tombstone of an object without a row, which is removed after the tombstone
+// has existed for the grace time. Everything else in it can be observed again.
 type Orphan struct {
 	EngineID  string    `json:"engine_id"`
 	FirstSeen time.Time `json:"first_seen"`
@@ -23,7 +23,7 @@ type Orphan struct {
 
 func (s *Store) orphanKey(engineID string) string { return s.prefix + "orphans/" + engineID }
 
-// Orphans lists the tombstones. One that cannot be read says nothing but its engine_id.
+// Orphans lists the tombstones. Of one that cannot be read only the engine_id is set.
 func (s *Store) Orphans(ctx context.Context) ([]*Orphan, error) {
 	pairs, err := s.list(ctx, "orphans/")
 	if err != nil {
@@ -36,8 +36,8 @@ func (s *Store) Orphans(ctx context.Context) ([]*Orphan, error) {
 	return orphans, nil
 }
 
-// PutOrphan writes a tombstone over the one read at o.Index (0: a new one), as
-// the leader. ErrConflict: it changed, or this replica is not the leader.
+// PutOrphan writes a tombstone by check-and-set at o.Index (0: a new one), as the leader.
+// ErrConflict: it has changed, or this replica does not lead.
 func (s *Store) PutOrphan(ctx context.Context, o *Orphan) error {
 	key := s.orphanKey(o.EngineID)
 	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: key, Value: encode(o), Index: o.Index})
@@ -52,7 +52,7 @@ func (s *Store) PutOrphan(ctx context.Context, o *Orphan) error {
 	return nil
 }
 
-// DeleteOrphan removes the tombstone read at o.Index, as the leader.
+// DeleteOrphan deletes the tombstone by check-and-set at o.Index, as the leader.
 func (s *Store) DeleteOrphan(ctx context.Context, o *Orphan) error {
 	ops, err := s.led(deleteAt(s.orphanKey(o.EngineID), o.Index)...)
 	if err != nil {
@@ -62,8 +62,8 @@ func (s *Store) DeleteOrphan(ctx context.Context, o *Orphan) error {
 	return err
 }
 
-// Held says whether anything in the registry has an engine_id: a pool entry, a
-// row, an unreachable volume or a quarantine, looked for in the order in which an id passes
+// Held reports whether an engine_id is used in the registry: by a pool entry, a row, an
+// unreachable volume or a quarantine. They are read in the order in which an id passes
 // through them.
 func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	pooled, err := s.PoolIDs(ctx)
@@ -81,8 +81,8 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	return false, nil
 }
 
-// indexed says whether a row has an engine_id, by the index of these. A row that cannot
-// be read may have it; an entry of the index whose row is gone says nothing.
+// indexed reports, by the index, whether a row has an engine_id. A row that cannot be read
+// may have it; an entry whose row no longer exists does not count.
 func (s *Store) indexed(ctx context.Context, engineID string) (bool, error) {
 	for before := ""; ; {
 		pair, err := s.get(ctx, s.engineIDKey(engineID))
@@ -97,7 +97,7 @@ func (s *Store) indexed(ctx context.Context, engineID string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if row == nil { // or it went to another user meanwhile: then the index says so
+		if row == nil { // or it was claimed by another user meanwhile: then the index shows that
 			continue
 		}
 		e, err := s.decodeEngine(storedAt(row.Key, row.Value, row.ModifyIndex))
@@ -105,17 +105,18 @@ func (s *Store) indexed(ctx context.Context, engineID string) (bool, error) {
 	}
 }
 
-// PoolIDs are the engine_ids of everything that is pooled, ready or not.
+// PoolIDs returns the engine_ids of all pool entries, ready or not.
 func (s *Store) PoolIDs(ctx context.Context) (map[string]bool, error) {
 	return s.idsBelow(ctx, "pool/")
 }
 
-// Engines reads every row. They are shared with the mirror, and not to be changed.
-// It reads so that a leader of Consul's that was deposed without knowing it yet cannot
-// answer. Rows that cannot be read are returned beside the others: "not among the rows"
-// must never be taken for "gone".
+// Engines reads all rows. They are shared with the mirror and must not be modified. The
+// read is consistent, so that a Consul server that lost the lead without knowing it cannot
+// respond. Rows that cannot be read are returned separately: a row that is not among the
+// readable ones may still exist.
 func (s *Store) Engines(ctx context.Context) (rows []*engine.Row, unreadable []*Unreadable, err error) {
-	// In one list, so that a row which moves is in it; with the time it takes.
+	// They are read in one list, so that a row which moves is in it, with a long time
+	// limit.
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()
 	_, err = s.each(consistent(ctx), enginesBelow, func(v stored) error {
@@ -133,7 +134,7 @@ func (s *Store) Engines(ctx context.Context) (rows []*engine.Row, unreadable []*
 	return rows, unreadable, nil
 }
 
-// Quota is a product's count of engines as it stands in its key; -1: that is damaged.
+// Quota is a product's count of engines, as stored; -1: the count is damaged.
 type Quota struct {
 	Count int
 	Index uint64
@@ -156,8 +157,8 @@ func (s *Store) Quotas(ctx context.Context) (map[string]Quota, error) {
 	return quotas, nil
 }
 
-// CorrectQuota sets a count that was read at q.Index, as the leader.
-// ErrConflict: somebody counted meanwhile, or this replica is not the leader.
+// CorrectQuota sets a count by check-and-set at q.Index, as the leader. ErrConflict: it has
+// changed meanwhile, or this replica does not lead.
 func (s *Store) CorrectQuota(ctx context.Context, productID string, q Quota, count int) error {
 	quota := s.quotaTurn(productID)
 	defer quota.end()

@@ -42,7 +42,8 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// An engine_id is held from the pool until its volume is deleted or forgotten, and then by nobody.
+// An engine_id is held from the pool until its volume is deleted or forgotten, and no
+// longer.
 func TestHeld(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)
@@ -79,7 +80,7 @@ func TestHeld(t *testing.T) {
 	}
 	wantErr(t, r.ForgetVolume(t.Context(), unreachable[0]), ErrNotFound)
 	held(false)
-	// Another id that begins with it does not hold it.
+	// Another id with this one as its prefix does not hold it.
 	if err := r.PutPooledVolume(t.Context(), &PooledVolume{EngineID: id + "x", NodeID: "node-1"}); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func TestCorrectQuota(t *testing.T) {
 func TestReconcileRequests(t *testing.T) {
 	r := join(t, prefix(t))
 	if index, err := r.ReconcileRequested(t.Context(), 0); err != nil || index != 0 {
-		t.Fatalf("never asked for, and the index is %d, %v", index, err)
+		t.Fatalf("never requested, but the index is %d, %v", index, err)
 	}
 	var before uint64
 	for range 3 {
@@ -128,7 +129,7 @@ func TestReconcileRequests(t *testing.T) {
 		}
 		index, err := r.ReconcileRequested(t.Context(), before)
 		if err != nil || index <= before {
-			t.Fatalf("asked for, and the index went from %d to %d, %v", before, index, err)
+			t.Fatalf("requested, but the index went from %d to %d, %v", before, index, err)
 		}
 		before = index
 	}

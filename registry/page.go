@@ -14,11 +14,11 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// ErrCursor says that no page gave this cursor.
-var ErrCursor = errors.New("registry: not a cursor of this list")
+// ErrCursor: the cursor is not from a page of this list.
+var ErrCursor = errors.New("registry: this is not a cursor of this list")
 
-// errForeignRow: a row under the name of another user.
-var errForeignRow = errors.New("registry: the row says that it belongs to somebody else")
+// errForeignRow: a row contains another user than its key.
+var errForeignRow = errors.New("registry: the row names another owner than its key")
 
 // tenantRows are one product's rows, oldest first.
 type tenantRows struct {
@@ -47,17 +47,17 @@ func (t *tenantRows) remove(e *engine.Row) {
 	}
 }
 
-// PageQuery asks for a part of a product's engines.
+// PageQuery selects a part of a product's engines.
 type PageQuery struct {
 	ProductID string
 	State     engine.State // empty: all
 	Limit     int
-	Offset    int    // how many to leave out
-	Cursor    string // of the page before; empty: from the start
+	Offset    int    // number of rows to skip
+	Cursor    string // from the previous page; empty: from the start
 }
 
-// Page returns rows of a product, oldest first, how many match in all, and the
-// cursor of the next page, empty on the last. ErrCursor.
+// Page returns rows of a product, oldest first, the number of all matching rows, and the
+// cursor of the next page, which is empty on the last. ErrCursor.
 func (m *Mirror) Page(q PageQuery) (rows []*engine.Row, total int, next string, err error) {
 	from := &engine.Row{}
 	if q.Cursor != "" {
@@ -102,8 +102,8 @@ func (m *Mirror) Page(q PageQuery) (rows []*engine.Row, total int, next string, 
 	return rows, total, "", nil
 }
 
-// Counts is how many engines of a product are in each of the six states; of all
-// products with the product "".
+// Counts returns how many engines of a product are in each of the six states; product "":
+// of all products.
 func (m *Mirror) Counts(productID string) map[engine.State]int {
 	counts := make(map[engine.State]int, len(engine.States))
 	m.mu.RLock()
@@ -117,7 +117,7 @@ func (m *Mirror) Counts(productID string) map[engine.State]int {
 	return counts
 }
 
-// Of are all rows of a product, oldest first.
+// Of returns all rows of a product, oldest first.
 func (m *Mirror) Of(productID string) (rows []*engine.Row) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -127,8 +127,8 @@ func (m *Mirror) Of(productID string) (rows []*engine.Row) {
 	return rows
 }
 
-// In are the rows of a product in a state, oldest first; of all products, one
-// after the other, with the product "".
+// In returns the rows of a product in a state, oldest first; product "": of all products,
+// one product after the other.
 func (m *Mirror) In(productID string, state engine.State) []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -143,8 +143,8 @@ func (m *Mirror) In(productID string, state engine.State) []*engine.Row {
 	return rows
 }
 
-// of are the rows of one product or, with "", of each: warm engines are nobody's.
-// The lock is held.
+// of returns the rows of one product, or with "" of each product; warm engines belong to
+// none. The caller holds the lock.
 func (m *Mirror) of(productID string) map[string]*tenantRows {
 	if productID == "" {
 		all := maps.Clone(m.tenants)
@@ -157,9 +157,9 @@ func (m *Mirror) of(productID string) map[string]*tenantRows {
 	return nil
 }
 
-// cursorAfter names the place behind a row of a product's list, whether or not
-// that row is still there. Its checksum is no secret: it tells a cursor of this
-// list from those of others, and from what somebody made up or cut.
+// cursorAfter returns the cursor for the position after a row of a product's list, whether
+// or not the row still exists. Its checksum is not secret; it only detects cursors that are
+// from other lists, made up or truncated.
 func cursorAfter(productID string, e *engine.Row) string {
 	place := strconv.FormatInt(e.CreatedAt.UnixNano(), 10) + " " + e.EngineID
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(place), cursorSum(productID, place)))

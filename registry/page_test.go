@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// A cursor is good for the list that gave it, and for no other.
+// A cursor is valid only for the list that returned it.
 func TestCursorBelongsToItsList(t *testing.T) {
 	e := &engine.Row{EngineID: "e", CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)}
 	cursor := cursorAfter("p", e)
@@ -24,7 +24,7 @@ func TestCursorBelongsToItsList(t *testing.T) {
 	}
 }
 
-// FuzzCursor: what is taken is exactly what this list gives for that place.
+// FuzzCursor: an accepted cursor is exactly the one that this list returns for that place.
 func FuzzCursor(f *testing.F) {
 	f.Add("p", cursorAfter("p", &engine.Row{EngineID: "e", CreatedAt: time.Unix(1, 2)}))
 	f.Add("p", cursorAfter("q", &engine.Row{}))
@@ -39,7 +39,7 @@ func FuzzCursor(f *testing.F) {
 			return
 		}
 		if again := cursorAfter(product, e); again != cursor {
-			t.Fatalf("%q is taken, and its place is named %q", cursor, again)
+			t.Fatalf("%q is accepted, but the cursor of its place is %q", cursor, again)
 		}
 	})
 }

@@ -8,8 +8,8 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Ping asks with the service's own token for what the service needs, and tells a Consul
-// that refuses it from one that is away.
+// Ping requests what the service needs with the service's own token, and distinguishes a
+// Consul that refuses the token from an unreachable one.
 func TestPing(t *testing.T) {
 	at := prefix(t)
 	if err := New(consulClient(t), at).Ping(t.Context()); err != nil {
@@ -42,9 +42,9 @@ func TestPing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := pinged(agent.addr, "c0ffee00-0000-0000-0000-000000000000"); !errors.Is(err, ErrDenied) {
-		t.Errorf("with a token that is not there any more: %v", err)
+		t.Errorf("with a deleted token: %v", err)
 	}
 	if err := pinged("127.0.0.1:1", ""); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
-		t.Errorf("of one that is away: %v", err)
+		t.Errorf("of an unreachable one: %v", err)
 	}
 }

@@ -8,24 +8,24 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// PooledVolume is an empty host volume that waits for an engine. It is already
-// named after the engine_id it will have: to claim it is to take that id.
+// PooledVolume is an empty host volume that waits for an engine. It is already named by the
+// engine_id that it will have: an engine that claims it takes that id.
 type PooledVolume struct {
 	EngineID string `json:"engine_id"`
 	NodeID   string `json:"node_id"`
-	// VolumeID and Path are empty until the volume is ready: the row comes
-	// before the resource.
+	// VolumeID and Path are empty until the volume is ready, because the entry is written
+	// before the volume is created.
 	VolumeID string `json:"volume_id,omitempty"`
 	Path     string `json:"path,omitempty"`
-	// Owner says which user and mode the volume was made for; engines that run
-	// as another cannot write to it.
+	// Owner is the user and mode that the volume was created for; engines that run as
+	// another user cannot write to it.
 	Owner string `json:"owner"`
 
 	// Index is the entry's ModifyIndex in Consul.
 	Index uint64 `json:"-"`
 }
 
-// Ready says whether the volume can be claimed.
+// Ready reports whether the volume can be claimed.
 func (v *PooledVolume) Ready() bool { return v.VolumeID != "" }
 
 const poolFolder = "pool/volumes/"
@@ -34,13 +34,13 @@ func (s *Store) pooledKey(nodeID, engineID string) string {
 	return s.prefix + poolFolder + nodeID + "/" + engineID
 }
 
-// PooledVolumes lists the pool, on all nodes. Entries that cannot be read are returned
-// beside the others.
+// PooledVolumes lists the pool of all nodes. Entries that cannot be read are returned
+// separately.
 func (s *Store) PooledVolumes(ctx context.Context) ([]*PooledVolume, []*Unreadable, error) {
 	return s.pooledBelow(ctx, poolFolder)
 }
 
-// PooledVolumesOn lists the pool of one node; "": of all.
+// PooledVolumesOn lists the pool of one node; "": of all nodes.
 func (s *Store) PooledVolumesOn(ctx context.Context, nodeID string) ([]*PooledVolume, error) {
 	below := poolFolder
 	if nodeID != "" {
@@ -75,8 +75,8 @@ func (s *Store) pooledBelow(ctx context.Context, below string) (pool []*PooledVo
 	return pool, unreadable, nil
 }
 
-// PutPooledVolume writes an entry over the one read at v.Index (0: a new one),
-// as the leader. ErrConflict: it changed, or this replica is not the leader.
+// PutPooledVolume writes an entry by check-and-set at v.Index (0: a new one), as the
+// leader. ErrConflict: it has changed, or this replica does not lead.
 func (s *Store) PutPooledVolume(ctx context.Context, v *PooledVolume) error {
 	key := s.pooledKey(v.NodeID, v.EngineID)
 	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: key, Value: encode(v), Index: v.Index})
@@ -91,7 +91,7 @@ func (s *Store) PutPooledVolume(ctx context.Context, v *PooledVolume) error {
 	return nil
 }
 
-// DeletePooledVolume removes the entry read at v.Index, as the leader.
+// DeletePooledVolume deletes the entry by check-and-set at v.Index, as the leader.
 func (s *Store) DeletePooledVolume(ctx context.Context, v *PooledVolume) error {
 	ops, err := s.led(deleteAt(s.pooledKey(v.NodeID, v.EngineID), v.Index)...)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// CreateProduct writes a new product with its slug, platform key hash and a
-// quota count of zero. ErrExists: the slug is taken.
+// CreateProduct writes a new product with its slug, platform key hash and a quota count of
+// zero. ErrExists: the slug is in use.
 func (s *Store) CreateProduct(ctx context.Context, p *engine.Product) error {
 	id := []byte(p.ProductID)
 	_, _, err := s.txn(ctx, consul.KVTxnOps{
@@ -28,8 +28,8 @@ func (s *Store) CreateProduct(ctx context.Context, p *engine.Product) error {
 	return err
 }
 
-// ProductIDByKey finds the product that a platform key hash belongs to.
-// ErrNotFound: no such key.
+// ProductIDByKey returns the product that a platform key hash belongs to. ErrNotFound:
+// there is no such key.
 func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, error) {
 	pair, err := s.get(ctx, s.platformKey(keyHash))
 	if err != nil {
@@ -41,11 +41,10 @@ func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, err
 	return string(pair.Value), nil
 }
 
-// Lookup is what one product call needs to know, read in one transaction that
-// began after the call arrived: that the platform key still belongs to the
-// product, the product, and the user's engine (nil when there is none).
-// The product is shared by all who look it up, and not to be changed. ErrNotFound:
-// the key or the product is gone. ErrWentBack.
+// Lookup reads what one call of a product needs, in one transaction that begins after the
+// call arrived: whether the platform key still belongs to the product, the product, and the
+// user's engine (nil if there is none). The product is shared and must not be modified.
+// ErrNotFound: the key or the product no longer exists. ErrWentBack.
 func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*engine.Product, *engine.Row, error) {
 	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
 	found, err := s.readForward(ctx, productID, keyAt, productAt, rowAt)
@@ -78,7 +77,7 @@ func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (
 	return p, e.Clone(), nil
 }
 
-// EncodeProduct is a product as its record has it.
+// EncodeProduct returns the record of a product.
 func EncodeProduct(p *engine.Product) []byte { return encode(p) }
 
 // DecodeProduct is the inverse of EncodeProduct.

@@ -9,16 +9,15 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Quarantined is an engine that nobody is given and nothing removes until an admin
-// decides: it may hold somebody's memory, and what is known of it contradicts
-// itself or names no user.
+// Quarantined is an engine that is neither handed out nor removed until an admin decides.
+// It may contain a user's memory, and its records contradict each other or name no user.
 type Quarantined struct {
 	EngineID string    `json:"engine_id"`
 	Since    time.Time `json:"since"`
-	Why      string    `json:"why"` // fit for an admin to read
-	// What there is of it outside the registry, in words.
+	Why      string    `json:"why"` // for an admin
+	// What lists the parts that exist outside the registry.
 	What []string `json:"what"`
-	// ProductID and UserID are whose it is, as far as a witness says.
+	// ProductID and UserID are the owner according to a witness, if there is one.
 	ProductID string `json:"product_id,omitempty"`
 	UserID    string `json:"user_id,omitempty"`
 	NodeID    string `json:"node_id,omitempty"`
@@ -31,7 +30,7 @@ const quarantineBelow = "quarantine/"
 
 func (s *Store) quarantineKey(engineID string) string { return s.prefix + quarantineBelow + engineID }
 
-// Quarantine lists them all.
+// Quarantine lists all quarantined engines.
 func (s *Store) Quarantine(ctx context.Context) ([]*Quarantined, error) {
 	pairs, err := s.list(ctx, quarantineBelow)
 	if err != nil {
@@ -41,7 +40,7 @@ func (s *Store) Quarantine(ctx context.Context) ([]*Quarantined, error) {
 	for _, pair := range pairs {
 		q, err := decode[Quarantined](pair)
 		if err != nil {
-			// What cannot be read still keeps the engine from everything.
+			// A record that cannot be read still protects the engine.
 			q = &Quarantined{EngineID: base(pair.Key), Why: "its record cannot be read"}
 		}
 		q.Index = pair.ModifyIndex
@@ -50,8 +49,8 @@ func (s *Store) Quarantine(ctx context.Context) ([]*Quarantined, error) {
 	return list, nil
 }
 
-// PutQuarantined writes a record over the one read at q.Index (0: a new one).
-// ErrConflict: it changed, or is there already. ErrNoSession.
+// PutQuarantined writes a record by check-and-set at q.Index (0: a new one). ErrConflict:
+// it has changed, or exists already. ErrNoSession.
 func (s *Store) PutQuarantined(ctx context.Context, q *Quarantined) error {
 	key := s.quarantineKey(q.EngineID)
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: key, Value: encode(q), Index: q.Index})
@@ -66,8 +65,8 @@ func (s *Store) PutQuarantined(ctx context.Context, q *Quarantined) error {
 	return nil
 }
 
-// DeleteQuarantined removes the record read at q.Index. ErrNotFound: it changed or
-// is gone.
+// DeleteQuarantined deletes the record by check-and-set at q.Index. ErrNotFound: it has
+// changed or does not exist.
 func (s *Store) DeleteQuarantined(ctx context.Context, q *Quarantined) error {
 	ops, err := s.fenced(deleteAt(s.quarantineKey(q.EngineID), q.Index)...)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// quota reads a product's count of engines and the index to change it by. One that is
-// missing or damaged is made anew.
+// quota reads a product's count of engines, and the index at which it can be changed. A
+// missing or damaged count is determined again.
 func (s *Store) quota(ctx context.Context, productID string) (count int, index uint64, err error) {
 	for {
 		pair, err := s.get(ctx, s.quotaKey(productID))
@@ -35,16 +35,17 @@ func (s *Store) quota(ctx context.Context, productID string) (count int, index u
 	}
 }
 
-// countIn is the count that the value of a quota's key says; false: it says none.
+// countIn parses the value of a quota's key; false: it is not a count.
 func countIn(value []byte) (count int, ok bool) {
 	n, err := strconv.Atoi(string(value))
 	return n, err == nil && n >= 0
 }
 
-// recount makes the count of a product anew whose key is gone (at 0), or damaged at an
-// index. No row of the product is written or removed beside a count that does not
-// stand at its index, so what is counted here stays so until the count is there; if
-// somebody else was faster, this changes nothing. ErrNotFound: no such product.
+// recount determines the count of a product again, if its key is missing (at 0) or damaged
+// at this index. Rows of the product are only written and removed together with a count at
+// its index, so the rows that are counted here cannot change before the count is written.
+// If another replica was faster, recount changes nothing. ErrNotFound: there is no such
+// product.
 func (s *Store) recount(ctx context.Context, productID string, at uint64) error {
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -69,13 +70,13 @@ func (s *Store) recount(ctx context.Context, productID string, at uint64) error 
 	return err
 }
 
-// QuotaCount is how many engines the product has, whatever their state.
+// QuotaCount returns how many engines the product has, in any state.
 func (s *Store) QuotaCount(ctx context.Context, productID string) (int, error) {
 	n, _, err := s.quota(ctx, productID)
 	return n, err
 }
 
-// setQuota is the operation that changes a count that was read at an index.
+// setQuota returns the operation that changes a count by check-and-set at index.
 func (s *Store) setQuota(productID string, count int, index uint64) *consul.KVTxnOp {
 	return &consul.KVTxnOp{
 		Verb: consul.KVCAS, Key: s.quotaKey(productID),
@@ -83,9 +84,9 @@ func (s *Store) setQuota(productID string, count int, index uint64) *consul.KVTx
 	}
 }
 
-// quotaTurn is this replica's turn at a product's quota count. From turn to turn
-// it knows what this replica wrote last, which saves the next one a read: what
-// another replica wrote since then makes its check-and-set fail.
+// quotaTurn is this replica's turn at a product's quota count. It keeps what this replica
+// wrote last, which saves the next turn a read. If another replica has written since, the
+// check-and-set fails.
 type quotaTurn struct {
 	mu        sync.Mutex
 	store     *Store
@@ -107,8 +108,8 @@ func (s *Store) quotaTurn(productID string) *quotaTurn {
 
 func (t *quotaTurn) end() { t.mu.Unlock() }
 
-// read is the count and the index to change it by, as they are or were when this
-// replica wrote them.
+// read returns the count and its index, either cached from this replica's last write or
+// read from Consul.
 func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err error) {
 	if t.known {
 		return t.count, t.index, nil
@@ -121,14 +122,14 @@ func (t *quotaTurn) read(ctx context.Context) (count int, index uint64, err erro
 	return count, index, err
 }
 
-// forget has the next read ask Consul, and says whether the last one did not.
+// forget makes the next read use Consul, and reports whether the last one was cached.
 func (t *quotaTurn) forget() (known bool) {
 	known, t.known = t.known, false
 	return known
 }
 
-// ForgetCounts has every count read anew, whatever index it has: after the registry
-// was found to have gone back in time.
+// ForgetCounts makes every count be read again, even at a lower index, after the registry
+// went back in time.
 func (s *Store) ForgetCounts() {
 	s.quotas.Range(func(_, t any) bool {
 		turn := t.(*quotaTurn)
@@ -139,16 +140,16 @@ func (s *Store) ForgetCounts() {
 	})
 }
 
-// wrote takes the results of a transaction that was to write the count; it
-// returned none if it wrote nothing, or left that open.
+// wrote handles the results of a transaction with the count; there are none if nothing was
+// written, or if that is unknown.
 func (t *quotaTurn) wrote(count int, results consul.KVPairs) {
 	t.count, t.index = count, indexOf(results, t.store.quotaKey(t.productID))
 	t.known = t.index > 0
 	t.newest = max(t.newest, t.index)
 }
 
-// quotaPlace is the operation that gives one engine's place in its product's
-// quota back, and the count that it leaves. A warm engine has none.
+// quotaPlace returns the operation that frees one engine's place in its product's quota,
+// and the count after it. A warm engine has no place.
 func (s *Store) quotaPlace(ctx context.Context, quota *quotaTurn) (op *consul.KVTxnOp, left int, err error) {
 	if quota.productID == engine.WarmProduct {
 		return &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(engine.WarmProduct)}, 0, nil

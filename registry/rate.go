@@ -12,22 +12,22 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Verdict is the answer to one call that is limited by rate.
+// Verdict is the result of one rate-limited call.
 type Verdict struct {
 	Allowed bool
-	// Limit is the calls per minute; Remaining is how many more are allowed now,
+	// Limit is the number of calls per minute. Remaining is how many more are allowed now,
 	// as far as this replica knows.
 	Limit, Remaining int
-	// Reset is when the whole burst is there again; RetryAfter, of a refused
-	// call, when another may be allowed.
+	// Reset is the time until the whole burst is available again. RetryAfter is when a
+	// refused call may succeed.
 	Reset, RetryAfter time.Duration
 }
 
-// Limiter limits calls per product over all replicas together. It leases whole
-// tokens of one bucket per product, so that most calls cost no remote call.
+// Limiter limits the calls per product of all replicas together. It leases whole tokens of
+// one bucket per product, so that most calls need no remote call.
 type Limiter struct {
 	store *Store
-	began time.Time // from which the monotonic clock counts
+	began time.Time // zero of the monotonic clock
 
 	mu     sync.Mutex
 	leases map[string]*lease
@@ -38,40 +38,40 @@ func (s *Store) NewLimiter() *Limiter {
 	return &Limiter{store: s, began: time.Now(), leases: map[string]*lease{}}
 }
 
-// lease is what this replica holds of one product's bucket.
+// lease is what this replica has of one product's bucket.
 type lease struct {
 	mu     sync.Mutex
 	rpm    int
 	tokens int
 	until  time.Time
-	unused int         // expired, to be given back
-	lent   bucketLease // as the bucket knows it
-	clock  bucketClock // of the one exchange at a time
+	unused int         // expired, to be returned
+	lent   bucketLease // as recorded in the bucket
+	clock  bucketClock // used by one exchange at a time
 
-	callers    int           // in Allow, without an answer
-	exchange   chan struct{} // closed when the exchange under way is over; nil: none
+	callers    int           // in Allow, without a result yet
+	exchange   chan struct{} // closed when the exchange in progress has ended; nil: none
 	err        error         // of the last exchange
-	emptyUntil time.Time     // no token can be there before
-	left       int           // whole tokens that the last exchange left behind
+	emptyUntil time.Time     // no token can be available before
+	left       int           // whole tokens left in the bucket by the last exchange
 	full       time.Time
 
-	second time.Time // the recent rate: calls since, and in the second before
+	second time.Time // the recent rate: calls in this second, and in the previous one
 	calls  int
 	before int
 }
 
-// maxExchanges bounds the check-and-set attempts of one exchange.
+// maxExchanges limits the check-and-set attempts of one exchange.
 const maxExchanges = 20
 
 const (
 	// spareShare: spare tokens are leased for this part of a second.
 	spareShare = 2
-	// spareFrom is how many calls per second are worth a guess.
+	// spareFrom is the number of calls per second from which on spare tokens are leased.
 	spareFrom = 10
 )
 
-// Allow takes one token of a product's rate limit of rpm calls per minute.
-// ErrUnavailable: the bucket cannot be reached.
+// Allow takes one token of a product's rate limit of rpm calls per minute. ErrUnavailable:
+// the bucket cannot be reached.
 func (l *Limiter) Allow(ctx context.Context, productID string, rpm int) (Verdict, error) {
 	if rpm <= 0 {
 		return Verdict{Reset: time.Minute, RetryAfter: time.Minute}, nil
@@ -88,8 +88,8 @@ func (l *Limiter) Allow(ctx context.Context, productID string, rpm int) (Verdict
 	})
 }
 
-// exchangeFunc gives the lease before back and gets another: of the granted tokens
-// those are kept that are not needed at once.
+// exchangeFunc returns the previous lease (back) and gets a new one. Of the granted tokens,
+// those that are not needed at once are kept.
 type exchangeFunc func(needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error)
 
 func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verdict, error) {
@@ -100,7 +100,7 @@ func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verd
 	a.count(time.Now())
 	for {
 		now := time.Now()
-		if a.rpm != rpm { // the policy changed: what was leased under the old one is void
+		if a.rpm != rpm { // the policy has changed, so the old lease is void
 			a.unused, a.tokens, a.rpm, a.emptyUntil = 0, 0, rpm, time.Time{}
 		}
 		if a.tokens > 0 && !now.Before(a.until) {
@@ -136,8 +136,8 @@ func (a *lease) allow(ctx context.Context, rpm int, exchange exchangeFunc) (Verd
 	}
 }
 
-// refill exchanges with the bucket for all callers that wait. The lock is held,
-// but not while the bucket is asked.
+// refill exchanges tokens with the bucket for all waiting callers. The caller holds the
+// lock, which is released during the exchange.
 func (a *lease) refill(rpm int, exchange exchangeFunc) error {
 	needed, back := a.callers, bucketLease{a.unused, a.lent.Until}
 	spare := 0
@@ -164,7 +164,7 @@ func (a *lease) refill(rpm int, exchange exchangeFunc) error {
 	return nil
 }
 
-// count keeps the recent rate of calls.
+// count measures the recent rate of calls.
 func (a *lease) count(now time.Time) {
 	switch since := now.Sub(a.second); {
 	case since >= 2*time.Second:
@@ -183,8 +183,8 @@ func (a *lease) verdict(allowed bool, now time.Time) Verdict {
 	return v
 }
 
-// exchange takes tokens out of a product's bucket and gives unused ones back, by
-// check-and-set. clock is what the replica knew of the bucket's time, and knows after it.
+// exchange takes tokens from a product's bucket and returns unused ones, by check-and-set.
+// clock is what the replica knows of the bucket's time; it is updated.
 func (l *Limiter) exchange(ctx context.Context, clock *bucketClock, productID string, rpm, needed, spare int, back bucketLease) (granted int, kept bucketLease, left bucket, err error) {
 	s, key := l.store, l.store.rateKey(productID)
 	for range maxExchanges {
@@ -197,19 +197,19 @@ func (l *Limiter) exchange(ctx context.Context, clock *bucketClock, productID st
 		if pair != nil {
 			index = pair.ModifyIndex
 			if json.Unmarshal(pair.Value, &left) != nil {
-				left = bucket{} // damaged: as if there were none
+				left = bucket{} // damaged: treated as missing
 			}
 		}
 		mono := time.Since(l.began)
 		now := clock.now(&left, rpm, time.Now().UTC(), mono)
 		named := left.ID != ""
-		if !named { // it is new, damaged, or of a version before
+		if !named { // it is new, damaged, or from an earlier version
 			left.ID = rand.Text()
 		}
 		granted, kept = left.take(needed, spare, back, rpm, now)
 		if named && granted == 0 && back.N == 0 {
 			*clock = bucketClock{left.ID, left.At, mono}
-			return 0, kept, left, nil // nothing changed but the time
+			return 0, kept, left, nil // only the time changed
 		}
 		_, _, err = s.txn(ctx, consul.KVTxnOps{{Verb: consul.KVCAS, Key: key, Value: encode(left), Index: index}})
 		if !errors.Is(err, ErrConflict) {
@@ -217,5 +217,5 @@ func (l *Limiter) exchange(ctx context.Context, clock *bucketClock, productID st
 			return granted, kept, left, err
 		}
 	}
-	return 0, kept, left, fmt.Errorf("%w: the rate limit's bucket is fought over", ErrUnavailable)
+	return 0, kept, left, fmt.Errorf("%w: too many concurrent writes to the rate limit's bucket", ErrUnavailable)
 }

@@ -10,7 +10,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// replicasOf are n limiters on one registry, as on n replicas.
+// limitersOf returns n limiters on one registry, as on n replicas.
 func limitersOf(t *testing.T, prefix string, n int) []*Limiter {
 	t.Helper()
 	var all []*Limiter
@@ -21,8 +21,8 @@ func limitersOf(t *testing.T, prefix string, n int) []*Limiter {
 }
 
 func TestLimiter(t *testing.T) {
-	// storm calls all limiters at once for a while and returns how many calls
-	// were allowed and refused.
+	// storm calls all limiters concurrently for a while and returns how many calls were
+	// allowed and refused.
 	storm := func(t *testing.T, all []*Limiter, product string, rpm, callers int, long time.Duration) (allowed, refused int64, took time.Duration) {
 		t.Helper()
 		var yes, no atomic.Int64
@@ -59,7 +59,7 @@ func TestLimiter(t *testing.T) {
 		rpm     int
 		callers int
 		long    time.Duration
-		atLeast float64 // of what the bucket gives
+		atLeast float64 // of what the bucket grants
 	}{
 		{"Six", 6, 9, 2 * time.Second, 1},
 		{"Sixty", 60, 30, 3 * time.Second, 0.6},
@@ -70,7 +70,7 @@ func TestLimiter(t *testing.T) {
 			allowed, refused, took := storm(t, all, "product", c.rpm, c.callers, c.long)
 			most := burst(c.rpm) + took.Minutes()*float64(c.rpm)
 			if float64(allowed) > most || refused > 0 && float64(allowed) < c.atLeast*float64(int(most)) {
-				t.Errorf("%d allowed, %d refused in %s; the bucket gives %.1f", allowed, refused, took, most)
+				t.Errorf("%d allowed, %d refused in %s; the bucket grants %.1f", allowed, refused, took, most)
 			}
 			t.Logf("%d allowed, %d refused of %.0f in %s", allowed, refused, most, took)
 		})
@@ -105,8 +105,8 @@ func TestLimiter(t *testing.T) {
 	})
 }
 
-// A bucket whose time is half an hour ahead, which a replica with a wrong clock left
-// behind, refills at its rate all the same.
+// A bucket whose time is half an hour ahead, left by a replica with a wrong clock, still
+// refills at its rate.
 func TestLimiterAfterAClockAhead(t *testing.T) {
 	for name, ahead := range map[string]time.Duration{"ahead": 30 * time.Minute, "behind": -30 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestLimiterAfterAClockAhead(t *testing.T) {
 	}
 }
 
-// pauseABit lets a refused caller not spin.
+// pauseABit keeps a refused caller from spinning.
 func pauseABit(ctx context.Context) {
 	select {
 	case <-ctx.Done():

@@ -15,21 +15,21 @@ import (
 )
 
 const (
-	// sessionTTL is the shortest that Consul allows (10 s). Consul may take up
-	// to twice that to declare a session dead, so the operations of a killed
-	// replica are taken over after 10 to 20 s and a margin.
+	// sessionTTL is Consul's minimum (10 s). Consul may take up to twice that to end a dead
+	// session, so the operations of a killed replica are taken over after 10 to 20 s and a
+	// margin.
 	sessionTTL = 10 * time.Second
-	// lockDelay keeps the lead free for a moment after a leader was lost. Every
-	// write of a leader is fenced by its session, so this need not cover a
-	// paused leader: 1 s, against Consul's default of 15 s.
+	// lockDelay keeps the lead free for a moment after a leader was lost. The leader's
+	// session fences every write, so this delay need not cover a paused leader: 1 s, while
+	// Consul's default is 15 s.
 	lockDelay = time.Second
-	// renewEvery leaves two tries within the TTL.
+	// renewEvery allows two attempts within the TTL.
 	renewEvery = sessionTTL / 3
 )
 
-// Replica is this process among the replicas of the service: it holds a Consul
-// session and, bound to it, the key replicas/<id>. While that key is there, the
-// operations it owns are its own; when it is gone, others take them over.
+// Replica is this process as one of the replicas of the service. It has a Consul session
+// and, bound to it, the key replicas/<id>. While that key exists, the replica owns its
+// operations; afterwards other replicas take them over.
 type Replica struct {
 	store *Store
 	log   hclog.Logger
@@ -40,21 +40,20 @@ type Replica struct {
 	session string
 	renewed time.Time
 	leader  bool
-	retired bool          // it does not try for the lead any more
-	joined  chan struct{} // closed when the first session is held
+	retired bool          // it no longer tries to get the lead
+	joined  chan struct{} // closed when the first session exists
 }
 
-// Join makes this process a replica; Run keeps it one. Row changes return
-// ErrNoSession until the session is held.
+// Join makes this process a replica, and Run keeps it one. Changes of rows return
+// ErrNoSession until there is a session.
 func (s *Store) Join(log hclog.Logger) *Replica {
 	r := &Replica{store: s, log: log, ID: strings.ToLower(rand.Text()), joined: make(chan struct{})}
 	s.replica = r
 	return r
 }
 
-// Run holds the session until ctx ends, then gives it up, so that others need
-// not wait for its TTL. A lost session is replaced by a new one for the same
-// ID.
+// Run keeps the session until ctx ends, and then destroys it, so that others need not wait
+// for its TTL. It replaces a lost session by a new one for the same ID.
 func (r *Replica) Run(ctx context.Context) {
 	defer r.leave()
 	vacant, watched := make(chan struct{}, 1), make(chan struct{})
@@ -82,16 +81,15 @@ func (r *Replica) Run(ctx context.Context) {
 }
 
 const (
-	// leadWait is how long one blocking query waits for the lead to become
-	// free.
+	// leadWait limits one blocking query that waits for the lead to become free.
 	leadWait = 30 * time.Second
-	// vacantRetry is how often a free lead is tried for: the lock delay keeps it
-	// free for a while.
+	// vacantRetry is the interval of attempts to get a free lead, which the lock delay
+	// keeps free for a while.
 	vacantRetry = lockDelay / 4
 )
 
-// watchLead tells when nobody leads, so that the next leader is not found by the
-// next renewal only.
+// watchLead reports when nobody leads, so that the next leader does not have to wait for
+// the next renewal.
 func (r *Replica) watchLead(ctx context.Context, vacant chan<- struct{}) {
 	var index uint64
 	for ctx.Err() == nil && !r.isRetired() {
@@ -108,7 +106,7 @@ func (r *Replica) watchLead(ctx context.Context, vacant chan<- struct{}) {
 			case vacant <- struct{}{}:
 			default:
 			}
-		case meta.LastIndex < index: // a restored Consul counts anew
+		case meta.LastIndex < index: // the indexes of a restored Consul can be lower
 			index = 0
 		default:
 			index = meta.LastIndex
@@ -120,9 +118,9 @@ func (r *Replica) watchLead(ctx context.Context, vacant chan<- struct{}) {
 	}
 }
 
-// Retire gives up the lead, if this replica has it, and does not try for it any
-// more; the session, and with it the operations that this replica owns, stay.
-// Another replica leads at once: a lock that is given up has no delay.
+// Retire gives up the lead, if this replica has it, and makes it stop trying to get it. The
+// session, and with it this replica's operations, stays. Another replica leads at once,
+// because a released lock has no delay.
 func (r *Replica) Retire(ctx context.Context) error {
 	r.mu.Lock()
 	r.retired = true
@@ -132,7 +130,7 @@ func (r *Replica) Retire(ctx context.Context) error {
 	if !leading {
 		return nil
 	}
-	r.log.Info("leadership given up")
+	r.log.Info("released the leadership")
 	return r.release(ctx, session)
 }
 
@@ -142,7 +140,7 @@ func (r *Replica) isRetired() bool {
 	return r.retired
 }
 
-// release gives the lock of the lead back.
+// release releases the lock of the lead.
 func (r *Replica) release(ctx context.Context, session string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -153,7 +151,7 @@ func (r *Replica) release(ctx context.Context, session string) error {
 	return nil
 }
 
-// keep renews the session or makes a new one, and tries for the lead.
+// keep renews or creates the session, and tries to get the lead.
 func (r *Replica) keep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -171,7 +169,7 @@ func (r *Replica) keep(ctx context.Context) error {
 			r.hold(session, asked)
 			return r.campaign(ctx, session)
 		}
-		r.log.Warn("consul session expired; making a new one")
+		r.log.Warn("consul session expired; creating a new one")
 		r.drop()
 	}
 	host, _ := os.Hostname()
@@ -196,7 +194,7 @@ func (r *Replica) lockKey(ctx context.Context, session string) error {
 	ok, _, err := r.store.client.KV().Acquire(&consul.KVPair{Key: r.key(), Value: []byte(host), Session: session},
 		(&consul.WriteOptions{}).WithContext(ctx))
 	if err == nil && !ok {
-		err = fmt.Errorf("%w: replicas/%s is still locked by the session before", ErrConflict, r.ID)
+		err = fmt.Errorf("%w: replicas/%s is still locked by the previous session", ErrConflict, r.ID)
 	}
 	if err != nil {
 		return unavailable(err)
@@ -204,18 +202,18 @@ func (r *Replica) lockKey(ctx context.Context, session string) error {
 	return nil
 }
 
-// keepKey binds replicas/<id> to the session again when somebody deleted it: without it
-// this replica could write no row.
+// keepKey binds replicas/<id> to the session again if it was deleted: without it, this
+// replica could write no row.
 func (r *Replica) keepKey(ctx context.Context, session string) error {
 	pair, err := r.store.get(ctx, r.key())
 	if err != nil || pair != nil && pair.Session == session {
 		return err
 	}
-	r.log.Warn("the key of this replica is gone from consul; making it again", "key", r.key())
+	r.log.Warn("the key of this replica was deleted from consul; creating it again", "key", r.key())
 	return r.lockKey(ctx, session)
 }
 
-// campaign takes the lead when it is free.
+// campaign takes the lead if it is free.
 func (r *Replica) campaign(ctx context.Context, session string) error {
 	if r.isRetired() {
 		return nil
@@ -265,12 +263,12 @@ func (r *Replica) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	if _, err := r.store.client.Session().Destroy(session, (&consul.WriteOptions{}).WithContext(ctx)); err != nil {
-		r.log.Warn("cannot give the consul session up; it ends by its TTL", "error", err)
+		r.log.Warn("cannot destroy the consul session; it expires after its TTL", "error", err)
 	}
 }
 
-// current is the session while it surely lives: renewed within its TTL, counted
-// from before the renewal was asked for.
+// current returns the session while it is certainly alive: within its TTL, counted from
+// before its last renewal was requested.
 func (r *Replica) current() (session string, leader bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -280,19 +278,18 @@ func (r *Replica) current() (session string, leader bool) {
 	return r.session, r.leader
 }
 
-// Joined is closed when this replica first held a session.
+// Joined returns a channel that is closed when this replica has its first session.
 func (r *Replica) Joined() <-chan struct{} { return r.joined }
 
-// Leader says whether this replica believes that it leads. The belief is only a
-// hint: every write of a leader carries a check of the lock.
+// Leader reports whether this replica believes that it leads. That is only a hint: every
+// write of a leader checks the lock.
 func (r *Replica) Leader() bool {
 	_, leader := r.current()
 	return leader
 }
 
-// Session is the session that this replica holds, while it surely lives: renewed
-// within its TTL by this machine's own clock; "" when it may be gone. As long as
-// it lives, replicas/<id> is there.
+// Session returns this replica's session while it is certainly alive, by this machine's own
+// clock; "" if it may have ended. While it is alive, replicas/<id> exists.
 func (r *Replica) Session() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -302,8 +299,7 @@ func (r *Replica) Session() string {
 	return r.session
 }
 
-// Role is what this replica is among the others: "leader", "follower", or "none"
-// without a session.
+// Role returns this replica's role: "leader", "follower", or "none" without a session.
 func (r *Replica) Role() string {
 	session := r.Session()
 	r.mu.Lock()
@@ -320,7 +316,7 @@ func (r *Replica) Role() string {
 func (r *Replica) key() string       { return r.store.prefix + "replicas/" + r.ID }
 func (r *Replica) leaderKey() string { return r.store.prefix + "leader" }
 
-// sessionCheck is the operation that fences a row change by this replica.
+// sessionCheck returns the operation that fences a row change by this replica.
 func (s *Store) sessionCheck() (*consul.KVTxnOp, error) {
 	session, _ := s.replica.current()
 	if session == "" {
@@ -339,7 +335,7 @@ func (s *Store) led(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 	return append(consul.KVTxnOps{check}, ops...), nil
 }
 
-// Replicas lists the ids of the replicas that hold a session.
+// Replicas lists the ids of the replicas that have a session.
 func (s *Store) Replicas(ctx context.Context) (map[string]bool, error) {
 	return s.idsBelow(ctx, "replicas/")
 }

@@ -2,7 +2,7 @@ package registry
 
 import "testing"
 
-// A replica whose key somebody deleted makes it again, with the session that it has.
+// A replica whose key was deleted creates it again, with its current session.
 func TestReplicaKeyIsKept(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)

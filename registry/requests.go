@@ -10,11 +10,11 @@ import (
 
 func (s *Store) requestKey() string { return s.prefix + "reconcile-request" }
 
-// RequestReconcile asks the leader, on whatever replica, for a full pass at once.
+// RequestReconcile requests a full pass of the leader, whichever replica that is.
 func (s *Store) RequestReconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	at := strconv.FormatInt(time.Now().UnixNano(), 10) // another value with every request
+	at := strconv.FormatInt(time.Now().UnixNano(), 10) // a different value for each request
 	_, err := s.client.KV().Put(&consul.KVPair{Key: s.requestKey(), Value: []byte(at)}, (&consul.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return unavailable(err)
@@ -22,9 +22,9 @@ func (s *Store) RequestReconcile(ctx context.Context) error {
 	return nil
 }
 
-// ReconcileRequested blocks until a pass was requested after index, or a few
-// seconds have passed, and returns the index of the last request; 0 at once when
-// there never was one.
+// ReconcileRequested waits until a pass was requested after index, at most a few seconds,
+// and returns the index of the last request. It returns 0 at once if there was never a
+// request.
 func (s *Store) ReconcileRequested(ctx context.Context, index uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
 	defer cancel()

@@ -8,15 +8,15 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Rollout is what running engines are to have of the provider keys: those of a
-// version of their secret in Vault, or newer ones. There is one record, kept
-// when it is done.
+// Rollout is the version of the provider keys, in Vault, that running engines must have at
+// least. There is one record, which is kept after the rollout.
 type Rollout struct {
 	TargetVersion int       `json:"target_version"`
 	RequestedAt   time.Time `json:"requested_at"`
-	// Failures is how many restarts in a row did not bring their engine back.
+	// Failures is the number of successive restarts after which the engine did not come
+	// back.
 	Failures int `json:"failures,omitempty"`
-	// Halted: too many did not; nothing more is restarted until it is asked for
+	// Halted: there were too many failures; nothing more is restarted until it is requested
 	// again.
 	Halted bool `json:"halted,omitempty"`
 
@@ -25,8 +25,8 @@ type Rollout struct {
 
 func (s *Store) rolloutKey() string { return s.prefix + "provider-keys" }
 
-// Rollout reads the record; a zero one when provider keys were never rolled out, or
-// when the record cannot be read: then it is asked for again.
+// Rollout reads the record. It is zero if provider keys were never rolled out, or if the
+// record cannot be read: then the rollout must be requested again.
 func (s *Store) Rollout(ctx context.Context) (*Rollout, error) {
 	pair, err := s.get(ctx, s.rolloutKey())
 	if err != nil || pair == nil {
@@ -40,8 +40,8 @@ func (s *Store) Rollout(ctx context.Context) (*Rollout, error) {
 	return r, nil
 }
 
-// RequestRollout asks for a version, or for another try where the last one was
-// halted. An older version than the one asked for before changes nothing.
+// RequestRollout requests the rollout of a version, or resumes a halted one. It ignores a
+// version older than the requested one.
 func (s *Store) RequestRollout(ctx context.Context, version int, now time.Time) (*Rollout, error) {
 	for {
 		r, err := s.Rollout(ctx)
@@ -64,8 +64,8 @@ func (s *Store) RequestRollout(ctx context.Context, version int, now time.Time) 
 	}
 }
 
-// UpdateRollout writes the record over the one read at r.Index, as the leader.
-// ErrConflict: it changed, or this replica is not the leader.
+// UpdateRollout writes the record by check-and-set at r.Index, as the leader. ErrConflict:
+// it has changed, or this replica does not lead.
 func (s *Store) UpdateRollout(ctx context.Context, r *Rollout) error {
 	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.rolloutKey(), Value: encode(r), Index: r.Index})
 	if err != nil {

@@ -32,7 +32,7 @@ func TestRollout(t *testing.T) {
 	request(1) // an older one
 	request(2)
 	if diff := cmp.Diff(first, want(2, false)); diff != "" {
-		t.Errorf("asked again (-want +got):\n%s", diff)
+		t.Errorf("requested again (-want +got):\n%s", diff)
 	}
 	halted := *first
 	halted.Failures, halted.Halted = 3, true

@@ -8,20 +8,20 @@ import (
 	"strings"
 )
 
-// rowName is the part of a row's key below engines/: a shard from 00 to ff, the
+// rowName returns the part of a row's key below engines/: a shard from 00 to ff, the
 // product and the user, encoded so that any user_id is one path segment.
 func rowName(productID, userID string) string {
 	return shard(productID, userID) + "/" + productID + "/" + base64.RawURLEncoding.EncodeToString([]byte(userID))
 }
 
-// shard spreads rows over 256 prefixes, so that a change costs the re-list of
-// one of them.
+// shard distributes rows over 256 prefixes, so that after a change only one of them must be
+// listed again.
 func shard(productID, userID string) string {
 	sum := sha256.Sum256([]byte(productID + "\x00" + userID))
 	return hex.EncodeToString(sum[:1])
 }
 
-// shardOf is the shard in a row's name.
+// shardOf returns the shard in a row's name.
 func shardOf(name string) string {
 	shard, _, _ := strings.Cut(name, "/")
 	return shard
@@ -31,13 +31,13 @@ func shardOf(name string) string {
 func parseRowName(name string) (productID, userID string, err error) {
 	parts := strings.Split(name, "/")
 	if len(parts) != 3 {
-		return "", "", fmt.Errorf("registry: row name %q has not three parts", name)
+		return "", "", fmt.Errorf("registry: row name %q must have three parts", name)
 	}
 	user, err := base64.RawURLEncoding.DecodeString(parts[2])
 	if err != nil {
 		return "", "", fmt.Errorf("registry: row name %q: %w", name, err)
 	}
-	// Also a name in another shard, or an unusual encoding: one user, one row.
+	// A name in another shard, or with another encoding, is wrong too: a user has one row.
 	if want := rowName(parts[1], string(user)); name != want {
 		return "", "", fmt.Errorf("registry: row name %q should be %q", name, want)
 	}

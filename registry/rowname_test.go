@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// someProduct is as long as product ids are.
+	// someProduct has the length of product ids.
 	someProduct = "abcdefghijklmnopqrstuvwxyz"
-	// maxConsulKey is the longest key that tools around Consul take for granted.
+	// maxConsulKey is the longest key that tools around Consul support.
 	maxConsulKey = 512
 )
 
 var rowNamePattern = regexp.MustCompile(`^[0-9a-f]{2}/[^/]+/[A-Za-z0-9_-]*$`)
 
-// checkRowName fails unless a user_id is one key, and the key that user_id.
+// checkRowName fails unless a user_id maps to one key and the key maps back to it.
 func checkRowName(t interface {
 	Helper()
 	Fatalf(string, ...any)
@@ -31,7 +31,7 @@ func checkRowName(t interface {
 	}
 	product, got, err := parseRowName(name)
 	if err != nil || product != someProduct || got != user {
-		t.Fatalf("row name %q of user %q says product %q, user %q, %v", name, user, product, got, err)
+		t.Fatalf("row name %q of user %q is parsed as product %q, user %q, %v", name, user, product, got, err)
 	}
 	s := New(nil, "orch/")
 	if key := s.engineKey(someProduct, user); len(user) <= engine.MaxUserIDBytes && len(key) > maxConsulKey {
@@ -86,14 +86,14 @@ func TestRowName(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if product, user, err := parseRowName(bad); err == nil {
-				t.Fatalf("row name %q is taken for user %q of %q", bad, user, product)
+				t.Fatalf("row name %q is accepted as user %q of %q", bad, user, product)
 			}
 		})
 	}
 }
 
-// nonCanonical is a row name whose last character has bits that say nothing:
-// a second key for one user.
+// nonCanonical returns a row name whose last character has unused bits: a second key for
+// one user.
 func nonCanonical(t *testing.T) string {
 	t.Helper()
 	name := rowName(someProduct, "a") // "YQ"
@@ -118,7 +118,7 @@ func FuzzParseRowName(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		product, user, err := parseRowName(name)
 		if err == nil && rowName(product, user) != name {
-			t.Fatalf("%q is taken for %q", name, rowName(product, user))
+			t.Fatalf("%q is accepted as %q", name, rowName(product, user))
 		}
 	})
 }

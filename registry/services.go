@@ -8,16 +8,16 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// ServiceIndex is the CreateIndex of the newest instance of a service in
-// Consul's catalog, 0 when there is none.
+// ServiceIndex returns the CreateIndex of the newest instance of a service in Consul's
+// catalog, or 0.
 func (s *Store) ServiceIndex(ctx context.Context, name string) (uint64, error) {
 	newest, _, err := s.newestInstance(ctx, name, 0)
 	return newest, err
 }
 
-// AwaitService waits until Consul's catalog has an instance of a service that
-// was registered after index. Nomad registers the service of a task at once
-// when its process was started, and anew when it was restarted.
+// AwaitService waits until Consul's catalog has an instance of a service that was
+// registered after index. Nomad registers the service of a task as soon as its process was
+// started, and again after a restart.
 func (s *Store) AwaitService(ctx context.Context, name string, after uint64) error {
 	var wait uint64
 	for {
@@ -28,16 +28,16 @@ func (s *Store) AwaitService(ctx context.Context, name string, after uint64) err
 		if newest > after {
 			return nil
 		}
-		if index < wait { // a restored Consul counts anew
+		if index < wait { // the indexes of a restored Consul can be lower
 			index = 0
 		}
 		wait = index
 	}
 }
 
-// ServiceOf says whether Consul's catalog has the instance of a service that Nomad
-// registered for an allocation: its id begins with the allocation's
-// (MakeAllocServiceID in Nomad's client/serviceregistration).
+// ServiceOf reports whether Consul's catalog has the instance of a service that Nomad
+// registered for an allocation: its id contains the allocation's id (MakeAllocServiceID in
+// Nomad's client/serviceregistration).
 func (s *Store) ServiceOf(ctx context.Context, name, allocID string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -48,8 +48,8 @@ func (s *Store) ServiceOf(ctx context.Context, name, allocID string) (bool, erro
 	return slices.ContainsFunc(instances, func(i *consul.CatalogService) bool { return allocOf(i.ServiceID) == allocID }), nil
 }
 
-// allocOf is the allocation that Nomad registered a service for; "": it is none of
-// Nomad's.
+// allocOf returns the allocation that Nomad registered a service for; "": Nomad did not
+// register it.
 func allocOf(serviceID string) string {
 	const prefix, length = "_nomad-task-", 36
 	rest, found := strings.CutPrefix(serviceID, prefix)
@@ -59,8 +59,8 @@ func allocOf(serviceID string) string {
 	return rest[:length]
 }
 
-// newestInstance blocks until the catalog has changed since index, when that is
-// not 0, or mirrorWait is over.
+// newestInstance waits until the catalog has changed since index, unless that is 0, at most
+// mirrorWait.
 func (s *Store) newestInstance(ctx context.Context, name string, index uint64) (newest, now uint64, err error) {
 	within := callTimeout
 	if index > 0 {

@@ -12,51 +12,51 @@ import (
 )
 
 const (
-	// maxSharedKeys bounds one shared transaction; 64 reads take 0.43 to 0.72 ms
-	// (DESIGN section 4), and Consul takes at most 128 operations.
+	// maxSharedKeys limits one shared transaction: 64 reads take 0.43 to 0.72 ms, and
+	// Consul accepts at most 128 operations.
 	maxSharedKeys = 64
-	// maxFlights is how many shared transactions are under way at a time: with
-	// one alone, each request would wait for half of another's on average.
+	// maxFlights is the maximum number of concurrent shared transactions. With only one,
+	// each request would wait half the time of another on average.
 	maxFlights = 2
-	// flightEvery is how long after another one, if that is under way, a
-	// transaction begins at least. At 5,000 admits per second it makes two or
-	// three reads of what would be a transaction each (measured: an eighth less CPU
-	// for all, 0.2 ms more at the median).
+	// flightEvery is the minimum time between the beginnings of two concurrent
+	// transactions. At 5,000 admits per second it combines two or three reads that would
+	// otherwise be a transaction each (measured: an eighth less CPU in total, 0.2 ms more
+	// at the median).
 	flightEvery = 500 * time.Microsecond
-	// lateFlight is what a transaction has at least, whose first caller has waited for
-	// it for most of callTimeout.
+	// lateFlight is the minimum time limit of a transaction whose first caller has already
+	// waited for most of callTimeout.
 	lateFlight = time.Second
 )
 
-// sharedReads answers reads that wait at the same time by one transaction. A
-// read is answered by a transaction that began after it arrived, so it is as
-// fresh as one of its own. Tenants take turns: however many reads one has
-// waiting, each other is in the next transaction.
+// sharedReads combines waiting reads in one transaction. A transaction only serves reads
+// that arrived before it began, so the result is as fresh as that of a separate read.
+// Tenants take turns: however many reads one tenant has waiting, every other tenant is in
+// the next transaction.
 type sharedReads struct {
 	store *Store
 
 	mu      sync.Mutex
 	flights int
-	began   time.Time                // when the newest transaction began
+	began   time.Time                // beginning of the newest transaction
 	waiting map[string][]*sharedRead // by tenant
-	turns   []string                 // tenants that wait, in the order of their turns
+	turns   []string                 // waiting tenants, in the order of their turns
 }
 
-// sharedRead is one caller's read. Its caller runs the transaction that it is
-// told to lead; there is no goroutine of its own to look after.
+// sharedRead is one caller's read. If it is chosen to lead, its caller runs the
+// transaction; there is no separate goroutine.
 type sharedRead struct {
 	tenant string
 	keys   []string
-	until  time.Time // when it has waited for callTimeout
+	until  time.Time // when it will have waited for callTimeout
 
-	lead  chan struct{} // closed: run the next transaction, with this read in it
+	lead  chan struct{} // closed: run the next transaction, including this read
 	done  chan struct{} // closed: found and err are set
 	found map[string]stored
 	err   error
 }
 
-// read returns what is stored at keys; a key that is not there is not in it. It takes
-// callTimeout and lateFlight at most, however many wait.
+// read returns what is stored at keys, without missing keys. It takes at most callTimeout
+// and lateFlight, however many reads wait.
 func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (map[string]stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -80,11 +80,11 @@ func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (
 	return c.found, c.err
 }
 
-// fly runs one transaction with c in it and hands over to the next caller.
+// fly runs one transaction with c in it, and then lets the next caller lead.
 //
-// First it waits for its time beside another one, and lets run who can: where the
-// processors have more to do than they can, requests are waiting to come this far,
-// and one transaction for many costs little more than one for few. Where they are
+// First it waits for its time beside another transaction, and lets other goroutines run. On
+// busy processors, requests are about to join, and one large transaction costs little more
+// than a small one. On idle processors this takes no time.
 // idle, this takes no time.
 func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	time.Sleep(r.wait())
@@ -96,17 +96,17 @@ func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	var keys []string
 	for _, c := range batch {
 		for _, key := range c.keys {
-			if !slices.Contains(keys, key) { // they are few
+			if !slices.Contains(keys, key) { // there are only few
 				keys = append(keys, key)
 			}
 		}
 	}
-	// Others wait for this too: it does not end with its caller's request.
+	// Other callers wait for it too, so it does not end with its caller's request.
 	shared, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), max(time.Until(c.until), lateFlight))
 	answers, err := r.store.readKeys(shared, keys)
 	cancel()
 	if err == nil && len(answers) != len(keys) {
-		err = fmt.Errorf("%w: %d answers to %d reads", ErrUnavailable, len(answers), len(keys))
+		err = fmt.Errorf("%w: %d results for %d reads", ErrUnavailable, len(answers), len(keys))
 	}
 	found := make(map[string]stored, len(answers))
 	for _, v := range answers {
@@ -123,7 +123,7 @@ func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	r.handOver()
 }
 
-// wait is how long until a transaction may begin beside another.
+// wait returns the time until a transaction may begin beside another.
 func (r *sharedReads) wait() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,7 +133,7 @@ func (r *sharedReads) wait() time.Duration {
 	return flightEvery - time.Since(r.began)
 }
 
-// handOver lets the next waiting caller run a transaction. The lock is held.
+// handOver lets the next waiting caller run a transaction. The caller holds the lock.
 func (r *sharedReads) handOver() {
 	if len(r.turns) == 0 {
 		r.flights--
@@ -144,7 +144,7 @@ func (r *sharedReads) handOver() {
 	close(next.lead)
 }
 
-// enqueue adds a read to its tenant's. The lock is held.
+// enqueue adds a read to its tenant's queue. The caller holds the lock.
 func (r *sharedReads) enqueue(c *sharedRead) {
 	if r.waiting == nil {
 		r.waiting = map[string][]*sharedRead{}
@@ -155,8 +155,8 @@ func (r *sharedReads) enqueue(c *sharedRead) {
 	r.waiting[c.tenant] = append(r.waiting[c.tenant], c)
 }
 
-// take removes the reads that go with c's: one of each tenant in turn, and
-// around again, while they fit. The lock is held.
+// take removes the reads for c's transaction from the queues: one of each tenant in turn,
+// repeatedly, while they fit. The caller holds the lock.
 func (r *sharedReads) take(c *sharedRead) []*sharedRead {
 	batch, room := []*sharedRead{c}, maxSharedKeys-len(c.keys)
 	for len(r.turns) > 0 {
@@ -170,8 +170,7 @@ func (r *sharedReads) take(c *sharedRead) []*sharedRead {
 	return batch
 }
 
-// remove takes a waiting read out; its tenant's turn comes last then. The lock
-// is held.
+// remove removes a waiting read; its tenant's turn is last then. The caller holds the lock.
 func (r *sharedReads) remove(c *sharedRead) {
 	queue := r.waiting[c.tenant]
 	i := slices.Index(queue, c)
@@ -188,7 +187,8 @@ func (r *sharedReads) remove(c *sharedRead) {
 	}
 }
 
-// leave gives up a read whose caller has gone. Was it to lead, another does.
+// leave removes the read of a caller that has left. If that read was chosen to lead,
+// another one is chosen.
 func (r *sharedReads) leave(c *sharedRead) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -196,6 +196,6 @@ func (r *sharedReads) leave(c *sharedRead) {
 	case <-c.lead:
 		r.handOver()
 	default:
-		r.remove(c) // if no transaction has it yet
+		r.remove(c) // unless it is in a transaction already
 	}
 }

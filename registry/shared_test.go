@@ -12,7 +12,7 @@ func waitingRead(tenant, key string) *sharedRead {
 	return &sharedRead{tenant: tenant, keys: []string{key}, lead: make(chan struct{}), done: make(chan struct{})}
 }
 
-// However many reads one tenant has waiting, every other one is in the next
+// However many reads of one tenant wait, every other tenant's read is in the next
 // transaction.
 func TestSharedReadsTakeTurns(t *testing.T) {
 	var r sharedReads
@@ -38,8 +38,8 @@ func TestSharedReadsTakeTurns(t *testing.T) {
 	}
 }
 
-// No read is lost, answered twice, or left without a leader, in whatever order
-// callers come, lead and leave.
+// No read is lost, returned twice, or left without a leader, in whatever order callers
+// arrive, lead and leave.
 func TestSharedReadsLoseNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r, leading := sharedReads{}, []*sharedRead(nil)
@@ -78,7 +78,7 @@ func TestSharedReadsLoseNothing(t *testing.T) {
 				for _, c := range r.take(leading[0]) {
 					select {
 					case <-c.done:
-						t.Fatal("a read is answered twice")
+						t.Fatal("a read returned twice")
 					default:
 						close(c.done)
 					}

@@ -10,12 +10,11 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// ProposeSleep marks a running row with SleepPending, as the leader, and sets the
-// new index: the first of the two phases in which an engine is put to sleep. An
-// admit that reads the row from now on writes it, and so refuses the second
-// phase, which compares the index; of those that have read it before, the
-// replicas' flushes tell. ErrConflict: somebody changed the row, or this replica
-// does not lead.
+// ProposeSleep marks a running row with SleepPending, as the leader, and sets the new
+// index. This is the first of the two phases in which an engine is put to sleep. An admit
+// that reads the marked row writes it, which makes the second phase fail, because that
+// compares the index. Admits that read the row before are in the replicas' flushes.
+// ErrConflict: the row has changed, or this replica does not lead.
 func (s *Store) ProposeSleep(ctx context.Context, e *engine.Row) error {
 	before := e.SleepPending
 	e.SleepPending = strings.ToLower(rand.Text())
@@ -35,7 +34,7 @@ func (s *Store) ProposeSleep(ctx context.Context, e *engine.Row) error {
 	return err
 }
 
-// Awake are the rows of running engines that carry no operation, of all products.
+// Awake returns the rows of running engines without an operation, of all products.
 func (m *Mirror) Awake() []*engine.Row {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -37,8 +37,8 @@ func TestProposeSleep(t *testing.T) {
 			t.Fatalf("pending %q at %d, %d before", e.SleepPending, e.Index, before)
 		}
 		leader.wantRow(t, e)
-		// Again, as the leader after this one does: another index, so that what the
-		// first of them knows counts for nothing.
+		// Again, as the next leader does: at another index, so that knowledge from the
+		// first of them does not count.
 		again := e.Clone()
 		if err := leader.ProposeSleep(t.Context(), again); err != nil || again.Index <= e.Index || again.SleepPending == e.SleepPending {
 			t.Fatalf("%q at %d, then %q at %d: %v", e.SleepPending, e.Index, again.SleepPending, again.Index, err)
@@ -83,7 +83,7 @@ func TestProposeSleep(t *testing.T) {
 		if _, err := leader.client.Session().Destroy(lost, nil); err != nil {
 			t.Fatal(err)
 		}
-		wantErr(t, leader.ProposeSleep(t.Context(), e.Clone()), ErrConflict) // it does not know yet
+		wantErr(t, leader.ProposeSleep(t.Context(), e.Clone()), ErrConflict) // it has not seen it yet
 		other.wantRow(t, e)
 	})
 }
@@ -125,7 +125,7 @@ func TestActivity(t *testing.T) {
 		t.Errorf("replicas %v", view.Replicas)
 	}
 
-	// As much as a flush may hold, and more than it may.
+	// The maximum content of a flush, and more than that.
 	most := &Flush{Seq: 100, Flying: map[uint64]uint64{}}
 	for i := range uint64(maxServed) {
 		most.Served = append(most.Served, 1<<64-1-i)
@@ -147,7 +147,7 @@ func TestActivity(t *testing.T) {
 		t.Errorf("too large a flush is %+v", got)
 	}
 
-	// A replica that lost its session cannot tell, and what it told is gone.
+	// A replica that lost its session cannot report, and its reports are gone.
 	before := view.Replicas[a.self.ID]
 	lost, _ := a.self.current()
 	if _, err := a.client.Session().Destroy(lost, nil); err != nil {
@@ -179,7 +179,7 @@ func TestSession(t *testing.T) {
 	if got := r.self.Session(); got != held || got == "" {
 		t.Fatalf("session %q, holds %q", got, held)
 	}
-	// Not renewed for longer than its TTL, as after a pause of the process: it may
+	// Not renewed for longer than its TTL, as after a pause of the process: the session may
 	// be gone.
 	paused := &Replica{store: r.Store, log: r.self.log, session: held, renewed: time.Now().Add(-sessionTTL - time.Millisecond)}
 	if got := paused.Session(); got != "" {
@@ -202,7 +202,7 @@ func TestFingerprints(t *testing.T) {
 	})
 	for _, bad := range []string{"A", "AAAA", "!!!!"} {
 		if err := new(Fingerprints).UnmarshalText([]byte(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 	if Fingerprint("a", "b") == Fingerprint("b", "a") || Fingerprint("ab", "c") == Fingerprint("a", "bc") {

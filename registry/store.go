@@ -1,8 +1,8 @@
-// Package registry keeps who exists: products, engine rows, quota counts, the
-// pool of ready volumes and the replicas of the service, in Consul KV.
+// Package registry records what exists: products, engine rows, quota counts, the pool of
+// ready volumes and the replicas of the service, in Consul KV.
 //
-// Every change is one Consul transaction with check-and-set, so that it happens
-// as a whole or not at all, on any number of replicas.
+// Every change is one Consul transaction with check-and-set, so that it takes effect
+// completely or not at all, with any number of replicas.
 package registry
 
 import (
@@ -22,37 +22,37 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Errors that callers branch on. Each is wrapped with what happened.
+// Errors that callers distinguish. Each one is wrapped with its cause.
 var (
-	// ErrNotFound: no such row.
+	// ErrNotFound: there is no such row.
 	ErrNotFound = errors.New("registry: not found")
-	// ErrExists: a row of that name is there already.
+	// ErrExists: a row of this name exists already.
 	ErrExists = errors.New("registry: exists already")
-	// ErrConflict: somebody else changed the row since it was read.
-	ErrConflict = errors.New("registry: changed by somebody else")
+	// ErrConflict: another writer has changed the row since it was read.
+	ErrConflict = errors.New("registry: changed by another writer")
 	// ErrQuota: the product has as many engines as its policy allows.
 	ErrQuota = errors.New("registry: quota exceeded")
-	// ErrUnavailable: Consul cannot be reached or has no leader; whether a
-	// change was made is not known.
+	// ErrUnavailable: Consul cannot be reached or has no leader. It is unknown whether a
+	// change was made.
 	ErrUnavailable = errors.New("registry: consul unavailable")
-	// ErrDenied: Consul refuses the service's token; always beside ErrUnavailable.
+	// ErrDenied: Consul refuses the service's token; always together with ErrUnavailable.
 	ErrDenied = errors.New("registry: consul refused the service's token")
 	// ErrNoSession: this replica has no live session, so it may not change rows.
 	ErrNoSession = errors.New("registry: this replica has no consul session")
-	// ErrMoved: the record of the deployment is another one than this replica
-	// follows; read it again.
+	// ErrMoved: the deployment's record is not the one that this replica follows; read it
+	// again.
 	ErrMoved = errors.New("registry: the deployment's record has changed")
-	// ErrWentBack: Consul was restored from an older state than one that this replica
-	// has seen; always beside ErrUnavailable. Store.WentBack says so, too.
-	ErrWentBack = errors.New("registry: it went back in time")
+	// ErrWentBack: Consul was restored from an older state than one that this replica has
+	// seen; always together with ErrUnavailable. Store.WentBack reports it too.
+	ErrWentBack = errors.New("registry: Consul went back in time")
 )
 
-// callTimeout bounds one call to Consul: far above what a healthy cluster
-// needs (DESIGN section 4: 0.5 ms), short enough that a hung one yields 503.
+// callTimeout limits one call to Consul: far more than a healthy cluster needs
+// (0.5 ms), and short enough to return 503 if it hangs.
 const callTimeout = 5 * time.Second
 
-// fleetTimeout bounds the list of all rows: 10,000 took about a second on a busy
-// machine (BenchmarkMirrorColdStart).
+// fleetTimeout limits the list of all rows: 10,000 took about a second on a busy machine
+// (BenchmarkMirrorColdStart).
 const fleetTimeout = 15 * time.Second
 
 // Store reads and writes the registry below one prefix.
@@ -60,9 +60,9 @@ type Store struct {
 	client *consul.Client
 	prefix string
 
-	// quotas holds a quotaTurn per product: writers of one replica take turns at
-	// its count instead of racing each other's check-and-set (measured: 16 racing
-	// writers retry 5 times each).
+	// quotas contains a quotaTurn per product: writers of one replica take turns at its
+	// count, instead of racing with check-and-set (measured: 16 racing writers retry 5
+	// times each).
 	quotas sync.Map
 
 	shared   sharedReads
@@ -76,14 +76,14 @@ type Store struct {
 	back       chan struct{}              // see Back
 }
 
-// New returns a store below prefix, which ends in a slash.
+// New returns a store for the keys below prefix, which must end in a slash.
 func New(client *consul.Client, prefix string) *Store {
 	s := &Store{client: client, prefix: prefix, back: make(chan struct{}, 1)}
 	s.shared.store = s
 	return s
 }
 
-// Key names below the prefix (DESIGN section 1).
+// Key names below the prefix.
 const enginesBelow = "engines/"
 
 func (s *Store) productKey(id string) string      { return s.prefix + "products/" + id }
@@ -102,9 +102,8 @@ func (s *Store) changeKey(productID, userID string) string {
 	return s.prefix + "changes/" + shard(productID, userID)
 }
 
-// txn runs one transaction. A nil response with ErrConflict means that it was
-// refused as a whole; failed then holds the positions of the operations that
-// did not hold.
+// txn runs one transaction. ErrConflict without results means that it was refused as a
+// whole; failed then contains the positions of the operations whose condition was not met.
 func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KVPairs, failed []int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -121,9 +120,9 @@ func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KV
 	return resp.Results, nil, nil
 }
 
-// deleteAt are the operations that delete a key that is still there at index.
-// Consul's own delete-cas holds also when the key is gone (measured), and then
-// somebody else has what it stood for.
+// deleteAt returns the operations that delete a key only if it still exists at index.
+// Consul's own delete-cas also succeeds if the key no longer exists (measured), and then
+// another caller has what the key stood for.
 func deleteAt(key string, index uint64) consul.KVTxnOps {
 	return consul.KVTxnOps{
 		{Verb: consul.KVCheckIndex, Key: key, Index: index},
@@ -131,7 +130,7 @@ func deleteAt(key string, index uint64) consul.KVTxnOps {
 	}
 }
 
-// get reads one key; nil when it is not there.
+// get reads one key; nil if it does not exist.
 func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -153,7 +152,7 @@ func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) 
 	return pairs, nil
 }
 
-// idsBelow are the last segments of all keys below a prefix of the store.
+// idsBelow returns the last segments of all keys below a prefix of the store.
 func (s *Store) idsBelow(ctx context.Context, below string) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -168,24 +167,24 @@ func (s *Store) idsBelow(ctx context.Context, below string) (map[string]bool, er
 	return ids, nil
 }
 
-// consistent are the options of a read that sees every change which was made
-// before it began. By default, a Consul server that has just won or lost the lead
-// may answer from before: a row as it was, or no key of a replica that lives.
+// consistent returns the options of a read that sees every change made before it began. By
+// default, a Consul server that has just won or lost the lead may return old data: an
+// outdated row, or no key of a live replica.
 func consistent(ctx context.Context) *consul.QueryOptions {
 	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
-// Ping asks Consul for what every call needs: a consistent read below the prefix, with the
-// service's own token. An agent names a leader for a while after that is gone, and its own
-// token may not reach the keys. ErrDenied: the service may not read them.
+// Ping makes the call that all others depend on: a consistent read below the prefix, with
+// the service's own token. (An agent names a leader for a while after the leader was lost,
+// and the agent's own token may have other permissions.) ErrDenied: the service may not
+// read the keys.
 func (s *Store) Ping(ctx context.Context) error {
 	_, err := s.get(ctx, s.deploymentKey())
 	return err
 }
 
-// unavailable marks an error of the Consul client. Every failed call counts:
-// the requests are ours and well formed, so what fails is the way there, the
-// cluster, or the token.
+// unavailable wraps an error of the Consul client. Every failed call counts: the requests
+// are correct, so what failed is the connection, the cluster, or the token.
 func unavailable(err error) error {
 	var status consul.StatusError
 	if errors.As(err, &status) && (status.Code == http.StatusForbidden || status.Code == http.StatusUnauthorized) {
@@ -194,7 +193,8 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// encode is a record as it is stored, with what this version does not know of it.
+// encode returns a record as it is stored, including the fields that this version does not
+// know.
 func encode(v any) []byte {
 	switch v := v.(type) {
 	case *engine.Row:
@@ -208,7 +208,7 @@ func encode(v any) []byte {
 func marshal(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic("registry: rows always marshal: " + err.Error())
+		panic("registry: cannot encode a row: " + err.Error())
 	}
 	return b
 }
@@ -222,8 +222,7 @@ func decode[T any](pair *consul.KVPair) (*T, error) {
 	return v, nil
 }
 
-// decodeProduct is decode of a product's row, which has to be of the product that its
-// key names.
+// decodeProduct decodes a product's row, which must belong to the product in its key.
 func decodeProduct(pair *consul.KVPair) (*engine.Product, error) {
 	id := base(pair.Key)
 	p, err := decode[engine.Product](pair)
@@ -238,5 +237,5 @@ func decodeProduct(pair *consul.KVPair) (*engine.Product, error) {
 	return p, nil
 }
 
-// base is the last segment of a key.
+// base returns the last segment of a key.
 func base(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }

@@ -33,7 +33,7 @@ func newProduct(slug string, maxEngines *int) *engine.Product {
 	}
 }
 
-// product registers a product and reads it back.
+// product creates a product and reads it back.
 func (r *replica) product(t *testing.T, maxEngines *int) *engine.Product {
 	t.Helper()
 	p := newProduct(newName(), maxEngines)
@@ -47,7 +47,7 @@ func (r *replica) product(t *testing.T, maxEngines *int) *engine.Product {
 	return got
 }
 
-// bySlug is the product that a slug is reserved for.
+// bySlug returns the product for which a slug is reserved.
 func (r *replica) bySlug(ctx context.Context, slug string) (*engine.Product, error) {
 	pair, err := r.get(ctx, r.slugKey(slug))
 	if err != nil {
@@ -69,7 +69,7 @@ func newEngine(p *engine.Product, user string) *engine.Row {
 	}
 }
 
-// claim makes a user an engine's row.
+// claim creates an engine's row for a user.
 func (r *replica) claim(t *testing.T, p *engine.Product, user string) *engine.Row {
 	t.Helper()
 	e := newEngine(p, user)
@@ -79,7 +79,7 @@ func (r *replica) claim(t *testing.T, p *engine.Product, user string) *engine.Ro
 	return e
 }
 
-// move takes a row through states.
+// move moves a row through states.
 func (r *replica) move(t *testing.T, e *engine.Row, to ...engine.State) {
 	t.Helper()
 	for _, s := range to {
@@ -114,7 +114,7 @@ func (r *replica) wantNoRow(t *testing.T, e *engine.Row) {
 	wantErr(t, err, ErrNotFound)
 }
 
-// outcomes counts what n concurrent calls returned.
+// outcomes counts the results of n concurrent calls.
 func outcomes(n int, call func(i int) error) map[string]int {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -208,8 +208,8 @@ func TestCreateProduct(t *testing.T) {
 	})
 }
 
-// A count that was deleted or damaged manually is made anew by whoever needs it, exactly,
-// with many who do at the same time. One of no product is not made.
+// A count that was deleted or damaged manually is recreated exactly by the first caller
+// that needs it, also with many concurrent callers. A count of no product is not created.
 func TestRecount(t *testing.T) {
 	spoil := map[string]func(*testing.T, *replica, *engine.Product){
 		"Missing": func(t *testing.T, r *replica, p *engine.Product) {
@@ -236,7 +236,7 @@ func TestRecount(t *testing.T) {
 			if err != nil || quotas[neighbour.ProductID].Count != 1 {
 				t.Fatalf("%+v, %v", quotas, err)
 			}
-			const callers = 12 // 9 have a place when both have left
+			const callers = 12 // 9 have a place after both have left
 			wantOutcomes(t, outcomes(2, func(i int) error { return []*replica{r, other}[i].Remove(t.Context(), leaving[i], false) }), map[string]int{"OK": 2})
 			r.wantQuota(t, p, 0)
 			spoil(t, r, p)
@@ -359,7 +359,7 @@ func TestClaim(t *testing.T) {
 			t.Fatalf("%d rows, %v, want 50", len(got), err)
 		}
 	})
-	// What one replica wrote last is not what there is, once another has counted.
+	// What one replica wrote last is outdated after another one has counted.
 	t.Run("OKAfterAnotherReplica", func(t *testing.T) {
 		at := prefix(t)
 		here, there := join(t, at), join(t, at)
@@ -385,7 +385,7 @@ func TestClaim(t *testing.T) {
 			t.Fatalf("a refused claim left something behind: %v", keys)
 		}
 	})
-	// A tightened limit evicts nobody and lets nobody in.
+	// A lowered limit evicts no user and admits no new one.
 	t.Run("ErrQuotaTightened", func(t *testing.T) {
 		r := join(t, prefix(t))
 		p := r.product(t, ptr(3))
@@ -417,7 +417,7 @@ func TestClaim(t *testing.T) {
 			t.Fatalf("%d engine ids for one row", ids)
 		}
 	})
-	// A user who has an engine is told so even when the product is full.
+	// A user with an engine gets this error even when the product is full.
 	t.Run("ErrExistsWhenFull", func(t *testing.T) {
 		r := join(t, prefix(t))
 		p := r.product(t, ptr(1))
@@ -551,7 +551,7 @@ func TestUpdate(t *testing.T) {
 				if err := r.Update(t.Context(), wrong); err == nil || !strings.Contains(err.Error(), "illegal move") {
 					t.Errorf("%s to %q: %v", stored, to, err)
 				}
-				// A row read back knows where it came from as well.
+				// A row that was read back also has its index.
 				read, err := r.Engine(t.Context(), p.ProductID, e.UserID)
 				if err != nil {
 					t.Fatal(err)
@@ -649,7 +649,7 @@ func TestRemove(t *testing.T) {
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
 		}
-		// What is removed twice is counted once.
+		// A row that is removed twice is counted once.
 		wantErr(t, r.Remove(t.Context(), e, false), ErrConflict)
 		r.wantQuota(t, p, 0)
 	})
@@ -718,7 +718,7 @@ func TestReidentify(t *testing.T) {
 		if pool, _, err := r.PooledVolumes(t.Context()); err != nil || len(pool) != 0 {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
-		// The row goes on under its new index.
+		// The row continues under its new index.
 		r.move(t, next, engine.Running, engine.Destroying)
 		if err := r.Remove(t.Context(), next, false); err != nil {
 			t.Fatal(err)
@@ -765,7 +765,7 @@ func TestEngines(t *testing.T) {
 			if err != nil || len(got) != 1 || got[0].EngineID != e.EngineID || len(unreadable) != 1 || unreadable[0].Newer {
 				t.Fatalf("%d rows, beside %+v, %v", len(got), unreadable, err)
 			}
-			r.wantRow(t, e) // the sound row is still served
+			r.wantRow(t, e) // the intact row is still served
 		})
 	}
 }
@@ -782,7 +782,7 @@ func TestPool(t *testing.T) {
 			t.Fatalf("pool %v, %v", pool, err)
 		}
 	})
-	// A replica that only believes that it leads is refused by Consul.
+	// Consul refuses a replica that wrongly believes that it is the leader.
 	t.Run("ErrLeadLost", func(t *testing.T) {
 		follower.self.mu.Lock()
 		was := follower.self.leader
@@ -821,8 +821,8 @@ func TestPool(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	// What somebody claimed between a list and a deletion is theirs: the caller
-	// deletes the volume after this.
+	// A volume that was claimed between a list and a deletion belongs to its claimer: the
+	// caller deletes the volume after this.
 	t.Run("ErrConflictClaimed", func(t *testing.T) {
 		p := r.product(t, nil)
 		v := &PooledVolume{EngineID: newName(), NodeID: "node-1", VolumeID: "vol", Path: "/vol", Owner: "agent"}
@@ -836,7 +836,7 @@ func TestPool(t *testing.T) {
 		}
 		wantErr(t, r.DeletePooledVolume(t.Context(), v), ErrConflict)
 		wantErr(t, r.DeleteUnreachableVolume(t.Context(), &UnreachableVolume{EngineID: "none", Index: 7}), ErrConflict)
-		// Nor can it be claimed again under the next engine's row.
+		// It cannot be claimed again under the next engine's row either.
 		r.move(t, e, engine.Destroying)
 		if err := r.Remove(t.Context(), e, false); err != nil {
 			t.Fatal(err)
@@ -897,7 +897,7 @@ func TestReplica(t *testing.T) {
 		if _, err := r.client.Session().Destroy(lost, nil); err != nil {
 			t.Fatal(err)
 		}
-		// It does not know yet; Consul does.
+		// The replica does not know it yet; Consul does.
 		next := e.Clone()
 		next.State = engine.Running
 		wantErr(t, r.Update(t.Context(), next), ErrNoSession)
@@ -909,7 +909,7 @@ func TestReplica(t *testing.T) {
 		r.wantRow(t, destroying)
 		r.wantQuota(t, p, 2)
 		if ids, err := r.Replicas(t.Context()); err != nil || len(ids) != 0 {
-			t.Fatalf("replicas %v, %v after the only session is gone", ids, err)
+			t.Fatalf("replicas %v, %v after the end of the only session", ids, err)
 		}
 
 		eventually(t, "the replica is back under its id, and leads", func() error {
@@ -956,8 +956,7 @@ func TestReplica(t *testing.T) {
 	})
 }
 
-// TestErrUnavailable: a Consul that cannot be reached, or has no leader, is
-// said by every call.
+// TestErrUnavailable: every call reports a Consul that cannot be reached or has no leader.
 func TestErrUnavailable(t *testing.T) {
 	transport := &http.Transport{DisableKeepAlives: true}
 	client, err := consul.NewClient(&consul.Config{Address: "127.0.0.1:1", Transport: transport})
@@ -1002,8 +1001,8 @@ func TestErrUnavailable(t *testing.T) {
 	}
 }
 
-// A shared read is as fresh as one of its own: whoever wrote reads at least
-// that, however many others read and leave meanwhile.
+// A shared read is as fresh as a separate one: a caller reads at least its own writes,
+// however many others read and leave meanwhile.
 func TestLookupSeesWhatWasWrittenBefore(t *testing.T) {
 	r := join(t, prefix(t))
 	products := []*engine.Product{r.product(t, nil), r.product(t, nil)}

@@ -8,8 +8,8 @@ import (
 	consul "github.com/hashicorp/consul/api"
 )
 
-// Storm is the note that restarts are held back, kept so that a change of leader
-// does not tell of the same storm twice.
+// Storm is the record that restarts are held back, so that a new leader does not report the
+// same storm again.
 type Storm struct {
 	Began   time.Time `json:"began"`
 	AuditID int64     `json:"audit_id"`
@@ -19,7 +19,7 @@ type Storm struct {
 
 func (s *Store) stormKey() string { return s.prefix + "storm" }
 
-// Storm reads the note. ErrNotFound: restarts are not held back.
+// Storm reads the record. ErrNotFound: restarts are not held back.
 func (s *Store) Storm(ctx context.Context) (*Storm, error) {
 	pair, err := s.get(ctx, s.stormKey())
 	if err != nil {
@@ -36,7 +36,7 @@ func (s *Store) Storm(ctx context.Context) (*Storm, error) {
 	return st, nil
 }
 
-// PutStorm writes the note where there is none, as the leader.
+// PutStorm writes the record if there is none, as the leader.
 func (s *Store) PutStorm(ctx context.Context, st *Storm) error {
 	ops, err := s.led(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.stormKey(), Value: encode(st)})
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *Store) PutStorm(ctx context.Context, st *Storm) error {
 	return err
 }
 
-// DeleteStorm removes the note that was read, as the leader.
+// DeleteStorm deletes the record that was read, as the leader.
 func (s *Store) DeleteStorm(ctx context.Context, st *Storm) error {
 	ops, err := s.led(deleteAt(s.stormKey(), st.Index)...)
 	if err != nil {

@@ -12,16 +12,16 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// ErrHasEngines says that a product still has engines.
+// ErrHasEngines: the product still has engines.
 var ErrHasEngines = errors.New("registry: product has engines")
 
-// Tenant is a product with its count of engines, whatever their state.
+// Tenant is a product with its number of engines, in any state.
 type Tenant struct {
 	*engine.Product
 	Engines int
 }
 
-// Products reads all products. Those that cannot be read are returned beside the others.
+// Products reads all products. Those that cannot be read are returned separately.
 func (s *Store) Products(ctx context.Context) (products []*engine.Product, unreadable []*Unreadable, err error) {
 	pairs, err := s.list(ctx, "products/")
 	if err != nil {
@@ -39,7 +39,7 @@ func (s *Store) Products(ctx context.Context) (products []*engine.Product, unrea
 }
 
 // Tenants reads all products, oldest first. Those that cannot be read are returned
-// beside the others.
+// separately.
 func (s *Store) Tenants(ctx context.Context) (tenants []Tenant, unreadable []*Unreadable, err error) {
 	products, unreadable, err := s.Products(ctx)
 	if err != nil {
@@ -52,7 +52,7 @@ func (s *Store) Tenants(ctx context.Context) (tenants []Tenant, unreadable []*Un
 	tenants = make([]Tenant, 0, len(products))
 	for _, p := range products {
 		q, known := quotas[p.ProductID]
-		if !known || q.Count < 0 { // unless the product went between the two lists
+		if !known || q.Count < 0 { // unless the product was deleted between the two lists
 			if q.Count, err = s.QuotaCount(ctx, p.ProductID); err != nil && !errors.Is(err, ErrNotFound) {
 				return nil, nil, err
 			}
@@ -90,7 +90,7 @@ func (s *Store) Product(ctx context.Context, productID string) (*engine.Product,
 	return decodeProduct(pair)
 }
 
-// Tenant reads one product. ErrNotFound: there is none.
+// Tenant reads one product. ErrNotFound: there is no such product.
 func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
 	p, err := s.Product(ctx, productID)
 	if err != nil {
@@ -100,28 +100,28 @@ func (s *Store) Tenant(ctx context.Context, productID string) (Tenant, error) {
 	return Tenant{p, n}, err
 }
 
-// SetPolicy replaces a product's policy, if may allows that of the one it has; it holds
-// for every read that begins after this returns. ErrNotFound: no such product. Otherwise
-// the error is may's.
+// SetPolicy replaces a product's policy if may accepts the current one. The new policy is
+// effective for every read that begins after SetPolicy returns. ErrNotFound: there is no
+// such product. Any other error is may's.
 func (s *Store) SetPolicy(ctx context.Context, productID string, policy engine.Policy, may func(engine.Policy) error) (*engine.Product, error) {
 	return s.changeProduct(ctx, productID, func(p *engine.Product) (consul.KVTxnOps, error) {
 		if err := may(p.Policy); err != nil {
 			return nil, err
 		}
 		p.Policy = policy
-		if u := keptOf(p.Stored).unknown; u != nil { // the new one has no other fields
+		if u := keptOf(p.Stored).unknown; u != nil { // the new policy has no other fields
 			p.Stored = kept{unknown: &unknown{fields: u.fields}}
 		}
 		return nil, nil
 	})
 }
 
-// maxRetiredKeys bounds how many earlier keys of a product work at a time.
+// maxRetiredKeys limits the number of earlier keys of a product that are valid.
 const maxRetiredKeys = 8
 
-// RotatePlatformKey gives a product a new platform key. The one before works on
-// for overlap; with none it, and all earlier ones, end at once. ErrNotFound: no
-// such product.
+// RotatePlatformKey gives a product a new platform key. The previous one stays valid for
+// overlap; without an overlap, it and all earlier ones become invalid at once. ErrNotFound:
+// there is no such product.
 func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string, overlap time.Duration) (*engine.Product, error) {
 	return s.changeProduct(ctx, productID, func(p *engine.Product) (consul.KVTxnOps, error) {
 		now := time.Now().UTC()
@@ -139,8 +139,8 @@ func (s *Store) RotatePlatformKey(ctx context.Context, productID, keyHash string
 	})
 }
 
-// changeProduct applies change to a product's row by check-and-set, together
-// with the operations that it returns.
+// changeProduct applies change to a product's row by check-and-set, together with the
+// operations that change returns.
 func (s *Store) changeProduct(ctx context.Context, productID string, change func(*engine.Product) (consul.KVTxnOps, error)) (*engine.Product, error) {
 	for {
 		t, err := s.Tenant(ctx, productID)
@@ -155,7 +155,7 @@ func (s *Store) changeProduct(ctx context.Context, productID string, change func
 		ops := append(consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.productKey(productID), Value: encode(t.Product), Index: t.Index}}, more...)
 		results, _, err := s.txn(ctx, ops)
 		if errors.Is(err, ErrConflict) && ctx.Err() == nil {
-			continue // somebody else changed it
+			continue // another writer changed it
 		}
 		if err != nil {
 			return nil, err
@@ -165,9 +165,8 @@ func (s *Store) changeProduct(ctx context.Context, productID string, change func
 	}
 }
 
-// DeleteProduct removes a product that has no engine, with its keys and all that
-// is kept for it. A provision that is about to claim fails on the missing row.
-// ErrNotFound, ErrHasEngines.
+// DeleteProduct deletes a product without engines, with its keys and everything stored for
+// it. A concurrent provision fails because the row is missing. ErrNotFound, ErrHasEngines.
 func (s *Store) DeleteProduct(ctx context.Context, productID string) error {
 	for {
 		t, err := s.Tenant(ctx, productID)

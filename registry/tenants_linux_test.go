@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// knows says whether a platform key hash is the product's, on every path.
+// knows reports whether a platform key hash belongs to the product, on every path.
 func (r *replica) knows(t *testing.T, p *engine.Product, hash string) bool {
 	t.Helper()
 	_, _, err := r.Lookup(t.Context(), hash, p.ProductID, "user")
@@ -104,7 +104,7 @@ func TestSetPolicy(t *testing.T) {
 	if diff := cmp.Diff(want, got.Policy); diff != "" {
 		t.Error(diff)
 	}
-	// A claim by the policy of before is refused.
+	// A claim with the previous policy is refused.
 	wantErr(t, r.Claim(t.Context(), p, newEngine(p, "user"), nil), ErrConflict)
 	_, err = r.SetPolicy(t.Context(), "nobody", want, always)
 	wantErr(t, err, ErrNotFound)
@@ -150,7 +150,7 @@ func TestDeleteProduct(t *testing.T) {
 		r.claim(t, p, "user")
 		wantErr(t, r.DeleteProduct(t.Context(), p.ProductID), ErrHasEngines)
 	})
-	// However a deletion races claims, there is never an engine without a product.
+	// However a deletion races with claims, there is never an engine without a product.
 	t.Run("Race", func(t *testing.T) {
 		for range 10 {
 			p := r.product(t, nil)
@@ -204,7 +204,7 @@ func TestIdempotency(t *testing.T) {
 			t.Fatal(err)
 		}
 		want(t, key, e.EngineID, "http://engine")
-		// A later operation leaves it alone.
+		// A later operation does not change it.
 		e.State = engine.Failed
 		if err := r.Update(t.Context(), e); err != nil {
 			t.Fatal(err)
@@ -247,7 +247,7 @@ func TestIdempotency(t *testing.T) {
 		other.Idempotency = &engine.IdempotencyRef{Key: e.Idempotency.Key, Body: "another"}
 		wantErr(t, r.Claim(t.Context(), p, other, nil), ErrKeyUsed)
 		if _, err := r.Engine(t.Context(), p.ProductID, "second"); !errors.Is(err, ErrNotFound) {
-			t.Errorf("a row was made: %v", err)
+			t.Errorf("a row was created: %v", err)
 		}
 	})
 	t.Run("OnlyOneOfManyIsFirst", func(t *testing.T) {

@@ -9,20 +9,20 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// unknown are the fields of a record that this version of the service does not know: a
-// newer one wrote them. They are written again with every change of the record, so that
-// replicas of both versions can run side by side.
+// unknown are the fields of a record that a newer version of the service wrote and this one
+// does not know. They are written again with every change of the record, so that replicas
+// of both versions can run at the same time.
 type unknown struct {
 	fields map[string]json.RawMessage
-	// inner are those of one object in the record: an engine's operation, which id says,
-	// or a product's policy.
+	// inner are those of one object in the record: an engine's operation with this id, or a
+	// product's policy.
 	inner map[string]json.RawMessage
 	id    string
 }
 
-// kind is what a record is made of, as this version knows it.
+// kind is the fields of a record that this version knows.
 type kind struct {
-	inside       string // the field whose own fields are kept, too
+	inside       string // the field whose own unknown fields are kept, too
 	known, inner map[string]bool
 }
 
@@ -31,7 +31,7 @@ var (
 	productKind = kind{"policy", fieldsOf(reflect.TypeFor[engine.Product]()), fieldsOf(reflect.TypeFor[engine.Policy]())}
 )
 
-// fieldsOf are the names that a struct has in JSON.
+// fieldsOf returns the JSON names of a struct's fields.
 func fieldsOf(t reflect.Type) map[string]bool {
 	names := map[string]bool{}
 	for i := range t.NumField() {
@@ -42,8 +42,8 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return names
 }
 
-// unknownIn are the fields of a record that this version does not know; nil: there are
-// none. id is that of the object inside.
+// unknownIn returns the fields of a record that this version does not know; nil: there are
+// none. id is the id of the object inside.
 func (k kind) unknownIn(value []byte, id string) *unknown {
 	var fields, inner map[string]json.RawMessage
 	if json.Unmarshal(value, &fields) != nil {
@@ -58,8 +58,8 @@ func (k kind) unknownIn(value []byte, id string) *unknown {
 	return &unknown{fields, inner, id}
 }
 
-// with is a record with what is unknown of it. id is that of the object inside as it is
-// now: of another one than it was, nothing is kept.
+// with returns a record with its unknown fields. id is the current id of the object inside:
+// if it has changed, its unknown fields are dropped.
 func (k kind) with(value []byte, u *unknown, id string) []byte {
 	if u == nil {
 		return value
@@ -76,7 +76,7 @@ func (k kind) with(value []byte, u *unknown, id string) []byte {
 	return marshal(all)
 }
 
-// merge is an object with some more fields.
+// merge adds fields to an object.
 func merge(object []byte, more map[string]json.RawMessage) []byte {
 	var all map[string]json.RawMessage
 	if len(more) == 0 || json.Unmarshal(object, &all) != nil || all == nil {
@@ -86,7 +86,7 @@ func merge(object []byte, more map[string]json.RawMessage) []byte {
 	return marshal(all)
 }
 
-// opID is the id of a row's operation, or "".
+// opID returns the id of a row's operation, or "".
 func opID(e *engine.Row) string {
 	if e.Op == nil {
 		return ""

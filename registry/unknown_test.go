@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// object reads JSON as it stands.
+// object decodes a JSON object.
 func object(t interface{ Fatal(...any) }, value []byte) map[string]any {
 	var fields map[string]any
 	if err := json.Unmarshal(value, &fields); err != nil {
@@ -21,7 +21,7 @@ func object(t interface{ Fatal(...any) }, value []byte) map[string]any {
 	return fields
 }
 
-// drawFields are fields that no version knows yet.
+// drawFields generates fields that no version knows.
 func drawFields(t *rapid.T, label string) map[string]any {
 	fields := map[string]any{}
 	for i := range rapid.IntRange(0, 3).Draw(t, label) {
@@ -32,7 +32,7 @@ func drawFields(t *rapid.T, label string) map[string]any {
 	return fields
 }
 
-// withFields is a record with more fields, and more in one object inside.
+// withFields adds fields to a record, and inner to one of its objects.
 func withFields(t *rapid.T, value []byte, inside string, fields, inner map[string]any) []byte {
 	all := object(t, value)
 	maps.Copy(all, fields)
@@ -42,8 +42,8 @@ func withFields(t *rapid.T, value []byte, inside string, fields, inner map[strin
 	return marshal(all)
 }
 
-// A row that a newer version of the service wrote keeps what this one does not know of
-// it, through any number of changes; an operation's go with the operation.
+// A row from a newer version of the service keeps its unknown fields through any number of
+// changes; an operation's fields are removed with the operation.
 func TestUnknownFieldsOfARowAreKept(t *testing.T) {
 	s := New(nil, "t/")
 	rapid.Check(t, func(t *rapid.T) {
@@ -79,7 +79,7 @@ func TestUnknownFieldsOfARowAreKept(t *testing.T) {
 	})
 }
 
-// The same of products; a new policy has the fields that the admin gave it, and no others.
+// Likewise for products; a new policy has exactly the fields that the admin set.
 func TestUnknownFieldsOfAProductAreKept(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p, n := newProduct("slug", nil), 5
@@ -97,7 +97,7 @@ func TestUnknownFieldsOfAProductAreKept(t *testing.T) {
 	})
 }
 
-// BenchmarkDecodeEngine is what one row takes that the mirror does not have yet; newer
+// BenchmarkDecodeEngine measures the decoding of one row that is new to the mirror; newer
 // is one with a field that this version does not know.
 func BenchmarkDecodeEngine(b *testing.B) {
 	s := New(nil, "t/")

@@ -13,20 +13,19 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Unreadable is a record that this version of the service cannot read. As an error it
-// says so of the one record; lists leave such a record out and return it beside what
-// they could read.
+// Unreadable is a record that this version of the service cannot read. It is the error of a
+// read of that record; lists return such records separately.
 type Unreadable struct {
-	// Key is the record's whole key in Consul, and Index its ModifyIndex.
+	// Key is the record's complete key in Consul, and Index its ModifyIndex.
 	Key   string
 	Index uint64
-	// ProductID is the product that the key names, and UserID the user, if it is the key
-	// of an engine's row.
+	// ProductID is the product in the key, and UserID the user, if it is the key of an
+	// engine's row.
 	ProductID, UserID string
 	// Newer: a newer version of the service wrote it. It is not damaged, and this version
-	// leaves it as it is.
+	// does not change it.
 	Newer bool
-	// Err says what is wrong with it, for the log.
+	// Err is the reason, for the log.
 	Err error
 }
 
@@ -36,18 +35,18 @@ func (u *Unreadable) Error() string {
 
 func (u *Unreadable) Unwrap() error { return u.Err }
 
-// Name is the record's key without what is above its last segment.
+// Name returns the last segment of the record's key.
 func (u *Unreadable) Name() string { return base(u.Key) }
 
-// asUnreadable is the record that an error says cannot be read, or nil.
+// asUnreadable returns the unreadable record in an error, or nil.
 func asUnreadable(err error) *Unreadable {
 	var u *Unreadable
 	errors.As(err, &u)
 	return u
 }
 
-// decodeEach decodes a list of keys; index is told each key's ModifyIndex. Records that
-// cannot be read are left out, and returned beside the list.
+// decodeEach decodes a list of keys, and passes each key's ModifyIndex to index. Records
+// that cannot be read are returned separately.
 func decodeEach[T any](pairs consul.KVPairs, index func(*T, uint64)) (list []*T, unreadable []*Unreadable) {
 	list = make([]*T, 0, len(pairs))
 	for _, pair := range pairs {
@@ -62,8 +61,8 @@ func decodeEach[T any](pairs consul.KVPairs, index func(*T, uint64)) (list []*T,
 	return list, unreadable
 }
 
-// Announce has all replicas read a row again, as the leader: what damaged it, or wrote
-// a second one, told nobody.
+// Announce makes all replicas read a row again, as the leader, because a write that damaged
+// it, or added a second one, notified nobody.
 func (s *Store) Announce(ctx context.Context, productID, userID string) error {
 	ops, err := s.led(s.announced(productID, userID))
 	if err != nil {
@@ -79,17 +78,17 @@ func (s *Store) announced(productID, userID string) *consul.KVTxnOp {
 	return &consul.KVTxnOp{Verb: consul.KVSet, Key: s.changeKey(productID, userID), Value: []byte("announced@" + at)}
 }
 
-// RemoveUnreadable deletes a row that cannot be read, at the index at which it was
-// read, as the leader, and gives its place in the quota back. ErrConflict: the row
-// changed, or this replica does not lead.
+// RemoveUnreadable deletes an unreadable row by check-and-set at its index, as the leader,
+// and frees its place in the quota. ErrConflict: the row has changed, or this replica does
+// not lead.
 func (s *Store) RemoveUnreadable(ctx context.Context, u *Unreadable) error {
 	_, err := s.removeAlone(ctx, u.ProductID, u.Key, u.Index, s.announced(u.ProductID, u.UserID), s.led)
 	return err
 }
 
-// DropTwin removes a row that names another row's engine, as it was read, and gives its
-// place in the quota back; the index by engine_id is the other row's. ErrConflict: the
-// row changed.
+// DropTwin deletes a row that names another row's engine, unless it has changed, and frees
+// its place in the quota. The index by engine_id belongs to the other row. ErrConflict: the
+// row has changed.
 func (s *Store) DropTwin(ctx context.Context, e *engine.Row) error {
 	failed, err := s.removeAlone(ctx, e.ProductID, s.engineKey(e.ProductID, e.UserID), e.Index, s.changed(e), s.fenced)
 	if err == nil {
@@ -99,14 +98,13 @@ func (s *Store) DropTwin(ctx context.Context, e *engine.Row) error {
 }
 
 // removeAlone deletes the key of a row, and frees its place in the quota. told is the
-// operation that tells the watchers, and by puts the condition on this replica before
-// the others.
+// operation that notifies the watchers, and by adds the condition on this replica.
 func (s *Store) removeAlone(ctx context.Context, productID, key string, index uint64, told *consul.KVTxnOp, by func(...*consul.KVTxnOp) (consul.KVTxnOps, error)) (failed []int, err error) {
 	quota := s.quotaTurn(productID)
 	defer quota.end()
 	for {
 		place, left, err := s.quotaPlace(ctx, quota)
-		if errors.Is(err, ErrNotFound) { // the product is gone, and its count with it
+		if errors.Is(err, ErrNotFound) { // the product was deleted, and its count with it
 			place, left, err = &consul.KVTxnOp{Verb: consul.KVGetOrEmpty, Key: s.quotaKey(productID)}, 0, nil
 		}
 		if err != nil {
@@ -126,8 +124,8 @@ func (s *Store) removeAlone(ctx context.Context, productID, key string, index ui
 	}
 }
 
-// DeleteUnreadable removes a record that nobody needs, at the index at which it was
-// read, as the leader. ErrConflict: it changed, or this replica does not lead.
+// DeleteUnreadable deletes an unnecessary record by check-and-set at its index, as the
+// leader. ErrConflict: it has changed, or this replica does not lead.
 func (s *Store) DeleteUnreadable(ctx context.Context, u *Unreadable) error {
 	ops, err := s.led(deleteAt(u.Key, u.Index)...)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// A row that cannot be read is missing in no list without being told of, and nobody's
-// writes are made over it but those that know at which index it stands.
+// Every list reports an unreadable row, and only writes that know its index can overwrite
+// it.
 func TestUnreadableRow(t *testing.T) {
 	for name, value := range map[string]string{
 		"ErrTruncated": `{"trunc`, "ErrEmptyObject": `{}`, "ErrNewerState": "newer",
@@ -39,7 +39,7 @@ func TestUnreadableRow(t *testing.T) {
 				t.Errorf("the row reads as %v", err)
 			}
 			if _, _, err = r.Lookup(t.Context(), p.PlatformKeyHash, p.ProductID, "user"); asUnreadable(err) == nil {
-				t.Errorf("a look-up answers %v", err)
+				t.Errorf("a lookup returns %v", err)
 			}
 			if held, err := r.Held(t.Context(), e.EngineID); err != nil || !held {
 				t.Errorf("its engine is held: %v, %v", held, err)
@@ -113,8 +113,7 @@ func TestTwins(t *testing.T) {
 	}
 }
 
-// Indexes that are missing, or lead to something else, are set right, but not when their
-// row has changed since it was read.
+// Missing or wrong indexes are corrected, unless their row has changed since it was read.
 func TestIndexes(t *testing.T) {
 	r := lead(t, prefix(t))
 	p, other := r.product(t, nil), r.product(t, nil)
@@ -178,15 +177,14 @@ func TestIndexes(t *testing.T) {
 	f := faults()["engine-ids/"+e.EngineID]
 	r.move(t, e, engine.Running)
 	wantErr(t, r.Mend(t.Context(), f), ErrConflict)
-	// An index whose row is gone holds nothing.
+	// An index whose row is gone has no effect.
 	r.put(t, "engine-ids/stray", []byte("engines/"+rowName(p.ProductID, "nobody")))
 	if held, err := r.Held(t.Context(), "stray"); err != nil || held {
 		t.Errorf("an engine without a row is held: %v, %v", held, err)
 	}
 }
 
-// What cannot be read of a product's bucket, an Idempotency-Key, a rollout, a backoff or
-// a flush is as if it were not there.
+// An unreadable bucket, Idempotency-Key, rollout, backoff or flush counts as absent.
 func TestUnreadableIsAsNone(t *testing.T) {
 	r := lead(t, prefix(t))
 	p := r.product(t, nil)

@@ -12,23 +12,23 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// UnreachableVolume is what is left of a destroyed engine whose volume could not be deleted: its
-// node was silent, Nomad does not know the volume any more, or a container of the
+// UnreachableVolume is the volume of a destroyed engine that could not be deleted yet,
+// because its node did not respond, Nomad no longer knows the volume, or a container of the
 // engine may run.
 type UnreachableVolume struct {
 	EngineID string `json:"engine_id"`
 	NodeID   string `json:"node_id"`
 	VolumeID string `json:"volume_id"`
-	// VolumeName is the volume's name where that is not JobID, and VolumePath its
-	// directory on the node.
+	// VolumeName is the volume's name if it is not JobID, and VolumePath its directory on
+	// the node.
 	VolumeName string `json:"volume_name,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
-	// Unproven: a container of the engine may run, so the volume is not deleted before
-	// it is proved on the node that none does.
+	// Unproven: a container of the engine may run, so the volume is not deleted before it
+	// is proved on the node that none does.
 	Unproven bool `json:"unproven,omitempty"`
-	// Left is why the last try to delete it did not, in words for an admin.
+	// Left is why the last attempt to delete it failed, for an admin.
 	Left string `json:"left,omitempty"`
-	// Whose engine it was, and when it was destroyed.
+	// ProductID and UserID are the engine's owner, and Since is when it was destroyed.
 	ProductID string    `json:"product_id,omitempty"`
 	UserID    string    `json:"user_id,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
@@ -36,12 +36,13 @@ type UnreachableVolume struct {
 	Index uint64 `json:"-"`
 }
 
-// Volume is the name of the volume.
+// Volume returns the name of the volume.
 func (g *UnreachableVolume) Volume() string { return cmp.Or(g.VolumeName, engine.JobID(g.EngineID)) }
 
 func (s *Store) unreachableVolumeKey(engineID string) string { return s.prefix + "graves/" + engineID }
 
-// UnreachableVolumes lists them all. Those that cannot be read are returned beside the others.
+// UnreachableVolumes lists all unreachable volumes. Those that cannot be read are returned
+// separately.
 func (s *Store) UnreachableVolumes(ctx context.Context) ([]*UnreachableVolume, []*Unreadable, error) {
 	pairs, err := s.list(ctx, "graves/")
 	if err != nil {
@@ -51,7 +52,7 @@ func (s *Store) UnreachableVolumes(ctx context.Context) ([]*UnreachableVolume, [
 	return unreachable, unreadable, nil
 }
 
-// DeleteUnreachableVolume forgets one that is deleted, as the leader.
+// DeleteUnreachableVolume deletes the entry of a deleted volume, as the leader.
 func (s *Store) DeleteUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
 	ops, err := s.led(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
 	if err != nil {
@@ -61,8 +62,8 @@ func (s *Store) DeleteUnreachableVolume(ctx context.Context, g *UnreachableVolum
 	return err
 }
 
-// UpdateUnreachableVolume writes an unreachable volume that was read. ErrConflict: it was changed or emptied
-// meanwhile.
+// UpdateUnreachableVolume writes an unreachable volume that was read. ErrConflict: it has
+// changed or was removed meanwhile.
 func (s *Store) UpdateUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.unreachableVolumeKey(g.EngineID), Value: encode(g), Index: g.Index})
 	if err != nil {
@@ -72,8 +73,8 @@ func (s *Store) UpdateUnreachableVolume(ctx context.Context, g *UnreachableVolum
 	return s.sessionOr(failed, err)
 }
 
-// ForgetVolume forgets an unreachable volume for good, whatever became of its volume. ErrNotFound:
-// there is no such unreachable volume.
+// ForgetVolume deletes the entry of an unreachable volume, whatever happened to the volume.
+// ErrNotFound: there is no such unreachable volume.
 func (s *Store) ForgetVolume(ctx context.Context, g *UnreachableVolume) error {
 	ops, err := s.fenced(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
 	if err != nil {

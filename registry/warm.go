@@ -11,10 +11,9 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// CreateWarm writes the row of an engine that is to become a warm one, as the
-// leader, and takes its pooled volume, if it has one, out of the pool.
-// ErrConflict: the volume was taken by somebody else, or this replica does not
-// lead.
+// CreateWarm writes the row of a new warm engine, as the leader, and removes its pooled
+// volume, if it has one, from the pool. ErrConflict: the volume was claimed by another
+// call, or this replica does not lead.
 func (s *Store) CreateWarm(ctx context.Context, e *engine.Row, pooled *PooledVolume) error {
 	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
 		return err
@@ -40,10 +39,10 @@ func (s *Store) CreateWarm(ctx context.Context, e *engine.Row, pooled *PooledVol
 	return nil
 }
 
-// ClaimWarm makes a warm engine a user's, in one transaction: the row that was
-// read at warm.Index goes, e comes, with the operation that makes its secret the
-// user's. The errors are those of Claim; ErrConflict is also that somebody else got
-// this engine.
+// ClaimWarm gives a warm engine to a user in one transaction: it deletes the row that was
+// read at warm.Index, and writes e with the operation that changes the owner in its secret.
+// The errors are those of Claim; ErrConflict may also mean that another call claimed this
+// engine.
 func (s *Store) ClaimWarm(ctx context.Context, p *engine.Product, e, warm *engine.Row) error {
 	if warm.ProductID != engine.WarmProduct || warm.State != engine.Running || warm.Op != nil || e.State != engine.Provisioning || e.Op == nil || e.EngineID != warm.EngineID {
 		return fmt.Errorf("registry: %s cannot be claimed as a warm engine", warm.EngineID)
@@ -63,7 +62,7 @@ func (s *Store) takePooled(pooled *PooledVolume) consul.KVTxnOps {
 	return deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)
 }
 
-// claim runs claimOnce until the quota count stands still.
+// claim runs claimOnce until the quota count does not change concurrently.
 func (s *Store) claim(ctx context.Context, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
 	quota := s.quotaTurn(p.ProductID)
 	defer quota.end()
@@ -78,14 +77,15 @@ func (s *Store) claim(ctx context.Context, p *engine.Product, e *engine.Row, ind
 	}
 }
 
-// WarmBackoff is why no warm engines of a kind are made for a while. The kind is
-// its fingerprint.
+// WarmBackoff is why no warm engines of a kind, identified by its fingerprint, are created
+// for a while.
 type WarmBackoff struct {
 	Fingerprint string `json:"fingerprint"`
-	// Attempts in a row that failed; 0: none did, and its engines were preempted.
+	// Attempts is the number of successive failures; 0: none failed, but warm engines were
+	// preempted.
 	Attempts int    `json:"attempts"`
-	Error    string `json:"error"` // fit for an admin to read
-	// RetryAt is when the next ones may be made.
+	Error    string `json:"error"` // for an admin
+	// RetryAt is when the next ones may be created.
 	RetryAt time.Time `json:"retry_at"`
 
 	// Index is the record's ModifyIndex in Consul.
@@ -94,8 +94,7 @@ type WarmBackoff struct {
 
 const warmBackoffsBelow = "warm-setbacks/"
 
-// WarmBackoffs reads all of them, by fingerprint. One that cannot be read holds nothing
-// back.
+// WarmBackoffs reads all backoffs, by fingerprint. One that cannot be read has no effect.
 func (s *Store) WarmBackoffs(ctx context.Context) (map[string]*WarmBackoff, error) {
 	pairs, err := s.list(ctx, warmBackoffsBelow)
 	if err != nil {
@@ -113,8 +112,8 @@ func (s *Store) WarmBackoffs(ctx context.Context) (map[string]*WarmBackoff, erro
 	return backoffs, nil
 }
 
-// PutWarmBackoff writes a record over the one read at b.Index (0: a new one).
-// ErrConflict: somebody else did.
+// PutWarmBackoff writes a record by check-and-set at b.Index (0: a new one). ErrConflict:
+// it has changed.
 func (s *Store) PutWarmBackoff(ctx context.Context, b *WarmBackoff) error {
 	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.prefix + warmBackoffsBelow + b.Fingerprint, Value: encode(b), Index: b.Index})
 	if err != nil {
@@ -124,7 +123,8 @@ func (s *Store) PutWarmBackoff(ctx context.Context, b *WarmBackoff) error {
 	return s.sessionOr(failed, err)
 }
 
-// DeleteWarmBackoff removes the record read at b.Index. ErrConflict: it changed.
+// DeleteWarmBackoff deletes the record by check-and-set at b.Index. ErrConflict: it has
+// changed.
 func (s *Store) DeleteWarmBackoff(ctx context.Context, b *WarmBackoff) error {
 	ops, err := s.fenced(deleteAt(s.prefix+warmBackoffsBelow+b.Fingerprint, b.Index)...)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// warmEngine makes a warm engine's row.
+// warmEngine creates a warm engine's row.
 func (r *replica) warmEngine(t *testing.T) *engine.Row {
 	t.Helper()
 	e := newEngine(&engine.Product{ProductID: engine.WarmProduct, Slug: engine.WarmProduct}, newName())
@@ -20,7 +20,7 @@ func (r *replica) warmEngine(t *testing.T) *engine.Row {
 	return e
 }
 
-// claimOf is what a user's row would be.
+// claimOf returns the row that a user would get.
 func claimOf(warm *engine.Row, p *engine.Product, user string) *engine.Row {
 	e := warm.Clone()
 	e.ProductID, e.ProductSlug, e.UserID = p.ProductID, p.Slug, user

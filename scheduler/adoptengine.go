@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 )
 
-// adoptee is an engine on its way to a new volume.
+// adoptee is an engine that is getting a new volume.
 type adoptee struct {
 	row    *engine.Row
 	path   string
@@ -22,8 +22,8 @@ type adoptee struct {
 	began   time.Time
 }
 
-// mayAdopt says whether an engine is at rest, or waits for the very process that the
-// adoption ends.
+// mayAdopt reports whether an engine has no operation, or waits only for the process that
+// the adoption ends.
 func mayAdopt(row *engine.Row) bool {
 	if row.Op == nil {
 		return row.State != engine.Provisioning
@@ -37,7 +37,7 @@ func mayAdopt(row *engine.Row) bool {
 	return false
 }
 
-// silence makes sure that nothing starts a process of an engine from now on.
+// silence makes sure that nothing starts a process of an engine any more.
 func (s *Scheduler) silence(ctx context.Context, a *adoptee) error {
 	_, err := s.cluster.ScaleToZero(ctx, a.row.JobID(), "", "", func() error { return s.store.Verify(ctx, a.row) })
 	if errors.Is(err, cluster.ErrNotFound) {
@@ -46,13 +46,13 @@ func (s *Scheduler) silence(ctx context.Context, a *adoptee) error {
 	return err
 }
 
-// register has Nomad take the directory of an engine's brain for a volume, under a
-// name that was never used: a volume that was lost keeps its own on its node. The row
-// names it before it is made, so that another try finds it.
+// register registers the directory of an engine's brain as a volume, under a name that was
+// never used, because a lost volume keeps its name on its node. The name is written into
+// the row before the volume is created, so that a retry finds it.
 func (s *Scheduler) register(ctx context.Context, a *adoptee, from, to string) error {
 	row := a.row
 	if a.path == "" {
-		return engine.Errorf(engine.InvalidRequest, "neither its row nor the node says where its brain is")
+		return engine.Errorf(engine.InvalidRequest, "neither its row nor its node names the directory of its brain")
 	}
 	volumes, err := s.volumesOf(ctx, row.EngineID)
 	if err != nil {
@@ -83,8 +83,8 @@ func (s *Scheduler) register(ctx context.Context, a *adoptee, from, to string) e
 	return nil
 }
 
-// awaitReported waits until a node reports the volumes of engines: before that, no
-// process that claims one is placed there.
+// awaitReported waits until a node reports the volumes of engines. Before that, no process
+// that claims one can be placed there.
 func (s *Scheduler) awaitReported(ctx context.Context, nodeID string, take []*adoptee) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
@@ -94,13 +94,13 @@ func (s *Scheduler) awaitReported(ctx context.Context, nodeID string, take []*ad
 			return nil
 		}
 		if !pause.For(ctx, volumeLook) {
-			return &engine.Error{Code: engine.BackendUnavailable, Message: "the node does not report its volumes yet; try again", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
+			return &engine.Error{Code: engine.BackendUnavailable, Message: "the node does not report its volumes yet; retry", Err: errors.Join(ctx.Err(), err), RetryAfter: retryCapacity}
 		}
 	}
 }
 
-// moveTo writes the engine's new volume into its row, once no process is left of
-// before.
+// moveTo writes the engine's new volume into its row, after all its old processes have
+// ended.
 func (s *Scheduler) moveTo(ctx context.Context, a *adoptee, from, to string) error {
 	row, before := a.row, a.row.VolumeID
 	op := row.Op
@@ -109,7 +109,7 @@ func (s *Scheduler) moveTo(ctx context.Context, a *adoptee, from, to string) err
 	if err := s.store.Verify(ctx, row); err != nil {
 		return err
 	}
-	// Its allocations on the node that is gone would be waited for.
+	// Otherwise the process would wait for the job's allocations on the lost node.
 	if err := s.cluster.Purge(ctx, row.JobID()); err != nil {
 		return err
 	}
@@ -119,20 +119,20 @@ func (s *Scheduler) moveTo(ctx context.Context, a *adoptee, from, to string) err
 	s.abandon(ctx, a.auditID, a.began, nil)
 	if op != nil && op.Kind == engine.OpRotateKey {
 		if err := s.vault.DestroyVersionsBefore(ctx, row.EngineID, row.KeyVersion); err != nil {
-			s.log.Warn("earlier versions of a key are left until the next rotation", "engine_id", row.EngineID, "error", err)
+			s.log.Warn("cannot destroy earlier versions of a key; the next rotation does it", "engine_id", row.EngineID, "error", err)
 		}
 	}
 	if from != to {
 		if err := s.cluster.ForgetVolume(ctx, before); err != nil && !errors.Is(err, cluster.ErrNotFound) {
-			s.log.Info("Nomad keeps the volume of a node that is gone until the engine is destroyed", "engine_id", row.EngineID, "volume_id", before, "error", err)
+			s.log.Info("Nomad keeps the volume of a lost node until the engine is destroyed", "engine_id", row.EngineID, "volume_id", before, "error", err)
 		}
 	}
 	return nil
 }
 
-// settleAdopted gives a row the state that its engine is in when no process of it is
-// left: one that was to run is failed until the service has started it, one that was
-// to stop is stopped. An operation that waited for that has ended.
+// settleAdopted sets the state of a row whose engine has no process any more: failed if the
+// engine should run, until the service has started it, or stopped if it should not. An
+// operation that waited for the end of the process is finished.
 func settleAdopted(row *engine.Row) {
 	if op := row.Op; op != nil {
 		switch op.Kind {

@@ -14,45 +14,45 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// NodeAdoption is what a call of AdoptNode did.
+// NodeAdoption is the result of AdoptNode.
 type NodeAdoption struct {
-	// Adopted engines have a volume again; Left are to be done by a later call, since
-	// an operation is under way or there are many. Cleared are the destroyed engines
-	// whose data was removed from the node.
+	// Adopted engines have a volume again. Left are engines for a later call, because an
+	// operation is in progress or there are many. Cleared are destroyed engines whose data
+	// was removed from the node.
 	Adopted, Left, Cleared int
 	Failed                 []NotAdopted
 }
 
-// NotAdopted is an engine that was left as it was, and why.
+// NotAdopted is an engine that was not changed, and the reason.
 type NotAdopted struct{ EngineID, Why string }
 
 const (
-	// adoptMost bounds how many engines one call takes, and adopters how many it works
-	// on at a time.
+	// adoptMost limits the number of engines per call, and adopters the number of engines
+	// that are adopted concurrently.
 	adoptMost = 500
 	adopters  = 8
-	// clearFor is how long a call begins to remove the data of destroyed engines.
+	// clearFor is how long a call starts to remove the data of further destroyed engines.
 	clearFor = 15 * time.Second
-	// reportTimeout bounds the wait for a node to report its new volumes: 3 to 7 s
+	// reportTimeout limits the wait for a node to report its new volumes: 3 to 7 s
 	// (measured).
 	reportTimeout = 30 * time.Second
 )
 
-// AdoptNode gives engines whose volume Nomad has lost a volume again, on the node
-// where the directories of their brains are. from is the node that the rows name. When
-// it is to, Nomad's servers lost their state: the engines are those whose volume they
-// do not know. Otherwise the node's agent lost its state and registered as another
-// node, to: the engines are all those of from, which must be gone.
+// AdoptNode gives engines whose volume Nomad has lost a volume on the node to, where the
+// directories of their brains are. from is the node in the rows. If it is equal to to,
+// Nomad's servers lost their state: the engines are those whose volume they do not know.
+// Otherwise the node's agent lost its state and registered as another node, to: the engines
+// are all those of from, which must be gone.
 //
-// Nothing is started before every process of these engines has ended on the node: a
-// job of the service sees to that (endProcesses), or processesEnded is the caller's
-// word that the node was rebooted, or its containers were ended. The engines that ran
-// are then started by the service. On the caller's word, a container counts as ended of
-// which the node has not proved that (Engine.Unproven), whatever its volume.
+// Nothing is started before all processes of these engines on the node have ended. A job of
+// the service makes sure of that (endProcesses), or the caller confirms with processesEnded
+// that the node was rebooted or its containers were ended. Engines that were running are
+// then started by the service. With the caller's confirmation, even containers count as
+// ended whose end the node has not proved (Engine.Unproven), whatever their volume.
 //
-// The call may be repeated, and does not begin anew. INVALID_REQUEST: to is not known
-// or not up, from is up, or the node cannot run the job and processesEnded is not said.
-// STOP_UNCONFIRMED: processes are left; nothing was changed. BACKEND_UNAVAILABLE.
+// The call may be repeated, and continues. INVALID_REQUEST: to is unknown or not up, from
+// is up, or the node cannot run the job and processesEnded is not set. STOP_UNCONFIRMED:
+// processes are left; nothing was changed. BACKEND_UNAVAILABLE.
 func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnded bool) (*NodeAdoption, error) {
 	if err := s.mayBegin(ctx, "nomad"); err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 			err = s.endProcesses(ctx, to, jobIDs, quiet)
 		}
 		if errors.Is(err, errNoScripts) {
-			return nil, engine.Errorf(engine.InvalidRequest, "node %s has no raw_exec driver, so the service cannot end what may still run there: end the engines' containers or reboot the node, and say so (processes_ended)", to)
+			return nil, engine.Errorf(engine.InvalidRequest, "node %s has no raw_exec driver, so the service cannot end processes that may still run there: end the engines' containers or reboot the node, and confirm it (processes_ended)", to)
 		}
 		if err != nil {
 			return nil, err
@@ -120,17 +120,17 @@ func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnd
 	return done, nil
 }
 
-// adoptable says whether engines of one node can be adopted by another, and what
-// volumes that reports.
+// adoptable checks that engines of one node can be adopted by another, and returns the
+// volumes that the other one reports.
 func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]cluster.NodeVolume, error) {
 	node, err := s.cluster.ReadNode(ctx, to)
 	switch {
 	case errors.Is(err, cluster.ErrNotFound):
-		return nil, engine.Errorf(engine.InvalidRequest, "Nomad does not know node %s: restart the node's Nomad agent, should it be there", to)
+		return nil, engine.Errorf(engine.InvalidRequest, "Nomad does not know node %s: check the id, or restart the node's Nomad agent", to)
 	case err != nil:
 		return nil, err
 	case node.Down:
-		return nil, engine.Errorf(engine.InvalidRequest, "Nomad's servers do not hear from node %s: restart its agent", to)
+		return nil, engine.Errorf(engine.InvalidRequest, "node %s does not report to Nomad's servers: restart its agent", to)
 	}
 	if from != to {
 		old, err := s.cluster.ReadNode(ctx, from)
@@ -138,15 +138,15 @@ func (s *Scheduler) adoptable(ctx context.Context, from, to string) (map[string]
 			return nil, err
 		}
 		if err == nil && !old.Down {
-			return nil, engine.Errorf(engine.InvalidRequest, "node %s is up: its engines are adopted by another node only when it is gone", from)
+			return nil, engine.Errorf(engine.InvalidRequest, "node %s is up: another node can adopt its engines only if it is gone", from)
 		}
 	}
 	return s.cluster.NodeVolumes(ctx, to)
 }
 
-// stranded are the rows and unreachable volumes of a node that have no volume that could be used.
-// lost: only those whose volume Nomad does not know. What is being destroyed leaves
-// an unreachable volume.
+// stranded returns the rows and unreachable volumes of a node that have no usable volume.
+// lost: only those whose volume Nomad does not know. Engines that are being destroyed are
+// skipped, because they leave an unreachable volume.
 func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (rows []*engine.Row, unreachable []*registry.UnreachableVolume, err error) {
 	volumes, err := s.cluster.Volumes(ctx, cluster.Unthrottled)
 	if err != nil {
@@ -177,7 +177,8 @@ func (s *Scheduler) stranded(ctx context.Context, nodeID string, lost bool) (row
 	return rows, unreachable, nil
 }
 
-// pathOn is where a node has a volume; "": it does not report it.
+// pathOn returns the directory of a volume on a node; "": the node does not report the
+// volume.
 func pathOn(on map[string]cluster.NodeVolume, volumeID, name string) string {
 	for _, v := range on {
 		if v.ID == volumeID {
@@ -187,8 +188,8 @@ func pathOn(on map[string]cluster.NodeVolume, volumeID, name string) string {
 	return on[name].Path
 }
 
-// each does something to each engine and returns those that it was done to. Of the
-// others, done says why not.
+// each calls do for each engine, and returns the engines for which it succeeded. The
+// reasons for the others are added to done.
 func (s *Scheduler) each(ctx context.Context, take []*adoptee, done *NodeAdoption, do func(context.Context, *adoptee) error) []*adoptee {
 	errs := make([]error, len(take))
 	var work errgroup.Group
@@ -196,7 +197,7 @@ func (s *Scheduler) each(ctx context.Context, take []*adoptee, done *NodeAdoptio
 	for i, a := range take {
 		work.Go(func() error { errs[i] = do(ctx, a); return nil })
 	}
-	_ = work.Wait() // the errors are kept
+	_ = work.Wait() // the errors are recorded
 	var ok []*adoptee
 	for i, a := range take {
 		err := errs[i]
@@ -215,7 +216,7 @@ func (s *Scheduler) each(ctx context.Context, take []*adoptee, done *NodeAdoptio
 	return ok
 }
 
-// whyNot is what an admin reads of an engine that was not adopted.
+// whyNot returns the reason, for an admin, why an engine was not adopted.
 func whyNot(err error) string {
 	if errors.Is(err, cluster.ErrNoDirectory) {
 		return "the directory of its brain is not on the node"

@@ -9,8 +9,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// TestSettleAdopted: what was to run is started by the service, what was to stop is
-// stopped, and nothing of its process is left in a row.
+// TestSettleAdopted: the service starts the engines that should run, stops those that
+// should be stopped, and no row keeps anything of an old process.
 func TestSettleAdopted(t *testing.T) {
 	waiting := func(kind engine.OpKind, step string) *engine.Operation {
 		return &engine.Operation{Kind: kind, Step: step, KeyVersion: 2, KeyID: "new"}

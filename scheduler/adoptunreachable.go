@@ -15,7 +15,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// clearUnreachable removes what is left of destroyed engines, for a while.
+// clearUnreachable removes the data of destroyed engines, for a limited time.
 func (s *Scheduler) clearUnreachable(ctx context.Context, unreachable []*registry.UnreachableVolume, to string, on map[string]cluster.NodeVolume, done *NodeAdoption) {
 	until := time.Now().Add(clearFor)
 	var work errgroup.Group
@@ -44,11 +44,11 @@ func (s *Scheduler) clearUnreachable(ctx context.Context, unreachable []*registr
 	}
 }
 
-// clearVolume removes what is left of a destroyed engine whose volume Nomad does not
-// know: the directory is registered, removed, and forgotten with its volume.
+// clearVolume removes the data of a destroyed engine whose volume Nomad does not know: it
+// registers the directory, deletes the volume with it, and forgets the unreachable volume.
 func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolume, to, path string) (bool, error) {
 	if path == "" {
-		return false, errors.New("nobody says where its directory is")
+		return false, errors.New("its directory is unknown")
 	}
 	volumes, err := s.volumesOf(ctx, g.EngineID)
 	if err != nil {
@@ -58,7 +58,7 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 	var v *cluster.Volume
 	for _, have := range volumes {
 		if have.NodeID == to && have.Name != g.Volume() {
-			v = have // of a try before
+			v = have // from an earlier attempt
 		}
 	}
 	for tries := 0; v == nil; tries++ {
@@ -66,8 +66,8 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 		v, err = s.cluster.RegisterVolume(ctx, row.NextVolume, to, path)
 		switch {
 		case errors.Is(err, cluster.ErrNoDirectory) && to == g.NodeID:
-			return true, s.forgetCleared(ctx, g) // somebody removed it
-		case err != nil && tries >= 3: // the first names may be taken
+			return true, s.forgetCleared(ctx, g) // somebody has removed it
+		case err != nil && tries >= 3: // the first names may be in use
 			return false, err
 		}
 	}
@@ -88,13 +88,13 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 	}
 	if to != g.NodeID {
 		if err := s.cluster.ForgetVolume(ctx, g.VolumeID); err != nil && !errors.Is(err, cluster.ErrNotFound) {
-			s.log.Info("Nomad keeps the volume of a node that is gone", "engine_id", g.EngineID, "volume_id", g.VolumeID, "error", err)
+			s.log.Info("Nomad keeps the volume of a lost node", "engine_id", g.EngineID, "volume_id", g.VolumeID, "error", err)
 		}
 	}
 	return true, s.forgetCleared(ctx, g)
 }
 
-// forgetCleared forgets an unreachable volume of which nothing is left.
+// forgetCleared forgets an unreachable volume whose data no longer exists.
 func (s *Scheduler) forgetCleared(ctx context.Context, g *registry.UnreachableVolume) error {
 	if err := s.forgetVolume(ctx, g); err != nil && !errors.Is(err, errNoVolume) {
 		return fmt.Errorf("forget the unreachable volume: %w", err)

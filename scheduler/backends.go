@@ -18,21 +18,21 @@ import (
 )
 
 const (
-	// pingTimeout bounds one look at a dependency.
+	// pingTimeout limits one availability probe.
 	pingTimeout = 2 * time.Second
-	// auditTimeout is the same of the audit log, whose answer may be that of a write on a
-	// busy disk.
+	// auditTimeout limits a probe of the audit log, which may be a write on a busy disk.
 	auditTimeout = audit.CallTimeout
-	// pingTrust is how long an answer of a dependency counts.
+	// pingTrust is how long the result of a probe is used.
 	pingTrust = time.Second
-	// awayTrust is how long one that did not answer is taken to be away by an operation: as
-	// long as those need who waited for that answer. It may begin as soon as it is back.
+	// awayTrust is how long an operation treats a dependency as unavailable after a failed
+	// probe: as long as the callers need that waited for this probe. After that, an
+	// operation may begin as soon as the dependency responds.
 	awayTrust = 250 * time.Millisecond
 )
 
-// backendChecks asks dependencies whether they serve this service before an operation
-// touches anything: so that a dependency that is down means 503 and nothing changed.
-// However many ask, there is one question at a time to each of them.
+// backendChecks probes dependencies before an operation touches anything, so that an
+// unavailable dependency means 503 without a change. There is at most one probe of each
+// dependency in progress, however many callers need it.
 type backendChecks struct {
 	ping map[string]func(context.Context) error
 
@@ -40,7 +40,7 @@ type backendChecks struct {
 	last map[string]*backendCheck // by name
 }
 
-// backendCheck is one question to a dependency.
+// backendCheck is one probe of a dependency.
 type backendCheck struct {
 	asked time.Time
 	done  chan struct{} // closed when ended and err are set
@@ -48,19 +48,19 @@ type backendCheck struct {
 	err   error
 }
 
-// trusted says whether the answer to a question still counts, where an error counts for
-// a time.
+// trusted reports whether the result of a probe is still used; an error is used for the
+// time away.
 func (c *backendCheck) trusted(away time.Duration) bool {
 	select {
 	case <-c.done:
 		return c.err == nil && time.Since(c.asked) < pingTrust || c.err != nil && time.Since(c.ended) < away
 	default:
-		return true // it will
+		return true // it is in progress
 	}
 }
 
-// need returns the error of a named dependency that is not there. However many ask,
-// one of them asks the dependency, and all get its answer.
+// need returns the error of a named dependency that is unavailable. Concurrent callers
+// share one probe.
 func (b *backendChecks) need(ctx context.Context, names ...string) error {
 	open := make([]string, 0, 4)
 	for _, name := range names {
@@ -82,7 +82,7 @@ func (b *backendChecks) need(ctx context.Context, names ...string) error {
 	return group.Wait()
 }
 
-// known is the last answer of a dependency, if that counts for an operation.
+// known returns the last result of a dependency, if an operation may use it.
 func (b *backendChecks) known(name string) (bool, error) {
 	b.mu.Lock()
 	c := b.last[name]
@@ -98,7 +98,8 @@ func (b *backendChecks) known(name string) (bool, error) {
 	}
 }
 
-// look is what a dependency answers, or answered of late; an error counts for a time.
+// look returns the last result of a dependency, or probes it; an error is used for the time
+// away.
 func (b *backendChecks) look(ctx context.Context, name string, away time.Duration) error {
 	b.mu.Lock()
 	c := b.last[name]
@@ -118,7 +119,7 @@ func (b *backendChecks) look(ctx context.Context, name string, away time.Duratio
 	}
 }
 
-// begin notes that a dependency is being asked. The lock is held.
+// begin records that a probe is in progress. The caller holds the lock.
 func (b *backendChecks) begin(name string) *backendCheck {
 	c := &backendCheck{asked: time.Now(), done: make(chan struct{})}
 	if b.last == nil {
@@ -128,7 +129,8 @@ func (b *backendChecks) begin(name string) *backendCheck {
 	return c
 }
 
-// ask asks a dependency. Others wait for the answer too: it does not end with its
+// ask probes a dependency. Other callers wait for the result too, so the probe does not end
+// with its caller's request.
 // caller's request.
 func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
 	limit := pingTimeout
@@ -146,20 +148,20 @@ func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) e
 	return c.err
 }
 
-// errNotAsked is the answer of a question that ended in a panic.
-var errNotAsked = errors.New("the dependency could not be asked")
+// errNotAsked is the result of a probe that panicked.
+var errNotAsked = errors.New("the dependency could not be probed")
 
-// BackendState is how a dependency stands, in a word.
+// BackendState is the state of a dependency.
 type BackendState string
 
-// The words of GET /health.
+// The states in GET /health.
 const (
 	BackendOK      BackendState = "ok"
 	BackendAway    BackendState = "unavailable"
-	BackendRefused BackendState = "refused" // it answers, and refuses the service's token
+	BackendRefused BackendState = "refused" // it responds, but refuses the service's token
 )
 
-// Health is how every dependency stands, by name; at most a second old.
+// Health returns the state of every dependency, by name, at most a second old.
 func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -168,7 +170,7 @@ func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
 		wg.Go(func() {
 			err := s.checks.look(ctx, name, pingTrust)
 			if err != nil {
-				s.log.Debug("a dependency does not serve", "dependency", name, "error", err)
+				s.log.Debug("a dependency is not available", "dependency", name, "error", err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -189,9 +191,9 @@ func backendState(err error) BackendState {
 	return BackendAway
 }
 
-// warnOfTemplateLimits names the nodes whose agents would kill engines during
-// an outage of Vault or of the Nomad servers: those whose template retries are
-// limited. It is a look where the token allows one, never a condition.
+// warnOfTemplateLimits logs the nodes whose agents would kill engines during an outage of
+// Vault or of the Nomad servers, because their template retries are limited. It checks only
+// the nodes that the service's token may read.
 func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
 	client := s.cluster.Client()
 	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
@@ -204,7 +206,7 @@ func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 		if limited, err := retriesLimited(ctx, client, node.ID); err == nil && limited {
-			s.log.Warn("this node's Nomad agent kills engines in a long outage of Vault or Nomad: set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block", "node", node.Name)
+			s.log.Warn("this node's Nomad agent kills engines during a long outage of Vault or Nomad: set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block", "node", node.Name)
 		}
 		cancel()
 	}
@@ -240,10 +242,10 @@ func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (boo
 
 func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
 
-// Reachable says whether this replica can be sent calls: admits of running engines
-// need the registry, as it answered within the last second, a session, and keys that are
-// mostly cached.
-// A replica that cannot follow the registry leaves them to others, for its lists are
+// Reachable returns nil if this replica can serve calls. Admits of running engines need the
+// registry, which must have responded within the last second, a session, and keys, which
+// are usually cached. A replica that cannot follow the registry is not ready, because it
+// refuses lists.
 // refused.
 func (s *Scheduler) Reachable(ctx context.Context) error {
 	if _, err := s.viewAge(); err != nil {

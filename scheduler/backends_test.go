@@ -16,8 +16,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// However many ask, a dependency gets one question at a time, and one per second of
-// those who only want to know.
+// However many callers there are, a dependency gets one request at a time, and one per
+// second from callers that only check its state.
 func TestBackendsAreAskedOnce(t *testing.T) {
 	for name, answer := range map[string]error{"ok": nil, "away": errors.New("away")} {
 		t.Run(name, func(t *testing.T) {
@@ -26,7 +26,7 @@ func TestBackendsAreAskedOnce(t *testing.T) {
 				b := &backendChecks{ping: map[string]func(context.Context) error{"x": func(ctx context.Context) error {
 					asked.Add(1)
 					if atOnce.Add(1) > 1 {
-						t.Error("it is asked twice at a time")
+						t.Error("it gets two concurrent requests")
 					}
 					defer atOnce.Add(-1)
 					select {
@@ -50,15 +50,15 @@ func TestBackendsAreAskedOnce(t *testing.T) {
 				}
 				callers.Wait()
 				if n := asked.Load(); n < 4 || n > 6 {
-					t.Errorf("it was asked %d times in 5 s, want once a second", n)
+					t.Errorf("it got %d requests in 5 s, want one per second", n)
 				}
 			})
 		})
 	}
 }
 
-// The first caller's going is no answer for the others; and an operation asks again
-// after an error, for the dependency may be back.
+// The end of the first caller is not the result for the others; and an operation requests
+// again after an error, because the dependency may be back.
 func TestBackendsAnswerAnyway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := errors.New("away")
@@ -107,9 +107,9 @@ func TestBackendState(t *testing.T) {
 	}
 }
 
-// TestNeedAsksOnce: while a dependency does not answer, all who need it have an error
-// within one question's time limit, however many they are and although some hang up; and
-// it is needed again as soon as it is back.
+// TestNeedAsksOnce: while a dependency does not respond, every caller that needs it has an
+// error within the time limit of one request, however many callers there are and although
+// some cancel; and the dependency is used again as soon as it is back.
 func TestNeedAsksOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
@@ -126,7 +126,7 @@ func TestNeedAsksOnce(t *testing.T) {
 			"nomad": func(context.Context) error { return nil },
 		}}
 		began := time.Now()
-		// 16 at a time, as the boot limiter begins with for a product.
+		// 16 at a time, the initial value of the boot limiter for a product.
 		turns := make(chan struct{}, boot.FirstBoots)
 		var calls sync.WaitGroup
 		for i := range 500 {
@@ -139,7 +139,7 @@ func TestNeedAsksOnce(t *testing.T) {
 					cancel()
 				}
 				if err := b.need(ctx, "nomad", "audit"); err == nil {
-					t.Error("a dependency that does not answer is there")
+					t.Error("a dependency that does not respond counts as available")
 				}
 			})
 		}
@@ -148,7 +148,7 @@ func TestNeedAsksOnce(t *testing.T) {
 			t.Errorf("500 calls took %s", took)
 		}
 		if n := asked.Load(); n > 2 {
-			t.Errorf("it was asked %d times", n)
+			t.Errorf("it got %d requests", n)
 		}
 		back.Store(true)
 		time.Sleep(awayTrust) // in the test's own time
@@ -157,12 +157,12 @@ func TestNeedAsksOnce(t *testing.T) {
 		}
 		back.Store(false)
 		if err := b.need(t.Context(), "audit"); err != nil {
-			t.Errorf("an answer of just now is not trusted: %v", err)
+			t.Errorf("a new response does not count: %v", err)
 		}
 	})
 }
 
-// TestNeedOfKnown: where the last answers count, nothing is started to ask for them.
+// TestNeedOfKnown: while the last responses count, no request is started.
 func TestNeedOfKnown(t *testing.T) {
 	var asked atomic.Int64
 	ping := func(context.Context) error { asked.Add(1); return nil }
@@ -176,13 +176,13 @@ func TestNeedOfKnown(t *testing.T) {
 		}
 		need()
 		if n := asked.Load(); n != 3 {
-			t.Errorf("three dependencies were asked %d times", n)
+			t.Errorf("three dependencies got %d requests", n)
 		}
-		if n := testing.AllocsPerRun(100, need); n > 2 { // a goroutine each takes more
+		if n := testing.AllocsPerRun(100, need); n > 2 { // a goroutine for each takes more
 			t.Errorf("what is known took %g allocations", n)
 		}
 		if n := asked.Load(); n != 3 {
-			t.Errorf("they were asked %d times although their answers count", n)
+			t.Errorf("they got %d requests although their responses count", n)
 		}
 	})
 }

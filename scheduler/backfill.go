@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// backfill writes the owner into an engine's secret, with the key that it has, and
-// into its variable; then the row names the key by its own name.
+// backfill writes the owner into an engine's secret, with its current key, and into its
+// variable, and the key's id into the row.
 func (s *Scheduler) backfill(ctx context.Context, row *engine.Row) error {
 	if err := s.notTwin(ctx, row); err != nil {
 		return err
@@ -23,7 +23,7 @@ func (s *Scheduler) backfill(ctx context.Context, row *engine.Row) error {
 		return err
 	}
 	if newest.Key != k.Key {
-		return nil // a rotation is under way, or ended in between
+		return nil // a rotation is in progress, or ended in between
 	}
 	if (newest.Owner == secrets.Owner{}) {
 		next := &secrets.EngineKey{Key: k.Key, ID: secrets.NewKeyID(), Owner: s.ownerOf(row)}
@@ -42,9 +42,9 @@ func (s *Scheduler) backfill(ctx context.Context, row *engine.Row) error {
 	return s.store.Update(ctx, row)
 }
 
-// claimAgain makes a secret the user's again that a Vault which went back in time says
-// is a warm engine's: the row and Nomad name the user, and nobody else was ever given
-// the engine.
+// claimAgain writes the user as the owner into a secret that names a warm engine, because
+// Vault went back in time. The row and Nomad name the user, and nobody else ever got the
+// engine.
 func (s *Scheduler) claimAgain(ctx context.Context, row *engine.Row) error {
 	k, err := s.vault.NewestKey(ctx, row.EngineID)
 	if errors.Is(err, secrets.ErrNotFound) || err == nil && !s.isWarm(k, row) {

@@ -43,11 +43,11 @@ func TestAsError(t *testing.T) {
 				t.Errorf("got %s with retry after %s, want %s", got.Code, got.RetryAfter, c.want)
 			}
 			if !errors.Is(got, c.cause) {
-				t.Error("the log does not hear of the cause")
+				t.Error("the log does not contain the cause")
 			}
 			for _, word := range strings.Fields(secret) {
 				if strings.Contains(got.Message, word) {
-					t.Errorf("the caller hears an internal: %s", got.Message)
+					t.Errorf("the caller sees an internal cause: %s", got.Message)
 				}
 			}
 		})

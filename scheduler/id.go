@@ -7,8 +7,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// newID returns an id that was never used: 26 characters a-z2-7, 130 bits.
+// newID returns a new, unique id: 26 characters a-z2-7, 130 bits.
 func newID() string { return strings.ToLower(rand.Text()) }
 
-// newEngineID returns an engine_id of this deployment that was never used.
+// newEngineID returns a new, unique engine_id of this deployment.
 func (s *Scheduler) newEngineID() string { return engine.NewID(s.guard.ID()) }

@@ -13,26 +13,26 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// ProvisionOptions are what the caller of a provision may say.
+// ProvisionOptions are the options of a provision.
 type ProvisionOptions struct {
 	// Image is the engine_version; empty: the product's or the service's default.
 	Image string
-	// IdempotencyKey makes the same call again give the same answer; empty: none.
+	// IdempotencyKey makes repeated calls return the same result; empty: none.
 	IdempotencyKey string
 }
 
-// MaxIdempotencyKey is the longest Idempotency-Key (SPEC section 2).
+// MaxIdempotencyKey is the maximum length of an Idempotency-Key (SPEC section 2).
 const MaxIdempotencyKey = 255
 
 func digest(parts ...string) string {
-	b, _ := json.Marshal(parts) // strings always marshal, and unambiguously
+	b, _ := json.Marshal(parts) // the JSON of strings is unambiguous, and encoding never fails
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
 
-// replay answers a provision whose Idempotency-Key was seen before: with the
-// engine that the first call made, however far that has come. A nil engine and
-// no error: the key is new, and ref goes into the claim.
+// replay returns the result of a provision whose Idempotency-Key was used before: the
+// engine that the first call created, after its end. Neither an engine nor an error: the
+// key is new, and ref must be written with the claim.
 func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptions) (made *engine.Row, ref *engine.IdempotencyRef, err error) {
 	if o.IdempotencyKey == "" {
 		return nil, nil, nil
@@ -55,23 +55,23 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 		switch {
 		case row == nil || row.EngineID != record.EngineID:
 			if record.URL == "" {
-				// The row went between the two reads, and the record with it.
+				// The row was deleted between the two reads, and the record with it.
 				if !pause.For(ctx, pollEvery) {
 					return nil, nil, ctx.Err()
 				}
 				continue
 			}
-			return nil, nil, engine.Errorf(engine.EngineDestroyed, "the engine that this Idempotency-Key made is gone")
+			return nil, nil, engine.Errorf(engine.EngineDestroyed, "the engine that was created with this Idempotency-Key has been destroyed")
 		case row.Idempotency != nil && row.Op != nil:
 			if err := s.awaitOperation(ctx, row); err != nil {
 				return nil, nil, err
 			}
 			continue
-		case record.URL == "": // answered in this moment
+		case record.URL == "": // it ended just now
 			continue
 		}
 		first := row.Clone()
-		first.State = engine.Running // the first answer again
+		first.State = engine.Running // as in the first response
 		if first.URL == "" {
 			first.URL = record.URL
 		}
@@ -80,7 +80,7 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 	return nil, nil, engine.BusyWith(engine.OpProvision)
 }
 
-// lookUp finds the record of a key. nil: there is none that counts, and ref makes one.
+// lookUp reads the record of a key. nil: there is no valid record, and ref creates one.
 // IDEMPOTENCY_KEY_REUSED.
 func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *engine.IdempotencyRef) (*registry.Idempotency, error) {
 	record, err := s.store.Idempotency(ctx, productID, ref.Key)
@@ -98,9 +98,9 @@ func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *engine.Id
 	return record, nil
 }
 
-// recall finds what became of a change whose Idempotency-Key was seen before, and waits
-// for it while it is under way. Neither a record nor an error: the key is new, and ref
-// goes into the row with the operation; nil: the caller sent none.
+// recall returns the result of a change whose Idempotency-Key was used before, and waits
+// for it while it is in progress. Neither a record nor an error: the key is new, and ref
+// must be written into the row with the operation; nil: the caller sent no key.
 func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind engine.OpKind) (done *registry.Idempotency, ref *engine.IdempotencyRef, err error) {
 	if caller.IdempotencyKey == "" {
 		return nil, nil, nil
@@ -139,14 +139,14 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind engine.OpKi
 	return nil, nil, engine.BusyWith(kind)
 }
 
-// again is the engine as the first answer to a change had it, with what else it has now.
-// ENGINE_DESTROYED: it is gone since.
+// again returns the engine in the state of the first response to a change, with its other
+// current data. ENGINE_DESTROYED: it has been destroyed since.
 func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Idempotency, first engine.State) (*engine.Row, error) {
 	if err := caller.refresh(ctx, s); err != nil {
 		return nil, err
 	}
 	if caller.Engine == nil || caller.Engine.EngineID != done.EngineID {
-		return nil, engine.Errorf(engine.EngineDestroyed, "the engine that this Idempotency-Key was used for is gone")
+		return nil, engine.Errorf(engine.EngineDestroyed, "the engine that this Idempotency-Key was used for has been destroyed")
 	}
 	e := caller.Engine.Clone()
 	if first != "" {

@@ -86,12 +86,12 @@ func (s *Scheduler) keyOf(ctx context.Context, caller *Caller, row *engine.Row) 
 	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
-// isRetired says whether a key's version is not in Vault: a rotation that ended
+// isRetired reports whether the version of a key is not in Vault: a rotation that ended
 // after the row was read has destroyed it.
 func isRetired(err error) bool { return errors.Is(err, secrets.ErrNotFound) }
 
-// rekeyed reads the caller's row again after its key was not found. The error is
-// given back when the row still names that key: then it is lost.
+// rekeyed reads the caller's row again after its key was not found. It returns the error if
+// the row still names that key: then the key is lost.
 func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) error {
 	before := c.Engine
 	if err := c.refresh(ctx, s); err != nil {
@@ -103,9 +103,9 @@ func (c *Caller) rekeyed(ctx context.Context, s *Scheduler, notFound error) erro
 	return nil
 }
 
-// keyGone says what it means that a row names a key which Vault does not have. A
-// later key of the same owner shows that the row is an old one: the registry went
-// back in time. Otherwise the key is lost.
+// keyGone returns the error for a row that names a key which Vault does not have. If Vault
+// has a later key of the same owner, the row is outdated: the registry went back in time.
+// Otherwise the key is lost.
 func (s *Scheduler) keyGone(ctx context.Context, row *engine.Row, notFound error) error {
 	if !s.guard.OK() {
 		return errRecovering

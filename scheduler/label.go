@@ -7,19 +7,19 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// labelAll labels the jobs of engines that were warm when that was left undone.
+// labelAll labels the jobs of claimed warm engines that were not labelled yet.
 func (p *warmPool) labelAll(ctx context.Context) {
 	for _, row := range p.s.mirror.All() {
 		if row.Unlabelled && row.Op == nil && ctx.Err() == nil {
 			if err := p.s.label(ctx, row); err != nil && !overtaken(err) {
-				p.s.log.Debug("cannot label a job; trying again", "engine_id", row.EngineID, "error", err)
+				p.s.log.Debug("cannot label a job; retrying", "engine_id", row.EngineID, "error", err)
 			}
 		}
 	}
 }
 
-// label says in the job of an engine that was warm whose it is now. Where
-// somebody else changes the job or the row meanwhile, that stands.
+// label writes the owner into the job of an engine that was warm. It does not overwrite
+// concurrent changes of the job or the row.
 func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	job, err := s.cluster.Job(ctx, row.JobID())
 	if err != nil {
@@ -37,7 +37,7 @@ func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	return s.store.Update(ctx, row)
 }
 
-// witness says in an engine's variable whose it is, beside the hash that is there.
+// witness writes the owner into an engine's variable, and keeps the hash in it.
 func (s *Scheduler) witness(ctx context.Context, row *engine.Row) error {
 	v, err := s.cluster.Variable(ctx, row.JobID())
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// TestOwnerIsNotJudgedAtTheStart: a replica that does not know yet which deployment it is
-// of quarantines nothing: every secret would name another one.
+// TestOwnerIsNotJudgedAtTheStart: a replica that does not know its deployment yet
+// quarantines nothing: every secret would name another one.
 func TestOwnerIsNotJudgedAtTheStart(t *testing.T) {
 	s := &Scheduler{log: hclog.NewNullLogger(), contradicted: map[string]bool{}}
 	s.guard = guard.New(guard.Deps{Log: s.log})

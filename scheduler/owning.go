@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// owning is what a reconcile pass asks and tells of whose the engines are.
+// owning is what a reconcile pass reads and reports about the owners of engines.
 type owning struct{ s *Scheduler }
 
 func (o owning) Quarantine(ctx context.Context, q *registry.Quarantined) error {
@@ -24,7 +24,7 @@ func (o owning) QuarantineTwins(ctx context.Context, row *engine.Row) error {
 }
 
 func (o owning) Contradict(ctx context.Context, row *engine.Row, owner secrets.Owner) {
-	_ = o.s.contradiction(ctx, row, owner) // it is for callers
+	_ = o.s.contradiction(ctx, row, owner) // the error is for callers
 }
 
 func (o owning) Agree(k *secrets.EngineKey, row *engine.Row) bool { return o.s.agree(k, row) }

@@ -11,26 +11,26 @@ import (
 )
 
 var (
-	// imagePattern is what a docker image reference is made of; it keeps Nomad's
-	// interpolation out of the task's config.
+	// imagePattern matches the characters of docker image references. It excludes Nomad's
+	// interpolation from the task's config.
 	imagePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}$`)
-	// filePattern is an executable's name in the bin dir, never a path.
+	// filePattern matches the name of an executable in the bin dir, but no path.
 	filePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._+-]{0,254}$`)
 )
 
-// CheckImage says whether an image has the form that a driver takes.
+// CheckImage returns an error unless an image has the form for a driver.
 func CheckImage(driver jobs.Driver, image string) error {
 	switch {
 	case driver == jobs.RawExec && !filePattern.MatchString(image):
 		return engine.Errorf(engine.InvalidRequest, "engine_version must be the name of an executable, without a path")
 	case !imagePattern.MatchString(image):
-		return engine.Errorf(engine.InvalidRequest, "engine_version is not an image reference")
+		return engine.Errorf(engine.InvalidRequest, "engine_version must be an image reference")
 	}
 	return nil
 }
 
-// allowedImage is the image that a product gets when it asks for one, or for
-// none (SPEC section 2).
+// allowedImage returns the image for a product that requests this one, or "" for the
+// default.
 func (s *Scheduler) allowedImage(p *engine.Product, asked string) (string, error) {
 	standard := p.Policy.EngineImage
 	if standard == "" {
@@ -51,7 +51,7 @@ func (s *Scheduler) allowedImage(p *engine.Product, asked string) (string, error
 	return "", engine.Errorf(engine.PolicyDenied, "the product's policy does not allow this engine_version")
 }
 
-// resources are what an engine of a product gets.
+// resources returns the resources of a product's engines.
 func (s *Scheduler) resources(p engine.Policy) engine.Resources {
 	r := s.opts.Resources
 	if p.CPUMHz != nil {
@@ -66,8 +66,8 @@ func (s *Scheduler) resources(p engine.Policy) engine.Resources {
 	return r
 }
 
-// resourcesNow are the resources that an engine's next start gives it: what its
-// product's policy says by now. The volume of one that needs more keeps it on its node.
+// resourcesNow returns the resources of an engine's next start, from its product's current
+// policy. The volume keeps the engine on its node even if it needs more than is free there.
 func (s *Scheduler) resourcesNow(ctx context.Context, row *engine.Row) (engine.Resources, error) {
 	if row.ProductID == engine.WarmProduct {
 		return row.Resources, nil // another kind is another engine

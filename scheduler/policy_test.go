@@ -52,8 +52,8 @@ func TestAllowedImage(t *testing.T) {
 	}
 }
 
-// Whatever is asked for, a raw_exec image that is let through is a plain file
-// name, and no image can be interpolated by Nomad.
+// For any request, an accepted raw_exec image is a plain file name, and Nomad can
+// interpolate no image.
 func TestCheckImageHolds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		image := rapid.OneOf(rapid.String(), rapid.StringMatching(`[a-z./$\{\}~-]{0,12}`)).Draw(t, "image")

@@ -9,8 +9,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Whatever stands on a node: warm engines go only where that makes room, and then
-// no more than it takes in their order.
+// In any situation on a node, warm engines are removed only if that makes room, and then
+// only as many as necessary, in their order.
 func TestInTheWay(t *testing.T) {
 	resources := func(t *rapid.T, name string) engine.Resources {
 		return engine.Resources{CPUMHz: rapid.IntRange(1, 100).Draw(t, name+" cpu"), MemoryMB: rapid.IntRange(1, 100).Draw(t, name+" memory")}
@@ -40,19 +40,19 @@ func TestInTheWay(t *testing.T) {
 		going := inTheWay(node, warm, ask)
 		if len(going) == 0 {
 			if len(warm) > 0 && hasRoom(freed(node, warm), ask, 1) {
-				t.Fatal("nothing goes, and all of them would make room")
+				t.Fatal("nothing is removed, but all of them would make room")
 			}
 			return
 		}
 		if !hasRoom(freed(node, going), ask, 1) {
-			t.Error("they go, and there is no room")
+			t.Error("they are removed, but there is not enough room")
 		}
 		if before := going[:len(going)-1]; len(before) > 0 && hasRoom(freed(node, before), ask, 1) {
-			t.Error("more of them go than have to")
+			t.Error("more of them are removed than necessary")
 		}
 		for i := range going[1:] {
 			if going[i].State == engine.Running && going[i+1].State == engine.Provisioning {
-				t.Error("one that is ready goes before one that is being made")
+				t.Error("a ready one is removed before one that is being started")
 			}
 		}
 	})

@@ -16,21 +16,21 @@ import (
 
 const (
 	// endAfter is how long the fence lets a process end by itself after SIGTERM, and
-	// endLimit how long it tries altogether.
+	// endLimit how long it tries in total.
 	endAfter = 20 * time.Second
 	endLimit = 75 * time.Second
-	// endTimeout bounds the wait for the fence: it also has to be placed and started.
+	// endTimeout limits the wait for the fence, which must also be placed and started.
 	endTimeout = 90 * time.Second
-	// longestQuiet bounds how long none may be seen before the fence believes that.
+	// longestQuiet limits how long no process must be seen before the fence succeeds.
 	longestQuiet = 45 * time.Second
 )
 
-// endScript ends the processes of the jobs and allocations (JOB/ALLOCATION) that
-// $ORCH_FENCE_JOBS names, and succeeds when none was seen for $ORCH_FENCE_QUIET
-// seconds. A process is found by NOMAD_JOB_ID and NOMAD_ALLOC_ID in its environment. One
-// grep reads them all, which is cheap enough for a busy machine; that it finds the
-// script itself shows each time that it works. No "${" may be written here: Nomad
-// interpolates it.
+// endScript ends the processes of the jobs and allocations (JOB/ALLOCATION) in
+// $ORCH_FENCE_JOBS, and succeeds when none was seen for $ORCH_FENCE_QUIET seconds. It finds
+// a process by NOMAD_JOB_ID and NOMAD_ALLOC_ID in its environment. One grep reads all
+// environments, which is cheap enough for a busy machine; it must also find the script
+// itself, which shows each time that it works. The script must not contain "${", because
+// Nomad interpolates it.
 const endScript = `
 cd /proc || exit 2
 [ -z "$ORCH_FENCE_ROOT" ] || [ "$(id -u)" = 0 ] || exit 3
@@ -72,35 +72,35 @@ while :; do
 done
 `
 
-// restartQuiet is how long no process of a job may be seen where Nomad's agent may not
-// have caught up with its servers yet, and start an ended process anew.
+// restartQuiet returns how long no process of a job must be seen if Nomad's agent may not
+// have caught up with its servers yet, and may restart an ended process.
 func (s *Scheduler) restartQuiet() (time.Duration, error) {
 	template := s.template.Load()
 	if template == nil {
 		return 0, fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	// Nomad waits up to a quarter longer than the job says.
+	// Nomad waits up to a quarter longer than the delay in the job.
 	return min(template.RestartDelay()*5/4+2*time.Second, longestQuiet), nil
 }
 
-// endProcesses ends the processes of jobs, or of allocations of them (see endScript),
-// on a node that Nomad may know nothing of, and returns when none was seen for as long
-// as quiet. errNoScripts: it cannot be done there. STOP_UNCONFIRMED: some are left, or
-// the node did not run the job.
+// endProcesses ends the processes of jobs, or of single allocations (see endScript), on a
+// node whose processes Nomad may not know, and returns when none was seen for the time
+// quiet. errNoScripts: the node cannot run the script. STOP_UNCONFIRMED: processes are
+// left, or the node did not run the job.
 func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []string, quiet time.Duration) error {
 	node, err := s.runsScripts(ctx, nodeID)
 	if err != nil {
 		return err
 	}
 	if !node.Eligible {
-		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node takes no placements, so it cannot be asked which processes it runs: make it eligible and try again; nothing was changed"}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node accepts no placements, so the service cannot check which processes it runs; nothing was changed: make the node eligible and retry"}
 	}
 	seconds := func(d time.Duration) string { return strconv.Itoa(int(d.Round(time.Second).Seconds())) }
 	env := map[string]string{
 		"ORCH_FENCE_JOBS": strings.Join(jobIDs, " "), "ORCH_FENCE_QUIET": seconds(quiet),
 		"ORCH_FENCE_KILL": seconds(endAfter), "ORCH_FENCE_LIMIT": seconds(endLimit),
 	}
-	if s.opts.Job.Driver == jobs.Docker { // other users' environments can be read by root alone
+	if s.opts.Job.Driver == jobs.Docker { // only root can read the environments of other users
 		env["ORCH_FENCE_ROOT"] = "1"
 	}
 	name := "orch-fence-" + strings.ToLower(rand.Text()[:12])
@@ -108,13 +108,13 @@ func (s *Scheduler) endProcesses(ctx context.Context, nodeID string, jobIDs []st
 	defer cancel()
 	err = s.cluster.RunBatch(limited, cluster.Batch{Name: name, NodeID: node.ID, NodePool: node.Pool, Script: endScript, Env: env})
 	if perr := s.cluster.Purge(context.WithoutCancel(ctx), name); perr != nil {
-		s.log.Warn("a finished job of the service is left in Nomad", "job", name, "error", perr)
+		s.log.Warn("cannot remove a finished job of the service from Nomad", "job", name, "error", perr)
 	}
 	switch {
 	case errors.Is(err, cluster.ErrBatchFailed):
-		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node still runs processes of these engines, or cannot tell; nothing was changed", Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node still runs processes of these engines, or cannot report them; nothing was changed", Err: err}
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node did not confirm in time that no process of these engines is left; restart its Nomad agent and try again: nothing was changed", Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the node did not confirm in time that all processes of these engines have ended; nothing was changed: restart its Nomad agent and retry", Err: err}
 	}
 	return err
 }

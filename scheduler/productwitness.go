@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// markDeleted says in Vault that a product is deleted. What it was stays there, for
-// an engine of it that turns up.
+// markDeleted marks a product as deleted in Vault. Its data stays there, in case an engine
+// of the product appears.
 func (s *Scheduler) markDeleted(ctx context.Context, p *engine.Product) error {
 	err := s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
 		there.Revision, there.Deleted, there.DeletedAt = max(there.Revision, p.Revision), true, time.Now().UTC()
@@ -25,12 +25,12 @@ func (s *Scheduler) markDeleted(ctx context.Context, p *engine.Product) error {
 
 var errDeleting = errors.New("scheduler: the product is being deleted")
 
-// deletionTakes is longer than a deletion of a product takes that succeeds: after it,
-// one that is there all the same was not deleted.
+// deletionTakes is longer than a successful deletion of a product takes: a product that
+// still exists after it was not deleted.
 const deletionTakes = time.Minute
 
-// witnessProduct writes the witness of a product's row into Vault, unless a later
-// one is there. A product that is being deleted stays so, unless it was kept.
+// witnessProduct writes the witness of a product's row into Vault, unless a later one is
+// there. A product that is being deleted stays so, unless kept is set.
 func (s *Scheduler) witnessProduct(ctx context.Context, p *engine.Product, kept bool) error {
 	return s.writeWitness(ctx, p, func(there *secrets.Product) (bool, error) {
 		if there.Revision > p.Revision || there.Revision == p.Revision && len(there.Record) > 0 && !there.Deleted {
@@ -44,8 +44,8 @@ func (s *Scheduler) witnessProduct(ctx context.Context, p *engine.Product, kept 
 	})
 }
 
-// writeWitness writes a product's row into Vault beside what change makes of the
-// witness that is there; it may be called again. false: it is to stay as it is.
+// writeWitness writes a product's row into Vault with what change derives from the existing
+// witness; it may be called again. If change returns false, the witness stays as it is.
 func (s *Scheduler) writeWitness(ctx context.Context, p *engine.Product, change func(there *secrets.Product) (bool, error)) error {
 	text := registry.EncodeProduct(p)
 	for range maxClaims {
@@ -65,7 +65,7 @@ func (s *Scheduler) writeWitness(ctx context.Context, p *engine.Product, change 
 }
 
 // witnessProducts writes the witnesses of products whose row has changed since this
-// replica last looked, and has the registry rebuilt when one is missing in it.
+// replica's last check, and starts a recovery of the registry if a row is missing there.
 func (s *Scheduler) witnessProducts(ctx context.Context) error {
 	ids, err := s.vault.ProductIDs(ctx)
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 		return err
 	}
 	have := map[string]bool{}
-	for _, u := range unreadable { // the next pass brings it back
+	for _, u := range unreadable { // the next pass restores it
 		have[u.ProductID] = true
 	}
 	for _, t := range products {
@@ -86,7 +86,7 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 		}
 		err := s.witnessProduct(ctx, t, false)
 		if errors.Is(err, errDeleting) {
-			continue // the next pass looks again
+			continue // the next pass checks it again
 		}
 		if err != nil {
 			return err
@@ -116,11 +116,11 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 			return err
 		}
 		if !there.Deleted {
-			return s.guard.StartRecovery(ctx, "product "+id+" has a witness in Vault and no row in Consul", false)
+			return s.guard.StartRecovery(ctx, "product "+id+"  has a witness in Vault but no row in Consul", false)
 		}
 	}
 	return nil
 }
 
-// deletedProduct stands for the revision of a product that was deleted.
+// deletedProduct replaces the revision of a deleted product.
 const deletedProduct = -1

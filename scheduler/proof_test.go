@@ -28,7 +28,7 @@ func TestNoteUnproven(t *testing.T) {
 	if s.noteUnproven(got, allocs) {
 		t.Error("it is news again")
 	}
-	// The ends that Nomad's executor reports count.
+	// The ends of processes that Nomad's executor reports count.
 	s.opts.Job.Driver = jobs.RawExec
 	if got = row(); s.noteUnproven(got, allocs) {
 		t.Errorf("of processes without a container: %q", got.Unproven)

@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// node runs batch jobs as a prover has it do. What stays lives whatever happens.
+// node runs batch jobs for a prover. The processes in stays never end.
 type node struct {
 	mu    sync.Mutex
 	stays []string
@@ -45,7 +45,7 @@ func TestProver(t *testing.T) {
 	t.Cleanup(cancel)
 	p := &prover{end: n.end, spawn: func(do func(context.Context)) { work.Go(func() { do(ctx) }) }, waiting: map[string][]*proof{}}
 
-	// The first begins at once; what comes meanwhile goes into one job after it.
+	// The first begins at once; later ones go into one job after it.
 	names := []string{"first", "stubborn"}
 	for i := range 50 {
 		names = append(names, fmt.Sprint(i))

@@ -6,14 +6,14 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// RegistryStatus is how the registry stands.
+// RegistryStatus is the state of the registry.
 type RegistryStatus struct {
 	*registry.Deployment
-	// Quarantined are the engines that an admin has to decide about.
+	// Quarantined counts the engines whose owner an admin must decide.
 	Quarantined int
 }
 
-// Registry says how the registry stands. BACKEND_UNAVAILABLE.
+// Registry returns the state of the registry. BACKEND_UNAVAILABLE.
 func (s *Scheduler) Registry(ctx context.Context) (RegistryStatus, error) {
 	record, err := s.store.Deployment(ctx)
 	if err != nil {
@@ -26,7 +26,7 @@ func (s *Scheduler) Registry(ctx context.Context) (RegistryStatus, error) {
 	return RegistryStatus{record, len(list)}, nil
 }
 
-// RegistryState is what this replica last knew of its registry.
+// RegistryState returns the last state of the registry that this replica knows.
 func (s *Scheduler) RegistryState() registry.RegistryState {
 	if record := s.guard.Current(); record != nil && record.State == registry.RegistryOK {
 		return registry.RegistryOK

@@ -15,7 +15,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// remains is the volume of an engine that is being destroyed, or was.
+// remains is the volume of an engine that is being, or was, destroyed.
 type remains struct {
 	engineID, nodeID, volumeID, path, name string
 }
@@ -25,10 +25,10 @@ func remainsOf(g *registry.UnreachableVolume) remains {
 }
 
 const (
-	// fingerprintLag is how long a node goes on to report a volume that was deleted:
-	// up to 10 s (measured), and some more.
+	// fingerprintLag is how long a node may still report a deleted volume: up to 10 s
+	// (measured), and a margin.
 	fingerprintLag = 15 * time.Second
-	// scrubTimeout bounds the job that empties a registered volume.
+	// scrubTimeout limits the job that empties a registered volume.
 	scrubTimeout = 30 * time.Second
 )
 
@@ -47,8 +47,8 @@ func (s *Scheduler) volumesOf(ctx context.Context, engineID string) ([]*cluster.
 	return own, nil
 }
 
-// removeVolumes deletes the volumes of an engine with what is in them. left says why
-// the engine's memory may still be on its node; "": it is gone.
+// removeVolumes deletes the volumes of an engine with their data. left is why the engine's
+// data may still be on its node; "": it is deleted.
 func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, err error) {
 	volumes, err := s.volumesOf(ctx, r.engineID)
 	if err != nil {
@@ -59,9 +59,9 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 	for _, v := range volumes {
 		own := v.ID == r.volumeID
 		if !own && r.volumeID != "" && s.nodeSilent(v.NodeID) {
-			// Of a registration before, on a node that is lost.
+			// It is from an earlier registration, on a lost node.
 			if err := s.cluster.ForgetVolume(ctx, v.ID); err != nil {
-				s.log.Debug("an earlier volume of an engine is left", "engine_id", r.engineID, "volume_id", v.ID, "error", err)
+				s.log.Debug("cannot remove an earlier volume of an engine", "engine_id", r.engineID, "volume_id", v.ID, "error", err)
 			}
 			continue
 		}
@@ -78,25 +78,25 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 	return s.onNode(ctx, r)
 }
 
-// onNode says why the directory of a volume that Nomad does not know may be on its
-// node all the same; "": the node says that it is not. A node reports a volume that
-// was deleted for a while.
+// onNode returns why the directory of a volume that Nomad does not know may still be on its
+// node; "": the node reports that it is not. A node still reports a deleted volume for a
+// while.
 func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err error) {
 	if _, registration := engine.VolumeOf(r.name); registration > 1 {
-		// Nomad would have left the directory, whoever had it forget the volume.
-		return "Nomad does not know its volume any more, and leaves the directory of such a volume where it is", nil
+		// Nomad would have kept the directory, whoever made it forget the volume.
+		return "Nomad no longer knows its volume, and keeps the directory of such a volume", nil
 	}
 	for until := time.Now().Add(fingerprintLag); ; {
 		has, err := s.nodeHas(ctx, r)
 		switch {
 		case errors.Is(err, errNodeSilent):
-			return "its node is silent", nil
+			return "its node does not respond", nil
 		case err != nil:
 			return "", err
 		case !has:
 			return "", nil
 		case time.Now().After(until):
-			return "Nomad does not know its volume any more, and its node has it", nil
+			return "Nomad no longer knows its volume, but its node has it", nil
 		}
 		if !pause.For(ctx, volumeLook) {
 			return "", ctx.Err()
@@ -104,11 +104,11 @@ func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err err
 	}
 }
 
-// volumeLook is how often a node is asked for its volumes.
+// volumeLook is the interval at which a node's volumes are read.
 const volumeLook = 500 * time.Millisecond
 
-// nodeHas says whether a node reports a volume, by its id or its name.
-// errNodeSilent: nobody can say.
+// nodeHas reports whether a node reports a volume, by its id or its name. errNodeSilent:
+// that is unknown.
 func (s *Scheduler) nodeHas(ctx context.Context, r remains) (bool, error) {
 	if s.nodeSilent(r.nodeID) {
 		return false, errNodeSilent
@@ -128,16 +128,16 @@ func (s *Scheduler) nodeHas(ctx context.Context, r remains) (bool, error) {
 	return false, nil
 }
 
-// removeVolume deletes one volume with what is in it. Of one that was registered,
-// Nomad leaves the directory: a job that claims the volume removes it first. left
-// says why that could not be done.
+// removeVolume deletes one volume with its data. Nomad keeps the directory of a registered
+// volume, so a job that claims the volume deletes it first. left is why that was not
+// possible.
 func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left string, err error) {
 	_, registration := engine.VolumeOf(v.Name)
 	if registration < 2 {
 		err := s.cluster.DeleteVolume(ctx, v.ID)
 		var plugin *cluster.PluginError
 		if errors.As(err, &plugin) {
-			return "its node could not delete it: " + plugin.Said, nil // a disk that is dead or not mounted
+			return "its node could not delete it: " + plugin.Said, nil // a disk that is broken or not mounted
 		}
 		if !errors.Is(err, cluster.ErrInUse) {
 			return "", err
@@ -147,7 +147,7 @@ func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left s
 		}
 		return "", err
 	}
-	whole, err := s.cluster.Volume(ctx, v.ID) // a list tells no path
+	whole, err := s.cluster.Volume(ctx, v.ID) // a list contains no paths
 	if errors.Is(err, cluster.ErrNotFound) {
 		return "", nil
 	}
@@ -169,7 +169,7 @@ func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left s
 	return "", s.cluster.Purge(ctx, scrubJob(whole))
 }
 
-// heldBy says which jobs that are not the service's use a volume; "": none do.
+// heldBy returns the foreign jobs that use a volume; "": none.
 func (s *Scheduler) heldBy(ctx context.Context, volumeID string) (string, error) {
 	v, err := s.cluster.Volume(ctx, volumeID)
 	if err != nil {
@@ -189,20 +189,20 @@ func heldBy(v *cluster.Volume) string {
 	if len(foreign) == 0 {
 		return ""
 	}
-	return "it is in use by the job " + strings.Join(foreign, ", ") + ", which is not the service's"
+	return "it is in use by the job " + strings.Join(foreign, ", ") + ", which does not belong to the service"
 }
 
 func scrubJob(v *cluster.Volume) string { return "orch-scrub-" + v.ID }
 
-// brainDirectory is what the directory of a volume looks like that Nomad made: the
-// volume's id below the node's directory of host volumes.
+// brainDirectory matches the directory of a volume that Nomad created: the volume's id
+// below the node's directory of host volumes.
 var brainDirectory = regexp.MustCompile(`^(/[^/\x00]+)+/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
-// scrubScript removes the directory in $ORCH_SCRUB, which no "${" may be written in:
-// Nomad interpolates it.
+// scrubScript deletes the directory in $ORCH_SCRUB. It must not contain "${", because Nomad
+// interpolates it.
 const scrubScript = `rm -rf -- "$ORCH_SCRUB" && [ ! -e "$ORCH_SCRUB" ]`
 
-// scrub removes the directory of a registered volume by a job on its node.
+// scrub deletes the directory of a registered volume by a job on its node.
 func (s *Scheduler) scrub(ctx context.Context, v *cluster.Volume) error {
 	if !brainDirectory.MatchString(v.Path) || strings.Contains(v.Path, "${") || strings.Contains(v.Path, "/../") {
 		return fmt.Errorf("%q is not the directory of a volume", v.Path)
@@ -219,7 +219,7 @@ func (s *Scheduler) scrub(ctx context.Context, v *cluster.Volume) error {
 	if err == nil {
 		return nil
 	}
-	// The next attempt is a job of its own.
+	// The next attempt is a new job.
 	_ = s.cluster.Purge(context.WithoutCancel(ctx), scrubJob(v))
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("its node did not run the job in time: %w", err)
@@ -230,7 +230,7 @@ func (s *Scheduler) scrub(ctx context.Context, v *cluster.Volume) error {
 // errNoScripts: a node cannot run the service's own scripts.
 var errNoScripts = errors.New("the node has no healthy raw_exec driver")
 
-// runsScripts is the node if the service can run scripts there: errNodeSilent,
+// runsScripts returns the node if the service can run scripts there: errNodeSilent,
 // errNoScripts.
 func (s *Scheduler) runsScripts(ctx context.Context, nodeID string) (*cluster.Node, error) {
 	node, err := s.cluster.ReadNode(ctx, nodeID)

@@ -11,11 +11,11 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-var errTwins = engine.Errorf(engine.EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides whose it is (orch engine adopt)")
+var errTwins = engine.Errorf(engine.EngineQuarantined, "another row of the registry names this engine, too; nothing of it is removed until an admin decides who its owner is (orch engine adopt)")
 
-// twins are the other rows that name the engine of a row, as they are now. The view says
-// which to look at: where an engine went from one user to another, it may know both
-// for a moment.
+// twins returns the other rows that name the engine of a row, as they are now. The view
+// determines which rows to read: if an engine moved from one user to another, it may
+// contain both for a moment.
 func (s *Scheduler) twins(ctx context.Context, row *engine.Row) (others []*engine.Row, err error) {
 	for _, seen := range s.mirror.Twins(row.EngineID) {
 		if seen.ProductID == row.ProductID && seen.UserID == row.UserID {
@@ -33,7 +33,7 @@ func (s *Scheduler) twins(ctx context.Context, row *engine.Row) (others []*engin
 	return others, nil
 }
 
-// notTwin returns ENGINE_QUARANTINED when another row names the engine of a row.
+// notTwin returns ENGINE_QUARANTINED if another row names the engine of a row.
 func (s *Scheduler) notTwin(ctx context.Context, row *engine.Row) error {
 	others, err := s.twins(ctx, row)
 	if err == nil && len(others) > 0 {
@@ -42,9 +42,9 @@ func (s *Scheduler) notTwin(ctx context.Context, row *engine.Row) error {
 	return err
 }
 
-// mayDestroy says whether a row may be destroyed while another one names its engine: a
-// row that is a stranger's by the engine's secret goes alone, and that of its owner
-// stays. ENGINE_QUARANTINED.
+// mayDestroy returns nil if a row may be destroyed although another one names its engine:
+// if the engine's secret names another owner than the row, only the row is deleted, and the
+// owner's row stays. ENGINE_QUARANTINED.
 func (s *Scheduler) mayDestroy(ctx context.Context, row *engine.Row) error {
 	err := s.notTwin(ctx, row)
 	if !errors.Is(err, errTwins) {
@@ -61,7 +61,7 @@ func (s *Scheduler) mayDestroy(ctx context.Context, row *engine.Row) error {
 func (s *Scheduler) quarantineTwins(ctx context.Context, row *engine.Row) error {
 	others, err := s.twins(ctx, row)
 	if err != nil || len(others) == 0 {
-		return err // the next pass sees
+		return err // the next pass handles it
 	}
 	s.log.Error("two rows name one engine; nothing of it is removed until an admin decides (orch engine adopt)", "engine_id", row.EngineID,
 		"product_id", row.ProductID, "other_product", others[0].ProductID)
@@ -72,13 +72,13 @@ func (s *Scheduler) quarantineTwins(ctx context.Context, row *engine.Row) error 
 	return s.quarantine(ctx, q)
 }
 
-// dropTwins removes the rows of other users that name an adopted engine. Nothing that
-// they name is touched.
+// dropTwins deletes the rows of other users that name an adopted engine, and nothing that
+// they name.
 func (s *Scheduler) dropTwins(ctx context.Context, row *engine.Row) error {
 	rows, _, err := s.store.Engines(ctx)
 	for _, other := range rows {
 		if other.EngineID == row.EngineID && (other.ProductID != row.ProductID || other.UserID != row.UserID) {
-			s.log.Warn("removing a row that named another user's engine", "engine_id", row.EngineID, "product_id", other.ProductID)
+			s.log.Warn("deleting a row that named another user's engine", "engine_id", row.EngineID, "product_id", other.ProductID)
 			err = errors.Join(err, s.store.DropTwin(ctx, other.Clone()))
 		}
 	}

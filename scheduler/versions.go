@@ -9,18 +9,18 @@ import (
 )
 
 var (
-	// nomadChecksAtCommit is the first Nomad that compares the index of a
-	// registration when it commits it. Older ones can accept two registrations at
-	// one index; see cluster.Register.
+	// nomadChecksAtCommit is the first version of Nomad that compares the index of a
+	// registration when it commits it. Older versions can accept two registrations at one
+	// index; see cluster.Register.
 	nomadChecksAtCommit = version.Must(version.NewVersion("2.0.1"))
-	// nomadRecommended also has the fixes of host volumes and of the docker driver
-	// that docs/install.md names.
+	// nomadRecommended also contains the fixes of host volumes and of the docker driver in
+	// docs/install.md.
 	nomadRecommended = version.Must(version.NewVersion("2.0.5"))
 )
 
-// warnOfOldServers logs each version of the Nomad servers that can accept two
-// registrations at one index. It looks where the token allows it to, and nothing
-// depends on what it sees.
+// warnOfOldServers logs each version of the Nomad servers that can accept two registrations
+// at one index. It reads them only if the service's token allows that, and nothing depends
+// on the result.
 func (s *Scheduler) warnOfOldServers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
@@ -29,12 +29,12 @@ func (s *Scheduler) warnOfOldServers(ctx context.Context) {
 		return
 	}
 	for _, old := range oldServers(servers.Members) {
-		s.log.Warn("Nomad servers of this version can accept two registrations of a job at one index: each registration is read back to make sure that it is the only one; a newer version is recommended, see docs/install.md",
+		s.log.Warn("Nomad servers of this version can accept two registrations of a job at one index: the service reads each registration back to make sure that it is the only one; upgrade to a newer version, see docs/install.md",
 			"version", old.Original(), "recommended", nomadRecommended.Original())
 	}
 }
 
-// oldServers are the versions below nomadChecksAtCommit, each once, the oldest
+// oldServers returns the versions below nomadChecksAtCommit, without duplicates, oldest
 // first.
 func oldServers(members []*api.AgentMember) []*version.Version {
 	var old version.Collection

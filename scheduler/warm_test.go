@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestQuietPeriod: what a claim leaves to be done waits until claims pause, and no longer
-// than warmEvery while they do not.
+// TestQuietPeriod: the follow-up work of a claim waits until claims pause, but at most for
+// warmEvery.
 func TestQuietPeriod(t *testing.T) {
 	for name, c := range map[string]struct {
 		claims int // one every 100 ms

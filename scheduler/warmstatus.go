@@ -9,23 +9,22 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// WarmKind is how the warm engines of one kind stand, as far as this replica
-// knows.
+// WarmKind is the state of the warm engines of one kind, as far as this replica knows.
 type WarmKind struct {
 	Fingerprint string
 	Image       string
 	Resources   engine.Resources
 	NodePool    string // empty: the cluster's default
-	// Wanted is how many there should be; 0: those that there are will go.
+	// Wanted is how many there should be; 0: existing ones will be destroyed.
 	Wanted int
-	// Ready wait for a user, and Making are being made.
+	// Ready counts engines without a user, and Making those that are being created.
 	Ready, Making int
-	// Error says why none are made until RetryAt; empty: nothing keeps them from it.
+	// Error is why none are created before RetryAt; empty: nothing prevents it.
 	Error   string
 	RetryAt time.Time
 }
 
-// WarmKinds is how the warm engines stand, by kind. nil: not known yet, for the
+// WarmKinds returns the state of the warm engines, by kind. nil: not known yet, because the
 // engine's job file is not parsed. BACKEND_UNAVAILABLE.
 func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 	if s.template.Load() == nil {
@@ -70,7 +69,7 @@ func (s *Scheduler) WarmKinds(ctx context.Context) ([]WarmKind, error) {
 	return all, nil
 }
 
-// WarmEngines is how many engines wait for a user, as far as this replica knows.
+// WarmEngines returns how many engines have no user, as far as this replica knows.
 func (s *Scheduler) WarmEngines() int {
 	return len(s.mirror.In(engine.WarmProduct, engine.Running))
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // Deployment is the record in Vault of the deployment whose keys Vault holds. It is the
-// witness of the registry's record of the deployment (DESIGN section 7).
+// witness of the registry's record of the deployment.
 type Deployment struct {
 	// ID is random, generated once, and the same in both stores.
 	ID string `json:"id"`

@@ -11,9 +11,8 @@ import (
 )
 
 // Owner is the owner of an engine. It is stored in the engine's secret in Vault and in the
-// engine's row in the registry, so that the loss of one store does not lose it (DESIGN
-// section 7). The zero Owner means unknown: an earlier version of the service wrote secrets
-// without owners.
+// engine's row in the registry, so that the loss of one store does not lose it. The
+// zero Owner means unknown: an earlier version of the service wrote secrets without owners.
 type Owner struct {
 	Deployment string `json:"deployment,omitempty"` // the deployment's id
 	ProductID  string `json:"product_id,omitempty"`

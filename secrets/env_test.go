@@ -12,8 +12,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// FuzzCheckEnv: what is accepted comes out of Nomad's parser as it went in, beside
-// another key; and no error holds a value.
+// FuzzCheckEnv: accepted values come out of Nomad's parser unchanged, beside another key,
+// and no error contains a value.
 func FuzzCheckEnv(f *testing.F) {
 	for _, value := range []string{
 		"", " blanks ", "sk-1", "a\nb\r\n", `"`, `'`, `\`, "$HOME ${PATH} {{ env }}", "# not a comment", "a\x00b", "\xff\xfe", "\u2028\u2029\ufffd", "\U0001F600",
@@ -60,7 +60,7 @@ func checkRoundTrip(t failer, env map[string]string) {
 	}
 }
 
-// TestCheckEnvProperty draws whole environments of it.
+// TestCheckEnvProperty checks random environments.
 func TestCheckEnvProperty(t *testing.T) {
 	name := rapid.OneOf(rapid.StringMatching(`[A-Za-z_][A-Za-z0-9_]{0,8}`), rapid.String())
 	value := rapid.OneOf(rapid.String(), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }),
@@ -76,9 +76,9 @@ func TestCheckEnvLimit(t *testing.T) {
 	if err := CheckEnv(map[string]string{"K": most + "x"}); err == nil || !strings.HasPrefix(err.Error(), "K: ") {
 		t.Errorf("one byte more: %v", err)
 	}
-	// It is the parser's limit, not a guess.
+	// The parser really has this limit.
 	_, err := envparse.Parse(bytes.NewReader(envLine("K", most+"x")))
 	if parse := new(envparse.ParseError); !errors.As(err, &parse) || !errors.Is(parse.Err, bufio.ErrTooLong) {
-		t.Errorf("Nomad's parser says %v of it", err)
+		t.Errorf("Nomad's parser returns %v", err)
 	}
 }

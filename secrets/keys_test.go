@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The forms of the keys: a prefix, and 32 random bytes in base64url.
+// The forms of the keys: a prefix and 32 random bytes in base64url.
 var (
 	platformForm = regexp.MustCompile(`\Apk-sept-[A-Za-z0-9_-]{43}\z`)
 	engineForm   = regexp.MustCompile(`\Ask-sept-[A-Za-z0-9_-]{43}\z`)
@@ -27,7 +27,7 @@ func TestNewKeys(t *testing.T) {
 			t.Fatalf("engine key %q", engine)
 		}
 		if seen[platform[8:]] || seen[engine[8:]] {
-			t.Fatal("a key was made twice")
+			t.Fatal("a key was generated twice")
 		}
 		seen[platform[8:]], seen[engine[8:]] = true, true
 	}
@@ -45,13 +45,13 @@ func TestKeyForm(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if IsPlatformKey(bad) {
-				t.Fatalf("%q is taken for a platform key", bad)
+				t.Fatalf("%q is accepted as a platform key", bad)
 			}
 		})
 	}
 }
 
-// fuzzForm: nothing but the form is accepted, and made keys always are.
+// fuzzForm: only this form is accepted, and generated keys always are.
 func fuzzForm(f *testing.F, is func(string) bool, form *regexp.Regexp, prefix string) {
 	f.Add(prefix + strings.Repeat("A", 43))
 	f.Add(prefix + strings.Repeat("A", 40) + "\n\n\n")
@@ -60,12 +60,12 @@ func fuzzForm(f *testing.F, is func(string) bool, form *regexp.Regexp, prefix st
 	f.Fuzz(func(t *testing.T, s string) {
 		ok := is(s)
 		if ok && !form.MatchString(s) {
-			t.Fatalf("%q is taken for a key", s)
+			t.Fatalf("%q is accepted as a key", s)
 		}
-		// The last of 43 characters carries 4 bits: what was made has its two
-		// spare bits zero.
+		// The last of 43 characters has 4 significant bits; its two other bits are zero in
+		// generated keys.
 		if !ok && form.MatchString(s) && strings.ContainsAny(s[len(s)-1:], "AEIMQUYcgkosw048") {
-			t.Fatalf("%q is not taken for a key", s)
+			t.Fatalf("%q is not accepted as a key", s)
 		}
 	})
 }
@@ -99,7 +99,7 @@ func TestEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := rapid.String().Draw(t, "a"), rapid.String().Draw(t, "b")
 		if Equal(a, b) != (a == b) || !Equal(a, a) || Equal(a, a+"x") || Equal(a+"\x00", a) {
-			t.Fatalf("Equal says %v of %q and %q", Equal(a, b), a, b)
+			t.Fatalf("Equal returns %v for %q and %q", Equal(a, b), a, b)
 		}
 	})
 }

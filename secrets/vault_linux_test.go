@@ -30,8 +30,7 @@ const (
 	mount     = "orch"
 )
 
-// agent is the Vault of this package's tests, started by the first test that
-// needs it.
+// agent is the Vault of this package's tests, started by the first test that needs it.
 var agent vaultAgent
 
 func TestMain(m *testing.M) {
@@ -56,7 +55,7 @@ type vaultAgent struct {
 	idle []func()
 }
 
-// start runs a Vault in memory that dies with this process, however that ends.
+// start runs a Vault in memory that ends with this process, however that ends.
 func (a *vaultAgent) start() error {
 	binaries, err := devstack.Tools(context.Background(), devstack.ToolOptions{})
 	if err != nil {
@@ -65,7 +64,7 @@ func (a *vaultAgent) start() error {
 	if a.dir, err = os.MkdirTemp("", "orch-secrets-"); err != nil {
 		return err
 	}
-	// Vault in dev mode takes the port after its own as well.
+	// Vault in dev mode also uses the next higher port.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -88,7 +87,7 @@ func (a *vaultAgent) start() error {
 		if err != nil && strings.Contains(err.Error(), "already in use") {
 			err = nil
 		}
-		if err == nil { // a new mount is upgraded to version 2 for a moment
+		if err == nil { // while a new mount is upgraded to version 2, it fails
 			_, err = a.root.KVv2(mount).Put(ctx, "ready", map[string]any{"x": "y"})
 		}
 		return err
@@ -115,7 +114,7 @@ func (a *vaultAgent) stop() {
 		closeIdle()
 	}
 	if a.cmd != nil && a.cmd.Process != nil {
-		_ = a.cmd.Process.Kill() // all it has is in memory
+		_ = a.cmd.Process.Kill() // its data is only in memory
 		_ = a.cmd.Wait()
 	}
 	if a.dir != "" {
@@ -140,8 +139,7 @@ func await(ctx context.Context, check func() error) error {
 	}
 }
 
-// keysWith are the keys as a replica with this token has them; its cache is its
-// own.
+// keysWith returns the Vault of a replica with this token and a separate cache.
 func keysWith(t *testing.T, token string) *Vault {
 	t.Helper()
 	agent.once.Do(func() { agent.err = agent.start() })
@@ -163,7 +161,7 @@ func wantErr(t *testing.T, err, want error) {
 		t.Fatalf("got error %v, want %v", err, want)
 	}
 	if err != nil && (strings.Contains(err.Error(), EngineKeyPrefix) || strings.Contains(err.Error(), rootToken)) {
-		t.Fatalf("an error says a secret: %v", err)
+		t.Fatalf("an error contains a secret: %v", err)
 	}
 }
 
@@ -186,7 +184,7 @@ func put(t *testing.T, v *Vault, id string, current int) string {
 	return k.Key
 }
 
-// testKey is a fresh key of an engine, whose id follows from the key.
+// testKey returns a new key of an engine, with an id derived from the key.
 func testKey(id string) *EngineKey {
 	key := NewEngineKey()
 	return &EngineKey{Key: key, ID: keyIDOf(key), Owner: ownerOf(id), Operation: "op"}
@@ -261,7 +259,7 @@ func TestEngineKeys(t *testing.T) {
 		_, err = v.EngineKey(t.Context(), "one", 2, "")
 		wantErr(t, err, ErrNotFound)
 	})
-	// Vault takes version 0 for "the newest", which is another one tomorrow.
+	// Vault interprets version 0 as the newest, which changes.
 	t.Run("ErrNotFoundVersionZero", func(t *testing.T) {
 		v := keys(t)
 		put(t, v, "zero", 0)
@@ -282,7 +280,7 @@ func TestEngineKeys(t *testing.T) {
 			_, err := v.EngineKey(t.Context(), id, 1, "")
 			wantErr(t, err, ErrNotFound)
 			if strings.Contains(err.Error(), "something-else") || strings.Contains(err.Error(), PlatformKeyPrefix) {
-				t.Fatalf("the error says what Vault holds: %v", err)
+				t.Fatalf("the error shows Vault's data: %v", err)
 			}
 		}
 	})
@@ -311,12 +309,12 @@ func TestDestroyVersionsBefore(t *testing.T) {
 	wantKey(t, v, "destroy", versions, all[versions-1])
 	wantKey(t, keys(t), "destroy", versions, all[versions-1])
 	newest(t, v, "destroy", versions)
-	// Beyond recovery: not even as root.
+	// They cannot be recovered, not even as root.
 	if err := agent.root.KVv2(mount).Undelete(t.Context(), "engines/destroy", []int{1}); err == nil {
 		_, err := keys(t).EngineKey(t.Context(), "destroy", 1, "")
 		wantErr(t, err, ErrNotFound)
 	}
-	// Again, and of one that is not there: nothing to do.
+	// Repeated, and for a missing secret: there is nothing to do.
 	if err := v.DestroyVersionsBefore(t.Context(), "destroy", versions); err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +343,7 @@ func TestDeleteEngine(t *testing.T) {
 	put(t, v, "delete", 0)
 	put(t, v, "delete", 1)
 	keep := put(t, v, "delete-not", 0)
-	for range 2 { // deleted is deleted
+	for range 2 { // deleting twice is no error
 		if err := v.DeleteEngine(t.Context(), "delete"); err != nil {
 			t.Fatal(err)
 		}
@@ -358,7 +356,7 @@ func TestDeleteEngine(t *testing.T) {
 	wantKey(t, v, "delete-not", 1, keep)
 }
 
-// TestCache: a named key is read once, and never answered with another one.
+// TestCache: a key with an id is read once, and another one is never returned for it.
 func TestCache(t *testing.T) {
 	v := keys(t)
 	type version struct {
@@ -377,12 +375,12 @@ func TestCache(t *testing.T) {
 			wantKey(t, reader, at.engineID, at.number, want)
 		}
 	}
-	// The second time round nothing was asked: what is cached outlives Vault.
+	// The second time nothing was requested: cached keys do not need Vault.
 	reader.client.SetToken("not-a-token")
 	for at, want := range written {
 		wantKey(t, reader, at.engineID, at.number, want)
 	}
-	// A key without a name is whatever Vault holds now.
+	// Without an id, the key is read from Vault each time.
 	_, err := reader.EngineKey(t.Context(), "cache-1", 1, "")
 	wantErr(t, err, ErrDenied)
 	_, err = reader.EngineKey(t.Context(), "cache-1", 4, "")
@@ -390,7 +388,7 @@ func TestCache(t *testing.T) {
 }
 
 // TestVersionsCountedAnew: a Vault that lost an engine's metadata gives a new key the
-// number of an old one. Neither is ever answered for the other.
+// version number of an old one. Neither key is ever returned for the other.
 func TestVersionsCountedAnew(t *testing.T) {
 	v, other := keys(t), keys(t)
 	old := put(t, v, "anew", 0)
@@ -409,7 +407,7 @@ func TestVersionsCountedAnew(t *testing.T) {
 	wantErr(t, err, ErrNotFound)
 }
 
-// TestClaimOnce: the owner of a secret is changed by check-and-set, once.
+// TestClaimOnce: the owner in a secret is changed once, by check-and-set.
 func TestClaimOnce(t *testing.T) {
 	v := keys(t)
 	key := put(t, v, "claim", 0)
@@ -431,8 +429,7 @@ func TestClaimOnce(t *testing.T) {
 	}
 }
 
-// TestRecords: what is there is read as it was written, and written over by
-// check-and-set alone.
+// TestRecords: records are read as written, and overwritten only by check-and-set.
 func TestRecords(t *testing.T) {
 	v := keys(t)
 	d, err := v.Deployment(t.Context())
@@ -486,7 +483,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
-// nowhere is a client that calls nobody.
+// nowhere returns a client that cannot reach a Vault.
 func nowhere(t *testing.T) *vault.Client {
 	t.Helper()
 	cfg := vault.DefaultConfig()
@@ -520,9 +517,9 @@ func TestPutEnv(t *testing.T) {
 		envVersion(1)
 	}
 	for i, changed := range []map[string]string{
-		{"LLM_API_KEY": "sk-2", "OPENAI_API_KEY": env["OPENAI_API_KEY"]}, // a value
-		{"LLM_API_KEY": "sk-2"}, // one less
-		{"OPENAI_API_KEY": "x"}, // another one
+		{"LLM_API_KEY": "sk-2", "OPENAI_API_KEY": env["OPENAI_API_KEY"]}, // another value
+		{"LLM_API_KEY": "sk-2"}, // one variable less
+		{"OPENAI_API_KEY": "x"}, // another variable
 	} {
 		for range 2 {
 			if version, _, err := v.PutEnv(t.Context(), changed); err != nil || version != i+2 {
@@ -543,7 +540,7 @@ func TestPutEnv(t *testing.T) {
 			}
 		}
 	}
-	// What Nomad could not read is not written.
+	// Values that Nomad could not read are not written.
 	for _, unreadable := range []string{strings.Repeat("x", 66_000), "\xff", "a\x00b"} {
 		if _, _, err := v.PutEnv(t.Context(), map[string]string{"LLM_API_KEY": unreadable}); err == nil {
 			t.Error("a provider key that Nomad cannot read was written")
@@ -556,7 +553,7 @@ func TestPutEnv(t *testing.T) {
 	}
 }
 
-// Replicas that start at once with the same keys make one version of them.
+// Replicas that start concurrently with the same keys write one version.
 func testPutEnvAtOnce(t *testing.T) {
 	v := keys(t)
 	before, err := v.EnvVersion(t.Context())
@@ -601,7 +598,7 @@ func TestEngineIDs(t *testing.T) {
 	}
 }
 
-// everyCall is one call of each kind.
+// everyCall returns one call of each kind.
 func everyCall(ctx context.Context, v *Vault) map[string]func() error {
 	return map[string]func() error{
 		"PutEngineKey":          func() error { return v.PutEngineKey(ctx, "x", testKey("x"), 0) },
@@ -643,7 +640,7 @@ func TestErrDenied(t *testing.T) {
 	}
 }
 
-// Ping is asked with the service's own token and a right that the service needs.
+// Ping uses the service's own token, and a permission that the service needs.
 func TestPing(t *testing.T) {
 	if err := keys(t).Ping(t.Context()); err != nil {
 		t.Errorf("before the record is written: %v", err)
@@ -678,7 +675,7 @@ func newToken(t *testing.T, req *vault.TokenCreateRequest) string {
 	return secret.Auth.ClientToken
 }
 
-// A token that will end is told of as soon as the service starts, with the time.
+// A token that will expire is reported at the start of the service, with the time.
 func TestKeepTokenTellsOfTheEnd(t *testing.T) {
 	no, yes := false, true
 	for name, c := range map[string]struct {
@@ -710,13 +707,13 @@ func TestKeepTokenTellsOfTheEnd(t *testing.T) {
 			level, said := line["@level"], line["ends"]
 			if c.ends <= 0 {
 				if want := map[bool]string{true: "info", false: "error"}[c.ends == 0]; level != want || said != nil {
-					t.Errorf("it said %v, want level %s", line, want)
+					t.Errorf("it logged %v, want level %s", line, want)
 				}
 				return
 			}
 			ends, err := time.Parse(time.RFC3339, fmt.Sprint(said))
 			if off := ends.Sub(began.Add(c.ends)); err != nil || level != "warn" || off.Abs() > time.Minute {
-				t.Errorf("it said %v, want a warning of the end in %s", line, c.ends)
+				t.Errorf("it logged %v, want a warning of the end in %s", line, c.ends)
 			}
 			if text := fmt.Sprint(line); strings.Contains(text, token) {
 				t.Error("the token is in the log")
@@ -725,7 +722,7 @@ func TestKeepTokenTellsOfTheEnd(t *testing.T) {
 	}
 }
 
-// logLines is what a logger wrote.
+// logLines are the lines that a logger wrote.
 type logLines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -747,7 +744,7 @@ func (l *logLines) first() (line map[string]any, err error) {
 	return line, json.Unmarshal([]byte(text), &line)
 }
 
-// TestKeepToken: the token is renewed, again and again.
+// TestKeepToken: the token is renewed repeatedly.
 func TestKeepToken(t *testing.T) {
 	v, renewable := keys(t), true
 	secret, err := agent.root.Auth().Token().CreateWithContext(t.Context(), &vault.TokenCreateRequest{

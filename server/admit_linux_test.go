@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// BenchmarkAdmit admits users to running engines, over connections that are kept
-// and as real agents answer. Its caller writes bytes that were made before and
-// reads little of an answer, so that what is measured is the service: cpu-µs/op is
-// the CPU time of this process, without Consul's.
+// BenchmarkAdmit admits users to running engines, with real agents and over persistent
+// connections. The client writes prepared bytes and reads little of a response, so that
+// mostly the service is measured: cpu-µs/op is the CPU time of this process, without
+// Consul's.
 //
 //	go test -run '^$' -bench Admit -benchmem ./server
 func BenchmarkAdmit(b *testing.B) {
@@ -66,7 +66,7 @@ func BenchmarkAdmit(b *testing.B) {
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
 }
 
-// admitted reads an answer, which has to grant an admit.
+// admitted reads a response, and fails unless it grants the admit.
 func admitted(r *bufio.Reader) error {
 	for length := 0; ; {
 		line, err := r.ReadSlice('\n')
@@ -83,14 +83,14 @@ func admitted(r *bufio.Reader) error {
 		}
 		body, err := r.Peek(length)
 		if err == nil && !bytes.HasPrefix(body, []byte(`{"admitted":true`)) {
-			err = fmt.Errorf("the answer is %s", body)
+			err = fmt.Errorf("the response is %s", body)
 		}
 		_, _ = r.Discard(length)
 		return err
 	}
 }
 
-// cpuTime is what this process has used.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var used syscall.Rusage

@@ -7,8 +7,8 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// TestOnRealAgents holds what needs an engine, or a product at least, to be
-// seen. The engine's own life is tested in internal/e2e.
+// TestOnRealAgents tests what needs an engine, or at least a product. The life of an engine
+// is tested in internal/e2e.
 func TestOnRealAgents(t *testing.T) {
 	a := startAPI(t)
 
@@ -19,7 +19,7 @@ func TestOnRealAgents(t *testing.T) {
 		got := a.call(t, "GET", "/engines/u", "")
 		got.noStore(t, "api_key")
 		if got.field("api_key") != provisioned.field("api_key") {
-			t.Error("GET tells another key")
+			t.Error("GET returns another key")
 		}
 		a.call(t, "POST", "/engines/u/rotate-key", "").noStore(t, "new_api_key")
 		for _, c := range []struct{ method, path, status string }{
@@ -70,8 +70,9 @@ func TestOnRealAgents(t *testing.T) {
 	})
 }
 
-// testDotSegments: an id that would be taken out of a path is refused wherever it comes
-// in; an engine that was made for one before is the admin's to read and to destroy.
+// testDotSegments: an id that clients or proxies would remove from a path is refused
+// everywhere. The admin can read and destroy an engine that has such an id from an earlier
+// version.
 func testDotSegments(t *testing.T, a *api) {
 	product := map[string]string{"X-Platform-Key": a.key}
 	refused := func(t *testing.T, got answer) {
@@ -87,7 +88,7 @@ func testDotSegments(t *testing.T, a *api) {
 			refused(t, a.callWith(t, c[0], c[1], "", product))
 		}
 		refused(t, a.callWith(t, "GET", "/audit?user_id="+user, "", product))
-		refused(t, a.call(t, "POST", path+"/start", "")) // by the admin, too
+		refused(t, a.call(t, "POST", path+"/start", "")) // not even by the admin
 	}
 	for _, body := range []string{`{"user_id": ".."}`, `{"user_id": "x/../victim"}`} {
 		refused(t, a.call(t, "POST", "/engines/provision", body))

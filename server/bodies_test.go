@@ -10,15 +10,15 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// bodies are the shapes of all request bodies.
+// bodies are the types of all request bodies.
 var bodies = []func() any{
 	func() any { return new(provisionBody) }, func() any { return new(admitBody) }, func() any { return new(registerBody) },
 	func() any { return new(policyBody) }, func() any { return new(rotatePlatformKeyBody) }, func() any { return new(emptyBody) },
 	func() any { return new(adoptBody) },
 }
 
-// FuzzBodies: what a body's decoder takes is strict JSON and means the same to
-// encoding/json, and a policy that passes its check keeps its bounds.
+// FuzzBodies: a body that the decoder accepts is strict JSON with the same meaning for
+// encoding/json, and an accepted policy keeps its limits.
 func FuzzBodies(f *testing.F) {
 	for i := range bodies {
 		for _, body := range []string{
@@ -42,11 +42,11 @@ func FuzzBodies(f *testing.F) {
 			return
 		}
 		if problem := lax(string(body)); problem != nil {
-			t.Fatalf("taken: %v", problem)
+			t.Fatalf("accepted: %v", problem)
 		}
 		other := shape()
 		if err := json.Unmarshal(body, other); err != nil {
-			t.Fatalf("taken, but encoding/json says %v", err)
+			t.Fatalf("accepted, but encoding/json returns %v", err)
 		}
 		if !reflect.DeepEqual(got, other) {
 			t.Fatalf("read as %s, encoding/json reads %s", shown(got), shown(other))

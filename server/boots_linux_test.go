@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// TestBootsHoldTheirPlaces: a boot holds its place among its product's until it ends, also
-// when nobody waits for its answer any more, or ever did.
+// TestBootsHoldTheirPlaces: a boot counts for its product's limit until it ends, even if
+// nobody waits for its response any more, or nobody ever did.
 func TestBootsHoldTheirPlaces(t *testing.T) {
 	t.Run("HungUp", func(t *testing.T) { testBootsHoldTheirPlaces(t, "") })
 	t.Run("RespondAsync", func(t *testing.T) { testBootsHoldTheirPlaces(t, "respond-async") })
 }
 
 func testBootsHoldTheirPlaces(t *testing.T, prefer string) {
-	a := startAPI(t, "ORCH_VOLUME_POOL=0") // a boot waits for its volume, for seconds
+	a := startAPI(t, "ORCH_VOLUME_POOL=0") // a boot waits seconds for its volume
 	const atOnce = 16                      // firstBoots in scheduler
 	booting := func() float64 {
 		total, _ := a.call(t, "GET", "/engines?status=provisioning&limit=1", "").body["total"].(float64)

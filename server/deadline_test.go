@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// TestEveryRequestEnds: a call is answered within its time limit, whatever it waits for,
-// and before its connection is given up.
+// TestEveryRequestEnds: a call returns within its time limit, whatever it waits for, and
+// before its connection is closed.
 func TestEveryRequestEnds(t *testing.T) {
 	s := newCutOff(t)
 	for _, tc := range []struct {
@@ -28,7 +28,7 @@ func TestEveryRequestEnds(t *testing.T) {
 		t.Run(tc.method+tc.path, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				outside := s.outages
-				s.outages = newOutages(s.log, s.scheduler.Health) // what it starts is to end in here
+				s.outages = newOutages(s.log, s.scheduler.Health) // its goroutines must end in this test
 				defer func() { s.outages.close(); s.outages = outside }()
 				waits := s.identify(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					s.serve(w, r, "", func(_ http.ResponseWriter, r *http.Request, _ string) error {
@@ -40,7 +40,7 @@ func TestEveryRequestEnds(t *testing.T) {
 				waits.ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, nil).WithContext(t.Context()))
 				want(t, w, http.StatusServiceUnavailable, engine.BackendUnavailable)
 				if took := time.Since(began); took != tc.limit || took >= s.http.WriteTimeout {
-					t.Errorf("answered after %s, want %s, and before %s", took, tc.limit, s.http.WriteTimeout)
+					t.Errorf("returned after %s, want %s, and before %s", took, tc.limit, s.http.WriteTimeout)
 				}
 			})
 		})

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// register posts to an endpoint that decodes before it calls anything, so that
-// a call says that the body was taken.
+// register calls an endpoint that decodes before it calls anything. called reports whether
+// the body was accepted.
 func (s *cutOff) register(body string, headers ...string) (w *httptest.ResponseRecorder, called bool) {
 	before := s.calls.Load()
 	w = s.send(http.MethodPost, "/products/register", body, append([]string{"X-Admin-Key", adminKey}, headers...)...)
@@ -72,7 +72,7 @@ func TestBodyIsRefused(t *testing.T) {
 	}
 }
 
-// pad makes a good body of exactly n bytes.
+// pad returns a valid body of exactly n bytes.
 func pad(n int) string { return goodProduct + strings.Repeat(" ", n-len(goodProduct)) }
 
 func TestBodySize(t *testing.T) {
@@ -114,8 +114,8 @@ func TestContentType(t *testing.T) {
 	}
 }
 
-// TestNoBody: what has no body is {}, whatever content type is named, as by
-// curl with an empty -d.
+// TestNoBody: a missing body counts as {}, with any content type, as curl with an empty -d
+// sends it.
 func TestNoBody(t *testing.T) {
 	s := newCutOff(t)
 	for _, ct := range []string{"application/x-www-form-urlencoded", "text/plain", ";"} {
@@ -125,7 +125,7 @@ func TestNoBody(t *testing.T) {
 				r.ContentLength = length
 				r.Header.Set("X-Admin-Key", adminKey)
 				r.Header.Set("Content-Type", ct)
-				want(t, s.answer(r), 503, engine.BackendUnavailable) // taken: the registry is away
+				want(t, s.answer(r), 503, engine.BackendUnavailable) // accepted: the registry is unavailable
 			})
 		}
 		w := s.send(http.MethodPost, "/registry/recover", "{}", "X-Admin-Key", adminKey, "Content-Type", ct)
@@ -147,8 +147,8 @@ var adminBodies = []struct{ method, path, good string }{
 // someProduct has the form of a product_id.
 const someProduct = "abcdefghijklmnopqrstuvwxyz"
 
-// FuzzBody: whatever is sent, it is either refused with a 4xx and calls
-// nothing, or it is strict JSON and reaches the registry, which is away.
+// FuzzBody: whatever is sent is either refused with a 4xx and calls nothing, or it is
+// strict JSON and reaches the registry, which is unavailable.
 func FuzzBody(f *testing.F) {
 	s := newCutOff(f)
 	for i, endpoint := range adminBodies {
@@ -174,7 +174,7 @@ func FuzzBody(f *testing.F) {
 				t.Fatal("503 without a call")
 			}
 			if problem := lax(body); strings.Trim(body, blanks) != "" && problem != nil || len(body) > 64<<10 {
-				t.Fatalf("taken: %v (%d bytes)", problem, len(body))
+				t.Fatalf("accepted: %v (%d bytes)", problem, len(body))
 			}
 		default:
 			t.Fatalf("got %d %s", w.Code, code)
@@ -182,8 +182,8 @@ func FuzzBody(f *testing.F) {
 	})
 }
 
-// FuzzDecode: the decoder takes nothing that is not one strict JSON object or
-// blank, and what it takes means the same to encoding/json.
+// FuzzDecode: the decoder accepts only a strict JSON object or blanks, and what it accepts
+// has the same meaning for encoding/json.
 func FuzzDecode(f *testing.F) {
 	for _, body := range []string{`{"s":"x","n":1,"o":{"s":"y"},"l":["z"]}`, "", " ", "\v", "\u00a0", "\u0085", `{"n":1e0}`, `{"n":-0}`, `{"o":null}`, `{"s":"a","s":"b"}`, `{"o":{"n":1,"n":1}}`, `{"S":"x"}`} {
 		f.Add([]byte(body))
@@ -211,11 +211,11 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if problem := lax(string(body)); problem != nil {
-			t.Fatalf("taken: %v", problem)
+			t.Fatalf("accepted: %v", problem)
 		}
 		var other shape
 		if err := json.Unmarshal(body, &other); err != nil {
-			t.Fatalf("taken, but encoding/json says %v", err)
+			t.Fatalf("accepted, but encoding/json returns %v", err)
 		}
 		if a, b := shown(got), shown(other); a != b {
 			t.Fatalf("read as %s, encoding/json reads %s", a, b)
@@ -228,8 +228,8 @@ func shown(v any) string {
 	return string(b)
 }
 
-// lax says in what a body is not strict, as far as encoding/json can see it:
-// written apart from the decoder under test.
+// lax returns how a body is not strict, as far as encoding/json can tell. It is independent
+// of the decoder under test.
 func lax(body string) error {
 	if !utf8.ValidString(body) {
 		return errors.New("invalid UTF-8")
@@ -245,7 +245,7 @@ func lax(body string) error {
 	return duplicates(d)
 }
 
-// duplicates reads the rest of an object and of all objects in it.
+// duplicates reads the rest of an object and of all nested objects.
 func duplicates(d *json.Decoder) error {
 	seen := map[string]bool{}
 	for d.More() {

@@ -21,8 +21,8 @@ func TestDocs(t *testing.T) {
 	if w.Code != 200 || w.Header().Get("Content-Security-Policy") == "" {
 		t.Fatalf("GET /docs: %d, %v", w.Code, w.Header())
 	}
-	// Every operation is on it, with a call to paste; nothing is fetched from
-	// elsewhere, and no script runs.
+	// The page contains every operation, with an example call. It loads nothing from other
+	// hosts, and runs no script.
 	for _, id := range regexp.MustCompile(`operationId: (\w+)`).FindAllStringSubmatch(string(docs.OpenAPI), -1) {
 		if !strings.Contains(page, `id="`+id[1]+`"`) {
 			t.Errorf("%s is not on the page", id[1])

@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// fails has the server answer a request whose handler ends like this.
+// fails makes the server respond to a request with this handler.
 func (s *cutOff) fails(h handler) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	s.identify(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, "", h) })).
@@ -28,7 +28,7 @@ func (s *cutOff) failsWith(err error) *httptest.ResponseRecorder {
 	return s.fails(func(http.ResponseWriter, *http.Request, string) error { return err })
 }
 
-// inner is what no caller may ever read.
+// inner must never be shown to a caller.
 const inner = "dial tcp 10.1.2.3:4646: token s.hvs-secret"
 
 func TestCausesAreForTheLog(t *testing.T) {
@@ -59,7 +59,7 @@ func TestCausesAreForTheLog(t *testing.T) {
 			want(t, w, c.status, c.code)
 			hidden(t, w)
 			if c.status >= 500 && !strings.Contains(s.logs.String(), inner) {
-				t.Error("the log does not tell the cause")
+				t.Error("the log does not contain the cause")
 			}
 		})
 	}
@@ -79,7 +79,7 @@ func hidden(t *testing.T, w *httptest.ResponseRecorder) {
 	answer := w.Body.String() + fmt.Sprint(w.Header())
 	for _, part := range []string{"dial", "10.1.2.3", "secret", "panic", ".go:"} {
 		if strings.Contains(answer, part) {
-			t.Errorf("the answer shows %q: %s", part, answer)
+			t.Errorf("the response shows %q: %s", part, answer)
 		}
 	}
 }
@@ -103,7 +103,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestAgentsAreAway: what the server answers when nothing behind it does.
+// TestAgentsAreAway: the server's responses when none of its agents responds.
 func TestAgentsAreAway(t *testing.T) {
 	s := newCutOff(t)
 	key := secrets.NewPlatformKey()

@@ -20,7 +20,7 @@ func TestConnectionsOf(t *testing.T) {
 	}
 }
 
-// limitedServer serves on at most so many connections; /slow waits for release.
+// limitedServer serves on at most this number of connections; /slow waits for release.
 func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, release func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -45,7 +45,7 @@ func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, rel
 	return l.Addr().String(), slow, func() { close(gate) }
 }
 
-// ask sends a request on a connection of its own, which stays.
+// ask sends a request on a new connection, which stays open.
 func ask(t *testing.T, addr, path string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -73,15 +73,15 @@ func answered(t *testing.T, conn net.Conn) {
 	_ = resp.Body.Close()
 }
 
-// TestConnectionLimit: clients that do nothing keep nobody out, and a request
-// under way is never cut for another.
+// TestConnectionLimit: idle clients keep no other client out, and a request in progress is
+// never interrupted for another client.
 func TestConnectionLimit(t *testing.T) {
 	const most = 8
 	addr, slow, release := limitedServer(t, most)
 	busy := ask(t, addr, "/slow")
 	<-slow
 	for range 5 * most {
-		answered(t, ask(t, addr, "/")) // and is idle from now on
+		answered(t, ask(t, addr, "/")) // and is idle afterwards
 	}
 	for range 5 * most {
 		ask(t, addr, "") // sends nothing
@@ -91,7 +91,7 @@ func TestConnectionLimit(t *testing.T) {
 		ask(t, addr, "/slow")
 		<-slow
 	}
-	waits := ask(t, addr, "/") // for the end of one of them
+	waits := ask(t, addr, "/") // waits for one of them to end
 	release()
 	answered(t, busy)
 	answered(t, waits)

@@ -44,8 +44,8 @@ func TestMain(m *testing.M) {
 
 const adminKey = "admin-key-of-the-tests"
 
-// cutOff is a server whose Nomad, Consul and Vault end every connection at
-// once. What it answers itself it answers here too; the rest is 503.
+// cutOff is a server whose Nomad, Consul and Vault close every connection at once. It
+// responds to what it can handle itself; the rest gets 503.
 type cutOff struct {
 	*Server
 	calls atomic.Int64 // connections to the agents
@@ -115,7 +115,7 @@ func newCutOff(tb testing.TB) *cutOff {
 	return s
 }
 
-// send has the whole handler answer one request; headers are name, value, ...
+// send makes the whole handler respond to one request; headers are name, value, ...
 func (s *cutOff) send(method, target, body string, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	for i := 0; i < len(headers); i += 2 {
@@ -130,8 +130,8 @@ func (s *cutOff) answer(r *http.Request) *httptest.ResponseRecorder {
 	return w
 }
 
-// checkForm fails unless a response has the form of docs/api.md ("Conventions"), and
-// returns its error code and message.
+// checkForm fails unless a response has the form in docs/api.md ("Conventions"), and returns
+// its error code and message.
 func checkForm(tb testing.TB, w *httptest.ResponseRecorder) (code, message string) {
 	tb.Helper()
 	id := w.Header().Get("X-Request-Id")
@@ -168,7 +168,7 @@ func checkForm(tb testing.TB, w *httptest.ResponseRecorder) (code, message strin
 	return body.Error.Code, body.Error.Message
 }
 
-// want fails unless an answer is this error, and returns its message.
+// want fails unless a response is this error, and returns its message.
 func want(tb testing.TB, w *httptest.ResponseRecorder, status int, code engine.Code) string {
 	tb.Helper()
 	got, message := checkForm(tb, w)

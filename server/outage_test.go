@@ -18,7 +18,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// lines are those of the log that have all of some words.
+// lines returns the lines of the log that contain all of the words.
 func (s *cutOff) lines(words ...string) (found []string) {
 next:
 	for line := range strings.Lines(s.logs.String()) {
@@ -32,7 +32,8 @@ next:
 	return found
 }
 
-// TestOutageIsTwoLines: not one per request, and another begins with a line of its own.
+// TestOutageIsTwoLines: there is no line per request, and another outage begins with a line
+// of its own.
 func TestOutageIsTwoLines(t *testing.T) {
 	s := newCutOff(t)
 	var away atomic.Bool
@@ -56,7 +57,7 @@ func TestOutageIsTwoLines(t *testing.T) {
 			t.Errorf("round %d: %d requests at debug", round, len(got))
 		}
 		if got := s.lines("no longer fail"); len(got) != round-1 {
-			t.Errorf("round %d: it is over while the store is away: %s", round, got)
+			t.Errorf("round %d: it is over while the store is unavailable: %s", round, got)
 		}
 		away.Store(false)
 		deadline := time.Now().Add(30 * time.Second)
@@ -69,7 +70,8 @@ func TestOutageIsTwoLines(t *testing.T) {
 	}
 }
 
-// TestOutagesAreToldByWhatIsAway, and what a request alone brought about is told as ever.
+// TestOutagesAreToldByWhatIsAway: there is one outage per dependency; errors of a single
+// request are logged as usual.
 func TestOutagesAreToldByWhatIsAway(t *testing.T) {
 	s := newCutOff(t)
 	for _, err := range []error{registry.ErrUnavailable, registry.ErrNoSession, cluster.ErrUnavailable, secrets.ErrUnavailable, registry.ErrMoved, errors.New("a fault")} {
@@ -86,11 +88,11 @@ func TestOutagesAreToldByWhatIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := s.lines("the server stops while requests fail"); len(got) != 4 {
-		t.Errorf("%d outages were told of at the end, want 4", len(got))
+		t.Errorf("%d outages were logged at the end, want 4", len(got))
 	}
 }
 
-// TestCallerHangsUp: it is no fault of the service's.
+// TestCallerHangsUp: a caller that disconnects is no fault of the service.
 func TestCallerHangsUp(t *testing.T) {
 	s := newCutOff(t)
 	handling, done := make(chan struct{}), make(chan struct{})
@@ -111,7 +113,7 @@ func TestCallerHangsUp(t *testing.T) {
 	}
 	if resp, err := srv.Client().Do(req); err == nil {
 		_ = resp.Body.Close()
-		t.Fatal("it was answered")
+		t.Fatal("it got a response")
 	}
 	<-done
 	if got := s.lines("[DEBUG]", "disconnected", "status=499"); len(got) != 1 {

@@ -24,8 +24,8 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// together makes n calls concurrently and returns their answers and what the slowest
-// took.
+// together makes n calls concurrently, and returns their responses and the longest
+// duration.
 func (a *api) together(t *testing.T, n int, call func(i int) answer) (answers []answer, slowest time.Duration) {
 	t.Helper()
 	answers = make([]answer, n)
@@ -45,7 +45,7 @@ func (a *api) together(t *testing.T, n int, call func(i int) answer) (answers []
 	return answers, slowest
 }
 
-// away fails unless all answers say that a store is away.
+// away fails unless all responses report an unavailable store.
 func away(t *testing.T, answers []answer) {
 	t.Helper()
 	for _, got := range answers {
@@ -56,9 +56,9 @@ func away(t *testing.T, answers []answer) {
 	}
 }
 
-// TestPausedStores: while a store answers nothing, calls are answered within one call's
-// time limit to it, however many there are, and at once when that is known; and all
-// works as soon as it goes on.
+// TestPausedStores: while a store does not respond, calls return within the time limit of
+// one call to it, however many there are, and at once when that is known. Everything works
+// as soon as the store resumes.
 func TestPausedStores(t *testing.T) {
 	testpg.Need(t)
 	database, err := testpg.New()
@@ -68,7 +68,7 @@ func TestPausedStores(t *testing.T) {
 	}
 	a := startAPI(t, "ORCH_DATABASE_URL="+database.URL("postgres"))
 	const n = 500
-	// What a busy machine needs for so many calls at once.
+	// The time that a busy machine needs for so many concurrent calls.
 	const load = 5 * time.Second
 	admit := func(i int) answer {
 		return a.call(t, "POST", fmt.Sprintf("/engines/u%d/admit", i), "{}")
@@ -76,17 +76,17 @@ func TestPausedStores(t *testing.T) {
 	provision := func(i int) answer {
 		return a.call(t, "POST", "/engines/provision", fmt.Sprintf(`{"user_id": "u%d"}`, i))
 	}
-	admit(0).want(t, 200, "") // its product is known from now on
+	admit(0).want(t, 200, "") // its product is cached afterwards
 	of := func(c devstack.Component) [2]func() error {
 		return [2]func() error{func() error { return a.stack.Pause(c) }, func() error { return a.stack.Resume(c) }}
 	}
 	for _, tc := range []struct {
 		store   string
-		outages [2]func() error // begins and ends one
+		outages [2]func() error // begins and ends an outage
 		call    func(i int) answer
-		// The first call's limit to the store: the question whether it is there, or a
-		// read. 0: it is known to be away before, for the first calls would believe an
-		// answer of the second before, and begin operations.
+		// The first call's time limit to the store: of an availability probe, or of a read.
+		// 0: the outage is noticed before, because otherwise the first calls would trust a
+		// response of the second before, and begin operations.
 		limit time.Duration
 	}{
 		{"nomad", of(devstack.Nomad), provision, 2 * time.Second},
@@ -108,7 +108,7 @@ func TestPausedStores(t *testing.T) {
 				ready := make(chan int, 1)
 				go func() {
 					status := a.call(t, "GET", "/ready", "").status
-					// A good answer of Consul counts for a second.
+					// A good response of Consul is trusted for a second.
 					for until := time.Now().Add(time.Second + load); tc.store == "consul" && status == http.StatusOK && time.Now().Before(until); {
 						status = a.call(t, "GET", "/ready", "").status
 					}
@@ -124,10 +124,10 @@ func TestPausedStores(t *testing.T) {
 					t.Errorf("the slowest of %d took %s", n, slowest)
 				}
 			} else {
-				// An answer of health counts for a second.
+				// A response of health is cached for a second.
 				for until := time.Now().Add(10 * time.Second); a.call(t, "GET", "/health", "").status != http.StatusServiceUnavailable; {
 					if time.Now().After(until) {
-						t.Fatal("health does not say that it is away")
+						t.Fatal("health does not report it as unavailable")
 					}
 				}
 			}
@@ -135,7 +135,7 @@ func TestPausedStores(t *testing.T) {
 			away(t, answers)
 			t.Logf("the slowest of %d more took %s", n, slowest)
 			if slowest > load {
-				t.Errorf("the slowest of %d took %s when it was known that %s is away", n, slowest, tc.store)
+				t.Errorf("the slowest of %d took %s when %s was known to be unavailable", n, slowest, tc.store)
 			}
 			resume()
 			began := time.Now()
@@ -151,8 +151,8 @@ func TestPausedStores(t *testing.T) {
 	provision(0).want(t, 200, "")
 }
 
-// TestVaultIsLostMeanwhile: Vault is paused while a provision waits for its volume. Its
-// caller does not wait for the time limit of a call to Vault after that.
+// TestVaultIsLostMeanwhile: Vault is paused while a provision waits for its volume. The
+// caller does not then wait for the time limit of a call to Vault.
 func TestVaultIsLostMeanwhile(t *testing.T) {
 	a := startAPI(t, "ORCH_VOLUME_POOL=0")
 	kv, err := consul.NewClient(&consul.Config{Address: a.consul})
@@ -170,7 +170,7 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 				return
 			}
 			if time.Now().After(until) {
-				t.Fatalf("the provision does not come to the step %s", name)
+				t.Fatalf("the provision does not reach the step %s", name)
 			}
 		}
 	}
@@ -187,7 +187,7 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 	}()
 	for until := time.Now().Add(time.Minute); a.call(t, "GET", "/health", "").status != http.StatusServiceUnavailable; {
 		if time.Now().After(until) {
-			t.Fatal("health does not say that it is away")
+			t.Fatal("health does not report it as unavailable")
 		}
 	}
 	step("key")
@@ -195,14 +195,14 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 	got := <-answered
 	took := time.Since(began)
 	away(t, []answer{got})
-	t.Logf("answered after %s", took)
+	t.Logf("returned after %s", took)
 	if took > 3*time.Second { // a call's time limit is 5 s
-		t.Errorf("its caller waited %s for a Vault that is known to be away", took)
+		t.Errorf("its caller waited %s for a Vault that is known to be unavailable", took)
 	}
 }
 
-// TestVaultIsKnownToBeAway: after the first call that had no answer of Vault all are
-// refused at once, for as long as it answers none, and nobody has asked for /health.
+// TestVaultIsKnownToBeAway: after the first call without a response of Vault, all calls are
+// refused at once while Vault does not respond, without a request to /health.
 func TestVaultIsKnownToBeAway(t *testing.T) {
 	a := startAPI(t)
 	provision := func() answer { return a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }
@@ -215,7 +215,7 @@ func TestVaultIsKnownToBeAway(t *testing.T) {
 		}
 	})
 	defer resume()
-	const limit = 2 * time.Second // of one question whether it is there
+	const limit = 2 * time.Second // of one availability probe
 	began := time.Now()
 	away(t, []answer{provision()})
 	if took := time.Since(began); took > 2*limit {
@@ -224,14 +224,14 @@ func TestVaultIsKnownToBeAway(t *testing.T) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	slowest, calls := time.Duration(0), 0
-	for until := time.Now().Add(4 * limit); time.Now().Before(until); <-tick.C { // no answer is believed for so long
+	for until := time.Now().Add(4 * limit); time.Now().Before(until); <-tick.C { // longer than any response is trusted
 		began := time.Now()
 		away(t, []answer{provision()})
 		slowest, calls = max(slowest, time.Since(began)), calls+1
 	}
 	t.Logf("the slowest of %d calls took %s", calls, slowest)
 	if slowest > limit/2 {
-		t.Errorf("one of %d calls took %s when it was known that Vault is away", calls, slowest)
+		t.Errorf("one of %d calls took %s when Vault was known to be unavailable", calls, slowest)
 	}
 	resume()
 	for until := time.Now().Add(10 * time.Second); ; <-tick.C {
@@ -254,7 +254,7 @@ func failing(t *testing.T, to string, fails func(*http.Request) bool) string {
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.Transport, proxy.ErrorLog = transport, log.New(io.Discard, "", 0) // of clients that have gone
+	proxy.Transport, proxy.ErrorLog = transport, log.New(io.Discard, "", 0) // of clients that have disconnected
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fails(r) {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -266,8 +266,8 @@ func failing(t *testing.T, to string, fails func(*http.Request) bool) string {
 	return srv.URL
 }
 
-// TestReadyMeansAdmitted: a replica that says that it is ready serves an admit. One
-// without a session must not, while Consul answers everything else.
+// TestReadyMeansAdmitted: a replica that is ready serves an admit. A replica without a
+// session must not be ready, even if Consul responds to everything else.
 func TestReadyMeansAdmitted(t *testing.T) {
 	var lost atomic.Bool
 	a := startAPIAt(t, func(c *service.Clients) {
@@ -281,9 +281,9 @@ func TestReadyMeansAdmitted(t *testing.T) {
 		ready := a.call(t, "GET", "/ready", "")
 		admitted := a.call(t, "POST", "/engines/u/admit", "{}")
 		if ready.status == 200 && admitted.status != 200 {
-			// Its session may have ended between the two.
+			// Its session may have ended between the two calls.
 			if again := a.call(t, "GET", "/ready", ""); again.status == 200 {
-				t.Fatalf("ready, and an admit is answered %d %s", admitted.status, admitted.text)
+				t.Fatalf("ready, but an admit returns %d %s", admitted.status, admitted.text)
 			}
 		}
 		if ready.status != 200 && admitted.status != 200 {
@@ -298,8 +298,8 @@ func TestReadyMeansAdmitted(t *testing.T) {
 	a.call(t, "POST", "/engines/u/admit", "{}").want(t, 200, "")
 }
 
-// TestReadyAsksSeldom: however often it is asked whether a replica is ready, Consul is
-// asked once per second.
+// TestReadyAsksSeldom: however often readiness is requested, Consul is read once per
+// second.
 func TestReadyAsksSeldom(t *testing.T) {
 	var reads atomic.Int64
 	a := startAPIAt(t, func(c *service.Clients) {

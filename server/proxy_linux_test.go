@@ -18,7 +18,7 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// documented is the only block of a language in docs/operations.md.
+// documented returns the only code block of a language in docs/operations.md.
 func documented(t *testing.T, language string) string {
 	t.Helper()
 	page, err := os.ReadFile("../docs/operations.md")
@@ -32,7 +32,7 @@ func documented(t *testing.T, language string) string {
 	return string(blocks[0][1])
 }
 
-// replace fails unless there is something to replace.
+// replace fails unless it replaces something.
 func replace(t *testing.T, text string, oldnew ...string) string {
 	t.Helper()
 	for i := 0; i < len(oldnew); i += 2 {
@@ -44,8 +44,8 @@ func replace(t *testing.T, text string, oldnew ...string) string {
 	return text
 }
 
-// startProxy runs a proxy of the machine in a directory of its own, and returns a client
-// of the socket that it listens on. config is given that socket's path.
+// startProxy runs an installed proxy in a separate directory, and returns a client of the
+// socket that it listens on. config gets that socket's path.
 func startProxy(t *testing.T, program string, config func(socket string) string, args func(file string) []string) *http.Client {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -82,7 +82,7 @@ func startProxy(t *testing.T, program string, config func(socket string) string,
 			t.Errorf("%s ended by itself", program)
 		}
 		if t.Failed() {
-			t.Logf("%s said:\n%s", program, said.String())
+			t.Logf("output of %s:\n%s", program, said.String())
 		}
 	})
 	through := &http.Client{Transport: transport}
@@ -102,22 +102,22 @@ func startProxy(t *testing.T, program string, config func(socket string) string,
 	}
 }
 
-// nginx runs nginx with server blocks.
+// nginx runs nginx with the given server blocks.
 func nginx(t *testing.T, servers func(socket string) string) *http.Client {
 	return startProxy(t, "nginx", func(socket string) string {
 		return "daemon off; master_process off; pid DIR/pid; error_log stderr;\nevents {}\nhttp { access_log off; client_body_temp_path DIR/b; proxy_temp_path DIR/p; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/c;\n" + servers(socket) + "}\n"
 	}, func(file string) []string { return []string{"-e", "stderr", "-c", file} })
 }
 
-// hostile are user_ids of which a proxy that decodes, cleans or merges paths makes
-// another user's path, or another endpoint's.
+// hostile are user_ids whose path a proxy that decodes, cleans or merges paths changes into
+// that of another user or endpoint.
 var hostile = []string{
 	"/a", "a/", "//a", "a//", "/a/", "./a", "a/.", "x/../a", "../engines/a", "../engines", "../status", "../products/p", ".", "..", "x/y/../../a", "%61", "a%2F", "%2Fa",
 	"x/..%2Fa", "a?", "a?x=1", "a#", "a#x", "a;x", "a/start", "a/admit", "a/rotate-key", "provision/../a", "a\\", "a\\..\\a", "a ", " a", "a+", "A",
 }
 
-// testProxies: whatever a proxy makes of a path, no call is about another user than the
-// one that the caller meant; and with the settings of operations.md all calls work.
+// testProxies: whatever a proxy does to a path, no call concerns another user than the
+// intended one, and with the settings in operations.md all calls work.
 func testProxies(t *testing.T, a *api) {
 	direct := &client.Client{BaseURL: a.url, PlatformKey: a.key, HTTP: a.http}
 	victim, err := direct.Provision(t.Context(), "a", "")
@@ -126,7 +126,7 @@ func testProxies(t *testing.T, a *api) {
 	}
 	upstream := strings.TrimPrefix(a.url, "http://")
 	for name, start := range map[string]func(*testing.T) *http.Client{
-		"nginx that decodes": func(t *testing.T) *http.Client { // the usual one
+		"nginx that decodes": func(t *testing.T) *http.Client { // the usual configuration
 			return nginx(t, func(socket string) string {
 				return "server { listen unix:" + socket + "; location / { proxy_pass " + a.url + "/; } }"
 			})
@@ -163,7 +163,8 @@ func testProxies(t *testing.T, a *api) {
 						t.Errorf("%s of %q: %v, without the proxy %v", call, user, err, want)
 					}
 				}
-				// Who sends no header is safe as long as the path comes through as it was sent.
+				// A caller that sends no header is safe if the proxy does not change the
+				// path.
 				if clean {
 					path := "http://proxy/engines/" + url.PathEscape(user)
 					for _, c := range [][2]string{{"GET", path}, {"DELETE", path}, {"POST", path + "/admit"}, {"POST", path + "/rotate-key"}} {
@@ -193,8 +194,8 @@ func testProxies(t *testing.T, a *api) {
 	}
 }
 
-// callsOf makes every call about a user who has no engine, and returns their errors. A
-// denied admit is one.
+// callsOf makes every call about a user without an engine, and returns the errors. A denied
+// admit counts as an error.
 func callsOf(ctx context.Context, c *client.Client, user string) map[string]error {
 	_, get := c.Engine(ctx, user)
 	_, stop := c.Stop(ctx, user)

@@ -11,8 +11,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// badQueries are query strings that a list refuses, each with what the message
-// names.
+// badQueries are query strings that a list refuses, with the word that the message must
+// contain.
 var badQueries = map[string]string{
 	"limit=0": "limit", "limit=1001": "limit", "limit=-1": "limit", "limit=1.5": "limit", "limit=ten": "limit", "limit=": "limit", "limit=99999999999999999999": "limit",
 	"limit=1&limit=2": "limit", "lmit=5": "lmit", "cursor=": "cursor", "cursor=%00": "cursor", "cursor=%FF": "cursor", "limit=%zz": "query string", "a=1;b=2": "query string",
@@ -43,7 +43,7 @@ func TestQueriesAreRefused(t *testing.T) {
 		for query, names := range all {
 			t.Run(list.path+"?"+query[:min(len(query), 30)], func(t *testing.T) {
 				message := ""
-				if list.path == "/engines" { // it asks the registry who calls before it reads more
+				if list.path == "/engines" { // it authenticates the caller in the registry before it reads more
 					_, err := pageOf(httptest.NewRequest("GET", list.path+"?"+query, nil))
 					var e *engine.Error
 					if !errors.As(err, &e) || e.Code != engine.InvalidRequest {
@@ -64,8 +64,8 @@ func TestQueriesAreRefused(t *testing.T) {
 	}
 }
 
-// FuzzPageQuery: a query string of GET /engines is refused, or all that it asks
-// for is within the contract.
+// FuzzPageQuery: a query string of GET /engines is refused, or everything that it requests
+// is within the contract.
 func FuzzPageQuery(f *testing.F) {
 	for query := range badQueries {
 		f.Add(query)
@@ -85,16 +85,16 @@ func FuzzPageQuery(f *testing.F) {
 			return
 		}
 		if _, err := url.ParseQuery(query); err != nil {
-			t.Fatalf("taken, but %v", err)
+			t.Fatalf("accepted, but %v", err)
 		}
 		if ask.Limit < 1 || ask.Limit > maxLimit || ask.Offset < 0 || ask.State != "" && !slices.Contains(engine.States, ask.State) {
-			t.Fatalf("taken as %+v", ask)
+			t.Fatalf("accepted as %+v", ask)
 		}
 	})
 }
 
-// FuzzAuditQuery asks the audit log itself, as the admin: a query string is
-// refused with a 400, or it is a list.
+// FuzzAuditQuery calls the audit log as the admin: a query string is refused with a 400, or
+// it returns a list.
 func FuzzAuditQuery(f *testing.F) {
 	s := newCutOff(f)
 	for query := range badQueries {

@@ -9,8 +9,8 @@ import (
 	"github.com/septemberai/orch/internal/contract"
 )
 
-// testRegistry makes every call about the registry and what is quarantined, and holds
-// the answers against the document. What a registry that went back in time gets back is
+// testRegistry makes every call about the registry and the quarantine, and checks the
+// responses against the document. The recovery of a registry that went back in time is
 // tested in internal/e2e.
 func testRegistry(t *testing.T, whole *api) {
 	doc, err := contract.Load()
@@ -44,13 +44,13 @@ func testRegistry(t *testing.T, whole *api) {
 	ok("POST", "/registry/rekey", "")
 	for _, path := range []string{"/health", "/status"} {
 		if got := ok("GET", path, ""); got.field("registry") != "ok" {
-			t.Errorf("%s says %s", path, got.text)
+			t.Errorf("%s returns %s", path, got.text)
 		}
 	}
 
-	// A recovery that is asked for comes to its end, and finds nothing missing.
+	// A requested recovery ends, and finds nothing missing.
 	ok("POST", "/registry/recover", "{}")
-	e := ok("POST", "/engines/provision", `{"user_id": "quarantined"}`) // it waits for that
+	e := ok("POST", "/engines/provision", `{"user_id": "quarantined"}`) // it waits for the recovery
 	last, _ := ok("GET", "/registry", "").body["last_recovery"].(map[string]any)
 	if last["why"] != "an admin asked for it" || last["rebuilt"] != 0.0 {
 		t.Errorf("the last recovery is %v", last)

@@ -13,14 +13,14 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// adminCalls are the calls about the registry and what is quarantined.
+// adminCalls are the calls about the registry and the quarantine.
 var adminCalls = []struct{ method, path string }{
 	{"GET", "/registry"}, {"GET", "/registry/recover"}, {"POST", "/registry/recover"}, {"POST", "/registry/rekey"},
 	{"GET", "/quarantine"}, {"POST", "/quarantine/e/adopt"}, {"DELETE", "/quarantine/e"},
 }
 
-// TestRegistryIsTheAdmins: without the admin key nothing is asked of the stores, with
-// it a store that is away is said to be.
+// TestRegistryIsTheAdmins: without the admin key the stores are not called; with it, an
+// unavailable store is reported.
 func TestRegistryIsTheAdmins(t *testing.T) {
 	s := newCutOff(t)
 	for _, c := range adminCalls {
@@ -57,8 +57,8 @@ func TestAdoptBody(t *testing.T) {
 	}
 }
 
-// TestShowRegistry: what is not so is left out, and a registry without a record is
-// not called whole.
+// TestShowRegistry: empty fields are omitted, and a registry without a record is not
+// reported as complete.
 func TestShowRegistry(t *testing.T) {
 	at := time.Date(2026, 11, 24, 6, 19, 47, 0, time.UTC)
 	for name, c := range map[string]struct {

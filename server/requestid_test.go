@@ -41,7 +41,7 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// TestEveryAnswerOnTheWire: also what net/http would answer by itself.
+// TestEveryAnswerOnTheWire includes responses that net/http would send by itself.
 func TestEveryAnswerOnTheWire(t *testing.T) {
 	s := newCutOff(t)
 	served := make(chan error, 1)

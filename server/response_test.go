@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestBegunAnswers: an answer that has begun is cut off when its handler fails; nothing
-// else is written after it.
+// TestBegunAnswers: a response that has begun is aborted when its handler fails, and
+// nothing is written after it.
 func TestBegunAnswers(t *testing.T) {
 	s := newCutOff(t)
 	ends := map[string]func() error{
@@ -46,7 +46,7 @@ func TestBegunAnswers(t *testing.T) {
 						t.Errorf("got %q, %v, want INTERNAL_ERROR", body, err)
 					}
 				} else if err == nil || strings.Contains(string(body), "error") {
-					t.Errorf("got %q, %v, want a broken answer", body, err)
+					t.Errorf("got %q, %v, want a broken response", body, err)
 				}
 			})
 		}

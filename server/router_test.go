@@ -10,11 +10,11 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// A call without a platform key that comes as far as a handler of an engine is
-// refused there: 401 says that the route was found.
+// reached is the error of a call without a platform key that reaches a handler of an
+// engine: 401 shows that the route was found.
 const reached = engine.InvalidPlatformKey
 
-// users are user_ids that a router could take apart, as they stand in a path.
+// users are user_ids, as written in a path, that a router might split.
 var users = []string{
 	"u", "provision", "start", "a%2Fb", "%2F", "%2f%2F", "a%252Fb", "with%20space", "%20", "+", "%F0%9F%A6%8A", "auth0%7C123", "me@example.com",
 	".", "..", "%2E%2E", "..%2F..", "%3Fq=1", "%23", ";", "a;b=c", "*", ":user_id", "*all", "%00", "%0A", "%FF", "health", "products",
@@ -65,7 +65,7 @@ func TestUnknownRoutes(t *testing.T) {
 
 var methods = []string{"CONNECT", "DELETE", "FOO", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 
-// TestAllow: the methods that Allow names are those that are taken.
+// TestAllow: the methods in the Allow header are those that are accepted.
 func TestAllow(t *testing.T) {
 	s := newCutOff(t)
 	for path, allowed := range map[string]string{
@@ -95,8 +95,8 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-// answers says what a request without keys gets, written apart from the router:
-// by the segments of the path as it was sent.
+// answers returns the status of a request without keys. It is independent of the router: it
+// uses the segments of the path as sent.
 func answers(method, escaped string) int {
 	if method == "HEAD" {
 		method = "GET"
@@ -163,8 +163,8 @@ func answers(method, escaped string) int {
 	return 401
 }
 
-// FuzzPaths: every path gets the answer that its segments say, in the form of
-// the contract; nothing is redirected, cleaned or taken apart otherwise.
+// FuzzPaths: every path gets the response that follows from its segments, in the form of
+// the contract; nothing is redirected, cleaned or split differently.
 func FuzzPaths(f *testing.F) {
 	s := newCutOff(f)
 	for _, user := range users {

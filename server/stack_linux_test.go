@@ -22,23 +22,23 @@ import (
 
 const adminKey = "admin-key-of-the-tests"
 
-// api is a service on real agents.
+// api is a service with real agents.
 type api struct {
 	url    string
 	http   *http.Client
 	key    string // X-Platform-Key
 	svc    *service.Service
-	consul string // where its registry is
+	consul string // address of its registry
 	stack  *devstack.Stack
 }
 
-// startAPI starts one; vars are more of its variables.
+// startAPI starts a service; vars are additional variables.
 func startAPI(t testing.TB, vars ...string) *api {
 	t.Helper()
 	return startAPIAt(t, func(*service.Clients) {}, vars...)
 }
 
-// startAPIAt starts one whose clients are changed.
+// startAPIAt starts a service whose clients are modified by change.
 func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *api {
 	t.Helper()
 	bin := t.TempDir()
@@ -88,7 +88,7 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 	return a
 }
 
-// await waits until the service says yes.
+// await waits until the path returns 200.
 func (a *api) await(t testing.TB, path string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -98,7 +98,7 @@ func (a *api) await(t testing.TB, path string) {
 	for a.call(t, "GET", path, "").status != 200 {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s did not answer 200 within a minute", path)
+			t.Fatalf("%s did not return 200 within a minute", path)
 		case <-tick.C:
 		}
 	}
@@ -111,7 +111,7 @@ type answer struct {
 	text   string
 }
 
-// call sends both keys: each endpoint takes the one it needs.
+// call sends both keys, because each endpoint uses only one.
 func (a *api) call(t testing.TB, method, path, body string) answer {
 	t.Helper()
 	return a.callWith(t, method, path, body, map[string]string{"X-Admin-Key": adminKey, "X-Platform-Key": a.key})
@@ -158,14 +158,14 @@ func (a answer) want(t testing.TB, status int, code string) {
 	}
 }
 
-// noStore fails unless an answer carries this key and may be stored nowhere.
+// noStore fails unless a response contains this key and must not be cached.
 func (a answer) noStore(t testing.TB, name string) {
 	t.Helper()
 	a.want(t, 200, "")
 	if got := a.header.Get("Cache-Control"); got != "no-store" {
-		t.Errorf("an answer with %s has Cache-Control %q", name, got)
+		t.Errorf("a response with %s has Cache-Control %q", name, got)
 	}
 	if key := a.field(name); !strings.Contains(key, "k-sept-") {
-		t.Fatalf("the answer has no %s", name)
+		t.Fatalf("the response has no %s", name)
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// contract is every code of docs/openapi.yaml with its status, also those
-// that no handler answers with yet.
+// contract is every code in docs/openapi.yaml with its status, even if no handler returns it
+// yet.
 var contract = map[engine.Code]int{
 	"INVALID_REQUEST": 400, "INVALID_PLATFORM_KEY": 401, "INVALID_ADMIN_KEY": 401, "POLICY_DENIED": 403,
 	"NOT_FOUND": 404, "ENGINE_NOT_FOUND": 404, "PRODUCT_NOT_FOUND": 404, "VOLUME_NOT_FOUND": 404, "QUARANTINE_NOT_FOUND": 404, "METHOD_NOT_ALLOWED": 405,
@@ -53,7 +53,7 @@ func TestStatusTable(t *testing.T) {
 	}
 }
 
-// codesOf reads the constants of type Code off a package's source.
+// codesOf reads the constants of type Code from a package's source.
 func codesOf(t *testing.T, dir string) map[engine.Code]bool {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestCompletion: what the executable answers to a shell that completes a line.
+// TestCompletion: what the executable prints for a shell that completes a line.
 func TestCompletion(t *testing.T) {
 	for line, want := range map[string][]string{
 		"orch eng":                           {"engine"},
@@ -42,8 +42,8 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestCompletionScripts: bash takes the script, and completes with the executable
-// that printed it, also when its path needs quotes.
+// TestCompletionScripts: bash accepts the script, and completes with the executable that
+// printed it, even if its path needs quotes.
 func TestCompletionScripts(t *testing.T) {
 	code, script, stderr := orch(t, nil, "completion", "zsh")
 	if code != 0 || stderr != "" || !strings.HasPrefix(script, "autoload -U +X bashcompinit") || !strings.Contains(script, "complete -o nospace -C ") {

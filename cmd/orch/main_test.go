@@ -12,7 +12,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// asOrch makes the test binary be the command itself, in a process of its own.
+// asOrch makes the test binary act as the command, in a separate process.
 const asOrch = "ORCH_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// command is a call of orch with nothing in its environment but vars. It is
-// killed when it takes too long.
+// command returns a call of orch with only vars in its environment. It is killed if it
+// takes too long.
 func command(t *testing.T, vars []string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -22,7 +22,7 @@ const (
 	providerKey = "sk-provider-secret-of-the-tests"
 )
 
-// good is a configuration whose agents are not there: nothing listens on port 1.
+// good is a configuration whose agents do not exist: nothing listens on port 1.
 func good(more ...string) []string {
 	return append([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
@@ -68,8 +68,8 @@ func TestServerPortIsTaken(t *testing.T) {
 	}
 }
 
-// TestServerDatabaseUnusable: what only an operator can mend is a mistake of the
-// configuration.
+// TestServerDatabaseUnusable: what only an operator can repair is reported as a mistake of
+// the configuration.
 func TestServerDatabaseUnusable(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.db")
 	if err := os.WriteFile(file, []byte("this is not a database, and longer than its header is: a hundred bytes, of which these are the first ones"), 0o600); err != nil {
@@ -83,7 +83,7 @@ func TestServerDatabaseUnusable(t *testing.T) {
 	}
 }
 
-// TestServerStopsOnSignal: also while none of its agents is there.
+// TestServerStopsOnSignal: even if none of its agents responds.
 func TestServerStopsOnSignal(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(signal.String(), func(t *testing.T) {
@@ -127,8 +127,8 @@ func TestServerStopsOnSignal(t *testing.T) {
 	}
 }
 
-// TestServerFewDescriptors: with 256 file descriptors, 400 clients that do nothing
-// keep nobody out, and the log says how many may be connected.
+// TestServerFewDescriptors: with 256 file descriptors, 400 idle clients keep no other
+// client out, and the log contains the maximum number of connections.
 func TestServerFewDescriptors(t *testing.T) {
 	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
 	cmd.Args = append([]string{"sh", "-c", `ulimit -Sn 64 && ulimit -Hn 256 && exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
@@ -167,20 +167,20 @@ func TestServerFewDescriptors(t *testing.T) {
 			live(t, line.Addr)
 		}
 		if took := time.Since(began); took > 5*time.Second {
-			t.Errorf("five answers took %s", took)
+			t.Errorf("five responses took %s", took)
 		}
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 	}
-	// Go leaves one of them.
+	// Go keeps one of them.
 	if err := cmd.Wait(); err != nil || files < 255 || most != 128 {
 		t.Errorf("ended with %v; %d connections with %d files", err, most, files)
 	}
 }
 
-// TestServerSecondSignal: the first one waits for what is in flight, here a
-// request that does not end; the second one does not.
+// TestServerSecondSignal: after the first signal the server waits for a request that does
+// not end; after the second it does not.
 func TestServerSecondSignal(t *testing.T) {
 	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
 	stderr, err := cmd.StderrPipe()
@@ -197,7 +197,7 @@ func TestServerSecondSignal(t *testing.T) {
 			Message string `json:"@message"`
 			Addr    string `json:"addr"`
 		}
-		_ = json.Unmarshal(lines.Bytes(), &line) // the last one is no log line
+		_ = json.Unmarshal(lines.Bytes(), &line) // the last line is not JSON
 		said = lines.Text()
 		switch {
 		case line.Message == "listening":
@@ -209,7 +209,7 @@ func TestServerSecondSignal(t *testing.T) {
 			if _, err := fmt.Fprintf(conn, "POST /products/register HTTP/1.1\r\nHost: orch\r\nX-Admin-Key: %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", adminKey); err != nil {
 				t.Fatal(err)
 			}
-			// It is asked to go on when the request is being read.
+			// The request is continued when it is being read.
 			if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
 				t.Fatal(err)
 			}
@@ -232,7 +232,7 @@ func TestServerSecondSignal(t *testing.T) {
 	}
 }
 
-// live fails unless the service answers.
+// live fails unless the service responds.
 func live(t *testing.T, addr string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TestDependencies: what is deployed cannot start agents, download or compile
-// programs, change networks or mounts.
+// TestDependencies: the deployed binary cannot start agents, download or compile programs,
+// or change networks or mounts.
 func TestDependencies(t *testing.T) {
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
 	list.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -61,7 +61,7 @@ func TestShipped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A name that it does read shows that the search finds names.
+		// A variable that it does read shows that the search works.
 		if !bytes.Contains(text, []byte("ORCH_ADMIN_KEY")) {
 			t.Fatal("its strings cannot be read")
 		}
@@ -79,14 +79,14 @@ func TestShipped(t *testing.T) {
 	})
 }
 
-// TestServerIgnoresFault: not even a mistake in the tests' variable matters.
+// TestServerIgnoresFault: even an invalid value of the tests' variable has no effect.
 func TestServerIgnoresFault(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	// It comes as far as its port, which is taken.
+	// It gets as far as its port, which is in use.
 	code, _, stderr := orch(t, good("ORCH_FAULT=a mistake", "ORCH_ADDR="+l.Addr().String()), "server")
 	if code != 1 || strings.Contains(stderr, "ORCH_FAULT") || !strings.Contains(stderr, l.Addr().String()) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)

@@ -51,8 +51,7 @@ func TestGroupHelp(t *testing.T) {
 	}
 }
 
-// TestServerHelp: it can be asked for without any configuration, and documents
-// all of it.
+// TestServerHelp: the help needs no configuration, and documents all settings.
 func TestServerHelp(t *testing.T) {
 	for _, flag := range []string{"-h", "-help", "--help"} {
 		code, stdout, stderr := orch(t, nil, "server", flag)
@@ -77,7 +76,7 @@ func TestServerHelp(t *testing.T) {
 	}
 }
 
-// TestCalledWrongly: exit code 2, how to call it on stderr, nothing started.
+// TestCalledWrongly: exit code 2, the usage on stderr, nothing started.
 func TestCalledWrongly(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"no-such-command"}, {"serve"}, {"servers"}, {"server version"}, {"server", "extra"}, {"server", "-no-such-flag"},

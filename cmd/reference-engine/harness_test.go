@@ -23,7 +23,7 @@ import (
 
 const testKey = "sk-sept-test"
 
-// binary is the engine under test, built once without cgo as the image has it.
+// binary is the engine under test, built once without cgo, as in the image.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -57,7 +57,7 @@ func hashOf(key string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// output collects a process's stderr; it may be read while the process runs.
+// output collects a process's stderr. It may be read while the process runs.
 type output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -80,12 +80,12 @@ type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	log  *output
-	done chan struct{} // closed when it is gone
+	done chan struct{} // closed when it has ended
 	url  string
 }
 
-// spawn starts an engine on the brain in dir, with more variables and
-// switches, and does not wait for anything.
+// spawn starts an engine with the brain in dir and additional variables and switches,
+// without waiting.
 func spawn(t *testing.T, dir string, env []string, switches ...string) *process {
 	return spawnAs(t, binary, dir, env, switches...)
 }
@@ -114,7 +114,7 @@ func spawnAs(t *testing.T, path, dir string, env []string, switches ...string) *
 	return p
 }
 
-// start is spawn, and waits until the engine listens.
+// start is like spawn, and waits until the engine listens.
 func start(t *testing.T, dir string, env []string, switches ...string) *process {
 	t.Helper()
 	p := spawn(t, dir, env, switches...)
@@ -142,7 +142,7 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// exitCode waits until the process is gone; -1 is death by signal.
+// exitCode waits until the process has ended; -1: it was killed by a signal.
 func (p *process) exitCode() int {
 	p.t.Helper()
 	select {
@@ -165,7 +165,7 @@ func (p *process) alive() bool {
 
 func (p *process) waitLog(text string) {
 	p.t.Helper()
-	eventually(p.t, "log says "+text, func() bool { return strings.Contains(p.log.String(), text) })
+	eventually(p.t, "log contains "+text, func() bool { return strings.Contains(p.log.String(), text) })
 }
 
 // eventually polls a condition until a deadline.
@@ -182,11 +182,11 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// client makes a connection per request: a kept one would hide a closed port.
+// client opens a connection per request, because a persistent one would hide a closed port.
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 
-// call makes one request with a key ("" for none) and returns status and body;
-// status 0 means that there was no answer.
+// call makes one request with a key ("" for none), and returns status and body; status 0
+// means that there was no response.
 func (p *process) call(method, path, key, body string) (int, string) {
 	p.t.Helper()
 	status, answer, err := request(context.Background(), p.url, method, path, key, body)
@@ -213,7 +213,7 @@ func request(ctx context.Context, url, method, path, key, body string) (int, str
 	return resp.StatusCode, string(b), err
 }
 
-// remember stores an input and fails the test unless it is acknowledged.
+// remember stores an input, and fails unless it is acknowledged.
 func (p *process) remember(input string) {
 	p.t.Helper()
 	body, _ := json.Marshal(map[string]string{"input": input})

@@ -1,5 +1,6 @@
-// Command reference-engine is a small engine that obeys the engine contract (docs/tutorial-engine.md), including the brain. Tests and examples run it as orch's engine; authors of engines
-// can read it as an example of the contract.
+// Command reference-engine is a small engine that obeys the engine contract
+// (docs/tutorial-engine.md), including the brain. Tests and examples run it as orch's engine;
+// authors of engines can read it as an example of the contract.
 //
 // Package engine documents the API, the environment and the test switches;
 // `reference-engine -help` prints a summary.

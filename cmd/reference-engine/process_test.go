@@ -71,8 +71,8 @@ func TestTermClosesTheBrain(t *testing.T) {
 	}
 }
 
-// TestTermFinishesTheRequestUnderWay sends SIGTERM between a request's header
-// and its body.
+// TestTermFinishesTheRequestUnderWay sends SIGTERM between the header and the body of a
+// request.
 func TestTermFinishesTheRequestUnderWay(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -92,7 +92,7 @@ func TestTermFinishesTheRequestUnderWay(t *testing.T) {
 	if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
 		t.Fatalf("%q, %v: want 100 Continue", line, err)
 	}
-	// A connection that never asks anything must not hold up the end.
+	// A connection without a request must not delay the end.
 	silent, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestTermFinishesTheRequestUnderWay(t *testing.T) {
 		answer.WriteString(line)
 	}
 	if !strings.Contains(answer.String(), "HTTP/1.1 200 OK") {
-		t.Errorf("answer %q, want 200", answer.String())
+		t.Errorf("response %q, want 200", answer.String())
 	}
 	if code := p.exitCode(); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
@@ -139,7 +139,7 @@ func TestSecondProcessOnOneBrain(t *testing.T) {
 	}
 	if want := fmt.Sprintf("held by another process: %s", filepath.Join(dir, "brain.sqlite.lock")); !strings.Contains(second.log.String(), want) ||
 		!strings.Contains(second.log.String(), fmt.Sprintf("pid %d on", first.cmd.Process.Pid)) {
-		t.Errorf("log %q does not say who holds the brain", second.log)
+		t.Errorf("log %q does not name the process that holds the brain", second.log)
 	}
 	if n := len(first.export().Runs); n != 1 {
 		t.Errorf("%d runs in the brain, want 1: the second one got at it", n)
@@ -157,7 +157,7 @@ func TestReload(t *testing.T) {
 		}
 	}
 	write(hashOf("key 1") + "\n")
-	// The variable holds another key: the file must win.
+	// The variable contains another key: the file must take precedence.
 	p := start(t, dir, []string{"ENGINE_KEY_HASH_FILE=" + file})
 	status := func(key string) int { s, _ := p.call("GET", "/nowhere", key, ""); return s }
 	reloads := 0

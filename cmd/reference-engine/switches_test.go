@@ -61,7 +61,7 @@ func TestSwitches(t *testing.T) {
 		defer cancel()
 		_, _, err := request(ctx, p.url, "GET", "/health", "", "")
 		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("/health: %v, want no answer", err)
+			t.Errorf("/health: %v, want no response", err)
 		}
 		p.remember("the rest works")
 		p.signal(syscall.SIGTERM)
@@ -77,7 +77,7 @@ func TestSwitches(t *testing.T) {
 	})
 	run("fail-health later", func(t *testing.T) {
 		p := start(t, t.TempDir(), nil, "fail-health-1s")
-		// On a slow machine the second may have passed by now.
+		// On a slow machine the second may have passed already.
 		if s := health(p); s != 200 && !strings.Contains(p.log.String(), "fail-health") {
 			t.Errorf("%d at first", s)
 		}
@@ -100,7 +100,7 @@ func TestSwitches(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s := health(p); s != 200 {
-			t.Errorf("%d when the file is gone", s)
+			t.Errorf("%d after the file was removed", s)
 		}
 	})
 	run("crash-after", func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestSwitches(t *testing.T) {
 			t.Errorf("%d with a wrong key", s)
 		}
 		if s, body := p.call("POST", "/crash", testKey, ""); s != 0 {
-			t.Errorf("%d %s, want no answer", s, body)
+			t.Errorf("%d %s, want no response", s, body)
 		}
 		if code := p.exitCode(); code != 1 {
 			t.Errorf("exit code %d", code)

@@ -30,11 +30,11 @@ func (r *rig) auditLog(ctx context.Context, p *product) ([]record, error) {
 	return all, nil
 }
 
-// actions are the actions under which a kind of call is recorded.
+// actions are the audit actions for each kind of call.
 var actions = map[kind]string{provision: "provision", start: "start", stop: "stop", rotate: "rotate_key", destroy: "destroy"}
 
-// audited says what of the calls of one product is not recorded as it was
-// answered.
+// audited returns which calls of a product are not recorded with the outcome that their
+// caller got.
 func audited(calls []*call, rows []record) (problems []string) {
 	byRequest, byUser := map[string][]record{}, map[string][]record{}
 	for _, r := range rows {
@@ -45,14 +45,14 @@ func audited(calls []*call, rows []record) (problems []string) {
 		problems = append(problems, fmt.Sprintf(format, args...)+"\n    "+c.String())
 	}
 	for _, c := range calls {
-		// An operation may note on its way that the node is silent, and a denied
-		// admit that it was denied.
+		// During an operation the silence of a node may be recorded, and during a denied
+		// admit the denial.
 		own := slices.DeleteFunc(slices.Clone(byRequest[c.requestID]), func(r record) bool {
 			return r.Action == "admit_denied" || r.Action == "health_failed"
 		})
 		for _, r := range own {
 			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && mayBeInterrupted(r, byUser[c.user])) {
-				bad(c, "its caller got an answer, the log says interrupted: %s", r)
+				bad(c, "its caller got a response, but the outcome in the log is interrupted: %s", r)
 			}
 			if r.Outcome != "interrupted" && r.DurationMS == nil {
 				bad(c, "no duration: %s", r)
@@ -75,20 +75,20 @@ func audited(calls []*call, rows []record) (problems []string) {
 	return problems
 }
 
-// mayBeInterrupted says whether a destroy may have interrupted what a row tells of: its
-// owner may be gone by then, and nobody completes the row.
+// mayBeInterrupted reports whether a destroy may have interrupted the operation of a row
+// whose owner may have ended, so that nobody completes the row.
 func mayBeInterrupted(cut record, rows []record) bool {
 	return slices.ContainsFunc(rows, func(r record) bool {
 		return r.Action == "destroy" && r.EngineID != "" && !r.Timestamp.Before(cut.Timestamp)
 	})
 }
 
-// joined says whether another change's row stands for a call that joined it.
+// joined reports whether a call joined another change, which has a row.
 func joined(c *call, rows []record) bool {
 	const clocks = time.Second
 	return slices.ContainsFunc(rows, func(r record) bool {
-		// A change that goes forward ends later than its caller was told that it
-		// is not confirmed.
+		// A change that is completed in the background ends after its caller was told that
+		// it is not confirmed.
 		over := r.Outcome == "ok" && r.DurationMS != nil
 		if r.RequestID == c.requestID || r.Timestamp.After(c.ended.Add(clocks)) || over && r.Timestamp.Add(time.Duration(*r.DurationMS)*time.Millisecond).Before(c.began.Add(-clocks)) {
 			return false

@@ -13,21 +13,22 @@ import (
 )
 
 const (
-	// burstSize is how many calls come at once while a store is paused.
+	// burstSize is the number of concurrent calls while a store is paused.
 	burstSize = 300
-	// burstLoad is what a busy machine needs for so many, beside all else.
+	// burstLoad is the time that a busy machine needs for so many calls, besides its other
+	// work.
 	burstLoad = 5 * time.Second
 )
 
-// burst is calls that come at once while a store answers nothing.
+// burst is a number of concurrent calls while a store does not respond.
 type burst struct {
 	calls  []*call
-	within time.Duration // in which each has to be answered
+	within time.Duration // the time limit of each call
 	wait   sync.WaitGroup
 }
 
-// bursts are what is paused under a burst: the replica that asks it, and a call's time
-// limit to it.
+// bursts maps each store that is paused to the replica that uses it, and to the time limit
+// of its calls.
 var bursts = map[string]struct {
 	replica int
 	limit   time.Duration
@@ -37,14 +38,14 @@ var bursts = map[string]struct {
 	"vault":           {0, 5 * time.Second},
 }
 
-// gather pauses a store, and sends its calls. Their users are new, and their product may
-// have no engine: so nothing is left of them, as the end of the run sees.
+// gather pauses a store, and sends the calls. Their users are new, and their product may
+// have no engines, so that nothing may remain, which the end of the run checks.
 func (in *injector) gather(ctx context.Context, store string) error {
 	at, known := bursts[store]
 	if !known {
-		return fmt.Errorf("no replica asks %s alone", store)
+		return fmt.Errorf("no replica uses only %s", store)
 	}
-	// What is left of the fault before would be blamed on this one.
+	// Otherwise effects of the previous fault would be attributed to this one.
 	if err := in.rig.awaitReplicas(ctx); err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (in *injector) gather(ctx context.Context, store string) error {
 	return nil
 }
 
-// disperse lets the store go on, and says which calls were not answered as they should.
+// disperse resumes the store, and returns which calls did not get the right response.
 func (in *injector) disperse(store string) error {
 	errs := []error{in.rig.Resume(devstack.Component(store))}
 	if in.burst == nil {
@@ -79,7 +80,7 @@ func (in *injector) disperse(store string) error {
 			errs = append(errs, fmt.Errorf("with %s paused: %s", store, c))
 		}
 	}
-	in.log("%d of %d calls were refused while %s was paused, the slowest was answered after %s", refused, burstSize, store, slowest.Round(time.Millisecond))
+	in.log("%d of %d calls were refused while %s was paused, the slowest took %s", refused, burstSize, store, slowest.Round(time.Millisecond))
 	in.burst = nil
 	return errors.Join(errs[:min(len(errs), 5)]...)
 }

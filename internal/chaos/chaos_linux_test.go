@@ -1,6 +1,6 @@
-// Package chaos is the fault suite: real agents on hosts of their own, callers
-// that use the service through both replicas, and faults in random order. At the
-// end nothing is lost, doubled or left behind, and every answer was true.
+// Package chaos is the fault suite: real agents on separate hosts, callers that use the
+// service through both replicas, and faults in random order. At the end nothing is lost,
+// duplicated or left behind, and every response was true.
 //
 //	go test ./internal/chaos -chaos.for=8m -chaos.seed=42 -v
 package chaos
@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	// converge bounds how long the service may take, after all is healed, to bring
-	// registry and world into agreement.
+	// converge limits how long the service may take, after all faults are repaired, to
+	// bring the registry into agreement with what exists.
 	converge = 2 * time.Minute
-	// calm is how long callers go on after the last fault.
+	// calm is how long callers continue after the last fault.
 	calm = 3 * time.Second
-	// mostChecked and leastChecked are how many calls of a user are checked: long
-	// histories with many lost answers take the checker too long.
+	// mostChecked and leastChecked limit how many calls of a user are checked: long
+	// histories with many lost responses take the checker too long.
 	mostChecked, leastChecked = 250, 80
 )
 
@@ -37,7 +37,7 @@ func TestNothingIsLost(t *testing.T) {
 	if number == 0 {
 		number = rand.Uint64()
 	}
-	// Also where the test is killed before it can say anything.
+	// This is printed even if the test is killed later.
 	fmt.Fprintf(os.Stderr, "chaos: seed %d (again with -chaos.seed=%d -chaos.for=%s)\n", number, number, *faultsFor)
 	r := startRig(ctx, t)
 	w, err := newWatcher(r)
@@ -104,16 +104,16 @@ func TestNothingIsLost(t *testing.T) {
 	}
 }
 
-// ending is what is checked when all is healed.
+// ending is what is checked when all faults are repaired.
 type ending struct {
 	t     *testing.T
 	rig   *rig
 	watch *watcher
 	load  *workload
-	warm  int // provisions that a warm engine served
+	warm  int // provisions that got a warm engine
 }
 
-// agreement waits until registry and world agree.
+// agreement waits until the registry agrees with what exists.
 func (e *ending) agreement(ctx context.Context, when string) {
 	e.t.Helper()
 	tr, err := newTruth(e.rig, e.watch)
@@ -139,8 +139,8 @@ func (e *ending) agreement(ctx context.Context, when string) {
 	e.t.Logf("%s, registry and world agree within %s", when, time.Since(began).Round(100*time.Millisecond))
 }
 
-// engines asks for every engine at both replicas, starts those that do not run,
-// and compares their brains with what they acknowledged.
+// engines reads every engine from both replicas, starts those that do not run, and compares
+// their brains with what they acknowledged.
 func (e *ending) engines(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -181,7 +181,7 @@ func (e *ending) engine(ctx context.Context, p *product, user string) error {
 	})
 }
 
-// calls checks that all answers were true, and that no id or key was given twice.
+// calls checks that all responses were true, and that no id or key was given to two users.
 func (e *ending) calls(context.Context) {
 	owner := map[string]string{}
 	all := e.load.history.all()
@@ -189,7 +189,7 @@ func (e *ending) calls(context.Context) {
 		for _, word := range []string{c.answer.engineID, c.answer.key} {
 			who := c.product + "/" + c.user
 			if word != "" && owner[word] != "" && owner[word] != who {
-				e.t.Errorf("%s and %s were told the same id or key (%s)", owner[word], who, short(word))
+				e.t.Errorf("%s and %s got the same id or key (%s)", owner[word], who, short(word))
 			}
 			owner[word] = who
 		}
@@ -268,7 +268,7 @@ func (e *ending) destroyAll(ctx context.Context) {
 	}
 }
 
-// summary is the run in numbers.
+// summary describes the run in numbers.
 func summary(number uint64, in *injector, w *watcher, load *workload) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d\n", number)
@@ -290,7 +290,7 @@ func summary(number uint64, in *injector, w *watcher, load *workload) string {
 		for _, outcome := range slices.Sorted(maps.Keys(outcomes[k])) {
 			fmt.Fprintf(&b, " %s %d,", outcome, outcomes[k][outcome])
 		}
-		fmt.Fprintf(&b, " answered in: %s\n", quantiles(took[k]))
+		fmt.Fprintf(&b, "  response times: %s\n", quantiles(took[k]))
 	}
 	acked := 0
 	for _, list := range load.brains.told {

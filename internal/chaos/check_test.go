@@ -9,10 +9,10 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// checkTimeout bounds the search for an order of one user's calls.
+// checkTimeout limits the search for an order of one user's calls.
 const checkTimeout = 15 * time.Second
 
-// linearizable returns nil when there is an order in which all answers are true.
+// linearizable returns nil if there is an order in which all responses are true.
 func linearizable(calls []*call) error {
 	u := newUser(calls)
 	switch porcupine.CheckOperationsTimeout(u.model(), u.operations(), checkTimeout) {
@@ -21,7 +21,7 @@ func linearizable(calls []*call) error {
 	case porcupine.Unknown:
 		return fmt.Errorf("%w of %d calls", errUndecided, len(calls))
 	}
-	// The longest order that works shows what does not fit any more.
+	// The longest valid order shows which call does not fit.
 	_, info := porcupine.CheckOperationsVerbose(u.model(), u.operations(), checkTimeout)
 	longest := map[int16]bool{}
 	for _, partition := range info.PartialLinearizationsOperations() {
@@ -38,7 +38,7 @@ func linearizable(calls []*call) error {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("no order of the calls makes all answers true (! the first that fit none):\n")
+	b.WriteString("no order of the calls makes all responses true (! the first that fits none):\n")
 	for i, c := range calls {
 		mark := " "
 		if !longest[int16(i)] {
@@ -49,11 +49,11 @@ func linearizable(calls []*call) error {
 	return fmt.Errorf("%s", b.String())
 }
 
-// errUndecided: the checker was not done in time.
+// errUndecided: the checker did not finish in time.
 var errUndecided = fmt.Errorf("no order was found, nor that there is none, in %s", checkTimeout)
 
-// before is a history as it was when its call n was invoked. Where a history has
-// an order, so has what was before any moment of it.
+// before returns a history as of the invocation of its call n. If a history has an order,
+// its part before any moment has one too.
 func before(calls []*call, n int) []*call {
 	cut := make([]*call, n)
 	for i, c := range calls[:n] {
@@ -66,8 +66,8 @@ func before(calls []*call, n int) []*call {
 	return cut
 }
 
-// script writes a history down: each call is "invoked returned kind outcome id
-// key", with - for nothing.
+// script parses a history: each line is a call "invoked returned kind outcome id key", with
+// - for nothing.
 func script(t *testing.T, lines ...string) []*call {
 	t.Helper()
 	var calls []*call
@@ -151,7 +151,7 @@ func TestModel(t *testing.T) {
 	} {
 		t.Run("Err "+name, func(t *testing.T) {
 			if err := linearizable(script(t, lines...)); err == nil {
-				t.Error("it was taken for linearizable")
+				t.Error("it was accepted as linearizable")
 			}
 		})
 	}

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// failOver makes a standby of the audit log's database and promotes it. The old server
-// lives on until the fault ends, and takes no writes.
+// failOver creates a standby of the audit log's database and promotes it. The old server
+// keeps running until the fault ends, but accepts no writes.
 func (in *injector) failOver() error {
 	r := in.rig
 	if err := r.spare.Follow(r.pg); err != nil {
@@ -23,7 +23,7 @@ func (in *injector) failOver() error {
 
 func (in *injector) filling() string { return filepath.Join(in.rig.disk, "of-somebody-else") }
 
-// fill takes all the room that the audit log's database has.
+// fill uses up the disk space of the audit log's database.
 func (in *injector) fill() (err error) {
 	f, err := os.OpenFile(in.filling(), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -43,7 +43,7 @@ func (in *injector) fill() (err error) {
 	return nil
 }
 
-// empty gives the room back. The server ends by itself when it cannot write its log.
+// empty frees the disk space. The server ends by itself if it cannot write its log.
 func (in *injector) empty() error {
 	if err := os.Remove(in.filling()); err != nil {
 		return err

@@ -22,12 +22,12 @@ type injector struct {
 	load  *workload
 	log   func(format string, args ...any)
 
-	backup    []byte // what Consul was, for a restore
+	backup    []byte // a backup of Consul to restore
 	strangers *strangers
 	burst     *burst
 
 	mu      sync.Mutex
-	down    map[devstack.Component]bool // killed by a fault, and not started again yet
+	down    map[devstack.Component]bool // killed by a fault, and not yet restarted
 	counts  map[string]int
 	trouble []error
 }
@@ -36,7 +36,7 @@ func newInjector(t *testing.T, r *rig, w *watcher, load *workload) *injector {
 	return &injector{rig: r, watch: w, load: load, log: t.Logf, down: map[devstack.Component]bool{}, counts: map[string]int{}}
 }
 
-// run carries out the plan, and heals what the last fault did.
+// run carries out the plan, and repairs what the last fault did.
 func (in *injector) run(ctx context.Context, faults []fault) {
 	began := time.Now()
 	for _, f := range faults {
@@ -168,7 +168,7 @@ func (in *injector) kill(c devstack.Component) error {
 	}
 	killed := in.watch.killing(c)
 	if !in.rig.Runs(c) {
-		return nil // it ended by itself, and supervise has not seen it yet
+		return nil // it ended by itself, and supervise has not noticed yet
 	}
 	err := in.rig.Kill(c)
 	killed()
@@ -181,7 +181,7 @@ func (in *injector) again(ctx context.Context, c devstack.Component) error {
 	case postgres:
 		return in.rig.pg.Start()
 	case devstack.Vault:
-		// It is unsealed when it can be; heal looks at it again.
+		// It is unsealed if possible; heal checks it again.
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
 		_ = in.rig.Again(ctx, c)
@@ -217,15 +217,15 @@ func (in *injector) crash() error {
 	return err
 }
 
-// reboot kills everything on a node, its engines included.
+// reboot kills everything on a node, including its engines.
 func (in *injector) reboot(node string) error {
 	c := devstack.Component(node)
 	err := errors.Join(in.kill(c), in.kill(consulOf(c)))
 	return errors.Join(err, in.rig.KillHost(node))
 }
 
-// supervise notes when a replica ends by itself, which it never should, and starts
-// it again.
+// supervise restarts a replica that ended by itself, and reports it, because that must
+// never happen.
 func (in *injector) supervise(ctx context.Context) {
 	for pause(ctx, 500*time.Millisecond) {
 		for name := range in.rig.urls {
@@ -241,7 +241,7 @@ func (in *injector) supervise(ctx context.Context) {
 	}
 }
 
-// heal undoes everything, and waits until all of it is usable.
+// heal undoes all faults, and waits until everything is usable.
 func (in *injector) heal(ctx context.Context) error {
 	errs := []error{in.rig.Network.Heal(in.rig.Network.Hosts()...)}
 	in.mu.Lock()

@@ -19,9 +19,9 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// What people and neighbours do to engines.
+// Faults that people and other processes cause.
 
-// anyTask is the process of some engine; nil: there is none.
+// anyTask returns the process of some engine; nil: there is none.
 func (in *injector) anyTask() *devstack.Task {
 	tasks := slices.DeleteFunc(in.rig.Tasks(), func(t devstack.Task) bool { return !strings.HasPrefix(t.JobID, jobPrefix) })
 	if len(tasks) == 0 {
@@ -30,7 +30,7 @@ func (in *injector) anyTask() *devstack.Task {
 	return &tasks[rand.IntN(len(tasks))]
 }
 
-// purge removes the job of one engine from Nomad, as by its UI.
+// purge removes the job of one engine from Nomad, as with its UI.
 func (in *injector) purge(ctx context.Context) error {
 	task := in.anyTask()
 	if task == nil {
@@ -53,7 +53,7 @@ func (in *injector) purge(ctx context.Context) error {
 	})
 }
 
-// orphan kills the executor of one engine's process, which lives on without it.
+// orphan kills the executor of one engine's process, which keeps running without it.
 func (in *injector) orphan() error {
 	task := in.anyTask()
 	if task == nil {
@@ -71,22 +71,21 @@ func (in *injector) orphan() error {
 	return err
 }
 
-// The dynamic ports of a node (devstack.StartCluster), and how many of them strangers
-// take.
+// The dynamic ports of a node (devstack.StartCluster), and how many of them strangers use.
 const (
 	lowPort, ports = 20000, 1000
 	strangerPorts  = 400
 	proofPath      = "/.orch/key-proof"
 )
 
-// strangers are somebody else's processes on ports of a node that Nomad takes for free.
-// To the service they answer 200, whatever it asks.
+// strangers are foreign processes on ports of a node that Nomad regards as free. They
+// return 200 to every request of the service.
 type strangers struct {
 	servers []*http.Server
 	serving sync.WaitGroup
 
 	mu   sync.Mutex
-	told map[string]bool // keys that the service sent them
+	told map[string]bool // keys that they received from the service
 }
 
 func (s *strangers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -97,12 +96,12 @@ func (s *strangers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.told[r.Header.Get("X-Engine-Key")] = true
 	case "/health":
 		_, _ = io.WriteString(w, `{"status": "ok"}`)
-	default: // a caller with an old address
+	default: // a caller with an outdated address
 		w.WriteHeader(http.StatusMisdirectedRequest)
 	}
 }
 
-// settle takes ports on a node.
+// settle listens on ports of a node.
 func (in *injector) settle(node string) error {
 	if in.strangers == nil {
 		in.strangers = &strangers{told: map[string]bool{}}
@@ -130,7 +129,7 @@ func (in *injector) settle(node string) error {
 	return err
 }
 
-// leave gives the ports back, and says what the strangers were told.
+// leave releases the ports, and returns an error if the strangers received a key.
 func (in *injector) leave() error {
 	s := in.strangers
 	if s == nil {
@@ -145,7 +144,7 @@ func (in *injector) leave() error {
 	defer s.mu.Unlock()
 	for _, c := range in.load.history.all() {
 		if c.answer.key != "" && s.told[c.answer.key] {
-			return fmt.Errorf("a stranger was told the key of %s", c.user)
+			return fmt.Errorf("a stranger received the key of %s", c.user)
 		}
 	}
 	return nil

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// kind is what a call asks for.
+// kind is the kind of a call.
 type kind string
 
 const (
@@ -22,7 +22,7 @@ const (
 	get       kind = "get"
 )
 
-// call is one call of the service and what its caller heard.
+// call is one call of the service, and the response.
 type call struct {
 	kind                    kind
 	autoProvision, autoWake bool
@@ -30,29 +30,29 @@ type call struct {
 	replica                 string
 	requestID               string
 
-	// invoked and returned order all calls: a call that returned before another
-	// was invoked has the smaller number.
+	// invoked and returned order all calls: a call that returned before another was invoked
+	// has the smaller number.
 	invoked, returned int64
 	began, ended      time.Time
 	answer            answer
 }
 
-// answer is what a caller heard.
+// answer is the response that a caller got.
 type answer struct {
-	status   int    // 0: nothing
+	status   int    // 0: no response
 	code     string // of an error
 	err      string
 	engineID string
 	key      string
 	state    string // of a GET
-	denial   string // of an admit; empty when admitted
-	again    bool   // it says when to call again (Retry-After)
+	denial   string // of an admit; empty if admitted
+	again    bool   // the response says when to retry (Retry-After)
 }
 
-// ok says that the call was answered with 2xx.
+// ok reports whether the response was 2xx.
 func (a answer) ok() bool { return a.status/100 == 2 }
 
-// unknown says that the call may have been carried out, may still be, or not.
+// unknown reports that the call may have been carried out, may still be, or never will be.
 func (a answer) unknown() bool {
 	switch {
 	case a.status == 0:
@@ -67,11 +67,11 @@ func (a answer) unknown() bool {
 	return true
 }
 
-// outcome is a word for the counts.
+// outcome returns the response as a word.
 func (a answer) outcome() string {
 	switch {
 	case a.status == 0:
-		return "no answer"
+		return "no response"
 	case !a.ok():
 		return a.code
 	case a.denial != "":
@@ -101,11 +101,11 @@ func (c *call) String() string {
 		c.ended.Sub(c.began).Round(time.Millisecond), c.replica, what, heard, c.requestID)
 }
 
-// short is enough of an id to tell it from others; of a key it is what may be
-// shown.
+// short returns the part of an id that distinguishes it from others, and of a key the part
+// that may be shown.
 func short(s string) string { return s[:min(len(s), 6)] }
 
-// mix is how often callers do what.
+// mix is how often callers make each kind of call.
 var mix = []struct {
 	weight int
 	call   call
@@ -120,7 +120,7 @@ var mix = []struct {
 	{7, call{kind: destroy}},
 }
 
-// history is everything that the callers did and heard.
+// history is all calls of the callers, and the responses.
 type history struct {
 	clock atomic.Int64
 
@@ -128,13 +128,13 @@ type history struct {
 	calls []*call
 }
 
-// invoke notes that a call begins.
+// invoke records that a call begins.
 func (h *history) invoke(c *call) {
-	// Two numbers: the first is the moment from which it may take effect.
+	// It takes two numbers: the first is the moment from which the call may take effect.
 	c.invoked, c.began = h.clock.Add(2), time.Now()
 }
 
-// done notes what a call's caller heard.
+// done records the response to a call.
 func (h *history) done(c *call) {
 	c.returned, c.ended = h.clock.Add(1), time.Now()
 	h.mu.Lock()
@@ -142,7 +142,7 @@ func (h *history) done(c *call) {
 	h.calls = append(h.calls, c)
 }
 
-// all are the calls that returned, in the order they were invoked.
+// all returns the calls that returned, in the order of their invocation.
 func (h *history) all() []*call {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -151,7 +151,7 @@ func (h *history) all() []*call {
 	return calls
 }
 
-// byUser are the calls of each user of each product.
+// byUser returns the calls of each user of each product.
 func byUser(calls []*call) map[string][]*call {
 	users := map[string][]*call{}
 	for _, c := range calls {

@@ -20,7 +20,8 @@ import (
 
 var (
 	faultsFor = flag.Duration("chaos.for", 45*time.Second, "how long faults are injected")
-	// The gate repeats one plan, which has most kinds of faults; `make chaos` draws new ones.
+	// By default one plan is repeated, which has most kinds of faults; `make chaos` uses
+	// new ones.
 	seed     = flag.Uint64("chaos.seed", 5, "seed of the faults and the callers; 0: a new one")
 	keep     = flag.String("chaos.keep", "", "directory for all state and logs, which stay there")
 	raceOrch = flag.Bool("chaos.race", false, "build the service with the race detector")
@@ -28,11 +29,11 @@ var (
 	only     = flag.String("chaos.only", "", "nothing but this fault, again and again, as in \"pause consul-client-3 for 6s\"; \"none\": none")
 )
 
-// TestMain runs everything in a network namespace of its own.
+// TestMain runs everything in a separate network namespace.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if devstack.NeedIsolation() != nil {
-		os.Exit(m.Run()) // need says it
+		os.Exit(m.Run()) // need reports it
 	}
 	inside, code, err := devstack.Isolated()
 	if err != nil {
@@ -45,7 +46,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// need skips the test where it cannot run, which CI does not allow.
+// need skips the test if it cannot run; in CI it fails.
 func need(t *testing.T) {
 	t.Helper()
 	testpg.Need(t)
@@ -59,8 +60,8 @@ func need(t *testing.T) {
 	}
 }
 
-// interrupted is a context that ends with the test or by Ctrl-C, so that clean-up
-// runs then, too.
+// interrupted returns a context that ends with the test or by Ctrl-C, so that the clean-up
+// always runs.
 func interrupted(t *testing.T) context.Context {
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(stop)

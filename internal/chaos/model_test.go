@@ -11,29 +11,28 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The life of one user's engine as docs/api.md and docs/guarantees.md promise it,
-// for porcupine: is there an order of the calls, each at one moment between its
-// invocation and its return, in which every answer is true?
+// This is a model of the life of one user's engine as docs/api.md and docs/guarantees.md
+// specify it, for porcupine: is there an order of the calls, each at one moment between its
+// invocation and its return, in which every response is true?
 //
-// A call that changes something may show before its answer: a provision under
-// way is seen by others. So it is two events: from its invocation on it *may*
-// take effect, as a background move of the state; its answer then says that it
-// did, or did not. A call without a definite answer keeps the right to take
-// effect, once, indefinitely. What the service does by itself (a crash noticed, an
-// auto-restart, sleep) is a background move too. A state of the checker is the
-// set of all states that the answers so far allow.
+// The effect of a change may be visible before its response: others can see a provision in
+// progress. So a change is two events. From its invocation on it *may* take effect, as a
+// background move of the state; its response says whether it did. A call without a definite
+// response may take effect once at any later time. What the service does by itself (notice
+// a crash, restart, put to sleep) is a background move too. A state of the checker is the
+// set of all states that the responses so far allow.
 
-// phase is where an engine is in its life.
+// phase is the phase of an engine's life.
 type phase byte
 
 const (
 	none phase = iota
 	booting
 	running
-	dozing // it is being put to sleep: the row may still say running
+	dozing // it is being put to sleep: its row may still be running
 	sleeping
 	failed
-	stopping // a stop is under way: the row still says what was before
+	stopping // a stop is in progress: its row still has the previous state
 	stopped
 	destroying
 )
@@ -42,7 +41,7 @@ var phaseNames = []string{"none", "booting", "running", "dozing", "sleeping", "f
 
 func (p phase) String() string { return phaseNames[p] }
 
-// stage is how far a call is that may change something.
+// stage is the progress of a call that may change something.
 type stage byte
 
 const (
@@ -51,19 +50,19 @@ const (
 	done                 // it took effect
 )
 
-// pending is a call that may change something and is not answered yet.
+// pending is a call that may change something and has no response yet.
 type pending struct {
-	call  int16 // its number among the user's; -1: one of those that are lost
+	call  int16 // its number among the user's calls; -1: one of the lost ones
 	kind  byte  // index of kinds
 	stage stage
-	id    int16 // destroys that are done: of what
+	id    int16 // for finished destroys: the destroyed engine
 }
 
 var kinds = []kind{provision, start, stop, rotate, destroy, admit}
 
-// life is one state. Ids and keys are numbers, 0: not known.
+// life is one state. Ids and keys are numbers, 0: unknown.
 type life struct {
-	phase, from phase // from: where a boot or a stop came from
+	phase, from phase // from: the phase before a boot or a stop
 	id, key     int16
 	pend        string // pending calls, sorted
 	lost        lost
@@ -71,11 +70,11 @@ type life struct {
 	gone        string // ids that are destroyed
 }
 
-// lost counts the calls of each kind that have no definite answer and may still
-// take effect, each once.
+// lost counts the calls of each kind without a definite response that may still take
+// effect, each once.
 type lost [6]uint8
 
-// covers says whether all that can still happen with b can happen with a.
+// covers reports whether everything that can still happen with b can happen with a.
 func (a lost) covers(b lost) bool {
 	for i := range a {
 		if a[i] < b[i] {
@@ -109,14 +108,14 @@ func (l *life) setPending(list []pending) {
 	l.pend = string(b)
 }
 
-// without is the state without one of its pending calls.
+// without returns the state without one of its pending calls.
 func (l life) without(i int) life {
 	l.setPending(slices.Delete(l.pending(), i, i+1))
 	return l
 }
 
-// with is the state in which a waiting call has come to a stage; a lost one is
-// over then.
+// with returns the state in which a waiting call has reached a stage. A lost call is
+// removed then.
 func (l life) with(i int, p pending, s stage) life {
 	if p.call < 0 {
 		l.lost[p.kind]--
@@ -128,7 +127,7 @@ func (l life) with(i int, p pending, s stage) life {
 	return l
 }
 
-// find is the position of a call among the pending ones, -1: it is not there.
+// find returns the position of a call among the pending ones; -1: it is not pending.
 func (l *life) find(call int16) (int, pending) {
 	for i, p := range l.pending() {
 		if p.call == call {
@@ -142,7 +141,7 @@ func has(list string, n int16) bool { return strings.Contains(list, string(numbe
 
 func numbered(n int16) []byte { return []byte{'#', byte(n >> 8), byte(n), ';'} }
 
-// forget is the state whose engine is gone.
+// forget returns the state after the engine was removed.
 func (l life) forget() life {
 	if l.id != 0 {
 		l.gone += string(numbered(l.id))
@@ -154,7 +153,7 @@ func (l life) forget() life {
 	return l
 }
 
-// user is what is known of one user's calls: it turns ids and keys into numbers.
+// user is what is known about one user's calls. It maps ids and keys to numbers.
 type user struct {
 	calls     []*call
 	ids, keys map[string]int16
@@ -183,14 +182,14 @@ func (u *user) rotated(c *call) bool {
 	return slices.ContainsFunc(u.calls, func(r *call) bool { return r.kind == rotate && r.invoked < c.returned })
 }
 
-// moves are the states that follow by one background move.
+// moves returns the states after one background move.
 func (u *user) moves(l life) []life {
 	var next []life
 	to := func(p, from phase) life { n := l; n.phase, n.from = p, from; return n }
 	switch l.phase {
 	case booting:
 		if l.from == none {
-			// A provision that left nothing behind; until it is over its id may change.
+			// A provision that left nothing behind; until it ends, its id may change.
 			next = append(next, to(running, none), to(failed, none), to(destroying, none))
 		} else {
 			next = append(next, to(running, none), to(failed, none), to(l.from, none))
@@ -234,7 +233,7 @@ func (l *life) finish(k kind, id int16) {
 	l.setPending(list)
 }
 
-// effects are the states after a waiting call begins to take effect.
+// effects returns the states after a waiting call begins to take effect.
 func (u *user) effects(l life, i int, p pending) []life {
 	var c *call
 	if p.call >= 0 {
@@ -254,7 +253,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 	case k == start && l.phase == booting && l.from != none,
 		k == stop && l.phase == stopping,
 		k == destroy && l.phase == destroying:
-		return []life{l.with(i, p, begun)} // it joins
+		return []life{l.with(i, p, begun)} // it joins the other call
 	case k == stop && (l.phase == running || l.phase == sleeping || l.phase == failed):
 		return []life{move(begun, stopping, l.phase)}
 	case k == destroy && l.phase != none:
@@ -276,7 +275,7 @@ func (u *user) effects(l life, i int, p pending) []life {
 		}
 		return []life{n}
 	case k == admit:
-		// It looks again and again while its caller waits: it stays.
+		// It retries while its caller waits, so it stays.
 		var next []life
 		stay := func(ph, from phase) life {
 			n := l
@@ -297,8 +296,8 @@ func (u *user) effects(l life, i int, p pending) []life {
 	return nil
 }
 
-// closure is every state that background moves lead to, these included; but for
-// those that another one covers.
+// closure returns all states that background moves can reach, including the given ones,
+// without those that another one covers.
 func (u *user) closure(from []life) []life {
 	var c cover
 	queue := slices.Clone(from)
@@ -321,11 +320,11 @@ func (a lost) total() (n int) {
 	return n
 }
 
-// cover is a set of states without those that differ from another one only in
-// that less can still happen.
+// cover is a set of states without those that are equal to another one, except that less
+// can still happen.
 type cover map[life][]lost
 
-// add says whether a state is new.
+// add reports whether a state is new.
 func (c *cover) add(l life) bool {
 	if *c == nil {
 		*c = cover{}
@@ -341,13 +340,13 @@ func (c *cover) add(l life) bool {
 	return true
 }
 
-// event is what porcupine orders: a call's beginning, its answer, or its loss.
+// event is what porcupine orders: the beginning of a call, its response, or its loss.
 type event struct {
 	call int16
 	what byte // 'b', 'a' or 'l'
 }
 
-// step is the states after an event, none when the event is impossible.
+// step returns the states after an event, or none if the event is impossible.
 func (u *user) step(states []life, e event) []life {
 	c := u.calls[e.call]
 	var next []life
@@ -378,7 +377,7 @@ func (u *user) step(states []life, e event) []life {
 	return unique(next)
 }
 
-// unique sorts states and leaves out those that others cover.
+// unique sorts states and removes those that others cover.
 func unique(states []life) []life {
 	var c cover
 	for _, l := range states {
@@ -399,7 +398,7 @@ func compareLife(a, b life) int {
 		strings.Compare(a.pend, b.pend), slices.Compare(a.lost[:], b.lost[:]), strings.Compare(a.old, b.old), strings.Compare(a.gone, b.gone))
 }
 
-// answered says whether a call can be answered so in a state, and the state
+// answered reports whether a call can have its response in a state, and returns the state
 // after it.
 func (u *user) answered(l life, number int16, c *call) (life, bool) {
 	if c.kind == get {
@@ -444,10 +443,10 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 		return rest, false
 	}
 	if c.kind == admit {
-		return rest, true // an error promises nothing about the state
+		return rest, true // an error guarantees nothing about the state
 	}
 	switch c.answer.code {
-	case "ENGINE_BUSY": // also: interrupted by a destroy
+	case "ENGINE_BUSY": // or it was interrupted by a destroy
 		return rest, true
 	case "RATE_LIMITED":
 		return rest, p.stage == waiting
@@ -465,7 +464,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 	case "QUOTA_EXCEEDED":
 		return rest, p.stage == waiting && is(none)
 	case "PORT_EXHAUSTION", "CAPACITY_EXHAUSTED":
-		if c.kind == provision { // what is left may be on its way out
+		if c.kind == provision { // the rest may still be removed
 			return rest, p.stage == waiting || is(none, destroying) || is(booting) && l.from == none
 		}
 		return rest, true
@@ -473,7 +472,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 		return rest, p.stage == begun && is(failed, booting)
 	case "STOP_UNCONFIRMED":
 		return rest, p.stage != waiting
-	case "ROTATION_UNCONFIRMED": // rolled forward later, if it was not yet
+	case "ROTATION_UNCONFIRMED": // completed later, if it was not yet
 		if p.stage == done {
 			return rest, true
 		}
@@ -483,7 +482,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 	return l, false
 }
 
-// states are the phases in which a GET shows a state.
+// states maps a state in a GET to its phase.
 var states = map[string]phase{"provisioning": booting, "running": running, "sleeping": sleeping, "stopped": stopped, "failed": failed, "destroying": destroying}
 
 // seen is answered for a GET.
@@ -498,14 +497,14 @@ func (u *user) seen(l life, c *call) (life, bool) {
 	return u.shown(l, c, want)
 }
 
-// shown says whether an engine can be shown in a phase, with the id and the key
-// that the caller got, and what is known of it then.
+// shown reports whether an engine can be shown in a phase, with the id and the key in the
+// response, and returns what is known afterwards.
 func (u *user) shown(l life, c *call, as phase) (life, bool) {
 	if l.phase != as && !((l.phase == stopping || l.phase == dozing) && l.from == as) {
 		return l, false
 	}
 	if l.phase == booting && l.from == none {
-		return l, true // neither is settled yet
+		return l, true // neither is final yet
 	}
 	id, key := u.id(c), u.key(c)
 	if l.id == 0 && !has(l.gone, id) {
@@ -520,7 +519,7 @@ func (u *user) shown(l life, c *call, as phase) (life, bool) {
 	return l, l.id == id && (l.key == key || keyless)
 }
 
-// operations is the user's history for porcupine.
+// operations returns the user's history for porcupine.
 func (u *user) operations() []porcupine.Operation {
 	var ops []porcupine.Operation
 	for i, c := range u.calls {
@@ -541,7 +540,7 @@ func (u *user) operations() []porcupine.Operation {
 	return ops
 }
 
-// model is the user's model for porcupine.
+// model returns the user's model for porcupine.
 func (u *user) model() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return []life{{}} },

@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// TestNetwork: hosts reach each other until a cable is pulled or they are parted,
-// and again when that is healed.
+// TestNetwork: hosts reach each other, except while one is disconnected or they are
+// separated.
 func TestNetwork(t *testing.T) {
 	if err := devstack.NeedIsolation(); err != nil {
 		if os.Getenv("CI") == "true" {
@@ -50,7 +50,7 @@ func TestNetwork(t *testing.T) {
 		}()
 		t.Cleanup(func() { _ = l.Close(); <-accepted })
 	}
-	// A packet's way to a host that is not there takes a second to be given up.
+	// It takes a second until a packet to a missing host is given up.
 	const way = 500 * time.Millisecond
 	reach := func(from, to string) bool {
 		dial := func() error {

@@ -9,8 +9,8 @@ import (
 
 var errReach = errors.New("not as wanted")
 
-// TestPlan: a seed and a time give one plan, which keeps within the time but for
-// what every run has.
+// TestPlan: a seed and a time give one plan, which does not exceed the time, except for the
+// faults of every run.
 func TestPlan(t *testing.T) {
 	for seed := range uint64(200) {
 		for _, within := range []time.Duration{0, 45 * time.Second, 8 * time.Minute} {
@@ -35,7 +35,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestAudited: what the log lacks or says wrongly is found.
+// TestAudited: missing and wrong rows of the log are found.
 func TestAudited(t *testing.T) {
 	now, ms := time.Now(), int64(100)
 	row := func(action, outcome, request string) record {

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// fault is one or two components taken away for a while.
+// fault makes one or two components unavailable for a while.
 type fault struct {
 	how     string // kill, pause, cut, part, crash, orphan, purge, strangers, reboot, restore, burst, failover or fill
 	targets []string
 	hold    time.Duration // until it is healed
-	rest    time.Duration // until the next one
+	rest    time.Duration // until the next fault
 }
 
 func (f fault) String() string {
@@ -27,11 +27,12 @@ const (
 	consulKV  = "Consul"
 )
 
-// sessionTTL is how long a replica may be silent before it loses what it owns.
+// sessionTTL is how long a replica can be silent before it loses its session and its
+// operations.
 const sessionTTL = 10 * time.Second
 
-// components is what can be killed, paused and cut. Replicas stand there more
-// than once: they are what the suite is about.
+// components can be killed, paused and disconnected. Replicas are listed more than once,
+// because the suite is about them.
 var (
 	processes = []string{
 		"orch-0", "orch-1", "orch-0", "orch-1", leader, leader,
@@ -39,7 +40,7 @@ var (
 		"nomad-client-0", "nomad-client-1", "nomad-client-2", "consul-client-0", "consul-client-1", "consul-client-2",
 		"consul-client-3", "consul-client-4", "vault", "postgres",
 	}
-	// burstStores are what is paused under a burst (bursts).
+	// burstStores are the stores that are paused during a burst (bursts).
 	burstStores = []string{"consul-client-3", "nomad-server-1", "vault"}
 
 	nodes = []string{"nomad-client-0", "nomad-client-1", "nomad-client-2"}
@@ -50,18 +51,17 @@ var (
 	}
 )
 
-// plan is the faults of a run, in order. The same seed and time give the same
-// plan; what a fault meets depends on the machine.
+// plan returns the faults of a run, in order. The same seed and time give the same plan,
+// but its effects depend on the machine.
 func plan(seed uint64, within time.Duration) []fault {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	between := func(low, high time.Duration) time.Duration { return low + time.Duration(rng.Int64N(int64(high-low))) }
 	rest := func() time.Duration { return between(time.Second, 4*time.Second) }
-	// Every run has these, whatever its seed: they are what is measured, and what
-	// a fence is for.
+	// Every run has these faults, whatever its seed: they are measured, or test a fence.
 	always := []fault{
 		{"kill", []string{leader}, between(time.Second, 3*time.Second), rest()},
 		{"pause", []string{leader}, sessionTTL + between(3*time.Second, 5*time.Second), rest()},
-		// Consul is put back to what it was this long ago.
+		// Consul is restored to a backup of this age.
 		{"restore", []string{consulKV}, between(3*time.Second, 6*time.Second), rest()},
 	}
 	rng.Shuffle(len(always), func(i, j int) { always[i], always[j] = always[j], always[i] })
@@ -85,7 +85,7 @@ func plan(seed uint64, within time.Duration) []fault {
 	return append(faults, always...)
 }
 
-// repeated is one fault, again and again.
+// repeated returns a plan that repeats one fault.
 func repeated(what string, within time.Duration) ([]fault, error) {
 	if what == "none" {
 		return []fault{{how: "none", targets: []string{"nothing"}, hold: within}}, nil
@@ -101,7 +101,7 @@ func repeated(what string, within time.Duration) ([]fault, error) {
 	return slices.Repeat([]fault{f}, max(1, int(within/(f.hold+f.rest)))), nil
 }
 
-// long is the time from which a run has faults of half a minute, too.
+// long is the duration from which a run also has faults of half a minute.
 const long = 3 * time.Minute
 
 func random(rng *rand.Rand, between func(time.Duration, time.Duration) time.Duration, rest func() time.Duration, within time.Duration) fault {

@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// savedWithin bounds a backup of Consul, and rebuiltWithin the time from its
-	// restore until the service says that its registry is whole: the lock of the
-	// leader of then is restored, too, and has to expire.
+	// savedWithin limits a backup of Consul. rebuiltWithin limits the time from its restore
+	// until the registry is complete again: the lock of the former leader is restored too,
+	// and must expire.
 	savedWithin   = 20 * time.Second
 	rebuiltWithin = 90 * time.Second
 )
 
-// save makes a backup of Consul while callers go on.
+// save makes a backup of Consul while callers continue.
 func (in *injector) save(ctx context.Context) error {
 	in.backup = nil
 	return eventually(ctx, savedWithin, func() error {
@@ -44,10 +44,10 @@ func (in *injector) save(ctx context.Context) error {
 	})
 }
 
-// restore puts Consul back to its backup, under the service's feet, and waits until
-// the registry is whole again. Callers rest meanwhile: what they would be told in the
-// moment before the service notices is not linearizable, and promised to nobody. What
-// is gone since then is destroyed, as an operator would have it.
+// restore restores Consul from its backup while the service runs, and waits until the
+// registry is complete again. Callers pause meanwhile: responses from before the service
+// notices the restore are not linearizable, and nothing is promised about them. Engines
+// that no longer exist are destroyed, as an operator would do.
 func (in *injector) restore(ctx context.Context) error {
 	if in.backup == nil {
 		return nil
@@ -83,7 +83,7 @@ func (in *injector) restore(ctx context.Context) error {
 	return in.forget(ctx)
 }
 
-// rebuilt is the recovery that ended after a moment.
+// rebuilt returns the recovery that ended after a given time.
 func (in *injector) rebuilt(ctx context.Context, after time.Time) (*registry.Recovery, error) {
 	var errs []error
 	for _, c := range in.watch.clients {
@@ -104,7 +104,7 @@ func (in *injector) rebuilt(ctx context.Context, after time.Time) (*registry.Rec
 	return nil, errors.Join(errs...)
 }
 
-// forget destroys the engines that were destroyed after the backup was made.
+// forget destroys the engines that were destroyed after the backup.
 func (in *injector) forget(ctx context.Context) error {
 	return eventually(ctx, time.Minute, func() error {
 		s, err := in.watch.look(ctx)
@@ -113,7 +113,7 @@ func (in *injector) forget(ctx context.Context) error {
 		}
 		var errs []error
 		for _, e := range s.rows {
-			if e.State == engine.Destroying { // as it was then
+			if e.State == engine.Destroying { // as at the time of the backup
 				errs = append(errs, fmt.Errorf("engine %s is being destroyed once more", e.EngineID))
 			}
 			if e.Reason != "brain_missing" {
@@ -123,7 +123,7 @@ func (in *injector) forget(ctx context.Context) error {
 				if p.ProductID == e.ProductID {
 					api := &client.Client{BaseURL: in.rig.urls[replicaName(0)], PlatformKey: p.PlatformAPIKey, HTTP: in.rig.http}
 					_, err := api.Destroy(ctx, e.UserID)
-					errs = append(errs, err, fmt.Errorf("engine %s is gone, and its row there", e.EngineID))
+					errs = append(errs, err, fmt.Errorf("engine %s does not exist, but its row does", e.EngineID))
 				}
 			}
 		}

@@ -24,11 +24,11 @@ const (
 	prefix     = "chaos/"
 	deployment = "chaos"
 	replicas   = 2
-	// diskMiB is the size of the disk of the audit log's database.
+	// diskMiB is the size in MiB of the disk of the audit log's database.
 	diskMiB = 512
-	// crowded is the product whose callers all come at once.
+	// crowded is the product whose callers all call at the same time.
 	crowded = "crowded"
-	// idle is when the engines of one product fall asleep.
+	// idle is the idle time of the product whose engines fall asleep.
 	idle = 3 * time.Second
 )
 
@@ -40,9 +40,9 @@ func replicaName(i int) devstack.Component { return devstack.Component(fmt.Sprin
 // rig is everything under test.
 type rig struct {
 	*devstack.Cluster
-	pg       *testpg.Server                // the one that takes writes
+	pg       *testpg.Server                // the server that accepts writes
 	spare    *testpg.Server                // its standby during a failover
-	disk     string                        // that both write to; nothing else does
+	disk     string                        // that only these two use
 	urls     map[devstack.Component]string // of the replicas
 	products []*product
 	http     *http.Client
@@ -54,13 +54,12 @@ type product struct {
 	limit int // max_engines; 0: none
 
 	mu    sync.Mutex
-	users []string // all that ever called
-	seats []seat   // of those that call now
+	users []string // all users that ever called
+	seats []seat   // the users that call now
 }
 
-// seat is a user's place. Its calls are counted, since the checker of their order
-// takes the longer the more there are: when there are callsEach, another user takes
-// the seat.
+// seat is a place for a user. Its calls are counted, because the check of their order takes
+// longer with more calls: after callsEach calls, another user takes the seat.
 type seat struct{ user, calls int }
 
 const callsEach = 100
@@ -74,8 +73,8 @@ func newProduct(made *client.Registered, limit int) *product {
 	return p
 }
 
-// pick counts a call for the user in one of the seats. The one who had it before
-// leaves, if it made its last call.
+// pick counts a call for the user in one of the seats. leaves is the previous user of the
+// seat, if it made its last call.
 func (p *product) pick(i int) (user, leaves string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,8 +87,7 @@ func (p *product) pick(i int) (user, leaves string) {
 	return p.users[at.user], leaves
 }
 
-// startRig starts the cluster, the database and the replicas, and registers the
-// products.
+// startRig starts the cluster, the database and the replicas, and registers the products.
 func startRig(ctx context.Context, t *testing.T) *rig {
 	t.Helper()
 	orch, engines := build(t)
@@ -152,7 +150,7 @@ func (r *rig) startDatabase(t *testing.T) {
 		}
 	})
 	outside, set := os.LookupEnv("TMPDIR")
-	_ = os.Setenv("TMPDIR", r.disk) // where servers make their directories
+	_ = os.Setenv("TMPDIR", r.disk) // servers create their directories there
 	defer func() {
 		_ = os.Unsetenv("TMPDIR")
 		if set {
@@ -171,7 +169,7 @@ func (r *rig) startDatabase(t *testing.T) {
 	}
 }
 
-// database makes an empty database, and returns the URL that names both servers.
+// database creates an empty database, and returns a URL that names both servers.
 func (r *rig) database() (string, error) {
 	address, err := r.pg.Database()
 	if err != nil {
@@ -205,8 +203,7 @@ func (r *rig) settings(addr, engines, database string, i int, access devstack.Ac
 	)
 }
 
-// newHTTP is how callers talk to replicas: a replica that is gone is noticed in
-// time to ask the other.
+// newHTTP returns a client that notices a dead replica early enough to call the other one.
 func newHTTP() *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = dialer(2 * time.Second)
@@ -214,7 +211,7 @@ func newHTTP() *http.Client {
 	return &http.Client{Transport: tagged{t}}
 }
 
-// awaitReplicas waits until every replica says that it is ready.
+// awaitReplicas waits until every replica is ready.
 func (r *rig) awaitReplicas(ctx context.Context) error {
 	for name, url := range r.urls {
 		err := eventually(ctx, 60*time.Second, func() error {
@@ -232,8 +229,8 @@ func (r *rig) awaitReplicas(ctx context.Context) error {
 	return nil
 }
 
-// register makes the products: one without limits, one that is often full, one
-// whose engines fall asleep, and one that may have none.
+// register registers the products: one without limits, one that is often full, one whose
+// engines fall asleep, and one that may have no engines.
 func (r *rig) register(ctx context.Context, t *testing.T) {
 	t.Helper()
 	c := &client.Client{BaseURL: r.urls[replicaName(0)], AdminKey: adminKey, HTTP: r.http}
@@ -255,7 +252,7 @@ func (r *rig) register(ctx context.Context, t *testing.T) {
 	}
 }
 
-// tail is the end of a component's log.
+// tail returns the end of a component's log.
 func (r *rig) tail(c devstack.Component) string {
 	text, err := os.ReadFile(r.LogFile(c))
 	if err != nil {
@@ -265,7 +262,7 @@ func (r *rig) tail(c devstack.Component) string {
 	return string(bytes.Join(lines[max(0, len(lines)-20):], []byte("\n")))
 }
 
-// scream returns what a replica's log must never hold.
+// scream returns an error if a replica's log contains what it must never contain.
 func (r *rig) scream(c devstack.Component) error {
 	text, err := os.ReadFile(r.LogFile(c))
 	if err != nil {
@@ -279,7 +276,7 @@ func (r *rig) scream(c devstack.Component) error {
 	return nil
 }
 
-// eventually calls check until it returns nil, within a time.
+// eventually calls check until it returns nil, for a limited time.
 func eventually(ctx context.Context, within time.Duration, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -294,7 +291,7 @@ func eventually(ctx context.Context, within time.Duration, check func() error) e
 	}
 }
 
-// pause waits; it says whether ctx still lives.
+// pause waits, and reports whether ctx is still active.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -6,9 +6,8 @@ import (
 	"testing"
 )
 
-// simulated makes a history of an engine that behaves as it should: each call
-// takes effect at one moment while it is made, or, when its answer is lost,
-// perhaps later, or not at all.
+// simulated returns a history of an engine that behaves correctly: each call takes effect
+// at one moment while it is made or, if its response is lost, perhaps later or not at all.
 func simulated(rng *rand.Rand, calls int) []*call {
 	type engine struct{ state, id, key string }
 	var now engine
@@ -64,7 +63,7 @@ func simulated(rng *rand.Rand, calls int) []*call {
 		i := rng.IntN(len(open))
 		c := open[i]
 		open = append(open[:i], open[i+1:]...)
-		if rng.IntN(3) == 0 { // its answer is lost
+		if rng.IntN(3) == 0 { // its response is lost
 			if rng.IntN(2) == 0 {
 				apply(c)
 			}
@@ -79,8 +78,8 @@ func simulated(rng *rand.Rand, calls int) []*call {
 	return all
 }
 
-// TestModelAcceptsWhatIsRight: whatever an engine that behaves does, with a third
-// of all answers lost, an order is found, and in time.
+// TestModelAcceptsWhatIsRight: for a correct engine, with a third of all responses lost, an
+// order is found, and in time.
 func TestModelAcceptsWhatIsRight(t *testing.T) {
 	for seed := range uint64(10) {
 		calls := simulated(rand.New(rand.NewPCG(seed, 1)), 80)

@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// truth compares the registry with what is really there, as root.
+// truth compares the registry with what really exists, with root's tokens.
 type truth struct {
 	rig   *rig
 	watch *watcher
@@ -40,10 +40,11 @@ func newTruth(r *rig, w *watcher) (*truth, error) {
 	return t, nil
 }
 
-// problems are all the ways in which registry and world differ; an error says
-// that one of them could not be read.
+// problems returns all differences between the registry and what exists, or an error if
+// something could not be read.
 func (t *truth) problems(ctx context.Context) ([]string, error) {
-	// The registry first and last: while it changes nothing can be said.
+	// The registry is read first and last: if it changes meanwhile, nothing can be
+	// concluded.
 	before, err := t.watch.look(ctx)
 	if err != nil {
 		return nil, err
@@ -167,7 +168,7 @@ func (t *truth) volumes(ctx context.Context, s *snapshot, bad func(string, ...an
 		case len(list) != 1:
 			bad("engine %s (%s, %s) has %d volumes", id, e.UserID, e.State, len(list))
 		case list[0].ID != e.VolumeID || list[0].NodeID != e.NodeID:
-			bad("engine %s has volume %s on %s, its row says %s on %s", id, list[0].ID, list[0].NodeID, e.VolumeID, e.NodeID)
+			bad("engine %s has volume %s on %s, its row has %s on %s", id, list[0].ID, list[0].NodeID, e.VolumeID, e.NodeID)
 		}
 	}
 	return nil
@@ -218,12 +219,12 @@ func (t *truth) keys(ctx context.Context, s *snapshot, bad func(string, ...any))
 	return nil
 }
 
-// memory is what an engine's brain exports.
+// memory is the exported brain of an engine.
 type memory struct {
 	Memories []struct{ Input string }
 }
 
-// remembers says what of an engine's brain is not as it was acknowledged.
+// remembers returns how an engine's brain differs from what was acknowledged.
 func (b *brains) remembers(ctx context.Context, e *client.Engine) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -255,7 +256,7 @@ func (b *brains) remembers(ctx context.Context, e *client.Engine) error {
 		}
 	}
 	if len(lost)+len(foreign)+len(twice) > 0 {
-		return fmt.Errorf("lost %v, foreign %v, doubled %v, of %d told and %d kept", lost, foreign, twice, len(all), len(m.Memories))
+		return fmt.Errorf("lost %v, foreign %v, doubled %v, of %d written and %d kept", lost, foreign, twice, len(all), len(m.Memories))
 	}
 	return nil
 }

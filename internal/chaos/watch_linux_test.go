@@ -20,29 +20,29 @@ import (
 )
 
 const (
-	// watchEvery is how often the registry is looked at: what is measured is as
-	// exact as that.
+	// watchEvery is the interval of reading the registry, and so the accuracy of the
+	// measurements.
 	watchEvery = 250 * time.Millisecond
-	// doubledEvery is how often processes are counted.
+	// doubledEvery is the interval of counting processes.
 	doubledEvery = 2 * time.Second
 )
 
-// snapshot is the registry at one moment, as one read of Consul tells it.
+// snapshot is the registry at one moment, from one read of Consul.
 type snapshot struct {
 	rows  map[string]*engine.Row // by engine_id
 	ids   map[string]string      // engine-ids/
 	quota map[string]int         // by product_id
-	// pool and unreachable are the engine_ids of what waits for an engine, and of
+	// pool and unreachable are the engine_ids of pooled volumes and warm engines, and of
 	// volumes that wait for their node.
 	pool, unreachable map[string]bool
 	lead              string // the leading replica's id
 }
 
-// known says whether something of an engine_id may be there.
+// known reports whether parts of an engine_id may exist.
 func (s *snapshot) known(id string) bool { return s.rows[id] != nil || s.pool[id] || s.unreachable[id] }
 
-// watcher looks at the registry all the time: it checks what must hold at every
-// moment, and measures.
+// watcher reads the registry continuously. It checks what must always be true, and
+// measures.
 type watcher struct {
 	rig     *rig
 	clients []*consul.Client
@@ -52,20 +52,20 @@ type watcher struct {
 	waiting  []wait
 	takeover []time.Duration
 	recovery []time.Duration
-	crashes  []time.Duration // from a crash to the row that says so
+	crashes  []time.Duration // from a crash to the row that shows it
 	last     *snapshot
-	back     bool                          // Consul is put back in time: nothing agrees meanwhile
+	back     bool                          // Consul is being restored: nothing agrees meanwhile
 	ids      map[devstack.Component]string // of replicas, as last seen
 }
 
-// wait is something that is measured until it has happened.
+// wait is an event that is measured until it happens.
 type wait struct {
 	since    time.Time
 	owner    string // replica id that was killed
-	op       string // of it; empty: its lead
+	op       string // of that replica; empty: its lead
 	row      string
-	crashed  bool // the engine of row: its process was killed
-	complete bool // ops of the owner are listed
+	crashed  bool // the engine of row crashed: its process was killed
+	complete bool // all operations of the owner are listed
 }
 
 func newWatcher(r *rig) (*watcher, error) {
@@ -98,8 +98,8 @@ func (w *watcher) run(ctx context.Context) {
 	}
 }
 
-// restoring says that Consul is being put back in time, or that all is rebuilt. What
-// was waited for is not: the one it was to happen to may be another by now.
+// restoring is called before Consul is restored, and after everything is rebuilt. Waits are
+// dropped, because their objects may have been replaced.
 func (w *watcher) restoring(back bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,7 +112,7 @@ func (w *watcher) isBack() bool {
 	return w.back
 }
 
-// look reads the registry, from whichever Consul server answers.
+// look reads the registry from any Consul server that responds.
 func (w *watcher) look(ctx context.Context) (*snapshot, error) {
 	var err error
 	for _, c := range w.clients {
@@ -145,7 +145,7 @@ func read(pairs consul.KVPairs) (*snapshot, error) {
 			s.ids[rest] = string(p.Value)
 		case "quota":
 			s.quota[rest], err = strconv.Atoi(string(p.Value))
-		case "pool": // volumes and, warm, engines
+		case "pool": // volumes and warm engines
 			s.pool[path.Base(rest)] = true
 		case "graves":
 			s.unreachable[rest] = true
@@ -167,8 +167,8 @@ func (w *watcher) report(format string, args ...any) {
 	w.trouble[fmt.Sprintf(format, args...)] = true
 }
 
-// always checks what holds at every moment: rows, their index and the quota
-// change in one transaction, and the quota is never exceeded.
+// always checks what must be true at every moment: rows, their index and the quota change
+// in one transaction, and the quota is never exceeded.
 func (w *watcher) always(s *snapshot) {
 	count := map[string]int{}
 	for _, e := range s.rows {
@@ -187,11 +187,11 @@ func (w *watcher) always(s *snapshot) {
 	}
 }
 
-// doubled looks for two processes of one engine.
+// doubled searches for two processes of one engine.
 func (w *watcher) doubled() {
 	of := map[string][]devstack.Task{}
 	for _, t := range w.rig.Tasks() {
-		if strings.HasPrefix(t.JobID, jobPrefix) { // else a script of the service
+		if strings.HasPrefix(t.JobID, jobPrefix) { // otherwise a script of the service
 			of[t.JobID] = append(of[t.JobID], t)
 		}
 	}
@@ -202,7 +202,7 @@ func (w *watcher) doubled() {
 	}
 }
 
-// measure notes what has happened that was waited for.
+// measure records awaited events that have happened.
 func (w *watcher) measure(s *snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -214,14 +214,14 @@ func (w *watcher) measure(s *snapshot) {
 		case x.crashed:
 			switch e := s.rows[x.row]; {
 			case e == nil || e.Op != nil && e.Op.Kind != engine.OpRecover:
-				// Somebody's call was faster: nothing is to be seen any more.
+				// A caller was faster, so the event can no longer be observed.
 			case e.State == engine.Running:
 				still = append(still, x)
 			default:
 				w.crashes = append(w.crashes, took)
 			}
 		case x.op == "" && !x.complete:
-			// The first look after the kill: nobody writes for the dead any more.
+			// The first read after the kill: a dead process no longer writes.
 			for _, e := range s.rows {
 				if e.Op != nil && e.Op.Owner == x.owner {
 					still = append(still, wait{since: x.since, owner: x.owner, op: e.Op.ID, row: e.EngineID})
@@ -252,8 +252,8 @@ func (w *watcher) measure(s *snapshot) {
 	w.waiting = still
 }
 
-// killing is called before a component is killed, the function that it returns
-// afterwards: for a replica, what it leads and owns is waited for.
+// killing is called before a component is killed, and the function that it returns
+// afterwards. For a replica, it waits for what the replica leads and owns.
 func (w *watcher) killing(c devstack.Component) func() {
 	id := ""
 	if w.rig.urls[c] != "" {
@@ -269,8 +269,8 @@ func (w *watcher) killing(c devstack.Component) func() {
 	}
 }
 
-// crashing is called when an engine's process was killed: a row that says that it
-// runs, and nothing else, is to say something else.
+// crashing is called when an engine's process was killed. It waits until a row that is
+// running, without an operation, changes.
 func (w *watcher) crashing(engineID string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -282,9 +282,8 @@ func (w *watcher) crashing(engineID string) {
 	}
 }
 
-// idOf finds the id of a replica's process: the newest session that was made
-// through the Consul agent beside it. Any server will do, also one without a
-// leader.
+// idOf returns the id of a replica's process: the newest session that was created through
+// the Consul agent beside it. Any server can be read, even one without a leader.
 func (w *watcher) idOf(c devstack.Component) string {
 	for _, client := range w.clients {
 		sessions, _, err := client.Session().List(&consul.QueryOptions{AllowStale: true})
@@ -309,7 +308,7 @@ func (w *watcher) idOf(c devstack.Component) string {
 	return w.ids[c]
 }
 
-// agentOf is the Consul agent beside a replica.
+// agentOf returns the Consul agent beside a replica.
 func (w *watcher) agentOf(c devstack.Component) devstack.Component {
 	for i, host := range w.rig.Hosts {
 		if host == string(c) {
@@ -319,7 +318,7 @@ func (w *watcher) agentOf(c devstack.Component) devstack.Component {
 	return ""
 }
 
-// leader names the replica that leads.
+// leader returns the leading replica.
 func (w *watcher) leader() string {
 	w.mu.Lock()
 	lead := ""
@@ -335,7 +334,7 @@ func (w *watcher) leader() string {
 	return ""
 }
 
-// quantiles is a line of a report.
+// quantiles formats a line of a report.
 func quantiles(list []time.Duration) string {
 	if len(list) == 0 {
 		return "none seen"

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// callers work at the same time; some meet at one user.
+	// callers is the number of concurrent callers; some of them share a user.
 	callers = 10
-	// patience is how long a caller waits for an answer: longer than any
-	// operation should take.
+	// patience is how long a caller waits for a response: longer than any operation should
+	// take.
 	patience = 75 * time.Second
 	// enginePatience is how long a caller waits for an engine.
 	enginePatience = 5 * time.Second
@@ -28,17 +28,16 @@ type workload struct {
 	rig     *rig
 	history history
 	brains  brains
-	// still is held for reading by each caller that acts, and for writing while none
-	// may.
+	// still is read-locked by each caller during a call, and locked to stop all callers.
 	still sync.RWMutex
 }
 
-// dialer connects within a time.
+// dialer returns a dial function with a time limit.
 func dialer(within time.Duration) func(context.Context, string, string) (net.Conn, error) {
 	return (&net.Dialer{Timeout: within, KeepAlive: 5 * time.Second}).DialContext
 }
 
-// tagged sends the request id that its context carries.
+// tagged sends the request id in its context.
 type tagged struct{ *http.Transport }
 
 type requestID struct{}
@@ -51,8 +50,8 @@ func (t tagged) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.Transport.RoundTrip(r)
 }
 
-// run keeps the callers busy until working ends; calls under way are answered
-// first, unless ctx ends.
+// run keeps the callers busy until working ends; calls in progress finish first, unless ctx
+// ends.
 func (w *workload) run(ctx, working context.Context, seed uint64) {
 	var wg sync.WaitGroup
 	for i := range callers {
@@ -68,11 +67,11 @@ func (w *workload) run(ctx, working context.Context, seed uint64) {
 	wg.Wait()
 }
 
-// often is how often callers turn to which product: the engines of the last one
-// shall have time to fall asleep.
+// often is how often each product is called: the engines of the last one must have time to
+// fall asleep.
 var often = []int{0, 0, 0, 0, 1, 1, 1, 1, 2, 2}
 
-// act makes one call, and talks to the engine that its answer names.
+// act makes one call, and calls the engine in its response.
 func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	p := w.rig.products[often[rng.IntN(len(often))]]
 	c := call{}
@@ -94,7 +93,7 @@ func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	}
 	c.product, c.user = p.Slug, user
 	e := w.do(ctx, p, &c, replica)
-	if c.answer.unknown() && rng.IntN(2) == 0 { // as a client that fails over
+	if c.answer.unknown() && rng.IntN(2) == 0 { // like a client that fails over
 		again := call{kind: c.kind, autoProvision: c.autoProvision, autoWake: c.autoWake, product: c.product, user: c.user}
 		e = w.do(ctx, p, &again, 1-replica)
 	}
@@ -106,8 +105,8 @@ func (w *workload) act(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// retire destroys the engine of a user who calls no more: the next one needs its
-// place. What is left after a few tries is destroyed at the end.
+// retire destroys the engine of a user that makes no more calls, because the next user
+// needs its place. What remains after a few attempts is destroyed at the end.
 func (w *workload) retire(ctx context.Context, p *product, user string, replica int) {
 	for range 5 {
 		c := call{kind: destroy, product: p.Slug, user: user}
@@ -118,8 +117,7 @@ func (w *workload) retire(ctx context.Context, p *product, user string, replica 
 	}
 }
 
-// do makes a call at a replica and notes what its caller hears. It returns the
-// engine that the answer tells.
+// do makes a call to a replica, records the response, and returns the engine in it.
 func (w *workload) do(ctx context.Context, p *product, c *call, replica int) *client.Engine {
 	c.replica = string(replicaName(replica))
 	api := &client.Client{BaseURL: w.rig.urls[replicaName(replica)], PlatformKey: p.PlatformAPIKey, HTTP: w.rig.http}
@@ -168,7 +166,7 @@ func (w *workload) do(ctx context.Context, p *product, c *call, replica int) *cl
 	return e
 }
 
-// brains is what engines were told and acknowledged.
+// brains is what was written to engines and acknowledged.
 type brains struct {
 	mu     sync.Mutex
 	told   map[string][]told // by engine_id, in order of acknowledgement
@@ -180,8 +178,8 @@ type told struct {
 	acked bool
 }
 
-// write tells an engine something and notes whether it acknowledged that. An
-// engine may refuse or be away: it may be stopped at any moment.
+// write writes to an engine, and records whether it acknowledged that. An engine may refuse
+// or be unreachable, because it may be stopped at any moment.
 func (b *brains) write(ctx context.Context, e *client.Engine) {
 	b.mu.Lock()
 	b.number++
@@ -192,7 +190,7 @@ func (b *brains) write(ctx context.Context, e *client.Engine) {
 	err := engineAPI(e).Do(ctx, http.MethodPost, "/execute", map[string]string{"input": text}, nil)
 	var refused *client.Error
 	if errors.As(err, &refused) && refused.Status < 500 {
-		return // another key by now, or shutting down: nothing was written
+		return // it has another key now, or is shutting down: nothing was written
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -202,7 +200,7 @@ func (b *brains) write(ctx context.Context, e *client.Engine) {
 	b.told[e.EngineID] = append(b.told[e.EngineID], told{text, err == nil})
 }
 
-// engineAPI talks to an engine with its key.
+// engineAPI returns a client of an engine with its key.
 func engineAPI(e *client.Engine) *client.Client {
 	t := &http.Transport{DialContext: dialer(time.Second), DisableKeepAlives: true}
 	return &client.Client{BaseURL: e.URL, HTTP: &http.Client{Transport: keyed{t, e.APIKey}}}

@@ -51,7 +51,7 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-// program has one command, which ends with err, in a group.
+// program returns a program with one command, in a group, that ends with err.
 func program(ran *[]string, err error, change func(*Command)) *Program {
 	return &Program{Name: "prog", Groups: []Group{{"group", "Do things"}}, Commands: []func(*Env) *Command{func(*Env) *Command {
 		c := &Command{
@@ -101,7 +101,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestNotPreparedNotAsked: what is called wrongly asks nothing.
+// TestNotPreparedNotAsked: a call with invalid arguments asks nothing.
 func TestNotPreparedNotAsked(t *testing.T) {
 	w := newWorld("yes\n")
 	w.InTTY = true

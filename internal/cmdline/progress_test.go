@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestWait: a terminal shows that a call takes long, and nothing is left of it; a
-// short call, a script and a terminal without escapes see nothing.
+// TestWait: a terminal shows that a call takes long, and nothing of that remains; for a
+// short call, a script or a terminal without escapes nothing is shown.
 func TestWait(t *testing.T) {
 	for name, c := range map[string]struct {
 		tty   bool

@@ -26,7 +26,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestTableEmpty: a list without a row says so; facts have no head.
+// TestTableEmpty: a list without rows prints a message; facts have no head.
 func TestTableEmpty(t *testing.T) {
 	list, facts := &Table{Empty: "no engines"}, &Table{Empty: "no engines"}
 	list.Head("NAME", "N")
@@ -39,8 +39,7 @@ func TestTableEmpty(t *testing.T) {
 	}
 }
 
-// TestColour: colours do not move columns, and only states have them, whatever a
-// name is.
+// TestColour: colours do not change columns, and only states have them, whatever a name is.
 func TestColour(t *testing.T) {
 	tb := &Table{}
 	tb.Head("STATUS", "USER")
@@ -65,7 +64,7 @@ func TestColour(t *testing.T) {
 	}
 }
 
-// TestColoured: a terminal alone has colours, unless it or its user wants none.
+// TestColoured: only a terminal has colours, unless it or its user disables them.
 func TestColoured(t *testing.T) {
 	for _, c := range []struct {
 		terminal bool

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// What the linker was told goes before what Go recorded.
+// The linker's values take precedence over what Go recorded.
 func TestBuildInfo(t *testing.T) {
 	recorded := &debug.BuildInfo{
 		Main:     debug.Module{Version: "v1.2.3"},

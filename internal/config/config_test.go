@@ -16,7 +16,7 @@ import (
 
 const adminKey = "admin-key-of-the-tests"
 
-// least is all that must be set.
+// least returns the minimum configuration.
 func least(more ...string) []string {
 	return append([]string{"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=registry/engine:1"}, more...)
 }
@@ -31,8 +31,8 @@ func mustLoad(t *testing.T, environ []string) *Config {
 	return c
 }
 
-// contractDefaults are the promised defaults (docs/configuration.md): a change of one is a
-// change for whoever relies on it.
+// contractDefaults are the defaults that docs/configuration.md promises: a change of one
+// affects every user who relies on it.
 var contractDefaults = map[string]string{
 	"ORCH_ADDR":                    ":8000",
 	"ORCH_BOOT_TIMEOUT_S":          "60",
@@ -64,8 +64,8 @@ func TestDefaultsAreTheContracts(t *testing.T) {
 	}
 }
 
-// TestSetButEmptyIsUnset: a variable that a shell or a job file left empty
-// means its default, not zero.
+// TestSetButEmptyIsUnset: an empty variable in a shell or a job file means the default, not
+// zero.
 func TestSetButEmptyIsUnset(t *testing.T) {
 	var empty []string
 	for _, v := range Variables() {
@@ -83,7 +83,7 @@ func TestSetButEmptyIsUnset(t *testing.T) {
 	}
 }
 
-// TestEveryVariableIsRead: each documented variable changes something.
+// TestEveryVariableIsRead: each documented variable has an effect.
 func TestEveryVariableIsRead(t *testing.T) {
 	file := t.TempDir() + "/engine.nomad.hcl"
 	writeFile(t, file, "job {}")
@@ -97,17 +97,17 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines",
 		"ORCH_RESTART_SUBSYSTEMS": "brain,db*",
 	}
-	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // good for both drivers
+	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
 	base := mustLoad(t, common)
 	base.lookup = nil
 	for _, v := range Variables() {
 		t.Run(v.Name, func(t *testing.T) {
 			value, ok := values[v.Name]
 			if !ok {
-				value = "17" // a number that is no default
+				value = "17" // a number that is not a default
 			}
 			vars := append(slices.Clone(common), v.Name+"="+value)
-			if v.Name == "ORCH_ADMIN_KEY_FILE" { // one of the two
+			if v.Name == "ORCH_ADMIN_KEY_FILE" { // only one of the two may be set
 				vars = append(vars, "ORCH_ADMIN_KEY=")
 			}
 			c := mustLoad(t, vars)
@@ -137,7 +137,7 @@ func TestEngineLogs(t *testing.T) {
 	}
 }
 
-// TestScheduler: what the scheduler gets is what was configured, in its units.
+// TestScheduler: the scheduler gets the configured values, in its units.
 func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
 		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",

@@ -14,11 +14,11 @@ func TestDocumentIsFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(b), Document()); diff != "" {
-		t.Errorf("docs/configuration.md is not what the settings say (-); run make docs:\n%s", diff)
+		t.Errorf("docs/configuration.md does not match the settings (-); run make docs:\n%s", diff)
 	}
 }
 
-// Every setting is in the document, below a section, with a kind and a meaning.
+// Every setting is in the document once, in a section, with a kind and a meaning.
 func TestDocumentIsComplete(t *testing.T) {
 	text := Document()
 	for i, v := range Variables() {
@@ -26,7 +26,7 @@ func TestDocumentIsComplete(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		if strings.Count(text, "| `"+v.Name+"` |") != 1 {
-			t.Errorf("%s does not stand there once", v.Name)
+			t.Errorf("%s is not there exactly once", v.Name)
 		}
 	}
 }

@@ -14,7 +14,7 @@ func writeFile(t *testing.T, name, text string) {
 	}
 }
 
-// wrong is a wrong value for every variable that can have one, or several.
+// wrong lists invalid values for every variable that has some.
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:", ":99999", ":http", "host:"},
 	"ORCH_PPROF_ADDR":              {":6060", "0.0.0.0:6060", "10.0.0.1:6060", "127.0.0.1", "127.0.0.1:x", "example.com:6060"},
@@ -54,7 +54,7 @@ var wrong = map[string][]string{
 	"ORCH_ORPHAN_GRACE_S":          {"0", "x"},
 }
 
-// namesIn lists the variables that an error's lines begin with.
+// namesIn lists the variables at the beginning of an error's lines.
 func namesIn(err error) []string {
 	var names []string
 	if err != nil {
@@ -109,8 +109,8 @@ func TestRequired(t *testing.T) {
 	}
 }
 
-// A provider key that no engine would get as it is stops the start, by its name and
-// without its value: Nomad kills every engine whose env file it cannot read.
+// A provider key that would not reach engines unchanged prevents the start, with its name
+// and without its value: Nomad would kill every engine whose env file it cannot read.
 func TestProviderKeyThatNomadCannotRead(t *testing.T) {
 	const most = 65535 - len(`LLM_API_KEY=""`)
 	for name, value := range map[string]string{
@@ -126,7 +126,7 @@ func TestProviderKeyThatNomadCannotRead(t *testing.T) {
 				t.Error("the error has the key")
 			}
 			if strings.Contains(name, "long") && !strings.Contains(err.Error(), "65535") {
-				t.Errorf("the limit is not said: %v", err)
+				t.Errorf("the limit is missing: %v", err)
 			}
 		})
 	}
@@ -141,14 +141,14 @@ func TestProviderKeyThatNomadCannotRead(t *testing.T) {
 	})
 }
 
-// TestAllMistakesAtOnce: an operator mends them in one go.
+// TestAllMistakesAtOnce: all mistakes are reported together.
 func TestAllMistakesAtOnce(t *testing.T) {
 	var environ, want []string
 	for name, values := range wrong {
 		environ, want = append(environ, name+"="+values[0]), append(want, name)
 	}
 	slices.Sort(want)
-	// What it is compared with is wrong itself.
+	// The variable that it is compared with is invalid itself.
 	environ = append(environ, "ORCH_RESTART_BACKOFF_BASE_S=-1", "ORCH_RESTART_BACKOFF_MAX_S=-2")
 	_, err := Load(environ)
 	if got := namesIn(err); !slices.Equal(got, want) {

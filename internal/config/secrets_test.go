@@ -12,7 +12,7 @@ import (
 
 const providerKey = "sk-provider-secret-of-the-tests"
 
-// TestSecretsAreNotPrinted: whoever logs a Config, on purpose or not.
+// TestSecretsAreNotPrinted: no way of printing a Config shows secrets.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	c := mustLoad(t, least("ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY="+providerKey, "VAULT_TOKEN="+providerKey))
 	var log bytes.Buffer
@@ -41,12 +41,11 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 }
 
-// TestMistakesDoNotShowValues: a key in the wrong variable stays out of the
-// log.
+// TestMistakesDoNotShowValues: a key in the wrong variable is not logged.
 func TestMistakesDoNotShowValues(t *testing.T) {
 	for _, v := range Variables() {
 		if v.Name == "ORCH_ENGINE_JOB_FILE" {
-			continue // it names the file
+			continue // its error names the file
 		}
 		for _, value := range []string{providerKey + " \x01", "LLM_API_KEY=" + providerKey} {
 			if _, err := Load(least(v.Name + "=" + value)); err != nil && strings.Contains(err.Error(), providerKey) {

@@ -25,7 +25,7 @@ func load(t *testing.T) *openapi3.T {
 	return doc
 }
 
-// codesOf are all error codes of the document.
+// codesOf returns all error codes in the document.
 func codesOf(t *testing.T, doc *openapi3.T) map[string]bool {
 	codes := map[string]bool{}
 	for path, item := range doc.Paths.Map() {
@@ -44,8 +44,8 @@ func codesOf(t *testing.T, doc *openapi3.T) map[string]bool {
 	return codes
 }
 
-// The codes of the document are those of the service, but for the two that
-// belong to no operation.
+// The document's codes are those of the service, except for the two that belong to no
+// operation.
 func TestCodesAreThoseOfTheService(t *testing.T) {
 	documented := codesOf(t, load(t))
 	documented["NOT_FOUND"], documented["METHOD_NOT_ALLOWED"] = true, true
@@ -139,7 +139,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// Whatever is not documented is found.
+// Everything undocumented is found.
 func TestTransport(t *testing.T) {
 	const failure = `{"error":{"code":"ENGINE_BUSY","message":"m","request_id":"r"}}`
 	for _, c := range []struct {

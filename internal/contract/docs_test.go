@@ -23,7 +23,7 @@ func TestMetricsAreFresh(t *testing.T) {
 	}
 }
 
-// The pages for people have every operation with an example, and every code.
+// The pages for readers contain every operation with an example, and every code.
 func TestPagesAreComplete(t *testing.T) {
 	doc := load(t)
 	read := func(file string) string {
@@ -48,7 +48,7 @@ func TestPagesAreComplete(t *testing.T) {
 	}
 	for code := range codesOf(t, doc) {
 		if !strings.Contains(operations, "`"+code+"`") {
-			t.Errorf("docs/operations.md does not say what to do about %s", code)
+			t.Errorf("docs/operations.md does not explain what to do about %s", code)
 		}
 	}
 }

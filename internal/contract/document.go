@@ -12,7 +12,8 @@ import (
 
 //go:generate go run ./document ../../docs/metrics.md
 
-// Document is docs/metrics.md: every figure that the service reports, in tables.
+// Document returns the text of docs/metrics.md: tables of every figure that the service
+// reports.
 func Document() (string, error) {
 	doc, err := Load()
 	if err != nil {
@@ -45,8 +46,8 @@ Both calls return JSON. A figure is a number in the response, without labels: th
 A name that ends in ` + "`_1h`" + ` covers the hour before the call. A total covers the life of the product and does not shrink when old audit rows are deleted.
 `
 
-// figures are a table's rows for the fields of an object, whose name begins theirs: those
-// that are always there first, in the order of the document.
+// figures returns table rows for the fields of an object, with the prefix parent: first the
+// required fields in their order in the document, then the others by name.
 func figures(s *openapi3.Schema, parent string) string {
 	var b strings.Builder
 	place := func(name string) int {
@@ -67,7 +68,8 @@ func figures(s *openapi3.Schema, parent string) string {
 	return b.String()
 }
 
-// unitOf is the unit that a figure's name ends in; for numbers else, a count.
+// unitOf returns the unit given by the suffix of a figure's name; for other numbers, a
+// count.
 func unitOf(name, kind string) string {
 	for suffix, unit := range map[string]string{"_ms": "ms", "_mhz": "MHz", "_mb": "MiB"} {
 		if strings.HasSuffix(name, suffix) {

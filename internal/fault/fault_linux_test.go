@@ -36,8 +36,8 @@ func exited(code int) func(syscall.WaitStatus) bool {
 	return func(s syscall.WaitStatus) bool { return s.Exited() && s.ExitStatus() == code }
 }
 
-// The points do what is armed in an executable with the tag, and nothing in one
-// without it, which does not even look at the variable.
+// In an executable with the tag, an enabled point has its effect; in one without the tag it
+// has none, and the variable is not even read.
 func TestHit(t *testing.T) {
 	tagged, shipped := build(t, "-tags", fault.Tag), build(t)
 	for name, tc := range map[string]struct {
@@ -61,7 +61,7 @@ func TestHit(t *testing.T) {
 	}
 }
 
-// A paused process goes on where it was, and is not paused again.
+// A paused process continues where it was, and is not paused again.
 func TestPause(t *testing.T) {
 	cmd := command(t, build(t, "-tags", fault.Tag), "pause here")
 	if err := cmd.Start(); err != nil {

@@ -18,8 +18,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// startConsul starts an agent that takes a number of connections per address, and
-// returns its URL.
+// startConsul starts an agent with a limit of connections per address, and returns its URL.
 func startConsul(t *testing.T, conns int) string {
 	t.Helper()
 	binaries, err := devstack.Tools(t.Context(), devstack.ToolOptions{})
@@ -52,8 +51,8 @@ func startConsul(t *testing.T, conns int) string {
 	return fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 }
 
-// TestStoreAtItsLimit: two replicas on one address, and a Consul that takes far fewer
-// connections than they have: all they write is written, once.
+// TestStoreAtItsLimit: two replicas at one address, and a Consul that allows far fewer
+// connections than they use: every write is made exactly once.
 func TestStoreAtItsLimit(t *testing.T) {
 	url := startConsul(t, 10)
 	one, _ := linkTo(t, Consul, url)
@@ -91,7 +90,7 @@ func TestStoreAtItsLimit(t *testing.T) {
 			l = other
 		}
 		wg.Go(func() {
-			// Only the first of several like it is taken.
+			// Only the first of several equal writes is accepted.
 			if wrote, err := send(l, "PUT", fmt.Sprintf("/v1/kv/%d?cas=0", i), "x"); err != nil || wrote != "true" {
 				t.Errorf("%d: %q, %v", i, wrote, err)
 			}

@@ -19,13 +19,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// store is a server that can be held: it keeps its connections and answers nothing.
+// store is a server that can be held: it keeps its connections but does not respond.
 type store struct {
 	*httptest.Server
 	calls atomic.Int64
 
 	mu   sync.Mutex
-	held chan struct{} // closed when it goes on; nil: it does
+	held chan struct{} // closed when it responds again; nil: it responds
 }
 
 func newStore(t *testing.T) *store {
@@ -38,7 +38,7 @@ func newStore(t *testing.T) *store {
 		if held != nil {
 			<-held
 		}
-		if r.URL.Query().Has("index") { // until its client has gone
+		if r.URL.Query().Has("index") { // until its client has disconnected
 			<-r.Context().Done()
 		}
 	}))
@@ -61,7 +61,7 @@ func (s *store) release() {
 	}
 }
 
-// linkTo is a link to a store that it watches, and what it said of that.
+// linkTo returns a link that watches a store, and a channel of its state changes.
 func linkTo(t *testing.T, kind Kind, url string) (l *Link, away <-chan bool) {
 	changes := make(chan bool, 16)
 	l = New(kind, &http.Transport{DialContext: Dial(&net.Dialer{Timeout: 3 * time.Second})})
@@ -87,8 +87,8 @@ func get(ctx context.Context, l *Link, url string) error {
 	return nil
 }
 
-// TestAway: once a call had no answer in its time, others fail at once or wait, as they
-// want, and all go on as soon as the store does.
+// TestAway: once a call got no response in time, others fail at once or wait, according to
+// their context, and all continue as soon as the store responds.
 func TestAway(t *testing.T) {
 	s := newStore(t)
 	l, away := linkTo(t, Vault, s.URL)
@@ -103,7 +103,7 @@ func TestAway(t *testing.T) {
 			ctx, cancel := context.WithTimeout(FailFast(t.Context()), 2*time.Second)
 			defer cancel()
 			if get(ctx, l, s.URL) == nil {
-				t.Error("a store that is held has answered")
+				t.Error("a store that is held has responded")
 			}
 		})
 	}
@@ -112,7 +112,7 @@ func TestAway(t *testing.T) {
 		t.Errorf("calls with 2 s took %s", took)
 	}
 	if !<-away {
-		t.Fatal("the store is not known to be away")
+		t.Fatal("the store is not known to be unresponsive")
 	}
 	sent := s.calls.Load()
 	began = time.Now()
@@ -125,7 +125,7 @@ func TestAway(t *testing.T) {
 		t.Errorf("1000 calls took %s to fail at once", took)
 	}
 	if more := s.calls.Load() - sent; more > 2*probeConns {
-		t.Errorf("%d requests were sent to a store that is away", more)
+		t.Errorf("%d requests were sent to an unresponsive store", more)
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -140,7 +140,7 @@ func TestAway(t *testing.T) {
 	s.release()
 	began = time.Now()
 	if <-away {
-		t.Error("it is away twice")
+		t.Error("it became unresponsive twice")
 	}
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("noticed after %s that it is back", took)
@@ -151,7 +151,7 @@ func TestAway(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNotAway: what does not say that the store is away.
+// TestNotAway: cases that do not show an unresponsive store.
 func TestNotAway(t *testing.T) {
 	s := newStore(t)
 	l, away := linkTo(t, Nomad(strings.TrimPrefix(s.URL, "http://")), s.URL)
@@ -160,11 +160,11 @@ func TestNotAway(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
 		if get(ctx, l, s.URL+path) == nil {
-			t.Error("a store that is held has answered")
+			t.Error("a store that is held has responded")
 		}
 	}
-	call(minSilence/4, "/")                                  // it had too little time
-	call(minSilence+100*time.Millisecond, "/v1/client/stat") // a node's to answer
+	call(minSilence/4, "/")                                  // its time limit was too short
+	call(minSilence+100*time.Millisecond, "/v1/client/stat") // a node must respond
 	hung, hangUp := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, hangUp)
 	if err := get(hung, l, s.URL); !errors.Is(err, context.Canceled) {
@@ -172,12 +172,12 @@ func TestNotAway(t *testing.T) {
 	}
 	select {
 	case <-away:
-		t.Error("the store is taken to be away")
+		t.Error("the store counts as unresponsive")
 	default:
 	}
 }
 
-// TestLongPolls: however many blocking queries there are, a short call has a connection.
+// TestLongPolls: however many blocking queries there are, a short call gets a connection.
 func TestLongPolls(t *testing.T) {
 	s := newStore(t)
 	l, _ := linkTo(t, Consul, s.URL)
@@ -204,8 +204,8 @@ func TestLongPolls(t *testing.T) {
 	}
 }
 
-// TestRefusedForLimits: what a store refuses for its limits is sent again until it is
-// taken, writes too; within the call's time limit.
+// TestRefusedForLimits: a call that a store refuses because of its limits is retried until
+// it is accepted, within its time limit, even if it is a write.
 func TestRefusedForLimits(t *testing.T) {
 	var refuse atomic.Int64
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

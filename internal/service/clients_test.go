@@ -16,8 +16,8 @@ import (
 	"github.com/septemberai/orch/internal/link"
 )
 
-// TestClientsTrustTheirOwnCA: each client takes the TLS settings of its own
-// variables, although all of them get a transport of ours.
+// TestClientsTrustTheirOwnCA: each client uses the TLS settings in its own variables,
+// although the service sets their transports.
 func TestClientsTrustTheirOwnCA(t *testing.T) {
 	asked := make(chan string, 1)
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -76,7 +76,8 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 	}
 }
 
-// TestConsulDoesNotPack: every admit waits for one of its answers.
+// TestConsulDoesNotPack: every admit waits for a response of Consul, which must not be
+// compressed.
 func TestConsulDoesNotPack(t *testing.T) {
 	accepts := make(chan string, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -93,11 +94,11 @@ func TestConsulDoesNotPack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := <-accepts; got != "" {
-		t.Errorf("Consul is asked to encode its answers by %q", got)
+		t.Errorf("the encoding %q is requested from Consul", got)
 	}
 }
 
-// TestClientMistakesAreNamed: all at once, by the variables they come from.
+// TestClientMistakesAreNamed: all mistakes are reported together, by variable.
 func TestClientMistakesAreNamed(t *testing.T) {
 	t.Setenv("NOMAD_ADDR", "::secret")
 	t.Setenv("CONSUL_HTTP_ADDR", "http://[secret")

@@ -15,8 +15,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A service whose agents are not there serves, ends when it is told to, and
-// leaves nothing running.
+// A service whose agents do not exist serves, ends when its context ends, and leaves
+// nothing running.
 func TestRunEnds(t *testing.T) {
 	cfg, err := config.Load([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
@@ -33,7 +33,7 @@ func TestRunEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- svc.Run(ctx) }()
-	// The profiles are on a listener of their own.
+	// The profiles have a separate listener.
 	for addr, want := range map[string]int{svc.profiles.listener.Addr().String(): http.StatusOK, svc.Server.Addr().String(): http.StatusNotFound} {
 		resp, err := http.Get("http://" + addr + "/debug/pprof/heap")
 		if err != nil {

@@ -27,7 +27,7 @@ func consistent(ctx context.Context) *consul.QueryOptions {
 	return (&consul.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 }
 
-// transact returns errRefused when a transaction was refused as a whole.
+// transact returns errRefused if a transaction was refused as a whole.
 func transact(ctx context.Context, kv *consul.KV, ops ...*consul.KVTxnOp) (consul.KVPairs, error) {
 	ok, resp, _, err := kv.Txn(ops, consistent(ctx))
 	if err != nil {
@@ -39,19 +39,19 @@ func transact(ctx context.Context, kv *consul.KV, ops ...*consul.KVTxnOp) (consu
 	return resp.Results, nil
 }
 
-// indexOf is the index of a key that a transaction wrote.
+// indexOf returns the index of a key that a transaction wrote.
 func indexOf(results consul.KVPairs, key string) uint64 {
 	return results[slices.IndexFunc(results, func(p *consul.KVPair) bool { return p.Key == key })].ModifyIndex
 }
 
-// TestConsulKeys: a key is changed and removed only at the index that the
-// transaction names.
+// TestConsulKeys: a key is changed and removed only at the index that the transaction
+// names.
 func TestConsulKeys(t *testing.T) {
 	t.Parallel()
 	compareAndSet(t, &key{kv: consulClient(t).KV(), name: "substrate/keys/one"})
 }
 
-// key is a key in Consul. Each transaction writes a second key beside it.
+// key is a key in Consul. Each transaction also writes a second key.
 type key struct {
 	kv   *consul.KV
 	name string
@@ -82,18 +82,18 @@ func (k *key) remove(ctx context.Context, at uint64) error {
 	return err
 }
 
-// deleteAt removes a key that is still there at an index.
+// deleteAt removes a key only if it is still at this index.
 func deleteAt(key string, index uint64) []*consul.KVTxnOp {
 	return []*consul.KVTxnOp{{Verb: consul.KVCheckIndex, Key: key, Index: index}, {Verb: consul.KVDelete, Key: key}}
 }
 
-// TestConsulClaims: of several that remove one key at its index and write a key of
-// their own in the same transaction, one succeeds. With delete-cas each does.
+// TestConsulClaims: if several writers remove one key at its index and write another key in
+// the same transaction, exactly one succeeds. With delete-cas all succeed.
 func TestConsulClaims(t *testing.T) {
 	t.Parallel()
 	kv := consulClient(t).KV()
 	const bursts = 30
-	// claims is how many of the writers got the one key of each burst.
+	// claims returns how many of the writers got the one key of each burst.
 	claims := func(t *testing.T, name string, claim func(key string, index uint64) []*consul.KVTxnOp) (most, least int) {
 		least = writers
 		for burst := range bursts {
@@ -137,7 +137,7 @@ func TestConsulClaims(t *testing.T) {
 	})
 }
 
-// TestConsulSession: what names a session is written only while the session lives,
+// TestConsulSession: a write that names a session is made only while the session lives,
 // however it ends.
 func TestConsulSession(t *testing.T) {
 	t.Parallel()
@@ -170,7 +170,7 @@ func TestConsulSession(t *testing.T) {
 	})
 }
 
-// newSession is a session as replicas have it. The shortest TTL is 10 s.
+// newSession creates a session like those of replicas. The shortest TTL is 10 s.
 func newSession(t *testing.T, client *consul.Client) string {
 	t.Helper()
 	session, _, err := client.Session().CreateNoChecks(&consul.SessionEntry{
@@ -193,8 +193,8 @@ func sessionWrite(ctx context.Context, kv *consul.KV, lock, session, key, value 
 	return indexOf(results, key), nil
 }
 
-// sessionEnds has writers write under a session while it ends, which takes about
-// as long as it says. Each of them writes until it is refused.
+// sessionEnds lets writers write under a session while it ends, which takes about the given
+// time. Each writes until it is refused.
 func sessionEnds(t *testing.T, client *consul.Client, name string, takes time.Duration, end func(session string) error) {
 	lock, row := "substrate/session/"+name+"/lock", "substrate/session/"+name+"/row"
 	session := newSession(t, client)
@@ -203,7 +203,7 @@ func sessionEnds(t *testing.T, client *consul.Client, name string, takes time.Du
 	}
 	h := &history{began: time.Now()}
 	var all sync.WaitGroup
-	defer all.Wait() // at the latest until the session expires
+	defer all.Wait() // at the latest when the session expires
 	for w := range writers {
 		all.Go(func() { writeWhileHeld(t, h, client.KV(), w, lock, session, row, max(takes/20, 5*time.Millisecond)) })
 	}
@@ -255,7 +255,7 @@ func writeWhileHeld(t *testing.T, h *history, kv *consul.KV, w int, lock, sessio
 	}
 }
 
-// lockMoves: the holder of a lock that lost its session cannot write, whoever has
+// lockMoves: the former holder of a lock, whose session was lost, cannot write, whoever has
 // the lock now, and the new holder can.
 func lockMoves(t *testing.T, client *consul.Client) {
 	const lock, row = "substrate/lead/lock", "substrate/lead/row"

@@ -12,17 +12,17 @@ import (
 )
 
 var (
-	// errRefused: the index was another one, and nothing was changed.
+	// errRefused: the index did not match, and nothing was changed.
 	errRefused = errors.New("refused")
-	// errReplaced: as errRefused, but the write was made.
-	errReplaced = errors.New("refused after it was made")
+	// errReplaced: like errRefused, but the write was made.
+	errReplaced = errors.New("refused, but it was made")
 )
 
-// register holds one value, which is written at the index that it was read at.
+// register contains one value, which is written at the index at which it was read.
 type register interface {
-	// read returns 0 and "" when there is no value.
+	// read returns 0 and "" if there is no value.
 	read(ctx context.Context) (index uint64, value string, err error)
-	// write returns the new index, with errReplaced too.
+	// write returns the new index, even with errReplaced.
 	write(ctx context.Context, at uint64, value string) (index uint64, err error)
 }
 
@@ -31,7 +31,7 @@ type remover interface {
 	remove(ctx context.Context, at uint64) error
 }
 
-// history is what several writers did at the same time.
+// history is the calls of concurrent writers.
 type history struct {
 	began time.Time
 
@@ -39,8 +39,7 @@ type history struct {
 	calls []*call
 }
 
-// do makes one call and notes when it was made; the call's response is filled in
-// by made.
+// do makes one call and records its times; made fills in the response.
 func (h *history) do(writer int, c call, made func(c *call) error) error {
 	c.writer, c.invoked = writer, time.Since(h.began)
 	err := made(&c)
@@ -54,7 +53,7 @@ func (h *history) do(writer int, c call, made func(c *call) error) error {
 	return nil
 }
 
-// count is how many calls of a kind were made, or refused.
+// count returns how many calls of a kind were made, or refused.
 func (h *history) count(k kind, refused bool) int {
 	n := 0
 	for _, c := range h.calls {
@@ -68,13 +67,13 @@ func (h *history) count(k kind, refused bool) int {
 const (
 	writers = 4
 	rounds  = 12
-	// lastRound bounds a history on a slow machine.
+	// lastRound limits a history on a slow machine.
 	lastRound = 15 * time.Second
 )
 
-// compareAndSet has writers read and write a register, some of them at indexes
-// that they read long before, and fails the test when the history is not that of
-// a register with compare-and-set.
+// compareAndSet lets writers read and write a register, sometimes at indexes that they read
+// long before, and fails the test unless the history is that of a register with
+// compare-and-set.
 func compareAndSet(t *testing.T, r register) *history {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -102,14 +101,14 @@ func compareAndSet(t *testing.T, r register) *history {
 		t.Errorf("seed %d: %v", seed, err)
 	}
 	refused, replaced := h.count(write, true), h.count(overwrite, false)
-	t.Logf("%d writes were made, %d refused, %d refused after they were made; %d removals", h.count(write, false), refused, replaced, h.count(remove, false))
+	t.Logf("%d writes were made, %d refused, %d refused but made; %d removals", h.count(write, false), refused, replaced, h.count(remove, false))
 	if refused+replaced == 0 {
 		t.Error("the writers did not meet")
 	}
 	return h
 }
 
-// alone writes when nobody else does, which must succeed.
+// alone writes while nobody else does, which must succeed.
 func (h *history) alone(ctx context.Context, r register) error {
 	var at uint64
 	reads := func(c *call) (err error) {

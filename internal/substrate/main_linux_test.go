@@ -19,16 +19,16 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// pinnedWithin is how long it may take to find a pinned agent: a build takes longer.
+// pinnedWithin limits the time to find a pinned agent; building one takes longer.
 const pinnedWithin = 5 * time.Second
 
-// stacks are the agents of this package's tests. Each is started by the first test
-// that needs it.
+// stacks are the agents of this package's tests. Each is started by the first test that
+// needs it.
 var stacks struct {
 	mu     sync.Mutex
 	find   sync.Once
 	err    error
-	main   devstack.Binaries // the pinned Nomad, where there is one
+	main   devstack.Binaries // the pinned Nomad, if it exists
 	onPath string            // another Nomad; empty: there is none
 
 	started map[string]*devstack.Stack // by the path of their Nomad
@@ -51,8 +51,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// findAgents looks for the agents to test. devstack takes a Nomad that is on PATH
-// for its own; then the pinned one is another one to test, if it was built before.
+// findAgents finds the agents to test. devstack uses a Nomad on PATH as its own; then the
+// pinned one is tested as well, if it was built before.
 func findAgents() {
 	stacks.main, stacks.err = devstack.Tools(context.Background(), devstack.ToolOptions{})
 	path, err := exec.LookPath("nomad")
@@ -70,7 +70,7 @@ func findAgents() {
 	}
 }
 
-// stack is the stack with the pinned Nomad, or with the one on PATH.
+// stack returns the stack with the pinned Nomad, or with the one on PATH.
 func stack(t *testing.T, onPath bool) *devstack.Stack {
 	t.Helper()
 	stacks.mu.Lock()
@@ -108,8 +108,7 @@ func eachNomad(t *testing.T, test func(t *testing.T, s *devstack.Stack)) {
 	}
 }
 
-// webClient is a client of its own for one test, through a transport if one is
-// given.
+// webClient returns a separate HTTP client for one test, with the given transport, if any.
 func webClient(t *testing.T, around func(http.RoundTripper) http.RoundTripper) *http.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 32}
@@ -130,7 +129,7 @@ func nomadClient(t *testing.T, s *devstack.Stack, around func(http.RoundTripper)
 	return client
 }
 
-// nomadVersion is the version of a stack's one server.
+// nomadVersion returns the version of a stack's only server.
 func nomadVersion(t *testing.T, client *api.Client) *version.Version {
 	t.Helper()
 	members, err := client.Agent().Members()

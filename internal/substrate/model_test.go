@@ -1,8 +1,7 @@
-// Package substrate tests what the service's fences take for granted of Nomad,
-// Consul and Vault: that a write which names an index is made only at that index,
-// and that a write which names a session is made only while the session lives.
-// Concurrent writers use real agents, and porcupine looks for an order of their
-// calls in which every response is true.
+// Package substrate tests the properties of Nomad, Consul and Vault that the service's
+// fences rely on: a write that names an index is made only at that index, and a write that
+// names a session is made only while the session lives. Concurrent writers use real agents,
+// and porcupine searches for an order of their calls in which every response is true.
 package substrate
 
 import (
@@ -16,17 +15,16 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// kind is what a call does.
+// kind is the kind of a call.
 type kind string
 
 const (
 	read   kind = "read"
-	write  kind = "write"  // when the index is at
-	remove kind = "remove" // when the index is at
-	// overwrite is a write whose caller was told that it was refused, while it was
-	// made all the same, at any index.
+	write  kind = "write"  // if the index is at
+	remove kind = "remove" // if the index is at
+	// overwrite is a write that was reported as refused, but was made, at any index.
 	overwrite kind = "overwrite"
-	// held is a write that is made while the session lives.
+	// held is a write that is made only while the session lives.
 	held kind = "held"
 	// invalidate ends the session.
 	invalidate kind = "invalidate"
@@ -57,15 +55,15 @@ func (c *call) String() string {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// state is what is stored, and whether the session ended.
+// state is the stored value, and whether the session has ended.
 type state struct {
 	index uint64 // 0: nothing
 	value string
 	ended bool
 }
 
-// step says whether a call can have its response in a state, and returns the state
-// after it.
+// step reports whether a call can have its response in a state, and returns the state after
+// it.
 func (s state) step(c *call) (bool, state) {
 	switch c.kind {
 	case read:
@@ -88,10 +86,10 @@ func (s state) step(c *call) (bool, state) {
 	return true, s
 }
 
-// checkTimeout bounds the search for an order.
+// checkTimeout limits the search for an order.
 const checkTimeout = 10 * time.Second
 
-// linearizable returns nil when there is an order in which all responses are true.
+// linearizable returns nil if there is an order in which all responses are true.
 func linearizable(calls []*call) error {
 	model := porcupine.Model{
 		Init: func() any { return state{} },
@@ -113,8 +111,8 @@ func linearizable(calls []*call) error {
 	return fmt.Errorf("no order of the calls makes all responses true (%s):\n%s", result, &b)
 }
 
-// script writes a history down: each line is "invoked returned kind at index
-// value", with index 0 for a call that was refused.
+// script parses a history: each line is "invoked returned kind at index value", with index
+// 0 for a refused call.
 func script(t *testing.T, lines ...string) []*call {
 	t.Helper()
 	var calls []*call
@@ -158,7 +156,7 @@ func TestModel(t *testing.T) {
 	} {
 		t.Run("Err "+name, func(t *testing.T) {
 			if err := linearizable(script(t, lines...)); err == nil {
-				t.Error("it was taken for linearizable")
+				t.Error("it was accepted as linearizable")
 			}
 		})
 	}

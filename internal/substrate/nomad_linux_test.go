@@ -22,7 +22,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// checkedAtCommit is the first Nomad that compares the index of a registration
+// checkedAtCommit is the first version of Nomad that compares the index of a registration
 // when it commits it.
 var checkedAtCommit = version.Must(version.NewVersion("2.0.1"))
 
@@ -34,14 +34,14 @@ func markedJob(id, mark string) *api.Job {
 	task := api.NewTask("engine", "raw_exec").SetConfig("command", "/bin/true")
 	job.AddTaskGroup(group.AddTask(task))
 	none := 0
-	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as an engine's job
+	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as in an engine's job
 	jobs.SetMark(job, mark)
 	return job
 }
 
-// TestNomadRegistrationsAtOneIndex shows why cluster.Register reads jobs back: a
-// server before 2.0.1 tells several registrations at one index that they were
-// made. A server that does not may not do so once.
+// TestNomadRegistrationsAtOneIndex shows why cluster.Register reads jobs back: a server
+// before 2.0.1 reports several registrations at one index as successful. A later server
+// must never do so.
 func TestNomadRegistrationsAtOneIndex(t *testing.T) {
 	t.Parallel()
 	eachNomad(t, func(t *testing.T, s *devstack.Stack) {
@@ -97,7 +97,7 @@ func TestNomadRegistrationsAtOneIndex(t *testing.T) {
 	})
 }
 
-// TestNomadRegister: what cluster.Register returns is true on every server.
+// TestNomadRegister: the result of cluster.Register is true on every server.
 func TestNomadRegister(t *testing.T) {
 	t.Parallel()
 	eachNomad(t, func(t *testing.T, s *devstack.Stack) {
@@ -116,27 +116,27 @@ func TestNomadRegister(t *testing.T) {
 		}
 		for _, v := range versions {
 			if mark, is := won[*v.JobModifyIndex]; is && jobs.Mark(v) != mark {
-				t.Errorf("the job at index %d is of %q, and %q was told that it is its own", *v.JobModifyIndex, jobs.Mark(v), mark)
+				t.Errorf("the job at index %d was written by %q, but %q was told that it wrote it", *v.JobModifyIndex, jobs.Mark(v), mark)
 			}
 		}
 	})
 }
 
-// jobRegister is the mark of a job, written by cluster.Register.
+// jobRegister is a register: the mark of a job, written by cluster.Register.
 type jobRegister struct {
 	cluster *cluster.Cluster
 	id      string
 }
 
-// committedKey is where the context of a registration says what Nomad answered.
+// committedKey is the context key for Nomad's response to a registration.
 type committedKey struct{}
 
-// roundTrip is a transport made of a function.
+// roundTrip is a function as a transport.
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// watch notes the index that Nomad says a job was registered at.
+// watch records the index at which Nomad reports a job as registered.
 func (r *jobRegister) watch(next http.RoundTripper) http.RoundTripper {
 	return roundTrip(func(req *http.Request) (*http.Response, error) {
 		index, wanted := req.Context().Value(committedKey{}).(*uint64)
@@ -188,8 +188,8 @@ func (r *jobRegister) write(ctx context.Context, at uint64, value string) (uint6
 	return index, err
 }
 
-// TestNomadVariables: a variable is changed and removed only at the index that
-// the call names.
+// TestNomadVariables: a variable is changed and removed only at the index that the call
+// names.
 func TestNomadVariables(t *testing.T) {
 	t.Parallel()
 	eachNomad(t, func(t *testing.T, s *devstack.Stack) {
@@ -197,7 +197,7 @@ func TestNomadVariables(t *testing.T) {
 	})
 }
 
-// variable is a Nomad variable of one item.
+// variable is a Nomad variable with one item.
 type variable struct {
 	vars *api.Variables
 	path string

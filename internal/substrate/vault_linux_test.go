@@ -11,8 +11,8 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// TestVaultSecrets: a version of a secret is written only over the version that
-// the call names, and is the next one.
+// TestVaultSecrets: a version of a secret is written only over the version that the call
+// names, and is the next one.
 func TestVaultSecrets(t *testing.T) {
 	t.Parallel()
 	s := stack(t, false)

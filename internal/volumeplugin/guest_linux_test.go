@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many kernels have no project quotas. The tests of them run in one that does: in
-// User-mode Linux, a kernel that is an ordinary process (Debian's package), whose init is
-// this test's own executable.
+// Many kernels have no project quotas. These tests run in one that has them: in User-mode
+// Linux, a kernel that is an ordinary process (Debian's package), whose init is this test's
+// executable.
 
 const (
 	linux = "/usr/bin/linux.uml"
@@ -25,7 +25,7 @@ const (
 	done = "the guest's tests have passed"
 )
 
-// inGuest says that this process is the init of a guest.
+// inGuest reports that this process is the init of a guest.
 var inGuest = os.Getpid() == 1 && os.Getenv("ORCH_GUEST") != ""
 
 func TestMain(m *testing.M) {
@@ -45,12 +45,12 @@ func TestMain(m *testing.M) {
 	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-// filesystems are those of a guest, in the order of its disks. The option is what it takes
-// to have project quotas there.
+// filesystems are those of a guest, in the order of its disks, with the mount option that
+// enables project quotas.
 var filesystems = []struct{ name, kind, options string }{
 	{"ext4", "ext4", "prjquota"},
 	{"xfs", "xfs", "prjquota"},
-	{"ext4-unmounted", "ext4", ""}, // it counts and does not enforce
+	{"ext4-unmounted", "ext4", ""}, // it counts but does not enforce
 	{"xfs-unmounted", "xfs", ""},
 }
 
@@ -75,7 +75,7 @@ func prepareGuest() error {
 	return nil
 }
 
-// guestTests are run on each filesystem that enforces project quotas.
+// guestTests run on each filesystem that enforces project quotas.
 var guestTests = map[string]func(t *testing.T, volumes string){
 	"Limit": limits, "Usage": usage, "CreateAgain": createAgain, "VolumeOfMkdir": volumeOfMkdir, "Projects": projects,
 }
@@ -93,7 +93,7 @@ func need(t *testing.T, program, packages string) string {
 	return ""
 }
 
-// TestProjectQuotas boots a guest, and runs there what guestTests names.
+// TestProjectQuotas boots a guest, and runs guestTests there.
 func TestProjectQuotas(t *testing.T) {
 	if inGuest {
 		for name, test := range guestTests {
@@ -143,7 +143,7 @@ func TestProjectQuotas(t *testing.T) {
 		}
 		arguments = append(arguments, fmt.Sprintf("ubd%c=%s", 'a'+i, disk))
 	}
-	// What is behind "--" is for the init.
+	// Arguments after "--" are for the init.
 	arguments = append(arguments, "--", "-test.run=^TestProjectQuotas$", "-test.v")
 	began := time.Now()
 	guest := exec.CommandContext(t.Context(), kernel, arguments...)
@@ -157,9 +157,8 @@ func TestProjectQuotas(t *testing.T) {
 	}
 }
 
-// An engine, by what it does: "write FILE MiB" fills a file, "files DIR N" makes that many,
-// "room DIR" asks how much fits in, It
-// prints "ok", "full" or another error.
+// beEngine acts as an engine: "write FILE MiB" fills a file, "files DIR N" creates N files,
+// "room DIR" reads the size of the filesystem. It prints "ok", "full" or another error.
 func beEngine(what string) {
 	args := strings.Fields(what)
 	n := 0
@@ -188,7 +187,7 @@ func beEngine(what string) {
 		}
 	}
 	switch {
-	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOSPC): // ext4 says the one, XFS the other
+	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOSPC): // ext4 returns the former, XFS the latter
 		fmt.Print("full")
 	case err != nil:
 		fmt.Print(err)
@@ -197,8 +196,7 @@ func beEngine(what string) {
 	}
 }
 
-// engine does something as the user that engines run as. The limits do not hold root on
-// ext4.
+// engine runs such an action as the user of engines. On ext4, limits do not apply to root.
 func engine(t *testing.T, what string, args ...any) string {
 	t.Helper()
 	c := exec.Command("/init")
@@ -272,8 +270,8 @@ func record(t *testing.T, dir string, project uint32) (q quota) {
 	return q
 }
 
-// awaitUnused waits until nothing is counted for a project: XFS frees what is deleted a
-// little later.
+// awaitUnused waits until nothing is counted for a project, because XFS frees deleted files
+// with a delay.
 func awaitUnused(t *testing.T, dir string, project uint32) {
 	t.Helper()
 	for until := time.Now().Add(time.Minute); record(t, dir, project).isUsed > 0; time.Sleep(10 * time.Millisecond) {
@@ -290,8 +288,8 @@ func wantSame[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-// A volume holds as much as its quota says, another beside it is not touched, and the
-// engine can ask how much that is.
+// A volume can contain as much as its quota allows, another volume is not affected, and the
+// engine can read its size.
 func limits(t *testing.T, volumes string) {
 	small, large := mustCreate(t, volumes, 1, 4), mustCreate(t, volumes, 2, 0)
 	wantSame(t, "room", engine(t, "room %s", small), "4")
@@ -304,7 +302,8 @@ func limits(t *testing.T, volumes string) {
 	wantSame(t, "too many files", engine(t, "files %s 2000", mustCreate(t, volumes, 3, 1)), "full")
 }
 
-// What volumes hold can be read off their filesystem; one that is no project is left out.
+// The usage of volumes can be read from their filesystem; one that is not a project is
+// omitted.
 func usage(t *testing.T, volumes string) {
 	limited, free := mustCreate(t, volumes, 1, 4), mustCreate(t, volumes, 2, 0)
 	wantSame(t, "2 of 4 MiB", engine(t, "write %s/a 2", limited), "ok")
@@ -320,8 +319,8 @@ func usage(t *testing.T, volumes string) {
 	wantSame(t, "usage", got, fmt.Sprintf("VOLUME MIB QUOTA FILES %s 2 4 2 %s 3 none 2", volumeID(1), volumeID(2)))
 }
 
-// The same create again, as at each start of Nomad's client, changes nothing; one with
-// another quota changes that, also below what is used, and takes it away.
+// Repeating the same create, as at each start of Nomad's client, changes nothing. Another
+// quota, even one below the usage, replaces or removes the old one.
 func createAgain(t *testing.T, volumes string) {
 	dir := mustCreate(t, volumes, 1, 2)
 	project := projectNumber(t, dir)
@@ -337,8 +336,8 @@ func createAgain(t *testing.T, volumes string) {
 	wantSame(t, "the project", projectNumber(t, dir), project)
 }
 
-// A volume of mkdir, with files, is given a quota that counts them; and so is one where
-// that was interrupted.
+// A volume of mkdir that contains files gets a quota that counts them, even if that was
+// interrupted once.
 func volumeOfMkdir(t *testing.T, volumes string) {
 	dir := filepath.Join(volumes, volumeID(1))
 	err := errors.Join(os.MkdirAll(dir+"/sub/deep", 0o755), os.WriteFile(dir+"/sub/deep/file", make([]byte, 3<<20), 0o644), os.Symlink("/", dir+"/link"))
@@ -354,7 +353,7 @@ func volumeOfMkdir(t *testing.T, volumes string) {
 	}
 	defer d.Close()
 	var a attributes
-	if err := errors.Join(ioctl(d, fsGetXattr, &a), takeProject(d, &a)); err != nil { // and no more
+	if err := errors.Join(ioctl(d, fsGetXattr, &a), takeProject(d, &a)); err != nil { // and then it is interrupted
 		t.Fatal(err)
 	}
 	mustCreate(t, volumes, 1, 4)
@@ -364,8 +363,8 @@ func volumeOfMkdir(t *testing.T, volumes string) {
 	wantSame(t, "2 more than 3 of 4 MiB", engine(t, "write %s/sub/b 2", dir), "full")
 }
 
-// Two volumes never have one project: not one whose number is taken by somebody else, nor
-// by the directory around it.
+// Two volumes never share a project: a number that another program, or the directory above,
+// uses is skipped.
 func projects(t *testing.T, volumes string) {
 	dir := mustCreate(t, volumes, 1, 1)
 	first := projectNumber(t, dir)
@@ -388,7 +387,7 @@ func projects(t *testing.T, volumes string) {
 	mustCreate(t, volumes, 1, 1)
 	wantSame(t, "the project beside a taken one", projectNumber(t, dir), first+1)
 
-	if err := limit(other, 3); err != nil { // the operator's own
+	if err := limit(other, 3); err != nil { // of the operator
 		t.Fatal(err)
 	}
 	inner := mustCreate(t, other, 2, 1)
@@ -400,7 +399,7 @@ func projects(t *testing.T, volumes string) {
 	wantSame(t, "the limit around a deleted volume", record(t, other, first).blocks, 3<<10)
 }
 
-// Where quotas are counted and not enforced, they are refused.
+// On filesystems that count but do not enforce quotas, quotas are refused.
 func notEnforced(t *testing.T) {
 	for _, f := range filesystems[2:] {
 		t.Run(f.name, func(t *testing.T) { refuses(t, "/"+f.name) })

@@ -23,8 +23,8 @@ func call(t *testing.T, operation, volumes, id, params string) (answer, int) {
 	return a, code
 }
 
-// refuses creates volumes where no quotas are enforced: without a quota as mkdir does, with
-// one not at all.
+// refuses creates volumes on a filesystem that enforces no quotas: one without a quota is
+// created as by mkdir, one with a quota is refused.
 func refuses(t *testing.T, on string) {
 	volumes := filepath.Join(on, "volumes")
 	a, code := call(t, "create", volumes, volumeID(1), `{"mode":"0750","quota_mb":"1"}`)
@@ -60,8 +60,8 @@ func refuses(t *testing.T, on string) {
 	}
 }
 
-// TestDiskNotMounted takes the volumes' directory away, as a node does that comes back
-// without their disk.
+// TestDiskNotMounted removes the volumes' directory, like a node that comes back without
+// their disk.
 func TestDiskNotMounted(t *testing.T) {
 	volumes := filepath.Join(t.TempDir(), "volumes")
 	marks := func() int {
@@ -90,9 +90,9 @@ func TestDiskNotMounted(t *testing.T) {
 	}
 	refused("create", 1)
 	refused("delete", 1)
-	refused("create", 2) // it would be hidden by the disk
+	refused("create", 2) // the disk would hide it
 	if _, err := os.Stat(volumes); !os.IsNotExist(err) {
-		t.Fatalf("something was made: %v", err)
+		t.Fatalf("something was created: %v", err)
 	}
 	if err := os.Rename(volumes+".away", volumes); err != nil {
 		t.Fatal(err)
@@ -101,12 +101,12 @@ func TestDiskNotMounted(t *testing.T) {
 	if _, err := os.Stat(brain); err != nil {
 		t.Error(err)
 	}
-	// One that was made before there were marks gets its own.
+	// A volume from before there were marks gets one.
 	if err := os.RemoveAll(filepath.Join(volumes+".plugins", marksDir)); err != nil {
 		t.Fatal(err)
 	}
 	done("create", 1)
-	// One of several that is lost keeps no other from being made.
+	// One lost volume of several does not prevent others from being created.
 	done("create", 2)
 	if err := os.RemoveAll(filepath.Join(volumes, volumeID(2))); err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestDiskNotMounted(t *testing.T) {
 	if err := os.Remove(filepath.Join(volumes+".plugins", marksDir, volumeID(2))); err != nil {
 		t.Fatal(err)
 	}
-	// A deletion that was interrupted goes on; not without the disk, where others are there.
+	// An interrupted deletion continues, but not without the disk while others exist.
 	done("create", 4)
 	m4, err := markOf(volumes+".plugins", volumeID(4))
 	if err == nil {

@@ -1,6 +1,6 @@
-// Package boot finds out when an engine is usable: what it is asked, by what schedule, and
-// how many engines of a product boot at a time. It knows addresses, keys and times, and
-// nothing of operations.
+// Package boot determines when an engine is usable: how it is probed, on which schedule,
+// and how many engines of a product boot concurrently. It works with addresses, keys and
+// times, and does not know operations.
 package boot
 
 import (
@@ -15,69 +15,71 @@ import (
 )
 
 const (
-	// maxProbes in flight for one boot: a probe that hangs is overtaken by the
-	// next, but an engine that answers none is not flooded.
+	// maxProbes is the maximum number of concurrent probes of one boot: a probe that hangs
+	// is overtaken by the next one, but an engine that never responds is not flooded.
 	maxProbes = 4
-	// overtakeAfter is when a probe that has no answer yet is overtaken.
+	// overtakeAfter is how long a probe may be without a response before the next one is
+	// sent.
 	overtakeAfter = 100 * time.Millisecond
-	// bootProbes is how many probes of all boots together are in flight; one that
-	// is overtaken costs nothing any more, and does not count.
+	// bootProbes is the maximum number of concurrent probes of all boots together. A probe
+	// that is overtaken only waits, and does not count.
 	bootProbes = 64
-	// bootShare is the time between two probes of all boots together, when there
-	// are many: 2,000 in a second.
+	// bootShare is the minimum time between two probes of all boots together: 2,000 in a
+	// second.
 	bootShare = 500 * time.Microsecond
 
-	// breachFor and breaches are how long and how often an engine may answer against the
-	// contract before it is believed: a process that is on its way out may hold the port.
+	// breachFor and breaches are for how long and how often an engine must respond against
+	// the contract before that is believed, because a process that is ending may still have
+	// the port.
 	breachFor = 2 * time.Second
 	breaches  = 10
 
-	// finestProbe and coarsestProbe bound the time between two probes of a boot.
+	// finestProbe and coarsestProbe limit the time between two probes of a boot.
 	finestProbe   = 2 * time.Millisecond
 	coarsestProbe = 200 * time.Millisecond
 )
 
-// Boots asks engines that boot until they are usable: first when engines of
-// their image seldom are, then often, and less often the later they are. All boots
-// of this replica share what it may ask.
+// Boots probes engines that boot until they are usable: for the first time when engines of
+// their image rarely are, then often, and less often the longer the boot takes. All boots
+// of this replica share a number of probes.
 //
-// What was learned of an image is worth its code: an engine that boots in 0.65 s is seen
-// 7 ms after it is usable with 21 probes, else 14 ms after with 68; one of 3 s 12 ms after
-// with 60, else 62 ms after with 106 (means over boots that differ by a tenth).
+// Learning per image is worth its code: an engine that boots in 0.65 s is noticed 7 ms
+// after it is usable with 21 probes, instead of 14 ms after with 68; one of 3 s 12 ms after
+// with 60, instead of 62 ms after with 106 (means over boots that differ by a tenth).
 type Boots struct {
 	*Prober
 	times bootTimes
-	boots atomic.Int64  // under way
-	slots chan struct{} // one per probe in flight
+	boots atomic.Int64  // in progress
+	slots chan struct{} // one per concurrent probe
 }
 
-// NewBoots returns Boots that ask by p.
+// NewBoots returns Boots that send probes with p.
 func NewBoots(p *Prober) *Boots {
 	return &Boots{Prober: p, slots: make(chan struct{}, bootProbes)}
 }
 
-// firstProbe is when an engine is asked first, if engines of its kind need about
-// so long: early enough to notice that they need less by now.
+// firstProbe returns when an engine is first probed, if engines of its kind need the time
+// expected: early enough to notice that they have become faster.
 func firstProbe(expected time.Duration) time.Duration { return expected * 6 / 10 }
 
-// nextProbe is the time to the next probe of an engine that was asked since so
-// long. What is not known yet (0) counts as late from the beginning.
+// nextProbe returns the time to the next probe, elapsed after the start. An unknown
+// expected time (0) counts as passed from the beginning.
 func nextProbe(elapsed, expected time.Duration) time.Duration {
 	fine := min(max(expected/50, finestProbe), 10*finestProbe)
 	return min(fine+max(elapsed-expected, 0)/25, coarsestProbe)
 }
 
-// spread is a time between probes when so many boots are under way: no less than
-// each one's share, and by chance (0 to 1) a quarter more or less, so that boots
-// that began together are not asked together.
+// spread adjusts the time between two probes to the number of boots: it is at least the
+// boot's share, and randomly (chance is from 0 to 1) a quarter longer or shorter, so that
+// boots that began together are not probed together.
 func spread(d time.Duration, boots int64, chance float64) time.Duration {
 	d = max(d, time.Duration(boots)*bootShare)
 	return time.Duration(float64(d) * (0.75 + chance/2))
 }
 
-// AwaitUsable asks until the engine is usable. kind says what to expect of a process
-// that is started now; nil: it may run already. *breach: Nomad has started its process,
-// and it answers against the contract, again and again. The error of ctx.
+// AwaitUsable sends probes until the engine is usable. kind is what to expect of a process
+// that is started now; nil: it may run already. *breach: Nomad has started the process, and
+// it repeatedly responds against the contract. Otherwise it returns the error of ctx.
 func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var probes sync.WaitGroup
@@ -123,7 +125,7 @@ func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kin
 				return nil
 			}
 			var broken *Breach
-			if errors.As(err, &broken) { // what is said else is of the moment
+			if errors.As(err, &broken) { // other errors may be temporary
 				if broke++; broke == 1 {
 					since = time.Now()
 				}
@@ -141,11 +143,11 @@ func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kin
 	}
 }
 
-// Expected is what most boots of a kind take at least; 0: not known.
+// Expected returns the minimum time of most boots of a kind; 0: unknown.
 func (b *Boots) Expected(k Kind) time.Duration { return b.times.expected(k) }
 
-// take waits for a probe's turn. It is given back by free, or when the probe has
-// taken so long that it only waits.
+// take waits for a probe's turn. The turn ends with free, or when the probe has taken so
+// long that it only waits.
 func (b *Boots) take(ctx context.Context) (free func(), ok bool) {
 	select {
 	case b.slots <- struct{}{}:
@@ -157,35 +159,36 @@ func (b *Boots) take(ctx context.Context) (free func(), ok bool) {
 	return func() { late.Stop(); once() }, true
 }
 
-// Kind is what boots are expected to take alike. (A service has one driver.)
+// Kind is a kind of boots that are expected to take equally long. (A service has one
+// driver.)
 type Kind struct {
 	Image string
-	First bool // of a new brain
+	First bool // whether it is the first boot of a new brain
 }
 
 const (
-	// maxBootKinds bounds what is remembered.
+	// maxBootKinds limits the number of remembered kinds.
 	maxBootKinds = 512
-	// quietBoots is up to how many boots at a time say what their image needs: those
-	// of a burst wait for each other.
+	// quietBoots is the maximum number of concurrent boots whose duration is
+	// representative: those in a burst wait for each other.
 	quietBoots = 4
 )
 
-// bootTimes remembers how long boots took, from when the process may be there to
-// its first good answer.
+// bootTimes remembers how long boots took, from when the process may exist to its first
+// good response.
 type bootTimes struct {
 	mu   sync.Mutex
 	took map[Kind]time.Duration
 }
 
-// Expected is what most boots of a kind take at least; 0: not known.
+// expected returns the minimum time of most boots of a kind; 0: unknown.
 func (t *bootTimes) expected(k Kind) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.took[k]
 }
 
-// learn remembers what a boot took; one in a burst only if it was short.
+// learn remembers the duration of a boot; one in a burst only if it was short.
 func (t *bootTimes) learn(k Kind, took time.Duration, quiet bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -197,7 +200,7 @@ func (t *bootTimes) learn(k Kind, took time.Duration, quiet bool) {
 	}
 	before, known := t.took[k]
 	if !known && len(t.took) >= maxBootKinds {
-		for other := range t.took { // any
+		for other := range t.took { // an arbitrary one
 			delete(t.took, other)
 			break
 		}
@@ -205,9 +208,8 @@ func (t *bootTimes) learn(k Kind, took time.Duration, quiet bool) {
 	t.took[k] = lowTime(before, took)
 }
 
-// lowTime follows the shorter ones of the times that it is told: down by half the
-// way, up by a twentieth, and by no more than a fiftieth of itself. About one in
-// ten stays below it.
+// lowTime follows the shorter ones of the times: down by half the difference, up by a
+// twentieth of it, but by at most a fiftieth of itself. About one time in ten is below it.
 func lowTime(before, took time.Duration) time.Duration {
 	switch {
 	case before == 0:

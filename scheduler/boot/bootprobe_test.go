@@ -29,11 +29,11 @@ func TestAwaitUsable(t *testing.T) {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
-			t.Errorf("asked %d times, want 5", n)
+			t.Errorf("probed %d times, want 5", n)
 		}
 	})
-	// A probe that hangs is overtaken: the engine may have been asked in the
-	// moment before it could answer.
+	// A second probe overtakes one that hangs: the engine may have been probed just before
+	// it could respond.
 	t.Run("FirstProbeHangs", func(t *testing.T) {
 		var asked atomic.Int32
 		url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
@@ -70,7 +70,7 @@ func TestAwaitUsable(t *testing.T) {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
-			t.Errorf("%d probes at once, want %d", got, maxProbes)
+			t.Errorf("%d concurrent probes, want %d", got, maxProbes)
 		}
 	})
 	t.Run("NobodyListens", func(t *testing.T) {
@@ -88,9 +88,9 @@ func TestAwaitUsable(t *testing.T) {
 	})
 }
 
-// Whatever is expected, a boot is asked in time: the first probe comes before the
-// expected time, the probes follow each other closely around it, and an engine that
-// is late is noticed at most an eighth of its lateness later.
+// Whatever time is expected, a boot is probed in time: the first probe comes before the
+// expected time, probes are close together around it, and a late engine is noticed at most
+// an eighth of its lateness later.
 func TestProbeSchedule(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		expected := time.Duration(rapid.Int64Range(0, int64(time.Minute)).Draw(t, "expected"))
@@ -111,7 +111,7 @@ func TestProbeSchedule(t *testing.T) {
 		if late > most {
 			t.Errorf("noticed %s after %s, expected after %s: %s late", asked, took, expected, late)
 		}
-		// Evenly up to the expected time, and from then on at ever longer intervals.
+		// At even intervals up to the expected time, then at ever longer ones.
 		even := max(min(took, expected)-first, 0) / (nextProbe(0, expected) * 3 / 4)
 		if most := 300 + int(even) + int(took/(coarsestProbe/2)); probes > most {
 			t.Errorf("%d probes for a boot of %s", probes, took)
@@ -119,7 +119,7 @@ func TestProbeSchedule(t *testing.T) {
 	})
 }
 
-// However many boots are under way, all together do not ask more than their share.
+// However many boots are in progress, together they do not exceed their share of probes.
 func TestBootsShareProbes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		boots := rapid.Int64Range(1, 10_000).Draw(t, "boots")
@@ -134,8 +134,8 @@ func TestBootsShareProbes(t *testing.T) {
 	})
 }
 
-// What is expected stays within what was seen, comes down at once when boots get
-// shorter, and is not raised by a few slow ones.
+// The expected time stays within the observed times, drops at once when boots get faster,
+// and does not rise after a few slow ones.
 func TestLowTime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		times := rapid.SliceOfN(rapid.Int64Range(1, int64(time.Minute)), 1, 50).Draw(t, "times")
@@ -160,7 +160,7 @@ func TestLowTime(t *testing.T) {
 		low = lowTime(low, took)
 	}
 	if low < 100*time.Millisecond || low > 160*time.Millisecond {
-		t.Errorf("a tenth of the boots takes 100 ms, the others 200: expected are %s", low)
+		t.Errorf("a tenth of the boots takes 100 ms, the others 200: the expected time is %s", low)
 	}
 }
 
@@ -186,7 +186,7 @@ func TestBootTimesAreBounded(t *testing.T) {
 	}
 }
 
-// What a boot took is remembered, and the next one of its kind is not asked before.
+// The duration of a boot is remembered, and the next boot of its kind is not probed before.
 func TestFirstProbeIsTimed(t *testing.T) {
 	var asked atomic.Int64
 	url := engineStub(t, func(w http.ResponseWriter, r *http.Request) {
@@ -201,15 +201,15 @@ func TestFirstProbeIsTimed(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if before := asked.Load(); b.AwaitUsable(ctx, url, proves(testKey), &kind) == nil || asked.Load() != before {
-		t.Error("it was asked long before it can be there")
+		t.Error("it was probed long before it can be up")
 	}
 	if b.AwaitUsable(t.Context(), url, proves(testKey), nil) != nil || b.times.expected(kind) != time.Hour {
-		t.Error("one that may run already was waited for, or taken for a boot")
+		t.Error("one that may already run was waited for, or counted as a boot")
 	}
 }
 
-// Engines that hang take no turn away from the others for long, and never more
-// than there are.
+// Hanging engines do not keep the others waiting for long, and there are never more probes
+// than engines.
 func TestHangingBootsLeaveRoom(t *testing.T) {
 	hung, answer := make(chan struct{}), make(chan struct{})
 	url := engineStub(t, func(_ http.ResponseWriter, r *http.Request) {

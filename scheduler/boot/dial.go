@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// hedgeAfter is when an address is dialled again that has not answered yet. A SYN that came
-// before a container's interface was up is lost, and sent again by the kernel only after a
-// second.
+// hedgeAfter is how long an address may not respond before it is dialled again. A SYN that
+// is sent before a container's interface is up is lost, and the kernel repeats it only
+// after a second.
 const hedgeAfter = 50 * time.Millisecond
 
-// hedged dials an address again while the connection before is not there yet, after twice
-// the time at each turn. The first connection wins: so neither a lost SYN nor a long way
-// keeps an engine from being reached.
+// hedged dials an address again while there is no connection yet, with the delay doubled
+// each time. The first connection wins, so neither a lost SYN nor a long distance prevents
+// reaching an engine.
 type hedged struct {
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	within time.Duration // for all turns together
+	within time.Duration // for all attempts together
 }
 
 type dialled struct {
@@ -25,8 +25,8 @@ type dialled struct {
 	err  error
 }
 
-// DialContext returns the first connection, or the first error: an address that refuses
-// one refuses them all.
+// DialContext returns the first connection, or the first error: an address that refuses one
+// connection refuses all.
 func (h *hedged) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.within)
 	var turns sync.WaitGroup

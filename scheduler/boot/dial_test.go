@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 )
 
-// TestHedged: a far engine is reached after one round trip, one whose first SYN was lost
-// after the second, and what refuses a connection says so at once.
+// TestHedged: a distant engine is reached after one round trip, one whose first SYN was
+// lost after the second, and a refused connection fails at once.
 func TestHedged(t *testing.T) {
 	for name, tc := range map[string]struct {
 		dial func(ctx context.Context, turn int) error
@@ -33,7 +33,7 @@ func TestHedged(t *testing.T) {
 		"AllLost": {func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }, time.Second, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // which fails where a turn outlives the dial
+			synctest.Test(t, func(t *testing.T) { // which fails if a goroutine outlives the dial
 				var mu sync.Mutex
 				var turns int
 				var open []net.Conn
@@ -62,10 +62,10 @@ func TestHedged(t *testing.T) {
 				if conn != nil {
 					_ = conn.Close()
 				}
-				for _, there := range open { // all but the one that was given out are closed, too
+				for _, there := range open { // all except the returned one are closed, too
 					_ = there.SetReadDeadline(time.Now().Add(time.Second))
 					if _, err := there.Read(make([]byte, 1)); errors.Is(err, context.DeadlineExceeded) || err == nil {
-						t.Errorf("a connection is left open: %v", err)
+						t.Errorf("a connection stays open: %v", err)
 					}
 				}
 			})

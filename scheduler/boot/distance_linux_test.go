@@ -18,11 +18,11 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// The two ends of a far link: what is sent to farAddr arrives at nearAddr, from farAddr.
+// The two ends of a long link: packets to farAddr arrive at nearAddr, from farAddr.
 const nearAddr, farAddr = "10.99.0.1", "10.99.0.2"
 
-// farLink makes a link of this network namespace to itself on which each packet takes
-// its time: a tun device, whose packets come back with their two addresses changed over.
+// farLink creates a link from this network namespace to itself with a delay: a tun device
+// that returns each packet with its two addresses swapped.
 func farLink(t *testing.T, oneWay time.Duration) {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -56,7 +56,7 @@ func farLink(t *testing.T, oneWay time.Duration) {
 			}
 			from, to := [4]byte(packet[12:16]), [4]byte(packet[16:20])
 			copy(packet[12:16], to[:])
-			copy(packet[16:20], from[:]) // which leaves all checksums as they are
+			copy(packet[16:20], from[:]) // which does not change any checksum
 			packets.Add(1)
 			time.AfterFunc(oneWay, func() {
 				defer packets.Done()
@@ -131,7 +131,7 @@ func TestFarEngine(t *testing.T) {
 	})
 	within("what does not freeze", 6, func(ctx context.Context) error {
 		if !p.KeepsAnswering(ctx, url, StillAnswers+3*SlowAnswer) {
-			return errors.New("it is taken for frozen")
+			return errors.New("it is considered frozen")
 		}
 		return nil
 	})

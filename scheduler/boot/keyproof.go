@@ -13,28 +13,28 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Proof is how an engine is asked for its key (SPEC section 7).
+// Proof is how the key of an engine is proved (docs/tutorial-engine.md).
 type Proof struct {
-	Path string // one that needs a key
-	Key  string // "": it is not known, and not asked for
-	// Runs says whether Nomad has started the engine's process. Until it has, whatever
-	// answers at the engine's address is a stranger, and is not sent the key.
+	Path string // a path that requires the key
+	Key  string // "": unknown, and not proved
+	// Runs reports whether Nomad has started the engine's process. Until then, whatever
+	// responds at the engine's address is another process, and must not get the key.
 	Runs func(context.Context) bool
 }
 
-// Breach is an answer that an engine which keeps the contract does not give.
+// Breach is a response that violates the engine contract.
 type Breach struct{ Said string }
 
 func (b *Breach) Error() string { return b.Said }
 
-var errNotStarted = errors.New("something answers there, but Nomad has not started the engine's process yet")
+var errNotStarted = errors.New("a process responds there, but Nomad has not started the engine's process yet")
 
-// Refuses says whether a status code refuses a key.
+// Refuses reports whether a status code refuses a key.
 func Refuses(code int) bool {
 	return code == http.StatusUnauthorized || code == http.StatusForbidden
 }
 
-// Status asks for a path with a key, or with none, and returns the status code.
+// Status requests a path with a key, or without one, and returns the status code.
 func (p *Prober) Status(ctx context.Context, url, path, key string) (int, error) {
 	resp, err := p.get(ctx, url+path, key)
 	if err != nil {
@@ -44,13 +44,13 @@ func (p *Prober) Status(ctx context.Context, url, path, key string) (int, error)
 	return resp.StatusCode, nil
 }
 
-// Locked asks without a key and with one that nobody has, and returns nil when both
-// are refused; side by side where p may have more than one connection. *breach.
+// Locked sends one request without a key and one with a random key, concurrently if p may
+// have more than one connection. It returns nil if both are refused. *breach.
 func (p *Prober) Locked(ctx context.Context, url, path string) error {
 	ask := func(key, with string) error {
 		code, err := p.Status(ctx, url, path, key)
 		if err == nil && !Refuses(code) {
-			err = &Breach{fmt.Sprintf("GET %s answers %d %s, and must answer 401 or 403", path, code, with)}
+			err = &Breach{fmt.Sprintf("GET %s returned %d %s, but must return 401 or 403", path, code, with)}
 		}
 		return err
 	}
@@ -69,10 +69,10 @@ func (p *Prober) Locked(ctx context.Context, url, path string) error {
 	return cmp.Or(first, second)
 }
 
-// usable asks once and returns nil when the engine says that it can serve, locks out
-// who has not its key, and lets in who has. /health is open: by that alone any process
-// that holds the port could pass for the engine; and one that lets everybody in is
-// never sent the key. *breach, errNotStarted.
+// usable sends one probe. It returns nil if the engine reports that it can serve, refuses
+// requests without its key, and accepts its key. /health proves nothing, because it is
+// open, so any process with that port would pass. An engine that accepts everybody never
+// gets the key. *breach, errNotStarted.
 func (p *Prober) usable(ctx context.Context, url string, by Proof) error {
 	one, end := p.Talk()
 	defer end()
@@ -84,13 +84,14 @@ func (p *Prober) usable(ctx context.Context, url string, by Proof) error {
 	}
 	code, err := one.Status(ctx, url, by.Path, by.Key)
 	if err == nil && Refuses(code) {
-		err = &Breach{fmt.Sprintf("GET %s answers %d with the engine's own key, and must answer anything but 401 or 403", by.Path, code)}
+		err = &Breach{fmt.Sprintf("GET %s returned %d with the engine's own key, but must not return 401 or 403", by.Path, code)}
 	}
 	return err
 }
 
-// servesLocked asks over one connection whether an engine can serve and locks out who has
-// not its key. One that is far is asked both at a time: each question takes a round trip.
+// servesLocked checks over one connection that an engine can serve and refuses requests
+// without its key. For a distant engine both checks run concurrently, because each takes a
+// round trip.
 func (p *Prober) servesLocked(ctx context.Context, one *Prober, url, path string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

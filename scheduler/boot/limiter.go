@@ -9,38 +9,38 @@ import (
 	"time"
 )
 
-// limitCheck is how often a call that waits for its turn looks whether waiting is still of
-// use.
+// limitCheck is the interval at which a waiting call checks whether waiting still makes
+// sense.
 const limitCheck = time.Second
 
-// How many engines of one product may be booting for callers of this replica at a
-// time; more wait for their turn. It keeps a storm on one product from taking what the
-// others need to boot, and the nodes from so many that none is done in time: a product
-// begins with FirstBoots, and what its boots take says whether it may have more.
+// The limits of how many engines of one product may boot concurrently for callers of this
+// replica; further calls wait for their turn. They prevent a burst of one product from
+// using the capacity that others need, and so many concurrent boots that none ends in time.
+// A product begins with FirstBoots, and the duration of its boots changes its limit.
 const (
 	fewestBoots = 4
 	FirstBoots  = 16
 	mostBoots   = 32
 )
 
-// ErrNoTurn is the error of a caller whose time was over before its turn came.
+// ErrNoTurn: the caller's time was over before its turn.
 var ErrNoTurn = errors.New("too many engines of this product are booting")
 
-// Limiter bounds how many engines of a product boot concurrently.
+// Limiter limits how many engines of a product boot concurrently.
 type Limiter struct {
 	mu   sync.Mutex
 	open map[string]*productLimit
 }
 
 type productLimit struct {
-	limit   int             // of those inside
-	cut     time.Time       // when it was made smaller
-	inside  int             // with the last one the product is forgotten
-	waiting []chan struct{} // closed when it is their turn, in the order they came
+	limit   int             // maximum of inside
+	cut     time.Time       // when it was last reduced
+	inside  int             // at 0 the product is forgotten
+	waiting []chan struct{} // in order of arrival; closed when it is their turn
 }
 
-// Enter waits for a place; leave gives it back. It returns the error of check, should
-// that return one first: it is called now and then. ErrNoTurn.
+// Enter waits for a place; leave frees it. It calls check repeatedly, and returns its error
+// if there is one. ErrNoTurn.
 func (g *Limiter) Enter(ctx context.Context, product string, check func() error) (leave func(), err error) {
 	if err := check(); err != nil {
 		return nil, err
@@ -85,13 +85,13 @@ func (g *Limiter) Enter(ctx context.Context, product string, check func() error)
 		at.waiting = slices.Delete(at.waiting, i, i+1)
 	}
 	g.mu.Unlock()
-	if i < 0 { // it was let in meanwhile
+	if i < 0 { // it got a place meanwhile
 		leave()
 	}
 	return nil, err
 }
 
-// letIn lets those in whose turn it is.
+// letIn gives places to the calls whose turn it is.
 func (at *productLimit) letIn() {
 	for len(at.waiting) > 0 && at.inside < at.limit {
 		close(at.waiting[0])
@@ -100,9 +100,9 @@ func (at *productLimit) letIn() {
 	}
 }
 
-// Booted adjusts a product's limit after a boot that began at a moment: grow adds one,
-// shrink takes a quarter. A boot that began before the limit was last cut says nothing
-// about the limit of now.
+// Booted adjusts a product's limit after a boot that began at a time: grow adds one, shrink
+// subtracts a quarter. A boot that began before the limit was last reduced shows nothing
+// about the current limit.
 func (g *Limiter) Booted(product string, began time.Time, c congestion) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -117,7 +117,7 @@ func (g *Limiter) Booted(product string, began time.Time, c congestion) {
 	}
 }
 
-// congestion is what a boot says about its product's limit.
+// congestion is what a boot shows about its product's limit.
 type congestion int
 
 const (
@@ -126,10 +126,10 @@ const (
 	shrink
 )
 
-// CongestionOf judges a boot by the share that it took of the time that it may take: up to
-// a sixth the limit may grow, beyond a third it has to shrink, because the boots that are
-// under way then still have to end in time. A boot that took up to twice what engines of
-// its kind need (0: not known) is no sign of congestion.
+// CongestionOf judges a boot by the fraction of its time limit that it took. Up to a sixth,
+// the concurrency limit may grow; above a third it must shrink, because the boots in
+// progress must still end in time. A boot that took up to twice the usual time of its kind
+// (0: unknown) is no sign of congestion.
 func CongestionOf(took, mayTake, expected time.Duration) congestion {
 	switch {
 	case took >= mayTake:

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// always lets whoever waits for its turn wait on.
+// always keeps a waiting caller waiting.
 func always() error { return nil }
 
 func TestLimiter(t *testing.T) {
@@ -23,13 +23,13 @@ func TestLimiter(t *testing.T) {
 		}
 		leaves = append(leaves, leave)
 	}
-	// Full: who comes waits, and goes when its request does. Others get in.
+	// Full: a caller waits, and leaves when its request ends. Others get in.
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := g.Enter(gone, "storm", always); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	// Or when waiting is of no use any more.
+	// Or when waiting has become pointless.
 	away := errors.New("away")
 	looks := 0
 	if _, err := g.Enter(t.Context(), "storm", func() error {
@@ -65,8 +65,8 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
-// TestLimiterLimit: boots that are done in good time let more in, up to a bound; of the
-// late boots that began before the limit was cut, only the first makes it smaller.
+// TestLimiterLimit: boots that are done in time raise the limit, up to a maximum; of the
+// late boots that began before the limit was lowered, only the first lowers it.
 func TestLimiterLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Limiter
@@ -77,7 +77,7 @@ func TestLimiterLimit(t *testing.T) {
 		want := func(limit int) {
 			t.Helper()
 			if got := g.open["storm"].limit; got != limit {
-				t.Errorf("%d at a time, want %d", got, limit)
+				t.Errorf("%d concurrent boots, want %d", got, limit)
 			}
 		}
 		began := time.Now()
@@ -105,8 +105,8 @@ func TestLimiterLimit(t *testing.T) {
 	})
 }
 
-// TestLimiterWaiters: a caller that goes while it waits, or in the moment of its turn,
-// leaves its place to the next.
+// TestLimiterWaiters: a caller that leaves while it waits, or at the moment of its turn,
+// passes its place to the next.
 func TestLimiterWaiters(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
@@ -145,13 +145,13 @@ func TestLimiterWaiters(t *testing.T) {
 	}
 }
 
-// TestLimiterOfABurst has 300 callers of engines at once on nodes of which each second
-// so many boots' work is done, shared by those under way: from nodes that would take
-// longer than a boot may for mostBoots to fast ones.
+// TestLimiterOfABurst has 300 concurrent callers whose nodes do the work of a fixed number
+// of boots per second, shared by the boots in progress: from nodes that would take longer
+// than the boot timeout for mostBoots to fast ones.
 func TestLimiterOfABurst(t *testing.T) {
 	const mayTake, callers = time.Minute, 300
 	for name, c := range map[string]struct {
-		perSecond, slower float64 // what they do, and how much less for each engine that runs
+		perSecond, slower float64 // boots per second, and the decrease for each engine that runs
 		most              time.Duration
 	}{
 		"Fast":       {20, 0, 20 * time.Second},

@@ -12,70 +12,70 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 )
 
-// maxHealthBody bounds what is read of an engine's answer.
+// maxHealthBody limits how much of an engine's response is read, in bytes.
 const maxHealthBody = 64 << 10
 
 const (
-	// StillAnswers bounds an answer of an engine that answers although it was frozen. One
-	// that does so answersToo times, each within three times what an answer took before,
-	// too, does not freeze: its first process is not the one that serves. The first answer
-	// may have been on its way.
+	// StillAnswers is the time limit for responses of an engine that should be frozen. An
+	// engine that still responds answersToo times, each time also within three times its
+	// usual response time, does not freeze: its first process is not the serving one.
+	// Several responses are needed, because the first may have been on its way.
 	StillAnswers = 250 * time.Millisecond
 	answersToo   = 3
-	// SlowAnswer is the slowest answer that is waited for so long.
+	// SlowAnswer limits that time for engines with a slow usual response.
 	SlowAnswer = 500 * time.Millisecond
-	// answerEvery is between the questions to one engine.
+	// answerEvery is the interval of these probes of one engine.
 	answerEvery = 50 * time.Millisecond
-	// busyTimeout bounds the question whether an engine is busy, which is asked
-	// anew every busyRetry.
+	// busyTimeout limits the check whether an engine is busy, which is repeated every
+	// busyRetry.
 	busyTimeout = 3 * time.Second
 	busyRetry   = 200 * time.Millisecond
 )
 
-// Prober asks engines directly, without keys for their health and with keys for
-// the proof of a rotation.
+// Prober sends requests directly to engines: health checks without a key, and key proofs
+// with keys.
 type Prober struct {
 	client      *http.Client
 	dialer      *hedged
-	connections int // to one engine at a time
+	connections int // to one engine
 }
 
-// NewProber returns a prober whose questions are each answered within timeout, or not.
+// NewProber returns a Prober with a time limit per request.
 func NewProber(timeout time.Duration) *Prober {
 	dialer := &hedged{dial: new(net.Dialer).DialContext, within: timeout}
 	return &Prober{dialer: dialer, connections: maxProbes, client: &http.Client{
 		Timeout: timeout,
-		// An engine cannot send the service elsewhere.
+		// An engine must not redirect the service to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport:     &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true},
 	}}
 }
 
-// Talk is a prober for several questions to one engine, one after the other: they go
-// over one connection if the engine keeps it, so that one process answers them all, and
-// the way to it is found once. end closes the connection.
+// Talk returns a Prober for several successive requests to one engine. They use one
+// connection, if the engine keeps it, so that one process responds to all of them, and
+// connecting is done once. end closes the connection.
 func (p *Prober) Talk() (one *Prober, end func()) {
 	client, transport := *p.client, &http.Transport{DialContext: p.dialer.DialContext, MaxConnsPerHost: 1}
 	client.Transport = transport
 	return &Prober{&client, p.dialer, 1}, transport.CloseIdleConnections
 }
 
-// done reads what is left of an answer, within bounds: only then can its connection be
+// done reads the rest of a response, up to a limit, because only then its connection can be
 // used again.
 func done(resp *http.Response) {
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxHealthBody))
 	_ = resp.Body.Close()
 }
 
-// Health asks once and returns nil when the engine says that it can serve: 200
-// and {"status": "ok"} (SPEC section 7).
+// Health sends one health check, and returns nil if the engine reports that it can serve:
+// 200 and {"status": "ok"} (docs/tutorial-engine.md).
 func (p *Prober) Health(ctx context.Context, url string) error {
 	_, err := p.ask(ctx, url)
 	return err
 }
 
-// Busy asks an engine whether it works between requests, until it answers that it
-// can serve or busyTimeout is over.
+// Busy checks whether an engine is working between requests. It repeats the check until the
+// engine reports that it can serve, at most for busyTimeout.
 func (p *Prober) Busy(ctx context.Context, url string) (busy bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, busyTimeout)
 	defer cancel()
@@ -94,13 +94,13 @@ func (p *Prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	defer done(resp)
 	var body struct {
 		Status     string          `json:"status"`
-		Busy       json.RawMessage `json:"busy"` // what is not a boolean makes nothing unhealthy
+		Busy       json.RawMessage `json:"busy"` // a value other than a boolean does not make the engine unhealthy
 		Subsystems json.RawMessage `json:"subsystems"`
 	}
 	err = json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body)
 	switch {
 	case resp.StatusCode != http.StatusOK && err != nil:
-		return false, fmt.Errorf("health answered %d", resp.StatusCode)
+		return false, fmt.Errorf("health returned %d", resp.StatusCode)
 	case err != nil:
 		return false, fmt.Errorf("health: %w", err)
 	case resp.StatusCode != http.StatusOK || body.Status != "ok":
@@ -109,8 +109,8 @@ func (p *Prober) ask(ctx context.Context, url string) (busy bool, err error) {
 	return string(body.Busy) == "true", nil
 }
 
-// KeepsAnswering says whether an engine that should be frozen answers again and
-// again, whatever it says, each time within a limit.
+// KeepsAnswering reports whether an engine that should be frozen repeatedly responds, with
+// anything, each time within a limit.
 func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Duration) bool {
 	for i := range answersToo {
 		if i > 0 && !pause.For(ctx, answerEvery) {

@@ -16,7 +16,7 @@ import (
 
 const testKey = "sk-sept-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
-// engineStub answers as an engine with testKey does, but for its health.
+// engineStub responds as an engine with testKey does, except for its health.
 func engineStub(t *testing.T, health http.HandlerFunc) string {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -101,12 +101,13 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// proves is the proof of a key by a process that Nomad has started.
+// proves returns the proof of a key by a process that Nomad has started.
 func proves(key string) Proof {
 	return Proof{"/proof", key, func(context.Context) bool { return true }}
 }
 
-// answers is an engine that is healthy and answers the proof by the key that it got.
+// answers is a healthy engine that responds to the proof according to the key in the
+// request.
 func answers(t *testing.T, by func(key string) int) (url string, got func() []string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -126,8 +127,8 @@ func answers(t *testing.T, by func(key string) int) (url string, got func() []st
 	return srv.URL, func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(keys) }
 }
 
-// Three answers prove an engine, its own key's last; what lets everybody in, and what
-// Nomad has not started, is not sent the key.
+// Three responses prove an engine, the last one to its own key. The key is not sent to an
+// engine that accepts any key, nor to one that Nomad has not started.
 func TestUsable(t *testing.T) {
 	p := NewProber(time.Second)
 	by := func(none, wrong, right int) func(string) int {
@@ -152,12 +153,12 @@ func TestUsable(t *testing.T) {
 		"OKForbidden":       {answer: by(403, 403, 200), key: testKey, disclosed: true},
 		"OKFails":           {answer: by(401, 403, 500), key: testKey, disclosed: true},
 		"OKNoKeyKnown":      {answer: by(401, 401, 404)},
-		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "answers 200 without a key"},
-		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "answers 404 without a key"},
-		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "answers 200 with a wrong key"},
-		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "answers 302 without a key"},
-		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "answers 200 with a wrong key"},
-		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "answers 401 with the engine's own key", disclosed: true},
+		"ErrOpen":           {answer: by(200, 200, 200), key: testKey, says: "returned 200 without a key"},
+		"ErrRoutesFirst":    {answer: by(404, 404, 404), key: testKey, says: "returned 404 without a key"},
+		"ErrAnyKey":         {answer: by(401, 200, 200), key: testKey, says: "returned 200 with a wrong key"},
+		"ErrRedirects":      {answer: by(302, 302, 302), key: testKey, says: "returned 302 without a key"},
+		"ErrAnyKeyNotAsked": {answer: by(401, 200, 200), says: "returned 200 with a wrong key"},
+		"ErrRefusesItsOwn":  {answer: by(401, 401, 401), key: testKey, says: "returned 401 with the engine's own key", disclosed: true},
 		"ErrNotStarted":     {answer: by(401, 401, 404), key: testKey, idle: true, says: "has not started"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,9 +173,10 @@ func TestUsable(t *testing.T) {
 			if slices.Contains(keys, testKey) != c.disclosed {
 				t.Errorf("it was sent its key: %t", !c.disclosed)
 			}
-			// An engine that takes its time to accept a connection gets the first two at once.
+			// An engine that is slow to accept a connection gets the first two requests at
+			// once.
 			if !slices.Contains(keys, "") {
-				t.Errorf("it was never asked without a key")
+				t.Errorf("it never got a request without a key")
 			}
 			if i := slices.Index(keys, testKey); i >= 0 && i != len(keys)-1 {
 				t.Errorf("it was sent its key before it refused others")
@@ -183,7 +185,7 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestLockedInOrder: over one connection an engine is asked without a key first.
+// TestLockedInOrder: over one connection an engine gets the request without a key first.
 func TestLockedInOrder(t *testing.T) {
 	url, got := answers(t, func(string) int { return 401 })
 	one, end := NewProber(time.Second).Talk()
@@ -192,12 +194,12 @@ func TestLockedInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	if keys := got(); len(keys) != 2 || keys[0] != "" || keys[1] == "" {
-		t.Errorf("it was asked with the keys %q", keys)
+		t.Errorf("it got requests with the keys %q", keys)
 	}
 }
 
-// An engine that breaks the contract is believed after a while, one that Nomad has not
-// started never.
+// An engine that breaks the contract is considered broken after a while, one that Nomad has
+// not started never.
 func TestBreachIsBelieved(t *testing.T) {
 	url, _ := answers(t, func(string) int { return 404 })
 	b := NewBoots(NewProber(time.Second))

@@ -5,12 +5,12 @@ import (
 	"errors"
 )
 
-// Rotation are the two keys of a rotation.
+// Rotation contains the two keys of a rotation.
 type Rotation struct{ Path, Old, New string }
 
-// Ask asks an engine once whether it refuses the old key and accepts the new one. said
-// is in what it does not, for the caller; "": in nothing. Neither key is sent to what
-// lets everybody in. The error: it did not answer.
+// Ask checks once whether an engine refuses the old key and accepts the new one. said is
+// the difference from that, for the caller; "": there is none. An engine that accepts
+// everybody gets neither key. The error means that it did not respond.
 func (k *Rotation) Ask(ctx context.Context, p *Prober, url string) (said string, err error) {
 	p, end := p.Talk()
 	defer end()
@@ -33,7 +33,7 @@ func (k *Rotation) Ask(ctx context.Context, p *Prober, url string) (said string,
 	case Refuses(before):
 		return "it refuses the old key and the new one", nil
 	case Refuses(after):
-		return "it goes on with the old key, and has not read the new hash", nil
+		return "it still accepts the old key, and has not read the new hash", nil
 	}
-	return "it accepts the new key, and the old one as well", nil
+	return "it accepts both the new key and the old one", nil
 }

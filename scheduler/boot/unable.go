@@ -7,24 +7,24 @@ import (
 	"strings"
 )
 
-// Unable is the answer of an engine that it cannot serve now (SPEC section 7).
+// Unable is the response of an engine that it cannot serve now (docs/tutorial-engine.md).
 type Unable struct {
 	code    int
-	Failing []string // its subsystems that are not "ok", sorted; nil: it names none
+	Failing []string // subsystems that are not "ok", sorted; nil: it names none
 }
 
 func (u *Unable) Error() string {
 	if len(u.Failing) == 0 {
-		return fmt.Sprintf("health answered %d, and that it is not ok", u.code)
+		return fmt.Sprintf("health returned %d with a status other than ok", u.code)
 	}
-	return fmt.Sprintf("health answered %d: %s failing", u.code, strings.Join(u.Failing, ", "))
+	return fmt.Sprintf("health returned %d: %s failing", u.code, strings.Join(u.Failing, ", "))
 }
 
-// failingOf are the names in the subsystems of an answer of /health whose value, or the
-// Status in it, is not "ok".
+// failingOf returns the names of the subsystems in a response of /health whose value, or
+// the status in it, is not "ok".
 func failingOf(subsystems json.RawMessage) (failing []string) {
 	var all map[string]json.RawMessage
-	_ = json.Unmarshal(subsystems, &all) // of another form: it names none
+	_ = json.Unmarshal(subsystems, &all) // in another form it names none
 	for name, value := range all {
 		var word string
 		if json.Unmarshal(value, &word) != nil {

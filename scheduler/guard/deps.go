@@ -1,6 +1,6 @@
-// Package guard knows which deployment this is, and whether its registry is whole: it
-// follows the deployment's record in Consul, holds it against the one in Vault, raises
-// the epoch in both, and says when the registry has to be rebuilt.
+// Package guard determines which deployment this is, and whether its registry is complete:
+// it follows the deployment's record in Consul, compares it with the one in Vault,
+// increments the epoch in both, and decides when the registry must be rebuilt.
 package guard
 
 import (
@@ -12,27 +12,29 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Deps are what a guard works with.
+// Deps are the dependencies of a Guard.
 type Deps struct {
 	Log     hclog.Logger
 	Store   Store
 	Vault   Vault
 	Rows    Rows
 	Replica Replica
-	// Where is what an operator chose that tells this deployment from another.
+	// Where distinguishes deployments by what an operator configured.
 	Where string
 	NewID func() string
-	// Background does something apart from a call; false: this service ends.
+	// Background runs a function in the background; false: the service is stopping.
 	Background func(do func(context.Context)) bool
-	// Lost says whether an engine has a user, by its secret, and nothing in the registry.
+	// Lost reports whether an engine has a user according to its secret, but is not in the
+	// registry.
 	Lost func(ctx context.Context, engineID string) (bool, error)
-	// Recovering is what callers hear while the registry is not known to be whole, and
-	// Away says whether an error means that a store does not do what it is there for.
+	// Recovering is the error for callers while the registry is not known to be complete.
+	// Away reports whether an error means that a store is unavailable.
 	Recovering error
 	Away       func(error) bool
 }
 
-// Store is the registry: the deployment's record, and what shows that it went back.
+// Store is the registry: the deployment's record, and signs that the registry went back in
+// time.
 type Store interface {
 	Deployment(ctx context.Context) (*registry.Deployment, error)
 	PutDeployment(ctx context.Context, d *registry.Deployment) error
@@ -45,7 +47,7 @@ type Store interface {
 	Traces(ctx context.Context) (map[string]bool, error)
 }
 
-// Vault is the deployment's record in Vault, and which engines have a secret there.
+// Vault is the deployment's record in Vault, and the engines that have a secret there.
 type Vault interface {
 	Deployment(ctx context.Context) (*secrets.Deployment, error)
 	PutDeployment(ctx context.Context, d *secrets.Deployment) error
@@ -54,12 +56,12 @@ type Vault interface {
 	Forget()
 }
 
-// Rows is the view of the rows: Confirm says that it has not gone back by now.
+// Rows is the view of the rows: Confirm checks that it has not gone back in time.
 type Rows interface {
 	Confirm(ctx context.Context) error
 }
 
-// Replica is this one among the others.
+// Replica is this process as a replica.
 type Replica interface {
 	Joined() <-chan struct{}
 	Leader() bool

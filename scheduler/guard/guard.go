@@ -12,58 +12,57 @@ import (
 )
 
 const (
-	// guardEvery is how often the deployment's record is read in Consul, and
+	// guardEvery is the interval of reading the deployment's record in Consul, and
 	// witnessEvery in Vault.
 	guardEvery   = time.Second
 	witnessEvery = 5 * time.Second
-	// epochEvery is how often a leader raises the epoch while its term lasts: a store
-	// that goes back by more than that shows it by the epoch.
+	// epochEvery is the interval at which a leader increments the epoch: a store that goes
+	// back by more than that is detected by the epoch.
 	epochEvery = 30 * time.Second
-	// challengeWait is how long a service whose registry is not the one that Vault
-	// names waits for a word of that one: each of its replicas looks every
+	// challengeWait is how long a service whose registry is not the one in Vault's record
+	// waits for a sign of that one: each of its replicas reads the record every
 	// witnessEvery, and one call may take callTimeout.
 	challengeWait = 20 * time.Second
-	// retireWithin bounds the last word of a leader that stops.
+	// retireWithin limits the last write of a leader that stops.
 	retireWithin = 4 * time.Second
 	// recoverWait is how long a change waits for a registry that is being rebuilt.
 	recoverWait = 10 * time.Second
-	// suspectsRead bounds how many secrets without a row are read to confirm that
-	// rows are missing: one is enough.
+	// suspectsRead limits how many secrets without a row are read to confirm that rows are
+	// missing: one is enough.
 	suspectsRead = 64
 )
 
-// Guard knows which deployment this is, and whether its registry is whole. Every
-// replica has one. What is handed out is handed out only while it says so: each
-// claim is checked, in its own transaction, against the record that the guard
-// follows.
+// Guard determines which deployment this is, and whether its registry is complete. Every
+// replica has one. Engines are handed out only while the guard allows it: each claim
+// checks, in its own transaction, the record that the guard follows.
 type Guard struct {
 	d   Deps
 	log hclog.Logger
 
 	mu       sync.Mutex
-	record   *registry.Deployment // as it was read last; nil: never
-	verified bool                 // by this replica, since anything last spoke against it
-	failed   error                // why the last look came to nothing
-	mount    bool                 // the keys in Vault are surely this deployment's
-	changed  chan struct{}        // closed when any of it changes
-	term     bool                 // this replica leads, and has raised the epoch
-	back     string               // what shows that Consul went back; "": nothing
+	record   *registry.Deployment // as last read; nil: never
+	verified bool                 // by this replica, since there was last a sign against it
+	failed   error                // error of the last check
+	mount    bool                 // whether the keys in Vault certainly belong to this deployment
+	changed  chan struct{}        // closed when one of these fields changes
+	term     bool                 // whether this replica leads, and has incremented the epoch
+	back     string               // sign that Consul went back in time; "": none
 
-	wake chan struct{} // something speaks against the registry
+	wake chan struct{} // there is a sign against the registry
 
-	// Only Run uses these.
+	// Only Run uses the fields below.
 	witness  time.Time // when Vault's record was last read
-	began    time.Time // when the epoch was raised last
-	nonce    string    // of a challenge of ours
+	began    time.Time // when the epoch was last incremented
+	nonce    string    // of this service's own challenge
 	deadline time.Time
 }
 
-// New returns a guard; Run makes it work.
+// New returns a Guard. It works while Run runs.
 func New(d Deps) *Guard {
 	return &Guard{d: d, log: d.Log.Named("registry"), changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
-// ID is the deployment's id; "" while it is not known.
+// ID returns the deployment's id; "" while it is unknown.
 func (g *Guard) ID() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -73,15 +72,15 @@ func (g *Guard) ID() string {
 	return g.record.ID
 }
 
-// Current is the deployment's record as it was read last, or nil.
+// Current returns the deployment's record as last read, or nil.
 func (g *Guard) Current() *registry.Deployment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.record
 }
 
-// Run follows the deployment's record until ctx ends. It returns an error only when
-// this service must not run here: *ForeignError.
+// Run follows the deployment's record until ctx ends. It returns an error only if this
+// service must not run here: *ForeignError.
 func (g *Guard) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := g.look(ctx)
@@ -90,7 +89,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			return foreign
 		}
 		if err != nil && ctx.Err() == nil {
-			g.log.Debug("the deployment's record was not confirmed; trying again", "error", err)
+			g.log.Debug("cannot confirm the deployment's record; retrying", "error", err)
 		}
 		g.mu.Lock()
 		g.failed = err
@@ -106,8 +105,8 @@ func (g *Guard) Run(ctx context.Context) error {
 	return nil
 }
 
-// wait is how long until the next look: a short time while a replica begins, for
-// everything waits for it.
+// wait returns the time until the next check, which is short while a replica starts,
+// because everything waits for it.
 func (g *Guard) wait(err error) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -117,7 +116,7 @@ func (g *Guard) wait(err error) time.Duration {
 	return guardEvery
 }
 
-// look reads what the stores say now, and acts on it.
+// look reads the records, and acts on them.
 func (g *Guard) look(ctx context.Context) error {
 	select {
 	case <-g.d.Replica.Joined():
@@ -156,7 +155,7 @@ func (g *Guard) look(ctx context.Context) error {
 	return g.verify(ctx)
 }
 
-// take takes over the record that was read.
+// take stores the record that was read.
 func (g *Guard) take(record *registry.Deployment) {
 	g.mu.Lock()
 	before := g.record
@@ -169,7 +168,7 @@ func (g *Guard) take(record *registry.Deployment) {
 	case before == nil || before.Index == 0:
 	case record.Index == 0:
 		g.endTerm()
-		g.distrust("the deployment's record is gone from Consul")
+		g.distrust("the deployment's record is missing in Consul")
 	case record.Epoch < before.Epoch || record.Registry != before.Registry:
 		g.wentBack(olderRecord)
 	}
@@ -180,7 +179,7 @@ func (g *Guard) take(record *registry.Deployment) {
 
 const olderRecord = "the deployment's record in Consul is an older one"
 
-// wentBack notes what shows that Consul went back.
+// wentBack records a sign that Consul went back in time.
 func (g *Guard) wentBack(why string) {
 	g.mu.Lock()
 	g.term, g.back = false, why
@@ -188,15 +187,15 @@ func (g *Guard) wentBack(why string) {
 	g.distrust(why)
 }
 
-// endTerm has this replica begin its term as the leader once more.
+// endTerm makes this replica begin its term as the leader again.
 func (g *Guard) endTerm() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.term = false
 }
 
-// Forward says whether the registry is known to be whole and has surely not gone back by
-// now: for what acts by itself on what it has just read.
+// Forward reports whether the registry is known to be complete and has certainly not gone
+// back in time, for actions of the service itself on what it has just read.
 func (g *Guard) Forward(ctx context.Context) bool {
 	before := g.Current()
 	if !g.OK() || g.d.Rows.Confirm(ctx) != nil {
@@ -211,8 +210,8 @@ func (g *Guard) Forward(ctx context.Context) bool {
 	return g.OK()
 }
 
-// distrust says that the registry may have gone back: nothing is handed out until
-// it was held against its witnesses again.
+// distrust records that the registry may have gone back in time: nothing is handed out
+// until it was compared with its witnesses again.
 func (g *Guard) distrust(why string) {
 	g.mu.Lock()
 	was := g.verified
@@ -220,23 +219,23 @@ func (g *Guard) distrust(why string) {
 	g.publish()
 	g.mu.Unlock()
 	if was {
-		g.log.Warn("the registry may have gone back in time; it is compared with its witnesses", "why", why)
+		g.log.Warn("the registry may have gone back in time; comparing it with its witnesses", "why", why)
 	}
-	g.d.Vault.Forget() // rows of then name keys that are destroyed by now
+	g.d.Vault.Forget() // outdated rows may name keys that have been destroyed since
 	g.poke()
 }
 
-// Suspect is distrust with a proof in hand: the registry is to be rebuilt.
+// Suspect is like distrust, with a proof: the registry must be rebuilt.
 func (g *Guard) Suspect(why string) {
 	g.distrust(why)
 	g.d.Background(func(ctx context.Context) {
 		if err := g.StartRecovery(ctx, why, false); err != nil && ctx.Err() == nil {
-			g.log.Debug("the registry's recovery was not begun; the next comparison does it", "error", err)
+			g.log.Debug("cannot begin the registry's recovery; the next comparison does it", "error", err)
 		}
 	})
 }
 
-// poke has the guard look at once.
+// poke makes the guard check at once.
 func (g *Guard) poke() {
 	select {
 	case g.wake <- struct{}{}:

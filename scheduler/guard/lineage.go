@@ -7,30 +7,30 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// lineage is what two records of a deployment, the registry's and Vault's, mean
-// when they are held against each other.
+// lineage is what the two records of a deployment, in the registry and in Vault, mean
+// together.
 type lineage int
 
 const (
-	// lineageNew: neither store has a record. The deployment begins.
+	// lineageNew: neither store has a record, so the deployment is new.
 	lineageNew lineage = iota
-	// lineageSame: both agree, or a leader died between raising one and the other.
+	// lineageSame: both agree, or a leader died between its two writes.
 	lineageSame
-	// lineageBehind: the registry's epoch is behind Vault's: it was restored from an
-	// older state.
+	// lineageBehind: the registry's epoch is lower than Vault's, so the registry was
+	// restored from an older state.
 	lineageBehind
-	// lineageLost: the registry has no record, or that of another registry, and Vault
-	// knows the deployment.
+	// lineageLost: the registry has no record, or that of another registry, but Vault knows
+	// the deployment.
 	lineageLost
-	// lineageKeysBehind: Vault's epoch is behind the registry's, or it has no record
-	// any more: it was restored from an older state, or emptied.
+	// lineageKeysBehind: Vault's epoch is lower than the registry's, or Vault has no
+	// record, so Vault was restored from an older state, or emptied.
 	lineageKeysBehind
 	// lineageForeign: Vault's mount belongs to another deployment.
 	lineageForeign
 )
 
-// compare says what the two records mean. where is what an operator chose for this
-// service that tells one deployment from another. It is pure.
+// compare returns what the two records mean. where distinguishes deployments by what an
+// operator configured. It is pure.
 func compare(here *registry.Deployment, there *secrets.Deployment, where string) lineage {
 	switch {
 	case here.ID == "" && there.ID == "":
@@ -49,11 +49,11 @@ func compare(here *registry.Deployment, there *secrets.Deployment, where string)
 	return lineageSame
 }
 
-// ForeignError says that the keys below the Vault mount are another deployment's.
-// The service refuses to run on them.
+// ForeignError: the keys below the Vault mount belong to another deployment, so the service
+// refuses to run.
 type ForeignError struct {
 	Ours, Theirs, Mount, Where, TheirWhere string
-	// Live: the other deployment answered.
+	// Live: the other deployment has responded.
 	Live bool
 }
 
@@ -66,5 +66,5 @@ func (e *ForeignError) Error() string {
 	if e.Live {
 		text = fmt.Sprintf("the Vault mount %q is in use by a running service of deployment %s with another registry (Consul)", e.Mount, e.Theirs)
 	}
-	return text + ": give each deployment a mount of its own (ORCH_VAULT_MOUNT), or let this service use the Consul and the ORCH_CONSUL_PREFIX of that deployment"
+	return text + ": set another mount for this deployment (ORCH_VAULT_MOUNT), or use the Consul and the ORCH_CONSUL_PREFIX of that deployment"
 }

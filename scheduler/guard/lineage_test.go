@@ -51,10 +51,10 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// Leaders say in Consul which epoch is to come, raise it in Vault, then in Consul, and
-// may die at any of these. Whatever store is put back to what it was at any moment, an
-// older one is told, unless the epoch in the other was not finished since; and when
-// nothing went back, nobody says so.
+// Leaders announce the next epoch in Consul, raise it in Vault, then in Consul, and may die
+// at any of these steps. If either store is restored to any earlier moment, this is
+// reported, unless the epoch in the other was not finished since; if no store was restored,
+// nothing is reported.
 func TestLineageHistories(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type both struct {

@@ -8,10 +8,10 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// verify holds the registry against the secrets in Vault, once: an engine that has
-// a user there and nothing here says that rows are missing, and one whose volume is
-// still pooled here that the registry is an old one. The list of secrets is
-// read before the registry, so that what is made meanwhile is not missed here.
+// verify compares the registry with the secrets in Vault, once. An engine that has a user
+// there but is missing here shows that rows are missing; one whose volume is still pooled
+// here shows that the registry is outdated. The list of secrets is read before the
+// registry, so that engines created meanwhile are not considered missing.
 func (g *Guard) verify(ctx context.Context) error {
 	record := g.Current()
 	g.mu.Lock()
@@ -29,8 +29,8 @@ func (g *Guard) verify(ctx context.Context) error {
 		return err
 	}
 	for _, id := range ids {
-		if pooled[id] { // the entry goes before the key comes
-			return g.StartRecovery(ctx, "engine "+id+" has a key in Vault, and its volume is pooled in Consul", false)
+		if pooled[id] { // the pool entry is deleted before the key is written
+			return g.StartRecovery(ctx, "engine "+id+"  has a key in Vault, but its volume is pooled in Consul", false)
 		}
 	}
 	held, err := g.d.Store.Traces(ctx)
@@ -43,14 +43,14 @@ func (g *Guard) verify(ctx context.Context) error {
 			continue
 		}
 		if read++; read > suspectsRead {
-			break // leftovers, so many of them; reconcile reads them all
+			break // these are leftovers; reconcile reads all of them
 		}
 		lost, err := g.d.Lost(ctx, id)
 		if err != nil {
 			return err
 		}
 		if lost {
-			return g.StartRecovery(ctx, "engine "+id+" has a user in Vault and no row in Consul", false)
+			return g.StartRecovery(ctx, "engine "+id+"  has a user in Vault but no row in Consul", false)
 		}
 	}
 	g.mu.Lock()
@@ -60,8 +60,8 @@ func (g *Guard) verify(ctx context.Context) error {
 	return nil
 }
 
-// StartRecovery says in the deployment's record that the registry is to be rebuilt;
-// back: it is an older one as a whole.
+// StartRecovery records in the deployment's record that the registry must be rebuilt; back:
+// the whole registry is an older one.
 func (g *Guard) StartRecovery(ctx context.Context, why string, back bool) error {
 	var record *registry.Deployment
 	for {
@@ -87,7 +87,7 @@ func (g *Guard) StartRecovery(ctx context.Context, why string, back bool) error 
 	return nil
 }
 
-// EndRecovery says, as the leader, that the registry is whole again.
+// EndRecovery records, as the leader, that the registry is complete again.
 func (g *Guard) EndRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error {
 	next := *record
 	next.State, next.Why, next.Since, next.Back = registry.RegistryOK, "", time.Time{}, false
@@ -102,8 +102,8 @@ func (g *Guard) EndRecovery(ctx context.Context, record *registry.Deployment, do
 	return nil
 }
 
-// NoteKeys says in the deployment's record, as the leader, how many engines have lost
-// their key; at none, Vault is whole again.
+// NoteKeys records in the deployment's record, as the leader, how many engines have lost
+// their key; 0: Vault is complete again.
 func (g *Guard) NoteKeys(ctx context.Context, missing int) error {
 	record := g.Current()
 	if record == nil || record.KeysMissing == missing && (record.KeysLost == nil || missing > 0) {
@@ -116,7 +116,7 @@ func (g *Guard) NoteKeys(ctx context.Context, missing int) error {
 	}
 	err := g.d.Store.LeadDeployment(ctx, &next)
 	if errors.Is(err, registry.ErrConflict) {
-		return nil // somebody else wrote it; the next pass sees
+		return nil // another replica has changed it; the next pass retries
 	}
 	if err != nil {
 		return err

@@ -11,15 +11,15 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// The moments between the two writes of an epoch, at which a test can end the process:
-// the registry says which epoch is to come, and Vault has it.
+// The moments between the writes of an epoch at which a test can end the process: the
+// registry contains the next epoch, and Vault has it.
 const (
 	PointMeant  = "epoch/meant"
 	PointRaised = "epoch/raised"
 )
 
-// compare holds the record against Vault's from time to time: it refuses those who
-// want this deployment's keys, and begins the term of a new leader.
+// compare regularly compares the record with Vault's: it refuses services that want this
+// deployment's keys, and begins the term of a new leader.
 func (g *Guard) compare(ctx context.Context) error {
 	leads := g.d.Replica.Leader()
 	g.mu.Lock()
@@ -35,7 +35,7 @@ func (g *Guard) compare(ctx context.Context) error {
 	}
 	here := g.Current()
 	if here.ID != "" && here.ID == there.ID && here.Registry == there.Registry && there.Challenge != "" {
-		g.log.Error("another service with another registry (Consul) wants the keys of this deployment; it is refused", "deployment", there.ID)
+		g.log.Error("refusing another service with another registry (Consul) that wants the keys of this deployment", "deployment", there.ID)
 		there.Challenge = ""
 		if err := g.d.Vault.PutDeployment(ctx, there); err != nil && !errors.Is(err, secrets.ErrConflict) {
 			return err
@@ -45,8 +45,8 @@ func (g *Guard) compare(ctx context.Context) error {
 		return &ForeignError{Ours: here.ID, Theirs: there.ID, Mount: g.d.Vault.Mount(), Where: g.d.Where, TheirWhere: there.Where}
 	}
 	verdict := compare(here, there, g.d.Where)
-	// Whoever comes first begins a new deployment: beside a leader of a version that
-	// knew none, too.
+	// Any replica may begin a new deployment, even beside a leader of an earlier version
+	// without records.
 	if !leads && verdict != lineageNew || term && time.Since(g.began) < epochEvery && verdict == lineageSame {
 		g.witness = time.Now()
 	} else if err := g.begin(ctx, here, there); err != nil {
@@ -58,22 +58,22 @@ func (g *Guard) compare(ctx context.Context) error {
 	return nil
 }
 
-// Owned returns nil when the keys in Vault are surely this deployment's.
+// Owned returns nil if the keys in Vault certainly belong to this deployment.
 func (g *Guard) Owned() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.mount {
 		return nil
 	}
-	err := fmt.Errorf("%w: whether its mount is this deployment's was not read yet", secrets.ErrUnavailable)
+	err := fmt.Errorf("%w: it has not been verified yet that the mount belongs to this deployment", secrets.ErrUnavailable)
 	if g.failed != nil {
 		err = fmt.Errorf("%w: %w", err, g.failed)
 	}
 	return err
 }
 
-// begin begins a term, or the next epoch of one: it holds the two records against each
-// other, and writes the next epoch into both.
+// begin begins a term, or its next epoch: it compares the two records, and writes the next
+// epoch into both.
 func (g *Guard) begin(ctx context.Context, here *registry.Deployment, there *secrets.Deployment) error {
 	next, now := *here, time.Now().UTC()
 	recovering := func(why string) {
@@ -101,9 +101,9 @@ func (g *Guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 		if next.Registry == "" {
 			next = registry.Deployment{ID: there.ID, Registry: g.d.NewID(), Index: here.Index}
 		}
-		recovering("Consul has no record of this deployment, and Vault has its keys")
+		recovering("Consul has no record of this deployment, but Vault has its keys")
 	case lineageBehind:
-		recovering(fmt.Sprintf("the epoch in Consul is %d, and in Vault %d", here.Epoch, there.Epoch))
+		recovering(fmt.Sprintf("the epoch is %d in Consul, but %d in Vault", here.Epoch, there.Epoch))
 	case lineageKeysBehind:
 		keysLost()
 	case lineageSame:
@@ -119,9 +119,9 @@ func (g *Guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 	return nil
 }
 
-// raise writes the next epoch into both stores. The registry says first which epoch is
-// to come: whoever finds that one in Vault knows that a leader died in between, and
-// that nothing went back.
+// raise writes the next epoch into both stores. It first records in the registry which
+// epoch comes next: a replica that finds that epoch in Vault knows that a leader died in
+// between, and that nothing went back in time.
 func (g *Guard) raise(ctx context.Context, next registry.Deployment, there *secrets.Deployment, leads bool) error {
 	put := g.d.Store.LeadDeployment
 	if !leads && next.Epoch == 0 { // of a new deployment
@@ -129,7 +129,7 @@ func (g *Guard) raise(ctx context.Context, next registry.Deployment, there *secr
 	}
 	epoch := max(next.Epoch, next.Raising, there.Epoch) + 1
 	if next.Epoch > 0 {
-		// What a leader that died left half done is done with this write.
+		// This write completes what a dead leader left unfinished.
 		next.Epoch, next.Raising = max(next.Epoch, there.Epoch), epoch
 		meant := next
 		if err := put(ctx, &meant); err != nil {
@@ -152,8 +152,8 @@ func (g *Guard) raise(ctx context.Context, next registry.Deployment, there *secr
 	return nil
 }
 
-// Retire raises the epoch once more before a leader stops, so that a registry which is
-// restored while no replica runs is known to be behind.
+// Retire increments the epoch once more before a leader stops, so that a registry that is
+// restored while no replica runs is detected as outdated.
 func (g *Guard) Retire(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, retireWithin)
 	defer cancel()
@@ -166,20 +166,20 @@ func (g *Guard) Retire(ctx context.Context) {
 		err = g.raise(ctx, *here, there, true)
 	}
 	if err != nil {
-		g.log.Debug("the epoch was not raised before this leader stops", "error", err)
+		g.log.Debug("cannot increment the epoch before this leader stops", "error", err)
 	}
 }
 
-var errChallenged = errors.New("waiting for a word of the registry that Vault names")
+var errChallenged = errors.New("waiting for a sign of the registry in Vault's record")
 
-// challenge finds out whether the registry that Vault names is alive, when it is
-// not this one. nil: nobody answered in time. *ForeignError: it is.
+// challenge determines whether another registry in Vault's record is in use. nil: nobody
+// responded in time. *ForeignError: it is in use.
 func (g *Guard) challenge(ctx context.Context, here *registry.Deployment, there *secrets.Deployment) error {
 	now := time.Now()
 	switch {
 	case g.nonce == "":
 		g.nonce, g.deadline = g.d.NewID(), now.Add(challengeWait)
-		g.log.Warn("Vault names another registry (Consul) than this one; asking whether that one is alive", "deployment", there.ID, "for", challengeWait.String())
+		g.log.Warn("Vault's record names another registry (Consul) than this one; checking whether that one is in use", "deployment", there.ID, "for", challengeWait.String())
 		there.Challenge = g.nonce
 		if err := g.d.Vault.PutDeployment(ctx, there); err != nil {
 			g.nonce = ""

@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// publish lets claims through, or holds them. The lock is held.
+// publish allows or refuses claims. The caller holds the lock.
 func (g *Guard) publish() {
 	var follow *registry.Deployment
 	if g.verified && g.record != nil && g.record.Index != 0 && g.record.State == registry.RegistryOK {
@@ -19,14 +19,13 @@ func (g *Guard) publish() {
 	g.changed = make(chan struct{})
 }
 
-// whole says whether the registry is known to be whole, and what keeps it from
-// being so.
+// whole reports whether the registry is known to be complete, and if not, why.
 func (g *Guard) whole() (ok bool, changed <-chan struct{}, err error) {
 	why, _ := g.d.Store.WentBack()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case why != "": // and Run has not heard of it yet
+	case why != "": // and Run has not handled it yet
 		return false, g.changed, g.d.Recovering
 	case g.record != nil && g.record.Index != 0 && g.record.State == registry.RegistryRecovering:
 		return false, g.changed, g.d.Recovering
@@ -39,14 +38,14 @@ func (g *Guard) whole() (ok bool, changed <-chan struct{}, err error) {
 	return true, g.changed, nil
 }
 
-// OK says whether the registry is known to be whole, now.
+// OK reports whether the registry is known to be complete now.
 func (g *Guard) OK() bool {
 	ok, _, _ := g.whole()
 	return ok
 }
 
-// Await waits until the registry is known to be whole. REGISTRY_RECOVERING: it was
-// not within recoverWait. BACKEND_UNAVAILABLE: a store that has to say so is away.
+// Await waits until the registry is known to be complete. REGISTRY_RECOVERING: it was not
+// within recoverWait. BACKEND_UNAVAILABLE: a store that is needed for that is unavailable.
 func (g *Guard) Await(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, recoverWait)
 	defer cancel()
@@ -55,7 +54,7 @@ func (g *Guard) Await(ctx context.Context) error {
 		if ok {
 			return nil
 		}
-		// A store that is away is told at once, as everywhere.
+		// An unavailable store is reported at once, as everywhere.
 		if g.d.Away(err) && !errors.Is(err, registry.ErrNoSession) {
 			return err
 		}
@@ -70,8 +69,8 @@ func (g *Guard) Await(ctx context.Context) error {
 	}
 }
 
-// Again reads the record at once, after a claim was refused because it had changed,
-// and waits until the registry is known to be whole. The errors are those of Await.
+// Again reads the record at once, after a claim was refused because it had changed, and
+// waits until the registry is known to be complete. The errors are those of Await.
 func (g *Guard) Again(ctx context.Context) error {
 	g.mu.Lock()
 	changed := g.changed

@@ -96,8 +96,8 @@ func TestAssess(t *testing.T) {
 	}
 }
 
-// Whatever there is: nothing gets a second process while its first may run, and
-// what nobody can see is left alone.
+// In any situation, no engine gets a second process while its first may run, and an engine
+// of unknown state is not touched.
 func TestAssessIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pick := func(name string, words ...string) string { return rapid.SampledFrom(words).Draw(t, name) }
@@ -139,8 +139,8 @@ func TestAssessIsSafe(t *testing.T) {
 	})
 }
 
-// TestLostVolume: an engine whose volume Nomad does not know is failed once, and then
-// left alone until it has one.
+// TestLostVolume: an engine whose volume Nomad does not know is failed once, and then not
+// touched until it has one.
 func TestLostVolume(t *testing.T) {
 	now := time.Now()
 	spent := &engine.Restarts{NextAt: now.Add(-time.Minute), Attempts: 2}

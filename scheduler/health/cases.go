@@ -9,14 +9,14 @@ import (
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
-// engineCase is the memory of looking at one engine.
+// engineCase is what the monitor remembers of one engine.
 type engineCase struct {
-	busy bool // it is being looked at
+	busy bool // it is being examined
 	next time.Time
 	wait time.Duration
 }
 
-// amiss says whether the view shows an engine that needs a look at the stores.
+// amiss reports whether the view shows an engine that must be examined in the stores.
 func (m *Monitor) amiss(row *engine.Row) bool {
 	if row.Op != nil {
 		return false
@@ -29,7 +29,7 @@ func (m *Monitor) amiss(row *engine.Row) bool {
 		return false
 	}
 	if row.State == engine.Failed {
-		return row.ProductID != engine.WarmProduct // which is replaced
+		return row.ProductID != engine.WarmProduct // warm engines are replaced
 	}
 	if row.State != engine.Running {
 		return false
@@ -39,7 +39,7 @@ func (m *Monitor) amiss(row *engine.Row) bool {
 		alloc.ID != row.AllocID || alloc.Crash > row.Crash || m.d.Engines.NodeSilent(row.NodeID) || m.fails(row) || row.Reason != ""
 }
 
-// take says whether an engine is due for a look, and reserves it.
+// take reports whether an engine is due for an examination, and reserves it.
 func (m *Monitor) take(engineID string, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -62,11 +62,11 @@ func (m *Monitor) isAsked(engineID string) bool {
 	return m.asked[engineID]
 }
 
-// Held says whether restarts are held back.
+// Held reports whether restarts are held back.
 func (m *Monitor) Held() bool { return m.storm.held() }
 
-// Requeue has an engine looked at with the next glance, whatever the view shows: it is a
-// hint, and somebody saw otherwise.
+// Requeue makes the monitor examine an engine with the next check, whatever the view shows,
+// because the view is only a hint.
 func (m *Monitor) Requeue(engineID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -76,7 +76,7 @@ func (m *Monitor) Requeue(engineID string) {
 	}
 }
 
-// forget drops the memory of engines that are gone or as they should be.
+// forget drops what is remembered of engines that no longer exist or are as they should be.
 func (m *Monitor) forget(rows []*engine.Row) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

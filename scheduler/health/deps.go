@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Deps are what the monitor works with.
+// Deps are the dependencies of a Monitor.
 type Deps struct {
 	Log     hclog.Logger
 	Store   Store
@@ -20,16 +20,17 @@ type Deps struct {
 	Checks  Checks
 	Engines Engines
 	Backoff engine.Backoff
-	// MaxFailures is how many probes in a row confirm that an engine fails, ProbeTimeout
-	// what each may take, and CheckEvery the time between two of an engine whose check
-	// nobody runs.
+	// MaxFailures is how many successive failed probes confirm that an engine fails,
+	// ProbeTimeout the time limit of each, and CheckEvery the interval of probes of an
+	// engine whose check nobody runs.
 	MaxFailures              int
 	ProbeTimeout, CheckEvery time.Duration
-	// Subsystems are globs of those in an engine's /health that a restart may mend.
+	// Subsystems are globs of the subsystems in an engine's /health that a restart may
+	// repair.
 	Subsystems []string
 }
 
-// Store is the registry: rows, and the note of a storm.
+// Store is the registry: rows, and the record of a storm.
 type Store interface {
 	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
 	Storm(ctx context.Context) (*registry.Storm, error)
@@ -43,7 +44,7 @@ type Rows interface {
 	All() []*engine.Row
 }
 
-// Nomad is the view of allocations, and Nomad's own word of them.
+// Nomad is the view of allocations, and Nomad's own data about them.
 type Nomad interface {
 	Newest(jobID string) (cluster.Alloc, bool)
 	KnowsAlloc(jobID, allocID string) bool
@@ -51,36 +52,35 @@ type Nomad interface {
 	ReadNode(ctx context.Context, id string) (*cluster.Node, error)
 }
 
-// Checks is how the engines' checks in Consul stand.
+// Checks is the state of the engines' checks in Consul.
 type Checks interface {
 	Of(row *engine.Row) (registry.Standing, time.Time)
 	AgentDead(row *engine.Row) bool
 }
 
-// Engines is what is known of engines besides, and what is done to them.
+// Engines is other data about engines, and what can be done to them.
 type Engines interface {
-	// Informed says whether this replica leads and its view is fit to act upon.
+	// Informed reports whether this replica leads and may act on its view.
 	Informed() bool
-	// nodeSilent says whether the servers do not hear from a node.
+	// NodeSilent reports whether a node does not report to Nomad's servers.
 	NodeSilent(nodeID string) bool
-	// BrainKnown says whether Nomad knows the engine's volume.
+	// BrainKnown reports whether Nomad knows the engine's volume.
 	BrainKnown(ctx context.Context, row *engine.Row) (bool, error)
-	// NoteUnproven notes in the row an allocation whose end nobody has proved.
+	// NoteUnproven records in the row an allocation whose end is not proved.
 	NoteUnproven(row *engine.Row, alloc cluster.Alloc)
-	// GoOn has a process go on that may be frozen.
+	// GoOn resumes a process that may be frozen.
 	GoOn(ctx context.Context, row *engine.Row)
-	// SettleFrozen ends the process of an engine that sleeps, which is not the one that
-	// was frozen.
+	// SettleFrozen ends the process of a sleeping engine that is not the frozen one.
 	SettleFrozen(ctx context.Context, row *engine.Row) error
-	// Restart gives a failed engine a new process, and Recover takes the one that it has
-	// for running again; they wait for how that ends.
+	// Restart gives a failed engine a new process, and Recover sets it to running with the
+	// process that it has; both wait for the result.
 	Restart(ctx context.Context, row *engine.Row, canary bool) error
 	Recover(ctx context.Context, row *engine.Row, crash int64) error
 	// Update writes a row that the service itself changed, with an audit row.
 	Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error
-	// Begin and Complete write the two halves of an audit row that is of no engine.
+	// Begin and Complete write and complete an audit row that concerns no engine.
 	Begin(ctx context.Context, action string, details map[string]any) (auditID int64, err error)
 	Complete(ctx context.Context, auditID int64, took time.Duration)
-	// Overtaken says whether an error means that another call was faster.
+	// Overtaken reports whether an error means that a concurrent call was faster.
 	Overtaken(err error) bool
 }

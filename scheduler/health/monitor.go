@@ -14,44 +14,43 @@ import (
 )
 
 const (
-	// glanceEvery is how often the leader looks over all engines in the view: a
-	// crash is told by the node within 200 ms, and seen in under 2 s (SPEC
-	// section 8). A glance costs no call.
+	// glanceEvery is the interval at which the leader checks all engines in the view: a
+	// node reports a crash within 200 ms, and it is noticed in under 2 s.
+	// This check needs no call.
 	glanceEvery = 500 * time.Millisecond
-	// lookAgain is how long a look at the stores is good for: firstLook while an
-	// engine's case changes, up to lastLook while it stays.
+	// lookAgain is how long the result of an examination is used: firstLook while an
+	// engine's case changes, up to lastLook while it stays the same.
 	firstLook = time.Second
 	lastLook  = 15 * time.Second
-	// lookers is how many engines are looked at, and menders how many are brought
-	// back, at a time.
+	// lookers is how many engines are examined concurrently, and menders how many are
+	// restarted or recovered concurrently.
 	lookers = 32
 	menders = 32
-	// probeAgain is between the probes that confirm a failing check.
+	// probeAgain is the interval of the probes that confirm a failing check.
 	probeAgain = time.Second
 )
 
-// Monitor is how the leader looks after engines that nobody asked about: it
-// fails those whose process or node is gone, or which say that they are not
-// healthy, and brings them back. What it sees in the view is a hint; before it
-// acts it reads row, allocations and node from the stores themselves, and where
-// one does not answer it does nothing.
+// Monitor maintains engines without a call, on the leader: it fails those whose process or
+// node disappeared, or that report that they are unhealthy, and brings them back. The view
+// is only a hint; before it acts, it reads row, allocations and node from the stores
+// themselves, and if one does not respond, it does nothing.
 type Monitor struct {
 	d         Deps
-	probe     *boot.Prober // with time to reach an engine that is slow, not gone
+	probe     *boot.Prober // with a longer time limit, for engines that are slow but alive
 	storm     storm
-	stormTold bool // the storm's audit row agrees with it
+	stormTold bool // the storm's audit row is up to date
 
 	self  *selfProbes
-	looks chan struct{} // one token per engine looked at
-	mends chan struct{} // one per engine being brought back
+	looks chan struct{} // one per engine being examined
+	mends chan struct{} // one per engine being restarted or recovered
 	work  sync.WaitGroup
 
 	mu    sync.Mutex
 	cases map[string]*engineCase // by engine_id, of engines that are not as they should be
-	asked map[string]bool        // engine_ids to be looked at, whatever the view shows
+	asked map[string]bool        // engine_ids to examine, whatever the view shows
 }
 
-// New returns a monitor; Run makes it work.
+// New returns a Monitor. It works while Run runs.
 func New(d Deps) *Monitor {
 	return &Monitor{
 		d: d, probe: boot.NewProber(d.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
@@ -59,25 +58,25 @@ func New(d Deps) *Monitor {
 	}
 }
 
-// Run looks after engines, while this replica leads, until ctx ends.
+// Run maintains engines, while this replica leads, until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
 	defer m.work.Wait()
 	defer m.self.work.Wait()
 	for pause.For(ctx, glanceEvery) {
 		if !m.d.Engines.Informed() {
-			m.stormTold = false // another leader may write or remove the note
+			m.stormTold = false // another leader may write or delete the record
 			continue
 		}
 		rows := m.d.Rows.All()
 		if err := m.watchStorm(ctx, rows); err != nil && ctx.Err() == nil {
-			m.d.Log.Warn("cannot note whether restarts are held back; trying again", "error", err)
+			m.d.Log.Warn("cannot record whether restarts are held back; retrying", "error", err)
 		}
 		m.forget(rows)
 		now := time.Now()
 		m.probeUnwatched(ctx, rows, now)
 		for _, row := range rows {
 			if len(m.looks) == lookers {
-				break // the others are still amiss at the next glance
+				break // the next check finds the others again
 			}
 			if (m.amiss(row) || m.isAsked(row.EngineID)) && m.take(row.EngineID, now) {
 				m.look(ctx, row)
@@ -86,14 +85,14 @@ func (m *Monitor) Run(ctx context.Context) {
 	}
 }
 
-// look looks at one engine in a goroutine of its own. Only run calls it, and has
-// seen that there is a token.
+// look examines one engine in a separate goroutine. Only Run calls it, after it has seen
+// that there is a token.
 func (m *Monitor) look(ctx context.Context, row *engine.Row) {
 	m.looks <- struct{}{}
 	m.work.Go(func() {
 		acted, err := m.examine(ctx, row)
 		if err != nil && ctx.Err() == nil && !m.d.Engines.Overtaken(err) {
-			m.d.Log.Debug("an engine that needs a remedy did not get it; trying again", "engine_id", row.EngineID, "error", err)
+			m.d.Log.Debug("cannot do what an engine needs; retrying", "engine_id", row.EngineID, "error", err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -107,8 +106,8 @@ func (m *Monitor) look(ctx context.Context, row *engine.Row) {
 	})
 }
 
-// examine reads what there is of an engine, decides, and acts. It holds a look's
-// token, which it gives back before it waits for an engine to come back.
+// examine reads the state of an engine, decides, and acts. It holds the token of an
+// examination, and releases it before it waits for an engine to come back.
 func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, err error) {
 	free := sync.OnceFunc(func() { <-m.looks })
 	defer free()
@@ -139,7 +138,7 @@ func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, er
 			return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
 		}
 		if upstreams(err, m.d.Subsystems) != nil {
-			return false, nil // it answers by now, and what it depends on does not
+			return false, nil // it responds now, and only its dependencies fail
 		}
 		remedy = due(at.row, at.now, m.d.Backoff)
 	}
@@ -153,7 +152,7 @@ func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, er
 	return false, nil
 }
 
-// mend brings an engine back if there is room for one more, else soon.
+// mend restarts or recovers an engine unless too many are in progress.
 func (m *Monitor) mend(do func() error) error {
 	select {
 	case m.mends <- struct{}{}:
@@ -164,7 +163,7 @@ func (m *Monitor) mend(do func() error) error {
 	}
 }
 
-// tryRestart restarts an engine unless a storm forbids it.
+// tryRestart restarts an engine unless restarts are held back.
 func (m *Monitor) tryRestart(ctx context.Context, row *engine.Row) error {
 	canary, ok := m.storm.permit(time.Now())
 	if !ok {
@@ -177,8 +176,8 @@ func (m *Monitor) tryRestart(ctx context.Context, row *engine.Row) error {
 	return err
 }
 
-// observe reads what there is of an engine from the stores; nil when its row is
-// another's or busy by now.
+// observe reads the state of an engine from the stores; nil if its row has changed or has
+// an operation.
 func (m *Monitor) observe(ctx context.Context, seen *engine.Row) (*observation, error) {
 	d := m.d
 	row, err := d.Store.Engine(ctx, seen.ProductID, seen.UserID)
@@ -221,8 +220,8 @@ func (m *Monitor) observe(ctx context.Context, seen *engine.Row) (*observation, 
 	return at, nil
 }
 
-// ask asks an engine itself, up to so many times, and returns nil or how it failed last;
-// one good answer is enough.
+// ask probes an engine up to times times, and returns nil after one good response, or else
+// the last error.
 func (m *Monitor) ask(ctx context.Context, url string, times int) (err error) {
 	for i := range times {
 		if i > 0 && !pause.For(ctx, probeAgain) {

@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// nextRestarts is what a row says of restarts when its engine has failed: what it ran
-// well for as long as the longest wait is forgotten.
+// nextRestarts returns the restarts for the row of an engine that has failed: they begin
+// anew if it ran well for as long as the longest wait.
 func nextRestarts(b engine.Backoff, row *engine.Row, now time.Time) *engine.Restarts {
 	r := &engine.Restarts{}
 	if row.Restarts != nil && now.Sub(row.RunningSince) < b.Max {
@@ -27,7 +27,7 @@ func (m *Monitor) giveUp(ctx context.Context, row *engine.Row) error {
 	return m.d.Engines.Update(ctx, row, audit.ActionAutoRestartGaveUp, map[string]any{"reason": row.Reason, "attempts": attempts})
 }
 
-// fail says in the row that an engine does not work.
+// fail sets an engine to failed in its row.
 func (m *Monitor) fail(ctx context.Context, at *observation, reason string, crash int64) error {
 	row, now := at.row.Clone(), time.Now().UTC()
 	if at.vanished && row.Vanished == nil {

@@ -19,8 +19,8 @@ func TestAttemptsAreCountedUntilAnEngineRunsWell(t *testing.T) {
 	}
 }
 
-// A failed engine whose next restart was noted by a clock that was an hour ahead is not
-// left alone for that hour.
+// A failed engine whose next restart was scheduled by a clock that was an hour ahead is
+// restarted before that hour is over.
 func TestRestartAfterAClockAhead(t *testing.T) {
 	now, b := time.Unix(1_000_000, 0), engine.Backoff{Base: 5 * time.Second, Max: 5 * time.Minute, MaxAttempts: 8}
 	for ahead, want := range map[time.Duration]remedy{

@@ -9,12 +9,12 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// selfProbers is how many engines without a check are asked at a time.
+// selfProbers is how many engines without a check are probed concurrently.
 const selfProbers = 32
 
-// selfProbes are how engines stand whose check nobody runs: Consul has none of theirs,
-// or its agent on their node is dead. The leader asks these itself, as often as Consul
-// would.
+// selfProbes are the states of engines whose check nobody runs, because Consul does not
+// have it, or because its agent on their node is dead. The leader probes these engines
+// itself, as often as Consul would.
 type selfProbes struct {
 	slots chan struct{}
 	work  sync.WaitGroup
@@ -27,15 +27,15 @@ type selfProbe struct {
 	allocID  string
 	next     time.Time
 	busy     bool
-	failures int       // in a row
-	healthy  time.Time // when it last said so
+	failures int       // successive failures
+	healthy  time.Time // when it was last healthy
 }
 
 func newSelfProbes() *selfProbes {
 	return &selfProbes{slots: make(chan struct{}, selfProbers), of: map[string]*selfProbe{}}
 }
 
-// unwatched says whether nobody runs the check of an engine that runs.
+// unwatched reports whether nobody runs the check of a running engine.
 func (m *Monitor) unwatched(row *engine.Row) bool {
 	if row.State != engine.Running || row.Op != nil || row.URL == "" {
 		return false
@@ -44,7 +44,7 @@ func (m *Monitor) unwatched(row *engine.Row) bool {
 	return standing == registry.Absent || standing == registry.Unknown && m.d.Checks.AgentDead(row)
 }
 
-// probeUnwatched asks those of the rows that are unwatched and due, in goroutines that
+// probeUnwatched probes those of the rows that are unwatched and due, in goroutines that
 // work waits for, and forgets the others.
 func (m *Monitor) probeUnwatched(ctx context.Context, rows []*engine.Row, now time.Time) {
 	p := m.self
@@ -79,7 +79,7 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 	select {
 	case p.slots <- struct{}{}:
 	default:
-		return // it is due at the next glance, too
+		return // it is due at the next check, too
 	}
 	probe.busy = true
 	p.work.Go(func() {
@@ -97,7 +97,7 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 	})
 }
 
-// failing says whether an engine that nobody else asks has failed so often in a row.
+// failing reports whether an unwatched engine has failed max successive probes.
 func (p *selfProbes) failing(row *engine.Row, max int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,8 +105,8 @@ func (p *selfProbes) failing(row *engine.Row, max int) bool {
 	return probe != nil && probe.allocID == row.AllocID && probe.failures >= max
 }
 
-// healthy is when an engine last said to this replica that it is; zero: not since it
-// is asked.
+// healthy returns when an engine last reported to this replica that it is healthy; zero:
+// not since it is probed.
 func (p *selfProbes) healthy(row *engine.Row) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,13 +116,14 @@ func (p *selfProbes) healthy(row *engine.Row) time.Time {
 	return time.Time{}
 }
 
-// fails says whether an engine's check is critical, or it does not answer the service.
+// fails reports whether an engine's check is critical, or it does not respond to the
+// service.
 func (m *Monitor) fails(row *engine.Row) bool {
 	standing, _ := m.d.Checks.Of(row)
 	return standing == registry.Critical || m.self.failing(row, m.d.MaxFailures)
 }
 
-// LastHealth is the last moment at which the service knew an engine healthy.
+// LastHealth returns when the service last knew that an engine was healthy.
 func (m *Monitor) LastHealth(e *engine.Row) time.Time {
 	last := e.LastHealthAt
 	if e.State != engine.Running {

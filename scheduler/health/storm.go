@@ -11,16 +11,16 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// When many engines fail together the cause is not the engines (SPEC section 8).
+// If many engines fail together, the engines are not the cause.
 const (
-	stormLeast  = 10               // so many failed engines at the least
-	stormShare  = 5                // and more than one in so many
-	canaryEvery = 10 * time.Second // between restarts that find out whether it is over
+	stormLeast  = 10               // minimum number of failed engines
+	stormShare  = 5                // and more than one in this number
+	canaryEvery = 10 * time.Second // between restarts that test whether the storm is over
 )
 
-// FleetHealth counts the engines that should run and those that do not, leaving
-// out what says nothing about a common cause: nodes that are down, volumes that
-// Nomad has lost, and engines that were given up.
+// FleetHealth counts the engines that should run, and those that do not, without engines
+// that show nothing about a common cause: those on nodes that are down, with volumes that
+// Nomad has lost, or that the service has given up.
 func FleetHealth(rows []*engine.Row) (failed, wanted int) {
 	for _, e := range rows {
 		if e.Desired != engine.Running || e.State == engine.Destroying {
@@ -38,23 +38,24 @@ func FleetHealth(rows []*engine.Row) (failed, wanted int) {
 	return failed, wanted
 }
 
-// IsStorm says whether so many failed engines, of those that should run, are a storm.
+// IsStorm reports whether this number of failed engines, of those that should run, is a
+// storm.
 func IsStorm(failed, wanted int) bool { return failed >= stormLeast && stormShare*failed > wanted }
 
-// storm holds restarts back while many engines fail together. Single canaries
-// find out whether it is over: a healthy one doubles how many may be restarted
-// at once, a failing one sets that back to one. So it ends without hands.
+// storm holds restarts back while many engines fail together. Single canaries test whether
+// it is over: a healthy one doubles how many may be restarted concurrently, a failing one
+// resets that to one. So a storm ends without manual action.
 type storm struct {
 	mu        sync.Mutex
 	on        bool
 	allowance int // canaries in a round
 	begun     int // in this round
 	ended     int
-	failed    bool // one of this round
+	failed    bool // one of this round failed
 	next      time.Time
 }
 
-// weigh takes note of how the fleet is, and says whether that is a change.
+// weigh records the health of the fleet, and reports whether a storm begins or ends.
 func (s *storm) weigh(failed, wanted int) (on, changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,7 +73,8 @@ func (s *storm) held() bool {
 	return s.on
 }
 
-// permit says whether a restart may begin now. A canary's end must be told.
+// permit reports whether a restart may begin now. The result of a canary must be passed to
+// told.
 func (s *storm) permit(now time.Time) (canary, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,7 +91,7 @@ func (s *storm) permit(now time.Time) (canary, ok bool) {
 	return true, true
 }
 
-// told notes how a canary ended, and opens the next round with the last one.
+// told records the result of a canary, and begins the next round after the last one.
 func (s *storm) told(healthy bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,8 +108,8 @@ func (s *storm) told(healthy bool) {
 	s.begun, s.ended, s.failed = 0, 0, false
 }
 
-// watchStorm weighs the fleet, and tells of a storm's begin and end: one audit
-// Row each, whichever replica leads meanwhile.
+// watchStorm weighs the fleet, and records the beginning and the end of a storm in one
+// audit row, even if the leader changes meanwhile.
 func (m *Monitor) watchStorm(ctx context.Context, rows []*engine.Row) error {
 	failed, wanted := FleetHealth(rows)
 	on, changed := m.storm.weigh(failed, wanted)
@@ -119,7 +121,7 @@ func (m *Monitor) watchStorm(ctx context.Context, rows []*engine.Row) error {
 	}
 	told, err := m.d.Store.Storm(ctx)
 	if u := (*registry.Unreadable)(nil); errors.As(err, &u) {
-		// As if it had not been told.
+		// It counts as not recorded.
 		if err = m.d.Store.DeleteUnreadable(ctx, u); err == nil {
 			err = registry.ErrNotFound
 		}
@@ -138,7 +140,7 @@ func (m *Monitor) watchStorm(ctx context.Context, rows []*engine.Row) error {
 			return err
 		}
 	case !on && told != nil:
-		m.d.Log.Info("engines no longer fail together: restarts go on")
+		m.d.Log.Info("engines no longer fail together: restarts resume")
 		m.d.Engines.Complete(ctx, told.AuditID, time.Since(told.Began))
 		if err := m.d.Store.DeleteStorm(ctx, told); err != nil {
 			return err

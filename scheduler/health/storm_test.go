@@ -37,8 +37,8 @@ func TestIsStorm(t *testing.T) {
 	}
 }
 
-// Without a storm nothing is held; while it lasts one engine is restarted every
-// 10 s; when its cause is gone all come back, without hands, and soon.
+// Without a storm no restart is delayed. During a storm one engine is restarted every 10 s.
+// After its cause is gone, all engines are soon back without manual action.
 func TestStormEndsByItself(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const fleet = 1000
@@ -79,7 +79,7 @@ func TestStormEndsByItself(t *testing.T) {
 			}
 			now = now.Add(time.Second)
 			if now.After(healed.Add(5 * time.Minute)) {
-				t.Fatalf("still held 5 minutes after the cause was gone, with %d failed", failed)
+				t.Fatalf("still delayed 5 minutes after the cause was gone, with %d failed", failed)
 			}
 		}
 		if most := lasts/10 + 1; during > most {
@@ -91,7 +91,7 @@ func TestStormEndsByItself(t *testing.T) {
 	})
 }
 
-// A failing canary sets the number of restarts at once back to one.
+// A failed canary resets the number of concurrent restarts to one.
 func TestStormRelapses(t *testing.T) {
 	s, now := &storm{}, time.Unix(1e9, 0)
 	s.weigh(100, 100)
@@ -105,7 +105,7 @@ func TestStormRelapses(t *testing.T) {
 			got++
 		}
 		if got != want {
-			t.Fatalf("%d canaries at once, want %d", got, want)
+			t.Fatalf("%d concurrent canaries, want %d", got, want)
 		}
 		for i := range got {
 			s.told(well || i > 0)
@@ -114,7 +114,7 @@ func TestStormRelapses(t *testing.T) {
 	round(1, true)
 	round(2, true)
 	round(4, false)
-	round(0, true) // not before 10 s are over
+	round(0, true) // not before 10 s have passed
 	now = now.Add(canaryEvery)
 	round(1, true)
 	round(2, true)

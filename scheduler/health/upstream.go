@@ -11,9 +11,9 @@ import (
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
-// upstreams are the subsystems for which an engine's answer says that it cannot serve, if
-// a new process could mend none of them: what it depends on is down. nil: it does not
-// answer, names none, or names one of mendable, which are globs.
+// upstreams returns the subsystems because of which an engine reports that it cannot serve,
+// if a new process could repair none of them: its dependencies are down. nil: it does not
+// respond, names none, or names one of mendable, which are globs.
 func upstreams(err error, mendable []string) []string {
 	var u *boot.Unable
 	if !errors.As(err, &u) {
@@ -29,8 +29,8 @@ func upstreams(err error, mendable []string) []string {
 	return u.Failing
 }
 
-// confirm asks an engine whose check fails, or which waits for its upstreams, how it is.
-// One that does not answer, or that a new process may mend, is failed.
+// confirm probes an engine whose check fails, or which waits for its upstreams. If it does
+// not respond, or a new process may repair it, it is failed.
 func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, crash int64) (acted bool, err error) {
 	err = m.ask(ctx, at.row.URL, 1)
 	if err != nil && upstreams(err, m.d.Subsystems) == nil && ctx.Err() == nil {
@@ -54,14 +54,14 @@ func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, c
 	return false, nil
 }
 
-// noteUpstreams says in the row of a running engine that it cannot serve for what it
-// depends on. It runs on: a restart would change nothing.
+// noteUpstreams writes into the row of a running engine that it cannot serve because of its
+// dependencies. It keeps running, because a restart would change nothing.
 func (m *Monitor) noteUpstreams(ctx context.Context, row *engine.Row, failing []string) error {
 	row = row.Clone()
 	row.Reason = engine.ReasonUpstream
 	err := m.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"reason": engine.ReasonUpstream, "subsystems": failing})
 	if err == nil {
-		m.d.Log.Warn("an engine cannot serve for what it depends on; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
+		m.d.Log.Warn("an engine cannot serve because of its dependencies; it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "subsystems", failing)
 	}
 	return err
 }

@@ -42,11 +42,11 @@ func TestUpstreams(t *testing.T) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}
 			if got := upstreams(err, []string{"*"}); got != nil {
-				t.Errorf("restarts are wanted whatever fails: %v", got)
+				t.Errorf("restarts are requested whatever fails: %v", got)
 			}
 		})
 	}
 	if got := upstreams(errors.New("it does not answer"), nil); got != nil {
-		t.Errorf("of no answer: %v", got)
+		t.Errorf("without a response: %v", got)
 	}
 }

@@ -11,42 +11,42 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// flushEvery is how often a replica tells whom it admitted. An engine is put to
+// flushEvery is the interval at which a replica reports its admits. An engine is put to
 // sleep two to three flushes after it was found idle.
 const flushEvery = time.Second
 
-// Activity is what this replica knows of the admits that it answers: which
-// engines were admitted since it last told, and which admits are not answered
-// yet. It is memory alone, so that an admit costs no write.
+// Activity is what this replica knows of its own admits: which engines were admitted since
+// its last report, and which admits are in progress. It is only in memory, so that an admit
+// need not write.
 type Activity struct {
 	session func() string // Replica.Session
 
 	mu      sync.Mutex
 	seq     uint64 // of the newest snapshot
-	after   uint64 // Seq and Index of the newest one that was surely written
+	after   uint64 // Seq and Index of the newest one that was certainly written
 	seen    uint64
 	served  map[uint64]bool // since the newest snapshot
 	telling map[uint64]bool // in the newest snapshot, until that is written
 	flying  map[*Visit]struct{}
 }
 
-// NewActivity returns the activity of a replica; session tells its session, "" while it has
-// none.
+// NewActivity returns the Activity of a replica; session returns its session, or "" if it
+// has none.
 func NewActivity(session func() string) *Activity {
 	return &Activity{session: session, served: map[uint64]bool{}, telling: map[uint64]bool{}, flying: map[*Visit]struct{}{}}
 }
 
-// Visit is an admit that is not answered yet.
+// Visit is an admit in progress.
 type Visit struct {
 	a      *Activity
 	engine uint64
-	since  uint64 // what was seen when it arrived
-	// session is the one that the replica held before the row was last read;
-	// "" when it held none.
+	since  uint64 // value of seen when it arrived
+	// session is the replica's session from before the row was last read; "" if it had
+	// none.
 	session string
 }
 
-// Enter notes an admit, before anything is read for it. leave ends it.
+// Enter records an admit before anything is read for it. Leave ends it.
 func (a *Activity) Enter(engine uint64) *Visit {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -55,13 +55,13 @@ func (a *Activity) Enter(engine uint64) *Visit {
 	return v
 }
 
-// Look comes before each read of the row that the answer may follow from.
+// Look must be called before each read of the row that the result may be based on.
 func (v *Visit) Look() { v.session = v.a.session() }
 
-// Serve notes that the admit is granted, and says whether it may be: only while
-// the session that the replica held before it read the row still lives. A leader
-// that finds no key of this replica takes it that what it has read before will
-// not be answered any more.
+// Serve records that the admit is granted, and reports whether it may be: only while the
+// session that the replica had before it read the row still lives. A leader that finds no
+// key of this replica relies on this: what the replica read before is not used for a grant
+// any more.
 func (v *Visit) Serve() bool {
 	now := v.a.session()
 	if now == "" || now != v.session {
@@ -80,7 +80,8 @@ func (v *Visit) Leave() {
 	delete(v.a.flying, v)
 }
 
-// snapshot is the next flush. What is not surely written goes into the one after.
+// snapshot returns the next flush. The content of a flush that was not certainly written
+// goes into the following one.
 func (a *Activity) snapshot() *registry.Flush {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -101,7 +102,7 @@ func (a *Activity) snapshot() *registry.Flush {
 	return f
 }
 
-// wrote notes that a snapshot, the newest one, was written.
+// wrote records that the newest snapshot was written.
 func (a *Activity) wrote(f *registry.Flush) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -109,12 +110,12 @@ func (a *Activity) wrote(f *registry.Flush) {
 	clear(a.telling)
 }
 
-// Flushes is where this replica tells of its admits.
+// Flushes is where this replica writes its reports.
 type Flushes interface {
 	PutFlush(ctx context.Context, f *registry.Flush) error
 }
 
-// Run tells of this replica's admits until ctx ends.
+// Run reports this replica's admits until ctx ends.
 func (a *Activity) Run(ctx context.Context, store Flushes, log hclog.Logger) {
 	failing := false
 	for pause.For(ctx, flushEvery) {
@@ -126,7 +127,7 @@ func (a *Activity) Run(ctx context.Context, store Flushes, log hclog.Logger) {
 		if err == nil {
 			a.wrote(f)
 		} else if !failing && ctx.Err() == nil {
-			log.Warn("cannot tell which engines are in use; nothing is put to sleep meanwhile", "error", err)
+			log.Warn("cannot report which engines are in use; nothing is put to sleep meanwhile", "error", err)
 		}
 		failing = err != nil
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Deps are what a sleeper works with.
+// Deps are the dependencies of a Sleeper.
 type Deps struct {
 	Log     hclog.Logger
 	Replica Replica
@@ -19,17 +19,17 @@ type Deps struct {
 	Rows    Rows
 	Nodes   Nodes
 	Engines Engines
-	// Timeout is after how long without an admit an engine is put to sleep, where its
-	// product's policy says nothing; 0: never.
+	// Timeout is the time without an admit after which an engine is put to sleep, unless
+	// its product's policy sets it; 0: never.
 	Timeout time.Duration
 }
 
-// Replica says whether this replica leads.
+// Replica reports whether this replica leads.
 type Replica interface {
 	Leader() bool
 }
 
-// Store is what the registry tells of who is in use, and where rows are marked.
+// Store contains the replicas' reports, and the rows that are marked.
 type Store interface {
 	Activity(ctx context.Context) (*registry.Activity, error)
 	Products(ctx context.Context) ([]*engine.Product, []*registry.Unreadable, error)
@@ -47,22 +47,21 @@ type Nodes interface {
 	Node(id string) (cluster.Node, bool)
 }
 
-// Engines is what engines are asked, and what is done to them.
+// Engines is data about engines, and what can be done to them.
 type Engines interface {
-	// Whole says whether the registry is whole.
+	// Whole reports whether the registry is complete.
 	Whole() bool
-	// Fresh says whether the views of rows and nodes are fit to be judged by.
+	// Fresh reports whether the views of rows and nodes are current enough.
 	Fresh() bool
-	// MayChange returns an error while nothing may be put to sleep: it could not be
-	// audited, or not be carried out.
+	// MayChange returns an error if no engine may be put to sleep, because that could not
+	// be audited or carried out.
 	MayChange(ctx context.Context) error
-	// Busy asks an engine whether it works between requests.
+	// Busy checks whether an engine is working between requests.
 	Busy(ctx context.Context, url string) (bool, error)
-	// PutToSleep begins to put an engine to sleep whose row is the one that is given,
-	// after so long without use; frozen: its process is to be kept. The channel is
-	// closed when that has ended; it is nil where another replica goes on with it.
-	// registry.ErrConflict: the row is not that one any more.
+	// PutToSleep begins to put an engine to sleep, if row is its current row, after this
+	// time without use; frozen: its process is kept. The channel is closed at the end; it
+	// is nil if another replica continues. registry.ErrConflict: the row has changed.
 	PutToSleep(ctx context.Context, row *engine.Row, idle time.Duration, frozen bool) (<-chan struct{}, error)
-	// KeepFromSleep takes the mark off a row. registry.ErrConflict.
+	// KeepFromSleep removes the mark from a row. registry.ErrConflict.
 	KeepFromSleep(ctx context.Context, row *engine.Row) error
 }

@@ -2,8 +2,7 @@ package idle
 
 import "time"
 
-// idleFor is how long an engine has been idle, which it is not as long as it is
-// kept awake.
+// idleFor returns how long an engine has been idle; it is not idle while it is kept awake.
 func idleFor(now, used, woke, keptAwake time.Time) time.Duration {
 	since := used
 	if woke.After(since) {
@@ -11,14 +10,14 @@ func idleFor(now, used, woke, keptAwake time.Time) time.Duration {
 	}
 	idle := now.Sub(since)
 	if !keptAwake.IsZero() {
-		// The one clock that is compared with another machine's: the product was
-		// told this time.
+		// This is the only time that is compared with the clock of another machine, because
+		// it was returned to the product.
 		idle = min(idle, now.Round(0).Sub(keptAwake))
 	}
 	return idle
 }
 
-// verdict is what becomes of an engine that is marked.
+// verdict is what happens to a marked engine.
 type verdict int
 
 const (
@@ -27,7 +26,7 @@ const (
 	asleep
 )
 
-// judge says what the replicas have told since the engine was marked.
+// judge decides by what the replicas have reported since the engine was marked.
 func (f *feed) judge(engine uint64, used time.Time, index uint64) verdict {
 	switch {
 	case f.lastUsed(engine).After(used):

@@ -8,14 +8,14 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// idleRule is what a product wants of its idle engines.
+// idleRule is a product's settings for its idle engines.
 type idleRule struct {
 	after time.Duration // 0: they never sleep
 	pause bool
 }
 
-// rules are each product's; there is none for engines without a user, nor for those of
-// a product whose record cannot be read.
+// rules returns the settings of each product; there are none for engines without a user, or
+// for products whose record cannot be read.
 func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 	products, _, err := z.d.Store.Products(ctx)
 	if err != nil {
@@ -32,8 +32,7 @@ func (z *Sleeper) rules(ctx context.Context) (map[string]idleRule, error) {
 	return rules, nil
 }
 
-// idle are the engines that were not in use for their timeout and are not marked
-// yet.
+// idle returns the engines that were not in use for their timeout and are not marked yet.
 func (z *Sleeper) idle(rows []*engine.Row, rules map[string]idleRule, now time.Time) []*attempt {
 	z.mu.Lock()
 	defer z.mu.Unlock()

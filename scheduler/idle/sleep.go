@@ -1,5 +1,5 @@
-// Package idle knows which engines are in use and puts the others to sleep: each replica
-// tells whom it admitted (Activity), and the leader decides by that (Sleeper).
+// Package idle determines which engines are in use, and puts the others to sleep: each
+// replica reports its admits (Activity), and the leader decides (Sleeper).
 package idle
 
 import (
@@ -17,57 +17,57 @@ import (
 )
 
 const (
-	// sleepEvery is how often the leader reads what the replicas tell, and looks
-	// for idle engines.
+	// sleepEvery is the interval at which the leader reads the replicas' reports, and
+	// checks for idle engines.
 	sleepEvery = time.Second
-	// sleepAtOnce bounds the rows that are marked, and the engines that are put
-	// to sleep, at a time.
+	// sleepAtOnce limits the number of rows that are marked, and of engines that are put to
+	// sleep, concurrently.
 	sleepAtOnce = 64
-	// sleepTurn is how long one engine may keep others from being put to sleep:
-	// most are gone much sooner, and one that takes its 30 s is not waited for.
+	// sleepTurn is how long one engine can delay others: most processes end much earlier,
+	// and one that takes its 30 s is not waited for.
 	sleepTurn = 3 * time.Second
-	// attemptLimit is when an engine is given up for which not all replicas have
-	// answered. It is longer than a replica that stopped keeps its key.
+	// attemptLimit is when an attempt is given up because not all replicas have reported.
+	// It is longer than the key of a dead replica exists.
 	attemptLimit = 40 * time.Second
-	// longestIdle, in seconds, is what a longer idle time counts as: 68 years.
+	// longestIdle, in seconds, replaces a longer idle time: 68 years.
 	longestIdle = math.MaxInt32
 )
 
-// Sleeper puts idle engines to sleep, while this replica leads. It is two-phase,
-// since an admit writes nothing: it marks the row, waits until all admits that
-// may have read the row before have been told of, and begins the operation on
-// that very row. An admit that reads the mark removes it first.
+// Sleeper puts idle engines to sleep, while this replica leads. It works in two phases,
+// because an admit writes nothing: it marks the row, waits until all admits that may have
+// read the row before are reported, and begins the operation on exactly that row. An admit
+// that reads the mark removes it first.
 type Sleeper struct {
 	d Deps
 
 	mu   sync.Mutex
 	feed *feed
 
-	// Only the sweep uses these.
-	woke     map[uint64]wakeUp   // by registry.Fingerprint: who gets a process that runs already is new to it
-	sweeps   uint64              // how many times woke was looked through
+	// Only the sweep uses the fields below.
+	woke     map[uint64]wakeUp   // by registry.Fingerprint: since when its current process runs
+	sweeps   uint64              // how many times woke was checked
 	attempts map[uint64]*attempt // by registry.Fingerprint
 }
 
-// wakeUp is since when the leader knows a user's process to run.
+// wakeUp is since when the leader knows that a user's process runs.
 type wakeUp struct {
 	allocID string
-	since   time.Time // as the row says, by another clock: the process may have been frozen before
+	since   time.Time // from the row, by another clock: the process may have been frozen before
 	at      time.Time
-	sweep   uint64 // the last one in which it ran
+	sweep   uint64 // the last sweep in which it ran
 }
 
 // attempt is an engine whose row is marked.
 type attempt struct {
 	row    *engine.Row
 	engine uint64
-	used   time.Time // when it was last in use, as it was marked
+	used   time.Time // when it was last in use, as of the mark
 	began  time.Time
 	idle   time.Duration
-	pause  bool // its product wants it frozen, not ended
+	pause  bool // its product wants it frozen instead of ended
 }
 
-// NewSleeper returns a sleeper; Run makes it work.
+// NewSleeper returns a Sleeper. It works while Run runs.
 func NewSleeper(d Deps) *Sleeper {
 	z := &Sleeper{d: d}
 	z.reset()
@@ -81,8 +81,8 @@ func (z *Sleeper) reset() {
 	z.woke, z.attempts = map[uint64]wakeUp{}, map[uint64]*attempt{}
 }
 
-// Run follows the activity and sweeps, until ctx ends. A sweep over many engines
-// takes its time, and what the replicas tell is read all the same.
+// Run reads the reports and sweeps until ctx ends. They are independent, because a sweep
+// over many engines takes long.
 func (z *Sleeper) Run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
@@ -91,7 +91,7 @@ func (z *Sleeper) Run(ctx context.Context) {
 	for pause.For(ctx, sleepEvery) {
 		if !z.d.Replica.Leader() || !z.d.Engines.Whole() {
 			if led {
-				z.reset() // what it knows will be stale when it leads again
+				z.reset() // what it knows will be outdated when it leads again
 			}
 			led = false
 			continue
@@ -99,13 +99,13 @@ func (z *Sleeper) Run(ctx context.Context) {
 		led = true
 		err := z.sweep(ctx)
 		if err != nil && !failing && ctx.Err() == nil {
-			z.d.Log.Warn("cannot put idle engines to sleep; trying again", "error", err)
+			z.d.Log.Warn("cannot put idle engines to sleep; retrying", "error", err)
 		}
 		failing = err != nil
 	}
 }
 
-// follow reads what the replicas tell.
+// follow reads the replicas' reports.
 func (z *Sleeper) follow(ctx context.Context) {
 	failing := false
 	for pause.For(ctx, sleepEvery) {
@@ -124,8 +124,7 @@ func (z *Sleeper) follow(ctx context.Context) {
 	}
 }
 
-// sweep goes on with the engines that are marked, and marks those that have
-// fallen idle since.
+// sweep continues with marked engines, and marks those that have become idle since.
 func (z *Sleeper) sweep(ctx context.Context) error {
 	if !z.sighted() {
 		return nil
@@ -154,8 +153,8 @@ func (z *Sleeper) sweep(ctx context.Context) error {
 	return z.mark(ctx, idle)
 }
 
-// sighted says whether this replica knows enough of rows and activity, by now,
-// to judge who is idle.
+// sighted reports whether this replica knows enough of rows and activity now to decide
+// which engines are idle.
 func (z *Sleeper) sighted() bool {
 	select {
 	case <-z.d.Rows.Synced():
@@ -168,7 +167,7 @@ func (z *Sleeper) sighted() bool {
 	return fresh && z.d.Engines.Fresh()
 }
 
-// mark proposes sleep for engines that are idle.
+// mark proposes sleep for idle engines.
 func (z *Sleeper) mark(ctx context.Context, idle []*attempt) error {
 	var mu sync.Mutex
 	var group errgroup.Group
@@ -182,7 +181,7 @@ func (z *Sleeper) mark(ctx context.Context, idle []*attempt) error {
 				if !errors.Is(err, registry.ErrConflict) {
 					return err
 				}
-				return nil // it is not as the view says: the next sweep sees
+				return nil // the row has changed; the next sweep handles it
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -193,8 +192,8 @@ func (z *Sleeper) mark(ctx context.Context, idle []*attempt) error {
 	return group.Wait()
 }
 
-// settle puts those to sleep of whom every replica has told that they are not in
-// use, and lets go of those that are.
+// settle puts to sleep the marked engines that no replica reports as used, and releases the
+// others.
 func (z *Sleeper) settle(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(sleepAtOnce)
@@ -220,7 +219,7 @@ func (z *Sleeper) settle(ctx context.Context) {
 	_ = group.Wait() // none returns an error
 }
 
-// sleep begins to put an engine to sleep and says whether it did.
+// sleep begins to put an engine to sleep, and reports whether it did.
 func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 	log := z.d.Log.With("engine_id", a.row.EngineID)
 	if node, known := z.d.Nodes.Node(a.row.NodeID); !known || node.Down {
@@ -228,7 +227,7 @@ func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 	}
 	busy, err := z.d.Engines.Busy(ctx, a.row.URL)
 	if err != nil {
-		log.Debug("an idle engine does not say whether it is busy; leaving it alone", "error", err)
+		log.Debug("an idle engine does not report whether it is busy; leaving it alone", "error", err)
 	}
 	if err != nil || busy {
 		z.mu.Lock()
@@ -238,7 +237,7 @@ func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 	}
 	asleep, err := z.d.Engines.PutToSleep(ctx, a.row, a.idle, a.pause)
 	if errors.Is(err, registry.ErrConflict) {
-		return true // somebody is using it: not idle, nor marked any more
+		return true // it is in use, and no longer marked
 	}
 	if err != nil {
 		log.Warn("cannot put an idle engine to sleep", "error", err)
@@ -257,9 +256,9 @@ func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 	return true
 }
 
-// unmark spares the next admit a write. It may fail: the mark alone does nothing.
+// unmark saves the next admit a write. It may fail, because the mark alone has no effect.
 func (z *Sleeper) unmark(ctx context.Context, row *engine.Row) {
 	if err := z.d.Engines.KeepFromSleep(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		z.d.Log.Debug("a row stays marked for sleep until its next admit", "engine_id", row.EngineID, "error", err)
+		z.d.Log.Debug("cannot remove the sleep mark from a row; the next admit does it", "engine_id", row.EngineID, "error", err)
 	}
 }

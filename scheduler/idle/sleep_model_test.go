@@ -11,11 +11,11 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// The model runs the code by which replicas note admits (activity) and leaders
-// judge engines (feed) against a registry in memory, one small act at a time, in
-// any order: replicas that pause, lose their session and come back, flushes that
-// are lost, whose answer is lost, or that are written late, several replicas that
-// all take themselves for the leader, and an idle timeout of nothing.
+// The model runs the code with which replicas record admits (activity) and leaders judge
+// engines (feed) against a registry in memory, one small step at a time, in any order: with
+// replicas that pause, lose their session and return, flushes that are lost, whose response
+// is lost, or that are written late, several replicas that all believe that they lead, and
+// an idle timeout of zero.
 type model struct {
 	pick  func(n int) int
 	rules rules
@@ -27,7 +27,7 @@ type model struct {
 	flushes  map[string]map[uint64]*registry.Flush // by session, by slot
 	replicas []*modelReplica
 	admits   []*modelAdmit
-	floating []*modelFlush // sent, perhaps never to arrive
+	floating []*modelFlush // sent, may never arrive
 	births   int
 
 	acts, served int
@@ -36,12 +36,12 @@ type model struct {
 	wrong        string
 }
 
-// rules are those that the model can be told to break.
+// rules are the rules that the model can break on request.
 type rules struct {
 	settled   func(m *model, f *feed, engine, index uint64) bool
-	unfenced  bool // an admit is granted whatever became of the session
+	unfenced  bool // an admit is granted even after the loss of the session
 	lookLate  bool // the session of an admit is the one at its end
-	ignoreNew bool // a mark is not taken away by admits
+	ignoreNew bool // admits do not remove a mark
 	noFloor   bool // a replica that is gone raises no floor
 }
 
@@ -53,7 +53,7 @@ type modelRow struct {
 
 type modelSession struct {
 	replica string
-	renewed time.Duration // as Consul has it
+	renewed time.Duration // in Consul
 	born    uint64
 }
 
@@ -119,7 +119,7 @@ func (m *model) time() time.Time { return time.Unix(0, 0).Add(m.now) }
 
 func (m *model) write() uint64 { m.index++; return m.index }
 
-// step does one act that is possible.
+// step takes one possible step.
 func (m *model) step() {
 	m.acts++
 	m.now += time.Duration(m.pick(30)) * time.Millisecond
@@ -146,12 +146,12 @@ func (m *model) step() {
 	case act < 26:
 		m.flush(r)
 	case act < 28:
-		r = m.replicas[m.pick(8)/7] // the one leads, the other takes itself for the leader
+		r = m.replicas[m.pick(8)/7] // the first leads, the second believes that it does
 		r.feed.observe(m.view(), m.time())
 		if m.rules.noFloor {
 			r.feed.floor = time.Time{}
 		}
-	case act < 29 && (!m.row.pending || m.pick(8) == 0): // others wait for a mark's end
+	case act < 29 && (!m.row.pending || m.pick(8) == 0): // others wait for the end of a mark
 		m.mark(m.replicas[m.pick(8)/7])
 	default:
 		m.settle(m.replicas[m.pick(8)/7])
@@ -218,7 +218,7 @@ func (m *model) admitLeaves(a *modelAdmit) {
 	a.next = nil
 }
 
-// renew keeps a replica's session, or gives it a new one.
+// renew renews a replica's session, or gives it a new one.
 func (m *model) renew(r *modelReplica) {
 	if s := m.sessions[r.session]; s != nil {
 		s.renewed, r.renewed = m.now, m.now
@@ -242,7 +242,7 @@ func (m *model) expire() {
 	}
 }
 
-// flush takes a snapshot, or goes on with the one that is on its way.
+// flush takes a snapshot, or continues with the current one.
 func (m *model) flush(r *modelReplica) {
 	if r.sending == nil {
 		if r.activity.session() != "" {
@@ -253,7 +253,7 @@ func (m *model) flush(r *modelReplica) {
 	}
 	f := r.sending
 	switch m.pick(8) {
-	case 0: // given up; it may yet arrive
+	case 0: // given up; it may still arrive
 		r.sending = nil
 	case 1: // lost
 		f.done, r.sending = true, nil
@@ -266,7 +266,7 @@ func (m *model) flush(r *modelReplica) {
 	}
 }
 
-// arrive writes a flush, if it is still on its way and its session lives.
+// arrive writes a flush, if it is still in transit and its session is valid.
 func (m *model) arrive(f *modelFlush) {
 	if !f.done && m.flushes[f.session] != nil {
 		f.Index = m.write()
@@ -299,7 +299,7 @@ func (m *model) view() *registry.Activity {
 	return view
 }
 
-// mark proposes sleep: nothing but the session is checked, not even the lead.
+// mark proposes sleep. Only the session is checked, not the lead.
 func (m *model) mark(r *modelReplica) {
 	if m.row.asleep || m.sessions[r.session] == nil || r.feed.at.IsZero() {
 		return
@@ -337,13 +337,13 @@ func (m *model) settle(r *modelReplica) {
 	}
 }
 
-// rest lets all admits end, and then nobody comes any more: the engine must be
-// put to sleep, whoever leads, once that replica has seen a while of peace.
+// rest lets all admits end and allows no new ones: the engine must be put to sleep,
+// whichever replica leads, after that replica has had a quiet period.
 func (m *model) rest() {
 	for _, r := range m.replicas {
 		r.paused = false
 	}
-	m.now += 2 * modelTTL // whoever did not renew is gone
+	m.now += 2 * modelTTL // replicas that did not renew are gone
 	for range m.replicas {
 		m.expire()
 	}
@@ -383,7 +383,7 @@ func (m *model) rest() {
 	}
 }
 
-// Run does a number of acts and then rests, until something is wrong.
+// run takes a number of steps and then rests, until an error occurs.
 func (m *model) run(steps int) string {
 	for range steps {
 		if m.step(); m.wrong != "" {
@@ -394,9 +394,8 @@ func (m *model) run(steps int) string {
 	return m.wrong
 }
 
-// On every interleaving: no admit is granted on an engine whose sleep was
-// committed before, nobody's use is missed, and every idle engine sleeps in the
-// end.
+// For every interleaving: no admit is granted on an engine whose sleep was committed
+// before, no use is missed, and every idle engine is asleep in the end.
 func TestSleepModel(t *testing.T) {
 	t.Run("Random", func(t *testing.T) {
 		slept, served := 0, 0
@@ -429,7 +428,7 @@ func TestSleepModel(t *testing.T) {
 
 const modelRuns = 3000
 
-// The model finds what a protocol with one rule less gets wrong.
+// The model finds the errors of a protocol that lacks one of the rules.
 func TestSleepModelFindsMistakes(t *testing.T) {
 	for name, r := range map[string]rules{
 		"OneFlushIsEnough": {settled: func(m *model, f *feed, engine, index uint64) bool {
@@ -466,7 +465,7 @@ func TestSleepModelFindsMistakes(t *testing.T) {
 	}
 }
 
-// each says whether something holds for every replica, and there is one.
+// each reports whether ok holds for every replica and there is at least one.
 func (f *feed) each(ok func(*teller) bool) bool {
 	for _, t := range f.replicas {
 		if !ok(t) {
@@ -476,7 +475,7 @@ func (f *feed) each(ok func(*teller) bool) bool {
 	return len(f.replicas) > 0
 }
 
-// flushedAt is the index of the last flush that a leader has read of a replica.
+// flushedAt returns the index of the last flush of a replica that a leader has read.
 func (m *model) flushedAt(t *teller) uint64 {
 	for id, s := range m.sessions {
 		if f := m.flushes[id][t.seq%8]; s.born == t.born && f != nil && f.Seq == t.seq {

@@ -33,7 +33,7 @@ func TestIdleFor(t *testing.T) {
 	}
 }
 
-// Whatever may have been missed gives every engine a full idle period.
+// Whenever uses may have been missed, every engine gets a full idle period.
 func TestFeedFloor(t *testing.T) {
 	const engine = 1
 	start := time.Now()
@@ -51,7 +51,7 @@ func TestFeedFloor(t *testing.T) {
 		then   *registry.Activity
 		when   int // seconds after the first view
 		floor  int
-		lastly int // when the engine was last in use, as far as is known
+		lastly int // the last known use of the engine
 	}{
 		"NothingNew":                  {view(7, flush(1, 0), flush(2, 1, engine)), 1, 0, 0},
 		"Used":                        {view(7, flush(2, 1, engine), flush(3, 2, engine)), 1, 0, 1},
@@ -77,11 +77,11 @@ func TestFeedFloor(t *testing.T) {
 		})
 	}
 	if newFeed().settled(engine, 0) {
-		t.Error("a leader that knows of no replica, not even itself, takes it that nobody admits")
+		t.Error("a leader that knows no replica, not even itself, assumes that there are no admits")
 	}
 }
 
-// What was not surely written is in the next flush; what was is told once.
+// Unconfirmed writes are repeated in the next flush; confirmed ones are reported once.
 func TestActivityLosesNothing(t *testing.T) {
 	session := "s1"
 	a := NewActivity(func() string { return session })
@@ -103,7 +103,7 @@ func TestActivityLosesNothing(t *testing.T) {
 			wanted[engine] = true
 		}
 		if diff := cmp.Diff(wanted, told); diff != "" {
-			t.Errorf("told (-want +got):\n%s", diff)
+			t.Errorf("reported (-want +got):\n%s", diff)
 		}
 		if f.Index = index; index > 0 {
 			a.wrote(f)

@@ -10,23 +10,24 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Deps are what the pool works with.
+// Deps are the dependencies of the pool.
 type Deps struct {
 	Log   hclog.Logger
 	Store Store
 	Nomad Nomad
-	// Size is how many volumes each node keeps, Driver what a node must have.
+	// Size is the number of volumes per node, and Driver the task driver that a node must
+	// have.
 	Size   int
 	Driver jobs.Driver
-	// Leads says whether this replica is to fill the pool now.
+	// Leads reports whether this replica must fill the pool now.
 	Leads func() bool
-	// Template is the engine's job file; nil: it is not parsed yet.
+	// Template returns the engine's job file; nil: it is not parsed yet.
 	Template func() *jobs.Template
-	// NewID returns an engine_id that was never used.
+	// NewID returns a new, unique engine_id.
 	NewID func() string
 }
 
-// Store is where the entries of the pool are.
+// Store contains the entries of the pool.
 type Store interface {
 	PooledVolumes(ctx context.Context) ([]*registry.PooledVolume, []*registry.Unreadable, error)
 	PooledVolumesOn(ctx context.Context, nodeID string) ([]*registry.PooledVolume, error)
@@ -35,7 +36,7 @@ type Store interface {
 	DeleteUnreadable(ctx context.Context, u *registry.Unreadable) error
 }
 
-// Nomad is where the volumes are.
+// Nomad contains the volumes.
 type Nomad interface {
 	Node(id string) (cluster.Node, bool)
 	Nodes() []cluster.Node

@@ -14,8 +14,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// make notes an entry and begins to make its volume: its engine_id is new, so there
-// is none of that name.
+// make writes an entry and begins to create its volume: its engine_id is new, so no volume
+// has that name.
 func (p *Volumes) make(ctx context.Context, v *registry.PooledVolume, params map[string]string) error {
 	if err := p.d.Store.PutPooledVolume(ctx, v); err != nil {
 		return err
@@ -28,13 +28,13 @@ func (p *Volumes) make(ctx context.Context, v *registry.PooledVolume, params map
 	return err
 }
 
-// poolPatience is how long the volume of a node that was begun first holds back the
-// others: a node reports all that it has made, within 10 s (measured).
+// poolPatience is how long the oldest pending volume of a node delays the others: a node
+// reports everything that it has created within 10 s (measured).
 const poolPatience = 30 * time.Second
 
-// noteReady notes the volumes that became usable, and says how many. Of each node the
-// one that was begun first is asked for first, and those that a crash left without an
-// id before it: while that is not ready, the others hardly are.
+// noteReady records the volumes that became usable, and returns their number. For each node
+// it first checks the oldest pending volume, and before it those that a crash left without
+// an id: while that one is not ready, the others hardly are.
 func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registry.PooledVolume) (ready bool, err error)) (noted int, err error) {
 	slices.SortStableFunc(waiting, func(a, b *registry.PooledVolume) int { return p.beganAs(a).at.Compare(p.beganAs(b).at) })
 	first := map[string]*registry.PooledVolume{}
@@ -44,7 +44,7 @@ func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registr
 		}
 	}
 	var mu sync.Mutex
-	later := map[string]bool{} // nodes whose others are not asked for now
+	later := map[string]bool{} // nodes whose other volumes are not checked now
 	n, err := p.each(slices.Collect(maps.Values(first)), func(v *registry.PooledVolume) (bool, error) {
 		ready, err := note(v)
 		mu.Lock()
@@ -57,20 +57,20 @@ func (p *Volumes) noteReady(waiting []*registry.PooledVolume, note func(*registr
 	return n + m, errors.Join(err, rerr)
 }
 
-// note records the id of a volume, if it is usable by now.
+// note records the id of a volume, if it is usable now.
 func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params map[string]string) (ready bool, err error) {
 	id := p.beganAs(entry).id
 	if id == "" {
 		v, err := p.d.Nomad.EnsureVolume(ctx, engine.JobID(entry.EngineID), entry.NodeID, params)
 		if err != nil {
-			p.began(entry, "") // the others of its node come first from now on
+			p.began(entry, "") // from now on the others of its node are checked first
 			return false, err
 		}
 		id = v.ID
 		p.began(entry, id)
 	}
 	v, err := p.d.Nomad.Volume(ctx, id)
-	if errors.Is(err, cluster.ErrNotFound) { // deleted manually: it is made anew
+	if errors.Is(err, cluster.ErrNotFound) { // it was deleted manually, and is created again
 		p.began(entry, "")
 		return false, nil
 	}
@@ -82,7 +82,7 @@ func (p *Volumes) note(ctx context.Context, entry *registry.PooledVolume, params
 	return err == nil, err
 }
 
-// forget drops what was begun of entries that do not wait any more.
+// forget drops what was begun for entries that no longer wait.
 func (p *Volumes) forget(waiting []*registry.PooledVolume) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,7 +95,7 @@ func (p *Volumes) forget(waiting []*registry.PooledVolume) {
 	p.begun = begun
 }
 
-// began notes the volume of an entry that is to become ready; "": it has none.
+// began records the volume of an entry that is to become ready; "": it has none.
 func (p *Volumes) began(v *registry.PooledVolume, volumeID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,13 +108,13 @@ func (p *Volumes) beganAs(v *registry.PooledVolume) begunVolume {
 	return p.begun[v.EngineID]
 }
 
-// discard takes an entry out of the pool and deletes its volume. The entry goes
-// first: from then on nobody can claim what is being deleted. Where the
-// deletion fails, the volume is an orphan that is empty.
+// discard removes an entry from the pool and deletes its volume. The entry is removed
+// first, so that nobody can claim what is being deleted. If the deletion fails, the volume
+// is an empty orphan.
 func (p *Volumes) discard(ctx context.Context, v *registry.PooledVolume) error {
 	if err := p.d.Store.DeletePooledVolume(ctx, v); err != nil {
 		if errors.Is(err, registry.ErrConflict) {
-			return nil // somebody claimed it
+			return nil // it was claimed
 		}
 		return err
 	}

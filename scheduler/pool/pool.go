@@ -20,13 +20,13 @@ import (
 
 // Points at which a test can end or pause the process.
 const (
-	PointNoted     = "pool/noted"     // an entry is written, its volume not made
-	PointDiscarded = "pool/discarded" // an entry is gone, its volume is not
+	PointNoted     = "pool/noted"     // an entry is written, and its volume not created
+	PointDiscarded = "pool/discarded" // an entry is deleted, and its volume is not
 )
 
-// Volumes keeps a few ready, empty host volumes on every node, since a new
-// one takes 6 to 10 s to become usable. The leader fills it; every replica
-// claims from it. A volume is destroyed with its engine, never reused.
+// Volumes keeps a few ready, empty host volumes on every node, because a new one takes 6 to
+// 10 s to become usable. The leader fills the pool, and every replica claims from it. A
+// volume is destroyed with its engine, never reused.
 type Volumes struct {
 	d       Deps
 	ready   atomic.Int64
@@ -38,10 +38,10 @@ type Volumes struct {
 	begun map[string]begunVolume // by engine_id, of entries that are to become ready
 	lost  map[string]bool        // engine_ids whose volume the last pass of reconcile did not find
 
-	// Only run uses these.
+	// Only Run uses the fields below.
 	backoffs map[string]nodeBackoff // by node
 	quiet    quietPeriod
-	took     time.Duration // to read the entries
+	took     time.Duration // time to read the entries
 }
 
 // begunVolume is a volume that its node has not reported yet.
@@ -50,13 +50,13 @@ type begunVolume struct {
 	at time.Time
 }
 
-// nodeBackoff is why no volumes are made on a node for a while.
+// nodeBackoff is why no volumes are created on a node for a while.
 type nodeBackoff struct {
-	n     int // tries in a row that failed
+	n     int // successive failed attempts
 	until time.Time
 }
 
-// NewVolumes returns a pool; Run makes it work.
+// NewVolumes returns a pool. It is filled while Run runs.
 func NewVolumes(d Deps) *Volumes {
 	return &Volumes{
 		d: d, trigger: make(chan struct{}, 1), volumes: newReservations(),
@@ -64,8 +64,7 @@ func NewVolumes(d Deps) *Volumes {
 	}
 }
 
-// Read reads which volumes are ready on a node, unless some are known; with "" on
-// all nodes.
+// Read reads which volumes are ready on a node, unless some are known; "": on all nodes.
 func (p *Volumes) Read(ctx context.Context, nodeID string) error {
 	template, begun := p.d.Template(), time.Now()
 	if template == nil || p.d.Size == 0 || p.volumes.knows(nodeID, begun) {
@@ -80,18 +79,18 @@ func (p *Volumes) Read(ctx context.Context, nodeID string) error {
 	return nil
 }
 
-// Hold takes a ready volume of a node, as far as is known; nil: there is none. Who
-// has it says how it went by Claimed or Release.
+// Hold reserves a ready volume of a node, as far as is known; nil: there is none. The
+// caller must call Claimed or Release.
 func (p *Volumes) Hold(nodeID string) *registry.PooledVolume { return p.volumes.hold(nodeID) }
 
-// Release gives up what Hold took, if it took one.
+// Release frees what Hold reserved, if anything.
 func (p *Volumes) Release(v *registry.PooledVolume) { p.volumes.release(v) }
 
-// Count is how many ready, unclaimed volumes this replica last saw.
+// Count returns how many ready, unclaimed volumes this replica last saw.
 func (p *Volumes) Count() int { return int(p.ready.Load()) }
 
-// Claimed says that an engine has a volume, if it has one of the pool, and asks for
-// a refill when its node's pool is half empty.
+// Claimed records that an engine has a volume of the pool, if it has one, and triggers a
+// refill if its node's pool is half empty.
 func (p *Volumes) Claimed(v *registry.PooledVolume) {
 	if v == nil || p.volumes.claimed(v, time.Now()) > p.d.Size/2 {
 		return
@@ -104,28 +103,26 @@ func (p *Volumes) Claimed(v *registry.PooledVolume) {
 
 const (
 	poolEvery = 10 * time.Second
-	// poolShare is how many times as long as it takes to read all entries is left
-	// between two readings, from poolPending to poolEvery, so that a large pool is read
-	// less often; one that is half empty somewhere is read at once.
+	// poolShare is the time between two reads of all entries, as a multiple of the time of
+	// one read, within poolPending and poolEvery, so that a large pool is read less often.
+	// A pool that is half empty on some node is read at once.
 	poolShare = 20
-	// poolBackoff is the first wait after a failure, which doubles up to
-	// poolBackoffMax.
+	// poolBackoff is the first wait after a failure, which doubles up to poolBackoffMax.
 	poolBackoff    = 5 * time.Second
 	poolBackoffMax = 5 * time.Minute
-	// poolPending is between two looks at volumes that are to become ready, and
-	// how long claims are gathered before they are made good.
+	// poolPending is the interval of checks of pending volumes, and how long claims are
+	// collected before volumes are replaced.
 	poolPending = 500 * time.Millisecond
-	// poolQuiet is how long nobody takes a volume of any node before pools of which
-	// more than half is left are filled up, and poolQuietEach how long the next node
-	// waits after that for each allocation on the one before: for every change of a
-	// node's volumes Nomad evaluates all jobs that have an allocation there (its
-	// shouldCreateNodeEval and createNodeEvals), so many at a time cost as much as
-	// one. An evaluation takes 1 to 2 ms of the server's CPU: however many nodes
-	// there are, it is busy with pools that are hardly used for less than a hundredth
-	// of the time, so that what users wait for at p99 does not tell of it.
+	// poolQuiet is how long no volume of any node must be claimed before pools that are
+	// more than half full are refilled. poolQuietEach is the pause after each node, per
+	// allocation on it: for every change of a node's volumes, Nomad evaluates all jobs with
+	// an allocation there (its shouldCreateNodeEval and createNodeEvals), so many changes
+	// together cost as much as one. An evaluation takes 1 to 2 ms of the server's CPU. With
+	// these pauses, however many nodes there are, pools that are hardly used take less than
+	// a hundredth of the server's time, so that the p99 of users' calls does not show it.
 	poolQuiet     = 5 * time.Second
 	poolQuietEach = 300 * time.Millisecond
-	// poolMakers is how many volumes are made, or noted, at a time.
+	// poolMakers is how many volumes are created or recorded concurrently.
 	poolMakers = 8
 )
 
@@ -138,7 +135,7 @@ func (p *Volumes) Run(ctx context.Context) {
 		} else {
 			soon, err := p.fill(ctx)
 			if err != nil && ctx.Err() == nil {
-				p.d.Log.Warn("cannot fill the volume pool; trying again", "error", err)
+				p.d.Log.Warn("cannot fill the volume pool; retrying", "error", err)
 				wait = poolBackoff
 			}
 			if soon {
@@ -154,10 +151,9 @@ func (p *Volumes) Run(ctx context.Context) {
 	}
 }
 
-// fill makes what is missing on each node, notes what has become ready, and
-// removes what no engine can use. It says whether to look again soon, since volumes
-// are to become ready or some were taken. What fails on one node keeps no other from
-// its volumes.
+// fill creates what is missing on each node, records what has become ready, and removes
+// what no engine can use. It reports whether to check again soon, because volumes are
+// pending or were claimed. A failure on one node does not affect other nodes.
 func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	began := time.Now()
 	p.volumes.counting()
@@ -166,7 +162,7 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 		return false, err
 	}
 	for _, u := range unreadable { // its volume is found again as an orphan
-		p.d.Log.Warn("an entry of the volume pool is damaged; taking it away", "entry", u.Key, "error", u.Err)
+		p.d.Log.Warn("an entry of the volume pool is damaged; deleting it", "entry", u.Key, "error", u.Err)
 		if err := p.d.Store.DeleteUnreadable(ctx, u); err != nil && !errors.Is(err, registry.ErrConflict) {
 			return false, err
 		}
@@ -185,8 +181,7 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 		silent := !known || node.Down
 		switch {
 		case v.Owner != owner || silent || count[v.NodeID] >= p.d.Size || gone[v.EngineID]:
-			// A node that is gone took its volumes with it; one that comes back
-			// finds them deleted.
+			// A lost node took its volumes with it. If it comes back, they are deleted.
 			if derr := p.discard(ctx, v); derr != nil && !silent {
 				err = errors.Join(err, derr)
 			}
@@ -221,15 +216,15 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	return taken || len(missing) > 0 || noted < asked, errors.Join(err, merr, nerr)
 }
 
-// Suspect notes the entries, by engine_id, that may have lost their volume.
+// Suspect records the entries, by engine_id, that may have lost their volume.
 func (p *Volumes) Suspect(lost map[string]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lost = lost
 }
 
-// gone are the ready entries, by engine_id, whose volume is not there any more: a hand
-// may have deleted it. Only those that are suspected are asked for.
+// gone returns the ready entries, by engine_id, whose volume no longer exists, because it
+// may have been deleted manually. It only checks the suspected ones.
 func (p *Volumes) gone(ctx context.Context, entries []*registry.PooledVolume) (map[string]bool, error) {
 	p.mu.Lock()
 	lost := p.lost
@@ -251,9 +246,8 @@ func (p *Volumes) gone(ctx context.Context, entries []*registry.PooledVolume) (m
 	return gone, nil
 }
 
-// each does something for each of the entries, a few at a time, and keeps a node on
-// which it failed from being tried for a while, which doubles. It returns how many
-// times do said true.
+// each calls do for each of the entries, a few concurrently. A node on which it failed is
+// not tried for a while, which doubles. It returns how many times do returned true.
 func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.PooledVolume) (bool, error)) (n int, err error) {
 	var mu sync.Mutex
 	failed, tried := map[string]error{}, map[string]bool{}
@@ -293,7 +287,7 @@ func (p *Volumes) each(entries []*registry.PooledVolume, do func(*registry.Poole
 	return n, err
 }
 
-// backingOff says whether a node is left alone for now.
+// backingOff reports whether a node is not tried for now.
 func (p *Volumes) backingOff(nodeID string, now time.Time) bool {
 	return now.Before(p.backoffs[nodeID].until)
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// TestPoolIsFilledInBatches: the pool of a node is filled up when half of it is left,
-// and any, the emptiest first, when nobody has taken of any for a while: a few nodes
-// at a time, by the allocations that Nomad evaluates for it.
+// TestPoolIsFilledInBatches: the pool of a node is filled when half of it is used; other
+// pools, the emptiest first, when no volume has been taken for a while. A few nodes at a
+// time are filled, depending on the allocations that Nomad evaluates for this.
 func TestPoolIsFilledInBatches(t *testing.T) {
 	const size = 8
 	busy := cluster.Node{ID: "busy", Allocs: 200} // 60 s
@@ -33,9 +33,9 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 		{2 * time.Second, 7, 8, 8, true, nil},
 		{5 * time.Second, 6, 4, 5, true, []string{"b"}}, // half empty
 		{6 * time.Second, 6, 8, 5, true, nil},
-		{9 * time.Second, 5, 7, 5, true, nil},                     // taken of again
+		{9 * time.Second, 5, 7, 5, true, nil},                     // taken from again
 		{13 * time.Second, 5, 7, 5, true, nil},                    // 4 s ago
-		{14 * time.Second, 5, 7, 5, false, []string{"a", "busy"}}, // a has none to evaluate
+		{14 * time.Second, 5, 7, 5, false, []string{"a", "busy"}}, // a has no allocations to evaluate
 		{15 * time.Second, 8, 7, 8, false, nil},                   // 200 evaluations
 		{73 * time.Second, 8, 7, 8, false, nil},
 		{74 * time.Second, 8, 7, 8, false, []string{"b"}},
@@ -51,7 +51,7 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 		if !slices.Equal(due, c.want) {
 			t.Errorf("after %s: %v, want %v", c.after, due, c.want)
 		}
-		for _, node := range due { // what is made counts
+		for _, node := range due { // volumes in creation count
 			l.total += size - count[node]
 		}
 	}
@@ -63,9 +63,9 @@ func TestPoolIsFilledInBatches(t *testing.T) {
 	}
 }
 
-// TestReservation: a volume is handed out once, also when a list that was begun before
-// it was claimed still has it; what nobody got is read again, since another replica
-// may have it.
+// TestReservation: a volume is handed out once, also when a list that was started before
+// the claim still contains it. A volume that was not claimed after all is read again, since
+// another replica may have it.
 func TestReservation(t *testing.T) {
 	h, now := newReservations(), time.Now()
 	on := func(node string, ids ...string) (list []*registry.PooledVolume) {
@@ -80,7 +80,7 @@ func TestReservation(t *testing.T) {
 	h.learn("n", all, now) // read while it is held
 	second := h.hold("n")
 	h.claimed(first, now.Add(time.Second))
-	h.learn("n", all, now) // begun before it was claimed
+	h.learn("n", all, now) // started before it was claimed
 	third := h.hold("n")
 	if first == nil || second == nil || third == nil || first == second || second == third || third == first || h.hold("n") != nil || h.hold("other") != nil {
 		t.Fatalf("handed out %v, %v, %v", first, second, third)
@@ -101,7 +101,7 @@ func TestReservation(t *testing.T) {
 	}
 
 	h.learn("m", on("m", "x"), now)
-	h.learn("", on("n", "y"), now) // m has none any more
+	h.learn("", on("n", "y"), now) // m has none left
 	if h.knows("m", now) || !h.knows("n", now) {
 		t.Error("a list of all nodes leaves what was known of one")
 	}
@@ -112,7 +112,8 @@ func TestReservation(t *testing.T) {
 	}
 }
 
-// TestReservationCounts: what is claimed while the entries are counted is not left.
+// TestReservationCounts: a volume that is claimed while the entries are counted does not
+// count as left.
 func TestReservationCounts(t *testing.T) {
 	h, v := newReservations(), &registry.PooledVolume{EngineID: "a", NodeID: "n"}
 	h.counting()
@@ -128,8 +129,8 @@ func TestReservationCounts(t *testing.T) {
 	}
 }
 
-// TestPoolLeavesAFailingNodeAlone: a node on which a volume cannot be made is tried
-// again later and later, and keeps no other node from its volumes.
+// TestPoolLeavesAFailingNodeAlone: retries on a node on which a volume cannot be created
+// have increasing delays, and do not affect other nodes.
 func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 	p := NewVolumes(Deps{Size: 4})
 	full := errors.New("no space left on device")
@@ -149,7 +150,7 @@ func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 	for try := range 3 {
 		n, err := p.each(on("good", "bad", "good"), badly)
 		if n != 2 || !errors.Is(err, full) || !strings.Contains(err.Error(), "node bad") {
-			t.Fatalf("%d made, %v", n, err)
+			t.Fatalf("%d created, %v", n, err)
 		}
 		now := time.Now()
 		wait := p.backoffs["bad"].until.Sub(now)
@@ -162,16 +163,15 @@ func TestPoolLeavesAFailingNodeAlone(t *testing.T) {
 		before = wait
 	}
 	if _, err := p.each(on("good"), badly); err != nil || !p.backingOff("bad", time.Now()) {
-		t.Errorf("what another node made ended the backoff: %v", err)
+		t.Errorf("volumes of another node ended the backoff: %v", err)
 	}
 	if _, err := p.each(on("bad"), func(*registry.PooledVolume) (bool, error) { return true, nil }); err != nil || p.backingOff("bad", time.Now()) {
-		t.Errorf("a volume was made, %v, and the node is backing off", err)
+		t.Errorf("a volume was created, %v, but the node is backing off", err)
 	}
 }
 
-// TestPoolAsksForTheFirstOfANode: while the volume that a node began first is not
-// ready, its others are not asked for, unless that takes too long; those of other
-// nodes are.
+// TestPoolAsksForTheFirstOfANode: while a node's first volume is not ready, its others are
+// not queried, unless that takes too long; those of other nodes are.
 func TestPoolAsksForTheFirstOfANode(t *testing.T) {
 	now := time.Now()
 	for name, c := range map[string]struct {
@@ -204,13 +204,13 @@ func TestPoolAsksForTheFirstOfANode(t *testing.T) {
 				defer mu.Unlock()
 				asked = append(asked, v.EngineID)
 				if v.EngineID == c.fails {
-					return false, errors.New("no answer")
+					return false, errors.New("no response")
 				}
 				return c.ready[v.EngineID], nil
 			})
 			slices.Sort(asked)
 			if !slices.Equal(asked, c.want) || noted != c.noted || (err != nil) != (c.fails != "") {
-				t.Errorf("asked for %v and noted %d, %v; want %v and %d", asked, noted, err, c.want, c.noted)
+				t.Errorf("queried %v and recorded %d, %v; want %v and %d", asked, noted, err, c.want, c.noted)
 			}
 		})
 	}

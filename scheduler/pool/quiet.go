@@ -7,15 +7,15 @@ import (
 	"github.com/septemberai/orch/cluster"
 )
 
-// quietPeriod is the time in which nobody takes volumes, when pools of which more than
-// half is left are filled up, a few nodes after another.
+// quietPeriod is a time without claims, in which pools that are more than half full are
+// refilled, a few nodes after another.
 type quietPeriod struct {
-	total int       // entries at the last look
-	since time.Time // of the last look that found fewer than the one before
-	next  time.Time // when the next node may be filled up
+	total int       // number of entries at the last check
+	since time.Time // time of the last check that found fewer entries than before
+	next  time.Time // when the next node may be refilled
 }
 
-// look notes how many entries there are, by node, and says whether any were taken in
+// look records how many entries there are, by node, and reports whether any were claimed in
 // the last poolQuiet.
 func (l *quietPeriod) look(count map[string]int, now time.Time) (taken bool) {
 	total := 0
@@ -29,8 +29,8 @@ func (l *quietPeriod) look(count map[string]int, now time.Time) (taken bool) {
 	return now.Sub(l.since) < poolQuiet
 }
 
-// due are the ids of the nodes whose pools are to be filled up to a size now: all of
-// those that are half empty, and in a quiet period the emptiest of the others.
+// due returns the ids of the nodes whose pools must be refilled to a size now: all that are
+// half empty, and in a quiet period the emptiest of the others.
 func (l *quietPeriod) due(nodes []cluster.Node, count map[string]int, size int, now time.Time) (due []string) {
 	slices.SortFunc(nodes, func(a, b cluster.Node) int { return count[a.ID] - count[b.ID] })
 	for _, node := range nodes {

@@ -9,23 +9,22 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// knownFor is how long what was read of a node's pool is handed out from. It need
-// not be the newest: a volume that another replica has taken is refused by the
-// claim, and then the pool is read again.
+// knownFor is how long volumes are handed out from what was read of a node's pool. That may
+// be outdated: if another replica has claimed a volume, the claim fails, and the pool is
+// read again.
 const knownFor = 10 * time.Second
 
-// reservations hand the ready volumes of the pool out to the provisions of this
-// replica, so that they neither read the pool each for itself nor race each other
-// for a volume.
+// reservations give the ready volumes of the pool to the provisions of this replica, so
+// that they need not read the pool each, and do not compete for a volume.
 type reservations struct {
 	mu    sync.Mutex
 	known map[string]knownVolumes // by node
-	// held are those that were handed out, by engine_id, and when they were claimed;
-	// the zero time: not yet. What was claimed is kept for as long as a list that is
-	// on its way may still have it.
+	// held are the volumes that were handed out, by engine_id, with the time when they were
+	// claimed; zero: not yet. Claimed ones are kept for as long as an older list may still
+	// contain them.
 	held map[string]time.Time
-	// left is how many entries each node had when they were last counted, less those
-	// that this replica has claimed since it began to count; taken are these.
+	// left is the number of entries of each node when they were last counted, minus those
+	// that this replica has claimed since the count began, which are in taken.
 	left, taken map[string]int
 }
 
@@ -38,7 +37,7 @@ func newReservations() *reservations {
 	return &reservations{known: map[string]knownVolumes{}, held: map[string]time.Time{}, left: map[string]int{}, taken: map[string]int{}}
 }
 
-// knows says whether a node's volumes need not be read now.
+// knows reports whether a node's volumes need not be read now.
 func (h *reservations) knows(nodeID string, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -46,8 +45,8 @@ func (h *reservations) knows(nodeID string, now time.Time) bool {
 	return len(known.volumes) > 0 && now.Sub(known.at) < knownFor
 }
 
-// learn takes over which volumes are ready on a node, by a list that was begun at a
-// time; "": on all nodes.
+// learn stores which volumes are ready on a node, from a list that began at a time; "": on
+// all nodes.
 func (h *reservations) learn(nodeID string, ready []*registry.PooledVolume, begun time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -69,8 +68,8 @@ func (h *reservations) learn(nodeID string, ready []*registry.PooledVolume, begu
 	}
 }
 
-// Hold takes one of the volumes that are known of a node; nil: there is none. Who
-// has it says how it went by claimed or release.
+// hold reserves one of the known volumes of a node; nil: there is none. The caller must
+// call claimed or release.
 func (h *reservations) hold(nodeID string) *registry.PooledVolume {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -85,8 +84,8 @@ func (h *reservations) hold(nodeID string) *registry.PooledVolume {
 	return v
 }
 
-// Release gives up what hold took, if it took one: perhaps another replica has it,
-// so what is known of its node is forgotten.
+// release frees what hold reserved, if anything. Another replica may have that volume, so
+// what is known of its node is forgotten.
 func (h *reservations) release(v *registry.PooledVolume) {
 	if v == nil {
 		return
@@ -97,8 +96,8 @@ func (h *reservations) release(v *registry.PooledVolume) {
 	delete(h.known, v.NodeID)
 }
 
-// Claimed says that an engine has what hold took, and returns how many its node has
-// left, as far as this replica knows.
+// claimed records that an engine has what hold reserved, and returns how many entries its
+// node has left, as far as this replica knows.
 func (h *reservations) claimed(v *registry.PooledVolume, now time.Time) (left int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -108,8 +107,8 @@ func (h *reservations) claimed(v *registry.PooledVolume, now time.Time) (left in
 	return h.left[v.NodeID]
 }
 
-// counting says that the entries are about to be read, and counted how many each
-// node had then.
+// counting records that the entries are about to be read, and counted how many each node
+// had then.
 func (h *reservations) counting() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

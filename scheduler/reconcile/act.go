@@ -13,15 +13,14 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Why is what the audit rows of what a pass did say.
+// Why is the reason in the audit rows of what a pass did.
 const Why = "reconcile"
 
-// reasonInterrupted is the reason of an engine whose provisioning nobody went on
-// with.
+// reasonInterrupted is the reason of an engine whose provision nobody continued.
 const reasonInterrupted = "interrupted"
 
-// act does what an action says to the incarnation that it was planned for. What
-// has changed since is left to the next pass.
+// act carries out an action, if its object has not changed since the plan. Otherwise the
+// next pass handles it.
 func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	switch a.Act {
 	case ActScaleToZero:
@@ -31,8 +30,8 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	case ActDestroy:
 		return r.d.Engines.Destroy(ctx, a.row)
 	case ActExamine:
-		// No event tells that Nomad has forgotten an allocation; this drops it from
-		// the view.
+		// There is no event when Nomad removes an allocation; this removes it from the
+		// view.
 		w := r.d.Nomad.Watch(a.row.JobID())
 		defer w.Close()
 		if err := w.Refresh(ctx); err != nil {
@@ -41,10 +40,10 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 		r.d.Engines.Requeue(a.EngineID)
 		return nil
 	case ActCorrectQuota:
-		r.d.Log.Error("a quota count did not agree with the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
+		r.d.Log.Error("a quota count differs from the rows; correcting it", "product_id", a.ProductID, "counted", a.quota.quota.Count, "rows", a.quota.rows)
 		return MovedOn(r.d.Store.CorrectQuota(ctx, a.ProductID, a.quota.quota, a.quota.rows))
 	case ActMark:
-		r.d.Log.Warn("found something without a row; it is removed when it stays so", "engine_id", a.EngineID, "what", a.found.String(), "after", r.d.Grace.String())
+		r.d.Log.Warn("found an object without a row; it will be removed if it still has none", "engine_id", a.EngineID, "what", a.found.String(), "after", r.d.Grace.String())
 		mark := &registry.Orphan{EngineID: a.EngineID, FirstSeen: time.Now().UTC()}
 		if a.orphan != nil {
 			mark.Index = a.orphan.Index
@@ -64,13 +63,13 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	case ActForget:
 		return r.forgetDamaged(ctx, a)
 	case ActMend:
-		r.d.Log.Warn("an index of the registry does not lead to its row; setting it right", "index", a.fault.Index, "why", a.Why)
+		r.d.Log.Warn("an index of the registry does not lead to its row; correcting it", "index", a.fault.Index, "why", a.Why)
 		return MovedOn(r.d.Store.Mend(ctx, a.fault))
 	case ActDropPooled:
-		// What outside the registry was read before the pool, and an entry goes before
-		// anything of the engine is made.
+		// Everything outside the registry was read before the pool, and a pool entry is
+		// deleted before anything of the engine is created.
 		defer r.Trigger()
-		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+" was handed out, and its volume is pooled in Consul", false)
+		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+"  was handed out, but its volume is pooled in Consul", false)
 	case ActQuarantine:
 		if a.row != nil {
 			return r.d.Owners.QuarantineTwins(ctx, a.row)
@@ -79,11 +78,11 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 	case ActRelease:
 		return r.d.Owners.Release(ctx, a.quarantined)
 	}
-	return fmt.Errorf("reconcile: reconcile does not know how to %s", a.Act)
+	return fmt.Errorf("reconcile: unknown action %s", a.Act)
 }
 
-// MovedOn takes a conflict for what it is: somebody else acted since the pass
-// looked, and the next one sees what is to be done.
+// MovedOn returns nil for a conflict, which means that another call acted since the pass
+// read the object; the next pass plans again.
 func MovedOn(err error) error {
 	if errors.Is(err, registry.ErrConflict) || errors.Is(err, cluster.ErrConflict) {
 		return nil
@@ -91,16 +90,16 @@ func MovedOn(err error) error {
 	return err
 }
 
-// failInterrupted ends a provisioning without an operation: its brain and key
-// stay, and a start tries again.
+// failInterrupted ends a provision without an operation: its brain and key stay, and a
+// start can retry.
 func (r *Reconciler) failInterrupted(ctx context.Context, row *engine.Row) error {
 	row = row.Clone()
 	row.State, row.Reason, row.URL, row.AllocID = engine.Failed, reasonInterrupted, "", ""
 	return MovedOn(r.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"why": Why, "reason": reasonInterrupted}))
 }
 
-// Lost says whether an engine has a user, by its secret, and nothing in the
-// registry. The registry is asked first: a destroy removes the secret before the
+// Lost reports whether an engine has a user according to its secret, but is not in the
+// registry. The registry is read first, because a destroy deletes the secret before the
 // row.
 func (r *Reconciler) Lost(ctx context.Context, engineID string) (bool, error) {
 	held, err := r.d.Store.Held(ctx, engineID)
@@ -117,7 +116,7 @@ func (r *Reconciler) Lost(ctx context.Context, engineID string) (bool, error) {
 	if key.Owner.EngineID != engineID || key.Owner.Deployment != r.d.Guard.ID() || !ofUser(key.Owner) {
 		return false, nil
 	}
-	// The index by engine_id may be missing, and a row that cannot be read is there, too.
+	// The index by engine_id may be missing, and a row that cannot be read counts, too.
 	row, err := r.d.Store.Engine(ctx, key.Owner.ProductID, key.Owner.UserID)
 	var damaged *registry.Unreadable
 	switch {
@@ -129,19 +128,19 @@ func (r *Reconciler) Lost(ctx context.Context, engineID string) (bool, error) {
 	return err == nil && row.EngineID != engineID, err
 }
 
-// confirmLost has the registry rebuilt when an engine that was seen without a row
-// surely has a user and none: the lists may be older than its destroy.
+// confirmLost starts a recovery of the registry if an engine that seemed to have no row
+// certainly has a user and none. The lists may be older than its destroy.
 func (r *Reconciler) confirmLost(ctx context.Context, engineID string) error {
 	lost, err := r.Lost(ctx, engineID)
 	if err != nil || !lost {
 		return err
 	}
 	defer r.Trigger()
-	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+" has a user in Vault and no row in Consul", false)
+	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+"  has a user in Vault but no row in Consul", false)
 }
 
-// quarantineUnknown leaves to an admin what was seen without a row and may hold
-// somebody's memory, if it is still so.
+// quarantineUnknown quarantines an object that has no row and may contain a user's memory,
+// if that is still true.
 func (r *Reconciler) quarantineUnknown(ctx context.Context, a *Action) error {
 	held, err := r.d.Store.Held(ctx, a.EngineID)
 	if err != nil || held {
@@ -153,7 +152,7 @@ func (r *Reconciler) quarantineUnknown(ctx context.Context, a *Action) error {
 	}
 	ruled := w.judgeLost(time.Now().UTC(), false)
 	if ruled.act != ActQuarantine {
-		return nil // it is gone, or the next pass knows whose it is
+		return nil // it was removed, or the next pass knows its owner
 	}
 	r.d.Log.Error("an engine is quarantined until an admin decides (orch engine adopt, orch engine discard)", "engine_id", a.EngineID, "what", a.found.String(), "why", ruled.why)
 	q := &registry.Quarantined{EngineID: a.EngineID, Since: time.Now().UTC(), Why: ruled.why, What: a.found.Parts()}

@@ -10,20 +10,20 @@ import (
 	"github.com/septemberai/orch/cluster"
 )
 
-// removeOrphan removes what has no row: process, job, volume, variable, key and
-// tombstone, in this order, so that a crash between any two leaves less of it.
+// removeOrphan removes an object without a row: process, job, volume, variable, key and
+// tombstone, in this order, so that a crash in between leaves less of it.
 func (r *Reconciler) removeOrphan(ctx context.Context, a *Action) error {
 	held, err := r.d.Store.Held(ctx, a.EngineID)
 	if err != nil || held {
-		return err // the next pass takes the tombstone away
+		return err // the next pass deletes the tombstone
 	}
-	// What may be somebody's is looked at once more, not only in a list.
+	// What may belong to a user is read once more, and not only in a list.
 	if w, err := r.WitnessesOf(ctx, a.found, nil); err != nil {
 		return err
 	} else if w.judgeLost(time.Now().UTC(), false).act != "" {
 		return r.quarantineUnknown(ctx, &Action{EngineID: a.EngineID, found: a.found})
 	}
-	// Fenced by the lead: whoever lost it removes nothing.
+	// The lead fences this: a replica that lost it removes nothing.
 	tombstone, began := *a.orphan, time.Now()
 	tombstone.Removing = began.UTC()
 	if err := r.d.Store.PutOrphan(ctx, &tombstone); err != nil {
@@ -39,12 +39,12 @@ func (r *Reconciler) removeOrphan(ctx context.Context, a *Action) error {
 		return MovedOn(r.d.Store.DeleteOrphan(ctx, &tombstone))
 	})
 	if err == nil {
-		r.d.Log.Warn("removed what had no row", "engine_id", a.EngineID, "what", a.found.String(), "first_seen", tombstone.FirstSeen)
+		r.d.Log.Warn("removed an object without a row", "engine_id", a.EngineID, "what", a.found.String(), "first_seen", tombstone.FirstSeen)
 	}
 	return err
 }
 
-// Clear removes what there is of an engine outside the registry, its process first.
+// Clear removes everything of an engine outside the registry, its process first.
 func (r *Reconciler) Clear(ctx context.Context, f *Found) error {
 	if f.job != nil {
 		if err := r.clearJob(ctx, f.job); err != nil {
@@ -69,8 +69,8 @@ func (r *Reconciler) Clear(ctx context.Context, f *Found) error {
 	return nil
 }
 
-// clearJob ends a job's process, waits until its node says that it is gone, and
-// has Nomad forget the job.
+// clearJob ends a job's process, waits until its node reports the end, and removes the job
+// from Nomad.
 func (r *Reconciler) clearJob(ctx context.Context, seen *cluster.JobInfo) error {
 	job, err := r.d.Nomad.Job(ctx, seen.ID)
 	if errors.Is(err, cluster.ErrNotFound) {
@@ -80,7 +80,7 @@ func (r *Reconciler) clearJob(ctx context.Context, seen *cluster.JobInfo) error 
 		return err
 	}
 	if *job.JobModifyIndex != seen.ModifyIndex {
-		return fmt.Errorf("%w: it was registered anew since it was seen", cluster.ErrConflict)
+		return fmt.Errorf("%w: it was registered again since it was read", cluster.ErrConflict)
 	}
 	if _, err := r.d.Nomad.ScaleToZero(ctx, seen.ID, "", "", ctx.Err); err != nil {
 		return err
@@ -92,7 +92,7 @@ func (r *Reconciler) clearJob(ctx context.Context, seen *cluster.JobInfo) error 
 	if err := w.Refresh(ctx); err != nil {
 		return err
 	}
-	alive := map[string]bool{} // as it was seen last
+	alive := map[string]bool{} // as last read
 	var allocs []cluster.Alloc
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		allocs = state.Allocs
@@ -100,14 +100,14 @@ func (r *Reconciler) clearJob(ctx context.Context, seen *cluster.JobInfo) error 
 			alive[a.ID] = !a.Terminal()
 		}
 		for _, lives := range alive {
-			if lives { // also one that Nomad has forgotten meanwhile
+			if lives { // even if Nomad has forgotten it meanwhile
 				return false, nil
 			}
 		}
 		return true, nil
 	})
 	if err != nil {
-		return fmt.Errorf("its process is not known to be gone: %w", err)
+		return fmt.Errorf("its process may still run: %w", err)
 	}
 	if err := r.d.Engines.ProveEnded(ctx, seen.ID, allocs); err != nil {
 		return err

@@ -8,9 +8,9 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// planDamaged says what is to be done about the records of the registry that cannot be
-// read, and about indexes that do not lead to their rows. Each is a matter of one engine
-// or one product: all others are planned as ever.
+// planDamaged plans what to do about records of the registry that cannot be read, and about
+// indexes that do not lead to their rows. Each concerns only one engine or one product; all
+// others are planned as usual.
 func (p *planner) planDamaged() {
 	for _, u := range p.unreadable {
 		p.planUnreadable(u)
@@ -21,15 +21,15 @@ func (p *planner) planDamaged() {
 		p.add(&Action{Act: ActRestoreProduct, Subject: "product", ProductID: u.ProductID, Why: "its record is damaged", damaged: u, hasRows: hasRows})
 	}
 	for _, u := range p.damagedVolumes {
-		p.add(&Action{Act: ActForget, Subject: "unreachable_volume", EngineID: u.Name(), Why: "its record is damaged; what is left of the engine is found again as an orphan", damaged: u})
+		p.add(&Action{Act: ActForget, Subject: "unreachable_volume", EngineID: u.Name(), Why: "its record is damaged; the remains of the engine will be found as an orphan", damaged: u})
 	}
 	for _, f := range p.faults {
 		p.add(&Action{Act: ActMend, Subject: "index", EngineID: f.EngineID, ProductID: f.ProductID, Why: f.Index + ": " + f.Why, fault: f})
 	}
 }
 
-// planUnreadable looks at one row that cannot be read. Nothing of the engine that it may
-// be of is removed for want of a row.
+// planUnreadable plans for one row that cannot be read. Nothing of the engine that it may
+// belong to is removed because of a missing row.
 func (p *planner) planUnreadable(u *registry.Unreadable) {
 	act := func(what Act, id, why string) {
 		p.add(&Action{Act: what, Subject: "engine", EngineID: id, ProductID: u.ProductID, UserID: u.UserID, Why: why, found: p.peek(id), damaged: u})
@@ -49,24 +49,24 @@ func (p *planner) planUnreadable(u *registry.Unreadable) {
 	case u.Newer:
 		act(ActReport, id, "a newer version of the service wrote its row, and this one cannot read it")
 	case len(p.missing) > 0:
-		act(ActReport, id, "its row is damaged; nothing is done about it before all lists can be read")
+		act(ActReport, id, "its row is damaged; nothing can be done before all lists can be read")
 	case p.keysLost:
-		act(ActReport, id, "its row is damaged; Vault went back in time, and a witness of it may be missing")
+		act(ActReport, id, "its row is damaged, and its witness may be missing because Vault went back in time")
 	case p.quarantined[id]:
 		act(ActReport, id, "its row is damaged, and it is quarantined until an admin decides")
 	case id == "" && p.unowned():
-		act(ActReport, id, "its row is damaged, and nothing says which engine it was of")
+		act(ActReport, id, "its row is damaged, and its engine is unknown")
 	case id == "" || p.peek(id).empty():
-		act(ActForget, id, "its row is damaged, and nothing is left of an engine of it")
+		act(ActForget, id, "its row is damaged, and nothing of its engine exists")
 	case u.ProductID == engine.WarmProduct && owned != "":
-		act(ActForget, id, "its row is damaged, and nobody was given it")
+		act(ActForget, id, "its row is damaged, and it was never given to a user")
 	default:
 		act(ActRebuild, id, "its row is damaged")
 	}
 }
 
-// enginesOf are the engines that a row which cannot be read may be of: owned is the one
-// that its secret in Vault says is this user's, ids are all that anything says it of.
+// enginesOf returns the engines that an unreadable row may belong to: owned is the one
+// whose secret in Vault names this user, and ids are all that any record assigns to it.
 func (p *planner) enginesOf(u *registry.Unreadable) (owned string, ids []string) {
 	indexed := map[string]bool{}
 	for _, id := range p.indexed[u.Key] {
@@ -83,7 +83,7 @@ func (p *planner) enginesOf(u *registry.Unreadable) (owned string, ids []string)
 		if !indexed[id] {
 			ids = append(ids, id)
 		}
-		// Of two the one that the index names, too, and else always the same.
+		// Of two, take the one that the index names too, and otherwise always the same.
 		if owned == "" || indexed[id] && !indexed[owned] || indexed[id] == indexed[owned] && id < owned {
 			owned = id
 		}
@@ -91,8 +91,8 @@ func (p *planner) enginesOf(u *registry.Unreadable) (owned string, ids []string)
 	return owned, ids
 }
 
-// unowned says whether there is something of this deployment that no row has, and no
-// secret says whose it is.
+// unowned reports whether this deployment has an object without a row whose owner no secret
+// names.
 func (p *planner) unowned() bool {
 	for id, f := range p.found {
 		if !f.empty() && !p.held(id) && !p.foreign(f) && (p.owners[id] == nil || p.owners[id].Owner == secrets.Owner{}) {

@@ -14,13 +14,14 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// damagedRow is the record of a user's row that cannot be read.
+// damagedRow is an unreadable record of a user's row.
 func damagedRow(productID string, newer bool) *registry.Unreadable {
 	return &registry.Unreadable{Key: "t/engines/x", ProductID: productID, UserID: "user", Index: 7, Newer: newer, Err: errors.New("damaged")}
 }
 
-// Whatever is left of what says whose an engine is, nothing of it is removed, nor marked,
-// for want of a row that can be read; and leftovers that are surely others' are removed.
+// Whatever evidence of an engine's owner is left, nothing of the engine is removed or
+// marked because its row cannot be read; leftovers that certainly belong to others are
+// removed.
 func TestDamagedRowKeepsItsEngine(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		flag := func(name string) bool { return rapid.Bool().Draw(t, name) }
@@ -69,12 +70,12 @@ func TestDamagedRowKeepsItsEngine(t *testing.T) {
 			}
 		}
 		if told != 1 || !removed {
-			t.Fatalf("told %d times; the other's leftover is removed: %v", told, removed)
+			t.Fatalf("reported %d times; the other's leftover is removed: %v", told, removed)
 		}
 	})
 }
 
-// A row of a warm engine goes, for nobody was given it.
+// A row of a warm engine is removed, because no user had it.
 func TestDamagedRowOfAWarmEngine(t *testing.T) {
 	id := testID(testIDPrefix, 1)
 	s := &simulated{now: time.Now(), keys: map[string]bool{id: true}, owners: map[string]secrets.Owner{
@@ -87,8 +88,8 @@ func TestDamagedRowOfAWarmEngine(t *testing.T) {
 	}
 }
 
-// While a list is missing, or Vault is known to have lost keys, nothing is done about a
-// damaged row; it has its place in the quota all the same.
+// While a list is missing, or Vault is known to have lost keys, a damaged row is not
+// touched; it still counts in the quota.
 func TestDamagedRowWaits(t *testing.T) {
 	for name, spoil := range map[string]func(*world){
 		"OKListMissing": func(w *world) { w.missing[listVolumes] = errors.New("not now") },
@@ -106,7 +107,7 @@ func TestDamagedRowWaits(t *testing.T) {
 	}
 }
 
-// Two rows of one engine are reported, each, and nothing else is done about them.
+// Two rows of one engine are both reported, and not touched.
 func TestPlanOfTwins(t *testing.T) {
 	for name, quarantined := range map[string]bool{"OKNew": false, "OKQuarantined": true} {
 		t.Run(name, func(t *testing.T) {

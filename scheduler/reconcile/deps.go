@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Deps are what a reconciler works with.
+// Deps are the dependencies of a Reconciler.
 type Deps struct {
 	Log     hclog.Logger
 	Store   Store
@@ -26,15 +26,15 @@ type Deps struct {
 	Guard   Guard
 	Engines Engines
 	Owners  Owners
-	// Deployment is what the meta of this deployment's jobs names.
+	// Deployment is the name of this deployment in the meta of its jobs.
 	Deployment string
-	// Interval is the time between two full passes of the leader, and Grace how long what
-	// has no row is left alone before it is removed.
+	// Interval is the time between two full passes of the leader, and Grace how long an
+	// object without a row is kept before it is removed.
 	Interval, Grace time.Duration
-	// KillWithin bounds the wait for a process to end, from the signal on.
+	// KillWithin limits the wait for a process to end after the signal.
 	KillWithin time.Duration
-	// Undone is how a destroy begins that undoes a provision: kind, first step, and the
-	// code that its caller hears.
+	// Undone is the beginning of a destroy that undoes a provision: kind, first step, and
+	// the error code for its caller.
 	Undone engine.Operation
 }
 
@@ -45,7 +45,7 @@ type Store interface {
 	Recovered
 }
 
-// Lists are what a pass reads of the registry, and who asked for one.
+// Lists are what a pass reads of the registry, and the requests for a pass.
 type Lists interface {
 	Orphans(ctx context.Context) ([]*registry.Orphan, error)
 	PoolIDs(ctx context.Context) (map[string]bool, error)
@@ -58,7 +58,7 @@ type Lists interface {
 	ReconcileRequested(ctx context.Context, index uint64) (uint64, error)
 }
 
-// Records are what a pass looks at once more before it acts, and what it writes.
+// Records are what a pass reads once more before it acts, and what it writes.
 type Records interface {
 	Held(ctx context.Context, engineID string) (bool, error)
 	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
@@ -71,7 +71,7 @@ type Records interface {
 	Announce(ctx context.Context, productID, userID string) error
 }
 
-// Recovered is what a recovery reads and writes besides.
+// Recovered is what a recovery additionally reads and writes.
 type Recovered interface {
 	Deployment(ctx context.Context) (*registry.Deployment, error)
 	Tenant(ctx context.Context, productID string) (registry.Tenant, error)
@@ -90,7 +90,7 @@ type Rows interface {
 	Twins(engineID string) []*engine.Row
 }
 
-// Nomad is what there is of engines in Nomad, and how it is removed.
+// Nomad reads and removes the parts of engines in Nomad.
 type Nomad interface {
 	Age() time.Duration
 	Jobs(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.JobInfo, error)
@@ -105,7 +105,7 @@ type Nomad interface {
 	DeleteVariableAt(ctx context.Context, jobID string, index uint64) error
 }
 
-// Vault is what there is of engines and products in Vault.
+// Vault reads and writes the parts of engines and products in Vault.
 type Vault interface {
 	EngineIDs(ctx context.Context) ([]string, error)
 	Keys(ctx context.Context, engineID string) ([]*secrets.EngineKey, error)
@@ -118,75 +118,75 @@ type Vault interface {
 	Product(ctx context.Context, id string) (*secrets.Product, error)
 }
 
-// Checks is how the engines' checks in Consul stand.
+// Checks is the state of the engines' checks in Consul.
 type Checks interface {
 	Passes(allocID string) bool
 }
 
-// Pool is the pool of volumes: it is told which of its entries seem to have none.
+// Pool is the volume pool, which is told which of its entries may have no volume.
 type Pool interface {
 	Suspect(engineIDs map[string]bool)
 }
 
-// Guard knows which deployment this is, and whether its registry is whole.
+// Guard determines which deployment this is, and whether its registry is complete.
 type Guard interface {
 	ID() string
 	Current() *registry.Deployment
 	OK() bool
-	// Forward says whether the registry has surely not gone back by now.
+	// Forward reports whether the registry has certainly not gone back in time.
 	Forward(ctx context.Context) bool
 	StartRecovery(ctx context.Context, why string, back bool) error
 	EndRecovery(ctx context.Context, record *registry.Deployment, done registry.Recovery) error
 	NoteKeys(ctx context.Context, missing int) error
 }
 
-// Engines is what is known of engines besides, and what is done to them.
+// Engines is other data about engines, and what can be done to them.
 type Engines interface {
-	// Ready says whether this replica works, and Leads whether it leads.
+	// Ready reports whether this replica works, and Leads whether it leads.
 	Ready() bool
 	Leads() bool
 	NodeSilent(nodeID string) bool
-	// Request gives a pass the id of a request.
+	// Request adds a new request id to the context of a pass.
 	Request(ctx context.Context) context.Context
-	// Audited makes a change that nobody asked for between the two halves of its audit
-	// row; without a row it is not made.
+	// Audited makes a change of the service itself between beginning and completing its
+	// audit row; without the row the change is not made.
 	Audited(ctx context.Context, e audit.Entry, change func() error) error
 	// Update writes a row that the service itself changed, with an audit row.
 	Update(ctx context.Context, row *engine.Row, action string, details map[string]any) error
 	// EndProcess ends the process of an engine that is stopped or sleeping, and Destroy
-	// finishes a destroy; they wait for how that ends. gone: the list of jobs says that a
-	// paused one has none any more.
+	// finishes a destroy; both wait for the result. gone: according to the list of jobs, a
+	// paused engine has no process any more.
 	EndProcess(ctx context.Context, row *engine.Row, gone bool) error
 	Destroy(ctx context.Context, row *engine.Row) error
-	// Requeue has the health side look at an engine at once.
+	// Requeue makes the health monitor examine an engine at once.
 	Requeue(engineID string)
-	// DiscardWarm removes an engine that nobody was given.
+	// DiscardWarm removes an engine that was never given to a user.
 	DiscardWarm(ctx context.Context, row *engine.Row, why string)
-	// VolumesOf lists the volumes of an engine, and RemoveVolume deletes one with what is
-	// in it: an error says why it is left.
+	// VolumesOf lists the volumes of an engine, and RemoveVolume deletes one with its data;
+	// its error says why that was not possible.
 	VolumesOf(ctx context.Context, engineID string) ([]*cluster.Volume, error)
 	RemoveVolume(ctx context.Context, v *cluster.Volume) error
-	// ProveEnded proves that nothing is left of allocations that Nomad says have ended.
+	// ProveEnded proves that nothing is left of allocations that Nomad reports as ended.
 	ProveEnded(ctx context.Context, jobID string, allocs []cluster.Alloc) error
-	// Image and Resources are an engine's of a product when nothing else says them.
+	// Image and Resources are the defaults for an engine of a product.
 	Image(p *engine.Product) (string, error)
 	Resources(p engine.Policy) engine.Resources
 }
 
-// Owners is whose the engines are.
+// Owners checks and changes the owners of engines.
 type Owners interface {
-	// Quarantine leaves an engine to an admin, and Release takes that back.
+	// Quarantine leaves an engine to an admin, and Release undoes that.
 	Quarantine(ctx context.Context, q *registry.Quarantined) error
 	Release(ctx context.Context, q *registry.Quarantined) error
-	// QuarantineTwins does so with the engine of a row, if another names it, too.
+	// QuarantineTwins quarantines the engine of a row, if another row names it, too.
 	QuarantineTwins(ctx context.Context, row *engine.Row) error
-	// Contradict does so with the engine of a row that is another owner's by its secret.
+	// Contradict quarantines the engine of a row whose secret names another owner.
 	Contradict(ctx context.Context, row *engine.Row, owner secrets.Owner)
-	// Agree says whether a secret and a row are of one owner, and Settled hears that they
-	// are again.
+	// Agree reports whether a secret and a row have the same owner. Settled is called when
+	// they have again.
 	Agree(k *secrets.EngineKey, row *engine.Row) bool
 	Settled(engineID string)
-	// Backfill writes the owner of a row's engine into its secret and its variable, for the
+	// Backfill writes the owner of a row's engine into its secret and its variable for the
 	// first time, and ClaimAgain into a secret that went back in time.
 	Backfill(ctx context.Context, row *engine.Row) error
 	ClaimAgain(ctx context.Context, row *engine.Row) error

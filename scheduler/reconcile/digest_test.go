@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// A row that is rebuilt, or that is older than its engine, gets the digest that the
-// engine was started with last.
+// A row that is rebuilt, or that is older than its engine, gets the digest of the engine's
+// last start.
 func TestWitnessesKeepTheDigest(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
 	job := func(image, digest string) *jobs.Engine {
@@ -43,7 +43,7 @@ func TestWitnessesKeepTheDigest(t *testing.T) {
 				t.Fatalf("%s: %+v", r.act, r.row)
 			}
 			w.row = r.row.Clone()
-			w.row.State, w.row.Reason, w.row.Digest = engine.Running, "", "" // of before it was resolved
+			w.row.State, w.row.Reason, w.row.Digest = engine.Running, "", "" // from before it was resolved
 			if r = w.judgeRow(time.Now(), true); tc.digest != "" && (r.act != ActCorrect || r.row.Digest != tc.digest) {
 				t.Errorf("an older row: %s: %+v", r.act, r.row)
 			}

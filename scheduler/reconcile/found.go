@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Found is what there is under one engine_id outside the registry.
+// Found is everything under one engine_id outside the registry.
 type Found struct {
 	id       string
 	job      *cluster.JobInfo
@@ -17,8 +17,8 @@ type Found struct {
 	key      bool
 }
 
-// whole says whether what there is of an engine may hold somebody's memory: a
-// volume that something else knows of, or a process.
+// whole reports whether an engine may contain a user's memory: it has a process, or a
+// volume that another record refers to.
 func (f *Found) whole() bool {
 	return len(f.volumes) > 0 && (f.key || f.job != nil || f.variable != nil) || f.job != nil && len(f.job.Live) > 0
 }
@@ -27,10 +27,10 @@ func (f *Found) empty() bool {
 	return f.job == nil && len(f.volumes) == 0 && f.variable == nil && !f.key
 }
 
-// String names what there is.
+// String lists the parts that exist.
 func (f *Found) String() string { return strings.Join(f.Parts(), ", ") }
 
-// Parts names each thing that there is.
+// Parts returns the parts that exist.
 func (f *Found) Parts() []string {
 	var parts []string
 	if f.job != nil {
@@ -48,7 +48,7 @@ func (f *Found) Parts() []string {
 	return parts
 }
 
-// Find reads what there is of one engine outside the registry.
+// Find reads everything of one engine outside the registry.
 func (r *Reconciler) Find(ctx context.Context, engineID string) (*Found, error) {
 	f := &Found{id: engineID}
 	jobs, err := r.d.Nomad.Jobs(ctx, engine.JobID(engineID), cluster.Unthrottled)

@@ -12,12 +12,12 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// backfillers is how many engines are given their witnesses at a time.
+// backfillers is how many engines get their witnesses concurrently.
 const backfillers = 4
 
-// witnessAll writes, as the leader, the witnesses that are missing: those of engines
-// that a version of the service made which knew none, those of products that changed
-// while Vault was away; and it notes when every engine has its key again.
+// witnessAll writes, as the leader, missing witnesses: those of engines that a version of
+// the service without witnesses created, and those of products that changed while Vault was
+// unavailable. It also records when every engine has its key again.
 func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 	if !w.read(listRows, listKeys, listOwners) {
 		return
@@ -33,7 +33,7 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 			err := r.d.Owners.Backfill(limited, row.Clone())
 			if err != nil && MovedOn(err) != nil && !errors.Is(err, secrets.ErrConflict) && ctx.Err() == nil {
 				failed.Add(1)
-				r.d.Log.Debug("an engine was not given its witnesses; trying again", "engine_id", row.EngineID, "error", err)
+				r.d.Log.Debug("cannot write the witnesses of an engine; retrying", "engine_id", row.EngineID, "error", err)
 			}
 			return nil
 		})
@@ -43,38 +43,38 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 			if wantsKey(row) && row.ProductID != engine.WarmProduct {
 				work.Go(func() error {
 					if err := r.d.Owners.ClaimAgain(limited, row); err != nil && ctx.Err() == nil {
-						r.d.Log.Debug("an engine's owner was not written into Vault again; trying again", "engine_id", row.EngineID, "error", err)
+						r.d.Log.Debug("cannot write an engine's owner into Vault again; retrying", "engine_id", row.EngineID, "error", err)
 					}
 					return nil
 				})
 			}
 		}
 	}
-	_ = work.Wait() // the errors are told
+	_ = work.Wait() // the errors are logged
 	if n := failed.Load(); n > 0 {
-		r.d.Log.Warn("engines of an earlier version have no witnesses yet; trying again", "engines", n)
+		r.d.Log.Warn("engines of an earlier version have no witnesses yet; retrying", "engines", n)
 	}
 	for _, q := range w.quarantine {
 		if err := r.reviewQuarantine(ctx, w, q); err != nil && ctx.Err() == nil {
-			r.d.Log.Debug("a quarantined engine was not looked at; trying again", "engine_id", q.EngineID, "error", err)
+			r.d.Log.Debug("cannot check a quarantined engine; retrying", "engine_id", q.EngineID, "error", err)
 		}
 	}
 	if err := r.d.Owners.WitnessProducts(ctx); err != nil && ctx.Err() == nil {
-		r.d.Log.Warn("products have no witness in Vault yet; trying again", "error", err)
+		r.d.Log.Warn("cannot write the witnesses of products into Vault; retrying", "error", err)
 	}
 	if err := r.d.Guard.NoteKeys(ctx, w.lostKeys()); err != nil && ctx.Err() == nil {
-		r.d.Log.Debug("cannot note that every engine has its key again", "error", err)
+		r.d.Log.Debug("cannot record that every engine has its key again", "error", err)
 	}
 	for _, row := range w.rows {
 		if w.keysMissing[row.EngineID] && row.ProductID == engine.WarmProduct {
-			r.d.Engines.DiscardWarm(ctx, row, "Vault has lost its key") // nobody was told it
+			r.d.Engines.DiscardWarm(ctx, row, "Vault has lost its key") // it was never given to a user
 		}
 	}
 }
 
-// reviewQuarantine takes away the quarantine of an engine whose row named another owner
-// than its secret, or that two rows named, when that is so no more: the row agrees by
-// now, or is gone.
+// reviewQuarantine ends the quarantine of an engine whose row and secret named different
+// owners, or that two rows named, if that is no longer true: the row agrees now, or was
+// deleted.
 func (r *Reconciler) reviewQuarantine(ctx context.Context, w *world, q *registry.Quarantined) error {
 	if q.Why != WhyContradiction && q.Why != WhyTwins {
 		return nil
@@ -94,7 +94,7 @@ func (r *Reconciler) reviewQuarantine(ctx context.Context, w *world, q *registry
 		}
 	}
 	r.d.Owners.Settled(q.EngineID)
-	r.d.Log.Info("a quarantined engine is its owner's by all that is known of it", "engine_id", q.EngineID)
+	r.d.Log.Info("all records of a quarantined engine agree again", "engine_id", q.EngineID)
 	defer r.Trigger()
 	return r.d.Owners.Release(ctx, q)
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// staleNodes is how old the view of the nodes may be for a pass: the event
-// stream is not silent for longer (see the cluster's feed).
+// staleNodes is the maximum age of the view of the nodes for a pass: the event stream is
+// never silent for longer (see the cluster's feed).
 const staleNodes = 2 * time.Minute
 
 // look reads the world. What cannot be read is missing in it.
@@ -33,8 +33,8 @@ func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, thro
 		name string
 		read func() error
 	}
-	// One after another, so that no store is asked for two at a time: calls that
-	// come meanwhile hardly notice.
+	// The lists are read one after another, so that no store has to serve two concurrently,
+	// and other calls are hardly affected.
 	for _, l := range []list{
 		{listJobs, func() (err error) { w.jobs, err = r.d.Nomad.Jobs(ctx, enginePrefix, throttle); return err }},
 		{listVolumes, func() (err error) { w.volumes, err = r.d.Nomad.Volumes(ctx, throttle); return err }},
@@ -76,7 +76,7 @@ func (r *Reconciler) look(ctx context.Context, suspects map[string]suspect, thro
 	return w
 }
 
-// readIndexes holds the indexes against the rows of products and engines.
+// readIndexes compares the indexes with the rows of products and engines.
 func (r *Reconciler) readIndexes(ctx context.Context, w *world) error {
 	products, damaged, err := r.d.Store.Products(ctx)
 	if err != nil {
@@ -85,7 +85,7 @@ func (r *Reconciler) readIndexes(ctx context.Context, w *world) error {
 	}
 	w.damagedProducts = damaged
 	if !w.read(listRows) {
-		return nil // nothing is decided by them
+		return nil // nothing is decided with them
 	}
 	indexes, err := r.d.Store.Indexes(ctx)
 	if err != nil {
@@ -100,11 +100,11 @@ func (r *Reconciler) readIndexes(ctx context.Context, w *world) error {
 }
 
 // readOwners reads the secrets of the engines that the registry does not have: in a
-// registry that is whole there is hardly one. While Vault is known to have gone
-// back, it also asks for the key of every row.
+// complete registry there is hardly one. While Vault is known to have gone back in time, it
+// also checks the key of every row.
 func (r *Reconciler) readOwners(ctx context.Context, w *world) error {
 	if !w.read(listKeys, listPool, listRows, listUnreachableVolumes, listQuarantine) {
-		return nil // nothing is decided by them
+		return nil // nothing is decided with them
 	}
 	held := maps.Clone(w.pooled)
 	for _, row := range w.rows {
@@ -156,8 +156,8 @@ func (r *Reconciler) readOwners(ctx context.Context, w *world) error {
 	return work.Wait()
 }
 
-// lookForLost notes the rows whose volume Nomad does not know. The list of volumes
-// is older than that of rows: where one is missing, the volumes are listed once more.
+// lookForLost records the rows whose volume Nomad does not know. The list of volumes is
+// older than that of rows, so if one is missing, the volumes are listed again.
 func (r *Reconciler) lookForLost(ctx context.Context, w *world, throttle cluster.Throttle) {
 	if !w.read(listVolumes, listRows) {
 		return
@@ -176,7 +176,7 @@ func (r *Reconciler) lookForLost(ctx context.Context, w *world, throttle cluster
 	}
 	now, err := r.d.Nomad.Volumes(ctx, throttle)
 	if err != nil {
-		return // nothing is said that is not known
+		return // what is unknown is not reported
 	}
 	for _, v := range now {
 		delete(lost, v.ID)

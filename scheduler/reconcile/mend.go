@@ -11,8 +11,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// rebuildDamaged writes the row of an engine over one that cannot be read, from the
-// engine's witnesses; where these contradict themselves, an admin decides.
+// rebuildDamaged replaces an unreadable row with one from the engine's witnesses. If these
+// contradict each other, an admin decides.
 func (r *Reconciler) rebuildDamaged(ctx context.Context, a *Action) error {
 	w, err := r.WitnessesOf(ctx, a.found, nil)
 	if err != nil {
@@ -27,10 +27,10 @@ func (r *Reconciler) rebuildDamaged(ctx context.Context, a *Action) error {
 	case ActQuarantine:
 		return x.quarantine(ctx, a.found, w, ruled.why)
 	}
-	return nil // the next pass knows what is left of it
+	return nil // the next pass handles what remains of it
 }
 
-// forgetDamaged removes a record that cannot be read and that nothing needs.
+// forgetDamaged deletes an unreadable record that is not needed.
 func (r *Reconciler) forgetDamaged(ctx context.Context, a *Action) error {
 	return r.mending(ctx, a, func() error {
 		if a.Subject == "engine" {
@@ -40,8 +40,7 @@ func (r *Reconciler) forgetDamaged(ctx context.Context, a *Action) error {
 	})
 }
 
-// restoreDamaged writes a product's row over one that cannot be read, as its witness in
-// Vault has it.
+// restoreDamaged replaces an unreadable row of a product with its witness in Vault.
 func (r *Reconciler) restoreDamaged(ctx context.Context, a *Action) error {
 	witness, err := r.d.Vault.Product(ctx, a.ProductID)
 	if err != nil {
@@ -51,7 +50,7 @@ func (r *Reconciler) restoreDamaged(ctx context.Context, a *Action) error {
 	case witness.Deleted && !a.hasRows:
 		return r.mending(ctx, a, func() error { return MovedOn(r.d.Store.DeleteUnreadable(ctx, a.damaged)) })
 	case len(witness.Record) == 0:
-		return fmt.Errorf("reconcile: the record of product %s is damaged, and Vault has no witness of it", a.ProductID)
+		return fmt.Errorf("reconcile: the record of product %s  is damaged, and Vault has no witness", a.ProductID)
 	}
 	return r.mending(ctx, a, func() error {
 		x := &recovery{r: r}
@@ -59,7 +58,7 @@ func (r *Reconciler) restoreDamaged(ctx context.Context, a *Action) error {
 	})
 }
 
-// mending makes a change that sets a damaged record right between the two halves of its
+// mending makes a change that repairs a damaged record between beginning and completing its
 // audit row.
 func (r *Reconciler) mending(ctx context.Context, a *Action, change func() error) error {
 	r.d.Log.Warn("a record of the registry is damaged", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", a.damaged.Err)
@@ -69,8 +68,9 @@ func (r *Reconciler) mending(ctx context.Context, a *Action, change func() error
 	}, change)
 }
 
-// announce has all replicas read the rows again that a pass found damaged, or twice, and
-// that this replica's view does not know as such: what did that told nobody.
+// announce makes all replicas read again the rows that a pass found damaged, or duplicate,
+// and that this replica's view does not know as such, because the write that caused it
+// notified nobody.
 func (r *Reconciler) announce(ctx context.Context, w *world) {
 	var err error
 	if len(w.unreadable) > r.d.Rows.Unreadable("") {
@@ -86,6 +86,6 @@ func (r *Reconciler) announce(ctx context.Context, w *world) {
 		byID[row.EngineID] = row
 	}
 	if err != nil && ctx.Err() == nil {
-		r.d.Log.Debug("damaged rows were not announced; the next pass does it", "error", err)
+		r.d.Log.Debug("cannot announce damaged rows; the next pass does it", "error", err)
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// planOrphans looks at what nobody in the registry has. Nothing is decided about
-// it while any list is missing. What may hold somebody's memory is never removed by
-// itself: its row is rebuilt, or an admin decides.
+// planOrphans plans for objects that nothing in the registry refers to. Nothing is decided
+// about them while a list is missing. What may contain a user's memory is never removed by
+// the service itself: its row is rebuilt, or an admin decides.
 func (p *planner) planOrphans() {
 	if len(p.missing) > 0 {
 		return
@@ -23,7 +23,7 @@ func (p *planner) planOrphans() {
 	seen := map[string]bool{}
 	for id := range p.pooled {
 		if f := p.peek(id); f.key || f.job != nil || f.variable != nil {
-			p.add(&Action{Act: ActDropPooled, Subject: "pool", EngineID: id, found: f, Why: "its volume is pooled, and it was handed out: there is " + f.String()})
+			p.add(&Action{Act: ActDropPooled, Subject: "pool", EngineID: id, found: f, Why: "its volume is pooled, but it was handed out: there is " + f.String()})
 		}
 	}
 	for _, f := range p.found {
@@ -43,25 +43,24 @@ func (p *planner) planOrphans() {
 	}
 	for id, tombstone := range tombstones {
 		if !seen[id] {
-			why := "nothing of it is left"
+			why := "nothing of it remains"
 			switch {
 			case p.held(id):
 				why = "the registry has it again"
 			case !p.peek(id).empty():
-				why = "it may hold somebody's memory"
+				why = "it may contain a user's memory"
 			}
 			p.add(&Action{Act: ActUnmark, Subject: "orphan", EngineID: id, orphan: tombstone, Why: why})
 		}
 	}
 	for _, q := range p.quarantine {
 		if p.peek(q.EngineID).empty() && p.byID[q.EngineID] == nil && !p.kept[q.EngineID] {
-			p.add(&Action{Act: ActRelease, Subject: "quarantine", EngineID: q.EngineID, quarantined: q, Why: "nothing of it is left"})
+			p.add(&Action{Act: ActRelease, Subject: "quarantine", EngineID: q.EngineID, quarantined: q, Why: "nothing of it remains"})
 		}
 	}
 }
 
-// aboutOrphan says what is to be done about something without a row; "": nothing,
-// for now.
+// aboutOrphan returns what to do about an object without a row; "": nothing for now.
 func (p *planner) aboutOrphan(f *Found, tombstone *registry.Orphan) (Act, string) {
 	what := f.String()
 	k := p.owners[f.id]
@@ -69,16 +68,16 @@ func (p *planner) aboutOrphan(f *Found, tombstone *registry.Orphan) (Act, string
 	case len(f.volumes) > 1:
 		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
 	case f.job != nil && !p.owns(f.job):
-		return ActReport, fmt.Sprintf("the job of its name says that it is engine %q", f.job.EngineID)
+		return ActReport, fmt.Sprintf("the job of its name names engine %q", f.job.EngineID)
 	case f.whole() && k != nil && k.Owner.EngineID == f.id && ofUser(k.Owner):
 		return ActRebuild, what + " of a user, without a row"
 	case f.whole() && (k == nil || k.Owner.EngineID != f.id):
-		return ActQuarantine, what + " without a row, and no secret says whose it is"
+		return ActQuarantine, what + "  without a row, and no secret names its owner"
 	case p.keysLost:
-		return "", "" // Vault went back: a witness may be missing
+		return "", "" // Vault went back in time, so a witness may be missing
 	case p.nameless && (k == nil || k.Owner == secrets.Owner{}):
-		return ActKeep, what + " without a row, kept while there is a damaged row of which nobody knows the engine"
-	case tombstone == nil || tombstone.FirstSeen.IsZero(): // or one that cannot be read
+		return ActKeep, what + "  without a row, kept while there is a damaged row whose engine is unknown"
+	case tombstone == nil || tombstone.FirstSeen.IsZero(): // or the tombstone cannot be read
 		return ActMark, what + " without a row"
 	}
 	if left := p.grace - p.now.Sub(tombstone.FirstSeen); left > 0 {

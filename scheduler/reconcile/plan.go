@@ -12,36 +12,37 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Act is what a reconcile pass does about something.
+// Act is what a reconcile pass does about an object.
 type Act string
 
-// What a pass can do.
+// The acts of a pass.
 const (
 	// ActScaleToZero ends the process of an engine that is stopped or sleeping.
 	ActScaleToZero Act = "scale_to_zero"
-	// ActFail ends a provisioning that nobody works on.
+	// ActFail ends a provision that nobody continues.
 	ActFail Act = "fail"
-	// ActDestroy finishes a destroy that nobody works on.
+	// ActDestroy finishes a destroy that nobody continues.
 	ActDestroy Act = "destroy"
-	// ActExamine hands an engine that should run to the health side.
+	// ActExamine passes an engine that should run to the health monitor.
 	ActExamine Act = "examine"
-	// ActReport refuses to touch what is ambiguous: an operator has to look.
+	// ActReport does nothing with an ambiguous object except report it to an operator.
 	ActReport Act = "report"
-	// ActWatchQuota notes a count that does not agree; ActCorrectQuota corrects
-	// one that did not agree in two passes.
+	// ActWatchQuota records a count that differs from the rows. ActCorrectQuota corrects
+	// one that differed in two passes.
 	ActWatchQuota   Act = "watch_quota"
 	ActCorrectQuota Act = "correct_quota"
-	// ActMark sets a tombstone, ActKeep waits for its time or for a node, and
-	// ActRemove removes what it stands for. ActUnmark takes a tombstone away.
+	// ActMark sets a tombstone, ActKeep waits for its grace time or for a node, and
+	// ActRemove removes its object. ActUnmark deletes a tombstone.
 	ActMark   Act = "mark_orphan"
 	ActKeep   Act = "keep_orphan"
 	ActRemove Act = "remove_orphan"
 	ActUnmark Act = "unmark_orphan"
-	// ActRebuild writes the row of an engine that has a user and none, ActCorrect one
-	// that is older than its engine, ActMissing that of an engine that is gone.
-	// ActQuarantine leaves to an admin what contradicts itself, and ActRelease forgets
-	// a quarantine of which nothing is left. ActRestoreProduct and ActDropPooled bring
-	// products back, and take away entries of the pool that were handed out since.
+	// ActRebuild writes the row of an engine that has a user but no row, ActCorrect one
+	// that is older than its engine, and ActMissing marks that of an engine that no longer
+	// exists. ActQuarantine leaves an engine with contradicting records to an admin, and
+	// ActRelease deletes the quarantine of an engine that no longer exists.
+	// ActRestoreProduct restores products, and ActDropPooled deletes entries of the pool
+	// that were handed out.
 	ActRebuild        Act = "rebuild"
 	ActCorrect        Act = "correct"
 	ActMissing        Act = "brain_missing"
@@ -49,16 +50,16 @@ const (
 	ActRelease        Act = "release_quarantine"
 	ActRestoreProduct Act = "restore_product"
 	ActDropPooled     Act = "drop_pooled"
-	// ActForget removes a record that cannot be read and that nothing needs, and ActMend
-	// sets an index right that does not lead to its row.
+	// ActForget deletes an unreadable record that is not needed, and ActMend corrects an
+	// index that does not lead to its row.
 	ActForget Act = "forget_damaged"
 	ActMend   Act = "mend_index"
 )
 
-// Action is one act of a pass, with the incarnation of what it is about.
+// Action is one action of a pass, with the version of its object.
 type Action struct {
 	Act Act
-	// Subject is what it is about: "engine", "quota", "orphan", ...
+	// Subject is the kind of its object: "engine", "quota", "orphan", ...
 	Subject                     string
 	EngineID, ProductID, UserID string
 	Why                         string
@@ -69,29 +70,28 @@ type Action struct {
 	quarantined *registry.Quarantined
 	quota       suspect
 	damaged     *registry.Unreadable
-	hasRows     bool // the product whose record is damaged has engines
+	hasRows     bool // whether the product with the damaged record has engines
 	fault       registry.Fault
 }
 
 func byKey(a, b *Action) int { return cmp.Compare(a.key(), b.key()) }
 
-// key names what an action is about, for backoff and for "told once".
+// key identifies the object of an action, for backoff and for logging once.
 func (a *Action) key() string {
 	return strings.Join([]string{string(a.Act), a.Subject, a.EngineID, a.ProductID, a.UserID, a.fault.Index}, "/")
 }
 
-// planner makes the actions of a pass. It is pure: the same world, the same
-// plan.
+// planner plans the actions of a pass. It is pure: the same world gives the same plan.
 type planner struct {
 	*world
 	found    map[string]*Found
 	byID     map[string]*engine.Row
 	stranded map[string]bool
-	twins    map[string][]*engine.Row // rows of which two or more name one engine_id
+	twins    map[string][]*engine.Row // rows that share an engine_id, by that
 	actions  []*Action
 
-	// kept are the engine_ids that rows which cannot be read may have. nameless: of one
-	// nothing says which engine it is of.
+	// kept are the engine_ids that unreadable rows may have. nameless: the engine of one of
+	// them is unknown.
 	kept     map[string]bool
 	nameless bool
 }
@@ -103,7 +103,7 @@ func newPlanner(w *world) *planner {
 	}
 }
 
-// plan says what is to be done about a world.
+// plan returns what to do about a world.
 func plan(w *world) []*Action {
 	p := newPlanner(w)
 	p.collect()
@@ -128,7 +128,7 @@ func (p *planner) at(id string) *Found {
 	return p.found[id]
 }
 
-// peek is at for those who only look, at the same time as others.
+// peek is like at, for concurrent readers.
 func (p *planner) peek(id string) *Found {
 	if f := p.found[id]; f != nil {
 		return f
@@ -170,15 +170,15 @@ func (p *planner) held(id string) bool {
 	return p.byID[id] != nil || p.kept[id] || p.pooled[id] || p.stranded[id] || p.quarantined[id]
 }
 
-// owns says whether a job is this deployment's and of the engine that its name
-// says. Jobs of a version of the service that knew no ids of deployments have none.
+// owns reports whether a job belongs to this deployment and to the engine in its name. Jobs
+// of a version of the service without deployment ids have none.
 func (p *planner) owns(j *cluster.JobInfo) bool {
 	return j.Deployment == p.deployment && (j.DeploymentID == "" || j.DeploymentID == p.deploymentID) && j.EngineID == engineOf(j.ID)
 }
 
-// foreign says whether what there is under an id is not this deployment's, or not
-// known to be. An id that begins as those of this deployment is its own; so is what
-// has a secret below its mount, or names the deployment by its id.
+// foreign reports whether the objects under an id do not belong to this deployment, or may
+// not. An id with this deployment's prefix belongs to it, and so does one that has a secret
+// below its mount, or that names the deployment by its id.
 func (p *planner) foreign(f *Found) bool {
 	if f.job != nil && (f.job.Deployment != p.deployment || f.job.DeploymentID != "" && f.job.DeploymentID != p.deploymentID) {
 		return true
@@ -189,20 +189,20 @@ func (p *planner) foreign(f *Found) bool {
 	return !engine.MadeBy(f.id, p.deploymentID) && !f.key && (f.job == nil || f.job.DeploymentID == "")
 }
 
-// planQuotas compares the counts with the rows. A count that was the same, at
-// the same index, in two passes in a row did not count anything in between: the
-// rows that were read in between are what it should say.
+// planQuotas compares the counts with the rows. If a count was the same, at the same index,
+// in two successive passes, nothing was counted in between, so the rows that were read in
+// between determine the right count.
 func (p *planner) planQuotas() {
 	if !p.read(listQuotas) {
 		return
 	}
 	rows := map[string]int{}
 	for _, row := range p.rows {
-		if row.ProductID != engine.WarmProduct { // which has no quota
+		if row.ProductID != engine.WarmProduct { // warm engines have no quota
 			rows[row.ProductID]++
 		}
 	}
-	for _, u := range p.unreadable { // which have a place in the quota, too
+	for _, u := range p.unreadable { // they have a place in the quota, too
 		if u.ProductID != engine.WarmProduct && u.ProductID != "" {
 			rows[u.ProductID]++
 		}
@@ -214,18 +214,18 @@ func (p *planner) planQuotas() {
 		}
 	}
 	for _, id := range products {
-		q := p.quotas[id] // none: 0 at index 0
+		q := p.quotas[id] // missing: 0 at index 0
 		if q.Count == rows[id] {
 			continue
 		}
 		now := suspect{q, rows[id]}
 		a := &Action{
 			Act: ActWatchQuota, Subject: "quota", ProductID: id, quota: now,
-			Why: fmt.Sprintf("it counts %d engines and there are %d", q.Count, rows[id]),
+			Why: fmt.Sprintf("it counts %d engines, but there are %d", q.Count, rows[id]),
 		}
 		if p.suspects[id] == now {
 			a.Act = ActCorrectQuota
-			a.Why += ", twice in a row"
+			a.Why += ", in two successive passes"
 		}
 		p.add(a)
 	}

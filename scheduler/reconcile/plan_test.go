@@ -27,7 +27,7 @@ const (
 
 func testID(idPrefix string, n int) string { return fmt.Sprintf("%s%020d", idPrefix, n) }
 
-// simulated is a world that can be acted on.
+// simulated is a world that actions can change.
 type simulated struct {
 	now         time.Time
 	index       uint64
@@ -35,7 +35,7 @@ type simulated struct {
 	volumes     map[string][]*cluster.Volume
 	variables   map[string]*cluster.VariableInfo
 	keys        map[string]bool
-	owners      map[string]secrets.Owner // of the keys that say whose they are
+	owners      map[string]secrets.Owner // of the keys with an owner
 	keysLost    bool
 	held        map[string]bool // quarantined
 	silent      map[string]bool
@@ -47,7 +47,7 @@ type simulated struct {
 	suspects    map[string]suspect
 }
 
-// world is what a pass sees of it, with the lists that it cannot read left out.
+// world returns the world as a pass sees it, without the lists that it cannot read.
 func (s *simulated) world(missing ...string) *world {
 	w := &world{
 		now: s.now, deployment: testDeployment, deploymentID: testDeploymentID, grace: testGrace, silent: s.silent,
@@ -110,7 +110,7 @@ var allLists = []string{
 	listJobs, listVolumes, listVariables, listKeys, listNodes, listOrphans, listPool, listRows, listUnreachableVolumes, listQuotas, listQuarantine, listOwners,
 }
 
-// drawWorld makes a world in which anything can be beside anything.
+// drawWorld generates a world in which any combination is possible.
 func drawWorld(t *rapid.T) *simulated {
 	s := &simulated{
 		now: time.Unix(1_700_000_000, 0).UTC(), index: 100, jobs: map[string]*cluster.JobInfo{}, volumes: map[string][]*cluster.Volume{},
@@ -169,7 +169,7 @@ func drawWorld(t *rapid.T) *simulated {
 		if !s.keys[id] {
 			delete(s.keys, id)
 		}
-		if s.keys[id] && chance("the secret says whose it is", 70) {
+		if s.keys[id] && chance("the secret names the owner", 70) {
 			s.owners[id] = secrets.Owner{
 				Deployment: rapid.SampledFrom([]string{testDeploymentID, testDeploymentID, testDeploymentID, "zzzzzz"}).Draw(t, "deployment"),
 				ProductID:  rapid.SampledFrom([]string{"p0", "p1", engine.WarmProduct}).Draw(t, "owner"), UserID: fmt.Sprint("u", i), EngineID: id,
@@ -190,7 +190,7 @@ func drawWorld(t *rapid.T) *simulated {
 	return s
 }
 
-// without says whether this deployment made something that the registry does not
+// without reports whether this deployment created something that the registry does not
 // have.
 func (s *simulated) without(id string) bool {
 	if s.rows[id] != nil || s.pooled[id] || s.unreachable[id] != nil || s.held[id] {
@@ -206,16 +206,16 @@ func (s *simulated) without(id string) bool {
 	return strings.HasPrefix(id, testIDPrefix) || s.keys[id] || j != nil && j.DeploymentID == testDeploymentID
 }
 
-// memory says whether what there is under an id may hold somebody's memory: all that
-// was ever handed out has a key, a job or a variable beside its volume, or runs.
+// memory reports whether the objects of an id may hold a user's memory: everything that was
+// ever handed out has a key, a job or a variable beside its volume, or runs.
 func (s *simulated) memory(id string) bool {
 	if s.owners[id].ProductID == engine.WarmProduct {
-		return false // it was made and given to nobody
+		return false // it was created but never handed out
 	}
 	return len(s.volumes[id]) > 0 && (s.keys[id] || s.jobs[id] != nil || s.variables[id] != nil) || s.jobs[id] != nil && len(s.jobs[id].Live) > 0
 }
 
-// checkSafe holds an action against what must never happen.
+// checkSafe fails for an action that must never happen.
 func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 	switch a.Act {
 	case ActRemove, ActMark, ActKeep, ActRebuild, ActQuarantine:
@@ -233,7 +233,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 		}
 	case ActRebuild:
 		if owner := s.owners[a.EngineID]; owner.Deployment != testDeploymentID || owner.ProductID == engine.WarmProduct {
-			t.Fatalf("%+v: its secret says %+v", a, owner)
+			t.Fatalf("%+v: the owner in its secret is %+v", a, owner)
 		}
 	}
 	switch a.Act {
@@ -287,7 +287,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 	}
 }
 
-// apply does to the simulated stores what the executor does to real ones.
+// apply changes the simulated stores as the executor changes real ones.
 func (s *simulated) apply(a *Action) (changed bool) {
 	id := a.EngineID
 	switch a.Act {
@@ -296,7 +296,7 @@ func (s *simulated) apply(a *Action) (changed bool) {
 			j.Count, j.Live = 0, nil
 		}
 		s.rows[id].Frozen = nil
-	case ActFail, ActExamine: // the health side finds it down
+	case ActFail, ActExamine: // the health check finds it down
 		s.rows[id].State = engine.Failed
 	case ActDestroy:
 		delete(s.rows, id)
@@ -338,7 +338,8 @@ func (s *simulated) clear(id string) {
 	delete(s.owners, id)
 }
 
-// foreign is all that belongs to somebody: the registry's, and what others made.
+// foreign returns all objects with an owner: those of the registry, and those that others
+// created.
 func (s *simulated) foreign() map[string]string {
 	out := map[string]string{}
 	for i, store := range []any{s.jobs, s.volumes, s.variables, s.keys} {
@@ -369,9 +370,9 @@ func (s *simulated) foreign() map[string]string {
 	return out
 }
 
-// In any world, with any list missing, no action touches what belongs to a row,
-// a pool entry, an unreachable volume or another deployment, and nothing is removed, marked or
-// unmarked on an incomplete picture.
+// In any world, with any list missing, no action touches what belongs to a row, a pool
+// entry, an unreachable volume or another deployment, and nothing is removed, marked or
+// unmarked while a list is incomplete.
 func TestPlanIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawWorld(t)
@@ -406,7 +407,7 @@ func TestPlanIsSafe(t *testing.T) {
 	})
 }
 
-// checkSafeButVolumes: with the volumes unread, two of one name cannot be seen.
+// checkSafeButVolumes: while the volumes are unread, two with one name cannot be detected.
 func (s *simulated) checkSafeButVolumes(t *rapid.T, a *Action) {
 	volumes := s.volumes
 	s.volumes = nil
@@ -414,9 +415,9 @@ func (s *simulated) checkSafeButVolumes(t *rapid.T, a *Action) {
 	s.checkSafe(t, a)
 }
 
-// Passes over any world come to rest; then nothing is left without a row but
-// what is ambiguous and reported, no engine that should not run does, the counts
-// agree, and all that belongs to somebody is there as before.
+// Repeated passes over any world reach a fixed point. Then everything without a row is
+// ambiguous and reported, no engine runs that should not, the counts are right, and all
+// objects with an owner are unchanged.
 func TestPlanConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawWorld(t)
@@ -444,7 +445,7 @@ func TestPlanConverges(t *testing.T) {
 				s.checkSafe(t, a)
 				changed = s.apply(a) || changed
 				if a.Act == ActDropPooled {
-					destroying[a.EngineID] = true // it is no entry's any more
+					destroying[a.EngineID] = true // it no longer belongs to the entry
 				}
 				waiting = waiting || a.Act == ActKeep || a.Act == ActWatchQuota
 				if a.Act == ActWatchQuota {
@@ -466,13 +467,13 @@ func TestPlanConverges(t *testing.T) {
 		}
 		for id := range s.orphans {
 			if !reported[id] {
-				t.Errorf("a tombstone of %s is left", id)
+				t.Errorf("a tombstone of %s remains", id)
 			}
 		}
 		for i, ids := range [][]string{keysOf(s.jobs), keysOf(s.volumes), keysOf(s.variables), keysOf(s.keys)} {
 			for _, id := range ids {
 				if s.without(id) && !reported[id] {
-					t.Errorf("%s is left in store %d without a row", id, i)
+					t.Errorf("%s remains in store %d without a row", id, i)
 				}
 			}
 		}
@@ -506,8 +507,8 @@ func TestPlanConverges(t *testing.T) {
 
 func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// Engines that lost their rows are never removed, at any number or share: who has a
-// user is rebuilt, and of whom nothing says whose it is, an admin decides.
+// Engines that lost their rows are never removed, whatever their number or share: an engine
+// with a user is rebuilt, and an admin decides about one without a known owner.
 func TestPlanRemovesNoMemory(t *testing.T) {
 	for _, n := range []int{1, 9, 10, 50} {
 		for _, rows := range []int{0, 40, 1000} {
@@ -537,7 +538,7 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 			for _, a := range plan(s.world()) {
 				got[a.Act]++
 			}
-			// The tombstones of the first two are taken away.
+			// The tombstones of the first two are removed.
 			if diff := cmp.Diff(map[Act]int{ActRebuild: n, ActQuarantine: n, ActRemove: 2 * n, ActUnmark: 2 * n}, got); diff != "" {
 				t.Errorf("%d of each beside %d rows (-want +got):\n%s", n, rows, diff)
 			}
@@ -545,7 +546,7 @@ func TestPlanRemovesNoMemory(t *testing.T) {
 	}
 }
 
-// TestWithoutVolume: an entry of the pool is suspected only when both lists are whole.
+// TestWithoutVolume: a pool entry is suspected only when both lists are complete.
 func TestWithoutVolume(t *testing.T) {
 	w := &world{
 		pooled:  map[string]bool{"a": true, "b": true},

@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// products brings back the rows of products that are missing or older than their
-// witnesses in Vault.
+// products restores the rows of products that are missing, or older than their witnesses in
+// Vault.
 func (x *recovery) products(ctx context.Context) error {
 	ids, err := x.r.d.Vault.ProductIDs(ctx)
 	if err != nil {
@@ -25,7 +25,7 @@ func (x *recovery) products(ctx context.Context) error {
 	for _, p := range products {
 		have[p.ProductID] = p
 	}
-	for _, u := range unreadable { // any witness is later
+	for _, u := range unreadable { // any witness is newer
 		have[u.ProductID] = &engine.Product{ProductID: u.ProductID, Index: u.Index, Revision: -1}
 	}
 	for _, id := range ids {
@@ -44,26 +44,26 @@ func (x *recovery) products(ctx context.Context) error {
 	return nil
 }
 
-// product brings one product back, over the row that it has, if it has one.
+// product restores one product, over its existing row, if there is one.
 func (x *recovery) product(ctx context.Context, id string, witness *secrets.Product, before *engine.Product) error {
 	p, err := registry.DecodeProduct(witness.Record)
 	if err != nil || p.ProductID != id {
-		x.r.d.Log.Error("the witness of a product in Vault cannot be read", "product_id", id, "error", err)
+		x.r.d.Log.Error("cannot read the witness of a product in Vault", "product_id", id, "error", err)
 		return nil
 	}
-	x.note(ActRestoreProduct, "product", &engine.Row{ProductID: id}, "", fmt.Sprintf("its witness in Vault is of revision %d", witness.Revision))
+	x.note(ActRestoreProduct, "product", &engine.Row{ProductID: id}, "", fmt.Sprintf("its witness in Vault has revision %d", witness.Revision))
 	if x.dry {
 		return nil
 	}
 	err = x.r.d.Store.RestoreProduct(ctx, p, before)
 	if errors.Is(err, registry.ErrExists) {
-		x.r.d.Log.Error("a product cannot be brought back: another one has its slug by now", "product_id", id, "slug", p.Slug)
+		x.r.d.Log.Error("cannot restore a product, because another one has its slug now", "product_id", id, "slug", p.Slug)
 		return nil
 	}
 	return err
 }
 
-// tenant is a lost engine's product; one that was deleted comes back for it.
+// tenant returns a lost engine's product; a deleted product is restored for it.
 func (x *recovery) tenant(ctx context.Context, id string) (registry.Tenant, error) {
 	x.restoring.Lock()
 	defer x.restoring.Unlock()
@@ -99,7 +99,7 @@ func (x *recovery) tenantOf(ctx context.Context, id string) (registry.Tenant, er
 	return x.r.d.Store.Tenant(ctx, id)
 }
 
-// deleted removes the products that were deleted since, and have no engine.
+// deleted deletes the products that were deleted since the backup and have no engine.
 func (x *recovery) deleted(ctx context.Context) error {
 	tenants, _, err := x.r.d.Store.Tenants(ctx)
 	if err != nil {
@@ -113,7 +113,7 @@ func (x *recovery) deleted(ctx context.Context) error {
 		if !witness.Deleted || t.Engines > 0 || witness.Revision < t.Revision || x.dry {
 			continue
 		}
-		x.r.d.Log.Warn("a product was deleted since and is removed again", "product_id", t.ProductID, "slug", t.Slug)
+		x.r.d.Log.Warn("deleting again a product that had been deleted", "product_id", t.ProductID, "slug", t.Slug)
 		if err := x.r.d.Store.DeleteProduct(ctx, t.ProductID); err != nil && !errors.Is(err, registry.ErrHasEngines) && !errors.Is(err, registry.ErrNotFound) {
 			return err
 		}

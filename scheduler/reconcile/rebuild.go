@@ -44,7 +44,7 @@ func (x *recovery) row(ctx context.Context, p *planner, row *engine.Row) error {
 		x.r.d.Owners.Contradict(ctx, row, w.owner())
 		return nil
 	}
-	x.r.d.Log.Warn("a row was older than its engine and is corrected", "engine_id", row.EngineID, "product_id", row.ProductID, "was", string(row.State), "is", string(r.row.State), "why", r.why)
+	x.r.d.Log.Warn("correcting a row that was older than its engine", "engine_id", row.EngineID, "product_id", row.ProductID, "was", string(row.State), "is", string(r.row.State), "why", r.why)
 	err = x.r.d.Store.Correct(ctx, r.row, row.EngineID, nil)
 	if errors.Is(err, registry.ErrConflict) {
 		return fmt.Errorf("engine %s changed meanwhile: %w", row.EngineID, err)
@@ -52,8 +52,8 @@ func (x *recovery) row(ctx context.Context, p *planner, row *engine.Row) error {
 	return err
 }
 
-// lost rebuilds the rows of engines that have a user and no row, and quarantines
-// what contradicts itself.
+// lost rebuilds the rows of engines that have a user but no row, and quarantines engines
+// whose records contradict each other.
 func (x *recovery) lost(ctx context.Context, p *planner) error {
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(recoverers)
@@ -80,22 +80,22 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 	return work.Wait()
 }
 
-// rebuild writes the row that was made from an engine's witnesses. before is the row
-// that it has under another owner, or nil.
+// rebuild writes the row from an engine's witnesses. before is its row under another owner,
+// or nil.
 func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) error {
 	row := r.row
 	why := ""
 	t, err := x.tenant(ctx, row.ProductID)
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
-		why = "its product is not known"
+		why = "its product is unknown"
 	case err != nil:
 		return err
 	default:
 		row.ProductSlug = t.Slug
 		if row.Image == "" {
 			if row.Image, err = x.r.d.Engines.Image(t.Product); err != nil {
-				why = "nothing says which image it runs"
+				why = "no record names its image"
 			}
 			row.Resources, row.NodePool = x.r.d.Engines.Resources(t.Policy), t.Policy.NodePool
 		}
@@ -104,15 +104,15 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) er
 	var damaged *registry.Unreadable
 	switch {
 	case errors.As(err, &damaged) && damaged.Newer:
-		return nil // it is there, for those who can read it
-	case damaged != nil: // and is written over
+		return nil // it exists, for a version that can read it
+	case damaged != nil: // it is overwritten
 		has = nil
 	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return err
 	}
 	if err == nil && has.EngineID != row.EngineID && has.Reason != engine.ReasonBrainMissing {
-		// Of a row that was put back there may be nothing left: it was destroyed since,
-		// or its provision went on under another id.
+		// The engine of a restored row may no longer exist, because it was destroyed since,
+		// or its provision continued under another id.
 		other, err := x.r.WitnessesOf(ctx, x.found.peek(has.EngineID), has)
 		if err != nil {
 			return err
@@ -125,13 +125,13 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) er
 		w := &Witnesses{id: row.EngineID}
 		return x.quarantineAs(ctx, w, row, []string{"key", "volume"}, why)
 	}
-	if before == nil { // told already
+	if before == nil { // already recorded
 		x.note(ActRebuild, "engine", row, row.EngineID, r.why)
 	}
 	if x.dry {
 		return nil
 	}
-	x.r.d.Log.Warn("an engine had no row that can be read; it is rebuilt from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.why)
+	x.r.d.Log.Warn("rebuilding the missing or unreadable row of an engine from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.why)
 	switch {
 	case damaged != nil:
 		row.Index = damaged.Index
@@ -143,7 +143,7 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) er
 	return x.r.d.Store.Rebuild(ctx, t.Product, row, before)
 }
 
-// quarantine notes an engine that only an admin can decide about.
+// quarantine records an engine whose owner only an admin can decide.
 func (x *recovery) quarantine(ctx context.Context, f *Found, w *Witnesses, why string) error {
 	owner := w.owner()
 	row := &engine.Row{EngineID: f.id, ProductID: owner.ProductID, UserID: owner.UserID}

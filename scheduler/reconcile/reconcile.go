@@ -1,6 +1,6 @@
-// Package reconcile compares what exists with what should exist, and mends the
-// difference: the world is read, a plan is made of it, and its acts are carried out. It
-// also rebuilds a registry that has lost rows, from what Vault and Nomad say.
+// Package reconcile compares what exists with what should exist, and corrects the
+// difference: it reads the world, makes a plan from it, and carries out its actions. It
+// also rebuilds a registry that has lost rows, from the data in Vault and Nomad.
 package reconcile
 
 import (
@@ -19,43 +19,42 @@ import (
 )
 
 const (
-	// reconcileAtOnce is how many acts of a pass are under way at a time.
+	// reconcileAtOnce is how many actions of a pass are in progress concurrently.
 	reconcileAtOnce = 8
-	// firstBackoff and lastBackoff bound the wait before something that failed is
-	// tried again; each wait is jittered by a half.
+	// firstBackoff and lastBackoff limit the wait before a failed action is retried; each
+	// wait is jittered by a half.
 	firstBackoff = 5 * time.Second
 	lastBackoff  = 15 * time.Minute
-	// requestPoll is how often a request for a pass is looked for while there
-	// never was one.
+	// requestPoll is the interval of checks for a request while there was never one.
 	requestPoll = 2 * time.Second
 )
 
-// Reconciler brings what runs into agreement with what the rows say: level by
-// level, whatever led to it. Every replica has one; the leader's works.
+// Reconciler brings what runs into agreement with the rows, whatever caused the difference.
+// Every replica has one; only the leader's works.
 type Reconciler struct {
 	d       Deps
-	rebuilt registry.Recovery // by the attempts of a recovery that is under way; only Run uses it
+	rebuilt registry.Recovery // by the attempts of a recovery in progress; only Run uses it
 
 	mu       sync.Mutex
 	wanted   chan struct{}      // closed when a pass is wanted at once
-	suspects map[string]suspect // counts that did not agree in the last pass
+	suspects map[string]suspect // counts that differed in the last pass
 	told     map[string]string  // reports by key: each is logged when it changes
 	failed   map[string]failures
 }
 
-// failures are the tries of one act in a row.
+// failures are the successive failed attempts of one action.
 type failures struct {
 	n     int
 	until time.Time // not before
 }
 
-// New returns a reconciler; Run and Listen make it work.
+// New returns a Reconciler. It works while Run and Listen run.
 func New(d Deps) *Reconciler {
 	return &Reconciler{d: d, wanted: make(chan struct{}), told: map[string]string{}, failed: map[string]failures{}}
 }
 
-// Trigger asks for a pass at once, if this replica leads; one that is under way and
-// takes its time stops doing so.
+// Trigger requests a pass at once, if this replica leads. A pass in progress that is
+// throttled speeds up.
 func (r *Reconciler) Trigger() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,14 +65,15 @@ func (r *Reconciler) Trigger() {
 	}
 }
 
-// triggered is closed by the next trigger, or has been since the last take.
+// triggered returns a channel that the next trigger closes, or that has been closed since
+// the last take.
 func (r *Reconciler) triggered() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.wanted
 }
 
-// take says whether there was a trigger since it was called before.
+// take reports whether there was a trigger since its last call.
 func (r *Reconciler) take() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,9 +86,8 @@ func (r *Reconciler) take() bool {
 	}
 }
 
-// Run makes a full pass at each interval, one that takes its time until it is triggered;
-// at once, and as fast as it can, when this replica takes the lead and when it is
-// triggered.
+// Run makes a full pass at each interval, throttled until it is triggered. When this
+// replica takes the lead, and when it is triggered, it makes one at once and unthrottled.
 func (r *Reconciler) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -106,7 +105,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 			continue
 		}
 		throttle := cluster.Throttle(r.triggered())
-		if asked || due.IsZero() || !r.d.Guard.OK() { // nobody knows yet what the leader before left undone
+		if asked || due.IsZero() || !r.d.Guard.OK() { // it is unknown what the previous leader left unfinished
 			throttle = cluster.Unthrottled
 		} else if time.Now().Before(due) {
 			continue
@@ -119,7 +118,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 	}
 }
 
-// Listen triggers when another replica asked the leader for a pass.
+// Listen triggers when another replica requested a pass of the leader.
 func (r *Reconciler) Listen(ctx context.Context) {
 	var seen uint64
 	for first := true; ctx.Err() == nil; first = false {
@@ -136,13 +135,13 @@ func (r *Reconciler) Listen(ctx context.Context) {
 	}
 }
 
-// pass looks at the world once and acts on it. false: it did not, for the registry is not
-// known to be whole; a recovery acts on nothing else.
+// pass reads the world once and acts on it. false: it did not, because the registry is not
+// known to be complete; then it only makes a recovery.
 func (r *Reconciler) pass(ctx context.Context, throttle cluster.Throttle) bool {
 	began := time.Now()
 	if !r.d.Guard.OK() {
 		if err := r.recoverRegistry(ctx); err != nil && ctx.Err() == nil {
-			r.d.Log.Warn("the registry is not rebuilt yet; trying again", "error", err)
+			r.d.Log.Warn("the registry is not rebuilt yet; retrying", "error", err)
 		}
 		return false
 	}
@@ -165,13 +164,13 @@ func (r *Reconciler) pass(ctx context.Context, throttle cluster.Throttle) bool {
 			group.Go(func() error { r.attempt(ctx, a); return nil })
 		}
 	}
-	_ = group.Wait() // each error is kept with its act
+	_ = group.Wait() // each error is stored with its action
 	r.d.Log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
 	return true
 }
 
-// remember keeps what the next pass needs of this one, and tells what only an
-// operator can settle.
+// remember keeps what the next pass needs of this one, and logs what only an operator can
+// decide.
 func (r *Reconciler) remember(w *world, actions []*Action) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -187,7 +186,7 @@ func (r *Reconciler) remember(w *world, actions []*Action) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.missing)) {
 		tell("list/"+name, "missing", func() {
-			r.d.Log.Warn("reconcile cannot read a list, and removes nothing until it can", "list", name, "error", w.missing[name])
+			r.d.Log.Warn("reconcile cannot read a list, so it removes nothing until it can", "list", name, "error", w.missing[name])
 		})
 	}
 	for _, a := range actions {
@@ -198,7 +197,7 @@ func (r *Reconciler) remember(w *world, actions []*Action) {
 		switch a.Act {
 		case ActReport:
 			tell(key, a.Why, func() {
-				r.d.Log.Error("reconcile refuses to touch what is ambiguous", "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "why", a.Why)
+				r.d.Log.Error("reconcile leaves an ambiguous object to an operator", "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "why", a.Why)
 			})
 		case ActWatchQuota, ActCorrectQuota:
 			r.suspects[a.ProductID] = a.quota
@@ -207,7 +206,7 @@ func (r *Reconciler) remember(w *world, actions []*Action) {
 	r.told, r.failed = told, failed
 }
 
-// due says whether an act may be tried now.
+// due reports whether an action may be tried now.
 func (r *Reconciler) due(a *Action) bool {
 	switch a.Act {
 	case ActReport, ActKeep, ActWatchQuota:
@@ -218,7 +217,7 @@ func (r *Reconciler) due(a *Action) bool {
 	return !time.Now().Before(r.failed[a.key()].until)
 }
 
-// attempt does one act and keeps what became of it.
+// attempt carries out one action and stores its result.
 func (r *Reconciler) attempt(ctx context.Context, a *Action) {
 	if ctx.Err() != nil || !r.d.Engines.Leads() {
 		return
@@ -235,20 +234,19 @@ func (r *Reconciler) attempt(ctx context.Context, a *Action) {
 	wait := min(firstBackoff<<min(f.n, 10), lastBackoff)
 	f.n, f.until = f.n+1, time.Now().Add(wait/2+rand.N(wait))
 	r.failed[key] = f
-	r.d.Log.Warn("an act of reconcile failed; trying again later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
+	r.d.Log.Warn("an action of reconcile failed; retrying later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
 }
 
 // Plan is what a pass would do now.
 type Plan struct {
 	Actions []*Action
-	// Incomplete names the lists that could not be read: a pass would remove
-	// nothing.
+	// Incomplete names the lists that could not be read: then a pass would remove nothing.
 	Incomplete []string
 }
 
-// Plan says what a full pass would do now, on any replica; it changes
-// nothing. What a pass only does after it saw something twice (a quota) is told
-// as such. BACKEND_UNAVAILABLE: the rows cannot be read.
+// Plan returns what a full pass would do now, on any replica, and changes nothing. Actions
+// that a pass takes only after seeing something twice (a quota) are marked.
+// BACKEND_UNAVAILABLE: the rows cannot be read.
 func (r *Reconciler) Plan(ctx context.Context) (*Plan, error) {
 	r.mu.Lock()
 	before := maps.Clone(r.suspects)

@@ -14,29 +14,29 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// recoverers is how many engines are compared with their witnesses at a time.
+// recoverers is how many engines are compared with their witnesses concurrently.
 const recoverers = 16
 
-// recovery rebuilds a registry that went back in time from the witnesses in Vault
-// and Nomad. It can be cut anywhere and begun again: each write is one transaction
-// under the leader's lock, and what was written is judged as nothing to do.
+// recovery rebuilds a registry that went back in time from the witnesses in Vault and
+// Nomad. It can be interrupted anywhere and repeated: each write is one transaction under
+// the leader's lock, and nothing needs to be done for what is already written.
 type recovery struct {
 	r     *Reconciler
-	dry   bool // it only says what it would do
-	back  bool // the registry is an older one as a whole
+	dry   bool // it only plans
+	back  bool // the whole registry is an older one
 	w     *world
-	found *planner // what there is, by engine_id
+	found *planner // what exists, by engine_id
 	done  registry.Recovery
 
 	mu        sync.Mutex
 	rulings   []*Action
-	restoring sync.Mutex // held while a product is read or brought back
+	restoring sync.Mutex // held while a product is read or restored
 	tenants   map[string]registry.Tenant
 }
 
-// recoverRegistry makes one attempt, and says in the deployment's record when the
-// registry is whole again. An error: something could not be read or written; the
-// next attempt goes on.
+// recoverRegistry makes one attempt, and records in the deployment's record when the
+// registry is complete again. An error means that something could not be read or written;
+// the next attempt continues.
 func (r *Reconciler) recoverRegistry(ctx context.Context) error {
 	record, err := r.d.Store.Deployment(ctx)
 	if err != nil || record.State != registry.RegistryRecovering {
@@ -65,8 +65,8 @@ func (r *Reconciler) recoverRegistry(ctx context.Context) error {
 	return err
 }
 
-// PlanRecovery says what a recovery of the registry would do now; it changes
-// nothing. BACKEND_UNAVAILABLE: a store does not say what it has.
+// PlanRecovery returns what a recovery of the registry would do now, and changes nothing.
+// BACKEND_UNAVAILABLE: a store cannot be read.
 func (r *Reconciler) PlanRecovery(ctx context.Context) ([]*Action, error) {
 	x := &recovery{r: r, dry: true, tenants: map[string]registry.Tenant{}}
 	if record := r.d.Guard.Current(); record != nil {
@@ -80,7 +80,7 @@ func (r *Reconciler) PlanRecovery(ctx context.Context) ([]*Action, error) {
 }
 
 func (x *recovery) run(ctx context.Context) error {
-	// Products first: an engine without one is nobody's.
+	// Products first, because an engine without a product has no owner.
 	if err := x.products(ctx); err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (x *recovery) run(ctx context.Context) error {
 	return x.deleted(ctx)
 }
 
-// note keeps what is done, for those who ask what would be.
+// note records an action, for the plan.
 func (x *recovery) note(what Act, subject string, row *engine.Row, engineID, why string) {
 	a := &Action{Act: what, Subject: subject, EngineID: engineID, Why: why}
 	if row != nil {
@@ -129,10 +129,10 @@ func (x *recovery) note(what Act, subject string, row *engine.Row, engineID, why
 	}
 }
 
-// pool takes away the entries of pooled volumes that were handed out since, or whose
-// volume is gone. The volumes stay.
+// pool deletes the entries of pooled volumes that were handed out, or whose volume no
+// longer exists. The volumes are kept.
 func (x *recovery) pool(ctx context.Context, p *planner) error {
-	entries, _, err := x.r.d.Store.PooledVolumes(ctx) // a damaged one is the leader's to take away
+	entries, _, err := x.r.d.Store.PooledVolumes(ctx) // the leader deletes damaged entries
 	if err != nil {
 		return err
 	}
@@ -141,9 +141,9 @@ func (x *recovery) pool(ctx context.Context, p *planner) error {
 		why := ""
 		switch {
 		case f.key || f.job != nil || f.variable != nil:
-			why = "it was handed out since: there is " + f.String()
+			why = "it was handed out: there is " + f.String()
 		case v.Ready() && !slices.ContainsFunc(f.volumes, func(have *cluster.Volume) bool { return have.ID == v.VolumeID }):
-			why = "its volume is gone"
+			why = "its volume no longer exists"
 		default:
 			continue
 		}
@@ -159,8 +159,8 @@ func (x *recovery) pool(ctx context.Context, p *planner) error {
 	return nil
 }
 
-// quotas makes every count agree with the rows. Nothing counts meanwhile: claims are
-// held, and changes wait.
+// quotas makes every count agree with the rows. Nothing is counted meanwhile, because
+// claims are refused and changes wait.
 func (x *recovery) quotas(ctx context.Context) error {
 	if x.dry {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// TestPlanLostVolume: a pass reports what Nomad has lost and touches nothing of it; a
-// volume that is left on a node that is gone is no second brain.
+// TestPlanLostVolume: a pass reports volumes that Nomad has lost and touches nothing of
+// them; a leftover volume on a node that is gone is no second brain.
 func TestPlanLostVolume(t *testing.T) {
 	id := testID(testIDPrefix, 1)
 	row := &engine.Row{EngineID: id, ProductID: "p", UserID: "u", State: engine.Stopped, VolumeID: "new", VolumeName: engine.JobID(id) + ".r2"}
@@ -39,7 +39,7 @@ func TestPlanLostVolume(t *testing.T) {
 	beside := w()
 	beside.volumes = []*cluster.Volume{old, own}
 	if got := acts(beside); len(got) > 0 {
-		t.Errorf("beside one on a node that is gone: %v", got)
+		t.Errorf("with another one on a node that is gone: %v", got)
 	}
 	beside.silent = nil
 	if got := acts(beside); !cmp.Equal(got, []Act{ActReport}) {
@@ -47,8 +47,8 @@ func TestPlanLostVolume(t *testing.T) {
 	}
 }
 
-// TestRebuildRegistered: the row of an engine with a registered volume is made anew
-// with that, also beside the one before.
+// TestRebuildRegistered: the row of an engine with a registered volume is rebuilt with that
+// volume, also if the previous one exists.
 func TestRebuildRegistered(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
 	old, own := &cluster.Volume{ID: "old", Name: "engine-e", NodeID: "gone", Path: "/v/old"}, &cluster.Volume{ID: "new", Name: "engine-e.r2", NodeID: "n", Path: "/v/old"}
@@ -65,7 +65,7 @@ func TestRebuildRegistered(t *testing.T) {
 	if r := w.judgeRow(time.Now(), true); r.act != ActCorrect || r.row.VolumeID != "new" || r.row.VolumeName != "engine-e.r2" || r.row.NodeID != "n" {
 		t.Errorf("a row from before: %s %+v", r.act, r.row)
 	}
-	w.row, w.volumes = r.row.Clone(), []*cluster.Volume{old} // a list from before
+	w.row, w.volumes = r.row.Clone(), []*cluster.Volume{old} // an earlier list
 	if r := w.judgeRow(time.Now(), true); r.row != nil && r.row.VolumeID != "new" {
 		t.Errorf("a list from before: %s %+v", r.act, r.row)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// planRow looks at an engine. What an operation works on is the operation's.
+// planRow plans for one engine. An engine with an operation is left to the operation.
 func (p *planner) planRow(row *engine.Row) {
 	act := func(what Act, format string, args ...any) {
 		p.add(&Action{
@@ -32,51 +32,51 @@ func (p *planner) planRow(row *engine.Row) {
 		return
 	}
 	if f.job != nil && !p.owns(f.job) {
-		act(ActReport, "the job of its name says that it is engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
+		act(ActReport, "the job of its name names engine %q of deployment %q", f.job.EngineID, f.job.Deployment)
 		return
 	}
 	if p.lost[row.EngineID] && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing {
-		act(ActReport, "Nomad does not know its volume any more, which was on node %s: orch node adopt brings it back", row.NodeID)
+		act(ActReport, "Nomad no longer knows its volume, which was on node %s; restore it with orch node adopt", row.NodeID)
 	}
 	if row.Op != nil {
 		return
 	}
 	if !p.lost[row.EngineID] && (p.keysMissing[row.EngineID] || p.read(listKeys) && !f.key && row.KeyVersion > 0 && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing) {
-		act(ActReport, "its key is not in Vault any more: rotate-key (orch engine rekey) gives a running engine a new one, and its next start a stopped one")
+		act(ActReport, "its key is no longer in Vault; a running engine gets a new one from rotate-key (orch engine rekey), a stopped one at its next start")
 	}
 	if volumes := p.contenders(row, f); p.read(listVolumes) && row.VolumeID != "" && len(volumes) == 1 && volumes[0].ID != row.VolumeID {
-		act(ActReport, "the volume of its name is %s, and its brain is %s", volumes[0].ID, row.VolumeID)
+		act(ActReport, "the volume of its name is %s, but its brain is %s", volumes[0].ID, row.VolumeID)
 		return
 	}
 	switch row.State {
 	case engine.Provisioning:
-		act(ActFail, "it is provisioning and no operation works on it")
+		act(ActFail, "it is provisioning, but has no operation")
 	case engine.Destroying:
-		act(ActDestroy, "it is destroying and no operation works on it")
+		act(ActDestroy, "it is destroying, but has no operation")
 	case engine.Stopped, engine.Sleeping:
 		switch {
 		case !p.read(listJobs, listNodes):
 		case row.Frozen != nil:
 			if lost := processless(f.job); lost != "" && !p.silent[row.NodeID] {
-				act(ActScaleToZero, "it is paused and %s", lost)
+				act(ActScaleToZero, "it is paused, but %s", lost)
 			} else if p.awake[row.EngineID] {
-				act(ActScaleToZero, "it is paused and its check passes")
+				act(ActScaleToZero, "it is paused, but its check passes")
 			}
 		case f.job == nil:
 		case f.job.Count > 0:
-			act(ActScaleToZero, "it is %s and its job asks for %d processes", row.State, f.job.Count)
+			act(ActScaleToZero, "it is %s, but its job requests %d processes", row.State, f.job.Count)
 		case slices.ContainsFunc(f.job.Live, func(node string) bool { return !p.silent[node] }):
-			act(ActScaleToZero, "it is %s and a process of it lives", row.State)
+			act(ActScaleToZero, "it is %s, but a process of it runs", row.State)
 		}
 	case engine.Running:
 		if lost := processless(f.job); lost != "" && p.read(listJobs) {
-			act(ActExamine, "it is running and %s", lost)
+			act(ActExamine, "it is running, but %s", lost)
 		}
 	}
 }
 
-// contenders are the volumes of which each might be the brain of a row: without those
-// of earlier registrations, on nodes that are lost, beside its own.
+// contenders returns the volumes that might be the brain of a row: without those of earlier
+// registrations, on lost nodes, besides its own.
 func (p *planner) contenders(row *engine.Row, f *Found) []*cluster.Volume {
 	own := slices.IndexFunc(f.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID })
 	if own < 0 {
@@ -85,15 +85,15 @@ func (p *planner) contenders(row *engine.Row, f *Found) []*cluster.Volume {
 	return slices.DeleteFunc(slices.Clone(f.volumes), func(v *cluster.Volume) bool { return v.ID != row.VolumeID && p.silent[v.NodeID] })
 }
 
-// processless says why a job has no process; "" when it may have one.
+// processless returns why a job has no process; "" if it may have one.
 func processless(job *cluster.JobInfo) string {
 	switch {
 	case job == nil:
-		return "has no job"
+		return "it has no job"
 	case job.Count == 0:
-		return "its job asks for no process"
+		return "its job requests no process"
 	case job.Count > 0 && len(job.Live) == 0:
-		return "no process of it lives"
+		return "no process of it runs"
 	}
 	return ""
 }

@@ -10,22 +10,22 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Witnesses is all that the stores say of one engine.
+// Witnesses is everything that the stores contain about one engine.
 type Witnesses struct {
 	id         string
 	deployment string           // the id of this deployment
-	undone     engine.Operation // how a destroy begins that undoes a provision
+	undone     engine.Operation // the beginning of a destroy that undoes a provision
 	row        *engine.Row      // nil: there is none
 	keys       []*secrets.EngineKey
-	variable   *cluster.Variable // nil: there is none
-	job        *jobs.Engine      // nil: there is none
-	rest       string            // what the job says of an engine that has no process
-	live       int               // processes that are not known to be gone
+	variable   *cluster.Variable // nil: none
+	job        *jobs.Engine      // nil: none
+	rest       string            // the state of an engine without a process, from the job
+	live       int               // processes that may still exist
 	volumes    []*cluster.Volume
 }
 
-// WitnessesOf reads what the stores say of an engine. f is what a list of all had
-// of it: which volumes to ask for, and the processes of a job that is still there.
+// WitnessesOf reads everything that the stores contain about an engine. f is what the lists
+// contained about it: which volumes to read, and the processes of an existing job.
 func (r *Reconciler) WitnessesOf(ctx context.Context, f *Found, row *engine.Row) (*Witnesses, error) {
 	w := &Witnesses{id: f.id, deployment: r.d.Guard.ID(), undone: r.d.Undone, row: row}
 	var err error
@@ -48,7 +48,7 @@ func (r *Reconciler) WitnessesOf(ctx context.Context, f *Found, row *engine.Row)
 		w.live = len(f.job.Live)
 	}
 	for _, v := range f.volumes {
-		whole, err := r.d.Nomad.Volume(ctx, v.ID) // a list tells no path
+		whole, err := r.d.Nomad.Volume(ctx, v.ID) // a list contains no paths
 		switch {
 		case err == nil:
 			w.volumes = append(w.volumes, whole)
@@ -59,7 +59,7 @@ func (r *Reconciler) WitnessesOf(ctx context.Context, f *Found, row *engine.Row)
 	return w, nil
 }
 
-// owner is whose the engine is by its secret; zero: it says nothing.
+// owner returns the engine's owner in its secret; zero: unknown.
 func (w *Witnesses) owner() secrets.Owner {
 	for _, k := range w.keys {
 		if k.Owner.EngineID == w.id {
@@ -69,13 +69,13 @@ func (w *Witnesses) owner() secrets.Owner {
 	return secrets.Owner{}
 }
 
-// ofUser says whether a secret is of an engine that a user was given.
+// ofUser reports whether a secret is that of an engine with a user.
 func ofUser(owner secrets.Owner) bool {
 	return owner.EngineID != "" && owner.ProductID != engine.WarmProduct
 }
 
-// named is the user whom Nomad names, by the variable or else by the job; empty:
-// none, or a warm engine's.
+// named returns the user in Nomad, from the variable or else from the job; empty: none, or
+// a warm engine.
 func (w *Witnesses) named() (productID, userID string) {
 	if w.variable != nil && w.variable.Witness != nil {
 		productID, userID = w.variable.Witness.ProductID, w.variable.Witness.UserID
@@ -88,7 +88,7 @@ func (w *Witnesses) named() (productID, userID string) {
 	return productID, userID
 }
 
-// User is whom the witnesses name: the secret, or else Nomad; empty: none does.
+// User returns the user in the secret, or else in Nomad; empty: none.
 func (w *Witnesses) User() (productID, userID string) {
 	if owner := w.owner(); ofUser(owner) {
 		return owner.ProductID, owner.UserID
@@ -96,21 +96,21 @@ func (w *Witnesses) User() (productID, userID string) {
 	return w.named()
 }
 
-// whole says whether there may be somebody's memory: a volume that something else
-// knows of, or a process. The list of processes may be older than the end of the
-// engine: of a job that is gone since it says nothing.
+// whole reports whether there may be a user's memory: a process, or a volume that another
+// record refers to. The list of processes may be older than the end of the engine, so the
+// processes of a job that was removed since do not count.
 func (w *Witnesses) whole() bool {
 	return len(w.volumes) > 0 && (len(w.keys) > 0 || w.variable != nil || w.job != nil) || w.live > 0 && w.job != nil
 }
 
-// nothing says whether there is nothing of the engine outside the registry.
+// nothing reports whether nothing of the engine exists outside the registry.
 func (w *Witnesses) nothing() bool {
 	return len(w.keys) == 0 && w.variable == nil && w.job == nil && len(w.volumes) == 0
 }
 
-// Current is the version of the secret that the engine was given last: the one
-// whose hash is in its variable, else the newest. nil: there is none. sure says that
-// the engine takes it: its variable does not say otherwise.
+// Current returns the version of the secret that the engine got last: the one whose hash is
+// in its variable, or else the newest. nil: there is none. sure reports that the variable
+// does not contradict that the engine accepts it.
 func (w *Witnesses) Current() (k *secrets.EngineKey, sure bool) {
 	for _, k := range w.keys {
 		if w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash {
@@ -123,8 +123,8 @@ func (w *Witnesses) Current() (k *secrets.EngineKey, sure bool) {
 	return nil, false
 }
 
-// digestOf is what an image of the engine was resolved to when it was started last;
-// empty: it was not.
+// digestOf returns the digest to which an image of the engine was resolved at its last
+// start; empty: it was not resolved.
 func (w *Witnesses) digestOf(image string) string {
 	if j := w.job; j != nil && j.Image == image && j.Digest != "" {
 		return j.Digest
@@ -135,17 +135,17 @@ func (w *Witnesses) digestOf(image string) string {
 	return ""
 }
 
-// ID is the engine_id.
+// ID returns the engine_id.
 func (w *Witnesses) ID() string { return w.id }
 
-// Volumes is how many volumes have the engine's name.
+// Volumes returns how many volumes have the engine's name.
 func (w *Witnesses) Volumes() int { return len(w.volumes) }
 
-// Own is told the newest version of the engine's secret.
+// Own adds the newest version of the engine's secret.
 func (w *Witnesses) Own(k *secrets.EngineKey) { w.keys = append([]*secrets.EngineKey{k}, w.keys...) }
 
-// Brain is the volume that holds the engine's memory: the only one, or the one that
-// the engine was started with last. nil: that is not known.
+// Brain returns the volume with the engine's memory: the only one, or the one with which
+// the engine was last started. nil: unknown.
 func (w *Witnesses) Brain() *cluster.Volume {
 	if len(w.volumes) == 1 {
 		return w.volumes[0]

@@ -13,17 +13,17 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// history is the life of a few engines: what each store had after each step.
+// history is the life of a few engines: the content of each store after each step.
 type history struct {
 	rows    []map[string]*engine.Row // by engine_id, after each step
 	pool    []map[string]bool        // engine_ids of empty volumes
-	outside []map[string]*Witnesses  // what Vault and Nomad have, by engine_id
-	told    map[string]secrets.Owner // who was ever told an engine's key
+	outside []map[string]*Witnesses  // content of Vault and Nomad, by engine_id
+	told    map[string]secrets.Owner // the owner who was given an engine's key
 }
 
 const simDeployment = "dddddd22222222222222222222"
 
-// drawHistory lives a life: provisions from a pool, warm claims, rotations, stops,
+// drawHistory generates a history: provisions from a pool, warm claims, rotations, stops,
 // starts and destroys.
 func drawHistory(t *rapid.T) *history {
 	h := &history{told: map[string]secrets.Owner{}}
@@ -112,7 +112,7 @@ func drawHistory(t *rapid.T) *history {
 			}
 			delete(pool, id)
 			empty := outside[id]
-			if rapid.Bool().Draw(t, "its volume is made later") {
+			if rapid.Bool().Draw(t, "its volume is created later") {
 				delete(outside, id)
 			}
 			rows[id] = &engine.Row{EngineID: id, ProductID: "p", UserID: user, NodeID: "n", Image: "i", State: engine.Provisioning, Desired: engine.Running, Op: &engine.Operation{Kind: engine.OpProvision}}
@@ -140,7 +140,7 @@ func drawHistory(t *rapid.T) *history {
 			}
 			k := key(has, has.KeyVersion+1)
 			w := outside[has.EngineID]
-			w.keys = []*secrets.EngineKey{k} // the ones before are destroyed
+			w.keys = []*secrets.EngineKey{k} // the previous ones are destroyed
 			w.variable = &cluster.Variable{KeyHash: secrets.Hash(k.Key), Witness: w.variable.Witness}
 			has.KeyVersion, has.KeyID = k.Version, k.ID
 		case "stop", "sleep":
@@ -156,7 +156,7 @@ func drawHistory(t *rapid.T) *history {
 			if has != nil && has.State != engine.Running {
 				run(has)
 			}
-		case "destroying": // its key goes before its row
+		case "destroying": // its key is removed before its row
 			if has != nil {
 				has.State, has.Desired = engine.Destroying, engine.Destroying
 				has.Op = &engine.Operation{Kind: engine.OpDestroy}
@@ -176,11 +176,10 @@ func drawHistory(t *rapid.T) *history {
 	return h
 }
 
-// A registry that is put back to any earlier moment, or emptied, and then judged
-// row by row and engine by engine: every engine that has a user is that user's again,
-// with the key and the state that it has; nobody else is given it; nothing of it is
-// removed; what is gone is said to be gone; and no pooled volume that was handed out
-// is left in the pool.
+// A registry is restored to any earlier moment, or emptied, and then judged row by row and
+// engine by engine: every engine with a user belongs to that user again, with its current
+// key and state; no other user gets it; nothing of it is removed; missing engines are
+// reported as missing; and no pooled volume that was handed out stays in the pool.
 func TestAnyHistoryIsRebuilt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHistory(t)
@@ -212,7 +211,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id := range pool {
 			w := now[id]
 			if w == nil || len(w.keys) > 0 || w.job != nil || w.variable != nil {
-				delete(pool, id) // as recovery.pool does
+				delete(pool, id) // like recovery.pool
 			}
 		}
 		for id, w := range now {
@@ -226,7 +225,8 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			if r.act == "" {
 				continue
 			}
-			// The user's row that was put back gives way, for nothing of it is left.
+			// The restored row of the user gives way, because nothing of its engine is
+			// left.
 			for other, row := range rebuilt {
 				if row.ProductID != r.row.ProductID || row.UserID != r.row.UserID {
 					continue
@@ -241,7 +241,7 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id, row := range want {
 			got := rebuilt[id]
 			if row.ProductID == engine.WarmProduct {
-				continue // it comes back, or is nobody's
+				continue // it is restored, or belongs to no user
 			}
 			if got == nil || got.ProductID != row.ProductID || got.UserID != row.UserID || got.KeyVersion != row.KeyVersion || got.KeyID != row.KeyID || got.VolumeID != row.VolumeID {
 				t.Fatalf("engine %s was %+v and is %+v", id, row, got)
@@ -253,11 +253,11 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		}
 		for id, row := range rebuilt {
 			if row.Reason == engine.ReasonBrainMissing || row.State == engine.Destroying {
-				continue // there is nothing to be given
+				continue // there is nothing to hand out
 			}
 			owner := secrets.Owner{Deployment: simDeployment, ProductID: row.ProductID, UserID: row.UserID, EngineID: id}
 			if told, was := h.told[id]; was && told != owner {
-				t.Fatalf("engine %s is given to %+v, and %+v was told its key", id, owner, told)
+				t.Fatalf("engine %s is given to %+v, but %+v was given its key", id, owner, told)
 			}
 			if want[id] == nil {
 				t.Fatalf("engine %s was destroyed and is %+v", id, row)
@@ -265,10 +265,10 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		}
 		for id := range pool {
 			if told, was := h.told[id]; was {
-				t.Fatalf("volume %s is pooled again, and %+v was told its key", id, told)
+				t.Fatalf("volume %s is pooled again, but %+v was given its key", id, told)
 			}
 		}
-		// Judged again, nothing is to be done.
+		// Judged again, there is nothing to do.
 		for id, row := range rebuilt {
 			w := now[id]
 			if w == nil {
@@ -282,9 +282,9 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 	})
 }
 
-// A Vault that is put back to any earlier moment, or emptied, under a registry that is
-// compared all the same: no engine changes its user, no row comes to name a key that
-// its engine does not take, and nothing is given up.
+// Vault is restored to any earlier moment, or emptied, and the registry is compared with
+// it: no engine changes its user, no row gets a key that its engine does not accept, and
+// nothing is given up.
 func TestAnyVaultIsSurvived(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHistory(t)
@@ -304,7 +304,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 					return w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash
 				}
 			}
-			return true // Vault does not have it: nobody is told it
+			return true // Vault does not have it: no user gets it
 		}
 		for id, row := range rows {
 			w := now[id]
@@ -315,7 +315,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 			r := w.judgeRow(at, true)
 			switch {
 			case r.act == ActQuarantine && row.ProductID != engine.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == engine.WarmProduct:
-				continue // it was warm then: nobody is told its key until an admin looks
+				continue // it was warm at that time: no user gets its key until an admin decides
 			case r.act != "" && r.act != ActCorrect:
 				t.Fatalf("engine %s: %s %s", id, r.act, r.why)
 			case r.row == nil:
@@ -328,9 +328,9 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 	})
 }
 
-// Nomad's servers that are put back to any earlier moment, or emptied, and a registry
-// that is put back to another: no engine changes its user, and each that has one is its
-// user's or is left to an admin. Its key, the last that says whose it is, stays.
+// Nomad's servers are restored to any earlier moment, or emptied, and the registry to
+// another one: no engine changes its user, and each engine with a user belongs to that user
+// or is left to an admin. Its key, the last evidence of its owner, is kept.
 func TestAnyNomadIsSurvived(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHistory(t)
@@ -378,7 +378,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 			switch {
 			case row == nil || left[id] || row.Reason == engine.ReasonBrainMissing || row.State == engine.Destroying:
 			case was && (told.ProductID != row.ProductID || told.UserID != row.UserID) && len(w.keys) > 0:
-				t.Fatalf("engine %s is given to %s, and %+v was told its key", id, row.UserID, told)
+				t.Fatalf("engine %s is given to %s, but %+v was given its key", id, row.UserID, told)
 			}
 			owner := h.rows[last][id]
 			if owner == nil || owner.ProductID == engine.WarmProduct || owner.State == engine.Destroying || left[id] {
@@ -391,7 +391,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 	})
 }
 
-// What contradicts itself, and what does not say whose it is, is left to an admin.
+// Contradictory evidence, and evidence without an owner, is left to an admin.
 func TestJudgeLostQuarantines(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
 	whole := func(change func(*Witnesses)) *Witnesses {
@@ -433,8 +433,8 @@ func TestJudgeLostQuarantines(t *testing.T) {
 	}
 }
 
-// A provision that was under way at the moment of the backup, and whose engine was
-// destroyed since, does not go on under the id that was used.
+// A provision that was in progress at the time of the backup, and whose engine was
+// destroyed since, does not continue under the used id.
 func TestProvisionOfThenIsUndone(t *testing.T) {
 	row := &engine.Row{EngineID: "e", ProductID: "p", UserID: "u", State: engine.Provisioning, Op: &engine.Operation{ID: "o", Kind: engine.OpProvision, Step: "key"}}
 	undone := engine.Operation{Kind: engine.OpDestroy, Step: "first", Undo: "undone"}

@@ -11,61 +11,61 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// world is what all stores say at about one moment: what a reconcile pass
-// decides from. The planner changes nothing in it.
+// world is the content of all stores at about one moment, from which a reconcile pass
+// decides. The planner does not change it.
 type world struct {
 	now          time.Time
 	deployment   string // this deployment's name in the meta of its jobs
-	deploymentID string // and its id, with which its engine_ids begin
+	deploymentID string // its id, which begins with the prefix of its engine_ids
 	grace        time.Duration
 
-	// What there is in Nomad and Vault, other deployments' included; read before
-	// the registry, so that what has a row is never taken for something without.
+	// The objects in Nomad and Vault, including those of other deployments. They are read
+	// before the registry, so that an object with a row never seems to have none.
 	jobs      []*cluster.JobInfo
 	volumes   []*cluster.Volume
 	variables []*cluster.VariableInfo
 	keys      []string        // engine_ids
-	silent    map[string]bool // nodes that the servers do not hear from, of those above
+	silent    map[string]bool // nodes above that do not report to the servers
 	awake     map[string]bool // engine_ids of paused engines whose check passes
 
-	// What the registry says: the pool before the rows before the unreachable volumes, as an
-	// engine_id passes through them.
+	// The registry: the pool before the rows before the unreachable volumes, in the order
+	// in which an engine_id passes through them.
 	orphans     []*registry.Orphan
 	pooled      map[string]bool // engine_ids
 	rows        []*engine.Row
 	unreachable []*registry.UnreachableVolume
-	// What of it cannot be read: rows with the engine_ids that the index has for them, by
-	// the row's key; and indexes that do not lead to their rows.
+	// Unreadable records: rows with the engine_ids that the index has for them, by the
+	// row's key; and indexes that do not lead to their rows.
 	unreadable      []*registry.Unreadable
 	damagedProducts []*registry.Unreadable
 	damagedVolumes  []*registry.Unreadable
 	indexed         map[string][]string
 	faults          []registry.Fault
 	quotas          map[string]registry.Quota
-	// quarantine is what an admin has to decide about.
+	// quarantine is what an admin must decide about.
 	quarantine  []*registry.Quarantined
 	quarantined map[string]bool // engine_ids
 
-	// owners are the secrets of engines that the registry does not have, as far as
-	// they were read.
+	// owners are the secrets of engines that the registry does not have, as far as they
+	// were read.
 	owners map[string]*secrets.EngineKey
-	// keysLost: Vault went back in time; keysMissing are the engines of rows whose key
-	// it does not have any more, as far as the rows were compared.
+	// keysLost: Vault went back in time. keysMissing are the engines of rows whose key
+	// Vault no longer has, as far as the rows were compared.
 	keysLost    bool
 	keysMissing map[string]bool
 
 	// lost are the engine_ids of rows whose volume Nomad does not know.
 	lost map[string]bool
 
-	// suspects are the counts that did not agree in the pass before.
+	// suspects are the counts that differed in the previous pass.
 	suspects map[string]suspect
 
-	// missing names the lists that could not be read: "not in this answer" says
-	// nothing then.
+	// missing names the lists that could not be read: that something is not in them then
+	// means nothing.
 	missing map[string]error
 }
 
-// suspect is a count of engines that did not agree with the rows.
+// suspect is a count of engines that differed from the rows.
 type suspect struct {
 	quota registry.Quota
 	rows  int
@@ -90,7 +90,7 @@ const (
 	listIndexes    = "indexes"
 )
 
-// read says whether all of some lists were read.
+// read reports whether all of some lists were read.
 func (w *world) read(lists ...string) bool {
 	for _, name := range lists {
 		if w.missing[name] != nil {
@@ -100,11 +100,10 @@ func (w *world) read(lists ...string) bool {
 	return true
 }
 
-// enginePrefix is what the names of jobs, volumes and services of engines begin
-// with.
+// enginePrefix is the prefix of the names of engines' jobs, volumes and services.
 var enginePrefix = engine.JobID("")
 
-// engineOf is the engine_id in the name of a job or volume.
+// engineOf returns the engine_id in the name of a job or volume.
 func engineOf(name string) string {
 	if id, registration := engine.VolumeOf(name); registration > 1 {
 		return id
@@ -112,8 +111,8 @@ func engineOf(name string) string {
 	return strings.TrimPrefix(name, enginePrefix)
 }
 
-// withoutVolume are the engine_ids of the volume pool for which there is no volume, as
-// it seems: one that was made while the lists were read is among them.
+// withoutVolume returns the engine_ids of the volume pool that seem to have no volume.
+// Volumes that were created while the lists were read are among them.
 func (w *world) withoutVolume() map[string]bool {
 	if !w.read(listVolumes, listPool) {
 		return nil
@@ -125,7 +124,7 @@ func (w *world) withoutVolume() map[string]bool {
 	return lost
 }
 
-// lostKeys is how many rows have no key in Vault, as far as that was compared.
+// lostKeys returns how many rows have no key in Vault, as far as that was compared.
 func (w *world) lostKeys() int {
 	if w.keysMissing != nil {
 		return len(w.keysMissing)
@@ -143,7 +142,7 @@ func (w *world) lostKeys() int {
 	return n
 }
 
-// wantsKey says whether a row names a key that has to be there.
+// wantsKey reports whether a row names a key that must exist.
 func wantsKey(row *engine.Row) bool {
 	return row.KeyVersion > 0 && row.Op == nil && row.State != engine.Destroying && row.Reason != engine.ReasonBrainMissing
 }

@@ -42,8 +42,8 @@ func TestBrainVersions(t *testing.T) {
 	}
 }
 
-// TestReadsThatAreCutShort: what is remembered is exported at once, whoever hung up
-// on a probe before.
+// TestReadsThatAreCutShort: stored inputs are exported at once, even if a caller cancelled
+// an earlier probe.
 func TestReadsThatAreCutShort(t *testing.T) {
 	t.Parallel()
 	b, err := OpenBrain(t.Context(), filepath.Join(t.TempDir(), "brain.sqlite"))
@@ -87,7 +87,7 @@ func TestReadsThatAreCutShort(t *testing.T) {
 	}
 }
 
-// TestBrainConcurrent writes, probes and exports at once.
+// TestBrainConcurrent writes, probes and exports concurrently.
 func TestBrainConcurrent(t *testing.T) {
 	t.Parallel()
 	b, err := OpenBrain(t.Context(), filepath.Join(t.TempDir(), "brain.sqlite"))

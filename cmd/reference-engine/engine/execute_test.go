@@ -53,8 +53,8 @@ func TestDecodeWork(t *testing.T) {
 	}
 }
 
-// FuzzDecodeExecute: what the strict decoder takes, encoding/json takes too and
-// with the same meaning, and it is fit to be remembered.
+// FuzzDecodeExecute: encoding/json also accepts what the strict decoder accepts, with the
+// same meaning, and it can be stored.
 func FuzzDecodeExecute(f *testing.F) {
 	for _, s := range []string{`{"input":"x"}`, `{"input":"\ud83d\ude00"}`, `{"input":"x","input":"y"}`, `{"input":null}`, "{", `{"input":"a"}]`} {
 		f.Add([]byte(s))
@@ -66,7 +66,7 @@ func FuzzDecodeExecute(f *testing.F) {
 		}
 		var v struct{ Input string }
 		if err := json.Unmarshal(body, &v); err != nil || v.Input != got {
-			t.Errorf("%q: got %q, encoding/json says %q, %v", body, got, v.Input, err)
+			t.Errorf("%q: got %q, encoding/json returns %q, %v", body, got, v.Input, err)
 		}
 		if got == "" || len(got) > maxInput || !utf8.ValidString(got) {
 			t.Errorf("%q: took the unfit input %q", body, got)

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// TestRun is one whole life in this process, so that goleak sees what Run
+// TestRun runs an engine's whole life in this process, so that goleak detects what Run
 // leaves behind.
 func TestRun(t *testing.T) {
 	t.Parallel()

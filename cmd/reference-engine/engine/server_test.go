@@ -28,7 +28,7 @@ func hashOf(key string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// newServer is a server on a new brain, without a listener.
+// newServer returns a server with a new brain, without a listener.
 func newServer(t *testing.T, env map[string]string, log *slog.Logger) *server {
 	t.Helper()
 	vars := map[string]string{
@@ -198,7 +198,7 @@ func TestHealthProbesTheBrain(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	check(503, failing) // a file is there, but another one
+	check(503, failing) // there is a file, but another one
 	if err := os.Rename(path+".away", path); err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestHealthProbesTheBrain(t *testing.T) {
 		t.Errorf("%d log lines, want one for each of the 2 changes:\n%s", n, &log)
 	}
 
-	// A brain that can be read but not written is no brain.
+	// A brain that is readable but not writable is unhealthy.
 	if _, err := s.brain.writer.Exec(`PRAGMA query_only(1)`); err != nil {
 		t.Fatal(err)
 	}

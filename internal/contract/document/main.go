@@ -1,4 +1,4 @@
-// Command document writes docs/metrics.md, to the file that it is given.
+// Command document writes docs/metrics.md to the file in its argument.
 package main
 
 import (

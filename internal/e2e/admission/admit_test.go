@@ -42,7 +42,7 @@ func TestAdmitReasons(t *testing.T) {
 	}
 	denied(t, "u", true, true, "engine_stopped")
 
-	// As an idle engine's row will say.
+	// This is the row of an idle engine.
 	s := harness.OpenStores(t, harness.Shared)
 	s.Edit(prefix, "u", func(row map[string]any) { row["state"], row["desired"] = "sleeping", "sleeping" })
 	denied(t, "u", true, false, "engine_sleeping")
@@ -58,8 +58,8 @@ func TestAdmitReasons(t *testing.T) {
 	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	denied(t, "bad", true, true, "engine_unhealthy")
 
-	// While another call boots it: without a flag the answer is at once, with
-	// one it is the boot's.
+	// While another call boots it: without a flag the admit returns at once, with one it
+	// returns the result of the boot.
 	booted := make(chan error, 1)
 	go func() { booted <- harness.ErrOf(c.Provision(ctx, "slow", "reference-engine.slow-boot-2s")) }()
 	harness.Eventually(t, "the boot is under way", func() error {
@@ -105,7 +105,7 @@ func TestAdmitReasons(t *testing.T) {
 	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 }
 
-// Concurrent admits of new users on two replicas: one engine each, and every
+// Concurrent admits of new users on two replicas: there is one engine per user, and every
 // caller gets it.
 func TestConcurrentAdmitsOfNewUsers(t *testing.T) {
 	t.Parallel()
@@ -141,8 +141,8 @@ func TestConcurrentAdmitsOfNewUsers(t *testing.T) {
 	}
 }
 
-// An admit of a running engine writes nothing, and after a rotation no replica
-// hands out the old key.
+// An admit of a running engine writes nothing, and after a rotation no replica returns the
+// old key.
 func TestAdmitHotPath(t *testing.T) {
 	t.Parallel()
 	all := harness.StartReplicas(t, 2, map[string]string{})
@@ -175,7 +175,7 @@ func TestAdmitHotPath(t *testing.T) {
 			t.Fatalf("after the rotation: %+v, %v", a, err)
 		}
 	}
-	// An admit that comes during a rotation waits for it.
+	// An admit during a rotation waits for its end.
 	rotated := make(chan string, 1)
 	go func() {
 		key, err := c.RotateKey(ctx, "u")
@@ -200,8 +200,8 @@ func TestAdmitHotPath(t *testing.T) {
 	}
 }
 
-// modified is the index of the newest write below a prefix, but for what the
-// replicas tell of their admits, every second and whatever those were.
+// modified returns the index of the newest write below a prefix, except for the replicas'
+// reports of their admits, which they write every second in any case.
 func modified(s *harness.Stores, prefix string) uint64 {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix, nil)
@@ -246,7 +246,7 @@ func TestRateLimit(t *testing.T) {
 
 	a, err := harness.Admit(ctx, harness.At(c, all[1]), "nobody", false, false)
 	var refused *client.Error
-	rate := a.Rate // refused or not, the answer tells what is left
+	rate := a.Rate // even a denial reports what remains
 	if errors.As(err, &refused) {
 		rate = refused.Rate
 	}
@@ -254,7 +254,7 @@ func TestRateLimit(t *testing.T) {
 		t.Errorf("rate %+v, %v", rate, err)
 	}
 
-	// A policy holds at once, on every replica.
+	// A policy is effective at once, on every replica.
 	admin := &client.Client{BaseURL: all[2].URL, AdminKey: harness.AdminKey}
 	id := harness.ProductOf(t, admin, c)
 	put := func(policy client.Policy) {

@@ -30,7 +30,7 @@ func TestConcurrentProvisionsOfOneUser(t *testing.T) {
 }
 
 func TestQuotaIsExact(t *testing.T) {
-	// Not parallel: fifty engines boot at once on this machine.
+	// This is not parallel, because fifty engines boot concurrently on this machine.
 	prefix := "quota-test/"
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "240", "ORCH_CONSUL_PREFIX": prefix})
 	c := r.Product(t, map[string]any{"max_engines": 50})
@@ -46,7 +46,7 @@ func TestQuotaIsExact(t *testing.T) {
 	if rows := harness.OpenStores(t, harness.Shared).Rows(prefix); len(rows) != 50 {
 		t.Fatalf("%d rows, want 50", len(rows))
 	}
-	// A user who has an engine is told so even when the product is full.
+	// A user who has an engine gets that error even if the product is full.
 	var has string
 	for i := 0; has == ""; i++ {
 		if _, err := c.Engine(ctx, fmt.Sprintf("user-%02d", i)); err == nil {
@@ -55,7 +55,7 @@ func TestQuotaIsExact(t *testing.T) {
 	}
 	_, err := c.Provision(ctx, has, "")
 	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
-	// Destroy frees the place.
+	// Destroy frees the quota.
 	if _, err := c.Destroy(ctx, has); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	// One that is being stopped cannot be kept awake.
+	// An engine that is being stopped cannot be kept awake.
 	if _, err := slow.Provision(ctx, "lingers", "reference-engine.term-delay-5s"); err != nil {
 		t.Fatal(err)
 	}
@@ -136,12 +136,12 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 	if _, err := slow.Destroy(ctx, "lingers"); err != nil {
 		t.Fatal(err)
 	}
-	// Equal stops join: both callers hear that it is stopped.
+	// Equal stops join: both callers learn that the engine is stopped.
 	if got := harness.Outcomes(2, func(int) error { _, err := slow.Stop(ctx, "u"); return err }); got["ok"] == 0 || got["ok"]+got["409 ENGINE_NOT_RUNNING"] != 2 {
 		t.Fatalf("two stops: %v", got)
 	}
-	// Starts and stops in a storm: each is done or refused, and the engine is
-	// sound in the end.
+	// Many concurrent starts and stops: each is done or refused, and the engine is sound in
+	// the end.
 	got := harness.Outcomes(20, func(i int) error {
 		if i%2 == 0 {
 			_, err := slow.Start(ctx, "u")

@@ -10,8 +10,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// The quota is one over all replicas, however provisions and destroys race on
-// them.
+// The quota counts engines of all replicas, however provisions and destroys race on them.
 func TestJointQuota(t *testing.T) {
 	t.Parallel()
 	const most = 6
@@ -34,7 +33,7 @@ func TestJointQuota(t *testing.T) {
 		t.Fatalf("destroys: got %v", got)
 	}
 	got = harness.Outcomes(2*most, func(i int) error {
-		_, err := harness.Admit(ctx, harness.At(c, all[i%2]), fmt.Sprint("user-", i/2), true, false) // each user on both
+		_, err := harness.Admit(ctx, harness.At(c, all[i%2]), fmt.Sprint("user-", i/2), true, false) // each user on both replicas
 		return err
 	})
 	if got["ok"] != 2*most {
@@ -52,11 +51,11 @@ func TestJointQuota(t *testing.T) {
 
 const (
 	rotatedEngines = 10
-	rotations      = 100 // of each
+	rotations      = 100 // of each engine
 )
 
-// A thousand rotations on two replicas, with admits on both all the time: an
-// admit that began after a rotation was answered never gets a key from before it.
+// A thousand rotations on two replicas, with continuous admits on both: an admit that began
+// after the response to a rotation never returns an earlier key.
 func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	t.Parallel()
 	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.reload", "ORCH_VOLUME_POOL": "5"})
@@ -119,7 +118,7 @@ func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	for _, e := range engines {
 		for _, r := range all {
 			if got, err := harness.At(c, r).Engine(ctx, e.user); err != nil || e.keys[got.APIKey] != len(e.keys) {
-				t.Errorf("%s: GET answers key %d of %d, %v", e.user, e.keys[got.APIKey], len(e.keys), err)
+				t.Errorf("%s: GET returns key %d of %d, %v", e.user, e.keys[got.APIKey], len(e.keys), err)
 			}
 		}
 		if _, err := c.Destroy(ctx, e.user); err != nil {
@@ -128,8 +127,7 @@ func TestRotatedKeysAreNeverAnswered(t *testing.T) {
 	}
 }
 
-// rotated is an engine with all keys that it was said to have, by their number
-// from 1 on.
+// rotated is an engine with all keys that were returned for it, by their number from 1 on.
 type rotated struct {
 	user string
 	mu   sync.Mutex
@@ -145,9 +143,8 @@ func (e *rotated) answered(key string) {
 	e.keys[key] = len(e.keys) + 1
 }
 
-// admit admits the engine's user, and says whether its key was not an old one
-// when the call began. A key that no rotation was answered with yet is a newer
-// one.
+// admit admits the engine's user, and reports whether its key was not outdated when the
+// call began. A key that no rotation has returned yet is a newer one.
 func (e *rotated) admit(t *testing.T, c *client.Client) bool {
 	e.mu.Lock()
 	before := len(e.keys)
@@ -160,7 +157,7 @@ func (e *rotated) admit(t *testing.T, c *client.Client) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if number, known := e.keys[a.Engine.APIKey]; known && number < before {
-		t.Errorf("%s: got key %d after a rotation to key %d was answered", e.user, number, before)
+		t.Errorf("%s: got key %d after a rotation had returned key %d", e.user, number, before)
 		return false
 	}
 	return true

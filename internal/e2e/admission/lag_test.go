@@ -14,9 +14,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestLaggingReplica: a replica that reaches Consul but hears nothing of its watch
-// of the rows says that it lags and is not ready, while it goes on to admit; and
-// it comes back by itself.
+// TestLaggingReplica: a replica that reaches Consul but gets no updates of the rows reports
+// that it lags and is not ready, but still admits users. It recovers by itself.
 func TestLaggingReplica(t *testing.T) {
 	t.Parallel()
 	var silent atomic.Bool
@@ -44,11 +43,11 @@ func TestLaggingReplica(t *testing.T) {
 	}
 }
 
-// wantLag returns nil for the answer of a replica that lags.
+// wantLag returns nil for the response of a lagging replica.
 func wantLag(err error) error {
 	var bad *client.Error
 	if !errors.As(err, &bad) || bad.Status != http.StatusServiceUnavailable || bad.Code != "BACKEND_UNAVAILABLE" || !strings.Contains(bad.Message, "lags") || bad.RetryAfter < time.Second {
-		return fmt.Errorf("got %w, want a 503 that says that the replica lags", cmp.Or(err, errors.New("no error")))
+		return fmt.Errorf("got %w, want a 503 because the replica lags", cmp.Or(err, errors.New("no error")))
 	}
 	return nil
 }

@@ -13,20 +13,20 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// raced is a call and what ends its user's engine meanwhile.
+// raced is a call, and what ends its user's engine meanwhile.
 type raced struct {
 	name    string
 	c       *client.Client
 	prepare func(*client.Client, string) error // nil: there is no engine before
 	call    func(*client.Client, string) error
-	// end destroys the engine, or stops it, and returns the answers.
+	// end destroys or stops the engine, and returns the outcomes.
 	end    func(c *client.Client, user string, round int, called <-chan struct{}) map[string]int
 	rounds int
 }
 
-// TestDestroyRacesOtherCalls has a DELETE, or a stop, come while every call that begins an
-// operation is under way. Each call hears its own end or that the engine is busy, every audit row has
-// its outcome, nothing is left, and the totals agree.
+// TestDestroyRacesOtherCalls sends a DELETE, or a stop, while each kind of call that begins
+// an operation is in progress. Each call returns its own outcome or that the engine is
+// busy, every audit row has its outcome, nothing remains, and the totals agree.
 func TestDestroyRacesOtherCalls(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "8"})
@@ -50,7 +50,7 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 			}
 		}
 	}
-	// As soon as there is a row: its operation is written, and not launched yet.
+	// As soon as there is a row: its operation is written, but not launched yet.
 	atOnce := func(c *client.Client, u string, _ int, called <-chan struct{}) map[string]int {
 		return harness.Outcomes(3, func(int) (err error) {
 			until(called, func() bool {
@@ -60,7 +60,7 @@ func TestDestroyRacesOtherCalls(t *testing.T) {
 			return err
 		})
 	}
-	// While a provision that found no place removes itself.
+	// While a provision that found no capacity removes itself.
 	undoing := func(c *client.Client, u string, _ int, called <-chan struct{}) map[string]int {
 		until(called, func() bool {
 			e, err := c.Engine(ctx, u)
@@ -121,7 +121,7 @@ func (k raced) race(t *testing.T, user string, round int) {
 	}()
 	ended := k.end(k.c, user, round, called)
 	<-called
-	// What is gone, or not there yet, is not found.
+	// An engine that was destroyed, or does not exist yet, is not found.
 	may := []string{"ok", "409 ENGINE_BUSY", "404 ENGINE_NOT_FOUND", "503 CAPACITY_EXHAUSTED"}
 	if !slices.Contains(may[:3], got) && (k.prepare != nil || got != may[3]) && got != "409 ENGINE_NOT_RUNNING" {
 		t.Errorf("%s: the call got %s", user, got)
@@ -134,8 +134,8 @@ func (k raced) race(t *testing.T, user string, round int) {
 	}
 }
 
-// wantAudited fails unless every audit row of a product that has no engines says how it
-// ended, and the lifetime totals agree.
+// wantAudited fails unless every audit row of a product without engines has its outcome,
+// and the totals agree.
 func wantAudited(t *testing.T, c *client.Client) {
 	t.Helper()
 	rows := 0
@@ -152,6 +152,6 @@ func wantAudited(t *testing.T, c *client.Client) {
 		t.Fatal(err)
 	}
 	if numbers.TotalProvisions != numbers.TotalDestroys || rows == 0 {
-		t.Errorf("%d audit rows, %d provisions, %d destroys, and no engine is left", rows, numbers.TotalProvisions, numbers.TotalDestroys)
+		t.Errorf("%d audit rows, %d provisions, %d destroys, but no engine exists", rows, numbers.TotalProvisions, numbers.TotalDestroys)
 	}
 }

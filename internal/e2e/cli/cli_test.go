@@ -18,7 +18,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// shell runs the command line as a script does: without a terminal.
+// shell runs the command line like a script, without a terminal.
 type shell struct {
 	t    *testing.T
 	orch string
@@ -31,7 +31,7 @@ func (s *shell) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run returns what a call printed, and fails unless it ends with this code.
+// run returns the output of a command, and fails unless it exits with this code.
 func (s *shell) run(code int, args ...string) (stdout, stderr string) {
 	s.t.Helper()
 	cmd := s.command(args...)
@@ -51,7 +51,7 @@ func (s *shell) run(code int, args ...string) (stdout, stderr string) {
 	return out.String(), errs.String()
 }
 
-// json is run for a script that reads the answer.
+// json runs a command with -json and decodes its output.
 func (s *shell) json(into any, args ...string) {
 	s.t.Helper()
 	out, _ := s.run(0, append(args, "-json")...)
@@ -60,7 +60,7 @@ func (s *shell) json(into any, args ...string) {
 	}
 }
 
-// fails is run for a call that the service refuses with a code.
+// fails runs a command, and fails unless the service refuses it with this code.
 func (s *shell) fails(code client.Code, args ...string) {
 	s.t.Helper()
 	out, errs := s.run(1, args...)
@@ -78,7 +78,8 @@ func (s *shell) shows(out string, words ...string) {
 	}
 }
 
-// lines starts a command that prints one object a line, and returns them as they come.
+// lines starts a command that prints one object per line, and returns the objects as they
+// arrive.
 func lines[T any](t *testing.T, cmd *exec.Cmd) <-chan T {
 	t.Helper()
 	stream, err := cmd.StdoutPipe()
@@ -102,7 +103,7 @@ func lines[T any](t *testing.T, cmd *exec.Cmd) <-chan T {
 	return objects
 }
 
-// await reads objects until one is what is waited for.
+// await reads objects until one satisfies is.
 func await[T any](t *testing.T, objects <-chan T, what string, is func(T) bool) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
@@ -136,8 +137,8 @@ func interrupt[T any](t *testing.T, cmd *exec.Cmd, objects <-chan T) {
 	}
 }
 
-// TestCommandLine takes a product and an engine through their lives with the
-// built executable, over the real service.
+// TestCommandLine runs a product and an engine through their life with the built
+// executable, against the real service.
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
@@ -147,7 +148,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	admin := &shell{t, orch, []string{"ORCH_URL=" + r.URL, "ORCH_ADMIN_KEY=" + harness.AdminKey}}
 
-	// The admin makes a product.
+	// The admin registers a product.
 	var made client.Registered
 	admin.json(&made, "product", "register", "-name", "ACME Inc.", "-set", "max_engines=2", "acme")
 	admin.fails(client.ErrProductSlugExists, "product", "register", "acme")
@@ -170,7 +171,7 @@ func TestCommandLine(t *testing.T) {
 	out, _ = admin.run(0, "status")
 	admin.shows(out, "Service", "nomad", "vault", "acme", "Pooled volumes", "Warm engines", "Unreachable volumes")
 
-	// The product's backend makes an engine, while somebody watches.
+	// The product creates an engine while somebody watches.
 	product := &shell{t, orch, []string{"ORCH_URL=" + r.URL, "ORCH_PLATFORM_KEY=" + made.PlatformAPIKey}}
 	watch := product.command("audit", "tail", "-f", "-json", "-n", "0")
 	rows := lines[client.AuditEntry](t, watch)
@@ -179,7 +180,7 @@ func TestCommandLine(t *testing.T) {
 	out, errs := product.run(1, "engine", "admit", user)
 	product.shows(out, "Not admitted", client.DeniedNotFound)
 	if errs != "" {
-		t.Errorf("a denial is an answer, but stderr is %q", errs)
+		t.Errorf("a denial is a result, but stderr is %q", errs)
 	}
 	out, _ = product.run(0, "engine", "provision", "-idempotency-key", "k", user)
 	product.shows(out, "Status  running", "URL", "Key     sk-sept-")
@@ -201,13 +202,13 @@ func TestCommandLine(t *testing.T) {
 	product.run(0, "engine", "wait", user)
 	product.run(0, "engine", "wait", "-for", "running", user)
 	if _, errs := product.run(1, "engine", "wait", "bad"); !strings.Contains(errs, string(client.ErrEngineBootFailed)) {
-		t.Errorf("of a failed provision a wait says %q", errs)
+		t.Errorf("after a failed provision a wait prints %q", errs)
 	}
 	if _, errs := product.run(124, "engine", "wait", "-for", "sleeping", "-timeout", "200ms", user); !strings.Contains(errs, "is running") {
-		t.Errorf("a wait whose time runs out says %q", errs)
+		t.Errorf("a wait that times out prints %q", errs)
 	}
 
-	// Keys are shown when they are asked for.
+	// Keys are shown only on request.
 	for _, hidden := range [][]string{{"engine", "show", user}, {"engine", "show", "-json", user}, {"engine", "admit", user}, {"engine", "admit", "-json", user}, {"engine", "wait", "-json", user}, {"engine", "list"}, {"engine", "list", "-json"}, {"status"}, {"audit", "tail"}} {
 		if out, _ := product.run(0, hidden...); strings.Contains(out, "sk-sept-") {
 			t.Errorf("orch %v shows a key", hidden)
@@ -244,7 +245,7 @@ func TestCommandLine(t *testing.T) {
 	out, _ = product.run(0, "engine", "start", user)
 	product.shows(out, user, "running", "http://")
 
-	// What cannot be undone is asked for, and nobody is there to ask.
+	// A command that cannot be undone needs a confirmation, and there is no terminal.
 	_, errs = product.run(2, "engine", "destroy", user)
 	product.shows(errs, "-yes")
 	product.run(0, "engine", "show", user)
@@ -268,7 +269,7 @@ func TestCommandLine(t *testing.T) {
 	})
 	interrupt(t, watch, rows)
 
-	// A context has the address and the keys.
+	// A context contains the address and the sources of the keys.
 	secret := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(secret, []byte(made.PlatformAPIKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -292,7 +293,7 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("a key is in the contexts:\n%s", out)
 	}
 
-	// The admin changes the key and removes the product.
+	// The admin replaces the key and deletes the product.
 	out, _ = admin.run(0, "product", "rotate-key", "acme")
 	if strings.Contains(out, made.PlatformAPIKey) {
 		t.Error("the new platform key is the old one")
@@ -304,7 +305,7 @@ func TestCommandLine(t *testing.T) {
 	out, _ = admin.run(0, "audit", "tail", "-product", made.ProductID, "-n", "1")
 	admin.shows(out, "product_delete", "ok", "admin")
 
-	// Nobody there.
+	// No service is listening.
 	nobody := &shell{t, orch, []string{"ORCH_URL=http://" + harness.FreeAddr(t), "ORCH_PLATFORM_KEY=k"}}
 	_, errs = nobody.run(1, "status")
 	nobody.shows(errs, "connection refused", "ORCH_URL")

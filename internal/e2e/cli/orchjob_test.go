@@ -24,16 +24,16 @@ const (
 	orchVar  = "nomad/jobs/" + orchJob
 )
 
-// TestOrchJob runs the service by the job file that operators use: its secrets
-// come from the Nomad variable, an update to a Vault token of its own identity
-// replaces the replica, and no engine notices.
+// TestOrchJob runs the service with the job file for operators: its secrets come from the
+// Nomad variable, an update to a Vault token from its workload identity replaces the
+// replica, and engines are not affected.
 func TestOrchJob(t *testing.T) {
 	t.Parallel()
 	cli := nomadCLI{t}
 	nc, cc := apiClients(t)
 	addr := loopbackAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
-	// A key that has to pass through the template and the file of variables unharmed.
+	// A key that must pass unchanged through the template and the env file.
 	admin := &client.Client{BaseURL: "http://" + addr, AdminKey: `a "key" <with> $what & a \file#mangles, ` + rand.Text()}
 	secret := map[string]string{"ORCH_ADMIN_KEY": admin.AdminKey, "LLM_API_KEY": harness.ProviderKey}
 	args := orchJobArgs(t, port, secret)
@@ -91,7 +91,7 @@ func TestOrchJob(t *testing.T) {
 	t.Run("Update", func(t *testing.T) {
 		first := runningAlloc(t, nc, "")
 		makeVaultRole(t)
-		delete(secret, "VAULT_TOKEN") // or the restart would prove nothing
+		delete(secret, "VAULT_TOKEN") // otherwise the restart would prove nothing
 		cli.putSecrets(secret)
 		cli.run(nil, append([]string{"job", "run", "-detach", "-var=vault_role=" + orchJob}, args...)...)
 		harness.Eventually(t, "another replica is ready", func() error {
@@ -108,7 +108,7 @@ func TestOrchJob(t *testing.T) {
 		}
 		got, err := product.Engine(t.Context(), "user-1")
 		if err != nil || got.APIKey != e.APIKey || got.URL != e.URL {
-			t.Fatalf("after the update GET answers %+v, %v", got, err)
+			t.Fatalf("after the update GET returns %+v, %v", got, err)
 		}
 		if _, err := product.Provision(t.Context(), "user-2", ""); err != nil { // writes to Vault
 			t.Error(err)
@@ -190,8 +190,8 @@ func (c nomadCLI) try(stdin []byte, args ...string) (string, error) {
 	return string(out), err
 }
 
-// putSecrets replaces the job's variable, by way of standard input: what stands
-// on a command line can be seen by everybody on the machine.
+// putSecrets replaces the job's variable through standard input, because everybody on the
+// machine can see command lines.
 func (c nomadCLI) putSecrets(items map[string]string) {
 	c.t.Helper()
 	text, err := json.Marshal(map[string]any{"Items": items})
@@ -217,7 +217,7 @@ func apiClients(t *testing.T) (*nomad.Client, *consul.Client) {
 	return nc, cc
 }
 
-// loopbackAddr is an address that nobody listens on.
+// loopbackAddr returns an unused loopback address.
 func loopbackAddr(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -228,8 +228,8 @@ func loopbackAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// makeVaultRole lets the workload identity of the job orch, and of no other job,
-// have a token with the service's policy.
+// makeVaultRole allows the workload identity of the job orch, and of no other job, to get a
+// token with the service's policy.
 func makeVaultRole(t *testing.T) {
 	t.Helper()
 	vc, err := harness.Shared.VaultClient()
@@ -246,7 +246,7 @@ func makeVaultRole(t *testing.T) {
 	}
 }
 
-// runningAlloc is the job's running allocation, not counting one; empty: none.
+// runningAlloc returns the job's running allocation other than but; empty: none.
 func runningAlloc(t *testing.T, nc *nomad.Client, but string) string {
 	t.Helper()
 	list, _, err := nc.Jobs().Allocations(orchJob, true, nil)
@@ -261,7 +261,7 @@ func runningAlloc(t *testing.T, nc *nomad.Client, but string) string {
 	return ""
 }
 
-// logReplicas shows what became of each allocation, for a test that failed.
+// logReplicas logs what happened to each allocation, after a failed test.
 func logReplicas(t *testing.T, nc *nomad.Client) {
 	list, _, err := nc.Jobs().Allocations(orchJob, true, nil)
 	if err != nil {
@@ -276,7 +276,7 @@ func logReplicas(t *testing.T, nc *nomad.Client) {
 	}
 }
 
-// exitCode is how the task of an ended allocation ended.
+// exitCode returns the exit code of an ended allocation's task.
 func exitCode(t *testing.T, nc *nomad.Client, alloc string) int {
 	t.Helper()
 	code := -1

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// SIGHUP makes the process read its admin key again; a second process on the
-// same SQLite file refuses to start and says why.
+// SIGHUP makes the process read its admin key again. A second process on the same SQLite
+// file refuses to start and reports the reason.
 func TestProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

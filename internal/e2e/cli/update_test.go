@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	withoutWitness = "b901afa07f1420e1679f03adfedae6f9c4a4c63c" // it knew no second witness
-	withOldNames   = "af24aeda91dfb11afac9b88182ee8fa7a09b743b" // it called unreachable volumes graves
+	withoutWitness = "b901afa07f1420e1679f03adfedae6f9c4a4c63c" // the version before the second witness
+	withOldNames   = "af24aeda91dfb11afac9b88182ee8fa7a09b743b" // the version that called unreachable volumes graves
 )
 
 // buildBefore builds the version of a commit from the repository's history.
@@ -57,15 +57,15 @@ func buildBefore(t *testing.T, versionBefore string) string {
 	return binary
 }
 
-// A rolling update from the version before, under load: engines that it made keep
-// their process, key and memory, are given their witnesses, and come back like all
-// others when the registry is lost after that.
+// A rolling update from the previous version, under load: engines that it created keep
+// their process, key and memory, get their witnesses, and are rebuilt like all others if
+// the registry is lost afterwards.
 func TestRollingUpdate(t *testing.T) {
 	t.Parallel()
 	binary := buildBefore(t, withoutWitness)
 	p := harness.NewPast(t, map[string]string{"ORCH_WARM_POOL": "1"})
 	prefix, ctx := p.Vars["ORCH_CONSUL_PREFIX"], t.Context()
-	// All that the new version made goes: the old one begins.
+	// Everything of the new version is removed: the test begins with the old version.
 	p.R.Stop()
 	if _, err := p.S.Consul.KV().DeleteTree(prefix, nil); err != nil {
 		t.Fatal(err)
@@ -89,7 +89,7 @@ func TestRollingUpdate(t *testing.T) {
 	p.Known["one/stopped"].Status = "stopped"
 	pid := harness.Export(t, p.Known["one/a"].Engine, p.Known["one/a"].Engine.APIKey).Runs[0].PID
 
-	// Load, through whichever replica answers.
+	// Load, through any replica that responds.
 	var load sync.WaitGroup
 	loading, enough := context.WithCancel(ctx)
 	defer func() { enough(); load.Wait() }()
@@ -115,7 +115,7 @@ func TestRollingUpdate(t *testing.T) {
 			}
 		}
 	})
-	p.R = harness.StartService(t, p.Stack, p.Vars) // beside the old one, which leads
+	p.R = harness.StartService(t, p.Stack, p.Vars) // beside the old replica, which leads
 	if id := p.S.Deployment(prefix).ID; id == "" {
 		t.Error("beside a leader of the version before there is no deployment")
 	}
@@ -163,7 +163,7 @@ func TestRollingUpdate(t *testing.T) {
 	if runs := harness.Export(t, p.Known["one/a"].Engine, p.Known["one/a"].Engine.APIKey).Runs; len(runs) != 1 || runs[0].PID != pid {
 		t.Errorf("an engine was restarted by the update: %+v", runs)
 	}
-	// What the version before made comes back like all else.
+	// Engines of the previous version are rebuilt like all others.
 	p.R.Stop()
 	if _, err := p.S.Consul.KV().DeleteTree(prefix, nil); err != nil {
 		t.Fatal(err)
@@ -172,9 +172,9 @@ func TestRollingUpdate(t *testing.T) {
 	p.Whole()
 }
 
-// A rolling update from the version that called unreachable volumes graves: each
-// version reads and forgets what the other one lists, and what the old one wrote
-// into the audit log is read.
+// A rolling update from the version that called unreachable volumes graves: each version
+// reads and forgets what the other one lists, and the new version reads audit rows of the
+// old one.
 func TestRollingUpdateOfNames(t *testing.T) {
 	t.Parallel()
 	binary := buildBefore(t, withOldNames)
@@ -192,7 +192,7 @@ func TestRollingUpdateOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.Remember(t, e, e.APIKey, "before the update")
-	for _, id := range []string{"one", "two", "three"} { // destroyed engines of a lost node
+	for _, id := range []string{"one", "two", "three"} { // destroyed engines on a lost node
 		value := `{"engine_id": "` + id + `", "node_id": "lost", "volume_id": "v", "product_id": "` + made.ProductID + `", "user_id": "gone"}`
 		if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + "graves/" + id, Value: []byte(value)}, nil); err != nil {
 			t.Fatal(err)
@@ -204,7 +204,7 @@ func TestRollingUpdateOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix}) // beside the old one
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix}) // beside the old replica
 	list, err := r.Admin().UnreachableVolumes(ctx)
 	if err != nil || list.Total != 2 {
 		t.Errorf("the new version lists %+v, %v", list, err)

@@ -36,7 +36,7 @@ func TestProducts(t *testing.T) {
 		t.Errorf("listed as %+v, %v", listed, err)
 	}
 
-	// A tightened limit evicts nobody and refuses the next one, on every replica.
+	// A lower limit removes no engine and refuses the next one, on every replica.
 	set, err := other.SetPolicy(ctx, p.ProductID, client.Policy{MaxEngines: new(1)})
 	if err != nil || *set.MaxEngines != 1 {
 		t.Fatalf("%+v, %v", set, err)
@@ -47,7 +47,7 @@ func TestProducts(t *testing.T) {
 		harness.WantCode(t, other.Do(ctx, http.MethodPut, "/products/"+p.ProductID+"/policy", body, nil), 400, "INVALID_REQUEST")
 	}
 
-	// Both keys work until the overlap ends, on every replica.
+	// Both keys are valid until the overlap ends, on every replica.
 	rotate := func(overlap time.Duration) *client.Client {
 		t.Helper()
 		key, err := admin.RotatePlatformKey(ctx, p.ProductID, overlap)
@@ -94,14 +94,13 @@ func TestProducts(t *testing.T) {
 	for method, path := range map[string]string{http.MethodGet: "/products", http.MethodDelete: "/products/x", http.MethodPut: "/products/x/policy", http.MethodPost: "/products/x/rotate-platform-key"} {
 		harness.WantCode(t, nobody.Do(ctx, method, path, nil, nil), 401, "INVALID_ADMIN_KEY")
 	}
-	// The slug is free again.
+	// The slug can be used again.
 	if _, err := admin.RegisterProduct(ctx, "acme", "ACME again", nil); err != nil {
 		t.Error(err)
 	}
 }
 
-// The admin key changes without a restart, and a file that cannot be used
-// changes nothing.
+// The admin key changes without a restart; an invalid file changes nothing.
 func TestAdminKeyFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "key")

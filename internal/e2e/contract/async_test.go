@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestRespondAsync: a change whose caller does not wait is answered with 202 as soon as
-// it is begun, and the engine shows it until it ended, and then how.
+// TestRespondAsync: a change whose caller does not wait gets 202 as soon as it has begun.
+// The engine shows it until its end, and then its outcome.
 func TestRespondAsync(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
@@ -34,7 +34,7 @@ func TestRespondAsync(t *testing.T) {
 		}
 		return under.Engine.Operation
 	}
-	// ends waits for its end, and fails unless that is this outcome.
+	// ends waits for the operation's end, and fails unless it has this outcome.
 	ends := func(user string, op *client.Operation, outcome string) *client.Engine {
 		t.Helper()
 		var e *client.Engine
@@ -78,7 +78,7 @@ func TestRespondAsync(t *testing.T) {
 	if e := ends("u", begun("start", err), "ok"); e.Status != client.Running {
 		t.Errorf("it is %+v", e)
 	}
-	// What is over in time is answered as ever.
+	// A change that ends in time gets its ordinary response.
 	if e, err := c.Stop(client.RespondAsync(ctx, time.Minute), "u"); err != nil || e.Status != client.Stopped {
 		t.Errorf("a stop that is waited for: %+v, %v", e, err)
 	}
@@ -91,13 +91,13 @@ func TestRespondAsync(t *testing.T) {
 		t.Errorf("an admit of what runs: %+v, %v", a, err)
 	}
 
-	// How it failed is seen, too.
+	// The outcome of a failed change is shown, too.
 	_, err = c.Provision(async, "bad", "reference-engine.exit-at-start")
 	if e := ends("bad", begun("provision", err), "ENGINE_BOOT_FAILED"); e.Status != client.Failed {
 		t.Errorf("it is %+v", e)
 	}
 
-	// On the wire: the headers, and a bound alone.
+	// The raw response: its headers, and a preference with only a limit.
 	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, r.URL+"/engines/a%2Fb", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestRespondAsync(t *testing.T) {
 	}
 	for _, user := range []string{"a/b", "u", "bad"} {
 		_, err := c.Destroy(async, user)
-		if user != "a/b" { // that one may be gone by now
+		if user != "a/b" { // it may be destroyed already
 			begun("destroy", err)
 		}
 		harness.Eventually(t, user+" is gone", func() error { return isGone(ctx, c, user) })
@@ -124,7 +124,7 @@ func TestRespondAsync(t *testing.T) {
 	}
 }
 
-// isGone is nil when a user has no engine.
+// isGone returns nil if a user has no engine.
 func isGone(ctx context.Context, c *client.Client, user string) error {
 	_, err := c.Engine(ctx, user)
 	if errors.Is(err, client.ErrEngineNotFound) {

@@ -47,7 +47,7 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A row is complete when its call is answered. Newest first.
+	// A row is complete when its call returns. Rows are ordered newest first.
 	var got []string
 	mine, _ := harness.AuditLog(t, c, "")
 	for _, row := range slices.Backward(mine) {
@@ -61,7 +61,7 @@ func TestAudit(t *testing.T) {
 		}
 		if row.Action == "provision" && row.Outcome == "ok" {
 			if ms, ok := row.Metadata["boot_ms"].(float64); !ok || ms <= 0 {
-				t.Errorf("row %+v does not say how long the boot took", row)
+				t.Errorf("row %+v does not contain the boot time", row)
 			}
 		}
 		if row.UserID == "bad" && row.Action == "provision" && row.RequestID != failed.RequestID {

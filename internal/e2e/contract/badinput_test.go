@@ -11,19 +11,19 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// marker stands in everything bad that is sent: it must not come into the log.
+// marker is part of all bad input, and must not appear in the log.
 const marker = "MARKER-7f3a"
 
-// bad is a request with something wrong, and what the message names.
+// bad is an invalid request, and the word that the message must contain.
 type bad struct{ body, names string }
 
-// badBodies are refused by every operation that takes a body.
+// badBodies are refused by every operation with a body.
 var badBodies = []bad{
 	{`{"` + marker + `": 1}`, marker}, {`{"` + marker + `": 1, "` + marker + `": 2}`, marker}, {`{"` + marker, "JSON"}, {`["` + marker + `"]`, "object"},
 	{`"` + marker + `"`, "object"}, {"null", "object"}, {`{} "` + marker + `"`, "JSON"}, {"{\"" + marker + "\xff\": 1}", "JSON"}, {`{"` + marker + strings.Repeat("x", 5000) + `": 1}`, marker},
 }
 
-// badFields are refused by one.
+// badFields are refused by one operation.
 var badFields = map[string][]bad{
 	"provision": {
 		{`{"user_id": 5}`, "user_id"}, {`{"user_id": null}`, "user_id"}, {`{}`, "user_id"}, {`{"user_id": ""}`, "user_id"}, {`{"user_id": "` + marker + `\u0000"}`, "user_id"},
@@ -51,15 +51,15 @@ var badFields = map[string][]bad{
 	},
 }
 
-// badQueries are refused by both lists; the others are one's own.
+// badQueries are refused by both lists; the others by one of them.
 var badQueries = map[string][]bad{
 	"":            {{"limit=0", "limit"}, {"limit=1001", "limit"}, {"limit=-1", "limit"}, {"limit=1.5", "limit"}, {"limit=" + marker, "limit"}, {"limit=1&limit=2", "limit"}, {"cursor=" + marker, "cursor"}, {"cursor=", "cursor"}, {marker + "=1", marker}, {"limit=%zz" + marker, "query string"}},
 	"listEngines": {{"status=" + marker, "status"}, {"status=Running", "status"}, {"offset=-1", "offset"}, {"offset=" + marker, "offset"}, {"offset=0&cursor=" + marker, "cursor"}},
 	"listAudit":   {{"action=" + marker, "action"}, {"since=" + marker, "since"}, {"until=2026-01-01", "until"}, {"user_id=" + marker + "%00", "user_id"}, {"user_id=" + marker + strings.Repeat("x", 256), "user_id"}, {"product_id=" + marker, "product_id"}},
 }
 
-// Whatever is wrong with a request is said with its name, changes nothing, and
-// comes into no log.
+// The error about an invalid request names the mistake. Such a request changes nothing and
+// appears in no log.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	const prefix = "bad-input/"
@@ -74,7 +74,7 @@ func TestBadInput(t *testing.T) {
 	state := func() string {
 		rows, _ := harness.AuditLog(t, theAdmin, "")
 		now := versions(s, prefix)
-		// What goes on by itself, whatever is asked.
+		// These keys change without requests.
 		maps.DeleteFunc(now, func(key string, _ uint64) bool {
 			return key == prefix+"leader" || key == prefix+"deployment" || strings.HasPrefix(key, prefix+"activity/")
 		})

@@ -37,8 +37,8 @@ func TestOperationsAreThoseOfTheDocument(t *testing.T) {
 	}
 }
 
-// Every operation refuses strangers, what it does not know, and too much, and
-// every one about somebody says so when there is nobody.
+// Every operation refuses callers without a key, unknown input, and too large bodies; every
+// operation about an object returns the right error if there is none.
 func TestEveryOperationRefuses(t *testing.T) {
 	t.Parallel()
 	const prefix = "refuses/"
@@ -49,7 +49,7 @@ func TestEveryOperationRefuses(t *testing.T) {
 		o := o.Of("nobody", harness.NoProduct)
 		if o.Key == "" {
 			if got := r.Send(t, o, ""); got.Status != 200 {
-				t.Errorf("%s answers %d %s", o.Path, got.Status, got.Text)
+				t.Errorf("%s returns %d %s", o.Path, got.Status, got.Text)
 			}
 			continue
 		}
@@ -92,12 +92,12 @@ func TestEveryOperationRefuses(t *testing.T) {
 			r.Send(t, o, key).Want(t, o, 404, "ENGINE_NOT_FOUND")
 		}
 	}
-	// Of what nothing is known, nobody can say whose it is.
+	// If nothing is known about an engine, its owner cannot be determined.
 	if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + "quarantine/" + harness.NoProduct, Value: []byte(`{"engine_id": "` + harness.NoProduct + `"}`)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	harness.WantCode(t, harness.ErrOf(r.Admin().Adopt(t.Context(), harness.NoProduct, "", "")), 404, "PRODUCT_NOT_FOUND")
-	// These two are open to both.
+	// These two are open to both keys.
 	for _, path := range []string{"/status", "/audit"} {
 		o := harness.Operation{Method: "GET", Path: path, Key: harness.AdminHeader}
 		r.Send(t, o, "nonsense").Want(t, o, 401, "INVALID_ADMIN_KEY")

@@ -9,7 +9,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// An admit that boots an engine fails as a provision or a start does.
+// An admit that boots an engine fails with the same errors as a provision or a start.
 func TestAdmitFailsAsABootDoes(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "6", "ORCH_VOLUME_POOL": "2"})
@@ -43,8 +43,8 @@ func TestAdmitFailsAsABootDoes(t *testing.T) {
 	}
 }
 
-// A replica whose token Vault refuses says that it will not get better by itself;
-// what it began is finished by a replica with a good one.
+// A replica whose token Vault refuses reports an error that will not go away by itself. A
+// replica with a valid token finishes what it began.
 func TestBackendRefuses(t *testing.T) {
 	t.Parallel()
 	vars := map[string]string{"ORCH_VOLUME_POOL": "1", "ORCH_ENGINE_ENV_PASSTHROUGH": ""}
@@ -72,11 +72,11 @@ func TestBackendRefuses(t *testing.T) {
 		}
 		harness.WantCode(t, err, 502, "BACKEND_ERROR")
 	}
-	// What was refused changes nothing, once it is undone.
+	// A refused call changes nothing, once it is undone.
 	harness.Eventually(t, "the start is undone", func() error { return harness.InState(t, c, "stopped", "stopped") })
 	harness.Eventually(t, "the key can be rotated", func() error { return harness.ErrOf(c.RotateKey(ctx, "running")) })
 	harness.WantCode(t, harness.ErrOf(refused.Destroy(ctx, "running")), 502, "BACKEND_ERROR")
-	// Nothing was begun: it does not know whether its registry is whole.
+	// Nothing was begun: it does not know whether its registry is complete.
 	bad.Stop()
 	if got := users(harness.ListEngines(t, c, "")); len(got) != 2 {
 		t.Errorf("engines of %v", got)
@@ -88,9 +88,9 @@ func TestBackendRefuses(t *testing.T) {
 	}
 }
 
-// TestSilentNode pauses the only node: a stop is carried out when it returns, a
-// start finds no room, and a destroyed engine frees its user_id and its place at
-// once, while its volume is listed as unreachable.
+// TestSilentNode pauses the only node: a stop is carried out when the node is back, a start
+// finds no capacity, and a destroy frees the user_id and the quota at once, while the
+// volume is listed as unreachable.
 func TestSilentNode(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -132,7 +132,7 @@ func TestSilentNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.WantCode(t, harness.ErrOf(c.Engine(ctx, "destroyed")), 404, "ENGINE_NOT_FOUND")
-	// Its place is free: what is missing is a node.
+	// Its quota is free; only a node is missing.
 	harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "next", "")), 503, "CAPACITY_EXHAUSTED")
 	if st, err := statusOf(ctx, theAdmin); err != nil || *st.UnreachableVolumes != 1 || st.Total != 2 {
 		t.Errorf("the admin's status is %+v, %v", st, err)

@@ -31,7 +31,7 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		want = append(want, user)
-		// What this replica did, its lists show at once.
+		// A replica's lists immediately contain what the same replica did.
 		if got := harness.ListEngines(t, c, ""); got.Total != i+1 || !slices.Equal(users(got), want) {
 			t.Fatalf("after %s: %v of %d", user, users(got), got.Total)
 		}
@@ -62,7 +62,7 @@ func TestFleet(t *testing.T) {
 	if got := harness.ListEngines(t, c, "?status=running&limit=1"); got.Total != 4 {
 		t.Errorf("total of the running is %d", got.Total)
 	}
-	// Pages by cursor are complete, and the last one has none.
+	// Pages by cursor are complete, and the last one has no cursor.
 	var paged []string
 	for e, err := range c.AllEngines(ctx, client.EngineFilter{Limit: 4}) {
 		if err != nil {

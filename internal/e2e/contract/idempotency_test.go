@@ -30,26 +30,26 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 	wg.Wait()
 	if len(got) != 1 {
-		t.Fatalf("%d different answers", len(got))
+		t.Fatalf("%d different responses", len(got))
 	}
 	first, err := harness.ProvisionOnce(ctx, c, "first", "u", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without the key it is another call; with it and another body it is an error.
+	// Without the key it is another call; with the key and another body it is an error.
 	_, err = c.Provision(ctx, "u", "")
 	harness.WantCode(t, err, 409, "ENGINE_ALREADY_EXISTS")
 	for _, call := range [][2]string{{"other", ""}, {"u", "reference-engine.v2"}} {
 		_, err = harness.ProvisionOnce(ctx, harness.At(c, all[1]), "first", call[0], call[1])
 		harness.WantCode(t, err, 422, "IDEMPOTENCY_KEY_REUSED")
 	}
-	// Keys belong to their product.
+	// Keys are separate for each product.
 	stranger := all[0].Product(t, nil)
 	theirs, err := harness.ProvisionOnce(ctx, stranger, "first", "u", "")
 	if err != nil || theirs.EngineID == first.EngineID {
 		t.Fatalf("another product's call: %+v, %v", theirs, err)
 	}
-	// The engine's key of now, also while it is stopped.
+	// The retry returns the engine's current key, even while it is stopped.
 	key, err := c.RotateKey(ctx, "u")
 	if err != nil {
 		t.Fatal(err)
@@ -66,14 +66,14 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 	_, err = harness.ProvisionOnce(ctx, c, "first", "u", "")
 	harness.WantCode(t, err, 409, "ENGINE_DESTROYED")
-	// Also when the user has another engine by now.
+	// Even if the user has another engine now.
 	if _, err := c.Provision(ctx, "u", ""); err != nil {
 		t.Fatal(err)
 	}
 	_, err = harness.ProvisionOnce(ctx, harness.At(c, all[1]), "first", "u", "")
 	harness.WantCode(t, err, 409, "ENGINE_DESTROYED")
 
-	// Errors are not kept.
+	// Errors are not stored.
 	_, err = harness.ProvisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")
 	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	_, err = harness.ProvisionOnce(ctx, c, "failing", "bad", "reference-engine.exit-at-start")

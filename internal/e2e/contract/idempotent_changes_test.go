@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestChangesMadeTwice: a proxy that drops the first answer and sends the call again
-// gets the same answer, by any replica; and what was changed since stays.
+// TestChangesMadeTwice: a proxy that drops the first response and sends the call again gets
+// the same response, from any replica, and later changes stay.
 func TestChangesMadeTwice(t *testing.T) {
 	t.Parallel()
 	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2"})
@@ -21,7 +21,7 @@ func TestChangesMadeTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// At once, on both replicas: one rotation, and both are told its key.
+	// Concurrently on both replicas: one rotation, and both return its key.
 	var keys [4]string
 	var wg sync.WaitGroup
 	for i, c := range []*client.Client{one, two, one, two} {
@@ -39,7 +39,7 @@ func TestChangesMadeTwice(t *testing.T) {
 		}
 	}
 	if status, err := harness.EngineCall(ctx, first, keys[0], "GET", "/memory/export", nil, nil); err != nil || status != 200 {
-		t.Errorf("the engine answers the rotated key with %d, %v", status, err)
+		t.Errorf("the engine responds to the rotated key with %d, %v", status, err)
 	}
 	if e, err := two.Engine(ctx, "u"); err != nil || e.APIKey != keys[0] {
 		t.Errorf("the engine's key is another one: %v", err)
@@ -61,7 +61,7 @@ func TestChangesMadeTwice(t *testing.T) {
 	if e, err := two.Start(ctx, "u", key("start")); err != nil || e.Status != client.Running || e.URL != started.URL {
 		t.Errorf("start: %+v, %v", e, err)
 	}
-	// Late repetitions say again what was, and change nothing.
+	// Late retries return the old result, and change nothing.
 	if e, err := two.Stop(ctx, "u", key("stop")); err != nil || e.Status != client.Stopped {
 		t.Errorf("a late stop: %+v, %v", e, err)
 	}
@@ -72,7 +72,7 @@ func TestChangesMadeTwice(t *testing.T) {
 		t.Errorf("the engine is %+v, %v", e, err)
 	}
 
-	// A key is for one call.
+	// A key can be used for one call only.
 	for name, err := range map[string]error{
 		"stop": harness.ErrOf(one.Stop(ctx, "u", key("start"))), "start": harness.ErrOf(one.Start(ctx, "v", key("start"))),
 		"rotate-key": harness.ErrOf(one.RotateKey(ctx, "u", key("stop"))), "destroy": harness.ErrOf(one.Destroy(ctx, "u", key("stop"))),
@@ -87,7 +87,7 @@ func TestChangesMadeTwice(t *testing.T) {
 	if err != nil || gone.EngineID != first.EngineID {
 		t.Fatalf("%+v, %v", gone, err)
 	}
-	// Also when the user has another engine by now: that one stays.
+	// Even if the user has another engine now: that one stays.
 	next, err := one.Provision(ctx, "u", "")
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestChangesMadeTwice(t *testing.T) {
 	harness.WantCode(t, harness.ErrOf(two.Stop(ctx, "u", key("stop"))), 409, "ENGINE_DESTROYED")
 	harness.WantCode(t, harness.ErrOf(two.RotateKey(ctx, "u", key("rotate"))), 409, "ENGINE_DESTROYED")
 
-	// Errors are not kept, and a destroy may cut another call with a key short.
+	// Errors are not stored, and a destroy may interrupt another call with a key.
 	harness.WantCode(t, harness.ErrOf(one.Stop(ctx, "nobody", key("later"))), 404, "ENGINE_NOT_FOUND")
 	if _, err := one.Stop(ctx, "u", key("later")); err != nil {
 		t.Error(err)

@@ -12,15 +12,15 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// With its key, a product gets the same answers about another product's users as
-// about nobody's, and changes nothing of theirs.
+// With its key, a product gets the same responses about another product's users as about
+// users that do not exist, and changes nothing of theirs.
 func TestProductsDoNotSeeEachOther(t *testing.T) {
 	t.Parallel()
 	const prefix = "isolation/"
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "2"})
 	a, b := r.Product(t, harness.AnyImage), r.Product(t, nil)
 	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
-	// Users of A in each state that its engines keep.
+	// Users of A in each state that an engine can keep.
 	running, err := a.Provision(ctx, "running", "")
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func TestProductsDoNotSeeEachOther(t *testing.T) {
 				}
 			}
 		case o.Key == harness.AdminHeader:
-			// A platform key opens nothing of the admin's.
+			// A platform key gives no access to the admin's calls.
 			r.Send(t, o.Of("", harness.NoProduct), b.PlatformKey, harness.PlatformHeader, b.PlatformKey).Want(t, o, 401, "INVALID_ADMIN_KEY")
 		}
 	}
@@ -71,12 +71,12 @@ func TestProductsDoNotSeeEachOther(t *testing.T) {
 	}
 	for _, query := range []string{"?user_id=running", "?action=provision", "?action=stop"} {
 		got, _ := harness.AuditLog(t, b, query)
-		got = slices.DeleteFunc(got, func(e client.AuditEntry) bool { return e.Action == "admit_denied" }) // B's own
+		got = slices.DeleteFunc(got, func(e client.AuditEntry) bool { return e.Action == "admit_denied" }) // B's own rows
 		if len(got) != 0 {
 			t.Errorf("B's audit log with %s: %+v", query, got)
 		}
 	}
-	// Places in A's lists are none in B's.
+	// Cursors of A's lists are invalid for B.
 	engines, log := harness.ListEngines(t, a, "?limit=1").Next, ""
 	if _, log = harness.AuditLog(t, a, "?limit=1"); engines == "" || log == "" {
 		t.Fatal("A's lists have one page")
@@ -90,13 +90,13 @@ func TestProductsDoNotSeeEachOther(t *testing.T) {
 	}
 	s.WantCensus(prefix, before)
 
-	// The same user_id at B is another user, whose end is not A's.
+	// The same user_id at B is another user; destroying its engine does not affect A's.
 	theirs, err := b.Provision(ctx, "running", "")
 	if err != nil || theirs.EngineID == running.EngineID || theirs.APIKey == running.APIKey || theirs.URL == running.URL {
 		t.Fatalf("B's own engine: %+v, %v", theirs, err)
 	}
 	if status, err := harness.EngineCall(ctx, running, theirs.APIKey, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
-		t.Errorf("A's engine answers B's key with %d, %v", status, err)
+		t.Errorf("A's engine responds to B's key with %d, %v", status, err)
 	}
 	for _, change := range []func() error{
 		func() error { return harness.ErrOf(b.RotateKey(ctx, "running")) }, func() error { return harness.ErrOf(b.Stop(ctx, "running")) }, func() error { return harness.ErrOf(b.Destroy(ctx, "running")) },
@@ -118,7 +118,7 @@ func TestProductsDoNotSeeEachOther(t *testing.T) {
 	}
 }
 
-// versions is the index of every key below a prefix: what changed shows.
+// versions returns the index of every key below a prefix, which shows changes.
 func versions(s *harness.Stores, prefix string) map[string]uint64 {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix, nil)

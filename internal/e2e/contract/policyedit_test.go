@@ -10,8 +10,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestPolicyEditorsLoseNothing has many editors change one policy at once, each by what it
-// read: every change is there in the end. One that goes by what is out of date is refused.
+// TestPolicyEditorsLoseNothing lets many editors change one policy concurrently, each based
+// on what it read: in the end every change is there. A change based on an outdated policy
+// is refused.
 func TestPolicyEditorsLoseNothing(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
@@ -58,7 +59,7 @@ func TestPolicyEditorsLoseNothing(t *testing.T) {
 		t.Errorf("with one that is out of date: %d %s", status, text)
 	}
 	if status, again, _ := set(read, 1); status != 200 || again != written {
-		t.Errorf("the same change once more, as after a lost answer: %d, %s", status, again)
+		t.Errorf("a retry of the same change, as after a lost response: %d, %s", status, again)
 	}
 	for _, tag := range []string{`"x", ` + written, "*", ""} {
 		if status, _, text := set(tag, 1); status != 200 {

@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// fleetStatus is GET /status as products see it, and the admin.
+// fleetStatus is GET /status as products and the admin see it.
 type fleetStatus struct {
 	Total              int
 	ByStatus           map[string]int `json:"by_status"`
@@ -26,8 +26,8 @@ func statusOf(ctx context.Context, c *client.Client) (st fleetStatus, err error)
 	return st, c.Do(ctx, http.MethodGet, "/status", nil, &st)
 }
 
-// The admin sees all products together, and what is left of destroyed engines;
-// a product sees neither.
+// The admin sees all products together, and what remains of destroyed engines; a product
+// sees neither.
 func TestStatusOfTheWholeService(t *testing.T) {
 	t.Parallel()
 	const prefix = "whole-status/"
@@ -41,7 +41,7 @@ func TestStatusOfTheWholeService(t *testing.T) {
 		}
 	}
 	harness.WantCode(t, harness.ErrOf(two.Provision(ctx, "bad", "reference-engine.exit-at-start")), 502, "ENGINE_BOOT_FAILED")
-	// An unreachable volume on a node that no cluster has stays.
+	// An unreachable volume on a node that no cluster has is kept.
 	volume := `{"engine_id": "gone", "node_id": "no-such-node", "volume_id": "v"}`
 	if _, err := harness.OpenStores(t, harness.Shared).Consul.KV().Put(&consul.KVPair{Key: prefix + "graves/gone", Value: []byte(volume)}, nil); err != nil {
 		t.Fatal(err)

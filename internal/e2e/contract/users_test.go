@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestUserIDs takes engines of users with difficult names through their life:
-// none of it may be parsed, interpolated or split anywhere.
+// TestUserIDs runs engines of users with difficult ids through their life: no part of an id
+// may be parsed, interpolated or split anywhere.
 func TestUserIDs(t *testing.T) { harness.EachDriver(t, testUserIDs) }
 
 func testUserIDs(t *testing.T, d harness.Driver) {

@@ -94,8 +94,8 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	}
 }
 
-// A provision that is cut by a crash is finished by the next replica; the same
-// call with the same Idempotency-Key gets its engine and key, not a second one.
+// A provision that a crash interrupted is finished by the next replica. A retry with the
+// same Idempotency-Key gets its engine and key, not a second engine.
 func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	t.Parallel()
 	const prefix = "idempotent-crash/"

@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// testEpochPoints kills leaders between the writes that raise the epoch, several in a
-// row. The next one goes on, and takes neither store for an older one.
+// testEpochPoints kills several leaders in succession between the writes that increment the
+// epoch. The next leader continues, and treats neither store as an outdated one.
 func testEpochPoints(t *testing.T, points []string) {
 	t.Parallel()
 	const prefix = "faults-epoch/"

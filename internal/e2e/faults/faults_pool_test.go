@@ -20,8 +20,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// wholePool returns nil when every entry of the pool has its volume, of its node
-// and its id, and no volume is there twice.
+// wholePool returns nil if every entry of the pool has its volume, with the right node and
+// id, and no volume is in two entries.
 func wholePool(s *harness.Stores, prefix string, perNode int) error {
 	entries, err := s.Pooled(prefix)
 	if err != nil {
@@ -54,8 +54,8 @@ func wholePool(s *harness.Stores, prefix string, perNode int) error {
 	return nil
 }
 
-// testPoolPoints kills the leader between the two halves of the making and of
-// the removal of a pooled volume.
+// testPoolPoints kills the leader between the two halves of creating and of removing a
+// pooled volume.
 func testPoolPoints(t *testing.T) {
 	t.Parallel()
 	const prefix = "faults-pool/"
@@ -72,7 +72,7 @@ func testPoolPoints(t *testing.T) {
 	p = harness.StartFaulty(t, prefix, database, "kill pool/discarded")
 	whole("the pool is whole after pool/noted")
 
-	// An entry for engines that run as somebody else is of no use.
+	// An entry for engines that run as another user cannot be used.
 	keys, _, err := s.Consul.KV().List(prefix+"pool/volumes/", nil)
 	if err != nil || len(keys) == 0 {
 		t.Fatalf("%d entries, %v", len(keys), err)
@@ -99,7 +99,7 @@ func testPoolPoints(t *testing.T) {
 	if pair, _, err := s.Consul.KV().Get(keys[0].Key, nil); err != nil || pair != nil {
 		t.Errorf("the discarded entry is there: %v, %v", pair, err)
 	}
-	// A volume that a hand deleted is not handed out.
+	// A volume that was deleted manually is not used.
 	if keys, _, err = s.Consul.KV().List(prefix+"pool/volumes/", nil); err != nil || len(keys) == 0 {
 		t.Fatalf("%d entries, %v", len(keys), err)
 	}
@@ -111,11 +111,11 @@ func testPoolPoints(t *testing.T) {
 	}
 	whole("the pool is whole after a volume was deleted manually")
 	entry = discarded
-	// Its volume is empty and nobody's: what removes orphans may have it.
+	// Its volume is empty and has no owner, so that it may be removed as an orphan.
 	if _, _, err := s.Nomad.HostVolumes().Delete(&nomad.HostVolumeDeleteRequest{ID: entry.VolumeID}, nil); err != nil {
 		t.Log("the discarded volume:", err)
 	}
-	// A smaller pool gives up what is too much, and the volumes with it.
+	// A smaller pool removes surplus entries with their volumes.
 	p.End()
 	s.EndSessions(prefix)
 	before, err := s.Pooled(prefix)
@@ -141,7 +141,7 @@ func testPoolPoints(t *testing.T) {
 	})
 }
 
-// pointsOf are the points of a step outside the order of a provision's plan.
+// pointsOf returns the fault points of a step outside of a provision's plan.
 func pointsOf(t *testing.T, step string) []string {
 	points := slices.DeleteFunc(scheduler.FaultPoints()["provision"], func(p string) bool { return !strings.Contains(p, "/"+step+"/") })
 	if len(points) != 3 {
@@ -150,8 +150,8 @@ func pointsOf(t *testing.T, step string) []string {
 	return points
 }
 
-// testWarmPoints kills the leader while it makes a warm engine, and a replica
-// between the claim of one and the answer.
+// testWarmPoints kills the leader while it creates a warm engine, and a replica between the
+// claim of one and the response.
 func testWarmPoints(t *testing.T) {
 	t.Parallel()
 	const prefix = "faults-warm/"
@@ -179,7 +179,8 @@ func testWarmPoints(t *testing.T) {
 	s.EndSessions(prefix)
 	platformKey := ""
 	for _, point := range append(pointsOf(t, "own"), "pool/warm-claimed") {
-		// It can make a warm engine only where its own boot does not pass the point.
+		// The next process can create a warm engine only if its own boot does not pass the
+		// point.
 		p = start("")
 		waiting := warm("one warm engine before " + point)
 		p.End()
@@ -194,7 +195,7 @@ func testWarmPoints(t *testing.T) {
 		}
 		p.PlatformKey = platformKey
 		if _, err := harness.ProvisionOnce(ctx, p.Client, point, "u", ""); err == nil {
-			t.Fatalf("%s: the call was answered", point)
+			t.Fatalf("%s: the call got a response", point)
 		}
 		if err := p.AwaitDeath(40 * time.Second); err != nil {
 			t.Fatalf("%s: %v", point, err)
@@ -208,7 +209,7 @@ func testWarmPoints(t *testing.T) {
 			return err
 		})
 		if e.EngineID != waiting {
-			t.Fatalf("%s: the same call again gives %s, not %s", point, e.EngineID, waiting)
+			t.Fatalf("%s: the retry returned %s, not %s", point, e.EngineID, waiting)
 		}
 		harness.Remember(t, e, e.APIKey, "alive")
 		if next := warm("one warm engine after " + point); next == waiting {
@@ -226,8 +227,8 @@ func testWarmPoints(t *testing.T) {
 	}
 }
 
-// testBurnPoints kills a replica while it gives an engine_id up that is somebody's by
-// its secret. The caller gets another one, and whose it is gets it back.
+// testBurnPoints kills a replica while it abandons an engine_id whose secret names an
+// owner. The caller gets another id, and the owner gets its engine back.
 func testBurnPoints(t *testing.T) {
 	t.Parallel()
 	const prefix = "faults-burn/"
@@ -260,7 +261,7 @@ func testBurnPoints(t *testing.T) {
 		p.PlatformKey = product.PlatformAPIKey
 		user := fmt.Sprint("u", i)
 		if _, err := harness.ProvisionOnce(ctx, p.Client, point, user, ""); err == nil {
-			t.Fatalf("%s: the call was answered", point)
+			t.Fatalf("%s: the call got a response", point)
 		}
 		if err := p.AwaitDeath(40 * time.Second); err != nil {
 			t.Fatalf("%s: %v", point, err)
@@ -300,7 +301,7 @@ func testBurnPoints(t *testing.T) {
 	}
 }
 
-// owned makes the secret of an engine that is a user's, and returns its key.
+// owned creates the secret of a user's engine, and returns its key.
 func owned(s *harness.Stores, prefix, engineID, productID, userID string) string {
 	s.T.Helper()
 	key := secrets.NewEngineKey()

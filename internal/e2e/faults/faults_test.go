@@ -21,10 +21,9 @@ import (
 	"github.com/septemberai/orch/scheduler"
 )
 
-// lane takes one user's engine through one kind of operation again and again,
-// each time in a process that dies at the next point. The process after it
-// finishes or undoes what was cut and is the next to die, unless its own point
-// lies on the way.
+// lane repeats one kind of operation on one user's engine, each time in a process that dies
+// at the next fault point. The following process finishes or undoes the interrupted
+// operation, and is the next one to die, unless it would pass its own point while doing so.
 type lane struct {
 	t *testing.T
 	scenario
@@ -34,43 +33,42 @@ type lane struct {
 	platformKey      string
 	productID        string
 	idPrefix         string
-	key              string // the engine's, as it was told or read last
+	key              string // the engine's key, as last returned
 	engineID         string
 }
 
 const laneUser = "u"
 
-// scenario is how a kind of operation is begun and what becomes of it.
+// scenario is how a kind of operation begins, and its expected result.
 type scenario struct {
 	image string
-	// from is the state that the operation begins in: from there act makes the
-	// call that is cut. An operation that no call begins is written into the row
-	// by act, as one whose owner is gone.
+	// from is the state in which the operation begins; act makes the call that is
+	// interrupted. If no call begins the operation, act writes it into the row as one whose
+	// owner is dead.
 	from engine.State
 	act  func(*lane, string) error
-	// before makes what some points need to be reached.
+	// before prepares what some points need.
 	before map[string]func(*lane)
-	action string // of the audit row; empty: there is none
-	// outcome is how the audit row ends when the operation went on.
+	action string // of the audit row; empty: no row
+	// outcome is the outcome in the audit row if the operation was continued.
 	outcome string
-	// retry is the client's same call again; it must be answered so.
+	// retry repeats the client's call and checks the response.
 	retry   func(*lane, string) error
 	answers []string
 	// alone lets a process without a fault finish each operation.
 	alone bool
 	env   []string // of the processes that die
-	// unpooled lets every process do without pooled volumes: with one, the step
-	// "volume" is skipped.
+	// unpooled disables the volume pool, with which the step "volume" would be skipped.
 	unpooled bool
-	// docker: its engines are containers, and it is left out where there are none.
+	// docker: its engines are containers; it is skipped without docker.
 	docker bool
 }
 
-// moments are those of an operation in the order in which a lane visits them.
+// moments are the moments of an operation in the order in which a lane visits them.
 var moments = []string{"answered", "saved", "done", "fenced", "before", "claimed", "audited"}
 
-// visits are a lane's points, by moment and each moment from the last step to the
-// first, and the points that the next process passes when it resumes each.
+// visits returns a lane's points, ordered by moment and, for each moment, from the last
+// step to the first, and the points that the next process passes when it resumes each one.
 func visits(points []string) (order []string, resumed map[string][]string) {
 	resumed = map[string][]string{}
 	step := func(point string) string { return point[:strings.LastIndexByte(point, '/')] }
@@ -105,8 +103,8 @@ func provisionKeyed(l *lane, point string) error {
 	return err
 }
 
-// keyed makes a change with an Idempotency-Key of the point's own: sent again after the
-// crash, it has the answer that the first call would have had.
+// keyed makes a change with an Idempotency-Key for the point. A retry after the crash gets
+// the response that the first call would have got.
 func keyed(action string, change func(*lane, client.ChangeOption) error) func(*lane, string) error {
 	return func(l *lane, point string) error { return change(l, client.IdempotencyKey(action+" at "+point)) }
 }
@@ -131,13 +129,13 @@ var (
 			return err
 		}
 		if e, err := l.p.Engine(l.t.Context(), laneUser); err != nil || e.APIKey != rotated {
-			return fmt.Errorf("the answer's key is not the engine's (%w)", err)
+			return fmt.Errorf("the returned key is not the engine's (%w)", err)
 		}
 		return nil
 	})
 )
 
-// scenarios are named after the kind of operation, or that and what of it.
+// scenarios are named by the kind of operation, or by the kind and a variant.
 var scenarios = map[string]scenario{
 	"provision":        {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}},
 	"provision/volume": {act: provisionKeyed, action: "provision", outcome: "ok", retry: provisionKeyed, answers: []string{"ok"}, unpooled: true},
@@ -151,7 +149,7 @@ var scenarios = map[string]scenario{
 	"start": {
 		from: engine.Stopped, act: startIt, action: "start", outcome: "ok", retry: startIt, answers: []string{"ok"},
 		before: map[string]func(*lane){
-			"start/quiesce/fenced": func(l *lane) { // a hand, while it is stopped and nobody reconciles
+			"start/quiesce/fenced": func(l *lane) { // manually, while it is stopped and nobody reconciles
 				harness.Eventually(l.t, "the first reconcile pass is over", func() error {
 					if l.p.Log.Passes() == 0 {
 						return errors.New("it is not")
@@ -195,22 +193,22 @@ var scenarios = map[string]scenario{
 	}},
 }
 
-// dropVariable removes the hash of the engine's key manually: a start writes it
-// only where it is missing.
+// dropVariable manually deletes the hash of the engine's key. A start writes it only if it
+// is missing.
 func (l *lane) dropVariable() {
 	if _, err := l.s.Nomad.Variables().Delete("nomad/jobs/engine-"+l.engineID, nil); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
-// injectKind begins the kind of operation that a point is of at its first step.
+// injectKind begins, at its first step, the kind of operation that a point belongs to.
 func injectKind(l *lane, point string) error {
 	kind := engine.OpKind(strings.Split(point, "/")[0])
 	return l.inject(engine.Operation{Kind: kind, Step: scheduler.FirstStep(kind), From: engine.Running}, engine.Running)
 }
 
-// anotherPort begins the kind of operation that a point is of where the port of its
-// process was taken.
+// anotherPort begins the kind of operation that a point belongs to, with the port of its
+// process taken.
 func anotherPort(l *lane, point string) error {
 	kind := engine.OpKind(strings.Split(point, "/")[0])
 	state := engine.Provisioning
@@ -220,14 +218,14 @@ func anotherPort(l *lane, point string) error {
 	return l.inject(engine.Operation{Kind: kind, Step: "another-port", From: engine.Running}, state)
 }
 
-// lanes sorts all points into lanes.
+// lanes distributes all points among lanes.
 func lanes(t *testing.T) map[string][]string {
 	sorted := map[string][]string{}
 	for kind, points := range scheduler.FaultPoints() {
 		for _, point := range points {
 			name := kind
 			if strings.Contains(point, "/own/") || strings.Contains(point, "/burn/") {
-				continue // see testWarmPoints and testBurnPoints
+				continue // testWarmPoints and testBurnPoints visit them
 			}
 			switch {
 			case strings.Contains(point, "/undo-"):
@@ -249,7 +247,7 @@ func lanes(t *testing.T) map[string][]string {
 				scenarios[name] = sc
 			}
 			if known && sc.action == "" && !strings.Contains(strings.TrimPrefix(point, kind+"/"), "/") && !strings.HasSuffix(point, "/answered") {
-				continue // no call begins it: the row is the test's
+				continue // no call begins it; the test writes the row
 			}
 			sorted[name] = append(sorted[name], point)
 		}
@@ -262,9 +260,9 @@ func lanes(t *testing.T) map[string][]string {
 	return sorted
 }
 
-// TestFaultPoints kills the service at every point once. Afterwards row, job,
-// volume, variable, key, quota count, index and audit agree, and the client's
-// same call gets a sane answer.
+// TestFaultPoints kills the service at every point once. Afterwards row, job, volume,
+// variable, key, quota count, index and audit agree, and a retry of the client's call gets
+// a correct response.
 func TestFaultPoints(t *testing.T) {
 	t.Parallel()
 	sorted := lanes(t)
@@ -272,7 +270,7 @@ func TestFaultPoints(t *testing.T) {
 	for name := range sorted {
 		names = append(names, name)
 	}
-	// The longest first: they decide when the last is done.
+	// The longest lanes start first, because they take longest.
 	slices.SortFunc(names, func(a, b string) int { return len(sorted[b]) - len(sorted[a]) })
 	for _, name := range names {
 		switch {
@@ -326,7 +324,7 @@ func (l *lane) run(points []string) {
 		l.bring(point)
 		err := l.act(l, point)
 		if derr := l.p.AwaitDeath(40 * time.Second); derr != nil {
-			l.t.Fatalf("%s: not reached: %v; the call was answered with %v", point, derr, err)
+			l.t.Fatalf("%s: not reached: %v; the call returned %v", point, derr, err)
 		}
 		l.s.EndSessions(l.prefix)
 		done = point
@@ -345,7 +343,7 @@ func (l *lane) run(points []string) {
 	l.p.NeverRecovered(l.t)
 }
 
-// next starts the next process, which dies at point, if that names one.
+// next starts the next process, which dies at point unless that is empty.
 func (l *lane) next(point string) {
 	var env []string
 	armed := ""
@@ -382,7 +380,7 @@ func (l *lane) row() *engine.Row {
 
 func (l *lane) exists() bool { return l.row() != nil }
 
-// bring makes the engine be in the state that the operation begins in.
+// bring brings the engine into the state in which the operation begins.
 func (l *lane) bring(point string) {
 	l.t.Helper()
 	ctx := l.t.Context()
@@ -435,14 +433,14 @@ func (l *lane) bring(point string) {
 	}
 }
 
-// agree waits for agreement.
+// agree waits until the stores agree.
 func (l *lane) agree(after string) {
 	l.t.Helper()
 	harness.Eventually(l.t, "agreement after "+after, func() error { return l.s.Disagreement(l.prefix, l.idPrefix) })
 }
 
-// check is what must hold once another process has looked after an operation
-// that was cut at point.
+// check verifies the result after another process has handled an operation that was
+// interrupted at point.
 func (l *lane) check(point string) {
 	l.t.Helper()
 	l.agree(point)
@@ -470,7 +468,7 @@ func (l *lane) check(point string) {
 	}
 	want := l.answers
 	if l.from == "" && row == nil {
-		want = []string{l.outcome} // the first call left nothing
+		want = []string{l.outcome} // the first call had no effect
 	}
 	if !slices.Contains(want, answer) {
 		l.t.Errorf("%s: the same call again: %v", point, err)
@@ -479,8 +477,8 @@ func (l *lane) check(point string) {
 	l.wantUsable(point)
 }
 
-// wantUsable checks that a running engine accepts the key that is told, no
-// earlier one, and has its brain.
+// wantUsable checks that a running engine accepts the current key but no earlier one, and
+// has its brain.
 func (l *lane) wantUsable(point string) {
 	l.t.Helper()
 	row := l.row()
@@ -508,8 +506,8 @@ func (l *lane) wantUsable(point string) {
 	l.key = e.APIKey
 }
 
-// wantAudit checks that the operation left one row, which says how it went on,
-// or that it was interrupted.
+// wantAudit checks that the operation has one row, with its outcome, or that it was
+// interrupted.
 func (l *lane) wantAudit(point string) {
 	l.t.Helper()
 	moments := strings.Split(point, "/")
@@ -519,7 +517,7 @@ func (l *lane) wantAudit(point string) {
 		want = "interrupted"
 	}
 	if point == "destroy/row/done" || strings.HasSuffix(point, "/saved") && scheduler.LastStep(point) {
-		want = "interrupted" // nobody is left who knows of it
+		want = "interrupted" // no process knows its outcome
 	}
 	rows, _ := harness.AuditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
 	if len(rows) != 1 {
@@ -534,7 +532,7 @@ func (l *lane) wantAudit(point string) {
 	})
 }
 
-// inject writes an operation whose owner is gone into the engine's row.
+// inject writes an operation whose owner is dead into the engine's row.
 func (l *lane) inject(op engine.Operation, state engine.State) error {
 	pairs, _, err := l.s.Consul.KV().List(l.prefix+"engines/", nil)
 	if err != nil || len(pairs) != 1 {
@@ -545,7 +543,7 @@ func (l *lane) inject(op engine.Operation, state engine.State) error {
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {
 		at := int64(0)
-		harness.Eventually(l.t, "Nomad tells of the process", func() error {
+		harness.Eventually(l.t, "Nomad reports the process", func() error {
 			if at = started(l.s, row.AllocID); at == 0 {
 				return errors.New("not yet")
 			}
@@ -559,7 +557,7 @@ func (l *lane) inject(op engine.Operation, state engine.State) error {
 	return l.s.Write(l.prefix, pairs[0])
 }
 
-// started is when the process of an allocation was started last.
+// started returns when the process of an allocation was last started.
 func started(s *harness.Stores, allocID string) (at int64) {
 	s.T.Helper()
 	alloc, _, err := s.Nomad.Allocations().Info(allocID, nil)
@@ -576,7 +574,7 @@ func started(s *harness.Stores, allocID string) (at int64) {
 	return at
 }
 
-// scale sets the count of an engine's job manually and waits until that is so.
+// scale manually sets the count of an engine's job, and waits for the effect.
 func scale(s *harness.Stores, engineID string, count int) {
 	s.T.Helper()
 	name := "engine-" + engineID
@@ -601,7 +599,7 @@ func scale(s *harness.Stores, engineID string, count int) {
 	})
 }
 
-// jobFileForNowhere is a job file that no node fulfils, which only Nomad knows.
+// jobFileForNowhere is a job file that no node satisfies, which only Nomad finds out.
 func jobFileForNowhere(t *testing.T) string {
 	t.Helper()
 	const group = `group "engine" {`
@@ -621,7 +619,7 @@ func jobFileForNowhere(t *testing.T) string {
 	return file
 }
 
-// testAdminPoints cuts a change of a product before and after it is made.
+// testAdminPoints interrupts a change of a product before and after it is made.
 func testAdminPoints(t *testing.T, points []string) {
 	t.Parallel()
 	change, _, _ := strings.Cut(points[0], "/")
@@ -655,7 +653,7 @@ func testAdminPoints(t *testing.T, points []string) {
 		}
 		err := make(p)
 		if derr := p.AwaitDeath(40 * time.Second); derr != nil {
-			t.Fatalf("%s: not reached: %v; the call was answered with %v", point, derr, err)
+			t.Fatalf("%s: not reached: %v; the call returned %v", point, derr, err)
 		}
 		s.EndSessions(prefix)
 
@@ -675,7 +673,7 @@ func testAdminPoints(t *testing.T, points []string) {
 			t.Errorf("%s: the same call again: %v", point, err)
 		}
 		if change == "platform_key_rotate" {
-			// Nobody was told the new key; the old one ended with the change.
+			// Nobody got the new key; the old one became invalid with the change.
 			theirs := &client.Client{BaseURL: next.BaseURL, PlatformKey: product.PlatformAPIKey}
 			_, err := theirs.Engine(ctx, laneUser)
 			harness.WantCode(t, err, 401, "INVALID_PLATFORM_KEY")

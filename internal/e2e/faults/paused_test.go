@@ -21,7 +21,7 @@ import (
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 )
 
-// jobVersion names the state of an engine's job: no change leaves it as it is.
+// jobVersion identifies the state of an engine's job; it differs after every change.
 func jobVersion(s *harness.Stores, engineID string) string {
 	s.T.Helper()
 	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
@@ -31,7 +31,7 @@ func jobVersion(s *harness.Stores, engineID string) string {
 	return fmt.Sprintf("index %d, count %d", *job.JobModifyIndex, *job.TaskGroups[0].Count)
 }
 
-// jobFileThatIsRefused can be parsed, but Nomad registers no such job.
+// jobFileThatIsRefused can be parsed, but Nomad refuses to register the job.
 func jobFileThatIsRefused(t *testing.T) string {
 	t.Helper()
 	const group = `group "engine" {`
@@ -43,10 +43,10 @@ func jobFileThatIsRefused(t *testing.T) string {
 	return file
 }
 
-// TestPausedOwner pauses a replica in the middle of an operation, after it made
-// sure that it may act and before it acts. Another replica ends the operation,
-// and clients go on with the engine there. When the first one wakes it changes
-// nothing, says so, and serves on.
+// TestPausedOwner pauses a replica in the middle of an operation, after it verified that it
+// may act and before it acts. Another replica ends the operation, and clients continue to
+// use the engine there. When the first replica resumes, it changes nothing, logs that it
+// was superseded, and continues to serve.
 func TestPausedOwner(t *testing.T) {
 	testpg.Need(t)
 	t.Parallel()
@@ -63,7 +63,7 @@ func TestPausedOwner(t *testing.T) {
 		state engine.State // in which the other replica leaves the engine
 		then  steps        // on the other replica
 		env   func(*testing.T) []string
-		audit string // the outcome of what was cut; empty: ok
+		audit string // the outcome of the interrupted operation; empty: ok
 	}{
 		"provision/volume/fenced":   {cut: provision, state: engine.Running, then: steps{stop}},
 		"provision/variable/fenced": {cut: provision, state: engine.Running, then: steps{rotate}},
@@ -75,8 +75,8 @@ func TestPausedOwner(t *testing.T) {
 			env: func(t *testing.T) []string { return []string{"ORCH_ENGINE_JOB_FILE=" + jobFileThatIsRefused(t)} },
 		},
 		"stop/scale-down/fenced": {setup: steps{provision}, cut: stop, state: engine.Stopped, then: steps{start}},
-		// Before it made sure: what it reads when it wakes is new, and no longer
-		// its own.
+		// Before it verifies: what it reads after resuming is current, but no longer its
+		// own.
 		"provision/register/before":  {cut: provision, state: engine.Running, then: steps{stop}},
 		"start/register/before":      {setup: steps{provision, stop}, cut: start, state: engine.Running, then: steps{stop}},
 		"stop/scale-down/before":     {setup: steps{provision}, cut: stop, state: engine.Stopped, then: steps{start}},
@@ -170,15 +170,15 @@ func TestPausedOwner(t *testing.T) {
 			if after := jobVersion(s, engineID); after != before {
 				t.Errorf("the job was at %s, now at %s", before, after)
 			}
-			// It serves on, and knows what became of the engine.
+			// It continues to serve, and reads the engine's current state.
 			harness.Eventually(t, "the first replica serves on", func() error { return a.Ready(ctx) })
 			got, err := a.Engine(ctx, laneUser)
 			if err != nil || got.EngineID != told.EngineID || got.APIKey != told.APIKey || got.Status != told.Status || got.URL != told.URL {
-				t.Errorf("it tells %+v, %v; the other one told %+v", got, err, told)
+				t.Errorf("it returns %+v, %v; the other replica returned %+v", got, err, told)
 			}
 			if got.Status == "running" {
 				if status, err := harness.EngineCall(ctx, got, got.APIKey, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
-					t.Errorf("the engine answers %d, %v", status, err)
+					t.Errorf("the engine returns %d, %v", status, err)
 				}
 			}
 			want := tc.audit
@@ -190,7 +190,7 @@ func TestPausedOwner(t *testing.T) {
 			for _, e := range entries {
 				outcomes[e.Outcome]++
 				if e.RequestID == cut.Op.RequestID && e.Outcome != want {
-					t.Errorf("the audit row of what was cut says %s, want %s", e.Outcome, want)
+					t.Errorf("the audit row of the interrupted operation has outcome %s, want %s", e.Outcome, want)
 				}
 			}
 			if err := destroy(a.Client); err != nil {
@@ -203,8 +203,8 @@ func TestPausedOwner(t *testing.T) {
 	}
 }
 
-// A replica that is alone and loses its session in the middle of an operation
-// goes on with it when it wakes.
+// A single replica that loses its session in the middle of an operation continues it after
+// resuming.
 func TestPausedAlone(t *testing.T) {
 	t.Parallel()
 	const prefix = "paused-alone/"
@@ -243,9 +243,9 @@ func TestPausedAlone(t *testing.T) {
 	}
 }
 
-// TestPausedLeader pauses the leader in the middle of filling the pool for longer
-// than Consul keeps its session. Another one leads meanwhile; the first changes
-// nothing when it wakes.
+// TestPausedLeader pauses the leader while it fills the pool, for longer than Consul keeps
+// its session. Another replica leads meanwhile; the first one changes nothing after
+// resuming.
 func TestPausedLeader(t *testing.T) {
 	t.Parallel()
 	const prefix = "paused-leader/"
@@ -291,7 +291,7 @@ func TestPausedLeader(t *testing.T) {
 
 	a.Signal(t, syscall.SIGCONT)
 	harness.Eventually(t, "the first leader knows", func() error {
-		// Its key was its session's that expired.
+		// Its key belonged to its expired session.
 		if ids := replicas(s, prefix); len(ids) != 2 {
 			return fmt.Errorf("the replicas are %v", ids)
 		}
@@ -321,8 +321,8 @@ func TestPausedLeader(t *testing.T) {
 	}
 }
 
-// TestGracefulShutdown asks a leader to stop while it boots an engine: another
-// replica leads at once, the caller gets its answer, and the session is given up.
+// TestGracefulShutdown sends SIGTERM to a leader while it boots an engine: another replica
+// leads at once, the caller gets its response, and the session is destroyed.
 func TestGracefulShutdown(t *testing.T) {
 	t.Parallel()
 	const prefix = "graceful/"
@@ -367,7 +367,7 @@ func TestGracefulShutdown(t *testing.T) {
 		}
 		return err
 	})
-	// It leads while the first one still has its session, not because that ended.
+	// It leads while the first replica still has its session.
 	if pair, _, err := s.Consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair == nil {
 		t.Errorf("the session of the first replica: %v, %v", pair, err)
 	}
@@ -377,13 +377,13 @@ func TestGracefulShutdown(t *testing.T) {
 		fresh := &client.Client{BaseURL: a.BaseURL, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 		var said *client.Error
 		if err := fresh.Ready(ctx); err == nil || errors.As(err, &said) {
-			return fmt.Errorf("it answers %w", err)
+			return fmt.Errorf("it returns %w", err)
 		}
 		return nil
 	})
 	got := <-answered
 	if got.err != nil || got.engine.Status != "running" || got.engine.APIKey == "" {
-		t.Fatalf("the provision was answered with %+v, %v", got.engine, got.err)
+		t.Fatalf("the provision returned %+v, %v", got.engine, got.err)
 	}
 	harness.Eventually(t, "it exits", func() error {
 		if !a.Dead() {
@@ -395,10 +395,10 @@ func TestGracefulShutdown(t *testing.T) {
 		t.Errorf("it exited with %d", code)
 	}
 	if pair, _, err := s.Consul.KV().Get(prefix+"replicas/"+first, nil); err != nil || pair != nil {
-		t.Errorf("its session is left: %v, %v", pair, err)
+		t.Errorf("its session still exists: %v, %v", pair, err)
 	}
 	if e, err := b.Engine(ctx, laneUser); err != nil || e.EngineID != got.engine.EngineID || e.APIKey != got.engine.APIKey || e.Status != "running" {
-		t.Errorf("the other replica tells %+v, %v", e, err)
+		t.Errorf("the other replica returns %+v, %v", e, err)
 	}
 	if err := s.Disagreement(prefix, got.engine.EngineID[:6]); err != nil {
 		t.Error(err)

@@ -10,9 +10,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestStrayOperation: the first write of an operation is given up as lost, and
-// comes to be when nobody looks for it any more, as with a Consul agent that was
-// paused. The replica that owns it finds that it does not run, and runs it.
+// TestStrayOperation: the first write of an operation is given up as lost, and takes effect
+// when nobody waits for it any more, as with a paused Consul agent. The replica that owns
+// the operation finds that it does not run, and runs it.
 func TestStrayOperation(t *testing.T) {
 	t.Parallel()
 	const prefix = "stray/"
@@ -50,9 +50,10 @@ func TestStrayOperation(t *testing.T) {
 	}
 }
 
-// TestDestroyThatNobodyAnswers: a destroy waits for the word of a replica whose
-// operation it interrupted, and that replica does not run it, as when its word was
-// lost with its session; or it was itself the one to take the destroy over.
+// TestDestroyThatNobodyAnswers: a destroy waits for the acknowledgement of a replica whose
+// operation it interrupted, but that replica does not run the operation, for example
+// because its acknowledgement was lost with its session, or because it has taken over the
+// destroy itself.
 func TestDestroyThatNobodyAnswers(t *testing.T) {
 	t.Parallel()
 	for name, owned := range map[string]bool{"by another": true, "taken over": false} {
@@ -97,7 +98,7 @@ func TestDestroyThatNobodyAnswers(t *testing.T) {
 	}
 }
 
-// replicas are the ids of those that are there.
+// replicas returns the ids of the existing replicas.
 func replicas(s *harness.Stores, prefix string) (ids []string) {
 	s.T.Helper()
 	keys, _, err := s.Consul.KV().Keys(prefix+"replicas/", "", nil)

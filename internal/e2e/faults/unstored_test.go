@@ -13,10 +13,10 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestAnotherReplicaEndsItDifferently: a replica gives a provision up after Consul
-// is out of its reach, so that nobody else learns of it; another one takes over
-// what is stored, and its engine boots. The caller hears that the end is open, not
-// that the engine failed, and the audit row tells what came of it.
+// TestAnotherReplicaEndsItDifferently: a replica gives up a provision while it cannot reach
+// Consul, so that no other replica learns of it. Another replica takes over the stored
+// operation, and its engine boots. The caller is told that the outcome is unknown, not that
+// the engine failed, and the audit row contains the outcome.
 func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	t.Parallel()
 	const prefix = "unstored/"
@@ -45,7 +45,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	})
 	cut.Store(true)
 	defer cut.Store(false)
-	// The other one has more time for it.
+	// The other replica has more time for it.
 	s.Edit(prefix, "u", func(row map[string]any) {
 		row["op"].(map[string]any)["deadline"] = time.Now().Add(time.Minute).UTC()
 	})
@@ -54,7 +54,7 @@ func TestAnotherReplicaEndsItDifferently(t *testing.T) {
 	case err := <-told:
 		harness.WantCode(t, err, 503, "BACKEND_UNAVAILABLE")
 	case <-time.After(90 * time.Second):
-		t.Fatal("no answer")
+		t.Fatal("no response")
 	}
 	c = harness.At(c, other)
 	harness.Eventually(t, "the other replica has ended it", func() error {

@@ -12,9 +12,9 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Disagreement says where the stores do not agree about a deployment's engines,
-// nil when they do: each row is at rest and has all that belongs to it, and
-// nothing is there without a row. idPrefix begins the ids of the deployment.
+// Disagreement returns how the stores disagree about a deployment's engines, or nil: no row
+// has an operation, every row has all that belongs to it, and nothing exists without a row.
+// idPrefix is the prefix of the deployment's ids.
 func (s *Stores) Disagreement(prefix, idPrefix string) error {
 	rows, err := s.Engines(prefix)
 	if err != nil {
@@ -37,14 +37,14 @@ func (s *Stores) Disagreement(prefix, idPrefix string) error {
 	return s.wantOwned(prefix, idPrefix, ids)
 }
 
-// WantSound checks what belongs to one row.
+// WantSound checks everything that belongs to one row.
 func (s *Stores) WantSound(row *engine.Row) error {
 	name := row.JobID()
 	job, _, err := s.Nomad.Jobs().Info(name, nil)
 	if err != nil {
 		return err
 	}
-	// A failed engine may have a process that is unhealthy.
+	// A failed engine may have an unhealthy process.
 	if running := row.State == engine.Running || row.Frozen != nil; row.State != engine.Failed && running != (*job.TaskGroups[0].Count == 1) {
 		return fmt.Errorf("its job's count is %d", *job.TaskGroups[0].Count)
 	}
@@ -82,7 +82,7 @@ func (s *Stores) WantSound(row *engine.Row) error {
 		if v.Name == name {
 			found++
 			if v.ID != row.VolumeID || v.NodeID != row.NodeID {
-				return fmt.Errorf("volume %s on %s, its row says %s on %s", v.ID, v.NodeID, row.VolumeID, row.NodeID)
+				return fmt.Errorf("volume %s on %s, but %s on %s in its row", v.ID, v.NodeID, row.VolumeID, row.NodeID)
 			}
 		}
 	}
@@ -92,8 +92,7 @@ func (s *Stores) WantSound(row *engine.Row) error {
 	return nil
 }
 
-// wantOwned checks that what there is of a deployment belongs to a row or to the
-// pool.
+// wantOwned checks that everything of a deployment belongs to a row or to the pool.
 func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
 	if idPrefix == "" {
 		return nil
@@ -131,7 +130,7 @@ func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
 			}
 		}
 	}
-	// The pool last: a volume that is claimed meanwhile is in neither list.
+	// The pool is read last: a volume that is claimed meanwhile would be in neither list.
 	volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 	if err != nil {
 		return err

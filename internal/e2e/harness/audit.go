@@ -8,7 +8,7 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// AuditLog asks for one page with a query string as a caller may write it.
+// AuditLog requests a page with a raw query string.
 func AuditLog(t *testing.T, c *client.Client, query string) (entries []client.AuditEntry, next string) {
 	t.Helper()
 	var page client.AuditList
@@ -37,7 +37,7 @@ type AuditRow struct {
 	Metadata map[string]any
 }
 
-// Actions counts a user's audit rows by action and the details that matter.
+// Actions counts a user's audit rows by action and relevant details.
 func Actions(t *testing.T, c *client.Client, user string) map[string]int {
 	t.Helper()
 	entries, _ := AuditLog(t, c, "?limit=1000&user_id="+user)

@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// Operation is one endpoint of the document with a call that it takes.
+// Operation is an endpoint in the document, with a valid call.
 type Operation struct {
 	ID, Method, Path string
-	Body             string // empty: it takes none
-	Key              string // the header that it authenticates by; empty: none
+	Body             string // empty: no body
+	Key              string // the authentication header; empty: none
 }
 
 const (
@@ -23,7 +23,7 @@ const (
 	AdminHeader = "X-Admin-Key"
 )
 
-// Operations are all of them; {user} and {product} stand for ids.
+// Operations are all operations. {user} and {product} stand for ids.
 var Operations = []Operation{
 	{"provision", "POST", "/engines/provision", `{"user_id": "{user}"}`, PlatformHeader},
 	{"getEngine", "GET", "/engines/{user}", "", PlatformHeader},
@@ -64,10 +64,10 @@ var Operations = []Operation{
 	{"getDocs", "GET", "/docs", "", ""},
 }
 
-// NoProduct has the form of a product_id and is none.
+// NoProduct has the form of a product_id, but no product has it.
 const NoProduct = "abcdefghijklmnopqrstuvwxyz"
 
-// Of is the operation about a user and a product.
+// Of returns the operation for a user and a product.
 func (o Operation) Of(user, product string) Operation {
 	o.Path = strings.NewReplacer("{user}", url.PathEscape(user), "{product}", product).Replace(o.Path)
 	text, _ := json.Marshal(user)
@@ -75,7 +75,7 @@ func (o Operation) Of(user, product string) Operation {
 	return o
 }
 
-// Reply is an answer as it came.
+// Reply is a response as received.
 type Reply struct {
 	Status        int
 	Code, Message string
@@ -83,8 +83,8 @@ type Reply struct {
 	Text          string
 }
 
-// Send makes a call exactly as it is given, which the client would not: key is
-// what the operation's header holds, more are headers as name, value, ...
+// Send makes a call exactly as specified, even if the client would not. key is the value of
+// the operation's authentication header; more are headers as name, value, ...
 func (r *Replica) Send(t *testing.T, o Operation, key string, more ...string) Reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), o.Method, r.URL+o.Path, strings.NewReader(o.Body))
@@ -113,7 +113,7 @@ func (r *Replica) Send(t *testing.T, o Operation, key string, more ...string) Re
 	return Reply{resp.StatusCode, body.Error.Code, body.Error.Message, resp.Header, string(b)}
 }
 
-// Want fails unless a reply is this error.
+// Want fails unless a response is this error.
 func (got Reply) Want(t *testing.T, o Operation, status int, code string) {
 	t.Helper()
 	if got.Status != status || got.Code != code {

@@ -11,13 +11,13 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// Patience is the deadline of what the tests wait for: longer than anything takes on
-// a machine that has other work, too. How soon something comes is a benchmark's to say.
+// Patience is the deadline of conditions in tests: longer than anything takes on a busy
+// machine. Benchmarks measure how long things take.
 const Patience = 5 * time.Minute
 
-// Eventually waits for a condition: nil, with a deadline. It looks again after a
-// tenth of the time that it has waited, within bounds: a look may cost the agents
-// ten lists, and what takes long is not noticed late for that.
+// Eventually waits until check returns nil, up to a deadline. It waits a tenth of the
+// elapsed time between two checks, within limits, because a check may cost the agents ten
+// lists.
 func Eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
 	began := time.Now()
@@ -34,7 +34,7 @@ func Eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// WantCode fails unless err is this answer.
+// WantCode fails unless err is this error response.
 func WantCode(t *testing.T, err error, status int, code string) *client.Error {
 	t.Helper()
 	var e *client.Error
@@ -42,7 +42,7 @@ func WantCode(t *testing.T, err error, status int, code string) *client.Error {
 		t.Fatalf("got %v, want %d %s", err, status, code)
 	}
 	if e.RequestID == "" || e.Message == "" {
-		t.Fatalf("answer %+v lacks a request id or a message", e)
+		t.Fatalf("response %+v lacks a request id or a message", e)
 	}
 	if (status == 503 || status == 429) && e.RetryAfter < time.Second {
 		t.Fatalf("%d without Retry-After", status)
@@ -50,10 +50,10 @@ func WantCode(t *testing.T, err error, status int, code string) *client.Error {
 	return e
 }
 
-// ErrOf is the error of a call whose result does not matter.
+// ErrOf returns the error of a call whose result does not matter.
 func ErrOf[T any](_ T, err error) error { return err }
 
-// Outcomes runs n calls side by side and counts what they answered.
+// Outcomes runs n calls concurrently and counts their outcomes.
 func Outcomes(n int, call func(i int) error) map[string]int {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -70,7 +70,7 @@ func Outcomes(n int, call func(i int) error) map[string]int {
 	return counts
 }
 
-// OutcomeOf is what a call answered, in a word.
+// OutcomeOf returns the outcome of a call as a word.
 func OutcomeOf(err error) string {
 	var e *client.Error
 	switch {
@@ -82,7 +82,7 @@ func OutcomeOf(err error) string {
 	return "ok"
 }
 
-// Tail is the end of a text, n bytes at most.
+// Tail returns the end of a text, at most n bytes.
 func Tail(s string, n int) string {
 	if len(s) > n {
 		return "..." + s[len(s)-n:]
@@ -90,7 +90,7 @@ func Tail(s string, n int) string {
 	return s
 }
 
-// FreeAddr is a loopback address that nothing listens on.
+// FreeAddr returns an unused loopback address.
 func FreeAddr(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

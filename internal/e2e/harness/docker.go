@@ -15,7 +15,7 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// Driver is one of the two ways in which engines run.
+// Driver is one of the two task drivers that run engines.
 type Driver struct {
 	Name string
 	vars map[string]string
@@ -32,7 +32,7 @@ var Docker = Driver{Name: "docker", vars: map[string]string{
 // DockerImage is the reference engine without switches.
 const DockerImage = "orch/reference-engine:1"
 
-// Image names the reference engine with a switch of its own, or "" with none.
+// Image returns the reference engine's image with a switch, or "" without one.
 func (d Driver) Image(name string) string {
 	switch {
 	case d.Name == Docker.Name && name == "":
@@ -45,7 +45,7 @@ func (d Driver) Image(name string) string {
 	return "reference-engine." + name
 }
 
-// With is a service's configuration for this driver.
+// With returns a service's configuration for this driver.
 func (d Driver) With(vars map[string]string) map[string]string {
 	all := maps.Clone(vars)
 	if all == nil {
@@ -55,7 +55,7 @@ func (d Driver) With(vars map[string]string) map[string]string {
 	return all
 }
 
-// Environ is that as a process gets it.
+// Environ returns the same in the form of os.Environ.
 func (d Driver) Environ() []string {
 	var env []string
 	for name, value := range d.vars {
@@ -77,7 +77,7 @@ func EachDriver(t *testing.T, test func(*testing.T, Driver)) {
 	}
 }
 
-// NeedDocker skips a test where no docker engine is, which CI does not allow.
+// NeedDocker skips a test if there is no docker engine; in CI the test fails.
 func NeedDocker(t *testing.T) {
 	t.Helper()
 	switch {
@@ -89,7 +89,7 @@ func NeedDocker(t *testing.T) {
 	}
 }
 
-// Container is what docker inspect says of one.
+// Container is the output of docker inspect for a container.
 type Container struct {
 	ID     string `json:"Id"`
 	State  struct{ Pid int }
@@ -110,7 +110,7 @@ type Container struct {
 	}
 }
 
-// Inspect finds the container of an engine by its allocation's port.
+// Inspect returns the container of an engine, found by its allocation's port.
 func Inspect(t *testing.T, e *client.Engine) Container {
 	t.Helper()
 	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
@@ -129,7 +129,7 @@ func Inspect(t *testing.T, e *client.Engine) Container {
 	return found[0]
 }
 
-// Pids are all processes of the machine.
+// Pids returns the pids of all processes of the machine.
 func Pids() (pids []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*")
 	for _, name := range names {
@@ -140,7 +140,7 @@ func Pids() (pids []int) {
 	return pids
 }
 
-// Containers are the pids of the processes of an engine, whoever knows of them.
+// Containers returns the pids of an engine's processes, whether or not Nomad knows them.
 func Containers(engineID string) (of []int) {
 	mark := []byte("NOMAD_JOB_ID=engine-" + engineID + "\x00")
 	for _, pid := range Pids() {

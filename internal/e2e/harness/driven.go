@@ -12,12 +12,12 @@ import (
 	"github.com/septemberai/orch/internal/contract"
 )
 
-// A full run of a suite has to get the answers of the document that drivenBy gives to
-// it. What is in no list is the contract suite's, so an operation or a code that is new
-// fails that suite until a test drives it.
+// A full run of a suite must cause the responses in the document that drivenBy assigns to
+// it. Everything in no list is assigned to the contract suite, so a new operation or code
+// makes that suite fail until a test causes it.
 const contractSuite = "contract"
 
-// drivenByCode are the suites that bring about a failure, of whatever operation.
+// drivenByCode are the suites that cause a failure, whatever the operation.
 var drivenByCode = map[string]string{
 	"BACKEND_UNAVAILABLE":    "outages",
 	"ENGINE_ALREADY_RUNNING": "lifecycle",
@@ -29,7 +29,7 @@ var drivenByCode = map[string]string{
 	"ROTATION_UNCONFIRMED":   "lifecycle",
 }
 
-// drivenElsewhere are answers that suites other than the contract suite get.
+// drivenElsewhere are responses that suites other than the contract suite cause.
 var drivenElsewhere = map[string][]string{
 	"admission": {"keepAwake 409 ENGINE_BUSY", "provision 409 ENGINE_BUSY", "rotateKey 409 ENGINE_BUSY", "stopEngine 409 ENGINE_BUSY"},
 	"lifecycle": {
@@ -44,7 +44,7 @@ var drivenElsewhere = map[string][]string{
 	"sleep": {"keepAwake 200", "keepAwake 409 ENGINE_NOT_RUNNING"},
 }
 
-// drivenBy is the suite that has to get an answer.
+// drivenBy returns the suite that must cause a response.
 func drivenBy(a contract.Answer) string {
 	for suite, answers := range drivenElsewhere {
 		if slices.Contains(answers, a.String()) {
@@ -54,29 +54,28 @@ func drivenBy(a contract.Answer) string {
 	return cmp.Or(drivenByCode[a.Code], contractSuite)
 }
 
-// notDriven are the answers of the document that no test here drives, with the
-// reason.
+// notDriven are the responses in the document that no test causes, with the reason.
 var notDriven = []struct {
 	reason  string
 	answers []contract.Answer
 }{
-	{"it needs a node that answers its servers, and for 40 s not the kill", []contract.Answer{{Operation: "destroyEngine", Status: 504, Code: "STOP_UNCONFIRMED"}}},
+	{"it needs a node that responds to its servers, but not to the kill for 40 s", []contract.Answer{{Operation: "destroyEngine", Status: 504, Code: "STOP_UNCONFIRMED"}}},
 	{"it needs another replica that lives and does not get on with its destroy", []contract.Answer{{Operation: "destroyEngine", Status: 409, Code: "ENGINE_BUSY"}}},
 	{"it needs an engine that changes between a read and a check-and-set", []contract.Answer{
 		{Operation: "adopt", Status: 409, Code: "ENGINE_BUSY"}, {Operation: "discard", Status: 409, Code: "ENGINE_BUSY"},
 	}},
 	{"it needs a node that is silent for 40 s", []contract.Answer{{Operation: "discard", Status: 504, Code: "STOP_UNCONFIRMED"}}},
-	{"it needs an engine that changes faster than a call can look, again and again", []contract.Answer{{Operation: "admit", Status: 409, Code: "ENGINE_BUSY"}}},
+	{"it needs an engine that repeatedly changes faster than a call can read it", []contract.Answer{{Operation: "admit", Status: 409, Code: "ENGINE_BUSY"}}},
 }
 
-// isDriven says whether a test can be asked to drive an answer.
+// isDriven reports whether a test can cause a response.
 func isDriven(a contract.Answer) bool {
 	if a.Code == "INTERNAL_ERROR" {
-		return false // nobody can be made to do it
+		return false // no test can cause it
 	}
 	if a.Code == "BACKEND_ERROR" {
-		// A refusal by Vault comes from what uses keys. Nomad refuses nothing to
-		// the agents of the tests, and Consul's refusals count as its absence.
+		// Vault refuses calls that use keys. Nomad refuses nothing to the agents of the
+		// tests, and Consul's refusals count as unavailability.
 		return slices.Contains([]string{"provision", "getEngine", "admit", "startEngine", "rotateKey", "destroyEngine"}, a.Operation)
 	}
 	for _, why := range notDriven {
@@ -87,7 +86,7 @@ func isDriven(a contract.Answer) bool {
 	return true
 }
 
-// undriven are the answers that a full run of a suite should have got and has not.
+// undriven returns the responses that a full run of a suite should have caused but did not.
 func undriven(suite string) (missing []string) {
 	for _, a := range documented.Unseen() {
 		if isDriven(a) && drivenBy(a) == suite {
@@ -97,8 +96,8 @@ func undriven(suite string) (missing []string) {
 	return missing
 }
 
-// checkDriven fails a full run of the suite that left out an answer that it drives. A
-// run of some tests says nothing about the rest.
+// checkDriven fails a full run of a suite that did not cause all its responses. A run of
+// some tests only is not checked.
 func checkDriven(code int) int {
 	for _, name := range []string{"test.run", "test.skip", "test.list", "test.fuzz", "test.bench"} {
 		if flag.Lookup(name).Value.String() != "" {

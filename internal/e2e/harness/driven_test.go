@@ -9,8 +9,8 @@ import (
 	"github.com/septemberai/orch/internal/contract"
 )
 
-// What suites have to drive, and what is excused, is in the document, and the suites
-// are there.
+// Every response that a suite must cause, or that is excused, is in the document, and every
+// suite exists.
 func TestDriven(t *testing.T) {
 	doc, err := contract.Load()
 	if err != nil {
@@ -47,8 +47,8 @@ func TestDriven(t *testing.T) {
 			}
 		}
 	}
-	// What nobody has listed is the contract suite's.
+	// A response in no list is assigned to the contract suite.
 	if got := drivenBy(contract.Answer{Operation: "new", Status: 200}); got != contractSuite {
-		t.Errorf("a new answer is driven by %s", got)
+		t.Errorf("a new response is assigned to %s", got)
 	}
 }

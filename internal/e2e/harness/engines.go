@@ -19,7 +19,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// Provision makes a user an engine, and destroys it when the test ends.
+// Provision creates an engine for a user, and destroys it when the test ends.
 func Provision(t *testing.T, c *client.Client, user, version string) *client.Engine {
 	t.Helper()
 	e, err := c.Provision(t.Context(), user, version)
@@ -39,13 +39,12 @@ func ProvisionOnce(ctx context.Context, c *client.Client, key, user, version str
 	return c.Provision(ctx, user, version, client.IdempotencyKey(key))
 }
 
-// Admit asks for an admission with these two options.
+// Admit requests an admission with these two options.
 func Admit(ctx context.Context, c *client.Client, user string, provision, wake bool) (*client.Admission, error) {
 	return c.Admit(ctx, user, client.AdmitOptions{AutoProvision: provision, AutoWake: wake})
 }
 
-// EngineIs returns nil when the engine has a status and, unless it is empty, a
-// reason.
+// EngineIs returns nil if the engine has this status and, unless it is empty, this reason.
 func EngineIs(t *testing.T, c *client.Client, user, status, reason string) (*client.Engine, error) {
 	t.Helper()
 	e, err := c.Engine(t.Context(), user)
@@ -55,8 +54,8 @@ func EngineIs(t *testing.T, c *client.Client, user, status, reason string) (*cli
 	return e, err
 }
 
-// InState returns nil when a user's engine is in a state. It asks by GET, which
-// keeps nothing awake.
+// InState returns nil if a user's engine is in a state. It reads by GET, which does not
+// keep the engine awake.
 func InState(t *testing.T, c *client.Client, user, want string) error {
 	t.Helper()
 	return ErrOf(EngineIs(t, c, user, want, ""))
@@ -72,8 +71,8 @@ func AwaitEngine(t *testing.T, c *client.Client, user, status, reason string) (e
 	return e
 }
 
-// IsNow is AwaitEngine where the call before has made it so: all that may be waited
-// for is a view that is a moment behind.
+// IsNow is like AwaitEngine, for a state that the previous call has already caused: it only
+// waits for a view that lags behind.
 func IsNow(t *testing.T, c *client.Client, user, status, reason string) *client.Engine {
 	t.Helper()
 	began := time.Now()
@@ -84,7 +83,7 @@ func IsNow(t *testing.T, c *client.Client, user, status, reason string) *client.
 	return e
 }
 
-// RunsAnew waits until an engine runs as another process, with the same brain.
+// RunsAnew waits until an engine runs as a new process, with the same brain.
 func RunsAnew(t *testing.T, c *client.Client, user string) {
 	t.Helper()
 	Eventually(t, "it runs as another process", func() error {
@@ -101,7 +100,7 @@ func RunsAnew(t *testing.T, c *client.Client, user string) {
 	})
 }
 
-// ListEngines asks for a page with a query string as a caller may write it.
+// ListEngines requests a page with a raw query string.
 func ListEngines(t *testing.T, c *client.Client, query string) EnginePage {
 	t.Helper()
 	var p EnginePage
@@ -111,14 +110,14 @@ func ListEngines(t *testing.T, c *client.Client, query string) EnginePage {
 	return p
 }
 
-// EnginePage is a page of GET /engines as it came.
+// EnginePage is a page of GET /engines.
 type EnginePage struct {
 	Engines []map[string]any
 	Total   int
 	Next    string `json:"next_cursor"`
 }
 
-// EngineCall talks to an engine as its user's product would.
+// EngineCall calls an engine as its user's product would.
 func EngineCall(ctx context.Context, e *client.Engine, key, method, path string, body any, out any) (int, error) {
 	c := &client.Client{BaseURL: e.URL, HTTP: &http.Client{Transport: engineTransport{key}}}
 	err := c.Do(ctx, method, path, body, out)
@@ -140,7 +139,7 @@ func (e engineTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// Remember tells an engine something that its brain keeps.
+// Remember stores a text in an engine's brain.
 func Remember(t *testing.T, e *client.Engine, key, what string) {
 	t.Helper()
 	status, err := EngineCall(t.Context(), e, key, http.MethodPost, "/execute", map[string]string{"input": what}, nil)
@@ -149,7 +148,7 @@ func Remember(t *testing.T, e *client.Engine, key, what string) {
 	}
 }
 
-// Memory is what an engine's brain exports.
+// Memory is the exported brain of an engine.
 type Memory struct {
 	Memories []struct{ Input string }
 	Runs     []struct {
@@ -170,7 +169,7 @@ func Export(t *testing.T, e *client.Engine, key string) Memory {
 	return m
 }
 
-// Knows returns nil when the brain has what Remember told it.
+// Knows returns nil if the brain contains what Remember stored.
 func (m Memory) Knows(what string) error {
 	for _, x := range m.Memories {
 		if x.Input == what {
@@ -180,17 +179,17 @@ func (m Memory) Knows(what string) error {
 	return fmt.Errorf("the brain does not know %q: %+v", what, m.Memories)
 }
 
-// CrashEngine ends an engine's process as a bug would.
+// CrashEngine makes an engine's process exit as after a bug.
 func CrashEngine(t *testing.T, e *client.Engine) {
 	t.Helper()
-	// The process goes without an answer.
+	// The process exits without a response.
 	if status, err := EngineCall(t.Context(), e, e.APIKey, http.MethodPost, "/crash", nil, nil); err == nil {
-		t.Fatalf("crash answered %d", status)
+		t.Fatalf("crash returned %d", status)
 	}
 }
 
-// Processes counts the processes of an engine that the machine runs, whatever Nomad
-// knows of them.
+// Processes counts the processes of an engine on the machine, whether or not Nomad knows
+// them.
 func Processes(stack *devstack.Stack, engineID string) (n int) {
 	for _, task := range stack.Tasks() {
 		if task.JobID == "engine-"+engineID {
@@ -200,7 +199,7 @@ func Processes(stack *devstack.Stack, engineID string) (n int) {
 	return n
 }
 
-// WatchBrains fails the test when an engine has two processes at any time.
+// WatchBrains fails the test if an engine has two processes at any time.
 func WatchBrains(t *testing.T, stack *devstack.Stack) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -232,8 +231,8 @@ func WatchBrains(t *testing.T, stack *devstack.Stack) {
 	t.Cleanup(func() { cancel(); watching.Wait() })
 }
 
-// ProcessState is the letter that the kernel has for a process's state; "" when it
-// is gone.
+// ProcessState returns the kernel's letter for a process's state; "" if the process does
+// not exist.
 func ProcessState(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -243,7 +242,7 @@ func ProcessState(pid int) string {
 	return rest[:1]
 }
 
-// HasProviderKey says whether an engine's process has this LLM_API_KEY.
+// HasProviderKey returns an error unless an engine's process has this LLM_API_KEY.
 func HasProviderKey(ctx context.Context, e *client.Engine, want string) error {
 	var env struct {
 		Variables map[string]struct {
@@ -260,7 +259,7 @@ func HasProviderKey(ctx context.Context, e *client.Engine, want string) error {
 	return nil
 }
 
-// NodeOf is the node that an engine's job is bound to.
+// NodeOf returns the node that an engine's job is bound to.
 func NodeOf(job *nomad.Job) string {
 	for _, c := range job.TaskGroups[0].Constraints {
 		if c.LTarget == "${node.unique.id}" {
@@ -270,11 +269,11 @@ func NodeOf(job *nomad.Job) string {
 	return ""
 }
 
-// KeyIs says whether an engine accepts a key.
+// KeyIs fails unless an engine accepts a key, or refuses it if want is false.
 func KeyIs(t *testing.T, e *client.Engine, key string, want bool) {
 	t.Helper()
 	status, err := EngineCall(t.Context(), e, key, http.MethodGet, "/info", nil, nil)
 	if err != nil || (status == http.StatusOK) != want {
-		t.Errorf("the engine answers %d, %v; that it accepts the key: want %t", status, err, want)
+		t.Errorf("the engine returns %d, %v; it should accept the key: %t", status, err, want)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/septemberai/orch/internal/fault"
 )
 
-// StartFaulty starts a server on the shared agents and waits until it is ready;
-// what is armed, "kill POINT" or "pause POINT", may keep it from that.
+// StartFaulty starts a server on the shared agents and waits until it is ready, unless the
+// enabled fault point ("kill POINT" or "pause POINT") prevents that.
 func StartFaulty(t *testing.T, prefix, database, armed string, env ...string) *Process {
 	t.Helper()
 	orch, err := faultyBinary()
@@ -23,18 +23,18 @@ func StartFaulty(t *testing.T, prefix, database, armed string, env ...string) *P
 	return Serve(t, orch, Shared, prefix, database, env...)
 }
 
-// FailingImage is of an engine that exits when it starts.
+// FailingImage is the image of an engine that exits at its start.
 const FailingImage = "reference-engine.exit-at-start"
 
-// ConsulWay is a way to the shared Consul on which some requests get no answer, as
-// on a connection of which one end is gone.
+// ConsulWay is a proxy to the shared Consul. Some requests get no response through it, as
+// on a broken connection.
 func ConsulWay(t *testing.T, silent func(*http.Request) bool) string {
 	t.Helper()
 	return ConsulProxy(t, func(_ http.ResponseWriter, r *http.Request) bool {
 		if !silent(r) {
 			return false
 		}
-		_, _ = io.Copy(io.Discard, r.Body) // else the end of the request is not seen
+		_, _ = io.Copy(io.Discard, r.Body) // otherwise the end of the request is not noticed
 		<-r.Context().Done()
 		return true
 	})

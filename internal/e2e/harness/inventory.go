@@ -17,8 +17,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Traces returns what each store still has of an engine, but for a suspicion that
-// reconcile noted.
+// Traces returns what each store still contains of an engine, except for a suspicion that
+// reconcile recorded.
 func (s *Stores) Traces(engineID string) []string {
 	s.T.Helper()
 	var found []string
@@ -46,7 +46,7 @@ func (s *Stores) Traces(engineID string) []string {
 		s.T.Fatal(err)
 	}
 	for _, p := range pairs {
-		// A pass that ran across a destroy suspects what it saw; the next one drops that.
+		// A pass during a destroy suspects what it saw; the next pass removes that.
 		if strings.Contains(p.Key, "/changes/") || strings.Contains(p.Key, "/orphans/") {
 			continue
 		}
@@ -57,7 +57,7 @@ func (s *Stores) Traces(engineID string) []string {
 	return found
 }
 
-// Census counts what a deployment has in every store, but for the pool.
+// Census counts what a deployment has in every store, except for the pool.
 func (s *Stores) Census(prefix string) map[string]int {
 	s.T.Helper()
 	deployment := strings.TrimSuffix(prefix, "/")
@@ -120,7 +120,7 @@ func (s *Stores) Census(prefix string) map[string]int {
 	return out
 }
 
-// WantCensus fails the test unless Census says this.
+// WantCensus fails the test unless Census returns this.
 func (s *Stores) WantCensus(prefix string, want map[string]int) {
 	s.T.Helper()
 	if got := s.Census(prefix); fmt.Sprint(got) != fmt.Sprint(want) {
@@ -128,7 +128,8 @@ func (s *Stores) WantCensus(prefix string, want map[string]int) {
 	}
 }
 
-// Dump is everything that the stores say, and the agents wrote, in plain text.
+// Dump returns everything in the stores, and everything that the agents wrote, in plain
+// text.
 func (s *Stores) Dump(stack *devstack.Stack) map[string]string {
 	s.T.Helper()
 	out := map[string]string{}
@@ -190,14 +191,14 @@ func (s *Stores) Dump(stack *devstack.Stack) map[string]string {
 	}
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range cmdlines {
-		if b, err := os.ReadFile(file); err == nil { // else it is gone
+		if b, err := os.ReadFile(file); err == nil { // otherwise it was deleted
 			out[file] = string(b)
 		}
 	}
 	return out
 }
 
-// Pooled are the pool's entries.
+// Pooled returns the pool's entries.
 func (s *Stores) Pooled(prefix string) ([]registry.PooledVolume, error) {
 	pairs, _, err := s.Consul.KV().List(prefix+"pool/volumes/", nil)
 	if err != nil {
@@ -212,7 +213,7 @@ func (s *Stores) Pooled(prefix string) ([]registry.PooledVolume, error) {
 	return entries, nil
 }
 
-// ReadyNode is the one node that is up.
+// ReadyNode returns the only node that is ready.
 func (s *Stores) ReadyNode() (id string) {
 	s.T.Helper()
 	nodes, _, err := s.Nomad.Nodes().List(nil)
@@ -233,8 +234,7 @@ func (s *Stores) ReadyNode() (id string) {
 	return id
 }
 
-// Lives returns nil when the job of a name has a living process, or has none, as
-// is wanted.
+// Lives returns nil if the job of this name has a living process, or has none, as wanted.
 func (s *Stores) Lives(name string, want bool) error {
 	allocs, _, err := s.Nomad.Jobs().Allocations(name, true, nil)
 	if err != nil {
@@ -247,7 +247,7 @@ func (s *Stores) Lives(name string, want bool) error {
 	return nil
 }
 
-// Processes are the count of an engine's job and how many allocations live.
+// Processes returns the count of an engine's job, and the number of its living allocations.
 func (s *Stores) Processes(engineID string) (count int, running int) {
 	s.T.Helper()
 	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
@@ -266,7 +266,7 @@ func (s *Stores) Processes(engineID string) (count int, running int) {
 	return *job.TaskGroups[0].Count, running
 }
 
-// TaskEvents is what Nomad says that it did with an engine's processes.
+// TaskEvents returns Nomad's task events of an engine's processes.
 func (s *Stores) TaskEvents(engineID string) string {
 	s.T.Helper()
 	allocs, _, err := s.Nomad.Jobs().Allocations(engine.JobID(engineID), true, nil)
@@ -284,7 +284,7 @@ func (s *Stores) TaskEvents(engineID string) string {
 	return b.String()
 }
 
-// AwaitWarm waits until so many warm engines run.
+// AwaitWarm waits until n warm engines run.
 func (s *Stores) AwaitWarm(r *Replica, n int) {
 	s.T.Helper()
 	Eventually(s.T, fmt.Sprint(n, " warm engines run"), func() error {
@@ -295,7 +295,7 @@ func (s *Stores) AwaitWarm(r *Replica, n int) {
 	})
 }
 
-// WarmRows are the engines that are nobody's.
+// WarmRows returns the rows of warm engines that belong to no user.
 func (s *Stores) WarmRows(prefix string) (warm []*engine.Row) {
 	s.T.Helper()
 	rows, err := s.Engines(prefix)
@@ -310,17 +310,17 @@ func (s *Stores) WarmRows(prefix string) (warm []*engine.Row) {
 	return warm
 }
 
-// Described waits until the job of an engine says something in Nomad's UI.
+// Described waits until Nomad's UI shows all these words for an engine's job.
 func (s *Stores) Described(engineID string, what ...string) {
 	s.T.Helper()
-	Eventually(s.T, "the job says whose it is", func() error {
+	Eventually(s.T, "the job names its owner", func() error {
 		job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
 		if err != nil {
 			return err
 		}
 		for _, w := range what {
 			if job.UI == nil || !strings.Contains(job.UI.Description, w) {
-				return fmt.Errorf("it says %+v, not %s", job.UI, w)
+				return fmt.Errorf("it contains %+v, not %s", job.UI, w)
 			}
 		}
 		return nil

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// LogBuffer collects what a service logs; it may be read meanwhile.
+// LogBuffer collects the log of a service. It may be read at any time.
 type LogBuffer struct {
 	mu sync.Mutex
 	b  strings.Builder
@@ -24,11 +24,11 @@ func (l *LogBuffer) String() string {
 	return l.b.String()
 }
 
-// Count is how many lines have all of these marks: a level as "[WARN]", the name of a
-// logger as "images:", a field as "op=" or "op=stop". What a line says is prose, and no
-// test's concern.
+// Count returns how many lines contain all of these marks: a level such as "[WARN]", the
+// name of a logger such as "images:", or a field such as "op=" or "op=stop". Tests do not
+// assert the prose of a line.
 func (l *LogBuffer) Count(marks ...string) (n int) {
-	// A field of several lines is on lines of its own, which are indented.
+	// A field of several lines is on indented lines of its own.
 	for line := range strings.Lines(strings.ReplaceAll(l.String(), "\n  ", "   ")) {
 		line = " " + strings.TrimSuffix(line, "\n") + " "
 		if !slices.ContainsFunc(marks, func(mark string) bool {
@@ -44,5 +44,5 @@ func (l *LogBuffer) Count(marks ...string) (n int) {
 	return n
 }
 
-// Passes is how many full reconcile passes were logged.
+// Passes returns how many full reconcile passes were logged.
 func (l *LogBuffer) Passes() int { return l.Count("actions=", "ms=") }

@@ -1,7 +1,6 @@
-// Package harness holds what the suites of the integration tests share: agents to run
-// on, the service under test, looks into its stores, and what breaks things. A suite is
-// a package of tests beside it; its TestMain calls Main. A helper that one suite alone
-// needs is in that suite.
+// Package harness is what the suites of the integration tests share: agents, the service
+// under test, access to its stores, and faults. A suite is a package of tests beside it;
+// its TestMain calls Main. A helper for only one suite is in that suite.
 package harness
 
 import (
@@ -25,12 +24,12 @@ import (
 )
 
 var (
-	// Shared is the stack that most tests of a suite use; those that hurt it start
-	// their own.
+	// Shared is the stack that most tests of a suite use. Tests that disturb it start their
+	// own.
 	Shared *devstack.Stack
-	// Binaries are the agents.
+	// Binaries are the paths of the agents.
 	Binaries devstack.Binaries
-	// BinDir has the images of engines that are executables.
+	// BinDir contains the images of engines that are executables.
 	BinDir string
 
 	// Locked says whether the agents refuse strangers (ORCH_DEV_LOCKED=1).
@@ -40,11 +39,10 @@ var (
 	calls      *patient
 )
 
-// atOnce is how many tests of a suite run side by side unless -parallel says otherwise:
-// they wait for engines more than they compute, and on two cores `go test ./...` runs
-// two suites at once. Some machines take a microsecond for a system call, five times
-// the usual: all that agents, engines and tests do there takes three times as long, and
-// the tests' deadlines stay.
+// atOnce is the number of concurrent tests of a suite without -parallel. They wait for
+// engines more than they compute, and on two cores `go test ./...` runs two suites at once.
+// On some machines a system call takes a microsecond, five times the usual time: everything
+// there takes three times as long, but the deadlines of the tests are the same.
 func atOnce() int {
 	const calls, usual, slow = 100_000, 4, 2
 	began := time.Now()
@@ -57,11 +55,11 @@ func atOnce() int {
 	return usual
 }
 
-// Main runs the tests of a suite, as its TestMain, and ends the process. It fails when
-// they leave goroutines behind, or when all ran and an answer that the suite drives was
-// not got.
+// Main runs the tests of a suite, as its TestMain, and ends the process. It fails if tests
+// leave goroutines behind, or if all tests ran and no call got a response that the suite
+// must cause.
 func Main(m *testing.M) {
-	// Before the command line is read, which may say otherwise.
+	// This is set before the command line is parsed, which may override it.
 	if err := flag.Set("test.parallel", strconv.Itoa(atOnce())); err != nil {
 		panic(err)
 	}
@@ -69,7 +67,7 @@ func Main(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	// Every call to the service passes by the document.
+	// Every call to the service is checked against the document.
 	documented = contract.New(doc, http.DefaultTransport)
 	calls = &patient{base: documented, hosts: map[string]*testing.T{}}
 	http.DefaultClient = &http.Client{Transport: calls}
@@ -79,7 +77,7 @@ func Main(m *testing.M) {
 		code = 1
 	}
 	if code == 0 {
-		// The agents are gone, and with them the connections to them.
+		// The agents have ended, so the connections to them can be closed.
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 		if err := goleak.Find(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -125,7 +123,7 @@ func run(m *testing.M) (code int, err error) {
 	return checkDriven(m.Run()), nil
 }
 
-// suite is the name of the suite that runs, which is its directory's.
+// suite returns the name of the running suite, which is that of its directory.
 func suite() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -134,11 +132,11 @@ func suite() string {
 	return filepath.Base(dir)
 }
 
-// Repository is the root of the repository, as seen from a suite.
+// Repository is the root of the repository, relative to a suite.
 const Repository = "../../.."
 
-// engineNames are the images that tests run: one executable whose name carries
-// its switches.
+// engineNames are the images that tests run: one executable whose name contains its
+// switches.
 var engineNames = []string{
 	"reference-engine", "reference-engine.v2", "reference-engine.reload", "reference-engine.no-reload", "reference-engine.exit-at-start", "reference-engine.never-listen",
 	"reference-engine.slow-boot-2s", "reference-engine.slow-boot-10s", "reference-engine.slow-boot-30s", "reference-engine.ignore-sigterm", "reference-engine.term-delay-5s", "reference-engine.term-delay-20s",

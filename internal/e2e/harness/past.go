@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// Past is one deployment whose registry can be put back in time.
+// Past is a deployment whose registry can be restored to an earlier state.
 type Past struct {
 	t     *testing.T
 	Stack *devstack.Stack
@@ -20,22 +20,21 @@ type Past struct {
 	Vars  map[string]string
 	R     *Replica
 	Known map[string]*OwnedEngine // by product and user
-	Seen  map[string]string       // whose each engine_id and key is
+	Seen  map[string]string       // owner of each engine_id and key
 }
 
-// OwnedEngine is what a user was told, and told its engine.
+// OwnedEngine is what a user knows about its engine, and stored in it.
 type OwnedEngine struct {
 	C       *client.Client
 	product string
 	User    string
 	Engine  *client.Engine
 	Memory  string
-	Status  string // the engine is to be in, once all is rebuilt
-	Gone    bool   // it was destroyed
+	Status  string // the expected status after everything is rebuilt
+	Gone    bool   // whether it was destroyed
 }
 
-// NewPast starts agents of its own and a service on them; vars add to its
-// configuration.
+// NewPast starts separate agents and a service. vars adds to its configuration.
 func NewPast(t *testing.T, vars map[string]string) *Past {
 	t.Helper()
 	stack := OwnStack(t)
@@ -61,8 +60,8 @@ func (p *Past) Tenant(slug string, policy map[string]any) *client.Client {
 	return &client.Client{BaseURL: p.R.URL, PlatformKey: made.PlatformAPIKey}
 }
 
-// Provision makes a user an engine and tells it something. What anybody was given
-// before must not be given to it.
+// Provision creates an engine for a user and stores something in it. It fails if the user
+// gets an id or a key that another user had.
 func (p *Past) Provision(c *client.Client, product, user string) *OwnedEngine {
 	p.t.Helper()
 	c.BaseURL = p.R.URL
@@ -86,7 +85,7 @@ func (p *Past) Provision(c *client.Client, product, user string) *OwnedEngine {
 	return o
 }
 
-// Snapshot is what Consul has now.
+// Snapshot returns a snapshot of Consul.
 func (p *Past) Snapshot() []byte {
 	p.t.Helper()
 	in, _, err := p.S.Consul.Snapshot().Save(nil)
@@ -101,8 +100,8 @@ func (p *Past) Snapshot() []byte {
 	return b
 }
 
-// Restore puts Consul back to a snapshot; while is what happens to the service
-// around it: it is stopped, as the manual says, or not.
+// Restore restores a snapshot of Consul; stopped says whether the service is stopped
+// meanwhile, as the manual requires.
 func (p *Past) Restore(snapshot []byte, stopped bool) {
 	p.t.Helper()
 	if stopped {
@@ -116,8 +115,8 @@ func (p *Past) Restore(snapshot []byte, stopped bool) {
 	}
 }
 
-// Whole waits until the registry says that it was rebuilt, and then that everything
-// is as its users know it.
+// Whole waits until the registry reports that it was rebuilt, and then until everything is
+// as the users know it.
 func (p *Past) Whole() {
 	p.t.Helper()
 	Eventually(p.t, "the registry is rebuilt", func() error {
@@ -146,7 +145,7 @@ func (p *Past) Whole() {
 	}
 }
 
-// Has says what a user's engine is not as it should be.
+// Has returns how a user's engine differs from what the user expects.
 func (p *Past) Has(o *OwnedEngine) error {
 	o.C.BaseURL = p.R.URL
 	got, err := o.C.Engine(p.t.Context(), o.User)

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// patient sends a call again that was answered with 503 because Nomad, Consul or Vault
-// did not answer in time, as a product is to. Nobody hurts the stores of a shared stack,
-// so all that this says there is that the machine has other work, too.
+// patient retries calls that got 503 because Nomad, Consul or Vault did not respond in
+// time, as products should. No test disturbs the stores of a shared stack, so such a
+// response only means that the machine is busy.
 type patient struct {
 	base http.RoundTripper
 
@@ -20,10 +20,10 @@ type patient struct {
 	hosts map[string]*testing.T
 }
 
-// storeAway is what such an answer says; one about the audit log has other words.
+// storeAway matches such a response; one about the audit log has another message.
 var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\) cannot be reached`)
 
-// with has the calls to a service sent again, until its test ends, and says so there.
+// with retries the calls to a service until its test ends, and then reports how many.
 func (p *patient) with(t *testing.T, host string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -7,17 +7,17 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// SharedPostgres is where replicas that are processes keep their audit log.
+// SharedPostgres is a PostgreSQL server for the audit logs of replicas that are processes.
 type SharedPostgres struct {
 	once   sync.Once
 	server *testpg.Server
 	err    error
 }
 
-// Postgres is started by the first test that asks for a database.
+// Postgres is started by the first test that needs a database.
 var Postgres SharedPostgres
 
-// Database is an empty database of a test's own.
+// Database creates an empty database for a test.
 func (p *SharedPostgres) Database(t *testing.T) string {
 	t.Helper()
 	testpg.Need(t)

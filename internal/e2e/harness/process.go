@@ -20,7 +20,7 @@ import (
 var (
 	// OrchBinary builds the service as it is shipped, once, and returns its path.
 	OrchBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch") })
-	// faultyBinary has fault points.
+	// faultyBinary builds the service with fault points.
 	faultyBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch-faulty", "-tags", fault.Tag) })
 )
 
@@ -34,7 +34,7 @@ func buildOrch(name string, flags ...string) (string, error) {
 	return path, nil
 }
 
-// Process is an `orch server` as a process of its own.
+// Process is an `orch server` in a separate process.
 type Process struct {
 	*client.Client // as the admin
 	Cmd            *exec.Cmd
@@ -42,8 +42,8 @@ type Process struct {
 	exited         chan struct{}
 }
 
-// Serve runs `orch server` of a binary on a stack until the test ends, and waits until
-// it is ready, or has ended by itself; env adds to or replaces its configuration.
+// Serve runs a binary's `orch server` on a stack until the test ends, and waits until it is
+// ready or has ended. env adds to its configuration or replaces parts of it.
 func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
 	t.Helper()
 	addr := FreeAddr(t)
@@ -80,7 +80,7 @@ func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database 
 	return p
 }
 
-// StartProcess serves with the binary as it is shipped and an audit log of its own.
+// StartProcess serves with the shipped binary and a separate audit log.
 func StartProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...string) *Process {
 	t.Helper()
 	orch, err := OrchBinary()
@@ -91,7 +91,7 @@ func StartProcess(t *testing.T, stack *devstack.Stack, prefix string, env ...str
 	return Serve(t, orch, stack, prefix, "sqlite://"+filepath.Join(t.TempDir(), "audit.db"), env...)
 }
 
-// Terminate has it finish what is in flight and end.
+// Terminate makes it finish what is in progress and exit.
 func (p *Process) Terminate(t *testing.T) {
 	t.Helper()
 	p.Signal(t, syscall.SIGTERM)
@@ -102,13 +102,13 @@ func (p *Process) Terminate(t *testing.T) {
 	}
 }
 
-// End kills it, paused or not.
+// End kills it, whether or not it is paused.
 func (p *Process) End() {
 	_ = p.Cmd.Process.Kill()
 	<-p.exited
 }
 
-// Dead says whether the process has ended.
+// Dead reports whether the process has ended.
 func (p *Process) Dead() bool {
 	select {
 	case <-p.exited:
@@ -118,7 +118,7 @@ func (p *Process) Dead() bool {
 	}
 }
 
-// AwaitDeath waits until the armed point has ended the process.
+// AwaitDeath waits until the enabled fault point has ended the process.
 func (p *Process) AwaitDeath(within time.Duration) error {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
@@ -133,7 +133,7 @@ func (p *Process) AwaitDeath(within time.Duration) error {
 	return nil
 }
 
-// AwaitPause waits until the armed point has paused the process.
+// AwaitPause waits until the enabled fault point has paused the process.
 func (p *Process) AwaitPause(t *testing.T) {
 	t.Helper()
 	Eventually(t, "the process is paused", func() error {
@@ -161,8 +161,8 @@ func (p *Process) Signal(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// NeverRecovered fails the test if the registry was ever taken for one that went
-// back in time. Nothing went back: a service was killed, no store restored.
+// NeverRecovered fails the test if the service ever treated the registry as one that went
+// back in time. That would be wrong: a service was killed, but no store was restored.
 func (p *Process) NeverRecovered(t *testing.T) {
 	t.Helper()
 	status, err := p.Registry(t.Context())

@@ -25,10 +25,10 @@ import (
 // AdminKey is the admin key of every service under test.
 const AdminKey = "admin-key-of-the-tests"
 
-// ProviderKey is the key of a model provider that the services hand to engines.
+// ProviderKey is the key of a model provider that the services pass on to engines.
 const ProviderKey = "sk-provider-secret-of-the-tests"
 
-// Replica is a service under test, with what it logged.
+// Replica is a service under test, with its log.
 type Replica struct {
 	*service.Service
 	URL  string
@@ -36,15 +36,15 @@ type Replica struct {
 	Stop func()
 }
 
-// StartService runs a replica on a stack; vars add to or replace its
-// configuration. Each test has a registry prefix of its own.
+// StartService runs a replica on a stack. vars adds to its configuration or replaces parts
+// of it. Each test uses a separate registry prefix.
 func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *Replica {
 	t.Helper()
 	all := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:0", "ORCH_ADMIN_KEY": AdminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": BinDir, "ORCH_VOLUME_POOL": "2",
-		"ORCH_ENGINE_LOGS":            "driver", // a process less per engine
-		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // what failed stays so, but where a test is about restarts
+		"ORCH_ENGINE_LOGS":            "driver", // one process less per engine
+		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // failed engines stay failed, except in tests of restarts
 		"ORCH_ENGINE_CPU_MHZ":         "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_LOG_LEVEL": "trace",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "LLM_API_KEY": ProviderKey,
 	}
@@ -104,7 +104,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	return r
 }
 
-// StartReplicas runs n services on one registry.
+// StartReplicas runs n services with one registry.
 func StartReplicas(t *testing.T, n int, vars map[string]string) []*Replica {
 	t.Helper()
 	vars["ORCH_CONSUL_PREFIX"] = "replicas-" + t.Name() + "/"
@@ -127,12 +127,12 @@ func Deploy(t *testing.T, stack *devstack.Stack, prefix string) (access devstack
 	return access, mount
 }
 
-// MountName is the mount in Vault of the deployment of a prefix.
+// MountName returns the mount in Vault for the deployment of a prefix.
 func MountName(prefix string) string {
 	return "kv-" + strings.ToLower(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(strings.Trim(prefix, "/"), "-"))
 }
 
-// With is a configuration with more of NAME=value.
+// With returns a configuration with additional NAME=value pairs.
 func With(vars map[string]string, more ...string) map[string]string {
 	all := map[string]string{}
 	for k, v := range vars {
@@ -145,13 +145,13 @@ func With(vars map[string]string, more ...string) map[string]string {
 	return all
 }
 
-// Soon makes the service's reactions quick.
+// Soon makes the service react quickly.
 var Soon = map[string]string{
 	"ORCH_HEALTH_CHECK_INTERVAL_S": "1", "ORCH_HEALTH_CHECK_TIMEOUT_S": "1", "ORCH_HEALTH_MAX_FAILURES": "2",
 	"ORCH_RESTART_BACKOFF_BASE_S": "1", "ORCH_RESTART_BACKOFF_MAX_S": "2",
 }
 
-// Admin is a client of the replica with the admin key.
+// Admin returns a client of the replica with the admin key.
 func (r *Replica) Admin() *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: AdminKey} }
 
 // Product registers a product and returns a client with its key.
@@ -165,7 +165,7 @@ func (r *Replica) Product(t *testing.T, policy map[string]any) *client.Client {
 	return &client.Client{BaseURL: r.URL, PlatformKey: p.PlatformAPIKey}
 }
 
-// PolicyOf is a policy in the client's own words.
+// PolicyOf converts a policy to the client's type.
 func PolicyOf(t *testing.T, fields map[string]any) *client.Policy {
 	t.Helper()
 	b, err := json.Marshal(fields)
@@ -184,12 +184,12 @@ func PolicyOf(t *testing.T, fields map[string]any) *client.Policy {
 // AnyImage is a policy that allows every image.
 var AnyImage = map[string]any{"allowed_images": []string{"*", "*/*"}}
 
-// At is the same product's client at another replica.
+// At returns a client of the same product that calls another replica.
 func At(c *client.Client, r *Replica) *client.Client {
 	return &client.Client{BaseURL: r.URL, PlatformKey: c.PlatformKey, AdminKey: c.AdminKey}
 }
 
-// ProductOf is the id of the only product that there is.
+// ProductOf returns the id of the only product.
 func ProductOf(t *testing.T, admin, c *client.Client) string {
 	t.Helper()
 	list, err := admin.Products(t.Context())
@@ -202,7 +202,7 @@ func ProductOf(t *testing.T, admin, c *client.Client) string {
 	return list.Products[0].ProductID
 }
 
-// Unreachable are the engine_ids of all unreachable volumes.
+// Unreachable returns all unreachable volumes by engine_id.
 func (r *Replica) Unreachable(t *testing.T) map[string]client.UnreachableVolume {
 	t.Helper()
 	list, err := r.Admin().UnreachableVolumes(t.Context())
@@ -216,5 +216,5 @@ func (r *Replica) Unreachable(t *testing.T) map[string]client.UnreachableVolume 
 	return unreachable
 }
 
-// Passes is how many full passes the replica has made.
+// Passes returns how many full passes the replica has made.
 func (r *Replica) Passes() int { return r.Logs.Passes() }

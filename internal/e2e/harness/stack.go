@@ -6,7 +6,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// OwnStack starts agents that a test may hurt, with a configuration of their own.
+// OwnStack starts agents, with their own configuration, that a test may disturb.
 func OwnStack(t *testing.T, cfg ...devstack.Config) *devstack.Stack {
 	t.Helper()
 	c := devstack.Config{}

@@ -20,7 +20,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Stores looks into the real stores behind a service, as root.
+// Stores accesses the stores of a service, with root's tokens.
 type Stores struct {
 	T      *testing.T
 	stack  *devstack.Stack
@@ -29,7 +29,7 @@ type Stores struct {
 	Vault  *vault.Client
 }
 
-// OpenStores looks into the stores of a stack.
+// OpenStores returns access to the stores of a stack.
 func OpenStores(t *testing.T, s *devstack.Stack) *Stores {
 	t.Helper()
 	n, err := nomad.NewClient(s.NomadConfig())
@@ -74,7 +74,7 @@ func (s *Stores) Rows(prefix string) []string {
 	return keys
 }
 
-// Write replaces a row that was read, and tells the replicas' views of it.
+// Write replaces a row, and notifies the replicas' views.
 func (s *Stores) Write(prefix string, row *consul.KVPair) error {
 	shard, _, _ := strings.Cut(strings.TrimPrefix(row.Key, prefix+"engines/"), "/")
 	ok, _, _, err := s.Consul.KV().Txn(consul.KVTxnOps{
@@ -87,7 +87,7 @@ func (s *Stores) Write(prefix string, row *consul.KVPair) error {
 	return err
 }
 
-// Edit changes an engine's row in the registry itself.
+// Edit changes an engine's row in the registry directly.
 func (s *Stores) Edit(prefix, user string, change func(map[string]any)) {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
@@ -114,7 +114,7 @@ func (s *Stores) Edit(prefix, user string, change func(map[string]any)) {
 	s.T.Fatalf("no row of %s", user)
 }
 
-// PutRow writes a row behind the service's back, with its index.
+// PutRow writes a row, and its index, without the service.
 func (s *Stores) PutRow(prefix string, row *engine.Row) {
 	s.T.Helper()
 	key := RowNameOf(row)
@@ -129,13 +129,13 @@ func (s *Stores) PutRow(prefix string, row *engine.Row) {
 	}
 }
 
-// RowNameOf is the name of a row below engines/.
+// RowNameOf returns the name of a row below engines/.
 func RowNameOf(row *engine.Row) string {
 	sum := sha256.Sum256([]byte(row.ProductID + "\x00" + row.UserID))
 	return hex.EncodeToString(sum[:1]) + "/" + row.ProductID + "/" + base64.RawURLEncoding.EncodeToString([]byte(row.UserID))
 }
 
-// Leader is the id of the replica that leads, or "".
+// Leader returns the id of the leading replica, or "".
 func (s *Stores) Leader(prefix string) (string, error) {
 	pair, _, err := s.Consul.KV().Get(prefix+"leader", nil)
 	if err != nil || pair == nil || pair.Session == "" {
@@ -156,7 +156,7 @@ func (s *Stores) EndSession(prefix, replica string) {
 	}
 }
 
-// EndSessions does what Consul does when a dead replica's TTL is over.
+// EndSessions ends all sessions, as Consul does when the TTLs of dead replicas have passed.
 func (s *Stores) EndSessions(prefix string) {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix+"replicas/", nil)
@@ -170,7 +170,7 @@ func (s *Stores) EndSessions(prefix string) {
 	}
 }
 
-// MountWith is the mount in Vault that has a secret of an engine; "": none has.
+// MountWith returns the mount in Vault that contains an engine's secret, or "".
 func (s *Stores) MountWith(engineID string) string {
 	s.T.Helper()
 	for _, mount := range s.stack.Mounts() {
@@ -185,7 +185,7 @@ func (s *Stores) MountWith(engineID string) string {
 	return ""
 }
 
-// Deployment is the record that a deployment's registry has of itself.
+// Deployment returns the record of a deployment in its registry.
 func (s *Stores) Deployment(prefix string) *registry.Deployment {
 	s.T.Helper()
 	pair, _, err := s.Consul.KV().Get(prefix+"deployment", nil)
@@ -201,15 +201,15 @@ func (s *Stores) Deployment(prefix string) *registry.Deployment {
 	return d
 }
 
-// idPrefix is what the engine_ids of a deployment begin with.
+// idPrefix returns the prefix of a deployment's engine_ids.
 func (s *Stores) idPrefix(prefix string) string {
 	s.T.Helper()
 	id := s.Deployment(prefix).ID
 	return id[:min(6, len(id))]
 }
 
-// AwaitReported waits until an engine's node has told the servers that it runs,
-// which is up to a second after it answers.
+// AwaitReported waits until an engine's node has reported to the servers that the engine
+// runs, which can be a second after it responds.
 func (s *Stores) AwaitReported(engineID string) {
 	s.T.Helper()
 	Eventually(s.T, "the node has reported the engine", func() error {

@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// otherNode is the node whose Consul agent is not the one that the test asks.
+// otherNode returns the node whose Consul agent is not the one that the test calls.
 func otherNode(s *harness.Stores) (id string) {
 	s.T.Helper()
 	here, err := s.Consul.Agent().NodeName()
@@ -40,9 +40,9 @@ func otherNode(s *harness.Stores) (id string) {
 	return id
 }
 
-// The Consul agent of a node dies, and with it the checks of its engines freeze at what
-// they said last. An engine that hangs is found all the same, and last_health_at moves
-// only while somebody knows. A foreign service with an engine's name changes nothing.
+// The Consul agent of a node dies, and the checks of the node's engines keep their last
+// state. An engine that hangs is found anyway, and last_health_at advances only while the
+// health is known. A foreign service with an engine's name has no effect.
 func TestConsulAgentDead(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
@@ -103,7 +103,7 @@ func TestConsulAgentDead(t *testing.T) {
 	if err := stack.Kill(devstack.ConsulClient(1)); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "Consul says that the agent is dead", func() error {
+	harness.Eventually(t, "Consul reports the agent as dead", func() error {
 		checks, _, err := s.Consul.Health().State(consul.HealthCritical, nil)
 		for _, check := range checks {
 			if check.CheckID == "serfHealth" {

@@ -16,7 +16,7 @@ import (
 )
 
 // TestDiskNotMounted lets a node come back without the disk of the brains: no engine runs
-// with an empty one, none counts as deleted, and with the disk all go on as before.
+// with an empty brain, none counts as deleted, and with the disk all engines run as before.
 func TestDiskNotMounted(t *testing.T) {
 	t.Parallel()
 	plugins := t.TempDir()
@@ -44,7 +44,7 @@ func TestDiskNotMounted(t *testing.T) {
 	s.AwaitReported(engines["runs"].EngineID)
 	node := devstack.NomadClient(0)
 	disk := filepath.Join(stack.Dir, string(node), "host_volumes")
-	// reboot ends the agent and all tasks, and lets the node come back with or without the disk.
+	// reboot ends the agent and all tasks, and restarts the node with or without the disk.
 	reboot := func(from, to string) {
 		t.Helper()
 		tasks := stack.Tasks()
@@ -65,7 +65,7 @@ func TestDiskNotMounted(t *testing.T) {
 	}
 	reboot(disk, disk+".unmounted")
 	if refused := harness.WantCode(t, harness.ErrOf(c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED"); !strings.Contains(refused.Message, "disk of its volumes") {
-		t.Errorf("the start is told %q", refused.Message)
+		t.Errorf("the start got %q", refused.Message)
 	}
 	harness.AwaitEngine(t, c, "runs", "failed", "")
 	if admitted, err := harness.Admit(ctx, c, "runs", false, false); err != nil || admitted.Admitted {
@@ -81,7 +81,7 @@ func TestDiskNotMounted(t *testing.T) {
 		return nil
 	})
 	if found, err := os.ReadDir(disk); err != nil || len(found) > 0 {
-		t.Errorf("%d volumes were made anew, %v", len(found), err)
+		t.Errorf("%d volumes were created again, %v", len(found), err)
 	}
 	reboot(disk+".unmounted", disk)
 	if _, err := c.Start(ctx, "stopped"); err != nil {

@@ -8,9 +8,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// The executor of an engine's process is killed: Nomad takes the process for ended, and
-// it lives. There is never a second one on its brain, a stop is answered when it is
-// gone, and the engine runs again with its memory.
+// The executor of an engine's process is killed: Nomad reports the process as ended
+// although it runs. There is never a second process on its brain, a stop returns when the
+// process has ended, and the engine runs again with its memory.
 func TestExecutorKilled(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)

@@ -19,8 +19,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// A crash is seen at once; Nomad restarts the process twice, then the service
-// does. Brain, key and engine stay; each step is in the audit log.
+// A crash is noticed at once. Nomad restarts the process twice, then the service does.
+// Brain, key and engine stay; each step is in the audit log.
 func TestCrashIsHealed(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, harness.Soon)
@@ -70,8 +70,8 @@ func TestCrashIsHealed(t *testing.T) {
 	}
 }
 
-// An engine that crashes after every start is restarted so often and then left,
-// until somebody starts it.
+// An engine that crashes after every start is restarted the configured number of times, and
+// then stays failed until somebody starts it.
 func TestServiceGivesUp(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_RESTART_MAX_ATTEMPTS=2", "ORCH_RESTART_BACKOFF_MAX_S=30"))
@@ -85,7 +85,8 @@ func TestServiceGivesUp(t *testing.T) {
 		}
 		return nil
 	})
-	// A restart that failed for another reason than the engine's is no attempt.
+	// A restart that failed for a reason other than the engine does not count as an
+	// attempt.
 	attempts := map[any]int{}
 	entries, _ := harness.AuditLog(t, c, "?limit=1000&action=auto_restart_start")
 	for _, e := range entries {
@@ -111,8 +112,8 @@ func TestServiceGivesUp(t *testing.T) {
 	}
 }
 
-// failHealth makes an engine of the image fail-health-file say that it is not
-// healthy, or that it is again.
+// failHealth makes an engine of the image fail-health-file report that it is unhealthy, or
+// healthy again.
 func failHealth(t *testing.T, s *harness.Stores, prefix string, fail bool, subsystem ...string) {
 	t.Helper()
 	for _, path := range volumePaths(s, prefix) {
@@ -127,7 +128,7 @@ func failHealth(t *testing.T, s *harness.Stores, prefix string, fail bool, subsy
 	}
 }
 
-// volumePaths are where the brains of a deployment are.
+// volumePaths returns the directories of a deployment's brains.
 func volumePaths(s *harness.Stores, prefix string) (paths []string) {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
@@ -146,8 +147,8 @@ func volumePaths(s *harness.Stores, prefix string) (paths []string) {
 	return paths
 }
 
-// An engine that says that it is not healthy is failed after probes have
-// confirmed it, and runs again, as the same process, when it says that it is.
+// An engine that reports that it is unhealthy is failed after probes have confirmed it, and
+// runs again, as the same process, when it reports that it is healthy.
 func TestUnhealthyEngineRecovers(t *testing.T) {
 	t.Parallel()
 	const prefix = "unhealthy/"
@@ -180,8 +181,8 @@ func TestUnhealthyEngineRecovers(t *testing.T) {
 	}
 }
 
-// When many engines fail together none is restarted but a canary every 10 s, and
-// all run again when the cause is gone, without hands.
+// If many engines fail together, none is restarted except for a canary every 10 s. All run
+// again, without manual action, when the cause has disappeared.
 func TestStormIsHeld(t *testing.T) {
 	t.Parallel()
 	const prefix, fleet = "storm/", 12
@@ -217,8 +218,8 @@ func TestStormIsHeld(t *testing.T) {
 			return nil
 		}
 	}
-	harness.Eventually(t, "one row tells that restarts are held", held("interrupted"))
-	// A canary fails at its boot deadline; it says nothing about the engine.
+	harness.Eventually(t, "one row reports that restarts are held", held("interrupted"))
+	// A canary fails at its boot deadline; that shows nothing about the engine.
 	harness.Eventually(t, "a canary is restarted", func() error {
 		entries, _ := harness.AuditLog(t, c, "?limit=1000&action=auto_restart_failed")
 		if len(entries) == 0 {
@@ -239,9 +240,9 @@ func TestStormIsHeld(t *testing.T) {
 	}
 }
 
-// A node whose agent is dead: its engines say so and nobody moves them; stop,
-// destroy and rotate say what they can. When it is back they run again, as the
-// same processes, and what was asked for is carried out.
+// A node whose agent is dead: its engines are reported as such and nobody moves them; stop,
+// destroy and rotate return the right errors. When the node is back, the engines run again
+// as the same processes, and the requested changes are carried out.
 func TestNodeDown(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -258,7 +259,7 @@ func TestNodeDown(t *testing.T) {
 		harness.Remember(t, e, e.APIKey, "before "+user)
 		engines[user] = e
 	}
-	// Nomad starts anew what a node had not told it of.
+	// Nomad restarts what a node had not reported to it.
 	s := harness.OpenStores(t, stack)
 	for _, e := range engines {
 		s.AwaitReported(e.EngineID)
@@ -267,8 +268,7 @@ func TestNodeDown(t *testing.T) {
 	if err := stack.Kill(devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
-	// A rotation that is begun before the silence is known waits for the proof
-	// until then.
+	// A rotation that begins before the silence is noticed waits for the proof until then.
 	_, err := c.RotateKey(ctx, "rotated")
 	harness.WantCode(t, err, 504, "ROTATION_UNCONFIRMED")
 	for user := range engines {
@@ -290,7 +290,7 @@ func TestNodeDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := c.Engine(ctx, "destroyed"); err == nil {
-		t.Error("the destroyed engine is still told")
+		t.Error("the destroyed engine is still returned")
 	}
 	if got := s.Census(prefix); got["graves/"] != 1 || got["quota"] != 3 {
 		t.Errorf("got %v, want one unreachable volume and three engines", got)
@@ -302,7 +302,7 @@ func TestNodeDown(t *testing.T) {
 	e := harness.AwaitEngine(t, c, "stays", "running", "")
 	t.Logf("running again %s after the node", time.Since(back).Round(time.Millisecond))
 	if runs := harness.Export(t, e, e.APIKey).Runs; len(runs) != 1 {
-		t.Errorf("the process was restarted: %+v; Nomad says\n%s", runs, s.TaskEvents(e.EngineID))
+		t.Errorf("the process was restarted: %+v; Nomad reports\n%s", runs, s.TaskEvents(e.EngineID))
 	}
 	harness.AwaitEngine(t, c, "stopped", "stopped", "")
 	rolled := harness.AwaitEngine(t, c, "rotated", "running", "")
@@ -333,8 +333,8 @@ func TestNodeDown(t *testing.T) {
 	s.WantCensus(prefix, map[string]int{"rows": 0, "engine-ids/": 0, "graves/": 0, "quota": 0, "variables": 0})
 }
 
-// The note of a storm that ended under another leader is taken away by whoever leads
-// next, also when it has led before.
+// The record of a storm that ended under another leader is removed by the next leader, even
+// if that one has led before.
 func TestStormNoteOfAnotherLeader(t *testing.T) {
 	t.Parallel()
 	prefix := "stormnote/"
@@ -355,7 +355,7 @@ func TestStormNoteOfAnotherLeader(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.EndSession(prefix, leads())
-		harness.Eventually(t, "the note is gone", func() error {
+		harness.Eventually(t, "the record is removed", func() error {
 			pair, _, err := s.Consul.KV().Get(note.Key, nil)
 			if err == nil && pair != nil {
 				err = errors.New("it is there")

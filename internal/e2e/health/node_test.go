@@ -12,8 +12,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// A drained node ends its engines; they say so, go nowhere without their brains,
-// and run again when the node is open again.
+// A drained node ends its engines: they are reported as failed, do not move without their
+// brains, and run again when the node is eligible again.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -52,8 +52,8 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A node that is cut off for a while, beside a foreign job that is lost by that:
-// the engine's process goes on, and is the engine again when the node is back.
+// A node is disconnected for a while, beside a foreign job that is lost by that: the
+// engine's process continues, and is the engine again when the node is back.
 func TestCutNodeBesideAForeignJob(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)

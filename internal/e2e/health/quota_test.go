@@ -15,8 +15,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// recorder is a volume plugin that sets no quota: what it was asked for is what Nomad
-// keeps of the volume.
+// recorder is a volume plugin that sets no quota. Nomad's record of a volume shows the
+// requested parameters.
 const recorder = `#!/bin/sh
 PATH=/usr/bin:/bin
 dir="$DHV_VOLUMES_DIR/$DHV_VOLUME_ID"
@@ -27,11 +27,11 @@ delete) rm -rf "$dir" ;;
 esac
 `
 
-// TestBrainQuota: a policy's brain_mb reaches the volume plugin, of a volume of the pool as
-// of any other, and again with the next start after a change. Only a node that has the
-// plugin gets engines. Where quotas cannot be set, that is said: of mkdir when the policy is
-// set, of the filesystem when the engine is made. (internal/volumeplugin has the tests of
-// orch-quota on filesystems that have quotas.)
+// TestBrainQuota: a policy's brain_mb reaches the volume plugin for pooled and other
+// volumes, and after a change at the next start. Only a node with the plugin gets engines.
+// If quotas cannot be set, the error says so: for mkdir when the policy is set, for the
+// filesystem when the engine is created. (internal/volumeplugin tests orch-quota on
+// filesystems with quotas.)
 func TestBrainQuota(t *testing.T) {
 	t.Parallel()
 	plugins := t.TempDir()

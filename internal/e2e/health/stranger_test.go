@@ -16,8 +16,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// strangers are processes of somebody else on ports that Nomad takes for free. They
-// answer 200 to all, and keep what they are told.
+// strangers are foreign processes on ports that Nomad regards as free. They return 200 to
+// every request, and store the keys that they get.
 type strangers struct {
 	mu   sync.Mutex
 	told []string
@@ -32,14 +32,14 @@ func (s *strangers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, `{"status": "ok", "uptime_seconds": 1, "subsystems": {}}`)
 }
 
-// knows says whether they were told a key.
+// knows reports whether they got a key.
 func (s *strangers) knows(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Contains(s.told, key)
 }
 
-// listen takes a port, until the test ends.
+// listen listens on a port until the test ends.
 func (s *strangers) listen(t *testing.T, port int) {
 	t.Helper()
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -52,7 +52,7 @@ func (s *strangers) listen(t *testing.T, port int) {
 	t.Cleanup(func() { _ = srv.Close(); serving.Wait() })
 }
 
-// dynamicPorts is the range that the one node gives to engines.
+// dynamicPorts returns the port range that the only node gives to engines.
 func dynamicPorts(s *harness.Stores) (low, high int) {
 	s.T.Helper()
 	node, _, err := s.Nomad.Nodes().Info(s.ReadyNode(), nil)
@@ -62,8 +62,8 @@ func dynamicPorts(s *harness.Stores) (low, high int) {
 	return node.NodeResources.MinDynamicPort, node.NodeResources.MaxDynamicPort
 }
 
-// Half of the ports that Nomad takes for free are somebody else's. Engines get the
-// others, whatever the strangers answer, and no stranger is told a key.
+// Half of the ports that Nomad regards as free are in use by foreign processes. Engines get
+// the others, whatever the strangers return, and no stranger gets a key.
 func TestStrangersOnPorts(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t, devstack.Config{DynamicPorts: [2]int{0, 16}})
@@ -106,7 +106,8 @@ func TestStrangersOnPorts(t *testing.T) {
 		}
 		own(t, user, harness.IsNow(t, c, user, "running", ""))
 	}
-	// And where the process ends by itself, and a stranger is faster than the next one.
+	// The same if the process ends by itself, and a stranger takes its port before the next
+	// process.
 	e, err := c.Engine(ctx, users[0])
 	if err != nil {
 		t.Fatal(err)
@@ -136,14 +137,14 @@ func TestStrangersOnPorts(t *testing.T) {
 			return err
 		}
 		if taken[back.URL] {
-			return fmt.Errorf("it is said to be at %s", back.URL)
+			return fmt.Errorf("its URL is %s", back.URL)
 		}
 		return nil
 	})
 	own(t, users[0], back)
 	for _, key := range keys {
 		if theirs.knows(key) {
-			t.Error("a stranger was told an engine's key")
+			t.Error("a stranger got an engine's key")
 		}
 	}
 	for _, user := range users {

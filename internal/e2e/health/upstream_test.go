@@ -8,9 +8,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestUpstreamDown: an engine that answers that only its provider fails is not restarted. It
-// runs on and says why it cannot serve, until it heals; when its own brain fails it is
-// failed as any other.
+// TestUpstreamDown: an engine that reports that only its provider fails is not restarted.
+// It keeps running, with the reason why it cannot serve, until it recovers. If its own
+// brain fails, it is failed like any other engine.
 func TestUpstreamDown(t *testing.T) {
 	t.Parallel()
 	const prefix = "upstream/"

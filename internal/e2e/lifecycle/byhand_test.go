@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// What cleaning hands take away in Nomad: its garbage, an engine's variable, an engine's
-// volume. Engines go on, or a call says what is missing; and whatever is left can be
+// Objects are deleted manually in Nomad: its garbage, an engine's variable, an engine's
+// volume. Engines continue, or a call reports what is missing, and the rest can be
 // destroyed.
 func TestDeletedByHand(t *testing.T) {
 	t.Parallel()
@@ -107,7 +107,7 @@ func TestDeletedByHand(t *testing.T) {
 		}
 		refused := harness.WantCode(t, harness.ErrOf(c.Start(ctx, "volume")), 503, "CAPACITY_EXHAUSTED")
 		if !strings.Contains(refused.Message, "volume") {
-			t.Errorf("it is told %q", refused.Message)
+			t.Errorf("it got %q", refused.Message)
 		}
 	})
 	for _, user := range []string{"running", "stopped", "crashed", "variable", "volume"} {

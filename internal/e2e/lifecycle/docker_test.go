@@ -7,7 +7,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestContainerIsConfined looks at the container that an engine runs in.
+// TestContainerIsConfined inspects the container of an engine.
 func TestContainerIsConfined(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -37,7 +37,7 @@ func TestContainerIsConfined(t *testing.T) {
 	}
 	for _, env := range found.Config.Env {
 		if strings.Contains(env, e.APIKey) {
-			t.Error("the key stands in the container's environment")
+			t.Error("the key is in the container's environment")
 		}
 	}
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
@@ -45,8 +45,8 @@ func TestContainerIsConfined(t *testing.T) {
 	}
 }
 
-// TestImageWithoutATagIsPulled: a node asks a registry for such an image also when it has
-// it. Where that fails, the caller hears what to do.
+// TestImageWithoutATagIsPulled: a node contacts a registry for such an image even if it has
+// the image. If that fails, the caller is told what to do.
 func TestImageWithoutATagIsPulled(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()

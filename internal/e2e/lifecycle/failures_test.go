@@ -23,7 +23,7 @@ func testBootFailures(t *testing.T, d harness.Driver) {
 		status int
 		code   string
 		reason string
-		atOnce bool // said well before the boot deadline
+		atOnce bool // reported well before the boot deadline
 		names  string
 	}{
 		{d.Image("exit-at-start"), 502, "ENGINE_BOOT_FAILED", "crashed", true, "Exit Code: 1"},
@@ -50,7 +50,7 @@ func testBootFailures(t *testing.T, d harness.Driver) {
 			if got.Status != "failed" || got.Reason != tc.reason || got.APIKey == "" || got.URL != "" {
 				t.Fatalf("after %s: %+v", tc.code, got)
 			}
-			// Start tries again, with the same brain and key.
+			// A start retries, with the same brain and key.
 			_, err = c.Start(ctx, user)
 			harness.WantCode(t, err, tc.status, tc.code)
 			again, err := c.Engine(ctx, user)
@@ -77,9 +77,9 @@ func TestBootFailureIsSaidAtOnce(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "120"})
 	c := r.Product(t, harness.AnyImage)
-	// The deadline is the assertion: a service that waited for the boot timeout
-	// would answer after it.
-	timer := time.AfterFunc(60*time.Second, func() { panic("a failed boot was not said at once") })
+	// The deadline is the assertion: a service that waited for the boot timeout would
+	// respond after it.
+	timer := time.AfterFunc(60*time.Second, func() { panic("a failed boot was not reported at once") })
 	defer timer.Stop()
 	_, err := c.Provision(t.Context(), "u", "reference-engine.exit-at-start")
 	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
@@ -88,8 +88,8 @@ func TestBootFailureIsSaidAtOnce(t *testing.T) {
 	}
 }
 
-// TestOutOfMemory: an engine that the kernel ends at its memory limit says so, whenever
-// that is.
+// TestOutOfMemory: an engine that the kernel ends at its memory limit has that reason,
+// whenever it happens.
 func TestOutOfMemory(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -97,7 +97,7 @@ func TestOutOfMemory(t *testing.T) {
 	c, ctx := r.Product(t, harness.AnyImage), t.Context()
 	refused := harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "boots", harness.Docker.Image("eat-memory"))), 502, "ENGINE_BOOT_FAILED")
 	if !strings.Contains(refused.Message, "memory limit") {
-		t.Errorf("it is told %q", refused.Message)
+		t.Errorf("it got %q", refused.Message)
 	}
 	harness.IsNow(t, c, "boots", "failed", "out_of_memory")
 	if e, err := c.Engine(ctx, "boots"); err != nil || e.LastOperation == nil || !strings.Contains(e.LastOperation.Message, "memory limit") {
@@ -118,8 +118,8 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
-// TestPortExhaustion runs two nodes with two ports each: the fifth engine has
-// no port anywhere, and Nomad says so.
+// TestPortExhaustion runs two nodes with two ports each: the fifth engine finds no port,
+// and Nomad reports that.
 func TestPortExhaustion(t *testing.T) { harness.EachDriver(t, testPortExhaustion) }
 
 func testPortExhaustion(t *testing.T, d harness.Driver) {
@@ -143,7 +143,7 @@ func testPortExhaustion(t *testing.T, d harness.Driver) {
 	_, err := c.Engine(ctx, "one-too-many")
 	harness.WantCode(t, err, 404, "ENGINE_NOT_FOUND")
 
-	// A start that finds no port goes back to where it was.
+	// A start that finds no port leaves the engine as it was.
 	if _, err := c.Stop(ctx, "u0"); err != nil {
 		t.Fatal(err)
 	}
@@ -155,11 +155,11 @@ func testPortExhaustion(t *testing.T, d harness.Driver) {
 	if got, err := c.Engine(ctx, "u0"); err != nil || got.Status != "stopped" {
 		t.Fatalf("after a start without a port: %+v, %v", got, err)
 	}
-	// An admit hears the same as a provision.
+	// An admit gets the same error as a provision.
 	roomy := r.Product(t, nil)
 	harness.WantCode(t, harness.ErrOf(harness.Admit(ctx, roomy, "one-too-many", true, false)), 503, "PORT_EXHAUSTION")
 	harness.WantCode(t, harness.ErrOf(roomy.Engine(ctx, "one-too-many")), 404, "ENGINE_NOT_FOUND")
-	// The quota comes before the cluster's room.
+	// The quota is checked before the cluster's capacity.
 	_, err = c.Provision(ctx, "over-quota", "")
 	harness.WantCode(t, err, 429, "QUOTA_EXCEEDED")
 	// Once a port is free, the start works.
@@ -217,7 +217,7 @@ func TestImagesAreAllowedByPolicyAlone(t *testing.T) {
 	if got, err := c.Engine(ctx, "u"); err != nil || got.EngineVersion != "reference-engine.v2" {
 		t.Fatalf("the policy's image is not honoured: %+v, %v", got, err)
 	}
-	// The service's default is always allowed.
+	// The service's default image is always allowed.
 	if _, err := c.Provision(ctx, "u2", "reference-engine"); err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// secretsDir is the directory that Nomad has made for the secrets of an engine's
+// secretsDir returns the directory that Nomad created for the secrets of an engine's
 // allocation, as this process sees it.
 func secretsDir(t *testing.T, engineID string) string {
 	t.Helper()
@@ -31,7 +31,7 @@ func secretsDir(t *testing.T, engineID string) string {
 }
 
 // TestRotationWithFullSecrets: Nomad writes a key's hash into a small file system that an
-// engine can fill, and ends the engine's process when it cannot. The rotation says so as
+// engine can fill, and ends the engine's process if it cannot. The rotation reports that as
 // soon as Nomad does, and the next process has the new key.
 func TestRotationWithFullSecrets(t *testing.T) { harness.EachDriver(t, testRotationWithFullSecrets) }
 
@@ -57,16 +57,16 @@ func testRotationWithFullSecrets(t *testing.T, d harness.Driver) {
 			refused := harness.WantCode(t, harness.ErrOf(c.RotateKey(ctx, "u")), 504, "ROTATION_UNCONFIRMED")
 			took := time.Since(began)
 			t.Logf("refused after %s: %s", took.Round(time.Millisecond), refused.Message)
-			if took > 25*time.Second { // one that ignores SIGTERM ends 30 s later
-				t.Error("it is not said as soon as Nomad says it")
+			if took > 25*time.Second { // a process that ignores SIGTERM ends 30 s later
+				t.Error("it is not reported as soon as Nomad reports it")
 			}
 			for _, what := range []string{"NOMAD_SECRETS_DIR", "fills it", "Template failed", "engine_key"} {
 				if !strings.Contains(refused.Message, what) {
-					t.Errorf("it is told %q, without %q", refused.Message, what)
+					t.Errorf("it got %q, without %q", refused.Message, what)
 				}
 			}
 			if strings.Contains(refused.Message, "/alloc/") {
-				t.Errorf("it is told a path: %q", refused.Message)
+				t.Errorf("it got a path: %q", refused.Message)
 			}
 			if admitted, err := harness.Admit(ctx, c, "u", false, false); err == nil && admitted.Admitted {
 				harness.KeyIs(t, admitted.Engine, admitted.Engine.APIKey, true)

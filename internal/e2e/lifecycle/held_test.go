@@ -11,9 +11,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// A job of somebody else that uses an engine's volume: a start is refused with its name,
-// and a destroy frees user_id and place all the same. The volume is listed, with who
-// holds it, until it is let go.
+// A foreign job uses an engine's volume: a start is refused with the job's name, and a
+// destroy frees the user_id and the quota anyway. The volume is listed, with the job that
+// holds it, until the job releases it.
 func TestVolumeHeldByAForeignJob(t *testing.T) {
 	t.Parallel()
 	prefix := "held/"
@@ -47,7 +47,7 @@ func TestVolumeHeldByAForeignJob(t *testing.T) {
 
 	refused := harness.WantCode(t, harness.ErrOf(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, name) {
-		t.Errorf("the start is told %q", refused.Message)
+		t.Errorf("the start got %q", refused.Message)
 	}
 	began := time.Now()
 	if _, err := c.Destroy(ctx, "u"); err != nil {
@@ -65,7 +65,7 @@ func TestVolumeHeldByAForeignJob(t *testing.T) {
 	if _, _, err := s.Nomad.Jobs().Deregister(name, true, nil); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "nothing is left of it", func() error {
+	harness.Eventually(t, "nothing remains of it", func() error {
 		if left := s.Traces(e.EngineID); len(left) > 0 {
 			return fmt.Errorf("%v", left)
 		}

@@ -20,7 +20,7 @@ func testLifecycle(t *testing.T, d harness.Driver) {
 		t.Fatal(err)
 	}
 	if e.Status != "running" || e.URL == "" || e.APIKey == "" || e.UserID != "user-1" {
-		t.Fatalf("provision answered %+v", e)
+		t.Fatalf("provision returned %+v", e)
 	}
 	harness.Remember(t, e, e.APIKey, "the sky is blue")
 
@@ -29,7 +29,7 @@ func testLifecycle(t *testing.T, d harness.Driver) {
 		t.Fatal(err)
 	}
 	if got.EngineID != e.EngineID || got.APIKey != e.APIKey || got.URL != e.URL || got.EngineVersion != d.Image("") || got.LastHealthAt == nil {
-		t.Fatalf("GET answered %+v, provision %+v", got, e)
+		t.Fatalf("GET returned %+v, provision %+v", got, e)
 	}
 
 	key, err := c.RotateKey(ctx, "user-1")
@@ -40,14 +40,14 @@ func testLifecycle(t *testing.T, d harness.Driver) {
 		t.Fatalf("the old key gets %d, want 401", status)
 	}
 	if got, err = c.Engine(ctx, "user-1"); err != nil || got.APIKey != key || got.URL != e.URL {
-		t.Fatalf("after rotation GET answers %+v, %v", got, err)
+		t.Fatalf("after rotation GET returns %+v, %v", got, err)
 	}
 
 	if _, err := c.Stop(ctx, "user-1"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := harness.EngineCall(ctx, e, key, http.MethodGet, "/health", nil, nil); err == nil {
-		t.Fatal("a stopped engine still answers")
+		t.Fatal("a stopped engine still responds")
 	}
 	_, err = c.Stop(ctx, "user-1")
 	harness.WantCode(t, err, 409, "ENGINE_NOT_RUNNING")
@@ -66,7 +66,7 @@ func testLifecycle(t *testing.T, d harness.Driver) {
 
 	gone, err := c.Destroy(ctx, "user-1")
 	if err != nil || gone.Status != "destroyed" || gone.EngineID != e.EngineID {
-		t.Fatalf("destroy answered %+v, %v", gone, err)
+		t.Fatalf("destroy returned %+v, %v", gone, err)
 	}
 	_, err = c.Engine(ctx, "user-1")
 	harness.WantCode(t, err, 404, "ENGINE_NOT_FOUND")

@@ -11,8 +11,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestOneProcessPerBrain stops an engine that takes 5 s to die and starts it at
-// once: the two processes never overlap on the brain.
+// TestOneProcessPerBrain stops an engine that takes 5 s to end and starts it at once: the
+// two processes never overlap on the brain.
 func TestOneProcessPerBrain(t *testing.T) { harness.EachDriver(t, testOneProcessPerBrain) }
 
 func testOneProcessPerBrain(t *testing.T, d harness.Driver) {
@@ -67,8 +67,8 @@ func testOneProcessPerBrain(t *testing.T, d harness.Driver) {
 	}
 }
 
-// TestStopOfAnEngineThatIgnoresSIGTERM ends with SIGKILL after the grace. A
-// destroy has the same grace, and is waited for beside the stop.
+// TestStopOfAnEngineThatIgnoresSIGTERM: it is killed with SIGKILL after the grace period. A
+// destroy has the same grace period, and waits for the end as a stop does.
 func TestStopOfAnEngineThatIgnoresSIGTERM(t *testing.T) {
 	harness.EachDriver(t, testStopOfAnEngineThatIgnoresSIGTERM)
 }
@@ -93,7 +93,7 @@ func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d harness.Driver) {
 		t.Fatal(err)
 	}
 	if _, err := harness.EngineCall(ctx, e, e.APIKey, http.MethodGet, "/health", nil, nil); err == nil {
-		t.Fatal("it still answers")
+		t.Fatal("it still responds")
 	}
 	started, err := c.Start(ctx, "stopped")
 	if err != nil {
@@ -103,14 +103,14 @@ func testStopOfAnEngineThatIgnoresSIGTERM(t *testing.T, d harness.Driver) {
 		t.Fatal(err)
 	}
 	started.APIKey = e.APIKey
-	harness.CrashEngine(t, started) // what is gone needs no grace
+	harness.CrashEngine(t, started) // an ended process needs no grace period
 	if _, err := c.Destroy(ctx, "stopped"); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestRotation covers a restarting engine, one that reloads, and one whose old
-// process lingers on the port with the old key.
+// TestRotation covers an engine that is restarted, one that reloads, and one whose old
+// process keeps serving on the port with the old key.
 func TestRotation(t *testing.T) { harness.EachDriver(t, testRotation) }
 
 func testRotation(t *testing.T, d harness.Driver) {
@@ -136,7 +136,7 @@ func testRotation(t *testing.T, d harness.Driver) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// What the answer promises holds at once.
+				// What the response promises holds immediately.
 				if status, err := harness.EngineCall(ctx, e, old, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
 					t.Fatalf("old key: status %d, %v; want 401", status, err)
 				}

@@ -12,12 +12,11 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// New provider keys reach running engines by restarts one after the other; brain
-// and key stay. A rollout whose engines do not come back halts, and goes on when
-// it is asked for again.
+// New provider keys reach running engines by successive restarts; brain and key stay. A
+// rollout whose engines do not come back halts, and resumes on request.
 func TestProviderKeys(t *testing.T) {
 	t.Parallel()
-	// Provider keys are one secret of a Vault: a stack of its own.
+	// Provider keys are one secret per Vault, so the test has its own stack.
 	stack := harness.OwnStack(t)
 	bin := t.TempDir()
 	image := filepath.Join(bin, "reference-engine")
@@ -89,11 +88,11 @@ func TestProviderKeys(t *testing.T) {
 	}
 	restart("first")
 	if got := version(); got != "1" {
-		t.Fatalf("a restart with the same keys made version %s of them", got)
+		t.Fatalf("a restart with the same keys wrote version %s", got)
 	}
 	restart("second")
 	if got := version(); got != "2" {
-		t.Fatalf("a restart with other keys made version %s of them", got)
+		t.Fatalf("a restart with other keys wrote version %s", got)
 	}
 	for _, user := range users {
 		if err := has(user, "first"); err != nil {
@@ -129,7 +128,7 @@ func TestProviderKeys(t *testing.T) {
 	slices.SortFunc(gaps, func(a, b gap) int { return a.from.Compare(b.from) })
 	for i := range gaps[1:] {
 		if gaps[i+1].from.Before(gaps[i].to) {
-			t.Errorf("two engines were away at a time: %v", gaps)
+			t.Errorf("two engines were down concurrently: %v", gaps)
 		}
 	}
 	restarts := 0
@@ -141,7 +140,8 @@ func TestProviderKeys(t *testing.T) {
 	if restarts != 4 {
 		t.Errorf("%d restarts are audited: %+v", restarts, r.Audited(t, "start"))
 	}
-	// Who did not run gets them at the next start; asked again, nothing happens.
+	// An engine that did not run gets them at its next start; a repeated request changes
+	// nothing.
 	if _, err := c.Start(ctx, "sleeper"); err != nil {
 		t.Fatal(err)
 	}
@@ -149,13 +149,13 @@ func TestProviderKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := r.Admin().ApplyProviderKeys(ctx); err != nil || got.Status != "done" || got.Restarted != 4 {
-		t.Fatalf("asked again: %+v, %v", got, err)
+		t.Fatalf("second request: %+v, %v", got, err)
 	}
 	if _, err := c.Destroy(ctx, "sleeper"); err != nil {
 		t.Fatal(err)
 	}
 
-	// Three in a row that do not come back are enough.
+	// Three successive engines that do not come back halt the rollout.
 	restart("third")
 	if err := os.Remove(image); err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestProviderKeys(t *testing.T) {
 	if _, err := r.Admin().ApplyProviderKeys(ctx); err != nil {
 		t.Fatal(err)
 	}
-	rolled("the rollout goes on", func(p *client.Rollout) bool { return p.Status == "done" && p.Pending == 0 })
+	rolled("the rollout resumes", func(p *client.Rollout) bool { return p.Status == "done" && p.Pending == 0 })
 	for _, user := range users {
 		if got, err := c.Engine(ctx, user); err == nil && got.Status == "failed" {
 			if _, err := c.Start(ctx, user); err != nil {

@@ -9,9 +9,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestPolicyResizesAtTheNextStart: CPU and memory that a policy changes are an engine's
-// from its next start on, in its row and in its job. A start that its node has no room for
-// says so, and the engine is as it was.
+// TestPolicyResizesAtTheNextStart: an engine gets a policy's new CPU and memory at its next
+// start, in its row and in its job. If its node has no capacity for it, the start fails
+// with that reason, and the engine is as before.
 func TestPolicyResizesAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	const prefix = "resize/"
@@ -76,7 +76,7 @@ func TestPolicyResizesAtTheNextStart(t *testing.T) {
 	if err := restart(); err != nil {
 		t.Fatal(err)
 	}
-	want("made smaller", 10, 36)
+	want("reduced", 10, 36)
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}

@@ -9,9 +9,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// An engine that does not take its new key: the rotation is not confirmed and goes on in
-// the background. Meanwhile callers get the key that the engine accepts, and a stop, a
-// start or a destroy ends it: the next process has the new key.
+// An engine does not accept its new key: the rotation is not confirmed and continues in the
+// background. Meanwhile callers get the key that the engine accepts, and a stop, a start or
+// a destroy ends the rotation: the next process has the new key.
 func TestRotationIsNotConfirmed(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{
@@ -24,10 +24,10 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 		says string
 		end  func(*client.Client, string) error
 	}{
-		"Stop":    {c, "goes on with the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
-		"Start":   {c, "goes on with the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Start(ctx, user)) }},
-		"TwoKeys": {both, "and the old one as well", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
-		"Destroy": {c, "goes on with the old key", nil},
+		"Stop":    {c, "still accepts the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
+		"Start":   {c, "still accepts the old key", func(c *client.Client, user string) error { return harness.ErrOf(c.Start(ctx, user)) }},
+		"TwoKeys": {both, "accepts both the new key and the old one", func(c *client.Client, user string) error { return harness.ErrOf(c.Stop(ctx, user)) }},
+		"Destroy": {c, "still accepts the old key", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -39,7 +39,7 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 			harness.Remember(t, e, e.APIKey, user)
 			refused := harness.WantCode(t, harness.ErrOf(c.RotateKey(ctx, user)), 504, "ROTATION_UNCONFIRMED")
 			if !strings.Contains(refused.Message, tc.says) {
-				t.Errorf("it is told %q, want %q", refused.Message, tc.says)
+				t.Errorf("it got %q, want %q", refused.Message, tc.says)
 			}
 			harness.WantCode(t, harness.ErrOf(c.RotateKey(ctx, user)), 409, "ENGINE_BUSY")
 			asked := time.Now()
@@ -85,15 +85,15 @@ func TestRotationIsNotConfirmed(t *testing.T) {
 	}
 }
 
-// An engine that breaks the contract of the proof is refused with what to mend; where
-// its product names a path of it that needs a key, it boots and takes new keys.
+// An engine that breaks the contract of the key proof is refused, with what to change. If
+// its product names a path that requires the key, it boots and accepts new keys.
 func TestKeyProofContract(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
 	ctx := t.Context()
 	for image, says := range map[string]string{
-		"reference-engine.route-first": "answers 404 without a key",
-		"reference-engine.unknown-401": "answers 401 with the engine's own key",
+		"reference-engine.route-first": "returned 404 without a key",
+		"reference-engine.unknown-401": "returned 401 with the engine's own key",
 	} {
 		t.Run(image, func(t *testing.T) {
 			t.Parallel()
@@ -105,7 +105,7 @@ func TestKeyProofContract(t *testing.T) {
 			failed := harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "u", "")), 502, "ENGINE_BOOT_FAILED")
 			for _, what := range []string{says, "/.orch/key-proof", "key_proof_path"} {
 				if !strings.Contains(failed.Message, what) {
-					t.Errorf("it is told %q, without %q", failed.Message, what)
+					t.Errorf("it got %q, without %q", failed.Message, what)
 				}
 			}
 			harness.AwaitEngine(t, c, "u", "failed", "key_proof")

@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestNoKeyLeaks takes engines through their life and then looks for every key
-// that ever was in every store, log, allocation and process argument.
+// TestNoKeyLeaks runs engines through their life and then searches for every key that ever
+// existed, in every store, log, allocation and process argument.
 func TestNoKeyLeaks(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -47,7 +47,7 @@ func TestNoKeyLeaks(t *testing.T) {
 			t.Errorf("the engine has a %s", name)
 		}
 	}
-	// Failures log most: a boot that fails, bad requests with keys in them.
+	// Failures log most: a boot that fails, and bad requests that contain keys.
 	_, _ = c.Provision(ctx, "fails", "reference-engine.exit-at-start")
 	_ = c.Do(ctx, http.MethodPost, "/engines/provision", map[string]any{c.PlatformKey: e.APIKey}, nil)
 	_ = c.Do(ctx, http.MethodGet, "/"+c.PlatformKey, nil, nil)
@@ -61,9 +61,9 @@ func TestNoKeyLeaks(t *testing.T) {
 	haystack := harness.OpenStores(t, stack).Dump(stack)
 	haystack["log of the service"] = r.Logs.String()
 	if len(haystack["log of the service"]) < 1000 {
-		t.Fatal("the service's log is not there to look at")
+		t.Fatal("the service's log is missing")
 	}
-	// The search finds what is there: the hash stands in the Nomad variable.
+	// The search works: it finds the hash in the Nomad variable.
 	hash := sha256.Sum256([]byte(keys["rotated key"]))
 	if !strings.Contains(haystack["nomad variable nomad/jobs/engine-"+e.EngineID], hex.EncodeToString(hash[:])) {
 		t.Error("the key's hash is not in the Nomad variable: the search is blind")
@@ -71,7 +71,7 @@ func TestNoKeyLeaks(t *testing.T) {
 	for place, text := range haystack {
 		for name, key := range keys {
 			if strings.Contains(text, key) {
-				t.Errorf("the %s stands in %s", name, place)
+				t.Errorf("the %s is in %s", name, place)
 			}
 		}
 	}

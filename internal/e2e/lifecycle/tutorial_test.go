@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// note calls the engine of the tutorial and returns what it answered.
+// note calls the engine of the tutorial and returns its response.
 func note(t *testing.T, e *client.Engine, key, method, text string, code int) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, e.URL+"/notes", strings.NewReader(text))
@@ -31,8 +31,8 @@ func note(t *testing.T, e *client.Engine, key, method, text string, code int) st
 	return string(body)
 }
 
-// TestTutorialEngine takes the engine of docs/tutorial-engine.md through its life, as
-// the page tells its reader to.
+// TestTutorialEngine runs the engine of docs/tutorial-engine.md through its life, following
+// the page.
 func TestTutorialEngine(t *testing.T) {
 	t.Parallel()
 	examples, err := filepath.Abs(harness.Repository + "/examples")

@@ -9,9 +9,9 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// TestDatabaseAway takes the audit log's database away: changes are refused
-// before anything is touched, reads and admits of running engines go on, and all
-// works again when it is back. Two replicas share it.
+// TestDatabaseAway makes the audit log's database unavailable: changes are refused before
+// anything is touched, reads and admits of running engines continue, and everything works
+// again when it is back. Two replicas share it.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	testpg.Need(t)

@@ -15,19 +15,19 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// daemon is a docker engine of a test's own, which the test may kill.
+// daemon is a docker engine of a test, which the test may kill.
 type daemon struct {
 	t           *testing.T
 	dir, bridge string
 	live        bool
 	process     *os.Process
-	exited      chan struct{} // closed when the process is gone; nil: none runs
+	exited      chan struct{} // closed when the process has ended; nil: none runs
 }
 
 var bridges atomic.Int32
 
-// newDaemon starts one with an image of the reference engine. It has a bridge of its
-// own and writes no firewall rules: others run on this machine.
+// newDaemon starts a daemon with an image of the reference engine. It has a separate bridge
+// and writes no firewall rules, because other daemons run on this machine.
 func newDaemon(t *testing.T, liveRestore bool) *daemon {
 	t.Helper()
 	for _, tool := range []string{"dockerd", "ip"} {
@@ -35,7 +35,7 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 			t.Skipf("a docker daemon of its own needs root and %s", tool)
 		}
 	}
-	dir, err := os.MkdirTemp("", "od-") // short, for its sockets
+	dir, err := os.MkdirTemp("", "od-") // short, because its sockets' paths are limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +61,11 @@ func (d *daemon) address() string { return "unix://" + d.socket() }
 
 func (d *daemon) socket() string { return filepath.Join(d.dir, "docker.sock") }
 
-// start starts the daemon and waits until it answers. One that does not come up is
-// started again, as systemd does it.
+// start starts the daemon and waits until it responds. If it fails, it is started again, as
+// systemd would do.
 func (d *daemon) start() {
 	d.t.Helper()
-	harness.Eventually(d.t, "the docker daemon answers", func() error {
+	harness.Eventually(d.t, "the docker daemon responds", func() error {
 		if d.exited != nil {
 			select {
 			case <-d.exited:
@@ -95,20 +95,20 @@ func (d *daemon) launch() {
 	}
 	go func() {
 		defer close(exited)
-		_ = cmd.Wait() // it is killed
+		_ = cmd.Wait() // the error is that it was killed
 	}()
 	d.process, d.exited = cmd.Process, exited
 }
 
-// containerd is the pid of the containerd that the daemon has started; 0: none.
+// containerd returns the pid of the containerd that the daemon has started; 0: none.
 func (d *daemon) containerd() int {
 	text, _ := os.ReadFile(filepath.Join(d.dir, "exec/containerd/containerd.pid"))
 	pid, _ := strconv.Atoi(string(text))
 	return pid
 }
 
-// end sends the daemon a signal, and others, and waits until it and its containerd are
-// gone.
+// end sends a signal to the daemon and to others, and waits until it and its containerd
+// have ended.
 func (d *daemon) end(signal syscall.Signal, others ...int) {
 	d.t.Helper()
 	if d.exited == nil {
@@ -130,7 +130,7 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 	})
 }
 
-// remove ends the daemon and what it left.
+// remove ends the daemon and everything that it left.
 func (d *daemon) remove() {
 	d.end(syscall.SIGTERM)
 	for _, pid := range harness.Pids() { // the shims of containers that it did not end

@@ -15,8 +15,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// watchContainers fails the test when one of the engines has two processes at any
-// time.
+// watchContainers fails the test if an engine has two processes at any time.
 func (d *stranded) watchContainers() {
 	done := make(chan struct{})
 	var watching sync.WaitGroup
@@ -44,7 +43,7 @@ func (d *stranded) watchContainers() {
 	d.t.Cleanup(func() {
 		close(done)
 		watching.Wait()
-		for _, e := range d.engines { // of a test that failed
+		for _, e := range d.engines { // left by a failed test
 			for _, pid := range harness.Containers(e.EngineID) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
@@ -52,7 +51,7 @@ func (d *stranded) watchContainers() {
 	})
 }
 
-// wantContainers fails unless the engine of a user has so many processes.
+// wantContainers fails unless the engine of a user has this number of processes.
 func (d *stranded) wantContainers(user string, want int) {
 	d.t.Helper()
 	if pids := harness.Containers(d.id(user)); len(pids) != want {
@@ -60,7 +59,7 @@ func (d *stranded) wantContainers(user string, want int) {
 	}
 }
 
-// works fails unless the engine of a user comes to run with its memory.
+// works fails unless the engine of a user runs eventually, with its memory.
 func (d *stranded) works(user string) {
 	d.t.Helper()
 	harness.Eventually(d.t, user+" works", func() error {
@@ -78,7 +77,7 @@ func (d *stranded) works(user string) {
 	d.wantContainers(user, 1)
 }
 
-// newContained is a stack on a docker daemon of its own, with an engine per user.
+// newContained starts a stack with a separate docker daemon, and an engine per user.
 func newContained(t *testing.T, liveRestore bool, prefix string, users ...string) (*daemon, *stranded) {
 	t.Helper()
 	dd := newDaemon(t, liveRestore)
@@ -94,7 +93,8 @@ func (d *stranded) provision(users ...string) {
 	d.t.Helper()
 	d.engines = map[string]*client.Engine{}
 	for _, user := range users {
-		// Nomad looks at its docker driver now and then, and may not know yet that it is back.
+		// Nomad probes its docker driver only now and then, and may not know yet that it
+		// works again.
 		harness.Eventually(d.t, "its node has the docker driver", func() (err error) {
 			d.engines[user], err = d.c.Provision(d.t.Context(), user, "")
 			return err
@@ -105,8 +105,8 @@ func (d *stranded) provision(users ...string) {
 	d.watchContainers()
 }
 
-// A docker daemon dies, whoever lives on and whatever Nomad says of the containers:
-// what is said to be stopped or destroyed is, and no brain has two processes.
+// A docker daemon dies, in all variants of what survives and what Nomad reports: engines
+// reported as stopped or destroyed really are, and no brain has two processes.
 func TestDockerDaemonDies(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -117,7 +117,7 @@ func TestDockerDaemonDies(t *testing.T) {
 			d.survives(dd, "killed", func() { dd.end(syscall.SIGKILL) })
 			d.provision("on", "stop", "doomed")
 			d.survives(dd, "terminated", func() { dd.end(syscall.SIGTERM) })
-			if !live { // it reports that it has killed containers, and has not
+			if !live { // it reports that it has killed containers, but has not
 				d.provision("on", "stop", "doomed")
 				d.survives(dd, "terminated with containerd", func() { dd.end(syscall.SIGTERM, dd.containerd()) })
 			}
@@ -149,7 +149,7 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 	})
 	asked.Wait()
 	harness.AwaitEngine(d.t, d.c, "on", "failed", "")
-	if how != "terminated" { // long enough for Nomad to give it up
+	if how != "terminated" { // long enough for Nomad to give up
 		harness.Eventually(d.t, "Nomad takes the engine's process for ended", func() error {
 			if _, running := d.s.Processes(d.id("on")); running > 0 {
 				return fmt.Errorf("%d allocations run", running)
@@ -170,7 +170,7 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 	d.cleared("doomed")
 }
 
-// endsWell destroys engines and fails unless nothing is left of them.
+// endsWell destroys engines, and fails unless nothing remains of them.
 func (d *stranded) endsWell(users ...string) {
 	d.t.Helper()
 	for _, user := range users {
@@ -182,7 +182,7 @@ func (d *stranded) endsWell(users ...string) {
 	}
 }
 
-// cleared waits until nothing is left of a user's engine that was destroyed.
+// cleared waits until nothing remains of a user's destroyed engine.
 func (d *stranded) cleared(user string) {
 	d.t.Helper()
 	harness.Eventually(d.t, "nothing is left of "+user, func() error {
@@ -194,8 +194,8 @@ func (d *stranded) cleared(user string) {
 	d.wantContainers(user, 0)
 }
 
-// Where the node cannot prove that a container ended, a stop is not confirmed, a
-// destroy leaves the volume alone, and both are carried out when it can.
+// If the node cannot prove that a container has ended, a stop is not confirmed, and a
+// destroy keeps the volume. Both are carried out when the node can.
 func TestDockerEndUnproven(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -237,7 +237,7 @@ func TestDockerEndUnproven(t *testing.T) {
 	d.cleared("doomed")
 	d.endsWell("on", "stop")
 
-	// An admin's word does as well.
+	// An admin's confirmation is sufficient too.
 	d.provision("stop", "doomed")
 	dd.end(syscall.SIGKILL)
 	eligible(false)
@@ -262,8 +262,8 @@ func TestDockerEndUnproven(t *testing.T) {
 	d.endsWell("stop")
 }
 
-// TestDockerDaemonIsSaidToBeDown: while it is down, whoever asks for a process hears of
-// that and not of room, nothing is changed, and all works when it is back.
+// TestDockerDaemonIsSaidToBeDown: while it is down, the error says so instead of naming a
+// lack of capacity, nothing is changed, and everything works when it is back.
 func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -273,7 +273,7 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	dd.end(syscall.SIGTERM)
-	// The service tries to start what failed as well.
+	// The service also tries to start failed engines.
 	stop := func() {
 		t.Helper()
 		harness.Eventually(t, "it is stopped", func() error {
@@ -285,7 +285,7 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 			return err
 		})
 	}
-	// Until Nomad knows, a start fails of its node's driver.
+	// Until Nomad knows, a start fails because of the node's driver.
 	harness.Eventually(t, "Nomad knows that the driver is away", func() error {
 		err := harness.ErrOf(d.c.Start(ctx, "off"))
 		var refused *client.Error
@@ -304,15 +304,15 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 	})
 	refused := harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "off")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "docker daemon is down") || strings.Contains(refused.Message, "missing drivers") || strings.Contains(refused.Message, "no room") {
-		t.Errorf("a start is told %q", refused.Message)
+		t.Errorf("a start got %q", refused.Message)
 	}
 	harness.IsNow(t, d.c, "off", "stopped", "")
 	refused = harness.WantCode(t, harness.ErrOf(d.c.Provision(ctx, "new", "")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "docker daemon is down") {
-		t.Errorf("a provision is told %q", refused.Message)
+		t.Errorf("a provision got %q", refused.Message)
 	}
 	harness.WantCode(t, harness.ErrOf(d.c.Engine(ctx, "new")), 404, "ENGINE_NOT_FOUND")
-	harness.AwaitEngine(t, d.c, "on", "failed", "") // but while it is tried again
+	harness.AwaitEngine(t, d.c, "on", "failed", "") // except while it is retried
 	if status, err := d.c.Status(ctx); err != nil || status.ByStatus["running"] != 0 || status.ByStatus["stopped"] != 1 || status.Total != 2 {
 		t.Errorf("the status is %+v, %v", status, err)
 	}

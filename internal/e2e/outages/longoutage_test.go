@@ -10,13 +10,12 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// EnvLongOutage says how long TestLongOutages takes a dependency away, as in 15m:
-// the time after which Nomad's own settings would have ended engines is 5 to 10
-// minutes.
+// EnvLongOutage sets how long TestLongOutages makes a dependency unavailable, as in 15m.
+// With Nomad's default settings, engines would be ended after 5 to 10 minutes.
 const EnvLongOutage = "ORCH_TEST_LONG_OUTAGE"
 
-// Vault, and every Nomad server, each away for long: no engine is ended for it,
-// and all works again without a restart of the service.
+// Vault, and all Nomad servers, are unavailable for long: no engine is ended because of
+// that, and everything works again without a restart of the service.
 func TestLongOutages(t *testing.T) {
 	t.Parallel()
 	long := 20 * time.Second

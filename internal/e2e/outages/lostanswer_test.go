@@ -14,8 +14,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// loseAnswer is a way to the shared Consul that drops the answer of one write, after it
-// was done: of the next one with a value that is of what is stored.
+// loseAnswer is a proxy to the shared Consul that drops the response to one write after it
+// was carried out: the next write whose value matches of.
 func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way string, what *atomic.Value) {
 	t.Helper()
 	what = new(atomic.Value)
@@ -32,7 +32,7 @@ func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way stri
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		var ops []struct{ KV struct{ Value []byte } }
-		_ = json.Unmarshal(body, &ops) // else nothing is found in it
+		_ = json.Unmarshal(body, &ops) // if it cannot be parsed, nothing matches
 		for _, op := range ops {
 			if of(op.KV.Value, lose) && what.CompareAndSwap(lose, "") {
 				proxy.ServeHTTP(httptest.NewRecorder(), r)
@@ -43,8 +43,9 @@ func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way stri
 	}), what
 }
 
-// TestLostAnswerIsAudited: the write that begins an operation is done, and its answer is
-// lost. The caller cannot be told, and the audit row says how the operation ended.
+// TestLostAnswerIsAudited: the write that begins an operation is carried out, but its
+// response is lost. The caller cannot be told, but the audit row contains how the operation
+// ended.
 func TestLostAnswerIsAudited(t *testing.T) {
 	t.Parallel()
 	way, lose := loseAnswer(t, func(row []byte, kind string) bool {
@@ -53,7 +54,7 @@ func TestLostAnswerIsAudited(t *testing.T) {
 	r := harness.StartService(t, harness.Shared, map[string]string{"CONSUL_HTTP_ADDR": way, "ORCH_WARM_POOL": "1"})
 	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
 	c := r.Product(t, nil)
-	unlike := r.Product(t, map[string]any{"memory_mb": 33}) // no warm engine is of its kind
+	unlike := r.Product(t, map[string]any{"memory_mb": 33}) // no warm engine has this kind
 	s.AwaitWarm(r, 1)
 	for _, tc := range []struct {
 		c            *client.Client
@@ -94,7 +95,7 @@ func TestLostAnswerIsAudited(t *testing.T) {
 	}
 }
 
-// TestLostAnswerOfProductIsAudited: the same of the changes of a product.
+// TestLostAnswerOfProductIsAudited is the same for changes of a product.
 func TestLostAnswerOfProductIsAudited(t *testing.T) {
 	t.Parallel()
 	way, lose := loseAnswer(t, func(row []byte, slug string) bool { return bytes.Contains(row, []byte(fmt.Sprintf(`"slug":%q`, slug))) })

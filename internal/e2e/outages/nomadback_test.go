@@ -18,7 +18,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// directories are the directories of all engines' volumes, by engine_id.
+// directories returns the directories of all engines' volumes, by engine_id.
 func directories(s *harness.Stores) map[string]string {
 	s.T.Helper()
 	list, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
@@ -36,7 +36,7 @@ func directories(s *harness.Stores) map[string]string {
 	return paths
 }
 
-// gone says what is wrong when a directory is there, or not.
+// gone returns an error unless a directory exists or not, as wanted.
 func gone(path string, want bool) error {
 	_, err := os.Stat(path)
 	if is := errors.Is(err, os.ErrNotExist); path == "" || is != want {
@@ -45,8 +45,7 @@ func gone(path string, want bool) error {
 	return nil
 }
 
-// stranded is a deployment with an engine per user, each of which knows its user's
-// name.
+// stranded is a deployment with an engine per user. Each brain contains its user's name.
 type stranded struct {
 	t       *testing.T
 	stack   *devstack.Stack
@@ -92,8 +91,7 @@ func (d *stranded) id(user string) string { return d.engines[user].EngineID }
 
 func (d *stranded) path(user string) string { return d.paths[d.id(user)] }
 
-// runs fails unless the engine of a user runs as before: the same, with its key and
-// memory.
+// runs fails unless the engine of a user runs as before, with the same id, key and memory.
 func (d *stranded) runs(user string) {
 	d.t.Helper()
 	e := harness.AwaitEngine(d.t, d.c, user, "running", "")
@@ -109,7 +107,7 @@ func (d *stranded) runs(user string) {
 	}
 }
 
-// destroyed destroys the engine of a user and fails unless its data is gone.
+// destroyed destroys the engine of a user, and fails unless its data is deleted.
 func (d *stranded) destroyed(user string) {
 	d.t.Helper()
 	if _, err := d.c.Destroy(d.t.Context(), user); err != nil {
@@ -126,7 +124,7 @@ func (d *stranded) destroyed(user string) {
 	}
 }
 
-// reported waits until a pass says that Nomad has lost the volumes of users.
+// reported waits until a pass reports that Nomad has lost the volumes of users.
 func (d *stranded) reported(users ...string) {
 	d.t.Helper()
 	harness.Eventually(d.t, "a pass reports the volumes that are lost", func() error {
@@ -147,9 +145,9 @@ func (d *stranded) reported(users ...string) {
 	})
 }
 
-// Nomad's servers lost their state; the nodes, their volumes and the engines'
-// processes live. Nothing is said to be done that no node confirms, and every engine
-// comes back.
+// Nomad's servers lost their state; the nodes, their volumes and the engines' processes
+// survived. No call returns success without a confirmation by the node, and every engine is
+// restored.
 func TestNomadServersLost(t *testing.T) {
 	t.Parallel()
 	d := newStranded(t, "servers-lost/", "running", "stopping", "stopped", "doomed")
@@ -166,7 +164,7 @@ func TestNomadServersLost(t *testing.T) {
 
 	d.newToken()
 
-	// The node's agent is locked out until somebody acts; the processes live.
+	// The node's agent cannot register until somebody acts; the processes run.
 	harness.Eventually(t, "a stop is refused", func() error {
 		err := harness.ErrOf(d.c.Stop(ctx, "stopping"))
 		if e := new(client.Error); !errors.As(err, &e) || e.Code != client.ErrStopUnconfirmed {
@@ -174,7 +172,7 @@ func TestNomadServersLost(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := d.c.Destroy(ctx, "doomed"); err != nil { // its user may begin anew
+	if _, err := d.c.Destroy(ctx, "doomed"); err != nil { // its user may start over
 		t.Fatal(err)
 	}
 	if g, listed := d.r.Unreachable(t)[d.id("doomed")]; !listed || g.VolumePath != d.path("doomed") {
@@ -187,8 +185,8 @@ func TestNomadServersLost(t *testing.T) {
 		}
 	}
 
-	// The agent is made to register again. It follows no list of allocations whose
-	// index is below the one it had: nothing that runs there is proven to have ended.
+	// The agent is made to register again. It ignores lists of allocations with an index
+	// below the one that it had, so nothing that runs there is proven to have ended.
 	d.kick()
 	d.reported("running", "stopping", "stopped")
 	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "stopped")), 503, "CAPACITY_EXHAUSTED")
@@ -197,7 +195,7 @@ func TestNomadServersLost(t *testing.T) {
 		t.Errorf("the engine whose process lives is %+v, %v", got, err)
 	}
 
-	// As docs/operations.md says: its agent is restarted, then its engines are adopted.
+	// As in docs/operations.md: its agent is restarted, then its engines are adopted.
 	if err := d.stack.Restart(ctx, devstack.NomadClient(0)); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +220,7 @@ func TestNomadServersLost(t *testing.T) {
 		}
 		d.runs(user)
 	}
-	// They are engines as all others.
+	// They are engines like all others.
 	harness.CrashEngine(t, harness.IsNow(t, d.c, "running", "running", ""))
 	harness.Eventually(t, "it runs again", func() error {
 		e, err := harness.EngineIs(t, d.c, "running", "running", "")
@@ -240,7 +238,7 @@ func TestNomadServersLost(t *testing.T) {
 	}
 }
 
-// kick has the client's agent register with servers that do not know it.
+// kick makes the client's agent register with servers that do not know it.
 func (d *stranded) kick() {
 	d.t.Helper()
 	harness.Eventually(d.t, "the agent registers", func() error {
@@ -261,7 +259,7 @@ func (d *stranded) kick() {
 	})
 }
 
-// adopt adopts the engines of a node, in as many calls as it takes.
+// adopt adopts the engines of a node, in as many calls as necessary.
 func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 	d.t.Helper()
 	var sum client.NodeAdoption
@@ -295,7 +293,7 @@ func (d *stranded) adopt(from, to string, want client.NodeAdoption) {
 	}
 }
 
-// registered counts the volumes whose name ends so.
+// registered counts the volumes whose name has this suffix.
 func (d *stranded) registered(suffix string) (n int) {
 	d.t.Helper()
 	volumes, _, err := d.s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
@@ -310,8 +308,8 @@ func (d *stranded) registered(suffix string) (n int) {
 	return n
 }
 
-// A node's agent lost its state and registered as another node; the processes of
-// before go on beside it. They end before their engines run on the new node.
+// A node's agent lost its state and registered as another node, while the old processes
+// still run beside it. They are ended before their engines run on the new node.
 func TestNomadClientLost(t *testing.T) {
 	t.Parallel()
 	d := newStranded(t, "client-lost/", "running", "stopped", "doomed")
@@ -344,7 +342,8 @@ func TestNomadClientLost(t *testing.T) {
 		t.Error("the unreachable volume is not listed")
 	}
 	harness.WantCode(t, harness.ErrOf(d.r.Admin().AdoptNode(ctx, node, old, false)), 400, "INVALID_REQUEST")
-	// A call that is cut before it has named the volumes in the rows is gone on with.
+	// A call that is interrupted before it has written the volumes into the rows is
+	// continued.
 	cut, cancel := context.WithCancel(ctx)
 	answer := make(chan error, 1)
 	go func() { answer <- harness.ErrOf(d.r.Admin().AdoptNode(cut, old, node, false)) }()
@@ -356,7 +355,7 @@ func TestNomadClientLost(t *testing.T) {
 	})
 	cancel()
 	if err := <-answer; err == nil {
-		t.Error("the call that was cut was answered")
+		t.Error("the interrupted call got a response")
 	}
 	d.adopt(old, node, client.NodeAdoption{Adopted: 2, Cleared: 1})
 	if d.registered(".r2") != 2 || d.registered(".r3") != 0 {
@@ -381,8 +380,8 @@ func TestNomadClientLost(t *testing.T) {
 	}
 }
 
-// busyNode makes the node register anew all the time, as it does with each volume that
-// is made or deleted there.
+// busyNode makes the node register again continuously, as it does for each volume that is
+// created or deleted there.
 func busyNode(t *testing.T, s *harness.Stores) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -411,8 +410,8 @@ func busyNode(t *testing.T, s *harness.Stores) {
 	t.Cleanup(func() { cancel(); busy.Wait() })
 }
 
-// A job that somebody purges is forgotten by Nomad at once, while its process takes
-// its time to end: a stop is not answered before that, and no process is started.
+// Nomad forgets a purged job at once, while its process takes time to end: a stop does not
+// return before that, and no process is started.
 func TestJobPurgedByHand(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -460,7 +459,7 @@ func TestJobPurgedByHand(t *testing.T) {
 			if err := act(t, name); err != nil {
 				t.Fatal(err)
 			}
-			// A process may take 40 s; what else goes on on its node prolongs nothing.
+			// A process may take 40 s to end; other work on its node must not prolong that.
 			if took := time.Since(began); name != "Restart" && took > 100*time.Second {
 				t.Errorf("done after %s", took)
 			}

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// everyOperation makes each call that needs the registry, and wants it refused
-// as one that may succeed later, with nothing changed.
+// everyOperation makes each call that needs the registry, and checks that it is refused as
+// one that may succeed later, with nothing changed.
 func everyOperation(r *harness.Replica, t *testing.T, c *client.Client, user string) {
 	t.Helper()
 	keys := map[string]string{harness.PlatformHeader: c.PlatformKey, harness.AdminHeader: harness.AdminKey}
@@ -27,9 +27,9 @@ func everyOperation(r *harness.Replica, t *testing.T, c *client.Client, user str
 	}
 }
 
-// TestOutages takes each dependency away, by a kill and by a pause: changes get
-// 503 and change nothing, running engines go on, and all works again when it is
-// back, without a restart of the service.
+// TestOutages makes each dependency unavailable, by a kill and by a pause: changes get 503
+// and change nothing, running engines continue, and everything works again when it is back,
+// without a restart of the service.
 func TestOutages(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t)
@@ -53,8 +53,8 @@ func TestOutages(t *testing.T) {
 				if err := outage.begin(); err != nil {
 					t.Fatal(err)
 				}
-				// A health that is told within pingTrust of the last good answer
-				// may still be good.
+				// Within pingTrust of the last good response, health may still report it as
+				// good.
 				harness.Eventually(t, "health names the culprit", func() error { return degraded(r.URL, string(component)) })
 				unavailable := func(name string, call func(context.Context) error) {
 					t.Helper()
@@ -72,12 +72,12 @@ func TestOutages(t *testing.T) {
 				if component != devstack.Vault {
 					unavailable("stop", func(ctx context.Context) error { return harness.ErrOf(c.Stop(ctx, "u")) })
 				}
-				// Nothing but the registry is needed to read an engine whose key
-				// this replica knows.
+				// Only the registry is needed to read an engine whose key this replica has
+				// cached.
 				if component == devstack.Consul {
 					unavailable("GET", func(ctx context.Context) error { return harness.ErrOf(c.Engine(ctx, "u")) })
 					unavailable("ready", c.Ready)
-					if how == "killed" { // a paused one is waited for, each time
+					if how == "killed" { // each call waits for a paused one
 						everyOperation(r, t, c, "u")
 					}
 				} else if got, err := c.Engine(ctx, "u"); err != nil || got.APIKey != e.APIKey || got.Status != "running" {
@@ -116,7 +116,7 @@ func TestOutages(t *testing.T) {
 	harness.OpenStores(t, stack).WantCensus(prefix, map[string]int{"rows": 0, "engine-ids/": 0, "graves/": 0, "quota": 0, "variables": 0})
 }
 
-// degraded returns nil when /health is 503 and names the culprit.
+// degraded returns nil if /health is 503 and names the culprit.
 func degraded(url, culprit string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -125,7 +125,7 @@ func degraded(url, culprit string) error {
 		return err
 	}
 	if h.Status != "degraded" || h.Subsystems[culprit] == "ok" {
-		return fmt.Errorf("health answers %+v", h)
+		return fmt.Errorf("health returns %+v", h)
 	}
 	return nil
 }

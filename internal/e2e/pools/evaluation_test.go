@@ -7,8 +7,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestRegistrationsComeFirst: what a caller waits for is evaluated before the jobs
-// of whole nodes, which have their jobs' own priority.
+// TestRegistrationsComeFirst: evaluations that a caller waits for go before those of all
+// jobs of a node, which have their jobs' own priority.
 func TestRegistrationsComeFirst(t *testing.T) {
 	t.Parallel()
 	c := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"}).Product(t, nil)

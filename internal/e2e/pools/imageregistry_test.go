@@ -17,8 +17,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// imageRegistry is a container registry of a test's own, from Debian's package, on
-// a free loopback port.
+// imageRegistry is a container registry for a test, from Debian's package, on a free
+// loopback port.
 type imageRegistry struct {
 	t    *testing.T
 	dir  string
@@ -26,8 +26,7 @@ type imageRegistry struct {
 	cmd  *exec.Cmd
 }
 
-// needRegistry skips a test where there is no registry to run, which CI does not
-// allow.
+// needRegistry skips a test if no registry is installed; in CI the test fails.
 func needRegistry(t *testing.T) {
 	t.Helper()
 	harness.NeedDocker(t)
@@ -61,7 +60,7 @@ func (g *imageRegistry) start() {
 	if err := g.cmd.Start(); err != nil {
 		g.t.Fatal(err)
 	}
-	harness.Eventually(g.t, "the container registry answers", func() error {
+	harness.Eventually(g.t, "the container registry responds", func() error {
 		_, err := g.call(http.MethodGet, "/v2/")
 		return err
 	})
@@ -95,15 +94,14 @@ func (g *imageRegistry) call(method, path string) (http.Header, error) {
 
 func (g *imageRegistry) image(tag string) string { return g.addr + "/engine:" + tag }
 
-// push gives a tag the content of one of the reference engine's images, and returns
-// its digest.
+// push sets a tag to one of the reference engine's images, and returns its digest.
 func (g *imageRegistry) push(tag, name string) string {
 	g.t.Helper()
 	g.tag(tag, name)
 	return g.upload(tag)
 }
 
-// pushNew gives a tag a new image of the reference engine with a switch.
+// pushNew sets a tag to a new image of the reference engine with a switch.
 func (g *imageRegistry) pushNew(tag, name string) {
 	g.t.Helper()
 	build := exec.Command("sh", harness.Repository+"/cmd/reference-engine/build-image.sh", g.image(tag)+"="+name)
@@ -116,7 +114,7 @@ func (g *imageRegistry) pushNew(tag, name string) {
 func (g *imageRegistry) upload(tag string) string {
 	g.t.Helper()
 	dockerCommand(g.t, "push", "-q", g.image(tag))
-	dockerCommand(g.t, "rmi", g.image(tag)) // nodes have to pull it
+	dockerCommand(g.t, "rmi", g.image(tag)) // so that nodes must pull it
 	header, err := g.call(http.MethodHead, "/v2/engine/manifests/"+tag)
 	if err != nil {
 		g.t.Fatal(err)
@@ -124,13 +122,13 @@ func (g *imageRegistry) upload(tag string) string {
 	return header.Get("Docker-Content-Digest")
 }
 
-// tag gives the nodes an image of that name, and the registry none.
+// tag creates an image of that name on the nodes, but not in the registry.
 func (g *imageRegistry) tag(tag, name string) {
 	g.t.Helper()
 	dockerCommand(g.t, "tag", harness.Docker.Image(name), g.image(tag))
 }
 
-// remove takes a digest away from the registry, and with it the tags that mean it.
+// remove removes a digest, and the tags that point to it, from the registry.
 func (g *imageRegistry) remove(digest string) {
 	g.t.Helper()
 	if _, err := g.call(http.MethodDelete, "/v2/engine/manifests/"+digest); err != nil {
@@ -147,7 +145,7 @@ func dockerCommand(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// slowly is the address of a proxy to the registry that hands out no layer until let is
+// slowly returns the address of a proxy to the registry that serves no layer until let is
 // called.
 func (g *imageRegistry) slowly() (addr string, let func()) {
 	g.t.Helper()

@@ -13,8 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// runs says which of the reference engine's images an engine runs: "v2", or "" for
-// the standard one.
+// runs returns which of the reference engine's images an engine runs: "v2", or "" for the
+// standard one.
 func runs(t *testing.T, e *client.Engine, key string) string {
 	t.Helper()
 	var info struct{ Version string }
@@ -41,8 +41,8 @@ func again(t *testing.T, c *client.Client, user string) *client.Engine {
 	return e
 }
 
-// isPinned fails unless an engine runs one digest of the registry's image, under the
-// name that its caller gave it.
+// isPinned fails unless an engine runs this digest of the registry's image, under the name
+// that its caller used.
 func (g *imageRegistry) isPinned(t *testing.T, e *client.Engine, tag, digest string) {
 	t.Helper()
 	started := harness.Inspect(t, e).Config.Image
@@ -73,8 +73,8 @@ func provisioned(t *testing.T, c *client.Client, user, image string) *client.Eng
 	return e
 }
 
-// pinned provisions an engine of the registry's image. On a busy machine the question
-// for its digest may take too long: that is said, and such an engine is made again.
+// pinned provisions an engine of the registry's image. On a busy machine the request for
+// its digest may time out, which is reported; such an engine is created again.
 func (g *imageRegistry) pinned(t *testing.T, c *client.Client, user, tag string) (e *client.Engine) {
 	t.Helper()
 	harness.Eventually(t, "an engine is pinned", func() error {
@@ -96,9 +96,9 @@ func (g *imageRegistry) pinned(t *testing.T, c *client.Client, user, tag string)
 	return e
 }
 
-// TestEngineKeepsItsImage moves a tag under engines: those that are there keep what
-// they were made with, whatever starts them and whatever becomes of the registry, and
-// new ones get what the tag means now.
+// TestEngineKeepsItsImage moves a tag: existing engines keep the image that they were
+// created with, whatever starts them and whatever happens to the registry, and new ones get
+// the tag's new image.
 func TestEngineKeepsItsImage(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
@@ -139,7 +139,7 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	for _, entry := range log.Entries[:3] {
 		said, _ := entry.Metadata["image_digest"].(string)
 		if want := map[bool]string{true: v1}[entry.Action != "stop"]; said != want {
-			t.Errorf("the audit row of the %s says %q, want %q", entry.Action, said, want)
+			t.Errorf("the audit row of the %s contains %q, want %q", entry.Action, said, want)
 		}
 	}
 
@@ -151,26 +151,26 @@ func TestEngineKeepsItsImage(t *testing.T) {
 	g.isPinned(t, b, "t", v2)
 }
 
-// TestImageIsPulledSlowly: a boot whose image is still being pulled at its deadline says
-// that, and a start goes on with what is there by then.
+// TestImageIsPulledSlowly: a boot whose image is still being pulled at its deadline reports
+// that, and a start continues with the part that was pulled.
 func TestImageIsPulledSlowly(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
 	g := startRegistry(t)
-	g.pushNew("slow", "v7") // nodes have nothing of it
+	g.pushNew("slow", "v7") // nodes have no part of it
 	addr, let := g.slowly()
 	image := addr + "/engine:slow"
 	r := harness.StartService(t, harness.Shared, harness.Docker.With(map[string]string{"ORCH_BOOT_TIMEOUT_S": "15"}))
 	c, ctx := r.Product(t, harness.AnyImage), t.Context()
 	refused := harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "u", image)), 504, "BOOT_TIMEOUT")
 	if !strings.Contains(refused.Message, "still pulling its image") || !strings.Contains(refused.Message, "Downloading image") {
-		t.Errorf("a provision is told %q", refused.Message)
+		t.Errorf("a provision got %q", refused.Message)
 	}
 	harness.IsNow(t, c, "u", "failed", "image_pull")
-	// Nomad does not break a pull off.
+	// Nomad does not cancel a pull.
 	refused = harness.WantCode(t, harness.ErrOf(c.Start(ctx, "u")), 503, "CAPACITY_EXHAUSTED")
 	if !strings.Contains(refused.Message, "still pulling its image") {
-		t.Errorf("a start is told %q", refused.Message)
+		t.Errorf("a start got %q", refused.Message)
 	}
 	harness.IsNow(t, c, "u", "failed", "image_pull")
 	let()
@@ -184,8 +184,8 @@ func TestImageIsPulledSlowly(t *testing.T) {
 	}
 }
 
-// TestImageOnNodesOnly starts images that no registry has, or that has none: by their
-// tag, with one warning each, until they can be resolved.
+// TestImageOnNodesOnly starts images that are in no registry: by their tag, with one
+// warning each, until they can be resolved.
 func TestImageOnNodesOnly(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
@@ -227,7 +227,7 @@ func TestImageOnNodesOnly(t *testing.T) {
 	}
 }
 
-// TestPinningSwitchedOff starts tags, also those of engines that have a digest.
+// TestPinningSwitchedOff starts tags, even for engines that have a digest.
 func TestPinningSwitchedOff(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
@@ -243,7 +243,7 @@ func TestPinningSwitchedOff(t *testing.T) {
 	off := harness.StartService(t, harness.Shared, vars)
 	c.BaseURL = off.URL
 	if e := again(t, c, "a"); e.ImageDigest != "" || harness.Inspect(t, e).Config.Image != g.image("t") {
-		t.Errorf("it runs %s, and says %q", harness.Inspect(t, e).Config.Image, e.ImageDigest)
+		t.Errorf("it runs %s, and its digest is %q", harness.Inspect(t, e).Config.Image, e.ImageDigest)
 	}
 	off.Stop()
 	delete(vars, "ORCH_ENGINE_PIN_IMAGES")
@@ -255,8 +255,8 @@ func TestPinningSwitchedOff(t *testing.T) {
 	}
 }
 
-// TestWarmEnginesFollowTheTag hands out warm engines of what their image means now;
-// while nobody can tell, those stay that are there.
+// TestWarmEnginesFollowTheTag provides warm engines of the current image of their tag.
+// While it cannot be resolved, the existing ones stay.
 func TestWarmEnginesFollowTheTag(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()
@@ -282,7 +282,7 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 	was := ready(v1)
 	a := provisioned(t, c, "a", "")
 	if a.EngineID != was {
-		t.Errorf("a was made, and not taken from the pool")
+		t.Errorf("a was created, and not taken from the pool")
 	}
 	g.isPinned(t, a, "t", v1)
 	ready(v1)
@@ -307,15 +307,15 @@ func TestWarmEnginesFollowTheTag(t *testing.T) {
 		}
 		return nil
 	})
-	// The leader has looked meanwhile, and has removed nothing.
+	// The leader has checked meanwhile, and has removed nothing.
 	if d := provisioned(t, c, "d", ""); d.EngineID != is || d.ImageDigest != v2 {
 		t.Errorf("d is %s with %q, want the warm engine %s", d.EngineID, d.ImageDigest, is)
 	}
 	g.isPinned(t, again(t, c, "b"), "t", v2)
 }
 
-// TestRebuiltRowKeepsItsImage takes an engine's row away after its tag has moved, and
-// then its digest alone, as a version of the service would that knows none.
+// TestRebuiltRowKeepsItsImage removes an engine's row after its tag has moved, and then
+// only its digest, as a version of the service without digests would.
 func TestRebuiltRowKeepsItsImage(t *testing.T) {
 	needRegistry(t)
 	t.Parallel()

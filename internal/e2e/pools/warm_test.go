@@ -17,7 +17,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// warmKinds are the admin's figures of warm engines.
+// warmKinds returns the admin's figures of warm engines.
 func warmKinds(r *harness.Replica, t *testing.T) []client.WarmPool {
 	t.Helper()
 	st, err := r.Admin().Whole(t.Context())
@@ -27,12 +27,13 @@ func warmKinds(r *harness.Replica, t *testing.T) []client.WarmPool {
 	return st.WarmPools
 }
 
-// A burst that is larger than the pool: as many as there are warm ones that answer are
-// warm, the others cold, each its own; then the pool is filled again.
+// A burst that is larger than the pool: as many engines as there are responsive warm ones
+// are warm, the others are cold, and each user gets a different one; then the pool is
+// refilled.
 func TestWarmBurst(t *testing.T) {
 	t.Parallel()
 	const prefix, pool, burst = "warm-burst/", 3, 8
-	// Slow to boot, so that none that is made meanwhile is handed out.
+	// The engines boot slowly, so that none that is created meanwhile is used.
 	r := harness.StartService(t, harness.Shared, map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": fmt.Sprint(pool), "ORCH_VOLUME_POOL": "4", "ORCH_ENGINE_IMAGE": "reference-engine.slow-boot-2s",
 	})
@@ -83,9 +84,10 @@ func TestWarmBurst(t *testing.T) {
 			audited[row.Metadata["warm"] == true]++
 		}
 	}
-	// One that does not answer its probe at once, on a busy machine, waits on.
+	// A warm engine that does not respond to its probe at once, on a busy machine, stays in
+	// the pool.
 	if warm == 0 || audited[true] != warm || audited[false] != burst-warm {
-		t.Errorf("%d of %d were warm, and the audit log says so of %v", warm, burst, audited)
+		t.Errorf("%d of %d were warm, and the audit log has %v", warm, burst, audited)
 	}
 	s.AwaitWarm(r, pool)
 	still := 0
@@ -105,11 +107,11 @@ func TestWarmBurst(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	s.AwaitWarm(r, pool) // what was handed out does not come back
+	s.AwaitWarm(r, pool) // used engines do not come back
 }
 
-// A kind that cannot be made is told of, with why and when it is tried again; a
-// change of the policy retires the engines of the kind before.
+// A kind that cannot be created is reported, with the reason and the time of the next
+// attempt. A change of the policy retires the engines of the previous kind.
 func TestWarmKindsFollowThePolicy(t *testing.T) {
 	t.Parallel()
 	const prefix = "warm-kinds/"
@@ -143,7 +145,7 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 		})
 		known[now.Fingerprint] = true
 	}
-	// Only the engine's own kind is handed out.
+	// Only the engine's own kind is used.
 	e, err := c.Provision(ctx, "v1", "reference-engine")
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +157,7 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if _, err := admin.SetPolicy(ctx, p.ProductID, *policy(map[string]any{"warm_pool": 2, "engine_image": harness.FailingImage})); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "the admin is told why there is none", func() error {
+	harness.Eventually(t, "the admin sees why there is none", func() error {
 		kinds := warmKinds(r, t)
 		if len(kinds) != 1 || kinds[0].Image != harness.FailingImage || kinds[0].Wanted != 2 || kinds[0].Ready != 0 || kinds[0].Error == "" || !kinds[0].RetryAt.After(time.Now()) {
 			return fmt.Errorf("%+v", kinds)
@@ -171,7 +173,7 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	if _, err := admin.SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "nothing is told of a kind that nobody wants", func() error {
+	harness.Eventually(t, "a kind that nobody wants is not reported", func() error {
 		if kinds := warmKinds(r, t); len(kinds) > 0 {
 			return fmt.Errorf("%+v", kinds)
 		}
@@ -185,11 +187,11 @@ func TestWarmKindsFollowThePolicy(t *testing.T) {
 	}
 }
 
-// After a change of the provider keys no warm engine with the older ones is handed
-// out, and they are replaced without being asked; a rollout leaves them alone.
+// After a change of the provider keys, no warm engine with the older keys is used, and all
+// are replaced without a request; a rollout ignores them.
 func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	t.Parallel()
-	stack := harness.OwnStack(t) // provider keys are one secret of a Vault
+	stack := harness.OwnStack(t) // provider keys are one secret per Vault
 	const prefix = "warm-keys/"
 	vars := map[string]string{
 		"ORCH_CONSUL_PREFIX": prefix, "ORCH_WARM_POOL": "2", "ORCH_VOLUME_POOL": "4", "LLM_API_KEY": "first",
@@ -206,7 +208,7 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	vars["LLM_API_KEY"] = "second"
 	r = harness.StartService(t, stack, vars)
 	c.BaseURL = r.URL
-	e, err := c.Provision(ctx, "u", "") // at once
+	e, err := c.Provision(ctx, "u", "") // immediately
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,8 +241,8 @@ func TestWarmEnginesGetNewProviderKeys(t *testing.T) {
 	}
 }
 
-// Where nodes are full, warm engines are preempted by users' engines: by provisions of
-// another kind and by starts, for memory and for ports.
+// If nodes are full, warm engines are preempted by users' engines: by provisions of another
+// kind and by starts, for memory and for ports.
 func TestWarmEnginesArePreempted(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -254,21 +256,22 @@ func TestWarmEnginesArePreempted(t *testing.T) {
 			t.Parallel()
 			stack := harness.OwnStack(t, tc.stack)
 			const prefix = "give-way/"
-			// Room for four engines of 50 MB, and a pool that takes all but one.
+			// There is capacity for four engines of 50 MB, and the pool takes all but one.
 			r := harness.StartService(t, stack, map[string]string{
 				"ORCH_CONSUL_PREFIX": prefix, "ORCH_ENGINE_MEMORY_MB": "50", "ORCH_WARM_POOL": "4", "ORCH_VOLUME_POOL": "4",
 			})
 			s, ctx := harness.OpenStores(t, stack), t.Context()
 			c := r.Product(t, harness.AnyImage)
 			s.AwaitWarm(r, 3)
-			harness.Eventually(t, "the admin is told that there is no room", func() error {
+			harness.Eventually(t, "the admin sees that there is no capacity", func() error {
 				kinds := warmKinds(r, t)
 				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
 					return fmt.Errorf("%+v", kinds)
 				}
 				return nil
 			})
-			// The last place is a user's; for the next two warm engines go.
+			// The last place is used by a user; for the next two, warm engines are
+			// preempted.
 			for i := range 3 {
 				e, err := c.Provision(ctx, fmt.Sprint("cold", i), "reference-engine.v2")
 				if err != nil {
@@ -284,7 +287,7 @@ func TestWarmEnginesArePreempted(t *testing.T) {
 					t.Errorf("a provision for which others were preempted is audited as %+v", row)
 				}
 			}
-			// A start needs its own node, and the last warm engine goes.
+			// A start needs its own node, so the last warm engine is preempted.
 			if _, err := c.Stop(ctx, "cold0"); err != nil {
 				t.Fatal(err)
 			}
@@ -297,7 +300,7 @@ func TestWarmEnginesArePreempted(t *testing.T) {
 			if got := len(s.WarmRows(prefix)); got != 0 {
 				t.Errorf("%d warm engines are left", got)
 			}
-			// Then there is none that could.
+			// Then there is no engine that could be preempted.
 			harness.WantCode(t, harness.ErrOf(c.Provision(ctx, "one too many", "reference-engine.v2")), 503, tc.code)
 			harness.WantCode(t, harness.ErrOf(c.Engine(ctx, "one too many")), 404, "ENGINE_NOT_FOUND")
 		})
@@ -315,8 +318,8 @@ func TestWarmEngines(t *testing.T) {
 		t.Fatalf("a product sees engines that are nobody's: %+v, %v", list, err)
 	}
 
-	// A burst that is larger than the pool: partly warm, partly cold, each its
-	// own.
+	// A burst that is larger than the pool: some engines are warm, some cold, and each user
+	// gets a different one.
 	var wg sync.WaitGroup
 	engines := make([]*client.Engine, 6)
 	for i := range engines {
@@ -362,8 +365,8 @@ func TestWarmEngines(t *testing.T) {
 	}
 	s.AwaitWarm(r, 2)
 
-	// The job of an engine that was warm says whose it is, and its process is
-	// the one that waited.
+	// The job of a formerly warm engine names its owner, and its process is the one that
+	// waited.
 	harness.Eventually(t, "the jobs are labelled", func() error {
 		for i, e := range engines {
 			job, _, err := s.Nomad.Jobs().Info("engine-"+e.EngineID, nil)
@@ -371,7 +374,7 @@ func TestWarmEngines(t *testing.T) {
 				return err
 			}
 			if user := fmt.Sprintf("u%d", i); job.UI == nil || !strings.Contains(job.UI.Description, user) {
-				return fmt.Errorf("the job of %s says %+v", user, job.UI)
+				return fmt.Errorf("the job of %s has %+v", user, job.UI)
 			}
 		}
 		return nil
@@ -410,8 +413,8 @@ func TestWarmEngines(t *testing.T) {
 	}
 }
 
-// A warm engine whose process died is replaced, and never handed out; a policy
-// adds warm engines of its own and takes them away again.
+// A warm engine whose process died is replaced and never used; a policy adds warm engines
+// of its own, and removes them again.
 func TestWarmEnginesAreReplaced(t *testing.T) {
 	t.Parallel()
 	const prefix = "warm-replaced/"
@@ -451,13 +454,13 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if _, _, err := s.Nomad.Jobs().Deregister(first[0], false, nil); err != nil { // an accident
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "its process is gone", func() error {
+	harness.Eventually(t, "its process has ended", func() error {
 		if _, err := harness.EngineCall(ctx, &client.Engine{URL: waiting.URL}, "", http.MethodGet, "/health", nil, nil); err == nil {
-			return errors.New("it answers")
+			return errors.New("it responds")
 		}
 		return nil
 	})
-	e, err := c.Provision(ctx, "u", "") // at once, whatever anybody has seen of that
+	e, err := c.Provision(ctx, "u", "") // immediately, before any replica has noticed
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -480,7 +483,7 @@ func TestWarmEnginesAreReplaced(t *testing.T) {
 	if _, err := c.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "nothing is left", func() error {
+	harness.Eventually(t, "nothing remains", func() error {
 		if got := s.Census(prefix); got["rows"] != 0 || got["jobs"] != 0 || got["keys"] != 0 || got["variables"] != 0 {
 			return fmt.Errorf("%v", got)
 		}

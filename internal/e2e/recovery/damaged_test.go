@@ -19,10 +19,10 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// rubbish is what a write leaves that was interrupted.
+// rubbish is the value that an interrupted write leaves.
 const rubbish = `{"trunc`
 
-// damage is one deployment whose registry is damaged key by key.
+// damage is a deployment whose registry is damaged key by key.
 type damage struct {
 	t      *testing.T
 	s      *harness.Stores
@@ -30,7 +30,7 @@ type damage struct {
 	prefix string
 
 	harmed, neighbour *client.Client
-	product           string // the id of the harmed one
+	product           string // the id of the damaged product
 	engine            *client.Engine
 	users             int
 }
@@ -56,7 +56,8 @@ func newDamage(t *testing.T, prefix string, vars map[string]string) *damage {
 	return d
 }
 
-// below is the only key below a part of the registry whose name or value has some words.
+// below returns the only key below a part of the registry whose name or value contains all
+// words.
 func (d *damage) below(part string, words ...string) string {
 	d.t.Helper()
 	pairs, _, err := d.s.Consul.KV().List(d.prefix+part, nil)
@@ -106,7 +107,7 @@ func (d *damage) value(key string) string {
 	return string(pair.Value)
 }
 
-// life takes a new engine of the neighbour through its life.
+// life runs a new engine of the other product through its life.
 func (d *damage) life(ctx context.Context) error {
 	d.users++
 	user := fmt.Sprint("n", d.users)
@@ -124,8 +125,8 @@ func (d *damage) life(ctx context.Context) error {
 		}},
 		{"stop", func() error { return harness.ErrOf(d.neighbour.Stop(ctx, user)) }},
 		{"start", func() (err error) {
-			// The node is that of other tests, too: a port that Nomad gave twice says nothing
-			// about the damage, and a start succeeds when one of the two is gone.
+			// Other tests use the same node: a port that Nomad gave twice shows nothing
+			// about the damage, and a start succeeds when one of the two has ended.
 			for range 10 {
 				var refused *client.Error
 				err = harness.ErrOf(d.neighbour.Start(ctx, user))
@@ -144,7 +145,7 @@ func (d *damage) life(ctx context.Context) error {
 	return nil
 }
 
-// adminReads makes the calls of the admin that look at everything.
+// adminReads makes the admin's calls that read everything.
 func (d *damage) adminReads(t *testing.T) {
 	t.Helper()
 	for _, id := range []string{"getStatus", "listProducts", "planReconcile", "requestReconcile", "listQuarantine", "listUnreachableVolumes", "getRegistry", "providerKeys"} {
@@ -157,7 +158,7 @@ func (d *damage) adminReads(t *testing.T) {
 	}
 }
 
-// works says whether the harmed user has its engine, with its memory.
+// works returns an error unless the damaged user has its engine, with its memory.
 func (d *damage) works(ctx context.Context) error {
 	got, err := harness.Admit(ctx, d.harmed, "u", false, false)
 	if err != nil {
@@ -171,17 +172,17 @@ func (d *damage) works(ctx context.Context) error {
 		return fmt.Errorf("admitted to %+v, %s", got.Engine, got.Reason)
 	}
 	if status, err := harness.EngineCall(ctx, got.Engine, got.Engine.APIKey, "GET", "/memory/export", nil, nil); err != nil || status != 200 {
-		return fmt.Errorf("its engine answers %d, %w", status, err)
+		return fmt.Errorf("its engine returns %d, %w", status, err)
 	}
 	return harness.Export(d.t, got.Engine, got.Engine.APIKey).Knows("before the damage")
 }
 
-// TestDamagedRecords damages every kind of key of the registry, once by deleting it and
-// once by writing rubbish over it. Other products do not notice, the admin sees all that
-// there is, and what was harmed is as before after a pass.
+// TestDamagedRecords damages every kind of key of the registry, by deleting it and by
+// overwriting it with rubbish. Other products are not affected, the admin can read all the
+// rest, and after a pass the damaged parts are as before.
 func TestDamagedRecords(t *testing.T) {
 	t.Parallel()
-	// One after the other they would take as long as a suite.
+	// In sequence they would take as long as a whole suite.
 	var lanes [3]*damage
 	for i := range lanes {
 		lanes[i] = newDamage(t, fmt.Sprintf("damaged-%d/", i), nil)
@@ -202,9 +203,9 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
-// records damages a record of each kind that is a lane's: every so many, from the lane's
-// number on. The rows of engines are in the lane of the deployment's record, which notes
-// that one was brought back until it is made anew itself.
+// records damages a record of each kind that belongs to a lane: every lanes-th kind,
+// starting with the lane's number. The rows of engines are in the lane of the deployment's
+// record, which records that a row was rebuilt until the record itself is created again.
 func (d *damage) records(t *testing.T, lane, lanes int) {
 	ctx := t.Context()
 	id, hash := d.engine.EngineID, secrets.Hash(d.harmed.PlatformKey)
@@ -213,9 +214,11 @@ func (d *damage) records(t *testing.T, lane, lanes int) {
 	for i, kind := range []struct {
 		name string
 		key  func() string
-		// waits: the record is the whole service's, and all wait for it, for a while.
+		// waits: the record belongs to the whole service, and all calls wait for it, for a
+		// while.
 		waits bool
-		// mended says whether the record is what it has to be; nil: it need not be.
+		// mended returns an error unless the record is as required; nil: nothing is
+		// required.
 		mended func(key, before string) error
 	}{
 		{name: "products", key: func() string { return d.below("products/", d.product) }, mended: d.mended},
@@ -256,7 +259,7 @@ func (d *damage) records(t *testing.T, lane, lanes int) {
 				}
 				d.adminReads(t)
 				if kind.waits {
-					harness.Eventually(t, "another product goes on", func() error { return d.life(ctx) })
+					harness.Eventually(t, "another product works", func() error { return d.life(ctx) })
 				} else if err := d.life(ctx); err != nil {
 					t.Error(err)
 				}
@@ -277,13 +280,13 @@ func (d *damage) records(t *testing.T, lane, lanes int) {
 	}
 }
 
-// left is what there is of the harmed engine, but for the record of its provision.
+// left returns what exists of the damaged engine, except for the record of its provision.
 func (d *damage) left() []string {
 	d.t.Helper()
 	return slices.DeleteFunc(d.s.Traces(d.engine.EngineID), func(what string) bool { return strings.Contains(what, "/idempotency/") })
 }
 
-// mended says whether a record is as it was.
+// mended returns an error unless a record is as before.
 func (d *damage) mended(key, before string) error {
 	if now := d.value(key); now != before {
 		return fmt.Errorf("%s is %q, and was %q", key, now, before)
@@ -298,7 +301,7 @@ func (d *damage) gone(key, _ string) error {
 	return nil
 }
 
-// pooled says whether no entry of the pool is damaged.
+// pooled returns an error if an entry of the pool is damaged.
 func (d *damage) pooled(string, string) error {
 	pairs, _, err := d.s.Consul.KV().List(d.prefix+"pool/volumes/", nil)
 	for _, p := range pairs {

@@ -18,8 +18,8 @@ import (
 )
 
 // TestRebuildOfMany rebuilds the rows of many stopped engines, each from its secret,
-// variable, job and volume. ORCH_TEST_REBUILD says how many; with 1000 it measures
-// what docs/guarantees.md says.
+// variable, job and volume. ORCH_TEST_REBUILD sets the number; with 1000 it measures the
+// figures in docs/guarantees.md.
 func TestRebuildOfMany(t *testing.T) {
 	t.Parallel()
 	many := 60

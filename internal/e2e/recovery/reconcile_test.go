@@ -19,8 +19,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// consulWithout is a way to the shared Consul on which a list of keys is refused while
-// refused says so.
+// consulWithout is a proxy to the shared Consul that refuses a list of keys while refused
+// is set.
 func consulWithout(t *testing.T, below string) (way string, refused *atomic.Bool) {
 	t.Helper()
 	refused = new(atomic.Bool)
@@ -33,7 +33,7 @@ func consulWithout(t *testing.T, below string) (way string, refused *atomic.Bool
 	}), refused
 }
 
-// planned is what a pass would do about an engine_id.
+// planned returns what a pass would do about an engine_id.
 func planned(r *harness.Replica, t *testing.T, engineID string) []string {
 	t.Helper()
 	plan, err := r.Admin().PlanReconcile(t.Context())
@@ -49,9 +49,9 @@ func planned(r *harness.Replica, t *testing.T, engineID string) []string {
 	return acts
 }
 
-// stray makes, manually, a job with a process, a volume and a variable under an
-// engine_id that no row has, modelled on an engine that there is. They are of the
-// deployment of a name and an id.
+// stray creates, manually, a job with a process, a volume and a variable under an engine_id
+// without a row, copied from an existing engine. They belong to the deployment with this
+// name and id.
 func stray(s *harness.Stores, model *client.Engine, engineID, deployment, deploymentID string) {
 	s.T.Helper()
 	name := "engine-" + engineID
@@ -86,14 +86,14 @@ func stray(s *harness.Stores, model *client.Engine, engineID, deployment, deploy
 	group := job.TaskGroups[0]
 	group.Volumes["brain"].Source = name
 	group.Tasks[0].Env["SQLITE_DB_PATH"] = volume.HostPath + "/brain.sqlite"
-	group.Tasks[0].Config["args"].([]any)[2] = volume.HostPath // whose lock it takes
+	group.Tasks[0].Config["args"].([]any)[2] = volume.HostPath // the brain that it locks
 	group.Tasks[0].Services[0].Name = name
 	_, _, err = s.Nomad.Jobs().Register(job, nil)
 	must(err)
 	harness.Eventually(s.T, "the stray process runs", func() error { return s.Lives(name, true) })
 }
 
-// clear removes what stray made.
+// clear removes what stray created.
 func clear(s *harness.Stores, engineID string) {
 	name := "engine-" + engineID
 	_, _, _ = s.Nomad.Jobs().Deregister(name, true, nil)
@@ -101,7 +101,7 @@ func clear(s *harness.Stores, engineID string) {
 	if mount := s.MountWith(engineID); mount != "" {
 		_, _ = s.Vault.Logical().Delete(mount + "/metadata/engines/" + engineID)
 	}
-	harness.Eventually(s.T, "the stray volume is gone", func() error {
+	harness.Eventually(s.T, "the stray volume is removed", func() error {
 		volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
 		for _, v := range volumes {
 			if v.Name == name {
@@ -112,7 +112,7 @@ func clear(s *harness.Stores, engineID string) {
 	})
 }
 
-// looseKey makes a secret that says nothing of whose it is.
+// looseKey creates a secret that names no owner.
 func looseKey(s *harness.Stores, prefix, engineID string) {
 	s.T.Helper()
 	if _, err := s.Vault.Logical().Write(harness.MountName(prefix)+"/data/engines/"+engineID, map[string]any{"data": map[string]any{"api_key": "no key"}}); err != nil {
@@ -121,8 +121,8 @@ func looseKey(s *harness.Stores, prefix, engineID string) {
 	s.T.Cleanup(func() { _, _ = s.Vault.Logical().Delete(harness.MountName(prefix) + "/metadata/engines/" + engineID) })
 }
 
-// bareVolume makes a volume on the node of an engine that there is, that nothing
-// else knows of.
+// bareVolume creates a volume on the node of an existing engine that nothing else refers
+// to.
 func bareVolume(s *harness.Stores, model *client.Engine, engineID string) {
 	s.T.Helper()
 	job, _, err := s.Nomad.Jobs().Info("engine-"+model.EngineID, nil)
@@ -139,7 +139,7 @@ func bareVolume(s *harness.Stores, model *client.Engine, engineID string) {
 	s.T.Cleanup(func() { clear(s, engineID) })
 }
 
-// suspected sets a tombstone as old as an hour.
+// suspected sets the age of a tombstone to an hour.
 func suspected(s *harness.Stores, prefix, engineID string) {
 	s.T.Helper()
 	tombstone, err := json.Marshal(map[string]any{"engine_id": engineID, "first_seen": time.Now().Add(-time.Hour)})
@@ -151,13 +151,13 @@ func suspected(s *harness.Stores, prefix, engineID string) {
 	}
 }
 
-// engineIDOf makes an engine_id with an id prefix.
+// engineIDOf generates an engine_id with an id prefix.
 func engineIDOf(idPrefix string) string { return idPrefix + strings.ToLower(rand.Text())[:20] }
 
-// What has no row and cannot hold anybody's memory is removed after its time and
-// audited, whatever store it is in; nothing is while a list cannot be read; what
-// another deployment made stays. What may hold somebody's memory is quarantined, and
-// only an admin removes it.
+// Objects without a row that cannot contain anybody's memory are removed after the grace
+// time and audited, in every store. Nothing is removed while a list cannot be read, and
+// objects of another deployment stay. What may contain somebody's memory is quarantined,
+// and only an admin removes it.
 func TestReconcileRemovesOrphans(t *testing.T) {
 	t.Parallel()
 	prefix := "orphans/"
@@ -205,13 +205,13 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	}
 	plan, err := r.Admin().PlanReconcile(ctx)
 	if err != nil || !slices.Equal(plan.Incomplete, []string{"unreachable_volumes"}) {
-		t.Fatalf("the dry run says %+v, %v", plan, err)
+		t.Fatalf("the dry run returns %+v, %v", plan, err)
 	}
 	refused.Store(false)
 
 	gone := func(id string) {
 		t.Helper()
-		harness.Eventually(t, "the orphan is gone", func() error {
+		harness.Eventually(t, "the orphan is removed", func() error {
 			mark, _, err := s.Consul.KV().Get(prefix+"orphans/"+id, nil)
 			if err != nil || mark != nil {
 				return fmt.Errorf("it is still suspected: %v, %w", mark, err)
@@ -233,12 +233,12 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 			what[row.EngineID] = fmt.Sprint(row.Metadata["what"])
 		}
 		if len(what) != 2 || what[bare] != "[volume]" || what[loose] != "[variable key]" {
-			return fmt.Errorf("it says %v", what)
+			return fmt.Errorf("it contains %v", what)
 		}
 		return nil
 	})
 
-	// The whole one is left to an admin.
+	// The complete one is left to an admin.
 	harness.Eventually(t, "what may hold somebody's memory is quarantined", func() error {
 		list, err := r.Admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != whole {
@@ -250,12 +250,12 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 		t.Errorf("it was touched: %v", err)
 	}
 	if st, err := r.Admin().Whole(ctx); err != nil || st.Quarantined != 1 {
-		t.Errorf("the admin's status says %+v, %v", st, err)
+		t.Errorf("the admin's status is %+v, %v", st, err)
 	}
 	if rows := r.Audited(t, "quarantine"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Outcome != "ok" {
 		t.Errorf("audited: %+v", rows)
 	}
-	// Its job, which was copied, names a user who has another engine.
+	// Its copied job names a user who has another engine.
 	harness.WantCode(t, harness.ErrOf(r.Admin().Adopt(ctx, whole, "", "")), 409, "ENGINE_ALREADY_EXISTS")
 	harness.WantCode(t, r.Admin().Discard(ctx, bare), 404, "QUARANTINE_NOT_FOUND")
 	if err := r.Admin().Discard(ctx, whole); err != nil {
@@ -284,9 +284,9 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	}
 }
 
-// An orphan waits its time, and the dry run says so; a tombstone of what has a
-// row is taken away. A process that should not run is ended, a count that is
-// wrong corrected, and two things of one name are left to an operator.
+// An orphan is kept for the grace time, and the dry run says so; a tombstone of something
+// with a row is removed. A process that should not run is ended, a wrong count is
+// corrected, and two objects of one name are left to an operator.
 func TestReconcileCorrects(t *testing.T) {
 	t.Parallel()
 	prefix := "corrects/"
@@ -333,7 +333,7 @@ func TestReconcileCorrects(t *testing.T) {
 	})
 	t.Run("Tombstones", func(t *testing.T) {
 		put("orphans/"+e.EngineID, `{"engine_id": "`+e.EngineID+`", "first_seen": "2020-01-01T00:00:00Z"}`)
-		harness.Eventually(t, "a living engine's tombstone is taken away", func() error {
+		harness.Eventually(t, "a living engine's tombstone is removed", func() error {
 			if got := value("orphans/" + e.EngineID); got != "" {
 				return fmt.Errorf("it is %s", got)
 			}
@@ -364,7 +364,7 @@ func TestReconcileCorrects(t *testing.T) {
 		harness.Eventually(t, "its process is ended again", func() error {
 			job, _, err := s.Nomad.Jobs().Info(name, nil)
 			if err == nil && *job.TaskGroups[0].Count != 0 {
-				err = fmt.Errorf("its job asks for %d", *job.TaskGroups[0].Count)
+				err = fmt.Errorf("its job has count %d", *job.TaskGroups[0].Count)
 			}
 			if err == nil {
 				err = s.Lives(name, false)
@@ -409,7 +409,7 @@ func TestReconcileCorrects(t *testing.T) {
 		if acts := planned(r, t, e.EngineID); !slices.Equal(acts, []string{"report"}) {
 			t.Errorf("a pass would %v", acts)
 		}
-		harness.Eventually(t, "it is told", func() error {
+		harness.Eventually(t, "it is reported", func() error {
 			if r.Logs.Count("[ERROR]", "engine_id="+e.EngineID, "why=") == 0 {
 				return errors.New("nothing in the log")
 			}
@@ -459,7 +459,7 @@ func TestReconcileCorrects(t *testing.T) {
 		if role := roleOf(t, second); role != "follower" {
 			t.Errorf("the second is %s", role)
 		}
-		// A pass that is asked for, on whichever replica, is the leader's.
+		// The leader makes a requested pass, whichever replica got the request.
 		for _, asked := range []*harness.Replica{first, second, second} {
 			before := first.Passes()
 			if err := asked.Admin().Reconcile(ctx); err != nil {

@@ -18,9 +18,9 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// A registry that is restored from a backup which is older than some provisions,
-// destroys and rotations loses nothing and mixes nobody up: with the service stopped
-// as the manual says, and under its feet.
+// A registry that is restored from a backup which is older than some provisions, destroys
+// and rotations loses nothing and confuses no users: both with the service stopped, as the
+// manual requires, and with the service running.
 func TestRegistryRestored(t *testing.T) {
 	t.Parallel()
 	for name, stopped := range map[string]bool{"Stopped": true, "Running": false} {
@@ -61,8 +61,9 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	})
 	backup := p.Snapshot()
 
-	// What the backup does not know: the warm engines and pooled volumes of then are
-	// taken, first by a user who had another engine then, and by users of another product.
+	// What the backup does not know: the warm engines and pooled volumes of that time are
+	// now used, first by a user who had another engine then, and by users of another
+	// product.
 	if _, err := one.Destroy(ctx, "renewed"); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +96,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	destroyed.Gone = true
 
 	p.Restore(backup, stopped)
-	// The first to come are strangers. Nobody waits for the rebuild here.
+	// The first callers are other users, before the rebuild.
 	for i := range 6 {
 		user := fmt.Sprint("stranger-", i)
 		harness.Eventually(t, user+" is served", func() error {
@@ -134,10 +135,10 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	p.Whole()
 	st, err := p.R.Admin().Registry(ctx)
 	if err != nil || st.LastRecovery == nil || st.LastRecovery.Rebuilt < 10 || st.LastRecovery.Missing < 1 || st.LastRecovery.Products < 1 {
-		t.Errorf("the last recovery says %+v, %v", st.LastRecovery, err)
+		t.Errorf("the last recovery is %+v, %v", st.LastRecovery, err)
 	}
 	t.Logf("rebuilt within %s: %+v", st.LastRecovery.EndedAt.Sub(st.LastRecovery.BeganAt), st.LastRecovery)
-	// What is gone can only be destroyed.
+	// An engine whose brain is missing can only be destroyed.
 	one.BaseURL = p.R.URL
 	harness.WantCode(t, harness.ErrOf(one.Start(ctx, "destroyed")), 502, "ENGINE_BOOT_FAILED")
 	if _, err := one.Destroy(ctx, "destroyed"); err != nil {
@@ -146,7 +147,7 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	if got, warm := p.S.Census("past/"), len(p.S.WarmRows("past/")); got["quota"] != got["rows"]-warm || got["rows"] != got["engine-ids/"] {
 		t.Errorf("the stores hold %v, %d of them warm", got, warm)
 	}
-	// Everybody can be destroyed, and then nothing is left.
+	// All engines can be destroyed, and then nothing remains.
 	for who, o := range p.Known {
 		if o.Gone {
 			continue
@@ -157,8 +158,8 @@ func testRegistryRestored(t *testing.T, stopped bool) {
 	}
 }
 
-// A pass that reads a registry which was restored a moment ago acts on none of it: it
-// would end the process of an engine that was started since.
+// A pass that reads a registry which was restored a moment ago does not act on it: it would
+// end the process of an engine that was started since.
 func TestRestoredUnderAPass(t *testing.T) {
 	t.Parallel()
 	p, ctx := harness.NewPast(t, map[string]string{"ORCH_RECONCILE_INTERVAL_S": "60"}), t.Context()
@@ -194,8 +195,8 @@ func TestRestoredUnderAPass(t *testing.T) {
 	}
 }
 
-// A registry that is lost as a whole is rebuilt: products with their keys, engines
-// with theirs, stopped ones stopped.
+// A registry that is lost completely is rebuilt: products with their keys, engines with
+// theirs, stopped engines as stopped.
 func TestRegistryLost(t *testing.T) {
 	t.Parallel()
 	p := harness.NewPast(t, nil)
@@ -229,7 +230,7 @@ func TestRegistryLost(t *testing.T) {
 	p.R = harness.StartService(t, p.Stack, p.Vars)
 	var health struct{ Registry string }
 	if err := p.R.Admin().Do(ctx, http.MethodGet, "/health", nil, &health); err != nil || health.Registry != "recovering" {
-		t.Logf("health says %+v, %v", health, err) // it may be over already
+		t.Logf("health is %+v, %v", health, err) // it may be over already
 	}
 	p.Whole()
 	t.Logf("everything is back after %s", time.Since(began).Round(100*time.Millisecond))
@@ -244,7 +245,7 @@ func TestRegistryLost(t *testing.T) {
 	harness.WantCode(t, harness.ErrOf(one.Provision(ctx, "b", "")), 429, "QUOTA_EXCEEDED")
 }
 
-// One row that a hand removed comes back, and the admin can see why.
+// A row that was removed manually is rebuilt, and the admin can see why.
 func TestRowRemovedByHand(t *testing.T) {
 	t.Parallel()
 	prefix := "row-removed/"
@@ -282,7 +283,7 @@ func TestRowRemovedByHand(t *testing.T) {
 	if m := harness.Export(t, e, e.APIKey); m.Knows("kept") != nil || len(m.Runs) != 1 || m.Runs[0].PID != pid {
 		t.Errorf("its process or memory is another: %+v", m)
 	}
-	// One that meets another write is made again, and audited again.
+	// A rebuild that meets another write is repeated, and audited again.
 	recoveries := slices.DeleteFunc(r.Audited(t, "registry_recover"), func(e harness.AuditRow) bool { return e.Outcome == "ENGINE_BUSY" })
 	if len(recoveries) != 1 || recoveries[0].Outcome != "ok" || fmt.Sprint(recoveries[0].Metadata["rebuilt"]) != "1" {
 		t.Errorf("audited: %+v", recoveries)
@@ -293,8 +294,8 @@ func TestRowRemovedByHand(t *testing.T) {
 	s.WantCensus(prefix, map[string]int{"rows": 0, "engine-ids/": 0, "graves/": 0, "quota": 0, "variables": 0})
 }
 
-// A row that names another user than the engine's secret discloses no key to anybody
-// and destroys nothing of the engine's: its user gets it back.
+// A row that names another user than the engine's secret discloses no key to anybody, and
+// destroys nothing of the engine: its user gets it back.
 func TestRowOfAStranger(t *testing.T) {
 	t.Parallel()
 	prefix := "stranger/"
@@ -310,7 +311,7 @@ func TestRowOfAStranger(t *testing.T) {
 	if err != nil || len(rows) != 1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
-	// The registry says that the engine is a stranger's.
+	// The registry names another user as the engine's owner.
 	thief := rows[0]
 	owner := s.Rows(prefix)[0]
 	thief.UserID = "thief"
@@ -403,8 +404,7 @@ func TestRowOfAStranger(t *testing.T) {
 	})
 }
 
-// A provision that is asked for once more is not answered with a key that its secret
-// says is somebody else's.
+// A retried provision does not return a key whose secret names another owner.
 func TestAnswerOfAStranger(t *testing.T) {
 	t.Parallel()
 	vars := map[string]string{"ORCH_CONSUL_PREFIX": "answer-of-a-stranger/", "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "3600", "ORCH_DATABASE_URL": "sqlite://" + filepath.Join(t.TempDir(), "audit.db")}
@@ -416,7 +416,7 @@ func TestAnswerOfAStranger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Stop() // it has the key in memory
+	r.Stop() // it has cached the key
 	rows, err := s.Engines(prefix)
 	if err != nil || len(rows) != 1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
@@ -447,9 +447,9 @@ func TestAnswerOfAStranger(t *testing.T) {
 	}
 }
 
-// A registry that cannot be rebuilt, for a list cannot be read, keeps every change
-// waiting, and then says why; running engines are admitted. Once it can be, all goes
-// on.
+// While a registry cannot be rebuilt because a list cannot be read, every change waits, and
+// then fails with the reason; users of running engines are admitted. Once it can be
+// rebuilt, everything continues.
 func TestRegistryRecovering(t *testing.T) {
 	t.Parallel()
 	prefix := "recovering/"
@@ -515,7 +515,7 @@ func TestRegistryRecovering(t *testing.T) {
 	}
 	refused.Store(false)
 	harness.Eventually(t, "the registry is whole again", func() error { return harness.ErrOf(c.RotateKey(ctx, "u")) })
-	harness.Eventually(t, "a quarantine of which nothing is left goes", func() error {
+	harness.Eventually(t, "a quarantine without remains is removed", func() error {
 		list, err := r.Admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) > 0 {
 			return fmt.Errorf("%+v, %w", list, err)

@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestUnreadableProduct damages the record of a product that has no witness in Vault any
-// more: every call of it says so, and no other product notices.
+// TestUnreadableProduct damages the record of a product whose witness in Vault is missing:
+// every call of the product reports that, and no other product is affected.
 func TestUnreadableProduct(t *testing.T) {
 	t.Parallel()
 	d := newDamage(t, "unreadable-product/", map[string]string{"ORCH_VOLUME_POOL": "2"})
@@ -38,7 +38,7 @@ func TestUnreadableProduct(t *testing.T) {
 			d.r.Send(t, o, harness.AdminKey).Want(t, o, 503, "RECORD_UNREADABLE")
 		}
 	}
-	// What an admin would give to a user of it cannot be given, either.
+	// The admin cannot give an engine to one of its users either.
 	bare := engineIDOf(d.engine.EngineID[:6])
 	bareVolume(d.s, d.engine, bare)
 	d.write(d.prefix+"quarantine/"+bare, `{"engine_id": "`+bare+`"}`)
@@ -69,8 +69,8 @@ func TestUnreadableProduct(t *testing.T) {
 	}
 }
 
-// TestUnreadableRow damages the row of an engine whose secret is gone, too: an admin
-// decides. Nothing of it is removed meanwhile, and leftovers of others are.
+// TestUnreadableRow damages the row of an engine whose secret is missing: an admin must
+// decide. Nothing of the engine is removed meanwhile, while leftovers of others are.
 func TestUnreadableRow(t *testing.T) {
 	t.Parallel()
 	d := newDamage(t, "unreadable-row/", map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_ORPHAN_GRACE_S": "1"})
@@ -123,8 +123,8 @@ func TestUnreadableRow(t *testing.T) {
 	}
 }
 
-// TestNewerRow has a newer version of the service write a row: a state that this one
-// does not know is refused in words that say so, and what else it does not know is kept.
+// TestNewerRow lets a newer version of the service write a row: a state that this version
+// does not know is refused with that reason, and other unknown fields are kept.
 func TestNewerRow(t *testing.T) {
 	t.Parallel()
 	d := newDamage(t, "newer-row/", map[string]string{"ORCH_VOLUME_POOL": "2"})
@@ -158,7 +158,7 @@ func TestNewerRow(t *testing.T) {
 			got := d.r.Send(t, o, d.harmed.PlatformKey)
 			got.Want(t, o, 503, "RECORD_UNREADABLE")
 			if !strings.Contains(got.Message, "newer version") {
-				t.Errorf("%s says %q", o.ID, got.Message)
+				t.Errorf("%s returns %q", o.ID, got.Message)
 			}
 		}
 	}
@@ -198,7 +198,7 @@ func TestNewerRow(t *testing.T) {
 	keeps(product, "region")
 	d.write(product, rubbish)
 	harness.Eventually(t, "the product is back", func() error { return d.works(ctx) })
-	keeps(product, "region") // its witness has it, too
+	keeps(product, "region") // its witness contains it, too
 }
 
 // TestTwoRowsOfOneEngine writes a second row that names a user's engine: nothing of the
@@ -241,7 +241,7 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 	if err := d.life(ctx); err != nil {
 		t.Error(err)
 	}
-	// The stranger's goes alone.
+	// Only the other user's row is removed.
 	if _, err := d.harmed.Destroy(ctx, "twin"); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestTwoRowsOfOneEngine(t *testing.T) {
 	if _, err := d.harmed.Destroy(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "nothing is left", func() error {
+	harness.Eventually(t, "nothing remains", func() error {
 		if left := d.left(); len(left) > 0 {
 			return fmt.Errorf("left behind: %v", left)
 		}

@@ -21,7 +21,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// accepts says what is wrong when an engine does not take a key and refuse another.
+// accepts returns an error unless an engine accepts a key and refuses others.
 func accepts(t *testing.T, e *client.Engine, key string, refused ...string) error {
 	t.Helper()
 	if status, err := harness.EngineCall(t.Context(), e, key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusOK {
@@ -35,9 +35,9 @@ func accepts(t *testing.T, e *client.Engine, key string, refused ...string) erro
 	return nil
 }
 
-// An engine whose key's metadata a hand deleted in Vault gets a new key by a rotation,
-// or by its next start, and no replica answers the old one then, although Vault counts
-// its versions anew.
+// An engine whose key's metadata was deleted manually in Vault gets a new key by a
+// rotation, or at its next start. No replica returns the old key afterwards, although Vault
+// counts versions from 1 again.
 func TestKeyDeletedInVault(t *testing.T) {
 	t.Parallel()
 	for name, reload := range map[string]string{"restart": "", "reload": "signal"} {
@@ -57,7 +57,7 @@ func TestKeyDeletedInVault(t *testing.T) {
 			harness.Remember(t, e, e.APIKey, "kept")
 			lose := func() {
 				t.Helper()
-				for _, r := range all { // each has it in memory
+				for _, r := range all { // each replica has it in its cache
 					if got, err := harness.At(c, r).Engine(ctx, "u"); err != nil || got.APIKey == "" {
 						t.Fatalf("%+v, %v", got, err)
 					}
@@ -68,7 +68,7 @@ func TestKeyDeletedInVault(t *testing.T) {
 			}
 			first := e.APIKey
 			lose()
-			harness.Eventually(t, "a pass says what to do", func() error {
+			harness.Eventually(t, "a pass logs what to do", func() error {
 				for _, act := range planned(all[0], t, e.EngineID) {
 					if act == "report" {
 						return nil
@@ -113,7 +113,7 @@ func TestKeyDeletedInVault(t *testing.T) {
 			if err := harness.Export(t, e, third).Knows("kept"); err != nil {
 				t.Fatal(err)
 			}
-			// The repaired engine rotates as any other.
+			// The repaired engine can rotate its key like any other.
 			if second, err = c.RotateKey(ctx, "u"); err != nil {
 				t.Fatal(err)
 			}
@@ -127,9 +127,9 @@ func TestKeyDeletedInVault(t *testing.T) {
 	}
 }
 
-// A Vault that is put back to what it was loses keys, and nothing else: nothing is
-// removed and nobody is mixed up, the admin is told how many engines lost theirs, and
-// re-keying brings all of them back.
+// A Vault that is restored from an old backup has lost keys, and nothing else: nothing is
+// removed, no users are confused, the admin sees how many engines lost their key, and
+// re-keying restores all of them.
 func TestVaultRestored(t *testing.T) {
 	t.Parallel()
 	p := harness.NewPast(t, map[string]string{"ORCH_IDLE_TIMEOUT_S": "0", "ORCH_WARM_POOL": "1"})
@@ -177,7 +177,7 @@ func TestVaultRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Known["one/stopped"].Status = "stopped"
-	// One that was warm when the backup was made. A busy machine may pass it over.
+	// An engine that was warm when the backup was made. A busy machine may skip it.
 	harness.Eventually(t, "it is claimed", func() error {
 		if o := p.Provision(c, "one", "claimed"); then[o.Engine.EngineID] {
 			return nil
@@ -189,7 +189,7 @@ func TestVaultRestored(t *testing.T) {
 	})
 	p.S.Described(p.Known["one/claimed"].Engine.EngineID, `user "claimed"`)
 	p.Provision(c, "one", "since")
-	p.R.Stop() // no replica has a key in memory
+	p.R.Stop() // no replica has a key in its cache
 	restart(func() {
 		if err := os.RemoveAll(storage); err != nil {
 			t.Fatal(err)
@@ -198,7 +198,7 @@ func TestVaultRestored(t *testing.T) {
 	})
 	p.R = harness.StartService(t, p.Stack, p.Vars)
 	c.BaseURL = p.R.URL
-	harness.Eventually(t, "the admin is told", func() error {
+	harness.Eventually(t, "the admin sees it", func() error {
 		st, err := p.R.Admin().Registry(ctx)
 		if err != nil || st.State != "ok" || st.Keys != "lost" || st.KeysMissing != 3 {
 			return fmt.Errorf("%+v, %w", st, err)
@@ -219,7 +219,7 @@ func TestVaultRestored(t *testing.T) {
 		}
 		return nil
 	})
-	p.Provision(c, "one", "new") // somebody who has nothing to do with it
+	p.Provision(c, "one", "new") // a user who is not affected
 	done, err := p.R.Admin().Rekey(ctx)
 	if err != nil || done.Rekeyed != 2 || done.AtStart != 1 || done.Failed != 0 || done.Left != 0 {
 		t.Fatalf("%+v, %v", done, err)
@@ -259,8 +259,8 @@ func TestVaultRestored(t *testing.T) {
 	})
 }
 
-// The keys of a deployment are its own: a service with another registry does not run
-// on them, whatever its prefix.
+// The keys of a deployment belong to it: a service with another registry does not start
+// with them, whatever its prefix.
 func TestForeignMount(t *testing.T) {
 	t.Parallel()
 	prefix := "foreign-mount/"
@@ -316,7 +316,7 @@ func TestForeignMount(t *testing.T) {
 	}
 }
 
-// otherConsul is a Consul that the stack's agents do not know.
+// otherConsul starts a Consul that the stack's agents do not know.
 func otherConsul(t *testing.T) string {
 	t.Helper()
 	var ports [3]string
@@ -335,7 +335,7 @@ func otherConsul(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // all it has is in memory
+		_ = cmd.Process.Kill() // its data is only in memory
 		_ = cmd.Wait()
 	})
 	addr := "http://127.0.0.1:" + ports[0]

@@ -22,7 +22,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// pausing is sleepy for a product whose engines are to be frozen.
+// pausing is like sleepy, for a product whose engines are frozen.
 var pausing = map[string]any{"idle_timeout_s": 1, "sleep_mode": "pause", "allowed_images": []string{"*", "*/*"}}
 
 // pausable is one engine of a product with sleep_mode pause.
@@ -45,7 +45,7 @@ func newPausable(t *testing.T, r *harness.Replica, prefix, image string) *pausab
 	return p
 }
 
-// process is the engine's process, as the machine numbers it.
+// process returns the pid of the engine's process on the machine.
 func (p *pausable) process(e *client.Engine) int {
 	p.t.Helper()
 	return harness.Inspect(p.t, e).State.Pid
@@ -64,18 +64,18 @@ func (p *pausable) row() *engine.Row {
 func (p *pausable) freezes() {
 	p.t.Helper()
 	harness.Eventually(p.t, "the idle engine sleeps", func() error { return harness.InState(p.t, p.Client, "u", "sleeping") })
-	harness.Eventually(p.t, "its process is stopped", func() error { // which it is at its next turn
+	harness.Eventually(p.t, "its process is stopped", func() error { // the process stops when it is next scheduled
 		if got := harness.ProcessState(p.pid); got != "T" {
 			return fmt.Errorf("it is in state %q", got)
 		}
 		return nil
 	})
 	if row := p.row(); row.Frozen == nil || row.URL != "" || row.AllocID != "" {
-		p.t.Fatalf("its row says %+v", row)
+		p.t.Fatalf("its row contains %+v", row)
 	}
 }
 
-// wakes admits its user, who finds the same process, brain and key.
+// wakes admits its user, and checks that process, brain and key are the same.
 func (p *pausable) wakes() {
 	p.t.Helper()
 	began := time.Now()
@@ -90,7 +90,8 @@ func (p *pausable) wakes() {
 	p.wantKept(a.Engine)
 }
 
-// startsAnew admits its user, who finds another process with the brain and key.
+// startsAnew admits its user, and checks that the process is new, and brain and key are the
+// same.
 func (p *pausable) startsAnew() {
 	p.t.Helper()
 	a, err := harness.Admit(p.t.Context(), p.Client, "u", false, true)
@@ -116,12 +117,12 @@ func (p *pausable) wantKept(e *client.Engine) {
 		p.t.Errorf("it ran %d times, want %d; %v", len(m.Runs), p.runs, err)
 	}
 	if row := p.row(); row.Frozen != nil || row.State != engine.Running {
-		p.t.Errorf("its row says %+v", row)
+		p.t.Errorf("its row contains %+v", row)
 	}
 }
 
-// wantGrace checks that the engine's last run but one ended in its own time: what
-// is killed notes nothing in the brain.
+// wantGrace checks that the engine's last run but one ended gracefully: a killed process
+// writes no end into the brain.
 func (p *pausable) wantGrace(e *client.Engine) {
 	p.t.Helper()
 	m := harness.Export(p.t, e, p.e.APIKey)
@@ -150,11 +151,11 @@ func TestPause(t *testing.T) {
 	p, ctx := newPausable(t, r, prefix, ""), t.Context()
 	p.freezes()
 
-	// Its check fails, and nobody minds.
+	// Its check fails, without consequences.
 	harness.Eventually(t, "the check of the frozen engine fails", func() error {
 		checks, _, err := p.s.Consul.Health().Checks("engine-"+p.e.EngineID, nil)
 		if err == nil && checks.AggregatedStatus() != consul.HealthCritical {
-			err = fmt.Errorf("it says %s", checks.AggregatedStatus())
+			err = fmt.Errorf("it is %s", checks.AggregatedStatus())
 		}
 		return err
 	})
@@ -188,10 +189,10 @@ func TestPause(t *testing.T) {
 		rows, _ := harness.AuditLog(t, p.Client, "?action="+action)
 		for _, row := range rows {
 			if row.DurationMS == nil {
-				continue // it is told a moment later
+				continue // it is reported a moment later
 			}
 			if row.Metadata["why"] == "reconcile" && row.Outcome == "ENGINE_BUSY" {
-				continue // a pass took a slow look between two changes, and was refused
+				continue // a pass read it between two changes, and its action was refused
 			}
 			if row.Outcome != "ok" || row.Metadata["paused"] != true {
 				t.Errorf("audit row %+v", row)
@@ -205,7 +206,7 @@ func TestPause(t *testing.T) {
 		t.Errorf("failed: %+v", rows)
 	}
 
-	// A start wakes as well, and its rotation works.
+	// A start wakes it too, and its rotation works.
 	if e, err := p.Start(ctx, "u"); err != nil || e.URL != p.e.URL {
 		t.Fatalf("start: %+v, %v", e, err)
 	}
@@ -220,7 +221,7 @@ func TestPause(t *testing.T) {
 	p.freezes()
 	p.wakes()
 
-	// One that missed a rollout of provider keys gets them.
+	// An engine that missed a rollout of provider keys gets them.
 	p.freezes()
 	rollout := &consul.KVPair{Key: prefix + "provider-keys", Value: fmt.Appendf(nil, `{"target_version":%d,"halted":true}`, p.row().EnvVersion+1)}
 	if _, err := p.s.Consul.KV().Put(rollout, nil); err != nil {
@@ -231,7 +232,7 @@ func TestPause(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A stop ends the process, which notes so.
+	// A stop ends the process gracefully.
 	p.freezes()
 	if _, err := p.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
@@ -272,8 +273,8 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// TestPausedIsResized: a paused engine whose policy gives it other resources by the time
-// that it is woken gets them, by a process of its own.
+// TestPausedIsResized: if the policy of a paused engine gets other resources, the engine
+// gets them when it is woken, in a new process.
 func TestPausedIsResized(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -302,8 +303,8 @@ func TestPausedIsResized(t *testing.T) {
 	p.wakes() // nothing has changed since
 }
 
-// exits returns how the container of the engine ends: docker's word for the exit
-// code of its process.
+// exits returns a function that waits for the end of the engine's container and returns the
+// exit code that docker reports.
 func (p *pausable) exits() (code func() string) {
 	p.t.Helper()
 	id, out := harness.Inspect(p.t, p.e).ID, make(chan string, 1)
@@ -319,7 +320,8 @@ func (p *pausable) exits() (code func() string) {
 	return func() string { return <-out }
 }
 
-// What happens to a paused engine's process leaves it asleep, and wakes as ever.
+// Whatever happens to a paused engine's process, the engine stays asleep, and can be woken
+// as usual.
 func TestPauseLost(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -384,8 +386,8 @@ func TestPauseLost(t *testing.T) {
 	}
 }
 
-// What cannot be frozen is stopped: another driver's engines, and those whose
-// first process is not the one that serves.
+// Engines that cannot be frozen are stopped: those of another driver, and those whose first
+// process is not the serving one.
 func TestPauseFallsBack(t *testing.T) {
 	t.Parallel()
 	t.Run("raw_exec", func(t *testing.T) {
@@ -408,7 +410,7 @@ func TestPauseFallsBack(t *testing.T) {
 		p := newPausable(t, pauseService(t, prefix, nil), prefix, supervisedImage(t))
 		harness.Eventually(t, "the idle engine sleeps without a process", func() error {
 			if row := p.row(); row.State != engine.Sleeping || row.Frozen != nil {
-				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow answer is taken for none at first
+				return fmt.Errorf("%s, %+v", row.State, row.Frozen) // a slow response counts as none at first
 			}
 			return nil
 		})
@@ -445,8 +447,8 @@ func supervisedImage(t *testing.T) string {
 	return image
 }
 
-// A signal that comes late, from a replica that was paused, stops an engine in
-// use: it goes on when its check fails.
+// A late signal, from a replica that was paused, stops an engine in use. It continues when
+// its check fails.
 func TestStoppedByMistake(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()
@@ -459,7 +461,7 @@ func TestStoppedByMistake(t *testing.T) {
 	if err := p.s.Nomad.Allocations().Signal(&nomad.Allocation{ID: p.row().AllocID}, nil, "", "SIGSTOP"); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "it goes on", func() error {
+	harness.Eventually(t, "it runs again", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		status, err := harness.EngineCall(ctx, p.e, p.e.APIKey, http.MethodGet, "/health", nil, nil)
@@ -474,9 +476,8 @@ func TestStoppedByMistake(t *testing.T) {
 	p.wantKept(p.e)
 }
 
-// TestPausedOwnerOfASignal pauses a replica just before it sends a signal, which
-// nothing but its lease guards. What another one made of the engine meanwhile
-// stays so when it wakes.
+// TestPausedOwnerOfASignal pauses a replica just before it sends a signal, which only its
+// lease guards. When it resumes, it does not undo what another replica did meanwhile.
 func TestPausedOwnerOfASignal(t *testing.T) {
 	harness.NeedDocker(t)
 	t.Parallel()

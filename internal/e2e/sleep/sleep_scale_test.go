@@ -20,10 +20,10 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// TestManyFallAsleep lets many engines fall idle in the same moment, and logs
-// what each costs the service, Consul and the audit log. They have rows alone, and
-// one process that answers for all: what Nomad needs to end a process is not in
-// it. ORCH_TEST_SLEEPERS says how many.
+// TestManyFallAsleep makes many engines idle at the same time, and logs what each costs the
+// service, Consul and the audit log. They have only rows, and one process that responds for
+// all, so the time that Nomad needs to end a process is not included. ORCH_TEST_SLEEPERS
+// sets the number.
 func TestManyFallAsleep(t *testing.T) {
 	t.Parallel()
 	many := 300
@@ -46,7 +46,7 @@ func TestManyFallAsleep(t *testing.T) {
 		t.Fatalf("nodes %v, %v", nodes, err)
 	}
 
-	// The rows are those of a replica that is gone when they are all there.
+	// The rows belong to a replica that has ended when they are complete.
 	store := registry.New(s.Consul, prefix)
 	replica := store.Join(hclog.NewNullLogger())
 	joined, leave := context.WithCancel(context.Background())
@@ -63,7 +63,8 @@ func TestManyFallAsleep(t *testing.T) {
 		group.Go(func() error {
 			e := &engine.Row{
 				EngineID: fmt.Sprint("sleeper-", i), ProductID: productID, ProductSlug: tenant.Slug, UserID: fmt.Sprint("user-", i),
-				// Not desired to run: whoever looks after those would miss their jobs.
+				// They are not desired to run, because otherwise their missing jobs would
+				// be noticed.
 				State: engine.Provisioning, Desired: engine.Sleeping, Image: "reference-engine", KeyVersion: 1,
 				NodeID: nodes[0].ID, URL: server.URL, CreatedAt: time.Now().UTC(),
 			}

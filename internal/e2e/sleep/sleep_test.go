@@ -19,8 +19,8 @@ import (
 	"github.com/septemberai/orch/internal/testpg"
 )
 
-// sleepy is the policy of a product whose engines sleep as soon as they may: a
-// second after their last admit, and the flushes that follow it.
+// sleepy is the policy of a product whose engines sleep as soon as possible: a second after
+// their last admit, plus the flushes that follow.
 var sleepy = map[string]any{"idle_timeout_s": 1}
 
 func TestSleepAndWake(t *testing.T) {
@@ -67,8 +67,8 @@ func TestSleepAndWake(t *testing.T) {
 		}
 	}
 
-	// A sleeping engine is stopped without a process, and then only a start
-	// brings it back.
+	// A sleeping engine can be stopped without a process; then only a start starts it
+	// again.
 	harness.Eventually(t, "it sleeps again", func() error { return harness.InState(t, c, "u", "sleeping") })
 	if _, err := c.Stop(ctx, "u"); err != nil {
 		t.Fatal(err)
@@ -85,8 +85,8 @@ func TestSleepAndWake(t *testing.T) {
 	}
 }
 
-// What keeps an engine awake and what does not; an idle engine beside them shows
-// that the time had come.
+// Tests what keeps an engine awake and what does not. An idle engine beside them shows that
+// the idle time has passed.
 func TestKeptAwake(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "4"})
@@ -123,7 +123,7 @@ func TestKeptAwake(t *testing.T) {
 	if rows, _ := harness.AuditLog(t, c, "?action=sleep"); len(rows) != 2 {
 		t.Errorf("%d engines were put to sleep", len(rows))
 	}
-	// The last call counts, and ends by itself.
+	// The last call counts, and expires by itself.
 	if _, err := c.KeepAwake(ctx, "kept", time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestKeptAwake(t *testing.T) {
 	harness.WantCode(t, c.Do(ctx, http.MethodPost, "/engines/kept/keep-awake", nil, nil), 400, "INVALID_REQUEST")
 }
 
-// Admits that are denied keep nothing awake, however many there are.
+// Denied admits keep nothing awake, however many there are.
 func TestDeniedAdmitsKeepNothingAwake(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
@@ -166,8 +166,8 @@ func TestDeniedAdmitsKeepNothingAwake(t *testing.T) {
 	denied.Wait()
 }
 
-// Admits on one replica keep an engine awake whichever leads, and a product's
-// keep-awake waits for its rotation.
+// Admits on one replica keep an engine awake whichever replica leads, and a product's
+// keep-awake waits for a rotation of its key.
 func TestSleepOfTwoReplicas(t *testing.T) {
 	t.Parallel()
 	testpg.Need(t)
@@ -236,7 +236,7 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 		}
 	}
 
-	// Nothing is put to sleep unaudited.
+	// Nothing is put to sleep without an audit row.
 	harness.Provision(t, c, "unaudited", "")
 	before := map[*harness.Replica]int{}
 	for _, r := range all {
@@ -249,7 +249,7 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 				return nil
 			}
 		}
-		return errors.New("nobody says so")
+		return errors.New("it is not reported")
 	})
 	if err := harness.InState(t, c, "unaudited", "running"); err != nil {
 		t.Errorf("without an audit log: %v", err)
@@ -260,8 +260,8 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 	harness.Eventually(t, "it sleeps", func() error { return harness.InState(t, c, "unaudited", "sleeping") })
 }
 
-// TestSleepRacesAdmits admits users, on two replicas, just when their engines are
-// being put to sleep: who is admitted finds an engine that answers.
+// TestSleepRacesAdmits admits users, on two replicas, just when their engines are being put
+// to sleep: an admitted user finds an engine that responds.
 func TestSleepRacesAdmits(t *testing.T) {
 	t.Parallel()
 	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "3"})
@@ -292,8 +292,7 @@ func TestSleepRacesAdmits(t *testing.T) {
 					t.Errorf("%s: %+v, %v", user, a, err)
 					return
 				}
-				// From its answer on, an admit keeps the engine for the idle time at the
-				// least.
+				// After its response, an admit keeps the engine for at least the idle time.
 				tick := time.NewTicker(20 * time.Millisecond)
 				defer tick.Stop()
 				for answered := time.Now(); ; <-tick.C {
@@ -303,7 +302,7 @@ func TestSleepRacesAdmits(t *testing.T) {
 						break
 					}
 					if err != nil || status != http.StatusOK {
-						t.Errorf("%s was admitted %s, and %s later its engine says %d, %v", user, what, since, status, err)
+						t.Errorf("%s was admitted %s, and %s later its engine returns %d, %v", user, what, since, status, err)
 						return
 					}
 				}
@@ -318,7 +317,7 @@ func TestSleepRacesAdmits(t *testing.T) {
 	t.Logf("admits came %v; %d sleeps", found, len(rows))
 }
 
-// rowKey is where a user's row stands in Consul.
+// rowKey returns the key of a user's row in Consul.
 func rowKey(s *harness.Stores, prefix, user string) string {
 	s.T.Helper()
 	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
@@ -335,7 +334,7 @@ func rowKey(s *harness.Stores, prefix, user string) string {
 	return ""
 }
 
-// awaitRow waits until a row is as wanted; nil after an error, which it reports.
+// awaitRow waits until a row is as wanted; it returns nil after reporting an error.
 func awaitRow(s *harness.Stores, key string, wanted func(map[string]any) bool) map[string]any {
 	var index uint64
 	for deadline := time.Now().Add(harness.Patience); time.Now().Before(deadline); {

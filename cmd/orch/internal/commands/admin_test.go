@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// answering is a service that gives canned answers and notes what it was asked.
+// answering is a service with fixed responses that records the calls.
 func answering(t *testing.T, answers map[string]string) (vars []string, asked func() string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -38,7 +38,7 @@ func answering(t *testing.T, answers map[string]string) (vars []string, asked fu
 	}
 }
 
-// orch runs a call, with nothing in its environment but vars.
+// orch runs a command with only vars in its environment.
 func orch(t *testing.T, vars []string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	w := newWorld(t, "")
@@ -62,7 +62,7 @@ func TestReconcileCommand(t *testing.T) {
 		t.Errorf("-dry-run -json: %d, %q", code, stdout)
 	}
 	if got := asked(); got != "GET /reconcile, GET /reconcile" {
-		t.Errorf("a dry run asked %s", got)
+		t.Errorf("a dry run called %s", got)
 	}
 	if code, stdout, _ := orch(t, vars, "reconcile"); code != 0 || stdout != "Status  requested\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -72,7 +72,7 @@ func TestReconcileCommand(t *testing.T) {
 func TestVolumeForgetCommand(t *testing.T) {
 	vars, asked := answering(t, map[string]string{"DELETE /unreachable-volumes/e1": `{"status": "forgotten", "engine_id": "e1"}`})
 	if code, _, stderr := orch(t, vars, "volume", "forget", "e1"); code != 2 || !strings.Contains(stderr, "give -yes") || asked() != "" {
-		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
+		t.Errorf("unconfirmed: %d, %q, it called %q", code, stderr, asked())
 	}
 	if code, stdout, _ := orch(t, vars, "volume", "forget", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  forgotten\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -89,9 +89,9 @@ func TestVolumeListCommand(t *testing.T) {
 	}
 	some, _ := answering(t, map[string]string{"GET /products/p2": `{"product_id": "p2"}`, "GET /unreachable-volumes": `{"unreachable_volumes": [{
 		"engine_id": "e1", "product_id": "p1", "user_id": "u1", "node_id": "n1", "node_name": "one", "node_silent": true,
-		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node is silent"}], "total": 1}`})
+		"volume_id": "v1", "volume_path": "", "since": "2026-11-24T06:19:48Z", "why": "its node does not respond"}], "total": 1}`})
 	code, stdout, stderr := orch(t, some, "volume", "list")
-	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node is silent$`).MatchString(stdout) {
+	if code != 0 || !regexp.MustCompile(`(?m)^e1 +\S+ \S+ +p1 +u1 +n1 +v1 +- +its node does not respond$`).MatchString(stdout) {
 		t.Errorf("%d, %q, %q", code, stdout, stderr)
 	}
 	if code, stdout, _ := orch(t, some, "volume", "list", "-product", "p2"); code != 0 || stdout != "no volume is unreachable\n" {
@@ -142,6 +142,6 @@ func TestNodeAdoptCommand(t *testing.T) {
 		t.Errorf("with failures: %d, %q, %q", code, stdout, stderr)
 	}
 	if got := asked(); got != "POST /nodes/new/adopt, POST /nodes/new/adopt, POST /nodes/bad/adopt" {
-		t.Errorf("it asked %s", got)
+		t.Errorf("it called %s", got)
 	}
 }

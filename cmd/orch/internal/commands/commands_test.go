@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is an environment without a terminal, and with configuration files of its own.
+// world is an environment without a terminal and with a separate configuration directory.
 type world struct {
 	cmdline.Env
 	out, err bytes.Buffer
@@ -35,19 +35,19 @@ func newWorld(t *testing.T, input string) *world {
 	return w
 }
 
-// run calls a command by its name.
+// run runs a command by its name.
 func (w *world) run(name string, args ...string) int {
 	return Program().Run(&w.Env, append(strings.Fields(name), args...))
 }
 
-// takeOut returns what was printed since the last call.
+// takeOut returns the output since its last call.
 func (w *world) takeOut() string {
 	defer w.out.Reset()
 	return w.out.String()
 }
 
-// TestEveryCommand: it has a synopsis, an example, flags that are explained, and a
-// group that lists it.
+// TestEveryCommand: it has a synopsis, an example, documented flags, and a group that lists
+// it.
 func TestEveryCommand(t *testing.T) {
 	p, env := Program(), &newWorld(t, "").Env
 	groups := map[string]string{}
@@ -88,7 +88,7 @@ func TestEveryCommand(t *testing.T) {
 		})
 		last := c.Name[strings.LastIndex(c.Name, " ")+1:]
 		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget", "remove"}, last); irreversible != (c.Ask != nil) {
-			t.Errorf("%s: it asks: %t", c.Name, c.Ask != nil)
+			t.Errorf("%s: it needs a confirmation: %t", c.Name, c.Ask != nil)
 		}
 		for flag := range c.Predict {
 			if flag != "" && f.Lookup(flag) == nil {
@@ -104,11 +104,11 @@ func TestDocumentIsFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(b), Document()); diff != "" {
-		t.Errorf("docs/cli.md is not what the commands say (-); run make docs:\n%s", diff)
+		t.Errorf("docs/cli.md does not match the commands (-); run make docs:\n%s", diff)
 	}
 }
 
-// TestCalledWrongly: exit code 2, and nobody is called: nothing listens there.
+// TestCalledWrongly: exit code 2, and no service is called, because none is listening.
 func TestCalledWrongly(t *testing.T) {
 	for line, want := range map[string]string{
 		"engine show":                              "got 0 arguments, need 1",
@@ -163,7 +163,7 @@ func TestCalledWrongly(t *testing.T) {
 	}
 }
 
-// TestEnvironment: which variables are needed, and that no key shows.
+// TestEnvironment: which variables are needed, and that no key is shown.
 func TestEnvironment(t *testing.T) {
 	for _, c := range []struct {
 		name string

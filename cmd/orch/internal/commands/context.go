@@ -67,16 +67,15 @@ not used.`,
 	}
 }
 
-// sayWhatCounts warns of variables of the environment that take the place of what the
-// context in use says.
+// sayWhatCounts warns about environment variables that override the context in use.
 func sayWhatCounts(c *cmdline.Call, p *profile) {
 	if c.Env.Getenv(urlVar) != "" {
-		c.Say("%s is set, and wins over this context: unset it, or give -context to a command.", urlVar)
+		c.Say("%s is set and overrides this context: unset it, or pass -context to a command.", urlVar)
 		return
 	}
 	for _, name := range []string{platformVar, adminVar} {
 		if p.namesNoKey() && c.Env.Getenv(name) != "" {
-			c.Say("This context names no key: that of %s is sent to %s.", name, p.Address)
+			c.Say("This context has no key: the key in %s is sent to %s.", name, p.Address)
 		}
 	}
 }
@@ -84,8 +83,8 @@ func sayWhatCounts(c *cmdline.Call, p *profile) {
 func contextRemove(env *cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "context remove", Args: []string{"name"}, Synopsis: "Remove a context", JSON: true,
-		About: `Remove a context. Of its keys nothing is removed. If it was in use, no context is in
-use. orch asks first, unless -yes is given.`,
+		About: `Remove a context. The keys that it refers to stay as they are. If it was in use, no context
+is in use afterwards. orch asks for confirmation, unless -yes is given.`,
 		Examples: []string{"orch context remove staging", "orch context remove -yes staging"},
 		Predict:  map[string]complete.Predictor{"": predictContexts(env)},
 		Prepare: func(c *cmdline.Call) error {
@@ -115,7 +114,7 @@ use. orch asks first, unless -yes is given.`,
 			t := &cmdline.Table{}
 			t.Row("Removed", name)
 			if used {
-				t.Row("In use", "none; orch context use names one")
+				t.Row("In use", "none; select one with orch context use")
 			}
 			return c.Show(map[string]string{"removed": name}, t)
 		},

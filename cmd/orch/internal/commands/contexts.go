@@ -32,7 +32,7 @@ type profile struct {
 	AdminKey    source `json:"admin_key,omitzero"`
 }
 
-// namesNoKey reports whether keys come from the environment's usual variables.
+// namesNoKey reports whether the keys come from the default environment variables.
 func (p *profile) namesNoKey() bool { return p.PlatformKey == (source{}) && p.AdminKey == (source{}) }
 
 // contextsFile returns the path of the configuration file.
@@ -124,12 +124,12 @@ func replaceFile(file string, content []byte) error {
 // names returns the names of the contexts, sorted.
 func (c *contexts) names() []string { return slices.Sorted(maps.Keys(c.Contexts)) }
 
-// named is the context of this name.
+// named returns the context with this name.
 func (c *contexts) named(name string) (*profile, error) {
 	if p := c.Contexts[name]; p != nil {
 		return p, nil
 	}
-	return nil, cmdline.Wrong("there is no context %q; orch context list shows those that there are", name)
+	return nil, cmdline.Wrong("there is no context %q; orch context list shows all contexts", name)
 }
 
 // predictContexts completes the name of a context.

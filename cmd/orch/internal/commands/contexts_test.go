@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// addContexts makes the contexts dev, which is in use, and prod.
+// addContexts adds the contexts dev, which is selected, and prod.
 func addContexts(t *testing.T, w *world) {
 	t.Helper()
 	key := filepath.Join(t.TempDir(), "key")
@@ -29,7 +29,7 @@ func addContexts(t *testing.T, w *world) {
 	}
 }
 
-// TestChoose: which service is called, with which keys.
+// TestChoose: which service is called, and with which keys.
 func TestChoose(t *testing.T) {
 	for name, c := range map[string]struct {
 		choice          choice
@@ -96,7 +96,7 @@ func TestChoose(t *testing.T) {
 	})
 }
 
-// TestNeeds: a command gets no key that it does not need.
+// TestNeeds: a command gets only the keys that it needs.
 func TestNeeds(t *testing.T) {
 	for n, want := range map[need][2]string{needsPlatformKey: {"pk", ""}, needsAdminKey: {"", "ak"}, needsEither: {"pk", "ak"}} {
 		w := newWorld(t, "")
@@ -141,7 +141,8 @@ func TestContextCommands(t *testing.T) {
 		t.Errorf("-json: exit code %d, %+v", code, all)
 	}
 
-	// The file is its owner's, holds no key, and nothing is left beside it.
+	// The file is readable only by its owner, contains no key, and no temporary file
+	// remains.
 	file, err := contextsFile(&w.Env)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +161,7 @@ func TestContextCommands(t *testing.T) {
 		t.Errorf("%v, %v; want the file and its lock", left, err)
 	}
 
-	// What is refused changes nothing.
+	// A refused command changes nothing.
 	before, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -190,8 +191,7 @@ func TestContextCommands(t *testing.T) {
 	}
 }
 
-// TestContextUseSaysWhatCounts: variables of the environment can take the place of what the
-// context in use says.
+// TestContextUseSaysWhatCounts: environment variables can override the context in use.
 func TestContextUseSaysWhatCounts(t *testing.T) {
 	w := newWorld(t, "")
 	addContexts(t, w) // dev names no key
@@ -199,11 +199,11 @@ func TestContextUseSaysWhatCounts(t *testing.T) {
 		vars      map[string]string
 		use, says string
 	}{
-		"an address":              {map[string]string{urlVar: "http://h", adminVar: "ak"}, "dev", urlVar + " is set, and wins over this context: unset it, or give -context to a command.\n"},
-		"a key":                   {map[string]string{adminVar: "ak"}, "dev", "This context names no key: that of " + adminVar + " is sent to http://dev:1.\n"},
+		"an address":              {map[string]string{urlVar: "http://h", adminVar: "ak"}, "dev", urlVar + " is set and overrides this context: unset it, or pass -context to a command.\n"},
+		"a key":                   {map[string]string{adminVar: "ak"}, "dev", "This context has no key: the key in " + adminVar + " is sent to http://dev:1.\n"},
 		"a key beside one":        {map[string]string{adminVar: "ak"}, "prod", ""},
 		"nothing":                 {nil, "dev", ""},
-		"an address, as the file": {map[string]string{urlVar: "https://prod:1"}, "prod", urlVar + " is set, and wins over this context: unset it, or give -context to a command.\n"},
+		"an address, as the file": {map[string]string{urlVar: "https://prod:1"}, "prod", urlVar + " is set and overrides this context: unset it, or pass -context to a command.\n"},
 	} {
 		w.err.Reset()
 		w.vars = c.vars
@@ -231,7 +231,7 @@ func TestContextRemove(t *testing.T) {
 	}
 	w.err.Reset()
 	w.InTTY = true
-	if code := w.run("context remove", "dev"); code != 0 || w.err.String() != "Remove the context dev? [y/N] " || !strings.Contains(w.takeOut(), "none; orch context use names one") {
+	if code := w.run("context remove", "dev"); code != 0 || w.err.String() != "Remove the context dev? [y/N] " || !strings.Contains(w.takeOut(), "none; select one with orch context use") {
 		t.Errorf("the one in use: exit code %d, stderr %q", code, w.err.String())
 	}
 	w.err.Reset()
@@ -248,7 +248,7 @@ func TestContextRemove(t *testing.T) {
 	}
 }
 
-// TestContextsTogether: processes that change the file at the same time lose nothing.
+// TestContextsTogether: processes that change the file concurrently lose no change.
 func TestContextsTogether(t *testing.T) {
 	w := newWorld(t, "")
 	const n = 16
@@ -269,7 +269,7 @@ func TestContextsTogether(t *testing.T) {
 	}
 }
 
-// TestContextsDamaged: a file that cannot be understood calls nobody.
+// TestContextsDamaged: with an invalid file no service is called.
 func TestContextsDamaged(t *testing.T) {
 	for _, text := range []string{"", "{", `{"contexts": {"a": null}, "current": "a"}`, `{"contexts": {"a": {"adress": "http://h"}}, "current": "a"}`, `{"contexts": {}, "current": "gone"}`} {
 		w := newWorld(t, "")
@@ -292,7 +292,7 @@ func TestContextsDamaged(t *testing.T) {
 	}
 }
 
-// TestKeyFile: a key that cannot be read is said before anything is called.
+// TestKeyFile: a key that cannot be read is reported before a service is called.
 func TestKeyFile(t *testing.T) {
 	w := newWorld(t, "")
 	file := filepath.Join(t.TempDir(), "key")

@@ -17,19 +17,18 @@ import (
 
 const engineKey = "sk-sept-of-the-tests"
 
-// engineOf is the response about an engine, with more fields.
+// engineOf returns a response about an engine, with additional fields.
 func engineOf(status, more string) string {
 	return fmt.Sprintf(`{"engine_id": "e1", "user_id": "u", "status": %q, "api_key": %q%s}`, status, engineKey, more)
 }
 
 const (
 	gone     = "gone"                  // the response that there is no engine
-	later    = "later"                 // that the same call may succeed later
-	provided = `, "last_operation": {` // the begin of an operation that has ended
+	later    = "later"                 // the response that the same call may succeed later
+	provided = `, "last_operation": {` // the beginning of a finished operation
 )
 
-// scripted is a service that gives one response after the other, the last one for
-// ever.
+// scripted is a service with the given successive responses; it repeats the last one.
 func scripted(t *testing.T, w *world, responses ...string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -53,7 +52,7 @@ func scripted(t *testing.T, w *world, responses ...string) {
 	w.vars[urlVar] = s.URL
 }
 
-// TestKeysAreHidden: text and JSON show an engine's key only where it is asked for.
+// TestKeysAreHidden: text and JSON contain an engine's key only on request.
 func TestKeysAreHidden(t *testing.T) {
 	admitted := `{"admitted": true, "engine": ` + engineOf("running", "") + `}`
 	for name, answer := range map[string]string{"engine show": engineOf("running", ""), "engine admit": admitted, "engine wait": engineOf("running", "")} {
@@ -112,7 +111,7 @@ func TestEngineWait(t *testing.T) {
 	}
 }
 
-// TestEngineWatch: each change is a line, and nothing else is.
+// TestEngineWatch: each change is a line, and nothing else is printed.
 func TestEngineWatch(t *testing.T) {
 	list := func(engines ...string) string { return `{"engines": [` + strings.Join(engines, ",") + `], "total": 2}` }
 	other := `{"engine_id": "e2", "user_id": "v", "status": "failed", "reason": "crashed"}`
@@ -141,7 +140,7 @@ func TestEngineWatch(t *testing.T) {
 		}
 	}
 
-	// One engine, as JSON, from before there is one.
+	// One engine, as JSON, watched from before its creation.
 	w = newWorld(t, "")
 	scripted(t, w, gone, engineOf("provisioning", `, "operation": {"kind": "provision"}`), engineOf("running", ""), gone)
 	c.BaseURL = w.vars[urlVar]
@@ -167,7 +166,7 @@ func TestEngineWatch(t *testing.T) {
 	}
 }
 
-// TestEmptyLists: a list without an entry says so to a person, and is a list in JSON.
+// TestEmptyLists: an empty list has a message in text, and is a list in JSON.
 func TestEmptyLists(t *testing.T) {
 	for name, c := range map[string]struct{ response, says, json string }{
 		"engine list":                {`{"engines": [], "total": 0}`, "no engines\n", `"engines": []`},
@@ -194,8 +193,8 @@ func TestEmptyLists(t *testing.T) {
 	}
 }
 
-// TestExportLine: a new platform key is a line for a shell, the last one, and a
-// field in JSON.
+// TestExportLine: a new platform key is in the last line, for a shell, and in a field in
+// JSON.
 func TestExportLine(t *testing.T) {
 	for _, args := range [][]string{{"product register", "acme"}, {"product rotate-key", "acme"}} {
 		w := newWorld(t, "")
@@ -211,8 +210,8 @@ func TestExportLine(t *testing.T) {
 	}
 }
 
-// TestPolicySetLosesNoEdit: somebody else changes another field between the read
-// and the write; both edits are in the policy.
+// TestPolicySetLosesNoEdit: another field is changed between the read and the write; both
+// changes are in the policy.
 func TestPolicySetLosesNoEdit(t *testing.T) {
 	var mu sync.Mutex
 	policy, version, writes := `{"max_engines": 1}`, 1, 0
@@ -225,7 +224,7 @@ func TestPolicySetLosesNoEdit(t *testing.T) {
 			_, _ = fmt.Fprintf(w, `{"product_id": "p", "slug": "acme", "policy": %s}`, policy)
 			return
 		}
-		if writes++; writes == 1 { // the other one was faster
+		if writes++; writes == 1 { // the other change is earlier
 			policy, version = `{"max_engines": 1, "warm_pool": 7}`, version+1
 		}
 		if match := r.Header.Get("If-Match"); match != tag() {
@@ -254,7 +253,7 @@ func TestPolicySetLosesNoEdit(t *testing.T) {
 	}
 }
 
-// TestProductOfTheContext: the context names the product where no argument does.
+// TestProductOfTheContext: the context names the product if there is no argument.
 func TestProductOfTheContext(t *testing.T) {
 	w := newWorld(t, "")
 	vars, asked := answering(t, map[string]string{"GET /products/acme": `{"product_id": "p", "slug": "acme"}`})
@@ -270,6 +269,6 @@ func TestProductOfTheContext(t *testing.T) {
 		}
 	}
 	if got := asked(); got != "GET /products/acme, GET /products/acme" {
-		t.Errorf("it asked %s", got)
+		t.Errorf("it called %s", got)
 	}
 }

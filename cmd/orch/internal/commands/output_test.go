@@ -39,7 +39,7 @@ func TestMoments(t *testing.T) {
 	}
 	for _, s := range []string{"-1h", "yesterday", "2026-01-31"} {
 		if _, err := moments(s, now); err == nil {
-			t.Errorf("%q is taken", s)
+			t.Errorf("%q is accepted", s)
 		}
 	}
 }

@@ -52,7 +52,7 @@ func TestRecoverCommand(t *testing.T) {
 		t.Errorf("-dry-run -json: %d, %q", code, stdout)
 	}
 	if got := asked(); got != "GET /registry/recover, GET /registry/recover" {
-		t.Errorf("a dry run asked %s", got)
+		t.Errorf("a dry run called %s", got)
 	}
 	if code, stdout, _ := orch(t, vars, "registry", "recover"); code != 0 || stdout != "Status  requested\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -103,7 +103,7 @@ func TestAdoptAndDiscardCommands(t *testing.T) {
 	}
 	before := asked()
 	if code, _, stderr := orch(t, vars, "engine", "discard", "e1"); code != 2 || !strings.Contains(stderr, "give -yes") || asked() != before {
-		t.Errorf("unconfirmed: %d, %q, it asked %q", code, stderr, asked())
+		t.Errorf("unconfirmed: %d, %q, it called %q", code, stderr, asked())
 	}
 	if code, stdout, _ := orch(t, vars, "engine", "discard", "e1", "-yes"); code != 0 || stdout != "Engine  e1\nStatus  discarded\n" {
 		t.Errorf("%d, %q", code, stdout)
@@ -123,7 +123,7 @@ func TestRekeyCommand(t *testing.T) {
 	}
 }
 
-// TestRekeyAll: it goes on while something moves.
+// TestRekeyAll: it continues while there is progress.
 func TestRekeyAll(t *testing.T) {
 	down := errors.New("it is down")
 	for name, c := range map[string]struct {
@@ -149,7 +149,7 @@ func TestRekeyAll(t *testing.T) {
 			return &next, nil
 		})
 		if !errors.Is(err, c.err) || len(left) > 0 || err == nil && *got != c.want {
-			t.Errorf("%s: got %+v, %v, and %d answers are left", name, got, err, len(left))
+			t.Errorf("%s: got %+v, %v, and %d responses remain", name, got, err, len(left))
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
-// log is an audit log in the form of the API.
+// log is an audit log with the form of the API.
 type log struct {
 	mu   sync.Mutex
 	rows []client.AuditEntry // oldest first
@@ -33,8 +33,7 @@ func (l *log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(list)
 }
 
-// TestTail: each row is printed once, and once more when it is over, whenever it
-// appears.
+// TestTail: each row is printed once, and once more when it has ended, whenever it appears.
 func TestTail(t *testing.T) {
 	began := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
 	row := func(id int64, at time.Duration, over bool) client.AuditEntry {
@@ -95,7 +94,7 @@ func TestTail(t *testing.T) {
 		t.Errorf("%d rows are remembered, want the newest alone", len(tl.seen))
 	}
 
-	// From an empty log on, everything is new.
+	// After an empty log, every row is new.
 	l.rows = nil
 	tl = &tail{in: tl.in, seen: map[int64]client.AuditEntry{}}
 	if err := tl.begin(t.Context(), 20, true); err != nil {

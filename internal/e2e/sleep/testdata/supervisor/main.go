@@ -1,5 +1,5 @@
-// Command supervisor is the first process of a container whose engine is its
-// child: to stop the one does not stop the other.
+// Command supervisor is the first process of a container whose engine is its child:
+// stopping one does not stop the other.
 package main
 
 import (
@@ -21,7 +21,7 @@ func main() {
 	}
 	go func() {
 		for s := range signals {
-			_ = cmd.Process.Signal(s) // it may be gone
+			_ = cmd.Process.Signal(s) // it may have ended
 		}
 	}()
 	if cmd.Wait() != nil {
