@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,90 +11,6 @@ import (
 
 	"github.com/septemberai/orch/engine"
 )
-
-// Claim creates an engine's row, its index by id, and counts it against the
-// product's quota; with a pooled volume it also takes that out of the pool. All
-// of it is one transaction that holds only while the product row is the one
-// that was read.
-//
-// ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict:
-// the product's row changed or the pooled volume was taken by somebody else;
-// read again and retry. ErrMoved: the deployment's record changed: nothing is
-// handed out until it was read again.
-func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, pooled *PooledVolume) error {
-	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
-		return err
-	}
-	return s.claim(ctx, p, e, consul.KVCAS, s.takePooled(pooled))
-}
-
-// errQuotaMoved: another replica changed the count between read and write.
-var errQuotaMoved = errors.New("registry: quota count moved")
-
-// claimOnce tries once. index is how the engine_id's index is written: a new
-// engine has none yet. source takes what the engine is made of from where it is.
-func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
-	count, at, err := quota.read(ctx)
-	if err != nil {
-		return err
-	}
-	ref := e.Idempotency
-	rowKey := s.engineKey(e.ProductID, e.UserID)
-	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
-		if quota.forget() {
-			return errQuotaMoved // it may have: it was not read just now
-		}
-		// The row decides before the quota does: a user who has an engine is
-		// told so even when the product is full.
-		pair, err := s.get(ctx, rowKey)
-		if err == nil && pair != nil {
-			return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
-		}
-		return errors.Join(err, fmt.Errorf("%w: %d of %d", ErrQuota, count, *limit))
-	}
-	value := encode(e)
-	ops, err := s.fenced(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value},
-		s.setQuota(p.ProductID, count+1, at),
-		&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.productKey(p.ProductID), Index: p.Index},
-		&consul.KVTxnOp{Verb: index, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
-		s.changed(e),
-	)
-	if err != nil {
-		return err
-	}
-	const session, row, place = 0, 1, 2 // positions in ops
-	record := -1
-	if ref != nil {
-		// Over an expired record, at the index that was read.
-		record = len(ops)
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(recordOf(e, ref)), Index: ref.Expired})
-	}
-	follows, err := s.followed()
-	if err != nil {
-		return err
-	}
-	deployment := len(ops)
-	ops = append(ops, follows)
-	results, failed, err := s.txn(ctx, append(ops, source...))
-	quota.wrote(count+1, results)
-	switch {
-	case err == nil:
-		s.written(e, value, results)
-		return nil
-	case slices.Contains(failed, session):
-		return fmt.Errorf("%w: %v", ErrNoSession, err)
-	case slices.Contains(failed, deployment):
-		return fmt.Errorf("%w: %v", ErrMoved, err)
-	case record >= 0 && slices.Contains(failed, record):
-		return fmt.Errorf("%w: another call was faster", ErrKeyUsed)
-	case slices.Contains(failed, row):
-		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
-	case slices.Contains(failed, place):
-		return errQuotaMoved
-	}
-	return err
-}
 
 // Update writes e over the row that was read at e.Index and sets the new index.
 // ErrConflict: somebody else changed the row; nothing was written. ErrKeyUsed: the fresh
@@ -233,25 +148,6 @@ func (s *Store) Verify(ctx context.Context, e *engine.Row) error {
 	}
 	_, failed, err := s.txn(ctx, ops) // consistent, though it writes nothing
 	return s.sessionOr(failed, err)
-}
-
-// Engine reads one row, in its product's turn: many callers that wait for the end
-// of one operation ask again and again. ErrNotFound: the user has none.
-func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.Row, error) {
-	key := s.engineKey(productID, userID)
-	found, err := s.shared.read(ctx, productID, key)
-	if err != nil {
-		return nil, err
-	}
-	row, exists := found[key]
-	if !exists {
-		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
-	}
-	e, err := s.row(row)
-	if err != nil {
-		return nil, err
-	}
-	return e.Clone(), nil
 }
 
 // written notes that e was stored as value.

@@ -13,22 +13,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// ProvisionOptions are what the caller of a provision may say.
-type ProvisionOptions struct {
-	// Image is the engine_version; empty: the product's or the service's default.
-	Image string
-	// IdempotencyKey makes the same call again give the same answer; empty: none.
-	IdempotencyKey string
-}
-
 // MaxIdempotencyKey is the longest Idempotency-Key (SPEC section 2).
 const MaxIdempotencyKey = 255
-
-func digest(parts ...string) string {
-	b, _ := json.Marshal(parts) // strings always marshal, and unambiguously
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
 
 // replay answers a provision whose Idempotency-Key was seen before: with the
 // engine that the first call made, however far that has come. A nil engine and
@@ -156,4 +142,10 @@ func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Id
 		e.URL = done.URL
 	}
 	return e, nil
+}
+
+func digest(parts ...string) string {
+	b, _ := json.Marshal(parts) // strings always marshal, and unambiguously
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }
