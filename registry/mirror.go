@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"strings"
 	"sync"
@@ -172,59 +171,6 @@ func (m *Mirror) follow(ctx context.Context) error {
 	return nil
 }
 
-// changes is what Consul says of the keys below changes/.
-type changes struct {
-	shards map[string]uint64 // the index of each shard's last change
-	index  uint64            // the highest of all, or of what was removed
-}
-
-// olderThan says whether c is of before another answer: the index of all is lower, or that
-// of a shard is, which each change raises and nothing removes. A restored Consul goes on to
-// count from where it was: its first write hides the index of all, and never that of every
-// shard.
-func (c changes) olderThan(other changes) (was, is uint64, older bool) {
-	if c.index < other.index {
-		return other.index, c.index, true
-	}
-	for shard, at := range other.shards {
-		if c.shards[shard] < at {
-			return at, c.shards[shard], true
-		}
-	}
-	return 0, 0, false
-}
-
-// wentBack takes note of an answer that is older than what was seen: lists are the
-// truth now. A server that has just lost the lead may answer from before, too; a
-// registry that was restored says so by a consistent read.
-func (m *Mirror) wentBack(ctx context.Context, now changes) {
-	m.anew = true
-	_ = m.Confirm(ctx)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.seen = now
-}
-
-var errWentBack = errors.New("registry: it went back in time")
-
-// Confirm asks Consul, by a consistent read, whether its registry is at least as new as
-// what was seen before. An error: it is older, of which WentBack tells then, or that is not
-// known.
-func (m *Mirror) Confirm(ctx context.Context) error {
-	m.mu.RLock()
-	seen := m.seen
-	m.mu.RUnlock()
-	now, err := m.changesAt(ctx, consistent(ctx))
-	if err != nil {
-		return err
-	}
-	if was, is, older := now.olderThan(seen); older {
-		m.store.noteBack("changes", was, is)
-		return errWentBack
-	}
-	return nil
-}
-
 // gather waits for mirrorGather; false: ctx has ended.
 func gather(ctx context.Context) bool {
 	timer := time.NewTimer(mirrorGather)
@@ -247,24 +193,6 @@ func (m *Mirror) listed(now changes) {
 	default:
 		close(m.synced)
 	}
-}
-
-// changesSince blocks until a shard's last change is newer than index, or mirrorWait is
-// over.
-func (m *Mirror) changesSince(ctx context.Context, index uint64) (changes, error) {
-	return m.changesAt(ctx, &consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait})
-}
-
-func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (changes, error) {
-	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
-	defer cancel()
-	const below = "changes/"
-	now, err := changes{shards: map[string]uint64{}}, error(nil)
-	now.index, err = m.store.each(how.WithContext(ctx), below, func(v stored) error {
-		now.shards[v.key[len(m.store.prefix+below):]] = v.index
-		return nil
-	})
-	return now, err
 }
 
 // list reads the rows below a part of engines/ and takes them over. What is not among
@@ -332,120 +260,4 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 		}
 	}
 	return nil
-}
-
-// restored takes a list of the truth for what it is where it has older rows than this view,
-// or rows that this store removed before it was begun. The lock is held.
-func (m *Mirror) restored(told map[string]*engine.Row) {
-	for name, e := range told {
-		if e == nil || m.young[name] {
-			continue
-		}
-		was := m.removed[name]
-		if old := m.at(name); old != nil {
-			was = max(was, old.Index)
-		}
-		if e.Index < was || e.Index == m.removed[name] {
-			m.store.noteBack("a row", was, e.Index)
-			m.drop(name)
-			delete(m.removed, name)
-		}
-	}
-}
-
-// forget drops the rows below a part of engines/, and what is known of their
-// indexes. The lock is held.
-func (m *Mirror) forget(below string) {
-	for name := range m.below(below) {
-		m.drop(name)
-	}
-	for name := range m.removed {
-		if strings.HasPrefix(name, below) {
-			delete(m.removed, name)
-		}
-	}
-}
-
-// put takes a row over, unless a newer one is known. The lock is held.
-func (m *Mirror) put(name string, e *engine.Row) {
-	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
-		return
-	}
-	if u := m.unreadable[name]; u != nil && u.Index >= e.Index {
-		return
-	}
-	m.drop(name)
-	if m.young != nil {
-		m.young[name] = true
-	}
-	delete(m.removed, name)
-	delete(m.unreadable, name)
-	if m.rows[shardOf(name)] == nil {
-		m.rows[shardOf(name)] = map[string]*engine.Row{}
-	}
-	m.rows[shardOf(name)][name] = e
-	m.putID(e)
-	t := m.tenants[e.ProductID]
-	if t == nil {
-		t = &tenantRows{counts: map[engine.State]int{}}
-		m.tenants[e.ProductID] = t
-	}
-	t.insert(e)
-}
-
-// drop forgets a row. The lock is held.
-func (m *Mirror) drop(name string) {
-	e := m.at(name)
-	if e == nil {
-		return
-	}
-	delete(m.rows[shardOf(name)], name)
-	m.dropID(e)
-	t := m.tenants[e.ProductID]
-	if t.remove(e); len(t.rows) == 0 {
-		delete(m.tenants, e.ProductID)
-	}
-}
-
-// row is the row of a name, or nil. A store without a mirror has a nil one.
-func (m *Mirror) row(name string) *engine.Row {
-	if m == nil {
-		return nil
-	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.at(name)
-}
-
-// at is the row of a name, or nil. The lock is held.
-func (m *Mirror) at(name string) *engine.Row { return m.rows[shardOf(name)][name] }
-
-// wrote takes over what this store has just written, as another store reads it.
-func (m *Mirror) wrote(v stored) {
-	if m == nil {
-		return
-	}
-	e, err := m.store.decodeEngine(v)
-	if err != nil {
-		panic("registry: what was stored is no row: " + err.Error())
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.put(m.store.nameOf(v), e)
-}
-
-// erased forgets a row that this store has just removed.
-func (m *Mirror) erased(e *engine.Row) {
-	if m == nil {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	name := rowName(e.ProductID, e.UserID)
-	m.removed[name] = e.Index
-	if m.young != nil {
-		m.young[name] = true
-	}
-	delete(m.unreadable, name)
-	m.drop(name)
 }
