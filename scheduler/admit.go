@@ -6,9 +6,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // Denial is why an admit is not granted (SPEC section 2). It is an answer, not
@@ -232,56 +230,4 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 		return denied, DenialUnhealthy
 	}
 	return denied, DenialProvisioning
-}
-
-// awaitOperation waits until the row's operation is over, on this replica or
-// another, and returns the error of a boot that failed.
-func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
-	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
-		_, err := o.Wait(ctx)
-		switch {
-		case errors.As(err, new(*operation.UnderWay)):
-			return err
-		case err != nil && overtaken(err):
-			return nil
-		case err != nil && row.Op.Kind == engine.OpSleep:
-			// It goes on: neither does the engine run, nor can it be woken yet.
-			return engine.BusyWith(row.Op.Kind)
-		}
-		return err
-	}
-	if row.Op.Kind == engine.OpSleep {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.ops.Limit(row.Op.Kind))
-		defer cancel()
-	}
-	for pause.For(ctx, pollEvery) {
-		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-		switch {
-		case errors.Is(err, registry.ErrNotFound):
-			return nil // the caller's next look decides
-		case err != nil:
-			return err
-		case now.Op != nil && now.Op.ID == row.Op.ID:
-			if err := operation.Impatient(ctx, now); err != nil {
-				return err
-			}
-			continue
-		case now.Op == nil && now.State == engine.Failed:
-			return failedBoot(now.Reason)
-		}
-		return nil
-	}
-	return engine.BusyWith(row.Op.Kind)
-}
-
-// failedBoot is what a boot that another replica waited for ended with.
-func failedBoot(reason string) error {
-	switch reason {
-	case engine.ReasonBootTimeout:
-		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy in time")
-	case engine.ReasonPull:
-		return engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image")
-	}
-	return engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", reason)
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
 )
@@ -129,47 +128,4 @@ func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), 
 		return nil, ctx.Err()
 	}
 	return nil, registry.ErrConflict
-}
-
-// gone turns "no row" into the answer for a caller who saw one.
-func gone(err error) error {
-	if errors.Is(err, registry.ErrNotFound) {
-		return engine.Errorf(engine.EngineNotFound, "the engine is gone already")
-	}
-	return err
-}
-
-// awaitDestroyed waits until a row that is being destroyed is gone. What a provision
-// that removes itself tells its own caller is nothing to this one.
-func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string, error) {
-	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.Began.Kind == engine.OpDestroy {
-		if _, err := o.Wait(ctx); err != nil {
-			return "", err
-		}
-		return row.EngineID, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.ops.Limit(engine.OpDestroy))
-	defer cancel()
-	for {
-		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-		switch {
-		case errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != row.EngineID:
-			return row.EngineID, nil
-		case err != nil && ctx.Err() == nil:
-			return "", err
-		case err == nil && now.Op != nil && now.Op.Owner == s.replica.ID:
-			// A provision that was removing itself may have been cancelled for a destroy.
-			if err := s.ops.Resume(ctx, now); err != nil && ctx.Err() == nil {
-				return "", err
-			}
-		}
-		if err == nil {
-			if err := operation.Impatient(ctx, now); err != nil {
-				return "", err
-			}
-		}
-		if !pause.For(ctx, pollEvery) {
-			return "", engine.BusyWith(engine.OpDestroy)
-		}
-	}
 }

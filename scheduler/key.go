@@ -86,6 +86,41 @@ func (s *Scheduler) keyOf(ctx context.Context, caller *Caller, row *engine.Row) 
 	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
+// Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
+// secret name different owners, and nobody is told it.
+func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
+	if e.KeyVersion == 0 {
+		return "", nil // it is being provisioned and has none yet
+	}
+	k, err := s.secret(ctx, e)
+	if errors.Is(err, secrets.ErrNotFound) && e.State == engine.Destroying {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return k.Key, nil
+}
+
+// secret reads the secret that a row names. ENGINE_QUARANTINED: it is somebody
+// else's, and nobody is told it.
+func (s *Scheduler) secret(ctx context.Context, row *engine.Row) (*secrets.EngineKey, error) {
+	if why, _ := s.store.WentBack(); why != "" {
+		s.vault.Forget() // the row may name a key that was destroyed since
+	}
+	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	if !s.agree(k, row) {
+		return nil, s.contradiction(ctx, row, k.Owner)
+	}
+	if (k.Owner == secrets.Owner{}) {
+		err = s.notTwin(ctx, row)
+	}
+	return k, err
+}
+
 // isRetired reports whether the version of a key is not in Vault: a rotation that ended
 // after the row was read has destroyed it.
 func isRetired(err error) bool { return errors.Is(err, secrets.ErrNotFound) }

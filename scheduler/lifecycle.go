@@ -3,132 +3,12 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
-	"github.com/septemberai/orch/secrets"
 )
-
-// Provision makes the caller's user an engine and waits until it is usable.
-//
-// ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
-// CAPACITY_EXHAUSTED leave nothing behind; ENGINE_BOOT_FAILED and BOOT_TIMEOUT
-// leave the engine failed, with its brain, for Start to try again. After
-// BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
-// made again. With an Idempotency-Key that was used: the first answer again, or
-// IDEMPOTENCY_KEY_REUSED, ENGINE_DESTROYED.
-func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*engine.Row, string, error) {
-	for range maxClaims {
-		made, ref, err := s.replay(ctx, caller, o)
-		if err == nil && made == nil {
-			made, err = s.provision(ctx, caller, o.Image, ref)
-		}
-		if errors.Is(err, registry.ErrKeyUsed) {
-			continue // the same call is under way: its answer is this one's too
-		}
-		if err != nil {
-			return nil, "", err
-		}
-		_, key, err := s.keyOf(ctx, caller, made)
-		return made, key, err
-	}
-	return nil, "", engine.BusyWith(engine.OpProvision)
-}
-
-func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *engine.IdempotencyRef) (*engine.Row, error) {
-	image, err := s.allowedImage(caller.Product, image)
-	if err != nil {
-		return nil, err
-	}
-	if caller.Engine != nil {
-		return nil, existing(caller.Engine)
-	}
-	leave, err := s.bootLimiter.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
-	if err != nil {
-		return nil, waitedInVain(err)
-	}
-	var o *operation.Operation
-	defer func() { s.leaveAfter(o, leave) }()
-	var timings operation.Timings
-	at := time.Now()
-	s.foresee(image)
-	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
-		return nil, err
-	}
-	timings.Since(operation.TimingAsking, at)
-	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
-	row := &engine.Row{
-		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
-		State: engine.Provisioning, Desired: engine.Running,
-		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
-		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
-	}
-	at = time.Now()
-	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
-		return nil, err
-	}
-	timings.Since(operation.TimingBegin, at)
-	operation.Hit(op.Kind, operation.AtAudited)
-	o, err = s.claimAndLaunch(ctx, caller, row, &timings)
-	if err != nil {
-		err = s.claimError(ctx, caller, err)
-		if !errors.Is(err, operation.ErrUnanswered) { // else the one who looks after the row completes it
-			s.abandon(ctx, op.AuditID, op.BeganAt, err)
-		}
-		return nil, err
-	}
-	made, err := o.Wait(ctx)
-	if err == nil && made.Unlabelled { // a warm engine, and it has not become another one
-		s.warm.handedOut(made)
-	}
-	return made, err
-}
-
-// claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
-// launches what it carries. operation.ErrUnanswered: see there.
-func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *operation.Timings) (*operation.Operation, error) {
-	launched, _ := s.ops.Reserve(row.Op.ID)
-	defer launched()
-	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
-	if claimed {
-		return s.ops.Launch(warm, *timings...), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	at := time.Now()
-	if err := s.claim(ctx, caller, row); err != nil {
-		return nil, err
-	}
-	timings.Since(operation.TimingClaim, at)
-	operation.Hit(row.Op.Kind, operation.AtClaimed)
-	return s.ops.Launch(row, *timings...), nil
-}
-
-// claimError is what a caller hears of a claim that failed.
-func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) error {
-	switch {
-	case errors.Is(err, registry.ErrExists):
-		if err := caller.refresh(ctx, s); err != nil {
-			return err
-		}
-		return existing(caller.Engine)
-	case errors.Is(err, registry.ErrQuota):
-		return quotaExceeded(*caller.Product.Policy.MaxEngines)
-	}
-	return err
-}
-
-// existing is what a provision hears when the user has a row.
-func existing(e *engine.Row) error {
-	if e != nil && e.State == engine.Destroying {
-		return engine.BusyWith(engine.OpDestroy)
-	}
-	return engine.Errorf(engine.EngineAlreadyExists, "this user has an engine already")
-}
 
 // Start runs a stopped, sleeping or failed engine and waits until it is usable.
 // A call that finds the same start under way joins it.
@@ -194,18 +74,68 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 	return key, err
 }
 
-// Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
-// secret name different owners, and nobody is told it.
-func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
-	if e.KeyVersion == 0 {
-		return "", nil // it is being provisioned and has none yet
+// change writes an operation into the caller's row, prepared by prepare, and
+// waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
+// leads to the state that joins: then its caller is this one's too. prepare
+// refuses states in which the operation makes no sense.
+func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKind, action string, joins engine.State, backends []string, prepare func(*engine.Row) error) (_ *engine.Row, err error) {
+	var d pendingEntry
+	defer func() { s.drop(ctx, &d, err) }()
+	var o *operation.Operation
+	var leave func() // of a start's place among its product's boots
+	for range maxClaims {
+		done, record, err := s.recall(ctx, caller, kind)
+		if done != nil {
+			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other one tells it
+			return s.again(ctx, caller, done, joins)
+		}
+		if err != nil {
+			return nil, err
+		}
+		row, err := caller.engine()
+		if err != nil {
+			return nil, err
+		}
+		if (kind == engine.OpStop || kind == engine.OpStart) && unconfirmed(row) {
+			desired := engine.Running
+			if kind == engine.OpStop {
+				desired = engine.Stopped
+			}
+			if err := s.giveUpRotation(ctx, row, desired); err != nil {
+				return nil, err
+			}
+			if err := caller.refresh(ctx, s); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if row.Op != nil {
+			err := engine.BusyWith(row.Op.Kind)
+			if row.Op.Kind != kind || joins == "" {
+				return nil, err
+			}
+			s.drop(ctx, &d, err) // the row of the other one tells it
+			return s.join(ctx, row, joins)
+		}
+		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, pendingEntry: &d, prepare: prepare}
+		if kind == engine.OpStart && leave == nil {
+			if err := prepare(row.Clone()); err != nil { // it need not wait for that
+				return nil, err
+			}
+			if leave, err = s.bootLimiter.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
+				return nil, waitedInVain(err)
+			}
+			defer func() { s.leaveAfter(o, leave) }()
+		}
+		if o, err = s.propose(ctx, row, p); err == nil {
+			return o.Wait(ctx)
+		}
+		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
+			return nil, err
+		}
+		if err := caller.refresh(ctx, s); err != nil {
+			return nil, err
+		}
 	}
-	k, err := s.secret(ctx, e)
-	if errors.Is(err, secrets.ErrNotFound) && e.State == engine.Destroying {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	return k.Key, nil
+	return nil, engine.BusyWith(kind)
 }

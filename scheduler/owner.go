@@ -39,25 +39,6 @@ func (s *Scheduler) agree(k *secrets.EngineKey, row *engine.Row) bool {
 	return k.Owner == secrets.Owner{} || k.Owner == s.ownerOf(row)
 }
 
-// secret reads the secret that a row names. ENGINE_QUARANTINED: it is somebody
-// else's, and nobody is told it.
-func (s *Scheduler) secret(ctx context.Context, row *engine.Row) (*secrets.EngineKey, error) {
-	if why, _ := s.store.WentBack(); why != "" {
-		s.vault.Forget() // the row may name a key that was destroyed since
-	}
-	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
-	if err != nil {
-		return nil, err
-	}
-	if !s.agree(k, row) {
-		return nil, s.contradiction(ctx, row, k.Owner)
-	}
-	if (k.Owner == secrets.Owner{}) {
-		err = s.notTwin(ctx, row)
-	}
-	return k, err
-}
-
 // ownerWithin bounds how long a change waits for Vault's word of whose an engine is,
 // where that word is all that it needs Vault for.
 const ownerWithin = time.Second

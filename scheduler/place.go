@@ -156,64 +156,6 @@ func byRoom(a, b *place) int {
 	return cmp.Compare(b.node.FreeMemoryMB, a.node.FreeMemoryMB)
 }
 
-// claim finds a place for a row and creates it there. Others may take the place
-// meanwhile; then the next is tried.
-func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) error {
-	for try := 0; ; try++ {
-		p, err := s.choose(ctx, row.NodePool, row.Resources, 1, nil)
-		if err != nil {
-			// The quota and the user's own engine come before the cluster's room.
-			if qerr := s.quotaAllows(ctx, caller.Product); qerr != nil {
-				return qerr
-			}
-			return err
-		}
-		p.applyTo(row)
-		err = s.store.Claim(ctx, caller.Product, row, p.pooled)
-		if err == nil {
-			s.pool.Claimed(p.pooled)
-		} else {
-			s.pool.Release(p.pooled)
-		}
-		if errors.Is(err, registry.ErrMoved) && try < maxClaims {
-			if err := s.guard.Again(ctx); err != nil {
-				return err
-			}
-			continue
-		}
-		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
-			return s.ops.Unanswered(row, err)
-		}
-		// The pooled volume went to another replica, or the product changed.
-		if err := caller.refresh(ctx, s); err != nil {
-			return err
-		}
-	}
-}
-
-// maxClaims bounds how often a provision yields to others before its caller is
-// told to try again.
-const maxClaims = 20
-
-// quotaAllows returns QUOTA_EXCEEDED when the product is full.
-func (s *Scheduler) quotaAllows(ctx context.Context, p *engine.Product) error {
-	limit := p.Policy.MaxEngines
-	if limit == nil {
-		return nil
-	}
-	count, err := s.store.QuotaCount(ctx, p.ProductID)
-	if err == nil && count >= *limit {
-		return quotaExceeded(*limit)
-	}
-	return err
-}
-
-func quotaExceeded(limit int) *engine.Error {
-	e := engine.Errorf(engine.QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
-	e.RetryAfter = retryCapacity
-	return e
-}
-
 func shuffled[T any](list []T) []T {
 	list = slices.Clone(list)
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })

@@ -7,97 +7,8 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/pause"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
 )
-
-// present says whether the dependencies of a change answer: the named ones and the
-// audit log, without which nothing is changed.
-func (s *Scheduler) present(ctx context.Context, backends ...string) error {
-	return s.checks.need(ctx, append(slices.Clone(backends), "audit")...)
-}
-
-// mayBegin says whether a change can be begun: this replica is up and what it depends on
-// answers.
-func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
-	if err := s.ops.Open(); err != nil {
-		return err
-	}
-	if err := s.present(ctx, backends...); err != nil {
-		return err
-	}
-	if err := s.Ready(); err != nil {
-		return err
-	}
-	return s.guard.Await(ctx)
-}
-
-// change writes an operation into the caller's row, prepared by prepare, and
-// waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
-// leads to the state that joins: then its caller is this one's too. prepare
-// refuses states in which the operation makes no sense.
-func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKind, action string, joins engine.State, backends []string, prepare func(*engine.Row) error) (_ *engine.Row, err error) {
-	var d pendingEntry
-	defer func() { s.drop(ctx, &d, err) }()
-	var o *operation.Operation
-	var leave func() // of a start's place among its product's boots
-	for range maxClaims {
-		done, record, err := s.recall(ctx, caller, kind)
-		if done != nil {
-			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other one tells it
-			return s.again(ctx, caller, done, joins)
-		}
-		if err != nil {
-			return nil, err
-		}
-		row, err := caller.engine()
-		if err != nil {
-			return nil, err
-		}
-		if (kind == engine.OpStop || kind == engine.OpStart) && unconfirmed(row) {
-			desired := engine.Running
-			if kind == engine.OpStop {
-				desired = engine.Stopped
-			}
-			if err := s.giveUpRotation(ctx, row, desired); err != nil {
-				return nil, err
-			}
-			if err := caller.refresh(ctx, s); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if row.Op != nil {
-			err := engine.BusyWith(row.Op.Kind)
-			if row.Op.Kind != kind || joins == "" {
-				return nil, err
-			}
-			s.drop(ctx, &d, err) // the row of the other one tells it
-			return s.join(ctx, row, joins)
-		}
-		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, pendingEntry: &d, prepare: prepare}
-		if kind == engine.OpStart && leave == nil {
-			if err := prepare(row.Clone()); err != nil { // it need not wait for that
-				return nil, err
-			}
-			if leave, err = s.bootLimiter.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {
-				return nil, waitedInVain(err)
-			}
-			defer func() { s.leaveAfter(o, leave) }()
-		}
-		if o, err = s.propose(ctx, row, p); err == nil {
-			return o.Wait(ctx)
-		}
-		if !errors.Is(err, registry.ErrConflict) && !errors.Is(err, registry.ErrKeyUsed) {
-			return nil, err
-		}
-		if err := caller.refresh(ctx, s); err != nil {
-			return nil, err
-		}
-	}
-	return nil, engine.BusyWith(kind)
-}
 
 // proposal is an operation that somebody wants to run on an engine.
 type proposal struct {
@@ -174,28 +85,23 @@ func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Opera
 	return s.ops.Launch(row, timings...), nil
 }
 
-// join waits for an operation under way, on this replica or another, that leads
-// to a state.
-func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) (*engine.Row, error) {
-	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
-		return o.Wait(ctx)
+// mayBegin says whether a change can be begun: this replica is up and what it depends on
+// answers.
+func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
+	if err := s.ops.Open(); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.ops.Longest())
-	defer cancel()
-	for pause.For(ctx, pollEvery) {
-		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-		switch {
-		case err != nil:
-			return nil, gone(err)
-		case now.Op != nil && now.Op.ID == row.Op.ID:
-			if err := operation.Impatient(ctx, now); err != nil {
-				return nil, err
-			}
-			continue
-		case now.Op == nil && now.State == to:
-			return now, nil
-		}
-		break
+	if err := s.present(ctx, backends...); err != nil {
+		return err
 	}
-	return nil, engine.BusyWith(row.Op.Kind)
+	if err := s.Ready(); err != nil {
+		return err
+	}
+	return s.guard.Await(ctx)
+}
+
+// present says whether the dependencies of a change answer: the named ones and the
+// audit log, without which nothing is changed.
+func (s *Scheduler) present(ctx context.Context, backends ...string) error {
+	return s.checks.need(ctx, append(slices.Clone(backends), "audit")...)
 }

@@ -7,12 +7,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/septemberai/orch/audit"
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // run keeps the pool filled, while this replica leads, until ctx ends.
@@ -133,154 +130,6 @@ func (p *warmPool) tend(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// make begins to make one warm engine, and says whether it has.
-func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, before *registry.WarmBackoff) bool {
-	select {
-	case p.slots <- struct{}{}:
-	default:
-		return false
-	}
-	began := make(chan bool, 1)
-	p.work.Go(func() {
-		defer func() { <-p.slots }()
-		o, err := p.begin(ctx, fingerprint, kind)
-		began <- err == nil
-		engineID := ""
-		if err == nil {
-			var made *engine.Row
-			if made, err = o.Wait(ctx); made != nil && made.State == engine.Failed {
-				engineID = made.EngineID // tend finds it, too
-			}
-		}
-		switch {
-		case err == nil && before != nil:
-			p.recovered(ctx, before)
-		case errors.Is(err, registry.ErrConflict):
-			// Another replica has the volume that it was to get, or leads by now.
-		case err != nil && ctx.Err() == nil:
-			p.s.log.Warn("cannot make a warm engine; trying again later", "image", kind.image, "error", err)
-			p.failed(ctx, fingerprint, engineID, AsError(err).Message)
-		}
-	})
-	return <-began
-}
-
-// failed counts an engine that could not be made, or that failed, once.
-func (p *warmPool) failed(ctx context.Context, fingerprint, engineID, why string) {
-	p.mu.Lock()
-	told := p.told[engineID]
-	if engineID != "" {
-		p.told[engineID] = true
-	}
-	p.mu.Unlock()
-	if !told {
-		p.backOff(ctx, fingerprint, why, true)
-	}
-}
-
-// backOff keeps a kind from being made for a while, which doubles with each
-// attempt that failed. Those that failed together count as one.
-func (p *warmPool) backOff(ctx context.Context, fingerprint, why string, failed bool) {
-	backoffs, err := p.s.store.WarmBackoffs(ctx)
-	if err == nil {
-		now := time.Now().UTC()
-		b := backoffs[fingerprint]
-		if b == nil {
-			b = &registry.WarmBackoff{Fingerprint: fingerprint}
-		}
-		if engine.StillWaits(b.RetryAt, now, p.s.opts.Restart.Longest()) {
-			return
-		}
-		b.Error, b.RetryAt = why, now.Add(p.s.opts.Restart.After(b.Attempts))
-		if failed {
-			b.Attempts++
-		}
-		err = p.s.store.PutWarmBackoff(ctx, b)
-	}
-	if err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		p.s.log.Debug("cannot note that warm engines are not to be made for a while", "error", err)
-	}
-}
-
-// recovered forgets a backoff.
-func (p *warmPool) recovered(ctx context.Context, b *registry.WarmBackoff) {
-	if err := p.s.store.DeleteWarmBackoff(ctx, b); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		p.s.log.Debug("cannot forget a backoff of warm engines", "error", err)
-	}
-}
-
-// place finds room for a warm engine and one more of its size: the last room on a
-// node is a user's. CAPACITY_EXHAUSTED: there is none.
-func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
-	for tried := map[string]bool{}; ; {
-		place, err := p.s.choose(ctx, kind.nodePool, kind.resources, 2, tried)
-		if err != nil && len(tried) == 0 {
-			return nil, err
-		}
-		if err != nil || !place.fits {
-			if place != nil {
-				p.s.pool.Release(place.pooled)
-			}
-			return nil, engine.Errorf(engine.CapacityExhausted, "no node has room for a warm engine and one more of its size")
-		}
-		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
-			return place, nil
-		}
-		p.s.pool.Release(place.pooled)
-		tried[place.node.ID] = true
-	}
-}
-
-// withPlanned takes off a node's room what the warm engines will need that are
-// being made there and that Nomad has not placed yet.
-func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
-	for _, row := range p.s.mirror.In(engine.WarmProduct, engine.Provisioning) {
-		if _, placed := p.s.cluster.Newest(row.JobID()); row.NodeID == node.ID && !placed {
-			node.FreeCPUMHz -= row.Resources.CPUMHz
-			node.FreeMemoryMB -= row.Resources.MemoryMB
-			node.FreeDiskMB -= p.s.template.Load().DiskMB()
-			node.FreePorts--
-		}
-	}
-	return node
-}
-
-// begin writes the row of a new warm engine and launches its provision.
-func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind) (*operation.Operation, error) {
-	s := p.s
-	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
-		return nil, err
-	}
-	place, err := p.place(ctx, kind)
-	if err != nil {
-		return nil, err
-	}
-	s.foresee(kind.image)
-	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
-	row := &engine.Row{
-		ProductID: engine.WarmProduct, ProductSlug: engine.WarmProduct, UserID: newID(), Warm: fingerprint,
-		State: engine.Provisioning, Desired: engine.Running,
-		Image: kind.image, Resources: kind.resources, NodePool: kind.nodePool, KeyProofPath: kind.proofPath,
-		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Op: op,
-	}
-	place.applyTo(row)
-	if op.AuditID, err = s.begin(ctx, row, op.Action, actorSystem, map[string]any{"warm": true}); err != nil {
-		s.pool.Release(place.pooled)
-		return nil, err
-	}
-	launched, _ := s.ops.Reserve(op.ID)
-	defer launched()
-	if err := s.store.CreateWarm(ctx, row, place.pooled); err != nil {
-		s.pool.Release(place.pooled)
-		if err = s.ops.Unanswered(row, err); !errors.Is(err, operation.ErrUnanswered) {
-			s.abandon(ctx, op.AuditID, op.BeganAt, err)
-		}
-		return nil, err
-	}
-	s.pool.Claimed(place.pooled)
-	return s.ops.Launch(row), nil
 }
 
 // remove destroys a warm engine, if there is room for one more at work.

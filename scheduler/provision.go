@@ -1,0 +1,196 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
+)
+
+// ProvisionOptions are the options of a provision.
+type ProvisionOptions struct {
+	// Image is the engine_version; empty: the product's or the service's default.
+	Image string
+	// IdempotencyKey makes repeated calls return the same result; empty: none.
+	IdempotencyKey string
+}
+
+// Provision makes the caller's user an engine and waits until it is usable.
+//
+// ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
+// CAPACITY_EXHAUSTED leave nothing behind; ENGINE_BOOT_FAILED and BOOT_TIMEOUT
+// leave the engine failed, with its brain, for Start to try again. After
+// BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
+// made again. With an Idempotency-Key that was used: the first answer again, or
+// IDEMPOTENCY_KEY_REUSED, ENGINE_DESTROYED.
+func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*engine.Row, string, error) {
+	for range maxClaims {
+		made, ref, err := s.replay(ctx, caller, o)
+		if err == nil && made == nil {
+			made, err = s.provision(ctx, caller, o.Image, ref)
+		}
+		if errors.Is(err, registry.ErrKeyUsed) {
+			continue // the same call is under way: its answer is this one's too
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		_, key, err := s.keyOf(ctx, caller, made)
+		return made, key, err
+	}
+	return nil, "", engine.BusyWith(engine.OpProvision)
+}
+
+func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *engine.IdempotencyRef) (*engine.Row, error) {
+	image, err := s.allowedImage(caller.Product, image)
+	if err != nil {
+		return nil, err
+	}
+	if caller.Engine != nil {
+		return nil, existing(caller.Engine)
+	}
+	leave, err := s.bootLimiter.Enter(ctx, caller.Product.ProductID, func() error { return s.present(ctx, "nomad", "vault") })
+	if err != nil {
+		return nil, waitedInVain(err)
+	}
+	var o *operation.Operation
+	defer func() { s.leaveAfter(o, leave) }()
+	var timings operation.Timings
+	at := time.Now()
+	s.foresee(image)
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return nil, err
+	}
+	timings.Since(operation.TimingAsking, at)
+	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
+	row := &engine.Row{
+		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
+		State: engine.Provisioning, Desired: engine.Running,
+		Image: image, Resources: s.resources(caller.Product.Policy), NodePool: caller.Product.Policy.NodePool,
+		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
+	}
+	at = time.Now()
+	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
+		return nil, err
+	}
+	timings.Since(operation.TimingBegin, at)
+	operation.Hit(op.Kind, operation.AtAudited)
+	o, err = s.claimAndLaunch(ctx, caller, row, &timings)
+	if err != nil {
+		err = s.claimError(ctx, caller, err)
+		if !errors.Is(err, operation.ErrUnanswered) { // else the one who looks after the row completes it
+			s.abandon(ctx, op.AuditID, op.BeganAt, err)
+		}
+		return nil, err
+	}
+	made, err := o.Wait(ctx)
+	if err == nil && made.Unlabelled { // a warm engine, and it has not become another one
+		s.warm.handedOut(made)
+	}
+	return made, err
+}
+
+// existing is what a provision hears when the user has a row.
+func existing(e *engine.Row) error {
+	if e != nil && e.State == engine.Destroying {
+		return engine.BusyWith(engine.OpDestroy)
+	}
+	return engine.Errorf(engine.EngineAlreadyExists, "this user has an engine already")
+}
+
+// claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
+// launches what it carries. operation.ErrUnanswered: see there.
+func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *operation.Timings) (*operation.Operation, error) {
+	launched, _ := s.ops.Reserve(row.Op.ID)
+	defer launched()
+	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
+	if claimed {
+		return s.ops.Launch(warm, *timings...), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	at := time.Now()
+	if err := s.claim(ctx, caller, row); err != nil {
+		return nil, err
+	}
+	timings.Since(operation.TimingClaim, at)
+	operation.Hit(row.Op.Kind, operation.AtClaimed)
+	return s.ops.Launch(row, *timings...), nil
+}
+
+// claim finds a place for a row and creates it there. Others may take the place
+// meanwhile; then the next is tried.
+func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) error {
+	for try := 0; ; try++ {
+		p, err := s.choose(ctx, row.NodePool, row.Resources, 1, nil)
+		if err != nil {
+			// The quota and the user's own engine come before the cluster's room.
+			if qerr := s.quotaAllows(ctx, caller.Product); qerr != nil {
+				return qerr
+			}
+			return err
+		}
+		p.applyTo(row)
+		err = s.store.Claim(ctx, caller.Product, row, p.pooled)
+		if err == nil {
+			s.pool.Claimed(p.pooled)
+		} else {
+			s.pool.Release(p.pooled)
+		}
+		if errors.Is(err, registry.ErrMoved) && try < maxClaims {
+			if err := s.guard.Again(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
+			return s.ops.Unanswered(row, err)
+		}
+		// The pooled volume went to another replica, or the product changed.
+		if err := caller.refresh(ctx, s); err != nil {
+			return err
+		}
+	}
+}
+
+// maxClaims bounds how often a provision yields to others before its caller is
+// told to try again.
+const maxClaims = 20
+
+// quotaAllows returns QUOTA_EXCEEDED when the product is full.
+func (s *Scheduler) quotaAllows(ctx context.Context, p *engine.Product) error {
+	limit := p.Policy.MaxEngines
+	if limit == nil {
+		return nil
+	}
+	count, err := s.store.QuotaCount(ctx, p.ProductID)
+	if err == nil && count >= *limit {
+		return quotaExceeded(*limit)
+	}
+	return err
+}
+
+// claimError is what a caller hears of a claim that failed.
+func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) error {
+	switch {
+	case errors.Is(err, registry.ErrExists):
+		if err := caller.refresh(ctx, s); err != nil {
+			return err
+		}
+		return existing(caller.Engine)
+	case errors.Is(err, registry.ErrQuota):
+		return quotaExceeded(*caller.Product.Policy.MaxEngines)
+	}
+	return err
+}
+
+func quotaExceeded(limit int) *engine.Error {
+	e := engine.Errorf(engine.QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
+	e.RetryAfter = retryCapacity
+	return e
+}
