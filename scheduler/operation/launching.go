@@ -56,7 +56,7 @@ func (m *Machine) Resume(ctx context.Context, row *engine.Row) error {
 	return nil
 }
 
-// ErrUnanswered: whether an operation was written is not known. This replica looks
+// ErrUnanswered says that it is not known whether an operation was written. This replica looks
 // after its row, and completes its audit row when it is known.
 var ErrUnanswered = errors.New("scheduler: the write of an operation was not answered")
 

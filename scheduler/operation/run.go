@@ -24,14 +24,14 @@ const (
 )
 
 var (
-	// ErrDetour: the step named the next one itself.
+	// ErrDetour is of a step that named the next one itself.
 	ErrDetour = errors.New("the operation takes a detour")
-	// ErrRelocated: the row has another identity, and says so already.
+	// ErrRelocated is of a step that gave the row another identity, and wrote that.
 	ErrRelocated = errors.New("the engine is being placed on another node")
-	// ErrReread: the row is still this operation's, but another one than it knew. It
+	// ErrReread says that the row is still this operation's, but another one than it knew. It
 	// goes on from what is stored.
 	ErrReread = errors.New("scheduler: the row was read again")
-	// ErrSuperseded: somebody else has the row now; this operation must touch
+	// ErrSuperseded says that somebody else has the row now: this operation must touch
 	// nothing more.
 	ErrSuperseded = errors.New("scheduler: another operation has the engine now")
 	// ErrTakenOver is the kind of ErrSuperseded in which another replica has
