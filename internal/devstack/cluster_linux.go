@@ -228,7 +228,7 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 	if err := rest.Wait(); err != nil {
 		return err
 	}
-	if err := errors.Join(c.letEnginesIn(ctx), c.letEnginesIntoConsul(ctx)); err != nil {
+	if err := errors.Join(c.enableVaultLogin(ctx), c.enableConsulLogin(ctx)); err != nil {
 		return err
 	}
 	step("nodes are ready")

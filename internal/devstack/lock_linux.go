@@ -244,9 +244,9 @@ func (s *Stack) lockConsul(ctx context.Context) error {
 	return err
 }
 
-// letEnginesIntoConsul lets Nomad's workloads log in. Nomad must be up: Consul fetches
+// enableConsulLogin lets Nomad's workloads log in. Nomad must be up: Consul fetches
 // its keys when the login is configured.
-func (s *Stack) letEnginesIntoConsul(ctx context.Context) error {
+func (s *Stack) enableConsulLogin(ctx context.Context) error {
 	if s.lock == nil {
 		return nil
 	}

@@ -187,7 +187,7 @@ func (s *Stack) bringUp(ctx context.Context) error {
 	if err := rest.Wait(); err != nil {
 		return err
 	}
-	if err := errors.Join(s.letEnginesIn(ctx), s.letEnginesIntoConsul(ctx)); err != nil {
+	if err := errors.Join(s.enableVaultLogin(ctx), s.enableConsulLogin(ctx)); err != nil {
 		return err
 	}
 	step("nodes are ready")

@@ -71,7 +71,7 @@ func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
 }
 
 // prepareVault sets up what production has: the KV v2 mount "orch", the two
-// policies, and a token for the service. letEnginesIn does the rest.
+// policies, and a token for the service. enableVaultLogin does the rest.
 func (s *Stack) prepareVault(ctx context.Context) error {
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
@@ -82,9 +82,9 @@ func (s *Stack) prepareVault(ctx context.Context) error {
 	return err
 }
 
-// letEnginesIn sets up the login of Nomad's workload identities in Vault. Nomad must be
+// enableVaultLogin sets up the login of Nomad's workload identities in Vault. Nomad must be
 // up: Vault fetches its keys when the login is configured.
-func (s *Stack) letEnginesIn(ctx context.Context) error {
+func (s *Stack) enableVaultLogin(ctx context.Context) error {
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
 		return err
