@@ -84,6 +84,7 @@ var floors = [][]string{
 	{"internal/config", "server", "images"},
 	{"scheduler"},
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
+	{"scheduler/operation"},
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},

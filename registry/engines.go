@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,90 +11,6 @@ import (
 
 	"github.com/septemberai/orch/engine"
 )
-
-// Claim creates an engine's row and its index by id, and counts it in the product's quota.
-// With a pooled volume, it also removes that from the pool. All this is one transaction,
-// which succeeds only if the product's row has not changed since it was read.
-//
-// ErrExists: the user has a row. ErrQuota: the product is full. ErrConflict: the product's
-// row has changed, or the pooled volume was claimed by another call; read again and retry.
-// ErrMoved: the deployment's record has changed, and nothing is handed out until it was
-// read again.
-// handed out until it was read again.
-func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, pooled *PooledVolume) error {
-	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
-		return err
-	}
-	return s.claim(ctx, p, e, consul.KVCAS, s.takePooled(pooled))
-}
-
-// errQuotaMoved: another replica changed the count between read and write.
-var errQuotaMoved = errors.New("registry: quota count moved")
-
-// claimOnce makes one attempt. index says how the index by engine_id is written: a new
-// engine has none yet. source removes what the engine is made of from its previous place.
-func (s *Store) claimOnce(ctx context.Context, quota *quotaTurn, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
-	count, at, err := quota.read(ctx)
-	if err != nil {
-		return err
-	}
-	ref := e.Idempotency
-	rowKey := s.engineKey(e.ProductID, e.UserID)
-	if limit := p.Policy.MaxEngines; limit != nil && count >= *limit {
-		if quota.forget() {
-			return errQuotaMoved // it may have changed, because it was cached
-		}
-		// The row is checked before the quota: a user who has an engine gets that error
-		// even if the product is full.
-		pair, err := s.get(ctx, rowKey)
-		if err == nil && pair != nil {
-			return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
-		}
-		return errors.Join(err, fmt.Errorf("%w: %d of %d", ErrQuota, count, *limit))
-	}
-	value := encode(e)
-	ops, err := s.fenced(
-		&consul.KVTxnOp{Verb: consul.KVCAS, Key: rowKey, Value: value},
-		s.setQuota(p.ProductID, count+1, at),
-		&consul.KVTxnOp{Verb: consul.KVCheckIndex, Key: s.productKey(p.ProductID), Index: p.Index},
-		&consul.KVTxnOp{Verb: index, Key: s.engineIDKey(e.EngineID), Value: []byte(rowKey[len(s.prefix):])},
-		s.changed(e),
-	)
-	if err != nil {
-		return err
-	}
-	const session, row, place = 0, 1, 2 // positions in ops
-	record := -1
-	if ref != nil {
-		// It replaces an expired record, at the index that was read.
-		record = len(ops)
-		ops = append(ops, &consul.KVTxnOp{Verb: consul.KVCAS, Key: s.idempotencyKey(e.ProductID, ref.Key), Value: encode(recordOf(e, ref)), Index: ref.Expired})
-	}
-	follows, err := s.followed()
-	if err != nil {
-		return err
-	}
-	deployment := len(ops)
-	ops = append(ops, follows)
-	results, failed, err := s.txn(ctx, append(ops, source...))
-	quota.wrote(count+1, results)
-	switch {
-	case err == nil:
-		s.written(e, value, results)
-		return nil
-	case slices.Contains(failed, session):
-		return fmt.Errorf("%w: %v", ErrNoSession, err)
-	case slices.Contains(failed, deployment):
-		return fmt.Errorf("%w: %v", ErrMoved, err)
-	case record >= 0 && slices.Contains(failed, record):
-		return fmt.Errorf("%w: a concurrent call used it", ErrKeyUsed)
-	case slices.Contains(failed, row):
-		return fmt.Errorf("%w: engine of %q", ErrExists, e.UserID)
-	case slices.Contains(failed, place):
-		return errQuotaMoved
-	}
-	return err
-}
 
 // Update writes e by check-and-set at e.Index and sets the new index. ErrConflict: another
 // writer has changed the row; nothing was written. ErrKeyUsed: the new record in e exists
@@ -232,25 +147,6 @@ func (s *Store) Verify(ctx context.Context, e *engine.Row) error {
 	}
 	_, failed, err := s.txn(ctx, ops) // consistent, although it writes nothing
 	return s.sessionOr(failed, err)
-}
-
-// Engine reads one row, in its product's turn, because many callers that wait for one
-// operation read repeatedly. ErrNotFound: the user has none. ErrWentBack.
-func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.Row, error) {
-	key := s.engineKey(productID, userID)
-	found, err := s.readForward(ctx, productID, key)
-	if err != nil {
-		return nil, err
-	}
-	row, exists := found[key]
-	if !exists {
-		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
-	}
-	e, err := s.row(row)
-	if err != nil {
-		return nil, err
-	}
-	return e.Clone(), nil
 }
 
 // written records that e was stored as value.

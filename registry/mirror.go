@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"iter"
 	"strings"
 	"sync"
@@ -170,57 +169,6 @@ func (m *Mirror) follow(ctx context.Context) error {
 	return nil
 }
 
-// changes is the state of the keys below changes/.
-type changes struct {
-	shards map[string]uint64 // the index of each shard's last change
-	index  uint64            // the highest index, including removals
-}
-
-// olderThan reports whether c is older than another response: either the highest index is
-// lower, or that of a shard, which each change increases and nothing removes. A restored
-// Consul continues to count from its old index, so its first write can hide a lower highest
-// index, but never the lower indexes of all shards.
-func (c changes) olderThan(other changes) (was, is uint64, older bool) {
-	if c.index < other.index {
-		return other.index, c.index, true
-	}
-	for shard, at := range other.shards {
-		if c.shards[shard] < at {
-			return at, c.shards[shard], true
-		}
-	}
-	return 0, 0, false
-}
-
-// wentBack handles a response that is older than what was seen: from now on lists replace
-// all rows. A server that has just lost the lead may also return old data, so a consistent
-// read must confirm that the registry was restored.
-func (m *Mirror) wentBack(ctx context.Context, now changes) {
-	m.anew = true
-	_ = m.Confirm(ctx)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.seen = now
-}
-
-// Confirm checks, by a consistent read, that the registry in Consul is at least as new as
-// what was seen before. ErrWentBack: it is older, and WentBack reports it from then on. Any
-// other error: that is unknown.
-func (m *Mirror) Confirm(ctx context.Context) error {
-	m.mu.RLock()
-	seen := m.seen
-	m.mu.RUnlock()
-	now, err := m.changesAt(ctx, consistent(ctx))
-	if err != nil {
-		return err
-	}
-	if was, is, older := now.olderThan(seen); older {
-		m.store.noteBack("changes", was, is)
-		return fmt.Errorf("%w: %w", ErrUnavailable, ErrWentBack)
-	}
-	return nil
-}
-
 // gather waits for mirrorGather; it returns false if ctx has ended.
 func gather(ctx context.Context) bool {
 	timer := time.NewTimer(mirrorGather)
@@ -243,23 +191,6 @@ func (m *Mirror) listed(now changes) {
 	default:
 		close(m.synced)
 	}
-}
-
-// changesSince waits until a shard's last change is newer than index, at most mirrorWait.
-func (m *Mirror) changesSince(ctx context.Context, index uint64) (changes, error) {
-	return m.changesAt(ctx, &consul.QueryOptions{WaitIndex: index, WaitTime: mirrorWait})
-}
-
-func (m *Mirror) changesAt(ctx context.Context, how *consul.QueryOptions) (changes, error) {
-	ctx, cancel := context.WithTimeout(ctx, mirrorWait+callTimeout)
-	defer cancel()
-	const below = "changes/"
-	now, err := changes{shards: map[string]uint64{}}, error(nil)
-	now.index, err = m.store.each(how.WithContext(ctx), below, func(v stored) error {
-		now.shards[v.key[len(m.store.prefix+below):]] = v.index
-		return nil
-	})
-	return now, err
 }
 
 // list reads the rows below a part of engines/ and stores them. A row that is not in the
@@ -326,121 +257,4 @@ func (m *Mirror) list(ctx context.Context, below string, truth bool) error {
 		}
 	}
 	return nil
-}
-
-// restored handles a consistent list that has older rows than this view, or rows that this
-// store removed before the list began: Consul went back. The caller holds the lock.
-func (m *Mirror) restored(told map[string]*engine.Row) {
-	for name, e := range told {
-		if e == nil || m.young[name] {
-			continue
-		}
-		was := m.removed[name]
-		if old := m.at(name); old != nil {
-			was = max(was, old.Index)
-		}
-		if e.Index < was || e.Index == m.removed[name] {
-			m.store.noteBack("a row", was, e.Index)
-			m.drop(name)
-			delete(m.removed, name)
-		}
-	}
-}
-
-// forget drops the rows below a part of engines/, and their indexes. The caller holds the
-// lock.
-func (m *Mirror) forget(below string) {
-	for name := range m.below(below) {
-		m.drop(name)
-	}
-	for name := range m.removed {
-		if strings.HasPrefix(name, below) {
-			delete(m.removed, name)
-		}
-	}
-}
-
-// put stores a row, unless a newer one is known. The caller holds the lock.
-func (m *Mirror) put(name string, e *engine.Row) {
-	if old := m.at(name); old != nil && old.Index >= e.Index || e.Index <= m.removed[name] {
-		return
-	}
-	if u := m.unreadable[name]; u != nil && u.Index >= e.Index {
-		return
-	}
-	m.drop(name)
-	if m.young != nil {
-		m.young[name] = true
-	}
-	delete(m.removed, name)
-	delete(m.unreadable, name)
-	if m.rows[shardOf(name)] == nil {
-		m.rows[shardOf(name)] = map[string]*engine.Row{}
-	}
-	m.rows[shardOf(name)][name] = e
-	m.putID(e)
-	t := m.tenants[e.ProductID]
-	if t == nil {
-		t = &tenantRows{counts: map[engine.State]int{}}
-		m.tenants[e.ProductID] = t
-	}
-	t.insert(e)
-}
-
-// drop removes a row. The caller holds the lock.
-func (m *Mirror) drop(name string) {
-	e := m.at(name)
-	if e == nil {
-		return
-	}
-	delete(m.rows[shardOf(name)], name)
-	m.dropID(e)
-	t := m.tenants[e.ProductID]
-	if t.remove(e); len(t.rows) == 0 {
-		delete(m.tenants, e.ProductID)
-	}
-}
-
-// row returns the row of a name, or nil. A store without a mirror has a nil one.
-func (m *Mirror) row(name string) *engine.Row {
-	if m == nil {
-		return nil
-	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.at(name)
-}
-
-// at returns the row of a name, or nil. The caller holds the lock.
-func (m *Mirror) at(name string) *engine.Row { return m.rows[shardOf(name)][name] }
-
-// wrote stores what this store has just written, in the form in which another store would
-// read it.
-func (m *Mirror) wrote(v stored) {
-	if m == nil {
-		return
-	}
-	e, err := m.store.decodeEngine(v)
-	if err != nil {
-		panic("registry: a stored row cannot be read: " + err.Error())
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.put(m.store.nameOf(v), e)
-}
-
-// erased removes a row that this store has just deleted.
-func (m *Mirror) erased(e *engine.Row) {
-	if m == nil {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	name := rowName(e.ProductID, e.UserID)
-	m.removed[name] = e.Index
-	if m.young != nil {
-		m.young[name] = true
-	}
-	delete(m.unreadable, name)
-	m.drop(name)
 }

@@ -100,3 +100,10 @@ func (s *Store) DeletePooledVolume(ctx context.Context, v *PooledVolume) error {
 	_, _, err = s.txn(ctx, ops)
 	return err
 }
+
+func (s *Store) takePooled(pooled *PooledVolume) consul.KVTxnOps {
+	if pooled == nil {
+		return nil
+	}
+	return deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	consul "github.com/hashicorp/consul/api"
 
@@ -39,42 +38,6 @@ func (s *Store) ProductIDByKey(ctx context.Context, keyHash string) (string, err
 		return "", fmt.Errorf("%w: platform key", ErrNotFound)
 	}
 	return string(pair.Value), nil
-}
-
-// Lookup reads what one call of a product needs, in one transaction that begins after the
-// call arrived: whether the platform key still belongs to the product, the product, and the
-// user's engine (nil if there is none). The product is shared and must not be modified.
-// ErrNotFound: the key or the product no longer exists. ErrWentBack.
-func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*engine.Product, *engine.Row, error) {
-	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
-	found, err := s.readForward(ctx, productID, keyAt, productAt, rowAt)
-	if err != nil {
-		return nil, nil, err
-	}
-	owner, err := found[keyAt].value()
-	if err != nil {
-		return nil, nil, unavailable(err)
-	}
-	product, exists := found[productAt]
-	if !exists || string(owner) != productID {
-		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
-	}
-	p, err := s.products.of(product)
-	if err != nil {
-		return nil, nil, err
-	}
-	if !p.Accepts(keyHash, time.Now()) {
-		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
-	}
-	row, exists := found[rowAt]
-	if !exists {
-		return p, nil, nil
-	}
-	e, err := s.row(row)
-	if err != nil {
-		return nil, nil, err
-	}
-	return p, e.Clone(), nil
 }
 
 // EncodeProduct returns the record of a product.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/link"
 )
 
@@ -27,6 +28,61 @@ const (
 	// waited for most of callTimeout.
 	lateFlight = time.Second
 )
+
+// Lookup reads what one call of a product needs, in one transaction that begins after the
+// call arrived: whether the platform key still belongs to the product, the product, and the
+// user's engine (nil if there is none). The product is shared and must not be modified.
+// ErrNotFound: the key or the product no longer exists.
+func (s *Store) Lookup(ctx context.Context, keyHash, productID, userID string) (*engine.Product, *engine.Row, error) {
+	keyAt, productAt, rowAt := s.platformKey(keyHash), s.productKey(productID), s.engineKey(productID, userID)
+	found, err := s.shared.read(ctx, productID, keyAt, productAt, rowAt)
+	if err != nil {
+		return nil, nil, err
+	}
+	owner, err := found[keyAt].value()
+	if err != nil {
+		return nil, nil, unavailable(err)
+	}
+	product, exists := found[productAt]
+	if !exists || string(owner) != productID {
+		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
+	}
+	p, err := s.products.of(product)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !p.Accepts(keyHash, time.Now()) {
+		return nil, nil, fmt.Errorf("%w: platform key", ErrNotFound)
+	}
+	row, exists := found[rowAt]
+	if !exists {
+		return p, nil, nil
+	}
+	e, err := s.row(row)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, e.Clone(), nil
+}
+
+// Engine reads one row, in its product's turn, because many callers that wait for one
+// operation read repeatedly. ErrNotFound: the user has none.
+func (s *Store) Engine(ctx context.Context, productID, userID string) (*engine.Row, error) {
+	key := s.engineKey(productID, userID)
+	found, err := s.shared.read(ctx, productID, key)
+	if err != nil {
+		return nil, err
+	}
+	row, exists := found[key]
+	if !exists {
+		return nil, fmt.Errorf("%w: engine of %q", ErrNotFound, userID)
+	}
+	e, err := s.row(row)
+	if err != nil {
+		return nil, err
+	}
+	return e.Clone(), nil
+}
 
 // sharedReads combines waiting reads in one transaction. A transaction only serves reads
 // that arrived before it began, so the result is as fresh as that of a separate read.

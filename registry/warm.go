@@ -2,8 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -37,44 +35,6 @@ func (s *Store) CreateWarm(ctx context.Context, e *engine.Row, pooled *PooledVol
 	}
 	s.written(e, value, results)
 	return nil
-}
-
-// ClaimWarm gives a warm engine to a user in one transaction: it deletes the row that was
-// read at warm.Index, and writes e with the operation that changes the owner in its secret.
-// The errors are those of Claim; ErrConflict may also mean that another call claimed this
-// engine.
-func (s *Store) ClaimWarm(ctx context.Context, p *engine.Product, e, warm *engine.Row) error {
-	if warm.ProductID != engine.WarmProduct || warm.State != engine.Running || warm.Op != nil || e.State != engine.Provisioning || e.Op == nil || e.EngineID != warm.EngineID {
-		return fmt.Errorf("registry: %s cannot be claimed as a warm engine", warm.EngineID)
-	}
-	ops := append(deleteAt(s.engineKey(warm.ProductID, warm.UserID), warm.Index), s.changed(warm))
-	err := s.claim(ctx, p, e, consul.KVSet, ops)
-	if err == nil {
-		s.mirror.erased(warm)
-	}
-	return err
-}
-
-func (s *Store) takePooled(pooled *PooledVolume) consul.KVTxnOps {
-	if pooled == nil {
-		return nil
-	}
-	return deleteAt(s.pooledKey(pooled.NodeID, pooled.EngineID), pooled.Index)
-}
-
-// claim runs claimOnce until the quota count does not change concurrently.
-func (s *Store) claim(ctx context.Context, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
-	quota := s.quotaTurn(p.ProductID)
-	defer quota.end()
-	for {
-		err := s.claimOnce(ctx, quota, p, e, index, source)
-		if !errors.Is(err, errQuotaMoved) {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
 }
 
 // WarmBackoff is why no warm engines of a kind, identified by its fingerprint, are created

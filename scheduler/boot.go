@@ -11,21 +11,16 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
-	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
 )
 
 // Causes that end the wait for a boot.
 var (
-	errHealthy = errors.New("the engine said that it is healthy")
-	// errDetour: the step named the next one itself.
-	errDetour = errors.New("the operation takes a detour")
-	// errPortTaken: something that is not the engine listens on the port that it was
-	// given.
-	errPortTaken = errors.New("the engine's port is taken")
-	// errRelocated: the row has another identity, and says so already.
-	errRelocated = errors.New("the engine is being placed on another node")
+	errHealthy = errors.New("the engine reported that it is healthy")
+	// errPortTaken: another process listens on the port that the engine was given.
+	errPortTaken = errors.New("the engine's port is in use by another process")
 )
 
 // bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
@@ -37,7 +32,7 @@ type bootFailure struct {
 func (e *bootFailure) Error() string { return e.err.Error() }
 func (e *bootFailure) Unwrap() error { return e.err }
 
-// reasonOf is the stable word that a row keeps of an error.
+// reasonOf returns the reason for the row in an error.
 func reasonOf(err error) string {
 	var boot *bootFailure
 	switch {
@@ -53,30 +48,30 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// lateGrace is how long an engine is given when its boot is taken over at or
-// after its deadline: it may be healthy already.
+// lateGrace is how long an engine is given if its boot is taken over at or after its
+// deadline, because it may be healthy already.
 const lateGrace = 2 * time.Second
 
-// boot waits until the engine says that it is healthy and accepts its key. What the cluster knows
-// ends the wait at once: no place for it, the image does not start, the process
-// exited.
-func (o *operation) boot(ctx context.Context) error {
+// boot waits until the engine reports that it is healthy and accepts its key. The wait ends
+// early if Nomad reports a failure: no capacity, an image that does not start, a process
+// that exited.
+func (o *work) boot(ctx context.Context) error {
 	key := ""
-	secret, err := o.s.secret(ctx, o.row)
+	secret, err := o.s.secret(ctx, o.Row)
 	switch {
 	case err == nil:
 		key = secret.Key
-	case o.row.Op.Kind == engine.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
-		// An engine that runs on is not failed for an outage of Vault, nor for a key
-		// that Vault has lost.
+	case o.Row.Op.Kind == engine.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
+		// An engine that still runs is not failed because of an outage of Vault, or because
+		// Vault has lost its key.
 	default:
 		return err
 	}
-	path, err := o.s.proofPath(ctx, o.row)
+	path, err := o.s.proofPath(ctx, o.Row)
 	if err != nil {
 		return err
 	}
-	deadline := o.row.Op.Deadline
+	deadline := o.Row.Op.Deadline
 	if soonest := time.Now().Add(lateGrace); deadline.Before(soonest) {
 		deadline = soonest
 	}
@@ -86,16 +81,16 @@ func (o *operation) boot(ctx context.Context) error {
 	timed, stop := context.WithDeadline(ctx, deadline)
 	defer stop()
 
-	w := o.s.cluster.Watch(o.row.JobID())
+	w := o.s.cluster.Watch(o.Row.JobID())
 	defer w.Close()
 	var probing sync.WaitGroup
 	defer probing.Wait()
 	defer stop()
-	probing.Go(func() { o.watchRow(timed, cancel) })
+	probing.Go(func() { o.WatchRow(timed, cancel) })
 
 	var kind *boot.Kind
-	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
-		kind = &boot.Kind{Image: o.row.Image, First: o.row.Op.Kind == engine.OpProvision}
+	if !o.registeredAt.IsZero() { // otherwise it was taken over, or runs already
+		kind = &boot.Kind{Image: o.Row.Image, First: o.Row.Op.Kind == engine.OpProvision}
 	}
 	probed, pulling := "", ""
 	look := func(state cluster.JobState) (bool, error) {
@@ -103,18 +98,18 @@ func (o *operation) boot(ctx context.Context) error {
 		if alloc == nil {
 			return false, o.placementError(state)
 		}
-		o.row.Crash, pulling = alloc.Crash, alloc.Pulling
-		if alloc.Terminal() || alloc.Failure != "" && o.row.Op.Kind != engine.OpRecover { // Nomad restarts that one
+		o.Row.Crash, pulling = alloc.Crash, alloc.Pulling
+		if alloc.Terminal() || alloc.Failure != "" && o.Row.Op.Kind != engine.OpRecover { // Nomad restarts the failed process during OpRecover
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
 			url, by := "http://"+alloc.Addr, o.keyProof(path, key, alloc.ID)
-			o.row.AllocID, o.row.URL, probed = alloc.ID, url, alloc.ID
-			if o.row.Vanished != nil && o.row.Vanished.AllocID == alloc.ID {
-				o.row.Vanished = nil
+			o.Row.AllocID, o.Row.URL, probed = alloc.ID, url, alloc.ID
+			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
+				o.Row.Vanished = nil
 			}
 			probing.Go(func() {
-				o.s.starts.Await(timed, o.row.JobID(), 0)
+				o.s.starts.Await(timed, o.Row.JobID(), 0)
 				err, broken := o.s.boots.AwaitUsable(timed, url, by, kind), (*boot.Breach)(nil)
 				switch {
 				case err == nil:
@@ -131,21 +126,21 @@ func (o *operation) boot(ctx context.Context) error {
 	}
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errHealthy):
-		o.row.LastHealthAt = time.Now().UTC()
+		o.Row.LastHealthAt = time.Now().UTC()
 		if kind != nil { // not taken over
 			o.bootTook = time.Since(o.registeredAt)
 			o.tellLimiter(kind)
 		}
 		return nil
-	case errors.Is(cause, errSuperseded) && whole.Err() == nil:
-		now, err := o.s.store.Engine(whole, o.row.ProductID, o.row.UserID)
-		return o.lost(whole, now, err)
+	case errors.Is(cause, operation.ErrSuperseded) && whole.Err() == nil:
+		now, err := o.s.store.Engine(whole, o.Row.ProductID, o.Row.UserID)
+		return o.Lost(whole, now, err)
 	case cause != nil:
 		return cause
 	}
-	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about congestion
+	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // that shows nothing about congestion
 		return &bootFailure{
-			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
+			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull continues, and a start succeeds after it", o.s.opts.BootTimeout, pulling),
 			reason: engine.ReasonPull,
 		}
 	}
@@ -153,10 +148,10 @@ func (o *operation) boot(ctx context.Context) error {
 		if kind != nil {
 			o.tellLimiter(kind)
 		}
-		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
+		return engine.Errorf(engine.BootTimeout, "the engine did not report that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
 	if code := AsError(err).Code; code == engine.PortExhaustion || code == engine.CapacityExhausted {
-		if held, herr := o.s.heldBy(whole, o.row.VolumeID); herr == nil && held != "" {
+		if held, herr := o.s.heldBy(whole, o.Row.VolumeID); herr == nil && held != "" {
 			err = &engine.Error{Code: code, Message: "the engine's volume cannot be mounted: " + held, Err: err, RetryAfter: retryCapacity}
 		}
 		return o.mayRelocate(whole, err)
@@ -167,18 +162,18 @@ func (o *operation) boot(ctx context.Context) error {
 	return err
 }
 
-// tellLimiter tells the boot limiter what the boot took up to now, where it ends.
-func (o *operation) tellLimiter(kind *boot.Kind) {
+// tellLimiter reports the duration of the boot to the boot limiter, if the boot ends here.
+func (o *work) tellLimiter(kind *boot.Kind) {
 	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
-	o.s.bootLimiter.Booted(o.row.ProductID, o.registeredAt, boot.CongestionOf(took, o.s.opts.BootTimeout, expected))
+	o.s.bootLimiter.Booted(o.Row.ProductID, o.registeredAt, boot.CongestionOf(took, o.s.opts.BootTimeout, expected))
 }
 
-// ownAlloc is the allocation of this operation's registration.
-func (o *operation) ownAlloc(state cluster.JobState) *cluster.Alloc {
+// ownAlloc returns the allocation of this operation's registration.
+func (o *work) ownAlloc(state cluster.JobState) *cluster.Alloc {
 	var own *cluster.Alloc
 	for i := range state.Allocs {
 		a := &state.Allocs[i]
-		if a.CreateIndex < o.row.Op.JobIndex {
+		if a.CreateIndex < o.Row.Op.JobIndex {
 			continue
 		}
 		if own == nil || a.CreateIndex > own.CreateIndex {
@@ -188,23 +183,23 @@ func (o *operation) ownAlloc(state cluster.JobState) *cluster.Alloc {
 	return own
 }
 
-// placementError is what Nomad said when it found no place, or nil.
-func (o *operation) placementError(state cluster.JobState) error {
+// placementError returns Nomad's reason that it found no node, as an error, or nil.
+func (o *work) placementError(state cluster.JobState) error {
 	slices.SortFunc(state.Evals, func(a, b cluster.Eval) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
 	for _, e := range slices.Backward(state.Evals) {
-		if e.CreateIndex < o.row.Op.JobIndex || e.CreateIndex <= o.refusedAt || e.Failed == nil {
+		if e.CreateIndex < o.Row.Op.JobIndex || e.CreateIndex <= o.refusedAt || e.Failed == nil {
 			continue
 		}
 		o.refusedAt = e.CreateIndex
-		err := &engine.Error{Code: engine.CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
-		if o.row.Op.Kind != engine.OpProvision {
-			r := o.row.Resources
-			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+		err := &engine.Error{Code: engine.CapacityExhausted, Message: "no node has enough capacity for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		if o.Row.Op.Kind != engine.OpProvision {
+			r := o.Row.Resources
+			err.Message = fmt.Sprintf("only the node with the engine's volume can start it, and that node does not have %d MB of memory and %d MHz of CPU available: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
 			if e.Failed.Volume {
-				err.Message = "the engine's node does not offer the engine's volume now: the disk of its volumes may not be mounted; the log of its Nomad client says why (" + e.Failed.Reason + ")"
+				err.Message = "the engine's node does not offer the engine's volume: check that the disk of its volumes is mounted, and the log of its Nomad client (" + e.Failed.Reason + ")"
 			}
 		}
-		if node, known := o.s.cluster.Node(o.row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
+		if node, known := o.s.cluster.Node(o.Row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
 			err.Message, err.Err = "the engine's node cannot start it now: "+o.s.driverDown(), errDriverDown
 		}
 		if e.Failed.Ports {
@@ -215,21 +210,21 @@ func (o *operation) placementError(state cluster.JobState) error {
 	return nil
 }
 
-// bootFailed is what a boot whose process ended fails of. errPortTaken: a process could
-// not have listened on the port, for something else does.
-func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
+// bootFailed returns the error of a boot whose process ended. errPortTaken: the process
+// could not listen on its port, because another process does.
+func (o *work) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
 	failure := &bootFailure{err: engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
-		a.Cause, failure.err = cluster.CauseImage, engine.Errorf(engine.EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.row.Image)
+		a.Cause, failure.err = cluster.CauseImage, engine.Errorf(engine.EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot execute it", o.Row.Image)
 	}
 	switch a.Cause {
 	case cluster.CauseImage:
 		failure.reason = engine.ReasonImage
-		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.row.Image, o.s.Pinned(o.row)) {
-			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
+		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.Row.Image, o.s.Pinned(o.Row)) {
+			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: an image that exists only on the node needs another tag`
 		}
 		return failure
 	case cluster.CauseMemory:
@@ -245,34 +240,14 @@ func (o *operation) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	return failure
 }
 
-// watchRow ends the boot when somebody else takes the row: a destroy on another
-// replica waits for that.
-func (o *operation) watchRow(ctx context.Context, cancel context.CancelCauseFunc) {
-	productID, userID, index := o.row.ProductID, o.row.UserID, o.row.Index
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		row, err := o.s.store.Engine(ctx, productID, userID)
-		if errors.Is(err, registry.ErrNotFound) || err == nil && row.Index != index {
-			cancel(errSuperseded)
-			return
-		}
-	}
-}
-
-// mayRelocate turns to relocate where a provision may be placed on another node,
-// or returns why there is none.
-func (o *operation) mayRelocate(ctx context.Context, cause error) error {
-	if o.row.Op.Kind != engine.OpProvision {
+// mayRelocate continues at the step relocate if a provision may be placed on another node;
+// otherwise it returns why not.
+func (o *work) mayRelocate(ctx context.Context, cause error) error {
+	if o.Row.Op.Kind != engine.OpProvision {
 		return cause
 	}
-	o.tried[o.row.NodeID], o.noPlace = true, cause
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
+	o.tried[o.Row.NodeID], o.noPlace = true, cause
+	place, err := o.s.choose(ctx, o.Row.NodePool, o.Row.Resources, 1, o.tried)
 	if err != nil {
 		return cause
 	}
@@ -280,25 +255,25 @@ func (o *operation) mayRelocate(ctx context.Context, cause error) error {
 	if !place.fits {
 		return cause
 	}
-	// The row says so before anything is removed: whoever finds it there knows
-	// that this identity is given up.
-	o.row.Op.Step = detours[engine.OpProvision][0].name
-	return errDetour
+	// This is written to the row before anything is removed, so that every replica knows
+	// that this identity is abandoned.
+	o.Row.Op.Step = stepRelocate
+	return operation.ErrDetour
 }
 
-// relocate gives a provision that its node could not place a new identity on
-// the next node that has room. The old identity was told to nobody; what was
-// made for it is removed.
-func (o *operation) relocate(ctx context.Context) error {
-	for _, undo := range []func(*operation, context.Context) error{
-		(*operation).quiesce, (*operation).awaitGone, (*operation).purge, (*operation).deleteVolume, (*operation).deleteVariable, (*operation).deleteKey,
+// relocate gives a provision that its node could not place a new identity on the next node
+// with capacity, and removes everything of the old one, which was never returned to a
+// caller.
+func (o *work) relocate(ctx context.Context) error {
+	for _, undo := range []func(*work, context.Context) error{
+		(*work).quiesce, (*work).awaitGone, (*work).purge, (*work).deleteVolume, (*work).deleteVariable, (*work).deleteKey,
 	} {
 		if err := undo(o, ctx); err != nil {
 			return errors.Join(o.noPlace, err)
 		}
 	}
-	hitStep(o.row.Op.Kind, o.row.Op.Step, atDone)
-	place, err := o.s.choose(ctx, o.row.NodePool, o.row.Resources, 1, o.tried)
+	operation.HitStep(o.Row.Op, operation.AtDone)
+	place, err := o.s.choose(ctx, o.Row.NodePool, o.Row.Resources, 1, o.tried)
 	if err != nil {
 		return errors.Join(o.noPlace, err)
 	}

@@ -7,15 +7,15 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// Destroy removes an engine with its brain and key, from any state, and waits
-// until nothing is left of it. An operation under way is interrupted. A call that
-// finds the engine being destroyed waits for that.
+// Destroy removes an engine with its brain and key, in any state, and waits until nothing
+// remains of it. It interrupts an operation in progress. If the engine is already being
+// destroyed, it waits for that.
 //
-// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
+// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the same engine; nothing was
 // removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
 	done, record, err := s.recall(ctx, caller, engine.OpDestroy)
@@ -38,12 +38,12 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
 		if row.State == engine.Destroying {
-			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy)) // the row of the other one tells it
+			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy)) // the audit row of the other destroy records it
 			return s.awaitDestroyed(ctx, row)
 		}
 		o, err := s.beginDestroy(ctx, caller, row, &d, record, asking)
 		if err == nil {
-			gone, err := o.wait(ctx)
+			gone, err := o.Wait(ctx)
 			if err != nil {
 				return "", err
 			}
@@ -51,7 +51,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
 			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy))
-			return s.Destroy(ctx, caller) // the same call is under way: its answer is this one's too
+			return s.Destroy(ctx, caller) // the same call is in progress, and its result is returned
 		}
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
@@ -63,9 +63,9 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	return "", engine.BusyWith(engine.OpDestroy)
 }
 
-// beginDestroy ends what this replica does to an engine, and writes a destroy over the
-// operation that its row carries. registry.ErrConflict: the row is another by now.
-func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation, error) {
+// beginDestroy ends what this replica does with an engine, and writes a destroy over the
+// operation in its row. registry.ErrConflict: the row has changed.
+func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation.Operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
 		release, err := s.halt(ctx, row)
@@ -80,7 +80,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 	if err := s.mayDestroy(ctx, row); err != nil {
 		return nil, err
 	}
-	op := s.newOp(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
+	op := s.ops.NewOperation(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
 	op.Supersedes = other
 	row.State, row.Desired = engine.Destroying, engine.Destroying
 	if record != nil {
@@ -91,17 +91,18 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 	}
 	o, err := s.write(ctx, row, op, d, caller.Product.Slug, nil, asking)
 	if err == nil && cut != nil {
-		// Nobody else may be there to say so: its replica is gone, or never ran it.
+		// Its replica may have ended, or never have run it, so nobody else may complete its
+		// audit row.
 		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(engine.EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
 	}
 	return o, err
 }
 
-// halt makes sure that this replica does not run the operation of a row, nor begins to
-// before release is called. registry.ErrConflict: it did, and the row is to be read
+// halt makes sure that this replica does not run the operation of a row, and does not start
+// to before release is called. registry.ErrConflict: it did, and the row must be read
 // again.
 func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), err error) {
-	release, under := s.reserveLaunch(row.Op.ID)
+	release, under := s.ops.Reserve(row.Op.ID)
 	if under != nil { // it is being launched, or its write was refused
 		select {
 		case <-under:
@@ -110,65 +111,22 @@ func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), 
 			return nil, ctx.Err()
 		}
 	}
-	o := s.running(row.ProductID, row.UserID)
+	o := s.ops.Running(row.ProductID, row.UserID)
 	if o == nil {
 		return release, nil
 	}
 	release()
 	var soon <-chan time.Time
-	if o.began.Kind == engine.OpDestroy { // it began after the row was read, and may take long
+	if o.Began.Kind == engine.OpDestroy { // it began after the row was read, and may take long
 		soon = time.After(pollEvery)
 	} else {
-		o.cancel(errSuperseded)
+		o.Interrupt()
 	}
 	select {
-	case <-o.ended:
+	case <-o.Ended:
 	case <-soon:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	return nil, registry.ErrConflict
-}
-
-// gone turns "no row" into the answer for a caller who saw one.
-func gone(err error) error {
-	if errors.Is(err, registry.ErrNotFound) {
-		return engine.Errorf(engine.EngineNotFound, "the engine is gone already")
-	}
-	return err
-}
-
-// awaitDestroyed waits until a row that is being destroyed is gone. What a provision
-// that removes itself tells its own caller is nothing to this one.
-func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string, error) {
-	if o := s.running(row.ProductID, row.UserID); o != nil && o.began.Kind == engine.OpDestroy {
-		if _, err := o.wait(ctx); err != nil {
-			return "", err
-		}
-		return row.EngineID, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.limit(engine.OpDestroy))
-	defer cancel()
-	for {
-		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
-		switch {
-		case errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != row.EngineID:
-			return row.EngineID, nil
-		case err != nil && ctx.Err() == nil:
-			return "", err
-		case err == nil && now.Op != nil && now.Op.Owner == s.replica.ID:
-			// A provision that was removing itself may have been cancelled for a destroy.
-			if err := s.resume(ctx, now); err != nil && ctx.Err() == nil {
-				return "", err
-			}
-		}
-		if err == nil {
-			if err := impatient(ctx, now); err != nil {
-				return "", err
-			}
-		}
-		if !pause.For(ctx, pollEvery) {
-			return "", engine.BusyWith(engine.OpDestroy)
-		}
-	}
 }

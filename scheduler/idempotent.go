@@ -13,22 +13,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// ProvisionOptions are the options of a provision.
-type ProvisionOptions struct {
-	// Image is the engine_version; empty: the product's or the service's default.
-	Image string
-	// IdempotencyKey makes repeated calls return the same result; empty: none.
-	IdempotencyKey string
-}
-
-// MaxIdempotencyKey is the maximum length of an Idempotency-Key (SPEC section 2).
+// MaxIdempotencyKey is the maximum length of an Idempotency-Key.
 const MaxIdempotencyKey = 255
-
-func digest(parts ...string) string {
-	b, _ := json.Marshal(parts) // the JSON of strings is unambiguous, and encoding never fails
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
 
 // replay returns the result of a provision whose Idempotency-Key was used before: the
 // engine that the first call created, after its end. Neither an engine nor an error: the
@@ -156,4 +142,10 @@ func (s *Scheduler) again(ctx context.Context, caller *Caller, done *registry.Id
 		e.URL = done.URL
 	}
 	return e, nil
+}
+
+func digest(parts ...string) string {
+	b, _ := json.Marshal(parts) // the JSON of strings is unambiguous, and encoding never fails
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }

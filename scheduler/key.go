@@ -3,42 +3,22 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/secrets"
 )
 
-// showPatience is how long a GET waits for an engine that accepts neither the old key
-// nor the new one while its key is being rotated: a process that is restarted to read
-// the new key is back after that.
-const showPatience = time.Second
-
-// Show returns the caller's engine with its key, both of one moment. While the key is
-// being rotated, it is the key that the engine accepts; "": it accepts neither, or cannot
-// be asked. ENGINE_NOT_FOUND.
+// Show returns the caller's engine with its key, both of the same moment. ENGINE_NOT_FOUND.
 func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*engine.Row, string, error) {
-	patient := time.Now().Add(showPatience)
 	for range maxClaims {
 		row, err := caller.engine()
 		if err != nil {
 			return nil, "", err
 		}
-		if rotates(row) {
-			// The row's key may be the old one, which nobody may be given after
-			// somebody was admitted with the new one.
-			key, err := s.acceptedKey(ctx, row)
-			if err != nil || key != "" || time.Now().After(patient) {
-				return row, key, err
+		if unconfirmed(row) && row.State == engine.Running {
+			if key, err := s.acceptedKey(ctx, row); err == nil && key != "" {
+				return row, key, nil
 			}
-			if !pause.For(ctx, showPatience/10) {
-				return nil, "", ctx.Err()
-			}
-			if err := caller.refresh(ctx, s); err != nil {
-				return nil, "", err
-			}
-			continue
 		}
 		key, err := s.Key(ctx, row)
 		if !isRetired(err) {
@@ -51,39 +31,36 @@ func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*engine.Row, stri
 	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
-// keyOf returns the key of an engine that was just changed or found, for its caller, with
-// the row that names it. While the key is being rotated, it waits as an admit does.
-// ENGINE_BUSY: it is being destroyed, or its key is being rotated while it does not run.
-// ROTATION_UNCONFIRMED, and the errors of Key.
-func (s *Scheduler) keyOf(ctx context.Context, caller *Caller, row *engine.Row) (*engine.Row, string, error) {
-	engineID := row.EngineID
-	for range maxClaims {
-		caller.Engine = row
-		if rotates(row) && row.State != engine.Running {
-			return nil, "", engine.BusyWith(engine.OpRotateKey)
-		}
-		if rotates(row) {
-			key, err := s.awaitRotation(ctx, row)
-			if err != nil || key != "" {
-				return row, key, err
-			}
-			if err := caller.refresh(ctx, s); err != nil {
-				return nil, "", err
-			}
-		} else {
-			key, err := s.Key(ctx, row)
-			if !isRetired(err) {
-				return row, key, err
-			}
-			if err := caller.rekeyed(ctx, s, err); err != nil {
-				return nil, "", err
-			}
-		}
-		if row = caller.Engine; row == nil || row.EngineID != engineID {
-			return nil, "", engine.BusyWith(engine.OpDestroy)
-		}
+// Key returns the engine's key for its product. ENGINE_QUARANTINED: the row and the secret
+// name different owners, and nobody gets the key.
+func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
+	if e.KeyVersion == 0 {
+		return "", nil // it is being provisioned and has no key yet
 	}
-	return nil, "", engine.BusyWith(engine.OpRotateKey)
+	k, err := s.secret(ctx, e)
+	if errors.Is(err, secrets.ErrNotFound) && e.State == engine.Destroying {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return k.Key, nil
+}
+
+// secret reads the secret that a row names. ENGINE_QUARANTINED: it has another owner, and
+// nobody gets it.
+func (s *Scheduler) secret(ctx context.Context, row *engine.Row) (*secrets.EngineKey, error) {
+	k, err := s.vault.EngineKey(ctx, row.EngineID, row.KeyVersion, row.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	if !s.agree(k, row) {
+		return nil, s.contradiction(ctx, row, k.Owner)
+	}
+	if (k.Owner == secrets.Owner{}) {
+		err = s.notTwin(ctx, row)
+	}
+	return k, err
 }
 
 // isRetired reports whether the version of a key is not in Vault: a rotation that ended

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // blockedLog tells of a line and does not return before it may.
@@ -24,7 +26,8 @@ func TestPersistWhileStopping(t *testing.T) {
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	out := &blockedLog{make(chan struct{}), make(chan struct{})}
-	s := &Scheduler{base: stopped, log: hclog.New(&hclog.LoggerOptions{Output: out})}
+	s := &Scheduler{ops: operation.New(operation.Deps{}), log: hclog.New(&hclog.LoggerOptions{Output: out})}
+	s.ops.Start(stopped)
 	returned := make(chan struct{})
 	go func() {
 		defer close(returned)

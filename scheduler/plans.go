@@ -2,34 +2,14 @@ package scheduler
 
 import (
 	"context"
-	"slices"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// step is one act of an operation. It is idempotent: after a crash the next
-// owner does it again. What it learns it puts into the row, which is written
-// before the next step begins.
-type step struct {
-	name string
-	do   func(*operation, context.Context) error
-}
-
-// plans are the steps of every operation, in order. The names are in rows: a
-// renamed step strands the operations of the version before.
-var plans map[engine.OpKind][]step
-
-// undoing are the steps that take an operation back. Kinds without any go
-// forward only.
-var undoing map[engine.OpKind][]step
-
-// detours are steps outside the order of their kind's plan, which lead back into
-// it or into undoing.
-var detours map[engine.OpKind][]step
-
-// after is where a detour leads that names no step itself; the others end their
-// operation.
-var after = map[string]string{stepAnotherPort: stepRegister}
+// plans are the steps of every operation. Rows contain their names: after a renaming,
+// operations of the previous version cannot continue.
+var plans operation.Plans
 
 // The steps of an engine that sleeps frozen.
 const (
@@ -39,21 +19,15 @@ const (
 
 const (
 	stepRegister = "register"
-	// stepOwn makes a claimed warm engine's secret the user's; stepBurn gives an
-	// identity up that was handed out before.
+	// stepRelocate gives a provision that its node could not place another node.
+	stepRelocate = "relocate"
+	// stepOwn changes the owner in the secret of a claimed warm engine to the user;
+	// stepBurn abandons an identity that was handed out before.
 	stepOwn  = "own"
 	stepBurn = "burn"
 )
 
-// knownStep says whether this version knows the step that an operation is at: a newer
-// one may have begun it.
-func knownStep(op *engine.Operation) bool {
-	at := func(st step) bool { return st.name == op.Step }
-	return slices.ContainsFunc(plans[op.Kind], at) || slices.ContainsFunc(undoing[op.Kind], at) || slices.ContainsFunc(detours[op.Kind], at)
-}
-
-// firstStep is the step that an operation begins with, by the row that is to
-// carry it.
+// firstStep returns the first step of an operation for a row.
 func firstStep(row *engine.Row, op *engine.Operation) string {
 	switch {
 	case row.Frozen == nil:
@@ -62,75 +36,81 @@ func firstStep(row *engine.Row, op *engine.Operation) string {
 	case op.Kind == engine.OpStart:
 		return stepThaw
 	}
-	return plans[op.Kind][0].name
+	return plans.First(op.Kind)
 }
 
-func init() { // not a literal: the steps refer to plans
-	plans = map[engine.OpKind][]step{
+// do converts a method of work to a step's function.
+func do(act func(*work, context.Context) error) func(context.Context, operation.Work) error {
+	return func(ctx context.Context, w operation.Work) error { return act(w.(*work), ctx) }
+}
+
+func init() { // not a literal, because the steps refer to plans
+	plans.After = map[string]string{stepAnotherPort: stepRegister}
+	plans.Forward = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {
-			{"volume", (*operation).ensureVolume},
-			{"key", (*operation).ensureKey},
-			{"variable", (*operation).writeVariable},
-			{stepRegister, (*operation).register},
-			{"boot", (*operation).boot},
+			{Name: "volume", Do: do((*work).ensureVolume), Fenced: true},
+			{Name: "key", Do: do((*work).ensureKey), FailFast: true},
+			{Name: "variable", Do: do((*work).writeVariable), Fenced: true, FailFast: true},
+			{Name: stepRegister, Do: do((*work).register), Fenced: true},
+			{Name: "boot", Do: do((*work).boot)},
 		},
 		engine.OpStart: {
-			{"quiesce", (*operation).quiesce},
-			{"drain", (*operation).awaitGone},
-			{"variable", (*operation).writeVariable},
-			{stepRegister, (*operation).register},
-			{"boot", (*operation).boot},
+			{Name: "quiesce", Do: do((*work).quiesce), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
+			{Name: "variable", Do: do((*work).writeVariable), Fenced: true, FailFast: true},
+			{Name: stepRegister, Do: do((*work).register), Fenced: true},
+			{Name: "boot", Do: do((*work).boot)},
 		},
 		engine.OpStop: {
-			{"scale-down", (*operation).quiesce},
-			{"drain", (*operation).awaitGone},
+			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
 		},
 		engine.OpSleep: {
-			{"scale-down", (*operation).quiesce},
-			{"drain", (*operation).awaitGone},
+			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
 		},
 		engine.OpRecover: {
-			{"boot", (*operation).boot},
+			{Name: "boot", Do: do((*work).boot)},
 		},
 		engine.OpRestart: {
-			{"scale-down", (*operation).quiesce},
-			{"drain", (*operation).awaitGone},
-			{"variable", (*operation).writeVariable},
-			{stepRegister, (*operation).register},
-			{"boot", (*operation).boot},
+			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
+			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
+			{Name: stepRegister, Do: do((*work).register), Fenced: true},
+			{Name: "boot", Do: do((*work).boot)},
 		},
 		engine.OpRotateKey: {
-			{"new-key", (*operation).writeNewKey},
-			{"variable", (*operation).writeVariable},
-			{"proof", (*operation).proveRotation},
-			{"retire", (*operation).retireOldKey},
+			{Name: "new-key", Do: do((*work).writeNewKey), Fenced: true},
+			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
+			{Name: "proof", Do: do((*work).proveRotation)},
+			{Name: "retire", Do: do((*work).retireOldKey)},
 		},
 		engine.OpDestroy: {
-			{"settle", (*operation).settle},
-			// Nomad forgets a purged job's allocations at once, while their
-			// processes still run: the process ends first.
-			{"scale-down", (*operation).quiesce},
-			{"drain", (*operation).awaitGone},
-			{"purge", (*operation).purge},
-			{"volume", (*operation).deleteVolume},
-			{"variable", (*operation).deleteVariable},
-			{"key", (*operation).deleteKey},
-			{"row", (*operation).removeRow},
+			{Name: "settle", Do: do((*work).settle)},
+			// Nomad forgets a purged job's allocations at once, while their processes still
+			// run, so the process is ended first.
+			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
+			{Name: "purge", Do: do((*work).purge)},
+			{Name: "volume", Do: do((*work).deleteVolume)},
+			{Name: "variable", Do: do((*work).deleteVariable)},
+			{Name: "key", Do: do((*work).deleteKey)},
+			{Name: "row", Do: do((*work).removeRow)},
 		},
 	}
-	detours = map[engine.OpKind][]step{
-		engine.OpProvision: {{"relocate", (*operation).relocate}, {stepOwn, (*operation).ownWarm}, {stepBurn, (*operation).newIdentity}, {stepAnotherPort, (*operation).anotherPort}},
-		// These end their operation, or lead to the first step of its plan.
-		engine.OpSleep: {{stepFreeze, (*operation).freeze}},
-		engine.OpStart: {{stepThaw, (*operation).thaw}, {stepAnotherPort, (*operation).anotherPort}},
-		// This one leads back to where it was.
-		engine.OpRestart: {{stepAnotherPort, (*operation).anotherPort}},
+	plans.Detours = map[engine.OpKind][]operation.Step{
+		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		// These finish their operation, or lead to the first step of its plan.
+		engine.OpSleep: {{Name: stepFreeze, Do: do((*work).freeze), Fenced: true, Freezes: true}},
+		engine.OpStart: {{Name: stepThaw, Do: do((*work).thaw), Fenced: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		// This one leads back to the step before it.
+		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
-	undoing = map[engine.OpKind][]step{
-		engine.OpProvision: {{"undo-register", (*operation).quiesce}},
-		engine.OpStart:     {{"undo-register", (*operation).quiesce}},
-		engine.OpRotateKey: {{"undo-new-key", (*operation).leave}},
-		engine.OpRecover:   {{"undo-recover", (*operation).leave}},
-		engine.OpRestart:   {{"undo-register", (*operation).quiesce}},
+	plans.Undo = map[engine.OpKind][]operation.Step{
+		engine.OpProvision: {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
+		engine.OpStart:     {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
+		engine.OpRotateKey: {{Name: "undo-new-key", Do: do((*work).leave)}},
+		engine.OpRecover:   {{Name: "undo-recover", Do: do((*work).leave)}},
+		engine.OpRestart:   {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
 	}
 }

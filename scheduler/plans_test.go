@@ -8,16 +8,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // Step names are in rows: a rolling upgrade finds those of the version before.
 // Whoever changes a name or an order has to say what becomes of such rows.
 func TestPlans(t *testing.T) {
-	names := func(plans map[engine.OpKind][]step) map[engine.OpKind][]string {
+	names := func(table map[engine.OpKind][]operation.Step) map[engine.OpKind][]string {
 		got := map[engine.OpKind][]string{}
-		for kind, steps := range plans {
+		for kind, steps := range table {
 			for _, st := range steps {
-				got[kind] = append(got[kind], st.name)
+				got[kind] = append(got[kind], st.Name)
 			}
 		}
 		return got
@@ -32,7 +33,7 @@ func TestPlans(t *testing.T) {
 		engine.OpRotateKey: {"new-key", "variable", "proof", "retire"},
 		engine.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
 	}
-	if diff := cmp.Diff(want, names(plans)); diff != "" {
+	if diff := cmp.Diff(want, names(plans.Forward)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
 	}
 	want = map[engine.OpKind][]string{
@@ -42,7 +43,7 @@ func TestPlans(t *testing.T) {
 		engine.OpRecover:   {"undo-recover"},
 		engine.OpRestart:   {"undo-register"},
 	}
-	if diff := cmp.Diff(want, names(undoing)); diff != "" {
+	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
 	want = map[engine.OpKind][]string{
@@ -51,7 +52,7 @@ func TestPlans(t *testing.T) {
 		engine.OpStart:     {"thaw", "another-port"},
 		engine.OpRestart:   {"another-port"},
 	}
-	if diff := cmp.Diff(want, names(detours)); diff != "" {
+	if diff := cmp.Diff(want, names(plans.Detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
 	}
 }
@@ -89,38 +90,38 @@ func TestFinish(t *testing.T) {
 	} {
 		// However it went, but for a freeze, no process is frozen at its end.
 		frozen := func(step string) bool {
-			o := &operation{s: &Scheduler{}, row: &engine.Row{
+			row := &engine.Row{
 				State: c.from, Desired: engine.Running, Frozen: &engine.Frozen{},
 				Op: &engine.Operation{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo)},
-			}}
-			o.finish()
-			return o.row.Frozen != nil
+			}
+			operation.Close(&plans, engine.Backoff{}, row, time.Now())
+			return row.Frozen != nil
 		}
-		for _, st := range slices.Concat(plans[c.kind], detours[c.kind], undoing[c.kind]) {
-			if got := frozen(st.name); got != (st.name == stepFreeze) {
-				t.Errorf("%s ends after %s: frozen %t", c.kind, st.name, got)
+		for _, st := range slices.Concat(plans.Forward[c.kind], plans.Detours[c.kind], plans.Undo[c.kind]) {
+			if got := frozen(st.Name); got != (st.Name == stepFreeze) {
+				t.Errorf("%s ends after %s: frozen %t", c.kind, st.Name, got)
 			}
 		}
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
-			o := &operation{s: &Scheduler{opts: Options{Restart: engine.Backoff{Base: time.Second, Max: time.Minute}}}, row: &engine.Row{
+			row := &engine.Row{
 				State: c.from, Desired: engine.Running, URL: "http://engine", AllocID: "allocation",
 				Op: &engine.Operation{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
-			}}
-			o.finish()
-			if o.row.Op != nil {
+			}
+			operation.Close(&plans, engine.Backoff{Base: time.Second, Max: time.Minute}, row, time.Now())
+			if row.Op != nil {
 				t.Error("the operation is still in the row")
 			}
-			if o.row.State != c.want {
-				t.Errorf("state %s, want %s", o.row.State, c.want)
+			if row.State != c.want {
+				t.Errorf("state %s, want %s", row.State, c.want)
 			}
-			if !engine.CanMove(c.from, o.row.State) {
-				t.Errorf("illegal move from %s to %s", c.from, o.row.State)
+			if !engine.CanMove(c.from, row.State) {
+				t.Errorf("illegal move from %s to %s", c.from, row.State)
 			}
-			if running := o.row.State == engine.Running; (o.row.URL != "") != running || (o.row.AllocID != "") != running {
-				t.Errorf("state %s with url %q and allocation %q", o.row.State, o.row.URL, o.row.AllocID)
+			if running := row.State == engine.Running; (row.URL != "") != running || (row.AllocID != "") != running {
+				t.Errorf("state %s with url %q and allocation %q", row.State, row.URL, row.AllocID)
 			}
-			if o.row.State == engine.Running && o.row.Reason != "" {
-				t.Errorf("running with reason %q", o.row.Reason)
+			if row.State == engine.Running && row.Reason != "" {
+				t.Errorf("running with reason %q", row.Reason)
 			}
 		})
 	}
@@ -128,10 +129,10 @@ func TestFinish(t *testing.T) {
 
 // Only what was running is frozen, and only what is frozen goes on.
 func TestFirstStep(t *testing.T) {
-	for kind, forward := range plans {
+	for kind, forward := range plans.Forward {
 		for _, from := range engine.States {
 			for _, frozen := range []*engine.Frozen{nil, {}} {
-				want := forward[0].name
+				want := forward[0].Name
 				switch {
 				case frozen != nil && kind == engine.OpStart:
 					want = "thaw"
@@ -149,13 +150,13 @@ func TestFirstStep(t *testing.T) {
 
 // The server's write timeout follows from LongestOperation.
 func TestLongestOperation(t *testing.T) {
-	s := &Scheduler{opts: Options{BootTimeout: 90 * time.Second}}
-	for kind := range plans {
-		limit := s.limit(kind)
+	m := operation.New(operation.Deps{BootTimeout: 90 * time.Second})
+	for kind := range plans.Forward {
+		limit := m.Limit(kind)
 		if kind == engine.OpProvision || kind == engine.OpStart {
-			limit += s.opts.BootTimeout
+			limit += m.BootTimeout
 		}
-		if longest := s.LongestOperation(); longest < limit {
+		if longest := m.Longest(); longest < limit {
 			t.Errorf("%s may take %s, more than the longest operation, %s", kind, limit, longest)
 		}
 	}
@@ -163,17 +164,17 @@ func TestLongestOperation(t *testing.T) {
 
 // An operation of a newer version, at a step that this one does not know, is left to it.
 func TestKnownStep(t *testing.T) {
-	for kind, steps := range plans {
-		for _, st := range append(append(slices.Clone(steps), undoing[kind]...), detours[kind]...) {
-			if !knownStep(&engine.Operation{Kind: kind, Step: st.name}) {
-				t.Errorf("%s of %s is not known", st.name, kind)
+	for kind, steps := range plans.Forward {
+		for _, st := range append(append(slices.Clone(steps), plans.Undo[kind]...), plans.Detours[kind]...) {
+			if !plans.Knows(&engine.Operation{Kind: kind, Step: st.Name}) {
+				t.Errorf("%s of %s is not known", st.Name, kind)
 			}
 		}
-		if knownStep(&engine.Operation{Kind: kind, Step: "hibernate"}) {
+		if plans.Knows(&engine.Operation{Kind: kind, Step: "hibernate"}) {
 			t.Errorf("%s knows a step that there is not", kind)
 		}
 	}
-	if knownStep(&engine.Operation{Kind: "upgrade", Step: "boot"}) {
+	if plans.Knows(&engine.Operation{Kind: "upgrade", Step: "boot"}) {
 		t.Error("a kind that there is not is known")
 	}
 }

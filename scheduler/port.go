@@ -6,20 +6,21 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
-	// stepAnotherPort ends what there is of a boot whose port is taken, and registers
+	// stepAnotherPort ends a boot whose port is in use by another process, and registers
 	// the engine again.
 	stepAnotherPort = "another-port"
-	// maxPorts is how many ports an operation tries. Nomad draws them by chance, and
-	// knows nothing of what listens on a node that it did not start.
+	// maxPorts is how many ports an operation tries. Nomad chooses them randomly, and does
+	// not know which ports other processes use.
 	maxPorts = 10
-	// listensWithin bounds the question whether somebody listens.
+	// listensWithin limits the check whether another process listens.
 	listensWithin = time.Second
 )
 
-// listens says whether something takes connections at an address.
+// listens reports whether a process accepts connections at an address.
 func listens(ctx context.Context, addr string) bool {
 	d := net.Dialer{Timeout: listensWithin}
 	conn, err := d.DialContext(ctx, "tcp", addr)
@@ -30,28 +31,27 @@ func listens(ctx context.Context, addr string) bool {
 	return true
 }
 
-// mayChangePort turns to another port after errPortTaken, where the operation may
-// start a process and has not tried too often.
-func (o *operation) mayChangePort(cause error) error {
-	kind := o.row.Op.Kind
+// mayChangePort continues with another port after errPortTaken, if the operation may start
+// a process and has not tried too often.
+func (o *work) mayChangePort(cause error) error {
+	kind := o.Row.Op.Kind
 	if kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestart || o.ports >= maxPorts {
 		return cause
 	}
 	o.ports++
-	o.log.Warn("another process listens on the port that Nomad gave the engine; it gets another one", "url", o.row.URL, "node_id", o.row.NodeID)
-	o.row.Op.Step = stepAnotherPort
-	return errDetour
+	o.Log.Warn("another process listens on the port that Nomad gave the engine; it gets another one", "url", o.Row.URL, "node_id", o.Row.NodeID)
+	o.Row.Op.Step = stepAnotherPort
+	return operation.ErrDetour
 }
 
-// anotherPort makes room for the next allocation of a boot, which Nomad gives another
-// port.
-func (o *operation) anotherPort(ctx context.Context) error {
+// anotherPort ends the allocation of a boot, so that Nomad gives the next one another port.
+func (o *work) anotherPort(ctx context.Context) error {
 	if err := o.quiesce(ctx); err != nil {
 		return err
 	}
 	if err := o.awaitGone(ctx); err != nil {
 		return err
 	}
-	o.row.AllocID, o.row.URL = "", ""
+	o.Row.AllocID, o.Row.URL = "", ""
 	return nil
 }

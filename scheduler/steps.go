@@ -11,25 +11,20 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
 )
 
 const (
-	// killGrace is the kill_timeout of the engine's job (SPEC section 4): how
-	// long a process may take to end after SIGTERM.
-	killGrace = 30 * time.Second
-	// killMargin is for Nomad to notice and tell that the process is gone.
-	killMargin = 10 * time.Second
-	// volumeTimeout bounds the wait for a new host volume, which takes 6 to
-	// 10 s on an ordinary client (measured).
-	volumeTimeout = 45 * time.Second
-	// pollEvery is how often a condition is looked at that nothing tells of.
+	// killGrace, killMargin and volumeTimeout follow from what an operation may take.
+	killGrace, killMargin, volumeTimeout = operation.KillGrace, operation.KillMargin, operation.VolumeTimeout
+	// pollEvery is the interval of polling a condition for which there is no notification.
 	pollEvery = 50 * time.Millisecond
 )
 
-// ensureVolume makes the engine's brain on its node, or finds it there.
-func (o *operation) ensureVolume(ctx context.Context) error {
-	if o.row.VolumeID != "" {
+// ensureVolume creates the engine's brain on its node, unless it exists.
+func (o *work) ensureVolume(ctx context.Context) error {
+	if o.Row.VolumeID != "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
@@ -38,39 +33,39 @@ func (o *operation) ensureVolume(ctx context.Context) error {
 	if template == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	// The node refuses a second volume of the name; this spares it the volume of
-	// an engine that is gone by now.
-	if err := o.fence(ctx); err != nil {
+	// The node refuses a second volume of the same name. This check avoids creating the
+	// volume of an engine that was destroyed meanwhile.
+	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	v, err := o.s.cluster.EnsureVolume(ctx, o.row.JobID(), o.row.NodeID, template.Owner().Params())
+	v, err := o.s.cluster.EnsureVolume(ctx, o.Row.JobID(), o.Row.NodeID, template.Owner().Params())
 	if err == nil {
 		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
 	}
 	if err != nil {
 		return err
 	}
-	o.row.VolumeID, o.row.VolumePath = v.ID, v.Path
+	o.Row.VolumeID, o.Row.VolumePath = v.ID, v.Path
 	return nil
 }
 
-// ensureKey writes the engine's first key together with its owner, or finds the one
-// that this operation wrote. An engine_id that anything outside the registry knows
-// was handed out before, whatever the registry says: it is given up (burn).
-func (o *operation) ensureKey(ctx context.Context) error {
+// ensureKey writes the engine's first key together with its owner, unless this operation
+// already did. If anything outside the registry knows the engine_id, it was handed out
+// before, whatever the registry contains, and is abandoned (burn).
+func (o *work) ensureKey(ctx context.Context) error {
 	what, err := o.handedOut(ctx)
 	if err != nil {
 		return err
 	}
 	k := o.newKey()
 	if what == "" {
-		err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, k, 0)
+		err = o.s.vault.PutEngineKey(ctx, o.Row.EngineID, k, 0)
 		what = "a key"
 	} else {
-		err = secrets.ErrConflict // perhaps this operation was here before
+		err = secrets.ErrConflict // perhaps this operation wrote it earlier
 	}
 	if errors.Is(err, secrets.ErrConflict) {
-		k, err = o.s.vault.NewestKey(ctx, o.row.EngineID)
+		k, err = o.s.vault.NewestKey(ctx, o.Row.EngineID)
 		if errors.Is(err, secrets.ErrNotFound) || err == nil && !o.isOwn(k) {
 			return o.burn(what)
 		}
@@ -78,30 +73,31 @@ func (o *operation) ensureKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
+	o.Row.KeyVersion, o.Row.KeyID = k.Version, k.ID
 	return nil
 }
 
-// ownWarm makes the secret of a warm engine the user's who claimed it, by
-// check-and-set: so it is claimed once, whatever the registry says.
-func (o *operation) ownWarm(ctx context.Context) error {
-	op := o.row.Op
-	k, err := o.s.vault.EngineKey(ctx, o.row.EngineID, op.KeyVersion, op.KeyID)
-	if err == nil && k.Owner.ProductID == engine.WarmProduct && k.Owner.EngineID == o.row.EngineID && k.Owner.Deployment == o.s.guard.ID() {
-		own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: o.s.ownerOf(o.row), Operation: o.opID}
-		if err = o.s.vault.PutEngineKey(ctx, o.row.EngineID, own, k.Version); err == nil {
-			o.row.KeyVersion, o.row.KeyID = own.Version, own.ID
+// ownWarm changes the owner in the secret of a warm engine to the user who claimed it, by
+// check-and-set, so that it is claimed only once, whatever the registry contains.
+func (o *work) ownWarm(ctx context.Context) error {
+	op := o.Row.Op
+	k, err := o.s.vault.EngineKey(ctx, o.Row.EngineID, op.KeyVersion, op.KeyID)
+	if err == nil && k.Owner.ProductID == engine.WarmProduct && k.Owner.EngineID == o.Row.EngineID && k.Owner.Deployment == o.s.guard.ID() {
+		own := &secrets.EngineKey{Key: k.Key, ID: k.ID, Owner: o.s.ownerOf(o.Row), Operation: o.ID}
+		if err = o.s.vault.PutEngineKey(ctx, o.Row.EngineID, own, k.Version); err == nil {
+			o.Row.KeyVersion, o.Row.KeyID = own.Version, own.ID
 			return nil
 		}
 	}
 	if err != nil && !errors.Is(err, secrets.ErrConflict) && !errors.Is(err, secrets.ErrNotFound) {
 		return err
 	}
-	// It was written since: by this operation, or by whoever was given it before.
-	k, err = o.s.vault.NewestKey(ctx, o.row.EngineID)
+	// It was written since then: by this operation, or for a user who got the engine
+	// before.
+	k, err = o.s.vault.NewestKey(ctx, o.Row.EngineID)
 	switch {
 	case err == nil && o.isOwn(k):
-		o.row.KeyVersion, o.row.KeyID = k.Version, k.ID
+		o.Row.KeyVersion, o.Row.KeyID = k.Version, k.ID
 		return nil
 	case err != nil && !errors.Is(err, secrets.ErrNotFound):
 		return err
@@ -109,19 +105,19 @@ func (o *operation) ownWarm(ctx context.Context) error {
 	return o.burn("a user")
 }
 
-// register gives the engine's job to Nomad with a count of 1. The process
-// before is gone: a start waits for that, a provision has none.
-func (o *operation) register(ctx context.Context) error {
+// register registers the engine's job in Nomad with a count of 1. No old process is left: a
+// start waits for that, and a provision has none.
+func (o *work) register(ctx context.Context) error {
 	template := o.s.template.Load()
 	if template == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	row := o.row
+	row := o.Row
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.Warm, Mark: o.opID, DeploymentID: o.s.guard.ID(),
+		Warm: row.Warm, Mark: o.ID, DeploymentID: o.s.guard.ID(),
 	})
 	if err != nil {
 		return err
@@ -131,22 +127,22 @@ func (o *operation) register(ctx context.Context) error {
 		return err
 	}
 	row.Op.JobIndex, o.registeredAt = registered, time.Now()
-	row.Vanished = nil // nothing was left when the drain was over
+	row.Vanished = nil // nothing was left at the end of the drain
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
 }
 
-// registerOnce registers the job unless this operation did so already: a crash,
-// or an answer that was lost, can come between the registration and its record.
-// The index is that after the registration; Nomad tells a wrong one of a
-// registration that changes nothing.
-func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
+// registerOnce registers the job unless this operation has already done so: a crash, or a
+// lost response, can come between the registration and its record. It returns the index
+// after the registration, because for a registration that changes nothing, Nomad returns a
+// wrong one.
+func (o *work) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
 	for first := true; ctx.Err() == nil; first = false {
-		index := o.quietAt // 0 of a provision, and of what was taken over since
-		if !first || index == 0 && o.row.Op.Kind != engine.OpProvision {
+		index := o.quietAt // 0 for a provision, and after a take-over
+		if !first || index == 0 && o.Row.Op.Kind != engine.OpProvision {
 			present, err := o.s.cluster.Job(ctx, *job.ID)
 			switch {
-			case err == nil && jobs.Mark(present) == o.opID && jobs.Runs(present):
+			case err == nil && jobs.Mark(present) == o.ID && jobs.Runs(present):
 				return *present.JobModifyIndex, nil
 			case err == nil:
 				index = *present.JobModifyIndex
@@ -154,7 +150,7 @@ func (o *operation) registerOnce(ctx context.Context, job *api.Job) (uint64, err
 				return 0, err
 			}
 		}
-		if err := o.fence(ctx); err != nil {
+		if err := o.Fence(ctx); err != nil {
 			return 0, err
 		}
 		if registered, err := o.s.cluster.Register(ctx, job, index); !errors.Is(err, cluster.ErrConflict) {

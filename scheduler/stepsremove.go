@@ -7,31 +7,32 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// purge stops the engine's job for good.
-func (o *operation) purge(ctx context.Context) error {
-	return o.s.cluster.Purge(ctx, o.row.JobID())
+// purge stops the engine's job and removes it from Nomad.
+func (o *work) purge(ctx context.Context) error {
+	return o.s.cluster.Purge(ctx, o.Row.JobID())
 }
 
-// deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
-// keeps its id, and the volume is listed as unreachable.
-func (o *operation) deleteVolume(ctx context.Context) error {
-	if len(o.row.Unproven) > 0 {
+// deleteVolume deletes the brain. If that cannot be confirmed, the row keeps the volume's
+// id, and the volume is listed as unreachable.
+func (o *work) deleteVolume(ctx context.Context) error {
+	if len(o.Row.Unproven) > 0 {
 		return nil
 	}
 	for {
-		left, err := o.s.removeVolumes(ctx, remains{o.row.EngineID, o.row.NodeID, o.row.VolumeID, o.row.VolumePath, o.row.Volume()})
+		left, err := o.s.removeVolumes(ctx, remains{o.Row.EngineID, o.Row.NodeID, o.Row.VolumeID, o.Row.VolumePath, o.Row.Volume()})
 		switch {
 		case err == nil && left == "":
-			o.row.VolumeID = ""
+			o.Row.VolumeID = ""
 			return nil
 		case err == nil:
-			o.log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /unreachable-volumes)", "why", left)
+			o.Log.Warn("the volume of a destroyed engine is still on its node, and listed (GET /unreachable-volumes)", "why", left)
 			return nil
-		case o.row.NodeID != "" && o.row.VolumeID != "" && o.s.nodeSilent(o.row.NodeID):
+		case o.Row.NodeID != "" && o.Row.VolumeID != "" && o.s.nodeSilent(o.Row.NodeID):
 			return nil
-		case !errors.Is(err, cluster.ErrInUse) || time.Now().After(o.row.Op.Deadline):
+		case !errors.Is(err, cluster.ErrInUse) || time.Now().After(o.Row.Op.Deadline):
 			return err
 		}
 		select {
@@ -42,50 +43,50 @@ func (o *operation) deleteVolume(ctx context.Context) error {
 	}
 }
 
-// deleteVariable removes the hash of the engine's key.
-func (o *operation) deleteVariable(ctx context.Context) error {
-	return o.s.cluster.DeleteVariable(ctx, o.row.JobID())
+// deleteVariable deletes the variable with the hash of the engine's key.
+func (o *work) deleteVariable(ctx context.Context) error {
+	return o.s.cluster.DeleteVariable(ctx, o.Row.JobID())
 }
 
-// deleteKey removes every version of the engine's key.
-func (o *operation) deleteKey(ctx context.Context) error {
-	return o.s.vault.DeleteEngine(ctx, o.row.EngineID)
+// deleteKey deletes every version of the engine's key.
+func (o *work) deleteKey(ctx context.Context) error {
+	return o.s.vault.DeleteEngine(ctx, o.Row.EngineID)
 }
 
-// removeRow ends the engine: row, index and place in the quota go at once. A
+// removeRow ends the engine: row, index and place in the quota are removed together. A
 // volume that could not be deleted is listed as unreachable.
-func (o *operation) removeRow(ctx context.Context) error {
-	err := o.s.store.Remove(ctx, o.row, o.row.VolumeID != "")
+func (o *work) removeRow(ctx context.Context) error {
+	err := o.s.store.Remove(ctx, o.Row, o.Row.VolumeID != "")
 	if errors.Is(err, registry.ErrConflict) {
-		now, gerr := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
-		if err = nil; !errors.Is(gerr, registry.ErrNotFound) { // else an answer was lost
-			err = o.lost(ctx, now, gerr)
+		now, gerr := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
+		if err = nil; !errors.Is(gerr, registry.ErrNotFound) { // otherwise only a response was lost
+			err = o.Lost(ctx, now, gerr)
 		}
 	}
-	o.removed = err == nil
+	o.Removed = err == nil
 	return err
 }
 
-// settle waits until the replica whose operation was interrupted has said that it
-// does nothing more, or is gone. Of an engine that is somebody else's by its
-// witnesses, the row alone goes.
-func (o *operation) settle(ctx context.Context) error {
-	for o.row.Op.Supersedes != "" {
-		row, err := o.s.store.Engine(ctx, o.row.ProductID, o.row.UserID)
+// settle waits until the replica whose operation was interrupted has acknowledged that, or
+// has ended. If the engine belongs to another user according to its witnesses, only the row
+// is deleted.
+func (o *work) settle(ctx context.Context) error {
+	for o.Row.Op.Supersedes != "" {
+		row, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
 		if err != nil {
-			return o.lost(ctx, nil, err)
+			return o.Lost(ctx, nil, err)
 		}
-		if row.Op == nil || row.Op.ID != o.row.Op.ID || row.Op.Owner != o.row.Op.Owner {
-			return errTakenOver
+		if row.Op == nil || row.Op.ID != o.Row.Op.ID || row.Op.Owner != o.Row.Op.Owner {
+			return operation.ErrTakenOver
 		}
-		o.row = row
+		o.Row = row
 		replicas, err := o.s.store.Replicas(ctx)
 		if err != nil {
 			return err
 		}
-		// Here nothing else runs on the engine.
+		// In this replica nothing else runs on the engine.
 		if by := row.Op.Supersedes; by == "" || by == o.s.replica.ID || !replicas[by] {
-			o.row.Op.Supersedes = ""
+			o.Row.Op.Supersedes = ""
 			break
 		}
 		select {
@@ -98,6 +99,6 @@ func (o *operation) settle(ctx context.Context) error {
 	if err != nil || !foreign {
 		return err
 	}
-	o.releaseRow()
-	return errDetour
+	o.ReleaseRow()
+	return operation.ErrDetour
 }

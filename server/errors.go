@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // status maps every error code to its HTTP status (docs/openapi.yaml).
@@ -73,7 +74,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if !known {
 		code = http.StatusInternalServerError
 	}
-	id := scheduler.RequestID(r.Context())
+	id := operation.RequestID(r.Context())
 	args := []any{"status", code, "request_id", id, "code", string(e.Code), "method", r.Method}
 	if e.Err != nil {
 		args = append(args, "error", e.Err)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // operationAnswer is an operation in progress.
@@ -57,8 +57,8 @@ func (s *Server) mayWait(h handler) handler {
 		if applied == "" {
 			return h(w, r, id)
 		}
-		err := h(w, r.WithContext(scheduler.WithPatience(r.Context(), time.Now().Add(wait))), id)
-		var begun *scheduler.UnderWay
+		err := h(w, r.WithContext(operation.WithPatience(r.Context(), time.Now().Add(wait))), id)
+		var begun *operation.UnderWay
 		if !errors.As(err, &begun) {
 			return err
 		}

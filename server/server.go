@@ -20,6 +20,7 @@ import (
 
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // Server serves the API on a listener that New opened.
@@ -136,7 +137,7 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		}
 		w.Header().Set("X-Request-Id", id)
 		// The client can retry, so the request does not wait for an unavailable store.
-		r = r.WithContext(link.FailFast(scheduler.WithRequestID(r.Context(), id)))
+		r = r.WithContext(link.FailFast(operation.WithRequestID(r.Context(), id)))
 		res := &response{ResponseWriter: w}
 		defer func() {
 			switch p := recover(); p {
@@ -177,6 +178,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h 
 		return
 	}
 	if s.log.IsDebug() {
-		s.log.Debug("request served", "request_id", scheduler.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
+		s.log.Debug("request served", "request_id", operation.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
 	}
 }
