@@ -2,9 +2,8 @@
 // SQL.
 //
 // The row of a change is written before the change is made and completed after it. A crash
-// in between leaves a row with the outcome "interrupted", but never a change without a row
-//. An embedded SQLite file serves exactly one replica, PostgreSQL any
-// number.
+// in between leaves a row with the outcome "interrupted", but never a change without a
+// row. An embedded SQLite file serves exactly one replica, PostgreSQL any number.
 package audit
 
 import (

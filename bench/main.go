@@ -99,7 +99,7 @@ func (b *bench) measure(ctx context.Context, run []part) error {
 			b.endServices()
 		}
 	})
-	if err != nil {
+	if err != nil && len(b.services) > 0 {
 		logs, _ := exec.Command("sh", "-c", "tail -n 20 "+b.dir+"/*.log").CombinedOutput()
 		err = fmt.Errorf("%w; the services logged:\n%s", err, logs)
 	}

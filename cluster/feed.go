@@ -69,6 +69,11 @@ func (c *Cluster) Age() time.Duration {
 
 var errSilent = errors.New("the event stream sent nothing, not even a heartbeat")
 
+// errNoByte: Nomad 1.11 answers a stream that it refuses with 200 and nothing else. It
+// does not close the connection: its Go runtime does, when it next collects garbage
+// (EventStream in Nomad's command/agent/event_endpoint.go), seconds or minutes later.
+var errNoByte = errors.New("the event stream gave no byte, although Nomad answers other calls, so Nomad probably refuses it")
+
 type eventBatch struct {
 	Index  uint64
 	Events []event
@@ -95,7 +100,9 @@ func (c *Cluster) follow(ctx context.Context) error {
 	// A stream that opens and then stalls counts as silent from this line on.
 	silence := time.AfterFunc(c.silence, func() { cancel(errSilent) })
 	defer silence.Stop()
-	q := (&api.QueryOptions{Namespace: api.AllNamespacesNamespace}).WithContext(ctx)
+	// A stream of all namespaces needs a right in each of them. What other namespaces have
+	// on the nodes is known from the lists alone.
+	q := (&api.QueryOptions{Namespace: c.namespace}).WithContext(ctx)
 	// This client's options cannot name a topic twice; a query string can.
 	stream, err := c.client.Raw().Response(fmt.Sprintf("/v1/event/stream?topic=Node&topic=Allocation&topic=Evaluation&topic=Job&index=%d", newest), q)
 	if err != nil {
@@ -111,10 +118,12 @@ func (c *Cluster) follow(ctx context.Context) error {
 	}
 	due := time.Now().Add(relistEvery)
 	dec := json.NewDecoder(stream)
-	for time.Now().Before(due) {
+	for heard := false; time.Now().Before(due); heard = true {
 		var batch eventBatch
 		if err := dec.Decode(&batch); err != nil {
 			switch {
+			case !heard && (errors.Is(err, io.EOF) || errors.Is(context.Cause(ctx), errSilent)):
+				return fmt.Errorf("%w: the token needs read-job in the namespace %s (ORCH_NOMAD_NAMESPACE), and node read", errNoByte, c.namespace)
 			case errors.Is(err, io.EOF):
 				return errors.New("the event stream ended")
 			case ctx.Err() != nil:

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -89,6 +91,33 @@ func TestStreamThatStalls(t *testing.T) {
 			}
 			cancel()
 			<-done
+		})
+	}
+}
+
+// A stream that ends without a byte is reported as one that Nomad refuses, and one that
+// ends later is not.
+func TestStreamThatEnds(t *testing.T) {
+	for said, refused := range map[string]bool{"": true, "{}\n": false} {
+		t.Run(fmt.Sprintf("After%d", len(said)), func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("X-Nomad-Index", "4711")
+				if r.URL.Path == "/v1/event/stream" {
+					_, _ = w.Write([]byte(said))
+					return
+				}
+				_, _ = w.Write([]byte("[]"))
+			}))
+			defer srv.Close()
+			client, err := api.NewClient(&api.Config{Address: srv.URL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			err = New(client, "default", Mkdir, hclog.NewNullLogger()).follow(t.Context())
+			if err == nil || errors.Is(err, errNoByte) != refused {
+				t.Errorf("got %v", err)
+			}
 		})
 	}
 }

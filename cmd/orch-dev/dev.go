@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ const (
 const demoUser = "demo-user-001"
 
 func devCommand(*cmdline.Env) *cmdline.Command {
+	var open bool
 	return &cmdline.Command{
 		Name: "dev", Synopsis: "Run everything on this machine, on real agents",
 		About: `Start real Nomad, Consul and Vault agents on loopback, the service on
@@ -35,31 +37,38 @@ func devCommand(*cmdline.Env) *cmdline.Command {
 until Ctrl-C, which leaves nothing behind. State and logs are in .dev/, which is
 wiped at each start; ". .dev/env" sets the addresses and keys in a shell.
 
+The agents refuse strangers, as in production: ACLs that deny by default, TLS by an
+authority of their own, and engines in the Nomad namespace "engines". -open has them
+serve everybody over plain HTTP.
+
 ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT move the
 ports (0: a free one). ORCH_ADMIN_KEY, ORCH_LOG_LEVEL and the other ORCH_ variables
 of the service are passed to it. LLM_API_KEY and OPENAI_API_KEY reach the engine if
 they are set. With ORCH_ENGINE_DRIVER=docker engines are containers of the image that
 "make engine-image" builds. ORCH_TOOLS=build builds the agents from source instead of
 looking for a release.`,
-		Examples: []string{"orch-dev dev", "ORCH_ADDR=127.0.0.1:9000 orch-dev dev"},
-		Run:      func(ctx context.Context, _ *cmdline.Call) error { return checkedDev(ctx) },
+		Examples: []string{"orch-dev dev", "ORCH_ADDR=127.0.0.1:9000 orch-dev dev", "orch-dev dev -open"},
+		Flags: func(f *flag.FlagSet) {
+			f.BoolVar(&open, "open", false, "start agents without ACLs and TLS")
+		},
+		Run: func(ctx context.Context, _ *cmdline.Call) error { return checkedDev(ctx, open) },
 	}
 }
 
 // checkedDev runs the system if its settings are right.
-func checkedDev(ctx context.Context) error {
+func checkedDev(ctx context.Context, open bool) error {
 	vars := orchVariables()
 	ports, err := devstack.DevPorts(os.Getenv)
 	if err = errors.Join(err, dev.Check(vars)); err != nil {
 		return cmdline.ConfiguredWrongly(err)
 	}
-	if err := runDev(ctx, ports, vars); !errors.Is(err, context.Canceled) {
+	if err := runDev(ctx, ports, vars, open); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
 }
 
-func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (err error) {
+func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string, open bool) (err error) {
 	began := time.Now()
 	progress := func(line string) { fmt.Printf("%7.1fs  %s\n", time.Since(began).Seconds(), line) }
 	progress("looking for nomad, consul and vault")
@@ -72,7 +81,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (
 		return err
 	}
 	sys, err := dev.Start(ctx, dev.Options{
-		Stack:    devstack.Config{Dir: dir, Keep: true, KeyFile: envName, Ports: ports, Binaries: binaries, Progress: progress, DockerSocket: dockerSocket()},
+		Stack:    devstack.Config{Dir: dir, Keep: true, Locked: !open, KeyFile: envName, Ports: ports, Binaries: binaries, Progress: progress, DockerSocket: dockerSocket()},
 		Vars:     vars,
 		Progress: progress, LogTo: os.Stderr,
 	})
@@ -96,8 +105,13 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string) (
 	if err := writeEnv(filepath.Join(dir, envName), sys); err != nil {
 		return err
 	}
+	ui, err := servePages(sys.Stack)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ui.close()) }()
 	progress("ready")
-	fmt.Print(invitation(sys, demo))
+	fmt.Print(invitation(sys, demo, ui))
 	select {
 	case <-ctx.Done():
 		fmt.Println()
@@ -130,13 +144,16 @@ func dockerSocket() string {
 	return "unix:///var/run/docker.sock"
 }
 
-// writeEnv atomically writes what a shell needs to call the system, readable only by its
-// owner.
+// writeEnv atomically writes what a shell needs to call the system, as an operator of its
+// agents, readable only by its owner.
 func writeEnv(file string, sys *dev.System) error {
 	lines := []string{
 		"ORCH_URL=" + sys.URL, "ORCH_ADMIN_KEY=" + quote(sys.AdminKey), "ORCH_PLATFORM_KEY=" + sys.Product.PlatformAPIKey,
-		"NOMAD_ADDR=" + sys.Stack.NomadAddr, "CONSUL_HTTP_ADDR=" + sys.Stack.ConsulAddr,
-		"VAULT_ADDR=" + sys.Stack.VaultAddr, "VAULT_TOKEN=" + sys.Stack.VaultRootToken,
+		"NOMAD_NAMESPACE=" + sys.Stack.Namespace,
+	}
+	for _, variable := range sys.Stack.Operator().Environ() {
+		name, value, _ := strings.Cut(variable, "=")
+		lines = append(lines, name+"="+quote(value))
 	}
 	if err := os.WriteFile(file+".new", []byte("export "+strings.Join(lines, "\nexport ")+"\n"), 0o600); err != nil {
 		return err
@@ -155,7 +172,12 @@ func quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-func invitation(sys *dev.System, e *client.Engine) string {
+func invitation(sys *dev.System, e *client.Engine, ui *pages) string {
+	tokens := "token in " + filepath.Join(stateDir, envName)
+	token := ""
+	if sys.Stack.TLS() != nil {
+		token = "     (" + tokens + ")"
+	}
 	return fmt.Sprintf(`
   service       %[1]s
   platform key  %[2]s        (product "demo")
@@ -171,13 +193,14 @@ func invitation(sys *dev.System, e *client.Engine) string {
     curl -s -X POST %[1]s/engines/%[4]s/rotate-key -H 'X-Platform-Key: %[2]s'
     curl -s -X POST %[1]s/engines/%[4]s/stop -H 'X-Platform-Key: %[2]s'
 
-  Nomad UI      %[6]s/ui/jobs
-  Consul UI     %[7]s/ui
-  Vault UI      %[8]s/ui     (token in %[10]s; only HashiCorp's own builds have its pages)
+  Nomad UI      %[6]s/ui/jobs%[11]s
+  Consul UI     %[7]s/ui%[11]s
+  Vault UI      %[8]s/ui     (%[12]s; only HashiCorp's own builds have its pages)
 
-  . %[10]s sets ORCH_URL, the keys and the agents' addresses in a shell;
-  then orch engine list, orch status and orch audit tail -f work there.
+  . %[10]s sets ORCH_URL, the keys, and the agents' addresses, tokens and
+  certificates in a shell; then orch engine list, orch status and orch audit tail -f
+  work there, and so do nomad, consul and vault.
   Ctrl-C ends everything.
 `, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,
-		sys.Stack.NomadAddr, sys.Stack.ConsulAddr, sys.Stack.VaultAddr, sys.AdminKey, filepath.Join(stateDir, envName))
+		ui.nomad, ui.consul, ui.vault, sys.AdminKey, filepath.Join(stateDir, envName), token, tokens)
 }

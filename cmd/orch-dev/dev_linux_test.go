@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/internal/devstack"
 )
 
 // system is the command and its reference engine in a directory of their own.
@@ -144,8 +146,12 @@ func TestDev(t *testing.T) {
 		t.Fatal("curl is missing: install it (apt-get install curl)")
 	}
 	dir := system(t)
-	killed, _ := start(t, dir, "dev")
+	killed, _ := start(t, dir, "dev", "-open")
 	before := awaitEnv(t, dir, nil)
+	if !strings.HasPrefix(before["NOMAD_ADDR"], "http://") || before["NOMAD_TOKEN"] != "" || before["NOMAD_CACERT"] != "" {
+		t.Errorf("with -open Nomad is at %s, with a token or a CA", before["NOMAD_ADDR"])
+	}
+	commandLines(t, dir)
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -167,6 +173,17 @@ func TestDev(t *testing.T) {
 		}
 		return nil
 	})
+	for _, name := range []string{"NOMAD_ADDR", "CONSUL_HTTP_ADDR", "VAULT_ADDR"} {
+		if !strings.HasPrefix(vars[name], "https://") {
+			t.Errorf("%s is %s, want https", name, vars[name])
+		}
+	}
+	for _, name := range []string{"NOMAD_TOKEN", "NOMAD_CACERT", "NOMAD_CLIENT_CERT", "NOMAD_CLIENT_KEY", "NOMAD_NAMESPACE", "CONSUL_HTTP_TOKEN", "CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "VAULT_CACERT"} {
+		if vars[name] == "" {
+			t.Errorf("%s is not set", name)
+		}
+	}
+	commandLines(t, dir)
 	calls := regexp.MustCompile(`(?m)^ +curl -s .*$`).FindAllString(stdout(), -1)
 	if len(calls) < 5 {
 		t.Errorf("it prints the calls %q", calls)
@@ -176,7 +193,15 @@ func TestDev(t *testing.T) {
 			t.Errorf("%s\n%v: %s", call, err, out)
 		}
 	}
-	for _, ui := range regexp.MustCompile(`http://\S+/ui\S*`).FindAllString(stdout(), -1) {
+	uis := regexp.MustCompile(`http://\S+/ui\S*`).FindAllString(stdout(), -1)
+	if len(uis) != 3 {
+		t.Fatalf("it prints the web UIs %q", uis)
+	}
+	// The way to the pages opens nothing to somebody without a token.
+	if status, _, err := call(t.Context(), http.MethodGet, strings.Replace(uis[0], "/ui/jobs", "/v1/jobs", 1), "", "", ""); err != nil || status != http.StatusForbidden {
+		t.Errorf("Nomad's jobs without a token: %d, %v", status, err)
+	}
+	for _, ui := range uis {
 		if status, body, err := call(t.Context(), http.MethodGet, ui, "", "", ""); err != nil || status != http.StatusOK || !strings.Contains(body, "<html") {
 			t.Errorf("%s: %d, %v", ui, status, err)
 		}
@@ -211,6 +236,28 @@ func TestDev(t *testing.T) {
 	}
 	for _, left := range remains(t, dir) {
 		t.Errorf("left behind: %s", left)
+	}
+}
+
+// commandLines: the agents' own command lines work with what the env file sets.
+func commandLines(t *testing.T, dir string) {
+	t.Helper()
+	bin, err := devstack.Tools(t.Context(), devstack.ToolOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for command, want := range map[string]string{
+		bin.Nomad + " job status":                   "engine-",
+		bin.Nomad + " var list":                     "nomad/jobs/engine-",
+		bin.Consul + " kv get -keys orch/":          "orch/engines/",
+		bin.Vault + " kv list orch/engines":         "Keys",
+		bin.Vault + " read sys/policies/acl/orch":   "engine-env",
+		bin.Consul + " catalog services | grep eng": "engine-",
+	} {
+		out, err := exec.Command("env", "-i", "sh", "-c", ". "+filepath.Join(dir, stateDir, envName)+"; "+command).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v, want %q in\n%s", command, err, want, out)
+		}
 	}
 }
 

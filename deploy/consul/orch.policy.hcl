@@ -9,15 +9,10 @@ session_prefix "" {
 }
 
 # The health checks of the engines, and serfHealth of their nodes.
-service_prefix "" {
+service_prefix "engine-" {
   policy = "read"
 }
 
 node_prefix "" {
-  policy = "read"
-}
-
-# GET /v1/agent/self: which agent and which version it talks to.
-agent_prefix "" {
   policy = "read"
 }

@@ -99,8 +99,9 @@ run_orch() {
 		nomad var put -force -in=json nomad/jobs/orch - >/dev/null
 	# All addresses: the forwarded port arrives on another one than the engines'.
 	# DEPLOYED makes a rebuilt binary a new version of the job.
+	nomad namespace apply -description "engines of orch" engines >/dev/null
 	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={
-		\"ORCH_ADDR\" = \":8000\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
+		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
 		\"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl
 	await "orch" curl -fsS http://127.0.0.1:8000/ready
 }

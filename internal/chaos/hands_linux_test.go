@@ -39,7 +39,9 @@ func (in *injector) purge(ctx context.Context) error {
 	return eventually(ctx, savedWithin, func() error {
 		var errs []error
 		for _, addr := range in.rig.NomadAddrs {
-			c, err := nomad.NewClient(&nomad.Config{Address: addr, HttpClient: &http.Client{Timeout: 3 * time.Second}})
+			cfg := in.rig.NomadConfig()
+			cfg.Address, cfg.HttpClient = addr, &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: in.rig.TLS()}}
+			c, err := nomad.NewClient(cfg)
 			if err == nil {
 				if _, _, err = c.Jobs().Deregister(task.JobID, true, (&nomad.WriteOptions{}).WithContext(ctx)); err == nil {
 					return nil

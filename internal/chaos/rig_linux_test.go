@@ -94,7 +94,7 @@ func startRig(ctx context.Context, t *testing.T) *rig {
 	began := time.Now()
 	names := []string{string(replicaName(0)), string(replicaName(1))}
 	cluster, err := devstack.StartCluster(ctx, devstack.Config{
-		Dir: *keep, Keep: *keep != "", Progress: func(line string) { t.Log(line) },
+		Dir: *keep, Keep: *keep != "", Locked: os.Getenv("ORCH_DEV_LOCKED") == "1", Progress: func(line string) { t.Log(line) },
 	}, names...)
 	if err != nil {
 		t.Fatal(err)
@@ -111,11 +111,15 @@ func startRig(ctx context.Context, t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	access, err := cluster.Deployment(ctx, prefix, "orch")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range replicas {
 		name := replicaName(i)
 		addr := cluster.Network.Addr(string(name)) + ":8000"
 		r.urls[name] = "http://" + addr
-		if err := cluster.Run(name, string(name), orch, []string{"server"}, r.settings(addr, engines, database, i)); err != nil {
+		if err := cluster.Run(name, string(name), orch, []string{"server"}, r.settings(addr, engines, database, i, access)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,18 +187,20 @@ func (r *rig) database() (string, error) {
 	return both.String(), nil
 }
 
-// settings returns the environment of one replica, which has its own Consul agent and one
-// of the Nomad servers.
-func (r *rig) settings(addr, engines, database string, i int) []string {
-	return []string{
-		"ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=" + database, "ORCH_CONSUL_PREFIX=" + prefix,
-		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + engines, "ORCH_ENGINE_LOGS=driver",
+// settings are the environment of one replica. It has a Consul agent of its own,
+// and one of the Nomad servers.
+func (r *rig) settings(addr, engines, database string, i int, access devstack.Access) []string {
+	scheme, _, _ := strings.Cut(access.ConsulAddr, "://")
+	access.NomadAddr, access.ConsulAddr = r.NomadAddrs[i], scheme+"://127.0.0.1:8500"
+	return append(access.Environ(),
+		"ORCH_ADDR="+addr, "ORCH_ADMIN_KEY="+adminKey, "ORCH_DATABASE_URL="+database, "ORCH_CONSUL_PREFIX="+prefix,
+		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+engines, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=4", "ORCH_WARM_POOL=2", "ORCH_LOG_LEVEL=debug",
 		"ORCH_BOOT_TIMEOUT_S=20", "ORCH_HEALTH_CHECK_INTERVAL_S=5", "ORCH_HEALTH_CHECK_TIMEOUT_S=2",
 		"ORCH_RESTART_BACKOFF_BASE_S=1", "ORCH_RESTART_BACKOFF_MAX_S=5", "ORCH_RESTART_MAX_ATTEMPTS=50",
 		"ORCH_RECONCILE_INTERVAL_S=5", "ORCH_ORPHAN_GRACE_S=10", "ORCH_IDLE_TIMEOUT_S=0",
-		"NOMAD_ADDR=" + r.NomadAddrs[i], "CONSUL_HTTP_ADDR=127.0.0.1:8500", "VAULT_ADDR=" + r.VaultAddr, "VAULT_TOKEN=" + r.VaultOrchToken,
-	}
+		"ORCH_NOMAD_NAMESPACE="+r.Namespace,
+	)
 }
 
 // newHTTP returns a client that notices a dead replica early enough to call the other one.

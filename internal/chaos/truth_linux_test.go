@@ -26,9 +26,11 @@ type truth struct {
 }
 
 func newTruth(r *rig, w *watcher) (*truth, error) {
-	t := &truth{rig: r, watch: w, http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
+	t := &truth{rig: r, watch: w, http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: r.TLS()}}}
 	var err error
-	if t.nomad, err = nomad.NewClient(&nomad.Config{Address: r.NomadAddr, HttpClient: t.http}); err != nil {
+	cfg := r.NomadConfig()
+	cfg.HttpClient = t.http
+	if t.nomad, err = nomad.NewClient(cfg); err != nil {
 		return nil, err
 	}
 	if t.vault, err = vault.NewClient(&vault.Config{Address: r.VaultAddr, HttpClient: t.http}); err != nil {

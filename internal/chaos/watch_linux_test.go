@@ -71,8 +71,8 @@ type wait struct {
 func newWatcher(r *rig) (*watcher, error) {
 	w := &watcher{rig: r, trouble: map[string]bool{}, ids: map[devstack.Component]string{}}
 	for _, addr := range r.ConsulAddrs {
-		c, err := consul.NewClient(&consul.Config{Address: addr, HttpClient: &http.Client{
-			Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: dialer(500 * time.Millisecond)},
+		c, err := consul.NewClient(&consul.Config{Address: addr, Token: r.Operator().ConsulToken, HttpClient: &http.Client{
+			Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: dialer(500 * time.Millisecond), TLSClientConfig: r.TLS()},
 		}})
 		if err != nil {
 			return nil, err

@@ -61,7 +61,7 @@ const (
 
 // Check reports all mistakes in variables that Start would take, by name.
 func Check(vars map[string]string) error {
-	_, err := settings(vars, defaultAdminKey(vars), "/", "")
+	_, err := settings(vars, defaultAdminKey(vars), "/", "", "default")
 	return err
 }
 
@@ -80,7 +80,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	}
 	sys = &System{AdminKey: defaultAdminKey(o.Vars), served: make(chan error, 1)}
 	// What is wrong here is told before anything is started.
-	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "")
+	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "", "default")
 	if err != nil {
 		return nil, err
 	}
@@ -97,13 +97,14 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		}
 	}()
 	o.Progress("starting the service")
-	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir); err != nil {
+	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace); err != nil {
 		return sys, err
 	}
-	svc, err := service.New(ctx, cfg, service.Clients{
-		NomadAddr: sys.Stack.NomadAddr, ConsulAddr: sys.Stack.ConsulAddr,
-		VaultAddr: sys.Stack.VaultAddr, VaultToken: sys.Stack.VaultOrchToken,
-	}, hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: o.LogTo}))
+	access, err := sys.Stack.Deployment(ctx, cfg.ConsulPrefix, cfg.VaultMount)
+	if err != nil {
+		return sys, err
+	}
+	svc, err := service.New(ctx, cfg, service.Clients(access), hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: o.LogTo}))
 	if err != nil {
 		return sys, err
 	}
@@ -121,10 +122,10 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	return sys, err
 }
 
-func settings(own map[string]string, adminKey, binDir, stateDir string) (*config.Config, error) {
+func settings(own map[string]string, adminKey, binDir, stateDir, namespace string) (*config.Config, error) {
 	vars := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
-		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir,
+		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_NOMAD_NAMESPACE": namespace,
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}

@@ -8,7 +8,6 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
-	vault "github.com/hashicorp/vault/api"
 )
 
 // PooledVolumes is how many ready volumes the service has.
@@ -17,7 +16,7 @@ func (s *System) PooledVolumes() int { return s.scheduler.PooledVolumes() }
 // Traces looks into Nomad, Consul and Vault for what they still have of an
 // engine.
 func (s *System) Traces(ctx context.Context, engineID string) ([]string, error) {
-	n, err := nomad.NewClient(&nomad.Config{Address: s.Stack.NomadAddr})
+	n, err := nomad.NewClient(s.Stack.NomadConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +46,10 @@ func (s *System) Traces(ctx context.Context, engineID string) ([]string, error) 
 			found = append(found, "host volume")
 		}
 	}
-	v, err := vault.NewClient(&vault.Config{Address: s.Stack.VaultAddr})
+	v, err := s.Stack.VaultClient()
 	if err != nil {
 		return nil, err
 	}
-	v.SetToken(s.Stack.VaultRootToken)
 	secret, err := v.Logical().ReadWithContext(ctx, "orch/metadata/engines/"+engineID)
 	if err != nil {
 		return nil, fmt.Errorf("read the key's metadata: %w", err)
@@ -59,7 +57,7 @@ func (s *System) Traces(ctx context.Context, engineID string) ([]string, error) 
 	if secret != nil {
 		found = append(found, "vault key")
 	}
-	c, err := consul.NewClient(&consul.Config{Address: s.Stack.ConsulAddr})
+	c, err := consul.NewClient(s.Stack.ConsulConfig())
 	if err != nil {
 		return nil, err
 	}

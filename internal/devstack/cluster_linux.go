@@ -111,9 +111,13 @@ func (c *Cluster) configure(s *Stack) error {
 	if err != nil {
 		return err
 	}
-	s.VaultAddr = "http://" + addr + ":8200"
+	s.VaultAddr = s.url(addr, 8200)
 	s.urls[Vault] = s.VaultAddr
-	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: addr, HTTP: 8200, Cluster: 8201}).render(s.path(Vault, ".hcl")); err != nil {
+	cert, err := s.lock.issue(Vault, addr, "")
+	if err != nil {
+		return err
+	}
+	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: addr, HTTP: 8200, Cluster: 8201, TLS: cert}).render(s.path(Vault, ".hcl")); err != nil {
 		return err
 	}
 	c.place(Vault, string(Vault), s.cfg.Binaries.Vault, "server", "-config="+s.path(Vault, ".hcl"))
@@ -164,10 +168,13 @@ func (c *Cluster) addConsul(comp Component, host string, number int, server bool
 	}
 	n := consulNode{
 		Name: string(comp), Dir: c.path(comp, ""), Bind: addr, Client: loopback + " " + addr, Server: server,
-		HTTP: 8500, RPC: 8300, SerfLAN: 8301, Expect: clusterServers, Raft: clusterRaft, Join: lan,
+		HTTP: 8500, GRPC: 8503, RPC: 8300, SerfLAN: 8301, Expect: clusterServers, Raft: clusterRaft, Join: lan,
 		StockLimits: true,
 	}
-	c.urls[comp] = "http://" + addr + ":8500"
+	if err := n.secure(c.lock, comp, addr); err != nil {
+		return err
+	}
+	c.urls[comp] = c.url(addr, 8500)
 	c.place(comp, host, c.cfg.Binaries.Consul, "agent", "-config-file="+c.path(comp, ".json"))
 	return n.render(c.path(comp, ".json"))
 }
@@ -183,7 +190,10 @@ func (c *Cluster) addNomad(comp Component, host string, number int, n nomadNode)
 	n.Name, n.Dir, n.Bind, n.Interface = string(comp), c.path(comp, ""), addr, hostLink
 	n.HTTP, n.RPC, n.Serf, n.Expect, n.Raft = 4646, 4647, 4648, clusterServers, clusterRaft
 	n.Vault, n.ConsulUI = c.VaultAddr, c.ConsulAddr
-	c.urls[comp] = "http://" + addr + ":4646"
+	if err := n.secure(c.lock, comp, addr); err != nil {
+		return err
+	}
+	c.urls[comp] = c.url(addr, 4646)
 	c.place(comp, host, c.cfg.Binaries.Nomad, "agent", "-config="+c.path(comp, ".hcl"))
 	return n.render(c.path(comp, ".hcl"))
 }
@@ -201,6 +211,9 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 	if err := first.Wait(); err != nil {
 		return err
 	}
+	if err := c.prepareConsul(ctx, ConsulServer(0), ConsulServer(1), ConsulServer(2)); err != nil {
+		return err
+	}
 	step("the servers of Consul and Nomad, and Vault, are up")
 	rest, restCtx := errgroup.WithContext(ctx)
 	rest.Go(func() error { return c.prepareVault(restCtx) })
@@ -213,6 +226,9 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 		})
 	}
 	if err := rest.Wait(); err != nil {
+		return err
+	}
+	if err := errors.Join(c.letEnginesIn(ctx), c.letEnginesIntoConsul(ctx)); err != nil {
 		return err
 	}
 	step("nodes are ready")

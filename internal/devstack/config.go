@@ -29,6 +29,12 @@ type Config struct {
 	// when Keep is set: its owner writes addresses and keys into it. May be empty.
 	KeyFile string
 
+	// Locked has the agents refuse strangers, as on a cluster in production: ACLs that
+	// deny by default, TLS with a certificate authority of the stack's own, engines in
+	// the Nomad namespace "engines", and the service with tokens that carry only the
+	// policies in deploy/.
+	Locked bool
+
 	Ports    Ports             // zero fields: a free loopback port
 	Logger   hclog.Logger      // nil: nothing is logged
 	Progress func(line string) // a line per step for a human; may be nil

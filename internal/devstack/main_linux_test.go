@@ -129,7 +129,9 @@ func eventually(t *testing.T, cond func() string) {
 }
 
 func nomadClient(s *Stack) (*nomadapi.Client, error) {
-	return nomadapi.NewClient(&nomadapi.Config{Address: s.NomadAddr, HttpClient: httpClient()})
+	cfg := s.NomadConfig()
+	cfg.HttpClient = s.httpClient()
+	return nomadapi.NewClient(cfg)
 }
 
 // rawExecJob is a service job with one raw_exec task that runs a shell script.

@@ -2,7 +2,6 @@ package devstack
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -21,6 +20,11 @@ func httpClient() *http.Client {
 	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
+// httpClient is one that the stack's agents accept.
+func (s *Stack) httpClient() *http.Client {
+	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.TLS()}}
+}
+
 // startConsul starts a Consul agent and waits until it is usable.
 func (s *Stack) startConsul(ctx context.Context, c Component) error {
 	if err := s.agents[c].start(); err != nil {
@@ -32,7 +36,7 @@ func (s *Stack) startConsul(ctx context.Context, c Component) error {
 // awaitConsul waits until a Consul agent writes: that needs a leader, and, for a
 // client agent, a connection to it.
 func (s *Stack) awaitConsul(ctx context.Context, c Component) error {
-	client, err := consulapi.NewClient(&consulapi.Config{Address: s.urls[c], HttpClient: httpClient()})
+	client, err := s.consulClient(s.urls[c])
 	if err != nil {
 		return err
 	}
@@ -68,13 +72,18 @@ func (s *Stack) startNomad(ctx context.Context, c Component) error {
 	if err := s.agents[c].start(); err != nil {
 		return err
 	}
-	return s.awaitNomad(ctx, c)
+	if err := s.awaitNomad(ctx, c); err != nil || !isNomadServer(c) {
+		return err
+	}
+	return s.lockNomad(ctx, c)
 }
 
 // awaitNomad waits until the server accepts clients, or until tasks can be placed
 // on the client's node.
 func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
-	self, err := nomadapi.NewClient(&nomadapi.Config{Address: s.urls[c], HttpClient: httpClient()})
+	cfg := s.NomadConfig()
+	cfg.Address, cfg.HttpClient = s.urls[c], s.httpClient()
+	self, err := nomadapi.NewClient(cfg)
 	if err != nil {
 		return err
 	}
@@ -121,8 +130,7 @@ func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
 // awaitServer waits until the server has a leader and its keys; before that it
 // refuses clients, which then wait for 15 to 30 s.
 func (s *Stack) awaitServer(ctx context.Context, c Component, self *nomadapi.Client) error {
-	web := httpClient()
-	return s.agents[c].await(ctx, "a leader", func(ctx context.Context) error {
+	err := s.agents[c].await(ctx, "a leader", func(context.Context) error {
 		health, err := self.Agent().Health()
 		if err != nil {
 			return err
@@ -130,24 +138,12 @@ func (s *Stack) awaitServer(ctx context.Context, c Component, self *nomadapi.Cli
 		if health.Server == nil || !health.Server.Ok {
 			return errors.New("there is no leader yet")
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.urls[c]+"/.well-known/jwks.json", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := web.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		var keys struct{ Keys []json.RawMessage }
-		if err := json.NewDecoder(resp.Body).Decode(&keys); err != nil {
-			return err
-		}
-		if len(keys.Keys) == 0 {
-			return errors.New("the server has no keys yet")
-		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return s.awaitKeys(ctx, c)
 }
 
 // nodeReady says what a node still lacks.

@@ -31,6 +31,22 @@ type nomadNode struct {
 	DockerDisableLogs      bool
 	Drivers, NoFingerprint string
 	StockLimits            bool // of connections: each agent of a Cluster has an address of its own
+	TLS                    tlsFiles
+	ConsulToken            string
+}
+
+// secure gives the agent what it needs on a locked stack.
+func (n *nomadNode) secure(l *lock, c Component, addr string) (err error) {
+	if l == nil {
+		return nil
+	}
+	name := nomadClientName
+	if n.Server {
+		name = nomadServerName
+	}
+	n.ConsulToken = l.consulNomad
+	n.TLS, err = l.issue(c, addr, name)
+	return err
 }
 
 // nomadTemplate. The settings that are not plain addresses, and why:
@@ -44,6 +60,9 @@ type nomadNode struct {
 //   - collection_interval: nobody reads the metrics here, and by default a server
 //     publishes those of every job each second.
 //   - fingerprint.denylist: no cloud's metadata service is asked.
+//   - verify_https_client: servers want a certificate from callers. Clients do not:
+//     Vault and Consul, which cannot show one, get the keys of workload identities
+//     there, and a browser its pages.
 var nomadTemplate = template.Must(template.New("nomad").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }, "list": hclList}).Parse(`
 name                 = {{q .Name}}
 data_dir             = {{q .Dir}}
@@ -67,7 +86,22 @@ telemetry {
   collection_interval = "30s"
 }
 
-{{if not .StockLimits}}
+{{if .TLS.CA}}
+acl {
+  enabled = true
+}
+
+tls {
+  http                   = true
+  rpc                    = true
+  ca_file                = {{q .TLS.CA}}
+  cert_file              = {{q .TLS.Cert}}
+  key_file               = {{q .TLS.Key}}
+  verify_server_hostname = true
+  verify_https_client    = {{.Server}}
+}
+{{end}}
+{{- if not .StockLimits}}
 limits {
   http_max_conns_per_client = 2000
   rpc_max_conns_per_client  = 2000
@@ -176,11 +210,29 @@ plugin "docker" {
 {{end}}
 consul {
   address = {{q .Consul}}
+  {{- if .TLS.CA}}
+  ssl       = true
+  ca_file   = {{q .TLS.CA}}
+  cert_file = {{q .TLS.Cert}}
+  key_file  = {{q .TLS.Key}}
+  token     = {{q .ConsulToken}}
+  service_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
+  task_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
+  {{- end}}
 }
 
 vault {
   enabled               = true
   address               = {{q .Vault}}
+  {{- if .TLS.CA}}
+  ca_file               = {{q .TLS.CA}}
+  {{- end}}
   jwt_auth_backend_path = "jwt-nomad"
   create_from_role      = "nomad-workloads"
   default_identity {
@@ -213,6 +265,7 @@ func hclList(list []string) string {
 type vaultNode struct {
 	Dir, Bind     string
 	HTTP, Cluster int
+	TLS           tlsFiles
 }
 
 // vaultTemplate: storage on disk, so that a killed Vault keeps its secrets.
@@ -225,11 +278,11 @@ storage "raft" {
 listener "tcp" {
   address         = "%[2]s:%[3]d"
   cluster_address = "%[2]s:%[4]d"
-  tls_disable     = true
+  %[5]s
 }
 
-api_addr      = "http://%[2]s:%[3]d"
-cluster_addr  = "http://%[2]s:%[4]d"
+api_addr      = "%[6]s://%[2]s:%[3]d"
+cluster_addr  = "%[6]s://%[2]s:%[4]d"
 disable_mlock = true
 ui            = true
 log_level     = "warn"
@@ -258,9 +311,31 @@ type consulNode struct {
 	Expect, Raft       int      // servers, and the multiplier of their timeouts
 	Join               []string // host:port of the servers' SerfLAN; none for a lone server
 	StockLimits        bool     // of connections
+	GRPC               int      // where it is locked
+	TLS                tlsFiles
+	Root, Agent        string // tokens: of the operator, for servers, and of the agent
+}
+
+// secure gives the agent what it needs on a locked stack.
+func (n *consulNode) secure(l *lock, c Component, addr string) (err error) {
+	if l == nil {
+		return nil
+	}
+	name := consulClientName
+	if n.Server {
+		name, n.Root = consulServerName, l.consulRoot
+	} else {
+		n.Agent = l.consulAgent
+	}
+	n.TLS, err = l.issue(c, addr, name)
+	return err
 }
 
 func (n consulNode) render(path string) error {
+	ports := map[string]any{
+		"http": n.HTTP, "server": n.RPC, "serf_lan": n.SerfLAN,
+		"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
+	}
 	conf := map[string]any{
 		"node_name":               n.Name,
 		"data_dir":                n.Dir,
@@ -273,10 +348,25 @@ func (n consulNode) render(path string) error {
 		"skip_leave_on_interrupt": true,
 		"connect":                 map[string]any{"enabled": false},
 		"ui_config":               map[string]any{"enabled": true},
-		"ports": map[string]any{
-			"http": n.HTTP, "server": n.RPC, "serf_lan": n.SerfLAN,
-			"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
-		},
+		"ports":                   ports,
+	}
+	if n.TLS.CA != "" {
+		ports["http"], ports["https"], ports["grpc_tls"] = -1, n.HTTP, n.GRPC
+		conf["tls"] = map[string]any{
+			"defaults": map[string]any{
+				"ca_file": n.TLS.CA, "cert_file": n.TLS.Cert, "key_file": n.TLS.Key,
+				"verify_incoming": true, "verify_outgoing": true,
+			},
+			"internal_rpc": map[string]any{"verify_server_hostname": true},
+		}
+		tokens := map[string]any{}
+		if n.Server {
+			tokens["initial_management"] = n.Root
+		} else {
+			tokens["agent"] = n.Agent
+		}
+		// Servers start before their token is made: see setAgentToken.
+		conf["acl"] = map[string]any{"enabled": true, "default_policy": "deny", "enable_token_persistence": true, "tokens": tokens}
 	}
 	if !n.StockLimits {
 		conf["limits"] = map[string]any{"http_max_conns_per_client": 2000, "rpc_max_conns_per_client": 2000}
@@ -303,6 +393,10 @@ func (n vaultNode) render(path string) error {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}
-	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, data, n.Bind, n.HTTP, n.Cluster)) + "\n"
+	secure, scheme := "tls_disable     = true", "http"
+	if n.TLS.CA != "" {
+		secure, scheme = fmt.Sprintf("tls_cert_file   = %q\n  tls_key_file    = %q", n.TLS.Cert, n.TLS.Key), "https"
+	}
+	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, data, n.Bind, n.HTTP, n.Cluster, secure, scheme)) + "\n"
 	return os.WriteFile(path, []byte(text), 0o600)
 }

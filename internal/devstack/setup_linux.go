@@ -33,7 +33,7 @@ func (s *Stack) configure() error {
 				return 0, err
 			}
 		}
-		s.urls[c], s.names[c] = address(port), nodeName(c)
+		s.urls[c], s.names[c] = s.url(loopback, port), nodeName(c)
 		return port, nil
 	}
 	if err := s.prepareEnv(); err != nil {
@@ -44,13 +44,17 @@ func (s *Stack) configure() error {
 	if err != nil {
 		return err
 	}
-	s.VaultAddr = address(port)
+	s.VaultAddr = s.url(loopback, port)
 	cluster, err := s.slot.port() // bound by Vault although nothing comes there
 	if err != nil {
 		return err
 	}
+	cert, err := s.lock.issue(Vault, loopback, "")
+	if err != nil {
+		return err
+	}
 	conf := s.path(Vault, ".hcl")
-	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: loopback, HTTP: port, Cluster: cluster}).render(conf); err != nil {
+	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: loopback, HTTP: port, Cluster: cluster, TLS: cert}).render(conf); err != nil {
 		return err
 	}
 	s.add(Vault, s.cfg.Binaries.Vault, "server", "-config="+conf)
@@ -75,6 +79,9 @@ func (s *Stack) configure() error {
 		} else {
 			n.Servers = []string{server}
 		}
+		if err := n.secure(s.lock, c, loopback); err != nil {
+			return err
+		}
 		conf := s.path(c, ".hcl")
 		s.add(c, s.cfg.Binaries.Nomad, "agent", "-config="+conf)
 		return n.render(conf)
@@ -88,12 +95,15 @@ func (s *Stack) configure() error {
 			Name: nodeName(consulName), Dir: s.path(consulName, ""), Bind: loopback, Client: loopback,
 			Server: i == 0, Expect: 1, Raft: 1, Join: join,
 		}
-		for _, port := range []*int{&n.RPC, &n.SerfLAN} {
+		for _, port := range []*int{&n.RPC, &n.SerfLAN, &n.GRPC} {
 			if *port, err = s.slot.port(); err != nil {
 				return err
 			}
 		}
 		if n.HTTP, err = httpPort(consulName, fixed); err != nil {
+			return err
+		}
+		if err := n.secure(s.lock, consulName, loopback); err != nil {
 			return err
 		}
 		conf := s.path(consulName, ".json")
@@ -104,7 +114,7 @@ func (s *Stack) configure() error {
 
 		consulAddr := fmt.Sprintf("%s:%d", loopback, n.HTTP)
 		if i == 0 {
-			join, s.ConsulAddr = []string{fmt.Sprintf("%s:%d", loopback, n.SerfLAN)}, address(n.HTTP)
+			join, s.ConsulAddr = []string{fmt.Sprintf("%s:%d", loopback, n.SerfLAN)}, s.url(loopback, n.HTTP)
 			if err := addNomad(NomadServer, nomadNode{Server: true, Consul: consulAddr}, s.cfg.Ports.Nomad); err != nil {
 				return err
 			}
@@ -161,4 +171,11 @@ func nodeName(c Component) string {
 	return "orch-dev" + string(c[strings.LastIndexByte(string(c), '-'):]) // nomad-client-1: orch-dev-1
 }
 
-func address(port int) string { return fmt.Sprintf("http://%s:%d", loopback, port) }
+// url is the address of an agent's API.
+func (s *Stack) url(host string, port int) string {
+	scheme := "http"
+	if s.lock != nil {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://%s:%d", scheme, host, port)
+}

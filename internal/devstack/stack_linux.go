@@ -29,7 +29,8 @@ const (
 
 // Stack is a running set of agents.
 type Stack struct {
-	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port
+	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port, or https where it is locked
+	Namespace                        string // of engines, in Nomad
 	VaultRootToken                   string
 	VaultOrchToken                   string // may do what the service may do, no more
 	Dir                              string
@@ -42,6 +43,7 @@ type Stack struct {
 	state     *stateDir
 	slot      *slot
 	reaper    *reaper
+	lock      *lock // nil: the agents let everybody in
 	agents    map[Component]*agent
 	urls      map[Component]string // of the agents' APIs
 	names     map[Component]string // of the nodes that the agents stand for
@@ -137,6 +139,13 @@ func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *
 	if s.reaper, err = startReaper(s.id, s.slot.holder); err != nil {
 		return nil, err
 	}
+	s.Namespace = "default"
+	if cfg.Locked {
+		s.Namespace = enginesNamespace
+		if s.lock, err = newLock(s.Dir); err != nil {
+			return s, err
+		}
+	}
 	return s, configure(s)
 }
 
@@ -158,6 +167,9 @@ func (s *Stack) bringUp(ctx context.Context) error {
 	if err := first.Wait(); err != nil {
 		return err
 	}
+	if err := s.prepareConsul(ctx, Consul); err != nil {
+		return err
+	}
 	step("Consul " + s.ConsulAddr + ", Vault " + s.VaultAddr + " and the Nomad server " + s.NomadAddr + " are up")
 	rest, restCtx := errgroup.WithContext(ctx)
 	rest.SetLimit(startAtOnce)
@@ -173,6 +185,9 @@ func (s *Stack) bringUp(ctx context.Context) error {
 		})
 	}
 	if err := rest.Wait(); err != nil {
+		return err
+	}
+	if err := errors.Join(s.letEnginesIn(ctx), s.letEnginesIntoConsul(ctx)); err != nil {
 		return err
 	}
 	step("nodes are ready")

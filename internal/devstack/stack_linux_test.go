@@ -64,7 +64,7 @@ func TestSideBySide(t *testing.T) {
 
 	t.Run("OrchToken", func(t *testing.T) { checkOrchToken(t, one) })
 	t.Run("WorkloadIdentity", func(t *testing.T) { checkWorkloadIdentity(t, one, client) })
-	t.Run("ForeignIdentity", func(t *testing.T) { checkForeignIdentity(t, one, client) })
+	t.Run("ForeignIdentity", func(t *testing.T) { checkForeignIdentity(t, one, client, "stranger") })
 	t.Run("ErrDirInUse", func(t *testing.T) {
 		_, err := Start(t.Context(), Config{Dir: one.Dir, Binaries: one.cfg.Binaries})
 		wantError(t, err, "a stack is running in "+one.Dir)
@@ -148,9 +148,9 @@ func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 }
 
 // checkForeignIdentity: a job that is no engine's gets no provider keys, by the same role.
-func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
+func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name string) {
 	out := filepath.Join(t.TempDir(), "out")
-	job := rawExecJob("stranger", `cp local/env `+out+`; exec sleep 12345`)
+	job := rawExecJob(name, `cp local/env `+out+`; exec sleep 12345`)
 	task := job.TaskGroups[0].Tasks[0]
 	task.Vault = &nomadapi.Vault{ChangeMode: ptr("noop")}
 	task.Templates = []*nomadapi.Template{{
@@ -164,7 +164,7 @@ func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 		if text, err := os.ReadFile(out); err == nil {
 			t.Fatalf("a foreign job got %q", text)
 		}
-		allocs, _, err := client.Jobs().Allocations("stranger", true, nil)
+		allocs, _, err := client.Jobs().Allocations(name, true, nil)
 		if err != nil {
 			return err.Error()
 		}

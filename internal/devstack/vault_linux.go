@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
+	"os"
 	"slices"
 	"strings"
 
 	vaultapi "github.com/hashicorp/vault/api"
-
-	"github.com/septemberai/orch/deploy"
 )
 
 // startVault starts Vault and waits until it is active.
@@ -35,7 +35,7 @@ func (s *Stack) awaitVault(ctx context.Context) error {
 			return err
 		case !health.Initialized:
 			// An answer that is not waited for is lost, and the key in it.
-			web := httpClient()
+			web := s.httpClient()
 			web.Timeout = 0
 			patient, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: web, MaxRetries: 0})
 			if err != nil {
@@ -61,7 +61,7 @@ func (s *Stack) awaitVault(ctx context.Context) error {
 
 // vaultClient does not read VAULT_* of the environment.
 func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
-	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: httpClient(), MaxRetries: 0})
+	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: s.httpClient(), MaxRetries: 0})
 	if err != nil {
 		return nil, err
 	}
@@ -71,37 +71,52 @@ func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
 }
 
 // prepareVault sets up what production has: the KV v2 mount "orch", the two
-// policies, the login of Nomad's workload identities, and a token for the service.
-// Nomad must be up: Vault fetches its keys when the login is configured.
+// policies, and a token for the service. letEnginesIn does the rest.
 func (s *Stack) prepareVault(ctx context.Context) error {
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
 		return err
 	}
 	s.mounts = map[string]string{}
-	if s.VaultOrchToken, err = s.mount(ctx, client, "orch"); err != nil {
+	s.VaultOrchToken, err = s.mount(ctx, client, "orch")
+	return err
+}
+
+// letEnginesIn sets up the login of Nomad's workload identities in Vault. Nomad must be
+// up: Vault fetches its keys when the login is configured.
+func (s *Stack) letEnginesIn(ctx context.Context) error {
+	client, err := s.vaultClient(s.VaultRootToken)
+	if err != nil {
 		return err
 	}
 	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
 		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
-	text, err := deploy.Policies.ReadFile("vault/nomad-workloads.role.json")
+	text, err := policy("vault/nomad-workloads.role.json", s.inNamespace()...)
 	if err != nil {
 		return err
 	}
 	var role map[string]any
-	if err := json.Unmarshal(text, &role); err != nil {
+	if err := json.Unmarshal([]byte(text), &role); err != nil {
 		return fmt.Errorf("the role nomad-workloads: %w", err)
+	}
+	login := map[string]any{
+		"jwks_url":           s.jwksURL(),
+		"jwt_supported_algs": []string{"RS256", "EdDSA"},
+		"default_role":       "nomad-workloads",
+	}
+	if s.lock != nil {
+		ca, err := os.ReadFile(s.lock.ca.caFile())
+		if err != nil {
+			return err
+		}
+		login["jwks_ca_pem"] = string(ca)
 	}
 	writes := []struct {
 		path string
 		data map[string]any
 	}{
-		{"auth/jwt-nomad/config", map[string]any{
-			"jwks_url":           s.NomadAddr + "/.well-known/jwks.json",
-			"jwt_supported_algs": []string{"RS256", "EdDSA"},
-			"default_role":       "nomad-workloads",
-		}},
+		{"auth/jwt-nomad/config", login},
 		{"auth/jwt-nomad/role/nomad-workloads", role},
 	}
 	for _, w := range writes {
@@ -129,11 +144,8 @@ func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string)
 	if token := s.mounts[name]; token != "" {
 		return token, nil
 	}
-	policy := func(file string) (string, error) {
-		text, err := deploy.Policies.ReadFile("vault/" + file + ".policy.hcl")
-		return strings.ReplaceAll(string(text), `"orch/`, `"`+name+"/"), err
-	}
-	rules, err := policy("orch")
+	own := []string{`"orch/`, `"` + name + "/"}
+	rules, err := policy("vault/orch.policy.hcl", own...)
 	if err != nil {
 		return "", err
 	}
@@ -141,7 +153,7 @@ func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string)
 		return "", fmt.Errorf("vault policy %s: %w", name, err)
 	}
 	// Engines of all deployments log in with one role.
-	workloads, err := policy("nomad-workloads")
+	workloads, err := policy("vault/nomad-workloads.policy.hcl", own...)
 	if err != nil {
 		return "", err
 	}
@@ -180,4 +192,17 @@ func (s *Stack) Mounts() []string {
 	s.mounting.Lock()
 	defer s.mounting.Unlock()
 	return slices.Sorted(maps.Keys(s.mounts))
+}
+
+// VaultClient is a client with the operator's access. It does not read VAULT_* of the
+// environment.
+func (s *Stack) VaultClient() (*vaultapi.Client, error) {
+	web := &http.Client{Transport: &http.Transport{TLSClientConfig: s.TLS()}}
+	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: web})
+	if err != nil {
+		return nil, err
+	}
+	client.SetToken(s.VaultRootToken)
+	client.SetNamespace("")
+	return client, nil
 }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +21,15 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Clients are the addresses of Nomad, Consul and Vault. Empty fields are filled from their
-// clients' own variables (NOMAD_ADDR, CONSUL_HTTP_ADDR, VAULT_ADDR, ...).
+// Clients are the addresses of Nomad, Consul and Vault, and how to reach them. Empty
+// fields are filled from their clients' own variables (NOMAD_ADDR, CONSUL_HTTP_ADDR,
+// VAULT_ADDR, ...).
 type Clients struct {
-	NomadAddr, ConsulAddr, VaultAddr, VaultToken string
+	NomadAddr, NomadToken   string
+	ConsulAddr, ConsulToken string
+	VaultAddr, VaultToken   string
+	// CACert, ClientCert and ClientKey are files in PEM format, for all three.
+	CACert, ClientCert, ClientKey string
 }
 
 // CheckClients returns all mistakes in the clients' own variables. It does not show the
@@ -62,8 +68,13 @@ func isAddress(s string) bool {
 }
 
 // newTransport configures how a client connects. Its link limits the number of connections.
+// Each connection carries one call at a time, also with TLS: with HTTP/2 all calls would
+// share one connection, and a dead one would fail them all until its end is known.
 func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.ForceAttemptHTTP2, t.Protocols = false, new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12} // the default one may offer HTTP/2
 	t.DialContext = link.Dial(&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second})
 	t.IdleConnTimeout = 60 * time.Second
 	return t
@@ -74,6 +85,12 @@ func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
 	cfg, t := nomad.DefaultConfig(), newTransport()
 	if at.NomadAddr != "" {
 		cfg.Address = at.NomadAddr
+	}
+	if at.NomadToken != "" {
+		cfg.SecretID = at.NomadToken
+	}
+	if at.CACert != "" {
+		cfg.TLSConfig.CACert, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey = at.CACert, at.ClientCert, at.ClientKey
 	}
 	cfg.HttpClient = &http.Client{Transport: t}
 	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
@@ -122,6 +139,12 @@ func consulClient(at Clients) (*consul.Client, *link.Link, error) {
 	if at.ConsulAddr != "" {
 		cfg.Address = at.ConsulAddr
 	}
+	if at.ConsulToken != "" {
+		cfg.Token = at.ConsulToken
+	}
+	if at.CACert != "" {
+		cfg.TLSConfig.CAFile, cfg.TLSConfig.CertFile, cfg.TLSConfig.KeyFile = at.CACert, at.ClientCert, at.ClientKey
+	}
 	// Consul compresses by default, which takes both sides more time than it saves for a
 	// few rows.
 	t.DisableCompression = true
@@ -146,8 +169,14 @@ func vaultClient(at Clients) (*vault.Client, *link.Link, error) {
 	if cfg.Error != nil {
 		return nil, nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
 	}
-	if tls, ok := cfg.HttpClient.Transport.(*http.Transport); ok && tls.TLSClientConfig != nil {
-		t.TLSClientConfig = tls.TLSClientConfig
+	if at.CACert != "" {
+		if err := cfg.ConfigureTLS(&vault.TLSConfig{CACert: at.CACert, ClientCert: at.ClientCert, ClientKey: at.ClientKey}); err != nil {
+			return nil, nil, fmt.Errorf("the way to Vault: %w", err)
+		}
+	}
+	if own, ok := cfg.HttpClient.Transport.(*http.Transport); ok && own.TLSClientConfig != nil {
+		t.TLSClientConfig = own.TLSClientConfig.Clone()
+		t.TLSClientConfig.NextProtos = nil // Vault's client offers HTTP/2
 	}
 	l := link.New(link.Vault, t)
 	cfg.HttpClient.Transport = l

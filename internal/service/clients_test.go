@@ -1,6 +1,8 @@
 package service
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +12,8 @@ import (
 	"testing"
 
 	vault "github.com/hashicorp/vault/api"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
 // TestClientsTrustTheirOwnCA: each client uses the TLS settings in its own variables,
@@ -122,5 +126,80 @@ func TestClientMistakesAreNamed(t *testing.T) {
 	t.Setenv("CONSUL_CACERT", "/no/such/file")
 	if err := CheckClients(); err == nil || !strings.HasPrefix(err.Error(), "CONSUL_") {
 		t.Errorf("a CA file that is not there: %v", err)
+	}
+}
+
+// TestClientsIdentifyThemselves: each client shows the certificate and sends the token
+// that it was given, on a connection that carries one call at a time.
+func TestClientsIdentifyThemselves(t *testing.T) {
+	type seen struct {
+		proto, token string
+		certificates int
+	}
+	asked := make(chan seen, 1)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var token string
+		for _, name := range []string{"X-Nomad-Token", "X-Consul-Token", "X-Vault-Token"} {
+			token += r.Header.Get(name)
+		}
+		asked <- seen{r.Proto, token, len(r.TLS.PeerCertificates)}
+		_, _ = w.Write([]byte(`"127.0.0.1:1"`))
+	}))
+	srv.EnableHTTP2 = true
+	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	srv.StartTLS()
+	defer srv.Close()
+	dir := t.TempDir()
+	at := Clients{
+		NomadAddr: srv.URL, NomadToken: "of nomad", ConsulAddr: srv.URL, ConsulToken: "of consul", VaultAddr: srv.URL, VaultToken: "of vault",
+		CACert: filepath.Join(dir, "ca.pem"), ClientCert: filepath.Join(dir, "ca.pem"), ClientKey: filepath.Join(dir, "key.pem"),
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(srv.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{
+		at.CACert: {Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}, at.ClientKey: {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for store, ask := range map[string]func() (*link.Link, error){
+		"nomad": func() (*link.Link, error) {
+			c, l, err := nomadClient(at)
+			if err == nil {
+				_, err = c.Status().Leader()
+			}
+			return l, err
+		},
+		"consul": func() (*link.Link, error) {
+			c, l, err := consulClient(at)
+			if err == nil {
+				_, err = c.Status().Leader()
+			}
+			return l, err
+		},
+		"vault": func() (*link.Link, error) {
+			c, l, err := vaultClient(at)
+			if err == nil {
+				var resp *vault.Response
+				if resp, err = c.Logical().ReadRaw("sys/seal-status"); resp != nil {
+					_ = resp.Body.Close()
+				}
+			}
+			return l, err
+		},
+	} {
+		t.Run(store, func(t *testing.T) {
+			l, err := ask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if got, want := <-asked, (seen{"HTTP/1.1", "of " + store, 1}); got != want {
+				t.Errorf("the store saw %+v, want %+v", got, want)
+			}
+		})
 	}
 }

@@ -13,7 +13,6 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
-	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/e2e/harness"
@@ -36,8 +35,8 @@ func TestOrchJob(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	// A key that must pass unchanged through the template and the env file.
 	admin := &client.Client{BaseURL: "http://" + addr, AdminKey: `a "key" <with> $what & a \file#mangles, ` + rand.Text()}
-	secret := map[string]string{"ORCH_ADMIN_KEY": admin.AdminKey, "VAULT_TOKEN": harness.Shared.VaultOrchToken, "LLM_API_KEY": harness.ProviderKey}
-	args := orchJobArgs(t, port)
+	secret := map[string]string{"ORCH_ADMIN_KEY": admin.AdminKey, "LLM_API_KEY": harness.ProviderKey}
+	args := orchJobArgs(t, port, secret)
 
 	cli.run(nil, append([]string{"job", "validate"}, args...)...)
 	t.Cleanup(func() {
@@ -134,19 +133,33 @@ func TestOrchJob(t *testing.T) {
 	}
 }
 
-// orchJobArgs returns the arguments of `nomad job run`: the service of this checkout as a
-// process, with engines as processes.
-func orchJobArgs(t *testing.T, port string) []string {
+// orchJobArgs are the arguments of `nomad job run`: the service of this checkout
+// as a process, with engines as processes. Its tokens are added to secret.
+func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 	t.Helper()
 	binary, err := harness.OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings, err := json.Marshal(map[string]string{
+	prefix := "t-" + strings.ToLower(rand.Text()[:10]) + "/"
+	access, err := harness.Shared.Deployment(t.Context(), prefix, "orch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars := map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
 		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2",
-		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": "t-" + strings.ToLower(rand.Text()[:10]) + "/",
-	})
+		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": prefix, "ORCH_NOMAD_NAMESPACE": harness.Shared.Namespace,
+	}
+	for _, variable := range access.Environ() {
+		name, value, _ := strings.Cut(variable, "=")
+		if strings.HasSuffix(name, "_TOKEN") {
+			secret[name] = value
+		} else {
+			vars[name] = value
+		}
+	}
+	settings, err := json.Marshal(vars)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +184,7 @@ func (c nomadCLI) run(stdin []byte, args ...string) string {
 
 func (c nomadCLI) try(stdin []byte, args ...string) (string, error) {
 	cmd := exec.Command(harness.Binaries.Nomad, args...)
-	cmd.Env = append(os.Environ(), "NOMAD_ADDR="+harness.Shared.NomadAddr, "NOMAD_TOKEN=")
+	cmd.Env = append(append(os.Environ(), "NOMAD_TOKEN="), harness.Shared.Operator().Environ()...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -188,13 +201,16 @@ func (c nomadCLI) putSecrets(items map[string]string) {
 	c.run(text, "var", "put", "-force", "-in=json", orchVar, "-")
 }
 
+// apiClients are an operator's, in the namespace of the job.
 func apiClients(t *testing.T) (*nomad.Client, *consul.Client) {
 	t.Helper()
-	nc, err := nomad.NewClient(&nomad.Config{Address: harness.Shared.NomadAddr})
+	cfg := harness.Shared.NomadConfig()
+	cfg.Namespace = nomad.DefaultNamespace
+	nc, err := nomad.NewClient(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cc, err := consul.NewClient(&consul.Config{Address: harness.Shared.ConsulAddr})
+	cc, err := consul.NewClient(harness.Shared.ConsulConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,13 +232,12 @@ func loopbackAddr(t *testing.T) string {
 // token with the service's policy.
 func makeVaultRole(t *testing.T) {
 	t.Helper()
-	vc, err := vault.NewClient(&vault.Config{Address: harness.Shared.VaultAddr})
+	vc, err := harness.Shared.VaultClient()
 	if err != nil {
 		t.Fatal(err)
 	}
-	vc.SetToken(harness.Shared.VaultRootToken)
 	_, err = vc.Logical().WriteWithContext(t.Context(), "auth/jwt-nomad/role/"+orchJob, map[string]any{
-		"role_type": "jwt", "bound_audiences": []string{"vault.io"}, "bound_claims": map[string]string{"nomad_job_id": orchJob},
+		"role_type": "jwt", "bound_audiences": []string{"vault.io"}, "bound_claims": map[string]string{"nomad_namespace": nomad.DefaultNamespace, "nomad_job_id": orchJob},
 		"user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
 		"token_type": "service", "token_policies": []string{"orch"}, "token_no_default_policy": true, "token_period": "30m",
 	})

@@ -40,15 +40,23 @@ func ConsulWay(t *testing.T, silent func(*http.Request) bool) string {
 	})
 }
 
-// ConsulProxy is a proxy to the shared Consul for all requests that answered does not
-// handle.
-func ConsulProxy(t *testing.T, answered func(http.ResponseWriter, *http.Request) bool) string {
+// ToConsul hands requests on to the shared Consul.
+func ToConsul(t *testing.T) http.Handler {
 	t.Helper()
 	consul, err := url.Parse(Shared.ConsulAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
+	transport := &http.Transport{TLSClientConfig: Shared.TLS()}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }, Transport: transport}
+}
+
+// ConsulProxy is a way to the shared Consul for all requests but those that answered
+// takes care of.
+func ConsulProxy(t *testing.T, answered func(http.ResponseWriter, *http.Request) bool) string {
+	t.Helper()
+	proxy := ToConsul(t)
 	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !answered(w, r) {
 			proxy.ServeHTTP(w, r)

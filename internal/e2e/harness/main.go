@@ -32,6 +32,9 @@ var (
 	// BinDir contains the images of engines that are executables.
 	BinDir string
 
+	// Locked says whether the agents refuse strangers (ORCH_DEV_LOCKED=1).
+	Locked = os.Getenv("ORCH_DEV_LOCKED") == "1"
+
 	documented *contract.Transport
 	calls      *patient
 )
@@ -105,7 +108,7 @@ func run(m *testing.M) (code int, err error) {
 	began := time.Now()
 	Shared, err = devstack.Start(ctx, devstack.Config{
 		Binaries: Binaries, Logger: hclog.NewNullLogger(), DockerSocket: os.Getenv("DOCKER_HOST"),
-		ExtraClients: 1, Keep: keep != "", Dir: keep,
+		ExtraClients: 1, Locked: Locked, Keep: keep != "", Dir: keep,
 	})
 	if err != nil {
 		return 1, err

@@ -47,18 +47,18 @@ type Process struct {
 func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
 	t.Helper()
 	addr := FreeAddr(t)
-	mount, token := MountOf(t, stack, prefix)
+	access, mount := Deploy(t, stack, prefix)
 	p := &Process{
 		Client: &client.Client{BaseURL: "http://" + addr, AdminKey: AdminKey}, Cmd: exec.Command(binary, "server"), Log: &LogBuffer{}, exited: make(chan struct{}),
 	}
 	p.Cmd.Stderr = p.Log
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	p.Cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + addr, "ORCH_ADMIN_KEY=" + AdminKey, "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_DATABASE_URL=" + database,
-		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + BinDir, "ORCH_ENGINE_LOGS=driver",
+	p.Cmd.Env = append(append(access.Environ(),
+		"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+addr, "ORCH_ADMIN_KEY="+AdminKey, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_DATABASE_URL="+database,
+		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+BinDir, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
-		"NOMAD_ADDR=" + stack.NomadAddr, "CONSUL_HTTP_ADDR=" + stack.ConsulAddr, "VAULT_ADDR=" + stack.VaultAddr, "VAULT_TOKEN=" + token, "ORCH_VAULT_MOUNT=" + mount,
-	}, env...)
+		"ORCH_VAULT_MOUNT="+mount, "ORCH_NOMAD_NAMESPACE="+stack.Namespace,
+	), env...)
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

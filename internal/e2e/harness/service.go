@@ -55,11 +55,10 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	for k, v := range vars {
 		all[k] = v
 	}
-	vaultToken := all["VAULT_TOKEN"]
-	if _, ok := vars["ORCH_VAULT_MOUNT"]; !ok {
-		mount, token := MountOf(t, stack, all["ORCH_CONSUL_PREFIX"])
-		all["ORCH_VAULT_MOUNT"], vaultToken = mount, cmp.Or(vaultToken, token)
-	}
+	access, mount := Deploy(t, stack, all["ORCH_CONSUL_PREFIX"])
+	access.ConsulAddr = cmp.Or(all["CONSUL_HTTP_ADDR"], access.ConsulAddr)
+	access.VaultToken = cmp.Or(all["VAULT_TOKEN"], access.VaultToken)
+	all["ORCH_VAULT_MOUNT"], all["ORCH_NOMAD_NAMESPACE"] = mount, stack.Namespace
 	environ := make([]string, 0, len(all))
 	for k, v := range all {
 		environ = append(environ, k+"="+v)
@@ -73,9 +72,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	if os.Getenv("ORCH_TEST_LOG") != "" {
 		out = io.MultiWriter(logs, os.Stderr)
 	}
-	svc, err := service.New(t.Context(), cfg, service.Clients{
-		NomadAddr: stack.NomadAddr, ConsulAddr: cmp.Or(all["CONSUL_HTTP_ADDR"], stack.ConsulAddr), VaultAddr: stack.VaultAddr, VaultToken: cmp.Or(vaultToken, stack.VaultOrchToken),
-	}, hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
+	svc, err := service.New(t.Context(), cfg, service.Clients(access), hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: out}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,16 +115,16 @@ func StartReplicas(t *testing.T, n int, vars map[string]string) []*Replica {
 	return all
 }
 
-// MountOf creates the mount in Vault for the deployment of a prefix, and returns the mount
-// and a token for the service.
-func MountOf(t *testing.T, stack *devstack.Stack, prefix string) (mount, token string) {
+// Deploy gives the deployment of a prefix its mount in Vault, and returns the access of
+// a service to it.
+func Deploy(t *testing.T, stack *devstack.Stack, prefix string) (access devstack.Access, mount string) {
 	t.Helper()
 	mount = MountName(prefix)
-	token, err := stack.Mount(context.Background(), mount)
+	access, err := stack.Deployment(context.Background(), prefix, mount)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return mount, token
+	return access, mount
 }
 
 // MountName returns the mount in Vault for the deployment of a prefix.

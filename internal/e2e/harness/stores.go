@@ -32,19 +32,18 @@ type Stores struct {
 // OpenStores returns access to the stores of a stack.
 func OpenStores(t *testing.T, s *devstack.Stack) *Stores {
 	t.Helper()
-	n, err := nomad.NewClient(&nomad.Config{Address: s.NomadAddr})
+	n, err := nomad.NewClient(s.NomadConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := consul.NewClient(&consul.Config{Address: s.ConsulAddr})
+	c, err := consul.NewClient(s.ConsulConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := vault.NewClient(&vault.Config{Address: s.VaultAddr})
+	v, err := s.VaultClient()
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.SetToken(s.VaultRootToken)
 	return &Stores{t, s, n, c, v}
 }
 

@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"sync/atomic"
 	"testing"
 
@@ -22,11 +20,7 @@ func loseAnswer(t *testing.T, of func(value []byte, what string) bool) (way stri
 	t.Helper()
 	what = new(atomic.Value)
 	what.Store("")
-	consul, err := url.Parse(harness.Shared.ConsulAddr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }}
+	proxy := harness.ToConsul(t)
 	return harness.ConsulProxy(t, func(w http.ResponseWriter, r *http.Request) bool {
 		lose, _ := what.Load().(string)
 		if lose == "" || r.URL.Path != "/v1/txn" {

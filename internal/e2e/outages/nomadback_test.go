@@ -51,6 +51,7 @@ type stranded struct {
 	stack   *devstack.Stack
 	s       *harness.Stores
 	r       *harness.Replica
+	vars    map[string]string // of r
 	c       *client.Client
 	engines map[string]*client.Engine
 	paths   map[string]string // by engine_id
@@ -60,7 +61,8 @@ func newStranded(t *testing.T, prefix string, users ...string) *stranded {
 	t.Helper()
 	stack := harness.OwnStack(t)
 	d := &stranded{t: t, stack: stack, s: harness.OpenStores(t, stack), engines: map[string]*client.Engine{}}
-	d.r = harness.StartService(t, stack, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=1", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2"))
+	d.vars = harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=1", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2")
+	d.r = harness.StartService(t, stack, d.vars)
 	d.c = d.r.Product(t, nil)
 	for _, user := range users {
 		e, err := d.c.Provision(t.Context(), user, "")
@@ -73,6 +75,16 @@ func newStranded(t *testing.T, prefix string, users ...string) *stranded {
 	d.paths = directories(d.s)
 	harness.WatchBrains(t, stack)
 	return d
+}
+
+// newToken restarts the service, as an operator has to after Nomad lost its tokens.
+func (d *stranded) newToken() {
+	d.t.Helper()
+	if harness.Locked {
+		d.r.Stop()
+		d.r = harness.StartService(d.t, d.stack, d.vars)
+		d.c.BaseURL = d.r.URL
+	}
 }
 
 func (d *stranded) id(user string) string { return d.engines[user].EngineID }
@@ -149,6 +161,8 @@ func TestNomadServersLost(t *testing.T) {
 	if err := d.stack.Restart(ctx, devstack.NomadServer); err != nil {
 		t.Fatal(err)
 	}
+
+	d.newToken()
 
 	// The node's agent cannot register until somebody acts; the processes run.
 	harness.Eventually(t, "a stop is refused", func() error {
@@ -228,7 +242,9 @@ func TestNomadServersLost(t *testing.T) {
 func (d *stranded) kick() {
 	d.t.Helper()
 	harness.Eventually(d.t, "the agent registers", func() error {
-		agent, err := nomad.NewClient(&nomad.Config{Address: d.stack.Addr(devstack.NomadClient(0))})
+		cfg := d.stack.NomadConfig()
+		cfg.Address = d.stack.Addr(devstack.NomadClient(0))
+		agent, err := nomad.NewClient(cfg)
 		if err != nil {
 			return err
 		}

@@ -278,7 +278,9 @@ func TestForeignMount(t *testing.T) {
 		"AnotherConsul and the same prefix": {prefix, other},
 	} {
 		t.Run(name, func(t *testing.T) {
-			mount, token := harness.MountOf(t, harness.Shared, prefix)
+			access, _ := harness.Deploy(t, harness.Shared, tc.prefix)
+			theirs, mount := harness.Deploy(t, harness.Shared, prefix)
+			access.VaultToken, access.ConsulAddr = theirs.VaultToken, tc.consul
 			orch, err := harness.OrchBinary()
 			if err != nil {
 				t.Fatal(err)
@@ -286,12 +288,11 @@ func TestForeignMount(t *testing.T) {
 			limited, cancel := context.WithTimeout(ctx, 90*time.Second)
 			defer cancel()
 			cmd := exec.CommandContext(limited, orch, "server")
-			cmd.Env = []string{
-				"PATH=" + os.Getenv("PATH"), "ORCH_ADDR=" + harness.FreeAddr(t), "ORCH_ADMIN_KEY=" + harness.AdminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
-				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + harness.BinDir, "ORCH_CONSUL_PREFIX=" + tc.prefix, "ORCH_VAULT_MOUNT=" + mount,
-				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger",
-				"NOMAD_ADDR=" + harness.Shared.NomadAddr, "CONSUL_HTTP_ADDR=" + tc.consul, "VAULT_ADDR=" + harness.Shared.VaultAddr, "VAULT_TOKEN=" + token,
-			}
+			cmd.Env = append(access.Environ(),
+				"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+harness.FreeAddr(t), "ORCH_ADMIN_KEY="+harness.AdminKey, "ORCH_DATABASE_URL=sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
+				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+harness.BinDir, "ORCH_CONSUL_PREFIX="+tc.prefix, "ORCH_VAULT_MOUNT="+mount,
+				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger", "ORCH_NOMAD_NAMESPACE="+harness.Shared.Namespace,
+			)
 			out, _ := cmd.CombinedOutput()
 			if code := cmd.ProcessState.ExitCode(); code != 1 {
 				t.Errorf("exit code %d", code)

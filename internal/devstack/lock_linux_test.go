@@ -1,0 +1,199 @@
+package devstack
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+)
+
+// TestLocked: the agents of a locked stack refuse strangers, the service may do what its
+// shipped policies say and no more, and engines have identities of their own. All of that
+// is still so after the agents were killed.
+func TestLocked(t *testing.T) {
+	s := startStack(t, Config{Locked: true, ExtraClients: 1})
+	client, err := nomadClient(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("Strangers", func(t *testing.T) { checkStrangers(t, s) })
+	t.Run("OrchToken", func(t *testing.T) { checkOrchToken(t, s) })
+	t.Run("OrchNomad", func(t *testing.T) { checkOrchNomad(t, s) })
+	t.Run("OrchConsul", func(t *testing.T) { checkOrchConsul(t, s) })
+	t.Run("WorkloadIdentity", func(t *testing.T) { checkWorkloadIdentity(t, s, client) })
+	t.Run("ForeignIdentity", func(t *testing.T) { checkForeignIdentity(t, s, client, "stranger") })
+	t.Run("ForeignNamespace", func(t *testing.T) {
+		cfg := s.NomadConfig()
+		cfg.Namespace, cfg.HttpClient = "default", s.httpClient()
+		other, err := nomadapi.NewClient(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkForeignIdentity(t, s, other, "engine-elsewhere")
+	})
+	t.Run("ServiceIdentity", func(t *testing.T) { checkServiceIdentity(t, s, client, "engine-service") })
+	for _, c := range []Component{Consul, Nomad, Vault} {
+		if err := s.Kill(c); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Restart(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("AfterRestart", func(t *testing.T) {
+		checkOrchNomad(t, s)
+		checkOrchConsul(t, s)
+		checkServiceIdentity(t, s, client, "engine-later")
+	})
+}
+
+// checkStrangers: a caller without a certificate gets no connection, and one without a
+// token nothing. Pages and keys of identities are for everybody, at a Nomad client.
+func checkStrangers(t *testing.T, s *Stack) {
+	nobody := s.TLS()
+	nobody.Certificates = nil
+	get := func(as *http.Client, url string) (int, error) {
+		resp, err := as.Get(url)
+		if err != nil {
+			return 0, err
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode, nil
+	}
+	anonymous := s.httpClient()
+	without := s.httpClient()
+	without.Transport.(*http.Transport).TLSClientConfig = nobody
+	for _, url := range []string{s.NomadAddr + "/v1/jobs", s.ConsulAddr + "/v1/kv/orch/x"} {
+		if status, err := get(without, url); err == nil {
+			t.Errorf("%s without a certificate: %d, want no connection", url, status)
+		}
+		if status, err := get(anonymous, url); err != nil || status != http.StatusForbidden && status != http.StatusNotFound {
+			t.Errorf("%s without a token: %d, %v, want a refusal", url, status, err)
+		}
+		if status, err := get(http.DefaultClient, "http"+strings.TrimPrefix(url, "https")); err == nil && status != http.StatusBadRequest {
+			t.Errorf("%s without TLS: %d, want a refusal", url, status)
+		}
+	}
+	if status, err := get(without, s.urls[NomadClient(0)]+"/ui/"); err != nil || status != http.StatusOK {
+		t.Errorf("Nomad's pages at a client: %d, %v", status, err)
+	}
+}
+
+// checkOrchNomad: the service's token is for engines only.
+func checkOrchNomad(t *testing.T, s *Stack) {
+	t.Helper()
+	cfg := s.NomadConfig()
+	cfg.SecretID, cfg.HttpClient = s.Orch().NomadToken, s.httpClient()
+	orch, err := nomadapi.NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(namespace string) *nomadapi.QueryOptions { return &nomadapi.QueryOptions{Namespace: namespace} }
+	variable := func(path, namespace string) error {
+		_, _, err := orch.Variables().Create(&nomadapi.Variable{Namespace: namespace, Path: path, Items: nomadapi.VariableItems{"a": "b"}}, &nomadapi.WriteOptions{Namespace: namespace})
+		if err == nil {
+			_, err = orch.Variables().Delete(path, &nomadapi.WriteOptions{Namespace: namespace})
+		}
+		return err
+	}
+	for name, do := range map[string]func(namespace string) error{
+		"list jobs": func(ns string) error { _, _, err := orch.Jobs().List(in(ns)); return err },
+		"parse": func(ns string) error {
+			_, err := orch.Raw().Write("/v1/jobs/parse", map[string]any{"JobHCL": "job \"j\" {\n  group \"g\" {\n    task \"t\" {\n      driver = \"raw_exec\"\n    }\n  }\n}"}, nil, &nomadapi.WriteOptions{Namespace: ns})
+			return err
+		},
+		"variable": func(ns string) error { return variable("nomad/jobs/engine-x", ns) },
+		"list volumes": func(ns string) error {
+			_, _, err := orch.HostVolumes().List(&nomadapi.HostVolumeListRequest{}, in(ns))
+			return err
+		},
+	} {
+		if err := do(s.Namespace); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		// Nomad lists no volumes of namespaces that a token may not read, and refuses nothing.
+		if err := do("default"); name != "list volumes" && (err == nil || !strings.Contains(err.Error(), "ermission denied")) {
+			t.Errorf("%s in another namespace: got %v, want a refusal", name, err)
+		}
+	}
+	if err := variable("nomad/jobs/orch", s.Namespace); err == nil || !strings.Contains(err.Error(), "ermission denied") {
+		t.Errorf("the variable of a job that is no engine: got %v, want a refusal", err)
+	}
+	if _, _, err := orch.Nodes().List(nil); err != nil {
+		t.Errorf("list nodes: %v", err)
+	}
+	if _, _, err := orch.ACLTokens().List(nil); err == nil {
+		t.Error("it lists tokens")
+	}
+}
+
+// checkOrchConsul: the service's token is for its prefix only, and another
+// deployment's for another one.
+func checkOrchConsul(t *testing.T, s *Stack) {
+	t.Helper()
+	other, err := s.Deployment(t.Context(), "other/", "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token, prefix := range map[string]string{s.Orch().ConsulToken: "orch/", other.ConsulToken: "other/"} {
+		client, err := consulapi.NewClient(&consulapi.Config{Address: s.ConsulAddr, Token: token, HttpClient: s.httpClient()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{"orch/", "other/", "a/"} {
+			_, err := client.KV().Put(&consulapi.KVPair{Key: p + "key"}, nil)
+			if (err == nil) != (p == prefix) {
+				t.Errorf("a write below %s with the token of %s: %v", p, prefix, err)
+			}
+		}
+		id, _, err := client.Session().Create(&consulapi.SessionEntry{}, nil)
+		if err != nil {
+			t.Errorf("a session: %v", err)
+		}
+		if _, err := client.Session().Destroy(id, nil); err != nil {
+			t.Errorf("the end of a session: %v", err)
+		}
+	}
+}
+
+// checkServiceIdentity: Nomad registers an engine's service in Consul by the engine's own
+// identity.
+func checkServiceIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name string) {
+	t.Helper()
+	up := filepath.Join(t.TempDir(), "up")
+	job := rawExecJob(name, "touch "+up+"; exec sleep 12345")
+	job.TaskGroups[0].Services = []*nomadapi.Service{{Name: name, Provider: "consul", Address: loopback}}
+	if _, _, err := client.Jobs().Register(job, nil); err != nil {
+		t.Fatal(err)
+	}
+	consul, err := s.consulClient(s.ConsulAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if _, err := os.Stat(up); err != nil {
+			return err.Error()
+		}
+		found, _, err := consul.Catalog().Service(name, "", nil)
+		if err != nil || len(found) != 1 {
+			return "the service is not in the catalog"
+		}
+		return ""
+	})
+	tokens, _, err := consul.ACL().TokenListFiltered(consulapi.ACLTokenFilterOptions{AuthMethod: workloadsAuth}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range tokens {
+		for _, service := range token.ServiceIdentities {
+			if service.ServiceName == name {
+				return
+			}
+		}
+	}
+	t.Errorf("no token is of the service %s alone: %d tokens", name, len(tokens))
+}
