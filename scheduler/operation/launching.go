@@ -56,8 +56,8 @@ func (m *Machine) Resume(ctx context.Context, row *engine.Row) error {
 	return nil
 }
 
-// ErrUnanswered: it is unknown whether an operation was written. This replica watches its
-// row, and completes its audit row when it is known.
+// ErrUnanswered means that it is unknown whether an operation was written. This replica
+// watches its row, and completes its audit row when it is known.
 var ErrUnanswered = errors.New("scheduler: the write of an operation got no response")
 
 // Unanswered starts watching a row if the error of its write leaves open whether the write

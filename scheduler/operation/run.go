@@ -24,15 +24,15 @@ const (
 )
 
 var (
-	// ErrDetour: the step has chosen the next step itself.
+	// ErrDetour means that the step has chosen the next step itself.
 	ErrDetour = errors.New("the operation continues at another step")
-	// ErrRelocated: the row has another identity, and already contains it.
+	// ErrRelocated means that the row has another identity, and already contains it.
 	ErrRelocated = errors.New("the engine is being placed on another node")
-	// ErrReread: the row still belongs to this operation, but differs from its last known
-	// version. The operation continues with the stored row.
+	// ErrReread means that the row still belongs to this operation, but differs from its
+	// last known version. The operation continues with the stored row.
 	ErrReread = errors.New("scheduler: the row has changed and was read again")
-	// ErrSuperseded: another operation or replica has the row; this operation must not
-	// change anything more.
+	// ErrSuperseded means that another operation or replica has the row; this operation
+	// must not change anything more.
 	ErrSuperseded = errors.New("scheduler: another operation has the engine now")
 	// ErrTakenOver is the kind of ErrSuperseded in which another replica has this same
 	// operation, or had it: only that replica knows its result.

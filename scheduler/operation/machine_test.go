@@ -1,0 +1,216 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// memory is a Store, and the view, of one row.
+type memory struct {
+	mu       sync.Mutex
+	row      *engine.Row
+	replicas map[string]bool
+}
+
+func (m *memory) Engine(context.Context, string, string) (*engine.Row, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.row.Clone(), nil
+}
+
+func (m *memory) Update(_ context.Context, row *engine.Row) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if row.Index != m.row.Index {
+		return registry.ErrConflict
+	}
+	row.Index++
+	m.row = row.Clone()
+	return nil
+}
+
+func (m *memory) Verify(_ context.Context, row *engine.Row) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if row.Index != m.row.Index {
+		return registry.ErrConflict
+	}
+	return nil
+}
+
+func (m *memory) Replicas(context.Context) (map[string]bool, error) { return m.replicas, nil }
+
+func (m *memory) All() []*engine.Row {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return []*engine.Row{m.row.Clone()}
+}
+
+func (m *memory) Synced() <-chan struct{} {
+	synced := make(chan struct{})
+	close(synced)
+	return synced
+}
+
+// owner has the steps note that they ran, and keeps what is recorded.
+type owner struct {
+	mu       sync.Mutex
+	steps    []string
+	recorded []error
+}
+
+func (*owner) MayTakeOver() bool                                { return true }
+func (*owner) Whole(context.Context) bool                       { return true }
+func (*owner) Work(o *Operation) Work                           { return o }
+func (*owner) Abandon(context.Context, int64, time.Time, error) {}
+func (*owner) Name(o *Operation) string                         { return string(o.Began.Kind) }
+func (*owner) ReasonOf(error) string                            { return "" }
+func (w *owner) Record(_ context.Context, _ Work, err error)    { w.note("", err) }
+func (w *owner) ran() (steps []string, recorded []error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.steps, w.recorded
+}
+
+func (*owner) AsError(err error) *engine.Error {
+	var known *engine.Error
+	if err != nil && !errors.As(err, &known) {
+		known = &engine.Error{Code: engine.Internal, Err: err}
+	}
+	return known
+}
+
+func (w *owner) note(step string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if step == "" {
+		w.recorded = append(w.recorded, err)
+		return
+	}
+	w.steps = append(w.steps, step)
+}
+
+// machine runs starts of two steps, of which the second does what second does.
+func machine(t *testing.T, op *engine.Operation, second func(context.Context, *Operation) error) (*Machine, *memory, *owner) {
+	t.Helper()
+	store := &memory{row: &engine.Row{
+		ProductID: "p", UserID: "u", EngineID: "e", State: engine.Provisioning, Desired: engine.Running, Op: op,
+	}}
+	w := &owner{}
+	step := func(name string, do func(context.Context, *Operation) error) Step {
+		return Step{Name: name, Do: func(ctx context.Context, work Work) error {
+			w.note(name, nil)
+			return do(ctx, work.(*Operation))
+		}}
+	}
+	nothing := func(context.Context, *Operation) error { return nil }
+	plans := &Plans{
+		Forward: map[engine.OpKind][]Step{engine.OpStart: {step("first", nothing), step("second", second)}},
+		Undo:    map[engine.OpKind][]Step{engine.OpStart: {step("undo", nothing)}},
+	}
+	m := New(Deps{Log: hclog.NewNullLogger(), Store: store, Rows: store, Owner: w, Replica: "here", Plans: plans, BootTimeout: time.Minute})
+	ctx, cancel := context.WithCancel(t.Context())
+	m.Start(ctx)
+	t.Cleanup(func() {
+		cancel()
+		m.Wait()
+	})
+	return m, store, w
+}
+
+func start(owner string) *engine.Operation {
+	return &engine.Operation{ID: "op", Kind: engine.OpStart, Step: "first", Owner: owner, From: engine.Stopped, Deadline: time.Now().Add(time.Minute)}
+}
+
+func TestOperationRunsItsSteps(t *testing.T) {
+	m, store, w := machine(t, start("here"), func(_ context.Context, o *Operation) error {
+		o.Row.URL = "http://engine"
+		return nil
+	})
+	row, err := m.Launch(store.row.Clone()).Wait(t.Context())
+	if err != nil || row.State != engine.Running || row.URL != "http://engine" || row.Op != nil {
+		t.Fatalf("got %+v, %v", row, err)
+	}
+	if steps, recorded := w.ran(); len(steps) != 2 || steps[1] != "second" || len(recorded) != 1 || recorded[0] != nil {
+		t.Errorf("ran %v, recorded %v", steps, recorded)
+	}
+}
+
+// What fails is taken back, and its caller hears of it when nothing is left behind.
+func TestOperationIsUndone(t *testing.T) {
+	full := engine.Errorf(engine.CapacityExhausted, "full")
+	m, store, w := machine(t, start("here"), func(context.Context, *Operation) error { return full })
+	if _, err := m.Launch(store.row.Clone()).Wait(t.Context()); !errors.Is(err, full) {
+		t.Fatalf("got %v", err)
+	}
+	if row, _ := store.Engine(t.Context(), "p", "u"); row.Op != nil || row.State != engine.Stopped || row.Last.Code != string(engine.CapacityExhausted) {
+		t.Errorf("the row is %+v", row)
+	}
+	if steps, recorded := w.ran(); len(steps) != 3 || steps[2] != "undo" || len(recorded) != 1 || !errors.Is(recorded[0], full) {
+		t.Errorf("ran %v, recorded %v", steps, recorded)
+	}
+}
+
+// An operation whose row is another replica's by now touches nothing more, and leaves the
+// audit row to that one.
+func TestOperationTakenFromIt(t *testing.T) {
+	reached, may := make(chan struct{}), make(chan struct{})
+	m, store, w := machine(t, start("here"), func(ctx context.Context, o *Operation) error {
+		close(reached)
+		<-may
+		return o.Fence(ctx)
+	})
+	o := m.Launch(store.row.Clone())
+	<-reached
+	there, _ := store.Engine(t.Context(), "p", "u")
+	there.Op.Owner = "there"
+	if err := store.Update(t.Context(), there); err != nil {
+		t.Fatal(err)
+	}
+	close(may)
+	if _, err := o.Wait(t.Context()); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("got %v", err)
+	}
+	<-o.Ended
+	if row, _ := store.Engine(t.Context(), "p", "u"); row.Op == nil || row.Op.Owner != "there" {
+		t.Errorf("the row is %+v", row)
+	}
+	if _, recorded := w.ran(); len(recorded) != 0 {
+		t.Errorf("recorded %v", recorded)
+	}
+}
+
+// An operation of a replica that is gone is continued from its step; one of a replica that
+// lives is left to it.
+func TestOperationIsTakenOver(t *testing.T) {
+	for name, lives := range map[string]bool{"Gone": false, "Lives": true} {
+		t.Run(name, func(t *testing.T) {
+			op := start("there")
+			op.Step = "second"
+			m, store, w := machine(t, op, func(context.Context, *Operation) error { return nil })
+			store.replicas = map[string]bool{"here": true, "there": lives}
+			if err := m.recoverOnce(t.Context(), strays{}); err != nil {
+				t.Fatal(err)
+			}
+			if o := m.Running("p", "u"); o != nil {
+				<-o.Ended
+			}
+			row, _ := store.Engine(t.Context(), "p", "u")
+			steps, _ := w.ran()
+			if lives && (row.Op == nil || len(steps) > 0) {
+				t.Errorf("it was taken over: %+v, ran %v", row, steps)
+			}
+			if !lives && (row.State != engine.Running || len(steps) != 1) {
+				t.Errorf("it was not taken over: %+v, ran %v", row, steps)
+			}
+		})
+	}
+}
