@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Code is what clients branch on (SPEC section 2 and 3).
+// Code is the error code that clients distinguish (docs/openapi.yaml).
 type Code string
 
 // The codes of the contract.
@@ -29,7 +29,7 @@ const (
 	ProductSlugExists   Code = "PRODUCT_SLUG_EXISTS"
 	ProductNotFound     Code = "PRODUCT_NOT_FOUND"
 	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
-	// PolicyChanged: what the caller's If-Match names has changed (RFC 9110,
+	// PolicyChanged: the policy that the caller's If-Match names has changed (RFC 9110,
 	// section 13.1.1).
 	PolicyChanged       Code = "POLICY_CHANGED"
 	RateLimited         Code = "RATE_LIMITED"
@@ -45,22 +45,22 @@ const (
 	BackendUnavailable  Code = "BACKEND_UNAVAILABLE"
 	// RegistryRecovering: the registry went back in time and is being rebuilt.
 	RegistryRecovering Code = "REGISTRY_RECOVERING"
-	// EngineQuarantined: what is known of the engine contradicts itself; only an
-	// admin can decide whose it is.
+	// EngineQuarantined: the records of the engine contradict each other, and only an admin
+	// can decide its owner.
 	EngineQuarantined  Code = "ENGINE_QUARANTINED"
 	QuarantineNotFound Code = "QUARANTINE_NOT_FOUND"
-	// RecordUnreadable: the registry's record of the engine or the product is damaged,
-	// or a newer version of the service wrote it.
+	// RecordUnreadable: the registry's record of the engine or the product is damaged, or a
+	// newer version of the service wrote it.
 	RecordUnreadable Code = "RECORD_UNREADABLE"
 )
 
-// Error is the one error that callers of the service see. Code and Message are
-// for them; Err, the cause, is for the log alone.
+// Error is the error that callers of the service get. Code and Message are for them; Err,
+// the cause, is only for the log.
 type Error struct {
 	Code    Code
 	Message string
 	Err     error
-	// RetryAfter is when the same call may do better; zero: it says nothing.
+	// RetryAfter is when a retry may succeed; zero: unknown.
 	RetryAfter time.Duration
 }
 
@@ -73,20 +73,20 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errorf is an Error whose message is formatted.
+// Errorf returns an Error with a formatted message.
 func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// How long to wait before the same call may do better.
+// How long to wait before the same call may succeed.
 const (
-	RetryBusy    = time.Second     // its engine was busy
+	RetryBusy    = time.Second     // the engine was busy
 	RetryBackend = 2 * time.Second // a dependency or this replica was not ready
 )
 
-// BusyWith is the ENGINE_BUSY of a call that found an operation under way.
+// BusyWith returns ENGINE_BUSY for a call that found an operation in progress.
 func BusyWith(kind OpKind) *Error {
-	e := Errorf(EngineBusy, "another operation (%s) of this engine is under way; try again in a moment", kind)
+	e := Errorf(EngineBusy, "another operation (%s) of this engine is in progress; retry in a moment", kind)
 	e.RetryAfter = RetryBusy
 	return e
 }

@@ -9,11 +9,10 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Denial is why an admit is not granted (SPEC section 2). It is an answer, not
-// an error.
+// Denial is why an admit is not granted. It is a result, not an error.
 type Denial string
 
-// The reasons of SPEC section 2.
+// The reasons of a denial.
 const (
 	DenialNotFound     Denial = "engine_not_found"
 	DenialSleeping     Denial = "engine_sleeping"
@@ -23,32 +22,32 @@ const (
 	DenialDestroying   Denial = "engine_destroying"
 )
 
-// denialRate is how the audit log counts admits that the rate limit refused.
+// denialRate is the reason in the audit log of admits that the rate limit refused.
 const denialRate Denial = "rate_limited"
 
 // AdmitOptions are what an admit may do for a user whose engine does not run.
 type AdmitOptions struct{ AutoProvision, AutoWake bool }
 
-// Admission is the answer to an admit.
+// Admission is the result of an admit.
 type Admission struct {
-	// Engine and Key are set when the user is admitted, Denial when not.
+	// Engine and Key are set if the user is admitted, otherwise Denial.
 	Engine *engine.Row
 	Key    string
 	Denial Denial
 }
 
-// Rate is what the rate limit said of an admit; nil when the product has none.
+// Rate is the state of the rate limit after an admit; nil if the product has none.
 type Rate = registry.Verdict
 
-// Admit says whether the user of a caller from AuthenticateAdmit may use its
-// engine now, and where. On a running engine it writes nothing and reads nothing
-// that AuthenticateAdmit has not read; but should the leader be asking whether
-// the engine may be put to sleep, it writes that it may not. It may be called
-// again at any time; calls that find a boot under way wait for it, when they may
-// cause one themselves.
+// Admit reports whether the user of a caller from AuthenticateAdmit may use its engine now,
+// and where the engine is. For a running engine it writes nothing, and reads nothing that
+// AuthenticateAdmit has not read. The exception is an engine that the leader is about to
+// put to sleep: Admit writes the row to prevent that. It may be called again at any time.
+// If a boot is in progress, calls that may cause one wait for its end.
 //
-// BACKEND_UNAVAILABLE: this replica may have lost its session, and then nobody
-// asks it before putting engines to sleep. RATE_LIMITED, QUOTA_EXCEEDED, and the errors of Provision and Start.
+// BACKEND_UNAVAILABLE: this replica may have lost its session, and the leader does not
+// consult a replica without a session before it puts engines to sleep. RATE_LIMITED,
+// QUOTA_EXCEEDED, and the errors of Provision and Start.
 func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions) (*Admission, *Rate, error) {
 	rate, err := s.takeToken(ctx, caller)
 	if err != nil {
@@ -120,12 +119,12 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 			return nil, rate, err
 		}
 	}
-	return nil, rate, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be admitted; try again in a moment")
+	return nil, rate, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be admitted; retry in a moment")
 }
 
-// grant is the answer of an admit that leads to the engine of a row. It is not done when this
-// replica has another session than the one that the row was read under: then the
-// row has to be read again, for the engine may sleep by now.
+// grant returns the result of an admit that leads to the engine of a row. done is false if
+// this replica has another session than when the row was read: then the row must be read
+// again, because the engine may sleep now.
 func (s *Scheduler) grant(caller *Caller, row *engine.Row, key string, err error) (admission *Admission, done bool, _ error) {
 	switch {
 	case err != nil:
@@ -138,14 +137,15 @@ func (s *Scheduler) grant(caller *Caller, row *engine.Row, key string, err error
 	return nil, false, nil
 }
 
-// keepFromSleep takes the leader's mark off a row, so that the engine is not put
-// to sleep. registry.ErrConflict: the row is another by now.
+// keepFromSleep removes the leader's mark from a row, so that the engine is not put to
+// sleep. registry.ErrConflict: the row has changed.
 func (s *Scheduler) keepFromSleep(ctx context.Context, row *engine.Row) error {
 	row.SleepPending = ""
 	return s.store.Update(ctx, row)
 }
 
-// overtaken says whether another call was faster: the row says what now.
+// overtaken reports whether a concurrent call was faster, so that the row must be read
+// again.
 func overtaken(err error) bool {
 	switch AsError(err).Code {
 	case engine.EngineAlreadyExists, engine.EngineRunning, engine.EngineBusy:
@@ -166,12 +166,12 @@ func (s *Scheduler) takeToken(ctx context.Context, caller *Caller) (*Rate, error
 	}
 	if !rate.Allowed {
 		s.audit.Denied(caller.Product.ProductID, caller.UserID, string(denialRate))
-		return &rate, &engine.Error{Code: engine.RateLimited, Message: "the product's rate limit for admits is reached", RetryAfter: rate.RetryAfter}
+		return &rate, &engine.Error{Code: engine.RateLimited, Message: "the product has reached its rate limit for admits", RetryAfter: rate.RetryAfter}
 	}
 	return &rate, nil
 }
 
-// way is what an admit leads to.
+// way is what an admit does with a row.
 type way int
 
 const (
@@ -183,7 +183,7 @@ const (
 	rotating
 )
 
-// decide is the one table of admission (SPEC section 2).
+// decide is the table of admission.
 func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	if row == nil {
 		if opts.AutoProvision {
@@ -200,14 +200,14 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 			if row.State == engine.Failed {
 				return denied, DenialUnhealthy
 			}
-			return rotating, "" // the key of now may be gone in a moment
+			return rotating, "" // the current key may be destroyed in a moment
 		case engine.OpRestart:
 			return joined, "" // so may the process
 		case engine.OpStop:
 			return denied, DenialStopped
 		case engine.OpSleep:
 			if opts.AutoWake {
-				return joined, "" // and woken when it sleeps
+				return joined, "" // wait, and wake it when it sleeps
 			}
 			return denied, DenialSleeping
 		}

@@ -8,11 +8,11 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// mendEvery is how often calls that come upon a damaged record ask for a pass.
+// mendEvery is the minimum time between two requests for a pass because of damaged records.
 const mendEvery = 2 * time.Second
 
-// askToMend asks the leader for a pass at once when an error says that a record is
-// damaged, and returns the error.
+// askToMend requests a pass of the leader if an error is about a damaged record, and
+// returns the error.
 func (s *Scheduler) askToMend(err error) error {
 	var u *registry.Unreadable
 	if !errors.As(err, &u) || u.Newer {
@@ -22,7 +22,7 @@ func (s *Scheduler) askToMend(err error) error {
 	if last := s.mendAsked.Load(); now.UnixNano()-last > int64(mendEvery) && s.mendAsked.CompareAndSwap(last, now.UnixNano()) {
 		s.ops.Background(func(ctx context.Context) {
 			if err := s.store.RequestReconcile(ctx); err != nil && ctx.Err() == nil {
-				s.log.Debug("the leader was not asked for a pass", "error", err)
+				s.log.Debug("cannot request a pass of the leader", "error", err)
 			}
 		})
 	}

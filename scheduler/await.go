@@ -10,8 +10,8 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// awaitOperation waits until the row's operation is over, on this replica or
-// another, and returns the error of a boot that failed.
+// awaitOperation waits for the end of the row's operation, on this replica or another, and
+// returns the error of a failed boot.
 func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
 		_, err := o.Wait(ctx)
@@ -21,7 +21,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 		case err != nil && overtaken(err):
 			return nil
 		case err != nil && row.Op.Kind == engine.OpSleep:
-			// It goes on: neither does the engine run, nor can it be woken yet.
+			// The operation continues: the engine does not run, and cannot be woken yet.
 			return engine.BusyWith(row.Op.Kind)
 		}
 		return err
@@ -35,7 +35,7 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 		now, err := s.store.Engine(ctx, row.ProductID, row.UserID)
 		switch {
 		case errors.Is(err, registry.ErrNotFound):
-			return nil // the caller's next look decides
+			return nil // the caller reads the row again and decides
 		case err != nil:
 			return err
 		case now.Op != nil && now.Op.ID == row.Op.ID:
@@ -51,19 +51,19 @@ func (s *Scheduler) awaitOperation(ctx context.Context, row *engine.Row) error {
 	return engine.BusyWith(row.Op.Kind)
 }
 
-// failedBoot is what a boot that another replica waited for ended with.
+// failedBoot returns the error of a boot that another replica ran.
 func failedBoot(reason string) error {
 	switch reason {
 	case engine.ReasonBootTimeout:
-		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy in time")
+		return engine.Errorf(engine.BootTimeout, "the engine did not report that it is healthy in time")
 	case engine.ReasonPull:
 		return engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image")
 	}
 	return engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", reason)
 }
 
-// join waits for an operation under way, on this replica or another, that leads
-// to a state.
+// join waits for an operation in progress, on this replica or another, that leads to a
+// state.
 func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) (*engine.Row, error) {
 	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.ID == row.Op.ID {
 		return o.Wait(ctx)
@@ -88,8 +88,8 @@ func (s *Scheduler) join(ctx context.Context, row *engine.Row, to engine.State) 
 	return nil, engine.BusyWith(row.Op.Kind)
 }
 
-// awaitDestroyed waits until a row that is being destroyed is gone. What a provision
-// that removes itself tells its own caller is nothing to this one.
+// awaitDestroyed waits until a row that is being destroyed is deleted. If that is a
+// provision that removes itself, its own error does not concern this caller.
 func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string, error) {
 	if o := s.ops.Running(row.ProductID, row.UserID); o != nil && o.Began.Kind == engine.OpDestroy {
 		if _, err := o.Wait(ctx); err != nil {
@@ -123,10 +123,10 @@ func (s *Scheduler) awaitDestroyed(ctx context.Context, row *engine.Row) (string
 	}
 }
 
-// gone turns "no row" into the answer for a caller who saw one.
+// gone converts "no row" into the error for a caller who saw one.
 func gone(err error) error {
 	if errors.Is(err, registry.ErrNotFound) {
-		return engine.Errorf(engine.EngineNotFound, "the engine is gone already")
+		return engine.Errorf(engine.EngineNotFound, "the engine has been destroyed meanwhile")
 	}
 	return err
 }

@@ -18,10 +18,9 @@ import (
 
 // Causes that end the wait for a boot.
 var (
-	errHealthy = errors.New("the engine said that it is healthy")
-	// errPortTaken: something that is not the engine listens on the port that it was
-	// given.
-	errPortTaken = errors.New("the engine's port is taken")
+	errHealthy = errors.New("the engine reported that it is healthy")
+	// errPortTaken: another process listens on the port that the engine was given.
+	errPortTaken = errors.New("the engine's port is in use by another process")
 )
 
 // bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
@@ -33,7 +32,7 @@ type bootFailure struct {
 func (e *bootFailure) Error() string { return e.err.Error() }
 func (e *bootFailure) Unwrap() error { return e.err }
 
-// reasonOf is the stable word that a row keeps of an error.
+// reasonOf returns the reason for the row in an error.
 func reasonOf(err error) string {
 	var boot *bootFailure
 	switch {
@@ -49,13 +48,13 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// lateGrace is how long an engine is given when its boot is taken over at or
-// after its deadline: it may be healthy already.
+// lateGrace is how long an engine is given if its boot is taken over at or after its
+// deadline, because it may be healthy already.
 const lateGrace = 2 * time.Second
 
-// boot waits until the engine says that it is healthy and accepts its key. What the cluster knows
-// ends the wait at once: no place for it, the image does not start, the process
-// exited.
+// boot waits until the engine reports that it is healthy and accepts its key. The wait ends
+// early if Nomad reports a failure: no capacity, an image that does not start, a process
+// that exited.
 func (o *work) boot(ctx context.Context) error {
 	key := ""
 	secret, err := o.s.secret(ctx, o.Row)
@@ -63,8 +62,8 @@ func (o *work) boot(ctx context.Context) error {
 	case err == nil:
 		key = secret.Key
 	case o.Row.Op.Kind == engine.OpRecover && (errors.Is(err, secrets.ErrUnavailable) || errors.Is(err, secrets.ErrNotFound)):
-		// An engine that runs on is not failed for an outage of Vault, nor for a key
-		// that Vault has lost.
+		// An engine that still runs is not failed because of an outage of Vault, or because
+		// Vault has lost its key.
 	default:
 		return err
 	}
@@ -90,7 +89,7 @@ func (o *work) boot(ctx context.Context) error {
 	probing.Go(func() { o.WatchRow(timed, cancel) })
 
 	var kind *boot.Kind
-	if !o.registeredAt.IsZero() { // else it was taken over, or runs already
+	if !o.registeredAt.IsZero() { // otherwise it was taken over, or runs already
 		kind = &boot.Kind{Image: o.Row.Image, First: o.Row.Op.Kind == engine.OpProvision}
 	}
 	probed, pulling := "", ""
@@ -100,7 +99,7 @@ func (o *work) boot(ctx context.Context) error {
 			return false, o.placementError(state)
 		}
 		o.Row.Crash, pulling = alloc.Crash, alloc.Pulling
-		if alloc.Terminal() || alloc.Failure != "" && o.Row.Op.Kind != engine.OpRecover { // Nomad restarts that one
+		if alloc.Terminal() || alloc.Failure != "" && o.Row.Op.Kind != engine.OpRecover { // Nomad restarts the failed process during OpRecover
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
@@ -139,9 +138,9 @@ func (o *work) boot(ctx context.Context) error {
 	case cause != nil:
 		return cause
 	}
-	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // which says nothing about congestion
+	if errors.Is(err, context.DeadlineExceeded) && pulling != "" { // that shows nothing about congestion
 		return &bootFailure{
-			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull goes on, and a start succeeds when it is done", o.s.opts.BootTimeout, pulling),
+			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull continues, and a start succeeds after it", o.s.opts.BootTimeout, pulling),
 			reason: engine.ReasonPull,
 		}
 	}
@@ -149,7 +148,7 @@ func (o *work) boot(ctx context.Context) error {
 		if kind != nil {
 			o.tellLimiter(kind)
 		}
-		return engine.Errorf(engine.BootTimeout, "the engine did not say that it is healthy within its %s to boot", o.s.opts.BootTimeout)
+		return engine.Errorf(engine.BootTimeout, "the engine did not report that it is healthy within its %s to boot", o.s.opts.BootTimeout)
 	}
 	if code := AsError(err).Code; code == engine.PortExhaustion || code == engine.CapacityExhausted {
 		if held, herr := o.s.heldBy(whole, o.Row.VolumeID); herr == nil && held != "" {
@@ -163,13 +162,13 @@ func (o *work) boot(ctx context.Context) error {
 	return err
 }
 
-// tellLimiter tells the boot limiter what the boot took up to now, where it ends.
+// tellLimiter reports the duration of the boot to the boot limiter, if the boot ends here.
 func (o *work) tellLimiter(kind *boot.Kind) {
 	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
 	o.s.bootLimiter.Booted(o.Row.ProductID, o.registeredAt, boot.CongestionOf(took, o.s.opts.BootTimeout, expected))
 }
 
-// ownAlloc is the allocation of this operation's registration.
+// ownAlloc returns the allocation of this operation's registration.
 func (o *work) ownAlloc(state cluster.JobState) *cluster.Alloc {
 	var own *cluster.Alloc
 	for i := range state.Allocs {
@@ -184,7 +183,7 @@ func (o *work) ownAlloc(state cluster.JobState) *cluster.Alloc {
 	return own
 }
 
-// placementError is what Nomad said when it found no place, or nil.
+// placementError returns Nomad's reason that it found no node, as an error, or nil.
 func (o *work) placementError(state cluster.JobState) error {
 	slices.SortFunc(state.Evals, func(a, b cluster.Eval) int { return int(int64(a.CreateIndex) - int64(b.CreateIndex)) })
 	for _, e := range slices.Backward(state.Evals) {
@@ -192,12 +191,12 @@ func (o *work) placementError(state cluster.JobState) error {
 			continue
 		}
 		o.refusedAt = e.CreateIndex
-		err := &engine.Error{Code: engine.CapacityExhausted, Message: "no node has room for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
+		err := &engine.Error{Code: engine.CapacityExhausted, Message: "no node has enough capacity for the engine: " + e.Failed.Reason, RetryAfter: retryCapacity}
 		if o.Row.Op.Kind != engine.OpProvision {
 			r := o.Row.Resources
-			err.Message = fmt.Sprintf("the node that has the engine's volume, and which alone can start it, has no room for its %d MB of memory and %d MHz: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
+			err.Message = fmt.Sprintf("only the node with the engine's volume can start it, and that node does not have %d MB of memory and %d MHz of CPU available: %s", r.MemoryMB, r.CPUMHz, e.Failed.Reason)
 			if e.Failed.Volume {
-				err.Message = "the engine's node does not offer the engine's volume now: the disk of its volumes may not be mounted; the log of its Nomad client says why (" + e.Failed.Reason + ")"
+				err.Message = "the engine's node does not offer the engine's volume: check that the disk of its volumes is mounted, and the log of its Nomad client (" + e.Failed.Reason + ")"
 			}
 		}
 		if node, known := o.s.cluster.Node(o.Row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
@@ -211,21 +210,21 @@ func (o *work) placementError(state cluster.JobState) error {
 	return nil
 }
 
-// bootFailed is what a boot whose process ended fails of. errPortTaken: a process could
-// not have listened on the port, for something else does.
+// bootFailed returns the error of a boot whose process ended. errPortTaken: the process
+// could not listen on its port, because another process does.
 func (o *work) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	if a.Failure == "" {
 		a.Failure = "its process ended"
 	}
 	failure := &bootFailure{err: engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s", a.Failure), reason: engine.ReasonCrashed}
 	if o.s.opts.Job.Driver == jobs.RawExec && jobs.NotExecutable(a.Failure) {
-		a.Cause, failure.err = cluster.CauseImage, engine.Errorf(engine.EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot run it", o.Row.Image)
+		a.Cause, failure.err = cluster.CauseImage, engine.Errorf(engine.EngineBootFailed, "the engine could not boot: its node has no executable %q, or cannot execute it", o.Row.Image)
 	}
 	switch a.Cause {
 	case cluster.CauseImage:
 		failure.reason = engine.ReasonImage
 		if o.s.opts.Job.Driver == jobs.Docker && jobs.AlwaysPulled(o.Row.Image, o.s.Pinned(o.Row)) {
-			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: one that is on the node alone needs another tag`
+			failure.err.Message += `. Its node pulls an image without a tag, or with the tag "latest", each time: an image that exists only on the node needs another tag`
 		}
 		return failure
 	case cluster.CauseMemory:
@@ -241,8 +240,8 @@ func (o *work) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	return failure
 }
 
-// mayRelocate turns to relocate where a provision may be placed on another node,
-// or returns why there is none.
+// mayRelocate continues at the step relocate if a provision may be placed on another node;
+// otherwise it returns why not.
 func (o *work) mayRelocate(ctx context.Context, cause error) error {
 	if o.Row.Op.Kind != engine.OpProvision {
 		return cause
@@ -256,15 +255,15 @@ func (o *work) mayRelocate(ctx context.Context, cause error) error {
 	if !place.fits {
 		return cause
 	}
-	// The row says so before anything is removed: whoever finds it there knows
-	// that this identity is given up.
+	// This is written to the row before anything is removed, so that every replica knows
+	// that this identity is abandoned.
 	o.Row.Op.Step = stepRelocate
 	return operation.ErrDetour
 }
 
-// relocate gives a provision that its node could not place a new identity on
-// the next node that has room. The old identity was told to nobody; what was
-// made for it is removed.
+// relocate gives a provision that its node could not place a new identity on the next node
+// with capacity, and removes everything of the old one, which was never returned to a
+// caller.
 func (o *work) relocate(ctx context.Context) error {
 	for _, undo := range []func(*work, context.Context) error{
 		(*work).quiesce, (*work).awaitGone, (*work).purge, (*work).deleteVolume, (*work).deleteVariable, (*work).deleteKey,

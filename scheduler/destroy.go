@@ -11,11 +11,11 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// Destroy removes an engine with its brain and key, from any state, and waits
-// until nothing is left of it. An operation under way is interrupted. A call that
-// finds the engine being destroyed waits for that.
+// Destroy removes an engine with its brain and key, in any state, and waits until nothing
+// remains of it. It interrupts an operation in progress. If the engine is already being
+// destroyed, it waits for that.
 //
-// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the engine, too; nothing was
+// ENGINE_NOT_FOUND. ENGINE_QUARANTINED: another row names the same engine; nothing was
 // removed.
 func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID string, err error) {
 	done, record, err := s.recall(ctx, caller, engine.OpDestroy)
@@ -38,7 +38,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	defer func() { s.drop(ctx, &d, err) }()
 	for range maxClaims {
 		if row.State == engine.Destroying {
-			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy)) // the row of the other one tells it
+			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy)) // the audit row of the other destroy records it
 			return s.awaitDestroyed(ctx, row)
 		}
 		o, err := s.beginDestroy(ctx, caller, row, &d, record, asking)
@@ -51,7 +51,7 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
 			s.drop(ctx, &d, engine.BusyWith(engine.OpDestroy))
-			return s.Destroy(ctx, caller) // the same call is under way: its answer is this one's too
+			return s.Destroy(ctx, caller) // the same call is in progress, and its result is returned
 		}
 		if !errors.Is(err, registry.ErrConflict) {
 			return "", err
@@ -63,8 +63,8 @@ func (s *Scheduler) Destroy(ctx context.Context, caller *Caller) (engineID strin
 	return "", engine.BusyWith(engine.OpDestroy)
 }
 
-// beginDestroy ends what this replica does to an engine, and writes a destroy over the
-// operation that its row carries. registry.ErrConflict: the row is another by now.
+// beginDestroy ends what this replica does with an engine, and writes a destroy over the
+// operation in its row. registry.ErrConflict: the row has changed.
 func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engine.Row, d *pendingEntry, record *engine.IdempotencyRef, asking time.Duration) (*operation.Operation, error) {
 	cut, other := row.Op, ""
 	if cut != nil {
@@ -91,14 +91,15 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 	}
 	o, err := s.write(ctx, row, op, d, caller.Product.Slug, nil, asking)
 	if err == nil && cut != nil {
-		// Nobody else may be there to say so: its replica is gone, or never ran it.
+		// Its replica may have ended, or never have run it, so nobody else may complete its
+		// audit row.
 		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(engine.EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
 	}
 	return o, err
 }
 
-// halt makes sure that this replica does not run the operation of a row, nor begins to
-// before release is called. registry.ErrConflict: it did, and the row is to be read
+// halt makes sure that this replica does not run the operation of a row, and does not start
+// to before release is called. registry.ErrConflict: it did, and the row must be read
 // again.
 func (s *Scheduler) halt(ctx context.Context, row *engine.Row) (release func(), err error) {
 	release, under := s.ops.Reserve(row.Op.ID)

@@ -16,19 +16,19 @@ type work struct {
 	s *Scheduler
 
 	registeredAt time.Time
-	bootTook     time.Duration   // from the registration to the first healthy answer
-	paused       bool            // it has frozen its engine, or woken one that was frozen
+	bootTook     time.Duration   // from the registration to the first healthy response
+	paused       bool            // it has frozen its engine, or resumed a frozen one
 	tried        map[string]bool // nodes that could not place the engine
-	noPlace      error           // what the last of them said
-	ports        int             // that were taken by somebody else
-	// quietAt is the index of the job as quiesce left it.
+	noPlace      error           // the error of the last of them
+	ports        int             // number of ports that other processes used
+	// quietAt is the index of the job after quiesce.
 	quietAt uint64
-	// refusedAt is the CreateIndex of the evaluation by which Nomad said last that
-	// it has no place.
+	// refusedAt is the CreateIndex of the evaluation in which Nomad last reported that it
+	// has no capacity.
 	refusedAt uint64
 }
 
-// driving is what operations need of the scheduler.
+// driving is the scheduler as the owner of operations.
 type driving struct{ s *Scheduler }
 
 func (d driving) MayTakeOver() bool { return d.s.Ready() == nil && d.s.guard.OK() }
@@ -47,7 +47,7 @@ func (d driving) Abandon(ctx context.Context, auditID int64, began time.Time, er
 	d.s.abandon(ctx, auditID, began, err)
 }
 
-// Name tells a warm engine's claim from another provision.
+// Name distinguishes the claim of a warm engine from other provisions.
 func (d driving) Name(o *operation.Operation) string {
 	if o.Began.Step == stepOwn && o.Row.Unlabelled {
 		return "warm claim"
@@ -55,7 +55,7 @@ func (d driving) Name(o *operation.Operation) string {
 	return string(o.Began.Kind)
 }
 
-// Record completes the audit row of the operation with what its caller hears.
+// Record completes the audit row of the operation with the result for its caller.
 func (d driving) Record(ctx context.Context, w operation.Work, err error) {
 	o := w.(*work)
 	op := o.Began
@@ -87,8 +87,8 @@ func (d driving) Record(ctx context.Context, w operation.Work, err error) {
 	o.s.complete(ctx, op.AuditID, c)
 }
 
-// recordRestart writes how a restart that nobody asked for ended, before its own
-// row is completed: a crash between the two can only tell it twice.
+// recordRestart records the result of an automatic restart before its own row is completed,
+// so that a crash in between can only record it twice.
 func (o *work) recordRestart(ctx context.Context, c audit.Completion) {
 	e := audit.Entry{
 		Timestamp: time.Now().UTC(), ProductID: o.Row.ProductID, UserID: o.Row.UserID, EngineID: o.Row.EngineID,

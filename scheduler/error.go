@@ -13,30 +13,29 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// How long to wait before the same call may do better.
+// How long to wait before a retry.
 const (
 	retryCapacity = 10 * time.Second
-	// retryRecovering: a rebuild of 1,000 engines takes a few seconds
-	// (docs/guarantees.md).
+	// retryRecovering: a rebuild of 1,000 engines takes a few seconds (docs/guarantees.md).
 	retryRecovering = 3 * time.Second
-	// retryUnreadable: a damaged record is rebuilt by the pass that the call asked for.
+	// retryUnreadable: a damaged record is rebuilt by the pass that the call requested.
 	retryUnreadable = 3 * time.Second
 )
 
-// unreadable is what a caller hears of a record that cannot be read.
+// unreadable returns the error for a caller about a record that cannot be read.
 func unreadable(u *registry.Unreadable) *engine.Error {
-	what, message := "product", "the registry's record of this %s is damaged; it is being rebuilt from what the key store (Vault) and the cluster (Nomad) know: try again in a moment"
+	what, message := "product", "the registry's record of this %s is damaged; it is being rebuilt from the data in the key store (Vault) and the cluster (Nomad); retry in a moment"
 	if u.UserID != "" {
 		what = "engine"
 	}
 	if u.Newer {
-		message = "a newer version of the service wrote the registry's record of this %s, and this replica cannot read it; it is left as it is: try again when all replicas are updated"
+		message = "a newer version of the service wrote the registry's record of this %s, and this replica cannot read it; retry after all replicas are updated"
 	}
 	return &engine.Error{Code: engine.RecordUnreadable, Message: fmt.Sprintf(message, what), Err: u, RetryAfter: retryUnreadable}
 }
 
-// Away names the store that an error says is out of reach, as Scheduler.Health does;
-// "": none.
+// Away returns the name, as in Scheduler.Health, of the store that is unreachable according
+// to an error; "": none.
 func Away(err error) string {
 	switch {
 	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrNoSession):
@@ -51,8 +50,8 @@ func Away(err error) string {
 	return ""
 }
 
-// AsError gives any error its place in the contract. A cause that is not known
-// becomes INTERNAL_ERROR, with nothing of it in the message.
+// AsError converts any error into one of the contract. An unknown cause becomes
+// INTERNAL_ERROR, with nothing of it in the message.
 func AsError(err error) *engine.Error {
 	if err == nil {
 		return nil
@@ -73,17 +72,17 @@ func AsError(err error) *engine.Error {
 	case errors.Is(err, registry.ErrWentBack), errors.Is(err, registry.ErrMoved):
 		return &engine.Error{Code: engine.RegistryRecovering, Message: errRecovering.Message, Err: err, RetryAfter: retryRecovering}
 	case errors.Is(err, registry.ErrUnavailable):
-		return unavailable("the registry (Consul) cannot be reached; try again")
+		return unavailable("the registry (Consul) cannot be reached; retry")
 	case errors.Is(err, registry.ErrNoSession):
-		return unavailable("this replica is not connected to the registry (Consul) yet; try again")
+		return unavailable("this replica is not connected to the registry (Consul) yet; retry")
 	case errors.Is(err, cluster.ErrUnavailable):
-		return unavailable("the cluster (Nomad) cannot be reached; try again")
+		return unavailable("the cluster (Nomad) cannot be reached; retry")
 	case errors.Is(err, audit.ErrUnavailable):
-		return unavailable("the audit log (its database) cannot be reached, and nothing is changed unaudited; try again")
+		return unavailable("the audit log (its database) cannot be reached, and no change is made without it; retry")
 	case errors.Is(err, secrets.ErrUnavailable):
-		return unavailable("the key store (Vault) cannot be reached; try again")
+		return unavailable("the key store (Vault) cannot be reached; retry")
 	case errors.Is(err, secrets.ErrNotFound):
-		return &engine.Error{Code: engine.BackendError, Message: "the engine's key is not in the key store (Vault) any more; rotate-key gives a running engine a new one, and the next start a stopped one", Err: err}
+		return &engine.Error{Code: engine.BackendError, Message: "the engine's key is no longer in the key store (Vault); get a new one with rotate-key if the engine runs, or else at its next start", Err: err}
 	case errors.Is(err, secrets.ErrDenied):
 		return &engine.Error{Code: engine.BackendError, Message: "the key store (Vault) refused the service's token", Err: err}
 	case errors.As(err, &plugin):
@@ -91,9 +90,9 @@ func AsError(err error) *engine.Error {
 	case errors.Is(err, cluster.ErrRejected), errors.Is(err, cluster.ErrInUse):
 		return &engine.Error{Code: engine.BackendError, Message: "the cluster (Nomad) refused the request", Err: err}
 	case errors.Is(err, registry.ErrConflict), errors.Is(err, cluster.ErrConflict), errors.Is(err, secrets.ErrConflict):
-		return &engine.Error{Code: engine.EngineBusy, Message: "another operation of this engine is under way; try again in a moment", Err: err, RetryAfter: engine.RetryBusy}
+		return &engine.Error{Code: engine.EngineBusy, Message: "another operation of this engine is in progress; retry in a moment", Err: err, RetryAfter: engine.RetryBusy}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return unavailable("the service is stopping or took too long; try again")
+		return unavailable("the service is stopping or took too long; retry")
 	}
-	return &engine.Error{Code: engine.Internal, Message: "something went wrong inside the service; its log has the request's id", Err: err}
+	return &engine.Error{Code: engine.Internal, Message: "the service failed; search its log for the request's id", Err: err}
 }

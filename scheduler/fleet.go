@@ -12,12 +12,12 @@ import (
 	"github.com/septemberai/orch/scheduler/health"
 )
 
-// staleView is how old the in-memory view may be before lists are refused and the
-// replica is not ready: it could not follow the registry in three tries.
+// staleView is the age of the in-memory view from which on lists are refused and the
+// replica is not ready: it could not follow the registry in three attempts.
 const staleView = 30 * time.Second
 
-// Fleet answers from the in-memory view of rows, which has every change that
-// this replica made and, a moment later, those of the others.
+// Fleet reads the in-memory view of rows, which contains every change of this replica at
+// once, and those of the others a moment later.
 type Fleet struct {
 	s         *Scheduler
 	productID string // "": all products
@@ -25,12 +25,12 @@ type Fleet struct {
 	Age time.Duration
 }
 
-// Fleet is what a product's lists and counts are read from. BACKEND_UNAVAILABLE:
-// the view is not filled yet, or too old.
+// Fleet returns the source of a product's lists and counts. BACKEND_UNAVAILABLE: the view
+// is not filled yet, or too old.
 func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) { return s.fleet(caller.Product.ProductID) }
 
-// Whole is what the counts of all products together are read from; its errors
-// are those of Fleet.
+// Whole returns the source of the counts of all products together; its errors are those of
+// Fleet.
 func (s *Scheduler) Whole() (*Fleet, error) { return s.fleet("") }
 
 func (s *Scheduler) fleet(productID string) (*Fleet, error) {
@@ -41,8 +41,8 @@ func (s *Scheduler) fleet(productID string) (*Fleet, error) {
 	return &Fleet{s: s, productID: productID, Age: age}, nil
 }
 
-// viewAge is how long ago the view was known to be complete. BACKEND_UNAVAILABLE:
-// it is not filled yet, or lags too far.
+// viewAge returns how long ago the view was known to be complete. BACKEND_UNAVAILABLE: it
+// is not filled yet, or too old.
 func (s *Scheduler) viewAge() (time.Duration, error) {
 	select {
 	case <-s.mirror.Synced():
@@ -61,8 +61,8 @@ func lagging(message string, why error) *engine.Error {
 	return &engine.Error{Code: engine.BackendUnavailable, Message: message, Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, why), RetryAfter: engine.RetryBackend}
 }
 
-// Page is one page of the product's engines, oldest first. INVALID_REQUEST: the
-// cursor is not one of ours.
+// Page returns one page of the product's engines, oldest first. INVALID_REQUEST: the cursor
+// is not from this list.
 func (f *Fleet) Page(q registry.PageQuery) (rows []*engine.Row, total int, next string, err error) {
 	q.ProductID = f.productID
 	rows, total, next, err = f.s.mirror.Page(q)
@@ -72,42 +72,40 @@ func (f *Fleet) Page(q registry.PageQuery) (rows []*engine.Row, total int, next 
 	return rows, total, next, err
 }
 
-// Health is a product's state in a word (SPEC section 2).
+// Health is the health of a product's fleet.
 type Health string
 
-// The words of SPEC section 2: none failed; some; more than a fifth.
+// The values of Health: no engine failed; some; more than a fifth.
 const (
 	HealthOK       Health = "ok"
 	HealthDegraded Health = "degraded"
 	HealthCritical Health = "critical"
 )
 
-// Status is a product's fleet in numbers.
+// Status counts a product's fleet.
 type Status struct {
 	Total   int
 	ByState map[engine.State]int // all six states
 	Health  Health
-	// Unhealthy are the failed engines and those running ones whose check fails
-	// by now.
+	// Unhealthy counts failed engines, and running engines whose check fails now.
 	Unhealthy int
 }
 
-// Leftovers are what the service holds beside its engines.
+// Leftovers counts what the service has besides users' engines.
 type Leftovers struct {
-	// UnreachableVolumes are destroyed engines whose volume waits for its node to return.
+	// UnreachableVolumes counts destroyed engines whose volume could not be deleted yet.
 	UnreachableVolumes int
-	// PooledVolumes are the ready host volumes that wait for an engine, on all
-	// nodes.
+	// PooledVolumes counts the ready host volumes that wait for an engine, on all nodes.
 	PooledVolumes int
-	// WarmEngines run and wait for a user, as far as this replica knows.
+	// WarmEngines counts engines without a user, as far as this replica knows.
 	WarmEngines int
-	// WarmKinds is how they stand by kind; nil: not known yet.
+	// WarmKinds is their state by kind; nil: not known yet.
 	WarmKinds []WarmKind
 	Unreadable
 }
 
-// Unreadable counts the records of the registry that cannot be read: they are damaged,
-// or a newer version of the service wrote them. Engines are as far as this replica knows.
+// Unreadable counts the records of the registry that are damaged or that a newer version of
+// the service wrote; engines, as far as this replica knows.
 type Unreadable struct{ Engines, Products, Other int }
 
 // Leftovers counts them in the registry. BACKEND_UNAVAILABLE.
@@ -149,7 +147,7 @@ func (f *Fleet) Status() Status {
 	failed := st.ByState[engine.Failed]
 	st.Health = healthOf(failed, st.Total)
 	if health.IsStorm(health.FleetHealth(f.s.mirror.All())) {
-		st.Health = HealthCritical // whosever engines they are
+		st.Health = HealthCritical // whoever owns the engines
 	}
 	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, engine.Running))
 	return st
@@ -165,12 +163,12 @@ func healthOf(failed, total int) Health {
 	return HealthDegraded
 }
 
-// Numbers are a product's figures of the last hour and of its lifetime.
+// Numbers returns a product's figures of the last hour and since its registration.
 func (s *Scheduler) Numbers(ctx context.Context, caller *Caller) (audit.Numbers, error) {
 	return s.audit.Numbers(ctx, caller.Product.ProductID)
 }
 
-// Audit reads the log, newest first. INVALID_REQUEST: the cursor is not ours.
+// Audit reads the log, newest first. INVALID_REQUEST: the cursor is not from this list.
 func (s *Scheduler) Audit(ctx context.Context, q audit.Query) (audit.Page, error) {
 	page, err := s.audit.Entries(ctx, q)
 	if errors.Is(err, audit.ErrCursor) {

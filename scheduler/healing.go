@@ -9,10 +9,10 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// staleMirror is how old the rows in memory may be for a glance over all engines.
+// staleMirror is the maximum age of the rows in memory for a check of all engines.
 const staleMirror = 20 * time.Second
 
-// healing is what the monitor has done to engines.
+// healing is what the monitor does to engines.
 type healing struct{ s *Scheduler }
 
 func (h healing) Informed() bool { return h.s.informed() }
@@ -47,13 +47,13 @@ func (h healing) Complete(ctx context.Context, auditID int64, took time.Duration
 
 func (h healing) Overtaken(err error) bool { return overtaken(err) }
 
-// informed says whether this replica leads and its view is fit to act upon: of a
-// registry that is whole.
+// informed reports whether this replica leads and may act on its view, because the view is
+// current and the registry complete.
 func (s *Scheduler) informed() bool {
 	return s.Ready() == nil && s.guard.OK() && s.replica.Leader() && s.cluster.Live() && s.mirror.Age() < staleMirror
 }
 
-// Restart gives a failed engine a new process and waits for how that ends.
+// Restart gives a failed engine a new process, and waits for the result.
 func (h healing) Restart(ctx context.Context, row *engine.Row, canary bool) error {
 	attempt := 1
 	if row.Restarts != nil {
@@ -76,8 +76,8 @@ func (h healing) Restart(ctx context.Context, row *engine.Row, canary bool) erro
 	return err
 }
 
-// Recover waits until a failed engine whose process is there is healthy, and
-// makes it running again.
+// Recover waits until a failed engine that has a process is healthy, and sets it to
+// running.
 func (h healing) Recover(ctx context.Context, row *engine.Row, crash int64) error {
 	p := proposal{
 		kind: engine.OpRecover, action: audit.ActionHealthRecovered, actor: actorSystem,
@@ -98,8 +98,8 @@ func (h healing) Recover(ctx context.Context, row *engine.Row, crash int64) erro
 	return err
 }
 
-// auditedUpdate writes a row that the service itself changed, between the two
-// halves of its audit row.
+// auditedUpdate writes a row that the service itself changed, between beginning and
+// completing its audit row.
 func (s *Scheduler) auditedUpdate(ctx context.Context, row *engine.Row, action string, details map[string]any) error {
 	began := time.Now()
 	id, err := s.begin(ctx, row, action, actorSystem, details)
@@ -111,5 +111,5 @@ func (s *Scheduler) auditedUpdate(ctx context.Context, row *engine.Row, action s
 	return err
 }
 
-// LastHealth is the last moment at which the service knew an engine healthy.
+// LastHealth returns when the service last knew that an engine was healthy.
 func (s *Scheduler) LastHealth(e *engine.Row) time.Time { return s.monitor.LastHealth(e) }

@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// MaxIdempotencyKey is the maximum length of an Idempotency-Key (SPEC section 2).
+// MaxIdempotencyKey is the maximum length of an Idempotency-Key.
 const MaxIdempotencyKey = 255
 
 // replay returns the result of a provision whose Idempotency-Key was used before: the

@@ -7,15 +7,15 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 )
 
-// Digests says which digest ("sha256:...") an image means at present, within a short
-// time. An error: that cannot be told now, and the image has to be started as it is
-// named. Whoever implements it says so in the log.
+// Digests resolves images to their current digest ("sha256:...") within a short time. An
+// error means that the digest is unknown now, and the image must be started by its name.
+// The implementation logs that.
 type Digests interface {
 	Digest(ctx context.Context, image string) (string, error)
 }
 
-// digestOf is which digest an image means at present; empty: images are not
-// resolved, or that cannot be told now.
+// digestOf returns the current digest of an image; empty: images are not resolved, or the
+// digest is unknown now.
 func (s *Scheduler) digestOf(ctx context.Context, image string) string {
 	if s.opts.Digests == nil {
 		return ""
@@ -27,8 +27,8 @@ func (s *Scheduler) digestOf(ctx context.Context, image string) string {
 	return digest
 }
 
-// Pinned is the digest by which an engine is started; empty: it is started as its
-// image is named.
+// Pinned returns the digest by which an engine is started; empty: it is started by the name
+// of its image.
 func (s *Scheduler) Pinned(e *engine.Row) string {
 	if s.opts.Digests == nil {
 		return ""
@@ -36,29 +36,28 @@ func (s *Scheduler) Pinned(e *engine.Row) string {
 	return e.Digest
 }
 
-// foresee has an image resolved that an operation is going to pin, while it is still
-// at the steps before.
+// foresee resolves an image that an operation is going to pin, during its earlier steps.
 func (s *Scheduler) foresee(image string) {
 	if s.opts.Digests != nil {
 		s.ops.Background(func(ctx context.Context) { s.digestOf(ctx, image) })
 	}
 }
 
-// starts says whether an operation starts a process.
+// starts reports whether an operation starts a process.
 func starts(kind engine.OpKind) bool {
 	return kind == engine.OpProvision || kind == engine.OpStart || kind == engine.OpRestart
 }
 
-// pin resolves the image of an engine that is about to be started, unless that was
-// done before: what it means now is started from then on. An image that cannot be
-// resolved is started as it is named, and the next start tries again.
+// pin resolves the image of an engine that is about to be started, unless that was done
+// before. The digest is started from then on. If it is unknown, the image is started by its
+// name, and the next start tries again.
 func (o *work) pin(ctx context.Context) error {
 	row, kind := o.Row, o.Row.Op.Kind
 	if o.s.opts.Digests == nil || row.Digest != "" || !starts(kind) {
 		return nil
 	}
 	if kind != engine.OpProvision {
-		// A version of the service that knows no digests may have written the row since.
+		// A version of the service without digests may have written the row since.
 		v, err := o.s.cluster.Variable(ctx, row.JobID())
 		if err == nil && v.Witness != nil && v.Witness.Image == row.Image {
 			row.Digest = v.Witness.Digest
@@ -73,15 +72,15 @@ func (o *work) pin(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// anotherImage says whether a warm engine runs something else than its image means now.
-// While that cannot be told (digest is empty), none is: an outage of a registry
-// replaces nothing.
+// anotherImage reports whether a warm engine runs another digest than the current one of
+// its image. While that is unknown (digest is empty), it returns false, so that an outage
+// of a registry replaces nothing.
 func anotherImage(row *engine.Row, digest string) bool {
 	return digest != "" && row.Digest != digest
 }
 
-// followTags keeps the digests of the images of warm engines known on this replica,
-// so that no claim waits for a registry, until ctx ends.
+// followTags keeps the digests of the images of warm engines cached on this replica until
+// ctx ends, so that no claim waits for a registry.
 func (p *warmPool) followTags(ctx context.Context) {
 	for p.s.opts.Digests != nil && pause.For(ctx, warmEvery) {
 		asked := map[string]bool{}

@@ -9,16 +9,14 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// MaxKeepAwake is how long a product may keep an engine awake by one call (SPEC
-// section 2).
+// MaxKeepAwake is how long a product may keep an engine awake by one call.
 const MaxKeepAwake = time.Hour
 
-// KeepAwake holds a running engine's sleep off for a while, from now on, and
-// returns until when: the last call counts. From then on the engine is idle if
-// nobody is admitted. A rotation under way is waited for.
+// KeepAwake keeps a running engine awake for d from now on, and returns until when. The
+// last call counts. After that time, the engine is idle if nobody is admitted. It waits for
+// a rotation in progress.
 //
-// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY: it is being stopped or put
-// to sleep.
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY: it is being stopped or put to sleep.
 func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Duration) (time.Time, error) {
 	if err := s.ops.Open(); err != nil {
 		return time.Time{}, err
@@ -35,7 +33,7 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 			err := s.awaitOperation(ctx, row)
 			switch {
 			case err != nil && AsError(err).Code == engine.RotationUnconfirmed:
-				return time.Time{}, engine.BusyWith(row.Op.Kind) // it goes on
+				return time.Time{}, engine.BusyWith(row.Op.Kind) // the operation continues
 			case err != nil && AsError(err).Code == engine.BackendUnavailable:
 				return time.Time{}, err
 			}
@@ -51,5 +49,5 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 			return time.Time{}, err
 		}
 	}
-	return time.Time{}, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be kept awake; try again in a moment")
+	return time.Time{}, engine.Errorf(engine.EngineBusy, "the engine changes faster than it can be kept awake; retry in a moment")
 }

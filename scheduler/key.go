@@ -86,11 +86,11 @@ func (s *Scheduler) keyOf(ctx context.Context, caller *Caller, row *engine.Row) 
 	return nil, "", engine.BusyWith(engine.OpRotateKey)
 }
 
-// Key is the engine's key as callers get it. ENGINE_QUARANTINED: the row and the
-// secret name different owners, and nobody is told it.
+// Key returns the engine's key for its product. ENGINE_QUARANTINED: the row and the secret
+// name different owners, and nobody gets the key.
 func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
 	if e.KeyVersion == 0 {
-		return "", nil // it is being provisioned and has none yet
+		return "", nil // it is being provisioned and has no key yet
 	}
 	k, err := s.secret(ctx, e)
 	if errors.Is(err, secrets.ErrNotFound) && e.State == engine.Destroying {

@@ -10,17 +10,17 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// Start runs a stopped, sleeping or failed engine and waits until it is usable.
-// A call that finds the same start under way joins it.
+// Start starts a stopped, sleeping or failed engine, and waits until it is usable. If the
+// same start is in progress, it joins that one.
 //
-// ENGINE_NOT_FOUND, ENGINE_ALREADY_RUNNING, ENGINE_BUSY; PORT_EXHAUSTION and
-// CAPACITY_EXHAUSTED leave the engine as it was; ENGINE_BOOT_FAILED and
-// BOOT_TIMEOUT leave it failed.
+// ENGINE_NOT_FOUND, ENGINE_ALREADY_RUNNING, ENGINE_BUSY. After PORT_EXHAUSTION and
+// CAPACITY_EXHAUSTED the engine is as before; after ENGINE_BOOT_FAILED and BOOT_TIMEOUT it
+// is failed.
 func (s *Scheduler) Start(ctx context.Context, caller *Caller) (*engine.Row, error) {
 	return s.start(ctx, caller, audit.ActionStart)
 }
 
-// start is Start under the name that the audit log gives it.
+// start is Start with the given action for the audit log.
 func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*engine.Row, error) {
 	return s.change(ctx, caller, engine.OpStart, action, engine.Running, []string{"nomad", "vault"}, func(row *engine.Row) error {
 		switch row.State {
@@ -28,7 +28,7 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 			return engine.Errorf(engine.EngineRunning, "the engine is running already")
 		case engine.Stopped, engine.Sleeping, engine.Failed:
 			if row.Reason == engine.ReasonBrainMissing {
-				return engine.Errorf(engine.EngineBootFailed, "the engine's brain is missing: it was destroyed after the registry's backup was made; only DELETE is left")
+				return engine.Errorf(engine.EngineBootFailed, "the engine's brain is missing, because it was destroyed after the registry's backup was made; the engine can only be destroyed (DELETE)")
 			}
 			row.State, row.Desired, row.Restarts = engine.Provisioning, engine.Running, nil
 			return nil
@@ -37,11 +37,11 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 	})
 }
 
-// Stop ends the process of a running, failed or sleeping engine and waits until
-// it is gone. A call that finds the same stop under way joins it.
+// Stop ends the process of a running, failed or sleeping engine, and waits until it has
+// ended. If the same stop is in progress, it joins that one.
 //
-// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. STOP_UNCONFIRMED: the
-// engine's node is silent; the stop is carried out when it returns.
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. STOP_UNCONFIRMED: the engine's node
+// does not respond; the stop is carried out when it is back.
 func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*engine.Row, error) {
 	return s.change(ctx, caller, engine.OpStop, audit.ActionStop, engine.Stopped, []string{"nomad"}, func(row *engine.Row) error {
 		switch row.State {
@@ -74,19 +74,19 @@ func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, erro
 	return key, err
 }
 
-// change writes an operation into the caller's row, prepared by prepare, and
-// waits for it. An operation under way is ENGINE_BUSY, unless it is the same and
-// leads to the state that joins: then its caller is this one's too. prepare
-// refuses states in which the operation makes no sense.
+// change writes an operation, prepared by prepare, into the caller's row and waits for it.
+// An operation in progress is ENGINE_BUSY, unless it is the same and leads to the state
+// joins: then this caller waits for it too. prepare refuses states in which the operation
+// makes no sense.
 func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKind, action string, joins engine.State, backends []string, prepare func(*engine.Row) error) (_ *engine.Row, err error) {
 	var d pendingEntry
 	defer func() { s.drop(ctx, &d, err) }()
 	var o *operation.Operation
-	var leave func() // of a start's place among its product's boots
+	var leave func() // ends a start's place among its product's boots
 	for range maxClaims {
 		done, record, err := s.recall(ctx, caller, kind)
 		if done != nil {
-			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other one tells it
+			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other operation records it
 			return s.again(ctx, caller, done, joins)
 		}
 		if err != nil {
@@ -114,12 +114,12 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 			if row.Op.Kind != kind || joins == "" {
 				return nil, err
 			}
-			s.drop(ctx, &d, err) // the row of the other one tells it
+			s.drop(ctx, &d, err) // the row of the other operation records it
 			return s.join(ctx, row, joins)
 		}
 		p := proposal{kind: kind, action: action, actor: caller.Product.Slug, backends: backends, record: record, pendingEntry: &d, prepare: prepare}
 		if kind == engine.OpStart && leave == nil {
-			if err := prepare(row.Clone()); err != nil { // it need not wait for that
+			if err := prepare(row.Clone()); err != nil { // such a call need not wait
 				return nil, err
 			}
 			if leave, err = s.bootLimiter.Enter(ctx, row.ProductID, func() error { return s.present(ctx, backends...) }); err != nil {

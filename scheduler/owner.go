@@ -17,35 +17,34 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// ownerOf is what the secret of a row's engine says of whose it is.
+// ownerOf returns the owner of a row's engine, in the form for its secret.
 func (s *Scheduler) ownerOf(row *engine.Row) secrets.Owner {
 	return secrets.Owner{Deployment: s.guard.ID(), ProductID: row.ProductID, UserID: row.UserID, EngineID: row.EngineID}
 }
 
-// newKey is a key for a row's engine, as an operation writes it.
+// newKey returns a new key for a row's engine, as this operation writes it.
 func (o *work) newKey() *secrets.EngineKey {
 	return &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID(), Owner: o.s.ownerOf(o.Row), Operation: o.ID}
 }
 
-// isOwn says whether a secret was written by this very operation for its row.
+// isOwn reports whether this operation wrote a secret, for its row.
 func (o *work) isOwn(k *secrets.EngineKey) bool {
 	return k.Owner == o.s.ownerOf(o.Row) && k.Operation == o.ID
 }
 
-// agree says whether a secret and a row are of one owner. A secret that names none
-// was written by a version of the service that knew no owners: it says nothing
-// against the row.
+// agree reports whether a secret and a row have the same owner. A secret without an owner
+// is from an earlier version of the service, and contradicts nothing.
 func (s *Scheduler) agree(k *secrets.EngineKey, row *engine.Row) bool {
 	return k.Owner == secrets.Owner{} || k.Owner == s.ownerOf(row)
 }
 
-// ownerWithin bounds how long a change waits for Vault's word of whose an engine is,
-// where that word is all that it needs Vault for.
+// ownerWithin limits how long a change waits for Vault to read an engine's owner, if the
+// change needs Vault for nothing else.
 const ownerWithin = time.Second
 
-// ownedBy returns ENGINE_QUARANTINED when a row's engine is surely somebody else's,
-// before anything is done to it. It is a look, and no condition: what discloses a key
-// or makes one looks again.
+// ownedBy returns ENGINE_QUARANTINED if a row's engine certainly has another owner, before
+// anything is done to it. It does not guarantee the owner: code that discloses or creates a
+// key checks it again.
 func (s *Scheduler) ownedBy(ctx context.Context, row *engine.Row) error {
 	limited, cancel := context.WithTimeout(ctx, ownerWithin)
 	defer cancel()
@@ -57,13 +56,13 @@ func (s *Scheduler) ownedBy(ctx context.Context, row *engine.Row) error {
 	return nil
 }
 
-var errQuarantined = engine.Errorf(engine.EngineQuarantined, "this engine's key and its row name different owners; it is quarantined until an admin decides (orch engine adopt, orch engine discard)")
+var errQuarantined = engine.Errorf(engine.EngineQuarantined, "the records of this engine name different owners, so it is quarantined until an admin decides (orch engine adopt, orch engine discard)")
 
-// contradiction reports that a row's engine has another owner in Vault: an ERROR,
-// an audit row, a record for the admin, and no key for anybody.
+// contradiction reports that a row's engine has another owner in Vault: it logs an ERROR,
+// writes an audit row and a record for the admin, and nobody gets the key.
 func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner secrets.Owner) error {
-	if s.guard.ID() == "" { // this replica does not know yet whose deployment it is of
-		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting; try again", RetryAfter: engine.RetryBackend}
+	if s.guard.ID() == "" { // this replica does not know its deployment yet
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting; retry", RetryAfter: engine.RetryBackend}
 	}
 	s.mu.Lock()
 	told := s.contradicted[row.EngineID]
@@ -72,7 +71,7 @@ func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner se
 	if told {
 		return errQuarantined
 	}
-	s.log.Error("an engine's row and its secret in Vault name different owners; its key is disclosed to nobody", "engine_id", row.EngineID,
+	s.log.Error("an engine's row and its secret in Vault name different owners; nobody gets its key", "engine_id", row.EngineID,
 		"row_product", row.ProductID, "vault_product", owner.ProductID, "vault_deployment", owner.Deployment)
 	s.ops.Background(func(ctx context.Context) {
 		err := s.quarantine(ctx, &registry.Quarantined{
@@ -80,23 +79,23 @@ func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner se
 			ProductID: owner.ProductID, UserID: owner.UserID, NodeID: row.NodeID,
 		})
 		if err != nil && ctx.Err() == nil {
-			s.log.Warn("cannot note a quarantined engine; the next who asks for it tries again", "engine_id", row.EngineID, "error", err)
+			s.log.Warn("cannot record a quarantined engine; the next call for it retries", "engine_id", row.EngineID, "error", err)
 			s.settled(row.EngineID)
 		}
 	})
 	return errQuarantined
 }
 
-// settled forgets that an engine's row and secret disagree: whoever comes upon that again
-// tells it again.
+// settled forgets that the owners of an engine in its row and its secret differ, so that it
+// is reported again if it happens again.
 func (s *Scheduler) settled(engineID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.contradicted, engineID)
 }
 
-// quarantine records an engine that nobody is given, and audits it. One that is
-// recorded already stays as it is.
+// quarantine records an engine that must not be handed out, and audits it. An existing
+// record is kept.
 func (s *Scheduler) quarantine(ctx context.Context, q *registry.Quarantined) error {
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -114,7 +113,7 @@ func (s *Scheduler) quarantine(ctx context.Context, q *registry.Quarantined) err
 	return err
 }
 
-// release takes an engine's quarantine away; one that is gone already is no error.
+// release removes an engine's quarantine; it is no error if there is none.
 func (s *Scheduler) release(ctx context.Context, q *registry.Quarantined) error {
 	err := s.store.DeleteQuarantined(ctx, q)
 	if errors.Is(err, registry.ErrNotFound) {
@@ -123,9 +122,9 @@ func (s *Scheduler) release(ctx context.Context, q *registry.Quarantined) error 
 	return err
 }
 
-// handedOut says what shows that an engine_id was given to somebody before this
-// operation got it: a job, a variable or a secret that is not its own, or a pooled
-// volume that is gone. "": nothing does. Whoever was given it keeps it.
+// handedOut returns a sign that an engine_id was given to a user before this operation got
+// it: a job, a variable or a secret of another operation, or a pooled volume that no longer
+// exists; "": there is none. The earlier user keeps the engine.
 func (o *work) handedOut(ctx context.Context) (what string, err error) {
 	id := o.Row.JobID()
 	var job, variable, volume bool
@@ -162,20 +161,20 @@ func (o *work) handedOut(ctx context.Context) (what string, err error) {
 	return "", nil
 }
 
-// burn turns to the step that gives this identity up: it belongs to somebody, and
-// is touched no more. That it came up says that the registry went back in time.
+// burn continues at the step that abandons this identity, because it belongs to another
+// user. It is not touched any more. This case shows that the registry went back in time.
 func (o *work) burn(what string) error {
-	o.Log.Error("what was to be handed out was handed out before, and is left to whom it belongs", "what", what)
+	o.Log.Error("an engine id was handed out before; its owner keeps it, and this engine gets another id", "what", what)
 	if what != goneVolume {
-		o.s.guard.Suspect("engine " + o.Row.EngineID + " was to be handed out a second time: it has " + what)
+		o.s.guard.Suspect("engine " + o.Row.EngineID + " was about to be handed out a second time: it has " + what)
 	}
 	o.Row.Op.Step = stepBurn
 	return operation.ErrDetour
 }
 
-// newIdentity gives a provision whose engine_id was burnt another one, on a node
-// that has room. Nothing of the old one is touched: what it has is whose it is, and
-// reconcile gives that user the row back.
+// newIdentity gives a provision whose engine_id was burnt another one, on a node with
+// capacity. It touches nothing of the old id; reconcile rebuilds the row of the old id's
+// owner.
 func (o *work) newIdentity(ctx context.Context) error {
 	if err := o.s.guard.Await(ctx); err != nil {
 		return err
@@ -187,15 +186,15 @@ func (o *work) newIdentity(ctx context.Context) error {
 	operation.HitStep(o.Row.Op, operation.AtDone)
 	err = o.reidentify(ctx, place)
 	if errors.Is(err, operation.ErrRelocated) {
-		// Whose it is has it back the sooner.
+		// The pass restores the owner's row sooner.
 		if rerr := o.s.store.RequestReconcile(ctx); rerr != nil {
-			o.Log.Debug("the leader was not asked for a pass", "error", rerr)
+			o.Log.Debug("cannot request a pass of the leader", "error", rerr)
 		}
 	}
 	return err
 }
 
-// reidentify gives the row the identity that comes with a place.
+// reidentify gives the row the identity of a place.
 func (o *work) reidentify(ctx context.Context, place *place) error {
 	next := o.Row.Clone()
 	place.applyTo(next)
@@ -219,16 +218,16 @@ func (o *work) reidentify(ctx context.Context, place *place) error {
 	return operation.ErrRelocated
 }
 
-// isWarm says whether a secret is that of a row's engine from before a user was
-// given it.
+// isWarm reports whether a secret is that of a row's engine from before the engine was
+// given to a user.
 func (s *Scheduler) isWarm(k *secrets.EngineKey, row *engine.Row) bool {
 	return k.Owner.ProductID == engine.WarmProduct && k.Owner.EngineID == row.EngineID && k.Owner.Deployment == s.guard.ID()
 }
 
-// releaseForeign says whether a destroy came upon an engine that is somebody
-// else's by its witnesses: then the row alone goes, and nothing that it names. A
-// row without a key never got as far as to make a job or a variable: where one
-// stands, it is somebody else's.
+// releaseForeign reports whether a destroy has found an engine that has another owner
+// according to its witnesses. Then only the row is deleted, and nothing that it names. A
+// row without a key never got as far as to create a job or a variable, so if these exist,
+// they belong to another user.
 func (o *work) releaseForeign(ctx context.Context) (bool, error) {
 	k, err := o.s.vault.NewestKey(ctx, o.Row.EngineID)
 	what := ""
@@ -236,7 +235,7 @@ func (o *work) releaseForeign(ctx context.Context) (bool, error) {
 	case err == nil && k.Owner == o.s.ownerOf(o.Row):
 		return false, o.s.notTwin(ctx, o.Row)
 	case err == nil && o.Row.KeyVersion == 0 && o.s.isWarm(k, o.Row):
-		return false, nil // it was claimed, and not made the user's yet
+		return false, nil // it was claimed, but its secret does not name the user yet
 	case err == nil && (k.Owner != secrets.Owner{} || o.Row.KeyVersion == 0):
 		what = "a key"
 	case err != nil && !errors.Is(err, secrets.ErrNotFound):
@@ -250,7 +249,7 @@ func (o *work) releaseForeign(ctx context.Context) (bool, error) {
 		}
 	}
 	if what != "" {
-		o.Log.Error("an engine that is to be destroyed is another user's by its witnesses: its row goes, what belongs to that user stays", "what", what)
+		o.Log.Error("an engine that is to be destroyed belongs to another user according to its witnesses: only the row is deleted", "what", what)
 	}
 	if what == "" {
 		return false, o.s.notTwin(ctx, o.Row)
@@ -258,5 +257,5 @@ func (o *work) releaseForeign(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// goneVolume is what a pool entry has whose volume somebody deleted.
-const goneVolume = "a volume that is gone"
+// goneVolume describes a pool entry whose volume was deleted.
+const goneVolume = "a volume that no longer exists"

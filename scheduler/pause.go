@@ -19,17 +19,17 @@ import (
 const (
 	sigStop = "SIGSTOP"
 	sigCont = "SIGCONT"
-	// actsWithin is how old the proof may be that an operation is still this
-	// replica's, when it sends a signal: nothing guards a signal but that.
+	// actsWithin is the maximum age of the proof that this replica owns an operation, when
+	// it sends a signal: signals have no other protection.
 	actsWithin = time.Second
-	// thawTimeout is how long a process may take to answer when it goes on, its
-	// memory paged in again; after that the engine is started anew.
+	// thawTimeout is how long a resumed process may take to respond, while its memory is
+	// paged in again; after that the engine is started with a new process.
 	thawTimeout = 5 * time.Second
 )
 
-// freezable is what a running engine's row says of its process before that is
-// frozen; nil where that cannot be done. Only docker sends a signal to an engine's
-// own first process.
+// freezable returns the data for the row about the process of a running engine that is to
+// be frozen; nil: it cannot be frozen. Only docker sends a signal to an engine's own first
+// process.
 func (s *Scheduler) freezable(row *engine.Row) *engine.Frozen {
 	if s.opts.Job.Driver != jobs.Docker {
 		return nil
@@ -42,9 +42,8 @@ func (s *Scheduler) freezable(row *engine.Row) *engine.Frozen {
 	return f
 }
 
-// freeze stops the engine's process where it is, memory and all, and so ends the
-// operation. What does not freeze, for whatever reason, is put to sleep by the
-// plan.
+// freeze stops the engine's process, with its memory, and thus finishes the operation. If
+// that fails for any reason, the plan puts the engine to sleep.
 func (o *work) freeze(ctx context.Context) error {
 	err := o.tryFreeze(ctx)
 	if o.paused && errors.Is(err, operation.ErrSuperseded) {
@@ -61,23 +60,23 @@ func (o *work) tryFreeze(ctx context.Context) error {
 		return err
 	}
 	o.paused = true
-	// Not interrupted by a destroy: its SIGCONT must not overtake this one.
+	// This is not interrupted by a destroy, whose SIGCONT must not overtake this signal.
 	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.Row.Frozen.AllocID, sigStop)
 	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.Row.Frozen.URL, within) {
-		refused = errors.New("it answers although its first process is stopped")
+		refused = errors.New("it responds although its first process is stopped")
 	}
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
 	if refused != nil {
 		o.paused = false
-		return o.insteadOf("it cannot be paused and is stopped", refused)
+		return o.insteadOf("it cannot be paused, so it is stopped instead", refused)
 	}
 	return nil
 }
 
-// takeBack lets a process go on that was stopped when the operation was somebody
-// else's by then, unless theirs is that it be stopped.
+// takeBack resumes a process that was stopped although another operation owned the engine
+// by then, unless that operation wants it stopped.
 func (o *work) takeBack(ctx context.Context) {
 	now, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
 	if err == nil && now.Frozen != nil && (now.Op == nil || now.Op.Step == stepFreeze) {
@@ -86,15 +85,15 @@ func (o *work) takeBack(ctx context.Context) {
 	o.s.goOn(ctx, o.Row)
 }
 
-// insteadOf goes on with the operation's plan.
+// insteadOf continues with the operation's plan.
 func (o *work) insteadOf(what string, why error) error {
 	o.Log.Info(what, "why", why)
 	o.Row.Op.Step = plans.First(o.Row.Op.Kind)
 	return operation.ErrDetour
 }
 
-// fenceNow is fence for acts that cannot be compared and set: it does not let one
-// go ahead on a proof that a pause of this process has made old.
+// fenceNow is fence for actions without check-and-set: it refuses a proof that became old
+// because this process was paused.
 func (o *work) fenceNow(ctx context.Context) error {
 	for {
 		began := time.Now()
@@ -110,16 +109,15 @@ func (o *work) fenceNow(ctx context.Context) error {
 	}
 }
 
-// Why an engine is started anew though its process is frozen.
+// Reasons why an engine is started with a new process although it has a frozen one.
 var (
 	errThawed  = errors.New("its process is not the one that was frozen")
 	errOldKeys = errors.New("the provider keys were rolled out since")
 	errResized = errors.New("its policy gives it other resources now")
 )
 
-// thaw lets the engine's process go on and waits until it is usable, which ends
-// the operation. Where that does not succeed, whatever the reason, the engine is
-// started by the plan.
+// thaw resumes the engine's process and waits until it is usable, which finishes the
+// operation. If that fails for any reason, the plan starts the engine.
 func (o *work) thaw(ctx context.Context) error {
 	err := o.missedKeys(ctx)
 	if err == nil {
@@ -135,15 +133,15 @@ func (o *work) thaw(ctx context.Context) error {
 	case errors.Is(err, operation.ErrSuperseded) || errors.Is(err, operation.ErrReread) || ctx.Err() != nil:
 		return err
 	case err != nil:
-		return o.insteadOf("it does not go on and is started anew", err)
+		return o.insteadOf("it does not resume, so it is started with a new process", err)
 	}
 	o.Row.AllocID, o.Row.URL, o.Row.LastHealthAt = o.Row.Frozen.AllocID, o.Row.Frozen.URL, time.Now().UTC()
 	o.paused = true
 	return nil
 }
 
-// missedKeys returns errOldKeys where running engines were restarted for provider
-// keys that the frozen process does not have.
+// missedKeys returns errOldKeys if running engines were restarted for provider keys that
+// the frozen process does not have.
 func (o *work) missedKeys(ctx context.Context) error {
 	r, err := o.s.store.Rollout(ctx)
 	if err == nil && o.Row.EnvVersion < r.TargetVersion && o.Row.RestartedFor < r.TargetVersion {
@@ -152,8 +150,8 @@ func (o *work) missedKeys(ctx context.Context) error {
 	return err
 }
 
-// outgrown returns errResized where the next start gives the engine other resources than
-// the frozen process has.
+// outgrown returns errResized if the next start gives the engine other resources than the
+// frozen process has.
 func (o *work) outgrown(ctx context.Context) error {
 	now, err := o.s.resourcesNow(ctx, o.Row)
 	if err == nil && now != o.Row.Resources {
@@ -162,8 +160,8 @@ func (o *work) outgrown(ctx context.Context) error {
 	return err
 }
 
-// goesOn sends SIGCONT and asks the engine, side by side: a question that comes
-// first is answered as soon as the process goes on.
+// goesOn sends SIGCONT and concurrently probes the engine: an early probe gets a response
+// as soon as the process resumes.
 func (o *work) goesOn(ctx context.Context) error {
 	f := o.Row.Frozen
 	secret, err := o.s.secret(ctx, o.Row)
@@ -205,14 +203,14 @@ func (o *work) goesOn(ctx context.Context) error {
 	case errors.Is(cause, errHealthy):
 		return nil
 	case cause != nil:
-		return fmt.Errorf("it does not answer: %w", cause)
+		return fmt.Errorf("it does not respond: %w", cause)
 	}
 	return err
 }
 
-// letEnd has a process that may be frozen go on, so that it ends by itself at the
-// SIGTERM that follows: a stopped process handles none. What fails here costs the
-// process its grace, not the engine its end.
+// letEnd resumes a process that may be frozen, so that it can handle the SIGTERM that
+// follows: a stopped process handles no signal. If this fails, the process is killed
+// without a grace period, but it ends.
 func (o *work) letEnd(ctx context.Context) error {
 	if o.Row.Frozen == nil || o.s.nodeSilent(o.Row.NodeID) {
 		return nil
@@ -221,14 +219,13 @@ func (o *work) letEnd(ctx context.Context) error {
 		return err
 	}
 	if err := o.s.cluster.Signal(ctx, o.Row.Frozen.AllocID, sigCont); err != nil {
-		o.Log.Debug("a paused process that is to end was not let go on", "error", err)
+		o.Log.Debug("cannot resume a paused process that is to end", "error", err)
 	}
 	return nil
 }
 
-// goOn lets the process of a running engine go on, should it have been stopped by
-// a signal that came late: one from a replica that was paused while another took
-// its operation over.
+// goOn resumes the process of a running engine, in case it was stopped by a late signal:
+// one from a replica that was paused while another replica took over its operation.
 func (s *Scheduler) goOn(ctx context.Context, row *engine.Row) {
 	if s.opts.Job.Driver != jobs.Docker {
 		return
@@ -238,13 +235,13 @@ func (s *Scheduler) goOn(ctx context.Context, row *engine.Row) {
 		allocID = row.Frozen.AllocID
 	}
 	if err := s.cluster.Signal(ctx, allocID, sigCont); err != nil {
-		s.log.Debug("an engine was not told to go on", "engine_id", row.EngineID, "error", err)
+		s.log.Debug("cannot resume an engine", "engine_id", row.EngineID, "error", err)
 	}
 }
 
-// settleFrozen ends what there is of a paused engine whose process is gone, was
-// started anew or let go on, or is being ended by somebody else: it sleeps without one.
+// settleFrozen ends everything of a paused engine whose process has ended, was restarted or
+// resumed, or is being ended by another operation: the engine then sleeps without a process.
 func (s *Scheduler) settleFrozen(ctx context.Context, row *engine.Row) error {
-	s.log.Warn("a paused engine's process is not the one that was frozen; it sleeps on without", "engine_id", row.EngineID, "product_id", row.ProductID)
+	s.log.Warn("a paused engine's process is not the one that was frozen; the engine sleeps without a process", "engine_id", row.EngineID, "product_id", row.ProductID)
 	return s.proposeAndWait(ctx, row, engine.OpSleep, audit.ActionSleep, "nomad")
 }

@@ -14,25 +14,24 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// place is where a provision goes: a node and, when the pool has one there, a
-// ready volume.
+// place is a candidate for a provision: a node, and a ready volume if the pool has one
+// there.
 type place struct {
 	node   cluster.Node
 	pooled *registry.PooledVolume
 	id     string // for an engine without a pooled volume
-	// fits says whether the view thinks that the node has room. A place that
-	// does not fit is still worth one try: the word that there is no room is
-	// Nomad's.
+	// fits reports whether the node has enough capacity according to the view. A place that
+	// does not fit is still tried once, because only Nomad knows for certain.
 	fits bool
 }
 
-// applyTo gives a row that carries a provision the place's node, the identity
-// that comes with its volume or a new one, and the step to begin with.
+// applyTo writes the place into a row with a provision: its node, the identity of its
+// volume or a new one, and the first step.
 func (p *place) applyTo(row *engine.Row) {
 	row.NodeID, row.QuotaMB = p.node.ID, 0
 	row.Op.Step = plans.First(engine.OpProvision)
 	if p.pooled != nil {
-		row.Op.Step = plans.Forward[engine.OpProvision][1].Name // the volume is there
+		row.Op.Step = plans.Forward[engine.OpProvision][1].Name // the volume exists already
 		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
 		return
 	}
@@ -42,10 +41,10 @@ func (p *place) applyTo(row *engine.Row) {
 // defaultNodePool is where Nomad places jobs that name no pool.
 const defaultNodePool = "default"
 
-// choose picks the node for a new engine: one with free CPU, memory and ports for
-// so many of its size, preferably with a ready volume, and of those the one with
-// the most free memory. A pooled volume it returns is held for the caller, who
-// claims or releases it.
+// choose picks the node for a new engine: one with enough free CPU, memory and ports for
+// this many engines of its size, preferably with a ready volume, and of those the one with
+// the most free memory. It reserves the pooled volume that it returns; the caller must
+// claim or release it.
 func (s *Scheduler) choose(ctx context.Context, nodePool string, ask engine.Resources, engines int, tried map[string]bool) (*place, error) {
 	if nodePool == "" {
 		nodePool = defaultNodePool
@@ -83,15 +82,15 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask engine.Reso
 	return places[0], nil
 }
 
-// poolLooks is how many nodes' ready volumes are read one after the other before
-// those of all are: mostly the first has one, and a fleet has many nodes.
+// poolLooks is how many nodes' ready volumes are read one by one before those of all nodes
+// are read: usually the first node has one, and a fleet has many nodes.
 const poolLooks = 2
 
-// errDriverDown: the task driver of the engine's node is not healthy, so that no room that
-// is made there helps.
+// errDriverDown: the task driver of the engine's node is not healthy, so free capacity
+// there does not help.
 var errDriverDown = errors.New("the task driver of the engine's node is not healthy")
 
-// noNode is what a provision hears when no node can run engines.
+// noNode returns the error of a provision if no node can run engines.
 func (s *Scheduler) noNode(nodePool string) error {
 	err := &engine.Error{Code: engine.CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
 	for _, n := range s.cluster.Nodes() {
@@ -101,7 +100,7 @@ func (s *Scheduler) noNode(nodePool string) error {
 		case !s.drives(n):
 			err.Message += ": " + s.driverDown()
 		case !n.VolumePlugin:
-			err.Message += ": the plugin that makes their volumes (ORCH_VOLUME_PLUGIN) is missing there"
+			err.Message += ": the nodes lack the plugin that creates their volumes (ORCH_VOLUME_PLUGIN)"
 		default:
 			continue
 		}
@@ -110,13 +109,13 @@ func (s *Scheduler) noNode(nodePool string) error {
 	return err
 }
 
-// drives says whether a node's task driver of engines is healthy.
+// drives reports whether a node's task driver of engines is healthy.
 func (s *Scheduler) drives(n cluster.Node) bool { return n.Drivers[string(s.opts.Job.Driver)] }
 
-// driverDown says in words that it is not.
+// driverDown returns the reason for the caller.
 func (s *Scheduler) driverDown() string {
 	if s.opts.Job.Driver == jobs.Docker {
-		return "the docker daemon is down there, or does not answer Nomad"
+		return "the docker daemon is down there, or does not respond to Nomad"
 	}
 	return fmt.Sprintf("the task driver %s is not healthy there", s.opts.Job.Driver)
 }
@@ -125,7 +124,7 @@ func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
 	return n.Pool == nodePool && n.TakesEngines(string(s.opts.Job.Driver))
 }
 
-// need is what an engine takes of its node, beside a port.
+// need is the capacity that an engine needs on its node, besides a port.
 type need struct {
 	engine.Resources
 	diskMB int // the same for all engines of a job file
@@ -133,19 +132,19 @@ type need struct {
 
 func (s *Scheduler) needOf(r engine.Resources) need {
 	disk := 0
-	if t := s.template.Load(); t != nil { // else nothing is placed yet
+	if t := s.template.Load(); t != nil { // otherwise nothing is placed yet
 		disk = t.DiskMB()
 	}
 	return need{r, disk}
 }
 
-// hasRoom says whether so many engines of a size fit on a node, as the view has it.
+// hasRoom reports whether this many engines of a size fit on a node, according to the view.
 func hasRoom(n cluster.Node, ask need, engines int) bool {
 	return n.FreeCPUMHz >= engines*ask.CPUMHz && n.FreeMemoryMB >= engines*ask.MemoryMB && n.FreeDiskMB >= engines*ask.diskMB && n.FreePorts >= engines
 }
 
-// byRoom is the order in which nodes are tried: those that fit, the most free
-// memory first.
+// byRoom is the order in which nodes are tried: nodes that fit, with the most free memory
+// first.
 func byRoom(a, b *place) int {
 	if a.fits != b.fits {
 		if a.fits {

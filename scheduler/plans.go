@@ -7,8 +7,8 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// plans are the steps of every operation. The names are in rows: a renamed step strands
-// the operations of the version before.
+// plans are the steps of every operation. Rows contain their names: after a renaming,
+// operations of the previous version cannot continue.
 var plans operation.Plans
 
 // The steps of an engine that sleeps frozen.
@@ -21,14 +21,13 @@ const (
 	stepRegister = "register"
 	// stepRelocate gives a provision that its node could not place another node.
 	stepRelocate = "relocate"
-	// stepOwn makes a claimed warm engine's secret the user's; stepBurn gives an
-	// identity up that was handed out before.
+	// stepOwn changes the owner in the secret of a claimed warm engine to the user;
+	// stepBurn abandons an identity that was handed out before.
 	stepOwn  = "own"
 	stepBurn = "burn"
 )
 
-// firstStep is the step that an operation begins with, by the row that is to
-// carry it.
+// firstStep returns the first step of an operation for a row.
 func firstStep(row *engine.Row, op *engine.Operation) string {
 	switch {
 	case row.Frozen == nil:
@@ -40,12 +39,12 @@ func firstStep(row *engine.Row, op *engine.Operation) string {
 	return plans.First(op.Kind)
 }
 
-// do makes a step of a method of the work.
+// do converts a method of work to a step's function.
 func do(act func(*work, context.Context) error) func(context.Context, operation.Work) error {
 	return func(ctx context.Context, w operation.Work) error { return act(w.(*work), ctx) }
 }
 
-func init() { // not a literal: the steps refer to plans
+func init() { // not a literal, because the steps refer to plans
 	plans.After = map[string]string{stepAnotherPort: stepRegister}
 	plans.Forward = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {
@@ -88,8 +87,8 @@ func init() { // not a literal: the steps refer to plans
 		},
 		engine.OpDestroy: {
 			{Name: "settle", Do: do((*work).settle)},
-			// Nomad forgets a purged job's allocations at once, while their
-			// processes still run: the process ends first.
+			// Nomad forgets a purged job's allocations at once, while their processes still
+			// run, so the process is ended first.
 			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
 			{Name: "drain", Do: do((*work).awaitGone)},
 			{Name: "purge", Do: do((*work).purge)},
@@ -101,10 +100,10 @@ func init() { // not a literal: the steps refer to plans
 	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
-		// These end their operation, or lead to the first step of its plan.
+		// These finish their operation, or lead to the first step of its plan.
 		engine.OpSleep: {{Name: stepFreeze, Do: do((*work).freeze), Fenced: true, Freezes: true}},
 		engine.OpStart: {{Name: stepThaw, Do: do((*work).thaw), Fenced: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
-		// This one leads back to where it was.
+		// This one leads back to the step before it.
 		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{

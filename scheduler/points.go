@@ -14,11 +14,11 @@ import (
 // its audit row and the change (operation.AtAudited).
 const atWritten = "written"
 
-// A warm engine is a user's, who was not told.
+// A warm engine belongs to a user who has no response yet.
 const pointWarmClaimed = "pool/warm-claimed"
 
-// FaultPoints are all points by what they interrupt: the kind of an operation,
-// the audit log's name of an admin's change, "pool", or "epoch".
+// FaultPoints returns all points by what they interrupt: the kind of an operation, the
+// audit action of an admin's change, "pool", or "epoch".
 func FaultPoints() map[string][]string {
 	points := map[string][]string{"pool": {pool.PointNoted, pool.PointDiscarded, pointWarmClaimed}, "epoch": {guard.PointMeant, guard.PointRaised}}
 	for kind := range plans.Forward {
@@ -30,10 +30,10 @@ func FaultPoints() map[string][]string {
 	return points
 }
 
-// FirstStep is the step that a kind of operation begins with.
+// FirstStep returns the first step of a kind of operation.
 func FirstStep(kind engine.OpKind) string { return plans.First(kind) }
 
-// LastStep says whether a point is at a step after which its operation is over.
+// LastStep reports whether an operation has ended after the step of a point.
 func LastStep(point string) bool {
 	parts := strings.Split(point, "/")
 	if len(parts) != 3 {

@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// stepAnotherPort ends what there is of a boot whose port is taken, and registers
+	// stepAnotherPort ends a boot whose port is in use by another process, and registers
 	// the engine again.
 	stepAnotherPort = "another-port"
-	// maxPorts is how many ports an operation tries. Nomad draws them by chance, and
-	// knows nothing of what listens on a node that it did not start.
+	// maxPorts is how many ports an operation tries. Nomad chooses them randomly, and does
+	// not know which ports other processes use.
 	maxPorts = 10
-	// listensWithin bounds the question whether somebody listens.
+	// listensWithin limits the check whether another process listens.
 	listensWithin = time.Second
 )
 
-// listens says whether something takes connections at an address.
+// listens reports whether a process accepts connections at an address.
 func listens(ctx context.Context, addr string) bool {
 	d := net.Dialer{Timeout: listensWithin}
 	conn, err := d.DialContext(ctx, "tcp", addr)
@@ -31,8 +31,8 @@ func listens(ctx context.Context, addr string) bool {
 	return true
 }
 
-// mayChangePort turns to another port after errPortTaken, where the operation may
-// start a process and has not tried too often.
+// mayChangePort continues with another port after errPortTaken, if the operation may start
+// a process and has not tried too often.
 func (o *work) mayChangePort(cause error) error {
 	kind := o.Row.Op.Kind
 	if kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestart || o.ports >= maxPorts {
@@ -44,8 +44,7 @@ func (o *work) mayChangePort(cause error) error {
 	return operation.ErrDetour
 }
 
-// anotherPort makes room for the next allocation of a boot, which Nomad gives another
-// port.
+// anotherPort ends the allocation of a boot, so that Nomad gives the next one another port.
 func (o *work) anotherPort(ctx context.Context) error {
 	if err := o.quiesce(ctx); err != nil {
 		return err

@@ -11,10 +11,10 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// makeRoom preempts warm engines for a user's engine that Nomad could not
-// place, and says whether its node has room by now, where Nomad is to look again.
-// A provision prefers any node that has room as it is; that, and one where others
-// were preempted, it is placed on by mayRelocate.
+// makeRoom preempts warm engines for a user's engine that Nomad could not place, and
+// reports whether its node then has capacity, so that Nomad should try again. A provision
+// prefers a node with free capacity; mayRelocate places it there, or on one where others
+// were preempted.
 func (o *work) makeRoom(ctx context.Context, cause error) bool {
 	code := AsError(cause).Code
 	if errors.Is(cause, errDriverDown) || code != engine.CapacityExhausted && code != engine.PortExhaustion || o.Row.ProductID == engine.WarmProduct || o.Row.Op.Kind == engine.OpRecover {
@@ -41,14 +41,14 @@ func (o *work) makeRoom(ctx context.Context, cause error) bool {
 	return false
 }
 
-// preempt makes room on the engine's own node and has Nomad look again.
+// preempt frees capacity on the engine's own node, and makes Nomad try again.
 func (o *work) preempt(ctx context.Context, nodeID string) bool {
 	for _, n := range o.s.cluster.Nodes() {
 		if n.ID != nodeID || !o.s.warm.preempt(ctx, n, o.Row.Resources) {
 			continue
 		}
 		if err := o.s.cluster.Evaluate(ctx, o.Row.JobID()); err != nil {
-			o.Log.Warn("cannot have an engine placed where warm engines were preempted", "error", err)
+			o.Log.Warn("cannot make Nomad place an engine after warm engines were preempted", "error", err)
 			return false
 		}
 		return true
@@ -56,9 +56,8 @@ func (o *work) preempt(ctx context.Context, nodeID string) bool {
 	return false
 }
 
-// preempt destroys the unclaimed warm engines of a node that are in the way of an
-// engine of a size, and says whether any of them went. Their kinds are not made
-// anew for a while.
+// preempt destroys unclaimed warm engines of a node so that an engine of this size fits,
+// and reports whether it destroyed any. No new ones of their kinds are created for a while.
 func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask engine.Resources) bool {
 	var there []*engine.Row
 	for _, row := range shuffled(p.s.mirror.Of(engine.WarmProduct)) {
@@ -77,10 +76,10 @@ func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask engine.Re
 	for i, row := range going {
 		wg.Go(func() {
 			defer p.release(row)
-			p.backOff(ctx, row.Warm, "its engines were preempted for users' engines that had no room", false)
+			p.backOff(ctx, row.Warm, "its engines were preempted, because users' engines needed their capacity", false)
 			var err error
-			if went[i], err = p.destroy(ctx, row, "a user's engine needs its room"); err != nil && !overtaken(err) {
-				p.s.log.Warn("a warm engine is in the way of a user's and cannot be removed", "engine_id", row.EngineID, "error", err)
+			if went[i], err = p.destroy(ctx, row, "a user's engine needs its capacity"); err != nil && !overtaken(err) {
+				p.s.log.Warn("cannot destroy a warm engine whose capacity a user's engine needs", "engine_id", row.EngineID, "error", err)
 			}
 		})
 	}
@@ -88,11 +87,11 @@ func (p *warmPool) preempt(ctx context.Context, node cluster.Node, ask engine.Re
 	return slices.Contains(went, true)
 }
 
-// inTheWay are the warm engines of a node that have to go so that an engine of a
-// size fits there; none: that would not do. It is one at least: Nomad has said
-// that there is no room, whatever the view says.
+// inTheWay returns the warm engines of a node that must be destroyed so that an engine of
+// this size fits; none if that would not suffice. It returns at least one, because Nomad
+// has reported a lack of capacity, whatever the view shows.
 func inTheWay(node cluster.Node, warm []*engine.Row, ask need) []*engine.Row {
-	// Those that are still being made first, then the larger ones.
+	// Engines that are still being created first, then the larger ones.
 	made := func(e *engine.Row) int {
 		if e.State == engine.Running {
 			return 1

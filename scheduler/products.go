@@ -17,8 +17,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// RegisterProduct makes a product and returns it with its platform key, which is
-// shown this once and kept as a hash. PRODUCT_SLUG_EXISTS, INVALID_REQUEST.
+// RegisterProduct registers a product and returns it with its platform key, which is
+// returned only this once and stored as a hash. PRODUCT_SLUG_EXISTS, INVALID_REQUEST.
 func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName string, policy engine.Policy) (*engine.Product, string, error) {
 	if err := engine.CheckSlug(slug); err != nil {
 		return nil, "", engine.Errorf(engine.InvalidRequest, "%v", err)
@@ -45,11 +45,11 @@ func (s *Scheduler) RegisterProduct(ctx context.Context, slug, displayName strin
 	return p, key, nil
 }
 
-// tellVault writes the witness of a product that has just changed, or was kept from
-// being deleted. Where that fails, the leader does it with its next pass.
+// tellVault writes the witness of a product that has just changed, or whose deletion was
+// refused. If that fails, the leader's next pass does it.
 func (s *Scheduler) tellVault(ctx context.Context, p *engine.Product, kept bool) {
 	if err := s.witnessProduct(ctx, p, kept); err != nil {
-		s.log.Warn("a product's change is not in Vault yet; the leader writes it there", "product_id", p.ProductID, "error", err)
+		s.log.Warn("cannot write a product's change to Vault; the leader does it in its next pass", "product_id", p.ProductID, "error", err)
 	}
 }
 
@@ -58,18 +58,18 @@ func (s *Scheduler) checkPolicy(policy engine.Policy) error {
 		return engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
 	if policy.BrainMB != nil && !s.cluster.SetsQuotas() {
-		return engine.Errorf(engine.InvalidRequest, "policy.brain_mb: volumes are made by Nomad's plugin mkdir, which sets no quotas; ORCH_VOLUME_PLUGIN must name one on the nodes that does")
+		return engine.Errorf(engine.InvalidRequest, "policy.brain_mb: Nomad's plugin mkdir creates the volumes and sets no quotas; set ORCH_VOLUME_PLUGIN to a plugin on the nodes that does")
 	}
 	if policy.EngineImage != "" && CheckImage(s.opts.Job.Driver, policy.EngineImage) != nil {
-		return engine.Errorf(engine.InvalidRequest, "policy.engine_image has not the form of an image")
+		return engine.Errorf(engine.InvalidRequest, "policy.engine_image is not an image reference")
 	}
 	return nil
 }
 
-// SetPolicy replaces a product's policy, if it has not changed; it holds from the next
-// request on, on every replica. unchanged says whether a policy is the one that the caller
-// has seen; nil: it does not matter. A call that was made before, and whose answer was
-// lost, succeeds again. PRODUCT_NOT_FOUND, INVALID_REQUEST, POLICY_CHANGED.
+// SetPolicy replaces a product's policy, if it has not changed; the new one is effective
+// from the next request on, on every replica. unchanged reports whether a policy is the one
+// that the caller has read; nil: that does not matter. A repeated call, after a lost
+// response, succeeds too. PRODUCT_NOT_FOUND, INVALID_REQUEST, POLICY_CHANGED.
 func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy engine.Policy, unchanged func(engine.Policy) bool) (engine.Policy, error) {
 	if err := s.checkPolicy(policy); err != nil {
 		return policy, err
@@ -78,7 +78,7 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy engi
 		if unchanged == nil || unchanged(now) || reflect.DeepEqual(now, policy) {
 			return nil
 		}
-		return engine.Errorf(engine.PolicyChanged, "the product's policy was changed since it was read; read it again, and decide on what it says now")
+		return engine.Errorf(engine.PolicyChanged, "the product's policy was changed since you read it; read it again and repeat the change")
 	}
 	return policy, s.onProduct(ctx, audit.ActionPolicyUpdate, productID, map[string]any{"policy": policy}, func() error {
 		p, err := s.store.SetPolicy(ctx, productID, policy, may)
@@ -89,8 +89,8 @@ func (s *Scheduler) SetPolicy(ctx context.Context, productID string, policy engi
 	}, func(now *engine.Product) bool { return now != nil && reflect.DeepEqual(now.Policy, policy) })
 }
 
-// RotatePlatformKey gives a product a new platform key, shown this once; the old
-// one works on for overlap. PRODUCT_NOT_FOUND.
+// RotatePlatformKey gives a product a new platform key, which is returned only this once;
+// the old one stays valid for overlap. PRODUCT_NOT_FOUND.
 func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, overlap time.Duration) (key string, err error) {
 	key = secrets.NewPlatformKey()
 	hash := secrets.Hash(key)
@@ -108,9 +108,9 @@ func (s *Scheduler) RotatePlatformKey(ctx context.Context, productID string, ove
 	return key, nil
 }
 
-// DeleteProduct removes a product that has no engines. It is deleted in Vault first,
-// so that a registry which goes back in time does not bring it back.
-// PRODUCT_NOT_FOUND, PRODUCT_HAS_ENGINES.
+// DeleteProduct deletes a product that has no engines. It is marked as deleted in Vault
+// first, so that a registry that goes back in time does not restore it. PRODUCT_NOT_FOUND,
+// PRODUCT_HAS_ENGINES.
 func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 	return s.onProduct(ctx, audit.ActionProductDelete, productID, nil, func() error {
 		t, err := s.store.Tenant(ctx, productID)
@@ -122,7 +122,7 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 		}
 		if err == nil {
 			if err = s.store.DeleteProduct(ctx, productID); errors.Is(err, registry.ErrHasEngines) {
-				s.tellVault(ctx, t.Product, true) // one was made meanwhile
+				s.tellVault(ctx, t.Product, true) // an engine was created meanwhile
 			}
 		}
 		if errors.Is(err, registry.ErrHasEngines) {
@@ -132,13 +132,13 @@ func (s *Scheduler) DeleteProduct(ctx context.Context, productID string) error {
 	}, func(now *engine.Product) bool { return now == nil })
 }
 
-// Products returns every product with its count of engines, oldest first, and beside
-// them those whose record cannot be read.
+// Products returns all products with their counts of engines, oldest first, and separately
+// those whose record cannot be read.
 func (s *Scheduler) Products(ctx context.Context) ([]registry.Tenant, []*registry.Unreadable, error) {
 	return s.store.Tenants(ctx)
 }
 
-// productIDPattern is the form of newID: nothing else is looked up.
+// productIDPattern matches the form of newID; other ids are not read.
 var productIDPattern = regexp.MustCompile(`^[a-z2-7]{26,64}$`)
 
 // Product returns one product. PRODUCT_NOT_FOUND, RECORD_UNREADABLE.
@@ -157,7 +157,7 @@ func productError(err error) error {
 	return err
 }
 
-// onProduct audits a change of a product that is there; see audited.
+// onProduct audits a change of an existing product; see audited.
 func (s *Scheduler) onProduct(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	if _, err := s.Product(ctx, productID); err != nil {
 		return err
@@ -165,8 +165,8 @@ func (s *Scheduler) onProduct(ctx context.Context, action, productID string, det
 	return s.audited(ctx, action, productID, details, func() error { return productError(change()) }, done)
 }
 
-// audited makes a change of the admin between the two halves of its audit row. done says
-// of a product, nil when there is none, whether the change was made.
+// audited makes a change of the admin between beginning and completing its audit row. done
+// reports, by a product or nil if there is none, whether the change was made.
 func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	began := time.Now().UTC()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -179,7 +179,7 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 	err = change()
 	fault.Hit(action + "/" + atWritten)
 	if errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, link.ErrAway) {
-		// Its answer was lost: it may have been made, or be made yet.
+		// Its response was lost: it may have been made, or may still be made.
 		if s.ops.Background(func(ctx context.Context) { s.settleProduct(ctx, id, began, productID, err, done) }) {
 			return err
 		}

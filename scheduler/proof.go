@@ -14,15 +14,15 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// proofTime is how long an operation waits for a proof at least: a process that ends at
-// SIGTERM, and some time for the node to begin.
+// proofTime is the minimum time that an operation waits for a proof: for a process that
+// ends at SIGTERM, and for the node to begin.
 const proofTime = 15 * time.Second
 
-// errUnproven: a container of the engine may run, and its node does not prove that
-// none does.
+// errUnproven: a container of the engine may run, and its node does not prove that none
+// does.
 var errUnproven = errors.New("the node does not prove that no container of the engine runs")
 
-// unprovenOf are the allocations whose process may run although Nomad takes it for
+// unprovenOf returns the allocations whose process may run although Nomad reports it as
 // ended.
 func (s *Scheduler) unprovenOf(allocs []cluster.Alloc) (ids []string) {
 	for _, a := range allocs {
@@ -34,8 +34,9 @@ func (s *Scheduler) unprovenOf(allocs []cluster.Alloc) (ids []string) {
 	return ids
 }
 
-// noteUnproven has the row name what is not proved to have ended, and reports whether
-// that is news. Nomad forgets an allocation some time after its end; the row does not.
+// noteUnproven adds to the row the allocations whose end is not proved, and reports whether
+// that changed it. Nomad forgets an allocation some time after its end, so the row must
+// keep it.
 func (s *Scheduler) noteUnproven(row *engine.Row, allocs []cluster.Alloc) (changed bool) {
 	for _, id := range s.unprovenOf(allocs) {
 		if !slices.Contains(row.Proven, id) && !slices.Contains(row.Unproven, id) {
@@ -45,12 +46,12 @@ func (s *Scheduler) noteUnproven(row *engine.Row, allocs []cluster.Alloc) (chang
 	return changed
 }
 
-// prove makes sure that no container is left of allocations which Nomad takes for
-// ended. What is not proved in time is refused as that of a silent node is, and a
-// destroy lists its volume as unreachable.
+// prove makes sure that no container is left of allocations that Nomad reports as ended. If
+// that cannot be proved in time, the error is that of an unresponsive node, and a destroy
+// lists its volume as unreachable.
 func (o *work) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	if o.s.noteUnproven(o.Row, allocs) {
-		o.Log.Warn("nobody vouches for the end of the engine's process", "allocations", o.Row.Unproven)
+		o.Log.Warn("the end of the engine's process is not proved", "allocations", o.Row.Unproven)
 		if err := o.Save(ctx); err != nil {
 			return err
 		}
@@ -58,11 +59,11 @@ func (o *work) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	if len(o.Row.Unproven) == 0 {
 		return nil
 	}
-	if err := o.Fence(ctx); err != nil { // an admin may have vouched for it since
+	if err := o.Fence(ctx); err != nil { // an admin may have confirmed it since
 		return err
 	}
 	until := o.drainUntil()
-	if later := time.Now().Add(proofTime); until.Before(later) { // the wait before it may have taken all
+	if later := time.Now().Add(proofTime); until.Before(later) { // the wait before it may have used up the time
 		until = later
 	}
 	err := o.WhileOwned(ctx, func(ctx context.Context) error {
@@ -76,20 +77,20 @@ func (o *work) prove(ctx context.Context, allocs []cluster.Alloc) error {
 	})
 	switch {
 	case err == nil:
-		o.Log.Info("no process of the engine is left on its node", "allocations", o.Row.Unproven)
+		o.Log.Info("all processes of the engine on its node have ended", "allocations", o.Row.Unproven)
 		o.Row.Unproven, o.Row.Proven = nil, o.s.unprovenOf(allocs)
 		return nil
 	case ctx.Err() != nil || !errors.Is(err, errUnproven):
 		return err
 	case o.Row.Op.Kind == engine.OpDestroy:
-		o.Log.Warn("a container of a destroyed engine may run; its volume is left until its node proves that none does", "error", err)
+		o.Log.Warn("a container of a destroyed engine may run; its volume is kept until its node proves that none does", "error", err)
 		return nil
 	}
 	return o.unconfirmed(ctx, err)
 }
 
-// vouch takes an admin's word that no process of engines is left on a node, for those
-// of which the node has not proved it.
+// vouch records an admin's confirmation that no process of engines is left on a node, for
+// the processes whose end the node has not proved.
 func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 	rows, _, err := s.store.Engines(ctx)
 	if err != nil {
@@ -115,7 +116,7 @@ func (s *Scheduler) vouch(ctx context.Context, nodeID string) error {
 	}
 	err = errors.Join(errs...)
 	if errors.Is(err, registry.ErrConflict) {
-		return &engine.Error{Code: engine.BackendUnavailable, Message: "an operation changed one of the engines meanwhile; try again", Err: err, RetryAfter: engine.RetryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "an operation changed one of the engines meanwhile; retry", Err: err, RetryAfter: engine.RetryBackend}
 	}
 	return err
 }
@@ -136,8 +137,8 @@ func (s *Scheduler) proveOrphan(ctx context.Context, jobID string, allocs []clus
 	return nil
 }
 
-// proveUnreachable returns the unreachable volumes whose volume may be deleted: those of which no
-// container may run, or which it was proved of now.
+// proveUnreachable returns the unreachable volumes that may be deleted: those of which no
+// container may run, or of which this is now proved.
 func (s *Scheduler) proveUnreachable(ctx context.Context, unreachable []*registry.UnreachableVolume) []*registry.UnreachableVolume {
 	ok := make([]bool, len(unreachable))
 	var work errgroup.Group
@@ -150,7 +151,7 @@ func (s *Scheduler) proveUnreachable(ctx context.Context, unreachable []*registr
 			defer cancel()
 			err := s.prover.prove(limited, g.NodeID, []string{engine.JobID(g.EngineID)})
 			if ok[i] = err == nil; !ok[i] {
-				s.log.Debug("an unreachable volume stays: a container of its engine may run", "engine_id", g.EngineID, "error", err)
+				s.log.Debug("keeping an unreachable volume, because a container of its engine may run", "engine_id", g.EngineID, "error", err)
 			}
 			return nil
 		})
@@ -165,8 +166,8 @@ func (s *Scheduler) proveUnreachable(ctx context.Context, unreachable []*registr
 	return proven
 }
 
-// warnOfUnprovable names the nodes that run containers and could not prove that they
-// ended, should their docker daemon die.
+// warnOfUnprovable logs the nodes that run containers and could not prove their end if the
+// docker daemon died.
 func (s *Scheduler) warnOfUnprovable(ctx context.Context) {
 	if s.opts.Job.Driver != jobs.Docker {
 		return
@@ -178,12 +179,12 @@ func (s *Scheduler) warnOfUnprovable(ctx context.Context) {
 	}
 	for _, n := range s.cluster.Nodes() {
 		if unprovable(&n) {
-			s.log.Warn("this node cannot prove that containers ended when its docker daemon dies or is restarted: turn the raw_exec driver of its Nomad agent on, and until then do not set live-restore there (docs/operations.md)", "node", n.Name)
+			s.log.Warn("this node cannot prove that containers ended when its docker daemon dies or is restarted: enable the raw_exec driver of its Nomad agent, and do not set live-restore there before (docs/operations.md)", "node", n.Name)
 		}
 	}
 }
 
-// unprovable says whether a node runs containers and no scripts of the service.
+// unprovable reports whether a node runs containers but no scripts of the service.
 func unprovable(n *cluster.Node) bool {
 	return n.Drivers[string(jobs.Docker)] && !n.Drivers[string(jobs.RawExec)]
 }

@@ -11,21 +11,21 @@ import (
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
-// keyProof is how a row's engine is asked for a key while its process is that of an
+// keyProof returns how a key of a row's engine is proved while its process is that of an
 // allocation.
 func (o *work) keyProof(path, key, allocID string) boot.Proof {
 	jobID := o.Row.JobID()
 	return boot.Proof{Path: path, Key: key, Runs: func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) }}
 }
 
-// brokenContract is what the caller of a boot hears of an engine that answers against
-// the contract.
+// brokenContract returns the error for the caller of a boot whose engine breaks the
+// contract of the key proof.
 func brokenContract(b *boot.Breach) *engine.Error {
-	return engine.Errorf(engine.EngineBootFailed, "the engine serves, but does not keep the engine contract: %s. Have its image check X-Engine-Key there, "+
-		"or name a path of it that needs a key (ORCH_ENGINE_KEY_PROOF_PATH, or key_proof_path in the product's policy)", b.Said)
+	return engine.Errorf(engine.EngineBootFailed, "the engine serves, but breaks the engine contract: %s. Make the image check X-Engine-Key there, "+
+		"or set a path that requires the key (ORCH_ENGINE_KEY_PROOF_PATH, or key_proof_path in the product's policy)", b.Said)
 }
 
-// proofPath is the path on which a row's engine proves its key.
+// proofPath returns the path on which a row's engine proves its key.
 func (s *Scheduler) proofPath(ctx context.Context, row *engine.Row) (string, error) {
 	path := row.KeyProofPath
 	if row.ProductID != engine.WarmProduct {
@@ -43,9 +43,9 @@ func (s *Scheduler) proofPath(ctx context.Context, row *engine.Row) (string, err
 	return path, nil
 }
 
-// taskRuns says whether the process of an allocation was started. Nomad's own word of
-// that is batched for up to a second; but its client registers the service of a task
-// with Consul as soon as it runs.
+// taskRuns reports whether the process of an allocation was started. Nomad's own report can
+// be a second late, but its client registers a task's service in Consul as soon as the task
+// runs.
 func (s *Scheduler) taskRuns(ctx context.Context, jobID, allocID string) bool {
 	alloc, known := s.cluster.Newest(jobID)
 	switch {

@@ -10,24 +10,24 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// proposal is an operation that somebody wants to run on an engine.
+// proposal is an operation that is to run on an engine.
 type proposal struct {
 	kind          engine.OpKind
 	action, actor string // of its audit row
 	details       map[string]any
-	envVersion    int      // a restart's: of the provider keys that it is for
+	envVersion    int      // of a restart: the version of the provider keys that it is for
 	backends      []string // the dependencies that it needs
 	canary        bool
-	record        *engine.IdempotencyRef // of its Idempotency-Key; nil: it has none
-	pendingEntry  *pendingEntry          // its audit row, which other tries may use after it; nil: it has none yet
-	// prepare refuses states in which the operation makes no sense, and sets
-	// what the row says while it is under way.
+	record        *engine.IdempotencyRef // of its Idempotency-Key; nil: none
+	pendingEntry  *pendingEntry          // its audit row, which further attempts may use; nil: none yet
+	// prepare refuses states in which the operation makes no sense, and sets the fields of
+	// the row while the operation is in progress.
 	prepare func(*engine.Row) error
 }
 
-// propose writes an operation into a row that has none, and launches it. Once it is
-// written, the row is the operation's.
-// registry.ErrConflict: somebody else changed the row since it was read.
+// propose writes an operation into a row that has none, and launches it. After the write,
+// the row belongs to the operation. registry.ErrConflict: the row has changed since it was
+// read.
 func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_ *operation.Operation, err error) {
 	d := p.pendingEntry
 	if d == nil {
@@ -52,10 +52,10 @@ func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_
 	return s.write(ctx, row, op, d, p.actor, p.details, time.Since(asked))
 }
 
-// write writes an operation into a row that was prepared for it, under the audit row of
-// the tries before it or a new one, and launches it. asking is how long the dependencies
-// were asked for. The errors are those of Scheduler.begin and registry.Store.Update; after
-// one that leaves open whether the row was written, this replica looks after it.
+// write writes an operation into a row that was prepared for it, with the audit row of
+// earlier attempts or a new one, and launches it. asking is the time that the availability
+// probes took. The errors are those of Scheduler.begin and registry.Store.Update; after an
+// error that leaves open whether the row was written, this replica watches the row.
 func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Operation, d *pendingEntry, actor string, details map[string]any, asking time.Duration) (*operation.Operation, error) {
 	var timings operation.Timings
 	timings.Took(operation.TimingAsking, asking)
@@ -75,7 +75,7 @@ func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Opera
 	row.Op, at = op, time.Now()
 	if err := s.store.Update(ctx, row); err != nil {
 		if err = s.ops.Unanswered(row, err); errors.Is(err, operation.ErrUnanswered) {
-			*d = pendingEntry{} // the one who looks after the row completes it
+			*d = pendingEntry{} // the goroutine that watches the row completes it
 		}
 		return nil, err
 	}
@@ -85,8 +85,8 @@ func (s *Scheduler) write(ctx context.Context, row *engine.Row, op *engine.Opera
 	return s.ops.Launch(row, timings...), nil
 }
 
-// mayBegin says whether a change can be begun: this replica is up and what it depends on
-// answers.
+// mayBegin returns an error unless a change can be begun: this replica is up and its
+// dependencies respond.
 func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 	if err := s.ops.Open(); err != nil {
 		return err
@@ -100,8 +100,8 @@ func (s *Scheduler) mayBegin(ctx context.Context, backends ...string) error {
 	return s.guard.Await(ctx)
 }
 
-// present says whether the dependencies of a change answer: the named ones and the
-// audit log, without which nothing is changed.
+// present returns an error unless the dependencies of a change respond: the named ones and
+// the audit log, without which nothing is changed.
 func (s *Scheduler) present(ctx context.Context, backends ...string) error {
 	return s.checks.need(ctx, append(slices.Clone(backends), "audit")...)
 }

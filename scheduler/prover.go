@@ -15,26 +15,25 @@ import (
 )
 
 const (
-	// proofQuiet is how long no process may be seen before the proof counts: a container
-	// whose start was under way when the docker daemon died begins within that time.
+	// proofQuiet is how long no process must be seen before the proof counts. A container
+	// whose start was in progress when the docker daemon died begins within this time.
 	proofQuiet = 3 * time.Second
-	// orphanQuiet is the same of raw_exec: without its executor a process begins no more,
-	// and a second look finds one that was in the middle of an exec at the first.
+	// orphanQuiet is the same for raw_exec: without its executor no process can begin, and
+	// a second check finds one that was in the middle of an exec during the first.
 	orphanQuiet = time.Second
-	// proveAtOnce is how many jobs and allocations one batch job looks for.
+	// proveAtOnce is the maximum number of jobs and allocations in one batch job.
 	proveAtOnce = 500
-	// proveAlone is how many batch jobs run on a node when one that looked for many
-	// failed: one process that cannot be ended must not keep the others from being
-	// proved.
+	// proveAlone is how many batch jobs run on a node after one for many jobs failed: one
+	// process that cannot be ended must not prevent the proofs of the others.
 	proveAlone = 4
 )
 
-// prover proves that no process of engines is left on a node, and ends those that are.
-// What is asked for while a batch job runs on the node goes into the next one, so
-// that a docker daemon with hundreds of engines costs two or three.
+// prover proves that no process of engines is left on a node, and ends remaining ones.
+// Requests that come while a batch job runs on the node go into the next one, so that a
+// docker daemon with hundreds of engines needs only two or three.
 type prover struct {
-	// end ends processes by one batch job (endProcesses); spawn runs something that
-	// the scheduler waits for.
+	// end ends processes by one batch job (endProcesses); spawn runs a function that the
+	// scheduler waits for.
 	end   func(ctx context.Context, nodeID string, names []string) error
 	spawn func(func(context.Context))
 
@@ -42,11 +41,11 @@ type prover struct {
 	waiting map[string][]*proof // by node; there is an entry while batch jobs run there
 }
 
-// proof is one batch job and who waits for it.
+// proof is one batch job and the callers that wait for it.
 type proof struct {
 	names []string
 	done  chan struct{}
-	errs  map[string]error // by name, once done is closed; nil: proved
+	errs  map[string]error // by name, after done is closed; nil: proved
 }
 
 func newProver(s *Scheduler) *prover {
@@ -62,9 +61,9 @@ func newProver(s *Scheduler) *prover {
 	}
 }
 
-// prove ends the processes of jobs and allocations (endScript) on a node and returns
-// nil when none is left. errUnproven: it cannot be said now. Nothing may start them
-// any more.
+// prove ends the processes of jobs and allocations (endScript) on a node, and returns nil
+// if none is left. errUnproven: that cannot be proved now. The caller must make sure that
+// nothing can start them any more.
 func (p *prover) prove(ctx context.Context, nodeID string, names []string) error {
 	for len(names) > 0 {
 		part := names[:min(len(names), proveAtOnce)]
@@ -112,7 +111,7 @@ func (p *prover) join(nodeID string, names []string) *proof {
 	return last
 }
 
-// run runs the batch jobs of a node, one after the other, until none waits.
+// run runs the batch jobs of a node in succession, until none waits.
 func (p *prover) run(ctx context.Context, nodeID string) {
 	for {
 		p.mu.Lock()
@@ -130,7 +129,7 @@ func (p *prover) run(ctx context.Context, nodeID string) {
 	}
 }
 
-// carryOut runs one batch job, and one for each name when that fails.
+// carryOut runs one batch job, and if that fails, one for each name.
 func (p *prover) carryOut(ctx context.Context, nodeID string, proof *proof) {
 	err := p.end(ctx, nodeID, proof.names)
 	if err == nil {
@@ -151,7 +150,7 @@ func (p *prover) carryOut(ctx context.Context, nodeID string, proof *proof) {
 			return nil
 		})
 	}
-	_ = work.Wait() // the errors are kept
+	_ = work.Wait() // the errors are recorded
 	for i, name := range proof.names {
 		proof.errs[name] = errs[i]
 	}

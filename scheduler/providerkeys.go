@@ -16,19 +16,20 @@ import (
 )
 
 const (
-	// rolloutShare is the part of the running engines that may be restarted at a
-	// time for new provider keys: one in fifty, and at least one.
+	// rolloutShare is the fraction of the running engines that are restarted concurrently
+	// for new provider keys: one in fifty, and at least one.
 	rolloutShare = 50
-	// rolloutFailures in a row are taken for the keys' fault, not the engines'.
+	// rolloutFailures is the number of successive failures that are blamed on the keys, not
+	// on the engines.
 	rolloutFailures = 3
-	// rolloutIdle is how often the leader looks whether there is something to
-	// roll out; rolloutBusy while there is.
+	// rolloutIdle is the interval at which the leader checks whether there is something to
+	// roll out, and rolloutBusy the interval during a rollout.
 	rolloutIdle = 3 * time.Second
 	rolloutBusy = time.Second
 )
 
-// noteProviderKeys notes, before a process is started, which provider keys it
-// will have at least: Nomad reads them after that.
+// noteProviderKeys records, before a process is started, the lowest version of the provider
+// keys that it can have: Nomad reads them afterwards.
 func (o *work) noteProviderKeys(ctx context.Context) error {
 	if len(o.s.opts.ProviderKeys) == 0 || o.Row.Op.Kind == engine.OpRotateKey {
 		return nil
@@ -38,38 +39,38 @@ func (o *work) noteProviderKeys(ctx context.Context) error {
 		if o.Row.Op.Kind == engine.OpRestart {
 			return err
 		}
-		return nil // what it had before is still true
+		return nil // the earlier version is still correct
 	}
 	o.Row.EnvVersion = version
 	return nil
 }
 
-// RolloutStatus is how a rollout of provider keys stands, in a word.
+// RolloutStatus is the status of a rollout of provider keys.
 type RolloutStatus string
 
-// The words of a rollout.
+// The statuses of a rollout.
 const (
-	RolloutNone    RolloutStatus = "none" // never asked for
+	RolloutNone    RolloutStatus = "none" // never requested
 	RolloutRolling RolloutStatus = "rolling"
-	RolloutHalted  RolloutStatus = "halted" // too many engines in a row did not come back
+	RolloutHalted  RolloutStatus = "halted" // too many successive engines did not come back
 	RolloutDone    RolloutStatus = "done"
 )
 
-// RolloutProgress is how far the provider keys of a version have come.
+// RolloutProgress is the progress of a rollout of provider keys.
 type RolloutProgress struct {
 	Status        RolloutStatus
 	TargetVersion int
-	// Pending are the running engines that have older keys; Restarted those that
-	// were restarted for these, and Failed those of them that are failed now.
+	// Pending counts the running engines that have older keys, Restarted those that were
+	// restarted for these keys, and Failed those of them that are failed now.
 	Pending, Restarted, Failed int
 }
 
-// ApplyProviderKeys has the leader restart, a few at a time, the running engines
-// whose provider keys are older than those in Vault now. After a halt it begins
-// again. INVALID_REQUEST: engines get no provider keys.
+// ApplyProviderKeys makes the leader restart, a few concurrently, the running engines whose
+// provider keys are older than those in Vault. It resumes a halted rollout.
+// INVALID_REQUEST: engines get no provider keys.
 func (s *Scheduler) ApplyProviderKeys(ctx context.Context) (RolloutProgress, error) {
 	if len(s.opts.ProviderKeys) == 0 {
-		return RolloutProgress{}, engine.Errorf(engine.InvalidRequest, "this service gives its engines no provider keys: ORCH_ENGINE_ENV_PASSTHROUGH names none that is set")
+		return RolloutProgress{}, engine.Errorf(engine.InvalidRequest, "this service has no provider keys: set ORCH_ENGINE_ENV_PASSTHROUGH to the names of variables that are set")
 	}
 	version, err := s.vault.EnvVersion(ctx)
 	if err != nil {
@@ -86,7 +87,7 @@ func (s *Scheduler) ApplyProviderKeys(ctx context.Context) (RolloutProgress, err
 	return s.progress(r)
 }
 
-// ProviderKeys says how far the last rollout of provider keys has come.
+// ProviderKeys returns the progress of the last rollout of provider keys.
 func (s *Scheduler) ProviderKeys(ctx context.Context) (RolloutProgress, error) {
 	r, err := s.store.Rollout(ctx)
 	if err != nil {
@@ -127,20 +128,20 @@ func (s *Scheduler) progress(r *registry.Rollout) (RolloutProgress, error) {
 	return p, nil
 }
 
-// outdated says whether a running engine has older keys than a rollout is for,
-// and was not restarted for it yet.
+// outdated reports whether a running engine has older keys than those of a rollout, and was
+// not restarted for it yet.
 func outdated(row *engine.Row, r *registry.Rollout) bool {
 	return row.State == engine.Running && row.EnvVersion < r.TargetVersion && row.RestartedFor < r.TargetVersion
 }
 
-// rolloutLoop rolls provider keys out, while this replica leads.
+// rolloutLoop rolls provider keys out while this replica leads.
 func (s *Scheduler) rolloutLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := rolloutIdle
 		if s.Ready() == nil && s.guard.OK() && s.replica.Leader() {
 			more, err := s.rollOut(operation.WithRequestID(ctx, newID()))
 			if err != nil && ctx.Err() == nil {
-				s.log.Warn("cannot roll out the provider keys; trying again", "error", err)
+				s.log.Warn("cannot roll out the provider keys; retrying", "error", err)
 			} else if more {
 				wait = rolloutBusy
 			}
@@ -153,9 +154,8 @@ func (s *Scheduler) rolloutLoop(ctx context.Context) {
 	}
 }
 
-// rollOut restarts the next few engines and waits for them. It says whether more
-// are waiting. All that it knows is in the rows and in the record, so the next
-// leader goes on where this one ended.
+// rollOut restarts the next few engines, waits for them, and reports whether more are
+// waiting. Its whole state is in the rows and in the record, so the next leader continues.
 func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 	r, err := s.store.Rollout(ctx)
 	if err != nil || r.TargetVersion == 0 || r.Halted {
@@ -201,7 +201,7 @@ func (s *Scheduler) rollOut(ctx context.Context) (more bool, err error) {
 
 var errNotRestarted = errors.New("the engine did not come back from its restart")
 
-// restartFor restarts one engine for a rollout and waits until it is healthy.
+// restartFor restarts one engine for a rollout, and waits until it is healthy.
 // errNotRestarted: it is not.
 func (s *Scheduler) restartFor(ctx context.Context, seen *engine.Row, r *registry.Rollout) error {
 	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
@@ -226,15 +226,15 @@ func (s *Scheduler) restartFor(ctx context.Context, seen *engine.Row, r *registr
 	case err == nil:
 		return nil
 	case errors.Is(err, registry.ErrConflict):
-		return nil // a destroy or a stop was faster
+		return nil // a concurrent destroy or stop was faster
 	case operation.EndsRestart(AsError(err).Code):
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	return err
 }
 
-// countRestarts keeps how many restarts in a row failed, and halts the rollout
-// when it is too many.
+// countRestarts counts successive failed restarts, and halts the rollout if there are too
+// many.
 func (s *Scheduler) countRestarts(ctx context.Context, r *registry.Rollout, results []error) error {
 	before := r.Failures
 	var other []error
@@ -244,7 +244,7 @@ func (s *Scheduler) countRestarts(ctx context.Context, r *registry.Rollout, resu
 			r.Failures = 0
 		case errors.Is(err, errNotRestarted):
 			r.Failures++
-			s.log.Warn("an engine did not come back with the new provider keys", "error", err)
+			s.log.Warn("an engine did not become healthy with the new provider keys", "error", err)
 		default:
 			other = append(other, err)
 		}
@@ -252,7 +252,7 @@ func (s *Scheduler) countRestarts(ctx context.Context, r *registry.Rollout, resu
 	}
 	if r.Failures != before || r.Halted {
 		if r.Halted {
-			s.log.Error("halted the rollout of the provider keys: too many engines in a row did not come back; look at one, then `orch provider-keys apply` goes on", "version", r.TargetVersion)
+			s.log.Error("halted the rollout of the provider keys: too many successive engines did not become healthy; inspect one of them, then resume with `orch provider-keys apply`", "version", r.TargetVersion)
 		}
 		other = append(other, reconcile.MovedOn(s.store.UpdateRollout(ctx, r)))
 	}

@@ -82,28 +82,28 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	o, err = s.claimAndLaunch(ctx, caller, row, &timings)
 	if err != nil {
 		err = s.claimError(ctx, caller, err)
-		if !errors.Is(err, operation.ErrUnanswered) { // else the one who looks after the row completes it
+		if !errors.Is(err, operation.ErrUnanswered) { // otherwise the goroutine that watches the row completes it
 			s.abandon(ctx, op.AuditID, op.BeganAt, err)
 		}
 		return nil, err
 	}
 	made, err := o.Wait(ctx)
-	if err == nil && made.Unlabelled { // a warm engine, and it has not become another one
+	if err == nil && made.Unlabelled { // a warm engine that did not get another identity
 		s.warm.handedOut(made)
 	}
 	return made, err
 }
 
-// existing is what a provision hears when the user has a row.
+// existing returns the error of a provision if the user has a row.
 func existing(e *engine.Row) error {
 	if e != nil && e.State == engine.Destroying {
 		return engine.BusyWith(engine.OpDestroy)
 	}
-	return engine.Errorf(engine.EngineAlreadyExists, "this user has an engine already")
+	return engine.Errorf(engine.EngineAlreadyExists, "this user already has an engine")
 }
 
-// claimAndLaunch writes the row of a provision, a warm engine's or a new one, and
-// launches what it carries. operation.ErrUnanswered: see there.
+// claimAndLaunch writes the row of a provision, with a warm engine or a new one, and
+// launches its operation. operation.ErrUnanswered: see there.
 func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *operation.Timings) (*operation.Operation, error) {
 	launched, _ := s.ops.Reserve(row.Op.ID)
 	defer launched()
@@ -123,13 +123,13 @@ func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *eng
 	return s.ops.Launch(row, *timings...), nil
 }
 
-// claim finds a place for a row and creates it there. Others may take the place
-// meanwhile; then the next is tried.
+// claim finds a place for a row and creates the row there. If another call takes the place
+// meanwhile, the next one is tried.
 func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) error {
 	for try := 0; ; try++ {
 		p, err := s.choose(ctx, row.NodePool, row.Resources, 1, nil)
 		if err != nil {
-			// The quota and the user's own engine come before the cluster's room.
+			// The quota and the user's own engine are checked before capacity.
 			if qerr := s.quotaAllows(ctx, caller.Product); qerr != nil {
 				return qerr
 			}
@@ -151,18 +151,17 @@ func (s *Scheduler) claim(ctx context.Context, caller *Caller, row *engine.Row) 
 		if !errors.Is(err, registry.ErrConflict) || try == maxClaims {
 			return s.ops.Unanswered(row, err)
 		}
-		// The pooled volume went to another replica, or the product changed.
+		// Another replica has claimed the pooled volume, or the product has changed.
 		if err := caller.refresh(ctx, s); err != nil {
 			return err
 		}
 	}
 }
 
-// maxClaims bounds how often a provision yields to others before its caller is
-// told to try again.
+// maxClaims limits how often a provision loses a race before its caller must retry.
 const maxClaims = 20
 
-// quotaAllows returns QUOTA_EXCEEDED when the product is full.
+// quotaAllows returns QUOTA_EXCEEDED if the product is full.
 func (s *Scheduler) quotaAllows(ctx context.Context, p *engine.Product) error {
 	limit := p.Policy.MaxEngines
 	if limit == nil {
@@ -175,7 +174,7 @@ func (s *Scheduler) quotaAllows(ctx context.Context, p *engine.Product) error {
 	return err
 }
 
-// claimError is what a caller hears of a claim that failed.
+// claimError returns the error for a caller whose claim failed.
 func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrExists):
@@ -190,7 +189,7 @@ func (s *Scheduler) claimError(ctx context.Context, caller *Caller, err error) e
 }
 
 func quotaExceeded(limit int) *engine.Error {
-	e := engine.Errorf(engine.QuotaExceeded, "the product's policy allows %d engines and it has them", limit)
+	e := engine.Errorf(engine.QuotaExceeded, "the product has all %d engines that its policy allows", limit)
 	e.RetryAfter = retryCapacity
 	return e
 }

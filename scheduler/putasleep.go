@@ -8,15 +8,15 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// idleEngines is what the sleeper has done to engines.
+// idleEngines is what the sleeper does to engines.
 type idleEngines struct{ s *Scheduler }
 
 func (e idleEngines) Whole() bool { return e.s.guard.OK() }
 
 func (e idleEngines) Fresh() bool { return e.s.Ready() == nil && e.s.mirror.Age() < staleView }
 
-// MayChange: nothing is put to sleep unaudited, nor while it cannot be carried
-// out.
+// MayChange returns an error if no engine may be put to sleep, because that could not be
+// audited or carried out.
 func (e idleEngines) MayChange(ctx context.Context) error {
 	return e.s.checks.need(ctx, "consul", "nomad", "audit")
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Quarantine lists the engines that only an admin can decide about, oldest first.
+// Quarantine lists the engines whose owner only an admin can decide, oldest first.
 func (s *Scheduler) Quarantine(ctx context.Context) ([]*registry.Quarantined, error) {
 	list, err := s.store.Quarantine(ctx)
 	slices.SortFunc(list, func(a, b *registry.Quarantined) int {
@@ -25,9 +25,9 @@ func (s *Scheduler) Quarantine(ctx context.Context) ([]*registry.Quarantined, er
 	return list, err
 }
 
-var errNotQuarantined = engine.Errorf(engine.QuarantineNotFound, "no engine of that engine_id is quarantined")
+var errNotQuarantined = engine.Errorf(engine.QuarantineNotFound, "no engine with this engine_id is quarantined")
 
-// quarantined is the record of one engine. QUARANTINE_NOT_FOUND.
+// quarantined returns the record of one engine. QUARANTINE_NOT_FOUND.
 func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry.Quarantined, error) {
 	list, err := s.store.Quarantine(ctx)
 	if err != nil {
@@ -40,14 +40,14 @@ func (s *Scheduler) quarantined(ctx context.Context, engineID string) (*registry
 	return list[i], nil
 }
 
-// Adopt gives a quarantined engine to a user: to the one that its witnesses name, or
-// to the one that the admin names where they name none. The engine's row is made
-// anew; what it holds is untouched.
+// Adopt gives a quarantined engine to the user that its witnesses name or, if they name
+// none, to the one that the admin names. The engine gets a new row; its brain is not
+// touched.
 //
-// QUARANTINE_NOT_FOUND. PRODUCT_NOT_FOUND: whose it is is not known, or that product
-// is gone. ENGINE_ALREADY_EXISTS: the user has another engine, which has to be
-// destroyed first. INVALID_REQUEST: the witnesses name somebody else, or there is
-// more than one volume.
+// QUARANTINE_NOT_FOUND. PRODUCT_NOT_FOUND: the owner is unknown, or the product no longer
+// exists. ENGINE_ALREADY_EXISTS: the user has another engine, which must be destroyed
+// first. INVALID_REQUEST: the witnesses name another user, or there is more than one
+// volume.
 func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID string) (*engine.Row, error) {
 	q, err := s.quarantined(ctx, engineID)
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 		return nil, err
 	}
 	if w.Brain() == nil {
-		return nil, engine.Errorf(engine.InvalidRequest, "%d volumes have the name of engine %s; exactly one must be there", w.Volumes(), engineID)
+		return nil, engine.Errorf(engine.InvalidRequest, "%d volumes have the name of engine %s; there must be exactly one", w.Volumes(), engineID)
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -84,19 +84,19 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	return row, err
 }
 
-// adopter is whose a quarantined engine becomes.
+// adopter returns the new owner of a quarantined engine.
 func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (secrets.Owner, error) {
 	var owner secrets.Owner
 	owner.ProductID, owner.UserID = w.User()
 	switch {
 	case owner.ProductID == "" && productID == "":
-		return owner, engine.Errorf(engine.ProductNotFound, "no witness says whose engine %s is: name its product_id and user_id", w.ID())
+		return owner, engine.Errorf(engine.ProductNotFound, "no witness names the owner of engine %s: give its product_id and user_id", w.ID())
 	case productID != "" && owner.ProductID != "" && (owner.ProductID != productID || owner.UserID != userID):
-		return owner, engine.Errorf(engine.InvalidRequest, "engine %s is of user %q of product %s by its witnesses", w.ID(), owner.UserID, owner.ProductID)
+		return owner, engine.Errorf(engine.InvalidRequest, "engine %s belongs to user %q of product %s according to its witnesses", w.ID(), owner.UserID, owner.ProductID)
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
-	// An engine that was made before such ids were refused stays its user's.
+	// A user whose id was valid in an earlier version keeps its engine.
 	if err := engine.CheckUserID(owner.UserID); err != nil && !errors.Is(err, engine.ErrDotSegment) {
 		return owner, engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
@@ -111,18 +111,18 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 	}
 	has, err := s.store.Engine(ctx, owner.ProductID, owner.UserID)
 	var damaged *registry.Unreadable
-	if errors.As(err, &damaged) && !damaged.Newer { // it is written over
+	if errors.As(err, &damaged) && !damaged.Newer { // it is overwritten
 		has, err = &engine.Row{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
 	case err == nil && has.EngineID == w.ID():
-		has = nil // its own row: only the record has to go
+		has = nil // its own row: only the record must be deleted
 	case err == nil && has.Reason != engine.ReasonBrainMissing:
-		return nil, engine.Errorf(engine.EngineAlreadyExists, "the user has engine %s; destroy that first, or discard this one", has.EngineID)
+		return nil, engine.Errorf(engine.EngineAlreadyExists, "the user already has engine %s; destroy it first, or discard this one", has.EngineID)
 	case err != nil && !errors.Is(err, registry.ErrNotFound):
 		return nil, err
 	}
-	// The secret first: with it the row's key is disclosed.
+	// The secret is written first, because the row makes its key available.
 	if err := s.ownSecret(ctx, w, owner); err != nil {
 		return nil, err
 	}
@@ -152,8 +152,8 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 	return row, err
 }
 
-// ownSecret has an engine's secret name its owner; one that is lost is made anew, and
-// the engine gets the new key with its next start or re-key.
+// ownSecret writes the owner into an engine's secret. A lost secret is created again, and
+// the engine gets the new key at its next start or re-key.
 func (s *Scheduler) ownSecret(ctx context.Context, w *reconcile.Witnesses, owner secrets.Owner) error {
 	k := &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID()}
 	newest, err := s.vault.NewestVersion(ctx, w.ID())
@@ -174,11 +174,11 @@ func (s *Scheduler) ownSecret(ctx context.Context, w *reconcile.Witnesses, owner
 	return nil
 }
 
-// Discard removes a quarantined engine for good: its process, job, volume, variable
-// and key, and the row that names it, if there is one.
+// Discard permanently removes a quarantined engine: its process, job, volume, variable and
+// key, and the row that names it, if there is one.
 //
-// QUARANTINE_NOT_FOUND. STOP_UNCONFIRMED: its node does not confirm that the process
-// is gone; nothing else was removed.
+// QUARANTINE_NOT_FOUND. STOP_UNCONFIRMED: its node does not confirm that the process has
+// ended; nothing else was removed.
 func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	q, err := s.quarantined(ctx, engineID)
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	}
 	err = s.reconcile.Clear(ctx, f)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that its process is gone; nothing else was removed, try again when it does", Err: err}
+		err = &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that its process has ended; nothing else was removed; retry later", Err: err}
 	}
 	if err == nil {
 		err = s.missing(ctx, engineID)
@@ -213,8 +213,8 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	return err
 }
 
-// missing says in the rows that name a discarded engine that it is gone: there is one,
-// or none.
+// missing marks the row that names a discarded engine, if there is one, as one whose engine
+// no longer exists.
 func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 	seen := s.mirror.Twins(engineID)
 	if row := s.mirror.ByID(engineID); row != nil && len(seen) == 0 {

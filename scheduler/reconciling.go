@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/scheduler/reconcile"
 )
 
-// reconciling is what a reconcile pass has done to engines.
+// reconciling is what a reconcile pass does to engines.
 type reconciling struct{ s *Scheduler }
 
 func (r reconciling) Ready() bool { return r.s.Ready() == nil }
@@ -59,7 +59,7 @@ func (r reconciling) VolumesOf(ctx context.Context, engineID string) ([]*cluster
 func (r reconciling) RemoveVolume(ctx context.Context, v *cluster.Volume) error {
 	left, err := r.s.removeVolume(ctx, v)
 	if err == nil && left != "" {
-		err = &engine.Error{Code: engine.BackendError, Message: "the engine's volume is left: " + left}
+		err = &engine.Error{Code: engine.BackendError, Message: "the engine's volume remains: " + left}
 	}
 	return err
 }
@@ -72,14 +72,14 @@ func (r reconciling) Image(p *engine.Product) (string, error) { return r.s.allow
 
 func (r reconciling) Resources(p engine.Policy) engine.Resources { return r.s.resources(p) }
 
-// undone is how a destroy begins that undoes a provision, which the registry has of then
-// and nobody goes on with.
+// undone returns the beginning of a destroy that undoes a provision which an outdated
+// registry contains and nobody continues.
 func undone() engine.Operation {
 	return engine.Operation{Kind: engine.OpDestroy, Step: plans.First(engine.OpDestroy), Undo: string(engine.RegistryRecovering)}
 }
 
-// EndProcess ends the process of an engine that is stopped or sleeping, by the
-// operation that should have done so, or what is left of a paused one.
+// EndProcess ends the process of an engine that is stopped or sleeping, by the operation
+// that should have ended it, or what remains of a paused one.
 func (r reconciling) EndProcess(ctx context.Context, row *engine.Row, gone bool) error {
 	s := r.s
 	if row.Frozen != nil {
@@ -90,16 +90,16 @@ func (r reconciling) EndProcess(ctx context.Context, row *engine.Row, gone bool)
 	}
 	runs, err := s.asksForProcess(ctx, row.JobID())
 	if err != nil || !runs {
-		return err // the list that told otherwise is older than the row
+		return err // the list is older than the row
 	}
-	s.log.Warn("an engine that should not run does; ending its process", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State))
+	s.log.Warn("an engine runs although it should not; ending its process", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State))
 	if row.State == engine.Sleeping {
 		return s.proposeAndWait(ctx, row, engine.OpSleep, audit.ActionSleep, "nomad")
 	}
 	return s.proposeAndWait(ctx, row, engine.OpStop, audit.ActionStop, "nomad")
 }
 
-// asksForProcess says whether a job asks for a process now, or has one.
+// asksForProcess reports whether a job requests a process now, or has one.
 func (s *Scheduler) asksForProcess(ctx context.Context, jobID string) (bool, error) {
 	job, err := s.cluster.Job(ctx, jobID)
 	if errors.Is(err, cluster.ErrNotFound) {
@@ -128,7 +128,7 @@ func (s *Scheduler) asksForProcess(ctx context.Context, jobID string) (bool, err
 	return lives, err
 }
 
-// proposeAndWait begins an operation that nobody asked for, and waits for it.
+// proposeAndWait begins an operation of the service itself, and waits for it.
 func (s *Scheduler) proposeAndWait(ctx context.Context, row *engine.Row, kind engine.OpKind, action string, backends ...string) error {
 	o, err := s.propose(ctx, row, proposal{
 		kind: kind, action: action, actor: actorSystem, details: map[string]any{"why": reconcile.Why}, backends: backends,
@@ -141,33 +141,32 @@ func (s *Scheduler) proposeAndWait(ctx context.Context, row *engine.Row, kind en
 	return err
 }
 
-// PlanReconcile says what a full pass would do now, on any replica; it changes
-// nothing. What a pass only does after it saw something twice (a quota) is told
-// as such. BACKEND_UNAVAILABLE: the rows cannot be read.
+// PlanReconcile returns what a full pass would do now, on any replica, and changes nothing.
+// Actions that a pass takes only after seeing something twice (a quota) are marked.
+// BACKEND_UNAVAILABLE: the rows cannot be read.
 func (s *Scheduler) PlanReconcile(ctx context.Context) (*reconcile.Plan, error) {
 	return s.reconcile.Plan(ctx)
 }
 
-// RequestReconcile has the leader, whichever replica it is, make a full pass at
-// once.
+// RequestReconcile requests a full pass of the leader, whichever replica that is.
 func (s *Scheduler) RequestReconcile(ctx context.Context) error {
 	return s.store.RequestReconcile(ctx)
 }
 
-// PlanRecovery says what a recovery of the registry would do now; it changes
-// nothing. BACKEND_UNAVAILABLE: a store does not say what it has.
+// PlanRecovery returns what a recovery of the registry would do now, and changes nothing.
+// BACKEND_UNAVAILABLE: a store cannot be read.
 func (s *Scheduler) PlanRecovery(ctx context.Context) ([]*reconcile.Action, error) {
 	return s.reconcile.PlanRecovery(ctx)
 }
 
-// RequestRecovery has the leader compare every engine with its witnesses, and
-// rebuild what is missing. Changes wait meanwhile.
+// RequestRecovery requests that the leader compares every engine with its witnesses, and
+// rebuilds what is missing. Changes wait meanwhile.
 func (s *Scheduler) RequestRecovery(ctx context.Context) error {
-	if err := s.guard.StartRecovery(ctx, "an admin asked for it", true); err != nil {
+	if err := s.guard.StartRecovery(ctx, "an admin requested it", true); err != nil {
 		return err
 	}
 	return s.store.RequestReconcile(ctx)
 }
 
-// Role is what this replica is among the others: "leader", "follower" or "none".
+// Role returns this replica's role: "leader", "follower" or "none".
 func (s *Scheduler) Role() string { return s.replica.Role() }

@@ -12,10 +12,10 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// keyReaders is how many keys are looked for in Vault at a time.
+// keyReaders is how many keys are read from Vault concurrently.
 const keyReaders = 16
 
-// lostKeys are the rows whose key Vault does not have any more.
+// lostKeys returns the rows whose key Vault no longer has.
 func (s *Scheduler) lostKeys(ctx context.Context) ([]*engine.Row, error) {
 	rows, _, err := s.store.Engines(ctx)
 	if err != nil {
@@ -42,23 +42,23 @@ func (s *Scheduler) lostKeys(ctx context.Context) ([]*engine.Row, error) {
 	return slices.DeleteFunc(lost, func(row *engine.Row) bool { return row == nil }), nil
 }
 
-// Rekeyed is what a call of Rekey did.
+// Rekeyed is the result of Rekey.
 type Rekeyed struct {
-	// Rekeyed engines have a new key that they take; AtStart get one with their next
-	// start, for they do not run; Failed did not confirm theirs; Left are to be done by
-	// the next call.
+	// Rekeyed counts engines that have and accept a new key, AtStart those that get one at
+	// their next start because they do not run, Failed those that did not confirm theirs,
+	// and Left those for the next call.
 	Rekeyed, AtStart, Failed, Left int
 }
 
 const (
-	// rekeyFor is how long one call of Rekey begins with engines; rekeyers how many are
-	// under way at a time.
+	// rekeyFor is how long one call of Rekey starts further engines, and rekeyers how many
+	// are in progress concurrently.
 	rekeyFor = 20 * time.Second
 	rekeyers = 4
 )
 
-// Rekey gives engines whose key Vault has lost a new one, a few at a time, for a
-// while; who calls again goes on. Products get the new keys by admit.
+// Rekey gives new keys to engines whose key Vault has lost, a few concurrently, for a
+// limited time; a repeated call continues. Products get the new keys by admit.
 func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
 	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
 		return Rekeyed{}, err
@@ -98,7 +98,7 @@ func (s *Scheduler) Rekey(ctx context.Context) (Rekeyed, error) {
 			done.Rekeyed++
 		case err != nil:
 			done.Failed++
-			s.log.Warn("an engine did not take its new key", "engine_id", lost[i].EngineID, "error", err)
+			s.log.Warn("an engine did not accept its new key", "engine_id", lost[i].EngineID, "error", err)
 		}
 	}
 	return done, s.store.RequestReconcile(ctx)

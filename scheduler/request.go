@@ -10,16 +10,15 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Caller is a product that proved itself, with the engine that it asks about as
-// both were when it asked.
+// Caller is an authenticated product, with the user's engine, both as read for the call.
 type Caller struct {
 	Product *engine.Product
-	// Engine is the user's row; nil when there is none.
+	// Engine is the user's row; nil if there is none.
 	Engine *engine.Row
-	// UserID is whose engine the call is about.
+	// UserID is the user whose engine the call is about.
 	UserID string
-	// IdempotencyKey makes the same start, stop, rotation or destroy again have the same
-	// answer; empty: none.
+	// IdempotencyKey makes a repeated start, stop, rotation or destroy return the same
+	// result; empty: none.
 	IdempotencyKey string
 
 	keyHash string
@@ -27,9 +26,8 @@ type Caller struct {
 	admits  bool
 }
 
-// Authenticate finds the product of a platform key, and its user's engine, in
-// one read that began after the call arrived. INVALID_PLATFORM_KEY: no product
-// has this key.
+// Authenticate reads the product of a platform key, and its user's engine, in one read that
+// begins after the call arrived. INVALID_PLATFORM_KEY: no product has this key.
 func (s *Scheduler) Authenticate(ctx context.Context, platformKey, userID string) (*Caller, error) {
 	if !secrets.IsPlatformKey(platformKey) {
 		return nil, errPlatformKey
@@ -41,8 +39,8 @@ func (s *Scheduler) Authenticate(ctx context.Context, platformKey, userID string
 	return c, nil
 }
 
-// AuthenticateAdmit is Authenticate for an admit: the engine is not put to sleep
-// under the answer. The caller is to be given to Leave.
+// AuthenticateAdmit is Authenticate for an admit: the engine is not put to sleep until
+// Leave is called, which the caller must do.
 func (s *Scheduler) AuthenticateAdmit(ctx context.Context, platformKey, userID string) (*Caller, error) {
 	if !secrets.IsPlatformKey(platformKey) {
 		return nil, errPlatformKey
@@ -62,7 +60,7 @@ func (c *Caller) Leave() {
 	}
 }
 
-var errPlatformKey = engine.Errorf(engine.InvalidPlatformKey, "the X-Platform-Key header does not hold the platform key of a product")
+var errPlatformKey = engine.Errorf(engine.InvalidPlatformKey, "the X-Platform-Key header does not contain the platform key of a product")
 
 // refresh reads product and engine again.
 func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {

@@ -12,9 +12,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// writeNewKey writes the next version of the engine's key. A crash before the
-// row names it leaves a version that nobody was told; retireOldKey destroys it
-// with the others.
+// writeNewKey writes the next version of the engine's key. If a crash happens before the
+// row names it, nobody ever got this version, and retireOldKey destroys it with the others.
 func (o *work) writeNewKey(ctx context.Context) error {
 	for ctx.Err() == nil {
 		newest, err := o.s.vault.NewestVersion(ctx, o.Row.EngineID)
@@ -30,7 +29,7 @@ func (o *work) writeNewKey(ctx context.Context) error {
 		k := o.newKey()
 		err = o.s.vault.PutEngineKey(ctx, o.Row.EngineID, k, newest)
 		if errors.Is(err, secrets.ErrConflict) {
-			continue // an answer was lost, or the operation
+			continue // a response was lost, or the operation
 		}
 		if err != nil {
 			return err
@@ -41,8 +40,8 @@ func (o *work) writeNewKey(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// isSomebodyElses returns ENGINE_QUARANTINED when the newest secret names another
-// owner than the row: then no key is written over it.
+// isSomebodyElses returns ENGINE_QUARANTINED if the newest secret names another owner than
+// the row: then it is not overwritten.
 func (o *work) isSomebodyElses(ctx context.Context, newest int) error {
 	if newest == 0 {
 		return nil
@@ -57,12 +56,11 @@ func (o *work) isSomebodyElses(ctx context.Context, newest int) error {
 	return err
 }
 
-// leave takes an operation back that changed nothing which an engine or a caller
-// could see.
+// leave undoes an operation that changed nothing visible to an engine or a caller.
 func (*work) leave(context.Context) error { return nil }
 
-// proveRotation waits until the engine refuses the old key and accepts the new
-// one: /health is open, and the process before may still hold the port.
+// proveRotation waits until the engine refuses the old key and accepts the new one. /health
+// proves nothing, because it is open, and the previous process may still have the port.
 func (o *work) proveRotation(ctx context.Context) error {
 	if o.Row.Op.GiveUp {
 		o.rotateWithoutProcess(engine.ReasonKeyUnconfirmed)
@@ -88,7 +86,7 @@ func (o *work) proveRotation(ctx context.Context) error {
 		ended = false
 	}
 	if ended && err == nil {
-		err = o.prove(ctx, last) // it may serve on with the old key
+		err = o.prove(ctx, last) // it may still serve with the old key
 	}
 	if ended && err == nil {
 		o.rotateWithoutProcess(reason)
@@ -96,12 +94,12 @@ func (o *work) proveRotation(ctx context.Context) error {
 	return o.noteSilence(ctx, err)
 }
 
-// unwritten is what a caller hears when Nomad ends the engine's process because it could
-// not write the hash of the new key where the process would read it; nil: it could.
+// unwritten returns the error if Nomad ends the engine's process because it could not write
+// the hash of the new key where the process would read it; nil: it could.
 func unwritten(allocs []cluster.Alloc) error {
 	for _, a := range allocs {
 		if a.Cause == cluster.CauseTemplate {
-			return engine.Errorf(engine.RotationUnconfirmed, "the engine's process is ended by its node, which could not write the hash of the new key into NOMAD_SECRETS_DIR (/secrets in a container): %s. That file system is of 1 MB, and what the engine writes there fills it. Its next process has the new key", a.Failure)
+			return engine.Errorf(engine.RotationUnconfirmed, "the node ended the engine's process, because it could not write the hash of the new key into NOMAD_SECRETS_DIR (/secrets in a container): %s. That file system has 1 MB, and what the engine writes there fills it. The engine's next process has the new key", a.Failure)
 		}
 	}
 	return nil
@@ -110,8 +108,8 @@ func unwritten(allocs []cluster.Alloc) error {
 // errEnded: Nomad knows that no process of the engine is left.
 var errEnded = errors.New("the engine's process ended")
 
-// rotateWithoutProcess ends the proof when no process that knows the old key is to go
-// on; the next one reads the new hash.
+// rotateWithoutProcess ends the proof if no process that knows the old key continues; the
+// next process reads the new hash.
 func (o *work) rotateWithoutProcess(reason string) {
 	o.Row.KeyVersion, o.Row.KeyID = o.Row.Op.KeyVersion, o.Row.Op.KeyID
 	if o.Row.State == engine.Running || reason != engine.ReasonKeyUnconfirmed {
@@ -119,9 +117,9 @@ func (o *work) rotateWithoutProcess(reason string) {
 	}
 }
 
-// rotationProven asks the engine again and again. After the caller was told that the
-// rotation is not confirmed it goes on, less often. errEnded, errVanished: no process is
-// there to be asked; the allocations are what Nomad knows of it.
+// rotationProven probes the engine repeatedly. After the caller was told that the rotation
+// is not confirmed, it continues at a longer interval. errEnded, errVanished: there is no
+// process to probe; the allocations are what Nomad knows about it.
 func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 	keys, err := o.rotationKeys(ctx)
 	if err != nil {
@@ -132,7 +130,7 @@ func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 		until = soonest
 	}
 	before, missed, looked := o.s.starts.Seen(ctx, o.Row.JobID()), false, time.Now()
-	heard, at := "", time.Time{} // what it answered last, and when
+	heard, at := "", time.Time{} // the engine's last response, and its time
 	for {
 		said, asked := keys.Ask(ctx, o.s.probe, o.Row.URL)
 		if asked == nil {
@@ -148,8 +146,8 @@ func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 			o.s.starts.Await(ctx, o.Row.JobID(), before)
 			continue
 		case asked != nil:
-			if said = heard; time.Since(at) > askAgain { // else it is slow for a moment
-				said = "it does not answer"
+			if said = heard; time.Since(at) > askAgain { // otherwise it is only slow for a moment
+				said = "it does not respond"
 			}
 			o.followAlloc()
 		}
@@ -159,11 +157,11 @@ func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 		silent, told := o.s.nodeSilent(o.Row.NodeID), o.Told()
 		if own, known := o.s.cluster.Newest(o.Row.JobID()); known && !told {
 			if err := unwritten([]cluster.Alloc{own}); err != nil {
-				return nil, err // the process may serve on with the old key for its grace
+				return nil, err // the process may still serve with the old key during its grace period
 			}
 		}
 		if silent && (!told || o.Row.State == engine.Running) {
-			return nil, &engine.Error{Code: engine.RotationUnconfirmed, Message: "the engine's node is silent; the rotation goes on when it returns", Err: errNodeSilent}
+			return nil, &engine.Error{Code: engine.RotationUnconfirmed, Message: "the engine's node does not respond; the rotation continues when the node is back", Err: errNodeSilent}
 		}
 		late := time.Now().After(until)
 		if !silent && (late || asked != nil && time.Since(looked) > askAgain) {
@@ -174,7 +172,7 @@ func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 			case gone:
 				return allocs, errEnded
 			case late && !told:
-				return nil, engine.Errorf(engine.RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation goes on in the background, and a stop or start gives the engine its new key", said)
+				return nil, engine.Errorf(engine.RotationUnconfirmed, "the engine has not confirmed its new key: %s; the rotation continues in the background, and a stop or start gives the engine its new key", said)
 			}
 			if late {
 				until = looked.Add(killGrace)
@@ -195,8 +193,8 @@ func (o *work) rotationKeys(ctx context.Context) (*boot.Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Vault may have lost the old key: then the rotation is a re-key, and any other
-	// key than the new one has to be refused.
+	// Vault may have lost the old key: then the rotation is a re-key, and every key other
+	// than the new one must be refused.
 	k := &boot.Rotation{Path: path, Old: secrets.NewEngineKey()}
 	old, err := o.s.secret(ctx, o.Row)
 	if err == nil {
@@ -212,9 +210,9 @@ func (o *work) rotationKeys(ctx context.Context) (*boot.Rotation, error) {
 	return k, nil
 }
 
-// followAlloc takes the address of the engine's newest process over: Nomad gives
-// an allocation that was not known to run when its node fell silent another one
-// when the node returns.
+// followAlloc updates the address to that of the engine's newest process: if an allocation
+// was not known to run when its node became unreachable, Nomad replaces it when the node is
+// back.
 func (o *work) followAlloc() {
 	alloc, known := o.s.cluster.Newest(o.Row.JobID())
 	if known && !alloc.Terminal() && alloc.Addr != "" && alloc.ID != o.Row.AllocID {
@@ -222,10 +220,10 @@ func (o *work) followAlloc() {
 	}
 }
 
-// proofEvery is how often the engine is asked for its key during a rotation.
+// proofEvery is the interval of probes with the key during a rotation.
 const proofEvery = 5 * time.Millisecond
 
-// processGone says whether Nomad knows that no process of the engine is left, or does
+// processGone reports whether Nomad knows that no process of the engine is left, or does
 // not know the process of the row.
 func (o *work) processGone(ctx context.Context) (allocs []cluster.Alloc, gone, vanished bool) {
 	w := o.s.cluster.Watch(o.Row.JobID())

@@ -12,23 +12,23 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// What callers get while a key is rotated. Most rotations are over in a moment. An
-// engine that does not take its new key goes on with the old one, and its users with
-// it, until it is stopped or started.
+// This file returns keys to callers while a key is being rotated. Most rotations end in a
+// moment. An engine that does not accept its new key keeps the old one, and so do its
+// users, until it is stopped or started.
 
 const (
-	// rotationPatience is how long an admit waits for a rotation before it asks the
-	// engine which key it accepts.
+	// rotationPatience is how long an admit waits for a rotation before it checks which key
+	// the engine accepts.
 	rotationPatience = 5 * time.Second
-	// askAgain is between two such questions.
+	// askAgain is the interval of such checks.
 	askAgain = time.Second
-	// giveUpWithin bounds the wait for a rotation to give way: its owner looks at its
+	// giveUpWithin limits the wait until a rotation ends on request: its owner reads the
 	// row once per second.
 	giveUpWithin = 15 * time.Second
 )
 
-// unconfirmed says whether a row's operation is a rotation whose caller was told that
-// it is not confirmed.
+// unconfirmed reports whether a row's operation is a rotation whose caller was told that it
+// is not confirmed.
 func unconfirmed(row *engine.Row) bool {
 	return row.Op != nil && row.Op.Kind == engine.OpRotateKey && (row.State != engine.Running || time.Now().After(row.Op.Deadline))
 }
@@ -38,9 +38,9 @@ func rotates(row *engine.Row) bool {
 	return row.Op != nil && row.Op.Kind == engine.OpRotateKey && row.URL != ""
 }
 
-// awaitRotation waits for the end of the row's rotation. "": it ended, and the row says
-// what now. Otherwise the rotation takes long, and this is the key that the engine
-// accepts meanwhile. ROTATION_UNCONFIRMED: it accepts none.
+// awaitRotation waits for the end of the row's rotation. "": it has ended, and the row must
+// be read again. Otherwise the rotation takes long, and the engine accepts the returned key
+// meanwhile. ROTATION_UNCONFIRMED: it accepts none.
 func (s *Scheduler) awaitRotation(ctx context.Context, row *engine.Row) (key string, err error) {
 	op := row.Op
 	began := time.Now()
@@ -83,8 +83,8 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *engine.Row) (key str
 	}
 }
 
-// acceptedKey asks an engine whose key is being rotated which one it accepts; "": none,
-// or something else answers at its address.
+// acceptedKey returns the key that an engine accepts while its key is being rotated; "":
+// none, or another process responds at its address.
 func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, error) {
 	path, err := s.proofPath(ctx, row)
 	probe, end := s.probe.Talk()
@@ -113,9 +113,8 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, e
 	return "", ctx.Err()
 }
 
-// giveUpRotation has a rotation that is not confirmed end, so that the engine's next
-// process, which reads the new hash, is its outcome. It returns when the row says so,
-// or says something else.
+// giveUpRotation ends a rotation that is not confirmed: the engine's next process reads the
+// new hash. It returns when the row shows that, or has changed otherwise.
 func (s *Scheduler) giveUpRotation(ctx context.Context, row *engine.Row, desired engine.State) error {
 	row = row.Clone()
 	opID := row.Op.ID

@@ -1,11 +1,10 @@
-// Package scheduler is the life of an engine: it provisions, starts, stops,
-// re-keys and destroys engines as operations that survive a crash between any
-// two of their steps.
+// Package scheduler is the life of an engine: it provisions, starts, stops, re-keys and
+// destroys engines as operations that survive a crash between any two of their steps.
 //
-// An operation first writes itself into the engine's row by check-and-set, then
-// acts under names derived from the engine_id, noting each step and each id it
-// learned, and closes itself. Whoever finds an operation whose owner is gone
-// continues it from its step.
+// An operation first writes itself into the engine's row by check-and-set. It then acts
+// under names derived from the engine_id, records each step and each id that it gets, and
+// finally closes itself. A replica that finds an operation with a dead owner continues it
+// from its step.
 package scheduler
 
 import (
@@ -33,42 +32,43 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// Options are what an operator decides about engines.
+// Options are an operator's settings for engines.
 type Options struct {
 	Job          jobs.Settings
 	DefaultImage string
-	// KeyProofPath is where engines prove their keys, where their product's policy says
-	// nothing.
+	// KeyProofPath is the path on which engines prove their keys, unless their product's
+	// policy sets one.
 	KeyProofPath string
-	// Digests resolves images; nil: they are started as they are named, also those
-	// of engines that have a digest.
+	// Digests resolves images; nil: all engines are started by the name of their image,
+	// even those that have a digest.
 	Digests Digests
-	// Resources are an engine's, where its product's policy says nothing.
+	// Resources are an engine's resources, unless its product's policy sets them.
 	Resources    engine.Resources
 	BootTimeout  time.Duration
 	ProbeTimeout time.Duration
-	// MaxFailures is how many probes in a row confirm that an engine fails.
+	// MaxFailures is the number of successive failed probes after which an engine is
+	// failed.
 	MaxFailures int
 	Restart     engine.Backoff
 	// RestartSubsystems are globs of the subsystems in an engine's /health that a restart
-	// may mend. One whose failing subsystems are all others is not restarted.
+	// may repair. An engine in which only other subsystems fail is not restarted.
 	RestartSubsystems []string
-	// VolumePool is how many ready, empty volumes each node keeps.
+	// VolumePool is the number of ready, empty volumes per node.
 	VolumePool int
-	// WarmPool is how many engines of the standard kind run and wait for a user.
+	// WarmPool is the number of warm engines of the default kind.
 	WarmPool int
-	// IdleTimeout is after how long without an admit an engine is put to sleep,
-	// where its product's policy says nothing; 0: never.
+	// IdleTimeout is the time without an admit after which an engine is put to sleep,
+	// unless its product's policy sets it; 0: never.
 	IdleTimeout time.Duration
-	// ReconcileInterval is the time between two full passes of the leader, and
-	// OrphanGrace how long what has no row is left alone before it is removed.
+	// ReconcileInterval is the time between two full passes of the leader. OrphanGrace is
+	// how long an object without a row is kept before it is removed.
 	ReconcileInterval, OrphanGrace time.Duration
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
 }
 
-// Scheduler runs operations on engines. All its methods may be called from any
-// number of goroutines, once Run was called.
+// Scheduler runs operations on engines. Its methods are safe for concurrent use after Run
+// was called.
 type Scheduler struct {
 	opts        Options
 	log         hclog.Logger
@@ -95,23 +95,23 @@ type Scheduler struct {
 	monitor   *health.Monitor
 	reconcile *reconcile.Reconciler
 	prover    *prover
-	rollout   chan struct{} // holds one token when provider keys are to be rolled out
+	rollout   chan struct{} // contains a token if provider keys are to be rolled out
 
-	// productIDs remembers which product a platform key hash belongs to. It
-	// only saves a read: each call verifies the pair anew.
+	// productIDs caches which product a platform key hash belongs to. It only saves a read,
+	// because each call verifies the pair.
 	productIDs sync.Map
 
 	guard     *guard.Guard
-	mendAsked atomic.Int64 // when a damaged record last had a pass asked for, as time.Time.UnixNano
-	witnessed sync.Map     // the revision of each product that has a witness, by its id
+	mendAsked atomic.Int64 // when a pass was last requested because of a damaged record, as time.Time.UnixNano
+	witnessed sync.Map     // the revision in the witness of each product, by its id
 
 	ops *operation.Machine // of this replica
 
 	mu           sync.Mutex
-	contradicted map[string]bool // engine_ids whose row and secret disagree, as was told
+	contradicted map[string]bool // engine_ids whose row and secret name different owners, as already reported
 }
 
-// New returns a scheduler; Run makes it work.
+// New returns a scheduler. It works after Run was called.
 func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vault, a *audit.Log, log hclog.Logger) *Scheduler {
 	s := &Scheduler{
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
@@ -154,17 +154,17 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	return s
 }
 
-// Run works until ctx ends, and returns when all that it started has stopped.
-// It returns early, with an error, only when the engine's job file breaks a
-// rule (*jobs.RulesError), or when the keys in Vault are another deployment's
-// (*guard.ForeignError). Operations under way are cut at their next step: call Drain
-// first to let them finish.
+// Run works until ctx ends, and returns when everything that it started has stopped. It
+// returns early with an error only if the engine's job file breaks a rule
+// (*jobs.RulesError), or if the keys in Vault belong to another deployment
+// (*guard.ForeignError). Operations in progress are interrupted at their next step; call
+// Drain first to let them finish.
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.ops.Start(ctx)
 
-	// The session outlives the operations: their last writes need it.
+	// The session ends after the operations, because their last writes need it.
 	session, leave := context.WithCancel(context.WithoutCancel(ctx))
 	left := make(chan struct{})
 	go func() { defer close(left); s.replica.Run(session) }()
@@ -204,8 +204,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return errors.Join(err, foreign)
 }
 
-// prepare has Nomad parse the job file and puts the provider keys into Vault,
-// as often as it takes.
+// prepare lets Nomad parse the job file and writes the provider keys to Vault. It retries
+// until both succeed.
 func (s *Scheduler) prepare(ctx context.Context) error {
 	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, 15*time.Second) {
 		err := s.prepareOnce(ctx)
@@ -216,7 +216,7 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 		case asRules(err, &rules):
 			return rules
 		}
-		s.log.Warn("not ready for provisions yet; trying again", "error", err, "in", wait.String())
+		s.log.Warn("not ready for provisions yet; retrying", "error", err, "in", wait.String())
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -235,7 +235,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 			return fmt.Errorf("write the provider keys: %w", err)
 		}
 		if written {
-			s.log.Info("wrote the provider keys of this replica's environment; running engines get them by `orch provider-keys apply`", "version", version)
+			s.log.Info("wrote the provider keys from this replica's environment to Vault; give them to running engines with `orch provider-keys apply`", "version", version)
 		}
 	}
 	template, err := jobs.Parse(ctx, s.cluster.Client(), s.opts.Job)
@@ -249,8 +249,8 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	return nil
 }
 
-// Retire gives the background work to another replica, at once and for good: what
-// is in flight here may take long to end.
+// Retire hands the leader's work to another replica, at once and for good, because
+// operations in progress here may take long.
 func (s *Scheduler) Retire(ctx context.Context) {
 	s.guard.Retire(ctx)
 	if err := s.replica.Retire(ctx); err != nil {
@@ -258,15 +258,15 @@ func (s *Scheduler) Retire(ctx context.Context) {
 	}
 }
 
-// Drain refuses new operations and waits until those under way have answered
-// or ctx ends.
+// Drain refuses new operations, and waits until those in progress have a result or ctx
+// ends.
 func (s *Scheduler) Drain(ctx context.Context) { s.ops.Drain(ctx) }
 
-// LongestOperation bounds how long an operation's caller can wait for its
-// answer: the server's write timeout follows from it.
+// LongestOperation returns the maximum time that an operation's caller can wait for a
+// response. The server's write timeout is derived from it.
 func (s *Scheduler) LongestOperation() time.Duration { return s.ops.Longest() }
 
-// Ready says whether provisions can work: nil, or what is missing.
+// Ready returns nil if provisions can work, or what is missing.
 func (s *Scheduler) Ready() error {
 	select {
 	case <-s.replica.Joined():
@@ -276,16 +276,16 @@ func (s *Scheduler) Ready() error {
 	select {
 	case <-s.cluster.Synced():
 	default:
-		return fmt.Errorf("%w: nodes and allocations are not read yet", cluster.ErrUnavailable)
+		return fmt.Errorf("%w: nodes and allocations have not been read yet", cluster.ErrUnavailable)
 	}
 	if s.template.Load() == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
 	if s.guard.ID() == "" {
-		return fmt.Errorf("%w: which deployment this is was not read from the registry and Vault yet", secrets.ErrUnavailable)
+		return fmt.Errorf("%w: the deployment's records in the registry and Vault have not been read yet", secrets.ErrUnavailable)
 	}
 	return nil
 }
 
-// PooledVolumes is how many ready, unclaimed volumes this replica last saw.
+// PooledVolumes returns how many ready, unclaimed volumes this replica last saw.
 func (s *Scheduler) PooledVolumes() int { return s.pool.Count() }

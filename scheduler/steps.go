@@ -18,11 +18,11 @@ import (
 const (
 	// killGrace, killMargin and volumeTimeout follow from what an operation may take.
 	killGrace, killMargin, volumeTimeout = operation.KillGrace, operation.KillMargin, operation.VolumeTimeout
-	// pollEvery is how often a condition is looked at that nothing tells of.
+	// pollEvery is the interval of polling a condition for which there is no notification.
 	pollEvery = 50 * time.Millisecond
 )
 
-// ensureVolume makes the engine's brain on its node, or finds it there.
+// ensureVolume creates the engine's brain on its node, unless it exists.
 func (o *work) ensureVolume(ctx context.Context) error {
 	if o.Row.VolumeID != "" {
 		return nil
@@ -33,8 +33,8 @@ func (o *work) ensureVolume(ctx context.Context) error {
 	if template == nil {
 		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 	}
-	// The node refuses a second volume of the name; this spares it the volume of
-	// an engine that is gone by now.
+	// The node refuses a second volume of the same name. This check avoids creating the
+	// volume of an engine that was destroyed meanwhile.
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
@@ -49,9 +49,9 @@ func (o *work) ensureVolume(ctx context.Context) error {
 	return nil
 }
 
-// ensureKey writes the engine's first key together with its owner, or finds the one
-// that this operation wrote. An engine_id that anything outside the registry knows
-// was handed out before, whatever the registry says: it is given up (burn).
+// ensureKey writes the engine's first key together with its owner, unless this operation
+// already did. If anything outside the registry knows the engine_id, it was handed out
+// before, whatever the registry contains, and is abandoned (burn).
 func (o *work) ensureKey(ctx context.Context) error {
 	what, err := o.handedOut(ctx)
 	if err != nil {
@@ -62,7 +62,7 @@ func (o *work) ensureKey(ctx context.Context) error {
 		err = o.s.vault.PutEngineKey(ctx, o.Row.EngineID, k, 0)
 		what = "a key"
 	} else {
-		err = secrets.ErrConflict // perhaps this operation was here before
+		err = secrets.ErrConflict // perhaps this operation wrote it earlier
 	}
 	if errors.Is(err, secrets.ErrConflict) {
 		k, err = o.s.vault.NewestKey(ctx, o.Row.EngineID)
@@ -77,8 +77,8 @@ func (o *work) ensureKey(ctx context.Context) error {
 	return nil
 }
 
-// ownWarm makes the secret of a warm engine the user's who claimed it, by
-// check-and-set: so it is claimed once, whatever the registry says.
+// ownWarm changes the owner in the secret of a warm engine to the user who claimed it, by
+// check-and-set, so that it is claimed only once, whatever the registry contains.
 func (o *work) ownWarm(ctx context.Context) error {
 	op := o.Row.Op
 	k, err := o.s.vault.EngineKey(ctx, o.Row.EngineID, op.KeyVersion, op.KeyID)
@@ -92,7 +92,8 @@ func (o *work) ownWarm(ctx context.Context) error {
 	if err != nil && !errors.Is(err, secrets.ErrConflict) && !errors.Is(err, secrets.ErrNotFound) {
 		return err
 	}
-	// It was written since: by this operation, or by whoever was given it before.
+	// It was written since then: by this operation, or for a user who got the engine
+	// before.
 	k, err = o.s.vault.NewestKey(ctx, o.Row.EngineID)
 	switch {
 	case err == nil && o.isOwn(k):
@@ -104,8 +105,8 @@ func (o *work) ownWarm(ctx context.Context) error {
 	return o.burn("a user")
 }
 
-// register gives the engine's job to Nomad with a count of 1. The process
-// before is gone: a start waits for that, a provision has none.
+// register registers the engine's job in Nomad with a count of 1. No old process is left: a
+// start waits for that, and a provision has none.
 func (o *work) register(ctx context.Context) error {
 	template := o.s.template.Load()
 	if template == nil {
@@ -126,18 +127,18 @@ func (o *work) register(ctx context.Context) error {
 		return err
 	}
 	row.Op.JobIndex, o.registeredAt = registered, time.Now()
-	row.Vanished = nil // nothing was left when the drain was over
+	row.Vanished = nil // nothing was left at the end of the drain
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
 }
 
-// registerOnce registers the job unless this operation did so already: a crash,
-// or an answer that was lost, can come between the registration and its record.
-// The index is that after the registration; Nomad tells a wrong one of a
-// registration that changes nothing.
+// registerOnce registers the job unless this operation has already done so: a crash, or a
+// lost response, can come between the registration and its record. It returns the index
+// after the registration, because for a registration that changes nothing, Nomad returns a
+// wrong one.
 func (o *work) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
 	for first := true; ctx.Err() == nil; first = false {
-		index := o.quietAt // 0 of a provision, and of what was taken over since
+		index := o.quietAt // 0 for a provision, and after a take-over
 		if !first || index == 0 && o.Row.Op.Kind != engine.OpProvision {
 			present, err := o.s.cluster.Job(ctx, *job.ID)
 			switch {

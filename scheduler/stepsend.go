@@ -11,10 +11,9 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// quiesce sets the count of the engine's job to 0, so that its process ends and
-// is not started again. Undoing or destroying, it always leaves its mark: where
-// the count is 0 already, it is that which moves the index under an owner that
-// was paused before its registration.
+// quiesce sets the count of the engine's job to 0, so that its process ends and is not
+// started again. If it undoes or destroys, it always writes its mark: if the count is
+// already 0, the mark changes the index, so that a paused owner cannot register any more.
 func (o *work) quiesce(ctx context.Context) error {
 	mark := ""
 	if o.Row.Op.Undo != "" || o.Row.Op.Kind == engine.OpDestroy {
@@ -23,7 +22,7 @@ func (o *work) quiesce(ctx context.Context) error {
 	if err := o.letEnd(ctx); err != nil {
 		return err
 	}
-	rest := "" // in what state it is then, for a registry that is lost
+	rest := "" // the engine's state then, for the case that the registry is lost
 	switch o.Row.Op.Kind {
 	case engine.OpStop:
 		rest = string(engine.Stopped)
@@ -35,7 +34,7 @@ func (o *work) quiesce(ctx context.Context) error {
 		o.quietAt = index
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
-			if o.Row.Op.Undo != "" && o.Row.AllocID != "" && o.Row.Vanished == nil { // somebody purged the job meanwhile
+			if o.Row.Op.Undo != "" && o.Row.AllocID != "" && o.Row.Vanished == nil { // somebody has purged the job meanwhile
 				o.Row.Vanished = &engine.Vanished{AllocID: o.Row.AllocID, NodeID: o.Row.NodeID, Since: time.Now().UTC()}
 			}
 			return nil
@@ -47,9 +46,9 @@ func (o *work) quiesce(ctx context.Context) error {
 	}
 }
 
-// awaitGone waits until no process of the engine is left, as its node says.
+// awaitGone waits until no process of the engine is left, according to its node.
 func (o *work) awaitGone(ctx context.Context) error {
-	if err := o.letEnd(ctx); err != nil { // its node may have been silent until now
+	if err := o.letEnd(ctx); err != nil { // its node may have been unreachable until now
 		return err
 	}
 	var allocs []cluster.Alloc
@@ -66,9 +65,9 @@ func (o *work) awaitGone(ctx context.Context) error {
 	return o.noteSilence(ctx, err)
 }
 
-// noteSilence says in the row of a running engine that its node is silent, that Nomad
-// does not know its volume or that its process crashed, when that is why an operation
-// waits: nobody else says so while it is under way.
+// noteSilence writes into the row of a running engine why an operation waits: its node does
+// not respond, Nomad does not know its volume, or its process crashed. Nothing else reports
+// that while the operation is in progress.
 func (o *work) noteSilence(ctx context.Context, err error) error {
 	kind, reason := o.Row.Op.Kind, ""
 	switch {
@@ -86,7 +85,7 @@ func (o *work) noteSilence(ctx context.Context, err error) error {
 	id, berr := o.s.begin(ctx, o.Row, audit.ActionHealthFailed, actorSystem, map[string]any{"reason": reason})
 	if berr != nil {
 		o.Row.State, o.Row.Reason = engine.Running, ""
-		return err // it is said at the next try
+		return err // the next attempt writes it
 	}
 	began, serr := time.Now(), o.Save(ctx)
 	o.s.abandon(ctx, id, began, serr)
@@ -96,9 +95,9 @@ func (o *work) noteSilence(ctx context.Context, err error) error {
 	return err
 }
 
-// drainUntil is when an operation gives up waiting for a process, for now. After the
-// deadline the caller has been told; each later try waits as long as a process may
-// take to end.
+// drainUntil returns when an operation stops waiting for a process, for now. After the
+// deadline the caller has its error; each later attempt waits as long as a process may take
+// to end.
 func (o *work) drainUntil() time.Time {
 	until := o.Row.Op.Deadline
 	if later := time.Now().Add(killGrace); o.Told() && until.Before(later) {
@@ -112,9 +111,9 @@ func (o *work) drainUntil() time.Time {
 	return until
 }
 
-// processesGone waits until every process of the engine that Nomad knows is gone, by
-// its word, and returns the allocations. errVanished: the row knows of one that Nomad
-// does not know.
+// processesGone waits until every process of the engine that Nomad knows has ended,
+// according to Nomad, and returns the allocations. errVanished: the row has a process that
+// Nomad does not know.
 func (o *work) processesGone(ctx context.Context) (allocs []cluster.Alloc, err error) {
 	ctx, cancel := context.WithDeadline(ctx, o.drainUntil())
 	defer cancel()
@@ -144,10 +143,10 @@ func (o *work) processesGone(ctx context.Context) (allocs []cluster.Alloc, err e
 	return allocs, o.missed(ctx, allocs)
 }
 
-var errNodeSilent = errors.New("the engine's node is silent")
+var errNodeSilent = errors.New("the engine's node does not respond")
 
-// unconfirmed is what a caller hears when it is not known that a process ended; allocs
-// are those that it may be of.
+// unconfirmed returns the error if it is unknown whether a process has ended; allocs are
+// the possible allocations.
 func (o *work) unconfirmed(ctx context.Context, err error, allocs ...cluster.Alloc) error {
 	timedOut, lost := errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, errStateLost)
 	if !timedOut && !lost && !errors.Is(err, errNodeSilent) && !errors.Is(err, errUnproven) {
@@ -155,7 +154,7 @@ func (o *work) unconfirmed(ctx context.Context, err error, allocs ...cluster.All
 	}
 	switch {
 	case o.Row.Op.Kind == engine.OpRotateKey:
-		message := "the engine has not confirmed its new key, and its process is not known to be gone; the rotation goes on in the background"
+		message := "the engine has not confirmed its new key, and its process may still run; the rotation continues in the background"
 		if lost {
 			message = "the engine has not confirmed its new key: " + whatToDo
 		}
@@ -163,19 +162,19 @@ func (o *work) unconfirmed(ctx context.Context, err error, allocs ...cluster.All
 	case lost && o.Row.Op.Kind == engine.OpStart:
 		return &engine.Error{Code: engine.CapacityExhausted, Message: "the engine cannot be started: " + whatToDo, Err: err, RetryAfter: retryCapacity}
 	case lost:
-		return &engine.Error{Code: engine.StopUnconfirmed, Message: "it cannot be confirmed that the engine's process is gone; the stop is carried out when it can: " + whatToDo, Err: err}
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "it cannot be confirmed that the engine's process has ended; the stop is carried out when it can: " + whatToDo, Err: err}
 	}
 	why := ""
 	if slices.ContainsFunc(allocs, func(a cluster.Alloc) bool { return !a.Terminal() && a.Pulling != "" }) {
-		why = ", for it is still pulling its image" // which Nomad does not break off
+		why = ", because it is still pulling its image" // Nomad does not cancel a pull
 	}
 	if o.Row.Op.Kind == engine.OpStart {
-		return &engine.Error{Code: engine.CapacityExhausted, Message: "the engine's node does not confirm that the process before is gone" + why + "; try again later", Err: err, RetryAfter: retryCapacity}
+		return &engine.Error{Code: engine.CapacityExhausted, Message: "the engine's node does not confirm that the previous process has ended" + why + "; retry later", Err: err, RetryAfter: retryCapacity}
 	}
-	return &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that the process is gone" + why + "; the stop is carried out when it does", Err: err}
+	return &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not confirm that the process has ended" + why + "; the stop is carried out when it does", Err: err}
 }
 
-// NodeSilent says whether the servers do not hear from a node.
+// NodeSilent reports whether a node does not report to Nomad's servers.
 func (s *Scheduler) nodeSilent(nodeID string) bool {
 	node, known := s.cluster.Node(nodeID)
 	return !known || node.Down

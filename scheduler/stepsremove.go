@@ -10,13 +10,13 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// purge stops the engine's job for good.
+// purge stops the engine's job and removes it from Nomad.
 func (o *work) purge(ctx context.Context) error {
 	return o.s.cluster.Purge(ctx, o.Row.JobID())
 }
 
-// deleteVolume deletes the brain. Where that cannot be confirmed it is left: the row
-// keeps its id, and the volume is listed as unreachable.
+// deleteVolume deletes the brain. If that cannot be confirmed, the row keeps the volume's
+// id, and the volume is listed as unreachable.
 func (o *work) deleteVolume(ctx context.Context) error {
 	if len(o.Row.Unproven) > 0 {
 		return nil
@@ -28,7 +28,7 @@ func (o *work) deleteVolume(ctx context.Context) error {
 			o.Row.VolumeID = ""
 			return nil
 		case err == nil:
-			o.Log.Warn("the volume of a destroyed engine is left on its node, and listed (GET /unreachable-volumes)", "why", left)
+			o.Log.Warn("the volume of a destroyed engine is still on its node, and listed (GET /unreachable-volumes)", "why", left)
 			return nil
 		case o.Row.NodeID != "" && o.Row.VolumeID != "" && o.s.nodeSilent(o.Row.NodeID):
 			return nil
@@ -43,23 +43,23 @@ func (o *work) deleteVolume(ctx context.Context) error {
 	}
 }
 
-// deleteVariable removes the hash of the engine's key.
+// deleteVariable deletes the variable with the hash of the engine's key.
 func (o *work) deleteVariable(ctx context.Context) error {
 	return o.s.cluster.DeleteVariable(ctx, o.Row.JobID())
 }
 
-// deleteKey removes every version of the engine's key.
+// deleteKey deletes every version of the engine's key.
 func (o *work) deleteKey(ctx context.Context) error {
 	return o.s.vault.DeleteEngine(ctx, o.Row.EngineID)
 }
 
-// removeRow ends the engine: row, index and place in the quota go at once. A
+// removeRow ends the engine: row, index and place in the quota are removed together. A
 // volume that could not be deleted is listed as unreachable.
 func (o *work) removeRow(ctx context.Context) error {
 	err := o.s.store.Remove(ctx, o.Row, o.Row.VolumeID != "")
 	if errors.Is(err, registry.ErrConflict) {
 		now, gerr := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
-		if err = nil; !errors.Is(gerr, registry.ErrNotFound) { // else an answer was lost
+		if err = nil; !errors.Is(gerr, registry.ErrNotFound) { // otherwise only a response was lost
 			err = o.Lost(ctx, now, gerr)
 		}
 	}
@@ -67,9 +67,9 @@ func (o *work) removeRow(ctx context.Context) error {
 	return err
 }
 
-// settle waits until the replica whose operation was interrupted has said that it
-// does nothing more, or is gone. Of an engine that is somebody else's by its
-// witnesses, the row alone goes.
+// settle waits until the replica whose operation was interrupted has acknowledged that, or
+// has ended. If the engine belongs to another user according to its witnesses, only the row
+// is deleted.
 func (o *work) settle(ctx context.Context) error {
 	for o.Row.Op.Supersedes != "" {
 		row, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
@@ -84,7 +84,7 @@ func (o *work) settle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// Here nothing else runs on the engine.
+		// In this replica nothing else runs on the engine.
 		if by := row.Op.Supersedes; by == "" || by == o.s.replica.ID || !replicas[by] {
 			o.Row.Op.Supersedes = ""
 			break

@@ -10,7 +10,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// witnessOf is what the variable of a row's engine says of it.
+// witnessOf returns the witness in the variable of a row's engine.
 func (s *Scheduler) witnessOf(row *engine.Row) *cluster.Witness {
 	return &cluster.Witness{
 		Deployment: s.guard.ID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
@@ -19,8 +19,8 @@ func (s *Scheduler) witnessOf(row *engine.Row) *cluster.Witness {
 	}
 }
 
-// writeVariable puts the hash of the engine's key where its job's template
-// reads it, and whose the engine is and what it runs beside it.
+// writeVariable writes the engine's variable: the hash of its key, which its job's template
+// reads, and its witness.
 func (o *work) writeVariable(ctx context.Context) error {
 	if err := o.noteProviderKeys(ctx); err != nil {
 		return err
@@ -40,7 +40,7 @@ func (o *work) writeVariable(ctx context.Context) error {
 	}
 	has := true
 	if o.Row.Op.Kind == engine.OpStart || o.Row.Op.Kind == engine.OpRestart {
-		// Past the cache: a key that this replica alone still knows is lost.
+		// Without the cache, because a key that only this replica still knows is lost.
 		var err error
 		if has, err = o.s.vault.HasKey(ctx, o.Row.EngineID, version, keyID); err != nil {
 			return err
@@ -83,15 +83,15 @@ func (o *work) writeVariable(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// sameToStart says whether two witnesses tell the same of what an engine's next start
-// may change.
+// sameToStart reports whether two witnesses are equal in what an engine's next start may
+// change.
 func sameToStart(a, b *cluster.Witness) bool {
 	return a.VolumeID == b.VolumeID && a.Digest == b.Digest && a.CPUMHz == b.CPUMHz && a.MemoryMB == b.MemoryMB
 }
 
-// resize gives an engine that is being started what its policy says by now. A restart
-// for new provider keys does not: nobody asked for it, and where there is no room for a
-// larger engine it would end a good one.
+// resize gives an engine that is being started the resources in its current policy. A
+// restart for new provider keys does not, because nobody requested it, and without enough
+// capacity for a larger engine it would end a working one.
 func (o *work) resize(ctx context.Context) error {
 	if o.Row.Op.Kind != engine.OpStart {
 		return nil
@@ -103,17 +103,17 @@ func (o *work) resize(ctx context.Context) error {
 	return err
 }
 
-// limitBrain gives the engine's volume the quota that its resources say, if it has another.
-// No process has the volume then: Nomad would refuse it. A volume that was registered again
-// after Nomad had lost it is no plugin's any more, and keeps the quota that it has on its
-// node's filesystem.
+// limitBrain sets the quota of the engine's volume to that in its resources, unless it has
+// it already. No process may have the volume then, because Nomad would refuse the change. A
+// volume that was registered again after Nomad had lost it belongs to no plugin any more,
+// and keeps its quota on the node's filesystem.
 func (o *work) limitBrain(ctx context.Context) error {
 	kind, limit := o.Row.Op.Kind, o.Row.Resources.BrainMB
 	if limit == o.Row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart {
 		return nil
 	}
 	if o.Row.VolumeName != "" {
-		o.Log.Warn("the engine's volume was registered again, and its quota cannot be changed", "brain_mb", limit, "quota_mb", o.Row.QuotaMB)
+		o.Log.Warn("cannot change the quota of the engine's volume, because it was registered again", "brain_mb", limit, "quota_mb", o.Row.QuotaMB)
 		return nil
 	}
 	template := o.s.template.Load()
@@ -130,9 +130,8 @@ func (o *work) limitBrain(ctx context.Context) error {
 	return nil
 }
 
-// rekey gives an engine that has no process a new key, since Vault has lost the one
-// that its row names. Only the engine itself knew whose hash it checks; from its
-// next start on that is this one's.
+// rekey gives an engine without a process a new key, because Vault has lost the one in its
+// row. From its next start on the engine accepts the new key.
 func (o *work) rekey(ctx context.Context) (*secrets.EngineKey, error) {
 	k, err := o.s.vault.NewestKey(ctx, o.Row.EngineID)
 	if err == nil && o.isOwn(k) { // written before a crash
@@ -156,7 +155,7 @@ func (o *work) rekey(ctx context.Context) (*secrets.EngineKey, error) {
 	if err := o.s.vault.PutEngineKey(ctx, o.Row.EngineID, k, newest); err != nil {
 		return nil, err
 	}
-	o.Log.Warn("the engine's key is not in Vault any more; it gets a new one with this start", "version", k.Version)
+	o.Log.Warn("the engine's key is no longer in Vault; it gets a new one with this start", "version", k.Version)
 	o.Row.KeyVersion, o.Row.KeyID = k.Version, k.ID
 	return k, nil
 }

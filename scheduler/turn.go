@@ -9,17 +9,17 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// waitedInVain is what a caller hears whose time was over before its turn came; another
-// error stays as it is.
+// waitedInVain returns the error for a caller whose time was over before its turn; other
+// errors stay the same.
 func waitedInVain(err error) error {
 	if !errors.Is(err, boot.ErrNoTurn) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return &engine.Error{Code: engine.BackendUnavailable, Message: "too many engines of this product are booting for another one; try again", Err: err, RetryAfter: retryCapacity}
+	return &engine.Error{Code: engine.BackendUnavailable, Message: "too many engines of this product are booting; retry", Err: err, RetryAfter: retryCapacity}
 }
 
-// leaveAfter gives a place back when an operation has answered, whether or not anybody
-// waits for its answer: until then its engine is booting.
+// leaveAfter frees a place when an operation has a result, whether or not anybody waits for
+// it: until then its engine is booting.
 func (s *Scheduler) leaveAfter(o *operation.Operation, leave func()) {
 	if o == nil || !s.ops.Background(func(context.Context) { <-o.Answered; leave() }) {
 		leave()

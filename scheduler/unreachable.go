@@ -10,16 +10,15 @@ import (
 )
 
 const (
-	// unreachableEvery is how often the volumes of destroyed engines on silent nodes
-	// are tried again.
+	// unreachableEvery is the interval of attempts to delete unreachable volumes.
 	unreachableEvery = 15 * time.Second
-	// recordsEvery is how often expired idempotency records are removed; until
-	// then they count for nothing.
+	// recordsEvery is the interval of deleting expired idempotency records, which have no
+	// effect in the meantime.
 	recordsEvery = time.Hour
 )
 
-// unreachableLoop deletes, while this replica leads, the volumes of destroyed
-// engines once their silent nodes are back, and what has expired.
+// unreachableLoop deletes, while this replica leads, unreachable volumes whose nodes are
+// back, and expired records.
 func (s *Scheduler) unreachableLoop(ctx context.Context) {
 	var swept time.Time
 	for ctx.Err() == nil {
@@ -32,13 +31,13 @@ func (s *Scheduler) unreachableLoop(ctx context.Context) {
 			continue
 		}
 		if err := s.sweepUnreachable(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("cannot look after unreachable volumes; trying again", "error", err)
+			s.log.Warn("cannot delete unreachable volumes; retrying", "error", err)
 		}
 		if time.Since(swept) < recordsEvery {
 			continue
 		}
 		if _, err := s.store.SweepIdempotency(ctx, time.Now()); err != nil {
-			s.log.Warn("cannot remove expired idempotency records; trying again", "error", err)
+			s.log.Warn("cannot delete expired idempotency records; retrying", "error", err)
 			continue
 		}
 		swept = time.Now()
@@ -54,7 +53,7 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 	for _, g := range s.proveUnreachable(ctx, unreachable) {
 		left, err := s.removeVolumes(ctx, remainsOf(g))
 		if err == nil && left != "" {
-			s.log.Debug("an unreachable volume stays listed", "engine_id", g.EngineID, "why", left)
+			s.log.Debug("cannot delete an unreachable volume yet", "engine_id", g.EngineID, "why", left)
 			s.noteLeft(ctx, g, left)
 			continue
 		}
@@ -62,7 +61,7 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 			err = s.store.DeleteUnreachableVolume(ctx, g)
 		}
 		if err != nil {
-			s.log.Warn("an unreachable volume cannot be deleted yet", "engine_id", g.EngineID, "error", err)
+			s.log.Warn("cannot delete an unreachable volume yet", "engine_id", g.EngineID, "error", err)
 			continue
 		}
 		s.log.Info("deleted the volume of a destroyed engine", "engine_id", g.EngineID)
@@ -70,13 +69,13 @@ func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
 	return nil
 }
 
-// noteLeft notes in the record of an unreachable volume why it could not be deleted.
+// noteLeft writes into the record of an unreachable volume why it could not be deleted.
 func (s *Scheduler) noteLeft(ctx context.Context, g *registry.UnreachableVolume, why string) {
 	if g.Left == why {
 		return
 	}
 	g.Left = why
 	if err := s.store.UpdateUnreachableVolume(ctx, g); err != nil && !errors.Is(err, registry.ErrConflict) {
-		s.log.Warn("why an unreachable volume stays cannot be noted; trying again", "engine_id", g.EngineID, "error", err)
+		s.log.Warn("cannot record why an unreachable volume could not be deleted; retrying", "engine_id", g.EngineID, "error", err)
 	}
 }

@@ -12,26 +12,26 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// vanishedGrace is how long a process can live whose allocation Nomad has forgotten:
-// its node learns of it with its next list of allocations, and then ends it.
+// vanishedGrace is how long a process can live after Nomad has forgotten its allocation:
+// its node learns of it with its next list of allocations, and then ends the process.
 const vanishedGrace = killGrace + killMargin
 
-// vanishedLook is how often the node of such a process is looked at: less than the
-// shortest time in which the servers give a node up and have it back (10 s).
+// vanishedLook is the interval of checking the node of such a process: less than the
+// shortest time in which the servers give up a node and have it back (10 s).
 const vanishedLook = 2 * time.Second
 
 var (
-	// errVanished: the row knows of a process whose allocation Nomad does not know.
-	errVanished = errors.New("nomad does not know the engine's allocation any more")
-	// errStateLost: Nomad does not know the engine's volume either, so nothing that
-	// it says of the engine's processes proves anything.
-	errStateLost = errors.New("nomad does not know the engine's volume any more")
+	// errVanished: the row has a process whose allocation Nomad does not know.
+	errVanished = errors.New("nomad no longer knows the engine's allocation")
+	// errStateLost: Nomad does not know the engine's volume either, so nothing that it
+	// reports about the engine's processes is a proof.
+	errStateLost = errors.New("nomad no longer knows the engine's volume")
 )
 
-// whatToDo ends the messages about an engine whose volume Nomad does not know.
-const whatToDo = "Nomad does not know the engine's volume any more: its servers or its node lost their state (docs/operations.md, orch node adopt)"
+// whatToDo is the end of messages about an engine whose volume Nomad does not know.
+const whatToDo = "Nomad no longer knows the engine's volume, because its servers or its node lost their state (see docs/operations.md, orch node adopt)"
 
-// brainKnown says whether Nomad knows the volume of a row.
+// brainKnown reports whether Nomad knows the volume of a row.
 func (s *Scheduler) brainKnown(ctx context.Context, row *engine.Row) (bool, error) {
 	_, err := s.cluster.Volume(ctx, row.VolumeID)
 	if errors.Is(err, cluster.ErrNotFound) {
@@ -40,8 +40,7 @@ func (s *Scheduler) brainKnown(ctx context.Context, row *engine.Row) (bool, erro
 	return err == nil, err
 }
 
-// lastProcess is the allocation of the process that a row knows of; "": it knows of
-// none.
+// lastProcess returns the allocation of the process in a row; "": there is none.
 func lastProcess(row *engine.Row) string {
 	if row.Frozen != nil {
 		return row.Frozen.AllocID
@@ -49,10 +48,9 @@ func lastProcess(row *engine.Row) string {
 	return row.AllocID
 }
 
-// missed says what it means for an operation that no process of its engine is left
-// among the allocations that Nomad knows: nil when all that the row knows of are
-// among them, errVanished when one is not. Where Nomad knows no allocation at all,
-// it must know the volume (errStateLost).
+// missed returns what it means for an operation that no process of its engine is left among
+// the allocations that Nomad knows: nil if the row's process is among them, otherwise
+// errVanished. If Nomad knows no allocation at all, it must know the volume (errStateLost).
 func (o *work) missed(ctx context.Context, allocs []cluster.Alloc) error {
 	kind, row := o.Row.Op.Kind, o.Row
 	if row.Vanished != nil {
@@ -77,13 +75,13 @@ func (o *work) missed(ctx context.Context, allocs []cluster.Alloc) error {
 	return err
 }
 
-// outlastVanished waits until a process whose allocation Nomad has forgotten is surely
-// gone, after errVanished. The row says since when that is counted, so that every
-// owner of the operation counts from the same moment.
+// outlastVanished waits, after errVanished, until a process whose allocation Nomad has
+// forgotten has certainly ended. The beginning of that time is in the row, so that every
+// owner of the operation uses the same one.
 func (o *work) outlastVanished(ctx context.Context) error {
 	if o.Row.Vanished == nil {
 		o.Row.Vanished = &engine.Vanished{AllocID: lastProcess(o.Row), NodeID: o.Row.NodeID, Since: time.Now().UTC()}
-		o.Log.Warn("Nomad does not know the engine's allocation any more", "allocation", o.Row.Vanished.AllocID)
+		o.Log.Warn("Nomad no longer knows the engine's allocation", "allocation", o.Row.Vanished.AllocID)
 		if err := o.Save(ctx); err != nil {
 			return err
 		}
@@ -92,7 +90,7 @@ func (o *work) outlastVanished(ctx context.Context) error {
 		err := o.WhileOwned(ctx, o.vanishedGone)
 		switch {
 		case err == nil && len(o.Row.Unproven) > 0:
-			return o.Save(ctx) // it is not waited for again
+			return o.Save(ctx) // so that nobody waits for it again
 		case !errors.Is(err, errCountAnew):
 			return err
 		}
@@ -102,13 +100,13 @@ func (o *work) outlastVanished(ctx context.Context) error {
 	}
 }
 
-// errCountAnew: the time since when a vanished process is counted has changed.
-var errCountAnew = errors.New("scheduler: the node was out of touch")
+// errCountAnew: the beginning of the time for a vanished process has changed.
+var errCountAnew = errors.New("scheduler: the node was disconnected")
 
-// vanishedGone waits for that while Nomad still knows the volume, so it was the job
-// alone that was purged; and the node has been in touch with the servers for as long
-// as a process may take to end. Destroying does not wait for what cannot be
-// confirmed: the volume is listed as unreachable.
+// vanishedGone waits for the end of that time. Nomad must still know the volume, so that
+// only the job was purged, and the node must have been connected to the servers for as long
+// as a process may take to end. A destroy does not wait for what cannot be confirmed: it
+// lists the volume as unreachable.
 func (o *work) vanishedGone(ctx context.Context) error {
 	err := o.awaitVanished(ctx)
 	if o.Row.Op.Kind == engine.OpDestroy && (errors.Is(err, errNodeSilent) || errors.Is(err, errStateLost)) {
@@ -117,9 +115,9 @@ func (o *work) vanishedGone(ctx context.Context) error {
 	if err != nil {
 		return o.unconfirmed(ctx, err)
 	}
-	o.Log.Info("a process that Nomad had forgotten has had the time to end", "allocation", o.Row.Vanished.AllocID)
+	o.Log.Info("a process that Nomad had forgotten has had enough time to end", "allocation", o.Row.Vanished.AllocID)
 	if o.s.opts.Job.Driver == jobs.Docker && !slices.Contains(o.Row.Unproven, o.Row.Vanished.AllocID) {
-		// The docker daemon may have been away when the container was to end.
+		// The docker daemon may have been down when the container was to end.
 		o.Row.Unproven = append(o.Row.Unproven, o.Row.Vanished.AllocID)
 	}
 	o.Row.Vanished, o.Row.AllocID = nil, ""
@@ -139,7 +137,7 @@ func (o *work) awaitVanished(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if inTouch != v.InTouch || time.Now().Before(v.Since) { // or it was noted by a clock that was ahead
+		if inTouch != v.InTouch || time.Now().Before(v.Since) { // or it was recorded by a fast clock
 			v.InTouch, v.Since = inTouch, time.Now().UTC()
 			return errCountAnew
 		}
@@ -158,8 +156,8 @@ func (o *work) awaitVanished(ctx context.Context) error {
 	}
 }
 
-// inTouch is cluster.Node.InTouch of a node, and whether the servers do not hear from
-// it or have forgotten it.
+// inTouch returns cluster.Node.InTouch of a node, and whether the node does not report to
+// the servers, or they have forgotten it.
 func (s *Scheduler) inTouch(ctx context.Context, nodeID string) (inTouch uint64, silent bool, err error) {
 	node, err := s.cluster.ReadNode(ctx, nodeID)
 	if errors.Is(err, cluster.ErrNotFound) {

@@ -15,19 +15,20 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// UnreachableVolume is what is left of a destroyed engine, and of which node.
+// UnreachableVolume is the volume of a destroyed engine that could not be deleted yet, with
+// its node.
 type UnreachableVolume struct {
 	*registry.UnreachableVolume
-	// NodeName is empty where Nomad has forgotten the node.
+	// NodeName is empty if Nomad has forgotten the node.
 	NodeName string
-	// Silent: the servers do not hear from the node.
+	// Silent: the node does not report to the servers.
 	Silent bool
-	// Why is what keeps the volume there, for an admin to read; "": that is not known.
+	// Why is the reason why the volume could not be deleted, for an admin; "": unknown.
 	Why string
 }
 
-// UnreachableVolumes lists what is left of destroyed engines, oldest first: it waits for a silent
-// node, or Nomad does not know the volume.
+// UnreachableVolumes lists the unreachable volumes of destroyed engines, oldest first:
+// their node does not respond, or Nomad does not know the volume.
 func (s *Scheduler) UnreachableVolumes(ctx context.Context) ([]UnreachableVolume, error) {
 	all, _, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
@@ -38,9 +39,9 @@ func (s *Scheduler) UnreachableVolumes(ctx context.Context) ([]UnreachableVolume
 		node, _ := s.cluster.Node(g.NodeID)
 		volume := UnreachableVolume{UnreachableVolume: g, NodeName: node.Name, Silent: s.nodeSilent(g.NodeID)}
 		if volume.Silent {
-			volume.Why = "its node is silent"
+			volume.Why = "its node does not respond"
 		} else if held, err := s.heldBy(ctx, g.VolumeID); errors.Is(err, cluster.ErrNotFound) {
-			volume.Why = "Nomad does not know the volume any more"
+			volume.Why = "Nomad no longer knows the volume"
 		} else if err == nil {
 			volume.Why = cmp.Or(held, g.Left)
 		}
@@ -55,8 +56,8 @@ func (s *Scheduler) UnreachableVolumes(ctx context.Context) ([]UnreachableVolume
 	return unreachable, nil
 }
 
-// ForgetVolume forgets an unreachable volume whose node will not come back. Should it come back after
-// all, the volume on it has no owner and is removed as an orphan.
+// ForgetVolume forgets an unreachable volume whose node will not come back. If the node
+// comes back after all, the volume has no owner and is removed as an orphan.
 // VOLUME_NOT_FOUND.
 func (s *Scheduler) ForgetVolume(ctx context.Context, engineID string) error {
 	unreachable, _, err := s.store.UnreachableVolumes(ctx)
@@ -88,4 +89,4 @@ func (s *Scheduler) forgetVolume(ctx context.Context, g *registry.UnreachableVol
 	return err
 }
 
-var errNoVolume = engine.Errorf(engine.VolumeNotFound, "there is no unreachable volume of that engine_id")
+var errNoVolume = engine.Errorf(engine.VolumeNotFound, "there is no unreachable volume with this engine_id")

@@ -16,24 +16,25 @@ import (
 )
 
 const (
-	// warmEvery is how often the leader looks whether warm engines are missing.
+	// warmEvery is the interval at which the leader checks whether warm engines are
+	// missing.
 	warmEvery = 2 * time.Second
-	// warmQuiet is how long nobody claims one before new ones are made, and those
-	// that were claimed are labelled.
+	// warmQuiet is how long there must be no claim before new warm engines are created, and
+	// claimed ones labelled.
 	warmQuiet = 250 * time.Millisecond
-	// warmMakers is how many warm engines are made, or removed, at a time.
+	// warmMakers is how many warm engines are created or destroyed concurrently.
 	warmMakers = 4
-	// warmProbe bounds the last look at warm engines before one is handed out. Where none
-	// answers, warmPatience bounds a second one: on a machine that stalls for a moment a
-	// boot would take longer.
+	// warmProbe limits the last probe of warm engines before one is handed out. If none
+	// responds, warmPatience limits a second probe, because on a machine that stalls for a
+	// moment a boot would take longer.
 	warmProbe, warmPatience = 250 * time.Millisecond, time.Second
-	// warmLabels is how many jobs of claimed engines are labelled at a time.
+	// warmLabels is how many jobs of claimed engines are labelled concurrently.
 	warmLabels = 2
-	// labelEvery is how often jobs that still say "warm" are looked for.
+	// labelEvery is the interval of checks for jobs that are still labelled as warm.
 	labelEvery = 10 * time.Second
 )
 
-// warmKind is what a warm engine can become.
+// warmKind is a kind of warm engine.
 type warmKind struct {
 	image     string
 	resources engine.Resources
@@ -41,28 +42,28 @@ type warmKind struct {
 	proofPath string
 }
 
-// kindOf is what kind of engine a product's are.
+// kindOf returns the kind of a product's engines.
 func (s *Scheduler) kindOf(p *engine.Product, image string) warmKind {
 	return warmKind{image, s.resources(p.Policy), p.Policy.NodePool, p.Policy.KeyProofPath}
 }
 
-// warmPool keeps engines that run, are healthy, and wait for a user. Each has an
-// identity, a brain and a key of its own from birth; the key was told to nobody.
-// A warm engine has a row as any other, of the product registry.WarmProduct: it
-// is made, watched and removed by the same operations. A claim gives the row to
-// a user in one transaction; what was handed out never comes back.
+// warmPool keeps engines that run, are healthy, and have no user. Each has its own
+// identity, brain and key from its creation; nobody else knows the key. A warm engine has a
+// row like any other, of the product registry.WarmProduct, and the same operations create,
+// watch and remove it. A claim gives the row to a user in one transaction; an engine that
+// was handed out never comes back.
 type warmPool struct {
 	s       *Scheduler
-	trigger chan struct{} // one was claimed
-	claimed atomic.Int64  // when, as time.Time.UnixNano
-	slots   chan struct{} // one per warm engine being made or removed
+	trigger chan struct{} // an engine was claimed
+	claimed atomic.Int64  // time of the last claim, as time.Time.UnixNano
+	slots   chan struct{} // one per warm engine being created or destroyed
 	work    sync.WaitGroup
 
 	labels chan struct{} // one per job being labelled for a claim
 
 	mu   sync.Mutex
-	held map[string]bool // engine_ids that this replica is about to claim, or to remove
-	told map[string]bool // failed engines that are counted
+	held map[string]bool // engine_ids that this replica is about to claim or to remove
+	told map[string]bool // failed engines that were counted
 }
 
 func newWarmPool(s *Scheduler) *warmPool {
@@ -72,7 +73,7 @@ func newWarmPool(s *Scheduler) *warmPool {
 	}
 }
 
-// fingerprint names a kind of engine, of the job file and the settings of today.
+// fingerprint identifies a kind of engine with the current job file and settings.
 func (p *warmPool) fingerprint(k warmKind) string {
 	parts := []string{p.s.template.Load().Fingerprint(), k.image, strconv.Itoa(k.resources.CPUMHz), strconv.Itoa(k.resources.MemoryMB), k.nodePool}
 	if k.proofPath != "" {
@@ -84,15 +85,15 @@ func (p *warmPool) fingerprint(k warmKind) string {
 	return digest(parts...)[:16]
 }
 
-// ready says whether a warm engine may be handed out, as far as the view knows.
-// Consul's check is no part of it: one that fell into a slow boot stands as failed
-// until the next. Whoever claims an engine asks it. One whose secret names no owner
-// yet (a version of the service wrote it that knew none) is nobody's to hand out.
+// ready reports whether a warm engine may be handed out, according to the view. Consul's
+// check does not count, because a check during a slow boot leaves it failed until the next
+// one; a claim probes the engine itself. An engine whose secret names no owner yet (an
+// earlier version of the service wrote it) may not be handed out.
 func (p *warmPool) ready(row *engine.Row) bool {
 	return row.State == engine.Running && row.Op == nil && row.KeyID != "" && !p.s.nodeSilent(row.NodeID)
 }
 
-// usable are the ready warm engines of a kind.
+// usable returns the ready warm engines of a kind.
 func (p *warmPool) usable(fingerprint string) (rows []*engine.Row) {
 	for _, row := range p.s.mirror.In(engine.WarmProduct, engine.Running) {
 		if row.Warm == fingerprint && p.ready(row) {
@@ -102,8 +103,8 @@ func (p *warmPool) usable(fingerprint string) (rows []*engine.Row) {
 	return rows
 }
 
-// newestKeys is the version of the provider keys that a process started now gets:
-// an engine with older ones is not handed out. 0: engines get none.
+// newestKeys returns the version of the provider keys that a process started now gets. An
+// engine with older ones is not handed out. 0: engines get none.
 func (p *warmPool) newestKeys(ctx context.Context) (int, error) {
 	if len(p.s.opts.ProviderKeys) == 0 {
 		return 0, nil
@@ -111,9 +112,9 @@ func (p *warmPool) newestKeys(ctx context.Context) (int, error) {
 	return p.s.vault.EnvVersion(ctx)
 }
 
-// hold reserves, within this replica, a warm engine that answers, has the newest
-// provider keys and runs what its image means now; nil: there is none. It is to be
-// released.
+// hold reserves, within this replica, a warm engine that responds, has the newest provider
+// keys and runs the current digest of its image; nil: there is none. The caller must
+// release it.
 func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*engine.Row, error) {
 	usable := p.usable(fingerprint)
 	if len(usable) > 0 && p.s.opts.Digests != nil {
@@ -136,9 +137,9 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*engine
 	return nil, nil
 }
 
-// answers reserves one of some warm engines that says within a time that it can serve;
-// nil: none does. Each but the last is asked for half of the time that is left, so that one
-// that hangs hides no other.
+// answers reserves one of some warm engines that responds to a probe within a time; nil:
+// none does. Each but the last gets half of the remaining time, so that one that hangs does
+// not prevent probes of the others.
 func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.Duration) *engine.Row {
 	until := time.Now().Add(within)
 	for i, row := range shuffled(rows) {
@@ -160,8 +161,8 @@ func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.
 	return nil
 }
 
-// reserve keeps a warm engine from being claimed or removed elsewhere in this
-// replica until it is released; false: it is reserved already.
+// reserve prevents other goroutines of this replica from claiming or removing a warm engine
+// until it is released; false: it is reserved already.
 func (p *warmPool) reserve(row *engine.Row) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,8 +179,8 @@ func (p *warmPool) release(row *engine.Row) {
 	delete(p.held, row.EngineID)
 }
 
-// claim gives the caller a warm engine of the kind that wanted names; false:
-// there is none, and nothing was done.
+// claim gives the caller a warm engine of the kind that wanted names; false: there is none,
+// and nothing was done.
 func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row, timings *operation.Timings) (*engine.Row, bool, error) {
 	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
@@ -194,7 +195,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 		row.CreatedAt, row.Idempotency = wanted.CreatedAt, wanted.Idempotency
 		row.RunningSince, row.LastHealthAt = time.Now().UTC(), time.Now().UTC()
 		row.Warm, row.Unlabelled, row.Restarts = "", true, nil
-		// The key is the user's when its secret says so: the operation sees to that.
+		// The key belongs to the user when its secret says so, which the operation does.
 		op := *wanted.Op
 		op.Step, op.KeyVersion, op.KeyID = stepOwn, warm.KeyVersion, warm.KeyID
 		row.State, row.Op, row.KeyVersion, row.KeyID = engine.Provisioning, &op, 0, ""
@@ -213,7 +214,7 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 		case !errors.Is(err, registry.ErrConflict):
 			return nil, false, p.s.ops.Unanswered(row, err)
 		}
-		// The engine went to another replica, or the product changed.
+		// Another replica has claimed the engine, or the product has changed.
 		if err := caller.refresh(ctx, p.s); err != nil {
 			return nil, false, err
 		}
@@ -221,9 +222,8 @@ func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row
 	return nil, false, nil
 }
 
-// handedOut has an engine that was claimed replaced, and its job labelled. Both are
-// left until claims pause: what they do in Nomad takes the node's and the servers'
-// time.
+// handedOut replaces a claimed engine, and labels its job. Both wait until there are no
+// more claims, because they use the time of the node and of Nomad's servers.
 func (p *warmPool) handedOut(row *engine.Row) {
 	p.claimed.Store(time.Now().UnixNano())
 	select {
@@ -236,7 +236,7 @@ func (p *warmPool) handedOut(row *engine.Row) {
 		select {
 		case p.labels <- struct{}{}:
 			defer func() { <-p.labels }()
-			_ = p.s.label(ctx, row) // else the leader does it later
+			_ = p.s.label(ctx, row) // otherwise the leader does it later
 		case <-ctx.Done():
 		}
 	})

@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// make begins to make one warm engine, and says whether it has.
+// make begins to create one warm engine, and reports whether it has.
 func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, before *registry.WarmBackoff) bool {
 	select {
 	case p.slots <- struct{}{}:
@@ -35,17 +35,17 @@ func (p *warmPool) make(ctx context.Context, fingerprint string, kind warmKind, 
 		case err == nil && before != nil:
 			p.recovered(ctx, before)
 		case errors.Is(err, registry.ErrConflict):
-			// Another replica has the volume that it was to get, or leads by now.
+			// Another replica has claimed the volume, or leads now.
 		case err != nil && ctx.Err() == nil:
-			p.s.log.Warn("cannot make a warm engine; trying again later", "image", kind.image, "error", err)
+			p.s.log.Warn("cannot create a warm engine; retrying later", "image", kind.image, "error", err)
 			p.failed(ctx, fingerprint, engineID, AsError(err).Message)
 		}
 	})
 	return <-began
 }
 
-// place finds room for a warm engine and one more of its size: the last room on a
-// node is a user's. CAPACITY_EXHAUSTED: there is none.
+// place finds a node with capacity for a warm engine and one more of its size: the last
+// capacity of a node is for users. CAPACITY_EXHAUSTED: there is none.
 func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 	for tried := map[string]bool{}; ; {
 		place, err := p.s.choose(ctx, kind.nodePool, kind.resources, 2, tried)
@@ -56,7 +56,7 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 			if place != nil {
 				p.s.pool.Release(place.pooled)
 			}
-			return nil, engine.Errorf(engine.CapacityExhausted, "no node has room for a warm engine and one more of its size")
+			return nil, engine.Errorf(engine.CapacityExhausted, "no node has enough capacity for a warm engine and one more of its size")
 		}
 		if hasRoom(p.withPlanned(place.node), p.s.needOf(kind.resources), 2) {
 			return place, nil
@@ -66,8 +66,8 @@ func (p *warmPool) place(ctx context.Context, kind warmKind) (*place, error) {
 	}
 }
 
-// withPlanned takes off a node's room what the warm engines will need that are
-// being made there and that Nomad has not placed yet.
+// withPlanned subtracts from a node's capacity what warm engines need that are being
+// created there and that Nomad has not placed yet.
 func (p *warmPool) withPlanned(node cluster.Node) cluster.Node {
 	for _, row := range p.s.mirror.In(engine.WarmProduct, engine.Provisioning) {
 		if _, placed := p.s.cluster.Newest(row.JobID()); row.NodeID == node.ID && !placed {
@@ -116,7 +116,7 @@ func (p *warmPool) begin(ctx context.Context, fingerprint string, kind warmKind)
 	return s.ops.Launch(row), nil
 }
 
-// failed counts an engine that could not be made, or that failed, once.
+// failed counts an engine that could not be created, or that failed, once.
 func (p *warmPool) failed(ctx context.Context, fingerprint, engineID, why string) {
 	p.mu.Lock()
 	told := p.told[engineID]
@@ -129,8 +129,8 @@ func (p *warmPool) failed(ctx context.Context, fingerprint, engineID, why string
 	}
 }
 
-// backOff keeps a kind from being made for a while, which doubles with each
-// attempt that failed. Those that failed together count as one.
+// backOff stops the creation of a kind for a while, which doubles with each failed attempt.
+// Failures at the same time count as one.
 func (p *warmPool) backOff(ctx context.Context, fingerprint, why string, failed bool) {
 	backoffs, err := p.s.store.WarmBackoffs(ctx)
 	if err == nil {
@@ -149,13 +149,13 @@ func (p *warmPool) backOff(ctx context.Context, fingerprint, why string, failed 
 		err = p.s.store.PutWarmBackoff(ctx, b)
 	}
 	if err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		p.s.log.Debug("cannot note that warm engines are not to be made for a while", "error", err)
+		p.s.log.Debug("cannot record a backoff of warm engines", "error", err)
 	}
 }
 
-// recovered forgets a backoff.
+// recovered removes a backoff.
 func (p *warmPool) recovered(ctx context.Context, b *registry.WarmBackoff) {
 	if err := p.s.store.DeleteWarmBackoff(ctx, b); err != nil && !errors.Is(err, registry.ErrConflict) && ctx.Err() == nil {
-		p.s.log.Debug("cannot forget a backoff of warm engines", "error", err)
+		p.s.log.Debug("cannot delete a backoff of warm engines", "error", err)
 	}
 }

@@ -19,7 +19,7 @@ func (p *warmPool) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if p.s.informed() {
 			if err := p.tend(ctx); err != nil && ctx.Err() == nil {
-				p.s.log.Warn("cannot look after the warm engines; trying again", "error", err)
+				p.s.log.Warn("cannot maintain the warm engines; retrying", "error", err)
 			}
 			if time.Since(labelled) > labelEvery {
 				labelled = time.Now()
@@ -35,8 +35,8 @@ func (p *warmPool) run(ctx context.Context) {
 	}
 }
 
-// awaitQuiet waits until no engine was claimed for a moment, or for warmEvery: to make
-// new ones, and to label jobs, takes the cores that a burst of claims needs.
+// awaitQuiet waits until no engine was claimed for a moment, at most warmEvery, because
+// creating engines and labelling jobs uses the CPU that a burst of claims needs.
 func (p *warmPool) awaitQuiet(ctx context.Context) {
 	longest := time.Now().Add(warmEvery)
 	for {
@@ -50,8 +50,8 @@ func (p *warmPool) awaitQuiet(ctx context.Context) {
 	}
 }
 
-// wanted is how many warm engines there should be, by kind: the service's own
-// number of its standard engine, and what products' policies add.
+// wanted returns how many warm engines there should be, by kind: the service's setting for
+// its default kind, plus what products' policies add.
 func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 	n := map[warmKind]int{}
 	if p.s.opts.WarmPool > 0 {
@@ -65,7 +65,7 @@ func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 		if size := t.Policy.WarmPool; size != nil && *size > 0 {
 			image, err := p.s.allowedImage(t.Product, "")
 			if err != nil {
-				continue // its own provisions fail of it
+				continue // its own provisions fail for the same reason
 			}
 			n[p.s.kindOf(t.Product, image)] += *size
 		}
@@ -73,9 +73,8 @@ func (p *warmPool) wanted(ctx context.Context) (map[warmKind]int, error) {
 	return n, nil
 }
 
-// tend makes what is missing and removes what nobody can use: engines of another
-// job file or image, with older provider keys, failed ones, and more than are
-// wanted.
+// tend creates missing warm engines and removes unusable ones: those of another job file or
+// image, with older provider keys, failed ones, and surplus ones.
 func (p *warmPool) tend(ctx context.Context) error {
 	wanted, err := p.wanted(ctx)
 	if err != nil {
@@ -88,7 +87,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	rows, keys := p.s.mirror.Of(engine.WarmProduct), 0
 	if len(rows) > 0 {
 		if keys, err = p.newestKeys(ctx); err != nil {
-			p.s.log.Debug("cannot tell whether warm engines have the newest provider keys", "error", err)
+			p.s.log.Debug("cannot check whether warm engines have the newest provider keys", "error", err)
 		}
 	}
 	missing, kinds := map[string]int{}, map[string]warmKind{}
@@ -102,7 +101,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 		case row.State == engine.Running && row.Op == nil && row.EnvVersion < keys:
 			p.remove(ctx, row, "it has older provider keys")
 		case row.State == engine.Running && row.Op == nil && anotherImage(row, p.s.digestOf(ctx, row.Image)):
-			p.remove(ctx, row, "its image is another one now")
+			p.remove(ctx, row, "its image has changed")
 		case row.State == engine.Running || row.State == engine.Provisioning:
 			if missing[row.Warm]--; missing[row.Warm] < 0 && row.Op == nil {
 				p.remove(ctx, row, "it is not wanted")
@@ -132,7 +131,7 @@ func (p *warmPool) tend(ctx context.Context) error {
 	return nil
 }
 
-// remove destroys a warm engine, if there is room for one more at work.
+// remove destroys a warm engine, unless too many are in progress.
 func (p *warmPool) remove(ctx context.Context, row *engine.Row, why string) {
 	if !p.reserve(row) {
 		return
@@ -147,7 +146,7 @@ func (p *warmPool) remove(ctx context.Context, row *engine.Row, why string) {
 		defer func() { <-p.slots }()
 		defer p.release(row)
 		if _, err := p.destroy(ctx, row, why); err != nil && ctx.Err() == nil && !overtaken(err) {
-			p.s.log.Warn("cannot remove a warm engine; trying again", "engine_id", row.EngineID, "error", err)
+			p.s.log.Warn("cannot remove a warm engine; retrying", "engine_id", row.EngineID, "error", err)
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -155,7 +154,7 @@ func (p *warmPool) remove(ctx context.Context, row *engine.Row, why string) {
 	})
 }
 
-// destroy destroys a warm engine that is still nobody's, and says whether it was.
+// destroy destroys a warm engine that still has no user, and reports whether it did.
 func (p *warmPool) destroy(ctx context.Context, row *engine.Row, why string) (bool, error) {
 	now, err := p.s.store.Engine(ctx, row.ProductID, row.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
@@ -165,8 +164,8 @@ func (p *warmPool) destroy(ctx context.Context, row *engine.Row, why string) (bo
 		return false, err
 	}
 	p.s.log.Info("removing a warm engine", "engine_id", row.EngineID, "why", why)
-	// A claim since then has taken the row away, and a claim from now on makes
-	// this fail.
+	// A claim since then has moved the row, which makes this fail; and this makes later
+	// claims fail.
 	_, err = p.s.Destroy(ctx, &Caller{Product: &engine.Product{ProductID: engine.WarmProduct, Slug: actorSystem}, Engine: now, UserID: now.UserID})
 	if AsError(err) != nil && AsError(err).Code == engine.EngineNotFound {
 		return false, nil

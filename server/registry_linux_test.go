@@ -52,7 +52,7 @@ func testRegistry(t *testing.T, whole *api) {
 	ok("POST", "/registry/recover", "{}")
 	e := ok("POST", "/engines/provision", `{"user_id": "quarantined"}`) // it waits for the recovery
 	last, _ := ok("GET", "/registry", "").body["last_recovery"].(map[string]any)
-	if last["why"] != "an admin asked for it" || last["rebuilt"] != 0.0 {
+	if last["why"] != "an admin requested it" || last["rebuilt"] != 0.0 {
 		t.Errorf("the last recovery is %v", last)
 	}
 

@@ -13,11 +13,11 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// attempt runs the steps from the row's on, writing the row after each. A
-// session that is lost is no error for a while: once there is one again the row
-// says whose the operation is.
+// attempt runs the steps from the row's current one, and writes the row after each. A lost
+// session is no error for a while: once there is a new session, the row shows who owns the
+// operation.
 func (o *Operation) attempt(ctx context.Context) error {
-	var lost time.Time // when the session was first missed
+	var lost time.Time // when the session was first missing
 	for {
 		err := o.advance(ctx)
 		if !errors.Is(err, registry.ErrNoSession) {
@@ -27,12 +27,11 @@ func (o *Operation) attempt(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, ErrReread) && ctx.Err() == nil:
-			o.unsaved, o.undone = false, o.Row.Op.Undo != "" // what is stored decides
+			o.unsaved, o.undone = false, o.Row.Op.Undo != "" // the stored row decides
 		case !lost.IsZero() && time.Since(lost) < sessionGrace && pause.For(ctx, firstRetry):
 		case moved(err) && o.Row.Op != nil && time.Now().Before(o.Row.Op.Deadline) && pause.For(ctx, firstRetry):
-			// Often it was this operation's own write, whose answer was lost: what
-			// was read is read again, and nobody is told "busy" of an operation
-			// that goes on.
+			// Often it was this operation's own write, whose response was lost. The row is
+			// read again, and no caller gets ENGINE_BUSY for an operation that continues.
 		case err != nil:
 			return err
 		case o.Removed || o.Row.Op == nil && !o.unsaved:
@@ -41,12 +40,12 @@ func (o *Operation) attempt(ctx context.Context) error {
 	}
 }
 
-// moved says whether an error is a lost check-and-set in Nomad or Vault.
+// moved reports whether an error is a failed check-and-set in Nomad or Vault.
 func moved(err error) bool {
 	return errors.Is(err, cluster.ErrConflict) || errors.Is(err, secrets.ErrConflict)
 }
 
-// advance runs the row's step and writes the row, if it carries an operation.
+// advance runs the row's step and writes the row, if it has an operation.
 func (o *Operation) advance(ctx context.Context) error {
 	if o.unsaved {
 		if err := o.write(ctx); err != nil {
@@ -59,7 +58,7 @@ func (o *Operation) advance(ctx context.Context) error {
 	op := o.Row.Op
 	st, next, known := o.m.Plans.find(op)
 	if !known {
-		return engine.Errorf(engine.Internal, "the operation stopped at a step that this version does not know")
+		return engine.Errorf(engine.Internal, "the operation is at a step that this version of the service does not know")
 	}
 	at := *op // the step may change where the row is
 	HitStep(&at, AtBefore)
@@ -97,7 +96,7 @@ func (o *Operation) advance(ctx context.Context) error {
 	return nil
 }
 
-// write saves a row that was advanced.
+// write writes a row after a step.
 func (o *Operation) write(ctx context.Context) error {
 	began := time.Now()
 	err := o.Save(ctx)

@@ -8,8 +8,8 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// answer tells those who wait, once, and completes the audit row with what they
-// hear, if that is this operation's to say.
+// answer sends the result to all waiting callers, once, and completes the audit row with
+// it, if this operation may do that.
 func (o *Operation) answer(ctx context.Context, err error) {
 	if !o.recorded && !errors.Is(err, ErrTakenOver) {
 		o.recorded = true
@@ -21,11 +21,10 @@ func (o *Operation) answer(ctx context.Context, err error) {
 	o.tell(err)
 }
 
-// refuse tells of an error after which the operation goes on, and writes it into
-// the audit row, while what is stored is surely this operation as it is here.
-// Otherwise another replica may take over what is stored and end it differently:
-// then that one completes the row, and who waits here hears only that the end is
-// open.
+// refuse sends the waiting callers an error after which the operation continues, and
+// records it in the audit row, but only if the stored operation is certainly the one here.
+// Otherwise another replica may take over the stored one and end it differently. Then that
+// replica completes the row, and the callers here only learn that the result is unknown.
 func (o *Operation) refuse(ctx context.Context, err error) {
 	if o.Told() {
 		return
@@ -39,8 +38,8 @@ func (o *Operation) refuse(ctx context.Context, err error) {
 	o.tell(err)
 }
 
-// tell tells those who wait, once. The audit row is left to whoever finishes
-// the operation.
+// tell sends the result to all waiting callers, once. The replica that ends the operation
+// completes the audit row.
 func (o *Operation) tell(err error) {
 	if o.Told() {
 		return
@@ -49,10 +48,10 @@ func (o *Operation) tell(err error) {
 	close(o.Answered)
 }
 
-// Wait returns what the operation answers.
+// Wait waits for the end of the operation and returns its result.
 func (o *Operation) Wait(ctx context.Context) (*engine.Row, error) {
 	if o == nil {
-		return nil, &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is stopping; try again", RetryAfter: engine.RetryBackend}
+		return nil, &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is stopping; retry", RetryAfter: engine.RetryBackend}
 	}
 	over, stop := impatience(ctx)
 	defer stop()
@@ -69,7 +68,7 @@ func (o *Operation) Wait(ctx context.Context) (*engine.Row, error) {
 		case <-over:
 			row, err := o.m.Store.Engine(ctx, o.productID, o.userID)
 			if errors.Is(err, registry.ErrNotFound) {
-				over = nil // it is about to be answered
+				over = nil // the result is about to be sent
 				continue
 			}
 			if err != nil {
@@ -82,14 +81,13 @@ func (o *Operation) Wait(ctx context.Context) (*engine.Row, error) {
 	}
 }
 
-// elsewhere is what a caller hears of an operation whose end another replica may
-// decide.
+// elsewhere returns the error for a caller of an operation that another replica may end.
 func elsewhere(err error) *engine.Error {
-	return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica cannot finish the operation now; it goes on, here or on another one: ask for the engine, or try again", Err: err, RetryAfter: engine.RetryBackend}
+	return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica cannot finish the operation now, and it continues here or on another replica: read the engine's state, or retry", Err: err, RetryAfter: engine.RetryBackend}
 }
 
-// waitsForUndo says whether the caller's answer promises that the operation
-// left nothing behind or at rest.
+// waitsForUndo reports whether an error promises that the operation left nothing behind, or
+// the engine as before.
 func (o *Operation) waitsForUndo(err error) bool {
 	switch o.m.Owner.AsError(err).Code {
 	case engine.BackendUnavailable, engine.BackendError, engine.Internal:
@@ -98,7 +96,7 @@ func (o *Operation) waitsForUndo(err error) bool {
 	return true
 }
 
-// Told says whether those who wait were told.
+// Told reports whether the waiting callers have the result.
 func (o *Operation) Told() bool {
 	select {
 	case <-o.Answered:

@@ -16,7 +16,7 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	row.Last = &engine.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: now, Code: op.Undo, Message: op.Message}
 	switch {
 	case op.Kind == engine.OpRestart:
-		// Its process ended: there is no way back to where it was.
+		// Its process has ended, so it cannot return to its previous state.
 		row.State, row.Reason, row.RestartedFor = engine.Running, "", op.EnvVersion
 		if op.Undo != "" {
 			row.State, row.Reason = engine.Failed, cmp.Or(op.Reason, reasonNotRestarted)
@@ -50,8 +50,8 @@ func isBootOutcome(code engine.Code) bool {
 	return code == engine.BootTimeout || code == engine.EngineBootFailed
 }
 
-// undo turns the operation round where its kind and step allow it, and says
-// whether it did. The change is written before the next step.
+// undo starts to undo the operation, if its kind and step allow that, and reports whether
+// it did. The change is written before the next step.
 func (o *Operation) undo(err error) bool {
 	op, e := o.Row.Op, o.m.Owner.AsError(err)
 	code := e.Code
@@ -59,7 +59,7 @@ func (o *Operation) undo(err error) bool {
 		return false
 	}
 	if op.Kind == engine.OpRotateKey && op.Step != o.m.Plans.First(op.Kind) {
-		return false // the engine may have the new key already: only forward
+		return false // the engine may have the new key already: the rotation can only continue
 	}
 	if op.Kind == engine.OpRestart && !EndsRestart(code) {
 		return false
@@ -74,8 +74,7 @@ func (o *Operation) undo(err error) bool {
 	return true
 }
 
-// becomeDestroy makes a provision that left nothing worth keeping remove
-// itself.
+// becomeDestroy turns a provision without anything worth keeping into its own removal.
 func (o *Operation) becomeDestroy(at Step) {
 	o.Row.State, o.Row.Desired = engine.Destroying, engine.Destroying
 	o.Row.Op.Kind, o.Row.Op.Step = engine.OpDestroy, o.m.Plans.First(engine.OpDestroy)
@@ -85,18 +84,17 @@ func (o *Operation) becomeDestroy(at Step) {
 	}
 }
 
-// ReleaseRow leads to the step that removes the row alone.
+// ReleaseRow continues with the step that removes only the row.
 func (o *Operation) ReleaseRow() {
-	o.Row.VolumeID = "" // it leaves nothing behind that is the row's
+	o.Row.VolumeID = "" // it leaves no volume behind
 	o.Row.Op.Step = o.m.Plans.Last(engine.OpDestroy)
 }
 
-// reasonNotRestarted is the reason of an engine whose restart could not be
-// carried out.
+// reasonNotRestarted is the reason of an engine whose restart could not be carried out.
 const reasonNotRestarted = "not_restarted"
 
-// EndsRestart says whether an error means that the engine did not come back; at
-// any other a restart is tried again.
+// EndsRestart reports whether an error means that the engine could not be restarted; after
+// any other error a restart is retried.
 func EndsRestart(code engine.Code) bool {
 	switch code {
 	case engine.PortExhaustion, engine.CapacityExhausted, engine.StopUnconfirmed:
@@ -105,7 +103,7 @@ func EndsRestart(code engine.Code) bool {
 	return isBootOutcome(code)
 }
 
-// settleRestarts notes in the row how an operation that boots an engine ended.
+// settleRestarts records in the row the result of an operation that boots an engine.
 func settleRestarts(b engine.Backoff, row *engine.Row, op *engine.Operation, now time.Time) {
 	if row.State == engine.Running {
 		row.RunningSince = now
@@ -120,7 +118,7 @@ func settleRestarts(b engine.Backoff, row *engine.Row, op *engine.Operation, now
 		attempts = row.Restarts.Attempts
 	}
 	if op.Kind == engine.OpStart && op.Action == audit.ActionAutoRestartStart && (op.Canary || !isBootOutcome(engine.Code(op.Undo))) {
-		attempts = max(0, attempts-1) // it says nothing about the engine
+		attempts = max(0, attempts-1) // it shows nothing about the engine
 	}
 	row.Restarts = &engine.Restarts{Attempts: attempts, NextAt: now.Add(b.After(attempts))}
 }

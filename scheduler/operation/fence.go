@@ -10,7 +10,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Save writes the row. A write whose answer was lost is recognised.
+// Save writes the row. It recognises a write whose response was lost.
 func (o *Operation) Save(ctx context.Context) error {
 	err := o.m.Store.Update(ctx, o.Row)
 	if !errors.Is(err, registry.ErrConflict) {
@@ -24,11 +24,10 @@ func (o *Operation) Save(ctx context.Context) error {
 	return o.Lost(ctx, now, err)
 }
 
-// Fence makes sure that the operation is still this replica's. Calls that the
-// row cannot guard are made in this order: read an index, fence, then write by
-// check-and-set at that index. Whoever takes the operation over moves the index
-// before the operation is closed, so that a replica that was paused between the
-// last two writes nothing.
+// Fence verifies that this replica still owns the operation. Calls that the row cannot
+// guard are made in this order: read an index, fence, then write by check-and-set at that
+// index. A replica that takes over the operation changes the index before it closes the
+// operation, so a replica that was paused between fence and write writes nothing.
 func (o *Operation) Fence(ctx context.Context) error {
 	err := o.m.Store.Verify(ctx, o.Row)
 	if errors.Is(err, registry.ErrConflict) {
@@ -41,7 +40,7 @@ func (o *Operation) Fence(ctx context.Context) error {
 	return err
 }
 
-// WhileOwned runs a wait, which ends when somebody else takes the row.
+// WhileOwned runs a wait that ends when another operation or replica takes the row.
 func (o *Operation) WhileOwned(ctx context.Context, wait func(context.Context) error) error {
 	watched, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -58,8 +57,8 @@ func (o *Operation) WhileOwned(ctx context.Context, wait func(context.Context) e
 	return o.Lost(ctx, now, err)
 }
 
-// WatchRow cancels a wait when somebody else takes the row: a destroy on another
-// replica waits for that.
+// WatchRow cancels a wait when another operation or replica takes the row: a destroy on
+// another replica waits for that.
 func (o *Operation) WatchRow(ctx context.Context, cancel context.CancelCauseFunc) {
 	productID, userID, index := o.Row.ProductID, o.Row.UserID, o.Row.Index
 	tick := time.NewTicker(time.Second)
@@ -78,8 +77,8 @@ func (o *Operation) WatchRow(ctx context.Context, cancel context.CancelCauseFunc
 	}
 }
 
-// Lost says what it means that the row is not the one that this operation wrote
-// last: now and err are what reading it gave.
+// Lost returns what it means that the row differs from this operation's last write: now and
+// err are the result of reading it.
 func (o *Operation) Lost(ctx context.Context, now *engine.Row, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
@@ -96,7 +95,7 @@ func (o *Operation) Lost(ctx context.Context, now *engine.Row, err error) error 
 	return ErrTakenOver
 }
 
-// sameWrite says whether the stored row is the one that was to be written.
+// sameWrite reports whether the stored row is the intended one.
 func sameWrite(stored, wanted *engine.Row) bool {
 	if stored.EngineID != wanted.EngineID || stored.State != wanted.State || (stored.Op == nil) != (wanted.Op == nil) {
 		return false
@@ -108,8 +107,8 @@ func sameWrite(stored, wanted *engine.Row) bool {
 		stored.Op.Kind == wanted.Op.Kind && stored.Op.Undo == wanted.Op.Undo
 }
 
-// acknowledge tells a destroy that cut this replica's operation short that
-// nothing more will be done to the engine from here.
+// acknowledge tells a destroy that interrupted this replica's operation that this replica
+// will not touch the engine any more.
 func (o *Operation) acknowledge(ctx context.Context, row *engine.Row) {
 	row.Op.Supersedes = ""
 	if err := o.m.Store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {

@@ -12,12 +12,12 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// Between the write of an operation into its row and its launch, everybody can read it
-// and nobody runs it. Whoever writes one reserves its launch, so that nobody in this replica
-// takes it for abandoned meanwhile.
+// Between the write of an operation into its row and its launch, every replica can read it
+// but none runs it. Therefore its launch is reserved before the write, so that nothing in
+// this replica treats it as abandoned meanwhile.
 
-// Reserve reserves an operation's launch until done is called. under is not nil where
-// somebody else has it: it is closed when that one is done.
+// Reserve reserves an operation's launch until done is called. under is not nil if the
+// launch is already reserved: it is closed at the end of that reservation.
 func (m *Machine) Reserve(opID string) (done func(), under <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -34,14 +34,14 @@ func (m *Machine) Reserve(opID string) (done func(), under <-chan struct{}) {
 	}), nil
 }
 
-// Resume runs the operation of a row that is this replica's own and that nobody runs.
+// Resume runs an operation that this replica owns but does not run.
 func (m *Machine) Resume(ctx context.Context, row *engine.Row) error {
 	done, under := m.Reserve(row.Op.ID)
 	defer done()
 	if under != nil || m.Running(row.ProductID, row.UserID) != nil {
 		return nil
 	}
-	// Read after nobody ran it: else it may have ended since.
+	// The row is read after it was found not to run, because it may have ended since.
 	now, err := m.Store.Engine(ctx, row.ProductID, row.UserID)
 	switch {
 	case errors.Is(err, registry.ErrNotFound):
@@ -51,17 +51,17 @@ func (m *Machine) Resume(ctx context.Context, row *engine.Row) error {
 	case now.Op == nil || now.Op.ID != row.Op.ID || now.Op.Owner != m.Replica:
 		return nil
 	}
-	m.Log.Info("running an operation of this replica that nobody ran", "engine_id", now.EngineID, "op", string(now.Op.Kind))
+	m.Log.Info("running an abandoned operation of this replica", "engine_id", now.EngineID, "op", string(now.Op.Kind))
 	m.Launch(now)
 	return nil
 }
 
-// ErrUnanswered says that it is not known whether an operation was written. This replica looks
-// after its row, and completes its audit row when it is known.
-var ErrUnanswered = errors.New("scheduler: the write of an operation was not answered")
+// ErrUnanswered means that it is unknown whether an operation was written. This replica
+// watches its row, and completes its audit row when it is known.
+var ErrUnanswered = errors.New("scheduler: the write of an operation got no response")
 
-// Unanswered has a row looked after whose write failed of an error that leaves open
-// whether it was done. Every other error is returned as it is.
+// Unanswered starts watching a row if the error of its write leaves open whether the write
+// was made. Any other error is returned unchanged.
 func (m *Machine) Unanswered(row *engine.Row, err error) error {
 	if !errors.Is(err, registry.ErrUnavailable) {
 		return err
@@ -70,10 +70,11 @@ func (m *Machine) Unanswered(row *engine.Row, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnanswered, err)
 }
 
-// adopt looks after a row whose write was not answered: should it have been
-// written, this replica owns an operation that nobody runs. The operation then
-// completes its audit row. A write that has not come to be for StrayAfter was not
-// done: then the audit row says what its caller was told; nil: it is not this one's.
+// adopt watches a row after a write without a response. If the write was made, this replica
+// owns an operation that nobody runs: it runs it, and the operation completes its audit
+// row. If the write has not appeared after StrayAfter, it was not made, and the audit row
+// is completed with the error that the caller got (told); nil: this is not the caller's
+// operation.
 func (m *Machine) adopt(row *engine.Row, told error) {
 	row = row.Clone()
 	m.Background(func(ctx context.Context) {

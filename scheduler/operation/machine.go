@@ -1,7 +1,7 @@
-// Package operation carries out operations on engines, step by step: it launches them,
-// writes the row after each step, undoes or retries what fails, verifies before an act
-// that the operation is still this replica's, tells those who wait, and takes over the
-// operations of replicas that are gone. What the steps do is its owner's.
+// Package operation runs operations on engines, step by step: it launches them, writes the
+// row after each step, undoes or retries failed ones, verifies before an action that this
+// replica still owns the operation, sends the result to waiting callers, and takes over the
+// operations of dead replicas. The owner of the machine defines the steps.
 package operation
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// Store is where rows are. The errors are those of registry.Store.
+// Store stores the rows. Its errors are those of registry.Store.
 type Store interface {
 	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
 	Update(ctx context.Context, row *engine.Row) error
@@ -30,36 +30,36 @@ type Rows interface {
 	Synced() <-chan struct{}
 }
 
-// Owner is whose operations they are.
+// Owner defines the operations of a Machine.
 type Owner interface {
-	// MayTakeOver says whether this replica may look for abandoned operations.
+	// MayTakeOver reports whether this replica may search for abandoned operations.
 	MayTakeOver() bool
-	// Whole says whether the registry did not go back in time, asked anew: else an
-	// operation of then might be begun once more.
+	// Whole reports, from a new read, whether the registry has not gone back in time. If it
+	// has, an operation from before might run a second time.
 	Whole(ctx context.Context) bool
-	// Work is what the steps of an operation are given.
+	// Work returns the shared data of the steps of an operation.
 	Work(o *Operation) Work
-	// Record completes an operation's audit row with what its caller hears, and Abandon
-	// that of one that never was.
+	// Record completes an operation's audit row with the result for its caller, and Abandon
+	// the row of an operation that was never written.
 	Record(ctx context.Context, w Work, err error)
 	Abandon(ctx context.Context, auditID int64, began time.Time, err error)
-	// Name is what the log calls an operation that succeeded.
+	// Name is the name in the log of an operation that succeeded.
 	Name(o *Operation) string
-	// AsError gives an error its place in the contract; ReasonOf is what a failed row
-	// says of it, or "".
+	// AsError converts an error to one of the contract. ReasonOf returns the reason that it
+	// gives a failed row, or "".
 	AsError(err error) *engine.Error
 	ReasonOf(err error) string
 }
 
-// Deps are what a Machine needs.
+// Deps are the dependencies and settings of a Machine.
 type Deps struct {
 	Log     hclog.Logger
 	Store   Store
 	Rows    Rows
 	Owner   Owner
-	Replica string // its id
+	Replica string // the id of this replica
 	Plans   *Plans
-	// BootTimeout is how long an engine may boot, and Restart the backoff of restarts.
+	// BootTimeout is how long an engine may boot; Restart is the backoff of restarts.
 	BootTimeout time.Duration
 	Restart     engine.Backoff
 }
@@ -72,11 +72,11 @@ type Machine struct {
 	active    map[string]*Operation    // by engineKey
 	launching map[string]chan struct{} // by the operation's id
 	draining  bool
-	base      context.Context // ends when all operations do
+	base      context.Context // ends when all operations must end
 	all       sync.WaitGroup
 }
 
-// New returns a machine; Start makes it work.
+// New returns a Machine. Start starts it.
 func New(deps Deps) *Machine {
 	return &Machine{Deps: deps, active: map[string]*Operation{}, launching: map[string]chan struct{}{}}
 }
@@ -88,8 +88,8 @@ func (m *Machine) Start(base context.Context) {
 	m.base = base
 }
 
-// Wait returns when all operations and what else runs in the background have ended, after
-// base did. No new ones are accepted.
+// Wait waits, after the end of base, for the end of all operations and other background
+// work. No new ones are accepted.
 func (m *Machine) Wait() {
 	m.mu.Lock()
 	m.draining = true
@@ -97,8 +97,8 @@ func (m *Machine) Wait() {
 	m.all.Wait()
 }
 
-// Drain refuses new operations and waits until those under way have answered
-// or ctx ends.
+// Drain refuses new operations and waits until those in progress have a result, or ctx
+// ends.
 func (m *Machine) Drain(ctx context.Context) {
 	m.mu.Lock()
 	m.draining = true
@@ -116,7 +116,7 @@ func (m *Machine) Drain(ctx context.Context) {
 	}
 }
 
-// NewOperation is the operation that a row is to carry.
+// NewOperation returns an operation for a row.
 func (m *Machine) NewOperation(ctx context.Context, kind engine.OpKind, action string, from engine.State) *engine.Operation {
 	return &engine.Operation{
 		ID: strings.ToLower(rand.Text()), Kind: kind, Action: action, Step: m.Plans.First(kind), Owner: m.Replica,
@@ -124,8 +124,8 @@ func (m *Machine) NewOperation(ctx context.Context, kind engine.OpKind, action s
 	}
 }
 
-// Limit is how long an operation may take before its caller is told that it is
-// not confirmed. A boot's own deadline begins when its job is registered.
+// Limit returns how long an operation may take before its caller gets an error that it is
+// not confirmed. The deadline of a boot begins when its job is registered.
 func (m *Machine) Limit(kind engine.OpKind) time.Duration {
 	switch kind {
 	case engine.OpRotateKey:
@@ -138,16 +138,16 @@ func (m *Machine) Limit(kind engine.OpKind) time.Duration {
 	return VolumeTimeout + KillGrace + KillMargin
 }
 
-// Longest bounds how long an operation's caller can wait for its
-// answer: the server's write timeout follows from it.
+// Longest returns the maximum time that a caller can wait for the result of an operation;
+// the server's write timeout is derived from it.
 func (m *Machine) Longest() time.Duration {
 	return max(m.Limit(engine.OpProvision)+m.BootTimeout, m.Limit(engine.OpRotateKey)) + KillGrace
 }
 
 func engineKey(productID, userID string) string { return productID + "/" + userID }
 
-// Launch runs the operation that row carries and that this replica owns. It
-// returns nil when the machine is stopping: another replica will run it.
+// Launch runs the operation in row, which this replica owns. It returns nil if the machine
+// is stopping: another replica will run the operation.
 func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -164,7 +164,7 @@ func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	key := engineKey(row.ProductID, row.UserID)
 	if running := m.active[key]; running != nil && running.ID == o.ID {
 		cancel(nil)
-		return running // found by recoverOnce before whoever wrote it had its answer
+		return running // recoverOnce found it before the goroutine that wrote it had a response
 	}
 	m.active[key] = o
 	m.all.Go(func() {
@@ -183,9 +183,9 @@ func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	return o
 }
 
-// Background runs something that Wait waits for, and says whether it does: not when the
-// machine is stopping. Wait is called only after base has ended, so nothing is added to
-// what it waits for.
+// Background runs do in a goroutine that Wait waits for, and reports whether it does: not
+// if the machine is stopping. Wait is called only after the end of base, so nothing is
+// added to what it waits for.
 func (m *Machine) Background(do func(context.Context)) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -204,12 +204,12 @@ func (m *Machine) Running(productID, userID string) *Operation {
 	return m.active[engineKey(productID, userID)]
 }
 
-// Open says whether new operations are accepted.
+// Open returns nil if new operations are accepted.
 func (m *Machine) Open() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.base == nil || m.draining {
-		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting or stopping; try again", RetryAfter: engine.RetryBackend}
+		return &engine.Error{Code: engine.BackendUnavailable, Message: "this replica is starting or stopping; retry", RetryAfter: engine.RetryBackend}
 	}
 	return nil
 }

@@ -7,24 +7,24 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// UnderWay is the error that a caller gets whose patience ended before its operation
-// did. The operation goes on.
+// UnderWay is the error for a caller whose patience ended before its operation did. The
+// operation continues.
 type UnderWay struct {
-	Engine *engine.Row // as it is now
+	Engine *engine.Row // its current row
 }
 
-func (*UnderWay) Error() string { return "scheduler: the operation is under way" }
+func (*UnderWay) Error() string { return "scheduler: the operation is in progress" }
 
 type patienceKey struct{}
 
-// WithPatience has the calls that wait for an operation wait for it until then, and
-// return an UnderWay after that. An operation is always begun first.
+// WithPatience makes calls wait for an operation only until that time, and return an
+// UnderWay after it. The operation is always begun first.
 func WithPatience(ctx context.Context, until time.Time) context.Context {
 	return context.WithValue(ctx, patienceKey{}, until)
 }
 
-// impatience is when a caller does not want to wait any longer; a nil channel: it waits
-// for as long as it takes.
+// impatience returns a channel that receives when a caller no longer wants to wait; nil: it
+// waits as long as necessary.
 func impatience(ctx context.Context) (over <-chan time.Time, stop func()) {
 	until, ok := ctx.Value(patienceKey{}).(time.Time)
 	if !ok {

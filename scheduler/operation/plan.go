@@ -8,61 +8,61 @@ import (
 	"github.com/septemberai/orch/internal/fault"
 )
 
-// Work is what the steps of one operation share besides the operation itself; it is of
-// whoever declares the steps.
+// Work is the data that the steps of one operation share besides the operation itself. Its
+// type is defined together with the steps.
 type Work any
 
-// Step is one act of an operation. It is idempotent: after a crash the next
-// owner does it again. What it learns it puts into the row, which is written
-// before the next step begins.
+// Step is one step of an operation. It is idempotent: after a crash the next owner repeats
+// it. It stores its results in the row, which is written before the next step begins.
 type Step struct {
 	Name string
 	Do   func(context.Context, Work) error
-	// Fenced: it verifies that it may still act (Operation.Fence).
+	// Fenced: it verifies that this replica still owns the operation (Operation.Fence).
 	Fenced bool
-	// FailFast: going forward, it waits for no store that is known to be away: its error
-	// takes the operation back, and its caller has waited for other steps already.
+	// FailFast: going forward, it does not wait for a store that is known to be
+	// unreachable: its error undoes the operation, and its caller has already waited for
+	// other steps.
 	FailFast bool
-	// Freezes: the operation that ends with it leaves a frozen process.
+	// Freezes: the operation that ends with this step leaves a frozen process.
 	Freezes bool
-	// Foreign: a provision that is undone at it has an identity that is somebody else's,
-	// and removes its row alone.
+	// Foreign: a provision that is undone at this step has the identity of another owner,
+	// and only removes its row.
 	Foreign bool
 }
 
-// Plans are the steps of every kind of operation. The names are in rows: a renamed step
-// strands the operations of the version before.
+// Plans contains the steps of every kind of operation. Rows contain their names: after a
+// renaming, operations of the previous version cannot continue.
 type Plans struct {
-	// Forward are the steps in order.
+	// Forward contains the steps in order.
 	Forward map[engine.OpKind][]Step
-	// Undo are the steps that take an operation back. Kinds without any go forward only.
+	// Undo contains the steps that undo an operation. Kinds without any only go forward.
 	Undo map[engine.OpKind][]Step
-	// Detours are steps outside the order of their kind's plan, which lead back into it
-	// or into Undo.
+	// Detours contains steps outside the order of their kind's plan, which lead back into
+	// it or into Undo.
 	Detours map[engine.OpKind][]Step
-	// After is where a detour leads that names no step itself; the others end their
-	// operation.
+	// After maps a detour to its next step, if the detour does not choose one itself; the
+	// others end their operation.
 	After map[string]string
 }
 
-// First is the step that the plan of a kind begins with.
+// First returns the first step in the plan of a kind.
 func (p *Plans) First(kind engine.OpKind) string { return p.Forward[kind][0].Name }
 
-// Last is the step that the plan of a kind ends with.
+// Last returns the last step in the plan of a kind.
 func (p *Plans) Last(kind engine.OpKind) string {
 	steps := p.Forward[kind]
 	return steps[len(steps)-1].Name
 }
 
-// Knows says whether this version knows the step that an operation is at: a newer
-// one may have begun it.
+// Knows reports whether this version knows the current step of an operation: a newer one
+// may have begun it.
 func (p *Plans) Knows(op *engine.Operation) bool {
 	at := func(st Step) bool { return st.Name == op.Step }
 	return slices.ContainsFunc(p.Forward[op.Kind], at) || slices.ContainsFunc(p.Undo[op.Kind], at) || slices.ContainsFunc(p.Detours[op.Kind], at)
 }
 
-// find is the step that an operation is at, and the name of the one after it; no step:
-// this version does not know it.
+// find returns the current step of an operation, and the name of the next one. known is
+// false if this version does not know the step.
 func (p *Plans) find(op *engine.Operation) (st Step, next string, known bool) {
 	steps := p.Forward[op.Kind]
 	if op.Undo != "" && p.Undo[op.Kind] != nil {
@@ -85,20 +85,19 @@ func (p *Plans) find(op *engine.Operation) (st Step, next string, known bool) {
 	return Step{}, "", false
 }
 
-// The moments of an operation at which a test can end or pause the process. A
-// point is named after the operation's kind, its step if it is in one, and the
-// moment.
+// The moments of an operation at which a test can end or pause the process. The name of a
+// point consists of the operation's kind, its step, if it is in one, and the moment.
 const (
-	AtAudited  = "audited"  // its audit row is begun, its row is not written
-	AtClaimed  = "claimed"  // its row is written, nothing works on it
+	AtAudited  = "audited"  // its audit row is written, its row is not
+	AtClaimed  = "claimed"  // its row is written, and nothing runs it
 	AtBefore   = "before"   // a step begins
 	AtFenced   = "fenced"   // a step has verified that it may still act
-	AtDone     = "done"     // a step has acted, the row does not say so
-	AtSaved    = "saved"    // the row says so
-	AtAnswered = "answered" // it is over, nobody was told
+	AtDone     = "done"     // a step has acted, and the row is not written
+	AtSaved    = "saved"    // the row is written
+	AtAnswered = "answered" // it has ended, and the caller has no response
 )
 
-// Points are the points of a kind of operation.
+// Points returns the points of a kind of operation.
 func (p *Plans) Points(kind engine.OpKind) (points []string) {
 	add := func(name string) { points = append(points, string(kind)+"/"+name) }
 	add(AtAudited)
@@ -109,7 +108,7 @@ func (p *Plans) Points(kind engine.OpKind) (points []string) {
 			add(st.Name + "/" + AtFenced)
 		}
 		add(st.Name + "/" + AtDone)
-		if kind != engine.OpDestroy || st.Name != p.Last(kind) { // after that there is no row
+		if kind != engine.OpDestroy || st.Name != p.Last(kind) { // after the last step of a destroy there is no row
 			add(st.Name + "/" + AtSaved)
 		}
 	}
@@ -117,10 +116,10 @@ func (p *Plans) Points(kind engine.OpKind) (points []string) {
 	return points
 }
 
-// Hit is a point of an operation outside its steps.
+// Hit reaches a point of an operation outside its steps.
 func Hit(kind engine.OpKind, moment string) { fault.Hit(string(kind) + "/" + moment) }
 
-// HitStep is a point of the step that an operation is at.
+// HitStep reaches a point in the current step of an operation.
 func HitStep(op *engine.Operation, moment string) {
 	fault.Hit(string(op.Kind) + "/" + op.Step + "/" + moment)
 }

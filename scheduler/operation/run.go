@@ -13,42 +13,41 @@ import (
 )
 
 const (
-	// KillGrace is the kill_timeout of the engine's job (SPEC section 4): how
-	// long a process may take to end after SIGTERM.
+	// KillGrace is the kill_timeout of the engine's job: how long a process may take to end
+	// after SIGTERM.
 	KillGrace = 30 * time.Second
-	// KillMargin is for Nomad to notice and tell that the process is gone.
+	// KillMargin is the time for Nomad to notice and report the end of the process.
 	KillMargin = 10 * time.Second
-	// VolumeTimeout bounds the wait for a new host volume, which takes 6 to
-	// 10 s on an ordinary client (measured).
+	// VolumeTimeout limits the wait for a new host volume, which takes 6 to 10 s on an
+	// ordinary client (measured).
 	VolumeTimeout = 45 * time.Second
 )
 
 var (
-	// ErrDetour is of a step that named the next one itself.
-	ErrDetour = errors.New("the operation takes a detour")
-	// ErrRelocated is of a step that gave the row another identity, and wrote that.
+	// ErrDetour means that the step has chosen the next step itself.
+	ErrDetour = errors.New("the operation continues at another step")
+	// ErrRelocated means that the row has another identity, and already contains it.
 	ErrRelocated = errors.New("the engine is being placed on another node")
-	// ErrReread says that the row is still this operation's, but another one than it knew. It
-	// goes on from what is stored.
-	ErrReread = errors.New("scheduler: the row was read again")
-	// ErrSuperseded says that somebody else has the row now: this operation must touch
-	// nothing more.
+	// ErrReread means that the row still belongs to this operation, but differs from its
+	// last known version. The operation continues with the stored row.
+	ErrReread = errors.New("scheduler: the row has changed and was read again")
+	// ErrSuperseded means that another operation or replica has the row; this operation
+	// must not change anything more.
 	ErrSuperseded = errors.New("scheduler: another operation has the engine now")
-	// ErrTakenOver is the kind of ErrSuperseded in which another replica has
-	// this very operation, or had it: what became of it is not this one's to
-	// tell.
+	// ErrTakenOver is the kind of ErrSuperseded in which another replica has this same
+	// operation, or had it: only that replica knows its result.
 	ErrTakenOver = fmt.Errorf("%w: another replica took this one over", ErrSuperseded)
 )
 
-// Operation drives one row through one plan, in a goroutine of its own that the
-// machine waits for.
+// Operation runs one row through one plan, in its own goroutine, which the machine waits
+// for.
 type Operation struct {
 	m *Machine
-	// Row is the row as it is, or is to be written; only the steps may use it.
+	// Row is the current row, or the next one to write; only the steps may use it.
 	Row *engine.Row
 	Log hclog.Logger
-	// ID is the row's operation as it was launched, and Began the whole of it; others may
-	// read both.
+	// ID is the id of the launched operation in the row, and Began a copy of that
+	// operation; other goroutines may read both.
 	ID                string
 	Began             engine.Operation
 	productID, userID string
@@ -60,27 +59,27 @@ type Operation struct {
 	result   *engine.Row
 	err      error
 
-	// Removed: the row is gone, and nothing is left to write.
+	// Removed: the row is gone, and there is nothing more to write.
 	Removed  bool
-	unsaved  bool          // the row was advanced but that is not written yet
-	undone   bool          // it was turned round
+	unsaved  bool          // the row has changed but is not written yet
+	undone   bool          // it is being undone
 	recorded bool          // its audit row is complete
 	timings  Timings       // for the log: the parts before the first step, then the steps
-	writing  time.Duration // the time for the row after each step
+	writing  time.Duration // time for writing the row after each step
 }
 
 const (
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 15 * time.Second
-	// sessionGrace is how long an operation waits for a lost session to be made
-	// anew before that counts as an error: a few renewals.
+	// sessionGrace is how long an operation waits for a new session after it lost one,
+	// before that counts as an error: a few renewals.
 	sessionGrace = 15 * time.Second
 )
 
-// main runs steps until the operation is closed, its row is somebody else's, or
-// ctx ends. What can be undone is undone at the first error; the rest goes
-// forward, again and again, after its caller was told. The error says whose the
-// row is, where that is somebody else's.
+// main runs steps until the operation is closed, another operation has its row, or ctx
+// ends. An operation that can be undone is undone at the first error; others are retried
+// until they succeed, after their caller got the error. The returned error says who has the
+// row, if it is another operation.
 func (o *Operation) main(ctx context.Context) error {
 	kind, began := o.Row.Op.Kind, time.Now()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -106,14 +105,14 @@ func (o *Operation) main(ctx context.Context) error {
 		undone := o.undo(err)
 		switch {
 		case undone && o.waitsForUndo(err):
-			// The caller hears of it when nothing is left behind, or when that
+			// The caller gets the error when the operation is undone, or at once if undoing
 			// does not succeed at once.
 			if uerr := o.attempt(ctx); uerr == nil {
 				Hit(kind, AtAnswered)
 				if o.undone {
 					o.answer(ctx, o.m.Owner.AsError(err))
 				} else {
-					o.answer(ctx, nil) // what was stored went forward after all
+					o.answer(ctx, nil) // the stored operation continued after all
 				}
 				return nil
 			} else if errors.Is(uerr, ErrSuperseded) {
@@ -135,7 +134,7 @@ func (o *Operation) main(ctx context.Context) error {
 	}
 }
 
-// cutShort says whether a destroy in this replica has cancelled an operation.
+// cutShort reports whether a destroy in this replica has cancelled an operation.
 func cutShort(ctx context.Context) bool { return errors.Is(context.Cause(ctx), ErrSuperseded) }
 
 // Interrupt ends an operation for one that supersedes it in this replica: it touches

@@ -12,21 +12,21 @@ import (
 )
 
 const (
-	// recoverEvery is how often operations of dead owners are looked for; a
-	// look costs no call while every operation in the view runs here.
+	// recoverEvery is the interval of checks for operations of dead owners. A check needs
+	// no call while every operation in the view runs here.
 	recoverEvery = 3 * time.Second
-	// pollEvery is how often a condition is looked at that nothing tells of.
+	// pollEvery is the interval of checks for conditions without a notification.
 	pollEvery = 50 * time.Millisecond
-	// StrayAfter is how long an operation may be this replica's own and not run
-	// before it is taken for forgotten: longer than the write that makes it takes
-	// to be answered.
+	// StrayAfter is how long this replica may own an operation without running it before
+	// the operation counts as forgotten: longer than the response to its first write can
+	// take.
 	StrayAfter = 10 * time.Second
 )
 
-// Run takes over the operations whose owner is gone and finishes or
-// undoes them, at start and from then on.
+// Run takes over the operations of dead owners and finishes or undoes them, at the start
+// and from then on.
 func (m *Machine) Run(ctx context.Context) {
-	select { // what a crash left is looked for at once
+	select { // operations left by a crash are searched for at once
 	case <-ctx.Done():
 	case <-m.Rows.Synced():
 	}
@@ -36,7 +36,7 @@ func (m *Machine) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if m.Owner.MayTakeOver() {
 			if err := m.recoverOnce(ctx, strays); err != nil && ctx.Err() == nil {
-				m.Log.Warn("cannot look for abandoned operations; trying again", "error", err)
+				m.Log.Warn("cannot check for abandoned operations; retrying", "error", err)
 			}
 		}
 		select {
@@ -46,13 +46,13 @@ func (m *Machine) Run(ctx context.Context) {
 	}
 }
 
-// strays are operations that this replica owns and does not run, with the time
-// when each was first seen. The write that made one was given up as lost and came
-// to be later, as when a paused agent of Consul goes on.
+// strays are operations that this replica owns but does not run, with the time when each
+// was first seen. Their write was given up as lost, but took effect later, for example
+// because a paused Consul agent resumed.
 type strays map[string]time.Time
 
-// forgotten says whether an operation of this replica's own was seen without
-// running for long enough.
+// forgotten reports whether one of this replica's own operations was seen without running
+// for long enough.
 func (st strays) forgotten(opID string) bool {
 	since, seen := st[opID]
 	if !seen {
@@ -62,9 +62,9 @@ func (st strays) forgotten(opID string) bool {
 	return time.Since(since) > StrayAfter
 }
 
-// recoverOnce looks through the rows in the view. It is a hint: an operation is
-// taken over by check-and-set on the very row that was seen. What only a newer version
-// can go on with is left to one.
+// recoverOnce checks the rows in the view. The view is only a hint, because an operation is
+// taken over by check-and-set on exactly the row that was seen. Operations that only a
+// newer version can continue are skipped.
 func (m *Machine) recoverOnce(ctx context.Context, strays strays) error {
 	var busy []*engine.Row
 	for _, row := range m.Rows.All() {
@@ -79,7 +79,7 @@ func (m *Machine) recoverOnce(ctx context.Context, strays strays) error {
 	if !m.Owner.Whole(ctx) {
 		return nil
 	}
-	// Rows before replicas: an owner has its key before it writes a row.
+	// Rows are read before replicas, because an owner has its key before it writes a row.
 	replicas, err := m.Store.Replicas(ctx)
 	if err != nil {
 		return err
@@ -87,8 +87,8 @@ func (m *Machine) recoverOnce(ctx context.Context, strays strays) error {
 	idle := map[string]bool{}
 	for _, row := range busy {
 		if row.Op.Supersedes == m.Replica {
-			// What was interrupted here does not run: its own word to the destroy was
-			// lost, or it never began.
+			// An interrupted operation of this replica does not run: its acknowledgement
+			// was lost, or it never began.
 			if idle[row.Op.ID] = true; strays.forgotten(row.Op.ID) {
 				row := row.Clone()
 				row.Op.Supersedes = ""
@@ -113,7 +113,7 @@ func (m *Machine) recoverOnce(ctx context.Context, strays strays) error {
 	return nil
 }
 
-// takeOver makes an operation that nobody runs this replica's, and launches it.
+// takeOver makes this replica the owner of an operation that nobody runs, and launches it.
 func (m *Machine) takeOver(ctx context.Context, row *engine.Row) error {
 	launched, under := m.Reserve(row.Op.ID)
 	defer launched()

@@ -2,25 +2,24 @@ package operation
 
 import "time"
 
-// Timings is where the time of an operation went, for the log: pairs of
-// <name>_ms and milliseconds. What its caller waited for besides is HTTP,
-// authentication and turns.
+// Timings shows in the log how the time of an operation was spent: pairs of <name>_ms and
+// milliseconds. The rest of the caller's waiting time is HTTP, authentication and queues.
 type Timings []any
 
-// Since notes how long a part took that began then and ends now.
+// Since records the duration of a part that began at that time and ends now.
 func (t *Timings) Since(name string, began time.Time) { t.Took(name, time.Since(began)) }
 
-// Took notes how long a part took.
+// Took records the duration of a part.
 func (t *Timings) Took(name string, d time.Duration) {
 	*t = append(*t, name+"_ms", float64(d.Microseconds())/1000)
 }
 
-// Parts of operations that are no steps.
+// Parts of operations besides steps.
 const (
-	TimingAsking  = "checks"      // whether the dependencies are there
-	TimingBegin   = "audit-begin" // the audit row, on the disk
-	TimingClaim   = "claim"       // the place and the row's first write
-	timingRows    = "rows"        // the row after each step
-	timingRecord  = "audit-end"   // the audit row's completion
-	TimingProbing = "probe"       // the last look at a warm engine
+	TimingAsking  = "checks"      // availability probes
+	TimingBegin   = "audit-begin" // writing the audit row
+	TimingClaim   = "claim"       // choosing the place and the first write of the row
+	timingRows    = "rows"        // writing the row after each step
+	timingRecord  = "audit-end"   // completing the audit row
+	TimingProbing = "probe"       // the last probe of a warm engine
 )

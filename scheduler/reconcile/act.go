@@ -69,7 +69,7 @@ func (r *Reconciler) act(ctx context.Context, a *Action) error {
 		// Everything outside the registry was read before the pool, and a pool entry is
 		// deleted before anything of the engine is created.
 		defer r.Trigger()
-		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+"  was handed out, but its volume is pooled in Consul", false)
+		return r.d.Guard.StartRecovery(ctx, "engine "+a.EngineID+" was handed out, but its volume is pooled in Consul", false)
 	case ActQuarantine:
 		if a.row != nil {
 			return r.d.Owners.QuarantineTwins(ctx, a.row)

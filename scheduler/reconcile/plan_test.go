@@ -226,7 +226,7 @@ func (s *simulated) checkSafe(t *rapid.T, a *Action) {
 	switch a.Act {
 	case ActRemove, ActMark, ActKeep:
 		if s.memory(a.EngineID) {
-			t.Fatalf("%+v: it may hold somebody's memory", a)
+			t.Fatalf("%+v: it may contain a user's memory", a)
 		}
 		if s.keysLost {
 			t.Fatalf("%+v while Vault lacks keys", a)

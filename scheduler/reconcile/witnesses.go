@@ -15,7 +15,7 @@ type Witnesses struct {
 	id         string
 	deployment string           // the id of this deployment
 	undone     engine.Operation // the beginning of a destroy that undoes a provision
-	row        *engine.Row      // nil: there is none
+	row        *engine.Row      // nil: none
 	keys       []*secrets.EngineKey
 	variable   *cluster.Variable // nil: none
 	job        *jobs.Engine      // nil: none

@@ -303,7 +303,7 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 		return nil
 	})
 	refused := harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "off")), 503, "CAPACITY_EXHAUSTED")
-	if !strings.Contains(refused.Message, "docker daemon is down") || strings.Contains(refused.Message, "missing drivers") || strings.Contains(refused.Message, "no room") {
+	if !strings.Contains(refused.Message, "docker daemon is down") || strings.Contains(refused.Message, "missing drivers") || strings.Contains(refused.Message, "enough capacity") {
 		t.Errorf("a start got %q", refused.Message)
 	}
 	harness.IsNow(t, d.c, "off", "stopped", "")

@@ -14,7 +14,7 @@ import (
 func TestRegistryStatusCommand(t *testing.T) {
 	vars, _ := answering(t, map[string]string{"GET /registry": `{"deployment_id": "d1", "registry_id": "r1", "epoch": 4, "state": "recovering", "why": "the epoch in Consul is 3, and in Vault 5",
 		"since": "2026-11-24T06:19:47.024Z", "keys": "lost", "keys_lost_since": "2026-11-24T06:00:00Z", "keys_missing": 12, "quarantined": 2,
-		"last_recovery": {"why": "an admin asked for it", "began_at": "2026-11-23T06:00:00Z", "ended_at": "2026-11-23T06:00:01Z", "rebuilt": 7, "corrected": 5, "missing": 3, "products": 1, "pooled": 4}}`})
+		"last_recovery": {"why": "an admin requested it", "began_at": "2026-11-23T06:00:00Z", "ended_at": "2026-11-23T06:00:01Z", "rebuilt": 7, "corrected": 5, "missing": 3, "products": 1, "pooled": 4}}`})
 	code, stdout, stderr := orch(t, vars, "registry", "status")
 	want := `Registry          recovering
   why             the epoch in Consul is 3, and in Vault 5
@@ -26,7 +26,7 @@ Quarantined       2
 Deployment        d1
 Registry id       r1
 Epoch             4
-Last recovery     an admin asked for it
+Last recovery     an admin requested it
   began           2026-11-23 06:00:00Z
   ended           2026-11-23 06:00:01Z
   engines         7 rebuilt, 5 corrected, 3 whose brain is missing
