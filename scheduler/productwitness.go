@@ -116,7 +116,7 @@ func (s *Scheduler) witnessProducts(ctx context.Context) error {
 			return err
 		}
 		if !there.Deleted {
-			return s.guard.StartRecovery(ctx, "product "+id+"  has a witness in Vault but no row in Consul", false)
+			return s.guard.StartRecovery(ctx, "product "+id+" has a witness in Vault but no row in Consul", false)
 		}
 	}
 	return nil

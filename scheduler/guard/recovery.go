@@ -30,7 +30,7 @@ func (g *Guard) verify(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		if pooled[id] { // the pool entry is deleted before the key is written
-			return g.StartRecovery(ctx, "engine "+id+"  has a key in Vault, but its volume is pooled in Consul", false)
+			return g.StartRecovery(ctx, "engine "+id+" has a key in Vault, but its volume is pooled in Consul", false)
 		}
 	}
 	held, err := g.d.Store.Traces(ctx)
@@ -50,7 +50,7 @@ func (g *Guard) verify(ctx context.Context) error {
 			return err
 		}
 		if lost {
-			return g.StartRecovery(ctx, "engine "+id+"  has a user in Vault but no row in Consul", false)
+			return g.StartRecovery(ctx, "engine "+id+" has a user in Vault but no row in Consul", false)
 		}
 	}
 	g.mu.Lock()

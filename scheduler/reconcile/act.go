@@ -136,7 +136,7 @@ func (r *Reconciler) confirmLost(ctx context.Context, engineID string) error {
 		return err
 	}
 	defer r.Trigger()
-	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+"  has a user in Vault but no row in Consul", false)
+	return r.d.Guard.StartRecovery(ctx, "engine "+engineID+" has a user in Vault but no row in Consul", false)
 }
 
 // quarantineUnknown quarantines an object that has no row and may contain a user's memory,
