@@ -19,7 +19,7 @@ type Batch struct {
 	Volume string
 }
 
-// ErrBatchFailed: the script ended with an exit code other than 0, or could not run.
+// ErrBatchFailed means that the script ended with an exit code other than 0, or could not run.
 var ErrBatchFailed = errors.New("cluster: the batch job failed")
 
 // batchPoll is the interval at which a batch job is polled.

@@ -62,7 +62,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	return &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}, nil
 }
 
-// ErrNoQuotas: the plugin that creates volumes sets no quotas.
+// ErrNoQuotas means that the plugin that creates volumes sets no quotas.
 var ErrNoQuotas = &PluginError{Said: Mkdir + "  sets no quotas; set ORCH_VOLUME_PLUGIN to a plugin that does"}
 
 // LimitVolume makes the node's volume plugin limit the size of a volume to mb MiB; 0: no

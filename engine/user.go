@@ -11,7 +11,7 @@ import (
 // MaxUserIDBytes is the maximum length of a user_id, in bytes (docs/api.md).
 const MaxUserIDBytes = 256
 
-// ErrDotSegment: a segment of the user_id is removed from paths by clients (WHATWG URL
+// ErrDotSegment means that a segment of the user_id is removed from paths by clients (WHATWG URL
 // standard, "shorten a path") and proxies, whether percent-encoded or not. A call would
 // reach no user, or another one.
 var ErrDotSegment = errors.New(`user_id has a segment "." or ".." between slashes, which clients and proxies remove from paths`)

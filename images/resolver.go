@@ -34,7 +34,7 @@ const (
 	maxKnown = 1024
 )
 
-// ErrSilent: the registry did not respond to a recent request, so no request is sent.
+// ErrSilent means that the registry did not respond to a recent request, so no request is sent.
 var ErrSilent = errors.New("images: the registry did not respond to a recent request")
 
 var errLate = errors.New("images: the registry, or a credential helper, did not respond in time")

@@ -15,14 +15,14 @@ import (
 type Standing int
 
 const (
-	// Unknown: Consul has not responded recently, or its agent on the engine's node is
+	// Unknown means that Consul has not responded recently, or its agent on the engine's node is
 	// dead, so that the check's last state means nothing.
 	Unknown Standing = iota
-	// Absent: Consul has no check of the engine's process that was ever run.
+	// Absent means that Consul has no check of the engine's process that was ever run.
 	Absent
-	// Passing: a live agent reports the check as passing.
+	// Passing means that a live agent reports the check as passing.
 	Passing
-	// Critical: a live agent reports the check as failing.
+	// Critical means that a live agent reports the check as failing.
 	Critical
 )
 

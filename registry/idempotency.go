@@ -14,7 +14,7 @@ import (
 // idempotencyTTL is how long a change's Idempotency-Key is stored (docs/api.md).
 const idempotencyTTL = 24 * time.Hour
 
-// ErrKeyUsed: the Idempotency-Key has a record already.
+// ErrKeyUsed means that the Idempotency-Key has a record already.
 var ErrKeyUsed = errors.New("registry: idempotency key is used")
 
 // Idempotency is the record of a change with an Idempotency-Key. It is created in the same

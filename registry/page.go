@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// ErrCursor: the cursor is not from a page of this list.
+// ErrCursor means that the cursor is not from a page of this list.
 var ErrCursor = errors.New("registry: this is not a cursor of this list")
 
 // errForeignRow: a row contains another user than its key.

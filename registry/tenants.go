@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// ErrHasEngines: the product still has engines.
+// ErrHasEngines means that the product still has engines.
 var ErrHasEngines = errors.New("registry: product has engines")
 
 // Tenant is a product with its number of engines, in any state.

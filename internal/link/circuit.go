@@ -20,7 +20,7 @@ const (
 	probeWithin = probeConns * probeEvery
 )
 
-// ErrAway: the store is not responding, so no request was sent.
+// ErrAway means that the store is not responding, so no request was sent.
 var ErrAway = errors.New("link: the store does not respond")
 
 type failFastKey struct{}

@@ -23,7 +23,7 @@ const (
 	mostBoots   = 32
 )
 
-// ErrNoTurn: the caller's time was over before its turn.
+// ErrNoTurn means that the caller's time was over before its turn.
 var ErrNoTurn = errors.New("too many engines of this product are booting")
 
 // Limiter limits how many engines of a product boot concurrently.

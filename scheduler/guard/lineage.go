@@ -49,7 +49,7 @@ func compare(here *registry.Deployment, there *secrets.Deployment, where string)
 	return lineageSame
 }
 
-// ForeignError: the keys below the Vault mount belong to another deployment, so the service
+// ForeignError reports that the keys below the Vault mount belong to another deployment, so the service
 // refuses to run.
 type ForeignError struct {
 	Ours, Theirs, Mount, Where, TheirWhere string

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// ErrBrainHeld: another process has this brain open.
+// ErrBrainHeld means that another process has this brain open.
 var ErrBrainHeld = errors.New("the brain is held by another process")
 
 // brainLock is an exclusive flock on a file beside the brain. The kernel releases it when

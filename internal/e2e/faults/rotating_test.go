@@ -48,5 +48,5 @@ func TestKeyDuringARotation(t *testing.T) {
 	if err := a.Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-rotated
+	_ = <-rotated // whatever a caller gets whose replica was killed
 }
