@@ -107,8 +107,15 @@ func (s *Stack) access() Access {
 
 // Operator is the access of somebody who may do everything.
 func (s *Stack) Operator() Access {
-	a := s.access()
+	a := s.beforeVault()
 	a.VaultToken = s.VaultRootToken
+	return a
+}
+
+// beforeVault is the operator's access without Vault's token, which there is only once
+// Vault is up.
+func (s *Stack) beforeVault() Access {
+	a := s.access()
 	if s.lock != nil {
 		a.NomadToken, a.ConsulToken = s.lock.nomadRoot, s.lock.consulRoot
 	}
@@ -150,7 +157,7 @@ func (s *Stack) Deployment(ctx context.Context, prefix, mount string) (Access, e
 // NomadConfig is the configuration of a Nomad client with the operator's access, in
 // the namespace of engines.
 func (s *Stack) NomadConfig() *nomadapi.Config {
-	a := s.Operator()
+	a := s.beforeVault()
 	c := &nomadapi.Config{Address: a.NomadAddr, SecretID: a.NomadToken, Namespace: s.Namespace}
 	if s.lock != nil {
 		c.TLSConfig = &nomadapi.TLSConfig{CACert: a.CACert, ClientCert: a.ClientCert, ClientKey: a.ClientKey}
@@ -160,7 +167,7 @@ func (s *Stack) NomadConfig() *nomadapi.Config {
 
 // ConsulConfig is the configuration of a Consul client with the operator's access.
 func (s *Stack) ConsulConfig() *consulapi.Config {
-	a := s.Operator()
+	a := s.beforeVault()
 	return &consulapi.Config{
 		Address: a.ConsulAddr, Token: a.ConsulToken,
 		TLSConfig: consulapi.TLSConfig{CAFile: a.CACert, CertFile: a.ClientCert, KeyFile: a.ClientKey},
@@ -349,7 +356,7 @@ func (s *Stack) setAgentToken(ctx context.Context, c Component) error {
 
 // consulClient is an operator's client of one Consul agent.
 func (s *Stack) consulClient(url string) (*consulapi.Client, error) {
-	return consulapi.NewClient(&consulapi.Config{Address: url, Token: s.Operator().ConsulToken, HttpClient: s.httpClient()})
+	return consulapi.NewClient(&consulapi.Config{Address: url, Token: s.beforeVault().ConsulToken, HttpClient: s.httpClient()})
 }
 
 // jwksURL is where Vault and Consul get the public keys of Nomad's workload
