@@ -30,7 +30,7 @@ build-dev: build ## Build bin/orch-dev as well, which the next three run
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch-dev ./cmd/orch-dev
 
 .PHONY: tools
-tools: build-dev ## Find or build nomad, consul and vault (15 to 20 minutes the first time)
+tools: build-dev ## Find or build nomad, consul and vault (about 12 minutes the first time, on two cores)
 	$(BIN)/orch-dev tools
 
 .PHONY: dev

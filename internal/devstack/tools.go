@@ -52,11 +52,11 @@ type tool struct {
 // Minimum: Nomad 1.10 brought dynamic host volumes; Consul and Vault are the
 // oldest of the same generation, tested with Nomad 1.10 upstream.
 var toolTable = []tool{
-	{name: "nomad", version: NomadVersion, minimum: "1.10.0", tags: "ui", cpu: 9 * time.Minute, product: product.Nomad},
-	{name: "consul", version: ConsulVersion, minimum: "1.18.0", cpu: 5 * time.Minute, product: product.Consul},
+	{name: "nomad", version: NomadVersion, minimum: "1.10.0", tags: "ui", cpu: 8 * time.Minute, product: product.Nomad},
+	{name: "consul", version: ConsulVersion, minimum: "1.18.0", cpu: 7 * time.Minute, product: product.Consul},
 	// Minimal: without the engines and methods of clouds and databases, which nothing here
 	// uses. KV, JWT, AppRole and raft are in it.
-	{name: "vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 5 * time.Minute, product: product.Vault},
+	{name: "vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 6 * time.Minute, product: product.Vault},
 }
 
 // buildName is the file name of the pinned build in the cache.
@@ -75,7 +75,7 @@ func (t tool) releaseName() string { return t.name + "_" + t.version + "_release
 // this order, for each: PATH, if the version is new enough; the cache
 // (${XDG_CACHE_HOME:-~/.cache}/orch/bin); HashiCorp's release, where it can be
 // reached (ORCH_TOOLS=build skips this); a build of the pinned module in tools/,
-// which needs Go and a checkout of this repository and takes 4 to 9 minutes a
+// which needs Go and a checkout of this repository and takes 3 to 5 minutes a
 // tool on two cores.
 //
 // Several processes may call it at once: one builds, the others wait. The error
