@@ -4,46 +4,46 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/septemberai/orch/internal/link"
 )
 
-// readForward is a shared read that never returns rows older than those that this replica
-// has seen: after a restore of Consul, an outdated row may name a key that was rotated
-// since. A row that is older than the view's is read once more, because two reads may
-// overtake each other. If it is still older, Consul went back in time. ErrWentBack.
+// readForward is a shared read that returns no row older than what this replica had seen
+// before the read began: after a restore of Consul, an older row may name a key that was
+// rotated since. Shared reads are consistent and begin after their caller arrived, so an
+// older row proves that Consul went back in time. ErrWentBack.
 func (s *Store) readForward(ctx context.Context, tenant string, keys ...string) (map[string]stored, error) {
+	seen := make([]uint64, len(keys))
+	for i, key := range keys {
+		seen[i] = s.seenRow(key)
+	}
 	found, err := s.shared.read(ctx, tenant, keys...)
-	if err != nil || !s.older(found, keys) {
-		return found, err
+	if err != nil {
+		return nil, err
 	}
-	if found, err = s.shared.read(ctx, tenant, keys...); err != nil || !s.older(found, keys) {
-		return found, err
-	}
-	return found, s.confirmForward(ctx, found, keys)
-}
-
-// older reports whether this replica has seen a newer version of a row than the one found.
-func (s *Store) older(found map[string]stored, keys []string) bool {
-	for _, key := range keys {
-		if found[key].index < s.seenRow(key) {
-			return true
+	for i, key := range keys {
+		switch is := found[key].index; {
+		case is >= seen[i]:
+		case is > 0:
+			s.noteBack("a row", seen[i], is)
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, ErrWentBack)
+		default: // another replica has removed it, unless Consul went back
+			if err := s.confirmForward(ctx); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return false
+	return found, nil
 }
 
-// confirmForward returns ErrWentBack if Consul went back in time. A missing row may just
-// have been deleted by another replica.
-func (s *Store) confirmForward(ctx context.Context, found map[string]stored, keys []string) error {
-	for _, key := range keys {
-		if is, was := found[key].index, s.seenRow(key); 0 < is && is < was {
-			s.noteBack("a row", was, is)
-			return fmt.Errorf("%w: %w", ErrUnavailable, ErrWentBack)
-		}
-	}
+// confirmForward is Mirror.Confirm within the time limit of one call.
+func (s *Store) confirmForward(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(link.FailFast(ctx), callTimeout)
+	defer cancel()
 	return s.mirror.Confirm(ctx)
 }
 
-// seenRow returns the ModifyIndex of a row in the view; 0: the view has none with this key.
+// seenRow returns the ModifyIndex of a row in the view; 0 if the view has no row at the key.
 func (s *Store) seenRow(key string) uint64 {
 	name, isRow := strings.CutPrefix(key, s.prefix+enginesBelow)
 	if !isRow {

@@ -94,10 +94,9 @@ func (s *Scheduler) Admit(ctx context.Context, caller *Caller, opts AdmitOptions
 			}
 			key := ""
 			if err == nil {
-				key, err = s.Key(ctx, row)
-			}
-			if isRetired(err) { // its key has been rotated since
-				break
+				if key, err = s.Key(ctx, row); isRetired(err) { // it has been rotated since
+					break
+				}
 			}
 			if admission, done, err := s.grant(caller, row, key, err); done {
 				return admission, rate, err

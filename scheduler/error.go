@@ -69,7 +69,9 @@ func AsError(err error) *engine.Error {
 		return &engine.Error{Code: engine.BackendUnavailable, Message: what, Err: err, RetryAfter: engine.RetryBackend}
 	}
 	switch {
-	case errors.Is(err, registry.ErrWentBack), errors.Is(err, registry.ErrMoved):
+	case errors.Is(err, registry.ErrWentBack):
+		return unavailable("the registry (Consul) went back in time, and is being compared with its witnesses; try again")
+	case errors.Is(err, registry.ErrMoved):
 		return &engine.Error{Code: engine.RegistryRecovering, Message: errRecovering.Message, Err: err, RetryAfter: retryRecovering}
 	case errors.Is(err, registry.ErrUnavailable):
 		return unavailable("the registry (Consul) cannot be reached; retry")

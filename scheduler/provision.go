@@ -40,6 +40,9 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 			return nil, "", err
 		}
 		_, key, err := s.keyOf(ctx, caller, made)
+		if err != nil && AsError(err).Code == engine.RotationUnconfirmed {
+			err = engine.BusyWith(engine.OpRotateKey)
+		}
 		return made, key, err
 	}
 	return nil, "", engine.BusyWith(engine.OpProvision)

@@ -103,6 +103,9 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, e
 		if errors.Is(err, secrets.ErrNotFound) {
 			continue
 		}
+		if err == nil && !s.agree(secret, row) {
+			err = s.contradiction(ctx, row, secret.Owner)
+		}
 		if err != nil {
 			return "", err
 		}
