@@ -265,7 +265,7 @@ func TestWarmEnginesArePreempted(t *testing.T) {
 			s.AwaitWarm(r, 3)
 			harness.Eventually(t, "the admin sees that there is no capacity", func() error {
 				kinds := warmKinds(r, t)
-				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "room") {
+				if len(kinds) != 1 || kinds[0].Wanted != 4 || kinds[0].Ready != 3 || !strings.Contains(kinds[0].Error, "capacity") {
 					return fmt.Errorf("%+v", kinds)
 				}
 				return nil
