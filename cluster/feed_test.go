@@ -13,13 +13,26 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
+// clusterOf returns a cluster whose calls go to a handler in place of Nomad.
+func clusterOf(t *testing.T, nomad http.HandlerFunc) *Cluster {
+	t.Helper()
+	srv := httptest.NewServer(nomad)
+	t.Cleanup(srv.Close)
+	client, err := api.NewClient(&api.Config{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return New(client, "default", Mkdir, hclog.NewNullLogger())
+}
+
 // The stream begins at Nomad's current index, not with everything that the server has kept,
 // and before the lists, so that no event is missed in between.
 func TestStreamBeginsWhereNomadIs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	calls := make(chan string, 10)
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Nomad-Index", "4711")
 		switch r.URL.Path {
 		case "/v1/event/stream":
@@ -32,14 +45,7 @@ func TestStreamBeginsWhereNomadIs(t *testing.T) {
 			}
 			_, _ = w.Write([]byte("[]"))
 		}
-	}))
-	defer srv.Close()
-	client, err := api.NewClient(&api.Config{Address: srv.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	c := New(client, "default", Mkdir, hclog.NewNullLogger())
+	})
 	done := make(chan struct{})
 	go func() { defer close(done); c.Run(ctx) }()
 	<-c.Synced()
@@ -62,7 +68,7 @@ func TestStreamThatStalls(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			streams := make(chan struct{}, 10)
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("X-Nomad-Index", "4711")
 				if r.URL.Path != "/v1/event/stream" {
 					_, _ = w.Write([]byte("[]"))
@@ -71,14 +77,7 @@ func TestStreamThatStalls(t *testing.T) {
 				streams <- struct{}{}
 				open(w)
 				<-r.Context().Done()
-			}))
-			defer srv.Close()
-			client, err := api.NewClient(&api.Config{Address: srv.URL})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			c := New(client, "default", Mkdir, hclog.NewNullLogger())
+			})
 			c.silence = 100 * time.Millisecond
 			done := make(chan struct{})
 			go func() { defer close(done); c.Run(ctx) }()
@@ -100,21 +99,15 @@ func TestStreamThatStalls(t *testing.T) {
 func TestStreamThatEnds(t *testing.T) {
 	for said, refused := range map[string]bool{"": true, "{}\n": false} {
 		t.Run(fmt.Sprintf("After%d", len(said)), func(t *testing.T) {
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c := clusterOf(t, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("X-Nomad-Index", "4711")
 				if r.URL.Path == "/v1/event/stream" {
 					_, _ = w.Write([]byte(said))
 					return
 				}
 				_, _ = w.Write([]byte("[]"))
-			}))
-			defer srv.Close()
-			client, err := api.NewClient(&api.Config{Address: srv.URL})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			err = New(client, "default", Mkdir, hclog.NewNullLogger()).follow(t.Context())
+			})
+			err := c.follow(t.Context())
 			if err == nil || errors.Is(err, errNoByte) != refused {
 				t.Errorf("got %v", err)
 			}
