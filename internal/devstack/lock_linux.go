@@ -2,7 +2,6 @@ package devstack
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -14,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/google/uuid"
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
@@ -66,17 +66,9 @@ func newLock(dir string) (*lock, error) {
 		return nil, err
 	}
 	for _, token := range []*string{&l.nomadRoot, &l.consulRoot, &l.consulAgent, &l.consulNomad} {
-		*token = newUUID()
+		*token = uuid.NewString()
 	}
 	return l, nil
-}
-
-// newUUID is a random UUID (RFC 9562, version 4), which tokens of Nomad and Consul are.
-func newUUID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // issue makes the certificate of an agent at addr; the zero value on an open stack.
@@ -300,7 +292,7 @@ func (s *Stack) consulOrchToken(ctx context.Context, prefix string) (string, err
 	if err != nil {
 		return "", err
 	}
-	token := newUUID()
+	token := uuid.NewString()
 	if err := makeConsulToken(ctx, client.ACL(), "orch-"+notInName.ReplaceAllString(prefix, "-"), token, rules); err != nil {
 		return "", err
 	}
