@@ -134,22 +134,38 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 		}
 		row.Resources, row.NodePool = s.resources(t.Policy), t.Policy.NodePool
 	}
-	var before *engine.Row
-	if other := s.mirror.ByID(w.ID()); other != nil && (other.ProductID != owner.ProductID || other.UserID != owner.UserID) {
-		before = other
+	strangers, err := s.strangers(ctx, owner)
+	if err != nil {
+		return nil, err
 	}
 	s.settled(w.ID())
-	if has != nil && err == nil {
+	if err := s.putAdopted(ctx, t.Product, row, has, strangers); !errors.Is(err, registry.ErrExists) {
+		return row, err
+	}
+	if row, err = s.store.Engine(ctx, owner.ProductID, owner.UserID); err != nil {
+		return nil, err
+	}
+	return row, errors.Join(s.dropStrangers(ctx, strangers), s.release(ctx, q))
+}
+
+// putAdopted writes the row of an adopted engine in place of its user's row (nil: there is
+// none), and removes the rows of strangers that name the engine: the first of them in the
+// same transaction. ErrExists: the user has a row of this engine.
+func (s *Scheduler) putAdopted(ctx context.Context, product *engine.Product, row, has *engine.Row, strangers []*engine.Row) (err error) {
+	var before *engine.Row
+	if len(strangers) > 0 {
+		before = strangers[0]
+	}
+	if has != nil {
 		row.Index = has.Index
-		return row, s.store.Correct(ctx, row, has.EngineID, before)
+		err = s.store.Correct(ctx, row, has.EngineID, before)
+	} else {
+		err = s.store.Rebuild(ctx, product, row, before)
 	}
-	err = s.store.Rebuild(ctx, t.Product, row, before)
-	if errors.Is(err, registry.ErrExists) {
-		if row, err = s.store.Engine(ctx, owner.ProductID, owner.UserID); err == nil {
-			err = errors.Join(s.dropTwins(ctx, row), s.release(ctx, q))
-		}
+	if err != nil || before == nil {
+		return err
 	}
-	return row, err
+	return s.dropStrangers(ctx, strangers[1:])
 }
 
 // ownSecret writes the owner into an engine's secret. A lost secret is created again, and
@@ -213,18 +229,13 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	return err
 }
 
-// missing marks the row that names a discarded engine, if there is one, as one whose engine
-// no longer exists.
+// missing marks the rows that name a discarded engine as rows whose engine no longer exists.
 func (s *Scheduler) missing(ctx context.Context, engineID string) error {
-	seen := s.mirror.Twins(engineID)
-	if row := s.mirror.ByID(engineID); row != nil && len(seen) == 0 {
-		seen = []*engine.Row{row}
+	rows, err := s.namesakes(ctx, engineID)
+	for _, row := range rows {
+		err = errors.Join(err, s.missingIn(ctx, row, engineID))
 	}
-	var errs []error
-	for _, row := range seen {
-		errs = append(errs, s.missingIn(ctx, row, engineID))
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) error {

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/engine"
@@ -72,15 +73,32 @@ func (s *Scheduler) quarantineTwins(ctx context.Context, row *engine.Row) error 
 	return s.quarantine(ctx, q)
 }
 
-// dropTwins deletes the rows of other users that name an adopted engine, and nothing that
-// they name.
-func (s *Scheduler) dropTwins(ctx context.Context, row *engine.Row) error {
-	rows, _, err := s.store.Engines(ctx)
-	for _, other := range rows {
-		if other.EngineID == row.EngineID && (other.ProductID != row.ProductID || other.UserID != row.UserID) {
-			s.log.Warn("deleting a row that named another user's engine", "engine_id", row.EngineID, "product_id", other.ProductID)
-			err = errors.Join(err, s.store.DropTwin(ctx, other.Clone()))
+// namesakes reads the rows that name an engine, from Consul and not from the view: a row
+// that was restored or edited by hand is not in the view before the next pass.
+func (s *Scheduler) namesakes(ctx context.Context, engineID string) (rows []*engine.Row, err error) {
+	all, _, err := s.store.Engines(ctx)
+	for _, row := range all {
+		if row.EngineID == engineID {
+			rows = append(rows, row.Clone())
 		}
+	}
+	return rows, err
+}
+
+// strangers reads the rows of other users that name an engine of this owner.
+func (s *Scheduler) strangers(ctx context.Context, owner secrets.Owner) ([]*engine.Row, error) {
+	rows, err := s.namesakes(ctx, owner.EngineID)
+	return slices.DeleteFunc(rows, func(row *engine.Row) bool {
+		return row.ProductID == owner.ProductID && row.UserID == owner.UserID
+	}), err
+}
+
+// dropStrangers deletes rows of other users that name an adopted engine, and nothing that
+// they name.
+func (s *Scheduler) dropStrangers(ctx context.Context, rows []*engine.Row) (err error) {
+	for _, row := range rows {
+		s.log.Warn("deleting a row that named another user's engine", "engine_id", row.EngineID, "product_id", row.ProductID)
+		err = errors.Join(err, s.store.DropTwin(ctx, row))
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -402,6 +403,66 @@ func TestRowOfAStranger(t *testing.T) {
 			return harness.Export(t, got, got.APIKey).Knows("the owner's")
 		})
 	})
+}
+
+// An admin's decision about an engine covers all rows that name it, although no pass and no
+// view has seen them yet.
+func TestDecisionAboutUnseenRows(t *testing.T) {
+	t.Parallel()
+	prefix := "unseen-row/"
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "1", "ORCH_RECONCILE_INTERVAL_S": "3600"})
+	s, ctx := harness.OpenStores(t, harness.Shared), t.Context()
+	c := r.Product(t, nil)
+	for user, decide := range map[string]func(engineID string) error{
+		"adopt":   func(id string) error { return harness.ErrOf(r.Admin().Adopt(ctx, id, "", "")) },
+		"discard": func(id string) error { return r.Admin().Discard(ctx, id) },
+	} {
+		t.Run(user, func(t *testing.T) {
+			e, err := c.Provision(ctx, user, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows, err := s.Engines(prefix)
+			i := slices.IndexFunc(rows, func(row *engine.Row) bool { return row.UserID == user })
+			if err != nil || i < 0 {
+				t.Fatalf("%d rows, %v", len(rows), err)
+			}
+			for _, stranger := range []string{"first-stranger", "second-stranger"} {
+				theirs := *rows[i]
+				theirs.UserID = stranger + "-to-" + user
+				value, err := json.Marshal(theirs)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Consul.KV().Put(&consul.KVPair{Key: prefix + "engines/" + harness.RowNameOf(&theirs), Value: value}, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			first, second := "first-stranger-to-"+user, "second-stranger-to-"+user
+			harness.WantCode(t, harness.ErrOf(c.Engine(ctx, first)), 409, "ENGINE_QUARANTINED")
+			harness.Eventually(t, "the admin sees it", func() error {
+				list, err := r.Admin().Quarantine(ctx)
+				if err != nil || len(list.Engines) != 1 {
+					return fmt.Errorf("%+v, %w", list, err)
+				}
+				return nil
+			})
+			if err := decide(e.EngineID); err != nil {
+				t.Fatal(err)
+			}
+			for _, stranger := range []string{first, second} {
+				got, err := c.Engine(ctx, stranger)
+				if user == "adopt" {
+					harness.WantCode(t, err, 404, "ENGINE_NOT_FOUND")
+				} else if err != nil || got.Status != "failed" || got.APIKey != "" {
+					t.Errorf("%+v, %v", got, err)
+				}
+			}
+			if list, err := r.Admin().Quarantine(ctx); err != nil || len(list.Engines) > 0 {
+				t.Errorf("%+v, %v", list, err)
+			}
+		})
+	}
 }
 
 // A retried provision does not return a key whose secret names another owner.
