@@ -12,6 +12,9 @@
 #
 #   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
 #
+# After a change of a secret, run it again with another -var generation=...: that
+# replaces the replicas one at a time.
+#
 # Every client that may run it needs max_kill_timeout = "5m" in its client block:
 # by default Nomad kills after 30 s whatever a job asks for, and what is in flight
 # then has to be taken over by the next replica.
@@ -94,6 +97,12 @@ variable "settings" {
   description = "ORCH_ variables that are not secret, and any other of the environment (orch server -help lists them)"
 }
 
+variable "generation" {
+  type        = string
+  default     = "1"
+  description = "another value replaces the replicas one at a time, as after a changed secret"
+}
+
 variable "cpu_mhz" {
   type    = number
   default = 500
@@ -105,9 +114,9 @@ variable "memory_mb" {
 }
 
 locals {
-  # How long a replica finishes what is in flight: scheduler.LongestOperation, a
-  # boot and 115 s; and 15 s to give its session up.
-  kill_timeout_s = lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
+  # How long a replica serves on while it is not ready, and finishes what is in flight
+  # (scheduler.LongestOperation: a boot and 115 s); and 15 s to give its session up.
+  kill_timeout_s = lookup(var.settings, "ORCH_DRAIN_DELAY_S", "5") + lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
 }
 
 job "orch" {
@@ -125,6 +134,10 @@ job "orch" {
     healthy_deadline  = "8m"
     progress_deadline = "10m"
     auto_revert       = true
+  }
+
+  meta {
+    generation = var.generation
   }
 
   group "orch" {
@@ -169,7 +182,7 @@ job "orch" {
         name     = "ready"
         type     = "http"
         path     = "/ready"
-        interval = "5s"
+        interval = "2s" # below ORCH_DRAIN_DELAY_S
         timeout  = "2s"
       }
 
@@ -192,7 +205,7 @@ job "orch" {
     task "orch" {
       driver = var.driver
 
-      # Callers find another replica first (Consul), then it drains.
+      # Consul no longer names it from the beginning of this delay on; then it drains.
       shutdown_delay = "3s"
       kill_signal    = "SIGTERM"
       kill_timeout   = "${local.kill_timeout_s}s"
@@ -228,12 +241,12 @@ job "orch" {
         VAULT_ADDR           = var.vault_addr
       }, var.settings)
 
-      # The secrets. A changed one restarts the replicas, one by one by chance.
+      # The secrets. A changed one restarts nothing: Nomad would restart replicas without
+      # regard to each other. A new generation of the job replaces them one at a time.
       template {
         destination = "$${NOMAD_SECRETS_DIR}/orch.env"
         env         = true
-        change_mode = "restart"
-        splay       = "30s"
+        change_mode = "noop"
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
       }
 

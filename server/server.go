@@ -33,6 +33,7 @@ type Server struct {
 	docs      []byte        // the HTML page about the API
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
+	draining  atomic.Bool // Drain was called
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
@@ -138,7 +139,7 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		// The client can retry, so the request does not wait for an unavailable store.
 		r = r.WithContext(link.FailFast(operation.WithRequestID(r.Context(), id)))
-		res := &response{ResponseWriter: w}
+		res := &response{ResponseWriter: w, draining: &s.draining}
 		defer func() {
 			switch p := recover(); p {
 			case nil:

@@ -44,6 +44,7 @@ var contractDefaults = map[string]string{
 	"ORCH_RESTART_MAX_ATTEMPTS":    "8",
 	"ORCH_RECONCILE_INTERVAL_S":    "60",
 	"ORCH_ORPHAN_GRACE_S":          "600",
+	"ORCH_DRAIN_DELAY_S":           "5",
 	"ORCH_CONSUL_PREFIX":           "orch/",
 }
 

@@ -22,6 +22,7 @@ var wrong = map[string][]string{
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},
 	"ORCH_AUDIT_RETENTION_DAYS":    {"0", "x"},
+	"ORCH_DRAIN_DELAY_S":           {"-1", "5s"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},
 	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},

@@ -30,6 +30,9 @@ type Service struct {
 	// New sets it to the duration of the longest operation. Operations that have not
 	// finished by then are interrupted as by a crash, and another replica finishes them.
 	Drain time.Duration
+	// DrainDelay is how long Run still serves after its context has ended, while /ready
+	// returns 503 (ORCH_DRAIN_DELAY_S).
+	DrainDelay time.Duration
 
 	vault    *secrets.Vault
 	audit    *audit.Log
@@ -46,7 +49,7 @@ const openAudit = 30 * time.Second
 
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
-	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile}
+	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile, DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second}
 	defer func() {
 		if err != nil {
 			svc.closeLinks()
@@ -114,8 +117,9 @@ func (s *Service) ReloadAdminKey() {
 	s.log.Info("the admin key was read again")
 }
 
-// Run serves until ctx ends, then stops accepting connections, finishes what is in
-// progress, and destroys the replica's session. It returns early if serving fails or the
+// Run serves until ctx ends. Then it reports that it is not ready, serves on for DrainDelay,
+// stops accepting connections, finishes what is in progress, and destroys the replica's
+// session. It returns early if serving fails or the
 // engine's job file cannot be used.
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -137,17 +141,25 @@ func (s *Service) Run(ctx context.Context) error {
 
 	var err error
 	running := true
-	select {
-	case <-ctx.Done():
-	case err = <-served:
-	case err = <-scheduled:
-		running = false
+	for stop, delay := ctx.Done(), (<-chan time.Time)(nil); stop != nil || delay != nil; {
+		select {
+		case <-stop:
+			s.log.Info("stopping: not ready any more, but still serving", "for", s.DrainDelay.String())
+			s.Server.Drain()
+			stop, delay = nil, time.After(s.DrainDelay)
+			s.retire(work)
+		case <-delay:
+			delay = nil
+		case err = <-served:
+			stop, delay = nil, nil
+		case err = <-scheduled:
+			running, stop, delay = false, nil, nil
+		}
 	}
 	grace, cancel := context.WithTimeout(work, s.Drain)
 	defer cancel()
 	if err == nil {
 		s.log.Info("stopping: finishing requests and operations in progress", "at_most", s.Drain.String())
-		s.Scheduler.Retire(grace)
 		if err = s.Server.Shutdown(grace); errors.Is(err, context.DeadlineExceeded) {
 			s.log.Warn("interrupting requests and operations that are still in progress")
 			err = nil
@@ -170,6 +182,13 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.closeLinks()
 	return err
+}
+
+// retire gives up the lead, so that another replica leads at once.
+func (s *Service) retire(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.Drain)
+	defer cancel()
+	s.Scheduler.Retire(ctx)
 }
 
 func (s *Service) closeLinks() {

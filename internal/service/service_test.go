@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // nothing running.
 func TestRunEnds(t *testing.T) {
 	cfg, err := config.Load([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
 		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_PPROF_ADDR=127.0.0.1:0",
 	})
 	if err != nil {

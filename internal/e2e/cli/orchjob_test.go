@@ -148,7 +148,7 @@ func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 	}
 	vars := map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
-		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2",
+		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2", "ORCH_DRAIN_DELAY_S": "0",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": prefix, "ORCH_NOMAD_NAMESPACE": harness.Shared.Namespace,
 	}
 	for _, variable := range access.Environ() {

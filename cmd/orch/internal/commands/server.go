@@ -22,7 +22,8 @@ import (
 func server(*cmdline.Env) *cmdline.Command {
 	return &cmdline.Command{
 		Name: "server", Synopsis: "Run the service",
-		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting
+		About: `Run one replica of the service until SIGINT or SIGTERM. Then /ready returns 503
+for ORCH_DRAIN_DELAY_S while calls are still served; afterwards it stops accepting
 connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
 ends the process at once; another replica, or the next start, finishes operations in
 progress. SIGHUP reads ORCH_ADMIN_KEY_FILE again. The service is configured by
