@@ -91,6 +91,12 @@ variable "vault_role" {
   description = "role of Nomad's workload identities in Vault that carries the policy orch; empty: VAULT_TOKEN from nomad/jobs/orch"
 }
 
+variable "tls_dir" {
+  type        = string
+  default     = ""
+  description = "directory on every node with tls.crt and tls.key: the service serves HTTPS. Empty: plain HTTP, for something in front of it that ends TLS"
+}
+
 variable "settings" {
   type        = map(string)
   default     = {}
@@ -114,6 +120,14 @@ variable "memory_mb" {
 }
 
 locals {
+  # Where a replica finds the certificate.
+  tls_dir = var.driver == "docker" ? "/tls" : var.tls_dir
+  tls = var.tls_dir == "" ? { ORCH_ALLOW_HTTP = "true" } : {
+    ORCH_TLS_CERT_FILE = "${local.tls_dir}/tls.crt"
+    ORCH_TLS_KEY_FILE  = "${local.tls_dir}/tls.key"
+  }
+  check_protocol = var.tls_dir == "" ? "http" : "https"
+
   # How long a replica serves on while it is not ready, and finishes what is in flight
   # (scheduler.LongestOperation: a boot and 115 s); and 15 s to give its session up.
   kill_timeout_s = lookup(var.settings, "ORCH_DRAIN_DELAY_S", "5") + lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
@@ -179,21 +193,25 @@ job "orch" {
 
       # It can answer admits of running engines.
       check {
-        name     = "ready"
-        type     = "http"
-        path     = "/ready"
-        interval = "2s" # below ORCH_DRAIN_DELAY_S
-        timeout  = "2s"
+        name            = "ready"
+        type            = "http"
+        path            = "/ready"
+        protocol        = local.check_protocol
+        tls_skip_verify = true # of this node's own replica
+        interval        = "2s" # below ORCH_DRAIN_DELAY_S
+        timeout         = "2s"
       }
 
       # It serves at all. One that hangs is started again; one that is only not
       # ready waits for Nomad or Consul, and a restart would not help it.
       check {
-        name     = "live"
-        type     = "http"
-        path     = "/live"
-        interval = "10s"
-        timeout  = "5s"
+        name            = "live"
+        type            = "http"
+        path            = "/live"
+        protocol        = local.check_protocol
+        tls_skip_verify = true
+        interval        = "10s"
+        timeout         = "5s"
 
         check_restart {
           limit = 6
@@ -220,6 +238,7 @@ job "orch" {
           readonly_rootfs = true
           cap_drop        = ["ALL"]
           security_opt    = ["no-new-privileges"]
+          volumes         = var.tls_dir == "" ? [] : ["${var.tls_dir}:/tls:ro"]
         }
       }
 
@@ -239,7 +258,7 @@ job "orch" {
         NOMAD_ADDR           = var.nomad_addr
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, var.settings)
+      }, local.tls, var.settings)
 
       # The secrets. A changed one restarts nothing: Nomad would restart replicas without
       # regard to each other. A new generation of the job replaces them one at a time.

@@ -65,7 +65,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		ConnState:         srv.listener.state,
 		// OPTIONS * gets an ordinary response, with a request id.
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
+		ErrorLog:                     errorLog(log),
 	}
 	return srv, nil
 }
@@ -100,7 +100,7 @@ func (s *Server) Limits() (connections, files int) { return s.listener.most, des
 
 // Serve handles requests until Shutdown.
 func (s *Server) Serve() error {
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.accept(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil

@@ -97,7 +97,9 @@ run_orch() {
 	[ -s /etc/orch/admin-key ] || (umask 077 && openssl rand -hex 24 >/etc/orch/admin-key)
 	jq -n --rawfile key /etc/orch/admin-key '{Items: {ORCH_ADMIN_KEY: ($key | rtrimstr("\n"))}}' |
 		nomad var put -force -in=json nomad/jobs/orch - >/dev/null
-	# All addresses: the forwarded port arrives on another one than the engines'.
+	# All addresses: the forwarded port arrives on another one than the engines'. The job
+	# allows plain HTTP there (tls_dir is not set); the host forwards the port of its
+	# loopback alone.
 	# DEPLOYED makes a rebuilt binary a new version of the job.
 	nomad namespace apply -description "engines of orch" engines >/dev/null
 	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={

@@ -33,8 +33,12 @@ import (
 // Config is everything that an operator can set. The addresses and tokens of Nomad, Consul
 // and Vault are read by their own clients from their standard variables.
 type Config struct {
-	Addr     string `section:"The service" env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
-	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, at least 16 characters (either this or ORCH_ADMIN_KEY_FILE is required)"`
+	Addr            string `section:"The service" env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
+	AllowHTTP       bool   `env:"ORCH_ALLOW_HTTP" envDefault:"false" desc:"serve plain HTTP on an address that other machines can reach, because something in front of the service ends TLS. On loopback plain HTTP is always allowed"`
+	TLSCertFile     string `env:"ORCH_TLS_CERT_FILE" desc:"certificate of the service with its chain, in PEM format; serves HTTPS (TLS 1.2 or newer, HTTP/2) instead of HTTP. Read again on SIGHUP and when the file changes, as are the next two; no connection is dropped"`
+	TLSKeyFile      string `env:"ORCH_TLS_KEY_FILE" desc:"key of that certificate, in PEM format"`
+	TLSClientCAFile string `env:"ORCH_TLS_CLIENT_CA_FILE" desc:"authorities of clients, in PEM format: every client must then show a certificate of one of them, on all endpoints. Default: clients need no certificate"`
+	AdminKey        string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, at least 16 characters (either this or ORCH_ADMIN_KEY_FILE is required)"`
 	// AdminKeyFile is read at the start and again on SIGHUP.
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
@@ -152,6 +156,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be at least %d", v, min) }
 
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
+	c.checkTLS(bad, unread["ORCH_ALLOW_HTTP"])
 	bad(c.PprofAddr == "" || isLoopback(c.PprofAddr), "ORCH_PPROF_ADDR", "must be 127.0.0.1:port or [::1]:port, with a port from 0 to 65535: anybody who reaches it can slow down the service")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {

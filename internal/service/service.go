@@ -15,6 +15,7 @@ import (
 	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/reload"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -39,9 +40,10 @@ type Service struct {
 	images   *images.Resolver // nil: images are not pinned
 	profiles *profiles
 	log      hclog.Logger
-	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
+	// adminKeyFile is the file that Reload reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
+	files        *reload.Watcher
 }
 
 // openAudit limits the time to open the audit log.
@@ -49,7 +51,7 @@ const openAudit = 30 * time.Second
 
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
-	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile, DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second}
+	svc := &Service{log: log, files: reload.New(log.Named("files")), adminKeyFile: cfg.AdminKeyFile, DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second}
 	defer func() {
 		if err != nil {
 			svc.closeLinks()
@@ -98,14 +100,25 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
 		return nil, errors.Join(err, svc.profiles.close(), svc.audit.Close())
 	}
+	secure, err := serverTLS(cfg, svc.files)
+	if err != nil {
+		return nil, errors.Join(err, svc.Server.Close(), svc.profiles.close(), svc.audit.Close())
+	}
+	svc.Server.UseTLS(secure)
 	return svc, nil
 }
 
-// ReloadAdminKey reads the admin key's file again. If there is none, or its content is
+// Reload reads again what is in files: the admin key, and certificates.
+func (s *Service) Reload() {
+	s.reloadAdminKey()
+	s.files.Reload()
+}
+
+// reloadAdminKey reads the admin key's file again, if there is one. If its content is
 // invalid, the key stays as it is.
-func (s *Service) ReloadAdminKey() {
+func (s *Service) reloadAdminKey() {
 	if s.adminKeyFile == "" {
-		s.log.Warn("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
+		s.log.Info("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
 		return
 	}
 	key, err := config.ReadAdminKey(s.adminKeyFile)
@@ -126,6 +139,8 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	scheduled, served, renewed, logged, profiled := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
+	watched := make(chan struct{})
+	go func() { defer close(watched); s.files.Run(work) }()
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
 	go func() { defer close(logged); s.audit.Run(logging) }()
@@ -137,7 +152,7 @@ func (s *Service) Run(ctx context.Context) error {
 		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
 	}
 	connections, files := s.Server.Limits()
-	s.log.Info("listening", "addr", s.Server.Addr().String(), "max_connections", connections, "open_files", files)
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "tls", s.Server.TLS(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true
@@ -172,6 +187,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	<-watched
 	err = errors.Join(err, s.profiles.close())
 	<-profiled
 	endLog()

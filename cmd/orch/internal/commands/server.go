@@ -26,9 +26,9 @@ func server(*cmdline.Env) *cmdline.Command {
 for ORCH_DRAIN_DELAY_S while calls are still served; afterwards it stops accepting
 connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
 ends the process at once; another replica, or the next start, finishes operations in
-progress. SIGHUP reads ORCH_ADMIN_KEY_FILE again. The service is configured by
+progress. SIGHUP reads files again (the admin key, certificates). The service is configured by
 environment variables: docs/configuration.md and "orch server -help" list them.`,
-		Examples:   []string{"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server"},
+		Examples:   []string{"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 \\\n    ORCH_TLS_CERT_FILE=/etc/orch/tls.pem ORCH_TLS_KEY_FILE=/etc/orch/tls-key.pem orch server"},
 		Codes:      fmt.Sprintf("%d ended at once by a second signal", endedAtOnce),
 		More:       settings,
 		OwnSignals: true,
@@ -69,7 +69,7 @@ func serve(ctx context.Context) error {
 		return cmdline.ConfiguredWrongly(err)
 	}
 	if err == nil {
-		stopReloads := onHangup(svc.ReloadAdminKey)
+		stopReloads := onHangup(svc.Reload)
 		err = svc.Run(ctx)
 		stopReloads()
 	}
