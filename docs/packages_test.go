@@ -86,9 +86,9 @@ var floors = [][]string{
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
 	{"scheduler/operation"},
 	{"scheduler/boot"},
-	{"registry", "cluster", "secrets", "audit"},
+	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
-	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
+	{"internal/fault", "internal/link", "internal/pause", "internal/reload", "engine", "nomad-jobs", "docs"},
 }
 
 // leaves do not know one another. The one exception: cluster takes from jobs the label of
