@@ -126,6 +126,8 @@ locals {
     ORCH_TLS_CERT_FILE = "${local.tls_dir}/tls.crt"
     ORCH_TLS_KEY_FILE  = "${local.tls_dir}/tls.key"
   }
+  vault = var.vault_role == "" ? {} : { VAULT_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/vault_token" }
+
   check_protocol = var.tls_dir == "" ? "http" : "https"
 
   # How long a replica serves on while it is not ready, and finishes what is in flight
@@ -258,7 +260,7 @@ job "orch" {
         NOMAD_ADDR           = var.nomad_addr
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, local.tls, var.settings)
+      }, local.tls, local.vault, var.settings)
 
       # The secrets. A changed one restarts nothing: Nomad would restart replicas without
       # regard to each other. A new generation of the job replaces them one at a time.
@@ -269,12 +271,14 @@ job "orch" {
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
       }
 
-      # Nomad renews the token and restarts the replica when it had to get another.
+      # Nomad renews the token. If it has to get another, the replica reads that from its
+      # file; a restart could hit all replicas at once.
       dynamic "vault" {
         for_each = var.vault_role == "" ? [] : [var.vault_role]
         content {
           role        = vault.value
-          change_mode = "restart"
+          env         = false
+          change_mode = "noop"
         }
       }
 

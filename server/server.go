@@ -34,6 +34,7 @@ type Server struct {
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
 	draining  atomic.Bool // Drain was called
+	https     bool        // net/http changes its own configuration, also for plain HTTP
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.

@@ -12,14 +12,14 @@ import (
 
 // UseTLS makes Serve accept only TLS, with HTTP/2 or HTTP/1.1. Its configuration may change
 // its certificates at any time. Call it before Serve.
-func (s *Server) UseTLS(c *tls.Config) { s.http.TLSConfig = c }
+func (s *Server) UseTLS(c *tls.Config) { s.http.TLSConfig, s.https = c, c != nil }
 
 // TLS reports whether the server serves HTTPS.
-func (s *Server) TLS() bool { return s.http.TLSConfig != nil }
+func (s *Server) TLS() bool { return s.https }
 
 // accept accepts connections until the listener is closed.
 func (s *Server) accept() error {
-	if s.http.TLSConfig != nil {
+	if s.https {
 		return s.http.ServeTLS(s.listener, "", "")
 	}
 	return s.http.Serve(s.listener)

@@ -66,6 +66,9 @@ func (w *Watcher) Add(variables string, paths []string, load Load) error {
 	if g.own, err = load(); err != nil {
 		return err
 	}
+	if len(g.paths) == 0 {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.groups = append(w.groups, g)

@@ -174,7 +174,7 @@ func TestCertificateEnds(t *testing.T) {
 	const life = 100 * time.Hour
 	own := made(t, from, from.Add(life))
 	w, log := newWatcher()
-	if err := w.Add("CERT_FILE", nil, func() (*x509.Certificate, error) { return own, nil }); err != nil {
+	if err := w.Add("CERT_FILE", []string{t.TempDir()}, func() (*x509.Certificate, error) { return own, nil }); err != nil {
 		t.Fatal(err)
 	}
 	look := func(at time.Duration, says ...string) {

@@ -59,23 +59,26 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 			svc.closeLinks()
 		}
 	}()
-	n, toNomad, err := nomadClient(clients)
+	n, toNomad, err := nomadClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
 	svc.links = append(svc.links, toNomad)
-	c, ask, toConsul, err := consulClient(clients)
+	c, ask, toConsul, err := consulClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
 	svc.links = append(svc.links, toConsul)
-	v, toVault, err := vaultClient(clients)
+	v, toVault, err := vaultClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
 	svc.links = append(svc.links, toVault)
 	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, cfg.VolumePlugin, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
+	if err := vaultToken(keys, svc.files); err != nil {
+		return nil, err
+	}
 	opts := cfg.Scheduler()
 	if len(opts.ProviderKeys) > 0 {
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
@@ -115,7 +118,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	return svc, nil
 }
 
-// Reload reads again what is in files: the admin key, and certificates.
+// Reload reads again what is in files: the admin key, certificates and tokens.
 func (s *Service) Reload() {
 	s.reloadAdminKey()
 	s.files.Reload()

@@ -28,7 +28,7 @@ func server(*cmdline.Env) *cmdline.Command {
 for ORCH_DRAIN_DELAY_S while calls are still served; afterwards it stops accepting
 connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
 ends the process at once; another replica, or the next start, finishes operations in
-progress. SIGHUP reads files again (the admin key, certificates). The service is configured
+progress. SIGHUP reads files again (admin key, certificates, tokens). The service is configured
 by environment variables: docs/configuration.md and "orch server -help" list them.
 
 With -check, nothing is served: the configuration, the connections, each right that the
@@ -67,6 +67,8 @@ func settings() string {
 The addresses of Nomad, Consul and Vault are in their clients' own variables:
 NOMAD_ADDR, NOMAD_TOKEN, CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR,
 VAULT_TOKEN, and the TLS variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
+Tokens may be in files: NOMAD_TOKEN_FILE, CONSUL_HTTP_TOKEN_FILE, VAULT_TOKEN_FILE. Files
+are read again when they change.
 
 GOGC is Go's own variable: how much the heap may grow before a garbage collection,
 in percent of the memory in use (default 100). A higher value needs more memory, but
