@@ -23,9 +23,10 @@ type handler func(w http.ResponseWriter, r *http.Request, id string) error
 func (s *Server) routes() http.Handler {
 	r := httprouter.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS, r.HandleMethodNotAllowed = false, false, false, false
-	plain := func(h handler) httprouter.Handle {
+	free := func(h handler) httprouter.Handle { // does not count as a request in progress
 		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", noUser(h)) }
 	}
+	plain := func(h handler) httprouter.Handle { return free(s.counted(h)) }
 	item := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			id, err := url.PathUnescape(p.ByName("id"))
@@ -33,7 +34,7 @@ func (s *Server) routes() http.Handler {
 				s.writeError(w, req, invalid("the id in the path is not validly percent-encoded"))
 				return
 			}
-			s.serve(w, req, id, h)
+			s.serve(w, req, id, s.counted(h))
 		}
 	}
 	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is not a user
@@ -63,11 +64,11 @@ func (s *Server) routes() http.Handler {
 		s.methodNotAllowed(w, req)
 	}
 
-	r.GET("/health", plain(s.health))
-	r.GET("/live", plain(s.live))
-	r.GET(readyPath, plain(s.ready))
-	r.GET("/openapi.yaml", plain(s.openAPI))
-	r.GET("/docs", plain(s.docsPage))
+	r.GET("/health", free(s.health))
+	r.GET("/live", free(s.live))
+	r.GET(readyPath, free(s.ready))
+	r.GET("/openapi.yaml", free(s.openAPI))
+	r.GET("/docs", free(s.docsPage))
 	r.GET("/status", plain(s.fleetStatus))
 	r.GET("/metrics", plain(s.metrics))
 	r.GET("/audit", plain(s.auditLog))
@@ -98,7 +99,7 @@ func (s *Server) routes() http.Handler {
 				refuse(w, req)
 				return
 			}
-			s.serve(w, req, "", c.creator)
+			s.serve(w, req, "", s.counted(c.creator))
 		})
 		r.POST("/"+name+"/:id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			h, known := c.actions[p.ByName("action")]
@@ -125,9 +126,9 @@ func (s *Server) routes() http.Handler {
 	})
 }
 
-func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"})
-}
+var errNoEndpoint = &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"}
+
+func (s *Server) notFound(w http.ResponseWriter, r *http.Request) { s.writeError(w, r, errNoEndpoint) }
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	s.writeError(w, r, &engine.Error{Code: engine.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})

@@ -34,7 +34,11 @@ type Server struct {
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
 	draining  atomic.Bool // Drain was called
-	https     bool        // net/http changes its own configuration, also for plain HTTP
+	// requests and admits are the requests in progress (Limit).
+	requests, admits chan struct{}
+	noDocs           bool
+	wrongKeys        *wrongKeys
+	https            bool // net/http changes its own configuration, also for plain HTTP
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
@@ -51,7 +55,9 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
 		outages: newOutages(log, s.Health),
 	}
+	srv.wrongKeys = newWrongKeys(log)
 	srv.SetAdminKey(adminKey)
+	srv.Limit(Edge{MaxRequests: mostRequests})
 	// A response can take as long as the longest operation. A client that does not read its
 	// response, or does not send its request, is disconnected. A re-key takes less time: it
 	// starts engines for 20 s, and then waits for its last rotation.
@@ -117,6 +123,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	err := errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
 	s.outages.close()
+	s.wrongKeys.close()
 	return err
 }
 
@@ -138,6 +145,7 @@ func (s *Server) identify(next http.Handler) http.Handler {
 			id = strings.ToLower(rand.Text())
 		}
 		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client can retry, so the request does not wait for an unavailable store.
 		r = r.WithContext(link.FailFast(operation.WithRequestID(r.Context(), id)))
 		res := &response{ResponseWriter: w, draining: &s.draining}

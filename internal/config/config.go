@@ -43,6 +43,8 @@ type Config struct {
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"write log lines as JSON"`
+	MaxRequests  int    `env:"ORCH_MAX_REQUESTS" envDefault:"10000" desc:"maximum number of concurrent requests of a replica; others get 503 OVERLOADED at once. As many admits of running engines are served in addition; /live, /ready, /health and /docs do not count"`
+	Docs         bool   `env:"ORCH_DOCS" envDefault:"true" desc:"serve the description of the API (/docs, /openapi.yaml)"`
 	DrainDelayS  int    `env:"ORCH_DRAIN_DELAY_S" envDefault:"5" desc:"after SIGTERM: how long calls are still served while /ready returns 503, in seconds; longer than a load balancer needs to notice"`
 	PprofAddr    string `env:"ORCH_PPROF_ADDR" desc:"loopback address (for example 127.0.0.1:6060) on which to serve Go's profiles of the service, below /debug/pprof/; default: they are not served"`
 
@@ -168,6 +170,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	}
 	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
 		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
+	atLeast("ORCH_MAX_REQUESTS", c.MaxRequests, 1)
 	atLeast("ORCH_DRAIN_DELAY_S", c.DrainDelayS, 0)
 	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
 	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")

@@ -26,6 +26,8 @@ var wrong = map[string][]string{
 	"ORCH_TLS_CERT_FILE":           {"/no/such/file"},
 	"ORCH_TLS_KEY_FILE":            {"/no/such/file"},
 	"ORCH_TLS_CLIENT_CA_FILE":      {"/no/such/file"},
+	"ORCH_MAX_REQUESTS":            {"0", "many"},
+	"ORCH_DOCS":                    {"maybe"},
 	"ORCH_DRAIN_DELAY_S":           {"-1", "5s"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -115,6 +116,8 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, errors.Join(err, svc.Server.Close(), svc.profiles.close(), svc.audit.Close())
 	}
 	svc.Server.UseTLS(secure)
+	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs})
+	svc.warnOfAdminKeyFile()
 	return svc, nil
 }
 
@@ -136,8 +139,19 @@ func (s *Service) reloadAdminKey() {
 		s.log.Error("SIGHUP: ORCH_ADMIN_KEY_FILE cannot be used; the admin key stays as it is", "error", err)
 		return
 	}
+	s.warnOfAdminKeyFile()
 	s.Server.SetAdminKey(key)
 	s.log.Info("the admin key was read again")
+}
+
+// warnOfAdminKeyFile logs that every user of the machine can read the admin key.
+func (s *Service) warnOfAdminKeyFile() {
+	if s.adminKeyFile == "" {
+		return
+	}
+	if info, err := os.Stat(s.adminKeyFile); err == nil && info.Mode().Perm()&0o004 != 0 {
+		s.log.Warn("every user of this machine can read the admin key: take that right away from the file in ORCH_ADMIN_KEY_FILE (chmod o-r), unless its directory is closed to others", "mode", info.Mode().Perm().String())
+	}
 }
 
 // Run serves until ctx ends. Then it reports that it is not ready, serves on for DrainDelay,
