@@ -62,6 +62,10 @@ lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 	$(GO) run $(LINT) run ./...
 
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities that the code can reach
+	tools/vuln.sh
+
 .PHONY: docs
 docs: ## Write docs/configuration.md, docs/cli.md and docs/metrics.md anew; a test fails when one is stale
 	$(GO) generate ./internal/config ./cmd/orch/internal/commands ./internal/contract
