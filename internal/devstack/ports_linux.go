@@ -12,6 +12,8 @@ import (
 	"strings"
 )
 
+const loopback = "127.0.0.1"
+
 // slot is one stack's block of ports. It is held by an abstract Unix socket: the
 // kernel frees it when the last holder is gone, no file is left, and its name
 // lives in the same network namespace as the ports. The reaper inherits it, so

@@ -1,15 +1,11 @@
 package devstack
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/template"
 )
-
-const loopback = "127.0.0.1"
 
 // nomadNode is what the configuration of one Nomad agent, server or client, is
 // rendered from.
@@ -261,33 +257,6 @@ func hclList(list []string) string {
 	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
-// vaultNode is what the configuration of Vault is rendered from.
-type vaultNode struct {
-	Dir, Bind     string
-	HTTP, Cluster int
-	TLS           tlsFiles
-}
-
-// vaultTemplate: storage on disk, so that a killed Vault keeps its secrets.
-const vaultTemplate = `
-storage "raft" {
-  path = %[1]q
-  performance_multiplier = "1" # of Raft: a lone server need not wait for others
-}
-
-listener "tcp" {
-  address         = "%[2]s:%[3]d"
-  cluster_address = "%[2]s:%[4]d"
-  %[5]s
-}
-
-api_addr      = "%[6]s://%[2]s:%[3]d"
-cluster_addr  = "%[6]s://%[2]s:%[4]d"
-disable_mlock = true
-ui            = true
-log_level     = "warn"
-`
-
 // render writes the node's configuration file.
 func (n nomadNode) render(path string) error {
 	n.Drivers = "raw_exec,mock_driver"
@@ -300,103 +269,4 @@ func (n nomadNode) render(path string) error {
 		return err
 	}
 	return os.WriteFile(path, []byte(strings.TrimSpace(b.String())+"\n"), 0o600)
-}
-
-// consulNode is what the configuration of one Consul agent is rendered from.
-type consulNode struct {
-	Name, Dir          string
-	Bind, Client       string // addresses, of the cluster's traffic and of the API
-	Server             bool
-	HTTP, RPC, SerfLAN int
-	Expect, Raft       int      // servers, and the multiplier of their timeouts
-	Join               []string // host:port of the servers' SerfLAN; none for a lone server
-	StockLimits        bool     // of connections
-	GRPC               int      // where it is locked
-	TLS                tlsFiles
-	Root, Agent        string // tokens: of the operator, for servers, and of the agent
-}
-
-// secure gives the agent what it needs on a locked stack.
-func (n *consulNode) secure(l *lock, c Component, addr string) (err error) {
-	if l == nil {
-		return nil
-	}
-	name := consulClientName
-	if n.Server {
-		name, n.Root = consulServerName, l.consulRoot
-	} else {
-		n.Agent = l.consulAgent
-	}
-	n.TLS, err = l.issue(c, addr, name)
-	return err
-}
-
-func (n consulNode) render(path string) error {
-	ports := map[string]any{
-		"http": n.HTTP, "server": n.RPC, "serf_lan": n.SerfLAN,
-		"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
-	}
-	conf := map[string]any{
-		"node_name":               n.Name,
-		"data_dir":                n.Dir,
-		"server":                  n.Server,
-		"bind_addr":               n.Bind,
-		"client_addr":             n.Client,
-		"log_level":               "warn",
-		"disable_update_check":    true,
-		"leave_on_terminate":      false,
-		"skip_leave_on_interrupt": true,
-		"connect":                 map[string]any{"enabled": false},
-		"ui_config":               map[string]any{"enabled": true},
-		"ports":                   ports,
-	}
-	if n.TLS.CA != "" {
-		ports["http"], ports["https"], ports["grpc_tls"] = -1, n.HTTP, n.GRPC
-		conf["tls"] = map[string]any{
-			"defaults": map[string]any{
-				"ca_file": n.TLS.CA, "cert_file": n.TLS.Cert, "key_file": n.TLS.Key,
-				"verify_incoming": true, "verify_outgoing": true,
-			},
-			"internal_rpc": map[string]any{"verify_server_hostname": true},
-		}
-		tokens := map[string]any{}
-		if n.Server {
-			tokens["initial_management"] = n.Root
-		} else {
-			tokens["agent"] = n.Agent
-		}
-		// Servers start before their token is made: see setAgentToken.
-		conf["acl"] = map[string]any{"enabled": true, "default_policy": "deny", "enable_token_persistence": true, "tokens": tokens}
-	}
-	if !n.StockLimits {
-		conf["limits"] = map[string]any{"http_max_conns_per_client": 2000, "rpc_max_conns_per_client": 2000}
-	}
-	if n.Server {
-		conf["bootstrap_expect"] = n.Expect
-		conf["performance"] = map[string]any{"raft_multiplier": n.Raft}
-		conf["autopilot"] = map[string]any{"cleanup_dead_servers": false} // one that is away comes back
-	}
-	if len(n.Join) > 0 {
-		conf["retry_join"] = n.Join
-		conf["retry_interval"] = "1s"
-	}
-	text, err := json.MarshalIndent(conf, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(text, '\n'), 0o600)
-}
-
-// render writes Vault's configuration file and makes its directory.
-func (n vaultNode) render(path string) error {
-	data := filepath.Join(n.Dir, "data")
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		return err
-	}
-	secure, scheme := "tls_disable     = true", "http"
-	if n.TLS.CA != "" {
-		secure, scheme = fmt.Sprintf("tls_cert_file   = %q\n  tls_key_file    = %q", n.TLS.Cert, n.TLS.Key), "https"
-	}
-	text := strings.TrimSpace(fmt.Sprintf(vaultTemplate, data, n.Bind, n.HTTP, n.Cluster, secure, scheme)) + "\n"
-	return os.WriteFile(path, []byte(text), 0o600)
 }
