@@ -17,15 +17,15 @@ func (s *Stack) access() Access {
 	return a
 }
 
-// Operator is the access of somebody who may do everything.
+// Operator is the access of an operator, who may do everything.
 func (s *Stack) Operator() Access {
 	a := s.beforeVault()
 	a.VaultToken = s.VaultRootToken
 	return a
 }
 
-// beforeVault is the operator's access without Vault's token, which there is only once
-// Vault is up.
+// beforeVault is the operator's access without Vault's token, which exists only after Vault
+// was initialised.
 func (s *Stack) beforeVault() Access {
 	a := s.access()
 	if s.lock != nil {
@@ -34,9 +34,9 @@ func (s *Stack) beforeVault() Access {
 	return a
 }
 
-// Orch is the access of the service: its tokens carry the policies in deploy/ and
-// nothing else. It is for the deployment with the prefix "orch/" in Consul and the
-// mount "orch" in Vault; Deployment makes others.
+// Orch is the access of the service: its tokens have only the policies in deploy/. It is
+// for the deployment with the prefix "orch/" in Consul and the mount "orch" in Vault;
+// Deployment returns the access of others.
 func (s *Stack) Orch() Access {
 	a := s.access()
 	a.VaultToken = s.VaultOrchToken
@@ -51,8 +51,8 @@ func (s *Stack) Orch() Access {
 // orchPrefix is the prefix of the service's keys in Consul that the shipped policy names.
 const orchPrefix = "orch/"
 
-// Deployment is the access of the service for a deployment of its own: a prefix in
-// Consul, and a mount in Vault, which Mount makes.
+// Deployment is the access of the service for another deployment, with its own prefix in
+// Consul and its own mount in Vault, which Mount creates.
 func (s *Stack) Deployment(ctx context.Context, prefix, mount string) (Access, error) {
 	token, err := s.Mount(ctx, mount)
 	if err != nil {

@@ -11,23 +11,23 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Cluster is three Consul servers, three Nomad servers, three nodes and Vault,
-// each on a host of its own in a private network.
+// Cluster consists of three Consul servers, three Nomad servers, three nodes and Vault, each
+// on its own host in a private network.
 type Cluster struct {
 	*Stack
 	Network *Network
-	// ConsulAddrs and NomadAddrs are the APIs of the servers.
+	// ConsulAddrs and NomadAddrs are the addresses of the servers' APIs.
 	ConsulAddrs, NomadAddrs []string
-	// Hosts are the hosts of the caller's own.
+	// Hosts are the names of the caller's hosts.
 	Hosts []string
 
 	hostOf map[Component]string
 }
 
-// StartCluster starts a cluster and returns when all of it is usable. Of cfg
-// counts what is not about ports, docker and extra clients. own names further
-// hosts, each with a Consul agent of its own at 127.0.0.1:8500. The process must
-// be one that Isolated started. Stop removes all of it.
+// StartCluster starts a cluster and returns when all of it is usable. It ignores the settings
+// of cfg for ports, docker and extra clients. own names further hosts, each with a Consul
+// agent at 127.0.0.1:8500. The process must have been started by Isolated. Stop removes the
+// cluster.
 func StartCluster(ctx context.Context, cfg Config, own ...string) (*Cluster, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -61,10 +61,10 @@ func StartCluster(ctx context.Context, cfg Config, own ...string) (*Cluster, err
 	return c, nil
 }
 
-// Stop ends the cluster and removes all that it made.
+// Stop ends the cluster and removes everything that it created.
 func (c *Cluster) Stop() error { return errors.Join(c.Stack.Stop(), c.Network.Close()) }
 
-// bringUp starts the agents in the order they need one another.
+// bringUp starts the agents in the order in which they depend on each other.
 func (c *Cluster) bringUp(ctx context.Context) error {
 	began := time.Now()
 	step := func(what string) { c.cfg.Progress(fmt.Sprintf("%s (%.1f s)", what, time.Since(began).Seconds())) }
@@ -101,8 +101,8 @@ func (c *Cluster) bringUp(ctx context.Context) error {
 	return nil
 }
 
-// Run starts a program of the caller's on a host, as a component that Kill, Pause
-// and Again know. Its environment is the agents' and env.
+// Run starts a program of the caller on a host, as a component for Kill, Pause and Again.
+// Its environment is that of the agents, and env.
 func (c *Cluster) Run(comp Component, host, bin string, args, env []string) error {
 	c.place(comp, host, bin, args...)
 	a := c.agents[comp]
@@ -110,8 +110,8 @@ func (c *Cluster) Run(comp Component, host, bin string, args, env []string) erro
 	return a.start()
 }
 
-// Again starts a component that was killed, and does not wait until it is
-// usable; but Vault is unsealed.
+// Again restarts a component that was killed. It does not wait until the component is
+// usable, except for Vault, which it unseals.
 func (c *Cluster) Again(ctx context.Context, comp Component) error {
 	a := c.agents[comp]
 	if p, _ := a.running(); p != nil {
@@ -123,13 +123,13 @@ func (c *Cluster) Again(ctx context.Context, comp Component) error {
 	return a.start()
 }
 
-// Runs says whether a component's process lives.
+// Runs reports whether a component's process runs.
 func (c *Cluster) Runs(comp Component) bool {
 	p, _ := c.agents[comp].running()
 	return p != nil
 }
 
-// HostOf is the host that a component runs on.
+// HostOf returns the host of a component.
 func (c *Cluster) HostOf(comp Component) string { return c.hostOf[comp] }
 
 // Await waits until every agent runs and is usable, as after StartCluster.
@@ -150,8 +150,8 @@ func (c *Cluster) Await(ctx context.Context) error {
 	return all.Wait()
 }
 
-// KillHost ends every process on a host, tasks included, as a power cut does.
-// The components on it are to be killed first.
+// KillHost kills every process on a host, including tasks, as a power failure does. The
+// components on it must have been killed before.
 func (c *Cluster) KillHost(host string) error {
 	h := c.Network.hosts[host]
 	var errs []error

@@ -5,33 +5,32 @@ import (
 	"strconv"
 )
 
-// The hosts of a Cluster. On a node's host run a Nomad client and its Consul
-// agent, on an own host a Consul agent and what Run puts there.
+// The hosts of a Cluster: the last part of the address of the first host of each kind. A
+// node's host runs a Nomad client and its Consul agent. A host of the caller runs a Consul
+// agent and what Run starts there.
 const (
-	consulHosts = 11 // last part of the address of the first Consul server, and so on
+	consulHosts = 11
 	nomadHosts  = 21
 	nodeHosts   = 31
 	vaultHost   = 41
 	ownHosts    = 51
 )
 
-// clusterServers is how many servers Consul and Nomad have, and how many nodes
+// clusterServers is how many servers Consul has, how many Nomad has, and how many nodes
 // there are.
 const clusterServers = 3
 
-// clusterRaft multiplies the Raft timeouts: a machine that is busy must not look
-// like a server that is gone. Another leader takes 3 to 6 s.
+// clusterRaft multiplies the Raft timeouts, so that a server on a busy machine does not look
+// dead. An election then takes 3 to 6 s.
 const clusterRaft = 3
 
-// ConsulServer is a Consul server of a Cluster, 0 ≤ i ≤ 2. On its host is
-// nothing else.
+// ConsulServer is a Consul server of a Cluster, 0 ≤ i ≤ 2. It has a host of its own.
 func ConsulServer(i int) Component { return Component("consul-server-" + strconv.Itoa(i)) }
 
-// NomadServerOf is a Nomad server of a Cluster, 0 ≤ i ≤ 2. On its host is
-// nothing else.
+// NomadServerOf is a Nomad server of a Cluster, 0 ≤ i ≤ 2. It has a host of its own.
 func NomadServerOf(i int) Component { return NomadServer + Component("-"+strconv.Itoa(i)) }
 
-// place makes an agent known that runs on a host.
+// place registers an agent that runs on a host.
 func (c *Cluster) place(comp Component, host, bin string, args ...string) {
 	a := c.add(comp, bin, args...)
 	a.on = func(start func() error) error { return c.Network.On(host, start) }
@@ -39,7 +38,7 @@ func (c *Cluster) place(comp Component, host, bin string, args ...string) {
 	c.names[comp] = string(comp)
 }
 
-// configure makes the hosts and writes the agents' configuration files.
+// configure creates the hosts and writes the agents' configuration files.
 func (c *Cluster) configure(s *Stack) error {
 	c.Stack = s
 	if err := s.prepareEnv(); err != nil {
@@ -98,7 +97,7 @@ func (c *Cluster) configure(s *Stack) error {
 	return nil
 }
 
-// addConsul adds a Consul agent and the host that it is on.
+// addConsul creates a host and adds the Consul agent on it.
 func (c *Cluster) addConsul(comp Component, host string, number int, server bool, lan []string) error {
 	addr, err := c.Network.AddHost(host, number)
 	if err != nil {
@@ -117,7 +116,7 @@ func (c *Cluster) addConsul(comp Component, host string, number int, server bool
 	return n.render(c.path(comp, ".json"))
 }
 
-// addNomad adds a Nomad agent, and its host where there is none yet.
+// addNomad adds a Nomad agent, and for a server also its host.
 func (c *Cluster) addNomad(comp Component, host string, number int, n nomadNode) error {
 	addr := fmt.Sprint(subnet, number)
 	if n.Server {

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// Kill ends an agent with SIGKILL, as a crash would, and returns when it is gone.
-// Nomad's tasks go on running.
+// Kill ends an agent with SIGKILL, like a crash, and returns when it has ended. Nomad's tasks
+// keep running.
 func (s *Stack) Kill(c Component) error {
 	agents, err := s.parts(c)
 	if err != nil {
@@ -25,8 +25,8 @@ func (s *Stack) Kill(c Component) error {
 	return nil
 }
 
-// Restart starts an agent again on its port and its state, after Kill or while it
-// runs, and returns when it is usable again; Vault is unsealed.
+// Restart restarts an agent, after Kill or while it runs, with the same port and state. It
+// returns when the agent is usable; it unseals Vault.
 func (s *Stack) Restart(ctx context.Context, c Component) error {
 	agents, err := s.parts(c)
 	if err != nil {
@@ -53,12 +53,12 @@ func (s *Stack) Restart(ctx context.Context, c Component) error {
 	return nil
 }
 
-// Lose ends an agent of Nomad as Kill does and removes the state that it keeps, as
-// when its disk is replaced. Restart starts it. A client's host volumes and the
-// directories of its tasks stay, and its tasks go on running.
+// Lose ends an agent of Nomad like Kill and deletes its state, as when its disk is replaced.
+// Restart restarts it. The tasks of a client keep running, and their directories and the
+// host volumes are kept.
 func (s *Stack) Lose(c Component) error {
 	if !isNomad(c) {
-		return fmt.Errorf("%q is no agent of Nomad", c)
+		return fmt.Errorf("%q is not an agent of Nomad", c)
 	}
 	if err := s.Kill(c); err != nil {
 		return err
@@ -70,17 +70,17 @@ func (s *Stack) Lose(c Component) error {
 	return os.RemoveAll(filepath.Join(s.path(c, ""), state))
 }
 
-// Pause stops an agent with SIGSTOP: it keeps its connections and answers nothing.
+// Pause stops an agent with SIGSTOP: it keeps its connections and does not respond.
 func (s *Stack) Pause(c Component) error { return s.signal(c, syscall.SIGSTOP) }
 
-// Resume lets a paused agent go on.
+// Resume continues a paused agent.
 func (s *Stack) Resume(c Component) error { return s.signal(c, syscall.SIGCONT) }
 
-// Addr is the address of an agent's API.
+// Addr returns the address of an agent's API.
 func (s *Stack) Addr(c Component) string { return s.urls[c] }
 
-// LogFile is where an agent writes its log, for Nomad the server; it grows over
-// restarts.
+// LogFile returns the path of an agent's log; for Nomad that of the server. A restarted agent
+// appends to it.
 func (s *Stack) LogFile(c Component) string {
 	if c == Nomad {
 		c = NomadServer
@@ -88,7 +88,7 @@ func (s *Stack) LogFile(c Component) string {
 	return s.path(c, ".log")
 }
 
-// PID is an agent's process; 0: it does not run. For Nomad it is the server's.
+// PID returns the process id of an agent; 0: it does not run. For Nomad it is the server's.
 func (s *Stack) PID(c Component) int {
 	if c == Nomad {
 		c = NomadServer
@@ -114,7 +114,7 @@ func (s *Stack) signal(c Component, sig syscall.Signal) error {
 	return nil
 }
 
-// parts are the processes of a component, in the order they start.
+// parts returns the agents of a component, in the order in which they start.
 func (s *Stack) parts(c Component) ([]*agent, error) {
 	if c == Nomad {
 		return []*agent{s.agents[NomadServer], s.agents[NomadClient(0)]}, nil

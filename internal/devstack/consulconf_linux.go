@@ -5,21 +5,21 @@ import (
 	"os"
 )
 
-// consulNode is what the configuration of one Consul agent is rendered from.
+// consulNode contains the values in the configuration of one Consul agent.
 type consulNode struct {
 	Name, Dir          string
-	Bind, Client       string // addresses, of the cluster's traffic and of the API
+	Bind, Client       string // addresses of the cluster's traffic and of the API
 	Server             bool
 	HTTP, RPC, SerfLAN int
-	Expect, Raft       int      // servers, and the multiplier of their timeouts
-	Join               []string // host:port of the servers' SerfLAN; none for a lone server
-	StockLimits        bool     // of connections
-	GRPC               int      // where it is locked
+	Expect, Raft       int      // number of servers, and the multiplier of their timeouts
+	Join               []string // host:port of the servers' SerfLAN; empty for a single server
+	StockLimits        bool     // keep Consul's limits of connections per client address
+	GRPC               int      // port, on a locked stack
 	TLS                tlsFiles
-	Root, Agent        string // tokens: of the operator, for servers, and of the agent
+	Root, Agent        string // tokens: the operator's, for servers, and the agent's
 }
 
-// secure gives the agent what it needs on a locked stack.
+// secure adds the agent's certificate and tokens. It does nothing on an open stack.
 func (n *consulNode) secure(l *lock, c Component, addr string) (err error) {
 	if l == nil {
 		return nil
@@ -68,7 +68,7 @@ func (n consulNode) render(path string) error {
 		} else {
 			tokens["agent"] = n.Agent
 		}
-		// Servers start before their token is made: see setAgentToken.
+		// Servers start before their token exists: see setAgentToken.
 		conf["acl"] = map[string]any{"enabled": true, "default_policy": "deny", "enable_token_persistence": true, "tokens": tokens}
 	}
 	if !n.StockLimits {
@@ -77,7 +77,7 @@ func (n consulNode) render(path string) error {
 	if n.Server {
 		conf["bootstrap_expect"] = n.Expect
 		conf["performance"] = map[string]any{"raft_multiplier": n.Raft}
-		conf["autopilot"] = map[string]any{"cleanup_dead_servers": false} // one that is away comes back
+		conf["autopilot"] = map[string]any{"cleanup_dead_servers": false} // a server that is down is restarted later
 	}
 	if len(n.Join) > 0 {
 		conf["retry_join"] = n.Join

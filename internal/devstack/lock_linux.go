@@ -14,7 +14,7 @@ import (
 // enginesNamespace is the Nomad namespace of engines in a locked stack.
 const enginesNamespace = "engines"
 
-// The server names that Consul and Nomad ask for with verify_server_hostname.
+// The names in certificates that Consul and Nomad require with verify_server_hostname.
 const (
 	consulServerName = "server.dc1.consul"
 	consulClientName = "client.dc1.consul"
@@ -22,23 +22,24 @@ const (
 	nomadClientName  = "client.global.nomad"
 )
 
-// lock holds what makes the agents of a locked stack refuse strangers.
+// lock contains the certificates and tokens of a locked stack, whose agents refuse unknown
+// callers.
 type lock struct {
 	ca        *authority
-	caller    tlsFiles    // of everybody who calls the agents
-	callerTLS *tls.Config // the same
+	caller    tlsFiles    // the certificate of all callers
+	callerTLS *tls.Config // the same, as a configuration
 
-	nomadRoot, consulRoot string // tokens that may do everything
-	consulAgent           string // Consul's token of all Consul agents
-	consulNomad           string // Consul's token of all Nomad agents
+	nomadRoot, consulRoot string // the operator's tokens
+	consulAgent           string // the token of all Consul agents in Consul
+	consulNomad           string // the token of all Nomad agents in Consul
 
 	mu         sync.Mutex
-	nomadOrch  string            // Nomad's token of the service
-	consulOrch map[string]string // Consul's tokens of the service, by prefix
+	nomadOrch  string            // the service's token in Nomad
+	consulOrch map[string]string // the service's tokens in Consul, by prefix
 }
 
-// newLock creates the certificate authority, the callers' certificate, and the
-// tokens that agents have in their configuration.
+// newLock creates the certificate authority, the callers' certificate, and the tokens in the
+// agents' configuration.
 func newLock(dir string) (*lock, error) {
 	ca, err := newAuthority(tlsDir(dir))
 	if err != nil {
@@ -57,8 +58,8 @@ func newLock(dir string) (*lock, error) {
 	return l, nil
 }
 
-// issue makes the certificate of an agent at addr; the zero value on an open stack.
-// name is one that the agent's peers ask for; it may be empty.
+// issue creates the certificate of an agent at addr. name is the name that the agent's peers
+// require in it, or empty. On an open stack it returns the zero value.
 func (l *lock) issue(c Component, addr, name string) (tlsFiles, error) {
 	if l == nil {
 		return tlsFiles{}, nil
@@ -74,14 +75,15 @@ func (l *lock) issue(c Component, addr, name string) (tlsFiles, error) {
 	return l.ca.issue(string(c), usage, hosts...)
 }
 
-// policy reads a shipped policy and puts it in place of the names that it is shipped
-// with: pairs of a name and what it is here.
+// policy returns a shipped policy with other names. names are pairs of the name in the file
+// and its replacement.
 func policy(file string, names ...string) (string, error) {
 	text, err := deploy.Policies.ReadFile(file)
 	return strings.NewReplacer(names...).Replace(string(text)), err
 }
 
-// inNamespace puts a shipped file in the namespace that the stack's engines are in.
+// inNamespace returns the replacement for policy of the namespace in a shipped file by the
+// stack's namespace of engines.
 func (s *Stack) inNamespace() []string {
 	return []string{`"` + enginesNamespace + `"`, `"` + s.Namespace + `"`}
 }

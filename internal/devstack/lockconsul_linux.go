@@ -15,7 +15,7 @@ import (
 // task_auth_method.
 const workloadsAuth = "nomad-workloads"
 
-// lockConsul makes the tokens of the agents and of the service.
+// lockConsul creates the tokens of the agents and of the service.
 func (s *Stack) lockConsul(ctx context.Context) error {
 	client, err := s.consulClient(s.ConsulAddr)
 	if err != nil {
@@ -33,8 +33,8 @@ func (s *Stack) lockConsul(ctx context.Context) error {
 	return err
 }
 
-// enableConsulLogin lets Nomad's workloads log in. Nomad must be up: Consul fetches
-// its keys when the login is configured.
+// enableConsulLogin sets up the login of Nomad's workload identities in Consul. Nomad must be
+// up, because Consul fetches its keys when the login is configured.
 func (s *Stack) enableConsulLogin(ctx context.Context) error {
 	if s.lock == nil {
 		return nil
@@ -66,8 +66,8 @@ func (s *Stack) enableConsulLogin(ctx context.Context) error {
 	return nil
 }
 
-// consulOrchToken makes a token that may do what the service may do below a prefix. The same
-// prefix gives the same token again.
+// consulOrchToken creates a token with the service's policy for a prefix. The second call
+// for a prefix returns the same token.
 func (s *Stack) consulOrchToken(ctx context.Context, prefix string) (string, error) {
 	s.lock.mu.Lock()
 	defer s.lock.mu.Unlock()
@@ -90,10 +90,10 @@ func (s *Stack) consulOrchToken(ctx context.Context, prefix string) (string, err
 	return token, nil
 }
 
-// notInName are the characters that a name of a policy in Consul cannot have.
+// notInName matches the characters that a policy's name in Consul cannot contain.
 var notInName = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
 
-// makeConsulToken makes a policy and a token that has it and nothing else.
+// makeConsulToken creates a policy, and a token with only this policy.
 func makeConsulToken(ctx context.Context, acl *consulapi.ACL, name, secret, rules string) error {
 	w := (&consulapi.WriteOptions{}).WithContext(ctx)
 	if _, _, err := acl.PolicyCreate(&consulapi.ACLPolicy{Name: name, Rules: rules}, w); err != nil {
@@ -106,7 +106,7 @@ func makeConsulToken(ctx context.Context, acl *consulapi.ACL, name, secret, rule
 	return nil
 }
 
-// prepareConsul locks Consul, where that is to be done, with the servers that it has.
+// prepareConsul creates Consul's tokens on a locked stack, and gives the servers theirs.
 func (s *Stack) prepareConsul(ctx context.Context, servers ...Component) error {
 	if s.lock == nil {
 		return nil
@@ -122,9 +122,8 @@ func (s *Stack) prepareConsul(ctx context.Context, servers ...Component) error {
 	return nil
 }
 
-// setAgentToken gives a Consul server its token, which it keeps in its state. The
-// servers start before there is any token; other agents have theirs in their
-// configuration.
+// setAgentToken gives a Consul server its token, which the server keeps in its state. Servers
+// start before the token exists; other agents have it in their configuration.
 func (s *Stack) setAgentToken(ctx context.Context, c Component) error {
 	client, err := s.consulClient(s.urls[c])
 	if err != nil {
@@ -136,7 +135,7 @@ func (s *Stack) setAgentToken(ctx context.Context, c Component) error {
 	return nil
 }
 
-// consulClient is an operator's client of one Consul agent.
+// consulClient returns a client of one Consul agent with the operator's token.
 func (s *Stack) consulClient(url string) (*consulapi.Client, error) {
 	return consulapi.NewClient(&consulapi.Config{Address: url, Token: s.beforeVault().ConsulToken, HttpClient: s.httpClient()})
 }

@@ -10,8 +10,8 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 )
 
-// lockNomad bootstraps Nomad's ACLs through a server, and makes the namespace of
-// engines and the service's token. It does nothing where that was done before.
+// lockNomad bootstraps Nomad's ACLs through a server, and creates the namespace of engines
+// and the service's token. It does nothing if that has been done.
 func (s *Stack) lockNomad(ctx context.Context, c Component) error {
 	if s.lock == nil {
 		return nil
@@ -49,9 +49,9 @@ func (s *Stack) lockNomad(ctx context.Context, c Component) error {
 	return nil
 }
 
-// jwksURL is where Vault and Consul get the public keys of Nomad's workload
-// identities. The servers of a locked stack want a certificate from every caller, and
-// neither Vault nor Consul can show one there: they ask a client agent.
+// jwksURL is the URL from which Vault and Consul fetch the public keys of Nomad's workload
+// identities. On a locked stack that is a client agent's, because servers require a
+// certificate from every caller, and Vault and Consul cannot present one.
 func (s *Stack) jwksURL() string {
 	at := s.NomadAddr
 	if s.lock != nil {
@@ -60,7 +60,7 @@ func (s *Stack) jwksURL() string {
 	return at + "/.well-known/jwks.json"
 }
 
-// awaitKeys waits until a Nomad agent gives the public keys of workload identities.
+// awaitKeys waits until a Nomad agent serves the public keys of workload identities.
 func (s *Stack) awaitKeys(ctx context.Context, c Component) error {
 	web := s.httpClient()
 	return s.agents[c].await(ctx, "keys of workload identities", func(ctx context.Context) error {

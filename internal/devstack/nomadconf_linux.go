@@ -7,16 +7,15 @@ import (
 	"text/template"
 )
 
-// nomadNode is what the configuration of one Nomad agent, server or client, is
-// rendered from.
+// nomadNode contains the values in the configuration of one Nomad agent, server or client.
 type nomadNode struct {
 	Name, Dir              string
 	Bind, Interface        string // address and device
 	Server                 bool
 	HTTP, RPC, Serf        int
-	Servers                []string // host:port of their RPC, for a client
-	Join                   []string // host:port of their Serf, for a server
-	Expect, Raft           int      // servers, and the multiplier of their timeouts
+	Servers                []string // of a client: host:port of the servers' RPC
+	Join                   []string // of a server: host:port of the servers' Serf
+	Expect, Raft           int      // number of servers, and the multiplier of their timeouts
 	Dynamic                [2]int
 	Cgroup                 string
 	Consul, ConsulUI       string // addresses
@@ -26,12 +25,12 @@ type nomadNode struct {
 	VolumePlugins          string
 	DockerDisableLogs      bool
 	Drivers, NoFingerprint string
-	StockLimits            bool // of connections: each agent of a Cluster has an address of its own
+	StockLimits            bool // keep Nomad's limits of connections per client address
 	TLS                    tlsFiles
 	ConsulToken            string
 }
 
-// secure gives the agent what it needs on a locked stack.
+// secure adds the agent's certificate and token. It does nothing on an open stack.
 func (n *nomadNode) secure(l *lock, c Component, addr string) (err error) {
 	if l == nil {
 		return nil
@@ -45,20 +44,20 @@ func (n *nomadNode) secure(l *lock, c Component, addr string) (err error) {
 	return err
 }
 
-// nomadTemplate. The settings that are not plain addresses, and why:
-//   - template retries 0 (indefinitely): otherwise a client kills its tasks after some
-//     minutes without Vault or a server; DESIGN §3.
-//   - heartbeat: TTL 5 to 10 s and 10 s of grace, so a dead node is seen after at
-//     most 20 s; after a leader change 30 s, not 5 minutes.
-//   - event_buffer_size: the event stream's gaps are silent; 100 is the default.
+// nomadTemplate is the configuration of a Nomad agent. The reasons for its settings:
+//   - template retries 0 (without a limit): otherwise a client kills its tasks after some
+//     minutes without Vault or a server.
+//   - heartbeats have a TTL of 5 to 10 s and 10 s of grace, so a dead node is detected
+//     within 20 s; after a change of leader within 30 s, not 5 minutes.
+//   - event_buffer_size: the event stream does not report gaps; 100 is the default.
 //   - gc_*: a full disk or many ended allocations on a developer's machine must not
 //     make the client destroy allocations.
-//   - collection_interval: nobody reads the metrics here, and by default a server
-//     publishes those of every job each second.
-//   - fingerprint.denylist: no cloud's metadata service is asked.
-//   - verify_https_client: servers want a certificate from callers. Clients do not:
-//     Vault and Consul, which cannot show one, get the keys of workload identities
-//     there, and a browser its pages.
+//   - collection_interval: the metrics are not used, and by default a server publishes
+//     those of every job each second.
+//   - fingerprint.denylist: Nomad must not query the metadata services of clouds.
+//   - verify_https_client: servers require a certificate from callers. Clients do not,
+//     because Vault and Consul, which have none, fetch the keys of workload identities from
+//     a client, and a browser gets the UI from one.
 var nomadTemplate = template.Must(template.New("nomad").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }, "list": hclList}).Parse(`
 name                 = {{q .Name}}
 data_dir             = {{q .Dir}}
@@ -120,7 +119,7 @@ server {
   {{- end}}
 }
 
-# A server that is away comes back.
+# A server that is down is restarted later.
 autopilot {
   cleanup_dead_servers = false
 }
@@ -131,7 +130,7 @@ client {
   network_interface = {{q .Interface}}
   {{- if eq .Interface "lo"}}
 
-  # lo has two addresses, and Nomad would give each of them the whole range.
+  # lo has two addresses, and Nomad would use the whole port range on each of them.
   host_network "ipv6" {
     cidr           = "::1/128"
     reserved_ports = "{{index .Dynamic 0}}-{{index .Dynamic 1}}"
@@ -194,8 +193,8 @@ plugin "docker" {
     }
     gc {
       image = false
-      # An agent removes the containers of every other agent of the same docker daemon
-      # once they are five minutes old.
+      # If enabled, an agent removes the containers of all other agents of the same docker
+      # daemon once they are five minutes old.
       dangling_containers {
         enabled = false
       }
@@ -248,7 +247,7 @@ ui {
 }
 `))
 
-// hclList is a list of strings.
+// hclList formats a list of strings for HCL.
 func hclList(list []string) string {
 	quoted := make([]string, len(list))
 	for i, s := range list {

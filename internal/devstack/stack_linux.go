@@ -14,23 +14,23 @@ import (
 )
 
 const (
-	// startTimeout bounds Start and Restart when the caller's context does not; a
-	// machine that is busy compiling needs many times the usual 3 s.
+	// startTimeout limits Start and Restart. They usually need 3 s, but many times that on a
+	// machine that is busy with a compilation.
 	startTimeout = 90 * time.Second
-	// stopGrace is how long an agent may take to end by itself. Nothing of a
-	// stack's state is needed after Stop, so this is for tidy logs only.
+	// stopGrace is the time between SIGTERM and SIGKILL. The state of a stack is not needed
+	// after Stop, so this only keeps the logs free of errors.
 	stopGrace = 2 * time.Second
-	// longestSocketDir is the longest Dir that leaves room for go-plugin's Unix
-	// sockets (107 bytes) in Dir/tmp.
+	// longestSocketDir is the maximum length of Dir, in bytes, with which go-plugin's Unix
+	// sockets in Dir/tmp have a valid path (107 bytes).
 	longestSocketDir = 80
 )
 
 // Stack is a running set of agents.
 type Stack struct {
-	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port, or https where it is locked
+	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port; https on a locked stack
 	Namespace                        string // of engines, in Nomad
 	VaultRootToken                   string
-	VaultOrchToken                   string // may do what the service may do, no more
+	VaultOrchToken                   string // has only the service's policy
 	Dir                              string
 	// DynamicPorts is the range of the first node's tasks.
 	DynamicPorts [2]int
@@ -41,14 +41,14 @@ type Stack struct {
 	state     *stateDir
 	slot      *slot
 	reaper    *reaper
-	lock      *lock // nil: the agents let everybody in
+	lock      *lock // nil: the stack is open, and the agents accept every caller
 	agents    map[Component]*agent
 	urls      map[Component]string // of the agents' APIs
-	names     map[Component]string // of the nodes that the agents stand for
+	names     map[Component]string // of the agents' nodes
 	unsealKey string
 	mounting  sync.Mutex
-	mounts    map[string]string // tokens of the service, by KV mount in Vault
-	workloads string            // the policy of engines, of all mounts
+	mounts    map[string]string // the service's tokens, by KV mount in Vault
+	workloads string            // the policy of engines for all mounts
 	env       []string          // of every agent
 
 	stopOnce sync.Once
@@ -59,10 +59,10 @@ type Stack struct {
 // Nomad's nodes are ready with healthy drivers, Vault is unsealed and prepared.
 // It takes about 3 s; ctx bounds the start only, not the life of the stack.
 //
-// A failed start leaves nothing behind. The error is a *PortTakenError for a
-// taken port, and otherwise says what is wrong and what to do: the directory belongs
-// to somebody else or to a running stack, a binary or the docker engine is
-// missing, an agent ended (with the end of its log).
+// A failed start leaves nothing behind. The error is a *PortTakenError if a port is in use.
+// Otherwise it says what is wrong and what to do: the directory was not created by a stack
+// or belongs to a running one, a binary or the docker engine is missing, or an agent ended
+// (with the end of its log).
 func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("devstack configuration: %w", err)
@@ -103,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	return s, nil
 }
 
-// prepare takes what a stack owns, directory, ports, reaper, and configures its agents.
+// prepare acquires what a stack owns (directory, ports, reaper), and configures its agents.
 func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *Stack, err error) {
 	if cfg.Dir == "" {
 		if cfg.Dir, err = os.MkdirTemp("", "orch-dev-"); err != nil {
@@ -147,12 +147,12 @@ func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *
 	return s, configure(s)
 }
 
-// startAtOnce is how many nodes start at the same time: all of a large stack would
-// take the cores from each other, and from Vault, until somebody's time is over.
+// startAtOnce is how many nodes start concurrently. If all nodes of a large stack did, they
+// and Vault would compete for the cores until a start times out.
 const startAtOnce = 8
 
-// bringUp starts the agents in the order they need one another: a Nomad client
-// looks for Consul and Vault when it starts, and then only every 15 s or more.
+// bringUp starts the agents in the order in which they depend on each other: a Nomad client
+// detects Consul and Vault when it starts, and otherwise only every 15 s or more.
 func (s *Stack) bringUp(ctx context.Context) error {
 	began := time.Now()
 	step := func(what string) {
@@ -192,9 +192,8 @@ func (s *Stack) bringUp(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the stack and removes all that it made; it takes at most 10 s. The
-// second call returns what the first one did. A Stack that failed to stop says
-// what is left.
+// Stop ends the stack and removes everything that it created, within 10 s. The error names
+// what could not be removed. A second call returns the same error.
 func (s *Stack) Stop() error {
 	s.stopOnce.Do(func() { s.stopErr = s.stop() })
 	return s.stopErr
@@ -203,14 +202,14 @@ func (s *Stack) Stop() error {
 func (s *Stack) stop() error {
 	var wg sync.WaitGroup
 	err := s.state.removeKeyFile(s.id)
-	// Nomad first: a client that lives would start ended tasks again.
+	// Nomad ends first, because a running client would restart tasks that end.
 	for name, a := range s.agents {
 		if isNomad(name) {
 			wg.Go(func() { a.stop(stopGrace) })
 		}
 	}
 	wg.Wait()
-	err = errors.Join(err, cleanUp(s.id)) // tasks, and the other agents by the way
+	err = errors.Join(err, cleanUp(s.id)) // ends the tasks and the other agents
 	for _, a := range s.agents {
 		a.stop(0)
 	}

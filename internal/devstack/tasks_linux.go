@@ -6,15 +6,15 @@ import (
 	"os"
 )
 
-// Task is a process that a node runs for an allocation: an engine, not the shell that
-// becomes one when it has the lock of the brain.
+// Task is the process of an allocation: an engine, but not the shell that waits for the lock
+// of the brain before it executes the engine.
 type Task struct {
 	PID            int
 	JobID, AllocID string
 }
 
-// Executor is the process id of Nomad's executor that started the task, 0 when it has
-// none or is gone.
+// Executor returns the process id of Nomad's executor that started the task; 0 if there is
+// none or it has ended.
 func (t Task) Executor() int {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.PID))
 	if err != nil {
@@ -22,15 +22,15 @@ func (t Task) Executor() int {
 	}
 	var state string
 	var parent int
-	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may hold anything
+	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may contain any character
 	if _, err := fmt.Sscan(string(after), &state, &parent); err != nil || !nomadHelper(parent) {
 		return 0
 	}
 	return parent
 }
 
-// Tasks are the processes of all allocations, on all nodes; without the helpers
-// that Nomad runs beside them.
+// Tasks returns the processes of all allocations on all nodes, without Nomad's helper
+// processes.
 func (s *Stack) Tasks() []Task {
 	var tasks []Task
 	for _, p := range stackProcesses(s.id) {

@@ -7,18 +7,19 @@ import (
 	"strings"
 )
 
-// vaultNode is what the configuration of Vault is rendered from.
+// vaultNode contains the values in the configuration of Vault.
 type vaultNode struct {
 	Dir, Bind     string
 	HTTP, Cluster int
 	TLS           tlsFiles
 }
 
-// vaultTemplate: storage on disk, so that a killed Vault keeps its secrets.
+// vaultTemplate is the configuration of Vault. Its storage is on disk, so that a killed
+// Vault keeps its secrets.
 const vaultTemplate = `
 storage "raft" {
   path = %[1]q
-  performance_multiplier = "1" # of Raft: a lone server need not wait for others
+  performance_multiplier = "1" # short Raft timeouts, because there is only one server
 }
 
 listener "tcp" {
@@ -34,7 +35,7 @@ ui            = true
 log_level     = "warn"
 `
 
-// render writes Vault's configuration file and makes its directory.
+// render writes Vault's configuration file and creates its data directory.
 func (n vaultNode) render(path string) error {
 	data := filepath.Join(n.Dir, "data")
 	if err := os.MkdirAll(data, 0o700); err != nil {
