@@ -84,7 +84,7 @@ var floors = [][]string{
 	{"internal/config", "server", "images"},
 	{"scheduler"},
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
-	{"scheduler/operation"},
+	{"scheduler/operation", "scheduler/witness"},
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit"},
 	{"jobs"},

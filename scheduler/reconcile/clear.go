@@ -18,9 +18,9 @@ func (r *Reconciler) removeOrphan(ctx context.Context, a *Action) error {
 		return err // the next pass deletes the tombstone
 	}
 	// What may belong to a user is read once more, and not only in a list.
-	if w, err := r.WitnessesOf(ctx, a.found, nil); err != nil {
+	if e, err := r.Evidence(ctx, a.found, nil); err != nil {
 		return err
-	} else if w.judgeLost(time.Now().UTC(), false).act != "" {
+	} else if e.JudgeLost(time.Now().UTC(), false).Verdict != "" {
 		return r.quarantineUnknown(ctx, &Action{EngineID: a.EngineID, found: a.found})
 	}
 	// The lead fences this: a replica that lost it removes nothing.
