@@ -40,7 +40,6 @@ func answered(ctx context.Context, read func(io.Reader) error) context.Context {
 // client decodes each value, which takes a sixth more CPU time for an admit (202 instead of
 // 175 microseconds, medians of 23 interleaved runs of the server's BenchmarkAdmit), and
 // needs the memory of a list of all rows three times.
-// taken.
 func RawAnswers(next http.RoundTripper) http.RoundTripper { return rawAnswers{next} }
 
 type rawAnswers struct{ next http.RoundTripper }

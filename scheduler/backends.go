@@ -131,7 +131,6 @@ func (b *backendChecks) begin(name string) *backendCheck {
 
 // ask probes a dependency. Other callers wait for the result too, so the probe does not end
 // with its caller's request.
-// caller's request.
 func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
 	limit := pingTimeout
 	if name == "audit" {
@@ -246,7 +245,6 @@ func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, ru
 // registry, which must have responded within the last second, a session, and keys, which
 // are usually cached. A replica that cannot follow the registry is not ready, because it
 // refuses lists.
-// refused.
 func (s *Scheduler) Reachable(ctx context.Context) error {
 	if _, err := s.viewAge(); err != nil {
 		return err

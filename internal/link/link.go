@@ -12,7 +12,6 @@ import (
 // Maximum numbers of connections per replica and store. By default Nomad allows 100 per
 // client address and Consul 200 (http_max_conns_per_client): enough for two replicas at one
 // address and for some other clients (docs/install.md).
-// and leave some for others there (docs/install.md).
 const (
 	shortConns = 32
 	// nomadLong is for the event stream. consulLong is for blocking queries: four permanent
