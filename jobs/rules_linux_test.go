@@ -71,8 +71,8 @@ const (
 `
 )
 
-// brokenRules has a case for each rule: what is removed from or changed in the default job
-// file, and a word of the only resulting problem.
+// brokenRules has a case for each rule: a change of the default job file, and a part of the
+// text of the only resulting problem.
 var brokenRules = map[string]struct{ old, by, names string }{
 	"job type":               {`  type = "service"`, `  type = "batch"`, "type must be"},
 	"one group":              {`job "engine" {`, `job "engine" {` + "\n group \"other\" {\n task \"t\" {\n driver = \"raw_exec\"\n }\n }\n", "exactly one group, found 2"},

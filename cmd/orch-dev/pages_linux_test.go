@@ -16,8 +16,8 @@ import (
 )
 
 // TestPages runs what README and the quickstart show, word by word, against a system:
-// each answer has the fields and the words that the page has. What the page exports
-// before the system starts is exported here, too: the quickstart's engines are containers
+// each response has the fields and the words on the page. Variables that the page exports
+// before the system starts are exported here, too: the quickstart's engines are containers
 // of the image that "make engine-image" built before.
 func TestPages(t *testing.T) {
 	t.Parallel()

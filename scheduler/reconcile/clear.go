@@ -17,7 +17,7 @@ func (r *Reconciler) removeOrphan(ctx context.Context, a *Action) error {
 	if err != nil || held {
 		return err // the next pass deletes the tombstone
 	}
-	// What may belong to a user is read once more, and not only in a list.
+	// What may belong to a user is read again, object by object, because a list may be old.
 	if e, err := r.Evidence(ctx, a.found, nil); err != nil {
 		return err
 	} else if e.JudgeLost(time.Now().UTC(), false).Verdict != "" {

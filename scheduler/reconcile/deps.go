@@ -58,7 +58,7 @@ type Lists interface {
 	ReconcileRequested(ctx context.Context, index uint64) (uint64, error)
 }
 
-// Records are what a pass reads once more before it acts, and what it writes.
+// Records are what a pass reads again before it acts, and what it writes.
 type Records interface {
 	Held(ctx context.Context, engineID string) (bool, error)
 	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
@@ -121,7 +121,7 @@ type Checks interface {
 	Passes(allocID string) bool
 }
 
-// Pool is the volume pool, which is told which of its entries may have no volume.
+// Pool is the volume pool, which a pass notifies of entries that may have no volume.
 type Pool interface {
 	Suspect(engineIDs map[string]bool)
 }
