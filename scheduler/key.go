@@ -10,9 +10,9 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// showPatience is how long a GET waits for an engine that accepts neither the old key
-// nor the new one while its key is being rotated: a process that is restarted to read
-// the new key is back after that.
+// showPatience is how long a GET waits for an engine that accepts neither the old key nor the
+// new one during a rotation. In that time, a process that is restarted to read the new key is
+// up again.
 const showPatience = time.Second
 
 // Show returns the caller's engine with its key, both of one moment. While the key is
