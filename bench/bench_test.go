@@ -196,7 +196,7 @@ func TestAllEngines(t *testing.T) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			_ = resp.Body.Close()
 			if resp.StatusCode != connection.want[i] {
-				t.Errorf("%s: %q answers %d, want %d", connection.asks, ask, resp.StatusCode, connection.want[i])
+				t.Errorf("%s: %q returns %d, want %d", connection.asks, ask, resp.StatusCode, connection.want[i])
 			}
 		}
 		client.CloseIdleConnections()

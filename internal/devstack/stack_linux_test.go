@@ -237,7 +237,7 @@ func TestKillAndRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if reachable(ctx, s.NomadAddr+"/v1/agent/health") {
-			t.Error("a paused Nomad answers")
+			t.Error("a paused Nomad responds")
 		}
 		if err := s.Resume(Nomad); err != nil {
 			t.Fatal(err)
