@@ -1,5 +1,5 @@
 # What the service may do in Nomad. Every line names the calls that need it. The
-# namespace is that of engines (ORCH_NOMAD_NAMESPACE), and of nothing else.
+# namespace (ORCH_NOMAD_NAMESPACE) must contain only engines.
 
 namespace "engines" {
   capabilities = [
@@ -19,19 +19,19 @@ namespace "engines" {
   }
 }
 
-# Registering a job that mounts a host volume asks for the volume, too.
+# The registration of a job that mounts a host volume needs this policy, too.
 host_volume "engine-*" {
   policy = "write"
 }
 
-# GET /v1/nodes, GET /v1/node/<id>, the event topic Node; Nomad also asks for
-# node:read where a client agent's configuration is read through a server.
+# GET /v1/nodes, GET /v1/node/<id>, the event topic Node. Nomad also requires node:read
+# to read a client agent's configuration through a server.
 node {
   policy = "read"
 }
 
-# Warnings at the start, and nothing else: GET /v1/agent/self of each node (its template
-# block) and GET /v1/agent/members (the servers' versions).
+# Only for the warnings that the service logs when it starts: GET /v1/agent/self of each
+# node (its template block) and GET /v1/agent/members (the servers' versions).
 agent {
   policy = "read"
 }
