@@ -83,13 +83,7 @@ prepare_vault() {
 	# could log in by this role could read the provider keys. Engines share one entity:
 	# the claim is the namespace, not the job.
 	vault write auth/jwt-nomad/role/nomad-workloads @deploy/vault/nomad-workloads.role.json
-	vault write auth/jwt-nomad/role/orch - <<-'ROLE'
-		{
-		  "role_type": "jwt", "bound_audiences": ["vault.io"], "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "orch"},
-		  "user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
-		  "token_type": "service", "token_policies": ["orch"], "token_no_default_policy": true, "token_period": "30m"
-		}
-	ROLE
+	vault write auth/jwt-nomad/role/orch @deploy/vault/orch.role.json
 	unset VAULT_TOKEN
 }
 
