@@ -12,6 +12,9 @@ type Access struct {
 	CACert, ClientCert, ClientKey string
 }
 
+// Open reports whether the agents serve callers without a token.
+func (a Access) Open() bool { return a.CACert == "" }
+
 // Environ returns the access as the variables that the agents' own clients and
 // command lines read. Empty ones are left out.
 func (a Access) Environ() []string {
