@@ -102,6 +102,10 @@ func (s *Store) changeKey(productID, userID string) string {
 	return s.prefix + "changes/" + shard(productID, userID)
 }
 
+// permissionDenied is in what Consul says about an operation of a transaction that the token
+// may not do (acl/errors.go). The response is that of a condition that was not met.
+const permissionDenied = "Permission denied"
+
 // txn runs one transaction. ErrConflict without results means that it was refused as a
 // whole; failed then contains the positions of the operations whose condition was not met.
 func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KVPairs, failed []int, err error) {
@@ -113,6 +117,9 @@ func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KV
 	}
 	if !ok {
 		for _, e := range resp.Errors {
+			if strings.Contains(e.What, permissionDenied) {
+				return nil, nil, fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrDenied, e.What)
+			}
 			failed = append(failed, e.OpIndex)
 		}
 		return nil, failed, fmt.Errorf("%w: %v", ErrConflict, failed)

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync"
 	"time"
 
@@ -192,8 +193,8 @@ func backendState(err error) BackendState {
 }
 
 // warnOfTemplateLimits logs the nodes whose agents would kill engines during an outage of
-// Vault or of the Nomad servers, because their template retries are limited. It checks only
-// the nodes that the service's token may read.
+// Vault or of the Nomad servers, because their template retries are limited. If the service's
+// token may not read the agents' settings, it only says so.
 func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
 	client := s.cluster.Client()
 	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
@@ -205,7 +206,15 @@ func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-		if limited, err := retriesLimited(ctx, client, node.ID); err == nil && limited {
+		limited, err := retriesLimited(ctx, client, node.ID)
+		var refusal api.UnexpectedResponseError
+		if errors.As(err, &refusal) && refusal.HasStatusCode() && refusal.StatusCode() == http.StatusForbidden {
+			cancel()
+			s.log.Warn("the settings of Nomad's agents were not checked, because the service's token may not read them",
+				"store", "nomad", "endpoint", "GET /v1/agent/self", "capability", `agent { policy = "read" }`)
+			return
+		}
+		if err == nil && limited {
 			s.log.Warn("this node's Nomad agent kills engines during a long outage of Vault or Nomad: set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block", "node", node.Name)
 		}
 		cancel()

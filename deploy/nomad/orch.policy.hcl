@@ -14,7 +14,7 @@ namespace "engines" {
   # The hash of an engine's key: nomad/jobs/engine-<engine_id>.
   variables {
     path "nomad/jobs/engine-*" {
-      capabilities = ["write", "read", "list", "destroy"]
+      capabilities = ["write", "read", "destroy"] # read implies list
     }
   }
 }
@@ -24,14 +24,14 @@ host_volume "engine-*" {
   policy = "write"
 }
 
-# GET /v1/nodes, GET /v1/node/<id>, the event topic Node; Nomad also asks for
-# node:read where a client agent's configuration is read through a server.
+# GET /v1/nodes, GET /v1/node/<id>, the event topic Node, and GET /v1/agent/members (the
+# servers' versions).
 node {
   policy = "read"
 }
 
 # Warnings at the start, and nothing else: GET /v1/agent/self of each node (its template
-# block) and GET /v1/agent/members (the servers' versions).
+# block).
 agent {
   policy = "read"
 }

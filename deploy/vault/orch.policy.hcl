@@ -17,7 +17,7 @@ path "orch/metadata/engines/*" {
 
 # One old version after a rotation.
 path "orch/destroy/engines/*" {
-  capabilities = ["create", "update"]
+  capabilities = ["update"]
 }
 
 # Which deployment the mount belongs to, and the witnesses of products: a registry
