@@ -213,7 +213,7 @@ func proveNomad(t *testing.T, stack *devstack.Stack) {
 		_, err := c.Register(ctx, job("engine-"+id()), 0)
 		return err
 	}
-	prove(t, "nomad/orch.policy.hcl", cluster.ErrRejected, withRules, map[string][]need[ofNomad]{
+	prove(t, "nomad/orch.policy.hcl", cluster.ErrDenied, withRules, map[string][]need[ofNomad]{
 		`namespace "engines" submit-job`: {
 			{"register", func(c ofNomad) error { _, err := c.Register(ctx, job(""), 0); return err }, "nomad"},
 			{"purge", func(c ofNomad) error { return c.Purge(ctx, "engine-"+id()) }, "nomad"},

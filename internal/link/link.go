@@ -12,7 +12,6 @@ import (
 // Maximum numbers of connections per replica and store. By default Nomad allows 100 per
 // client address and Consul 200 (http_max_conns_per_client): enough for two replicas at one
 // address and for some other clients (docs/install.md).
-// and leave some for others there (docs/install.md).
 const (
 	shortConns = 32
 	// nomadLong is for the event stream. consulLong is for blocking queries: four permanent
@@ -33,6 +32,8 @@ type Kind struct {
 	// elsewhere reports whether a request also needs a response from another host, so that
 	// its timeout shows nothing about the store.
 	elsewhere func(*http.Request) bool
+	// needs returns the right that a request needs, for the log.
+	needs func(*http.Request) string
 }
 
 // Link is an http.RoundTripper to one store. Short calls have separate connections, so that
@@ -44,7 +45,8 @@ type Kind struct {
 type Link struct {
 	kind               Kind
 	short, long, probe *http.Transport
-	circuit            *Circuit // nil before Watch
+	circuit            *Circuit      // nil before Watch
+	refused            func(Refusal) // nil before TellRefusals
 }
 
 // New returns a Link whose connections are configured like those of t; t itself is not
@@ -89,6 +91,14 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	if probing(ctx) {
 		return l.probe.RoundTrip(req)
 	}
+	resp, err := l.roundTrip(ctx, req)
+	if err == nil {
+		l.look(req, resp)
+	}
+	return resp, err
+}
+
+func (l *Link) roundTrip(ctx context.Context, req *http.Request) (*http.Response, error) {
 	if err := l.circuit.Pass(ctx); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close()

@@ -15,6 +15,7 @@ import (
 	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/preflight"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -39,6 +40,7 @@ type Service struct {
 	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
+	rights       *rights
 }
 
 // openAudit limits the time to open the audit log.
@@ -57,7 +59,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, err
 	}
 	svc.links = append(svc.links, toNomad)
-	c, toConsul, err := consulClient(clients)
+	c, ask, toConsul, err := consulClient(clients)
 	if err != nil {
 		return nil, err
 	}
@@ -74,6 +76,9 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
+	svc.rights = newRights(&preflight.Stores{
+		Nomad: n, Namespace: cfg.NomadNamespace, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
+	}, log)
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()
 	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
@@ -86,8 +91,10 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	for l, ping := range map[*link.Link]func(context.Context) error{toNomad: nodes.Ping, toConsul: rows.Ping, toVault: keys.Ping} {
 		l.Watch(ping, svc.tell(l))
+		l.TellRefusals(svc.rights.refused)
 	}
 	svc.Scheduler = scheduler.New(opts, rows, nodes, keys, svc.audit, log.Named("scheduler"))
+	svc.rights.lacks = svc.Scheduler.Lacks
 	svc.Drain = svc.Scheduler.LongestOperation()
 	if svc.profiles, err = listenProfiles(ctx, cfg.PprofAddr); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
@@ -120,7 +127,7 @@ func (s *Service) ReloadAdminKey() {
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed, logged, profiled := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	scheduled, served, renewed, logged, profiled, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
@@ -129,6 +136,7 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
 	go func() { defer close(profiled); s.profiles.serve() }()
+	go func() { defer close(tried); s.rights.run(work) }()
 	if s.profiles != nil {
 		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
 	}
@@ -160,6 +168,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	<-tried
 	err = errors.Join(err, s.profiles.close())
 	<-profiled
 	endLog()
