@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,9 +22,11 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/deploy"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/devstack"
-	"github.com/septemberai/orch/internal/service"
+	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/preflight"
+	"github.com/septemberai/orch/jobs"
+	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -46,17 +50,21 @@ func TestPolicies(t *testing.T) {
 	t.Run("Vault", func(t *testing.T) { proveVault(t, stack) })
 }
 
-// need is a call of the service that needs a right, with the words that its error has
-// without it.
-type need[C any] struct {
+// need is a call of the service that needs a right, with what names the right in the log
+// line of its refusal.
+type need[C caller] struct {
 	call string
 	do   func(C) error
 	says string
 }
 
-// prove takes the rights of a policy away, one at a time. as returns what makes calls with
-// a policy. refused is the kind of the error that a call returns.
-func prove[C any](t *testing.T, file string, refused error, as func(t *testing.T, rules string) C, needs map[string][]need[C]) {
+// caller makes calls with one policy. refusals returns what the service logs about those
+// that are refused (Link.TellRefusals).
+type caller interface{ refusals() []link.Refusal }
+
+// prove takes the rights of a policy away, one at a time. as returns a caller with a policy.
+// denied is the kind of the error that a call returns.
+func prove[C caller](t *testing.T, file string, denied error, as func(t *testing.T, rules string) C, needs map[string][]need[C]) {
 	text, err := deploy.Policies.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -70,12 +78,14 @@ func prove[C any](t *testing.T, file string, refused error, as func(t *testing.T
 				if err := n.do(as(t, string(text))); err != nil {
 					t.Errorf("%s with the whole policy: %v", n.call, err)
 				}
-				err := n.do(as(t, r.without))
+				without := as(t, r.without)
 				var logged logLine
-				if !errors.Is(err, refused) && !errors.As(err, &logged) || !strings.Contains(err.Error(), n.says) {
-					t.Errorf("%s: %v, want a refusal that says %q", n.call, err, n.says)
-				} else {
-					t.Logf("%s: %v", n.call, err)
+				if err := n.do(without); !errors.Is(err, denied) && !errors.As(err, &logged) {
+					t.Errorf("%s: %v, want a refusal", n.call, err)
+				}
+				refusals := without.refusals()
+				if !slices.ContainsFunc(refusals, func(why link.Refusal) bool { return strings.Contains(why.Needs+why.Said, n.says) }) {
+					t.Errorf("%s: it logs %+v, want a line with %q", n.call, refusals, n.says)
 				}
 			}
 			delete(needs, r.name)
@@ -84,6 +94,30 @@ func prove[C any](t *testing.T, file string, refused error, as func(t *testing.T
 	for name := range needs {
 		t.Errorf("the policy has no right %s", name)
 	}
+}
+
+// heard keeps the refusals of the links of one caller.
+type heard struct {
+	mu  sync.Mutex
+	all []link.Refusal
+}
+
+func (h *heard) refusals() []link.Refusal {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.all)
+}
+
+// over returns a link to a store that keeps what the store refuses.
+func (h *heard) over(t *testing.T, kind link.Kind, stack *devstack.Stack) *link.Link {
+	l := link.New(kind, &http.Transport{TLSClientConfig: stack.TLS()})
+	l.TellRefusals(func(why link.Refusal) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.all = append(h.all, why)
+	})
+	t.Cleanup(l.Close)
+	return l
 }
 
 // logLine is a line of a call that returns no error but logs it.
@@ -132,21 +166,25 @@ func id() string { return strings.ToLower(rand.Text()) }
 // ofNomad is Nomad with a token.
 type ofNomad struct {
 	*cluster.Cluster
-	token string
+	*heard
 }
 
 // proveNomad takes rights of the service's policy in Nomad away.
 func proveNomad(t *testing.T, stack *devstack.Stack) {
 	as := func(t *testing.T, token string) ofNomad {
 		t.Helper()
+		h := new(heard)
 		cfg := stack.NomadConfig()
-		cfg.SecretID = token
+		host, err := url.Parse(cfg.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.SecretID, cfg.HttpClient = token, &http.Client{Transport: h.over(t, link.Nomad(host.Host), stack)}
 		client, err := nomad.NewClient(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(client.Close)
-		return ofNomad{cluster.New(client, stack.Namespace, cluster.Mkdir, hclog.NewNullLogger()), token}
+		return ofNomad{cluster.New(client, stack.Namespace, cluster.Mkdir, hclog.NewNullLogger()), h}
 	}
 	root := as(t, stack.Operator().NomadToken)
 	tokens := 0
@@ -215,53 +253,57 @@ func proveNomad(t *testing.T, stack *devstack.Stack) {
 	}
 	prove(t, "nomad/orch.policy.hcl", cluster.ErrDenied, withRules, map[string][]need[ofNomad]{
 		`namespace "engines" submit-job`: {
-			{"register", func(c ofNomad) error { _, err := c.Register(ctx, job(""), 0); return err }, "nomad"},
-			{"purge", func(c ofNomad) error { return c.Purge(ctx, "engine-"+id()) }, "nomad"},
+			{"register", func(c ofNomad) error { _, err := c.Register(ctx, job(""), 0); return err }, `namespace "engines": submit-job`},
+			{"parse", func(c ofNomad) error {
+				_, err := jobs.Parse(ctx, c.Client(), jobs.Settings{HCL: nomadjobs.Engine, Driver: jobs.RawExec, BinDir: "/engines", Namespace: stack.Namespace, CheckIntervalS: 1, CheckTimeoutS: 1, CheckMaxFailures: 1})
+				return notTyped(err)
+			}, `namespace "engines": submit-job`},
+			{"purge", func(c ofNomad) error { return c.Purge(ctx, "engine-"+id()) }, `namespace "engines": submit-job`},
 		},
 		`namespace "engines" list-jobs`: {
-			{"jobs", func(c ofNomad) error { _, err := c.Jobs(ctx, "engine-", cluster.Unthrottled); return err }, "nomad"},
-			{"ping", func(c ofNomad) error { return c.Ping(ctx) }, "nomad"},
+			{"jobs", func(c ofNomad) error { _, err := c.Jobs(ctx, "engine-", cluster.Unthrottled); return err }, `namespace "engines": list-jobs`},
+			{"ping", func(c ofNomad) error { return c.Ping(ctx) }, `namespace "engines": list-jobs`},
 		},
 		`namespace "engines" read-job`: {
-			{"job", func(c ofNomad) error { _, err := c.Job(ctx, *running.ID); return err }, "nomad"},
-			{"jobs", func(c ofNomad) error { _, err := c.Jobs(ctx, "engine-", cluster.Unthrottled); return err }, "nomad"},
+			{"job", func(c ofNomad) error { _, err := c.Job(ctx, *running.ID); return err }, `read-job`},
+			{"jobs", func(c ofNomad) error { _, err := c.Jobs(ctx, "engine-", cluster.Unthrottled); return err }, `read-job`},
 			{"allocations", func(c ofNomad) error {
 				w := c.Watch(*running.ID)
 				defer w.Close()
 				return w.Refresh(ctx)
-			}, "nomad"},
-			{"events", func(c ofNomad) error { return followed(c.Cluster, stack.Namespace) }, "Permission denied"},
+			}, `read-job`},
+			{"events", func(c ofNomad) error { return followed(c.Cluster, stack.Namespace) }, `read-job`},
 		},
 		`namespace "engines" alloc-lifecycle`: {
-			{"signal", func(c ofNomad) error { return c.Signal(ctx, alloc, "SIGCONT") }, "nomad"},
+			{"signal", func(c ofNomad) error { return c.Signal(ctx, alloc, "SIGCONT") }, `namespace "engines": alloc-lifecycle`},
 		},
 		`namespace "engines" host-volume-register`: {
 			{"register", func(c ofNomad) error {
 				_, err := c.RegisterVolume(ctx, "engine-"+id(), node, t.TempDir())
 				return err
-			}, "nomad"},
-			{"create", func(c ofNomad) error { _, err := c.CreateVolume(ctx, "engine-"+id(), node, nil); return err }, "nomad"},
+			}, `host-volume-`},
+			{"create", func(c ofNomad) error { _, err := c.CreateVolume(ctx, "engine-"+id(), node, nil); return err }, `host-volume-`},
 		},
 		`namespace "engines" host-volume-delete`: {
-			{"delete", func(c ofNomad) error { return c.DeleteVolume(ctx, volume().ID) }, "nomad"},
+			{"delete", func(c ofNomad) error { return c.DeleteVolume(ctx, volume().ID) }, `namespace "engines": host-volume-delete`},
 		},
 		`variables path "nomad/jobs/engine-*" write`: {
-			{"write", func(c ofNomad) error { return c.PutVariable(ctx, "engine-"+id(), &cluster.Variable{KeyHash: "h"}) }, "nomad"},
+			{"write", func(c ofNomad) error { return c.PutVariable(ctx, "engine-"+id(), &cluster.Variable{KeyHash: "h"}) }, `namespace "engines": variables path "nomad/jobs/engine-*": write`},
 		},
 		`variables path "nomad/jobs/engine-*" read`: {
-			{"read", func(c ofNomad) error { _, err := c.Variable(ctx, variable()); return err }, "nomad"},
+			{"read", func(c ofNomad) error { _, err := c.Variable(ctx, variable()); return err }, `namespace "engines": variables path "nomad/jobs/engine-*": read`},
 		},
 		`variables path "nomad/jobs/engine-*" destroy`: {
-			{"destroy", func(c ofNomad) error { return c.DeleteVariable(ctx, variable()) }, "nomad"},
+			{"destroy", func(c ofNomad) error { return c.DeleteVariable(ctx, variable()) }, `namespace "engines": variables path "nomad/jobs/engine-*": destroy`},
 		},
-		`host_volume "engine-*" write`: {{"register", register, "nomad"}},
-		`host_volume "engine-*" read`:  {{"register", register, "nomad"}},
+		`host_volume "engine-*" write`: {{"register", register, `host_volume "engine-*": write`}},
+		`host_volume "engine-*" read`:  {{"register", register, `host_volume "engine-*": write`}},
 		`node read`: {
-			{"node", func(c ofNomad) error { _, err := c.ReadNode(ctx, node); return err }, "nomad"},
-			{"volumes of a node", func(c ofNomad) error { _, err := c.NodeVolumes(ctx, node); return err }, "nomad"},
-			{"events", func(c ofNomad) error { return followed(c.Cluster, stack.Namespace) }, "Permission denied"},
+			{"node", func(c ofNomad) error { _, err := c.ReadNode(ctx, node); return err }, `node: read`},
+			{"volumes of a node", func(c ofNomad) error { _, err := c.NodeVolumes(ctx, node); return err }, `node: read`},
+			{"events", func(c ofNomad) error { return followed(c.Cluster, stack.Namespace) }, `node: read`},
 		},
-		`agent read`: {{"start", func(c ofNomad) error { return started(t, stack, c.token) }, `agent { policy`}},
+		`agent read`: {{"settings", func(c ofNomad) error { return settings(ctx, c.Client()) }, `agent: read`}},
 	})
 }
 
@@ -282,48 +324,37 @@ func followed(as *cluster.Cluster, namespace string) error {
 	}, ready, "", "[WARN]")
 }
 
-// started starts a service until it has checked Nomad's agents, which are too old.
-func started(t *testing.T, stack *devstack.Stack, token string) error {
-	t.Helper()
-	prefix, mount := "proof-"+id()+"/", "proof-"+id()
-	access, err := stack.Deployment(t.Context(), prefix, mount)
-	if err != nil {
-		t.Fatal(err)
-	}
-	access.NomadToken = token
-	cfg, err := config.Load([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
-		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=/no/engines", "ORCH_VOLUME_POOL=0", "ORCH_NOMAD_NAMESPACE=" + stack.Namespace,
-		"ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VAULT_MOUNT=" + mount,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return loop(func(ctx context.Context, log hclog.Logger) {
-		svc, err := service.New(ctx, cfg, service.Clients(access), log)
-		if err == nil {
-			err = svc.Run(ctx)
+// settings reads the agents' settings that the service warns of.
+func settings(ctx context.Context, client *nomad.Client) error {
+	for _, result := range (&preflight.Stores{Nomad: client}).Settings(ctx) {
+		if result.State == preflight.Unknown {
+			return logLine(result.Remedy)
 		}
-		if err != nil {
-			t.Error(err)
-		}
-	}, nil, "recommended=", "capability=")
+	}
+	return nil
+}
+
+// notTyped marks an error that the service only logs.
+func notTyped(err error) error {
+	if err != nil {
+		return logLine(err.Error())
+	}
+	return nil
+}
+
+// ofConsul is the registry with a token.
+type ofConsul struct {
+	*registry.Store
+	*heard
 }
 
 // proveConsul takes rights of the service's policy in Consul away.
 func proveConsul(t *testing.T, stack *devstack.Stack) {
-	as := func(t *testing.T, token string) *consul.Client {
-		t.Helper()
-		cfg := stack.ConsulConfig()
-		cfg.Token = token
-		client, err := consul.NewClient(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return client
+	root, err := consul.NewClient(stack.ConsulConfig())
+	if err != nil {
+		t.Fatal(err)
 	}
-	root := as(t, stack.Operator().ConsulToken)
-	withRules := func(t *testing.T, rules string) *registry.Store {
+	withRules := func(t *testing.T, rules string) ofConsul {
 		t.Helper()
 		name, token := "proof-"+id(), uuid.NewString()
 		if _, _, err := root.ACL().PolicyCreate(&consul.ACLPolicy{Name: name, Rules: rules}, nil); err != nil {
@@ -332,18 +363,23 @@ func proveConsul(t *testing.T, stack *devstack.Stack) {
 		if _, _, err := root.ACL().TokenCreate(&consul.ACLToken{SecretID: token, Policies: []*consul.ACLTokenPolicyLink{{Name: name}}}, nil); err != nil {
 			t.Fatal(err)
 		}
-		return registry.New(as(t, token), "orch/")
+		h := new(heard)
+		client, err := consul.NewClient(&consul.Config{Address: stack.ConsulAddr, Token: token, HttpClient: &http.Client{Transport: registry.RawAnswers(h.over(t, link.Consul, stack))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ofConsul{registry.New(client, "orch/"), h}
 	}
 	// An engine's service, as Nomad registers it.
 	alloc := uuid.NewString()
-	err := root.Agent().ServiceRegister(&consul.AgentServiceRegistration{
+	err = root.Agent().ServiceRegister(&consul.AgentServiceRegistration{
 		ID: "_nomad-task-" + alloc + "-group-engine", Name: "engine-" + id(), Check: &consul.AgentServiceCheck{TTL: "1h", Status: consul.HealthPassing},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	join := func(s *registry.Store) error {
+	join := func(s ofConsul) error {
 		joined := make(chan struct{})
 		return loop(func(ctx context.Context, log hclog.Logger) {
 			r := s.Join(log)
@@ -357,7 +393,7 @@ func proveConsul(t *testing.T, stack *devstack.Stack) {
 			r.Run(ctx)
 		}, joined, "", "[WARN]")
 	}
-	checks := func(s *registry.Store) error {
+	checks := func(s ofConsul) error {
 		passes := make(chan struct{})
 		return loop(func(ctx context.Context, log hclog.Logger) {
 			c := s.NewChecks(time.Second, log)
@@ -374,15 +410,15 @@ func proveConsul(t *testing.T, stack *devstack.Stack) {
 			c.Run(ctx)
 		}, passes, "", "[WARN]")
 	}
-	prove(t, "consul/orch.policy.hcl", registry.ErrDenied, withRules, map[string][]need[*registry.Store]{
+	prove(t, "consul/orch.policy.hcl", registry.ErrDenied, withRules, map[string][]need[ofConsul]{
 		`key_prefix "orch/" write`: {
-			{"write", func(s *registry.Store) error { return s.RequestReconcile(ctx) }, "'key:write'"},
-			{"transaction", func(s *registry.Store) error {
+			{"write", func(s ofConsul) error { return s.RequestReconcile(ctx) }, "'key:write'"},
+			{"transaction", func(s ofConsul) error {
 				return s.CreateProduct(ctx, &engine.Product{ProductID: id(), Slug: id(), PlatformKeyHash: id()})
 			}, "'key:write'"},
 		},
 		`key_prefix "orch/" read`: {
-			{"ping", func(s *registry.Store) error { return s.Ping(ctx) }, "'key:read'"},
+			{"ping", func(s ofConsul) error { return s.Ping(ctx) }, "'key:read'"},
 		},
 		`session_prefix "" write`:       {{"join", join, "'session:write'"}},
 		`session_prefix "" read`:        {{"join", join, "'session:write'"}},
@@ -392,7 +428,10 @@ func proveConsul(t *testing.T, stack *devstack.Stack) {
 }
 
 // ofVault is a mount of its own, and two ways to it.
-type ofVault struct{ as, root *secrets.Vault }
+type ofVault struct {
+	as, root *secrets.Vault
+	*heard
+}
 
 // proveVault takes rights of the service's policy in Vault away, and of the engines'.
 func proveVault(t *testing.T, stack *devstack.Stack) {
@@ -413,12 +452,14 @@ func proveVault(t *testing.T, stack *devstack.Stack) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client, err := stack.VaultClient()
+		h := new(heard)
+		client, err := vault.NewClient(&vault.Config{Address: stack.VaultAddr, HttpClient: &http.Client{Transport: h.over(t, link.Vault, stack)}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		client.SetNamespace("")
 		client.SetToken(token.Auth.ClientToken)
-		return ofVault{secrets.New(client, mount), secrets.New(root, mount)}
+		return ofVault{secrets.New(client, mount), secrets.New(root, mount), h}
 	}
 	ctx := t.Context()
 	put := func(v *secrets.Vault, after int) error {
@@ -460,42 +501,42 @@ func proveVault(t *testing.T, stack *devstack.Stack) {
 	keep := func(v *secrets.Vault) error { return loop(v.KeepToken, nil, "renewed=true", "[ERROR]") }
 	engineEnv := func(v *secrets.Vault) error { _, err := v.EnvVersion(ctx); return err }
 	prove(t, "vault/orch.policy.hcl", secrets.ErrDenied, withRules, map[string][]need[ofVault]{
-		`path "orch/data/engines/*" create`: {call("first key", "/data/engines/e", putKey(0))},
-		`path "orch/data/engines/*" update`: {call("next key", "/data/engines/e", putKey(1), putKey(0))},
+		`path "orch/data/engines/*" create`: {call("first key", `/data/engines/e": create, update`, putKey(0))},
+		`path "orch/data/engines/*" update`: {call("next key", `/data/engines/e": create, update`, putKey(1), putKey(0))},
 		`path "orch/data/engines/*" read`: {
-			call("key", "/data/engines/e", func(v *secrets.Vault) error { _, err := v.EngineKey(ctx, "e", 1, ""); return err }, putKey(0)),
-			call("newest key", "/data/engines/e", func(v *secrets.Vault) error { _, err := v.NewestKey(ctx, "e"); return err }, putKey(0)),
+			call("key", `/data/engines/e": read`, func(v *secrets.Vault) error { _, err := v.EngineKey(ctx, "e", 1, ""); return err }, putKey(0)),
+			call("newest key", `/data/engines/e": read`, func(v *secrets.Vault) error { _, err := v.NewestKey(ctx, "e"); return err }, putKey(0)),
 		},
 		`path "orch/metadata/engines/*" read`: {
-			call("versions", "/metadata/engines/e", func(v *secrets.Vault) error { _, err := v.Keys(ctx, "e"); return err }, putKey(0)),
-			call("newest version", "/metadata/engines/e", func(v *secrets.Vault) error { _, err := v.NewestVersion(ctx, "e"); return err }),
+			call("versions", `/metadata/engines/e": read`, func(v *secrets.Vault) error { _, err := v.Keys(ctx, "e"); return err }, putKey(0)),
+			call("newest version", `/metadata/engines/e": read`, func(v *secrets.Vault) error { _, err := v.NewestVersion(ctx, "e"); return err }),
 		},
-		`path "orch/metadata/engines/*" list`:   {call("list", "/metadata/engines", func(v *secrets.Vault) error { _, err := v.EngineIDs(ctx); return err })},
-		`path "orch/metadata/engines/*" delete`: {call("delete", "/metadata/engines/e", func(v *secrets.Vault) error { return v.DeleteEngine(ctx, "e") }, putKey(0))},
+		`path "orch/metadata/engines/*" list`:   {call("list", `/metadata/engines": list`, func(v *secrets.Vault) error { _, err := v.EngineIDs(ctx); return err })},
+		`path "orch/metadata/engines/*" delete`: {call("delete", `/metadata/engines/e": delete`, func(v *secrets.Vault) error { return v.DeleteEngine(ctx, "e") }, putKey(0))},
 		`path "orch/destroy/engines/*" update`: {
-			call("destroy", "/destroy/engines/e", func(v *secrets.Vault) error { return v.DestroyVersionsBefore(ctx, "e", 2) }, putKey(0), putKey(1)),
+			call("destroy", `/destroy/engines/e": create, update`, func(v *secrets.Vault) error { return v.DestroyVersionsBefore(ctx, "e", 2) }, putKey(0), putKey(1)),
 		},
-		`path "orch/data/deployment" create`: {call("first record", "/data/deployment", putDeployment(0))},
-		`path "orch/data/deployment" update`: {call("next record", "/data/deployment", putDeployment(1), putDeployment(0))},
+		`path "orch/data/deployment" create`: {call("first record", `/data/deployment": create, update`, putDeployment(0))},
+		`path "orch/data/deployment" update`: {call("next record", `/data/deployment": create, update`, putDeployment(1), putDeployment(0))},
 		`path "orch/data/deployment" read`: {
-			call("record", "/data/deployment", func(v *secrets.Vault) error { _, err := v.Deployment(ctx); return err }, putDeployment(0)),
-			call("ping", "/data/deployment", func(v *secrets.Vault) error { return v.Ping(ctx) }),
+			call("record", `/data/deployment": read`, func(v *secrets.Vault) error { _, err := v.Deployment(ctx); return err }, putDeployment(0)),
+			call("ping", `/data/deployment": read`, func(v *secrets.Vault) error { return v.Ping(ctx) }),
 		},
-		`path "orch/metadata/deployment" read`: {call("no record", "/metadata/deployment", func(v *secrets.Vault) error { _, err := v.Deployment(ctx); return err })},
-		`path "orch/data/products/*" create`:   {call("first witness", "/data/products/p", putProduct(0))},
-		`path "orch/data/products/*" update`:   {call("next witness", "/data/products/p", putProduct(1), putProduct(0))},
-		`path "orch/data/products/*" read`:     {call("witness", "/data/products/p", func(v *secrets.Vault) error { _, err := v.Product(ctx, "p"); return err }, putProduct(0))},
-		`path "orch/metadata/products/*" read`: {call("no witness", "/metadata/products/p", func(v *secrets.Vault) error { _, err := v.Product(ctx, "p"); return err })},
-		`path "orch/metadata/products/*" list`: {call("witnesses", "/metadata/products", func(v *secrets.Vault) error { _, err := v.ProductIDs(ctx); return err })},
-		`path "orch/data/engine-env" create`:   {call("first provider keys", "/data/engine-env", putEnv("a"))},
-		`path "orch/data/engine-env" update`:   {call("other provider keys", "/data/engine-env", putEnv("b"), putEnv("a"))},
-		`path "orch/data/engine-env" read`:     {call("provider keys", "/data/engine-env", engineEnv, putEnv("a"))},
-		`path "auth/token/lookup-self" read`:   {call("token", "auth/token/lookup-self", keep)},
-		`path "auth/token/renew-self" update`:  {call("token", "auth/token/renew-self", keep)},
+		`path "orch/metadata/deployment" read`: {call("no record", `/metadata/deployment": read`, func(v *secrets.Vault) error { _, err := v.Deployment(ctx); return err })},
+		`path "orch/data/products/*" create`:   {call("first witness", `/data/products/p": create, update`, putProduct(0))},
+		`path "orch/data/products/*" update`:   {call("next witness", `/data/products/p": create, update`, putProduct(1), putProduct(0))},
+		`path "orch/data/products/*" read`:     {call("witness", `/data/products/p": read`, func(v *secrets.Vault) error { _, err := v.Product(ctx, "p"); return err }, putProduct(0))},
+		`path "orch/metadata/products/*" read`: {call("no witness", `/metadata/products/p": read`, func(v *secrets.Vault) error { _, err := v.Product(ctx, "p"); return err })},
+		`path "orch/metadata/products/*" list`: {call("witnesses", `/metadata/products": list`, func(v *secrets.Vault) error { _, err := v.ProductIDs(ctx); return err })},
+		`path "orch/data/engine-env" create`:   {call("first provider keys", `/data/engine-env": create, update`, putEnv("a"))},
+		`path "orch/data/engine-env" update`:   {call("other provider keys", `/data/engine-env": create, update`, putEnv("b"), putEnv("a"))},
+		`path "orch/data/engine-env" read`:     {call("provider keys", `/data/engine-env": read`, engineEnv, putEnv("a"))},
+		`path "auth/token/lookup-self" read`:   {call("token", `auth/token/lookup-self": read`, keep)},
+		`path "auth/token/renew-self" update`:  {call("token", `auth/token/renew-self": create, update`, keep)},
 	})
 	prove(t, "vault/nomad-workloads.policy.hcl", secrets.ErrDenied, withRules, map[string][]need[ofVault]{
-		`path "orch/data/engine-env" read`:    {call("provider keys", "/data/engine-env", engineEnv, putEnv("a"))},
-		`path "auth/token/lookup-self" read`:  {call("token", "auth/token/lookup-self", keep)},
-		`path "auth/token/renew-self" update`: {call("token", "auth/token/renew-self", keep)},
+		`path "orch/data/engine-env" read`:    {call("provider keys", `/data/engine-env": read`, engineEnv, putEnv("a"))},
+		`path "auth/token/lookup-self" read`:  {call("token", `auth/token/lookup-self": read`, keep)},
+		`path "auth/token/renew-self" update`: {call("token", `auth/token/renew-self": create, update`, keep)},
 	})
 }

@@ -2,9 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
@@ -154,21 +151,6 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	defer c.mu.Unlock()
 	c.listed, c.list = listed, began
 	return c.every * time.Duration(1+len(checks)/listAtOnce), nil
-}
-
-// mayReadChecks returns ErrDenied if the service's token may not read the checks of engines.
-// Consul then lists none and refuses nothing, as if no engine had a check. It refuses only
-// calls that name one service or node; neither has to exist.
-func (s *Store) mayReadChecks(ctx context.Context) error {
-	for _, call := range []string{"/v1/agent/health/service/name/" + engine.JobPrefix, "/v1/coordinate/node/orch"} {
-		_, err := s.client.Raw().Query(call, nil, (&consul.QueryOptions{}).WithContext(ctx))
-		var status consul.StatusError
-		// 404: there is no such object. 401 is for coordinates that are turned off.
-		if errors.As(err, &status) && status.Code == http.StatusForbidden {
-			return fmt.Errorf("GET %s: %w", call, unavailable(err))
-		}
-	}
-	return nil
 }
 
 // Of returns the state of the check of an engine that runs, and when it was known.

@@ -30,8 +30,8 @@ node {
   policy = "read"
 }
 
-# Warnings at the start, and nothing else: GET /v1/agent/self of each node (its template
-# block).
+# Warnings at the start and `orch server -check`, and nothing else: GET /v1/agent/self of each
+# node (its acl and template blocks).
 agent {
   policy = "read"
 }

@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +70,14 @@ func TestOpenNomad(t *testing.T) {
 		}
 		return nil
 	})
+	for allow, want := range map[string]int{"false": 1, "true": 0} {
+		check := exec.Command(orch, "server", "-check")
+		check.Env = append(slices.Clone(p.Cmd.Env), "ORCH_ALLOW_OPEN_NOMAD="+allow)
+		out, _ := check.Output()
+		if code := check.ProcessState.ExitCode(); code != want || !strings.Contains(string(out), "acl enabled") {
+			t.Errorf("orch server -check with ORCH_ALLOW_OPEN_NOMAD=%s: exit code %d\n%s", allow, code, out)
+		}
+	}
 	if code := p.Cmd.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("exit code %d", code)
 	}
