@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/septemberai/orch/client"
 )
 
 // asCommand makes the test binary be the command itself, in a process of its own.
@@ -63,5 +65,17 @@ func TestCalledWrongly(t *testing.T) {
 				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 			}
 		})
+	}
+}
+
+// TestTalk checks that calls of an engine are printed only if the engine has them.
+func TestTalk(t *testing.T) {
+	for image, has := range map[string]bool{
+		"": true, "reference-engine": true, "orch/reference-engine:1": true, "notes-engine.py": false, "acme/engine:1": false,
+	} {
+		calls := talk(&client.Engine{URL: "http://127.0.0.1:1", APIKey: "key"}, image)
+		if got := strings.Contains(calls, "http://127.0.0.1:1/execute"); got != has || !has && calls != "" {
+			t.Errorf("%s: it prints %q", image, calls)
+		}
 	}
 }
