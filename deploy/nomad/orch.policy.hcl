@@ -14,7 +14,7 @@ namespace "engines" {
   # The hash of an engine's key: nomad/jobs/engine-<engine_id>.
   variables {
     path "nomad/jobs/engine-*" {
-      capabilities = ["write", "read", "list", "destroy"]
+      capabilities = ["write", "read", "destroy"] # read implies list
     }
   }
 }
@@ -24,14 +24,14 @@ host_volume "engine-*" {
   policy = "write"
 }
 
-# GET /v1/nodes, GET /v1/node/<id>, the event topic Node. Nomad also requires node:read
-# to read a client agent's configuration through a server.
+# GET /v1/nodes, GET /v1/node/<id>, the event topic Node, and GET /v1/agent/members (the
+# servers' versions).
 node {
   policy = "read"
 }
 
-# Only for the warnings that the service logs when it starts: GET /v1/agent/self of each
-# node (its template block) and GET /v1/agent/members (the servers' versions).
+# Warnings at the start and `orch server -check`, and nothing else: GET /v1/agent/self of each
+# node (its acl and template blocks).
 agent {
   policy = "read"
 }

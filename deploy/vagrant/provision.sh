@@ -85,13 +85,7 @@ prepare_vault() {
 	# engines share one entity in Vault, because the user claim is the namespace, not the
 	# job.
 	vault write auth/jwt-nomad/role/nomad-workloads @deploy/vault/nomad-workloads.role.json
-	vault write auth/jwt-nomad/role/orch - <<-'ROLE'
-		{
-		  "role_type": "jwt", "bound_audiences": ["vault.io"], "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "orch"},
-		  "user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
-		  "token_type": "service", "token_policies": ["orch"], "token_no_default_policy": true, "token_period": "30m"
-		}
-	ROLE
+	vault write auth/jwt-nomad/role/orch @deploy/vault/orch.role.json
 	unset VAULT_TOKEN
 }
 
@@ -103,7 +97,7 @@ run_orch() {
 	# the engines'. DEPLOYED changes with the binary, so that Nomad restarts the job with it.
 	nomad namespace apply -description "engines of orch" engines >/dev/null
 	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={
-		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
+		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ALLOW_OPEN_NOMAD\" = \"true\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
 		\"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl
 	await "orch" curl -fsS http://127.0.0.1:8000/ready
 }

@@ -3,3 +3,12 @@
 path "orch/data/engine-env" {
   capabilities = ["read"]
 }
+
+# Its own token, which Nomad looks up and renews: the role gives it no default policy.
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}

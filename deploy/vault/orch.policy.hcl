@@ -15,7 +15,7 @@ path "orch/metadata/engines/*" {
 
 # Destroys one old version after a rotation.
 path "orch/destroy/engines/*" {
-  capabilities = ["create", "update"]
+  capabilities = ["update"]
 }
 
 # The record of the deployment that uses the mount, and the witnesses of products. A

@@ -42,6 +42,7 @@ type Config struct {
 	ConsulPrefix   string `section:"Storage" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
+	AllowOpenNomad bool   `env:"ORCH_ALLOW_OPEN_NOMAD" envDefault:"false" desc:"true: use a Nomad whose ACLs are off. There, any engine can run commands as root on its node, and read the secrets of all engines, so set it only for development on one machine; by default the service ends when it finds ACLs off"`
 
 	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number. A FILE that does not begin with a slash is relative to the working directory. The default is for trying orch in a checkout; in production set an absolute path, such as sqlite:///var/lib/orch/audit.db (a warning is logged if the file is relative and the working directory is /)"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`

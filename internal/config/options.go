@@ -33,6 +33,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		IdleTimeout:       time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
 		VolumePool:        c.VolumePool,
 		WarmPool:          c.WarmPool,
+		AllowOpenNomad:    c.AllowOpenNomad,
 		ProviderKeys:      c.providerKeys(),
 
 		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ const (
 
 // Check returns an error that names every invalid ORCH_ variable.
 func Check(vars map[string]string) error {
-	_, err := settings(vars, defaultAdminKey(vars), "/", "", "default")
+	_, err := settings(vars, defaultAdminKey(vars), "/", "", "default", false)
 	return err
 }
 
@@ -81,7 +82,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	}
 	sys = &System{AdminKey: defaultAdminKey(o.Vars), served: make(chan error, 1)}
 	// Invalid settings are reported before anything is started.
-	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "", "default")
+	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "", "default", false)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +99,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		}
 	}()
 	o.Progress("starting the service")
-	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace); err != nil {
+	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace, !o.Stack.Locked); err != nil {
 		return sys, err
 	}
 	access, err := sys.Stack.Deployment(ctx, cfg.ConsulPrefix, cfg.VaultMount)
@@ -123,10 +124,11 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	return sys, err
 }
 
-func settings(own map[string]string, adminKey, binDir, stateDir, namespace string) (*config.Config, error) {
+func settings(own map[string]string, adminKey, binDir, stateDir, namespace string, open bool) (*config.Config, error) {
 	vars := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_NOMAD_NAMESPACE": namespace,
+		"ORCH_ALLOW_OPEN_NOMAD":       strconv.FormatBool(open),
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}

@@ -13,6 +13,9 @@ type Access struct {
 	CACert, ClientCert, ClientKey string
 }
 
+// Open reports whether the agents serve callers without a token.
+func (a Access) Open() bool { return a.CACert == "" }
+
 // Environ returns the access as environment variables (NAME=value) that the clients and
 // command lines of the agents read, without those that would be empty.
 func (a Access) Environ() []string {

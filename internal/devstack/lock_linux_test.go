@@ -36,6 +36,8 @@ func TestLocked(t *testing.T) {
 		checkForeignIdentity(t, s, other, "engine-elsewhere")
 	})
 	t.Run("ServiceIdentity", func(t *testing.T) { checkServiceIdentity(t, s, client, "engine-service") })
+	t.Run("Thefts", func(t *testing.T) { checkThefts(t, s) })
+	t.Run("OwnIdentity", func(t *testing.T) { checkOwnIdentity(t, s) })
 	for _, c := range []Component{Consul, Nomad, Vault} {
 		if err := s.Kill(c); err != nil {
 			t.Fatal(err)

@@ -2,7 +2,6 @@ package devstack
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -92,14 +91,6 @@ func (s *Stack) enableVaultLogin(ctx context.Context) error {
 	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
 		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
-	text, err := policy("vault/nomad-workloads.role.json", s.inNamespace()...)
-	if err != nil {
-		return err
-	}
-	var role map[string]any
-	if err := json.Unmarshal([]byte(text), &role); err != nil {
-		return fmt.Errorf("the role nomad-workloads: %w", err)
-	}
 	login := map[string]any{
 		"jwks_url":           s.jwksURL(),
 		"jwt_supported_algs": []string{"RS256", "EdDSA"},
@@ -112,16 +103,16 @@ func (s *Stack) enableVaultLogin(ctx context.Context) error {
 		}
 		login["jwks_ca_pem"] = string(ca)
 	}
-	writes := []struct {
-		path string
-		data map[string]any
-	}{
-		{"auth/jwt-nomad/config", login},
-		{"auth/jwt-nomad/role/nomad-workloads", role},
+	if _, err := client.Logical().WriteWithContext(ctx, "auth/jwt-nomad/config", login); err != nil {
+		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
-	for _, w := range writes {
-		if _, err := client.Logical().WriteWithContext(ctx, w.path, w.data); err != nil {
-			return fmt.Errorf("vault %s: %w", w.path, err)
+	for _, name := range []string{"nomad-workloads", "orch"} {
+		role, err := policy("vault/"+name+".role.json", s.inNamespace()...)
+		if err != nil {
+			return err
+		}
+		if _, err := client.Logical().WriteBytesWithContext(ctx, "auth/jwt-nomad/role/"+name, []byte(role)); err != nil {
+			return fmt.Errorf("vault role %s: %w", name, err)
 		}
 	}
 	return nil
