@@ -2,10 +2,12 @@ package server_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -53,7 +55,7 @@ func TestSlowClients(t *testing.T) {
 			_, err := io.Copy(io.Discard, conn)
 			close(stop)
 			sending.Wait()
-			if e, ok := err.(net.Error); ok && e.Timeout() {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("%s: it is connected for more than %s", name, within+margin)
 			}
 		})
