@@ -33,6 +33,7 @@ type Server struct {
 	docs      []byte        // the HTML page about the API
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
+	confined  bool // the admin's calls are served by AdminHandler only
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
@@ -55,7 +56,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	// starts engines for 20 s, and then waits for its last rotation.
 	write := srv.longest + 15*time.Second
 	srv.http = &http.Server{
-		Handler:           srv.identify(srv.routes()),
+		Handler:           srv.identify(srv.public(srv.routes())),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      write,

@@ -39,7 +39,8 @@ type Config struct {
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"write log lines as JSON"`
-	PprofAddr    string `env:"ORCH_PPROF_ADDR" desc:"loopback address (for example 127.0.0.1:6060) on which to serve Go's profiles of the service, below /debug/pprof/; default: they are not served"`
+	OpsAddr      string `env:"ORCH_OPS_ADDR" envDefault:"127.0.0.1:8001" desc:"address of the listener for operators: /metrics in Prometheus's format, Go's profiles below /debug/pprof/, and the admin's calls; off: no such listener. If the default address is in use, as by a second replica on one machine, the service warns and runs without this listener. An address that is set here and in use is an error. It serves plain HTTP, so an address that is not a loopback address is for private networks only"`
+	AdminOpsOnly bool   `env:"ORCH_ADMIN_ON_OPS_ONLY" envDefault:"false" desc:"serve the admin's calls on ORCH_OPS_ADDR only; on ORCH_ADDR they are unknown routes (404), as is any other call with an X-Admin-Key header. An address in use is then always an error"`
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of engines whose product's policy names none (required); with raw_exec, the name of a file in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec. mock_driver, which only development builds of Nomad have, runs no processes and is for measurements of scale"`
@@ -151,7 +152,8 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be at least %d", v, min) }
 
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
-	bad(c.PprofAddr == "" || isLoopback(c.PprofAddr), "ORCH_PPROF_ADDR", "must be 127.0.0.1:port or [::1]:port, with a port from 0 to 65535: anybody who reaches it can slow down the service")
+	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
+	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {
 		key, err := ReadAdminKey(c.AdminKeyFile)
@@ -257,10 +259,17 @@ func isAddress(s string) bool {
 	return err == nil
 }
 
-// isLoopback reports whether an address is reachable only from this machine.
-func isLoopback(s string) bool {
-	host, _, err := net.SplitHostPort(s)
-	return err == nil && isAddress(s) && net.ParseIP(host).IsLoopback()
+// opsOff is the value of ORCH_OPS_ADDR without a listener. An empty value is the default, as
+// of every variable.
+const opsOff = "off"
+
+// Ops returns the address of the operators' listener, or "" for none. With required false,
+// the service runs without the listener if the address is in use: nobody asked for it.
+func (c *Config) Ops() (addr string, required bool) {
+	if c.OpsAddr == opsOff {
+		return "", false
+	}
+	return c.OpsAddr, c.AdminOpsOnly || c.lookup["ORCH_OPS_ADDR"] != ""
 }
 
 // ReadAdminKey reads the admin key from a file, without blanks and line ends around it.

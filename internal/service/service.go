@@ -15,6 +15,7 @@ import (
 	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -31,11 +32,12 @@ type Service struct {
 	// finished by then are interrupted as by a crash, and another replica finishes them.
 	Drain time.Duration
 
-	vault    *secrets.Vault
-	audit    *audit.Log
-	images   *images.Resolver // nil: images are not pinned
-	profiles *profiles
-	log      hclog.Logger
+	vault   *secrets.Vault
+	audit   *audit.Log
+	images  *images.Resolver // nil: images are not pinned
+	ops     *ops.Listener    // nil: there is none
+	metrics *ops.Metrics
+	log     hclog.Logger
 	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
@@ -46,7 +48,7 @@ const openAudit = 30 * time.Second
 
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
-	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile}
+	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile, metrics: ops.NewMetrics()}
 	defer func() {
 		if err != nil {
 			svc.closeLinks()
@@ -89,12 +91,13 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	svc.Scheduler = scheduler.New(opts, rows, nodes, keys, svc.audit, log.Named("scheduler"))
 	svc.Drain = svc.Scheduler.LongestOperation()
-	if svc.profiles, err = listenProfiles(ctx, cfg.PprofAddr); err != nil {
+	if svc.ops, err = listenOps(ctx, cfg, log); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
 	}
 	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
-		return nil, errors.Join(err, svc.profiles.close(), svc.audit.Close())
+		return nil, errors.Join(err, svc.ops.Close(), svc.audit.Close())
 	}
+	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	return svc, nil
 }
 
@@ -120,7 +123,7 @@ func (s *Service) ReloadAdminKey() {
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed, logged, profiled := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	scheduled, served, renewed, logged, operated := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
@@ -128,12 +131,9 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { scheduled <- s.Scheduler.Run(work) }()
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
-	go func() { defer close(profiled); s.profiles.serve() }()
-	if s.profiles != nil {
-		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
-	}
+	go func() { defer close(operated); s.ops.Serve(s.metrics.Handler(), s.Server.AdminHandler()) }()
 	connections, files := s.Server.Limits()
-	s.log.Info("listening", "addr", s.Server.Addr().String(), "max_connections", connections, "open_files", files)
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "ops_addr", s.OpsAddr(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true
@@ -153,6 +153,7 @@ func (s *Service) Run(ctx context.Context) error {
 			err = nil
 		}
 		s.Scheduler.Drain(grace)
+		err = errors.Join(err, s.ops.Shutdown(grace)) // last, so that the drain can be watched
 	}
 	err = errors.Join(err, s.Server.Close())
 	stop()
@@ -160,8 +161,8 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
-	err = errors.Join(err, s.profiles.close())
-	<-profiled
+	err = errors.Join(err, s.ops.Close())
+	<-operated
 	endLog()
 	<-logged
 	err = errors.Join(err, s.audit.Close())
