@@ -12,31 +12,40 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// operations returns every operation of the document as a request, with whether it takes the
-// admin's key and whether it takes a platform key.
-func operations(t *testing.T, do func(method, path string, admin, platform bool)) {
+// documented returns the document of the API.
+func documented(t *testing.T) *openapi3.T {
 	t.Helper()
 	doc, err := openapi3.NewLoader().LoadFromData(docs.OpenAPI)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, item := range doc.Paths.Map() {
-		for method, op := range item.Operations() {
-			admin, platform := false, false
-			security := doc.Security
-			if op.Security != nil {
-				security = *op.Security
-			}
-			for _, alternative := range security {
-				for scheme := range alternative {
-					admin = admin || strings.Contains(strings.ToLower(scheme), "admin")
-					platform = platform || strings.Contains(strings.ToLower(scheme), "platform")
-				}
-			}
-			path := strings.NewReplacer("{", "", "}", "").Replace(path)
-			do(method, path, admin, platform)
+	return doc
+}
+
+// operationsOf calls do with the method and the template of every operation.
+func operationsOf(t *testing.T, do func(method, template string)) {
+	t.Helper()
+	for template, item := range documented(t).Paths.Map() {
+		for method := range item.Operations() {
+			do(method, template)
 		}
 	}
+}
+
+// keysOf returns whether an operation takes the admin's key and whether it takes a platform
+// key.
+func keysOf(doc *openapi3.T, method, template string) (admin, platform bool) {
+	security := doc.Security
+	if own := doc.Paths.Value(template).GetOperation(method).Security; own != nil {
+		security = *own
+	}
+	for _, alternative := range security {
+		for scheme := range alternative {
+			admin = admin || strings.Contains(strings.ToLower(scheme), "admin")
+			platform = platform || strings.Contains(strings.ToLower(scheme), "platform")
+		}
+	}
+	return admin, platform
 }
 
 // unknown reports whether a response is that of an unknown route.
@@ -62,9 +71,11 @@ func TestAdminListener(t *testing.T) {
 		handler.ServeHTTP(w, r)
 		return w
 	}
-	seen := 0
-	operations(t, func(method, path string, admin, platform bool) {
-		seen++
+	doc, tried := documented(t), 0
+	operationsOf(t, func(method, template string) {
+		tried++
+		admin, platform := keysOf(doc, method, template)
+		path := strings.NewReplacer("{", "", "}", "").Replace(template)
 		name := method + " " + path
 		if got := unknown(t, send("public", false, method, path)); got {
 			t.Errorf("%s is an unknown route", name)
@@ -78,8 +89,8 @@ func TestAdminListener(t *testing.T) {
 			t.Errorf("%s on the operators' listener: unknown route %t, want %t", name, got, want)
 		}
 	})
-	if seen < 30 {
-		t.Fatalf("the document has only %d operations: the test is blind", seen)
+	if tried < 30 {
+		t.Fatalf("the document has only %d operations: the test is blind", tried)
 	}
 	t.Run("WithAdminKey", func(t *testing.T) {
 		s.ConfineAdmin(true)

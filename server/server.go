@@ -33,6 +33,8 @@ type Server struct {
 	docs      []byte        // the HTML page about the API
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
+	observer  Observer // nil: nobody
+	inFlight  atomic.Int64
 	confined  bool // the admin's calls are served by AdminHandler only
 }
 
@@ -140,6 +142,7 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		// The client can retry, so the request does not wait for an unavailable store.
 		r = r.WithContext(link.FailFast(operation.WithRequestID(r.Context(), id)))
 		res := &response{ResponseWriter: w}
+		defer s.begin(res, r)()
 		defer func() {
 			switch p := recover(); p {
 			case nil:

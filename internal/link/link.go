@@ -45,6 +45,7 @@ type Link struct {
 	kind               Kind
 	short, long, probe *http.Transport
 	circuit            *Circuit // nil before Watch
+	observer           Observer // nil: nobody
 }
 
 // New returns a Link whose connections are configured like those of t; t itself is not
@@ -85,6 +86,13 @@ func (l *Link) Close() {
 // RoundTrip sends a request. The request's time limit includes waiting for a connection,
 // for the store to respond again, and for its limit of connections.
 func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
+	began := time.Now()
+	resp, err := l.roundTrip(req)
+	l.observe(req, resp, err, time.Since(began))
+	return resp, err
+}
+
+func (l *Link) roundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	if probing(ctx) {
 		return l.probe.RoundTrip(req)

@@ -41,3 +41,12 @@ func (s *Service) OpsAddr() string {
 	}
 	return s.ops.Addr().String()
 }
+
+// collect tells the metrics what to ask at each scrape.
+func (s *Service) collect() {
+	sources := ops.Sources{Scheduler: s.Scheduler, Server: s.Server, Token: s.vault}
+	for _, l := range s.links {
+		sources.Stores = append(sources.Stores, l)
+	}
+	s.metrics.Collect(sources)
+}

@@ -69,16 +69,20 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, err
 	}
 	svc.links = append(svc.links, toVault)
+	for _, l := range svc.links {
+		l.Observe(svc.metrics.Call)
+	}
 	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, cfg.VolumePlugin, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
 	opts := cfg.Scheduler()
+	opts.Observer = svc.metrics
 	if len(opts.ProviderKeys) > 0 {
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()
-	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
+	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit"), Observe: svc.metrics.Audit})
 	if err != nil {
 		return nil, fmt.Errorf("ORCH_DATABASE_URL: cannot open the audit log: %w", err)
 	}
@@ -98,6 +102,8 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, errors.Join(err, svc.ops.Close(), svc.audit.Close())
 	}
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
+	svc.Server.Observe(svc.metrics)
+	svc.collect()
 	return svc, nil
 }
 
