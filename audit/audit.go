@@ -21,6 +21,9 @@ var (
 	// ErrUnavailable: the database cannot be reached or does not respond in time. It is
 	// unknown whether a row was written.
 	ErrUnavailable = errors.New("audit: database unavailable")
+	// ErrDenied: the database responds, but refuses the login or a right, and only an
+	// operator can mend that; always together with ErrUnavailable.
+	ErrDenied = errors.New("audit: the database refused the service")
 	// ErrNotFound: no row has this id.
 	ErrNotFound = errors.New("audit: no such row")
 	// ErrCursor: the cursor is not from [Log.Entries].

@@ -194,6 +194,9 @@ func (d *database) explain(err error) error {
 	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
+	if sqlState(err) != "" && d.operator(err) {
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, d.redact(err))
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, d.redact(err))
 }
 

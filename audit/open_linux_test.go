@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -288,4 +289,32 @@ func TestSQLiteLocked(t *testing.T) {
 	_, err = l.Begin(t.Context(), Entry{})
 	must(t, err)
 	must(t, l.Ping(t.Context()))
+}
+
+// A right that is taken away is told from an outage, and the log works again as soon as the
+// right is back.
+func TestRightTakenAway(t *testing.T) {
+	whole := emptyDatabase(t, postgres(t))
+	admin, err := sql.Open("pgx", whole)
+	must(t, err)
+	defer func() { _ = admin.Close() }()
+	run := func(statement string) {
+		t.Helper()
+		_, err := admin.ExecContext(t.Context(), statement)
+		must(t, err)
+	}
+	run(`CREATE ROLE limited LOGIN PASSWORD 'of-limited'`)
+	run(`GRANT ALL ON SCHEMA public TO limited`)
+	at, err := url.Parse(whole)
+	must(t, err)
+	at.User = url.UserPassword("limited", "of-limited")
+	l := open(t, at.String())
+	must(t, l.Ping(t.Context()))
+	run(`REVOKE INSERT ON audit_entries FROM limited`)
+	_, err = l.Begin(t.Context(), Entry{})
+	wantErr(t, err, ErrDenied)
+	wantErr(t, err, ErrUnavailable)
+	wantErr(t, l.Ping(t.Context()), ErrDenied)
+	run(`GRANT INSERT ON audit_entries TO limited`)
+	eventually(t, "works again", func() error { return l.Ping(t.Context()) })
 }

@@ -48,6 +48,7 @@ const (
 	ErrRotationUnconfirmed  Code = "ROTATION_UNCONFIRMED"
 	ErrInternal             Code = "INTERNAL_ERROR"
 	ErrBackendError         Code = "BACKEND_ERROR"
+	ErrBackendRefused       Code = "BACKEND_REFUSED"
 	ErrBackendUnavailable   Code = "BACKEND_UNAVAILABLE"
 	ErrRegistryRecovering   Code = "REGISTRY_RECOVERING"
 	ErrRecordUnreadable     Code = "RECORD_UNREADABLE"

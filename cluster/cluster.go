@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 
@@ -32,6 +33,9 @@ var (
 	// ErrUnavailable: Nomad cannot be reached or has no leader. It is unknown whether a
 	// change was made.
 	ErrUnavailable = errors.New("cluster: nomad unavailable")
+	// ErrDenied: Nomad refuses the service's token, or lets it not do this; always together
+	// with ErrUnavailable.
+	ErrDenied = errors.New("cluster: nomad refused the service's token")
 	// ErrRejected: Nomad refused the request. A retry of the same request will fail too.
 	ErrRejected = errors.New("cluster: nomad rejected the request")
 )
@@ -94,7 +98,7 @@ func (c *Cluster) write(ctx context.Context) *api.WriteOptions {
 }
 
 // Ping checks that Nomad has a leader, and that the service's token may list jobs in its
-// namespace. ErrRejected: it may not.
+// namespace. ErrDenied: it may not.
 func (c *Cluster) Ping(ctx context.Context) error {
 	var leader string
 	if _, err := c.client.Raw().Query("/v1/status/leader", &leader, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
@@ -120,6 +124,9 @@ func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 // ReadNode reads a node from Nomad itself, without its free resources. ErrNotFound: Nomad
 // does not know the node.
 func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
+	if _, err := uuid.Parse(id); err != nil {
+		return nil, fmt.Errorf("%w: node %q: %w", ErrNotFound, id, err) // Nomad responds 500
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	n, _, err := c.client.Nodes().Info(id, c.read(ctx))
@@ -235,6 +242,8 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case strings.Contains(body, "in use"):
 		return fmt.Errorf("%w: %w", ErrInUse, err)
+	case bad.StatusCode() == http.StatusForbidden || bad.StatusCode() == http.StatusUnauthorized:
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
 	case bad.StatusCode() >= 500 || bad.StatusCode() == http.StatusTooManyRequests:
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

@@ -107,7 +107,7 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 		}
 	}
 	if alloc.Failure == "" && a.ClientStatus == api.AllocClientStatusFailed {
-		alloc.Failure = cleanReason("allocation failed: " + a.ClientDescription)
+		alloc.Failure = cleanReason("allocation failed: " + lastWords(a))
 	}
 	return alloc
 }

@@ -37,10 +37,14 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 		}
 		return cleanReason(e.DisplayMessage), cause
 	case api.TaskKilling:
-		// In Nomad's template.go; all other reasons for which it ends a process are
-		// requests.
-		if e.Details["fails_task"] == "true" && strings.HasPrefix(e.DisplayMessage, "Template failed") {
+		// In Nomad's template.go, vault_hook.go and other hooks of tasks; all other reasons
+		// for which it ends a process are requests.
+		switch {
+		case e.Details["fails_task"] != "true" || e.DisplayMessage == "":
+		case strings.HasPrefix(e.DisplayMessage, "Template"):
 			return cleanReason(e.DisplayMessage), CauseTemplate
+		default:
+			return cleanReason(e.DisplayMessage), ""
 		}
 	case api.TaskTerminated:
 		if outOfMemory(e) {
@@ -49,6 +53,29 @@ func failure(e *api.TaskEvent) (reason string, cause Cause) {
 		return cleanReason("the process exited: " + e.DisplayMessage), ""
 	}
 	return "", ""
+}
+
+// taskHookFailed is the event of a hook that failed, such as a login at Consul or Vault
+// (TaskHookFailed in Nomad's structs). Nomad may try again, so it is no failure by itself.
+const taskHookFailed = "Task hook failed"
+
+// lastWords returns what Nomad reports of a failed allocation none of whose events is a
+// failure: the last event that fails its task or says why Nomad does not start it again, or
+// Nomad's description.
+func lastWords(a *api.AllocationListStub) string {
+	var last *api.TaskEvent
+	for _, state := range a.TaskStates {
+		for _, e := range state.Events {
+			tells := e.Type == taskHookFailed || e.Type == api.TaskNotRestarting || e.Details["fails_task"] == "true"
+			if tells && e.DisplayMessage != "" && (last == nil || e.Time > last.Time) {
+				last = e
+			}
+		}
+	}
+	if last == nil {
+		return a.ClientDescription
+	}
+	return last.DisplayMessage
 }
 
 // outOfMemory reports whether the kernel ended a process at its memory limit (SetOOMKilled

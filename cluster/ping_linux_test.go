@@ -52,7 +52,7 @@ func TestPing(t *testing.T) {
 		t.Errorf("with a token that may: %v", err)
 	}
 	for name, token := range map[string]string{"without a token": "", "with one that is not there any more": "c0ffee00-0000-0000-0000-000000000000"} {
-		if err := pinged(address, token); !errors.Is(err, ErrRejected) {
+		if err := pinged(address, token); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

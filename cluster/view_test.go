@@ -76,6 +76,13 @@ func TestAllocFrom(t *testing.T) {
 		{"Setup", api.AllocationListStub{ClientStatus: "pending", TaskStates: event(api.TaskSetupFailure, "no volume")}, "no volume", "", false},
 		{"Exited", api.AllocationListStub{ClientStatus: "running", TaskStates: event(api.TaskTerminated, "Exit Code: 3")}, "the process exited: Exit Code: 3", "", false},
 		{"Failed", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks"}, "allocation failed: Failed tasks", "", true},
+		{"NoVault", api.AllocationListStub{ClientStatus: "failed", TaskStates: map[string]*api.TaskState{"engine": {Events: []*api.TaskEvent{
+			{Type: api.TaskKilling, DisplayMessage: "Vault: failed to derive vault token: permission denied", Details: map[string]string{"fails_task": "true"}},
+		}}}}, "Vault: failed to derive vault token: permission denied", "", true},
+		{"Hook", api.AllocationListStub{ClientStatus: "failed", ClientDescription: "Failed tasks", TaskStates: map[string]*api.TaskState{"engine": {Events: []*api.TaskEvent{
+			{Type: api.TaskReceived, DisplayMessage: "Task received by client", Time: 1},
+			{Type: "Task hook failed", DisplayMessage: "consul_si_token: no identity", Time: 2},
+		}}}}, "allocation failed: consul_si_token: no identity", "", true},
 		{"StoppedOnRequest", api.AllocationListStub{ClientStatus: "complete", TaskStates: event(api.TaskKilled, "Task successfully killed")}, "", "", true},
 		{"Lost", api.AllocationListStub{ClientStatus: "lost"}, "", "", true},
 		{"Unknown", api.AllocationListStub{ClientStatus: "unknown"}, "", "", false},

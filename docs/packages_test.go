@@ -86,7 +86,7 @@ var floors = [][]string{
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
 	{"scheduler/operation"},
 	{"scheduler/boot"},
-	{"registry", "cluster", "secrets", "audit"},
+	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
 	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
 }

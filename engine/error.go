@@ -43,6 +43,8 @@ const (
 	Internal            Code = "INTERNAL_ERROR"
 	BackendError        Code = "BACKEND_ERROR"
 	BackendUnavailable  Code = "BACKEND_UNAVAILABLE"
+	// BackendRefused: a store responds, but refuses the service's token or a right of it.
+	BackendRefused Code = "BACKEND_REFUSED"
 	// RegistryRecovering: the registry went back in time and is being rebuilt.
 	RegistryRecovering Code = "REGISTRY_RECOVERING"
 	// EngineQuarantined: the records of the engine contradict each other, and only an admin

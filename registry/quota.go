@@ -49,9 +49,12 @@ func countIn(value []byte) (count int, ok bool) {
 func (s *Store) recount(ctx context.Context, productID string, at uint64) error {
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	keys, _, err := s.client.KV().Keys(s.prefix+enginesBelow, "", consistent(limited))
+	keys, meta, err := s.client.KV().Keys(s.prefix+enginesBelow, "", consistent(limited))
 	if err != nil {
 		return unavailable(err)
+	}
+	if err := s.unfiltered(limited, enginesBelow, meta, len(keys)); err != nil {
+		return err
 	}
 	count := 0
 	for _, key := range keys {

@@ -141,7 +141,6 @@ func (r *sharedReads) read(ctx context.Context, tenant string, keys ...string) (
 // First it waits for its time beside another transaction, and lets other goroutines run. On
 // busy processors, requests are about to join, and one large transaction costs little more
 // than a small one. On idle processors this takes no time.
-// idle, this takes no time.
 func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	time.Sleep(r.wait())
 	runtime.Gosched()
@@ -161,9 +160,6 @@ func (r *sharedReads) fly(ctx context.Context, c *sharedRead) {
 	shared, cancel := context.WithTimeout(link.FailFast(context.WithoutCancel(ctx)), max(time.Until(c.until), lateFlight))
 	answers, err := r.store.readKeys(shared, keys)
 	cancel()
-	if err == nil && len(answers) != len(keys) {
-		err = fmt.Errorf("%w: %d results for %d reads", ErrUnavailable, len(answers), len(keys))
-	}
 	found := make(map[string]stored, len(answers))
 	for _, v := range answers {
 		if v.index > 0 {

@@ -35,7 +35,8 @@ var (
 	// ErrUnavailable: Consul cannot be reached or has no leader. It is unknown whether a
 	// change was made.
 	ErrUnavailable = errors.New("registry: consul unavailable")
-	// ErrDenied: Consul refuses the service's token; always together with ErrUnavailable.
+	// ErrDenied: Consul refuses the service's token, or hides something from it; always
+	// together with ErrUnavailable.
 	ErrDenied = errors.New("registry: consul refused the service's token")
 	// ErrNoSession: this replica has no live session, so it may not change rows.
 	ErrNoSession = errors.New("registry: this replica has no consul session")
@@ -113,6 +114,9 @@ func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KV
 	}
 	if !ok {
 		for _, e := range resp.Errors {
+			if strings.HasPrefix(e.What, consulDenies) {
+				return nil, nil, denied(e.What) // not a conflict: nothing was compared
+			}
 			failed = append(failed, e.OpIndex)
 		}
 		return nil, failed, fmt.Errorf("%w: %v", ErrConflict, failed)
@@ -145,20 +149,23 @@ func (s *Store) get(ctx context.Context, key string) (*consul.KVPair, error) {
 func (s *Store) list(ctx context.Context, below string) (consul.KVPairs, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	pairs, _, err := s.client.KV().List(s.prefix+below, consistent(ctx))
+	pairs, meta, err := s.client.KV().List(s.prefix+below, consistent(ctx))
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	return pairs, nil
+	return pairs, s.unfiltered(ctx, below, meta, len(pairs))
 }
 
 // idsBelow returns the last segments of all keys below a prefix of the store.
 func (s *Store) idsBelow(ctx context.Context, below string) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	keys, _, err := s.client.KV().Keys(s.prefix+below, "", consistent(ctx))
+	keys, meta, err := s.client.KV().Keys(s.prefix+below, "", consistent(ctx))
 	if err != nil {
 		return nil, unavailable(err)
+	}
+	if err := s.unfiltered(ctx, below, meta, len(keys)); err != nil {
+		return nil, err
 	}
 	ids := make(map[string]bool, len(keys))
 	for _, key := range keys {

@@ -54,7 +54,7 @@ const (
 // is up, or the node cannot run the job and processesEnded is not set. STOP_UNCONFIRMED:
 // processes are left; nothing was changed. BACKEND_UNAVAILABLE.
 func (s *Scheduler) AdoptNode(ctx context.Context, from, to string, processesEnded bool) (*NodeAdoption, error) {
-	if err := s.mayBegin(ctx, "nomad"); err != nil {
+	if err := s.mayBegin(ctx, "consul", "nomad"); err != nil {
 		return nil, err
 	}
 	on, err := s.adoptable(ctx, from, to)

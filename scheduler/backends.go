@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/audit"
@@ -131,7 +130,6 @@ func (b *backendChecks) begin(name string) *backendCheck {
 
 // ask probes a dependency. Other callers wait for the result too, so the probe does not end
 // with its caller's request.
-// caller's request.
 func (b *backendChecks) ask(ctx context.Context, name string, c *backendCheck) error {
 	limit := pingTimeout
 	if name == "audit" {
@@ -158,8 +156,12 @@ type BackendState string
 const (
 	BackendOK      BackendState = "ok"
 	BackendAway    BackendState = "unavailable"
-	BackendRefused BackendState = "refused" // it responds, but refuses the service's token
+	BackendRefused BackendState = "refused" // it responds, but refuses the service's login or a right of it
 )
+
+// Lacks sets the stores, as named in Health, in which the service lacks a right that it needs
+// for some calls.
+func (s *Scheduler) Lacks(stores map[string]bool) { s.lacks.Store(&stores) }
 
 // Health returns the state of every dependency, by name, at most a second old.
 func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
@@ -175,6 +177,9 @@ func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {
 			mu.Lock()
 			defer mu.Unlock()
 			result[name] = backendState(err)
+			if lacks := s.lacks.Load(); err == nil && lacks != nil && (*lacks)[name] {
+				result[name] = BackendRefused
+			}
 		})
 	}
 	wg.Wait()
@@ -185,59 +190,10 @@ func backendState(err error) BackendState {
 	switch {
 	case err == nil:
 		return BackendOK
-	case errors.Is(err, secrets.ErrDenied), errors.Is(err, registry.ErrDenied), errors.Is(err, cluster.ErrRejected):
+	case errors.Is(err, secrets.ErrDenied), errors.Is(err, registry.ErrDenied), errors.Is(err, cluster.ErrDenied), errors.Is(err, audit.ErrDenied):
 		return BackendRefused
 	}
 	return BackendAway
-}
-
-// warnOfTemplateLimits logs the nodes whose agents would kill engines during an outage of
-// Vault or of the Nomad servers, because their template retries are limited. It checks only
-// the nodes that the service's token may read.
-func (s *Scheduler) warnOfTemplateLimits(ctx context.Context) {
-	client := s.cluster.Client()
-	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
-	if err != nil {
-		return
-	}
-	for _, node := range nodes {
-		if node.Status != api.NodeStatusReady || ctx.Err() != nil {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-		if limited, err := retriesLimited(ctx, client, node.ID); err == nil && limited {
-			s.log.Warn("this node's Nomad agent kills engines during a long outage of Vault or Nomad: set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block", "node", node.Name)
-		}
-		cancel()
-	}
-}
-
-func retriesLimited(ctx context.Context, client *api.Client, nodeID string) (bool, error) {
-	direct, err := client.GetNodeClientWithTimeout(nodeID, pingTimeout, (&api.QueryOptions{}).WithContext(ctx))
-	if err != nil {
-		return false, err
-	}
-	type retry struct{ Attempts *int }
-	var self struct {
-		Config struct {
-			Client struct {
-				TemplateConfig *struct{ VaultRetry, NomadRetry, ConsulRetry *retry }
-			}
-		} `json:"config"`
-	}
-	if _, err := direct.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
-		return false, err
-	}
-	t := self.Config.Client.TemplateConfig
-	if t == nil {
-		return true, nil
-	}
-	for _, r := range []*retry{t.VaultRetry, t.NomadRetry, t.ConsulRetry} {
-		if r == nil || r.Attempts == nil || *r.Attempts != 0 {
-			return true, nil
-		}
-	}
-	return false, nil
 }
 
 func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, rules) }
@@ -246,7 +202,6 @@ func asRules(err error, rules **jobs.RulesError) bool { return errors.As(err, ru
 // registry, which must have responded within the last second, a session, and keys, which
 // are usually cached. A replica that cannot follow the registry is not ready, because it
 // refuses lists.
-// refused.
 func (s *Scheduler) Reachable(ctx context.Context) error {
 	if _, err := s.viewAge(); err != nil {
 		return err

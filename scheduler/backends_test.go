@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/boot"
@@ -96,7 +97,8 @@ func TestBackendState(t *testing.T) {
 		{nil, BackendOK},
 		{fmt.Errorf("%w: x", secrets.ErrDenied), BackendRefused},
 		{fmt.Errorf("%w: %w", registry.ErrUnavailable, registry.ErrDenied), BackendRefused},
-		{fmt.Errorf("%w: x", cluster.ErrRejected), BackendRefused},
+		{fmt.Errorf("%w: x", cluster.ErrDenied), BackendRefused},
+		{fmt.Errorf("%w: %w", audit.ErrUnavailable, audit.ErrDenied), BackendRefused},
 		{fmt.Errorf("%w: x", secrets.ErrUnavailable), BackendAway},
 		{fmt.Errorf("%w: x", registry.ErrUnavailable), BackendAway},
 		{context.DeadlineExceeded, BackendAway},

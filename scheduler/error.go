@@ -34,8 +34,8 @@ func unreadable(u *registry.Unreadable) *engine.Error {
 	return &engine.Error{Code: engine.RecordUnreadable, Message: fmt.Sprintf(message, what), Err: u, RetryAfter: retryUnreadable}
 }
 
-// Away returns the name, as in Scheduler.Health, of the store that is unreachable according
-// to an error; "": none.
+// Away returns the name, as in Scheduler.Health, of the store that is unreachable, or refuses
+// the service's token, according to an error; "": none.
 func Away(err error) string {
 	switch {
 	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrNoSession):
@@ -68,7 +68,18 @@ func AsError(err error) *engine.Error {
 	unavailable := func(what string) *engine.Error {
 		return &engine.Error{Code: engine.BackendUnavailable, Message: what, Err: err, RetryAfter: engine.RetryBackend}
 	}
+	refused := func(store string) *engine.Error {
+		return &engine.Error{Code: engine.BackendRefused, Message: store + " refuses the service's login, or a right of it is missing; an operator must mend that: the service's log names the call and the right", Err: err}
+	}
 	switch {
+	case errors.Is(err, registry.ErrDenied):
+		return refused("the registry (Consul)")
+	case errors.Is(err, cluster.ErrDenied):
+		return refused("the cluster (Nomad)")
+	case errors.Is(err, secrets.ErrDenied):
+		return refused("the key store (Vault)")
+	case errors.Is(err, audit.ErrDenied):
+		return refused("the audit log (its database)")
 	case errors.Is(err, registry.ErrWentBack):
 		return unavailable("the registry (Consul) went back in time, and is being compared with its witnesses; try again")
 	case errors.Is(err, registry.ErrMoved):
@@ -85,8 +96,6 @@ func AsError(err error) *engine.Error {
 		return unavailable("the key store (Vault) cannot be reached; retry")
 	case errors.Is(err, secrets.ErrNotFound):
 		return &engine.Error{Code: engine.BackendError, Message: "the engine's key is no longer in the key store (Vault); get a new one with rotate-key if the engine runs, or else at its next start", Err: err}
-	case errors.Is(err, secrets.ErrDenied):
-		return &engine.Error{Code: engine.BackendError, Message: "the key store (Vault) refused the service's token", Err: err}
 	case errors.As(err, &plugin):
 		return &engine.Error{Code: engine.BackendError, Message: "the volume plugin of the engine's node failed: " + plugin.Said, Err: err}
 	case errors.Is(err, cluster.ErrRejected), errors.Is(err, cluster.ErrInUse):

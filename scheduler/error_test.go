@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
@@ -25,7 +26,10 @@ func TestAsError(t *testing.T) {
 		{"NoSession", registry.ErrNoSession, engine.BackendUnavailable, true},
 		{"Nomad", cluster.ErrUnavailable, engine.BackendUnavailable, true},
 		{"Vault", secrets.ErrUnavailable, engine.BackendUnavailable, true},
-		{"VaultDenied", secrets.ErrDenied, engine.BackendError, false},
+		{"ConsulDenied", registry.ErrDenied, engine.BackendRefused, false},
+		{"NomadDenied", cluster.ErrDenied, engine.BackendRefused, false},
+		{"VaultDenied", secrets.ErrDenied, engine.BackendRefused, false},
+		{"AuditDenied", audit.ErrDenied, engine.BackendRefused, false},
 		{"VolumePlugin", &cluster.PluginError{Said: "no quotas"}, engine.BackendError, false},
 		{"NomadRejected", cluster.ErrRejected, engine.BackendError, false},
 		{"VolumeInUse", cluster.ErrInUse, engine.BackendError, false},

@@ -21,8 +21,11 @@ func (s *Scheduler) lost(ctx context.Context, engineID string) (bool, error) {
 
 // away reports whether an error means that a store is unavailable.
 func away(err error) bool {
-	code := AsError(err).Code
-	return code == engine.BackendUnavailable || code == engine.BackendError
+	switch AsError(err).Code {
+	case engine.BackendUnavailable, engine.BackendRefused, engine.BackendError:
+		return true
+	}
+	return false
 }
 
 var errRecovering = &engine.Error{

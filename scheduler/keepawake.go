@@ -30,12 +30,13 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 		case row.State != engine.Running:
 			return time.Time{}, engine.Errorf(engine.EngineNotRunning, "the engine is %s; only a running engine can be kept awake", row.State)
 		case row.Op != nil && row.Op.Kind == engine.OpRotateKey:
-			err := s.awaitOperation(ctx, row)
-			switch {
-			case err != nil && AsError(err).Code == engine.RotationUnconfirmed:
-				return time.Time{}, engine.BusyWith(row.Op.Kind) // the operation continues
-			case err != nil && AsError(err).Code == engine.BackendUnavailable:
-				return time.Time{}, err
+			if err := s.awaitOperation(ctx, row); err != nil {
+				switch AsError(err).Code {
+				case engine.RotationUnconfirmed:
+					return time.Time{}, engine.BusyWith(row.Op.Kind) // the operation continues
+				case engine.BackendUnavailable, engine.BackendRefused:
+					return time.Time{}, err
+				}
 			}
 		case row.Op != nil:
 			return time.Time{}, engine.BusyWith(row.Op.Kind)

@@ -97,6 +97,7 @@ type Scheduler struct {
 	boots       *boot.Boots
 	starts      *boot.Starts
 	checks      backendChecks
+	lacks       atomic.Pointer[map[string]bool] // see Lacks
 
 	activity *idle.Activity // of this replica
 	sleeper  *idle.Sleeper  // of the leader
@@ -262,8 +263,6 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 		return err
 	}
 	s.template.Store(template)
-	s.warnOfTemplateLimits(ctx)
-	s.warnOfOldServers(ctx)
 	s.warnOfUnprovable(ctx)
 	return nil
 }

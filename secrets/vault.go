@@ -24,7 +24,8 @@ var (
 	// ErrUnavailable: Vault cannot be reached, is sealed, or is in standby. It is unknown
 	// whether a change was made.
 	ErrUnavailable = errors.New("secrets: vault unavailable")
-	// ErrDenied: the service's token has no permission for the request.
+	// ErrDenied: Vault refuses the service's token, or the token has no permission for the
+	// request; always together with ErrUnavailable.
 	ErrDenied = errors.New("secrets: vault denied the request")
 )
 
@@ -94,7 +95,7 @@ func classify(err error) error {
 		case resp.StatusCode == http.StatusNotFound:
 			return fmt.Errorf("%w: %w", ErrNotFound, err)
 		case resp.StatusCode == http.StatusForbidden:
-			return fmt.Errorf("%w: %w", ErrDenied, err)
+			return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
 		case resp.StatusCode == http.StatusBadRequest && strings.Contains(err.Error(), "check-and-set"):
 			return fmt.Errorf("%w: %w", ErrConflict, err)
 		}

@@ -44,6 +44,7 @@ var status = map[engine.Code]int{
 	engine.Internal:            http.StatusInternalServerError,
 	engine.EngineBootFailed:    http.StatusBadGateway,
 	engine.BackendError:        http.StatusBadGateway,
+	engine.BackendRefused:      http.StatusBadGateway,
 	engine.PortExhaustion:      http.StatusServiceUnavailable,
 	engine.CapacityExhausted:   http.StatusServiceUnavailable,
 	engine.BackendUnavailable:  http.StatusServiceUnavailable,
@@ -90,7 +91,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 			res.hungUp = true
 		}
 		s.log.Debug("the caller disconnected", args...)
-	case code == http.StatusServiceUnavailable:
+	case code == http.StatusServiceUnavailable, e.Code == engine.BackendRefused:
 		s.outages.failed(cmp.Or(scheduler.Away(err), string(e.Code)), id, err)
 		s.log.Debug("request failed", args...)
 	default:

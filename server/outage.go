@@ -18,8 +18,8 @@ const (
 	outageQuiet = 5 * time.Second
 )
 
-// outages logs once that requests fail because a dependency is unavailable, and once that
-// it is available again, with the number of failed requests. A line per request would hide
+// outages logs once that requests fail because a dependency is unavailable or refuses the
+// service, and once that it is available again, with the number of failed requests. A line per request would hide
 // everything else in the log.
 type outages struct {
 	log         hclog.Logger

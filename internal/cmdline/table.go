@@ -32,8 +32,8 @@ const (
 // colours maps states to their colour, if they have one.
 var colours = map[State]string{
 	"running": green, "ok": green, "done": green,
-	"failed": red, "critical": red, "lost": red, "halted": red, "down": red,
-	"provisioning": yellow, "destroying": yellow, "degraded": yellow, "recovering": yellow, "rolling": yellow,
+	"failed": red, "critical": red, "lost": red, "halted": red, "down": red, "missing": red,
+	"provisioning": yellow, "destroying": yellow, "degraded": yellow, "recovering": yellow, "rolling": yellow, "advice": yellow, "unknown": yellow,
 }
 
 // cell is the text of a cell, safe for a terminal, and its colour if it has one.

@@ -12,7 +12,6 @@ import (
 // Maximum numbers of connections per replica and store. By default Nomad allows 100 per
 // client address and Consul 200 (http_max_conns_per_client): enough for two replicas at one
 // address and for some other clients (docs/install.md).
-// and leave some for others there (docs/install.md).
 const (
 	shortConns = 32
 	// nomadLong is for the event stream. consulLong is for blocking queries: four permanent
@@ -33,6 +32,8 @@ type Kind struct {
 	// elsewhere reports whether a request also needs a response from another host, so that
 	// its timeout shows nothing about the store.
 	elsewhere func(*http.Request) bool
+	// needs returns the right that a request needs, for the log.
+	needs func(*http.Request) string
 }
 
 // Link is an http.RoundTripper to one store. Short calls have separate connections, so that
@@ -44,8 +45,9 @@ type Kind struct {
 type Link struct {
 	kind               Kind
 	short, long, probe *http.Transport
-	circuit            *Circuit // nil before Watch
-	observer           Observer // nil: nobody
+	circuit            *Circuit      // nil before Watch
+	refused            func(Refusal) // nil before TellRefusals
+	observer           Observer      // nil: nobody
 }
 
 // New returns a Link whose connections are configured like those of t; t itself is not
@@ -86,17 +88,23 @@ func (l *Link) Close() {
 // RoundTrip sends a request. The request's time limit includes waiting for a connection,
 // for the store to respond again, and for its limit of connections.
 func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
-	began := time.Now()
-	resp, err := l.roundTrip(req)
-	l.observe(req, resp, err, time.Since(began))
+	began, ctx := time.Now(), req.Context()
+	if probing(ctx) {
+		resp, err := l.probe.RoundTrip(req)
+		l.observe(req, resultOf(resp, err), time.Since(began))
+		return resp, err
+	}
+	resp, err := l.roundTrip(ctx, req)
+	result := resultOf(resp, err)
+	took := time.Since(began)
+	if err == nil && l.look(req, resp) {
+		result = ResultDenied
+	}
+	l.observe(req, result, took)
 	return resp, err
 }
 
-func (l *Link) roundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
-	if probing(ctx) {
-		return l.probe.RoundTrip(req)
-	}
+func (l *Link) roundTrip(ctx context.Context, req *http.Request) (*http.Response, error) {
 	if err := l.circuit.Pass(ctx); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close()

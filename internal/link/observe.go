@@ -24,7 +24,7 @@ type Result string
 const (
 	ResultOK      Result = "ok"
 	ResultLimited Result = "limited" // refused because of a limit; such calls are retried
-	ResultDenied  Result = "denied"  // 401 or 403
+	ResultDenied  Result = "denied"  // the token, or a right of it
 	ResultClient  Result = "client_error"
 	ResultServer  Result = "server_error"
 	ResultSilent  Result = "no_response" // none in time, or the connection broke
@@ -70,9 +70,9 @@ func (l *Link) kindOf(req *http.Request) CallKind {
 }
 
 // observe tells the observer, if there is one.
-func (l *Link) observe(req *http.Request, resp *http.Response, err error, took time.Duration) {
+func (l *Link) observe(req *http.Request, result Result, took time.Duration) {
 	if l.observer != nil {
-		l.observer(l.kind.Name, l.kindOf(req), resultOf(resp, err), took)
+		l.observer(l.kind.Name, l.kindOf(req), result, took)
 	}
 }
 

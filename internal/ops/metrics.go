@@ -71,7 +71,7 @@ func NewMetrics() *Metrics {
 	m.phase = m.histogram("orch_operation_phase_duration_seconds", "Time of each phase of the operations that succeeded: the steps of the operation (docs/architecture.md), checks (of the stores), probe (of a warm engine), claim (placement and first write of the row), rows (writing the row after each step), audit-begin and audit-end.", phaseBuckets, "kind", "phase")
 	m.restarts = m.counter("orch_restarts_total", "Automatic restarts of failed engines that ended on this replica, by outcome: ok or failed.", "outcome")
 
-	m.calls = m.counter("orch_store_calls_total", "Calls of a store by kind (read, write, wait: its response may be delayed on purpose, probe, sql: of the audit log) and result: ok, limited (refused because of a limit, and retried), denied (401, 403), client_error, server_error, no_response, or not_sent because the store is known not to respond.", "store", "kind", "result")
+	m.calls = m.counter("orch_store_calls_total", "Calls of a store by kind (read, write, wait: its response may be delayed on purpose, probe, sql: of the audit log) and result: ok, limited (refused because of a limit, and retried), denied (the token, or a right of it), client_error, server_error, no_response, or not_sent because the store is known not to respond.", "store", "kind", "result")
 	m.call = m.histogram("orch_store_call_duration_seconds", "Time until the beginning of a store's response, with waiting for a connection and with retries; without the kind wait.", callBuckets, "store", "kind")
 
 	m.pass = m.histogram("orch_reconcile_pass_duration_seconds", "Time of each full pass of reconcile, which the leader makes.", passBuckets).WithLabelValues()

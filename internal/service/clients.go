@@ -1,7 +1,10 @@
 package service
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,7 +44,7 @@ func CheckClients() error {
 		make    func() (*link.Link, error)
 	}{
 		{"NOMAD_ADDR", func() (*link.Link, error) { _, l, err := nomadClient(Clients{}); return l, err }},
-		{"CONSUL_HTTP_ADDR", func() (*link.Link, error) { _, l, err := consulClient(Clients{}); return l, err }},
+		{"CONSUL_HTTP_ADDR", func() (*link.Link, error) { _, _, l, err := consulClient(Clients{}); return l, err }},
 		{"VAULT_ADDR", func() (*link.Link, error) { _, l, err := vaultClient(Clients{}); return l, err }},
 	} {
 		if address := os.Getenv(client.address); address != "" && !isAddress(address) {
@@ -133,7 +136,9 @@ func (b wholeBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-func consulClient(at Clients) (*consul.Client, *link.Link, error) {
+// consulClient returns a client of Consul, a function for requests that the client does not
+// know, and the link that both use.
+func consulClient(at Clients) (*consul.Client, consulAsk, *link.Link, error) {
 	t := newTransport()
 	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
 	if at.ConsulAddr != "" {
@@ -152,7 +157,7 @@ func consulClient(at Clients) (*consul.Client, *link.Link, error) {
 	cfg.Transport = t
 	c, err := consul.NewClient(cfg)
 	if err != nil {
-		return nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
+		return nil, nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
 	}
 	// Use the transport that the client was given or made, for example for https or a Unix
 	// socket.
@@ -161,7 +166,40 @@ func consulClient(at Clients) (*consul.Client, *link.Link, error) {
 	}
 	l := link.New(link.Consul, t)
 	cfg.HttpClient.Transport = registry.RawAnswers(l)
-	return c, l, nil
+	return c, askConsul(cfg), l, nil
+}
+
+// consulAsk sends a POST request to Consul, and returns the status code.
+type consulAsk func(ctx context.Context, path string, in, out any) (int, error)
+
+// askConsul returns a consulAsk with the address, the transport and the token of a client's
+// configuration.
+func askConsul(cfg *consul.Config) consulAsk {
+	return func(ctx context.Context, path string, in, out any) (int, error) {
+		body, err := json.Marshal(in)
+		if err != nil {
+			return 0, err
+		}
+		at := url.URL{Scheme: cfg.Scheme, Host: cfg.Address, Path: path}
+		if strings.HasPrefix(cfg.Address, "/") { // a Unix socket
+			at.Scheme, at.Host = "http", "localhost"
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, at.String(), bytes.NewReader(body))
+		if err != nil {
+			return 0, err
+		}
+		req.Header.Set("X-Consul-Token", cfg.Token)
+		resp, err := cfg.HttpClient.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		if resp.StatusCode != http.StatusOK {
+			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10))
+			return resp.StatusCode, nil
+		}
+		return resp.StatusCode, json.NewDecoder(resp.Body).Decode(out)
+	}
 }
 
 func vaultClient(at Clients) (*vault.Client, *link.Link, error) {

@@ -43,7 +43,7 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 			return err
 		}},
 		"Consul": {"CONSUL_HTTP_ADDR", "CONSUL_CACERT", func() error {
-			c, l, err := consulClient(Clients{})
+			c, _, l, err := consulClient(Clients{})
 			if err == nil {
 				defer l.Close()
 				_, err = c.Status().Leader()
@@ -85,7 +85,7 @@ func TestConsulDoesNotPack(t *testing.T) {
 		_, _ = w.Write([]byte(`"127.0.0.1:1"`))
 	}))
 	defer srv.Close()
-	c, l, err := consulClient(Clients{ConsulAddr: srv.URL})
+	c, _, l, err := consulClient(Clients{ConsulAddr: srv.URL})
 	if err == nil {
 		defer l.Close()
 		_, err = c.Status().Leader()
@@ -174,7 +174,7 @@ func TestClientsIdentifyThemselves(t *testing.T) {
 			return l, err
 		},
 		"consul": func() (*link.Link, error) {
-			c, l, err := consulClient(at)
+			c, _, l, err := consulClient(at)
 			if err == nil {
 				_, err = c.Status().Leader()
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/ops"
+	"github.com/septemberai/orch/internal/preflight"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -41,6 +42,7 @@ type Service struct {
 	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
+	rights       *rights
 }
 
 // openAudit limits the time to open the audit log.
@@ -59,7 +61,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, err
 	}
 	svc.links = append(svc.links, toNomad)
-	c, toConsul, err := consulClient(clients)
+	c, ask, toConsul, err := consulClient(clients)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +82,9 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
+	svc.rights = newRights(&preflight.Stores{
+		Nomad: n, Namespace: cfg.NomadNamespace, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
+	}, log)
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()
 	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit"), Observe: svc.metrics.Audit})
@@ -92,8 +97,10 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	for l, ping := range map[*link.Link]func(context.Context) error{toNomad: nodes.Ping, toConsul: rows.Ping, toVault: keys.Ping} {
 		l.Watch(ping, svc.tell(l))
+		l.TellRefusals(svc.rights.refused)
 	}
 	svc.Scheduler = scheduler.New(opts, rows, nodes, keys, svc.audit, log.Named("scheduler"))
+	svc.rights.lacks = svc.Scheduler.Lacks
 	svc.Drain = svc.Scheduler.LongestOperation()
 	if svc.ops, err = listenOps(ctx, cfg, log); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
@@ -129,7 +136,7 @@ func (s *Service) ReloadAdminKey() {
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed, logged, operated := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	scheduled, served, renewed, logged, operated, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
@@ -138,6 +145,7 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
 	go func() { defer close(operated); s.ops.Serve(s.metrics.Handler(), s.Server.AdminHandler()) }()
+	go func() { defer close(tried); s.rights.run(work) }()
 	connections, files := s.Server.Limits()
 	s.log.Info("listening", "addr", s.Server.Addr().String(), "ops_addr", s.OpsAddr(), "max_connections", connections, "open_files", files)
 
@@ -167,6 +175,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	<-tried
 	err = errors.Join(err, s.ops.Close())
 	<-operated
 	endLog()

@@ -94,7 +94,7 @@ func elsewhere(err error) *engine.Error {
 // the engine as before.
 func (o *Operation) waitsForUndo(err error) bool {
 	switch o.m.Owner.AsError(err).Code {
-	case engine.BackendUnavailable, engine.BackendError, engine.Internal:
+	case engine.BackendUnavailable, engine.BackendRefused, engine.BackendError, engine.Internal:
 		return false
 	}
 	return true

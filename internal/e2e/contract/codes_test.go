@@ -70,12 +70,12 @@ func TestBackendRefuses(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s without a token", name)
 		}
-		harness.WantCode(t, err, 502, "BACKEND_ERROR")
+		harness.WantCode(t, err, 502, "BACKEND_REFUSED")
 	}
 	// A refused call changes nothing, once it is undone.
 	harness.Eventually(t, "the start is undone", func() error { return harness.InState(t, c, "stopped", "stopped") })
 	harness.Eventually(t, "the key can be rotated", func() error { return harness.ErrOf(c.RotateKey(ctx, "running")) })
-	harness.WantCode(t, harness.ErrOf(refused.Destroy(ctx, "running")), 502, "BACKEND_ERROR")
+	harness.WantCode(t, harness.ErrOf(refused.Destroy(ctx, "running")), 502, "BACKEND_REFUSED")
 	// Nothing was begun: it does not know whether its registry is complete.
 	bad.Stop()
 	if got := users(harness.ListEngines(t, c, "")); len(got) != 2 {

@@ -19,6 +19,7 @@ const contractSuite = "contract"
 
 // drivenByCode are the suites that cause a failure, whatever the operation.
 var drivenByCode = map[string]string{
+	"BACKEND_REFUSED":        "outages",
 	"BACKEND_UNAVAILABLE":    "outages",
 	"ENGINE_ALREADY_RUNNING": "lifecycle",
 	"ENGINE_QUARANTINED":     "recovery",
@@ -74,9 +75,8 @@ func isDriven(a contract.Answer) bool {
 		return false // no test can cause it
 	}
 	if a.Code == "BACKEND_ERROR" {
-		// Vault refuses calls that use keys. Nomad refuses nothing to the agents of the
-		// tests, and Consul's refusals count as unavailability.
-		return slices.Contains([]string{"provision", "getEngine", "admit", "startEngine", "rotateKey", "destroyEngine"}, a.Operation)
+		// Nomad rejects no correct request, and tests of nodes make their plugins fail.
+		return false
 	}
 	for _, why := range notDriven {
 		if slices.Contains(why.answers, a) {

@@ -13,7 +13,7 @@ func OwnStack(t *testing.T, cfg ...devstack.Config) *devstack.Stack {
 	if len(cfg) > 0 {
 		c = cfg[0]
 	}
-	c.Binaries, c.Locked = Binaries, Locked
+	c.Binaries, c.Locked = Binaries, c.Locked || Locked
 	stack, err := devstack.Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

@@ -13,9 +13,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// everyOperation makes each call that needs the registry, and checks that it is refused as
-// one that may succeed later, with nothing changed.
-func everyOperation(r *harness.Replica, t *testing.T, c *client.Client, user string) {
+// everyOperation makes each call that needs the registry, and checks how it fails.
+func everyOperation(r *harness.Replica, t *testing.T, c *client.Client, user string, status int, code string) {
 	t.Helper()
 	keys := map[string]string{harness.PlatformHeader: c.PlatformKey, harness.AdminHeader: harness.AdminKey}
 	for _, o := range harness.Operations {
@@ -23,7 +22,7 @@ func everyOperation(r *harness.Replica, t *testing.T, c *client.Client, user str
 			continue
 		}
 		o := o.Of(user, harness.NoProduct)
-		r.Send(t, o, keys[o.Key]).Want(t, o, http.StatusServiceUnavailable, "BACKEND_UNAVAILABLE")
+		r.Send(t, o, keys[o.Key]).Want(t, o, status, code)
 	}
 }
 
@@ -78,7 +77,7 @@ func TestOutages(t *testing.T) {
 					unavailable("GET", func(ctx context.Context) error { return harness.ErrOf(c.Engine(ctx, "u")) })
 					unavailable("ready", c.Ready)
 					if how == "killed" { // each call waits for a paused one
-						everyOperation(r, t, c, "u")
+						everyOperation(r, t, c, "u", http.StatusServiceUnavailable, "BACKEND_UNAVAILABLE")
 					}
 				} else if got, err := c.Engine(ctx, "u"); err != nil || got.APIKey != e.APIKey || got.Status != "running" {
 					t.Fatalf("GET: %+v, %v", got, err)

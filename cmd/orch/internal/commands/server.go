@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -20,18 +21,35 @@ import (
 )
 
 func server(*cmdline.Env) *cmdline.Command {
+	check := false
 	return &cmdline.Command{
 		Name: "server", Synopsis: "Run the service",
 		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting
 connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
 ends the process at once; another replica, or the next start, finishes operations in
 progress. SIGHUP reads ORCH_ADMIN_KEY_FILE again. The service is configured by
-environment variables: docs/configuration.md and "orch server -help" list them.`,
-		Examples:   []string{"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server"},
+environment variables: docs/configuration.md and "orch server -help" list them.
+
+With -check, nothing is served: the configuration, the connections, each right that the
+service needs in Nomad, Consul and Vault, the settings of the nodes' agents and the audit
+log's database are checked, and what is missing is listed with its remedy.`,
+		Examples: []string{
+			"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server",
+			"orch server -check",
+		},
+		Flags: func(f *flag.FlagSet) {
+			f.BoolVar(&check, "check", false, "check everything that the service needs, and exit: 1 if something is missing")
+		},
+		JSON:       true,
 		Codes:      fmt.Sprintf("%d ended at once by a second signal", endedAtOnce),
 		More:       settings,
 		OwnSignals: true,
-		Run:        func(ctx context.Context, _ *cmdline.Call) error { return serve(ctx) },
+		Run: func(ctx context.Context, call *cmdline.Call) error {
+			if check {
+				return checkServer(ctx, call)
+			}
+			return serve(ctx)
+		},
 	}
 }
 

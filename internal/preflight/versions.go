@@ -1,4 +1,4 @@
-package scheduler
+package preflight
 
 import (
 	"context"
@@ -18,20 +18,18 @@ var (
 	nomadRecommended = version.Must(version.NewVersion("2.0.5"))
 )
 
-// warnOfOldServers logs each version of the Nomad servers that can accept two registrations
-// at one index. It reads them only if the service's token allows that, and nothing depends
-// on the result.
-func (s *Scheduler) warnOfOldServers(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	servers, err := s.cluster.Client().Agent().MembersOpts((&api.QueryOptions{}).WithContext(ctx))
+// serverVersions checks the versions of the Nomad servers. It needs agent:read.
+func (s *Stores) serverVersions(ctx context.Context) []Result {
+	r := Result{Store: "nomad", Needs: "servers of version " + nomadChecksAtCommit.Original() + " or newer", State: OK}
+	servers, err := s.Nomad.Agent().MembersOpts((&api.QueryOptions{}).WithContext(ctx))
 	if err != nil {
-		return
+		return []Result{unreadable(r, err)}
 	}
-	for _, old := range oldServers(servers.Members) {
-		s.log.Warn("Nomad servers of this version can accept two registrations of a job at one index: the service reads each registration back to make sure that it is the only one; upgrade to a newer version, see docs/install.md",
-			"version", old.Original(), "recommended", nomadRecommended.Original())
+	if old := oldServers(servers.Members); len(old) > 0 {
+		r.State, r.Said = Advice, "version "+old[0].Original()+" can accept two registrations of a job at one index; the service reads each registration back"
+		r.Remedy = "upgrade to " + nomadRecommended.Original() + " (docs/install.md)"
 	}
+	return []Result{r}
 }
 
 // oldServers returns the versions below nomadChecksAtCommit, without duplicates, oldest
