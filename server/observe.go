@@ -3,6 +3,8 @@ package server
 import (
 	"net/http"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // Observer is told about every request.
@@ -20,6 +22,10 @@ const noRoute = "none"
 // Observe sets who is told about every request. Call it before Serve.
 func (s *Server) Observe(o Observer) { s.observer = o }
 
+// LogRequests sets the log that gets a line at level info for each request. No line has a
+// path, because a path has the id of a user. Call it before Serve.
+func (s *Server) LogRequests(log hclog.Logger) { s.access = log }
+
 // InFlight returns how many requests are in progress.
 func (s *Server) InFlight() int { return int(s.inFlight.Load()) }
 
@@ -32,14 +38,19 @@ func (s *Server) Connections() (open, most int) {
 }
 
 // begin counts a request as in progress. The returned function ends that, and tells the
-// observer.
+// observer and the log.
 func (s *Server) begin(res *response, r *http.Request) (end func()) {
 	began := time.Now()
 	s.inFlight.Add(1)
 	return func() {
 		s.inFlight.Add(-1)
+		took := time.Since(began)
+		if s.access != nil && s.access.IsInfo() {
+			s.access.Info("request", "method", methodOf(r), "route", res.routeName(), "status", res.final(), "ms", float64(took.Microseconds())/1000,
+				"product", res.product, "request_id", res.Header().Get("X-Request-Id"), "remote", r.RemoteAddr)
+		}
 		if s.observer != nil {
-			s.observer.Request(methodOf(r), res.routeName(), res.final(), time.Since(began))
+			s.observer.Request(methodOf(r), res.routeName(), res.final(), took)
 		}
 	}
 }

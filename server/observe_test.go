@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http/httptest"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/secrets"
 )
@@ -88,5 +91,36 @@ func TestRoutesAreDocumented(t *testing.T) {
 	})
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("documented (-), observed (+):\n%s", diff)
+	}
+}
+
+// TestAccessLog: one line per request, with what an operator needs and without the path.
+func TestAccessLog(t *testing.T) {
+	s := newCutOff(t)
+	var out bytes.Buffer
+	s.LogRequests(hclog.New(&hclog.LoggerOptions{Output: &out, JSONFormat: true}))
+	s.send("POST", "/engines/a-secret-user/admit", "", "X-Platform-Key", "a-secret-key", "X-Request-Id", "id-1")
+	s.send("GET", "/a-secret-path?a-secret-query", "", "X-Request-Id", "id-2")
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 2 || strings.Contains(out.String(), "a-secret") {
+		t.Fatalf("got\n%s", out.String())
+	}
+	for i, want := range []map[string]any{
+		{"@level": "info", "method": "POST", "route": "/engines/{user_id}/admit", "status": 401.0, "product": "", "request_id": "id-1", "remote": "192.0.2.1:1234"},
+		{"@level": "info", "method": "GET", "route": "none", "status": 404.0, "product": "", "request_id": "id-2", "remote": "192.0.2.1:1234"},
+	} {
+		var got map[string]any
+		if err := json.Unmarshal([]byte(lines[i]), &got); err != nil {
+			t.Fatal(err)
+		}
+		if ms, ok := got["ms"].(float64); !ok || ms < 0 {
+			t.Errorf("ms is %v", got["ms"])
+		}
+		for _, name := range []string{"ms", "@message", "@timestamp", "@module"} {
+			delete(got, name)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("line %d: want (-), got (+):\n%s", i+1, diff)
+		}
 	}
 }

@@ -36,6 +36,15 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // begun reports whether a part of the response was sent.
 func (w *response) begun() bool { return w.status != 0 }
 
+type responseKey struct{}
+
+// knownAs records the slug of the product that made a request.
+func knownAs(r *http.Request, product string) {
+	if res, ok := r.Context().Value(responseKey{}).(*response); ok {
+		res.product = product
+	}
+}
+
 // setRoute records the route of a request.
 func setRoute(w http.ResponseWriter, template string) {
 	if res, ok := w.(*response); ok {

@@ -39,6 +39,7 @@ type Config struct {
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"write log lines as JSON"`
+	AccessLog    bool   `env:"ORCH_ACCESS_LOG" envDefault:"true" desc:"write a log line for each request, at level info: its method, route, status, duration, product, request id and remote address"`
 	OpsAddr      string `env:"ORCH_OPS_ADDR" envDefault:"127.0.0.1:8001" desc:"address of the listener for operators: /metrics in Prometheus's format, Go's profiles below /debug/pprof/, and the admin's calls; off: no such listener. If the default address is in use, as by a second replica on one machine, the service warns and runs without this listener. An address that is set here and in use is an error. It serves plain HTTP, so an address that is not a loopback address is for private networks only"`
 	AdminOpsOnly bool   `env:"ORCH_ADMIN_ON_OPS_ONLY" envDefault:"false" desc:"serve the admin's calls on ORCH_OPS_ADDR only; on ORCH_ADDR they are unknown routes (404), as is any other call with an X-Admin-Key header. An address in use is then always an error"`
 

@@ -17,6 +17,7 @@ func writeFile(t *testing.T, name, text string) {
 // wrong lists invalid values for every variable that has some.
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:", ":99999", ":http", "host:"},
+	"ORCH_ACCESS_LOG":              {"maybe"},
 	"ORCH_OPS_ADDR":                {"8001", "host", "::1:80:", ":99999", "Off"},
 	"ORCH_ADMIN_ON_OPS_ONLY":       {"maybe"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},

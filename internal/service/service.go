@@ -110,6 +110,9 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	svc.Server.Observe(svc.metrics)
+	if cfg.AccessLog {
+		svc.Server.LogRequests(log.Named("access"))
+	}
 	svc.collect()
 	return svc, nil
 }

@@ -73,7 +73,9 @@ func bounded(t *testing.T, slug string) map[string]func(string) bool {
 	}
 	routes := append(slices.Collect(maps.Keys(doc.Paths.Map())), "none")
 	word := func(v string) bool { return len(v) < 30 && strings.Trim(v, "abcdefghijklmnopqrstuvwxyz_-") == "" }
-	code := func(v string) bool { return v == "ok" || v == "failed" || strings.Trim(v, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") == "" }
+	code := func(v string) bool {
+		return v == "ok" || v == "failed" || strings.Trim(v, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") == ""
+	}
 	kinds := append([]link.CallKind{"sql"}, link.CallKinds...)
 	for _, k := range []engine.OpKind{engine.OpProvision, engine.OpStart, engine.OpStop, engine.OpDestroy, engine.OpRotateKey, engine.OpSleep, engine.OpRecover, engine.OpRestart, "warm_claim"} {
 		kinds = append(kinds, link.CallKind(k))
@@ -142,6 +144,13 @@ func TestMetricsDoNotGrowWithUsers(t *testing.T) {
 			}
 		}
 	}
+	access := accessLines(r)
+	if n := len(access); n < 13*10 || !strings.Contains(access[n-1], "route=") {
+		t.Fatalf("the log has %d lines about requests", n)
+	}
+	if !slices.ContainsFunc(access, func(line string) bool { return strings.Contains(line, "product="+slug+" ") }) {
+		t.Error("no line about a request has its product")
+	}
 	close(hidden)
 	secrets := []string{harness.AdminKey, harness.ProviderKey, c.PlatformKey, productID, "http://", "127.0.0.1", "user-that-stays"}
 	for s := range hidden {
@@ -153,6 +162,9 @@ func TestMetricsDoNotGrowWithUsers(t *testing.T) {
 	for _, s := range secrets {
 		if strings.Contains(text, s) {
 			t.Errorf("the scrape contains %q", s)
+		}
+		if i := slices.IndexFunc(access, func(line string) bool { return s != "127.0.0.1" && strings.Contains(line, s) }); i >= 0 {
+			t.Errorf("a line about a request contains %q: %s", s, access[i])
 		}
 	}
 }
@@ -199,4 +211,14 @@ func liveOnce(ctx context.Context, r *harness.Replica, c *client.Client, user st
 	}
 	_, err = c.Destroy(ctx, user)
 	return err
+}
+
+// accessLines returns the lines of the log about requests.
+func accessLines(r *harness.Replica) (lines []string) {
+	for line := range strings.Lines(r.Logs.String()) {
+		if strings.Contains(line, " access: request: ") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
