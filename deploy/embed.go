@@ -1,7 +1,7 @@
-// Package deploy carries the access policies that the service and its engines
-// need in Nomad, Consul and Vault. Operators apply the files (docs/install.md);
-// internal/devstack applies the Vault ones from here, so that development and tests run
-// under the policies that production gets.
+// Package deploy contains the access policies that the service and its engines need in Nomad,
+// Consul and Vault. Operators apply the files (docs/install.md), and internal/devstack uses
+// them from this package, so that development and tests run with the same policies as
+// production.
 package deploy
 
 import "embed"

@@ -259,7 +259,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	return nil
 }
 
-// Retire hands the leader's work to another replica, at once and for good, because
+// Retire hands the leader's work to another replica, at once and permanently, because
 // operations in progress here may take long.
 func (s *Scheduler) Retire(ctx context.Context) {
 	s.guard.Retire(ctx)

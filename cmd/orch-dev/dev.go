@@ -37,9 +37,9 @@ func devCommand(*cmdline.Env) *cmdline.Command {
 until Ctrl-C, which leaves nothing behind. State and logs are in .dev/, which is
 wiped at each start; ". .dev/env" sets the addresses and keys in a shell.
 
-The agents refuse strangers, as in production: ACLs that deny by default, TLS by an
-authority of their own, and engines in the Nomad namespace "engines". -open has them
-serve everybody over plain HTTP.
+The agents refuse unknown callers, as in production: ACLs deny by default, TLS uses their
+own certificate authority, and engines are in the Nomad namespace "engines". With -open,
+they serve everybody over plain HTTP.
 
 ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT move the
 ports (0: a free one). ORCH_ADMIN_KEY, ORCH_LOG_LEVEL and the other ORCH_ variables

@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// asCommand makes the test binary be the command itself, in a process of its own.
+// asCommand is an environment variable that makes the test binary run the command.
 const asCommand = "ORCH_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// orchDev runs a call of orch-dev to its end.
+// orchDev calls orch-dev and waits for its end.
 func orchDev(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	executable, err := os.Executable()
@@ -33,7 +33,7 @@ func orchDev(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	}
 	cmd := exec.CommandContext(t.Context(), executable, args...)
 	cmd.Dir = t.TempDir()
-	// The race detector sleeps for a second before it lets a process end.
+	// With the race detector, a process sleeps for a second before it ends.
 	cmd.Env = []string{asCommand + "=1", "HOME=" + cmd.Dir, "GORACE=atexit_sleep_ms=0"}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -56,7 +56,8 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestCalledWrongly: exit code 2, how to call it on stderr, nothing started.
+// TestCalledWrongly: an invalid call exits with code 2, prints the usage to stderr, and starts
+// nothing.
 func TestCalledWrongly(t *testing.T) {
 	for _, args := range [][]string{{}, {"server"}, {"dev", "extra"}, {"demo", "extra"}, {"tools", "extra"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {

@@ -1,5 +1,5 @@
 # What the service may do in Nomad. Every line names the calls that need it. The
-# namespace is that of engines (ORCH_NOMAD_NAMESPACE), and of nothing else.
+# namespace (ORCH_NOMAD_NAMESPACE) must contain only engines.
 
 namespace "engines" {
   capabilities = [
@@ -19,7 +19,7 @@ namespace "engines" {
   }
 }
 
-# Registering a job that mounts a host volume asks for the volume, too.
+# The registration of a job that mounts a host volume needs this policy, too.
 host_volume "engine-*" {
   policy = "write"
 }

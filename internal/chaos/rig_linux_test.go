@@ -188,8 +188,8 @@ func (r *rig) database() (string, error) {
 	return both.String(), nil
 }
 
-// settings are the environment of one replica. It has a Consul agent of its own,
-// and one of the Nomad servers.
+// settings returns the environment of one replica, which has its own Consul agent and uses
+// one of the Nomad servers.
 func (r *rig) settings(addr, engines, database string, i int, access devstack.Access) []string {
 	scheme, _, _ := strings.Cut(access.ConsulAddr, "://")
 	access.NomadAddr, access.ConsulAddr = r.NomadAddrs[i], scheme+"://127.0.0.1:8500"

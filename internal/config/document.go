@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"strings"
 )
 
@@ -41,4 +42,23 @@ orch uses the usual Go client of each of these. Each client reads its own standa
 The variables named in ` + "`ORCH_ENGINE_ENV_PASSTHROUGH`" + ` are read from the service's environment at its start and written to Vault; engines get them at their next start. The service does not start with a value that Nomad cannot pass on unchanged (longer than 65535 bytes including its name, quotes and escapes; not UTF-8; with a NUL), because Nomad would kill every running engine when it reads the value.
 `)
 	return b.String()
+}
+
+// Variable documents one variable. Kind is text, number, true or false, or list. Section is
+// set for the first variable of a group.
+type Variable struct{ Name, Kind, Default, Description, Section string }
+
+var kinds = map[reflect.Kind]string{reflect.String: "text", reflect.Int: "number", reflect.Bool: "true or false", reflect.Slice: "list"}
+
+// Variables lists every ORCH_ variable in the order of the struct.
+func Variables() []Variable {
+	var list []Variable
+	t := reflect.TypeFor[Config]()
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag
+		if name := tag.Get("env"); name != "" {
+			list = append(list, Variable{name, kinds[t.Field(i).Type.Kind()], tag.Get("envDefault"), tag.Get("desc"), tag.Get("section")})
+		}
+	}
+	return list
 }

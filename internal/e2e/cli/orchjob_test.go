@@ -134,8 +134,8 @@ func TestOrchJob(t *testing.T) {
 	}
 }
 
-// orchJobArgs are the arguments of `nomad job run`: the service of this checkout
-// as a process, with engines as processes. Its tokens are added to secret.
+// orchJobArgs returns the arguments of `nomad job run` for the service of this checkout, with
+// raw_exec for the service and its engines. It adds the service's tokens to secret.
 func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 	t.Helper()
 	binary, err := harness.OrchBinary()
