@@ -47,6 +47,9 @@ type Options struct {
 	RetentionDays int
 	// Log receives the messages of the background work; required.
 	Log hclog.Logger
+	// Observe is told about every call of the database: how long its caller waited, and its
+	// error. nil: nobody.
+	Observe func(took time.Duration, err error)
 }
 
 // Log is the audit log. Its methods are safe for concurrent use.
@@ -77,6 +80,7 @@ func Open(ctx context.Context, url string, o Options) (*Log, error) {
 		return nil, unusable{err}
 	}
 	l := &Log{db: db, opts: o}
+	db.observe = o.Observe
 	if err := db.prepare(ctx); err != nil {
 		if !db.away(err) {
 			if db.disk != nil {

@@ -40,6 +40,7 @@ type database struct {
 	state     state
 	// circuit refuses calls while the server does not respond; nil with SQLite.
 	circuit *link.Circuit
+	observe func(took time.Duration, err error) // nil: nobody
 }
 
 // dialect is what differs between SQLite and PostgreSQL.
@@ -94,6 +95,15 @@ func (d *database) close() error {
 // call runs one call within the database's time limit, after the schema was migrated. It
 // fails at once while the server is known not to respond.
 func (d *database) call(ctx context.Context, do func(ctx context.Context) error) error {
+	began := time.Now()
+	err := d.callOnce(ctx, do)
+	if d.observe != nil {
+		d.observe(time.Since(began), err)
+	}
+	return err
+}
+
+func (d *database) callOnce(ctx context.Context, do func(ctx context.Context) error) error {
 	if err := d.circuit.Pass(link.FailFast(ctx)); err != nil {
 		return d.explain(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // report is the result of one run: its figures, and which steps and processes use the time.
@@ -183,10 +185,6 @@ func (w *stopwatch) step(name string) {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// elsewhere are the steps of the service's operations that wait for Nomad, the node or the
-// engine.
-var elsewhere = []string{"register", "boot", "scale-down", "drain", "purge", "volume", "thaw", "proof"}
-
 // recorder contains the measured values by series, in milliseconds.
 type recorder map[string][]float64
 
@@ -208,11 +206,11 @@ func (r recorder) operation(series string, w *stopwatch, byOrch bool) {
 	for name, ms := range w.steps {
 		r.add(stepOf(series, name), ms)
 		between -= ms
+		if operation.Elsewhere(name) {
+			own -= ms
+		}
 	}
 	r.add(stepOf(series, betweenSteps), between)
-	for _, name := range elsewhere {
-		own -= w.steps[name]
-	}
 	if byOrch {
 		r.add(ownOf(series), own)
 	}

@@ -81,7 +81,7 @@ func TestPackageGraph(t *testing.T) {
 // lower layers.
 var floors = [][]string{
 	{"internal/service"},
-	{"internal/config", "server", "images"},
+	{"internal/config", "internal/ops", "server", "images"},
 	{"scheduler"},
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
 	{"scheduler/operation", "scheduler/witness"},

@@ -117,6 +117,24 @@ func (m *Mirror) Counts(productID string) map[engine.State]int {
 	return counts
 }
 
+// ProductCounts is how many engines of a product are in each of the states that occur.
+type ProductCounts struct {
+	ProductID, Slug string
+	Total           int
+	ByState         map[engine.State]int
+}
+
+// ByProduct returns the counts of every product with engines, in no order.
+func (m *Mirror) ByProduct() []ProductCounts {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	all := make([]ProductCounts, 0, len(m.tenants))
+	for id, t := range m.of("") {
+		all = append(all, ProductCounts{id, t.rows[0].ProductSlug, len(t.rows), maps.Clone(t.counts)})
+	}
+	return all
+}
+
 // Of returns all rows of a product, oldest first.
 func (m *Mirror) Of(productID string) (rows []*engine.Row) {
 	m.mu.RLock()

@@ -238,15 +238,20 @@ func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 	return err
 }
 
-func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) error {
-	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
-	if errors.Is(err, registry.ErrNotFound) {
-		return nil
+func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) (err error) {
+	for range maxClaims { // meanwhile the monitor may write that the process is gone
+		row, rerr := s.store.Engine(ctx, seen.ProductID, seen.UserID)
+		if errors.Is(rerr, registry.ErrNotFound) {
+			return nil
+		}
+		if rerr != nil || row.EngineID != engineID {
+			return rerr
+		}
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
+		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
+		if err = s.store.Correct(ctx, row, engineID, nil); !errors.Is(err, registry.ErrConflict) {
+			return err
+		}
 	}
-	if err != nil || row.EngineID != engineID {
-		return err
-	}
-	row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
-	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
-	return s.store.Correct(ctx, row, engineID, nil)
+	return err
 }

@@ -67,6 +67,18 @@ type Options struct {
 	AllowOpenNomad bool
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
+	// Observer is told about what the scheduler does; nil: nobody.
+	Observer Observer
+}
+
+// Observer is told about what the scheduler does, for metrics. Its methods must not wait.
+type Observer interface {
+	// Operation is called when an operation ended on this replica.
+	Operation(operation.Outcome)
+	// Pass is called after each full pass of reconcile, and Action after each action that a
+	// pass tried.
+	Pass(took time.Duration)
+	Action(act reconcile.Act, err error)
 }
 
 // Scheduler runs operations on engines. Its methods are safe for concurrent use after Run
@@ -123,9 +135,15 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		probe:        boot.NewProber(opts.ProbeTimeout),
 		contradicted: map[string]bool{},
 	}
+	var observed func(operation.Outcome)
+	var passed func(time.Duration)
+	var acted func(reconcile.Act, error)
+	if o := opts.Observer; o != nil {
+		observed, passed, acted = o.Operation, o.Pass, o.Action
+	}
 	s.ops = operation.New(operation.Deps{
 		Log: log, Store: store, Rows: s.mirror, Owner: driving{s}, Replica: s.replica.ID, Plans: &plans,
-		BootTimeout: opts.BootTimeout, Restart: opts.Restart,
+		BootTimeout: opts.BootTimeout, Restart: opts.Restart, Observe: observed,
 	})
 	s.guard = guard.New(guard.Deps{
 		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.ops.Background,
@@ -151,6 +169,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.reconcile = reconcile.New(reconcile.Deps{
 		Log: log, Store: store, Rows: s.mirror, Nomad: c, Vault: v, Checks: s.health, Pool: s.pool, Guard: s.guard, Engines: reconciling{s}, Owners: owning{s},
 		Deployment: opts.Job.Deployment, Interval: opts.ReconcileInterval, Grace: opts.OrphanGrace, KillWithin: killGrace + killMargin, Undone: undone(),
+		Passed: passed, Acted: acted,
 	})
 	s.rollout = make(chan struct{}, 1)
 	s.prover = newProver(s)

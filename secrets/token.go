@@ -40,6 +40,7 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 				log.Warn("cannot renew the vault token; retrying", "error", err)
 			default:
 				w.tell(log, life, time.Now())
+				v.expires.Store(life.expires(time.Now()))
 				if life.renewed {
 					wait = max(life.ttl/tokenShare, time.Second)
 				}
@@ -73,6 +74,22 @@ type tokenLife struct {
 	// zero: renewals keep it alive.
 	ends time.Time
 	by   string
+}
+
+// expires returns the end of the token unless it is renewed again, as time.Time.UnixNano; 0:
+// the token does not expire.
+func (l tokenLife) expires(now time.Time) int64 {
+	if l.ttl <= 0 {
+		return 0
+	}
+	return now.Add(l.ttl).UnixNano()
+}
+
+// TokenExpires returns when the service's token expires unless it is renewed again. false:
+// that is not known, or it does not expire.
+func (v *Vault) TokenExpires() (time.Time, bool) {
+	at := v.expires.Load()
+	return time.Unix(0, at), at != 0
 }
 
 // renew renews the token, if it can be renewed.

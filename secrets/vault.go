@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	vault "github.com/hashicorp/vault/api"
@@ -51,6 +52,8 @@ type Vault struct {
 	// per engine (266 instead of 198), and would not replace the code that decides which
 	// versions of an engine are cached.
 	cache map[string][]*EngineKey
+
+	expires atomic.Int64 // of the token, as time.Time.UnixNano; 0: not known, or never
 }
 
 // New returns a Vault for the keys below mount (without slashes at its ends).

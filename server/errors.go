@@ -89,6 +89,9 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		// The calls that the request was waiting for were cancelled because its caller
 		// left.
 		args[1] = statusHungUp
+		if res, ok := w.(*response); ok {
+			res.hungUp = true
+		}
 		s.log.Debug("the caller disconnected", args...)
 	case code == http.StatusServiceUnavailable, e.Code == engine.BackendRefused:
 		s.outages.failed(cmp.Or(scheduler.Away(err), string(e.Code)), id, err)
@@ -96,7 +99,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		s.log.Error("request failed", args...)
 	}
-	if res, ok := w.(*response); ok && res.begun {
+	if res, ok := w.(*response); ok && res.begun() {
 		// A part of another response has been sent already. Breaking the connection is
 		// better than appending an error to that response.
 		panic(http.ErrAbortHandler)

@@ -20,7 +20,11 @@ const (
 
 // product authenticates a product's call that does not concern a single user.
 func (s *Server) product(r *http.Request) (*scheduler.Caller, error) {
-	return s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), "")
+	c, err := s.scheduler.Authenticate(r.Context(), r.Header.Get("X-Platform-Key"), "")
+	if err == nil {
+		knownAs(r, c.Product.Slug)
+	}
+	return c, err
 }
 
 // fleet authenticates a call whose response is read from the in-memory view.

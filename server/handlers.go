@@ -76,6 +76,9 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 		userID = "" // no row is read under an invalid user_id
 	}
 	c, err := authenticate(r.Context(), r.Header.Get("X-Platform-Key"), userID)
+	if err == nil {
+		knownAs(r, c.Product.Slug)
+	}
 	if err == nil && bad != nil {
 		c.Leave()
 		if err = bad; !errors.As(bad, new(*engine.Error)) {

@@ -64,49 +64,59 @@ func (s *Server) routes() http.Handler {
 		s.methodNotAllowed(w, req)
 	}
 
-	r.GET("/health", free(s.health))
-	r.GET("/live", free(s.live))
-	r.GET(readyPath, free(s.ready))
-	r.GET("/openapi.yaml", free(s.openAPI))
-	r.GET("/docs", free(s.docsPage))
-	r.GET("/status", plain(s.fleetStatus))
-	r.GET("/metrics", plain(s.metrics))
-	r.GET("/audit", plain(s.auditLog))
-	r.GET("/engines", plain(s.listEngines))
-	r.GET("/engines/:id", item(s.getEngine))
-	r.DELETE("/engines/:id", item(s.mayWait(s.destroy)))
-	r.GET("/products", plain(s.listProducts))
-	r.GET("/products/:id", other(s.getProduct))
-	r.DELETE("/products/:id", other(s.deleteProduct))
-	r.PUT("/products/:id/policy", other(s.setPolicy))
-	r.GET("/reconcile", plain(s.planReconcile))
-	r.POST("/reconcile", plain(s.requestReconcile))
-	r.GET("/unreachable-volumes", plain(s.listUnreachableVolumes))
-	r.DELETE("/unreachable-volumes/:id", other(s.forgetVolume))
-	r.GET("/provider-keys", plain(s.providerKeys))
-	r.POST("/provider-keys/apply", plain(s.applyProviderKeys))
-	r.GET("/registry", plain(s.registryStatus))
-	r.GET("/registry/recover", plain(s.planRecovery))
-	r.POST("/registry/recover", plain(s.requestRecovery))
-	r.POST("/registry/rekey", plain(s.rekey))
-	r.POST("/nodes/:id/adopt", other(s.adoptNode))
-	r.GET("/quarantine", plain(s.listQuarantine))
-	r.POST("/quarantine/:id/adopt", other(s.adopt))
-	r.DELETE("/quarantine/:id", other(s.discard))
+	add := func(method, path string, h httprouter.Handle) {
+		template := templateOf(path)
+		r.Handle(method, path, func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
+			setRoute(w, template)
+			h(w, req, p)
+		})
+	}
+	add(http.MethodGet, "/health", free(s.health))
+	add(http.MethodGet, "/live", free(s.live))
+	add(http.MethodGet, readyPath, free(s.ready))
+	add(http.MethodGet, "/openapi.yaml", free(s.openAPI))
+	add(http.MethodGet, "/docs", free(s.docsPage))
+	add(http.MethodGet, "/status", plain(s.fleetStatus))
+	add(http.MethodGet, "/metrics", plain(s.metrics))
+	add(http.MethodGet, "/audit", plain(s.auditLog))
+	add(http.MethodGet, "/engines", plain(s.listEngines))
+	add(http.MethodGet, "/engines/:id", item(s.getEngine))
+	add(http.MethodDelete, "/engines/:id", item(s.mayWait(s.destroy)))
+	add(http.MethodGet, "/products", plain(s.listProducts))
+	add(http.MethodGet, "/products/:id", other(s.getProduct))
+	add(http.MethodDelete, "/products/:id", other(s.deleteProduct))
+	add(http.MethodPut, "/products/:id/policy", other(s.setPolicy))
+	add(http.MethodGet, "/reconcile", plain(s.planReconcile))
+	add(http.MethodPost, "/reconcile", plain(s.requestReconcile))
+	add(http.MethodGet, "/unreachable-volumes", plain(s.listUnreachableVolumes))
+	add(http.MethodDelete, "/unreachable-volumes/:id", other(s.forgetVolume))
+	add(http.MethodGet, "/provider-keys", plain(s.providerKeys))
+	add(http.MethodPost, "/provider-keys/apply", plain(s.applyProviderKeys))
+	add(http.MethodGet, "/registry", plain(s.registryStatus))
+	add(http.MethodGet, "/registry/recover", plain(s.planRecovery))
+	add(http.MethodPost, "/registry/recover", plain(s.requestRecovery))
+	add(http.MethodPost, "/registry/rekey", plain(s.rekey))
+	add(http.MethodPost, "/nodes/:id/adopt", other(s.adoptNode))
+	add(http.MethodGet, "/quarantine", plain(s.listQuarantine))
+	add(http.MethodPost, "/quarantine/:id/adopt", other(s.adopt))
+	add(http.MethodDelete, "/quarantine/:id", other(s.discard))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {
 				refuse(w, req)
 				return
 			}
+			setRoute(w, "/"+name+"/"+c.create)
 			s.serve(w, req, "", s.counted(c.creator))
 		})
 		r.POST("/"+name+"/:id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
-			h, known := c.actions[p.ByName("action")]
+			action := p.ByName("action")
+			h, known := c.actions[action]
 			if !known {
 				refuse(w, req)
 				return
 			}
+			setRoute(w, templateOf("/"+name+"/:id/"+action))
 			item(h)(w, req, p)
 		})
 	}
@@ -132,6 +142,17 @@ func (s *Server) notFound(w http.ResponseWriter, r *http.Request) { s.writeError
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	s.writeError(w, r, &engine.Error{Code: engine.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})
+}
+
+// parameters are the names of the parameter :id, by the first segment of the path.
+var parameters = map[string]string{
+	"engines": "{user_id}", "products": "{product_id}", "unreachable-volumes": "{engine_id}", "quarantine": "{engine_id}", "nodes": "{node_id}",
+}
+
+// templateOf returns the template of a route's path as it is in docs/openapi.yaml.
+func templateOf(path string) string {
+	first, _, _ := strings.Cut(path[1:], "/")
+	return strings.Replace(path, ":id", parameters[first], 1)
 }
 
 // collection is what POST does below /engines and /products: one name that creates an item,

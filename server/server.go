@@ -33,6 +33,10 @@ type Server struct {
 	docs      []byte        // the HTML page about the API
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
+	observer  Observer     // nil: nobody
+	access    hclog.Logger // nil: no line for each request
+	inFlight  atomic.Int64
+	confined  bool        // the admin's calls are served by AdminHandler only
 	draining  atomic.Bool // Drain was called
 	// requests and admits are the requests in progress (Limit).
 	requests, admits chan struct{}
@@ -63,7 +67,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 	// starts engines for 20 s, and then waits for its last rotation.
 	write := srv.longest + 15*time.Second
 	srv.http = &http.Server{
-		Handler:           srv.identify(srv.routes()),
+		Handler:           srv.identify(srv.public(srv.routes())),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      write,
@@ -147,8 +151,9 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client can retry, so the request does not wait for an unavailable store.
-		r = r.WithContext(link.FailFast(operation.WithRequestID(r.Context(), id)))
 		res := &response{ResponseWriter: w, draining: &s.draining}
+		r = r.WithContext(context.WithValue(link.FailFast(operation.WithRequestID(r.Context(), id)), responseKey{}, res))
+		defer s.begin(res, r)()
 		defer func() {
 			switch p := recover(); p {
 			case nil:
@@ -179,15 +184,10 @@ func (s *Server) limit(r *http.Request) time.Duration {
 
 // serve runs one handler within its time limit.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h handler) {
-	began := time.Now()
 	ctx, cancel := context.WithTimeout(r.Context(), s.limit(r))
 	defer cancel()
 	r = r.WithContext(ctx)
 	if err := h(w, r, userID); err != nil {
 		s.writeError(w, r, err)
-		return
-	}
-	if s.log.IsDebug() {
-		s.log.Debug("request served", "request_id", operation.RequestID(r.Context()), "method", r.Method, "ms", time.Since(began).Milliseconds())
 	}
 }

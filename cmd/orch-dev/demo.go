@@ -41,7 +41,7 @@ func runDemo(ctx context.Context) (err error) {
 	}
 	sys, err := dev.Start(ctx, dev.Options{
 		Stack:    devstack.Config{Locked: true, Binaries: binaries, Progress: progress},
-		Vars:     map[string]string{"ORCH_ADDR": "127.0.0.1:0", "ORCH_VOLUME_POOL": "1"},
+		Vars:     map[string]string{"ORCH_ADDR": "127.0.0.1:0", "ORCH_OPS_ADDR": "127.0.0.1:0", "ORCH_VOLUME_POOL": "1"},
 		Progress: progress, LogTo: os.Stderr,
 	})
 	if err != nil {

@@ -151,6 +151,9 @@ func writeEnv(file string, sys *dev.System) error {
 		"ORCH_URL=" + sys.URL, "ORCH_ADMIN_KEY=" + quote(sys.AdminKey), "ORCH_PLATFORM_KEY=" + sys.Product.PlatformAPIKey,
 		"NOMAD_NAMESPACE=" + sys.Stack.Namespace,
 	}
+	if sys.OpsURL != "" {
+		lines = append(lines, "ORCH_OPS_URL="+sys.OpsURL)
+	}
 	for _, variable := range sys.Stack.Operator().Environ() {
 		name, value, _ := strings.Cut(variable, "=")
 		lines = append(lines, name+"="+quote(value))

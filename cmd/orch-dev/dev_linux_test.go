@@ -59,7 +59,7 @@ func startWith(t *testing.T, dir string, vars []string, args ...string) (cmd *ex
 	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0",
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DEV_NOMAD_PORT=0", "ORCH_DEV_CONSUL_PORT=0", "ORCH_DEV_VAULT_PORT=0")
 	cmd.Env = append(cmd.Env, vars...)
 	out, err := os.CreateTemp(dir, "stdout-")
 	if err != nil {
@@ -130,7 +130,7 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%s: %v, %v; want mode 0600", file, info, err)
 	}
-	for _, name := range []string{"ORCH_URL", "ORCH_ADMIN_KEY", "ORCH_PLATFORM_KEY", "NOMAD_ADDR", "CONSUL_HTTP_ADDR", "VAULT_ADDR", "VAULT_TOKEN"} {
+	for _, name := range []string{"ORCH_URL", "ORCH_OPS_URL", "ORCH_ADMIN_KEY", "ORCH_PLATFORM_KEY", "NOMAD_ADDR", "CONSUL_HTTP_ADDR", "VAULT_ADDR", "VAULT_TOKEN"} {
 		if vars[name] == "" {
 			t.Errorf("%s is not set", name)
 		}

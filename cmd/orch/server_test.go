@@ -25,7 +25,7 @@ const (
 // good is a configuration whose agents do not exist: nothing listens on port 1.
 func good(more ...string) []string {
 	return append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=" + providerKey, "VAULT_TOKEN=" + providerKey,
 		"NOMAD_ADDR=http://127.0.0.1:1", "CONSUL_HTTP_ADDR=127.0.0.1:1", "VAULT_ADDR=http://127.0.0.1:1",
 	}, more...)

@@ -50,7 +50,8 @@ func (c *Config) check(unread map[string]bool) []error {
 
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
 	c.checkTLS(bad, unread["ORCH_ALLOW_HTTP"])
-	bad(c.PprofAddr == "" || isLoopback(c.PprofAddr), "ORCH_PPROF_ADDR", "must be 127.0.0.1:port or [::1]:port, with a port from 0 to 65535: anybody who reaches it can slow down the service")
+	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
+	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {
 		key, err := ReadAdminKey(c.AdminKeyFile)
@@ -158,8 +159,6 @@ func isAddress(s string) bool {
 	return err == nil
 }
 
-// isLoopback reports whether an address is reachable only from this machine.
-func isLoopback(s string) bool {
-	host, _, err := net.SplitHostPort(s)
-	return err == nil && isAddress(s) && net.ParseIP(host).IsLoopback()
-}
+// opsOff is the value of ORCH_OPS_ADDR without a listener. An empty value is the default, as
+// of every variable.
+const opsOff = "off"

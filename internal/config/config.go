@@ -25,10 +25,12 @@ type Config struct {
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
 	LogJSON      bool   `env:"ORCH_LOG_JSON" envDefault:"false" desc:"write log lines as JSON"`
+	AccessLog    bool   `env:"ORCH_ACCESS_LOG" envDefault:"true" desc:"write a log line for each request, at level info: its method, route, status, duration, product, request id and remote address"`
+	OpsAddr      string `env:"ORCH_OPS_ADDR" envDefault:"127.0.0.1:8001" desc:"address of the listener for operators: /metrics in Prometheus's format, Go's profiles below /debug/pprof/, and the admin's calls; off: no such listener. If the default address is in use, as by a second replica on one machine, the service warns and runs without this listener. An address that is set here and in use is an error. It serves plain HTTP, so an address that is not a loopback address is for private networks only"`
+	AdminOpsOnly bool   `env:"ORCH_ADMIN_ON_OPS_ONLY" envDefault:"false" desc:"serve the admin's calls on ORCH_OPS_ADDR only; on ORCH_ADDR they are unknown routes (404), as is any other call with an X-Admin-Key header. An address in use is then always an error"`
 	MaxRequests  int    `env:"ORCH_MAX_REQUESTS" envDefault:"10000" desc:"maximum number of concurrent requests of a replica; others get 503 OVERLOADED at once. As many admits of running engines are served in addition; /live, /ready, /health and /docs do not count"`
 	Docs         bool   `env:"ORCH_DOCS" envDefault:"true" desc:"serve the description of the API (/docs, /openapi.yaml)"`
 	DrainDelayS  int    `env:"ORCH_DRAIN_DELAY_S" envDefault:"5" desc:"after SIGTERM: how long calls are still served while /ready returns 503, in seconds; longer than a load balancer needs to notice"`
-	PprofAddr    string `env:"ORCH_PPROF_ADDR" desc:"loopback address (for example 127.0.0.1:6060) on which to serve Go's profiles of the service, below /debug/pprof/; default: they are not served"`
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of engines whose product's policy names none (required); with raw_exec, the name of a file in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec. mock_driver, which only development builds of Nomad have, runs no processes and is for measurements of scale"`

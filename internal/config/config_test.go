@@ -35,6 +35,7 @@ func mustLoad(t *testing.T, environ []string) *Config {
 // affects every user who relies on it.
 var contractDefaults = map[string]string{
 	"ORCH_ADDR":                    ":8000",
+	"ORCH_OPS_ADDR":                "127.0.0.1:8001",
 	"ORCH_BOOT_TIMEOUT_S":          "60",
 	"ORCH_HEALTH_CHECK_INTERVAL_S": "30",
 	"ORCH_HEALTH_CHECK_TIMEOUT_S":  "10",
@@ -94,7 +95,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
 		"ORCH_DOCS": "false", "ORCH_ALLOW_HTTP": "false", "ORCH_TLS_CERT_FILE": cert, "ORCH_TLS_KEY_FILE": key, "ORCH_TLS_CLIENT_CA_FILE": cert,
 		"ORCH_ADMIN_KEY_FILE": keyFile, "ORCH_DATABASE_URL": "postgres://host/db",
-		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true", "ORCH_PPROF_ADDR": "[::1]:0",
+		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true", "ORCH_ACCESS_LOG": "false", "ORCH_OPS_ADDR": "[::1]:0", "ORCH_ADMIN_ON_OPS_ONLY": "true",
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines", "ORCH_ALLOW_OPEN_NOMAD": "true",
@@ -132,6 +133,30 @@ func TestEveryVariableIsRead(t *testing.T) {
 				t.Errorf("description is %q", v.Description)
 			}
 		})
+	}
+}
+
+func TestOps(t *testing.T) {
+	for _, c := range []struct {
+		vars     []string
+		addr     string
+		required bool
+	}{
+		{nil, "127.0.0.1:8001", false},
+		{[]string{"ORCH_OPS_ADDR="}, "127.0.0.1:8001", false},
+		{[]string{"ORCH_OPS_ADDR=off"}, "", false},
+		{[]string{"ORCH_OPS_ADDR=127.0.0.1:8001"}, "127.0.0.1:8001", true},
+		{[]string{"ORCH_OPS_ADDR=:0"}, ":0", true},
+		{[]string{"ORCH_ADMIN_ON_OPS_ONLY=true"}, "127.0.0.1:8001", true},
+	} {
+		addr, required := mustLoad(t, least(c.vars...)).Ops()
+		if addr != c.addr || required != c.required {
+			t.Errorf("%v: %q, required %t; want %q, %t", c.vars, addr, required, c.addr, c.required)
+		}
+	}
+	_, err := Load(least("ORCH_ADMIN_ON_OPS_ONLY=true", "ORCH_OPS_ADDR=off"))
+	if got := namesIn(err); !slices.Equal(got, []string{"ORCH_ADMIN_ON_OPS_ONLY"}) {
+		t.Errorf("without a listener: named %v", got)
 	}
 }
 

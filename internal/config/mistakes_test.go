@@ -17,7 +17,9 @@ func writeFile(t *testing.T, name, text string) {
 // wrong lists invalid values for every variable that has some.
 var wrong = map[string][]string{
 	"ORCH_ADDR":                    {"8000", "host", "::1:80:", ":99999", ":http", "host:"},
-	"ORCH_PPROF_ADDR":              {":6060", "0.0.0.0:6060", "10.0.0.1:6060", "127.0.0.1", "127.0.0.1:x", "example.com:6060"},
+	"ORCH_ACCESS_LOG":              {"maybe"},
+	"ORCH_OPS_ADDR":                {"8001", "host", "::1:80:", ":99999", "Off"},
+	"ORCH_ADMIN_ON_OPS_ONLY":       {"maybe"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},

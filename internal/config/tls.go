@@ -41,3 +41,9 @@ func stays(addr string) bool {
 	host, _, _ := net.SplitHostPort(addr)
 	return host == "localhost" || isLoopback(addr)
 }
+
+// isLoopback reports whether an address is reachable only from this machine.
+func isLoopback(s string) bool {
+	host, _, err := net.SplitHostPort(s)
+	return err == nil && isAddress(s) && net.ParseIP(host).IsLoopback()
+}

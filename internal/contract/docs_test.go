@@ -16,7 +16,7 @@ func TestMetricsAreFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != want {
-		t.Error("docs/metrics.md is not what docs/openapi.yaml says; run make docs")
+		t.Error("docs/metrics.md is not what docs/openapi.yaml and internal/ops say; run make docs")
 	}
 	if strings.Contains(want, "|  |") {
 		t.Error("a figure has no type, unit or meaning")

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/septemberai/orch/internal/ops"
 )
 
 //go:generate go run ./document ../../docs/metrics.md
@@ -23,16 +25,46 @@ func Document() (string, error) {
 	for _, table := range []struct{ heading, schema string }{{"", "Metrics"}, {"\n## GET /status\n", "FleetStatus"}, {"\n## Each of warm_pools\n", "WarmPool"}} {
 		text += table.heading + "\n| Figure | Type | Unit | Meaning |\n|---|---|---|---|\n" + figures(doc.Components.Schemas[table.schema].Value, "")
 	}
-	return text, nil
+	return text + prometheusText(), nil
 }
+
+// prometheusText describes the metrics of the listener for operators.
+func prometheusText() string {
+	var b strings.Builder
+	b.WriteString(prometheusHead)
+	for _, m := range ops.NewMetrics().Defined() {
+		labels := "–"
+		if len(m.Labels) > 0 {
+			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, labels, m.Help)
+	}
+	return b.String()
+}
+
+const prometheusHead = `
+## Prometheus
+[The listener for operators](operations.md#the-listener-for-operators) serves these in the format of Prometheus, ` + "`GET /metrics` of `ORCH_OPS_ADDR`" + `, without a key:
+
+    scrape_configs:
+      - job_name: orch
+        static_configs: [{targets: ["127.0.0.1:8001"]}]
+
+Each replica counts what it did itself, so sum counters and histograms over the replicas. What exists once for all replicas (engines, quotas, pools) is reported from the view of each replica, or by the leader alone: take the maximum of those. No label contains a user, an engine, a key or an address, so users do not add series.
+
+Besides these, there are the metrics of the Go runtime and of the process (` + "`go_*`, `process_*`" + `).
+
+| Metric | Type | Labels | Meaning |
+|---|---|---|---|
+`
 
 const metricsHead = `# Metrics
 
-<!-- Made by "make docs" from docs/openapi.yaml: change it there. -->
+<!-- Made by "make docs" from docs/openapi.yaml and internal/ops: change it there. -->
 
 This page is the reference of the figures that orch reports. [Operations](operations.md#what-to-watch) says which of them to watch, and which values are good.
 
-Both calls return JSON. A figure is a number in the response, without labels: the key of the call decides what it counts. There is no endpoint in the format of Prometheus.
+These calls return JSON. A figure is a number in the response, without labels: the key of the call decides what it counts. The metrics for Prometheus are [below](#prometheus).
 
 | Call | With | Counts |
 |---|---|---|

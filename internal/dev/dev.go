@@ -38,6 +38,7 @@ type Options struct {
 type System struct {
 	Stack    *devstack.Stack
 	URL      string
+	OpsURL   string // of the listener for operators; "" if its default address is in use
 	AdminKey string
 	Product  *client.Registered
 
@@ -116,6 +117,9 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	sys.stop = stop
 	go func() { sys.served <- svc.Run(running) }()
 	sys.URL = "http://" + strings.Replace(svc.Server.Addr().String(), "[::]", "127.0.0.1", 1)
+	if addr := svc.OpsAddr(); addr != "" {
+		sys.OpsURL = "http://" + addr
+	}
 	if err := sys.awaitReady(ctx); err != nil {
 		return sys, err
 	}

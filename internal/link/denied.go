@@ -31,10 +31,11 @@ func Trying(ctx context.Context) context.Context {
 // Call it before the first request.
 func (l *Link) TellRefusals(tell func(Refusal)) { l.refused = tell }
 
-// look reports a response that is a refusal. The response can still be read whole.
-func (l *Link) look(req *http.Request, resp *http.Response) {
+// look reports a response that is a refusal, and returns whether it is one. The response can
+// still be read whole.
+func (l *Link) look(req *http.Request, resp *http.Response) bool {
 	if l.refused == nil || !l.kind.denies(resp) || req.Context().Value(tryingKey{}) != nil {
-		return
+		return false
 	}
 	var begin bytes.Buffer
 	_, _ = io.CopyN(&begin, resp.Body, deniedPeek)
@@ -44,13 +45,14 @@ func (l *Link) look(req *http.Request, resp *http.Response) {
 		io.Closer
 	}{io.MultiReader(&begin, resp.Body), resp.Body}
 	if resp.StatusCode == http.StatusConflict && !strings.Contains(said, "Permission denied") {
-		return
+		return false
 	}
 	what := Refusal{Store: l.kind.Name, Endpoint: req.Method + " " + endpoint(req.URL.Path), Said: strings.TrimSpace(said)}
 	if l.kind.needs != nil {
 		what.Needs = l.kind.needs(req)
 	}
 	l.refused(what)
+	return true
 }
 
 // denies reports whether a response may be a refusal. Consul responds to a transaction whose

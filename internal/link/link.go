@@ -47,6 +47,7 @@ type Link struct {
 	short, long, probe *http.Transport
 	circuit            *Circuit      // nil before Watch
 	refused            func(Refusal) // nil before TellRefusals
+	observer           Observer      // nil: nobody
 }
 
 // New returns a Link whose connections are configured like those of t; t itself is not
@@ -93,14 +94,19 @@ func (l *Link) CloseIdle() {
 // RoundTrip sends a request. The request's time limit includes waiting for a connection,
 // for the store to respond again, and for its limit of connections.
 func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
+	began, ctx := time.Now(), req.Context()
 	if probing(ctx) {
-		return l.probe.RoundTrip(req)
+		resp, err := l.probe.RoundTrip(req)
+		l.observe(req, resultOf(resp, err), time.Since(began))
+		return resp, err
 	}
 	resp, err := l.roundTrip(ctx, req)
-	if err == nil {
-		l.look(req, resp)
+	result := resultOf(resp, err)
+	took := time.Since(began)
+	if err == nil && l.look(req, resp) {
+		result = ResultDenied
 	}
+	l.observe(req, result, took)
 	return resp, err
 }
 

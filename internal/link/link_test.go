@@ -239,3 +239,62 @@ func TestRefusedForLimits(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestObserver: every call is reported once with its kind and result, and each refusal
+// because of a limit as well.
+func TestObserver(t *testing.T) {
+	var status atomic.Int64
+	var limited atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if limited.Add(-1) >= 0 {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		w.WriteHeader(int(status.Load()))
+	}))
+	defer s.Close()
+	l, _ := linkTo(t, Consul, s.URL)
+	var got []string
+	l.Observe(func(store string, kind CallKind, result Result, took time.Duration) {
+		if took <= 0 && result != ResultLimited {
+			t.Errorf("a call took %s", took)
+		}
+		got = append(got, fmt.Sprint(store, " ", kind, " ", result))
+	})
+	call := func(ctx context.Context, method, path string) {
+		req, err := http.NewRequestWithContext(ctx, method, s.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := l.RoundTrip(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		status, limited int64
+		ctx             context.Context
+		method, path    string
+		want            []string
+	}{
+		{200, 0, t.Context(), "GET", "/", []string{"consul read ok"}},
+		{200, 0, t.Context(), "PUT", "/", []string{"consul write ok"}},
+		{200, 2, t.Context(), "PUT", "/", []string{"consul write limited", "consul write limited", "consul write ok"}},
+		{200, 0, t.Context(), "GET", "/?index=7", []string{"consul wait ok"}},
+		{403, 0, t.Context(), "GET", "/", []string{"consul read denied"}},
+		{401, 0, t.Context(), "DELETE", "/", []string{"consul write denied"}},
+		{404, 0, t.Context(), "GET", "/", []string{"consul read client_error"}},
+		{500, 0, t.Context(), "GET", "/", []string{"consul read server_error"}},
+		{200, 0, gone, "GET", "/", []string{"consul read no_response"}},
+		{200, 0, context.WithValue(t.Context(), probeKey{}, true), "GET", "/", []string{"consul probe ok"}},
+	} {
+		got = nil
+		status.Store(c.status)
+		limited.Store(c.limited)
+		call(c.ctx, c.method, c.path)
+		if fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("%s %s with %d: observed %v, want %v", c.method, c.path, c.status, got, c.want)
+		}
+	}
+}

@@ -42,6 +42,7 @@ func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Respons
 		if resp != nil {
 			_ = resp.Body.Close()
 		}
+		l.observe(req, ResultLimited, 0)
 		l.circuit.Heard(false)
 		if !pause(ctx, wait/2+rand.N(wait)) {
 			return nil, fmt.Errorf("%w: %w", errRefused, context.Cause(ctx))

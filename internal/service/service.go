@@ -16,6 +16,7 @@ import (
 	"github.com/septemberai/orch/images"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/internal/preflight"
 	"github.com/septemberai/orch/internal/reload"
 	"github.com/septemberai/orch/jobs"
@@ -37,11 +38,12 @@ type Service struct {
 	// returns 503 (ORCH_DRAIN_DELAY_S).
 	DrainDelay time.Duration
 
-	vault    *secrets.Vault
-	audit    *audit.Log
-	images   *images.Resolver // nil: images are not pinned
-	profiles *profiles
-	log      hclog.Logger
+	vault   *secrets.Vault
+	audit   *audit.Log
+	images  *images.Resolver // nil: images are not pinned
+	ops     *ops.Listener    // nil: there is none
+	metrics *ops.Metrics
+	log     hclog.Logger
 	// adminKeyFile is the file that Reload reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
@@ -54,7 +56,10 @@ const openAudit = 30 * time.Second
 
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
-	svc := &Service{log: log, files: reload.New(log.Named("files")), adminKeyFile: cfg.AdminKeyFile, DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second}
+	svc := &Service{
+		log: log, files: reload.New(log.Named("files")), adminKeyFile: cfg.AdminKeyFile, metrics: ops.NewMetrics(),
+		DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second,
+	}
 	defer func() {
 		if err != nil {
 			svc.closeLinks()
@@ -75,12 +80,16 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, err
 	}
 	svc.links = append(svc.links, toVault)
+	for _, l := range svc.links {
+		l.Observe(svc.metrics.Call)
+	}
 	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, cfg.VolumePlugin, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
 	if err := vaultToken(keys, svc.files); err != nil {
 		return nil, err
 	}
 	opts := cfg.Scheduler()
+	opts.Observer = svc.metrics
 	if len(opts.ProviderKeys) > 0 {
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
@@ -90,7 +99,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}, log)
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()
-	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit")})
+	svc.audit, err = audit.Open(opening, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: log.Named("audit"), Observe: svc.metrics.Audit})
 	if err != nil {
 		return nil, fmt.Errorf("ORCH_DATABASE_URL: cannot open the audit log: %w", err)
 	}
@@ -105,19 +114,25 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	svc.Scheduler = scheduler.New(opts, rows, nodes, keys, svc.audit, log.Named("scheduler"))
 	svc.rights.lacks = svc.Scheduler.Lacks
 	svc.Drain = svc.Scheduler.LongestOperation()
-	if svc.profiles, err = listenProfiles(ctx, cfg.PprofAddr); err != nil {
+	if svc.ops, err = listenOps(ctx, cfg, log); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
 	}
 	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
-		return nil, errors.Join(err, svc.profiles.close(), svc.audit.Close())
+		return nil, errors.Join(err, svc.ops.Close(), svc.audit.Close())
 	}
 	secure, err := serverTLS(cfg, svc.files)
 	if err != nil {
-		return nil, errors.Join(err, svc.Server.Close(), svc.profiles.close(), svc.audit.Close())
+		return nil, errors.Join(err, svc.Server.Close(), svc.ops.Close(), svc.audit.Close())
 	}
 	svc.Server.UseTLS(secure)
 	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs})
 	svc.warnOfAdminKeyFile()
+	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
+	svc.Server.Observe(svc.metrics)
+	if cfg.AccessLog {
+		svc.Server.LogRequests(log.Named("access"))
+	}
+	svc.collect()
 	return svc, nil
 }
 
@@ -161,7 +176,7 @@ func (s *Service) warnOfAdminKeyFile() {
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	scheduled, served, renewed, logged, profiled, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	scheduled, served, renewed, logged, operated, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
 	watched := make(chan struct{})
 	go func() { defer close(watched); s.files.Run(work) }()
@@ -171,13 +186,10 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { scheduled <- s.Scheduler.Run(work) }()
 	go func() { served <- s.Server.Serve() }()
 	go func() { defer close(renewed); s.vault.KeepToken(work, s.log.Named("vault")) }()
-	go func() { defer close(profiled); s.profiles.serve() }()
+	go func() { defer close(operated); s.ops.Serve(s.metrics.Handler(), s.Server.AdminHandler()) }()
 	go func() { defer close(tried); s.rights.run(work) }()
-	if s.profiles != nil {
-		s.log.Info("serving profiles", "addr", s.profiles.listener.Addr().String())
-	}
 	connections, files := s.Server.Limits()
-	s.log.Info("listening", "addr", s.Server.Addr().String(), "tls", s.Server.TLS(), "max_connections", connections, "open_files", files)
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "tls", s.Server.TLS(), "ops_addr", s.OpsAddr(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true
@@ -205,6 +217,7 @@ func (s *Service) Run(ctx context.Context) error {
 			err = nil
 		}
 		s.Scheduler.Drain(grace)
+		err = errors.Join(err, s.ops.Shutdown(grace)) // last, so that the drain can be watched
 	}
 	err = errors.Join(err, s.Server.Close())
 	stop()
@@ -214,8 +227,8 @@ func (s *Service) Run(ctx context.Context) error {
 	<-renewed
 	<-watched
 	<-tried
-	err = errors.Join(err, s.profiles.close())
-	<-profiled
+	err = errors.Join(err, s.ops.Close())
+	<-operated
 	endLog()
 	<-logged
 	err = errors.Join(err, s.audit.Close())

@@ -3,6 +3,7 @@ package operation
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
@@ -45,6 +46,9 @@ func (o *Operation) tell(err error) {
 		return
 	}
 	o.result, o.err = o.Row.Clone(), err
+	if err != nil {
+		o.outcome(time.Time{}, err)
+	}
 	close(o.Answered)
 }
 

@@ -62,6 +62,8 @@ type Deps struct {
 	// BootTimeout is how long an engine may boot; Restart is the backoff of restarts.
 	BootTimeout time.Duration
 	Restart     engine.Backoff
+	// Observe is told how each operation ended that this replica ran; nil: nobody.
+	Observe func(Outcome)
 }
 
 // Machine runs the operations of this replica. Nothing runs before Start.
@@ -157,7 +159,7 @@ func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	ctx, cancel := context.WithCancelCause(WithRequestID(m.base, row.Op.RequestID))
 	o := &Operation{
 		m: m, Row: row, ID: row.Op.ID, Began: *row.Op, productID: row.ProductID, userID: row.UserID,
-		timings: before, cancel: cancel, Answered: make(chan struct{}), Ended: make(chan struct{}),
+		timings: before, before: len(before) / 2, cancel: cancel, Answered: make(chan struct{}), Ended: make(chan struct{}),
 		Log: m.Log.With("op", string(row.Op.Kind), "engine_id", row.EngineID, "product_id", row.ProductID, "request_id", row.Op.RequestID),
 	}
 	o.work = m.Owner.Work(o)

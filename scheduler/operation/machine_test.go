@@ -3,6 +3,7 @@ package operation
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -157,6 +158,40 @@ func TestOperationIsUndone(t *testing.T) {
 	if steps, recorded := w.ran(); len(steps) != 3 || steps[2] != "undo" || len(recorded) != 1 || !errors.Is(recorded[0], full) {
 		t.Errorf("ran %v, recorded %v", steps, recorded)
 	}
+}
+
+// TestOutcome: each operation is reported once, with its phases or the code of its caller.
+func TestOutcome(t *testing.T) {
+	ended := func(t *testing.T, second error, before ...any) []Outcome {
+		var all []Outcome // the machine calls Observe in the operation's goroutine, which has ended
+		m, store, _ := machine(t, start("here"), func(context.Context, *Operation) error { return second })
+		m.Observe = func(o Outcome) { all = append(all, o) }
+		o := m.Launch(store.row.Clone(), before...)
+		<-o.Ended
+		return all
+	}
+	t.Run("OK", func(t *testing.T) {
+		all := ended(t, nil, TimingClaim+"_ms", 1000.0)
+		if len(all) != 1 || all[0].Kind != "start" || all[0].Code != "" || all[0].Took < time.Second || all[0].Took > 2*time.Minute {
+			t.Fatalf("got %+v", all)
+		}
+		var names []string
+		for _, p := range all[0].Phases {
+			names = append(names, p.Name)
+		}
+		if got, want := strings.Join(names, " "), "claim first second rows audit-end"; got != want {
+			t.Errorf("phases %q, want %q", got, want)
+		}
+		if claim := all[0].Phases[0].Took; claim != time.Second {
+			t.Errorf("the claim took %s", claim)
+		}
+	})
+	t.Run("ErrFull", func(t *testing.T) {
+		all := ended(t, engine.Errorf(engine.CapacityExhausted, "full"))
+		if len(all) != 1 || all[0].Code != engine.CapacityExhausted || all[0].Phases != nil {
+			t.Errorf("got %+v", all)
+		}
+	})
 }
 
 // After another replica took over its row, an operation changes nothing any more, and leaves

@@ -65,6 +65,7 @@ type Operation struct {
 	undone   bool          // it is being undone
 	recorded bool          // its audit row is complete
 	timings  Timings       // for the log: the parts before the first step, then the steps
+	before   int           // number of the parts before the first step
 	writing  time.Duration // time for writing the row after each step
 }
 
@@ -92,6 +93,9 @@ func (o *Operation) main(ctx context.Context) error {
 			o.timings.Took(timingRows, o.writing)
 			o.timings.Since(timingRecord, answering)
 			o.Log.Info("operation done", append([]any{"kind", o.m.Owner.Name(o), "ms", time.Since(began).Milliseconds()}, o.timings...)...)
+			if o.err == nil {
+				o.outcome(began, nil)
+			}
 			return nil
 		case errors.Is(err, ErrSuperseded):
 			return err

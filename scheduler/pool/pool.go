@@ -30,7 +30,8 @@ const (
 type Volumes struct {
 	d       Deps
 	ready   atomic.Int64
-	trigger chan struct{} // a volume was claimed
+	byPool  atomic.Pointer[map[string]int] // ready volumes by node pool, when the leader last read them
+	trigger chan struct{}                  // a volume was claimed
 
 	volumes *reservations
 
@@ -88,6 +89,15 @@ func (p *Volumes) Release(v *registry.PooledVolume) { p.volumes.release(v) }
 
 // Count returns how many ready, unclaimed volumes this replica last saw.
 func (p *Volumes) Count() int { return int(p.ready.Load()) }
+
+// ByNodePool returns how many ready, unclaimed volumes each node pool has, as the leader last
+// read them; nil: this replica has not led yet.
+func (p *Volumes) ByNodePool() map[string]int {
+	if counts := p.byPool.Load(); counts != nil {
+		return *counts
+	}
+	return nil
+}
 
 // Claimed records that an engine has a volume of the pool, if it has one, and triggers a
 // refill if its node's pool is half empty.
@@ -174,7 +184,10 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 	}
 	template, now := p.d.Template(), time.Now()
 	owner := template.Owner().String()
-	count, ready := map[string]int{}, 0
+	count, ready, byPool := map[string]int{}, 0, map[string]int{}
+	for _, node := range p.d.Nomad.Nodes() {
+		byPool[node.Pool] += 0
+	}
 	var unready []*registry.PooledVolume
 	for _, v := range entries {
 		node, known := p.d.Nomad.Node(v.NodeID)
@@ -188,12 +201,14 @@ func (p *Volumes) fill(ctx context.Context) (soon bool, err error) {
 			continue
 		case v.Ready():
 			ready++
+			byPool[node.Pool]++
 		default:
 			unready = append(unready, v)
 		}
 		count[v.NodeID]++
 	}
 	p.ready.Store(int64(ready))
+	p.byPool.Store(&byPool)
 	p.volumes.counted(count)
 	p.forget(unready)
 	nodes := slices.DeleteFunc(p.d.Nomad.Nodes(), func(n cluster.Node) bool {

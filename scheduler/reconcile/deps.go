@@ -36,6 +36,10 @@ type Deps struct {
 	// Undone is the beginning of a destroy that undoes a provision: kind, first step, and
 	// the error code for its caller.
 	Undone engine.Operation
+	// Passed is called after each full pass, with its duration, and Acted after each action
+	// that was tried, with its error. nil: nobody is told.
+	Passed func(took time.Duration)
+	Acted  func(act Act, err error)
 }
 
 // Store is the registry.

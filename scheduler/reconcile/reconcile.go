@@ -165,6 +165,9 @@ func (r *Reconciler) pass(ctx context.Context, throttle cluster.Throttle) bool {
 		}
 	}
 	_ = group.Wait() // each error is stored with its action
+	if r.d.Passed != nil {
+		r.d.Passed(time.Since(began))
+	}
 	r.d.Log.Debug("reconciled", "actions", len(actions), "ms", time.Since(began).Milliseconds())
 	return true
 }
@@ -223,6 +226,9 @@ func (r *Reconciler) attempt(ctx context.Context, a *Action) {
 		return
 	}
 	err := r.act(ctx, a)
+	if r.d.Acted != nil {
+		r.d.Acted(a.Act, err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := a.key()
