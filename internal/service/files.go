@@ -22,7 +22,7 @@ import (
 // and Vault's tools have none. A file takes precedence over the variable with a token.
 const (
 	nomadTokenFile  = "NOMAD_TOKEN_FILE"
-	consulTokenFile = "CONSUL_HTTP_TOKEN_FILE" //nolint:gosec // the name of a variable
+	consulTokenFile = "CONSUL_HTTP_TOKEN_FILE" //nolint:gosec // G101: the name of a variable
 	vaultTokenFile  = "VAULT_TOKEN_FILE"
 )
 
