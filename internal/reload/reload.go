@@ -135,7 +135,7 @@ func (w *Watcher) readAgain(g *group, d [sha256.Size]byte, report bool) {
 	g.read, g.failed = d, err != nil
 	switch {
 	case err == nil && (changed || report):
-		w.log.Info("files were read again", "variables", g.variables)
+		w.log.Info("files were read again", "variables", g.variables, "changed", changed)
 	case err != nil && report:
 		w.log.Error("files cannot be used; what was read before stays in use", "variables", g.variables, "error", err)
 	}
