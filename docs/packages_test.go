@@ -89,6 +89,7 @@ var floors = [][]string{
 	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
 	{"internal/fault", "internal/link", "internal/pause", "engine", "nomad-jobs", "docs"},
+	{"internal/traces"},
 }
 
 // leaves do not know one another. The one exception: cluster takes from jobs the label of

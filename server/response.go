@@ -1,6 +1,10 @@
 package server
 
-import "net/http"
+import (
+	"net/http"
+
+	"github.com/septemberai/orch/internal/traces"
+)
 
 // response is the writer of one response. It records what is known about it afterwards.
 type response struct {
@@ -12,6 +16,7 @@ type response struct {
 	// slug of the product that made the request; "": none is known.
 	route, product string
 	hungUp         bool // the caller disconnected before the response
+	span           traces.Span
 }
 
 // WriteHeader sends the status.
