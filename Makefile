@@ -8,7 +8,6 @@ STATICCHECK := v0.8.2
 CMDLINE := github.com/septemberai/orch/internal/cmdline
 LDFLAGS := -s -w -X $(CMDLINE).version=$(VERSION) -X $(CMDLINE).commit=$(COMMIT) -X $(CMDLINE).date=$(DATE)
 
-# The engine's executable carries its switches in its name; tests link it anew.
 BIN := bin
 
 .DEFAULT_GOAL := help
@@ -18,15 +17,16 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/orch and bin/orch-quota, which are what is deployed, and bin/reference-engine
+build: ## Build bin/orch and bin/orch-quota, which are deployed, and bin/reference-engine
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch ./cmd/orch
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/reference-engine ./cmd/reference-engine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/orch-quota ./cmd/orch-quota
 
-# Apart from what is deployed: it can build, run and remove things on a machine.
+# A separate executable that is not deployed, because it can build, run and remove
+# programs on a machine.
 .PHONY: build-dev
-build-dev: build ## Build bin/orch-dev as well, which the next three run
+build-dev: build ## Build bin/orch-dev, too, which the next three targets run
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch-dev ./cmd/orch-dev
 
 .PHONY: tools
@@ -38,7 +38,7 @@ dev: build-dev ## Run everything on this machine: real agents, the service, a de
 	$(BIN)/orch-dev dev
 
 .PHONY: demo
-demo: build-dev ## Take one engine through its whole life, once, and check every step
+demo: build-dev ## Run one engine from provision to destroy, and check every step
 	$(BIN)/orch-dev demo
 
 .PHONY: test
@@ -46,12 +46,12 @@ test: ## Run all tests, against real agents
 	$(GO) vet ./...
 	$(GO) test -race -shuffle=on -count=1 -timeout 40m ./...
 
-# SEED=n repeats the order of the faults of a run that printed it.
+# SEED=n repeats the order of the faults of the run that printed n.
 .PHONY: chaos
-chaos: ## Kill, pause and cut everything for 8 minutes (FOR), and check that nothing is lost; as root
+chaos: ## Kill, pause and disconnect every process for 8 minutes (FOR), and check that nothing is lost; as root
 	$(GO) test -race -count=1 -timeout 15m -v ./internal/chaos -chaos.race -chaos.for=$(or $(FOR),8m) -chaos.seed=$(or $(SEED),0)
 
-# Built from its module, as the agents are; cold 4 minutes on two cores.
+# Built from its module; with empty caches that takes 4 minutes on two cores.
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: lint
@@ -62,16 +62,20 @@ lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 	$(GO) run $(LINT) run ./...
 
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities that the code can reach
+	tools/vuln.sh
+
 .PHONY: docs
-docs: ## Write docs/configuration.md, docs/cli.md and docs/metrics.md anew; a test fails when one is stale
+docs: ## Generate docs/configuration.md, docs/cli.md and docs/metrics.md; a test fails if one is outdated
 	$(GO) generate ./internal/config ./cmd/orch/internal/commands ./internal/contract
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for a while (FUZZTIME, default 20s)
+fuzz: ## Run each fuzz target for a limited time (FUZZTIME, default 20s)
 	./tools/fuzz.sh $(or $(FUZZTIME),20s)
 
 .PHONY: bench
-bench: build ## Measure side by side in one run, then the scale curve, and print both reports (50 minutes; as root)
+bench: build ## Compare orch with Nomad, docker and a script, measure the scale curve, and print both reports (50 minutes; as root)
 	$(GO) run ./bench
 	$(GO) run ./bench -only scale
 
@@ -80,5 +84,5 @@ engine-image: ## Build the reference engine's container images (needs a docker e
 	./cmd/reference-engine/build-image.sh
 
 .PHONY: clean
-clean: ## Remove what was built here
+clean: ## Remove what the other targets built, and .dev
 	rm -rf $(BIN) .dev

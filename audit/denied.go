@@ -118,6 +118,7 @@ func (l *Log) flush(ctx context.Context) {
 }
 
 func (l *Log) writeDenials(ctx context.Context, keys []denial, counts map[denial]int64) error {
+	//nolint:gosec // G202: the parts are constants, and the name of a function of the database
 	upsert := `INSERT INTO audit_entries
 		(timestamp, product_id, user_id, engine_id, action, actor, request_id, outcome, metadata, reason, denials)
 		VALUES ($1, $2, $3, '', '` + ActionAdmitDenied + `', '` + actorSystem + `', '', '` + OutcomeOK + `',

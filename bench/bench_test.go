@@ -105,8 +105,8 @@ func TestMarkdown(t *testing.T) {
 
 var spaces = strings.NewReplacer("      ", " ", "     ", " ", "    ", " ", "   ", " ", "  ", " ")
 
-// A load at a rate is timed from when each call was due: one that stalls delays those
-// behind it, also when no connection is free.
+// The latency of a call in a load at a rate begins when the call is due, so that it includes
+// the wait behind a stalled call, and the wait for a free connection.
 func TestLoad(t *testing.T) {
 	var calls atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -172,8 +172,8 @@ func TestCaught(t *testing.T) {
 	}
 }
 
-// The engines of the scale curve keep the contract of the key proof, in either order in
-// which the service asks.
+// The engines of the scale curve pass the key proof, in both orders of requests that the
+// service uses.
 func TestAllEngines(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil)
 	server.Config = allEngines()
@@ -196,7 +196,7 @@ func TestAllEngines(t *testing.T) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			_ = resp.Body.Close()
 			if resp.StatusCode != connection.want[i] {
-				t.Errorf("%s: %q answers %d, want %d", connection.asks, ask, resp.StatusCode, connection.want[i])
+				t.Errorf("%s: %q returns %d, want %d", connection.asks, ask, resp.StatusCode, connection.want[i])
 			}
 		}
 		client.CloseIdleConnections()

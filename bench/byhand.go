@@ -25,13 +25,13 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// floor runs engines without the service, which is measured against it: by hand with
-// Nomad's API, the same job and nothing else, and by a script.
+// floor runs engines without the service, for the comparison: with Nomad's API ("by hand"),
+// which gets the same job, and with a script.
 type floor struct {
 	*rig
 	api     *api.Client
 	cluster *cluster.Cluster
-	ready   chan *handJob // volume and variable made, not registered yet
+	ready   chan *handJob // have a volume and a variable, and are not registered yet
 }
 
 // handJob is one engine's job and its latest allocation.
@@ -40,7 +40,7 @@ type handJob struct {
 	job                         *api.Job
 }
 
-// newFloor prepares volumes and variables of n engines, configured as a service's.
+// newFloor prepares volumes and variables of n engines with the configuration of a service.
 func (r *rig) newFloor(ctx context.Context, s *service, n int) *floor {
 	cfg := must(config.Load(s.vars))
 	opts := cfg.Scheduler()
@@ -62,7 +62,7 @@ func (r *rig) newFloor(ctx context.Context, s *service, n int) *floor {
 	return f
 }
 
-// run registers the job and returns when the engine answers.
+// run registers the job and returns when the engine responds.
 func (f *floor) run(ctx context.Context, w *stopwatch, h *handJob) {
 	index := f.scale(ctx, h, 1)
 	w.step("register")
@@ -80,8 +80,8 @@ func (f *floor) scale(ctx context.Context, h *handJob, count int) uint64 {
 	return resp.JobModifyIndex
 }
 
-// allocation waits, by blocking queries, for an allocation that is newer than index,
-// and notes where its engine will listen.
+// allocation waits with blocking queries for an allocation that is newer than index, and
+// stores its id and the address of its engine.
 func (f *floor) allocation(ctx context.Context, h *handJob, index uint64) {
 	for q := (&api.QueryOptions{}).WithContext(ctx); ; {
 		allocs, meta, err := f.api.Jobs().Allocations(h.id, false, q)
@@ -90,7 +90,7 @@ func (f *floor) allocation(ctx context.Context, h *handJob, index uint64) {
 		if i >= 0 {
 			alloc, _, err := f.api.Allocations().Info(allocs[i].ID, (&api.QueryOptions{}).WithContext(ctx))
 			check(err)
-			port := alloc.AllocatedResources.Shared.Ports[0] // there is one
+			port := alloc.AllocatedResources.Shared.Ports[0] // the job has one port
 			h.allocID, h.addr = alloc.ID, "http://"+net.JoinHostPort(port.HostIP, strconv.Itoa(port.Value))
 			return
 		}
@@ -98,7 +98,7 @@ func (f *floor) allocation(ctx context.Context, h *handJob, index uint64) {
 	}
 }
 
-// stop sets the count to 0 and returns when the node says that the process is gone.
+// stop sets the count to 0 and returns when the node reports that the process has ended.
 func (f *floor) stop(ctx context.Context, w *stopwatch, h *handJob) {
 	f.scale(ctx, h, 0)
 	w.step("register")
@@ -115,7 +115,7 @@ func (f *floor) stop(ctx context.Context, w *stopwatch, h *handJob) {
 
 // destroy ends the engine and removes its job, volume and variable.
 func (f *floor) destroy(ctx context.Context, w *stopwatch, h *handJob) {
-	f.stop(ctx, w, h) // Nomad forgets the allocations of a purged job at once
+	f.stop(ctx, w, h) // Nomad forgets the allocations of a purged job immediately
 	check(f.cluster.Purge(ctx, h.id))
 	w.step("purge")
 	until(ctx, 20*time.Millisecond, func() error { return f.cluster.DeleteVolume(ctx, h.volumeID) })
@@ -134,9 +134,10 @@ func (f *floor) rotate(ctx context.Context, w *stopwatch, h *handJob) {
 	w.step("proof")
 }
 
-// settled waits until the node has reported every engine that runs. The end of one that
-// was not is reported up to a second late, with the lesser priority (nextBatch in Nomad's
-// client/client.go, GetUpdatePriority in its alloc_runner.go), unlike a usual stop's.
+// settled waits until the node has reported every running engine as running. Otherwise the
+// end of an engine is reported up to a second later than after a usual stop, because the
+// report has a lower priority (nextBatch in Nomad's client/client.go, GetUpdatePriority in
+// its alloc_runner.go).
 func (f *floor) settled(ctx context.Context) {
 	until(ctx, 20*time.Millisecond, func() error {
 		allocs, _, err := f.api.Allocations().List((&api.QueryOptions{}).WithContext(ctx))
@@ -149,14 +150,15 @@ func (f *floor) settled(ctx context.Context) {
 	})
 }
 
-// byScript runs a command of script.sh on an engine, with the shortest check of Consul.
+// byScript runs a command of script.sh on an engine, with the shortest check interval that
+// Consul allows.
 func (f *floor) byScript(what string) func(context.Context, *stopwatch, *handJob) {
 	return func(ctx context.Context, w *stopwatch, h *handJob) {
 		one, file := 1, filepath.Join(f.dir, h.id+".json")
 		h.job.TaskGroups[0].Count = &one
 		h.job.TaskGroups[0].Tasks[0].Services[0].Checks[0].Interval = time.Second
 		check(os.WriteFile(file, must(json.Marshal(map[string]any{"Job": h.job})), 0o600))
-		if what == "run" { // it must not find the check of the process before
+		if what == "run" { // the check of the previous process must be removed
 			f.script(ctx, "absent", h.id)
 		}
 		*w = *startWatch()
@@ -165,26 +167,26 @@ func (f *floor) byScript(what string) func(context.Context, *stopwatch, *handJob
 	}
 }
 
-// container runs one by `docker run`, and removes it once it answers.
+// container runs an engine with `docker run`, and removes it when it responds.
 func (f *floor) container(ctx context.Context, w *stopwatch, h *handJob) {
 	name, hash := h.id+"-docker", secrets.Hash(secrets.NewEngineKey())
 	*w = *startWatch()
-	// Not interrupted: a command that is killed may leave a container that comes to be
-	// only after the stack has looked for those to remove.
+	// The command is not cancelled: after it is killed, docker may create the container when
+	// the stack has already listed the containers to remove.
 	f.script(context.WithoutCancel(ctx), "docker", name, f.dir, hash)
 	w.step("all")
 	command(ctx, "docker", "rm", "-f", name)
 }
 
-// handProber asks an engine by hand. A port that takes no connection within 10 ms is
-// asked anew: a container's published port takes none before its network is up, and the
-// kernel's own retry (ARP, SYN) costs a second.
+// handProber probes an engine. It gives up a connection attempt after 10 ms: a container's
+// published port accepts no connection before its network is up, and the kernel's own retry
+// (ARP, SYN) takes a second.
 var handProber = &http.Client{
 	Timeout:   100 * time.Millisecond,
 	Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Millisecond}).DialContext, DisableKeepAlives: true},
 }
 
-// awaitStatus asks an engine every 2 ms until the answer has this status.
+// awaitStatus probes an engine every 2 ms until the response has this status.
 func awaitStatus(ctx context.Context, url, key string, status int) {
 	req := must(http.NewRequestWithContext(ctx, http.MethodGet, url, nil))
 	req.Header.Set("X-Engine-Key", key)
@@ -193,7 +195,7 @@ func awaitStatus(ctx context.Context, url, key string, status int) {
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode != status {
-				err = fmt.Errorf("%s answers %s", url, resp.Status)
+				err = fmt.Errorf("%s responds %s", url, resp.Status)
 			}
 		}
 		return err

@@ -25,33 +25,33 @@ import (
 )
 
 const (
-	// curveNodes is how many Nomad clients there are: a node gets slower with its
-	// allocations, but the idle agents of each take about a hundredth of a core.
+	// curveNodes is how many Nomad clients there are. With few, each is slow because it has
+	// many allocations; with many, their idle agents use about a hundredth of a core each.
 	curveNodes = 20
-	// The ports of all engines, shared out among the nodes.
+	// The ports of all engines, divided among the nodes.
 	curveFirstPort, curveLastPort = 14000, 31999
-	// curvePool is how many ready volumes each node keeps, a quarter of its engines in
-	// the end: a new one takes 6 to 10 s, and each batch of them has Nomad evaluate all
-	// jobs on its node.
+	// curvePool is how many ready volumes each node keeps, a quarter of its engines at the
+	// last level. A new volume takes 6 to 10 s, and for each batch of new volumes Nomad
+	// evaluates all jobs on the node.
 	curvePool = 128
-	// curveNice is the niceness of the nodes' agents, which have machines of their own
-	// elsewhere: they take no core from the servers, the service and its callers.
+	// curveNice is the niceness of the nodes' agents, so that they do not take CPU time from
+	// the servers, the service and its callers. In production they have their own machines.
 	curveNice = 10
-	// curveFillers provision concurrently while a level is filled, which must reach
-	// curveSlowest provisions per second: its time follows from that.
+	// curveFillers is how many callers provision concurrently while a level is filled. They
+	// must reach curveSlowest provisions per second, which determines the time limit.
 	curveFillers, curveSlowest = 12, 4
-	singles                    = 100 // provisions that are measured one at a time, at each level
+	singles                    = 100 // provisions measured one after another, at each level
 	passes                     = 3   // of reconcile, at each level
 	restSeconds                = 10
-	curveMost                  = 2   // how many times slower a level may be than the first
-	curveRSS                   = 120 // MiB that the service may hold
+	curveMost                  = 2   // how many times slower than the first a level may be
+	curveRSS                   = 120 // the service's maximum resident memory, in MiB
 )
 
 //go:embed curve.nomad.hcl
 var curveJob []byte
 
-// curve measures the same at more and more engines of Nomad's mock_driver, which run no
-// process, on curveNodes Nomad clients, each with a Consul agent of its own.
+// curve measures at increasing numbers of engines, on curveNodes Nomad clients with their own
+// Consul agents. The engines use Nomad's mock_driver, so they have no processes.
 func (b *bench) curve(ctx context.Context) {
 	b.answerForEngines(ctx)
 	b.nodes = curveNodes
@@ -62,9 +62,9 @@ func (b *bench) curve(ctx context.Context) {
 	check(os.WriteFile(job, curveJob, 0o600))
 	s := b.start(ctx, "scale", "mock_driver", curvePool,
 		"ORCH_ENGINE_JOB_FILE="+job, "ORCH_ENGINE_IMAGE=none", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=10", "ORCH_IDLE_TIMEOUT_S=0",
-		"ORCH_HEALTH_CHECK_INTERVAL_S=120") // of checks: all nodes' agents share this machine
+		"ORCH_HEALTH_CHECK_INTERVAL_S=120") // few checks, because the agents of all nodes share this machine
 	for _, pid := range append(b.pids(s)[partNodes], b.pids(s)[partAgents]...) {
-		check(syscall.Setpriority(syscall.PRIO_PGRP, pid, curveNice)) // each has a process group of its own
+		check(syscall.Setpriority(syscall.PRIO_PGRP, pid, curveNice)) // each agent is a process group
 	}
 	s.waiting(ctx, curvePool*curveNodes, 0)
 	var first [2]float64
@@ -85,12 +85,14 @@ func (b *bench) answerForEngines(ctx context.Context) {
 	command(ctx, "nft", rules)
 }
 
-// knownOf is where a connection's context keeps whether the next key is the right one.
+// knownOf is the key of a value in a connection's context: whether the next engine key is
+// the right one.
 type knownOf struct{}
 
-// allEngines is a healthy engine that knows nobody's key and seems to. The service asks
-// over one connection for the health, without a key, with a wrong one and with the
-// engine's own; or over others without a key and with a wrong one.
+// allEngines is a healthy engine that passes every key proof without knowing a key. It relies
+// on the order of the service's requests: on one connection /health, then without a key, with
+// a wrong key and with the engine's own; on other connections without a key and with a wrong
+// one.
 func allEngines() *http.Server {
 	return &http.Server{
 		ReadHeaderTimeout: patience,
@@ -107,19 +109,19 @@ func allEngines() *http.Server {
 			case key != "" && *known:
 				w.WriteHeader(http.StatusNotFound)
 			default:
-				*known = key != "" // after a wrong key comes the right one
+				*known = key != "" // the right key follows a wrong one
 				w.WriteHeader(http.StatusUnauthorized)
 			}
 		})}
 }
 
-// level fills up to so many engines, and measures. first are the 99th percentiles of a
-// provision and an admit at the first level.
+// level provisions engines until there are aim, and measures. first contains the 99th
+// percentiles of a provision and an admit at the first level, in ms.
 func (b *bench) level(ctx context.Context, s *service, aim int, first *[2]float64) {
 	at, users := fmt.Sprintf(", %d engines", aim), usersOf("user", aim)
 	have := must(s.Status(ctx)).Total
 	if have > aim-singles {
-		check(fmt.Errorf("want levels that ascend by %d or more", singles))
+		check(fmt.Errorf("each level must have at least %d engines more than the previous one", singles))
 	}
 	if missing := users[have : aim-singles]; len(missing) > 0 {
 		fill := by(curveFillers, len(missing), 0)
@@ -140,7 +142,7 @@ func (b *bench) level(ctx context.Context, s *service, aim int, first *[2]float6
 	b.addSteps(b.rec, name)
 	f := figure{name: name, unit: "ms", orch: b.rec.summary(name), own: b.rec.summary(ownOf(name))}
 	b.add(f)
-	// The admits last long enough that what happens every few seconds does not decide.
+	// The admits last long enough to average over what happens only every few seconds.
 	p99s := [2]float64{f.orch.p99, b.reads(ctx, s, at, users, 3*usual.lasts)}
 	for i, operation := range []string{"provision, one at a time", "admit"} {
 		first[i] = cmp.Or(first[i], p99s[i])
@@ -154,8 +156,8 @@ func (b *bench) level(ctx context.Context, s *service, aim int, first *[2]float6
 	b.memory(s, fmt.Sprintf("%d engines", aim), curveRSS)
 }
 
-// rest waits until Nomad's server has worked through its evaluations and takes less than
-// a fifth of a core, and measures what all take while nobody calls.
+// rest waits until Nomad's server has processed its evaluations and uses less than a fifth of
+// a core, and measures the CPU time of all parts without calls.
 func (b *bench) rest(ctx context.Context, s *service, at string) {
 	b.restMs = 0
 	for began := time.Now(); ; check(ctx.Err()) {

@@ -1,5 +1,5 @@
-# The job of an engine in the scale curve: what the service relies on, and no
-# process. There is no template and no Vault, since nobody reads a key.
+# The job of an engine in the scale curve: the settings that the service relies on, but no
+# process. It has no template and does not use Vault, because no process reads a key.
 
 variable "driver" {
   type = string

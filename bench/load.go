@@ -19,41 +19,41 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// load is HTTP calls at a rate, whether or not earlier ones are answered, or by
-// callers of which each calls again as soon as it has its answer.
+// load is a number of HTTP calls: either at a constant rate, which does not depend on the
+// responses, or by callers, each of which calls again when it has its response.
 type load struct {
 	name       string
-	perSecond  int           // 0: by callers
-	callers    int           // 0: as many as the rate takes
-	lasts      time.Duration // 0: until calls have been made
-	calls      int           // 0: as many as the time and the rate make
-	must       string        // what the body of each answer must contain
-	p99, least float64       // the targets, 0 for none: in ms at most, per second at least
+	perSecond  int           // the rate; 0: by callers
+	callers    int           // 0: as many as the rate needs
+	lasts      time.Duration // 0: until all calls have been made
+	calls      int           // 0: determined by the time and the rate
+	must       string        // what the body of each response must contain
+	p99, least float64       // targets: maximum p99 in ms, minimum calls per second; 0: none
 }
 
-// by is a load of so many calls by so many callers.
+// by returns a load of calls by callers. least is the minimum of calls per second.
 func by(callers, calls int, least float64) load {
 	return load{name: fmt.Sprintf("%d by %d callers", calls, callers), callers: callers, calls: calls, least: least}
 }
 
 // answers are what a load measured, in milliseconds.
 type answers struct {
-	// latency at a rate runs from when a call was due, so that a service that stalls is
-	// charged for all that had to wait. late is this program's part: until it was sent.
+	// latency at a rate begins when a call is due, so that it includes the wait of calls
+	// behind a stalled one. late is the part until the call is sent.
 	latency, late summary
-	perSecond     float64 // that succeeded
+	perSecond     float64 // successful calls
 	seconds       float64
 	failed        int
-	first         error // of those that failed
+	first         error // of the first failed call
 }
 
-// run calls the targets in turn over a transport, and waits for all answers.
+// run calls the targets in turn over a transport, and waits for all responses.
 func (l load) run(ctx context.Context, transport http.RoundTripper, targets []vegeta.Target) (a answers, err error) {
 	options := []func(*vegeta.Attacker){vegeta.Client(&http.Client{Transport: transport, Timeout: patience})}
 	if l.callers > 0 {
 		options = append(options, vegeta.Workers(uint64(l.callers)), vegeta.MaxWorkers(uint64(l.callers)))
 	}
-	if l.perSecond > 0 && l.calls == 0 { // also when the rate is not kept
+	if l.perSecond > 0 && l.calls == 0 { // so that all calls are made even if the rate is not reached
 		l.calls, l.lasts = int(float64(l.perSecond)*l.lasts.Seconds()), 0
 	}
 	attacker := vegeta.NewAttacker(options...)
@@ -78,8 +78,8 @@ func (l load) run(ctx context.Context, transport http.RoundTripper, targets []ve
 	return a, ctx.Err()
 }
 
-// pacer waits by the kernel's clock, since Go's timers are up to a millisecond late in
-// a process that has nothing else to do, and ends after so many calls, if not 0.
+// pacer waits with the kernel's clock, because Go's timers are up to a millisecond late in an
+// idle process. It ends after calls, unless that is 0.
 type pacer struct {
 	vegeta.ConstantPacer
 	calls int
@@ -89,13 +89,13 @@ type pacer struct {
 func (p pacer) Pace(elapsed time.Duration, hits uint64) (wait time.Duration, stop bool) {
 	if wait, stop = p.ConstantPacer.Pace(elapsed, hits); wait > 0 {
 		ts := syscall.NsecToTimespec(int64(wait))
-		_ = syscall.Nanosleep(&ts, nil) // a signal makes one call early
+		_ = syscall.Nanosleep(&ts, nil) // after a signal, one call is early
 	}
 	return 0, stop || p.calls > 0 && hits >= uint64(p.calls)
 }
 
-// calls runs a load, adds what its calls took and, of callers, how many succeeded per
-// second, and reports whose CPU time it takes and what failed.
+// calls runs a load. It reports how long its calls took, how many of callers' calls succeeded
+// per second, the CPU time by process, and the first failure.
 func (b *bench) calls(ctx context.Context, s *service, name string, l load, targets ...vegeta.Target) (a answers) {
 	name += ", " + l.name
 	b.metered(s, name, func() int {
@@ -116,13 +116,13 @@ func (b *bench) calls(ctx context.Context, s *service, name string, l load, targ
 	return a
 }
 
-// target is a call of the service as its product.
+// target returns a call of the service with its product's key.
 func (s *service) target(method, path, body string) vegeta.Target {
 	header := http.Header{"X-Platform-Key": {s.PlatformKey}, "Content-Type": {"application/json"}}
 	return vegeta.Target{Method: method, URL: s.BaseURL + path, Body: []byte(body), Header: header}
 }
 
-// targets are a call for each user; %s in path and body is the user.
+// targets returns a call for each user, who replaces %s in path and body.
 func (s *service) targets(method, path, body string, users []string) (all []vegeta.Target) {
 	for _, user := range users {
 		of := strings.NewReplacer("%s", user)
@@ -140,7 +140,7 @@ func (s *service) provisions(users []string) []vegeta.Target {
 }
 
 const (
-	loadEngines, loadWarm, loadCallers = 150, 100, 32 // provisioned and claimed, by callers
+	loadEngines, loadWarm, loadCallers = 150, 100, 32 // provisioned engines, claimed engines, and callers
 	admitted                           = `"admitted":true`
 )
 
@@ -152,8 +152,8 @@ var (
 	oneByOne = load{name: "one by one", callers: 1, calls: 200, p99: 50}
 )
 
-// reads measures admits and lists of users' engines; where ends the figures' names. It
-// returns the 99th percentile of an admit at the usual rate, which lasts so long.
+// reads measures admits and lists of users' engines. The figures' names end with where. The
+// admits at the usual rate last as long as lasts; it returns their 99th percentile in ms.
 func (b *bench) reads(ctx context.Context, s *service, where string, users []string, lasts time.Duration) (p99 float64) {
 	rate := usual
 	rate.lasts, rate.must = lasts, admitted
@@ -163,7 +163,7 @@ func (b *bench) reads(ctx context.Context, s *service, where string, users []str
 	b.calls(ctx, s, "one Consul read"+where, usual, vegeta.Target{Method: http.MethodGet, URL: quota})
 	b.calls(ctx, s, "GET /engines/{user_id}"+where, usual, s.targets(http.MethodGet, "/engines/%s", "", users)...)
 	var pages []vegeta.Target
-	for i := range oneByOne.calls { // far apart from one another: 7919 is a prime
+	for i := range oneByOne.calls { // the prime 7919 spreads the offsets
 		offset := i * 7919 % max(1, len(users)-100)
 		pages = append(pages, s.target(http.MethodGet, fmt.Sprint("/engines?limit=100&offset=", offset), ""))
 	}
@@ -174,8 +174,8 @@ func (b *bench) reads(ctx context.Context, s *service, where string, users []str
 	return p99
 }
 
-// load measures many callers at the same time. What engines print is kept by nobody: the
-// log helpers that Nomad runs for so many would take a large part of a core.
+// load measures many concurrent callers. The engines' output is not collected, because
+// Nomad's log helpers for so many engines would use a large part of a core.
 func (b *bench) load(ctx context.Context) {
 	s := b.start(ctx, "load", rawExec, loadEngines, "ORCH_ENGINE_LOGS=driver")
 	f := b.newFloor(ctx, s, loadEngines)
@@ -190,7 +190,7 @@ func (b *bench) load(ctx context.Context) {
 	b.memory(s, fmt.Sprintf("%d engines", loadEngines), 120)
 	b.calls(ctx, s, "admit of a running engine", heavy, s.admits(cold)...)
 	b.calls(ctx, s, "destroy, raw_exec", by(loadCallers, loadEngines, 0), s.targets(http.MethodDelete, "/engines/%s", "", cold)...)
-	b.calls(ctx, s, ready, by(loadEngines, loadEngines, 0), s.provisions(cold)...) // all at once
+	b.calls(ctx, s, ready, by(loadEngines, loadEngines, 0), s.provisions(cold)...) // all concurrently
 	each(ctx, cold, loadCallers, s.destroy)
 	warm := s.warmProduct(ctx, loadWarm)
 	s.waiting(ctx, loadEngines, loadWarm)
@@ -198,8 +198,8 @@ func (b *bench) load(ctx context.Context) {
 	each(ctx, claimed, loadCallers, warm.destroy)
 }
 
-// loadByHand runs all of a floor's engines, as many concurrently as by the service,
-// ends them, and returns how many it ran per second.
+// loadByHand runs all of a floor's engines, with the same concurrency as the service's
+// callers, and ends them. It returns how many it started per second.
 func (b *bench) loadByHand(ctx context.Context, s *service, f *floor) float64 {
 	var all []*handJob
 	for range loadEngines {
@@ -215,8 +215,8 @@ func (b *bench) loadByHand(ctx context.Context, s *service, f *floor) float64 {
 	return 1000 * float64(len(all)) / w.total
 }
 
-// The parts that take CPU time, in the order of the tables. The rest is whatever else
-// runs: on an otherwise idle machine engines and their helper processes.
+// The parts whose CPU time is measured, in the order of the tables. The rest is all other
+// processes: on an otherwise idle machine, engines and their helper processes.
 const (
 	partOrch   = "orch"
 	partAgents = "Consul's clients"
@@ -227,7 +227,7 @@ const (
 
 var processParts = []string{partOrch, "callers", "Consul's server", partAgents, partServer, partNodes, "Vault", partRest}
 
-// pids are the processes of all parts but the rest.
+// pids returns the processes of all parts except the rest.
 func (r *rig) pids(s *service) map[string][]int {
 	pids := map[string][]int{
 		partOrch: {s.cmd.Process.Pid}, "callers": {os.Getpid()}, "Consul's server": {r.stack.PID(devstack.Consul)},
@@ -235,14 +235,15 @@ func (r *rig) pids(s *service) map[string][]int {
 	}
 	for i := range r.nodes {
 		pids[partNodes] = append(pids[partNodes], r.stack.PID(devstack.NomadClient(i)))
-		if i > 0 { // the first node has the Consul server for its agent
+		if i > 0 { // the agent of the first node is the Consul server
 			pids[partAgents] = append(pids[partAgents], r.stack.PID(devstack.ConsulClient(i)))
 		}
 	}
 	return pids
 }
 
-// usage reads the CPU time that all parts have used, and the cores idled, in milliseconds.
+// usage returns the CPU time that each part has used, and the idle time of all cores, in
+// milliseconds.
 func (r *rig) usage(s *service) (used map[string]float64, idle float64) {
 	cores := must(must(procfs.NewDefaultFS()).Stat()).CPUTotal
 	used = map[string]float64{partRest: 1000 * (cores.User + cores.Nice + cores.System + cores.IRQ + cores.SoftIRQ)}
@@ -255,15 +256,15 @@ func (r *rig) usage(s *service) (used map[string]float64, idle float64) {
 	return used, 1000 * (cores.Idle + cores.Iowait)
 }
 
-// memory adds the service's resident memory, which may be at most so many MiB.
+// memory reports the service's resident memory. Its target is at most most MiB.
 func (b *bench) memory(s *service, when string, most float64) {
 	mib := float64(must(must(procfs.NewProc(s.cmd.Process.Pid)).Stat()).ResidentMemory()) / (1 << 20)
 	b.add(figure{name: "VmRSS of the service, " + when, unit: "MiB", orch: once(mib)}.most(mib, most, "≤ %g MiB"))
 }
 
-// metered does something, which says how many times, and reports and returns whose CPU
-// time that takes in milliseconds. Of the service's, it reports also what is left without
-// what it takes at rest in the same time, where that is known.
+// metered calls do, which returns how many operations it made. It reports and returns the
+// CPU time of each part per operation, in milliseconds. For the service it also reports the
+// CPU time minus what the service uses at rest in the same time, if that was measured.
 func (b *bench) metered(s *service, what string, do func() (times int)) map[string]float64 {
 	before, idleBefore := b.usage(s)
 	began := time.Now()

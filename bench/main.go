@@ -1,10 +1,9 @@
 //go:build linux
 
-// Command bench measures the service against what Nomad, docker and a script do
-// without it, side by side in one run, and prints the figures beside their targets as
-// Markdown. It starts agents and service processes of its own on free ports and leaves
-// nothing behind, also after Ctrl-C. Run it at the root of the checkout after
-// `make build`:
+// Command bench measures the service, and compares it in the same run with Nomad, docker and
+// a script without the service. It prints the figures and their targets as Markdown. It starts
+// its own agents and service processes on free ports, and leaves nothing behind, also after
+// Ctrl-C. Run it in the root of the checkout after `make build`:
 //
 //	go run ./bench [-n rounds] [-only part,part]
 //	go run ./bench -only scale [-engines 100,1000,5000,10000]
@@ -31,22 +30,22 @@ type part struct {
 	run  func(*bench, context.Context)
 }
 
-// parts are in the order of the report.
+// parts are the parts in the order of the report.
 var parts = []part{
-	{"rounds", (*bench).rounds}, // every operation, one at a time, beside what does the same without the service
-	{"load", (*bench).load},     // how many calls per second, and how long they take then
-	{scale, (*bench).curve},     // the same at more and more engines
+	{"rounds", (*bench).rounds}, // every operation alone, compared with the same without the service
+	{"load", (*bench).load},     // many concurrent calls: how many per second, and how long they take
+	{scale, (*bench).curve},     // operations and calls at increasing numbers of engines
 }
 
-// scale runs alone, on a stack of its own.
+// scale is a part that cannot be combined with others, because it needs its own stack.
 const scale = "scale"
 
-// chosen are the parts that a comma-separated list names.
+// chosen returns the parts that a comma-separated list names.
 func chosen(list string) (run []part, err error) {
 	for name := range strings.SplitSeq(list, ",") {
 		i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
 		if i < 0 || name == scale && list != scale {
-			return nil, fmt.Errorf("-only: there is no part %q, or it does not go with others", name)
+			return nil, fmt.Errorf("-only: part %q does not exist, or cannot be combined with others", name)
 		}
 		run = append(run, parts[i])
 	}
@@ -65,11 +64,11 @@ type bench struct {
 func main() {
 	b := &bench{rec: recorder{}, report: newReport(), rig: &rig{nodes: 1}}
 	flag.IntVar(&b.n, "n", 20, "how often each operation is measured")
-	flag.StringVar(&b.levels, "engines", "100,1000,5000,10000", "levels of the scale curve, ascending by 100 or more")
-	only := flag.String("only", "rounds,load", "comma-separated parts; or scale, as root and with nft")
+	flag.StringVar(&b.levels, "engines", "100,1000,5000,10000", "levels of the scale curve: numbers of engines, each at least 100 more than the previous one")
+	only := flag.String("only", "rounds,load", "comma-separated parts (rounds, load), or only scale, which needs root and nft")
 	flag.Parse()
 	run, err := chosen(*only)
-	if err == nil && *only == scale { // in a namespace engines' ports can be redirected
+	if err == nil && *only == scale { // in a network namespace, because engines' ports are redirected
 		inside, code, isolated := devstack.IsolatedUser()
 		if err = isolated; err == nil && !inside {
 			os.Exit(code)
@@ -86,8 +85,8 @@ func main() {
 	}
 }
 
-// measure runs parts, each with services of its own, and prints the report, also of what
-// was measured before a part failed. It leaves nothing that it started.
+// measure runs parts, each with its own services, and prints the report, even if a part
+// failed. It ends everything that it started.
 func (b *bench) measure(ctx context.Context, run []part) error {
 	err := caught(func() {
 		if run[0].name != scale {
@@ -115,17 +114,17 @@ func (b *bench) measure(ctx context.Context, run []part) error {
 // failure is the error that ends a run.
 type failure struct{ error }
 
-// check ends what caught runs with an error, if there is one.
+// check ends the function that caught runs, if err is not nil.
 func check(err error) {
 	if err != nil {
 		panic(failure{err})
 	}
 }
 
-// must is a value that comes with an error, as check takes it.
+// must returns v if err is nil, and otherwise ends the function that caught runs.
 func must[T any](v T, err error) T { check(err); return v }
 
-// caught returns the error that ended something.
+// caught runs do and returns the error with which check or must ended it.
 func caught(do func()) (err error) {
 	defer func() {
 		switch r := recover().(type) {

@@ -18,7 +18,7 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// report is one run: its figures, and where time and CPU go.
+// report is the result of one run: its figures, and which steps and processes use the time.
 type report struct {
 	began   time.Time
 	head    string // commit, machine and versions
@@ -31,18 +31,18 @@ type report struct {
 // figure is one line of the report.
 type figure struct {
 	name, unit string
-	orch       summary
-	own        summary // the service's own share of it
-	against    string  // what it is compared with
-	floor      summary // what that took
-	ratio      float64 // of the medians; 0: none
+	orch       summary // with the service
+	own        summary // the service's own share of orch
+	against    string  // the name of what it is compared with
+	floor      summary // without the service
+	ratio      float64 // of the medians of orch and floor; 0: none
 	target     string
 	missed     bool
 }
 
 func newReport() *report { return &report{began: time.Now()} }
 
-// progress says on stderr what is being done.
+// progress writes to stderr what is being done.
 func (rep *report) progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(rep.began).Seconds(), fmt.Sprintf(format, args...))
 }
@@ -53,7 +53,7 @@ func (rep *report) note(format string, args ...any) {
 
 func (rep *report) add(f figure) { rep.figures = append(rep.figures, f) }
 
-// beside compares a figure with what the same takes without the service.
+// beside compares a figure with the same operation without the service.
 func (f figure) beside(against string, floor summary) figure {
 	f.against, f.floor, f.ratio = against, floor, 0
 	if floor.p50 > 0 {
@@ -62,7 +62,7 @@ func (f figure) beside(against string, floor summary) figure {
 	return f
 }
 
-// most sets the target that a value may be at most so much; 0: no target.
+// most sets the target that a value is at most most; 0: no target.
 func (f figure) most(value, most float64, format string) figure {
 	if most != 0 {
 		f.target, f.missed = fmt.Sprintf(format, math.Abs(most)), value > most
@@ -70,12 +70,13 @@ func (f figure) most(value, most float64, format string) figure {
 	return f
 }
 
-// least sets the target that a value must be at least so much; 0: no target.
+// least sets the target that a value is at least least; 0: no target.
 func (f figure) least(value, least float64, format string) figure {
 	return f.most(-value, -least, format)
 }
 
-// addSteps adds where the time of a recorded operation goes, once: longest median first.
+// addSteps adds the steps of a recorded operation, the longest median first, unless they
+// have been added.
 func (rep *report) addSteps(rec recorder, series string) {
 	medians := map[string]float64{}
 	for name := range rec {
@@ -95,7 +96,7 @@ func (rep *report) addSteps(rec recorder, series string) {
 	rep.steps = append(rep.steps, []string{series, number(rec.summary(series).p50), strings.Join(steps, ", ")})
 }
 
-// row is a figure's line of the table.
+// row returns the figure's row in the table.
 func (f figure) row() []string {
 	own, ratio, reached := f.own.cells(), none, none
 	if f.ratio > 0 {
@@ -108,7 +109,8 @@ func (f figure) row() []string {
 	return slices.Concat(of, []string{cmp.Or(f.against, none)}, f.floor.cells(), []string{ratio, cmp.Or(f.target, none), reached})
 }
 
-// markdown is the report for people, aligned so that it can be read as it is.
+// markdown returns the report as Markdown with aligned tables, which is also readable as
+// plain text.
 func (rep *report) markdown() string {
 	var b strings.Builder
 	took := time.Since(rep.began).Seconds()
@@ -131,7 +133,7 @@ func (rep *report) markdown() string {
 
 const none = "–"
 
-// number has three digits that count, or all before the point.
+// number formats a value with two decimals below 10, and with one otherwise.
 func number(v float64) string {
 	if v < 10 {
 		return fmt.Sprintf("%.2f", v)
@@ -139,7 +141,8 @@ func number(v float64) string {
 	return fmt.Sprintf("%.1f", v)
 }
 
-// cells are the percentiles for a table, a single value only once.
+// cells returns the percentiles for a table; a value that was measured once only in the
+// first column.
 func (s summary) cells() []string {
 	switch s.n {
 	case 0:
@@ -150,7 +153,7 @@ func (s summary) cells() []string {
 	return []string{number(s.p50), number(s.p95), number(s.p99)}
 }
 
-// writeTable writes a Markdown table below its heading, aligned, if it has any rows.
+// writeTable writes a heading and an aligned Markdown table, unless it has no rows.
 func writeTable(b *strings.Builder, heading, columns string, rows [][]string) {
 	if len(rows) == 0 {
 		return
@@ -173,7 +176,7 @@ type stopwatch struct {
 
 func startWatch() *stopwatch { return &stopwatch{began: time.Now(), steps: map[string]float64{}} }
 
-// step ends a step, which began where the one before ended.
+// step ends a step. The next step begins at the same time.
 func (w *stopwatch) step(name string) {
 	before := w.total
 	w.total = millis(time.Since(w.began))
@@ -182,21 +185,21 @@ func (w *stopwatch) step(name string) {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// recorder holds what was measured, by series, in milliseconds.
+// recorder contains the measured values by series, in milliseconds.
 type recorder map[string][]float64
 
-// The names of the series that belong to another one.
+// The names of the series of steps, and of the service's own share, of another series.
 func stepOf(series, step string) string { return step + " of " + series }
 func ownOf(series string) string        { return "own/" + series }
 
-// betweenSteps is what of an operation is in no reported step: of the service, HTTP,
-// authentication and queueing.
+// betweenSteps is the part of an operation that is not in a reported step: for the service,
+// HTTP, authentication and queueing.
 const betweenSteps = "(between the steps)"
 
 func (r recorder) add(series string, ms float64) { r[series] = append(r[series], max(0, ms)) }
 
-// operation records an operation and its steps. By the service, it records also its
-// own share: what the caller waits without the steps in which others work.
+// operation records an operation and its steps. byOrch: the service made the operation; then
+// its own share is recorded, too: the time without the steps in elsewhere.
 func (r recorder) operation(series string, w *stopwatch, byOrch bool) {
 	r.add(series, w.total)
 	between, own := w.total, w.total
@@ -215,14 +218,14 @@ func (r recorder) operation(series string, w *stopwatch, byOrch bool) {
 
 func (r recorder) summary(series string) summary { return summarize(r[series]) }
 
-// summary is a series in four numbers; none: n is 0.
+// summary is a series' number of values and percentiles. n is 0 if there are no values.
 type summary struct {
 	n             int
 	p50, p95, p99 float64
 }
 
-// summarize returns the percentiles of values in milliseconds, to 0.1 % and at least to
-// a microsecond. With fewer than 100 values the 99th is the greatest.
+// summarize returns the percentiles of values in milliseconds, with an error of at most
+// 0.1 % or a microsecond. With fewer than 100 values the 99th is the greatest value.
 func summarize(values []float64) summary {
 	h := hdrhistogram.New(1, int64(time.Hour/time.Microsecond), 3)
 	for _, ms := range values {
@@ -232,5 +235,5 @@ func summarize(values []float64) summary {
 	return summary{n: len(values), p50: at(50), p95: at(95), p99: at(99)}
 }
 
-// once is a value that was measured once.
+// once returns the summary of a single value.
 func once(v float64) summary { return summary{n: 1, p50: v, p95: v, p99: v} }

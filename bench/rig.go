@@ -30,32 +30,32 @@ const (
 	rawExec     = "raw_exec"
 	inDock      = "docker"
 	dockerImage = "orch/reference-engine:1"
-	// cpuMHz and memoryMB of every engine, with the service or without: the service's
-	// default CPU, and little enough memory for many on a small machine.
+	// cpuMHz and memoryMB are the resources of every engine, with the service or without:
+	// the service's default CPU, and so little memory that many fit on a small machine.
 	cpuMHz, memoryMB = 100, 64
-	mostEngines      = 600             // for which Nomad is told that its node has room
-	patience         = 3 * time.Minute // for conditions: new volumes take 10 s, many boots minutes
+	mostEngines      = 600             // determines the resources of the node in Nomad
+	patience         = 3 * time.Minute // limit for conditions: new volumes take 10 s, many boots minutes
 )
 
-// rig is one stack of agents, and the service processes of the part that runs.
+// rig is a stack of agents, and the service processes of the current part.
 type rig struct {
 	stack    *devstack.Stack
 	nodes    int
-	dir      string // below the stack's, removed with it
+	dir      string // below the stack's directory, and removed with it
 	agents   devstack.Binaries
-	drivers  []string // that can be measured here
+	drivers  []string // that can be measured on this machine
 	adminKey string   // of all services
 	services []*service
-	restMs   float64 // CPU time of the service in each second at rest, where that was measured
+	restMs   float64 // CPU time of the service per second at rest, in ms; 0: not measured
 }
 
-// startStack starts the agents, finds docker, and copies the executables, which
-// somebody may build anew while this runs.
+// startStack starts the agents, finds docker, and copies the executables, because they may
+// be rebuilt during the run.
 func (r *rig) startStack(ctx context.Context, rep *report, cfg devstack.Config) {
 	r.adminKey, r.drivers = rand.Text(), []string{rawExec}
 	cfg.Progress = func(line string) { rep.progress("%s", line) }
 	if socket := os.Getenv("DOCKER_HOST"); r.nodes > 1 || !strings.HasPrefix(socket, "unix:///") {
-		rep.note("Docker was not measured: DOCKER_HOST names no socket, or this is the scale curve.")
+		rep.note("Docker was not measured: DOCKER_HOST is not a socket, or this is the scale curve.")
 	} else {
 		command(ctx, "cmd/reference-engine/build-image.sh", dockerImage)
 		cfg.DockerSocket, r.drivers = socket, append(r.drivers, inDock)
@@ -69,7 +69,7 @@ func (r *rig) startStack(ctx context.Context, rep *report, cfg devstack.Config) 
 	rep.head = strings.ReplaceAll(r.script(ctx, "describe"), "\n", ", ")
 }
 
-// command runs a command to its end and returns what it printed.
+// command runs a command, waits for its end, and returns its output.
 func command(ctx context.Context, name string, args ...string) string {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = childAttributes
@@ -80,8 +80,8 @@ func command(ctx context.Context, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// childAttributes keep Ctrl-C in the terminal from the child processes, which are
-// ended in order, and end them should this process be killed.
+// childAttributes are the attributes of child processes. A Ctrl-C in the terminal does not
+// reach them, because they are ended in order; they end if this process is killed.
 var childAttributes = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 
 // script runs a command of script.sh.
@@ -91,11 +91,11 @@ func (r *rig) script(ctx context.Context, args ...string) string {
 	return command(ctx, "env", append(env, args...)...)
 }
 
-// endServices ends the service processes, and kills those that take too long.
+// endServices ends the service processes, and kills those that run a minute longer.
 func (r *rig) endServices() {
 	var errs []error
 	for _, s := range r.services {
-		_ = s.cmd.Process.Signal(syscall.SIGTERM) // Wait says how it ended
+		_ = s.cmd.Process.Signal(syscall.SIGTERM) // Wait returns its error
 		kill := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
 		err := s.cmd.Wait()
 		if kill.Stop(); err != nil {
@@ -106,7 +106,7 @@ func (r *rig) endServices() {
 	check(errors.Join(errs...))
 }
 
-// until asks for a condition from time to time until it is nil, with a deadline.
+// until repeats condition at an interval until it returns nil, for patience at most.
 func until(ctx context.Context, every time.Duration, condition func() error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -117,7 +117,7 @@ func until(ctx context.Context, every time.Duration, condition func() error) {
 	}
 }
 
-// each calls do for all, so many concurrently.
+// each calls do for all, at most atOnce concurrently.
 func each[T any](ctx context.Context, all []T, atOnce int, do func(context.Context, T)) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
@@ -127,7 +127,7 @@ func each[T any](ctx context.Context, all []T, atOnce int, do func(context.Conte
 	check(group.Wait())
 }
 
-// usersOf are n user ids.
+// usersOf returns n user ids.
 func usersOf(name string, n int) (users []string) {
 	for i := range n {
 		users = append(users, fmt.Sprintf("%s-%d", name, i))
@@ -135,7 +135,7 @@ func usersOf(name string, n int) (users []string) {
 	return users
 }
 
-// service is one process of `orch server`, as one of its products calls it.
+// service is a process of `orch server`, with the client of one of its products.
 type service struct {
 	*client.Client // with the product's key
 	productID      string
@@ -144,16 +144,17 @@ type service struct {
 	vars           []string // its ORCH_ variables
 	cmd            *exec.Cmd
 	logFile        string
-	read           int64 // how much of the log was looked at
+	read           int64 // how many bytes of the log have been read
 }
 
-// start starts a service process, which endServices ends, and returns when it is ready
-// and has a product. It keeps volumes ready; more are ORCH_ variables of its own.
+// start starts a service process, which endServices ends, and returns when it is ready and
+// has a product. volumes is the size of its volume pool, and more are further ORCH_
+// variables.
 func (r *rig) start(ctx context.Context, name, driver string, volumes int, more ...string) *service {
 	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
 	image := map[string]string{rawExec: "reference-engine", inDock: dockerImage}[driver]
 	s.vars = append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true", "ORCH_ALLOW_OPEN_NOMAD=true",
 		"ORCH_ENGINE_DRIVER=" + driver, "ORCH_ENGINE_IMAGE=" + image, "ORCH_ENGINE_BIN_DIR=" + r.dir,
 		fmt.Sprint("ORCH_ENGINE_CPU_MHZ=", cpuMHz), fmt.Sprint("ORCH_ENGINE_MEMORY_MB=", memoryMB),
 		"ORCH_CONSUL_PREFIX=" + name + "/", fmt.Sprint("ORCH_VOLUME_POOL=", volumes),
@@ -162,7 +163,7 @@ func (r *rig) start(ctx context.Context, name, driver string, volumes int, more 
 	mount := strings.ReplaceAll(name, "_", "-")
 	token := must(r.stack.Mount(ctx, mount))
 	log := must(os.Create(s.logFile))
-	defer func() { _ = log.Close() }() // the process has its own
+	defer func() { _ = log.Close() }() // the process has its own descriptor
 	s.cmd = exec.Command(filepath.Join(r.dir, "orch"), "server")
 	s.cmd.SysProcAttr, s.cmd.Stderr = childAttributes, log
 	s.cmd.Env = append(s.vars, "PATH="+os.Getenv("PATH"), "NOMAD_ADDR="+r.stack.NomadAddr, "CONSUL_HTTP_ADDR="+r.stack.ConsulAddr,
@@ -177,7 +178,7 @@ func (r *rig) start(ctx context.Context, name, driver string, volumes int, more 
 	return s.product(ctx, "bench", nil)
 }
 
-// product registers a product and returns the service as that one calls it.
+// product registers a product and returns the service with its client.
 func (s *service) product(ctx context.Context, slug string, policy *client.Policy) *service {
 	registered, other := must(s.admin.RegisterProduct(ctx, slug, slug, policy)), *s
 	other.productID = registered.ProductID
@@ -185,15 +186,15 @@ func (s *service) product(ctx context.Context, slug string, policy *client.Polic
 	return &other
 }
 
-// warmProduct registers a product for which so many warm engines are kept: it alone gets
-// them, since they have a size of their own.
+// warmProduct registers a product with a number of warm engines. Only this product gets them,
+// because their memory differs from that of other engines.
 func (s *service) warmProduct(ctx context.Context, kept int) *service {
 	memory := memoryMB + 1
 	return s.product(ctx, "warm", &client.Policy{WarmPool: &kept, MemoryMB: &memory})
 }
 
-// logged waits for the next line of the log, which is JSON, that contains all words, and
-// returns its fields.
+// logged waits for the next line of the log that contains all words, and returns its JSON
+// fields.
 func (s *service) logged(ctx context.Context, words ...string) (fields map[string]any) {
 	f := must(os.Open(s.logFile))
 	defer func() { _ = f.Close() }()
@@ -201,7 +202,7 @@ func (s *service) logged(ctx context.Context, words ...string) (fields map[strin
 		must(f.Seek(s.read, io.SeekStart))
 		for lines := bufio.NewReader(f); ; {
 			line, err := lines.ReadString('\n')
-			if err != nil { // the end, for now
+			if err != nil { // the current end of the log
 				return fmt.Errorf("the service has not logged %q: %w", words, err)
 			}
 			s.read += int64(len(line))
@@ -213,8 +214,8 @@ func (s *service) logged(ctx context.Context, words ...string) (fields map[strin
 	return fields
 }
 
-// timed makes one call that is an operation on a user's engine, and records how long
-// its caller waits, and each step by the service's log.
+// timed makes a call that is an operation on a user's engine. It records how long the caller
+// waits, and the duration of each step from the service's log.
 func (s *service) timed(ctx context.Context, rec recorder, series string, call func(context.Context, string), user string) {
 	id, w := strings.ToLower(rand.Text()), startWatch()
 	call(client.WithRequestID(ctx, id), user)
@@ -223,7 +224,7 @@ func (s *service) timed(ctx context.Context, rec recorder, series string, call f
 	rec.operation(series, w, true)
 }
 
-// stepsOf picks the fields that are called <step>_ms.
+// stepsOf returns the values of the fields <step>_ms by step.
 func stepsOf(fields map[string]any) map[string]float64 {
 	steps := map[string]float64{}
 	for name, value := range fields {
@@ -249,7 +250,7 @@ func (s *service) wake(ctx context.Context, user string) {
 	}
 }
 
-// waiting waits until so many ready volumes and warm engines wait for users.
+// waiting waits until there are at least volumes ready volumes and warm warm engines.
 func (s *service) waiting(ctx context.Context, volumes, warm int) {
 	until(ctx, 20*time.Millisecond, func() error {
 		status, err := s.admin.Whole(ctx)

@@ -15,8 +15,8 @@ import (
 	"github.com/septemberai/orch/client"
 )
 
-// The operations that rounds measure, by the service or as the end of a name says, and
-// how tables call that.
+// The operations that rounds measure. Without a suffix the service makes them; byHand and
+// byScript are suffixes of the others. hand, scripted and theSame are texts in tables.
 const (
 	provision  = "provision, volume ready"
 	warmClaim  = "provision, warm"
@@ -33,25 +33,25 @@ const (
 )
 
 const (
-	// warmUps are rounds that are not counted: caches fill.
+	// warmUps is the number of first rounds that are not counted, because caches are empty.
 	warmUps = 2
-	// warmKept is how many warm engines wait: a claim finds one, and the next one's
-	// boot is over before the next claim.
+	// warmKept is the number of warm engines. A claim takes one, and its replacement has
+	// booted before the next claim.
 	warmKept = 2
-	// stops is how many there are in a round: a stop takes as long as its node's next
-	// report is away, so the median of as many as of the others says little.
+	// stops is the number of stops per round. The duration of a stop depends on when its node
+	// reports next, so its median needs more values than those of other operations.
 	stops = 3
 	// roundsPool is how many volumes are ready before each provision.
 	roundsPool = 4
 )
 
-// side is what is measured with one driver.
+// side is the measurement of one driver.
 type side struct {
 	*bench
 	driver string
 	orch   *service
-	warm   *service            // as a product that has warm engines
-	sleepy map[string]*service // as products whose engines sleep, by what wakes them
+	warm   *service            // with the client of a product that has warm engines
+	sleepy map[string]*service // with clients of products whose engines sleep, by operation
 	floor  *floor
 }
 
@@ -68,7 +68,7 @@ func (b *bench) rounds(ctx context.Context) {
 		}
 		for operation, mode := range modes {
 			s := d.orch.product(ctx, "sleepy"+mode, &client.Policy{IdleTimeoutS: &soon, SleepMode: mode})
-			each(ctx, usersOf("user", warmUps+d.n), 4, s.provision) // most sleep before their round
+			each(ctx, usersOf("user", warmUps+d.n), 4, s.provision) // most engines sleep before their round begins
 			d.sleepy[operation] = s
 		}
 		for i := range warmUps + b.n {
@@ -83,8 +83,8 @@ func (b *bench) rounds(ctx context.Context) {
 	b.addRounds(b.rec)
 }
 
-// round measures every operation once, stop and start more often. What is compared
-// with each other runs right after each other, in turns the one or the other first.
+// round measures every operation once, and stop and start more often. Operations that are
+// compared run one directly after the other, in alternating order.
 func (d *side) round(ctx context.Context, i int) {
 	s, f, user := d.orch, d.floor, fmt.Sprintf("user-%d", i)
 	byAPI, byShell := <-f.ready, <-f.ready
@@ -95,7 +95,7 @@ func (d *side) round(ctx context.Context, i int) {
 	}
 	d.hand(ctx, provision+byScript, f.byScript("run"), byShell)()
 	inTurns(i, d.op(ctx, rotate, s, s.rotateKey, user), d.hand(ctx, rotate+byHand, f.rotate, byAPI))
-	for n := range stops { // of engines that have run for a while
+	for n := range stops { // of engines that have run for some time
 		f.settled(ctx)
 		inTurns(i+n, anyPhase(d.op(ctx, stop, s, s.stopEngine, user)), anyPhase(d.hand(ctx, stop+byHand, f.stop, byAPI)))
 		inTurns(i+n, d.op(ctx, start, s, s.startEngine, user), d.hand(ctx, start+byHand, f.run, byAPI))
@@ -106,7 +106,7 @@ func (d *side) round(ctx context.Context, i int) {
 	f.settled(ctx)
 	inTurns(i, anyPhase(d.op(ctx, destroy, s, s.destroy, user)), anyPhase(d.hand(ctx, destroy+byHand, f.destroy, byAPI)))
 	anyPhase(d.hand(ctx, destroy+byScript, f.byScript("destroy"), byShell))()
-	s.waiting(ctx, 0, warmKept) // so none is being made when the measurement begins
+	s.waiting(ctx, 0, warmKept) // so that none boots during the measurement
 	d.op(ctx, warmClaim, s, d.warm.provision, user)()
 	d.warm.destroy(ctx, user)
 	for operation, sleepy := range d.sleepy {
@@ -129,7 +129,7 @@ func (d *side) op(ctx context.Context, operation string, s *service, call func(c
 	return func() { s.timed(ctx, d.rec, seriesOf(operation, d.driver), call, user) }
 }
 
-// hand measures one operation on an engine run without the service.
+// hand measures one operation on an engine without the service.
 func (d *side) hand(ctx context.Context, operation string, do func(context.Context, *stopwatch, *handJob), h *handJob) func() {
 	return func() {
 		ctx, cancel := context.WithTimeout(ctx, patience)
@@ -140,24 +140,25 @@ func (d *side) hand(ctx context.Context, operation string, do func(context.Conte
 	}
 }
 
-// seriesOf is the name of what was measured with a driver.
+// seriesOf returns the name of an operation's series with a driver.
 func seriesOf(operation, driver string) string { return operation + ", " + driver }
 
-// inTurns runs both, the second one first in every other round.
+// inTurns runs both functions, in every second round the second one first.
 func inTurns(i int, both ...func()) {
 	both[i%2]()
 	both[1-i%2]()
 }
 
-// anyPhase waits first for a random part of the interval of a Nomad client's reports
-// (allocSyncIntv in its client/client.go), so as not to begin in step with the last one.
+// anyPhase first waits for a random part of the interval of a Nomad client's reports
+// (allocSyncIntv in its client/client.go), so that the operation does not always begin at the
+// same time after a report.
 func anyPhase(do func()) func() {
 	return func() { time.Sleep(rand.N(200 * time.Millisecond)); do() }
 }
 
-// comparisons are the figures of the rounds for each driver: of an operation, beside what
-// takes its place without the service, if that was measured. most is the target for the
-// ratio or, where nothing is compared, for the median in milliseconds; 0: none.
+// comparisons are the figures of the rounds for each driver: an operation (of), and the same
+// without the service (floor), if that was measured. most is the target for the ratio or,
+// without a comparison, for the median in milliseconds; 0: none.
 var comparisons = []struct {
 	name, of, against, floor string
 	most                     float64
@@ -180,7 +181,7 @@ var comparisons = []struct {
 	{"", rotate, hand, rotate + byHand, 0},
 }
 
-// addRounds makes the figures of what the rounds recorded.
+// addRounds adds the figures of what the rounds recorded.
 func (rep *report) addRounds(rec recorder) {
 	for _, driver := range []string{rawExec, inDock} {
 		for _, c := range comparisons {

@@ -1,19 +1,19 @@
 #!/bin/sh
-# Engines as a shell script runs them: by the command lines of Nomad and docker, and by
-# the health check of the job in Consul. Each command returns when what it says is so.
+# What a shell script does with engines: it uses the command lines of Nomad and docker,
+# and the health check of the job in Consul. Each command returns when its condition is true:
 #
 #   script.sh run JOB FILE VOL      the job's check passes
 #   script.sh stop JOB FILE VOL     no process of the job is left
-#   script.sh absent JOB            nor its service in Consul
-#   script.sh destroy JOB FILE VOL  nor the job, its volume and its variable
-#   script.sh docker NAME DIR HASH  a container answers
+#   script.sh absent JOB            Consul does not list the service of the job
+#   script.sh destroy JOB FILE VOL  process, job, volume and variable are gone
+#   script.sh docker NAME DIR HASH  a container responds
 #   script.sh describe              prints the machine, what else runs there, and versions
 #
 # NOMAD, CONSUL, VAULT and ORCH are the commands; NOMAD_ADDR, CONSUL_HTTP_ADDR and
-# DOCKER_HOST say where.
+# DOCKER_HOST are the addresses.
 set -eu
 quietly() { "$@" >/dev/null; }
-gone() { # a job's allocations, none of which may be pending or running
+gone() { # JOB: wait until none of its allocations is pending or running
 	until curl -sf "$NOMAD_ADDR/v1/job/$1/allocations" | awk '/"ClientStatus":"(running|pending)"/ { exit 1 }'; do sleep 0.01; done
 }
 case $1 in
@@ -33,12 +33,12 @@ absent)
 	;;
 destroy)
 	quietly "$NOMAD" job stop -detach "$2"
-	gone "$2" # Nomad forgets the allocations of a purged job at once
+	gone "$2" # Nomad forgets the allocations of a purged job immediately
 	quietly "$NOMAD" job stop -purge -detach "$2"
 	until quietly "$NOMAD" volume delete -type host "$4" 2>&1; do sleep 0.05; done
 	quietly "$NOMAD" var purge "nomad/jobs/$2"
 	;;
-docker) # confined as by the job file; label and directory let the stack remove what is left of it
+docker) # confined as in the job file; the stack finds the container by its label and directory
 	port=$((5000 + $$ % 5000))
 	mkdir -m 777 "$3/$2"
 	quietly docker run -d --name "$2" --label "com.hashicorp.nomad.alloc_id=$2" -p "127.0.0.1:$port:8000" -v "$3/$2:/data" \

@@ -13,8 +13,8 @@ import (
 
 // RetryPolicy sets how often a call is made, and the wait in between.
 //
-// Calls are retried that the service answered with 503 or 429, which means that the same
-// call may succeed later, and calls that found no connection, so that nothing was sent. If
+// A call is retried if the service returned 503 or 429, which means that the same call may
+// succeed later, or if no connection could be made, so that nothing was sent. If
 // it is unknown whether a call was carried out (the connection broke, or a proxy returned
 // 503 or 429), it is retried only if that is harmless: reads, admits, keep-awakes,
 // policies, and changes of engines with an [IdempotencyKey]. All other errors are returned

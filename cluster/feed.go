@@ -69,10 +69,10 @@ func (c *Cluster) Age() time.Duration {
 
 var errSilent = errors.New("the event stream sent nothing, not even a heartbeat")
 
-// errNoByte: Nomad 1.11 answers a stream that it refuses with 200 and nothing else. It
-// does not close the connection: its Go runtime does, when it next collects garbage
-// (EventStream in Nomad's command/agent/event_endpoint.go), seconds or minutes later.
-var errNoByte = errors.New("the event stream gave no byte, although Nomad answers other calls, so Nomad probably refuses it")
+// errNoByte: Nomad 1.11 responds with 200 and no data to a stream that it refuses. It does
+// not close the connection; only the garbage collector of its Go runtime does, seconds or
+// minutes later (EventStream in Nomad's command/agent/event_endpoint.go).
+var errNoByte = errors.New("the event stream sent no data, although Nomad responds to other calls, so Nomad probably refuses it")
 
 type eventBatch struct {
 	Index  uint64

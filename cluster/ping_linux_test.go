@@ -21,7 +21,7 @@ import (
 // Ping uses the service's own token for what the service needs, and distinguishes a Nomad
 // that refuses it from one that is unavailable.
 func TestPing(t *testing.T) {
-	address := nomadWithACL(t)
+	address := startNomad(t, true)
 	pinged := func(address, token string) error {
 		client, err := api.NewClient(&api.Config{Address: address, SecretID: token})
 		if err != nil {
@@ -61,9 +61,42 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// nomadWithACL returns the address of a separate server that refuses requests without a
-// token; it ends with the test.
-func nomadWithACL(t *testing.T) string {
+// CheckACL reports whether ACLs are on, with every token, and knows that it does not know.
+func TestCheckACL(t *testing.T) {
+	check := func(address, token string) error {
+		client, err := api.NewClient(&api.Config{Address: address, SecretID: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		return New(client, "default", Mkdir, hclog.NewNullLogger()).CheckACL(t.Context())
+	}
+	for _, acl := range []bool{true, false} {
+		address := startNomad(t, acl)
+		for name, token := range map[string]string{"without a token": "", "with an unknown token": "c0ffee00-0000-0000-0000-000000000000"} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := check(address, token)
+			for ; errors.Is(err, ErrUnavailable); err = check(address, token) { // it has just started
+				select {
+				case <-ctx.Done():
+					t.Fatal(err)
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+			if acl && err != nil || !acl && !errors.Is(err, ErrOpen) {
+				t.Errorf("ACLs on: %t, %s: %v", acl, name, err)
+			}
+		}
+	}
+	if err := check("http://127.0.0.1:1", ""); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOpen) {
+		t.Errorf("if Nomad is unavailable: %v", err)
+	}
+}
+
+// startNomad returns the address of a separate server, which ends with the test. With acl it
+// refuses requests without a token.
+func startNomad(t *testing.T, acl bool) string {
 	t.Helper()
 	binaries, err := devstack.Tools(t.Context(), devstack.ToolOptions{})
 	if err != nil {
@@ -101,14 +134,14 @@ server {
   bootstrap_expect = 1
 }
 acl {
-  enabled = true
+  enabled = %t
 }
 consul {
   auto_advertise   = false
   server_auto_join = false
   client_auto_join = false
 }
-`, filepath.Join(dir, "data"), ports[0], ports[1], ports[2])
+`, filepath.Join(dir, "data"), ports[0], ports[1], ports[2], acl)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

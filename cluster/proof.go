@@ -36,7 +36,6 @@ var (
 // period, counts only if nothing suggests that the daemon was ending: a daemon that is shut
 // down together with its containerd reports this exit for containers that still run
 // (measured).
-// together with its containerd reports that exit for containers that run on (measured).
 func unproven(events []*api.TaskEvent) bool {
 	// Nomad keeps only the last ten events.
 	open := len(events) > 0 && events[0].Type != api.TaskReceived

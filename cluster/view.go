@@ -46,7 +46,7 @@ type Alloc struct {
 	ports                    []int
 }
 
-// Terminal reports whether the allocation's process has ended for good, according to its
+// Terminal reports whether the allocation's process has ended permanently, according to its
 // node or, for a lost node, to Nomad's servers.
 func (a *Alloc) Terminal() bool {
 	return a.Client == api.AllocClientStatusComplete || a.Client == api.AllocClientStatusFailed || a.Client == api.AllocClientStatusLost

@@ -1,13 +1,13 @@
-// Package deploy carries the access policies that the service and its engines
-// need in Nomad, Consul and Vault. Operators apply the files (docs/install.md);
-// internal/devstack applies the Vault ones from here, so that development and tests run
-// under the policies that production gets.
+// Package deploy contains the access policies that the service and its engines need in Nomad,
+// Consul and Vault. Operators apply the files (docs/install.md), and internal/devstack uses
+// them from this package, so that development and tests run with the same policies as
+// production.
 package deploy
 
 import "embed"
 
 // Policies holds vault/*.policy.hcl, consul/*.policy.hcl and nomad/*.policy.hcl
-// under those names, and vault/nomad-workloads.role.json, by which engines log in.
+// under those names, and vault/*.role.json, by which engines and the service log in.
 //
 //go:embed vault/*.policy.hcl vault/*.role.json consul/*.policy.hcl nomad/*.policy.hcl
 var Policies embed.FS

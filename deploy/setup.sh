@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What a bare Debian 12 needs to build orch and to run its tests: the steps that
-# .ci/run and deploy/vagrant/provision.sh share. To be sourced by bash.
+# Functions that install what a bare Debian 12 needs to build orch and to run its tests.
+# .ci/run and deploy/vagrant/provision.sh source this file with bash.
 
-# The Go that is installed where there is none, or one older than go.mod asks for.
+# The version of Go that is installed if there is none, or one older than in go.mod.
 GO_VERSION=1.26.8
 
 # setup_packages NAME...: install the Debian packages that are missing.
@@ -13,29 +13,29 @@ setup_packages() {
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	if [ "$(id -u)" != 0 ]; then
-		echo "these packages are missing, and only root can install them: ${missing[*]}" >&2
+		echo "these packages are missing, and only root can install them (apt-get install): ${missing[*]}" >&2
 		return 1
 	fi
 	echo "installing ${missing[*]}" >&2
 	setup_lists && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# setup_lists: fetch the package lists, once.
+# setup_lists: update the lists of packages, only once.
 setup_lists() {
 	[ -z "${setup_lists_done:-}" ] || return 0
 	apt-get update -qq >&2
 	setup_lists_done=1
 }
 
-# setup_offers NAME: does Debian have this package?
+# setup_offers NAME: succeeds if Debian has this package.
 setup_offers() {
 	dpkg-query -W "$1" >/dev/null 2>&1 || setup_lists || return
 	apt-cache policy "$1" | grep -q '^  Candidate: [0-9]'
 }
 
-# setup_go ROOT: a Go that can build the checkout in ROOT. Debian 12 has Go 1.19,
-# too old to build orch and to fetch a newer toolchain by itself, but not to
-# download the toolchain as the module that it is, with its checksum verified.
+# setup_go ROOT: install a Go that can build the checkout in ROOT. Debian 12 has Go 1.19,
+# which is too old to build orch and to switch to a newer toolchain. But it can download the
+# toolchain as a module, and verifies its checksum.
 setup_go() {
 	local root=$1 want have fetched dir=/usr/local/lib/go-$GO_VERSION
 	want=$(awk '$1 == "go" {print $2}' "$root/go.mod")
@@ -62,7 +62,7 @@ setup_go() {
 	go version >&2
 }
 
-# setup_build ROOT: what the build and the tests need; the race detector needs a
+# setup_build ROOT: install what the build and the tests need. The race detector needs the
 # C compiler.
 setup_build() {
 	setup_packages ca-certificates curl gcc git libc6-dev make procps

@@ -4,7 +4,7 @@ package docs
 import _ "embed"
 
 // OpenAPI is the OpenAPI 3.1 document of the REST API: the one source of its
-// requests and answers.
+// requests and responses.
 //
 //go:embed openapi.yaml
 var OpenAPI []byte

@@ -57,7 +57,7 @@ func graph(all map[string][]string) string {
 	return b.String()
 }
 
-// TestPackageGraph holds the graph in architecture.md against the imports.
+// TestPackageGraph compares the graph in architecture.md with the imports.
 func TestPackageGraph(t *testing.T) {
 	doc, err := os.ReadFile("architecture.md")
 	if err != nil {
@@ -77,14 +77,14 @@ func TestPackageGraph(t *testing.T) {
 	}
 }
 
-// floors are the packages from the top down. A package may import those of floors below
-// its own, and none of its own floor.
+// floors are the layers of packages, from the top down. A package may import only packages of
+// lower layers.
 var floors = [][]string{
 	{"internal/service"},
 	{"internal/config", "internal/ops", "server", "images"},
 	{"scheduler"},
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
-	{"scheduler/operation"},
+	{"scheduler/operation", "scheduler/witness"},
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
@@ -92,18 +92,18 @@ var floors = [][]string{
 	{"internal/traces"},
 }
 
-// leaves do not know one another. The one exception: cluster takes from jobs the label of
-// an engine's port, and what a job says about itself in its meta.
+// leaves do not import each other, except that cluster uses the label of an engine's port and
+// the meta of an engine's job from jobs.
 var leaves = []string{"registry", "cluster", "jobs", "secrets", "audit", "images"}
 
-// TestEngineImportsNothing of ours: it is the domain.
+// TestEngineImportsNothing: the domain imports no other package of orch.
 func TestEngineImportsNothing(t *testing.T) {
 	if of, there := packages(t)["engine"]; !there || len(of) > 0 {
 		t.Errorf("there: %t; it imports %v", there, of)
 	}
 }
 
-// TestForbiddenImports says which arrow points up or sideways.
+// TestForbiddenImports reports imports of a higher or the same layer.
 func TestForbiddenImports(t *testing.T) {
 	floor := map[string]int{}
 	for i, names := range floors {
@@ -115,16 +115,16 @@ func TestForbiddenImports(t *testing.T) {
 	for name, imports := range all {
 		of, known := floor[name]
 		if !known {
-			t.Errorf("%s stands on no floor", name)
+			t.Errorf("%s is in no layer", name)
 			continue
 		}
 		for _, imported := range imports {
 			at, known := floor[imported]
 			if known && at <= of {
-				t.Errorf("%s imports %s, which is not below it", name, imported)
+				t.Errorf("%s imports %s, which is not in a lower layer", name, imported)
 			}
 			if slices.Contains(leaves, name) && slices.Contains(leaves, imported) && name+" "+imported != "cluster jobs" {
-				t.Errorf("%s imports %s: leaves do not know one another", name, imported)
+				t.Errorf("%s imports %s: leaves do not import each other", name, imported)
 			}
 		}
 	}

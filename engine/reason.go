@@ -23,8 +23,10 @@ const (
 	ReasonKeyProof       = "key_proof"
 	ReasonKeyUnconfirmed = "key_unconfirmed"
 	ReasonJobMissing     = "job_missing"
+	// ReasonInterrupted: nobody continued the provision of the engine.
 	// ReasonRecovered: the row was rebuilt, and the engine's process is being checked.
 	// ReasonBrainMissing: nothing of the engine exists outside the registry.
+	ReasonInterrupted  = "interrupted"
 	ReasonRecovered    = "recovered"
 	ReasonBrainMissing = "brain_missing"
 	// ReasonVolumeUnknown: Nomad no longer knows the volume. ReasonAdopted: the engine got

@@ -81,8 +81,8 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// TestMovesProperty walks the table at random and checks what holds for every engine's
-// whole life, whoever moves it.
+// TestMovesProperty makes random moves of the table, and checks what holds in every engine's
+// whole life.
 func TestMovesProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		any := rapid.OneOf(rapid.SampledFrom(allStates), rapid.Map(rapid.String(), func(s string) State { return State(s) }))

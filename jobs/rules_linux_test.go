@@ -71,10 +71,10 @@ const (
 `
 )
 
-// brokenRules has a case for each rule: what is removed from or changed in the default job
-// file, and a word of the only resulting problem.
+// brokenRules has a case for each rule: a change of the default job file, and a part of the
+// text of the only resulting problem.
 var brokenRules = map[string]struct{ old, by, names string }{
-	"job type":               {`  type = "service"` + "\n\n  # A service", `  type = "batch"` + "\n\n  # A service", "type must be"},
+	"job type":               {`  type = "service"`, `  type = "batch"`, "type must be"},
 	"one group":              {`job "engine" {`, `job "engine" {` + "\n group \"other\" {\n task \"t\" {\n driver = \"raw_exec\"\n }\n }\n", "exactly one group, found 2"},
 	"one task":               {`    task "engine" {`, "    task \"other\" {\n driver = \"raw_exec\"\n }\n    task \"engine\" {", "exactly one task, found 2"},
 	"driver":                 {`driver = var.driver` + "\n", `driver = "exec"` + "\n", "driver"},

@@ -1,16 +1,15 @@
 # The Nomad job of one engine.
 #
-# orch has Nomad parse this file once when it starts, with the variables below,
-# and sets per engine on a copy of the result: the job's ID, name, namespace,
-# node pool, meta and ui block; the constraint on the node; the group's count;
-# the volume's source; the task's image or command, resources, ENGINE_* and path
-# variables; the service's name and meta. Nothing that a user supplied is ever
-# parsed as HCL.
+# When orch starts, Nomad parses this file once, with the variables below. For each
+# engine, orch copies the result and sets the job's ID, name, namespace, node pool, meta
+# and ui block; the constraint on the node; the group's count; the volume's source; the
+# task's image or command, resources, ENGINE_* and path variables; the service's name and
+# meta. Values from users are never parsed as HCL.
 #
-# Copy and edit it, name the copy in ORCH_ENGINE_JOB_FILE, and check it with
+# To change it, edit a copy, set ORCH_ENGINE_JOB_FILE to the copy's path, and check it with
 #   nomad job validate engine.nomad.hcl
-# What orch relies on is marked "relied on"; without it the service refuses to
-# start and says what is missing.
+# Settings that orch relies on are marked "Relied on". If one of them is missing, the
+# service does not start and names it.
 
 variable "driver" {
   type        = string
@@ -21,13 +20,13 @@ variable "driver" {
 variable "key_reload" {
   type        = string
   default     = "restart"
-  description = "restart: a new key restarts the process; signal: it gets SIGHUP and reads ENGINE_KEY_HASH_FILE (ORCH_ENGINE_KEY_RELOAD)"
+  description = "restart: a new key restarts the process; signal: the process gets SIGHUP and reads ENGINE_KEY_HASH_FILE (ORCH_ENGINE_KEY_RELOAD)"
 }
 
 variable "catalog_path" {
   type        = string
   default     = ""
-  description = "shared catalog on every node, read-only in the engine (ORCH_CATALOG_PATH)"
+  description = "directory of the shared catalog on every node, read-only in the engine (ORCH_CATALOG_PATH)"
 }
 
 variable "provider_keys" {
@@ -60,12 +59,12 @@ variable "check_max_failures" {
 job "engine" {
   type = "service"
 
-  # A service job moves its allocation to no other node by itself: the brain
-  # pins it (the constraint is set per engine).
+  # The allocation never moves to another node, because orch sets a constraint on the node
+  # with the brain.
   group "engine" {
     count = 1
 
-    # Relied on: one writer. With single-node-writer two processes ran on one
+    # Relied on: a single writer. With single-node-writer, two processes used the same
     # brain for seconds.
     volume "brain" {
       type            = "host"
@@ -81,19 +80,19 @@ job "engine" {
       }
     }
 
-    # MB of disk for its allocation: Nomad's two log files of 5 MB, which have to fit, and
-    # little more, for what an engine keeps is in its volume. Nomad reserves 300 by default.
+    # Disk space of the allocation in MB. It must be enough for Nomad's two log files of
+    # 5 MB, and little more, because an engine's data is in its volume. Nomad's default is 300.
     ephemeral_disk {
       size = 20
     }
 
-    # Relied on: health is orch's business, not a deployment's.
+    # Relied on: orch watches the health of an engine, not a deployment of Nomad's.
     update {
       max_parallel = 0
     }
 
-    # A crash is healed here a little, also while the control plane is away;
-    # after that the allocation fails and orch takes over.
+    # Nomad restarts a crashed engine twice, even while orch is not running. Then the
+    # allocation fails, and orch restarts the engine.
     restart {
       attempts = 2
       interval = "10m"
@@ -101,23 +100,23 @@ job "engine" {
       mode     = "fail"
     }
 
-    # Relied on: Nomad must not place the engine again by itself.
+    # Relied on: Nomad must not reschedule the engine.
     reschedule {
       attempts  = 0
       unlimited = false
     }
 
-    # Relied on: a cut network replaces nothing; without lost_after an engine is
-    # lost as soon as another job on its node has one.
+    # Relied on: a disconnected node's engines are not replaced. Without lost_after an
+    # engine is lost as soon as another job on its node has lost_after.
     disconnect {
       lost_after = "8760h"
       replace    = false
       reconcile  = "keep_original"
     }
 
-    # Nothing migrates an engine. By default its node would ask its Consul agent
-    # for all services and checks that it has, twice per second for each new
-    # engine, until the engine's first check has passed.
+    # Engines are never migrated, so this only avoids load: by default, the node would list
+    # all services and checks of its Consul agent, twice per second for each new engine,
+    # until the engine's first check has passed.
     migrate {
       health_check     = "task_states"
       min_healthy_time = "0s"
@@ -129,7 +128,7 @@ job "engine" {
       kill_timeout = "30s"
       kill_signal  = "SIGTERM"
 
-      # Containers do not run as root; the volume is made for this user.
+      # Containers do not run as root. The volume belongs to this user.
       user = var.driver == "docker" ? "65532:65532" : ""
 
       dynamic "config" {
@@ -149,7 +148,7 @@ job "engine" {
             }
           }
 
-          # The root is read-only. What lies in /tmp counts as the engine's memory.
+          # The root file system is read-only. Files in /tmp count as memory of the engine.
           mount {
             type   = "tmpfs"
             target = "/tmp"
@@ -192,7 +191,7 @@ job "engine" {
       } : {})
 
       # Relied on: the hash of the engine's key, from the Nomad variable of its
-      # job. Without the waits and the splay a new key takes 6 to 9 s to arrive.
+      # job. With the default waits and splay, a new key arrives after 6 to 9 s.
       template {
         destination = "$${NOMAD_SECRETS_DIR}/engine_key.env"
         env         = true
@@ -221,13 +220,12 @@ job "engine" {
         }
       }
 
-      # Relied on, where engines get provider keys: neither a new key nor a new
-      # Vault token restarts an engine; a new key is in the environment from its
-      # next start on. toJSON: the service checked that Nomad can read the values when
-      # they are quoted like that. (once = true would keep the file from being read again, but
-      # Nomad runs such templates apart from the others, and the last of the two
-      # groups to render replaces all variables of the other.) The process itself
-      # never sees the Vault token.
+      # Relied on, if engines get provider keys: neither a new provider key nor a new Vault
+      # token restarts an engine. A new provider key is in the environment from the next
+      # start. The service has checked that Nomad can read all values as toJSON quotes them.
+      # (once = true would also avoid the restart, but Nomad renders such templates
+      # separately, and the group that is rendered last replaces all variables of the
+      # other.) The process never gets the Vault token.
       dynamic "vault" {
         for_each = var.provider_keys == "" ? [] : ["vault"]
         content {

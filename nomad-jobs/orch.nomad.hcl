@@ -1,20 +1,19 @@
 # The service itself as a Nomad job: one replica per node, on port 8000.
 #
-# Its secrets are environment variables in the Nomad variable nomad/jobs/orch,
-# which only this job and operators can read; none of them stands in the job:
+# The job contains no secrets. They are environment variables in the Nomad variable
+# nomad/jobs/orch, which only this job and operators can read:
 #
 #   nomad var put nomad/jobs/orch ORCH_ADMIN_KEY=... VAULT_TOKEN=...
 #
-# and where they are used: NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL
-# (needed for more than one replica), the provider keys named in
-# ORCH_ENGINE_ENV_PASSTHROUGH. With vault_role the Vault token comes from the
-# job's workload identity instead.
+# and, if needed, NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL (required for more
+# than one replica) and the provider keys named in ORCH_ENGINE_ENV_PASSTHROUGH. With
+# vault_role the Vault token comes from the job's workload identity instead.
 #
 #   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
 #
-# Every client that may run it needs max_kill_timeout = "5m" in its client block:
-# by default Nomad kills after 30 s whatever a job asks for, and what is in flight
-# then has to be taken over by the next replica.
+# Every client that may run it needs max_kill_timeout = "5m" in its client block. By
+# default Nomad limits every kill_timeout to 30 s, and another replica must then take over
+# the operations in progress.
 
 variable "driver" {
   type        = string
@@ -23,14 +22,14 @@ variable "driver" {
 
   validation {
     condition     = var.driver == "docker" || var.driver == "raw_exec"
-    error_message = "The driver is docker or raw_exec."
+    error_message = "The driver must be docker or raw_exec."
   }
 }
 
 variable "image" {
   type        = string
   default     = ""
-  description = "docker: image of the service, its entry point the orch binary"
+  description = "docker: image of the service, whose entry point is the orch binary"
 }
 
 variable "binary" {
@@ -42,7 +41,7 @@ variable "binary" {
 variable "count" {
   type        = number
   default     = 1
-  description = "replicas; more than one need ORCH_DATABASE_URL, and each a node of its own"
+  description = "number of replicas; more than one need ORCH_DATABASE_URL, and each needs its own node"
 }
 
 variable "datacenters" {
@@ -85,13 +84,13 @@ variable "vault_addr" {
 variable "vault_role" {
   type        = string
   default     = ""
-  description = "role of Nomad's workload identities in Vault that carries the policy orch; empty: VAULT_TOKEN from nomad/jobs/orch"
+  description = "role of Nomad's workload identities in Vault that has the policy orch; empty: VAULT_TOKEN from nomad/jobs/orch"
 }
 
 variable "settings" {
   type        = map(string)
   default     = {}
-  description = "ORCH_ variables that are not secret, and any other of the environment (orch server -help lists them)"
+  description = "ORCH_ variables that are not secret (orch server -help lists them), and other variables of the environment"
 }
 
 variable "cpu_mhz" {
@@ -105,8 +104,8 @@ variable "memory_mb" {
 }
 
 locals {
-  # How long a replica finishes what is in flight: scheduler.LongestOperation, a
-  # boot and 115 s; and 15 s to give its session up.
+  # How long a replica may take to finish its operations: scheduler.LongestOperation, which
+  # is a boot and 115 s, and 15 s to end its session.
   kill_timeout_s = lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
 }
 
@@ -116,8 +115,8 @@ job "orch" {
   namespace   = var.namespace
   node_pool   = var.node_pool
 
-  # One replica at a time, the next when this one answers. A replaced replica may
-  # drain for kill_timeout before the new one gets its port.
+  # Replicas are replaced one after another, the next when the new one responds. The old
+  # one may drain for kill_timeout before the new one gets its port.
   update {
     max_parallel      = 1
     health_check      = "checks"
@@ -136,15 +135,15 @@ job "orch" {
       }
     }
 
-    # The audit log of a single replica, kept through updates and moves. It is
-    # lost with its node: ORCH_DATABASE_URL in nomad/jobs/orch names a PostgreSQL.
+    # The audit log of a single replica, which is kept over updates and moves, but lost with
+    # its node. To avoid that, set ORCH_DATABASE_URL in nomad/jobs/orch to a PostgreSQL.
     ephemeral_disk {
       size    = 1024
       sticky  = true
       migrate = true
     }
 
-    # A crash is healed in place a little; then another node may try.
+    # A crashed replica is restarted on its node three times, then on another one.
     restart {
       attempts = 3
       interval = "5m"
@@ -164,7 +163,7 @@ job "orch" {
       provider = "consul"
       port     = "http"
 
-      # It can answer admits of running engines.
+      # Passes if it can respond to admits of running engines.
       check {
         name     = "ready"
         type     = "http"
@@ -173,8 +172,8 @@ job "orch" {
         timeout  = "2s"
       }
 
-      # It serves at all. One that hangs is started again; one that is only not
-      # ready waits for Nomad or Consul, and a restart would not help it.
+      # Passes if it responds to HTTP at all. A replica that hangs is restarted. One that is
+      # only not ready waits for Nomad or Consul, so a restart would not help.
       check {
         name     = "live"
         type     = "http"
@@ -192,12 +191,13 @@ job "orch" {
     task "orch" {
       driver = var.driver
 
-      # Callers find another replica first (Consul), then it drains.
+      # Consul first leads callers to other replicas; then the replica drains.
       shutdown_delay = "3s"
       kill_signal    = "SIGTERM"
       kill_timeout   = "${local.kill_timeout_s}s"
 
-      # Host network: the agents are on the node's loopback, and so may engines be.
+      # The container uses the host's network, because the agents listen on the node's
+      # loopback, and engines may, too.
       dynamic "config" {
         for_each = var.driver == "docker" ? ["docker"] : []
         content {
@@ -228,7 +228,7 @@ job "orch" {
         VAULT_ADDR           = var.vault_addr
       }, var.settings)
 
-      # The secrets. A changed one restarts the replicas, one by one by chance.
+      # The secrets. A change restarts each replica after a random part of the splay.
       template {
         destination = "$${NOMAD_SECRETS_DIR}/orch.env"
         env         = true
@@ -237,7 +237,7 @@ job "orch" {
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
       }
 
-      # Nomad renews the token and restarts the replica when it had to get another.
+      # Nomad renews the token, and restarts the replica if it had to get a new one.
       dynamic "vault" {
         for_each = var.vault_role == "" ? [] : [var.vault_role]
         content {

@@ -21,7 +21,6 @@ const (
 //
 // The bucket has its own time, At. The replicas advance it by what their monotonic clocks
 // measure (bucketClock), so that fast or slow wall clocks have almost no effect.
-// next to nothing.
 type bucket struct {
 	// ID is new for each bucket, so that no replica applies what it knows of another
 	// bucket.

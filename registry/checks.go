@@ -134,6 +134,11 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	if err != nil {
 		return 0, unavailable(err)
 	}
+	if len(checks) == 0 {
+		if err := c.store.mayReadChecks(ctx); err != nil {
+			return 0, err
+		}
+	}
 	listed := make(map[string]listedCheck, len(checks))
 	for _, check := range checks {
 		id := allocOf(check.ServiceID)

@@ -19,7 +19,6 @@ import (
 // row has changed, or the pooled volume was claimed by another call; read again and retry.
 // ErrMoved: the deployment's record has changed, and nothing is handed out until it was
 // read again.
-// handed out until it was read again.
 func (s *Store) Claim(ctx context.Context, p *engine.Product, e *engine.Row, pooled *PooledVolume) error {
 	if err := engine.CheckMove(engine.Gone, e.State); err != nil {
 		return err

@@ -2,9 +2,13 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 
 	consul "github.com/hashicorp/consul/api"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // consulDenies begins the error of a transaction's operation that the token may not carry
@@ -29,4 +33,19 @@ func (s *Store) unfiltered(ctx context.Context, below string, meta *consul.Query
 	}
 	_, err := s.get(ctx, s.prefix+below)
 	return err
+}
+
+// mayReadChecks returns ErrDenied if the service's token may not read the checks of engines.
+// Consul then lists none and refuses nothing, as if no engine had a check. It refuses only
+// calls that name one service or node; neither has to exist.
+func (s *Store) mayReadChecks(ctx context.Context) error {
+	for _, call := range []string{"/v1/agent/health/service/name/" + engine.JobPrefix, "/v1/coordinate/node/orch"} {
+		_, err := s.client.Raw().Query(call, nil, (&consul.QueryOptions{}).WithContext(ctx))
+		var status consul.StatusError
+		// 404: there is no such object. 401 is for coordinates that are turned off.
+		if errors.As(err, &status) && status.Code == http.StatusForbidden {
+			return denied(status.Body)
+		}
+	}
+	return nil
 }

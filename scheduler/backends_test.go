@@ -17,7 +17,7 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// However many callers there are, a dependency gets one request at a time, and one per
+// However many callers there are, a dependency gets no concurrent requests, and only one per
 // second from callers that only check its state.
 func TestBackendsAreAskedOnce(t *testing.T) {
 	for name, answer := range map[string]error{"ok": nil, "away": errors.New("away")} {
@@ -128,7 +128,7 @@ func TestNeedAsksOnce(t *testing.T) {
 			"nomad": func(context.Context) error { return nil },
 		}}
 		began := time.Now()
-		// 16 at a time, the initial value of the boot limiter for a product.
+		// 16 concurrently, the initial limit of a product's concurrent boots.
 		turns := make(chan struct{}, boot.FirstBoots)
 		var calls sync.WaitGroup
 		for i := range 500 {

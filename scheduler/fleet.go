@@ -147,7 +147,7 @@ func (f *Fleet) Status() Status {
 	failed := st.ByState[engine.Failed]
 	st.Health = healthOf(failed, st.Total)
 	if health.IsStorm(health.FleetHealth(f.s.mirror.All())) {
-		st.Health = HealthCritical // whoever owns the engines
+		st.Health = HealthCritical // for every product, because a storm concerns all engines
 	}
 	st.Unhealthy = failed + f.s.health.Failing(f.s.mirror.In(f.productID, engine.Running))
 	return st

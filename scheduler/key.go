@@ -10,14 +10,14 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// showPatience is how long a GET waits for an engine that accepts neither the old key
-// nor the new one while its key is being rotated: a process that is restarted to read
-// the new key is back after that.
+// showPatience is how long a GET waits for an engine that accepts neither the old key nor the
+// new one during a rotation. In that time, a process that is restarted to read the new key is
+// up again.
 const showPatience = time.Second
 
 // Show returns the caller's engine with its key, both of one moment. While the key is
-// being rotated, it is the key that the engine accepts; "": it accepts neither, or cannot
-// be asked. ENGINE_NOT_FOUND.
+// being rotated, it is the key that the engine accepts; "": it accepts neither, or does not
+// respond. ENGINE_NOT_FOUND.
 func (s *Scheduler) Show(ctx context.Context, caller *Caller) (*engine.Row, string, error) {
 	patient := time.Now().Add(showPatience)
 	for range maxClaims {
@@ -103,8 +103,8 @@ func (s *Scheduler) Key(ctx context.Context, e *engine.Row) (string, error) {
 	return k.Key, nil
 }
 
-// secret reads the secret that a row names. ENGINE_QUARANTINED: it is somebody
-// else's, and nobody is told it.
+// secret reads the secret that a row names. ENGINE_QUARANTINED: the secret names another
+// owner, and nobody gets the key.
 func (s *Scheduler) secret(ctx context.Context, row *engine.Row) (*secrets.EngineKey, error) {
 	if why, _ := s.store.WentBack(); why != "" {
 		s.vault.Forget() // the row may name a key that was destroyed since

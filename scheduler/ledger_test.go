@@ -11,7 +11,7 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// blockedLog tells of a line and does not return before it may.
+// blockedLog reports a line on one channel, and blocks until it receives from the other.
 type blockedLog struct{ line, may chan struct{} }
 
 func (b *blockedLog) Write(p []byte) (int, error) {
@@ -20,8 +20,8 @@ func (b *blockedLog) Write(p []byte) (int, error) {
 	return io.Discard.Write(p)
 }
 
-// TestPersistWhileStopping: Run may wait already for what was begun, and nothing is added
-// to that. What could not be written is told by the caller itself.
+// TestPersistWhileStopping: while the service stops, Run may already wait for all goroutines,
+// so none is started any more. The caller itself logs the row that could not be written.
 func TestPersistWhileStopping(t *testing.T) {
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
@@ -31,13 +31,13 @@ func TestPersistWhileStopping(t *testing.T) {
 	returned := make(chan struct{})
 	go func() {
 		defer close(returned)
-		s.persist(t.Context(), "row 1", func(context.Context) error { return errors.New("the database is away") })
+		s.persist(t.Context(), "row 1", func(context.Context) error { return errors.New("the database is down") })
 	}()
 	select {
 	case <-out.line:
 	case <-returned:
-		<-out.line // another goroutine says it
-		t.Error("a goroutine was begun that Run does not wait for")
+		<-out.line // another goroutine logs it
+		t.Error("a goroutine was started for which Run does not wait")
 	}
 	close(out.may)
 	<-returned

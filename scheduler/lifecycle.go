@@ -55,11 +55,11 @@ func (s *Scheduler) Stop(ctx context.Context, caller *Caller) (*engine.Row, erro
 	})
 }
 
-// RotateKey gives a running engine a new key and returns it once the engine has
-// shown that it refuses the old one and accepts the new one.
+// RotateKey gives a running engine a new key. It returns the key after the engine has
+// proved that it refuses the old key and accepts the new one.
 //
-// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. ROTATION_UNCONFIRMED: the
-// engine has not shown it in time; the rotation goes on in the background.
+// ENGINE_NOT_FOUND, ENGINE_NOT_RUNNING, ENGINE_BUSY. ROTATION_UNCONFIRMED: the engine did
+// not prove it in time; the rotation continues in the background.
 func (s *Scheduler) RotateKey(ctx context.Context, caller *Caller) (string, error) {
 	row, err := s.change(ctx, caller, engine.OpRotateKey, audit.ActionRotateKey, "", []string{"nomad", "vault"}, func(row *engine.Row) error {
 		if row.State != engine.Running {

@@ -13,7 +13,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
-	"github.com/septemberai/orch/scheduler/reconcile"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -75,7 +75,7 @@ func (s *Scheduler) contradiction(ctx context.Context, row *engine.Row, owner se
 		"row_product", row.ProductID, "vault_product", owner.ProductID, "vault_deployment", owner.Deployment)
 	s.ops.Background(func(ctx context.Context) {
 		err := s.quarantine(ctx, &registry.Quarantined{
-			EngineID: row.EngineID, Since: time.Now().UTC(), Why: reconcile.WhyContradiction, What: []string{"row", "key"},
+			EngineID: row.EngineID, Since: time.Now().UTC(), Why: witness.WhyContradiction, What: []string{"row", "key"},
 			ProductID: owner.ProductID, UserID: owner.UserID, NodeID: row.NodeID,
 		})
 		if err != nil && ctx.Err() == nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// Step names are in rows: a rolling upgrade finds those of the version before.
-// Whoever changes a name or an order has to say what becomes of such rows.
+// Rows contain step names, so during a rolling upgrade there are rows with those of the
+// previous version. A change of a name or an order must also handle such rows.
 func TestPlans(t *testing.T) {
 	names := func(table map[engine.OpKind][]operation.Step) map[engine.OpKind][]string {
 		got := map[engine.OpKind][]string{}
@@ -57,13 +57,13 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// An operation ends in a state to which the row may legally go from every state
-// that it can have begun in, however it went.
+// Whatever its outcome, an operation ends in a state that is a legal move from every state
+// in which it can have begun.
 func TestFinish(t *testing.T) {
 	for _, c := range []struct {
 		kind engine.OpKind
-		from engine.State // of the row while the operation is under way
-		was  engine.State // of the row before
+		from engine.State // of the row during the operation
+		was  engine.State // of the row before the operation
 		undo engine.Code
 		want engine.State
 	}{
@@ -88,7 +88,7 @@ func TestFinish(t *testing.T) {
 		{engine.OpRotateKey, engine.Running, engine.Running, "", engine.Running},
 		{engine.OpRotateKey, engine.Running, engine.Running, engine.BackendUnavailable, engine.Running},
 	} {
-		// However it went, but for a freeze, no process is frozen at its end.
+		// Whatever its outcome, no process is frozen at its end, except after a freeze.
 		frozen := func(step string) bool {
 			row := &engine.Row{
 				State: c.from, Desired: engine.Running, Frozen: &engine.Frozen{},
@@ -127,7 +127,7 @@ func TestFinish(t *testing.T) {
 	}
 }
 
-// Only what was running is frozen, and only what is frozen goes on.
+// Only running engines are frozen, and only a start of a frozen engine begins with thaw.
 func TestFirstStep(t *testing.T) {
 	for kind, forward := range plans.Forward {
 		for _, from := range engine.States {
@@ -162,19 +162,20 @@ func TestLongestOperation(t *testing.T) {
 	}
 }
 
-// An operation of a newer version, at a step that this one does not know, is left to it.
+// An operation at a step that this version does not know belongs to a newer version, and is
+// left to it.
 func TestKnownStep(t *testing.T) {
 	for kind, steps := range plans.Forward {
 		for _, st := range append(append(slices.Clone(steps), plans.Undo[kind]...), plans.Detours[kind]...) {
 			if !plans.Knows(&engine.Operation{Kind: kind, Step: st.Name}) {
-				t.Errorf("%s of %s is not known", st.Name, kind)
+				t.Errorf("step %s of %s is not known", st.Name, kind)
 			}
 		}
 		if plans.Knows(&engine.Operation{Kind: kind, Step: "hibernate"}) {
-			t.Errorf("%s knows a step that there is not", kind)
+			t.Errorf("an unknown step of %s is known", kind)
 		}
 	}
 	if plans.Knows(&engine.Operation{Kind: "upgrade", Step: "boot"}) {
-		t.Error("a kind that there is not is known")
+		t.Error("an unknown kind is known")
 	}
 }

@@ -188,9 +188,9 @@ func (s *Scheduler) audited(ctx context.Context, action, productID string, detai
 	return err
 }
 
-// settleProduct completes the audit row of a change whose write was not answered: as done
-// when the product shows it, and with what its caller was told when it has not shown it
-// for operation.StrayAfter.
+// settleProduct completes the audit row of a change whose write got no response: as done
+// when the product shows the change, or with the error that the caller got (told) if the
+// product does not show it for operation.StrayAfter.
 func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*engine.Product) bool) {
 	for missed := (time.Time{}); pause.For(ctx, time.Second); {
 		t, err := s.store.Tenant(ctx, productID)

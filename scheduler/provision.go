@@ -19,14 +19,14 @@ type ProvisionOptions struct {
 	IdempotencyKey string
 }
 
-// Provision makes the caller's user an engine and waits until it is usable.
+// Provision creates an engine for the caller's user and waits until it is usable.
 //
-// ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
-// CAPACITY_EXHAUSTED leave nothing behind; ENGINE_BOOT_FAILED and BOOT_TIMEOUT
-// leave the engine failed, with its brain, for Start to try again. After
-// BACKEND_UNAVAILABLE what was begun is being removed, and the same call may be
-// made again. With an Idempotency-Key that was used: the first answer again, or
-// IDEMPOTENCY_KEY_REUSED, ENGINE_DESTROYED.
+// After ENGINE_ALREADY_EXISTS, POLICY_DENIED, QUOTA_EXCEEDED, PORT_EXHAUSTION and
+// CAPACITY_EXHAUSTED no engine was created. After ENGINE_BOOT_FAILED and BOOT_TIMEOUT the
+// engine is failed and has its brain, so that Start can retry. After BACKEND_UNAVAILABLE the
+// provision is being undone, and the same call may be made again. If the Idempotency-Key was
+// used before, the result is that of the first call, or IDEMPOTENCY_KEY_REUSED or
+// ENGINE_DESTROYED.
 func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOptions) (*engine.Row, string, error) {
 	for range maxClaims {
 		made, ref, err := s.replay(ctx, caller, o)
@@ -34,7 +34,7 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 			made, err = s.provision(ctx, caller, o.Image, ref)
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
-			continue // the same call is under way: its answer is this one's too
+			continue // the same call is in progress, and both get its result
 		}
 		if err != nil {
 			return nil, "", err

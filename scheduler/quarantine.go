@@ -12,7 +12,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
-	"github.com/septemberai/orch/scheduler/reconcile"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -60,16 +60,16 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.reconcile.WitnessesOf(ctx, f, nil)
+	e, err := s.reconcile.Evidence(ctx, f, nil)
 	if err != nil {
 		return nil, err
 	}
-	owner, err := s.adopter(w, productID, userID)
+	owner, err := s.adopter(e, productID, userID)
 	if err != nil {
 		return nil, err
 	}
-	if w.Brain() == nil {
-		return nil, engine.Errorf(engine.InvalidRequest, "%d volumes have the name of engine %s; there must be exactly one", w.Volumes(), engineID)
+	if e.Brain() == nil {
+		return nil, engine.Errorf(engine.InvalidRequest, "%d volumes have the name of engine %s; there must be exactly one", e.Volumes(), engineID)
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
@@ -79,20 +79,20 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.adoptAs(ctx, q, w, owner)
+	row, err := s.adoptAs(ctx, q, e, owner)
 	s.abandon(ctx, id, began, err)
 	return row, err
 }
 
 // adopter returns the new owner of a quarantined engine.
-func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (secrets.Owner, error) {
+func (s *Scheduler) adopter(e *witness.Evidence, productID, userID string) (secrets.Owner, error) {
 	var owner secrets.Owner
-	owner.ProductID, owner.UserID = w.User()
+	owner.ProductID, owner.UserID = e.User()
 	switch {
 	case owner.ProductID == "" && productID == "":
-		return owner, engine.Errorf(engine.ProductNotFound, "no witness names the owner of engine %s: give its product_id and user_id", w.ID())
+		return owner, engine.Errorf(engine.ProductNotFound, "no witness names the owner of engine %s: give its product_id and user_id", e.ID())
 	case productID != "" && owner.ProductID != "" && (owner.ProductID != productID || owner.UserID != userID):
-		return owner, engine.Errorf(engine.InvalidRequest, "engine %s belongs to user %q of product %s according to its witnesses", w.ID(), owner.UserID, owner.ProductID)
+		return owner, engine.Errorf(engine.InvalidRequest, "engine %s belongs to user %q of product %s according to its witnesses", e.ID(), owner.UserID, owner.ProductID)
 	case owner.ProductID == "":
 		owner.ProductID, owner.UserID = productID, userID
 	}
@@ -100,11 +100,11 @@ func (s *Scheduler) adopter(w *reconcile.Witnesses, productID, userID string) (s
 	if err := engine.CheckUserID(owner.UserID); err != nil && !errors.Is(err, engine.ErrDotSegment) {
 		return owner, engine.Errorf(engine.InvalidRequest, "%v", err)
 	}
-	owner.Deployment, owner.EngineID = s.guard.ID(), w.ID()
+	owner.Deployment, owner.EngineID = s.guard.ID(), e.ID()
 	return owner, nil
 }
 
-func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *reconcile.Witnesses, owner secrets.Owner) (*engine.Row, error) {
+func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, e *witness.Evidence, owner secrets.Owner) (*engine.Row, error) {
 	t, err := s.Product(ctx, owner.ProductID)
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 		has, err = &engine.Row{Index: damaged.Index, Reason: engine.ReasonBrainMissing}, nil
 	}
 	switch {
-	case err == nil && has.EngineID == w.ID():
+	case err == nil && has.EngineID == e.ID():
 		has = nil // its own row: only the record must be deleted
 	case err == nil && has.Reason != engine.ReasonBrainMissing:
 		return nil, engine.Errorf(engine.EngineAlreadyExists, "the user already has engine %s; destroy it first, or discard this one", has.EngineID)
@@ -123,10 +123,10 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 		return nil, err
 	}
 	// The secret is written first, because the row makes its key available.
-	if err := s.ownSecret(ctx, w, owner); err != nil {
+	if err := s.ownSecret(ctx, e, owner); err != nil {
 		return nil, err
 	}
-	row := w.Rebuilt(owner, time.Now().UTC())
+	row := e.Rebuilt(owner, time.Now().UTC())
 	row.ProductSlug = t.Slug
 	if row.Image == "" {
 		if row.Image, err = s.allowedImage(t.Product, ""); err != nil {
@@ -138,7 +138,7 @@ func (s *Scheduler) adoptAs(ctx context.Context, q *registry.Quarantined, w *rec
 	if err != nil {
 		return nil, err
 	}
-	s.settled(w.ID())
+	s.settled(e.ID())
 	if err := s.putAdopted(ctx, t.Product, row, has, strangers); !errors.Is(err, registry.ErrExists) {
 		return row, err
 	}
@@ -170,23 +170,23 @@ func (s *Scheduler) putAdopted(ctx context.Context, product *engine.Product, row
 
 // ownSecret writes the owner into an engine's secret. A lost secret is created again, and
 // the engine gets the new key at its next start or re-key.
-func (s *Scheduler) ownSecret(ctx context.Context, w *reconcile.Witnesses, owner secrets.Owner) error {
+func (s *Scheduler) ownSecret(ctx context.Context, e *witness.Evidence, owner secrets.Owner) error {
 	k := &secrets.EngineKey{Key: secrets.NewEngineKey(), ID: secrets.NewKeyID()}
-	newest, err := s.vault.NewestVersion(ctx, w.ID())
+	newest, err := s.vault.NewestVersion(ctx, e.ID())
 	if err != nil {
 		return err
 	}
-	if now, _ := w.Current(); now != nil {
+	if now, _ := e.Current(); now != nil {
 		if now.Owner == owner {
 			return nil
 		}
 		k.Key, k.ID = now.Key, cmp.Or(now.ID, k.ID)
 	}
 	k.Owner = owner
-	if err := s.vault.PutEngineKey(ctx, w.ID(), k, newest); err != nil {
+	if err := s.vault.PutEngineKey(ctx, e.ID(), k, newest); err != nil {
 		return err
 	}
-	w.Own(k)
+	e.Own(k)
 	return nil
 }
 
@@ -238,15 +238,20 @@ func (s *Scheduler) missing(ctx context.Context, engineID string) error {
 	return err
 }
 
-func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) error {
-	row, err := s.store.Engine(ctx, seen.ProductID, seen.UserID)
-	if errors.Is(err, registry.ErrNotFound) {
-		return nil
+func (s *Scheduler) missingIn(ctx context.Context, seen *engine.Row, engineID string) (err error) {
+	for range maxClaims { // meanwhile the monitor may write that the process is gone
+		row, rerr := s.store.Engine(ctx, seen.ProductID, seen.UserID)
+		if errors.Is(rerr, registry.ErrNotFound) {
+			return nil
+		}
+		if rerr != nil || row.EngineID != engineID {
+			return rerr
+		}
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
+		row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
+		if err = s.store.Correct(ctx, row, engineID, nil); !errors.Is(err, registry.ErrConflict) {
+			return err
+		}
 	}
-	if err != nil || row.EngineID != engineID {
-		return err
-	}
-	row.State, row.Desired, row.Reason = engine.Failed, engine.Stopped, engine.ReasonBrainMissing
-	row.Op, row.Restarts, row.Frozen, row.URL, row.AllocID, row.KeyVersion, row.KeyID = nil, nil, nil, "", "", 0, ""
-	return s.store.Correct(ctx, row, engineID, nil)
+	return err
 }

@@ -6,7 +6,8 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
-// TestUndone: what a recovery writes for a provision of then is an operation that goes on.
+// TestUndone: a recovery replaces an outdated provision by an operation that a replica can
+// continue.
 func TestUndone(t *testing.T) {
 	if op := undone(); op.Kind != engine.OpDestroy || !plans.Knows(&op) || op.Undo != "REGISTRY_RECOVERING" {
 		t.Errorf("got %+v", op)

@@ -83,7 +83,7 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 // while.
 func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err error) {
 	if _, registration := engine.VolumeOf(r.name); registration > 1 {
-		// Nomad would have kept the directory, whoever made it forget the volume.
+		// However Nomad lost the volume, it keeps such a directory.
 		return "Nomad no longer knows its volume, and keeps the directory of such a volume", nil
 	}
 	for until := time.Now().Add(fingerprintLag); ; {

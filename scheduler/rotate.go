@@ -117,8 +117,8 @@ func (o *work) rotateWithoutProcess(reason string) {
 	}
 }
 
-// rotationProven probes the engine repeatedly. After the caller was told that the rotation
-// is not confirmed, it continues at a longer interval. errEnded, errVanished: there is no
+// rotationProven probes the engine repeatedly. After the caller got ROTATION_UNCONFIRMED, it
+// continues at a longer interval. errEnded, errVanished: there is no
 // process to probe; the allocations are what Nomad knows about it.
 func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 	keys, err := o.rotationKeys(ctx)

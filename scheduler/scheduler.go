@@ -63,6 +63,8 @@ type Options struct {
 	// ReconcileInterval is the time between two full passes of the leader. OrphanGrace is
 	// how long an object without a row is kept before it is removed.
 	ReconcileInterval, OrphanGrace time.Duration
+	// AllowOpenNomad permits a Nomad without ACLs.
+	AllowOpenNomad bool
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
 	// Observer is told about what the scheduler does; nil: nobody.
@@ -176,8 +178,9 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 
 // Run works until ctx ends, and returns when everything that it started has stopped. It
 // returns early with an error only if the engine's job file breaks a rule
-// (*jobs.RulesError), or if the keys in Vault belong to another deployment
-// (*guard.ForeignError). Operations in progress are interrupted at their next step; call
+// (*jobs.RulesError), if the keys in Vault belong to another deployment
+// (*guard.ForeignError), or if Nomad's ACLs are off and that is not permitted
+// (cluster.ErrOpen). Operations in progress are interrupted at their next step; call
 // Drain first to let them finish.
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -224,8 +227,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return errors.Join(err, foreign)
 }
 
-// prepare lets Nomad parse the job file and writes the provider keys to Vault. It retries
-// until both succeed.
+// prepare checks that Nomad's ACLs are on, lets Nomad parse the job file and writes the
+// provider keys to Vault. It retries until all that succeeds. Before that, nothing can be
+// registered in Nomad.
 func (s *Scheduler) prepare(ctx context.Context) error {
 	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, 15*time.Second) {
 		err := s.prepareOnce(ctx)
@@ -235,6 +239,8 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 			return nil
 		case asRules(err, &rules):
 			return rules
+		case errors.Is(err, cluster.ErrOpen):
+			return fmt.Errorf("%w: any engine could use the task API (/secrets/api.sock) to run commands as root on its node and to read the secrets of all engines; turn ACLs on (docs/install.md), or set ORCH_ALLOW_OPEN_NOMAD=true if no engine is to be protected from another one", err)
 		}
 		s.log.Warn("not ready for provisions yet; retrying", "error", err, "in", wait.String())
 		select {
@@ -246,6 +252,11 @@ func (s *Scheduler) prepare(ctx context.Context) error {
 }
 
 func (s *Scheduler) prepareOnce(ctx context.Context) error {
+	if !s.opts.AllowOpenNomad {
+		if err := s.cluster.CheckACL(ctx); err != nil {
+			return err
+		}
+	}
 	if len(s.opts.ProviderKeys) > 0 {
 		if err := s.guard.Owned(); err != nil {
 			return err
@@ -267,7 +278,7 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 	return nil
 }
 
-// Retire hands the leader's work to another replica, at once and for good, because
+// Retire hands the leader's work to another replica, at once and permanently, because
 // operations in progress here may take long.
 func (s *Scheduler) Retire(ctx context.Context) {
 	s.guard.Retire(ctx)

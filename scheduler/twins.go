@@ -74,7 +74,7 @@ func (s *Scheduler) quarantineTwins(ctx context.Context, row *engine.Row) error 
 }
 
 // namesakes reads the rows that name an engine, from Consul and not from the view: a row
-// that was restored or edited by hand is not in the view before the next pass.
+// that was restored or edited manually is not in the view before the next pass.
 func (s *Scheduler) namesakes(ctx context.Context, engineID string) (rows []*engine.Row, err error) {
 	all, _, err := s.store.Engines(ctx)
 	for _, row := range all {

@@ -18,7 +18,7 @@ type handler func(w http.ResponseWriter, r *http.Request, id string) error
 //
 // httprouter matches the decoded path, in which a %2F in a user_id would count as a
 // separator. Therefore the escaped path is routed, and the parameter unescaped afterwards.
-// httprouter allows no static segment beside a wildcard, so this function tells POST
+// httprouter allows no static segment beside a wildcard, so this function distinguishes POST
 // /engines/provision from POST /engines/{user_id}/{action}.
 func (s *Server) routes() http.Handler {
 	r := httprouter.New()

@@ -1,17 +1,17 @@
 #!/bin/sh
-# A Docker Engine for tests, whatever the machine has.
+# Find or start a Docker Engine for tests.
 #
-#   tools/dockerd.sh start DIR   print the address (unix://...) of an engine that answers
+#   tools/dockerd.sh start DIR   print the address (unix://...) of an engine that responds
 #   tools/dockerd.sh stop  DIR   end the engine that `start DIR` started, if it did
 #
-# start: if `docker info` answers, that engine is used and left alone. Else (as
-# root) docker.io is installed by apt when dockerd is missing, and dockerd runs
-# with everything it writes under DIR. Only the address goes to stdout, so that
+# start: if `docker info` succeeds, that engine is used and not changed. Otherwise (as
+# root) docker.io is installed by apt if dockerd is missing, and dockerd is started with
+# all its files under DIR. Only the address is written to stdout, so that
 #
 #   DOCKER_HOST=$(tools/dockerd.sh start DIR) && export DOCKER_HOST
 #
-# works; progress goes to stderr, the daemon's log to DIR/dockerd.log.
-# DOCKERD_DEADLINE_S (60) bounds the wait for the first answer;
+# works. Progress is written to stderr, and the daemon's log to DIR/dockerd.log.
+# DOCKERD_DEADLINE_S (60) limits the wait for the first response, in seconds;
 # DOCKERD_FLAGS is appended to dockerd's command line (for example
 # --storage-driver=vfs --iptables=false).
 set -eu
@@ -19,7 +19,7 @@ set -eu
 say() { echo "dockerd.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# bounded SECONDS COMMAND...: a daemon that hangs must not hang the build.
+# bounded SECONDS COMMAND...: run COMMAND with a time limit, because a daemon may hang.
 bounded() {
 	if command -v timeout >/dev/null 2>&1; then
 		timeout "$@"
@@ -29,8 +29,8 @@ bounded() {
 	fi
 }
 
-# answers [ADDRESS]: does an engine answer there (or wherever the CLI points)?
-# `docker info` exits 0 without a server when it has no --format, hence the test.
+# answers [ADDRESS]: succeeds if an engine responds there, or at the CLI's default address.
+# Without a server, `docker info` exits with 0, so its output is checked, too.
 answers() {
 	command -v docker >/dev/null 2>&1 || return 1
 	if [ $# -gt 0 ]; then
@@ -41,7 +41,8 @@ answers() {
 	[ -n "$v" ]
 }
 
-# pinged SOCKET: GET /_ping on the socket, or the CLI where curl is missing.
+# pinged SOCKET: succeeds if an engine responds on the socket to GET /_ping, or to the CLI
+# if curl is missing.
 pinged() {
 	[ -S "$1" ] || return 1
 	if command -v curl >/dev/null 2>&1; then
@@ -51,7 +52,7 @@ pinged() {
 	fi
 }
 
-# address: where the CLI points, DOCKER_HOST or the current context.
+# address: print the CLI's default address: DOCKER_HOST or the current context's.
 address() {
 	if [ -n "${DOCKER_HOST:-}" ]; then
 		echo "$DOCKER_HOST"
@@ -61,8 +62,8 @@ address() {
 	fi
 }
 
-# ours PIDFILE NAME: print the PID in the file if that process still is NAME
-# with DIR in its command line; PIDs are reused, a stale file proves nothing.
+# ours PIDFILE NAME: print the PID in the file if that process is NAME with DIR in its
+# command line. The file may be old, and another process may have the PID.
 ours() {
 	[ -s "$1" ] || return 1
 	p=$(cat "$1")
@@ -81,18 +82,18 @@ end() {
 		n=$((n - 1))
 		sleep 1
 	done
-	[ ! -d "/proc/$1" ] || { say "PID $1 ignores SIGTERM, killing it"; kill -KILL "$1" 2>/dev/null || :; sleep 1; }
+	[ ! -d "/proc/$1" ] || { say "PID $1 ignores SIGTERM; sending SIGKILL"; kill -KILL "$1" 2>/dev/null || :; sleep 1; }
 }
 
 install_docker() {
-	[ "$(id -u)" = 0 ] || die "no Docker Engine answers, and only root can start one"
+	[ "$(id -u)" = 0 ] || die "no Docker Engine responds, and only root can start one"
 	command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1 && return
 	command -v apt-get >/dev/null 2>&1 || die "dockerd is missing and there is no apt-get: install Docker manually"
 	say "installing docker.io"
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq >&2 || say "apt-get update failed, trying with the old lists"
+	apt-get update -qq >&2 || say "apt-get update failed; using the old lists"
 	apt-get install -y -qq docker.io >&2
-	# Newer Debian and Ubuntu ship the command line tool on its own.
+	# Newer Debian and Ubuntu have the command line tool in a separate package.
 	command -v docker >/dev/null 2>&1 || apt-get install -y -qq docker-cli >&2
 	command -v dockerd >/dev/null 2>&1 || die "docker.io is installed, but there is no dockerd"
 }
@@ -110,18 +111,18 @@ start() {
 		return
 	fi
 	install_docker
-	# Where systemd runs, installing the package has started the system's engine.
+	# If systemd runs, the installation of the package has started the system's engine.
 	if [ -z "${DOCKER_HOST:-}" ] && answers; then
 		a=$(address)
 		say "using the system's engine at $a"
 		echo "$a"
 		return
 	fi
-	[ ${#sock} -le 100 ] || die "$sock: too long for a unix socket (about 100 characters)"
+	[ ${#sock} -le 100 ] || die "$sock is too long for a unix socket (100 characters); choose another DIR"
 	mkdir -p "$dir/data" "$dir/exec"
 	rm -f "$sock" "$dir/dockerd.pid"
 	say "starting dockerd in $dir"
-	# setsid: a Ctrl-C in the terminal that started the tests is not for dockerd.
+	# With setsid, a Ctrl-C in the terminal does not reach dockerd.
 	# shellcheck disable=SC2086 # DOCKERD_FLAGS is a list of words
 	setsid dockerd -H "unix://$sock" --data-root "$dir/data" --exec-root "$dir/exec" \
 		-p "$dir/dockerd.pid" ${DOCKERD_FLAGS:-} >"$dir/dockerd.log" 2>&1 </dev/null &
@@ -132,7 +133,7 @@ start() {
 		if ! kill -0 "$child" 2>/dev/null || [ "$n" -le 0 ]; then
 			tail -n 20 "$dir/dockerd.log" >&2
 			stop
-			die "dockerd did not come up, see $dir/dockerd.log"
+			die "dockerd did not start; see $dir/dockerd.log"
 		fi
 		sleep 1
 	done
@@ -145,12 +146,13 @@ stop() {
 		say "stopping dockerd, PID $p"
 		end "$p" 40
 	fi
-	# A dockerd that was killed leaves its containerd behind.
+	# A killed dockerd leaves its containerd running.
 	for f in "$dir/exec/containerd/containerd.pid" "$dir/exec/containerd.pid"; do
 		if p=$(ours "$f" containerd); then end "$p" 10; fi
 	done
 	rm -f "$sock" "$dir/dockerd.pid"
-	# Deepest mounts first. mountinfo's fifth field, octal escapes undone.
+	# Unmount what is below DIR, the innermost first. The mount point is the fifth field of
+	# mountinfo, with octal escapes.
 	awk '{print $5}' /proc/self/mountinfo | while read -r m; do printf '%b\n' "$m"; done |
 		grep -F -- "$dir/" | sort -r | while read -r m; do
 		case $m in "$dir"/*) umount "$m" 2>/dev/null || umount -l "$m" || say "cannot unmount $m" ;; esac
@@ -166,7 +168,7 @@ start)
 stop)
 	dir=$(cd "$2" 2>/dev/null && pwd -P) || { say "$2: nothing to stop"; exit 0; }
 	;;
-*) die "unknown command $1: start DIR or stop DIR" ;;
+*) die "unknown command $1; use start DIR or stop DIR" ;;
 esac
 sock=$dir/docker.sock
 "$1"

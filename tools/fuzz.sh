@@ -1,10 +1,10 @@
 #!/bin/sh
-# Run every fuzz target of the module for a while, one after the other.
+# Run every fuzz target of the module for a limited time, one after another.
 #
-#   tools/fuzz.sh [TIME]     20s by default; anything `go test -fuzztime` takes
+#   tools/fuzz.sh [TIME]     20s by default; TIME has the format of `go test -fuzztime`
 #
-# It goes on after a failure, so that one run shows them all, and exits 1 then.
-# Go leaves what made a target fail in the package's testdata/fuzz: commit it.
+# It continues after a failure, so that one run shows all failures, and then exits with 1.
+# Go writes the input that made a target fail into the package's testdata/fuzz: commit it.
 set -eu
 
 time=${1:-20s}
@@ -15,15 +15,16 @@ trap 'rm -f "$list" "$out"' EXIT
 trap 'exit 1' HUP INT TERM
 
 # shellcheck disable=SC2016 # the dollars are Go's
-# Only packages that have targets: linking a test binary just to ask costs more.
+# Find the packages with targets by their source, because to link each test binary takes
+# longer.
 "$go" list -f '{{$p := .}}{{range .TestGoFiles}}{{$p.ImportPath}} {{$p.Dir}}/{{.}}
 {{end}}{{range .XTestGoFiles}}{{$p.ImportPath}} {{$p.Dir}}/{{.}}
 {{end}}' ./... | while read -r package file; do
 	if [ -n "$file" ] && grep -q '^func Fuzz' "$file"; then echo "$package"; fi
 done | sort -u >"$list"
 
-# Go at times reports the end of the fuzz time itself as a failure: then nothing
-# but that is said, and no input is written down.
+# late: succeeds if the only failure is the end of the fuzz time, which Go sometimes
+# reports as one. It then writes no input.
 late() {
 	grep -q '^ *context deadline exceeded$' "$out" && ! grep -q 'Failing input written' "$out"
 }

@@ -37,9 +37,9 @@ func devCommand(*cmdline.Env) *cmdline.Command {
 until Ctrl-C, which leaves nothing behind. State and logs are in .dev/, which is
 wiped at each start; ". .dev/env" sets the addresses and keys in a shell.
 
-The agents refuse strangers, as in production: ACLs that deny by default, TLS by an
-authority of their own, and engines in the Nomad namespace "engines". -open has them
-serve everybody over plain HTTP.
+The agents refuse unknown callers, as in production: ACLs deny by default, TLS uses their
+own certificate authority, and engines are in the Nomad namespace "engines". With -open,
+they serve everybody over plain HTTP.
 
 ORCH_ADDR, ORCH_DEV_NOMAD_PORT, ORCH_DEV_CONSUL_PORT and ORCH_DEV_VAULT_PORT move the
 ports (0: a free one). ORCH_ADMIN_KEY, ORCH_LOG_LEVEL and the other ORCH_ variables
@@ -111,7 +111,7 @@ func runDev(ctx context.Context, ports devstack.Ports, vars map[string]string, o
 	}
 	defer func() { err = errors.Join(err, ui.close()) }()
 	progress("ready")
-	fmt.Print(invitation(sys, demo, ui))
+	fmt.Print(invitation(sys, demo, ui, talk(demo, vars["ORCH_ENGINE_IMAGE"])))
 	select {
 	case <-ctx.Done():
 		fmt.Println()
@@ -175,7 +175,7 @@ func quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-func invitation(sys *dev.System, e *client.Engine, ui *pages) string {
+func invitation(sys *dev.System, e *client.Engine, ui *pages, talk string) string {
 	tokens := "token in " + filepath.Join(stateDir, envName)
 	token := ""
 	if sys.Stack.TLS() != nil {
@@ -190,9 +190,7 @@ func invitation(sys *dev.System, e *client.Engine, ui *pages) string {
 
   Try:
     curl -s %[1]s/engines/%[4]s -H 'X-Platform-Key: %[2]s'
-    curl -s %[3]s/execute -H 'X-Engine-Key: %[5]s' -H 'Content-Type: application/json' -d '{"input": "the sky is blue"}'
-    curl -s %[3]s/memory/export -H 'X-Engine-Key: %[5]s'
-    curl -s -X POST %[1]s/engines/provision -H 'X-Platform-Key: %[2]s' -H 'Content-Type: application/json' -d '{"user_id": "demo-user-002"}'
+%[13]s    curl -s -X POST %[1]s/engines/provision -H 'X-Platform-Key: %[2]s' -H 'Content-Type: application/json' -d '{"user_id": "demo-user-002"}'
     curl -s -X POST %[1]s/engines/%[4]s/rotate-key -H 'X-Platform-Key: %[2]s'
     curl -s -X POST %[1]s/engines/%[4]s/stop -H 'X-Platform-Key: %[2]s'
 
@@ -202,8 +200,19 @@ func invitation(sys *dev.System, e *client.Engine, ui *pages) string {
 
   . %[10]s sets ORCH_URL, the keys, and the agents' addresses, tokens and
   certificates in a shell; then orch engine list, orch status and orch audit tail -f
-  work there, and so do nomad, consul and vault.
+  work there, and so do nomad, consul and vault if they are installed.
   Ctrl-C ends everything.
 `, sys.URL, sys.Product.PlatformAPIKey, e.URL, demoUser, e.APIKey,
-		ui.nomad, ui.consul, ui.vault, sys.AdminKey, filepath.Join(stateDir, envName), token, tokens)
+		ui.nomad, ui.consul, ui.vault, sys.AdminKey, filepath.Join(stateDir, envName), token, tokens, talk)
+}
+
+// talk returns calls of the engine itself, which only the reference engine has; other
+// images have paths of their own. image is ORCH_ENGINE_IMAGE; empty: the reference engine.
+func talk(e *client.Engine, image string) string {
+	if image != "" && !strings.Contains(image, "reference-engine") {
+		return ""
+	}
+	return fmt.Sprintf(`    curl -s %[1]s/execute -H 'X-Engine-Key: %[2]s' -H 'Content-Type: application/json' -d '{"input": "the sky is blue"}'
+    curl -s %[1]s/memory/export -H 'X-Engine-Key: %[2]s'
+`, e.URL, e.APIKey)
 }

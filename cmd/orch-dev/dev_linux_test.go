@@ -21,7 +21,7 @@ import (
 	"github.com/septemberai/orch/internal/devstack"
 )
 
-// system is the command and its reference engine in a directory of their own.
+// system is a directory with the command and its reference engine.
 func system(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -53,7 +53,7 @@ func start(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, stdout func
 	return startWith(t, dir, nil, args...)
 }
 
-// startWith starts it with more variables in its environment.
+// startWith is start with further environment variables.
 func startWith(t *testing.T, dir string, vars []string, args ...string) (cmd *exec.Cmd, stdout func() string) {
 	t.Helper()
 	cmd = exec.Command(filepath.Join(dir, "orch-dev"), args...)
@@ -71,7 +71,7 @@ func startWith(t *testing.T, dir string, vars []string, args ...string) (cmd *ex
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // an error says that it has ended
+		_ = cmd.Process.Kill() // fails if it has ended
 		_ = cmd.Wait()
 		_ = out.Close()
 		if t.Failed() {
@@ -105,8 +105,8 @@ func eventually(t *testing.T, what string, ok func() error) {
 	}
 }
 
-// awaitEnv waits for an env file with another content than before, and reads it
-// with a shell.
+// awaitEnv waits until the content of the env file differs from before, and reads it with a
+// shell.
 func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]string {
 	t.Helper()
 	file := filepath.Join(dir, stateDir, envName)
@@ -138,8 +138,8 @@ func awaitEnv(t *testing.T, dir string, before map[string]string) map[string]str
 	return vars
 }
 
-// TestDev kills a system, starts another one in its directory, tries what it prints,
-// and interrupts it while an engine boots that never will: nothing is left.
+// TestDev kills a system, starts another one in the same directory, tries the commands that
+// it prints, and interrupts it during a boot that never ends. Nothing of it is left.
 func TestDev(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -197,7 +197,7 @@ func TestDev(t *testing.T) {
 	if len(uis) != 3 {
 		t.Fatalf("it prints the web UIs %q", uis)
 	}
-	// The way to the pages opens nothing to somebody without a token.
+	// Without a token, the proxy of the web UIs gives no access to data.
 	if status, _, err := call(t.Context(), http.MethodGet, strings.Replace(uis[0], "/ui/jobs", "/v1/jobs", 1), "", "", ""); err != nil || status != http.StatusForbidden {
 		t.Errorf("Nomad's jobs without a token: %d, %v", status, err)
 	}
@@ -239,7 +239,7 @@ func TestDev(t *testing.T) {
 	}
 }
 
-// commandLines: the agents' own command lines work with what the env file sets.
+// commandLines: the agents' own command lines work with the variables in the env file.
 func commandLines(t *testing.T, dir string) {
 	t.Helper()
 	bin, err := devstack.Tools(t.Context(), devstack.ToolOptions{})
@@ -261,7 +261,7 @@ func commandLines(t *testing.T, dir string) {
 	}
 }
 
-// TestDemo: every step of the table holds.
+// TestDemo: every step of the demo succeeds.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	dir := system(t)
@@ -284,8 +284,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// product registers one that may have any image of the directory, and returns its
-// key.
+// product registers a product that may use any image of the directory, and returns its key.
 func product(t *testing.T, vars map[string]string) (key string) {
 	t.Helper()
 	status, body, err := call(t.Context(), http.MethodPost, vars["ORCH_URL"]+"/products/register", "X-Admin-Key", vars["ORCH_ADMIN_KEY"],
@@ -322,8 +321,8 @@ func call(ctx context.Context, method, url, header, key, body string) (status in
 	return resp.StatusCode, string(b), err
 }
 
-// remains lists the processes that were started in dir or know of it, and the
-// mounts below it.
+// remains lists the mounts below dir, and the processes whose command line or
+// environment refers to it.
 func remains(t *testing.T, dir string) (left []string) {
 	t.Helper()
 	for _, file := range []string{"cmdline", "environ"} {
@@ -332,7 +331,7 @@ func remains(t *testing.T, dir string) (left []string) {
 			t.Fatal(err)
 		}
 		for _, path := range paths {
-			// An error says that it has ended, or is somebody else's.
+			// An error means that it has ended, or belongs to another user.
 			if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(dir)) {
 				left = append(left, path+": "+string(bytes.ReplaceAll(text, []byte{0}, []byte(" "))))
 			}

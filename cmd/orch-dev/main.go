@@ -1,5 +1,5 @@
-// Command orch-dev is for those who work on orch, or try it out: it runs real
-// agents and the service on this machine.
+// Command orch-dev is for developers of orch, and for trying it: it runs real agents and the
+// service on this machine.
 package main
 
 import (

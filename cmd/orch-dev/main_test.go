@@ -10,9 +10,11 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/septemberai/orch/client"
 )
 
-// asCommand makes the test binary be the command itself, in a process of its own.
+// asCommand is an environment variable that makes the test binary run the command.
 const asCommand = "ORCH_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -22,7 +24,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// orchDev runs a call of orch-dev to its end.
+// orchDev calls orch-dev and waits for its end.
 func orchDev(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	executable, err := os.Executable()
@@ -31,7 +33,7 @@ func orchDev(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	}
 	cmd := exec.CommandContext(t.Context(), executable, args...)
 	cmd.Dir = t.TempDir()
-	// The race detector sleeps for a second before it lets a process end.
+	// With the race detector, a process sleeps for a second before it ends.
 	cmd.Env = []string{asCommand + "=1", "HOME=" + cmd.Dir, "GORACE=atexit_sleep_ms=0"}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -54,7 +56,8 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestCalledWrongly: exit code 2, how to call it on stderr, nothing started.
+// TestCalledWrongly: an invalid call exits with code 2, prints the usage to stderr, and starts
+// nothing.
 func TestCalledWrongly(t *testing.T) {
 	for _, args := range [][]string{{}, {"server"}, {"dev", "extra"}, {"demo", "extra"}, {"tools", "extra"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
@@ -63,5 +66,17 @@ func TestCalledWrongly(t *testing.T) {
 				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 			}
 		})
+	}
+}
+
+// TestTalk checks that calls of an engine are printed only if the engine has them.
+func TestTalk(t *testing.T) {
+	for image, has := range map[string]bool{
+		"": true, "reference-engine": true, "orch/reference-engine:1": true, "notes-engine.py": false, "acme/engine:1": false,
+	} {
+		calls := talk(&client.Engine{URL: "http://127.0.0.1:1", APIKey: "key"}, image)
+		if got := strings.Contains(calls, "http://127.0.0.1:1/execute"); got != has || !has && calls != "" {
+			t.Errorf("%s: it prints %q", image, calls)
+		}
 	}
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // TestPages runs what README and the quickstart show, word by word, against a system:
-// each answer has the fields and the words that the page has. What the page exports
-// before the system starts is exported here, too: the quickstart's engines are containers
+// each response has the fields and the words on the page. Variables that the page exports
+// before the system starts are exported here, too: the quickstart's engines are containers
 // of the image that "make engine-image" built before.
 func TestPages(t *testing.T) {
 	t.Parallel()
@@ -70,15 +70,15 @@ var (
 	export  = regexp.MustCompile(`(?m)^export (\S+)`)
 )
 
-// own are the fields whose values are another run's on the page; those of the others are
-// the same, but for numbers.
+// own are the fields whose values differ in each run. All other values must be those on
+// the page, except for numbers.
 var own = map[string]bool{"engine_id": true, "url": true, "api_key": true, "new_api_key": true, "created_at": true, "last_health_at": true}
 
 // pageRun runs the commands of a page.
 type pageRun struct {
 	t   *testing.T
 	dir string
-	now map[string]string // by what the page has: what it is in this run
+	now map[string]string // the values of this run, by those on the page
 }
 
 func (p *pageRun) run(command, says string) {
@@ -105,7 +105,8 @@ func (p *pageRun) run(command, says string) {
 	p.compare(command, "", shown, got)
 }
 
-// compare wants the same fields and words, and notes what is this run's own.
+// compare fails the test unless fields and words are those on the page, and stores the values
+// that differ in this run.
 func (p *pageRun) compare(where, field string, shown, got any) {
 	p.t.Helper()
 	switch shown := shown.(type) {

@@ -2,7 +2,6 @@
 // volumes. It must be in the host_volume_plugin_dir of each node; see docs/install.md. For
 // operators, "orch-quota usage DIR" lists how much space the volumes in Nomad's
 // host_volumes_dir use.
-// host_volumes_dir hold.
 package main
 
 import (

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Build the reference engine's image, and variants of it for tests.
 #
-#   build-image.sh                       the standard set, see below
+#   build-image.sh                       the standard set
 #   build-image.sh TAG[=SWITCH,...] ...  these tags, with these switches in the ENTRYPOINT
 #
 #   build-image.sh orch/reference-engine:1 orch/reference-engine:slow=slow-boot-2s,v2
 #
-# Switches are those of `reference-engine -help`. The engine DOCKER_HOST points
-# to gets the images; nothing is fetched from anywhere. GOARCH picks another
-# architecture. Called by `make engine-image`.
+# `reference-engine -help` lists the switches. The images are built by the Docker Engine
+# at DOCKER_HOST, and nothing is downloaded. GOARCH selects another architecture.
+# `make engine-image` calls this script.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd -P)
@@ -35,7 +35,7 @@ chmod 0755 "$tmp/reference-engine"
 entrypoint() {
 	printf '["/reference-engine"'
 	for s in $(echo "$1" | tr ',' ' '); do
-		case $s in *[!A-Za-z0-9.=-]*) echo "build-image.sh: odd switch $s" >&2; exit 1 ;; esac
+		case $s in *[!A-Za-z0-9.=-]*) echo "build-image.sh: invalid switch $s" >&2; exit 1 ;; esac
 		printf ',"%s"' "$s"
 	done
 	printf ']'
@@ -47,9 +47,8 @@ for arg; do
 	[ "$tag" = "$arg" ] || switches=${arg#*=}
 	entry=$(entrypoint "$switches")
 	sed "s|^ENTRYPOINT .*|ENTRYPOINT $entry|" "$here/Dockerfile" >"$tmp/Dockerfile"
-	# The classic builder: BuildKit in a container of its own would have to be
-	# fetched first. A CLI that no longer has it, or an engine that refuses,
-	# leaves `docker import`, which needs only a tar.
+	# Use the classic builder, because BuildKit would have to be downloaded. If the CLI no
+	# longer has it, or the engine refuses, use `docker import`, which needs only a tar.
 	if DOCKER_BUILDKIT=0 docker build -q -t "$tag" "$tmp" >"$tmp/build.log" 2>&1; then
 		:
 	else

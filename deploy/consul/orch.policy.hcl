@@ -3,7 +3,7 @@ key_prefix "orch/" {
   policy = "write"
 }
 
-# One session per replica (its liveness) and one for the leader lock.
+# One session per replica, which shows that it is alive, and one for the leader lock.
 session_prefix "" {
   policy = "write"
 }

@@ -1,5 +1,5 @@
 # What the service may do in Nomad. Every line names the calls that need it. The
-# namespace is that of engines (ORCH_NOMAD_NAMESPACE), and of nothing else.
+# namespace (ORCH_NOMAD_NAMESPACE) must contain only engines.
 
 namespace "engines" {
   capabilities = [
@@ -14,24 +14,24 @@ namespace "engines" {
   # The hash of an engine's key: nomad/jobs/engine-<engine_id>.
   variables {
     path "nomad/jobs/engine-*" {
-      capabilities = ["write", "read", "list", "destroy"]
+      capabilities = ["write", "read", "destroy"] # read implies list
     }
   }
 }
 
-# Registering a job that mounts a host volume asks for the volume, too.
+# The registration of a job that mounts a host volume needs this policy, too.
 host_volume "engine-*" {
   policy = "write"
 }
 
-# GET /v1/nodes, GET /v1/node/<id>, the event topic Node; Nomad also asks for
-# node:read where a client agent's configuration is read through a server.
+# GET /v1/nodes, GET /v1/node/<id>, the event topic Node, and GET /v1/agent/members (the
+# servers' versions).
 node {
   policy = "read"
 }
 
-# Warnings at the start, and nothing else: GET /v1/agent/self of each node (its template
-# block) and GET /v1/agent/members (the servers' versions).
+# Warnings at the start and `orch server -check`, and nothing else: GET /v1/agent/self of each
+# node (its acl and template blocks).
 agent {
   policy = "read"
 }

@@ -1,5 +1,6 @@
-# Consul of the one-machine stack. It listens on all addresses since forwarded
-# ports do not arrive on loopback; Vagrant forwards them to the host's loopback.
+# Consul of the one-machine stack. It listens on all addresses, because connections to a
+# forwarded port do not arrive on the machine's loopback. Vagrant forwards the ports only
+# from the host's loopback.
 node_name            = "orch"
 data_dir             = "/var/lib/consul"
 server               = true

@@ -1,5 +1,5 @@
-# Nomad of the one-machine stack: server and client in one agent. ADDRESS is
-# filled in by provision.sh.
+# Nomad of the one-machine stack: server and client in one agent. provision.sh replaces
+# ADDRESS.
 name                 = "orch"
 data_dir             = "/var/lib/nomad"
 disable_update_check = true
@@ -23,22 +23,22 @@ limits {
 server {
   enabled           = true
   bootstrap_expect  = 1
-  event_buffer_size = 10000 # gaps in the event stream are silent
+  event_buffer_size = 10000 # the event stream does not report gaps
 }
 
 client {
   enabled           = true
   network_interface = "{{ GetAllInterfaces | include \"address\" \"ADDRESS\" | attr \"name\" }}"
 
-  # No cloud's metadata service is asked.
+  # Nomad must not query the metadata services of clouds.
   options {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
 
-  # orch drains for some minutes; the default would kill it after 30 s.
+  # orch drains for some minutes. With the default, Nomad would kill it after 30 s.
   max_kill_timeout = "5m"
 
-  # 0 means indefinitely: otherwise the client kills its tasks after some minutes without
+  # 0 means without a limit. Otherwise the client kills its tasks after some minutes without
   # Vault or a server.
   template {
     vault_retry {
@@ -55,7 +55,7 @@ client {
 
 plugin "docker" {
   config {
-    # Images are built here: one that was cleaned away could not be pulled again.
+    # Images are built on this machine, so one that was removed could not be pulled again.
     gc {
       image = false
     }

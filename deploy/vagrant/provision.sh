@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make a Debian 12 machine run the whole stack; see the Vagrantfile. It can be run
-# again at any time: state, keys and engines stay.
+# Install and start the whole stack on a Debian 12 machine; see the Vagrantfile. It can
+# be repeated at any time: state, keys and engines are kept.
 #
-#   provision.sh CHECKOUT ADDRESS     ADDRESS: where engines get their ports
+#   provision.sh CHECKOUT ADDRESS     ADDRESS: the address of the engines' ports
 #
-# A machine for development: the agents have no access control, Vault's unseal
-# key lies beside it in /etc/orch, and nothing is encrypted on the wire.
+# The machine is for development only: the agents have no access control, Vault's unseal
+# key is stored in /etc/orch, and connections are not encrypted.
 set -euo pipefail
 
 root=$1
@@ -20,7 +20,8 @@ export NOMAD_ADDR=http://127.0.0.1:4646 CONSUL_HTTP_ADDR=http://127.0.0.1:8500 V
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
 
-# await WHAT COMMAND...: until it succeeds, for a minute.
+# await WHAT COMMAND...: repeat COMMAND until it succeeds, for a minute. WHAT is its name
+# in the error.
 await() {
 	local what=$1
 	shift
@@ -28,15 +29,15 @@ await() {
 		if "$@" >/dev/null 2>&1; then return; fi
 		sleep 0.5
 	done
-	echo "$what: not within a minute" >&2
+	echo "$what is not ready after a minute; the last attempt:" >&2
 	"$@"
 }
 
 install_programs() {
 	setup_build "$root"
 	setup_packages docker.io jq openssl
-	# Links into the cache; without the old ones, or they would pass for an
-	# installation that is new enough.
+	# The programs are links into the cache. The old links are removed first, because
+	# `make tools` would take them for an installation that is new enough.
 	rm -f /usr/local/bin/nomad /usr/local/bin/consul /usr/local/bin/vault
 	make tools
 	local name path
@@ -66,7 +67,7 @@ install_agents() {
 	await "nomad" nomad_ready
 }
 
-# What the service and the engines may do in Vault, and how Nomad's workload
+# Write what the service and the engines may do in Vault, and how Nomad's workload
 # identities log in.
 prepare_vault() {
 	local name
@@ -79,17 +80,12 @@ prepare_vault() {
 	done
 	vault write auth/jwt-nomad/config jwks_url="$NOMAD_ADDR/.well-known/jwks.json" \
 		jwt_supported_algs=RS256,EdDSA default_role=nomad-workloads
-	# Only jobs of engines, in their namespace (ORCH_NOMAD_NAMESPACE): any other job that
-	# could log in by this role could read the provider keys. Engines share one entity:
-	# the claim is the namespace, not the job.
+	# The role accepts only jobs of engines, in their namespace (ORCH_NOMAD_NAMESPACE),
+	# because any other job that could log in with it could read the provider keys. All
+	# engines share one entity in Vault, because the user claim is the namespace, not the
+	# job.
 	vault write auth/jwt-nomad/role/nomad-workloads @deploy/vault/nomad-workloads.role.json
-	vault write auth/jwt-nomad/role/orch - <<-'ROLE'
-		{
-		  "role_type": "jwt", "bound_audiences": ["vault.io"], "bound_claims": {"nomad_namespace": "default", "nomad_job_id": "orch"},
-		  "user_claim": "/nomad_job_id", "user_claim_json_pointer": true,
-		  "token_type": "service", "token_policies": ["orch"], "token_no_default_policy": true, "token_period": "30m"
-		}
-	ROLE
+	vault write auth/jwt-nomad/role/orch @deploy/vault/orch.role.json
 	unset VAULT_TOKEN
 }
 
@@ -97,11 +93,11 @@ run_orch() {
 	[ -s /etc/orch/admin-key ] || (umask 077 && openssl rand -hex 24 >/etc/orch/admin-key)
 	jq -n --rawfile key /etc/orch/admin-key '{Items: {ORCH_ADMIN_KEY: ($key | rtrimstr("\n"))}}' |
 		nomad var put -force -in=json nomad/jobs/orch - >/dev/null
-	# All addresses: the forwarded port arrives on another one than the engines'.
-	# DEPLOYED makes a rebuilt binary a new version of the job.
+	# orch listens on all addresses, because the forwarded port arrives on another one than
+	# the engines'. DEPLOYED changes with the binary, so that Nomad restarts the job with it.
 	nomad namespace apply -description "engines of orch" engines >/dev/null
 	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={
-		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
+		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ALLOW_OPEN_NOMAD\" = \"true\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
 		\"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl
 	await "orch" curl -fsS http://127.0.0.1:8000/ready
 }

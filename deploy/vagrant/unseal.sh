@@ -1,6 +1,6 @@
 #!/bin/sh
-# Unseal Vault after each start, and initialise it before the first. One key share
-# in a file: right for a machine of development, and for nothing else.
+# Unseal Vault after each start, and initialise it at the first. The single key share is
+# in a file, which is acceptable only on a machine for development.
 set -eu
 
 export VAULT_ADDR=http://127.0.0.1:8200
@@ -9,10 +9,10 @@ init=/etc/orch/vault-init.json
 n=60
 while :; do
 	code=0
-	vault status >/dev/null 2>&1 || code=$? # 2: it answers and is sealed
+	vault status >/dev/null 2>&1 || code=$? # 2: it responds and is sealed
 	case $code in 0) exit 0 ;; 2) break ;; esac
 	n=$((n - 1))
-	[ $n -gt 0 ] || { echo "vault does not answer" >&2; exit 1; }
+	[ $n -gt 0 ] || { echo "vault does not respond" >&2; exit 1; }
 	sleep 0.5
 done
 if [ ! -s $init ]; then
@@ -20,5 +20,5 @@ if [ ! -s $init ]; then
 	vault operator init -key-shares=1 -key-threshold=1 -format=json >$init.new
 	mv $init.new $init
 fi
-# From a file, not on the command line.
+# The key comes from a file, because other users could read it on a command line.
 jq '{key: .unseal_keys_b64[0]}' $init | curl -fsS -X PUT --data-binary @- $VAULT_ADDR/v1/sys/unseal >/dev/null

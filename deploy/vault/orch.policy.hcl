@@ -1,27 +1,25 @@
-# What the service itself may do in Vault: keep one key per engine, keep the
-# provider keys, find and destroy keys that no engine owns any more, and keep the
-# witnesses of its registry.
-# The paths name the KV v2 mount "orch" (ORCH_VAULT_MOUNT). Each deployment needs a
-# mount of its own.
+# What the service may do in Vault: store a key per engine, the provider keys and the
+# witnesses of its registry, and find and destroy keys without an engine. The paths name
+# the KV v2 mount "orch" (ORCH_VAULT_MOUNT). Each deployment needs its own mount.
 
 # Engine keys. "create" and "update" cover a check-and-set write (options.cas).
 path "orch/data/engines/*" {
   capabilities = ["create", "update", "read"]
 }
 
-# All versions of a key at once when its engine is destroyed; the list finds
-# keys without an engine.
+# "delete" removes all versions of a key when its engine is destroyed; "list" finds keys
+# without an engine.
 path "orch/metadata/engines/*" {
   capabilities = ["read", "list", "delete"]
 }
 
-# One old version after a rotation.
+# Destroys one old version after a rotation.
 path "orch/destroy/engines/*" {
-  capabilities = ["create", "update"]
+  capabilities = ["update"]
 }
 
-# Which deployment the mount belongs to, and the witnesses of products: a registry
-# (Consul) that was restored or lost is rebuilt from them.
+# The record of the deployment that uses the mount, and the witnesses of products. A
+# registry (Consul) that was restored from a backup or lost is rebuilt from them.
 path "orch/data/deployment" {
   capabilities = ["create", "update", "read"]
 }
@@ -43,7 +41,7 @@ path "orch/data/engine-env" {
   capabilities = ["create", "update", "read"]
 }
 
-# Its own token: the token is made without the default policy.
+# The service renews its own token, which is created without the default policy.
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }

@@ -485,7 +485,7 @@ func (u *user) answered(l life, number int16, c *call) (life, bool) {
 // states maps a state in a GET to its phase.
 var states = map[string]phase{"provisioning": booting, "running": running, "sleeping": sleeping, "stopped": stopped, "failed": failed, "destroying": destroying}
 
-// seen is answered for a GET.
+// seen is the part of answered for a GET.
 func (u *user) seen(l life, c *call) (life, bool) {
 	if c.answer.code == "ENGINE_NOT_FOUND" {
 		return l, l.phase == none
@@ -513,8 +513,8 @@ func (u *user) shown(l life, c *call, as phase) (life, bool) {
 	if key != 0 && l.key == 0 && !has(l.old, key) {
 		l.key = key
 	}
-	// No key is shown while a rotation goes on and the engine accepts neither the old
-	// key nor the new one; how long it goes on is not known here.
+	// No key is shown while a rotation is in progress and the engine accepts neither the old
+	// key nor the new one; how long that takes is not known here.
 	keyless := key == 0 && c.kind == get && (l.phase == destroying || u.rotated(c))
 	return l, l.id == id && (l.key == key || keyless)
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -187,8 +188,8 @@ func (r *rig) database() (string, error) {
 	return both.String(), nil
 }
 
-// settings are the environment of one replica. It has a Consul agent of its own,
-// and one of the Nomad servers.
+// settings returns the environment of one replica, which has its own Consul agent and uses
+// one of the Nomad servers.
 func (r *rig) settings(addr, engines, database string, i int, access devstack.Access) []string {
 	scheme, _, _ := strings.Cut(access.ConsulAddr, "://")
 	access.NomadAddr, access.ConsulAddr = r.NomadAddrs[i], scheme+"://127.0.0.1:8500"
@@ -199,7 +200,7 @@ func (r *rig) settings(addr, engines, database string, i int, access devstack.Ac
 		"ORCH_BOOT_TIMEOUT_S=20", "ORCH_HEALTH_CHECK_INTERVAL_S=5", "ORCH_HEALTH_CHECK_TIMEOUT_S=2",
 		"ORCH_RESTART_BACKOFF_BASE_S=1", "ORCH_RESTART_BACKOFF_MAX_S=5", "ORCH_RESTART_MAX_ATTEMPTS=50",
 		"ORCH_RECONCILE_INTERVAL_S=5", "ORCH_ORPHAN_GRACE_S=10", "ORCH_IDLE_TIMEOUT_S=0",
-		"ORCH_NOMAD_NAMESPACE="+r.Namespace,
+		"ORCH_NOMAD_NAMESPACE="+r.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 	)
 }
 

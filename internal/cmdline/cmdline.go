@@ -6,7 +6,6 @@
 // executable itself. Cobra has POSIX flags, so every -json, and all scripts that use it,
 // would have become --json. This package adds what hashicorp/cli leaves to its users: a
 // [Command] is data, and one type parses, confirms, runs and documents all commands.
-// documents all of them.
 package cmdline
 
 import (

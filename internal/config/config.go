@@ -6,28 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"net"
-	"os"
-	"path"
-	"path/filepath"
 	"reflect"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
-	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/hashicorp/go-hclog"
-
-	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/jobs"
-	nomadjobs "github.com/septemberai/orch/nomad-jobs"
-	"github.com/septemberai/orch/scheduler"
-	"github.com/septemberai/orch/secrets"
 )
 
 // Config is everything that an operator can set. The addresses and tokens of Nomad, Consul
@@ -62,6 +44,7 @@ type Config struct {
 	ConsulPrefix   string `section:"Storage" env:"ORCH_CONSUL_PREFIX" envDefault:"orch/" desc:"prefix of all keys in Consul KV"`
 	VaultMount     string `env:"ORCH_VAULT_MOUNT" envDefault:"orch" desc:"mount of the KV v2 engine in Vault"`
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
+	AllowOpenNomad bool   `env:"ORCH_ALLOW_OPEN_NOMAD" envDefault:"false" desc:"true: use a Nomad whose ACLs are off. There, any engine can run commands as root on its node, and read the secrets of all engines, so set it only for development on one machine; by default the service ends when it finds ACLs off"`
 
 	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number. A FILE that does not begin with a slash is relative to the working directory. The default is for trying orch in a checkout; in production set an absolute path, such as sqlite:///var/lib/orch/audit.db (a warning is logged if the file is relative and the working directory is /)"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
@@ -123,169 +106,6 @@ func named(err error, unread map[string]bool) []error {
 	return out
 }
 
-var (
-	namePattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	pluginPattern = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
-	mountPattern  = regexp.MustCompile(`^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$`)
-	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
-)
-
-// minAdminKey is the minimum length of the admin key, in characters.
-const minAdminKey = 16
-
-// check returns every mistake, by variable name. It skips variables that could not be
-// parsed, because their mistake has already been reported.
-func (c *Config) check(unread map[string]bool) []error {
-	var errs []error
-	bad := func(ok bool, name, format string, args ...any) {
-		if !ok && !unread[name] {
-			errs = append(errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
-		}
-	}
-	oneOf := func(name, v string, words ...string) {
-		for _, w := range words {
-			if v == w {
-				return
-			}
-		}
-		bad(false, name, "must be one of %s", strings.Join(words, ", "))
-	}
-	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be at least %d", v, min) }
-
-	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
-	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
-	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
-	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
-	if c.AdminKey == "" && c.AdminKeyFile != "" {
-		key, err := ReadAdminKey(c.AdminKeyFile)
-		bad(err == nil, "ORCH_ADMIN_KEY_FILE", "%v", err)
-		c.AdminKey = key
-	} else {
-		bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set and have at least %d characters", minAdminKey)
-	}
-	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
-		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
-	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
-	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
-
-	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec), string(jobs.Mock))
-	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
-	err := engine.CheckKeyProofPath(c.KeyProofPath)
-	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
-	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
-	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
-	if c.EngineImage != "" {
-		bad(scheduler.CheckImage(jobs.Driver(c.EngineDriver), c.EngineImage) == nil, "ORCH_ENGINE_IMAGE", "is not an image; with raw_exec it must be the name of an executable, without a path")
-	}
-	if jobs.Driver(c.EngineDriver) == jobs.RawExec {
-		bad(isJobPath(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec, "+plainPath)
-	}
-	bad(jobs.Driver(c.EngineDriver) != jobs.Mock || c.EngineJobFile != "", "ORCH_ENGINE_JOB_FILE", "must be set with mock_driver: the built-in job file is for other drivers")
-	bad(c.CatalogPath == "" || isJobPath(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path, "+plainPath)
-	for i, glob := range c.RestartSubsystems {
-		_, err := path.Match(glob, "")
-		bad(err == nil && glob != "", "ORCH_RESTART_SUBSYSTEMS", "entry %d is not a glob pattern", i+1)
-	}
-	for i, name := range c.Passthrough {
-		// The entry is not in the error: it may be NAME=value, and the value a key.
-		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is not the name of a variable", i+1)
-		bad(!reserved(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is a variable that Nomad or the service itself sets", i+1)
-	}
-	if err := secrets.CheckEnv(c.providerKeys()); err != nil {
-		errs = append(errs, err)
-	}
-	bad(prefixPattern.MatchString(c.ConsulPrefix), "ORCH_CONSUL_PREFIX", "must be a path that ends in a slash, as in orch/")
-	bad(mountPattern.MatchString(c.VaultMount), "ORCH_VAULT_MOUNT", "must be a mount path without slashes at its ends")
-	bad(c.NomadNamespace != "" && c.NomadNamespace != "*", "ORCH_NOMAD_NAMESPACE", "must name one namespace")
-
-	c.jobFile = nomadjobs.Engine
-	if c.EngineJobFile != "" {
-		b, err := os.ReadFile(c.EngineJobFile)
-		bad(err == nil, "ORCH_ENGINE_JOB_FILE", "cannot be read: %v", err)
-		c.jobFile = string(b)
-	}
-
-	bad(pluginPattern.MatchString(c.VolumePlugin), "ORCH_VOLUME_PLUGIN", "must be the name of a file, without a path")
-	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
-	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)
-	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
-	atLeast("ORCH_WARM_POOL", c.WarmPool, 0)
-	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
-	atLeast("ORCH_IDLE_TIMEOUT_S", c.IdleTimeoutS, 0)
-	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
-	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad's minimum
-	atLeast("ORCH_HEALTH_MAX_FAILURES", c.HealthMaxFailures, 1)
-	atLeast("ORCH_RESTART_BACKOFF_BASE_S", c.RestartBackoffBaseS, 1)
-	bad(unread["ORCH_RESTART_BACKOFF_BASE_S"] || c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must be at least ORCH_RESTART_BACKOFF_BASE_S")
-	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
-	atLeast("ORCH_RECONCILE_INTERVAL_S", c.ReconcileIntervalS, 1)
-	atLeast("ORCH_ORPHAN_GRACE_S", c.OrphanGraceS, 1)
-	return errs
-}
-
-// contractVariables are the variables of the engine contract (docs/tutorial-engine.md). A provider
-// key of the same name would replace one, because Nomad merges the files of all templates.
-var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
-
-func reserved(name string) bool {
-	return slices.Contains(contractVariables, name) || strings.HasPrefix(name, "NOMAD_")
-}
-
-// providerKeys returns the variables named in Passthrough that are set and may be passed
-// on.
-func (c *Config) providerKeys() map[string]string {
-	keys := map[string]string{}
-	for _, name := range c.Passthrough {
-		if value, set := c.lookup[name]; set && namePattern.MatchString(name) {
-			keys[name] = value
-		}
-	}
-	return keys
-}
-
-// plainPath describes what isJobPath accepts.
-const plainPath = "without control characters, and without ${, which Nomad would replace"
-
-// isJobPath reports whether a path can be used unchanged in a job.
-func isJobPath(s string) bool {
-	return filepath.IsAbs(s) && utf8.ValidString(s) && !strings.Contains(s, "${") && !strings.ContainsFunc(s, unicode.IsControl)
-}
-
-func isAddress(s string) bool {
-	_, port, err := net.SplitHostPort(s)
-	if err != nil {
-		return false
-	}
-	_, err = strconv.ParseUint(port, 10, 16)
-	return err == nil
-}
-
-// opsOff is the value of ORCH_OPS_ADDR without a listener. An empty value is the default, as
-// of every variable.
-const opsOff = "off"
-
-// Ops returns the address of the operators' listener, or "" for none. With required false,
-// the service runs without the listener if the address is in use: nobody asked for it.
-func (c *Config) Ops() (addr string, required bool) {
-	if c.OpsAddr == opsOff {
-		return "", false
-	}
-	return c.OpsAddr, c.AdminOpsOnly || c.lookup["ORCH_OPS_ADDR"] != ""
-}
-
-// ReadAdminKey reads the admin key from a file, without blanks and line ends around it.
-func ReadAdminKey(file string) (string, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("cannot be read: %w", err)
-	}
-	key := strings.TrimSpace(string(b))
-	if len([]rune(key)) < minAdminKey {
-		return "", fmt.Errorf("must contain at least %d characters", minAdminKey)
-	}
-	return key, nil
-}
-
 // String lists the variables and their values, without the admin key and the provider keys.
 func (c Config) String() string {
 	var list []string
@@ -300,52 +120,3 @@ func (c Config) String() string {
 
 // Format prints String for every verb, because fmt would print unexported fields too.
 func (c Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
-
-// Scheduler returns the scheduler's part of the configuration.
-func (c *Config) Scheduler() scheduler.Options {
-	job := jobs.Settings{
-		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
-		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
-		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath,
-		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
-		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
-	}
-	return scheduler.Options{
-		Job: job, DefaultImage: c.EngineImage, KeyProofPath: c.KeyProofPath,
-		Resources:    engine.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
-		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
-		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
-		MaxFailures:  c.HealthMaxFailures,
-		Restart: engine.Backoff{
-			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
-			MaxAttempts: c.RestartMaxAttempts,
-		},
-		RestartSubsystems: c.RestartSubsystems,
-		IdleTimeout:       time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
-		VolumePool:        c.VolumePool,
-		WarmPool:          c.WarmPool,
-		ProviderKeys:      c.providerKeys(),
-
-		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
-		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,
-	}
-}
-
-// Variable documents one variable. Kind is text, number, true or false, or list. Section is
-// set for the first variable of a group.
-type Variable struct{ Name, Kind, Default, Description, Section string }
-
-var kinds = map[reflect.Kind]string{reflect.String: "text", reflect.Int: "number", reflect.Bool: "true or false", reflect.Slice: "list"}
-
-// Variables lists every ORCH_ variable in the order of the struct.
-func Variables() []Variable {
-	var list []Variable
-	t := reflect.TypeFor[Config]()
-	for i := range t.NumField() {
-		tag := t.Field(i).Tag
-		if name := tag.Get("env"); name != "" {
-			list = append(list, Variable{name, kinds[t.Field(i).Type.Kind()], tag.Get("envDefault"), tag.Get("desc"), tag.Get("section")})
-		}
-	}
-	return list
-}

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"strings"
 )
 
@@ -32,16 +33,35 @@ func Document() string {
 The service exports traces of OpenTelemetry when ` + "`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`" + ` is set, by OTLP over HTTP (` + "`http/protobuf`" + `, the only protocol). By default it exports none. The other [standard variables](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) work, too: ` + "`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `OTEL_SERVICE_NAME` (default `orch`), `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, `OTEL_TRACES_EXPORTER` (`otlp` or `none`), `OTEL_SDK_DISABLED`" + `. [Operations](operations.md#traces) says what the traces contain.
 
 ## Connections to Nomad, Consul, Vault and PostgreSQL
-Their clients read their own standard variables, including those for TLS:
+orch uses the usual Go client of each of these. Each client reads its own standard variables, including those for TLS:
 
 | Variable | Default | Meaning |
 |---|---|---|
 | ` + "`NOMAD_ADDR`, `NOMAD_TOKEN`, `NOMAD_CACERT`, `NOMAD_CLIENT_CERT`, `NOMAD_CLIENT_KEY`" + ` | ` + "`http://127.0.0.1:4646`" + ` | Nomad; the token has the policy in [deploy/nomad](../deploy/nomad/orch.policy.hcl) |
-| ` + "`CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_SSL`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`" + ` | ` + "`127.0.0.1:8500`" + ` | Consul; [deploy/consul](../deploy/consul/orch.policy.hcl) |
-| ` + "`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_CACERT`, `VAULT_CLIENT_CERT`, `VAULT_CLIENT_KEY`" + ` | ` + "`https://127.0.0.1:8200`" + ` | Vault; [deploy/vault](../deploy/vault/orch.policy.hcl); the token is renewed while the service runs |
+| ` + "`CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_SSL`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`" + ` | ` + "`127.0.0.1:8500`" + ` | Consul; the token has the policy in [deploy/consul](../deploy/consul/orch.policy.hcl) |
+| ` + "`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_CACERT`, `VAULT_CLIENT_CERT`, `VAULT_CLIENT_KEY`" + ` | ` + "`https://127.0.0.1:8200`" + ` | Vault; the token has the policy in [deploy/vault](../deploy/vault/orch.policy.hcl), and is renewed while the service runs |
 | ` + "`sslmode`, `sslrootcert` in `ORCH_DATABASE_URL`, or `PGSSLMODE`, `PGSSLROOTCERT`" + ` | | TLS to PostgreSQL |
 
 The variables named in ` + "`ORCH_ENGINE_ENV_PASSTHROUGH`" + ` are read from the service's environment at its start and written to Vault; engines get them at their next start. The service does not start with a value that Nomad cannot pass on unchanged (longer than 65535 bytes including its name, quotes and escapes; not UTF-8; with a NUL), because Nomad would kill every running engine when it reads the value.
 `)
 	return b.String()
+}
+
+// Variable documents one variable. Kind is text, number, true or false, or list. Section is
+// set for the first variable of a group.
+type Variable struct{ Name, Kind, Default, Description, Section string }
+
+var kinds = map[reflect.Kind]string{reflect.String: "text", reflect.Int: "number", reflect.Bool: "true or false", reflect.Slice: "list"}
+
+// Variables lists every ORCH_ variable in the order of the struct.
+func Variables() []Variable {
+	var list []Variable
+	t := reflect.TypeFor[Config]()
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag
+		if name := tag.Get("env"); name != "" {
+			list = append(list, Variable{name, kinds[t.Field(i).Type.Kind()], tag.Get("envDefault"), tag.Get("desc"), tag.Get("section")})
+		}
+	}
+	return list
 }

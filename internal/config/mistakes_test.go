@@ -44,6 +44,7 @@ var wrong = map[string][]string{
 	"ORCH_CONSUL_PREFIX":           {"orch", "/orch/", "or ch/", "/", "a//b/"},
 	"ORCH_VAULT_MOUNT":             {"/orch", "orch/", "a//b", "or ch"},
 	"ORCH_NOMAD_NAMESPACE":         {"*"},
+	"ORCH_ALLOW_OPEN_NOMAD":        {"maybe"},
 	"ORCH_BOOT_TIMEOUT_S":          {"0", "1m", "99999999999999999999"},
 	"ORCH_HEALTH_CHECK_INTERVAL_S": {"0", "x"},
 	"ORCH_HEALTH_CHECK_TIMEOUT_S":  {"0", "x"},

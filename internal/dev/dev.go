@@ -1,5 +1,5 @@
-// Package dev runs the whole system on one machine: real agents, the service,
-// a demo product. It is what `orch-dev dev` and `orch-dev demo` are made of.
+// Package dev runs the whole system on one machine: real agents, the service and a demo
+// product. The commands `orch-dev dev` and `orch-dev demo` use it.
 package dev
 
 import (
@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,10 +25,10 @@ import (
 	"github.com/septemberai/orch/server"
 )
 
-// Options say how to run the system.
+// Options are the settings of the system.
 type Options struct {
 	Stack devstack.Config
-	// Vars are ORCH_ variables over the defaults below.
+	// Vars are ORCH_ variables that replace the defaults.
 	Vars     map[string]string
 	Progress func(line string)
 	LogTo    io.Writer
@@ -46,23 +47,23 @@ type System struct {
 	served    chan error
 }
 
-// readyTimeout bounds the wait for the service once the agents are ready.
+// readyTimeout limits the wait for the service after the agents are ready.
 const readyTimeout = 60 * time.Second
 
-// drain is what calls in flight get at the end: their engines end with the
-// agents, however long they would have taken to boot.
+// drain is how long Stop waits for calls in progress. It is short, because their engines end
+// with the agents.
 const drain = 2 * time.Second
 
-// The images of a dev system's engines: the reference engine beside this
-// executable, or with the docker driver what `make engine-image` builds.
+// The images of a dev system's engines: the reference engine in the directory of this
+// executable, or with the docker driver the image that `make engine-image` builds.
 const (
 	engineName  = "reference-engine"
 	engineImage = "orch/reference-engine:1"
 )
 
-// Check reports all mistakes in variables that Start would take, by name.
+// Check returns an error that names every invalid ORCH_ variable.
 func Check(vars map[string]string) error {
-	_, err := settings(vars, defaultAdminKey(vars), "/", "", "default")
+	_, err := settings(vars, defaultAdminKey(vars), "/", "", "default", false)
 	return err
 }
 
@@ -73,15 +74,16 @@ func defaultAdminKey(vars map[string]string) string {
 	return "dev-" + strings.ToLower(rand.Text())
 }
 
-// Start brings everything up. On an error nothing is left running.
+// Start starts the agents and the service, and registers the product "demo". If it fails,
+// nothing keeps running.
 func Start(ctx context.Context, o Options) (sys *System, err error) {
 	binDir, err := engineDir()
 	if err != nil {
 		return nil, err
 	}
 	sys = &System{AdminKey: defaultAdminKey(o.Vars), served: make(chan error, 1)}
-	// What is wrong here is told before anything is started.
-	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "", "default")
+	// Invalid settings are reported before anything is started.
+	cfg, err := settings(o.Vars, sys.AdminKey, binDir, "", "default", false)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		}
 	}()
 	o.Progress("starting the service")
-	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace); err != nil {
+	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace, !o.Stack.Locked); err != nil {
 		return sys, err
 	}
 	access, err := sys.Stack.Deployment(ctx, cfg.ConsulPrefix, cfg.VaultMount)
@@ -110,7 +112,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 		return sys, err
 	}
 	sys.scheduler, svc.Drain = svc.Scheduler, drain
-	// The service outlives ctx until Stop: what is in flight is finished first.
+	// The end of ctx does not end the service, because Stop first waits for calls in progress.
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	sys.stop = stop
 	go func() { sys.served <- svc.Run(running) }()
@@ -126,10 +128,11 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	return sys, err
 }
 
-func settings(own map[string]string, adminKey, binDir, stateDir, namespace string) (*config.Config, error) {
+func settings(own map[string]string, adminKey, binDir, stateDir, namespace string, open bool) (*config.Config, error) {
 	vars := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_NOMAD_NAMESPACE": namespace,
+		"ORCH_ALLOW_OPEN_NOMAD":       strconv.FormatBool(open),
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}
@@ -173,18 +176,18 @@ func (s *System) awaitReady(ctx context.Context) error {
 	}
 }
 
-// Admin is a client with the admin key.
+// Admin returns a client with the admin key.
 func (s *System) Admin() *client.Client { return &client.Client{BaseURL: s.URL, AdminKey: s.AdminKey} }
 
-// Demo is a client with the demo product's key.
+// Demo returns a client with the demo product's key.
 func (s *System) Demo() *client.Client {
 	return &client.Client{BaseURL: s.URL, PlatformKey: s.Product.PlatformAPIKey}
 }
 
-// Served is told when the service ends by itself.
+// Served returns a channel that gets the service's error if the service ends by itself.
 func (s *System) Served() <-chan error { return s.served }
 
-// Stop ends the service, then the agents and all that ran under them.
+// Stop ends the service, and then the agents and everything that they run.
 func (s *System) Stop() error {
 	var errs []error
 	if s.stop != nil {
@@ -195,7 +198,8 @@ func (s *System) Stop() error {
 	return errors.Join(errs...)
 }
 
-// engineDir is the directory of this executable, where the reference engine is.
+// engineDir returns the directory of this executable, which must also contain the reference
+// engine.
 func engineDir() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -203,7 +207,7 @@ func engineDir() (string, error) {
 	}
 	dir := filepath.Dir(self)
 	if _, err := os.Stat(filepath.Join(dir, engineName)); err != nil {
-		return "", fmt.Errorf("there is no %s beside %s: run `make build` and use bin/orch-dev", engineName, filepath.Base(self))
+		return "", fmt.Errorf("there is no %s in the directory of %s: run `make build` and use bin/orch-dev", engineName, filepath.Base(self))
 	}
 	return dir, nil
 }

@@ -10,11 +10,10 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// PooledVolumes is how many ready volumes the service has.
+// PooledVolumes returns how many ready volumes the service has.
 func (s *System) PooledVolumes() int { return s.scheduler.PooledVolumes() }
 
-// Traces looks into Nomad, Consul and Vault for what they still have of an
-// engine.
+// Traces returns what Nomad, Consul and Vault still contain of an engine.
 func (s *System) Traces(ctx context.Context, engineID string) ([]string, error) {
 	n, err := nomad.NewClient(s.Stack.NomadConfig())
 	if err != nil {
@@ -66,7 +65,7 @@ func (s *System) Traces(ctx context.Context, engineID string) ([]string, error) 
 		return nil, fmt.Errorf("list rows: %w", err)
 	}
 	for _, p := range pairs {
-		mark := strings.HasPrefix(p.Key, "orch/changes/") // says only that a shard changed
+		mark := strings.HasPrefix(p.Key, "orch/changes/") // records only that a shard changed
 		if !mark && (strings.Contains(p.Key, engineID) || bytes.Contains(p.Value, []byte(engineID))) {
 			found = append(found, "consul "+p.Key)
 		}

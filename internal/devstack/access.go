@@ -2,7 +2,8 @@ package devstack
 
 import "path/filepath"
 
-// Access is how one caller reaches a stack's agents.
+// Access is what one caller needs to reach a stack's agents: addresses, tokens and
+// certificates.
 type Access struct {
 	NomadAddr, NomadToken   string
 	ConsulAddr, ConsulToken string
@@ -12,8 +13,11 @@ type Access struct {
 	CACert, ClientCert, ClientKey string
 }
 
-// Environ returns the access as the variables that the agents' own clients and
-// command lines read. Empty ones are left out.
+// Open reports whether the agents serve callers without a token.
+func (a Access) Open() bool { return a.CACert == "" }
+
+// Environ returns the access as environment variables (NAME=value) that the clients and
+// command lines of the agents read, without those that would be empty.
 func (a Access) Environ() []string {
 	var env []string
 	for _, v := range [][2]string{

@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// readyPoll is how often a condition is looked at.
+	// readyPoll is the interval at which a condition is checked.
 	readyPoll = 25 * time.Millisecond
-	// logTail is how many lines of an agent's log an error carries.
+	// logTail is how many lines of an agent's log an error contains.
 	logTail = 12
 )
 
-// agent is one process of the stack; it can be started again with the same
-// arguments after it ended.
+// agent is one process of the stack. After it ended it can be restarted with the same
+// arguments.
 type agent struct {
 	name Component
 	bin  string
@@ -37,10 +37,9 @@ type agent struct {
 	err  error         // valid after done
 }
 
-// agentEnv is the environment of the agents: what a program needs to run, and no
-// more. The tasks of raw_exec inherit it, and a VAULT_TOKEN, CONSUL_HTTP_ADDR,
-// AWS_CA_BUNDLE or LLM_API_KEY of the developer's shell must change neither the
-// agents nor the engines.
+// agentEnv is the environment of the agents: only what any program needs to run. The tasks
+// of raw_exec inherit it, and a VAULT_TOKEN, CONSUL_HTTP_ADDR, AWS_CA_BUNDLE or LLM_API_KEY
+// of the developer's shell must not affect the agents or the engines.
 func agentEnv() []string {
 	keep := []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "GOMAXPROCS", "GOCOVERDIR"}
 	var env []string
@@ -65,8 +64,8 @@ func (a *agent) start() error {
 	cmd.Env = a.env
 	cmd.Dir = filepath.Dir(a.log)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
-	// Its own process group: Ctrl-C in the terminal reaches only the parent, which
-	// then stops the agents in order.
+	// The agent has its own process group, so that Ctrl-C in the terminal reaches only the
+	// parent, which then stops the agents in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	start := cmd.Start
 	if a.on != nil {
@@ -77,7 +76,7 @@ func (a *agent) start() error {
 	}
 	done := make(chan struct{})
 	a.cmd, a.done, a.err = cmd, done, nil
-	go func() { // ends with the process; stop and kill wait for it
+	go func() { // ends with the process; stop and Kill wait for it
 		err := cmd.Wait()
 		a.mu.Lock()
 		a.err = err
@@ -87,8 +86,8 @@ func (a *agent) start() error {
 	return nil
 }
 
-// running returns the live process and a channel that closes when it has ended;
-// nil when there is none.
+// running returns the agent's process and a channel that is closed when the process ends;
+// nil if it does not run.
 func (a *agent) running() (*os.Process, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -103,15 +102,15 @@ func (a *agent) running() (*os.Process, <-chan struct{}) {
 	}
 }
 
-// stop asks the agent to end and kills it after grace. It returns when the
-// process has been waited for.
+// stop sends SIGTERM to the agent, and SIGKILL after grace. It returns when the process has
+// ended.
 func (a *agent) stop(grace time.Duration) {
 	p, done := a.running()
 	if p == nil {
 		return
 	}
 	_ = p.Signal(syscall.SIGTERM)
-	_ = p.Signal(syscall.SIGCONT) // a paused agent would not see it
+	_ = p.Signal(syscall.SIGCONT) // a paused agent does not handle SIGTERM
 	select {
 	case <-done:
 		return
@@ -121,7 +120,8 @@ func (a *agent) stop(grace time.Duration) {
 	<-done
 }
 
-// signal sends sig to the running agent.
+// signal sends sig to the running agent. After SIGSTOP it waits until all its threads have
+// stopped.
 func (a *agent) signal(sig syscall.Signal) error {
 	p, _ := a.running()
 	if p == nil {
@@ -141,10 +141,11 @@ func (a *agent) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// stopWithin bounds the wait for the last thread of a paused agent.
+// stopWithin limits the wait for the last thread of a paused agent.
 const stopWithin = 5 * time.Second
 
-// exited is the error of an agent that ended although it should run, else nil.
+// exited returns an error with the end of its log if the agent has ended, and nil while it
+// runs.
 func (a *agent) exited() error {
 	if p, _ := a.running(); p != nil {
 		return nil
@@ -158,7 +159,7 @@ func (a *agent) exited() error {
 	return fmt.Errorf("%s ended (%s); the end of its log:\n%s", a.name, reason, a.tail())
 }
 
-// tail is the end of the agent's log.
+// tail returns the end of the agent's log.
 func (a *agent) tail() string {
 	text, err := os.ReadFile(a.log)
 	if err != nil || len(text) == 0 {
@@ -167,8 +168,8 @@ func (a *agent) tail() string {
 	return lastLines(string(text), logTail)
 }
 
-// await polls cond until it returns nil. It gives up when ctx ends or the agent
-// does; the error then carries cond's last error and the end of the log.
+// await polls cond until it returns nil. It gives up when ctx or the agent ends; the error
+// then contains the last error of cond and the end of the log.
 func (a *agent) await(ctx context.Context, what string, cond func(context.Context) error) error {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()

@@ -57,9 +57,8 @@ func newAuthority(dir string) (*authority, error) {
 
 func (a *authority) caFile() string { return filepath.Join(a.dir, "ca.pem") }
 
-// issue writes a certificate and its key to dir/NAME.pem and dir/NAME-key.pem.
-// hosts are host names and IP addresses; a certificate without any is a client's
-// only.
+// issue writes a certificate and its key to dir/NAME.pem and dir/NAME-key.pem. hosts are
+// its host names and IP addresses; the certificate of a client needs none.
 func (a *authority) issue(name string, usage []x509.ExtKeyUsage, hosts ...string) (tlsFiles, error) {
 	files := tlsFiles{CA: a.caFile(), Cert: filepath.Join(a.dir, name+".pem"), Key: filepath.Join(a.dir, name+"-key.pem")}
 	template, err := certTemplate(name)
@@ -104,7 +103,8 @@ func certTemplate(name string) (*x509.Certificate, error) {
 	}, nil
 }
 
-// clientTLS is the TLS configuration of a caller with these files; nil without any.
+// clientTLS returns the TLS configuration of a caller with these files; nil if there are
+// none.
 func (f tlsFiles) clientTLS() (*tls.Config, error) {
 	if f.CA == "" {
 		return nil, nil

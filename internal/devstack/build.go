@@ -22,19 +22,19 @@ import (
 const (
 	modulePath = "github.com/septemberai/orch"
 
-	// Free space a build asks for. Measured with empty caches: about 9 GB for all
-	// three, module cache and build cache together; when the module is already in
-	// the module cache, what is left is the build cache and the binary.
+	// The free space that a build needs. Measured with empty caches: about 9 GB for all
+	// three tools, module cache and build cache together. If the module is already in the
+	// module cache, only the build cache and the binary need space.
 	coldBuildSpace = 6 << 30
 	warmBuildSpace = 3 << 30
 
-	// progressEvery is how often a build says that it is alive.
+	// progressEvery is the interval at which a build reports progress.
 	progressEvery = 15 * time.Second
-	// errorLines is how much of the compiler's output an error carries.
+	// errorLines is how many lines of the compiler's output an error contains.
 	errorLines = 20
 )
 
-// build makes the pinned build of t and puts it into the cache.
+// build compiles the pinned version of t into the cache, and returns its path.
 func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	remedy := fmt.Sprintf("install %s %s or newer on PATH", t.name, t.minimum)
 	if f.opts.Pinned {
@@ -52,7 +52,8 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 		return "", err
 	}
 	target := filepath.Join(f.cache, t.buildName())
-	// A directory of its own: a build whose parent was killed goes on writing.
+	// Each build has its own directory, because a build whose parent was killed continues to
+	// write.
 	tmpDir, err := os.MkdirTemp(f.cache, ".tmp-"+t.name+"-")
 	if err != nil {
 		return "", err
@@ -60,8 +61,8 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	defer os.RemoveAll(tmpDir)
 	tmp := filepath.Join(tmpDir, t.name)
 
-	// The linker strips the debug information, so the compiler need not make it: a sixth
-	// of its time (nomad/structs: 10.7 s of CPU time, 9.3 s without).
+	// The linker strips the debug information, so the compiler need not generate it. That
+	// saves a sixth of its time (nomad/structs: 10.7 s of CPU time, 9.3 s without).
 	args := []string{"build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", "-s -w", "-o", tmp}
 	if t.tags != "" {
 		args = append(args, "-tags", t.tags)
@@ -75,7 +76,7 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		return "", fmt.Errorf("building %s failed: %w\n%s\n(to see it again: cd tools/%s && go build %s; or %s)",
+		return "", fmt.Errorf("building %s failed: %w\n%s\n(to reproduce it: cd tools/%s && go build %s; or %s)",
 			t.name, err, lastLines(out, errorLines), t.name, "github.com/hashicorp/"+t.name, remedy)
 	}
 	if err := os.Rename(tmp, target); err != nil {
@@ -84,14 +85,14 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	return target, nil
 }
 
-// expected is about how long a build takes here, with empty caches.
+// expected estimates how long a build takes on this machine with empty caches.
 func (t tool) expected() time.Duration {
 	return (t.cpu / time.Duration(runtime.NumCPU())).Round(30 * time.Second)
 }
 
-// fetch downloads, beside the first build, the modules of the builds that are still to
-// come: a build waits for its own. What it cannot get is asked for again by the build,
-// which says why. stop ends it.
+// fetch downloads the modules of the remaining tools while the first one is built, because
+// each build waits for its modules. It ignores errors: the build retries the download, and
+// reports why it fails. stop ends the downloads.
 func (f *finder) fetch(ctx context.Context, goTool, root string) (stop func()) {
 	if f.fetched {
 		return func() {}
@@ -122,10 +123,10 @@ func (f *finder) runBuild(ctx context.Context, t tool, goTool, dir string, args 
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, goTool, args...)
 	cmd.Dir = dir
-	// Compilers are short-lived: collecting their garbage less often saves another sixth.
+	// Compilers are short-lived, so less frequent garbage collection saves another sixth.
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly", "GOGC=400")
 	cmd.Stderr = &stderr
-	// A process group of its own: cancelling must end the compilers, too.
+	// The build has its own process group, because a cancellation must end the compilers, too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -154,7 +155,7 @@ func (f *finder) runBuild(ctx context.Context, t tool, goTool, dir string, args 
 	return stderr.String(), err
 }
 
-// checkSpace refuses a build that would fill the disk.
+// checkSpace returns an error if the disk has too little free space for a build.
 func (f *finder) checkSpace(ctx context.Context, goTool string, t tool) error {
 	out, err := exec.CommandContext(ctx, goTool, "env", "GOMODCACHE", "GOCACHE").Output()
 	if err != nil {
@@ -162,7 +163,7 @@ func (f *finder) checkSpace(ctx context.Context, goTool string, t tool) error {
 	}
 	dirs := strings.Fields(string(out))
 	if len(dirs) != 2 {
-		return nil // a cache that is "off" or has blanks in its path: not worth a refusal
+		return nil // a cache is "off", or has blanks in its path: skip the check
 	}
 	need := uint64(coldBuildSpace)
 	if _, err := os.Stat(filepath.Join(dirs[0], "github.com", "hashicorp", t.name+"@v"+t.version)); err == nil {
@@ -178,7 +179,7 @@ func (f *finder) checkSpace(ctx context.Context, goTool string, t tool) error {
 	return nil
 }
 
-// freeSpace says how many bytes are free where dir is, or will be.
+// freeSpace returns the free bytes of the file system that contains dir, or will contain it.
 func freeSpace(dir string) (uint64, bool) {
 	for {
 		var st unix.Statfs_t
@@ -213,8 +214,8 @@ func checkoutRoot() (string, error) {
 	}
 }
 
-// lockFile takes an exclusive lock on path and calls waiting once if somebody
-// else holds it. The kernel gives the lock back when a holder dies.
+// lockFile waits for an exclusive lock on path. It calls waiting once if another process
+// holds the lock. The kernel releases the lock when its holder dies.
 func lockFile(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

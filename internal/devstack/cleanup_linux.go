@@ -18,13 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dockerTimeout bounds the removal of a stack's containers. A busy docker daemon takes its
-// time for each.
+// dockerTimeout limits the removal of all containers of a stack. A busy docker daemon needs
+// seconds for each.
 const dockerTimeout = time.Minute
 
-// cleanUp removes everything of a stack outside its directory: processes,
-// containers, mounts, cgroups. It may be called again, and by another process
-// than the one that started the stack; it needs no agent to be alive.
+// cleanUp removes everything of a stack outside its directory: processes, containers,
+// mounts, cgroups. It can be repeated, also by a process that did not start the stack, and
+// does not need a running agent.
 func cleanUp(id identity) error {
 	var errs []error
 	errs = append(errs, killProcesses(id))
@@ -55,11 +55,11 @@ func mountsUnder(dir string) []string {
 			mounts = append(mounts, point)
 		}
 	}
-	slices.Reverse(mounts) // the kernel lists them in the order they were mounted
+	slices.Reverse(mounts) // the kernel lists them in the order in which they were mounted
 	return mounts
 }
 
-// unescapeMount undoes the \ooo escapes of blanks and backslashes, proc(5).
+// unescapeMount decodes the escapes \ooo of blanks and backslashes (proc(5)).
 func unescapeMount(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -75,9 +75,9 @@ func unescapeMount(s string) string {
 	return b.String()
 }
 
-// unmountUnder detaches what a killed Nomad client left mounted below dir: the
-// tmpfs "secrets" and "private" of its allocations, bind mounts of volumes.
-// Lazily, so that a file still open somewhere does not hold it up.
+// unmountUnder unmounts what a killed Nomad client left below dir: the tmpfs "secrets" and
+// "private" of its allocations, and bind mounts of volumes. It detaches them lazily, so that
+// open files do not delay it.
 func unmountUnder(dir string) error {
 	var errs []error
 	for _, point := range mountsUnder(dir) {
@@ -88,9 +88,9 @@ func unmountUnder(dir string) error {
 	return errors.Join(errs...)
 }
 
-// removeContainers removes the docker containers of this stack's allocations and
-// no others: those whose label names an allocation with a directory here, or that
-// mount something from here.
+// removeContainers removes only the docker containers of this stack's allocations: those
+// whose label names an allocation with a directory below the stack's, or that mount
+// something from there.
 func removeContainers(id identity) error {
 	ctx, cancel := context.WithTimeout(context.Background(), dockerTimeout)
 	defer cancel()
@@ -109,7 +109,7 @@ func removeContainers(id identity) error {
 	resp, err := client.Do(req)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-			return nil // docker itself is gone, and its containers with it
+			return nil // docker itself does not run any more, so neither do its containers
 		}
 		return fmt.Errorf("listing the stack's containers: %w", err)
 	}
@@ -142,15 +142,16 @@ func removeContainers(id identity) error {
 			continue
 		}
 		_ = resp.Body.Close()
-		// 404 and 409: gone, or being removed by somebody else.
+		// 404 and 409: it was removed, or another process is removing it.
 		if resp.StatusCode >= 300 && resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusConflict {
-			errs = append(errs, fmt.Errorf("removing container %.12s: docker says %s", c.ID, resp.Status))
+			errs = append(errs, fmt.Errorf("removing container %.12s: docker responded %s", c.ID, resp.Status))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// allocationIDs are the allocations with a directory below dir, of all its nodes.
+// allocationIDs returns the ids of the allocations of all nodes that have a directory below
+// dir.
 func allocationIDs(dir string) map[string]bool {
 	ids := map[string]bool{}
 	paths, _ := filepath.Glob(filepath.Join(dir, "*", "alloc", "*-*-*-*-*"))

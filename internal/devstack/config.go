@@ -1,7 +1,7 @@
 // Package devstack starts real Nomad, Consul and Vault agents on loopback, for
-// `orch-dev dev` and for the tests, and leaves nothing behind: no process, mount,
-// container, cgroup or temporary directory, also when the parent is killed. Stacks
-// live side by side. Linux only, as root or as an ordinary user.
+// `orch-dev dev` and for the tests. It leaves no process, mount, container, cgroup or
+// temporary directory behind, even if the parent is killed. Several stacks can run at the
+// same time. It works on Linux only, as root or as an ordinary user.
 package devstack
 
 import (
@@ -15,56 +15,54 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Config is what a stack is made of. The zero value is a stack with one node,
-// without docker, on free ports, in a temporary directory.
+// Config is the configuration of a stack. The zero value is a stack with one node, without
+// docker, on free ports, in a temporary directory.
 type Config struct {
-	// Dir holds all state and logs. It is wiped by Start (only if an earlier stack
-	// made it, or if it is empty) and removed by Stop unless Keep is set. Empty: a
-	// fresh temporary directory. Nomad puts Unix sockets below it (a path of at most
-	// 107 bytes), so keep it short.
+	// Dir contains all state and logs. Start deletes its content if an earlier stack
+	// created it, and otherwise fails unless it is empty. Stop removes it unless Keep is set. Empty: a new temporary
+	// directory. Its path must be short, because Nomad creates Unix sockets below it, whose
+	// path has at most 107 bytes.
 	Dir string
-	// Keep leaves Dir with the logs in place at Stop.
+	// Keep makes Stop keep Dir with the logs.
 	Keep bool
-	// KeyFile is a file in Dir that goes with the stack, however that ends, also
-	// when Keep is set: its owner writes addresses and keys into it. May be empty.
+	// KeyFile is a file in Dir into which the caller writes addresses and keys. It is
+	// deleted when the stack ends in any way, even if Keep is set. Empty: there is none.
 	KeyFile string
 
-	// Locked has the agents refuse strangers, as on a cluster in production: ACLs that
-	// deny by default, TLS with a certificate authority of the stack's own, engines in
-	// the Nomad namespace "engines", and the service with tokens that carry only the
-	// policies in deploy/.
+	// Locked makes the agents refuse unknown callers, as in production: ACLs deny by
+	// default, TLS uses a certificate authority of this stack, engines are in the Nomad
+	// namespace "engines", and the service has tokens with only the policies in deploy/.
 	Locked bool
 
 	Ports    Ports             // zero fields: a free loopback port
 	Logger   hclog.Logger      // nil: nothing is logged
-	Progress func(line string) // a line per step for a human; may be nil
+	Progress func(line string) // gets a line per step for a human; may be nil
 
-	// DynamicPorts is the range {min, max} that Nomad gives to tasks, shared out
-	// evenly among the nodes. Zero: a range that no other stack on this machine has
-	// (DefaultDynamicPorts wide). {0, n}: n ports per node of such a range, so that a
-	// test can run out of ports.
+	// DynamicPorts is the range {min, max} of ports for tasks, divided evenly among the
+	// nodes. Zero: DefaultDynamicPorts ports that no other stack on this machine uses.
+	// {0, n}: only n of these per node, so that a test can exhaust them.
 	DynamicPorts [2]int
-	// MemoryMB and CPUMHz override the totals of every node; a narrow value gives
-	// real exhaustion. Zero: what the machine has.
+	// MemoryMB and CPUMHz replace the totals of every node, so that a test can exhaust
+	// them. Zero: what the machine has.
 	MemoryMB, CPUMHz int
 
-	// DockerSocket ("unix:///...") turns Nomad's docker driver on. Empty: off.
+	// DockerSocket ("unix:///...") enables Nomad's docker driver. Empty: it is disabled.
 	DockerSocket string
 	// DockerDisableLogs sets the driver's disable_log_collection: fewer helper
 	// processes per container, no logs in Nomad.
 	DockerDisableLogs bool
 
-	// ExtraClients is how many more Nomad client agents run, each with a Consul
-	// client agent of its own (two Nomad clients on one Consul agent deregister each
-	// other's services).
+	// ExtraClients is how many Nomad client agents run besides the first. Each has its own
+	// Consul client agent, because two Nomad clients of one Consul agent deregister each
+	// other's services.
 	ExtraClients int
 	// CatalogDir becomes the read-only static host volume "catalog" of every node.
 	CatalogDir string
-	// VolumePlugins is a folder of plugins for host volumes, which the first node alone
-	// has. Empty: none.
+	// VolumePlugins is a directory of plugins for host volumes; only the first node uses
+	// it. Empty: none.
 	VolumePlugins string
 
-	// Binaries are the agents; the empty ones are found by Tools.
+	// Binaries are the agents' executables; Tools finds those that are empty.
 	Binaries Binaries
 }
 
@@ -73,15 +71,15 @@ type Ports struct {
 	Nomad, Consul, Vault int
 }
 
-// The environment variables that move the fixed ports of `orch-dev dev`.
+// The environment variables that replace the fixed ports of `orch-dev dev`.
 const (
 	EnvNomadPort  = "ORCH_DEV_NOMAD_PORT"
 	EnvConsulPort = "ORCH_DEV_CONSUL_PORT"
 	EnvVaultPort  = "ORCH_DEV_VAULT_PORT"
 )
 
-// DevPorts are the usual ports 4646, 8500 and 8200, each unless its environment
-// variable says otherwise (0: a free port).
+// DevPorts returns the usual ports 4646, 8500 and 8200, or what their environment variables
+// contain (0: a free port). The error names every invalid variable.
 func DevPorts(getenv func(string) string) (Ports, error) {
 	p := Ports{Nomad: 4646, Consul: 8500, Vault: 8200}
 	var errs []error
@@ -92,7 +90,7 @@ func DevPorts(getenv func(string) string) (Ports, error) {
 		}
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > 65535 {
-			errs = append(errs, fmt.Errorf("%s is %q, want a port from 0 to 65535", name, text))
+			errs = append(errs, fmt.Errorf("%s is %q; it must be a port from 0 to 65535", name, text))
 			continue
 		}
 		*port = n
@@ -103,15 +101,15 @@ func DevPorts(getenv func(string) string) (Ports, error) {
 // Component names one agent of a stack.
 type Component string
 
-// The agents every stack has. Nomad is the server and the first node's client
-// together, two processes: a client that starts with its server in one process
-// registers before the server has its keys, is refused every other time, and waits
-// 15 to 30 s before it tries again (a constant in Nomad).
+// The agents that every stack has. Nomad names two processes together: the server and the
+// first node's client. In one process the client would register before the server has its
+// keys, would be refused about every second time, and would then wait for 15 to 30 s before
+// it retries (a constant in Nomad).
 const (
 	Nomad  Component = "nomad"
 	Consul Component = "consul"
 	Vault  Component = "vault"
-	// NomadServer is the server alone: its API is gone, the nodes live.
+	// NomadServer is only the server: when it is killed, the nodes keep running.
 	NomadServer Component = "nomad-server"
 )
 
@@ -121,9 +119,9 @@ func NomadClient(i int) Component { return Component("nomad-client-" + strconv.I
 // ConsulClient is the Consul client agent beside NomadClient(i), 1 ≤ i.
 func ConsulClient(i int) Component { return Component("consul-client-" + strconv.Itoa(i)) }
 
-// The ports of stacks come in slots, outside the kernel's ephemeral range where
-// that leaves room: a port the kernel hands to some outgoing connection while an
-// agent is down would keep the agent from coming back.
+// Each stack takes its ports from a slot. Slots are outside the kernel's ephemeral range if
+// possible: while an agent is down, the kernel could give its port to an outgoing
+// connection, and the agent could not be restarted.
 const (
 	slotBase       = 12000
 	slotSize       = 1000
@@ -134,11 +132,11 @@ const (
 const (
 	// DefaultDynamicPorts is how many ports all nodes of a stack have together.
 	DefaultDynamicPorts = slotSize - slotAgentPorts
-	// MaxExtraClients follows from the ports a stack has for its agents.
+	// MaxExtraClients follows from the ports that a stack has for its agents.
 	MaxExtraClients = 39
 )
 
-// validate reports every problem at once.
+// validate reports all mistakes together.
 func (c *Config) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -195,6 +193,6 @@ type PortTakenError struct {
 
 func (e *PortTakenError) Error() string {
 	env := map[Component]string{Nomad: EnvNomadPort, Consul: EnvConsulPort, Vault: EnvVaultPort}[e.Component]
-	return fmt.Sprintf("port %d, wanted for %s, is taken: end what listens there (ss -ltnp 'sport = :%d' names it), or choose another port with %s",
+	return fmt.Sprintf("port %d, which %s needs, is in use: end the process that listens on it (ss -ltnp 'sport = :%d' names it), or choose another port with %s",
 		e.Port, e.Component, e.Port, env)
 }

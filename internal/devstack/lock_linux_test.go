@@ -11,9 +11,9 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 )
 
-// TestLocked: the agents of a locked stack refuse strangers, the service may do what its
-// shipped policies say and no more, and engines have identities of their own. All of that
-// is still so after the agents were killed.
+// TestLocked: the agents of a locked stack refuse unknown callers, the service may do only
+// what its shipped policies allow, and engines have their own identities. All of this also
+// holds after the agents were killed and restarted.
 func TestLocked(t *testing.T) {
 	s := startStack(t, Config{Locked: true, ExtraClients: 1})
 	client, err := nomadClient(s)
@@ -36,6 +36,8 @@ func TestLocked(t *testing.T) {
 		checkForeignIdentity(t, s, other, "engine-elsewhere")
 	})
 	t.Run("ServiceIdentity", func(t *testing.T) { checkServiceIdentity(t, s, client, "engine-service") })
+	t.Run("Thefts", func(t *testing.T) { checkThefts(t, s) })
+	t.Run("OwnIdentity", func(t *testing.T) { checkOwnIdentity(t, s) })
 	for _, c := range []Component{Consul, Nomad, Vault} {
 		if err := s.Kill(c); err != nil {
 			t.Fatal(err)
@@ -51,8 +53,8 @@ func TestLocked(t *testing.T) {
 	})
 }
 
-// checkStrangers: a caller without a certificate gets no connection, and one without a
-// token nothing. Pages and keys of identities are for everybody, at a Nomad client.
+// checkStrangers: a caller without a certificate gets no connection, and one without a token
+// gets no data. A Nomad client serves the UI and the keys of identities to everybody.
 func checkStrangers(t *testing.T, s *Stack) {
 	nobody := s.TLS()
 	nobody.Certificates = nil
@@ -83,7 +85,7 @@ func checkStrangers(t *testing.T, s *Stack) {
 	}
 }
 
-// checkOrchNomad: the service's token is for engines only.
+// checkOrchNomad: the service's token gives access only to engines.
 func checkOrchNomad(t *testing.T, s *Stack) {
 	t.Helper()
 	cfg := s.NomadConfig()
@@ -115,7 +117,7 @@ func checkOrchNomad(t *testing.T, s *Stack) {
 		if err := do(s.Namespace); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		// Nomad lists no volumes of namespaces that a token may not read, and refuses nothing.
+		// Instead of an error, Nomad returns a list without the volumes that a token may not read.
 		if err := do("default"); name != "list volumes" && (err == nil || !strings.Contains(err.Error(), "ermission denied")) {
 			t.Errorf("%s in another namespace: got %v, want a refusal", name, err)
 		}
@@ -131,8 +133,8 @@ func checkOrchNomad(t *testing.T, s *Stack) {
 	}
 }
 
-// checkOrchConsul: the service's token is for its prefix only, and another
-// deployment's for another one.
+// checkOrchConsul: the service's token gives access only to its prefix, and the token of
+// another deployment only to that deployment's.
 func checkOrchConsul(t *testing.T, s *Stack) {
 	t.Helper()
 	other, err := s.Deployment(t.Context(), "other/", "other")
@@ -160,8 +162,8 @@ func checkOrchConsul(t *testing.T, s *Stack) {
 	}
 }
 
-// checkServiceIdentity: Nomad registers an engine's service in Consul by the engine's own
-// identity.
+// checkServiceIdentity: Nomad registers an engine's service in Consul with the identity of
+// the engine.
 func checkServiceIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name string) {
 	t.Helper()
 	up := filepath.Join(t.TempDir(), "up")

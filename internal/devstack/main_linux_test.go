@@ -15,8 +15,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childEnv makes the test binary start a stack in the directory it names, run a task
-// and wait to be killed.
+// childEnv names a directory. It makes the test binary start a stack there, run a task, and
+// wait until it is killed.
 const childEnv = "DEVSTACK_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// childReport is what the child says when it is ready.
+// childReport is what the child writes when it is ready.
 type childReport struct {
 	Identity identity
 	TaskPID  int
@@ -66,7 +66,7 @@ func startStack(t *testing.T, cfg Config) *Stack {
 	return s
 }
 
-// stopStack stops and looks for anything left.
+// stopStack stops a stack and fails the test if anything of it is left.
 func stopStack(t *testing.T, s *Stack) {
 	t.Helper()
 	began := time.Now()
@@ -79,7 +79,7 @@ func stopStack(t *testing.T, s *Stack) {
 	}
 }
 
-// leftovers names what there still is of a stack, "" when there is nothing.
+// leftovers names what remains of a stack; "": nothing.
 func leftovers(id identity) string {
 	var left []string
 	for _, p := range stackProcesses(id) {
@@ -97,7 +97,7 @@ func leftovers(id identity) string {
 	return strings.Join(left, ", ")
 }
 
-// reaperPID finds the reaper of a stack by its arguments, 0 when there is none.
+// reaperPID finds the reaper of a stack by its arguments; 0: there is none.
 func reaperPID(id identity) int {
 	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range paths {
@@ -111,7 +111,8 @@ func reaperPID(id identity) int {
 	return 0
 }
 
-// eventually polls until cond returns "" and fails with its last word otherwise.
+// eventually polls until cond returns "". After the time limit it fails the test with the
+// last result.
 func eventually(t *testing.T, cond func() string) {
 	t.Helper()
 	const within = 2 * time.Minute
@@ -164,7 +165,7 @@ func runSleeper(ctx context.Context, s *Stack, name string) (int, error) {
 	return 0, ctx.Err()
 }
 
-// sleeperPID finds the process of a task, 0 while there is none.
+// sleeperPID finds the process of a task; 0: there is none.
 func sleeperPID(id identity, job string) int {
 	found := 0
 	for _, p := range stackProcesses(id) {

@@ -17,23 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isolatedEnv stands in the environment of a process that Isolated started.
+// isolatedEnv is an environment variable of a process that Isolated started.
 const isolatedEnv = "ORCH_DEVSTACK_ISOLATED"
 
-// NeedIsolation says what is missing for Isolated, or returns nil.
+// NeedIsolation returns an error that names what Isolated lacks on this machine; nil: it
+// works.
 func NeedIsolation() error {
 	if os.Geteuid() != 0 {
-		return errors.New("network namespaces need root here: run it with sudo, or in a container with --privileged")
+		return errors.New("network namespaces need root: run this with sudo, or in a container with --privileged")
 	}
 	err := onThread(func() error { return syscall.Unshare(syscall.CLONE_NEWNET) })
 	if err != nil {
-		return fmt.Errorf("network namespaces cannot be made here (%w): give it CAP_SYS_ADMIN and CAP_NET_ADMIN, as in a container with --privileged", err)
+		return fmt.Errorf("cannot create network namespaces (%w): run this with CAP_SYS_ADMIN and CAP_NET_ADMIN, as in a container with --privileged", err)
 	}
 	return nil
 }
 
-// onThread runs f on a thread that is thrown away afterwards, and with it all
-// that f changed about the thread.
+// onThread runs f on a thread that ends afterwards, so that changes of f to its thread have
+// no other effect.
 func onThread(f func() error) error {
 	failed := make(chan error)
 	go func() {
@@ -43,21 +44,20 @@ func onThread(f func() error) error {
 	return <-failed
 }
 
-// Isolated runs this very program again, with the same arguments, in a network
-// namespace of its own, and returns its exit code. In that second process it
-// returns at once with inside = true. The namespace ends with the last process in
-// it, so nothing is left, in whatever way the processes end.
+// Isolated runs this program again, with the same arguments, in its own network namespace,
+// and returns its exit code. In that second process it returns inside = true immediately.
+// The kernel removes the namespace with its last process, however the processes end.
 func Isolated() (inside bool, code int, err error) {
 	return again(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET})
 }
 
-// ordinaryUser is who a program that IsolatedUser started is, in its own eyes.
+// ordinaryUser is the user id that a program started by IsolatedUser sees as its own.
 const ordinaryUser = 1000
 
-// IsolatedUser is Isolated as an ordinary user: the second process owns what the
-// first one does, and may do in its network namespace what it likes, but is not
-// root. Nomad then mounts nothing and makes no cgroups for its tasks, of which
-// each client and each reader of the mount table would see all.
+// IsolatedUser is Isolated as an ordinary user: the second process owns the files of the
+// first one and administers its network namespace, but is not root. Nomad then creates no
+// mounts and no cgroups for its tasks, which every client and every reader of the mount
+// table would see.
 func IsolatedUser() (inside bool, code int, err error) {
 	return again(&syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
@@ -67,7 +67,7 @@ func IsolatedUser() (inside bool, code int, err error) {
 	})
 }
 
-// again runs this program with the attributes; see Isolated.
+// again runs this program once more with the attributes; see Isolated.
 func again(attr *syscall.SysProcAttr) (inside bool, code int, err error) {
 	if os.Getenv(isolatedEnv) != "" {
 		return true, 0, os.Unsetenv(isolatedEnv)
@@ -104,7 +104,7 @@ func again(attr *syscall.SysProcAttr) (inside bool, code int, err error) {
 	}
 }
 
-// The addresses of a Network: the calling process has the first.
+// The addresses and names of a Network. The calling process has the address hubAddr.
 const (
 	subnet     = "10.211.0."
 	subnetBits = 24
@@ -113,9 +113,9 @@ const (
 	hostLink   = "eth0"
 )
 
-// Network is a network of hosts, each a network namespace of its own, on one
-// bridge in the namespace of this process, which reaches them all. The process
-// must be in its own namespace: see Isolated.
+// Network is a network of hosts on one bridge. Each host is a network namespace; the bridge
+// is in the namespace of this process, which therefore reaches all hosts. The process must
+// be in its own namespace: see Isolated.
 type Network struct {
 	bridge *netlink.Bridge
 	hosts  map[string]*host
@@ -127,13 +127,14 @@ type host struct {
 	port netlink.Link // the bridge's end of the cable
 }
 
-// has says whether a process is on the host.
+// has reports whether a process is on the host.
 func (h *host) has(pid int) bool {
 	var of, its unix.Stat_t
 	return unix.Fstat(int(h.ns), &of) == nil && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &its) == nil && of.Ino == its.Ino && of.Dev == its.Dev
 }
 
-// NewNetwork makes the bridge.
+// NewNetwork creates a network without hosts. It fails if the namespace of this process has
+// other links than lo.
 func NewNetwork() (*Network, error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -144,7 +145,7 @@ func NewNetwork() (*Network, error) {
 		return nil, err
 	}
 	if len(links) > 1 {
-		return nil, fmt.Errorf("not making a network here: this namespace has %d links, so it is somebody else's", len(links))
+		return nil, fmt.Errorf("cannot create a test network in this namespace: it has %d links, so others use it", len(links))
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return nil, err
@@ -170,7 +171,8 @@ func configureLink(find func(string) (netlink.Link, error), add func(netlink.Lin
 	return up(link)
 }
 
-// AddHost makes a host; number is the last part of its address, from 2 to 254.
+// AddHost creates a host and returns its address. number is the last part of the address,
+// from 2 to 254.
 func (n *Network) AddHost(name string, number int) (addr string, err error) {
 	h := &host{addr: fmt.Sprint(subnet, number), ns: netns.None()}
 	err = onThread(func() error {
@@ -179,7 +181,7 @@ func (n *Network) AddHost(name string, number int) (addr string, err error) {
 			return err
 		}
 		h.ns = ns
-		// No second address for anything to listen on or to advertise.
+		// Without IPv6 there is no second address that an agent could listen on or advertise.
 		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
 	})
 	if err != nil && !h.ns.IsOpen() {
@@ -213,7 +215,7 @@ func (n *Network) AddHost(name string, number int) (addr string, err error) {
 	return h.addr, err
 }
 
-// Hosts are the names of all hosts, sorted.
+// Hosts returns the names of all hosts, sorted.
 func (n *Network) Hosts() []string {
 	var names []string
 	for name := range n.hosts {
@@ -223,11 +225,11 @@ func (n *Network) Hosts() []string {
 	return names
 }
 
-// Addr is the address of a host.
+// Addr returns the address of a host.
 func (n *Network) Addr(name string) string { return n.hosts[name].addr }
 
-// On runs start on a host: a process that it starts, a socket that it opens, is
-// there.
+// On runs start on a host: processes that it starts and sockets that it opens are in the
+// host's namespace.
 func (n *Network) On(name string, start func() error) error {
 	h := n.hosts[name]
 	if h == nil {
@@ -246,18 +248,18 @@ func (n *Network) On(name string, start func() error) error {
 	}
 	err = start()
 	if back := netns.Set(own); back != nil {
-		return errors.Join(err, back) // the thread stays locked: nobody else gets it
+		return errors.Join(err, back) // the thread stays locked, so that no other goroutine gets it
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// Cut pulls a host's cable: nothing goes in or out, and nobody is told. Within
-// the host all goes on.
+// Cut drops all packets to and from a host without an error to either side, as if its cable
+// were pulled. Connections within the host keep working.
 func (n *Network) Cut(name string) error { return netlink.LinkSetDown(n.hosts[name].port) }
 
-// Part keeps the named hosts from each other, while all others, and this
-// process, reach each of them.
+// Part drops all packets between the named hosts. All other hosts and this process still
+// reach each of them.
 func (n *Network) Part(names ...string) error {
 	for _, name := range names {
 		if err := netlink.LinkSetIsolated(n.hosts[name].port, true); err != nil {
@@ -276,8 +278,8 @@ func (n *Network) Heal(names ...string) error {
 	return errors.Join(errs...)
 }
 
-// Close removes the cables and the bridge. The namespaces end with the last
-// process in them.
+// Close removes the links and the bridge. The kernel removes each namespace with its last
+// process.
 func (n *Network) Close() error {
 	var errs []error
 	for _, h := range n.hosts {

@@ -14,7 +14,7 @@ import (
 
 var errLinuxOnly = errors.New("the development stack runs on Linux only: use the Vagrant machine")
 
-// Stack is a running set of agents; on this system there is none.
+// Stack is a running set of agents. This operating system cannot run one.
 type Stack struct {
 	NomadAddr, ConsulAddr, VaultAddr string
 	VaultRootToken, VaultOrchToken   string
@@ -23,7 +23,7 @@ type Stack struct {
 	DynamicPorts                     [2]int
 }
 
-// Start always fails: tasks, mounts and processes are cleaned up by Linux means.
+// Start always fails: the clean-up of tasks, mounts and processes needs Linux.
 func Start(context.Context, Config) (*Stack, error) { return nil, errLinuxOnly }
 
 // Stop does nothing.
@@ -41,16 +41,16 @@ func (*Stack) Pause(Component) error { return errLinuxOnly }
 // Resume always fails.
 func (*Stack) Resume(Component) error { return errLinuxOnly }
 
-// PID is 0: nothing runs.
+// PID returns 0.
 func (*Stack) PID(Component) int { return 0 }
 
-// LogFile is empty: there is no log.
+// LogFile returns "".
 func (*Stack) LogFile(Component) string { return "" }
 
-// Operator is empty: nothing runs.
+// Operator returns the zero value.
 func (*Stack) Operator() Access { return Access{} }
 
-// Orch is empty: nothing runs.
+// Orch returns the zero value.
 func (*Stack) Orch() Access { return Access{} }
 
 // Deployment always fails.
@@ -61,11 +61,11 @@ func (*Stack) Deployment(context.Context, string, string) (Access, error) {
 // VaultClient always fails.
 func (*Stack) VaultClient() (*vaultapi.Client, error) { return nil, errLinuxOnly }
 
-// NomadConfig is empty: nothing runs.
+// NomadConfig returns an empty configuration.
 func (*Stack) NomadConfig() *nomadapi.Config { return &nomadapi.Config{} }
 
-// ConsulConfig is empty: nothing runs.
+// ConsulConfig returns an empty configuration.
 func (*Stack) ConsulConfig() *consulapi.Config { return &consulapi.Config{} }
 
-// TLS is nil: nothing runs.
+// TLS returns nil.
 func (*Stack) TLS() *tls.Config { return nil }

@@ -12,17 +12,19 @@ import (
 	"strings"
 )
 
-// slot is one stack's block of ports. It is held by an abstract Unix socket: the
-// kernel frees it when the last holder is gone, no file is left, and its name
-// lives in the same network namespace as the ports. The reaper inherits it, so
-// that nobody gets the ports while tasks of a killed parent still have them.
+const loopback = "127.0.0.1"
+
+// slot is one stack's block of ports. An abstract Unix socket reserves it: the kernel
+// removes the socket with its last holder, it leaves no file, and its name belongs to the
+// same network namespace as the ports. The reaper inherits it, so that no other stack gets
+// the ports while tasks of a killed parent still use them.
 type slot struct {
 	base   int
 	holder *os.File
 	next   int
 }
 
-// takeSlot takes the first block that no stack holds and where nothing listens.
+// takeSlot reserves the first block that no other stack has and where nothing listens.
 func takeSlot() (*slot, error) {
 	listening := listeningPorts()
 	for _, base := range slotBases(ephemeralRange()) {
@@ -36,15 +38,15 @@ func takeSlot() (*slot, error) {
 		holder, err := l.File()
 		_ = l.Close() // the duplicate in holder keeps the name
 		if err != nil {
-			return nil, fmt.Errorf("holding a port range: %w", err)
+			return nil, fmt.Errorf("reserving a port range: %w", err)
 		}
 		return &slot{base: base, holder: holder, next: base}, nil
 	}
-	return nil, errors.New("no free port range: too many stacks on this machine, end one of them")
+	return nil, errors.New("no port range is free: too many stacks run on this machine; end one of them")
 }
 
-// slotBases lists the slots clear of the ephemeral range, or, where that leaves
-// none, all of them.
+// slotBases returns the slots outside the ephemeral range, or all slots if there is none
+// outside.
 func slotBases(low, high int) []int {
 	var all, clear []int
 	for i := range slotCount {
@@ -60,7 +62,7 @@ func slotBases(low, high int) []int {
 	return all
 }
 
-// port is the next free port for an agent.
+// port returns the next free port for an agent.
 func (s *slot) port() (int, error) {
 	for ; s.next < s.base+slotAgentPorts; s.next++ {
 		if portFree(s.next) {
@@ -68,10 +70,10 @@ func (s *slot) port() (int, error) {
 			return s.next - 1, nil
 		}
 	}
-	return 0, fmt.Errorf("no port left from %d to %d", s.base, s.base+slotAgentPorts-1)
+	return 0, fmt.Errorf("no port from %d to %d is free", s.base, s.base+slotAgentPorts-1)
 }
 
-// dynamicPorts shares the ports for tasks out to nodes; see Config.DynamicPorts.
+// dynamicPorts divides the ports for tasks among the nodes; see Config.DynamicPorts.
 func (s *slot) dynamicPorts(want [2]int, nodes int) [][2]int {
 	lo, hi := want[0], want[1]
 	switch {
@@ -99,7 +101,8 @@ func portFree(port int) bool {
 	return true
 }
 
-// dockerListens says whether somebody listens on docker's socket, which may be "".
+// dockerListens returns an error if no docker engine listens on the socket, unless the
+// socket is "".
 func dockerListens(ctx context.Context, socket string) error {
 	if socket == "" {
 		return nil
@@ -123,7 +126,7 @@ func ephemeralRange() (low, high int) {
 	return 32768, 60999 // the kernel's default
 }
 
-// listeningPorts reads the TCP ports that somebody on this machine listens on.
+// listeningPorts returns the TCP ports on which any process of this machine listens.
 func listeningPorts() []int {
 	var ports []int
 	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {

@@ -15,28 +15,28 @@ import (
 	"time"
 )
 
-// markerEnv stands in the environment of the agents with the stack's id. Nomad's
-// executors, log collectors and raw_exec tasks inherit it, so they are found
-// after their agent was killed.
+// markerEnv is an environment variable of the agents with the stack's id. Nomad's
+// executors, log collectors and raw_exec tasks inherit it, so that they can be found after
+// their agent was killed.
 const markerEnv = "ORCH_DEVSTACK"
 
 const (
-	politeTimeout = 2500 * time.Millisecond // between SIGTERM and SIGKILL for tasks
-	killTimeout   = 30 * time.Second        // for the kernel to carry SIGKILL out
+	politeTimeout = 2500 * time.Millisecond // between SIGTERM and SIGKILL of tasks
+	killTimeout   = 30 * time.Second        // limits the wait for processes after SIGKILL
 	procPoll      = 20 * time.Millisecond
 )
 
-// process is one process of a stack, pinned: the handle cannot come to mean
-// another process when the id is reused.
+// process is one process of a stack. Its handle is pinned: it never refers to another
+// process that gets the same id later.
 type process struct {
 	*os.Process
 	helper bool // Nomad's executor or log collector
 }
 
-// stackProcesses finds every process of the stack but this one. A process is of
-// the stack when it has the stack's id in its environment, when its allocation
-// lies below the stack's directory, or when it is in one of the stack's cgroups.
-// The command line does not count: somebody may be reading one of the logs.
+// stackProcesses returns every process of the stack except this one. A process belongs to
+// the stack if its environment contains the stack's id, if its allocation's directory is
+// below the stack's, or if it is in one of the stack's cgroups. Command lines are not
+// examined, because a developer may be reading one of the logs.
 func stackProcesses(id identity) []process {
 	inCgroup := cgroupMembers(id)
 	entries, _ := os.ReadDir("/proc")
@@ -53,7 +53,7 @@ func stackProcesses(id identity) []process {
 		if err != nil {
 			continue
 		}
-		// The id may have changed hands before it was pinned: look again.
+		// Another process may have got the id before it was pinned, so check again.
 		if zombie(pid) || !inCgroup[pid] && !environMatches(pid, id) {
 			_ = p.Release()
 			continue
@@ -72,7 +72,7 @@ func environMatches(pid int, id identity) bool {
 	return false
 }
 
-// environOf is what a process has in its environment; nothing when it is gone.
+// environOf iterates over the environment of a process. It is empty if the process ended.
 func environOf(pid int) iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
 		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
@@ -84,7 +84,7 @@ func environOf(pid int) iter.Seq2[string, string] {
 	}
 }
 
-// zombie says whether a process is gone, or dead and not yet waited for.
+// zombie reports whether a process has ended, even if its parent has not waited for it yet.
 func zombie(pid int) bool {
 	switch stateOf(fmt.Sprintf("/proc/%d/stat", pid)) {
 	case 0, 'Z', 'X':
@@ -93,8 +93,8 @@ func zombie(pid int) bool {
 	return false
 }
 
-// stopped says whether no thread of a process runs: SIGSTOP reaches them one
-// after the other.
+// stopped reports whether no thread of a process runs. SIGSTOP reaches the threads one after
+// another.
 func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	for _, thread := range threads {
@@ -107,21 +107,21 @@ func stopped(pid int) bool {
 	return true
 }
 
-// stateOf is the state in a stat file of /proc, 0 when that is gone (proc(5)).
+// stateOf returns the state in a stat file of /proc (proc(5)); 0 if there is no such file.
 func stateOf(file string) byte {
 	stat, err := os.ReadFile(file)
 	if err != nil {
 		return 0
 	}
-	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may hold anything
+	after := stat[bytes.LastIndexByte(stat, ')')+1:] // the name may contain any character
 	if len(after) < 2 {
 		return 0
 	}
 	return after[1]
 }
 
-// launcher says whether a process is a shell that waits for the lock of a brain, or
-// asks for it (jobs/brainlock.go).
+// launcher reports whether a process is a shell that waits for the lock of a brain, or
+// requests it (jobs/brainlock.go).
 func launcher(pid int) bool {
 	args := commandOf(pid)
 	return len(args) > 2 && (path.Base(string(args[0])) == "flock" || string(args[1]) == "-c" && bytes.Contains(args[2], []byte("flock -n")))
@@ -137,8 +137,8 @@ func nomadHelper(pid int) bool {
 	return len(args) > 1 && slices.Contains([]string{"executor", "logmon", "docker_logger"}, string(args[1]))
 }
 
-// killProcesses ends all processes of the stack: tasks get SIGTERM and a moment,
-// then everything SIGKILL, until nothing is found any more.
+// killProcesses ends all processes of the stack. Tasks first get SIGTERM and some time; then
+// all processes get SIGKILL until none is left.
 func killProcesses(id identity) error {
 	deadline := time.Now().Add(politeTimeout)
 	asked := map[int]bool{}
@@ -150,7 +150,7 @@ func killProcesses(id identity) error {
 				if !asked[p.Pid] {
 					asked[p.Pid] = true
 					_ = p.Signal(syscall.SIGTERM)
-					_ = p.Signal(syscall.SIGCONT) // a stopped process would not see it
+					_ = p.Signal(syscall.SIGCONT) // a stopped process does not handle SIGTERM
 				}
 			}
 			_ = p.Release()
@@ -173,16 +173,17 @@ func killProcesses(id identity) error {
 			_ = p.Release()
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("processes of the stack do not go away: %s", strings.Join(pids, " "))
+			return fmt.Errorf("processes of the stack do not end: %s", strings.Join(pids, " "))
 		}
 		time.Sleep(procPoll)
 	}
 }
 
-// cgroupDirs are the stack's cgroups, the root of each hierarchy first: one below
-// every controller on cgroup v1, a single one on v2, per node. On v1 also those of
-// tasks: an executor, which reads no configuration, makes them below Nomad's default
-// parent, and a killed one leaves them (client/lib/cgroupslib in Nomad's source).
+// cgroupDirs returns the stack's cgroups, the root of each hierarchy first. A node has one
+// below every controller on cgroup v1, and a single one on v2. On v1 the cgroups of tasks
+// are added: an executor does not read the configuration, so it creates them below Nomad's
+// default parent, and a killed executor leaves them (client/lib/cgroupslib in Nomad's
+// source).
 func cgroupDirs(id identity) []string {
 	if id.Cgroups == "" {
 		return nil
@@ -203,7 +204,7 @@ func cgroupDirs(id identity) []string {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
-			return nil // what vanishes while we look is no matter
+			return nil // a cgroup may be removed meanwhile
 		})
 	}
 	return dirs
@@ -222,8 +223,8 @@ func cgroupMembers(id identity) map[int]bool {
 	return members
 }
 
-// removeCgroups deletes the stack's cgroups, innermost first. The kernel may need
-// a moment after the last process is gone.
+// removeCgroups deletes the stack's cgroups, innermost first. It retries, because the kernel
+// may need a moment after the last process ended.
 func removeCgroups(id identity) error {
 	deadline := time.Now().Add(killTimeout)
 	for {

@@ -12,15 +12,15 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 )
 
-// probeTimeout bounds one look at an agent, so that a hanging one is asked again.
+// probeTimeout limits one probe of an agent, so that a probe that hangs is repeated.
 const probeTimeout = 5 * time.Second
 
-// httpClient has no idle connections that would outlive the stack.
+// httpClient returns a client without idle connections, which would outlive the stack.
 func httpClient() *http.Client {
 	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
-// httpClient is one that the stack's agents accept.
+// httpClient returns a client without idle connections that the stack's agents accept.
 func (s *Stack) httpClient() *http.Client {
 	return &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.TLS()}}
 }
@@ -33,15 +33,15 @@ func (s *Stack) startConsul(ctx context.Context, c Component) error {
 	return s.awaitConsul(ctx, c)
 }
 
-// awaitConsul waits until a Consul agent writes: that needs a leader, and, for a
-// client agent, a connection to it.
+// awaitConsul waits until a write through a Consul agent succeeds, which needs a leader and,
+// for a client agent, a connection to it. It also waits until the catalog has the node.
 func (s *Stack) awaitConsul(ctx context.Context, c Component) error {
 	client, err := s.consulClient(s.urls[c])
 	if err != nil {
 		return err
 	}
 	return s.agents[c].await(ctx, "a write to the KV store", func(ctx context.Context) error {
-		// A write without a leader hangs for seconds; this question does not.
+		// Without a leader, a write hangs for seconds, and this request does not.
 		if leader, err := client.Status().Leader(); err != nil || leader == "" {
 			return errors.Join(errors.New("there is no leader yet"), err)
 		}
@@ -53,7 +53,7 @@ func (s *Stack) awaitConsul(ctx context.Context, c Component) error {
 		if _, err := client.KV().Delete(key, w); err != nil {
 			return err
 		}
-		// serfHealth of the node, and nothing else: a killed Nomad's checks are critical.
+		// Only serfHealth counts, because the checks of a killed Nomad are critical.
 		checks, _, err := client.Health().Node(s.names[c], (&consulapi.QueryOptions{}).WithContext(ctx))
 		if err != nil {
 			return err
@@ -99,8 +99,8 @@ func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
 		if health.Client == nil || !health.Client.Ok {
 			return errors.New("the agent is not healthy yet")
 		}
-		// After a restart the servers still believe the node ready; its client has a
-		// TTL once it has talked to them itself.
+		// After a restart the servers still report the node as ready. Its client has a
+		// heartbeat TTL only after it has registered.
 		about, err := self.Agent().Self()
 		if err != nil {
 			return err
@@ -113,7 +113,8 @@ func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
 			return err
 		}
 		for _, stub := range nodes {
-			// By its id: a client that lost its state leaves an old node of its name.
+			// Compare ids, because a client that lost its state leaves an old node of the same
+			// name.
 			if stub.ID != about.Stats["client"]["node_id"] {
 				continue
 			}
@@ -127,8 +128,8 @@ func (s *Stack) awaitNomad(ctx context.Context, c Component) error {
 	})
 }
 
-// awaitServer waits until the server has a leader and its keys; before that it
-// refuses clients, which then wait for 15 to 30 s.
+// awaitServer waits until the server has a leader and its keys. Before that it refuses
+// clients, which then wait for 15 to 30 s.
 func (s *Stack) awaitServer(ctx context.Context, c Component, self *nomadapi.Client) error {
 	err := s.agents[c].await(ctx, "a leader", func(context.Context) error {
 		health, err := self.Agent().Health()
@@ -146,7 +147,7 @@ func (s *Stack) awaitServer(ctx context.Context, c Component, self *nomadapi.Cli
 	return s.awaitKeys(ctx, c)
 }
 
-// nodeReady says what a node still lacks.
+// nodeReady returns an error that names what a node still lacks; nil: tasks can be placed.
 func (s *Stack) nodeReady(node *nomadapi.Node) error {
 	if node.Status != nomadapi.NodeStatusReady {
 		return fmt.Errorf("the node is %s", node.Status)
@@ -157,7 +158,7 @@ func (s *Stack) nodeReady(node *nomadapi.Node) error {
 	}
 	for _, name := range drivers {
 		if d := node.Drivers[name]; d == nil || !d.Detected || !d.Healthy {
-			reason := "not seen yet"
+			reason := "not detected yet"
 			if d != nil {
 				reason = d.HealthDescription
 			}

@@ -13,14 +13,13 @@ import (
 	"time"
 )
 
-// The reaper is a second process of the same executable that outlives its
-// parent, in whatever way that ends: it holds a pipe, and when the pipe closes it
-// cleans the stack up. Re-executing ourselves needs no further file, as in moby's
-// reexec.
+// The reaper is a second process of the same executable that outlives its parent, however
+// the parent ends: it reads from a pipe, and cleans up the stack when the pipe is closed. It
+// needs no other executable, as in moby's package reexec.
 const reaperEnv = "ORCH_DEVSTACK_REAPER"
 
-// reaperSettle is how long the reaper looks for processes that were just being
-// started when the parent died.
+// reaperSettle is how long the reaper waits for processes that were just being started when
+// the parent died.
 const reaperSettle = 300 * time.Millisecond
 
 func init() {
@@ -35,13 +34,13 @@ func init() {
 	os.Exit(0)
 }
 
-// reaper is the parent's end.
+// reaper is the parent's handle of the reaper.
 type reaper struct {
 	cmd  *exec.Cmd
 	pipe io.WriteCloser
 }
 
-// startReaper starts the reaper of a stack. held stays open in it until it is done.
+// startReaper starts the reaper of a stack. The reaper keeps held open until it exits.
 func startReaper(id identity, held *os.File) (*reaper, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -56,7 +55,7 @@ func startReaper(id identity, held *os.File) (*reaper, error) {
 	cmd.Env = append(agentEnv(), reaperEnv+"="+string(spec))
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{held}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of the terminal's reach
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // signals of the terminal do not reach it
 	pipe, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -67,23 +66,23 @@ func startReaper(id identity, held *os.File) (*reaper, error) {
 	return &reaper{cmd: cmd, pipe: pipe}, nil
 }
 
-// dismiss ends the reaper of a stack that is cleaned up. Killing it before the
-// pipe closes leaves it no chance to look for work.
+// dismiss ends the reaper of a stack that has been cleaned up. It kills the reaper before it
+// closes the pipe, so that the reaper does not clean up again.
 func (r *reaper) dismiss() {
 	_ = r.cmd.Process.Kill()
 	_ = r.pipe.Close()
 	_ = r.cmd.Wait()
 }
 
-// awaitDeath waits until a process that was killed is gone, or a zombie. Bounded,
-// since its id may belong to another process by now.
+// awaitDeath waits until a killed process has ended. The wait is limited, because another
+// process may have got its id.
 func awaitDeath(pid int) {
 	for deadline := time.Now().Add(killTimeout); !zombie(pid) && time.Now().Before(deadline); {
 		time.Sleep(procPoll)
 	}
 }
 
-// reap is the reaper's life: it waits until the parent is gone, then cleans up.
+// reap waits until the parent has ended, and then cleans up.
 func reap(spec string, parent io.Reader) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	var id identity
@@ -91,9 +90,9 @@ func reap(spec string, parent io.Reader) error {
 		return err
 	}
 	_, _ = io.Copy(io.Discard, parent)
-	awaitDeath(id.PID) // it closes the pipe before it gives up the lock
-	// The lock shows a next stack in this directory that it has to wait for us. Is
-	// that one faster, the directory is its own: only processes are left to do.
+	awaitDeath(id.PID) // a dying process closes the pipe before it releases the lock
+	// The lock makes the next stack in this directory wait for this reaper. If the next
+	// stack was faster, the directory is its own, and only processes are cleaned up here.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	path := filepath.Join(id.Dir, markerName)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A killed parent: the reaper cleans up. Is the reaper killed with it, the next
-// stack in the same directory does.
+// If the parent is killed, the reaper cleans up. If the reaper is killed, too, the next stack
+// in the same directory cleans up.
 func TestParentKilled(t *testing.T) {
 	t.Run("Reaper", func(t *testing.T) {
 		cmd, report := startChild(t)
@@ -49,8 +49,8 @@ func TestParentKilled(t *testing.T) {
 	})
 }
 
-// wantGone fails for each directory that there still is: those of tasks' cgroups are
-// known only as long as the stack's own directory is there.
+// wantGone fails for each directory that still exists. The cgroups of tasks must be listed
+// before, because they can be found only while the stack's directory exists.
 func wantGone(t *testing.T, dirs []string) {
 	t.Helper()
 	for _, dir := range dirs {
@@ -60,8 +60,8 @@ func wantGone(t *testing.T, dirs []string) {
 	}
 }
 
-// The kernel closes a dying process's files one after the other: the reaper may
-// see the pipe's end while the lock is still held.
+// The kernel closes the files of a dying process one after another, so the reaper may read
+// the end of the pipe while the lock is still held.
 func TestReaperOutlivesLock(t *testing.T) {
 	flock, err := exec.LookPath("flock")
 	if err != nil {
@@ -74,7 +74,7 @@ func TestReaperOutlivesLock(t *testing.T) {
 	}
 	marker := state.marker.Name()
 	state.close()
-	// Says so when it has the lock, and keeps it for a while after the pipe's end.
+	// It reports that it has the lock, and keeps it for some time after it closed the pipe.
 	dying := exec.Command(flock, "--no-fork", marker, "sh", "-c", "echo locked; exec sleep 0.5")
 	out, err := dying.StdoutPipe()
 	if err != nil {

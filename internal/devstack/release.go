@@ -13,16 +13,17 @@ import (
 )
 
 const (
-	// reachTimeout is how long it may take to find out whether HashiCorp's releases
-	// can be reached. Machines without a way out must not wait for long.
+	// reachTimeout limits the check whether HashiCorp's releases are reachable, so that
+	// machines without internet access do not wait for long.
 	reachTimeout    = 5 * time.Second
 	downloadTimeout = 5 * time.Minute
 )
 
 var errUnreachable = errors.New("HashiCorp's releases cannot be reached")
 
-// download puts the official release of t into the cache. hc-install checks the
-// signature and the checksum.
+// download fetches the official release of t into the cache, and returns its path.
+// hc-install checks the signature and the checksum. The error is errUnreachable if the
+// list of releases cannot be read.
 func (f *finder) download(ctx context.Context, t tool) (string, error) {
 	list := releases.Versions{
 		Product:     t.product,

@@ -10,7 +10,7 @@ import (
 func isNomad(c Component) bool       { return strings.HasPrefix(string(c), string(Nomad)) }
 func isNomadServer(c Component) bool { return strings.HasPrefix(string(c), string(NomadServer)) }
 
-// or fills the empty paths from other.
+// or returns the paths of b, and those of other in place of empty ones.
 func (b Binaries) or(other Binaries) Binaries {
 	for _, pair := range []struct {
 		mine *string
@@ -45,7 +45,7 @@ func (s *Stack) configure() error {
 		return err
 	}
 	s.VaultAddr = s.url(loopback, port)
-	cluster, err := s.slot.port() // bound by Vault although nothing comes there
+	cluster, err := s.slot.port() // Vault listens on it although it has no peers
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (s *Stack) configure() error {
 	return nil
 }
 
-// prepareEnv makes the environment of the agents.
+// prepareEnv creates the environment of the agents, and their directory for temporary files.
 func (s *Stack) prepareEnv() error {
 	s.env = append(agentEnv(), markerEnv+"="+s.id.ID)
 	if len(s.Dir) <= longestSocketDir {
@@ -150,17 +150,17 @@ func (s *Stack) prepareEnv() error {
 	return nil
 }
 
-// add makes an agent known, to be started later.
+// add registers an agent, which is started later.
 func (s *Stack) add(c Component, bin string, args ...string) *agent {
 	a := &agent{name: c, bin: bin, args: args, env: s.env, log: s.LogFile(c)}
 	s.agents[c] = a
 	return a
 }
 
-// path is a file or directory of an agent below Dir.
+// path returns the path of an agent's file or directory below Dir.
 func (s *Stack) path(c Component, ext string) string { return filepath.Join(s.Dir, string(c)+ext) }
 
-// nodeName is the name of the node that an agent of a Stack stands for.
+// nodeName returns the name of an agent's node.
 func nodeName(c Component) string {
 	switch c {
 	case NomadServer:
@@ -171,7 +171,7 @@ func nodeName(c Component) string {
 	return "orch-dev" + string(c[strings.LastIndexByte(string(c), '-'):]) // nomad-client-1: orch-dev-1
 }
 
-// url is the address of an agent's API.
+// url returns the address of an agent's API.
 func (s *Stack) url(host string, port int) string {
 	scheme := "http"
 	if s.lock != nil {

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,23 +14,23 @@ import (
 )
 
 const (
-	// startTimeout bounds Start and Restart when the caller's context does not; a
-	// machine that is busy compiling needs many times the usual 3 s.
+	// startTimeout limits Start and Restart. They usually need 3 s, but many times that on a
+	// machine that is busy with a compilation.
 	startTimeout = 90 * time.Second
-	// stopGrace is how long an agent may take to end by itself. Nothing of a
-	// stack's state is needed after Stop, so this is for tidy logs only.
+	// stopGrace is the time between SIGTERM and SIGKILL. The state of a stack is not needed
+	// after Stop, so this only keeps the logs free of errors.
 	stopGrace = 2 * time.Second
-	// longestSocketDir is the longest Dir that leaves room for go-plugin's Unix
-	// sockets (107 bytes) in Dir/tmp.
+	// longestSocketDir is the maximum length of Dir, in bytes, with which go-plugin's Unix
+	// sockets in Dir/tmp have a valid path (107 bytes).
 	longestSocketDir = 80
 )
 
 // Stack is a running set of agents.
 type Stack struct {
-	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port, or https where it is locked
+	NomadAddr, ConsulAddr, VaultAddr string // http://127.0.0.1:port; https on a locked stack
 	Namespace                        string // of engines, in Nomad
 	VaultRootToken                   string
-	VaultOrchToken                   string // may do what the service may do, no more
+	VaultOrchToken                   string // has only the service's policy
 	Dir                              string
 	// DynamicPorts is the range of the first node's tasks.
 	DynamicPorts [2]int
@@ -43,14 +41,14 @@ type Stack struct {
 	state     *stateDir
 	slot      *slot
 	reaper    *reaper
-	lock      *lock // nil: the agents let everybody in
+	lock      *lock // nil: the stack is open, and the agents accept every caller
 	agents    map[Component]*agent
 	urls      map[Component]string // of the agents' APIs
-	names     map[Component]string // of the nodes that the agents stand for
+	names     map[Component]string // of the agents' nodes
 	unsealKey string
 	mounting  sync.Mutex
-	mounts    map[string]string // tokens of the service, by KV mount in Vault
-	workloads string            // the policy of engines, of all mounts
+	mounts    map[string]string // the service's tokens, by KV mount in Vault
+	workloads string            // the policy of engines for all mounts
 	env       []string          // of every agent
 
 	stopOnce sync.Once
@@ -61,10 +59,10 @@ type Stack struct {
 // Nomad's nodes are ready with healthy drivers, Vault is unsealed and prepared.
 // It takes about 3 s; ctx bounds the start only, not the life of the stack.
 //
-// A failed start leaves nothing behind. The error is a *PortTakenError for a
-// taken port, and otherwise says what is wrong and what to do: the directory belongs
-// to somebody else or to a running stack, a binary or the docker engine is
-// missing, an agent ended (with the end of its log).
+// A failed start leaves nothing behind. The error is a *PortTakenError if a port is in use.
+// Otherwise it says what is wrong and what to do: the directory was not created by a stack
+// or belongs to a running one, a binary or the docker engine is missing, or an agent ended
+// (with the end of its log).
 func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("devstack configuration: %w", err)
@@ -105,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	return s, nil
 }
 
-// prepare takes what a stack owns, directory, ports, reaper, and configures its agents.
+// prepare acquires what a stack owns (directory, ports, reaper), and configures its agents.
 func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *Stack, err error) {
 	if cfg.Dir == "" {
 		if cfg.Dir, err = os.MkdirTemp("", "orch-dev-"); err != nil {
@@ -149,12 +147,12 @@ func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *
 	return s, configure(s)
 }
 
-// startAtOnce is how many nodes start at the same time: all of a large stack would
-// take the cores from each other, and from Vault, until somebody's time is over.
+// startAtOnce is how many nodes start concurrently. If all nodes of a large stack did, they
+// and Vault would compete for the cores until a start times out.
 const startAtOnce = 8
 
-// bringUp starts the agents in the order they need one another: a Nomad client
-// looks for Consul and Vault when it starts, and then only every 15 s or more.
+// bringUp starts the agents in the order in which they depend on each other: a Nomad client
+// detects Consul and Vault when it starts, and otherwise only every 15 s or more.
 func (s *Stack) bringUp(ctx context.Context) error {
 	began := time.Now()
 	step := func(what string) {
@@ -194,9 +192,8 @@ func (s *Stack) bringUp(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the stack and removes all that it made; it takes at most 10 s. The
-// second call returns what the first one did. A Stack that failed to stop says
-// what is left.
+// Stop ends the stack and removes everything that it created, within 10 s. The error names
+// what could not be removed. A second call returns the same error.
 func (s *Stack) Stop() error {
 	s.stopOnce.Do(func() { s.stopErr = s.stop() })
 	return s.stopErr
@@ -205,14 +202,14 @@ func (s *Stack) Stop() error {
 func (s *Stack) stop() error {
 	var wg sync.WaitGroup
 	err := s.state.removeKeyFile(s.id)
-	// Nomad first: a client that lives would start ended tasks again.
+	// Nomad ends first, because a running client would restart tasks that end.
 	for name, a := range s.agents {
 		if isNomad(name) {
 			wg.Go(func() { a.stop(stopGrace) })
 		}
 	}
 	wg.Wait()
-	err = errors.Join(err, cleanUp(s.id)) // tasks, and the other agents by the way
+	err = errors.Join(err, cleanUp(s.id)) // ends the tasks and the other agents
 	for _, a := range s.agents {
 		a.stop(0)
 	}
@@ -230,121 +227,4 @@ func (s *Stack) stop() error {
 		return fmt.Errorf("stopping the stack in %s: %w", s.Dir, err)
 	}
 	return nil
-}
-
-// Kill ends an agent with SIGKILL, as a crash would, and returns when it is gone.
-// Nomad's tasks go on running.
-func (s *Stack) Kill(c Component) error {
-	agents, err := s.parts(c)
-	if err != nil {
-		return err
-	}
-	for _, a := range agents {
-		_, done := a.running()
-		if err := a.signal(syscall.SIGKILL); err != nil {
-			return err
-		}
-		<-done
-	}
-	return nil
-}
-
-// Restart starts an agent again on its port and its state, after Kill or while it
-// runs, and returns when it is usable again; Vault is unsealed.
-func (s *Stack) Restart(ctx context.Context, c Component) error {
-	agents, err := s.parts(c)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for _, a := range agents {
-		a.stop(stopGrace)
-	}
-	for _, a := range agents {
-		switch {
-		case a.name == Vault:
-			err = s.startVault(ctx)
-		case isNomad(a.name):
-			err = s.startNomad(ctx, a.name)
-		default:
-			err = s.startConsul(ctx, a.name)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Lose ends an agent of Nomad as Kill does and removes the state that it keeps, as
-// when its disk is replaced. Restart starts it. A client's host volumes and the
-// directories of its tasks stay, and its tasks go on running.
-func (s *Stack) Lose(c Component) error {
-	if !isNomad(c) {
-		return fmt.Errorf("%q is no agent of Nomad", c)
-	}
-	if err := s.Kill(c); err != nil {
-		return err
-	}
-	state := "client"
-	if isNomadServer(c) {
-		state = "server"
-	}
-	return os.RemoveAll(filepath.Join(s.path(c, ""), state))
-}
-
-// Pause stops an agent with SIGSTOP: it keeps its connections and answers nothing.
-func (s *Stack) Pause(c Component) error { return s.signal(c, syscall.SIGSTOP) }
-
-// Resume lets a paused agent go on.
-func (s *Stack) Resume(c Component) error { return s.signal(c, syscall.SIGCONT) }
-
-// Addr is the address of an agent's API.
-func (s *Stack) Addr(c Component) string { return s.urls[c] }
-
-// LogFile is where an agent writes its log, for Nomad the server; it grows over
-// restarts.
-func (s *Stack) LogFile(c Component) string {
-	if c == Nomad {
-		c = NomadServer
-	}
-	return s.path(c, ".log")
-}
-
-// PID is an agent's process; 0: it does not run. For Nomad it is the server's.
-func (s *Stack) PID(c Component) int {
-	if c == Nomad {
-		c = NomadServer
-	}
-	if a := s.agents[c]; a != nil {
-		if p, _ := a.running(); p != nil {
-			return p.Pid
-		}
-	}
-	return 0
-}
-
-func (s *Stack) signal(c Component, sig syscall.Signal) error {
-	agents, err := s.parts(c)
-	if err != nil {
-		return err
-	}
-	for _, a := range agents {
-		if err := a.signal(sig); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// parts are the processes of a component, in the order they start.
-func (s *Stack) parts(c Component) ([]*agent, error) {
-	if c == Nomad {
-		return []*agent{s.agents[NomadServer], s.agents[NomadClient(0)]}, nil
-	}
-	if a := s.agents[c]; a != nil {
-		return []*agent{a}, nil
-	}
-	return nil, fmt.Errorf("this stack has no %q", c)
 }

@@ -15,7 +15,7 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 )
 
-// Two stacks side by side, one of them with a second node and narrow ports.
+// Two stacks run at the same time, one of them with a second node and few ports.
 func TestSideBySide(t *testing.T) {
 	catalog := t.TempDir()
 	one := startStack(t, Config{CatalogDir: catalog, MemoryMB: 2000, CPUMHz: 3000})
@@ -76,13 +76,13 @@ func TestSideBySide(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = Start(t.Context(), Config{Ports: Ports{Consul: port}, Binaries: one.cfg.Binaries})
-		wantError(t, err, "wanted for consul, is taken", EnvConsulPort)
+		wantError(t, err, "which consul needs, is in use", EnvConsulPort)
 	})
 }
 
 func overlap(a, b [2]int) bool { return a[0] <= b[1] && b[0] <= a[1] }
 
-// checkOrchToken: the service's token can do what the service does and no more.
+// checkOrchToken: the service's token allows only what the service does.
 func checkOrchToken(t *testing.T, s *Stack) {
 	client, err := s.vaultClient(s.VaultOrchToken)
 	if err != nil {
@@ -120,8 +120,8 @@ func checkOrchToken(t *testing.T, s *Stack) {
 	}
 }
 
-// checkWorkloadIdentity: a task reads the provider keys by its own identity, and
-// nothing of an engine's key; the developer's environment does not reach it.
+// checkWorkloadIdentity: a task reads the provider keys with its own identity, but not an
+// engine's key, and does not get the developer's environment.
 func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	t.Setenv("LLM_API_KEY", "from-the-shell")
 	out := filepath.Join(t.TempDir(), "out")
@@ -147,7 +147,7 @@ func checkWorkloadIdentity(t *testing.T, s *Stack, client *nomadapi.Client) {
 	})
 }
 
-// checkForeignIdentity: a job that is no engine's gets no provider keys, by the same role.
+// checkForeignIdentity: a job that is not an engine's gets no provider keys with the same role.
 func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name string) {
 	out := filepath.Join(t.TempDir(), "out")
 	job := rawExecJob(name, `cp local/env `+out+`; exec sleep 12345`)
@@ -181,7 +181,7 @@ func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name 
 	})
 }
 
-// A killed agent comes back with its state, and tasks live on meanwhile.
+// A killed agent keeps its state over a restart, and tasks keep running meanwhile.
 func TestKillAndRestart(t *testing.T) {
 	s := startStack(t, Config{})
 	ctx := t.Context()
@@ -237,7 +237,7 @@ func TestKillAndRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if reachable(ctx, s.NomadAddr+"/v1/agent/health") {
-			t.Error("a paused Nomad answers")
+			t.Error("a paused Nomad responds")
 		}
 		if err := s.Resume(Nomad); err != nil {
 			t.Fatal(err)
@@ -248,7 +248,7 @@ func TestKillAndRestart(t *testing.T) {
 			}
 			return ""
 		})
-		if err := s.Pause(Consul); err != nil { // and Stop must cope with a paused agent
+		if err := s.Pause(Consul); err != nil { // Stop must also stop a paused agent
 			t.Fatal(err)
 		}
 	})
@@ -260,7 +260,7 @@ func killRestart(t *testing.T, s *Stack, c Component, url string) {
 		t.Fatal(err)
 	}
 	if reachable(t.Context(), url) {
-		t.Errorf("%s answers after Kill", c)
+		t.Errorf("%s responds after Kill", c)
 	}
 	began := time.Now()
 	if err := s.Restart(t.Context(), c); err != nil {
@@ -268,7 +268,7 @@ func killRestart(t *testing.T, s *Stack, c Component, url string) {
 	}
 	t.Logf("%s was back after %s", c, time.Since(began).Round(time.Millisecond))
 	if !reachable(t.Context(), url) {
-		t.Errorf("%s does not answer after Restart", c)
+		t.Errorf("%s does not respond after Restart", c)
 	}
 }
 

@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// markerName is the file that makes a directory ours: it names the stack in it, and
-// the stack's process holds a lock on it for as long as it lives.
+// markerName is the file by which a stack's directory is recognised. It contains the stack's
+// identity, and the stack's process holds a lock on it while it lives.
 const markerName = ".orch-devstack.json"
 
-// leftoversTimeout is how long Start waits for the reaper of a killed stack
-// before it says that the directory is in use.
+// leftoversTimeout limits how long Start waits for the reaper of a killed stack in the same
+// directory.
 const leftoversTimeout = 20 * time.Second
 
-// identity is what clean-up needs to know about a stack; it stands in the marker
-// and is given to the reaper.
+// identity is what the clean-up of a stack needs to know. It is written into the marker and
+// passed to the reaper.
 type identity struct {
 	ID           string // in the environment of every process of the stack
 	Dir          string
 	PID          int    // of the process that runs the stack
 	Cgroups      string // pattern of the cgroup_parent of its nodes
-	DockerSocket string // "" when the docker driver is off
+	DockerSocket string // empty: the docker driver is disabled
 	Keep         bool
 	KeyFile      string `json:",omitempty"`
 }
@@ -40,8 +40,8 @@ type stateDir struct {
 	marker *os.File
 }
 
-// openState makes dir ours and empty: it refuses a directory that no stack made and
-// one whose stack still runs, and cleans up after a stack that was killed.
+// openState locks and empties dir, after it has cleaned up what a killed stack left. It
+// fails if dir contains files but was not created by a stack, or if its stack still runs.
 func openState(ctx context.Context, dir string) (*stateDir, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -53,7 +53,7 @@ func openState(ctx context.Context, dir string) (*stateDir, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 		if len(entries) > 0 {
-			return nil, fmt.Errorf("%s is not empty and was not made by a stack, so it is not wiped: empty it or choose another directory", dir)
+			return nil, fmt.Errorf("%s is not empty and was not created by a stack, so its files are not deleted: empty it or choose another directory", dir)
 		}
 	}
 	marker, err := lockMarker(ctx, path)
@@ -65,7 +65,7 @@ func openState(ctx context.Context, dir string) (*stateDir, error) {
 		old.Dir = dir // the directory may have been moved since
 		if err := cleanUp(old); err != nil {
 			s.close()
-			return nil, fmt.Errorf("clearing what an earlier stack left in %s: %w", dir, err)
+			return nil, fmt.Errorf("cleaning up what an earlier stack left in %s: %w", dir, err)
 		}
 	}
 	if err := wipe(dir, markerName); err != nil {
@@ -75,7 +75,8 @@ func openState(ctx context.Context, dir string) (*stateDir, error) {
 	return s, nil
 }
 
-// lockMarker opens and locks the marker. It waits for a reaper, not for a stack.
+// lockMarker opens and locks the marker. It waits for a reaper that holds the lock, and
+// fails at once if a running stack does.
 func lockMarker(ctx context.Context, path string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, leftoversTimeout)
 	defer cancel()
@@ -101,14 +102,14 @@ func lockMarker(ctx context.Context, path string) (*os.File, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s is still being cleaned up after a killed stack: try again in a moment", filepath.Dir(path))
+			return nil, fmt.Errorf("%s is still being cleaned up after a killed stack: retry in a moment", filepath.Dir(path))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// samePath says whether f is still the file at path; a reaper may have removed it
-// between the open and the lock.
+// samePath reports whether f is still the file at path. A reaper may have removed the file
+// between open and lock.
 func samePath(f *os.File, path string) bool {
 	a, err := f.Stat()
 	if err != nil {
@@ -127,7 +128,7 @@ func readMarker(path string) (identity, error) {
 	return id, json.Unmarshal(text, &id)
 }
 
-// write puts the identity of the running stack into the marker.
+// write writes the identity of the running stack into the marker.
 func (s *stateDir) write(id identity) error {
 	text, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
@@ -140,7 +141,7 @@ func (s *stateDir) write(id identity) error {
 	return err
 }
 
-// remove deletes the directory; the marker goes last, under the lock.
+// remove deletes the directory. It deletes the marker last and under the lock.
 func (s *stateDir) remove() error {
 	if err := wipe(s.path, markerName); err != nil {
 		return err
@@ -151,7 +152,7 @@ func (s *stateDir) remove() error {
 	return os.Remove(s.path)
 }
 
-// removeKeyFile deletes the file that tells the stack's keys.
+// removeKeyFile deletes the file with the stack's keys.
 func (s *stateDir) removeKeyFile(id identity) error {
 	if id.KeyFile == "" {
 		return nil
@@ -164,11 +165,11 @@ func (s *stateDir) removeKeyFile(id identity) error {
 
 func (s *stateDir) close() { _ = s.marker.Close() }
 
-// wipe empties dir but for the entry keep. With a mount below dir it deletes
-// nothing: the mount may show somebody else's files.
+// wipe deletes everything in dir except the entry keep. If there is a mount below dir, it
+// deletes nothing and fails, because the mount may contain the files of others.
 func wipe(dir, keep string) error {
 	if mounts := mountsUnder(dir); len(mounts) > 0 {
-		return fmt.Errorf("not wiping %s, there are mounts below it; unmount them first: %s", dir, strings.Join(mounts, ", "))
+		return fmt.Errorf("%s is not emptied because there are mounts below it; unmount them first: %s", dir, strings.Join(mounts, ", "))
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {

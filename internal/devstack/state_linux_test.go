@@ -39,7 +39,7 @@ func TestStateDir(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := openState(t.Context(), dir)
-		wantError(t, err, dir, "is not wiped")
+		wantError(t, err, dir, "its files are not deleted")
 		if _, err := os.Stat(precious); err != nil {
 			t.Error(err)
 		}
@@ -59,7 +59,7 @@ func TestStateDir(t *testing.T) {
 	})
 }
 
-// A start that fails says why and leaves nothing.
+// A failed start reports the reason and leaves nothing behind.
 func TestStartErrors(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "agent")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\necho 'no such flag'\nexit 3\n"), 0o755); err != nil {
@@ -87,7 +87,7 @@ func TestStartErrors(t *testing.T) {
 		defer l.Close()
 		port := l.Addr().(*net.TCPAddr).Port
 		_, err = Start(t.Context(), Config{Ports: Ports{Vault: port}, Binaries: bins})
-		wantError(t, err, "wanted for vault, is taken", EnvVaultPort)
+		wantError(t, err, "which vault needs, is in use", EnvVaultPort)
 	})
 	t.Run("ErrNoDocker", func(t *testing.T) {
 		socket := "unix://" + filepath.Join(t.TempDir(), "docker.sock")
@@ -133,7 +133,7 @@ func TestSlots(t *testing.T) {
 	if want := [][2]int{{20300, 20999}}; !slices.Equal(got, want) {
 		t.Errorf("default ports: %v, want %v", got, want)
 	}
-	// An ephemeral range over everything leaves no choice; one in the middle does.
+	// If the ephemeral range covers all slots, all are used; otherwise those outside.
 	if got := len(slotBases(1024, 65535)); got != slotCount {
 		t.Errorf("%d slots, want all %d", got, slotCount)
 	}

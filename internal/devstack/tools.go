@@ -28,34 +28,33 @@ type Binaries struct {
 
 func (b Binaries) complete() bool { return b.Nomad != "" && b.Consul != "" && b.Vault != "" }
 
-// ToolOptions says which binaries will do.
+// ToolOptions determines which binaries Tools accepts.
 type ToolOptions struct {
-	// Pinned takes nothing but the builds from tools/: what is on PATH and
-	// HashiCorp's releases are not used. Scale tests need it, since releases are
-	// built without Nomad's mock_driver.
+	// Pinned accepts only the builds from tools/, not the binaries on PATH or HashiCorp's
+	// releases. Scale tests need it, because releases do not contain Nomad's mock_driver.
 	Pinned bool
-	// Progress gets a line for every step that takes time; may be nil.
+	// Progress gets a line for every step that takes seconds or longer; may be nil.
 	Progress func(line string)
 }
 
-// tool is one agent: which version is pinned, which is the oldest that works.
+// tool describes how to get the executable of one agent.
 type tool struct {
 	name    string
 	version string // pinned
-	minimum string // on PATH
+	minimum string // the oldest version that is accepted on PATH
 	tags    string // build tags of the pinned build
-	// cpu is what a build with empty caches costs (measured with Go 1.26).
+	// cpu is the CPU time of a build with empty caches (measured with Go 1.26).
 	cpu     time.Duration
 	product product.Product
 }
 
-// Minimum: Nomad 1.10 brought dynamic host volumes; Consul and Vault are the
-// oldest of the same generation, tested with Nomad 1.10 upstream.
+// toolTable lists the agents. Dynamic host volumes need Nomad 1.10. The minimum of Consul and
+// Vault is the oldest version that Nomad 1.10 was tested with upstream.
 var toolTable = []tool{
 	{name: "nomad", version: NomadVersion, minimum: "1.10.0", tags: "ui", cpu: 8 * time.Minute, product: product.Nomad},
 	{name: "consul", version: ConsulVersion, minimum: "1.18.0", cpu: 7 * time.Minute, product: product.Consul},
-	// Minimal: without the engines and methods of clouds and databases, which nothing here
-	// uses. KV, JWT, AppRole and raft are in it.
+	// The tag leaves out the secrets engines and auth methods of clouds and databases, which
+	// are not used here. It keeps KV, JWT, AppRole and Raft.
 	{name: "vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 6 * time.Minute, product: product.Vault},
 }
 
@@ -67,26 +66,25 @@ func (t tool) buildName() string {
 	return t.name + "_" + t.version
 }
 
-// releaseName is the file name of the official release in the cache; another
-// name than the build's, since a release never stands in for a pinned build.
+// releaseName is the file name of the official release in the cache. It differs from
+// buildName, because a release must not be used in place of a pinned build.
 func (t tool) releaseName() string { return t.name + "_" + t.version + "_release" }
 
-// Tools finds nomad, consul and vault, and fetches or builds what is missing. In
-// this order, for each: PATH, if the version is new enough; the cache
-// (${XDG_CACHE_HOME:-~/.cache}/orch/bin); HashiCorp's release, where it can be
-// reached (ORCH_TOOLS=build skips this); a build of the pinned module in tools/,
-// which needs Go and a checkout of this repository and takes 3 to 5 minutes a
-// tool on two cores.
+// Tools finds nomad, consul and vault, and downloads or builds those that are missing. For
+// each it tries in this order: PATH, if the version is new enough; the cache
+// (${XDG_CACHE_HOME:-~/.cache}/orch/bin); HashiCorp's release, if it is reachable and
+// ORCH_TOOLS is not "build"; a build of the pinned module in tools/, which needs Go and a
+// checkout of this repository, and takes 3 to 5 minutes per tool on two cores.
 //
-// Several processes may call it at once: one builds, the others wait. The error
-// says what to do about it.
+// Several processes may call it concurrently: one builds, and the others wait. The error
+// says what to do.
 func Tools(ctx context.Context, opts ToolOptions) (Binaries, error) {
 	if opts.Progress == nil {
 		opts.Progress = func(string) {}
 	}
 	mode := os.Getenv("ORCH_TOOLS")
 	if mode != "" && mode != "build" {
-		return Binaries{}, fmt.Errorf("ORCH_TOOLS is %q; leave it empty or set it to %q", mode, "build")
+		return Binaries{}, fmt.Errorf("ORCH_TOOLS is %q; it must be empty or %q", mode, "build")
 	}
 	cache, err := cacheDir()
 	if err != nil {
@@ -105,8 +103,8 @@ func Tools(ctx context.Context, opts ToolOptions) (Binaries, error) {
 type finder struct {
 	opts     ToolOptions
 	cache    string
-	releases bool // cleared after the first time they could not be reached
-	fetched  bool // the modules of all builds are asked for
+	releases bool // whether to try releases; false once they were unreachable
+	fetched  bool // whether the download of all modules has begun
 }
 
 func (f *finder) find(ctx context.Context, t tool) (string, error) {
@@ -119,10 +117,10 @@ func (f *finder) find(ctx context.Context, t tool) (string, error) {
 		return path, nil
 	}
 	if err := os.MkdirAll(f.cache, 0o755); err != nil {
-		return "", fmt.Errorf("cannot create the tool cache (set XDG_CACHE_HOME to a directory that can be written): %w", err)
+		return "", fmt.Errorf("cannot create the tool cache (set XDG_CACHE_HOME to a writable directory): %w", err)
 	}
 	unlock, err := lockFile(ctx, filepath.Join(f.cache, ".lock-"+t.name), func() {
-		f.opts.Progress(t.name + ": another process is getting it, waiting")
+		f.opts.Progress(t.name + ": waiting for another process that downloads or builds it")
 	})
 	if err != nil {
 		return "", err
@@ -142,7 +140,7 @@ func (f *finder) find(ctx context.Context, t tool) (string, error) {
 		if errors.Is(err, errUnreachable) {
 			f.releases = false
 		}
-		f.opts.Progress(fmt.Sprintf("%s: no official release (%v), building it", t.name, err))
+		f.opts.Progress(fmt.Sprintf("%s: cannot get the official release (%v), so it is built", t.name, err))
 	}
 	return f.build(ctx, t)
 }
@@ -157,11 +155,11 @@ func (f *finder) onPath(ctx context.Context, t tool) (string, bool) {
 	}
 	got, err := t.product.GetVersion(ctx, path)
 	if err != nil {
-		f.opts.Progress(fmt.Sprintf("%s: passing over %s, its version cannot be read: %v", t.name, path, err))
+		f.opts.Progress(fmt.Sprintf("%s: ignoring %s, because its version cannot be read: %v", t.name, path, err))
 		return "", false
 	}
 	if got.LessThan(version.Must(version.NewVersion(t.minimum))) {
-		f.opts.Progress(fmt.Sprintf("%s: passing over %s, version %s is older than %s", t.name, path, got, t.minimum))
+		f.opts.Progress(fmt.Sprintf("%s: ignoring %s, because its version %s is older than %s", t.name, path, got, t.minimum))
 		return "", false
 	}
 	return path, true

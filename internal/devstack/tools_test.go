@@ -18,8 +18,8 @@ import (
 	"github.com/septemberai/orch/deploy"
 )
 
-// The version table is what the binaries in the cache are named after; the
-// modules are what they are built from.
+// The versions in the table, after which the binaries in the cache are named, are those of
+// the modules from which they are built.
 func TestPinnedVersions(t *testing.T) {
 	root, err := checkoutRoot()
 	if err != nil {
@@ -55,7 +55,7 @@ func TestPinnedVersions(t *testing.T) {
 	}
 }
 
-// Every policy file is HCL; Vault's are also written to a real Vault by the stack.
+// Every policy file is valid HCL. The stack also writes Vault's into a real Vault.
 func TestPoliciesParse(t *testing.T) {
 	seen := 0
 	err := fs.WalkDir(deploy.Policies, ".", func(path string, d fs.DirEntry, err error) error {
@@ -122,7 +122,7 @@ func TestFinder(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})
-	// A go that builds at once, or fails.
+	// A replacement of go that builds immediately, or fails.
 	build := func(t *testing.T, script string) (string, string, error) {
 		t.Helper()
 		dir, cache := t.TempDir(), t.TempDir()
@@ -158,7 +158,7 @@ func TestFinder(t *testing.T) {
 	})
 }
 
-// Of many who want the lock one has it, the others are told and wait.
+// Of many callers one gets the lock, and the others are notified and wait.
 func TestLockFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	var wg sync.WaitGroup

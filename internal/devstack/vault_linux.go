@@ -2,7 +2,6 @@ package devstack
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -34,7 +33,7 @@ func (s *Stack) awaitVault(ctx context.Context) error {
 		case err != nil:
 			return err
 		case !health.Initialized:
-			// An answer that is not waited for is lost, and the key in it.
+			// No timeout: the response contains the only copy of the unseal key.
 			web := s.httpClient()
 			web.Timeout = 0
 			patient, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: web, MaxRetries: 0})
@@ -59,7 +58,7 @@ func (s *Stack) awaitVault(ctx context.Context) error {
 	})
 }
 
-// vaultClient does not read VAULT_* of the environment.
+// vaultClient returns a client with this token. It ignores the environment variables VAULT_*.
 func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
 	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: s.httpClient(), MaxRetries: 0})
 	if err != nil {
@@ -70,8 +69,8 @@ func (s *Stack) vaultClient(token string) (*vaultapi.Client, error) {
 	return client, nil
 }
 
-// prepareVault sets up what production has: the KV v2 mount "orch", the two
-// policies, and a token for the service. enableVaultLogin does the rest.
+// prepareVault creates what a production Vault has, except for the login of workloads (see
+// enableVaultLogin): the KV v2 mount "orch", the two policies, and the service's token.
 func (s *Stack) prepareVault(ctx context.Context) error {
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
@@ -92,14 +91,6 @@ func (s *Stack) enableVaultLogin(ctx context.Context) error {
 	if err := client.Sys().EnableAuthWithOptionsWithContext(ctx, "jwt-nomad", &vaultapi.EnableAuthOptions{Type: "jwt"}); err != nil {
 		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
-	text, err := policy("vault/nomad-workloads.role.json", s.inNamespace()...)
-	if err != nil {
-		return err
-	}
-	var role map[string]any
-	if err := json.Unmarshal([]byte(text), &role); err != nil {
-		return fmt.Errorf("the role nomad-workloads: %w", err)
-	}
 	login := map[string]any{
 		"jwks_url":           s.jwksURL(),
 		"jwt_supported_algs": []string{"RS256", "EdDSA"},
@@ -112,24 +103,24 @@ func (s *Stack) enableVaultLogin(ctx context.Context) error {
 		}
 		login["jwks_ca_pem"] = string(ca)
 	}
-	writes := []struct {
-		path string
-		data map[string]any
-	}{
-		{"auth/jwt-nomad/config", login},
-		{"auth/jwt-nomad/role/nomad-workloads", role},
+	if _, err := client.Logical().WriteWithContext(ctx, "auth/jwt-nomad/config", login); err != nil {
+		return fmt.Errorf("vault auth jwt-nomad: %w", err)
 	}
-	for _, w := range writes {
-		if _, err := client.Logical().WriteWithContext(ctx, w.path, w.data); err != nil {
-			return fmt.Errorf("vault %s: %w", w.path, err)
+	for _, name := range []string{"nomad-workloads", "orch"} {
+		role, err := policy("vault/"+name+".role.json", s.inNamespace()...)
+		if err != nil {
+			return err
+		}
+		if _, err := client.Logical().WriteBytesWithContext(ctx, "auth/jwt-nomad/role/"+name, []byte(role)); err != nil {
+			return fmt.Errorf("vault role %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// Mount gives a deployment a KV v2 mount of its own and returns a token that may do
-// there what the service may do, no more. The same name gives the same token again.
-// Every stack has the mount "orch".
+// Mount creates a KV v2 mount for a deployment, and returns a token with the service's
+// policy for this mount. The second call for a name returns the same token. Every stack has
+// the mount "orch".
 func (s *Stack) Mount(ctx context.Context, name string) (token string, err error) {
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
@@ -152,7 +143,7 @@ func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string)
 	if err := client.Sys().PutPolicyWithContext(ctx, name, rules); err != nil {
 		return "", fmt.Errorf("vault policy %s: %w", name, err)
 	}
-	// Engines of all deployments log in with one role.
+	// The engines of all deployments log in with the same role.
 	workloads, err := policy("vault/nomad-workloads.policy.hcl", own...)
 	if err != nil {
 		return "", err
@@ -165,8 +156,8 @@ func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string)
 	if err := client.Sys().MountWithContext(ctx, name, mount); err != nil {
 		return "", fmt.Errorf("vault mount %s: %w", name, err)
 	}
-	// A new KV v2 mount answers "Upgrading from non-versioned to versioned data" for a
-	// moment; whoever gets it must not see that.
+	// For a moment a new KV v2 mount responds "Upgrading from non-versioned to versioned
+	// data", which the caller must not see.
 	err = s.agents[Vault].await(ctx, "a usable KV mount", func(ctx context.Context) error {
 		_, err := client.Logical().ReadWithContext(ctx, name+"/config")
 		return err
@@ -181,21 +172,21 @@ func (s *Stack) mount(ctx context.Context, client *vaultapi.Client, name string)
 		return "", fmt.Errorf("vault token of the service: %w", err)
 	}
 	if token = strings.TrimSpace(secret.Auth.ClientToken); token == "" {
-		return "", fmt.Errorf("vault gave no token for the service")
+		return "", fmt.Errorf("vault returned no token for the service")
 	}
 	s.mounts[name] = token
 	return token, nil
 }
 
-// Mounts are the names of the KV mounts that the stack made.
+// Mounts returns the names of the KV mounts that the stack created.
 func (s *Stack) Mounts() []string {
 	s.mounting.Lock()
 	defer s.mounting.Unlock()
 	return slices.Sorted(maps.Keys(s.mounts))
 }
 
-// VaultClient is a client with the operator's access. It does not read VAULT_* of the
-// environment.
+// VaultClient returns a client with the operator's access. It ignores the environment
+// variables VAULT_*.
 func (s *Stack) VaultClient() (*vaultapi.Client, error) {
 	web := &http.Client{Transport: &http.Transport{TLSClientConfig: s.TLS()}}
 	client, err := vaultapi.NewClient(&vaultapi.Config{Address: s.VaultAddr, HttpClient: web})

@@ -45,7 +45,7 @@ func TestRefusals(t *testing.T) {
 		"a conflict":              {Consul, "PUT", "/v1/txn?status=conflict", false, "", "-"},
 		"a conflict of Nomad's":   {Nomad(at.Host), "PUT", "/v1/var/x?status=409", false, "", "-"},
 		"tried":                   {Consul, "GET", "/v1/kv/x?status=403", true, "", "-"},
-		"a job":                   {Nomad(at.Host), "PUT", "/v1/jobs?namespace=engines&status=403", false, "PUT /v1/jobs", `namespace "engines": submit-job`},
+		"a job":                   {Nomad(at.Host), "PUT", "/v1/jobs?namespace=engines&status=403", false, "PUT /v1/jobs", `namespace "engines": submit-job; host_volume "engine-*": write`},
 		"jobs":                    {Nomad(at.Host), "GET", "/v1/jobs?namespace=engines&status=403", false, "GET /v1/jobs", `namespace "engines": list-jobs`},
 		"an engine's job":         {Nomad(at.Host), "GET", "/v1/job/engine-abc?status=403", false, "GET /v1/job/engine-*", `namespace "default": read-job`},
 		"an engine's variable":    {Nomad(at.Host), "PUT", "/v1/var/nomad/jobs/engine-abc?namespace=n&status=403", false, "PUT /v1/var/nomad/jobs/engine-*", `namespace "n": variables path "nomad/jobs/engine-*": write`},

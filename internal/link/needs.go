@@ -19,7 +19,9 @@ func nomadNeeds(r *http.Request) string {
 	switch {
 	case path == "/jobs" && reads:
 		return in("list-jobs")
-	case path == "/jobs", path == "/jobs/parse", below("/job/") && !reads && !strings.HasSuffix(path, "/evaluate"):
+	case path == "/jobs":
+		return in("submit-job") + `; host_volume "engine-*": write`
+	case path == "/jobs/parse", below("/job/") && !reads && !strings.HasSuffix(path, "/evaluate"):
 		return in("submit-job")
 	case below("/job"), below("/allocation"), below("/evaluation"), below("/deployment"):
 		return in("read-job")
@@ -43,7 +45,7 @@ func nomadNeeds(r *http.Request) string {
 			verb = "write"
 		}
 		return in(fmt.Sprintf("variables path %q: %s", endpoint(strings.TrimPrefix(path, "/var/")), verb))
-	case below("/node"):
+	case below("/node"), path == "/agent/members":
 		return "node: read"
 	case below("/agent"):
 		return "agent: read"
@@ -51,18 +53,23 @@ func nomadNeeds(r *http.Request) string {
 	return ""
 }
 
-// consulNeeds returns the right that a request to Consul needs. For changes of keys, Consul's
-// response names it.
+// consulNeeds returns the right that a request to Consul needs.
 func consulNeeds(r *http.Request) string {
 	switch path := strings.TrimPrefix(r.URL.Path, "/v1"); {
-	case strings.HasPrefix(path, "/kv/"):
+	case strings.HasPrefix(path, "/kv/") && r.Method == http.MethodGet:
 		return "key: read"
+	case strings.HasPrefix(path, "/kv/"):
+		return "key: write"
 	case path == "/txn":
 		return "key: write"
 	case strings.HasPrefix(path, "/session/"):
 		return "session: write"
 	case strings.HasPrefix(path, "/health/"), strings.HasPrefix(path, "/catalog/"):
 		return "service: read; node: read"
+	case strings.HasPrefix(path, "/agent/health/service/"):
+		return "service: read"
+	case strings.HasPrefix(path, "/coordinate/node/"):
+		return "node: read"
 	}
 	return ""
 }

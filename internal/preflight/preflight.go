@@ -1,5 +1,6 @@
 // Package preflight tries each right that the service needs in Nomad, Consul and Vault, and
-// checks the settings of the agents, without changing anything. A right is tried by a call
+// checks the settings of the agents, without changing anything; it only renews the service's
+// own token in Vault. A right is tried by a call
 // that the store refuses for another reason if the right is there: a check-and-set at an
 // index that cannot be, or something that does not exist.
 package preflight
@@ -40,6 +41,8 @@ type Result struct {
 type Stores struct {
 	Nomad     *nomad.Client
 	Namespace string // of engines
+	// AllowOpenNomad: Nomad's ACLs may be off.
+	AllowOpenNomad bool
 
 	Consul *consul.Client
 	// ConsulAsk sends a POST request to Consul's HTTP API, because Consul's client has no
@@ -58,7 +61,7 @@ func (s *Stores) Rights(ctx context.Context) []Result {
 
 // Settings checks the configuration of the agents, as far as the service may read it.
 func (s *Stores) Settings(ctx context.Context) []Result {
-	return together(ctx, s.nodeSettings, s.serverVersions)
+	return together(ctx, s.agentACL, s.nodeSettings, s.serverVersions)
 }
 
 func together(ctx context.Context, checks ...func(context.Context) []Result) (all []Result) {

@@ -18,8 +18,14 @@ const (
 	leastKillTimeout = 30 * time.Second
 )
 
-// clientConfig is the part of a Nomad agent's configuration that the service depends on
+// agentConfig is the part of a Nomad agent's configuration that the service depends on
 // (GET /v1/agent/self).
+type agentConfig struct {
+	ACL    struct{ Enabled bool }
+	Client clientConfig
+}
+
+// clientConfig is its client block.
 type clientConfig struct {
 	TemplateConfig *struct{ VaultRetry, NomadRetry, ConsulRetry *retry }
 	MaxKillTimeout string
@@ -54,10 +60,16 @@ func (s *Stores) nodeResults(ctx context.Context, node *api.NodeListStub) []Resu
 	defer cancel()
 	retries := Result{Store: "nomad", Needs: "node " + node.Name + ": client template retries without limit", State: OK}
 	kill := Result{Store: "nomad", Needs: fmt.Sprintf("node %s: client max_kill_timeout of %s or more", node.Name, leastKillTimeout), State: OK}
-	client, err := s.clientConfig(ctx, node.ID)
-	if err != nil {
-		return []Result{unreadable(retries, err), unreadable(kill, err)}
+	acl := Result{Store: "nomad", Needs: "node " + node.Name + ": acl enabled", State: OK}
+	direct, err := s.Nomad.GetNodeClientWithTimeout(node.ID, nodeTimeout, (&api.QueryOptions{}).WithContext(ctx))
+	var agent *agentConfig
+	if err == nil {
+		agent, err = configOf(ctx, direct)
 	}
+	if err != nil {
+		return []Result{unreadable(acl, err), unreadable(retries, err), unreadable(kill, err)}
+	}
+	client := &agent.Client
 	if client.retriesLimited() {
 		retries.State, retries.Said = Missing, "the agent kills engines during a long outage of Vault or Nomad"
 		retries.Remedy = "set template { vault_retry { attempts = 0 } nomad_retry { attempts = 0 } consul_retry { attempts = 0 } } in its client block"
@@ -66,20 +78,41 @@ func (s *Stores) nodeResults(ctx context.Context, node *api.NodeListStub) []Resu
 		kill.State, kill.Said = Missing, "it is "+client.MaxKillTimeout+", so engines are killed before they have ended"
 		kill.Remedy = fmt.Sprintf(`set max_kill_timeout = "%s" in its client block`, leastKillTimeout)
 	}
-	return []Result{retries, kill}
+	if s.AllowOpenNomad {
+		return []Result{retries, kill} // agentACL says it once
+	}
+	return []Result{s.judgeACL(acl, agent), retries, kill}
 }
 
-// clientConfig reads a node's configuration from the node itself.
-func (s *Stores) clientConfig(ctx context.Context, nodeID string) (*clientConfig, error) {
-	direct, err := s.Nomad.GetNodeClientWithTimeout(nodeID, nodeTimeout, (&api.QueryOptions{}).WithContext(ctx))
+// agentACL checks that ACLs are on in the agent that the service calls. It needs agent:read.
+func (s *Stores) agentACL(ctx context.Context) []Result {
+	r := Result{Store: "nomad", Needs: "the agent at NOMAD_ADDR: acl enabled", State: OK}
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	agent, err := configOf(ctx, s.Nomad)
 	if err != nil {
-		return nil, err
+		return []Result{unreadable(r, err)}
 	}
+	return []Result{s.judgeACL(r, agent)}
+}
+
+func (s *Stores) judgeACL(r Result, agent *agentConfig) Result {
+	if !agent.ACL.Enabled {
+		r.State, r.Said, r.Remedy = Missing, "any engine can run commands as root on its node", "set acl { enabled = true } (docs/install.md)"
+		if s.AllowOpenNomad {
+			r.State = Advice
+		}
+	}
+	return r
+}
+
+// configOf reads the configuration of the agent that a client calls.
+func configOf(ctx context.Context, client *api.Client) (*agentConfig, error) {
 	var self struct {
-		Config struct{ Client clientConfig } `json:"config"`
+		Config agentConfig `json:"config"`
 	}
-	_, err = direct.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx))
-	return &self.Config.Client, err
+	_, err := client.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx))
+	return &self.Config, err
 }
 
 // retriesLimited reports whether a node ends the tasks whose templates cannot be rendered

@@ -21,7 +21,8 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 	list := func(path string) func() error {
 		return func() error { _, err := logical.ListWithContext(ctx, path); return err }
 	}
-	// A check-and-set at a version that cannot be changes nothing.
+	// A check-and-set at a version that cannot be changes nothing. It needs "update" if there
+	// is something at the path, and otherwise "create"; which of them, it cannot choose.
 	write := func(path string) func() error {
 		return func() error {
 			_, err := logical.WriteWithContext(ctx, path, map[string]any{"options": map[string]any{"cas": 1 << 30}, "data": map[string]any{}})
@@ -39,7 +40,7 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 		{metadata + "engines/*", "read", read(metadata + "engines/" + none)},
 		{metadata + "engines/*", "list", list(metadata + "engines/")},
 		{metadata + "engines/*", "delete", func() error { _, err := logical.DeleteWithContext(ctx, metadata+"engines/"+none); return err }},
-		{destroy + "engines/*", "create, update", func() error {
+		{destroy + "engines/*", "update", func() error {
 			_, err := logical.WriteWithContext(ctx, destroy+"engines/"+none, map[string]any{"versions": []int{1}})
 			return err
 		}},
@@ -53,6 +54,7 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 		{data + "engine-env", "read", read(data + "engine-env")},
 		{data + "engine-env", "create, update", write(data + "engine-env")},
 		{"auth/token/lookup-self", "read", read("auth/token/lookup-self")},
+		{"auth/token/renew-self", "update", func() error { _, err := logical.WriteWithContext(ctx, "auth/token/renew-self", nil); return err }},
 	} {
 		results = append(results, vaultRight(fmt.Sprintf("path %q: %s", right.path, right.capabilities), right.try))
 	}

@@ -18,7 +18,7 @@ var (
 	nomadRecommended = version.Must(version.NewVersion("2.0.5"))
 )
 
-// serverVersions checks the versions of the Nomad servers. It needs agent:read.
+// serverVersions checks the versions of the Nomad servers. It needs node:read.
 func (s *Stores) serverVersions(ctx context.Context) []Result {
 	r := Result{Store: "nomad", Needs: "servers of version " + nomadChecksAtCommit.Original() + " or newer", State: OK}
 	servers, err := s.Nomad.Agent().MembersOpts((&api.QueryOptions{}).WithContext(ctx))

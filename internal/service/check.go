@@ -29,7 +29,7 @@ func Check(ctx context.Context, cfg *config.Config, clients Clients) ([]prefligh
 	limited, cancel := context.WithTimeout(ctx, rightsWithin)
 	defer cancel()
 	stores := &preflight.Stores{
-		Nomad: n, Namespace: cfg.NomadNamespace, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: cfg.VaultMount,
+		Nomad: n, Namespace: cfg.NomadNamespace, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: cfg.VaultMount,
 	}
 	results := append(stores.Rights(limited), stores.Settings(limited)...)
 	return append(results, checkAudit(limited, cfg)), nil

@@ -71,8 +71,8 @@ func isAddress(s string) bool {
 }
 
 // newTransport configures how a client connects. Its link limits the number of connections.
-// Each connection carries one call at a time, also with TLS: with HTTP/2 all calls would
-// share one connection, and a dead one would fail them all until its end is known.
+// Each connection is used by one call only, also with TLS: with HTTP/2 all calls would share
+// one connection, and if that is dead, all of them would fail until this is detected.
 func newTransport() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ForceAttemptHTTP2, t.Protocols = false, new(http.Protocols)

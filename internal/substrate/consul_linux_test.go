@@ -255,8 +255,8 @@ func writeWhileHeld(t *testing.T, h *history, kv *consul.KV, w int, lock, sessio
 	}
 }
 
-// lockMoves: the former holder of a lock, whose session was lost, cannot write, whoever has
-// the lock now, and the new holder can.
+// lockMoves: the former holder of a lock, whose session was lost, cannot write, neither while
+// nobody has the lock nor while another session has it. The new holder can write.
 func lockMoves(t *testing.T, client *consul.Client) {
 	const lock, row = "substrate/lead/lock", "substrate/lead/row"
 	ctx, kv := t.Context(), client.KV()

@@ -30,7 +30,7 @@ func markOf(plugins, id string) (mark, error) {
 		return mark{}, errors.New("DHV_PLUGIN_DIR is not an absolute path")
 	}
 	dir := filepath.Join(plugins, marksDir)
-	err := os.MkdirAll(dir, 0o755)
+	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = unix.Access(dir, unix.W_OK)
 	}
@@ -93,7 +93,7 @@ func (m mark) set() error {
 	if made, err := exists(m.path); err != nil || made {
 		return err
 	}
-	f, err := os.OpenFile(m.path, os.O_CREATE|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(m.path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

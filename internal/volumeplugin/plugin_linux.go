@@ -164,7 +164,7 @@ func create(dir string, p params) error {
 const halfMade = ".new"
 
 func makeDir(dir string, p params) (made bool, err error) {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // the engine's user must get to its brain
 		return false, err
 	}
 	// A directory of this name is finished, because it is renamed last. One that a crash left

@@ -156,7 +156,7 @@ func TestLimiterOfABurst(t *testing.T) {
 	}{
 		"Fast":       {20, 0, 20 * time.Second},
 		"Slow":       {1, 0, 6 * time.Minute},
-		"Slower":     {0.4, 0, 14 * time.Minute}, // 32 at a time would take 80 s
+		"Slower":     {0.4, 0, 14 * time.Minute}, // 32 concurrent boots would take 80 s
 		"EverSlower": {1, 0.0025, 15 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {

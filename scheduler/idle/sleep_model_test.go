@@ -12,7 +12,7 @@ import (
 )
 
 // The model runs the code with which replicas record admits (activity) and leaders judge
-// engines (feed) against a registry in memory, one small step at a time, in any order: with
+// engines (feed) against a registry in memory, in small steps in any order: with
 // replicas that pause, lose their session and return, flushes that are lost, whose response
 // is lost, or that are written late, several replicas that all believe that they lead, and
 // an idle timeout of zero.

@@ -33,6 +33,6 @@ func TestSettle(t *testing.T) {
 	}
 	row := &engine.Row{State: engine.Stopped, Desired: engine.Stopped, Restarts: &engine.Restarts{Attempts: 2}}
 	if settleRestarts(b, row, &engine.Operation{Kind: engine.OpStart}, now); row.Restarts != nil {
-		t.Error("an engine that was put back to stopped is to be restarted")
+		t.Error("an engine whose start was undone would be restarted")
 	}
 }

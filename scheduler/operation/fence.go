@@ -107,8 +107,8 @@ func sameWrite(stored, wanted *engine.Row) bool {
 		stored.Op.Kind == wanted.Op.Kind && stored.Op.Undo == wanted.Op.Undo
 }
 
-// acknowledge tells a destroy that interrupted this replica's operation that this replica
-// will not touch the engine any more.
+// acknowledge records, for a destroy that interrupted this replica's operation, that this
+// replica will not touch the engine any more.
 func (o *Operation) acknowledge(ctx context.Context, row *engine.Row) {
 	row.Op.Supersedes = ""
 	if err := o.m.Store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {

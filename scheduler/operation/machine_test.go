@@ -14,7 +14,7 @@ import (
 	"github.com/septemberai/orch/registry"
 )
 
-// memory is a Store, and the view, of one row.
+// memory is a Store with one row, and the view of it.
 type memory struct {
 	mu       sync.Mutex
 	row      *engine.Row
@@ -61,7 +61,7 @@ func (m *memory) Synced() <-chan struct{} {
 	return synced
 }
 
-// owner has the steps note that they ran, and keeps what is recorded.
+// owner records which steps ran, and the results for the audit log.
 type owner struct {
 	mu       sync.Mutex
 	steps    []string
@@ -99,7 +99,7 @@ func (w *owner) note(step string, err error) {
 	w.steps = append(w.steps, step)
 }
 
-// machine runs starts of two steps, of which the second does what second does.
+// machine returns a Machine whose starts have two steps; second is the second one.
 func machine(t *testing.T, op *engine.Operation, second func(context.Context, *Operation) error) (*Machine, *memory, *owner) {
 	t.Helper()
 	store := &memory{row: &engine.Row{
@@ -145,7 +145,7 @@ func TestOperationRunsItsSteps(t *testing.T) {
 	}
 }
 
-// What fails is taken back, and its caller hears of it when nothing is left behind.
+// A failed operation is undone, and its caller gets the error after that.
 func TestOperationIsUndone(t *testing.T) {
 	full := engine.Errorf(engine.CapacityExhausted, "full")
 	m, store, w := machine(t, start("here"), func(context.Context, *Operation) error { return full })
@@ -194,8 +194,8 @@ func TestOutcome(t *testing.T) {
 	})
 }
 
-// An operation whose row is another replica's by now touches nothing more, and leaves the
-// audit row to that one.
+// After another replica took over its row, an operation changes nothing any more, and leaves
+// the audit row to that replica.
 func TestOperationTakenFromIt(t *testing.T) {
 	reached, may := make(chan struct{}), make(chan struct{})
 	m, store, w := machine(t, start("here"), func(ctx context.Context, o *Operation) error {
@@ -223,8 +223,8 @@ func TestOperationTakenFromIt(t *testing.T) {
 	}
 }
 
-// An operation of a replica that is gone is continued from its step; one of a replica that
-// lives is left to it.
+// An operation of a dead replica is continued at its step. One of a live replica is not taken
+// over.
 func TestOperationIsTakenOver(t *testing.T) {
 	for name, lives := range map[string]bool{"Gone": false, "Lives": true} {
 		t.Run(name, func(t *testing.T) {

@@ -10,14 +10,12 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
 // Why is the reason in the audit rows of what a pass did.
 const Why = "reconcile"
-
-// reasonInterrupted is the reason of an engine whose provision nobody continued.
-const reasonInterrupted = "interrupted"
 
 // act carries out an action, if its object has not changed since the plan. Otherwise the
 // next pass handles it.
@@ -94,8 +92,8 @@ func MovedOn(err error) error {
 // start can retry.
 func (r *Reconciler) failInterrupted(ctx context.Context, row *engine.Row) error {
 	row = row.Clone()
-	row.State, row.Reason, row.URL, row.AllocID = engine.Failed, reasonInterrupted, "", ""
-	return MovedOn(r.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"why": Why, "reason": reasonInterrupted}))
+	row.State, row.Reason, row.URL, row.AllocID = engine.Failed, engine.ReasonInterrupted, "", ""
+	return MovedOn(r.d.Engines.Update(ctx, row, audit.ActionHealthFailed, map[string]any{"why": Why, "reason": engine.ReasonInterrupted}))
 }
 
 // Lost reports whether an engine has a user according to its secret, but is not in the
@@ -113,7 +111,7 @@ func (r *Reconciler) Lost(ctx context.Context, engineID string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if key.Owner.EngineID != engineID || key.Owner.Deployment != r.d.Guard.ID() || !ofUser(key.Owner) {
+	if key.Owner.EngineID != engineID || key.Owner.Deployment != r.d.Guard.ID() || !witness.OfUser(key.Owner) {
 		return false, nil
 	}
 	// The index by engine_id may be missing, and a row that cannot be read counts, too.
@@ -146,19 +144,16 @@ func (r *Reconciler) quarantineUnknown(ctx context.Context, a *Action) error {
 	if err != nil || held {
 		return err
 	}
-	w, err := r.WitnessesOf(ctx, a.found, nil)
+	e, err := r.Evidence(ctx, a.found, nil)
 	if err != nil {
 		return err
 	}
-	ruled := w.judgeLost(time.Now().UTC(), false)
-	if ruled.act != ActQuarantine {
+	ruled := e.JudgeLost(time.Now().UTC(), false)
+	if ruled.Verdict != witness.Quarantine {
 		return nil // it was removed, or the next pass knows its owner
 	}
-	r.d.Log.Error("an engine is quarantined until an admin decides (orch engine adopt, orch engine discard)", "engine_id", a.EngineID, "what", a.found.String(), "why", ruled.why)
-	q := &registry.Quarantined{EngineID: a.EngineID, Since: time.Now().UTC(), Why: ruled.why, What: a.found.Parts()}
-	if len(w.volumes) > 0 {
-		q.NodeID = w.volumes[0].NodeID
-	}
-	q.ProductID, q.UserID = w.User()
+	r.d.Log.Error("an engine is quarantined until an admin decides (orch engine adopt, orch engine discard)", "engine_id", a.EngineID, "what", a.found.String(), "why", ruled.Why)
+	q := &registry.Quarantined{EngineID: a.EngineID, Since: time.Now().UTC(), Why: ruled.Why, What: a.found.Parts(), NodeID: e.NodeID()}
+	q.ProductID, q.UserID = e.User()
 	return r.d.Owners.Quarantine(ctx, q)
 }

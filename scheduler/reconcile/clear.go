@@ -17,10 +17,10 @@ func (r *Reconciler) removeOrphan(ctx context.Context, a *Action) error {
 	if err != nil || held {
 		return err // the next pass deletes the tombstone
 	}
-	// What may belong to a user is read once more, and not only in a list.
-	if w, err := r.WitnessesOf(ctx, a.found, nil); err != nil {
+	// What may belong to a user is read again, object by object, because a list may be old.
+	if e, err := r.Evidence(ctx, a.found, nil); err != nil {
 		return err
-	} else if w.judgeLost(time.Now().UTC(), false).act != "" {
+	} else if e.JudgeLost(time.Now().UTC(), false).Verdict != "" {
 		return r.quarantineUnknown(ctx, &Action{EngineID: a.EngineID, found: a.found})
 	}
 	// The lead fences this: a replica that lost it removes nothing.

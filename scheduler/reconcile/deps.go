@@ -5,12 +5,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -62,7 +62,7 @@ type Lists interface {
 	ReconcileRequested(ctx context.Context, index uint64) (uint64, error)
 }
 
-// Records are what a pass reads once more before it acts, and what it writes.
+// Records are what a pass reads again before it acts, and what it writes.
 type Records interface {
 	Held(ctx context.Context, engineID string) (bool, error)
 	Engine(ctx context.Context, productID, userID string) (*engine.Row, error)
@@ -96,13 +96,11 @@ type Rows interface {
 
 // Nomad reads and removes the parts of engines in Nomad.
 type Nomad interface {
+	witness.Nomad
 	Age() time.Duration
 	Jobs(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.JobInfo, error)
 	Volumes(ctx context.Context, throttle cluster.Throttle) ([]*cluster.Volume, error)
 	KeyHashes(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.VariableInfo, error)
-	Job(ctx context.Context, id string) (*api.Job, error)
-	Volume(ctx context.Context, id string) (*cluster.Volume, error)
-	Variable(ctx context.Context, jobID string) (*cluster.Variable, error)
 	Watch(jobID string) *cluster.Watch
 	ScaleToZero(ctx context.Context, id, mark, rest string, before func() error) (uint64, error)
 	Purge(ctx context.Context, id string) error
@@ -111,8 +109,8 @@ type Nomad interface {
 
 // Vault reads and writes the parts of engines and products in Vault.
 type Vault interface {
+	witness.Vault
 	EngineIDs(ctx context.Context) ([]string, error)
-	Keys(ctx context.Context, engineID string) ([]*secrets.EngineKey, error)
 	EngineKey(ctx context.Context, engineID string, number int, keyID string) (*secrets.EngineKey, error)
 	NewestKey(ctx context.Context, engineID string) (*secrets.EngineKey, error)
 	NewestVersion(ctx context.Context, engineID string) (int, error)
@@ -127,7 +125,7 @@ type Checks interface {
 	Passes(allocID string) bool
 }
 
-// Pool is the volume pool, which is told which of its entries may have no volume.
+// Pool is the volume pool, which a pass notifies of entries that may have no volume.
 type Pool interface {
 	Suspect(engineIDs map[string]bool)
 }

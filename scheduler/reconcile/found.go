@@ -6,6 +6,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/witness"
 )
 
 // Found is everything under one engine_id outside the registry.
@@ -46,6 +47,17 @@ func (f *Found) Parts() []string {
 		parts = append(parts, "key")
 	}
 	return parts
+}
+
+// Evidence reads everything that the stores contain about an engine. f is what the lists
+// contained about it: which volumes to read, and the processes of an existing job. row is
+// the engine's row, or nil.
+func (r *Reconciler) Evidence(ctx context.Context, f *Found, row *engine.Row) (*witness.Evidence, error) {
+	of := witness.Subject{EngineID: f.id, Deployment: r.d.Guard.ID(), Row: row, Volumes: f.volumes, Undone: r.d.Undone}
+	if f.job != nil {
+		of.Live = len(f.job.Live)
+	}
+	return witness.Read(ctx, r.d.Nomad, r.d.Vault, of)
 }
 
 // Find reads everything of one engine outside the registry.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -76,7 +77,7 @@ func (r *Reconciler) witnessAll(ctx context.Context, w *world) {
 // owners, or that two rows named, if that is no longer true: the row agrees now, or was
 // deleted.
 func (r *Reconciler) reviewQuarantine(ctx context.Context, w *world, q *registry.Quarantined) error {
-	if q.Why != WhyContradiction && q.Why != WhyTwins {
+	if q.Why != witness.WhyContradiction && q.Why != WhyTwins {
 		return nil
 	}
 	seen := false

@@ -9,23 +9,24 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 )
 
 // rebuildDamaged replaces an unreadable row with one from the engine's witnesses. If these
 // contradict each other, an admin decides.
 func (r *Reconciler) rebuildDamaged(ctx context.Context, a *Action) error {
-	w, err := r.WitnessesOf(ctx, a.found, nil)
+	e, err := r.Evidence(ctx, a.found, nil)
 	if err != nil {
 		return err
 	}
 	now := time.Now().UTC()
 	x := &recovery{r: r, w: &world{now: now}, found: &planner{found: map[string]*Found{a.EngineID: a.found}}, tenants: map[string]registry.Tenant{}}
-	ruled := w.judgeLost(now, true) // there was a row
-	switch ruled.act {
-	case ActRebuild:
+	ruled := e.JudgeLost(now, true) // there was a row
+	switch ruled.Verdict {
+	case witness.Rebuild:
 		return r.mending(ctx, a, func() error { return MovedOn(x.rebuild(ctx, ruled, nil)) })
-	case ActQuarantine:
-		return x.quarantine(ctx, a.found, w, ruled.why)
+	case witness.Quarantine:
+		return x.quarantine(ctx, a.found, e, ruled.Why)
 	}
 	return nil // the next pass handles what remains of it
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -69,7 +70,7 @@ func (p *planner) aboutOrphan(f *Found, tombstone *registry.Orphan) (Act, string
 		return ActReport, fmt.Sprintf("there are %d volumes of its name, on %s", len(f.volumes), nodesOf(f.volumes))
 	case f.job != nil && !p.owns(f.job):
 		return ActReport, fmt.Sprintf("the job of its name names engine %q", f.job.EngineID)
-	case f.whole() && k != nil && k.Owner.EngineID == f.id && ofUser(k.Owner):
+	case f.whole() && k != nil && k.Owner.EngineID == f.id && witness.OfUser(k.Owner):
 		return ActRebuild, what + " of a user, without a row"
 	case f.whole() && (k == nil || k.Owner.EngineID != f.id):
 		return ActQuarantine, what + "  without a row, and no secret names its owner"

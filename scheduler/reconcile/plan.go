@@ -10,6 +10,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 )
 
 // Act is what a reconcile pass does about an object.
@@ -43,10 +44,10 @@ const (
 	// ActRelease deletes the quarantine of an engine that no longer exists.
 	// ActRestoreProduct restores products, and ActDropPooled deletes entries of the pool
 	// that were handed out.
-	ActRebuild        Act = "rebuild"
-	ActCorrect        Act = "correct"
-	ActMissing        Act = "brain_missing"
-	ActQuarantine     Act = "quarantine"
+	ActRebuild            = Act(witness.Rebuild)
+	ActCorrect            = Act(witness.Correct)
+	ActMissing            = Act(witness.Missing)
+	ActQuarantine         = Act(witness.Quarantine)
 	ActRelease        Act = "release_quarantine"
 	ActRestoreProduct Act = "restore_product"
 	ActDropPooled     Act = "drop_pooled"

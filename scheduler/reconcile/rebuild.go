@@ -12,6 +12,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/witness"
 )
 
 // rows compares every row with its witnesses.
@@ -25,27 +26,27 @@ func (x *recovery) rows(ctx context.Context, p *planner) error {
 }
 
 func (x *recovery) row(ctx context.Context, p *planner, row *engine.Row) error {
-	w, err := x.r.WitnessesOf(ctx, p.peek(row.EngineID), row)
+	e, err := x.r.Evidence(ctx, p.peek(row.EngineID), row)
 	if err != nil {
 		return err
 	}
-	r := w.judgeRow(x.w.now, x.back)
-	if r.act == "" {
+	r := e.JudgeRow(x.w.now, x.back)
+	if r.Verdict == "" {
 		return nil
 	}
-	x.note(r.act, "engine", row, row.EngineID, r.why)
+	x.note(Act(r.Verdict), "engine", row, row.EngineID, r.Why)
 	if x.dry {
 		return nil
 	}
-	switch r.act {
-	case ActRebuild:
+	switch r.Verdict {
+	case witness.Rebuild:
 		return x.rebuild(ctx, r, row)
-	case ActQuarantine:
-		x.r.d.Owners.Contradict(ctx, row, w.owner())
+	case witness.Quarantine:
+		x.r.d.Owners.Contradict(ctx, row, e.Owner())
 		return nil
 	}
-	x.r.d.Log.Warn("correcting a row that was older than its engine", "engine_id", row.EngineID, "product_id", row.ProductID, "was", string(row.State), "is", string(r.row.State), "why", r.why)
-	err = x.r.d.Store.Correct(ctx, r.row, row.EngineID, nil)
+	x.r.d.Log.Warn("correcting a row that was older than its engine", "engine_id", row.EngineID, "product_id", row.ProductID, "was", string(row.State), "is", string(r.Row.State), "why", r.Why)
+	err = x.r.d.Store.Correct(ctx, r.Row, row.EngineID, nil)
 	if errors.Is(err, registry.ErrConflict) {
 		return fmt.Errorf("engine %s changed meanwhile: %w", row.EngineID, err)
 	}
@@ -63,16 +64,16 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 			continue
 		}
 		work.Go(func() error {
-			w, err := x.r.WitnessesOf(ctx, f, nil)
+			e, err := x.r.Evidence(ctx, f, nil)
 			if err != nil {
 				return err
 			}
-			r := w.judgeLost(x.w.now, x.back)
-			switch r.act {
-			case ActRebuild:
+			r := e.JudgeLost(x.w.now, x.back)
+			switch r.Verdict {
+			case witness.Rebuild:
 				return x.rebuild(ctx, r, nil)
-			case ActQuarantine:
-				return x.quarantine(ctx, f, w, r.why)
+			case witness.Quarantine:
+				return x.quarantine(ctx, f, e, r.Why)
 			}
 			return nil
 		})
@@ -82,8 +83,8 @@ func (x *recovery) lost(ctx context.Context, p *planner) error {
 
 // rebuild writes the row from an engine's witnesses. before is its row under another owner,
 // or nil.
-func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) error {
-	row := r.row
+func (x *recovery) rebuild(ctx context.Context, r witness.Ruling, before *engine.Row) error {
+	row := r.Row
 	why := ""
 	t, err := x.tenant(ctx, row.ProductID)
 	switch {
@@ -113,25 +114,24 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) er
 	if err == nil && has.EngineID != row.EngineID && has.Reason != engine.ReasonBrainMissing {
 		// The engine of a restored row may no longer exist, because it was destroyed since,
 		// or its provision continued under another id.
-		other, err := x.r.WitnessesOf(ctx, x.found.peek(has.EngineID), has)
+		other, err := x.r.Evidence(ctx, x.found.peek(has.EngineID), has)
 		if err != nil {
 			return err
 		}
-		if !other.nothing() {
+		if !other.Nothing() {
 			why = "its user has another engine, " + has.EngineID
 		}
 	}
 	if why != "" {
-		w := &Witnesses{id: row.EngineID}
-		return x.quarantineAs(ctx, w, row, []string{"key", "volume"}, why)
+		return x.quarantineAs(ctx, row, []string{"key", "volume"}, why)
 	}
 	if before == nil { // already recorded
-		x.note(ActRebuild, "engine", row, row.EngineID, r.why)
+		x.note(ActRebuild, "engine", row, row.EngineID, r.Why)
 	}
 	if x.dry {
 		return nil
 	}
-	x.r.d.Log.Warn("rebuilding the missing or unreadable row of an engine from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.why)
+	x.r.d.Log.Warn("rebuilding the missing or unreadable row of an engine from its witnesses", "engine_id", row.EngineID, "product_id", row.ProductID, "state", string(row.State), "why", r.Why)
 	switch {
 	case damaged != nil:
 		row.Index = damaged.Index
@@ -144,20 +144,17 @@ func (x *recovery) rebuild(ctx context.Context, r ruling, before *engine.Row) er
 }
 
 // quarantine records an engine whose owner only an admin can decide.
-func (x *recovery) quarantine(ctx context.Context, f *Found, w *Witnesses, why string) error {
-	owner := w.owner()
-	row := &engine.Row{EngineID: f.id, ProductID: owner.ProductID, UserID: owner.UserID}
-	if len(w.volumes) > 0 {
-		row.NodeID = w.volumes[0].NodeID
-	}
-	return x.quarantineAs(ctx, w, row, f.Parts(), why)
+func (x *recovery) quarantine(ctx context.Context, f *Found, e *witness.Evidence, why string) error {
+	owner := e.Owner()
+	row := &engine.Row{EngineID: f.id, ProductID: owner.ProductID, UserID: owner.UserID, NodeID: e.NodeID()}
+	return x.quarantineAs(ctx, row, f.Parts(), why)
 }
 
-func (x *recovery) quarantineAs(ctx context.Context, w *Witnesses, row *engine.Row, what []string, why string) error {
+func (x *recovery) quarantineAs(ctx context.Context, row *engine.Row, what []string, why string) error {
 	if x.w.quarantined[row.EngineID] {
 		return nil
 	}
-	x.note(ActQuarantine, "engine", row, w.id, why)
+	x.note(ActQuarantine, "engine", row, row.EngineID, why)
 	if x.dry {
 		return nil
 	}

@@ -9,6 +9,10 @@ import (
 	"github.com/septemberai/orch/engine"
 )
 
+// WhyTwins is the reason for the quarantine of an engine that two rows name. The quarantine
+// ends by itself when only one of them is left.
+const WhyTwins = "two rows name this engine_id, and at most one of them is right"
+
 // planRow plans for one engine. An engine with an operation is left to the operation.
 func (p *planner) planRow(row *engine.Row) {
 	act := func(what Act, format string, args ...any) {

@@ -1,7 +1,7 @@
-// Package discover stands in for github.com/hashicorp/go-discover in the builds of the
-// agents for development. That module finds servers through the APIs of clouds, and so
-// brings a quarter to a third of all the code that an agent is built from. The agents of
-// the dev stack join by address: this package has what they call, and knows no provider.
+// Package discover replaces github.com/hashicorp/go-discover in the builds of the agents
+// for development. That module finds servers through the APIs of clouds, which are a quarter
+// to a third of the code of an agent. The agents of the dev stack join by address, so this
+// package has only the functions that they call, and no providers.
 package discover
 
 import (
@@ -15,7 +15,7 @@ type Provider interface {
 	Help() string
 }
 
-// Providers are those that are known: none.
+// Providers are the known providers: none.
 var Providers = map[string]Provider{}
 
 // Discover finds addresses.
@@ -36,19 +36,19 @@ func WithProviders(map[string]Provider) Option { return nil }
 // Addrs returns an error: no provider is known.
 func (*Discover) Addrs(cfg string, _ *log.Logger) ([]string, error) { return nil, unknown(cfg) }
 
-// Help says what there is.
+// Help returns the help text.
 func (*Discover) Help() string { return "This build finds no servers through clouds; join by address." }
 
-// Names are the names of the providers.
+// Names returns the names of the providers.
 func (*Discover) Names() []string { return nil }
 
-// Config is a configuration in parts.
+// Config is a parsed configuration.
 type Config map[string]string
 
 // Parse returns an error: no provider is known.
 func Parse(cfg string) (Config, error) { return nil, unknown(cfg) }
 
-// String is a configuration as text.
+// String returns the configuration as text.
 func (Config) String() string { return "" }
 
 func unknown(cfg string) error {

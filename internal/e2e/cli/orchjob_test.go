@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -133,8 +134,8 @@ func TestOrchJob(t *testing.T) {
 	}
 }
 
-// orchJobArgs are the arguments of `nomad job run`: the service of this checkout
-// as a process, with engines as processes. Its tokens are added to secret.
+// orchJobArgs returns the arguments of `nomad job run` for the service of this checkout, with
+// raw_exec for the service and its engines. It adds the service's tokens to secret.
 func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 	t.Helper()
 	binary, err := harness.OrchBinary()
@@ -150,6 +151,7 @@ func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
 		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": prefix, "ORCH_NOMAD_NAMESPACE": harness.Shared.Namespace,
+		"ORCH_ALLOW_OPEN_NOMAD": strconv.FormatBool(access.Open()),
 	}
 	for _, variable := range access.Environ() {
 		name, value, _ := strings.Cut(variable, "=")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -44,5 +46,35 @@ func TestProcess(t *testing.T) {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "exactly one replica") || !strings.Contains(string(out), "ORCH_DATABASE_URL") {
 		t.Errorf("a second process on the same file: %v, %s", err, out)
+	}
+}
+
+// A service manager is told when the service listens, and that it stops (sd_notify).
+func TestManagerIsTold(t *testing.T) {
+	t.Parallel()
+	at := filepath.Join(t.TempDir(), "notify")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	next := func() string {
+		b := make([]byte, 256)
+		if err := socket.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := socket.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	p := harness.StartProcess(t, harness.Shared, "manager/", "NOTIFY_SOCKET="+at)
+	if said := next(); said != "READY=1" {
+		t.Errorf("first it says %q", said)
+	}
+	p.Terminate(t)
+	if said := next(); said != "STOPPING=1" {
+		t.Errorf("then it says %q", said)
 	}
 }

@@ -105,7 +105,7 @@ func checkDriven(code int) int {
 		}
 	}
 	if missing := undriven(suite()); code == 0 && !testing.Short() && len(missing) > 0 {
-		fmt.Fprintf(os.Stderr, "no test of this suite got these documented answers:\n  %s\n", strings.Join(missing, "\n  "))
+		fmt.Fprintf(os.Stderr, "no test of this suite got these documented responses:\n  %s\n", strings.Join(missing, "\n  "))
 		return 1
 	}
 	return code

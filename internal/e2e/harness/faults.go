@@ -52,8 +52,8 @@ func ToConsul(t *testing.T) http.Handler {
 	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(consul) }, Transport: transport}
 }
 
-// ConsulProxy is a way to the shared Consul for all requests but those that answered
-// takes care of.
+// ConsulProxy returns the URL of a proxy of the shared Consul. Requests for which answered
+// returns true are not passed on, because answered has responded to them.
 func ConsulProxy(t *testing.T, answered func(http.ResponseWriter, *http.Request) bool) string {
 	t.Helper()
 	proxy := ToConsul(t)

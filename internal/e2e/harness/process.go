@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -46,6 +47,21 @@ type Process struct {
 // ready or has ended. env adds to its configuration or replaces parts of it.
 func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
 	t.Helper()
+	p := Launch(t, binary, stack, prefix, database, env...)
+	Eventually(t, "orch server is ready", func() error {
+		if p.Dead() {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return p.Ready(ctx)
+	})
+	return p
+}
+
+// Launch is like Serve, but does not wait.
+func Launch(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
+	t.Helper()
 	addr := FreeAddr(t)
 	access, mount := Deploy(t, stack, prefix)
 	p := &Process{
@@ -57,7 +73,7 @@ func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database 
 		"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+addr, "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY="+AdminKey, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_DATABASE_URL="+database,
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+BinDir, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
-		"ORCH_VAULT_MOUNT="+mount, "ORCH_NOMAD_NAMESPACE="+stack.Namespace,
+		"ORCH_VAULT_MOUNT="+mount, "ORCH_NOMAD_NAMESPACE="+stack.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 	), env...)
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -68,14 +84,6 @@ func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database 
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", filepath.Base(binary), Tail(p.Log.String(), 6000))
 		}
-	})
-	Eventually(t, "orch server is ready", func() error {
-		if p.Dead() {
-			return nil
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		return p.Ready(ctx)
 	})
 	return p
 }

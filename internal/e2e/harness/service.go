@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,7 +59,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	access, mount := Deploy(t, stack, all["ORCH_CONSUL_PREFIX"])
 	access.ConsulAddr = cmp.Or(all["CONSUL_HTTP_ADDR"], access.ConsulAddr)
 	access.VaultToken = cmp.Or(all["VAULT_TOKEN"], access.VaultToken)
-	all["ORCH_VAULT_MOUNT"], all["ORCH_NOMAD_NAMESPACE"] = mount, stack.Namespace
+	all["ORCH_VAULT_MOUNT"], all["ORCH_NOMAD_NAMESPACE"], all["ORCH_ALLOW_OPEN_NOMAD"] = mount, stack.Namespace, strconv.FormatBool(access.Open())
 	environ := make([]string, 0, len(all))
 	for k, v := range all {
 		environ = append(environ, k+"="+v)

@@ -227,9 +227,9 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 		{"nomad", `"host-volume-register",`, `"host-volume-create",`, []string{in("host-volume-register")}},
 		{"nomad", `"host-volume-register",`, `"host-volume-read",`, []string{in("host-volume-create"), in("host-volume-register")}},
 		{"nomad", `"host-volume-delete",`, "", []string{in("host-volume-delete")}},
-		{"nomad", `["write", "read", "list", "destroy"]`, `["read", "list", "destroy"]`, []string{variable("write")}},
-		{"nomad", `["write", "read", "list", "destroy"]`, `["list"]`, []string{variable("read"), variable("write"), variable("destroy")}},
-		{"nomad", `["write", "read", "list", "destroy"]`, `["write", "read", "list"]`, []string{variable("destroy")}},
+		{"nomad", `["write", "read", "destroy"]`, `["read", "destroy"]`, []string{variable("write")}},
+		{"nomad", `["write", "read", "destroy"]`, `["list"]`, []string{variable("read"), variable("write"), variable("destroy")}},
+		{"nomad", `["write", "read", "destroy"]`, `["write", "read"]`, []string{variable("destroy")}},
 		{"nomad", `host_volume "engine-*"`, `host_volume "other-*"`, []string{in(`submit-job; host_volume "engine-*": write`)}},
 		{"nomad", "node {\n  policy = \"read\"", "node {\n  policy = \"deny\"", []string{"nomad node: read"}},
 		{"consul", `"refusal/" {
@@ -248,13 +248,14 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
   capabilities = ["read"]`, []string{path("/data/engines/*", "create, update")}},
 		{"vault", `["read", "list", "delete"]`, `["delete"]`, []string{path("/metadata/engines/*", "read"), path("/metadata/engines/*", "list")}},
 		{"vault", `["read", "list", "delete"]`, `["read", "list"]`, []string{path("/metadata/engines/*", "delete")}},
-		{"vault", `/destroy/engines/*"`, `/destroy/none/*"`, []string{path("/destroy/engines/*", "create, update")}},
+		{"vault", `/destroy/engines/*"`, `/destroy/none/*"`, []string{path("/destroy/engines/*", "update")}},
 		{"vault", `/data/deployment"`, `/data/none"`, []string{path("/data/deployment", "read"), path("/data/deployment", "create, update")}},
 		{"vault", `/metadata/deployment"`, `/metadata/none"`, []string{path("/metadata/deployment", "read")}},
 		{"vault", `/data/products/*"`, `/data/none/*"`, []string{path("/data/products/*", "read"), path("/data/products/*", "create, update")}},
 		{"vault", `/metadata/products/*"`, `/metadata/none/*"`, []string{path("/metadata/products/*", "read"), path("/metadata/products/*", "list")}},
 		{"vault", `/data/engine-env"`, `/data/none"`, []string{path("/data/engine-env", "read"), path("/data/engine-env", "create, update")}},
 		{"vault", `"auth/token/lookup-self"`, `"auth/token/none"`, []string{`vault path "auth/token/lookup-self": read`}},
+		{"vault", `"auth/token/renew-self"`, `"auth/token/none"`, []string{`vault path "auth/token/renew-self": update`}},
 	} {
 		t.Run(tc.store+" "+strings.Join(strings.Fields(tc.from), " "), func(t *testing.T) {
 			set := rights[tc.store]

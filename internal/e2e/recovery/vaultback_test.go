@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -291,7 +292,7 @@ func TestForeignMount(t *testing.T) {
 			cmd.Env = append(access.Environ(),
 				"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+harness.FreeAddr(t), "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY="+harness.AdminKey, "ORCH_DATABASE_URL=sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
 				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+harness.BinDir, "ORCH_CONSUL_PREFIX="+tc.prefix, "ORCH_VAULT_MOUNT="+mount,
-				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger", "ORCH_NOMAD_NAMESPACE="+harness.Shared.Namespace,
+				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger", "ORCH_NOMAD_NAMESPACE="+harness.Shared.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 			)
 			out, _ := cmd.CombinedOutput()
 			if code := cmd.ProcessState.ExitCode(); code != 1 {

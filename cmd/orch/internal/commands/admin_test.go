@@ -102,7 +102,7 @@ func TestVolumeListCommand(t *testing.T) {
 	}
 }
 
-// TestMistypedProduct: a filter by a product that there is not is no empty list. A deleted
+// TestMistypedProduct: a filter by an unknown product is an error, not an empty list. A deleted
 // product, which only its id names, may have left something.
 func TestMistypedProduct(t *testing.T) {
 	const deleted = "aup5tlyjzermym7ewtwgzih73n"

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/audit"
@@ -93,6 +94,8 @@ func serve(ctx context.Context) error {
 	}
 	if err == nil {
 		stopReloads := onHangup(svc.ReloadAdminKey)
+		tellManager(log, daemon.SdNotifyReady) // it listens
+		defer context.AfterFunc(ctx, func() { tellManager(log, daemon.SdNotifyStopping) })()
 		err = svc.Run(ctx)
 		stopReloads()
 	}
@@ -100,6 +103,14 @@ func serve(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// tellManager reports a state to the service manager, if that wants to know (sd_notify of
+// systemd).
+func tellManager(log hclog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("cannot report the state to the service manager", "state", state, "error", err)
+	}
 }
 
 // endedAtOnce is the exit code of a process that a second signal ended.

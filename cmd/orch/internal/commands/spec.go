@@ -80,7 +80,7 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 			if s.flags != nil {
 				s.flags(f)
 			}
-			f.StringVar(&choice.address, "address", "", "the `URL` of the service (default: "+urlVar+", the context's, or =>"+defaultURL+")")
+			f.StringVar(&choice.address, "address", "", "the `URL` of the service (default: "+urlVar+", the context's, or "+defaultURL+")")
 			f.StringVar(&choice.context, "context", "", "call the service of this `context` (default: the selected one)")
 			f.DurationVar(&in.timeout, "timeout", defaultTimeout, timeout)
 			if s.needs == needsEither {

@@ -1,4 +1,4 @@
-package reconcile
+package witness
 
 import (
 	"fmt"
@@ -17,7 +17,7 @@ import (
 type history struct {
 	rows    []map[string]*engine.Row // by engine_id, after each step
 	pool    []map[string]bool        // engine_ids of empty volumes
-	outside []map[string]*Witnesses  // content of Vault and Nomad, by engine_id
+	outside []map[string]*Evidence   // content of Vault and Nomad, by engine_id
 	told    map[string]secrets.Owner // the owner who was given an engine's key
 }
 
@@ -27,11 +27,11 @@ const simDeployment = "dddddd22222222222222222222"
 // starts and destroys.
 func drawHistory(t *rapid.T) *history {
 	h := &history{told: map[string]secrets.Owner{}}
-	rows, pool, outside := map[string]*engine.Row{}, map[string]bool{}, map[string]*Witnesses{}
+	rows, pool, outside := map[string]*engine.Row{}, map[string]bool{}, map[string]*Evidence{}
 	next := 0
 	newID := func() string { next++; return fmt.Sprintf("dddddd%020d", next) }
 	save := func() {
-		r, p, o := map[string]*engine.Row{}, map[string]bool{}, map[string]*Witnesses{}
+		r, p, o := map[string]*engine.Row{}, map[string]bool{}, map[string]*Evidence{}
 		for id, row := range rows {
 			r[id] = row.Clone()
 		}
@@ -74,7 +74,7 @@ func drawHistory(t *rapid.T) *history {
 	}
 	volume := func() string {
 		id := newID()
-		outside[id] = &Witnesses{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: engine.JobID(id), NodeID: "n", Path: "/v"}}}
+		outside[id] = &Evidence{id: id, deployment: simDeployment, volumes: []*cluster.Volume{{ID: "v-" + id, Name: engine.JobID(id), NodeID: "n", Path: "/v"}}}
 		return id
 	}
 	some := func(want func(*engine.Row) bool) *engine.Row {
@@ -195,16 +195,16 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id, row := range rows {
 			w := now[id]
 			if w == nil {
-				w = &Witnesses{id: id, deployment: simDeployment}
+				w = &Evidence{id: id, deployment: simDeployment}
 			}
 			w.row = row
-			r := w.judgeRow(at, true)
-			if r.act == ActQuarantine {
-				t.Fatalf("%s is quarantined: %s", id, r.why)
+			r := w.JudgeRow(at, true)
+			if r.Verdict == Quarantine {
+				t.Fatalf("%s is quarantined: %s", id, r.Why)
 			}
 			rebuilt[id] = row
-			if r.row != nil {
-				rebuilt[id] = r.row
+			if r.Row != nil {
+				rebuilt[id] = r.Row
 			}
 			w.row = nil
 		}
@@ -218,25 +218,25 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 			if rebuilt[id] != nil || pool[id] {
 				continue
 			}
-			r := w.judgeLost(at, true)
-			if r.act != "" && r.act != ActRebuild {
-				t.Fatalf("%s: %s %s", id, r.act, r.why)
+			r := w.JudgeLost(at, true)
+			if r.Verdict != "" && r.Verdict != Rebuild {
+				t.Fatalf("%s: %s %s", id, r.Verdict, r.Why)
 			}
-			if r.act == "" {
+			if r.Verdict == "" {
 				continue
 			}
 			// The restored row of the user gives way, because nothing of its engine is
 			// left.
 			for other, row := range rebuilt {
-				if row.ProductID != r.row.ProductID || row.UserID != r.row.UserID {
+				if row.ProductID != r.Row.ProductID || row.UserID != r.Row.UserID {
 					continue
 				}
-				if now[other] != nil && !now[other].nothing() {
+				if now[other] != nil && !now[other].Nothing() {
 					t.Fatalf("%s and %s are both of %s", id, other, row.UserID)
 				}
 				delete(rebuilt, other)
 			}
-			rebuilt[id] = r.row
+			rebuilt[id] = r.Row
 		}
 		for id, row := range want {
 			got := rebuilt[id]
@@ -272,11 +272,11 @@ func TestAnyHistoryIsRebuilt(t *testing.T) {
 		for id, row := range rebuilt {
 			w := now[id]
 			if w == nil {
-				w = &Witnesses{id: id, deployment: simDeployment}
+				w = &Evidence{id: id, deployment: simDeployment}
 			}
 			w.row = row
-			if r := w.judgeRow(at, true); r.act != "" {
-				t.Fatalf("%s is judged once more: %s %s", id, r.act, r.why)
+			if r := w.JudgeRow(at, true); r.Verdict != "" {
+				t.Fatalf("%s is judged once more: %s %s", id, r.Verdict, r.Why)
 			}
 		}
 	})
@@ -298,7 +298,7 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 				w.keys = h.outside[back][id].keys
 			}
 		}
-		takes := func(w *Witnesses, row *engine.Row) bool {
+		takes := func(w *Evidence, row *engine.Row) bool {
 			for _, k := range w.keys {
 				if k.Version == row.KeyVersion && k.ID == row.KeyID {
 					return w.variable != nil && secrets.Hash(k.Key) == w.variable.KeyHash
@@ -312,17 +312,17 @@ func TestAnyVaultIsSurvived(t *testing.T) {
 				continue // it is being destroyed
 			}
 			w.row = row
-			r := w.judgeRow(at, true)
+			r := w.JudgeRow(at, true)
 			switch {
-			case r.act == ActQuarantine && row.ProductID != engine.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == engine.WarmProduct:
+			case r.Verdict == Quarantine && row.ProductID != engine.WarmProduct && len(w.keys) > 0 && w.keys[0].Owner.ProductID == engine.WarmProduct:
 				continue // it was warm at that time: no user gets its key until an admin decides
-			case r.act != "" && r.act != ActCorrect:
-				t.Fatalf("engine %s: %s %s", id, r.act, r.why)
-			case r.row == nil:
+			case r.Verdict != "" && r.Verdict != Correct:
+				t.Fatalf("engine %s: %s %s", id, r.Verdict, r.Why)
+			case r.Row == nil:
 				continue
 			}
-			if r.row.ProductID != row.ProductID || r.row.UserID != row.UserID || r.row.VolumeID != row.VolumeID || !takes(w, r.row) {
-				t.Fatalf("engine %s was %+v and is %+v; Vault has %+v", id, row, r.row, w.keys)
+			if r.Row.ProductID != row.ProductID || r.Row.UserID != row.UserID || r.Row.VolumeID != row.VolumeID || !takes(w, r.Row) {
+				t.Fatalf("engine %s was %+v and is %+v; Vault has %+v", id, row, r.Row, w.keys)
 			}
 		}
 	})
@@ -340,10 +340,10 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 		if back >= 0 {
 			rows = h.rows[back]
 		}
-		now := map[string]*Witnesses{}
-		find := func(id string) *Witnesses {
+		now := map[string]*Evidence{}
+		find := func(id string) *Evidence {
 			if now[id] == nil {
-				now[id] = &Witnesses{id: id, deployment: simDeployment}
+				now[id] = &Evidence{id: id, deployment: simDeployment}
 			}
 			return now[id]
 		}
@@ -363,17 +363,17 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 		left := map[string]bool{} // to an admin
 		for id, w := range now {
 			row := rows[id]
-			r := ruling{}
+			r := Ruling{}
 			if row == nil {
-				r = w.judgeLost(at, true)
+				r = w.JudgeLost(at, true)
 			} else {
 				w.row = row
-				r = w.judgeRow(at, true)
+				r = w.JudgeRow(at, true)
 			}
-			if r.row != nil {
-				row = r.row
+			if r.Row != nil {
+				row = r.Row
 			}
-			left[id] = r.act == ActQuarantine
+			left[id] = r.Verdict == Quarantine
 			told, was := h.told[id]
 			switch {
 			case row == nil || left[id] || row.Reason == engine.ReasonBrainMissing || row.State == engine.Destroying:
@@ -385,7 +385,7 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 				continue
 			}
 			if row == nil || row.ProductID != owner.ProductID || row.UserID != owner.UserID || row.Reason == engine.ReasonBrainMissing {
-				t.Fatalf("engine %s of %s is %+v (%s)", id, owner.UserID, row, r.why)
+				t.Fatalf("engine %s of %s is %+v (%s)", id, owner.UserID, row, r.Why)
 			}
 		}
 	})
@@ -394,8 +394,8 @@ func TestAnyNomadIsSurvived(t *testing.T) {
 // Contradictory evidence, and evidence without an owner, is left to an admin.
 func TestJudgeLostQuarantines(t *testing.T) {
 	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
-	whole := func(change func(*Witnesses)) *Witnesses {
-		w := &Witnesses{
+	whole := func(change func(*Evidence)) *Evidence {
+		w := &Evidence{
 			id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", Owner: owner, Version: 1}}, job: &jobs.Engine{ProductID: "p", UserID: "u", Count: 1},
 			volumes: []*cluster.Volume{{ID: "v"}},
 		}
@@ -407,27 +407,27 @@ func TestJudgeLostQuarantines(t *testing.T) {
 	warm := owner
 	warm.ProductID = engine.WarmProduct
 	for name, tc := range map[string]struct {
-		w    *Witnesses
-		want Act
+		w    *Evidence
+		want Verdict
 	}{
-		"OK":                {whole(func(*Witnesses) {}), ActRebuild},
-		"NoOwner":           {whole(func(w *Witnesses) { w.keys[0].Owner = secrets.Owner{} }), ActQuarantine},
-		"NoKey":             {whole(func(w *Witnesses) { w.keys = nil }), ActQuarantine},
-		"ProcessAlone":      {whole(func(w *Witnesses) { w.keys, w.volumes, w.live = nil, nil, 1 }), ActQuarantine},
-		"AnotherUser":       {whole(func(w *Witnesses) { w.job.UserID = "x" }), ActQuarantine},
-		"TwoVolumes":        {whole(func(w *Witnesses) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), ActQuarantine},
-		"WarmOfAUser":       {whole(func(w *Witnesses) { w.keys[0].Owner = warm }), ActQuarantine},
-		"Warm":              {whole(func(w *Witnesses) { w.keys[0].Owner, w.job.ProductID = warm, engine.WarmProduct }), ""},
-		"AnotherDeployment": {whole(func(w *Witnesses) { w.keys[0].Owner = foreign }), ""},
-		"GoneSince":         {whole(func(w *Witnesses) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
-		"VolumeAlone":       {whole(func(w *Witnesses) { w.keys, w.job = nil, nil }), ""},
-		"KeyAlone":          {whole(func(w *Witnesses) { w.volumes, w.job = nil, nil }), ActQuarantine}, // Nomad's servers may have lost their state, too
-		"KeyOfNobodyAlone":  {whole(func(w *Witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
-		"WarmKeyAlone":      {whole(func(w *Witnesses) { w.volumes, w.job, w.keys[0].Owner = nil, nil, warm }), ""},
+		"OK":                {whole(func(*Evidence) {}), Rebuild},
+		"NoOwner":           {whole(func(w *Evidence) { w.keys[0].Owner = secrets.Owner{} }), Quarantine},
+		"NoKey":             {whole(func(w *Evidence) { w.keys = nil }), Quarantine},
+		"ProcessAlone":      {whole(func(w *Evidence) { w.keys, w.volumes, w.live = nil, nil, 1 }), Quarantine},
+		"AnotherUser":       {whole(func(w *Evidence) { w.job.UserID = "x" }), Quarantine},
+		"TwoVolumes":        {whole(func(w *Evidence) { w.volumes = append(w.volumes, &cluster.Volume{ID: "w"}) }), Quarantine},
+		"WarmOfAUser":       {whole(func(w *Evidence) { w.keys[0].Owner = warm }), Quarantine},
+		"Warm":              {whole(func(w *Evidence) { w.keys[0].Owner, w.job.ProductID = warm, engine.WarmProduct }), ""},
+		"AnotherDeployment": {whole(func(w *Evidence) { w.keys[0].Owner = foreign }), ""},
+		"GoneSince":         {whole(func(w *Evidence) { w.keys, w.volumes, w.job, w.live = nil, nil, nil, 1 }), ""}, // destroyed after the list of jobs was read
+		"VolumeAlone":       {whole(func(w *Evidence) { w.keys, w.job = nil, nil }), ""},
+		"KeyAlone":          {whole(func(w *Evidence) { w.volumes, w.job = nil, nil }), Quarantine}, // Nomad's servers may have lost their state, too
+		"KeyOfNobodyAlone":  {whole(func(w *Evidence) { w.volumes, w.job, w.keys[0].Owner = nil, nil, secrets.Owner{} }), ""},
+		"WarmKeyAlone":      {whole(func(w *Evidence) { w.volumes, w.job, w.keys[0].Owner = nil, nil, warm }), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if r := tc.w.judgeLost(time.Now(), true); r.act != tc.want {
-				t.Errorf("got %q (%s), want %q", r.act, r.why, tc.want)
+			if r := tc.w.JudgeLost(time.Now(), true); r.Verdict != tc.want {
+				t.Errorf("got %q (%s), want %q", r.Verdict, r.Why, tc.want)
 			}
 		})
 	}
@@ -438,16 +438,16 @@ func TestJudgeLostQuarantines(t *testing.T) {
 func TestProvisionOfThenIsUndone(t *testing.T) {
 	row := &engine.Row{EngineID: "e", ProductID: "p", UserID: "u", State: engine.Provisioning, Op: &engine.Operation{ID: "o", Kind: engine.OpProvision, Step: "key"}}
 	undone := engine.Operation{Kind: engine.OpDestroy, Step: "first", Undo: "undone"}
-	w := &Witnesses{id: "e", deployment: simDeployment, undone: undone, row: row}
-	r := w.judgeRow(time.Now(), true)
-	if r.act != ActCorrect || r.row.State != engine.Destroying || r.row.Op.Kind != engine.OpDestroy || r.row.Op.Undo == "" || r.row.Op.ID != "o" {
-		t.Fatalf("%s: %+v", r.act, r.row)
+	w := &Evidence{id: "e", deployment: simDeployment, undone: undone, row: row}
+	r := w.JudgeRow(time.Now(), true)
+	if r.Verdict != Correct || r.Row.State != engine.Destroying || r.Row.Op.Kind != engine.OpDestroy || r.Row.Op.Undo == "" || r.Row.Op.ID != "o" {
+		t.Fatalf("%s: %+v", r.Verdict, r.Row)
 	}
-	w.row = r.row
-	if r := w.judgeRow(time.Now(), true); r.act != "" {
-		t.Errorf("judged once more: %s", r.act)
+	w.row = r.Row
+	if r := w.JudgeRow(time.Now(), true); r.Verdict != "" {
+		t.Errorf("judged once more: %s", r.Verdict)
 	}
-	if r := (&Witnesses{id: "e", deployment: simDeployment, row: row}).judgeRow(time.Now(), false); r.act != "" {
-		t.Errorf("in a registry that lacks rows: %s", r.act)
+	if r := (&Evidence{id: "e", deployment: simDeployment, row: row}).JudgeRow(time.Now(), false); r.Verdict != "" {
+		t.Errorf("in a registry that lacks rows: %s", r.Verdict)
 	}
 }

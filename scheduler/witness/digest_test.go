@@ -1,4 +1,4 @@
-package reconcile
+package witness
 
 import (
 	"testing"
@@ -34,22 +34,22 @@ func TestWitnessesKeepTheDigest(t *testing.T) {
 		"AnotherImage":     {job("i:2", ""), variable("i:1", "sha256:a"), "i:2", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &Witnesses{
+			w := &Evidence{
 				id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Key: "k", ID: "k1", Owner: owner, Version: 1}},
 				job: tc.job, variable: tc.variable, volumes: []*cluster.Volume{{ID: "v", Name: engine.JobID("e")}},
 			}
-			r := w.judgeLost(time.Now(), true)
-			if r.act != ActRebuild || r.row.Image != tc.image || r.row.Digest != tc.digest {
-				t.Fatalf("%s: %+v", r.act, r.row)
+			r := w.JudgeLost(time.Now(), true)
+			if r.Verdict != Rebuild || r.Row.Image != tc.image || r.Row.Digest != tc.digest {
+				t.Fatalf("%s: %+v", r.Verdict, r.Row)
 			}
-			w.row = r.row.Clone()
+			w.row = r.Row.Clone()
 			w.row.State, w.row.Reason, w.row.Digest = engine.Running, "", "" // from before it was resolved
-			if r = w.judgeRow(time.Now(), true); tc.digest != "" && (r.act != ActCorrect || r.row.Digest != tc.digest) {
-				t.Errorf("an older row: %s: %+v", r.act, r.row)
+			if r = w.JudgeRow(time.Now(), true); tc.digest != "" && (r.Verdict != Correct || r.Row.Digest != tc.digest) {
+				t.Errorf("an older row: %s: %+v", r.Verdict, r.Row)
 			}
 			w.row.Digest = "sha256:own"
-			if r = w.judgeRow(time.Now(), true); r.row != nil && r.row.Digest != "sha256:own" {
-				t.Errorf("a row that has one: %+v", r.row)
+			if r = w.JudgeRow(time.Now(), true); r.Row != nil && r.Row.Digest != "sha256:own" {
+				t.Errorf("a row that has one: %+v", r.Row)
 			}
 		})
 	}

@@ -1,0 +1,157 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
+	nomadjobs "github.com/septemberai/orch/nomad-jobs"
+	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/secrets"
+)
+
+var (
+	namePattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	pluginPattern = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
+	mountPattern  = regexp.MustCompile(`^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$`)
+	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*/$`)
+)
+
+// check returns every mistake, by variable name. It skips variables that could not be
+// parsed, because their mistake has already been reported.
+func (c *Config) check(unread map[string]bool) []error {
+	var errs []error
+	bad := func(ok bool, name, format string, args ...any) {
+		if !ok && !unread[name] {
+			errs = append(errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
+		}
+	}
+	oneOf := func(name, v string, words ...string) {
+		for _, w := range words {
+			if v == w {
+				return
+			}
+		}
+		bad(false, name, "must be one of %s", strings.Join(words, ", "))
+	}
+	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be at least %d", v, min) }
+
+	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
+	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
+	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
+	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
+	if c.AdminKey == "" && c.AdminKeyFile != "" {
+		key, err := ReadAdminKey(c.AdminKeyFile)
+		bad(err == nil, "ORCH_ADMIN_KEY_FILE", "%v", err)
+		c.AdminKey = key
+	} else {
+		bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set and have at least %d characters", minAdminKey)
+	}
+	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
+		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
+	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
+	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
+
+	oneOf("ORCH_ENGINE_DRIVER", c.EngineDriver, string(jobs.Docker), string(jobs.RawExec), string(jobs.Mock))
+	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
+	err := engine.CheckKeyProofPath(c.KeyProofPath)
+	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
+	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
+	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
+	if c.EngineImage != "" {
+		bad(scheduler.CheckImage(jobs.Driver(c.EngineDriver), c.EngineImage) == nil, "ORCH_ENGINE_IMAGE", "is not an image; with raw_exec it must be the name of an executable, without a path")
+	}
+	if jobs.Driver(c.EngineDriver) == jobs.RawExec {
+		bad(isJobPath(c.EngineBinDir), "ORCH_ENGINE_BIN_DIR", "must be an absolute path with raw_exec, "+plainPath)
+	}
+	bad(jobs.Driver(c.EngineDriver) != jobs.Mock || c.EngineJobFile != "", "ORCH_ENGINE_JOB_FILE", "must be set with mock_driver: the built-in job file is for other drivers")
+	bad(c.CatalogPath == "" || isJobPath(c.CatalogPath), "ORCH_CATALOG_PATH", "must be an absolute path, "+plainPath)
+	for i, glob := range c.RestartSubsystems {
+		_, err := path.Match(glob, "")
+		bad(err == nil && glob != "", "ORCH_RESTART_SUBSYSTEMS", "entry %d is not a glob pattern", i+1)
+	}
+	for i, name := range c.Passthrough {
+		// The entry is not in the error: it may be NAME=value, and the value a key.
+		bad(namePattern.MatchString(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is not the name of a variable", i+1)
+		bad(!reserved(name), "ORCH_ENGINE_ENV_PASSTHROUGH", "entry %d is a variable that Nomad or the service itself sets", i+1)
+	}
+	if err := secrets.CheckEnv(c.providerKeys()); err != nil {
+		errs = append(errs, err)
+	}
+	bad(prefixPattern.MatchString(c.ConsulPrefix), "ORCH_CONSUL_PREFIX", "must be a path that ends in a slash, as in orch/")
+	bad(mountPattern.MatchString(c.VaultMount), "ORCH_VAULT_MOUNT", "must be a mount path without slashes at its ends")
+	bad(c.NomadNamespace != "" && c.NomadNamespace != "*", "ORCH_NOMAD_NAMESPACE", "must name one namespace")
+
+	c.jobFile = nomadjobs.Engine
+	if c.EngineJobFile != "" {
+		b, err := os.ReadFile(c.EngineJobFile)
+		bad(err == nil, "ORCH_ENGINE_JOB_FILE", "cannot be read: %v", err)
+		c.jobFile = string(b)
+	}
+
+	bad(pluginPattern.MatchString(c.VolumePlugin), "ORCH_VOLUME_PLUGIN", "must be the name of a file, without a path")
+	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
+	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)
+	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
+	atLeast("ORCH_WARM_POOL", c.WarmPool, 0)
+	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
+	atLeast("ORCH_IDLE_TIMEOUT_S", c.IdleTimeoutS, 0)
+	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
+	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad's minimum
+	atLeast("ORCH_HEALTH_MAX_FAILURES", c.HealthMaxFailures, 1)
+	atLeast("ORCH_RESTART_BACKOFF_BASE_S", c.RestartBackoffBaseS, 1)
+	bad(unread["ORCH_RESTART_BACKOFF_BASE_S"] || c.RestartBackoffMaxS >= c.RestartBackoffBaseS, "ORCH_RESTART_BACKOFF_MAX_S", "must be at least ORCH_RESTART_BACKOFF_BASE_S")
+	atLeast("ORCH_RESTART_MAX_ATTEMPTS", c.RestartMaxAttempts, 0)
+	atLeast("ORCH_RECONCILE_INTERVAL_S", c.ReconcileIntervalS, 1)
+	atLeast("ORCH_ORPHAN_GRACE_S", c.OrphanGraceS, 1)
+	return errs
+}
+
+// contractVariables are the variables of the engine contract (docs/tutorial-engine.md). A provider
+// key of the same name would replace one, because Nomad merges the files of all templates.
+var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
+
+func reserved(name string) bool {
+	return slices.Contains(contractVariables, name) || strings.HasPrefix(name, "NOMAD_")
+}
+
+// providerKeys returns the variables named in Passthrough that are set and may be passed
+// on.
+func (c *Config) providerKeys() map[string]string {
+	keys := map[string]string{}
+	for _, name := range c.Passthrough {
+		if value, set := c.lookup[name]; set && namePattern.MatchString(name) {
+			keys[name] = value
+		}
+	}
+	return keys
+}
+
+// plainPath describes what isJobPath accepts.
+const plainPath = "without control characters, and without ${, which Nomad would replace"
+
+// isJobPath reports whether a path can be used unchanged in a job.
+func isJobPath(s string) bool {
+	return filepath.IsAbs(s) && utf8.ValidString(s) && !strings.Contains(s, "${") && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+func isAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}

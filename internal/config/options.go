@@ -1,0 +1,42 @@
+package config
+
+import (
+	"math"
+	"strings"
+	"time"
+
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/scheduler"
+)
+
+// Scheduler returns the scheduler's part of the configuration.
+func (c *Config) Scheduler() scheduler.Options {
+	job := jobs.Settings{
+		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
+		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
+		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath,
+		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
+		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
+	}
+	return scheduler.Options{
+		Job: job, DefaultImage: c.EngineImage, KeyProofPath: c.KeyProofPath,
+		Resources:    engine.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
+		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
+		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
+		MaxFailures:  c.HealthMaxFailures,
+		Restart: engine.Backoff{
+			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,
+			MaxAttempts: c.RestartMaxAttempts,
+		},
+		RestartSubsystems: c.RestartSubsystems,
+		IdleTimeout:       time.Duration(min(c.IdleTimeoutS, math.MaxInt32)) * time.Second,
+		VolumePool:        c.VolumePool,
+		WarmPool:          c.WarmPool,
+		AllowOpenNomad:    c.AllowOpenNomad,
+		ProviderKeys:      c.providerKeys(),
+
+		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
+		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,
+	}
+}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Looks for known vulnerabilities that the code can reach, by govulncheck. Its database is
+# built from the module golang.org/x/vulndb, which the module proxy has, once per version.
+# tools/vuln.txt lists findings that cannot be mended here, one per line: id, reason.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CHECK=golang.org/x/vuln/cmd/govulncheck@v1.9.0
+DATA=golang.org/x/vulndb@v0.0.0-20261105234957-e22db6528018
+
+db=${XDG_CACHE_HOME:-$HOME/.cache}/orch/vulndb-${DATA##*-}
+if [ ! -e "$db/index/db.json" ]; then
+	dir=$(go mod download -json "$DATA" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
+	rm -rf "$db.new"
+	go run "${DATA/@/\/cmd\/indexdb@}" -vulns "$dir/data/osv" -out "$db.new"
+	mkdir "$db.new/ID"
+	cp "$dir"/data/osv/*.json "$db.new/ID/"
+	rm -rf "$db"
+	mv "$db.new" "$db"
+fi
+
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+code=0
+go run "$CHECK" -db "file://$db" ./... >"$out" || code=$?
+if [ "$code" -ne 0 ] && [ "$code" -ne 3 ]; then # 3: it found something
+	cat "$out" >&2
+	exit "$code"
+fi
+new=$(sed -n 's/^Vulnerability #[0-9]*: //p' "$out" | sort -u | grep -vxF -f <(cut -d' ' -f1 tools/vuln.txt) || true)
+if [ -n "$new" ]; then
+	cat "$out"
+	printf 'not in tools/vuln.txt: %s\n' "$(tr '\n' ' ' <<<"$new")"
+	exit 1
+fi
+printf 'no known vulnerability, but for those of tools/vuln.txt\n'
