@@ -155,3 +155,7 @@ func isAddress(s string) bool {
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
 }
+
+// opsOff is the value of ORCH_OPS_ADDR without a listener. An empty value is the default, as
+// of every variable.
+const opsOff = "off"

@@ -40,3 +40,12 @@ func (c *Config) Scheduler() scheduler.Options {
 		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,
 	}
 }
+
+// Ops returns the address of the operators' listener, or "" for none. With required false,
+// the service runs without the listener if the address is in use: nobody asked for it.
+func (c *Config) Ops() (addr string, required bool) {
+	if c.OpsAddr == opsOff {
+		return "", false
+	}
+	return c.OpsAddr, c.AdminOpsOnly || c.lookup["ORCH_OPS_ADDR"] != ""
+}
