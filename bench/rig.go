@@ -154,7 +154,7 @@ func (r *rig) start(ctx context.Context, name, driver string, volumes int, more 
 	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
 	image := map[string]string{rawExec: "reference-engine", inDock: dockerImage}[driver]
 	s.vars = append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true", "ORCH_ALLOW_OPEN_NOMAD=true",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true", "ORCH_ALLOW_OPEN_NOMAD=true",
 		"ORCH_ENGINE_DRIVER=" + driver, "ORCH_ENGINE_IMAGE=" + image, "ORCH_ENGINE_BIN_DIR=" + r.dir,
 		fmt.Sprint("ORCH_ENGINE_CPU_MHZ=", cpuMHz), fmt.Sprint("ORCH_ENGINE_MEMORY_MB=", memoryMB),
 		"ORCH_CONSUL_PREFIX=" + name + "/", fmt.Sprint("ORCH_VOLUME_POOL=", volumes),

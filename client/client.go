@@ -22,7 +22,7 @@ type Client struct {
 	// empty key is not sent. Do sends both.
 	PlatformKey string
 	AdminKey    string
-	// HTTP is the HTTP client; nil: http.DefaultClient. Provisions can take as long as the
+	// HTTP is the HTTP client, for example of [TLS.HTTPClient]; nil: http.DefaultClient. Provisions can take as long as the
 	// service's boot timeout, so use contexts to limit calls. Redirects are never followed:
 	// the service has none, and the keys would be sent along.
 	HTTP *http.Client

@@ -52,6 +52,7 @@ const (
 	ErrBackendUnavailable   Code = "BACKEND_UNAVAILABLE"
 	ErrRegistryRecovering   Code = "REGISTRY_RECOVERING"
 	ErrRecordUnreadable     Code = "RECORD_UNREADABLE"
+	ErrOverloaded           Code = "OVERLOADED"
 )
 
 // Error is a response with a status other than 2xx.

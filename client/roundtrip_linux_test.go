@@ -31,7 +31,7 @@ const (
 func startService(t *testing.T, stack *devstack.Stack) string {
 	t.Helper()
 	cfg, err := config.Load([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VOLUME_POOL=0",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VOLUME_POOL=0",
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=/no/engines", "ORCH_ALLOW_OPEN_NOMAD=true",
 	})
 	if err != nil {

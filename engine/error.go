@@ -54,6 +54,8 @@ const (
 	// RecordUnreadable: the registry's record of the engine or the product is damaged, or a
 	// newer version of the service wrote it.
 	RecordUnreadable Code = "RECORD_UNREADABLE"
+	// Overloaded: the replica serves as many concurrent requests as it may.
+	Overloaded Code = "OVERLOADED"
 )
 
 // Error is the error that callers of the service get. Code and Message are for them; Err,

@@ -11,6 +11,9 @@
 #
 #   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
 #
+# After a change of a secret, run it again with another -var generation=...: that
+# replaces the replicas one at a time.
+#
 # Every client that may run it needs max_kill_timeout = "5m" in its client block. By
 # default Nomad limits every kill_timeout to 30 s, and another replica must then take over
 # the operations in progress.
@@ -87,10 +90,22 @@ variable "vault_role" {
   description = "role of Nomad's workload identities in Vault that has the policy orch; empty: VAULT_TOKEN from nomad/jobs/orch"
 }
 
+variable "tls_dir" {
+  type        = string
+  default     = ""
+  description = "directory on every node with tls.crt and tls.key: the service serves HTTPS. Empty: plain HTTP, for something in front of it that ends TLS"
+}
+
 variable "settings" {
   type        = map(string)
   default     = {}
   description = "ORCH_ variables that are not secret (orch server -help lists them), and other variables of the environment"
+}
+
+variable "generation" {
+  type        = string
+  default     = "1"
+  description = "another value replaces the replicas one at a time, as after a changed secret"
 }
 
 variable "cpu_mhz" {
@@ -104,9 +119,19 @@ variable "memory_mb" {
 }
 
 locals {
-  # How long a replica may take to finish its operations: scheduler.LongestOperation, which
-  # is a boot and 115 s, and 15 s to end its session.
-  kill_timeout_s = lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
+  # Where a replica finds the certificate.
+  tls_dir = var.driver == "docker" ? "/tls" : var.tls_dir
+  tls = var.tls_dir == "" ? { ORCH_ALLOW_HTTP = "true" } : {
+    ORCH_TLS_CERT_FILE = "${local.tls_dir}/tls.crt"
+    ORCH_TLS_KEY_FILE  = "${local.tls_dir}/tls.key"
+  }
+  vault = var.vault_role == "" ? {} : { VAULT_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/vault_token" }
+
+  check_protocol = var.tls_dir == "" ? "http" : "https"
+
+  # How long a replica serves on while it is not ready, and finishes what is in flight
+  # (scheduler.LongestOperation: a boot and 115 s); and 15 s to give its session up.
+  kill_timeout_s = lookup(var.settings, "ORCH_DRAIN_DELAY_S", "5") + lookup(var.settings, "ORCH_BOOT_TIMEOUT_S", "60") + 115 + 15
 }
 
 job "orch" {
@@ -124,6 +149,10 @@ job "orch" {
     healthy_deadline  = "8m"
     progress_deadline = "10m"
     auto_revert       = true
+  }
+
+  meta {
+    generation = var.generation
   }
 
   group "orch" {
@@ -165,21 +194,25 @@ job "orch" {
 
       # Passes if it can respond to admits of running engines.
       check {
-        name     = "ready"
-        type     = "http"
-        path     = "/ready"
-        interval = "5s"
-        timeout  = "2s"
+        name            = "ready"
+        type            = "http"
+        path            = "/ready"
+        protocol        = local.check_protocol
+        tls_skip_verify = true # of this node's own replica
+        interval        = "2s" # below ORCH_DRAIN_DELAY_S
+        timeout         = "2s"
       }
 
       # Passes if it responds to HTTP at all. A replica that hangs is restarted. One that is
       # only not ready waits for Nomad or Consul, so a restart would not help.
       check {
-        name     = "live"
-        type     = "http"
-        path     = "/live"
-        interval = "10s"
-        timeout  = "5s"
+        name            = "live"
+        type            = "http"
+        path            = "/live"
+        protocol        = local.check_protocol
+        tls_skip_verify = true
+        interval        = "10s"
+        timeout         = "5s"
 
         check_restart {
           limit = 6
@@ -191,7 +224,7 @@ job "orch" {
     task "orch" {
       driver = var.driver
 
-      # Consul first leads callers to other replicas; then the replica drains.
+      # Consul no longer names the replica from the beginning of this delay on; then it drains.
       shutdown_delay = "3s"
       kill_signal    = "SIGTERM"
       kill_timeout   = "${local.kill_timeout_s}s"
@@ -207,6 +240,7 @@ job "orch" {
           readonly_rootfs = true
           cap_drop        = ["ALL"]
           security_opt    = ["no-new-privileges"]
+          volumes         = var.tls_dir == "" ? [] : ["${var.tls_dir}:/tls:ro"]
         }
       }
 
@@ -226,23 +260,25 @@ job "orch" {
         NOMAD_ADDR           = var.nomad_addr
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, var.settings)
+      }, local.tls, local.vault, var.settings)
 
-      # The secrets. A change restarts each replica after a random part of the splay.
+      # The secrets. A changed one restarts nothing: Nomad would restart replicas without
+      # regard to each other. A new generation of the job replaces them one at a time.
       template {
         destination = "$${NOMAD_SECRETS_DIR}/orch.env"
         env         = true
-        change_mode = "restart"
-        splay       = "30s"
+        change_mode = "noop"
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
       }
 
-      # Nomad renews the token, and restarts the replica if it had to get a new one.
+      # Nomad renews the token. If it has to get another, the replica reads that from its
+      # file; a restart could hit all replicas at once.
       dynamic "vault" {
         for_each = var.vault_role == "" ? [] : [var.vault_role]
         content {
           role        = vault.value
-          change_mode = "restart"
+          env         = false
+          change_mode = "noop"
         }
       }
 

@@ -87,13 +87,14 @@ func (c *Checks) Run(ctx context.Context) {
 	})
 }
 
-// keep calls ask until ctx ends, with the wait that each call returns.
+// keep calls ask until ctx ends, with the wait that each call returns; after an error at
+// least mirrorRetry.
 func (c *Checks) keep(ctx context.Context, ask func(context.Context) (time.Duration, error)) {
 	for ctx.Err() == nil {
 		wait, err := ask(ctx)
 		if err != nil && ctx.Err() == nil {
 			c.log.Warn("cannot read the checks of engines; retrying", "error", err)
-			wait = mirrorRetry
+			wait = max(wait, mirrorRetry)
 		}
 		select {
 		case <-ctx.Done():
@@ -136,7 +137,7 @@ func (c *Checks) followList(ctx context.Context) (next time.Duration, err error)
 	}
 	if len(checks) == 0 {
 		if err := c.store.mayReadChecks(ctx); err != nil {
-			return 0, err
+			return c.every, err
 		}
 	}
 	listed := make(map[string]listedCheck, len(checks))

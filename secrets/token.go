@@ -35,7 +35,7 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 			switch {
 			case err != nil && ctx.Err() != nil:
 			case errors.Is(err, ErrDenied):
-				log.Error("vault refuses the service's token, so every change of an engine fails: it has expired, was revoked, or may not look up and renew itself; restart the service with another token (VAULT_TOKEN)", "error", err)
+				log.Error("vault refuses the service's token, so every change of an engine fails: it has expired, was revoked, or may not look up and renew itself; give the service another token (VAULT_TOKEN_FILE, or VAULT_TOKEN and a restart)", "error", err)
 			case err != nil:
 				log.Warn("cannot renew the vault token; retrying", "error", err)
 			default:
@@ -49,8 +49,18 @@ func (v *Vault) KeepToken(ctx context.Context, log hclog.Logger) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-v.changed:
 		case <-time.After(wait):
 		}
+	}
+}
+
+// UseToken replaces the service's token, from the next call on.
+func (v *Vault) UseToken(token string) {
+	v.client.SetToken(token)
+	select {
+	case v.changed <- struct{}{}:
+	default:
 	}
 }
 

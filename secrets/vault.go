@@ -44,6 +44,8 @@ type Vault struct {
 	client *vault.Client
 	kv     *vault.KVv2
 	mount  string
+	// changed wakes KeepToken after UseToken.
+	changed chan struct{}
 
 	mu sync.Mutex
 	// cache is indexed by engine_id. golang-lru/v2 in its place would take 68 bytes more
@@ -56,7 +58,7 @@ type Vault struct {
 
 // New returns a Vault for the keys below mount (without slashes at its ends).
 func New(client *vault.Client, mount string) *Vault {
-	return &Vault{client: client, kv: client.KVv2(mount), mount: mount, cache: map[string][]*EngineKey{}}
+	return &Vault{client: client, kv: client.KVv2(mount), mount: mount, changed: make(chan struct{}, 1), cache: map[string][]*EngineKey{}}
 }
 
 // Mount returns the mount of the keys, without slashes at its ends.

@@ -19,12 +19,20 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
-	admission, rate, err := s.scheduler.Admit(r.Context(), c, scheduler.AdmitOptions{AutoProvision: body.AutoProvision, AutoWake: body.AutoWake})
+	opts := scheduler.AdmitOptions{AutoProvision: body.AutoProvision, AutoWake: body.AutoWake}
+	crowded, _ := r.Context().Value(onlyRunning{}).(bool)
+	if crowded {
+		opts = scheduler.AdmitOptions{}
+	}
+	admission, rate, err := s.scheduler.Admit(r.Context(), c, opts)
 	if rate != nil {
 		rateHeaders(w, rate)
 	}
 	if err != nil {
 		return err
+	}
+	if crowded && admission.Engine == nil && wouldBoot(body, admission.Denial) {
+		return errOverloaded
 	}
 	answer := struct {
 		Admitted bool             `json:"admitted"`
@@ -37,6 +45,19 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, userID string) er
 	}
 	writeJSON(w, http.StatusOK, answer)
 	return nil
+}
+
+// wouldBoot reports whether an admit would have waited for a boot if it might.
+func wouldBoot(body admitBody, denial scheduler.Denial) bool {
+	switch denial {
+	case scheduler.DenialNotFound:
+		return body.AutoProvision
+	case scheduler.DenialSleeping:
+		return body.AutoWake
+	case scheduler.DenialProvisioning:
+		return body.AutoProvision || body.AutoWake
+	}
+	return false
 }
 
 // rateHeaders reports the rate limit and what remains of it (docs/api.md), in whole

@@ -21,6 +21,9 @@ var docsTemplate string
 
 // openAPI serves the OpenAPI document.
 func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request, _ string) error {
+	if s.noDocs {
+		return errNoEndpoint
+	}
 	w.Header().Set("Content-Type", "application/yaml")
 	_, _ = w.Write(docs.OpenAPI)
 	return nil
@@ -28,6 +31,9 @@ func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request, _ string) error
 
 // docsPage serves the OpenAPI document as an HTML page that loads nothing from other hosts.
 func (s *Server) docsPage(w http.ResponseWriter, _ *http.Request, _ string) error {
+	if s.noDocs {
+		return errNoEndpoint
+	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	_, _ = w.Write(s.docs)

@@ -50,6 +50,7 @@ var status = map[engine.Code]int{
 	engine.BackendUnavailable:  http.StatusServiceUnavailable,
 	engine.RegistryRecovering:  http.StatusServiceUnavailable,
 	engine.RecordUnreadable:    http.StatusServiceUnavailable,
+	engine.Overloaded:          http.StatusServiceUnavailable,
 	engine.BootTimeout:         http.StatusGatewayTimeout,
 	engine.StopUnconfirmed:     http.StatusGatewayTimeout,
 	engine.RotationUnconfirmed: http.StatusGatewayTimeout,
@@ -75,6 +76,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if !known {
 		code = http.StatusInternalServerError
 	}
+	s.wrongKeys.note(r, e.Code)
 	id := operation.RequestID(r.Context())
 	args := []any{"status", code, "request_id", id, "code", string(e.Code), "method", r.Method}
 	if e.Err != nil {

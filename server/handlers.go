@@ -285,6 +285,9 @@ func (s *Server) live(w http.ResponseWriter, _ *http.Request, _ string) error {
 const readyPath = "/ready"
 
 func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ string) error {
+	if s.draining.Load() {
+		return errDraining
+	}
 	if err := s.scheduler.Ready(); err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func (l *limited) Close() error {
 
 // state is the [http.Server] hook that is called when a connection changes its state.
 func (l *limited) state(conn net.Conn, to http.ConnState) {
-	c, ok := conn.(*limitedConn)
+	c, ok := limitedOf(conn)
 	if !ok {
 		return
 	}

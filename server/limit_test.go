@@ -2,10 +2,12 @@ package server
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -21,7 +23,7 @@ func TestConnectionsOf(t *testing.T) {
 }
 
 // limitedServer serves on at most this number of connections; /slow waits for release.
-func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, release func()) {
+func limitedServer(t *testing.T, most int, secure *tls.Config) (addr string, slow chan struct{}, release func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -29,14 +31,20 @@ func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, rel
 	}
 	lim := limit(l, most, hclog.NewNullLogger())
 	slow, gate := make(chan struct{}), make(chan struct{})
-	srv := &http.Server{ConnState: lim.state, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	srv := &http.Server{TLSConfig: secure, ConnState: lim.state, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			slow <- struct{}{}
 			<-gate
 		}
 	})}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(lim) }()
+	go func() {
+		if secure != nil {
+			served <- srv.ServeTLS(lim, "", "")
+			return
+		}
+		served <- srv.Serve(lim)
+	}()
 	t.Cleanup(func() {
 		if err := errors.Join(srv.Close(), <-served); !errors.Is(err, http.ErrServerClosed) {
 			t.Error(err)
@@ -46,17 +54,28 @@ func limitedServer(t *testing.T, most int) (addr string, slow chan struct{}, rel
 }
 
 // ask sends a request on a new connection, which stays open.
-func ask(t *testing.T, addr, path string) net.Conn {
+func ask(t *testing.T, addr, path string, secure *tls.Config) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
+	if secure != nil && err == nil {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if path != "" {
+	if path == "" {
+		return conn
+	}
+	send := func() {
 		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: orch\r\n\r\n", path); err != nil {
-			t.Fatal(err)
+			t.Error(err)
 		}
+	}
+	if secure != nil {
+		go send() // the handshake ends when the connection is accepted
+	} else {
+		send()
 	}
 	return conn
 }
@@ -76,8 +95,18 @@ func answered(t *testing.T, conn net.Conn) {
 // TestConnectionLimit: idle clients keep no other client out, and a request in progress is
 // never interrupted for another client.
 func TestConnectionLimit(t *testing.T) {
+	t.Run("HTTP", func(t *testing.T) { connectionLimit(t, nil) })
+	t.Run("HTTPS", func(t *testing.T) {
+		of := httptest.NewTLSServer(nil) // has a certificate
+		of.Close()
+		connectionLimit(t, &tls.Config{Certificates: of.TLS.Certificates, NextProtos: []string{"http/1.1"}})
+	})
+}
+
+func connectionLimit(t *testing.T, secure *tls.Config) {
 	const most = 8
-	addr, slow, release := limitedServer(t, most)
+	addr, slow, release := limitedServer(t, most, secure)
+	ask := func(t *testing.T, addr, path string) net.Conn { t.Helper(); return ask(t, addr, path, secure) }
 	busy := ask(t, addr, "/slow")
 	<-slow
 	for range 5 * most {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"sync/atomic"
 
 	"github.com/septemberai/orch/internal/traces"
 )
@@ -17,21 +18,31 @@ type response struct {
 	route, product string
 	hungUp         bool // the caller disconnected before the response
 	span           traces.Span
+	// draining: the client must use another connection, and so another replica, for its
+	// next request.
+	draining *atomic.Bool
+}
+
+// begin is called before the header is sent.
+func (w *response) begin(status int) {
+	if w.status != 0 {
+		return
+	}
+	if w.draining.Load() {
+		w.Header().Set("Connection", "close") // with HTTP/2, net/http sends GOAWAY
+	}
+	w.status = status
 }
 
 // WriteHeader sends the status.
 func (w *response) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
+	w.begin(status)
 	w.ResponseWriter.WriteHeader(status)
 }
 
 // Write sends a part of the body, after the status.
 func (w *response) Write(b []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
-	}
+	w.begin(http.StatusOK)
 	return w.ResponseWriter.Write(b)
 }
 

@@ -23,9 +23,10 @@ type handler func(w http.ResponseWriter, r *http.Request, id string) error
 func (s *Server) routes() http.Handler {
 	r := httprouter.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath, r.HandleOPTIONS, r.HandleMethodNotAllowed = false, false, false, false
-	plain := func(h handler) httprouter.Handle {
+	free := func(h handler) httprouter.Handle { // does not count as a request in progress
 		return func(w http.ResponseWriter, req *http.Request, _ httprouter.Params) { s.serve(w, req, "", noUser(h)) }
 	}
+	plain := func(h handler) httprouter.Handle { return free(s.counted(h)) }
 	item := func(h handler) httprouter.Handle {
 		return func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			id, err := url.PathUnescape(p.ByName("id"))
@@ -33,7 +34,7 @@ func (s *Server) routes() http.Handler {
 				s.writeError(w, req, invalid("the id in the path is not validly percent-encoded"))
 				return
 			}
-			s.serve(w, req, id, h)
+			s.serve(w, req, id, s.counted(h))
 		}
 	}
 	other := func(h handler) httprouter.Handle { return item(noUser(h)) } // an item that is not a user
@@ -70,11 +71,11 @@ func (s *Server) routes() http.Handler {
 			h(w, req, p)
 		})
 	}
-	add(http.MethodGet, "/health", plain(s.health))
-	add(http.MethodGet, "/live", plain(s.live))
-	add(http.MethodGet, readyPath, plain(s.ready))
-	add(http.MethodGet, "/openapi.yaml", plain(s.openAPI))
-	add(http.MethodGet, "/docs", plain(s.docsPage))
+	add(http.MethodGet, "/health", free(s.health))
+	add(http.MethodGet, "/live", free(s.live))
+	add(http.MethodGet, readyPath, free(s.ready))
+	add(http.MethodGet, "/openapi.yaml", free(s.openAPI))
+	add(http.MethodGet, "/docs", free(s.docsPage))
 	add(http.MethodGet, "/status", plain(s.fleetStatus))
 	add(http.MethodGet, "/metrics", plain(s.metrics))
 	add(http.MethodGet, "/audit", plain(s.auditLog))
@@ -106,7 +107,7 @@ func (s *Server) routes() http.Handler {
 				return
 			}
 			setRoute(w, "/"+name+"/"+c.create)
-			s.serve(w, req, "", c.creator)
+			s.serve(w, req, "", s.counted(c.creator))
 		})
 		r.POST("/"+name+"/:id/:action", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			action := p.ByName("action")
@@ -135,9 +136,9 @@ func (s *Server) routes() http.Handler {
 	})
 }
 
-func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.writeError(w, r, &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"})
-}
+var errNoEndpoint = &engine.Error{Code: engine.NotFound, Message: "there is no such endpoint"}
+
+func (s *Server) notFound(w http.ResponseWriter, r *http.Request) { s.writeError(w, r, errNoEndpoint) }
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	s.writeError(w, r, &engine.Error{Code: engine.MethodNotAllowed, Message: "this endpoint does not accept that method; see the Allow header"})

@@ -37,7 +37,13 @@ type Server struct {
 	observer  Observer     // nil: nobody
 	access    hclog.Logger // nil: no line for each request
 	inFlight  atomic.Int64
-	confined  bool // the admin's calls are served by AdminHandler only
+	confined  bool        // the admin's calls are served by AdminHandler only
+	draining  atomic.Bool // Drain was called
+	// requests and admits are the requests in progress (Limit).
+	requests, admits chan struct{}
+	noDocs           bool
+	wrongKeys        *wrongKeys
+	https            bool // net/http changes its own configuration, also for plain HTTP
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
@@ -54,7 +60,9 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
 		outages: newOutages(log, s.Health),
 	}
+	srv.wrongKeys = newWrongKeys(log)
 	srv.SetAdminKey(adminKey)
+	srv.Limit(Edge{MaxRequests: mostRequests})
 	// A response can take as long as the longest operation. A client that does not read its
 	// response, or does not send its request, is disconnected. A re-key takes less time: it
 	// starts engines for 20 s, and then waits for its last rotation.
@@ -69,7 +77,7 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		ConnState:         srv.listener.state,
 		// OPTIONS * gets an ordinary response, with a request id.
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true}),
+		ErrorLog:                     errorLog(log),
 	}
 	return srv, nil
 }
@@ -104,7 +112,7 @@ func (s *Server) Limits() (connections, files int) { return s.listener.most, des
 
 // Serve handles requests until Shutdown.
 func (s *Server) Serve() error {
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.accept(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
@@ -120,6 +128,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	err := errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
 	s.outages.close()
+	s.wrongKeys.close()
 	return err
 }
 
@@ -141,9 +150,10 @@ func (s *Server) identify(next http.Handler) http.Handler {
 			id = strings.ToLower(rand.Text())
 		}
 		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client can retry, so the request does not wait for an unavailable store.
 		ctx, span := traces.StartRequest(r)
-		res := &response{ResponseWriter: w, span: span}
+		res := &response{ResponseWriter: w, span: span, draining: &s.draining}
 		r = r.WithContext(context.WithValue(link.FailFast(operation.WithRequestID(ctx, id)), responseKey{}, res))
 		defer s.begin(res, r)()
 		defer func() {

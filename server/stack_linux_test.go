@@ -57,7 +57,7 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 		}
 	})
 	cfg, err := config.Load(append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
 		"ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
 	}, vars...))
 	if err != nil {
@@ -72,7 +72,10 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- svc.Run(ctx) }()
-	transport := &http.Transport{}
+	transport, scheme := &http.Transport{ForceAttemptHTTP2: true}, "http"
+	if dir := filepath.Dir(cfg.TLSCertFile); cfg.TLSCertFile != "" {
+		scheme, transport.TLSClientConfig = "https", trusting(t, filepath.Join(dir, "ca.pem"))
+	}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		cancel()
@@ -80,12 +83,39 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 			t.Error(err)
 		}
 	})
-	a := &api{url: "http://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr, stack: stack, svc: svc}
+	a := &api{url: scheme + "://" + svc.Server.Addr().String(), http: &http.Client{Transport: transport}, consul: stack.ConsulAddr, stack: stack, svc: svc}
 	a.await(t, "/ready")
 	answer := a.call(t, "POST", "/products/register", `{"slug": "p", "display_name": "P"}`)
 	answer.want(t, 200, "")
 	a.key = answer.field("platform_api_key")
 	return a
+}
+
+// serve runs a service whose agents do not exist: nothing listens on port 1.
+func serve(t *testing.T, vars ...string) *service.Service {
+	t.Helper()
+	cfg, err := config.Load(append([]string{
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
+	}, vars...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = "http://127.0.0.1:1"
+	svc, err := service.New(t.Context(), cfg, service.Clients{NomadAddr: nobody, ConsulAddr: nobody, VaultAddr: nobody, VaultToken: "t"}, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return svc
 }
 
 // await waits until the path returns 200.

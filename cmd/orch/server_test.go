@@ -25,7 +25,7 @@ const (
 // good is a configuration whose agents do not exist: nothing listens on port 1.
 func good(more ...string) []string {
 	return append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine:1",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=" + providerKey, "VAULT_TOKEN=" + providerKey,
 		"NOMAD_ADDR=http://127.0.0.1:1", "CONSUL_HTTP_ADDR=127.0.0.1:1", "VAULT_ADDR=http://127.0.0.1:1",
 	}, more...)
@@ -180,9 +180,15 @@ func TestServerFewDescriptors(t *testing.T) {
 }
 
 // TestServerSecondSignal: after the first signal the server waits for a request that does
-// not end; after the second it does not.
+// not end, or for the end of the drain delay; after the second it does not.
 func TestServerSecondSignal(t *testing.T) {
-	cmd := command(t, good("ORCH_LOG_JSON=true"), "server")
+	for _, delay := range []string{"0", "600"} {
+		t.Run(delay, func(t *testing.T) { secondSignal(t, "ORCH_DRAIN_DELAY_S="+delay) })
+	}
+}
+
+func secondSignal(t *testing.T, delay string) {
+	cmd := command(t, good("ORCH_LOG_JSON=true", delay), "server")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

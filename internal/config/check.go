@@ -49,6 +49,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast := func(name string, v, min int) { bad(v >= min, name, "is %d; it must be at least %d", v, min) }
 
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
+	c.checkTLS(bad, unread["ORCH_ALLOW_HTTP"])
 	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
 	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
@@ -61,6 +62,8 @@ func (c *Config) check(unread map[string]bool) []error {
 	}
 	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
 		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
+	atLeast("ORCH_MAX_REQUESTS", c.MaxRequests, 1)
+	atLeast("ORCH_DRAIN_DELAY_S", c.DrainDelayS, 0)
 	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
 	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")
 

@@ -15,8 +15,12 @@ import (
 // Config is everything that an operator can set. The addresses and tokens of Nomad, Consul
 // and Vault are read by their own clients from their standard variables.
 type Config struct {
-	Addr     string `section:"The service" env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
-	AdminKey string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, at least 16 characters (either this or ORCH_ADMIN_KEY_FILE is required)"`
+	Addr            string `section:"The service" env:"ORCH_ADDR" envDefault:":8000" desc:"address to listen on"`
+	AllowHTTP       bool   `env:"ORCH_ALLOW_HTTP" envDefault:"false" desc:"serve plain HTTP on an address that other machines can reach, because something in front of the service ends TLS. On loopback plain HTTP is always allowed"`
+	TLSCertFile     string `env:"ORCH_TLS_CERT_FILE" desc:"certificate of the service with its chain, in PEM format; serves HTTPS (TLS 1.2 or newer, HTTP/2) instead of HTTP. Read again on SIGHUP and when the file changes, as are the next two; no connection is dropped"`
+	TLSKeyFile      string `env:"ORCH_TLS_KEY_FILE" desc:"key of that certificate, in PEM format"`
+	TLSClientCAFile string `env:"ORCH_TLS_CLIENT_CA_FILE" desc:"authorities of clients, in PEM format: every client must then show a certificate of one of them, on all endpoints. Default: clients need no certificate"`
+	AdminKey        string `env:"ORCH_ADMIN_KEY" json:"-" desc:"key of the admin endpoints, at least 16 characters (either this or ORCH_ADMIN_KEY_FILE is required)"`
 	// AdminKeyFile is read at the start and again on SIGHUP.
 	AdminKeyFile string `env:"ORCH_ADMIN_KEY_FILE" desc:"file with the admin key, instead of ORCH_ADMIN_KEY; read again on SIGHUP"`
 	LogLevel     string `env:"ORCH_LOG_LEVEL" envDefault:"info" desc:"trace, debug, info, warn or error"`
@@ -24,6 +28,9 @@ type Config struct {
 	AccessLog    bool   `env:"ORCH_ACCESS_LOG" envDefault:"true" desc:"write a log line for each request, at level info: its method, route, status, duration, product, request id and remote address"`
 	OpsAddr      string `env:"ORCH_OPS_ADDR" envDefault:"127.0.0.1:8001" desc:"address of the listener for operators: /metrics in Prometheus's format, Go's profiles below /debug/pprof/, and the admin's calls; off: no such listener. If the default address is in use, as by a second replica on one machine, the service warns and runs without this listener. An address that is set here and in use is an error. It serves plain HTTP, so an address that is not a loopback address is for private networks only"`
 	AdminOpsOnly bool   `env:"ORCH_ADMIN_ON_OPS_ONLY" envDefault:"false" desc:"serve the admin's calls on ORCH_OPS_ADDR only; on ORCH_ADDR they are unknown routes (404), as is any other call with an X-Admin-Key header. An address in use is then always an error"`
+	MaxRequests  int    `env:"ORCH_MAX_REQUESTS" envDefault:"10000" desc:"maximum number of concurrent requests of a replica; others get 503 OVERLOADED at once. As many admits of running engines are served in addition; /live, /ready, /health and /docs do not count"`
+	Docs         bool   `env:"ORCH_DOCS" envDefault:"true" desc:"serve the description of the API (/docs, /openapi.yaml)"`
+	DrainDelayS  int    `env:"ORCH_DRAIN_DELAY_S" envDefault:"5" desc:"after SIGTERM: how long calls are still served while /ready returns 503, in seconds; longer than a load balancer needs to notice"`
 
 	EngineImage    string   `section:"Engines" env:"ORCH_ENGINE_IMAGE" desc:"image of engines whose product's policy names none (required); with raw_exec, the name of a file in ORCH_ENGINE_BIN_DIR"`
 	EngineDriver   string   `env:"ORCH_ENGINE_DRIVER" envDefault:"docker" desc:"Nomad task driver: docker or raw_exec. mock_driver, which only development builds of Nomad have, runs no processes and is for measurements of scale"`

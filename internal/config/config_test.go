@@ -18,7 +18,7 @@ const adminKey = "admin-key-of-the-tests"
 
 // least returns the minimum configuration.
 func least(more ...string) []string {
-	return append([]string{"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=registry/engine:1"}, more...)
+	return append([]string{"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=registry/engine:1", "ORCH_ALLOW_HTTP=true"}, more...)
 }
 
 // mustLoad loads a configuration without mistakes.
@@ -45,6 +45,7 @@ var contractDefaults = map[string]string{
 	"ORCH_RESTART_MAX_ATTEMPTS":    "8",
 	"ORCH_RECONCILE_INTERVAL_S":    "60",
 	"ORCH_ORPHAN_GRACE_S":          "600",
+	"ORCH_DRAIN_DELAY_S":           "5",
 	"ORCH_CONSUL_PREFIX":           "orch/",
 }
 
@@ -70,7 +71,7 @@ func TestDefaultsAreTheContracts(t *testing.T) {
 func TestSetButEmptyIsUnset(t *testing.T) {
 	var empty []string
 	for _, v := range Variables() {
-		if v.Name != "ORCH_ADMIN_KEY" && v.Name != "ORCH_ENGINE_IMAGE" {
+		if v.Name != "ORCH_ADMIN_KEY" && v.Name != "ORCH_ALLOW_HTTP" && v.Name != "ORCH_ENGINE_IMAGE" {
 			empty = append(empty, v.Name+"=")
 		}
 	}
@@ -90,7 +91,9 @@ func TestEveryVariableIsRead(t *testing.T) {
 	writeFile(t, file, "job {}")
 	keyFile := t.TempDir() + "/key"
 	writeFile(t, keyFile, "an-admin-key-in-a-file\n")
+	cert, key := certificate(t)
 	values := map[string]string{
+		"ORCH_DOCS": "false", "ORCH_ALLOW_HTTP": "false", "ORCH_TLS_CERT_FILE": cert, "ORCH_TLS_KEY_FILE": key, "ORCH_TLS_CLIENT_CA_FILE": cert,
 		"ORCH_ADMIN_KEY_FILE": keyFile, "ORCH_DATABASE_URL": "postgres://host/db",
 		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true", "ORCH_ACCESS_LOG": "false", "ORCH_OPS_ADDR": "[::1]:0", "ORCH_ADMIN_ON_OPS_ONLY": "true",
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",
@@ -110,6 +113,16 @@ func TestEveryVariableIsRead(t *testing.T) {
 			vars := append(slices.Clone(common), v.Name+"="+value)
 			if v.Name == "ORCH_ADMIN_KEY_FILE" { // only one of the two may be set
 				vars = append(vars, "ORCH_ADMIN_KEY=")
+			}
+			switch v.Name {
+			case "ORCH_ALLOW_HTTP": // without it, an address on loopback is needed
+				vars = append(vars, "ORCH_ADDR=127.0.0.1:8000")
+			case "ORCH_TLS_CERT_FILE":
+				vars = append(vars, "ORCH_TLS_KEY_FILE="+key)
+			case "ORCH_TLS_KEY_FILE":
+				vars = append(vars, "ORCH_TLS_CERT_FILE="+cert)
+			case "ORCH_TLS_CLIENT_CA_FILE":
+				vars = append(vars, "ORCH_TLS_CERT_FILE="+cert, "ORCH_TLS_KEY_FILE="+key)
 			}
 			c := mustLoad(t, vars)
 			c.lookup = nil
@@ -165,7 +178,7 @@ func TestEngineLogs(t *testing.T) {
 // TestScheduler: the scheduler gets the configured values, in its units.
 func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
-		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
+		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ADDR=127.0.0.1:8000", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
 		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13", "ORCH_IDLE_TIMEOUT_S=17",
 		"ORCH_ENGINE_KEY_PROOF_PATH=/me",
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",

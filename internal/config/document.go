@@ -37,10 +37,12 @@ orch uses the usual Go client of each of these. Each client reads its own standa
 
 | Variable | Default | Meaning |
 |---|---|---|
-| ` + "`NOMAD_ADDR`, `NOMAD_TOKEN`, `NOMAD_CACERT`, `NOMAD_CLIENT_CERT`, `NOMAD_CLIENT_KEY`" + ` | ` + "`http://127.0.0.1:4646`" + ` | Nomad; the token has the policy in [deploy/nomad](../deploy/nomad/orch.policy.hcl) |
-| ` + "`CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_SSL`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`" + ` | ` + "`127.0.0.1:8500`" + ` | Consul; the token has the policy in [deploy/consul](../deploy/consul/orch.policy.hcl) |
-| ` + "`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_CACERT`, `VAULT_CLIENT_CERT`, `VAULT_CLIENT_KEY`" + ` | ` + "`https://127.0.0.1:8200`" + ` | Vault; the token has the policy in [deploy/vault](../deploy/vault/orch.policy.hcl), and is renewed while the service runs |
+| ` + "`NOMAD_ADDR`, `NOMAD_TOKEN`, `NOMAD_TOKEN_FILE`, `NOMAD_CACERT`, `NOMAD_CLIENT_CERT`, `NOMAD_CLIENT_KEY`" + ` | ` + "`http://127.0.0.1:4646`" + ` | Nomad; the token has the policy in [deploy/nomad](../deploy/nomad/orch.policy.hcl) |
+| ` + "`CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_SSL`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`" + ` | ` + "`127.0.0.1:8500`" + ` | Consul; the token has the policy in [deploy/consul](../deploy/consul/orch.policy.hcl) |
+| ` + "`VAULT_ADDR`, `VAULT_TOKEN`, `VAULT_TOKEN_FILE`, `VAULT_CACERT`, `VAULT_CLIENT_CERT`, `VAULT_CLIENT_KEY`" + ` | ` + "`https://127.0.0.1:8200`" + ` | Vault; the token has the policy in [deploy/vault](../deploy/vault/orch.policy.hcl), and is renewed while the service runs |
 | ` + "`sslmode`, `sslrootcert` in `ORCH_DATABASE_URL`, or `PGSSLMODE`, `PGSSLROOTCERT`" + ` | | TLS to PostgreSQL |
+
+The files of certificates, authorities and tokens are read again within 2 s of a change, and at once on SIGHUP. New connections then use the new ones; calls in progress are not interrupted. A token in a file (` + "`NOMAD_TOKEN_FILE`, `CONSUL_HTTP_TOKEN_FILE`, `VAULT_TOKEN_FILE`" + `) takes precedence over one in a variable. A file that cannot be used changes nothing, and is an ` + "`ERROR`" + ` in the log. Replace files atomically (` + "`mv`" + `), and revoke the old token or authority only after the log line ` + "`files were read again`" + `.
 
 The variables named in ` + "`ORCH_ENGINE_ENV_PASSTHROUGH`" + ` are read from the service's environment at its start and written to Vault; engines get them at their next start. The service does not start with a value that Nomad cannot pass on unchanged (longer than 65535 bytes including its name, quotes and escapes; not UTF-8; with a NUL), because Nomad would kill every running engine when it reads the value.
 `)

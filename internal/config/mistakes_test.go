@@ -24,6 +24,13 @@ var wrong = map[string][]string{
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},
 	"ORCH_AUDIT_RETENTION_DAYS":    {"0", "x"},
+	"ORCH_ALLOW_HTTP":              {"maybe"},
+	"ORCH_TLS_CERT_FILE":           {"/no/such/file"},
+	"ORCH_TLS_KEY_FILE":            {"/no/such/file"},
+	"ORCH_TLS_CLIENT_CA_FILE":      {"/no/such/file"},
+	"ORCH_MAX_REQUESTS":            {"0", "many"},
+	"ORCH_DOCS":                    {"maybe"},
+	"ORCH_DRAIN_DELAY_S":           {"-1", "5s"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},
 	"ORCH_ENGINE_IMAGE":            {"a b", "${node.unique.id}", "-x", "a\nb"},
@@ -104,7 +111,7 @@ func TestMistakeIsNamed(t *testing.T) {
 
 func TestRequired(t *testing.T) {
 	_, err := Load(nil)
-	if got, want := namesIn(err), []string{"ORCH_ADMIN_KEY", "ORCH_ENGINE_IMAGE"}; !slices.Equal(got, want) {
+	if got, want := namesIn(err), []string{"ORCH_ADMIN_KEY", "ORCH_ENGINE_IMAGE", "ORCH_TLS_CERT_FILE"}; !slices.Equal(got, want) {
 		t.Errorf("named %v, want %v: %v", got, want, err)
 	}
 	if _, err := Load(least("ORCH_ADMIN_KEY=sixteen-letters!")); err != nil {

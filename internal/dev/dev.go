@@ -130,7 +130,7 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 
 func settings(own map[string]string, adminKey, binDir, stateDir, namespace string, open bool) (*config.Config, error) {
 	vars := map[string]string{
-		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
+		"ORCH_ADDR": "127.0.0.1:8000", "ORCH_DRAIN_DELAY_S": "0", "ORCH_ADMIN_KEY": adminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_NOMAD_NAMESPACE": namespace,
 		"ORCH_ALLOW_OPEN_NOMAD":       strconv.FormatBool(open),
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),

@@ -23,6 +23,7 @@ const certLifetime = 90 * 24 * time.Hour
 // only.
 type authority struct {
 	dir  string
+	life time.Duration // of what it issues from now on; 0: certLifetime
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -66,6 +67,9 @@ func (a *authority) issue(name string, usage []x509.ExtKeyUsage, hosts ...string
 		return files, err
 	}
 	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, usage
+	if a.life > 0 {
+		template.NotAfter = time.Now().Add(a.life)
+	}
 	for _, host := range hosts {
 		if ip := net.ParseIP(host); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)

@@ -80,6 +80,12 @@ func (l *Link) Name() string { return l.kind.Name }
 // Close ends the link's own work, and closes its idle connections.
 func (l *Link) Close() {
 	l.circuit.Close()
+	l.CloseIdle()
+}
+
+// CloseIdle closes the connections that no call is using. Calls in progress are not
+// affected.
+func (l *Link) CloseIdle() {
 	for _, t := range []*http.Transport{l.short, l.long, l.probe} {
 		if t != nil {
 			t.CloseIdleConnections()

@@ -10,14 +10,16 @@ import (
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/preflight"
+	"github.com/septemberai/orch/internal/reload"
 )
 
 // Check tries everything that the service needs from its stores and their agents, without
 // serving. Its error is a mistake in the configuration.
 func Check(ctx context.Context, cfg *config.Config, clients Clients) ([]preflight.Result, error) {
-	n, toNomad, nerr := nomadClient(clients)
-	c, ask, toConsul, cerr := consulClient(clients)
-	v, toVault, verr := vaultClient(clients)
+	files := reload.New(hclog.NewNullLogger()) // which are read once
+	n, toNomad, nerr := nomadClient(clients, files)
+	c, ask, toConsul, cerr := consulClient(clients, files)
+	v, toVault, verr := vaultClient(clients, files)
 	for _, l := range []*link.Link{toNomad, toConsul, toVault} {
 		if l != nil {
 			defer l.Close()

@@ -21,6 +21,7 @@ import (
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/reload"
 	"github.com/septemberai/orch/registry"
 )
 
@@ -39,13 +40,14 @@ type Clients struct {
 // addresses, because one may contain a password.
 func CheckClients() error {
 	var errs []error
+	files := reload.New(hclog.NewNullLogger())
 	for _, client := range []struct {
 		address string
 		make    func() (*link.Link, error)
 	}{
-		{"NOMAD_ADDR", func() (*link.Link, error) { _, l, err := nomadClient(Clients{}); return l, err }},
-		{"CONSUL_HTTP_ADDR", func() (*link.Link, error) { _, _, l, err := consulClient(Clients{}); return l, err }},
-		{"VAULT_ADDR", func() (*link.Link, error) { _, l, err := vaultClient(Clients{}); return l, err }},
+		{"NOMAD_ADDR", func() (*link.Link, error) { _, l, err := nomadClient(Clients{}, files); return l, err }},
+		{"CONSUL_HTTP_ADDR", func() (*link.Link, error) { _, _, l, err := consulClient(Clients{}, files); return l, err }},
+		{"VAULT_ADDR", func() (*link.Link, error) { _, l, err := vaultClient(Clients{}, files); return l, err }},
 	} {
 		if address := os.Getenv(client.address); address != "" && !isAddress(address) {
 			errs = append(errs, fmt.Errorf("%s: must be an address, as in http://127.0.0.1:8500", client.address))
@@ -83,8 +85,9 @@ func newTransport() *http.Transport {
 	return t
 }
 
-// nomadClient returns a client of Nomad, and the link that it uses.
-func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
+// nomadClient returns a client of Nomad, whose certificates and token are read again by
+// files, and the link that it uses.
+func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, error) {
 	cfg, t := nomad.DefaultConfig(), newTransport()
 	if at.NomadAddr != "" {
 		cfg.Address = at.NomadAddr
@@ -96,7 +99,13 @@ func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
 		cfg.TLSConfig.CACert, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey = at.CACert, at.ClientCert, at.ClientKey
 	}
 	cfg.HttpClient = &http.Client{Transport: t}
-	if err := nomad.ConfigureTLS(cfg.HttpClient, cfg.TLSConfig); err != nil {
+	paths := []string{cfg.TLSConfig.CACert, cfg.TLSConfig.CAPath, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey}
+	certs, err := secure(t, files, "NOMAD_CACERT, NOMAD_CAPATH, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY", paths, func() (*tls.Config, error) {
+		fresh := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
+		err := nomad.ConfigureTLS(&http.Client{Transport: fresh}, cfg.TLSConfig)
+		return fresh.TLSClientConfig, err
+	})
+	if err != nil {
 		return nil, nil, fmt.Errorf("NOMAD_ variables: %w", err)
 	}
 	c, err := nomad.NewClient(cfg)
@@ -109,7 +118,13 @@ func nomadClient(at Clients) (*nomad.Client, *link.Link, error) {
 	}
 	t.DisableCompression = true
 	l := link.New(link.Nomad(host), t)
-	cfg.HttpClient.Transport = unpacked{l}
+	certs.link.Store(l)
+	to, err := withToken(l, files, nomadTokenFile, "X-Nomad-Token")
+	if err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	cfg.HttpClient.Transport = unpacked{to}
 	return c, l, nil
 }
 
@@ -138,7 +153,7 @@ func (b wholeBody) Close() error {
 
 // consulClient returns a client of Consul, a function for requests that the client does not
 // know, and the link that both use.
-func consulClient(at Clients) (*consul.Client, consulAsk, *link.Link, error) {
+func consulClient(at Clients, files *reload.Watcher) (*consul.Client, consulAsk, *link.Link, error) {
 	t := newTransport()
 	cfg := consul.DefaultConfigWithLogger(hclog.NewNullLogger())
 	if at.ConsulAddr != "" {
@@ -154,7 +169,7 @@ func consulClient(at Clients) (*consul.Client, consulAsk, *link.Link, error) {
 	// few rows.
 	t.DisableCompression = true
 	t.TLSClientConfig = nil // otherwise the client would not set its own
-	cfg.Transport = t
+	cfg.Transport, cfg.TokenFile = t, ""
 	c, err := consul.NewClient(cfg)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
@@ -164,8 +179,25 @@ func consulClient(at Clients) (*consul.Client, consulAsk, *link.Link, error) {
 	if made, ok := cfg.HttpClient.Transport.(*http.Transport); ok {
 		t = made
 	}
+	paths := []string{cfg.TLSConfig.CAFile, cfg.TLSConfig.CAPath, cfg.TLSConfig.CertFile, cfg.TLSConfig.KeyFile}
+	certs, err := secure(t, files, "CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", paths, func() (*tls.Config, error) {
+		c, err := consul.SetupTLSConfig(&cfg.TLSConfig)
+		if err == nil {
+			c.MinVersion = tls.VersionTLS12
+		}
+		return c, err
+	})
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("CONSUL_ variables: %w", err)
+	}
 	l := link.New(link.Consul, t)
-	cfg.HttpClient.Transport = registry.RawAnswers(l)
+	certs.link.Store(l)
+	to, err := withToken(l, files, consulTokenFile, "X-Consul-Token")
+	if err != nil {
+		l.Close()
+		return nil, nil, nil, err
+	}
+	cfg.HttpClient.Transport = registry.RawAnswers(to)
 	return c, askConsul(cfg), l, nil
 }
 
@@ -202,21 +234,46 @@ func askConsul(cfg *consul.Config) consulAsk {
 	}
 }
 
-func vaultClient(at Clients) (*vault.Client, *link.Link, error) {
-	cfg, t := vault.DefaultConfig(), newTransport()
+// vaultConfig is the configuration of Vault's client, with its files as they are now.
+func vaultConfig(at Clients) (*vault.Config, error) {
+	cfg := vault.DefaultConfig()
 	if cfg.Error != nil {
-		return nil, nil, fmt.Errorf("VAULT_ variables: %w", cfg.Error)
+		return nil, cfg.Error
 	}
 	if at.CACert != "" {
-		if err := cfg.ConfigureTLS(&vault.TLSConfig{CACert: at.CACert, ClientCert: at.ClientCert, ClientKey: at.ClientKey}); err != nil {
-			return nil, nil, fmt.Errorf("the way to Vault: %w", err)
-		}
+		err := cfg.ConfigureTLS(&vault.TLSConfig{CACert: at.CACert, ClientCert: at.ClientCert, ClientKey: at.ClientKey})
+		return cfg, err
 	}
-	if own, ok := cfg.HttpClient.Transport.(*http.Transport); ok && own.TLSClientConfig != nil {
-		t.TLSClientConfig = own.TLSClientConfig.Clone()
-		t.TLSClientConfig.NextProtos = nil // Vault's client offers HTTP/2
+	return cfg, nil
+}
+
+func vaultClient(at Clients, files *reload.Watcher) (*vault.Client, *link.Link, error) {
+	t := newTransport()
+	cfg, err := vaultConfig(at)
+	if err != nil {
+		return nil, nil, fmt.Errorf("VAULT_ variables: %w", err)
+	}
+	paths := []string{at.CACert, at.ClientCert, at.ClientKey}
+	if at.CACert == "" {
+		paths = []string{os.Getenv(vault.EnvVaultCACert), os.Getenv(vault.EnvVaultCAPath), os.Getenv(vault.EnvVaultClientCert), os.Getenv(vault.EnvVaultClientKey)}
+	}
+	certs, err := secure(t, files, "VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY", paths, func() (*tls.Config, error) {
+		fresh, err := vaultConfig(at)
+		if err != nil {
+			return nil, err
+		}
+		c := &tls.Config{MinVersion: tls.VersionTLS12}
+		if own, ok := fresh.HttpClient.Transport.(*http.Transport); ok && own.TLSClientConfig != nil {
+			c = own.TLSClientConfig.Clone()
+			c.NextProtos = nil // Vault's client offers HTTP/2
+		}
+		return c, nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("VAULT_ variables: %w", err)
 	}
 	l := link.New(link.Vault, t)
+	certs.link.Store(l)
 	cfg.HttpClient.Transport = l
 	if at.VaultAddr != "" {
 		cfg.Address = at.VaultAddr
@@ -230,6 +287,14 @@ func vaultClient(at Clients) (*vault.Client, *link.Link, error) {
 	}
 	if at.VaultToken != "" {
 		c.SetToken(at.VaultToken)
+	}
+	if file := os.Getenv(vaultTokenFile); file != "" {
+		token, err := reload.Token(file)
+		if err != nil {
+			l.Close()
+			return nil, nil, fmt.Errorf("%s: %w", vaultTokenFile, err)
+		}
+		c.SetToken(token)
 	}
 	return c, l, nil
 }

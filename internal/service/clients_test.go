@@ -11,9 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	vault "github.com/hashicorp/vault/api"
 
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/reload"
 )
 
 // TestClientsTrustTheirOwnCA: each client uses the TLS settings in its own variables,
@@ -35,7 +37,7 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 		ask         func() error
 	}{
 		"Nomad": {"NOMAD_ADDR", "NOMAD_CACERT", func() error {
-			c, l, err := nomadClient(Clients{})
+			c, l, err := nomadClient(Clients{}, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				defer l.Close()
 				_, err = c.Status().Leader()
@@ -43,7 +45,7 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 			return err
 		}},
 		"Consul": {"CONSUL_HTTP_ADDR", "CONSUL_CACERT", func() error {
-			c, _, l, err := consulClient(Clients{})
+			c, _, l, err := consulClient(Clients{}, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				defer l.Close()
 				_, err = c.Status().Leader()
@@ -51,7 +53,7 @@ func TestClientsTrustTheirOwnCA(t *testing.T) {
 			return err
 		}},
 		"Vault": {"VAULT_ADDR", "VAULT_CACERT", func() error {
-			c, l, err := vaultClient(Clients{})
+			c, l, err := vaultClient(Clients{}, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				defer l.Close()
 				var resp *vault.Response
@@ -85,7 +87,7 @@ func TestConsulDoesNotPack(t *testing.T) {
 		_, _ = w.Write([]byte(`"127.0.0.1:1"`))
 	}))
 	defer srv.Close()
-	c, _, l, err := consulClient(Clients{ConsulAddr: srv.URL})
+	c, _, l, err := consulClient(Clients{ConsulAddr: srv.URL}, reload.New(hclog.NewNullLogger()))
 	if err == nil {
 		defer l.Close()
 		_, err = c.Status().Leader()
@@ -167,21 +169,21 @@ func TestClientsIdentifyThemselves(t *testing.T) {
 	}
 	for store, ask := range map[string]func() (*link.Link, error){
 		"nomad": func() (*link.Link, error) {
-			c, l, err := nomadClient(at)
+			c, l, err := nomadClient(at, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				_, err = c.Status().Leader()
 			}
 			return l, err
 		},
 		"consul": func() (*link.Link, error) {
-			c, _, l, err := consulClient(at)
+			c, _, l, err := consulClient(at, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				_, err = c.Status().Leader()
 			}
 			return l, err
 		},
 		"vault": func() (*link.Link, error) {
-			c, l, err := vaultClient(at)
+			c, l, err := vaultClient(at, reload.New(hclog.NewNullLogger()))
 			if err == nil {
 				var resp *vault.Response
 				if resp, err = c.Logical().ReadRaw("sys/seal-status"); resp != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -17,6 +18,7 @@ import (
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/internal/preflight"
+	"github.com/septemberai/orch/internal/reload"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -32,6 +34,9 @@ type Service struct {
 	// New sets it to the duration of the longest operation. Operations that have not
 	// finished by then are interrupted as by a crash, and another replica finishes them.
 	Drain time.Duration
+	// DrainDelay is how long Run still serves after its context has ended, while /ready
+	// returns 503 (ORCH_DRAIN_DELAY_S).
+	DrainDelay time.Duration
 
 	vault   *secrets.Vault
 	audit   *audit.Log
@@ -39,9 +44,10 @@ type Service struct {
 	ops     *ops.Listener    // nil: there is none
 	metrics *ops.Metrics
 	log     hclog.Logger
-	// adminKeyFile is the file that ReloadAdminKey reads; empty: none.
+	// adminKeyFile is the file that Reload reads; empty: none.
 	adminKeyFile string
 	links        []*link.Link
+	files        *reload.Watcher
 	rights       *rights
 }
 
@@ -50,23 +56,26 @@ const openAudit = 30 * time.Second
 
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
-	svc := &Service{log: log, adminKeyFile: cfg.AdminKeyFile, metrics: ops.NewMetrics()}
+	svc := &Service{
+		log: log, files: reload.New(log.Named("files")), adminKeyFile: cfg.AdminKeyFile, metrics: ops.NewMetrics(),
+		DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second,
+	}
 	defer func() {
 		if err != nil {
 			svc.closeLinks()
 		}
 	}()
-	n, toNomad, err := nomadClient(clients)
+	n, toNomad, err := nomadClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
 	svc.links = append(svc.links, toNomad)
-	c, ask, toConsul, err := consulClient(clients)
+	c, ask, toConsul, err := consulClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
 	svc.links = append(svc.links, toConsul)
-	v, toVault, err := vaultClient(clients)
+	v, toVault, err := vaultClient(clients, svc.files)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +85,9 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	rows, nodes := registry.New(c, cfg.ConsulPrefix), cluster.New(n, cfg.NomadNamespace, cfg.VolumePlugin, log.Named("cluster"))
 	keys := secrets.New(v, cfg.VaultMount)
+	if err := vaultToken(keys, svc.files); err != nil {
+		return nil, err
+	}
 	opts := cfg.Scheduler()
 	opts.Observer = svc.metrics
 	if len(opts.ProviderKeys) > 0 {
@@ -108,6 +120,13 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
 		return nil, errors.Join(err, svc.ops.Close(), svc.audit.Close())
 	}
+	secure, err := serverTLS(cfg, svc.files)
+	if err != nil {
+		return nil, errors.Join(err, svc.Server.Close(), svc.ops.Close(), svc.audit.Close())
+	}
+	svc.Server.UseTLS(secure)
+	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs})
+	svc.warnOfAdminKeyFile()
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	svc.Server.Observe(svc.metrics)
 	if cfg.AccessLog {
@@ -117,11 +136,17 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	return svc, nil
 }
 
-// ReloadAdminKey reads the admin key's file again. If there is none, or its content is
+// Reload reads again what is in files: the admin key, certificates and tokens.
+func (s *Service) Reload() {
+	s.reloadAdminKey()
+	s.files.Reload()
+}
+
+// reloadAdminKey reads the admin key's file again, if there is one. If its content is
 // invalid, the key stays as it is.
-func (s *Service) ReloadAdminKey() {
+func (s *Service) reloadAdminKey() {
 	if s.adminKeyFile == "" {
-		s.log.Warn("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
+		s.log.Info("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
 		return
 	}
 	key, err := config.ReadAdminKey(s.adminKeyFile)
@@ -129,18 +154,32 @@ func (s *Service) ReloadAdminKey() {
 		s.log.Error("SIGHUP: ORCH_ADMIN_KEY_FILE cannot be used; the admin key stays as it is", "error", err)
 		return
 	}
+	s.warnOfAdminKeyFile()
 	s.Server.SetAdminKey(key)
 	s.log.Info("the admin key was read again")
 }
 
-// Run serves until ctx ends, then stops accepting connections, finishes what is in
-// progress, and destroys the replica's session. It returns early if serving fails or the
+// warnOfAdminKeyFile logs that every user of the machine can read the admin key.
+func (s *Service) warnOfAdminKeyFile() {
+	if s.adminKeyFile == "" {
+		return
+	}
+	if info, err := os.Stat(s.adminKeyFile); err == nil && info.Mode().Perm()&0o004 != 0 {
+		s.log.Warn("every user of this machine can read the admin key: take that right away from the file in ORCH_ADMIN_KEY_FILE (chmod o-r), unless its directory is closed to others", "mode", info.Mode().Perm().String())
+	}
+}
+
+// Run serves until ctx ends. Then it reports that it is not ready, serves on for DrainDelay,
+// stops accepting connections, finishes what is in progress, and destroys the replica's
+// session. It returns early if serving fails or the
 // engine's job file cannot be used.
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	scheduled, served, renewed, logged, operated, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
+	watched := make(chan struct{})
+	go func() { defer close(watched); s.files.Run(work) }()
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
 	go func() { defer close(logged); s.audit.Run(logging) }()
@@ -150,21 +189,29 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { defer close(operated); s.ops.Serve(s.metrics.Handler(), s.Server.AdminHandler()) }()
 	go func() { defer close(tried); s.rights.run(work) }()
 	connections, files := s.Server.Limits()
-	s.log.Info("listening", "addr", s.Server.Addr().String(), "ops_addr", s.OpsAddr(), "max_connections", connections, "open_files", files)
+	s.log.Info("listening", "addr", s.Server.Addr().String(), "tls", s.Server.TLS(), "ops_addr", s.OpsAddr(), "max_connections", connections, "open_files", files)
 
 	var err error
 	running := true
-	select {
-	case <-ctx.Done():
-	case err = <-served:
-	case err = <-scheduled:
-		running = false
+	for stop, delay := ctx.Done(), (<-chan time.Time)(nil); stop != nil || delay != nil; {
+		select {
+		case <-stop:
+			s.log.Info("stopping: not ready any more, but still serving", "for", s.DrainDelay.String())
+			s.Server.Drain()
+			stop, delay = nil, time.After(s.DrainDelay)
+			s.retire(work)
+		case <-delay:
+			delay = nil
+		case err = <-served:
+			stop, delay = nil, nil
+		case err = <-scheduled:
+			running, stop, delay = false, nil, nil
+		}
 	}
 	grace, cancel := context.WithTimeout(work, s.Drain)
 	defer cancel()
 	if err == nil {
 		s.log.Info("stopping: finishing requests and operations in progress", "at_most", s.Drain.String())
-		s.Scheduler.Retire(grace)
 		if err = s.Server.Shutdown(grace); errors.Is(err, context.DeadlineExceeded) {
 			s.log.Warn("interrupting requests and operations that are still in progress")
 			err = nil
@@ -178,6 +225,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
+	<-watched
 	<-tried
 	err = errors.Join(err, s.ops.Close())
 	<-operated
@@ -189,6 +237,13 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.closeLinks()
 	return err
+}
+
+// retire gives up the lead, so that another replica leads at once.
+func (s *Service) retire(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.Drain)
+	defer cancel()
+	s.Scheduler.Retire(ctx)
 }
 
 func (s *Service) closeLinks() {

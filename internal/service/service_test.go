@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func newService(t *testing.T, log hclog.Logger, vars ...string) (*Service, error) {
 	t.Helper()
 	cfg, err := config.Load(append([]string{
-		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=admin-key-of-the-tests", "ORCH_ENGINE_IMAGE=engine:1",
 		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
 	}, vars...))
 	if err != nil {

@@ -89,12 +89,40 @@ func TestOrchJob(t *testing.T) {
 			t.Errorf("kill_timeout is %s, the longest operation takes %s", got, want)
 		}
 	})
+	t.Run("NewSecret", func(t *testing.T) {
+		job, _, err := nc.Jobs().Info(orchJob, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, template := range job.TaskGroups[0].Tasks[0].Templates {
+			if mode := *template.ChangeMode; mode == "restart" {
+				t.Errorf("a change of %s restarts all replicas without regard to each other", *template.DestPath)
+			}
+		}
+		if n := *job.TaskGroups[0].Update.MaxParallel; n != 1 {
+			t.Errorf("an update replaces %d replicas at a time", n)
+		}
+		first := runningAlloc(t, nc, "")
+		old := *admin
+		admin.AdminKey = "the next key, " + rand.Text()
+		secret["ORCH_ADMIN_KEY"] = admin.AdminKey
+		cli.putSecrets(secret)
+		cli.run(nil, append([]string{"job", "run", "-detach", "-var=generation=2"}, args...)...)
+		harness.Eventually(t, "the next generation serves", func() error {
+			return harness.ErrOf(admin.Products(t.Context()))
+		})
+		harness.WantCode(t, harness.ErrOf(old.Products(t.Context())), 401, "INVALID_ADMIN_KEY")
+		a, _, err := nc.Allocations().Info(first, nil)
+		if err != nil || a.TaskStates[orchJob].Restarts != 0 {
+			t.Errorf("the first replica was restarted: %+v, %v", a.TaskStates[orchJob], err)
+		}
+	})
 	t.Run("Update", func(t *testing.T) {
 		first := runningAlloc(t, nc, "")
 		makeVaultRole(t)
 		delete(secret, "VAULT_TOKEN") // otherwise the restart would prove nothing
 		cli.putSecrets(secret)
-		cli.run(nil, append([]string{"job", "run", "-detach", "-var=vault_role=" + orchJob}, args...)...)
+		cli.run(nil, append([]string{"job", "run", "-detach", "-var=generation=2", "-var=vault_role=" + orchJob}, args...)...)
 		harness.Eventually(t, "another replica is ready", func() error {
 			if id := runningAlloc(t, nc, first); id == "" {
 				return fmt.Errorf("no allocation but %s runs", first)
@@ -149,7 +177,7 @@ func orchJobArgs(t *testing.T, port string, secret map[string]string) []string {
 	}
 	vars := map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
-		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2",
+		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2", "ORCH_DRAIN_DELAY_S": "0",
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY", "ORCH_CONSUL_PREFIX": prefix, "ORCH_NOMAD_NAMESPACE": harness.Shared.Namespace,
 		"ORCH_ALLOW_OPEN_NOMAD": strconv.FormatBool(access.Open()),
 	}

@@ -119,12 +119,12 @@ func TestAdminKeyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	write("short")
-	r.ReloadAdminKey()
+	r.Reload()
 	if err := works("the-first-admin-key"); err != nil {
 		t.Error(err)
 	}
 	write("the-second-admin-key")
-	r.ReloadAdminKey()
+	r.Reload()
 	if err := works("the-second-admin-key"); err != nil {
 		t.Error(err)
 	}

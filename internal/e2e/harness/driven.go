@@ -23,6 +23,7 @@ var drivenByCode = map[string]string{
 	"BACKEND_UNAVAILABLE":    "outages",
 	"ENGINE_ALREADY_RUNNING": "lifecycle",
 	"ENGINE_QUARANTINED":     "recovery",
+	"OVERLOADED":             "outages",
 	"PORT_EXHAUSTION":        "lifecycle",
 	"RATE_LIMITED":           "admission",
 	"RECORD_UNREADABLE":      "recovery",

@@ -290,7 +290,7 @@ func TestForeignMount(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(limited, orch, "server")
 			cmd.Env = append(access.Environ(),
-				"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+harness.FreeAddr(t), "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY="+harness.AdminKey, "ORCH_DATABASE_URL=sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
+				"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+harness.FreeAddr(t), "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY="+harness.AdminKey, "ORCH_DATABASE_URL=sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
 				"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+harness.BinDir, "ORCH_CONSUL_PREFIX="+tc.prefix, "ORCH_VAULT_MOUNT="+mount,
 				"ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY=of-a-stranger", "ORCH_NOMAD_NAMESPACE="+harness.Shared.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 			)

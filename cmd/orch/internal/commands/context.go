@@ -9,6 +9,7 @@ import (
 
 	"github.com/posener/complete"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
@@ -152,6 +153,23 @@ func (k *keyFlags) source(env *cmdline.Env) (source, error) {
 	return source{Env: k.env}, nil
 }
 
+// checkTLS makes the paths absolute, and returns an error if a file cannot be used.
+func checkTLS(files *client.TLS) error {
+	for _, path := range []*string{&files.CACert, &files.ClientCert, &files.ClientKey} {
+		if *path != "" {
+			abs, err := filepath.Abs(*path)
+			if err != nil {
+				return err
+			}
+			*path = abs
+		}
+	}
+	if _, err := files.HTTPClient(); err != nil {
+		return cmdline.Wrong("-ca-cert-file, -client-cert-file, -client-key-file: %v", err)
+	}
+	return nil
+}
+
 func contextAdd(env *cmdline.Env) *cmdline.Command {
 	p := &profile{}
 	platform, admin := keyFlags{name: "platform-key"}, keyFlags{name: "admin-key"}
@@ -166,14 +184,18 @@ given on the command line.
 		Examples: []string{
 			"orch context add -address http://127.0.0.1:8000 dev",
 			"orch context add -address https://orch.example.com -product acme -platform-key-file ~/.keys/acme production",
+			"orch context add -address https://orch.example.com -ca-cert-file ~/.orch/ca.pem -client-cert-file ~/.orch/me.pem -client-key-file ~/.orch/me-key.pem locked",
 			"orch context add -address https://orch.example.com -admin-key-env ORCH_PRODUCTION_ADMIN_KEY production-admin",
 		},
-		Predict: map[string]complete.Predictor{"platform-key-file": complete.PredictFiles("*"), "admin-key-file": complete.PredictFiles("*")},
+		Predict: map[string]complete.Predictor{"platform-key-file": complete.PredictFiles("*"), "admin-key-file": complete.PredictFiles("*"), "ca-cert-file": complete.PredictFiles("*"), "client-cert-file": complete.PredictFiles("*"), "client-key-file": complete.PredictFiles("*")},
 		Flags: func(f *flag.FlagSet) {
 			f.StringVar(&p.Address, "address", defaultURL, "the `URL` of the service")
 			f.StringVar(&p.Product, "product", "", "the `product`, by slug or id, of admin commands that name none")
 			platform.register(f, "platform key (without any key: "+platformVar+")")
 			admin.register(f, "admin key (without any key: "+adminVar+")")
+			f.StringVar(&p.TLS.CACert, "ca-cert-file", "", "a `file` with the authorities of the service's certificate, in PEM format (without any file for TLS: "+caVar+")")
+			f.StringVar(&p.TLS.ClientCert, "client-cert-file", "", "a `file` with a client certificate, in PEM format (without any file for TLS: "+certVar+")")
+			f.StringVar(&p.TLS.ClientKey, "client-key-file", "", "a `file` with its key (without any file for TLS: "+certKeyVar+")")
 			f.BoolVar(&replace, "replace", false, "replace the context of this name, if it exists")
 		},
 		Run: func(_ context.Context, c *cmdline.Call) (err error) {
@@ -185,6 +207,9 @@ given on the command line.
 				return err
 			}
 			if p.AdminKey, err = admin.source(env); err != nil {
+				return err
+			}
+			if err := checkTLS(&p.TLS); err != nil {
 				return err
 			}
 			var used bool
@@ -208,6 +233,8 @@ given on the command line.
 			t.Fact("Product", p.Product)
 			t.Fact("Platform key", p.PlatformKey)
 			t.Fact("Admin key", p.AdminKey)
+			t.Fact("Authorities", p.TLS.CACert)
+			t.Fact("Client certificate", p.TLS.ClientCert)
 			if !used {
 				t.Row("In use", "no; orch context use "+name)
 			}

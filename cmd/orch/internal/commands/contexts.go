@@ -14,6 +14,7 @@ import (
 
 	"github.com/posener/complete"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/cmdline"
 )
 
@@ -30,6 +31,8 @@ type profile struct {
 	Product     string `json:"product,omitempty"` // slug or id
 	PlatformKey source `json:"platform_key,omitzero"`
 	AdminKey    source `json:"admin_key,omitzero"`
+	// TLS names files, which the context does not contain.
+	TLS client.TLS `json:"tls,omitzero"`
 }
 
 // namesNoKey reports whether the keys come from the default environment variables.

@@ -11,7 +11,9 @@ func Document() string {
 ## Which service, and which key
 A command calls the service at the first of these that is set: ` + "`-address`" + `, ` + "`ORCH_URL`" + `, the address in the selected context, ` + "`http://127.0.0.1:8000`" + `. The product's platform key is in ` + "`ORCH_PLATFORM_KEY`" + ` and the admin key in ` + "`ORCH_ADMIN_KEY`" + `, unless a context names another source. A key is never given on the command line, where other users of the machine could see it.
 
-A context names a service to call: its address, a product, and the sources of the keys:
+For a service whose certificate is of a private authority, ` + "`" + `ORCH_CACERT` + "`" + ` names a file with that authority, in PEM format. If the service requires client certificates, ` + "`" + `ORCH_CLIENT_CERT` + "`" + ` and ` + "`" + `ORCH_CLIENT_KEY` + "`" + ` name the files of one. A context can name its own.
+
+A context names a service to call: its address, a product, the sources of the keys, and the files for TLS:
 
 ` + "```sh" + `
 orch context add -address https://orch.example.com -product acme -platform-key-file ~/.keys/acme production

@@ -26,17 +26,18 @@ func server(*cmdline.Env) *cmdline.Command {
 	check := false
 	return &cmdline.Command{
 		Name: "server", Synopsis: "Run the service",
-		About: `Run one replica of the service until SIGINT or SIGTERM; then it stops accepting
+		About: `Run one replica of the service until SIGINT or SIGTERM. Then /ready returns 503
+for ORCH_DRAIN_DELAY_S while calls are still served; afterwards it stops accepting
 connections, finishes what is in progress, and exits. A second SIGINT or SIGTERM
 ends the process at once; another replica, or the next start, finishes operations in
-progress. SIGHUP reads ORCH_ADMIN_KEY_FILE again. The service is configured by
-environment variables: docs/configuration.md and "orch server -help" list them.
+progress. SIGHUP reads files again (admin key, certificates, tokens). The service is configured
+by environment variables: docs/configuration.md and "orch server -help" list them.
 
 With -check, nothing is served: the configuration, the connections, each right that the
 service needs in Nomad, Consul and Vault, the settings of the nodes' agents and the audit
 log's database are checked, and what is missing is listed with its remedy.`,
 		Examples: []string{
-			"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 orch server",
+			"ORCH_ADMIN_KEY_FILE=/etc/orch/admin-key ORCH_ENGINE_IMAGE=registry.example.com/engine:1.4 \\\n    ORCH_TLS_CERT_FILE=/etc/orch/tls.pem ORCH_TLS_KEY_FILE=/etc/orch/tls-key.pem orch server",
 			"orch server -check",
 		},
 		Flags: func(f *flag.FlagSet) {
@@ -68,6 +69,8 @@ func settings() string {
 The addresses of Nomad, Consul and Vault are in their clients' own variables:
 NOMAD_ADDR, NOMAD_TOKEN, CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, VAULT_ADDR,
 VAULT_TOKEN, and the TLS variables (NOMAD_CACERT, CONSUL_CACERT, VAULT_CACERT, ...).
+Tokens may be in files: NOMAD_TOKEN_FILE, CONSUL_HTTP_TOKEN_FILE, VAULT_TOKEN_FILE. Files
+are read again when they change.
 
 GOGC is Go's own variable: how much the heap may grow before a garbage collection,
 in percent of the memory in use (default 100). A higher value needs more memory, but
@@ -93,7 +96,7 @@ func serve(ctx context.Context) error {
 		return cmdline.ConfiguredWrongly(err)
 	}
 	if err == nil {
-		stopReloads := onHangup(svc.ReloadAdminKey)
+		stopReloads := onHangup(svc.Reload)
 		tellManager(log, daemon.SdNotifyReady) // it listens
 		defer context.AfterFunc(ctx, func() { tellManager(log, daemon.SdNotifyStopping) })()
 		err = svc.Run(ctx)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strings"
 	"syscall"
@@ -101,7 +100,7 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 			}
 			in.client, err = in.target.client(c.Env, needs)
 			if err == nil {
-				in.client.HTTP = &http.Client{Timeout: in.timeout}
+				in.client.HTTP.Timeout = in.timeout
 			}
 			return err
 		},

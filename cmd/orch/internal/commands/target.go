@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -16,6 +17,9 @@ const (
 	urlVar      = "ORCH_URL"
 	platformVar = "ORCH_PLATFORM_KEY"
 	adminVar    = "ORCH_ADMIN_KEY"
+	caVar       = "ORCH_CACERT"
+	certVar     = "ORCH_CLIENT_CERT"
+	certKeyVar  = "ORCH_CLIENT_KEY"
 	defaultURL  = "http://127.0.0.1:8000"
 )
 
@@ -46,15 +50,19 @@ type target struct {
 	address         string
 	product         string // of admin commands that name none; may be empty
 	platform, admin source
+	tls             client.TLS
 }
 
 // choose finds the service to call. A named context takes precedence over the environment,
 // and the environment over the selected context. A key is only sent to the service that it
 // is for: an address from -address or the environment never gets the keys of the selected
 // context, and a context that names one key never takes the other one from the environment.
+// The same holds for the files for TLS.
 func choose(env *cmdline.Env, c choice) (*target, error) {
 	ofEnviron := [2]source{{Env: platformVar}, {Env: adminVar}}
 	t := &target{address: cmp.Or(c.address, env.Getenv(urlVar)), platform: ofEnviron[0], admin: ofEnviron[1]}
+	tlsOfEnviron := client.TLS{CACert: env.Getenv(caVar), ClientCert: env.Getenv(certVar), ClientKey: env.Getenv(certKeyVar)}
+	t.tls = tlsOfEnviron
 	if c.context != "" || t.address == "" {
 		all, err := readContexts(env)
 		if err != nil {
@@ -65,7 +73,10 @@ func choose(env *cmdline.Env, c choice) (*target, error) {
 			if err != nil {
 				return nil, err
 			}
-			t = &target{cmp.Or(c.address, known.Address), known.Product, known.PlatformKey, known.AdminKey}
+			t = &target{cmp.Or(c.address, known.Address), known.Product, known.PlatformKey, known.AdminKey, known.TLS}
+			if known.TLS == (client.TLS{}) {
+				t.tls = tlsOfEnviron
+			}
 			if known.namesNoKey() {
 				t.platform, t.admin = ofEnviron[0], ofEnviron[1]
 			}
@@ -90,7 +101,12 @@ func checkAddress(address string) error {
 
 // client returns a client of the service with only the keys that the command needs.
 func (t *target) client(env *cmdline.Env, n need) (_ *client.Client, err error) {
-	c := &client.Client{BaseURL: t.address}
+	c := &client.Client{BaseURL: t.address, HTTP: &http.Client{}}
+	if t.tls != (client.TLS{}) {
+		if c.HTTP, err = t.tls.HTTPClient(); err != nil {
+			return nil, cmdline.Wrong("%s, %s, %s, or the context's files for TLS: %v", caVar, certVar, certKeyVar, err)
+		}
+	}
 	if n != needsAdminKey {
 		if c.PlatformKey, err = t.platform.read(env); err != nil {
 			return nil, err
