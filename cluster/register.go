@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/internal/traces"
 	"github.com/septemberai/orch/jobs"
 )
 
@@ -34,6 +35,7 @@ func (c *Cluster) Register(ctx context.Context, job *api.Job, modifyIndex uint64
 	if err != nil {
 		return 0, classify(err)
 	}
+	traces.Note(ctx, "nomad.evaluation_id", resp.EvalID, "nomad.job_id", *job.ID)
 	// Nomad commits a changed job together with its evaluation. For an unchanged job it
 	// commits only the evaluation, and returns a job index that is not its JobModifyIndex.
 	if changed := resp.EvalCreateIndex == resp.JobModifyIndex; !changed {

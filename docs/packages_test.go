@@ -89,6 +89,7 @@ var floors = [][]string{
 	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
 	{"internal/fault", "internal/link", "internal/pause", "internal/reload", "engine", "nomad-jobs", "docs"},
+	{"internal/traces"},
 }
 
 // leaves do not import each other, except that cluster uses the label of an engine's port and

@@ -67,6 +67,8 @@ type Operation struct {
 	// RequestID is the id of the request that caused the operation, for the logs of all
 	// replicas that run it.
 	RequestID string `json:"request_id,omitempty"`
+	// Trace is the span that caused the operation, as a value of the header traceparent.
+	Trace string `json:"trace,omitempty"`
 }
 
 // Ended is a finished operation, for callers that did not wait for it.

@@ -49,6 +49,12 @@ func (s *Server) begin(res *response, r *http.Request) (end func()) {
 			s.access.Info("request", "method", methodOf(r), "route", res.routeName(), "status", res.final(), "ms", float64(took.Microseconds())/1000,
 				"product", res.product, "request_id", res.Header().Get("X-Request-Id"), "remote", r.RemoteAddr)
 		}
+		if res.span.Recording() {
+			res.span.Name(methodOf(r) + " " + res.routeName())
+			res.span.SetStatus(res.final())
+			res.span.Set("http.request.method", methodOf(r), "http.route", res.routeName(), "orch.product", res.product, "orch.request_id", res.Header().Get("X-Request-Id"))
+		}
+		res.span.End()
 		if s.observer != nil {
 			s.observer.Request(methodOf(r), res.routeName(), res.final(), took)
 		}

@@ -3,6 +3,8 @@ package server
 import (
 	"net/http"
 	"sync/atomic"
+
+	"github.com/septemberai/orch/internal/traces"
 )
 
 // response is the writer of one response. It records what is known about it afterwards.
@@ -15,6 +17,7 @@ type response struct {
 	// slug of the product that made the request; "": none is known.
 	route, product string
 	hungUp         bool // the caller disconnected before the response
+	span           traces.Span
 	// draining: the client must use another connection, and so another replica, for its
 	// next request.
 	draining *atomic.Bool

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/internal/link"
+	"github.com/septemberai/orch/internal/traces"
 	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/scheduler/operation"
 )
@@ -151,8 +152,9 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client can retry, so the request does not wait for an unavailable store.
-		res := &response{ResponseWriter: w, draining: &s.draining}
-		r = r.WithContext(context.WithValue(link.FailFast(operation.WithRequestID(r.Context(), id)), responseKey{}, res))
+		ctx, span := traces.StartRequest(r)
+		res := &response{ResponseWriter: w, span: span, draining: &s.draining}
+		r = r.WithContext(context.WithValue(link.FailFast(operation.WithRequestID(ctx, id)), responseKey{}, res))
 		defer s.begin(res, r)()
 		defer func() {
 			switch p := recover(); p {

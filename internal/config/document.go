@@ -29,6 +29,9 @@ func Document() string {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", v.Name, cmp.Or(v.Kind, "text"), def, strings.ReplaceAll(v.Description, "|", "\\|"))
 	}
 	b.WriteString(`
+## Traces
+The service exports traces of OpenTelemetry when ` + "`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`" + ` is set, by OTLP over HTTP (` + "`http/protobuf`" + `, the only protocol). By default it exports none. The other [standard variables](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) work, too: ` + "`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `OTEL_SERVICE_NAME` (default `orch`), `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, `OTEL_TRACES_EXPORTER` (`otlp` or `none`), `OTEL_SDK_DISABLED`" + `. [Operations](operations.md#traces) says what the traces contain.
+
 ## Connections to Nomad, Consul, Vault and PostgreSQL
 orch uses the usual Go client of each of these. Each client reads its own standard variables, including those for TLS:
 

@@ -7,6 +7,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"github.com/septemberai/orch/internal/traces"
 )
 
 // Maximum numbers of connections per replica and store. By default Nomad allows 100 per
@@ -122,7 +124,7 @@ func (l *Link) roundTrip(ctx context.Context, req *http.Request) (*http.Response
 		transport, long = l.long, true
 	}
 	began := time.Now()
-	resp, err := l.send(transport, req)
+	resp, err := l.send(transport, traces.Outgoing(req))
 	if err == nil || long || l.kind.elsewhere != nil && l.kind.elsewhere(req) {
 		return resp, err
 	}

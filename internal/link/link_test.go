@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/septemberai/orch/internal/traces"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -295,6 +297,33 @@ func TestObserver(t *testing.T) {
 		call(c.ctx, c.method, c.path)
 		if fmt.Sprint(got) != fmt.Sprint(c.want) {
 			t.Errorf("%s %s with %d: observed %v, want %v", c.method, c.path, c.status, got, c.want)
+		}
+	}
+}
+
+// TestTraceparent: a store is told the span that a call belongs to, and the caller's request
+// stays as it was.
+func TestTraceparent(t *testing.T) {
+	const span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	told := make(chan string, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { told <- r.Header.Get("traceparent") }))
+	defer s.Close()
+	l, _ := linkTo(t, Vault, s.URL)
+	for _, parent := range []string{"", span} {
+		req, err := http.NewRequestWithContext(traces.Within(t.Context(), parent), http.MethodGet, s.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := l.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if got := <-told; got != parent {
+			t.Errorf("the store was told %q, want %q", got, parent)
+		}
+		if len(req.Header) > 0 {
+			t.Errorf("the request has changed: %v", req.Header)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/internal/traces"
 )
 
 // maxHealthBody limits how much of an engine's response is read, in bytes.
@@ -135,5 +136,5 @@ func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, erro
 	if key != "" {
 		req.Header.Set("X-Engine-Key", key)
 	}
-	return p.client.Do(req)
+	return p.client.Do(traces.Outgoing(req))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/internal/traces"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
@@ -67,7 +68,12 @@ func (o *Operation) advance(ctx context.Context) error {
 	if st.FailFast && op.Undo == "" {
 		stepping = link.FailFast(ctx)
 	}
+	stepping, span := traces.Start(stepping, st.Name)
 	err := st.Do(stepping, o.work)
+	if err != nil && !errors.Is(err, ErrDetour) && !errors.Is(err, ErrRelocated) {
+		span.Fail(string(o.m.Owner.AsError(err).Code))
+	}
+	span.End()
 	o.timings.Since(st.Name, began)
 	switch {
 	case errors.Is(err, ErrDetour):

@@ -47,6 +47,7 @@ func (o *Operation) tell(err error) {
 	}
 	o.result, o.err = o.Row.Clone(), err
 	if err != nil {
+		o.span.Fail(string(o.m.Owner.AsError(err).Code))
 		o.outcome(time.Time{}, err)
 	}
 	close(o.Answered)

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/traces"
 )
 
 // Store stores the rows. Its errors are those of registry.Store.
@@ -122,7 +123,7 @@ func (m *Machine) Drain(ctx context.Context) {
 func (m *Machine) NewOperation(ctx context.Context, kind engine.OpKind, action string, from engine.State) *engine.Operation {
 	return &engine.Operation{
 		ID: strings.ToLower(rand.Text()), Kind: kind, Action: action, Step: m.Plans.First(kind), Owner: m.Replica,
-		BeganAt: time.Now().UTC(), Deadline: time.Now().UTC().Add(m.Limit(kind)), From: from, RequestID: RequestID(ctx),
+		BeganAt: time.Now().UTC(), Deadline: time.Now().UTC().Add(m.Limit(kind)), From: from, RequestID: RequestID(ctx), Trace: traces.Parent(ctx),
 	}
 }
 
@@ -156,7 +157,7 @@ func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	if m.base == nil || m.base.Err() != nil {
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(WithRequestID(m.base, row.Op.RequestID))
+	ctx, cancel := context.WithCancelCause(traces.Within(WithRequestID(m.base, row.Op.RequestID), row.Op.Trace))
 	o := &Operation{
 		m: m, Row: row, ID: row.Op.ID, Began: *row.Op, productID: row.ProductID, userID: row.UserID,
 		timings: before, before: len(before) / 2, cancel: cancel, Answered: make(chan struct{}), Ended: make(chan struct{}),
@@ -172,6 +173,9 @@ func (m *Machine) Launch(row *engine.Row, before ...any) *Operation {
 	m.all.Go(func() {
 		defer close(o.Ended)
 		defer cancel(nil)
+		ctx, span := traces.Start(ctx, "operation "+string(o.Began.Kind), "orch.operation", o.ID, "orch.engine_id", row.EngineID, "orch.product_id", row.ProductID, "orch.request_id", o.Began.RequestID)
+		defer span.End()
+		o.span = span
 		if err := o.main(ctx); err != nil {
 			o.Log.Info("operation superseded", "by", err)
 			o.answer(ctx, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/internal/traces"
 )
 
 const (
@@ -66,6 +67,7 @@ type Operation struct {
 	recorded bool          // its audit row is complete
 	timings  Timings       // for the log: the parts before the first step, then the steps
 	before   int           // number of the parts before the first step
+	span     traces.Span   // of the whole operation
 	writing  time.Duration // time for writing the row after each step
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/config"
+	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/internal/service"
 )
 
@@ -85,6 +86,11 @@ func serve(ctx context.Context) error {
 	ctx, stop := untilSignal(ctx)
 	defer stop()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	stopTraces, err := ops.ExportTraces(ctx, os.Getenv, cmdline.Build().Version, log.Named("traces"))
+	if err != nil {
+		return cmdline.ConfiguredWrongly(err)
+	}
+	defer stopTraces()
 	svc, err := service.New(ctx, cfg, service.Clients{}, log)
 	if errors.Is(err, audit.ErrUnusable) {
 		return cmdline.ConfiguredWrongly(err)
