@@ -43,9 +43,6 @@ type Sources struct {
 	Token interface {
 		TokenExpires() (time.Time, bool)
 	}
-	Certificates interface {
-		Expiries() map[string]time.Time
-	}
 }
 
 // gauges are the metrics that are collected at each scrape.
@@ -54,7 +51,7 @@ type gauges struct {
 	used, quota, quarantined, keysMissing, unreachable *prometheus.Desc
 	leader, recovering, viewAge                        *prometheus.Desc
 	inFlight, connections, mostConnections             *prometheus.Desc
-	responds, expires, certificate                     *prometheus.Desc
+	responds, expires                                  *prometheus.Desc
 }
 
 func (m *Metrics) gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -83,9 +80,8 @@ func (m *Metrics) gauges() gauges {
 		connections:     m.gauge("orch_http_connections", "Open connections of ORCH_ADDR."),
 		mostConnections: m.gauge("orch_http_connections_limit", "The most connections that ORCH_ADDR accepts, by the limit of open files."),
 
-		responds:    m.gauge("orch_store_responds", "0 if the store is known not to respond, otherwise 1.", "store"),
-		expires:     m.gauge("orch_vault_token_expires_seconds", "Time until the service's Vault token expires unless it is renewed again; absent if that is not known or never."),
-		certificate: m.gauge("orch_certificate_expires_seconds", "Time until a certificate of the service expires, by the variables that name its files.", "variables"),
+		responds: m.gauge("orch_store_responds", "0 if the store is known not to respond, otherwise 1.", "store"),
+		expires:  m.gauge("orch_vault_token_expires_seconds", "Time until the service's Vault token expires unless it is renewed again; absent if that is not known or never."),
 	}
 }
 
@@ -101,7 +97,7 @@ type collector struct {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.engines, c.unhealthy, c.warm, c.volumes, c.used, c.quota, c.quarantined, c.keysMissing, c.unreachable, c.leader, c.recovering, c.viewAge,
-		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires, c.certificate,
+		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires,
 	} {
 		out <- d
 	}
@@ -121,9 +117,6 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if at, known := c.from.Token.TokenExpires(); known {
 		gauge(c.expires, time.Until(at).Seconds())
-	}
-	for variables, at := range c.from.Certificates.Expiries() {
-		gauge(c.certificate, time.Until(at).Seconds(), variables)
 	}
 	f := c.from.Scheduler.Figures()
 	gauge(c.leader, one(f.Leader))

@@ -150,20 +150,6 @@ func (w *Watcher) warn(g *group, now time.Time) {
 	w.log.Warn("a certificate expires soon: replace its file", "variables", g.variables, "expires", end)
 }
 
-// Expiries returns when the service's own certificates end, by the variables that name their
-// files.
-func (w *Watcher) Expiries() map[string]time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	ends := map[string]time.Time{}
-	for _, g := range w.groups {
-		if g.own != nil {
-			ends[g.variables] = g.own.NotAfter
-		}
-	}
-	return ends
-}
-
 // digest returns a digest of the content of files. A file that cannot be read differs from
 // one that can.
 func digest(paths []string) [sha256.Size]byte {
