@@ -118,6 +118,13 @@ func (b *backendChecks) look(ctx context.Context, name string, away time.Duratio
 	}
 }
 
+// forget makes the next caller probe a dependency.
+func (b *backendChecks) forget(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.last, name)
+}
+
 // begin records that a probe is in progress. The caller holds the lock.
 func (b *backendChecks) begin(name string) *backendCheck {
 	c := &backendCheck{asked: time.Now(), done: make(chan struct{})}
@@ -161,7 +168,14 @@ const (
 
 // Lacks sets the stores, as named in Health, in which the service lacks a right that it needs
 // for some calls.
-func (s *Scheduler) Lacks(stores map[string]bool) { s.lacks.Store(&stores) }
+func (s *Scheduler) Lacks(stores map[string]bool) {
+	for name, lacks := range stores {
+		if lacks {
+			s.checks.forget(name) // the last good probe may be from before
+		}
+	}
+	s.lacks.Store(&stores)
+}
 
 // Health returns the state of every dependency, by name, at most a second old.
 func (s *Scheduler) Health(ctx context.Context) map[string]BackendState {

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,7 +54,7 @@ func TestSlowClients(t *testing.T) {
 			_, err := io.Copy(io.Discard, conn)
 			close(stop)
 			sending.Wait()
-			if e, ok := err.(net.Error); ok && e.Timeout() {
+			if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
 				t.Errorf("%s: it is connected for more than %s", name, within+margin)
 			}
 		})

@@ -43,6 +43,9 @@ type Sources struct {
 	Token interface {
 		TokenExpires() (time.Time, bool)
 	}
+	Certificates interface {
+		Ends() map[string]time.Time
+	}
 }
 
 // gauges are the metrics that are collected at each scrape.
@@ -51,7 +54,7 @@ type gauges struct {
 	used, quota, quarantined, keysMissing, unreachable *prometheus.Desc
 	leader, recovering, viewAge                        *prometheus.Desc
 	inFlight, connections, mostConnections             *prometheus.Desc
-	responds, expires                                  *prometheus.Desc
+	responds, expires, certificates                    *prometheus.Desc
 }
 
 func (m *Metrics) gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -80,8 +83,9 @@ func (m *Metrics) gauges() gauges {
 		connections:     m.gauge("orch_http_connections", "Open connections of ORCH_ADDR."),
 		mostConnections: m.gauge("orch_http_connections_limit", "The most connections that ORCH_ADDR accepts, by the limit of open files."),
 
-		responds: m.gauge("orch_store_responds", "0 if the store is known not to respond, otherwise 1.", "store"),
-		expires:  m.gauge("orch_vault_token_expires_seconds", "Time until the service's Vault token expires unless it is renewed again; absent if that is not known or never."),
+		responds:     m.gauge("orch_store_responds", "0 if the store is known not to respond, otherwise 1.", "store"),
+		expires:      m.gauge("orch_vault_token_expires_seconds", "Time until the service's Vault token expires unless it is renewed again; absent if that is not known or never."),
+		certificates: m.gauge("orch_certificate_expires_seconds", "Time until a certificate of the service expires: that of its listener (server), and those that it shows to Nomad, Consul and Vault. Absent without such a certificate.", "of"),
 	}
 }
 
@@ -97,7 +101,7 @@ type collector struct {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.engines, c.unhealthy, c.warm, c.volumes, c.used, c.quota, c.quarantined, c.keysMissing, c.unreachable, c.leader, c.recovering, c.viewAge,
-		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires,
+		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires, c.certificates,
 	} {
 		out <- d
 	}
@@ -117,6 +121,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if at, known := c.from.Token.TokenExpires(); known {
 		gauge(c.expires, time.Until(at).Seconds())
+	}
+	for of, end := range c.from.Certificates.Ends() {
+		gauge(c.certificates, time.Until(end).Seconds(), of)
 	}
 	f := c.from.Scheduler.Figures()
 	gauge(c.leader, one(f.Leader))

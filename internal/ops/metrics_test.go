@@ -55,13 +55,17 @@ func (source) Connections() (int, int)         { return 9, 10 }
 func (source) Name() string                    { return "consul" }
 func (source) Away() bool                      { return true }
 func (source) TokenExpires() (time.Time, bool) { return time.Now().Add(time.Hour), true }
+func (source) Ends() map[string]time.Time {
+	return map[string]time.Time{"server": time.Now().Add(2 * time.Hour)}
+}
+
 func observed(s source) *Metrics {
 	m := NewMetrics()
 	stores := []interface {
 		Name() string
 		Away() bool
 	}{s}
-	m.Collect(Sources{Scheduler: s, Server: s, Stores: stores, Token: s})
+	m.Collect(Sources{Scheduler: s, Server: s, Stores: stores, Token: s, Certificates: s})
 	m.Request("POST", "/engines/{user_id}/admit", 200, time.Millisecond)
 	m.Operation(operation.Outcome{Kind: "warm claim", Took: time.Second, Phases: []operation.Phase{{Name: "boot", Took: 700 * time.Millisecond}, {Name: "claim", Took: 100 * time.Millisecond}}})
 	m.Operation(operation.Outcome{Kind: "start", Action: audit.ActionAutoRestartStart, Code: engine.BootTimeout})
@@ -158,6 +162,13 @@ func TestValues(t *testing.T) {
 	}
 	if left := series(t, m, "orch_vault_token_expires_seconds")[""]; left < 3500 || left > 3600 {
 		t.Errorf("the token expires in %g s, want an hour", left)
+	}
+}
+
+// TestCertificateEnds: a certificate of the service has the time until it expires.
+func TestCertificateEnds(t *testing.T) {
+	if left := series(t, observed(source{}), "orch_certificate_expires_seconds")["of=server"]; left < 7100 || left > 7200 {
+		t.Errorf("it expires in %g s, want two hours", left)
 	}
 }
 

@@ -43,6 +43,7 @@ func New(log hclog.Logger) *Watcher { return &Watcher{log: log} }
 
 // group is files that are used together, such as a certificate and its key.
 type group struct {
+	name      string
 	variables string // that name the files
 	paths     []string
 	load      Load
@@ -52,10 +53,10 @@ type group struct {
 	warned    time.Time // of the end of own
 }
 
-// Add loads files for the first time. variables are the names of the variables that name
+// Add loads files for the first time. name is for Ends, and variables are the names of the variables that name
 // the files. Empty paths are left out; a path may be a directory, of which all files count.
-func (w *Watcher) Add(variables string, paths []string, load Load) error {
-	g := &group{variables: variables, load: load}
+func (w *Watcher) Add(name, variables string, paths []string, load Load) error {
+	g := &group{name: name, variables: variables, load: load}
 	for _, path := range paths {
 		if path != "" {
 			g.paths = append(g.paths, path)
@@ -87,6 +88,20 @@ func (w *Watcher) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// Ends returns the ends of the certificates of the caller's own, by the names of their
+// groups.
+func (w *Watcher) Ends() map[string]time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ends := map[string]time.Time{}
+	for _, g := range w.groups {
+		if g.own != nil {
+			ends[g.name] = g.own.NotAfter
+		}
+	}
+	return ends
 }
 
 // Reload reads all files again, changed or not.

@@ -65,7 +65,7 @@ func TestChanges(t *testing.T) {
 	}
 	w, log := newWatcher()
 	got, loads := "", 0
-	err := w.Add("TOKEN_FILE", []string{file, "", beside}, func() (*x509.Certificate, error) {
+	err := w.Add("of the test", "TOKEN_FILE", []string{file, "", beside}, func() (*x509.Certificate, error) {
 		loads++
 		token, err := Token(file)
 		if err == nil && token == "bad" {
@@ -132,7 +132,7 @@ func TestRun(t *testing.T) {
 	write(t, file, "one")
 	w, _ := newWatcher()
 	tokens := make(chan string, 10)
-	if err := w.Add("TOKEN_FILE", []string{file}, func() (*x509.Certificate, error) {
+	if err := w.Add("of the test", "TOKEN_FILE", []string{file}, func() (*x509.Certificate, error) {
 		token, err := Token(file)
 		tokens <- token
 		return nil, err
@@ -159,7 +159,7 @@ func TestRun(t *testing.T) {
 // TestFirstLoadFails: files that cannot be used at the start are an error.
 func TestFirstLoadFails(t *testing.T) {
 	w, _ := newWatcher()
-	if err := w.Add("X", []string{"/no/such/file"}, func() (*x509.Certificate, error) { return nil, errors.New("no") }); err == nil {
+	if err := w.Add("of the test", "X", []string{"/no/such/file"}, func() (*x509.Certificate, error) { return nil, errors.New("no") }); err == nil {
 		t.Error("no error")
 	}
 	if w.Reload(); len(w.groups) > 0 {
@@ -174,7 +174,7 @@ func TestCertificateEnds(t *testing.T) {
 	const life = 100 * time.Hour
 	own := made(t, from, from.Add(life))
 	w, log := newWatcher()
-	if err := w.Add("CERT_FILE", []string{t.TempDir()}, func() (*x509.Certificate, error) { return own, nil }); err != nil {
+	if err := w.Add("of the test", "CERT_FILE", []string{t.TempDir()}, func() (*x509.Certificate, error) { return own, nil }); err != nil {
 		t.Fatal(err)
 	}
 	look := func(at time.Duration, says ...string) {
@@ -196,6 +196,9 @@ func TestCertificateEnds(t *testing.T) {
 	look(82 * time.Hour)
 	look(101*time.Hour - time.Minute)
 	look(106*time.Hour, "[ERROR]", "expired", end)
+	if got := w.Ends()["of the test"]; !got.Equal(from.Add(life)) {
+		t.Errorf("it ends at %s", got)
+	}
 
 	own = made(t, from.Add(200*time.Hour), from.Add(300*time.Hour))
 	w.Reload()

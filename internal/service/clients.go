@@ -100,7 +100,7 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	}
 	cfg.HttpClient = &http.Client{Transport: t}
 	paths := []string{cfg.TLSConfig.CACert, cfg.TLSConfig.CAPath, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey}
-	certs, err := secure(t, files, "NOMAD_CACERT, NOMAD_CAPATH, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY", paths, func() (*tls.Config, error) {
+	certs, err := secure(t, files, "nomad", "NOMAD_CACERT, NOMAD_CAPATH, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY", paths, func() (*tls.Config, error) {
 		fresh := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
 		err := nomad.ConfigureTLS(&http.Client{Transport: fresh}, cfg.TLSConfig)
 		return fresh.TLSClientConfig, err
@@ -180,7 +180,7 @@ func consulClient(at Clients, files *reload.Watcher) (*consul.Client, consulAsk,
 		t = made
 	}
 	paths := []string{cfg.TLSConfig.CAFile, cfg.TLSConfig.CAPath, cfg.TLSConfig.CertFile, cfg.TLSConfig.KeyFile}
-	certs, err := secure(t, files, "CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", paths, func() (*tls.Config, error) {
+	certs, err := secure(t, files, "consul", "CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", paths, func() (*tls.Config, error) {
 		c, err := consul.SetupTLSConfig(&cfg.TLSConfig)
 		if err == nil {
 			c.MinVersion = tls.VersionTLS12
@@ -257,7 +257,7 @@ func vaultClient(at Clients, files *reload.Watcher) (*vault.Client, *link.Link, 
 	if at.CACert == "" {
 		paths = []string{os.Getenv(vault.EnvVaultCACert), os.Getenv(vault.EnvVaultCAPath), os.Getenv(vault.EnvVaultClientCert), os.Getenv(vault.EnvVaultClientKey)}
 	}
-	certs, err := secure(t, files, "VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY", paths, func() (*tls.Config, error) {
+	certs, err := secure(t, files, "vault", "VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY", paths, func() (*tls.Config, error) {
 		fresh, err := vaultConfig(at)
 		if err != nil {
 			return nil, err

@@ -22,7 +22,7 @@ import (
 // and Vault's tools have none. A file takes precedence over the variable with a token.
 const (
 	nomadTokenFile  = "NOMAD_TOKEN_FILE"
-	consulTokenFile = "CONSUL_HTTP_TOKEN_FILE"
+	consulTokenFile = "CONSUL_HTTP_TOKEN_FILE" //nolint:gosec // G101: the name of a variable
 	vaultTokenFile  = "VAULT_TOKEN_FILE"
 )
 
@@ -37,9 +37,9 @@ type secured struct {
 
 // secure makes the connections of t use the configuration that load returns, and that it
 // returns again when one of the files has changed.
-func secure(t *http.Transport, files *reload.Watcher, variables string, paths []string, load func() (*tls.Config, error)) (*secured, error) {
+func secure(t *http.Transport, files *reload.Watcher, store, variables string, paths []string, load func() (*tls.Config, error)) (*secured, error) {
 	s := &secured{}
-	err := files.Add(variables, paths, func() (*x509.Certificate, error) {
+	err := files.Add(store, variables, paths, func() (*x509.Certificate, error) {
 		c, err := load()
 		if err != nil {
 			return nil, err
@@ -130,7 +130,7 @@ func withToken(next http.RoundTripper, files *reload.Watcher, variable, header s
 }
 
 func watchToken(files *reload.Watcher, variable, file string, use func(token string)) error {
-	err := files.Add(variable, []string{file}, func() (*x509.Certificate, error) {
+	err := files.Add(variable, variable, []string{file}, func() (*x509.Certificate, error) {
 		token, err := reload.Token(file)
 		if err == nil {
 			use(token)

@@ -34,7 +34,7 @@ func serverTLS(cfg *config.Config, files *reload.Watcher) (*tls.Config, error) {
 		return pair.Leaf, nil
 	}
 	variables := "ORCH_TLS_CERT_FILE, ORCH_TLS_KEY_FILE, ORCH_TLS_CLIENT_CA_FILE"
-	if err := files.Add(variables, []string{cfg.TLSCertFile, cfg.TLSKeyFile, cfg.TLSClientCAFile}, load); err != nil {
+	if err := files.Add("server", variables, []string{cfg.TLSCertFile, cfg.TLSKeyFile, cfg.TLSClientCAFile}, load); err != nil {
 		return nil, err
 	}
 	return &tls.Config{

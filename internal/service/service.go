@@ -171,8 +171,7 @@ func (s *Service) warnOfAdminKeyFile() {
 
 // Run serves until ctx ends. Then it reports that it is not ready, serves on for DrainDelay,
 // stops accepting connections, finishes what is in progress, and destroys the replica's
-// session. It returns early if serving fails or the
-// engine's job file cannot be used.
+// session. It returns early if serving fails or the engine's job file cannot be used.
 func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

@@ -109,6 +109,9 @@ func TestOrchJob(t *testing.T) {
 		cli.putSecrets(secret)
 		cli.run(nil, append([]string{"job", "run", "-detach", "-var=generation=2"}, args...)...)
 		harness.Eventually(t, "the next generation serves", func() error {
+			if runningAlloc(t, nc, first) == "" { // as Nomad knows it, a moment later
+				return fmt.Errorf("no allocation but %s runs", first)
+			}
 			return harness.ErrOf(admin.Products(t.Context()))
 		})
 		harness.WantCode(t, harness.ErrOf(old.Products(t.Context())), 401, "INVALID_ADMIN_KEY")

@@ -85,7 +85,7 @@ func bounded(t *testing.T, slug string) map[string]func(string) bool {
 		"status": func(v string) bool { return len(v) == 3 && strings.Trim(v, "0123456789") == "" || v == "0" },
 		"kind":   oneOf(kinds...), "phase": word, "action": word, "outcome": code,
 		"store": oneOf("nomad", "consul", "vault", "audit"), "result": oneOf(link.Results...),
-		"product": oneOf(slug, "other"), "state": oneOf(engine.States...), "node_pool": oneOf("default"),
+		"product": oneOf(slug, "other"), "state": oneOf(engine.States...), "node_pool": oneOf("default"), "of": oneOf("server", "nomad", "consul", "vault"),
 	}
 }
 

@@ -185,7 +185,7 @@ func rightsOf(t *testing.T, stack *devstack.Stack, prefix string) map[string]fun
 func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights map[string]func(string) string) {
 	access, mount := harness.Deploy(t, stack, prefix)
 	cfg, err := config.Load([]string{
-		"ORCH_ADMIN_KEY=" + harness.AdminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + harness.BinDir,
+		"ORCH_ADDR=127.0.0.1:0", "ORCH_ADMIN_KEY=" + harness.AdminKey, "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR=" + harness.BinDir,
 		"ORCH_CONSUL_PREFIX=" + prefix, "ORCH_VAULT_MOUNT=" + mount, "ORCH_NOMAD_NAMESPACE=" + stack.Namespace,
 		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"),
 	})
