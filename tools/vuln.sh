@@ -13,7 +13,7 @@ if [ ! -e "$db/index/db.json" ]; then
 	dir=$(go mod download -json "$DATA" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
 	rm -rf "$db.new"
 	go run "${DATA/@/\/cmd\/indexdb@}" -vulns "$dir/data/osv" -out "$db.new"
-	mkdir "$db.new/ID"
+	mkdir -p "$db.new/ID"
 	cp "$dir"/data/osv/*.json "$db.new/ID/"
 	rm -rf "$db"
 	mv "$db.new" "$db"
