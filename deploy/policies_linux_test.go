@@ -501,20 +501,20 @@ func proveVault(t *testing.T, stack *devstack.Stack) {
 	keep := func(v *secrets.Vault) error { return loop(v.KeepToken, nil, "renewed=true", "[ERROR]") }
 	engineEnv := func(v *secrets.Vault) error { _, err := v.EnvVersion(ctx); return err }
 	prove(t, "vault/orch.policy.hcl", secrets.ErrDenied, withRules, map[string][]need[ofVault]{
-		`path "orch/data/engines/*" create`: {call("first key", `/data/engines/e": create, update`, putKey(0))},
-		`path "orch/data/engines/*" update`: {call("next key", `/data/engines/e": create, update`, putKey(1), putKey(0))},
+		`path "orch/data/engines/*" create`: {call("first key", `/data/engines/*": create, update`, putKey(0))},
+		`path "orch/data/engines/*" update`: {call("next key", `/data/engines/*": create, update`, putKey(1), putKey(0))},
 		`path "orch/data/engines/*" read`: {
-			call("key", `/data/engines/e": read`, func(v *secrets.Vault) error { _, err := v.EngineKey(ctx, "e", 1, ""); return err }, putKey(0)),
-			call("newest key", `/data/engines/e": read`, func(v *secrets.Vault) error { _, err := v.NewestKey(ctx, "e"); return err }, putKey(0)),
+			call("key", `/data/engines/*": read`, func(v *secrets.Vault) error { _, err := v.EngineKey(ctx, "e", 1, ""); return err }, putKey(0)),
+			call("newest key", `/data/engines/*": read`, func(v *secrets.Vault) error { _, err := v.NewestKey(ctx, "e"); return err }, putKey(0)),
 		},
 		`path "orch/metadata/engines/*" read`: {
-			call("versions", `/metadata/engines/e": read`, func(v *secrets.Vault) error { _, err := v.Keys(ctx, "e"); return err }, putKey(0)),
-			call("newest version", `/metadata/engines/e": read`, func(v *secrets.Vault) error { _, err := v.NewestVersion(ctx, "e"); return err }),
+			call("versions", `/metadata/engines/*": read`, func(v *secrets.Vault) error { _, err := v.Keys(ctx, "e"); return err }, putKey(0)),
+			call("newest version", `/metadata/engines/*": read`, func(v *secrets.Vault) error { _, err := v.NewestVersion(ctx, "e"); return err }),
 		},
 		`path "orch/metadata/engines/*" list`:   {call("list", `/metadata/engines": list`, func(v *secrets.Vault) error { _, err := v.EngineIDs(ctx); return err })},
-		`path "orch/metadata/engines/*" delete`: {call("delete", `/metadata/engines/e": delete`, func(v *secrets.Vault) error { return v.DeleteEngine(ctx, "e") }, putKey(0))},
+		`path "orch/metadata/engines/*" delete`: {call("delete", `/metadata/engines/*": delete`, func(v *secrets.Vault) error { return v.DeleteEngine(ctx, "e") }, putKey(0))},
 		`path "orch/destroy/engines/*" update`: {
-			call("destroy", `/destroy/engines/e": create, update`, func(v *secrets.Vault) error { return v.DestroyVersionsBefore(ctx, "e", 2) }, putKey(0), putKey(1)),
+			call("destroy", `/destroy/engines/*": create, update`, func(v *secrets.Vault) error { return v.DestroyVersionsBefore(ctx, "e", 2) }, putKey(0), putKey(1)),
 		},
 		`path "orch/data/deployment" create`: {call("first record", `/data/deployment": create, update`, putDeployment(0))},
 		`path "orch/data/deployment" update`: {call("next record", `/data/deployment": create, update`, putDeployment(1), putDeployment(0))},

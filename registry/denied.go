@@ -9,6 +9,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/link"
 )
 
 // consulDenies begins the error of a transaction's operation that the token may not carry
@@ -17,7 +18,7 @@ import (
 const consulDenies = "Permission denied"
 
 func denied(said string) error {
-	return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrDenied, said)
+	return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrDenied, link.WithoutName(said))
 }
 
 // unfiltered returns nil if a list of the keys below a prefix of the store is complete.
@@ -39,6 +40,7 @@ func (s *Store) unfiltered(ctx context.Context, below string, meta *consul.Query
 // Consul then lists none and refuses nothing, as if no engine had a check. It refuses only
 // calls that name one service or node; neither has to exist.
 func (s *Store) mayReadChecks(ctx context.Context) error {
+	ctx = link.Trying(ctx) // 401 is no refusal here
 	for _, call := range []string{"/v1/agent/health/service/name/" + engine.JobPrefix, "/v1/coordinate/node/orch"} {
 		_, err := s.client.Raw().Query(call, nil, (&consul.QueryOptions{}).WithContext(ctx))
 		var status consul.StatusError

@@ -195,7 +195,7 @@ func (s *Store) Ping(ctx context.Context) error {
 func unavailable(err error) error {
 	var status consul.StatusError
 	if errors.As(err, &status) && (status.Code == http.StatusForbidden || status.Code == http.StatusUnauthorized) {
-		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
+		return denied(status.Body)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -44,10 +45,11 @@ func (s *Scheduler) Figures() Figures {
 	}
 	f.WarmEngines = map[string]map[engine.State]int{}
 	for _, row := range s.mirror.Of(engine.WarmProduct) {
-		if f.WarmEngines[row.NodePool] == nil {
-			f.WarmEngines[row.NodePool] = map[engine.State]int{}
+		pool := cmp.Or(row.NodePool, "default")
+		if f.WarmEngines[pool] == nil {
+			f.WarmEngines[pool] = map[engine.State]int{}
 		}
-		f.WarmEngines[row.NodePool][row.State]++
+		f.WarmEngines[pool][row.State]++
 	}
 	return f
 }

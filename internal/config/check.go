@@ -51,6 +51,8 @@ func (c *Config) check(unread map[string]bool) []error {
 	bad(isAddress(c.Addr), "ORCH_ADDR", "must be host:port or :port, with a port from 0 to 65535")
 	c.checkTLS(bad, unread["ORCH_ALLOW_HTTP"])
 	bad(c.OpsAddr == opsOff || isAddress(c.OpsAddr), "ORCH_OPS_ADDR", "must be host:port or :port, with a port from 0 to 65535, or off")
+	bad(c.AllowHTTP || unread["ORCH_ALLOW_HTTP"] || c.OpsAddr == opsOff || !isAddress(c.OpsAddr) || stays(c.OpsAddr), "ORCH_OPS_ADDR",
+		"must be a loopback address, such as 127.0.0.1:8001: it serves plain HTTP, and other machines could reach %s; or set ORCH_ALLOW_HTTP=true on a private network", c.OpsAddr)
 	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
 	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
 	if c.AdminKey == "" && c.AdminKeyFile != "" {

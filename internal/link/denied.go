@@ -47,7 +47,7 @@ func (l *Link) look(req *http.Request, resp *http.Response) bool {
 	if resp.StatusCode == http.StatusConflict && !strings.Contains(said, "Permission denied") {
 		return false
 	}
-	what := Refusal{Store: l.kind.Name, Endpoint: req.Method + " " + endpoint(req.URL.Path), Said: strings.TrimSpace(said)}
+	what := Refusal{Store: l.kind.Name, Endpoint: req.Method + " " + endpoint(req.URL.Path), Said: WithoutName(strings.TrimSpace(said))}
 	if l.kind.needs != nil {
 		what.Needs = l.kind.needs(req)
 	}
@@ -67,9 +67,23 @@ func (k *Kind) denies(resp *http.Response) bool {
 	return false
 }
 
-// endpoint returns a path with "*" for the names of single engines, allocations and keys, so
-// that there are few different ones.
+// WithoutName returns a store's text up to the name of what it refuses, which may contain a
+// user_id: Consul's ends in 'lacks permission "key:write" on "orch/engines/..."'.
+func WithoutName(said string) string {
+	before, _, found := strings.Cut(said, "' on ")
+	if found {
+		return before + "'"
+	}
+	return said
+}
+
+// endpoint returns a path with "*" for the names of users, single engines, allocations and
+// keys, so that there are few different ones.
 func endpoint(path string) string {
+	const rows = "/engines/" // below it, names of users
+	if before, _, found := strings.Cut(path, rows); found {
+		return before + rows + "*"
+	}
 	parts := strings.Split(path, "/")
 	for i, part := range parts {
 		switch {

@@ -41,6 +41,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"ok":                      {Consul, "GET", "/v1/kv/orch/deployment", false, "", "-"},
 		"a key":                   {Consul, "GET", "/v1/kv/orch/deployment?status=403", false, "GET /v1/kv/orch/deployment", "key: read"},
+		"a user's row":            {Consul, "GET", "/v1/kv/orch/engines/ab/product/dXNlcg?status=403", false, "GET /v1/kv/orch/engines/*", "key: read"},
 		"a change":                {Consul, "PUT", "/v1/txn?status=409", false, "PUT /v1/txn", "key: write"},
 		"a conflict":              {Consul, "PUT", "/v1/txn?status=conflict", false, "", "-"},
 		"a conflict of Nomad's":   {Nomad(at.Host), "PUT", "/v1/var/x?status=409", false, "", "-"},
@@ -82,5 +83,18 @@ func TestRefusals(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// What is quoted names no key, because a key may contain a user_id.
+func TestWithoutName(t *testing.T) {
+	for said, want := range map[string]string{
+		`Permission denied: token with AccessorID 'a' lacks permission 'key:write' on "orch/engines/ab/p/dXNlcg"`: `Permission denied: token with AccessorID 'a' lacks permission 'key:write'`,
+		`{"Errors":[{"What":"... lacks permission 'key:write' on \"orch/engines/ab/p/dXNlcg\""}]}`:                `{"Errors":[{"What":"... lacks permission 'key:write'`,
+		"ACL token not found": "ACL token not found",
+	} {
+		if got := WithoutName(said); got != want {
+			t.Errorf("%s: got %s", said, got)
+		}
 	}
 }

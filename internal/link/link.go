@@ -105,8 +105,11 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := l.roundTrip(ctx, req)
 	result := resultOf(resp, err)
 	took := time.Since(began)
-	if err == nil && l.look(req, resp) {
+	switch {
+	case err == nil && l.look(req, resp):
 		result = ResultDenied
+	case result == ResultDenied && ctx.Value(tryingKey{}) != nil:
+		result = ResultClient
 	}
 	l.observe(req, result, took)
 	return resp, err

@@ -74,7 +74,7 @@ func (s *Stores) nomadRights(ctx context.Context) []Result {
 // of a running engine refuses. Nomad looks for the allocation first, so there must be one.
 // (An unknown signal would not do: drivers send SIGINT in its place.)
 func (s *Stores) lifecycle(ctx context.Context, needs string) Result {
-	read := (&nomad.QueryOptions{Namespace: s.Namespace, PerPage: 20}).WithContext(ctx)
+	read := (&nomad.QueryOptions{Namespace: s.Namespace, PerPage: 20, Filter: `ClientStatus == "running"`}).WithContext(ctx)
 	allocs, _, err := s.Nomad.Allocations().List(read)
 	if err != nil {
 		return nomadResult(needs, err)
@@ -82,6 +82,9 @@ func (s *Stores) lifecycle(ctx context.Context, needs string) Result {
 	for _, a := range allocs {
 		if a.ClientStatus == nomad.AllocClientStatusRunning && strings.HasPrefix(a.JobID, engine.JobPrefix) {
 			return nomadRight(needs, func() error {
+				ctx, cancel := context.WithTimeout(ctx, nodeTimeout) // its node may be hung
+				defer cancel()
+				read := (&nomad.QueryOptions{Namespace: s.Namespace}).WithContext(ctx)
 				return s.Nomad.Allocations().Signal(&nomad.Allocation{ID: a.ID}, read, nothing, "SIGCONT")
 			})
 		}

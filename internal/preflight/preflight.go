@@ -7,7 +7,9 @@ package preflight
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
@@ -80,4 +82,17 @@ func together(ctx context.Context, checks ...func(context.Context) []Result) (al
 // refused reports whether a status code is a refusal of the token or a right of it.
 func refused(status int) bool {
 	return status == http.StatusForbidden || status == http.StatusUnauthorized
+}
+
+// Failed reports whether the service cannot work with what was found: something is missing,
+// or nothing is known of a store.
+func Failed(results []Result) bool {
+	known := map[string]bool{}
+	for _, r := range results {
+		if r.State == Missing {
+			return true
+		}
+		known[r.Store] = known[r.Store] || r.State != Unknown
+	}
+	return slices.Contains(slices.Collect(maps.Values(known)), false)
 }

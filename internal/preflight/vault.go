@@ -30,7 +30,11 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 		}
 	}
 	data, metadata, destroy := s.Mount+"/data/", s.Mount+"/metadata/", s.Mount+"/destroy/"
-	var results []Result
+	mounted := s.mounted(ctx)
+	results := []Result{mounted}
+	if mounted.State != OK {
+		return results // a KV v1 engine would take the writes below
+	}
 	for _, right := range []struct {
 		path, capabilities string
 		try                func() error
@@ -60,6 +64,23 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 	}
 	return results
 }
+
+// mounted reports whether a KV v2 engine is mounted at Mount. Every token with a right there
+// may read that.
+func (s *Stores) mounted(ctx context.Context) Result {
+	return vaultRight(fmt.Sprintf("a KV v2 engine at %q, and rights in it", s.Mount), func() error {
+		mount, err := s.Vault.Logical().ReadWithContext(ctx, "sys/internal/ui/mounts/"+s.Mount)
+		if err == nil && mount != nil {
+			if options, _ := mount.Data["options"].(map[string]any); options["version"] != "2" {
+				err = errNotV2
+			}
+		}
+		return err
+	})
+}
+
+// errNotV2 is the response of Vault to a path that no KV v2 engine serves.
+var errNotV2 = &vault.ResponseError{StatusCode: http.StatusNotFound, Errors: []string{"the engine there is not KV v2"}}
 
 func vaultRight(needs string, try func() error) Result {
 	r := Result{Store: "vault", Needs: needs, State: OK}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // Pair reads a certificate and its key. Both files are in PEM format, the certificate's
@@ -16,6 +17,16 @@ func Pair(certFile, keyFile string) (tls.Certificate, error) {
 		return pair, fmt.Errorf("cannot be used together: %w", err)
 	}
 	return pair, nil
+}
+
+// Replaces returns an error if a certificate must not replace another one (nil: there is
+// none): it is not valid at that time, and the other one is.
+func Replaces(old, next *x509.Certificate, now time.Time) error {
+	valid := func(c *x509.Certificate) bool { return !now.Before(c.NotBefore) && !now.After(c.NotAfter) }
+	if old == nil || valid(next) || !valid(old) {
+		return nil
+	}
+	return fmt.Errorf("the new certificate is valid from %s to %s only, so the one of before is kept", next.NotBefore.UTC().Format(time.RFC3339), next.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // Pool reads the certificates of authorities from a file in PEM format.

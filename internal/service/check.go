@@ -28,27 +28,22 @@ func Check(ctx context.Context, cfg *config.Config, clients Clients) ([]prefligh
 	if err := errors.Join(nerr, cerr, verr); err != nil {
 		return nil, err
 	}
-	limited, cancel := context.WithTimeout(ctx, rightsWithin)
-	defer cancel()
+	within := func(check func(context.Context) []preflight.Result) []preflight.Result {
+		limited, cancel := context.WithTimeout(link.FailFast(ctx), rightsWithin)
+		defer cancel()
+		return check(limited)
+	}
 	stores := &preflight.Stores{
 		Nomad: n, Namespace: cfg.NomadNamespace, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: cfg.VaultMount,
 	}
-	results := append(stores.Rights(limited), stores.Settings(limited)...)
-	return append(results, checkAudit(limited, cfg)), nil
+	results := append(within(stores.Rights), within(stores.Settings)...)
+	return append(results, checkAudit(ctx, cfg)), nil
 }
 
-// checkAudit opens the audit log, which creates its tables if they do not exist.
+// checkAudit checks that the audit log's database can be reached.
 func checkAudit(ctx context.Context, cfg *config.Config) preflight.Result {
-	r := preflight.Result{Store: "audit", Needs: "a database that takes writes", State: preflight.OK}
-	log, err := audit.Open(ctx, cfg.DatabaseURL, audit.Options{RetentionDays: cfg.AuditRetentionDays, Log: hclog.NewNullLogger()})
-	if err == nil {
-		err = errors.Join(log.Ping(ctx), log.Close())
-	}
-	switch {
-	case err == nil:
-	case errors.Is(err, audit.ErrInUse):
-		r.State, r.Said, r.Remedy = preflight.Unknown, err.Error(), "check it while no replica runs"
-	default:
+	r := preflight.Result{Store: "audit", Needs: "a database that can be reached, or a file that can be written", State: preflight.OK}
+	if err := audit.Reach(ctx, cfg.DatabaseURL); err != nil {
 		r.State, r.Said, r.Remedy = preflight.Missing, err.Error(), "see ORCH_DATABASE_URL in docs/configuration.md"
 	}
 	return r

@@ -48,6 +48,13 @@ func secure(t *http.Transport, files *reload.Watcher, store, variables string, p
 		if err != nil {
 			return nil, err
 		}
+		if before := s.now.Load(); before != nil && own != nil {
+			if old, err := ownCertificate(before); err == nil {
+				if err := reload.Replaces(old, own, time.Now()); err != nil {
+					return nil, err
+				}
+			}
+		}
 		s.now.Store(c)
 		if l := s.link.Load(); l != nil {
 			l.CloseIdle() // calls in progress end on the connections that they have

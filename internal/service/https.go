@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"sync/atomic"
+	"time"
 
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/reload"
@@ -21,6 +22,11 @@ func serverTLS(cfg *config.Config, files *reload.Watcher) (*tls.Config, error) {
 		pair, err := reload.Pair(cfg.TLSCertFile, cfg.TLSKeyFile)
 		if err != nil {
 			return nil, err
+		}
+		if before := current.Load(); before != nil {
+			if err := reload.Replaces(before.Certificates[0].Leaf, pair.Leaf, time.Now()); err != nil {
+				return nil, err
+			}
 		}
 		c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}
 		if cfg.TLSClientCAFile != "" {

@@ -88,8 +88,12 @@ func (r *rights) run(ctx context.Context) {
 func (r *rights) try(ctx context.Context) {
 	limited, cancel := context.WithTimeout(link.Trying(link.FailFast(ctx)), rightsWithin)
 	defer cancel()
-	lacks := map[string]bool{}
-	for _, right := range r.stores.Rights(limited) {
+	lacks, results := map[string]bool{}, r.stores.Rights(limited)
+	responds := map[string]bool{}
+	for _, right := range results {
+		responds[right.Store] = responds[right.Store] || right.State == preflight.OK
+	}
+	for _, right := range results {
 		key := right.Store + " " + right.Needs
 		_, known := r.missing[key]
 		switch {
@@ -99,6 +103,8 @@ func (r *rights) try(ctx context.Context) {
 		case right.State == preflight.OK && known:
 			delete(r.missing, key)
 			r.log.Info("the service has a right again", "store", right.Store, "needs", right.Needs)
+		case right.State == preflight.Unknown && known && responds[right.Store]: // such as without an engine that runs
+			delete(r.missing, key)
 		}
 	}
 	for _, right := range r.missing {

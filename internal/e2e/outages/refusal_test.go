@@ -1,6 +1,7 @@
 package outages
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -95,6 +96,11 @@ func TestRefusals(t *testing.T) {
 			}
 			if n := r.Logs.Count("[ERROR]", "store="+tc.store, "needs="); n == 0 {
 				t.Error("the log does not name the missing right")
+			}
+			for _, user := range []string{"u", "new", "victim"} {
+				if name := "/" + base64.RawURLEncoding.EncodeToString([]byte(user)); strings.Contains(r.Logs.String(), name+`"`) || strings.Contains(r.Logs.String(), name+"\\") {
+					t.Errorf("the log names user %s by a key", user)
+				}
 			}
 			back()
 			harness.Eventually(t, "all works again", func() error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 
 	"github.com/septemberai/orch/internal/cmdline"
 	"github.com/septemberai/orch/internal/config"
@@ -32,7 +31,7 @@ func checkServer(ctx context.Context, call *cmdline.Call) error {
 	if err := call.Show(results, t); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r preflight.Result) bool { return r.State == preflight.Missing }) {
+	if preflight.Failed(results) {
 		return cmdline.ErrReported
 	}
 	return nil
