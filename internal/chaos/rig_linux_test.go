@@ -194,7 +194,7 @@ func (r *rig) settings(addr, engines, database string, i int, access devstack.Ac
 	scheme, _, _ := strings.Cut(access.ConsulAddr, "://")
 	access.NomadAddr, access.ConsulAddr = r.NomadAddrs[i], scheme+"://127.0.0.1:8500"
 	return append(access.Environ(),
-		"ORCH_ADDR="+addr, "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY="+adminKey, "ORCH_DATABASE_URL="+database, "ORCH_CONSUL_PREFIX="+prefix,
+		"ORCH_ADDR="+addr, "ORCH_DRAIN_DELAY_S=0", "ORCH_ALLOW_HTTP=true", "ORCH_ADMIN_KEY="+adminKey, "ORCH_DATABASE_URL="+database, "ORCH_CONSUL_PREFIX="+prefix,
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+engines, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=4", "ORCH_WARM_POOL=2", "ORCH_LOG_LEVEL=debug",
 		"ORCH_BOOT_TIMEOUT_S=20", "ORCH_HEALTH_CHECK_INTERVAL_S=5", "ORCH_HEALTH_CHECK_TIMEOUT_S=2",

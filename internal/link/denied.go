@@ -59,8 +59,10 @@ func (l *Link) look(req *http.Request, resp *http.Response) bool {
 // operations the token may not carry out as to one that found a conflict.
 func (k *Kind) denies(resp *http.Response) bool {
 	switch resp.StatusCode {
-	case http.StatusUnauthorized, http.StatusForbidden:
+	case http.StatusForbidden:
 		return true
+	case http.StatusUnauthorized:
+		return k.Name != Consul.Name // there, it says that ACLs or coordinates are turned off
 	case http.StatusConflict:
 		return k.Name == Consul.Name
 	}

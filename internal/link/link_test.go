@@ -285,7 +285,7 @@ func TestObserver(t *testing.T) {
 		{200, 2, t.Context(), "PUT", "/", []string{"consul write limited", "consul write limited", "consul write ok"}},
 		{200, 0, t.Context(), "GET", "/?index=7", []string{"consul wait ok"}},
 		{403, 0, t.Context(), "GET", "/", []string{"consul read denied"}},
-		{401, 0, t.Context(), "DELETE", "/", []string{"consul write denied"}},
+		{403, 0, t.Context(), "DELETE", "/", []string{"consul write denied"}},
 		{404, 0, t.Context(), "GET", "/", []string{"consul read client_error"}},
 		{500, 0, t.Context(), "GET", "/", []string{"consul read server_error"}},
 		{200, 0, gone, "GET", "/", []string{"consul read no_response"}},
