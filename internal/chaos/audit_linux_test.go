@@ -51,7 +51,7 @@ func audited(calls []*call, rows []record) (problems []string) {
 			return r.Action == "admit_denied" || r.Action == "health_failed"
 		})
 		for _, r := range own {
-			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && mayBeInterrupted(r, byUser[c.user])) {
+			if c.answer.status != 0 && r.Outcome == "interrupted" && !(c.answer.unknown() && (neverClaimed(r) || mayBeInterrupted(r, byUser[c.user]))) {
 				bad(c, "its caller got a response, but the outcome in the log is interrupted: %s", r)
 			}
 			if r.Outcome != "interrupted" && r.DurationMS == nil {
@@ -74,6 +74,11 @@ func audited(calls []*call, rows []record) (problems []string) {
 	}
 	return problems
 }
+
+// neverClaimed reports whether a row is of a provision that got no engine. If the replica ends
+// while it does not know yet whether it has one, no other replica has an operation to take
+// over, and nobody completes the row.
+func neverClaimed(r record) bool { return r.Action == "provision" && r.EngineID == "" }
 
 // mayBeInterrupted reports whether a destroy may have interrupted the operation of a row
 // whose owner may have ended, so that nobody completes the row.

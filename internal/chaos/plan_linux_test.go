@@ -55,6 +55,7 @@ func TestAudited(t *testing.T) {
 		"OK joined":           {made(stop, 200, ""), []record{row("stop", "ok", "another")}, false},
 		"OK nobody heard":     {made(stop, 0, ""), []record{row("stop", "interrupted", "r")}, false},
 		"OK interrupted":      {made(provision, 503, "BACKEND_UNAVAILABLE"), []record{row("provision", "interrupted", "r"), row("destroy", "ok", "another")}, false},
+		"OK never claimed":    {made(provision, 503, "BACKEND_UNAVAILABLE"), []record{{Timestamp: now, UserID: "u", Action: "provision", RequestID: "r", Outcome: "interrupted"}}, false},
 		"OK busy, joined":     {made(stop, 200, ""), []record{row("stop", "ENGINE_BUSY", "r"), row("stop", "ok", "another")}, false},
 		"ErrBusyAlone":        {made(stop, 200, ""), []record{row("stop", "ENGINE_BUSY", "r")}, true},
 		"ErrBusyAndDone":      {made(stop, 200, ""), []record{row("stop", "ENGINE_BUSY", "r"), row("stop", "ok", "r")}, true},
