@@ -23,7 +23,8 @@ type NodeAdoption struct {
 	Failed                 []NotAdopted
 }
 
-// NotAdopted is an engine that was not changed, and the reason.
+// NotAdopted is an engine that was not changed, or a destroyed one whose data is still there,
+// and the reason.
 type NotAdopted struct{ EngineID, Why string }
 
 const (

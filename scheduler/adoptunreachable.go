@@ -20,22 +20,24 @@ func (s *Scheduler) clearUnreachable(ctx context.Context, unreachable []*registr
 	until := time.Now().Add(clearFor)
 	var work errgroup.Group
 	work.SetLimit(adopters)
-	cleared, late := make([]bool, len(unreachable)), make([]bool, len(unreachable))
+	cleared, late, failed := make([]bool, len(unreachable)), make([]bool, len(unreachable)), make([]error, len(unreachable))
 	for i, g := range unreachable {
 		work.Go(func() error {
 			if late[i] = time.Now().After(until); late[i] {
 				return nil
 			}
-			var err error
-			if cleared[i], err = s.clearVolume(ctx, g, to, cmp.Or(pathOn(on, g.VolumeID, g.Volume()), g.VolumePath)); err != nil {
-				s.log.Warn("the data of a destroyed engine is still on its node", "engine_id", g.EngineID, "error", err)
+			cleared[i], failed[i] = s.clearVolume(ctx, g, to, cmp.Or(pathOn(on, g.VolumeID, g.Volume()), g.VolumePath))
+			if failed[i] != nil {
+				s.log.Warn("the data of a destroyed engine is still on its node", "engine_id", g.EngineID, "error", failed[i])
 			}
 			return nil
 		})
 	}
 	_ = work.Wait() // none returns an error
-	for i := range unreachable {
+	for i, g := range unreachable {
 		switch {
+		case failed[i] != nil:
+			done.Failed = append(done.Failed, NotAdopted{g.EngineID, whyNot(failed[i])})
 		case cleared[i]:
 			done.Cleared++
 		case late[i]:
