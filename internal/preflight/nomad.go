@@ -80,7 +80,7 @@ func (s *Stores) lifecycle(ctx context.Context, needs string) Result {
 		return nomadResult(needs, err)
 	}
 	for _, a := range allocs {
-		if a.ClientStatus == nomad.AllocClientStatusRunning && strings.HasPrefix(a.JobID, engine.JobPrefix) {
+		if strings.HasPrefix(a.JobID, engine.JobPrefix) {
 			return nomadRight(needs, func() error {
 				ctx, cancel := context.WithTimeout(ctx, nodeTimeout) // its node may be hung
 				defer cancel()
@@ -98,15 +98,13 @@ func (s *Stores) neverJob() *nomad.Job {
 	job := nomad.NewServiceJob(nothing, nothing, "global", 1)
 	job.Namespace = &s.Namespace
 	task := nomad.NewTask("none", "raw_exec").SetConfig("command", "/bin/false")
-	task.VolumeMounts = []*nomad.VolumeMount{{Volume: pointer("brain"), Destination: pointer("/brain")}}
+	task.VolumeMounts = []*nomad.VolumeMount{{Volume: new("brain"), Destination: new("/brain")}}
 	group := nomad.NewTaskGroup("none", 0).AddTask(task)
 	group.Volumes = map[string]*nomad.VolumeRequest{"brain": {
 		Name: "brain", Type: "host", Source: nothing, AccessMode: "single-node-single-writer", AttachmentMode: "file-system",
 	}}
 	return job.AddTaskGroup(group).AddDatacenter("*")
 }
-
-func pointer[T any](v T) *T { return &v }
 
 func nomadRight(needs string, try func() error) Result { return nomadResult(needs, try()) }
 
