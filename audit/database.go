@@ -28,8 +28,9 @@ type database struct {
 	writer *sql.DB
 	reader *sql.DB
 
-	log  hclog.Logger
-	disk *disk // SQLite: the files; nil with PostgreSQL
+	log   hclog.Logger
+	disk  *disk  // SQLite: the files; nil with PostgreSQL
+	group *group // SQLite: commits concurrent changes together; nil with PostgreSQL
 
 	// secrets are the parts of the URL that no error may contain.
 	secrets []string
@@ -58,7 +59,7 @@ type dialect struct {
 	turnedAway func(err error) bool // whether nothing was executed because the server takes no writes
 }
 
-type insert func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error)
+type insert func(ctx context.Context, d *database, query string, args ...any) (int64, error)
 
 // openDatabase opens the database of a URL without checking that it can be reached.
 func openDatabase(url string, log hclog.Logger) (*database, error) {
@@ -80,6 +81,7 @@ func newDatabase(d *dialect, log hclog.Logger) *database {
 func (d *database) close() error {
 	var errs []error
 	d.circuit.Close()
+	d.group.close()
 	// The writer is closed last: SQLite removes its log with the last connection, which a
 	// query-only connection cannot do.
 	errs = append(errs, d.disk.unpin())
@@ -171,12 +173,16 @@ func (d *database) dropIdle() {
 	d.writer.SetMaxIdleConns(postgresConns)
 }
 
-// transact is like write, for several statements in one transaction.
+// transact is like write, for several statements in one transaction. If ctx ends, do may
+// still run: it must not write to variables that the caller reads after an error.
 func (d *database) transact(ctx context.Context, may room, do func(ctx context.Context, tx *sql.Tx) error) error {
 	return d.write(ctx, may, func(ctx context.Context) error { return d.transaction(ctx, do) })
 }
 
 func (d *database) transaction(ctx context.Context, do func(ctx context.Context, tx *sql.Tx) error) error {
+	if d.group != nil {
+		return d.group.commit(ctx, do)
+	}
 	tx, err := d.writer.BeginTx(ctx, nil)
 	if err != nil {
 		return err

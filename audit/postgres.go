@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"net"
 	"net/url"
@@ -37,8 +36,8 @@ var postgresDialect = &dialect{
 	lockTx:     "SELECT pg_advisory_xact_lock(%d)",
 	tryLockTx:  "SELECT pg_try_advisory_xact_lock(%d)",
 	time:       func(t time.Time) any { return t },
-	insert: func(ctx context.Context, db *sql.DB, query string, args ...any) (id int64, err error) {
-		err = db.QueryRowContext(ctx, query+" RETURNING id", args...).Scan(&id)
+	insert: func(ctx context.Context, d *database, query string, args ...any) (id int64, err error) {
+		err = d.writer.QueryRowContext(ctx, query+" RETURNING id", args...).Scan(&id)
 		return id, err
 	},
 	unsent: func(err error) bool {

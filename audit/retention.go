@@ -44,8 +44,9 @@ func (l *Log) expire(ctx context.Context) (deleted int64, err error) {
 	}
 }
 
-func (l *Log) expireBatch(ctx context.Context, before time.Time) (deleted int64, err error) {
-	err = l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
+func (l *Log) expireBatch(ctx context.Context, before time.Time) (int64, error) {
+	var deleted int64
+	err := l.db.transact(ctx, ordinary, func(ctx context.Context, tx *sql.Tx) error {
 		if l.db.tryLockTx != "" {
 			var ours bool
 			if err := tx.QueryRowContext(ctx, fmt.Sprintf(l.db.tryLockTx, lockRetain)).Scan(&ours); err != nil || !ours {
@@ -63,5 +64,8 @@ func (l *Log) expireBatch(ctx context.Context, before time.Time) (deleted int64,
 		_, err = tx.ExecContext(ctx, `DELETE FROM audit_lives WHERE provisioned = 0 AND destroyed_at < $1`, l.db.time(stampOf(before)))
 		return err
 	})
-	return deleted, err
+	if err != nil {
+		return 0, err
+	}
+	return deleted, nil
 }

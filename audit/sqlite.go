@@ -28,12 +28,20 @@ var sqliteDialect = &dialect{
 	name:       "sqlite",
 	jsonObject: "json_object",
 	time:       func(t time.Time) any { return t.UnixMicro() },
-	insert: func(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error) {
-		res, err := db.ExecContext(ctx, query, args...)
+	insert: func(ctx context.Context, d *database, query string, args ...any) (int64, error) {
+		var id int64
+		err := d.transaction(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			res, err := tx.ExecContext(ctx, query, args...)
+			if err != nil {
+				return err
+			}
+			id, err = res.LastInsertId()
+			return err
+		})
 		if err != nil {
 			return 0, err
 		}
-		return res.LastInsertId()
+		return id, nil
 	},
 	// The file is local: an error at the start will not disappear by itself.
 	operator: func(error) bool { return true },
@@ -75,11 +83,11 @@ func openSQLite(rest string, log hclog.Logger) (_ *database, err error) {
 	d.disk.keepReserve()
 	// FULL: a commit is on disk before the change of its row is made. NORMAL survives kill
 	// -9 but not a power failure, and would leave changes without a row. One connection:
-	// SQLite allows one writer anyway, and in our queue a writer waits instead of polling
-	// for the lock.
+	// SQLite allows one writer anyway.
 	if d.writer, err = sqlitePool(d.disk.path, 1, "immediate", "journal_mode(WAL)", "synchronous(FULL)"); err != nil {
 		return nil, err
 	}
+	d.group = newGroup(d.writer)
 	if d.reader, err = sqlitePool(d.disk.path, sqliteReaders+1, "deferred", "query_only(1)"); err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func (l *Log) Begin(ctx context.Context, e Entry) (id int64, err error) {
 	}
 	sent := false
 	err = l.db.write(ctx, roomOf(e.Action), func(ctx context.Context) error {
-		id, err = l.db.insert(ctx, l.db.writer, insertEntry, args...)
+		id, err = l.db.insert(ctx, l.db, insertEntry, args...)
 		sent = err != nil && !l.db.unsent(err)
 		return err
 	})
