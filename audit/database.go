@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,8 +34,10 @@ type database struct {
 	disk  *disk  // SQLite: the files; nil with PostgreSQL
 	group *group // SQLite: commits concurrent changes together; nil with PostgreSQL
 
-	// secrets are the parts of the URL that no error may contain.
-	secrets []string
+	// secrets are the parts of the URL, and the passwords in its files, that no error may
+	// contain.
+	secrets   []string
+	secretsMu sync.Mutex
 	// ready reports that the schema is up to date. The caller that migrates it holds
 	// preparing.
 	ready     atomic.Bool
@@ -206,8 +210,21 @@ func (d *database) explain(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, d.redact(err))
 }
 
-// redact removes the URL's secrets from the text of an error.
+// hide makes redact remove secrets.
+func (d *database) hide(secrets ...string) {
+	d.secretsMu.Lock()
+	defer d.secretsMu.Unlock()
+	for _, secret := range secrets {
+		if secret != "" && !slices.Contains(d.secrets, secret) {
+			d.secrets = append(d.secrets, secret)
+		}
+	}
+}
+
+// redact removes the secrets from the text of an error.
 func (d *database) redact(err error) error {
+	d.secretsMu.Lock()
+	defer d.secretsMu.Unlock()
 	text := err.Error()
 	for _, secret := range d.secrets {
 		text = strings.ReplaceAll(text, secret, "xxxxx")

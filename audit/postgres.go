@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,7 +96,7 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		// The parser's error quotes the invalid part, which may be the password.
 		return nil, errors.New("audit: the database URL is invalid: it must be postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each character of the password that is not a letter or digit")
 	}
-	d.secrets = secretsOf(u)
+	d.hide(secretsOf(u)...)
 	config, err := pgx.ParseConfig(address)
 	if err != nil {
 		// Only the cause: the error itself contains the whole URL.
@@ -105,9 +106,7 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		}
 		return nil, errors.New("audit: the database URL cannot be used: " + cause)
 	}
-	if config.Password != "" { // also from the environment or a password file
-		d.secrets = append(d.secrets, config.Password)
-	}
+	d.hide(config.Password) // also from the environment or a password file
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout(config)
 	}
@@ -126,7 +125,10 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	config.OnPgError = func(c *pgconn.PgConn, err *pgconn.PgError) bool {
 		return keep(c, err) && !takesNoWrites(err.Code)
 	}
-	d.writer = stdlib.OpenDB(*config)
+	d.writer = stdlib.OpenDB(*config, stdlib.OptionBeforeConnect(func(_ context.Context, c *pgx.ConnConfig) error {
+		d.readAgain(address, c)
+		return nil
+	}))
 	d.writer.SetMaxOpenConns(postgresConns)
 	d.writer.SetMaxIdleConns(postgresConns)
 	d.writer.SetConnMaxLifetime(postgresConnLife)
@@ -137,6 +139,23 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		}
 	}, askEvery, CallTimeout)
 	return d, nil
+}
+
+// readAgain makes a new connection use the certificates and the password that are in the
+// files of the URL now. What cannot be read stays as it was.
+func (d *database) readAgain(address string, c *pgx.ConnConfig) {
+	now, err := pgx.ParseConfig(address)
+	if err != nil || len(now.Fallbacks) != len(c.Fallbacks) {
+		return
+	}
+	d.hide(now.Password)
+	c.Password, c.TLSConfig = now.Password, now.TLSConfig
+	c.Fallbacks = slices.Clone(c.Fallbacks) // shared by all connections
+	for i, f := range now.Fallbacks {
+		of := *c.Fallbacks[i]
+		of.TLSConfig = f.TLSConfig
+		c.Fallbacks[i] = &of
+	}
 }
 
 // connectTimeout divides a call's time limit between the hosts of the URL. A single host
