@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// patient retries calls that got 503 because Nomad, Consul or Vault did not respond in
+// patient retries calls that got 503 because a store or the audit log did not respond in
 // time, as products should. No test disturbs the stores of a shared stack, so such a
 // response only means that the machine is busy.
 type patient struct {
@@ -20,8 +20,8 @@ type patient struct {
 	hosts map[string]*testing.T
 }
 
-// storeAway matches such a response; one about the audit log has another message.
-var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\) cannot be reached`)
+// storeAway matches such a response. One that is about the audit log changed nothing.
+var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault|its database)\) cannot be reached`)
 
 // with retries the calls to a service until its test ends, and then reports how many.
 func (p *patient) with(t *testing.T, host string) {
