@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	consul "github.com/hashicorp/consul/api"
 
@@ -12,13 +13,27 @@ import (
 	"github.com/septemberai/orch/internal/link"
 )
 
-// consulDenies begins the error of a transaction's operation that the token may not carry
-// out (PermissionDeniedError in Consul's acl package). The transaction as a whole then has
-// the status of a conflict.
-const consulDenies = "Permission denied"
+const (
+	// consulDenies begins the error of a transaction's operation that the token may not
+	// carry out (PermissionDeniedError in Consul's acl package). The transaction as a whole
+	// then has the status of a conflict.
+	consulDenies = "Permission denied"
+	// consulUnknown is the error of a call whose token does not exist, or has expired
+	// (ErrNotFound in the same package).
+	consulUnknown = "ACL not found"
+)
 
 func denied(said string) error {
 	return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrDenied, link.WithoutName(said))
+}
+
+// notCommitted wraps the error of a transaction that Consul did not begin. Unlike all other
+// calls of its client, it has the response's text and not its status.
+func notCommitted(err error) error {
+	if text := err.Error(); strings.Contains(text, consulUnknown) || strings.Contains(text, consulDenies) {
+		return denied(text)
+	}
+	return unavailable(err)
 }
 
 // unfiltered returns nil if a list of the keys below a prefix of the store is complete.

@@ -61,6 +61,41 @@ func TestDenied(t *testing.T) {
 	}
 }
 
+// TestUnknownToken: a token that does not exist, such as one that has expired, is refused by
+// every call. A replica with it has no session for that reason, also if it had one before.
+func TestUnknownToken(t *testing.T) {
+	s := storeAs(t, prefix(t), uuid())
+	replica := s.Join(hclog.NewNullLogger())
+	wantDenied := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, ErrDenied) || !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := s.get(t.Context(), "x")
+	wantDenied("a read", err)
+	_, err = s.list(t.Context(), "x/")
+	wantDenied("a list", err)
+	_, _, err = s.txn(t.Context(), consul.KVTxnOps{{Verb: consul.KVCAS, Key: s.prefix + "x"}})
+	wantDenied("a transaction", err)
+	for what, session := range map[string]string{"a new session": "", "the renewal of a session": uuid()} {
+		replica.session = session
+		err := replica.keep(t.Context())
+		wantDenied(what, err)
+		replica.note(err)
+		_, err = s.sessionCheck()
+		if session == "" {
+			wantDenied("a fenced change", err)
+		}
+		if err := replica.Absent(); !errors.Is(err, ErrNoSession) {
+			t.Errorf("absent because of %v", err)
+		}
+	}
+	if replica.note(nil); errors.Is(replica.Absent(), ErrDenied) {
+		t.Error("what Consul refused once is kept")
+	}
+}
+
 // storeWith returns a store whose token has these rules.
 func storeWith(t *testing.T, at, rules string) *Store {
 	t.Helper()
@@ -74,9 +109,15 @@ func storeWith(t *testing.T, at, rules string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return storeAs(t, at, token.SecretID)
+}
+
+// storeAs returns a store with a token.
+func storeAs(t *testing.T, at, token string) *Store {
+	t.Helper()
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	cfg := &consul.Config{Address: agent.addr, Token: token.SecretID, Transport: transport}
+	cfg := &consul.Config{Address: agent.addr, Token: token, Transport: transport}
 	c, err := consul.NewClient(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ type Replica struct {
 	leader  bool
 	retired bool          // it no longer tries to get the lead
 	joined  chan struct{} // closed when the first session exists
+	refused error         // by Consul, when the session was to be kept; nil: it was kept, or Consul is away
 }
 
 // Join makes this process a replica, and Run keeps it one. Changes of rows return
@@ -62,7 +64,9 @@ func (r *Replica) Run(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	for {
-		if err := r.keep(ctx); err != nil && ctx.Err() == nil {
+		err := r.keep(ctx)
+		r.note(err)
+		if err != nil && ctx.Err() == nil {
 			r.log.Warn("this replica has no consul session", "error", err)
 			select {
 			case <-ctx.Done():
@@ -158,11 +162,11 @@ func (r *Replica) keep(ctx context.Context) error {
 	asked := time.Now()
 	session, _ := r.current()
 	if session != "" {
-		entry, _, err := r.store.client.Session().Renew(session, (&consul.WriteOptions{}).WithContext(ctx))
+		alive, err := r.renew(ctx, session)
 		switch {
-		case err != nil && !errors.Is(err, consul.ErrSessionExpired):
-			return unavailable(err)
-		case entry != nil:
+		case err != nil:
+			return err
+		case alive:
 			if err := r.keepKey(ctx, session); err != nil {
 				return err
 			}
@@ -186,6 +190,29 @@ func (r *Replica) keep(ctx context.Context) error {
 	}
 	r.hold(session, asked)
 	return r.campaign(ctx, session)
+}
+
+// renew reports whether the session still exists, and if so extends its life. It does not use
+// the client's Renew, whose errors have no status.
+func (r *Replica) renew(ctx context.Context, session string) (alive bool, err error) {
+	_, err = r.store.client.Raw().Write("/v1/session/renew/"+session, nil, nil, (&consul.WriteOptions{}).WithContext(ctx))
+	var status consul.StatusError
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &status) && status.Code == http.StatusNotFound:
+		return false, nil
+	}
+	return false, unavailable(err)
+}
+
+// note remembers whether Consul refused to keep the session.
+func (r *Replica) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.refused = nil; errors.Is(err, ErrDenied) {
+		r.refused = err
+	}
 }
 
 // lockKey binds replicas/<id> to a session of this replica.

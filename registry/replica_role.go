@@ -29,6 +29,17 @@ func (r *Replica) Session() string {
 	return r.session
 }
 
+// Absent returns why this replica has no session: ErrNoSession, together with ErrDenied if
+// Consul refuses it one.
+func (r *Replica) Absent() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.refused != nil {
+		return fmt.Errorf("%w: %w", ErrNoSession, r.refused)
+	}
+	return ErrNoSession
+}
+
 // Role returns this replica's role: "leader", "follower", or "none" without a session.
 func (r *Replica) Role() string {
 	session := r.Session()
@@ -62,7 +73,7 @@ func (s *Store) led(ops ...*consul.KVTxnOp) (consul.KVTxnOps, error) {
 func (s *Store) sessionCheck() (*consul.KVTxnOp, error) {
 	session, _ := s.replica.current()
 	if session == "" {
-		return nil, ErrNoSession
+		return nil, s.replica.Absent()
 	}
 	return &consul.KVTxnOp{Verb: consul.KVCheckSession, Key: s.replica.key(), Session: session}, nil
 }

@@ -110,7 +110,7 @@ func (s *Store) txn(ctx context.Context, ops consul.KVTxnOps) (results consul.KV
 	defer cancel()
 	ok, resp, _, err := s.client.KV().Txn(ops, consistent(ctx))
 	if err != nil {
-		return nil, nil, unavailable(err)
+		return nil, nil, notCommitted(err)
 	}
 	if !ok {
 		for _, e := range resp.Errors {

@@ -131,7 +131,7 @@ func (s *Scheduler) grant(caller *Caller, row *engine.Row, key string, err error
 	case caller.visit.Serve():
 		return &Admission{Engine: row, Key: key}, true, nil
 	case s.replica.Session() == "":
-		return nil, true, registry.ErrNoSession
+		return nil, true, s.replica.Absent()
 	}
 	return nil, false, nil
 }

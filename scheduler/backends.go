@@ -224,7 +224,7 @@ func (s *Scheduler) Reachable(ctx context.Context) error {
 		return err
 	}
 	if s.replica.Session() == "" {
-		return registry.ErrNoSession
+		return s.replica.Absent()
 	}
 	return nil
 }

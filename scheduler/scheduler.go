@@ -300,7 +300,7 @@ func (s *Scheduler) Ready() error {
 	select {
 	case <-s.replica.Joined():
 	default:
-		return registry.ErrNoSession
+		return s.replica.Absent()
 	}
 	select {
 	case <-s.cluster.Synced():

@@ -64,5 +64,6 @@ type Rows interface {
 // Replica is this process as a replica.
 type Replica interface {
 	Joined() <-chan struct{}
+	Absent() error
 	Leader() bool
 }

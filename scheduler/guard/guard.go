@@ -121,7 +121,7 @@ func (g *Guard) look(ctx context.Context) error {
 	select {
 	case <-g.d.Replica.Joined():
 	default:
-		return registry.ErrNoSession
+		return g.d.Replica.Absent()
 	}
 	if why, heard := g.d.Store.WentBack(); why != "" {
 		g.wentBack(why)
