@@ -19,7 +19,7 @@ type Edge struct {
 }
 
 // mostRequests is the maximum number of concurrent requests of a server without Limit.
-const mostRequests = 10_000
+const mostRequests = 4000
 
 // Limit sets what the server accepts. Call it before Serve.
 func (s *Server) Limit(e Edge) {

@@ -19,6 +19,10 @@ const (
 	keptDescriptors = 512
 	// mostDescriptors replaces a higher or infinite limit of the process.
 	mostDescriptors = 1 << 20
+	// mostIdle is the maximum number of connections between two requests. Each one takes
+	// 20 KB of memory (measured with 5,000), while opening another one takes less than a
+	// millisecond.
+	mostIdle = 2000
 	// limitSaid is the minimum time between two log lines about a reached limit.
 	limitSaid = time.Minute
 )
@@ -40,11 +44,12 @@ func connectionsOf(descriptors int) int {
 
 // limited is a listener with a maximum number of open connections. At the limit, a new
 // connection replaces the one that has been idle longest, or else the oldest that has sent
-// no request. If all connections have a request in progress, the new one waits.
+// no request. If all connections have a request in progress, the new one waits. Of more than
+// mostIdle idle connections, the longest idle ones are closed.
 type limited struct {
 	net.Listener
-	most int
-	log  hclog.Logger
+	most, mostIdle int
+	log            hclog.Logger
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -56,7 +61,7 @@ type limited struct {
 }
 
 func limit(l net.Listener, most int, log hclog.Logger) *limited {
-	lim := &limited{Listener: l, most: most, log: log}
+	lim := &limited{Listener: l, most: most, mostIdle: mostIdle, log: log}
 	lim.changed = sync.NewCond(&lim.mu)
 	return lim
 }
@@ -133,14 +138,21 @@ func (l *limited) state(conn net.Conn, to http.ConnState) {
 	if !ok {
 		return
 	}
+	var victim *limitedConn
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	switch to {
 	case http.StateActive:
 		c.enter(nil)
 	case http.StateIdle:
 		c.enter(&l.idle)
 		l.changed.Signal()
+		if l.idle.Len() > l.mostIdle {
+			victim = l.oldest()
+		}
+	}
+	l.mu.Unlock()
+	if victim != nil {
+		_ = victim.Close()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -22,14 +23,16 @@ func TestConnectionsOf(t *testing.T) {
 	}
 }
 
-// limitedServer serves on at most this number of connections; /slow waits for release.
-func limitedServer(t *testing.T, most int, secure *tls.Config) (addr string, slow chan struct{}, release func()) {
+// limitedServer serves on at most this number of connections, of which at most idle are
+// idle; /slow waits for release.
+func limitedServer(t *testing.T, most, idle int, secure *tls.Config) (addr string, slow chan struct{}, release func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	lim := limit(l, most, hclog.NewNullLogger())
+	lim.mostIdle = idle
 	slow, gate := make(chan struct{}), make(chan struct{})
 	srv := &http.Server{TLSConfig: secure, ConnState: lim.state, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -105,7 +108,7 @@ func TestConnectionLimit(t *testing.T) {
 
 func connectionLimit(t *testing.T, secure *tls.Config) {
 	const most = 8
-	addr, slow, release := limitedServer(t, most, secure)
+	addr, slow, release := limitedServer(t, most, most, secure)
 	ask := func(t *testing.T, addr, path string) net.Conn { t.Helper(); return ask(t, addr, path, secure) }
 	busy := ask(t, addr, "/slow")
 	<-slow
@@ -124,4 +127,39 @@ func connectionLimit(t *testing.T, secure *tls.Config) {
 	release()
 	answered(t, busy)
 	answered(t, waits)
+}
+
+// TestIdleLimit: of too many idle connections, the longest idle one is closed. Requests in
+// progress do not count.
+func TestIdleLimit(t *testing.T) {
+	addr, slow, release := limitedServer(t, 100, 2, nil)
+	var busy []net.Conn
+	for range 5 {
+		busy = append(busy, ask(t, addr, "/slow", nil))
+		<-slow
+	}
+	var idle []net.Conn
+	for range 4 {
+		conn := ask(t, addr, "/", nil)
+		answered(t, conn)
+		idle = append(idle, conn)
+	}
+	for _, conn := range idle[:2] {
+		if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("a connection that was idle too long: %d bytes, %v", n, err)
+		}
+	}
+	for _, conn := range idle[2:] {
+		if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: orch\r\n\r\n"); err != nil {
+			t.Error(err)
+		}
+		answered(t, conn)
+	}
+	release()
+	for _, conn := range busy {
+		answered(t, conn)
+	}
 }
