@@ -51,6 +51,10 @@ test: ## Run all tests, against real agents
 chaos: ## Kill, pause and disconnect every process for 8 minutes (FOR), and check that nothing is lost; as root
 	$(GO) test -race -count=1 -timeout 15m -v ./internal/chaos -chaos.race -chaos.for=$(or $(FOR),8m) -chaos.seed=$(or $(SEED),0)
 
+.PHONY: soak
+soak: ## Call a service for an hour (FOR) while its tokens of 2 minutes and all certificates of 10 minutes are replaced
+	$(GO) test -race -count=1 -timeout 80m -v ./internal/e2e/cli -run TestSoak -soak.for=$(or $(FOR),60m)
+
 # Built from its module; with empty caches that takes 4 minutes on two cores.
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 

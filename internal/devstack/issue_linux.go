@@ -2,7 +2,11 @@ package devstack
 
 import (
 	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -36,4 +40,36 @@ func (a *Authority) Issue(name string, life time.Duration, hosts ...string) (cer
 	of.life = life
 	files, err := of.issue(name, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, hosts...)
 	return files.Cert, files.Key, err
+}
+
+// RenewCertificates gives each agent of a locked stack a certificate of this life for the
+// same names, and makes it read the certificate.
+func (s *Stack) RenewCertificates(life time.Duration) error {
+	of := *s.lock.ca
+	of.life = life
+	for c, a := range s.agents {
+		text, err := os.ReadFile(filepath.Join(of.dir, string(c)+".pem"))
+		if err != nil {
+			return err
+		}
+		block, _ := pem.Decode(text)
+		if block == nil {
+			return fmt.Errorf("the certificate of %s is not in PEM format", c)
+		}
+		old, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("certificate of %s: %w", c, err)
+		}
+		hosts := old.DNSNames
+		for _, ip := range old.IPAddresses {
+			hosts = append(hosts, ip.String())
+		}
+		if _, err := of.issue(string(c), old.ExtKeyUsage, hosts...); err != nil {
+			return err
+		}
+		if err := a.signal(syscall.SIGHUP); err != nil {
+			return err
+		}
+	}
+	return nil
 }

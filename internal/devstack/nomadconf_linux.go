@@ -25,8 +25,9 @@ type nomadNode struct {
 	VolumePlugins          string
 	DockerDisableLogs      bool
 	Drivers, NoFingerprint string
-	StockLimits            bool // keep Nomad's limits of connections per client address
-	TLS                    tlsFiles
+	StockLimits            bool     // keep Nomad's limits of connections per client address
+	TLS                    tlsFiles // what it shows its peers and callers
+	Caller                 tlsFiles // what it shows Consul, which it reads only at its start
 	ConsulToken            string
 }
 
@@ -39,7 +40,7 @@ func (n *nomadNode) secure(l *lock, c Component, addr string) (err error) {
 	if n.Server {
 		name = nomadServerName
 	}
-	n.ConsulToken = l.consulNomad
+	n.ConsulToken, n.Caller = l.consulNomad, l.caller
 	n.TLS, err = l.issue(c, addr, name)
 	return err
 }
@@ -207,9 +208,9 @@ consul {
   address = {{q .Consul}}
   {{- if .TLS.CA}}
   ssl       = true
-  ca_file   = {{q .TLS.CA}}
-  cert_file = {{q .TLS.Cert}}
-  key_file  = {{q .TLS.Key}}
+  ca_file   = {{q .Caller.CA}}
+  cert_file = {{q .Caller.Cert}}
+  key_file  = {{q .Caller.Key}}
   token     = {{q .ConsulToken}}
   service_identity {
     aud = ["consul.io"]
