@@ -95,7 +95,7 @@ func startRig(ctx context.Context, t *testing.T) *rig {
 	began := time.Now()
 	names := []string{string(replicaName(0)), string(replicaName(1))}
 	cluster, err := devstack.StartCluster(ctx, devstack.Config{
-		Dir: *keep, Keep: *keep != "", Locked: os.Getenv("ORCH_DEV_LOCKED") == "1", Progress: func(line string) { t.Log(line) },
+		Dir: *keep, Keep: *keep != "", Locked: os.Getenv("ORCH_TEST_OPEN") != "1", Progress: func(line string) { t.Log(line) },
 	}, names...)
 	if err != nil {
 		t.Fatal(err)
