@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -89,11 +90,16 @@ func start(t *testing.T) *cluster {
 	return &cluster{Cluster: c, t: t, orch: orch}
 }
 
+// prefixOf returns the registry prefix of a service.
+func prefixOf(host, detection string, port int) string {
+	return fmt.Sprintf("%s-%s-%d/", host, detection, port)
+}
+
 // serve runs a service on a host, and returns a client with its admin key.
 func (c *cluster) serve(t *testing.T, host, detection string, port int, more ...string) *client.Client {
 	t.Helper()
-	name := fmt.Sprintf("%s-%s-%d", host, detection, port)
-	prefix := name + "/"
+	prefix := prefixOf(host, detection, port)
+	name := strings.TrimSuffix(prefix, "/")
 	c.mu.Lock()
 	defer c.mu.Unlock() // the cluster's components are started one after the other
 	access, mount := harness.Deploy(t, c.Stack, prefix)

@@ -199,6 +199,10 @@ func admit(t *testing.T, c *client.Client, user string, wake bool) *client.Engin
 	return a.Engine
 }
 
+// figures is how often TestEitherIsNotSlower measures: the pools of three nodes have a
+// volume for each.
+const figures, figurePort = 25, 8100
+
 // TestEitherIsNotSlower logs how long boots and rotations take with each detection, where
 // the service reaches engines.
 func TestEitherIsNotSlower(t *testing.T) {
@@ -207,11 +211,22 @@ func TestEitherIsNotSlower(t *testing.T) {
 	}
 	c := start(t)
 	clients := map[string]*client.Client{}
-	for i, detection := range []string{"probe", "either"} {
-		clients[detection] = product(t, c.serve(t, open, detection, 8100+i), "figures", nil)
+	detections := []string{"probe", "either"}
+	for i, detection := range detections {
+		clients[detection] = product(t, c.serve(t, open, detection, figurePort+i, "ORCH_VOLUME_POOL=20"), "figures", nil)
 	}
+	stores := harness.OpenStores(t, c.Stack)
+	harness.Eventually(t, "the pools are full", func() error {
+		for i, detection := range detections {
+			pooled, err := stores.Pooled(prefixOf(open, detection, figurePort+i))
+			if err != nil || len(pooled) < figures {
+				return fmt.Errorf("%d volumes, %w", len(pooled), err)
+			}
+		}
+		return nil
+	})
 	took := map[string][]time.Duration{}
-	for i := range 30 {
+	for i := range figures {
 		for detection, c := range clients {
 			user := fmt.Sprint("u", i)
 			for _, step := range []struct {
