@@ -100,10 +100,19 @@ func Label(job *api.Job, e Engine) {
 		"product_id": e.ProductID,
 		// Nomad interpolates service meta; the encoding prevents that for a user_id.
 		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
+		keyChecksum:   "${" + keyChecksumVariable + "}",
 	}
 	SetMark(job, mark)
 	setServiceMeta(job, imageKey, image)
 }
+
+// keyChecksum is the service meta that shows in Consul which key the process was started
+// with (registry.KeyChecksum). Nomad takes it from the environment of the process, where a
+// template of the job file puts it.
+const (
+	keyChecksum         = "key_checksum"
+	keyChecksumVariable = "ENGINE_KEY_CHECKSUM"
+)
 
 // imageKey is the service meta with the image as the caller named it, if the task names the
 // image by its digest.

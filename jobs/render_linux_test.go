@@ -37,7 +37,7 @@ func TestRender(t *testing.T) {
 				t.Error(diff)
 			}
 			service := append(slices.Clone(group.Services), task.Services...)[0]
-			if diff := cmp.Diff(map[string]string{"engine_id": "e1", "product_id": "p1", "user_id_b64": "dQ"}, service.Meta); diff != "" || service.Name != "engine-e1" {
+			if diff := cmp.Diff(map[string]string{"engine_id": "e1", "product_id": "p1", "user_id_b64": "dQ", "key_checksum": "${ENGINE_KEY_CHECKSUM}"}, service.Meta); diff != "" || service.Name != "engine-e1" {
 				t.Errorf("service %s: %s", service.Name, diff)
 			}
 			if driver == Docker && (task.Config["image"] != "engine" || task.Config["force_pull"] != nil || *group.EphemeralDisk.SizeMB != 20) {

@@ -76,12 +76,13 @@ func checkGroup(group *api.TaskGroup, need needFunc) {
 }
 
 func checkTemplates(task *api.Task, s Settings, need needFunc) {
-	keyHash := false
+	keyHash, checksum := false, false
 	for _, t := range task.Templates {
 		need(t.Once == nil || !*t.Once, "a template has once = true: its variables and those of the other templates replace each other")
 		data := str(t.EmbeddedTmpl)
 		if strings.Contains(data, "nomadVar") {
 			keyHash = keyHash || t.Envvars != nil && *t.Envvars && strings.Contains(data, "ENGINE_KEY_HASH")
+			checksum = checksum || t.Envvars != nil && *t.Envvars && strings.Contains(data, keyChecksumVariable)
 			need(t.Splay != nil && *t.Splay == 0, "the key hash template needs splay = \"0s\": without it a new key takes seconds to arrive")
 			if t.Envvars != nil && *t.Envvars && s.KeyReload == "restart" {
 				need(str(t.ChangeMode) == "restart", "the key hash template must have change_mode \"restart\"")
@@ -92,6 +93,7 @@ func checkTemplates(task *api.Task, s Settings, need needFunc) {
 			need(t.Envvars == nil || !*t.Envvars || strings.Contains(data, "toJSON"), "the provider key template must quote values by toJSON: Nomad kills every engine whose env file it cannot read")
 		}
 	}
+	need(checksum || !s.NeedsChecksum || s.Driver == Mock, "the template with ENGINE_KEY_HASH must also give %s, as the built-in job file does: with ORCH_BOOT_DETECTION=consul nothing else shows which key a process was started with", keyChecksumVariable)
 	need(keyHash || s.Driver == Mock, "a template with env = true must give ENGINE_KEY_HASH from the job's Nomad variable")
 	if s.ProviderKeysPath != "" {
 		need(task.Vault != nil && str(task.Vault.ChangeMode) == "noop", "add vault { change_mode = \"noop\" }, because the default restarts the engine when it gets a new token")

@@ -102,6 +102,7 @@ var brokenRules = map[string]struct{ old, by, names string }{
 	"splay of a second":      {keyHashHead, strings.Replace(keyHashHead, `"0s"`, `"1s"`, 1), "splay"},
 	"env":                    {keyHashHead, strings.Replace(keyHashHead, "env         = true", "", 1), "ENGINE_KEY_HASH"},
 	"another variable":       {`"ENGINE_KEY_HASH={{`, `"KEY_HASH={{`, "ENGINE_KEY_HASH"},
+	"no checksum":            {`ENGINE_KEY_CHECKSUM={{`, `KEY_CHECKSUM={{`, "ENGINE_KEY_CHECKSUM"},
 	"key hash change_mode":   {keyHashHead, strings.Replace(keyHashHead, `var.key_reload == "signal" ? "noop" : "restart"`, `"noop"`, 1), `change_mode "restart"`},
 	"provider change_mode":   {providerHead, "          env = true\n", "provider key template"},
 	"provider quoting":       {`{{ $v | toJSON }}`, `{{ $v }}`, "toJSON"},
@@ -118,7 +119,7 @@ func TestBrokenRuleIsNamed(t *testing.T) {
 	for name, c := range brokenRules {
 		t.Run(name, func(t *testing.T) {
 			s := settings(Docker)
-			s.HCL = edited(t, c.old, c.by)
+			s.HCL, s.NeedsChecksum = edited(t, c.old, c.by), name == "no checksum"
 			_, err := Parse(t.Context(), nomadClient(t), s)
 			var rules *RulesError
 			if !errors.As(err, &rules) {

@@ -44,7 +44,10 @@ type Settings struct {
 	CheckIntervalS   int
 	CheckTimeoutS    int
 	CheckMaxFailures int
-	Namespace        string
+	// NeedsChecksum reports that the service learns only from Consul which key a process
+	// was started with.
+	NeedsChecksum bool `json:",omitempty"`
+	Namespace     string
 	// Deployment names the service that owns the job, if several services share a cluster.
 	Deployment string
 }

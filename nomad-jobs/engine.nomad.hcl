@@ -191,13 +191,16 @@ job "engine" {
       } : {})
 
       # Relied on: the hash of the engine's key, from the Nomad variable of its
-      # job. With the default waits and splay, a new key arrives after 6 to 9 s.
+      # job. With the default waits and splay, a new key arrives after 6 to 9 s. The checksum
+      # becomes a meta of the service: it shows in Consul which key a process was started
+      # with, for a service that cannot reach the engine. (Relied on with
+      # ORCH_BOOT_DETECTION=consul.)
       template {
         destination = "$${NOMAD_SECRETS_DIR}/engine_key.env"
         env         = true
         change_mode = var.key_reload == "signal" ? "noop" : "restart"
         splay       = "0s"
-        data        = "ENGINE_KEY_HASH={{ with nomadVar (printf \"nomad/jobs/%s\" (env \"NOMAD_JOB_ID\")) }}{{ .key_hash }}{{ end }}\n"
+        data        = "ENGINE_KEY_HASH={{ with nomadVar (printf \"nomad/jobs/%s\" (env \"NOMAD_JOB_ID\")) }}{{ .key_hash }}\nENGINE_KEY_CHECKSUM={{ .key_hash.Value | sha256Hex }}{{ end }}\n"
         wait {
           min = "10ms"
           max = "50ms"

@@ -53,7 +53,7 @@ type Checks struct {
 	every    time.Duration // listChecks; tests shorten it
 
 	mu      sync.RWMutex
-	failing map[string]bool        // by allocation
+	failing map[string]time.Time   // by allocation: since when, as this replica has seen it
 	dead    map[string]bool        // nodes in Consul whose agent does not respond
 	listed  map[string]listedCheck // by allocation
 	fresh   time.Time              // when Consul last reported the critical checks
@@ -112,18 +112,41 @@ func (c *Checks) followCritical(ctx context.Context, index uint64) (uint64, erro
 	if err != nil {
 		return 0, unavailable(err)
 	}
-	failing, dead := map[string]bool{}, map[string]bool{}
+	dead := map[string]bool{}
 	for _, check := range checks {
 		if check.CheckID == serfHealth {
 			dead[check.Node] = true
-		} else if id := allocOf(check.ServiceID); id != "" {
-			failing[id] = true
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failing, c.dead, c.fresh = failing, dead, time.Now()
+	failing, now := map[string]time.Time{}, time.Now()
+	for _, check := range checks {
+		id := allocOf(check.ServiceID)
+		if check.CheckID == serfHealth || id == "" {
+			continue
+		}
+		since, before := c.failing[id]
+		if !before || dead[check.Node] || now.Sub(c.fresh) > mirrorWait+callTimeout { // it may have passed meanwhile
+			since = now
+		}
+		failing[id] = since
+	}
+	c.failing, c.dead, c.fresh = failing, dead, now
 	return meta.LastIndex, nil
+}
+
+// FailsFor returns for how long the check of a running engine has been critical without a
+// break; 0: it is not known to be. A check is also critical, without having run, after its
+// agent was started anew.
+func (c *Checks) FailsFor(e *engine.Row) time.Duration {
+	standing, _ := c.Of(e)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if since, fails := c.failing[e.AllocID]; fails && standing == Critical {
+		return time.Since(since)
+	}
+	return 0
 }
 
 // followList lists the checks of all engines.
@@ -162,7 +185,7 @@ func (c *Checks) Of(e *engine.Row) (Standing, time.Time) {
 	switch {
 	case time.Since(c.fresh) > mirrorWait+callTimeout, listed && c.dead[check.node]:
 		return Unknown, time.Time{}
-	case c.failing[e.AllocID]:
+	case !c.failing[e.AllocID].IsZero():
 		return Critical, c.fresh
 	case listed && check.status == consul.HealthPassing:
 		return Passing, c.fresh

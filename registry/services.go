@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -76,4 +77,71 @@ func (s *Store) newestInstance(ctx context.Context, name string, index uint64) (
 		newest = max(newest, i.CreateIndex)
 	}
 	return newest, meta.LastIndex, nil
+}
+
+// KeyChecksum is the service meta with the checksum of the key whose hash Nomad gave the
+// process when it started it (secrets.Checksum). Nomad registers a service only after its
+// process has started, and with the environment of that process.
+const KeyChecksum = "key_checksum"
+
+// Instance is the service that Nomad registered for an allocation, as Consul has it.
+type Instance struct {
+	// Standing is that of all its checks together. Absent: none of them has run since
+	// the process was started.
+	Standing Standing
+	// Output is what a check reported: one that fails, or else any.
+	Output string
+	// KeyChecksum is the meta of that name; "": its job does not set it.
+	KeyChecksum string
+}
+
+// InstanceOf reads the service that Nomad registered for an allocation. ErrNotFound: there
+// is none, because the process has not started yet, has ended or is being restarted.
+func (s *Store) InstanceOf(ctx context.Context, name, allocID string) (*Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	entries, _, err := s.client.Health().Service(name, "", false, (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	for _, e := range entries {
+		if allocOf(e.Service.ID) == allocID {
+			return instance(e), nil
+		}
+	}
+	return nil, ErrNotFound
+}
+
+func instance(e *consul.ServiceEntry) *Instance {
+	i := &Instance{KeyChecksum: e.Service.Meta[KeyChecksum]}
+	if strings.Contains(i.KeyChecksum, "${") { // nothing that Nomad could put in its place
+		i.KeyChecksum = ""
+	}
+	passing, checks, failing, agentDead := 0, 0, "", false
+	for _, check := range e.Checks {
+		switch {
+		case check.CheckID == serfHealth:
+			agentDead = check.Status == consul.HealthCritical
+			continue
+		case check.ServiceID != e.Service.ID:
+			continue
+		case check.Status == consul.HealthPassing:
+			passing++
+		case check.Status == consul.HealthCritical:
+			failing, i.Standing = check.Output, Critical
+		}
+		checks++
+		i.Output = check.Output
+	}
+	i.Output = cmp.Or(failing, i.Output)
+	switch {
+	case agentDead:
+		i.Standing = Unknown
+	case i.Standing == Critical:
+	case checks > 0 && passing == checks:
+		i.Standing = Passing
+	default:
+		i.Standing = Absent
+	}
+	return i
 }

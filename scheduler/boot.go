@@ -19,6 +19,9 @@ import (
 // Causes that end the wait for a boot.
 var (
 	errHealthy = errors.New("the engine reported that it is healthy")
+	// errPassing: only Consul reports that it is. Its checks run at an interval, so the time
+	// of such a boot shows nothing about congestion.
+	errPassing = errors.New("the engine's check in Consul passes")
 	// errPortTaken: another process listens on the port that the engine was given.
 	errPortTaken = errors.New("the engine's port is in use by another process")
 )
@@ -108,10 +111,13 @@ func (o *work) boot(ctx context.Context) error {
 			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
 				o.Row.Vanished = nil
 			}
+			process := boot.Process{URL: url, JobID: o.Row.JobID(), AllocID: alloc.ID, Old: o.Row.Op.Kind == engine.OpRecover}
 			probing.Go(func() {
-				o.s.starts.Await(timed, o.Row.JobID(), 0)
-				err, broken := o.s.boots.AwaitUsable(timed, url, by, kind), (*boot.Breach)(nil)
+				by, err := o.s.detector.AwaitUsable(timed, process, by, kind)
+				var broken *boot.Breach
 				switch {
+				case err == nil && by == boot.ByConsul:
+					cancel(errPassing)
 				case err == nil:
 					cancel(errHealthy)
 				case errors.As(err, &broken):
@@ -125,10 +131,14 @@ func (o *work) boot(ctx context.Context) error {
 		err = w.Until(timed, look)
 	}
 	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errHealthy):
+	case errors.Is(cause, errHealthy), errors.Is(cause, errPassing):
 		o.Row.LastHealthAt = time.Now().UTC()
 		if kind != nil { // not taken over
 			o.bootTook = time.Since(o.registeredAt)
+		}
+		if errors.Is(cause, errPassing) {
+			o.noteUnreached()
+		} else if kind != nil {
 			o.tellLimiter(kind)
 		}
 		return nil
@@ -162,9 +172,18 @@ func (o *work) boot(ctx context.Context) error {
 	return err
 }
 
+// noteUnreached logs, once per node, that a proof came from Consul because the service
+// cannot connect to the engine.
+func (o *work) noteUnreached() {
+	if _, told := o.s.unreached.LoadOrStore(o.Row.NodeID, true); told || o.s.detector.By == boot.ByConsul {
+		return
+	}
+	o.Log.Warn("the service cannot connect to an engine whose check in Consul passes: for engines that it cannot reach, Consul and Nomad decide, and keys are not proved (docs/operations.md, ORCH_BOOT_DETECTION)", "node_id", o.Row.NodeID, "url", o.Row.URL)
+}
+
 // tellLimiter reports the duration of the boot to the boot limiter, if the boot ends here.
 func (o *work) tellLimiter(kind *boot.Kind) {
-	took, expected := time.Since(o.registeredAt), o.s.boots.Expected(*kind)
+	took, expected := time.Since(o.registeredAt), o.s.detector.Expected(*kind)
 	o.s.bootLimiter.Booted(o.Row.ProductID, o.registeredAt, boot.CongestionOf(took, o.s.opts.BootTimeout, expected))
 }
 
@@ -233,7 +252,7 @@ func (o *work) bootFailed(ctx context.Context, a *cluster.Alloc) error {
 	case cluster.CauseDriver:
 		failure.reason = engine.ReasonDriver
 	}
-	if a.Addr != "" && listens(ctx, a.Addr) {
+	if a.Addr != "" && o.s.detector.By != boot.ByConsul && listens(ctx, a.Addr) {
 		failure.err = engine.Errorf(engine.EngineBootFailed, "the engine could not boot: %s; another process on its node listens on its port", a.Failure)
 		return errors.Join(errPortTaken, failure)
 	}

@@ -29,9 +29,9 @@ const (
 
 // freezable returns the data for the row about the process of a running engine that is to
 // be frozen; nil: it cannot be frozen. Only docker sends a signal to an engine's own first
-// process.
+// process, and only an engine that the service asks shows that it does not respond.
 func (s *Scheduler) freezable(row *engine.Row) *engine.Frozen {
-	if s.opts.Job.Driver != jobs.Docker {
+	if s.opts.Job.Driver != jobs.Docker || s.detector.By == boot.ByConsul {
 		return nil
 	}
 	alloc, known := s.cluster.Newest(row.JobID())
@@ -54,7 +54,10 @@ func (o *work) freeze(ctx context.Context) error {
 
 func (o *work) tryFreeze(ctx context.Context) error {
 	began := time.Now()
-	_ = o.s.probe.Health(ctx, o.Row.Frozen.URL)
+	var unreached *boot.Unreached
+	if err := o.s.probe.Health(ctx, o.Row.Frozen.URL); errors.As(err, &unreached) {
+		return o.insteadOf("it cannot be paused, because nothing would show that it is, so it is stopped instead", err)
+	}
 	within := boot.StillAnswers + 3*min(time.Since(began), boot.SlowAnswer)
 	if err := o.fenceNow(ctx); err != nil {
 		return err
@@ -172,6 +175,9 @@ func (o *work) goesOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if o.s.detector.By == boot.ByConsul {
+		return errors.New("the service does not connect to engines")
+	}
 	by := o.keyProof(path, secret.Key, f.AllocID)
 	w := o.s.cluster.Watch(o.Row.JobID())
 	defer w.Close()
@@ -187,7 +193,7 @@ func (o *work) goesOn(ctx context.Context) error {
 		}
 	})
 	work.Go(func() {
-		if o.s.boots.AwaitUsable(ctx, f.URL, by, nil) == nil {
+		if o.s.detector.Boots.AwaitUsable(ctx, f.URL, by, nil) == nil {
 			cancel(errHealthy)
 		}
 	})

@@ -15,7 +15,14 @@ import (
 // allocation.
 func (o *work) keyProof(path, key, allocID string) boot.Proof {
 	jobID := o.Row.JobID()
-	return boot.Proof{Path: path, Key: key, Runs: func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) }}
+	return boot.Proof{
+		Path: path, Key: key,
+		Runs: func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) },
+		Reported: func() bool {
+			alloc, known := o.s.cluster.Newest(jobID)
+			return known && alloc.ID == allocID && alloc.Client == api.AllocClientStatusRunning && (alloc.Crash == 0 || alloc.Started > alloc.Crash)
+		},
+	}
 }
 
 // brokenContract returns the error for the caller of a boot whose engine breaks the

@@ -6,7 +6,13 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/boot"
 )
+
+// processOf returns the process in a row.
+func processOf(row *engine.Row) boot.Process {
+	return boot.Process{URL: row.URL, JobID: row.JobID(), AllocID: row.AllocID}
+}
 
 // idleEngines is what the sleeper does to engines.
 type idleEngines struct{ s *Scheduler }
@@ -21,8 +27,8 @@ func (e idleEngines) MayChange(ctx context.Context) error {
 	return e.s.checks.need(ctx, "consul", "nomad", "audit")
 }
 
-func (e idleEngines) Busy(ctx context.Context, url string) (bool, error) {
-	return e.s.probe.Busy(ctx, url)
+func (e idleEngines) Busy(ctx context.Context, row *engine.Row) (bool, error) {
+	return e.s.detector.Busy(ctx, processOf(row))
 }
 
 func (e idleEngines) PutToSleep(ctx context.Context, row *engine.Row, idle time.Duration, frozen bool) (<-chan struct{}, error) {

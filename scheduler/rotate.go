@@ -131,8 +131,9 @@ func (o *work) rotationProven(ctx context.Context) ([]cluster.Alloc, error) {
 	}
 	before, missed, looked := o.s.starts.Seen(ctx, o.Row.JobID()), false, time.Now()
 	heard, at := "", time.Time{} // the engine's last response, and its time
+	proof := &rotationProof{o: o, keys: keys}
 	for {
-		said, asked := keys.Ask(ctx, o.s.probe, o.Row.URL)
+		said, asked := proof.ask(ctx)
 		if asked == nil {
 			heard, at = said, time.Now()
 		}

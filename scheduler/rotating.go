@@ -8,8 +8,6 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler/boot"
-	"github.com/septemberai/orch/secrets"
 )
 
 // This file returns keys to callers while a key is being rotated. Most rotations end in a
@@ -81,39 +79,6 @@ func (s *Scheduler) awaitRotation(ctx context.Context, row *engine.Row) (key str
 			return "", ctx.Err()
 		}
 	}
-}
-
-// acceptedKey returns the key that an engine accepts while its key is being rotated; "":
-// none, or another process responds at its address.
-func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, error) {
-	path, err := s.proofPath(ctx, row)
-	probe, end := s.probe.Talk()
-	defer end()
-	if err != nil || row.URL == "" || probe.Locked(ctx, row.URL, path) != nil {
-		return "", err
-	}
-	for _, k := range []struct {
-		version int
-		id      string
-	}{{row.Op.KeyVersion, row.Op.KeyID}, {row.KeyVersion, row.KeyID}} {
-		if k.version == 0 {
-			continue
-		}
-		secret, err := s.vault.EngineKey(ctx, row.EngineID, k.version, k.id)
-		if errors.Is(err, secrets.ErrNotFound) {
-			continue
-		}
-		if err == nil && !s.agree(secret, row) {
-			err = s.contradiction(ctx, row, secret.Owner)
-		}
-		if err != nil {
-			return "", err
-		}
-		if code, err := probe.Status(ctx, row.URL, path, secret.Key); err == nil && !boot.Refuses(code) {
-			return secret.Key, nil
-		}
-	}
-	return "", ctx.Err()
 }
 
 // giveUpRotation ends a rotation that is not confirmed: the engine's next process reads the

@@ -46,6 +46,8 @@ type Options struct {
 	Resources    engine.Resources
 	BootTimeout  time.Duration
 	ProbeTimeout time.Duration
+	// Detection is who reports that an engine is usable, and how it is.
+	Detection boot.Detection
 	// MaxFailures is the number of successive failed probes after which an engine is
 	// failed.
 	MaxFailures int
@@ -96,8 +98,9 @@ type Scheduler struct {
 	health      *registry.Checks
 	bootLimiter boot.Limiter
 	probe       *boot.Prober
-	boots       *boot.Boots
+	detector    *boot.Detector
 	starts      *boot.Starts
+	unreached   sync.Map // ids of nodes whose engines this replica could not reach, as already reported
 	checks      backendChecks
 	lacks       atomic.Pointer[map[string]bool] // see Lacks
 
@@ -149,8 +152,8 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		Log: log, Store: store, Vault: v, Rows: s.mirror, Replica: s.replica, Where: where(opts.Job), NewID: newID, Background: s.ops.Background,
 		Lost: s.lost, Recovering: errRecovering, Away: away,
 	})
-	s.boots = boot.NewBoots(s.probe)
 	s.starts = boot.NewStarts(store, opts.Job.Driver == jobs.Docker)
+	s.detector = boot.NewDetector(opts.Detection, s.probe, store, s.starts)
 	s.checks.ping = map[string]func(context.Context) error{"nomad": c.Ping, "consul": store.Ping, "vault": v.Ping, "audit": a.Ping}
 	s.pool = pool.NewVolumes(pool.Deps{
 		Log: log, Store: store, Nomad: c, Size: opts.VolumePool, Driver: opts.Job.Driver, Template: s.template.Load, NewID: s.newEngineID,
@@ -160,7 +163,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	s.monitor = health.New(health.Deps{
 		Log: log, Store: store, Rows: s.mirror, Nomad: c, Checks: s.health, Engines: healing{s}, Backoff: opts.Restart,
 		MaxFailures: opts.MaxFailures, ProbeTimeout: opts.ProbeTimeout, CheckEvery: time.Duration(opts.Job.CheckIntervalS) * time.Second,
-		Subsystems: opts.RestartSubsystems,
+		Subsystems: opts.RestartSubsystems, Detector: s.detector,
 	})
 	s.activity = idle.NewActivity(s.replica.Session)
 	s.sleeper = idle.NewSleeper(idle.Deps{

@@ -137,8 +137,8 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*engine
 	return nil, nil
 }
 
-// answers reserves one of some warm engines that responds to a probe within a time; nil:
-// none does. Each but the last gets half of the remaining time, so that one that hangs does
+// answers reserves one of some warm engines that responds to a probe within a time, or, if
+// it cannot be reached, whose check in Consul passes; nil: none does. Each but the last gets half of the remaining time, so that one that hangs does
 // not prevent probes of the others.
 func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.Duration) *engine.Row {
 	until := time.Now().Add(within)
@@ -150,10 +150,7 @@ func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.
 		if left <= 0 || !p.reserve(row) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, left)
-		err := p.s.probe.Health(ctx, row.URL)
-		cancel()
-		if err == nil {
+		if p.s.detector.Health(ctx, processOf(row), left) == nil {
 			return row
 		}
 		p.release(row)

@@ -98,6 +98,12 @@ func TestNetwork(t *testing.T) {
 		}
 		want("healed after "+when, all)
 	}
+	for name, silent := range map[string]bool{"a": true, "b": false} {
+		if err := n.Deny(name, 70, 90, silent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("denied", map[string]bool{">a": true, ">b": true, "a>b": false, "b>a": false, "a>a": true})
 	if err := n.On("nobody", func() error { return nil }); err == nil {
 		t.Error("a host that is not there runs something")
 	}

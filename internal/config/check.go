@@ -19,6 +19,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/boot"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -112,6 +113,12 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast("ORCH_VOLUME_POOL", c.VolumePool, 0)
 	atLeast("ORCH_WARM_POOL", c.WarmPool, 0)
 	atLeast("ORCH_BOOT_TIMEOUT_S", c.BootTimeoutS, 1)
+	oneOf("ORCH_BOOT_DETECTION", c.BootDetection, string(boot.ByProbe), string(boot.ByConsul), string(boot.ByEither))
+	if boot.Detection(c.BootDetection) == boot.ByConsul {
+		bad(unread["ORCH_BOOT_TIMEOUT_S"] || unread["ORCH_HEALTH_CHECK_INTERVAL_S"] || unread["ORCH_HEALTH_CHECK_TIMEOUT_S"] || c.BootTimeoutS > c.HealthCheckIntervalS+c.HealthCheckTimeoutS, "ORCH_BOOT_TIMEOUT_S",
+			"must be more than ORCH_HEALTH_CHECK_INTERVAL_S and ORCH_HEALTH_CHECK_TIMEOUT_S together with ORCH_BOOT_DETECTION=consul: a check may begin that late")
+		bad(c.KeyReload != "signal", "ORCH_ENGINE_KEY_RELOAD", "must be restart with ORCH_BOOT_DETECTION=consul: after a signal, only the engine's own response shows which key it accepts")
+	}
 	atLeast("ORCH_IDLE_TIMEOUT_S", c.IdleTimeoutS, 0)
 	atLeast("ORCH_HEALTH_CHECK_INTERVAL_S", c.HealthCheckIntervalS, 1)
 	atLeast("ORCH_HEALTH_CHECK_TIMEOUT_S", c.HealthCheckTimeoutS, 1) // Nomad's minimum
@@ -126,7 +133,7 @@ func (c *Config) check(unread map[string]bool) []error {
 
 // contractVariables are the variables of the engine contract (docs/tutorial-engine.md). A provider
 // key of the same name would replace one, because Nomad merges the files of all templates.
-var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
+var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "ENGINE_KEY_CHECKSUM", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
 
 func reserved(name string) bool {
 	return slices.Contains(contractVariables, name) || strings.HasPrefix(name, "NOMAD_")

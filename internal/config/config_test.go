@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 const adminKey = "admin-key-of-the-tests"
@@ -99,7 +100,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines", "ORCH_ALLOW_OPEN_NOMAD": "true",
-		"ORCH_RESTART_SUBSYSTEMS": "brain,db*",
+		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul",
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
 	base := mustLoad(t, common)
@@ -175,13 +176,24 @@ func TestEngineLogs(t *testing.T) {
 	}
 }
 
+// TestDetection: without probes, only Consul shows which key a process has, so the job file
+// must tell it.
+func TestDetection(t *testing.T) {
+	for value, want := range map[string]boot.Detection{"": boot.ByEither, "probe": boot.ByProbe, "either": boot.ByEither, "consul": boot.ByConsul} {
+		got := mustLoad(t, least("ORCH_ENGINE_IMAGE=engine", "ORCH_BOOT_DETECTION="+value)).Scheduler()
+		if got.Detection != want || got.Job.NeedsChecksum != (want == boot.ByConsul) {
+			t.Errorf("%q: got %q, checksum %t", value, got.Detection, got.Job.NeedsChecksum)
+		}
+	}
+}
+
 // TestScheduler: the scheduler gets the configured values, in its units.
 func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
 		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ADDR=127.0.0.1:8000", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
 		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13", "ORCH_IDLE_TIMEOUT_S=17",
 		"ORCH_ENGINE_KEY_PROOF_PATH=/me",
-		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
+		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_DETECTION=probe", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
@@ -193,7 +205,7 @@ func TestScheduler(t *testing.T) {
 		},
 		DefaultImage: "engine", KeyProofPath: "/me", Resources: engine.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
-		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, VolumePool: 13, IdleTimeout: 17 * time.Second,
+		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, Detection: boot.ByProbe, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		AllowOpenNomad: true, ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
 	}

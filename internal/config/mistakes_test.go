@@ -52,6 +52,7 @@ var wrong = map[string][]string{
 	"ORCH_VAULT_MOUNT":             {"/orch", "orch/", "a//b", "or ch"},
 	"ORCH_NOMAD_NAMESPACE":         {"*"},
 	"ORCH_ALLOW_OPEN_NOMAD":        {"maybe"},
+	"ORCH_BOOT_DETECTION":          {"Consul", "both"},
 	"ORCH_BOOT_TIMEOUT_S":          {"0", "1m", "99999999999999999999"},
 	"ORCH_HEALTH_CHECK_INTERVAL_S": {"0", "x"},
 	"ORCH_HEALTH_CHECK_TIMEOUT_S":  {"0", "x"},
@@ -95,6 +96,12 @@ func TestMistakeIsNamed(t *testing.T) {
 			t.Errorf("no wrong value of %s is tested", v.Name)
 		}
 	}
+	t.Run("with checks only", func(t *testing.T) {
+		_, err := Load(least("ORCH_ENGINE_IMAGE=engine", "ORCH_BOOT_DETECTION=consul", "ORCH_BOOT_TIMEOUT_S=40", "ORCH_ENGINE_KEY_RELOAD=signal"))
+		if got := namesIn(err); !slices.Equal(got, []string{"ORCH_BOOT_TIMEOUT_S", "ORCH_ENGINE_KEY_RELOAD"}) {
+			t.Errorf("named %v: %v", got, err)
+		}
+	})
 	t.Run("with mock_driver", func(t *testing.T) {
 		_, err := Load(least("ORCH_ENGINE_DRIVER=mock_driver", "ORCH_ENGINE_IMAGE=none"))
 		if err == nil || !strings.Contains(err.Error(), "ORCH_ENGINE_JOB_FILE") {

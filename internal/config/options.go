@@ -8,6 +8,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/scheduler"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 // Scheduler returns the scheduler's part of the configuration.
@@ -17,13 +18,15 @@ func (c *Config) Scheduler() scheduler.Options {
 		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
 		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath,
 		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
-		Namespace: c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
+		NeedsChecksum: boot.Detection(c.BootDetection) == boot.ByConsul,
+		Namespace:     c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
 	}
 	return scheduler.Options{
 		Job: job, DefaultImage: c.EngineImage, KeyProofPath: c.KeyProofPath,
 		Resources:    engine.Resources{CPUMHz: c.EngineCPUMHz, MemoryMB: c.EngineMemoryMB},
 		BootTimeout:  time.Duration(c.BootTimeoutS) * time.Second,
 		ProbeTimeout: time.Duration(c.HealthCheckTimeoutS) * time.Second,
+		Detection:    boot.Detection(c.BootDetection),
 		MaxFailures:  c.HealthMaxFailures,
 		Restart: engine.Backoff{
 			Base: time.Duration(c.RestartBackoffBaseS) * time.Second, Max: time.Duration(c.RestartBackoffMaxS) * time.Second,

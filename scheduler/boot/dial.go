@@ -18,11 +18,21 @@ const hedgeAfter = 50 * time.Millisecond
 type hedged struct {
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 	within time.Duration // for all attempts together
+
+	reached sync.Map // by host: when there was a connection last (time.Time)
 }
 
 type dialled struct {
 	conn net.Conn
 	err  error
+}
+
+// reachedLately reports whether there was a connection to the host of an address within a
+// time.
+func (h *hedged) reachedLately(address string, within time.Duration) bool {
+	host, _, _ := net.SplitHostPort(address)
+	at, known := h.reached.Load(host)
+	return known && time.Since(at.(time.Time)) < within
 }
 
 // DialContext returns the first connection, or the first error: an address that refuses one
@@ -49,6 +59,9 @@ func (h *hedged) DialContext(ctx context.Context, network, address string) (net.
 		select {
 		case d := <-first:
 			again.Stop()
+			if host, _, err := net.SplitHostPort(address); err == nil && d.err == nil {
+				h.reached.Store(host, time.Now())
+			}
 			return d.conn, d.err
 		case <-ctx.Done():
 			again.Stop()

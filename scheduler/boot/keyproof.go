@@ -20,6 +20,9 @@ type Proof struct {
 	// Runs reports whether Nomad has started the engine's process. Until then, whatever
 	// responds at the engine's address is another process, and must not get the key.
 	Runs func(context.Context) bool
+	// Reported reports whether Nomad's view says that the process runs, and was started
+	// after the last crash. It can be a second late.
+	Reported func() bool
 }
 
 // Breach is a response that violates the engine contract.

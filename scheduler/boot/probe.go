@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/septemberai/orch/internal/pause"
@@ -93,19 +96,24 @@ func (p *Prober) ask(ctx context.Context, url string) (busy bool, err error) {
 		return false, err
 	}
 	defer done(resp)
+	return readHealth(resp.StatusCode, resp.Body)
+}
+
+// readHealth interprets a response of /health.
+func readHealth(status int, text io.Reader) (busy bool, err error) {
 	var body struct {
 		Status     string          `json:"status"`
 		Busy       json.RawMessage `json:"busy"` // a value other than a boolean does not make the engine unhealthy
 		Subsystems json.RawMessage `json:"subsystems"`
 	}
-	err = json.NewDecoder(io.LimitReader(resp.Body, maxHealthBody)).Decode(&body)
+	err = json.NewDecoder(io.LimitReader(text, maxHealthBody)).Decode(&body)
 	switch {
-	case resp.StatusCode != http.StatusOK && err != nil:
-		return false, fmt.Errorf("health returned %d", resp.StatusCode)
+	case status != http.StatusOK && err != nil:
+		return false, fmt.Errorf("health returned %d", status)
 	case err != nil:
 		return false, fmt.Errorf("health: %w", err)
-	case resp.StatusCode != http.StatusOK || body.Status != "ok":
-		return false, &Unable{resp.StatusCode, failingOf(body.Subsystems)}
+	case status != http.StatusOK || body.Status != "ok":
+		return false, &Unable{status, failingOf(body.Subsystems)}
 	}
 	return string(body.Busy) == "true", nil
 }
@@ -128,7 +136,29 @@ func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Dur
 	return true
 }
 
+// Unreached is the error of a request for which there was no connection to the engine's
+// address, whatever the reason.
+type Unreached struct{ error }
+
+func (u *Unreached) Unwrap() error { return u.error }
+
+// Reaches reports whether an engine's address accepts a connection in time.
+func (p *Prober) Reaches(ctx context.Context, url string, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	conn, err := p.dialer.DialContext(ctx, "tcp", addressOf(url))
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
+}
+
+// addressOf returns host and port of an engine's URL.
+func addressOf(url string) string { return strings.TrimPrefix(url, "http://") }
+
 func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, error) {
+	var reached atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -136,5 +166,9 @@ func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, erro
 	if key != "" {
 		req.Header.Set("X-Engine-Key", key)
 	}
-	return p.client.Do(traces.Outgoing(req))
+	resp, err := p.client.Do(traces.Outgoing(req))
+	if err != nil && !reached.Load() {
+		err = &Unreached{err}
+	}
+	return resp, err
 }

@@ -103,7 +103,7 @@ func TestBusy(t *testing.T) {
 
 // proves returns the proof of a key by a process that Nomad has started.
 func proves(key string) Proof {
-	return Proof{"/proof", key, func(context.Context) bool { return true }}
+	return Proof{Path: "/proof", Key: key, Runs: func(context.Context) bool { return true }}
 }
 
 // answers is a healthy engine that responds to the proof according to the key in the

@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 // Deps are the dependencies of a Monitor.
@@ -28,6 +29,8 @@ type Deps struct {
 	// Subsystems are globs of the subsystems in an engine's /health that a restart may
 	// repair.
 	Subsystems []string
+	// Detector asks engines, or Consul about them.
+	Detector *boot.Detector
 }
 
 // Store is the registry: rows, and the record of a storm.
@@ -55,6 +58,7 @@ type Nomad interface {
 // Checks is the state of the engines' checks in Consul.
 type Checks interface {
 	Of(row *engine.Row) (registry.Standing, time.Time)
+	FailsFor(row *engine.Row) time.Duration
 	AgentDead(row *engine.Row) bool
 }
 

@@ -36,7 +36,6 @@ const (
 // themselves, and if one does not respond, it does nothing.
 type Monitor struct {
 	d         Deps
-	probe     *boot.Prober // with a longer time limit, for engines that are slow but alive
 	storm     storm
 	stormTold bool // the storm's audit row is up to date
 
@@ -53,7 +52,7 @@ type Monitor struct {
 // New returns a Monitor. It works while Run runs.
 func New(d Deps) *Monitor {
 	return &Monitor{
-		d: d, probe: boot.NewProber(d.ProbeTimeout), self: newSelfProbes(), looks: make(chan struct{}, lookers),
+		d: d, self: newSelfProbes(), looks: make(chan struct{}, lookers),
 		mends: make(chan struct{}, menders), cases: map[string]*engineCase{}, asked: map[string]bool{},
 	}
 }
@@ -132,7 +131,7 @@ func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, er
 		free()
 		return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
 	case remedyPeek:
-		err := m.ask(ctx, "http://"+at.alloc.Addr, 1)
+		err := m.ask(ctx, boot.Process{URL: "http://" + at.alloc.Addr, JobID: at.row.JobID(), AllocID: at.alloc.ID}, 1)
 		if err == nil {
 			free()
 			return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
@@ -221,14 +220,16 @@ func (m *Monitor) observe(ctx context.Context, seen *engine.Row) (*observation, 
 }
 
 // ask probes an engine up to times times, and returns nil after one good response, or else
-// the last error.
-func (m *Monitor) ask(ctx context.Context, url string, times int) (err error) {
+// the last error. If only Consul reports on the engine, one answer is enough, because its
+// check has failed repeatedly before.
+func (m *Monitor) ask(ctx context.Context, p boot.Process, times int) (err error) {
+	var told *boot.Secondhand
 	for i := range times {
 		if i > 0 && !pause.For(ctx, probeAgain) {
 			return ctx.Err()
 		}
-		if err = m.probe.Health(ctx, url); err == nil {
-			return nil
+		if err = m.d.Detector.Health(ctx, p, 0); err == nil || errors.As(err, &told) {
+			return err
 		}
 	}
 	return err

@@ -2,11 +2,13 @@ package health
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/boot"
 )
 
 // selfProbers is how many engines without a check are probed concurrently.
@@ -37,7 +39,7 @@ func newSelfProbes() *selfProbes {
 
 // unwatched reports whether nobody runs the check of a running engine.
 func (m *Monitor) unwatched(row *engine.Row) bool {
-	if row.State != engine.Running || row.Op != nil || row.URL == "" {
+	if row.State != engine.Running || row.Op != nil || row.URL == "" || m.d.Detector.By == boot.ByConsul {
 		return false
 	}
 	standing, _ := m.d.Checks.Of(row)
@@ -84,13 +86,15 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 	probe.busy = true
 	p.work.Go(func() {
 		defer func() { <-p.slots }()
-		err := m.probe.Health(ctx, row.URL)
+		err := m.d.Detector.Health(ctx, boot.Process{URL: row.URL, JobID: row.JobID(), AllocID: row.AllocID}, 0)
+		var told *boot.Secondhand
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		probe.busy, probe.next = false, time.Now().Add(m.d.CheckEvery)
 		switch {
 		case err == nil:
 			probe.failures, probe.healthy = 0, time.Now().UTC()
+		case errors.As(err, &told) && !told.Settled: // without a connection, that shows nothing
 		case ctx.Err() == nil:
 			probe.failures++
 		}

@@ -29,16 +29,26 @@ func upstreams(err error, mendable []string) []string {
 	return u.Failing
 }
 
+// checkMargin is the time for Consul's servers to learn the result of a check.
+const checkMargin = 2 * time.Second
+
 // confirm probes an engine whose check fails, or which waits for its upstreams. If it does
-// not respond, or a new process may repair it, it is failed.
+// not respond, or a new process may repair it, it is failed. An engine that the service
+// cannot reach is failed if its check has been critical for as long as it takes to run
+// again.
 func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, crash int64) (acted bool, err error) {
-	err = m.ask(ctx, at.row.URL, 1)
+	process := boot.Process{URL: at.row.URL, JobID: at.row.JobID(), AllocID: at.row.AllocID}
+	err = m.ask(ctx, process, 1)
 	if err != nil && upstreams(err, m.d.Subsystems) == nil && ctx.Err() == nil {
 		m.d.Engines.GoOn(ctx, at.row)
-		err = m.ask(ctx, at.row.URL, max(1, m.d.MaxFailures-1))
+		err = m.ask(ctx, process, max(1, m.d.MaxFailures-1))
 	}
 	if ctx.Err() != nil {
 		return false, ctx.Err()
+	}
+	var told *boot.Secondhand
+	if errors.As(err, &told) && !(told.Settled && m.d.Checks.FailsFor(at.row) > m.d.CheckEvery+m.d.ProbeTimeout+checkMargin) {
+		return false, nil // its check may not have run since its agent was started, or since SIGCONT
 	}
 	failing := upstreams(err, m.d.Subsystems)
 	switch {

@@ -57,7 +57,7 @@ type Engines interface {
 	// be audited or carried out.
 	MayChange(ctx context.Context) error
 	// Busy checks whether an engine is working between requests.
-	Busy(ctx context.Context, url string) (bool, error)
+	Busy(ctx context.Context, row *engine.Row) (bool, error)
 	// PutToSleep begins to put an engine to sleep, if row is its current row, after this
 	// time without use; frozen: its process is kept. The channel is closed at the end; it
 	// is nil if another replica continues. registry.ErrConflict: the row has changed.

@@ -225,7 +225,7 @@ func (z *Sleeper) sleep(ctx context.Context, a *attempt) bool {
 	if node, known := z.d.Nodes.Node(a.row.NodeID); !known || node.Down {
 		return false // nothing could be confirmed
 	}
-	busy, err := z.d.Engines.Busy(ctx, a.row.URL)
+	busy, err := z.d.Engines.Busy(ctx, a.row)
 	if err != nil {
 		log.Debug("an idle engine does not report whether it is busy; leaving it alone", "error", err)
 	}

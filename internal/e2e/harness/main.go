@@ -96,7 +96,7 @@ func run(m *testing.M) (code int, err error) {
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	BinDir = filepath.Join(tmp, "engines")
-	if err := buildEngines(BinDir); err != nil {
+	if err := BuildEngines(BinDir); err != nil {
 		return 1, err
 	}
 	if Binaries, err = devstack.Tools(ctx, devstack.ToolOptions{Progress: func(s string) { fmt.Fprintln(os.Stderr, s) }}); err != nil {
@@ -143,10 +143,11 @@ var engineNames = []string{
 	"reference-engine.slow-boot-2s", "reference-engine.slow-boot-10s", "reference-engine.slow-boot-30s", "reference-engine.ignore-sigterm", "reference-engine.term-delay-5s", "reference-engine.term-delay-20s",
 	"reference-engine.linger-3s", "reference-engine.fail-health", "reference-engine.hang",
 	"reference-engine.fail-health-file", "reference-engine.crash-after-4s",
-	"reference-engine.route-first", "reference-engine.unknown-401", "reference-engine.two-keys",
+	"reference-engine.route-first", "reference-engine.unknown-401", "reference-engine.two-keys", "reference-engine.busy",
 }
 
-func buildEngines(dir string) error {
+// BuildEngines builds the images of engines into a directory.
+func BuildEngines(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
