@@ -188,6 +188,7 @@ plugin "docker" {
   config {
     endpoint               = {{q .Docker}}
     disable_log_collection = {{.DockerDisableLogs}}
+    allow_runtimes         = ["runc", "runsc", "kata"]
     volumes {
       enabled = true
     }
