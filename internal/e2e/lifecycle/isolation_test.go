@@ -91,8 +91,7 @@ func testIsolation(t *testing.T) {
 	runs("runsc", true)
 	harness.Remember(t, e, e.APIKey, "u")
 
-	// A service that starts now learns of the runtime from a list of the nodes, which has no
-	// attributes, instead of from an event.
+	// A service that starts now knows the runtime, too.
 	late := harness.StartService(t, stack, harness.Docker.With(map[string]string{"ORCH_CONSUL_PREFIX": "isolation-late/", "ORCH_VOLUME_POOL": "0"}))
 	lc := late.Product(t, map[string]any{"isolation": "gvisor"})
 	other, err := lc.Provision(ctx, "u", "")
