@@ -21,6 +21,7 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"` // stop or pause
+	Isolation     string   `json:"isolation,omitempty"`  // runc, gvisor or kata
 	// KeyProofPath is a path of the product's engines that requires the key.
 	KeyProofPath string `json:"key_proof_path,omitempty"`
 }

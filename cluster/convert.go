@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,13 +15,17 @@ import (
 // nodeFrom converts a node from an event or a list. Lists contain no attributes.
 func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{
-		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{},
+		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{}, Runtimes: map[string]bool{},
 		Eligible:     n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
 		VolumePlugin: c.volumePlugin == Mkdir || n.Attributes[c.pluginAttribute()] != "",
 		Down:         n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,
 	}
 	for name, d := range n.Drivers {
 		node.Drivers[name] = d != nil && d.Detected && d.Healthy
+	}
+	has := strings.Split(n.Attributes[jobs.RuntimesAttribute], ",")
+	for _, name := range jobs.Runtimes() {
+		node.Runtimes[name] = slices.Contains(has, name)
 	}
 	if r := n.NodeResources; r != nil {
 		node.cpuMHz, node.memoryMB, node.diskMB = int(r.Cpu.CpuShares), int(r.Memory.MemoryMB), int(r.Disk.DiskMB)

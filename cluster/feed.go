@@ -197,7 +197,7 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := c.findPlugins(ctx, nodes); err != nil {
+	if err := c.findAttributes(ctx, nodes); err != nil {
 		return 0, err
 	}
 	var allocs []*Alloc
@@ -232,26 +232,6 @@ func (c *Cluster) relist(ctx context.Context) (uint64, error) {
 		close(c.synced)
 	}
 	return min(nodesAt, allocsAt), nil
-}
-
-// findPlugins records which of the nodes have the volume plugin.
-func (c *Cluster) findPlugins(ctx context.Context, nodes []*Node) error {
-	if c.volumePlugin == Mkdir {
-		return nil // nodeFrom sets it
-	}
-	has := map[string]bool{}
-	q := (&api.QueryOptions{Filter: fmt.Sprintf("%q in Attributes", c.pluginAttribute())}).WithContext(ctx)
-	_, err := c.pages(ctx, Unthrottled, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
-		stubs, meta, err := c.client.Nodes().List(q)
-		for _, n := range stubs {
-			has[n.ID] = true
-		}
-		return meta, err
-	})
-	for _, n := range nodes {
-		n.VolumePlugin = has[n.ID]
-	}
-	return err
 }
 
 func (c *Cluster) apply(batch *eventBatch, listed uint64) error {

@@ -33,6 +33,7 @@ type Witness struct {
 	CPUMHz      int       `json:"cpu_mhz"`
 	MemoryMB    int       `json:"memory_mb"`
 	NodePool    string    `json:"node_pool,omitempty"`
+	Isolation   string    `json:"isolation,omitempty"`
 	NodeID      string    `json:"node_id"`
 	VolumeID    string    `json:"volume_id"`
 	VolumeName  string    `json:"volume_name,omitempty"`

@@ -80,6 +80,8 @@ type Node struct {
 	Eligible bool
 	Down     bool            // the servers get no heartbeat from it
 	Drivers  map[string]bool // healthy task drivers
+	// Runtimes are those of jobs.Runtimes that the node's docker daemon has.
+	Runtimes map[string]bool
 	// VolumePlugin reports whether the node has the plugin that creates volumes.
 	VolumePlugin bool
 	// InTouch is 0 while the node is not ready, and changes each time that the servers have

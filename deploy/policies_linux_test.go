@@ -326,7 +326,7 @@ func followed(as *cluster.Cluster, namespace string) error {
 
 // settings reads the agents' settings that the service warns of.
 func settings(ctx context.Context, client *nomad.Client) error {
-	for _, result := range (&preflight.Stores{Nomad: client}).Settings(ctx) {
+	for _, result := range (&preflight.Stores{Nomad: client, Namespace: "engines", Driver: "raw_exec"}).Settings(ctx) {
 		if result.State == preflight.Unknown {
 			return logLine(result.Remedy)
 		}

@@ -26,6 +26,9 @@ type Policy struct {
 	WarmPool      *int     `json:"warm_pool,omitempty"`
 	NodePool      string   `json:"node_pool,omitempty"`
 	SleepMode     string   `json:"sleep_mode,omitempty"`
+	// Isolation is what separates the product's containers from their node; empty: the
+	// docker daemon's default runtime.
+	Isolation string `json:"isolation,omitempty"`
 	// KeyProofPath is the path on which the product's engines prove their keys
 	// (docs/tutorial-engine.md).
 	KeyProofPath string `json:"key_proof_path,omitempty"`
@@ -35,6 +38,13 @@ type Policy struct {
 const (
 	SleepStop  = "stop"
 	SleepPause = "pause" // frozen in memory, if the driver supports it
+)
+
+// Values of Policy.Isolation (jobs.Runtime returns the docker runtime of each).
+const (
+	IsolationRunc   = "runc"   // namespaces and cgroups of the node's kernel
+	IsolationGVisor = "gvisor" // a kernel in user space between the engine and the node's kernel
+	IsolationKata   = "kata"   // a virtual machine
 )
 
 var nodePoolPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
@@ -67,6 +77,11 @@ func (p *Policy) Check() error {
 	}
 	if p.SleepMode != "" && p.SleepMode != SleepStop && p.SleepMode != SleepPause {
 		errs = append(errs, errors.New(`policy.sleep_mode must be "stop" or "pause"`))
+	}
+	switch p.Isolation {
+	case "", IsolationRunc, IsolationGVisor, IsolationKata:
+	default:
+		errs = append(errs, errors.New(`policy.isolation must be "runc", "gvisor" or "kata"`))
 	}
 	if p.KeyProofPath != "" {
 		if err := CheckKeyProofPath(p.KeyProofPath); err != nil {

@@ -29,7 +29,7 @@ func TestPolicyCheck(t *testing.T) {
 		"OKEmpty": {Policy{}, ""},
 		"OKFull": {Policy{
 			MaxEngines: ptr(50), RateLimitRPM: ptr(600), EngineImage: "engine:1", IdleTimeoutS: ptr(300), CPUMHz: ptr(200), MemoryMB: ptr(512), BrainMB: ptr(1024),
-			AllowedImages: []string{"engine:*", "team/[a-z]*", "?"}, WarmPool: ptr(2), NodePool: "gpu_1-a", SleepMode: "pause",
+			AllowedImages: []string{"engine:*", "team/[a-z]*", "?"}, WarmPool: ptr(2), NodePool: "gpu_1-a", SleepMode: "pause", Isolation: "gvisor",
 		}, ""},
 		"OKNothingAllowed": {Policy{MaxEngines: ptr(0), RateLimitRPM: ptr(0), IdleTimeoutS: ptr(0), WarmPool: ptr(0), SleepMode: "stop"}, ""},
 		"OKLeast":          {Policy{CPUMHz: ptr(1), MemoryMB: ptr(10), BrainMB: ptr(1)}, ""},
@@ -45,6 +45,8 @@ func TestPolicyCheck(t *testing.T) {
 		"ErrNodePool":      {Policy{NodePool: "a b"}, "policy.node_pool is not a valid name of a node pool"},
 		"ErrNodePoolAll":   {Policy{NodePool: "${x}"}, "policy.node_pool is not a valid name of a node pool"},
 		"ErrSleepMode":     {Policy{SleepMode: "hibernate"}, `policy.sleep_mode must be "stop" or "pause"`},
+		"OKIsolation":      {Policy{Isolation: "kata"}, ""},
+		"ErrIsolation":     {Policy{Isolation: "none"}, `policy.isolation must be "runc", "gvisor" or "kata"`},
 		"ErrAllAtOnce": {
 			Policy{MaxEngines: ptr(-1), MemoryMB: ptr(0), SleepMode: "x"},
 			"policy.max_engines is -1; it must be at least 0\npolicy.memory_mb is 0; it must be at least 10\n" + `policy.sleep_mode must be "stop" or "pause"`,

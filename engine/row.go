@@ -38,12 +38,14 @@ type Vanished struct {
 	InTouch uint64    `json:"in_touch,omitempty"`
 }
 
-// Resources are the limits of an engine on its node.
+// Resources are the limits of an engine on its node, and what separates it from the node.
 type Resources struct {
 	CPUMHz   int `json:"cpu_mhz"`
 	MemoryMB int `json:"memory_mb"`
 	// BrainMB is the limit of its volume, in MiB; 0: no limit.
 	BrainMB int `json:"brain_mb,omitempty"`
+	// Isolation is that of its product's policy; empty: the docker daemon's default.
+	Isolation string `json:"isolation,omitempty"`
 }
 
 // Row is the row of an engine: the only truth about it. It contains no key.

@@ -25,6 +25,7 @@ type Engine struct {
 	MemoryMB    int
 	NodeID      string
 	NodePool    string // empty: the cluster's default
+	Isolation   string // docker: of engine.Policy; empty: the job file's runtime, or the daemon's default
 	VolumeName  string // empty: as the job
 	VolumePath  string // on the node; passed to raw_exec engines in their environment
 	Count       int    // 1 runs the engine, 0 stops it
@@ -72,6 +73,7 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	switch t.settings.Driver {
 	case Docker:
 		task.Config["image"] = reference(e.Image, e.Digest)
+		isolate(group, task, e.Isolation)
 	case RawExec:
 		args := []string{"-c", lockScript, e.VolumePath, path.Join(t.settings.BinDir, e.Image)}
 		task.Config["command"], task.Config["args"] = shell, append(args, argsOf(task)...)
@@ -180,6 +182,9 @@ func Describe(job *api.Job) Engine {
 	for _, c := range group.Constraints {
 		if c.LTarget == nodeConstraint {
 			e.NodeID = c.RTarget
+		}
+		if c.LTarget == runtimesAttribute {
+			e.Isolation = isolationOf(c.RTarget)
 		}
 	}
 	if v := group.Volumes[volumeName]; v != nil && v.Source != e.JobID {

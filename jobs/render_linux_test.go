@@ -78,6 +78,29 @@ func TestRender(t *testing.T) {
 			t.Errorf("it contains %+v", said)
 		}
 	})
+	t.Run("isolation", func(t *testing.T) {
+		for isolation, runtime := range map[string]any{"": nil, "runc": "runc", "gvisor": "runsc", "kata": "kata"} {
+			e := engine("u")
+			e.Isolation = isolation
+			job := render(t, parsed(t, settings(Docker)), e)
+			var of []string
+			for _, c := range job.TaskGroups[0].Constraints {
+				if c.LTarget == "${attr.driver.docker.runtimes}" {
+					of = append(of, c.Operand+" "+c.RTarget)
+				}
+			}
+			var want []string
+			if isolation != "" {
+				want = []string{"set_contains " + Runtime(isolation)}
+			}
+			if got := job.TaskGroups[0].Tasks[0].Config["runtime"]; got != runtime || !slices.Equal(of, want) {
+				t.Errorf("%q: the runtime is %v, and the constraints are %q", isolation, got, of)
+			}
+			if said := Describe(job); said.Isolation != isolation {
+				t.Errorf("%q: it contains %q", isolation, said.Isolation)
+			}
+		}
+	})
 	t.Run("stopped, default pool, pinned image", func(t *testing.T) {
 		e := engine("u")
 		e.Count, e.NodePool, e.Image = 0, "", "engine:1"

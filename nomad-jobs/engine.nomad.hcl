@@ -140,6 +140,13 @@ job "engine" {
           cap_drop        = ["ALL"]
           security_opt    = ["no-new-privileges"]
           pids_limit      = 256
+
+          # No core dump: it would hold the engine's memory and keys, and the node may write
+          # it to a place outside of the container.
+          ulimit {
+            nofile = "16384:16384"
+            core   = "0:0"
+          }
           logging {
             type = "json-file"
             config {

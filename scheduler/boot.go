@@ -218,8 +218,12 @@ func (o *work) placementError(state cluster.JobState) error {
 				err.Message = "the engine's node does not offer the engine's volume: check that the disk of its volumes is mounted, and the log of its Nomad client (" + e.Failed.Reason + ")"
 			}
 		}
-		if node, known := o.s.cluster.Node(o.Row.NodeID); e.Failed.Driver && known && !o.s.drives(node) {
+		switch node, known := o.s.cluster.Node(o.Row.NodeID); {
+		case !known:
+		case e.Failed.Driver && !o.s.drives(node):
 			err.Message, err.Err = "the engine's node cannot start it now: "+o.s.driverDown(), errDriverDown
+		case !isolates(node, o.Row.Resources.Isolation):
+			err.Message, err.Err = "the engine's node cannot start it: "+noRuntime(o.Row.Resources.Isolation), errDriverDown
 		}
 		if e.Failed.Ports {
 			err.Code, err.Message = engine.PortExhaustion, "no node has a free port for the engine: "+e.Failed.Reason

@@ -51,12 +51,12 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask engine.Reso
 	}
 	var places []*place
 	for _, n := range s.cluster.Nodes() {
-		if !tried[n.ID] && s.canRun(n, nodePool) {
+		if !tried[n.ID] && s.canRun(n, nodePool, ask.Isolation) {
 			places = append(places, &place{node: n, fits: hasRoom(n, s.needOf(ask), engines)})
 		}
 	}
 	if len(places) == 0 {
-		return nil, s.noNode(nodePool)
+		return nil, s.noNode(nodePool, ask.Isolation)
 	}
 	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
 	slices.SortStableFunc(places, byRoom)
@@ -86,12 +86,12 @@ func (s *Scheduler) choose(ctx context.Context, nodePool string, ask engine.Reso
 // are read: usually the first node has one, and a fleet has many nodes.
 const poolLooks = 2
 
-// errDriverDown: the task driver of the engine's node is not healthy, so free capacity
-// there does not help.
-var errDriverDown = errors.New("the task driver of the engine's node is not healthy")
+// errDriverDown: the task driver of the engine's node is not healthy or lacks the engine's
+// runtime, so free capacity there does not help.
+var errDriverDown = errors.New("the task driver of the engine's node cannot run the engine")
 
 // noNode returns the error of a provision if no node can run engines.
-func (s *Scheduler) noNode(nodePool string) error {
+func (s *Scheduler) noNode(nodePool, isolation string) error {
 	err := &engine.Error{Code: engine.CapacityExhausted, Message: "no eligible node can run engines", RetryAfter: retryCapacity}
 	for _, n := range s.cluster.Nodes() {
 		switch {
@@ -101,6 +101,8 @@ func (s *Scheduler) noNode(nodePool string) error {
 			err.Message += ": " + s.driverDown()
 		case !n.VolumePlugin:
 			err.Message += ": the nodes lack the plugin that creates their volumes (ORCH_VOLUME_PLUGIN)"
+		case !isolates(n, isolation):
+			err.Message += ": " + noRuntime(isolation)
 		default:
 			continue
 		}
@@ -120,8 +122,18 @@ func (s *Scheduler) driverDown() string {
 	return fmt.Sprintf("the task driver %s is not healthy there", s.opts.Job.Driver)
 }
 
-func (s *Scheduler) canRun(n cluster.Node, nodePool string) bool {
-	return n.Pool == nodePool && n.TakesEngines(string(s.opts.Job.Driver))
+// isolates reports whether a node has the docker runtime of a kind of isolation.
+func isolates(n cluster.Node, isolation string) bool {
+	return isolation == "" || n.Runtimes[jobs.Runtime(isolation)]
+}
+
+// noRuntime returns the reason for the caller.
+func noRuntime(isolation string) string {
+	return fmt.Sprintf("the docker daemon lacks the runtime %q there, which the product's policy requires (isolation %q)", jobs.Runtime(isolation), isolation)
+}
+
+func (s *Scheduler) canRun(n cluster.Node, nodePool, isolation string) bool {
+	return n.Pool == nodePool && n.TakesEngines(string(s.opts.Job.Driver)) && isolates(n, isolation)
 }
 
 // need is the capacity that an engine needs on its node, besides a port.

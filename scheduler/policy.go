@@ -63,6 +63,7 @@ func (s *Scheduler) resources(p engine.Policy) engine.Resources {
 	if p.BrainMB != nil {
 		r.BrainMB = *p.BrainMB
 	}
+	r.Isolation = p.Isolation
 	return r
 }
 

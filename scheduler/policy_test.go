@@ -67,3 +67,19 @@ func TestCheckImageHolds(t *testing.T) {
 		}
 	})
 }
+
+// TestIsolationHasARuntime: each kind of isolation that a policy can name has a docker
+// runtime of its own.
+func TestIsolationHasARuntime(t *testing.T) {
+	seen := map[string]bool{}
+	for _, isolation := range []string{engine.IsolationRunc, engine.IsolationGVisor, engine.IsolationKata} {
+		name := jobs.Runtime(isolation)
+		if name == "" || seen[name] {
+			t.Errorf("%s has the runtime %q", isolation, name)
+		}
+		seen[name] = true
+	}
+	if len(jobs.Runtimes()) != len(seen) {
+		t.Errorf("the runtimes are %v", jobs.Runtimes())
+	}
+}

@@ -25,7 +25,7 @@ func (o *work) makeRoom(ctx context.Context, cause error) bool {
 	}
 	nodes := o.s.cluster.Nodes()
 	for _, n := range nodes {
-		if n.ID != o.Row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool)) && hasRoom(n, o.s.needOf(o.Row.Resources), 1) {
+		if n.ID != o.Row.NodeID && !o.tried[n.ID] && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool), o.Row.Resources.Isolation) && hasRoom(n, o.s.needOf(o.Row.Resources), 1) {
 			return false
 		}
 	}
@@ -33,7 +33,7 @@ func (o *work) makeRoom(ctx context.Context, cause error) bool {
 		return true
 	}
 	for _, n := range nodes {
-		if n.ID != o.Row.NodeID && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool)) && o.s.warm.preempt(ctx, n, o.Row.Resources) {
+		if n.ID != o.Row.NodeID && o.s.canRun(n, cmp.Or(o.Row.NodePool, defaultNodePool), o.Row.Resources.Isolation) && o.s.warm.preempt(ctx, n, o.Row.Resources) {
 			delete(o.tried, n.ID)
 			return false
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/internal/fault"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
@@ -59,6 +60,9 @@ func (s *Scheduler) checkPolicy(policy engine.Policy) error {
 	}
 	if policy.BrainMB != nil && !s.cluster.SetsQuotas() {
 		return engine.Errorf(engine.InvalidRequest, "policy.brain_mb: Nomad's plugin mkdir creates the volumes and sets no quotas; set ORCH_VOLUME_PLUGIN to a plugin on the nodes that does")
+	}
+	if policy.Isolation != "" && s.opts.Job.Driver != jobs.Docker {
+		return engine.Errorf(engine.InvalidRequest, "policy.isolation: engines run with the driver %s, and only containers can be isolated (ORCH_ENGINE_DRIVER=docker)", s.opts.Job.Driver)
 	}
 	if policy.EngineImage != "" && CheckImage(s.opts.Job.Driver, policy.EngineImage) != nil {
 		return engine.Errorf(engine.InvalidRequest, "policy.engine_image is not an image reference")

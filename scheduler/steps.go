@@ -116,7 +116,7 @@ func (o *work) register(ctx context.Context) error {
 	job, err := template.Render(jobs.Engine{
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
-		NodeID: row.NodeID, NodePool: row.NodePool, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
+		NodeID: row.NodeID, NodePool: row.NodePool, Isolation: row.Resources.Isolation, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
 		Warm: row.Warm, Mark: o.ID, DeploymentID: o.s.guard.ID(),
 	})
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 func (s *Scheduler) witnessOf(row *engine.Row) *cluster.Witness {
 	return &cluster.Witness{
 		Deployment: s.guard.ID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductSlug: row.ProductSlug, UserID: row.UserID,
-		Image: row.Image, Digest: row.Digest, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool,
+		Image: row.Image, Digest: row.Digest, CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB, NodePool: row.NodePool, Isolation: row.Resources.Isolation,
 		NodeID: row.NodeID, VolumeID: row.VolumeID, VolumeName: row.VolumeName, CreatedAt: row.CreatedAt,
 	}
 }
@@ -86,7 +86,7 @@ func (o *work) writeVariable(ctx context.Context) error {
 // sameToStart reports whether two witnesses are equal in what an engine's next start may
 // change.
 func sameToStart(a, b *cluster.Witness) bool {
-	return a.VolumeID == b.VolumeID && a.Digest == b.Digest && a.CPUMHz == b.CPUMHz && a.MemoryMB == b.MemoryMB
+	return a.VolumeID == b.VolumeID && a.Digest == b.Digest && a.CPUMHz == b.CPUMHz && a.MemoryMB == b.MemoryMB && a.Isolation == b.Isolation
 }
 
 // resize gives an engine that is being started the resources in its current policy. A

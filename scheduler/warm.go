@@ -82,6 +82,9 @@ func (p *warmPool) fingerprint(k warmKind) string {
 	if k.resources.BrainMB > 0 {
 		parts = append(parts, "brain_mb", strconv.Itoa(k.resources.BrainMB))
 	}
+	if k.resources.Isolation != "" {
+		parts = append(parts, "isolation", k.resources.Isolation)
+	}
 	return digest(parts...)[:16]
 }
 

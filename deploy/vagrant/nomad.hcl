@@ -59,9 +59,6 @@ plugin "docker" {
     gc {
       image = false
     }
-    volumes {
-      enabled = true
-    }
   }
 }
 

@@ -96,7 +96,7 @@ run_orch() {
 	# orch listens on all addresses, because the forwarded port arrives on another one than
 	# the engines'. The job allows plain HTTP there (tls_dir is not set); the host forwards
 	# the port of its loopback alone. DEPLOYED changes with the binary, so that Nomad restarts the job with it.
-	nomad namespace apply -description "engines of orch" engines >/dev/null
+	nomad namespace apply deploy/nomad/engines.namespace.hcl >/dev/null
 	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={
 		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ALLOW_OPEN_NOMAD\" = \"true\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
 		\"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl

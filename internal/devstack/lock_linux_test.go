@@ -38,6 +38,7 @@ func TestLocked(t *testing.T) {
 	t.Run("ServiceIdentity", func(t *testing.T) { checkServiceIdentity(t, s, client, "engine-service") })
 	t.Run("Thefts", func(t *testing.T) { checkThefts(t, s) })
 	t.Run("OwnIdentity", func(t *testing.T) { checkOwnIdentity(t, s) })
+	t.Run("OtherDrivers", func(t *testing.T) { checkDrivers(t, s) })
 	for _, c := range []Component{Consul, Nomad, Vault} {
 		if err := s.Kill(c); err != nil {
 			t.Fatal(err)
@@ -51,6 +52,37 @@ func TestLocked(t *testing.T) {
 		checkOrchConsul(t, s)
 		checkServiceIdentity(t, s, client, "engine-later")
 	})
+}
+
+// checkDrivers: in the namespace of engines even the service's and the operator's token run
+// jobs only with the drivers that the shipped file names.
+func checkDrivers(t *testing.T, s *Stack) {
+	for who, token := range map[string]string{"the service": s.Orch().NomadToken, "the operator": s.lock.nomadRoot} {
+		client, err := nomadIn(s, s.Namespace, token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for driver, allowed := range map[string]bool{"raw_exec": true, "docker": true, "exec": false, "java": false, "qemu": false} {
+			task := nomadapi.NewTask("task", driver).SetConfig("command", "/bin/true").SetConfig("image", "none:1")
+			name := "engine-driver-" + driver
+			job := nomadapi.NewBatchJob(name, name, "global", 50).AddTaskGroup(nomadapi.NewTaskGroup("group", 0).AddTask(task))
+			_, _, err := client.Jobs().Register(job, nil)
+			if allowed && err != nil || !allowed && (err == nil || !strings.Contains(err.Error(), "not allowed in namespace")) {
+				t.Errorf("%s registers a job with the driver %s: %v, want that it may: %t", who, driver, err, allowed)
+			}
+			if _, _, err := client.Jobs().Deregister(name, true, nil); err != nil && allowed {
+				t.Error(err)
+			}
+		}
+	}
+	elsewhere, err := nomadIn(s, "default", s.lock.nomadRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := nomadapi.NewBatchJob("other", "other", "global", 50).AddTaskGroup(nomadapi.NewTaskGroup("group", 0).AddTask(nomadapi.NewTask("task", "exec").SetConfig("command", "/bin/true")))
+	if _, _, err := elsewhere.Jobs().Register(job, nil); err != nil {
+		t.Errorf("a job with the driver exec in the namespace default: %v", err)
+	}
 }
 
 // checkStrangers: a caller without a certificate gets no connection, and one without a token

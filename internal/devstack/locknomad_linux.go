@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 
 	nomadapi "github.com/hashicorp/nomad/api"
 )
@@ -31,8 +34,8 @@ func (s *Stack) lockNomad(ctx context.Context, c Component) error {
 	if _, _, err := client.ACLTokens().BootstrapOpts(s.lock.nomadRoot, w); err != nil {
 		return fmt.Errorf("bootstrap of nomad's ACLs: %w", err)
 	}
-	if _, err := client.Namespaces().Register(&nomadapi.Namespace{Name: s.Namespace}, w); err != nil {
-		return fmt.Errorf("nomad namespace %s: %w", s.Namespace, err)
+	if err := s.applyNamespace(ctx, s.urls[c]); err != nil {
+		return err
 	}
 	rules, err := policy("nomad/orch.policy.hcl")
 	if err != nil {
@@ -46,6 +49,26 @@ func (s *Stack) lockNomad(ctx context.Context, c Component) error {
 		return fmt.Errorf("nomad token of the service: %w", err)
 	}
 	s.lock.nomadOrch = token.SecretID
+	return nil
+}
+
+// applyNamespace creates the namespace of engines from the shipped file, as an operator does.
+// The development driver of scale tests is added to its drivers.
+func (s *Stack) applyNamespace(ctx context.Context, url string) error {
+	spec, err := policy("nomad/engines.namespace.hcl", append(s.inNamespace(), `"raw_exec"]`, `"raw_exec", "mock_driver"]`)...)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(s.Dir, "engines.namespace.hcl")
+	if err := os.WriteFile(file, []byte(spec), 0o600); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, s.cfg.Binaries.Nomad, "namespace", "apply", file)
+	cmd.Env = append(agentEnv(), "NOMAD_ADDR="+url, "NOMAD_TOKEN="+s.lock.nomadRoot,
+		"NOMAD_CACERT="+s.lock.caller.CA, "NOMAD_CLIENT_CERT="+s.lock.caller.Cert, "NOMAD_CLIENT_KEY="+s.lock.caller.Key)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("nomad namespace %s: %w: %s", s.Namespace, err, out)
+	}
 	return nil
 }
 

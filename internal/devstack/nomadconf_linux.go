@@ -189,9 +189,12 @@ plugin "docker" {
   config {
     endpoint               = {{q .Docker}}
     disable_log_collection = {{.DockerDisableLogs}}
+    allow_runtimes         = ["runc", "runsc", "kata"]
+    {{- if .Catalog}}
     volumes {
       enabled = true
     }
+    {{- end}}
     gc {
       image = false
       # If enabled, an agent removes the containers of all other agents of the same docker

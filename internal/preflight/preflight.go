@@ -43,6 +43,7 @@ type Result struct {
 type Stores struct {
 	Nomad     *nomad.Client
 	Namespace string // of engines
+	Driver    string // of engines
 	// AllowOpenNomad: Nomad's ACLs may be off.
 	AllowOpenNomad bool
 
@@ -63,7 +64,7 @@ func (s *Stores) Rights(ctx context.Context) []Result {
 
 // Settings checks the configuration of the agents, as far as the service may read it.
 func (s *Stores) Settings(ctx context.Context) []Result {
-	return together(ctx, s.agentACL, s.nodeSettings, s.serverVersions)
+	return together(ctx, s.agentACL, s.namespaceDrivers, s.nodeSettings, s.serverVersions)
 }
 
 func together(ctx context.Context, checks ...func(context.Context) []Result) (all []Result) {

@@ -95,7 +95,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	svc.vault = keys
 	svc.rights = newRights(&preflight.Stores{
-		Nomad: n, Namespace: cfg.NomadNamespace, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
+		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
 	}, log)
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()

@@ -143,11 +143,11 @@ func (e *Evidence) Rebuilt(owner secrets.Owner, now time.Time) *engine.Row {
 	}
 	if e.variable != nil && e.variable.Witness != nil {
 		v := e.variable.Witness
-		row.Image, row.Resources, row.NodePool = v.Image, engine.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB}, v.NodePool
+		row.Image, row.Resources, row.NodePool = v.Image, engine.Resources{CPUMHz: v.CPUMHz, MemoryMB: v.MemoryMB, Isolation: v.Isolation}, v.NodePool
 		row.CreatedAt = v.CreatedAt
 	}
 	if j := e.job; j != nil {
-		row.Image, row.Resources, row.NodePool = j.Image, engine.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB}, j.NodePool
+		row.Image, row.Resources, row.NodePool = j.Image, engine.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB, Isolation: j.Isolation}, j.NodePool
 		if j.Count == 0 {
 			e.atRest(row)
 		}

@@ -94,32 +94,32 @@ type Container struct {
 	ID     string `json:"Id"`
 	State  struct{ Pid int }
 	Config struct {
-		User  string
 		Image string
 		Env   []string
 	}
 	HostConfig struct {
-		ReadonlyRootfs, Privileged bool
-		CapDrop, SecurityOpt       []string
-		PidsLimit, Memory          int64
-		CPUShares                  int64 `json:"CpuShares"`
-		Mounts                     []struct {
-			Type, Target string
-			TmpfsOptions struct{ SizeBytes int64 }
-		}
+		Runtime   string
+		Memory    int64
+		CPUShares int64 `json:"CpuShares"`
 	}
 }
 
 // Inspect returns the container of an engine, found by its allocation's port.
 func Inspect(t *testing.T, e *client.Engine) Container {
 	t.Helper()
+	return inspect(t, os.Getenv("DOCKER_HOST"), e)
+}
+
+// inspect is Inspect of the docker daemon at an address.
+func inspect(t *testing.T, daemon string, e *client.Engine) Container {
+	t.Helper()
 	port := e.URL[strings.LastIndexByte(e.URL, ':')+1:]
-	out, err := exec.Command("docker", "ps", "-q", "--filter", "publish="+port).Output()
+	out, err := exec.Command("docker", "-H", daemon, "ps", "-q", "--filter", "publish="+port).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := strings.TrimSpace(string(out))
-	if out, err = exec.Command("docker", "inspect", id).Output(); err != nil {
+	if out, err = exec.Command("docker", "-H", daemon, "inspect", id).Output(); err != nil {
 		t.Fatalf("inspect %q: %v", id, err)
 	}
 	var found []Container

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -78,10 +79,10 @@ func (d *stranded) works(user string) {
 }
 
 // newContained starts a stack with a separate docker daemon, and an engine per user.
-func newContained(t *testing.T, liveRestore bool, prefix string, users ...string) (*daemon, *stranded) {
+func newContained(t *testing.T, liveRestore bool, prefix string, users ...string) (*harness.Daemon, *stranded) {
 	t.Helper()
-	dd := newDaemon(t, liveRestore)
-	stack := harness.OwnStack(t, devstack.Config{DockerSocket: dd.address()})
+	dd := harness.NewDaemon(t, "--live-restore="+strconv.FormatBool(liveRestore))
+	stack := harness.OwnStack(t, devstack.Config{DockerSocket: dd.Address()})
 	d := &stranded{t: t, stack: stack, s: harness.OpenStores(t, stack)}
 	d.r = harness.StartService(t, stack, harness.Docker.With(harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=3", "ORCH_IDLE_TIMEOUT_S=0", "ORCH_RECONCILE_INTERVAL_S=2")))
 	d.c = d.r.Product(t, nil)
@@ -114,18 +115,18 @@ func TestDockerDaemonDies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dd, d := newContained(t, live, "daemon-"+strings.ToLower(name)+"/", "on", "stop", "doomed")
-			d.survives(dd, "killed", func() { dd.end(syscall.SIGKILL) })
+			d.survives(dd, "killed", func() { dd.End(syscall.SIGKILL) })
 			d.provision("on", "stop", "doomed")
-			d.survives(dd, "terminated", func() { dd.end(syscall.SIGTERM) })
+			d.survives(dd, "terminated", func() { dd.End(syscall.SIGTERM) })
 			if !live { // it reports that it has killed containers, but has not
 				d.provision("on", "stop", "doomed")
-				d.survives(dd, "terminated with containerd", func() { dd.end(syscall.SIGTERM, dd.containerd()) })
+				d.survives(dd, "terminated with containerd", func() { dd.End(syscall.SIGTERM, dd.Containerd()) })
 			}
 		})
 	}
 }
 
-func (d *stranded) survives(dd *daemon, how string, end func()) {
+func (d *stranded) survives(dd *harness.Daemon, how string, end func()) {
 	d.t.Helper()
 	ctx := d.t.Context()
 	end()
@@ -158,7 +159,7 @@ func (d *stranded) survives(dd *daemon, how string, end func()) {
 		})
 	}
 
-	dd.start()
+	dd.Start()
 	began = time.Now()
 	d.works("on")
 	d.t.Logf("%s: works %s after the daemon is back", how, time.Since(began).Round(100*time.Millisecond))
@@ -207,7 +208,7 @@ func TestDockerEndUnproven(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	dd.end(syscall.SIGKILL)
+	dd.End(syscall.SIGKILL)
 	eligible(false)
 	harness.WantCode(t, harness.ErrOf(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
 	began := time.Now()
@@ -229,7 +230,7 @@ func TestDockerEndUnproven(t *testing.T) {
 		d.wantContainers(user, 1)
 	}
 
-	dd.start()
+	dd.Start()
 	eligible(true)
 	harness.AwaitEngine(t, d.c, "stop", "stopped", "")
 	d.wantContainers("stop", 0)
@@ -239,7 +240,7 @@ func TestDockerEndUnproven(t *testing.T) {
 
 	// An admin's confirmation is sufficient too.
 	d.provision("stop", "doomed")
-	dd.end(syscall.SIGKILL)
+	dd.End(syscall.SIGKILL)
 	eligible(false)
 	harness.WantCode(t, harness.ErrOf(d.c.Stop(ctx, "stop")), 504, "STOP_UNCONFIRMED")
 	if _, err := d.c.Destroy(ctx, "doomed"); err != nil {
@@ -257,7 +258,7 @@ func TestDockerEndUnproven(t *testing.T) {
 	}
 	harness.AwaitEngine(t, d.c, "stop", "stopped", "")
 	d.cleared("doomed")
-	dd.start()
+	dd.Start()
 	eligible(true)
 	d.endsWell("stop")
 }
@@ -272,7 +273,7 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 	if _, err := d.c.Stop(ctx, "off"); err != nil {
 		t.Fatal(err)
 	}
-	dd.end(syscall.SIGTERM)
+	dd.End(syscall.SIGTERM)
 	// The service also tries to start failed engines.
 	stop := func() {
 		t.Helper()
@@ -317,7 +318,7 @@ func TestDockerDaemonIsSaidToBeDown(t *testing.T) {
 		t.Errorf("the status is %+v, %v", status, err)
 	}
 
-	dd.start()
+	dd.Start()
 	d.works("on")
 	harness.Eventually(t, "a provision finds the driver again", func() error { return harness.ErrOf(d.c.Provision(ctx, "new", "")) })
 	harness.Eventually(t, "a start finds the driver again", func() error { return harness.ErrOf(d.c.Start(ctx, "off")) })

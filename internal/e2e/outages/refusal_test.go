@@ -186,6 +186,44 @@ func rightsOf(t *testing.T, stack *devstack.Stack, prefix string) map[string]fun
 	}
 }
 
+// checkDrivers: the check says which drivers the namespace of engines should allow.
+func checkDrivers(t *testing.T, stack *devstack.Stack, check func() []preflight.Result) {
+	root := harness.OpenStores(t, stack).Nomad
+	shipped, _, err := root.Namespaces().Info(stack.Namespace, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allow := func(capabilities *api.NamespaceCapabilities) {
+		t.Helper()
+		if _, err := root.Namespaces().Register(&api.Namespace{Name: shipped.Name, Description: shipped.Description, Capabilities: capabilities}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer allow(shipped.Capabilities)
+	for _, tc := range []struct {
+		may  *api.NamespaceCapabilities
+		want preflight.State
+	}{
+		{shipped.Capabilities, preflight.OK},
+		{nil, preflight.Advice},
+		{&api.NamespaceCapabilities{EnabledTaskDrivers: []string{"docker"}}, preflight.Missing},
+		{&api.NamespaceCapabilities{DisabledTaskDrivers: []string{"raw_exec"}}, preflight.Missing},
+	} {
+		allow(tc.may)
+		harness.Eventually(t, fmt.Sprintf("the check says %q of %+v", tc.want, tc.may), func() error {
+			for _, r := range check() {
+				if strings.HasSuffix(r.Needs, "enabled_task_drivers") {
+					if r.State != tc.want || (r.Remedy == "") != (tc.want == preflight.OK) {
+						return fmt.Errorf("%+v", r)
+					}
+					return nil
+				}
+			}
+			return errors.New("nothing")
+		})
+	}
+}
+
 // checkEachRight takes the rights of the shipped policies away, one at a time: the check
 // names what is missing, and nothing else.
 func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights map[string]func(string) string) {
@@ -198,12 +236,15 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := func(blind bool) (needs []string) { // blind: the settings cannot be read
+	check := func() []preflight.Result {
 		results, err := service.Check(t.Context(), cfg, service.Clients(access))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range results {
+		return results
+	}
+	missing := func(blind bool) (needs []string) { // blind: the settings cannot be read
+		for _, r := range check() {
 			switch {
 			case r.State == preflight.Unknown && !blind:
 				t.Errorf("not checked: %+v", r)
@@ -219,6 +260,7 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 	if got := missing(false); len(got) > 0 {
 		t.Fatalf("missing with all rights: %q", got)
 	}
+	checkDrivers(t, stack, check)
 	in := func(right string) string { return `nomad namespace "engines": ` + right }
 	variable := func(right string) string { return in(`variables path "nomad/jobs/engine-*": ` + right) }
 	path := func(at, right string) string { return fmt.Sprintf("vault path %q: %s", mount+at, right) }

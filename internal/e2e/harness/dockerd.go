@@ -1,4 +1,4 @@
-package outages
+package harness
 
 import (
 	"bytes"
@@ -12,23 +12,24 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/septemberai/orch/internal/e2e/harness"
+	"github.com/septemberai/orch/client"
 )
 
-// daemon is a docker engine of a test, which the test may kill.
-type daemon struct {
+// Daemon is a docker daemon of a test, which the test may kill.
+type Daemon struct {
 	t           *testing.T
 	dir, bridge string
-	live        bool
+	flags       []string
 	process     *os.Process
 	exited      chan struct{} // closed when the process has ended; nil: none runs
 }
 
 var bridges atomic.Int32
 
-// newDaemon starts a daemon with an image of the reference engine. It has a separate bridge
-// and writes no firewall rules, because other daemons run on this machine.
-func newDaemon(t *testing.T, liveRestore bool) *daemon {
+// NewDaemon starts a daemon with an image of the reference engine. It has a separate bridge
+// and writes no firewall rules, because other daemons run on this machine. flags are added
+// to its command line.
+func NewDaemon(t *testing.T, flags ...string) *Daemon {
 	t.Helper()
 	for _, tool := range []string{"dockerd", "ip"} {
 		if _, err := exec.LookPath(tool); err != nil || os.Getuid() != 0 {
@@ -40,7 +41,7 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 		t.Fatal(err)
 	}
 	n := int(bridges.Add(1))
-	d := &daemon{t: t, dir: dir, live: liveRestore, bridge: fmt.Sprintf("od%d-%d", os.Getpid()%100000, n)}
+	d := &Daemon{t: t, dir: dir, flags: flags, bridge: fmt.Sprintf("od%d-%d", os.Getpid()%100000, n)}
 	t.Cleanup(d.remove)
 	net := fmt.Sprintf("10.%d.%d.1/24", 200+os.Getpid()/250%50, (os.Getpid()+n)%250)
 	for _, args := range [][]string{{"link", "add", "name", d.bridge, "type", "bridge"}, {"addr", "add", net, "dev", d.bridge}, {"link", "set", d.bridge, "up"}} {
@@ -48,24 +49,47 @@ func newDaemon(t *testing.T, liveRestore bool) *daemon {
 			t.Skipf("no bridge for a docker daemon: ip %v: %v: %s", args, err, out)
 		}
 	}
-	d.start()
-	build := exec.Command("sh", harness.Repository+"/cmd/reference-engine/build-image.sh", harness.DockerImage)
-	build.Env = append(os.Environ(), "DOCKER_HOST="+d.address())
+	if err := os.WriteFile(d.config(), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	build := exec.Command("sh", Repository+"/cmd/reference-engine/build-image.sh", DockerImage)
+	build.Env = append(os.Environ(), "DOCKER_HOST="+d.Address())
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the image: %v: %s", err, out)
 	}
 	return d
 }
 
-func (d *daemon) address() string { return "unix://" + d.socket() }
+// Address is where the daemon listens: unix://...
+func (d *Daemon) Address() string { return "unix://" + d.socket() }
 
-func (d *daemon) socket() string { return filepath.Join(d.dir, "docker.sock") }
+func (d *Daemon) config() string { return filepath.Join(d.dir, "daemon.json") }
 
-// start starts the daemon and waits until it responds. If it fails, it is started again, as
-// systemd would do.
-func (d *daemon) start() {
+// Configure replaces the daemon's configuration file, and makes the daemon read it.
+func (d *Daemon) Configure(text string) {
 	d.t.Helper()
-	harness.Eventually(d.t, "the docker daemon responds", func() error {
+	if err := os.WriteFile(d.config(), []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.process.Signal(syscall.SIGHUP); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Inspect returns the container of an engine, found by its allocation's port.
+func (d *Daemon) Inspect(e *client.Engine) Container {
+	d.t.Helper()
+	return inspect(d.t, d.Address(), e)
+}
+
+func (d *Daemon) socket() string { return filepath.Join(d.dir, "docker.sock") }
+
+// Start starts the daemon and waits until it responds. If it fails, it is started again, as
+// systemd would do.
+func (d *Daemon) Start() {
+	d.t.Helper()
+	Eventually(d.t, "the docker daemon responds", func() error {
 		if d.exited != nil {
 			select {
 			case <-d.exited:
@@ -76,19 +100,22 @@ func (d *daemon) start() {
 		if d.exited == nil {
 			d.launch()
 		}
-		return exec.Command("docker", "-H", d.address(), "version").Run()
+		return exec.Command("docker", "-H", d.Address(), "version").Run()
 	})
 }
 
-func (d *daemon) launch() {
+func (d *Daemon) launch() {
 	d.t.Helper()
 	out, err := os.OpenFile(filepath.Join(d.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer func() { _ = out.Close() }()
-	cmd, exited := exec.Command("dockerd", "-H", d.address(), "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "exec"),
-		"-p", filepath.Join(d.dir, "pid"), "--bridge", d.bridge, "--iptables=false", "--live-restore="+strconv.FormatBool(d.live)), make(chan struct{})
+	args := append([]string{
+		"-H", d.Address(), "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "exec"), "-p", filepath.Join(d.dir, "pid"),
+		"--config-file", d.config(), "--bridge", d.bridge, "--iptables=false",
+	}, d.flags...)
+	cmd, exited := exec.Command("dockerd", args...), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -100,21 +127,21 @@ func (d *daemon) launch() {
 	d.process, d.exited = cmd.Process, exited
 }
 
-// containerd returns the pid of the containerd that the daemon has started; 0: none.
-func (d *daemon) containerd() int {
+// Containerd returns the pid of the containerd that the daemon has started; 0: none.
+func (d *Daemon) Containerd() int {
 	text, _ := os.ReadFile(filepath.Join(d.dir, "exec/containerd/containerd.pid"))
 	pid, _ := strconv.Atoi(string(text))
 	return pid
 }
 
-// end sends a signal to the daemon and to others, and waits until it and its containerd
+// End sends a signal to the daemon and to others, and waits until it and its containerd
 // have ended.
-func (d *daemon) end(signal syscall.Signal, others ...int) {
+func (d *Daemon) End(signal syscall.Signal, others ...int) {
 	d.t.Helper()
 	if d.exited == nil {
 		return
 	}
-	containerd := d.containerd()
+	containerd := d.Containerd()
 	for _, pid := range append(others, d.process.Pid) {
 		if err := syscall.Kill(pid, signal); err != nil {
 			d.t.Error(err)
@@ -122,8 +149,8 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 	}
 	<-d.exited
 	d.exited = nil
-	harness.Eventually(d.t, "containerd ends", func() error {
-		if state := harness.ProcessState(containerd); containerd > 0 && state != "" && state != "Z" {
+	Eventually(d.t, "containerd ends", func() error {
+		if state := ProcessState(containerd); containerd > 0 && state != "" && state != "Z" {
 			return fmt.Errorf("process %d is in state %s", containerd, state)
 		}
 		return nil
@@ -131,9 +158,9 @@ func (d *daemon) end(signal syscall.Signal, others ...int) {
 }
 
 // remove ends the daemon and everything that it left.
-func (d *daemon) remove() {
-	d.end(syscall.SIGTERM)
-	for _, pid := range harness.Pids() { // the shims of containers that it did not end
+func (d *Daemon) remove() {
+	d.End(syscall.SIGTERM)
+	for _, pid := range Pids() { // the shims of containers that it did not end
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(line, []byte("-address\x00"+d.dir+"/")) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
