@@ -71,7 +71,7 @@ type Entry struct {
 	UserID    string
 	EngineID  string
 	Action    string
-	Actor     string // "system", "admin" or the product's slug
+	Actor     string // "system", "admin", "admin:" with a key's name, or the product's slug
 	RequestID string
 	Outcome   string // "ok", an error code, or "interrupted"
 	// Metadata contains details, stored as JSON, so numbers are read back as float64. It

@@ -20,6 +20,7 @@ const (
 	ErrInvalidPlatformKey   Code = "INVALID_PLATFORM_KEY"
 	ErrInvalidAdminKey      Code = "INVALID_ADMIN_KEY"
 	ErrPolicyDenied         Code = "POLICY_DENIED"
+	ErrAdminKeyReadOnly     Code = "ADMIN_KEY_READ_ONLY"
 	ErrNotFound             Code = "NOT_FOUND" // there is no such endpoint
 	ErrMethodNotAllowed     Code = "METHOD_NOT_ALLOWED"
 	ErrRequestTooLarge      Code = "REQUEST_TOO_LARGE"

@@ -10,10 +10,12 @@ type Code string
 
 // The codes of the contract.
 const (
-	InvalidRequest      Code = "INVALID_REQUEST"
-	InvalidPlatformKey  Code = "INVALID_PLATFORM_KEY"
-	InvalidAdminKey     Code = "INVALID_ADMIN_KEY"
-	PolicyDenied        Code = "POLICY_DENIED"
+	InvalidRequest     Code = "INVALID_REQUEST"
+	InvalidPlatformKey Code = "INVALID_PLATFORM_KEY"
+	InvalidAdminKey    Code = "INVALID_ADMIN_KEY"
+	PolicyDenied       Code = "POLICY_DENIED"
+	// AdminKeyReadOnly: the role of the call's admin key only allows calls that read.
+	AdminKeyReadOnly    Code = "ADMIN_KEY_READ_ONLY"
 	NotFound            Code = "NOT_FOUND"
 	MethodNotAllowed    Code = "METHOD_NOT_ALLOWED"
 	RequestTooLarge     Code = "REQUEST_TOO_LARGE"

@@ -21,6 +21,7 @@ var status = map[engine.Code]int{
 	engine.InvalidPlatformKey:  http.StatusUnauthorized,
 	engine.InvalidAdminKey:     http.StatusUnauthorized,
 	engine.PolicyDenied:        http.StatusForbidden,
+	engine.AdminKeyReadOnly:    http.StatusForbidden,
 	engine.NotFound:            http.StatusNotFound,
 	engine.EngineNotFound:      http.StatusNotFound,
 	engine.MethodNotAllowed:    http.StatusMethodNotAllowed,

@@ -22,6 +22,7 @@ var wrong = map[string][]string{
 	"ORCH_ADMIN_ON_OPS_ONLY":       {"maybe"},
 	"ORCH_ADMIN_KEY":               {"fifteen-letters", "é12345678901234"},
 	"ORCH_ADMIN_KEY_FILE":          {"/no/such/file", "/dev/null"},
+	"ORCH_ADMIN_KEYS_FILE":         {"/no/such/file", "/dev/null"},
 	"ORCH_DATABASE_URL":            {"mysql://host/db", "audit.db", "postgres:host"},
 	"ORCH_AUDIT_RETENTION_DAYS":    {"0", "x"},
 	"ORCH_ALLOW_HTTP":              {"maybe"},
