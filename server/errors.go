@@ -100,6 +100,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		s.log.Error("request failed", args...)
 	}
+	hurryBody(w, r)
 	if res, ok := w.(*response); ok && res.begun() {
 		// A part of another response has been sent already. Breaking the connection is
 		// better than appending an error to that response.
@@ -115,6 +116,18 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var body errorBody
 	body.Error.Code, body.Error.Message, body.Error.RequestID = e.Code, e.Message, id
 	writeJSON(w, code, body)
+}
+
+// bodyGrace is how long the rest of a body may take that no handler reads.
+const bodyGrace = time.Second
+
+// hurryBody limits how long an error response waits for a body that was not read: before it
+// sends the response, net/http reads the rest of a small body, so that the connection can be
+// used again. After this time it closes the connection instead.
+func hurryBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 { // HTTP/2 does not wait
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyGrace)) // a connection without deadlines waits
+	}
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {

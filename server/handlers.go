@@ -89,6 +89,11 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 }
 
 func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) error {
+	// The user is in the body. A caller without a key must not hold a request while it sends
+	// one.
+	if err := s.scheduler.CheckPlatformKey(r.Context(), r.Header.Get("X-Platform-Key")); err != nil {
+		return err
+	}
 	var body provisionBody
 	if err := decode(w, r, &body); err != nil {
 		// A caller without a valid key must not learn whether its body is valid.
