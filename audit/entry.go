@@ -38,6 +38,8 @@ const (
 	ActionAdopt           = "adopt"
 	ActionDiscard         = "discard"
 	ActionRegistryRecover = "registry_recover"
+	// ActionAuthFailed: calls had wrong keys; one entry counts many.
+	ActionAuthFailed = "auth_failed"
 )
 
 // Actions lists all actions: of engines, of their health, of products, and of repairs.
@@ -46,6 +48,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
+	ActionAuthFailed,
 }
 
 // Outcomes that are not error codes.

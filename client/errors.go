@@ -40,6 +40,7 @@ const (
 	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
 	ErrPolicyChanged        Code = "POLICY_CHANGED"
 	ErrRateLimited          Code = "RATE_LIMITED"
+	ErrTooManyWrongKeys     Code = "TOO_MANY_WRONG_KEYS"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"
 	ErrCapacityExhausted    Code = "CAPACITY_EXHAUSTED"

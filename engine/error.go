@@ -33,8 +33,10 @@ const (
 	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
 	// PolicyChanged: the policy that the caller's If-Match names has changed (RFC 9110,
 	// section 13.1.1).
-	PolicyChanged       Code = "POLICY_CHANGED"
-	RateLimited         Code = "RATE_LIMITED"
+	PolicyChanged Code = "POLICY_CHANGED"
+	RateLimited   Code = "RATE_LIMITED"
+	// TooManyWrongKeys: the call's key is wrong, as were too many others from its address.
+	TooManyWrongKeys    Code = "TOO_MANY_WRONG_KEYS"
 	QuotaExceeded       Code = "QUOTA_EXCEEDED"
 	PortExhaustion      Code = "PORT_EXHAUSTION"
 	CapacityExhausted   Code = "CAPACITY_EXHAUSTED"

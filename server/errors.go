@@ -39,6 +39,7 @@ var status = map[engine.Code]int{
 	engine.PolicyChanged:       http.StatusPreconditionFailed,
 	engine.IdempotencyReused:   http.StatusUnprocessableEntity,
 	engine.RateLimited:         http.StatusTooManyRequests,
+	engine.TooManyWrongKeys:    http.StatusTooManyRequests,
 	engine.RequestTooLarge:     http.StatusRequestEntityTooLarge,
 	engine.UnsupportedMedia:    http.StatusUnsupportedMediaType,
 	engine.QuotaExceeded:       http.StatusTooManyRequests,
@@ -72,12 +73,11 @@ type errorBody struct {
 
 // writeError sends an error response. The cause of the error goes only to the log.
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
-	e := scheduler.AsError(err)
+	e := s.wrongKeys.note(r, scheduler.AsError(err))
 	code, known := status[e.Code]
 	if !known {
 		code = http.StatusInternalServerError
 	}
-	s.wrongKeys.note(r, e.Code)
 	id := operation.RequestID(r.Context())
 	args := []any{"status", code, "request_id", id, "code", string(e.Code), "method", r.Method}
 	if e.Err != nil {

@@ -61,7 +61,7 @@ func New(addr string, keys adminkeys.Set, s *scheduler.Scheduler, log hclog.Logg
 		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
 		outages: newOutages(log, s.Health),
 	}
-	srv.wrongKeys = newWrongKeys(log)
+	srv.wrongKeys = newWrongKeys(log, s.RecordWrongKeys)
 	srv.SetAdminKeys(keys)
 	srv.Limit(Edge{MaxRequests: mostRequests})
 	// A response can take as long as the longest operation. A client that does not read its

@@ -31,6 +31,7 @@ var wrong = map[string][]string{
 	"ORCH_TLS_CLIENT_CA_FILE":      {"/no/such/file"},
 	"ORCH_MAX_REQUESTS":            {"0", "many"},
 	"ORCH_DOCS":                    {"maybe"},
+	"ORCH_WRONG_KEYS_PER_MINUTE":   {"-1", "many"},
 	"ORCH_DRAIN_DELAY_S":           {"-1", "5s"},
 	"ORCH_LOG_LEVEL":               {"loud"},
 	"ORCH_LOG_JSON":                {"maybe"},

@@ -126,7 +126,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, errors.Join(err, svc.Server.Close(), svc.ops.Close(), svc.audit.Close())
 	}
 	svc.Server.UseTLS(secure)
-	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs})
+	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs, WrongKeys: cfg.WrongKeys})
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	svc.Server.Observe(svc.metrics)
 	if cfg.AccessLog {

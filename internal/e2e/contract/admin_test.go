@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -171,6 +172,29 @@ func TestNamedAdminKeys(t *testing.T) {
 	}
 	if err := by(next).DeleteProduct(ctx, p.ProductID); err != nil {
 		t.Error(err)
+	}
+}
+
+// Each operation refuses wrong keys with 429 after too many of them. Right keys from the same
+// address are let in.
+func TestTooManyWrongKeys(t *testing.T) {
+	t.Parallel()
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_WRONG_KEYS_PER_MINUTE": "1", "ORCH_VOLUME_POOL": "0"})
+	harness.WantCode(t, harness.ErrOf((&client.Client{BaseURL: r.URL, AdminKey: "nonsense"}).Products(t.Context())), 401, "INVALID_ADMIN_KEY")
+	for _, o := range harness.Operations {
+		if o := o.Of("nobody", harness.NoProduct); o.Key != "" {
+			// One more of them is allowed for each minute that this takes.
+			harness.Eventually(t, o.ID+" is refused", func() error {
+				got := r.Send(t, o, "nonsense")
+				if got.Status != 429 || got.Code != "TOO_MANY_WRONG_KEYS" {
+					return fmt.Errorf("it returns %d %s", got.Status, got.Text)
+				}
+				return nil
+			})
+		}
+	}
+	if _, err := r.Admin().Products(t.Context()); err != nil {
+		t.Errorf("with the right key: %v", err)
 	}
 }
 
