@@ -3,11 +3,15 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"sync"
 	"time"
 
+	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/audit"
@@ -19,6 +23,7 @@ import (
 	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/internal/preflight"
 	"github.com/septemberai/orch/internal/reload"
+	"github.com/septemberai/orch/internal/tokenlife"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -47,6 +52,7 @@ type Service struct {
 	admins  *adminKeys
 	links   []*link.Link
 	files   *reload.Watcher
+	tokens  *tokenlife.Watcher
 	rights  *rights
 }
 
@@ -93,6 +99,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
+	svc.tokens = tokenLives(n, cmp.Or(clients.NomadToken, os.Getenv("NOMAD_TOKEN")), c, cmp.Or(clients.ConsulToken, os.Getenv(consul.HTTPTokenEnvName)), log)
 	svc.rights = newRights(&preflight.Stores{
 		Nomad: n, Namespace: cfg.NomadNamespace, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
 	}, log)
@@ -150,8 +157,9 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	scheduled, served, renewed, logged, operated, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
-	watched := make(chan struct{})
-	go func() { defer close(watched); s.files.Run(work) }()
+	var watching sync.WaitGroup
+	watching.Go(func() { s.files.Run(work) })
+	watching.Go(func() { s.tokens.Run(work) })
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
 	go func() { defer close(logged); s.audit.Run(logging) }()
@@ -197,7 +205,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
-	<-watched
+	watching.Wait()
 	<-tried
 	err = errors.Join(err, s.ops.Close())
 	<-operated
