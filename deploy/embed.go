@@ -7,7 +7,8 @@ package deploy
 import "embed"
 
 // Policies holds vault/*.policy.hcl, consul/*.policy.hcl and nomad/*.policy.hcl
-// under those names, and vault/*.role.json, by which engines and the service log in.
+// under those names, and vault/*.role.json and consul/*.binding-rule.json, by which engines
+// and the service log in.
 //
-//go:embed vault/*.policy.hcl vault/*.role.json consul/*.policy.hcl nomad/*.policy.hcl
+//go:embed vault/*.policy.hcl vault/*.role.json consul/*.policy.hcl consul/*.binding-rule.json nomad/*.policy.hcl
 var Policies embed.FS

@@ -98,6 +98,10 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	if at.CACert != "" {
 		cfg.TLSConfig.CACert, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey = at.CACert, at.ClientCert, at.ClientKey
 	}
+	if socket, ok := strings.CutPrefix(cfg.Address, "unix://"); ok { // the API of a task
+		dial := t.DialContext
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, "unix", socket) }
+	}
 	cfg.HttpClient = &http.Client{Transport: t}
 	paths := []string{cfg.TLSConfig.CACert, cfg.TLSConfig.CAPath, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey}
 	certs, err := secure(t, files, "nomad", "NOMAD_CACERT, NOMAD_CAPATH, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY", paths, func() (*tls.Config, error) {
@@ -115,6 +119,9 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	host := ""
 	if u, err := url.Parse(c.Address()); err == nil {
 		host = u.Host
+		if u.Scheme == "unix" {
+			host = "127.0.0.1" // as Nomad's client writes it into requests
+		}
 	}
 	t.DisableCompression = true
 	l := link.New(link.Nomad(host), t)
