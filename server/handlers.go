@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/septemberai/orch/engine"
@@ -237,15 +236,6 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 		EngineID string `json:"engine_id"`
 	}{"destroyed", id})
 	return nil
-}
-
-// idempotencyKey returns the call's Idempotency-Key, or "" if it has none.
-func idempotencyKey(r *http.Request) (string, error) {
-	keys := r.Header.Values("Idempotency-Key")
-	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
-		return "", invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
-	}
-	return strings.Join(keys, ""), nil
 }
 
 // bodyless authenticates a change whose body must be empty or {}.
