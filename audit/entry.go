@@ -38,6 +38,8 @@ const (
 	ActionAdopt           = "adopt"
 	ActionDiscard         = "discard"
 	ActionRegistryRecover = "registry_recover"
+	// ActionAuthFailed: calls had wrong keys; one entry counts many.
+	ActionAuthFailed = "auth_failed"
 )
 
 // Actions lists all actions: of engines, of their health, of products, and of repairs.
@@ -46,6 +48,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
+	ActionAuthFailed,
 }
 
 // Outcomes that are not error codes.
@@ -71,7 +74,7 @@ type Entry struct {
 	UserID    string
 	EngineID  string
 	Action    string
-	Actor     string // "system", "admin" or the product's slug
+	Actor     string // "system", "admin", "admin:" with a key's name, or the product's slug
 	RequestID string
 	Outcome   string // "ok", an error code, or "interrupted"
 	// Metadata contains details, stored as JSON, so numbers are read back as float64. It

@@ -27,7 +27,7 @@ type AuditEntry struct {
 	UserID     string         `json:"user_id"`
 	EngineID   string         `json:"engine_id"`
 	Action     string         `json:"action"`
-	Actor      string         `json:"actor"` // system, admin, or the product's slug
+	Actor      string         `json:"actor"` // system, admin, admin:NAME of a key, or the product's slug
 	RequestID  string         `json:"request_id"`
 	Outcome    string         `json:"outcome"` // ok, a code, or interrupted
 	Metadata   map[string]any `json:"metadata"`

@@ -20,6 +20,7 @@ const (
 	ErrInvalidPlatformKey   Code = "INVALID_PLATFORM_KEY"
 	ErrInvalidAdminKey      Code = "INVALID_ADMIN_KEY"
 	ErrPolicyDenied         Code = "POLICY_DENIED"
+	ErrAdminKeyReadOnly     Code = "ADMIN_KEY_READ_ONLY"
 	ErrNotFound             Code = "NOT_FOUND" // there is no such endpoint
 	ErrMethodNotAllowed     Code = "METHOD_NOT_ALLOWED"
 	ErrRequestTooLarge      Code = "REQUEST_TOO_LARGE"
@@ -39,6 +40,7 @@ const (
 	ErrQuarantineNotFound   Code = "QUARANTINE_NOT_FOUND"
 	ErrPolicyChanged        Code = "POLICY_CHANGED"
 	ErrRateLimited          Code = "RATE_LIMITED"
+	ErrTooManyWrongKeys     Code = "TOO_MANY_WRONG_KEYS"
 	ErrQuotaExceeded        Code = "QUOTA_EXCEEDED"
 	ErrPortExhaustion       Code = "PORT_EXHAUSTION"
 	ErrCapacityExhausted    Code = "CAPACITY_EXHAUSTED"

@@ -88,7 +88,7 @@ var floors = [][]string{
 	{"scheduler/boot"},
 	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
-	{"internal/fault", "internal/link", "internal/pause", "internal/reload", "engine", "nomad-jobs", "docs"},
+	{"internal/adminkeys", "internal/fault", "internal/link", "internal/pause", "internal/reload", "internal/tokenlife", "engine", "nomad-jobs", "docs"},
 	{"internal/traces"},
 }
 

@@ -10,10 +10,12 @@ type Code string
 
 // The codes of the contract.
 const (
-	InvalidRequest      Code = "INVALID_REQUEST"
-	InvalidPlatformKey  Code = "INVALID_PLATFORM_KEY"
-	InvalidAdminKey     Code = "INVALID_ADMIN_KEY"
-	PolicyDenied        Code = "POLICY_DENIED"
+	InvalidRequest     Code = "INVALID_REQUEST"
+	InvalidPlatformKey Code = "INVALID_PLATFORM_KEY"
+	InvalidAdminKey    Code = "INVALID_ADMIN_KEY"
+	PolicyDenied       Code = "POLICY_DENIED"
+	// AdminKeyReadOnly: the role of the call's admin key only allows calls that read.
+	AdminKeyReadOnly    Code = "ADMIN_KEY_READ_ONLY"
 	NotFound            Code = "NOT_FOUND"
 	MethodNotAllowed    Code = "METHOD_NOT_ALLOWED"
 	RequestTooLarge     Code = "REQUEST_TOO_LARGE"
@@ -31,8 +33,10 @@ const (
 	ProductHasEngines   Code = "PRODUCT_HAS_ENGINES"
 	// PolicyChanged: the policy that the caller's If-Match names has changed (RFC 9110,
 	// section 13.1.1).
-	PolicyChanged       Code = "POLICY_CHANGED"
-	RateLimited         Code = "RATE_LIMITED"
+	PolicyChanged Code = "POLICY_CHANGED"
+	RateLimited   Code = "RATE_LIMITED"
+	// TooManyWrongKeys: the call's key is wrong, as were too many others from its address.
+	TooManyWrongKeys    Code = "TOO_MANY_WRONG_KEYS"
 	QuotaExceeded       Code = "QUOTA_EXCEEDED"
 	PortExhaustion      Code = "PORT_EXHAUSTION"
 	CapacityExhausted   Code = "CAPACITY_EXHAUSTED"

@@ -6,8 +6,13 @@
 #   nomad var put nomad/jobs/orch ORCH_ADMIN_KEY=... VAULT_TOKEN=...
 #
 # and, if needed, NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL (required for more
-# than one replica) and the provider keys named in ORCH_ENGINE_ENV_PASSTHROUGH. With
-# vault_role the Vault token comes from the job's workload identity instead.
+# than one replica) and the provider keys named in ORCH_ENGINE_ENV_PASSTHROUGH.
+#
+# On agents with ACLs, the service needs none of these tokens: with -var identity=true it
+# uses the workload identity of its task in Nomad, through the socket of the Task API, and
+# in Consul; with -var vault_role=orch also in Vault. Nomad renews the identities in files,
+# which the service reads again. docs/install.md has the policies, the binding rule and the
+# role that this needs. They are for a job with this name in the namespace default.
 #
 #   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
 #
@@ -63,8 +68,9 @@ variable "node_pool" {
 }
 
 variable "port" {
-  type    = number
-  default = 8000
+  type        = number
+  default     = 8000
+  description = "port on the node; 0: Nomad chooses one for each replica"
 }
 
 # The agents on the node of each replica.
@@ -82,6 +88,18 @@ variable "consul_addr" {
 variable "vault_addr" {
   type    = string
   default = "http://127.0.0.1:8200"
+}
+
+variable "identity" {
+  type        = bool
+  default     = false
+  description = "use the task's workload identity in Nomad and Consul, in place of NOMAD_TOKEN and CONSUL_HTTP_TOKEN; nomad_addr is not used then"
+}
+
+variable "identity_ttl" {
+  type        = string
+  default     = "1h"
+  description = "lifetime of the identity in Nomad, which Nomad renews when about half of it is left"
 }
 
 variable "vault_role" {
@@ -126,6 +144,12 @@ locals {
     ORCH_TLS_KEY_FILE  = "${local.tls_dir}/tls.key"
   }
   vault = var.vault_role == "" ? {} : { VAULT_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/vault_token" }
+
+  nomad = var.identity ? {
+    NOMAD_ADDR             = "unix://$${NOMAD_SECRETS_DIR}/api.sock"
+    NOMAD_TOKEN_FILE       = "$${NOMAD_SECRETS_DIR}/nomad_orch.jwt"
+    CONSUL_HTTP_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/consul_token"
+  } : { NOMAD_ADDR = var.nomad_addr }
 
   check_protocol = var.tls_dir == "" ? "http" : "https"
 
@@ -257,10 +281,9 @@ job "orch" {
         ORCH_LOG_JSON        = "true"
         ORCH_DATABASE_URL    = "sqlite://$${NOMAD_ALLOC_DIR}/data/audit.db"
         ORCH_NOMAD_NAMESPACE = var.namespace
-        NOMAD_ADDR           = var.nomad_addr
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, local.tls, local.vault, var.settings)
+      }, local.nomad, local.tls, local.vault, var.settings)
 
       # The secrets. A changed one restarts nothing: Nomad would restart replicas without
       # regard to each other. A new generation of the job replaces them one at a time.
@@ -269,6 +292,24 @@ job "orch" {
         env         = true
         change_mode = "noop"
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
+      }
+
+      # The token for Nomad. Nomad renews the file.
+      dynamic "identity" {
+        for_each = var.identity ? ["orch"] : []
+        content {
+          name        = identity.value
+          aud         = ["nomadproject.io"]
+          file        = true
+          ttl         = var.identity_ttl
+          change_mode = "noop"
+        }
+      }
+
+      # Nomad logs in to Consul with another identity of the task.
+      dynamic "consul" {
+        for_each = var.identity ? ["default"] : []
+        content {}
       }
 
       # Nomad renews the token. If it has to get another, the replica reads that from its

@@ -65,7 +65,7 @@ func (s *Scheduler) register(ctx context.Context, a *adoptee, from, to string) e
 		}
 	}
 	a.began = time.Now()
-	if a.auditID, err = s.begin(ctx, row, audit.ActionAdopt, actorAdmin, map[string]any{"from": from, "to": to}); err != nil {
+	if a.auditID, err = s.begin(ctx, row, audit.ActionAdopt, adminActor(ctx), map[string]any{"from": from, "to": to}); err != nil {
 		return err
 	}
 	if made == nil {

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ const (
 	actorAdmin  = "admin"
 	actorSystem = "system" // nobody requested it
 )
+
+// adminActor returns the actor of an admin's call, which names the key of the call.
+func adminActor(ctx context.Context) string { return cmp.Or(operation.Actor(ctx), actorAdmin) }
 
 // begin writes the audit row of a change of an engine before the change is made: without
 // the row nothing is touched (BACKEND_UNAVAILABLE). details may be nil.

@@ -174,7 +174,7 @@ func (s *Scheduler) onProduct(ctx context.Context, action, productID string, det
 func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
 	began := time.Now().UTC()
 	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began, ProductID: productID, Action: action, Actor: actorAdmin, RequestID: operation.RequestID(ctx), Metadata: details,
+		Timestamp: began, ProductID: productID, Action: action, Actor: adminActor(ctx), RequestID: operation.RequestID(ctx), Metadata: details,
 	})
 	if err != nil {
 		return err

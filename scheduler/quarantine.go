@@ -73,7 +73,7 @@ func (s *Scheduler) Adopt(ctx context.Context, engineID, productID, userID strin
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began.UTC(), ProductID: owner.ProductID, UserID: owner.UserID, EngineID: engineID, Action: audit.ActionAdopt, Actor: actorAdmin,
+		Timestamp: began.UTC(), ProductID: owner.ProductID, UserID: owner.UserID, EngineID: engineID, Action: audit.ActionAdopt, Actor: adminActor(ctx),
 		RequestID: operation.RequestID(ctx), Metadata: map[string]any{"why": q.Why},
 	})
 	if err != nil {
@@ -209,7 +209,7 @@ func (s *Scheduler) Discard(ctx context.Context, engineID string) error {
 	}
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: engineID, Action: audit.ActionDiscard, Actor: actorAdmin,
+		Timestamp: began.UTC(), ProductID: q.ProductID, UserID: q.UserID, EngineID: engineID, Action: audit.ActionDiscard, Actor: adminActor(ctx),
 		RequestID: operation.RequestID(ctx), Metadata: map[string]any{"why": q.Why, "what": f.Parts()},
 	})
 	if err != nil {

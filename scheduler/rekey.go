@@ -108,7 +108,7 @@ var errRekeyed = errors.New("scheduler: it has a new key")
 
 func (s *Scheduler) rekey(ctx context.Context, row *engine.Row) error {
 	o, err := s.propose(ctx, row.Clone(), proposal{
-		kind: engine.OpRotateKey, action: audit.ActionRotateKey, actor: actorAdmin, details: map[string]any{"why": "its key was lost"},
+		kind: engine.OpRotateKey, action: audit.ActionRotateKey, actor: adminActor(ctx), details: map[string]any{"why": "its key was lost"},
 		backends: []string{"nomad", "vault"}, prepare: func(*engine.Row) error { return nil },
 	})
 	if err == nil {

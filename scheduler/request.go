@@ -62,28 +62,46 @@ func (c *Caller) Leave() {
 
 var errPlatformKey = engine.Errorf(engine.InvalidPlatformKey, "the X-Platform-Key header does not contain the platform key of a product")
 
+// CheckPlatformKey returns INVALID_PLATFORM_KEY unless a product has this key, or had it
+// recently. It is for a call whose user is not known yet, which Authenticate must follow.
+func (s *Scheduler) CheckPlatformKey(ctx context.Context, platformKey string) error {
+	if !secrets.IsPlatformKey(platformKey) {
+		return errPlatformKey
+	}
+	_, err := s.productID(ctx, secrets.Hash(platformKey))
+	return err
+}
+
+// productID returns the id of the product whose platform key has this hash, or had it when
+// it was last used.
+func (s *Scheduler) productID(ctx context.Context, keyHash string) (string, error) {
+	if id, known := s.productIDs.Load(keyHash); known {
+		return id.(string), nil
+	}
+	id, err := s.store.ProductIDByKey(ctx, keyHash)
+	if errors.Is(err, registry.ErrNotFound) {
+		return "", errPlatformKey
+	}
+	if err != nil {
+		return "", s.askToMend(err)
+	}
+	s.productIDs.Store(keyHash, id)
+	return id, nil
+}
+
 // refresh reads product and engine again.
 func (c *Caller) refresh(ctx context.Context, s *Scheduler) error {
-	id, known := s.productIDs.Load(c.keyHash)
-	if !known {
-		found, err := s.store.ProductIDByKey(ctx, c.keyHash)
-		if errors.Is(err, registry.ErrNotFound) {
-			return errPlatformKey
-		}
-		if err != nil {
-			return s.askToMend(err)
-		}
-		s.productIDs.Store(c.keyHash, found)
-		id = found
+	id, err := s.productID(ctx, c.keyHash)
+	if err != nil {
+		return err
 	}
 	if c.admits {
 		if c.visit == nil {
-			c.visit = s.activity.Enter(registry.Fingerprint(id.(string), c.UserID))
+			c.visit = s.activity.Enter(registry.Fingerprint(id, c.UserID))
 		}
 		c.visit.Look()
 	}
-	var err error
-	c.Product, c.Engine, err = s.store.Lookup(ctx, c.keyHash, id.(string), c.UserID)
+	c.Product, c.Engine, err = s.store.Lookup(ctx, c.keyHash, id, c.UserID)
 	if errors.Is(err, registry.ErrNotFound) {
 		s.productIDs.Delete(c.keyHash)
 		return errPlatformKey

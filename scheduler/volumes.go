@@ -75,7 +75,7 @@ func (s *Scheduler) forgetVolume(ctx context.Context, g *registry.UnreachableVol
 	began := time.Now()
 	id, err := s.audit.Begin(ctx, audit.Entry{
 		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: g.EngineID,
-		Action: audit.ActionOrphanRemoved, Actor: actorAdmin, RequestID: operation.RequestID(ctx),
+		Action: audit.ActionOrphanRemoved, Actor: adminActor(ctx), RequestID: operation.RequestID(ctx),
 		Metadata: map[string]any{"what": []string{"unreachable_volume"}, "node_id": g.NodeID, "volume_id": g.VolumeID},
 	})
 	if err != nil {

@@ -1,23 +1,48 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/adminkeys"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/secrets"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// SetAdminKey replaces the admin key, from the next request onwards.
-func (s *Server) SetAdminKey(key string) { s.adminKey.Store(&key) }
+// SetAdminKeys replaces the admin keys, from the next request onwards.
+func (s *Server) SetAdminKeys(keys adminkeys.Set) { s.adminKeys.Store(&keys) }
 
-// admin returns an error unless the request carries the admin key.
+type adminKeyKey struct{}
+
+// withAdmin adds the admin key of a request, if it has a valid one, to its context, and the
+// key's name to what the request causes and to its line in the log.
+func (s *Server) withAdmin(ctx context.Context, r *http.Request) context.Context {
+	secret := r.Header.Get("X-Admin-Key")
+	if secret == "" {
+		return ctx
+	}
+	key, valid := s.adminKeys.Load().Find(secret)
+	if !valid {
+		return ctx
+	}
+	if res, ok := ctx.Value(responseKey{}).(*response); ok {
+		res.admin = key.Name
+	}
+	return operation.WithActor(context.WithValue(ctx, adminKeyKey{}, key), key.Actor())
+}
+
+// admin returns an error unless the request carries an admin key whose role allows it.
 func (s *Server) admin(r *http.Request) error {
-	if !secrets.Equal(r.Header.Get("X-Admin-Key"), *s.adminKey.Load()) {
-		return &engine.Error{Code: engine.InvalidAdminKey, Message: "the X-Admin-Key header does not contain the admin key"}
+	key, valid := r.Context().Value(adminKeyKey{}).(adminkeys.Key)
+	switch {
+	case !valid:
+		return &engine.Error{Code: engine.InvalidAdminKey, Message: "the X-Admin-Key header does not contain an admin key"}
+	case key.Role != adminkeys.Admin && r.Method != http.MethodGet: // HEAD is routed as GET
+		return &engine.Error{Code: engine.AdminKeyReadOnly, Message: "this admin key may only read: its role is " + string(key.Role)}
 	}
 	return nil
 }

@@ -16,6 +16,9 @@ type Edge struct {
 	// needs no store, and the checks of load balancers, is not counted.
 	MaxRequests int
 	NoDocs      bool // /docs and /openapi.yaml do not exist
+	// WrongKeys is how many calls with wrong keys a source may make per minute; 0: any
+	// number. Above it, they get TOO_MANY_WRONG_KEYS. Calls with right keys are served.
+	WrongKeys int
 }
 
 // mostRequests is the maximum number of concurrent requests of a server without Limit.
@@ -24,6 +27,7 @@ const mostRequests = 4000
 // Limit sets what the server accepts. Call it before Serve.
 func (s *Server) Limit(e Edge) {
 	s.noDocs = e.NoDocs
+	s.wrongKeys.limit(e.WrongKeys)
 	s.requests, s.admits = make(chan struct{}, e.MaxRequests), make(chan struct{}, e.MaxRequests)
 }
 

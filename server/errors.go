@@ -21,6 +21,7 @@ var status = map[engine.Code]int{
 	engine.InvalidPlatformKey:  http.StatusUnauthorized,
 	engine.InvalidAdminKey:     http.StatusUnauthorized,
 	engine.PolicyDenied:        http.StatusForbidden,
+	engine.AdminKeyReadOnly:    http.StatusForbidden,
 	engine.NotFound:            http.StatusNotFound,
 	engine.EngineNotFound:      http.StatusNotFound,
 	engine.MethodNotAllowed:    http.StatusMethodNotAllowed,
@@ -38,6 +39,7 @@ var status = map[engine.Code]int{
 	engine.PolicyChanged:       http.StatusPreconditionFailed,
 	engine.IdempotencyReused:   http.StatusUnprocessableEntity,
 	engine.RateLimited:         http.StatusTooManyRequests,
+	engine.TooManyWrongKeys:    http.StatusTooManyRequests,
 	engine.RequestTooLarge:     http.StatusRequestEntityTooLarge,
 	engine.UnsupportedMedia:    http.StatusUnsupportedMediaType,
 	engine.QuotaExceeded:       http.StatusTooManyRequests,
@@ -71,12 +73,11 @@ type errorBody struct {
 
 // writeError sends an error response. The cause of the error goes only to the log.
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
-	e := scheduler.AsError(err)
+	e := s.wrongKeys.note(r, scheduler.AsError(err))
 	code, known := status[e.Code]
 	if !known {
 		code = http.StatusInternalServerError
 	}
-	s.wrongKeys.note(r, e.Code)
 	id := operation.RequestID(r.Context())
 	args := []any{"status", code, "request_id", id, "code", string(e.Code), "method", r.Method}
 	if e.Err != nil {
@@ -99,6 +100,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		s.log.Error("request failed", args...)
 	}
+	hurryBody(w, r)
 	if res, ok := w.(*response); ok && res.begun() {
 		// A part of another response has been sent already. Breaking the connection is
 		// better than appending an error to that response.
@@ -114,6 +116,18 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var body errorBody
 	body.Error.Code, body.Error.Message, body.Error.RequestID = e.Code, e.Message, id
 	writeJSON(w, code, body)
+}
+
+// bodyGrace is how long the rest of a body may take that no handler reads.
+const bodyGrace = time.Second
+
+// hurryBody limits how long an error response waits for a body that was not read: before it
+// sends the response, net/http reads the rest of a small body, so that the connection can be
+// used again. After this time it closes the connection instead.
+func hurryBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 { // HTTP/2 does not wait
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyGrace)) // a connection without deadlines waits
+	}
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/septemberai/orch/engine"
@@ -89,6 +88,11 @@ func (s *Server) callerBy(authenticate func(ctx context.Context, platformKey, us
 }
 
 func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) error {
+	// The user is in the body. A caller without a key must not hold a request while it sends
+	// one.
+	if err := s.scheduler.CheckPlatformKey(r.Context(), r.Header.Get("X-Platform-Key")); err != nil {
+		return err
+	}
 	var body provisionBody
 	if err := decode(w, r, &body); err != nil {
 		// A caller without a valid key must not learn whether its body is valid.
@@ -232,15 +236,6 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 		EngineID string `json:"engine_id"`
 	}{"destroyed", id})
 	return nil
-}
-
-// idempotencyKey returns the call's Idempotency-Key, or "" if it has none.
-func idempotencyKey(r *http.Request) (string, error) {
-	keys := r.Header.Values("Idempotency-Key")
-	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
-		return "", invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
-	}
-	return strings.Join(keys, ""), nil
 }
 
 // bodyless authenticates a change whose body must be empty or {}.

@@ -25,6 +25,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/adminkeys"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -109,7 +110,9 @@ func newCutOff(tb testing.TB) *cutOff {
 	must(err)
 	tb.Cleanup(func() { must(rows.Close()) })
 	sched := scheduler.New(opts, registry.New(c, "orch/"), cluster.New(n, "default", cluster.Mkdir, log), secrets.New(v, "orch"), rows, log)
-	s.Server, err = New("127.0.0.1:0", adminKey, sched, log)
+	keys, err := adminkeys.NewSet(adminkeys.New(adminKey))
+	must(err)
+	s.Server, err = New("127.0.0.1:0", keys, sched, log)
 	must(err)
 	tb.Cleanup(func() { must(s.Close()) })
 	return s

@@ -47,7 +47,7 @@ func (s *Server) begin(res *response, r *http.Request) (end func()) {
 		took := time.Since(began)
 		if s.access != nil && s.access.IsInfo() {
 			s.access.Info("request", "method", methodOf(r), "route", res.routeName(), "status", res.final(), "ms", float64(took.Microseconds())/1000,
-				"product", res.product, "request_id", res.Header().Get("X-Request-Id"), "remote", r.RemoteAddr)
+				"product", res.product, "admin", res.admin, "request_id", res.Header().Get("X-Request-Id"), "remote", r.RemoteAddr)
 		}
 		if res.span.Recording() {
 			res.span.Name(methodOf(r) + " " + res.routeName())

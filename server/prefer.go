@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler"
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
@@ -100,4 +101,13 @@ func preference(header http.Header) (wait time.Duration, applied string) {
 		names = append(names, "wait="+strconv.Itoa(int(wait.Seconds())))
 	}
 	return wait, strings.Join(names, ", ")
+}
+
+// idempotencyKey returns the call's Idempotency-Key, or "" if it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	keys := r.Header.Values("Idempotency-Key")
+	if len(keys) > 1 || len(keys) == 1 && (keys[0] == "" || len(keys[0]) > scheduler.MaxIdempotencyKey) {
+		return "", invalid("the Idempotency-Key header must be given once, with 1 to %d characters", scheduler.MaxIdempotencyKey)
+	}
+	return strings.Join(keys, ""), nil
 }

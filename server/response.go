@@ -16,7 +16,8 @@ type response struct {
 	// route is the template of the request's route; "": no route matched. product is the
 	// slug of the product that made the request; "": none is known.
 	route, product string
-	hungUp         bool // the caller disconnected before the response
+	admin          string // the name of the admin key of the request; "": it has none
+	hungUp         bool   // the caller disconnected before the response
 	span           traces.Span
 	// draining: the client must use another connection, and so another replica, for its
 	// next request.

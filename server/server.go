@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/septemberai/orch/internal/adminkeys"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/traces"
 	"github.com/septemberai/orch/scheduler"
@@ -27,7 +28,7 @@ import (
 // Server serves the API on a listener that New opened.
 type Server struct {
 	scheduler *scheduler.Scheduler
-	adminKey  atomic.Pointer[string]
+	adminKeys atomic.Pointer[adminkeys.Set]
 	log       hclog.Logger
 	listener  *limited
 	http      *http.Server
@@ -47,7 +48,7 @@ type Server struct {
 }
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
-func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
+func New(addr string, keys adminkeys.Set, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
 	page, err := renderedDocs()
 	if err != nil {
 		return nil, err
@@ -60,8 +61,8 @@ func New(addr, adminKey string, s *scheduler.Scheduler, log hclog.Logger) (*Serv
 		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
 		outages: newOutages(log, s.Health),
 	}
-	srv.wrongKeys = newWrongKeys(log)
-	srv.SetAdminKey(adminKey)
+	srv.wrongKeys = newWrongKeys(log, s.RecordWrongKeys)
+	srv.SetAdminKeys(keys)
 	srv.Limit(Edge{MaxRequests: mostRequests})
 	// A response can take as long as the longest operation. A client that does not read its
 	// response, or does not send its request, is disconnected. A re-key takes less time: it
@@ -188,7 +189,7 @@ func (s *Server) limit(r *http.Request) time.Duration {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, userID string, h handler) {
 	ctx, cancel := context.WithTimeout(r.Context(), s.limit(r))
 	defer cancel()
-	r = r.WithContext(ctx)
+	r = r.WithContext(s.withAdmin(ctx, r))
 	if err := h(w, r, userID); err != nil {
 		s.writeError(w, r, err)
 	}

@@ -58,7 +58,7 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 	})
 	cfg, err := config.Load(append([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + adminKey, "ORCH_DATABASE_URL=sqlite://" + filepath.Join(t.TempDir(), "audit.db"), "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_BIN_DIR=" + bin,
-		"ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
+		"ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_WRONG_KEYS_PER_MINUTE=0", "ORCH_VOLUME_POOL=1", "ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32",
 	}, vars...))
 	if err != nil {
 		t.Fatal(err)

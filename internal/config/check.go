@@ -55,17 +55,11 @@ func (c *Config) check(unread map[string]bool) []error {
 	bad(c.AllowHTTP || unread["ORCH_ALLOW_HTTP"] || c.OpsAddr == opsOff || !isAddress(c.OpsAddr) || stays(c.OpsAddr), "ORCH_OPS_ADDR",
 		"must be a loopback address, such as 127.0.0.1:8001: it serves plain HTTP, and other machines could reach %s; or set ORCH_ALLOW_HTTP=true on a private network", c.OpsAddr)
 	bad(c.OpsAddr != opsOff || !c.AdminOpsOnly, "ORCH_ADMIN_ON_OPS_ONLY", "needs a listener for operators, and ORCH_OPS_ADDR is off")
-	bad(c.AdminKey == "" || c.AdminKeyFile == "", "ORCH_ADMIN_KEY_FILE", "and ORCH_ADMIN_KEY are both set; set only one of them")
-	if c.AdminKey == "" && c.AdminKeyFile != "" {
-		key, err := ReadAdminKey(c.AdminKeyFile)
-		bad(err == nil, "ORCH_ADMIN_KEY_FILE", "%v", err)
-		c.AdminKey = key
-	} else {
-		bad(len([]rune(c.AdminKey)) >= minAdminKey, "ORCH_ADMIN_KEY", "must be set and have at least %d characters", minAdminKey)
-	}
+	c.checkAdminKeys(bad)
 	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
 		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
 	atLeast("ORCH_MAX_REQUESTS", c.MaxRequests, 1)
+	atLeast("ORCH_WRONG_KEYS_PER_MINUTE", c.WrongKeys, 0)
 	atLeast("ORCH_DRAIN_DELAY_S", c.DrainDelayS, 0)
 	atLeast("ORCH_AUDIT_RETENTION_DAYS", c.AuditRetentionDays, 1)
 	bad(hclog.LevelFromString(c.LogLevel) != hclog.NoLevel, "ORCH_LOG_LEVEL", "must be one of trace, debug, info, warn, error")

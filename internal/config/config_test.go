@@ -93,8 +93,11 @@ func TestEveryVariableIsRead(t *testing.T) {
 	keyFile := t.TempDir() + "/key"
 	writeFile(t, keyFile, "an-admin-key-in-a-file\n")
 	cert, key := certificate(t)
+	keysFile := t.TempDir() + "/keys"
+	writeFile(t, keysFile, "alice admin an-admin-key-of-alice\n")
 	values := map[string]string{
-		"ORCH_DOCS": "false", "ORCH_ALLOW_HTTP": "false", "ORCH_TLS_CERT_FILE": cert, "ORCH_TLS_KEY_FILE": key, "ORCH_TLS_CLIENT_CA_FILE": cert,
+		"ORCH_ADMIN_KEYS_FILE": keysFile,
+		"ORCH_DOCS":            "false", "ORCH_ALLOW_HTTP": "false", "ORCH_TLS_CERT_FILE": cert, "ORCH_TLS_KEY_FILE": key, "ORCH_TLS_CLIENT_CA_FILE": cert,
 		"ORCH_ADMIN_KEY_FILE": keyFile, "ORCH_DATABASE_URL": "postgres://host/db",
 		"ORCH_ADDR": "127.0.0.1:1", "ORCH_ADMIN_KEY": "another-admin-key", "ORCH_LOG_LEVEL": "warn", "ORCH_LOG_JSON": "true", "ORCH_ACCESS_LOG": "false", "ORCH_OPS_ADDR": "[::1]:0", "ORCH_ADMIN_ON_OPS_ONLY": "true",
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",

@@ -43,6 +43,10 @@ type Sources struct {
 	Token interface {
 		TokenExpires() (time.Time, bool)
 	}
+	// Tokens are those for Nomad and Consul.
+	Tokens interface {
+		Ends() map[string]time.Time
+	}
 	Certificates interface {
 		Ends() map[string]time.Time
 	}
@@ -54,7 +58,7 @@ type gauges struct {
 	used, quota, quarantined, keysMissing, unreachable *prometheus.Desc
 	leader, recovering, viewAge                        *prometheus.Desc
 	inFlight, connections, mostConnections             *prometheus.Desc
-	responds, expires, certificates                    *prometheus.Desc
+	responds, expires, tokens, certificates            *prometheus.Desc
 }
 
 func (m *Metrics) gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -85,6 +89,7 @@ func (m *Metrics) gauges() gauges {
 
 		responds:     m.gauge("orch_store_responds", "0 if the store is known not to respond, otherwise 1.", "store"),
 		expires:      m.gauge("orch_vault_token_expires_seconds", "Time until the service's Vault token expires unless it is renewed again; absent if that is not known or never."),
+		tokens:       m.gauge("orch_token_expires_seconds", "Time until the service's token for Nomad or Consul expires; absent if that is not known or never, as of most tokens.", "store"),
 		certificates: m.gauge("orch_certificate_expires_seconds", "Time until a certificate of the service expires: that of its listener (server), and those that it shows to Nomad, Consul and Vault. Absent without such a certificate.", "of"),
 	}
 }
@@ -101,7 +106,7 @@ type collector struct {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.engines, c.unhealthy, c.warm, c.volumes, c.used, c.quota, c.quarantined, c.keysMissing, c.unreachable, c.leader, c.recovering, c.viewAge,
-		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires, c.certificates,
+		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires, c.tokens, c.certificates,
 	} {
 		out <- d
 	}
@@ -121,6 +126,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if at, known := c.from.Token.TokenExpires(); known {
 		gauge(c.expires, time.Until(at).Seconds())
+	}
+	for store, end := range c.from.Tokens.Ends() {
+		gauge(c.tokens, time.Until(end).Seconds(), store)
 	}
 	for of, end := range c.from.Certificates.Ends() {
 		gauge(c.certificates, time.Until(end).Seconds(), of)

@@ -65,7 +65,7 @@ func observed(s source) *Metrics {
 		Name() string
 		Away() bool
 	}{s}
-	m.Collect(Sources{Scheduler: s, Server: s, Stores: stores, Token: s, Certificates: s})
+	m.Collect(Sources{Scheduler: s, Server: s, Stores: stores, Token: s, Tokens: s, Certificates: s})
 	m.Request("POST", "/engines/{user_id}/admit", 200, time.Millisecond)
 	m.Operation(operation.Outcome{Kind: "warm claim", Took: time.Second, Phases: []operation.Phase{{Name: "boot", Took: 700 * time.Millisecond}, {Name: "claim", Took: 100 * time.Millisecond}}})
 	m.Operation(operation.Outcome{Kind: "start", Action: audit.ActionAutoRestartStart, Code: engine.BootTimeout})
@@ -159,6 +159,9 @@ func TestValues(t *testing.T) {
 		if diff := cmp.Diff(want, series(t, m, name), near); diff != "" {
 			t.Errorf("%s: want (-), got (+):\n%s", name, diff)
 		}
+	}
+	if left := series(t, m, "orch_token_expires_seconds")["store=server"]; left < 7100 || left > 7200 {
+		t.Errorf("the token of a store expires in %g s, want two hours", left)
 	}
 	if left := series(t, m, "orch_vault_token_expires_seconds")[""]; left < 3500 || left > 3600 {
 		t.Errorf("the token expires in %g s, want an hour", left)

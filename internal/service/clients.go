@@ -98,6 +98,10 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	if at.CACert != "" {
 		cfg.TLSConfig.CACert, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey = at.CACert, at.ClientCert, at.ClientKey
 	}
+	if socket, ok := strings.CutPrefix(cfg.Address, "unix://"); ok { // the API of a task
+		dial := t.DialContext
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, "unix", socket) }
+	}
 	cfg.HttpClient = &http.Client{Transport: t}
 	paths := []string{cfg.TLSConfig.CACert, cfg.TLSConfig.CAPath, cfg.TLSConfig.ClientCert, cfg.TLSConfig.ClientKey}
 	certs, err := secure(t, files, "nomad", "NOMAD_CACERT, NOMAD_CAPATH, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY", paths, func() (*tls.Config, error) {
@@ -115,6 +119,9 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	host := ""
 	if u, err := url.Parse(c.Address()); err == nil {
 		host = u.Host
+		if u.Scheme == "unix" {
+			host = "127.0.0.1" // as Nomad's client writes it into requests
+		}
 	}
 	t.DisableCompression = true
 	l := link.New(link.Nomad(host), t)
@@ -126,29 +133,6 @@ func nomadClient(at Clients, files *reload.Watcher) (*nomad.Client, *link.Link, 
 	}
 	cfg.HttpClient.Transport = unpacked{to}
 	return c, l, nil
-}
-
-// unpacked requests uncompressed responses from a client that would request compressed
-// ones: decompressing takes 40 KiB, and more time than is saved in transfer.
-type unpacked struct{ next http.RoundTripper }
-
-func (u unpacked) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Del("Accept-Encoding")
-	resp, err := u.next.RoundTrip(r)
-	if err == nil && !strings.HasSuffix(r.URL.Path, "/stream") {
-		resp.Body = wholeBody{resp.Body}
-	}
-	return resp, err
-}
-
-// wholeBody reads the rest of a response's body when it is closed, because Nomad's client
-// closes it after decoding. The connection can then be used again.
-type wholeBody struct{ io.ReadCloser }
-
-func (b wholeBody) Close() error {
-	_, _ = io.CopyN(io.Discard, b.ReadCloser, 4<<10) // reading more is not worth it
-	return b.ReadCloser.Close()
 }
 
 // consulClient returns a client of Consul, a function for requests that the client does not

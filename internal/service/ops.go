@@ -44,7 +44,7 @@ func (s *Service) OpsAddr() string {
 
 // collect tells the metrics what to ask at each scrape.
 func (s *Service) collect() {
-	sources := ops.Sources{Scheduler: s.Scheduler, Server: s.Server, Token: s.vault, Certificates: s.files}
+	sources := ops.Sources{Scheduler: s.Scheduler, Server: s.Server, Token: s.vault, Tokens: s.tokens, Certificates: s.files}
 	for _, l := range s.links {
 		sources.Stores = append(sources.Stores, l)
 	}

@@ -3,22 +3,27 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
+	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/images"
+	"github.com/septemberai/orch/internal/adminkeys"
 	"github.com/septemberai/orch/internal/config"
 	"github.com/septemberai/orch/internal/link"
 	"github.com/septemberai/orch/internal/ops"
 	"github.com/septemberai/orch/internal/preflight"
 	"github.com/septemberai/orch/internal/reload"
+	"github.com/septemberai/orch/internal/tokenlife"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler"
@@ -44,11 +49,11 @@ type Service struct {
 	ops     *ops.Listener    // nil: there is none
 	metrics *ops.Metrics
 	log     hclog.Logger
-	// adminKeyFile is the file that Reload reads; empty: none.
-	adminKeyFile string
-	links        []*link.Link
-	files        *reload.Watcher
-	rights       *rights
+	admins  *adminKeys
+	links   []*link.Link
+	files   *reload.Watcher
+	tokens  *tokenlife.Watcher
+	rights  *rights
 }
 
 // openAudit limits the time to open the audit log.
@@ -57,7 +62,7 @@ const openAudit = 30 * time.Second
 // New connects the parts, and opens the audit log and the listener.
 func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Logger) (_ *Service, err error) {
 	svc := &Service{
-		log: log, files: reload.New(log.Named("files")), adminKeyFile: cfg.AdminKeyFile, metrics: ops.NewMetrics(),
+		log: log, files: reload.New(log.Named("files")), metrics: ops.NewMetrics(),
 		DrainDelay: time.Duration(cfg.DrainDelayS) * time.Second,
 	}
 	defer func() {
@@ -94,6 +99,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
+	svc.tokens = tokenLives(n, cmp.Or(clients.NomadToken, os.Getenv("NOMAD_TOKEN")), c, cmp.Or(clients.ConsulToken, os.Getenv(consul.HTTPTokenEnvName)), log)
 	svc.rights = newRights(&preflight.Stores{
 		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
 	}, log)
@@ -117,16 +123,17 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	if svc.ops, err = listenOps(ctx, cfg, log); err != nil {
 		return nil, errors.Join(err, svc.audit.Close())
 	}
-	if svc.Server, err = server.New(cfg.Addr, cfg.AdminKey, svc.Scheduler, log.Named("server")); err != nil {
+	if svc.Server, err = server.New(cfg.Addr, adminkeys.Set{}, svc.Scheduler, log.Named("server")); err != nil {
 		return nil, errors.Join(err, svc.ops.Close(), svc.audit.Close())
 	}
-	secure, err := serverTLS(cfg, svc.files)
-	if err != nil {
+	svc.admins = newAdminKeys(cfg, log, svc.Server.SetAdminKeys)
+	err = svc.admins.watch(svc.files)
+	secure, tlsErr := serverTLS(cfg, svc.files)
+	if err = errors.Join(err, tlsErr); err != nil {
 		return nil, errors.Join(err, svc.Server.Close(), svc.ops.Close(), svc.audit.Close())
 	}
 	svc.Server.UseTLS(secure)
-	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs})
-	svc.warnOfAdminKeyFile()
+	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs, WrongKeys: cfg.WrongKeys})
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	svc.Server.Observe(svc.metrics)
 	if cfg.AccessLog {
@@ -136,37 +143,10 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	return svc, nil
 }
 
-// Reload reads again what is in files: the admin key, certificates and tokens.
+// Reload reads again what is in files: the admin keys, certificates and tokens.
 func (s *Service) Reload() {
-	s.reloadAdminKey()
+	s.admins.reload()
 	s.files.Reload()
-}
-
-// reloadAdminKey reads the admin key's file again, if there is one. If its content is
-// invalid, the key stays as it is.
-func (s *Service) reloadAdminKey() {
-	if s.adminKeyFile == "" {
-		s.log.Info("SIGHUP: ORCH_ADMIN_KEY_FILE is not set, so the admin key was not read again")
-		return
-	}
-	key, err := config.ReadAdminKey(s.adminKeyFile)
-	if err != nil {
-		s.log.Error("SIGHUP: ORCH_ADMIN_KEY_FILE cannot be used; the admin key stays as it is", "error", err)
-		return
-	}
-	s.warnOfAdminKeyFile()
-	s.Server.SetAdminKey(key)
-	s.log.Info("the admin key was read again")
-}
-
-// warnOfAdminKeyFile logs that every user of the machine can read the admin key.
-func (s *Service) warnOfAdminKeyFile() {
-	if s.adminKeyFile == "" {
-		return
-	}
-	if info, err := os.Stat(s.adminKeyFile); err == nil && info.Mode().Perm()&0o004 != 0 {
-		s.log.Warn("every user of this machine can read the admin key: take that right away from the file in ORCH_ADMIN_KEY_FILE (chmod o-r), unless its directory is closed to others", "mode", info.Mode().Perm().String())
-	}
 }
 
 // Run serves until ctx ends. Then it reports that it is not ready, serves on for DrainDelay,
@@ -177,8 +157,9 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	scheduled, served, renewed, logged, operated, tried := make(chan error, 1), make(chan error, 1), make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// The audit log is closed after everything that writes to it.
-	watched := make(chan struct{})
-	go func() { defer close(watched); s.files.Run(work) }()
+	var watching sync.WaitGroup
+	watching.Go(func() { s.files.Run(work) })
+	watching.Go(func() { s.tokens.Run(work) })
 	logging, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
 	go func() { defer close(logged); s.audit.Run(logging) }()
@@ -224,7 +205,7 @@ func (s *Service) Run(ctx context.Context) error {
 		err = errors.Join(err, <-scheduled)
 	}
 	<-renewed
-	<-watched
+	watching.Wait()
 	<-tried
 	err = errors.Join(err, s.ops.Close())
 	<-operated

@@ -2,8 +2,12 @@ package cli
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -167,11 +171,46 @@ func TestCertificatesAndTokensAreReplaced(t *testing.T) {
 	more(200)
 	stop()
 	t.Logf("%d calls", calls.Load())
+	for _, store := range []string{"nomad", "consul"} { // whose new tokens expire
+		harness.Eventually(t, "the end of the token for "+store+" is known", func() error {
+			left, err := metric(p, `orch_token_expires_seconds{store="`+store+`"}`)
+			if err == nil && (left <= 0 || left > othersLive.Seconds()) {
+				t.Errorf("it expires in %g s", left)
+			}
+			return err
+		})
+	}
 	for _, token := range []string{access.NomadToken, access.ConsulToken, access.VaultToken, others.NomadToken, others.ConsulToken, others.VaultToken} {
 		if strings.Contains(p.Log.String(), token) {
 			t.Error("the log has a token")
 		}
 	}
+}
+
+// opsAddr matches the address of a process's listener for operators in its log.
+var opsAddr = regexp.MustCompile(`ops_addr="?([0-9.:]+)`)
+
+// metric returns a series of a process.
+func metric(p *harness.Process, series string) (float64, error) {
+	at := opsAddr.FindStringSubmatch(p.Log.String())
+	if at == nil {
+		return 0, fmt.Errorf("the log has no address")
+	}
+	resp, err := http.Get("http://" + at[1] + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(line, series+" "); found {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("no series %s", series)
 }
 
 // has reports whether a line has all of these words.
@@ -183,6 +222,9 @@ func has(line string, words []string) bool {
 	}
 	return true
 }
+
+// othersLive is the lifetime of the tokens for Nomad and Consul that copyTokens makes.
+const othersLive = 12 * time.Hour
 
 // copyTokens makes other tokens with the same rights.
 func copyTokens(t *testing.T, stack *devstack.Stack, of devstack.Access) devstack.Access {
@@ -197,7 +239,7 @@ func copyTokens(t *testing.T, stack *devstack.Stack, of devstack.Access) devstac
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, _, err := n.ACLTokens().Create(&nomad.ACLToken{Name: "other", Type: self.Type, Policies: self.Policies}, nil)
+	made, _, err := n.ACLTokens().Create(&nomad.ACLToken{Name: "other", Type: self.Type, Policies: self.Policies, ExpirationTTL: othersLive}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +248,7 @@ func copyTokens(t *testing.T, stack *devstack.Stack, of devstack.Access) devstac
 	if err != nil {
 		t.Fatal(err)
 	}
-	clone, _, err := c.ACL().TokenClone(own.AccessorID, "other", nil)
+	clone, _, err := c.ACL().TokenCreate(&consul.ACLToken{Description: "other", Policies: own.Policies, ExpirationTTL: othersLive}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

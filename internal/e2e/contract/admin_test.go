@@ -1,6 +1,10 @@
 package contract
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -97,6 +101,100 @@ func TestProducts(t *testing.T) {
 	// The slug can be used again.
 	if _, err := admin.RegisterProduct(ctx, "acme", "ACME again", nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// Named keys of the admin: the audit log names who made a change, a read-only key changes
+// nothing, and the file is read again when it changes. The one key stays valid beside them.
+func TestNamedAdminKeys(t *testing.T) {
+	t.Parallel()
+	const alice, next, dashboard = "the-key-of-alice", "the next key of alice", "the-key-of-a-dashboard"
+	sum := sha256.Sum256([]byte(dashboard))
+	watcher := "dashboard read-only sha256:" + hex.EncodeToString(sum[:]) + "\n"
+	file := filepath.Join(t.TempDir(), "keys")
+	write := func(lines string) {
+		t.Helper()
+		if err := os.WriteFile(file+".next", []byte(lines+watcher), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".next", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("alice admin " + alice + "\n")
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_ADMIN_KEYS_FILE": file, "ORCH_VOLUME_POOL": "0"})
+	ctx := t.Context()
+	by := func(key string) *client.Client { return &client.Client{BaseURL: r.URL, AdminKey: key} }
+	p, err := by(alice).RegisterProduct(ctx, "named", "Named", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Admin().SetPolicy(ctx, p.ProductID, client.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	page, err := by(dashboard).Audit(ctx, client.AuditFilter{ProductID: p.ProductID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	actors := map[string]string{}
+	for _, e := range page.Entries {
+		actors[e.Action] = e.Actor
+	}
+	if actors["product_register"] != "admin:alice" || actors["policy_update"] != "admin" {
+		t.Errorf("the actors are %v", actors)
+	}
+
+	for _, o := range harness.Operations {
+		if o := o.Of("nobody", harness.NoProduct); o.Key == harness.AdminHeader && o.Method != http.MethodGet {
+			r.Send(t, o, dashboard).Want(t, o, 403, "ADMIN_KEY_READ_ONLY")
+		}
+	}
+	if _, err := by(dashboard).Product(ctx, p.ProductID); err != nil {
+		t.Error(err)
+	}
+
+	works := func(key string) error { return harness.ErrOf(by(key).Products(ctx)) }
+	write("alice admin " + alice + "\nalice admin " + next + "\n")
+	harness.Eventually(t, "the next key is valid", func() error { return works(next) })
+	if err := works(alice); err != nil {
+		t.Errorf("the key that is replaced: %v", err)
+	}
+	write("alice admin short\n") // which changes nothing
+	r.Reload()
+	if err := errors.Join(works(alice), works(next)); err != nil {
+		t.Errorf("after a file that cannot be used: %v", err)
+	}
+	write("alice admin " + next + "\n")
+	r.Reload()
+	harness.WantCode(t, works(alice), 401, "INVALID_ADMIN_KEY")
+	if err := errors.Join(works(next), works(harness.AdminKey)); err != nil {
+		t.Error(err)
+	}
+	if err := by(next).DeleteProduct(ctx, p.ProductID); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each operation refuses wrong keys with 429 after too many of them. Right keys from the same
+// address are let in.
+func TestTooManyWrongKeys(t *testing.T) {
+	t.Parallel()
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_WRONG_KEYS_PER_MINUTE": "1", "ORCH_VOLUME_POOL": "0"})
+	harness.WantCode(t, harness.ErrOf((&client.Client{BaseURL: r.URL, AdminKey: "nonsense"}).Products(t.Context())), 401, "INVALID_ADMIN_KEY")
+	for _, o := range harness.Operations {
+		if o := o.Of("nobody", harness.NoProduct); o.Key != "" {
+			// One more of them is allowed for each minute that this takes.
+			harness.Eventually(t, o.ID+" is refused", func() error {
+				got := r.Send(t, o, "nonsense")
+				if got.Status != 429 || got.Code != "TOO_MANY_WRONG_KEYS" {
+					return fmt.Errorf("it returns %d %s", got.Status, got.Text)
+				}
+				return nil
+			})
+		}
+	}
+	if _, err := r.Admin().Products(t.Context()); err != nil {
+		t.Errorf("with the right key: %v", err)
 	}
 }
 

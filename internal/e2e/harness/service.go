@@ -42,7 +42,7 @@ type Replica struct {
 func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *Replica {
 	t.Helper()
 	all := map[string]string{
-		"ORCH_ADDR": "127.0.0.1:0", "ORCH_OPS_ADDR": "127.0.0.1:0", "ORCH_DRAIN_DELAY_S": "0", "ORCH_ADMIN_KEY": AdminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
+		"ORCH_ADDR": "127.0.0.1:0", "ORCH_OPS_ADDR": "127.0.0.1:0", "ORCH_DRAIN_DELAY_S": "0", "ORCH_WRONG_KEYS_PER_MINUTE": "0", "ORCH_ADMIN_KEY": AdminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
 		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": BinDir, "ORCH_VOLUME_POOL": "2",
 		"ORCH_ENGINE_LOGS":            "driver", // one process less per engine
 		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // failed engines stay failed, except in tests of restarts

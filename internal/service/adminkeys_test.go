@@ -22,7 +22,7 @@ func TestAdminKeyFileOfEverybody(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log bytes.Buffer
-		(&Service{adminKeyFile: file, log: hclog.New(&hclog.LoggerOptions{Output: &log})}).warnOfAdminKeyFile()
+		(&adminKeys{log: hclog.New(&hclog.LoggerOptions{Output: &log})}).warn("ORCH_ADMIN_KEY_FILE", file)
 		if got := strings.Contains(log.String(), "[WARN]"); got != warns {
 			t.Errorf("mode %s: %q", mode, log.String())
 		}

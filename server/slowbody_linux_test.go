@@ -1,0 +1,67 @@
+package server_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/septemberai/orch/secrets"
+)
+
+// TestSlowBodyWithoutKey: a caller without a valid key gets its response before it has sent
+// its body, and does not hold a request meanwhile, on every route that takes a body. The
+// connection ends, unless the rest of the body follows soon.
+func TestSlowBodyWithoutKey(t *testing.T) {
+	svc := serve(t)
+	for _, c := range []struct{ method, path, header, key string }{
+		{"POST", "/engines/provision", "X-Platform-Key", "nonsense"},
+		{"POST", "/engines/provision", "X-Other", ""},
+		{"POST", "/engines/u/admit", "X-Platform-Key", "nonsense"},
+		{"POST", "/engines/u/start", "X-Platform-Key", "nonsense"},
+		{"POST", "/engines/u/keep-awake", "X-Platform-Key", "nonsense"},
+		{"DELETE", "/engines/u", "X-Platform-Key", "nonsense"},
+		{"POST", "/products/register", "X-Admin-Key", "nonsense"},
+		{"PUT", "/products/x/policy", "X-Admin-Key", secrets.NewPlatformKey()},
+		{"POST", "/nodes/x/adopt", "X-Admin-Key", "nonsense"},
+		{"POST", "/reconcile", "X-Admin-Key", "nonsense"},
+	} {
+		t.Run(c.method+" "+c.path, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", svc.Server.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			// A response that waits for the body arrives after the server's limit for a whole
+			// request, 30 s.
+			_ = conn.SetDeadline(time.Now().Add(25 * time.Second))
+			if _, err := fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: orch\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{", c.method, c.path, c.header, c.key); err != nil {
+				t.Fatal(err)
+			}
+			from := bufio.NewReader(conn)
+			resp, err := http.ReadResponse(from, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil || resp.StatusCode != http.StatusUnauthorized || !strings.Contains(string(body), "_KEY") {
+				t.Errorf("%s %s, %v", resp.Status, body, err)
+			}
+			if _, err := from.ReadByte(); !errors.Is(err, io.EOF) && !isReset(err) {
+				t.Errorf("the connection does not end: %v", err)
+			}
+		})
+	}
+}
+
+// isReset reports whether the server closed the connection while data was under way.
+func isReset(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "connection reset")
+}
