@@ -15,19 +15,25 @@ type Edge struct {
 	// OVERLOADED at once. As many admits of running engines are served in addition. What
 	// needs no store, and the checks of load balancers, is not counted.
 	MaxRequests int
-	NoDocs      bool // /docs and /openapi.yaml do not exist
+	// MaxConnections is the maximum number of open connections; 0: as many as the process
+	// has file descriptors for. At it, new connections replace idle ones, or wait.
+	MaxConnections int
+	NoDocs         bool // /docs and /openapi.yaml do not exist
 	// WrongKeys is how many calls with wrong keys a source may make per minute; 0: any
 	// number. Above it, they get TOO_MANY_WRONG_KEYS. Calls with right keys are served.
 	WrongKeys int
 }
 
 // mostRequests is the maximum number of concurrent requests of a server without Limit.
-const mostRequests = 4000
+const mostRequests = 1500
 
 // Limit sets what the server accepts. Call it before Serve.
 func (s *Server) Limit(e Edge) {
 	s.noDocs = e.NoDocs
 	s.wrongKeys.limit(e.WrongKeys)
+	if e.MaxConnections > 0 {
+		s.listener.most = min(e.MaxConnections, connectionsOf(descriptors()))
+	}
 	s.requests, s.admits = make(chan struct{}, e.MaxRequests), make(chan struct{}, e.MaxRequests)
 }
 

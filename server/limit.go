@@ -22,7 +22,7 @@ const (
 	// mostIdle is the maximum number of connections between two requests. Each one takes
 	// 20 KB of memory (measured with 5,000), while opening another one takes less than a
 	// millisecond.
-	mostIdle = 2000
+	mostIdle = 1000
 	// limitSaid is the minimum time between two log lines about a reached limit.
 	limitSaid = time.Minute
 )
@@ -119,7 +119,7 @@ func (l *limited) oldest() *limitedConn {
 func (l *limited) say() {
 	if time.Since(l.said) > limitSaid {
 		l.said = time.Now()
-		l.log.Warn("reached the maximum number of connections, closing idle ones: raise the limit of open files (ulimit -n, LimitNOFILE)", "connections", l.most)
+		l.log.Warn("reached the maximum number of connections, closing idle ones: raise ORCH_MAX_CONNECTIONS or the limit of open files (ulimit -n, LimitNOFILE)", "connections", l.most)
 	}
 }
 

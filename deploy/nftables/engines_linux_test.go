@@ -257,7 +257,7 @@ func (n *testNode) listen(host, addr string) {
 	n.t.Helper()
 	var l net.Listener
 	open := func() (err error) { l, err = net.Listen("tcp4", addr); return err }
-	err := errors.New("")
+	var err error
 	if host == "" {
 		err = open()
 	} else {

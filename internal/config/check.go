@@ -58,6 +58,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	c.checkAdminKeys(bad)
 	bad(strings.HasPrefix(c.DatabaseURL, "sqlite://") || strings.HasPrefix(c.DatabaseURL, "postgres://") || strings.HasPrefix(c.DatabaseURL, "postgresql://"),
 		"ORCH_DATABASE_URL", "must begin with sqlite:// or postgres://")
+	atLeast("ORCH_MAX_CONNECTIONS", c.MaxConns, 1)
 	atLeast("ORCH_MAX_REQUESTS", c.MaxRequests, 1)
 	atLeast("ORCH_WRONG_KEYS_PER_MINUTE", c.WrongKeys, 0)
 	atLeast("ORCH_DRAIN_DELAY_S", c.DrainDelayS, 0)

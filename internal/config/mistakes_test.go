@@ -29,6 +29,7 @@ var wrong = map[string][]string{
 	"ORCH_TLS_CERT_FILE":           {"/no/such/file"},
 	"ORCH_TLS_KEY_FILE":            {"/no/such/file"},
 	"ORCH_TLS_CLIENT_CA_FILE":      {"/no/such/file"},
+	"ORCH_MAX_CONNECTIONS":         {"0", "many"},
 	"ORCH_MAX_REQUESTS":            {"0", "many"},
 	"ORCH_DOCS":                    {"maybe"},
 	"ORCH_WRONG_KEYS_PER_MINUTE":   {"-1", "many"},

@@ -133,7 +133,7 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 		return nil, errors.Join(err, svc.Server.Close(), svc.ops.Close(), svc.audit.Close())
 	}
 	svc.Server.UseTLS(secure)
-	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, NoDocs: !cfg.Docs, WrongKeys: cfg.WrongKeys})
+	svc.Server.Limit(server.Edge{MaxRequests: cfg.MaxRequests, MaxConnections: cfg.MaxConns, NoDocs: !cfg.Docs, WrongKeys: cfg.WrongKeys})
 	svc.Server.ConfineAdmin(cfg.AdminOpsOnly)
 	svc.Server.Observe(svc.metrics)
 	if cfg.AccessLog {
