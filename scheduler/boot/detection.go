@@ -19,12 +19,12 @@ import (
 type Detection string
 
 const (
-	// ByProbe: the service asks the engine.
+	// ByProbe means that the service asks the engine.
 	ByProbe Detection = "probe"
-	// ByConsul: the engine's check in Consul, and Nomad. The service never connects to
+	// ByConsul means the engine's check in Consul, and Nomad. The service never connects to
 	// engines.
 	ByConsul Detection = "consul"
-	// ByEither: the service asks the engine, and what Consul reports counts if the engine's
+	// ByEither means that the service asks the engine, and what Consul reports counts if the engine's
 	// address accepts no connection.
 	ByEither Detection = "either"
 )
