@@ -154,6 +154,9 @@ func (s *Scheduler) startedWith(ctx context.Context, row *engine.Row) (string, e
 	if err != nil {
 		return "", err
 	}
+	if i.Standing == registry.Unknown {
+		return "", nil // its node may have given the process another key since
+	}
 	return s.firstKey(ctx, row, func(key string) bool { return i.KeyChecksum == secrets.Checksum(key) })
 }
 

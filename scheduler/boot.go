@@ -111,7 +111,7 @@ func (o *work) boot(ctx context.Context) error {
 			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
 				o.Row.Vanished = nil
 			}
-			process := boot.Process{URL: url, JobID: o.Row.JobID(), AllocID: alloc.ID, Old: o.Row.Op.Kind == engine.OpRecover}
+			process := boot.Process{URL: url, JobID: o.Row.JobID(), AllocID: alloc.ID, Old: o.Row.Op.Kind == engine.OpRecover, Signalled: o.s.signals()}
 			probing.Go(func() {
 				by, err := o.s.detector.AwaitUsable(timed, process, by, kind)
 				var broken *boot.Breach
