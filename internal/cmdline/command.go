@@ -6,10 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 
 	"github.com/hashicorp/cli"
@@ -122,6 +119,9 @@ func (c *command) reference() string {
 	}
 	fmt.Fprintf(&b, "\nExamples:\n  %s\n", strings.Join(c.Examples, "\n  "))
 	codes := exitCodes
+	if !c.OwnSignals {
+		codes += ", 130 interrupted (Ctrl-C)"
+	}
 	if c.Codes != "" {
 		codes += ", " + c.Codes
 	}
@@ -152,9 +152,7 @@ func (c *command) run(args []string) error {
 	if c.OwnSignals {
 		return c.Command.Run(context.Background(), call)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	return c.Command.Run(ctx, call)
+	return interruptible(func(ctx context.Context) error { return c.Command.Run(ctx, call) })
 }
 
 // count checks the number of arguments, and that none is empty.

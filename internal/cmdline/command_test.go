@@ -81,6 +81,7 @@ func TestRun(t *testing.T) {
 		"too many":            {"group do a b c", nil, nil, 2, "got 3 arguments", nil},
 		"an unknown flag":     {"group do -x a", nil, nil, 2, "not defined: -x", nil},
 		"an unknown command":  {"group undo", nil, nil, 2, `there is no command "undo"`, nil},
+		"an unknown name":     {"grup do a", nil, nil, 2, `prog: there is no command "grup"`, nil},
 		"no command":          {"group", nil, nil, 2, "Usage: prog group <command>", nil},
 		"failed":              {"group do a", failed, nil, 1, "prog group do: it fai\uFFFDled\n", []string{"a"}},
 		"reported":            {"group do a", ErrReported, nil, 1, "", []string{"a"}},
@@ -134,7 +135,7 @@ Options:
 Examples:
   prog group do a
 
-Exit codes: 0 done, 1 failed, 2 invalid arguments: nothing was done, 7 it rained.
+Exit codes: 0 done, 1 failed, 2 invalid arguments: nothing was done, 130 interrupted (Ctrl-C), 7 it rained.
 
 And more.
 `

@@ -43,6 +43,9 @@ func (p *Program) Run(env *Env, args []string) int {
 	for _, g := range p.Groups {
 		c.Commands[g.Name] = func() (cli.Command, error) { return &group{g, p, env}, nil }
 	}
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") && !has(c.Commands, args[0]) {
+		_, _ = fmt.Fprintf(env.Err, "%s: there is no command %q\n\n", p.Name, Clean(args[0]))
+	}
 	code, err := c.Run()
 	if err != nil {
 		_, _ = fmt.Fprintln(env.Err, err)
@@ -52,6 +55,16 @@ func (p *Program) Run(env *Env, args []string) int {
 		return exitWrong // the library's codes for an unknown command, and for flags before a command
 	}
 	return code
+}
+
+// has reports whether a command or a group has this name.
+func has(commands map[string]cli.CommandFactory, name string) bool {
+	for full := range commands {
+		if first, _, _ := strings.Cut(full, " "); first == name {
+			return true
+		}
+	}
+	return false
 }
 
 // group adapts a Group to hashicorp/cli.

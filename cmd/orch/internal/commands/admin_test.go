@@ -145,3 +145,20 @@ func TestNodeAdoptCommand(t *testing.T) {
 		t.Errorf("it called %s", got)
 	}
 }
+
+// TestStatusOfProduct: the JSON has what the service sends to a product, and no zeros for
+// what only the admin gets.
+func TestStatusOfProduct(t *testing.T) {
+	answers := map[string]string{
+		"GET /status":  `{"total": 1, "by_status": {"running": 1}, "health": "ok", "unhealthy_count": 0, "registry": "ok"}`,
+		"GET /metrics": `{"provisions_1h": 2}`,
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, answers[r.Method+" "+r.URL.Path])
+	}))
+	t.Cleanup(s.Close)
+	code, stdout, stderr := orch(t, []string{"ORCH_URL=" + s.URL, "ORCH_PLATFORM_KEY=pk"}, "status", "-json")
+	if code != 0 || !strings.Contains(stdout, `"unhealthy_count": 0`) || !strings.Contains(stdout, `"provisions_1h": 2`) || strings.Contains(stdout, "quarantined") || strings.Contains(stdout, "pooled_volumes") {
+		t.Errorf("%d, %s, %s", code, stdout, stderr)
+	}
+}

@@ -86,6 +86,9 @@ func serve(ctx context.Context) error {
 	ctx, stop := untilSignal(ctx)
 	defer stop()
 	log := hclog.New(&hclog.LoggerOptions{Name: "orch", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	for _, name := range config.Unknown(os.Environ()) {
+		log.Warn("a variable of the environment is not known, and has no effect: is it misspelt? (orch server -help lists all)", "variable", name)
+	}
 	stopTraces, err := ops.ExportTraces(ctx, os.Getenv, cmdline.Build().Version, log.Named("traces"))
 	if err != nil {
 		return cmdline.ConfiguredWrongly(err)

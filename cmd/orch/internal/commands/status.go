@@ -52,10 +52,15 @@ func fleet(ctx context.Context, in *invocation) error {
 		t.Row("Average boot", fmt.Sprintf("%.0f ms", m.AvgBootMS))
 		t.Row("Ever", fmt.Sprintf("%d provisions, %d destroys", m.TotalProvisions, m.TotalDestroys))
 	}
+	// Without the fields that only the admin gets.
 	return in.Show(struct {
-		*client.FleetStatus
-		Metrics *client.Metrics `json:"metrics,omitempty"`
-	}{st, m}, t)
+		Total          int             `json:"total"`
+		ByStatus       map[string]int  `json:"by_status"`
+		Health         string          `json:"health"`
+		UnhealthyCount int             `json:"unhealthy_count"`
+		Registry       string          `json:"registry"`
+		Metrics        *client.Metrics `json:"metrics,omitempty"`
+	}{st.Total, st.ByStatus, st.Health, st.UnhealthyCount, st.Registry, m}, t)
 }
 
 // serviceStatus shows the state of the service to the admin.
