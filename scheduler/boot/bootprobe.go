@@ -28,10 +28,11 @@ const (
 	// second.
 	bootShare = 500 * time.Microsecond
 
-	// breachFor and breaches are for how long and how often an engine must respond against
-	// the contract before that is believed, because a process that is ending may still have
-	// the port.
-	breachFor = 2 * time.Second
+	// breachFor and breaches are for how long and how often an engine that Nomad has started
+	// must respond against the contract before that is believed. Another process may have
+	// the port: one that is ending, or a foreign one. The engine's own process then fails to
+	// listen and ends, which takes seconds on a busy node.
+	breachFor = 5 * time.Second
 	breaches  = 10
 
 	// finestProbe and coarsestProbe limit the time between two probes of a boot.
@@ -96,7 +97,7 @@ func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kin
 		return ctx.Err()
 	}
 	answers, inFlight := make(chan error, maxProbes), 0
-	var broke int       // how often it broke the contract,
+	var broke int       // how often it broke the contract since Nomad had started it,
 	var since time.Time // and when first
 	for {
 		if inFlight < maxProbes {
@@ -125,7 +126,7 @@ func (b *Boots) AwaitUsable(ctx context.Context, url string, by Proof, kind *Kin
 				return nil
 			}
 			var broken *Breach
-			if errors.As(err, &broken) { // other errors may be temporary
+			if errors.As(err, &broken) && (broke > 0 || by.Runs(ctx)) { // other errors may be temporary
 				if broke++; broke == 1 {
 					since = time.Now()
 				}

@@ -198,8 +198,8 @@ func TestLockedInOrder(t *testing.T) {
 	}
 }
 
-// An engine that breaks the contract is considered broken after a while, one that Nomad has
-// not started never.
+// An engine that breaks the contract is considered broken after a while. Until Nomad has
+// started it, a stranger responds in its place, and that time does not count.
 func TestBreachIsBelieved(t *testing.T) {
 	url, _ := answers(t, func(string) int { return 404 })
 	b := NewBoots(NewProber(time.Second))
@@ -214,5 +214,11 @@ func TestBreachIsBelieved(t *testing.T) {
 	stranger.Runs = func(context.Context) bool { return false }
 	if err := b.AwaitUsable(ctx, url, stranger, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v of a stranger", err)
+	}
+	late := proves(testKey)
+	began = time.Now()
+	late.Runs = func(context.Context) bool { return time.Since(began) > breachFor/2 }
+	if err := b.AwaitUsable(t.Context(), url, late, nil); !errors.As(err, &broken) || time.Since(began) < breachFor*3/2 {
+		t.Errorf("got %v after %s of an engine that started late", err, time.Since(began))
 	}
 }
