@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +29,8 @@ func Eventually(t *testing.T, what string, check func() error) {
 		}
 		waited := time.Since(began)
 		if waited >= Patience {
+			// Also printed at once: a later timeout of the whole suite drops what tests logged.
+			fmt.Fprintf(os.Stderr, "--- FAIL: %s: %s: not within %s: %v\n", t.Name(), what, Patience, err)
 			t.Fatalf("%s: not within %s: %v", what, Patience, err)
 		}
 		time.Sleep(min(max(waited/10, 20*time.Millisecond), 250*time.Millisecond))

@@ -70,7 +70,7 @@ func Main(m *testing.M) {
 	}
 	// Every call to the service is checked against the document.
 	documented = contract.New(doc, http.DefaultTransport)
-	calls = &patient{base: documented, hosts: map[string]*testing.T{}}
+	calls = &patient{base: documented, hosts: map[string]patience{}}
 	http.DefaultClient = &http.Client{Transport: calls}
 	code, err := run(m)
 	if err != nil {

@@ -11,48 +11,68 @@ import (
 )
 
 // patient retries calls that got 503 because a store or the audit log did not respond in
-// time, as products should. No test disturbs the stores of a shared stack, so such a
-// response only means that the machine is busy.
+// time, as products should. No test disturbs the stores of a shared stack, or a database
+// that the harness made, so such a response only means that the machine is busy.
 type patient struct {
 	base http.RoundTripper
 
 	mu    sync.Mutex
-	hosts map[string]*testing.T
+	hosts map[string]patience
 }
 
-// storeAway matches such a response. One that is about the audit log changed nothing.
-var storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault|its database)\) cannot be reached`)
+type patience struct {
+	t       *testing.T
+	matches *regexp.Regexp
+}
 
-// with retries the calls to a service until its test ends, and then reports how many.
-func (p *patient) with(t *testing.T, host string) {
+// storeAway and auditAway match such responses. One that is about the audit log changed
+// nothing.
+var (
+	storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\) cannot be reached`)
+	auditAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault|its database)\) cannot be reached`)
+)
+
+// with retries the calls to a service until its test ends. audit: also those that the audit
+// log did not allow. A test that brings its own database may take it away.
+func (p *patient) with(t *testing.T, host string, audit bool) {
+	matches := storeAway
+	if audit {
+		matches = auditAway
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hosts[host] = t
-	t.Cleanup(func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.hosts, host)
-	})
+	p.hosts[host] = patience{t, matches}
+	t.Cleanup(func() { p.without(host) })
+}
+
+func (p *patient) without(host string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.hosts, host)
 }
 
 func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.mu.Lock()
-	t := p.hosts[r.URL.Host]
-	again := t != nil && (r.Body == nil || r.GetBody != nil)
+	with, known := p.hosts[r.URL.Host]
+	again := known && (r.Body == nil || r.GetBody != nil)
 	p.mu.Unlock()
 	for began := time.Now(); ; {
 		resp, err := p.base.RoundTrip(r)
-		if err != nil || !again || resp.StatusCode != http.StatusServiceUnavailable || time.Since(began) > Patience {
+		if err != nil || !again || resp.StatusCode != http.StatusServiceUnavailable {
 			return resp, err
+		}
+		if time.Since(began) > Patience { // it is away: no other call waits as long
+			p.without(r.URL.Host)
+			return resp, nil
 		}
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			return nil, err
 		}
-		if resp.Body = io.NopCloser(bytes.NewReader(body)); !storeAway.Match(body) {
+		if resp.Body = io.NopCloser(bytes.NewReader(body)); !with.matches.Match(body) {
 			return resp, nil
 		}
-		t.Logf("%s %s is sent again after %s", r.Method, r.URL.Path, body)
+		with.t.Logf("%s %s is sent again after %s", r.Method, r.URL.Path, body)
 		select {
 		case <-r.Context().Done():
 			return resp, nil
