@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // maxGroup is how many changes are committed in one transaction at most, so that none waits
@@ -18,21 +20,26 @@ const maxGroup = 128
 type group struct {
 	db    *sql.DB
 	queue chan *change
+	ended <-chan struct{}
 	end   context.CancelFunc
 	work  sync.WaitGroup
 }
 
 // change is a change that waits to be committed.
 type change struct {
-	ctx    context.Context
 	do     func(ctx context.Context, tx *sql.Tx) error
 	result chan error // has room for the result, because the caller may be gone
+	// decided is set by whoever comes first: the caller that leaves, or the group that
+	// carries the change out.
+	decided atomic.Bool
 }
+
+var errGroupClosed = errors.New("the database is closed")
 
 // newGroup commits changes to a database of one connection until it is closed.
 func newGroup(db *sql.DB) *group {
 	ctx, cancel := context.WithCancel(context.Background())
-	g := &group{db: db, queue: make(chan *change), end: cancel}
+	g := &group{db: db, queue: make(chan *change), ended: ctx.Done(), end: cancel}
 	g.work.Go(func() { g.run(ctx) })
 	return g
 }
@@ -46,16 +53,20 @@ func (g *group) close() {
 	g.work.Wait()
 }
 
-// commit returns when the change is on disk, or its error. If ctx ends before, the change
-// may still be committed: do must not write to variables that the caller reads after an
-// error.
+// commit returns when the change is on disk, or its error. A change whose ctx ends while it
+// waits is not made. One that is being made is waited for beyond that, because a caller that
+// is told of a failure makes it again; but a disk that hangs is not waited for. Then the
+// change may still be made, and do must not write to variables that the caller reads after
+// an error.
 func (g *group) commit(ctx context.Context, do func(ctx context.Context, tx *sql.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c := &change{ctx: ctx, do: do, result: make(chan error, 1)}
+	c := &change{do: do, result: make(chan error, 1)}
 	select {
 	case g.queue <- c:
+	case <-g.ended:
+		return errGroupClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -63,6 +74,16 @@ func (g *group) commit(ctx context.Context, do func(ctx context.Context, tx *sql
 	case err := <-c.result:
 		return err
 	case <-ctx.Done():
+	}
+	if c.decided.CompareAndSwap(false, true) {
+		return ctx.Err()
+	}
+	hangs := time.NewTimer(CallTimeout)
+	defer hangs.Stop()
+	select {
+	case err := <-c.result:
+		return err
+	case <-hangs.C:
 		return ctx.Err()
 	}
 }
@@ -115,8 +136,8 @@ func (g *group) transaction(ctx context.Context, list []*change, errs []error) e
 	}
 	defer tx.Rollback() //nolint:errcheck // no-op after Commit
 	for i, c := range list {
-		if errs[i] = c.ctx.Err(); errs[i] != nil {
-			continue
+		if !c.decided.CompareAndSwap(false, true) {
+			continue // its caller has left
 		}
 		if _, err := tx.ExecContext(ctx, `SAVEPOINT alone`); err != nil {
 			return err

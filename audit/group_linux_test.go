@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"sync"
@@ -92,5 +93,29 @@ func TestChangeFailsAlone(t *testing.T) {
 	}
 	if got := list(t, l, Query{}); len(got) != len(begun) {
 		t.Errorf("%d rows, want %d", len(got), len(begun))
+	}
+}
+
+// A change that is being made when its caller's time ends is not reported as failed: the
+// caller would make it again.
+func TestChangeInProgressIsAwaited(t *testing.T) {
+	l := open(t, sqliteURL(t))
+	must(t, l.Ping(t.Context()))
+	ctx, leave := context.WithCancel(t.Context())
+	err := l.db.transact(ctx, ordinary, func(of context.Context, tx *sql.Tx) error {
+		leave()
+		_, err := tx.ExecContext(of, `DELETE FROM audit_entries`)
+		return err
+	})
+	must(t, err)
+}
+
+// After the end nobody waits for a commit.
+func TestChangeAfterTheEnd(t *testing.T) {
+	l := open(t, sqliteURL(t))
+	must(t, l.Ping(t.Context()))
+	l.db.group.close()
+	if err := l.db.group.commit(t.Context(), nil); !errors.Is(err, errGroupClosed) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -22,13 +22,17 @@ func TestPooler(t *testing.T) {
 	must(t, err)
 	address := pooler.URL(strings.TrimPrefix(at.Path, "/"))
 	replicas := []*Log{open(t, address), open(t, address)}
-	const changes = 200
+	// Each call has a time limit, and on a busy machine a server's commit takes long.
+	const changes, callers = 200, 40
+	calling := make(chan struct{}, callers)
 	var work sync.WaitGroup
 	errs := make(chan error, 4*changes)
 	for i := range changes {
 		l := replicas[i%2]
 		l.Denied("p", fmt.Sprint(i), "engine_stopped")
 		work.Go(func() {
+			calling <- struct{}{}
+			defer func() { <-calling }()
 			id, err := l.Begin(t.Context(), Entry{ProductID: "p", UserID: fmt.Sprint(i), Action: ActionProvision})
 			errs <- err
 			errs <- l.Complete(t.Context(), id, Completion{Metadata: map[string]any{"boot_ms": 1}})

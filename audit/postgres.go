@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -125,8 +124,9 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 	config.OnPgError = func(c *pgconn.PgConn, err *pgconn.PgError) bool {
 		return keep(c, err) && !takesNoWrites(err.Code)
 	}
+	files := &postgresFiles{address: address, last: config}
 	d.writer = stdlib.OpenDB(*config, stdlib.OptionBeforeConnect(func(_ context.Context, c *pgx.ConnConfig) error {
-		d.readAgain(address, c)
+		d.hide(files.apply(c))
 		return nil
 	}))
 	d.writer.SetMaxOpenConns(postgresConns)
@@ -139,23 +139,6 @@ func openPostgres(address string, log hclog.Logger) (*database, error) {
 		}
 	}, askEvery, CallTimeout)
 	return d, nil
-}
-
-// readAgain makes a new connection use the certificates and the password that are in the
-// files of the URL now. What cannot be read stays as it was.
-func (d *database) readAgain(address string, c *pgx.ConnConfig) {
-	now, err := pgx.ParseConfig(address)
-	if err != nil || len(now.Fallbacks) != len(c.Fallbacks) {
-		return
-	}
-	d.hide(now.Password)
-	c.Password, c.TLSConfig = now.Password, now.TLSConfig
-	c.Fallbacks = slices.Clone(c.Fallbacks) // shared by all connections
-	for i, f := range now.Fallbacks {
-		of := *c.Fallbacks[i]
-		of.TLSConfig = f.TLSConfig
-		c.Fallbacks[i] = &of
-	}
 }
 
 // connectTimeout divides a call's time limit between the hosts of the URL. A single host

@@ -48,6 +48,11 @@ func TestPostgresFilesAreReadAgain(t *testing.T) {
 	_, err = l.Begin(t.Context(), Entry{Action: ActionStop})
 	must(t, err)
 
+	must(t, os.Remove(passwords)) // as between two steps of a replacement
+	l.db.dropIdle()
+	_, err = l.Begin(t.Context(), Entry{Action: ActionStop})
+	must(t, err)
+
 	change("second-9x")
 	certify()
 	// The server's processes learn of the new certificate one after the other.

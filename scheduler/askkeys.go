@@ -154,6 +154,9 @@ func (s *Scheduler) startedWith(ctx context.Context, row *engine.Row) (string, e
 	if err != nil {
 		return "", err
 	}
+	if i.Standing == registry.Unknown {
+		return "", nil // its node may have given the process another key since
+	}
 	return s.firstKey(ctx, row, func(key string) bool { return i.KeyChecksum == secrets.Checksum(key) })
 }
 
@@ -178,4 +181,13 @@ func (s *Scheduler) firstKey(ctx context.Context, row *engine.Row, accepted func
 		}
 	}
 	return "", ctx.Err()
+}
+
+// noteUnreached logs, once per node, that a proof came from Consul because the service
+// cannot connect to the engine.
+func (o *work) noteUnreached() {
+	if _, told := o.s.unreached.LoadOrStore(o.Row.NodeID, true); told || o.s.detector.By == boot.ByConsul {
+		return
+	}
+	o.Log.Warn("the service cannot connect to an engine whose check in Consul passes: for engines that it cannot reach, Consul and Nomad decide, and keys are not proved (docs/operations.md, ORCH_BOOT_DETECTION)", "node_id", o.Row.NodeID, "url", o.Row.URL)
 }

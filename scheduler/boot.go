@@ -111,7 +111,7 @@ func (o *work) boot(ctx context.Context) error {
 			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
 				o.Row.Vanished = nil
 			}
-			process := boot.Process{URL: url, JobID: o.Row.JobID(), AllocID: alloc.ID, Old: o.Row.Op.Kind == engine.OpRecover}
+			process := boot.Process{URL: url, JobID: o.Row.JobID(), AllocID: alloc.ID, Old: o.Row.Op.Kind == engine.OpRecover, Signalled: o.s.signals()}
 			probing.Go(func() {
 				by, err := o.s.detector.AwaitUsable(timed, process, by, kind)
 				var broken *boot.Breach
@@ -170,15 +170,6 @@ func (o *work) boot(ctx context.Context) error {
 		return o.mayChangePort(err)
 	}
 	return err
-}
-
-// noteUnreached logs, once per node, that a proof came from Consul because the service
-// cannot connect to the engine.
-func (o *work) noteUnreached() {
-	if _, told := o.s.unreached.LoadOrStore(o.Row.NodeID, true); told || o.s.detector.By == boot.ByConsul {
-		return
-	}
-	o.Log.Warn("the service cannot connect to an engine whose check in Consul passes: for engines that it cannot reach, Consul and Nomad decide, and keys are not proved (docs/operations.md, ORCH_BOOT_DETECTION)", "node_id", o.Row.NodeID, "url", o.Row.URL)
 }
 
 // tellLimiter reports the duration of the boot to the boot limiter, if the boot ends here.

@@ -141,8 +141,9 @@ func (p *warmPool) hold(ctx context.Context, fingerprint, image string) (*engine
 }
 
 // answers reserves one of some warm engines that responds to a probe within a time, or, if
-// it cannot be reached, whose check in Consul passes; nil: none does. Each but the last gets half of the remaining time, so that one that hangs does
-// not prevent probes of the others.
+// its node is out of reach, whose check in Consul passes; nil: none does. Each but the last
+// gets half of the remaining time, so that one that hangs does not prevent probes of the
+// others.
 func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.Duration) *engine.Row {
 	until := time.Now().Add(within)
 	for i, row := range shuffled(rows) {
@@ -153,7 +154,7 @@ func (p *warmPool) answers(ctx context.Context, rows []*engine.Row, within time.
 		if left <= 0 || !p.reserve(row) {
 			continue
 		}
-		if p.s.detector.Health(ctx, processOf(row), left) == nil {
+		if p.s.detector.Serves(ctx, processOf(row), left) == nil {
 			return row
 		}
 		p.release(row)
@@ -182,9 +183,9 @@ func (p *warmPool) release(row *engine.Row) {
 // claim gives the caller a warm engine of the kind that wanted names; false: there is none,
 // and nothing was done.
 func (p *warmPool) claim(ctx context.Context, caller *Caller, wanted *engine.Row, timings *operation.Timings) (*engine.Row, bool, error) {
-	fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image))
 	for range maxClaims {
 		at := time.Now()
+		fingerprint := p.fingerprint(p.s.kindOf(caller.Product, wanted.Image)) // the policy may have changed
 		warm, err := p.hold(ctx, fingerprint, wanted.Image)
 		if warm == nil {
 			return nil, false, err

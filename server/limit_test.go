@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,22 +24,24 @@ func TestConnectionsOf(t *testing.T) {
 	}
 }
 
-// limitedServer serves on at most this number of connections, of which at most idle are
-// idle; /slow waits for release.
-func limitedServer(t *testing.T, most, idle int, secure *tls.Config) (addr string, slow chan struct{}, release func()) {
+// limitedServer serves on at most this number of connections, and keeps at most idle of them
+// open between requests; /slow waits for release.
+func limitedServer(t *testing.T, most, idle int, secure *tls.Config) (lim *limited, slow chan struct{}, release func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	lim := limit(l, most, hclog.NewNullLogger())
+	lim = limit(l, most, hclog.NewNullLogger())
 	lim.mostIdle = idle
 	slow, gate := make(chan struct{}), make(chan struct{})
-	srv := &http.Server{TLSConfig: secure, ConnState: lim.state, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	srv := &http.Server{TLSConfig: secure, ConnState: lim.state, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			slow <- struct{}{}
 			<-gate
 		}
+		res := &response{ResponseWriter: w, draining: new(atomic.Bool), crowded: lim.crowded}
+		res.WriteHeader(http.StatusOK)
 	})}
 	served := make(chan error, 1)
 	go func() {
@@ -53,7 +56,7 @@ func limitedServer(t *testing.T, most, idle int, secure *tls.Config) (addr strin
 			t.Error(err)
 		}
 	})
-	return l.Addr().String(), slow, func() { close(gate) }
+	return lim, slow, func() { close(gate) }
 }
 
 // ask sends a request on a new connection, which stays open.
@@ -108,7 +111,8 @@ func TestConnectionLimit(t *testing.T) {
 
 func connectionLimit(t *testing.T, secure *tls.Config) {
 	const most = 8
-	addr, slow, release := limitedServer(t, most, most, secure)
+	lim, slow, release := limitedServer(t, most, most, secure)
+	addr := lim.Addr().String()
 	ask := func(t *testing.T, addr, path string) net.Conn { t.Helper(); return ask(t, addr, path, secure) }
 	busy := ask(t, addr, "/slow")
 	<-slow
@@ -129,37 +133,41 @@ func connectionLimit(t *testing.T, secure *tls.Config) {
 	answered(t, waits)
 }
 
-// TestIdleLimit: of too many idle connections, the longest idle one is closed. Requests in
-// progress do not count.
+// TestIdleLimit: while many connections are idle, the next ones are closed after their
+// request. No idle connection is closed: its next request may be on its way.
 func TestIdleLimit(t *testing.T) {
-	addr, slow, release := limitedServer(t, 100, 2, nil)
-	var busy []net.Conn
-	for range 5 {
-		busy = append(busy, ask(t, addr, "/slow", nil))
-		<-slow
-	}
-	var idle []net.Conn
-	for range 4 {
+	const idle = 2
+	lim, slow, release := limitedServer(t, 100, idle, nil)
+	addr := lim.Addr().String()
+	busy := ask(t, addr, "/slow", nil) // does not count
+	<-slow
+	var conns []net.Conn
+	for range 2 * idle {
 		conn := ask(t, addr, "/", nil)
 		answered(t, conn)
-		idle = append(idle, conn)
+		conns = append(conns, conn)
+		for deadline := time.Now().Add(time.Minute); len(conns) == idle && !lim.crowded(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("it does not know that they are idle")
+			}
+		}
 	}
-	for _, conn := range idle[:2] {
+	for _, conn := range conns[idle:] {
 		if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-			t.Errorf("a connection that was idle too long: %d bytes, %v", n, err)
+			t.Errorf("a connection too many: %d bytes, %v", n, err)
 		}
 	}
-	for _, conn := range idle[2:] {
-		if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: orch\r\n\r\n"); err != nil {
-			t.Error(err)
+	for range 3 {
+		for _, conn := range conns[:idle] {
+			if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: orch\r\n\r\n"); err != nil {
+				t.Error(err)
+			}
+			answered(t, conn)
 		}
-		answered(t, conn)
 	}
 	release()
-	for _, conn := range busy {
-		answered(t, conn)
-	}
+	answered(t, busy)
 }

@@ -106,8 +106,8 @@ func TestAccessLog(t *testing.T) {
 		t.Fatalf("got\n%s", out.String())
 	}
 	for i, want := range []map[string]any{
-		{"@level": "info", "method": "POST", "route": "/engines/{user_id}/admit", "status": 401.0, "product": "", "request_id": "id-1", "remote": "192.0.2.1:1234"},
-		{"@level": "info", "method": "GET", "route": "none", "status": 404.0, "product": "", "request_id": "id-2", "remote": "192.0.2.1:1234"},
+		{"@level": "info", "method": "POST", "route": "/engines/{user_id}/admit", "status": 401.0, "product": "", "admin": "", "request_id": "id-1", "remote": "192.0.2.1:1234"},
+		{"@level": "info", "method": "GET", "route": "none", "status": 404.0, "product": "", "admin": "", "request_id": "id-2", "remote": "192.0.2.1:1234"},
 	} {
 		var got map[string]any
 		if err := json.Unmarshal([]byte(lines[i]), &got); err != nil {

@@ -22,6 +22,7 @@ type response struct {
 	// draining: the client must use another connection, and so another replica, for its
 	// next request.
 	draining *atomic.Bool
+	crowded  func() bool // whether the connection should not stay open afterwards
 }
 
 // begin is called before the header is sent.
@@ -29,7 +30,7 @@ func (w *response) begin(status int) {
 	if w.status != 0 {
 		return
 	}
-	if w.draining.Load() {
+	if w.draining.Load() || w.crowded() {
 		w.Header().Set("Connection", "close") // with HTTP/2, net/http sends GOAWAY
 	}
 	w.status = status

@@ -154,7 +154,7 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client can retry, so the request does not wait for an unavailable store.
 		ctx, span := traces.StartRequest(r)
-		res := &response{ResponseWriter: w, span: span, draining: &s.draining}
+		res := &response{ResponseWriter: w, span: span, draining: &s.draining, crowded: s.listener.crowded}
 		r = r.WithContext(context.WithValue(link.FailFast(operation.WithRequestID(ctx, id)), responseKey{}, res))
 		defer s.begin(res, r)()
 		defer func() {

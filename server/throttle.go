@@ -14,8 +14,9 @@ const mostThrottled = 10_000
 
 // throttle limits how many calls with wrong keys a source may make. It is asked only about
 // calls whose key turned out to be wrong: a call with a right key is served whatever its
-// neighbours behind the same address do. What it limits is therefore the load and the noise
-// of wrong calls; a key is safe from guesses by its length alone.
+// neighbours behind the same address do. What it limits is therefore what wrong calls are
+// told and leave behind, and not the read of Consul by which a platform key turns out to be
+// wrong. A key is safe from guesses by its length alone.
 type throttle struct {
 	every time.Duration // a source may make a wrong call in each such time; 0: any number
 	burst time.Duration // how far ahead of that it may be

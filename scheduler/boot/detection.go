@@ -42,6 +42,11 @@ const (
 	// engines: one that accepts no connection then has failed, whatever Consul knows, whose
 	// checks can be older than the failure.
 	reachedWithin = 10 * time.Minute
+	// unreachedFor is how long every connection to a node must have failed before what
+	// Consul knows about its engines is as good as a response: longer than Nomad and Consul
+	// need to notice a dead node, and an engine's check to become critical with the default
+	// settings (90 s).
+	unreachedFor = 2 * time.Minute
 )
 
 // Catalog is what Consul knows about the processes of engines.
@@ -58,6 +63,9 @@ type Process struct {
 	// Old reports that the process, or an earlier one of its allocation, may have run
 	// before somebody waits for it, so that its check can have passed before.
 	Old bool
+	// Signalled reports that a running process gets new keys, so that what Consul knows of
+	// an old one may be an earlier key.
+	Signalled bool
 }
 
 // Detector learns about engines in the way that the operator has set.
@@ -136,7 +144,7 @@ func (d *Detector) awaitPassing(ctx context.Context, p Process, by Proof) error 
 	for {
 		i, err := d.catalog.InstanceOf(ctx, p.JobID, p.AllocID)
 		if err == nil && i.Standing == registry.Passing && by.Reported() &&
-			(by.Key == "" || i.KeyChecksum == "" || i.KeyChecksum == secrets.Checksum(by.Key)) {
+			(by.Key == "" || i.KeyChecksum == "" || p.Old && p.Signalled || i.KeyChecksum == secrets.Checksum(by.Key)) {
 			return nil
 		}
 		if !pause.For(ctx, consulEvery) {
@@ -145,14 +153,17 @@ func (d *Detector) awaitPassing(ctx context.Context, p Process, by Proof) error 
 	}
 }
 
-// Health checks once whether an engine can serve; a probe takes no longer than within (0:
-// the Prober's limit). *Unable, *Secondhand.
-func (d *Detector) Health(ctx context.Context, p Process, within time.Duration) error {
-	_, err := d.ask(ctx, p, func() (bool, error) {
-		ctx, cancel := ctx, context.CancelFunc(func() {})
-		if within > 0 {
-			ctx, cancel = context.WithTimeout(ctx, within)
-		}
+// Health checks once whether an engine can serve. *Unable, *Secondhand.
+func (d *Detector) Health(ctx context.Context, p Process) error {
+	_, err := d.ask(ctx, p, d.reachedLately, func() (bool, error) { return false, d.Prober.Health(ctx, p.URL) })
+	return err
+}
+
+// Serves is like Health, for an engine that is to be given to a user: Consul counts only if
+// its node has been out of reach for a while. A probe takes no longer than within.
+func (d *Detector) Serves(ctx context.Context, p Process, within time.Duration) error {
+	_, err := d.ask(ctx, p, d.maybeReached, func() (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		return false, d.Prober.Health(ctx, p.URL)
 	})
@@ -160,16 +171,19 @@ func (d *Detector) Health(ctx context.Context, p Process, within time.Duration) 
 }
 
 // Busy checks whether an engine is working between requests. What Consul knows about that
-// can be minutes old (its agents' check_update_interval).
+// can be minutes old (its agents' check_update_interval), and counts only if the engine's
+// node has been out of reach for a while.
 func (d *Detector) Busy(ctx context.Context, p Process) (busy bool, err error) {
-	return d.ask(ctx, p, func() (bool, error) { return d.Prober.Busy(ctx, p.URL) })
+	return d.ask(ctx, p, d.maybeReached, func() (bool, error) { return d.Prober.Busy(ctx, p.URL) })
 }
 
-func (d *Detector) ask(ctx context.Context, p Process, probe func() (bool, error)) (busy bool, err error) {
+// ask probes an engine, and asks Consul if there is no connection and in does not say that
+// the engine's node is within reach.
+func (d *Detector) ask(ctx context.Context, p Process, in func(url string) bool, probe func() (bool, error)) (busy bool, err error) {
 	if d.By != ByConsul {
 		var unreached *Unreached
 		busy, err = probe()
-		if d.By == ByProbe || !errors.As(err, &unreached) || d.reachedLately(p.URL) {
+		if d.By == ByProbe || !errors.As(err, &unreached) || in(p.URL) {
 			return busy, err
 		}
 	}
@@ -185,12 +199,21 @@ func (d *Detector) reachedLately(url string) bool {
 	return d.dialer.reachedLately(addressOf(url), reachedWithin)
 }
 
+// maybeReached reports whether the service may be able to connect to engines on the same
+// node.
+func (d *Detector) maybeReached(url string) bool {
+	return d.dialer.failingFor(addressOf(url)) < unreachedFor
+}
+
 // readStanding interprets what Consul knows about an engine.
 func readStanding(i *registry.Instance) (busy bool, err error) {
 	status, body := readOutput(i.Output)
 	busy, err = readHealth(status, strings.NewReader(body))
 	switch i.Standing {
-	case registry.Passing: // also if its output is missing or shortened
+	case registry.Passing:
+		if err != nil && body != "" { // Consul shortens long outputs
+			busy = strings.Contains(strings.ReplaceAll(body, " ", ""), `"busy":true`)
+		}
 		return busy, nil
 	case registry.Critical:
 		if err == nil { // an earlier output

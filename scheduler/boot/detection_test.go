@@ -29,6 +29,7 @@ func TestReadStanding(t *testing.T) {
 		"busy":              {standing: registry.Passing, output: output("200 OK", `{"status":"ok","busy":true}`), busy: true},
 		"passing, unknown":  {standing: registry.Passing},
 		"passing, cut":      {standing: registry.Passing, output: output("200 OK", `{"status":"ok","busy":tr`)},
+		"busy, cut":         {standing: registry.Passing, output: output("200 OK", `{"status":"ok", "busy": true, "subsystems":{"a":"o`), busy: true},
 		"critical":          {standing: registry.Critical, output: output("503 Service Unavailable", `{"status":"failing","subsystems":{"brain":"ok","provider":"down"}}`), fails: true, settled: true, failing: []string{"provider"}},
 		"critical, no body": {standing: registry.Critical, output: output("503 Service Unavailable", ``), fails: true, settled: true},
 		"no response":       {standing: registry.Critical, output: `Get "http://10.0.0.1:20001/health": context deadline exceeded`, fails: true, settled: true},
@@ -71,13 +72,45 @@ func TestNodeReachedLately(t *testing.T) {
 	_ = l.Close()
 	for by, want := range map[Detection][2]bool{ByProbe: {false, false}, ByConsul: {true, true}, ByEither: {true, false}} {
 		d := NewDetector(by, NewProber(20*time.Second), instances{}, nil)
-		before := d.Health(t.Context(), Process{URL: nobody}, 0) == nil
+		before := d.Health(t.Context(), Process{URL: nobody}) == nil
 		if !d.Reaches(t.Context(), engineStub(t, says(200, `{"status":"ok"}`)), 20*time.Second) {
 			t.Fatal("the node is not reached")
 		}
-		if after := d.Health(t.Context(), Process{URL: nobody}, 0) == nil; [2]bool{before, after} != want {
+		if after := d.Health(t.Context(), Process{URL: nobody}) == nil; [2]bool{before, after} != want {
 			t.Errorf("%s: healthy before and after the node was reached: %t, %t, want %v", by, before, after, want)
 		}
+	}
+}
+
+// For an engine that is to be given to a user, or put to sleep, Consul counts only after
+// connections to its node have failed for a while.
+func TestNodeOutOfReach(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := Process{URL: "http://" + l.Addr().String()}
+	_ = l.Close()
+	d := NewDetector(ByEither, NewProber(20*time.Second), instances{}, nil)
+	serves := func() bool {
+		serves := d.Serves(t.Context(), nobody, 20*time.Second) == nil
+		if _, err := d.Busy(t.Context(), nobody); (err == nil) != serves {
+			t.Errorf("it serves: %t, but whether it is busy: %v", serves, err)
+		}
+		return serves
+	}
+	if serves() {
+		t.Error("the first failed connection counts")
+	}
+	d.dialer.failing.Store("127.0.0.1", time.Now().Add(-unreachedFor))
+	if !serves() {
+		t.Error("Consul does not count although the node is out of reach")
+	}
+	if err := d.Health(t.Context(), Process{URL: engineStub(t, says(200, `{"status":"ok"}`))}); err != nil {
+		t.Fatal(err)
+	}
+	if serves() {
+		t.Error("what failed before the node was reached counts")
 	}
 }
 

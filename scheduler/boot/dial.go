@@ -2,8 +2,10 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -20,6 +22,7 @@ type hedged struct {
 	within time.Duration // for all attempts together
 
 	reached sync.Map // by host: when there was a connection last (time.Time)
+	failing sync.Map // by host: since when there was none (time.Time)
 }
 
 type dialled struct {
@@ -35,10 +38,42 @@ func (h *hedged) reachedLately(address string, within time.Duration) bool {
 	return known && time.Since(at.(time.Time)) < within
 }
 
+// failingFor returns for how long every connection to the host of an address has failed;
+// 0: the last one was made, or none was tried.
+func (h *hedged) failingFor(address string) time.Duration {
+	host, _, _ := net.SplitHostPort(address)
+	since, known := h.failing.Load(host)
+	if !known {
+		return 0
+	}
+	return time.Since(since.(time.Time))
+}
+
+// note records the result of a connection.
+func (h *hedged) note(address string, err error) {
+	host, _, splits := net.SplitHostPort(address)
+	switch {
+	case splits != nil:
+	case err == nil:
+		h.reached.Store(host, time.Now())
+		h.failing.Delete(host)
+	case noConnection(err):
+		h.failing.LoadOrStore(host, time.Now())
+	}
+}
+
+// noConnection reports whether the other side accepted no connection. Other errors, such as
+// too many open files, show nothing about it.
+func noConnection(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
 // DialContext returns the first connection, or the first error: an address that refuses one
 // connection refuses all.
-func (h *hedged) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.within)
+func (h *hedged) DialContext(parent context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(parent, h.within)
 	var turns sync.WaitGroup
 	defer turns.Wait()
 	defer cancel()
@@ -59,12 +94,13 @@ func (h *hedged) DialContext(ctx context.Context, network, address string) (net.
 		select {
 		case d := <-first:
 			again.Stop()
-			if host, _, err := net.SplitHostPort(address); err == nil && d.err == nil {
-				h.reached.Store(host, time.Now())
-			}
+			h.note(address, d.err)
 			return d.conn, d.err
 		case <-ctx.Done():
 			again.Stop()
+			if parent.Err() == nil { // a caller with less time shows nothing
+				h.note(address, ctx.Err())
+			}
 			return nil, ctx.Err()
 		case <-again.C:
 		}

@@ -136,13 +136,13 @@ func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Dur
 	return true
 }
 
-// Unreached is the error of a request for which there was no connection to the engine's
-// address, whatever the reason.
+// Unreached is the error of a request for which the engine's address accepted no connection.
 type Unreached struct{ error }
 
 func (u *Unreached) Unwrap() error { return u.error }
 
-// Reaches reports whether an engine's address accepts a connection in time.
+// Reaches reports whether an engine's address accepts a connection in time, or whether that
+// could not be found out.
 func (p *Prober) Reaches(ctx context.Context, url string, within time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -150,7 +150,7 @@ func (p *Prober) Reaches(ctx context.Context, url string, within time.Duration) 
 	if err == nil {
 		_ = conn.Close()
 	}
-	return err == nil
+	return err == nil || !noConnection(err)
 }
 
 // addressOf returns host and port of an engine's URL.
@@ -167,7 +167,10 @@ func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, erro
 		req.Header.Set("X-Engine-Key", key)
 	}
 	resp, err := p.client.Do(traces.Outgoing(req))
-	if err != nil && !reached.Load() {
+	if err == nil {
+		p.dialer.note(req.URL.Host, nil) // also on a connection that was open before
+	}
+	if err != nil && !reached.Load() && noConnection(err) {
 		err = &Unreached{err}
 	}
 	return resp, err

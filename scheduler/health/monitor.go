@@ -228,7 +228,7 @@ func (m *Monitor) ask(ctx context.Context, p boot.Process, times int) (err error
 		if i > 0 && !pause.For(ctx, probeAgain) {
 			return ctx.Err()
 		}
-		if err = m.d.Detector.Health(ctx, p, 0); err == nil || errors.As(err, &told) {
+		if err = m.d.Detector.Health(ctx, p); err == nil || errors.As(err, &told) {
 			return err
 		}
 	}

@@ -86,7 +86,7 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 	probe.busy = true
 	p.work.Go(func() {
 		defer func() { <-p.slots }()
-		err := m.d.Detector.Health(ctx, boot.Process{URL: row.URL, JobID: row.JobID(), AllocID: row.AllocID}, 0)
+		err := m.d.Detector.Health(ctx, boot.Process{URL: row.URL, JobID: row.JobID(), AllocID: row.AllocID})
 		var told *boot.Secondhand
 		p.mu.Lock()
 		defer p.mu.Unlock()
