@@ -44,8 +44,10 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"listEngines": func() (any, error) {
 			return c.Engines(ctx, client.EngineFilter{Status: client.Failed, Limit: 7, Offset: 9})
 		},
-		"getStatus":  func() (any, error) { return c.Status(ctx) },
-		"getMetrics": func() (any, error) { return c.Metrics(ctx) },
+		"getEngineByID": func() (any, error) { return c.EngineByID(ctx, "e") },
+		"listNodes":     func() (any, error) { return c.Nodes(ctx) },
+		"getStatus":     func() (any, error) { return c.Status(ctx) },
+		"getMetrics":    func() (any, error) { return c.Metrics(ctx) },
 		"listAudit": func() (any, error) {
 			return c.Audit(ctx, client.AuditFilter{UserID: user, Action: "stop", Since: time.Unix(0, 5), Until: time.Unix(9, 0), ProductID: product, Limit: 7, Cursor: "c"})
 		},
@@ -144,6 +146,15 @@ func TestDocument(t *testing.T) {
 	a, err := c.Admit(t.Context(), "u", client.AdmitOptions{})
 	if err != nil || a.Rate == nil || *a.Rate != (client.Rate{Limit: 7, Remaining: 7, Reset: 7 * time.Second}) {
 		t.Errorf("rate %+v, %v", a.Rate, err)
+	}
+	all, err := c.FleetEngines(t.Context(), client.FleetFilter{
+		ProductID: "p", EngineID: "e", UserID: "a/b", NodeID: "n", Reason: "crashed", Status: client.Failed, Limit: 7, Cursor: "c",
+	})
+	if err != nil || asked != "listEngines" || all.Age != 7*time.Second || len(all.Engines) != 1 || all.Engines[0].ProductSlug == "" || all.Engines[0].NodeID == "" {
+		t.Errorf("%+v, %v; the call went to %s", all, err, asked)
+	}
+	for _, problem := range checked.Take(srv.Listener.Addr().String()) {
+		t.Errorf("not as documented: %s", problem)
 	}
 	st, err := c.Status(t.Context())
 	if err != nil || st.Age != 7*time.Second {
@@ -310,6 +321,16 @@ func TestPages(t *testing.T) {
 	}
 	want := []string{"/engines?limit=2&offset=1&status=running", "/engines?cursor=2&limit=2&status=running", "/engines?cursor=3&limit=2&status=running"}
 	if !slices.Equal(users, []string{"a", "b", "c"}) || !slices.Equal(asked, want) {
+		t.Errorf("got %v from %v", users, asked)
+	}
+	asked, users = nil, nil
+	for e, err := range c.AllFleetEngines(t.Context(), client.FleetFilter{NodeID: "n", Limit: 2}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		users = append(users, e.UserID)
+	}
+	if !slices.Equal(users, []string{"a", "b", "c"}) || len(asked) != 3 || asked[1] != "/engines?cursor=2&limit=2&node_id=n" {
 		t.Errorf("got %v from %v", users, asked)
 	}
 	var ids []int64

@@ -35,8 +35,12 @@ type Engine struct {
 	ImageDigest   string     `json:"image_digest,omitempty"`   // the digest that is started, even if the tag has moved since; empty: not pinned
 	CreatedAt     time.Time  `json:"created_at,omitzero"`
 	LastHealthAt  *time.Time `json:"last_health_at,omitempty"`
-	Reason        string     `json:"reason,omitempty"`     // why the engine failed, or runs but cannot serve: a stable identifier
-	ProductID     string     `json:"product_id,omitempty"` // only in responses to the admin
+	Reason        string     `json:"reason,omitempty"` // why the engine failed, or runs but cannot serve: a stable identifier
+
+	// Only in responses to the admin. NodeID is empty before the engine has a node.
+	ProductID   string `json:"product_id,omitempty"`
+	ProductSlug string `json:"product_slug,omitempty"`
+	NodeID      string `json:"node_id,omitempty"`
 
 	Operation     *Operation     `json:"operation,omitempty"`      // in Client.Engine and UnderWay: the operation in progress
 	LastOperation *LastOperation `json:"last_operation,omitempty"` // the last finished operation

@@ -148,6 +148,22 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 	return node, nil
 }
 
+// consulName is the attribute with the name of the Consul agent that a node's Nomad agent
+// uses (client/fingerprint/consul.go in Nomad). Nomad keeps it while that agent is down.
+const consulName = "unique.consul.name"
+
+// ConsulAgent reads from Nomad which Consul agent a node uses, by its name; "": none that the
+// node has found. ErrNotFound: Nomad does not know the node.
+func (c *Cluster) ConsulAgent(ctx context.Context, nodeID string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, _, err := c.client.Nodes().Info(nodeID, c.read(ctx))
+	if err != nil {
+		return "", classify(err)
+	}
+	return n.Attributes[consulName], nil
+}
+
 // Evaluate makes Nomad try again to place a job's processes.
 func (c *Cluster) Evaluate(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

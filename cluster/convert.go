@@ -15,7 +15,7 @@ import (
 // nodeFrom converts a node from an event or a list. Lists contain no attributes.
 func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{
-		ID: n.ID, Name: n.Name, Pool: n.NodePool, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{}, Runtimes: map[string]bool{},
+		ID: n.ID, Name: n.Name, Pool: n.NodePool, Status: n.Status, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{}, Runtimes: map[string]bool{},
 		Eligible:     n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
 		VolumePlugin: c.volumePlugin == Mkdir || n.Attributes[c.pluginAttribute()] != "",
 		Down:         n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,

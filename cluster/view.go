@@ -76,6 +76,8 @@ type PlacementFailure struct {
 // Node is a client node with its free resources.
 type Node struct {
 	ID, Name, Pool string
+	// Status is "initializing", "ready", "down" or "disconnected".
+	Status string
 	// Eligible: ready, not draining, and eligible for placements.
 	Eligible bool
 	Down     bool            // the servers get no heartbeat from it

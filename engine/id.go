@@ -22,6 +22,12 @@ func NewID(deploymentID string) string {
 	return idPrefix(deploymentID) + strings.ToLower(rand.Text())[prefixLength:]
 }
 
+// IsID reports whether a text has the form of an engine_id.
+func IsID(id string) bool {
+	notOurs := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '2' || c > '7') }
+	return len(id) == idLength && !strings.ContainsFunc(id, notOurs)
+}
+
 // MadeBy reports, by its prefix, whether an engine_id belongs to a deployment.
 func MadeBy(id, deploymentID string) bool {
 	return len(id) == idLength && deploymentID != "" && strings.HasPrefix(id, idPrefix(deploymentID))

@@ -66,11 +66,43 @@ func lagging(message string, why error) *engine.Error {
 func (f *Fleet) Page(q registry.PageQuery) (rows []*engine.Row, total int, next string, err error) {
 	q.ProductID = f.productID
 	rows, total, next, err = f.s.mirror.Page(q)
-	if errors.Is(err, registry.ErrCursor) {
-		err = engine.Errorf(engine.InvalidRequest, "cursor is not a next_cursor of this list")
-	}
-	return rows, total, next, err
+	return rows, total, next, cursorError(err)
 }
+
+// PageOfAll returns one page of the engines of all products, oldest first, without warm
+// engines. INVALID_REQUEST: the cursor is not from this list.
+func (f *Fleet) PageOfAll(q registry.FleetQuery) (rows []*engine.Row, total int, next string, err error) {
+	rows, total, next, err = f.s.mirror.FleetPage(q)
+	return rows, total, next, cursorError(err)
+}
+
+func cursorError(err error) error {
+	if errors.Is(err, registry.ErrCursor) {
+		return engine.Errorf(engine.InvalidRequest, "cursor is not a next_cursor of this list")
+	}
+	return err
+}
+
+// EngineByID reads the row of an engine_id, of whatever product. ENGINE_NOT_FOUND: no user's
+// engine has it. RECORD_UNREADABLE.
+func (s *Scheduler) EngineByID(ctx context.Context, engineID string) (*engine.Row, error) {
+	if !engine.IsID(engineID) {
+		return nil, errNoEngineByID
+	}
+	row, err := s.store.EngineByID(ctx, engineID)
+	if seen := s.mirror.ByID(engineID); errors.Is(err, registry.ErrNotFound) && seen != nil { // its index is missing
+		row, err = s.store.Engine(ctx, seen.ProductID, seen.UserID)
+	}
+	switch {
+	case errors.Is(err, registry.ErrNotFound), err == nil && row.EngineID != engineID:
+		return nil, errNoEngineByID
+	case err == nil && row.ProductID == engine.WarmProduct:
+		return nil, engine.Errorf(engine.EngineNotFound, "this is a warm engine: it has no user yet")
+	}
+	return row, s.askToMend(err)
+}
+
+var errNoEngineByID = engine.Errorf(engine.EngineNotFound, "no engine has this engine_id")
 
 // Health is the health of a product's fleet.
 type Health string

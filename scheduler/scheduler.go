@@ -101,6 +101,7 @@ type Scheduler struct {
 	detector    *boot.Detector
 	starts      *boot.Starts
 	unreached   sync.Map // ids of nodes whose engines this replica could not reach, as already reported
+	agents      agentNames
 	checks      backendChecks
 	lacks       atomic.Pointer[map[string]bool] // see Lacks
 

@@ -1,10 +1,10 @@
 package server
 
 import (
-	"errors"
 	"math"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
@@ -37,8 +37,8 @@ func (s *Server) fleet(r *http.Request) (*scheduler.Fleet, error) {
 }
 
 // viewAge sets the header that reports how old the view was, in seconds.
-func viewAge(w http.ResponseWriter, f *scheduler.Fleet) {
-	w.Header().Set("X-View-Age", strconv.FormatFloat(f.Age.Seconds(), 'f', 3, 64))
+func viewAge(w http.ResponseWriter, age time.Duration) {
+	w.Header().Set("X-View-Age", strconv.FormatFloat(age.Seconds(), 'f', 3, 64))
 }
 
 // pageOf reads from the query which part of a list is requested.
@@ -54,7 +54,11 @@ func pageOf(r *http.Request) (registry.PageQuery, error) {
 	return ask, q.err
 }
 
+// listEngines lists a product's engines or, for the admin, those of all products.
 func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) error {
+	if r.Header.Get("X-Admin-Key") != "" {
+		return s.listAllEngines(w, r)
+	}
 	f, err := s.fleet(r)
 	if err != nil {
 		return err
@@ -75,7 +79,7 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request, _ string) e
 	for _, e := range rows {
 		answer.Engines = append(answer.Engines, s.showEngine(e))
 	}
-	viewAge(w, f)
+	viewAge(w, f.Age)
 	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
@@ -152,7 +156,7 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 	if q := queryOf(r); q.err != nil {
 		return q.err
 	}
-	viewAge(w, f)
+	viewAge(w, f.Age)
 	writeJSON(w, http.StatusOK, s.showStatus(f))
 	return nil
 }
@@ -181,7 +185,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	answer.UnreachableVolumes, answer.PooledVolumes, answer.WarmEngines = &left.UnreachableVolumes, &left.PooledVolumes, &left.WarmEngines
 	answer.Unreadable = &unreadableCounts{left.Unreadable.Engines, left.Unreadable.Products, left.Unreadable.Other}
 	answer.WarmPools = showWarm(left.WarmKinds)
-	viewAge(w, f)
+	viewAge(w, f.Age)
 	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
@@ -233,12 +237,7 @@ func (s *Server) auditLog(w http.ResponseWriter, r *http.Request, _ string) erro
 		ProductID: productID, UserID: q.text("user_id"), Action: oneOf(q, "action", audit.Actions...),
 		Since: q.time("since"), Until: q.time("until"), Limit: q.number("limit", defaultLimit, 1, maxLimit), Cursor: q.text("cursor"),
 	}
-	if q.values.Has("user_id") {
-		past := r.Header.Get("X-Admin-Key") != "" // the admin can read the rows of users whose id was valid in an earlier version
-		if err := engine.CheckUserID(ask.UserID); err != nil && !(past && errors.Is(err, engine.ErrDotSegment)) {
-			q.err = invalid("parameter %v", err)
-		}
-	}
+	q.checkUserID(r.Header.Get("X-Admin-Key") != "")
 	if q.err != nil {
 		return q.err
 	}

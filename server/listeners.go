@@ -14,10 +14,11 @@ var adminPaths = map[string]bool{
 var probePaths = map[string]bool{"/health": true, "/live": true, readyPath: true}
 
 // ofAdmin reports whether a call is the admin's: nobody else calls its path, or it carries an
-// admin key, as a call of GET /status and GET /audit can.
+// admin key, as a call of GET /engines, GET /status and GET /audit can.
 func ofAdmin(r *http.Request) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	return adminPaths[first] || len(r.Header.Values("X-Admin-Key")) > 0
+	byID := r.Method != http.MethodPost && isByID(r.URL.EscapedPath()) // POST has the actions of the user "by-id"
+	return adminPaths[first] || byID || len(r.Header.Values("X-Admin-Key")) > 0
 }
 
 // ConfineAdmin says whether the admin's calls are unknown routes on the server's own

@@ -94,7 +94,7 @@ func TestAdminListener(t *testing.T) {
 	}
 	t.Run("WithAdminKey", func(t *testing.T) {
 		s.ConfineAdmin(true)
-		for _, path := range []string{"/status", "/audit", "/engines/u"} {
+		for _, path := range []string{"/status", "/audit", "/engines", "/engines/u"} {
 			want(t, s.send("GET", path, "", "X-Admin-Key", adminKey), 404, engine.NotFound)
 			want(t, s.send("GET", path, "", "X-Admin-Key", ""), 404, engine.NotFound)
 			r := httptest.NewRequest("GET", path, nil)
@@ -106,5 +106,22 @@ func TestAdminListener(t *testing.T) {
 			}
 		}
 		want(t, s.send("GET", "/products/", "", "X-Admin-Key", adminKey), 404, engine.NotFound)
+	})
+	// An engine by its engine_id is the admin's, and every user_id that resembles it is not.
+	t.Run("ByID", func(t *testing.T) {
+		for _, c := range []struct {
+			method, path string
+			admins       bool
+		}{
+			{"GET", "/engines/by-id/e", true}, {"HEAD", "/engines/by-id/start", true}, {"GET", "/engines/by-id", false}, {"GET", "/engines/by-id%2Fe", false},
+			{"DELETE", "/engines/by-id%2Fe", false}, {"DELETE", "/engines/by-id", false}, {"POST", "/engines/by-id/start", false}, {"POST", "/engines/by-id%2Fe/start", false},
+		} {
+			if got := unknown(t, send("public", true, c.method, c.path)); got != c.admins {
+				t.Errorf("%s %s, with the admin confined: unknown route %t, want %t", c.method, c.path, got, c.admins)
+			}
+			if got := unknown(t, send("ops", true, c.method, c.path)); got == c.admins {
+				t.Errorf("%s %s on the operators' listener: unknown route %t, want %t", c.method, c.path, got, !c.admins)
+			}
+		}
 	})
 }

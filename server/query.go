@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/septemberai/orch/engine"
 )
 
 // query reads the parameters of a request's URL as strictly as decode reads a body: it
@@ -70,6 +73,17 @@ func (q *query) time(name string) time.Time {
 		q.err = invalid("parameter %s must be a time in RFC 3339, such as 2026-01-31T12:00:00Z", name)
 	}
 	return t
+}
+
+// checkUserID checks the parameter user_id, if it is given. past: a user_id that was valid in
+// an earlier version is accepted, too, because the admin can read what is left of such users.
+func (q *query) checkUserID(past bool) {
+	if !q.values.Has("user_id") {
+		return
+	}
+	if err := engine.CheckUserID(q.text("user_id")); err != nil && !(past && errors.Is(err, engine.ErrDotSegment)) {
+		q.err = invalid("parameter %v", err)
+	}
 }
 
 // oneOf reads one of the given words; "" if the parameter is absent.

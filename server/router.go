@@ -49,7 +49,7 @@ func (s *Server) routes() http.Handler {
 	refuse := func(w http.ResponseWriter, req *http.Request) {
 		var allowed []string
 		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodPost, http.MethodPut} {
-			if h, _, _ := r.Lookup(method, req.URL.Path); h != nil && (method != http.MethodPost || takesPost(collections, req.URL.Path)) {
+			if h, _, _ := r.Lookup(method, req.URL.Path); h != nil && (method != http.MethodPost || takesPost(collections, req.URL.Path)) && (method != http.MethodGet || takesGet(req.URL.Path)) {
 				allowed = append(allowed, method)
 				if method == http.MethodGet {
 					allowed = append(allowed, http.MethodHead)
@@ -100,6 +100,15 @@ func (s *Server) routes() http.Handler {
 	add(http.MethodGet, "/quarantine", plain(s.listQuarantine))
 	add(http.MethodPost, "/quarantine/:id/adopt", other(s.adopt))
 	add(http.MethodDelete, "/quarantine/:id", other(s.discard))
+	r.GET("/engines/:id/:engine", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
+		if !takesGet(req.URL.Path) {
+			refuse(w, req)
+			return
+		}
+		setRoute(w, byIDPath+"{engine_id}")
+		other(s.getEngineByID)(w, req, httprouter.Params{{Key: "id", Value: p.ByName("engine")}})
+	})
+	add(http.MethodGet, "/nodes", plain(s.listNodes))
 	for name, c := range collections {
 		r.POST("/"+name+"/:id", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 			if p.ByName("id") != c.create {
@@ -153,6 +162,22 @@ var parameters = map[string]string{
 func templateOf(path string) string {
 	first, _, _ := strings.Cut(path[1:], "/")
 	return strings.Replace(path, ":id", parameters[first], 1)
+}
+
+// byIDPath begins the path of an engine by its engine_id, for the admin.
+const byIDPath = "/engines/by-id/"
+
+// isByID reports whether an escaped path is that of an engine by its engine_id. A user_id
+// that begins with by-id/ has an escaped slash, and "by-id" is a user_id like any other.
+func isByID(escaped string) bool {
+	id, found := strings.CutPrefix(escaped, byIDPath)
+	return found && id != "" && !strings.Contains(id, "/")
+}
+
+// takesGet reports whether an escaped path that httprouter has a GET route for is an
+// endpoint.
+func takesGet(path string) bool {
+	return strings.Count(path, "/") < 3 || !strings.HasPrefix(path, "/engines/") || isByID(path)
 }
 
 // collection is what POST does below /engines and /products: one name that creates an item,

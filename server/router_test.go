@@ -47,7 +47,7 @@ func TestEngineRoutes(t *testing.T) {
 func TestUnknownRoutes(t *testing.T) {
 	s := newCutOff(t)
 	for _, path := range []string{
-		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "//engines/u", "/v1/engines/u", "/Engines/u",
+		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "/engines/by-id/", "/engines/by-id/e/", "/engines/by-id/e/f", "/engines/by-id%2F/e", "/nodes/", "/nodes/x", "//engines/u", "/v1/engines/u", "/Engines/u",
 		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products/", "/status/", "/audit/x",
 		"/products/register/", "/products/p/policy/", "/products/p/no-such-action", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
 		"/registry/", "/registry/x", "/registry/rekey/", "/registry/recover/x", "/quarantine/", "/quarantine/x/", "/quarantine/x/discard", "/quarantine/x/adopt/", "/quarantine/a/b/adopt",
@@ -76,6 +76,7 @@ func TestAllow(t *testing.T) {
 		"/products": "GET, HEAD", "/products/register": "DELETE, GET, HEAD, POST", "/products/p": "DELETE, GET, HEAD", "/products/p/policy": "PUT",
 		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET, HEAD", "/engines/a%2Fb": "DELETE, GET, HEAD", "/engines/provision": "DELETE, GET, HEAD, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
+		"/nodes": "GET, HEAD", "/engines/by-id": "DELETE, GET, HEAD", "/engines/by-id/e": "GET, HEAD", "/engines/by-id/start": "GET, HEAD, POST", "/engines/by-id%2Fe": "DELETE, GET, HEAD",
 	} {
 		t.Run(path, func(t *testing.T) {
 			for _, method := range methods {
@@ -115,7 +116,7 @@ func answers(method, escaped string) int {
 	}
 	admin := map[string][]string{
 		"/reconcile": {"GET", "POST"}, "/unreachable-volumes": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"},
-		"/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"},
+		"/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"}, "/nodes": {"GET"},
 	}
 	if methods := admin[escaped]; methods != nil {
 		if slices.Contains(methods, method) {
@@ -138,6 +139,13 @@ func answers(method, escaped string) int {
 			return 400
 		}
 		return 401
+	}
+	byID := len(parts) == 4 && parts[0] == "" && parts[1] == "engines" && parts[2] == "by-id" && parts[3] != ""
+	if takes := actions["engines/"+parts[len(parts)-1]]; byID && method != takes {
+		if method == "GET" {
+			return 401
+		}
+		return 405
 	}
 	if len(parts) < 3 || len(parts) > 4 || parts[0] != "" || create[parts[1]] == "" {
 		return 404
@@ -174,7 +182,7 @@ func FuzzPaths(f *testing.F) {
 		f.Add("POST", "/quarantine/"+user+"/adopt")
 		f.Add("DELETE", "/quarantine/"+user)
 	}
-	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/", "/registry", "/registry/recover", "/quarantine//adopt"} {
+	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/", "/registry", "/registry/recover", "/quarantine//adopt", "/nodes", "/engines/by-id", "/engines/by-id/", "/engines/by-id/e", "/engines/by-id/start", "/engines/by-id%2Fe"} {
 		f.Add("GET", target)
 		f.Add("OPTIONS", target)
 	}

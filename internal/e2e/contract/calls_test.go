@@ -80,6 +80,8 @@ func TestEveryOperationRefuses(t *testing.T) {
 				missing = "VOLUME_NOT_FOUND"
 			case "adopt", "discard":
 				missing = "QUARANTINE_NOT_FOUND"
+			case "getEngineByID":
+				missing = "ENGINE_NOT_FOUND"
 			}
 			r.Send(t, o, key).Want(t, o, 404, missing)
 			// No other path of the registry can be reached by an id.

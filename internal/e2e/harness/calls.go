@@ -51,6 +51,8 @@ var Operations = []Operation{
 	{"planRecovery", "GET", "/registry/recover", "", AdminHeader},
 	{"recoverRegistry", "POST", "/registry/recover", "{}", AdminHeader},
 	{"rekey", "POST", "/registry/rekey", "{}", AdminHeader},
+	{"getEngineByID", "GET", "/engines/by-id/" + NoProduct, "", AdminHeader},
+	{"listNodes", "GET", "/nodes", "", AdminHeader},
 	{"adoptNode", "POST", "/nodes/no-such-node/adopt", "{}", AdminHeader},
 	{"listQuarantine", "GET", "/quarantine", "", AdminHeader},
 	{"adopt", "POST", "/quarantine/" + NoProduct + "/adopt", "{}", AdminHeader},

@@ -87,6 +87,8 @@ func TestUnreadableRow(t *testing.T) {
 			d.r.Send(t, o, d.harmed.PlatformKey).Want(t, o, 503, "RECORD_UNREADABLE")
 		}
 	}
+	_, err := d.r.Admin().EngineByID(ctx, id)
+	harness.WantCode(t, err, 503, "RECORD_UNREADABLE")
 	harness.Eventually(t, "the engine is quarantined", func() error {
 		list, err := d.r.Admin().Quarantine(ctx)
 		if err != nil || len(list.Engines) != 1 || list.Engines[0].EngineID != id {

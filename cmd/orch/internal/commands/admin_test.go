@@ -126,6 +126,53 @@ func TestMistypedProduct(t *testing.T) {
 	}
 }
 
+// TestFleetCommands: the admin's lists, and what the service is asked for.
+func TestFleetCommands(t *testing.T) {
+	var queries []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		queries = append(queries, r.URL.RequestURI())
+		answer := `{"engines": [{"engine_id": "e1", "user_id": "u1", "status": "running", "created_at": "2026-11-24T06:19:47Z"}], "total": 1}`
+		switch {
+		case r.URL.Path == "/products":
+			answer = `{"products": [{"product_id": "p1", "slug": "acme"}], "total": 1}`
+		case r.URL.Path == "/nodes":
+			answer = `{"nodes": [{"node_id": "n1", "name": "client-1", "node_pool": "default", "status": "ready", "eligible": true, "engines": {"running": 3, "sleeping": 4, "failed": 1},
+				"warm_engines": 2, "room": {"cpu_mhz": 900, "memory_mb": 700, "disk_mb": 1, "ports": 1}, "ready_volumes": 5, "consul_agent": "failing"}], "total": 1}`
+		case r.Header.Get("X-Admin-Key") != "":
+			answer = `{"engines": [{"engine_id": "e1", "user_id": "u1", "product_id": "p1", "product_slug": "acme", "node_id": "n1", "status": "failed", "reason": "crashed",
+				"created_at": "2026-11-24T06:19:47Z"}], "total": 1}`
+		}
+		if strings.HasPrefix(r.URL.Path, "/products/") {
+			w.WriteHeader(http.StatusNotFound)
+			answer = `{"error": {"code": "PRODUCT_NOT_FOUND", "message": "there is no such product", "request_id": "r"}}`
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(s.Close)
+	address, platform, admin := "ORCH_URL="+s.URL, "ORCH_PLATFORM_KEY=pk", "ORCH_ADMIN_KEY=ak"
+	const ofAdmin = `(?m)^PRODUCT +USER +ENGINE +STATUS +REASON +NODE.*\nacme +u1 +e1 +failed +crashed +n1 `
+	for _, c := range []struct {
+		vars       []string
+		line, want string
+		query      string
+	}{
+		{[]string{address, platform, admin}, "engine list", `^USER +STATUS +REASON +URL(?s:.*)\nu1 +running`, "/engines?limit=1000"},
+		{[]string{address, admin}, "engine list", ofAdmin, "/engines?limit=1000"},
+		{[]string{address, platform, admin}, "engine list -admin -n 5", ofAdmin, "/engines?limit=5"},
+		{[]string{address, platform, admin}, "engine list -product acme -status failed", ofAdmin, "/engines?limit=1000&product_id=p1&status=failed"},
+		{[]string{address, platform, admin}, "engine list -engine engine-e1", ofAdmin, "/engines?engine_id=e1&limit=1000"},
+		{[]string{address, platform, admin}, "engine list -node n1 -user u1 -reason crashed", ofAdmin, "/engines?limit=1000&node_id=n1&reason=crashed&user_id=u1"},
+		{[]string{address, platform, admin}, "node list", `(?m)^n1 +client-1 +default +ready +true +8 +3 +1 +2 +5 +900 +700 +failing$`, "/nodes"},
+		{[]string{address, admin}, "node list -json", `"consul_agent": "failing"`, "/nodes"},
+	} {
+		queries = nil
+		code, stdout, stderr := orch(t, c.vars, strings.Fields(c.line)...)
+		if code != 0 || !regexp.MustCompile(c.want).MatchString(stdout) || queries[len(queries)-1] != c.query {
+			t.Errorf("%s: %d, %q, %q; it asked %q", c.line, code, stdout, stderr, queries)
+		}
+	}
+}
+
 func TestNodeAdoptCommand(t *testing.T) {
 	vars, asked := answering(t, map[string]string{
 		"POST /nodes/new/adopt": `{"adopted": 3, "left": 0, "cleared": 1, "failed": []}`,

@@ -171,7 +171,10 @@ func TestEnvironment(t *testing.T) {
 		call []string
 		want string
 	}{
-		{"ErrPlatformKey", map[string]string{adminVar: "ak"}, []string{"engine list"}, platformVar},
+		{"ErrPlatformKey", map[string]string{adminVar: "ak"}, []string{"engine show", "a"}, platformVar},
+		{"ErrNodeOfProduct", map[string]string{platformVar: "pk"}, []string{"engine list", "-node", "n"}, adminVar},
+		{"ErrProductOfProduct", map[string]string{platformVar: "pk"}, []string{"engine list", "-product", "p"}, adminVar},
+		{"ErrListAsAdmin", map[string]string{platformVar: "pk"}, []string{"engine list", "-admin"}, adminVar},
 		{"ErrAdminKey", map[string]string{platformVar: "pk"}, []string{"product list"}, adminVar},
 		{"ErrEither", nil, []string{"status"}, "neither"},
 		{"ErrAsAdmin", map[string]string{platformVar: "pk"}, []string{"status", "-admin"}, adminVar},

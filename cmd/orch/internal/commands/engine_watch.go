@@ -76,7 +76,9 @@ func (w *watcher) look(ctx context.Context) (done bool, err error) {
 // engines returns the watched engines, without keys.
 func (w *watcher) engines(ctx context.Context) ([]client.Engine, error) {
 	if len(w.in.Args) == 0 {
-		list, err := engines(ctx, w.in.client, client.EngineFilter{}, 0)
+		list, err := engines(0, func(limit int, cursor string) (*client.EngineList, error) {
+			return w.in.client.Engines(ctx, client.EngineFilter{Limit: limit, Cursor: cursor})
+		})
 		if err != nil {
 			return nil, err
 		}

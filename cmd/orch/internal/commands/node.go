@@ -5,8 +5,40 @@ import (
 	"errors"
 	"flag"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/cmdline"
 )
+
+func nodeList() *spec {
+	return &spec{
+		name: "node list", needs: needsAdminKey,
+		synopsis: "List the nodes, with their engines, room and health",
+		about: `List every node that Nomad knows, and last those that it does not know but on which
+engines are recorded (status unknown). ENGINES counts users' engines, whether they
+run or not, and RUNNING those that run; WARM counts engines without a user. FREE
+is what no allocation has reserved. VOLUMES counts empty volumes that wait for an
+engine. CONSUL is the node's Consul agent: ok, failing, or unknown. "orch engine
+list -node" lists the engines of a node.`,
+		examples: []string{"orch node list", "orch node list -json | jq '.nodes[] | select(.consul_agent != \"ok\")'"},
+		run: func(ctx context.Context, in *invocation) error {
+			list, err := in.client.Nodes(ctx)
+			if err != nil {
+				return err
+			}
+			t := &cmdline.Table{Empty: "no nodes"}
+			t.Head("NODE", "NAME", "POOL", "STATUS", "ELIGIBLE", "ENGINES", "RUNNING", "FAILED", "WARM", "VOLUMES", "FREE MHZ", "FREE MIB", "CONSUL")
+			for _, n := range list.Nodes {
+				engines := 0
+				for _, count := range n.Engines {
+					engines += count
+				}
+				t.Row(n.NodeID, n.Name, n.NodePool, n.Status, n.Eligible, engines, n.Engines[client.Running], n.Engines[client.Failed], n.WarmEngines, n.ReadyVolumes,
+					n.Room.CPUMHz, n.Room.MemoryMB, n.ConsulAgent)
+			}
+			return in.Show(list, t)
+		},
+	}
+}
 
 func nodeAdopt() *spec {
 	var ended bool

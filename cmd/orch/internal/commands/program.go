@@ -13,7 +13,7 @@ func Program() *cmdline.Program {
 		{Name: "product", Synopsis: "Register and change products (for the admin)"},
 		{Name: "audit", Synopsis: "Read the audit log"},
 		{Name: "context", Synopsis: "Select which service is called, and the sources of its keys"},
-		{Name: "node", Synopsis: "Repair the engines of a node (for the admin)"},
+		{Name: "node", Synopsis: "List the nodes, and repair the engines of one (for the admin)"},
 		{Name: "provider-keys", Synopsis: "Apply new provider keys, and show the progress (for the admin)"},
 		{Name: "registry", Synopsis: "Show the state of the registry, and rebuild it (for the admin)"},
 		{Name: "volume", Synopsis: "List and forget unreachable volumes of destroyed engines (for the admin)"},
@@ -23,7 +23,7 @@ func Program() *cmdline.Program {
 		engineQuarantine, engineAdopt, engineDiscard, engineRekey,
 		productRegister, productList, productShow, productPolicy, productRotateKey, productDelete,
 		auditTail,
-		nodeAdopt, providerKeysStatus, providerKeysApply, registryStatus, registryRecover, volumeList, volumeForget,
+		nodeList, nodeAdopt, providerKeysStatus, providerKeysApply, registryStatus, registryRecover, volumeList, volumeForget,
 		status, reconcile,
 	} {
 		p.Commands = append(p.Commands, func(env *cmdline.Env) *cmdline.Command { return build().command(env) })

@@ -29,6 +29,9 @@ type spec struct {
 	predict  map[string]complete.Predictor
 	// product is the help text of the flag -product; empty: there is no such flag.
 	product string
+	// impliesAdmin reports whether the flags are only for the admin, so that the command
+	// needs the admin key, as with -admin and -product; nil: no flag is, not even -product.
+	impliesAdmin func() bool
 	// timeout is the help text of the flag -timeout; empty: it limits each call of the
 	// service.
 	timeout string
@@ -95,7 +98,7 @@ func (s *spec) command(env *cmdline.Env) *cmdline.Command {
 				return err
 			}
 			needs := s.needs
-			if in.admin {
+			if in.admin || s.impliesAdmin != nil && (in.product != "" || s.impliesAdmin()) {
 				needs = needsAdminKey
 			}
 			in.client, err = in.target.client(c.Env, needs)
