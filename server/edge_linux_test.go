@@ -78,6 +78,40 @@ func TestSlowClients(t *testing.T) {
 	t.Logf("all were disconnected within %s", time.Since(began))
 }
 
+// TestRefusedBody: a caller with a wrong key gets the whole response, whether or not its
+// body arrives, and its connection is closed.
+func TestRefusedBody(t *testing.T) {
+	svc := serve(t)
+	const size = 60_000
+	for name, sent := range map[string]int{"no body": 0, "a part": 1, "more than a buffer": size / 2, "all": size} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", svc.Server.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
+			_, err = fmt.Fprintf(conn, "POST /products/register HTTP/1.1\r\nHost: orch\r\nX-Admin-Key: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+				strings.Repeat("x", 32), size, strings.Repeat(" ", sent))
+			if err != nil {
+				t.Fatal(err)
+			}
+			from := bufio.NewReader(conn)
+			resp, err := http.ReadResponse(from, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != http.StatusUnauthorized || !resp.Close || !strings.Contains(string(body), "INVALID_ADMIN_KEY") {
+				t.Errorf("got %s %v %q, %v", resp.Status, resp.Header, body, err)
+			}
+			if rest, err := io.ReadAll(from); err != nil || len(rest) > 0 {
+				t.Errorf("after the response: %q, %v", rest, err)
+			}
+		})
+	}
+}
+
 // TestLargeHeader: a header that is too large is refused before it is read to its end.
 func TestLargeHeader(t *testing.T) {
 	svc := serve(t)

@@ -115,11 +115,19 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	var body errorBody
 	body.Error.Code, body.Error.Message, body.Error.RequestID = e.Code, e.Message, id
+	if (code == http.StatusUnauthorized || e.Code == engine.TooManyWrongKeys) && r.ContentLength != 0 && r.ProtoMajor == 1 {
+		refuse(w, r, code, body)
+		return
+	}
 	writeJSON(w, code, body)
 }
 
-// bodyGrace is how long the rest of a body may take that no handler reads.
-const bodyGrace = time.Second
+const (
+	// bodyGrace is how long the rest of a body may take that no handler reads.
+	bodyGrace = time.Second
+	// refusedGrace is the same for a caller without a right key.
+	refusedGrace = 200 * time.Millisecond
+)
 
 // hurryBody limits how long an error response waits for a body that was not read: before it
 // sends the response, net/http reads the rest of a small body, so that the connection can be
@@ -130,12 +138,33 @@ func hurryBody(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// refuse sends a response to a caller without a right key, at once, and then closes the
+// connection if the body is not there: net/http would wait for it with 8 KB of memory, and
+// anybody could make it wait thousands of times. What has arrived is read, because a
+// connection that is closed before that takes the response with it.
+func refuse(w http.ResponseWriter, r *http.Request, code int, body any) {
+	w.Header().Set("Connection", "close")
+	writeJSON(w, code, body)
+	control := http.NewResponseController(w)
+	if control.Flush() != nil || control.SetReadDeadline(time.Now().Add(refusedGrace)) != nil {
+		return
+	}
+	var little [512]byte
+	for left := maxBody; left > 0; {
+		n, err := r.Body.Read(little[:])
+		if left -= n; err != nil {
+			return
+		}
+	}
+}
+
 func writeJSON(w http.ResponseWriter, code int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic("server: cannot encode a response: " + err.Error())
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)+1)) // the client need not wait for the end of the handler
 	w.WriteHeader(code)
 	_, _ = w.Write(append(b, '\n'))
 }
