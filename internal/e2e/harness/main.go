@@ -32,9 +32,9 @@ var (
 	// BinDir contains the images of engines that are executables.
 	BinDir string
 
-	// Locked says whether the agents have ACLs, TLS and workload identities
-	// (ORCH_TEST_LOCKED=1).
-	Locked = os.Getenv("ORCH_TEST_LOCKED") == "1"
+	// Locked says whether the agents have ACLs, TLS and workload identities, which
+	// ORCH_TEST_OPEN=1 turns off.
+	Locked = os.Getenv("ORCH_TEST_OPEN") != "1"
 
 	documented *contract.Transport
 	calls      *patient
