@@ -1,5 +1,5 @@
-// Package install runs docs/install-steps.md as an operator does who types it. It needs no
-// agents of the harness: the page starts its own.
+// Package install runs docs/install-steps.md as an operator does who types it, and what the
+// Vagrantfile does. It needs no agents of the harness: these start their own.
 package install
 
 import (
@@ -24,11 +24,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// limit is for the whole page, which takes less than a minute on a quiet machine.
+// limit is for a whole run, which takes less than a minute on a quiet machine.
 const limit = 15 * time.Minute
 
-// namespaces are the host of the page: its own ports, mounts and processes. The ports on the
-// page are therefore free, and when its first process ends, the kernel ends all others.
+// namespaces are the host of a run: its own ports, mounts and processes. The ports that it
+// names are therefore free, and when its first process ends, the kernel ends all others.
 const namespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS
 
 // host prepares the namespaces and runs the script.
@@ -40,6 +40,7 @@ func TestInstallSteps(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("Nomad's client needs root, and so do namespaces")
 	}
+	t.Parallel()
 	page, err := os.ReadFile(filepath.Join(harness.Repository, "docs", "install-steps.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -63,9 +64,9 @@ func TestInstallSteps(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	home := t.TempDir()
+	t.Cleanup(func() { removeCgroups(t, filepath.Join(home, "*", "nomad-client", "alloc", "*-*")) })
 	cmd := exec.CommandContext(ctx, "bash", "-c", host)
-	cmd.Dir, cmd.Env = dir, []string{"PATH=" + path + ":" + os.Getenv("PATH"), "HOME=" + home}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
+	inNamespaces(cmd, dir, "PATH="+path+":"+os.Getenv("PATH"), "HOME="+home)
 	printed, err := cmd.CombinedOutput()
 	done := 0
 	for part := range strings.SplitSeq(string(printed), mark) {
@@ -86,6 +87,26 @@ func TestInstallSteps(t *testing.T) {
 	}
 	if err != nil {
 		t.Errorf("%v after\n%s\nIt printed:\n%s%s", err, steps[done].command, steps[done].printed, logs(home))
+	}
+}
+
+// inNamespaces makes a command the first process of new namespaces.
+func inNamespaces(cmd *exec.Cmd, dir string, env ...string) {
+	cmd.Dir, cmd.Env = dir, env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
+}
+
+// removeCgroups removes the cgroups of tasks that were killed with their namespaces. allocs is
+// a pattern of directories that are named after allocations.
+func removeCgroups(t *testing.T, allocs string) {
+	dirs, _ := filepath.Glob(allocs)
+	for _, dir := range dirs {
+		for _, parent := range []string{"*/nomad", "nomad.slice/*"} { // versions 1 and 2
+			groups, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", parent, filepath.Base(dir)+".*"))
+			for _, group := range groups {
+				harness.Eventually(t, "the kernel has removed the processes of "+group, func() error { return os.Remove(group) })
+			}
+		}
 	}
 }
 
