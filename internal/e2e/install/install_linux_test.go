@@ -24,8 +24,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// limit is for a whole run, which takes less than a minute on a quiet machine.
-const limit = 15 * time.Minute
+// limit is for a whole run, which takes a minute on a quiet machine. It is less than go test's
+// own limit, so that a run that hangs still shows what it printed.
+const limit = 9 * time.Minute
 
 // namespaces are the host of a run: its own ports, mounts and processes. The ports that it
 // names are therefore free, and when its first process ends, the kernel ends all others.
