@@ -1,14 +1,44 @@
-# Consul of the one-machine stack. It listens on all addresses, because connections to a
-# forwarded port do not arrive on the machine's loopback. Vagrant forwards the ports only
-# from the host's loopback.
+# Consul of the one-machine stack. It listens on loopback only, so that engines do not reach
+# it.
 node_name            = "orch"
 data_dir             = "/var/lib/consul"
 server               = true
 bootstrap_expect     = 1
 bind_addr            = "127.0.0.1"
-client_addr          = "0.0.0.0"
+client_addr          = "127.0.0.1"
 log_level            = "warn"
 disable_update_check = true
+
+ports {
+  https    = 8501
+  http     = -1
+  grpc     = -1
+  grpc_tls = -1
+}
+
+acl {
+  enabled        = true
+  default_policy = "deny"
+}
+
+tls {
+  defaults {
+    ca_file         = "/etc/orch/tls/ca.pem"
+    cert_file       = "/etc/orch/tls/consul.pem"
+    key_file        = "/etc/orch/tls/consul-key.pem"
+    verify_incoming = true
+    verify_outgoing = true
+  }
+
+  internal_rpc {
+    verify_server_hostname = true
+  }
+
+  # A browser that opens the UI has no certificate, but needs a token.
+  https {
+    verify_incoming = false
+  }
+}
 
 ui_config {
   enabled = true

@@ -1,19 +1,31 @@
-# Nomad of the one-machine stack: server and client in one agent. provision.sh replaces
-# ADDRESS.
+# Nomad of the one-machine stack: server and client in one agent. Its API listens on loopback
+# only, so that engines do not reach it. provision.sh replaces ADDRESS, and stores the token
+# for Consul in a file beside this one.
 name                 = "orch"
 data_dir             = "/var/lib/nomad"
 disable_update_check = true
-
-addresses {
-  http = "0.0.0.0"
-  rpc  = "127.0.0.1"
-  serf = "127.0.0.1"
-}
+bind_addr            = "127.0.0.1"
 
 advertise {
   http = "127.0.0.1"
   rpc  = "127.0.0.1"
   serf = "127.0.0.1"
+}
+
+acl {
+  enabled = true
+}
+
+# Callers need no certificate: Consul and Vault have none when they fetch the keys of workload
+# identities, and neither has a browser that opens the UI.
+tls {
+  http                   = true
+  rpc                    = true
+  ca_file                = "/etc/orch/tls/ca.pem"
+  cert_file              = "/etc/orch/tls/nomad.pem"
+  key_file               = "/etc/orch/tls/nomad-key.pem"
+  verify_server_hostname = true
+  verify_https_client    = false
 }
 
 limits {
@@ -70,12 +82,25 @@ plugin "raw_exec" {
 }
 
 consul {
-  address = "127.0.0.1:8500"
+  address = "127.0.0.1:8501"
+  ssl     = true
+  ca_file = "/etc/orch/tls/ca.pem"
+
+  service_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
+
+  task_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
 }
 
 vault {
   enabled               = true
-  address               = "http://127.0.0.1:8200"
+  address               = "https://127.0.0.1:8200"
+  ca_file               = "/etc/orch/tls/ca.pem"
   jwt_auth_backend_path = "jwt-nomad"
   create_from_role      = "nomad-workloads"
 

@@ -4,8 +4,8 @@
 #
 #   provision.sh CHECKOUT ADDRESS     ADDRESS: the address of the engines' ports
 #
-# The machine is for development only: the agents have no access control, Vault's unseal
-# key is stored in /etc/orch, and connections are not encrypted.
+# The machine is for development only: Vault's unseal key, the management tokens and the key
+# of the certificate authority are stored in /etc/orch, and orch serves plain HTTP.
 set -euo pipefail
 
 root=$1
@@ -15,10 +15,13 @@ cd "$root"
 export HOME="${HOME:-$(getent passwd 0 | cut -d: -f6)}"
 export XDG_CACHE_HOME=/var/cache
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0="*"
-export NOMAD_ADDR=http://127.0.0.1:4646 CONSUL_HTTP_ADDR=http://127.0.0.1:8500 VAULT_ADDR=http://127.0.0.1:8200
+export NOMAD_ADDR=https://127.0.0.1:4646 CONSUL_HTTP_ADDR=https://127.0.0.1:8501 VAULT_ADDR=https://127.0.0.1:8200
+export NOMAD_CACERT=/etc/orch/tls/ca.pem CONSUL_CACERT=/etc/orch/tls/ca.pem VAULT_CACERT=/etc/orch/tls/ca.pem
 
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
+# shellcheck source=deploy/vagrant/access.sh
+. deploy/vagrant/access.sh
 
 # await WHAT COMMAND...: repeat COMMAND until it succeeds, for a minute. WHAT is its name
 # in the error.
@@ -53,40 +56,40 @@ nomad_ready() {
 	node=$(nomad node status -self -json) && jq -e '.Status == "ready" and .Drivers.docker.Healthy' <<<"$node"
 }
 
+# Each agent needs a token of the one before it.
 install_agents() {
-	install -d -m 0700 /etc/orch /var/lib/consul /var/lib/nomad /var/lib/vault
-	install -m 0600 deploy/vagrant/consul.hcl deploy/vagrant/vault.hcl /etc/orch/
-	sed "s/ADDRESS/$address/" deploy/vagrant/nomad.hcl >/etc/orch/nomad.hcl
+	if [ -e /etc/orch/consul.hcl ]; then
+		echo "This machine is from before its agents had access control. Remove it and create another: vagrant destroy, vagrant up" >&2
+		return 1
+	fi
+	umask 077
+	install -d -m 0700 /etc/orch /etc/orch/consul.d /etc/orch/nomad.d /var/lib/consul /var/lib/nomad /var/lib/vault
+	install -m 0600 deploy/vagrant/consul.hcl /etc/orch/consul.d/
+	install -m 0600 deploy/vagrant/vault.hcl /etc/orch/
+	sed "s/ADDRESS/$address/" deploy/vagrant/nomad.hcl >/etc/orch/nomad.d/nomad.hcl
+	make_certificates
 	install -m 0755 deploy/vagrant/unseal.sh /usr/local/sbin/orch-unseal
 	install -m 0644 deploy/vagrant/*.service /etc/systemd/system/
 	systemctl daemon-reload
 	systemctl enable -q consul vault nomad
-	systemctl restart consul vault nomad
-	await "consul" consul kv get -recurse orch-no-such-key/
-	await "vault" vault status
+	systemctl restart consul
+	prepare_consul
+	systemctl restart vault
+	prepare_vault
+	systemctl restart nomad
+	prepare_nomad
 	await "nomad" nomad_ready
+	prepare_logins
 }
 
-# Write what the service and the engines may do in Vault, and how Nomad's workload
-# identities log in.
-prepare_vault() {
-	local name
-	VAULT_TOKEN=$(jq -r .root_token /etc/orch/vault-init.json)
-	export VAULT_TOKEN
-	vault secrets list -format=json | jq -e '."orch/"' >/dev/null || vault secrets enable -path=orch -version=2 kv
-	vault auth list -format=json | jq -e '."jwt-nomad/"' >/dev/null || vault auth enable -path=jwt-nomad jwt
-	for name in orch nomad-workloads; do
-		vault policy write "$name" "deploy/vault/$name.policy.hcl"
-	done
-	vault write auth/jwt-nomad/config jwks_url="$NOMAD_ADDR/.well-known/jwks.json" \
-		jwt_supported_algs=RS256,EdDSA default_role=nomad-workloads
-	# The role accepts only jobs of engines, in their namespace (ORCH_NOMAD_NAMESPACE),
-	# because any other job that could log in with it could read the provider keys. All
-	# engines share one entity in Vault, because the user claim is the namespace, not the
-	# job.
-	vault write auth/jwt-nomad/role/nomad-workloads @deploy/vault/nomad-workloads.role.json
-	vault write auth/jwt-nomad/role/orch @deploy/vault/orch.role.json
-	unset VAULT_TOKEN
+# The file for those who work on the machine: sudo -i, then . /etc/orch/env
+write_env() {
+	cat >/etc/orch/env <<-END
+		export NOMAD_ADDR=$NOMAD_ADDR NOMAD_CACERT=$NOMAD_CACERT NOMAD_TOKEN=$NOMAD_TOKEN
+		export CONSUL_HTTP_ADDR=$CONSUL_HTTP_ADDR CONSUL_CACERT=$CONSUL_CACERT CONSUL_HTTP_TOKEN=$CONSUL_HTTP_TOKEN
+		export VAULT_ADDR=$VAULT_ADDR VAULT_CACERT=$VAULT_CACERT VAULT_TOKEN=$VAULT_TOKEN
+		export ORCH_URL=http://127.0.0.1:8000 ORCH_ADMIN_KEY=$(cat /etc/orch/admin-key)
+	END
 }
 
 run_orch() {
@@ -95,23 +98,26 @@ run_orch() {
 		nomad var put -force -in=json nomad/jobs/orch - >/dev/null
 	# orch listens on all addresses, because the forwarded port arrives on another one than
 	# the engines'. The job allows plain HTTP there (tls_dir is not set); the host forwards
-	# the port of its loopback alone. DEPLOYED changes with the binary, so that Nomad restarts the job with it.
-	nomad namespace apply deploy/nomad/engines.namespace.hcl >/dev/null
-	nomad job run -var driver=raw_exec -var vault_role=orch -var "settings={
-		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ALLOW_OPEN_NOMAD\" = \"true\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
+	# the port of its loopback alone. DEPLOYED changes with the binary, so that Nomad restarts
+	# the job with it. The job has no token: it uses the identity of its task.
+	nomad job run -var driver=raw_exec -var identity=true -var vault_role=orch \
+		-var consul_addr="$CONSUL_HTTP_ADDR" -var vault_addr="$VAULT_ADDR" -var "settings={
+		\"CONSUL_CACERT\" = \"$CONSUL_CACERT\", \"VAULT_CACERT\" = \"$VAULT_CACERT\",
+		\"ORCH_ADDR\" = \":8000\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\", \"ORCH_ENGINE_IMAGE\" = \"orch/reference-engine:1\",
 		\"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl
 	await "orch" curl -fsS http://127.0.0.1:8000/ready
 }
 
 install_programs
 install_agents
-prepare_vault
 run_orch
+write_env
 cat <<EOT
 
-orch    http://127.0.0.1:8000     admin key: vagrant ssh -c 'sudo cat /etc/orch/admin-key'
-nomad   $NOMAD_ADDR/ui
-consul  $CONSUL_HTTP_ADDR/ui
-vault   $VAULT_ADDR/ui  root token: vagrant ssh -c 'sudo jq -r .root_token /etc/orch/vault-init.json'
-engines http://$address:PORT
+orch      http://127.0.0.1:8000     admin key: vagrant ssh -c 'sudo cat /etc/orch/admin-key'
+engines   http://$address:PORT
+commands  vagrant ssh, then sudo -i and . /etc/orch/env (orch, nomad, consul, vault)
+web UIs   vagrant ssh -- -L 4646:127.0.0.1:4646 -L 8501:127.0.0.1:8501 -L 8200:127.0.0.1:8200
+          $NOMAD_ADDR/ui  $CONSUL_HTTP_ADDR/ui  $VAULT_ADDR/ui
+          The browser does not know their certificate authority; the tokens are in /etc/orch/env
 EOT

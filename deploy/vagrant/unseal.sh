@@ -3,7 +3,7 @@
 # in a file, which is acceptable only on a machine for development.
 set -eu
 
-export VAULT_ADDR=http://127.0.0.1:8200
+export VAULT_ADDR=https://127.0.0.1:8200 VAULT_CACERT=/etc/orch/tls/ca.pem
 init=/etc/orch/vault-init.json
 
 n=60
@@ -21,4 +21,4 @@ if [ ! -s $init ]; then
 	mv $init.new $init
 fi
 # The key comes from a file, because other users could read it on a command line.
-jq '{key: .unseal_keys_b64[0]}' $init | curl -fsS -X PUT --data-binary @- $VAULT_ADDR/v1/sys/unseal >/dev/null
+jq '{key: .unseal_keys_b64[0]}' $init | curl -fsS --cacert $VAULT_CACERT -X PUT --data-binary @- $VAULT_ADDR/v1/sys/unseal >/dev/null

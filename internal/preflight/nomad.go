@@ -60,7 +60,11 @@ func (s *Stores) nomadRights(ctx context.Context) []Result {
 			return err
 		}),
 		nomadRight(variables("read"), func() error { _, _, err := c.Variables().Read(variable.Path, read); return err }),
-		nomadRight(variables("list"), func() error { _, _, err := c.Variables().PrefixList(variable.Path, read); return err }),
+		nomadRight(variables("list"), func() error {
+			own := *read // PrefixList changes it
+			_, _, err := c.Variables().PrefixList(variable.Path, &own)
+			return err
+		}),
 		nomadRight(variables("write"), func() error { _, _, err := c.Variables().CheckedUpdate(variable, write); return err }),
 		nomadRight(variables("destroy"), func() error {
 			_, err := c.Variables().CheckedDelete(variable.Path, never, write)
