@@ -106,7 +106,7 @@ func (o *work) boot(ctx context.Context) error {
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
-			url, by := "http://"+alloc.Addr, o.keyProof(path, key, alloc.ID)
+			url, by := o.Row.At(alloc.Addr), o.keyProof(path, key, alloc.ID)
 			o.Row.AllocID, o.Row.URL, probed = alloc.ID, url, alloc.ID
 			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
 				o.Row.Vanished = nil
@@ -121,7 +121,7 @@ func (o *work) boot(ctx context.Context) error {
 				case err == nil:
 					cancel(errHealthy)
 				case errors.As(err, &broken):
-					cancel(&bootFailure{err: brokenContract(broken), reason: engine.ReasonKeyProof})
+					cancel(brokenContract(broken))
 				}
 			})
 		}
