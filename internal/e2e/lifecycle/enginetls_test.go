@@ -34,9 +34,10 @@ type tlsRig struct {
 	prefix string
 }
 
-func startTLSRig(t *testing.T, ports int) *tlsRig {
+func startTLSRig(t *testing.T, cfg devstack.Config) *tlsRig {
 	t.Helper()
-	rig := &tlsRig{t: t, stack: harness.OwnStack(t, devstack.Config{Locked: true, DynamicPorts: [2]int{0, ports}}), roots: x509.NewCertPool(), prefix: "engine-tls/"}
+	cfg.Locked = true
+	rig := &tlsRig{t: t, stack: harness.OwnStack(t, cfg), roots: x509.NewCertPool(), prefix: "engine-tls/"}
 	authority, err := rig.stack.EnginePKI(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +174,7 @@ func must[T any](v T, err error) func(t *testing.T) T {
 func TestEngineTLS(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	rig := startTLSRig(t, 0)
+	rig := startTLSRig(t, devstack.Config{})
 	plain := rig.service()
 	before := plain.Product(t, nil)
 	old := must(before.Provision(ctx, "old", ""))(t)
@@ -292,13 +293,44 @@ func (r *tlsRig) otherAuthority(c *client.Client) {
 	r.wantTLS(e, e.APIKey)
 }
 
+// TestContainerTLS: the process in a container may read its certificate, a warm engine has
+// its own before it has a user, and a paused engine keeps it.
+func TestContainerTLS(t *testing.T) {
+	harness.NeedDocker(t)
+	t.Parallel()
+	ctx := t.Context()
+	rig := startTLSRig(t, devstack.Config{DockerSocket: os.Getenv("DOCKER_HOST")})
+	r := rig.pki(append(harness.Docker.Environ(), "ORCH_WARM_POOL=1")...)
+	rig.stores.AwaitWarm(r, 1)
+	c := r.Product(t, map[string]any{"idle_timeout_s": 1, "sleep_mode": "pause"})
+	e := must(c.Provision(ctx, "u", ""))(t)
+	rig.wantTLS(e, e.APIKey)
+	pid := harness.Inspect(t, e).State.Pid
+	harness.AwaitEngine(t, c, "u", "sleeping", "")
+	a, err := harness.Admit(ctx, c, "u", false, true)
+	if err != nil || !a.Admitted || a.Engine.URL != e.URL {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if now := harness.Inspect(t, a.Engine).State.Pid; now != pid {
+		t.Error("it woke as another process")
+	}
+	rig.wantTLS(a.Engine, e.APIKey)
+	must(c.KeepAwake(ctx, "u", time.Hour))(t)
+	key := must(c.RotateKey(ctx, "u"))(t)
+	rig.wantTLS(must(c.Engine(ctx, "u"))(t), key)
+	must(c.Stop(ctx, "u"))(t)
+	must(c.Start(ctx, "u"))(t)
+	rig.wantTLS(harness.IsNow(t, c, "u", "running", ""), key)
+	must(c.Destroy(ctx, "u"))(t)
+}
+
 // TestEngineCertificateRenewed: Nomad replaces an engine's certificate before it expires.
 // The engine uses the new one, and is not restarted, neither by this nor by a new key that
 // it reads after a signal.
 func TestEngineCertificateRenewed(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	rig := startTLSRig(t, 0)
+	rig := startTLSRig(t, devstack.Config{})
 	c := rig.pki("ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_ENGINE_IMAGE=reference-engine.reload").Product(t, nil)
 	life := func(ttl string) {
 		t.Helper()
@@ -360,7 +392,7 @@ func (s *tlsStranger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestStrangerWithCertificate(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	rig := startTLSRig(t, 8)
+	rig := startTLSRig(t, devstack.Config{DynamicPorts: [2]int{0, 8}})
 	c := rig.pki().Product(t, harness.AnyImage)
 	thief := must(c.Provision(ctx, "thief", ""))(t)
 	environ := must(os.ReadFile(fmt.Sprintf("/proc/%d/environ", rig.process(thief, thief.APIKey))))(t)
