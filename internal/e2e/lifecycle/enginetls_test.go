@@ -205,6 +205,7 @@ func TestEngineTLS(t *testing.T) {
 		rig.in(t).wantTLS(harness.IsNow(t, old2, "old", "running", ""), key)
 	})
 	t.Run("Life", func(t *testing.T) { rig.in(t).life(r, c) })
+	t.Run("NoRight", func(t *testing.T) { rig.in(t).noRight(c) })
 	t.Run("OtherAuthority", func(t *testing.T) { rig.in(t).otherAuthority(c) })
 	r.Stop()
 	// Turned off again: the same.
@@ -261,6 +262,29 @@ func (r *tlsRig) life(replica *harness.Replica, c *client.Client) {
 	}
 	r.wantTLS(a.Engine, asleep.APIKey)
 	must(sleepy.Destroy(ctx, "s"))(t)
+}
+
+// noRight: an engine that gets no certificate does not serve without one, and the error
+// says what is missing.
+func (r *tlsRig) noRight(c *client.Client) {
+	t, ctx := r.t, r.t.Context()
+	policy := must(r.stores.Vault.Sys().GetPolicyWithContext(ctx, "engine-tls"))(t)
+	if err := r.stores.Vault.Sys().PutPolicyWithContext(ctx, "engine-tls", "# nothing"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.stores.Vault.Sys().PutPolicyWithContext(ctx, "engine-tls", policy); err != nil {
+			t.Error(err)
+		}
+	}()
+	_, err := c.Provision(ctx, "without", "")
+	harness.WantCode(t, err, 504, "BOOT_TIMEOUT")
+	for _, word := range []string{"pki-engines/issue/engine", "login"} {
+		if err != nil && !strings.Contains(err.Error(), word) {
+			t.Errorf("the error does not name %q: %v", word, err)
+		}
+	}
+	must(c.Destroy(ctx, "without"))(t)
 }
 
 // otherAuthority: the service trusts only the authorities in its file, which it reads again,
