@@ -196,6 +196,7 @@ func TestNothingUnverified(t *testing.T) {
 // TestSilentHandshake: a process that accepts a connection and no handshake is reached; only
 // who accepts no connection is not.
 func TestSilentHandshake(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +204,7 @@ func TestSilentHandshake(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	own := newPKI(t)
 	p := NewProber(20*time.Second, own.trusted)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var unreached *Unreached
 	if err := p.Of(ownJob).Health(ctx, "https://"+l.Addr().String()); err == nil || errors.As(err, &unreached) {
