@@ -99,7 +99,7 @@ func allocFrom(a *api.AllocationListStub) *Alloc {
 		}
 	}
 	for _, state := range a.TaskStates {
-		alloc.Pulling = pulling(state.Events)
+		alloc.Pulling, alloc.Missing = pulling(state.Events), missing(state.Events)
 		if crash, oom := lastCrash(state.Events); crash > alloc.Crash {
 			alloc.Crash, alloc.OutOfMemory = crash, oom
 		}

@@ -101,6 +101,25 @@ func pulling(events []*api.TaskEvent) string {
 	return cleanReason(last.DisplayMessage)
 }
 
+// templateEvent is the type of the events of a task's templates (consulTemplateSourceName in
+// Nomad's template.go), and missingPrefix begins the message about what they wait for.
+const templateEvent, missingPrefix = "Template", "Missing: "
+
+// missing returns what a task's templates wait for before its process can start, such as a
+// certificate that Vault does not issue; empty: nothing. Nomad retries it. The names contain
+// no address and no secret (String of the dependencies in consul-template).
+func missing(events []*api.TaskEvent) string {
+	if len(events) == 0 {
+		return ""
+	}
+	last := events[len(events)-1]
+	what, found := strings.CutPrefix(last.DisplayMessage, missingPrefix)
+	if last.Type != templateEvent || !found {
+		return ""
+	}
+	return what
+}
+
 var (
 	// imageWords are in the messages of the docker driver about pulls (coordinator.go), and
 	// of Docker, runc and the kernel about an executable that is missing or cannot be run

@@ -26,6 +26,9 @@ type Alloc struct {
 	// Pulling is the node's last message about the image that it is pulling for the
 	// process; empty: it is pulling none.
 	Pulling string
+	// Missing is what the job's templates wait for before the process can start; empty:
+	// nothing, or Nomad did not report it yet.
+	Missing string
 	// Crash is when the process last ended without a request, in nanoseconds since 1970 by
 	// its node's clock; 0: never. Use it only to distinguish two crashes, because the
 	// node's clock may differ from ours.

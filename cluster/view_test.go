@@ -94,6 +94,17 @@ func TestAllocFrom(t *testing.T) {
 			}
 		})
 	}
+	t.Run("Missing", func(t *testing.T) {
+		waits := &api.TaskEvent{Type: "Template", DisplayMessage: "Missing: vault.write(pki-engines/issue/engine -> 5e2a)"}
+		for want, events := range map[string][]*api.TaskEvent{
+			"vault.write(pki-engines/issue/engine -> 5e2a)": {{Type: api.TaskReceived}, waits},
+			"": {waits, {Type: api.TaskStarted}},
+		} {
+			if got := allocFrom(&api.AllocationListStub{TaskStates: map[string]*api.TaskState{"engine": {Events: events}}}); got.Missing != want {
+				t.Errorf("got %q, want %q", got.Missing, want)
+			}
+		}
+	})
 	t.Run("Pulling", func(t *testing.T) {
 		driver := func(message string) *api.TaskEvent {
 			return &api.TaskEvent{Type: api.TaskDriverMessage, DisplayMessage: message}

@@ -430,6 +430,7 @@ func proveConsul(t *testing.T, stack *devstack.Stack) {
 // ofVault is a mount of its own, and two ways to it.
 type ofVault struct {
 	as, root *secrets.Vault
+	client   *vault.Client // that of as
 	*heard
 }
 
@@ -459,7 +460,7 @@ func proveVault(t *testing.T, stack *devstack.Stack) {
 		}
 		client.SetNamespace("")
 		client.SetToken(token.Auth.ClientToken)
-		return ofVault{secrets.New(client, mount), secrets.New(root, mount), h}
+		return ofVault{secrets.New(client, mount), secrets.New(root, mount), client, h}
 	}
 	ctx := t.Context()
 	put := func(v *secrets.Vault, after int) error {
@@ -533,6 +534,19 @@ func proveVault(t *testing.T, stack *devstack.Stack) {
 		`path "orch/data/engine-env" read`:     {call("provider keys", `/data/engine-env": read`, engineEnv, putEnv("a"))},
 		`path "auth/token/lookup-self" read`:   {call("token", `auth/token/lookup-self": read`, keep)},
 		`path "auth/token/renew-self" update`:  {call("token", `auth/token/renew-self": create, update`, keep)},
+	})
+	if _, err := stack.EnginePKI(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// The role decides about names (TestLocked of devstack), the policy who may ask.
+	if _, err := root.Logical().JSONMergePatch(ctx, "pki-engines/roles/engine", map[string]any{"allow_any_name": true}); err != nil {
+		t.Fatal(err)
+	}
+	prove(t, "vault/engine-tls.policy.hcl", secrets.ErrDenied, withRules, map[string][]need[ofVault]{
+		`path "pki-engines/issue/engine" update`: {{"certificate", func(v ofVault) error {
+			_, err := v.client.Logical().WriteWithContext(ctx, "pki-engines/issue/engine", map[string]any{"common_name": "engine-e.engine.orch"})
+			return notTyped(err)
+		}, `pki-engines/issue/engine": create, update`}},
 	})
 	prove(t, "vault/nomad-workloads.policy.hcl", secrets.ErrDenied, withRules, map[string][]need[ofVault]{
 		`path "orch/data/engine-env" read`:    {call("provider keys", `/data/engine-env": read`, engineEnv, putEnv("a"))},

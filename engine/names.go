@@ -11,6 +11,20 @@ import (
 // (Volume).
 func (r *Row) JobID() string { return JobID(r.EngineID) }
 
+// ServerName returns the name in the certificate of an engine, by the name of its job.
+func ServerName(jobID string) string { return jobID + ".engine.orch" }
+
+// TLSScheme begins the URLs of engines that serve TLS.
+const TLSScheme = "https://"
+
+// At returns the URL of the row's engine at an address (host:port).
+func (r *Row) At(addr string) string {
+	if r.TLS {
+		return TLSScheme + addr
+	}
+	return "http://" + addr
+}
+
 // JobID returns the name of an engine's Nomad job, host volume and service.
 func JobID(engineID string) string { return JobPrefix + engineID }
 

@@ -20,7 +20,9 @@ const (
 	ReasonUpstream = "upstream_down"
 	// ReasonKeyProof: the engine breaks the contract of the key proof.
 	// ReasonKeyUnconfirmed: the engine did not accept its new key; its next process must.
+	// ReasonCertificate: the process at its address does not have its certificate.
 	ReasonKeyProof       = "key_proof"
+	ReasonCertificate    = "certificate"
 	ReasonKeyUnconfirmed = "key_unconfirmed"
 	ReasonJobMissing     = "job_missing"
 	// ReasonInterrupted: nobody continued the provision of the engine.

@@ -88,6 +88,8 @@ type Row struct {
 	NextVolume string `json:"next_volume,omitempty"`
 	AllocID    string `json:"alloc_id,omitempty"`
 	URL        string `json:"url,omitempty"`
+	// TLS: the engine's job, as it was last registered, makes its processes serve TLS.
+	TLS bool `json:"tls,omitempty"`
 	// Vanished is set while a missed process of the engine is not confirmed to have ended.
 	Vanished *Vanished `json:"vanished,omitempty"`
 	// Unproven are the allocations whose container may still run although Nomad reports it

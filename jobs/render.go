@@ -30,6 +30,7 @@ type Engine struct {
 	VolumePath  string // on the node; passed to raw_exec engines in their environment
 	Count       int    // 1 runs the engine, 0 stops it
 	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
+	TLS         bool   // Describe: its processes serve TLS. Render decides by the settings
 	Mark        string // id of the operation that registers the job: see Mark
 	// DeploymentID is the id of the deployment that creates the engine. A copy of a
 	// rendered job keeps it.
@@ -86,6 +87,9 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	if e.Digest != "" {
 		setServiceMeta(job, imageKey, e.Image)
 	}
+	if t.settings.PKIPath != "" {
+		setServiceMeta(job, schemeKey, "https")
+	}
 	return job, nil
 }
 
@@ -96,7 +100,7 @@ func Label(job *api.Job, e Engine) {
 	if e.Warm != "" {
 		job.UI.Description = fmt.Sprintf("Warm, unclaimed engine of image %s, kind %s: it runs and waits for a user", quoteForUI(e.Image), quoteForUI(e.Warm))
 	}
-	mark, image := Mark(job), serviceMeta(job, imageKey)
+	mark, image, scheme := Mark(job), serviceMeta(job, imageKey), serviceMeta(job, schemeKey)
 	engineServices(job)[0].Meta = map[string]string{
 		"engine_id":  e.EngineID,
 		"product_id": e.ProductID,
@@ -106,6 +110,7 @@ func Label(job *api.Job, e Engine) {
 	}
 	SetMark(job, mark)
 	setServiceMeta(job, imageKey, image)
+	setServiceMeta(job, schemeKey, scheme)
 }
 
 // keyChecksum is the service meta that shows in Consul which key the process was started
@@ -164,7 +169,7 @@ func setServiceMeta(job *api.Job, key, value string) {
 // Describe returns what Render wrote into a job, as far as the job still contains it. The
 // row of a lost registry is rebuilt from that. Missing fields are empty.
 func Describe(job *api.Job) Engine {
-	e := Engine{JobID: str(job.ID), EngineID: job.Meta["engine_id"], DeploymentID: job.Meta[DeploymentMeta], Mark: Mark(job)}
+	e := Engine{JobID: str(job.ID), EngineID: job.Meta["engine_id"], DeploymentID: job.Meta[DeploymentMeta], Mark: Mark(job), TLS: ServesTLS(job)}
 	e.ProductID = serviceMeta(job, "product_id")
 	if user, err := base64.RawURLEncoding.DecodeString(serviceMeta(job, "user_id_b64")); err == nil {
 		e.UserID = string(user)

@@ -43,7 +43,8 @@ func check(job *api.Job, s Settings) []string {
 		need(mounted, "the task must mount volume %q at /data", volumeName)
 	}
 	checkTemplates(task, s, need)
-	checkServices(append(append([]*api.Service{}, group.Services...), task.Services...), need)
+	checkTLS(task, s, need)
+	checkServices(append(append([]*api.Service{}, group.Services...), task.Services...), s.PKIPath != "", need)
 	return problems
 }
 
@@ -96,11 +97,11 @@ func checkTemplates(task *api.Task, s Settings, need needFunc) {
 	need(checksum || !s.NeedsChecksum || s.Driver == Mock, "the template with ENGINE_KEY_HASH must also give %s, as the built-in job file does: with ORCH_BOOT_DETECTION=consul nothing else shows which key a process was started with", keyChecksumVariable)
 	need(keyHash || s.Driver == Mock, "a template with env = true must give ENGINE_KEY_HASH from the job's Nomad variable")
 	if s.ProviderKeysPath != "" {
-		need(task.Vault != nil && str(task.Vault.ChangeMode) == "noop", "add vault { change_mode = \"noop\" }, because the default restarts the engine when it gets a new token")
+		need(vaultIsQuiet(task), "add vault { change_mode = \"noop\" }, because the default restarts the engine when it gets a new token")
 	}
 }
 
-func checkServices(services []*api.Service, need needFunc) {
+func checkServices(services []*api.Service, tls bool, need needFunc) {
 	if !need(len(services) == 1, "there must be exactly one service, found %d", len(services)) {
 		return
 	}
@@ -109,6 +110,7 @@ func checkServices(services []*api.Service, need needFunc) {
 	need(svc.PortLabel == PortLabel, "the service's port must be %q", PortLabel)
 	for _, c := range svc.Checks {
 		if c.Type == "http" && c.Path == "/health" {
+			need((c.Protocol == "https") == tls, "the check of /health must have protocol \"https\" with ORCH_ENGINE_TLS=pki, and only then")
 			return
 		}
 	}

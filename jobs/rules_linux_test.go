@@ -16,6 +16,8 @@ func TestDefaultJobFile(t *testing.T) {
 				s := settings(driver)
 				s.KeyReload, s.ProviderKeysPath = reload, keys
 				parsed(t, s)
+				s.PKIPath = pkiPath
+				parsed(t, s)
 			}
 		}
 	}

@@ -41,6 +41,9 @@ type Settings struct {
 	// ProviderKeysPath is the path of the provider keys in Vault, as a template reads it;
 	// empty: engines get none.
 	ProviderKeysPath string
+	// PKIPath is the path in Vault that issues a certificate for an engine; empty: engines
+	// serve plain HTTP.
+	PKIPath          string `json:",omitempty"`
 	CheckIntervalS   int
 	CheckTimeoutS    int
 	CheckMaxFailures int
@@ -131,6 +134,7 @@ func variables(s Settings) string {
 	set("nomad_logs", strconv.FormatBool(s.NomadLogs))
 	set("catalog_path", hclString(s.CatalogPath))
 	set("provider_keys", hclString(s.ProviderKeysPath))
+	set("pki_path", hclString(s.PKIPath))
 	set("check_interval_s", strconv.Itoa(s.CheckIntervalS))
 	set("check_timeout_s", strconv.Itoa(s.CheckTimeoutS))
 	set("check_max_failures", strconv.Itoa(s.CheckMaxFailures))

@@ -35,6 +35,12 @@ variable "provider_keys" {
   description = "path in Vault of the provider keys; empty: engines get none"
 }
 
+variable "pki_path" {
+  type        = string
+  default     = ""
+  description = "path in Vault that issues an engine's certificate (ORCH_ENGINE_PKI_PATH); empty: engines serve plain HTTP (ORCH_ENGINE_TLS)"
+}
+
 variable "nomad_logs" {
   type        = bool
   default     = false
@@ -195,7 +201,9 @@ job "engine" {
         CATALOG_DIR    = var.driver == "docker" ? "/catalog" : var.catalog_path
         }, var.key_reload == "signal" ? {
         ENGINE_KEY_HASH_FILE = "$${NOMAD_SECRETS_DIR}/engine_key_hash"
-      } : {})
+        } : {}, var.pki_path == "" ? {} : {
+        ENGINE_TLS_FILE = "$${NOMAD_SECRETS_DIR}/engine_tls.pem"
+      })
 
       # Relied on: the hash of the engine's key, from the Nomad variable of its
       # job. With the default waits and splay, a new key arrives after 6 to 9 s. The checksum
@@ -230,15 +238,34 @@ job "engine" {
         }
       }
 
-      # Relied on, if engines get provider keys: neither a new provider key nor a new Vault
-      # token restarts an engine. A new provider key is in the environment from the next
+      # Relied on with ORCH_ENGINE_TLS=pki: the engine's certificate, its chain and its key,
+      # in one file, so that they always fit together. The name is the engine's own, and
+      # Vault issues no other to it. The address is for clients that verify the URL's host.
+      # After about nine tenths of its life the certificate is replaced; the engine reads
+      # the file again, and nothing restarts it. (Not pkiCert: that reads the file before it
+      # writes it, as root, and the engine may have put a link in its place.)
+      dynamic "template" {
+        for_each = var.pki_path == "" ? [] : ["certificate"]
+        content {
+          destination = "$${NOMAD_SECRETS_DIR}/engine_tls.pem"
+          change_mode = "noop"
+          perms       = "0400"
+          uid         = var.driver == "docker" ? 65532 : -1
+          gid         = var.driver == "docker" ? 65532 : -1
+          data        = "{{ with secret \"${var.pki_path}\" (printf \"common_name=%s.engine.orch\" (env \"NOMAD_JOB_ID\")) (printf \"ip_sans=%s\" (env \"NOMAD_IP_http\")) }}{{ .Data.certificate }}\n{{ range .Data.ca_chain }}{{ . }}\n{{ end }}{{ .Data.private_key }}\n{{ end }}"
+        }
+      }
+
+      # Relied on, if engines get provider keys or a certificate: neither a new provider key
+      # nor a new Vault token restarts an engine. A new provider key is in the environment from the next
       # start. The service has checked that Nomad can read all values as toJSON quotes them.
       # (once = true would also avoid the restart, but Nomad renders such templates
       # separately, and the group that is rendered last replaces all variables of the
       # other.) The process never gets the Vault token.
       dynamic "vault" {
-        for_each = var.provider_keys == "" ? [] : ["vault"]
+        for_each = var.provider_keys == "" && var.pki_path == "" ? [] : ["vault"]
         content {
+          role         = var.pki_path == "" ? "" : "engine-tls"
           change_mode  = "noop"
           env          = false
           disable_file = true
@@ -271,11 +298,14 @@ job "engine" {
         provider = "consul"
         port     = "http"
 
-        # Relied on: the check that watches a running engine.
+        # Relied on: the check that watches a running engine. Consul's agents do not know
+        # the authority of engines' certificates, and send no key, so they verify none.
         check {
           name                     = "health"
           type                     = "http"
           path                     = "/health"
+          protocol                 = var.pki_path == "" ? "" : "https"
+          tls_skip_verify          = var.pki_path != ""
           interval                 = "${var.check_interval_s}s"
           timeout                  = "${var.check_timeout_s}s"
           initial_status           = "warning"

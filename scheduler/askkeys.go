@@ -130,7 +130,7 @@ func (s *Scheduler) acceptedKey(ctx context.Context, row *engine.Row) (string, e
 	if s.detector.By == boot.ByConsul || s.detector.By == boot.ByEither && !s.detector.Reaches(ctx, row.URL, dialWithin) {
 		return s.startedWith(ctx, row)
 	}
-	probe, end := s.probe.Talk()
+	probe, end := s.probe.Of(row.JobID()).Talk()
 	defer end()
 	if probe.Locked(ctx, row.URL, path) != nil {
 		return "", nil

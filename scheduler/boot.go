@@ -95,18 +95,18 @@ func (o *work) boot(ctx context.Context) error {
 	if !o.registeredAt.IsZero() { // otherwise it was taken over, or runs already
 		kind = &boot.Kind{Image: o.Row.Image, First: o.Row.Op.Kind == engine.OpProvision}
 	}
-	probed, pulling := "", ""
+	probed, pulling, missing := "", "", ""
 	look := func(state cluster.JobState) (bool, error) {
 		alloc := o.ownAlloc(state)
 		if alloc == nil {
 			return false, o.placementError(state)
 		}
-		o.Row.Crash, pulling = alloc.Crash, alloc.Pulling
+		o.Row.Crash, pulling, missing = alloc.Crash, alloc.Pulling, alloc.Missing
 		if alloc.Terminal() || alloc.Failure != "" && o.Row.Op.Kind != engine.OpRecover { // Nomad restarts the failed process during OpRecover
 			return false, o.bootFailed(timed, alloc)
 		}
 		if alloc.Addr != "" && probed != alloc.ID {
-			url, by := "http://"+alloc.Addr, o.keyProof(path, key, alloc.ID)
+			url, by := o.Row.At(alloc.Addr), o.keyProof(path, key, alloc.ID)
 			o.Row.AllocID, o.Row.URL, probed = alloc.ID, url, alloc.ID
 			if o.Row.Vanished != nil && o.Row.Vanished.AllocID == alloc.ID {
 				o.Row.Vanished = nil
@@ -121,7 +121,7 @@ func (o *work) boot(ctx context.Context) error {
 				case err == nil:
 					cancel(errHealthy)
 				case errors.As(err, &broken):
-					cancel(&bootFailure{err: brokenContract(broken), reason: engine.ReasonKeyProof})
+					cancel(brokenContract(broken))
 				}
 			})
 		}
@@ -153,6 +153,9 @@ func (o *work) boot(ctx context.Context) error {
 			err:    engine.Errorf(engine.BootTimeout, "the engine's node is still pulling its image, after its %s to boot: %s. The pull continues, and a start succeeds after it", o.s.opts.BootTimeout, pulling),
 			reason: engine.ReasonPull,
 		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) && missing != "" {
+		return engine.Errorf(engine.BootTimeout, "the engine's process could not start within its %s to boot, because its node does not get what the job's templates need: %s. Check that Vault gives it to the engine's login", o.s.opts.BootTimeout, missing)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if kind != nil {

@@ -55,7 +55,8 @@ func (o *work) freeze(ctx context.Context) error {
 func (o *work) tryFreeze(ctx context.Context) error {
 	began := time.Now()
 	var unreached *boot.Unreached
-	if err := o.s.probe.Health(ctx, o.Row.Frozen.URL); errors.As(err, &unreached) {
+	probe := o.s.probe.Of(o.Row.JobID())
+	if err := probe.Health(ctx, o.Row.Frozen.URL); errors.As(err, &unreached) {
 		return o.insteadOf("it cannot be paused, because nothing would show that it is, so it is stopped instead", err)
 	}
 	within := boot.StillAnswers + 3*min(time.Since(began), boot.SlowAnswer)
@@ -65,7 +66,7 @@ func (o *work) tryFreeze(ctx context.Context) error {
 	o.paused = true
 	// This is not interrupted by a destroy, whose SIGCONT must not overtake this signal.
 	refused := o.s.cluster.Signal(context.WithoutCancel(ctx), o.Row.Frozen.AllocID, sigStop)
-	if refused == nil && o.s.probe.KeepsAnswering(ctx, o.Row.Frozen.URL, within) {
+	if refused == nil && probe.KeepsAnswering(ctx, o.Row.Frozen.URL, within) {
 		refused = errors.New("it responds although its first process is stopped")
 	}
 	if err := o.Fence(ctx); err != nil {

@@ -16,7 +16,7 @@ import (
 func (o *work) keyProof(path, key, allocID string) boot.Proof {
 	jobID := o.Row.JobID()
 	return boot.Proof{
-		Path: path, Key: key,
+		JobID: jobID, Path: path, Key: key,
 		Runs: func(ctx context.Context) bool { return o.s.taskRuns(ctx, jobID, allocID) },
 		Reported: func() bool {
 			alloc, known := o.s.cluster.Newest(jobID)
@@ -25,11 +25,15 @@ func (o *work) keyProof(path, key, allocID string) boot.Proof {
 	}
 }
 
-// brokenContract returns the error for the caller of a boot whose engine breaks the
-// contract of the key proof.
-func brokenContract(b *boot.Breach) *engine.Error {
-	return engine.Errorf(engine.EngineBootFailed, "the engine serves, but breaks the engine contract: %s. Make the image check X-Engine-Key there, "+
-		"or set a path that requires the key (ORCH_ENGINE_KEY_PROOF_PATH, or key_proof_path in the product's policy)", b.Said)
+// brokenContract returns the failure of a boot whose engine breaks the contract of the key
+// proof, or has no certificate of its own.
+func brokenContract(b *boot.Breach) *bootFailure {
+	if b.Certificate {
+		return &bootFailure{reason: engine.ReasonCertificate, err: engine.Errorf(engine.EngineBootFailed, "a process listens at the engine's address, but does not prove that it is the engine: %s. It got no key. "+
+			"The image must serve TLS with the file in ENGINE_TLS_FILE, and ORCH_ENGINE_CA_FILE must contain the authority that Vault issues it from", b.Said)}
+	}
+	return &bootFailure{reason: engine.ReasonKeyProof, err: engine.Errorf(engine.EngineBootFailed, "the engine serves, but breaks the engine contract: %s. Make the image check X-Engine-Key there, "+
+		"or set a path that requires the key (ORCH_ENGINE_KEY_PROOF_PATH, or key_proof_path in the product's policy)", b.Said)}
 }
 
 // proofPath returns the path on which a row's engine proves its key.

@@ -83,7 +83,7 @@ func undone() engine.Operation {
 func (r reconciling) EndProcess(ctx context.Context, row *engine.Row, gone bool) error {
 	s := r.s
 	if row.Frozen != nil {
-		if !gone && !s.probe.KeepsAnswering(ctx, row.Frozen.URL, boot.SlowAnswer) {
+		if !gone && !s.probe.Of(row.JobID()).KeepsAnswering(ctx, row.Frozen.URL, boot.SlowAnswer) {
 			return nil // its check has not noticed yet that it was frozen
 		}
 		return s.settleFrozen(ctx, row)

@@ -196,7 +196,7 @@ func (o *work) rotationKeys(ctx context.Context) (*boot.Rotation, error) {
 	}
 	// Vault may have lost the old key: then the rotation is a re-key, and every key other
 	// than the new one must be refused.
-	k := &boot.Rotation{Path: path, Old: secrets.NewEngineKey()}
+	k := &boot.Rotation{JobID: o.Row.JobID(), Path: path, Old: secrets.NewEngineKey()}
 	old, err := o.s.secret(ctx, o.Row)
 	if err == nil {
 		k.Old = old.Key
@@ -217,7 +217,7 @@ func (o *work) rotationKeys(ctx context.Context) (*boot.Rotation, error) {
 func (o *work) followAlloc() {
 	alloc, known := o.s.cluster.Newest(o.Row.JobID())
 	if known && !alloc.Terminal() && alloc.Addr != "" && alloc.ID != o.Row.AllocID {
-		o.Row.AllocID, o.Row.URL = alloc.ID, "http://"+alloc.Addr
+		o.Row.AllocID, o.Row.URL = alloc.ID, o.Row.At(alloc.Addr)
 	}
 }
 

@@ -47,6 +47,8 @@ type Options struct {
 	ProbeTimeout time.Duration
 	// Detection is who reports that an engine is usable, and how it is.
 	Detection boot.Detection
+	// EngineCAs are the authorities of engines' certificates; nil: there are none.
+	EngineCAs boot.Authorities
 	// MaxFailures is the number of successive failed probes after which an engine is
 	// failed.
 	MaxFailures int
@@ -135,7 +137,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 		opts: opts, log: log, store: store, cluster: c, vault: v, audit: a,
 		mirror: store.NewMirror(log.Named("mirror")), limiter: store.NewLimiter(), health: store.NewChecks(time.Duration(opts.Job.CheckIntervalS)*time.Second, log.Named("checks")),
 		replica:      store.Join(log.Named("replica")),
-		probe:        boot.NewProber(opts.ProbeTimeout),
+		probe:        boot.NewProber(opts.ProbeTimeout, opts.EngineCAs),
 		contradicted: map[string]bool{},
 	}
 	var observed func(operation.Outcome)

@@ -122,11 +122,11 @@ func (o *work) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	registered, err := o.registerOnce(ctx, job)
+	registered, tls, err := o.registerOnce(ctx, job)
 	if err != nil {
 		return err
 	}
-	row.Op.JobIndex, o.registeredAt = registered, time.Now()
+	row.Op.JobIndex, row.TLS, o.registeredAt = registered, tls, time.Now()
 	row.Vanished = nil // nothing was left at the end of the drain
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
@@ -135,27 +135,28 @@ func (o *work) register(ctx context.Context) error {
 // registerOnce registers the job unless this operation has already done so: a crash, or a
 // lost response, can come between the registration and its record. It returns the index
 // after the registration, because for a registration that changes nothing, Nomad returns a
-// wrong one.
-func (o *work) registerOnce(ctx context.Context, job *api.Job) (uint64, error) {
+// wrong one, and whether the registered job serves TLS: another replica, with another
+// configuration, may have registered it.
+func (o *work) registerOnce(ctx context.Context, job *api.Job) (index uint64, tls bool, err error) {
 	for first := true; ctx.Err() == nil; first = false {
-		index := o.quietAt // 0 for a provision, and after a take-over
+		index = o.quietAt // 0 for a provision, and after a take-over
 		if !first || index == 0 && o.Row.Op.Kind != engine.OpProvision {
 			present, err := o.s.cluster.Job(ctx, *job.ID)
 			switch {
 			case err == nil && jobs.Mark(present) == o.ID && jobs.Runs(present):
-				return *present.JobModifyIndex, nil
+				return *present.JobModifyIndex, jobs.ServesTLS(present), nil
 			case err == nil:
 				index = *present.JobModifyIndex
 			case !errors.Is(err, cluster.ErrNotFound):
-				return 0, err
+				return 0, false, err
 			}
 		}
 		if err := o.Fence(ctx); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		if registered, err := o.s.cluster.Register(ctx, job, index); !errors.Is(err, cluster.ErrConflict) {
-			return registered, err
+			return registered, jobs.ServesTLS(job), err
 		}
 	}
-	return 0, ctx.Err()
+	return 0, false, ctx.Err()
 }

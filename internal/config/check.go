@@ -69,6 +69,8 @@ func (c *Config) check(unread map[string]bool) []error {
 	oneOf("ORCH_ENGINE_KEY_RELOAD", c.KeyReload, "restart", "signal")
 	err := engine.CheckKeyProofPath(c.KeyProofPath)
 	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
+	oneOf("ORCH_ENGINE_TLS", c.EngineTLS, engineTLSOff, engineTLSPKI)
+	c.checkEngineTLS(bad)
 	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
 	if c.EngineImage != "" {
@@ -128,7 +130,7 @@ func (c *Config) check(unread map[string]bool) []error {
 
 // contractVariables are the variables of the engine contract (docs/tutorial-engine.md). A provider
 // key of the same name would replace one, because Nomad merges the files of all templates.
-var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "ENGINE_KEY_CHECKSUM", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
+var contractVariables = []string{"ENGINE_KEY_HASH", "ENGINE_KEY_HASH_FILE", "ENGINE_KEY_CHECKSUM", "ENGINE_TLS_FILE", "SQLITE_DB_PATH", "CATALOG_DIR", "PORT"}
 
 func reserved(name string) bool {
 	return slices.Contains(contractVariables, name) || strings.HasPrefix(name, "NOMAD_")

@@ -104,6 +104,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines", "ORCH_ALLOW_OPEN_NOMAD": "true",
 		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul",
+		"ORCH_ENGINE_TLS": "pki", "ORCH_ENGINE_PKI_PATH": "pki/issue/other", "ORCH_ENGINE_CA_FILE": cert,
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
 	base := mustLoad(t, common)
@@ -121,6 +122,8 @@ func TestEveryVariableIsRead(t *testing.T) {
 			switch v.Name {
 			case "ORCH_ALLOW_HTTP": // without it, an address on loopback is needed
 				vars = append(vars, "ORCH_ADDR=127.0.0.1:8000")
+			case "ORCH_ENGINE_TLS":
+				vars = append(vars, "ORCH_ENGINE_CA_FILE="+cert)
 			case "ORCH_TLS_CERT_FILE":
 				vars = append(vars, "ORCH_TLS_KEY_FILE="+key)
 			case "ORCH_TLS_KEY_FILE":

@@ -16,7 +16,7 @@ func (c *Config) Scheduler() scheduler.Options {
 	job := jobs.Settings{
 		HCL: c.jobFile, Driver: jobs.Driver(c.EngineDriver), KeyReload: c.KeyReload,
 		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
-		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath,
+		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath, PKIPath: c.pkiPath(),
 		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
 		NeedsChecksum: boot.Detection(c.BootDetection) == boot.ByConsul,
 		Namespace:     c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),

@@ -38,6 +38,7 @@ func TestLocked(t *testing.T) {
 	t.Run("ServiceIdentity", func(t *testing.T) { checkServiceIdentity(t, s, client, "engine-service") })
 	t.Run("Thefts", func(t *testing.T) { checkThefts(t, s) })
 	t.Run("OwnIdentity", func(t *testing.T) { checkOwnIdentity(t, s) })
+	t.Run("Certificates", func(t *testing.T) { checkCertificates(t, s) })
 	t.Run("OtherDrivers", func(t *testing.T) { checkDrivers(t, s) })
 	for _, c := range []Component{Consul, Nomad, Vault} {
 		if err := s.Kill(c); err != nil {

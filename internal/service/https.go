@@ -10,6 +10,23 @@ import (
 	"github.com/septemberai/orch/internal/reload"
 )
 
+// engineCAs returns the authorities of engines' certificates in a file, which is read again
+// by files; nil: there is no file.
+func engineCAs(file string, files *reload.Watcher) (func() *x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	var current atomic.Pointer[x509.CertPool]
+	err := files.Add("engines", "ORCH_ENGINE_CA_FILE", []string{file}, func() (*x509.Certificate, error) {
+		pool, err := reload.Pool(file)
+		if err == nil {
+			current.Store(pool)
+		}
+		return nil, err
+	})
+	return current.Load, err
+}
+
 // serverTLS returns the TLS configuration of the listener, whose files are read again by
 // files; nil: plain HTTP. With an authority for clients, each client must have a
 // certificate.

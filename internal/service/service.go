@@ -95,6 +95,9 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	}
 	opts := cfg.Scheduler()
 	opts.Observer = svc.metrics
+	if opts.EngineCAs, err = engineCAs(cfg.EngineCAFile, svc.files); err != nil {
+		return nil, err
+	}
 	if len(opts.ProviderKeys) > 0 {
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}

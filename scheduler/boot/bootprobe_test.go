@@ -25,7 +25,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			says(200, `{"status":"ok"}`)(w, r)
 		})
-		if NewBoots(NewProber(time.Second)).AwaitUsable(t.Context(), url, proves(testKey), nil) != nil {
+		if NewBoots(NewProber(time.Second, nil)).AwaitUsable(t.Context(), url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 		if n := asked.Load(); n != 5 {
@@ -45,7 +45,7 @@ func TestAwaitUsable(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		if NewBoots(NewProber(time.Minute)).AwaitUsable(ctx, url, proves(testKey), nil) != nil {
+		if NewBoots(NewProber(time.Minute, nil)).AwaitUsable(ctx, url, proves(testKey), nil) != nil {
 			t.Error("not usable")
 		}
 	})
@@ -66,7 +66,7 @@ func TestAwaitUsable(t *testing.T) {
 			}
 			pause.For(ctx, 3*overtakeAfter) // time for one too many
 		}()
-		if NewBoots(NewProber(time.Minute)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if NewBoots(NewProber(time.Minute, nil)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 		if got := most.Load(); got != maxProbes {
@@ -82,7 +82,7 @@ func TestAwaitUsable(t *testing.T) {
 		_ = l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if NewBoots(NewProber(time.Second)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
+		if NewBoots(NewProber(time.Second, nil)).AwaitUsable(ctx, url, proves(testKey), nil) == nil {
 			t.Error("usable")
 		}
 	})
@@ -193,7 +193,7 @@ func TestFirstProbeIsTimed(t *testing.T) {
 		asked.Add(1)
 		says(200, `{"status":"ok"}`)(w, r)
 	})
-	b, kind := NewBoots(NewProber(time.Second)), Kind{Image: "image"}
+	b, kind := NewBoots(NewProber(time.Second, nil)), Kind{Image: "image"}
 	if b.AwaitUsable(t.Context(), url, proves(testKey), &kind) != nil || b.times.expected(kind) == 0 {
 		t.Fatal("nothing was learnt")
 	}
@@ -219,7 +219,7 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 		}
 	})
 	healthy := engineStub(t, says(200, `{"status":"ok"}`))
-	b := NewBoots(NewProber(time.Hour))
+	b := NewBoots(NewProber(time.Hour, nil))
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	var boots sync.WaitGroup
 	for range 2 * bootProbes {

@@ -155,7 +155,7 @@ func (d *Detector) awaitPassing(ctx context.Context, p Process, by Proof) error 
 
 // Health checks once whether an engine can serve. *Unable, *Secondhand.
 func (d *Detector) Health(ctx context.Context, p Process) error {
-	_, err := d.ask(ctx, p, d.reachedLately, func() (bool, error) { return false, d.Prober.Health(ctx, p.URL) })
+	_, err := d.ask(ctx, p, d.reachedLately, func() (bool, error) { return false, d.Of(p.JobID).Health(ctx, p.URL) })
 	return err
 }
 
@@ -165,7 +165,7 @@ func (d *Detector) Serves(ctx context.Context, p Process, within time.Duration) 
 	_, err := d.ask(ctx, p, d.maybeReached, func() (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
-		return false, d.Prober.Health(ctx, p.URL)
+		return false, d.Of(p.JobID).Health(ctx, p.URL)
 	})
 	return err
 }
@@ -174,7 +174,7 @@ func (d *Detector) Serves(ctx context.Context, p Process, within time.Duration) 
 // can be minutes old (its agents' check_update_interval), and counts only if the engine's
 // node has been out of reach for a while.
 func (d *Detector) Busy(ctx context.Context, p Process) (busy bool, err error) {
-	return d.ask(ctx, p, d.maybeReached, func() (bool, error) { return d.Prober.Busy(ctx, p.URL) })
+	return d.ask(ctx, p, d.maybeReached, func() (bool, error) { return d.Of(p.JobID).Busy(ctx, p.URL) })
 }
 
 // ask probes an engine, and asks Consul if there is no connection and in does not say that

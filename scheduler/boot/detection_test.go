@@ -71,7 +71,7 @@ func TestNodeReachedLately(t *testing.T) {
 	nobody := "http://" + l.Addr().String()
 	_ = l.Close()
 	for by, want := range map[Detection][2]bool{ByProbe: {false, false}, ByConsul: {true, true}, ByEither: {true, false}} {
-		d := NewDetector(by, NewProber(20*time.Second), instances{}, nil)
+		d := NewDetector(by, NewProber(20*time.Second, nil), instances{}, nil)
 		before := d.Health(t.Context(), Process{URL: nobody}) == nil
 		if !d.Reaches(t.Context(), engineStub(t, says(200, `{"status":"ok"}`)), 20*time.Second) {
 			t.Fatal("the node is not reached")
@@ -91,7 +91,7 @@ func TestNodeOutOfReach(t *testing.T) {
 	}
 	nobody := Process{URL: "http://" + l.Addr().String()}
 	_ = l.Close()
-	d := NewDetector(ByEither, NewProber(20*time.Second), instances{}, nil)
+	d := NewDetector(ByEither, NewProber(20*time.Second, nil), instances{}, nil)
 	serves := func() bool {
 		serves := d.Serves(t.Context(), nobody, 20*time.Second) == nil
 		if _, err := d.Busy(t.Context(), nobody); (err == nil) != serves {
@@ -123,7 +123,7 @@ func TestUnreached(t *testing.T) {
 	nobody := "http://" + l.Addr().String()
 	_ = l.Close()
 	hangs := engineStub(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	p := NewProber(time.Minute)
+	p := NewProber(time.Minute, nil)
 	for url, want := range map[string]bool{nobody: false, hangs: true, engineStub(t, says(503, "")): true} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		err := p.Health(ctx, url)

@@ -107,7 +107,7 @@ func TestFarEngine(t *testing.T) {
 		}
 	}()
 	url := fmt.Sprintf("http://%s:%d", farAddr, listener.Addr().(*net.TCPAddr).Port)
-	p := NewProber(2 * time.Second)
+	p := NewProber(2*time.Second, nil)
 	within := func(what string, trips int, do func(ctx context.Context) error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -123,7 +123,7 @@ func TestFarEngine(t *testing.T) {
 	})
 	within("health", 2, func(ctx context.Context) error { return p.Health(ctx, url) })
 	within("rotation", 5, func(ctx context.Context) error {
-		said, err := (&Rotation{"/proof", old, next}).Ask(ctx, p, url)
+		said, err := (&Rotation{Path: "/proof", Old: old, New: next}).Ask(ctx, p, url)
 		if said != "" {
 			err = errors.New(said)
 		}

@@ -15,8 +15,9 @@ import (
 
 // Proof is how the key of an engine is proved (docs/tutorial-engine.md).
 type Proof struct {
-	Path string // a path that requires the key
-	Key  string // "": unknown, and not proved
+	JobID string // of the engine, whose name its certificate must have (Prober.Of)
+	Path  string // a path that requires the key
+	Key   string // "": unknown, and not proved
 	// Runs reports whether Nomad has started the engine's process. Until then, whatever
 	// responds at the engine's address is another process, and must not get the key.
 	Runs func(context.Context) bool
@@ -26,7 +27,12 @@ type Proof struct {
 }
 
 // Breach is a response that violates the engine contract.
-type Breach struct{ Said string }
+type Breach struct {
+	Said string
+	// Certificate: there was no response, because the process at the engine's address
+	// does not have the engine's certificate.
+	Certificate bool
+}
 
 func (b *Breach) Error() string { return b.Said }
 
@@ -53,7 +59,7 @@ func (p *Prober) Locked(ctx context.Context, url, path string) error {
 	ask := func(key, with string) error {
 		code, err := p.Status(ctx, url, path, key)
 		if err == nil && !Refuses(code) {
-			err = &Breach{fmt.Sprintf("GET %s returned %d %s, but must return 401 or 403", path, code, with)}
+			err = &Breach{Said: fmt.Sprintf("GET %s returned %d %s, but must return 401 or 403", path, code, with)}
 		}
 		return err
 	}
@@ -77,6 +83,7 @@ func (p *Prober) Locked(ctx context.Context, url, path string) error {
 // open, so any process with that port would pass. An engine that accepts everybody never
 // gets the key. *breach, errNotStarted.
 func (p *Prober) usable(ctx context.Context, url string, by Proof) error {
+	p = p.Of(by.JobID)
 	one, end := p.Talk()
 	defer end()
 	if err := p.servesLocked(ctx, one, url, by.Path); err != nil || by.Key == "" {
@@ -87,7 +94,7 @@ func (p *Prober) usable(ctx context.Context, url string, by Proof) error {
 	}
 	code, err := one.Status(ctx, url, by.Path, by.Key)
 	if err == nil && Refuses(code) {
-		err = &Breach{fmt.Sprintf("GET %s returned %d with the engine's own key, but must not return 401 or 403", by.Path, code)}
+		err = &Breach{Said: fmt.Sprintf("GET %s returned %d with the engine's own key, but must not return 401 or 403", by.Path, code)}
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -38,16 +39,21 @@ const (
 
 // Prober sends requests directly to engines: health checks without a key, and key proofs
 // with keys.
+//
+// It sends nothing over TLS unless it is of one engine (Of), whose name must be in the
+// certificate.
 type Prober struct {
 	client      *http.Client
 	dialer      *hedged
 	connections int // to one engine
+	authorities Authorities
+	name        string // in the certificate of its engine; empty: it is of no engine
 }
 
-// NewProber returns a Prober with a time limit per request.
-func NewProber(timeout time.Duration) *Prober {
+// NewProber returns a Prober with a time limit per request. authorities may be nil.
+func NewProber(timeout time.Duration, authorities Authorities) *Prober {
 	dialer := &hedged{dial: new(net.Dialer).DialContext, within: timeout}
-	return &Prober{dialer: dialer, connections: maxProbes, client: &http.Client{
+	return &Prober{dialer: dialer, connections: maxProbes, authorities: authorities, client: &http.Client{
 		Timeout: timeout,
 		// An engine must not redirect the service to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -59,9 +65,10 @@ func NewProber(timeout time.Duration) *Prober {
 // connection, if the engine keeps it, so that one process responds to all of them, and
 // connecting is done once. end closes the connection.
 func (p *Prober) Talk() (one *Prober, end func()) {
-	client, transport := *p.client, &http.Transport{DialContext: p.dialer.DialContext, MaxConnsPerHost: 1}
-	client.Transport = transport
-	return &Prober{&client, p.dialer, 1}, transport.CloseIdleConnections
+	transport := &http.Transport{DialContext: p.dialer.DialContext, MaxConnsPerHost: 1, TLSClientConfig: p.trust()}
+	one = p.over(transport)
+	one.connections = 1
+	return one, transport.CloseIdleConnections
 }
 
 // done reads the rest of a response, up to a limit, because only then its connection can be
@@ -119,7 +126,7 @@ func readHealth(status int, text io.Reader) (busy bool, err error) {
 }
 
 // KeepsAnswering reports whether an engine that should be frozen repeatedly responds, with
-// anything, each time within a limit.
+// anything, if only a certificate that is not its own, each time within a limit.
 func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Duration) bool {
 	for i := range answersToo {
 		if i > 0 && !pause.For(ctx, answerEvery) {
@@ -128,10 +135,13 @@ func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Dur
 		ctx, cancel := context.WithTimeout(ctx, within)
 		resp, err := p.get(ctx, url+"/health", "")
 		cancel()
-		if err != nil {
+		var foreign *Breach
+		switch {
+		case err == nil:
+			_ = resp.Body.Close()
+		case !errors.As(err, &foreign):
 			return false
 		}
-		_ = resp.Body.Close()
 	}
 	return true
 }
@@ -154,11 +164,22 @@ func (p *Prober) Reaches(ctx context.Context, url string, within time.Duration) 
 }
 
 // addressOf returns host and port of an engine's URL.
-func addressOf(url string) string { return strings.TrimPrefix(url, "http://") }
+func addressOf(url string) string {
+	_, address, _ := strings.Cut(url, "://")
+	return address
+}
 
+// get sends a request. *Unreached, *Breach: another process than the engine responds.
 func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, error) {
+	if err := p.maySend(url); err != nil {
+		return nil, err
+	}
 	var reached atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { reached.Store(true) },
+		// There is a connection, whatever becomes of the handshake.
+		TLSHandshakeStart: func() { reached.Store(true) },
+	})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -170,8 +191,14 @@ func (p *Prober) get(ctx context.Context, url, key string) (*http.Response, erro
 	if err == nil {
 		p.dialer.note(req.URL.Host, nil) // also on a connection that was open before
 	}
-	if err != nil && !reached.Load() && noConnection(err) {
-		err = &Unreached{err}
+	switch {
+	case err == nil:
+		return resp, nil
+	case !reached.Load() && noConnection(err):
+		return nil, &Unreached{err}
 	}
-	return resp, err
+	if foreign := p.foreign(err); foreign != nil {
+		return nil, foreign
+	}
+	return nil, err
 }

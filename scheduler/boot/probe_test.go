@@ -44,7 +44,7 @@ func says(status int, body string) http.HandlerFunc {
 }
 
 func TestHealth(t *testing.T) {
-	p := NewProber(time.Second)
+	p := NewProber(time.Second, nil)
 	elsewhere := engineStub(t, says(200, `{"status":"ok"}`))
 	for _, c := range []struct {
 		name   string
@@ -71,7 +71,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
-	p := NewProber(time.Second)
+	p := NewProber(time.Second, nil)
 	for body, want := range map[string]bool{
 		`{"status":"ok","busy":true}`: true, `{"status":"ok","busy":false}`: false, `{"status":"ok"}`: false, `{"status":"ok","busy":"yes"}`: false,
 	} {
@@ -130,7 +130,7 @@ func answers(t *testing.T, by func(key string) int) (url string, got func() []st
 // Three responses prove an engine, the last one to its own key. The key is not sent to an
 // engine that accepts any key, nor to one that Nomad has not started.
 func TestUsable(t *testing.T) {
-	p := NewProber(time.Second)
+	p := NewProber(time.Second, nil)
 	by := func(none, wrong, right int) func(string) int {
 		return func(key string) int {
 			switch key {
@@ -188,7 +188,7 @@ func TestUsable(t *testing.T) {
 // TestLockedInOrder: over one connection an engine gets the request without a key first.
 func TestLockedInOrder(t *testing.T) {
 	url, got := answers(t, func(string) int { return 401 })
-	one, end := NewProber(time.Second).Talk()
+	one, end := NewProber(time.Second, nil).Talk()
 	defer end()
 	if err := one.Locked(t.Context(), url, "/proof"); err != nil {
 		t.Fatal(err)
@@ -202,7 +202,7 @@ func TestLockedInOrder(t *testing.T) {
 // started it, a stranger responds in its place, and that time does not count.
 func TestBreachIsBelieved(t *testing.T) {
 	url, _ := answers(t, func(string) int { return 404 })
-	b := NewBoots(NewProber(time.Second))
+	b := NewBoots(NewProber(time.Second, nil))
 	var broken *Breach
 	began := time.Now()
 	if err := b.AwaitUsable(t.Context(), url, proves(testKey), nil); !errors.As(err, &broken) || time.Since(began) < breachFor {

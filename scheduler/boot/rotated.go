@@ -5,14 +5,14 @@ import (
 	"errors"
 )
 
-// Rotation contains the two keys of a rotation.
-type Rotation struct{ Path, Old, New string }
+// Rotation contains the two keys of a rotation of an engine.
+type Rotation struct{ JobID, Path, Old, New string }
 
 // Ask checks once whether an engine refuses the old key and accepts the new one. said is
 // the difference from that, for the caller; "": there is none. An engine that accepts
 // everybody gets neither key. The error means that it did not respond.
 func (k *Rotation) Ask(ctx context.Context, p *Prober, url string) (said string, err error) {
-	p, end := p.Talk()
+	p, end := p.Of(k.JobID).Talk()
 	defer end()
 	var broken *Breach
 	if err := p.Locked(ctx, url, k.Path); errors.As(err, &broken) {

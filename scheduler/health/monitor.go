@@ -131,7 +131,7 @@ func (m *Monitor) examine(ctx context.Context, seen *engine.Row) (acted bool, er
 		free()
 		return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })
 	case remedyPeek:
-		err := m.ask(ctx, boot.Process{URL: "http://" + at.alloc.Addr, JobID: at.row.JobID(), AllocID: at.alloc.ID}, 1)
+		err := m.ask(ctx, boot.Process{URL: at.row.At(at.alloc.Addr), JobID: at.row.JobID(), AllocID: at.alloc.ID}, 1)
 		if err == nil {
 			free()
 			return true, m.mend(func() error { return m.d.Engines.Recover(ctx, at.row, crash) })

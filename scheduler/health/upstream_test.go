@@ -34,7 +34,7 @@ func TestUpstreams(t *testing.T) {
 				_, _ = w.Write([]byte(c.body))
 			}))
 			defer engine.Close()
-			err := boot.NewProber(time.Minute).Health(t.Context(), engine.URL)
+			err := boot.NewProber(time.Minute, nil).Health(t.Context(), engine.URL)
 			if (err == nil) != (name == "OK") {
 				t.Fatalf("health: %v", err)
 			}

@@ -116,6 +116,9 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 	if row.Digest == "" { // it was resolved since
 		row.Digest = e.digestOf(row.Image)
 	}
+	if e.job != nil {
+		row.TLS = e.job.TLS
+	}
 	dropped := row.Op != nil
 	row.Op, row.SleepPending = nil, ""
 	switch j := e.job; {
@@ -148,6 +151,7 @@ func (e *Evidence) Rebuilt(owner secrets.Owner, now time.Time) *engine.Row {
 	}
 	if j := e.job; j != nil {
 		row.Image, row.Resources, row.NodePool = j.Image, engine.Resources{CPUMHz: j.CPUMHz, MemoryMB: j.MemoryMB, Isolation: j.Isolation}, j.NodePool
+		row.TLS = j.TLS
 		if j.Count == 0 {
 			e.atRest(row)
 		}

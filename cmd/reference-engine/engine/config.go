@@ -16,6 +16,7 @@ type Config struct {
 	BrainPath  string    // SQLITE_DB_PATH
 	CatalogDir string    // CATALOG_DIR, may be empty
 	KeySource  keySource // source of the key's hash
+	TLSFile    string    // certificate, chain and key; empty: plain HTTP
 	Switches   Switches
 	Env        LookupEnv // the variables that GET /env reads
 }
@@ -43,6 +44,7 @@ func LoadConfig(args []string, env LookupEnv) (Config, error) {
 		BrainPath:  get("SQLITE_DB_PATH"),
 		CatalogDir: get("CATALOG_DIR"),
 		KeySource:  keySource{file: get("ENGINE_KEY_HASH_FILE"), value: get("ENGINE_KEY_HASH")},
+		TLSFile:    get("ENGINE_TLS_FILE"),
 		Switches:   sw,
 		Env:        env,
 	}

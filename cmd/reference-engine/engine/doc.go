@@ -5,6 +5,7 @@
 //
 //	ENGINE_KEY_HASH       lower-case hex SHA-256 of the engine's key
 //	ENGINE_KEY_HASH_FILE  a file with the same; takes precedence over the variable, read again on SIGHUP
+//	ENGINE_TLS_FILE       certificate, chain and key in one PEM file, to serve TLS; read again when it changes. Not set: plain HTTP
 //	SQLITE_DB_PATH        the brain, required; its directory must exist
 //	CATALOG_DIR           shared read-only files, optional
 //	PORT, HOST            where to listen; 8000 and every interface (PORT=0: any free port, see the log)

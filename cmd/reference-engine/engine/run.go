@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -102,6 +103,13 @@ func (s *server) serve(ctx context.Context, ln net.Listener, reload <-chan os.Si
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ConnState:         fresh.track,
+	}
+	if s.cfg.TLSFile != "" {
+		cert, err := newCertificate(s.cfg.TLSFile, s.log)
+		if err != nil {
+			return err
+		}
+		ln = tls.NewListener(ln, cert.config())
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -141,8 +141,8 @@ func help() string {
 
 A small engine that keeps orch's engine contract.
 
-Environment: ENGINE_KEY_HASH or ENGINE_KEY_HASH_FILE, SQLITE_DB_PATH, CATALOG_DIR,
-PORT (8000), HOST, ENGINE_SWITCHES.
+Environment: ENGINE_KEY_HASH or ENGINE_KEY_HASH_FILE, ENGINE_TLS_FILE, SQLITE_DB_PATH,
+CATALOG_DIR, PORT (8000), HOST, ENGINE_SWITCHES.
 
 Test switches, on the command line, in ENGINE_SWITCHES (comma-separated) or in
 the executable's name (reference-engine.v2.slow-boot-5s), as name, name-5s or name=5s:
