@@ -56,9 +56,7 @@ echo as it should be
 // orch there. Only the installation of programs is left out, and with it docker: no engine can
 // run.
 func TestVagrant(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("Nomad's client needs root, and so do namespaces")
-	}
+	need(t)
 	t.Parallel()
 	root, err := filepath.Abs(harness.Repository)
 	if err != nil {
