@@ -155,7 +155,7 @@ func (o *work) boot(ctx context.Context) error {
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) && missing != "" {
-		return engine.Errorf(engine.BootTimeout, "the engine's process could not start within its %s to boot, because its node does not get what the job's templates need: %s. Check that Vault gives it to the engine's login", o.s.opts.BootTimeout, missing)
+		return engine.Errorf(engine.BootTimeout, "the engine's process could not start within its %s to boot, because its node does not get what the job's templates need: %s. Check that Vault or Nomad gives it to the engine's login", o.s.opts.BootTimeout, missing)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if kind != nil {

@@ -125,8 +125,9 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 const (
 	// bodyGrace is how long the rest of a body may take that no handler reads.
 	bodyGrace = time.Second
-	// refusedGrace is the same for a caller without a right key.
-	refusedGrace = 200 * time.Millisecond
+	// refusedGrace is the same for a caller without a right key. A distant one needs a few
+	// round trips to send its body.
+	refusedGrace = 500 * time.Millisecond
 )
 
 // hurryBody limits how long an error response waits for a body that was not read: before it

@@ -10,8 +10,12 @@ import (
 
 // EnginePKI sets up in Vault what ORCH_ENGINE_TLS=pki needs: an authority of its own, the
 // role that issues certificates, and the login of engines. It returns the file with the
-// certificate of the authority.
+// certificate of the authority. Again, it only returns that.
 func (s *Stack) EnginePKI(ctx context.Context) (caFile string, err error) {
+	caFile = filepath.Join(s.cfg.Dir, "engines-ca.pem")
+	if _, err := os.Stat(caFile); err == nil {
+		return caFile, nil
+	}
 	client, err := s.vaultClient(s.VaultRootToken)
 	if err != nil {
 		return "", err
@@ -64,7 +68,6 @@ func (s *Stack) EnginePKI(ctx context.Context) (caFile string, err error) {
 			return "", err
 		}
 	}
-	caFile = filepath.Join(s.cfg.Dir, "engines-ca.pem")
 	certificate, _ := root["certificate"].(string)
 	return caFile, os.WriteFile(caFile, []byte(certificate), 0o600)
 }

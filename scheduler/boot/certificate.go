@@ -69,9 +69,26 @@ func (p *Prober) foreign(err error) *Breach {
 	var bad *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &bad):
-		return &Breach{Said: fmt.Sprintf("the certificate at its address is not that of %s: %v", p.name, bad.Err), Certificate: true}
+		return &Breach{Said: fmt.Sprintf("the certificate at its address is not that of %s: %s", p.name, wrong(bad.Err)), Certificate: true}
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return &Breach{Said: "it serves plain HTTP instead of TLS with the certificate in ENGINE_TLS_FILE", Certificate: true}
 	}
 	return nil
+}
+
+// wrong says what is wrong with a certificate. The error itself names the engine that it
+// belongs to, which can be another product's.
+func wrong(err error) string {
+	var name x509.HostnameError
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &name):
+		return "it has another name"
+	case errors.As(err, &unknown):
+		return "it is from an unknown authority"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "it has expired, or is not valid yet"
+	}
+	return "it is not valid for a server"
 }

@@ -121,7 +121,7 @@ func TestStrangersGetNoKey(t *testing.T) {
 		says string // "": it is the engine
 	}{
 		"the engine":          {new(own.pair(time.Hour, name, "127.0.0.1")), ""},
-		"another engine":      {new(own.pair(time.Hour, engine.ServerName(otherJob), "127.0.0.1")), "not " + name},
+		"another engine":      {new(own.pair(time.Hour, engine.ServerName(otherJob), "127.0.0.1")), "not that of " + name + ": it has another name"},
 		"an address only":     {new(own.pair(time.Hour, "127.0.0.1")), name},
 		"a foreign authority": {new(foreign.pair(time.Hour, name, "127.0.0.1")), "unknown authority"},
 		"plain HTTP":          {nil, "plain HTTP"},
@@ -155,6 +155,9 @@ func TestStrangersGetNoKey(t *testing.T) {
 					t.Errorf("%s: %v, want that it is a stranger, with %q", call, err, tc.says)
 				}
 			}
+			if strings.Contains(said, otherJob) {
+				t.Errorf("the caller is told the name of another engine: %q", said)
+			}
 			if asked != nil || !strings.Contains(said, tc.says) {
 				t.Errorf("rotation: %q, %v, want %q", said, asked, tc.says)
 			}
@@ -178,6 +181,9 @@ func TestNothingUnverified(t *testing.T) {
 	} {
 		if err := p.Health(t.Context(), e.URL); err == nil || e.asks.Load() > 0 {
 			t.Errorf("%s: %v, and it got %d requests", what, err, e.asks.Load())
+		}
+		if !p.KeepsAnswering(t.Context(), e.URL, time.Second) {
+			t.Errorf("%s: it counts as frozen, although it was not asked", what)
 		}
 	}
 	replaced := newPKI(t)

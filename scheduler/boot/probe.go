@@ -128,6 +128,9 @@ func readHealth(status int, text io.Reader) (busy bool, err error) {
 // KeepsAnswering reports whether an engine that should be frozen repeatedly responds, with
 // anything, if only a certificate that is not its own, each time within a limit.
 func (p *Prober) KeepsAnswering(ctx context.Context, url string, within time.Duration) bool {
+	if p.maySend(url) != nil {
+		return true // nothing shows that it does not
+	}
 	for i := range answersToo {
 		if i > 0 && !pause.For(ctx, answerEvery) {
 			return false

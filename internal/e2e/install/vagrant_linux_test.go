@@ -48,7 +48,7 @@ nomad acl token self
 env -u NOMAD_TOKEN nomad node status && exit 1
 env -u CONSUL_HTTP_TOKEN consul kv get orch/deployment && exit 1
 env -u VAULT_TOKEN vault secrets list && exit 1
-grep -l _TOKEN= $(nomad var get -out=json nomad/jobs/orch >"$LOGS/variable"; echo "$LOGS/variable") && exit 1
+nomad var get -out=json nomad/jobs/orch | jq -e '.Items | keys == ["ORCH_ADMIN_KEY"]'
 echo as it should be
 `
 

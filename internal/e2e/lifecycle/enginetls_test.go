@@ -326,8 +326,12 @@ func TestContainerTLS(t *testing.T) {
 	rig := startTLSRig(t, devstack.Config{DockerSocket: os.Getenv("DOCKER_HOST")})
 	r := rig.pki(append(harness.Docker.Environ(), "ORCH_WARM_POOL=1")...)
 	rig.stores.AwaitWarm(r, 1)
+	warm := rig.stores.WarmRows(rig.prefix)
 	c := r.Product(t, map[string]any{"idle_timeout_s": 1, "sleep_mode": "pause"})
 	e := must(c.Provision(ctx, "u", ""))(t)
+	if len(warm) != 1 || e.EngineID != warm[0].EngineID {
+		t.Errorf("%s is not the warm engine: %+v", e.EngineID, warm)
+	}
 	rig.wantTLS(e, e.APIKey)
 	pid := harness.Inspect(t, e).State.Pid
 	harness.AwaitEngine(t, c, "u", "sleeping", "")
