@@ -195,6 +195,11 @@ func checkAnswer(documented *openapi3.Response, resp *http.Response, body []byte
 			problems = append(problems, "header "+name+" is missing")
 		}
 	}
+	// The document cannot say so: generators need one Retry-After for all responses, which is
+	// optional with 409.
+	if resp.Header.Get("Retry-After") == "" && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable) {
+		problems = append(problems, "header Retry-After is missing")
+	}
 	for _, name := range []string{"Retry-After", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "X-View-Age"} {
 		if resp.Header.Get(name) != "" && documented.Headers[name] == nil {
 			problems = append(problems, "header "+name+" is not documented")
