@@ -2,12 +2,17 @@ package harness
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"regexp"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/septemberai/orch/client"
+	"github.com/septemberai/orch/internal/pause"
 )
 
 // patient retries calls that got 503 because a store or the audit log did not respond in
@@ -83,5 +88,20 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 				return nil, err
 			}
 		}
+	}
+}
+
+// ProvisionSurely provisions an engine for a user that nobody else provisions. The call may
+// have been sent again while the first one continued: then that one's engine counts.
+func ProvisionSurely(ctx context.Context, c *client.Client, userID string) error {
+	for {
+		err := ErrOf(c.Provision(ctx, userID, ""))
+		switch {
+		case errors.Is(err, client.ErrEngineAlreadyExists):
+			return nil
+		case errors.Is(err, client.ErrEngineBusy) && pause.For(ctx, time.Second):
+			continue
+		}
+		return err
 	}
 }
