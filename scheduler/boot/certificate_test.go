@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -96,6 +98,7 @@ func startTLSEngine(t *testing.T, pair *tls.Certificate) *tlsEngine {
 			w.WriteHeader(http.StatusNotFound)
 		}
 	}))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes
 	if pair == nil {
 		srv.Start()
 		e.URL = strings.Replace(srv.URL, "http://", "https://", 1)

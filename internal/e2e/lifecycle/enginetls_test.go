@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -439,7 +440,7 @@ func TestStrangerWithCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	stranger := &tlsStranger{}
-	srv := &http.Server{Handler: stranger, ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{stolen}}}
+	srv := &http.Server{Handler: stranger, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{stolen}}}
 	var serving sync.WaitGroup
 	for port := node.NodeResources.MinDynamicPort; port <= node.NodeResources.MaxDynamicPort; port++ {
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil { // otherwise it is the thief's own

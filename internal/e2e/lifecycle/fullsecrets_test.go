@@ -2,8 +2,8 @@ package lifecycle
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,8 +73,13 @@ func testRotationWithFullSecrets(t *testing.T, d harness.Driver) {
 			}
 			var now *client.Engine
 			harness.Eventually(t, "its next process runs", func() (err error) {
-				if now, err = harness.EngineIs(t, c, "u", client.Running, ""); err == nil && now.URL == e.URL && now.APIKey == e.APIKey {
-					err = errors.New("it is the one of before")
+				if now, err = harness.EngineIs(t, c, "u", client.Running, ""); err != nil {
+					return err
+				}
+				// The process of before refuses the new key, and may have ended unnoticed.
+				status, err := harness.EngineCall(ctx, now, now.APIKey, http.MethodGet, "/info", nil, nil)
+				if err == nil && (status != http.StatusOK || now.APIKey == e.APIKey) {
+					err = fmt.Errorf("it is the one of before: %d", status)
 				}
 				return err
 			})
