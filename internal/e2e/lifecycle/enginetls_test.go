@@ -451,10 +451,13 @@ func TestStrangerWithCertificate(t *testing.T) {
 
 	_, err = c.Provision(ctx, "victim", "reference-engine.never-listen")
 	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
-	for _, word := range []string{"certificate", "not engine-", "engine-" + thief.EngineID, "got no key"} {
+	for _, word := range []string{"certificate", "it has another name", "got no key"} {
 		if err != nil && !strings.Contains(err.Error(), word) {
 			t.Errorf("the error does not name %q: %v", word, err)
 		}
+	}
+	if err != nil && strings.Contains(err.Error(), thief.EngineID) { // it may be another product's
+		t.Errorf("the error names the other engine: %v", err)
 	}
 	harness.AwaitEngine(t, c, "victim", "failed", "certificate")
 	stranger.mu.Lock()
