@@ -116,7 +116,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var body errorBody
 	body.Error.Code, body.Error.Message, body.Error.RequestID = e.Code, e.Message, id
 	if (code == http.StatusUnauthorized || e.Code == engine.TooManyWrongKeys) && r.ContentLength != 0 && r.ProtoMajor == 1 {
-		refuse(w, r, code, body)
+		s.refuse(w, r, code, body)
 		return
 	}
 	writeJSON(w, code, body)
@@ -125,9 +125,12 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 const (
 	// bodyGrace is how long the rest of a body may take that no handler reads.
 	bodyGrace = time.Second
-	// refusedGrace is the same for a caller without a right key. A distant one needs a few
-	// round trips to send its body.
+	// refusedGrace is the same for a caller without a right key: a distant one needs a few
+	// round trips to send its body. While mostRefused such callers are waited for, others
+	// get crowdedGrace.
 	refusedGrace = 500 * time.Millisecond
+	crowdedGrace = 20 * time.Millisecond
+	mostRefused  = 200
 )
 
 // hurryBody limits how long an error response waits for a body that was not read: before it
@@ -143,11 +146,16 @@ func hurryBody(w http.ResponseWriter, r *http.Request) {
 // connection if the body is not there: net/http would wait for it with 8 KB of memory, and
 // anybody could make it wait thousands of times. What has arrived is read, because a
 // connection that is closed before that takes the response with it.
-func refuse(w http.ResponseWriter, r *http.Request, code int, body any) {
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, code int, body any) {
 	w.Header().Set("Connection", "close")
 	writeJSON(w, code, body)
+	grace := crowdedGrace
+	if s.refused.Add(1) <= mostRefused {
+		grace = refusedGrace
+	}
+	defer s.refused.Add(-1)
 	control := http.NewResponseController(w)
-	if control.Flush() != nil || control.SetReadDeadline(time.Now().Add(refusedGrace)) != nil {
+	if control.Flush() != nil || control.SetReadDeadline(time.Now().Add(grace)) != nil {
 		return
 	}
 	var little [512]byte

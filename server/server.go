@@ -38,8 +38,9 @@ type Server struct {
 	observer  Observer     // nil: nobody
 	access    hclog.Logger // nil: no line for each request
 	inFlight  atomic.Int64
-	confined  bool        // the admin's calls are served by AdminHandler only
-	draining  atomic.Bool // Drain was called
+	refused   atomic.Int64 // callers without a right key whose body is waited for
+	confined  bool         // the admin's calls are served by AdminHandler only
+	draining  atomic.Bool  // Drain was called
 	// requests and admits are the requests in progress (Limit).
 	requests, admits chan struct{}
 	noDocs           bool
