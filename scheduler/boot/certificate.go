@@ -21,6 +21,9 @@ type Authorities func() *x509.CertPool
 func (p *Prober) Of(jobID string) *Prober {
 	one := *p
 	one.name = engine.ServerName(jobID)
+	if p.authorities == nil { // it cannot be asked over TLS (maySend), and needs no transport for that
+		return &one
+	}
 	return one.over(&http.Transport{DialContext: p.dialer.DialContext, DisableKeepAlives: true, TLSClientConfig: one.trust()})
 }
 
