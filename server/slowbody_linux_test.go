@@ -14,6 +14,9 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
+// refusedBytes is the size of the body that a caller without a key announces.
+const refusedBytes = 60_000
+
 // TestSlowBodyWithoutKey: a caller without a valid key gets its response before it has sent
 // its body, and does not hold a request meanwhile, on every route that takes a body. The
 // connection ends, unless the rest of the body follows soon.
@@ -33,32 +36,44 @@ func TestSlowBodyWithoutKey(t *testing.T) {
 	} {
 		t.Run(c.method+" "+c.path, func(t *testing.T) {
 			t.Parallel()
-			conn, err := net.Dial("tcp", svc.Server.Addr().String())
-			if err != nil {
-				t.Fatal(err)
+			resp, body, end := callWithoutKey(t, svc.Server.Addr().String(), c.method, c.path, c.header, c.key, "{")
+			if resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, "_KEY") {
+				t.Errorf("%s %s", resp.Status, body)
 			}
-			defer func() { _ = conn.Close() }()
-			// A response that waits for the body arrives after the server's limit for a whole
-			// request, 30 s.
-			_ = conn.SetDeadline(time.Now().Add(25 * time.Second))
-			if _, err := fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: orch\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{", c.method, c.path, c.header, c.key); err != nil {
-				t.Fatal(err)
-			}
-			from := bufio.NewReader(conn)
-			resp, err := http.ReadResponse(from, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, err := io.ReadAll(resp.Body)
-			_ = resp.Body.Close()
-			if err != nil || resp.StatusCode != http.StatusUnauthorized || !strings.Contains(string(body), "_KEY") {
-				t.Errorf("%s %s, %v", resp.Status, body, err)
-			}
-			if _, err := from.ReadByte(); !errors.Is(err, io.EOF) && !isReset(err) {
-				t.Errorf("the connection does not end: %v", err)
+			if !errors.Is(end, io.EOF) && !isReset(end) {
+				t.Errorf("the connection does not end: %v", end)
 			}
 		})
 	}
+}
+
+// callWithoutKey announces a body of refusedBytes and sends a part of it. It returns the
+// response with its body, and how the connection ends after it.
+func callWithoutKey(t *testing.T, addr, method, path, header, key, sent string) (resp *http.Response, body string, end error) {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	// A response that waits for the body arrives after the server's limit for a whole
+	// request, 30 s.
+	_ = conn.SetDeadline(time.Now().Add(25 * time.Second))
+	if _, err := fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: orch\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", method, path, header, key, refusedBytes, sent); err != nil {
+		t.Fatal(err)
+	}
+	from := bufio.NewReader(conn)
+	resp, err = http.ReadResponse(from, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if err != nil {
+		t.Errorf("the response ends early: %q, %v", text, err)
+	}
+	_, end = from.ReadByte()
+	return resp, string(text), end
 }
 
 // isReset reports whether the server closed the connection while data was under way.
