@@ -16,7 +16,7 @@ import (
 func TestAdmitReasons(t *testing.T) {
 	t.Parallel()
 	const prefix = "admit-reasons/"
-	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "20", "ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "3"})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_CONSUL_PREFIX": prefix, "ORCH_VOLUME_POOL": "3"})
 	c := r.Product(t, harness.AnyImage)
 	ctx := t.Context()
 	denied := func(t *testing.T, user string, provision, wake bool, reason string) {

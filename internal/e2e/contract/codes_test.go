@@ -12,7 +12,8 @@ import (
 // An admit that boots an engine fails with the same errors as a provision or a start.
 func TestAdmitFailsAsABootDoes(t *testing.T) {
 	t.Parallel()
-	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "6", "ORCH_VOLUME_POOL": "2"})
+	usual := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "2"})
+	short := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1", "ORCH_BOOT_TIMEOUT_S": "6"})
 	ctx := t.Context()
 	for _, tc := range []struct {
 		policy map[string]any
@@ -27,6 +28,10 @@ func TestAdmitFailsAsABootDoes(t *testing.T) {
 	} {
 		t.Run(tc.code, func(t *testing.T) {
 			t.Parallel()
+			r := usual
+			if tc.code == "BOOT_TIMEOUT" {
+				r = short
+			}
 			c := r.Product(t, tc.policy)
 			harness.WantCode(t, harness.ErrOf(harness.Admit(ctx, c, "u", true, true)), tc.status, tc.code)
 			if !tc.leaves {

@@ -9,7 +9,7 @@ import (
 
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
-	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2", "ORCH_BOOT_TIMEOUT_S": "20"})
+	all := harness.StartReplicas(t, 2, map[string]string{"ORCH_VOLUME_POOL": "2"})
 	c := all[0].Product(t, harness.AnyImage)
 	ctx := t.Context()
 

@@ -186,7 +186,7 @@ func TestUnhealthyEngineRecovers(t *testing.T) {
 func TestStormIsHeld(t *testing.T) {
 	t.Parallel()
 	const prefix, fleet = "storm/", 12
-	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=6", "ORCH_RESTART_MAX_ATTEMPTS=3", "ORCH_BOOT_TIMEOUT_S=10"))
+	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=6", "ORCH_RESTART_MAX_ATTEMPTS=3", "ORCH_BOOT_TIMEOUT_S=20"))
 	c := r.Product(t, harness.AnyImage)
 	for i := range fleet {
 		if _, err := c.Provision(t.Context(), fmt.Sprint("u", i), "reference-engine.fail-health-file"); err != nil {

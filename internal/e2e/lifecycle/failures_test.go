@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -16,25 +17,31 @@ func TestBootFailures(t *testing.T) { harness.EachDriver(t, testBootFailures) }
 
 func testBootFailures(t *testing.T, d harness.Driver) {
 	t.Parallel()
-	r := harness.StartService(t, harness.Shared, d.With(map[string]string{"ORCH_BOOT_TIMEOUT_S": "8"}))
-	c := r.Product(t, harness.AnyImage)
+	// Only boots that end by their deadline have a short one: a busy docker daemon needs
+	// longer than 8 s to start a container that exits.
+	const usual, short = "60", "8"
+	products := map[string]*client.Client{}
+	for _, seconds := range []string{usual, short} {
+		r := harness.StartService(t, harness.Shared, d.With(map[string]string{"ORCH_BOOT_TIMEOUT_S": seconds}))
+		products[seconds] = r.Product(t, harness.AnyImage)
+	}
 	for _, tc := range []struct {
-		image  string
-		status int
-		code   string
-		reason string
-		atOnce bool // reported well before the boot deadline
-		names  string
+		image   string
+		timeout string
+		status  int
+		code    string
+		reason  string
+		names   string
 	}{
-		{d.Image("exit-at-start"), 502, "ENGINE_BOOT_FAILED", "crashed", true, "Exit Code: 1"},
-		{d.Image("v404"), 502, "ENGINE_BOOT_FAILED", "image_error", true, d.Image("v404")},
-		{d.Image("never-listen"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
-		{d.Image("fail-health"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
-		{d.Image("hang"), 504, "BOOT_TIMEOUT", "boot_timeout", false, ""},
+		{d.Image("exit-at-start"), usual, 502, "ENGINE_BOOT_FAILED", "crashed", "Exit Code: 1"},
+		{d.Image("v404"), usual, 502, "ENGINE_BOOT_FAILED", "image_error", d.Image("v404")},
+		{d.Image("never-listen"), short, 504, "BOOT_TIMEOUT", "boot_timeout", ""},
+		{d.Image("fail-health"), short, 504, "BOOT_TIMEOUT", "boot_timeout", ""},
+		{d.Image("hang"), short, 504, "BOOT_TIMEOUT", "boot_timeout", ""},
 	} {
 		t.Run(tc.image, func(t *testing.T) {
 			t.Parallel()
-			ctx, user := t.Context(), "user of "+tc.image
+			c, ctx, user := products[tc.timeout], t.Context(), "user of "+tc.image
 			_, err := c.Provision(ctx, user, tc.image)
 			e := harness.WantCode(t, err, tc.status, tc.code)
 			if !strings.Contains(e.Message, tc.names) {

@@ -15,7 +15,7 @@ import (
 func TestRotationIsNotConfirmed(t *testing.T) {
 	t.Parallel()
 	r := harness.StartService(t, harness.Shared, map[string]string{
-		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.no-reload", "ORCH_BOOT_TIMEOUT_S": "10", "ORCH_VOLUME_POOL": "3",
+		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_IMAGE": "reference-engine.no-reload", "ORCH_BOOT_TIMEOUT_S": "20", "ORCH_VOLUME_POOL": "3",
 	})
 	c, ctx := r.Product(t, nil), t.Context()
 	both := r.Product(t, map[string]any{"engine_image": "reference-engine.two-keys"})
