@@ -183,21 +183,20 @@ func (c *Cluster) Purge(ctx context.Context, id string) error {
 	return err
 }
 
-// ScaleToZero sets the count of a job to 0, so that its process is stopped, and writes mark
-// and rest into its meta, unless they are empty. If nothing would change, it writes
-// nothing. It returns the job's index.
+// ScaleToZero sets the count of a job to 0, so that its process is stopped, and writes a
+// note into it. If nothing would change, it writes nothing. It returns the job's index.
 //
 // It calls before between reading and writing the job, and writes only if before returns
 // nil. The write is a check-and-set at the index that was read, so it overwrites no change
 // that was made after that.
 //
 // ErrNotFound: there is no such job. ErrConflict: another writer changed the job meanwhile.
-func (c *Cluster) ScaleToZero(ctx context.Context, id, mark, rest string, before func() error) (uint64, error) {
+func (c *Cluster) ScaleToZero(ctx context.Context, id string, note jobs.Note, before func() error) (uint64, error) {
 	job, err := c.Job(ctx, id)
 	if err != nil {
 		return 0, err
 	}
-	changed := mark != "" && jobs.Mark(job) != mark || rest != "" && jobs.Rest(job) != rest
+	changed := note.Write(job)
 	for _, group := range job.TaskGroups {
 		if group.Count == nil || *group.Count != 0 {
 			zero := 0
@@ -206,12 +205,6 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id, mark, rest string, before
 	}
 	if !changed {
 		return *job.JobModifyIndex, nil
-	}
-	if mark != "" {
-		jobs.SetMark(job, mark)
-	}
-	if rest != "" {
-		jobs.SetRest(job, rest)
 	}
 	if err := before(); err != nil {
 		return 0, err

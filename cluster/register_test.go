@@ -25,7 +25,7 @@ func markedJob(id, mark string) *api.Job {
 	job.AddTaskGroup(group.AddTask(task))
 	none := 0
 	job.Update = &api.UpdateStrategy{MaxParallel: &none} // no deployment, as in an engine's job
-	jobs.SetMark(job, mark)
+	jobs.Note{Mark: mark}.Write(job)
 	return job
 }
 

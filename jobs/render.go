@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"strconv"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -32,6 +31,7 @@ type Engine struct {
 	Warm        string // fingerprint of a warm engine's kind; empty: it is a user's
 	TLS         bool   // Describe: its processes serve TLS. Render decides by the settings
 	Mark        string // id of the operation that registers the job: see Mark
+	Shown       string // the engine's state for Nomad's UI: see Note
 	// DeploymentID is the id of the deployment that creates the engine. A copy of a
 	// rendered job keeps it.
 	DeploymentID string
@@ -40,8 +40,8 @@ type Engine struct {
 // DeploymentMeta is the key of the job meta that contains the deployment's id.
 const DeploymentMeta = "deployment_id"
 
-// Render returns the job of one engine. Job meta never changes, because a change replaces
-// the allocation. User and product are in the ui block and in service meta, which can
+// Render returns the job of one engine. Job meta changes only at a start, because a change
+// replaces the allocation. User and product are in the ui block and in service meta, which can
 // change in place.
 func (t *Template) Render(e Engine) (*api.Job, error) {
 	job := new(api.Job)
@@ -57,6 +57,9 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 		job.Meta = map[string]string{}
 	}
 	job.Meta["deployment"], job.Meta["engine_id"], job.Meta[DeploymentMeta] = t.settings.Deployment, e.EngineID, e.DeploymentID
+	if e.Warm == "" {
+		t.settings.tell(job.Meta, e)
+	}
 
 	group := job.TaskGroups[0]
 	group.Count = &e.Count
@@ -83,7 +86,10 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 
 	engineServices(job)[0].Name = e.JobID
 	Label(job, e)
-	SetMark(job, e.Mark)
+	Note{Mark: e.Mark, Shown: e.Shown}.Write(job)
+	if t.settings.ConsulUI != "" {
+		job.UI.Links = append(job.UI.Links, &api.JobUILink{Label: "Health in Consul", URL: t.settings.ConsulUI + "/services/" + e.JobID})
+	}
 	if e.Digest != "" {
 		setServiceMeta(job, imageKey, e.Image)
 	}
@@ -91,26 +97,6 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 		setServiceMeta(job, schemeKey, "https")
 	}
 	return job, nil
-}
-
-// Label writes the engine's owner into a job, in two places that can change without a
-// restart of its process.
-func Label(job *api.Job, e Engine) {
-	job.UI = &api.JobUIConfig{Description: fmt.Sprintf("Engine of user %s of product %s", quoteForUI(e.UserID), quoteForUI(e.ProductName))}
-	if e.Warm != "" {
-		job.UI.Description = fmt.Sprintf("Warm, unclaimed engine of image %s, kind %s: it runs and waits for a user", quoteForUI(e.Image), quoteForUI(e.Warm))
-	}
-	mark, image, scheme := Mark(job), serviceMeta(job, imageKey), serviceMeta(job, schemeKey)
-	engineServices(job)[0].Meta = map[string]string{
-		"engine_id":  e.EngineID,
-		"product_id": e.ProductID,
-		// Nomad interpolates service meta; the encoding prevents that for a user_id.
-		"user_id_b64": base64.RawURLEncoding.EncodeToString([]byte(e.UserID)),
-		keyChecksum:   "${" + keyChecksumVariable + "}",
-	}
-	SetMark(job, mark)
-	setServiceMeta(job, imageKey, image)
-	setServiceMeta(job, schemeKey, scheme)
 }
 
 // keyChecksum is the service meta that shows in Consul which key the process was started
@@ -124,27 +110,6 @@ const (
 // imageKey is the service meta with the image as the caller named it, if the task names the
 // image by its digest.
 const imageKey = "image"
-
-// markKey is the service meta with the id of the operation that wrote the job last. It
-// changes in place, and every change of it increases the job's index.
-const markKey = "operation"
-
-// Mark returns the id of the operation that wrote a job last; empty: no operation did.
-func Mark(job *api.Job) string { return serviceMeta(job, markKey) }
-
-// SetMark records which operation writes the job.
-func SetMark(job *api.Job, mark string) { setServiceMeta(job, markKey, mark) }
-
-// restKey is the service meta that says why a job requests no process.
-const restKey = "rest"
-
-// Rest returns the state of an engine whose job requests no process ("stopped",
-// "sleeping"); empty: not recorded.
-func Rest(job *api.Job) string { return serviceMeta(job, restKey) }
-
-// SetRest records the engine's state while its job requests no process. A rendered job
-// requests one and records no state.
-func SetRest(job *api.Job, state string) { setServiceMeta(job, restKey, state) }
 
 func serviceMeta(job *api.Job, key string) string {
 	for _, s := range engineServices(job) {
@@ -245,29 +210,3 @@ func Runs(job *api.Job) bool {
 	count := job.TaskGroups[0].Count
 	return count != nil && *count > 0
 }
-
-// maxShown limits the length of a string in Nomad's UI, in bytes. Two of them and the words
-// around stay below Nomad's limit of 1000 bytes (structs.Job.Validate).
-const maxShown = 470
-
-// quoteForUI quotes a string so that Nomad's UI, which renders Markdown, shows it
-// literally. The result is ASCII; every character with a meaning in Markdown or HTML
-// becomes a Go escape. A long string is shortened and marked as such.
-func quoteForUI(s string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range s {
-		shown := strconv.QuoteToASCII(string(r))
-		shown = shown[1 : len(shown)-1]
-		if strings.ContainsRune("`<>[]()*_#!|~&$%{}", r) {
-			shown = fmt.Sprintf(`\x%02x`, r)
-		}
-		if b.Len()+len(shown) > maxShown-len(cut) {
-			return b.String() + cut
-		}
-		b.WriteString(shown)
-	}
-	return b.String() + `"`
-}
-
-const cut = `"...`

@@ -31,7 +31,7 @@ func TestRender(t *testing.T) {
 			constraint := group.Constraints[len(group.Constraints)-1]
 			got := []any{*job.ID, *job.Name, *job.Namespace, *job.NodePool, job.Meta, *group.Count, group.Volumes["brain"].Source,
 				constraint.LTarget, constraint.Operand, constraint.RTarget, *task.Resources.CPU, *task.Resources.MemoryMB, job.UI.Description}
-			want := []any{"engine-e1", "engine-e1", "default", "engines", map[string]string{"deployment": "orch", "deployment_id": "d1", "engine_id": "e1"}, 1, "engine-e1",
+			want := []any{"engine-e1", "engine-e1", "default", "engines", map[string]string{"deployment": "orch", "deployment_id": "d1", "engine_id": "e1", "product": "acme"}, 1, "engine-e1",
 				"${node.unique.id}", "=", engine("u").NodeID, 123, 456, `Engine of user "u" of product "acme"`}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
@@ -111,13 +111,15 @@ func TestRender(t *testing.T) {
 	})
 }
 
-// TestUserIsNeverInterpolated: only the ui block, which Nomad does not interpolate, and one
-// base64url word depend on the user.
+// TestUserIsNeverInterpolated: only the ui block, which Nomad does not interpolate, job meta
+// without a dollar sign, and one base64url word depend on the user.
 func TestUserIsNeverInterpolated(t *testing.T) {
 	word := regexp.MustCompile(`\A[A-Za-z0-9_-]+\z`)
 	for _, driver := range drivers {
 		t.Run(string(driver), func(t *testing.T) {
-			tmpl := parsed(t, settings(driver))
+			s := settings(driver)
+			s.UserMeta = UserPlain
+			tmpl := parsed(t, s)
 			plain := withoutUser(render(t, tmpl, engine("plain")))
 			rapid.Check(t, func(t *rapid.T) {
 				e := engine(anyUser.Draw(t, "user_id"))
@@ -128,7 +130,7 @@ func TestUserIsNeverInterpolated(t *testing.T) {
 				if err != nil || string(back) != e.UserID || !word.MatchString(encoded) {
 					t.Fatalf("%q is encoded as %q", e.UserID, encoded)
 				}
-				if strings.Contains(job.UI.Description, "${") || len(job.UI.Description) > 1000 {
+				if strings.Contains(job.UI.Description+job.Meta["product"]+job.Meta["user"], "$") || len(job.UI.Description) > 1000 {
 					t.Fatalf("the ui block contains %s", job.UI.Description)
 				}
 				if diff := cmp.Diff(plain, withoutUser(job)); diff != "" {
@@ -141,6 +143,8 @@ func TestUserIsNeverInterpolated(t *testing.T) {
 
 func withoutUser(job *api.Job) *api.Job {
 	job.UI = nil
+	delete(job.Meta, "product")
+	delete(job.Meta, "user")
 	delete(job.TaskGroups[0].Tasks[0].Services[0].Meta, "user_id_b64")
 	return job
 }

@@ -27,6 +27,11 @@ var anyUser = rapid.OneOf(
 // TestQuoteForUI: the result has no meaning in Markdown, HTML or Nomad's interpolation, and
 // can be read back as the string or its beginning.
 func TestQuoteForUI(t *testing.T) {
+	for s, want := range map[string]string{"für": `"für"`, "日本🦊": `"日本🦊"`, "a\u202eb": `"a\u202eb"`} {
+		if got := quoteForUI(s); got != want {
+			t.Errorf("%q is shown as %s", s, got)
+		}
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		s := anyUser.Draw(t, "s")
 		q := quoteForUI(s)
@@ -39,7 +44,7 @@ func TestQuoteForUI(t *testing.T) {
 			t.Fatalf("%q is shown as %s, %d bytes, cut: %t", s, q, len(q), isCut)
 		}
 		for _, c := range q {
-			if c < ' ' || c > '~' || strings.ContainsRune("`<>[]()*_#!|~&$%{}", c) {
+			if !strconv.IsPrint(c) || strings.ContainsRune("`<>[]()*_#!|~&$%{}", c) {
 				t.Fatalf("%q is shown as %s", s, q)
 			}
 		}

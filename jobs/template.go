@@ -51,6 +51,11 @@ type Settings struct {
 	// was started with.
 	NeedsChecksum bool `json:",omitempty"`
 	Namespace     string
+	// UserMeta is how job meta names the user: "hashed", "plain" or "none".
+	UserMeta string `json:",omitempty"`
+	// ConsulUI is the address of Consul's UI up to the datacenter, such as
+	// https://consul.example/ui/dc1, which a job links to; empty: no link.
+	ConsulUI string `json:",omitempty"`
 	// Deployment names the service that owns the job, if several services share a cluster.
 	Deployment string
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
 )
 
 // adoptee is an engine that is getting a new volume.
@@ -39,7 +40,7 @@ func mayAdopt(row *engine.Row) bool {
 
 // silence makes sure that nothing starts a process of an engine any more.
 func (s *Scheduler) silence(ctx context.Context, a *adoptee) error {
-	_, err := s.cluster.ScaleToZero(ctx, a.row.JobID(), "", "", func() error { return s.store.Verify(ctx, a.row) })
+	_, err := s.cluster.ScaleToZero(ctx, a.row.JobID(), jobs.Note{}, func() error { return s.store.Verify(ctx, a.row) })
 	if errors.Is(err, cluster.ErrNotFound) {
 		return nil
 	}

@@ -2,39 +2,87 @@ package scheduler
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 )
 
-// labelAll labels the jobs of claimed warm engines that were not labelled yet.
-func (p *warmPool) labelAll(ctx context.Context) {
-	for _, row := range p.s.mirror.All() {
-		if row.Unlabelled && row.Op == nil && ctx.Err() == nil {
-			if err := p.s.label(ctx, row); err != nil && !overtaken(err) {
-				p.s.log.Debug("cannot label a job; retrying", "engine_id", row.EngineID, "error", err)
-			}
+// Limits of the leader's labels. Each costs Nomad an evaluation, which must not delay boots
+// while thousands of engines change their state together, as when a node fails.
+const (
+	labelEvery  = 2 * time.Second
+	labelsAPass = 10
+)
+
+// labelLoop keeps what jobs show in Nomad's UI right, while this replica leads: the user of
+// a claimed warm engine, and states that no operation wrote into the job, such as that of a
+// process that crashed.
+func (s *Scheduler) labelLoop(ctx context.Context) {
+	for pause.For(ctx, labelEvery) {
+		if s.informed() {
+			s.warm.awaitQuiet(ctx)
+			s.labelSome(ctx)
 		}
 	}
 }
 
-// label writes the owner into the job of an engine that was warm. It does not overwrite
-// concurrent changes of the job or the row.
+// labelSome labels some of the jobs that show an outdated state or owner. The order is
+// random, so that jobs that cannot be labelled do not keep others from it.
+func (s *Scheduler) labelSome(ctx context.Context) {
+	rows, left := s.mirror.All(), labelsAPass
+	rand.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
+	for _, row := range rows {
+		if row.Op != nil || row.Warm != "" || !row.Unlabelled && row.Shown == shown(row) {
+			continue
+		}
+		if err := s.label(ctx, row); err != nil && !overtaken(err) && !errors.Is(err, cluster.ErrNotFound) {
+			s.log.Debug("cannot label a job; retrying", "engine_id", row.EngineID, "error", err)
+		}
+		if left--; left == 0 || ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// label writes an engine's owner and state into its job. It does not overwrite concurrent
+// changes of the job or the row, and starts no process: the change is made in place.
 func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	job, err := s.cluster.Job(ctx, row.JobID())
 	if err != nil {
 		return err
 	}
-	jobs.Label(job, jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID})
-	if _, err := s.cluster.Register(ctx, job, *job.JobModifyIndex); err != nil {
-		return err
+	if row.Unlabelled {
+		jobs.Label(job, jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID})
 	}
-	if err := s.witness(ctx, row); err != nil {
-		return err
+	changed := jobs.Note{Shown: shown(row)}.Write(job)
+	if changed || row.Unlabelled {
+		if _, err := s.cluster.Register(ctx, job, *job.JobModifyIndex); err != nil {
+			return err
+		}
+	}
+	if row.Unlabelled {
+		if err := s.witness(ctx, row); err != nil {
+			return err
+		}
 	}
 	row = row.Clone()
-	row.Unlabelled = false
+	row.Unlabelled, row.Shown = false, shown(row)
 	return s.store.Update(ctx, row)
+}
+
+// shown returns the state of an engine as its job shows it, with the reason.
+func shown(row *engine.Row) string { return shownOf(row.State, row.Reason) }
+
+func shownOf(state engine.State, reason string) string {
+	if reason == "" {
+		return string(state)
+	}
+	return string(state) + ", " + reason
 }
 
 // witness writes the owner into an engine's variable, and keeps the hash in it.

@@ -35,6 +35,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.pool.Run(ctx) })
 	loops.Go(func() { s.warm.run(ctx) })
 	loops.Go(func() { s.warm.followTags(ctx) })
+	loops.Go(func() { s.labelLoop(ctx) })
 	loops.Go(func() { s.monitor.Run(ctx) })
 	loops.Go(func() { s.unreachableLoop(ctx) })
 	loops.Go(func() { s.activity.Run(ctx, s.store, s.log) })

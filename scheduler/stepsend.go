@@ -9,29 +9,23 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // quiesce sets the count of the engine's job to 0, so that its process ends and is not
 // started again. If it undoes or destroys, it always writes its mark: if the count is
 // already 0, the mark changes the index, so that a paused owner cannot register any more.
 func (o *work) quiesce(ctx context.Context) error {
-	mark := ""
-	if o.Row.Op.Undo != "" || o.Row.Op.Kind == engine.OpDestroy {
-		mark = o.ID + "-end"
-	}
+	note := o.ending()
 	if err := o.letEnd(ctx); err != nil {
 		return err
 	}
-	rest := "" // the engine's state then, for the case that the registry is lost
-	switch o.Row.Op.Kind {
-	case engine.OpStop:
-		rest = string(engine.Stopped)
-	case engine.OpSleep:
-		rest = string(engine.Sleeping)
-	}
 	for {
-		index, err := o.s.cluster.ScaleToZero(ctx, o.Row.JobID(), mark, rest, func() error { return o.Fence(ctx) })
-		o.quietAt = index
+		index, err := o.s.cluster.ScaleToZero(ctx, o.Row.JobID(), note, func() error { return o.Fence(ctx) })
+		if o.quietAt = index; err == nil && note.Shown != "" {
+			o.Row.Shown = note.Shown
+		}
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):
 			if o.Row.Op.Undo != "" && o.Row.AllocID != "" && o.Row.Vanished == nil { // somebody has purged the job meanwhile
@@ -44,6 +38,30 @@ func (o *work) quiesce(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// ending returns what quiesce writes into the job: a mark if nobody may register it any
+// more, and the engine's state when the operation ends, for people who look at the job, and
+// for the case that the registry is lost.
+func (o *work) ending() (n jobs.Note) {
+	op := o.Row.Op
+	if op.Undo != "" || op.Kind == engine.OpDestroy {
+		n.Mark = o.ID + "-end"
+	}
+	after := o.Row.Clone()
+	switch {
+	case op.Kind == engine.OpDestroy:
+		after.State, after.Reason = engine.Destroying, ""
+	case op.Kind == engine.OpStop || op.Kind == engine.OpSleep || op.Undo != "":
+		operation.Close(&plans, o.s.opts.Restart, after, time.Now())
+	default:
+		return n // a process follows
+	}
+	n.Shown = shown(after)
+	if after.State == engine.Stopped || after.State == engine.Sleeping {
+		n.Rest = string(after.State)
+	}
+	return n
 }
 
 // awaitGone waits until no process of the engine is left, according to its node.

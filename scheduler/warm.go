@@ -30,8 +30,6 @@ const (
 	warmProbe, warmPatience = 250 * time.Millisecond, time.Second
 	// warmLabels is how many jobs of claimed engines are labelled concurrently.
 	warmLabels = 2
-	// labelEvery is the interval of checks for jobs that are still labelled as warm.
-	labelEvery = 10 * time.Second
 )
 
 // warmKind is a kind of warm engine.

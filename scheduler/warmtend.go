@@ -15,15 +15,10 @@ import (
 // run keeps the pool filled, while this replica leads, until ctx ends.
 func (p *warmPool) run(ctx context.Context) {
 	defer p.work.Wait()
-	labelled := time.Time{}
 	for ctx.Err() == nil {
 		if p.s.informed() {
 			if err := p.tend(ctx); err != nil && ctx.Err() == nil {
 				p.s.log.Warn("cannot maintain the warm engines; retrying", "error", err)
-			}
-			if time.Since(labelled) > labelEvery {
-				labelled = time.Now()
-				p.labelAll(ctx)
 			}
 		}
 		select {

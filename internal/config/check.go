@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -71,6 +72,8 @@ func (c *Config) check(unread map[string]bool) []error {
 	bad(err == nil, "ORCH_ENGINE_KEY_PROOF_PATH", "%v", err)
 	oneOf("ORCH_ENGINE_TLS", c.EngineTLS, engineTLSOff, engineTLSPKI)
 	c.checkEngineTLS(bad)
+	oneOf("ORCH_JOB_USER", c.JobUser, jobs.UserHashed, jobs.UserPlain, jobs.UserNone)
+	bad(c.ConsulUIURL == "" || isWebAddress(c.ConsulUIURL), "ORCH_CONSUL_UI_URL", "must be an address such as https://consul.example.com/ui/dc1")
 	oneOf("ORCH_ENGINE_LOGS", c.EngineLogs, "auto", "nomad", "driver")
 	bad(c.EngineImage != "", "ORCH_ENGINE_IMAGE", "must be set")
 	if c.EngineImage != "" {
@@ -168,3 +171,10 @@ func isAddress(s string) bool {
 // opsOff is the value of ORCH_OPS_ADDR without a listener. An empty value is the default, as
 // of every variable.
 const opsOff = "off"
+
+// isWebAddress reports whether s is the address of a page that a browser opens, without
+// credentials.
+func isWebAddress(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil && u.RawQuery == "" && u.Fragment == ""
+}

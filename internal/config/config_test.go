@@ -103,7 +103,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_ENGINE_IMAGE": "other", "ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_BIN_DIR": "/opt", "ORCH_ENGINE_JOB_FILE": file, "ORCH_ENGINE_PIN_IMAGES": "false", "ORCH_ENGINE_KEY_PROOF_PATH": "/info",
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines", "ORCH_ALLOW_OPEN_NOMAD": "true",
-		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul",
+		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul", "ORCH_JOB_USER": "none", "ORCH_CONSUL_UI_URL": "https://consul.example/ui/dc1",
 		"ORCH_ENGINE_TLS": "pki", "ORCH_ENGINE_PKI_PATH": "pki/issue/other", "ORCH_ENGINE_CA_FILE": cert,
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
@@ -198,7 +198,7 @@ func TestScheduler(t *testing.T) {
 	got := mustLoad(t, []string{
 		"ORCH_ADMIN_KEY=" + adminKey, "ORCH_ADDR=127.0.0.1:8000", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_BIN_DIR=/opt/engines",
 		"ORCH_ENGINE_CPU_MHZ=11", "ORCH_ENGINE_MEMORY_MB=12", "ORCH_ENGINE_KEY_RELOAD=signal", "ORCH_CATALOG_PATH=/c", "ORCH_VOLUME_POOL=13", "ORCH_IDLE_TIMEOUT_S=17",
-		"ORCH_ENGINE_KEY_PROOF_PATH=/me",
+		"ORCH_ENGINE_KEY_PROOF_PATH=/me", "ORCH_JOB_USER=plain", "ORCH_CONSUL_UI_URL=https://consul.example/ui/dc1/",
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_DETECTION=probe", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
@@ -208,6 +208,7 @@ func TestScheduler(t *testing.T) {
 		Job: jobs.Settings{
 			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", NomadLogs: true, BinDir: "/opt/engines", CatalogPath: "/c",
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
+			UserMeta: "plain", ConsulUI: "https://consul.example/ui/dc1",
 		},
 		DefaultImage: "engine", KeyProofPath: "/me", Resources: engine.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,

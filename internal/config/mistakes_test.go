@@ -48,6 +48,8 @@ var wrong = map[string][]string{
 	"ORCH_ENGINE_TLS":              {"on", "PKI"},
 	"ORCH_ENGINE_PKI_PATH":         {"pki-engines", "pki-engines/sign/engine", "/pki-engines/issue/engine", "pki/issue/${node.unique.id}", `pki/issue/a"b`, "pki/issue/a b"},
 	"ORCH_ENGINE_CA_FILE":          {"/no/such/file", "/dev/null"},
+	"ORCH_JOB_USER":                {"sha1", "Plain"},
+	"ORCH_CONSUL_UI_URL":           {"consul.example.com/ui/dc1", "javascript:alert(1)", "https://", "https://u:p@consul.example.com/ui/dc1", "https://consul.example.com/ui/dc1?x=1"},
 	"ORCH_ENGINE_LOGS":             {"journald"},
 	"ORCH_ENGINE_ENV_PASSTHROUGH":  {"A B", "A,,B", "1A", "A=b", "A.b", "ENGINE_KEY_HASH", "PORT", "NOMAD_TOKEN"},
 	"ORCH_CATALOG_PATH":            {"relative/path", "/a/${node.unique.id}", "/a\nb", "/a\xff"},

@@ -18,6 +18,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
 		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath, PKIPath: c.pkiPath(),
 		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
+		UserMeta: c.JobUser, ConsulUI: strings.TrimRight(c.ConsulUIURL, "/"),
 		NeedsChecksum: boot.Detection(c.BootDetection) == boot.ByConsul,
 		Namespace:     c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
 	}

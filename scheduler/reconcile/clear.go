@@ -8,6 +8,7 @@ import (
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/jobs"
 )
 
 // removeOrphan removes an object without a row: process, job, volume, variable, key and
@@ -82,7 +83,7 @@ func (r *Reconciler) clearJob(ctx context.Context, seen *cluster.JobInfo) error 
 	if *job.JobModifyIndex != seen.ModifyIndex {
 		return fmt.Errorf("%w: it was registered again since it was read", cluster.ErrConflict)
 	}
-	if _, err := r.d.Nomad.ScaleToZero(ctx, seen.ID, "", "", ctx.Err); err != nil {
+	if _, err := r.d.Nomad.ScaleToZero(ctx, seen.ID, jobs.Note{}, ctx.Err); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.d.KillWithin)

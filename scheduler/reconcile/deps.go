@@ -9,6 +9,7 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/witness"
 	"github.com/septemberai/orch/secrets"
@@ -102,7 +103,7 @@ type Nomad interface {
 	Volumes(ctx context.Context, throttle cluster.Throttle) ([]*cluster.Volume, error)
 	KeyHashes(ctx context.Context, prefix string, throttle cluster.Throttle) ([]*cluster.VariableInfo, error)
 	Watch(jobID string) *cluster.Watch
-	ScaleToZero(ctx context.Context, id, mark, rest string, before func() error) (uint64, error)
+	ScaleToZero(ctx context.Context, id string, note jobs.Note, before func() error) (uint64, error)
 	Purge(ctx context.Context, id string) error
 	DeleteVariableAt(ctx context.Context, jobID string, index uint64) error
 }
