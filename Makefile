@@ -87,6 +87,11 @@ bench: build ## Compare orch with Nomad, docker and a script, measure the scale 
 engine-image: ## Build the reference engine's container images (needs a docker engine)
 	./cmd/reference-engine/build-image.sh
 
+# With headless Chromium, which Debian has as the package chromium.
+.PHONY: screenshots
+screenshots: build-dev ## Make the pictures of Nomad's UI in docs/images (needs chromium)
+	cd tools/screenshots && $(GO) run . -dev ../../$(BIN)/orch-dev -out ../../docs/images
+
 .PHONY: clean
 clean: ## Remove what the other targets built, and .dev
 	rm -rf $(BIN) .dev

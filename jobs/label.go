@@ -100,17 +100,17 @@ func describe(job *api.Job, owner, state string) {
 // the words around stay below Nomad's limit of 1000 bytes (structs.Job.Validate).
 const maxShown = 440
 
-// quoteForUI quotes a string so that Nomad's UI, which renders Markdown, shows it
-// literally. Printable characters of all languages stay as they are; every character with a
-// meaning in Markdown or HTML, and every invisible one, becomes a Go escape. A long string
-// is shortened and marked as such.
+// quoteForUI quotes a string so that Nomad's UI, which renders Markdown and turns what looks
+// like an address into a link, shows it literally: as code. Printable characters of all
+// languages stay as they are; backquotes, "<", ">" and "$", and every invisible character,
+// become a Go escape. A long string is shortened and marked as such.
 func quoteForUI(s string) string {
 	var b strings.Builder
-	b.WriteByte('"')
+	b.WriteString("`\"")
 	for _, r := range s {
 		shown := strconv.Quote(string(r))
 		shown = shown[1 : len(shown)-1]
-		if strings.ContainsRune("`<>[]()*_#!|~&$%{}", r) {
+		if strings.ContainsRune("`<>$", r) {
 			shown = fmt.Sprintf(`\x%02x`, r)
 		}
 		if b.Len()+len(shown) > maxShown-len(cut) {
@@ -118,7 +118,7 @@ func quoteForUI(s string) string {
 		}
 		b.WriteString(shown)
 	}
-	return b.String() + `"`
+	return b.String() + "\"`"
 }
 
-const cut = `"...`
+const cut = "\"`..."

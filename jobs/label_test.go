@@ -18,7 +18,7 @@ func TestNote(t *testing.T) {
 	job.AddTaskGroup(group.AddTask(api.NewTask("engine", "raw_exec")))
 	job.UI = &api.JobUIConfig{Links: []*api.JobUILink{{Label: "l", URL: "https://example.com"}}}
 	Label(job, Engine{UserID: "u", ProductName: "acme"})
-	const owner = `Engine of user "u" of product "acme"`
+	const owner = "Engine of user `\"u\"` of product `\"acme\"`"
 	for _, tc := range []struct {
 		note    Note
 		changes bool
@@ -36,7 +36,7 @@ func TestNote(t *testing.T) {
 		}
 	}
 	Label(job, Engine{UserID: "v", ProductName: "acme"})
-	if got := job.UI.Description; Shown(job) != "failed, crashed" || !strings.HasPrefix(got, `Engine of user "v"`) || Mark(job) != "m" || Rest(job) != "stopped" || len(job.UI.Links) != 1 {
+	if got := job.UI.Description; Shown(job) != "failed, crashed" || !strings.HasPrefix(got, "Engine of user `\"v\"`") || Mark(job) != "m" || Rest(job) != "stopped" || len(job.UI.Links) != 1 {
 		t.Errorf("another owner: %q, %+v", got, job.UI.Links)
 	}
 }

@@ -32,7 +32,7 @@ func TestRender(t *testing.T) {
 			got := []any{*job.ID, *job.Name, *job.Namespace, *job.NodePool, job.Meta, *group.Count, group.Volumes["brain"].Source,
 				constraint.LTarget, constraint.Operand, constraint.RTarget, *task.Resources.CPU, *task.Resources.MemoryMB, job.UI.Description}
 			want := []any{"engine-e1", "engine-e1", "default", "engines", map[string]string{"deployment": "orch", "deployment_id": "d1", "engine_id": "e1", "product": "acme"}, 1, "engine-e1",
-				"${node.unique.id}", "=", engine("u").NodeID, 123, 456, `Engine of user "u" of product "acme"`}
+				"${node.unique.id}", "=", engine("u").NodeID, 123, 456, "Engine of user `\"u\"` of product `\"acme\"`"}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
 			}

@@ -45,7 +45,7 @@ var (
 // On some machines a system call takes a microsecond, five times the usual time: everything
 // there takes three times as long, but the deadlines of the tests are the same.
 func atOnce() int {
-	const calls, usual, slow = 100_000, 4, 2
+	const calls, usual, slow = 100_000, 6, 3
 	began := time.Now()
 	for range calls {
 		_ = syscall.Getppid()
