@@ -2,9 +2,12 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Product is a tenant: it has users and one platform key, of which only the SHA-256 is
@@ -46,6 +49,18 @@ func (p *Product) Accepts(keyHash string, now time.Time) bool {
 		return true
 	}
 	return slices.ContainsFunc(p.RetiredKeys, func(k RetiredKey) bool { return k.Hash == keyHash && now.Before(k.Until) })
+}
+
+// maxDisplayName limits a product's display name, in bytes.
+const maxDisplayName = 200
+
+// CheckDisplayName returns an error unless a display name has 1 to 200 bytes and no control
+// characters.
+func CheckDisplayName(name string) error {
+	if name == "" || len(name) > maxDisplayName || strings.ContainsFunc(name, unicode.IsControl) {
+		return fmt.Errorf("display_name must have 1 to %d bytes and no control characters", maxDisplayName)
+	}
+	return nil
 }
 
 var slugPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)

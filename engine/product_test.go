@@ -19,6 +19,17 @@ func TestCheckSlug(t *testing.T) {
 	}
 }
 
+func TestCheckDisplayName(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"a": true, "ACME Inc. (für alle)": true, strings.Repeat("a", 200): true,
+		"": false, strings.Repeat("a", 201): false, strings.Repeat("ü", 101): false, "a\nb": false, "\x7f": false,
+	} {
+		if err := CheckDisplayName(name); (err == nil) != ok {
+			t.Errorf("display_name %q: %v, want allowed %v", name, err, ok)
+		}
+	}
+}
+
 func ptr[T any](v T) *T { return &v }
 
 func TestPolicyCheck(t *testing.T) {

@@ -3,9 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/adminkeys"
@@ -47,9 +45,6 @@ func (s *Server) admin(r *http.Request) error {
 	return nil
 }
 
-// maxDisplayName limits a product's display name, in bytes.
-const maxDisplayName = 200
-
 func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ string) error {
 	if err := s.admin(r); err != nil {
 		return err
@@ -58,8 +53,8 @@ func (s *Server) registerProduct(w http.ResponseWriter, r *http.Request, _ strin
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
-	if n := body.DisplayName; n == "" || len(n) > maxDisplayName || strings.ContainsFunc(n, unicode.IsControl) {
-		return invalid("display_name must have 1 to %d bytes and no control characters", maxDisplayName)
+	if err := engine.CheckDisplayName(body.DisplayName); err != nil {
+		return invalid("%s", err)
 	}
 	p, key, err := s.scheduler.RegisterProduct(r.Context(), body.Slug, body.DisplayName, body.Policy)
 	if err != nil {
