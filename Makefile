@@ -23,6 +23,15 @@ build: ## Build bin/orch and bin/orch-quota, which are deployed, and bin/referen
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/reference-engine ./cmd/reference-engine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/orch-quota ./cmd/orch-quota
 
+# The Terraform provider is a module of its own, so that the service does not depend on
+# Terraform's framework.
+PROVIDER := terraform/provider
+
+.PHONY: provider
+provider: ## Build bin/terraform-provider-orch
+	@mkdir -p $(BIN)
+	cd $(PROVIDER) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION:v%=%)' -o $(CURDIR)/$(BIN)/terraform-provider-orch .
+
 # A separate executable that is not deployed, because it can build, run and remove
 # programs on a machine.
 .PHONY: build-dev
@@ -44,6 +53,7 @@ demo: build-dev ## Run one engine from provision to destroy, and check every ste
 .PHONY: test
 test: ## Run all tests, against real agents
 	$(GO) vet ./...
+	cd $(PROVIDER) && $(GO) vet ./... && $(GO) test -race -shuffle=on -count=1 ./...
 	$(GO) test -race -shuffle=on -count=1 -timeout 40m ./...
 
 # SEED=n repeats the order of the faults of the run that printed n.
@@ -65,6 +75,7 @@ lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	$(GO) vet -tags faultpoints ./internal/fault
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 	$(GO) run $(LINT) run ./...
+	cd $(PROVIDER) && $(GO) vet ./... && $(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./... && $(GO) run $(LINT) run ./...
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that the code can reach
@@ -73,6 +84,10 @@ vuln: ## Look for known vulnerabilities that the code can reach
 .PHONY: docs
 docs: ## Generate docs/configuration.md, docs/cli.md and docs/metrics.md; a test fails if one is outdated
 	$(GO) generate ./internal/config ./cmd/orch/internal/commands ./internal/contract
+
+.PHONY: docs-terraform
+docs-terraform: ## Generate terraform/provider/docs, for which terraform is needed; a test fails if they are outdated
+	tools/terraform-docs.sh
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a limited time (FUZZTIME, default 20s)
