@@ -10,6 +10,7 @@ import (
 // TestOnRealAgents tests what needs an engine, or at least a product. The life of an engine
 // is tested in internal/e2e.
 func TestOnRealAgents(t *testing.T) {
+	t.Parallel()
 	a := startAPI(t)
 
 	t.Run("keys are stored nowhere", func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 // TestBootsHoldTheirPlaces: a boot counts for its product's limit until it ends, even if
 // nobody waits for its response any more, or nobody ever did.
 func TestBootsHoldTheirPlaces(t *testing.T) {
+	t.Parallel()
 	t.Run("HungUp", func(t *testing.T) { testBootsHoldTheirPlaces(t, "") })
 	t.Run("RespondAsync", func(t *testing.T) { testBootsHoldTheirPlaces(t, "respond-async") })
 }

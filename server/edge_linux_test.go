@@ -16,6 +16,7 @@ import (
 // TestSlowClients: clients that send their request slowly, or not at all, are disconnected,
 // and keep no other client out meanwhile.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	svc := serve(t)
 	addr := svc.Server.Addr().String()
 	dial := func() net.Conn {

@@ -154,6 +154,7 @@ func TestPausedStores(t *testing.T) {
 // TestVaultIsLostMeanwhile: Vault is paused while a provision waits for its volume. The
 // caller does not then wait for the time limit of a call to Vault.
 func TestVaultIsLostMeanwhile(t *testing.T) {
+	t.Parallel()
 	a := startAPI(t, "ORCH_VOLUME_POOL=0")
 	kv, err := consul.NewClient(&consul.Config{Address: a.consul})
 	if err != nil {
@@ -204,6 +205,7 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 // TestVaultIsKnownToBeAway: after the first call without a response of Vault, all calls are
 // refused at once while Vault does not respond, without a request to /health.
 func TestVaultIsKnownToBeAway(t *testing.T) {
+	t.Parallel()
 	a := startAPI(t)
 	provision := func() answer { return a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }
 	if err := a.stack.Pause(devstack.Vault); err != nil {

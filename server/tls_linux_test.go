@@ -79,6 +79,7 @@ func (c *heldConn) works(t *testing.T) {
 // TestHTTPS: TLS 1.2 or newer, HTTP/2, and certificates that are replaced in place while
 // connections stay open.
 func TestHTTPS(t *testing.T) {
+	t.Parallel()
 	ca, vars := newAuthority(t)
 	a := startAPI(t, vars...)
 	addr := strings.TrimPrefix(a.url, "https://")
@@ -143,6 +144,7 @@ func TestHTTPS(t *testing.T) {
 // TestClientCertificates: with authorities for clients, only clients with a certificate of
 // one of them are served, also by the Go client, and the authorities can be replaced.
 func TestClientCertificates(t *testing.T) {
+	t.Parallel()
 	ca, vars := newAuthority(t)
 	clients, err := devstack.NewAuthority(t.TempDir())
 	if err != nil {
