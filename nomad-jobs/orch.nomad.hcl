@@ -73,6 +73,18 @@ variable "port" {
   description = "port on the node; 0: Nomad chooses one for each replica"
 }
 
+variable "canary" {
+  type        = number
+  default     = 0
+  description = "number of replicas of a new version that must be healthy before an old one is replaced; they need free nodes, or port = 0"
+}
+
+variable "ops_port" {
+  type        = number
+  default     = -1
+  description = "port on the node's address of the listener for operators (plain HTTP, for a private network), which Consul then lists as the service orch-ops, for Prometheus; 0: Nomad chooses it; -1: the listener is on the node's loopback, and not listed"
+}
+
 # The agents on the node of each replica.
 
 variable "nomad_addr" {
@@ -151,6 +163,11 @@ locals {
     CONSUL_HTTP_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/consul_token"
   } : { NOMAD_ADDR = var.nomad_addr }
 
+  ops = var.ops_port < 0 ? {} : {
+    ORCH_OPS_ADDR   = "$${NOMAD_ADDR_ops}"
+    ORCH_ALLOW_HTTP = "true"
+  }
+
   check_protocol = var.tls_dir == "" ? "http" : "https"
 
   # How long a replica serves on while it is not ready, and finishes what is in flight
@@ -165,9 +182,13 @@ job "orch" {
   node_pool   = var.node_pool
 
   # Replicas are replaced one after another, the next when the new one responds. The old
-  # one may drain for kill_timeout before the new one gets its port.
+  # one may drain for kill_timeout before the new one gets its port. If a new one does not
+  # become healthy, Nomad returns to the version of before; with canaries, no old one has
+  # ended then.
   update {
     max_parallel      = 1
+    canary            = var.canary
+    auto_promote      = var.canary > 0
     health_check      = "checks"
     min_healthy_time  = "10s"
     healthy_deadline  = "8m"
@@ -185,6 +206,14 @@ job "orch" {
     network {
       port "http" {
         static = var.port
+      }
+
+      dynamic "port" {
+        for_each = var.ops_port < 0 ? [] : ["ops"]
+        labels   = [port.value]
+        content {
+          static = var.ops_port
+        }
       }
     }
 
@@ -245,6 +274,25 @@ job "orch" {
       }
     }
 
+    # /metrics is there, without a key.
+    dynamic "service" {
+      for_each = var.ops_port < 0 ? [] : ["orch-ops"]
+      content {
+        name     = service.value
+        provider = "consul"
+        port     = "ops"
+        tags     = ["prometheus", "metrics"]
+
+        check {
+          name     = "ops"
+          type     = "http"
+          path     = "/live"
+          interval = "10s"
+          timeout  = "5s"
+        }
+      }
+    }
+
     task "orch" {
       driver = var.driver
 
@@ -283,7 +331,7 @@ job "orch" {
         ORCH_NOMAD_NAMESPACE = var.namespace
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, local.nomad, local.tls, local.vault, var.settings)
+      }, local.nomad, local.tls, local.vault, local.ops, var.settings)
 
       # The secrets. A changed one restarts nothing: Nomad would restart replicas without
       # regard to each other. A new generation of the job replaces them one at a time.

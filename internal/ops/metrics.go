@@ -29,6 +29,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	defined  []Metric
 
+	build    *prometheus.GaugeVec
 	requests *prometheus.CounterVec
 	request  *prometheus.HistogramVec
 
@@ -62,6 +63,8 @@ func NewMetrics() *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	m.build = m.constant("orch_build_info", "1, with the version of the service and the commit that it was built from.", "version", "commit")
+
 	m.requests = m.counter("orch_http_requests_total", "Requests, on both listeners, by route and HTTP status. The route is its template in docs/openapi.yaml, or none. Status 499: the caller disconnected before the response; 0: the connection was aborted without a response.", "method", "route", "status")
 	m.request = m.histogram("orch_http_request_duration_seconds", "Time from the end of a request's header to the end of its response.", requestBuckets, "method", "route")
 
@@ -91,6 +94,13 @@ func (m *Metrics) counter(name, help string, labels ...string) *prometheus.Count
 	return c
 }
 
+func (m *Metrics) constant(name, help string, labels ...string) *prometheus.GaugeVec {
+	m.define(name, "gauge", help, labels)
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(g)
+	return g
+}
+
 func (m *Metrics) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	m.define(name, "histogram", help, labels)
 	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
@@ -105,6 +115,9 @@ func (m *Metrics) Defined() []Metric { return m.defined }
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 }
+
+// Built tells which version of the service this is.
+func (m *Metrics) Built(version, commit string) { m.build.WithLabelValues(version, commit).Set(1) }
 
 // Request counts a request. It implements server.Observer.
 func (m *Metrics) Request(method, route string, status int, took time.Duration) {

@@ -61,6 +61,7 @@ func (source) Ends() map[string]time.Time {
 
 func observed(s source) *Metrics {
 	m := NewMetrics()
+	m.Built("v1.2.3", "abc")
 	stores := []interface {
 		Name() string
 		Away() bool
@@ -136,6 +137,7 @@ func TestDefined(t *testing.T) {
 func TestValues(t *testing.T) {
 	m := observed(source{products: 1})
 	for name, want := range map[string]map[string]float64{
+		"orch_build_info":                       {"commit=abc,version=v1.2.3": 1},
 		"orch_http_requests_total":              {"method=POST,route=/engines/{user_id}/admit,status=200": 1},
 		"orch_operations_total":                 {"kind=warm_claim,outcome=ok": 1, "kind=start,outcome=BOOT_TIMEOUT": 1},
 		"orch_operation_duration_seconds":       {"kind=warm_claim": 1},

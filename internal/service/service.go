@@ -56,6 +56,9 @@ type Service struct {
 	rights  *rights
 }
 
+// Built tells which version of the service this is, for its metrics.
+func (s *Service) Built(version, commit string) { s.metrics.Built(version, commit) }
+
 // openAudit limits the time to open the audit log.
 const openAudit = 30 * time.Second
 

@@ -27,8 +27,9 @@ import (
 // TestOrchJobByIdentity runs two replicas with the job file for operators on locked agents,
 // without a token: they use their workload identities in Nomad, Consul and Vault, with the
 // policies, the binding rule and the role in deploy/. A job of the same name in another
-// namespace gets nothing.
+// namespace gets nothing. An update to another version of the service fails no call.
 func TestOrchJobByIdentity(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	database := harness.Postgres.Database(t)
 	stack := harness.OwnStack(t, devstack.Config{Locked: true})
@@ -39,7 +40,11 @@ func TestOrchJobByIdentity(t *testing.T) {
 	if _, _, err := n.Variables().Create(variable, &nomad.WriteOptions{Namespace: nomad.DefaultNamespace}); err != nil {
 		t.Fatal(err)
 	}
-	runByIdentity(t, stack)
+	binary, err := harness.OrchBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runByIdentity(t, stack, binary)
 	t.Cleanup(func() {
 		if t.Failed() {
 			logAllocs(t, stack, n)
@@ -99,6 +104,7 @@ func TestOrchJobByIdentity(t *testing.T) {
 	t.Run("Renewed", func(t *testing.T) { checkRenewed(t, stack, n, replicas[0]) })
 	t.Run("NoToken", func(t *testing.T) { checkNoToken(t, stack, n, c) })
 	t.Run("Theft", func(t *testing.T) { checkTheft(t, stack, n, c) })
+	t.Run("Rolled", func(t *testing.T) { checkRolled(t, stack, n, c, replicas[0]) })
 }
 
 // bindIdentities does what docs/install.md says for the service as a Nomad job.
@@ -129,15 +135,11 @@ func bindIdentities(t *testing.T, n *nomad.Client, c *consul.Client) {
 }
 
 // runByIdentity runs the job with two replicas and without tokens.
-func runByIdentity(t *testing.T, stack *devstack.Stack) {
+func runByIdentity(t *testing.T, stack *devstack.Stack, binary string) {
 	t.Helper()
-	binary, err := harness.OrchBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	vars := map[string]string{
-		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir, "ORCH_OPS_ADDR": "127.0.0.1:0",
-		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2", "ORCH_DRAIN_DELAY_S": "0", "ORCH_NOMAD_NAMESPACE": stack.Namespace,
+		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
+		"ORCH_ENGINE_CPU_MHZ": "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_VOLUME_POOL": "2", "ORCH_NOMAD_NAMESPACE": stack.Namespace,
 	}
 	for _, v := range stack.Orch().Environ() {
 		name, value, _ := strings.Cut(v, "=")
@@ -150,7 +152,7 @@ func runByIdentity(t *testing.T, stack *devstack.Stack) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), harness.Binaries.Nomad, "job", "run", "-detach",
-		"-var=driver=raw_exec", "-var=binary="+binary, "-var=port=0", "-var=count=2", "-var=identity=true", "-var=identity_ttl="+identityTTL.String(), "-var=vault_role="+orchJob, "-var=settings="+string(settings),
+		"-var=driver=raw_exec", "-var=binary="+binary, "-var=port=0", "-var=ops_port=0", "-var=count=2", "-var=canary=1", "-var=identity=true", "-var=identity_ttl="+identityTTL.String(), "-var=vault_role="+orchJob, "-var=settings="+string(settings),
 		"-var=consul_addr="+stack.ConsulAddr, "-var=vault_addr="+stack.VaultAddr, "-var=cpu_mhz=50", "-var=memory_mb=64", orchFile)
 	cmd.Env = append(os.Environ(), stack.Operator().Environ()...)
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -21,9 +21,16 @@ import (
 var (
 	// OrchBinary builds the service as it is shipped, once, and returns its path.
 	OrchBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch") })
+	// NextOrchBinary builds the service of the same code as another version, NextVersion.
+	NextOrchBinary = sync.OnceValues(func() (string, error) {
+		return buildOrch("orch-next", "-ldflags", "-X github.com/septemberai/orch/internal/cmdline.version="+NextVersion)
+	})
 	// faultyBinary builds the service with fault points.
 	faultyBinary = sync.OnceValues(func() (string, error) { return buildOrch("orch-faulty", "-tags", fault.Tag) })
 )
+
+// NextVersion is the version of NextOrchBinary.
+const NextVersion = "v99.0.0-next"
 
 func buildOrch(name string, flags ...string) (string, error) {
 	path := filepath.Join(filepath.Dir(BinDir), name)

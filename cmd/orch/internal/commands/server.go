@@ -89,7 +89,8 @@ func serve(ctx context.Context) error {
 	for _, name := range config.Unknown(os.Environ()) {
 		log.Warn("a variable of the environment is not known, and has no effect: is it misspelt? (orch server -help lists all)", "variable", name)
 	}
-	stopTraces, err := ops.ExportTraces(ctx, os.Getenv, cmdline.Build().Version, log.Named("traces"))
+	build := cmdline.Build()
+	stopTraces, err := ops.ExportTraces(ctx, os.Getenv, build.Version, log.Named("traces"))
 	if err != nil {
 		return cmdline.ConfiguredWrongly(err)
 	}
@@ -99,6 +100,7 @@ func serve(ctx context.Context) error {
 		return cmdline.ConfiguredWrongly(err)
 	}
 	if err == nil {
+		svc.Built(build.Version, build.Commit)
 		stopReloads := onHangup(svc.Reload)
 		tellManager(log, daemon.SdNotifyReady) // it listens
 		defer context.AfterFunc(ctx, func() { tellManager(log, daemon.SdNotifyStopping) })()
