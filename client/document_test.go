@@ -147,6 +147,11 @@ func TestDocument(t *testing.T) {
 	if err != nil || a.Rate == nil || *a.Rate != (client.Rate{Limit: 7, Remaining: 7, Reset: 7 * time.Second}) {
 		t.Errorf("rate %+v, %v", a.Rate, err)
 	}
+	// The samples above are of users who are admitted.
+	denied, decoded := plain(t, sample(doc.Components.Schemas["Denied"].Value)), new(client.Admission)
+	if text, err := json.Marshal(denied); err != nil || json.Unmarshal(text, decoded) != nil || cmp.Diff(denied, plain(t, decoded)) != "" {
+		t.Errorf("%v was decoded as %+v, %v", denied, decoded, err)
+	}
 	all, err := c.FleetEngines(t.Context(), client.FleetFilter{
 		ProductID: "p", EngineID: "e", UserID: "a/b", NodeID: "n", Reason: "crashed", Status: client.Failed, Limit: 7, Cursor: "c",
 	})
@@ -179,6 +184,10 @@ func sample(s *openapi3.Schema) any {
 		return sample(s.OneOf[0].Value)
 	case len(s.Enum) > 0:
 		return s.Enum[0]
+	case s.Const != nil:
+		return s.Const
+	case s.Type.Is("null"):
+		return nil
 	case s.Type.Includes("object"):
 		o := map[string]any{}
 		for name, p := range s.Properties {
@@ -280,7 +289,7 @@ func TestWordsAreThoseOfTheDocument(t *testing.T) {
 		words      []string
 	}{
 		"states": {schemas["State"].Value.Enum, client.States},
-		"denials": {schemas["Admission"].Value.Properties["reason"].Value.Enum, []string{
+		"denials": {schemas["Denied"].Value.Properties["reason"].Value.Enum, []string{
 			client.DeniedNotFound, client.DeniedSleeping, client.DeniedStopped, client.DeniedProvisioning, client.DeniedUnhealthy, client.DeniedDestroying,
 		}},
 	} {

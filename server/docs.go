@@ -89,6 +89,7 @@ type apiSchema struct {
 	Ref         string `yaml:"$ref"`
 	Type        any
 	Enum        []any
+	Const       any
 	Description string
 	Required    []string
 	Properties  ordered[apiSchema]
@@ -182,6 +183,8 @@ func (d *apiDoc) kind(s apiSchema) string {
 			words[i] = fmt.Sprint(w)
 		}
 		return strings.Join(words, " | ")
+	case full.Const != nil:
+		return fmt.Sprint(full.Const)
 	case s.Ref != "":
 		return lastSegment(s.Ref)
 	case full.Items != nil:

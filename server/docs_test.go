@@ -33,6 +33,15 @@ func TestDocs(t *testing.T) {
 			t.Errorf("%q is not on the page", want)
 		}
 	}
+	// A response that is one of two objects links to both, and each link leads somewhere.
+	if want := `<a href="#schema-Admitted">Admitted</a> or <a href="#schema-Denied">Denied</a>`; !strings.Contains(page, want) {
+		t.Errorf("%s is not on the page", want)
+	}
+	for _, to := range regexp.MustCompile(`href="#(schema-\w+)"`).FindAllStringSubmatch(page, -1) {
+		if !strings.Contains(page, `id="`+to[1]+`"`) {
+			t.Errorf("%s is not on the page", to[1])
+		}
+	}
 	for _, bad := range []string{"<script", "src=", "url(", "@import", "<no value>", "ZgotmplZ", "&lt;nil&gt;"} {
 		if strings.Contains(page, bad) {
 			t.Errorf("%q is on the page", bad)
