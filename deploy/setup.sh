@@ -5,6 +5,10 @@
 # The version of Go that is installed if there is none, or one older than in go.mod.
 GO_VERSION=1.26.8
 
+# The versions of Node and npm that are installed if there is no Node, or one older than 20.
+NODE_VERSION=20.20.2
+NPM_VERSION=10.9.4
+
 # setup_packages NAME...: install the Debian packages that are missing.
 setup_packages() {
 	local name missing=()
@@ -60,6 +64,36 @@ setup_go() {
 	export PATH=/usr/local/bin:$PATH
 	hash -r
 	go version >&2
+}
+
+# setup_node: install a Node and npm that can run the tools in tools/openapi. Debian 12 has
+# Node 18, which is too old, but its npm can install a newer Node and npm as packages: npm
+# of Debian itself runs only with Debian's Node.
+setup_node() {
+	local arch dir=/usr/local/lib/node-$NODE_VERSION
+	if command -v node >/dev/null && command -v npm >/dev/null &&
+		[ "$(printf '%s\n' v20 "$(node --version)" | sort -V | head -n 1)" = v20 ]; then
+		return 0
+	fi
+	case $(dpkg --print-architecture) in
+	arm64) arch=arm64 ;;
+	*) arch=x64 ;;
+	esac
+	if [ ! -x "$dir/bin/node" ]; then
+		setup_packages ca-certificates nodejs npm
+		echo "installing Node $NODE_VERSION" >&2
+		rm -rf "$dir.new"
+		mkdir -p "$dir.new/bin"
+		npm install --prefix "$dir.new" --no-save --no-audit --no-fund --ignore-scripts "node-linux-$arch@$NODE_VERSION" "npm@$NPM_VERSION" >&2
+		ln -s "../node_modules/node-linux-$arch/bin/node" "$dir.new/bin/node"
+		ln -s ../node_modules/npm/bin/npm-cli.js "$dir.new/bin/npm"
+		ln -s ../node_modules/npm/bin/npx-cli.js "$dir.new/bin/npx"
+		mv "$dir.new" "$dir"
+	fi
+	ln -sf "$dir/bin/node" "$dir/bin/npm" "$dir/bin/npx" /usr/local/bin/
+	export PATH=/usr/local/bin:$PATH
+	hash -r
+	node --version >&2
 }
 
 # setup_build ROOT: install what the build and the tests need. The race detector needs the
