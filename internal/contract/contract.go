@@ -245,7 +245,23 @@ func checkJSON(schema *openapi3.Schema, text []byte) []string {
 	if err := schema.VisitJSON(v, openapi3.MultiErrors()); err != nil {
 		return []string{err.Error()}
 	}
+	fits := func(one *openapi3.SchemaRef) bool { return one.Value.VisitJSON(v) == nil && hasConstants(one.Value, v) }
+	if len(schema.OneOf) > 0 && !slices.ContainsFunc(schema.OneOf, fits) {
+		return []string{fmt.Sprintf("oneOf: %s has the constants of no schema", text)}
+	}
 	return nil
+}
+
+// hasConstants reports whether each property of an object that the schema makes constant has
+// that value. VisitJSON does not check it.
+func hasConstants(schema *openapi3.Schema, v any) bool {
+	fields, _ := v.(map[string]any)
+	for name, property := range schema.Properties {
+		if want := property.Value.Const; want != nil && fields[name] != want {
+			return false
+		}
+	}
+	return true
 }
 
 func codeOf(body []byte) string {

@@ -162,6 +162,8 @@ func TestTransport(t *testing.T) {
 		{"MissingHeader", "POST /engines/u/stop", "", 503, strings.Replace(failure, "ENGINE_BUSY", "BACKEND_UNAVAILABLE", 1), nil, "Retry-After"},
 		{"UnknownParameter", "GET /status?more=1", "", 200, `{}`, []string{"X-View-Age", "1"}, "more"},
 		{"UnknownSentField", "POST /engines/u/admit", `{"more":1}`, 200, `{"admitted":false,"engine":null,"reason":"engine_stopped"}`, nil, "more"},
+		{"OKDenial", "POST /engines/u/admit", "", 200, `{"admitted":false,"engine":null,"reason":"engine_stopped"}`, nil, ""},
+		{"AdmittedAndDenied", "POST /engines/u/admit", "", 200, `{"admitted":true,"engine":null,"reason":"engine_stopped"}`, nil, "oneOf"},
 		{"UnknownType", "POST /engines/u/stop", "", 200, `stopped`, []string{"Content-Type", "text/plain"}, "content type"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
