@@ -79,6 +79,12 @@ variable "canary" {
   description = "number of replicas of a new version that must be healthy before an old one is replaced; they need free nodes, or port = 0"
 }
 
+variable "healthy_deadline_s" {
+  type        = number
+  default     = 480
+  description = "time for a replica of a new version to become healthy, in seconds; a minute later Nomad returns to the version of before"
+}
+
 variable "ops_port" {
   type        = number
   default     = -1
@@ -191,8 +197,8 @@ job "orch" {
     auto_promote      = var.canary > 0
     health_check      = "checks"
     min_healthy_time  = "10s"
-    healthy_deadline  = "8m"
-    progress_deadline = "10m"
+    healthy_deadline  = "${var.healthy_deadline_s}s"
+    progress_deadline = "${var.healthy_deadline_s + 60}s"
     auto_revert       = true
   }
 

@@ -74,7 +74,7 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 	})
 	// A version that does not start is taken back before an old replica has ended.
 	before := runningAllocs(t, n)
-	runByIdentity(t, stack, "/bin/false")
+	runByIdentity(t, stack, "/bin/false", "-var=healthy_deadline_s=45")
 	harness.Eventually(t, "Nomad returns to the version of before", func() error {
 		job, _, err := n.Jobs().Info(orchJob, in)
 		if err != nil {
