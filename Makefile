@@ -55,6 +55,7 @@ test: ## Run all tests, against real agents
 	$(GO) vet ./...
 	cd $(PROVIDER) && $(GO) vet ./... && $(GO) test -race -shuffle=on -count=1 ./...
 	$(GO) test -race -shuffle=on -count=1 -timeout 40m ./...
+	cd tools/release && $(GO) vet ./... && $(GO) test -shuffle=on -count=1 ./...
 
 # SEED=n repeats the order of the faults of the run that printed n.
 .PHONY: chaos
@@ -76,6 +77,8 @@ lint: ## Check formatting, go vet, staticcheck and golangci-lint
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 	$(GO) run $(LINT) run ./...
 	cd $(PROVIDER) && $(GO) vet ./... && $(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./... && $(GO) run $(LINT) run ./...
+	cd tools/release && $(GO) run $(LINT) run ./...
+	cd tools/screenshots && $(GO) vet . && $(GO) run $(LINT) run ./...
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that the code can reach
@@ -107,6 +110,11 @@ engine-image: ## Build the reference engine's container images (needs a docker e
 screenshots: build-dev ## Make the pictures of Nomad's UI in docs/images (needs chromium)
 	cd tools/screenshots && $(GO) run . -dev ../../$(BIN)/orch-dev -out ../../docs/images
 
+# The commit must be checked out without changes. RELEASE has other flags of tools/release.
+.PHONY: release
+release: ## Build dist/: archives, packages, images, SBOMs, checksums; signed if ORCH_RELEASE_MINISIGN_KEY names a key
+	GOTOOLCHAIN=go$$(sed -n 's/^GO_VERSION=//p' deploy/setup.sh) $(GO) run -C tools/release . -root $(CURDIR) -out $(CURDIR)/dist $(RELEASE)
+
 .PHONY: clean
 clean: ## Remove what the other targets built, and .dev
-	rm -rf $(BIN) .dev
+	rm -rf $(BIN) .dev dist
