@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -17,23 +18,31 @@ import (
 const (
 	labelEvery  = 2 * time.Second
 	labelsAPass = 10
+	// labelPause follows a label that Nomad refuses, or cannot take now.
+	labelPause = 30 * time.Second
 )
 
 // labelLoop keeps what jobs show in Nomad's UI right, while this replica leads: the user of
 // a claimed warm engine, and states that no operation wrote into the job, such as that of a
 // process that crashed.
 func (s *Scheduler) labelLoop(ctx context.Context) {
-	for pause.For(ctx, labelEvery) {
-		if s.informed() {
-			s.warm.awaitQuiet(ctx)
-			s.labelSome(ctx)
+	for wait := labelEvery; pause.For(ctx, wait); {
+		wait = labelEvery
+		if !s.informed() {
+			continue
+		}
+		s.warm.awaitQuiet(ctx)
+		if err := s.labelSome(ctx); err != nil {
+			s.log.Debug("cannot label a job; retrying", "error", err)
+			wait = labelPause
 		}
 	}
 }
 
 // labelSome labels some of the jobs that show an outdated state or owner. The order is
-// random, so that jobs that cannot be labelled do not keep others from it.
-func (s *Scheduler) labelSome(ctx context.Context) {
+// random, so that jobs that cannot be labelled do not keep others from it. It returns the
+// first error that the next pass would probably meet, too.
+func (s *Scheduler) labelSome(ctx context.Context) error {
 	rows, left := s.mirror.All(), labelsAPass
 	rand.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	for _, row := range rows {
@@ -41,12 +50,13 @@ func (s *Scheduler) labelSome(ctx context.Context) {
 			continue
 		}
 		if err := s.label(ctx, row); err != nil && !overtaken(err) && !errors.Is(err, cluster.ErrNotFound) {
-			s.log.Debug("cannot label a job; retrying", "engine_id", row.EngineID, "error", err)
+			return fmt.Errorf("engine %s: %w", row.EngineID, err)
 		}
-		if left--; left == 0 || ctx.Err() != nil {
-			return
+		if left--; left == 0 {
+			return nil
 		}
 	}
+	return nil
 }
 
 // label writes an engine's owner and state into its job. It does not overwrite concurrent
