@@ -121,6 +121,14 @@ func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 	return job, classify(err)
 }
 
+// HasAllocs reports whether Nomad knows an allocation of a job, finished or not.
+func (c *Cluster) HasAllocs(ctx context.Context, jobID string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	list, _, err := c.client.Jobs().Allocations(jobID, true, c.read(ctx))
+	return len(list) > 0, classify(err)
+}
+
 // ReadNode reads a node from Nomad itself, without its free resources. ErrNotFound: Nomad
 // does not know the node.
 func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {

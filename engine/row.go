@@ -125,7 +125,8 @@ type Row struct {
 	// does not name its user yet.
 	Warm       string `json:"warm,omitempty"`
 	Unlabelled bool   `json:"unlabelled,omitempty"`
-	// Shown is the state that its job shows in Nomad's UI; empty: unknown.
+	// Shown is the state that its job shows in Nomad's UI, if that can be written; empty:
+	// unknown.
 	Shown string `json:"shown,omitempty"`
 	// KeyProofPath is the path on which a warm engine proves its key, if its kind sets one.
 	KeyProofPath string `json:"key_proof_path,omitempty"`

@@ -76,13 +76,7 @@ variable "port" {
 variable "canary" {
   type        = number
   default     = 0
-  description = "number of replicas of a new version that must be healthy before an old one is replaced; they need free nodes, or port = 0"
-}
-
-variable "healthy_deadline_s" {
-  type        = number
-  default     = 480
-  description = "time for a replica of a new version to become healthy, in seconds; a minute later Nomad returns to the version of before"
+  description = "number of replicas of a new version that must be healthy before an old one is replaced; they need ORCH_DATABASE_URL, and free nodes or port = 0"
 }
 
 variable "ops_port" {
@@ -189,16 +183,16 @@ job "orch" {
 
   # Replicas are replaced one after another, the next when the new one responds. The old
   # one may drain for kill_timeout before the new one gets its port. If a new one does not
-  # become healthy, Nomad returns to the version of before; with canaries, no old one has
-  # ended then.
+  # become healthy, Nomad returns to the version of before. No old one ends before all
+  # canaries are healthy.
   update {
     max_parallel      = 1
     canary            = var.canary
     auto_promote      = var.canary > 0
     health_check      = "checks"
     min_healthy_time  = "10s"
-    healthy_deadline  = "${var.healthy_deadline_s}s"
-    progress_deadline = "${var.healthy_deadline_s + 60}s"
+    healthy_deadline  = "8m"
+    progress_deadline = "10m"
     auto_revert       = true
   }
 

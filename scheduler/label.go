@@ -60,17 +60,33 @@ func (s *Scheduler) labelSome(ctx context.Context) error {
 }
 
 // label writes an engine's owner and state into its job. It does not overwrite concurrent
-// changes of the job or the row, and starts no process: the change is made in place.
+// changes of the job or the row. The change is made in place, and no process is started for
+// it: a job that requests a process is left as it is if Nomad knows no allocation of it any
+// more, as after it has removed that of an engine that was given up. It would make one.
 func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	job, err := s.cluster.Job(ctx, row.JobID())
 	if err != nil {
 		return err
 	}
+	state, known := shown(row), true
+	// Nobody knows what the job says until this is finished.
+	row = row.Clone()
+	if row.Shown != "" {
+		row.Shown = ""
+		if err := s.store.Update(ctx, row); err != nil {
+			return err
+		}
+	}
 	if row.Unlabelled {
 		jobs.Label(job, jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID})
 	}
-	changed := jobs.Note{Shown: shown(row)}.Write(job)
-	if changed || row.Unlabelled {
+	changed := jobs.Note{Shown: state}.Write(job) || row.Unlabelled
+	if changed && jobs.Runs(job) {
+		if known, err = s.cluster.HasAllocs(ctx, row.JobID()); err != nil {
+			return err
+		}
+	}
+	if changed && known {
 		if _, err := s.cluster.Register(ctx, job, *job.JobModifyIndex); err != nil {
 			return err
 		}
@@ -80,8 +96,7 @@ func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 			return err
 		}
 	}
-	row = row.Clone()
-	row.Unlabelled, row.Shown = false, shown(row)
+	row.Unlabelled, row.Shown = false, state
 	return s.store.Update(ctx, row)
 }
 

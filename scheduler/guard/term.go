@@ -34,6 +34,16 @@ func (g *Guard) compare(ctx context.Context) error {
 		return err
 	}
 	here := g.Current()
+	if here.ID == "" && there.ID != "" {
+		// Another replica may have begun the deployment since. It writes Consul's record
+		// first, so that only a second look shows that Consul has none.
+		if here, err = g.d.Store.Deployment(ctx); err != nil {
+			return err
+		}
+		if here.ID != "" {
+			g.take(here)
+		}
+	}
 	if here.ID != "" && here.ID == there.ID && here.Registry == there.Registry && there.Challenge != "" {
 		g.log.Error("refusing another service with another registry (Consul) that wants the keys of this deployment", "deployment", there.ID)
 		there.Challenge = ""

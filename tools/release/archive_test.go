@@ -48,6 +48,7 @@ func TestEmptied(t *testing.T) {
 		t.Error(err)
 	}
 	write(t, filepath.Join(dir, "file"), "of somebody")
+	write(t, filepath.Join(dir, sumsName), "of something else")
 	if err := emptied(dir); err == nil {
 		t.Error("it removes files of others")
 	}

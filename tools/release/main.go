@@ -110,12 +110,15 @@ func (r release) write(ctx context.Context, platforms []platform) error {
 // path returns the path of an artifact.
 func (r release) path(name string) string { return filepath.Join(r.out, name) }
 
+// ownName is the file by which a directory is known as one that only releases write to.
+const ownName = ".orch-release"
+
 // emptied makes an empty directory. It refuses to remove what no release wrote.
 func emptied(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err == nil && len(entries) > 0 {
-		if _, err := os.Stat(filepath.Join(dir, sumsName)); err != nil {
-			return fmt.Errorf("%s is not empty, and has no %s of an earlier release: remove it first", dir, sumsName)
+		if _, err := os.Stat(filepath.Join(dir, ownName)); err != nil {
+			return fmt.Errorf("%s is not empty, and not of an earlier release: remove it first", dir)
 		}
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -124,8 +127,7 @@ func emptied(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // artifacts are public
 		return err
 	}
-	// A run that fails leaves no checksums, but may be repeated.
-	return os.WriteFile(filepath.Join(dir, sumsName), nil, 0o644) //nolint:gosec // as above
+	return os.WriteFile(filepath.Join(dir, ownName), nil, 0o644) //nolint:gosec // as above
 }
 
 // platform is what Go calls GOOS and GOARCH.

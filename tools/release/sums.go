@@ -30,7 +30,7 @@ func writeSums(dir string) error {
 	}
 	var sums bytes.Buffer
 	for _, e := range entries {
-		if e.Name() == sumsName {
+		if e.Name() == sumsName || e.Name() == ownName {
 			continue
 		}
 		sum, err := fileSum(filepath.Join(dir, e.Name()))

@@ -60,7 +60,7 @@ func run(ctx context.Context, dev, out string) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if err := os.WriteFile(filepath.Join(out, name+".png"), png, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(out, name+".png"), png, 0o644); err != nil { //nolint:gosec // pictures are public
 			return err
 		}
 	}

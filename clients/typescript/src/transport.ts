@@ -41,6 +41,9 @@ export interface Answer<T> {
   headers: Headers;
 }
 
+/** The only responses that are not JSON. */
+const pages = new Set<string>(["/docs", "/openapi.yaml", "/metrics"]);
+
 type Loose = { path?: Record<string, string>; query?: Record<string, unknown>; body?: unknown };
 
 /** Transport makes calls with one key. */
@@ -76,6 +79,9 @@ export class Transport {
         throw new OrchError(response.status, response.headers, text);
       }
       const body = decoded(response, text);
+      if (typeof body === "string" && !pages.has(path)) {
+        throw new OrchError(response.status, response.headers, text); // of something between
+      }
       if (!response.ok && typeof body === "object" && body !== null && "error" in body) {
         throw new OrchError(response.status, response.headers, text);
       }

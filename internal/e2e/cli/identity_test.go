@@ -135,7 +135,7 @@ func bindIdentities(t *testing.T, n *nomad.Client, c *consul.Client) {
 }
 
 // runByIdentity runs the job with two replicas and without tokens.
-func runByIdentity(t *testing.T, stack *devstack.Stack, binary string, more ...string) {
+func runByIdentity(t *testing.T, stack *devstack.Stack, binary string) {
 	t.Helper()
 	vars := map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
@@ -156,7 +156,7 @@ func runByIdentity(t *testing.T, stack *devstack.Stack, binary string, more ...s
 		"-var=driver=raw_exec", "-var=binary=" + binary, "-var=port=0", "-var=ops_port=0", "-var=count=2", "-var=canary=1", "-var=identity=true", "-var=identity_ttl=" + identityTTL.String(), "-var=vault_role=" + orchJob, "-var=settings=" + string(settings),
 		"-var=consul_addr=" + stack.ConsulAddr, "-var=vault_addr=" + stack.VaultAddr, "-var=cpu_mhz=50", "-var=memory_mb=64",
 	}
-	cmd := exec.CommandContext(t.Context(), harness.Binaries.Nomad, append(append(args, more...), orchFile)...)
+	cmd := exec.CommandContext(t.Context(), harness.Binaries.Nomad, append(args, orchFile)...)
 	cmd.Env = append(os.Environ(), stack.Operator().Environ()...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nomad job run: %v\n%s", err, out)

@@ -16,15 +16,14 @@ import (
 // load is a stream of admits of the user "u" through a small load balancer, which calls the
 // replicas that are ready one after another and never repeats a call.
 type load struct {
-	perSecond int
-	http      *http.Client
-	platform  string
-	cancel    context.CancelFunc
-	working   sync.WaitGroup
-	began     time.Time
-	admits    atomic.Int64
-	failed    atomic.Int64
-	served    sync.Map // URL to the number of admits
+	http     *http.Client
+	platform string
+	cancel   context.CancelFunc
+	working  sync.WaitGroup
+	began    time.Time
+	admits   atomic.Int64
+	failed   atomic.Int64
+	served   sync.Map // URL to the number of admits
 
 	mu    sync.Mutex
 	ready []string // URLs
@@ -37,7 +36,7 @@ func startLoad(t *testing.T, platform string, perSecond int, find func(context.C
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 64} // connections are used again
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	l := &load{perSecond: perSecond, http: &http.Client{Transport: transport}, platform: platform, cancel: cancel}
+	l := &load{http: &http.Client{Transport: transport}, platform: platform, cancel: cancel}
 	t.Cleanup(func() {
 		cancel()
 		l.working.Wait()
@@ -129,7 +128,7 @@ func (l *load) await(t *testing.T, n int64) {
 	})
 }
 
-// end ends the load, and reports failed admits, and a load that was none.
+// end ends the load, and reports failed admits.
 func (l *load) end(t *testing.T) {
 	t.Helper()
 	l.cancel()
@@ -138,8 +137,5 @@ func (l *load) end(t *testing.T) {
 	t.Logf("%d of %d admits failed, %.0f per second", l.failed.Load(), l.admits.Load(), rate)
 	if l.failed.Load() > 0 {
 		t.Errorf("%d of %d admits failed", l.failed.Load(), l.admits.Load())
-	}
-	if rate < float64(l.perSecond)/2 {
-		t.Errorf("%.0f admits per second are no load", rate)
 	}
 }

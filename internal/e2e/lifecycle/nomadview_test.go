@@ -2,11 +2,13 @@ package lifecycle
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
 	nomad "github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
@@ -16,8 +18,8 @@ import (
 func TestNomadView(t *testing.T) {
 	t.Parallel()
 	const prefix, user = "nomad-view/", "jürgen 日本"
-	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_VOLUME_POOL=2",
-		"ORCH_RESTART_MAX_ATTEMPTS=0", "ORCH_JOB_USER=plain", "ORCH_CONSUL_UI_URL=https://consul.example/ui/dc1/", "ORCH_BOOT_TIMEOUT_S=8"))
+	vars := harness.With(harness.Soon, "ORCH_VOLUME_POOL=2", "ORCH_RESTART_MAX_ATTEMPTS=0", "ORCH_JOB_USER=plain", "ORCH_CONSUL_UI_URL=https://consul.example/ui/dc1/")
+	r := harness.StartService(t, harness.Shared, harness.With(vars, "ORCH_CONSUL_PREFIX="+prefix))
 	c, ctx, s := r.Product(t, harness.AnyImage), t.Context(), harness.OpenStores(t, harness.Shared)
 	e, err := c.Provision(ctx, user, "")
 	if err != nil {
@@ -60,26 +62,72 @@ func TestNomadView(t *testing.T) {
 	shows(e.EngineID, "running")
 
 	// Its process ends until Nomad gives up; no operation runs then.
-	crashing, err := c.Provision(ctx, user+" 1", "reference-engine.crash-after-4s")
+	const lost = user + " 1"
+	crashing, err := c.Provision(ctx, lost, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	shows(crashing.EngineID, "failed, crashed")
-	harness.IsNow(t, c, user+" 1", "failed", "crashed")
-	harness.Eventually(t, "nothing else happens", func() error {
-		if count, running := s.Processes(crashing.EngineID); running != 0 || started(crashing.EngineID) != 1 {
-			return fmt.Errorf("%d run of %d, in %d allocations", running, count, started(crashing.EngineID))
+	harness.Eventually(t, "it is given up", func() error {
+		now, err := c.Engine(ctx, lost)
+		if err != nil {
+			return err
+		}
+		if now.Status == client.Running && now.URL != "" {
+			_, _ = harness.EngineCall(ctx, now, now.APIKey, http.MethodPost, "/crash", nil, nil)
+		}
+		allocs, _, err := s.Nomad.Jobs().Allocations("engine-"+crashing.EngineID, true, nil)
+		if err != nil || len(allocs) != 1 || allocs[0].ClientStatus != nomad.AllocClientStatusFailed {
+			return fmt.Errorf("%s, %d allocations, %w", now.Status, len(allocs), err)
 		}
 		return nil
 	})
+	shows(crashing.EngineID, "failed, crashed")
+	if n := started(crashing.EngineID); n != 1 {
+		t.Errorf("%d processes were started", n)
+	}
 
-	// A boot that fails shows its reason, and a start that is refused the state of before.
-	harness.WantCode(t, harness.ErrOf(c.Provision(ctx, user+" 2", "reference-engine.never-listen")), 504, "BOOT_TIMEOUT")
-	bad, err := c.Engine(ctx, user+" 2")
+	// Nomad forgets its allocation, and would start a process when the job is written. That
+	// of the running engine is written in the same passes.
+	harness.Eventually(t, "Nomad has no allocation of it", func() error {
+		if err := s.Nomad.System().GarbageCollect(); err != nil {
+			return err
+		}
+		if n := started(crashing.EngineID); n > 0 {
+			return fmt.Errorf("%d are left", n)
+		}
+		return nil
+	})
+	relabelled := func(u string) {
+		t.Helper()
+		s.Edit(prefix, u, func(row map[string]any) { row["shown"] = "something else" })
+		harness.Eventually(t, "its label is looked at", func() error {
+			rows, err := s.Engines(prefix)
+			for _, row := range rows {
+				if row.UserID == u && row.Shown == "something else" {
+					err = fmt.Errorf("not yet")
+				}
+			}
+			return err
+		})
+	}
+	relabelled(lost)
+	relabelled(user)
+	if count, running := s.Processes(crashing.EngineID); count != 1 || running != 0 || started(crashing.EngineID) != 0 {
+		t.Errorf("the label started a process: %d run of %d", running, count)
+	}
+	shows(e.EngineID, "running")
+
+	// A boot that fails shows its reason.
+	short := harness.StartService(t, harness.Shared, harness.With(vars, "ORCH_CONSUL_PREFIX=nomad-view-2/", "ORCH_BOOT_TIMEOUT_S=8")).Product(t, harness.AnyImage)
+	harness.WantCode(t, harness.ErrOf(short.Provision(ctx, user, "reference-engine.never-listen")), 504, "BOOT_TIMEOUT")
+	bad, err := short.Engine(ctx, user)
 	if err != nil {
 		t.Fatal(err)
 	}
 	shows(bad.EngineID, "failed, boot_timeout")
+	if _, err := short.Destroy(ctx, user); err != nil {
+		t.Error(err)
+	}
 	rows, err := s.Engines(prefix)
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +137,7 @@ func TestNomadView(t *testing.T) {
 			t.Errorf("the row of %s is %s, %s, and says that its job shows %q", row.EngineID, row.State, row.Reason, row.Shown)
 		}
 	}
-	for _, u := range []string{user, user + " 1", user + " 2"} {
+	for _, u := range []string{user, lost} {
 		if _, err := c.Destroy(ctx, u); err != nil {
 			t.Error(err)
 		}

@@ -15,7 +15,8 @@ import (
 
 // state is what a purge must leave as it was: accounts, units, and all files outside of
 // directories for logs, caches and processes.
-const state = `cat /etc/passwd /etc/group /etc/shadow /etc/gshadow
+// The user stays.
+const state = `grep -hv ^orch: /etc/passwd /etc/group /etc/shadow /etc/gshadow
 find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/dpkg \
 	-o -path /var/lib/apt -o -path /var/lib/systemd -o -path /root \) -prune -o ! -name '*-' ! -name .pwd.lock -printf '%p %M %u %g\n' | sort`
 
@@ -144,6 +145,7 @@ func testPackage(t *testing.T, first, second string) {
 		if after := m.run(t, state); after != before {
 			t.Errorf("left or changed:\n%s", changed(before, after))
 		}
+		m.want(t, "getent passwd orch | cut -d: -f6", "/var/lib/orch")
 	})
 }
 

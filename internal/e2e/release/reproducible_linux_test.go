@@ -13,7 +13,7 @@ import (
 )
 
 // TestReproducible builds the commit of this checkout in two clones that differ in path, cache,
-// home, time zone, language and umask. All artifacts are equal.
+// home, time zone, and language. All artifacts are equal.
 //
 // The caches have what the commit requires, compiled only once, because compiling that takes
 // minutes; what is in the commit itself is compiled twice. The Go toolchain, the architecture

@@ -1,6 +1,7 @@
 #!/bin/sh
-# After the files are removed. Only a purge removes settings, keys, the audit log and the user.
-# RPM has no purge.
+# After the files are removed. Only a purge removes settings, keys and the audit log. The user
+# stays, so that no other gets its number, and with it files that are left elsewhere. RPM has
+# no purge.
 #
 # Arguments: of Debian "remove", "purge" or another; of RPM 0 (removed), 1 (updated).
 set -e
@@ -8,11 +9,4 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 fi
 [ "$1" = purge ] || exit 0
-rm -rf /etc/orch /var/lib/orch
-if getent passwd orch >/dev/null; then
-	userdel orch
-fi
-# userdel may have removed it.
-if getent group orch >/dev/null; then
-	groupdel orch
-fi
+rm -rf /etc/orch /var/lib/orch || echo "a part of /etc/orch or /var/lib/orch is left" >&2

@@ -8,8 +8,8 @@ remove | 0) ;;
 *) exit 0 ;;
 esac
 if [ -d /run/systemd/system ]; then
-	systemctl stop orch.service
+	systemctl stop orch.service || echo "orch was not stopped" >&2
 fi
 if command -v systemctl >/dev/null; then
-	systemctl disable orch.service
+	systemctl disable orch.service || echo "orch was not disabled" >&2
 fi

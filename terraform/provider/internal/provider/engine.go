@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/hashicorp/terraform-plugin-framework-timeouts/resource/timeouts"
@@ -142,11 +143,13 @@ func awaitBoot(ctx context.Context, c *client.Client, user string, begun *client
 		switch {
 		case errors.Is(err, client.ErrEngineNotFound), err == nil && now.EngineID != begun.EngineID:
 			return nil, whyGone(ctx, c, user, begun.EngineID)
-		case err != nil:
+		case err != nil && !passes(err):
 			return last, err
 		}
-		last = now
-		if now.Operation == nil {
+		if err == nil {
+			last = now
+		}
+		if err == nil && now.Operation == nil {
 			if o := now.LastOperation; now.Status == client.Failed && o != nil && o.Outcome != "ok" {
 				return now, &client.Error{Code: client.Code(o.Outcome), Message: o.Message}
 			}
@@ -157,6 +160,13 @@ func awaitBoot(ctx context.Context, c *client.Client, user string, begun *client
 		}
 		pause = min(2*pause, time.Second)
 	}
+}
+
+// passes reports whether an error says nothing about the engine: the service, or what it
+// needs, is away for a while, or it was not reached.
+func passes(err error) bool {
+	var e *client.Error
+	return !errors.As(err, &e) || e.Status == http.StatusServiceUnavailable || e.Status == http.StatusTooManyRequests
 }
 
 // whyGone returns the error of a provision that left nothing behind, which only the audit log

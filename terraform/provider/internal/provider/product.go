@@ -205,7 +205,9 @@ func changePolicy(ctx context.Context, c *client.Client, m, was *productModel) e
 	_, err = c.ChangePolicy(ctx, m.ID.ValueString(), func(now client.Policy) client.Policy {
 		moved = nil
 		seen, err := policyObject(now, was.Policy)
-		if err == nil && !seen.Equal(was.Policy) {
+		// A response that was lost may have been that of this very change.
+		done, derr := policyObject(now, m.Policy)
+		if err = errors.Join(err, derr); err == nil && !seen.Equal(was.Policy) && !done.Equal(m.Policy) {
 			err = errPolicyMoved
 		}
 		if moved = err; err != nil {
