@@ -99,7 +99,12 @@ func TestNomadView(t *testing.T) {
 	})
 	relabelled := func(u string) {
 		t.Helper()
-		s.Edit(prefix, u, func(row map[string]any) { row["shown"] = "something else" })
+		s.Edit(prefix, u, func(row map[string]any) {
+			row["shown"] = "something else"
+			if row["state"] == "failed" { // the job shows another reason
+				row["reason"] = "unhealthy"
+			}
+		})
 		harness.Eventually(t, "its label is looked at", func() error {
 			rows, err := s.Engines(prefix)
 			for _, row := range rows {
