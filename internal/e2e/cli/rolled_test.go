@@ -53,8 +53,10 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 		return known
 	})
 	l.await(t, 200)
-	stop, provisioned := make(chan struct{}), 0
-	l.working.Go(func() { provisioned = l.provisions(t, stop) })
+	streaming, stop := context.WithCancel(ctx)
+	defer stop()
+	provisioned := make(chan int, 1)
+	l.working.Go(func() { provisioned <- l.provisions(streaming, t) })
 	runByIdentity(t, stack, next)
 	in := &nomad.QueryOptions{Namespace: nomad.DefaultNamespace}
 	harness.Eventually(t, "all replicas are of the next version", func() error {
@@ -75,10 +77,11 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 		return err
 	})
 	l.await(t, 400)
-	close(stop)
+	stop()
 	l.end(t)
-	t.Logf("%d engines were provisioned and destroyed meanwhile", provisioned)
-	if provisioned == 0 {
+	streamed := <-provisioned
+	t.Logf("%d engines were provisioned and destroyed meanwhile", streamed)
+	if streamed == 0 {
 		t.Error("no provision was finished")
 	}
 	wantVersion(t, c, func(version string) bool { return version == harness.NextVersion })
@@ -92,19 +95,14 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 	}
 }
 
-// provisions creates and destroys engines, one after another, until stop is closed.
-func (l *load) provisions(t *testing.T, stop <-chan struct{}) (n int) {
-	ctx := context.WithoutCancel(t.Context())
-	for {
-		select {
-		case <-stop:
-			return n
-		default:
-		}
+// provisions creates and destroys engines, one after another, until ctx ends.
+func (l *load) provisions(ctx context.Context, t *testing.T) (n int) {
+	whole := context.WithoutCancel(ctx) // a call that was begun is finished
+	for ctx.Err() == nil {
 		user := fmt.Sprintf("stream-%d", n)
 		for _, call := range []func(c *client.Client) error{
-			func(c *client.Client) error { return harness.ErrOf(c.Provision(ctx, user, "")) },
-			func(c *client.Client) error { return harness.ErrOf(c.Destroy(ctx, user)) },
+			func(c *client.Client) error { return harness.ErrOf(c.Provision(whole, user, "")) },
+			func(c *client.Client) error { return harness.ErrOf(c.Destroy(whole, user)) },
 		} {
 			c, err := l.replica()
 			if err == nil {
@@ -117,6 +115,7 @@ func (l *load) provisions(t *testing.T, stop <-chan struct{}) (n int) {
 		}
 		n++
 	}
+	return n
 }
 
 // wantVersion checks the version of the service in the metrics of both replicas, which
