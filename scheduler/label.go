@@ -71,7 +71,7 @@ func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	state, known := shown(row), true
 	// Nobody knows what the job says until this is finished.
 	row = row.Clone()
-	if row.Shown != "" {
+	if row.Shown != "" && row.Shown != state {
 		row.Shown = ""
 		if err := s.store.Update(ctx, row); err != nil {
 			return err
