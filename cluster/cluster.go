@@ -121,12 +121,16 @@ func (c *Cluster) Job(ctx context.Context, id string) (*api.Job, error) {
 	return job, classify(err)
 }
 
-// HasAllocs reports whether Nomad knows an allocation of a job, finished or not.
-func (c *Cluster) HasAllocs(ctx context.Context, jobID string) (bool, error) {
+// AllocStatuses returns the client status of each allocation of a job that Nomad knows,
+// finished or not.
+func (c *Cluster) AllocStatuses(ctx context.Context, jobID string) (statuses []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	list, _, err := c.client.Jobs().Allocations(jobID, true, c.read(ctx))
-	return len(list) > 0, classify(err)
+	for _, a := range list {
+		statuses = append(statuses, a.ClientStatus)
+	}
+	return statuses, classify(err)
 }
 
 // ReadNode reads a node from Nomad itself, without its free resources. ErrNotFound: Nomad

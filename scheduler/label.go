@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
+
+	"github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
@@ -49,7 +52,10 @@ func (s *Scheduler) labelSome(ctx context.Context) error {
 		if row.Op != nil || row.Warm != "" || !row.Unlabelled && row.Shown == shown(row) {
 			continue
 		}
-		if err := s.label(ctx, row); err != nil && !overtaken(err) && !errors.Is(err, cluster.ErrNotFound) {
+		if s.nodeSilent(row.NodeID) { // see writeLabel
+			continue
+		}
+		if err := s.label(ctx, row); err != nil && !overtaken(err) && !errors.Is(err, cluster.ErrNotFound) && !errors.Is(err, errReconnecting) {
 			return fmt.Errorf("engine %s: %w", row.EngineID, err)
 		}
 		if left--; left == 0 {
@@ -60,15 +66,13 @@ func (s *Scheduler) labelSome(ctx context.Context) error {
 }
 
 // label writes an engine's owner and state into its job. It does not overwrite concurrent
-// changes of the job or the row. The change is made in place, and no process is started for
-// it: a job that requests a process is left as it is if Nomad knows no allocation of it any
-// more, as after it has removed that of an engine that was given up. It would make one.
+// changes of the job or the row, and starts and ends no process: the change is made in place.
 func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	job, err := s.cluster.Job(ctx, row.JobID())
 	if err != nil {
 		return err
 	}
-	state, known := shown(row), true
+	state := shown(row)
 	// Nobody knows what the job says until this is finished.
 	row = row.Clone()
 	if row.Shown != "" && row.Shown != state {
@@ -80,14 +84,8 @@ func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	if row.Unlabelled {
 		jobs.Label(job, jobs.Engine{EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID})
 	}
-	changed := jobs.Note{Shown: state}.Write(job) || row.Unlabelled
-	if changed && jobs.Runs(job) {
-		if known, err = s.cluster.HasAllocs(ctx, row.JobID()); err != nil {
-			return err
-		}
-	}
-	if changed && known {
-		if _, err := s.cluster.Register(ctx, job, *job.JobModifyIndex); err != nil {
+	if (jobs.Note{Shown: state}).Write(job) || row.Unlabelled {
+		if err := s.writeLabel(ctx, job); err != nil {
 			return err
 		}
 	}
@@ -98,6 +96,30 @@ func (s *Scheduler) label(ctx context.Context, row *engine.Row) error {
 	}
 	row.Unlabelled, row.Shown = false, state
 	return s.store.Update(ctx, row)
+}
+
+// errReconnecting means that a job must not be written now.
+var errReconnecting = errors.New("the node of its allocation is not connected")
+
+// writeLabel writes a job, unless that would start or end a process. If the job requests a
+// process and Nomad knows no allocation of it any more, as when it has removed that of an
+// engine that was given up, it would make one: the job then stays as it is. And Nomad stops
+// an allocation that comes back with its node, if the job has another version by then
+// (scheduler/reconciler, reconcileReconnecting): errReconnecting.
+func (s *Scheduler) writeLabel(ctx context.Context, job *api.Job) error {
+	if jobs.Runs(job) {
+		statuses, err := s.cluster.AllocStatuses(ctx, *job.ID)
+		switch {
+		case err != nil:
+			return err
+		case len(statuses) == 0:
+			return nil
+		case slices.Contains(statuses, api.AllocClientStatusUnknown):
+			return errReconnecting
+		}
+	}
+	_, err := s.cluster.Register(ctx, job, *job.JobModifyIndex)
+	return err
 }
 
 // shown returns the state of an engine as its job shows it, with the reason.
