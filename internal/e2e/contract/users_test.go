@@ -1,6 +1,8 @@
 package contract
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -48,7 +50,8 @@ func testUserIDs(t *testing.T, d harness.Driver) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(job.Meta) != 3 || job.Meta["deployment_id"] == "" {
+			// Meta is interpolated, so it has the user only as a hash.
+			if sum := sha256.Sum256([]byte(user)); len(job.Meta) != 5 || job.Meta["deployment_id"] == "" || job.Meta["user"] != hex.EncodeToString(sum[:]) {
 				t.Errorf("job meta is %v", job.Meta)
 			}
 			if _, err := c.Stop(ctx, user); err != nil {
