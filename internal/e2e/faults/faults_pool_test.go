@@ -215,7 +215,7 @@ func testWarmPoints(t *testing.T) {
 		if next := warm("one warm engine after " + point); next == waiting {
 			t.Errorf("%s: the claimed engine is in the pool", point)
 		}
-		s.Described(e.EngineID, `user "u"`)
+		s.Described(e.EngineID, "user `\"u\"`")
 		if _, err := p.Destroy(ctx, "u"); err != nil {
 			t.Fatal(err)
 		}

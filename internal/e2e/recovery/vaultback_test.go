@@ -188,7 +188,7 @@ func TestVaultRestored(t *testing.T) {
 		}
 		return errors.New("another engine was")
 	})
-	p.S.Described(p.Known["one/claimed"].Engine.EngineID, `user "claimed"`)
+	p.S.Described(p.Known["one/claimed"].Engine.EngineID, "user `\"claimed\"`")
 	p.Provision(c, "one", "since")
 	p.R.Stop() // no replica has a key in its cache
 	restart(func() {
