@@ -21,6 +21,10 @@ import (
 const (
 	labelEvery  = 2 * time.Second
 	labelsAPass = 10
+	// labelRest is how long the last operation of an engine must be over. An engine that
+	// sleeps and wakes all the time is not labelled each time, and the next operation, such
+	// as its sleep, does not meet the label's change of the row.
+	labelRest = 10 * time.Second
 	// labelPause follows a label that Nomad refuses, or cannot take now.
 	labelPause = 30 * time.Second
 )
@@ -53,6 +57,9 @@ func (s *Scheduler) labelSome(ctx context.Context) error {
 			continue
 		}
 		if s.nodeSilent(row.NodeID) { // see writeLabel
+			continue
+		}
+		if row.Last != nil && time.Since(row.Last.EndedAt) < labelRest && !row.Unlabelled {
 			continue
 		}
 		if err := s.label(ctx, row); err != nil && !overtaken(err) && !errors.Is(err, cluster.ErrNotFound) && !errors.Is(err, errReconnecting) {
