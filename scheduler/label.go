@@ -130,13 +130,11 @@ func (s *Scheduler) writeLabel(ctx context.Context, job *api.Job) error {
 }
 
 // shown returns the state of an engine as its job shows it, with the reason.
-func shown(row *engine.Row) string { return shownOf(row.State, row.Reason) }
-
-func shownOf(state engine.State, reason string) string {
-	if reason == "" {
-		return string(state)
+func shown(row *engine.Row) string {
+	if row.Reason == "" {
+		return string(row.State)
 	}
-	return string(state) + ", " + reason
+	return string(row.State) + ", " + row.Reason
 }
 
 // witness writes the owner into an engine's variable, and keeps the hash in it.

@@ -117,7 +117,7 @@ func (o *work) register(ctx context.Context) error {
 		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
 		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
 		NodeID: row.NodeID, NodePool: row.NodePool, Isolation: row.Resources.Isolation, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.Warm, Mark: o.ID, Shown: shownOf(engine.Running, ""), DeploymentID: o.s.guard.ID(),
+		Warm: row.Warm, Mark: o.ID, Shown: string(engine.Running), DeploymentID: o.s.guard.ID(),
 	})
 	if err != nil {
 		return err
@@ -126,7 +126,7 @@ func (o *work) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	row.Op.JobIndex, row.TLS, row.Shown, o.registeredAt = registered, tls, shownOf(engine.Running, ""), time.Now()
+	row.Op.JobIndex, row.TLS, row.Shown, o.registeredAt = registered, tls, string(engine.Running), time.Now()
 	row.Vanished = nil // nothing was left at the end of the drain
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil

@@ -2,6 +2,7 @@ package terraform
 
 import (
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -249,7 +250,6 @@ resource "orch_product" "p" {
 // mirror installs the provider from a directory, as a machine without internet does.
 func mirror(t *testing.T, r *harness.Replica) {
 	bin := built(t)
-	platform := goEnv(t)
 	w := newWorkspaceWith(t, "", `
 data "orch_status" "all" {}
 output "registry" { value = data.orch_status.all.registry }
@@ -261,7 +261,7 @@ output "registry" { value = data.orch_status.all.registry }
 	if !found {
 		t.Fatal("terraform does not show the provider's address")
 	}
-	link(t, bin, filepath.Join(dir, host, "septemberai", "orch", "1.2.3", platform, "terraform-provider-orch_v1.2.3"))
+	link(t, bin, filepath.Join(dir, host, "septemberai", "orch", "1.2.3", runtime.GOOS+"_"+runtime.GOARCH, "terraform-provider-orch_v1.2.3"))
 	w.says(w.must("init", "-no-color"), "Installed septemberai/orch v1.2.3")
 	w.apply()
 	w.says(w.must("output", "-no-color"), `registry = "ok"`)

@@ -5,14 +5,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
-
-func goEnv(*testing.T) string { return runtime.GOOS + "_" + runtime.GOARCH }
 
 func link(t *testing.T, from, to string) {
 	t.Helper()
