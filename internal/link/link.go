@@ -6,6 +6,7 @@ package link
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/septemberai/orch/internal/traces"
@@ -50,6 +51,7 @@ type Link struct {
 	circuit            *Circuit      // nil before Watch
 	refused            func(Refusal) // nil before TellRefusals
 	observer           Observer      // nil: nobody
+	refusedAt          atomic.Int64  // when the store last refused a call because of its limits, in Unix ns
 }
 
 // New returns a Link whose connections are configured like those of t; t itself is not

@@ -19,6 +19,9 @@ import (
 const (
 	firstRetry = 20 * time.Millisecond
 	lastRetry  = 500 * time.Millisecond
+	// crowdedFor is how long after a refusal a link keeps no idle connections: another client
+	// at this address may be unable to connect because of them.
+	crowdedFor = 5 * time.Second
 )
 
 // errRefused: the store has reached its limit of connections from this address, or of
@@ -27,16 +30,25 @@ var errRefused = errors.New("link: the store refused the call because of its lim
 
 // send sends a request, and retries within the request's time limit while the store refuses
 // it because of its limits. Any request may be retried, because a refused one was not
-// carried out.
+// carried out. A link that was refused leaves its connections to all clients of this address
+// after each call, so that each of them gets its share.
 func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		var at attempt
-		resp, err := transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, at.trace())))
+		sent := req.WithContext(httptrace.WithClientTrace(ctx, at.trace()))
+		sent.Close = req.Close || l.crowded()
+		resp, err := transport.RoundTrip(sent)
 		if err == nil {
 			l.circuit.Heard(resp.StatusCode < http.StatusInternalServerError)
 		}
-		if !at.refused(resp, err) || req.Body != nil && req.GetBody == nil {
+		refused := at.refused(resp, err)
+		if refused {
+			l.refusedAt.Store(time.Now().UnixNano())
+		} else if wait > firstRetry {
+			transport.CloseIdleConnections()
+		}
+		if !refused || req.Body != nil && req.GetBody == nil {
 			return resp, err
 		}
 		if resp != nil {
@@ -56,6 +68,11 @@ func (l *Link) send(transport *http.Transport, req *http.Request) (*http.Respons
 			req.Body = body
 		}
 	}
+}
+
+// crowded reports whether the store refused a call because of its limits a moment ago.
+func (l *Link) crowded() bool {
+	return time.Since(time.Unix(0, l.refusedAt.Load())) < crowdedFor
 }
 
 // pause waits for d, and reports whether ctx is still active afterwards.

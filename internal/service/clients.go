@@ -81,7 +81,7 @@ func newTransport() *http.Transport {
 	t.Protocols.SetHTTP1(true)
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12} // the default one may offer HTTP/2
 	t.DialContext = link.Dial(&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second})
-	t.IdleConnTimeout = 60 * time.Second
+	t.IdleConnTimeout = 10 * time.Second // an idle connection counts towards the store's limit for all clients at this address
 	return t
 }
 
