@@ -104,9 +104,18 @@ func provisionKeyed(l *lane, point string) error {
 }
 
 // keyed makes a change with an Idempotency-Key for the point. A retry after the crash gets
-// the response that the first call would have got.
+// the response that the first call would have got. As a caller does, it retries the change
+// while the service is recovering the engine by itself.
 func keyed(action string, change func(*lane, client.ChangeOption) error) func(*lane, string) error {
-	return func(l *lane, point string) error { return change(l, client.IdempotencyKey(action+" at "+point)) }
+	return func(l *lane, point string) (err error) {
+		harness.Eventually(l.t, action+" at "+point, func() error {
+			if err = change(l, client.IdempotencyKey(action+" at "+point)); errors.Is(err, client.ErrEngineBusy) {
+				return err
+			}
+			return nil
+		})
+		return err
+	}
 }
 
 var (
@@ -390,6 +399,12 @@ func (l *lane) bring(point string) {
 			l.t.Fatalf("before %s: %v", point, err)
 		}
 	}
+	harness.Eventually(l.t, "no operation is in progress before "+point, func() error {
+		if row := l.row(); row != nil && row.Op != nil {
+			return fmt.Errorf("%+v", row.Op)
+		}
+		return nil
+	})
 	row := l.row()
 	if l.from == "" {
 		if row != nil {
