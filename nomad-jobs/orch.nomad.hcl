@@ -102,6 +102,17 @@ variable "vault_addr" {
   default = "http://127.0.0.1:8200"
 }
 
+variable "agents_tls" {
+  type        = string
+  default     = ""
+  description = "if consul_addr and vault_addr are https: \"ca\", with the certificates of their authorities in the item ca of the Nomad variable nomad/jobs/orch/orch, or \"mutual\", with the items cert and key in addition, for a Consul that requires a client certificate"
+
+  validation {
+    condition     = contains(["", "ca", "mutual"], var.agents_tls)
+    error_message = "The value must be \"\", \"ca\" or \"mutual\"."
+  }
+}
+
 variable "identity" {
   type        = bool
   default     = false
@@ -155,12 +166,25 @@ locals {
     ORCH_TLS_CERT_FILE = "${local.tls_dir}/tls.crt"
     ORCH_TLS_KEY_FILE  = "${local.tls_dir}/tls.key"
   }
+  # In files of the task, because a container does not see those of the node.
+  agents_dir = "$${NOMAD_SECRETS_DIR}/agents"
+  agents_files = {
+    ""     = []
+    ca     = ["ca"]
+    mutual = ["ca", "cert", "key"]
+  }[var.agents_tls]
+  agents = merge(
+    var.agents_tls == "" ? {} : { CONSUL_CACERT = "${local.agents_dir}/ca.pem", VAULT_CACERT = "${local.agents_dir}/ca.pem" },
+    var.agents_tls != "mutual" ? {} : { CONSUL_CLIENT_CERT = "${local.agents_dir}/cert.pem", CONSUL_CLIENT_KEY = "${local.agents_dir}/key.pem" },
+  )
+
   vault = var.vault_role == "" ? {} : { VAULT_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/vault_token" }
 
+  # Nomad sets CONSUL_HTTP_TOKEN itself: the token of the task's login, which it does not
+  # replace while the task runs.
   nomad = var.identity ? {
-    NOMAD_ADDR             = "unix://$${NOMAD_SECRETS_DIR}/api.sock"
-    NOMAD_TOKEN_FILE       = "$${NOMAD_SECRETS_DIR}/nomad_orch.jwt"
-    CONSUL_HTTP_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/consul_token"
+    NOMAD_ADDR       = "unix://$${NOMAD_SECRETS_DIR}/api.sock"
+    NOMAD_TOKEN_FILE = "$${NOMAD_SECRETS_DIR}/nomad_orch.jwt"
   } : { NOMAD_ADDR = var.nomad_addr }
 
   ops = var.ops_port < 0 ? {} : {
@@ -331,7 +355,7 @@ job "orch" {
         ORCH_NOMAD_NAMESPACE = var.namespace
         CONSUL_HTTP_ADDR     = var.consul_addr
         VAULT_ADDR           = var.vault_addr
-      }, local.nomad, local.tls, local.vault, local.ops, var.settings)
+      }, local.nomad, local.agents, local.tls, local.vault, local.ops, var.settings)
 
       # The secrets. A changed one restarts nothing: Nomad would restart replicas without
       # regard to each other. A new generation of the job replaces them one at a time.
@@ -340,6 +364,16 @@ job "orch" {
         env         = true
         change_mode = "noop"
         data        = "{{ with nomadVar \"nomad/jobs/orch\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
+      }
+
+      # The service reads them again when they change.
+      dynamic "template" {
+        for_each = local.agents_files
+        content {
+          destination = "${local.agents_dir}/${template.value}.pem"
+          change_mode = "noop"
+          data        = "{{ with nomadVar \"nomad/jobs/orch/orch\" }}{{ .${template.value} }}{{ end }}"
+        }
       }
 
       # The token for Nomad. Nomad renews the file.

@@ -27,12 +27,13 @@ import (
 // TestOrchJobByIdentity runs two replicas with the job file for operators on locked agents,
 // without a token: they use their workload identities in Nomad, Consul and Vault, with the
 // policies, the binding rule and the role in deploy/. A job of the same name in another
-// namespace gets nothing. An update to another version of the service fails no call.
+// namespace gets nothing. An update to another version of the service, which runs in
+// containers, fails no call.
 func TestOrchJobByIdentity(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	database := harness.Postgres.Database(t)
-	stack := harness.OwnStack(t, devstack.Config{Locked: true})
+	stack := harness.OwnStack(t, devstack.Config{Locked: true, DockerSocket: os.Getenv("DOCKER_HOST")})
 	n, c := operators(t, stack)
 	bindIdentities(t, n, c)
 	adminKey := "the-admin-key-" + rand.Text()
@@ -40,11 +41,12 @@ func TestOrchJobByIdentity(t *testing.T) {
 	if _, _, err := n.Variables().Create(variable, &nomad.WriteOptions{Namespace: nomad.DefaultNamespace}); err != nil {
 		t.Fatal(err)
 	}
+	putAgentsTLS(t, stack, n)
 	binary, err := harness.OrchBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	runByIdentity(t, stack, binary)
+	runByIdentity(t, stack, "-var=driver=raw_exec", "-var=binary="+binary)
 	t.Cleanup(func() {
 		if t.Failed() {
 			logAllocs(t, stack, n)
@@ -134,8 +136,25 @@ func bindIdentities(t *testing.T, n *nomad.Client, c *consul.Client) {
 	}
 }
 
-// runByIdentity runs the job with two replicas and without tokens.
-func runByIdentity(t *testing.T, stack *devstack.Stack, binary string) {
+// putAgentsTLS stores what the replicas need for TLS with the agents.
+func putAgentsTLS(t *testing.T, stack *devstack.Stack, n *nomad.Client) {
+	t.Helper()
+	at, items := stack.Orch(), nomad.VariableItems{}
+	for item, file := range map[string]string{"ca": at.CACert, "cert": at.ClientCert, "key": at.ClientKey} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		items[item] = string(b)
+	}
+	variable := &nomad.Variable{Namespace: nomad.DefaultNamespace, Path: orchVar + "/" + orchJob, Items: items}
+	if _, _, err := n.Variables().Create(variable, &nomad.WriteOptions{Namespace: nomad.DefaultNamespace}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runByIdentity runs the job with two replicas and without tokens; program says what runs.
+func runByIdentity(t *testing.T, stack *devstack.Stack, program ...string) {
 	t.Helper()
 	vars := map[string]string{
 		"ORCH_ENGINE_DRIVER": "raw_exec", "ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": harness.BinDir,
@@ -143,7 +162,7 @@ func runByIdentity(t *testing.T, stack *devstack.Stack, binary string) {
 	}
 	for _, v := range stack.Orch().Environ() {
 		name, value, _ := strings.Cut(v, "=")
-		if !strings.HasPrefix(name, "NOMAD_") && !strings.HasSuffix(name, "_TOKEN") {
+		if !strings.HasPrefix(name, "NOMAD_") && !strings.HasSuffix(name, "_TOKEN") && !strings.HasSuffix(name, "_CACERT") && !strings.Contains(name, "_CLIENT_") {
 			vars[name] = value
 		}
 	}
@@ -152,11 +171,10 @@ func runByIdentity(t *testing.T, stack *devstack.Stack, binary string) {
 		t.Fatal(err)
 	}
 	args := []string{
-		"job", "run", "-detach",
-		"-var=driver=raw_exec", "-var=binary=" + binary, "-var=port=0", "-var=ops_port=0", "-var=count=2", "-var=canary=1", "-var=identity=true", "-var=identity_ttl=" + identityTTL.String(), "-var=vault_role=" + orchJob, "-var=settings=" + string(settings),
+		"job", "run", "-detach", "-var=agents_tls=mutual", "-var=port=0", "-var=ops_port=0", "-var=count=2", "-var=canary=1", "-var=identity=true", "-var=identity_ttl=" + identityTTL.String(), "-var=vault_role=" + orchJob, "-var=settings=" + string(settings),
 		"-var=consul_addr=" + stack.ConsulAddr, "-var=vault_addr=" + stack.VaultAddr, "-var=cpu_mhz=50", "-var=memory_mb=64",
 	}
-	cmd := exec.CommandContext(t.Context(), harness.Binaries.Nomad, append(args, orchFile)...)
+	cmd := exec.CommandContext(t.Context(), harness.Binaries.Nomad, slices.Concat(args, program, []string{orchFile})...)
 	cmd.Env = append(os.Environ(), stack.Operator().Environ()...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nomad job run: %v\n%s", err, out)

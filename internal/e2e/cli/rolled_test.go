@@ -27,10 +27,11 @@ func passing(c *consul.Client, service string) (urls []string, err error) {
 	return urls, err
 }
 
-// checkRolled updates the running job to another version of the service, with a canary,
-// under 200 admits per second and a stream of provisions. Callers find the replicas in
+// checkRolled updates the running job from processes to containers of another version of the
+// service, with a canary, under 200 admits per second and a stream of provisions. Callers find the replicas in
 // Consul's catalog, and no call fails.
 func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul.Client, admin *client.Client) {
+	harness.NeedDocker(t)
 	ctx := t.Context()
 	p, err := admin.RegisterProduct(ctx, "rolled", "Rolled", harness.PolicyOf(t, map[string]any{"rate_limit_rpm": 1000000}))
 	if err != nil {
@@ -44,6 +45,7 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 	if err != nil {
 		t.Fatal(err)
 	}
+	image := harness.ServiceImage(t, next)
 
 	var known []string
 	l := startLoad(t, p.PlatformAPIKey, 200, func(context.Context) []string {
@@ -57,7 +59,7 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 	defer stop()
 	provisioned := make(chan int, 1)
 	l.working.Go(func() { provisioned <- l.provisions(streaming, t) })
-	runByIdentity(t, stack, next)
+	runByIdentity(t, stack, "-var=driver=docker", "-var=image="+image)
 	in := &nomad.QueryOptions{Namespace: nomad.DefaultNamespace}
 	harness.Eventually(t, "all replicas are of the next version", func() error {
 		d, _, err := n.Jobs().LatestDeployment(orchJob, in)

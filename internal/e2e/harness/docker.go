@@ -150,3 +150,27 @@ func Containers(engineID string) (of []int) {
 	}
 	return of
 }
+
+// ServiceImage makes an image of the service's binary, as a release has it, and returns its
+// tag.
+func ServiceImage(t *testing.T, binary string) string {
+	t.Helper()
+	tag := "orch/" + filepath.Base(binary) + ":test"
+	tar := exec.Command("tar", "-C", filepath.Dir(binary), "--owner=0", "--group=0", "-cf", "-", filepath.Base(binary))
+	load := exec.Command("docker", "import", "--change", "USER 65532:65532", "--change", fmt.Sprintf("ENTRYPOINT [%q]", "/"+filepath.Base(binary)), "-", tag)
+	pipe, err := tar.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	load.Stdin = pipe
+	if err := tar.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := load.CombinedOutput(); err != nil {
+		t.Fatalf("docker import: %v\n%s", err, out)
+	}
+	if err := tar.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return tag
+}
