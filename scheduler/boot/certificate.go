@@ -52,6 +52,16 @@ func (p *Prober) roots() *x509.CertPool {
 	return p.authorities()
 }
 
+var errNoAuthority = errors.New("the engine serves TLS, and the service has no authority that its certificate could be verified with: set ORCH_ENGINE_CA_FILE")
+
+// Unproven reports whether an error of a probe shows only that the service cannot verify
+// who responds. That may be a fault of its own authorities, or of Vault's, and the engine
+// may serve its callers well.
+func Unproven(err error) bool {
+	var b *Breach
+	return errors.Is(err, errNoAuthority) || errors.As(err, &b) && b.Certificate
+}
+
 // maySend returns an error if a request over TLS would go to a process whose certificate
 // is not verified.
 func (p *Prober) maySend(url string) error {
@@ -59,7 +69,7 @@ func (p *Prober) maySend(url string) error {
 	case !strings.HasPrefix(url, engine.TLSScheme):
 		return nil
 	case p.roots() == nil:
-		return errors.New("the engine serves TLS, and the service has no authority that its certificate could be verified with: set ORCH_ENGINE_CA_FILE")
+		return errNoAuthority
 	case p.name == "":
 		return errors.New("a request over TLS to an engine without a name")
 	}

@@ -30,6 +30,7 @@ type selfProbe struct {
 	next     time.Time
 	busy     bool
 	failures int       // successive failures
+	unproven bool      // the last response came from a process whose certificate is not verified
 	healthy  time.Time // when it was last healthy
 }
 
@@ -91,9 +92,14 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		probe.busy, probe.next = false, time.Now().Add(m.d.CheckEvery)
+		before := probe.unproven
+		if probe.unproven = boot.Unproven(err); probe.unproven && !before {
+			m.d.Log.Warn("the service cannot verify an engine, and nobody runs its check: whether it serves is unknown, so it is not restarted", "engine_id", row.EngineID, "product_id", row.ProductID, "error", err)
+		}
 		switch {
 		case err == nil:
 			probe.failures, probe.healthy = 0, time.Now().UTC()
+		case probe.unproven: // a restart would not change who verifies it
 		case errors.As(err, &told) && !told.Settled: // without a connection, that shows nothing
 		case ctx.Err() == nil:
 			probe.failures++

@@ -207,6 +207,7 @@ func TestEngineTLS(t *testing.T) {
 	})
 	t.Run("Life", func(t *testing.T) { rig.in(t).life(r, c) })
 	t.Run("NoRight", func(t *testing.T) { rig.in(t).noRight(c) })
+	t.Run("Unverified", func(t *testing.T) { rig.in(t).unverified(r, c) })
 	t.Run("OtherAuthority", func(t *testing.T) { rig.in(t).otherAuthority(c) })
 	r.Stop()
 	// Turned off again: the same.
@@ -286,6 +287,46 @@ func (r *tlsRig) noRight(c *client.Client) {
 		}
 	}
 	must(c.Destroy(ctx, "without"))(t)
+}
+
+// unverified: an engine that the service cannot verify, and whose check nobody runs, is not
+// restarted: the fault may be the service's own.
+func (r *tlsRig) unverified(replica *harness.Replica, c *client.Client) {
+	t, ctx := r.t, r.t.Context()
+	e := must(c.Engine(ctx, "u"))(t)
+	pid := r.process(e, e.APIKey)
+	list, _, err := r.stores.Consul.Health().Service("engine-"+e.EngineID, "", false, nil)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	warned := replica.Logs.Count("[WARN]", "engine_id="+e.EngineID)
+	right := must(os.ReadFile(r.ca))(t)
+	another := must(devstack.NewAuthority(t.TempDir()))(t)
+	r.trust(must(os.ReadFile(another.CAFile()))(t))
+	harness.Eventually(t, "the service notices", func() error {
+		// Nomad's client registers it again.
+		if err := r.stores.Consul.Agent().ServiceDeregister(list[0].Service.ID); err != nil && !strings.Contains(err.Error(), "Unknown service") {
+			t.Fatal(err)
+		}
+		if replica.Logs.Count("[WARN]", "engine_id="+e.EngineID) == warned {
+			return errors.New("its log does not say so")
+		}
+		return nil
+	})
+	harness.Eventually(t, "its check is back", func() error {
+		list, _, err := r.stores.Consul.Health().Service("engine-"+e.EngineID, "", true, nil)
+		if err != nil || len(list) != 1 {
+			return fmt.Errorf("%+v, %w", list, err)
+		}
+		return nil
+	})
+	if n := replica.Logs.Count("[WARN]", "engine_id="+e.EngineID, "reason="+engine.ReasonUnhealthy); n > 0 {
+		t.Error("it was failed")
+	}
+	r.trust(right)
+	if now := r.process(harness.IsNow(t, c, "u", "running", ""), e.APIKey); now != pid {
+		t.Error("it was restarted")
+	}
 }
 
 // otherAuthority: the service trusts only the authorities in its file, which it reads again,
