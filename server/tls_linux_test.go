@@ -63,7 +63,7 @@ func hold(t *testing.T, a *api, ca string) *heldConn {
 // works fails unless the server responds on this connection.
 func (c *heldConn) works(t *testing.T) {
 	t.Helper()
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Write([]byte("GET /live HTTP/1.1\r\nHost: orch\r\n\r\n")); err != nil {

@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -34,7 +33,7 @@ func TestTLSOfAnotherReplica(t *testing.T) {
 			if e, err := dead.Provision(ctx, "u", ""); err == nil {
 				t.Fatalf("the replica lives, and returned %+v", e)
 			}
-			if err := dead.AwaitDeath(time.Minute); err != nil {
+			if err := dead.AwaitDeath(); err != nil {
 				t.Fatal(err)
 			}
 			c := harness.StartProcess(t, harness.Shared, prefix, "ORCH_ENGINE_TLS="+tc.then, "ORCH_ENGINE_CA_FILE="+ca)

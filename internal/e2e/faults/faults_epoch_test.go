@@ -3,7 +3,6 @@ package faults
 import (
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -17,7 +16,7 @@ func testEpochPoints(t *testing.T, points []string) {
 	harness.StartFaulty(t, prefix, database, "").End()
 	s.EndSessions(prefix)
 	for _, point := range append(points, points[1], points[0], points[0]) {
-		if err := harness.StartFaulty(t, prefix, database, "kill "+point).AwaitDeath(40 * time.Second); err != nil {
+		if err := harness.StartFaulty(t, prefix, database, "kill "+point).AwaitDeath(); err != nil {
 			t.Fatalf("%s: %v", point, err)
 		}
 		s.EndSessions(prefix)

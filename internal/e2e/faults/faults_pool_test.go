@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
@@ -65,7 +64,7 @@ func testPoolPoints(t *testing.T) {
 		harness.Eventually(t, what, func() error { return wholePool(s, prefix, 2) })
 	}
 	p := harness.StartFaulty(t, prefix, database, "kill pool/noted")
-	if err := p.AwaitDeath(40 * time.Second); err != nil {
+	if err := p.AwaitDeath(); err != nil {
 		t.Fatal(err)
 	}
 	s.EndSessions(prefix)
@@ -90,7 +89,7 @@ func testPoolPoints(t *testing.T) {
 	if ok, _, err := s.Consul.KV().CAS(&consul.KVPair{Key: keys[0].Key, Value: value, ModifyIndex: keys[0].ModifyIndex}, nil); err != nil || !ok {
 		t.Fatalf("%t, %v", ok, err)
 	}
-	if err := p.AwaitDeath(40 * time.Second); err != nil {
+	if err := p.AwaitDeath(); err != nil {
 		t.Fatal(err)
 	}
 	s.EndSessions(prefix)
@@ -173,7 +172,7 @@ func testWarmPoints(t *testing.T) {
 		return id
 	}
 	p := start("kill provision/register/done")
-	if err := p.AwaitDeath(60 * time.Second); err != nil {
+	if err := p.AwaitDeath(); err != nil {
 		t.Fatal(err)
 	}
 	s.EndSessions(prefix)
@@ -197,7 +196,7 @@ func testWarmPoints(t *testing.T) {
 		if _, err := harness.ProvisionOnce(ctx, p.Client, point, "u", ""); err == nil {
 			t.Fatalf("%s: the call got a response", point)
 		}
-		if err := p.AwaitDeath(40 * time.Second); err != nil {
+		if err := p.AwaitDeath(); err != nil {
 			t.Fatalf("%s: %v", point, err)
 		}
 		s.EndSessions(prefix)
@@ -263,7 +262,7 @@ func testBurnPoints(t *testing.T) {
 		if _, err := harness.ProvisionOnce(ctx, p.Client, point, user, ""); err == nil {
 			t.Fatalf("%s: the call got a response", point)
 		}
-		if err := p.AwaitDeath(40 * time.Second); err != nil {
+		if err := p.AwaitDeath(); err != nil {
 			t.Fatalf("%s: %v", point, err)
 		}
 		s.EndSessions(prefix)

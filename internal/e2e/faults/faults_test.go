@@ -332,7 +332,7 @@ func (l *lane) run(points []string) {
 		}
 		l.bring(point)
 		err := l.act(l, point)
-		if derr := l.p.AwaitDeath(40 * time.Second); derr != nil {
+		if derr := l.p.AwaitDeath(); derr != nil {
 			l.t.Fatalf("%s: not reached: %v; the call returned %v", point, derr, err)
 		}
 		l.s.EndSessions(l.prefix)
@@ -667,7 +667,7 @@ func testAdminPoints(t *testing.T, points []string) {
 			t.Fatalf("no test makes the change %s", change)
 		}
 		err := make(p)
-		if derr := p.AwaitDeath(40 * time.Second); derr != nil {
+		if derr := p.AwaitDeath(); derr != nil {
 			t.Fatalf("%s: not reached: %v; the call returned %v", point, derr, err)
 		}
 		s.EndSessions(prefix)

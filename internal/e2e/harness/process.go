@@ -134,12 +134,12 @@ func (p *Process) Dead() bool {
 }
 
 // AwaitDeath waits until the enabled fault point has ended the process.
-func (p *Process) AwaitDeath(within time.Duration) error {
-	timer := time.NewTimer(within)
+func (p *Process) AwaitDeath() error {
+	timer := time.NewTimer(Patience)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return fmt.Errorf("the process is alive after %s", within)
+		return fmt.Errorf("the process is alive after %s", Patience)
 	case <-p.exited:
 	}
 	if status, ok := p.Cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {

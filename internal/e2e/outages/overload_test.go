@@ -24,7 +24,7 @@ func occupy(t *testing.T, r *harness.Replica, path, header, key string) net.Conn
 	if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: orch\r\n%s: %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", path, header, key); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	// The response comes when the handler reads the body.
