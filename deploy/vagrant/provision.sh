@@ -12,42 +12,16 @@ root=$1
 address=$2
 cd "$root"
 
-export HOME="${HOME:-$(getent passwd 0 | cut -d: -f6)}"
-export XDG_CACHE_HOME=/var/cache
-export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0="*"
-export NOMAD_ADDR=https://127.0.0.1:4646 CONSUL_HTTP_ADDR=https://127.0.0.1:8501 VAULT_ADDR=https://127.0.0.1:8200
-export NOMAD_CACERT=/etc/orch/tls/ca.pem CONSUL_CACERT=/etc/orch/tls/ca.pem VAULT_CACERT=/etc/orch/tls/ca.pem
-
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
+# shellcheck source=deploy/vagrant/common.sh
+. deploy/vagrant/common.sh
 # shellcheck source=deploy/vagrant/access.sh
 . deploy/vagrant/access.sh
 
-# await WHAT COMMAND...: repeat COMMAND until it succeeds, for a minute. WHAT is its name
-# in the error.
-await() {
-	local what=$1
-	shift
-	for _ in $(seq 120); do
-		if "$@" >/dev/null 2>&1; then return; fi
-		sleep 0.5
-	done
-	echo "$what is not ready after a minute; the last attempt:" >&2
-	"$@"
-}
-
 install_programs() {
-	setup_build "$root"
+	build_programs "$root"
 	setup_packages docker.io jq openssl
-	# The programs are links into the cache. The old links are removed first, because
-	# `make tools` would take them for an installation that is new enough.
-	rm -f /usr/local/bin/nomad /usr/local/bin/consul /usr/local/bin/vault
-	make tools
-	local name path
-	bin/orch-dev tools 2>/dev/null | while read -r name path; do
-		ln -s "$path" "/usr/local/bin/$name"
-	done
-	install -m 0755 bin/orch /usr/local/bin/orch
 	DOCKER_HOST=unix:///var/run/docker.sock make engine-image
 }
 
