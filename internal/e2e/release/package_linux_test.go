@@ -55,23 +55,25 @@ func TestRelease(t *testing.T) {
 // testPackage installs, configures, updates, removes and purges the package on a bare Debian
 // whose systemd runs. The service runs as its unit says, on real agents.
 func testPackage(t *testing.T, first, second string) {
-	root := debian(t)
+	// A copy, because the test changes it.
+	root := filepath.Join(t.TempDir(), "debian")
+	output(t, "cp", "-a", harness.Debian(t, "debian-bookworm"), root)
 	if err := os.MkdirAll(filepath.Join(root, "srv"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	output(t, "cp", first, filepath.Join(root, "srv/first.deb"))
 	output(t, "cp", second, filepath.Join(root, "srv/second.deb"))
-	m := boot(t, root)
-	before := m.run(t, state)
+	m := harness.BootMachine(t, root)
+	before := m.Run(t, state)
 
 	t.Run("Install", func(t *testing.T) {
-		m.run(t, "apt-get install -y --no-install-recommends /srv/first.deb")
-		if version := m.run(t, "orch version"); !strings.HasPrefix(version, "orch v1.0.0") {
+		m.Run(t, "apt-get install -y --no-install-recommends /srv/first.deb")
+		if version := m.Run(t, "orch version"); !strings.HasPrefix(version, "orch v1.0.0") {
 			t.Errorf("orch version: %s", version)
 		}
-		m.want(t, "systemd-analyze verify /usr/lib/systemd/system/orch.service", "")
-		m.want(t, "getent passwd orch | cut -d: -f6-", "/var/lib/orch:/usr/sbin/nologin")
-		m.want(t, "stat -c '%A %U:%G %n' /etc/orch /etc/orch/orch.env /usr/bin/orch /usr/lib/orch/orch-quota /usr/lib/systemd/system/orch.service /usr/share/orch/vault/orch.policy.hcl",
+		m.Want(t, "systemd-analyze verify /usr/lib/systemd/system/orch.service", "")
+		m.Want(t, "getent passwd orch | cut -d: -f6-", "/var/lib/orch:/usr/sbin/nologin")
+		m.Want(t, "stat -c '%A %U:%G %n' /etc/orch /etc/orch/orch.env /usr/bin/orch /usr/lib/orch/orch-quota /usr/lib/systemd/system/orch.service /usr/share/orch/vault/orch.policy.hcl",
 			`drwxr-x--- root:orch /etc/orch
 -rw-r----- root:orch /etc/orch/orch.env
 -rwxr-xr-x root:root /usr/bin/orch
@@ -79,9 +81,9 @@ func testPackage(t *testing.T, first, second string) {
 -rw-r--r-- root:root /usr/lib/systemd/system/orch.service
 -rw-r--r-- root:root /usr/share/orch/vault/orch.policy.hcl`)
 		// Nothing runs, and a start without the admin key fails at once.
-		m.want(t, "systemctl is-enabled orch", "disabled")
-		m.want(t, "systemctl is-active orch", "inactive")
-		if printed, err := m.try("systemctl start orch"); err == nil || !strings.Contains(printed, "ssertion") {
+		m.Want(t, "systemctl is-enabled orch", "disabled")
+		m.Want(t, "systemctl is-active orch", "inactive")
+		if printed, err := m.Try("systemctl start orch"); err == nil || !strings.Contains(printed, "ssertion") {
 			t.Errorf("start without settings: %v\n%s", err, printed)
 		}
 	})
@@ -92,11 +94,11 @@ func testPackage(t *testing.T, first, second string) {
 	admin := configure(t, m)
 	var user *client.Client
 	t.Run("Run", func(t *testing.T) {
-		m.run(t, "systemctl enable --now orch || { journalctl -o cat -u orch; exit 1; }")
+		m.Run(t, "systemctl enable --now orch || { journalctl -o cat -u orch; exit 1; }")
 		ready(t, m, admin)
-		m.want(t, `stat -c %U "/proc/$(systemctl show -p MainPID --value orch)"`, "orch")
-		m.want(t, `tr '\0' '\n' </proc/"$(systemctl show -p MainPID --value orch)"/status | awk '/^(CapEff|NoNewPrivs|Seccomp):/ {print $2}'`, "0000000000000000\n1\n2")
-		m.want(t, "stat -c '%a %U:%G' /var/lib/orch /var/lib/orch/audit.db", "700 orch:orch\n600 orch:orch")
+		m.Want(t, `stat -c %U "/proc/$(systemctl show -p MainPID --value orch)"`, "orch")
+		m.Want(t, `tr '\0' '\n' </proc/"$(systemctl show -p MainPID --value orch)"/status | awk '/^(CapEff|NoNewPrivs|Seccomp):/ {print $2}'`, "0000000000000000\n1\n2")
+		m.Want(t, "stat -c '%a %U:%G' /var/lib/orch /var/lib/orch/audit.db", "700 orch:orch\n600 orch:orch")
 		product, err := admin.RegisterProduct(t.Context(), "packaged", "Packaged", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -111,14 +113,14 @@ func testPackage(t *testing.T, first, second string) {
 	}
 
 	t.Run("Update", func(t *testing.T) {
-		settings, pid := m.run(t, "cat /etc/orch/orch.env"), m.run(t, "systemctl show -p MainPID --value orch")
-		m.run(t, "apt-get install -y --no-install-recommends /srv/second.deb")
-		m.want(t, "cat /etc/orch/orch.env", settings)
-		m.want(t, "stat -c '%A %U:%G' /etc/orch/orch.env", "-rw-r----- root:orch")
-		if now := m.run(t, "systemctl show -p MainPID --value orch"); now == pid || now == "0" {
+		settings, pid := m.Run(t, "cat /etc/orch/orch.env"), m.Run(t, "systemctl show -p MainPID --value orch")
+		m.Run(t, "apt-get install -y --no-install-recommends /srv/second.deb")
+		m.Want(t, "cat /etc/orch/orch.env", settings)
+		m.Want(t, "stat -c '%A %U:%G' /etc/orch/orch.env", "-rw-r----- root:orch")
+		if now := m.Run(t, "systemctl show -p MainPID --value orch"); now == pid || now == "0" {
 			t.Errorf("the process was %s and is %s", pid, now)
 		}
-		if version := m.run(t, `"/proc/$(systemctl show -p MainPID --value orch)/exe" version`); !strings.HasPrefix(version, "orch v1.1.0") {
+		if version := m.Run(t, `"/proc/$(systemctl show -p MainPID --value orch)/exe" version`); !strings.HasPrefix(version, "orch v1.1.0") {
 			t.Errorf("runs %s", version)
 		}
 		ready(t, m, admin)
@@ -129,29 +131,29 @@ func testPackage(t *testing.T, first, second string) {
 			t.Error(err)
 		}
 		// What does not run is not started.
-		m.run(t, "systemctl stop orch && apt-get install -y --allow-downgrades --no-install-recommends /srv/first.deb")
-		m.want(t, "systemctl is-active orch", "inactive")
-		m.want(t, "systemctl is-enabled orch", "enabled")
+		m.Run(t, "systemctl stop orch && apt-get install -y --allow-downgrades --no-install-recommends /srv/first.deb")
+		m.Want(t, "systemctl is-active orch", "inactive")
+		m.Want(t, "systemctl is-enabled orch", "enabled")
 	})
 
 	t.Run("Remove", func(t *testing.T) {
-		m.run(t, "systemctl start orch && apt-get remove -y orch")
-		m.want(t, "ls -l /proc/*/exe 2>/dev/null | grep -c /usr/bin/orch", "0")
-		m.want(t, "ls /usr/bin/orch /etc/systemd/system/multi-user.target.wants/orch.service 2>/dev/null", "")
-		m.want(t, "ls /etc/orch/orch.env /var/lib/orch/audit.db", "/etc/orch/orch.env\n/var/lib/orch/audit.db")
+		m.Run(t, "systemctl start orch && apt-get remove -y orch")
+		m.Want(t, "ls -l /proc/*/exe 2>/dev/null | grep -c /usr/bin/orch", "0")
+		m.Want(t, "ls /usr/bin/orch /etc/systemd/system/multi-user.target.wants/orch.service 2>/dev/null", "")
+		m.Want(t, "ls /etc/orch/orch.env /var/lib/orch/audit.db", "/etc/orch/orch.env\n/var/lib/orch/audit.db")
 	})
 	t.Run("Purge", func(t *testing.T) {
-		m.run(t, "apt-get purge -y orch")
-		if after := m.run(t, state); after != before {
+		m.Run(t, "apt-get purge -y orch")
+		if after := m.Run(t, state); after != before {
 			t.Errorf("left or changed:\n%s", changed(before, after))
 		}
-		m.want(t, "getent passwd orch | cut -d: -f6", "/var/lib/orch")
+		m.Want(t, "getent passwd orch | cut -d: -f6", "/var/lib/orch")
 	})
 }
 
 // configure writes the settings of a service for the agents of the tests, as an operator does,
 // and returns its admin.
-func configure(t *testing.T, m *machine) *client.Client {
+func configure(t *testing.T, m *harness.Machine) *client.Client {
 	t.Helper()
 	prefix, addr := "packaged/", harness.FreeAddr(t)
 	access, mount := harness.Deploy(t, harness.Shared, prefix)
@@ -166,7 +168,7 @@ func configure(t *testing.T, m *machine) *client.Client {
 		switch {
 		case strings.HasSuffix(name, "_TOKEN"):
 			path := "/etc/orch/" + strings.ToLower(name)
-			m.write(t, path, value, "root:orch", 0o640)
+			m.Write(t, path, value, "root:orch", 0o640)
 			name, value = name+"_FILE", path
 		case filepath.IsAbs(value) && name != "ORCH_ENGINE_BIN_DIR":
 			text, err := os.ReadFile(value)
@@ -174,21 +176,21 @@ func configure(t *testing.T, m *machine) *client.Client {
 				t.Fatal(err)
 			}
 			path := "/etc/orch/" + strings.ToLower(name)
-			m.write(t, path, string(text), "root:orch", 0o640)
+			m.Write(t, path, string(text), "root:orch", 0o640)
 			value = path
 		}
 		fmt.Fprintf(&file, "%s=%s\n", name, value)
 	}
-	m.write(t, "/etc/orch/orch.env", file.String(), "root:orch", 0o640)
-	m.write(t, "/etc/orch/admin-key", harness.AdminKey+"\n", "root:root", 0o600)
+	m.Write(t, "/etc/orch/orch.env", file.String(), "root:orch", 0o640)
+	m.Write(t, "/etc/orch/admin-key", harness.AdminKey+"\n", "root:root", 0o600)
 	return &client.Client{BaseURL: "http://" + addr, AdminKey: harness.AdminKey, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 }
 
-func ready(t *testing.T, m *machine, c *client.Client) {
+func ready(t *testing.T, m *harness.Machine, c *client.Client) {
 	t.Helper()
 	harness.Eventually(t, "the service is ready", func() error {
-		if state, err := m.try("systemctl is-active orch"); err != nil {
-			log, _ := m.try("journalctl -q -o cat -n 20 -u orch")
+		if state, err := m.Try("systemctl is-active orch"); err != nil {
+			log, _ := m.Try("journalctl -q -o cat -n 20 -u orch")
 			return fmt.Errorf("it is %s: %s", state, log)
 		}
 		return c.Ready(t.Context())
