@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Functions that install what a bare Debian 12 needs to build orch and to run its tests.
-# .ci/run and deploy/vagrant/provision.sh source this file with bash.
+# .ci/run and the scripts in deploy/vagrant/ source this file with bash.
 
 # The version of Go that is installed if there is none, or one older than in go.mod.
 GO_VERSION=1.26.8

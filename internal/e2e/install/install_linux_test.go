@@ -63,7 +63,12 @@ func TestInstallSteps(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	home := t.TempDir()
+	// The path of a socket of Nomad may have 107 characters.
+	home, err := os.MkdirTemp("", "lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(home) })
 	t.Cleanup(func() { removeCgroups(t, filepath.Join(home, "*", "nomad-client", "alloc", "*-*")) })
 	cmd := exec.CommandContext(ctx, "bash", "-c", host)
 	inNamespaces(cmd, dir, "PATH="+path+":"+os.Getenv("PATH"), "HOME="+home)
@@ -119,11 +124,16 @@ func inNamespaces(cmd *exec.Cmd, dir string, env ...string) {
 func removeCgroups(t *testing.T, allocs string) {
 	dirs, _ := filepath.Glob(allocs)
 	for _, dir := range dirs {
-		for _, parent := range []string{"*/nomad", "nomad.slice/*"} { // versions 1 and 2
-			groups, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", parent, filepath.Base(dir)+".*"))
-			for _, group := range groups {
-				harness.Eventually(t, "the kernel has removed the processes of "+group, func() error { return os.Remove(group) })
-			}
+		removeGroups(t, filepath.Base(dir))
+	}
+}
+
+// removeGroups removes the cgroups of an allocation whose processes have been killed.
+func removeGroups(t *testing.T, allocation string) {
+	for _, parent := range []string{"*/nomad", "nomad.slice/*"} { // versions 1 and 2
+		groups, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", parent, allocation+".*"))
+		for _, group := range groups {
+			harness.Eventually(t, "the kernel has removed the processes of "+group, func() error { return os.Remove(group) })
 		}
 	}
 }
@@ -214,7 +224,7 @@ func checkout(t *testing.T) (dir, path string) {
 		t.Fatal(err)
 	}
 	for link, target := range map[string]string{
-		filepath.Join(dir, "deploy"): filepath.Join(root, "deploy"),
+		filepath.Join(dir, "deploy"): filepath.Join(root, "deploy"), filepath.Join(dir, "nomad-jobs"): filepath.Join(root, "nomad-jobs"),
 		filepath.Join(path, "nomad"): agents.Nomad, filepath.Join(path, "consul"): agents.Consul, filepath.Join(path, "vault"): agents.Vault,
 	} {
 		if err := os.Symlink(target, link); err != nil {
