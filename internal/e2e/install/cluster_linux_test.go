@@ -146,7 +146,7 @@ func (v *vagrant) makeSecrets(t *testing.T) {
 		t.Errorf("secrets.sh changed its files:\n%s\n%s", sums[0], sums[1])
 	}
 	if open := v.local(t, `find . -perm /077; grep -rlE '^(consul_management|nomad_management|admin_key|database_password|agents)' client* || true; find server* client* -name 'ca-key*'`); open != "" {
-		t.Errorf("secrets for others than they should be:\n%s", open)
+		t.Fatalf("secrets for others than they should be:\n%s", open)
 	}
 }
 
