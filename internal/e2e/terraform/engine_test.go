@@ -138,7 +138,7 @@ output "seen" {
 func keyInState(w *workspace) string {
 	w.t.Helper()
 	const before = `"platform_key": "`
-	_, rest, found := strings.Cut(w.read("config/terraform.tfstate"), before)
+	_, rest, found := strings.Cut(w.read(filepath.Base(w.dir)+"/terraform.tfstate"), before)
 	key, _, _ := strings.Cut(rest, `"`)
 	if !found || key == "" {
 		w.t.Fatal("there is no platform key in the state")
@@ -256,12 +256,7 @@ output "registry" { value = data.orch_status.all.registry }
 `, asAdmin(r)...)
 	dir := filepath.Join(w.dir, "..", "mirror")
 	w.file("../cli.tfrc", "provider_installation {\n  filesystem_mirror {\n    path = \""+dir+"\"\n  }\n}\n")
-	_, host, _ := strings.Cut(w.must("providers", "-no-color"), "provider[")
-	host, _, found := strings.Cut(host, "/septemberai/orch]")
-	if !found {
-		t.Fatal("terraform does not show the provider's address")
-	}
-	link(t, bin, filepath.Join(dir, host, "septemberai", "orch", "1.2.3", runtime.GOOS+"_"+runtime.GOARCH, "terraform-provider-orch_v1.2.3"))
+	link(t, bin, filepath.Join(dir, w.registry(), "septemberai", "orch", "1.2.3", runtime.GOOS+"_"+runtime.GOARCH, "terraform-provider-orch_v1.2.3"))
 	w.says(w.must("init", "-no-color"), "Installed septemberai/orch v1.2.3")
 	w.apply()
 	w.says(w.must("output", "-no-color"), `registry = "ok"`)

@@ -182,6 +182,17 @@ func (w *workspace) says(out string, texts ...string) {
 	}
 }
 
+// registry returns the host of the registry that terraform uses by default.
+func (w *workspace) registry() string {
+	w.t.Helper()
+	_, host, _ := strings.Cut(w.must("providers", "-no-color"), "provider[")
+	host, _, found := strings.Cut(host, "/septemberai/orch]")
+	if !found {
+		w.t.Fatal("terraform does not show the provider's address")
+	}
+	return host
+}
+
 // changes makes a plan and fails the test unless it has changes, or none. It returns what
 // terraform prints.
 func (w *workspace) changes(want bool, args ...string) string {

@@ -1,0 +1,4 @@
+output "prefix" {
+  value       = var.prefix
+  description = "prefix of orch's keys"
+}

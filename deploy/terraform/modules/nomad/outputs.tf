@@ -1,0 +1,4 @@
+output "namespace" {
+  value       = nomad_namespace.engines.name
+  description = "namespace of engines"
+}
