@@ -3,6 +3,8 @@ package terraform
 import (
 	"encoding/json"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -128,6 +130,99 @@ func (c *cluster) equalRole(t *testing.T, path, file string) {
 		}
 		if !reflect.DeepEqual(is, value) {
 			t.Errorf("%s of %s is %v (%T), the file says %v", field, path, is, is, value)
+		}
+	}
+}
+
+// otherNames plans the modules with other names than those in the files: no name of the files
+// is left, except those of the job orch and of its policies.
+func (c *cluster) otherNames(t *testing.T) {
+	w := newExample(t, append(c.env(t), `TF_VAR_secrets={}`)...)
+	for _, name := range []string{"main.tf", "variables.tf", "outputs.tf"} {
+		if err := os.Remove(filepath.Join(w.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.file("main.tf", `
+module "consul" {
+  source         = "../../modules/consul"
+  prefix         = "team/a/"
+  auth_method    = "workloads-a"
+  orch_namespace = "platform"
+  jwks_url       = "https://nomad.example.com/jwks"
+}
+module "vault" {
+  source         = "../../modules/vault"
+  mount          = "team-a"
+  auth_path      = "jwt-a"
+  namespace      = "brains"
+  orch_namespace = "platform"
+  jwks_url       = "https://nomad.example.com/jwks"
+}
+module "nomad" {
+  source         = "../../modules/nomad"
+  namespace      = "brains"
+  orch_namespace = "platform"
+}
+variable "secrets" {
+  type      = map(string)
+  ephemeral = true
+}
+module "orch" {
+  source          = "../../modules/orch"
+  namespace       = "brains"
+  orch_namespace  = "platform"
+  prefix          = "team/a/"
+  mount           = "team-a"
+  secrets         = var.secrets
+  secrets_version = 7
+}
+`)
+	w.must("init", "-no-color")
+	w.must("plan", "-no-color", "-out", "../plan")
+	var plan struct {
+		Changes []struct {
+			Address string
+			Change  struct{ After map[string]any }
+		} `json:"resource_changes"`
+	}
+	if err := json.Unmarshal([]byte(w.must("show", "-json", "../plan")), &plan); err != nil {
+		t.Fatal(err)
+	}
+	after := map[string]string{}
+	for _, change := range plan.Changes {
+		delete(change.Change.After, "jobspec")
+		text, err := json.Marshal(change.Change.After)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after[change.Address] = strings.NewReplacer(`\`, "", `\u003c`, "<").Replace(string(text))
+	}
+	for address, wants := range map[string][]string{
+		"module.nomad.nomad_namespace.engines":                        {`"name":"brains"`, `["docker","raw_exec"]`},
+		"module.nomad.nomad_acl_policy.orch":                          {`namespace "brains" {`, `"namespace":"platform"`},
+		"module.consul.consul_acl_policy.orch":                        {`key_prefix "team/a/" {`},
+		"module.consul.consul_acl_binding_rule.orch":                  {`value.nomad_namespace == "platform" and`, `"auth_method":"workloads-a"`},
+		`module.vault.vault_policy.all["orch"]`:                       {`path "team-a/data/engines/*" {`, `path "team-a/metadata/products/*" {`},
+		`module.vault.vault_policy.all["nomad-workloads"]`:            {`path "team-a/data/engine-env" {`},
+		`module.vault.vault_generic_endpoint.role["orch"]`:            {`"nomad_namespace":["platform"]`, `"path":"auth/jwt-a/role/orch"`, `"token_period":1800`},
+		`module.vault.vault_generic_endpoint.role["nomad-workloads"]`: {`"nomad_namespace":["brains"]`},
+		"module.orch.nomad_job.orch":                                  {`"ORCH_NOMAD_NAMESPACE":"brains"`, `"ORCH_CONSUL_PREFIX":"team/a/"`, `"ORCH_VAULT_MOUNT":"team-a"`, `"namespace":"platform"`, `"generation":"7"`},
+		"module.orch.nomad_variable.secrets":                          {`"namespace":"platform"`},
+		"module.vault.vault_jwt_auth_backend.nomad":                   {`"path":"jwt-a"`},
+		"module.vault.vault_mount.keys":                               {`"path":"team-a"`},
+	} {
+		for _, want := range wants {
+			if !strings.Contains(after[address], want) {
+				t.Errorf("%s does not have %s, but %s", address, want, after[address])
+			}
+		}
+	}
+	for address, text := range after {
+		for _, old := range []string{`"engines"`, `"orch/`, `"default"`} {
+			if strings.Contains(text, old) {
+				t.Errorf("%s still has %s: %s", address, old, text)
+			}
 		}
 	}
 }

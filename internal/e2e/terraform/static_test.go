@@ -58,6 +58,21 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+// TestModulesFormat checks the format of the modules and their example. TestModules validates
+// them.
+func TestModulesFormat(t *testing.T) {
+	needTerraform(t)
+	t.Parallel()
+	dir, err := filepath.Abs(filepath.Join(harness.Repository, "deploy", "terraform"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorkspace(t, "")
+	if code, out := w.run("fmt", "-check", "-recursive", "-diff", dir); code != 0 {
+		t.Errorf("the format of the modules: %s", out)
+	}
+}
+
 // TestHowTo validates what docs/terraform.md shows, as one configuration.
 func TestHowTo(t *testing.T) {
 	needTerraform(t)

@@ -15,8 +15,8 @@ resource "nomad_namespace" "engines" {
   }
 }
 
-# Nomad deletes no namespace with jobs or variables, which each engine has. But it deletes one
-# with host volumes, which nobody could see or delete then.
+# Nomad deletes no namespace with running jobs or with variables. But it deletes one with host
+# volumes, which nobody could list or delete then.
 resource "terraform_data" "no_volumes" {
   input      = nomad_namespace.engines.name
   depends_on = [nomad_namespace.engines]
@@ -25,11 +25,9 @@ resource "terraform_data" "no_volumes" {
     when        = destroy
     environment = { NAMESPACE = self.output }
     command     = <<-EOT
-      volumes=$(nomad volume status -type host -namespace "$NAMESPACE" -json) || exit 1
-      if [ "$volumes" != "[]" ]; then
-        echo "The namespace $NAMESPACE contains host volumes: nomad volume status -type host -namespace $NAMESPACE. Destroy the engines first. Ready volumes go with ORCH_VOLUME_POOL=0." >&2
-        exit 1
-      fi
+      [ "$(nomad operator api "/v1/volumes?type=host&namespace=$NAMESPACE" | tr -d '[:space:]')" = "[]" ] && exit
+      echo "The namespace $NAMESPACE contains host volumes, or they cannot be listed. Destroy the engines first. Ready volumes go with ORCH_VOLUME_POOL=0." >&2
+      exit 1
     EOT
   }
 }

@@ -1,7 +1,7 @@
 // Command agents is a Terraform provider for tests. It has the resources of HashiCorp's
 // providers for Nomad and Consul that the modules in deploy/terraform use, with the same
-// arguments, over the agents' own HTTP APIs. HashiCorp's providers are no Go modules that can
-// be built, so where they cannot be downloaded, the tests of the modules use this one. It
+// arguments, over the agents' own HTTP APIs. The Go module proxy does not have HashiCorp's
+// two, so where they cannot be downloaded, the tests of the modules use this one. It
 // serves the provider after which its executable is named.
 package main
 
@@ -25,7 +25,7 @@ func main() {
 	name, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(os.Args[0]), "terraform-provider-"), "_")
 	kinds, known := providers[name]
 	if !known {
-		log.Fatalf("there is no provider %q", name)
+		log.Fatal("the executable is not named after a provider")
 	}
 	p := &agents{name: name, kinds: kinds}
 	err := providerserver.Serve(context.Background(), func() provider.Provider { return p }, providerserver.ServeOpts{
