@@ -14,7 +14,7 @@ import (
 const VaultProviderVersion = "3.3.1"
 
 // vaultProvider is built as the agents are.
-var vaultProvider = tool{name: "terraform-provider-vault", version: VaultProviderVersion, minimum: VaultProviderVersion, cpu: 5 * time.Minute}
+var vaultProvider = tool{name: "terraform-provider-vault", version: VaultProviderVersion, minimum: VaultProviderVersion, cpu: 6 * time.Minute}
 
 // VaultProvider builds HashiCorp's Terraform provider for Vault, with which the Terraform
 // modules in deploy/terraform are tested, unless it is in the cache. It returns its path.
