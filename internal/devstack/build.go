@@ -67,7 +67,7 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	if t.tags != "" {
 		args = append(args, "-tags", t.tags)
 	}
-	args = append(args, "github.com/hashicorp/"+t.name)
+	args = append(args, t.command)
 	dir := filepath.Join(root, "tools", t.name)
 	stop := f.fetch(ctx, goTool, root)
 	defer stop()
@@ -77,7 +77,7 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 			return "", ctx.Err()
 		}
 		return "", fmt.Errorf("building %s failed: %w\n%s\n(to reproduce it: cd tools/%s && go build %s; or %s)",
-			t.name, err, lastLines(out, errorLines), t.name, "github.com/hashicorp/"+t.name, remedy)
+			t.name, err, lastLines(out, errorLines), t.name, t.command, remedy)
 	}
 	if err := os.Rename(tmp, target); err != nil {
 		return "", fmt.Errorf("putting %s into the cache: %w", t.name, err)
@@ -109,7 +109,7 @@ func (f *finder) fetch(ctx context.Context, goTool, root string) (stop func()) {
 			if t.tags != "" {
 				args = append(args, "-tags", t.tags)
 			}
-			cmd := exec.CommandContext(ctx, goTool, append(args, "github.com/hashicorp/"+t.name)...)
+			cmd := exec.CommandContext(ctx, goTool, append(args, t.command)...)
 			cmd.Dir = filepath.Join(root, "tools", t.name)
 			cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly")
 			_ = cmd.Run()

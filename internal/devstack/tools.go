@@ -19,6 +19,8 @@ const (
 	NomadVersion  = "1.11.3"
 	ConsulVersion = "1.22.3"
 	VaultVersion  = "1.21.0"
+	// GatewayVersion is of versitygw, the S3 server of tests.
+	GatewayVersion = "1.8.0"
 )
 
 // Binaries are the paths of the three agents.
@@ -41,7 +43,8 @@ type ToolOptions struct {
 type tool struct {
 	name    string
 	version string // pinned
-	minimum string // the oldest version that is accepted on PATH
+	minimum string // the oldest version that is accepted on PATH; empty: none
+	command string // the package that is built
 	tags    string // build tags of the pinned build
 	// cpu is the CPU time of a build with empty caches (measured with Go 1.26).
 	cpu     time.Duration
@@ -51,11 +54,25 @@ type tool struct {
 // toolTable lists the agents. Dynamic host volumes need Nomad 1.10. The minimum of Consul and
 // Vault is the oldest version that Nomad 1.10 was tested with upstream.
 var toolTable = []tool{
-	{name: "nomad", version: NomadVersion, minimum: "1.10.0", tags: "ui", cpu: 8 * time.Minute, product: product.Nomad},
-	{name: "consul", version: ConsulVersion, minimum: "1.18.0", cpu: 7 * time.Minute, product: product.Consul},
+	{name: "nomad", command: "github.com/hashicorp/nomad", version: NomadVersion, minimum: "1.10.0", tags: "ui", cpu: 8 * time.Minute, product: product.Nomad},
+	{name: "consul", command: "github.com/hashicorp/consul", version: ConsulVersion, minimum: "1.18.0", cpu: 7 * time.Minute, product: product.Consul},
 	// The tag leaves out the secrets engines and auth methods of clouds and databases, which
 	// are not used here. It keeps KV, JWT, AppRole and Raft.
-	{name: "vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 6 * time.Minute, product: product.Vault},
+	{name: "vault", command: "github.com/hashicorp/vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 6 * time.Minute, product: product.Vault},
+}
+
+// gateway is not an agent: only tests of the snapshot store need it.
+var gateway = tool{name: "versitygw", command: "github.com/versity/versitygw/cmd/versitygw", version: GatewayVersion, cpu: 3 * time.Minute}
+
+// Gateway returns the path of versitygw, which it builds into the cache if it is not there,
+// as Tools does.
+func Gateway(ctx context.Context, progress func(line string)) (string, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	f := finder{opts: ToolOptions{Pinned: true, Progress: progress}, cache: cache}
+	return f.find(ctx, gateway)
 }
 
 // buildName is the file name of the pinned build in the cache.

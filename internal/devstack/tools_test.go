@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +26,7 @@ func TestPinnedVersions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tool := range toolTable {
+	for _, tool := range append(slices.Clone(toolTable), gateway) {
 		t.Run(tool.name, func(t *testing.T) {
 			path := filepath.Join(root, "tools", tool.name, "go.mod")
 			text, err := os.ReadFile(path)
@@ -36,7 +37,7 @@ func TestPinnedVersions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			module, got := "github.com/hashicorp/"+tool.name, ""
+			module, got := strings.TrimSuffix(tool.command, "/cmd/versitygw"), ""
 			for _, req := range mod.Require {
 				if req.Mod.Path == module {
 					got = req.Mod.Version
@@ -45,8 +46,8 @@ func TestPinnedVersions(t *testing.T) {
 			if want := "v" + tool.version; got != want {
 				t.Errorf("tools/%s/go.mod requires %s, the table says %s", tool.name, got, want)
 			}
-			if len(mod.Tool) != 1 || mod.Tool[0].Path != module {
-				t.Errorf("tools/%s/go.mod has no tool line for %s", tool.name, module)
+			if len(mod.Tool) != 1 || mod.Tool[0].Path != tool.command {
+				t.Errorf("tools/%s/go.mod has no tool line for %s", tool.name, tool.command)
 			}
 			if !strings.HasPrefix(tool.buildName(), tool.name+"_"+tool.version) || tool.buildName() == tool.releaseName() {
 				t.Errorf("cache names %q and %q must differ and carry the version", tool.buildName(), tool.releaseName())

@@ -1,0 +1,293 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/encrypt"
+
+	"github.com/septemberai/orch/brain"
+)
+
+// S3 is a Store in a bucket.
+type S3 struct {
+	core   *minio.Core
+	bucket string
+	prefix string // empty, or with a slash at its end
+	sse    encrypt.ServerSide
+}
+
+// attempts is how often a request is sent. Callers repeat whole operations.
+const attempts = 3
+
+func openS3(u *url.URL, c Credentials) (*S3, error) {
+	q := u.Query()
+	for key := range q {
+		if !strings.Contains(" endpoint region sse kms_key ", " "+key+" ") {
+			return nil, brain.Errorf(brain.BadOrder, "the URL of the snapshot store has an unknown parameter %q", key)
+		}
+	}
+	endpoint, err := url.Parse(q.Get("endpoint"))
+	if err == nil && q.Get("endpoint") == "" {
+		endpoint = &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
+	}
+	if err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "" || strings.Trim(endpoint.Path, "/") != "" {
+		return nil, brain.Errorf(brain.BadOrder, "endpoint must be http://HOST:PORT or https://HOST:PORT")
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = 30 * time.Second
+	if c.CA != "" {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM([]byte(c.CA)) {
+			return nil, brain.Errorf(brain.BadOrder, "the authority of the snapshot store has no certificate")
+		}
+		t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	}
+	s := &S3{bucket: u.Host, prefix: strings.TrimPrefix(strings.TrimSuffix(u.Path, "/")+"/", "/")}
+	switch sse := q.Get("sse"); sse {
+	case "":
+	case "AES256":
+		s.sse = encrypt.NewSSE()
+	case "aws:kms":
+		if s.sse, err = encrypt.NewSSEKMS(q.Get("kms_key"), nil); err != nil {
+			return nil, brain.Errorf(brain.BadOrder, "kms_key is invalid")
+		}
+	default:
+		return nil, brain.Errorf(brain.BadOrder, "sse must be AES256 or aws:kms")
+	}
+	keys := credentials.NewStaticV4(c.AccessKey, c.SecretKey, "")
+	if c.AccessKey == "" {
+		keys = credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.IAM{}})
+	}
+	opts := &minio.Options{Creds: keys, Secure: endpoint.Scheme == "https", Transport: t, MaxRetries: attempts}
+	// Signing must not need a request, and stores other than Amazon's have one region.
+	if opts.Region = q.Get("region"); opts.Region == "" {
+		opts.Region = "us-east-1"
+	}
+	if q.Get("endpoint") != "" {
+		opts.BucketLookup = minio.BucketLookupPath
+	}
+	if s.core, err = minio.NewCore(endpoint.Host, opts); err != nil {
+		return nil, brain.Errorf(brain.BadOrder, "the snapshot store: %w", err)
+	}
+	return s, nil
+}
+
+// kind gives an error of the client its kind.
+func kind(err error, what string) error {
+	if err == nil {
+		return nil
+	}
+	if r := minio.ToErrorResponse(err); r.StatusCode != 0 {
+		return brain.Response(r.StatusCode, r.Code, what)
+	}
+	return brain.Unanswered(err, what)
+}
+
+// Begin implements Store.
+func (s *S3) Begin(ctx context.Context, of Snapshot) (string, error) {
+	if err := of.check(); err != nil {
+		return "", err
+	}
+	id, err := s.core.NewMultipartUpload(ctx, s.bucket, s.prefix+of.object(), minio.PutObjectOptions{
+		ContentType: "application/octet-stream", ServerSideEncryption: s.sse,
+	})
+	return id, kind(err, "beginning an upload")
+}
+
+// PartURLs implements Store. It sends no request.
+func (s *S3) PartURLs(ctx context.Context, of Snapshot, uploadID string, n int, valid time.Duration) ([]string, error) {
+	if err := of.check(); err != nil {
+		return nil, err
+	}
+	all := make([]string, n)
+	for i := range all {
+		u, err := s.core.Presign(ctx, http.MethodPut, s.bucket, s.prefix+of.object(), valid, url.Values{
+			"partNumber": {strconv.Itoa(i + 1)}, "uploadId": {uploadID},
+		})
+		if err != nil {
+			return nil, kind(err, "signing")
+		}
+		all[i] = u.String()
+	}
+	return all, nil
+}
+
+// Complete implements Store.
+func (s *S3) Complete(ctx context.Context, of Snapshot, uploadID string, n int, size int64) error {
+	if err := of.check(); err != nil {
+		return err
+	}
+	err := s.complete(ctx, s.prefix+of.object(), uploadID, n, size)
+	if brain.KindOf(err) != brain.NotFound {
+		return err
+	}
+	// An earlier call may have completed it, and its answer was lost.
+	if info, e := s.core.StatObject(ctx, s.bucket, s.prefix+of.object(), minio.StatObjectOptions{}); e == nil && info.Size == size {
+		return nil
+	}
+	return err
+}
+
+func (s *S3) complete(ctx context.Context, object, uploadID string, n int, size int64) error {
+	var parts []minio.CompletePart
+	total := int64(0)
+	for marker := 0; len(parts) < n; {
+		page, err := s.core.ListObjectParts(ctx, s.bucket, object, uploadID, marker, 1000)
+		if err != nil {
+			return kind(err, "listing the parts of an upload")
+		}
+		for _, p := range page.ObjectParts {
+			if p.PartNumber > n {
+				break
+			}
+			if p.PartNumber != len(parts)+1 {
+				return brain.Errorf(brain.Corrupt, "the upload has no part %d", len(parts)+1)
+			}
+			parts = append(parts, minio.CompletePart{PartNumber: p.PartNumber, ETag: p.ETag})
+			total += p.Size
+		}
+		if len(page.ObjectParts) == 0 || !page.IsTruncated {
+			break
+		}
+		marker = page.NextPartNumberMarker
+	}
+	if len(parts) != n || total != size {
+		return brain.Errorf(brain.Corrupt, "the upload has %d parts of %d with %d bytes of %d", len(parts), n, total, size)
+	}
+	_, err := s.core.CompleteMultipartUpload(ctx, s.bucket, object, uploadID, parts, minio.PutObjectOptions{})
+	return kind(err, "completing an upload")
+}
+
+// Abort implements Store.
+func (s *S3) Abort(ctx context.Context, of Snapshot, uploadID string) error {
+	if err := of.check(); err != nil {
+		return err
+	}
+	return ignoreMissing(kind(s.core.AbortMultipartUpload(ctx, s.bucket, s.prefix+of.object(), uploadID), "aborting an upload"))
+}
+
+func ignoreMissing(err error) error {
+	if brain.KindOf(err) == brain.NotFound {
+		return nil
+	}
+	return err
+}
+
+// Sweep implements Store.
+func (s *S3) Sweep(ctx context.Context, before time.Time) (int, error) {
+	swept := 0
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	keyMarker, idMarker := "", ""
+	for {
+		page, err := s.core.ListMultipartUploads(ctx, s.bucket, s.prefix+"objects/", keyMarker, idMarker, "", 1000)
+		if err != nil {
+			return swept, kind(err, "listing uploads")
+		}
+		for _, u := range page.Uploads {
+			if !u.Initiated.Before(before) {
+				continue
+			}
+			if err := ignoreMissing(kind(s.core.AbortMultipartUpload(ctx, s.bucket, u.Key, u.UploadID), "aborting an upload")); err != nil {
+				return swept, err
+			}
+			swept++
+		}
+		if !page.IsTruncated {
+			return swept, nil
+		}
+		keyMarker, idMarker = page.NextKeyMarker, page.NextUploadIDMarker
+	}
+}
+
+// ObjectURL implements Store. It sends no request.
+func (s *S3) ObjectURL(ctx context.Context, of Snapshot, valid time.Duration) (string, error) {
+	if err := of.check(); err != nil {
+		return "", err
+	}
+	u, err := s.core.Presign(ctx, http.MethodGet, s.bucket, s.prefix+of.object(), valid, nil)
+	if err != nil {
+		return "", kind(err, "signing")
+	}
+	return u.String(), nil
+}
+
+// PutManifest implements Store.
+func (s *S3) PutManifest(ctx context.Context, m *brain.Manifest) error {
+	of, text, err := format(m)
+	if err != nil {
+		return err
+	}
+	_, err = s.core.Client.PutObject(ctx, s.bucket, s.prefix+of.manifest(), bytes.NewReader(text), int64(len(text)), minio.PutObjectOptions{
+		ContentType: "application/json", ServerSideEncryption: s.sse, DisableMultipart: true, SendContentMd5: true,
+	})
+	return kind(err, "writing a manifest")
+}
+
+// Manifest implements Store.
+func (s *S3) Manifest(ctx context.Context, of Snapshot) (*brain.Manifest, error) {
+	if err := of.check(); err != nil {
+		return nil, err
+	}
+	const what = "reading a manifest"
+	r, _, _, err := s.core.GetObject(ctx, s.bucket, s.prefix+of.manifest(), minio.GetObjectOptions{})
+	if err != nil {
+		return nil, kind(err, what)
+	}
+	defer r.Close()
+	text, err := io.ReadAll(io.LimitReader(r, maxManifest))
+	if err != nil {
+		return nil, kind(err, what)
+	}
+	return parse(of, text)
+}
+
+// List implements Store.
+func (s *S3) List(ctx context.Context, engineID string) iter.Seq2[Snapshot, error] {
+	prefix := s.prefix + "manifests/"
+	if engineID != "" {
+		prefix += engineID + "/"
+	}
+	return func(yield func(Snapshot, error) bool) {
+		if engineID != "" && !brain.IsID(engineID) {
+			yield(Snapshot{}, brain.Errorf(brain.BadOrder, "%q is no id of an engine", engineID))
+			return
+		}
+		for o := range s.core.Client.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
+			if o.Err != nil {
+				yield(Snapshot{}, kind(o.Err, "listing snapshots"))
+				return
+			}
+			if of, ok := snapshotOf(strings.TrimPrefix(o.Key, s.prefix)); ok && !yield(of, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Delete implements Store.
+func (s *S3) Delete(ctx context.Context, of Snapshot) error {
+	if err := of.check(); err != nil {
+		return err
+	}
+	for _, name := range []string{of.object(), of.manifest()} {
+		err := s.core.Client.RemoveObject(ctx, s.bucket, s.prefix+name, minio.RemoveObjectOptions{})
+		if err := ignoreMissing(kind(err, fmt.Sprintf("deleting snapshot %s", of.SnapshotID))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
