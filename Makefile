@@ -17,11 +17,12 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/orch and bin/orch-quota, which are deployed, and bin/reference-engine
+build: ## Build bin/orch, bin/orch-quota and bin/orch-brain, which are deployed, and bin/reference-engine
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orch ./cmd/orch
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/reference-engine ./cmd/reference-engine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/orch-quota ./cmd/orch-quota
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/orch-brain ./cmd/orch-brain
 
 # The Terraform provider is a module of its own, so that the service does not depend on
 # Terraform's framework.

@@ -1,0 +1,119 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/archive"
+	"github.com/septemberai/orch/brain/freeze"
+	"github.com/septemberai/orch/brain/transfer"
+)
+
+// copied is what is noted about a finished copy, beside it.
+type copied struct {
+	CopyMS       int64    `json:"copy_ms"`
+	Shared       int64    `json:"shared"`
+	Skipped      int64    `json:"skipped"`
+	SkippedNames []string `json:"skipped_names,omitempty"`
+}
+
+func snapshot(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
+	result, err := w.result()
+	if result == nil && err == nil {
+		result, err = take(ctx, o, w, client, r)
+	}
+	if err == nil || !brain.KindOf(err).Retry() {
+		// Nobody needs the copy any more. If it cannot be removed, Nomad removes it with the
+		// allocation.
+		_ = w.clear(journalFile, copyDir, partialDir)
+	}
+	return result, err
+}
+
+func take(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
+	c, err := copyBrain(ctx, o, w, r)
+	if err != nil {
+		return nil, err
+	}
+	result, err := send(ctx, o, w, client, r)
+	if errors.Is(err, transfer.ErrDiffers) {
+		// This program is another version than the one that began. A new key must encrypt
+		// what is different now.
+		if err := w.clear(journalFile); err != nil {
+			return nil, err
+		}
+		result, err = send(ctx, o, w, client, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	result.CopyMS, result.Shared = c.CopyMS, c.Shared
+	result.Skipped += c.Skipped
+	result.SkippedNames = append(c.SkippedNames, result.SkippedNames...)
+	return result, writeJSON(w.path(resultFile), result)
+}
+
+const (
+	treeName   = "tree"
+	copiedName = "copied.json"
+)
+
+// copyBrain returns when there is a finished and durable copy. If the order says so, it
+// waits until it is asked to copy, and answers as soon as the engine need not be frozen.
+func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter) (c copied, err error) {
+	there, err := readJSON(w.path(copyDir+"/"+copiedName), &c)
+	if err != nil || there {
+		return c, err
+	}
+	if err := w.clear(copyDir, partialDir); err != nil {
+		return c, err
+	}
+	if err := os.Mkdir(w.path(partialDir), 0o700); err != nil {
+		return c, brain.Local(err, brain.Internal, "the work directory cannot be used")
+	}
+	work := func() (copied, error) {
+		stats, err := freeze.Copy(ctx, o.Brain, w.path(partialDir+"/"+treeName))
+		return copied{stats.Took.Milliseconds(), stats.Shared, stats.Skipped, stats.SkippedNames}, err
+	}
+	if o.Listen == "" {
+		r.send(brain.Report{Phase: "copy"})
+		c, err = work()
+	} else {
+		c, err = whenAsked(ctx, o, r, work)
+	}
+	if err != nil {
+		return c, err
+	}
+	if err = freeze.Sync(w.path(partialDir)); err == nil {
+		err = writeJSON(w.path(partialDir+"/"+copiedName), c)
+	}
+	if err == nil {
+		err = os.Rename(w.path(partialDir), w.path(copyDir))
+	}
+	if err == nil {
+		err = syncDir(string(w))
+	}
+	return c, brain.Local(err, brain.Internal, "the copy cannot be completed")
+}
+
+func send(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
+	j, err := openJournal(w.path(journalFile), o)
+	if err != nil {
+		return nil, brain.Local(err, brain.Internal, "the journal cannot be used")
+	}
+	defer j.close()
+	up := client.Upload(ctx, o.Parts, o.PartBytes, j)
+	defer up.Abort()
+	stop := r.phase("upload", up.Sent)
+	defer stop()
+	packed, err := archive.Pack(ctx, w.path(copyDir+"/"+treeName), j.key, up)
+	if err == nil {
+		err = up.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &brain.Result{Content: packed.Content, Parts: up.Parts(), SkippedNames: packed.SkippedNames}, nil
+}
