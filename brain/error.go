@@ -16,29 +16,29 @@ import (
 type Kind string
 
 const (
-	// Away: the store cannot be reached, does not answer in time, or is overloaded.
+	// Away means: the store cannot be reached, does not answer in time, or is overloaded.
 	Away Kind = "away"
-	// Refused: the store answers and does not allow it: wrong or expired rights.
+	// Refused means: the store answers and does not allow it: wrong or expired rights.
 	Refused Kind = "refused"
-	// OverQuota: the store has no room, or its quota is used up.
+	// OverQuota means: the store has no room, or its quota is used up.
 	OverQuota Kind = "over_quota"
-	// NotFound: there is no such object, upload or manifest.
+	// NotFound means: there is no such object, upload or manifest.
 	NotFound Kind = "not_found"
-	// Corrupt: the content is not what was stored, or would leave its target directory.
+	// Corrupt means: the content is not what was stored, or would leave its target directory.
 	Corrupt Kind = "corrupt"
-	// NoRoom: the disk of this machine is full, or a quota on it is used up.
+	// NoRoom means: the disk of this machine is full, or a quota on it is used up.
 	NoRoom Kind = "no_room"
-	// Unreadable: an entry of the brain cannot be read, or not be put into an archive.
+	// Unreadable means: an entry of the brain cannot be read, or not be put into an archive.
 	Unreadable Kind = "unreadable"
-	// NotEmpty: the target of a restore contains something that the restore did not make.
+	// NotEmpty means: the target of a restore contains something that the restore did not make.
 	NotEmpty Kind = "not_empty"
-	// TooLarge: the archive does not fit into the parts of its upload.
+	// TooLarge means: the archive does not fit into the parts of its upload.
 	TooLarge Kind = "too_large"
-	// BadOrder: the worker does not understand its order.
+	// BadOrder means: the worker does not understand its order.
 	BadOrder Kind = "bad_order"
-	// Interrupted: the work was stopped from outside, or nobody asked for it in time.
+	// Interrupted means: the work was stopped from outside, or nobody asked for it in time.
 	Interrupted Kind = "interrupted"
-	// Internal: everything else.
+	// Internal means: everything else.
 	Internal Kind = "internal"
 )
 

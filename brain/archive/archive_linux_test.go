@@ -51,6 +51,16 @@ func mustPack(t *testing.T, dir string, key Key) ([]byte, Packed) {
 	return b.Bytes(), p
 }
 
+// fillNoise adds a file that needs several chunks of age, even compressed.
+func fillNoise(t *testing.T, dir string) {
+	t.Helper()
+	noise := make([]byte, 5*chunkSize+1)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	if err := os.WriteFile(filepath.Join(dir, "noise"), noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // restoreModes does what the owner of a restore does at its end.
 func restoreModes(t *testing.T, dir string, u Unpacked) {
 	t.Helper()
@@ -82,6 +92,7 @@ func tempDir(t *testing.T) string {
 func TestRoundTrip(t *testing.T) {
 	from, to := tempDir(t), tempDir(t)
 	skipped := treetest.Fill(t, from)
+	fillNoise(t, from)
 	id := newIdentity(t)
 	object, p := mustPack(t, from, newKey(t, id))
 	if !slices.Equal(p.SkippedNames, skipped) || int(p.Skipped) != len(skipped) {
@@ -132,6 +143,7 @@ func TestStockTools(t *testing.T) {
 	}
 	from, to, dir := tempDir(t), tempDir(t), tempDir(t)
 	treetest.Fill(t, from)
+	fillNoise(t, from)
 	id := newIdentity(t)
 	object, _ := mustPack(t, from, newKey(t, id))
 	err := errors.Join(os.WriteFile(dir+"/key.txt", []byte(id.String()+"\n"), 0o600), os.WriteFile(dir+"/brain.tar.zst.age", object, 0o600))

@@ -88,7 +88,11 @@ func (g *Gateway) start(t *testing.T, program string) bool {
 			return false
 		case <-tick.C:
 		}
-		if r, err := http.Get("http://" + g.Addr + "/"); err == nil {
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+g.Addr+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := http.DefaultClient.Do(q); err == nil {
 			_ = r.Body.Close()
 			t.Cleanup(stop)
 			return true
