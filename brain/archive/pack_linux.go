@@ -46,7 +46,8 @@ func Pack(ctx context.Context, dir string, key Key, w io.Writer) (Packed, error)
 		return Packed{}, err
 	}
 	// Two: one goroutine compresses while this one reads.
-	z, err := zstd.NewWriter(seal, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
+	z, err := zstd.NewWriter(seal, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true),
+		zstd.WithAllLitEntropyCompression(true)) // as zstd does: numbers in binary have few repetitions
 	if err != nil {
 		return Packed{}, err
 	}
