@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -104,7 +103,10 @@ func (d *Dir) Complete(ctx context.Context, of Snapshot, uploadID string, n int,
 	err = replace(object, func(w *os.File) error {
 		total := int64(0)
 		for number := 1; number <= n; number++ {
-			copied, err := appendFile(ctx, w, partPath(dir, number))
+			copied, err := appendFile(w, partPath(dir, number))
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if errors.Is(err, fs.ErrNotExist) {
 				return brain.Errorf(brain.Corrupt, "the upload has no part %d", number)
 			}
@@ -125,10 +127,7 @@ func (d *Dir) Complete(ctx context.Context, of Snapshot, uploadID string, n int,
 }
 
 // appendFile copies a file, in the kernel where it can.
-func appendFile(ctx context.Context, to *os.File, path string) (int64, error) {
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
+func appendFile(to *os.File, path string) (int64, error) {
 	from, err := os.Open(path)
 	if err != nil {
 		return 0, err
@@ -280,11 +279,9 @@ func names(dir string) ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	list := make([]string, 0, len(all))
-	for _, one := range all {
-		if !strings.HasPrefix(one.Name(), ".") {
-			list = append(list, one.Name())
-		}
+	list := make([]string, len(all))
+	for i, one := range all {
+		list[i] = one.Name()
 	}
 	return list, err
 }
