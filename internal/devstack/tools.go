@@ -61,20 +61,6 @@ var toolTable = []tool{
 	{name: "vault", command: "github.com/hashicorp/vault", version: VaultVersion, minimum: "1.16.0", tags: "minimal", cpu: 6 * time.Minute, product: product.Vault},
 }
 
-// gateway is not an agent: only tests of the snapshot store need it.
-var gateway = tool{name: "versitygw", command: "github.com/versity/versitygw/cmd/versitygw", version: GatewayVersion, cpu: 3 * time.Minute}
-
-// Gateway returns the path of versitygw, which it builds into the cache if it is not there,
-// as Tools does.
-func Gateway(ctx context.Context, progress func(line string)) (string, error) {
-	cache, err := cacheDir()
-	if err != nil {
-		return "", err
-	}
-	f := finder{opts: ToolOptions{Pinned: true, Progress: progress}, cache: cache}
-	return f.find(ctx, gateway)
-}
-
 // buildName is the file name of the pinned build in the cache.
 func (t tool) buildName() string {
 	if t.tags != "" {
