@@ -59,7 +59,7 @@ var errNoAuthority = errors.New("the engine serves TLS, and the service has no a
 // may serve its callers well.
 func Unproven(err error) bool {
 	var b *Breach
-	return errors.Is(err, errNoAuthority) || errors.As(err, &b) && b.Certificate
+	return errors.Is(err, errNoAuthority) || errors.As(err, &b) && b.Unverified
 }
 
 // maySend returns an error if a request over TLS would go to a process whose certificate
@@ -82,7 +82,12 @@ func (p *Prober) foreign(err error) *Breach {
 	var bad *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &bad):
-		return &Breach{Said: fmt.Sprintf("the certificate at its address is not that of %s: %s", p.name, wrong(bad.Err)), Certificate: true}
+		// Go checks the name before the authority.
+		var name x509.HostnameError
+		return &Breach{
+			Said:        fmt.Sprintf("the certificate at its address is not that of %s: %s", p.name, wrong(bad.Err)),
+			Certificate: true, Unverified: !errors.As(bad.Err, &name),
+		}
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return &Breach{Said: "it serves plain HTTP instead of TLS with the certificate in ENGINE_TLS_FILE", Certificate: true}
 	}

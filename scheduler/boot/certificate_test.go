@@ -143,6 +143,9 @@ func TestStrangersGetNoKey(t *testing.T) {
 			if !p.Reaches(ctx, e.URL, 20*time.Second) {
 				t.Error("it is not reached")
 			}
+			if want := what == "a foreign authority"; Unproven(healthy) != want {
+				t.Errorf("that it only cannot be verified is %t: %v", !want, healthy)
+			}
 			if tc.says == "" {
 				if booted != nil || healthy != nil || said != "" || asked != nil || !slices.Contains(e.keys(), testKey) {
 					t.Errorf("boot %v, health %v, rotation %q %v", booted, healthy, said, asked)

@@ -32,6 +32,9 @@ type Breach struct {
 	// Certificate: there was no response, because the process at the engine's address
 	// does not have the engine's certificate.
 	Certificate bool
+	// Unverified: it has a certificate with the name of the engine, which only cannot be
+	// verified.
+	Unverified bool
 }
 
 func (b *Breach) Error() string { return b.Said }

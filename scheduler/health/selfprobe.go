@@ -100,6 +100,7 @@ func (m *Monitor) probeOne(ctx context.Context, row *engine.Row, now time.Time) 
 		case err == nil:
 			probe.failures, probe.healthy = 0, time.Now().UTC()
 		case probe.unproven: // a restart would not change who verifies it
+			probe.failures = 0
 		case errors.As(err, &told) && !told.Settled: // without a connection, that shows nothing
 		case ctx.Err() == nil:
 			probe.failures++
