@@ -1,17 +1,18 @@
 # The service itself as a Nomad job: one replica per node, on port 8000.
 #
 # The job contains no secrets. They are environment variables in the Nomad variable
-# nomad/jobs/orch, which only this job and operators can read:
+# nomad/jobs/orch, which only this job and operators can read, ORCH_ADMIN_KEY and VAULT_TOKEN
+# (from a file or a pipe, because others can read a command line):
 #
-#   nomad var put nomad/jobs/orch ORCH_ADMIN_KEY=... VAULT_TOKEN=...
+#   nomad var put -in=json nomad/jobs/orch - <orch.json
 #
 # and, if needed, NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL (required for more
 # than one replica) and the provider keys named in ORCH_ENGINE_ENV_PASSTHROUGH.
 #
 # On agents with ACLs, the service needs none of these tokens: with -var identity=true it
 # uses the workload identity of its task in Nomad, through the socket of the Task API, and
-# in Consul; with -var vault_role=orch also in Vault. Nomad renews the identities in files,
-# which the service reads again. docs/install.md has the policies, the binding rule and the
+# in Consul; with -var vault_role=orch also in Vault. Nomad renews those for itself and Vault
+# in files, which the service reads again. docs/install.md has the policies, the binding rule and the
 # role that this needs. They are for a job with this name in the namespace default.
 #
 #   nomad job run -var image=IMAGE -var 'settings={"ORCH_ENGINE_IMAGE"="..."}' orch.nomad.hcl
@@ -77,6 +78,12 @@ variable "canary" {
   type        = number
   default     = 0
   description = "number of replicas of a new version that must be healthy before an old one is replaced; they need ORCH_DATABASE_URL, and free nodes or port = 0"
+}
+
+variable "progress_deadline" {
+  type        = string
+  default     = "10m"
+  description = "how long Nomad waits for the next replica to become healthy before it gives an update up; 0s: without limit, for a cluster that gets nodes for the other replicas later"
 }
 
 variable "ops_port" {
@@ -216,7 +223,7 @@ job "orch" {
     health_check      = "checks"
     min_healthy_time  = "10s"
     healthy_deadline  = "8m"
-    progress_deadline = "10m"
+    progress_deadline = var.progress_deadline
     auto_revert       = true
   }
 

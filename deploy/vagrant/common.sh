@@ -11,9 +11,9 @@ export NOMAD_CACERT=/etc/orch/tls/ca.pem CONSUL_CACERT=/etc/orch/tls/ca.pem VAUL
 # await WHAT COMMAND...: repeat COMMAND until it succeeds, for five minutes. WHAT is its
 # name in the error.
 await() {
-	local what=$1
+	local what=$1 until=$((SECONDS + 300))
 	shift
-	for _ in $(seq 600); do
+	while [ "$SECONDS" -lt "$until" ]; do
 		if "$@" >/dev/null 2>&1; then return; fi
 		sleep 0.5
 	done
@@ -24,13 +24,13 @@ await() {
 # build_programs CHECKOUT: build orch, and find or build the agents.
 build_programs() {
 	setup_build "$1"
-	# The programs are links into the cache. The old links are removed first, because
-	# `make tools` would take them for an installation that is new enough.
-	rm -f /usr/local/bin/nomad /usr/local/bin/consul /usr/local/bin/vault
-	make tools
-	local name path
-	bin/orch-dev tools 2>/dev/null | while read -r name path; do
-		ln -s "$path" "/usr/local/bin/$name"
+	# The programs are links into the cache, which stay as they are until others are built.
+	# `make tools` must not see them: it would take them for an installation of another kind.
+	local name path hidden=:$PATH:
+	hidden=${hidden//:\/usr\/local\/bin:/:}
+	PATH=${hidden:1:-1} make tools
+	PATH=${hidden:1:-1} bin/orch-dev tools 2>/dev/null | while read -r name path; do
+		ln -sfn "$path" "/usr/local/bin/$name"
 	done
 	install -m 0755 bin/orch /usr/local/bin/orch
 }

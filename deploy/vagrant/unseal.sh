@@ -15,6 +15,8 @@ while :; do
 	[ $n -gt 0 ] || { echo "vault does not respond" >&2; exit 1; }
 	sleep 0.5
 done
+# A run that ended between the two commands below has left the key there.
+! jq -e .root_token $init.new >/dev/null 2>&1 || mv $init.new $init
 if [ ! -s $init ]; then
 	umask 077
 	vault operator init -key-shares=1 -key-threshold=1 -format=json >$init.new

@@ -31,29 +31,37 @@ consul_token() {
 			"$CONSUL_HTTP_ADDR/v1/acl/token" >/dev/null
 }
 
-# initialized ADDRESS
-initialized() { fetch "https://$1:8200/v1/sys/init" | jq -e .initialized >/dev/null; }
-
 unsealed() { vault status && [ -s /etc/orch/vault-init.json ]; }
 
 # prepare_unsealed: initialise Vault, once. Its key and root token are then in Consul's KV
 # store, where vault-unseal.service of each server finds them.
 prepare_unsealed() {
-	local init=/etc/orch/vault-init.json server
-	if ! consul kv get vagrant/vault >/dev/null 2>&1; then
+	local init=/etc/orch/vault-init.json server state stored
+	stored=$(consul kv get -keys vagrant/vault) # fails if Consul cannot tell
+	if [ "$stored" != vagrant/vault ]; then
 		await "vault" fetch "$VAULT_ADDR/v1/sys/init"
+		# A run that ended between the next two commands has left the key there.
+		! jq -e .root_token "$init.made" >/dev/null 2>&1 || mv "$init.made" "$init"
 		if [ ! -s "$init" ]; then
 			for server in "${servers[@]}"; do
-				if initialized "$server"; then
+				state=$(fetch "https://$server:8200/v1/sys/init" | jq .initialized) || state=
+				case $state in
+				false) ;;
+				true)
 					echo "Vault is initialised, but its key is not in Consul. Provision the server that has $init; if none has it, create all machines again." >&2
 					return 1
-				fi
+					;;
+				*)
+					echo "The Vault at $server does not say whether it is initialised. Provision again when it runs." >&2
+					return 1
+					;;
+				esac
 			done
 			# vault-unseal has another name for its temporary file.
 			vault operator init -key-shares=1 -key-threshold=1 -format=json >"$init.made"
 			mv "$init.made" "$init"
 		fi
-		consul kv put vagrant/vault - <"$init" >/dev/null
+		consul kv put -cas -modify-index=0 vagrant/vault - <"$init" >/dev/null
 	fi
 	await "vault" unsealed
 }
@@ -73,7 +81,8 @@ run_orch() {
 		engines="\"ORCH_ENGINE_DRIVER\" = \"$engine_driver\", \"ORCH_ENGINE_BIN_DIR\" = \"/usr/local/lib/orch\", \"ORCH_ENGINE_IMAGE\" = \"reference-engine\""
 	fi
 	# DEPLOYED changes with the binary, so that Nomad replaces the replicas one at a time.
-	nomad job run -detach -var driver=raw_exec -var count=2 -var identity=true -var vault_role=orch -var tls_dir=/etc/orch/serve \
+	# Any time may pass until the second client is created.
+	nomad job run -detach -var progress_deadline=0s -var driver=raw_exec -var count=2 -var identity=true -var vault_role=orch -var tls_dir=/etc/orch/serve \
 		-var consul_addr="$CONSUL_HTTP_ADDR" -var vault_addr=https://vault.internal:8200 -var "settings={
 		\"CONSUL_CACERT\" = \"$CONSUL_CACERT\", \"VAULT_CACERT\" = \"$VAULT_CACERT\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\",
 		$engines, \"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl

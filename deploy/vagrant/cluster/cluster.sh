@@ -86,7 +86,7 @@ provision_client() {
 }
 
 joined() { fetch "$NOMAD_ADDR/v1/agent/health" | jq -e .client.ok; }
-ready() { curl -fsS --cacert "$CONSUL_CACERT" "https://$address:8000/ready"; }
+ready() { curl -fsS --max-time 10 --cacert "$CONSUL_CACERT" "https://$address:8000/ready"; }
 
 if [ "${3:-}" = set-up ]; then
 	set_up

@@ -13,7 +13,7 @@ put() {
 	text=${text%.}
 	if [ -e "$3" ] && printf %s "$text" | cmp -s - "$3"; then return; fi
 	if [ "$1" != - ]; then : >"$changes/$1.changed"; fi
-	install -d -m 0755 "$(dirname "$3")"
+	[ -d "$(dirname "$3")" ] || install -d -m 0755 "$(dirname "$3")"
 	printf %s "$text" | install -m "$2" /dev/stdin "$3.new"
 	mv "$3.new" "$3"
 }

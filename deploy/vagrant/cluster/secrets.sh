@@ -7,6 +7,7 @@
 # DIR/NAME is for the machine NAME, and has nothing that is for another one. The key of the
 # certificate authority is in DIR/authority, and is on no machine.
 set -euo pipefail
+shopt -s inherit_errexit
 umask 077
 
 dir=$1
@@ -14,12 +15,15 @@ machines=$(cd "$(dirname "$0")" && pwd)/machines
 mkdir -p "$dir/authority"
 chmod 0700 "$dir"
 cd "$dir"
+# Vagrant may create machines concurrently.
+exec 9>lock
+if command -v flock >/dev/null; then flock 9; fi
 
 # secret NAME COMMAND...: print the secret NAME, which COMMAND makes the first time.
 secret() {
 	local file=authority/$1
 	if [ ! -s "$file" ]; then
-		"${@:2}" >"$file.new"
+		"${@:2}" >"$file.new" && [ -s "$file.new" ] || return 1
 		mv "$file.new" "$file"
 	fi
 	cat "$file"

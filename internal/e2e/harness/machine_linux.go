@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Machine is a Debian 12 whose systemd runs in a container of systemd-nspawn. It needs root.
@@ -151,6 +153,9 @@ func startMachine(t *testing.T, command ...string) *Machine {
 			return err
 		}
 		for pid := range strings.FieldsSeq(string(children)) {
+			if !firstOfItsOwn(pid) {
+				continue // in any other process, systemctl would ask the systemd of this host
+			}
 			m.pid = pid
 			if state, err := m.Try("systemctl is-system-running"); err == nil || state == "degraded" {
 				return nil
@@ -164,6 +169,18 @@ func startMachine(t *testing.T, command ...string) *Machine {
 	default:
 	}
 	return m
+}
+
+// firstOfItsOwn reports whether a process is the first one of a namespace of processes.
+func firstOfItsOwn(pid string) bool {
+	text, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return false
+	}
+	_, ids, _ := strings.Cut(string(text), "\nNSpid:")
+	ids, _, _ = strings.Cut(ids, "\n")
+	own := strings.Fields(ids)
+	return len(own) > 1 && own[len(own)-1] == "1"
 }
 
 // Kill switches the machine off.
@@ -185,7 +202,9 @@ func (m *Machine) end(t *testing.T, signal syscall.Signal) {
 
 // Try runs a shell script in the machine, and returns what it prints.
 func (m *Machine) Try(script string) (string, error) {
-	cmd := exec.Command("nsenter", "--target="+m.pid, "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd",
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute) // less than the suite's limit
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nsenter", "--target="+m.pid, "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd",
 		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "sh", "-euc", script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	printed, err := cmd.CombinedOutput()
