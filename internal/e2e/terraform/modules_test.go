@@ -73,11 +73,24 @@ func TestModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files := map[string]string{}
+	for name, path := range map[string]string{"ca": c.stack.Orch().CACert, "cert": c.stack.Orch().ClientCert, "key": c.stack.Orch().ClientKey} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = string(text)
+	}
+	agents, err := json.Marshal(files)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w := newExample(t, append(c.env(t),
+		"TF_VAR_agents_tls=mutual", "TF_VAR_agents_files="+string(agents),
 		"ORCH_URL="+url, "ORCH_ADMIN_KEY="+harness.AdminKey, "TF_VAR_secrets="+string(secrets),
 		"TF_VAR_jwks_url="+c.jwksURL(t), "TF_VAR_jwks_ca_file="+access.CACert, "TF_VAR_engine_pki=true", `TF_VAR_node_pools={"engines" = "nodes of engines"}`,
 	)...)
-	for _, secret := range []string{harness.AdminKey, database, harness.ProviderKey, access.NomadToken, access.ConsulToken, access.VaultToken} {
+	for _, secret := range []string{harness.AdminKey, database, harness.ProviderKey, access.NomadToken, access.ConsulToken, access.VaultToken, strings.Split(files["key"], "\n")[1]} {
 		w.keepSecret(secret)
 	}
 	w.file("engine.tf", engineOfTest)
@@ -222,12 +235,12 @@ func (c *cluster) variables(t *testing.T, binary string, pool int) string {
 	}
 	for _, v := range c.stack.Orch().Environ() {
 		name, value, _ := strings.Cut(v, "=")
-		if !strings.HasPrefix(name, "NOMAD_") && !strings.HasSuffix(name, "_TOKEN") {
+		if !strings.HasPrefix(name, "NOMAD_") && !strings.HasSuffix(name, "_TOKEN") && !strings.HasSuffix(name, "_CACERT") && !strings.Contains(name, "_CLIENT_") {
 			settings[name] = value
 		}
 	}
 	text, err := json.Marshal(map[string]any{"settings": settings, "job": map[string]string{
-		"driver": "raw_exec", "binary": binary, "port": "0", "consul_addr": c.stack.ConsulAddr, "vault_addr": c.stack.VaultAddr, "cpu_mhz": "50", "memory_mb": "64",
+		"driver": "raw_exec", "binary": binary, "port": "0", "canary": "1", "consul_addr": c.stack.ConsulAddr, "vault_addr": c.stack.VaultAddr, "cpu_mhz": "50", "memory_mb": "64",
 	}})
 	if err != nil {
 		t.Fatal(err)

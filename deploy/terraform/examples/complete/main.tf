@@ -46,6 +46,8 @@ module "orch" {
 
   secrets         = var.secrets
   secrets_version = var.secrets_version
+  agents_tls      = var.agents_tls
+  agents_files    = var.agents_files
   replicas        = var.replicas
   settings        = var.settings
   job             = var.job

@@ -33,6 +33,19 @@ variable "secrets_version" {
   description = "another value writes the secrets again"
 }
 
+variable "agents_tls" {
+  type        = string
+  default     = ""
+  description = "what agents_files has: \"ca\" or \"mutual\", if Consul and Vault have https addresses with an authority of their own"
+}
+
+variable "agents_files" {
+  type        = map(string)
+  ephemeral   = true
+  default     = {}
+  description = "ca, cert and key (PEM), from TF_VAR_agents_files"
+}
+
 variable "replicas" {
   type        = number
   default     = 2

@@ -9,6 +9,16 @@ resource "nomad_variable" "secrets" {
   items_wo_version = var.secrets_version
 }
 
+# Of the job's group: what a container cannot read from the node.
+resource "nomad_variable" "agents" {
+  count = var.agents_tls == "" ? 0 : 1
+
+  path             = "nomad/jobs/orch/orch"
+  namespace        = var.orch_namespace
+  items_wo         = jsonencode(var.agents_files)
+  items_wo_version = var.secrets_version
+}
+
 # The values must be known when Terraform plans, so they are variables of this module, and no
 # attributes of the others' resources.
 resource "nomad_job" "orch" {
@@ -17,7 +27,8 @@ resource "nomad_job" "orch" {
   detach           = false # so that a failed update is a failed apply
 
   hcl2 {
-    vars = merge({ canary = "1" }, var.job, {
+    vars = merge(var.job, {
+      agents_tls = var.agents_tls
       identity   = "true"
       vault_role = "orch"
       count      = tostring(var.replicas)
@@ -37,5 +48,5 @@ resource "nomad_job" "orch" {
     update = "15m"
   }
 
-  depends_on = [nomad_variable.secrets]
+  depends_on = [nomad_variable.secrets, nomad_variable.agents]
 }

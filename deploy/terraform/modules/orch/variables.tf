@@ -9,6 +9,19 @@ variable "secrets_version" {
   description = "another value writes the secrets again, and replaces the replicas one at a time"
 }
 
+variable "agents_tls" {
+  type        = string
+  default     = ""
+  description = "what agents_files has, if consul_addr and vault_addr of job are https addresses with an authority of their own: \"ca\", or \"mutual\" for a Consul that requires client certificates"
+}
+
+variable "agents_files" {
+  type        = map(string)
+  ephemeral   = true
+  default     = {}
+  description = "certificates and key (PEM) for TLS with Consul and Vault: ca, and for mutual also cert and key. They are in neither the plan nor the state; secrets_version writes them again, too"
+}
+
 variable "replicas" {
   type        = number
   default     = 2
@@ -48,5 +61,5 @@ variable "settings" {
 variable "job" {
   type        = map(string)
   default     = {}
-  description = "other variables of nomad-jobs/orch.nomad.hcl: image or driver and binary, port, canary, tls_dir, consul_addr, vault_addr, ..."
+  description = "other variables of nomad-jobs/orch.nomad.hcl: image or driver and binary, port, tls_dir, consul_addr, vault_addr, canary (it needs a free node more than there are replicas, or port 0), ..."
 }
