@@ -12,9 +12,10 @@ set -eu
 
 time=${1:-20s}
 go=${GO:-go}
+files=$(mktemp)
 list=$(mktemp)
 out=$(mktemp)
-trap 'rm -f "$list" "$out"' EXIT
+trap 'rm -f "$files" "$list" "$out"' EXIT
 trap 'exit 1' HUP INT TERM
 
 # shellcheck disable=SC2016 # the dollars are Go's
@@ -22,9 +23,10 @@ trap 'exit 1' HUP INT TERM
 # longer.
 "$go" list -f '{{$p := .}}{{range .TestGoFiles}}{{$p.ImportPath}} {{$p.Dir}}/{{.}}
 {{end}}{{range .XTestGoFiles}}{{$p.ImportPath}} {{$p.Dir}}/{{.}}
-{{end}}' ./... | while read -r package file; do
+{{end}}' ./... >"$files"
+while read -r package file; do
 	if [ -n "$file" ] && grep -q '^func Fuzz' "$file"; then echo "$package"; fi
-done | sort -u >"$list"
+done <"$files" | sort -u >"$list"
 
 # late: succeeds if the only failure is the end of the fuzz time, which Go sometimes
 # reports as one. It then writes no input.

@@ -36,7 +36,7 @@ const maxNames = 20
 // Errors have the kind NoRoom if the disk is full, Unreadable if an entry cannot be read.
 func Copy(ctx context.Context, from, to string) (Stats, error) {
 	began := time.Now()
-	c := copier{to: to, links: map[tree.File]string{}}
+	c := copier{ctx: ctx, to: to, links: map[tree.File]string{}}
 	err := tree.Walk(ctx, from, &c)
 	for _, dir := range c.dirs {
 		_ = dir.Close()
@@ -56,6 +56,7 @@ func Sync(dir string) error {
 }
 
 type copier struct {
+	ctx   context.Context
 	to    string
 	dirs  []*os.File // the open directories of the copy, from the top down
 	links map[tree.File]string
@@ -174,7 +175,7 @@ func (c *copier) content(from, to *os.File, size int64) error {
 		return err
 	}
 	for _, x := range extents {
-		if err := copyRange(from, to, x); err != nil {
+		if err := copyRange(c.ctx, from, to, x); err != nil {
 			return err
 		}
 	}
@@ -189,12 +190,15 @@ func unshared(err error) bool {
 }
 
 // copyRange copies an extent in the kernel, or through this process where that cannot be.
-func copyRange(from, to *os.File, x tree.Extent) error {
+func copyRange(ctx context.Context, from, to *os.File, x tree.Extent) error {
 	read, write := x.Offset, x.Offset
 	for left := x.Length; left > 0; {
-		n, err := unix.CopyFileRange(int(from.Fd()), &read, int(to.Fd()), &write, int(min(left, 1<<30)), 0)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.CopyFileRange(int(from.Fd()), &read, int(to.Fd()), &write, int(min(left, 64<<20)), 0)
 		if err != nil && unshared(err) {
-			return throughMemory(from, to, read, left)
+			return throughMemory(ctx, from, to, read, left)
 		}
 		if err != nil {
 			return err
@@ -207,9 +211,12 @@ func copyRange(from, to *os.File, x tree.Extent) error {
 	return nil
 }
 
-func throughMemory(from, to *os.File, at, length int64) error {
+func throughMemory(ctx context.Context, from, to *os.File, at, length int64) error {
 	b := make([]byte, min(length, 1<<20))
 	for length > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := from.ReadAt(b[:min(length, int64(len(b)))], at)
 		if n == 0 {
 			return errors.Join(err, brain.Errorf(brain.Unreadable, "%s has become shorter during the copy", from.Name()))

@@ -20,7 +20,8 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 )
 
-// Options of a Client. The zero value has no limits of time.
+// Options of a Client. With the zero value a store that is away is tried twice, and a
+// connection without progress is kept.
 type Options struct {
 	CA             string        // in PEM; empty: the authorities of the system
 	BytesPerSecond int64         // 0: no limit
@@ -28,8 +29,8 @@ type Options struct {
 	Stall          time.Duration // after which time without progress a connection is given up
 }
 
-// Client sends and fetches. Its errors have the kinds Away, Refused, OverQuota and NotFound
-// of package brain, and contain no URL.
+// Client sends and fetches. Its errors have the kinds Away, Refused, OverQuota, NotFound and
+// Interrupted of package brain, and contain no URL.
 type Client struct {
 	opts  Options
 	http  *http.Client
@@ -69,22 +70,33 @@ func New(opts Options) (*Client, error) {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // retry calls do until it succeeds, fails with another kind than Away, or has failed for
-// GiveUp without progress. do reports whether it made progress.
+// GiveUp without progress. do reports whether it made progress. If ctx ends, the error has
+// the kind Interrupted.
 func (c *Client) retry(ctx context.Context, do func() (progress bool, err error)) error {
 	wait, since := shortest, time.Time{} // the first of the failures
 	for {
 		progress, err := do()
-		if err == nil || brain.KindOf(err) != brain.Away || ctx.Err() != nil {
+		if err == nil || brain.KindOf(err) != brain.Away {
 			return err
+		}
+		if ctx.Err() != nil { // the connection may have been lost at the same time
+			return interrupted(ctx)
 		}
 		if progress || since.IsZero() {
 			wait, since = shortest, time.Now()
 		}
-		if time.Since(since) > c.opts.GiveUp || !pause.For(ctx, wait/2+rand.N(wait)) {
+		if time.Since(since) > c.opts.GiveUp {
 			return err
+		}
+		if !pause.For(ctx, wait/2+rand.N(wait)) {
+			return interrupted(ctx)
 		}
 		wait = min(2*wait, longest)
 	}
+}
+
+func interrupted(ctx context.Context) error {
+	return brain.Errorf(brain.Interrupted, "the transfer was stopped: %w", ctx.Err())
 }
 
 // watched gives a context that ends when progress was not called for the time Stall.

@@ -21,7 +21,7 @@ type Download struct {
 	url    string
 	size   int64
 	at     atomic.Int64
-	etag   string // of the first answer: a later one must be of the same object
+	etag   string // of the first response: a later one must be of the same object
 	body   io.ReadCloser
 	stop   func()
 	watch  context.Context
@@ -103,25 +103,25 @@ func (d *Download) open() error {
 		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", at))
 		r.Header.Set("If-Match", d.etag)
 	}
-	answer, err := d.client.http.Do(r)
+	response, err := d.client.http.Do(r)
 	if err != nil {
 		defer d.stop()
 		return unanswered(d.watch, err, what)
 	}
-	if answer.StatusCode != want {
+	if response.StatusCode != want {
 		defer d.stop()
-		defer answer.Body.Close()
-		if answer.StatusCode < 300 {
-			return brain.Errorf(brain.Away, "%s: the store answers %d to a request for a part", what, answer.StatusCode)
+		defer response.Body.Close()
+		if response.StatusCode < 300 {
+			return brain.Errorf(brain.Away, "%s: the store responds with %d to a request for a part", what, response.StatusCode)
 		}
-		return refused(answer, what)
+		return refused(response, what)
 	}
-	d.body = answer.Body
-	if answer.ContentLength >= 0 && answer.ContentLength != d.size-d.at.Load() {
+	d.body = response.Body
+	if response.ContentLength >= 0 && response.ContentLength != d.size-d.at.Load() {
 		d.drop()
 		return brain.Errorf(brain.Corrupt, "the object has another size than its manifest says")
 	}
-	if etag := answer.Header.Get("ETag"); d.etag == "" {
+	if etag := response.Header.Get("ETag"); d.etag == "" {
 		d.etag = etag
 	} else if etag != d.etag {
 		d.drop()

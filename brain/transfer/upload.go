@@ -128,6 +128,7 @@ func (u *Upload) Close() error {
 // Abort stops sending. It returns when nothing is sent any more.
 func (u *Upload) Abort() {
 	u.cancel()
+	u.present = nil // it is not a whole part: to note it would make the next start differ
 	_ = u.Close()
 }
 
@@ -148,6 +149,9 @@ func (u *Upload) send() {
 }
 
 func (u *Upload) part(data []byte) error {
+	if u.ctx.Err() != nil {
+		return interrupted(u.ctx)
+	}
 	if u.number++; u.number > len(u.urls) {
 		return brain.Errorf(brain.TooLarge, "the archive needs more than %d parts of %d bytes", len(u.urls), u.size)
 	}
@@ -199,15 +203,15 @@ func (c *Client) put(ctx context.Context, to string, data []byte) error {
 	r.GetBody = func() (io.ReadCloser, error) { return body(), nil }
 	sum := md5.Sum(data) //nolint:gosec // G401: as above
 	r.Header.Set("Content-MD5", base64.StdEncoding.EncodeToString(sum[:]))
-	answer, err := c.http.Do(r)
+	response, err := c.http.Do(r)
 	if err != nil {
 		return unanswered(ctx, err, what)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return refused(answer, what)
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return refused(response, what)
 	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection is used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // so that the connection is used again
 	return nil
 }
 
@@ -220,6 +224,9 @@ type throttled struct {
 }
 
 func (t *throttled) Read(p []byte) (int, error) {
+	if err := t.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := t.from.Read(p[:min(len(p), burst)])
 	if n > 0 {
 		// At a low limit a wait is progress, too.
@@ -247,7 +254,15 @@ func putFile(ctx context.Context, c *Client, path string, data []byte) error {
 		if err := f.Sync(); err != nil {
 			return err
 		}
-		return os.Rename(f.Name(), path)
+		if err := os.Rename(f.Name(), path); err != nil {
+			return err
+		}
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return dir.Sync()
 	}()
 	return fileError(err, "storing a part")
 }

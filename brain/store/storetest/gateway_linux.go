@@ -78,6 +78,8 @@ func (g *Gateway) start(t *testing.T, program string) bool {
 	ended := make(chan struct{})
 	go func() { _ = c.Wait(); close(ended) }()
 	stop := func() { cancel(); <-ended }
+	client := http.Client{Timeout: 10 * time.Second}
+	defer client.CloseIdleConnections()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
@@ -92,7 +94,7 @@ func (g *Gateway) start(t *testing.T, program string) bool {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r, err := http.DefaultClient.Do(q); err == nil {
+		if r, err := client.Do(q); err == nil {
 			_ = r.Body.Close()
 			t.Cleanup(stop)
 			return true
