@@ -11,14 +11,14 @@ import (
 	"syscall"
 )
 
-// Kind says what an operation on snapshots failed of. Its values are part of the worker's
+// Kind says why an operation on snapshots failed. Its values are part of the worker's
 // output, and do not change.
 type Kind string
 
 const (
-	// Away means: the store cannot be reached, does not answer in time, or is overloaded.
+	// Away means: the store cannot be reached, does not respond in time, or is overloaded.
 	Away Kind = "away"
-	// Refused means: the store answers and does not allow it: wrong or expired rights.
+	// Refused means: the store responds and does not allow it: wrong or expired rights.
 	Refused Kind = "refused"
 	// OverQuota means: the store has no room, or its quota is used up.
 	OverQuota Kind = "over_quota"
@@ -36,14 +36,17 @@ const (
 	TooLarge Kind = "too_large"
 	// BadOrder means: the worker does not understand its order.
 	BadOrder Kind = "bad_order"
-	// Interrupted means: the work was stopped from outside, or nobody asked for it in time.
+	// Busy means: another worker, or an engine, holds the work directory or the volume.
+	Busy Kind = "busy"
+	// Interrupted means: the work was stopped from outside, nobody asked for it in time, or
+	// whoever asked did not wait for its end.
 	Interrupted Kind = "interrupted"
 	// Internal means: everything else.
 	Internal Kind = "internal"
 )
 
 // Retry reports whether the same may succeed later without a change by anybody.
-func (k Kind) Retry() bool { return k == Away || k == Interrupted || k == Internal }
+func (k Kind) Retry() bool { return k == Away || k == Busy || k == Interrupted || k == Internal }
 
 // Error is the error of all packages below brain. Message contains no secrets and no URLs
 // with signatures; Err, which may contain them, is for errors.Is alone, and is not printed.
@@ -96,8 +99,8 @@ func Local(err error, otherwise Kind, what string) error {
 	return &Error{Kind: kind, Message: what + ": " + err.Error(), Err: err}
 }
 
-// Response gives the answer of an S3 store its kind, by its status and the code in its
-// body. It is only called for answers that are not a success.
+// Response gives the response of an S3 store its kind, by its status and the code in its
+// body. It is only called for responses that are not a success.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 func Response(status int, code, what string) error {
 	kind := Internal
@@ -115,10 +118,10 @@ func Response(status int, code, what string) error {
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusBadRequest:
 		kind = Refused
 	}
-	return &Error{Kind: kind, Message: fmt.Sprintf("%s: the store answers %d %s", what, status, code)}
+	return &Error{Kind: kind, Message: fmt.Sprintf("%s: the store responds with %d %s", what, status, code)}
 }
 
-// Unanswered gives a request without an answer its kind. The message has no URL, because
+// Unanswered gives a request without a response its kind. The message has no URL, because
 // the signature in it is a secret.
 func Unanswered(err error, what string) error {
 	var own *Error

@@ -1,5 +1,7 @@
 package brain
 
+import "time"
+
 // Report is a line of the worker's output. The last line has Result or Error; those before
 // it say how far the work is.
 type Report struct {
@@ -18,10 +20,15 @@ type Result struct {
 	// Parts is how many parts the object has; those of the upload with a higher number, if
 	// there are any, do not belong to it.
 	Parts int `json:"parts,omitempty"`
-	// CopyMS is how long the copy took on the node, during which an engine is frozen; Shared
-	// is how many files share their blocks with the brain.
-	CopyMS int64 `json:"copy_ms,omitempty"`
-	Shared int64 `json:"shared,omitempty"`
+	// CopyMS is how long the copy took on the node, during which an engine is frozen. It began
+	// and ended at CopyBegan and CopyEnded by the node's clock. Shared is how many files share
+	// their blocks with the brain.
+	CopyMS    int64     `json:"copy_ms,omitempty"`
+	CopyBegan time.Time `json:"copy_began,omitzero"`
+	CopyEnded time.Time `json:"copy_ended,omitzero"`
+	Shared    int64     `json:"shared,omitempty"`
+	// CopyLeft means that the copy could not be removed from the work directory.
+	CopyLeft bool `json:"copy_left,omitempty"`
 	// SkippedNames are the first of the entries that are not in the snapshot.
 	SkippedNames []string `json:"skipped_names,omitempty"`
 }

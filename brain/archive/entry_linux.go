@@ -20,6 +20,8 @@ const (
 	maxRecords = 1 << 20
 	// maxName limits the length of a path.
 	maxName = 256 * (tree.MaxDepth + 2)
+	// maxSize limits the size of a file, holes included, so that each number has 18 digits.
+	maxSize = 1e18 - 1
 )
 
 // The keys of records. Names are bytes as they are, UTF-8 or not: GNU tar does the same.

@@ -150,7 +150,9 @@ func (p *packer) file(e *tree.Entry) error {
 	}
 	defer f.Close()
 	a := entryOf(e, typeFile)
-	a.size = e.Stat.Size
+	if a.size = e.Stat.Size; a.size > maxSize {
+		return brain.Errorf(brain.Unreadable, "a file has more than %d bytes", int64(maxSize))
+	}
 	if a.xattrs, err = p.xattrs(f); err != nil {
 		return err
 	}

@@ -99,6 +99,9 @@ func (e *entry) parse(text []byte, size int64) (int64, error) {
 func (e *entry) check() error {
 	switch e.kind {
 	case typeFile:
+		if e.size > maxSize {
+			return corrupt("a file that is too large")
+		}
 	case typeLink, typeSymlink, typeDir, typeFIFO:
 		if e.size != 0 || e.sparse {
 			return corrupt("something that is no file has data")

@@ -23,7 +23,7 @@ type dirs struct {
 	top      *os.Root
 	entries  int64
 	began    bool
-	topModes map[string]os.FileMode
+	topModes map[string]uint32
 	buffer   []byte
 }
 
@@ -34,7 +34,7 @@ type dir struct {
 }
 
 func newDirs(top *os.Root) *dirs {
-	return &dirs{top: top, open: []dir{{root: top, entry: &entry{name: "."}}}, topModes: map[string]os.FileMode{}, buffer: make([]byte, 256<<10)}
+	return &dirs{top: top, open: []dir{{root: top, entry: &entry{name: "."}}}, topModes: map[string]uint32{}, buffer: make([]byte, 256<<10)}
 }
 
 func (d *dirs) close() {
@@ -68,7 +68,7 @@ func (d *dirs) pop() error {
 	defer f.Close()
 	mode := last.entry.mode
 	if len(d.open) == 1 && mode&0o200 == 0 {
-		d.topModes[last.entry.name] = os.FileMode(mode)
+		d.topModes[last.entry.name] = mode
 		mode |= 0o700
 	}
 	return attributes(f, last.entry, mode)
@@ -97,8 +97,8 @@ func (d *dirs) restore(e *entry, data io.Reader) error {
 		d.began = true
 		return nil
 	}
-	if !d.began || len(d.open) > tree.MaxDepth {
-		return corrupt("directories are missing, or nested too deep")
+	if !d.began {
+		return corrupt("the top directory is missing")
 	}
 	for parent := path.Dir(e.name); d.open[len(d.open)-1].entry.name != parent; {
 		if len(d.open) == 1 {
@@ -107,6 +107,9 @@ func (d *dirs) restore(e *entry, data io.Reader) error {
 		if err := d.pop(); err != nil {
 			return err
 		}
+	}
+	if e.kind == typeDir && len(d.open) > tree.MaxDepth { // the top counts, too
+		return corrupt("directories are nested too deep")
 	}
 	at, name := d.open[len(d.open)-1].root, path.Base(e.name)
 	err := d.create(at, name, e, data)

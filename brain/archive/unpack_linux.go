@@ -21,7 +21,7 @@ type Unpacked struct {
 	Entries int64
 	// TopModes are the modes of directories at the top that their owner may not write. A
 	// directory that is to be moved must be writable, so they get their mode afterwards.
-	TopModes map[string]os.FileMode
+	TopModes map[string]uint32 // bits of 07777, as chmod(2) takes them
 }
 
 // Unpack reads what Pack wrote from r, and restores it into the empty directory at path.

@@ -3,9 +3,11 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -33,29 +35,41 @@ const (
 
 // receipt lies in the directory, beside the tree.
 type receipt struct {
-	Order  string                 `json:"order"`
-	Modes  map[string]os.FileMode `json:"modes"` // see archive.Unpacked
-	Result brain.Result           `json:"result"`
+	Order  string            `json:"order"`
+	Modes  map[string]uint32 `json:"modes"` // see archive.Unpacked
+	Result brain.Result      `json:"result"`
 }
 
 const receiptName = "receipt.json"
 
 func restore(ctx context.Context, order *brain.Order, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
 	o := order.Restore
-	at := func(parts ...string) string { return filepath.Join(append([]string{o.Volume}, parts...)...) }
-	var got receipt
-	there, err := readJSON(at(verified, receiptName), &got)
+	unlock, err := lockDir(o.Volume, "the volume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	of, err := volumeOf(o)
 	if err != nil {
 		return nil, brain.Local(err, brain.Internal, "the volume cannot be read")
 	}
-	done, err := w.result()
+	at := func(parts ...string) string { return filepath.Join(append([]string{o.Volume}, parts...)...) }
+	got, err := readReceipt(at)
 	if err != nil {
-		return nil, brain.Local(err, brain.Internal, "the work directory cannot be read")
+		return nil, err
 	}
-	if done != nil && !there {
-		return done, removeDir(at(verified), o.Volume) // all but that was done
-	}
-	if !there {
+	if got == nil {
+		done, err := w.result(of)
+		if done != nil && err == nil {
+			// All was done but this.
+			err = brain.Local(removeDir(at(verified), o.Volume), brain.Internal, "the volume cannot be completed")
+		}
+		if done != nil || err != nil {
+			return done, err
+		}
+		if err := onlyUnverified(at); err != nil {
+			return nil, err
+		}
 		if got, err = fetch(ctx, order, client, r, at); err != nil {
 			_ = tree.Remove(at(unverified))
 			return nil, err
@@ -65,11 +79,11 @@ func restore(ctx context.Context, order *brain.Order, w work, client *transfer.C
 		return nil, brain.Errorf(brain.NotEmpty, "the volume contains the restore of another order")
 	}
 	r.send(brain.Report{Phase: "install"})
-	if err := install(&got, at); err != nil {
+	if err := install(got, at); err != nil {
 		return nil, brain.Local(err, brain.Internal, "the volume cannot be completed")
 	}
-	if err := writeJSON(w.path(resultFile), got.Result); err != nil {
-		return nil, brain.Local(err, brain.Internal, "the result cannot be noted")
+	if err := w.note(of, &got.Result); err != nil {
+		return nil, err
 	}
 	err = os.Remove(at(verified, receiptName))
 	if err == nil {
@@ -78,21 +92,71 @@ func restore(ctx context.Context, order *brain.Order, w work, client *transfer.C
 	return &got.Result, brain.Local(err, brain.Internal, "the volume cannot be completed")
 }
 
-// fetch fills the unverified directory, and makes it the verified one.
-func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *reporter, at func(...string) string) (got receipt, err error) {
-	if err := tree.Remove(at(unverified)); err != nil {
-		return got, brain.Local(err, brain.Internal, "the volume cannot be used")
+// volumeOf identifies a volume and what is restored into it. The path alone does not: the
+// volume may have been replaced, and then often has the inode of the one before.
+func volumeOf(o *brain.RestoreOrder) (string, error) {
+	var s unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, o.Volume, 0, unix.STATX_INO|unix.STATX_BTIME, &s); err != nil {
+		return "", err
 	}
+	return fmt.Sprintf("%s %d:%d %d %d.%d %s", o.Volume, s.Dev_major, s.Dev_minor, s.Ino, s.Btime.Sec, s.Btime.Nsec, o.SHA256), nil
+}
+
+// readReceipt returns the receipt of a verified restore in the volume, or nil. Whatever is in
+// the volume may have been made by an engine.
+func readReceipt(at func(...string) string) (*receipt, error) {
+	info, err := os.Lstat(at(verified))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil && !info.IsDir() {
+		return nil, brain.Errorf(brain.NotEmpty, "%s in the volume is not a directory", verified)
+	}
+	var got receipt
+	there := false
+	if err == nil {
+		there, err = readJSON(at(verified, receiptName), &got)
+	}
+	if failed := (*fs.PathError)(nil); errors.As(err, &failed) && !errors.Is(err, unix.ELOOP) {
+		return nil, brain.Local(err, brain.Internal, "the volume cannot be read")
+	}
+	if err != nil {
+		return nil, brain.Errorf(brain.NotEmpty, "the receipt in the volume was not written by a restore")
+	}
+	if !there {
+		return nil, nil
+	}
+	for name, mode := range got.Modes {
+		if name == "" || name == "." || name == ".." || strings.Contains(name, "/") || mode > 0o7777 {
+			return nil, brain.Errorf(brain.NotEmpty, "the receipt in the volume was not written by a restore")
+		}
+	}
+	return &got, nil
+}
+
+// onlyUnverified returns an error if the volume contains something else than what a restore
+// that failed has left.
+func onlyUnverified(at func(...string) string) error {
 	names, err := os.ReadDir(at())
 	if err != nil {
-		return got, brain.Local(err, brain.Internal, "the volume cannot be read")
+		return brain.Local(err, brain.Internal, "the volume cannot be read")
 	}
-	if len(names) > 0 {
-		return got, brain.Errorf(brain.NotEmpty, "the volume is not empty")
+	for _, d := range names {
+		if d.Name() != unverified {
+			return brain.Errorf(brain.NotEmpty, "the volume is not empty")
+		}
+	}
+	return nil
+}
+
+// fetch fills the unverified directory, and makes it the verified one.
+func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *reporter, at func(...string) string) (*receipt, error) {
+	if err := tree.Remove(at(unverified)); err != nil {
+		return nil, brain.Local(err, brain.Internal, "the volume cannot be used")
 	}
 	into := at(unverified, treeName)
 	if err := os.MkdirAll(into, 0o700); err != nil {
-		return got, brain.Local(err, brain.Internal, "the volume cannot be used")
+		return nil, brain.Local(err, brain.Internal, "the volume cannot be used")
 	}
 	o := order.Restore
 	d := client.Download(ctx, o.URL, o.StoredBytes)
@@ -101,9 +165,9 @@ func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *
 	unpacked, err := archive.Unpack(ctx, d, o.Content, o.Identity, into)
 	stop()
 	if err != nil {
-		return got, err
+		return nil, err
 	}
-	got = receipt{order.ID, unpacked.TopModes, brain.Result{Content: o.Content}}
+	got := &receipt{order.ID, unpacked.TopModes, brain.Result{Content: o.Content}}
 	got.Result.Entries = unpacked.Entries
 	if err = writeJSON(at(unverified, receiptName), got); err == nil {
 		err = freeze.Sync(at())
@@ -133,7 +197,7 @@ func install(got *receipt, at func(...string) string) error {
 		}
 	}
 	for name, mode := range got.Modes {
-		if err := os.Chmod(at(name), mode); err != nil {
+		if err := chmodDir(at(name), mode); err != nil {
 			return err
 		}
 	}
@@ -141,6 +205,22 @@ func install(got *receipt, at func(...string) string) error {
 		return err
 	}
 	return removeDir(at(verified, treeName), at(verified))
+}
+
+// chmodDir sets the mode of a directory, and follows no link.
+func chmodDir(path string, mode uint32) error {
+	var s unix.Stat_t
+	if err := unix.Lstat(path, &s); err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	if s.Mode&unix.S_IFMT == unix.S_IFDIR && s.Mode&0o7777 == mode {
+		return nil // before a restart; with that mode it can perhaps not be opened
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return errors.Join(unix.Fchmod(fd, mode), unix.Close(fd))
 }
 
 // removeDir removes an empty directory, which may be gone, and syncs the one around it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/archive"
@@ -13,26 +14,38 @@ import (
 
 // copied is what is noted about a finished copy, beside it.
 type copied struct {
-	CopyMS       int64    `json:"copy_ms"`
-	Shared       int64    `json:"shared"`
-	Skipped      int64    `json:"skipped"`
-	SkippedNames []string `json:"skipped_names,omitempty"`
+	CopyMS       int64     `json:"copy_ms"`
+	Began        time.Time `json:"copy_began"`
+	Ended        time.Time `json:"copy_ended"`
+	Shared       int64     `json:"shared"`
+	Skipped      int64     `json:"skipped"`
+	SkippedNames []string  `json:"skipped_names,omitempty"`
 }
 
 func snapshot(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
-	result, err := w.result()
+	of, err := nameOf(o)
+	if err != nil {
+		return nil, err
+	}
+	result, err := w.result(of)
 	if result == nil && err == nil {
-		result, err = take(ctx, o, w, client, r)
+		result, err = take(ctx, o, of, w, client, r)
 	}
-	if err == nil || !brain.KindOf(err).Retry() {
-		// Nobody needs the copy any more. If it cannot be removed, Nomad removes it with the
-		// allocation.
-		_ = w.clear(journalFile, copyDir, partialDir)
+	kind := brain.KindOf(err)
+	if kind.Retry() || kind == brain.Refused { // a refused order may be signed again
+		return nil, err
 	}
-	return result, err
+	// Nobody needs the copy any more. If it cannot be removed, the snapshot is still good, and
+	// Nomad removes the copy with the allocation.
+	left := w.clear(journalFile, copyDir, partialDir)
+	if err != nil {
+		return nil, errors.Join(err, brain.Local(left, brain.Internal, "the copy cannot be removed"))
+	}
+	result.CopyLeft = left != nil
+	return result, nil
 }
 
-func take(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
+func take(ctx context.Context, o *brain.SnapshotOrder, of string, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
 	c, err := copyBrain(ctx, o, w, r)
 	if err != nil {
 		return nil, err
@@ -49,10 +62,10 @@ func take(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.
 	if err != nil {
 		return nil, err
 	}
-	result.CopyMS, result.Shared = c.CopyMS, c.Shared
+	result.CopyMS, result.CopyBegan, result.CopyEnded, result.Shared = c.CopyMS, c.Began, c.Ended, c.Shared
 	result.Skipped += c.Skipped
 	result.SkippedNames = append(c.SkippedNames, result.SkippedNames...)
-	return result, writeJSON(w.path(resultFile), result)
+	return result, w.note(of, result)
 }
 
 const (
@@ -61,7 +74,7 @@ const (
 )
 
 // copyBrain returns when there is a finished and durable copy. If the order says so, it
-// waits until it is asked to copy, and answers as soon as the engine need not be frozen.
+// waits until it is asked to copy, and responds as soon as the engine need not be frozen.
 func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter) (c copied, err error) {
 	there, err := readJSON(w.path(copyDir+"/"+copiedName), &c)
 	if err != nil || there {
@@ -73,13 +86,14 @@ func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter)
 	if err := os.Mkdir(w.path(partialDir), 0o700); err != nil {
 		return c, brain.Local(err, brain.Internal, "the work directory cannot be used")
 	}
-	work := func() (copied, error) {
+	work := func(ctx context.Context) (copied, error) {
+		began := time.Now()
 		stats, err := freeze.Copy(ctx, o.Brain, w.path(partialDir+"/"+treeName))
-		return copied{stats.Took.Milliseconds(), stats.Shared, stats.Skipped, stats.SkippedNames}, err
+		return copied{stats.Took.Milliseconds(), began.UTC(), began.Add(stats.Took).UTC(), stats.Shared, stats.Skipped, stats.SkippedNames}, err
 	}
 	if o.Listen == "" {
 		r.send(brain.Report{Phase: "copy"})
-		c, err = work()
+		c, err = work(ctx)
 	} else {
 		c, err = whenAsked(ctx, o, r, work)
 	}

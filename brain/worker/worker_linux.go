@@ -12,12 +12,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/transfer"
@@ -55,6 +58,11 @@ func carryOut(ctx context.Context, order *brain.Order, r *reporter) (*brain.Resu
 	}
 	defer client.Close()
 	w := work(order.Work)
+	unlock, err := w.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := w.claim(order.ID); err != nil {
 		return nil, brain.Local(err, brain.Internal, "the work directory cannot be used")
 	}
@@ -74,15 +82,41 @@ const (
 	partialDir  = "copy.partial" // an unfinished one
 	journalFile = "journal"
 	resultFile  = "result.json" // the order is done
+	removedDir  = "removed"     // what is being removed
 )
 
 func (w work) path(name string) string { return filepath.Join(string(w), name) }
 
+// lock makes sure that no other worker uses the directory, which it creates.
+func (w work) lock() (unlock func(), err error) {
+	if err := os.MkdirAll(string(w), 0o700); err != nil {
+		return nil, brain.Local(err, brain.Internal, "the work directory cannot be used")
+	}
+	return lockDir(string(w), "the work directory")
+}
+
+// lockDir takes an exclusive lock on a directory. The kernel releases it when this process
+// dies. The error has the kind Busy if another process has the lock. An engine has it on its
+// brain with raw_exec (jobs/brainlock.go).
+func lockDir(path, what string) (unlock func(), err error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, brain.Local(err, brain.Internal, what+" cannot be opened")
+	}
+	f := os.NewFile(uintptr(fd), path)
+	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return func() { _ = f.Close() }, nil
+	}
+	_ = f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, brain.Errorf(brain.Busy, "%s is in use by another process", what)
+	}
+	return nil, brain.Local(err, brain.Internal, what+" cannot be locked")
+}
+
 // claim removes what belongs to another order.
 func (w work) claim(id string) error {
-	if err := os.MkdirAll(string(w), 0o700); err != nil {
-		return err
-	}
 	text, err := os.ReadFile(w.path(orderFile))
 	if err == nil && string(text) == id {
 		return nil
@@ -96,31 +130,75 @@ func (w work) claim(id string) error {
 	return writeFile(w.path(orderFile), []byte(id))
 }
 
+// clear removes names. Each loses its name before its content is removed, because whoever
+// finds the name trusts the content, and a crash can be between any two files.
 func (w work) clear(names ...string) error {
+	if err := tree.Remove(w.path(removedDir)); err != nil {
+		return err
+	}
 	for _, name := range names {
-		if err := tree.Remove(w.path(name)); err != nil {
+		err := os.Rename(w.path(name), w.path(removedDir))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = syncDir(string(w))
+		}
+		if err == nil {
+			err = tree.Remove(w.path(removedDir))
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// result returns the result of an order that is done, otherwise nil.
-func (w work) result() (*brain.Result, error) {
-	var r brain.Result
-	found, err := readJSON(w.path(resultFile), &r)
-	if !found || err != nil {
-		return nil, err
-	}
-	return &r, nil
+// noted is what the file of a result contains.
+type noted struct {
+	// Of identifies the upload or the volume, because the id of an order may be given twice.
+	Of     string       `json:"of"`
+	Result brain.Result `json:"result"`
 }
 
-// readJSON reports whether there is a file.
+// result returns the result of an order that is done, otherwise nil. The error has the kind
+// BadOrder if the order was done with another upload or volume.
+func (w work) result(of string) (*brain.Result, error) {
+	var n noted
+	found, err := readJSON(w.path(resultFile), &n)
+	if !found || err != nil {
+		return nil, brain.Local(err, brain.Internal, "the work directory cannot be read")
+	}
+	if n.Of != of {
+		return nil, brain.Errorf(brain.BadOrder, "the order with this id was done with another upload or volume")
+	}
+	return &n.Result, nil
+}
+
+// note makes the result durable.
+func (w work) note(of string, r *brain.Result) error {
+	return brain.Local(writeJSON(w.path(resultFile), noted{of, *r}), brain.Internal, "the result cannot be noted")
+}
+
+// readJSON reports whether there is a file. It follows no link and waits for no FIFO, because
+// it also reads in volumes.
 func readJSON(path string, to any) (bool, error) {
-	text, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
+	if err != nil {
+		return true, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
+	if err != nil {
+		return true, err
+	}
+	text, err := io.ReadAll(f)
 	if err == nil {
 		err = json.Unmarshal(text, to)
 	}

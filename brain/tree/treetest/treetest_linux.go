@@ -82,7 +82,7 @@ func Fill(t *testing.T, dir string) (skipped []string) {
 	must(os.Chtimes(path("hard"), time.Time{}, time.Unix(-1234567, 999999999)))
 	must(os.Chtimes(path("holes"), time.Time{}, time.Unix(1<<33, 1)))
 	must(os.Chtimes(path("empty"), time.Time{}, time.Unix(7, 123456789)))
-	must(os.Chmod(path("read-only"), 0o555))
+	must(os.Chmod(path("read-only"), 0o555|os.ModeSetgid))
 	return skipped
 }
 
