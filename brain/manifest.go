@@ -44,7 +44,7 @@ type Content struct {
 	// Bytes is the sum of the sizes of the files, with their holes.
 	Bytes   int64 `json:"bytes"`
 	Entries int64 `json:"entries"` // files, directories, links
-	Skipped int64 `json:"skipped"` // sockets, devices, and attributes without a place in an archive
+	Skipped int64 `json:"skipped"` // sockets, devices, reserved names, and attributes without a place in an archive
 }
 
 var (

@@ -123,11 +123,12 @@ func (p *packer) Other(e *tree.Entry) (err error) {
 		p.packed.Entries++
 		return p.tar.begin(entryOf(e, typeFIFO))
 	}
-	p.skip(e.Path)
+	p.Skip(e.Path)
 	return nil
 }
 
-func (p *packer) skip(name string) {
+// Skip implements tree.Visitor.
+func (p *packer) Skip(name string) {
 	p.packed.Skipped++
 	if len(p.packed.SkippedNames) < maxNames {
 		p.packed.SkippedNames = append(p.packed.SkippedNames, filepath.ToSlash(name))
@@ -186,7 +187,7 @@ func (p *packer) xattrs(f *os.File) ([]tree.Xattr, error) {
 	kept := all[:0]
 	for _, x := range all {
 		if strings.Contains(x.Name, "=") {
-			p.skip(f.Name() + ": " + x.Name)
+			p.Skip(f.Name() + ": " + x.Name)
 			continue
 		}
 		kept = append(kept, x)

@@ -20,7 +20,7 @@ type Stats struct {
 	Took    time.Duration
 	Entries int64
 	Shared  int64 // files that share their blocks with the original
-	Skipped int64 // sockets and devices, which are not copied
+	Skipped int64 // sockets, devices and reserved names, which are not copied
 	// SkippedNames are the first of them.
 	SkippedNames []string
 }
@@ -128,13 +128,18 @@ func (c *copier) Other(e *tree.Entry) error {
 		}
 		return tree.SetTime(dir, e.Name, e.Stat.Mtim)
 	default:
-		c.stats.Skipped++
-		if len(c.stats.SkippedNames) < maxNames {
-			c.stats.SkippedNames = append(c.stats.SkippedNames, filepath.ToSlash(e.Path))
-		}
+		c.Skip(e.Path)
 		return nil
 	}
 	return c.file(e)
+}
+
+// Skip implements tree.Visitor.
+func (c *copier) Skip(path string) {
+	c.stats.Skipped++
+	if len(c.stats.SkippedNames) < maxNames {
+		c.stats.SkippedNames = append(c.stats.SkippedNames, filepath.ToSlash(path))
+	}
 }
 
 func (c *copier) file(e *tree.Entry) error {

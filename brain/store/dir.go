@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"iter"
 	"net/url"
@@ -121,53 +120,19 @@ func (d *Dir) Complete(ctx context.Context, of Snapshot, uploadID string, n int,
 		return nil
 	})
 	if err == nil {
-		err = os.RemoveAll(dir)
+		err = discard(dir)
 	}
 	return local(err, "completing an upload")
 }
 
-// appendFile copies a file, in the kernel where it can.
-func appendFile(to *os.File, path string) (int64, error) {
-	from, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer from.Close()
-	return io.Copy(to, from)
-}
-
-// replace writes a file: after a crash it has its old content or the new one.
-func replace(path string, write func(*os.File) error) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// discard removes the directory of an upload. It loses its name first: after a crash the
+// upload has all its parts, or does not exist. Sweep removes the rest.
+func discard(dir string) error {
+	gone := dir + ".removed"
+	if err := os.Rename(dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // after success it has another name
-	defer f.Close()
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	// The names on the way to it, too, because they may be new.
-	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)), syncDir(filepath.Dir(filepath.Dir(dir))))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return os.RemoveAll(gone)
 }
 
 // Abort implements Store.
@@ -179,7 +144,7 @@ func (d *Dir) Abort(_ context.Context, _ Snapshot, uploadID string) error {
 	if err != nil {
 		return nil // there is none
 	}
-	return local(os.RemoveAll(dir), "aborting an upload")
+	return local(discard(dir), "aborting an upload")
 }
 
 // Sweep implements Store. It also removes what a crash left beside an object.

@@ -3,8 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"iter"
@@ -15,10 +13,10 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/encrypt"
 
 	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/internal/pause"
 )
 
 // S3 is a Store in a bucket.
@@ -31,70 +29,6 @@ type S3 struct {
 
 // attempts is how often a request is sent. Callers repeat whole operations.
 const attempts = 3
-
-func openS3(u *url.URL, c Credentials) (*S3, error) {
-	q := u.Query()
-	for key := range q {
-		if !strings.Contains(" endpoint region sse kms_key ", " "+key+" ") {
-			return nil, brain.Errorf(brain.BadOrder, "the URL of the snapshot store has an unknown parameter %q", key)
-		}
-	}
-	endpoint, err := url.Parse(q.Get("endpoint"))
-	if err == nil && q.Get("endpoint") == "" {
-		endpoint = &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
-	}
-	if err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "" || strings.Trim(endpoint.Path, "/") != "" {
-		return nil, brain.Errorf(brain.BadOrder, "endpoint must be http://HOST:PORT or https://HOST:PORT")
-	}
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.ResponseHeaderTimeout = 30 * time.Second
-	if c.CA != "" {
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM([]byte(c.CA)) {
-			return nil, brain.Errorf(brain.BadOrder, "the authority of the snapshot store has no certificate")
-		}
-		t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	}
-	s := &S3{bucket: u.Host, prefix: strings.TrimPrefix(strings.TrimSuffix(u.Path, "/")+"/", "/")}
-	switch sse := q.Get("sse"); sse {
-	case "":
-	case "AES256":
-		s.sse = encrypt.NewSSE()
-	case "aws:kms":
-		if s.sse, err = encrypt.NewSSEKMS(q.Get("kms_key"), nil); err != nil {
-			return nil, brain.Errorf(brain.BadOrder, "kms_key is invalid")
-		}
-	default:
-		return nil, brain.Errorf(brain.BadOrder, "sse must be AES256 or aws:kms")
-	}
-	keys := credentials.NewStaticV4(c.AccessKey, c.SecretKey, "")
-	if c.AccessKey == "" {
-		keys = credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.IAM{}})
-	}
-	opts := &minio.Options{Creds: keys, Secure: endpoint.Scheme == "https", Transport: t, MaxRetries: attempts}
-	// Signing must not need a request, and stores other than Amazon's have one region.
-	if opts.Region = q.Get("region"); opts.Region == "" {
-		opts.Region = "us-east-1"
-	}
-	if q.Get("endpoint") != "" {
-		opts.BucketLookup = minio.BucketLookupPath
-	}
-	if s.core, err = minio.NewCore(endpoint.Host, opts); err != nil {
-		return nil, brain.Errorf(brain.BadOrder, "the snapshot store: %w", err)
-	}
-	return s, nil
-}
-
-// kind gives an error of the client its kind.
-func kind(err error, what string) error {
-	if err == nil {
-		return nil
-	}
-	if r := minio.ToErrorResponse(err); r.StatusCode != 0 {
-		return brain.Response(r.StatusCode, r.Code, what)
-	}
-	return brain.Unanswered(err, what)
-}
 
 // Begin implements Store.
 func (s *S3) Begin(ctx context.Context, of Snapshot) (string, error) {
@@ -134,11 +68,22 @@ func (s *S3) Complete(ctx context.Context, of Snapshot, uploadID string, n int, 
 	if brain.KindOf(err) != brain.NotFound {
 		return err
 	}
-	// An earlier call may have completed it, and its answer was lost.
-	if info, e := s.core.StatObject(ctx, s.bucket, s.prefix+of.object(), minio.StatObjectOptions{}); e == nil && info.Size == size {
-		return nil
+	// An earlier call may have completed it, and its response was lost. Some stores show the
+	// object a moment later.
+	for attempt := 1; ; attempt++ {
+		info, e := s.core.StatObject(ctx, s.bucket, s.prefix+of.object(), minio.StatObjectOptions{})
+		e = kind(e, "looking for the object of an upload")
+		switch {
+		case e == nil && info.Size == size:
+			return nil
+		case e == nil:
+			return err
+		case brain.KindOf(e) != brain.NotFound:
+			return e // it is not known whether there is one
+		case attempt == attempts || !pause.For(ctx, time.Second):
+			return err
+		}
 	}
-	return err
 }
 
 func (s *S3) complete(ctx context.Context, object, uploadID string, n int, size int64) error {

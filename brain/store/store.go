@@ -34,6 +34,7 @@ type Store interface {
 	// Abort removes an upload and its parts. If there is none, that is a success.
 	Abort(ctx context.Context, s Snapshot, uploadID string) error
 	// Sweep aborts the uploads of this store that began before a time, and returns how many.
+	// It removes no object, not even one without a manifest: that one may get it later.
 	Sweep(ctx context.Context, before time.Time) (int, error)
 
 	// ObjectURL returns a URL from which an object can be read.

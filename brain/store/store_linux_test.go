@@ -216,7 +216,7 @@ func sweep(t *testing.T, s store.Store) {
 	}
 }
 
-// What a store answers decides about the kind of an error. No error names a key or signature.
+// How a store responds decides about the kind of an error. No error names a key or signature.
 func TestErrors(t *testing.T) {
 	g := storetest.Start(t)
 	p := storetest.StartProxy(t, g.Addr)

@@ -68,11 +68,12 @@ func (e *Entry) Target() (string, error) {
 }
 
 // Visitor gets each entry: a directory before and after what is in it. dir is open until
-// Leave returns.
+// Leave returns. Skip gets the names that Walk omits.
 type Visitor interface {
 	Enter(e *Entry, dir *os.File) error
 	Leave(e *Entry, dir *os.File) error
 	Other(e *Entry) error
+	Skip(path string)
 }
 
 // Walk visits everything at and below path in the order of the names' bytes, so that two
@@ -105,6 +106,7 @@ func walk(ctx context.Context, at *Entry, dir *os.File, v Visitor, depth int) er
 	slices.Sort(names)
 	for _, name := range names {
 		if depth == 0 && strings.HasPrefix(name, Reserved) {
+			v.Skip(name)
 			continue
 		}
 		if err := ctx.Err(); err != nil {

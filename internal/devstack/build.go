@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,10 +37,7 @@ const (
 
 // build compiles the pinned version of t into the cache, and returns its path.
 func (f *finder) build(ctx context.Context, t tool) (string, error) {
-	remedy := fmt.Sprintf("install %s %s or newer on PATH", t.name, t.minimum)
-	if f.opts.Pinned {
-		remedy = fmt.Sprintf("put a build with tags %q as %s into the cache", t.tags, t.buildName())
-	}
+	remedy := f.remedy(t)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
 		return "", fmt.Errorf("%s is missing and cannot be built, there is no go on PATH: install Go, or %s", t.name, remedy)
@@ -69,8 +67,10 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 	}
 	args = append(args, t.command)
 	dir := filepath.Join(root, "tools", t.name)
-	stop := f.fetch(ctx, goTool, root)
-	defer stop()
+	if slices.ContainsFunc(toolTable, func(one tool) bool { return one.name == t.name }) {
+		stop := f.fetch(ctx, goTool, root)
+		defer stop()
+	}
 	f.opts.Progress(fmt.Sprintf("%s: building %s from tools/%s, once: about %s on %d cores", t.name, t.version, t.name, t.expected(), runtime.NumCPU()))
 	if out, err := f.runBuild(ctx, t, goTool, dir, args); err != nil {
 		if ctx.Err() != nil {
@@ -83,6 +83,21 @@ func (f *finder) build(ctx context.Context, t tool) (string, error) {
 		return "", fmt.Errorf("putting %s into the cache: %w", t.name, err)
 	}
 	return target, nil
+}
+
+// remedy says what gives this machine t without a build.
+func (f *finder) remedy(t tool) string {
+	if f.opts.Pinned {
+		return fmt.Sprintf("put a build with tags %q as %s into the cache", t.tags, t.buildName())
+	}
+	return fmt.Sprintf("install %s %s or newer on PATH", t.name, t.minimum)
+}
+
+// modulePath is the path of the module that contains the command: on GitHub the first three
+// parts.
+func (t tool) modulePath() string {
+	parts := strings.Split(t.command, "/")
+	return strings.Join(parts[:min(3, len(parts))], "/")
 }
 
 // expected estimates how long a build takes on this machine with empty caches.
@@ -166,14 +181,14 @@ func (f *finder) checkSpace(ctx context.Context, goTool string, t tool) error {
 		return nil // a cache is "off", or has blanks in its path: skip the check
 	}
 	need := uint64(coldBuildSpace)
-	if _, err := os.Stat(filepath.Join(dirs[0], "github.com", "hashicorp", t.name+"@v"+t.version)); err == nil {
+	if _, err := os.Stat(filepath.Join(dirs[0], t.modulePath()+"@v"+t.version)); err == nil {
 		need = warmBuildSpace
 	}
 	for _, dir := range append(dirs, f.cache) {
 		if free, ok := freeSpace(dir); ok && free < need {
 			return fmt.Errorf("building %s needs about %d GB on the disk of %s, which has %.1f GB free: "+
-				"free some space, point GOCACHE, GOMODCACHE and XDG_CACHE_HOME at a larger disk, or install %s %s or newer on PATH",
-				t.name, need>>30, dir, float64(free)/(1<<30), t.name, t.minimum)
+				"free some space, point GOCACHE, GOMODCACHE and XDG_CACHE_HOME at a larger disk, or %s",
+				t.name, need>>30, dir, float64(free)/(1<<30), f.remedy(t))
 		}
 	}
 	return nil

@@ -101,6 +101,6 @@ func (g *Gateway) start(t *testing.T, program string) bool {
 		}
 	}
 	stop()
-	t.Logf("the server does not answer: %s", out.String())
+	t.Logf("the server does not respond: %s", out.String())
 	return false
 }

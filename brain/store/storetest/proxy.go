@@ -56,7 +56,7 @@ func (p *Proxy) Seen() []string {
 	return append([]string(nil), p.seen...)
 }
 
-// Status answers with a status and an error as S3 has it.
+// Status responds with a status and an error as S3 has it.
 func Status(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(status)

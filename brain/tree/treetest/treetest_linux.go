@@ -19,8 +19,8 @@ import (
 )
 
 // Fill puts into dir all that a brain may contain: odd names, links, holes, modes, times,
-// attributes, FIFOs, and, as the only things that are skipped, a socket and, as root, a
-// device. It returns the names of these.
+// attributes, FIFOs, and, as the only things that are skipped, a name that restores use, a
+// socket and, as root, a device. It returns the names of these.
 func Fill(t *testing.T, dir string) (skipped []string) {
 	t.Helper()
 	must := func(err error) {
@@ -79,6 +79,9 @@ func Fill(t *testing.T, dir string) (skipped []string) {
 		must(unix.Mknod(path("deep/device"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 		skipped = append([]string{"deep/device"}, skipped...)
 	}
+	reserved := tree.Reserved + " of the engine"
+	must(os.WriteFile(path(reserved), nil, 0o600))
+	skipped = append([]string{reserved}, skipped...)
 	must(os.Chtimes(path("hard"), time.Time{}, time.Unix(-1234567, 999999999)))
 	must(os.Chtimes(path("holes"), time.Time{}, time.Unix(1<<33, 1)))
 	must(os.Chtimes(path("empty"), time.Time{}, time.Unix(7, 123456789)))
@@ -151,6 +154,8 @@ func (d *describer) Enter(e *tree.Entry, dir *os.File) error {
 	}
 	return d.line(e, dir, "")
 }
+
+func (d *describer) Skip(string) {}
 
 func (d *describer) Leave(*tree.Entry, *os.File) error { return nil }
 
