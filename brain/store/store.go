@@ -29,7 +29,8 @@ type Store interface {
 	PartURLs(ctx context.Context, s Snapshot, uploadID string, n int, valid time.Duration) ([]string, error)
 	// Complete makes an object of the parts from 1 to n, which have the given size together.
 	// If the object exists already with that size, that is a success. NotFound: the upload
-	// does not exist; Corrupt: parts are missing or have another size.
+	// does not exist; Corrupt: parts are missing or have another size. Only ctx limits how
+	// long the store may take.
 	Complete(ctx context.Context, s Snapshot, uploadID string, n int, size int64) error
 	// Abort removes an upload and its parts. If there is none, that is a success.
 	Abort(ctx context.Context, s Snapshot, uploadID string) error

@@ -677,6 +677,9 @@ func TestPlantedNames(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			outer := w.t
+			w.t = t
+			defer func() { w.t = outer }()
 			w.must(tree.Remove(volume))
 			o := w.restoreOrder(r.Content)
 			plant()
