@@ -107,14 +107,8 @@ func provisionKeyed(l *lane, point string) error {
 // the response that the first call would have got. As a caller does, it retries the change
 // while the service is recovering the engine by itself.
 func keyed(action string, change func(*lane, client.ChangeOption) error) func(*lane, string) error {
-	return func(l *lane, point string) (err error) {
-		harness.Eventually(l.t, action+" at "+point, func() error {
-			if err = change(l, client.IdempotencyKey(action+" at "+point)); errors.Is(err, client.ErrEngineBusy) {
-				return err
-			}
-			return nil
-		})
-		return err
+	return func(l *lane, point string) error {
+		return harness.Patiently(l.t, action+" at "+point, func() error { return change(l, client.IdempotencyKey(action+" at "+point)) })
 	}
 }
 

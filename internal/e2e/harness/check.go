@@ -37,6 +37,19 @@ func Eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
+// Patiently repeats a call for as long as the service is changing the engine by itself
+// (ENGINE_BUSY), as it may with each failed engine at any time, and returns the call's error.
+func Patiently(t *testing.T, what string, call func() error) (err error) {
+	t.Helper()
+	Eventually(t, what, func() error {
+		if err = call(); errors.Is(err, client.ErrEngineBusy) {
+			return err
+		}
+		return nil
+	})
+	return err
+}
+
 // WantCode fails unless err is this error response.
 func WantCode(t *testing.T, err error, status int, code string) *client.Error {
 	t.Helper()

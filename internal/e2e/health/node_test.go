@@ -37,7 +37,7 @@ func TestDrain(t *testing.T) {
 	}
 	drain(&nomad.DrainSpec{Deadline: time.Minute}, false)
 	harness.AwaitEngine(t, c, "u", "failed", "node_down")
-	_, err = c.Start(ctx, "u")
+	err = harness.Patiently(t, "a start", func() error { return harness.ErrOf(c.Start(ctx, "u")) })
 	harness.WantCode(t, err, 503, "CAPACITY_EXHAUSTED")
 	if _, err := harness.EngineIs(t, c, "u", "failed", "node_down"); err != nil {
 		t.Error(err)

@@ -50,7 +50,7 @@ func TestUpstreamDown(t *testing.T) {
 	harness.AwaitEngine(t, c, "u", "running", "upstream_down")
 	failHealth(t, s, prefix, true, "brain")
 	harness.AwaitEngine(t, c, "u", "failed", "unhealthy")
-	if _, err := c.Destroy(t.Context(), "u"); err != nil {
+	if err := harness.Patiently(t, "a destroy", func() error { return harness.ErrOf(c.Destroy(t.Context(), "u")) }); err != nil {
 		t.Fatal(err)
 	}
 }

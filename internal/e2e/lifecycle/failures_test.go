@@ -119,7 +119,7 @@ func TestOutOfMemory(t *testing.T) {
 		t.Errorf("the audit log has %+v", entries)
 	}
 	for _, user := range []string{"boots", "runs"} {
-		if _, err := c.Destroy(ctx, user); err != nil {
+		if err := harness.Patiently(t, "a destroy", func() error { return harness.ErrOf(c.Destroy(ctx, user)) }); err != nil {
 			t.Error(err)
 		}
 	}

@@ -225,7 +225,8 @@ func TestDockerEndUnproven(t *testing.T) {
 		t.Error(err)
 	}
 	harness.AwaitEngine(t, d.c, "on", "failed", "crashed")
-	harness.WantCode(t, harness.ErrOf(d.c.Start(ctx, "on")), 503, "CAPACITY_EXHAUSTED")
+	err := harness.Patiently(t, "a start", func() error { return harness.ErrOf(d.c.Start(ctx, "on")) })
+	harness.WantCode(t, err, 503, "CAPACITY_EXHAUSTED")
 	for user := range d.engines {
 		d.wantContainers(user, 1)
 	}

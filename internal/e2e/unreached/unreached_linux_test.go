@@ -163,7 +163,7 @@ func failures(t *testing.T, stack *devstack.Stack, c *client.Client) {
 	}
 	e := harness.AwaitEngine(t, c, "u", "running", "")
 	harness.KeyIs(t, e, e.APIKey, true)
-	if _, err := c.Destroy(ctx, "u"); err != nil {
+	if err := harness.Patiently(t, "a destroy", func() error { return harness.ErrOf(c.Destroy(ctx, "u")) }); err != nil {
 		t.Fatal(err)
 	}
 }
