@@ -211,8 +211,10 @@ func TestFirstProbeIsTimed(t *testing.T) {
 // Hanging engines do not keep the others waiting for long, and there are never more probes
 // than engines.
 func TestHangingBootsLeaveRoom(t *testing.T) {
-	hung, answer := make(chan struct{}), make(chan struct{})
+	answer := make(chan struct{})
+	var hung atomic.Int64
 	url := engineStub(t, func(_ http.ResponseWriter, r *http.Request) {
+		hung.Add(1)
 		select {
 		case <-r.Context().Done():
 		case <-answer:
@@ -225,12 +227,11 @@ func TestHangingBootsLeaveRoom(t *testing.T) {
 	for range 2 * bootProbes {
 		boots.Go(func() { _ = b.AwaitUsable(ctx, url, proves(testKey), nil) })
 	}
-	go func() {
-		defer close(hung)
-		for len(b.slots) < bootProbes && pause.For(ctx, time.Millisecond) {
+	for hung.Load() <= bootProbes { // more probes hang than there are turns
+		if !pause.For(ctx, time.Millisecond) {
+			t.Fatalf("%d probes hang", hung.Load())
 		}
-	}()
-	<-hung
+	}
 	if b.AwaitUsable(ctx, healthy, proves(testKey), nil) != nil {
 		t.Error("a healthy engine got no turn")
 	}
