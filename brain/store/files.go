@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/septemberai/orch/brain"
 )
 
 // appendFile copies a file, in the kernel where it can.
@@ -17,36 +19,16 @@ func appendFile(to *os.File, path string) (int64, error) {
 	return io.Copy(to, from)
 }
 
-// replace writes a file: after a crash it has its old content or the new one.
+// replace is brain.Replace of a file whose directories may not exist.
 func replace(path string, write func(*os.File) error) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // after success it has another name
-	defer f.Close()
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := brain.Replace(path, write); err != nil {
 		return err
 	}
 	// The names on the way to it, too, because they may be new.
-	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)), syncDir(filepath.Dir(filepath.Dir(dir))))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	dir = filepath.Dir(dir)
+	return errors.Join(brain.SyncDir(dir), brain.SyncDir(filepath.Dir(dir)))
 }

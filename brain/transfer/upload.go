@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 
 	"github.com/septemberai/orch/brain"
@@ -241,29 +240,10 @@ func (t *throttled) Read(p []byte) (int, error) {
 
 // putFile stores a part as a file: whole, or not at all.
 func putFile(ctx context.Context, c *Client, path string, data []byte) error {
-	err := func() error {
-		f, err := os.CreateTemp(filepath.Dir(path), ".part-*")
-		if err != nil {
-			return err
-		}
-		defer os.Remove(f.Name()) //nolint:errcheck // it has another name when it is complete
-		defer f.Close()
-		if _, err := io.Copy(f, &throttled{ctx: ctx, client: c, from: bytes.NewReader(data), progress: func() {}}); err != nil {
-			return err
-		}
-		if err := f.Sync(); err != nil {
-			return err
-		}
-		if err := os.Rename(f.Name(), path); err != nil {
-			return err
-		}
-		dir, err := os.Open(filepath.Dir(path))
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-		return dir.Sync()
-	}()
+	err := brain.Replace(path, func(f *os.File) error {
+		_, err := io.Copy(f, &throttled{ctx: ctx, client: c, from: bytes.NewReader(data), progress: func() {}})
+		return err
+	})
 	return fileError(err, "storing a part")
 }
 

@@ -176,7 +176,7 @@ func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *
 		err = os.Rename(at(unverified), at(verified))
 	}
 	if err == nil {
-		err = syncDir(at())
+		err = brain.SyncDir(at())
 	}
 	return got, brain.Local(err, brain.Internal, "the volume cannot be written")
 }
@@ -201,7 +201,7 @@ func install(got *receipt, at func(...string) string) error {
 			return err
 		}
 	}
-	if err := syncDir(at()); err != nil {
+	if err := brain.SyncDir(at()); err != nil {
 		return err
 	}
 	return removeDir(at(verified, treeName), at(verified))
@@ -228,5 +228,5 @@ func removeDir(path, around string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return syncDir(around)
+	return brain.SyncDir(around)
 }

@@ -107,7 +107,7 @@ func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter)
 		err = os.Rename(w.path(partialDir), w.path(copyDir))
 	}
 	if err == nil {
-		err = syncDir(string(w))
+		err = brain.SyncDir(string(w))
 	}
 	return c, brain.Local(err, brain.Internal, "the copy cannot be completed")
 }

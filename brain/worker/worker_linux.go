@@ -142,7 +142,7 @@ func (w work) clear(names ...string) error {
 			continue
 		}
 		if err == nil {
-			err = syncDir(string(w))
+			err = brain.SyncDir(string(w))
 		}
 		if err == nil {
 			err = tree.Remove(w.path(removedDir))
@@ -213,7 +213,8 @@ func writeJSON(path string, from any) error {
 	return writeFile(path, text)
 }
 
-// writeFile writes a file that is there after a crash completely, or not at all.
+// writeFile writes a file that is there after a crash completely, or not at all. Unlike
+// brain.Replace it leaves no files of other names, which could get into a brain.
 func writeFile(path string, text []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -226,16 +227,7 @@ func writeFile(path string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return brain.SyncDir(filepath.Dir(path))
 }
 
 // reporter writes reports.
