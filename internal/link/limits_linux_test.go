@@ -91,7 +91,7 @@ func TestStoreAtItsLimit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			began := time.Now()
-			for i := range 200 {
+			for i := range 400 {
 				wg.Go(func() {
 					// Only the first of several equal writes is accepted.
 					wrote, err := send(l(i), "PUT", fmt.Sprintf("/v1/kv/%s/%d?cas=0", name, i), "x")
@@ -101,7 +101,7 @@ func TestStoreAtItsLimit(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			t.Logf("200 writes took %s", time.Since(began))
+			t.Logf("400 writes took %s", time.Since(began))
 		})
 	}
 }

@@ -50,7 +50,7 @@ func (m *Monitor) confirm(ctx context.Context, at *observation, reason string, c
 	if errors.As(err, &told) && !(told.Settled && m.d.Checks.FailsFor(at.row) > m.d.CheckEvery+m.d.ProbeTimeout+checkMargin) {
 		return false, nil // its check may not have run since its agent was started, or since SIGCONT
 	}
-	if boot.Unproven(err) && !at.fails {
+	if boot.Unproven(err) && !at.fails { // only its check tells whether it serves
 		return false, nil
 	}
 	failing := upstreams(err, m.d.Subsystems)
