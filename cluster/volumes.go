@@ -22,6 +22,9 @@ type Volume struct {
 	// Jobs are the jobs whose living allocations claim the volume. Only the method Volume
 	// sets it.
 	Jobs []string
+	// Readable: a worker of snapshots may claim it beside its engine. Only the method Volume
+	// sets it.
+	Readable bool
 }
 
 // volumePoll is the interval at which a pending volume is polled. A volume becomes ready
@@ -53,7 +56,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, nodeID string, params 
 	defer cancel()
 	resp, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
 		Namespace: c.namespace, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: params,
-		RequestedCapabilities: singleWriter(),
+		RequestedCapabilities: capabilities(),
 	}}, c.write(ctx))
 	if err != nil {
 		return nil, classify(err)
@@ -86,7 +89,7 @@ func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, para
 	defer cancel()
 	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
 		Namespace: c.namespace, ID: id, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: limited,
-		RequestedCapabilities: singleWriter(),
+		RequestedCapabilities: capabilities(),
 	}}, c.write(ctx))
 	return classify(err)
 }
@@ -95,12 +98,26 @@ func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, para
 // cmd/orch-quota.
 const quotaParam = "quota_mb"
 
-// singleWriter is the access mode of a brain: one process.
-func singleWriter() []*api.HostVolumeCapability {
-	return []*api.HostVolumeCapability{{
-		AccessMode:     api.HostVolumeAccessModeSingleNodeSingleWriter,
-		AttachmentMode: api.HostVolumeAttachmentModeFilesystem,
-	}}
+// capabilities are the access modes of a brain: one process that writes, and readers beside
+// it. Nomad counts only claims that are not read-only against the single writer
+// (hostVolumeIsAvailable in its scheduler).
+func capabilities() []*api.HostVolumeCapability {
+	return []*api.HostVolumeCapability{
+		{AccessMode: api.HostVolumeAccessModeSingleNodeSingleWriter, AttachmentMode: api.HostVolumeAttachmentModeFilesystem},
+		{AccessMode: api.HostVolumeAccessModeSingleNodeReader, AttachmentMode: api.HostVolumeAttachmentModeFilesystem},
+	}
+}
+
+// LetRead gives a volume of an earlier version of the service the access mode of readers.
+// ErrInUse: an allocation has the volume.
+func (c *Cluster) LetRead(ctx context.Context, v *Volume, params map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
+		Namespace: c.namespace, ID: v.ID, Name: v.Name, PluginID: c.volumePlugin, NodeID: v.NodeID, Parameters: params,
+		RequestedCapabilities: capabilities(),
+	}}, c.write(ctx))
+	return classify(err)
 }
 
 // AwaitVolume waits until a volume can be mounted.
@@ -127,6 +144,9 @@ func (c *Cluster) Volume(ctx context.Context, id string) (*Volume, error) {
 		return nil, classify(err)
 	}
 	whole := &Volume{ID: v.ID, Name: v.Name, NodeID: v.NodeID, Path: v.HostPath, Ready: v.State == api.HostVolumeStateReady}
+	for _, can := range v.RequestedCapabilities {
+		whole.Readable = whole.Readable || can.AccessMode == api.HostVolumeAccessModeSingleNodeReader
+	}
 	for _, a := range v.Allocations {
 		if !slices.Contains(whole.Jobs, a.JobID) {
 			whole.Jobs = append(whole.Jobs, a.JobID)
@@ -185,7 +205,7 @@ func (c *Cluster) RegisterVolume(ctx context.Context, name, nodeID, path string)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, _, err := c.client.HostVolumes().Register(&api.HostVolumeRegisterRequest{Volume: &api.HostVolume{
-		Namespace: c.namespace, Name: name, NodeID: nodeID, HostPath: path, RequestedCapabilities: singleWriter(),
+		Namespace: c.namespace, Name: name, NodeID: nodeID, HostPath: path, RequestedCapabilities: capabilities(),
 	}}, c.write(ctx))
 	if err = classify(err); err != nil {
 		if strings.Contains(err.Error(), "could not verify host path") {

@@ -7,3 +7,8 @@ import _ "embed"
 //
 //go:embed engine.nomad.hcl
 var Engine string
+
+// Brain is the job of a worker that makes or restores a snapshot, in HCL2.
+//
+//go:embed brain.nomad.hcl
+var Brain string

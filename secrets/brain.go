@@ -1,0 +1,70 @@
+package secrets
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"filippo.io/age"
+	vault "github.com/hashicorp/vault/api"
+)
+
+// BrainKey is what the snapshots of one engine are encrypted with (age, X25519). It is not
+// the engine's API key, and no rotation changes it.
+type BrainKey struct {
+	Identity  string `json:"identity"`  // AGE-SECRET-KEY-1..., which decrypts
+	Recipient string `json:"recipient"` // age1..., which encrypts
+	Owner     Owner  `json:"owner,omitzero"`
+}
+
+const brainKeys = "brains"
+
+func brainPath(engineID string) string { return brainKeys + "/" + engineID }
+
+// EnsureBrainKey returns the key of an engine's snapshots, and creates it if there is none.
+// Of concurrent calls one creates it.
+func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, error) {
+	for ctx.Err() == nil {
+		k, err := v.BrainKey(ctx, owner.EngineID)
+		if !errors.Is(err, ErrNotFound) {
+			return k, err
+		}
+		id, err := age.GenerateX25519Identity()
+		if err != nil {
+			return nil, fmt.Errorf("secrets: cannot generate a key: %w", err)
+		}
+		k = &BrainKey{Identity: id.String(), Recipient: id.Recipient().String(), Owner: owner}
+		limited, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err = v.kv.Put(limited, brainPath(owner.EngineID), fields(k), vault.WithCheckAndSet(0))
+		cancel()
+		if err = classify(err); !errors.Is(err, ErrConflict) {
+			return k, err
+		}
+	}
+	return nil, ctx.Err()
+}
+
+// BrainKey reads the key of an engine's snapshots. ErrNotFound: there is none, or it was
+// destroyed.
+func (v *Vault) BrainKey(ctx context.Context, engineID string) (*BrainKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	secret, err := v.kv.Get(ctx, brainPath(engineID))
+	if err != nil {
+		return nil, classify(err)
+	}
+	k := new(BrainKey)
+	if raw, err := json.Marshal(secret.Data); err != nil || json.Unmarshal(raw, k) != nil || k.Identity == "" {
+		return nil, fmt.Errorf("%w: the secret of the snapshots of engine %s contains no key", ErrNotFound, engineID)
+	}
+	return k, nil
+}
+
+// DestroyBrainKey destroys the key of an engine's snapshots for good. It succeeds if there
+// is none.
+func (v *Vault) DestroyBrainKey(ctx context.Context, engineID string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return classify(v.kv.DeleteMetadata(ctx, brainPath(engineID)))
+}
