@@ -65,7 +65,7 @@ func (r *rig) startStack(ctx context.Context, rep *report, cfg devstack.Config) 
 	r.stack = must(devstack.Start(ctx, cfg))
 	r.dir = filepath.Join(r.stack.Dir, "bench")
 	check(os.MkdirAll(r.dir, 0o755))
-	command(ctx, "cp", "bin/orch", "bin/reference-engine", r.dir)
+	command(ctx, "cp", "bin/orch", "bin/orch-brain", "bin/reference-engine", r.dir)
 	rep.head = strings.ReplaceAll(r.script(ctx, "describe"), "\n", ", ")
 }
 
@@ -152,13 +152,15 @@ type service struct {
 // variables.
 func (r *rig) start(ctx context.Context, name, driver string, volumes int, more ...string) *service {
 	s := &service{name: name, logFile: filepath.Join(r.dir, name+".log")}
+	snapshots := filepath.Join(r.dir, name+".snapshots")
+	check(os.MkdirAll(snapshots, 0o700))
 	image := map[string]string{rawExec: "reference-engine", inDock: dockerImage}[driver]
 	s.vars = append([]string{
 		"ORCH_ADDR=127.0.0.1:0", "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_ADMIN_KEY=" + r.adminKey, "ORCH_LOG_JSON=true", "ORCH_ALLOW_OPEN_NOMAD=true",
 		"ORCH_ENGINE_DRIVER=" + driver, "ORCH_ENGINE_IMAGE=" + image, "ORCH_ENGINE_BIN_DIR=" + r.dir,
 		fmt.Sprint("ORCH_ENGINE_CPU_MHZ=", cpuMHz), fmt.Sprint("ORCH_ENGINE_MEMORY_MB=", memoryMB),
 		"ORCH_CONSUL_PREFIX=" + name + "/", fmt.Sprint("ORCH_VOLUME_POOL=", volumes),
-		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(r.dir, name+".db"),
+		"ORCH_DATABASE_URL=sqlite://" + filepath.Join(r.dir, name+".db"), "ORCH_SNAPSHOT_URL=file://" + snapshots,
 	}, more...)
 	mount := strings.ReplaceAll(name, "_", "-")
 	token := must(r.stack.Mount(ctx, mount))

@@ -36,10 +36,10 @@ func system(t *testing.T) (dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "orch-dev"), binary, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "reference-engine"), "../reference-engine")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "../reference-engine", "../orch-brain")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the reference engine: %v\n%s", err, out)
+		t.Fatalf("build the reference engine and the worker: %v\n%s", err, out)
 	}
 	if err := os.Link(filepath.Join(dir, "reference-engine"), filepath.Join(dir, "reference-engine.never-listen")); err != nil {
 		t.Fatal(err)

@@ -68,7 +68,7 @@ func interrupted(t *testing.T) context.Context {
 	return ctx
 }
 
-// build builds the service and the engine.
+// build builds the service, the engine and the worker of snapshots.
 func build(t *testing.T) (orch, engines string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -82,7 +82,7 @@ func build(t *testing.T) (orch, engines string) {
 		env  string
 	}{
 		{append(args, "github.com/septemberai/orch/cmd/orch"), "GOFLAGS="},
-		{[]string{"build", "-ldflags", "-s -w", "-o", filepath.Join(engines, "reference-engine"), "github.com/septemberai/orch/cmd/reference-engine"}, "CGO_ENABLED=0"},
+		{[]string{"build", "-ldflags", "-s -w", "-o", engines + "/", "github.com/septemberai/orch/cmd/reference-engine", "github.com/septemberai/orch/cmd/orch-brain"}, "CGO_ENABLED=0"},
 	} {
 		cmd := exec.Command("go", b.args...)
 		cmd.Env = append(os.Environ(), b.env)

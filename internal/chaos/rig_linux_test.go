@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -116,6 +117,9 @@ func startRig(ctx context.Context, t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.MkdirAll(r.snapshots(), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for i := range replicas {
 		name := replicaName(i)
 		addr := cluster.Network.Addr(string(name)) + ":8000"
@@ -201,8 +205,12 @@ func (r *rig) settings(addr, engines, database string, i int, access devstack.Ac
 		"ORCH_RESTART_BACKOFF_BASE_S=1", "ORCH_RESTART_BACKOFF_MAX_S=5", "ORCH_RESTART_MAX_ATTEMPTS=50",
 		"ORCH_RECONCILE_INTERVAL_S=5", "ORCH_ORPHAN_GRACE_S=10", "ORCH_IDLE_TIMEOUT_S=0",
 		"ORCH_NOMAD_NAMESPACE="+r.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
+		"ORCH_SNAPSHOT_URL="+(&url.URL{Scheme: "file", Path: r.snapshots()}).String(),
 	)
 }
+
+// snapshots is the directory of the snapshot store. All hosts of the cluster see it.
+func (r *rig) snapshots() string { return filepath.Join(r.Dir, "snapshots") }
 
 // newHTTP returns a client that notices a dead replica early enough to call the other one.
 func newHTTP() *http.Client {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -54,12 +55,18 @@ const readyTimeout = 60 * time.Second
 // with the agents.
 const drain = 2 * time.Second
 
-// The images of a dev system's engines: the reference engine in the directory of this
-// executable, or with the docker driver the image that `make engine-image` builds.
+// The images of a dev system's engines and of the worker of snapshots: the executables in
+// the directory of this one, or with the docker driver the images that `make engine-image`
+// builds.
 const (
 	engineName  = "reference-engine"
 	engineImage = "orch/reference-engine:1"
+	workerName  = "orch-brain"
+	workerImage = "orch/orch-brain:1"
 )
+
+// snapshots is the directory of snapshots in the state directory of the agents.
+const snapshots = "snapshots"
 
 // Check returns an error that names every invalid ORCH_ variable.
 func Check(vars map[string]string) error {
@@ -103,6 +110,9 @@ func Start(ctx context.Context, o Options) (sys *System, err error) {
 	if cfg, err = settings(o.Vars, sys.AdminKey, binDir, sys.Stack.Dir, sys.Stack.Namespace, !o.Stack.Locked); err != nil {
 		return sys, err
 	}
+	if err := os.MkdirAll(filepath.Join(sys.Stack.Dir, snapshots), 0o700); err != nil {
+		return sys, err
+	}
 	access, err := sys.Stack.Deployment(ctx, cfg.ConsulPrefix, cfg.VaultMount)
 	if err != nil {
 		return sys, err
@@ -134,10 +144,11 @@ func settings(own map[string]string, adminKey, binDir, stateDir, namespace strin
 		"ORCH_ENGINE_IMAGE": engineName, "ORCH_ENGINE_BIN_DIR": binDir, "ORCH_NOMAD_NAMESPACE": namespace,
 		"ORCH_ALLOW_OPEN_NOMAD":       strconv.FormatBool(open),
 		"ORCH_DATABASE_URL":           "sqlite://" + filepath.Join(stateDir, "audit.db"),
+		"ORCH_SNAPSHOT_URL":           (&url.URL{Scheme: "file", Path: filepath.Join("/", stateDir, snapshots)}).String(),
 		"ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_LOG_LEVEL": "warn",
 	}
 	if own["ORCH_ENGINE_DRIVER"] == string(jobs.Docker) {
-		vars["ORCH_ENGINE_IMAGE"] = engineImage
+		vars["ORCH_ENGINE_IMAGE"], vars["ORCH_SNAPSHOT_WORKER"] = engineImage, workerImage
 	}
 	for name, value := range own {
 		if value != "" {
@@ -199,15 +210,17 @@ func (s *System) Stop() error {
 }
 
 // engineDir returns the directory of this executable, which must also contain the reference
-// engine.
+// engine and the worker of snapshots.
 func engineDir() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find the reference engine: %w", err)
 	}
 	dir := filepath.Dir(self)
-	if _, err := os.Stat(filepath.Join(dir, engineName)); err != nil {
-		return "", fmt.Errorf("there is no %s in the directory of %s: run `make build` and use bin/orch-dev", engineName, filepath.Base(self))
+	for _, name := range []string{engineName, workerName} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return "", fmt.Errorf("there is no %s in the directory of %s: run `make build` and use bin/orch-dev", name, filepath.Base(self))
+		}
 	}
 	return dir, nil
 }

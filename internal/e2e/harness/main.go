@@ -29,7 +29,8 @@ var (
 	Shared *devstack.Stack
 	// Binaries are the paths of the agents.
 	Binaries devstack.Binaries
-	// BinDir contains the images of engines that are executables.
+	// BinDir contains the images of engines that are executables, and the worker of
+	// snapshots.
 	BinDir string
 
 	// Locked says whether the agents have ACLs, TLS and workload identities, which
@@ -146,20 +147,19 @@ var engineNames = []string{
 	"reference-engine.route-first", "reference-engine.unknown-401", "reference-engine.two-keys", "reference-engine.busy",
 }
 
-// BuildEngines builds the images of engines into a directory.
+// BuildEngines builds the images of engines, and the worker of snapshots, into a directory.
 func BuildEngines(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	first := filepath.Join(dir, engineNames[0])
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", first, "github.com/septemberai/orch/cmd/reference-engine")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "github.com/septemberai/orch/cmd/reference-engine", "github.com/septemberai/orch/cmd/orch-brain")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build the reference engine: %w", err)
+		return fmt.Errorf("build the reference engine and the worker: %w", err)
 	}
 	for _, name := range engineNames[1:] {
-		if err := os.Link(first, filepath.Join(dir, name)); err != nil {
+		if err := os.Link(filepath.Join(dir, engineNames[0]), filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}

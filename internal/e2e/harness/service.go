@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -57,6 +58,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 		all[k] = v
 	}
 	access, mount := Deploy(t, stack, all["ORCH_CONSUL_PREFIX"])
+	all["ORCH_SNAPSHOT_URL"] = cmp.Or(all["ORCH_SNAPSHOT_URL"], SnapshotURL(t, stack, all["ORCH_CONSUL_PREFIX"]))
 	access.ConsulAddr = cmp.Or(all["CONSUL_HTTP_ADDR"], access.ConsulAddr)
 	access.VaultToken = cmp.Or(all["VAULT_TOKEN"], access.VaultToken)
 	all["ORCH_VAULT_MOUNT"], all["ORCH_NOMAD_NAMESPACE"], all["ORCH_ALLOW_OPEN_NOMAD"] = mount, stack.Namespace, strconv.FormatBool(access.Open())
@@ -127,6 +129,17 @@ func Deploy(t *testing.T, stack *devstack.Stack, prefix string) (access devstack
 		t.Fatal(err)
 	}
 	return access, mount
+}
+
+// SnapshotURL returns the snapshot store of the deployment of a prefix: a directory of the
+// stack, which is empty at first.
+func SnapshotURL(t *testing.T, stack *devstack.Stack, prefix string) string {
+	t.Helper()
+	dir := filepath.Join(stack.Dir, "snapshots", MountName(prefix))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return (&url.URL{Scheme: "file", Path: dir}).String()
 }
 
 // MountName returns the mount in Vault for the deployment of a prefix.

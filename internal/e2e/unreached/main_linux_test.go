@@ -114,6 +114,7 @@ func (c *cluster) serve(t *testing.T, host, detection string, port int, more ...
 		"ORCH_DATABASE_URL=sqlite://"+filepath.Join(t.TempDir(), "audit.db"),
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+harness.BinDir, "ORCH_ENGINE_LOGS=driver",
 		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_VOLUME_POOL=2", "ORCH_LOG_LEVEL=debug",
+		"ORCH_SNAPSHOT_URL="+harness.SnapshotURL(t, c.Stack, prefix),
 		"ORCH_VAULT_MOUNT="+mount, "ORCH_NOMAD_NAMESPACE="+c.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 		"ORCH_BOOT_DETECTION="+detection, "ORCH_HEALTH_CHECK_INTERVAL_S=2", "ORCH_HEALTH_CHECK_TIMEOUT_S=2", "ORCH_HEALTH_MAX_FAILURES=2",
 		"ORCH_RESTART_BACKOFF_BASE_S=1", "ORCH_RESTART_BACKOFF_MAX_S=2", "ORCH_IDLE_TIMEOUT_S=0",
