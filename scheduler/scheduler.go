@@ -70,6 +70,8 @@ type Options struct {
 	AllowOpenNomad bool
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
+	// Snapshots says where snapshots are and how they are made.
+	Snapshots Snapshots
 	// Observer is told about what the scheduler does; nil: nobody.
 	Observer Observer
 }

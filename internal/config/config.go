@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/caarlos0/env/v11"
@@ -61,6 +62,16 @@ type Config struct {
 	NomadNamespace string `env:"ORCH_NOMAD_NAMESPACE" envDefault:"default" desc:"Nomad namespace of engines"`
 	AllowOpenNomad bool   `env:"ORCH_ALLOW_OPEN_NOMAD" envDefault:"false" desc:"true: use a Nomad whose ACLs are off. There, any engine can run commands as root on its node, and read the secrets of all engines, so set it only for development on one machine; by default the service ends when it finds ACLs off"`
 
+	SnapshotURL           string `section:"Snapshots" env:"ORCH_SNAPSHOT_URL" envDefault:"file:///var/lib/orch/snapshots" desc:"where snapshots of brains are stored. s3://BUCKET/PREFIX is a bucket; the parameters are endpoint=https://HOST:PORT (default: Amazon S3), region=REGION (default us-east-1), sse=AES256 or sse=aws:kms with kms_key=KEY. file:///DIRECTORY is a directory, which must exist, and suits only one machine with raw_exec; a warning is logged if Nomad has more than one client node (docs/operations.md)"`
+	SnapshotAccessKey     string `env:"ORCH_SNAPSHOT_ACCESS_KEY" json:"-" desc:"access key of the bucket. Without it, the keys are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or of the machine's or the container's role"`
+	SnapshotAccessKeyFile string `env:"ORCH_SNAPSHOT_ACCESS_KEY_FILE" desc:"file with the access key, instead of ORCH_SNAPSHOT_ACCESS_KEY; read at the start"`
+	SnapshotSecretKey     string `env:"ORCH_SNAPSHOT_SECRET_KEY" json:"-" desc:"secret key of the bucket (required with an access key)"`
+	SnapshotSecretKeyFile string `env:"ORCH_SNAPSHOT_SECRET_KEY_FILE" desc:"file with the secret key, instead of ORCH_SNAPSHOT_SECRET_KEY; read at the start"`
+	SnapshotCAFile        string `env:"ORCH_SNAPSHOT_CA_FILE" desc:"authorities of the certificate of the snapshot store, in PEM format, for the service and for the workers on the nodes; read at the start. Default: those of the system, which the image of the worker has, too"`
+	SnapshotWorker        string `env:"ORCH_SNAPSHOT_WORKER" desc:"what makes snapshots and restores them on the node of a brain. With docker, the image of orch-brain, which every node can get; there is no default, and without it no snapshot can be made. With raw_exec, the path of the executable on every node; default: orch-brain in ORCH_ENGINE_BIN_DIR"`
+	SnapshotsPerNode      int    `env:"ORCH_SNAPSHOTS_PER_NODE" envDefault:"1" desc:"maximum number of workers that run on a node at a time; others wait"`
+	SnapshotBytesPerS     int    `env:"ORCH_SNAPSHOT_BYTES_PER_S" envDefault:"0" desc:"limit of the transfer of each worker, in bytes per second; 0: no limit"`
+
 	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number. A FILE that does not begin with a slash is relative to the working directory. The default is for trying orch in a checkout; in production set an absolute path, such as sqlite:///var/lib/orch/audit.db (a warning is logged if the file is relative and the working directory is /)"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`
 
@@ -80,6 +91,8 @@ type Config struct {
 
 	// jobFile is the text of the engine's job file.
 	jobFile string
+	// snapshotCA is the text of SnapshotCAFile.
+	snapshotCA string
 	// lookup contains the variables named in Passthrough.
 	lookup map[string]string
 }
@@ -122,12 +135,15 @@ func named(err error, unread map[string]bool) []error {
 	return out
 }
 
-// String lists the variables and their values, without the admin key and the provider keys.
+// secretVariables are the variables whose values String leaves out.
+var secretVariables = []string{"ORCH_ADMIN_KEY", "ORCH_DATABASE_URL", "ORCH_SNAPSHOT_ACCESS_KEY", "ORCH_SNAPSHOT_SECRET_KEY"}
+
+// String lists the variables and their values, without secrets.
 func (c Config) String() string {
 	var list []string
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {
-		if name := v.Type().Field(i).Tag.Get("env"); name != "" && name != "ORCH_ADMIN_KEY" && name != "ORCH_DATABASE_URL" {
+		if name := v.Type().Field(i).Tag.Get("env"); name != "" && !slices.Contains(secretVariables, name) {
 			list = append(list, fmt.Sprintf("%s=%v", name, v.Field(i)))
 		}
 	}

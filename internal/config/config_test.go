@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	nomadjobs "github.com/septemberai/orch/nomad-jobs"
@@ -104,6 +105,8 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_ENGINE_KEY_RELOAD": "signal", "ORCH_ENGINE_LOGS": "nomad", "ORCH_ENGINE_ENV_PASSTHROUGH": "LLM_API_KEY,OPENAI_API_KEY", "ORCH_CATALOG_PATH": "/catalog",
 		"ORCH_CONSUL_PREFIX": "a/b/", "ORCH_VAULT_MOUNT": "a/b", "ORCH_NOMAD_NAMESPACE": "engines", "ORCH_ALLOW_OPEN_NOMAD": "true",
 		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul", "ORCH_JOB_USER": "none", "ORCH_CONSUL_UI_URL": "https://consul.example/ui/dc1",
+		"ORCH_SNAPSHOT_URL": "s3://bucket/brains?endpoint=https://store.example:9000", "ORCH_SNAPSHOT_ACCESS_KEY": "access", "ORCH_SNAPSHOT_SECRET_KEY": "secret",
+		"ORCH_SNAPSHOT_ACCESS_KEY_FILE": keyFile, "ORCH_SNAPSHOT_SECRET_KEY_FILE": keyFile, "ORCH_SNAPSHOT_CA_FILE": cert, "ORCH_SNAPSHOT_WORKER": "registry/orch-brain:1",
 		"ORCH_ENGINE_TLS": "pki", "ORCH_ENGINE_PKI_PATH": "pki/issue/other", "ORCH_ENGINE_CA_FILE": cert,
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
@@ -122,6 +125,10 @@ func TestEveryVariableIsRead(t *testing.T) {
 			switch v.Name {
 			case "ORCH_ALLOW_HTTP": // without it, an address on loopback is needed
 				vars = append(vars, "ORCH_ADDR=127.0.0.1:8000")
+			case "ORCH_SNAPSHOT_ACCESS_KEY", "ORCH_SNAPSHOT_ACCESS_KEY_FILE":
+				vars = append(vars, "ORCH_SNAPSHOT_SECRET_KEY=secret")
+			case "ORCH_SNAPSHOT_SECRET_KEY", "ORCH_SNAPSHOT_SECRET_KEY_FILE":
+				vars = append(vars, "ORCH_SNAPSHOT_ACCESS_KEY=access")
 			case "ORCH_ENGINE_TLS":
 				vars = append(vars, "ORCH_ENGINE_CA_FILE="+cert)
 			case "ORCH_TLS_CERT_FILE":
@@ -202,6 +209,7 @@ func TestScheduler(t *testing.T) {
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_DETECTION=probe", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
+		"ORCH_SNAPSHOTS_PER_NODE=24", "ORCH_SNAPSHOT_BYTES_PER_S=25",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
 	}).Scheduler()
 	want := scheduler.Options{
@@ -215,8 +223,46 @@ func TestScheduler(t *testing.T) {
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, Detection: boot.ByProbe, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		AllowOpenNomad: true, ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
+		Snapshots: scheduler.Snapshots{Worker: "/opt/engines/orch-brain", PerNode: 24, BytesPerSecond: 25},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestSnapshots: the worker has a default only where it lies beside the engines, and the keys
+// of the store can be in files.
+func TestSnapshots(t *testing.T) {
+	for _, c := range []struct{ driver, worker, want string }{
+		{"docker", "", ""}, {"docker", "registry/orch-brain:1", "registry/orch-brain:1"},
+		{"raw_exec", "", "/srv/orch-brain"}, {"raw_exec", "/usr/lib/orch/orch-brain", "/usr/lib/orch/orch-brain"},
+	} {
+		got := mustLoad(t, least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine", "ORCH_ENGINE_DRIVER="+c.driver, "ORCH_SNAPSHOT_WORKER="+c.worker)).Scheduler().Snapshots
+		if got.Worker != c.want || got.PerNode != 1 || got.BytesPerSecond != 0 {
+			t.Errorf("%s, %q: %+v, want the worker %q", c.driver, c.worker, got, c.want)
+		}
+	}
+	access, secret := t.TempDir()+"/access", t.TempDir()+"/secret"
+	writeFile(t, access, "an-access-key\n")
+	writeFile(t, secret, " a-secret-key\n")
+	ca, _ := certificate(t)
+	c := mustLoad(t, least("ORCH_SNAPSHOT_URL=s3://bucket", "ORCH_SNAPSHOT_ACCESS_KEY_FILE="+access, "ORCH_SNAPSHOT_SECRET_KEY_FILE="+secret, "ORCH_SNAPSHOT_CA_FILE="+ca))
+	if c.SnapshotAccessKey != "an-access-key" || c.SnapshotSecretKey != "a-secret-key" || !strings.HasPrefix(c.Scheduler().Snapshots.CA, "-----BEGIN CERTIFICATE-----") {
+		t.Errorf("keys %q and %q, authorities %q", c.SnapshotAccessKey, c.SnapshotSecretKey, c.Scheduler().Snapshots.CA)
+	}
+	if at, err := c.SnapshotStore(); err != nil || c.LocalSnapshots() {
+		t.Errorf("the store is %T, %v, local %t", at, err, c.LocalSnapshots())
+	} else if _, ok := at.(*store.S3); !ok {
+		t.Errorf("the store is %T", at)
+	}
+	standard := mustLoad(t, least())
+	if at, err := standard.SnapshotStore(); err != nil || !standard.LocalSnapshots() {
+		t.Errorf("the store is %T, %v, local %t", at, err, standard.LocalSnapshots())
+	} else if _, ok := at.(*store.Dir); !ok {
+		t.Errorf("the store is %T", at)
+	}
+	_, err := Load(least("ORCH_SNAPSHOT_SECRET_KEY=x", "ORCH_SNAPSHOT_ACCESS_KEY=x", "ORCH_SNAPSHOT_SECRET_KEY_FILE="+secret))
+	if got := namesIn(err); !slices.Equal(got, []string{"ORCH_SNAPSHOT_SECRET_KEY_FILE"}) {
+		t.Errorf("named %v: %v", got, err)
 	}
 }

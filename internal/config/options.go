@@ -39,6 +39,7 @@ func (c *Config) Scheduler() scheduler.Options {
 		WarmPool:          c.WarmPool,
 		AllowOpenNomad:    c.AllowOpenNomad,
 		ProviderKeys:      c.providerKeys(),
+		Snapshots:         c.snapshots(),
 
 		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
 		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,

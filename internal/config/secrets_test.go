@@ -10,11 +10,15 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-const providerKey = "sk-provider-secret-of-the-tests"
+const (
+	providerKey = "sk-provider-secret-of-the-tests"
+	storeKey    = "key-of-the-snapshot-store"
+)
 
 // TestSecretsAreNotPrinted: no way of printing a Config shows secrets.
 func TestSecretsAreNotPrinted(t *testing.T) {
-	c := mustLoad(t, least("ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY="+providerKey, "VAULT_TOKEN="+providerKey))
+	c := mustLoad(t, least("ORCH_ENGINE_ENV_PASSTHROUGH=LLM_API_KEY", "LLM_API_KEY="+providerKey, "VAULT_TOKEN="+providerKey,
+		"ORCH_SNAPSHOT_ACCESS_KEY="+storeKey, "ORCH_SNAPSHOT_SECRET_KEY="+storeKey))
 	var log bytes.Buffer
 	for _, asJSON := range []bool{false, true} {
 		l := hclog.New(&hclog.LoggerOptions{Output: &log, JSONFormat: asJSON})
@@ -30,7 +34,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		shown[verb+" within"] = fmt.Sprintf(verb, []any{struct{ C *Config }{c}})
 	}
 	for how, text := range shown {
-		for _, secret := range []string{adminKey, providerKey} {
+		for _, secret := range []string{adminKey, providerKey, storeKey} {
 			if strings.Contains(text, secret) || strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", secret)) {
 				t.Errorf("%s shows a secret: %s", how, text)
 			}
@@ -44,7 +48,8 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 // TestMistakesDoNotShowValues: a key in the wrong variable is not logged.
 func TestMistakesDoNotShowValues(t *testing.T) {
 	for _, v := range Variables() {
-		if v.Name == "ORCH_ENGINE_JOB_FILE" || v.Name == "ORCH_ENGINE_CA_FILE" {
+		switch v.Name {
+		case "ORCH_ENGINE_JOB_FILE", "ORCH_ENGINE_CA_FILE", "ORCH_SNAPSHOT_CA_FILE", "ORCH_SNAPSHOT_ACCESS_KEY_FILE", "ORCH_SNAPSHOT_SECRET_KEY_FILE":
 			continue // its error names the file
 		}
 		for _, value := range []string{providerKey + " \x01", "LLM_API_KEY=" + providerKey} {

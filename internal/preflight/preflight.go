@@ -46,6 +46,8 @@ type Stores struct {
 	Driver    string // of engines
 	// AllowOpenNomad: Nomad's ACLs may be off.
 	AllowOpenNomad bool
+	// LocalSnapshots: snapshots are in a directory of one machine.
+	LocalSnapshots bool
 
 	Consul *consul.Client
 	// ConsulAsk sends a POST request to Consul's HTTP API, because Consul's client has no

@@ -39,6 +39,14 @@ func (s *Stores) nodeSettings(ctx context.Context) []Result {
 	if err != nil {
 		return []Result{unreadable(Result{Store: "nomad", Needs: "nodes"}, err)}
 	}
+	var all []Result
+	if s.LocalSnapshots && len(nodes) > 1 {
+		all = append(all, Result{
+			Store: "nomad", Needs: "one client node, because ORCH_SNAPSHOT_URL is a directory", State: Advice,
+			Said:   fmt.Sprintf("there are %d; snapshots of brains on others fail unless all see the same directory, and a directory is lost with its machine", len(nodes)),
+			Remedy: "set ORCH_SNAPSHOT_URL to a bucket (docs/operations.md)",
+		})
+	}
 	results := make([][]Result, len(nodes))
 	var work errgroup.Group
 	work.SetLimit(atOnce)
@@ -48,7 +56,6 @@ func (s *Stores) nodeSettings(ctx context.Context) []Result {
 		}
 	}
 	_ = work.Wait()
-	var all []Result
 	for _, r := range results {
 		all = append(all, r...)
 	}

@@ -31,15 +31,26 @@ func Replaces(old, next *x509.Certificate, now time.Time) error {
 
 // Pool reads the certificates of authorities from a file in PEM format.
 func Pool(file string) (*x509.CertPool, error) {
+	b, err := Authorities(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(b)
+	return pool, nil
+}
+
+// Authorities reads a file in PEM format that has certificates of authorities, for somebody
+// else who uses them.
+func Authorities(file string) ([]byte, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("cannot be read: %w", err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(b) {
+	if !x509.NewCertPool().AppendCertsFromPEM(b) {
 		return nil, fmt.Errorf("%s contains no certificate in PEM format", file)
 	}
-	return pool, nil
+	return b, nil
 }
 
 // Token reads a token, without blanks and line ends around it. An empty file is an error.

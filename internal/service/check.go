@@ -34,7 +34,7 @@ func Check(ctx context.Context, cfg *config.Config, clients Clients) ([]prefligh
 		return check(limited)
 	}
 	stores := &preflight.Stores{
-		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: cfg.VaultMount,
+		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, LocalSnapshots: cfg.LocalSnapshots(), Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: cfg.VaultMount,
 	}
 	results := append(within(stores.Rights), within(stores.Settings)...)
 	return append(results, checkAudit(ctx, cfg)), nil

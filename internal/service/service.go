@@ -101,13 +101,16 @@ func New(ctx context.Context, cfg *config.Config, clients Clients, log hclog.Log
 	if opts.EngineCAs, err = engineCAs(cfg.EngineCAFile, svc.files); err != nil {
 		return nil, err
 	}
+	if opts.Snapshots.Store, err = cfg.SnapshotStore(); err != nil {
+		return nil, fmt.Errorf("ORCH_SNAPSHOT_URL: %w", err)
+	}
 	if len(opts.ProviderKeys) > 0 {
 		opts.Job.ProviderKeysPath = keys.EnvTemplatePath()
 	}
 	svc.vault = keys
 	svc.tokens = tokenLives(n, cmp.Or(clients.NomadToken, os.Getenv("NOMAD_TOKEN")), c, cmp.Or(clients.ConsulToken, os.Getenv(consul.HTTPTokenEnvName)), log)
 	svc.rights = newRights(&preflight.Stores{
-		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
+		Nomad: n, Namespace: cfg.NomadNamespace, Driver: cfg.EngineDriver, AllowOpenNomad: cfg.AllowOpenNomad, LocalSnapshots: cfg.LocalSnapshots(), Consul: c, ConsulAsk: ask, Prefix: cfg.ConsulPrefix, Vault: v, Mount: keys.Mount(),
 	}, log)
 	opening, cancel := context.WithTimeout(ctx, openAudit)
 	defer cancel()
