@@ -7,6 +7,7 @@ namespace "engines" {
     "list-jobs",            # GET /v1/jobs
     "read-job",             # job, allocations, evaluations, GET /v1/jobs/statuses; event topics Job, Allocation, Evaluation, Deployment
     "alloc-lifecycle",      # PUT /v1/client/allocation/<id>/signal: pause and wake, for products with sleep_mode = pause
+    "read-logs",            # GET /v1/client/fs/logs/<id>: the reports of the workers that make and restore snapshots
     "host-volume-register", # PUT /v1/volume/host/register: POST /nodes/{node_id}/adopt, after Nomad lost its state; implies create, list and read
     "host-volume-delete",   # DELETE /v1/volume/host/<id>/delete
   ]
@@ -15,6 +16,11 @@ namespace "engines" {
   variables {
     path "nomad/jobs/engine-*" {
       capabilities = ["write", "read", "destroy"] # read implies list
+    }
+
+    # What a worker of snapshots is told to do, with its keys and pre-signed URLs.
+    path "nomad/jobs/orch-brain-*" {
+      capabilities = ["write", "read", "destroy"]
     }
   }
 }

@@ -1,5 +1,5 @@
-# What the service may do in Vault: store a key per engine, the provider keys and the
-# witnesses of its registry, and find and destroy keys without an engine. The paths name
+# What the service may do in Vault: store a key per engine and one per brain, the provider
+# keys and the witnesses of its registry, and find and destroy keys without an engine. The paths name
 # the KV v2 mount "orch" (ORCH_VAULT_MOUNT). Each deployment needs its own mount.
 
 # Engine keys. "create" and "update" cover a check-and-set write (options.cas).
@@ -16,6 +16,17 @@ path "orch/metadata/engines/*" {
 # Destroys one old version after a rotation.
 path "orch/destroy/engines/*" {
   capabilities = ["update"]
+}
+
+# The keys with which the snapshots of brains are encrypted. "delete" removes an engine's when
+# it is destroyed, so that nobody can read its snapshots any more; "list" finds keys without
+# an engine.
+path "orch/data/brains/*" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "orch/metadata/brains/*" {
+  capabilities = ["read", "list", "delete"]
 }
 
 # The record of the deployment that uses the mount, and the witnesses of products. A

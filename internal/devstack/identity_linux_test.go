@@ -111,7 +111,7 @@ func checkThefts(t *testing.T, s *Stack) {
 					as.SetToken(login.Auth.ClientToken)
 				}
 				for path, mayRead := range map[string]bool{
-					"orch/data/engine-env": tc.role != "", "orch/data/engines/a-thief-wants": tc.role == "orch",
+					"orch/data/engine-env": tc.role != "", "orch/data/engines/a-thief-wants": tc.role == "orch", "orch/data/brains/a-thief-wants": tc.role == "orch",
 				} {
 					_, err := as.Logical().ReadWithContext(t.Context(), path)
 					checkRead(t, path+" as "+role, err, mayRead && role == tc.role)

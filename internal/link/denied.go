@@ -34,7 +34,7 @@ func (l *Link) TellRefusals(tell func(Refusal)) { l.refused = tell }
 // look reports a response that is a refusal, and returns whether it is one. The response can
 // still be read whole.
 func (l *Link) look(req *http.Request, resp *http.Response) bool {
-	if l.refused == nil || !l.kind.denies(resp) || req.Context().Value(tryingKey{}) != nil {
+	if l.refused == nil || !l.kind.denies(req, resp) || req.Context().Value(tryingKey{}) != nil {
 		return false
 	}
 	var begin bytes.Buffer
@@ -44,7 +44,7 @@ func (l *Link) look(req *http.Request, resp *http.Response) bool {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(&begin, resp.Body), resp.Body}
-	if resp.StatusCode == http.StatusConflict && !strings.Contains(said, "Permission denied") {
+	if (resp.StatusCode == http.StatusConflict || resp.StatusCode == http.StatusInternalServerError) && !strings.Contains(said, "Permission denied") {
 		return false
 	}
 	what := Refusal{Store: l.kind.Name, Endpoint: req.Method + " " + endpoint(req.URL.Path), Said: WithoutName(strings.TrimSpace(said))}
@@ -56,8 +56,9 @@ func (l *Link) look(req *http.Request, resp *http.Response) bool {
 }
 
 // denies reports whether a response may be a refusal. Consul responds to a transaction whose
-// operations the token may not carry out as to one that found a conflict.
-func (k *Kind) denies(resp *http.Response) bool {
+// operations the token may not carry out as to one that found a conflict, and a server of
+// Nomad refuses logs with 500.
+func (k *Kind) denies(req *http.Request, resp *http.Response) bool {
 	switch resp.StatusCode {
 	case http.StatusForbidden:
 		return true
@@ -65,6 +66,8 @@ func (k *Kind) denies(resp *http.Response) bool {
 		return k.Name != Consul.Name // there, it says that ACLs or coordinates are turned off
 	case http.StatusConflict:
 		return k.Name == Consul.Name
+	case http.StatusInternalServerError:
+		return k.Name == "nomad" && strings.HasPrefix(req.URL.Path, nomadFS)
 	}
 	return false
 }
@@ -91,6 +94,8 @@ func endpoint(path string) string {
 		switch {
 		case strings.HasPrefix(part, "engine-") && part != "engine-env":
 			parts[i] = "engine-*"
+		case strings.HasPrefix(part, "orch-brain-"):
+			parts[i] = "orch-brain-*"
 		case len(part) >= 20:
 			parts[i] = "*"
 		}

@@ -25,6 +25,8 @@ func TestRefusals(t *testing.T) {
 			return
 		case "409":
 			w.WriteHeader(http.StatusConflict)
+		case "500":
+			w.WriteHeader(http.StatusInternalServerError)
 		}
 		_, _ = io.WriteString(w, body)
 	}))
@@ -51,6 +53,10 @@ func TestRefusals(t *testing.T) {
 		"an engine's job":         {Nomad(at.Host), "GET", "/v1/job/engine-abc?status=403", false, "GET /v1/job/engine-*", `namespace "default": read-job`},
 		"an engine's variable":    {Nomad(at.Host), "PUT", "/v1/var/nomad/jobs/engine-abc?namespace=n&status=403", false, "PUT /v1/var/nomad/jobs/engine-*", `namespace "n": variables path "nomad/jobs/engine-*": write`},
 		"a signal":                {Nomad(at.Host), "PUT", "/v1/client/allocation/0f8a1c2e-0000-4000-8000-000000000000/signal?namespace=n&status=403", false, "PUT /v1/client/allocation/*/signal", `namespace "n": alloc-lifecycle`},
+		"a worker's variable":     {Nomad(at.Host), "DELETE", "/v1/var/nomad/jobs/orch-brain-abc?namespace=n&status=403", false, "DELETE /v1/var/nomad/jobs/orch-brain-*", `namespace "n": variables path "nomad/jobs/orch-brain-*": destroy`},
+		"a log":                   {Nomad(at.Host), "GET", "/v1/client/fs/logs/0f8a1c2e-0000-4000-8000-000000000000?namespace=n&status=500", false, "GET /v1/client/fs/logs/*", `namespace "n": read-logs`},
+		"a failure":               {Nomad(at.Host), "GET", "/v1/jobs?namespace=n&status=500", false, "", "-"},
+		"a brain's key":           {Vault, "GET", "/v1/orch/data/brains/abcdefghijklmnopqrstuvwxyz?status=403", false, "GET /v1/orch/data/brains/*", `path "orch/data/brains/*": read`},
 		"a volume":                {Nomad(at.Host), "DELETE", "/v1/volume/host/0f8a1c2e-0000-4000-8000-000000000000/delete?namespace=n&status=403", false, "DELETE /v1/volume/host/*/delete", `namespace "n": host-volume-delete`},
 		"a secret":                {Vault, "GET", "/v1/orch/data/engines/abcdefghijklmnopqrstuvwxyz?status=403", false, "GET /v1/orch/data/engines/*", `path "orch/data/engines/*": read`},
 		"the provider keys":       {Vault, "PUT", "/v1/orch/data/engine-env?status=403", false, "PUT /v1/orch/data/engine-env", `path "orch/data/engine-env": create, update`},

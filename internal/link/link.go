@@ -110,7 +110,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	switch {
 	case err == nil && l.look(req, resp):
 		result = ResultDenied
-	case result == ResultDenied && (ctx.Value(tryingKey{}) != nil || !l.kind.denies(resp)):
+	case result == ResultDenied && (ctx.Value(tryingKey{}) != nil || !l.kind.denies(req, resp)):
 		result = ResultClient
 	}
 	l.observe(req, result, took)

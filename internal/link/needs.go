@@ -6,6 +6,9 @@ import (
 	"strings"
 )
 
+// nomadFS begins the paths of Nomad's calls for the files and logs of allocations.
+const nomadFS = "/v1/client/fs/"
+
 // nomadNeeds returns the right that a request to Nomad needs (the ACL checks of the
 // endpoints in Nomad's nomad package).
 func nomadNeeds(r *http.Request) string {
@@ -25,6 +28,8 @@ func nomadNeeds(r *http.Request) string {
 		return in("submit-job")
 	case below("/job"), below("/allocation"), below("/evaluation"), below("/deployment"):
 		return in("read-job")
+	case below(strings.TrimPrefix(nomadFS, "/v1")):
+		return in("read-logs")
 	case below("/client/allocation/"):
 		return in("alloc-lifecycle")
 	case below("/event/stream"):

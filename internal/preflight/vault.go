@@ -48,6 +48,11 @@ func (s *Stores) vaultRights(ctx context.Context) []Result {
 			_, err := logical.WriteWithContext(ctx, destroy+"engines/"+none, map[string]any{"versions": []int{1}})
 			return err
 		}},
+		{data + "brains/*", "read", read(data + "brains/" + none)},
+		{data + "brains/*", "create, update", write(data + "brains/" + none)},
+		{metadata + "brains/*", "read", read(metadata + "brains/" + none)},
+		{metadata + "brains/*", "list", list(metadata + "brains/")},
+		{metadata + "brains/*", "delete", func() error { _, err := logical.DeleteWithContext(ctx, metadata+"brains/"+none); return err }},
 		{data + "deployment", "read", read(data + "deployment")},
 		{data + "deployment", "create, update", write(data + "deployment")},
 		{metadata + "deployment", "read", read(metadata + "deployment")},

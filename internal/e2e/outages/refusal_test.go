@@ -200,6 +200,16 @@ func checkDrivers(t *testing.T, stack *devstack.Stack, check func() []preflight.
 		}
 	}
 	defer allow(shipped.Capabilities)
+	nodes, _, err := root.Nodes().List(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := slices.ContainsFunc(check(), func(r preflight.Result) bool {
+		return r.State == preflight.Advice && strings.Contains(r.Needs, "ORCH_SNAPSHOT_URL is a directory")
+	})
+	if local != (len(nodes) > 1) {
+		t.Errorf("with %d nodes it advises against a directory of snapshots: %t", len(nodes), local)
+	}
 	for _, tc := range []struct {
 		may  *api.NamespaceCapabilities
 		want preflight.State
@@ -263,6 +273,7 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 	checkDrivers(t, stack, check)
 	in := func(right string) string { return `nomad namespace "engines": ` + right }
 	variable := func(right string) string { return in(`variables path "nomad/jobs/engine-*": ` + right) }
+	worker := func(right string) string { return in(`variables path "nomad/jobs/orch-brain-*": ` + right) }
 	path := func(at, right string) string { return fmt.Sprintf("vault path %q: %s", mount+at, right) }
 	for _, tc := range []struct {
 		store, from, to string
@@ -270,14 +281,16 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 	}{
 		{"nomad", `"submit-job",`, "", []string{in(`submit-job; host_volume "engine-*": write`)}},
 		{"nomad", `"list-jobs",`, "", []string{in("list-jobs")}},
-		{"nomad", `"read-job",`, "", []string{in("read-job"), in("alloc-lifecycle")}}, // without it, no allocation is found
+		{"nomad", `"read-job",`, "", []string{in("read-job"), in("alloc-lifecycle"), in("read-logs")}}, // without it, no allocation is found
 		{"nomad", `"alloc-lifecycle",`, "", []string{in("alloc-lifecycle")}},
+		{"nomad", `"read-logs",`, "", []string{in("read-logs")}},
 		{"nomad", `"host-volume-register",`, `"host-volume-create",`, []string{in("host-volume-register")}},
 		{"nomad", `"host-volume-register",`, `"host-volume-read",`, []string{in("host-volume-create"), in("host-volume-register")}},
 		{"nomad", `"host-volume-delete",`, "", []string{in("host-volume-delete")}},
 		{"nomad", `["write", "read", "destroy"]`, `["read", "destroy"]`, []string{variable("write")}},
 		{"nomad", `["write", "read", "destroy"]`, `["list"]`, []string{variable("read"), variable("write"), variable("destroy")}},
 		{"nomad", `["write", "read", "destroy"]`, `["write", "read"]`, []string{variable("destroy")}},
+		{"nomad", `path "nomad/jobs/orch-brain-*"`, `path "nomad/jobs/none-*"`, []string{worker("read"), worker("write"), worker("destroy")}},
 		{"nomad", `host_volume "engine-*"`, `host_volume "other-*"`, []string{in(`submit-job; host_volume "engine-*": write`)}},
 		{"nomad", "node {\n  policy = \"read\"", "node {\n  policy = \"deny\"", []string{"nomad node: read"}},
 		{"consul", `"refusal/" {
@@ -297,6 +310,8 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 		{"vault", `["read", "list", "delete"]`, `["delete"]`, []string{path("/metadata/engines/*", "read"), path("/metadata/engines/*", "list")}},
 		{"vault", `["read", "list", "delete"]`, `["read", "list"]`, []string{path("/metadata/engines/*", "delete")}},
 		{"vault", `/destroy/engines/*"`, `/destroy/none/*"`, []string{path("/destroy/engines/*", "update")}},
+		{"vault", `/data/brains/*"`, `/data/none/*"`, []string{path("/data/brains/*", "read"), path("/data/brains/*", "create, update")}},
+		{"vault", `/metadata/brains/*"`, `/metadata/none/*"`, []string{path("/metadata/brains/*", "read"), path("/metadata/brains/*", "list"), path("/metadata/brains/*", "delete")}},
 		{"vault", `/data/deployment"`, `/data/none"`, []string{path("/data/deployment", "read"), path("/data/deployment", "create, update")}},
 		{"vault", `/metadata/deployment"`, `/metadata/none"`, []string{path("/metadata/deployment", "read")}},
 		{"vault", `/data/products/*"`, `/data/none/*"`, []string{path("/data/products/*", "read"), path("/data/products/*", "create, update")}},
