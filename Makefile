@@ -103,8 +103,9 @@ bench: build ## Compare orch with Nomad, docker and a script, measure the scale 
 	$(GO) run ./bench -only scale
 
 .PHONY: engine-image
-engine-image: ## Build the reference engine's container images (needs a docker engine)
+engine-image: ## Build the container images of the reference engine and of orch-brain (needs a docker engine)
 	./cmd/reference-engine/build-image.sh
+	./cmd/orch-brain/build-image.sh
 
 # With headless Chromium, which Debian has as the package chromium.
 .PHONY: screenshots

@@ -13,24 +13,43 @@ import (
 	"testing"
 )
 
-// TestDependencies: the deployed binary cannot start agents, download or compile programs,
-// or change networks or mounts.
-func TestDependencies(t *testing.T) {
-	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
+// dependencies returns all packages that a command is built from. It must have this one.
+func dependencies(t *testing.T, command, one string) []string {
+	t.Helper()
+	list := exec.CommandContext(t.Context(), "go", "list", "-deps", command)
 	list.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := list.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	deps := strings.Fields(string(out))
-	if !slices.Contains(deps, "github.com/septemberai/orch/scheduler") {
-		t.Fatalf("these are not the dependencies of orch: %v", deps)
+	if !slices.Contains(deps, one) {
+		t.Fatalf("these are not the dependencies of %s: %v", command, deps)
 	}
+	return deps
+}
+
+// TestDependencies: the deployed binary cannot start agents, download or compile programs,
+// or change networks or mounts.
+func TestDependencies(t *testing.T) {
+	deps := dependencies(t, ".", "github.com/septemberai/orch/scheduler")
 	unwanted := regexp.MustCompile(`^(github\.com/(vishvananda/net(link|ns)|hashicorp/hc-install|ProtonMail/go-crypto)|` +
 		`github\.com/septemberai/orch/internal/(chaos|contract|dev|devstack|testpg)|runtime/cgo|testing)(/|$)`)
 	for _, dep := range deps {
 		if unwanted.MatchString(dep) {
 			t.Errorf("orch depends on %s", dep)
+		}
+	}
+}
+
+// TestWorkerDependencies: the worker of snapshots knows no store of the service, has no client
+// of a bucket, and cannot run programs.
+func TestWorkerDependencies(t *testing.T) {
+	unwanted := regexp.MustCompile(`^(github\.com/(hashicorp|minio)|os/exec|runtime/cgo|testing)(/|$)`)
+	allowed := regexp.MustCompile(`^github\.com/septemberai/orch/(brain(/archive|/freeze|/transfer|/tree|/worker)?|cmd/orch-brain|internal/pause)$`)
+	for _, dep := range dependencies(t, "../orch-brain", "github.com/septemberai/orch/brain/worker") {
+		if unwanted.MatchString(dep) || strings.HasPrefix(dep, "github.com/septemberai/orch/") && !allowed.MatchString(dep) {
+			t.Errorf("orch-brain depends on %s", dep)
 		}
 	}
 }
@@ -45,15 +64,17 @@ func TestShipped(t *testing.T) {
 	path := filepath.Join(dir, "orch")
 
 	t.Run("Static", func(t *testing.T) {
-		f, err := elf.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = f.Close() }()
-		for _, p := range f.Progs {
-			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-				t.Errorf("it has a program header of type %s", p.Type)
+		for _, name := range []string{"orch", "orch-brain"} {
+			f, err := elf.Open(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
 			}
+			for _, p := range f.Progs {
+				if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+					t.Errorf("%s has a program header of type %s", name, p.Type)
+				}
+			}
+			_ = f.Close()
 		}
 	})
 	t.Run("NoFaultPoints", func(t *testing.T) {

@@ -25,7 +25,7 @@ type entry struct {
 func (r release) archives(b build) error {
 	orch := []entry{{"orch", b.path("orch"), 0o755}}
 	if b.os == "linux" {
-		orch = append(orch, entry{"orch-quota", b.path("orch-quota"), 0o755})
+		orch = append(orch, entry{"orch-quota", b.path("orch-quota"), 0o755}, entry{"orch-brain", b.path("orch-brain"), 0o755})
 		deployed, err := r.deployed()
 		if err != nil {
 			return err
@@ -38,10 +38,11 @@ func (r release) archives(b build) error {
 	if b.os != "linux" {
 		return nil
 	}
-	// The dev stack finds the reference engine beside itself.
+	// The dev stack finds the reference engine and the worker of snapshots beside itself.
 	return r.archive("orch-dev", b, []entry{
 		{"orch-dev", b.path("orch-dev"), 0o755},
 		{"orch", b.path("orch"), 0o755},
+		{"orch-brain", b.path("orch-brain"), 0o755},
 		{"reference-engine", b.path("reference-engine"), 0o755},
 	})
 }

@@ -20,6 +20,7 @@ type binary struct {
 var binaries = []binary{
 	{name: "orch", stamped: true},
 	{name: "orch-quota", linuxOnly: true},
+	{name: "orch-brain", linuxOnly: true},
 	{name: "orch-dev", linuxOnly: true, stamped: true},
 	{name: "reference-engine", linuxOnly: true},
 }

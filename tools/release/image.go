@@ -29,12 +29,15 @@ type image struct {
 	name        string // of the binary
 	description string
 	authorities bool
+	port        string // on which it serves
 }
 
 var published = []image{
 	// The service calls registries of images, and perhaps Vault, by HTTPS.
-	{name: "orch", description: summary, authorities: true},
-	{name: "reference-engine", description: "the reference engine of orch"},
+	{name: "orch", description: summary, authorities: true, port: "8000/tcp"},
+	// It calls the store of snapshots by HTTPS.
+	{name: "orch-brain", description: "the worker of orch that makes and restores snapshots", authorities: true},
+	{name: "reference-engine", description: "the reference engine of orch", port: "8000/tcp"},
 }
 
 // images writes each image as an OCI layout in a tar, with an index of its platforms.
@@ -93,12 +96,16 @@ func (r release) image(img image, b build, work string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	var ports map[string]struct{}
+	if img.port != "" {
+		ports = map[string]struct{}{img.port: {}}
+	}
 	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	base, err = mutate.ConfigFile(base, &v1.ConfigFile{
 		OS: b.os, Architecture: b.arch, Created: v1.Time{Time: r.date},
 		RootFS: v1.RootFS{Type: "layers"},
 		Config: v1.Config{
-			User: user, Entrypoint: []string{"/" + img.name}, ExposedPorts: map[string]struct{}{"8000/tcp": {}},
+			User: user, Entrypoint: []string{"/" + img.name}, ExposedPorts: ports,
 			Labels: map[string]string{
 				"org.opencontainers.image.title":       img.name,
 				"org.opencontainers.image.description": img.description,

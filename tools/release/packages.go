@@ -78,6 +78,8 @@ func (r release) contents(b build) (files.Contents, error) {
 	root := func(name string) string { return filepath.Join(r.root, name) }
 	all := files.Contents{
 		file(b.path("orch"), "/usr/bin/orch", 0o755),
+		// Nomad's raw_exec runs it on the nodes of engines.
+		file(b.path("orch-brain"), "/usr/bin/orch-brain", 0o755),
 		// Operators copy it to the plugin directory of their Nomad clients, in which it writes.
 		file(b.path("orch-quota"), "/usr/lib/orch/orch-quota", 0o755),
 		file(root("deploy/systemd/orch.service"), "/usr/lib/systemd/system/orch.service", 0o644),

@@ -26,11 +26,14 @@ var RawExec = Driver{Name: "raw_exec"}
 
 // Docker runs engines as containers.
 var Docker = Driver{Name: "docker", vars: map[string]string{
-	"ORCH_ENGINE_DRIVER": "docker", "ORCH_ENGINE_IMAGE": DockerImage, "ORCH_ENGINE_BIN_DIR": "",
+	"ORCH_ENGINE_DRIVER": "docker", "ORCH_ENGINE_IMAGE": DockerImage, "ORCH_ENGINE_BIN_DIR": "", "ORCH_SNAPSHOT_WORKER": WorkerImage,
 }}
 
 // DockerImage is the reference engine without switches.
 const DockerImage = "orch/reference-engine:1"
+
+// WorkerImage is the worker of snapshots. Make engine-image builds it.
+const WorkerImage = "orch/orch-brain:1"
 
 // Image returns the reference engine's image with a switch, or "" without one.
 func (d Driver) Image(name string) string {

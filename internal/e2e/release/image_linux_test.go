@@ -20,7 +20,14 @@ import (
 // testImages unpacks the images and runs them with nothing else: as their user, in a root file
 // system of their own.
 func testImages(t *testing.T, out string) {
-	for name, want := range map[string]string{"orch": "orch v1.0.0", "reference-engine": "A small engine"} {
+	for name, runs := range map[string]struct {
+		arg, want   string
+		authorities bool
+	}{
+		"orch": {"version", "orch v1.0.0", true}, "reference-engine": {"-help", "A small engine", false},
+		// Without an order it says that it has none.
+		"orch-brain": {"", `"kind":"bad_order"`, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			packed := one(t, out, name+"_*_image.tar")
 			// "1.0.0", or "1.0.0-dirty" if there are changes.
@@ -66,14 +73,14 @@ func testImages(t *testing.T, out string) {
 			}
 			root := t.TempDir()
 			unpack(t, mutate.Extract(image), root)
-			run := exec.CommandContext(t.Context(), config.Config.Entrypoint[0], map[string]string{"orch": "version", "reference-engine": "-help"}[name])
+			run := exec.CommandContext(t.Context(), config.Config.Entrypoint[0], runs.arg)
 			run.Dir, run.Env = "/", []string{}
 			run.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
-			if printed, err := run.CombinedOutput(); !strings.Contains(string(printed), want) {
+			if printed, err := run.CombinedOutput(); !strings.Contains(string(printed), runs.want) {
 				t.Errorf("%v\n%s", err, printed)
 			}
 			_, err = os.Stat(filepath.Join(root, "etc/ssl/certs/ca-certificates.crt"))
-			if (name == "orch") != (err == nil) {
+			if runs.authorities != (err == nil) {
 				t.Errorf("authorities: %v", err)
 			}
 		})

@@ -73,10 +73,11 @@ func testPackage(t *testing.T, first, second string) {
 		}
 		m.Want(t, "systemd-analyze verify /usr/lib/systemd/system/orch.service", "")
 		m.Want(t, "getent passwd orch | cut -d: -f6-", "/var/lib/orch:/usr/sbin/nologin")
-		m.Want(t, "stat -c '%A %U:%G %n' /etc/orch /etc/orch/orch.env /usr/bin/orch /usr/lib/orch/orch-quota /usr/lib/systemd/system/orch.service /usr/share/orch/vault/orch.policy.hcl",
+		m.Want(t, "stat -c '%A %U:%G %n' /etc/orch /etc/orch/orch.env /usr/bin/orch /usr/bin/orch-brain /usr/lib/orch/orch-quota /usr/lib/systemd/system/orch.service /usr/share/orch/vault/orch.policy.hcl",
 			`drwxr-x--- root:orch /etc/orch
 -rw-r----- root:orch /etc/orch/orch.env
 -rwxr-xr-x root:root /usr/bin/orch
+-rwxr-xr-x root:root /usr/bin/orch-brain
 -rwxr-xr-x root:root /usr/lib/orch/orch-quota
 -rw-r--r-- root:root /usr/lib/systemd/system/orch.service
 -rw-r--r-- root:root /usr/share/orch/vault/orch.policy.hcl`)
@@ -98,7 +99,7 @@ func testPackage(t *testing.T, first, second string) {
 		ready(t, m, admin)
 		m.Want(t, `stat -c %U "/proc/$(systemctl show -p MainPID --value orch)"`, "orch")
 		m.Want(t, `tr '\0' '\n' </proc/"$(systemctl show -p MainPID --value orch)"/status | awk '/^(CapEff|NoNewPrivs|Seccomp):/ {print $2}'`, "0000000000000000\n1\n2")
-		m.Want(t, "stat -c '%a %U:%G' /var/lib/orch /var/lib/orch/audit.db", "700 orch:orch\n600 orch:orch")
+		m.Want(t, "stat -c '%a %U:%G' /var/lib/orch /var/lib/orch/snapshots /var/lib/orch/audit.db", "700 orch:orch\n700 orch:orch\n600 orch:orch")
 		product, err := admin.RegisterProduct(t.Context(), "packaged", "Packaged", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -143,7 +144,10 @@ func testPackage(t *testing.T, first, second string) {
 		m.Want(t, "ls /etc/orch/orch.env /var/lib/orch/audit.db", "/etc/orch/orch.env\n/var/lib/orch/audit.db")
 	})
 	t.Run("Purge", func(t *testing.T) {
-		m.Run(t, "apt-get purge -y orch")
+		// Snapshots are users' data: a purge removes only an empty directory for them.
+		m.Run(t, "touch /var/lib/orch/snapshots/one && apt-get purge -y orch")
+		m.Want(t, "ls -d /etc/orch /var/lib/orch/* 2>/dev/null", "/var/lib/orch/snapshots")
+		m.Run(t, "apt-get install -y --no-install-recommends /srv/first.deb && rm /var/lib/orch/snapshots/one && apt-get purge -y orch")
 		if after := m.Run(t, state); after != before {
 			t.Errorf("left or changed:\n%s", changed(before, after))
 		}

@@ -75,7 +75,7 @@ func seed(t *testing.T, root, cache string) {
 	t.Helper()
 	from := output(t, "go", "env", "GOCACHE")
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-export", "-trimpath", "-buildvcs=false",
-		"-f", `{{if not (and .Module .Module.Main)}}{{.BuildID}}{{end}}`, "./cmd/orch", "./cmd/orch-quota", "./cmd/orch-dev", "./cmd/reference-engine")
+		"-f", `{{if not (and .Module .Module.Main)}}{{.BuildID}}{{end}}`, "./cmd/orch", "./cmd/orch-quota", "./cmd/orch-brain", "./cmd/orch-dev", "./cmd/reference-engine")
 	list.Dir = root
 	list.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOTOOLCHAIN="+toolchain(t, root))
 	ids, err := list.Output()
