@@ -7,7 +7,8 @@
 #   nomad var put -in=json nomad/jobs/orch - <orch.json
 #
 # and, if needed, NOMAD_TOKEN, CONSUL_HTTP_TOKEN, ORCH_DATABASE_URL (required for more
-# than one replica) and the provider keys named in ORCH_ENGINE_ENV_PASSTHROUGH.
+# than one replica), ORCH_SNAPSHOT_ACCESS_KEY and ORCH_SNAPSHOT_SECRET_KEY, and the provider
+# keys named in ORCH_ENGINE_ENV_PASSTHROUGH.
 #
 # On agents with ACLs, the service needs none of these tokens: with -var identity=true it
 # uses the workload identity of its task in Nomad, through the socket of the Task API, and

@@ -44,7 +44,7 @@ func (s *Stores) nodeSettings(ctx context.Context) []Result {
 		all = append(all, Result{
 			Store: "nomad", Needs: "one client node, because ORCH_SNAPSHOT_URL is a directory", State: Advice,
 			Said:   fmt.Sprintf("there are %d; snapshots of brains on others fail unless all see the same directory, and a directory is lost with its machine", len(nodes)),
-			Remedy: "set ORCH_SNAPSHOT_URL to a bucket (docs/operations.md)",
+			Remedy: "set ORCH_SNAPSHOT_URL to a bucket (docs/install.md)",
 		})
 	}
 	results := make([][]Result, len(nodes))
