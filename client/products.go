@@ -23,7 +23,9 @@ type Policy struct {
 	SleepMode     string   `json:"sleep_mode,omitempty"` // stop or pause
 	Isolation     string   `json:"isolation,omitempty"`  // runc, gvisor or kata
 	// KeyProofPath is a path of the product's engines that requires the key.
-	KeyProofPath string `json:"key_proof_path,omitempty"`
+	KeyProofPath      string `json:"key_proof_path,omitempty"`
+	SnapshotIntervalS *int   `json:"snapshot_interval_s,omitempty"` // at least 300, or 0: no snapshots without a call
+	SnapshotKeep      *int   `json:"snapshot_keep,omitempty"`       // snapshots of an engine that are kept
 }
 
 // Registered is a new product. Its key is returned only this once.

@@ -32,7 +32,21 @@ type Policy struct {
 	// KeyProofPath is the path on which the product's engines prove their keys
 	// (docs/tutorial-engine.md).
 	KeyProofPath string `json:"key_proof_path,omitempty"`
+	// SnapshotIntervalS is the time between two snapshots of an engine that the service takes
+	// by itself, in seconds; absent or 0: it takes none.
+	SnapshotIntervalS *int `json:"snapshot_interval_s,omitempty"`
+	// SnapshotKeep is how many snapshots of an engine are kept; absent: DefaultSnapshotKeep.
+	SnapshotKeep *int `json:"snapshot_keep,omitempty"`
 }
+
+// Of snapshots (SPEC, section 10).
+const (
+	// MinSnapshotInterval is the minimum of Policy.SnapshotIntervalS, in seconds.
+	MinSnapshotInterval = 300
+	// DefaultSnapshotKeep is how many snapshots of an engine are kept without
+	// Policy.SnapshotKeep.
+	DefaultSnapshotKeep = 7
+)
 
 // Values of Policy.SleepMode; empty means SleepStop.
 const (
@@ -67,6 +81,10 @@ func (p *Policy) Check() error {
 	atLeast("memory_mb", p.MemoryMB, minMemoryMB)
 	atLeast("brain_mb", p.BrainMB, 1)
 	atLeast("warm_pool", p.WarmPool, 0)
+	if v := p.SnapshotIntervalS; v != nil && *v != 0 && *v < MinSnapshotInterval {
+		errs = append(errs, fmt.Errorf("policy.snapshot_interval_s is %d; it must be 0 (no snapshots) or at least %d", *v, MinSnapshotInterval))
+	}
+	atLeast("snapshot_keep", p.SnapshotKeep, 1)
 	for i, glob := range p.AllowedImages {
 		if !isGlob(glob) || strings.ContainsFunc(glob, unicode.IsControl) {
 			errs = append(errs, fmt.Errorf("policy.allowed_images[%d] is not a glob pattern", i))

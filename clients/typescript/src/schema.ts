@@ -1389,6 +1389,10 @@ export interface components {
             node_pool?: string;
             /** @description A path of the product's engines that requires a key: they respond there with 401 or 403 without a key or with a wrong one, and with any other status with their own key. Default: `ORCH_ENGINE_KEY_PROOF_PATH`. */
             key_proof_path?: string;
+            /** @description The time after which the service takes a snapshot of an engine, in seconds, at least 300; 0 or absent: it takes none by itself. */
+            snapshot_interval_s?: number;
+            /** @description How many snapshots of an engine are kept; absent: 7. The newest one is never removed by age. */
+            snapshot_keep?: number;
             /**
              * @description What separates an engine's container from its node: `runc` (namespaces of the node's kernel), `gvisor` (a kernel in user space) or `kata` (a virtual machine). Absent: the docker daemon's default runtime. Refused unless `ORCH_ENGINE_DRIVER` is `docker`. Only nodes with the runtime get such engines; holds from the next start or wake.
              * @enum {string}

@@ -42,6 +42,7 @@ var badFields = map[string][]bad{
 		{`{"policy": {"cpu_mhz": 0}}`, "cpu_mhz"}, {`{"policy": {"memory_mb": 1}}`, "memory_mb"}, {`{"policy": {"warm_pool": "` + marker + `"}}`, "warm_pool"},
 		{`{"policy": {"sleep_mode": "` + marker + `"}}`, "sleep_mode"}, {`{"policy": {"node_pool": "` + marker + ` x"}}`, "node_pool"}, {`{"policy": {"engine_image": "/` + marker + `"}}`, "engine_image"},
 		{`{"policy": {"allowed_images": ["[` + marker + `"]}}`, "allowed_images"}, {`{"policy": {"allowed_images": "` + marker + `"}}`, "allowed_images"}, {`{"policy": {"max_engines": 1e30}}`, "max_engines"},
+		{`{"policy": {"snapshot_interval_s": 299}}`, "snapshot_interval_s"}, {`{"policy": {"snapshot_keep": 0}}`, "snapshot_keep"},
 	},
 	"keepAwake": {
 		{`{}`, "seconds"}, {`{"seconds": 0}`, "seconds"}, {`{"seconds": 3601}`, "seconds"}, {`{"seconds": 1.5}`, "seconds"}, {`{"seconds": "` + marker + `"}`, "seconds"}, {`{"seconds": null}`, "seconds"},

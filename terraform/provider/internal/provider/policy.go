@@ -39,6 +39,9 @@ var policyFields = map[string]policyField{
 	"sleep_mode":     {types.StringType, "What happens to a sleeping engine: `stop` ends its process, `pause` freezes it in memory where the driver can."},
 	"isolation":      {types.StringType, "What separates the product's containers from their node: `runc`, `gvisor` or `kata`."},
 	"key_proof_path": {types.StringType, "A path of the product's engines that requires the engine's key."},
+
+	"snapshot_interval_s": {types.Int64Type, "After how many seconds the service takes a snapshot of an engine, at least 300. 0: it takes none by itself."},
+	"snapshot_keep":       {types.Int64Type, "How many snapshots of an engine are kept, at least 1. The service's default is 7."},
 }
 
 func policyTypes() map[string]attr.Type {
