@@ -40,15 +40,24 @@ const (
 	ActionRegistryRecover = "registry_recover"
 	// ActionAuthFailed: calls had wrong keys; one entry counts many.
 	ActionAuthFailed = "auth_failed"
+	// Of snapshots. ActionFork is an entry of the engine that the brain is from; the new
+	// engine has an ActionProvision. ActionErase: the encryption key of a destroyed engine was
+	// deleted, so that no copy of its snapshots can be read.
+	ActionSnapshot       = "snapshot"
+	ActionSnapshotDelete = "snapshot_delete"
+	ActionRestore        = "restore"
+	ActionFork           = "fork"
+	ActionErase          = "erase"
 )
 
-// Actions lists all actions: of engines, of their health, of products, and of repairs.
+// Actions lists all actions: of engines, of their health, of products, of repairs, and of
+// snapshots.
 var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase,
 }
 
 // Outcomes that are not error codes.

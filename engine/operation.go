@@ -21,6 +21,10 @@ const (
 	OpRecover OpKind = "recover"
 	// OpRestart ends a running engine's process and starts a new one.
 	OpRestart OpKind = "restart"
+	// OpSnapshot takes a snapshot of an engine's brain, in any state that the engine keeps.
+	OpSnapshot OpKind = "snapshot"
+	// OpRestore puts an engine onto the brain in a snapshot.
+	OpRestore OpKind = "restore"
 )
 
 // Operation is the operation in progress on an engine. While a row has one, calls get

@@ -77,7 +77,7 @@ func bounded(t *testing.T, slug string) map[string]func(string) bool {
 		return v == "ok" || v == "failed" || strings.Trim(v, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") == ""
 	}
 	kinds := append([]link.CallKind{"sql"}, link.CallKinds...)
-	for _, k := range []engine.OpKind{engine.OpProvision, engine.OpStart, engine.OpStop, engine.OpDestroy, engine.OpRotateKey, engine.OpSleep, engine.OpRecover, engine.OpRestart, "warm_claim"} {
+	for _, k := range []engine.OpKind{engine.OpProvision, engine.OpStart, engine.OpStop, engine.OpDestroy, engine.OpRotateKey, engine.OpSleep, engine.OpRecover, engine.OpRestart, engine.OpSnapshot, engine.OpRestore, "warm_claim"} {
 		kinds = append(kinds, link.CallKind(k))
 	}
 	return map[string]func(string) bool{
