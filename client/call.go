@@ -72,7 +72,7 @@ func (c *Client) once(ctx context.Context, what call, body []byte) error {
 			return failed
 		}
 	}
-	if resp.StatusCode == http.StatusAccepted && resp.Header.Get("Preference-Applied") != "" {
+	if what.method != http.MethodGet && resp.StatusCode == http.StatusAccepted && resp.Header.Get("Location") != "" {
 		begun := &UnderWay{new(Engine)}
 		if err := json.Unmarshal(answer, begun.Engine); err != nil {
 			return fmt.Errorf("decode the response: %w", err)

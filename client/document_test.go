@@ -41,6 +41,15 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"destroyEngine": func() (any, error) { return c.Destroy(ctx, user) },
 		"rotateKey":     func() (any, error) { return wrap("new_api_key")(c.RotateKey(ctx, user)) },
 		"keepAwake":     func() (any, error) { return wrap("keep_awake_until")(c.KeepAwake(ctx, user, time.Minute)) },
+		"takeSnapshot": func() (any, error) {
+			return wrap("snapshot")(c.Snapshot(ctx, user, "label", client.IdempotencyKey("k")))
+		},
+		"listSnapshots": func() (any, error) { return c.Snapshots(ctx, user, client.SnapshotPage{Limit: 7, Cursor: "c"}) },
+		"deleteSnapshot": func() (any, error) {
+			return map[string]string{"status": "deleted"}, c.DeleteSnapshot(ctx, user, "s")
+		},
+		"restoreEngine": func() (any, error) { return c.Restore(ctx, user, "s", client.IdempotencyKey("k")) },
+		"forkEngine":    func() (any, error) { return c.Fork(ctx, user, "v", "s", client.IdempotencyKey("k")) },
 		"listEngines": func() (any, error) {
 			return c.Engines(ctx, client.EngineFilter{Status: client.Failed, Limit: 7, Offset: 9})
 		},
@@ -209,6 +218,8 @@ func sample(s *openapi3.Schema) any {
 		return "/info"
 	case s.Pattern == "^sha256:[0-9a-f]{64}$":
 		return "sha256:" + strings.Repeat("0123456789abcdef", 4)
+	case s.Pattern == "^[0-9a-f]{64}$":
+		return strings.Repeat("0123456789abcdef", 4)
 	case s.Pattern != "":
 		return s.Pattern[1:9] + "xVxxQxnKYrkVKg5ice4im5jofbCCSuAShewQSREGrqk" // a prefix and 43 characters
 	}
@@ -310,9 +321,9 @@ func TestPages(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r.URL.RequestURI())
 		pages := map[string]string{
-			"":  `{"engines": [{"user_id": "a"}, {"user_id": "b"}], "entries": [{"id": 3}, {"id": 2}], "next_cursor": "2"}`,
-			"2": `{"engines": [], "entries": [], "next_cursor": "3"}`,
-			"3": `{"engines": [{"user_id": "c"}], "entries": [{"id": 1}]}`,
+			"":  `{"engines": [{"user_id": "a"}, {"user_id": "b"}], "snapshots": [{"user_id": "a"}, {"user_id": "b"}], "entries": [{"id": 3}, {"id": 2}], "next_cursor": "2"}`,
+			"2": `{"engines": [], "snapshots": [], "entries": [], "next_cursor": "3"}`,
+			"3": `{"engines": [{"user_id": "c"}], "snapshots": [{"user_id": "c"}], "entries": [{"id": 1}]}`,
 		}
 		if page, ok := pages[r.URL.Query().Get("cursor")]; ok {
 			_, _ = io.WriteString(w, page)
@@ -331,6 +342,16 @@ func TestPages(t *testing.T) {
 	}
 	want := []string{"/engines?limit=2&offset=1&status=running", "/engines?cursor=2&limit=2&status=running", "/engines?cursor=3&limit=2&status=running"}
 	if !slices.Equal(users, []string{"a", "b", "c"}) || !slices.Equal(asked, want) {
+		t.Errorf("got %v from %v", users, asked)
+	}
+	asked, users = nil, nil
+	for s, err := range c.AllSnapshots(t.Context(), "u") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		users = append(users, s.UserID)
+	}
+	if !slices.Equal(users, []string{"a", "b", "c"}) || len(asked) != 3 || asked[1] != "/engines/u/snapshots?cursor=2" {
 		t.Errorf("got %v from %v", users, asked)
 	}
 	asked, users = nil, nil

@@ -46,6 +46,10 @@ type Engine struct {
 	LastOperation *LastOperation `json:"last_operation,omitempty"` // the last finished operation
 }
 
+// errUserID is for a user_id in a body that would be encoded with replacement characters,
+// which name another user.
+var errUserID = errors.New("the user_id must be valid UTF-8")
+
 // ChangeOption is an option of a change of an engine.
 type ChangeOption func(*call)
 
@@ -63,8 +67,7 @@ func IdempotencyKey(key string) ChangeOption {
 // means the default.
 func (c *Client) Provision(ctx context.Context, userID, version string, options ...ChangeOption) (*Engine, error) {
 	if !utf8.ValidString(userID) {
-		// It would be encoded with replacement characters, which name another user.
-		return nil, errors.New("the user_id must be valid UTF-8")
+		return nil, errUserID
 	}
 	e := new(Engine)
 	what := call{method: http.MethodPost, path: "/engines/provision", user: userID, keys: platform, out: e, in: struct {

@@ -12,7 +12,7 @@ func TestRespondAsync(t *testing.T) {
 	prefers := ""
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		prefers = r.Header.Get("Prefer")
-		w.Header().Set("Preference-Applied", prefers)
+		w.Header().Set("Location", "/engines/u")
 		w.WriteHeader(http.StatusAccepted)
 		_, _ = w.Write([]byte(`{"engine_id": "e", "user_id": "u", "status": "provisioning", "operation": {"id": "o", "kind": "provision", "step": "s", "began_at": "2026-01-02T03:04:05Z"}}`))
 	})
@@ -23,7 +23,10 @@ func TestRespondAsync(t *testing.T) {
 	_, rotate := c.RotateKey(ctx, "u")
 	_, destroy := c.Destroy(ctx, "u")
 	_, admit := c.Admit(ctx, "u", AdmitOptions{AutoProvision: true})
-	for name, err := range map[string]error{"provision": provision, "start": start, "stop": stop, "rotate": rotate, "destroy": destroy, "admit": admit} {
+	_, snapshot := c.Snapshot(ctx, "u", "")
+	_, restore := c.Restore(ctx, "u", "")
+	_, fork := c.Fork(ctx, "u", "v", "")
+	for name, err := range map[string]error{"snapshot": snapshot, "restore": restore, "fork": fork, "provision": provision, "start": start, "stop": stop, "rotate": rotate, "destroy": destroy, "admit": admit} {
 		var begun *UnderWay
 		if !errors.As(err, &begun) || begun.Engine.EngineID != "e" || begun.Engine.Operation == nil || begun.Engine.Operation.Kind != "provision" {
 			t.Errorf("%s: %v", name, err)

@@ -26,36 +26,44 @@ func TestRequests(t *testing.T) {
 	})
 	const jsonType = "application/json"
 	all := map[string]request{
-		"provision":    {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", none, "a%2Fb"},
-		"engine":       {"GET /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
-		"admit":        {"POST /engines/a%2Fb/admit", `{"auto_wake":true}`, jsonType, "pk", none, "a%2Fb"},
-		"start":        {"POST /engines/a%2Fb/start", "", "", "pk", none, "a%2Fb"},
-		"stop":         {"POST /engines/a%2Fb/stop", "", "", "pk", none, "a%2Fb"},
-		"rotate-key":   {"POST /engines/a%2Fb/rotate-key", "", "", "pk", none, "a%2Fb"},
-		"keep-awake":   {"POST /engines/a%2Fb/keep-awake", `{"seconds":2}`, jsonType, "pk", none, "a%2Fb"},
-		"destroy":      {"DELETE /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
-		"engines":      {"GET /engines?cursor=c%2Bd&limit=5&status=running", "", "", "pk", none, none},
-		"status":       {"GET /status", "", "", "pk", none, none},
-		"metrics":      {"GET /metrics", "", "", "pk", none, none},
-		"audit":        {"GET /audit?since=1970-01-01T00%3A00%3A00Z&user_id=a%2Fb", "", "", "pk", none, none},
-		"audit of one": {"GET /audit?product_id=p", "", "", none, "ak", none},
-		"register":     {"POST /products/register", `{"slug":"s","display_name":"S","policy":{"max_engines":0}}`, jsonType, none, "ak", none},
-		"products":     {"GET /products", "", "", none, "ak", none},
-		"product":      {"GET /products/p%2Fq", "", "", none, "ak", none},
-		"policy":       {"PUT /products/p/policy", `{"policy":{"engine_image":"e"}}`, jsonType, none, "ak", none},
-		"platform key": {"POST /products/p/rotate-platform-key", `{"overlap_seconds":60}`, jsonType, none, "ak", none},
-		"delete":       {"DELETE /products/p", "", "", none, "ak", none},
-		"registry":     {"GET /registry", "", "", none, "ak", none},
-		"recovery":     {"GET /registry/recover", "", "", none, "ak", none},
-		"recover":      {"POST /registry/recover", "", "", none, "ak", none},
-		"rekey":        {"POST /registry/rekey", "", "", none, "ak", none},
-		"quarantine":   {"GET /quarantine", "", "", none, "ak", none},
-		"adopt":        {"POST /quarantine/e%2Ff/adopt", `{"product_id":"p","user_id":"a/b"}`, jsonType, none, "ak", none},
-		"adopt own":    {"POST /quarantine/e/adopt", "", "", none, "ak", none},
-		"discard":      {"DELETE /quarantine/e%2Ff", "", "", none, "ak", none},
-		"health":       {"GET /health", "", "", none, none, none},
-		"live":         {"GET /live", "", "", none, none, none},
-		"ready":        {"GET /ready", "", "", none, none, none},
+		"provision":       {"POST /engines/provision", `{"user_id":"a/b"}`, jsonType, "pk", none, "a%2Fb"},
+		"engine":          {"GET /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
+		"admit":           {"POST /engines/a%2Fb/admit", `{"auto_wake":true}`, jsonType, "pk", none, "a%2Fb"},
+		"start":           {"POST /engines/a%2Fb/start", "", "", "pk", none, "a%2Fb"},
+		"stop":            {"POST /engines/a%2Fb/stop", "", "", "pk", none, "a%2Fb"},
+		"rotate-key":      {"POST /engines/a%2Fb/rotate-key", "", "", "pk", none, "a%2Fb"},
+		"keep-awake":      {"POST /engines/a%2Fb/keep-awake", `{"seconds":2}`, jsonType, "pk", none, "a%2Fb"},
+		"destroy":         {"DELETE /engines/a%2Fb", "", "", "pk", none, "a%2Fb"},
+		"snapshot":        {"POST /engines/a%2Fb/snapshots", `{"label":"l"}`, jsonType, "pk", none, "a%2Fb"},
+		"snapshot plain":  {"POST /engines/a%2Fb/snapshots", "", "", "pk", none, "a%2Fb"},
+		"snapshots":       {"GET /engines/a%2Fb/snapshots?cursor=c%2Bd&limit=5", "", "", "pk", none, "a%2Fb"},
+		"delete snapshot": {"DELETE /engines/a%2Fb/snapshots/s%2Ft", "", "", "pk", none, "a%2Fb"},
+		"restore":         {"POST /engines/a%2Fb/restore", `{"snapshot_id":"s"}`, jsonType, "pk", none, "a%2Fb"},
+		"restore newest":  {"POST /engines/a%2Fb/restore", "", "", "pk", none, "a%2Fb"},
+		"fork":            {"POST /engines/a%2Fb/fork", `{"user_id":"v"}`, jsonType, "pk", none, "a%2Fb"},
+		"fork snapshot":   {"POST /engines/a%2Fb/fork", `{"user_id":"v","snapshot_id":"s"}`, jsonType, "pk", none, "a%2Fb"},
+		"engines":         {"GET /engines?cursor=c%2Bd&limit=5&status=running", "", "", "pk", none, none},
+		"status":          {"GET /status", "", "", "pk", none, none},
+		"metrics":         {"GET /metrics", "", "", "pk", none, none},
+		"audit":           {"GET /audit?since=1970-01-01T00%3A00%3A00Z&user_id=a%2Fb", "", "", "pk", none, none},
+		"audit of one":    {"GET /audit?product_id=p", "", "", none, "ak", none},
+		"register":        {"POST /products/register", `{"slug":"s","display_name":"S","policy":{"max_engines":0}}`, jsonType, none, "ak", none},
+		"products":        {"GET /products", "", "", none, "ak", none},
+		"product":         {"GET /products/p%2Fq", "", "", none, "ak", none},
+		"policy":          {"PUT /products/p/policy", `{"policy":{"engine_image":"e"}}`, jsonType, none, "ak", none},
+		"platform key":    {"POST /products/p/rotate-platform-key", `{"overlap_seconds":60}`, jsonType, none, "ak", none},
+		"delete":          {"DELETE /products/p", "", "", none, "ak", none},
+		"registry":        {"GET /registry", "", "", none, "ak", none},
+		"recovery":        {"GET /registry/recover", "", "", none, "ak", none},
+		"recover":         {"POST /registry/recover", "", "", none, "ak", none},
+		"rekey":           {"POST /registry/rekey", "", "", none, "ak", none},
+		"quarantine":      {"GET /quarantine", "", "", none, "ak", none},
+		"adopt":           {"POST /quarantine/e%2Ff/adopt", `{"product_id":"p","user_id":"a/b"}`, jsonType, none, "ak", none},
+		"adopt own":       {"POST /quarantine/e/adopt", "", "", none, "ak", none},
+		"discard":         {"DELETE /quarantine/e%2Ff", "", "", none, "ak", none},
+		"health":          {"GET /health", "", "", none, none, none},
+		"live":            {"GET /live", "", "", none, none, none},
+		"ready":           {"GET /ready", "", "", none, none, none},
 	}
 	for name := range c.calls(t.Context(), "") {
 		if _, tested := all[name]; !tested {
@@ -141,7 +149,9 @@ func TestInvalidUserID(t *testing.T) {
 		sent = append(sent, body.UserID)
 		_, _ = io.WriteString(w, `{}`)
 	})
-	if _, err := c.Provision(t.Context(), "a\xff", ""); err == nil || len(sent) != 0 {
-		t.Errorf("provisioned for %q, error %v", sent, err)
+	_, provision := c.Provision(t.Context(), "a\xff", "")
+	_, fork := c.Fork(t.Context(), "u", "a\xff", "")
+	if provision == nil || fork == nil || len(sent) != 0 {
+		t.Errorf("provisioned for %q, errors %v, %v", sent, provision, fork)
 	}
 }

@@ -86,9 +86,9 @@ var floors = [][]string{
 	{"scheduler/guard", "scheduler/health", "scheduler/idle", "scheduler/pool", "scheduler/reconcile"},
 	{"scheduler/operation", "scheduler/witness"},
 	{"scheduler/boot"},
-	{"registry", "cluster", "secrets", "audit", "brain/store", "internal/preflight"},
+	{"registry", "cluster", "secrets", "audit", "internal/preflight"},
 	{"jobs"},
-	{"internal/adminkeys", "internal/fault", "internal/link", "internal/pause", "internal/reload", "internal/tokenlife", "brain", "engine", "nomad-jobs", "docs"},
+	{"internal/adminkeys", "internal/fault", "internal/link", "internal/pause", "internal/reload", "internal/tokenlife", "engine", "brain", "nomad-jobs", "docs"},
 	{"internal/traces"},
 }
 

@@ -58,6 +58,14 @@ const (
 	// RecordUnreadable: the registry's record of the engine or the product is damaged, or a
 	// newer version of the service wrote it.
 	RecordUnreadable Code = "RECORD_UNREADABLE"
+	SnapshotNotFound Code = "SNAPSHOT_NOT_FOUND"
+	// SnapshotCorrupt: a snapshot is not what was stored, so it is not restored.
+	SnapshotCorrupt Code = "SNAPSHOT_CORRUPT"
+	// SnapshotStoreUnavailable: the snapshot store cannot be reached, or is overloaded.
+	SnapshotStoreUnavailable Code = "SNAPSHOT_STORE_UNAVAILABLE"
+	// SnapshotFailed: a snapshot could not be taken, for example because its node or the
+	// store has no room. The engine goes on.
+	SnapshotFailed Code = "SNAPSHOT_FAILED"
 	// Overloaded: the replica serves as many concurrent requests as it may.
 	Overloaded Code = "OVERLOADED"
 )

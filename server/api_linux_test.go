@@ -51,6 +51,8 @@ func TestOnRealAgents(t *testing.T) {
 		a.call(t, "GET", "/engines/v", "").want(t, 404, "ENGINE_NOT_FOUND")
 	})
 
+	t.Run("snapshots of nobody, and bad bodies", func(t *testing.T) { testSnapshotCalls(t, a) })
+
 	t.Run("user_ids with dot segments", func(t *testing.T) { testDotSegments(t, a) })
 
 	t.Run("behind proxies", func(t *testing.T) { testProxies(t, a) })
@@ -85,7 +87,8 @@ func testDotSegments(t *testing.T, a *api) {
 	}
 	for _, user := range []string{".", "..", "%2E", "%2e%2E", "x%2F..%2Fvictim", "..%2Fvictim", "x%2F.", "x%2F%2E%2Fy"} {
 		path := "/engines/" + user
-		for _, c := range [][2]string{{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"}, {"POST", path + "/admit"}, {"POST", path + "/keep-awake"}} {
+		for _, c := range [][2]string{{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"}, {"POST", path + "/admit"}, {"POST", path + "/keep-awake"},
+			{"GET", path + "/snapshots"}, {"POST", path + "/snapshots"}, {"DELETE", path + "/snapshots/s"}, {"POST", path + "/restore"}, {"POST", path + "/fork"}} {
 			refused(t, a.callWith(t, c[0], c[1], "", product))
 		}
 		refused(t, a.callWith(t, "GET", "/audit?user_id="+user, "", product))
@@ -115,5 +118,34 @@ func testDotSegments(t *testing.T, a *api) {
 	}
 	if got := a.callWith(t, "GET", "/audit?action=destroy&user_id=x%2F..%2Fvictim", "", map[string]string{"X-Admin-Key": adminKey}); !strings.Contains(got.text, made.EngineID) {
 		t.Errorf("the admin's audit log: %d %s", got.status, got.text)
+	}
+}
+
+// testSnapshotCalls: the calls about snapshots refuse what is wrong before anything is done,
+// and there are none of a user without an engine.
+func testSnapshotCalls(t *testing.T, a *api) {
+	for call, bad := range map[string][][2]string{
+		"POST /engines/v/snapshots":     {{`{"label": 5}`, "label"}, {`{"label": null}`, "label"}, {`{"label": "` + strings.Repeat("x", 101) + `"}`, "100"}, {`{"label": "a\u0007"}`, "control"}, {`{"snapshot_id": "s"}`, "snapshot_id"}},
+		"POST /engines/v/restore":       {{`{"snapshot_id": 5}`, "snapshot_id"}, {`{"snapshot_id": ""}`, "newest"}, {`{"label": "x"}`, "label"}},
+		"POST /engines/v/fork":          {{`{}`, "user_id"}, {`{"user_id": ""}`, "user_id"}, {`{"user_id": "a\u0000"}`, "user_id"}, {`{"user_id": "a/../b"}`, "user_id"}, {`{"user_id": "w", "snapshot_id": ""}`, "snapshot_id"}, {`{"user_id": "w", "typo": 1}`, "typo"}},
+		"DELETE /engines/v/snapshots/s": {{`{"label": "x"}`, "label"}},
+	} {
+		method, path, _ := strings.Cut(call, " ")
+		for _, b := range bad {
+			got := a.call(t, method, path, b[0])
+			got.want(t, 400, "INVALID_REQUEST")
+			if !strings.Contains(got.text, b[1]) {
+				t.Errorf("%s with %s: %s", call, b[0], got.text)
+			}
+		}
+		a.call(t, method, path, strings.Repeat(" ", 64<<10+1)).want(t, 413, "REQUEST_TOO_LARGE")
+		body := map[string]string{"POST /engines/v/fork": `{"user_id": "w"}`}[call]
+		a.call(t, method, path, body).want(t, 404, "ENGINE_NOT_FOUND")
+		a.call(t, method, path+"?typo=1", body).want(t, 400, "INVALID_REQUEST")
+	}
+	a.call(t, "GET", "/engines/v/snapshots", "").want(t, 404, "ENGINE_NOT_FOUND")
+	a.call(t, "GET", "/engines/by-id/snapshots", "").want(t, 404, "ENGINE_NOT_FOUND") // of the user "by-id"
+	for _, query := range []string{"limit=0", "limit=101", "limit=x", "cursor=", "offset=1"} {
+		a.call(t, "GET", "/engines/v/snapshots?"+query, "").want(t, 400, "INVALID_REQUEST")
 	}
 }

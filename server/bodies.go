@@ -31,5 +31,15 @@ type (
 		From           string `json:"from"`
 		ProcessesEnded bool   `json:"processes_ended"`
 	}
+	snapshotBody struct {
+		Label string `json:"label"`
+	}
+	restoreBody struct {
+		SnapshotID *string `json:"snapshot_id"`
+	}
+	forkBody struct {
+		UserID     string  `json:"user_id"`
+		SnapshotID *string `json:"snapshot_id"`
+	}
 	emptyBody struct{}
 )

@@ -14,7 +14,7 @@ import (
 var bodies = []func() any{
 	func() any { return new(provisionBody) }, func() any { return new(admitBody) }, func() any { return new(registerBody) },
 	func() any { return new(policyBody) }, func() any { return new(rotatePlatformKeyBody) }, func() any { return new(emptyBody) },
-	func() any { return new(adoptBody) },
+	func() any { return new(adoptBody) }, func() any { return new(snapshotBody) }, func() any { return new(restoreBody) }, func() any { return new(forkBody) },
 }
 
 // FuzzBodies: a body that the decoder accepts is strict JSON with the same meaning for
@@ -23,7 +23,7 @@ func FuzzBodies(f *testing.F) {
 	for i := range bodies {
 		for _, body := range []string{
 			`{"user_id":"u","engine_version":"a:1"}`, `{"auto_provision":true,"auto_wake":false}`, goodProduct, `{"policy":{"max_engines":0,"sleep_mode":"stop","allowed_images":["*"]}}`,
-			`{"policy":{"node_pool":"x","cpu_mhz":1e3,"memory_mb":-1}}`, `{"overlap_seconds":86400}`, `{"overlap_seconds":0.5}`, `{"product_id":"p","user_id":"u"}`, "{}", "", `{"user_id":"\u0000"}`, `{"auto_wake":null}`, `{"auto_wake":"true"}`,
+			`{"policy":{"node_pool":"x","cpu_mhz":1e3,"memory_mb":-1}}`, `{"overlap_seconds":86400}`, `{"overlap_seconds":0.5}`, `{"product_id":"p","user_id":"u"}`, `{"label":"before"}`, `{"user_id":"u","snapshot_id":"s"}`, "{}", "", `{"user_id":"\u0000"}`, `{"auto_wake":null}`, `{"auto_wake":"true"}`,
 		} {
 			f.Add(i, []byte(body))
 		}

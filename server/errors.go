@@ -56,6 +56,11 @@ var status = map[engine.Code]int{
 	engine.BootTimeout:         http.StatusGatewayTimeout,
 	engine.StopUnconfirmed:     http.StatusGatewayTimeout,
 	engine.RotationUnconfirmed: http.StatusGatewayTimeout,
+
+	engine.SnapshotNotFound:         http.StatusNotFound,
+	engine.SnapshotCorrupt:          http.StatusUnprocessableEntity,
+	engine.SnapshotStoreUnavailable: http.StatusServiceUnavailable,
+	engine.SnapshotFailed:           http.StatusInsufficientStorage,
 }
 
 // statusHungUp is the status in the log, as in nginx, of a request whose caller

@@ -119,14 +119,7 @@ func (s *Server) provision(w http.ResponseWriter, r *http.Request, _ string) err
 	if err != nil {
 		return err
 	}
-	secret(w)
-	writeJSON(w, http.StatusOK, struct {
-		EngineID string       `json:"engine_id"`
-		UserID   string       `json:"user_id"`
-		Status   engine.State `json:"status"`
-		URL      string       `json:"url"`
-		APIKey   string       `json:"api_key"`
-	}{e.EngineID, e.UserID, e.State, e.URL, key})
+	writeProvisioned(w, e, key)
 	return nil
 }
 
@@ -240,6 +233,11 @@ func (s *Server) destroy(w http.ResponseWriter, r *http.Request, userID string) 
 
 // bodyless authenticates a change whose body must be empty or {}.
 func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string) (*scheduler.Caller, error) {
+	return s.change(w, r, userID, &emptyBody{})
+}
+
+// change authenticates a change, and then reads its body.
+func (s *Server) change(w http.ResponseWriter, r *http.Request, userID string, body any) (*scheduler.Caller, error) {
 	c, err := s.caller(r, userID)
 	if err != nil {
 		return nil, err
@@ -247,7 +245,7 @@ func (s *Server) bodyless(w http.ResponseWriter, r *http.Request, userID string)
 	if c.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return nil, err
 	}
-	return c, decode(w, r, &emptyBody{})
+	return c, decode(w, r, body)
 }
 
 // secret marks a response that contains a key, so that no cache stores it.

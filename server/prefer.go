@@ -58,19 +58,43 @@ func (s *Server) mayWait(h handler) handler {
 		if applied == "" {
 			return h(w, r, id)
 		}
-		err := h(w, r.WithContext(operation.WithPatience(r.Context(), time.Now().Add(wait))), id)
-		var begun *operation.UnderWay
-		if !errors.As(err, &begun) {
-			return err
-		}
-		w.Header().Set("Location", "/engines/"+url.PathEscape(begun.Engine.UserID))
-		w.Header().Set("Preference-Applied", applied)
-		writeJSON(w, http.StatusAccepted, struct {
-			listedEngine
-			progress
-		}{s.showEngine(begun.Engine), showProgress(begun.Engine)})
-		return nil
+		return s.waits(h, w, r, id, wait, applied)
 	}
+}
+
+// answerMargin is how long before the time limit of a call a change that takes longer gets
+// its response.
+const answerMargin = 5 * time.Second
+
+// mayTakeLong is mayWait for a change whose time depends on the size of a brain: also
+// without a preference the response is 202 before the call's time limit, because the change
+// continues.
+func (s *Server) mayTakeLong(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request, id string) error {
+		wait, applied := preference(r.Header)
+		if most := max(0, s.limit(r)-answerMargin); applied == "" || wait > most {
+			wait = most
+		}
+		return s.waits(h, w, r, id, wait, applied)
+	}
+}
+
+// waits runs a change whose caller waits for some time.
+func (s *Server) waits(h handler, w http.ResponseWriter, r *http.Request, id string, wait time.Duration, applied string) error {
+	err := h(w, r.WithContext(operation.WithPatience(r.Context(), time.Now().Add(wait))), id)
+	var begun *operation.UnderWay
+	if !errors.As(err, &begun) {
+		return err
+	}
+	w.Header().Set("Location", "/engines/"+url.PathEscape(begun.Engine.UserID))
+	if applied != "" {
+		w.Header().Set("Preference-Applied", applied)
+	}
+	writeJSON(w, http.StatusAccepted, struct {
+		listedEngine
+		progress
+	}{s.showEngine(begun.Engine), showProgress(begun.Engine)})
+	return nil
 }
 
 // preference reads how long a caller wants to wait, and returns the value for the header

@@ -41,6 +41,7 @@ func (s *Server) routes() http.Handler {
 	collections := map[string]collection{
 		"engines": {"provision", s.mayWait(s.provision), map[string]handler{
 			"admit": s.mayWait(s.admit), "start": s.mayWait(s.start), "stop": s.mayWait(s.stop), "rotate-key": s.mayWait(s.rotateKey), "keep-awake": s.keepAwake,
+			"snapshots": s.mayTakeLong(s.takeSnapshot), "restore": s.mayTakeLong(s.restore), "fork": s.mayTakeLong(s.fork),
 		}},
 		"products": {"register", noUser(s.registerProduct), map[string]handler{"rotate-platform-key": noUser(s.rotatePlatformKey)}},
 	}
@@ -82,6 +83,14 @@ func (s *Server) routes() http.Handler {
 	add(http.MethodGet, "/engines", plain(s.listEngines))
 	add(http.MethodGet, "/engines/:id", item(s.getEngine))
 	add(http.MethodDelete, "/engines/:id", item(s.mayWait(s.destroy)))
+	add(http.MethodDelete, "/engines/:id/snapshots/:snapshot", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
+		snapshot, err := url.PathUnescape(p.ByName("snapshot"))
+		if err != nil || snapshot == "" {
+			s.writeError(w, req, invalid("the snapshot_id in the path is not validly percent-encoded"))
+			return
+		}
+		item(s.deleteSnapshot(snapshot))(w, req, p)
+	})
 	add(http.MethodGet, "/products", plain(s.listProducts))
 	add(http.MethodGet, "/products/:id", other(s.getProduct))
 	add(http.MethodDelete, "/products/:id", other(s.deleteProduct))
@@ -103,6 +112,11 @@ func (s *Server) routes() http.Handler {
 	r.GET("/engines/:id/:engine", func(w http.ResponseWriter, req *http.Request, p httprouter.Params) {
 		if !takesGet(req.URL.Path) {
 			refuse(w, req)
+			return
+		}
+		if isSnapshots(req.URL.Path) {
+			setRoute(w, templateOf("/engines/:id/snapshots"))
+			item(s.listSnapshots)(w, req, p)
 			return
 		}
 		setRoute(w, byIDPath+"{engine_id}")
@@ -161,23 +175,30 @@ var parameters = map[string]string{
 // templateOf returns the template of a route's path as it is in docs/openapi.yaml.
 func templateOf(path string) string {
 	first, _, _ := strings.Cut(path[1:], "/")
-	return strings.Replace(path, ":id", parameters[first], 1)
+	return strings.NewReplacer(":id", parameters[first], ":snapshot", "{snapshot_id}").Replace(path)
 }
 
 // byIDPath begins the path of an engine by its engine_id, for the admin.
 const byIDPath = "/engines/by-id/"
 
 // isByID reports whether an escaped path is that of an engine by its engine_id. A user_id
-// that begins with by-id/ has an escaped slash, and "by-id" is a user_id like any other.
+// that begins with by-id/ has an escaped slash, and "by-id" is a user_id like any other: the
+// path /engines/by-id/snapshots is that of its snapshots, because no engine_id is so short.
 func isByID(escaped string) bool {
 	id, found := strings.CutPrefix(escaped, byIDPath)
-	return found && id != "" && !strings.Contains(id, "/")
+	return found && id != "" && !strings.Contains(id, "/") && !isSnapshots(escaped)
+}
+
+// isSnapshots reports whether an escaped path below /engines is that of an engine's
+// snapshots.
+func isSnapshots(escaped string) bool {
+	return strings.Count(escaped, "/") == 3 && strings.HasSuffix(escaped, "/snapshots")
 }
 
 // takesGet reports whether an escaped path that httprouter has a GET route for is an
 // endpoint.
 func takesGet(path string) bool {
-	return strings.Count(path, "/") < 3 || !strings.HasPrefix(path, "/engines/") || isByID(path)
+	return strings.Count(path, "/") < 3 || !strings.HasPrefix(path, "/engines/") || isByID(path) || isSnapshots(path)
 }
 
 // collection is what POST does below /engines and /products: one name that creates an item,

@@ -28,12 +28,15 @@ func TestEngineRoutes(t *testing.T) {
 			path := "/engines/" + user
 			for _, c := range []struct{ method, path string }{
 				{"GET", path}, {"DELETE", path}, {"POST", path + "/start"}, {"POST", path + "/stop"}, {"POST", path + "/rotate-key"}, {"POST", path + "/admit"},
+				{"GET", path + "/snapshots"}, {"POST", path + "/snapshots"}, {"DELETE", path + "/snapshots/a%2Fb"}, {"POST", path + "/restore"}, {"POST", path + "/fork"},
 			} {
 				want(t, s.send(c.method, c.path, ""), 401, reached)
 			}
 			want(t, s.send("POST", path+"/no-such-action", ""), 404, engine.NotFound)
 			want(t, s.send("GET", path+"/no-such-action", ""), 404, engine.NotFound)
 			want(t, s.send("POST", path+"/start/", ""), 404, engine.NotFound)
+			want(t, s.send("GET", path+"/snapshots/", ""), 404, engine.NotFound)
+			want(t, s.send("DELETE", path+"/snapshots/", ""), 404, engine.NotFound)
 			if user != "provision" {
 				want(t, s.send("POST", path, ""), 405, engine.MethodNotAllowed)
 			}
@@ -76,6 +79,8 @@ func TestAllow(t *testing.T) {
 		"/products": "GET, HEAD", "/products/register": "DELETE, GET, HEAD, POST", "/products/p": "DELETE, GET, HEAD", "/products/p/policy": "PUT",
 		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET, HEAD", "/engines/a%2Fb": "DELETE, GET, HEAD", "/engines/provision": "DELETE, GET, HEAD, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
+		"/engines/u/snapshots": "GET, HEAD, POST", "/engines/u/snapshots/s": "DELETE", "/engines/u/restore": "POST", "/engines/u/fork": "POST",
+		"/engines/by-id/snapshots": "GET, HEAD, POST", "/engines/by-id/snapshots/s": "DELETE", "/engines/by-id/fork": "GET, HEAD, POST",
 		"/nodes": "GET, HEAD", "/engines/by-id": "DELETE, GET, HEAD", "/engines/by-id/e": "GET, HEAD", "/engines/by-id/start": "GET, HEAD, POST", "/engines/by-id%2Fe": "DELETE, GET, HEAD",
 	} {
 		t.Run(path, func(t *testing.T) {
@@ -111,7 +116,7 @@ func answers(method, escaped string) int {
 	}
 	create := map[string]string{"engines": "provision", "products": "register"}
 	actions := map[string]string{
-		"engines/start": "POST", "engines/stop": "POST", "engines/rotate-key": "POST", "engines/admit": "POST",
+		"engines/start": "POST", "engines/stop": "POST", "engines/rotate-key": "POST", "engines/admit": "POST", "engines/restore": "POST", "engines/fork": "POST", "engines/snapshots": "POST",
 		"products/rotate-platform-key": "POST", "products/policy": "PUT",
 	}
 	admin := map[string][]string{
@@ -134,6 +139,17 @@ func answers(method, escaped string) int {
 	if len(parts) == 4 && parts[0] == "" && parts[1] == "quarantine" && parts[3] == "adopt" {
 		switch {
 		case method != "POST":
+			return 405
+		case parts[2] == "":
+			return 400
+		}
+		return 401
+	}
+	if len(parts) >= 4 && len(parts) <= 5 && parts[0] == "" && parts[1] == "engines" && parts[3] == "snapshots" {
+		switch takes := map[int][]string{4: {"GET", "POST"}, 5: {"DELETE"}}[len(parts)]; {
+		case len(parts) == 5 && parts[4] == "":
+			return 404
+		case !slices.Contains(takes, method):
 			return 405
 		case parts[2] == "":
 			return 400
@@ -179,6 +195,8 @@ func FuzzPaths(f *testing.F) {
 		f.Add("GET", "/engines/"+user)
 		f.Add("POST", "/engines/"+user+"/start")
 		f.Add("PUT", "/products/"+user+"/policy")
+		f.Add("GET", "/engines/"+user+"/snapshots")
+		f.Add("DELETE", "/engines/u/snapshots/"+user)
 		f.Add("POST", "/quarantine/"+user+"/adopt")
 		f.Add("DELETE", "/quarantine/"+user)
 	}

@@ -3,4 +3,4 @@ export { type ErrorCode, isOrchError, OrchError, type Rate, UnderWay } from "./e
 export { type Admission, type AdmitOptions, type ChangeOptions, Orch, type OrchOptions } from "./product.js";
 export type { RetryPolicy } from "./retry.js";
 export type { CallOptions, Options } from "./transport.js";
-export type { AuditFilter, components, EngineFilter, FleetAuditFilter, FleetFilter, operations, paths, Schemas } from "./types.js";
+export type { AuditFilter, components, EngineFilter, FleetAuditFilter, FleetFilter, operations, paths, Schemas, SnapshotPage } from "./types.js";

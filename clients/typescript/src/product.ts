@@ -1,6 +1,6 @@
 import { type Rate, rateOf } from "./errors.js";
 import { type CallOptions, type More, type Options, Transport } from "./transport.js";
-import type { AuditFilter, EngineFilter, Input, Method, OperationOf, PathOf, Result, Schemas } from "./types.js";
+import type { AuditFilter, EngineFilter, Input, Method, OperationOf, PathOf, Result, Schemas, SnapshotPage } from "./types.js";
 import { ageOf, pages } from "./pages.js";
 
 export interface OrchOptions extends Options {
@@ -83,6 +83,52 @@ export class Orch {
     const input = { path: { user_id: user }, body: { seconds: Math.ceil(seconds) } };
     const { body } = await this.#transport.call("post", "/engines/{user_id}/keep-awake", input, { ...options, user, repeatable: true });
     return new Date(body.keep_awake_until);
+  }
+
+  /**
+   * snapshot takes a snapshot of the brain of a user's engine, and waits until it is stored. If it
+   * takes longer than the service lets a call wait, it throws an {@link UnderWay}, and the
+   * snapshot continues.
+   */
+  async snapshot(user: string, options: ChangeOptions & { label?: string | undefined } = {}): Promise<Schemas["Snapshot"]> {
+    const input = { path: { user_id: user }, ...(options.label !== undefined && { body: { label: options.label } }) };
+    return (await this.#transport.call("post", "/engines/{user_id}/snapshots", input, change(user, options))).body.snapshot;
+  }
+
+  /** snapshots lists one page of the snapshots of a user's engine, newest first. */
+  async snapshots(user: string, page: SnapshotPage = {}, options: CallOptions = {}): Promise<Schemas["SnapshotList"]> {
+    return (await this.#transport.call("get", "/engines/{user_id}/snapshots", { path: { user_id: user }, query: page }, { ...options, user })).body;
+  }
+
+  /** allSnapshots iterates over the snapshots of a user's engine, newest first. */
+  async *allSnapshots(user: string, page: SnapshotPage = {}, options: CallOptions = {}): AsyncGenerator<Schemas["Snapshot"]> {
+    yield* pages(async (cursor) => {
+      const list = await this.snapshots(user, cursor === undefined ? page : { ...page, cursor }, options);
+      return [list.snapshots, list.next_cursor];
+    });
+  }
+
+  /** deleteSnapshot permanently deletes a snapshot of a user's engine. */
+  async deleteSnapshot(user: string, snapshot: string, options: CallOptions = {}): Promise<void> {
+    await this.#transport.call("delete", "/engines/{user_id}/snapshots/{snapshot_id}", { path: { user_id: user, snapshot_id: snapshot } }, { ...options, user });
+  }
+
+  /**
+   * restore puts a user's engine onto the brain in one of its snapshots, by default the newest,
+   * and waits until it is usable. The engine gets a new key. UnderWay is as for {@link snapshot}.
+   */
+  async restore(user: string, options: ChangeOptions & { snapshotId?: string | undefined } = {}): Promise<Schemas["Provisioned"]> {
+    const input = { path: { user_id: user }, ...(options.snapshotId !== undefined && { body: { snapshot_id: options.snapshotId } }) };
+    return (await this.#transport.call("post", "/engines/{user_id}/restore", input, change(user, options))).body;
+  }
+
+  /**
+   * fork creates an engine for another user with the brain in a snapshot of a user's engine, by
+   * default one that is taken now, and waits until it is usable. UnderWay is as for {@link snapshot}.
+   */
+  async fork(user: string, newUser: string, options: ChangeOptions & { snapshotId?: string | undefined } = {}): Promise<Schemas["Provisioned"]> {
+    const body = { user_id: newUser, ...(options.snapshotId !== undefined && { snapshot_id: options.snapshotId }) };
+    return (await this.#transport.call("post", "/engines/{user_id}/fork", { path: { user_id: user }, body }, change(user, options))).body;
   }
 
   /** destroy removes a user's engine, with its brain and key. */

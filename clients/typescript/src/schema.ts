@@ -194,6 +194,90 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/engines/{user_id}/snapshots": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The snapshots of an engine, newest first
+         * @description They are read from the snapshot store.
+         */
+        get: operations["listSnapshots"];
+        put?: never;
+        /**
+         * Take a snapshot of an engine's brain
+         * @description A snapshot is a consistent, encrypted copy of everything in the engine's volume. A running engine is frozen for the copy on its node alone (`frozen_ms`), and goes on while the copy is packed and sent to the snapshot store. A failed snapshot changes nothing. The call returns when the snapshot is stored; what an engine had written before the call began is in it.
+         */
+        post: operations["takeSnapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/engines/{user_id}/snapshots/{snapshot_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete a snapshot
+         * @description This cannot be undone.
+         */
+        delete: operations["deleteSnapshot"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/engines/{user_id}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Put an engine onto the brain in a snapshot, and wait until it is usable
+         * @description The service takes a snapshot of the present brain first, if it can be read (`trigger` = `restore`), and builds the new brain beside it. The engine gets a new key, and loses the old brain only when it is healthy on the new one; a failed restore leaves what was there. If the engine's node does not respond, the engine starts on another node.
+         */
+        post: operations["restoreEngine"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/engines/{user_id}/fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create an engine for another user, with a copy of this engine's brain
+         * @description The brain of the new engine is that of a snapshot; without `snapshot_id`, of one that is taken now. The new engine has its own key, volume and snapshots, and errors are those of a provision.
+         */
+        post: operations["forkEngine"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/status": {
         parameters: {
             query?: never;
@@ -749,7 +833,7 @@ export interface components {
          * @description For clients to branch on. A later version may have more.
          * @enum {string}
          */
-        ErrorCode: "ADMIN_KEY_READ_ONLY" | "BACKEND_ERROR" | "BACKEND_REFUSED" | "BACKEND_UNAVAILABLE" | "BOOT_TIMEOUT" | "CAPACITY_EXHAUSTED" | "ENGINE_ALREADY_EXISTS" | "ENGINE_ALREADY_RUNNING" | "ENGINE_BOOT_FAILED" | "ENGINE_BUSY" | "ENGINE_DESTROYED" | "ENGINE_NOT_FOUND" | "ENGINE_NOT_RUNNING" | "ENGINE_QUARANTINED" | "IDEMPOTENCY_KEY_REUSED" | "INTERNAL_ERROR" | "INVALID_ADMIN_KEY" | "INVALID_PLATFORM_KEY" | "INVALID_REQUEST" | "METHOD_NOT_ALLOWED" | "NOT_FOUND" | "OVERLOADED" | "POLICY_CHANGED" | "POLICY_DENIED" | "PORT_EXHAUSTION" | "PRODUCT_HAS_ENGINES" | "PRODUCT_NOT_FOUND" | "PRODUCT_SLUG_EXISTS" | "QUARANTINE_NOT_FOUND" | "QUOTA_EXCEEDED" | "RATE_LIMITED" | "RECORD_UNREADABLE" | "REGISTRY_RECOVERING" | "REQUEST_TOO_LARGE" | "ROTATION_UNCONFIRMED" | "STOP_UNCONFIRMED" | "TOO_MANY_WRONG_KEYS" | "UNSUPPORTED_MEDIA_TYPE" | "VOLUME_NOT_FOUND";
+        ErrorCode: "ADMIN_KEY_READ_ONLY" | "BACKEND_ERROR" | "BACKEND_REFUSED" | "BACKEND_UNAVAILABLE" | "BOOT_TIMEOUT" | "CAPACITY_EXHAUSTED" | "ENGINE_ALREADY_EXISTS" | "ENGINE_ALREADY_RUNNING" | "ENGINE_BOOT_FAILED" | "ENGINE_BUSY" | "ENGINE_DESTROYED" | "ENGINE_NOT_FOUND" | "ENGINE_NOT_RUNNING" | "ENGINE_QUARANTINED" | "IDEMPOTENCY_KEY_REUSED" | "INTERNAL_ERROR" | "INVALID_ADMIN_KEY" | "INVALID_PLATFORM_KEY" | "INVALID_REQUEST" | "METHOD_NOT_ALLOWED" | "NOT_FOUND" | "OVERLOADED" | "POLICY_CHANGED" | "POLICY_DENIED" | "PORT_EXHAUSTION" | "PRODUCT_HAS_ENGINES" | "PRODUCT_NOT_FOUND" | "PRODUCT_SLUG_EXISTS" | "QUARANTINE_NOT_FOUND" | "QUOTA_EXCEEDED" | "RATE_LIMITED" | "RECORD_UNREADABLE" | "REGISTRY_RECOVERING" | "REQUEST_TOO_LARGE" | "ROTATION_UNCONFIRMED" | "SNAPSHOT_CORRUPT" | "SNAPSHOT_FAILED" | "SNAPSHOT_NOT_FOUND" | "SNAPSHOT_STORE_UNAVAILABLE" | "STOP_UNCONFIRMED" | "TOO_MANY_WRONG_KEYS" | "UNSUPPORTED_MEDIA_TYPE" | "VOLUME_NOT_FOUND";
         /**
          * @example {
          *       "error": {
@@ -1171,6 +1255,129 @@ export interface components {
         KeptAwake: {
             /** Format: date-time */
             keep_awake_until: string;
+        };
+        /**
+         * @description An empty body is `{}`.
+         * @example {
+         *       "label": "before the import"
+         *     }
+         */
+        SnapshotRequest: {
+            /** @description For human readers, without control characters; it is not encrypted. */
+            label?: string;
+        };
+        /**
+         * @example {
+         *       "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *       "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
+         *       "user_id": "alice@example.com",
+         *       "created_at": "2026-11-24T06:19:47.024Z",
+         *       "bytes": 20971520,
+         *       "stored_bytes": 1843200,
+         *       "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+         *       "engine_version": "reference-engine",
+         *       "trigger": "call",
+         *       "label": "before the import",
+         *       "frozen_ms": 14
+         *     }
+         */
+        Snapshot: {
+            snapshot_id: string;
+            engine_id: string;
+            user_id: string;
+            /**
+             * Format: date-time
+             * @description When the brain was copied on its node.
+             */
+            created_at: string;
+            /**
+             * Format: int64
+             * @description The size of all files of the brain, with their holes.
+             */
+            bytes: number;
+            /**
+             * Format: int64
+             * @description The size of the compressed and encrypted object in the store.
+             */
+            stored_bytes: number;
+            /** @description Of that object. */
+            sha256: string;
+            /** @description The image of the engine that wrote the brain. */
+            engine_version: string;
+            /** @description Why it was taken, as a stable word, such as `restore`: before a restore, of the brain that it replaced. */
+            trigger: string;
+            /** @description Empty: it has none. */
+            label: string;
+            /**
+             * Format: int64
+             * @description How long the engine was frozen for the copy, in milliseconds; 0: it did not run.
+             */
+            frozen_ms: number;
+        };
+        /**
+         * @example {
+         *       "snapshot": {
+         *         "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *         "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
+         *         "user_id": "alice@example.com",
+         *         "created_at": "2026-11-24T06:19:47.024Z",
+         *         "bytes": 20971520,
+         *         "stored_bytes": 1843200,
+         *         "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+         *         "engine_version": "reference-engine",
+         *         "trigger": "call",
+         *         "label": "before the import",
+         *         "frozen_ms": 14
+         *       }
+         *     }
+         */
+        SnapshotTaken: {
+            snapshot: components["schemas"]["Snapshot"];
+        };
+        /**
+         * @example {
+         *       "snapshots": [
+         *         {
+         *           "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *           "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
+         *           "user_id": "alice@example.com",
+         *           "created_at": "2026-11-24T06:19:47.024Z",
+         *           "bytes": 20971520,
+         *           "stored_bytes": 1843200,
+         *           "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+         *           "engine_version": "reference-engine",
+         *           "trigger": "call",
+         *           "label": "before the import",
+         *           "frozen_ms": 14
+         *         }
+         *       ]
+         *     }
+         */
+        SnapshotList: {
+            snapshots: components["schemas"]["Snapshot"][];
+            /** @description Absent on the last page. */
+            next_cursor?: string;
+        };
+        /**
+         * @description An empty body is `{}`.
+         * @example {
+         *       "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e"
+         *     }
+         */
+        RestoreRequest: {
+            /** @description A snapshot of this engine; default: the newest. */
+            snapshot_id?: string;
+        };
+        /**
+         * @example {
+         *       "user_id": "bob@example.com"
+         *     }
+         */
+        ForkRequest: {
+            /** @description The user of the new engine. */
+            user_id: string;
+            /** @description A snapshot of the engine in the path; default: one that is taken now. */
+            snapshot_id?: string;
         };
         /**
          * @example {
@@ -2031,6 +2238,9 @@ export interface components {
         node_id: string;
         /** @example kxojiu5ydmo2ndjwqkfmov3xjx */
         engine_id: string;
+        /** @example ks5kz6nhh4gqkqpvz4w2o5yq3e */
+        snapshot_id: string;
+        snapshots_limit: number;
         /** @description The `ETag` of the policy that was read. Without it the policy is always replaced. */
         "If-Match": string;
         /** @description 1 to 255 characters, stored for 24 hours per product: the same call with the same key returns the first response again, with the engine's current key. */
@@ -2078,7 +2288,7 @@ export interface components {
         "RateLimit-Reset": number;
         /** @description `/engines/{user_id}`, which shows the operation. */
         Location: string;
-        /** @description The preferences of `Prefer` that were applied. */
+        /** @description The preferences of `Prefer` that were applied; absent if the call had none. */
         "Preference-Applied": string;
         /** @description The age of the view: the time since it was known to be complete, in seconds. */
         "X-View-Age": number;
@@ -3580,6 +3790,800 @@ export interface operations {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    listSnapshots: {
+        parameters: {
+            query?: {
+                limit?: components["parameters"]["snapshots_limit"];
+                /** @description `next_cursor` of the previous page of the same list. */
+                cursor?: components["parameters"]["cursor"];
+            };
+            header?: {
+                /** @description The `user_id` again, percent-encoded: a call whose path or body has another one is refused, because a proxy has changed it. Required for a `user_id` with an empty segment between slashes (`/a`, `a/`, `a//b`); calls without a user must not have it. */
+                "X-User-Id"?: components["parameters"]["X-User-Id"];
+            };
+            path: {
+                /**
+                 * @description The user, percent-encoded.
+                 * @example alice@example.com
+                 */
+                user_id: components["parameters"]["user_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SnapshotList"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_PLATFORM_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    takeSnapshot: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The `user_id` again, percent-encoded: a call whose path or body has another one is refused, because a proxy has changed it. Required for a `user_id` with an empty segment between slashes (`/a`, `a/`, `a//b`); calls without a user must not have it. */
+                "X-User-Id"?: components["parameters"]["X-User-Id"];
+                /** @description 1 to 255 characters, stored for 24 hours per product: the same call with the same key returns the first response again, with the engine's current key. */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+                /**
+                 * @description RFC 7240: `respond-async` does not wait for the end of the change, `wait=N` waits at most N seconds (with `respond-async`, too); then the response is 202, and `GET /engines/{user_id}` shows the `operation` until its end, and then its result (`last_operation`).
+                 * @example respond-async, wait=10
+                 */
+                Prefer?: components["parameters"]["Prefer"];
+            };
+            path: {
+                /**
+                 * @description The user, percent-encoded.
+                 * @example alice@example.com
+                 */
+                user_id: components["parameters"]["user_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["SnapshotRequest"];
+            };
+        };
+        responses: {
+            /** @description The snapshot is stored. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SnapshotTaken"];
+                };
+            };
+            /** @description The caller chose not to wait for the end (`Prefer`), or the change takes longer than the service lets a call wait; the operation continues. */
+            202: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    Location: components["headers"]["Location"];
+                    "Preference-Applied": components["headers"]["Preference-Applied"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UnderWay"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_PLATFORM_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_BUSY`, `ENGINE_QUARANTINED`, `ENGINE_DESTROYED` */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `IDEMPOTENCY_KEY_REUSED` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_FAILED` */
+            507: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    deleteSnapshot: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The `user_id` again, percent-encoded: a call whose path or body has another one is refused, because a proxy has changed it. Required for a `user_id` with an empty segment between slashes (`/a`, `a/`, `a//b`); calls without a user must not have it. */
+                "X-User-Id"?: components["parameters"]["X-User-Id"];
+            };
+            path: {
+                /**
+                 * @description The user, percent-encoded.
+                 * @example alice@example.com
+                 */
+                user_id: components["parameters"]["user_id"];
+                /** @example ks5kz6nhh4gqkqpvz4w2o5yq3e */
+                snapshot_id: components["parameters"]["snapshot_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Empty"];
+            };
+        };
+        responses: {
+            /** @description The snapshot is deleted. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deleted"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_PLATFORM_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_NOT_FOUND`, `SNAPSHOT_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    restoreEngine: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The `user_id` again, percent-encoded: a call whose path or body has another one is refused, because a proxy has changed it. Required for a `user_id` with an empty segment between slashes (`/a`, `a/`, `a//b`); calls without a user must not have it. */
+                "X-User-Id"?: components["parameters"]["X-User-Id"];
+                /** @description 1 to 255 characters, stored for 24 hours per product: the same call with the same key returns the first response again, with the engine's current key. */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+                /**
+                 * @description RFC 7240: `respond-async` does not wait for the end of the change, `wait=N` waits at most N seconds (with `respond-async`, too); then the response is 202, and `GET /engines/{user_id}` shows the `operation` until its end, and then its result (`last_operation`).
+                 * @example respond-async, wait=10
+                 */
+                Prefer?: components["parameters"]["Prefer"];
+            };
+            path: {
+                /**
+                 * @description The user, percent-encoded.
+                 * @example alice@example.com
+                 */
+                user_id: components["parameters"]["user_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["RestoreRequest"];
+            };
+        };
+        responses: {
+            /** @description The engine is usable on the brain of the snapshot. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["no-store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Provisioned"];
+                };
+            };
+            /** @description The caller chose not to wait for the end (`Prefer`), or the change takes longer than the service lets a call wait; the operation continues. */
+            202: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    Location: components["headers"]["Location"];
+                    "Preference-Applied": components["headers"]["Preference-Applied"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UnderWay"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_PLATFORM_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_NOT_FOUND`, `SNAPSHOT_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_BUSY`, `ENGINE_QUARANTINED`, `ENGINE_DESTROYED` */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `IDEMPOTENCY_KEY_REUSED`, `SNAPSHOT_CORRUPT` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR`, `ENGINE_BOOT_FAILED` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `PORT_EXHAUSTION`, `CAPACITY_EXHAUSTED`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BOOT_TIMEOUT`, `STOP_UNCONFIRMED` */
+            504: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_FAILED` */
+            507: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    forkEngine: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The `user_id` again, percent-encoded: a call whose path or body has another one is refused, because a proxy has changed it. Required for a `user_id` with an empty segment between slashes (`/a`, `a/`, `a//b`); calls without a user must not have it. */
+                "X-User-Id"?: components["parameters"]["X-User-Id"];
+                /** @description 1 to 255 characters, stored for 24 hours per product: the same call with the same key returns the first response again, with the engine's current key. */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+                /**
+                 * @description RFC 7240: `respond-async` does not wait for the end of the change, `wait=N` waits at most N seconds (with `respond-async`, too); then the response is 202, and `GET /engines/{user_id}` shows the `operation` until its end, and then its result (`last_operation`).
+                 * @example respond-async, wait=10
+                 */
+                Prefer?: components["parameters"]["Prefer"];
+            };
+            path: {
+                /**
+                 * @description The user, percent-encoded.
+                 * @example alice@example.com
+                 */
+                user_id: components["parameters"]["user_id"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForkRequest"];
+            };
+        };
+        responses: {
+            /** @description The new engine is usable. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["no-store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Provisioned"];
+                };
+            };
+            /** @description The caller chose not to wait for the end (`Prefer`), or the change takes longer than the service lets a call wait; the operation continues. */
+            202: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    Location: components["headers"]["Location"];
+                    "Preference-Applied": components["headers"]["Preference-Applied"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UnderWay"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_PLATFORM_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `POLICY_DENIED` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_NOT_FOUND`, `SNAPSHOT_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_ALREADY_EXISTS`, `ENGINE_BUSY`, `ENGINE_QUARANTINED`, `ENGINE_DESTROYED` */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `IDEMPOTENCY_KEY_REUSED`, `SNAPSHOT_CORRUPT` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `QUOTA_EXCEEDED`, `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR`, `ENGINE_BOOT_FAILED` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `PORT_EXHAUSTION`, `CAPACITY_EXHAUSTED`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BOOT_TIMEOUT` */
+            504: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_FAILED` */
+            507: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {

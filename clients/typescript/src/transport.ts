@@ -85,7 +85,7 @@ export class Transport {
       if (!response.ok && typeof body === "object" && body !== null && "error" in body) {
         throw new OrchError(response.status, response.headers, text);
       }
-      if (response.status === 202 && response.headers.has("Preference-Applied")) {
+      if (response.status === 202 && response.headers.has("Location")) {
         throw new UnderWay(body as Schemas["UnderWay"]);
       }
       return { body: body as Result<OperationOf<M, P>>, headers: response.headers };

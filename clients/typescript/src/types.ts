@@ -29,8 +29,8 @@ type BodyPart<O> = O extends { requestBody: { content: { "application/json": inf
     ? { body?: T }
     : { body?: never };
 
-/** The query of GET /engines and GET /audit. */
-type QueryOf<P extends "/engines" | "/audit"> = NonNullable<NonNullable<OperationOf<"get", P>["parameters"]["query"]>>;
+/** The query of a list. */
+type QueryOf<P extends "/engines" | "/audit" | "/engines/{user_id}/snapshots"> = NonNullable<NonNullable<OperationOf<"get", P>["parameters"]["query"]>>;
 
 /** Which engines of the product are listed. */
 export type EngineFilter = Pick<QueryOf<"/engines">, "status" | "limit" | "offset" | "cursor">;
@@ -40,3 +40,5 @@ export type FleetFilter = Omit<QueryOf<"/engines">, "offset">;
 export type AuditFilter = Omit<QueryOf<"/audit">, "product_id">;
 /** Which rows of the audit log are listed. */
 export type FleetAuditFilter = QueryOf<"/audit">;
+/** Which page of the snapshots of an engine is listed. */
+export type SnapshotPage = QueryOf<"/engines/{user_id}/snapshots">;

@@ -9,7 +9,7 @@ test("each call's method, path, headers and body as sent", async (t) => {
   const baseUrl = await serve(t, (request, response, body) => {
     const header = (name: string) => request.headers[name.toLowerCase()];
     got = [`${request.method} ${request.url}`, body, header("Content-Type"), header("X-Platform-Key") ?? header("X-Admin-Key"), header("X-User-Id")];
-    json(response, 200, { engines: [], entries: [], policy: {}, keep_awake_until: "2026-11-24T06:49:48.184Z", new_api_key: "k" }, { ETag: '"e"' });
+    json(response, 200, { engines: [], entries: [], snapshots: [], snapshot: {}, policy: {}, keep_awake_until: "2026-11-24T06:49:48.184Z", new_api_key: "k" }, { ETag: '"e"' });
   });
   const [orch, admin] = [new Orch({ baseUrl: `${baseUrl}/`, platformKey: "pk" }), new OrchAdmin({ baseUrl, adminKey: "ak" })];
   const type = "application/json";
@@ -25,6 +25,14 @@ test("each call's method, path, headers and body as sent", async (t) => {
     ["rotate-key", () => orch.rotateKey(user), `POST /engines/${id}/rotate-key`, "", undefined, "pk", id],
     ["keep-awake", () => orch.keepAwake(user, 1.5), `POST /engines/${id}/keep-awake`, `{"seconds":2}`, type, "pk", id],
     ["destroy", () => orch.destroy(user), `DELETE /engines/${id}`, "", undefined, "pk", id],
+    ["snapshot", () => orch.snapshot(user), `POST /engines/${id}/snapshots`, "", undefined, "pk", id],
+    ["snapshot, label", () => orch.snapshot(user, { label: "l" }), `POST /engines/${id}/snapshots`, `{"label":"l"}`, type, "pk", id],
+    ["snapshots", () => orch.snapshots(user, { limit: 5, cursor: "c+d" }), `GET /engines/${id}/snapshots?limit=5&cursor=c%2Bd`, "", undefined, "pk", id],
+    ["delete snapshot", () => orch.deleteSnapshot(user, "s/t"), `DELETE /engines/${id}/snapshots/s%2Ft`, "", undefined, "pk", id],
+    ["restore", () => orch.restore(user), `POST /engines/${id}/restore`, "", undefined, "pk", id],
+    ["restore, snapshot", () => orch.restore(user, { snapshotId: "s" }), `POST /engines/${id}/restore`, `{"snapshot_id":"s"}`, type, "pk", id],
+    ["fork", () => orch.fork(user, "v"), `POST /engines/${id}/fork`, `{"user_id":"v"}`, type, "pk", id],
+    ["fork, snapshot", () => orch.fork(user, "v", { snapshotId: "s" }), `POST /engines/${id}/fork`, `{"user_id":"v","snapshot_id":"s"}`, type, "pk", id],
     ["engines", () => orch.engines({ status: "running", limit: 5, cursor: "c+d" }), "GET /engines?status=running&limit=5&cursor=c%2Bd", "", undefined, "pk", undefined],
     ["status", () => orch.status(), "GET /status", "", undefined, "pk", undefined],
     ["metrics", () => orch.metrics(), "GET /metrics", "", undefined, "pk", undefined],
@@ -82,11 +90,13 @@ test("a change whose end is not awaited throws UnderWay", async (t) => {
   let prefer: unknown;
   const baseUrl = await serve(t, (request, response) => {
     prefer = request.headers.prefer;
-    json(response, 202, { engine_id: "e", operation: { kind: "start" } }, { "Preference-Applied": "respond-async" });
+    json(response, 202, { engine_id: "e", operation: { kind: "start" } }, { Location: "/engines/u" });
   });
   const err: unknown = await new Orch({ baseUrl, platformKey: "pk" }).start("u", { waitSeconds: 2 }).catch((e: unknown) => e);
   assert(err instanceof UnderWay && err.engine.engine_id === "e" && err.engine.operation?.kind === "start");
   assert.equal(prefer, "respond-async, wait=2");
+  const slow: unknown = await new Orch({ baseUrl, platformKey: "pk" }).snapshot("u").catch((e: unknown) => e);
+  assert(slow instanceof UnderWay && prefer === undefined);
 });
 
 test("a degraded replica is not an error, but one without health is", async (t) => {
@@ -101,7 +111,7 @@ test("the iterators ask for page after page", async (t) => {
   const baseUrl = await serve(t, (request, response) => {
     asked.push(request.url ?? "");
     const cursor = new URL(request.url ?? "", "http://h").searchParams.get("cursor");
-    json(response, 200, cursor === null ? { engines: [{ user_id: "a" }], next_cursor: "2" } : { engines: [{ user_id: "b" }] });
+    json(response, 200, cursor === null ? { engines: [{ user_id: "a" }], snapshots: [{ snapshot_id: "s" }], next_cursor: "2" } : { engines: [{ user_id: "b" }], snapshots: [{ snapshot_id: "t" }] });
   });
   const users: string[] = [];
   for await (const engine of new Orch({ baseUrl, platformKey: "pk" }).allEngines({ limit: 1, offset: 3 })) {
@@ -109,6 +119,12 @@ test("the iterators ask for page after page", async (t) => {
   }
   assert.deepEqual(users, ["a", "b"]);
   assert.deepEqual(asked, ["/engines?limit=1&offset=3", "/engines?limit=1&cursor=2"]);
+  const snapshots: string[] = [];
+  for await (const snapshot of new Orch({ baseUrl, platformKey: "pk" }).allSnapshots("u")) {
+    snapshots.push(snapshot.snapshot_id);
+  }
+  assert.deepEqual(snapshots, ["s", "t"]);
+  assert.deepEqual(asked.slice(2), ["/engines/u/snapshots", "/engines/u/snapshots?cursor=2"]);
 });
 
 test("admitted narrows the type of an admission", () => {
