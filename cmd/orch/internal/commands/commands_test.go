@@ -87,7 +87,7 @@ func TestEveryCommand(t *testing.T) {
 			}
 		})
 		last := c.Name[strings.LastIndex(c.Name, " ")+1:]
-		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget", "remove"}, last); irreversible != (c.Ask != nil) {
+		if irreversible := slices.Contains([]string{"destroy", "delete", "discard", "forget", "remove", "restore"}, last); irreversible != (c.Ask != nil) {
 			t.Errorf("%s: it needs a confirmation: %t", c.Name, c.Ask != nil)
 		}
 		for flag := range c.Predict {
@@ -122,6 +122,11 @@ func TestCalledWrongly(t *testing.T) {
 		"engine keep-awake|-for|0s|a":              "from 1s to 1h0m0s",
 		"engine destroy|a":                         "give -yes",
 		"product delete|a":                         "give -yes",
+		"snapshot delete|a|s":                      "give -yes",
+		"snapshot delete|a":                        "got 1 argument, need 2",
+		"snapshot list|-n|-1|a":                    "-n must be",
+		"engine restore|a":                         "give -yes",
+		"engine fork|a":                            "got 1 argument, need 2",
 		"engine discard|e":                         "give -yes",
 		"volume forget|e":                          "give -yes",
 		"volume forget":                            "got 0 arguments, need 1",

@@ -26,7 +26,7 @@ The file is ` + "`orch/contexts.json`" + ` in ` + "`$XDG_CONFIG_HOME`" + ` (defa
 ## Common to all commands
 - Flags may come before or after arguments; ` + "`--`" + ` ends them.
 - Results go to stdout, everything else to stderr. ` + "`-json`" + ` prints the result as one object, for scripts; ` + "`audit tail`" + ` and ` + "`engine watch`" + ` print one object per line.
-- Keys are printed by the commands that create them (` + "`engine provision`, `engine rotate-key`, `product register`, `product rotate-key`" + `), and by others only with ` + "`-key`" + `, in JSON too.
+- Keys are printed by the commands that create them (` + "`engine provision`, `engine rotate-key`, `engine restore`, `engine fork`, `product register`, `product rotate-key`" + `), and by others only with ` + "`-key`" + `, in JSON too.
 - A command that cannot be undone asks for confirmation. ` + "`-yes`" + ` confirms in advance; it is required without a terminal.
 - Colours and progress are shown only on terminals. ` + "`NO_COLOR=1`" + ` turns colours off.
 
