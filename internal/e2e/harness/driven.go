@@ -67,6 +67,17 @@ var notDriven = []struct {
 		{Operation: "adopt", Status: 409, Code: "ENGINE_BUSY"}, {Operation: "discard", Status: 409, Code: "ENGINE_BUSY"},
 	}},
 	{"it needs a node that is silent for 40 s", []contract.Answer{{Operation: "discard", Status: 504, Code: "STOP_UNCONFIRMED"}}},
+	{"it needs a node or a store whose disk is full", []contract.Answer{
+		{Operation: "takeSnapshot", Status: 507, Code: "SNAPSHOT_FAILED"}, {Operation: "restoreEngine", Status: 507, Code: "SNAPSHOT_FAILED"},
+		{Operation: "forkEngine", Status: 507, Code: "SNAPSHOT_FAILED"},
+	}},
+	{"the engine boots by the same steps as in a start or a provision, whose tests cause it", []contract.Answer{
+		{Operation: "restoreEngine", Status: 502, Code: "ENGINE_BOOT_FAILED"}, {Operation: "restoreEngine", Status: 504, Code: "BOOT_TIMEOUT"},
+		{Operation: "restoreEngine", Status: 503, Code: "CAPACITY_EXHAUSTED"}, {Operation: "restoreEngine", Status: 503, Code: "PORT_EXHAUSTION"},
+		{Operation: "restoreEngine", Status: 504, Code: "STOP_UNCONFIRMED"},
+		{Operation: "forkEngine", Status: 502, Code: "ENGINE_BOOT_FAILED"}, {Operation: "forkEngine", Status: 504, Code: "BOOT_TIMEOUT"},
+		{Operation: "forkEngine", Status: 503, Code: "PORT_EXHAUSTION"},
+	}},
 	{"it needs an engine that repeatedly changes faster than a call can read it", []contract.Answer{{Operation: "admit", Status: 409, Code: "ENGINE_BUSY"}}},
 }
 

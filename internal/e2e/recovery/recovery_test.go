@@ -328,6 +328,9 @@ func TestRowOfAStranger(t *testing.T) {
 		"GET":        func() error { return harness.ErrOf(c.Engine(ctx, "thief")) },
 		"admit":      func() error { return harness.ErrOf(c.Admit(ctx, "thief", client.AdmitOptions{})) },
 		"rotate-key": func() error { return harness.ErrOf(c.RotateKey(ctx, "thief")) },
+		"snapshot":   func() error { return harness.ErrOf(c.Snapshot(ctx, "thief", "")) },
+		"restore":    func() error { return harness.ErrOf(c.Restore(ctx, "thief", "")) },
+		"fork":       func() error { return harness.ErrOf(c.Fork(ctx, "thief", "another", "")) },
 	} {
 		t.Run(what, func(t *testing.T) { harness.WantCode(t, call(), 409, "ENGINE_QUARANTINED") })
 	}
@@ -545,16 +548,20 @@ func TestRegistryRecovering(t *testing.T) {
 		t.Fatal(err)
 	}
 	calls := map[string]func() error{
-		"provision":  func() error { return harness.ErrOf(c.Provision(ctx, "new", "")) },
-		"admit":      func() error { return harness.ErrOf(c.Admit(ctx, "new", client.AdmitOptions{AutoProvision: true})) },
-		"start":      func() error { return harness.ErrOf(c.Start(ctx, "stopped")) },
-		"stop":       func() error { return harness.ErrOf(c.Stop(ctx, "u")) },
-		"rotate-key": func() error { return harness.ErrOf(c.RotateKey(ctx, "u")) },
-		"destroy":    func() error { return harness.ErrOf(c.Destroy(ctx, "u")) },
-		"rekey":      func() error { return harness.ErrOf(r.Admin().Rekey(ctx)) },
-		"adopt":      func() error { return harness.ErrOf(r.Admin().Adopt(ctx, quarantined, "", "")) },
-		"discard":    func() error { return r.Admin().Discard(ctx, quarantined) },
-		"adoptNode":  func() error { return harness.ErrOf(r.Admin().AdoptNode(ctx, "a", "b", false)) },
+		"provision":            func() error { return harness.ErrOf(c.Provision(ctx, "new", "")) },
+		"admit":                func() error { return harness.ErrOf(c.Admit(ctx, "new", client.AdmitOptions{AutoProvision: true})) },
+		"start":                func() error { return harness.ErrOf(c.Start(ctx, "stopped")) },
+		"stop":                 func() error { return harness.ErrOf(c.Stop(ctx, "u")) },
+		"rotate-key":           func() error { return harness.ErrOf(c.RotateKey(ctx, "u")) },
+		"destroy":              func() error { return harness.ErrOf(c.Destroy(ctx, "u")) },
+		"snapshot":             func() error { return harness.ErrOf(c.Snapshot(ctx, "u", "")) },
+		"restore":              func() error { return harness.ErrOf(c.Restore(ctx, "u", "")) },
+		"fork":                 func() error { return harness.ErrOf(c.Fork(ctx, "u", "forked", "")) },
+		"delete of a snapshot": func() error { return c.DeleteSnapshot(ctx, "u", "no-such-snapshot") },
+		"rekey":                func() error { return harness.ErrOf(r.Admin().Rekey(ctx)) },
+		"adopt":                func() error { return harness.ErrOf(r.Admin().Adopt(ctx, quarantined, "", "")) },
+		"discard":              func() error { return r.Admin().Discard(ctx, quarantined) },
+		"adoptNode":            func() error { return harness.ErrOf(r.Admin().AdoptNode(ctx, "a", "b", false)) },
 	}
 	t.Run("Calls", func(t *testing.T) {
 		for name, call := range calls {
