@@ -42,6 +42,11 @@ func TestEngineRoutes(t *testing.T) {
 			}
 		})
 	}
+	t.Run("by-id", func(t *testing.T) {
+		// It is a user like any other, whose snapshots these are.
+		want(t, s.send("GET", "/engines/by-id/snapshots", ""), 401, reached)
+		want(t, s.send("GET", "/engines/by-id/snapshot", ""), 401, engine.InvalidAdminKey)
+	})
 	t.Run("provision", func(t *testing.T) {
 		want(t, s.send("POST", "/engines/provision", ""), 401, reached)
 	})
