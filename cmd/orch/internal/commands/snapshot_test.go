@@ -2,6 +2,7 @@ package commands
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -66,7 +67,7 @@ func TestTakesLong(t *testing.T) {
 	if err := continues(under, "u"); !strings.Contains(err.Error(), "orch engine wait v") {
 		t.Error(err)
 	}
-	if err := continues(client.ErrEngineBusy, "u"); err != client.ErrEngineBusy {
+	if err := continues(client.ErrEngineBusy, "u"); !errors.Is(err, client.ErrEngineBusy) || errors.As(err, new(*client.UnderWay)) {
 		t.Error(err)
 	}
 }
