@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -72,7 +74,15 @@ func (c *Cluster) Worker(ctx context.Context, jobID string) (*WorkerState, error
 	if s.Ended {
 		s.Failure = a.Failure
 	}
-	if r := newest.AllocatedResources; r != nil {
+	if !s.Running {
+		return s, nil
+	}
+	// The list contains no resources, which include the address.
+	full, _, err := c.client.Allocations().Info(a.ID, c.read(ctx))
+	if err != nil {
+		return nil, classify(err)
+	}
+	if r := full.AllocatedResources; r != nil {
 		for _, p := range r.Shared.Ports {
 			if p.Label == jobs.CopyPort {
 				s.Addr = net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))
@@ -114,6 +124,9 @@ func (c *Cluster) WorkerLog(ctx context.Context, allocID string) ([]byte, error)
 	// Not by the client's own method, which first tries to connect to the node.
 	body, err := c.client.Raw().Response("/v1/client/fs/logs/"+allocID, q)
 	if err != nil {
+		if strings.Contains(err.Error(), api.PermissionDeniedErrorContent) { // with status 500 (client_fs_endpoint.go)
+			return nil, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrDenied, err)
+		}
 		return nil, classify(err)
 	}
 	defer body.Close()
@@ -142,4 +155,32 @@ func (c *Cluster) ForgetWorker(ctx context.Context, jobID string) error {
 		return err
 	}
 	return c.DeleteVariable(ctx, jobID)
+}
+
+// Workers lists the names of the jobs of workers that begin with prefix, and of orders
+// without a job.
+func (c *Cluster) Workers(ctx context.Context, prefix string) ([]string, error) {
+	q := c.read(ctx)
+	q.Prefix = prefix
+	var names []string
+	_, err := c.pages(ctx, Unthrottled, q, func(q *api.QueryOptions) (*api.QueryMeta, error) {
+		stubs, meta, err := c.client.Jobs().List(q)
+		for _, s := range stubs {
+			names = append(names, s.ID)
+		}
+		return meta, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	orders, err := c.KeyHashes(ctx, prefix, Unthrottled)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range orders {
+		if !slices.Contains(names, v.JobID) {
+			names = append(names, v.JobID)
+		}
+	}
+	return names, nil
 }

@@ -34,37 +34,58 @@ const JobPrefix = "engine-"
 // Volume returns the name of the engine's host volume.
 func (r *Row) Volume() string { return cmp.Or(r.VolumeName, r.JobID()) }
 
-// FreshVolumeName returns a new name for the engine's volume. A used name cannot be used
-// again, because Nomad never frees the names of lost volumes.
-func (r *Row) FreshVolumeName() string {
+// FreshVolumeName returns a new name for the engine's volume, whose directory is registered
+// again. A used name cannot be used again, because Nomad never frees the names of lost
+// volumes.
+func (r *Row) FreshVolumeName() string { return r.freshName(registrationMark) }
+
+// FreshRestoreName returns a new name for a volume of the engine that Nomad creates beside
+// the present one.
+func (r *Row) FreshRestoreName() string { return r.freshName(restoreMark) }
+
+func (r *Row) freshName(mark string) string {
 	n := 1
 	for _, name := range []string{r.VolumeName, r.NextVolume} {
-		if _, registration := VolumeOf(name); registration > n {
-			n = registration
+		if v, ok := ParseVolume(name); ok && v.Number > n {
+			n = v.Number
 		}
 	}
-	return r.JobID() + registrationMark + strconv.Itoa(n+1)
+	return r.JobID() + mark + strconv.Itoa(n+1)
 }
 
-// registrationMark separates the original name of a volume from the number of its
-// registration, which is 2 or more.
-const registrationMark = ".r"
+// The mark separates the original name of a volume from its number, which is 2 or more.
+const (
+	registrationMark = ".r" // an existing directory that was registered
+	restoreMark      = ".v" // a volume that Nomad created for a restore
+)
 
-// VolumeOf returns the engine_id in the name of a volume, and the number of its
-// registration: 1 for a volume that Nomad created, more for an existing directory that was
-// registered, 0 if the name is not that of an engine's volume.
-func VolumeOf(name string) (engineID string, registration int) {
+// VolumeName is what the name of an engine's volume says.
+type VolumeName struct {
+	EngineID string
+	// Number orders the volumes of an engine, from 1 on.
+	Number int
+	// Registered: it is an existing directory that was registered, which Nomad does not
+	// delete.
+	Registered bool
+}
+
+// ParseVolume reads the name of a volume. ok is false if it is not that of an engine's
+// volume.
+func ParseVolume(name string) (v VolumeName, ok bool) {
 	rest, found := strings.CutPrefix(name, JobPrefix)
 	if !found || rest == "" {
-		return "", 0
+		return VolumeName{}, false
 	}
-	id, number, registered := strings.Cut(rest, registrationMark)
-	if !registered {
-		return rest, 1
+	for _, mark := range []string{registrationMark, restoreMark} {
+		id, number, marked := strings.Cut(rest, mark)
+		if !marked {
+			continue
+		}
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 2 || strconv.Itoa(n) != number || id == "" || strings.Contains(id, ".") {
+			return VolumeName{}, false
+		}
+		return VolumeName{EngineID: id, Number: n, Registered: mark == registrationMark}, true
 	}
-	n, err := strconv.Atoi(number)
-	if err != nil || n < 2 || strconv.Itoa(n) != number || id == "" {
-		return "", 0
-	}
-	return id, n
+	return VolumeName{EngineID: rest, Number: 1}, true
 }

@@ -16,15 +16,20 @@ func TestJobID(t *testing.T) {
 func TestVolumeNames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := &Row{EngineID: rapid.StringMatching(`[a-z2-7]{26}`).Draw(t, "engine_id")}
-		seen := map[string]bool{}
+		seen, registered, last := map[string]bool{}, false, 0
 		for n := 1; n < 30; n++ {
 			name := e.Volume()
-			if id, registration := VolumeOf(name); id != e.EngineID || seen[name] || n == 1 && registration != 1 {
-				t.Fatalf("name %d is %q: of %q, registration %d", n, name, id, registration)
+			if v, ok := ParseVolume(name); !ok || v.EngineID != e.EngineID || seen[name] || v.Registered != registered || v.Number <= last {
+				t.Fatalf("name %d is %q: %+v", n, name, v)
+			} else if v.Number > 1 {
+				last = v.Number
 			}
 			seen[name] = true
 			for range rapid.IntRange(1, 3).Draw(t, "tries") {
-				next := e.FreshVolumeName()
+				next := e.FreshRestoreName()
+				if registered = rapid.Bool().Draw(t, "registered"); registered {
+					next = e.FreshVolumeName()
+				}
 				if seen[next] {
 					t.Fatalf("%q was chosen before", next)
 				}
@@ -34,9 +39,9 @@ func TestVolumeNames(t *testing.T) {
 			e.VolumeName = e.NextVolume
 		}
 	})
-	for _, name := range []string{"", "engine-", "catalog", "engine-x.r1", "engine-x.r0", "engine-x.r02", "engine-x.r", "engine-x.r2.r3", "engine-x.ra", "engine-.r2"} {
-		if id, n := VolumeOf(name); n != 0 || id != "" {
-			t.Errorf("%q is volume %d of %q", name, n, id)
+	for _, name := range []string{"", "engine-", "catalog", "engine-x.r1", "engine-x.r0", "engine-x.r02", "engine-x.r", "engine-x.r2.r3", "engine-x.ra", "engine-.r2", "engine-x.v1", "engine-.v2", "engine-x.v2.r3"} {
+		if v, ok := ParseVolume(name); ok {
+			t.Errorf("%q is a volume: %+v", name, v)
 		}
 	}
 }

@@ -21,9 +21,9 @@ const (
 	OpRecover OpKind = "recover"
 	// OpRestart ends a running engine's process and starts a new one.
 	OpRestart OpKind = "restart"
-	// OpSnapshot takes a snapshot of an engine's brain, in any state that the engine keeps.
+	// OpSnapshot copies the brain into the snapshot store. The engine goes on.
 	OpSnapshot OpKind = "snapshot"
-	// OpRestore puts an engine onto the brain in a snapshot.
+	// OpRestore gives an engine a new volume with the brain in a snapshot.
 	OpRestore OpKind = "restore"
 )
 
@@ -65,6 +65,14 @@ type Operation struct {
 	// Canary is a restart that tests whether a storm of failures is over. Its failure does
 	// not count.
 	Canary bool `json:"canary,omitempty"`
+	// Worker is the node on which a worker of this operation runs, or waits for its turn.
+	// Attempt is the number of that worker.
+	Worker  string `json:"worker,omitempty"`
+	Attempt int    `json:"attempt,omitempty"`
+	// Taking is the snapshot that the operation makes, and Restoring the brain that it
+	// restores.
+	Taking    *Taking    `json:"taking,omitempty"`
+	Restoring *Restoring `json:"restoring,omitempty"`
 	// AuditID is the operation's row in the audit log. The replica that ends the operation
 	// completes it.
 	AuditID int64 `json:"audit_id,omitempty"`
@@ -73,6 +81,23 @@ type Operation struct {
 	RequestID string `json:"request_id,omitempty"`
 	// Trace is the span that caused the operation, as a value of the header traceparent.
 	Trace string `json:"trace,omitempty"`
+}
+
+// Clone returns a deep copy of o.
+func (o *Operation) Clone() *Operation {
+	if o == nil {
+		return nil
+	}
+	c := *o
+	if o.Taking != nil {
+		t := *o.Taking
+		c.Taking = &t
+	}
+	if o.Restoring != nil {
+		r := *o.Restoring
+		c.Restoring = &r
+	}
+	return &c
 }
 
 // Ended is a finished operation, for callers that did not wait for it.

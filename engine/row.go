@@ -82,12 +82,14 @@ type Row struct {
 	// QuotaMB is the limit that its volume last got, in MiB; 0: none.
 	QuotaMB int `json:"quota_mb,omitempty"`
 	// VolumeName is the name of its volume in Nomad if it is not JobID, because the volume
-	// was registered again after Nomad had lost it. NextVolume is the name that was last
-	// chosen for a registration; no name is chosen twice.
+	// was registered again after Nomad had lost it, or made by a restore. NextVolume is the
+	// name that was last chosen; no name is chosen twice.
 	VolumeName string `json:"volume_name,omitempty"`
 	NextVolume string `json:"next_volume,omitempty"`
-	AllocID    string `json:"alloc_id,omitempty"`
-	URL        string `json:"url,omitempty"`
+	// Readable: a worker may read its volume while the engine runs (cluster.Volume.Readable).
+	Readable bool   `json:"readable,omitempty"`
+	AllocID  string `json:"alloc_id,omitempty"`
+	URL      string `json:"url,omitempty"`
 	// TLS: the engine's job, as it was last registered, makes its processes serve TLS.
 	TLS bool `json:"tls,omitempty"`
 	// Vanished is set while a missed process of the engine is not confirmed to have ended.
@@ -100,6 +102,9 @@ type Row struct {
 	Proven   []string `json:"proven,omitempty"`
 	// Frozen is set while the engine is, or may be, frozen.
 	Frozen *Frozen `json:"frozen,omitempty"`
+
+	// Snapshot is its newest snapshot; nil: it never had one.
+	Snapshot *SnapshotRef `json:"snapshot,omitempty"`
 
 	// Crash identifies the last handled crash of AllocID (cluster.Alloc.Crash).
 	Crash int64 `json:"crash,omitempty"`
@@ -141,9 +146,10 @@ type Row struct {
 // Clone returns a deep copy of r.
 func (r *Row) Clone() *Row {
 	c := *r
-	if r.Op != nil {
-		op := *r.Op
-		c.Op = &op
+	c.Op = r.Op.Clone()
+	if r.Snapshot != nil {
+		ref := *r.Snapshot
+		c.Snapshot = &ref
 	}
 	if r.Last != nil {
 		last := *r.Last

@@ -193,7 +193,7 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	if row.State == engine.Destroying {
 		return denied, DenialDestroying
 	}
-	if row.Op != nil {
+	if row.Op != nil && (row.Op.Kind != engine.OpSnapshot || row.State != engine.Running && (opts.AutoProvision || opts.AutoWake)) { // an engine runs on while a snapshot is taken
 		switch row.Op.Kind {
 		case engine.OpRotateKey:
 			if row.State == engine.Failed {

@@ -82,6 +82,7 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 	}
 	op := s.ops.NewOperation(ctx, engine.OpDestroy, audit.ActionDestroy, row.State)
 	op.Supersedes = other
+	carryOver(row, cut, op)
 	row.State, row.Desired = engine.Destroying, engine.Destroying
 	if record != nil {
 		if other := row.Idempotency; other != nil {
@@ -96,6 +97,18 @@ func (s *Scheduler) beginDestroy(ctx context.Context, caller *Caller, row *engin
 		s.complete(ctx, cut.AuditID, audit.Completion{Outcome: string(engine.EngineBusy), EngineID: row.EngineID, Duration: time.Since(cut.BeganAt)})
 	}
 	return o, err
+}
+
+// carryOver writes into a destroy what the operation that it interrupts has made outside the
+// registry, and a process that it may have frozen.
+func carryOver(row *engine.Row, cut, op *engine.Operation) {
+	if cut == nil {
+		return
+	}
+	op.Attempt, op.Taking, op.Restoring = cut.Attempt, cut.Taking, cut.Restoring
+	if t := cut.Taking; t != nil && t.Freezing && row.Frozen == nil {
+		row.Frozen = &engine.Frozen{AllocID: t.AllocID, URL: row.URL}
+	}
 }
 
 // halt makes sure that this replica does not run the operation of a row, and does not start

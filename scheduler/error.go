@@ -60,6 +60,9 @@ func AsError(err error) *engine.Error {
 	if errors.As(err, &known) {
 		return known
 	}
+	if snapshot := asBrainError(err); snapshot != nil {
+		return snapshot
+	}
 	var record *registry.Unreadable
 	if errors.As(err, &record) {
 		return unreadable(record)

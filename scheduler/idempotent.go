@@ -24,7 +24,7 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 		return nil, nil, nil
 	}
 	ref = &engine.IdempotencyRef{
-		Key: digest(o.IdempotencyKey), Body: digest(caller.UserID, o.Image), CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		Key: digest(o.IdempotencyKey), Body: o.body(caller.UserID), CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
 		record, err := s.lookUp(ctx, caller.Product.ProductID, ref)
@@ -66,6 +66,14 @@ func (s *Scheduler) replay(ctx context.Context, caller *Caller, o ProvisionOptio
 	return nil, nil, engine.BusyWith(engine.OpProvision)
 }
 
+// body identifies a request for an engine.
+func (o *ProvisionOptions) body(userID string) string {
+	if o.from == nil {
+		return digest(userID, o.Image)
+	}
+	return digest("fork", userID, o.from.EngineID, o.fromAsked)
+}
+
 // lookUp reads the record of a key. nil: there is no valid record, and ref creates one.
 // IDEMPOTENCY_KEY_REUSED.
 func (s *Scheduler) lookUp(ctx context.Context, productID string, ref *engine.IdempotencyRef) (*registry.Idempotency, error) {
@@ -92,7 +100,7 @@ func (s *Scheduler) recall(ctx context.Context, caller *Caller, kind engine.OpKi
 		return nil, nil, nil
 	}
 	ref = &engine.IdempotencyRef{
-		Key: digest(caller.IdempotencyKey), Body: digest(string(kind), caller.UserID, ""), Kind: kind, Fresh: true, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		Key: digest(caller.IdempotencyKey), Body: digest(string(kind), caller.UserID, caller.of), Kind: kind, Fresh: true, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	for range maxClaims {
 		record, err := s.lookUp(ctx, caller.Product.ProductID, ref)

@@ -86,6 +86,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 	for range maxClaims {
 		done, record, err := s.recall(ctx, caller, kind)
 		if done != nil {
+			caller.repeated = done
 			s.drop(ctx, &d, engine.BusyWith(kind)) // the row of the other operation records it
 			return s.again(ctx, caller, done, joins)
 		}

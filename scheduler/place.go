@@ -29,6 +29,11 @@ type place struct {
 // volume or a new one, and the first step.
 func (p *place) applyTo(row *engine.Row) {
 	row.NodeID, row.QuotaMB = p.node.ID, 0
+	row.Op.Worker = ""
+	if row.Op.Restoring != nil { // a fork
+		p.applyToFork(row)
+		return
+	}
 	row.Op.Step = plans.First(engine.OpProvision)
 	if p.pooled != nil {
 		row.Op.Step = plans.Forward[engine.OpProvision][1].Name // the volume exists already
@@ -36,6 +41,17 @@ func (p *place) applyTo(row *engine.Row) {
 		return
 	}
 	row.EngineID, row.VolumeID, row.VolumePath = p.id, "", ""
+}
+
+// applyToFork writes the place into the row of a provision whose volume is filled first.
+func (p *place) applyToFork(row *engine.Row) {
+	row.Op.Step, row.EngineID, row.VolumeID, row.VolumePath = stepForkVolume, p.id, "", ""
+	if row.Op.Restoring.Content == nil {
+		row.Op.Step = stepForkTake
+	}
+	if p.pooled != nil {
+		row.EngineID, row.VolumeID, row.VolumePath = p.pooled.EngineID, p.pooled.VolumeID, p.pooled.Path
+	}
 }
 
 // defaultNodePool is where Nomad places jobs that name no pool.

@@ -45,7 +45,7 @@ func do(act func(*work, context.Context) error) func(context.Context, operation.
 }
 
 func init() { // not a literal, because the steps refer to plans
-	plans.After = map[string]string{stepAnotherPort: stepRegister}
+	plans.After = map[string]string{stepAnotherPort: stepRegister, stepForkTake: stepForkVolume, stepForkVolume: stepFetch, stepFetch: stepClean, stepClean: "key"}
 	plans.Forward = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {
 			{Name: "volume", Do: do((*work).ensureVolume), Fenced: true},
@@ -92,19 +92,49 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "scale-down", Do: do((*work).quiesce), Fenced: true},
 			{Name: "drain", Do: do((*work).awaitGone)},
 			{Name: "purge", Do: do((*work).purge)},
+			{Name: "erase", Do: do((*work).erase)},
 			{Name: "volume", Do: do((*work).deleteVolume)},
 			{Name: "variable", Do: do((*work).deleteVariable)},
 			{Name: "key", Do: do((*work).deleteKey)},
 			{Name: "row", Do: do((*work).removeRow)},
 		},
+		engine.OpSnapshot: {
+			{Name: "upload", Do: do((*work).beginUpload)},
+			{Name: stepTakeWorker, Do: do((*work).prepareCopy), Fenced: true},
+			{Name: "copy", Do: do((*work).copyBrain)},
+			{Name: "send", Do: do((*work).awaitSent)},
+			{Name: "store", Do: do((*work).storeSnapshot), Fenced: true},
+			{Name: stepClean, Do: do((*work).removeWorker)},
+		},
+		// The brain is complete in its new volume before the engine is stopped, and the former
+		// one is deleted when the engine runs.
+		engine.OpRestore: {
+			{Name: "target", Do: do((*work).nameTarget)},
+			{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
+			{Name: stepFetch, Do: do((*work).fetch), Fenced: true},
+			{Name: stepClean, Do: do((*work).removeWorker)},
+			{Name: "scale-down", Do: do((*work).endProcess), Fenced: true},
+			{Name: "drain", Do: do((*work).awaitGone)},
+			{Name: stepKeep, Do: do((*work).beginKeep)},
+			{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
+			{Name: "keep-send", Do: do((*work).awaitSent)},
+			{Name: "keep-store", Do: do((*work).storeSnapshot), Fenced: true},
+			{Name: stepSwitchKey, Do: do((*work).writeNewKey), Fenced: true},
+			{Name: "switch", Do: do((*work).switchBrain)},
+			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
+			{Name: stepRegister, Do: do((*work).register), Fenced: true},
+			{Name: "boot", Do: do((*work).boot)},
+			{Name: "release", Do: do((*work).release), Fenced: true},
+		},
 	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
-		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}, {Name: stepForkTake, Do: do((*work).takeForFork)}, {Name: stepForkVolume, Do: do((*work).forkVolume), Fenced: true}, {Name: stepFetch, Do: do((*work).fetch), Fenced: true}, {Name: stepClean, Do: do((*work).removeWorker)}},
 		// These finish their operation, or lead to the first step of its plan.
 		engine.OpSleep: {{Name: stepFreeze, Do: do((*work).freeze), Fenced: true, Freezes: true}},
 		engine.OpStart: {{Name: stepThaw, Do: do((*work).thaw), Fenced: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 		// This one leads back to the step before it.
 		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpRestore: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
@@ -112,5 +142,17 @@ func init() { // not a literal, because the steps refer to plans
 		engine.OpRotateKey: {{Name: "undo-new-key", Do: do((*work).leave)}},
 		engine.OpRecover:   {{Name: "undo-recover", Do: do((*work).leave)}},
 		engine.OpRestart:   {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
+		// First of all, nothing may stay frozen.
+		engine.OpSnapshot: {
+			{Name: "undo-copy", Do: do((*work).thawCopied)},
+			{Name: "undo-worker", Do: do((*work).removeWorker)},
+			{Name: "undo-upload", Do: do((*work).dropUpload)},
+		},
+		engine.OpRestore: {
+			{Name: "undo-register", Do: do((*work).unregister), Fenced: true},
+			{Name: "undo-switch", Do: do((*work).switchBack)},
+			{Name: "undo-variable", Do: do((*work).rewriteVariable), Fenced: true},
+			{Name: "undo-target", Do: do((*work).dropTarget), Fenced: true},
+		},
 	}
 }

@@ -31,7 +31,12 @@ func TestPlans(t *testing.T) {
 		engine.OpRecover:   {"boot"},
 		engine.OpRestart:   {"scale-down", "drain", "variable", "register", "boot"},
 		engine.OpRotateKey: {"new-key", "variable", "proof", "retire"},
-		engine.OpDestroy:   {"settle", "scale-down", "drain", "purge", "volume", "variable", "key", "row"},
+		engine.OpDestroy:   {"settle", "scale-down", "drain", "purge", "erase", "volume", "variable", "key", "row"},
+		engine.OpSnapshot:  {"upload", "worker", "copy", "send", "store", "clean"},
+		engine.OpRestore: {
+			"target", "target-volume", "fetch", "clean", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store",
+			"new-key", "switch", "variable", "register", "boot", "release",
+		},
 	}
 	if diff := cmp.Diff(want, names(plans.Forward)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
@@ -42,15 +47,18 @@ func TestPlans(t *testing.T) {
 		engine.OpRotateKey: {"undo-new-key"},
 		engine.OpRecover:   {"undo-recover"},
 		engine.OpRestart:   {"undo-register"},
+		engine.OpSnapshot:  {"undo-copy", "undo-worker", "undo-upload"},
+		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-target"},
 	}
 	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
 	want = map[engine.OpKind][]string{
-		engine.OpProvision: {"relocate", "own", "burn", "another-port"},
+		engine.OpProvision: {"relocate", "own", "burn", "another-port", "fork-snapshot", "fork-volume", "fetch", "clean"},
 		engine.OpSleep:     {"freeze"},
 		engine.OpStart:     {"thaw", "another-port"},
 		engine.OpRestart:   {"another-port"},
+		engine.OpRestore:   {"another-port"},
 	}
 	if diff := cmp.Diff(want, names(plans.Detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
@@ -85,6 +93,12 @@ func TestFinish(t *testing.T) {
 		{engine.OpStop, engine.Running, engine.Running, "", engine.Stopped},
 		{engine.OpStop, engine.Failed, engine.Failed, "", engine.Stopped},
 		{engine.OpStop, engine.Sleeping, engine.Sleeping, "", engine.Stopped},
+		{engine.OpRestore, engine.Running, engine.Running, "", engine.Running},
+		{engine.OpRestore, engine.Provisioning, engine.Stopped, "", engine.Running},
+		{engine.OpRestore, engine.Running, engine.Running, engine.BootTimeout, engine.Failed},
+		{engine.OpRestore, engine.Provisioning, engine.Failed, engine.SnapshotCorrupt, engine.Failed},
+		{engine.OpRestore, engine.Provisioning, engine.Stopped, engine.SnapshotCorrupt, engine.Stopped},
+		{engine.OpRestore, engine.Provisioning, engine.Sleeping, engine.EngineBootFailed, engine.Sleeping},
 		{engine.OpRotateKey, engine.Running, engine.Running, "", engine.Running},
 		{engine.OpRotateKey, engine.Running, engine.Running, engine.BackendUnavailable, engine.Running},
 	} {
@@ -92,7 +106,7 @@ func TestFinish(t *testing.T) {
 		frozen := func(step string) bool {
 			row := &engine.Row{
 				State: c.from, Desired: engine.Running, Frozen: &engine.Frozen{},
-				Op: &engine.Operation{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo)},
+				Op: &engine.Operation{Kind: c.kind, Step: step, From: c.was, Undo: string(c.undo), Restoring: &engine.Restoring{Ended: true}},
 			}
 			operation.Close(&plans, engine.Backoff{}, row, time.Now())
 			return row.Frozen != nil
@@ -105,7 +119,7 @@ func TestFinish(t *testing.T) {
 		t.Run(string(c.kind)+"/"+string(c.was)+"/"+string(c.undo), func(t *testing.T) {
 			row := &engine.Row{
 				State: c.from, Desired: engine.Running, URL: "http://engine", AllocID: "allocation",
-				Op: &engine.Operation{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why"},
+				Op: &engine.Operation{Kind: c.kind, From: c.was, Undo: string(c.undo), Reason: "why", Restoring: &engine.Restoring{Ended: true}},
 			}
 			operation.Close(&plans, engine.Backoff{Base: time.Second, Max: time.Minute}, row, time.Now())
 			if row.Op != nil {
@@ -148,11 +162,15 @@ func TestFirstStep(t *testing.T) {
 	}
 }
 
-// The server's write timeout follows from LongestOperation.
+// The server's write timeout follows from LongestOperation. Callers of a snapshot or a
+// restore do not wait for its end (Scheduler.patiently).
 func TestLongestOperation(t *testing.T) {
 	m := operation.New(operation.Deps{BootTimeout: 90 * time.Second})
 	for kind := range plans.Forward {
 		limit := m.Limit(kind)
+		if kind == engine.OpSnapshot || kind == engine.OpRestore {
+			continue
+		}
 		if kind == engine.OpProvision || kind == engine.OpStart {
 			limit += m.BootTimeout
 		}

@@ -5,7 +5,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
@@ -35,7 +34,7 @@ func listens(ctx context.Context, addr string) bool {
 // a process and has not tried too often.
 func (o *work) mayChangePort(cause error) error {
 	kind := o.Row.Op.Kind
-	if kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestart || o.ports >= maxPorts {
+	if !starts(kind) || o.ports >= maxPorts {
 		return cause
 	}
 	o.ports++

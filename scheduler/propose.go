@@ -21,7 +21,8 @@ type proposal struct {
 	record        *engine.IdempotencyRef // of its Idempotency-Key; nil: none
 	pendingEntry  *pendingEntry          // its audit row, which further attempts may use; nil: none yet
 	// prepare refuses states in which the operation makes no sense, and sets the fields of
-	// the row while the operation is in progress.
+	// the row while the operation is in progress. It may set Taking and Restoring in an
+	// operation of the row.
 	prepare func(*engine.Row) error
 }
 
@@ -40,6 +41,10 @@ func (s *Scheduler) propose(ctx context.Context, row *engine.Row, p proposal) (_
 	row.Idempotency = p.record
 	if err := p.prepare(row); err != nil {
 		return nil, err
+	}
+	if with := row.Op; with != nil { // what prepare has added to the operation
+		op.Taking, op.Restoring = with.Taking, with.Restoring
+		row.Op = nil
 	}
 	asked := time.Now()
 	if err := s.mayBegin(ctx, p.backends...); err != nil {

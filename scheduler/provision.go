@@ -15,6 +15,10 @@ import (
 type ProvisionOptions struct {
 	// Image is the engine_version; empty: the product's or the service's default.
 	Image string
+	// from is the brain that the engine gets; nil: an empty one. fromAsked is the snapshot
+	// that the caller named.
+	from      *engine.Restoring
+	fromAsked string
 	// IdempotencyKey makes repeated calls return the same result; empty: none.
 	IdempotencyKey string
 }
@@ -31,7 +35,7 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 	for range maxClaims {
 		made, ref, err := s.replay(ctx, caller, o)
 		if err == nil && made == nil {
-			made, err = s.provision(ctx, caller, o.Image, ref)
+			made, err = s.provision(ctx, caller, o, ref)
 		}
 		if errors.Is(err, registry.ErrKeyUsed) {
 			continue // the same call is in progress, and both get its result
@@ -48,8 +52,8 @@ func (s *Scheduler) Provision(ctx context.Context, caller *Caller, o ProvisionOp
 	return nil, "", engine.BusyWith(engine.OpProvision)
 }
 
-func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string, ref *engine.IdempotencyRef) (*engine.Row, error) {
-	image, err := s.allowedImage(caller.Product, image)
+func (s *Scheduler) provision(ctx context.Context, caller *Caller, opts ProvisionOptions, ref *engine.IdempotencyRef) (*engine.Row, error) {
+	image, err := s.allowedImage(caller.Product, opts.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +74,11 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 	}
 	timings.Since(operation.TimingAsking, at)
 	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
+	var details map[string]any
+	if from := opts.from; from != nil {
+		op.Action, op.Restoring = audit.ActionFork, from
+		details = map[string]any{"from_engine_id": from.EngineID, "snapshot_id": from.SnapshotID}
+	}
 	row := &engine.Row{
 		ProductID: caller.Product.ProductID, ProductSlug: caller.Product.Slug, UserID: caller.UserID,
 		State: engine.Provisioning, Desired: engine.Running,
@@ -77,7 +86,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, image string,
 		CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Idempotency: ref, Op: op,
 	}
 	at = time.Now()
-	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, nil); err != nil {
+	if op.AuditID, err = s.begin(ctx, row, op.Action, caller.Product.Slug, details); err != nil {
 		return nil, err
 	}
 	timings.Since(operation.TimingBegin, at)
@@ -110,12 +119,14 @@ func existing(e *engine.Row) error {
 func (s *Scheduler) claimAndLaunch(ctx context.Context, caller *Caller, row *engine.Row, timings *operation.Timings) (*operation.Operation, error) {
 	launched, _ := s.ops.Reserve(row.Op.ID)
 	defer launched()
-	warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
-	if claimed {
-		return s.ops.Launch(warm, *timings...), nil
-	}
-	if err != nil {
-		return nil, err
+	if row.Op.Restoring == nil { // a warm engine has a brain already
+		warm, claimed, err := s.warm.claim(ctx, caller, row, timings)
+		if claimed {
+			return s.ops.Launch(warm, *timings...), nil
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	at := time.Now()
 	if err := s.claim(ctx, caller, row); err != nil {

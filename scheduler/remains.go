@@ -40,7 +40,7 @@ func (s *Scheduler) volumesOf(ctx context.Context, engineID string) ([]*cluster.
 	}
 	var own []*cluster.Volume
 	for _, v := range alike {
-		if id, _ := engine.VolumeOf(v.Name); id == engineID {
+		if name, _ := engine.ParseVolume(v.Name); name.EngineID == engineID {
 			own = append(own, v)
 		}
 	}
@@ -82,7 +82,7 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 // node; "": the node reports that it is not. A node still reports a deleted volume for a
 // while.
 func (s *Scheduler) onNode(ctx context.Context, r remains) (left string, err error) {
-	if _, registration := engine.VolumeOf(r.name); registration > 1 {
+	if name, _ := engine.ParseVolume(r.name); name.Registered {
 		// However Nomad lost the volume, it keeps such a directory.
 		return "Nomad no longer knows its volume, and keeps the directory of such a volume", nil
 	}
@@ -132,8 +132,7 @@ func (s *Scheduler) nodeHas(ctx context.Context, r remains) (bool, error) {
 // volume, so a job that claims the volume deletes it first. left is why that was not
 // possible.
 func (s *Scheduler) removeVolume(ctx context.Context, v *cluster.Volume) (left string, err error) {
-	_, registration := engine.VolumeOf(v.Name)
-	if registration < 2 {
+	if name, _ := engine.ParseVolume(v.Name); !name.Registered {
 		err := s.cluster.DeleteVolume(ctx, v.ID)
 		var plugin *cluster.PluginError
 		if errors.As(err, &plugin) {
@@ -179,10 +178,10 @@ func (s *Scheduler) heldBy(ctx context.Context, volumeID string) (string, error)
 }
 
 func heldBy(v *cluster.Volume) string {
-	engineID, _ := engine.VolumeOf(v.Name)
+	name, _ := engine.ParseVolume(v.Name)
 	var foreign []string
 	for _, job := range v.Jobs {
-		if job != engine.JobID(engineID) && job != scrubJob(v) {
+		if job != engine.JobID(name.EngineID) && job != scrubJob(v) && !strings.HasPrefix(job, workersOf(name.EngineID)) {
 			foreign = append(foreign, strconv.Quote(job))
 		}
 	}

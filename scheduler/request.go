@@ -21,6 +21,11 @@ type Caller struct {
 	// result; empty: none.
 	IdempotencyKey string
 
+	// of distinguishes requests of one kind for one user, with IdempotencyKey; repeated is
+	// the record of the call that this one repeats.
+	of       string
+	repeated *registry.Idempotency
+
 	keyHash string
 	visit   *idle.Visit // of an admit, from before its engine's row is read
 	admits  bool

@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/nomad-jobs"
 )
 
 // Run works until ctx ends, and returns when everything that it started has stopped. It
@@ -110,6 +111,13 @@ func (s *Scheduler) prepareOnce(ctx context.Context) error {
 		return err
 	}
 	s.template.Store(template)
+	workers, err := jobs.ParseWorkers(ctx, s.cluster.Client(), jobs.WorkerSettings{
+		HCL: nomadjobs.Brain, Driver: s.opts.Job.Driver, Namespace: s.opts.Job.Namespace, Program: s.opts.Snapshots.Worker, Deployment: s.opts.Job.Deployment,
+	})
+	if err != nil {
+		return err
+	}
+	s.workers.Store(workers)
 	s.warnOfUnprovable(ctx)
 	return nil
 }

@@ -112,6 +112,7 @@ type Scheduler struct {
 	sleeper  *idle.Sleeper  // of the leader
 
 	template  atomic.Pointer[jobs.Template]
+	workers   atomic.Pointer[jobs.Workers]
 	pool      *pool.Volumes
 	warm      *warmPool
 	monitor   *health.Monitor

@@ -109,10 +109,10 @@ func (o *work) resize(ctx context.Context) error {
 // and keeps its quota on the node's filesystem.
 func (o *work) limitBrain(ctx context.Context) error {
 	kind, limit := o.Row.Op.Kind, o.Row.Resources.BrainMB
-	if limit == o.Row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart {
+	if limit == o.Row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestore {
 		return nil
 	}
-	if o.Row.VolumeName != "" {
+	if name, _ := engine.ParseVolume(o.Row.Volume()); name.Registered {
 		o.Log.Warn("cannot change the quota of the engine's volume, because it was registered again", "brain_mb", limit, "quota_mb", o.Row.QuotaMB)
 		return nil
 	}
@@ -123,7 +123,7 @@ func (o *work) limitBrain(ctx context.Context) error {
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	if err := o.s.cluster.LimitVolume(ctx, o.Row.VolumeID, o.Row.JobID(), o.Row.NodeID, template.Owner().Params(), limit); err != nil {
+	if err := o.s.cluster.LimitVolume(ctx, o.Row.VolumeID, o.Row.Volume(), o.Row.NodeID, template.Owner().Params(), limit); err != nil {
 		return err
 	}
 	o.Row.QuotaMB = limit

@@ -15,6 +15,10 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	row.Op = nil
 	row.Last = &engine.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: now, Code: op.Undo, Message: op.Message}
 	switch {
+	case op.Kind == engine.OpSnapshot:
+		return // the engine is as it was
+	case op.Kind == engine.OpRestore:
+		closeRestore(row, op)
 	case op.Kind == engine.OpRestart:
 		// Its process has ended, so it cannot return to its previous state.
 		row.State, row.Reason, row.RestartedFor = engine.Running, "", op.EnvVersion
@@ -41,10 +45,29 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	if row.State != engine.Running {
 		row.URL, row.AllocID = "", ""
 	}
-	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey {
+	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !(op.Kind == engine.OpRestore && op.Undo != "" && !op.Restoring.Ended) {
 		settleRestarts(backoff, row, op, now)
 	}
 }
+
+// closeRestore writes the state of an engine after a restore. If it failed after the process
+// had ended, a running engine is failed, so that it is started again with its former brain.
+func closeRestore(row *engine.Row, op *engine.Operation) {
+	switch {
+	case op.Undo == "":
+		row.State, row.Reason = engine.Running, ""
+	case op.From == engine.Running && !op.Restoring.Ended:
+		row.State = engine.Running // it has not been touched
+	case op.From == engine.Running, op.From == engine.Failed:
+		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, reasonNotRestored
+	default:
+		row.State, row.Desired = op.From, op.From
+	}
+}
+
+// reasonNotRestored is the reason of an engine whose restore failed after its process had
+// been ended.
+const reasonNotRestored = "not_restored"
 
 func isBootOutcome(code engine.Code) bool {
 	return code == engine.BootTimeout || code == engine.EngineBootFailed

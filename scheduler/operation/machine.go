@@ -137,6 +137,8 @@ func (m *Machine) Limit(kind engine.OpKind) time.Duration {
 		return KillGrace + KillMargin
 	case engine.OpRecover:
 		return m.BootTimeout
+	case engine.OpSnapshot, engine.OpRestore:
+		return BrainTimeout // its caller does not wait as long
 	}
 	return VolumeTimeout + KillGrace + KillMargin
 }

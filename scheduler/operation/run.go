@@ -22,6 +22,8 @@ const (
 	// VolumeTimeout limits the wait for a new host volume, which takes 6 to 10 s on an
 	// ordinary client (measured).
 	VolumeTimeout = 45 * time.Second
+	// BrainTimeout limits the copy and the transfer of a brain.
+	BrainTimeout = time.Hour
 )
 
 var (

@@ -105,8 +105,8 @@ var enginePrefix = engine.JobID("")
 
 // engineOf returns the engine_id in the name of a job or volume.
 func engineOf(name string) string {
-	if id, registration := engine.VolumeOf(name); registration > 1 {
-		return id
+	if v, ok := engine.ParseVolume(name); ok {
+		return v.EngineID
 	}
 	return strings.TrimPrefix(name, enginePrefix)
 }

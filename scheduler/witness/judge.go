@@ -108,8 +108,8 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 	}
 	if v := e.Brain(); v != nil && v.ID != row.VolumeID {
-		_, now := engine.VolumeOf(v.Name)
-		if _, then := engine.VolumeOf(row.Volume()); now >= then { // otherwise the list is from before AdoptNode
+		now, _ := engine.ParseVolume(v.Name)
+		if then, _ := engine.ParseVolume(row.Volume()); now.Number >= then.Number { // otherwise the list is from before AdoptNode
 			e.brainOf(row)
 		}
 	}

@@ -220,3 +220,24 @@ func (s *Stores) AwaitReported(engineID string) {
 		return nil
 	})
 }
+
+// BrainKey returns the identity of age that decrypts an engine's snapshots, in whatever mount
+// it is, or "".
+func (s *Stores) BrainKey(engineID string) string {
+	s.T.Helper()
+	mounts, err := s.Vault.Sys().ListMounts()
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	for mount := range mounts {
+		secret, err := s.Vault.Logical().Read(mount + "data/brains/" + engineID)
+		if err != nil || secret == nil {
+			continue
+		}
+		if data, ok := secret.Data["data"].(map[string]any); ok {
+			identity, _ := data["identity"].(string)
+			return identity
+		}
+	}
+	return ""
+}

@@ -1,0 +1,85 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/septemberai/orch/brain"
+)
+
+// Why a snapshot was taken (brain.Manifest.Trigger).
+const (
+	TriggerCall     = "call"
+	TriggerSchedule = "schedule"
+	TriggerRestore  = "restore" // of the brain that a restore replaced
+	TriggerFork     = "fork"
+)
+
+// SnapshotRef is the newest snapshot of an engine. The snapshot itself is described by its
+// manifest in the store.
+type SnapshotRef struct {
+	// ID is empty if the engine perhaps has snapshots, but none is complete.
+	ID string `json:"id,omitempty"`
+	// At is when the copy of the brain was made.
+	At time.Time `json:"at,omitzero"`
+	// SHA256 is that of the object, because a manifest is not signed.
+	SHA256      string `json:"sha256,omitempty"`
+	StoredBytes int64  `json:"stored_bytes,omitempty"`
+}
+
+// Taking is a snapshot in the making.
+type Taking struct {
+	SnapshotID string `json:"snapshot_id"`
+	Trigger    string `json:"trigger"`
+	Label      string `json:"label,omitempty"`
+	Recipient  string `json:"recipient,omitempty"`
+	UploadID   string `json:"upload_id,omitempty"`
+	// Parts is how many parts the upload may have, of PartBytes each.
+	Parts     int   `json:"parts,omitempty"`
+	PartBytes int64 `json:"part_bytes,omitempty"`
+	// AllocID is the allocation of the process that is frozen for the copy; empty: there is
+	// none.
+	AllocID string `json:"alloc_id,omitempty"`
+	// Freezing is set from before the process may be frozen until it is known to go on.
+	Freezing bool `json:"freezing,omitempty"`
+	// FrozenMS is for how long it was frozen, in milliseconds.
+	FrozenMS int64 `json:"frozen_ms,omitempty"`
+	// Result is what the worker reported when all was sent.
+	Result *brain.Result `json:"result,omitempty"`
+}
+
+// Restoring is a brain in the making.
+type Restoring struct {
+	// EngineID and SnapshotID name the snapshot, and Content is what must come out; nil: the
+	// operation takes the snapshot first, of the engine of UserID.
+	EngineID   string         `json:"engine_id"`
+	SnapshotID string         `json:"snapshot_id"`
+	Content    *brain.Content `json:"content,omitempty"`
+	UserID     string         `json:"user_id,omitempty"`
+	// Target is the volume that is filled, and Former the one that the engine had before.
+	Target Place  `json:"target,omitzero"`
+	Former *Place `json:"former,omitempty"`
+	// Ended: the engine's process has been ended.
+	Ended bool `json:"ended,omitempty"`
+	// FormerKeyVersion and FormerKeyID are those of the key before.
+	FormerKeyVersion int    `json:"former_key_version,omitempty"`
+	FormerKeyID      string `json:"former_key_id,omitempty"`
+}
+
+// Place is where a brain is.
+type Place struct {
+	NodeID     string `json:"node_id,omitempty"`
+	VolumeID   string `json:"volume_id,omitempty"`
+	VolumePath string `json:"volume_path,omitempty"`
+	VolumeName string `json:"volume_name,omitempty"`
+	QuotaMB    int    `json:"quota_mb,omitempty"`
+}
+
+// Place returns where the engine's brain is.
+func (r *Row) Place() Place {
+	return Place{NodeID: r.NodeID, VolumeID: r.VolumeID, VolumePath: r.VolumePath, VolumeName: r.VolumeName, QuotaMB: r.QuotaMB}
+}
+
+// PutAt writes where the engine's brain is.
+func (r *Row) PutAt(p Place) {
+	r.NodeID, r.VolumeID, r.VolumePath, r.VolumeName, r.QuotaMB = p.NodeID, p.VolumeID, p.VolumePath, p.VolumeName, p.QuotaMB
+}

@@ -1,0 +1,209 @@
+package scheduler
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
+)
+
+const (
+	// workerPlaced is how long a worker may wait for room on its node.
+	workerPlaced = 60 * time.Second
+	// workerEnds is how long a worker may take to end: kill_timeout in its job file, and the
+	// time for Nomad to report it.
+	workerEnds = 30 * time.Second
+	// firstLook and lastLook are the intervals at which a worker is polled: many take less
+	// than a second, and some an hour.
+	firstLook, lastLook = 100 * time.Millisecond, 2 * time.Second
+	// urlsValid is for how long the URLs of an order are valid. With credentials of an
+	// instance it is shorter, because they end with the credentials.
+	urlsValid = 12 * time.Hour
+	// turnLook is the interval of checking whether it is this worker's turn.
+	turnLook = 200 * time.Millisecond
+)
+
+// workersOf returns the prefix of the names of all workers of an engine.
+func workersOf(engineID string) string { return jobs.WorkerPrefix + engineID + "-" }
+
+// worker returns the name of the operation's current worker. Each attempt has its own name,
+// because a worker may have copied while the engine was not frozen.
+func (o *work) worker() string {
+	return workersOf(o.Row.EngineID) + o.ID[:10] + "-" + strconv.Itoa(o.Row.Op.Attempt)
+}
+
+// awaitTurn waits until fewer than the permitted number of workers are before this one on
+// its node. Operations take their turns in the order in which they began, by all replicas'
+// view of the rows; a replica with an outdated view may let one more in.
+func (o *work) awaitTurn(ctx context.Context) error {
+	mine := o.Row.Op
+	for {
+		before := 0
+		for _, row := range o.s.mirror.All() {
+			if op := row.Op; op != nil && op.Worker == mine.Worker && op.ID != mine.ID && (op.BeganAt.Before(mine.BeganAt) || op.BeganAt.Equal(mine.BeganAt) && op.ID < mine.ID) {
+				before++
+			}
+		}
+		if before < max(1, o.s.opts.Snapshots.PerNode) {
+			return nil
+		}
+		if time.Now().After(mine.Deadline) {
+			return engine.Errorf(engine.SnapshotFailed, "too many snapshots are being made on the engine's node; retry later")
+		}
+		if !pause.For(ctx, turnLook) {
+			return ctx.Err()
+		}
+	}
+}
+
+// startWorker registers a worker with an order for a volume.
+func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Place) error {
+	workers := o.s.workers.Load()
+	if workers == nil {
+		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
+	}
+	if o.s.opts.Snapshots.Worker == "" {
+		return engine.Errorf(engine.SnapshotFailed, "the service does not know the program that makes snapshots; an operator must set ORCH_SNAPSHOT_WORKER")
+	}
+	order.Work, order.CA, order.BytesPerSecond = jobs.WorkerAlloc+"/data/orch", o.s.opts.Snapshots.CA, o.s.opts.Snapshots.BytesPerSecond
+	text, err := json.Marshal(order)
+	if err != nil {
+		return err
+	}
+	job, err := workers.Render(jobs.Worker{
+		JobID: o.worker(), EngineID: o.Row.EngineID, NodeID: at.NodeID, NodePool: o.Row.NodePool,
+		VolumeName: cmp.Or(at.VolumeName, o.Row.JobID()), VolumePath: at.VolumePath, DeploymentID: o.s.guard.ID(),
+	}, order.Restore != nil)
+	if err != nil {
+		return err
+	}
+	if err := o.Fence(ctx); err != nil {
+		return err
+	}
+	return o.s.cluster.StartWorker(ctx, job, string(text))
+}
+
+// watchWorker polls the operation's worker until look returns true or an error.
+func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context.Context, *cluster.WorkerState) (bool, error)) error {
+	began := time.Now()
+	for wait := firstLook; ; wait = min(wait*5/4, lastLook) {
+		state, err := o.s.cluster.Worker(ctx, o.worker())
+		switch {
+		case errors.Is(err, cluster.ErrNotFound):
+			return engine.Errorf(engine.SnapshotFailed, "somebody has removed the job of the snapshot's worker from Nomad; retry")
+		case err != nil && !errors.Is(err, cluster.ErrUnavailable):
+			return err
+		case err == nil:
+			if done, err := look(ctx, state); done || err != nil {
+				return err
+			}
+			if state.AllocID == "" && time.Since(began) > workerPlaced {
+				return engine.Errorf(engine.SnapshotFailed, "the node has no room for the snapshot's worker: %s", cmp.Or(state.Blocked, "Nomad does not place it"))
+			}
+		}
+		if o.s.nodeSilent(nodeID) {
+			return &engine.Error{Code: engine.SnapshotFailed, Message: "the node of the brain does not respond", Err: errNodeSilent}
+		}
+		if time.Now().After(o.Row.Op.Deadline) {
+			return &engine.Error{Code: engine.SnapshotFailed, Message: "the snapshot's worker took too long", Err: errors.Join(err, context.DeadlineExceeded)}
+		}
+		if !pause.For(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
+
+// awaitResult waits for the end of the operation's worker, and returns what it reported.
+func (o *work) awaitResult(ctx context.Context, nodeID string) (result *brain.Result, err error) {
+	var log []byte
+	var ended *cluster.WorkerState
+	err = o.WhileOwned(ctx, func(ctx context.Context) error {
+		return o.watchWorker(ctx, nodeID, func(ctx context.Context, state *cluster.WorkerState) (bool, error) {
+			if !state.Ended {
+				return false, nil
+			}
+			text, err := o.s.cluster.WorkerLog(ctx, state.AllocID)
+			if errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, cluster.ErrDenied) {
+				return false, nil // its node has it
+			}
+			log, ended = text, state
+			return true, err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	report := lastReport(log)
+	switch {
+	case report != nil && report.Result != nil:
+		return report.Result, nil
+	case report != nil && report.Error != nil:
+		return nil, &brain.Error{Kind: report.Error.Kind, Message: report.Error.Message}
+	case ended.Failure != "":
+		return nil, engine.Errorf(engine.SnapshotFailed, "the snapshot's worker could not run: %s", ended.Failure)
+	}
+	return nil, engine.Errorf(engine.SnapshotFailed, "the snapshot's worker ended without a report")
+}
+
+// lastReport returns the report with which a worker ended; nil: it wrote none.
+func lastReport(log []byte) *brain.Report {
+	var last *brain.Report
+	for line := range bytes.Lines(log) {
+		r := new(brain.Report)
+		if json.Unmarshal(line, r) == nil && r.Phase == "done" {
+			last = r
+		}
+	}
+	return last
+}
+
+// removeWorker ends the operation's workers, waits until Nomad reports that none runs, and
+// removes them with their orders. A node that does not respond is not waited for: its worker
+// has only what its order allows it.
+func (o *work) removeWorker(ctx context.Context) error {
+	if err := o.s.removeWorkers(ctx, workersOf(o.Row.EngineID)+o.ID[:10]+"-"); err != nil {
+		return err
+	}
+	o.Row.Op.Worker = ""
+	return nil
+}
+
+// removeWorkers removes all workers with a prefix.
+func (s *Scheduler) removeWorkers(ctx context.Context, prefix string) error {
+	names, err := s.cluster.Workers(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := s.cluster.StopWorker(ctx, name); err != nil {
+			return err
+		}
+		until := time.Now().Add(workerEnds)
+		for wait := firstLook; ; wait = min(2*wait, time.Second) {
+			state, err := s.cluster.Worker(ctx, name)
+			if errors.Is(err, cluster.ErrNotFound) || err == nil && (state.Ended || state.AllocID == "") || time.Now().After(until) {
+				break
+			}
+			if err != nil && !errors.Is(err, cluster.ErrUnavailable) {
+				return err
+			}
+			if !pause.For(ctx, wait) {
+				return ctx.Err()
+			}
+		}
+		if err := s.cluster.ForgetWorker(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

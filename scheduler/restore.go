@@ -1,0 +1,115 @@
+package scheduler
+
+import (
+	"context"
+
+	"github.com/septemberai/orch/audit"
+	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/store"
+	"github.com/septemberai/orch/engine"
+)
+
+// Restore gives the caller's engine the brain in a snapshot ("": the newest) and a new key,
+// and returns both when the engine runs on it. Before the engine is stopped, the brain is
+// rebuilt in a new volume, so that a snapshot that cannot be restored harms nothing. The
+// present brain becomes a snapshot, if it can be read, and is deleted when the engine runs
+// on the other one.
+//
+// ENGINE_NOT_FOUND, ENGINE_BUSY, SNAPSHOT_NOT_FOUND, SNAPSHOT_CORRUPT,
+// SNAPSHOT_STORE_UNAVAILABLE, SNAPSHOT_FAILED, and the errors of Start. After each of them
+// the engine has the brain and the key that it had. If it ran and had been stopped, it is
+// failed and the service starts it again.
+func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID string) (*engine.Row, string, error) {
+	row, err := caller.engine()
+	if err != nil {
+		return nil, "", err
+	}
+	m, err := s.choice(ctx, row, snapshotID)
+	if err != nil {
+		return nil, "", err
+	}
+	caller.of = snapshotID
+	restored, err := s.change(ctx, caller, engine.OpRestore, audit.ActionRestore, engine.Running, []string{"nomad", "vault"}, func(row *engine.Row) error {
+		return s.prepareRestore(row, m)
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return s.keyOf(ctx, caller, restored)
+}
+
+// choice returns the manifest of a snapshot of an engine; "": of its newest one.
+func (s *Scheduler) choice(ctx context.Context, row *engine.Row, snapshotID string) (*brain.Manifest, error) {
+	if snapshotID == "" {
+		ids, err := s.snapshotIDs(ctx, row.EngineID)
+		if err != nil {
+			return nil, err
+		}
+		if len(ids) == 0 {
+			return nil, errNoSnapshot
+		}
+		snapshotID = ids[0]
+	}
+	if !brain.IsID(snapshotID) {
+		return nil, errNoSnapshot
+	}
+	m, err := s.manifest(ctx, store.Snapshot{EngineID: row.EngineID, SnapshotID: snapshotID})
+	if err != nil {
+		return nil, err
+	}
+	if ref := row.Snapshot; ref != nil && ref.ID == m.SnapshotID && ref.SHA256 != m.SHA256 {
+		return nil, brain.Errorf(brain.Corrupt, "the manifest of %s is not the one that was stored", m.SnapshotID)
+	}
+	return m, nil
+}
+
+// prepareRestore writes a restore into an operation.
+func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
+	silent := s.nodeSilent(row.NodeID)
+	switch row.State {
+	case engine.Running:
+	case engine.Stopped, engine.Sleeping, engine.Failed:
+		row.State = engine.Provisioning
+	default:
+		return engine.BusyWith(engine.OpDestroy)
+	}
+	if silent {
+		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not respond, so it cannot be confirmed that its process has ended; retry when the node is back", Err: errNodeSilent, RetryAfter: retryCapacity}
+	}
+	row.Desired, row.Restarts = engine.Running, nil
+	if row.Snapshot == nil {
+		row.Snapshot = &engine.SnapshotRef{}
+	}
+	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content}}
+	if row.VolumeID != "" && row.Reason != engine.ReasonBrainMissing {
+		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(), Trigger: engine.TriggerRestore}
+	}
+	row.Op = op // see propose
+	return nil
+}
+
+// Fork provisions an engine for another user of the caller's product, with the brain in a
+// snapshot of the caller's engine ("": one that is taken now), and returns it with its key.
+//
+// The errors of Snapshot, and of Provision for the other user.
+func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID string) (*engine.Row, string, error) {
+	row, err := caller.engine()
+	if err != nil {
+		return nil, "", err
+	}
+	from := &engine.Restoring{EngineID: row.EngineID, UserID: caller.UserID}
+	if snapshotID == "" {
+		from.SnapshotID = newSnapshotID()
+	} else {
+		m, err := s.choice(ctx, row, snapshotID)
+		if err != nil {
+			return nil, "", err
+		}
+		from.SnapshotID, from.Content = m.SnapshotID, &m.Content
+	}
+	into := &Caller{UserID: userID, keyHash: caller.keyHash}
+	if err := into.refresh(ctx, s); err != nil {
+		return nil, "", err
+	}
+	return s.Provision(ctx, into, ProvisionOptions{Image: row.Image, IdempotencyKey: caller.IdempotencyKey, from: from, fromAsked: snapshotID})
+}

@@ -1,0 +1,252 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/store"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
+)
+
+const (
+	stepFetch = "fetch"
+	// stepClean removes a worker, when the row says that its work is done: a second worker
+	// would find a volume that is not empty.
+	stepClean     = "clean"
+	stepSwitchKey = "new-key"
+	// stepForkTake takes the snapshot of a fork, and stepForkVolume makes its volume.
+	stepForkTake   = "fork-snapshot"
+	stepForkVolume = "fork-volume"
+)
+
+// source returns the name of the snapshot that the operation restores.
+func source(r *engine.Restoring) store.Snapshot {
+	return store.Snapshot{EngineID: r.EngineID, SnapshotID: r.SnapshotID}
+}
+
+// nameTarget chooses a node and a name for the new volume. Both are in the row before the
+// volume exists.
+func (o *work) nameTarget(ctx context.Context) error {
+	row, r := o.Row, o.Row.Op.Restoring
+	node := row.NodeID
+	if n, known := o.s.cluster.Node(node); !known || !o.s.canRun(n, nodePoolOf(row), row.Resources.Isolation) {
+		p, err := o.s.choose(ctx, row.NodePool, row.Resources, 1, map[string]bool{node: true})
+		if err != nil {
+			return err
+		}
+		o.s.pool.Release(p.pooled) // its name is that of another engine
+		node = p.node.ID
+	}
+	row.NextVolume = row.FreshRestoreName()
+	former := row.Place()
+	r.Former, r.Target = &former, engine.Place{NodeID: node, VolumeName: row.NextVolume}
+	return nil
+}
+
+func nodePoolOf(row *engine.Row) string {
+	if row.NodePool == "" {
+		return defaultNodePool
+	}
+	return row.NodePool
+}
+
+// ensureTarget creates the new volume, unless it exists.
+func (o *work) ensureTarget(ctx context.Context) error {
+	op := o.Row.Op
+	to := &op.Restoring.Target
+	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
+	defer cancel()
+	template := o.s.template.Load()
+	if template == nil {
+		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	}
+	if err := o.Fence(ctx); err != nil {
+		return err
+	}
+	v, err := o.s.cluster.EnsureVolume(ctx, to.VolumeName, to.NodeID, template.Owner().Params())
+	if err == nil {
+		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
+	}
+	if err != nil {
+		return err
+	}
+	to.VolumeID, to.VolumePath = v.ID, v.Path
+	op.Worker = to.NodeID
+	op.Attempt++
+	return nil
+}
+
+// fetch fills the new volume with the brain in the snapshot. The engine's present brain is
+// not touched, and its process goes on.
+func (o *work) fetch(ctx context.Context) error {
+	r, to := o.Row.Op.Restoring, o.Row.Op.Restoring.Target
+	if err := o.WhileOwned(ctx, o.awaitTurn); err != nil {
+		return err
+	}
+	key, err := o.s.vault.BrainKey(ctx, r.EngineID)
+	if err != nil {
+		return noBrainKey(err)
+	}
+	if key.Owner.ProductID != o.Row.ProductID || key.Owner.Deployment != o.s.guard.ID() {
+		return o.s.contradiction(ctx, o.Row, key.Owner)
+	}
+	url, err := o.s.opts.Snapshots.Store.ObjectURL(ctx, source(r), urlsValid)
+	if err != nil {
+		return err
+	}
+	workers := o.s.workers.Load()
+	if workers == nil {
+		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
+	}
+	order := &brain.Order{ID: o.worker()[len(workersOf(o.Row.EngineID)):], Restore: &brain.RestoreOrder{
+		Volume: workers.Brain(to.VolumePath), Identity: key.Identity, URL: url, Content: *r.Content,
+	}}
+	if err := o.startWorker(ctx, order, to); err != nil {
+		return err
+	}
+	_, err = o.awaitResult(ctx, to.NodeID)
+	return err
+}
+
+// forkVolume creates the volume of a fork, unless it exists.
+func (o *work) forkVolume(ctx context.Context) error {
+	if err := o.ensureVolume(ctx); err != nil {
+		return err
+	}
+	op := o.Row.Op
+	op.Restoring.Target, op.Worker = o.Row.Place(), o.Row.NodeID
+	op.Attempt++
+	return nil
+}
+
+// endProcess ends the engine's process. From here on the engine is down until it has the new
+// brain.
+func (o *work) endProcess(ctx context.Context) error {
+	o.Row.Op.Restoring.Ended = true
+	if err := o.Save(ctx); err != nil {
+		return err
+	}
+	return o.quiesce(ctx)
+}
+
+// beginKeep begins the snapshot of the brain that is being replaced, if it can be read.
+func (o *work) beginKeep(ctx context.Context) error {
+	op := o.Row.Op
+	if op.Taking == nil {
+		op.Step = stepSwitchKey
+		return operation.ErrDetour
+	}
+	return o.beginUpload(ctx)
+}
+
+// switchBrain gives the engine the new volume and the new key, in one write of its row. No
+// process of the engine runs.
+func (o *work) switchBrain(ctx context.Context) error {
+	row, r := o.Row, o.Row.Op.Restoring
+	if err := o.removeWorker(ctx); err != nil { // that of the former brain's snapshot
+		return err
+	}
+	r.FormerKeyVersion, r.FormerKeyID = row.KeyVersion, row.KeyID
+	row.KeyVersion, row.KeyID = row.Op.KeyVersion, row.Op.KeyID
+	row.PutAt(r.Target)
+	row.Readable = true
+	return nil
+}
+
+// switchedBack reports whether the engine has its former brain.
+func (o *work) switchedBack() bool {
+	r := o.Row.Op.Restoring
+	return r.Former == nil || o.Row.VolumeID == r.Former.VolumeID
+}
+
+// unregister ends the process that a failed restore has started.
+func (o *work) unregister(ctx context.Context) error {
+	if o.switchedBack() {
+		return nil
+	}
+	if err := o.quiesce(ctx); err != nil {
+		return err
+	}
+	return o.awaitGone(ctx)
+}
+
+// switchBack gives the engine its former brain and key again.
+func (o *work) switchBack(context.Context) error {
+	row, r := o.Row, o.Row.Op.Restoring
+	if o.switchedBack() {
+		return nil
+	}
+	row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
+	row.PutAt(*r.Former)
+	return nil
+}
+
+// rewriteVariable writes the former key and volume into the engine's variable, which a
+// failed restore may have changed.
+func (o *work) rewriteVariable(ctx context.Context) error {
+	if o.Row.Op.Restoring.FormerKeyVersion == 0 {
+		return nil
+	}
+	return o.writeVariable(ctx)
+}
+
+// dropTarget removes the volume of a failed restore, and what else it has made.
+func (o *work) dropTarget(ctx context.Context) error {
+	if err := o.removeWorker(ctx); err != nil {
+		return err
+	}
+	if err := o.dropUpload(ctx); err != nil {
+		return err
+	}
+	to := o.Row.Op.Restoring.Target
+	if to.VolumeName == "" {
+		return nil
+	}
+	return o.discard(ctx, to)
+}
+
+// release removes the former volume and the former keys, now that the engine runs on the
+// new one.
+func (o *work) release(ctx context.Context) error {
+	if err := o.retireOldKey(ctx); err != nil {
+		return err
+	}
+	if f := o.Row.Op.Restoring.Former; f != nil {
+		return o.discard(ctx, *f)
+	}
+	return nil
+}
+
+// discard deletes one volume of the engine, which is not the one in its row.
+func (o *work) discard(ctx context.Context, p engine.Place) error {
+	if p.VolumeID != "" && p.VolumeID == o.Row.VolumeID {
+		return fmt.Errorf("scheduler: volume %s is the engine's brain", p.VolumeID)
+	}
+	if err := o.Fence(ctx); err != nil {
+		return err
+	}
+	volumes, err := o.s.volumesOf(ctx, o.Row.EngineID)
+	if err != nil {
+		return err
+	}
+	name := p.VolumeName
+	if name == "" {
+		name = o.Row.JobID()
+	}
+	for _, v := range volumes {
+		if v.Name != name || v.ID == o.Row.VolumeID || p.VolumeID != "" && v.ID != p.VolumeID {
+			continue
+		}
+		left, err := o.s.removeVolume(ctx, v)
+		if err != nil {
+			return err
+		}
+		if left != "" {
+			return fmt.Errorf("scheduler: volume %s of the engine cannot be deleted yet: %s", v.ID, left)
+		}
+	}
+	return nil
+}

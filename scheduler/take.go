@@ -1,0 +1,280 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/store"
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/scheduler/operation"
+	"github.com/septemberai/orch/secrets"
+)
+
+// The steps that take a snapshot. A restore takes one of the brain that it replaces, by the
+// same steps under other names.
+const (
+	stepTakeWorker = "worker"
+	stepKeep       = "keep-upload"
+)
+
+const (
+	// partBytes is the size of an upload's parts, of which the worker has two in memory, and
+	// largePartBytes that for a brain that needs more of them than an order can name: the
+	// memory in nomad-jobs/brain.nomad.hcl is enough for two.
+	partBytes, largePartBytes = 16 << 20, 64 << 20
+	// fewParts and mostParts limit the number of URLs in an order (docs/snapshots.md).
+	fewParts, mostParts = 32, 700
+	// completeWithinStore limits how long a store may take to make an object of its parts.
+	completeWithinStore = 10 * time.Minute
+	// storeTries is how long a store that is away is tried when a snapshot only has to be
+	// completed in it.
+	storeTries = 5 * time.Minute
+)
+
+// taken returns the name of the snapshot that the operation makes.
+func (o *work) taken() store.Snapshot {
+	return store.Snapshot{EngineID: o.Row.EngineID, SnapshotID: o.Row.Op.Taking.SnapshotID}
+}
+
+// beginUpload begins the upload of a snapshot.
+func (o *work) beginUpload(ctx context.Context) error {
+	t, op := o.Row.Op.Taking, o.Row.Op
+	key, err := o.s.vault.EnsureBrainKey(ctx, o.s.ownerOf(o.Row))
+	if err != nil {
+		return err
+	}
+	if key.Owner != o.s.ownerOf(o.Row) {
+		return o.s.contradiction(ctx, o.Row, key.Owner)
+	}
+	t.Recipient = key.Recipient
+	if t.Parts == 0 {
+		t.Parts, t.PartBytes = partsFor(o.Row.Snapshot), partBytes
+	}
+	if t.UploadID == "" {
+		if t.UploadID, err = o.s.opts.Snapshots.Store.Begin(ctx, o.taken()); err != nil {
+			return err
+		}
+	}
+	op.Worker = o.Row.NodeID
+	op.Attempt++
+	return nil
+}
+
+// partsFor returns how many parts an upload may have, by the size of the last one.
+func partsFor(last *engine.SnapshotRef) int {
+	if last == nil {
+		return fewParts
+	}
+	return min(mostParts, max(fewParts, int(2*last.StoredBytes/partBytes)))
+}
+
+// prepareCopy starts the worker, and waits until it would copy at once. The engine is not
+// frozen meanwhile.
+func (o *work) prepareCopy(ctx context.Context) error {
+	t := o.Row.Op.Taking
+	if err := o.letRead(ctx); err != nil {
+		return err
+	}
+	if err := o.WhileOwned(ctx, o.awaitTurn); err != nil {
+		return err
+	}
+	urls, err := o.s.opts.Snapshots.Store.PartURLs(ctx, o.taken(), t.UploadID, t.Parts, urlsValid)
+	if err != nil {
+		return err
+	}
+	workers := o.s.workers.Load()
+	if workers == nil {
+		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
+	}
+	order := &brain.Order{ID: o.worker()[len(workersOf(o.Row.EngineID)):], Snapshot: &brain.SnapshotOrder{
+		Brain: workers.Brain(o.Row.VolumePath), Recipient: t.Recipient, Parts: urls, PartBytes: t.PartBytes,
+	}}
+	if t.AllocID != "" {
+		token, err := o.copyToken(ctx)
+		if err != nil {
+			return err
+		}
+		order.Snapshot.Listen, order.Snapshot.Token = jobs.WorkerCopy, token
+	}
+	if err := o.startWorker(ctx, order, o.Row.Place()); err != nil {
+		return err
+	}
+	if t.AllocID == "" {
+		return nil
+	}
+	return o.WhileOwned(ctx, func(ctx context.Context) error {
+		return o.watchWorker(ctx, o.Row.NodeID, func(ctx context.Context, state *cluster.WorkerState) (bool, error) {
+			if state.Ended {
+				return true, nil // awaitResult says why
+			}
+			return state.Running && state.Addr != "" && listens(ctx, state.Addr), nil
+		})
+	})
+}
+
+// copyToken returns the token for the request to copy. Every owner of the operation can
+// make it, and nobody without the key of the engine's snapshots.
+func (o *work) copyToken(ctx context.Context) (string, error) {
+	key, err := o.s.vault.BrainKey(ctx, o.Row.EngineID)
+	if err != nil {
+		return "", err
+	}
+	return secrets.Hash("copy " + o.worker() + " " + key.Identity), nil
+}
+
+// letRead makes sure that a worker may claim the engine's volume beside the engine.
+func (o *work) letRead(ctx context.Context) error {
+	if o.Row.Readable {
+		return nil
+	}
+	v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
+	}
+	if err == nil && !v.Readable {
+		template := o.s.template.Load()
+		if template == nil {
+			return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+		}
+		if err = o.Fence(ctx); err == nil {
+			err = o.s.cluster.LetRead(ctx, v, template.Owner().Params())
+		}
+		if errors.Is(err, cluster.ErrInUse) {
+			return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
+		}
+	}
+	if err == nil {
+		o.Row.Readable = true
+	}
+	return err
+}
+
+// awaitSent waits until the worker has sent the snapshot.
+func (o *work) awaitSent(ctx context.Context) error {
+	op := o.Row.Op
+	t := op.Taking
+	if t.Result != nil {
+		return nil
+	}
+	result, err := o.awaitResult(ctx, o.Row.NodeID)
+	switch kind := brain.KindOf(err); {
+	case err == nil:
+	case kind == brain.TooLarge && (t.Parts < mostParts || t.PartBytes < largePartBytes):
+		if t.Parts < mostParts {
+			t.Parts = mostParts
+		} else {
+			t.PartBytes = largePartBytes
+		}
+		return o.takeAgain(ctx, "the snapshot needs a larger upload")
+	default:
+		return err
+	}
+	if o.anotherProcess(result) {
+		return engine.Errorf(engine.SnapshotFailed, "the engine's process was restarted during the copy; retry")
+	}
+	t.Result = result
+	return nil
+}
+
+// anotherProcess reports whether the process that was frozen for a copy was replaced before
+// the copy ended: Nomad starts one that somebody kills again. All times are by the node's
+// clock.
+func (o *work) anotherProcess(r *brain.Result) bool {
+	t := o.Row.Op.Taking
+	if t.AllocID == "" {
+		return false
+	}
+	now, known := o.s.cluster.Newest(o.Row.JobID())
+	if !known || now.ID != t.AllocID {
+		return known
+	}
+	frozen := r.CopyBegan.Add(-time.Duration(t.FrozenMS) * time.Millisecond)
+	return now.Started > frozen.UnixNano() && now.Started < r.CopyEnded.UnixNano()
+}
+
+// takeAgain begins the upload anew, with another worker.
+func (o *work) takeAgain(ctx context.Context, why string) error {
+	o.Log.Info("taking the snapshot again", "why", why)
+	op := o.Row.Op
+	if err := o.removeWorker(ctx); err != nil {
+		return err
+	}
+	if err := o.s.opts.Snapshots.Store.Abort(ctx, o.taken(), op.Taking.UploadID); err != nil {
+		return err
+	}
+	op.Taking.UploadID, op.Step = "", plans.First(engine.OpSnapshot)
+	if op.Kind == engine.OpRestore {
+		op.Step = stepKeep
+	}
+	return operation.ErrDetour
+}
+
+// storeSnapshot makes the object of its parts, and writes its manifest: now the snapshot
+// exists.
+func (o *work) storeSnapshot(ctx context.Context) error {
+	t, row := o.Row.Op.Taking, o.Row
+	r := t.Result
+	m := &brain.Manifest{
+		Format: brain.Format, SnapshotID: t.SnapshotID, EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
+		EngineVersion: row.Image, Image: row.Image, Trigger: t.Trigger, Label: t.Label, Recipient: t.Recipient,
+		CreatedAt: r.CopyBegan, StoredAt: time.Now().UTC(), FrozenMS: t.FrozenMS, Content: r.Content,
+	}
+	if d := o.s.Pinned(row); d != "" {
+		m.Image += "@" + d
+	}
+	until := time.Now().Add(storeTries)
+	for wait := firstLook; ; wait = min(2*wait, 10*time.Second) {
+		err := o.completeSnapshot(ctx, m)
+		if err == nil {
+			break
+		}
+		if brain.KindOf(err) != brain.Away || time.Now().After(until) {
+			return err
+		}
+		o.Log.Warn("the snapshot store cannot be reached; retrying", "error", err)
+		if !pause.For(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+	row.Snapshot = &engine.SnapshotRef{ID: m.SnapshotID, At: m.CreatedAt, SHA256: m.SHA256, StoredBytes: m.StoredBytes}
+	return nil
+}
+
+func (o *work) completeSnapshot(ctx context.Context, m *brain.Manifest) error {
+	if err := o.Fence(ctx); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, completeWithinStore)
+	defer cancel()
+	t, at := o.Row.Op.Taking, o.s.opts.Snapshots.Store
+	if err := at.Complete(limited, o.taken(), t.UploadID, t.Result.Parts, t.Result.StoredBytes); err != nil {
+		return err
+	}
+	return at.PutManifest(limited, m)
+}
+
+// dropUpload removes what an undone snapshot has stored. A store that is away keeps it: an
+// upload is aborted later (sweepUploads), and an object without a manifest is no snapshot.
+func (o *work) dropUpload(ctx context.Context) error {
+	t := o.Row.Op.Taking
+	if t == nil || t.UploadID == "" || o.Row.Snapshot != nil && o.Row.Snapshot.ID == t.SnapshotID {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, killGrace)
+	defer cancel()
+	at := o.s.opts.Snapshots.Store
+	err := at.Abort(limited, o.taken(), t.UploadID)
+	if err == nil && t.Result != nil {
+		err = at.Delete(limited, o.taken())
+	}
+	if err != nil && ctx.Err() == nil {
+		o.Log.Warn("cannot remove what a failed snapshot has stored", "snapshot_id", t.SnapshotID, "error", err)
+	}
+	return ctx.Err()
+}
