@@ -195,6 +195,10 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	}
 	if row.Op != nil && (row.Op.Kind != engine.OpSnapshot || row.State != engine.Running && (opts.AutoProvision || opts.AutoWake)) { // an engine runs on while a snapshot is taken
 		switch row.Op.Kind {
+		case engine.OpSnapshot:
+			if opts.AutoWake && row.State == engine.Sleeping {
+				return woken, ""
+			}
 		case engine.OpRotateKey:
 			if row.State == engine.Failed {
 				return denied, DenialUnhealthy

@@ -110,6 +110,15 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 			}
 			continue
 		}
+		if yields(row) && kind != engine.OpSnapshot {
+			if err := s.yield(ctx, row); err != nil {
+				return nil, err
+			}
+			if err := caller.refresh(ctx, s); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if row.Op != nil {
 			err := engine.BusyWith(row.Op.Kind)
 			if row.Op.Kind != kind || joins == "" {

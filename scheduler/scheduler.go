@@ -118,6 +118,7 @@ type Scheduler struct {
 	monitor   *health.Monitor
 	reconcile *reconcile.Reconciler
 	prover    *prover
+	schedule  *snapshotSchedule
 	rollout   chan struct{} // contains a token if provider keys are to be rolled out
 
 	// productIDs caches which product a platform key hash belongs to. It only saves a read,
@@ -181,6 +182,7 @@ func New(opts Options, store *registry.Store, c *cluster.Cluster, v *secrets.Vau
 	})
 	s.rollout = make(chan struct{}, 1)
 	s.prover = newProver(s)
+	s.schedule = newSnapshotSchedule(s)
 	return s
 }
 

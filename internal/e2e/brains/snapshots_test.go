@@ -1,6 +1,7 @@
 package brains
 
 import (
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -155,6 +156,48 @@ func TestErase(t *testing.T) {
 	if len(rows) != 1 || rows[0].EngineID != e.EngineID {
 		t.Errorf("audit rows: %+v", rows)
 	}
+}
+
+// TestSchedule: with an interval in its product's policy, an engine that comes to rest gets a
+// snapshot, and no call waits for it.
+func TestSchedule(t *testing.T) {
+	t.Parallel()
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_VOLUME_POOL": "1"})
+	c := r.Product(t, map[string]any{"snapshot_interval_s": 300, "snapshot_keep": 2})
+	ctx := t.Context()
+	e := harness.Provision(t, c, "u", "")
+	key, taken := e.APIKey, map[string]bool{}
+	for round := range 4 {
+		harness.Remember(t, e, key, "round")
+		if _, err := c.Stop(ctx, "u"); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, "the stopped engine has a snapshot", func() error {
+			page, err := c.Snapshots(ctx, "u", client.SnapshotPage{})
+			if err != nil {
+				return err
+			}
+			if len(page.Snapshots) == 0 || taken[page.Snapshots[0].SnapshotID] {
+				return fmt.Errorf("there is no new one among %d", len(page.Snapshots))
+			}
+			if page.Snapshots[0].Trigger != "schedule" {
+				t.Errorf("%+v", page.Snapshots[0])
+			}
+			taken[page.Snapshots[0].SnapshotID] = true
+			return nil
+		})
+		var err error
+		if e, err = c.Start(ctx, "u"); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	harness.Eventually(t, "only the newest are kept", func() error {
+		page, err := c.Snapshots(ctx, "u", client.SnapshotPage{})
+		if err == nil && len(page.Snapshots) != 2 {
+			err = fmt.Errorf("%d are left", len(page.Snapshots))
+		}
+		return err
+	})
 }
 
 // decrypts returns nil if an identity of age decrypts a file.
