@@ -87,9 +87,12 @@ type Row struct {
 	VolumeName string `json:"volume_name,omitempty"`
 	NextVolume string `json:"next_volume,omitempty"`
 	// Readable: a worker may read its volume while the engine runs (cluster.Volume.Readable).
-	Readable bool   `json:"readable,omitempty"`
-	AllocID  string `json:"alloc_id,omitempty"`
-	URL      string `json:"url,omitempty"`
+	Readable bool `json:"readable,omitempty"`
+	// Discarded are its former volumes on nodes that did not respond when it got another
+	// one. They are deleted when their nodes are back, and never used.
+	Discarded []Discarded `json:"discarded,omitempty"`
+	AllocID   string      `json:"alloc_id,omitempty"`
+	URL       string      `json:"url,omitempty"`
 	// TLS: the engine's job, as it was last registered, makes its processes serve TLS.
 	TLS bool `json:"tls,omitempty"`
 	// Vanished is set while a missed process of the engine is not confirmed to have ended.
@@ -171,6 +174,7 @@ func (r *Row) Clone() *Row {
 		ref := *r.Idempotency
 		c.Idempotency = &ref
 	}
+	c.Discarded = slices.Clone(r.Discarded)
 	c.Unproven, c.Proven = slices.Clone(r.Unproven), slices.Clone(r.Proven)
 	return &c
 }

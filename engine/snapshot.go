@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -58,8 +59,10 @@ type Restoring struct {
 	// Target is the volume that is filled, and Former the one that the engine had before.
 	Target Place  `json:"target,omitzero"`
 	Former *Place `json:"former,omitempty"`
-	// Ended: the engine's process has been ended.
+	// Ended: the engine's process has been ended. Lost: its node did not respond then, so it
+	// ends when the node is back.
 	Ended bool `json:"ended,omitempty"`
+	Lost  bool `json:"lost,omitempty"`
 	// FormerKeyVersion and FormerKeyID are those of the key before.
 	FormerKeyVersion int    `json:"former_key_version,omitempty"`
 	FormerKeyID      string `json:"former_key_id,omitempty"`
@@ -72,6 +75,25 @@ type Place struct {
 	VolumePath string `json:"volume_path,omitempty"`
 	VolumeName string `json:"volume_name,omitempty"`
 	QuotaMB    int    `json:"quota_mb,omitempty"`
+}
+
+// Discarded is a former volume of an engine.
+type Discarded struct {
+	Place
+	Since time.Time `json:"since"`
+}
+
+// Discard adds a former volume to the row.
+func (r *Row) Discard(p Place, now time.Time) {
+	if p.VolumeID == "" || p.VolumeID == r.VolumeID || slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.VolumeID == p.VolumeID }) {
+		return
+	}
+	r.Discarded = append(r.Discarded, Discarded{p, now})
+}
+
+// Left reports whether the engine has left a node whose processes do not have its brain.
+func (r *Row) Left(nodeID string) bool {
+	return nodeID != r.NodeID && slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.NodeID == nodeID })
 }
 
 // Place returns where the engine's brain is.

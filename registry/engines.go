@@ -83,8 +83,8 @@ func (s *Store) Reidentify(ctx context.Context, oldID string, e *engine.Row, poo
 }
 
 // Remove deletes a destroying row and its index, and frees its place in the quota, in one
-// transaction. With leaveVolume it lists its volume as unreachable. ErrConflict: the row
-// has changed.
+// transaction. With leaveVolume it lists its volume as unreachable, and its discarded ones
+// in any case. ErrConflict: the row has changed.
 func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) error {
 	if err := engine.CheckMove(keptOf(e.Stored).state, engine.Gone); err != nil {
 		return err
@@ -121,7 +121,14 @@ func (s *Store) Remove(ctx context.Context, e *engine.Row, leaveVolume bool) err
 				EngineID: e.EngineID, NodeID: e.NodeID, VolumeID: e.VolumeID, VolumeName: e.VolumeName, VolumePath: e.VolumePath,
 				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(), Unproven: len(e.Unproven) > 0,
 			}
-			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.unreachableVolumeKey(e.EngineID), Value: encode(g)})
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.unreachableVolumeKey(g), Value: encode(g)})
+		}
+		for _, d := range e.Discarded {
+			g := &UnreachableVolume{
+				EngineID: e.EngineID, NodeID: d.NodeID, VolumeID: d.VolumeID, VolumeName: d.VolumeName, VolumePath: d.VolumePath,
+				ProductID: e.ProductID, UserID: e.UserID, Since: time.Now().UTC(), Former: true,
+			}
+			ops = append(ops, &consul.KVTxnOp{Verb: consul.KVSet, Key: s.unreachableVolumeKey(g), Value: encode(g)})
 		}
 		const row, count = 1, 2
 		results, failed, err := s.txn(ctx, ops)

@@ -73,12 +73,11 @@ func (s *Store) Held(ctx context.Context, engineID string) (bool, error) {
 	if indexed, err := s.indexed(ctx, engineID); err != nil || indexed {
 		return indexed, err
 	}
-	for _, key := range []string{s.unreachableVolumeKey(engineID), s.quarantineKey(engineID)} {
-		if pair, err := s.get(ctx, key); err != nil || pair != nil {
-			return pair != nil, err
-		}
+	if left, err := s.list(ctx, "graves/"+engineID); err != nil || len(left) > 0 {
+		return err == nil, err
 	}
-	return false, nil
+	pair, err := s.get(ctx, s.quarantineKey(engineID))
+	return pair != nil, err
 }
 
 // indexed reports, by the index, whether a row has an engine_id. A row that cannot be read

@@ -23,6 +23,8 @@ type UnreachableVolume struct {
 	// the node.
 	VolumeName string `json:"volume_name,omitempty"`
 	VolumePath string `json:"volume_path,omitempty"`
+	// Former: the engine left it before it was destroyed, for a brain on another node.
+	Former bool `json:"former,omitempty"`
 	// Unproven: a container of the engine may run, so the volume is not deleted before it
 	// is proved on the node that none does.
 	Unproven bool `json:"unproven,omitempty"`
@@ -39,7 +41,13 @@ type UnreachableVolume struct {
 // Volume returns the name of the volume.
 func (g *UnreachableVolume) Volume() string { return cmp.Or(g.VolumeName, engine.JobID(g.EngineID)) }
 
-func (s *Store) unreachableVolumeKey(engineID string) string { return s.prefix + "graves/" + engineID }
+func (s *Store) unreachableVolumeKey(g *UnreachableVolume) string {
+	key := s.prefix + "graves/" + g.EngineID
+	if g.Former { // an engine may have several
+		key += "." + g.VolumeID
+	}
+	return key
+}
 
 // UnreachableVolumes lists all unreachable volumes. Those that cannot be read are returned
 // separately.
@@ -54,7 +62,7 @@ func (s *Store) UnreachableVolumes(ctx context.Context) ([]*UnreachableVolume, [
 
 // DeleteUnreachableVolume deletes the entry of a deleted volume, as the leader.
 func (s *Store) DeleteUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
-	ops, err := s.led(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
+	ops, err := s.led(deleteAt(s.unreachableVolumeKey(g), g.Index)...)
 	if err != nil {
 		return err
 	}
@@ -65,7 +73,7 @@ func (s *Store) DeleteUnreachableVolume(ctx context.Context, g *UnreachableVolum
 // UpdateUnreachableVolume writes an unreachable volume that was read. ErrConflict: it has
 // changed or was removed meanwhile.
 func (s *Store) UpdateUnreachableVolume(ctx context.Context, g *UnreachableVolume) error {
-	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.unreachableVolumeKey(g.EngineID), Value: encode(g), Index: g.Index})
+	ops, err := s.fenced(&consul.KVTxnOp{Verb: consul.KVCAS, Key: s.unreachableVolumeKey(g), Value: encode(g), Index: g.Index})
 	if err != nil {
 		return err
 	}
@@ -76,7 +84,7 @@ func (s *Store) UpdateUnreachableVolume(ctx context.Context, g *UnreachableVolum
 // ForgetVolume deletes the entry of an unreachable volume, whatever happened to the volume.
 // ErrNotFound: there is no such unreachable volume.
 func (s *Store) ForgetVolume(ctx context.Context, g *UnreachableVolume) error {
-	ops, err := s.fenced(deleteAt(s.unreachableVolumeKey(g.EngineID), g.Index)...)
+	ops, err := s.fenced(deleteAt(s.unreachableVolumeKey(g), g.Index)...)
 	if err != nil {
 		return err
 	}

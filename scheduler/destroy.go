@@ -106,6 +106,10 @@ func carryOver(row *engine.Row, cut, op *engine.Operation) {
 		return
 	}
 	op.Attempt, op.Taking, op.Restoring = cut.Attempt, cut.Taking, cut.Restoring
+	if r := cut.Restoring; r != nil && r.Former != nil { // one of them is the brain
+		row.Discard(*r.Former, time.Now().UTC())
+		row.Discard(r.Target, time.Now().UTC())
+	}
 	if t := cut.Taking; t != nil && t.Freezing && row.Frozen == nil {
 		row.Frozen = &engine.Frozen{AllocID: t.AllocID, URL: row.URL}
 	}

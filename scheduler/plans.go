@@ -114,7 +114,7 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: stepFetch, Do: do((*work).fetch), Fenced: true},
 			{Name: stepClean, Do: do((*work).removeWorker)},
 			{Name: "scale-down", Do: do((*work).endProcess), Fenced: true},
-			{Name: "drain", Do: do((*work).awaitGone)},
+			{Name: "drain", Do: do((*work).drainFormer)},
 			{Name: stepKeep, Do: do((*work).beginKeep)},
 			{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
 			{Name: "keep-send", Do: do((*work).awaitSent)},

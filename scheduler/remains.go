@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,10 +19,12 @@ import (
 // remains is the volume of an engine that is being, or was, destroyed.
 type remains struct {
 	engineID, nodeID, volumeID, path, name string
+	// others are the ids of volumes of the engine that are removed by themselves.
+	others []string
 }
 
 func remainsOf(g *registry.UnreachableVolume) remains {
-	return remains{g.EngineID, g.NodeID, g.VolumeID, g.VolumePath, g.Volume()}
+	return remains{engineID: g.EngineID, nodeID: g.NodeID, volumeID: g.VolumeID, path: g.VolumePath, name: g.Volume()}
 }
 
 const (
@@ -57,6 +60,9 @@ func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, 
 	deleted := false
 	var errs []error
 	for _, v := range volumes {
+		if slices.Contains(r.others, v.ID) {
+			continue
+		}
 		own := v.ID == r.volumeID
 		if !own && r.volumeID != "" && s.nodeSilent(v.NodeID) {
 			// It is from an earlier registration, on a lost node.

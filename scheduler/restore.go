@@ -13,7 +13,8 @@ import (
 // and returns both when the engine runs on it. Before the engine is stopped, the brain is
 // rebuilt in a new volume, so that a snapshot that cannot be restored harms nothing. The
 // present brain becomes a snapshot, if it can be read, and is deleted when the engine runs
-// on the other one.
+// on the other one. If the engine's node does not respond, the engine comes up on another
+// node; the process and the brain that it leaves are removed when its node is back.
 //
 // ENGINE_NOT_FOUND, ENGINE_BUSY, SNAPSHOT_NOT_FOUND, SNAPSHOT_CORRUPT,
 // SNAPSHOT_STORE_UNAVAILABLE, SNAPSHOT_FAILED, and the errors of Start. After each of them
@@ -65,7 +66,6 @@ func (s *Scheduler) choice(ctx context.Context, row *engine.Row, snapshotID stri
 
 // prepareRestore writes a restore into an operation.
 func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
-	silent := s.nodeSilent(row.NodeID)
 	switch row.State {
 	case engine.Running:
 	case engine.Stopped, engine.Sleeping, engine.Failed:
@@ -73,15 +73,12 @@ func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
 	default:
 		return engine.BusyWith(engine.OpDestroy)
 	}
-	if silent {
-		return &engine.Error{Code: engine.StopUnconfirmed, Message: "the engine's node does not respond, so it cannot be confirmed that its process has ended; retry when the node is back", Err: errNodeSilent, RetryAfter: retryCapacity}
-	}
 	row.Desired, row.Restarts = engine.Running, nil
 	if row.Snapshot == nil {
 		row.Snapshot = &engine.SnapshotRef{}
 	}
 	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content}}
-	if row.VolumeID != "" && row.Reason != engine.ReasonBrainMissing {
+	if row.VolumeID != "" && row.Reason != engine.ReasonBrainMissing && !s.nodeSilent(row.NodeID) {
 		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(), Trigger: engine.TriggerRestore}
 	}
 	row.Op = op // see propose

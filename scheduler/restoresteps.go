@@ -3,6 +3,8 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
@@ -132,10 +134,21 @@ func (o *work) endProcess(ctx context.Context) error {
 	return o.quiesce(ctx)
 }
 
+// drainFormer waits until no process of the engine is left. A process on a node that does
+// not respond cannot reach the new brain; Nomad ends it when the node is back.
+func (o *work) drainFormer(ctx context.Context) error {
+	if o.s.nodeSilent(o.Row.NodeID) && o.Row.Op.Restoring.Target.NodeID != o.Row.NodeID {
+		o.Row.Op.Restoring.Lost = true
+		return nil
+	}
+	return o.awaitGone(ctx)
+}
+
 // beginKeep begins the snapshot of the brain that is being replaced, if it can be read.
 func (o *work) beginKeep(ctx context.Context) error {
 	op := o.Row.Op
-	if op.Taking == nil {
+	if op.Taking == nil || op.Restoring.Lost {
+		op.Taking = nil
 		op.Step = stepSwitchKey
 		return operation.ErrDetour
 	}
@@ -153,6 +166,10 @@ func (o *work) switchBrain(ctx context.Context) error {
 	row.KeyVersion, row.KeyID = row.Op.KeyVersion, row.Op.KeyID
 	row.PutAt(r.Target)
 	row.Readable = true
+	if r.Lost {
+		row.Discard(*r.Former, time.Now().UTC())
+		row.Vanished, row.Unproven, row.Proven = nil, nil, nil // they concern the former brain
+	}
 	return nil
 }
 
@@ -181,6 +198,7 @@ func (o *work) switchBack(context.Context) error {
 	}
 	row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
 	row.PutAt(*r.Former)
+	row.Discarded = slices.DeleteFunc(row.Discarded, func(d engine.Discarded) bool { return d.VolumeID == row.VolumeID })
 	return nil
 }
 
@@ -205,6 +223,10 @@ func (o *work) dropTarget(ctx context.Context) error {
 	if to.VolumeName == "" {
 		return nil
 	}
+	if o.s.nodeSilent(to.NodeID) {
+		o.Row.Discard(to, time.Now().UTC())
+		return nil
+	}
 	return o.discard(ctx, to)
 }
 
@@ -214,39 +236,18 @@ func (o *work) release(ctx context.Context) error {
 	if err := o.retireOldKey(ctx); err != nil {
 		return err
 	}
-	if f := o.Row.Op.Restoring.Former; f != nil {
-		return o.discard(ctx, *f)
+	f := o.Row.Op.Restoring.Former
+	if o.s.nodeSilent(f.NodeID) {
+		o.Row.Discard(*f, time.Now().UTC())
+		return nil
 	}
-	return nil
+	return o.discard(ctx, *f)
 }
 
 // discard deletes one volume of the engine, which is not the one in its row.
 func (o *work) discard(ctx context.Context, p engine.Place) error {
-	if p.VolumeID != "" && p.VolumeID == o.Row.VolumeID {
-		return fmt.Errorf("scheduler: volume %s is the engine's brain", p.VolumeID)
-	}
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	volumes, err := o.s.volumesOf(ctx, o.Row.EngineID)
-	if err != nil {
-		return err
-	}
-	name := p.VolumeName
-	if name == "" {
-		name = o.Row.JobID()
-	}
-	for _, v := range volumes {
-		if v.Name != name || v.ID == o.Row.VolumeID || p.VolumeID != "" && v.ID != p.VolumeID {
-			continue
-		}
-		left, err := o.s.removeVolume(ctx, v)
-		if err != nil {
-			return err
-		}
-		if left != "" {
-			return fmt.Errorf("scheduler: volume %s of the engine cannot be deleted yet: %s", v.ID, left)
-		}
-	}
-	return nil
+	return o.s.deleteFormer(ctx, o.Row, p)
 }

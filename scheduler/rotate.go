@@ -237,6 +237,9 @@ func (o *work) processGone(ctx context.Context) (allocs []cluster.Alloc, gone, v
 		own := o.Row.AllocID == ""
 		gone = len(state.Allocs) > 0
 		for _, a := range state.Allocs {
+			if o.Row.Left(a.NodeID) {
+				continue
+			}
 			own = own || a.ID == o.Row.AllocID
 			gone = gone && a.Terminal() && !o.s.nodeSilent(a.NodeID)
 		}

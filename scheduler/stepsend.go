@@ -143,6 +143,9 @@ func (o *work) processesGone(ctx context.Context) (allocs []cluster.Alloc, err e
 	err = w.Until(ctx, func(state cluster.JobState) (bool, error) {
 		allocs = state.Allocs
 		for _, a := range state.Allocs {
+			if o.Row.Left(a.NodeID) { // Nomad ends it when its node is back
+				continue
+			}
 			if o.s.nodeSilent(a.NodeID) {
 				return false, errNodeSilent
 			}

@@ -3,9 +3,11 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
 )
@@ -21,8 +23,14 @@ func (o *work) deleteVolume(ctx context.Context) error {
 	if len(o.Row.Unproven) > 0 {
 		return nil
 	}
+	row := o.Row
+	row.Discarded = slices.DeleteFunc(row.Discarded, func(d engine.Discarded) bool { return !o.s.nodeSilent(d.NodeID) }) // the others are removed like the brain
+	r := remains{engineID: row.EngineID, nodeID: row.NodeID, volumeID: row.VolumeID, path: row.VolumePath, name: row.Volume()}
+	for _, d := range row.Discarded {
+		r.others = append(r.others, d.VolumeID)
+	}
 	for {
-		left, err := o.s.removeVolumes(ctx, remains{o.Row.EngineID, o.Row.NodeID, o.Row.VolumeID, o.Row.VolumePath, o.Row.Volume()})
+		left, err := o.s.removeVolumes(ctx, r)
 		switch {
 		case err == nil && left == "":
 			o.Row.VolumeID = ""

@@ -45,13 +45,20 @@ func (s *Scheduler) unreachableLoop(ctx context.Context) {
 }
 
 func (s *Scheduler) sweepUnreachable(ctx context.Context) error {
-	unreachable, _, err := s.store.UnreachableVolumes(ctx)
+	s.sweepDiscarded(ctx)
+	all, _, err := s.store.UnreachableVolumes(ctx)
 	if err != nil {
 		return err
 	}
-	unreachable = slices.DeleteFunc(unreachable, func(g *registry.UnreachableVolume) bool { return s.nodeSilent(g.NodeID) })
+	unreachable := slices.DeleteFunc(slices.Clone(all), func(g *registry.UnreachableVolume) bool { return s.nodeSilent(g.NodeID) })
 	for _, g := range s.proveUnreachable(ctx, unreachable) {
-		left, err := s.removeVolumes(ctx, remainsOf(g))
+		r := remainsOf(g)
+		for _, other := range all {
+			if other.EngineID == g.EngineID && other.VolumeID != g.VolumeID {
+				r.others = append(r.others, other.VolumeID)
+			}
+		}
+		left, err := s.removeVolumes(ctx, r)
 		if err == nil && left != "" {
 			s.log.Debug("cannot delete an unreachable volume yet", "engine_id", g.EngineID, "why", left)
 			s.noteLeft(ctx, g, left)
