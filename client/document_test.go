@@ -99,7 +99,7 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 var fullPolicy = client.Policy{
 	MaxEngines: new(1), RateLimitRPM: new(2), EngineImage: "e", IdleTimeoutS: new(3), CPUMHz: new(4), MemoryMB: new(50), BrainMB: new(5),
 	AllowedImages: []string{"a*"}, WarmPool: new(6), NodePool: "n", SleepMode: "pause", Isolation: "kata",
-	KeyProofPath: "/info", SnapshotIntervalS: new(300), SnapshotKeep: new(7),
+	KeyProofPath: "/info", SnapshotIntervalS: new(300), SnapshotKeep: new(7), OnNodeLost: "restore", NodeLostAfterS: new(600),
 }
 
 // forReaders are operations without a method, because their responses are for humans.

@@ -26,6 +26,8 @@ type Policy struct {
 	KeyProofPath      string `json:"key_proof_path,omitempty"`
 	SnapshotIntervalS *int   `json:"snapshot_interval_s,omitempty"` // at least 300, or 0: no snapshots without a call
 	SnapshotKeep      *int   `json:"snapshot_keep,omitempty"`       // snapshots of an engine that are kept
+	OnNodeLost        string `json:"on_node_lost,omitempty"`        // "wait" (default) or "restore"
+	NodeLostAfterS    *int   `json:"node_lost_after_s,omitempty"`   // at least 60
 }
 
 // Registered is a new product. Its key is returned only this once.

@@ -37,6 +37,10 @@ type Policy struct {
 	SnapshotIntervalS *int `json:"snapshot_interval_s,omitempty"`
 	// SnapshotKeep is how many snapshots of an engine are kept; absent: DefaultSnapshotKeep.
 	SnapshotKeep *int `json:"snapshot_keep,omitempty"`
+	// OnNodeLost is what happens to an engine whose node does not respond for NodeLostAfterS
+	// seconds (absent: DefaultNodeLostAfter); empty: NodeLostWait.
+	OnNodeLost     string `json:"on_node_lost,omitempty"`
+	NodeLostAfterS *int   `json:"node_lost_after_s,omitempty"`
 }
 
 // Of snapshots (SPEC, section 10).
@@ -46,6 +50,16 @@ const (
 	// DefaultSnapshotKeep is how many snapshots of an engine are kept without
 	// Policy.SnapshotKeep.
 	DefaultSnapshotKeep = 7
+	// DefaultNodeLostAfter is in seconds. MinNodeLostAfter is longer than the restart of a
+	// node's agent takes.
+	DefaultNodeLostAfter = 600
+	MinNodeLostAfter     = 60
+)
+
+// Values of Policy.OnNodeLost.
+const (
+	NodeLostWait    = "wait"
+	NodeLostRestore = "restore" // the engine comes up on another node, with its newest snapshot
 )
 
 // Values of Policy.SleepMode; empty means SleepStop.
@@ -85,6 +99,10 @@ func (p *Policy) Check() error {
 		errs = append(errs, fmt.Errorf("policy.snapshot_interval_s is %d; it must be 0 (no snapshots) or at least %d", *v, MinSnapshotInterval))
 	}
 	atLeast("snapshot_keep", p.SnapshotKeep, 1)
+	atLeast("node_lost_after_s", p.NodeLostAfterS, MinNodeLostAfter)
+	if p.OnNodeLost != "" && p.OnNodeLost != NodeLostWait && p.OnNodeLost != NodeLostRestore {
+		errs = append(errs, errors.New(`policy.on_node_lost must be "wait" or "restore"`))
+	}
 	for i, glob := range p.AllowedImages {
 		if !isGlob(glob) || strings.ContainsFunc(glob, unicode.IsControl) {
 			errs = append(errs, fmt.Errorf("policy.allowed_images[%d] is not a glob pattern", i))

@@ -41,7 +41,7 @@ func TestPolicyCheck(t *testing.T) {
 		"OKFull": {Policy{
 			MaxEngines: ptr(50), RateLimitRPM: ptr(600), EngineImage: "engine:1", IdleTimeoutS: ptr(300), CPUMHz: ptr(200), MemoryMB: ptr(512), BrainMB: ptr(1024),
 			AllowedImages: []string{"engine:*", "team/[a-z]*", "?"}, WarmPool: ptr(2), NodePool: "gpu_1-a", SleepMode: "pause", Isolation: "gvisor",
-			SnapshotIntervalS: ptr(300), SnapshotKeep: ptr(1),
+			SnapshotIntervalS: ptr(300), SnapshotKeep: ptr(1), OnNodeLost: "restore", NodeLostAfterS: ptr(60),
 		}, ""},
 		"OKNothingAllowed": {Policy{MaxEngines: ptr(0), RateLimitRPM: ptr(0), IdleTimeoutS: ptr(0), WarmPool: ptr(0), SleepMode: "stop"}, ""},
 		"OKLeast":          {Policy{CPUMHz: ptr(1), MemoryMB: ptr(10), BrainMB: ptr(1)}, ""},
@@ -62,6 +62,8 @@ func TestPolicyCheck(t *testing.T) {
 		"OKNoSnapshots":    {Policy{SnapshotIntervalS: ptr(0)}, ""},
 		"ErrInterval":      {Policy{SnapshotIntervalS: ptr(299)}, "policy.snapshot_interval_s is 299; it must be 0 (no snapshots) or at least 300"},
 		"ErrIntervalBelow": {Policy{SnapshotIntervalS: ptr(-300)}, "policy.snapshot_interval_s is -300; it must be 0 (no snapshots) or at least 300"},
+		"ErrNodeLost":      {Policy{OnNodeLost: "move"}, `policy.on_node_lost must be "wait" or "restore"`},
+		"ErrNodeLostAfter": {Policy{NodeLostAfterS: ptr(59)}, "policy.node_lost_after_s is 59; it must be at least 60"},
 		"ErrKeep":          {Policy{SnapshotKeep: ptr(0)}, "policy.snapshot_keep is 0; it must be at least 1"},
 		"ErrAllAtOnce": {
 			Policy{MaxEngines: ptr(-1), MemoryMB: ptr(0), SleepMode: "x"},

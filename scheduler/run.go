@@ -45,6 +45,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.reconcile.Listen(ctx) })
 	loops.Go(func() { s.rolloutLoop(ctx) })
 	loops.Go(func() { s.schedule.run(ctx) })
+	loops.Go(func() { newLostNodes(s).run(ctx) })
 
 	var foreign error
 	loops.Go(func() {

@@ -52,7 +52,7 @@ func FuzzBodies(f *testing.F) {
 			t.Fatalf("read as %s, encoding/json reads %s", shown(got), shown(other))
 		}
 		if b, ok := got.(*policyBody); ok && b.Policy != nil && b.Policy.Check() == nil {
-			for _, n := range []*int{b.Policy.MaxEngines, b.Policy.RateLimitRPM, b.Policy.IdleTimeoutS, b.Policy.CPUMHz, b.Policy.MemoryMB, b.Policy.BrainMB, b.Policy.WarmPool, b.Policy.SnapshotIntervalS, b.Policy.SnapshotKeep} {
+			for _, n := range []*int{b.Policy.MaxEngines, b.Policy.RateLimitRPM, b.Policy.IdleTimeoutS, b.Policy.CPUMHz, b.Policy.MemoryMB, b.Policy.BrainMB, b.Policy.WarmPool, b.Policy.SnapshotIntervalS, b.Policy.SnapshotKeep, b.Policy.NodeLostAfterS} {
 				if n != nil && *n < 0 {
 					t.Fatalf("a negative number passes the check: %s", body)
 				}

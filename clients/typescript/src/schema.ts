@@ -1601,6 +1601,13 @@ export interface components {
             /** @description How many snapshots of an engine are kept; absent: 7. The newest one is never removed by age. */
             snapshot_keep?: number;
             /**
+             * @description What happens to an engine whose node does not respond: `wait` (the default), or `restore`: it comes up on another node, with its newest snapshot and a new key.
+             * @enum {string}
+             */
+            on_node_lost?: "wait" | "restore";
+            /** @description For how long the node does not respond before that, in seconds; absent: 600. */
+            node_lost_after_s?: number;
+            /**
              * @description What separates an engine's container from its node: `runc` (namespaces of the node's kernel), `gvisor` (a kernel in user space) or `kata` (a virtual machine). Absent: the docker daemon's default runtime. Refused unless `ORCH_ENGINE_DRIVER` is `docker`. Only nodes with the runtime get such engines; holds from the next start or wake.
              * @enum {string}
              */

@@ -8,6 +8,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 
+	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -84,6 +85,68 @@ func TestNodeIsLost(t *testing.T) {
 	harness.Eventually(t, "nothing is left", func() error {
 		if left := s.Traces(e.EngineID); len(left) > 0 {
 			return fmt.Errorf("%v", left)
+		}
+		return nil
+	})
+}
+
+// TestNodeIsLostByPolicy: with on_node_lost = restore nobody has to call.
+func TestNodeIsLostByPolicy(t *testing.T) {
+	t.Parallel()
+	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
+	c := r.Product(t, map[string]any{"on_node_lost": "restore", "node_lost_after_s": 60})
+	waits := r.Product(t, nil)
+	ctx, s := t.Context(), harness.OpenStores(t, stack)
+	e, err := c.Provision(ctx, "u", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Remember(t, e, e.APIKey, "before the snapshot")
+	if _, err := c.Snapshot(ctx, "u", ""); err != nil {
+		t.Fatal(err)
+	}
+	lost := clientOf(t, s, stack, e.EngineID)
+	var stays string
+	for i := range 4 { // one of them is on the same node
+		other, err := waits.Provision(ctx, fmt.Sprint(i), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := waits.Snapshot(ctx, fmt.Sprint(i), ""); err != nil {
+			t.Fatal(err)
+		}
+		if clientOf(t, s, stack, other.EngineID) == lost {
+			stays = fmt.Sprint(i)
+			break
+		}
+	}
+	if err := stack.Pause(lost); err != nil {
+		t.Fatal(err)
+	}
+	var now *client.Engine
+	harness.Eventually(t, "it runs on the other node", func() (err error) {
+		now, err = c.Engine(ctx, "u")
+		if err == nil && (now.Status != "running" || now.URL == e.URL) {
+			err = fmt.Errorf("it is %s at %s", now.Status, now.URL)
+		}
+		return err
+	})
+	if now.APIKey == e.APIKey {
+		t.Error("it has the same key")
+	}
+	if err := harness.Export(t, now, now.APIKey).Knows("before the snapshot"); err != nil {
+		t.Error(err)
+	}
+	if stays != "" {
+		harness.IsNow(t, waits, stays, "failed", "node_down")
+	}
+	if err := stack.Resume(lost); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "only one process is left", func() error {
+		if n := harness.Processes(stack, e.EngineID); n != 1 {
+			return fmt.Errorf("there are %d", n)
 		}
 		return nil
 	})

@@ -43,6 +43,7 @@ var badFields = map[string][]bad{
 		{`{"policy": {"sleep_mode": "` + marker + `"}}`, "sleep_mode"}, {`{"policy": {"node_pool": "` + marker + ` x"}}`, "node_pool"}, {`{"policy": {"engine_image": "/` + marker + `"}}`, "engine_image"},
 		{`{"policy": {"allowed_images": ["[` + marker + `"]}}`, "allowed_images"}, {`{"policy": {"allowed_images": "` + marker + `"}}`, "allowed_images"}, {`{"policy": {"max_engines": 1e30}}`, "max_engines"},
 		{`{"policy": {"snapshot_interval_s": 299}}`, "snapshot_interval_s"}, {`{"policy": {"snapshot_keep": 0}}`, "snapshot_keep"},
+		{`{"policy": {"on_node_lost": "move"}}`, "on_node_lost"}, {`{"policy": {"node_lost_after_s": 59}}`, "node_lost_after_s"},
 	},
 	"keepAwake": {
 		{`{}`, "seconds"}, {`{"seconds": 0}`, "seconds"}, {`{"seconds": 3601}`, "seconds"}, {`{"seconds": 1.5}`, "seconds"}, {`{"seconds": "` + marker + `"}`, "seconds"}, {`{"seconds": null}`, "seconds"},

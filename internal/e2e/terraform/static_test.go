@@ -115,6 +115,8 @@ resource "orch_product" "wrong" {
 
     snapshot_interval_s = 299
     snapshot_keep       = 0
+    on_node_lost        = "move"
+    node_lost_after_s   = 59
   }
   platform_key_overlap_seconds = 86401
 }
@@ -131,7 +133,7 @@ data "orch_engines" "wrong" { status = "asleep" }
 	w.refused([]string{
 		"Slug must be 1 to 40 characters", "display_name must have 1 to 200 bytes", "policy.max_engines is -1; it must be at least 0", "policy.memory_mb is 9; it must be at least 10",
 		"is not a glob pattern", "sleep_mode must be", "isolation must be", "node_pool is not a valid name", "key_proof_path must be",
-		"policy.snapshot_interval_s is 299; it must be 0", "policy.snapshot_keep is 0; it must be at least 1",
+		"policy.snapshot_interval_s is 299; it must be 0", "policy.snapshot_keep is 0; it must be at least 1", "policy.on_node_lost must be", "policy.node_lost_after_s is 59; it must be at least 60",
 		"between 0 and 86400, got: 86401", `segment "." or ".."`, "Set either user_id or engine_id", "Set either id or slug", `value must be one of: ["provisioning"`,
 	}, "validate", "-no-color")
 	// What is not known yet is no mistake.

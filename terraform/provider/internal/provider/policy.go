@@ -41,7 +41,10 @@ var policyFields = map[string]policyField{
 	"key_proof_path": {types.StringType, "A path of the product's engines that requires the engine's key."},
 
 	"snapshot_interval_s": {types.Int64Type, "After how many seconds the service takes a snapshot of an engine, at least 300. 0: it takes none by itself."},
-	"snapshot_keep":       {types.Int64Type, "How many snapshots of an engine are kept, at least 1. The service's default is 7."},
+	"on_node_lost":        {types.StringType, "What happens to an engine whose node does not respond: `wait` (the service's default), or `restore`: it comes up on another node, with its newest snapshot and a new key."},
+	"node_lost_after_s":   {types.Int64Type, "For how many seconds the node does not respond before that, at least 60. The service's default is 600."},
+
+	"snapshot_keep": {types.Int64Type, "How many snapshots of an engine are kept, at least 1. The service's default is 7."},
 }
 
 func policyTypes() map[string]attr.Type {
