@@ -35,7 +35,8 @@ type Policy struct {
 	// SnapshotIntervalS is the time between two snapshots of an engine that the service takes
 	// by itself, in seconds; absent or 0: it takes none.
 	SnapshotIntervalS *int `json:"snapshot_interval_s,omitempty"`
-	// SnapshotKeep is how many snapshots of an engine are kept; absent: DefaultSnapshotKeep.
+	// SnapshotKeep is how many of the snapshots of an engine that the service took by itself
+	// are kept; absent: DefaultSnapshotKeep.
 	SnapshotKeep *int `json:"snapshot_keep,omitempty"`
 	// OnNodeLost is what happens to an engine whose node does not respond for NodeLostAfterS
 	// seconds (absent: DefaultNodeLostAfter); empty: NodeLostWait.

@@ -36,9 +36,6 @@ type snapshotRule struct {
 	keep  int
 }
 
-// defaultSnapshotKeep applies to a policy without snapshot_keep.
-const defaultSnapshotKeep = 7
-
 // snapshotSchedule takes the snapshots that policies ask for, on the leader.
 type snapshotSchedule struct {
 	s *Scheduler
@@ -86,7 +83,7 @@ func (s *Scheduler) snapshotRules(ctx context.Context) (map[string]snapshotRule,
 	rules := map[string]snapshotRule{}
 	for _, p := range products {
 		if every := p.Policy.SnapshotIntervalS; every != nil && *every > 0 {
-			rule := snapshotRule{time.Duration(*every) * time.Second, defaultSnapshotKeep}
+			rule := snapshotRule{time.Duration(*every) * time.Second, engine.DefaultSnapshotKeep}
 			if p.Policy.SnapshotKeep != nil {
 				rule.keep = *p.Policy.SnapshotKeep
 			}

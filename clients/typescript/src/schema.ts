@@ -1598,7 +1598,7 @@ export interface components {
             key_proof_path?: string;
             /** @description The time after which the service takes a snapshot of an engine, in seconds, at least 300; 0 or absent: it takes none by itself. */
             snapshot_interval_s?: number;
-            /** @description How many snapshots of an engine are kept; absent: 7. The newest one is never removed by age. */
+            /** @description How many of the snapshots of an engine that the service took by itself are kept; absent: 7. The newest one is never removed by age. Those that a call asked for stay until a call deletes them. */
             snapshot_keep?: number;
             /**
              * @description What happens to an engine whose node does not respond: `wait` (the default), or `restore`: it comes up on another node, with its newest snapshot and a new key.
