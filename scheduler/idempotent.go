@@ -71,7 +71,7 @@ func (o *ProvisionOptions) body(userID string) string {
 	if o.from == nil {
 		return digest(userID, o.Image)
 	}
-	return digest("fork", userID, o.from.EngineID, o.fromAsked)
+	return digest("fork", userID, o.from.UserID, o.fromAsked)
 }
 
 // lookUp reads the record of a key. nil: there is no valid record, and ref creates one.

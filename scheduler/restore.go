@@ -21,15 +21,29 @@ import (
 // the engine has the brain and the key that it had. If it ran and had been stopped, it is
 // failed and the service starts it again.
 func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID string) (*engine.Row, string, error) {
+	caller.of = snapshotID
+	done, _, err := s.recall(ctx, caller, engine.OpRestore)
+	if err != nil {
+		return nil, "", err
+	}
+	if done != nil {
+		row, err := s.again(ctx, caller, done, engine.Running)
+		if err != nil {
+			return nil, "", err
+		}
+		return s.keyOf(ctx, caller, row)
+	}
 	row, err := caller.engine()
 	if err != nil {
 		return nil, "", err
+	}
+	if op := row.Op; op != nil && op.Kind != engine.OpRestore && !yields(row) {
+		return nil, "", engine.BusyWith(op.Kind)
 	}
 	m, err := s.choice(ctx, row, snapshotID)
 	if err != nil {
 		return nil, "", err
 	}
-	caller.of = snapshotID
 	restored, err := s.change(ctx, caller, engine.OpRestore, audit.ActionRestore, engine.Running, []string{"nomad", "vault"}, func(row *engine.Row) error {
 		return s.prepareRestore(row, m)
 	})
@@ -90,11 +104,22 @@ func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
 //
 // The errors of Snapshot, and of Provision for the other user.
 func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID string) (*engine.Row, string, error) {
+	from := &engine.Restoring{UserID: caller.UserID}
+	into := &Caller{UserID: userID, keyHash: caller.keyHash}
+	if err := into.refresh(ctx, s); err != nil {
+		return nil, "", err
+	}
+	opts := ProvisionOptions{IdempotencyKey: caller.IdempotencyKey, from: from, fromAsked: snapshotID}
+	if made, _, err := s.replay(ctx, into, opts); err != nil {
+		return nil, "", err
+	} else if made != nil {
+		return s.keyOf(ctx, into, made)
+	}
 	row, err := caller.engine()
 	if err != nil {
 		return nil, "", err
 	}
-	from := &engine.Restoring{EngineID: row.EngineID, UserID: caller.UserID}
+	opts.Image, from.EngineID = row.Image, row.EngineID
 	if snapshotID == "" {
 		from.SnapshotID = newSnapshotID()
 	} else {
@@ -104,9 +129,5 @@ func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID
 		}
 		from.SnapshotID, from.Content = m.SnapshotID, &m.Content
 	}
-	into := &Caller{UserID: userID, keyHash: caller.keyHash}
-	if err := into.refresh(ctx, s); err != nil {
-		return nil, "", err
-	}
-	return s.Provision(ctx, into, ProvisionOptions{Image: row.Image, IdempotencyKey: caller.IdempotencyKey, from: from, fromAsked: snapshotID})
+	return s.Provision(ctx, into, opts)
 }
