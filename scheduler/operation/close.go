@@ -39,13 +39,14 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	case op.Kind == engine.OpProvision || op.Kind == engine.OpStart || op.Kind == engine.OpRecover:
 		row.State, row.Reason = engine.Running, ""
 	}
-	if !last.Freezes {
+	untouched := op.Kind == engine.OpRestore && op.Undo != "" && !op.Restoring.Ended
+	if !last.Freezes && !untouched {
 		row.Frozen = nil
 	}
 	if row.State != engine.Running {
 		row.URL, row.AllocID = "", ""
 	}
-	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !(op.Kind == engine.OpRestore && op.Undo != "" && !op.Restoring.Ended) {
+	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !untouched {
 		settleRestarts(backoff, row, op, now)
 	}
 }
@@ -88,6 +89,9 @@ func (o *Operation) undo(err error) bool {
 		return false
 	}
 	at, _, _ := o.m.Plans.find(op)
+	if at.Onward {
+		return false
+	}
 	op.Undo, op.Message, op.Reason = string(code), e.Message, o.m.Owner.ReasonOf(err)
 	op.Step = o.m.Plans.Undo[op.Kind][0].Name
 	if op.Kind == engine.OpProvision && !isBootOutcome(code) {

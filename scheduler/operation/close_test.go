@@ -36,3 +36,18 @@ func TestSettle(t *testing.T) {
 		t.Error("an engine whose start was undone would be restarted")
 	}
 }
+
+// A restore that failed before it ended the engine's process leaves a frozen one as it is.
+func TestCloseOfUntouched(t *testing.T) {
+	frozen := &engine.Frozen{AllocID: "a"}
+	plans := &Plans{Forward: map[engine.OpKind][]Step{engine.OpRestore: {{Name: "fetch"}}}, Undo: map[engine.OpKind][]Step{engine.OpRestore: {{Name: "undo"}}}}
+	for _, ended := range []bool{false, true} {
+		row := &engine.Row{State: engine.Provisioning, Desired: engine.Running, Frozen: frozen, Op: &engine.Operation{
+			Kind: engine.OpRestore, Step: "undo", Undo: string(engine.SnapshotCorrupt), From: engine.Sleeping, Restoring: &engine.Restoring{Ended: ended},
+		}}
+		Close(plans, engine.Backoff{}, row, time.Now())
+		if row.State != engine.Sleeping || (row.Frozen == nil) != ended {
+			t.Errorf("ended %t: %s, %+v", ended, row.State, row.Frozen)
+		}
+	}
+}

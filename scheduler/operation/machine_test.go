@@ -160,6 +160,30 @@ func TestOperationIsUndone(t *testing.T) {
 	}
 }
 
+// After a step that removes what an undo would need, an operation is not undone but repeated.
+func TestOperationGoesOnward(t *testing.T) {
+	failed := false
+	m, store, w := machine(t, start("here"), func(context.Context, *Operation) error {
+		if !failed {
+			failed = true
+			return engine.Errorf(engine.BackendUnavailable, "away")
+		}
+		return nil
+	})
+	m.Plans.Forward[engine.OpStart][1].Onward = true
+	o := m.Launch(store.row.Clone())
+	if _, err := o.Wait(t.Context()); (*owner)(nil).AsError(err).Code != engine.BackendUnavailable {
+		t.Errorf("the caller got %v", err)
+	}
+	<-o.Ended
+	if row, _ := store.Engine(t.Context(), "p", "u"); row.Op != nil || row.State != engine.Running {
+		t.Errorf("the row is %+v", row)
+	}
+	if steps, _ := w.ran(); strings.Join(steps, " ") != "first second second" {
+		t.Errorf("ran %v", steps)
+	}
+}
+
 // TestOutcome: each operation is reported once, with its phases or the code of its caller.
 func TestOutcome(t *testing.T) {
 	ended := func(t *testing.T, second error, before ...any) []Outcome {

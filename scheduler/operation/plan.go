@@ -25,6 +25,9 @@ type Step struct {
 	FailFast bool
 	// Freezes: the operation that ends with this step leaves a frozen process.
 	Freezes bool
+	// Onward: from this step on, an operation that can be undone only continues, because what
+	// it would go back to may be removed already.
+	Onward bool
 	// Foreign: a provision that is undone at this step has the identity of another owner,
 	// and only removes its row.
 	Foreign bool
