@@ -15,6 +15,7 @@ import (
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
+	"github.com/septemberai/orch/registry"
 )
 
 const (
@@ -90,7 +91,43 @@ func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Pl
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	return o.s.cluster.StartWorker(ctx, job, string(text))
+	if err := o.s.cluster.StartWorker(ctx, job, string(text)); err != nil {
+		return err
+	}
+	return o.unlessLate(ctx, func(ctx context.Context, now *engine.Row) error {
+		if now != nil && now.Op != nil && now.Op.ID == o.ID && now.Op.Attempt == o.Row.Op.Attempt && now.Op.Worker != "" {
+			return nil // another replica waits for this worker, and removes it
+		}
+		return o.s.removeWorkers(ctx, *job.ID)
+	})
+}
+
+// unlessLate verifies, after an action without check-and-set, that this replica still owned
+// the operation. If not, because it was paused before the action, withdraw is called with the
+// present row; nil: the engine is gone. It reads the row: a replica that was paused has no
+// session for a while, and the step must not be repeated before the action is withdrawn.
+func (o *work) unlessLate(ctx context.Context, withdraw func(context.Context, *engine.Row) error) error {
+	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*workerEnds)
+	defer cancel()
+	for {
+		now, err := o.s.store.Engine(lasting, o.Row.ProductID, o.Row.UserID)
+		if err == nil && now.Op != nil && now.Op.ID == o.ID && now.Op.Owner == o.s.replica.ID {
+			return nil
+		}
+		present := now
+		if errors.Is(err, registry.ErrNotFound) || err == nil && now.EngineID != o.Row.EngineID {
+			present = nil
+		} else if err != nil {
+			if !pause.For(lasting, turnLook) {
+				return err
+			}
+			continue
+		}
+		if werr := withdraw(lasting, present); werr != nil {
+			o.Log.Warn("cannot withdraw what this replica did after it had lost the operation", "error", werr)
+		}
+		return o.Lost(ctx, now, err)
+	}
 }
 
 // watchWorker polls the operation's worker until look returns true or an error.

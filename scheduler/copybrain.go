@@ -12,6 +12,8 @@ import (
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/fault"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
@@ -53,6 +55,9 @@ func (o *work) copyBrain(ctx context.Context) error {
 		return operation.ErrDetour
 	}
 	state, err := o.s.cluster.Worker(ctx, o.worker())
+	if errors.Is(err, cluster.ErrNotFound) {
+		return nil // awaitSent says why
+	}
 	if err != nil {
 		return err
 	}
@@ -67,12 +72,35 @@ func (o *work) copyBrain(ctx context.Context) error {
 	if err := o.Save(ctx); err != nil {
 		return err
 	}
+	began := time.Now()
 	err = o.WhileOwned(ctx, func(ctx context.Context) error { return o.copyFrozen(ctx, state.Addr, token) })
 	// This is not interrupted either: whatever has the engine now, it may not stay frozen.
-	if thawed := o.thawCopied(context.WithoutCancel(ctx)); err == nil {
+	lasting := context.WithoutCancel(ctx)
+	if err != nil || time.Since(began) > actsWithin {
+		o.awaitOtherCopy(lasting)
+	}
+	if thawed := o.thawCopied(lasting); err == nil {
 		err = thawed
 	}
 	return err
+}
+
+// awaitOtherCopy waits while another owner or operation may have frozen the engine, because
+// this replica was paused meanwhile: a late SIGCONT would let the brain change during that
+// copy. The other owner lets the engine go on by itself.
+func (o *work) awaitOtherCopy(ctx context.Context) {
+	for until := time.Now().Add(frozenMost + workerEnds); time.Now().Before(until); {
+		row, err := o.s.store.Engine(ctx, o.Row.ProductID, o.Row.UserID)
+		if err != nil || row.Op == nil || row.Op.Taking == nil || !row.Op.Taking.Freezing || row.Op.Kind == engine.OpDestroy {
+			return
+		}
+		if row.Op.ID == o.ID && row.Op.Owner == o.s.replica.ID {
+			return
+		}
+		if !pause.For(ctx, pollEvery) {
+			return
+		}
+	}
 }
 
 // copyFrozen sends SIGSTOP, and asks for the copy. The caller sends SIGCONT.
@@ -88,6 +116,7 @@ func (o *work) copyFrozen(ctx context.Context, addr, token string) error {
 		}
 		return &engine.Error{Code: engine.SnapshotFailed, Message: "the engine cannot be frozen for the copy; retry", Err: err}
 	}
+	fault.Hit(pointFrozen)
 	limited, cancel := context.WithTimeout(ctx, frozenMost)
 	defer cancel()
 	err := askForCopy(limited, addr, token)

@@ -27,7 +27,13 @@ func (h healing) NoteUnproven(row *engine.Row, alloc cluster.Alloc) {
 	h.s.noteUnproven(row, []cluster.Alloc{alloc})
 }
 
-func (h healing) GoOn(ctx context.Context, row *engine.Row) { h.s.goOn(ctx, row) }
+// GoOn leaves an engine alone that has an operation by now: a snapshot may have frozen it.
+func (h healing) GoOn(ctx context.Context, row *engine.Row) {
+	if now, err := h.s.store.Engine(ctx, row.ProductID, row.UserID); err == nil && now.Op != nil {
+		return
+	}
+	h.s.goOn(ctx, row)
+}
 
 func (h healing) SettleFrozen(ctx context.Context, row *engine.Row) error {
 	return h.s.settleFrozen(ctx, row)

@@ -234,9 +234,6 @@ func (o *work) letEnd(ctx context.Context) error {
 // goOn resumes the process of a running engine, in case it was stopped by a late signal:
 // one from a replica that was paused while another replica took over its operation.
 func (s *Scheduler) goOn(ctx context.Context, row *engine.Row) {
-	if s.opts.Job.Driver != jobs.Docker {
-		return
-	}
 	allocID := row.AllocID
 	if row.Frozen != nil {
 		allocID = row.Frozen.AllocID

@@ -101,7 +101,7 @@ func init() { // not a literal, because the steps refer to plans
 		engine.OpSnapshot: {
 			{Name: "upload", Do: do((*work).beginUpload)},
 			{Name: stepTakeWorker, Do: do((*work).prepareCopy), Fenced: true},
-			{Name: "copy", Do: do((*work).copyBrain)},
+			{Name: "copy", Do: do((*work).copyBrain), Fenced: true},
 			{Name: "send", Do: do((*work).awaitSent)},
 			{Name: "store", Do: do((*work).storeSnapshot), Fenced: true},
 			{Name: stepClean, Do: do((*work).removeWorker)},
@@ -124,7 +124,7 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
 			{Name: stepRegister, Do: do((*work).register), Fenced: true},
 			{Name: "boot", Do: do((*work).boot)},
-			{Name: "release", Do: do((*work).release), Fenced: true},
+			{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
 		},
 	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
@@ -152,6 +152,8 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "undo-register", Do: do((*work).unregister), Fenced: true},
 			{Name: "undo-switch", Do: do((*work).switchBack)},
 			{Name: "undo-variable", Do: do((*work).rewriteVariable), Fenced: true},
+			// Its turn on the node ends, whatever becomes of the volume.
+			{Name: "undo-worker", Do: do((*work).removeWorker)},
 			{Name: "undo-target", Do: do((*work).dropTarget), Fenced: true},
 		},
 	}

@@ -48,7 +48,7 @@ func TestPlans(t *testing.T) {
 		engine.OpRecover:   {"undo-recover"},
 		engine.OpRestart:   {"undo-register"},
 		engine.OpSnapshot:  {"undo-copy", "undo-worker", "undo-upload"},
-		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-target"},
+		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-worker", "undo-target"},
 	}
 	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)

@@ -17,6 +17,9 @@ const atWritten = "written"
 // A warm engine belongs to a user who has no response yet.
 const pointWarmClaimed = "pool/warm-claimed"
 
+// An engine is frozen for a copy of its brain.
+const pointFrozen = "snapshot/copy/frozen"
+
 // FaultPoints returns all points by what they interrupt: the kind of an operation, the
 // audit action of an admin's change, "pool", or "epoch".
 func FaultPoints() map[string][]string {
@@ -24,6 +27,7 @@ func FaultPoints() map[string][]string {
 	for kind := range plans.Forward {
 		points[string(kind)] = plans.Points(kind)
 	}
+	points[string(engine.OpSnapshot)] = append(points[string(engine.OpSnapshot)], pointFrozen)
 	for _, change := range []string{audit.ActionProductRegister, audit.ActionPolicyUpdate, audit.ActionPlatformKeyRotate, audit.ActionProductDelete} {
 		points[change] = []string{change + "/" + operation.AtAudited, change + "/" + atWritten}
 	}

@@ -213,9 +213,6 @@ func (o *work) rewriteVariable(ctx context.Context) error {
 
 // dropTarget removes the volume of a failed restore, and what else it has made.
 func (o *work) dropTarget(ctx context.Context) error {
-	if err := o.removeWorker(ctx); err != nil {
-		return err
-	}
 	if err := o.dropUpload(ctx); err != nil {
 		return err
 	}

@@ -256,7 +256,15 @@ func (o *work) completeSnapshot(ctx context.Context, m *brain.Manifest) error {
 	if err := at.Complete(limited, o.taken(), t.UploadID, t.Result.Parts, t.Result.StoredBytes); err != nil {
 		return err
 	}
-	return at.PutManifest(limited, m)
+	if err := at.PutManifest(limited, m); err != nil {
+		return err
+	}
+	return o.unlessLate(ctx, func(ctx context.Context, now *engine.Row) error {
+		if now != nil && now.State != engine.Destroying {
+			return nil // another replica has stored the same snapshot, or undoes it
+		}
+		return at.Delete(ctx, o.taken())
+	})
 }
 
 // dropUpload removes what an undone snapshot has stored. A store that is away keeps it: an
