@@ -94,14 +94,13 @@ func (c *Cluster) Worker(ctx context.Context, jobID string) (*WorkerState, error
 
 // unplaced returns the state of a worker without an allocation.
 func (c *Cluster) unplaced(ctx context.Context, jobID string) (*WorkerState, error) {
+	// Nomad keeps the evaluations of a purged job.
+	if _, _, err := c.client.Jobs().Info(jobID, c.read(ctx)); err != nil {
+		return nil, classify(err)
+	}
 	evals, _, err := c.client.Jobs().Evaluations(jobID, c.read(ctx))
 	if err != nil {
 		return nil, classify(err)
-	}
-	if len(evals) == 0 {
-		if _, _, err := c.client.Jobs().Info(jobID, c.read(ctx)); err != nil {
-			return nil, classify(err)
-		}
 	}
 	s := new(WorkerState)
 	newest := uint64(0)
