@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ type lane struct {
 	idPrefix         string
 	key              string // the engine's key, as last returned
 	engineID         string
+	// snapshotID is the snapshot that is restored, and since is what the engine has learnt
+	// after it; empty: nothing.
+	snapshotID, since string
 }
 
 const laneUser = "u"
@@ -62,10 +66,12 @@ type scenario struct {
 	unpooled bool
 	// docker: its engines are containers; it is skipped without docker.
 	docker bool
+	// auditUser is the user in the audit row; empty: laneUser.
+	auditUser string
 }
 
 // moments are the moments of an operation in the order in which a lane visits them.
-var moments = []string{"answered", "saved", "done", "fenced", "before", "claimed", "audited"}
+var moments = []string{"answered", "saved", "done", "frozen", "fenced", "before", "claimed", "audited"}
 
 // visits returns a lane's points, ordered by moment and, for each moment, from the last
 // step to the first, and the points that the next process passes when it resumes each one.
@@ -84,6 +90,9 @@ func visits(points []string) (order []string, resumed map[string][]string) {
 				from = len(points)
 			case "saved", "claimed":
 				from = i + 1
+			}
+			if moment != "saved" && strings.Contains(point, "/copy/") {
+				from = 0 // an interrupted copy is made again, by another worker
 			}
 			resumed[point] = points[from:]
 		}
@@ -177,8 +186,11 @@ var scenarios = map[string]scenario{
 	"restart/undo": {from: engine.Running, act: func(l *lane, _ string) error {
 		return l.inject(engine.Operation{Kind: engine.OpRestart, Step: "undo-register", Undo: "BOOT_TIMEOUT", From: engine.Running}, engine.Running)
 	}},
-	"destroy": {from: engine.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok"}},
-	"sleep":   {from: engine.Running, act: injectKind},
+	"destroy": {
+		from: engine.Running, act: destroyIt, action: "destroy", outcome: "ok", retry: destroyIt, answers: []string{"ok"},
+		before: map[string]func(*lane){"destroy/erase/before": (*lane).takeOne, "destroy/erase/done": (*lane).takeOne, "destroy/erase/saved": (*lane).takeOne},
+	},
+	"sleep": {from: engine.Running, act: injectKind},
 	"sleep/freeze": {from: engine.Running, docker: true, act: func(l *lane, _ string) error {
 		return l.inject(engine.Operation{Kind: engine.OpSleep, Step: "freeze", From: engine.Running}, engine.Running)
 	}},
@@ -188,6 +200,14 @@ var scenarios = map[string]scenario{
 	"provision/another-port": {from: engine.Running, act: anotherPort},
 	"start/another-port":     {from: engine.Running, act: anotherPort},
 	"restart/another-port":   {from: engine.Running, act: anotherPort},
+	"restore/another-port":   {from: engine.Running, act: anotherPort},
+	"snapshot":               {from: engine.Running, act: snapshotIt, action: "snapshot", outcome: "ok", retry: snapshotIt, answers: []string{"ok"}},
+	"snapshot/undo":          {from: engine.Running, act: undoneSnapshot},
+	"restore":                {from: engine.Running, act: restoreIt, action: "restore", outcome: "ok", retry: restoreIt, answers: []string{"ok"}},
+	"restore/undo": {
+		from: engine.Running, act: restoreIt, action: "restore", outcome: "CAPACITY_EXHAUSTED", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"}, alone: true,
+	},
+	"provision/fork": {from: engine.Running, act: forkIt, action: "fork", outcome: "ok", retry: forkAndDrop, answers: []string{"ok"}, auditUser: forkUser},
 	"recover": {from: engine.Running, act: func(l *lane, _ string) error {
 		return l.inject(engine.Operation{Kind: engine.OpRecover, Step: "boot", From: engine.Failed}, engine.Provisioning)
 	}},
@@ -230,9 +250,14 @@ func lanes(t *testing.T) map[string][]string {
 			if strings.Contains(point, "/own/") || strings.Contains(point, "/burn/") {
 				continue // testWarmPoints and testBurnPoints visit them
 			}
+			if leftOut(point) {
+				continue
+			}
 			switch {
 			case strings.Contains(point, "/undo-"):
 				name += "/undo"
+			case kind == "provision" && ofSnapshots(point):
+				name += "/fork"
 			case strings.Contains(point, "/relocate/"):
 				name += "/relocate"
 			case strings.Contains(point, "/another-port/"):
@@ -313,9 +338,18 @@ func (l *lane) run(points []string) {
 	}
 	done := ""
 	for _, point := range order {
+		if l.alone && l.from != "" && done == "" { // a process that may fail cannot prepare
+			l.next("")
+			l.bring(point)
+			l.p.End()
+			l.s.EndSessions(l.prefix)
+		}
 		if done != "" && (l.alone || slices.Contains(resumed[done], point)) {
 			l.next("")
 			l.check(done)
+			if l.alone && l.from != "" {
+				l.bring(point)
+			}
 			l.p.End()
 			l.s.EndSessions(l.prefix)
 			done = ""
@@ -375,10 +409,12 @@ func (l *lane) row() *engine.Row {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	if len(rows) == 0 {
-		return nil
+	for _, row := range rows {
+		if row.UserID == laneUser {
+			return row
+		}
 	}
-	return rows[0]
+	return nil
 }
 
 func (l *lane) exists() bool { return l.row() != nil }
@@ -440,6 +476,9 @@ func (l *lane) bring(point string) {
 	if prepare := l.before[point]; prepare != nil {
 		prepare(l)
 	}
+	if l.action == "restore" && l.since == "" {
+		l.learnMore(point)
+	}
 }
 
 // agree waits until the stores agree.
@@ -464,6 +503,7 @@ func (l *lane) check(point string) {
 		}
 	}
 	l.wantUsable(point)
+	l.wantNothingLeft(point)
 	if l.retry == nil {
 		return
 	}
@@ -504,11 +544,12 @@ func (l *lane) wantUsable(point string) {
 			l.t.Errorf("%s: %v", point, err)
 		}
 	}
+	l.wantOneBrain(point, brain, e.APIKey)
 	if l.key != "" && l.key != e.APIKey && l.from != "" {
 		if status, err := harness.EngineCall(l.t.Context(), e, l.key, http.MethodGet, "/memory/export", nil, nil); err != nil || status != http.StatusUnauthorized {
 			l.t.Errorf("%s: the key before: %d, %v", point, status, err)
 		}
-		if !strings.HasPrefix(point, "rotate_key/") {
+		if !strings.HasPrefix(point, "rotate_key/") && !strings.HasPrefix(point, "restore/") {
 			l.t.Errorf("%s: the key is another one", point)
 		}
 	}
@@ -534,7 +575,7 @@ func (l *lane) wantAudit(point string) {
 	}
 	harness.Eventually(l.t, point+": the audit row", func() error {
 		rows, _ := harness.AuditLog(l.t, l.p.Client, "?limit=1&action="+l.action)
-		if len(rows) != 1 || rows[0].Outcome != want || rows[0].UserID != laneUser {
+		if len(rows) != 1 || rows[0].Outcome != want || rows[0].UserID != cmp.Or(l.auditUser, laneUser) {
 			return fmt.Errorf("%+v, want outcome %s", rows, want)
 		}
 		return nil
@@ -548,6 +589,9 @@ func (l *lane) inject(op engine.Operation, state engine.State) error {
 		return fmt.Errorf("%d rows, %w", len(pairs), err)
 	}
 	row := l.row()
+	if op.Kind == engine.OpRestore {
+		op.Restoring = &engine.Restoring{EngineID: row.EngineID, Target: row.Place(), Ended: true}
+	}
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)
 	row.Op, row.State = &op, state
 	if op.Step == "freeze" {

@@ -10,6 +10,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
 )
 
 // Disagreement returns how the stores disagree about a deployment's engines, or nil: no row
@@ -79,8 +80,11 @@ func (s *Stores) WantSound(row *engine.Row) error {
 	}
 	found := 0
 	for _, v := range volumes {
-		if v.Name == name {
+		if of, ok := engine.ParseVolume(v.Name); ok && of.EngineID == row.EngineID {
 			found++
+			if v.Name != row.Volume() {
+				return fmt.Errorf("volume %s, but %s in its row", v.Name, row.Volume())
+			}
 			if v.ID != row.VolumeID || v.NodeID != row.NodeID {
 				return fmt.Errorf("volume %s on %s, but %s on %s in its row", v.ID, v.NodeID, row.VolumeID, row.NodeID)
 			}
@@ -91,6 +95,9 @@ func (s *Stores) WantSound(row *engine.Row) error {
 	}
 	return nil
 }
+
+// worker is the prefix of the names of the workers of snapshots.
+const worker = jobs.WorkerPrefix
 
 // wantOwned checks that everything of a deployment belongs to a row or to the pool.
 func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
@@ -109,6 +116,9 @@ func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
 		if id, ok := mine(j.ID); ok && !ids[id] {
 			return fmt.Errorf("job %s has no row", j.ID)
 		}
+		if strings.HasPrefix(j.ID, worker+idPrefix) {
+			return fmt.Errorf("the worker %s is left", j.ID)
+		}
 	}
 	variables, _, err := s.Nomad.Variables().List(nil)
 	if err != nil {
@@ -117,6 +127,9 @@ func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
 	for _, v := range variables {
 		if id, ok := mine(strings.TrimPrefix(v.Path, "nomad/jobs/")); ok && !ids[id] {
 			return fmt.Errorf("variable %s has no row", v.Path)
+		}
+		if strings.HasPrefix(v.Path, "nomad/jobs/"+worker+idPrefix) {
+			return fmt.Errorf("the order %s is left", v.Path)
 		}
 	}
 	secret, err := s.Vault.Logical().List(MountName(prefix) + "/metadata/engines")
@@ -144,7 +157,7 @@ func (s *Stores) wantOwned(prefix, idPrefix string, ids map[string]bool) error {
 		pooled[key[strings.LastIndexByte(key, '/')+1:]] = true
 	}
 	for _, v := range volumes {
-		if id, ok := mine(v.Name); ok && !ids[id] && !pooled[id] {
+		if of, ok := engine.ParseVolume(v.Name); ok && strings.HasPrefix(of.EngineID, idPrefix) && !ids[of.EngineID] && !pooled[of.EngineID] {
 			return fmt.Errorf("volume %s has no row", v.Name)
 		}
 	}
