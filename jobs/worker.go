@@ -97,7 +97,9 @@ func (w *Workers) Render(e Worker, restores bool) (*api.Job, error) {
 	job.Meta = map[string]string{"deployment": w.settings.Deployment, "engine_id": e.EngineID, DeploymentMeta: e.DeploymentID}
 	group := job.TaskGroups[0]
 	group.Constraints = append(group.Constraints, api.NewConstraint(nodeConstraint, "=", e.NodeID))
-	group.Volumes[volumeName].Source = e.VolumeName
+	if v := group.Volumes[volumeName]; v != nil { // a reader with raw_exec claims none
+		v.Source = e.VolumeName
+	}
 	task := group.Tasks[0]
 	switch w.settings.Driver {
 	case Docker:

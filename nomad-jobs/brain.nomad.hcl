@@ -23,14 +23,21 @@ job "brain" {
   group "brain" {
     count = 1
 
-    # Nomad lets this reader in while the engine has the volume as its only writer, if the
-    # volume also has the capability single-node-reader-only.
-    volume "brain" {
-      type            = "host"
-      source          = "set per job"
-      read_only       = !var.restores
-      access_mode     = var.restores ? "single-node-single-writer" : "single-node-reader-only"
-      attachment_mode = "file-system"
+    # With raw_exec a reader does not claim the volume: its order has the directory. While an
+    # engine and a reader of its volume run, Nomad's plan applier rejects every placement on
+    # their node ("conflicting claims for host volume with single-writer"; AllocsFit in
+    # nomad/structs/funcs.go counts readers, too). A container gets the volume only by a claim,
+    # so with docker nothing else can be placed on the node until the snapshot is stored.
+    dynamic "volume" {
+      for_each = var.restores || var.driver == "docker" ? ["brain"] : []
+      labels   = ["brain"]
+      content {
+        type            = "host"
+        source          = "set per job"
+        read_only       = !var.restores
+        access_mode     = var.restores ? "single-node-single-writer" : "single-node-reader-only"
+        attachment_mode = "file-system"
+      }
     }
 
     # Here it waits for the request to copy, while the engine is frozen.
