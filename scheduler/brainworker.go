@@ -67,6 +67,9 @@ func (o *work) awaitTurn(ctx context.Context) error {
 	}
 }
 
+// errNoWorker: with docker, the setting has no default.
+var errNoWorker = engine.Errorf(engine.SnapshotFailed, "the service does not know the program that makes snapshots; an operator must set ORCH_SNAPSHOT_WORKER")
+
 // startWorker registers a worker with an order for a volume.
 func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Place) error {
 	workers := o.s.workers.Load()
@@ -74,7 +77,7 @@ func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Pl
 		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
 	}
 	if o.s.opts.Snapshots.Worker == "" {
-		return engine.Errorf(engine.SnapshotFailed, "the service does not know the program that makes snapshots; an operator must set ORCH_SNAPSHOT_WORKER")
+		return errNoWorker
 	}
 	order.Work, order.CA, order.BytesPerSecond = jobs.WorkerAlloc+"/data/orch", o.s.opts.Snapshots.CA, o.s.opts.Snapshots.BytesPerSecond
 	text, err := json.Marshal(order)

@@ -80,6 +80,9 @@ func (s *Scheduler) choice(ctx context.Context, row *engine.Row, snapshotID stri
 
 // prepareRestore writes a restore into an operation.
 func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
+	if s.opts.Snapshots.Worker == "" {
+		return errNoWorker
+	}
 	switch row.State {
 	case engine.Running:
 	case engine.Stopped, engine.Sleeping, engine.Failed:
@@ -118,6 +121,9 @@ func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID
 	row, err := caller.engine()
 	if err != nil {
 		return nil, "", err
+	}
+	if s.opts.Snapshots.Worker == "" {
+		return nil, "", errNoWorker
 	}
 	opts.Image, from.EngineID = row.Image, row.EngineID
 	if snapshotID == "" {

@@ -53,6 +53,8 @@ func (s *Scheduler) prepareSnapshot(row *engine.Row, t *engine.Taking) error {
 	alloc, known := s.cluster.Newest(row.JobID())
 	runs := known && !alloc.Terminal()
 	switch {
+	case s.opts.Snapshots.Worker == "":
+		return errNoWorker
 	case row.State == engine.Provisioning || row.State == engine.Destroying:
 		return engine.BusyWith(engine.OpDestroy)
 	case row.VolumeID == "" || row.Reason == engine.ReasonBrainMissing:
