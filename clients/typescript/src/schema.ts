@@ -2938,7 +2938,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED` */
+            /** @description `BACKEND_UNAVAILABLE`, `SNAPSHOT_STORE_UNAVAILABLE`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED` */
             503: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
