@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -19,15 +20,26 @@ type Proxy struct {
 	seen []string
 }
 
-// StartProxy starts a proxy for the server at addr, which ends with the test.
+// StartProxy starts a proxy on loopback for the server at addr, which ends with the test.
 func StartProxy(t *testing.T, addr string) *Proxy {
 	t.Helper()
+	return StartProxyOn(t, "127.0.0.1", addr)
+}
+
+// StartProxyOn starts a proxy that listens on an address of this machine, as one that
+// containers reach.
+func StartProxyOn(t *testing.T, host, addr string) *Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	p := &Proxy{}
 	to := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(&url.URL{Scheme: "http", Host: addr})
 		r.Out.Host = r.In.Host // it is signed
 	}, ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.seen = append(p.seen, r.Method+" "+r.URL.Query().Get("partNumber"))
 		hook := p.hook
@@ -37,6 +49,9 @@ func StartProxy(t *testing.T, addr string) *Proxy {
 		}
 		to.ServeHTTP(w, r)
 	}))
+	_ = s.Listener.Close()
+	s.Listener = l
+	s.Start()
 	t.Cleanup(s.Close)
 	p.Addr = s.Listener.Addr().String()
 	return p
