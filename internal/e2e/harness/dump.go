@@ -2,6 +2,8 @@ package harness
 
 import (
 	"encoding/json"
+	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -11,11 +13,15 @@ import (
 )
 
 // Dump returns everything in the stores, and everything that the agents wrote, in plain
-// text.
+// text, but for what is removed meanwhile.
 func (s *Stores) Dump(stack *devstack.Stack) map[string]string {
 	s.T.Helper()
 	out := map[string]string{}
 	add := func(name string, v any, err error) {
+		var status nomad.UnexpectedResponseError
+		if errors.Is(err, nomad.ErrVariablePathNotFound) || errors.As(err, &status) && status.StatusCode() == http.StatusNotFound {
+			return
+		}
 		if err != nil {
 			s.T.Fatalf("%s: %v", name, err)
 		}
