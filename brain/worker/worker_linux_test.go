@@ -708,7 +708,7 @@ func TestBadOrders(t *testing.T) {
 		c.Env = []string{brain.OrderEnv + "=" + w.path("order")}
 		out, err := c.Output()
 		var r brain.Report
-		if err == nil || json.Unmarshal(out, &r) != nil || r.Error == nil || r.Error.Kind != brain.BadOrder || bytes.Contains(out, []byte("secret")) {
+		if err != nil || json.Unmarshal(out, &r) != nil || r.Error == nil || r.Error.Kind != brain.BadOrder || bytes.Contains(out, []byte("secret")) {
 			t.Errorf("%q: %v, %s", text, err, out)
 		}
 	}

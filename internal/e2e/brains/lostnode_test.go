@@ -13,85 +13,10 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestNodeIsLost: an engine whose node does not respond comes up on another one. When the
-// node is back, the process and the brain that the engine left there are removed, and
-// nobody used them.
+// TestNodeIsLost: an engine whose node does not respond comes up on another one, with
+// on_node_lost = restore by itself, and otherwise by a call. When the node is back, the
+// processes and the brains that they left there are removed, and nobody used them.
 func TestNodeIsLost(t *testing.T) {
-	t.Parallel()
-	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
-	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
-	c := r.Product(t, nil)
-	ctx, s := t.Context(), harness.OpenStores(t, stack)
-	e, err := c.Provision(ctx, "u", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	harness.Remember(t, e, e.APIKey, "before the snapshot")
-	if _, err := c.Snapshot(ctx, "u", ""); err != nil {
-		t.Fatal(err)
-	}
-	harness.Remember(t, e, e.APIKey, "after the snapshot")
-	lost := clientOf(t, s, stack, e.EngineID)
-	if err := stack.Pause(lost); err != nil {
-		t.Fatal(err)
-	}
-	harness.AwaitEngine(t, c, "u", "failed", "node_down")
-	restored, err := c.Restore(ctx, "u", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if restored.URL == e.URL || restored.APIKey == e.APIKey || clientOf(t, s, stack, e.EngineID) == lost {
-		t.Errorf("it was at %s, and is at %s", e.URL, restored.URL)
-	}
-	memory := harness.Export(t, restored, restored.APIKey)
-	if err := memory.Knows("before the snapshot"); err != nil {
-		t.Error(err)
-	}
-	harness.Remember(t, restored, restored.APIKey, "on the other node")
-	// The process that it left does not know the new key.
-	harness.KeyIs(t, e, restored.APIKey, false)
-
-	// What needs the end of all processes does not wait for the lost node.
-	if _, err := c.Stop(ctx, "u"); err != nil {
-		t.Fatal(err)
-	}
-	again, err := c.Start(ctx, "u")
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	if err := stack.Resume(lost); err != nil {
-		t.Fatal(err)
-	}
-	harness.Eventually(t, "only the brain on the other node is left", func() error {
-		volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, &nomad.QueryOptions{Prefix: "engine-" + e.EngineID})
-		if err == nil && len(volumes) != 1 {
-			err = fmt.Errorf("there are %d volumes", len(volumes))
-		}
-		if n := harness.Processes(stack, e.EngineID); n != 1 {
-			err = errors.Join(err, fmt.Errorf("there are %d processes", n))
-		}
-		return err
-	})
-	if err := harness.Export(t, again, restored.APIKey).Knows("on the other node"); err != nil {
-		t.Error(err)
-	}
-	if err := harness.InState(t, c, "u", "running"); err != nil {
-		t.Error(err)
-	}
-	if _, err := c.Destroy(ctx, "u"); err != nil {
-		t.Fatal(err)
-	}
-	harness.Eventually(t, "nothing is left", func() error {
-		if left := s.Traces(e.EngineID); len(left) > 0 {
-			return fmt.Errorf("%v", left)
-		}
-		return nil
-	})
-}
-
-// TestNodeIsLostByPolicy: with on_node_lost = restore nobody has to call.
-func TestNodeIsLostByPolicy(t *testing.T) {
 	t.Parallel()
 	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
 	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
@@ -138,15 +63,48 @@ func TestNodeIsLostByPolicy(t *testing.T) {
 	if err := harness.Export(t, now, now.APIKey).Knows("before the snapshot"); err != nil {
 		t.Error(err)
 	}
+	harness.Remember(t, now, now.APIKey, "on the other node")
+	harness.KeyIs(t, e, now.APIKey, false) // the process that it left does not know the new key
 	if stays != "" {
 		harness.IsNow(t, waits, stays, "failed", "node_down")
+		if _, err := waits.Restore(ctx, stays, ""); err != nil {
+			t.Error(err)
+		}
+	}
+
+	// What needs the end of all processes does not wait for the lost node.
+	if _, err := c.Stop(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := c.Start(ctx, "u")
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := stack.Resume(lost); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "only one process is left", func() error {
+	harness.Eventually(t, "only the brain on the other node is left", func() error {
+		volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, &nomad.QueryOptions{Prefix: "engine-" + e.EngineID})
+		if err == nil && len(volumes) != 1 {
+			err = fmt.Errorf("there are %d volumes", len(volumes))
+		}
 		if n := harness.Processes(stack, e.EngineID); n != 1 {
-			return fmt.Errorf("there are %d", n)
+			err = errors.Join(err, fmt.Errorf("there are %d processes", n))
+		}
+		return err
+	})
+	if err := harness.Export(t, again, now.APIKey).Knows("on the other node"); err != nil {
+		t.Error(err)
+	}
+	if err := harness.InState(t, c, "u", "running"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Destroy(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "nothing is left", func() error {
+		if left := s.Traces(e.EngineID); len(left) > 0 {
+			return fmt.Errorf("%v", left)
 		}
 		return nil
 	})

@@ -22,7 +22,7 @@ import (
 // snapshots is a whole database, with every write that was acknowledged before the call.
 func TestSnapshotsUnderWrites(t *testing.T) {
 	t.Parallel()
-	const snapshots, every = 40, 5 * time.Millisecond
+	const snapshots, every = 12, 5 * time.Millisecond
 	b := newBucket(t)
 	r := harness.StartService(t, harness.Shared, b.vars())
 	c := r.Product(t, nil)

@@ -29,6 +29,9 @@ func leftOut(point string) bool {
 	if len(parts) != 3 || !ofSnapshots(point) {
 		return false
 	}
+	if parts[0] == "restore" && slices.Contains([]string{"target", "clean", "keep-upload", "keep-worker", "keep-send"}, parts[1]) {
+		return true // a name is chosen, or as in a snapshot
+	}
 	switch parts[2] {
 	case "done", "frozen":
 		return false
