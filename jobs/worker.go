@@ -46,9 +46,10 @@ const (
 	WorkerTask = "brain"
 	// CopyPort is the label of the port on which a worker waits for the request to copy.
 	CopyPort = "copy"
-	// WorkerAlloc and WorkerCopy stand in an order for the allocation's directory, and for
-	// the address of CopyPort.
-	WorkerAlloc, WorkerCopy = "@ALLOC@", "@COPY@"
+	// WorkerAlloc stands in an order for the allocation's directory.
+	WorkerAlloc = "@ALLOC@"
+	// WorkerCopy stands in an order for the address of CopyPort.
+	WorkerCopy = "@COPY@"
 	// brainInContainer is where a container has the volume.
 	brainInContainer = "/brain"
 )

@@ -30,6 +30,12 @@ const (
 	// urlsValid is for how long the URLs of an order are valid. With credentials of an
 	// instance it is shorter, because they end with the credentials.
 	urlsValid = 12 * time.Hour
+	// storeAway is how long a worker tries a store that is away, each time that Nomad starts
+	// it (four times, nomad-jobs/brain.nomad.hcl): other changes of the engine wait for it.
+	storeAway = time.Minute
+	// copyAsked is how long a worker waits for the request to copy, which comes as soon as it
+	// listens.
+	copyAsked = time.Minute
 	// turnLook is the interval of checking whether it is this worker's turn.
 	turnLook = 200 * time.Millisecond
 )
@@ -80,6 +86,7 @@ func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Pl
 		return errNoWorker
 	}
 	order.Work, order.CA, order.BytesPerSecond = jobs.WorkerAlloc+"/data/orch", o.s.opts.Snapshots.CA, o.s.opts.Snapshots.BytesPerSecond
+	order.GiveUpS = int64(storeAway.Seconds())
 	text, err := json.Marshal(order)
 	if err != nil {
 		return err

@@ -55,12 +55,19 @@ func newSnapshotSchedule(s *Scheduler) *snapshotSchedule {
 }
 
 func (z *snapshotSchedule) run(ctx context.Context) {
+	strays, looked := strayWorkers{}, time.Time{}
 	for swept := (time.Time{}); pause.For(ctx, scheduleEvery); {
 		if !z.s.informed() {
 			continue
 		}
 		if err := z.once(ctx); err != nil && ctx.Err() == nil {
 			z.s.log.Debug("cannot look for snapshots that are due; retrying", "error", err)
+		}
+		if time.Since(looked) > straysEvery {
+			looked = time.Now()
+			if err := strays.sweep(ctx, z.s); err != nil && ctx.Err() == nil {
+				z.s.log.Debug("cannot look for workers of snapshots without an operation; retrying", "error", err)
+			}
 		}
 		if time.Since(swept) < sweepUploadsEvery {
 			continue

@@ -101,6 +101,7 @@ func (o *work) prepareCopy(ctx context.Context) error {
 			return err
 		}
 		order.Snapshot.Listen, order.Snapshot.Token = jobs.WorkerCopy, token
+		order.Snapshot.WaitS = int64(copyAsked.Seconds())
 	}
 	if err := o.startWorker(ctx, order, o.Row.Place()); err != nil {
 		return err
