@@ -18,6 +18,7 @@ func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 		ID: n.ID, Name: n.Name, Pool: n.NodePool, Status: n.Status, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{}, Runtimes: map[string]bool{},
 		Eligible:     n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
 		VolumePlugin: c.volumePlugin == Mkdir || n.Attributes[c.pluginAttribute()] != "",
+		DockerMounts: n.Attributes[dockerMounts] == "true" || n.Attributes[dockerMounts] == "1",
 		Down:         n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,
 	}
 	for name, d := range n.Drivers {
@@ -39,6 +40,10 @@ func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	}
 	return node
 }
+
+// dockerMounts is the attribute of nodes whose docker plugin has volumes { enabled = true }
+// (drivers/docker/fingerprint.go in Nomad).
+const dockerMounts = "driver.docker.volumes.enabled"
 
 // pluginAttribute is the attribute of nodes that have the volume plugin.
 func (c *Cluster) pluginAttribute() string {

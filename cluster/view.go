@@ -89,6 +89,9 @@ type Node struct {
 	Runtimes map[string]bool
 	// VolumePlugin reports whether the node has the plugin that creates volumes.
 	VolumePlugin bool
+	// DockerMounts reports whether the node's docker plugin lets tasks mount directories of
+	// the node. Only ReadNode sets it.
+	DockerMounts bool
 	// InTouch is 0 while the node is not ready, and changes each time that the servers have
 	// lost the node and have it back. Only ReadNode sets it. (The time of the node's status
 	// is no substitute: a node registers again for each volume that is created on it.)

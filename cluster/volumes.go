@@ -108,9 +108,14 @@ func capabilities() []*api.HostVolumeCapability {
 	}
 }
 
-// LetRead gives a volume of an earlier version of the service the access mode of readers.
-// ErrInUse: an allocation has the volume.
-func (c *Cluster) LetRead(ctx context.Context, v *Volume, params map[string]string) error {
+// LetRead gives a volume of an earlier version of the service, which Nomad has created with
+// these parameters and this quota in MiB, the access mode of readers. ErrInUse: an allocation
+// has the volume.
+func (c *Cluster) LetRead(ctx context.Context, v *Volume, params map[string]string, mb int) error {
+	if mb > 0 && c.SetsQuotas() {
+		params = maps.Clone(params)
+		params[quotaParam] = strconv.Itoa(mb)
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{

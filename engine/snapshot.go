@@ -15,8 +15,9 @@ const (
 	TriggerFork     = "fork"
 )
 
-// SnapshotRef is the newest snapshot of an engine. The snapshot itself is described by its
-// manifest in the store.
+// SnapshotRef is the newest snapshot of the brain that an engine has: after a restore, the
+// one that it was restored from. The snapshot itself is described by its manifest in the
+// store.
 type SnapshotRef struct {
 	// ID is empty if the engine perhaps has snapshots, but none is complete.
 	ID string `json:"id,omitempty"`
@@ -44,6 +45,8 @@ type Taking struct {
 	Freezing bool `json:"freezing,omitempty"`
 	// FrozenMS is for how long it was frozen, in milliseconds.
 	FrozenMS int64 `json:"frozen_ms,omitempty"`
+	// At is when the copy began, by the service's clock.
+	At time.Time `json:"at,omitzero"`
 	// Result is what the worker reported when all was sent.
 	Result *brain.Result `json:"result,omitempty"`
 }
@@ -56,6 +59,8 @@ type Restoring struct {
 	SnapshotID string         `json:"snapshot_id"`
 	Content    *brain.Content `json:"content,omitempty"`
 	UserID     string         `json:"user_id,omitempty"`
+	// At is when the snapshot was taken.
+	At time.Time `json:"at,omitzero"`
 	// Target is the volume that is filled, and Former the one that the engine had before.
 	Target Place  `json:"target,omitzero"`
 	Former *Place `json:"former,omitempty"`
@@ -63,6 +68,12 @@ type Restoring struct {
 	// ends when the node is back.
 	Ended bool `json:"ended,omitempty"`
 	Lost  bool `json:"lost,omitempty"`
+	// Rescue: nobody asked for it but a policy, because the engine's node did not respond.
+	Rescue bool `json:"rescue,omitempty"`
+	// The following are of the row before, if Lost.
+	FormerVanished *Vanished `json:"former_vanished,omitempty"`
+	FormerUnproven []string  `json:"former_unproven,omitempty"`
+	FormerProven   []string  `json:"former_proven,omitempty"`
 	// FormerKeyVersion and FormerKeyID are those of the key before.
 	FormerKeyVersion int    `json:"former_key_version,omitempty"`
 	FormerKeyID      string `json:"former_key_id,omitempty"`
@@ -85,10 +96,15 @@ type Discarded struct {
 
 // Discard adds a former volume to the row.
 func (r *Row) Discard(p Place, now time.Time) {
-	if p.VolumeID == "" || p.VolumeID == r.VolumeID || slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.VolumeID == p.VolumeID }) {
+	if p.VolumeID == "" || p.VolumeID == r.VolumeID || r.HasLeft(p.VolumeID) {
 		return
 	}
 	r.Discarded = append(r.Discarded, Discarded{p, now})
+}
+
+// HasLeft reports whether a volume is a former one of the engine.
+func (r *Row) HasLeft(volumeID string) bool {
+	return slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.VolumeID == volumeID })
 }
 
 // Left reports whether the engine has left a node whose processes do not have its brain.

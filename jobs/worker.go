@@ -30,7 +30,9 @@ type Worker struct {
 	// VolumeName is the name of the volume in Nomad, and VolumePath its directory on the
 	// node.
 	VolumeName, VolumePath string
-	DeploymentID           string
+	// Mounts: a container that reads the brain mounts its directory, and claims no volume.
+	Mounts       bool
+	DeploymentID string
 }
 
 // Workers renders the jobs of workers.
@@ -105,6 +107,10 @@ func (w *Workers) Render(e Worker, restores bool) (*api.Job, error) {
 	switch w.settings.Driver {
 	case Docker:
 		task.Config["image"] = w.settings.Program
+		if e.Mounts && !restores {
+			group.Volumes, task.VolumeMounts = nil, nil
+			task.Config["mount"] = []map[string]any{{"type": "bind", "source": e.VolumePath, "target": brainInContainer, "readonly": true}}
+		}
 		task.Env["ORCH_COPY_ADDR"] = ":8000"
 	case RawExec:
 		task.Config["command"] = path.Clean(w.settings.Program)

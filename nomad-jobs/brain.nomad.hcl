@@ -26,8 +26,9 @@ job "brain" {
     # With raw_exec a reader does not claim the volume: its order has the directory. While an
     # engine and a reader of its volume run, Nomad's plan applier rejects every placement on
     # their node ("conflicting claims for host volume with single-writer"; AllocsFit in
-    # nomad/structs/funcs.go counts readers, too). A container gets the volume only by a claim,
-    # so with docker nothing else can be placed on the node until the snapshot is stored.
+    # nomad/structs/funcs.go counts readers, too). A container gets the volume by a claim,
+    # so with docker nothing else can be placed on the node until the snapshot is stored, unless
+    # the node allows mounts: then orch replaces the claim by a mount.
     dynamic "volume" {
       for_each = var.restores || var.driver == "docker" ? ["brain"] : []
       labels   = ["brain"]

@@ -36,6 +36,8 @@ const (
 	// copyAsked is how long a worker waits for the request to copy, which comes as soon as it
 	// listens.
 	copyAsked = time.Minute
+	// reportLag is how long a worker's last line may take to arrive after its end.
+	reportLag = 10 * time.Second
 	// turnLook is the interval of checking whether it is this worker's turn.
 	turnLook = 200 * time.Millisecond
 )
@@ -76,8 +78,9 @@ func (o *work) awaitTurn(ctx context.Context) error {
 // errNoWorker: with docker, the setting has no default.
 var errNoWorker = engine.Errorf(engine.SnapshotFailed, "the service does not know the program that makes snapshots; an operator must set ORCH_SNAPSHOT_WORKER")
 
-// startWorker registers a worker with an order for a volume.
-func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Place) error {
+// startWorker registers a worker with an order for a volume. mounts: it reads the volume
+// without a claim.
+func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Place, mounts bool) error {
 	workers := o.s.workers.Load()
 	if workers == nil {
 		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
@@ -93,7 +96,7 @@ func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Pl
 	}
 	job, err := workers.Render(jobs.Worker{
 		JobID: o.worker(), EngineID: o.Row.EngineID, NodeID: at.NodeID, NodePool: o.Row.NodePool,
-		VolumeName: cmp.Or(at.VolumeName, o.Row.JobID()), VolumePath: at.VolumePath, DeploymentID: o.s.guard.ID(),
+		VolumeName: cmp.Or(at.VolumeName, o.Row.JobID()), VolumePath: at.VolumePath, Mounts: mounts, DeploymentID: o.s.guard.ID(),
 	}, order.Restore != nil)
 	if err != nil {
 		return err
@@ -174,17 +177,27 @@ func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context
 func (o *work) awaitResult(ctx context.Context, nodeID string) (result *brain.Result, err error) {
 	var log []byte
 	var ended *cluster.WorkerState
+	var endedAt time.Time
 	err = o.WhileOwned(ctx, func(ctx context.Context) error {
 		return o.watchWorker(ctx, nodeID, func(ctx context.Context, state *cluster.WorkerState) (bool, error) {
 			if !state.Ended {
 				return false, nil
 			}
-			text, err := o.s.cluster.WorkerLog(ctx, state.AllocID)
-			if errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, cluster.ErrDenied) {
-				return false, nil // its node has it
+			if ended == nil {
+				ended, endedAt = state, time.Now()
 			}
-			log, ended = text, state
-			return true, err
+			text, err := o.s.cluster.WorkerLog(ctx, state.AllocID)
+			switch {
+			case errors.Is(err, cluster.ErrDenied):
+				return false, err
+			case errors.Is(err, cluster.ErrUnavailable):
+				return time.Since(endedAt) > 2*workerEnds, nil // its node has it
+			case errors.Is(err, cluster.ErrNotFound):
+				err = nil // it never began
+			}
+			log = text
+			// Nomad may collect the last line after it has reported the end.
+			return lastReport(text) != nil || time.Since(endedAt) > reportLag, err
 		})
 	})
 	if err != nil {

@@ -110,6 +110,7 @@ func (o *work) copyFrozen(ctx context.Context, addr, token string) error {
 		return err
 	}
 	began := time.Now()
+	t.At = began.UTC()
 	if err := o.s.cluster.Signal(context.WithoutCancel(ctx), t.AllocID, sigStop); err != nil {
 		if errors.Is(err, cluster.ErrUnavailable) {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 )
@@ -14,6 +15,14 @@ import (
 func (s *Scheduler) deleteFormer(ctx context.Context, row *engine.Row, p engine.Place) error {
 	if p.VolumeID != "" && p.VolumeID == row.VolumeID {
 		return fmt.Errorf("scheduler: volume %s is the engine's brain", p.VolumeID)
+	}
+	// The row may be from a backup of the registry.
+	held, err := s.cluster.Variable(ctx, row.JobID())
+	if err != nil && !errors.Is(err, cluster.ErrNotFound) {
+		return err
+	}
+	if err == nil && held.Witness != nil && p.VolumeID != "" && held.Witness.VolumeID == p.VolumeID {
+		return fmt.Errorf("scheduler: the engine was last started with volume %s", p.VolumeID)
 	}
 	volumes, err := s.volumesOf(ctx, row.EngineID)
 	if err != nil {

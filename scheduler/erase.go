@@ -2,10 +2,12 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/brain/store"
+	"github.com/septemberai/orch/secrets"
 )
 
 // erase destroys the key of the engine's snapshots, and then the snapshots: whatever was
@@ -13,13 +15,21 @@ import (
 // it after that.
 func (o *work) erase(ctx context.Context) error {
 	row, op := o.Row, o.Row.Op
-	if row.Snapshot == nil && op.Attempt == 0 {
+	has := row.Snapshot != nil
+	if !has { // or its row was rebuilt from witnesses, which do not know its snapshots
+		_, err := o.s.vault.BrainKey(ctx, row.EngineID)
+		if err != nil && !errors.Is(err, secrets.ErrNotFound) {
+			return err
+		}
+		has = err == nil
+	}
+	if !has && op.Attempt == 0 {
 		return nil // it never had a worker or a key
 	}
 	if err := o.s.removeWorkers(ctx, workersOf(row.EngineID)); err != nil {
 		return err
 	}
-	if row.Snapshot == nil {
+	if !has {
 		return nil // a fork that failed
 	}
 	if err := o.s.vault.DestroyBrainKey(ctx, row.EngineID); err != nil {

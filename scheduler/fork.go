@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/brain"
@@ -13,7 +14,9 @@ import (
 
 // takeForFork takes the snapshot of another engine that this one gets, unless it exists. Its
 // id is in the row, so that a new owner of the operation finds it.
-func (o *work) takeForFork(ctx context.Context) error {
+func (o *work) takeForFork(ctx context.Context) error { return o.WhileOwned(ctx, o.takenForFork) }
+
+func (o *work) takenForFork(ctx context.Context) error {
 	r := o.Row.Op.Restoring
 	for asked := false; ; {
 		m, err := o.s.opts.Snapshots.Store.Manifest(ctx, source(r))
@@ -37,12 +40,17 @@ func (o *work) takeForFork(ctx context.Context) error {
 		case op != nil: // by the owner before
 		case asked && last != nil && last.Kind == engine.OpSnapshot && last.Code != "":
 			return &engine.Error{Code: engine.Code(last.Code), Message: last.Message}
-		case !asked:
+		case asked: // it was taken, and deleted since
+			return errNoSnapshot
+		default:
 			asked = true
 			if err := o.beginTaking(ctx, row); err != nil {
 				return err
 			}
 			continue
+		}
+		if time.Now().After(o.Row.Op.Deadline) {
+			return engine.Errorf(engine.SnapshotFailed, "the snapshot for the fork took too long")
 		}
 		if !pause.For(ctx, pollEvery) {
 			return ctx.Err()

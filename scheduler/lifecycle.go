@@ -124,6 +124,9 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 			if row.Op.Kind != kind || joins == "" {
 				return nil, err
 			}
+			if r := row.Op.Restoring; kind == engine.OpRestore && (r == nil || source(r) != caller.restores) {
+				return nil, err // it is restored from another snapshot
+			}
 			s.drop(ctx, &d, err) // the row of the other operation records it
 			return s.join(ctx, row, joins)
 		}

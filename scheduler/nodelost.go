@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/septemberai/orch/audit"
@@ -117,11 +118,20 @@ func mayRescue(row *engine.Row) bool {
 func (l *lostNodes) rescue(ctx context.Context, row *engine.Row) {
 	s := l.s
 	m, err := s.choice(ctx, row, row.Snapshot.ID)
+	if errors.Is(err, errNoSnapshot) { // somebody has deleted it
+		m, err = s.newest(ctx, row)
+	}
 	if err == nil {
 		_, err = s.propose(ctx, row, proposal{
 			kind: engine.OpRestore, action: audit.ActionRestore, actor: actorSystem, backends: []string{"nomad", "vault"},
 			details: map[string]any{"why": engine.ReasonNodeDown, "snapshot_id": m.SnapshotID},
-			prepare: func(row *engine.Row) error { return s.prepareRestore(row, m) },
+			prepare: func(row *engine.Row) error {
+				err := s.prepareRestore(row, m)
+				if err == nil {
+					row.Op.Restoring.Rescue = true
+				}
+				return err
+			},
 		})
 	}
 	if err != nil {

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // place is a candidate for a provision: a node, and a ready volume if the pool has one
@@ -46,6 +48,7 @@ func (p *place) applyTo(row *engine.Row) {
 // applyToFork writes the place into the row of a provision whose volume is filled first.
 func (p *place) applyToFork(row *engine.Row) {
 	row.Op.Step, row.EngineID, row.VolumeID, row.VolumePath = stepForkVolume, p.id, "", ""
+	row.Op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
 	if row.Op.Restoring.Content == nil {
 		row.Op.Step = stepForkTake
 	}

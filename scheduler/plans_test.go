@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/operation"
 )
@@ -195,5 +196,37 @@ func TestKnownStep(t *testing.T) {
 	}
 	if plans.Knows(&engine.Operation{Kind: "upgrade", Step: "boot"}) {
 		t.Error("an unknown kind is known")
+	}
+}
+
+// A restore that fails before it has ended the process leaves everything of the row as it
+// was.
+func TestUntouchedByARestore(t *testing.T) {
+	for _, from := range []engine.State{engine.Running, engine.Stopped, engine.Sleeping, engine.Failed} {
+		row := &engine.Row{State: from, Desired: engine.Stopped, Reason: "why", Frozen: &engine.Frozen{}, Restarts: &engine.Restarts{Attempts: 3}}
+		if from != engine.Running {
+			row.State = engine.Provisioning
+		}
+		row.Op = &engine.Operation{Kind: engine.OpRestore, From: from, Undo: string(engine.SnapshotCorrupt), Restoring: &engine.Restoring{}}
+		operation.Close(&plans, engine.Backoff{}, row, time.Now())
+		if row.State != from || row.Desired != engine.Stopped || row.Reason != "why" || row.Frozen == nil || row.Restarts == nil || row.Restarts.Attempts != 3 {
+			t.Errorf("from %s: %+v", from, row)
+		}
+	}
+}
+
+// The id of a new snapshot is after that of the newest one, whatever the clocks say.
+func TestSnapshotIDs(t *testing.T) {
+	row := &engine.Row{}
+	for range 5 {
+		next := newSnapshotID(row)
+		if row.Snapshot != nil && next <= row.Snapshot.ID || !brain.IsID(next) {
+			t.Fatalf("%s after %+v", next, row.Snapshot)
+		}
+		row.Snapshot = &engine.SnapshotRef{ID: next}
+	}
+	row.Snapshot.ID = snapshotID(time.Now().Add(time.Hour), "aaaaaaaaaaaa") // by a clock that was ahead
+	if next := newSnapshotID(row); next <= row.Snapshot.ID {
+		t.Errorf("%s after %s", next, row.Snapshot.ID)
 	}
 }

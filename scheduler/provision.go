@@ -76,7 +76,7 @@ func (s *Scheduler) provision(ctx context.Context, caller *Caller, opts Provisio
 	op := s.ops.NewOperation(ctx, engine.OpProvision, audit.ActionProvision, "")
 	var details map[string]any
 	if from := opts.from; from != nil {
-		op.Action, op.Restoring = audit.ActionFork, from
+		op.Action, op.Restoring, op.Deadline = audit.ActionFork, from, time.Now().UTC().Add(operation.BrainTimeout)
 		details = map[string]any{"from_engine_id": from.EngineID, "snapshot_id": from.SnapshotID}
 	}
 	row := &engine.Row{

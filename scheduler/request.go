@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/idle"
@@ -24,6 +25,7 @@ type Caller struct {
 	// of distinguishes requests of one kind for one user, with IdempotencyKey; repeated is
 	// the record of the call that this one repeats.
 	of       string
+	restores store.Snapshot // what a restore restores
 	repeated *registry.Idempotency
 
 	keyHash string

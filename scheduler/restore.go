@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/brain"
@@ -44,6 +45,7 @@ func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID stri
 	if err != nil {
 		return nil, "", err
 	}
+	caller.restores = store.Snapshot{EngineID: m.EngineID, SnapshotID: m.SnapshotID}
 	restored, err := s.change(ctx, caller, engine.OpRestore, audit.ActionRestore, engine.Running, []string{"nomad", "vault"}, func(row *engine.Row) error {
 		return s.prepareRestore(row, m)
 	})
@@ -56,14 +58,7 @@ func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID stri
 // choice returns the manifest of a snapshot of an engine; "": of its newest one.
 func (s *Scheduler) choice(ctx context.Context, row *engine.Row, snapshotID string) (*brain.Manifest, error) {
 	if snapshotID == "" {
-		ids, err := s.snapshotIDs(ctx, row.EngineID)
-		if err != nil {
-			return nil, err
-		}
-		if len(ids) == 0 {
-			return nil, errNoSnapshot
-		}
-		snapshotID = ids[0]
+		return s.newest(ctx, row)
 	}
 	if !brain.IsID(snapshotID) {
 		return nil, errNoSnapshot
@@ -78,6 +73,33 @@ func (s *Scheduler) choice(ctx context.Context, row *engine.Row, snapshotID stri
 	return m, nil
 }
 
+// newest returns the manifest of the newest snapshot of an engine. That is not one of a brain
+// that a restore replaced, as long as there is another one: a repeated restore would bring
+// back what the first one was to replace.
+func (s *Scheduler) newest(ctx context.Context, row *engine.Row) (*brain.Manifest, error) {
+	ids, err := s.snapshotIDs(ctx, row.EngineID)
+	if err != nil {
+		return nil, err
+	}
+	var replaced *brain.Manifest
+	for _, id := range ids {
+		m, err := s.choice(ctx, row, id)
+		switch {
+		case errors.Is(err, errNoSnapshot): // deleted meanwhile
+		case err != nil:
+			return nil, err
+		case m.Trigger != engine.TriggerRestore:
+			return m, nil
+		case replaced == nil:
+			replaced = m
+		}
+	}
+	if replaced == nil {
+		return nil, errNoSnapshot
+	}
+	return replaced, nil
+}
+
 // prepareRestore writes a restore into an operation.
 func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
 	if s.opts.Snapshots.Worker == "" {
@@ -90,13 +112,12 @@ func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
 	default:
 		return engine.BusyWith(engine.OpDestroy)
 	}
-	row.Desired, row.Restarts = engine.Running, nil
 	if row.Snapshot == nil {
 		row.Snapshot = &engine.SnapshotRef{}
 	}
-	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content}}
+	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content, At: m.CreatedAt}}
 	if row.VolumeID != "" && row.Reason != engine.ReasonBrainMissing && !s.nodeSilent(row.NodeID) {
-		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(), Trigger: engine.TriggerRestore}
+		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerRestore}
 	}
 	row.Op = op // see propose
 	return nil
@@ -127,7 +148,7 @@ func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID
 	}
 	opts.Image, from.EngineID = row.Image, row.EngineID
 	if snapshotID == "" {
-		from.SnapshotID = newSnapshotID()
+		from.SnapshotID = newSnapshotID(row)
 	} else {
 		m, err := s.choice(ctx, row, snapshotID)
 		if err != nil {

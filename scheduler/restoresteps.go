@@ -93,7 +93,7 @@ func (o *work) fetch(ctx context.Context) error {
 		return noBrainKey(err)
 	}
 	if key.Owner.ProductID != o.Row.ProductID || key.Owner.Deployment != o.s.guard.ID() {
-		return o.s.contradiction(ctx, o.Row, key.Owner)
+		return o.foreignBrainKey(key)
 	}
 	url, err := o.s.opts.Snapshots.Store.ObjectURL(ctx, source(r), urlsValid)
 	if err != nil {
@@ -106,7 +106,7 @@ func (o *work) fetch(ctx context.Context) error {
 	order := &brain.Order{ID: o.worker()[len(workersOf(o.Row.EngineID)):], Restore: &brain.RestoreOrder{
 		Volume: workers.Brain(to.VolumePath), Identity: key.Identity, URL: url, Content: *r.Content,
 	}}
-	if err := o.startWorker(ctx, order, to); err != nil {
+	if err := o.startWorker(ctx, order, to, false); err != nil {
 		return err
 	}
 	_, err = o.awaitResult(ctx, to.NodeID)
@@ -127,7 +127,13 @@ func (o *work) forkVolume(ctx context.Context) error {
 // endProcess ends the engine's process. From here on the engine is down until it has the new
 // brain.
 func (o *work) endProcess(ctx context.Context) error {
-	o.Row.Op.Restoring.Ended = true
+	r := o.Row.Op.Restoring
+	if r.Rescue && !r.Ended && !o.s.nodeSilent(o.Row.NodeID) {
+		return engine.Errorf(engine.EngineBusy, "the engine's node is back, so the engine keeps its brain")
+	}
+	r.Ended = true
+	o.Row.Desired, o.Row.Restarts = engine.Running, nil
+	o.Row.Op.Deadline = time.Now().UTC().Add(o.s.ops.Limit(engine.OpStop))
 	if err := o.Save(ctx); err != nil {
 		return err
 	}
@@ -146,12 +152,15 @@ func (o *work) drainFormer(ctx context.Context) error {
 
 // beginKeep begins the snapshot of the brain that is being replaced, if it can be read.
 func (o *work) beginKeep(ctx context.Context) error {
-	op := o.Row.Op
-	if op.Taking == nil || op.Restoring.Lost {
-		op.Taking = nil
-		op.Step = stepSwitchKey
+	row, op := o.Row, o.Row.Op
+	if op.Restoring.Lost || row.VolumeID == "" || row.Reason == engine.ReasonBrainMissing {
+		op.Taking, op.Step = nil, stepSwitchKey
 		return operation.ErrDetour
 	}
+	if op.Taking == nil {
+		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerRestore}
+	}
+	op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
 	return o.beginUpload(ctx)
 }
 
@@ -168,6 +177,7 @@ func (o *work) switchBrain(ctx context.Context) error {
 	row.Readable = true
 	if r.Lost {
 		row.Discard(*r.Former, time.Now().UTC())
+		r.FormerVanished, r.FormerUnproven, r.FormerProven = row.Vanished, row.Unproven, row.Proven
 		row.Vanished, row.Unproven, row.Proven = nil, nil, nil // they concern the former brain
 	}
 	return nil
@@ -184,8 +194,12 @@ func (o *work) unregister(ctx context.Context) error {
 	if o.switchedBack() {
 		return nil
 	}
+	o.Row.Op.Deadline = time.Now().UTC().Add(o.s.ops.Limit(engine.OpStop))
 	if err := o.quiesce(ctx); err != nil {
 		return err
+	}
+	if o.s.nodeSilent(o.Row.NodeID) && o.Row.NodeID != o.Row.Op.Restoring.Former.NodeID {
+		return nil // its process cannot reach the former brain
 	}
 	return o.awaitGone(ctx)
 }
@@ -198,6 +212,10 @@ func (o *work) switchBack(context.Context) error {
 	}
 	row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
 	row.PutAt(*r.Former)
+	row.Readable = false // it is not known any more
+	if r.Lost {
+		row.Vanished, row.Unproven, row.Proven = r.FormerVanished, r.FormerUnproven, r.FormerProven
+	}
 	row.Discarded = slices.DeleteFunc(row.Discarded, func(d engine.Discarded) bool { return d.VolumeID == row.VolumeID })
 	return nil
 }
@@ -233,7 +251,16 @@ func (o *work) release(ctx context.Context) error {
 	if err := o.retireOldKey(ctx); err != nil {
 		return err
 	}
-	f := o.Row.Op.Restoring.Former
+	// Not the snapshot of the brain that was replaced: should the node be lost before the next
+	// snapshot, the engine is to have this brain again.
+	r := o.Row.Op.Restoring
+	if c := r.Content; c != nil {
+		o.Row.Snapshot = &engine.SnapshotRef{ID: r.SnapshotID, At: r.At, SHA256: c.SHA256, StoredBytes: c.StoredBytes}
+	}
+	f := r.Former
+	if f == nil {
+		return nil
+	}
 	if o.s.nodeSilent(f.NodeID) {
 		o.Row.Discard(*f, time.Now().UTC())
 		return nil
@@ -241,10 +268,17 @@ func (o *work) release(ctx context.Context) error {
 	return o.discard(ctx, *f)
 }
 
-// discard deletes one volume of the engine, which is not the one in its row.
+// discard deletes one volume of the engine, which is not the one in its row. What cannot be
+// deleted now is deleted later (sweepDiscarded): the engine does not wait for it.
 func (o *work) discard(ctx context.Context, p engine.Place) error {
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	return o.s.deleteFormer(ctx, o.Row, p)
+	err := o.s.deleteFormer(ctx, o.Row, p)
+	if err == nil || ctx.Err() != nil || p.VolumeID == "" || p.VolumeID == o.Row.VolumeID {
+		return err
+	}
+	o.Log.Warn("a volume that the engine has left cannot be deleted now; retrying later", "volume_id", p.VolumeID, "error", err)
+	o.Row.Discard(p, time.Now().UTC())
+	return nil
 }

@@ -15,13 +15,25 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// newSnapshotID returns the id of a snapshot.
-func newSnapshotID() string { return snapshotID(time.Now(), strings.ToLower(rand.Text())) }
+// newSnapshotID returns the id of a new snapshot of an engine. It is after that of the newest
+// one, even if that was taken by a replica whose clock was ahead.
+func newSnapshotID(row *engine.Row) string {
+	at := time.Now().UTC()
+	if row.Snapshot != nil {
+		stamp, _, _ := strings.Cut(row.Snapshot.ID, "-")
+		if last, err := time.Parse(snapshotTime, stamp); err == nil && !last.Before(at.Truncate(time.Second)) {
+			at = last.Add(time.Second)
+		}
+	}
+	return snapshotID(at, strings.ToLower(rand.Text()))
+}
 
-// snapshotID returns the id of a snapshot. By their names, snapshots are in the order of
-// time.
+// snapshotTime is the time in the id of a snapshot: by their names, snapshots are in the
+// order of time.
+const snapshotTime = "20060102t150405z"
+
 func snapshotID(at time.Time, unique string) string {
-	return at.UTC().Format("20060102t150405z") + "-" + unique[:12]
+	return at.UTC().Format(snapshotTime) + "-" + unique[:12]
 }
 
 // Snapshot takes a snapshot of the caller's engine, and returns it when it is stored. A
@@ -30,9 +42,10 @@ func snapshotID(at time.Time, unique string) string {
 // ENGINE_NOT_FOUND, ENGINE_BUSY, SNAPSHOT_STORE_UNAVAILABLE, SNAPSHOT_FAILED,
 // STOP_UNCONFIRMED; after each of them nothing has changed.
 func (s *Scheduler) Snapshot(ctx context.Context, caller *Caller, label string) (*brain.Manifest, error) {
-	id := newSnapshotID()
+	id := ""
 	caller.of = label
 	row, err := s.change(ctx, caller, engine.OpSnapshot, audit.ActionSnapshot, "", []string{"nomad", "vault"}, func(row *engine.Row) error {
+		id = newSnapshotID(row)
 		if ref := row.Idempotency; ref != nil { // a repeated call finds the snapshot by the key's record
 			id = snapshotID(ref.CreatedAt, ref.Key)
 		}
@@ -126,9 +139,9 @@ func (s *Scheduler) snapshotIDs(ctx context.Context, engineID string) ([]string,
 	return ids, nil
 }
 
-// DeleteSnapshot deletes a snapshot of the caller's engine. ENGINE_NOT_FOUND,
-// SNAPSHOT_NOT_FOUND, SNAPSHOT_STORE_UNAVAILABLE. ENGINE_BUSY: the engine is being restored
-// from it.
+// DeleteSnapshot deletes a snapshot of the caller's engine. A restore from it that is in
+// progress fails, and harms nothing. ENGINE_NOT_FOUND, SNAPSHOT_NOT_FOUND,
+// SNAPSHOT_STORE_UNAVAILABLE.
 func (s *Scheduler) DeleteSnapshot(ctx context.Context, caller *Caller, snapshotID string) (err error) {
 	row, err := caller.engine()
 	if err != nil {
@@ -143,11 +156,6 @@ func (s *Scheduler) DeleteSnapshot(ctx context.Context, caller *Caller, snapshot
 	}
 	if _, err := s.opts.Snapshots.Store.Manifest(ctx, of); err != nil && brain.KindOf(err) != brain.Corrupt {
 		return err
-	}
-	for _, other := range s.mirror.Of(row.ProductID) {
-		if op := other.Op; op != nil && op.Restoring != nil && source(op.Restoring) == of {
-			return engine.BusyWith(op.Kind)
-		}
 	}
 	began := time.Now()
 	id, err := s.begin(ctx, row, audit.ActionSnapshotDelete, caller.Product.Slug, map[string]any{"snapshot_id": snapshotID})

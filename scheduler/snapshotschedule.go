@@ -181,7 +181,7 @@ func (z *snapshotSchedule) waits(engineID string, now time.Time) bool {
 
 // take begins a snapshot, and notes its result when it is there.
 func (z *snapshotSchedule) take(ctx context.Context, row *engine.Row, rule snapshotRule) {
-	t := &engine.Taking{SnapshotID: newSnapshotID(), Trigger: engine.TriggerSchedule}
+	t := &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerSchedule}
 	o, err := z.s.propose(ctx, row, proposal{
 		kind: engine.OpSnapshot, action: audit.ActionSnapshot, actor: actorSystem, backends: []string{"nomad", "vault"},
 		prepare: func(row *engine.Row) error { return z.s.prepareSnapshot(row, t) },
@@ -194,7 +194,7 @@ func (z *snapshotSchedule) take(ctx context.Context, row *engine.Row, rule snaps
 		_, err := o.Wait(ctx)
 		z.note(row, rule, err)
 		if err == nil {
-			err = z.s.pruneSnapshots(ctx, row.EngineID, rule.keep)
+			err = z.s.pruneSnapshots(ctx, row.EngineID, t.SnapshotID, rule.keep)
 		}
 		if err != nil && ctx.Err() == nil {
 			z.s.log.Warn("a scheduled snapshot failed, or old ones cannot be deleted", "engine_id", row.EngineID, "product_id", row.ProductID, "error", err)
@@ -221,7 +221,7 @@ func (z *snapshotSchedule) note(row *engine.Row, rule snapshotRule, err error) {
 // pruneSnapshots deletes the oldest of an engine's snapshots that the service took by
 // itself, but for the newest ones. Those that somebody asked for stay until somebody deletes
 // them.
-func (s *Scheduler) pruneSnapshots(ctx context.Context, engineID string, keep int) error {
+func (s *Scheduler) pruneSnapshots(ctx context.Context, engineID, newest string, keep int) error {
 	ids, err := s.snapshotIDs(ctx, engineID)
 	if err != nil || len(ids) <= keep {
 		return err
@@ -240,7 +240,7 @@ func (s *Scheduler) pruneSnapshots(ctx context.Context, engineID string, keep in
 		if m.Trigger == engine.TriggerCall {
 			continue
 		}
-		if kept++; kept > max(1, keep) && i > 0 && !s.restoredFrom(of) {
+		if kept++; kept > max(1, keep) && i > 0 && id != newest && !s.restoredFrom(of) {
 			errs = append(errs, s.opts.Snapshots.Store.Delete(ctx, of))
 		}
 	}

@@ -39,7 +39,7 @@ func (o *work) writeVariable(ctx context.Context) error {
 		version, keyID = o.Row.Op.KeyVersion, o.Row.Op.KeyID
 	}
 	has := true
-	if o.Row.Op.Kind == engine.OpStart || o.Row.Op.Kind == engine.OpRestart {
+	if kind := o.Row.Op.Kind; kind == engine.OpStart || kind == engine.OpRestart || kind == engine.OpRestore && o.Row.Op.Undo != "" {
 		// Without the cache, because a key that only this replica still knows is lost.
 		var err error
 		if has, err = o.s.vault.HasKey(ctx, o.Row.EngineID, version, keyID); err != nil {

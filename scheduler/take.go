@@ -50,7 +50,7 @@ func (o *work) beginUpload(ctx context.Context) error {
 		return err
 	}
 	if key.Owner != o.s.ownerOf(o.Row) {
-		return o.s.contradiction(ctx, o.Row, key.Owner)
+		return o.foreignBrainKey(key)
 	}
 	t.Recipient = key.Recipient
 	if t.Parts == 0 {
@@ -66,6 +66,13 @@ func (o *work) beginUpload(ctx context.Context) error {
 	return nil
 }
 
+// foreignBrainKey returns the error of an operation whose snapshots are encrypted for another
+// owner. The engine itself is not in doubt: its own secret decides about that.
+func (o *work) foreignBrainKey(k *secrets.BrainKey) error {
+	o.Log.Error("the key of an engine's snapshots in Vault names another owner", "vault_engine", k.Owner.EngineID, "vault_product", k.Owner.ProductID, "vault_deployment", k.Owner.Deployment)
+	return engine.Errorf(engine.SnapshotFailed, "the key of the snapshots in the key store (Vault) names another owner; an operator must decide: the service's log names it")
+}
+
 // partsFor returns how many parts an upload may have, by the size of the last one.
 func partsFor(last *engine.SnapshotRef) int {
 	if last == nil {
@@ -78,7 +85,11 @@ func partsFor(last *engine.SnapshotRef) int {
 // frozen meanwhile.
 func (o *work) prepareCopy(ctx context.Context) error {
 	t := o.Row.Op.Taking
-	if err := o.letRead(ctx); err != nil {
+	claims, err := o.readerClaims(ctx)
+	if err == nil && claims {
+		err = o.letRead(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if err := o.WhileOwned(ctx, o.awaitTurn); err != nil {
@@ -103,7 +114,8 @@ func (o *work) prepareCopy(ctx context.Context) error {
 		order.Snapshot.Listen, order.Snapshot.Token = jobs.WorkerCopy, token
 		order.Snapshot.WaitS = int64(copyAsked.Seconds())
 	}
-	if err := o.startWorker(ctx, order, o.Row.Place()); err != nil {
+	t.At = time.Now().UTC()
+	if err := o.startWorker(ctx, order, o.Row.Place(), !claims); err != nil {
 		return err
 	}
 	if t.AllocID == "" {
@@ -129,6 +141,17 @@ func (o *work) copyToken(ctx context.Context) (string, error) {
 	return secrets.Hash("copy " + o.worker() + " " + key.Identity), nil
 }
 
+// readerClaims reports whether a worker that reads the brain must claim its volume. Beside an
+// engine that runs it claims none if it can: Nomad rejects every placement on the node as
+// long as both run.
+func (o *work) readerClaims(ctx context.Context) (bool, error) {
+	if o.s.opts.Job.Driver != jobs.Docker {
+		return false, nil // it gets the directory in its order
+	}
+	node, err := o.s.cluster.ReadNode(ctx, o.Row.NodeID)
+	return err == nil && !node.DockerMounts, err
+}
+
 // letRead makes sure that a worker may claim the engine's volume beside the engine.
 func (o *work) letRead(ctx context.Context) error {
 	if o.Row.Readable {
@@ -138,13 +161,17 @@ func (o *work) letRead(ctx context.Context) error {
 	if errors.Is(err, cluster.ErrNotFound) {
 		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
 	}
+	if name, _ := engine.ParseVolume(o.Row.Volume()); err == nil && !v.Readable && name.Registered {
+		// An update by Nomad would look for the directory at another path.
+		return engine.Errorf(engine.SnapshotFailed, "the engine's volume was registered again by an earlier version of the service, and Nomad lets nothing read it: allow mounts in the node's docker plugin (volumes { enabled = true })")
+	}
 	if err == nil && !v.Readable {
 		template := o.s.template.Load()
 		if template == nil {
 			return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 		}
 		if err = o.Fence(ctx); err == nil {
-			err = o.s.cluster.LetRead(ctx, v, template.Owner().Params())
+			err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
 		}
 		if errors.Is(err, cluster.ErrInUse) {
 			return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
@@ -179,6 +206,7 @@ func (o *work) awaitSent(ctx context.Context) error {
 	if o.anotherProcess(result) {
 		return engine.Errorf(engine.SnapshotFailed, "the engine's process was restarted during the copy; retry")
 	}
+	result.SkippedNames = nil // names of the user's files do not belong into the registry
 	t.Result = result
 	return nil
 }
@@ -224,7 +252,7 @@ func (o *work) storeSnapshot(ctx context.Context) error {
 	m := &brain.Manifest{
 		Format: brain.Format, SnapshotID: t.SnapshotID, EngineID: row.EngineID, ProductID: row.ProductID, UserID: row.UserID,
 		EngineVersion: row.Image, Image: row.Image, Trigger: t.Trigger, Label: t.Label, Recipient: t.Recipient,
-		CreatedAt: r.CopyBegan, StoredAt: time.Now().UTC(), FrozenMS: t.FrozenMS, Content: r.Content,
+		CreatedAt: t.At, StoredAt: time.Now().UTC(), FrozenMS: t.FrozenMS, Content: r.Content,
 	}
 	if d := o.s.Pinned(row); d != "" {
 		m.Image += "@" + d

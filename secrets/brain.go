@@ -25,7 +25,7 @@ func brainPath(engineID string) string { return brainKeys + "/" + engineID }
 // EnsureBrainKey returns the key of an engine's snapshots, and creates it if there is none.
 // Of concurrent calls one creates it.
 func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, error) {
-	for ctx.Err() == nil {
+	for range 3 { // a concurrent call may have created it
 		k, err := v.BrainKey(ctx, owner.EngineID)
 		if !errors.Is(err, ErrNotFound) {
 			return k, err
@@ -42,7 +42,7 @@ func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, err
 			return k, err
 		}
 	}
-	return nil, ctx.Err()
+	return nil, fmt.Errorf("secrets: the secret of the snapshots of engine %s exists and cannot be read", owner.EngineID)
 }
 
 // BrainKey reads the key of an engine's snapshots. ErrNotFound: there is none, or it was

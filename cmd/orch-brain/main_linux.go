@@ -6,9 +6,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/septemberai/orch/brain"
@@ -17,9 +19,24 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := worker.Run(ctx, os.Getenv(brain.OrderEnv), os.Stdout)
+	err := worker.Run(ctx, os.Getenv(brain.OrderEnv), output{})
 	stop()
 	if brain.KindOf(err).Retry() {
 		os.Exit(1)
 	}
+}
+
+// output is stdout, and for the last report also the next file of the task's log: Nomad may
+// remove a container that ends quickly before it has collected what that wrote.
+type output struct{}
+
+func (output) Write(line []byte) (int, error) {
+	if dir := os.Getenv("NOMAD_ALLOC_DIR"); dir != "" && bytes.Contains(line, []byte(`"phase":"done"`)) {
+		name := filepath.Join(dir, "logs", os.Getenv("NOMAD_TASK_NAME")+".stdout.1")
+		if f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
+			_, _ = f.Write(line) // stdout has it, too
+			_ = f.Close()
+		}
+	}
+	return os.Stdout.Write(line)
 }

@@ -57,8 +57,10 @@ func closeRestore(row *engine.Row, op *engine.Operation) {
 	switch {
 	case op.Undo == "":
 		row.State, row.Reason = engine.Running, ""
-	case op.From == engine.Running && !op.Restoring.Ended:
-		row.State = engine.Running // it has not been touched
+	case !op.Restoring.Ended:
+		row.State = op.From // it has not been touched
+	case op.From == engine.Failed && row.Reason == engine.ReasonBrainMissing:
+		row.State, row.Desired = engine.Failed, engine.Stopped
 	case op.From == engine.Running, op.From == engine.Failed:
 		row.State, row.Desired, row.Reason = engine.Failed, engine.Running, reasonNotRestored
 	default:

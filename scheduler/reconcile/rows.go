@@ -80,13 +80,20 @@ func (p *planner) planRow(row *engine.Row) {
 }
 
 // contenders returns the volumes that might be the brain of a row: without those of earlier
-// registrations, on lost nodes, besides its own.
+// registrations, on lost nodes, besides its own, and without those that a restore makes or
+// has left.
 func (p *planner) contenders(row *engine.Row, f *Found) []*cluster.Volume {
 	own := slices.IndexFunc(f.volumes, func(v *cluster.Volume) bool { return v.ID == row.VolumeID })
 	if own < 0 {
 		return f.volumes
 	}
-	return slices.DeleteFunc(slices.Clone(f.volumes), func(v *cluster.Volume) bool { return v.ID != row.VolumeID && p.silent[v.NodeID] })
+	left := func(v *cluster.Volume) bool {
+		if row.Op != nil && row.Op.Restoring != nil {
+			return true
+		}
+		return p.silent[v.NodeID] || row.HasLeft(v.ID)
+	}
+	return slices.DeleteFunc(slices.Clone(f.volumes), func(v *cluster.Volume) bool { return v.ID != row.VolumeID && left(v) })
 }
 
 // processless returns why a job has no process; "" if it may have one.

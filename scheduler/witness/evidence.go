@@ -185,9 +185,14 @@ func (e *Evidence) Brain() *cluster.Volume {
 		return e.volumes[0]
 	}
 	for _, v := range e.volumes {
-		if e.variable != nil && e.variable.Witness != nil && e.variable.Witness.VolumeID == v.ID {
+		if e.startedWith(v.ID) {
 			return v
 		}
 	}
 	return nil
+}
+
+// startedWith reports whether the engine was last started with a volume.
+func (e *Evidence) startedWith(volumeID string) bool {
+	return e.variable != nil && e.variable.Witness != nil && e.variable.Witness.VolumeID == volumeID
 }

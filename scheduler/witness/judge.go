@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/engine"
@@ -109,7 +110,7 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 	}
 	if v := e.Brain(); v != nil && v.ID != row.VolumeID {
 		now, _ := engine.ParseVolume(v.Name)
-		if then, _ := engine.ParseVolume(row.Volume()); now.Number >= then.Number { // otherwise the list is from before AdoptNode
+		if then, _ := engine.ParseVolume(row.Volume()); now.Number >= then.Number || e.startedWith(v.ID) && row.HasLeft(v.ID) { // otherwise the list is from before AdoptNode
 			e.brainOf(row)
 		}
 	}
@@ -120,6 +121,10 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 		row.TLS = e.job.TLS
 	}
 	dropped := row.Op != nil
+	if dropped && row.Op.Restoring != nil && row.Op.Restoring.Former != nil { // one of them is the brain
+		row.Discard(*row.Op.Restoring.Former, now)
+		row.Discard(row.Op.Restoring.Target, now)
+	}
 	row.Op, row.SleepPending = nil, ""
 	switch j := e.job; {
 	case j == nil && dropped:
@@ -177,6 +182,7 @@ func (e *Evidence) brainOf(row *engine.Row) {
 	if v.Name != row.JobID() {
 		row.VolumeName, row.NextVolume = v.Name, v.Name
 	}
+	row.Discarded = slices.DeleteFunc(row.Discarded, func(d engine.Discarded) bool { return d.VolumeID == v.ID })
 }
 
 // atRest sets the state of an engine whose job requests no process. If the job does not

@@ -1268,7 +1268,7 @@ export interface components {
         };
         /**
          * @example {
-         *       "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *       "snapshot_id": "20261124t205207z-ks5kz6nhh4gq",
          *       "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
          *       "user_id": "alice@example.com",
          *       "created_at": "2026-11-24T06:19:47.024Z",
@@ -1317,7 +1317,7 @@ export interface components {
         /**
          * @example {
          *       "snapshot": {
-         *         "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *         "snapshot_id": "20261124t205207z-ks5kz6nhh4gq",
          *         "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
          *         "user_id": "alice@example.com",
          *         "created_at": "2026-11-24T06:19:47.024Z",
@@ -1338,7 +1338,7 @@ export interface components {
          * @example {
          *       "snapshots": [
          *         {
-         *           "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e",
+         *           "snapshot_id": "20261124t205207z-ks5kz6nhh4gq",
          *           "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
          *           "user_id": "alice@example.com",
          *           "created_at": "2026-11-24T06:19:47.024Z",
@@ -1361,11 +1361,11 @@ export interface components {
         /**
          * @description An empty body is `{}`.
          * @example {
-         *       "snapshot_id": "ks5kz6nhh4gqkqpvz4w2o5yq3e"
+         *       "snapshot_id": "20261124t205207z-ks5kz6nhh4gq"
          *     }
          */
         RestoreRequest: {
-            /** @description A snapshot of this engine; default: the newest. */
+            /** @description A snapshot of this engine; default: the newest that is not of a brain that a restore replaced. */
             snapshot_id?: string;
         };
         /**
@@ -2245,7 +2245,7 @@ export interface components {
         node_id: string;
         /** @example kxojiu5ydmo2ndjwqkfmov3xjx */
         engine_id: string;
-        /** @example ks5kz6nhh4gqkqpvz4w2o5yq3e */
+        /** @example 20261124t205207z-ks5kz6nhh4gq */
         snapshot_id: string;
         snapshots_limit: number;
         /** @description The `ETag` of the policy that was read. Without it the policy is always replaced. */
@@ -4100,7 +4100,7 @@ export interface operations {
                  * @example alice@example.com
                  */
                 user_id: components["parameters"]["user_id"];
-                /** @example ks5kz6nhh4gqkqpvz4w2o5yq3e */
+                /** @example 20261124t205207z-ks5kz6nhh4gq */
                 snapshot_id: components["parameters"]["snapshot_id"];
             };
             cookie?: never;

@@ -222,6 +222,10 @@ func TestSnapshotsAreRefused(t *testing.T) {
 		}
 	})
 	t.Run("ErrSnapshotStoreUnavailable", func(t *testing.T) {
+		provisioned(t, c, "gone", "")
+		if _, err := c.Snapshot(ctx, "gone", ""); err != nil {
+			t.Fatal(err)
+		}
 		away := store + ".away"
 		if err := os.Rename(store, away); err != nil {
 			t.Fatal(err)
@@ -232,12 +236,20 @@ func TestSnapshotsAreRefused(t *testing.T) {
 			"delete":   func() error { return c.DeleteSnapshot(ctx, "u", s.SnapshotID) },
 			"restore":  func() error { return harness.ErrOf(c.Restore(ctx, "u", s.SnapshotID)) },
 			"fork":     func() error { return harness.ErrOf(c.Fork(ctx, "u", "v", s.SnapshotID)) },
+			"destroy":  func() error { return harness.ErrOf(c.Destroy(ctx, "gone")) },
 		} {
 			t.Run(name, func(t *testing.T) { harness.WantCode(t, call(), 503, "SNAPSHOT_STORE_UNAVAILABLE") })
 		}
 		if err := os.Rename(away, store); err != nil {
 			t.Fatal(err)
 		}
+		harness.Eventually(t, "the destroy goes on when the store is back", func() error {
+			_, err := c.Engine(ctx, "gone")
+			if err == nil {
+				return errors.New("the engine is still there")
+			}
+			return nil
+		})
 		unharmed(t)
 	})
 	t.Run("ErrSnapshotCorrupt", func(t *testing.T) {

@@ -3,8 +3,10 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -109,10 +111,19 @@ func Tail(s string, n int) string {
 // FreeAddr returns an unused loopback address.
 func FreeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 200 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(aboveEphemeral+rand.IntN(portsAbove)))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		return addr
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
+
+// Ports above Linux's default range of ephemeral ports (net.ipv4.ip_local_port_range). No
+// outgoing connection gets one between FreeAddr and the start of the process that uses it.
+const aboveEphemeral, portsAbove = 61_000, 4_000

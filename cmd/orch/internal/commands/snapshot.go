@@ -114,7 +114,7 @@ func snapshotDelete() *spec {
 		name: "snapshot delete", args: []string{"user_id", "snapshot_id"}, needs: needsPlatformKey,
 		synopsis: "Delete a snapshot of an engine",
 		about:    "Delete a snapshot of a user's engine. This cannot be undone: orch asks for\nconfirmation, unless -yes is given.",
-		examples: []string{"orch snapshot delete alice@example.com ks5kz6nhh4gqkqpvz4w2o5yq3e"},
+		examples: []string{"orch snapshot delete alice@example.com 20261124t205207z-ks5kz6nhh4gq"},
 		ask: func(args []string) string {
 			return fmt.Sprintf("Delete snapshot %s of the engine of %s?", args[1], args[0])
 		},
@@ -136,7 +136,7 @@ func engineRestore() *spec {
 and print its address and its new key. What the engine has written since is no
 longer in its brain; if that brain can be read, a snapshot of it is taken first. orch
 asks for confirmation, unless -yes is given.`,
-		examples: []string{"orch engine restore alice@example.com", "orch engine restore -snapshot ks5kz6nhh4gqkqpvz4w2o5yq3e alice@example.com"},
+		examples: []string{"orch engine restore alice@example.com", "orch engine restore -snapshot 20261124t205207z-ks5kz6nhh4gq alice@example.com"},
 		flags: func(f *flag.FlagSet) {
 			f.StringVar(&snapshot, "snapshot", "", fmt.Sprintf(snapshotUsage, "the newest"))
 		},
@@ -166,7 +166,7 @@ func engineFork() *spec {
 		synopsis: "Create an engine for another user, with a copy of an engine's brain",
 		about: `Create an engine for another user with the brain in a snapshot of a user's engine,
 wait until it is usable, and print its address and its key.`,
-		examples: []string{"orch engine fork alice@example.com alice-experiment", "orch engine fork -snapshot ks5kz6nhh4gqkqpvz4w2o5yq3e alice@example.com bob@example.com"},
+		examples: []string{"orch engine fork alice@example.com alice-experiment", "orch engine fork -snapshot 20261124t205207z-ks5kz6nhh4gq alice@example.com bob@example.com"},
 		flags: func(f *flag.FlagSet) {
 			f.StringVar(&snapshot, "snapshot", "", fmt.Sprintf(snapshotUsage, "one that is taken now"))
 		},
