@@ -1,0 +1,53 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/jobs"
+)
+
+// readerClaims reports whether a worker that reads the brain must claim its volume. Beside an
+// engine that runs it claims none if it can: Nomad rejects every placement on the node as
+// long as both run.
+func (o *work) readerClaims(ctx context.Context) (bool, error) {
+	if o.s.opts.Job.Driver != jobs.Docker {
+		return false, nil // it gets the directory in its order
+	}
+	node, err := o.s.cluster.ReadNode(ctx, o.Row.NodeID)
+	return err == nil && !node.DockerMounts, err
+}
+
+// letRead makes sure that a worker may claim the engine's volume beside the engine.
+func (o *work) letRead(ctx context.Context) error {
+	if o.Row.Readable {
+		return nil
+	}
+	v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
+	}
+	if name, _ := engine.ParseVolume(o.Row.Volume()); err == nil && !v.Readable && name.Registered {
+		// An update by Nomad would look for the directory at another path.
+		return engine.Errorf(engine.SnapshotFailed, "the engine's volume was registered again by an earlier version of the service, and Nomad lets nothing read it: allow mounts in the node's docker plugin (volumes { enabled = true })")
+	}
+	if err == nil && !v.Readable {
+		template := o.s.template.Load()
+		if template == nil {
+			return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+		}
+		if err = o.Fence(ctx); err == nil {
+			err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
+		}
+		if errors.Is(err, cluster.ErrInUse) {
+			return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
+		}
+	}
+	if err == nil {
+		o.Row.Readable = true
+	}
+	return err
+}
