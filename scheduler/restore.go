@@ -41,6 +41,9 @@ func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID stri
 	if op := row.Op; op != nil && op.Kind != engine.OpRestore && !yields(row) {
 		return nil, "", engine.BusyWith(op.Kind)
 	}
+	if err := s.mayRestore(ctx, row); err != nil {
+		return nil, "", err
+	}
 	m, err := s.choice(ctx, row, snapshotID)
 	if err != nil {
 		return nil, "", err
@@ -53,6 +56,15 @@ func (s *Scheduler) Restore(ctx context.Context, caller *Caller, snapshotID stri
 		return nil, "", err
 	}
 	return s.keyOf(ctx, caller, restored)
+}
+
+// mayRestore returns an error unless the snapshots of an engine may be used: nothing is told
+// of them while the registry recovers, or to a stranger.
+func (s *Scheduler) mayRestore(ctx context.Context, row *engine.Row) error {
+	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+		return err
+	}
+	return s.ownedBy(ctx, row)
 }
 
 // choice returns the manifest of a snapshot of an engine; "": of its newest one.
@@ -150,6 +162,9 @@ func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID
 	if snapshotID == "" {
 		from.SnapshotID = newSnapshotID(row)
 	} else {
+		if err := s.mayRestore(ctx, row); err != nil {
+			return nil, "", err
+		}
 		m, err := s.choice(ctx, row, snapshotID)
 		if err != nil {
 			return nil, "", err
