@@ -81,17 +81,7 @@ func (c *Cluster) LimitVolume(ctx context.Context, id, name, nodeID string, para
 		}
 		return ErrNoQuotas
 	}
-	limited := maps.Clone(params)
-	if mb > 0 {
-		limited[quotaParam] = strconv.Itoa(mb)
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
-		Namespace: c.namespace, ID: id, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: limited,
-		RequestedCapabilities: capabilities(),
-	}}, c.write(ctx))
-	return classify(err)
+	return c.updateVolume(ctx, id, name, nodeID, params, mb)
 }
 
 // quotaParam is the volume parameter that tells the plugin the quota, in MiB; see
@@ -112,14 +102,23 @@ func capabilities() []*api.HostVolumeCapability {
 // these parameters and this quota in MiB, the access mode of readers. ErrInUse: an allocation
 // has the volume.
 func (c *Cluster) LetRead(ctx context.Context, v *Volume, params map[string]string, mb int) error {
-	if mb > 0 && c.SetsQuotas() {
-		params = maps.Clone(params)
+	if !c.SetsQuotas() {
+		mb = 0
+	}
+	return c.updateVolume(ctx, v.ID, v.Name, v.NodeID, params, mb)
+}
+
+// updateVolume makes the node's volume plugin create an existing volume again, with a quota
+// in MiB (0: none) and the capabilities of today.
+func (c *Cluster) updateVolume(ctx context.Context, id, name, nodeID string, params map[string]string, mb int) error {
+	params = maps.Clone(params)
+	if mb > 0 {
 		params[quotaParam] = strconv.Itoa(mb)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, _, err := c.client.HostVolumes().Create(&api.HostVolumeCreateRequest{Volume: &api.HostVolume{
-		Namespace: c.namespace, ID: v.ID, Name: v.Name, PluginID: c.volumePlugin, NodeID: v.NodeID, Parameters: params,
+		Namespace: c.namespace, ID: id, Name: name, PluginID: c.volumePlugin, NodeID: nodeID, Parameters: params,
 		RequestedCapabilities: capabilities(),
 	}}, c.write(ctx))
 	return classify(err)

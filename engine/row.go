@@ -86,8 +86,6 @@ type Row struct {
 	// name that was last chosen; no name is chosen twice.
 	VolumeName string `json:"volume_name,omitempty"`
 	NextVolume string `json:"next_volume,omitempty"`
-	// Readable: a worker may read its volume while the engine runs (cluster.Volume.Readable).
-	Readable bool `json:"readable,omitempty"`
 	// Discarded are its former volumes on nodes that did not respond when it got another
 	// one. They are deleted when their nodes are back, and never used.
 	Discarded []Discarded `json:"discarded,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -78,8 +79,8 @@ func (o *work) awaitTurn(ctx context.Context) error {
 // errNoWorker: with docker, the setting has no default.
 var errNoWorker = engine.Errorf(engine.SnapshotFailed, "the service does not know the program that makes snapshots; an operator must set ORCH_SNAPSHOT_WORKER")
 
-// startWorker registers a worker with an order for a volume. mounts: it reads the volume
-// without a claim.
+// startWorker completes an order for a volume, and registers a worker with it. mounts: it
+// reads the volume without a claim.
 func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Place, mounts bool) error {
 	workers := o.s.workers.Load()
 	if workers == nil {
@@ -88,6 +89,13 @@ func (o *work) startWorker(ctx context.Context, order *brain.Order, at engine.Pl
 	if o.s.opts.Snapshots.Worker == "" {
 		return errNoWorker
 	}
+	directory := workers.Brain(at.VolumePath)
+	if order.Snapshot != nil {
+		order.Snapshot.Brain = directory
+	} else {
+		order.Restore.Volume = directory
+	}
+	order.ID = strings.TrimPrefix(o.worker(), workersOf(o.Row.EngineID))
 	order.Work, order.CA, order.BytesPerSecond = jobs.WorkerAlloc+"/data/orch", o.s.opts.Snapshots.CA, o.s.opts.Snapshots.BytesPerSecond
 	order.GiveUpS = int64(storeAway.Seconds())
 	text, err := json.Marshal(order)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -75,9 +74,9 @@ done
 // restartQuiet returns how long no process of a job must be seen if Nomad's agent may not
 // have caught up with its servers yet, and may restart an ended process.
 func (s *Scheduler) restartQuiet() (time.Duration, error) {
-	template := s.template.Load()
-	if template == nil {
-		return 0, fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	template, err := s.jobFile()
+	if err != nil {
+		return 0, err
 	}
 	// Nomad waits up to a quarter longer than the delay in the job.
 	return min(template.RestartDelay()*5/4+2*time.Second, longestQuiet), nil

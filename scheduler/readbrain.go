@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
@@ -23,31 +22,27 @@ func (o *work) readerClaims(ctx context.Context) (bool, error) {
 
 // letRead makes sure that a worker may claim the engine's volume beside the engine.
 func (o *work) letRead(ctx context.Context) error {
-	if o.Row.Readable {
-		return nil
-	}
 	v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
 	if errors.Is(err, cluster.ErrNotFound) {
 		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
 	}
-	if name, _ := engine.ParseVolume(o.Row.Volume()); err == nil && !v.Readable && name.Registered {
+	if err != nil || v.Readable {
+		return err
+	}
+	if name, _ := engine.ParseVolume(o.Row.Volume()); name.Registered {
 		// An update by Nomad would look for the directory at another path.
 		return engine.Errorf(engine.SnapshotFailed, "the engine's volume was registered again by an earlier version of the service, and Nomad lets nothing read it: allow mounts in the node's docker plugin (volumes { enabled = true })")
 	}
-	if err == nil && !v.Readable {
-		template := o.s.template.Load()
-		if template == nil {
-			return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
-		}
-		if err = o.Fence(ctx); err == nil {
-			err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
-		}
-		if errors.Is(err, cluster.ErrInUse) {
-			return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
-		}
+	template, err := o.s.jobFile()
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		o.Row.Readable = true
+	if err := o.Fence(ctx); err != nil {
+		return err
+	}
+	err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
+	if errors.Is(err, cluster.ErrInUse) {
+		return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
 	}
 	return err
 }

@@ -2,13 +2,11 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
-	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/scheduler/operation"
 )
@@ -61,9 +59,9 @@ func (o *work) ensureTarget(ctx context.Context) error {
 	to := &op.Restoring.Target
 	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
 	defer cancel()
-	template := o.s.template.Load()
-	if template == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	template, err := o.s.jobFile()
+	if err != nil {
+		return err
 	}
 	if err := o.Fence(ctx); err != nil {
 		return err
@@ -99,13 +97,7 @@ func (o *work) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	workers := o.s.workers.Load()
-	if workers == nil {
-		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
-	}
-	order := &brain.Order{ID: o.worker()[len(workersOf(o.Row.EngineID)):], Restore: &brain.RestoreOrder{
-		Volume: workers.Brain(to.VolumePath), Identity: key.Identity, URL: url, Content: *r.Content,
-	}}
+	order := &brain.Order{Restore: &brain.RestoreOrder{Identity: key.Identity, URL: url, Content: *r.Content}}
 	if err := o.startWorker(ctx, order, to, false); err != nil {
 		return err
 	}
@@ -174,7 +166,6 @@ func (o *work) switchBrain(ctx context.Context) error {
 	r.FormerKeyVersion, r.FormerKeyID = row.KeyVersion, row.KeyID
 	row.KeyVersion, row.KeyID = row.Op.KeyVersion, row.Op.KeyID
 	row.PutAt(r.Target)
-	row.Readable = true
 	if r.Lost {
 		row.Discard(*r.Former, time.Now().UTC())
 		r.FormerVanished, r.FormerUnproven, r.FormerProven = row.Vanished, row.Unproven, row.Proven
@@ -212,7 +203,6 @@ func (o *work) switchBack(context.Context) error {
 	}
 	row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
 	row.PutAt(*r.Former)
-	row.Readable = false // it is not known any more
 	if r.Lost {
 		row.Vanished, row.Unproven, row.Proven = r.FormerVanished, r.FormerUnproven, r.FormerProven
 	}

@@ -215,13 +215,22 @@ func (s *Scheduler) Ready() error {
 	default:
 		return fmt.Errorf("%w: nodes and allocations have not been read yet", cluster.ErrUnavailable)
 	}
-	if s.template.Load() == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	if _, err := s.jobFile(); err != nil {
+		return err
 	}
 	if s.guard.ID() == "" {
 		return fmt.Errorf("%w: the deployment's records in the registry and Vault have not been read yet", secrets.ErrUnavailable)
 	}
 	return nil
+}
+
+// jobFile returns the parsed job file of engines. cluster.ErrUnavailable: Nomad has not
+// parsed it yet.
+func (s *Scheduler) jobFile() (*jobs.Template, error) {
+	if t := s.template.Load(); t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
 }
 
 // PooledVolumes returns how many ready, unclaimed volumes this replica last saw.

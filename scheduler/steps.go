@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -29,9 +28,9 @@ func (o *work) ensureVolume(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
 	defer cancel()
-	template := o.s.template.Load()
-	if template == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	template, err := o.s.jobFile()
+	if err != nil {
+		return err
 	}
 	// The node refuses a second volume of the same name. This check avoids creating the
 	// volume of an engine that was destroyed meanwhile.
@@ -108,9 +107,9 @@ func (o *work) ownWarm(ctx context.Context) error {
 // register registers the engine's job in Nomad with a count of 1. No old process is left: a
 // start waits for that, and a provision has none.
 func (o *work) register(ctx context.Context) error {
-	template := o.s.template.Load()
-	if template == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	template, err := o.s.jobFile()
+	if err != nil {
+		return err
 	}
 	row := o.Row
 	job, err := template.Render(jobs.Engine{

@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
@@ -116,9 +115,9 @@ func (o *work) limitBrain(ctx context.Context) error {
 		o.Log.Warn("cannot change the quota of the engine's volume, because it was registered again", "brain_mb", limit, "quota_mb", o.Row.QuotaMB)
 		return nil
 	}
-	template := o.s.template.Load()
-	if template == nil {
-		return fmt.Errorf("%w: the engine's job file is not parsed yet", cluster.ErrUnavailable)
+	template, err := o.s.jobFile()
+	if err != nil {
+		return err
 	}
 	if err := o.Fence(ctx); err != nil {
 		return err

@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -98,13 +97,7 @@ func (o *work) prepareCopy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	workers := o.s.workers.Load()
-	if workers == nil {
-		return fmt.Errorf("%w: the job file of workers is not parsed yet", cluster.ErrUnavailable)
-	}
-	order := &brain.Order{ID: o.worker()[len(workersOf(o.Row.EngineID)):], Snapshot: &brain.SnapshotOrder{
-		Brain: workers.Brain(o.Row.VolumePath), Recipient: t.Recipient, Parts: urls, PartBytes: t.PartBytes,
-	}}
+	order := &brain.Order{Snapshot: &brain.SnapshotOrder{Recipient: t.Recipient, Parts: urls, PartBytes: t.PartBytes}}
 	if t.AllocID != "" {
 		token, err := o.copyToken(ctx)
 		if err != nil {

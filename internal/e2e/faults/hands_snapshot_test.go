@@ -16,7 +16,7 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestHandsInSnapshots does by hand, in the middle of a snapshot or a restore, what breaks
+// TestHandsInSnapshots does manually, during a snapshot or a restore, what breaks
 // it. The caller gets an error, and the engine has the brain and the key that it had.
 func TestHandsInSnapshots(t *testing.T) {
 	t.Parallel()
