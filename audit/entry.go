@@ -48,6 +48,10 @@ const (
 	ActionRestore        = "restore"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
+	// ActionMove: an engine went to another node. ActionEvacuate: an admin asked for that for
+	// all engines of a node, or cancelled it.
+	ActionMove     = "move"
+	ActionEvacuate = "evacuate"
 )
 
 // Actions lists all actions: of engines, of their health, of products, of repairs, and of
@@ -57,7 +61,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase, ActionMove, ActionEvacuate,
 }
 
 // Outcomes that are not error codes.

@@ -81,10 +81,13 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"recoverRegistry": func() (any, error) {
 			return map[string]string{"status": "requested"}, c.RecoverRegistry(ctx)
 		},
-		"rekey":          func() (any, error) { return c.Rekey(ctx) },
-		"listQuarantine": func() (any, error) { return c.Quarantine(ctx) },
-		"adopt":          func() (any, error) { return c.Adopt(ctx, "e", product, user) },
-		"adoptNode":      func() (any, error) { return c.AdoptNode(ctx, "old", "new", true) },
+		"rekey":            func() (any, error) { return c.Rekey(ctx) },
+		"listQuarantine":   func() (any, error) { return c.Quarantine(ctx) },
+		"adopt":            func() (any, error) { return c.Adopt(ctx, "e", product, user) },
+		"evacuateNode":     func() (any, error) { return c.Evacuate(ctx, "node") },
+		"getEvacuation":    func() (any, error) { return c.Evacuation(ctx, "node") },
+		"cancelEvacuation": func() (any, error) { return c.CancelEvacuation(ctx, "node") },
+		"adoptNode":        func() (any, error) { return c.AdoptNode(ctx, "old", "new", true) },
 		"discard": func() (any, error) {
 			return map[string]string{"status": "discarded", "engine_id": "text"}, c.Discard(ctx, "e")
 		},

@@ -17,6 +17,7 @@ func (c *Cluster) nodeFrom(n *api.NodeListStub) *Node {
 	node := &Node{
 		ID: n.ID, Name: n.Name, Pool: n.NodePool, Status: n.Status, modifyIndex: n.ModifyIndex, Drivers: map[string]bool{}, Runtimes: map[string]bool{},
 		Eligible:     n.Status == api.NodeStatusReady && n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain,
+		Draining:     n.Drain,
 		VolumePlugin: c.volumePlugin == Mkdir || n.Attributes[c.pluginAttribute()] != "",
 		DockerMounts: n.Attributes[dockerMounts] == "true" || n.Attributes[dockerMounts] == "1",
 		Down:         n.Status == api.NodeStatusDown || n.Status == api.NodeStatusDisconnected,

@@ -83,6 +83,7 @@ type Node struct {
 	Status string
 	// Eligible: ready, not draining, and eligible for placements.
 	Eligible bool
+	Draining bool
 	Down     bool            // the servers get no heartbeat from it
 	Drivers  map[string]bool // healthy task drivers
 	// Runtimes are those of jobs.Runtimes that the node's docker daemon has.

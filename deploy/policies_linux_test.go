@@ -329,6 +329,9 @@ func proveNomad(t *testing.T, stack *devstack.Stack) {
 		},
 		`host_volume "engine-*" write`: {{"register", register, `host_volume "engine-*": write`}},
 		`host_volume "engine-*" read`:  {{"register", register, `host_volume "engine-*": write`}},
+		`node write`: {
+			{"eligibility", func(c ofNomad) error { return c.MakeEligible(ctx, node, false) }, `node: write`},
+		},
 		`node read`: {
 			{"node", func(c ofNomad) error { _, err := c.ReadNode(ctx, node); return err }, `node: read`},
 			{"volumes of a node", func(c ofNomad) error { _, err := c.NodeVolumes(ctx, node); return err }, `node: read`},

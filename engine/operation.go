@@ -25,6 +25,9 @@ const (
 	OpSnapshot OpKind = "snapshot"
 	// OpRestore gives an engine a new volume with the brain in a snapshot.
 	OpRestore OpKind = "restore"
+	// OpMove gives an engine's brain to another node. The engine goes on there with the same
+	// key.
+	OpMove OpKind = "move"
 )
 
 // Operation is the operation in progress on an engine. While a row has one, calls get

@@ -13,6 +13,7 @@ const (
 	TriggerSchedule = "schedule"
 	TriggerRestore  = "restore" // of the brain that a restore replaced
 	TriggerFork     = "fork"
+	TriggerMove     = "move" // of the brain that goes to another node
 )
 
 // SnapshotRef is the newest snapshot of the brain that an engine has: after a restore, the
@@ -64,7 +65,8 @@ type Restoring struct {
 	// Target is the volume that is filled, and Former the one that the engine had before.
 	Target Place  `json:"target,omitzero"`
 	Former *Place `json:"former,omitempty"`
-	// Ended: the engine's process has been ended. Lost: its node did not respond then, so it
+	// Ended: the engine's process has been ended; of an engine that is moved at rest, it is
+	// given its new volume. Lost: its node did not respond then, so it
 	// ends when the node is back.
 	Ended bool `json:"ended,omitempty"`
 	Lost  bool `json:"lost,omitempty"`

@@ -66,6 +66,14 @@ func (t *Template) Render(e Engine) (*api.Job, error) {
 	group.Constraints = append(group.Constraints, api.NewConstraint(nodeConstraint, "=", e.NodeID))
 	group.Volumes[volumeName].Source = cmp.Or(e.VolumeName, e.JobID)
 
+	if t.settings.SitsOutDrains {
+		// Nomad stops as many processes at once as are more than count - max_parallel
+		// (handleTaskGroup in nomad/drainer/watch_jobs.go).
+		group.Migrate = api.DefaultMigrateStrategy()
+		none := 0
+		group.Migrate.MaxParallel = &none
+	}
+
 	task := group.Tasks[0]
 	if task.Resources == nil {
 		task.Resources = &api.Resources{}

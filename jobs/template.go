@@ -51,6 +51,9 @@ type Settings struct {
 	// was started with.
 	NeedsChecksum bool `json:",omitempty"`
 	Namespace     string
+	// SitsOutDrains: an engine runs on while its node is drained, until the drain's deadline,
+	// because the service moves it.
+	SitsOutDrains bool `json:",omitempty"`
 	// UserMeta is how job meta names the user: "hashed", "plain" or "none".
 	UserMeta string `json:",omitempty"`
 	// ConsulUI is the address of Consul's UI up to the datacenter, such as

@@ -193,8 +193,8 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	if row.State == engine.Destroying {
 		return denied, DenialDestroying
 	}
-	if op := row.Op; op != nil && op.Kind == engine.OpRestore && row.State == engine.Running && !op.Restoring.Ended && op.Undo == "" {
-		return admitted, "" // it runs on while the other brain is built
+	if op := row.Op; op != nil && (op.Kind == engine.OpRestore || op.Kind == engine.OpMove) && row.State == engine.Running && !op.Restoring.Ended && op.Undo == "" {
+		return admitted, "" // it runs on while the other volume is made
 	}
 	if row.Op != nil && (row.Op.Kind != engine.OpSnapshot || row.State != engine.Running && (opts.AutoProvision || opts.AutoWake)) { // an engine runs on while a snapshot is taken
 		switch row.Op.Kind {
@@ -216,6 +216,10 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 				return joined, "" // wait, and wake it when it sleeps
 			}
 			return denied, DenialSleeping
+		case engine.OpMove:
+			if w, why := decideMove(row, opts); w != joined {
+				return w, why
+			}
 		}
 		if opts.AutoProvision || opts.AutoWake {
 			return joined, ""

@@ -45,7 +45,7 @@ func (s *Scheduler) foresee(image string) {
 
 // starts reports whether an operation starts a process.
 func starts(kind engine.OpKind) bool {
-	return kind == engine.OpProvision || kind == engine.OpStart || kind == engine.OpRestart || kind == engine.OpRestore
+	return kind == engine.OpProvision || kind == engine.OpStart || kind == engine.OpRestart || kind == engine.OpRestore || kind == engine.OpMove
 }
 
 // pin resolves the image of an engine that is about to be started, unless that was done

@@ -152,7 +152,7 @@ func noRuntime(isolation string) string {
 }
 
 func (s *Scheduler) canRun(n cluster.Node, nodePool, isolation string) bool {
-	return n.Pool == nodePool && n.TakesEngines(string(s.opts.Job.Driver)) && isolates(n, isolation)
+	return n.Pool == nodePool && !s.evacuates(n.ID) && n.TakesEngines(string(s.opts.Job.Driver)) && isolates(n, isolation)
 }
 
 // need is the capacity that an engine needs on its node, besides a port.

@@ -127,6 +127,25 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
 		},
 	}
+	plans.Forward[engine.OpMove] = []operation.Step{
+		{Name: "target", Do: do((*work).nameAway)},
+		{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
+		{Name: "turn", Do: do((*work).awaitMove)},
+		{Name: "scale-down", Do: do((*work).endForMove), Fenced: true},
+		{Name: "drain", Do: do((*work).awaitGone)},
+		{Name: stepKeep, Do: do((*work).beginPass)},
+		{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
+		{Name: "keep-send", Do: do((*work).awaitSent)},
+		{Name: "keep-store", Do: do((*work).storeSnapshot), Fenced: true},
+		{Name: "pass", Do: do((*work).pass)},
+		{Name: stepFetch, Do: do((*work).fetch), Fenced: true},
+		{Name: stepClean, Do: do((*work).removeWorker)},
+		{Name: "switch", Do: do((*work).switchPlace)},
+		{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
+		{Name: stepRegister, Do: do((*work).registerMoved), Fenced: true},
+		{Name: "boot", Do: do((*work).bootMoved)},
+		{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
+	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}, {Name: stepForkTake, Do: do((*work).takeForFork)}, {Name: stepForkVolume, Do: do((*work).forkVolume), Fenced: true}, {Name: stepFetch, Do: do((*work).fetch), Fenced: true}, {Name: stepClean, Do: do((*work).removeWorker)}},
 		// These finish their operation, or lead to the first step of its plan.
@@ -135,6 +154,7 @@ func init() { // not a literal, because the steps refer to plans
 		// This one leads back to the step before it.
 		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 		engine.OpRestore: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpMove:    {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
@@ -153,6 +173,14 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "undo-switch", Do: do((*work).switchBack)},
 			{Name: "undo-variable", Do: do((*work).rewriteVariable), Fenced: true},
 			// Its turn on the node ends, whatever becomes of the volume.
+			{Name: "undo-worker", Do: do((*work).removeWorker)},
+			{Name: "undo-target", Do: do((*work).dropTarget), Fenced: true},
+		},
+		engine.OpMove: {
+			{Name: "undo-register", Do: do((*work).unregister), Fenced: true},
+			{Name: "undo-switch", Do: do((*work).switchBack)},
+			{Name: "undo-variable", Do: do((*work).rewriteVariable), Fenced: true},
+			{Name: "undo-rest", Do: do((*work).restAgain), Fenced: true},
 			{Name: "undo-worker", Do: do((*work).removeWorker)},
 			{Name: "undo-target", Do: do((*work).dropTarget), Fenced: true},
 		},

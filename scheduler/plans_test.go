@@ -38,6 +38,10 @@ func TestPlans(t *testing.T) {
 			"target", "target-volume", "fetch", "clean", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store",
 			"new-key", "switch", "variable", "register", "boot", "release",
 		},
+		engine.OpMove: {
+			"target", "target-volume", "turn", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
+			"switch", "variable", "register", "boot", "release",
+		},
 	}
 	if diff := cmp.Diff(want, names(plans.Forward)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
@@ -50,6 +54,7 @@ func TestPlans(t *testing.T) {
 		engine.OpRestart:   {"undo-register"},
 		engine.OpSnapshot:  {"undo-copy", "undo-worker", "undo-upload"},
 		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-worker", "undo-target"},
+		engine.OpMove:      {"undo-register", "undo-switch", "undo-variable", "undo-rest", "undo-worker", "undo-target"},
 	}
 	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
@@ -60,6 +65,7 @@ func TestPlans(t *testing.T) {
 		engine.OpStart:     {"thaw", "another-port"},
 		engine.OpRestart:   {"another-port"},
 		engine.OpRestore:   {"another-port"},
+		engine.OpMove:      {"another-port"},
 	}
 	if diff := cmp.Diff(want, names(plans.Detours)); diff != "" {
 		t.Errorf("detours (-want +got):\n%s", diff)
@@ -100,6 +106,11 @@ func TestFinish(t *testing.T) {
 		{engine.OpRestore, engine.Provisioning, engine.Failed, engine.SnapshotCorrupt, engine.Failed},
 		{engine.OpRestore, engine.Provisioning, engine.Stopped, engine.SnapshotCorrupt, engine.Stopped},
 		{engine.OpRestore, engine.Provisioning, engine.Sleeping, engine.EngineBootFailed, engine.Sleeping},
+		{engine.OpMove, engine.Running, engine.Running, "", engine.Running},
+		{engine.OpMove, engine.Running, engine.Running, engine.SnapshotFailed, engine.Failed},
+		{engine.OpMove, engine.Sleeping, engine.Sleeping, "", engine.Sleeping},
+		{engine.OpMove, engine.Stopped, engine.Stopped, engine.SnapshotFailed, engine.Stopped},
+		{engine.OpMove, engine.Failed, engine.Failed, "", engine.Failed},
 		{engine.OpRotateKey, engine.Running, engine.Running, "", engine.Running},
 		{engine.OpRotateKey, engine.Running, engine.Running, engine.BackendUnavailable, engine.Running},
 	} {
@@ -164,12 +175,12 @@ func TestFirstStep(t *testing.T) {
 }
 
 // The server's write timeout follows from LongestOperation. Callers of a snapshot or a
-// restore do not wait for its end (Scheduler.patiently).
+// restore do not wait for its end (Scheduler.patiently), and nobody calls a move.
 func TestLongestOperation(t *testing.T) {
 	m := operation.New(operation.Deps{BootTimeout: 90 * time.Second})
 	for kind := range plans.Forward {
 		limit := m.Limit(kind)
-		if kind == engine.OpSnapshot || kind == engine.OpRestore {
+		if kind == engine.OpSnapshot || kind == engine.OpRestore || kind == engine.OpMove {
 			continue
 		}
 		if kind == engine.OpProvision || kind == engine.OpStart {

@@ -201,7 +201,9 @@ func (o *work) switchBack(context.Context) error {
 	if o.switchedBack() {
 		return nil
 	}
-	row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
+	if r.FormerKeyVersion != 0 {
+		row.KeyVersion, row.KeyID = r.FormerKeyVersion, r.FormerKeyID
+	}
 	row.PutAt(*r.Former)
 	if r.Lost {
 		row.Vanished, row.Unproven, row.Proven = r.FormerVanished, r.FormerUnproven, r.FormerProven
@@ -211,9 +213,9 @@ func (o *work) switchBack(context.Context) error {
 }
 
 // rewriteVariable writes the former key and volume into the engine's variable, which a
-// failed restore may have changed.
+// failed restore or move may have changed.
 func (o *work) rewriteVariable(ctx context.Context) error {
-	if o.Row.Op.Restoring.FormerKeyVersion == 0 {
+	if r := o.Row.Op.Restoring; r.FormerKeyVersion == 0 && (o.Row.Op.Kind != engine.OpMove || !r.Ended) {
 		return nil
 	}
 	return o.writeVariable(ctx)
@@ -238,12 +240,14 @@ func (o *work) dropTarget(ctx context.Context) error {
 // release removes the former volume and the former keys, now that the engine runs on the
 // new one.
 func (o *work) release(ctx context.Context) error {
-	if err := o.retireOldKey(ctx); err != nil {
-		return err
+	r := o.Row.Op.Restoring
+	if o.Row.Op.Kind != engine.OpMove {
+		if err := o.retireOldKey(ctx); err != nil {
+			return err
+		}
 	}
 	// Not the snapshot of the brain that was replaced: should the node be lost before the next
 	// snapshot, the engine is to have this brain again.
-	r := o.Row.Op.Restoring
 	if c := r.Content; c != nil {
 		o.Row.Snapshot = &engine.SnapshotRef{ID: r.SnapshotID, At: r.At, SHA256: c.SHA256, StoredBytes: c.StoredBytes}
 	}

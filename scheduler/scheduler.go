@@ -70,6 +70,10 @@ type Options struct {
 	AllowOpenNomad bool
 	// ProviderKeys are the secrets that engines get in their environment.
 	ProviderKeys map[string]string
+	// MoveOnDrain: engines of a node that an operator drains are moved to other nodes.
+	MoveOnDrain bool
+	// EvacuateParallel is how many engines of a node are moved at once.
+	EvacuateParallel int
 	// Snapshots says where snapshots are and how they are made.
 	Snapshots Snapshots
 	// Observer is told about what the scheduler does; nil: nobody.
@@ -103,6 +107,7 @@ type Scheduler struct {
 	probe       *boot.Prober
 	detector    *boot.Detector
 	starts      *boot.Starts
+	evacuating  sync.Map // ids of nodes from which engines are moved away
 	unreached   sync.Map // ids of nodes whose engines this replica could not reach, as already reported
 	agents      agentNames
 	checks      backendChecks

@@ -156,7 +156,7 @@ func snapshotDue(row *engine.Row, rule snapshotRule, now time.Time) bool {
 		return !now.Before(last.Add(rule.every + jitter(row.EngineID, rule.every/jitterPart)))
 	case engine.Stopped, engine.Sleeping:
 		rest := row.Last
-		taken := rest != nil && rest.Kind == engine.OpSnapshot && rest.Code == ""
+		taken := rest != nil && (rest.Kind == engine.OpSnapshot || rest.Kind == engine.OpMove) && rest.Code == ""
 		return !taken && (rest == nil || last.Before(rest.EndedAt))
 	}
 	return false

@@ -107,17 +107,7 @@ func (o *work) ownWarm(ctx context.Context) error {
 // register registers the engine's job in Nomad with a count of 1. No old process is left: a
 // start waits for that, and a provision has none.
 func (o *work) register(ctx context.Context) error {
-	template, err := o.s.jobFile()
-	if err != nil {
-		return err
-	}
-	row := o.Row
-	job, err := template.Render(jobs.Engine{
-		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
-		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
-		NodeID: row.NodeID, NodePool: row.NodePool, Isolation: row.Resources.Isolation, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: 1,
-		Warm: row.Warm, Mark: o.ID, Shown: string(engine.Running), DeploymentID: o.s.guard.ID(),
-	})
+	job, err := o.render(1)
 	if err != nil {
 		return err
 	}
@@ -125,10 +115,26 @@ func (o *work) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	row := o.Row
 	row.Op.JobIndex, row.TLS, row.Shown, o.registeredAt = registered, tls, string(engine.Running), time.Now()
 	row.Vanished = nil // nothing was left at the end of the drain
 	row.Op.Deadline = time.Now().UTC().Add(o.s.opts.BootTimeout)
 	return nil
+}
+
+// render returns the engine's job with a number of processes.
+func (o *work) render(count int) (*api.Job, error) {
+	template, err := o.s.jobFile()
+	if err != nil {
+		return nil, err
+	}
+	row := o.Row
+	return template.Render(jobs.Engine{
+		JobID: row.JobID(), EngineID: row.EngineID, ProductID: row.ProductID, ProductName: row.ProductSlug, UserID: row.UserID,
+		Image: row.Image, Digest: o.s.Pinned(row), CPUMHz: row.Resources.CPUMHz, MemoryMB: row.Resources.MemoryMB,
+		NodeID: row.NodeID, NodePool: row.NodePool, Isolation: row.Resources.Isolation, VolumeName: row.VolumeName, VolumePath: row.VolumePath, Count: count,
+		Warm: row.Warm, Mark: o.ID, Shown: string(engine.Running), DeploymentID: o.s.guard.ID(),
+	})
 }
 
 // registerOnce registers the job unless this operation has already done so: a crash, or a

@@ -38,7 +38,7 @@ func (o *work) writeVariable(ctx context.Context) error {
 		version, keyID = o.Row.Op.KeyVersion, o.Row.Op.KeyID
 	}
 	has := true
-	if kind := o.Row.Op.Kind; kind == engine.OpStart || kind == engine.OpRestart || kind == engine.OpRestore && o.Row.Op.Undo != "" {
+	if kind := o.Row.Op.Kind; kind == engine.OpStart || kind == engine.OpRestart || kind == engine.OpMove || kind == engine.OpRestore && o.Row.Op.Undo != "" {
 		// Without the cache, because a key that only this replica still knows is lost.
 		var err error
 		if has, err = o.s.vault.HasKey(ctx, o.Row.EngineID, version, keyID); err != nil {
@@ -108,7 +108,7 @@ func (o *work) resize(ctx context.Context) error {
 // and keeps its quota on the node's filesystem.
 func (o *work) limitBrain(ctx context.Context) error {
 	kind, limit := o.Row.Op.Kind, o.Row.Resources.BrainMB
-	if limit == o.Row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestore {
+	if limit == o.Row.QuotaMB || kind != engine.OpProvision && kind != engine.OpStart && kind != engine.OpRestore && kind != engine.OpMove {
 		return nil
 	}
 	if name, _ := engine.ParseVolume(o.Row.Volume()); name.Registered {

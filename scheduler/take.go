@@ -188,7 +188,7 @@ func (o *work) takeAgain(ctx context.Context, why string) error {
 		return err
 	}
 	op.Taking.UploadID, op.Step = "", plans.First(engine.OpSnapshot)
-	if op.Kind == engine.OpRestore {
+	if op.Kind == engine.OpRestore || op.Kind == engine.OpMove {
 		op.Step = stepKeep
 	}
 	return operation.ErrDetour

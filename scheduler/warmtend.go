@@ -93,6 +93,8 @@ func (p *warmPool) tend(ctx context.Context) error {
 	for _, row := range rows {
 		switch {
 		case row.State == engine.Destroying:
+		case p.s.evacuates(row.NodeID) && row.Op == nil:
+			p.remove(ctx, row, "its node is being evacuated")
 		case row.State == engine.Running && row.Op == nil && row.EnvVersion < keys:
 			p.remove(ctx, row, "it has older provider keys")
 		case row.State == engine.Running && row.Op == nil && anotherImage(row, p.s.digestOf(ctx, row.Image)):

@@ -16,7 +16,7 @@ import (
 // adminCalls are the calls about the registry and the quarantine.
 var adminCalls = []struct{ method, path string }{
 	{"GET", "/registry"}, {"GET", "/registry/recover"}, {"POST", "/registry/recover"}, {"POST", "/registry/rekey"},
-	{"GET", "/quarantine"}, {"GET", "/nodes"}, {"GET", "/engines/by-id/abcdefghijklmnopqrstuvwxyz"}, {"POST", "/quarantine/e/adopt"}, {"DELETE", "/quarantine/e"},
+	{"GET", "/quarantine"}, {"GET", "/nodes"}, {"GET", "/nodes/n/evacuate"}, {"POST", "/nodes/n/evacuate"}, {"DELETE", "/nodes/n/evacuate"}, {"GET", "/engines/by-id/abcdefghijklmnopqrstuvwxyz"}, {"POST", "/quarantine/e/adopt"}, {"DELETE", "/quarantine/e"},
 }
 
 // TestRegistryIsTheAdmins: without the admin key the stores are not called; with it, an

@@ -31,9 +31,10 @@ host_volume "engine-*" {
 }
 
 # GET /v1/nodes, GET /v1/node/<id>, the event topic Node, and GET /v1/agent/members (the
-# servers' versions).
+# servers' versions). PUT /v1/node/<id>/eligibility and /drain: the evacuation of a node, and
+# nothing else, so "read" is enough for a service that is never to evacuate one.
 node {
-  policy = "read"
+  policy = "write"
 }
 
 # Warnings at the start and `orch server -check`, and nothing else: GET /v1/agent/self of each

@@ -108,7 +108,9 @@ func (c *Config) check(unread map[string]bool) []error {
 	}
 
 	c.checkSnapshots(bad)
+	oneOf("ORCH_ON_DRAIN", c.OnDrain, "wait", drainMove)
 	atLeast("ORCH_SNAPSHOTS_PER_NODE", c.SnapshotsPerNode, 1)
+	atLeast("ORCH_EVACUATE_PARALLEL", c.EvacuateParallel, 1)
 	atLeast("ORCH_SNAPSHOT_BYTES_PER_S", c.SnapshotBytesPerS, 0)
 	bad(pluginPattern.MatchString(c.VolumePlugin), "ORCH_VOLUME_PLUGIN", "must be the name of a file, without a path")
 	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)

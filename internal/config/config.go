@@ -69,6 +69,8 @@ type Config struct {
 	SnapshotSecretKeyFile string `env:"ORCH_SNAPSHOT_SECRET_KEY_FILE" desc:"file with the secret key, instead of ORCH_SNAPSHOT_SECRET_KEY; read at the start"`
 	SnapshotCAFile        string `env:"ORCH_SNAPSHOT_CA_FILE" desc:"authorities of the certificate of the snapshot store, in PEM format, for the service and for the workers on the nodes; read at the start. Default: those of the system, which the image of the worker has, too"`
 	SnapshotWorker        string `env:"ORCH_SNAPSHOT_WORKER" desc:"what makes snapshots and restores them on the node of a brain. With docker, the image of orch-brain, which every node can get; there is no default, and without it no snapshot can be made. With raw_exec, the path of the executable on every node; default: orch-brain in ORCH_ENGINE_BIN_DIR"`
+	OnDrain               string `env:"ORCH_ON_DRAIN" envDefault:"wait" desc:"what happens to the engines of a node that an operator drains in Nomad: wait (they end at the drain's deadline, and start again when the node is back) or move (they are moved to other nodes); see docs/how-to/evacuate-a-node.md"`
+	EvacuateParallel      int    `env:"ORCH_EVACUATE_PARALLEL" envDefault:"4" desc:"maximum number of engines of one node that are moved to other nodes at a time"`
 	SnapshotsPerNode      int    `env:"ORCH_SNAPSHOTS_PER_NODE" envDefault:"1" desc:"maximum number of workers that run on a node at a time; others wait"`
 	SnapshotBytesPerS     int    `env:"ORCH_SNAPSHOT_BYTES_PER_S" envDefault:"0" desc:"limit of the transfer of each worker, in bytes per second; 0: no limit"`
 

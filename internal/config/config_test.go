@@ -107,7 +107,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"ORCH_RESTART_SUBSYSTEMS": "brain,db*", "ORCH_BOOT_DETECTION": "consul", "ORCH_JOB_USER": "none", "ORCH_CONSUL_UI_URL": "https://consul.example/ui/dc1",
 		"ORCH_SNAPSHOT_URL": "s3://bucket/brains?endpoint=https://store.example:9000", "ORCH_SNAPSHOT_ACCESS_KEY": "access", "ORCH_SNAPSHOT_SECRET_KEY": "secret",
 		"ORCH_SNAPSHOT_ACCESS_KEY_FILE": keyFile, "ORCH_SNAPSHOT_SECRET_KEY_FILE": keyFile, "ORCH_SNAPSHOT_CA_FILE": cert, "ORCH_SNAPSHOT_WORKER": "registry/orch-brain:1",
-		"ORCH_ENGINE_TLS": "pki", "ORCH_ENGINE_PKI_PATH": "pki/issue/other", "ORCH_ENGINE_CA_FILE": cert,
+		"ORCH_ON_DRAIN": "move", "ORCH_ENGINE_TLS": "pki", "ORCH_ENGINE_PKI_PATH": "pki/issue/other", "ORCH_ENGINE_CA_FILE": cert,
 	}
 	common := least("ORCH_ENGINE_BIN_DIR=/srv", "ORCH_ENGINE_IMAGE=engine") // valid for both drivers
 	base := mustLoad(t, common)
@@ -209,20 +209,21 @@ func TestScheduler(t *testing.T) {
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_DETECTION=probe", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
-		"ORCH_SNAPSHOTS_PER_NODE=24", "ORCH_SNAPSHOT_BYTES_PER_S=25",
+		"ORCH_SNAPSHOTS_PER_NODE=24", "ORCH_SNAPSHOT_BYTES_PER_S=25", "ORCH_ON_DRAIN=move", "ORCH_EVACUATE_PARALLEL=26",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
 	}).Scheduler()
 	want := scheduler.Options{
 		Job: jobs.Settings{
 			HCL: nomadjobs.Engine, Driver: jobs.RawExec, KeyReload: "signal", NomadLogs: true, BinDir: "/opt/engines", CatalogPath: "/c",
 			CheckIntervalS: 15, CheckTimeoutS: 16, CheckMaxFailures: 17, Namespace: "ns", Deployment: "a/b",
-			UserMeta: "plain", ConsulUI: "https://consul.example/ui/dc1",
+			SitsOutDrains: true, UserMeta: "plain", ConsulUI: "https://consul.example/ui/dc1",
 		},
 		DefaultImage: "engine", KeyProofPath: "/me", Resources: engine.Resources{CPUMHz: 11, MemoryMB: 12},
 		ReconcileInterval: 22 * time.Second, OrphanGrace: 23 * time.Second,
 		BootTimeout: 14 * time.Second, ProbeTimeout: 16 * time.Second, Detection: boot.ByProbe, VolumePool: 13, IdleTimeout: 17 * time.Second,
 		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		AllowOpenNomad: true, ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
+		MoveOnDrain: true, EvacuateParallel: 26,
 		Snapshots: scheduler.Snapshots{Worker: "/opt/engines/orch-brain", PerNode: 24, BytesPerSecond: 25},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -67,6 +67,8 @@ var wrong = map[string][]string{
 	"ORCH_SNAPSHOT_CA_FILE":         {"/no/such/file", "/dev/null"},
 	"ORCH_SNAPSHOT_WORKER":          {"a b", "${node.unique.id}"},
 	"ORCH_SNAPSHOTS_PER_NODE":       {"0", "many"},
+	"ORCH_EVACUATE_PARALLEL":        {"0", "many"},
+	"ORCH_ON_DRAIN":                 {"stay"},
 	"ORCH_SNAPSHOT_BYTES_PER_S":     {"-1", "10MB"},
 	"ORCH_CONSUL_PREFIX":            {"orch", "/orch/", "or ch/", "/", "a//b/"},
 	"ORCH_VAULT_MOUNT":              {"/orch", "orch/", "a//b", "or ch"},

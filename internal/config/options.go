@@ -11,6 +11,9 @@ import (
 	"github.com/septemberai/orch/scheduler/boot"
 )
 
+// drainMove is the value of ORCH_ON_DRAIN with which engines leave a node that is drained.
+const drainMove = "move"
+
 // Scheduler returns the scheduler's part of the configuration.
 func (c *Config) Scheduler() scheduler.Options {
 	job := jobs.Settings{
@@ -18,7 +21,8 @@ func (c *Config) Scheduler() scheduler.Options {
 		NomadLogs: c.EngineLogs == "nomad" || c.EngineLogs == "auto" && c.EngineDriver == string(jobs.RawExec),
 		BinDir:    c.EngineBinDir, CatalogPath: c.CatalogPath, PKIPath: c.pkiPath(),
 		CheckIntervalS: c.HealthCheckIntervalS, CheckTimeoutS: c.HealthCheckTimeoutS, CheckMaxFailures: c.HealthMaxFailures,
-		UserMeta: c.JobUser, ConsulUI: strings.TrimRight(c.ConsulUIURL, "/"),
+		SitsOutDrains: c.OnDrain == drainMove,
+		UserMeta:      c.JobUser, ConsulUI: strings.TrimRight(c.ConsulUIURL, "/"),
 		NeedsChecksum: boot.Detection(c.BootDetection) == boot.ByConsul,
 		Namespace:     c.NomadNamespace, Deployment: strings.TrimSuffix(c.ConsulPrefix, "/"),
 	}
@@ -40,6 +44,8 @@ func (c *Config) Scheduler() scheduler.Options {
 		AllowOpenNomad:    c.AllowOpenNomad,
 		ProviderKeys:      c.providerKeys(),
 		Snapshots:         c.snapshots(),
+		MoveOnDrain:       c.OnDrain == drainMove,
+		EvacuateParallel:  c.EvacuateParallel,
 
 		ReconcileInterval: time.Duration(c.ReconcileIntervalS) * time.Second,
 		OrphanGrace:       time.Duration(c.OrphanGraceS) * time.Second,

@@ -50,6 +50,8 @@ func nomadNeeds(r *http.Request) string {
 			verb = "write"
 		}
 		return in(fmt.Sprintf("variables path %q: %s", endpoint(strings.TrimPrefix(path, "/var/")), verb))
+	case below("/node") && !reads:
+		return "node: write"
 	case below("/node"), path == "/agent/members":
 		return "node: read"
 	case below("/agent"):

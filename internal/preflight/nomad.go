@@ -62,6 +62,7 @@ func (s *Stores) nomadRights(ctx context.Context) []Result {
 			return err
 		}),
 		nomadRight("node: read", func() error { _, _, err := c.Nodes().List(read); return err }),
+		nomadRight("node: write", func() error { _, err := c.Nodes().ToggleEligibility(noID, true, write); return err }),
 	}
 	results = append(results, s.ofRunning(ctx, in("alloc-lifecycle"), in("read-logs"))...)
 	for _, prefix := range []string{engine.JobPrefix, workerPrefix} {

@@ -19,6 +19,8 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 		return // the engine is as it was
 	case op.Kind == engine.OpRestore:
 		closeRestore(row, op)
+	case op.Kind == engine.OpMove:
+		closeMove(row, op)
 	case op.Kind == engine.OpRestart:
 		// Its process has ended, so it cannot return to its previous state.
 		row.State, row.Reason, row.RestartedFor = engine.Running, "", op.EnvVersion
@@ -39,7 +41,7 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	case op.Kind == engine.OpProvision || op.Kind == engine.OpStart || op.Kind == engine.OpRecover:
 		row.State, row.Reason = engine.Running, ""
 	}
-	untouched := op.Kind == engine.OpRestore && op.Undo != "" && !op.Restoring.Ended
+	untouched := (op.Kind == engine.OpRestore || op.Kind == engine.OpMove) && op.Undo != "" && !op.Restoring.Ended
 	if !last.Freezes && !untouched {
 		row.Frozen = nil
 	}
@@ -67,6 +69,18 @@ func closeRestore(row *engine.Row, op *engine.Operation) {
 		row.State, row.Desired = op.From, op.From
 	}
 }
+
+// closeMove writes the state of an engine after a move: the one that it had. If the move failed
+// after the process had ended, the engine is failed, so that it is started again where it was.
+func closeMove(row *engine.Row, op *engine.Operation) {
+	if op.From == engine.Running && op.Undo != "" && op.Restoring.Ended {
+		row.State, row.Reason = engine.Failed, reasonNotMoved
+	}
+}
+
+// reasonNotMoved is the reason of an engine whose move failed after its process had been
+// ended.
+const reasonNotMoved = "not_moved"
 
 // reasonNotRestored is the reason of an engine whose restore failed after its process had
 // been ended.

@@ -659,6 +659,38 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/nodes/{node_id}/evacuate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The progress of a node's last evacuation
+         * @description It is kept for a week after its end.
+         */
+        get: operations["getEvacuation"];
+        put?: never;
+        /**
+         * Move all engines of a node to other nodes
+         * @description Begins to move every engine of the node, or continues; `GET` shows the progress. An engine keeps its key and its URL changes; one that runs is down while its brain is copied. Some are moved at a time (`ORCH_EVACUATE_PARALLEL`), those without a process first. An engine that reports `busy` is left for up to ten minutes.
+         *
+         *     No engine comes to the node meanwhile. Nomad must place the workers of snapshots there, so a node that is ineligible or draining becomes eligible, and is drained again or made ineligible at the end. A node that was eligible is ineligible afterwards.
+         *
+         *     `SNAPSHOT_FAILED`: the node does not respond, so its brains cannot be read, or the service has no worker for snapshots. `BACKEND_REFUSED`: the service's Nomad token lacks the policy `node { policy = "write" }`.
+         */
+        post: operations["evacuateNode"];
+        /**
+         * End the evacuation of a node
+         * @description Engines that are on their way still arrive, and the others stay. Nomad schedules on the node as it did before. An evacuation that has ended is returned as it is.
+         */
+        delete: operations["cancelEvacuation"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/quarantine": {
         parameters: {
             query?: never;
@@ -828,7 +860,7 @@ export interface components {
         /** @enum {string} */
         State: "provisioning" | "running" | "sleeping" | "stopped" | "failed" | "destroying";
         /** @enum {string} */
-        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "fork" | "erase";
+        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "fork" | "erase" | "move" | "evacuate";
         /**
          * @description For clients to branch on. A later version may have more.
          * @enum {string}
@@ -1083,7 +1115,7 @@ export interface components {
             message?: string;
         };
         /** @enum {string} */
-        OperationKind: "provision" | "start" | "stop" | "destroy" | "rotate_key" | "sleep" | "recover" | "restart" | "snapshot" | "restore";
+        OperationKind: "provision" | "start" | "stop" | "destroy" | "rotate_key" | "sleep" | "recover" | "restart" | "snapshot" | "restore" | "move";
         /**
          * @example {
          *       "engines": [
@@ -2058,6 +2090,56 @@ export interface components {
             failed: {
                 engine_id: string;
                 why: string;
+            }[];
+        };
+        /**
+         * @example {
+         *       "node_id": "0e5ab8c4-7c7a-2f0e-6d2b-6f6c1d4f6f0a",
+         *       "status": "moving",
+         *       "requested_by": "call",
+         *       "requested_at": "2026-11-30T02:37:06.000Z",
+         *       "ended_at": null,
+         *       "total": 12,
+         *       "left": 5,
+         *       "moving": 4,
+         *       "waits": "",
+         *       "failed": []
+         *     }
+         */
+        Evacuation: {
+            node_id: string;
+            /**
+             * @description `expired`: the deadline of the node's drain came first. Nomad then ends the engines that are left.
+             * @enum {string}
+             */
+            status: "moving" | "done" | "cancelled" | "expired";
+            /**
+             * @description `drain`: an operator drained the node in Nomad, with `ORCH_ON_DRAIN` = `move`.
+             * @enum {string}
+             */
+            requested_by: "call" | "drain";
+            /** Format: date-time */
+            requested_at: string;
+            /** Format: date-time */
+            ended_at: string | null;
+            /** @description Engines on the node at the beginning. */
+            total: number;
+            /** @description Engines whose brain is still on the node. */
+            left: number;
+            /** @description How many of them are on their way. */
+            moving: number;
+            /** @description What the evacuation waits for; empty: nothing. */
+            waits: string;
+            /** @description Engines whose last attempt failed. They are tried again. */
+            failed: {
+                engine_id: string;
+                product_id: string;
+                user_id: string;
+                code: components["schemas"]["ErrorCode"];
+                message: string;
+                /** Format: date-time */
+                at: string;
+                attempts: number;
             }[];
         };
         /**
@@ -6806,6 +6888,381 @@ export interface operations {
             504: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    getEvacuation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description The node's id in Nomad.
+                 * @example f7a1b0a4-3c1e-4f0e-a6de-0d2a4b0f3a51
+                 */
+                node_id: components["parameters"]["node_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The progress. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Evacuation"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_ADMIN_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `OVERLOADED` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    evacuateNode: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description The node's id in Nomad.
+                 * @example f7a1b0a4-3c1e-4f0e-a6de-0d2a4b0f3a51
+                 */
+                node_id: components["parameters"]["node_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Empty"];
+            };
+        };
+        responses: {
+            /** @description The progress. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Evacuation"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_ADMIN_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ADMIN_KEY_READ_ONLY` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `OVERLOADED` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_FAILED` */
+            507: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    cancelEvacuation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description The node's id in Nomad.
+                 * @example f7a1b0a4-3c1e-4f0e-a6de-0d2a4b0f3a51
+                 */
+                node_id: components["parameters"]["node_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Empty"];
+            };
+        };
+        responses: {
+            /** @description The progress at its end. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Evacuation"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_ADMIN_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ADMIN_KEY_READ_ONLY` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `OVERLOADED` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     [name: string]: unknown;
                 };
                 content: {

@@ -49,6 +49,14 @@ func TestNodeIsLost(t *testing.T) {
 	if err := stack.Pause(lost); err != nil {
 		t.Fatal(err)
 	}
+	harness.Eventually(t, "its node cannot be evacuated", func() error {
+		err := harness.ErrOf(r.Admin().Evacuate(ctx, nodeOf(t, s, e.EngineID)))
+		var said *client.Error
+		if errors.As(err, &said) && said.Status == 507 {
+			return nil
+		}
+		return errors.Join(err, harness.ErrOf(r.Admin().CancelEvacuation(ctx, nodeOf(t, s, e.EngineID))), errors.New("not yet"))
+	})
 	var now *client.Engine
 	harness.Eventually(t, "it runs on the other node", func() (err error) {
 		now, err = c.Engine(ctx, "u")
@@ -110,14 +118,20 @@ func TestNodeIsLost(t *testing.T) {
 	})
 }
 
-// clientOf returns the Nomad client on which an engine is to run.
-func clientOf(t *testing.T, s *harness.Stores, stack *devstack.Stack, engineID string) devstack.Component {
+// nodeOf returns the id of the node on which an engine is to run.
+func nodeOf(t *testing.T, s *harness.Stores, engineID string) string {
 	t.Helper()
 	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, _, err := s.Nomad.Nodes().Info(harness.NodeOf(job), nil)
+	return harness.NodeOf(job)
+}
+
+// clientOf returns the Nomad client on which an engine is to run.
+func clientOf(t *testing.T, s *harness.Stores, stack *devstack.Stack, engineID string) devstack.Component {
+	t.Helper()
+	node, _, err := s.Nomad.Nodes().Info(nodeOf(t, s, engineID), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,9 @@ func leftOut(point string) bool {
 	if parts[0] == "restore" && slices.Contains([]string{"target", "clean", "keep-upload", "keep-worker", "keep-send"}, parts[1]) {
 		return true // a name is chosen, or as in a snapshot
 	}
+	if parts[0] == "move" && !strings.HasPrefix(parts[1], "undo-") && !slices.Contains([]string{"scale-down", "keep-store", "pass", "fetch", "switch", "register", "release", "another-port"}, parts[1]) {
+		return true // as in a restore
+	}
 	switch parts[2] {
 	case "done", "frozen":
 		return false
@@ -49,7 +52,7 @@ func ofSnapshots(point string) bool {
 	if parts[0] == "provision" {
 		return slices.Contains([]string{"fork-snapshot", "fork-volume", "fetch", "clean"}, parts[1])
 	}
-	return parts[0] == "snapshot" || parts[0] == "restore"
+	return parts[0] == "snapshot" || parts[0] == "restore" || parts[0] == "move"
 }
 
 var (
@@ -101,6 +104,30 @@ func undoneSnapshot(l *lane, _ string) error {
 	return l.inject(engine.Operation{
 		Kind: engine.OpSnapshot, Step: "undo-copy", Undo: "SNAPSHOT_FAILED", From: engine.Running, Attempt: 1, Worker: row.NodeID,
 		Taking: &engine.Taking{SnapshotID: "20260101t000000z-aaaaaaaaaaaa", Trigger: engine.TriggerCall, UploadID: upload, AllocID: row.AllocID, Freezing: true},
+	}, engine.Running)
+}
+
+// moveIt begins to move the engine to another volume on the same node, the only one.
+func moveIt(l *lane, _ string) error {
+	row := l.row()
+	former := row.Place()
+	to := engine.Place{NodeID: row.NodeID, VolumeName: row.FreshRestoreName()}
+	return l.inject(engine.Operation{
+		Kind: engine.OpMove, Step: "target-volume", From: engine.Running,
+		Restoring: &engine.Restoring{EngineID: row.EngineID, Former: &former, Target: to},
+	}, engine.Running)
+}
+
+// undoneMove writes a failed move into the engine's row, which had ended the process, and had
+// not made its volume yet.
+func undoneMove(l *lane, _ string) error {
+	row := l.row()
+	scale(l.s, row.EngineID, 0)
+	former := row.Place()
+	to := engine.Place{NodeID: row.NodeID, VolumeName: row.FreshRestoreName()}
+	return l.inject(engine.Operation{
+		Kind: engine.OpMove, Step: "undo-register", Undo: "CAPACITY_EXHAUSTED", From: engine.Running,
+		Restoring: &engine.Restoring{EngineID: row.EngineID, Former: &former, Target: to, Ended: true},
 	}, engine.Running)
 }
 

@@ -201,6 +201,9 @@ var scenarios = map[string]scenario{
 	"start/another-port":     {from: engine.Running, act: anotherPort},
 	"restart/another-port":   {from: engine.Running, act: anotherPort},
 	"restore/another-port":   {from: engine.Running, act: anotherPort},
+	"move/another-port":      {from: engine.Running, act: anotherPort},
+	"move":                   {from: engine.Running, act: moveIt},
+	"move/undo":              {from: engine.Running, act: undoneMove},
 	"snapshot":               {from: engine.Running, act: snapshotIt, action: "snapshot", outcome: "ok", retry: snapshotIt, answers: []string{"ok"}},
 	"snapshot/undo":          {from: engine.Running, act: undoneSnapshot},
 	"restore":                {from: engine.Running, act: restoreIt, action: "restore", outcome: "ok", retry: restoreIt, answers: []string{"ok"}},
@@ -589,7 +592,9 @@ func (l *lane) inject(op engine.Operation, state engine.State) error {
 		return fmt.Errorf("%d rows, %w", len(pairs), err)
 	}
 	row := l.row()
-	if op.Kind == engine.OpRestore {
+	if op.Restoring != nil {
+		row.NextVolume, row.Snapshot = op.Restoring.Target.VolumeName, &engine.SnapshotRef{}
+	} else if op.Kind == engine.OpRestore || op.Kind == engine.OpMove {
 		op.Restoring = &engine.Restoring{EngineID: row.EngineID, Target: row.Place(), Ended: true}
 	}
 	op.ID, op.Owner, op.BeganAt, op.Deadline = "injected-"+row.EngineID, "gone", time.Now(), time.Now().Add(time.Minute)

@@ -34,6 +34,7 @@ var drivenByCode = map[string]string{
 // drivenElsewhere are responses that suites other than the contract suite cause.
 var drivenElsewhere = map[string][]string{
 	"admission": {"keepAwake 409 ENGINE_BUSY", "provision 409 ENGINE_BUSY", "rotateKey 409 ENGINE_BUSY", "stopEngine 409 ENGINE_BUSY"},
+	"brains":    {"cancelEvacuation 200", "evacuateNode 200", "evacuateNode 507 SNAPSHOT_FAILED", "getEvacuation 200"},
 	"lifecycle": {
 		"applyProviderKeys 200", "providerKeys 200", "provision 403 POLICY_DENIED", "provision 504 BOOT_TIMEOUT", "rotateKey 409 ENGINE_NOT_RUNNING",
 		"startEngine 502 ENGINE_BOOT_FAILED", "startEngine 504 BOOT_TIMEOUT",

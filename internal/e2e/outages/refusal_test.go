@@ -292,7 +292,8 @@ func checkEachRight(t *testing.T, stack *devstack.Stack, prefix string, rights m
 		{"nomad", `["write", "read", "destroy"]`, `["write", "read"]`, []string{variable("destroy")}},
 		{"nomad", `path "nomad/jobs/orch-brain-*"`, `path "nomad/jobs/none-*"`, []string{worker("read"), worker("write"), worker("destroy")}},
 		{"nomad", `host_volume "engine-*"`, `host_volume "other-*"`, []string{in(`submit-job; host_volume "engine-*": write`)}},
-		{"nomad", "node {\n  policy = \"read\"", "node {\n  policy = \"deny\"", []string{"nomad node: read"}},
+		{"nomad", "node {\n  policy = \"write\"", "node {\n  policy = \"deny\"", []string{"nomad node: read", "nomad node: write"}},
+		{"nomad", "node {\n  policy = \"write\"", "node {\n  policy = \"read\"", []string{"nomad node: write"}},
 		{"consul", `"refusal/" {
   policy = "write"`, `"refusal/" {
   policy = "read"`, []string{`consul key_prefix "refusal/": write`}},

@@ -133,6 +133,7 @@ func TestCalledWrongly(t *testing.T) {
 		"engine adopt|e|-product|p":                "or neither",
 		"engine adopt|-user|u|e":                   "or neither",
 		"node adopt|a":                             "got 1 argument, need 2",
+		"node evacuate|-status|-cancel|a":          "exclude each other",
 		"reconcile|x":                              "got 1 argument, need 0",
 		"provider-keys apply|x":                    "got 1 argument",
 		"engine wait|-for|dead|a":                  "-for must be one of",

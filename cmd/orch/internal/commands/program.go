@@ -14,7 +14,7 @@ func Program() *cmdline.Program {
 		{Name: "product", Synopsis: "Register and change products (for the admin)"},
 		{Name: "audit", Synopsis: "Read the audit log"},
 		{Name: "context", Synopsis: "Select which service is called, and the sources of its keys"},
-		{Name: "node", Synopsis: "List the nodes, and repair the engines of one (for the admin)"},
+		{Name: "node", Synopsis: "List the nodes, evacuate one, and repair the engines of one (for the admin)"},
 		{Name: "provider-keys", Synopsis: "Apply new provider keys, and show the progress (for the admin)"},
 		{Name: "registry", Synopsis: "Show the state of the registry, and rebuild it (for the admin)"},
 		{Name: "volume", Synopsis: "List and forget unreachable volumes of destroyed engines (for the admin)"},
@@ -25,7 +25,7 @@ func Program() *cmdline.Program {
 		snapshotTake, snapshotList, snapshotDelete,
 		productRegister, productList, productShow, productPolicy, productRotateKey, productDelete,
 		auditTail,
-		nodeList, nodeAdopt, providerKeysStatus, providerKeysApply, registryStatus, registryRecover, volumeList, volumeForget,
+		nodeList, nodeAdopt, nodeEvacuate, providerKeysStatus, providerKeysApply, registryStatus, registryRecover, volumeList, volumeForget,
 		status, reconcile,
 	} {
 		p.Commands = append(p.Commands, func(env *cmdline.Env) *cmdline.Command { return build().command(env) })

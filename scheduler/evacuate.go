@@ -1,0 +1,218 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
+)
+
+// Evacuation is the progress of the removal of all engines from a node.
+type Evacuation struct {
+	*registry.Evacuation
+	// Left are the engines whose brains are still on the node, those without a user among
+	// them, and Moving how many of them are on their way.
+	Left, Moving int
+	// Failed are the engines whose last attempt failed, by their ids.
+	Failed []FailedMove
+}
+
+// FailedMove is an engine that could not be moved yet.
+type FailedMove struct {
+	EngineID, ProductID, UserID string
+	registry.FailedMove
+}
+
+// Evacuate begins to move all engines of a node to other nodes, or continues it. No engine
+// comes to the node meanwhile, and at the end Nomad places nothing there. If the node is
+// ineligible or draining, it becomes eligible until then, because Nomad places the workers of
+// snapshots on no other.
+//
+// NOT_FOUND: there is no such node. SNAPSHOT_FAILED: the node does not respond, or the service
+// has no worker. BACKEND_REFUSED: the service's token may not change nodes.
+func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, error) {
+	if s.opts.Snapshots.Worker == "" {
+		return nil, errNoWorker
+	}
+	if err := s.mayBegin(ctx, "consul", "nomad", "vault"); err != nil {
+		return nil, err
+	}
+	found, err := s.scheduling(ctx, nodeID)
+	if err != nil {
+		return nil, err
+	}
+	if s.nodeSilent(nodeID) {
+		return nil, engine.Errorf(engine.SnapshotFailed, "the node does not respond, so no brain on it can be read: restore its engines (POST /engines/{user_id}/restore, or on_node_lost in their product's policy)")
+	}
+	// Before anything is recorded, because without this right nothing could be moved.
+	switch {
+	case found.Eligible:
+		err = s.cluster.MakeEligible(ctx, nodeID, false)
+	case !found.Draining:
+		err = s.cluster.MakeIneligible(ctx, nodeID)
+	}
+	if err != nil {
+		return nil, mayNotSchedule(err)
+	}
+	return s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall)
+}
+
+// beginEvacuation writes the record of an evacuation, unless one goes on.
+func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *cluster.Scheduling, by string) (*Evacuation, error) {
+	for {
+		e, err := s.store.Evacuation(ctx, nodeID)
+		if err != nil {
+			return nil, err
+		}
+		if e.NodeID != "" && e.Outcome == "" {
+			return s.evacuation(e), nil
+		}
+		e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: foundOf(found), Index: e.Index}
+		e.Total = len(onNode(s.mirror.All(), nodeID))
+		switch err := s.store.PutEvacuation(ctx, e); {
+		case errors.Is(err, registry.ErrConflict):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		s.log.Info("evacuating a node", "node_id", nodeID, "by", by, "engines", e.Total)
+		s.noteEvacuating(e)
+		return s.evacuation(e), nil
+	}
+}
+
+func foundOf(f *cluster.Scheduling) registry.NodeFound {
+	return registry.NodeFound{Eligible: f.Eligible, Drain: f.Draining, DrainUntil: f.Until, IgnoreSystemJobs: f.IgnoreSystemJobs}
+}
+
+// EvacuationOf returns the last evacuation of a node. NOT_FOUND: there was none.
+func (s *Scheduler) EvacuationOf(ctx context.Context, nodeID string) (*Evacuation, error) {
+	e, err := s.store.Evacuation(ctx, nodeID)
+	if err == nil && e.NodeID == "" {
+		err = errNotEvacuated
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.evacuation(e), nil
+}
+
+var errNotEvacuated = engine.Errorf(engine.NotFound, "this node was not evacuated in the last week")
+
+// CancelEvacuation ends an evacuation: engines that are on their way still arrive, and the
+// others stay. The node is drained or ineligible again, if it was. NOT_FOUND: there is no
+// evacuation.
+func (s *Scheduler) CancelEvacuation(ctx context.Context, nodeID string) (*Evacuation, error) {
+	if err := s.mayBegin(ctx, "consul", "nomad"); err != nil {
+		return nil, err
+	}
+	for {
+		e, err := s.store.Evacuation(ctx, nodeID)
+		if err == nil && e.NodeID == "" {
+			err = errNotEvacuated
+		}
+		if err != nil {
+			return nil, err
+		}
+		if e.Outcome != "" {
+			return s.evacuation(e), nil
+		}
+		if err := s.closeNode(ctx, e, registry.EvacuationCancelled); err != nil {
+			return nil, mayNotSchedule(err)
+		}
+		err = s.endEvacuation(ctx, e, registry.EvacuationCancelled)
+		if err == nil || !errors.Is(err, registry.ErrConflict) {
+			return s.evacuation(e), err
+		}
+	}
+}
+
+// closeNode makes Nomad schedule on a node as it is to after its evacuation. After a
+// cancellation that is as before.
+func (s *Scheduler) closeNode(ctx context.Context, e *registry.Evacuation, outcome string) error {
+	switch {
+	case e.Found.Drain:
+		return s.cluster.DrainAgain(ctx, e.NodeID, e.Found.DrainUntil, e.Found.IgnoreSystemJobs)
+	case outcome == registry.EvacuationCancelled && e.Found.Eligible:
+		return nil
+	}
+	return s.cluster.MakeIneligible(ctx, e.NodeID)
+}
+
+// endEvacuation writes the outcome of an evacuation.
+func (s *Scheduler) endEvacuation(ctx context.Context, e *registry.Evacuation, outcome string) error {
+	e.Outcome, e.EndedAt, e.Waits = outcome, time.Now().UTC(), ""
+	if err := s.store.PutEvacuation(ctx, e); err != nil {
+		return err
+	}
+	s.log.Info("the evacuation of a node has ended", "node_id", e.NodeID, "outcome", outcome, "failed", len(e.Failures))
+	s.noteEvacuating(e)
+	return nil
+}
+
+// scheduling reads how Nomad schedules on a node. NOT_FOUND.
+func (s *Scheduler) scheduling(ctx context.Context, nodeID string) (*cluster.Scheduling, error) {
+	found, err := s.cluster.Scheduling(ctx, nodeID)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return nil, engine.Errorf(engine.NotFound, "Nomad knows no node with this id")
+	}
+	return found, err
+}
+
+// mayNotSchedule returns the error of a change of a node.
+func mayNotSchedule(err error) error {
+	if errors.Is(err, cluster.ErrDenied) {
+		return &engine.Error{Code: engine.BackendRefused, Message: "the service's Nomad token may not change nodes: an evacuation needs node { policy = \"write\" }", Err: err}
+	}
+	return err
+}
+
+// onNode returns the rows whose brains are on a node, or may come there.
+func onNode(rows []*engine.Row, nodeID string) (on []*engine.Row) {
+	for _, row := range rows {
+		coming := row.Op != nil && row.Op.Restoring != nil && row.Op.Restoring.Target.NodeID == nodeID
+		if row.NodeID == nodeID && row.Reason != engine.ReasonBrainMissing || coming {
+			on = append(on, row)
+		}
+	}
+	return on
+}
+
+// evacuation completes the record of an evacuation with what the rows say.
+func (s *Scheduler) evacuation(e *registry.Evacuation) *Evacuation {
+	p := &Evacuation{Evacuation: e}
+	if e.Outcome == registry.EvacuationDone {
+		return p
+	}
+	for _, row := range onNode(s.mirror.All(), e.NodeID) {
+		p.Left++
+		if moving(row) {
+			p.Moving++
+		}
+		if f, failed := e.Failures[row.EngineID]; failed {
+			p.Failed = append(p.Failed, FailedMove{row.EngineID, row.ProductID, row.UserID, f})
+		}
+	}
+	slices.SortFunc(p.Failed, func(a, b FailedMove) int { return cmp.Compare(a.EngineID, b.EngineID) })
+	return p
+}
+
+// noteEvacuating keeps engines from a node, or no longer, before the records are read again.
+func (s *Scheduler) noteEvacuating(e *registry.Evacuation) {
+	if e.Outcome == "" {
+		s.evacuating.Store(e.NodeID, true)
+	} else {
+		s.evacuating.Delete(e.NodeID)
+	}
+}
+
+// evacuates reports whether engines are moved away from a node.
+func (s *Scheduler) evacuates(nodeID string) bool {
+	_, is := s.evacuating.Load(nodeID)
+	return is
+}

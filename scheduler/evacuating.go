@@ -1,0 +1,310 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
+	"github.com/septemberai/orch/registry"
+)
+
+const (
+	// evacuateEvery is the interval at which the records of evacuations are read.
+	evacuateEvery = 2 * time.Second
+	// emptyLooks is how often in succession a node is found empty before that is believed:
+	// another replica may put an engine there until it has read the record.
+	emptyLooks = 4
+	// busyPatience is how long an engine that works between requests is left where it is,
+	// after the evacuation of its node has begun: a turn of an agent takes minutes.
+	busyPatience = 10 * time.Minute
+	askBusyAgain = 20 * time.Second
+	// firstMoveRetry is the wait after the first failed move of an engine. It doubles up to
+	// lastMoveRetry.
+	firstMoveRetry, lastMoveRetry = 10 * time.Second, 5 * time.Minute
+	// evacuationsKept is for how long records of evacuations that have ended are kept.
+	evacuationsKept = 7 * 24 * time.Hour
+)
+
+// evacuations moves engines away from nodes, on the leader.
+type evacuations struct {
+	s *Scheduler
+
+	mu     sync.Mutex
+	failed map[string]registry.FailedMove // of this leader's attempts, by engine_id; zero: the last one did not fail
+	forced map[string]bool                // nodes whose forced drain was reported
+	busy   map[string]time.Time           // when an engine said that it works, by engine_id
+	empty  map[string]int                 // how often in succession a node was found empty
+}
+
+func newEvacuations(s *Scheduler) *evacuations {
+	return &evacuations{s: s, failed: map[string]registry.FailedMove{}, forced: map[string]bool{}, busy: map[string]time.Time{}, empty: map[string]int{}}
+}
+
+// run reads on every replica which nodes are evacuated, and evacuates them on the leader.
+func (v *evacuations) run(ctx context.Context) {
+	for pause.For(ctx, evacuateEvery) {
+		if err := v.once(ctx); err != nil && ctx.Err() == nil {
+			v.s.log.Debug("cannot evacuate nodes; retrying", "error", err)
+		}
+	}
+}
+
+func (v *evacuations) once(ctx context.Context) error {
+	all, err := v.s.store.Evacuations(ctx)
+	if err != nil {
+		return err
+	}
+	active := map[string]*registry.Evacuation{}
+	for _, e := range all {
+		if e.Outcome == "" {
+			active[e.NodeID] = e
+		}
+		v.s.noteEvacuating(e)
+	}
+	v.s.evacuating.Range(func(id, _ any) bool {
+		if active[id.(string)] == nil {
+			v.s.evacuating.Delete(id)
+		}
+		return true
+	})
+	if !v.s.informed() {
+		clear(v.empty)
+		return nil
+	}
+	if len(active) == 0 {
+		v.mu.Lock()
+		clear(v.failed)
+		clear(v.empty)
+		clear(v.busy)
+		v.mu.Unlock()
+	}
+	var errs []error
+	if v.s.opts.MoveOnDrain {
+		errs = append(errs, v.followDrains(ctx, active))
+	}
+	for _, e := range active {
+		errs = append(errs, v.evacuate(ctx, e))
+	}
+	for _, e := range all {
+		if e.Outcome != "" && time.Since(e.EndedAt) > evacuationsKept {
+			errs = append(errs, v.s.store.DeleteEvacuation(ctx, e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// followDrains begins to evacuate nodes that an operator drains. A forced drain has ended the
+// processes already.
+func (v *evacuations) followDrains(ctx context.Context, active map[string]*registry.Evacuation) error {
+	rows := v.s.mirror.All()
+	for _, n := range v.s.cluster.Nodes() {
+		if !n.Draining || n.Down || active[n.ID] != nil || len(onNode(rows, n.ID)) == 0 {
+			continue
+		}
+		found, err := v.s.cluster.Scheduling(ctx, n.ID)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !found.Draining || found.Evacuated:
+			continue
+		case found.Forced:
+			if !v.forced[n.ID] {
+				v.s.log.Warn("a node is drained by force, so its engines were ended, and are started again when it is back: drain it with a deadline to have them moved", "node_id", n.ID)
+			}
+			v.forced[n.ID] = true
+			continue
+		}
+		if _, err := v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// evacuate begins the next moves of one node, or ends its evacuation.
+func (v *evacuations) evacuate(ctx context.Context, e *registry.Evacuation) error {
+	s := v.s
+	on := onNode(s.mirror.All(), e.NodeID)
+	v.empty[e.NodeID]++
+	if len(on) > 0 {
+		v.empty[e.NodeID] = 0
+	}
+	if v.empty[e.NodeID] >= emptyLooks {
+		return v.end(ctx, e, registry.EvacuationDone)
+	}
+	if until := e.Found.DrainUntil; e.Found.Drain && !until.IsZero() && time.Now().After(until) {
+		return v.end(ctx, e, registry.EvacuationExpired)
+	}
+	now, err := s.cluster.Scheduling(ctx, e.NodeID)
+	switch {
+	case errors.Is(err, cluster.ErrNotFound):
+		return s.endEvacuation(ctx, e, registry.EvacuationCancelled)
+	case err != nil:
+		return err
+	case s.nodeSilent(e.NodeID):
+		return v.note(ctx, e, on, "the node does not respond")
+	case now.Forced:
+		return v.note(ctx, e, on, "the node is drained by force, so Nomad runs nothing there")
+	}
+	if !now.Eligible {
+		if err := v.open(ctx, e, now); err != nil {
+			return err
+		}
+	}
+	waits := ""
+	if s.monitor.Held() {
+		waits = "too many engines fail at the moment"
+	} else {
+		v.begin(ctx, e, on)
+	}
+	return v.note(ctx, e, on, waits)
+}
+
+// open lets Nomad place workers on the node. How somebody had the node is in the record first,
+// so that it is so again at the end.
+func (v *evacuations) open(ctx context.Context, e *registry.Evacuation, now *cluster.Scheduling) error {
+	if found := foundOf(now); found != e.Found && !(e.Found.Drain && !found.Drain) {
+		e.Found = found
+		if err := v.s.store.PutEvacuation(ctx, e); err != nil {
+			return err
+		}
+	}
+	err := v.s.cluster.MakeEligible(ctx, e.NodeID, now.Draining)
+	if errors.Is(err, cluster.ErrDenied) {
+		v.s.log.Error("a node cannot be evacuated, because the service's Nomad token may not change nodes: an evacuation needs node { policy = \"write\" }", "node_id", e.NodeID)
+		return v.note(ctx, e, nil, "the service's Nomad token may not change nodes")
+	}
+	return err
+}
+
+// end closes the node and the record.
+func (v *evacuations) end(ctx context.Context, e *registry.Evacuation, outcome string) error {
+	if err := v.s.closeNode(ctx, e, outcome); err != nil {
+		return err
+	}
+	return v.s.endEvacuation(ctx, e, outcome)
+}
+
+// begin begins as many moves as may run at once. Engines without a process come first: nobody
+// waits for them, and the others find more room.
+func (v *evacuations) begin(ctx context.Context, e *registry.Evacuation, on []*engine.Row) {
+	free := v.s.opts.EvacuateParallel
+	for _, row := range on {
+		if moving(row) {
+			free--
+		}
+	}
+	slices.SortStableFunc(on, func(a, b *engine.Row) int {
+		return cmp.Or(cmp.Compare(order(a), order(b)), a.CreatedAt.Compare(b.CreatedAt))
+	})
+	for _, row := range on {
+		if free <= 0 || ctx.Err() != nil {
+			return
+		}
+		if row.NodeID != e.NodeID || row.Op != nil || row.Warm != "" || !movable(row) || row.State == engine.Destroying || v.waits(e, row.EngineID) {
+			continue
+		}
+		if row.State == engine.Running && time.Since(e.RequestedAt) < busyPatience && v.works(ctx, row) {
+			continue
+		}
+		free--
+		v.move(ctx, row)
+	}
+}
+
+// works reports whether an engine works between requests. It is asked again after a while.
+func (v *evacuations) works(ctx context.Context, row *engine.Row) bool {
+	if time.Since(v.busy[row.EngineID]) < askBusyAgain {
+		return true
+	}
+	busy, err := v.s.detector.Busy(ctx, processOf(row))
+	if err != nil || !busy {
+		delete(v.busy, row.EngineID)
+		return false
+	}
+	v.busy[row.EngineID] = time.Now()
+	return true
+}
+
+// order sorts engines by what a move costs their users.
+func order(row *engine.Row) int {
+	if row.State == engine.Running {
+		return 1
+	}
+	return 0
+}
+
+// waits reports whether an engine's last move failed a short while ago.
+func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f, tried := v.failed[engineID]
+	if !tried {
+		f = e.Failures[engineID]
+	}
+	if f.Attempts == 0 {
+		return false
+	}
+	v.failed[engineID] = f
+	wait := min(firstMoveRetry<<min(f.Attempts-1, 10), lastMoveRetry)
+	return engine.StillWaits(f.At.Add(wait), time.Now(), lastMoveRetry)
+}
+
+// move begins to move an engine, and notes the result when it is there.
+func (v *evacuations) move(ctx context.Context, row *engine.Row) {
+	o, err := v.s.beginMove(ctx, row, actorSystem)
+	if err != nil {
+		v.result(row, err)
+		return
+	}
+	v.s.ops.Background(func(ctx context.Context) {
+		_, err := o.Wait(ctx)
+		if ctx.Err() == nil {
+			v.result(row, err)
+		}
+	})
+}
+
+func (v *evacuations) result(row *engine.Row, err error) {
+	if err != nil && (overtaken(err) || errors.Is(err, registry.ErrConflict)) {
+		return // somebody uses it; it is looked at again in a moment
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err == nil {
+		v.failed[row.EngineID] = registry.FailedMove{}
+		return
+	}
+	said := AsError(err)
+	v.s.log.Warn("an engine cannot be moved to another node; retrying", "engine_id", row.EngineID, "node_id", row.NodeID, "error", err)
+	v.failed[row.EngineID] = registry.FailedMove{Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1}
+}
+
+// note writes what has failed into the record, and what the evacuation waits for.
+func (v *evacuations) note(ctx context.Context, e *registry.Evacuation, on []*engine.Row, waits string) error {
+	failures := map[string]registry.FailedMove{}
+	v.mu.Lock()
+	for _, row := range on {
+		f, tried := v.failed[row.EngineID]
+		if !tried {
+			f = e.Failures[row.EngineID]
+		}
+		if f.Attempts > 0 {
+			failures[row.EngineID] = f
+		}
+	}
+	v.mu.Unlock()
+	if waits == e.Waits && maps.Equal(failures, e.Failures) {
+		return nil
+	}
+	e.Failures, e.Waits = failures, waits
+	return v.s.store.PutEvacuation(ctx, e)
+}
