@@ -48,6 +48,8 @@ const (
 	ActionRestore        = "restore"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
+	// ActionImport: an engine that only the snapshot store had is brought back.
+	ActionImport = "import"
 )
 
 // Actions lists all actions: of engines, of their health, of products, of repairs, and of
@@ -57,7 +59,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase, ActionImport,
 }
 
 // Outcomes that are not error codes.

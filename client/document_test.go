@@ -84,7 +84,11 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"rekey":          func() (any, error) { return c.Rekey(ctx) },
 		"listQuarantine": func() (any, error) { return c.Quarantine(ctx) },
 		"adopt":          func() (any, error) { return c.Adopt(ctx, "e", product, user) },
-		"adoptNode":      func() (any, error) { return c.AdoptNode(ctx, "old", "new", true) },
+		"listStoredEngines": func() (any, error) {
+			return c.StoredEngines(ctx, client.SnapshotPage{Limit: 7, Cursor: "c"})
+		},
+		"importEngine": func() (any, error) { return c.Import(ctx, "e", "s") },
+		"adoptNode":    func() (any, error) { return c.AdoptNode(ctx, "old", "new", true) },
 		"discard": func() (any, error) {
 			return map[string]string{"status": "discarded", "engine_id": "text"}, c.Discard(ctx, "e")
 		},

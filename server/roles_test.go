@@ -32,7 +32,7 @@ func TestReadOnlyKey(t *testing.T) {
 	s.LogRequests(s.log)
 	for _, c := range []struct{ method, path string }{
 		{"POST", "/products/register"}, {"PUT", "/products/x/policy"}, {"DELETE", "/products/x"}, {"POST", "/reconcile"}, {"POST", "/registry/recover"},
-		{"POST", "/provider-keys/apply"}, {"DELETE", "/unreachable-volumes/x"}, {"POST", "/nodes/x/adopt"}, {"DELETE", "/quarantine/x"},
+		{"POST", "/provider-keys/apply"}, {"DELETE", "/unreachable-volumes/x"}, {"POST", "/nodes/x/adopt"}, {"DELETE", "/quarantine/x"}, {"POST", "/stored-engines/x/import"},
 	} {
 		want(t, s.send(c.method, c.path, "no json", "X-Admin-Key", reads), 403, engine.AdminKeyReadOnly)
 	}

@@ -106,6 +106,8 @@ func (s *Server) routes() http.Handler {
 	add(http.MethodPost, "/registry/recover", plain(s.requestRecovery))
 	add(http.MethodPost, "/registry/rekey", plain(s.rekey))
 	add(http.MethodPost, "/nodes/:id/adopt", other(s.adoptNode))
+	add(http.MethodGet, "/stored-engines", plain(s.listStoredEngines))
+	add(http.MethodPost, "/stored-engines/:id/import", other(s.mayTakeLong(s.importEngine)))
 	add(http.MethodGet, "/quarantine", plain(s.listQuarantine))
 	add(http.MethodPost, "/quarantine/:id/adopt", other(s.adopt))
 	add(http.MethodDelete, "/quarantine/:id", other(s.discard))
@@ -169,7 +171,7 @@ func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 
 // parameters are the names of the parameter :id, by the first segment of the path.
 var parameters = map[string]string{
-	"engines": "{user_id}", "products": "{product_id}", "unreachable-volumes": "{engine_id}", "quarantine": "{engine_id}", "nodes": "{node_id}",
+	"engines": "{user_id}", "products": "{product_id}", "unreachable-volumes": "{engine_id}", "quarantine": "{engine_id}", "nodes": "{node_id}", "stored-engines": "{engine_id}",
 }
 
 // templateOf returns the template of a route's path as it is in docs/openapi.yaml.

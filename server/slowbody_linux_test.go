@@ -36,6 +36,7 @@ func TestSlowBodyWithoutKey(t *testing.T) {
 		{"POST", "/products/register", "X-Admin-Key", "nonsense"},
 		{"PUT", "/products/x/policy", "X-Admin-Key", secrets.NewPlatformKey()},
 		{"POST", "/nodes/x/adopt", "X-Admin-Key", "nonsense"},
+		{"POST", "/stored-engines/x/import", "X-Admin-Key", "nonsense"},
 		{"POST", "/reconcile", "X-Admin-Key", "nonsense"},
 	} {
 		t.Run(c.method+" "+c.path, func(t *testing.T) {

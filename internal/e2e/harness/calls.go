@@ -59,6 +59,8 @@ var Operations = []Operation{
 	{"getEngineByID", "GET", "/engines/by-id/" + NoProduct, "", AdminHeader},
 	{"listNodes", "GET", "/nodes", "", AdminHeader},
 	{"adoptNode", "POST", "/nodes/no-such-node/adopt", "{}", AdminHeader},
+	{"listStoredEngines", "GET", "/stored-engines", "", AdminHeader},
+	{"importEngine", "POST", "/stored-engines/" + NoProduct + "/import", "{}", AdminHeader},
 	{"listQuarantine", "GET", "/quarantine", "", AdminHeader},
 	{"adopt", "POST", "/quarantine/" + NoProduct + "/adopt", "{}", AdminHeader},
 	{"discard", "DELETE", "/quarantine/" + NoProduct, "{}", AdminHeader},
