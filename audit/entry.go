@@ -52,6 +52,8 @@ const (
 	// all engines of a node, or cancelled it.
 	ActionMove     = "move"
 	ActionEvacuate = "evacuate"
+	// ActionImport: an engine that only the snapshot store had is brought back.
+	ActionImport = "import"
 )
 
 // Actions lists all actions: of engines, of their health, of products, of repairs, and of
@@ -61,7 +63,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase, ActionMove, ActionEvacuate,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase, ActionMove, ActionEvacuate, ActionImport,
 }
 
 // Outcomes that are not error codes.

@@ -88,6 +88,10 @@ func operations(ctx context.Context, c *client.Client) map[string]func() (any, e
 		"getEvacuation":    func() (any, error) { return c.Evacuation(ctx, "node") },
 		"cancelEvacuation": func() (any, error) { return c.CancelEvacuation(ctx, "node") },
 		"adoptNode":        func() (any, error) { return c.AdoptNode(ctx, "old", "new", true) },
+		"listStoredEngines": func() (any, error) {
+			return c.StoredEngines(ctx, client.SnapshotPage{Limit: 7, Cursor: "c"})
+		},
+		"importEngine": func() (any, error) { return c.Import(ctx, "e", "s") },
 		"discard": func() (any, error) {
 			return map[string]string{"status": "discarded", "engine_id": "text"}, c.Discard(ctx, "e")
 		},

@@ -27,8 +27,8 @@ type LastOperation struct {
 }
 
 // UnderWay is the error of a change whose caller chose not to wait for its end (see
-// [RespondAsync]), or that takes longer than the service lets a call wait (Snapshot, Restore
-// and Fork). The change continues. [Client.Engine] shows it while it is in progress,
+// [RespondAsync]), or that takes longer than the service lets a call wait (Snapshot, Restore,
+// Fork and Import). The change continues. [Client.Engine] shows it while it is in progress,
 // and its outcome afterwards.
 type UnderWay struct{ Engine *Engine }
 
@@ -42,7 +42,7 @@ func (u *UnderWay) Error() string {
 type preferAsync struct{}
 
 // RespondAsync limits how long changes of engines (Provision, Start, Stop, RotateKey,
-// Destroy, Snapshot, Restore, Fork, and an Admit that creates or wakes an engine) wait for their end, in whole
+// Destroy, Snapshot, Restore, Fork, Import, and an Admit that creates or wakes an engine) wait for their end, in whole
 // seconds. After that they return an [*UnderWay].
 func RespondAsync(ctx context.Context, wait time.Duration) context.Context {
 	return context.WithValue(ctx, preferAsync{}, fmt.Sprintf("respond-async, wait=%d", wholeSeconds(wait)))

@@ -26,7 +26,8 @@ func TestRespondAsync(t *testing.T) {
 	_, snapshot := c.Snapshot(ctx, "u", "")
 	_, restore := c.Restore(ctx, "u", "")
 	_, fork := c.Fork(ctx, "u", "v", "")
-	for name, err := range map[string]error{"snapshot": snapshot, "restore": restore, "fork": fork, "provision": provision, "start": start, "stop": stop, "rotate": rotate, "destroy": destroy, "admit": admit} {
+	_, imported := c.Import(ctx, "e", "")
+	for name, err := range map[string]error{"import": imported, "snapshot": snapshot, "restore": restore, "fork": fork, "provision": provision, "start": start, "stop": stop, "rotate": rotate, "destroy": destroy, "admit": admit} {
 		var begun *UnderWay
 		if !errors.As(err, &begun) || begun.Engine.EngineID != "e" || begun.Engine.Operation == nil || begun.Engine.Operation.Kind != "provision" {
 			t.Errorf("%s: %v", name, err)

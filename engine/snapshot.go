@@ -70,6 +70,8 @@ type Restoring struct {
 	// ends when the node is back.
 	Ended bool `json:"ended,omitempty"`
 	Lost  bool `json:"lost,omitempty"`
+	// Import: the registry had lost the engine, and only its snapshots and its keys were left.
+	Import bool `json:"import,omitempty"`
 	// Rescue: nobody asked for it but a policy, because the engine's node did not respond.
 	Rescue bool `json:"rescue,omitempty"`
 	// The following are of the row before, if Lost.

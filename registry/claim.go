@@ -42,6 +42,16 @@ func (s *Store) ClaimWarm(ctx context.Context, p *engine.Product, e, warm *engin
 	return err
 }
 
+// ClaimImport creates the row of an engine that the registry has lost, and that is in the
+// snapshot store, as Claim does. An earlier quarantine of the engine ends with that. The
+// errors are those of Claim.
+func (s *Store) ClaimImport(ctx context.Context, p *engine.Product, e *engine.Row) error {
+	if e.State != engine.Provisioning || e.Op == nil || e.Op.Restoring == nil || !e.Op.Restoring.Import {
+		return fmt.Errorf("registry: %s is not being imported", e.EngineID)
+	}
+	return s.claim(ctx, p, e, consul.KVCAS, consul.KVTxnOps{{Verb: consul.KVDelete, Key: s.quarantineKey(e.EngineID)}})
+}
+
 // claim runs claimOnce until the quota count does not change concurrently.
 func (s *Store) claim(ctx context.Context, p *engine.Product, e *engine.Row, index consul.KVOp, source consul.KVTxnOps) error {
 	quota := s.quotaTurn(p.ProductID)

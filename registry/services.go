@@ -49,6 +49,17 @@ func (s *Store) ServiceOf(ctx context.Context, name, allocID string) (bool, erro
 	return slices.ContainsFunc(instances, func(i *consul.CatalogService) bool { return allocOf(i.ServiceID) == allocID }), nil
 }
 
+// Served reports whether Consul's catalog has any instance of a service.
+func (s *Store) Served(ctx context.Context, name string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	instances, _, err := s.client.Catalog().Service(name, "", (&consul.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, unavailable(err)
+	}
+	return len(instances) > 0, nil
+}
+
 // allocOf returns the allocation that Nomad registered a service for; "": Nomad did not
 // register it.
 func allocOf(serviceID string) string {

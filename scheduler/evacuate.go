@@ -36,11 +36,11 @@ type FailedMove struct {
 // NOT_FOUND: there is no such node. SNAPSHOT_FAILED: the node does not respond, or the service
 // has no worker. BACKEND_REFUSED: the service's token may not change nodes.
 func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, error) {
-	if s.opts.Snapshots.Worker == "" {
-		return nil, errNoWorker
-	}
 	if err := s.mayBegin(ctx, "consul", "nomad", "vault"); err != nil {
 		return nil, err
+	}
+	if s.opts.Snapshots.Worker == "" {
+		return nil, errNoWorker
 	}
 	found, err := s.scheduling(ctx, nodeID)
 	if err != nil {

@@ -27,6 +27,9 @@ func (s *Scheduler) start(ctx context.Context, caller *Caller, action string) (*
 		case engine.Running:
 			return engine.Errorf(engine.EngineRunning, "the engine is running already")
 		case engine.Stopped, engine.Sleeping, engine.Failed:
+			if unfinished(row) {
+				return engine.Errorf(engine.EngineBootFailed, "the engine has no brain, because its import from the snapshot store has failed; an admin can repeat that (orch snapshot import)")
+			}
 			if row.Reason == engine.ReasonBrainMissing {
 				return engine.Errorf(engine.EngineBootFailed, "the engine's brain is missing, because it was destroyed after the registry's backup was made; the engine can only be destroyed (DELETE)")
 			}

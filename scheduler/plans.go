@@ -119,7 +119,7 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
 			{Name: "keep-send", Do: do((*work).awaitSent)},
 			{Name: "keep-store", Do: do((*work).storeSnapshot), Fenced: true},
-			{Name: stepSwitchKey, Do: do((*work).writeNewKey), Fenced: true},
+			{Name: stepSwitchKey, Do: do((*work).switchKey), Fenced: true},
 			{Name: "switch", Do: do((*work).switchBrain)},
 			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
 			{Name: stepRegister, Do: do((*work).register), Fenced: true},

@@ -90,7 +90,7 @@ func (o *work) fetch(ctx context.Context) error {
 	if err != nil {
 		return noBrainKey(err)
 	}
-	if key.Owner.ProductID != o.Row.ProductID || key.Owner.Deployment != o.s.guard.ID() {
+	if !o.ownsBrain(key.Owner) {
 		return o.foreignBrainKey(key)
 	}
 	url, err := o.s.opts.Snapshots.Store.ObjectURL(ctx, source(r), urlsValid)

@@ -41,5 +41,8 @@ type (
 		UserID     string  `json:"user_id"`
 		SnapshotID *string `json:"snapshot_id"`
 	}
+	importBody struct {
+		SnapshotID *string `json:"snapshot_id"`
+	}
 	emptyBody struct{}
 )

@@ -15,6 +15,7 @@ var bodies = []func() any{
 	func() any { return new(provisionBody) }, func() any { return new(admitBody) }, func() any { return new(registerBody) },
 	func() any { return new(policyBody) }, func() any { return new(rotatePlatformKeyBody) }, func() any { return new(emptyBody) },
 	func() any { return new(adoptBody) }, func() any { return new(snapshotBody) }, func() any { return new(restoreBody) }, func() any { return new(forkBody) },
+	func() any { return new(importBody) },
 }
 
 // FuzzBodies: a body that the decoder accepts is strict JSON with the same meaning for

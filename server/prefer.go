@@ -86,7 +86,9 @@ func (s *Server) waits(h handler, w http.ResponseWriter, r *http.Request, id str
 	if !errors.As(err, &begun) {
 		return err
 	}
-	w.Header().Set("Location", "/engines/"+url.PathEscape(begun.Engine.UserID))
+	if w.Header().Get("Location") == "" { // the admin has no use for the path of the product
+		w.Header().Set("Location", "/engines/"+url.PathEscape(begun.Engine.UserID))
+	}
 	if applied != "" {
 		w.Header().Set("Preference-Applied", applied)
 	}

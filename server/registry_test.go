@@ -17,6 +17,7 @@ import (
 var adminCalls = []struct{ method, path string }{
 	{"GET", "/registry"}, {"GET", "/registry/recover"}, {"POST", "/registry/recover"}, {"POST", "/registry/rekey"},
 	{"GET", "/quarantine"}, {"GET", "/nodes"}, {"GET", "/nodes/n/evacuate"}, {"POST", "/nodes/n/evacuate"}, {"DELETE", "/nodes/n/evacuate"}, {"GET", "/engines/by-id/abcdefghijklmnopqrstuvwxyz"}, {"POST", "/quarantine/e/adopt"}, {"DELETE", "/quarantine/e"},
+	{"GET", "/stored-engines"}, {"POST", "/stored-engines/abcdefghijklmnopqrstuvwxyz/import"},
 }
 
 // TestRegistryIsTheAdmins: without the admin key the stores are not called; with it, an

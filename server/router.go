@@ -109,6 +109,8 @@ func (s *Server) routes() http.Handler {
 	add(http.MethodPost, "/nodes/:id/evacuate", other(s.evacuateNode))
 	add(http.MethodGet, "/nodes/:id/evacuate", other(s.getEvacuation))
 	add(http.MethodDelete, "/nodes/:id/evacuate", other(s.cancelEvacuation))
+	add(http.MethodGet, "/stored-engines", plain(s.listStoredEngines))
+	add(http.MethodPost, "/stored-engines/:id/import", other(s.mayTakeLong(s.importEngine)))
 	add(http.MethodGet, "/quarantine", plain(s.listQuarantine))
 	add(http.MethodPost, "/quarantine/:id/adopt", other(s.adopt))
 	add(http.MethodDelete, "/quarantine/:id", other(s.discard))
@@ -172,7 +174,7 @@ func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 
 // parameters are the names of the parameter :id, by the first segment of the path.
 var parameters = map[string]string{
-	"engines": "{user_id}", "products": "{product_id}", "unreachable-volumes": "{engine_id}", "quarantine": "{engine_id}", "nodes": "{node_id}",
+	"engines": "{user_id}", "products": "{product_id}", "unreachable-volumes": "{engine_id}", "quarantine": "{engine_id}", "nodes": "{node_id}", "stored-engines": "{engine_id}",
 }
 
 // templateOf returns the template of a route's path as it is in docs/openapi.yaml.

@@ -58,7 +58,7 @@ func TestUnknownRoutes(t *testing.T) {
 		"/", "//", "/engine", "/engines/", "/engines//", "/engines/u/", "/engines/u//", "/engines/a/b", "/engines/by-id/", "/engines/by-id/e/", "/engines/by-id/e/f", "/engines/by-id%2F/e", "/nodes/", "/nodes/x", "//engines/u", "/v1/engines/u", "/Engines/u",
 		"/engines/u/start/x", "/engines/u/START", "/engines/../health", "/health/", "/health/..", "//health", "/%68ealth", "/products/", "/status/", "/audit/x",
 		"/products/register/", "/products/p/policy/", "/products/p/no-such-action", "/favicon.ico", "/debug/pprof/", "/metrics/x", "/\u00e9", "/engines%2Fu",
-		"/registry/", "/registry/x", "/registry/rekey/", "/registry/recover/x", "/quarantine/", "/quarantine/x/", "/quarantine/x/discard", "/quarantine/x/adopt/", "/quarantine/a/b/adopt",
+		"/registry/", "/registry/x", "/registry/rekey/", "/registry/recover/x", "/quarantine/", "/quarantine/x/", "/quarantine/x/discard", "/quarantine/x/adopt/", "/quarantine/a/b/adopt", "/stored-engines/", "/stored-engines/x", "/stored-engines/x/import/", "/stored-engines/a/b/import",
 	} {
 		t.Run(path, func(t *testing.T) {
 			for _, method := range methods {
@@ -80,7 +80,7 @@ func TestAllow(t *testing.T) {
 		"/health": "GET, HEAD", "/live": "GET, HEAD", "/ready": "GET, HEAD", "/status": "GET, HEAD", "/metrics": "GET, HEAD", "/audit": "GET, HEAD", "/engines": "GET, HEAD",
 		"/reconcile": "GET, HEAD, POST", "/unreachable-volumes": "GET, HEAD", "/unreachable-volumes/x": "DELETE", "/provider-keys": "GET, HEAD", "/provider-keys/apply": "POST",
 		"/registry": "GET, HEAD", "/registry/recover": "GET, HEAD, POST", "/registry/rekey": "POST",
-		"/quarantine": "GET, HEAD", "/quarantine/x": "DELETE", "/quarantine/x/adopt": "POST", "/quarantine/adopt": "DELETE",
+		"/quarantine": "GET, HEAD", "/quarantine/x": "DELETE", "/quarantine/x/adopt": "POST", "/quarantine/adopt": "DELETE", "/stored-engines": "GET, HEAD", "/stored-engines/x/import": "POST",
 		"/products": "GET, HEAD", "/products/register": "DELETE, GET, HEAD, POST", "/products/p": "DELETE, GET, HEAD", "/products/p/policy": "PUT",
 		"/products/p/rotate-platform-key": "POST", "/engines/u/admit": "POST", "/engines/u": "DELETE, GET, HEAD", "/engines/a%2Fb": "DELETE, GET, HEAD", "/engines/provision": "DELETE, GET, HEAD, POST",
 		"/engines/u/start": "POST", "/engines/u/stop": "POST", "/engines/u/rotate-key": "POST", "/engines/provision/start": "POST",
@@ -126,7 +126,7 @@ func answers(method, escaped string) int {
 	}
 	admin := map[string][]string{
 		"/reconcile": {"GET", "POST"}, "/unreachable-volumes": {"GET"}, "/provider-keys": {"GET"}, "/provider-keys/apply": {"POST"},
-		"/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"}, "/nodes": {"GET"},
+		"/stored-engines": {"GET"}, "/registry": {"GET"}, "/registry/recover": {"GET", "POST"}, "/registry/rekey": {"POST"}, "/quarantine": {"GET"}, "/nodes": {"GET"},
 	}
 	if methods := admin[escaped]; methods != nil {
 		if slices.Contains(methods, method) {
@@ -141,7 +141,7 @@ func answers(method, escaped string) int {
 		}
 		return 405
 	}
-	if len(parts) == 4 && parts[0] == "" && parts[1] == "quarantine" && parts[3] == "adopt" {
+	if len(parts) == 4 && parts[0] == "" && (parts[1] == "quarantine" && parts[3] == "adopt" || parts[1] == "stored-engines" && parts[3] == "import") {
 		switch {
 		case method != "POST":
 			return 405
@@ -203,6 +203,7 @@ func FuzzPaths(f *testing.F) {
 		f.Add("GET", "/engines/"+user+"/snapshots")
 		f.Add("DELETE", "/engines/u/snapshots/"+user)
 		f.Add("POST", "/quarantine/"+user+"/adopt")
+		f.Add("POST", "/stored-engines/"+user+"/import")
 		f.Add("DELETE", "/quarantine/"+user)
 	}
 	for _, target := range []string{"/health", "/live?x=1", "/ready", "/products/register", "*", "http://host", "http://host/live", "//", "/engines//start", "/engines/", "/registry", "/registry/recover", "/quarantine//adopt", "/nodes", "/engines/by-id", "/engines/by-id/", "/engines/by-id/e", "/engines/by-id/start", "/engines/by-id%2Fe"} {

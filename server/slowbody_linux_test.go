@@ -37,6 +37,7 @@ func TestSlowBodyWithoutKey(t *testing.T) {
 		{"PUT", "/products/x/policy", "X-Admin-Key", secrets.NewPlatformKey()},
 		{"POST", "/nodes/x/adopt", "X-Admin-Key", "nonsense"},
 		{"POST", "/nodes/x/evacuate", "X-Admin-Key", "nonsense"},
+		{"POST", "/stored-engines/x/import", "X-Admin-Key", "nonsense"},
 		{"POST", "/reconcile", "X-Admin-Key", "nonsense"},
 	} {
 		t.Run(c.method+" "+c.path, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -206,16 +208,29 @@ func (d *Dir) Manifest(_ context.Context, of Snapshot) (*brain.Manifest, error) 
 
 // List implements Store.
 func (d *Dir) List(ctx context.Context, engineID string) iter.Seq2[Snapshot, error] {
+	return d.list(ctx, engineID, func() ([]string, error) { return []string{engineID}, nil })
+}
+
+// All implements Store.
+func (d *Dir) All(ctx context.Context, after string) iter.Seq2[Snapshot, error] {
+	return d.list(ctx, cmp.Or(after, "all"), func() ([]string, error) {
+		engines, err := names(d.path("manifests"))
+		return slices.DeleteFunc(engines, func(engine string) bool { return engine <= after }), err
+	})
+}
+
+// list lists the snapshots of engines. engineID is the one that was named.
+func (d *Dir) list(ctx context.Context, engineID string, engines func() ([]string, error)) iter.Seq2[Snapshot, error] {
 	return func(yield func(Snapshot, error) bool) {
-		engines := []string{engineID}
 		err := d.present()
-		if engineID != "" && !brain.IsID(engineID) {
+		if !brain.IsID(engineID) {
 			err = errors.Join(err, brain.Errorf(brain.BadOrder, "%q is no id of an engine", engineID))
 		}
-		if engineID == "" && err == nil {
-			engines, err = names(d.path("manifests"))
+		var of []string
+		if err == nil {
+			of, err = engines()
 		}
-		for _, engine := range engines {
+		for _, engine := range of {
 			if err == nil {
 				err = ctx.Err()
 			}

@@ -202,16 +202,28 @@ func (s *S3) Manifest(ctx context.Context, of Snapshot) (*brain.Manifest, error)
 
 // List implements Store.
 func (s *S3) List(ctx context.Context, engineID string) iter.Seq2[Snapshot, error] {
-	prefix := s.prefix + "manifests/"
-	if engineID != "" {
-		prefix += engineID + "/"
+	return s.list(ctx, engineID, minio.ListObjectsOptions{Prefix: s.prefix + "manifests/" + engineID + "/"})
+}
+
+// All implements Store.
+func (s *S3) All(ctx context.Context, after string) iter.Seq2[Snapshot, error] {
+	from := minio.ListObjectsOptions{Prefix: s.prefix + "manifests/"}
+	if after == "" {
+		return s.list(ctx, "all", from)
 	}
+	from.StartAfter = from.Prefix + after + "0" // the character after the slash
+	return s.list(ctx, after, from)
+}
+
+// list lists what of selects. engineID is the engine in it.
+func (s *S3) list(ctx context.Context, engineID string, of minio.ListObjectsOptions) iter.Seq2[Snapshot, error] {
+	of.Recursive = true
 	return func(yield func(Snapshot, error) bool) {
-		if engineID != "" && !brain.IsID(engineID) {
+		if !brain.IsID(engineID) {
 			yield(Snapshot{}, brain.Errorf(brain.BadOrder, "%q is no id of an engine", engineID))
 			return
 		}
-		for o := range s.core.Client.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
+		for o := range s.core.Client.ListObjectsIter(ctx, s.bucket, of) {
 			if o.Err != nil {
 				yield(Snapshot{}, kind(o.Err, "listing snapshots"))
 				return

@@ -44,9 +44,12 @@ type Store interface {
 	PutManifest(ctx context.Context, m *brain.Manifest) error
 	// Manifest reads a manifest; Corrupt: it is not one of this snapshot.
 	Manifest(ctx context.Context, s Snapshot) (*brain.Manifest, error)
-	// List returns the snapshots that have a manifest, of one engine or, if engineID is
-	// empty, of all. An error ends the list: what did not come is not known to be missing.
+	// List returns the snapshots of one engine that have a manifest. An error ends the list:
+	// what did not come is not known to be missing.
 	List(ctx context.Context, engineID string) iter.Seq2[Snapshot, error]
+	// All is like List for all engines or, if after is not empty, for those behind that one in
+	// the store's order. The snapshots of an engine come one after the other.
+	All(ctx context.Context, after string) iter.Seq2[Snapshot, error]
 	// Delete removes the object, then the manifest. If there is none, that is a success.
 	Delete(ctx context.Context, s Snapshot) error
 }

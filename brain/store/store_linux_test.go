@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
 	"os"
@@ -145,14 +146,15 @@ func upload(t *testing.T, s store.Store) {
 
 func manifests(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	list := func(engine string) (all []store.Snapshot) {
-		for of, err := range s.List(ctx, engine) {
+	read := func(list iter.Seq2[store.Snapshot, error]) (all []store.Snapshot) {
+		for of, err := range list {
 			must(t, err)
 			all = append(all, of)
 		}
 		return all
 	}
-	if got := list(""); len(got) > 0 {
+	list := func(engine string) []store.Snapshot { return read(s.List(ctx, engine)) }
+	if got := read(s.All(ctx, "")); len(got) > 0 {
 		t.Errorf("an empty store lists %v", got)
 	}
 	var want []store.Snapshot
@@ -163,15 +165,20 @@ func manifests(t *testing.T, s store.Store) {
 			must(t, s.PutManifest(ctx, manifest(of)))
 		}
 	}
-	got := list("")
-	slices.SortFunc(got, func(a, b store.Snapshot) int {
-		return strings.Compare(a.EngineID+"/"+a.SnapshotID, b.EngineID+"/"+b.SnapshotID)
-	})
+	got := read(s.All(ctx, ""))
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("all (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(want[:3], list("engine1")); diff != "" {
 		t.Errorf("of one engine (-want +got):\n%s", diff)
+	}
+	for after, want := range map[string][]store.Snapshot{"engine1": want[3:], "engine10": nil, "a": want, "z": nil} {
+		if diff := cmp.Diff(want, read(s.All(ctx, after))); diff != "" {
+			t.Errorf("behind %s (-want +got):\n%s", after, diff)
+		}
+	}
+	for _, err := range s.All(ctx, "../x") {
+		wantKind(t, err, brain.BadOrder)
 	}
 	m, err := s.Manifest(ctx, want[1])
 	must(t, err)

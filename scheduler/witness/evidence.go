@@ -181,7 +181,7 @@ func (e *Evidence) Own(k *secrets.EngineKey) { e.keys = append([]*secrets.Engine
 // Brain returns the volume with the engine's memory: the only one, or the one with which
 // the engine was last started. nil: unknown.
 func (e *Evidence) Brain() *cluster.Volume {
-	if len(e.volumes) == 1 {
+	if len(e.volumes) == 1 && !e.unfilled(e.volumes[0]) {
 		return e.volumes[0]
 	}
 	for _, v := range e.volumes {
@@ -190,6 +190,13 @@ func (e *Evidence) Brain() *cluster.Volume {
 		}
 	}
 	return nil
+}
+
+// unfilled reports whether a volume was made for the brain in a snapshot, and the engine was
+// never started with it: perhaps only a part of the brain is in it.
+func (e *Evidence) unfilled(v *cluster.Volume) bool {
+	name, ok := engine.ParseVolume(v.Name)
+	return ok && name.Number > 1 && !name.Registered && !e.startedWith(v.ID)
 }
 
 // startedWith reports whether the engine was last started with a volume.

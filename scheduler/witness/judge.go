@@ -62,6 +62,8 @@ func (e *Evidence) JudgeLost(now time.Time, back bool) Ruling {
 		return Ruling{Verdict: Quarantine, Why: "its secret in Vault names no user, but Nomad names one"}
 	case productID != "" && (productID != owner.ProductID || userID != owner.UserID):
 		return Ruling{Verdict: Quarantine, Why: "its secret in Vault and Nomad name different users"}
+	case e.Brain() == nil && len(e.volumes) == 1:
+		return Ruling{Verdict: Quarantine, Why: "its only volume was made for the brain in a snapshot, and perhaps has only a part of it"}
 	case e.Brain() == nil:
 		return Ruling{Verdict: Quarantine, Why: fmt.Sprintf("%d volumes have its name", len(e.volumes))}
 	}
@@ -135,6 +137,9 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 	case j.Count == 0 && (e.rest != "" || dropped) && !(row.State == engine.Failed && !dropped):
 		row.Frozen = nil
 		e.atRest(row)
+	}
+	if row.Reason == engine.ReasonBrainMissing && row.VolumeID == "" {
+		row.Desired = engine.Stopped // an import that was dropped, which an admin repeats
 	}
 	if reflect.DeepEqual(row, e.row) {
 		return Ruling{}

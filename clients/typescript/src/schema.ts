@@ -659,6 +659,59 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/stored-engines": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The engines of which the snapshot store has snapshots
+         * @description For the case that Consul and Nomad have lost everything, and Vault and the store are left. `status` says whether an import brings the engine back, and `why` says why not. While the registry recovers, nothing can be said: `REGISTRY_RECOVERING`.
+         *
+         *     | `status` | Meaning |
+         *     |---|---|
+         *     | `importable` | an import brings it back |
+         *     | `present` | the registry has it |
+         *     | `in_cluster` | Nomad or Consul has something of it: perhaps it exists, with a newer brain, and only its row is missing |
+         *     | `no_key` | Vault does not have the key of its snapshots, which was destroyed with the engine, or is lost |
+         *     | `foreign` | its newest manifest, the key of its snapshots and its secret in Vault do not agree on the owner or the key |
+         *     | `no_product` | its product does not exist |
+         *     | `user_taken` | its user has another engine |
+         *     | `damaged` | its newest manifest cannot be read |
+         */
+        get: operations["listStoredEngines"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/stored-engines/{engine_id}/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Bring an engine back that only the snapshot store and Vault have, and wait until it is usable
+         * @description It comes back under its `engine_id`, for its product and user, with the brain in its newest snapshot or the named one. It keeps the API key that Vault has, so its product goes on as before; without one there, it gets a new key. The engine's owner is the one in Vault, which a manifest cannot change. After an error the store and Vault are as before, and the same call may be made again; a row that is left is `failed` (`brain_missing`), and counts in the quota.
+         *
+         *     A call for an engine that is being imported waits for that. `ENGINE_ALREADY_EXISTS`: its status is `present`, `in_cluster` or `user_taken`. `SNAPSHOT_NOT_FOUND`: there is no such snapshot, or no key for it. `SNAPSHOT_CORRUPT`: its status is `foreign` or `damaged`, or the object is not what was stored. `POLICY_DENIED`: the product's policy does not allow its image.
+         */
+        post: operations["importEngine"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/nodes/{node_id}/evacuate": {
         parameters: {
             query?: never;
@@ -860,7 +913,7 @@ export interface components {
         /** @enum {string} */
         State: "provisioning" | "running" | "sleeping" | "stopped" | "failed" | "destroying";
         /** @enum {string} */
-        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "fork" | "erase" | "move" | "evacuate";
+        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "fork" | "erase" | "move" | "evacuate" | "import";
         /**
          * @description For clients to branch on. A later version may have more.
          * @enum {string}
@@ -1397,6 +1450,87 @@ export interface components {
          *     }
          */
         RestoreRequest: {
+            /** @description A snapshot of this engine; default: the newest that is not of a brain that a restore replaced. */
+            snapshot_id?: string;
+        };
+        /**
+         * @example {
+         *       "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
+         *       "product_id": "rkq2mzcv5xjhs7dfl3ngwtybae",
+         *       "user_id": "alice@example.com",
+         *       "status": "importable",
+         *       "why": "",
+         *       "snapshots": 7,
+         *       "snapshot_id": "20261124t205207z-ks5kz6nhh4gq",
+         *       "created_at": "2026-11-24T20:52:07.024Z",
+         *       "bytes": 20971520,
+         *       "stored_bytes": 1843200,
+         *       "engine_version": "reference-engine"
+         *     }
+         */
+        StoredEngine: {
+            engine_id: string;
+            /** @description Of its owner in Vault; if Vault does not have its key, as its newest manifest claims. Empty: unknown. */
+            product_id: string;
+            /** @description As `product_id`. */
+            user_id: string;
+            /** @enum {string} */
+            status: "importable" | "present" | "in_cluster" | "no_key" | "foreign" | "no_product" | "user_taken" | "damaged";
+            /** @description Why it is not `importable`, for humans; empty if it is. */
+            why: string;
+            /** @description How many snapshots of it there are. */
+            snapshots: number;
+            /** @description The snapshot that an import restores, and to which the following belong. Empty: it cannot be read. */
+            snapshot_id: string;
+            /**
+             * Format: date-time
+             * @description When its brain was copied; null: it cannot be read.
+             */
+            created_at: string | null;
+            /**
+             * Format: int64
+             * @description The size of all files of the brain, with their holes.
+             */
+            bytes: number;
+            /**
+             * Format: int64
+             * @description The size of the object in the store.
+             */
+            stored_bytes: number;
+            /** @description The image of the engine that wrote the brain. */
+            engine_version: string;
+        };
+        /**
+         * @example {
+         *       "engines": [
+         *         {
+         *           "engine_id": "kxojiu5ydmo2ndjwqkfmov3xjx",
+         *           "product_id": "rkq2mzcv5xjhs7dfl3ngwtybae",
+         *           "user_id": "alice@example.com",
+         *           "status": "importable",
+         *           "why": "",
+         *           "snapshots": 7,
+         *           "snapshot_id": "20261124t205207z-ks5kz6nhh4gq",
+         *           "created_at": "2026-11-24T20:52:07.024Z",
+         *           "bytes": 20971520,
+         *           "stored_bytes": 1843200,
+         *           "engine_version": "reference-engine"
+         *         }
+         *       ]
+         *     }
+         */
+        StoredEngineList: {
+            engines: components["schemas"]["StoredEngine"][];
+            /** @description Absent on the last page. */
+            next_cursor?: string;
+        };
+        /**
+         * @description An empty body is `{}`.
+         * @example {
+         *       "snapshot_id": "20261124t205207z-ks5kz6nhh4gq"
+         *     }
+         */
+        ImportRequest: {
             /** @description A snapshot of this engine; default: the newest that is not of a brain that a restore replaced. */
             snapshot_id?: string;
         };
@@ -2375,7 +2509,7 @@ export interface components {
         "RateLimit-Remaining": number;
         /** @description Seconds until the whole burst is available again. */
         "RateLimit-Reset": number;
-        /** @description `/engines/{user_id}`, which shows the operation. */
+        /** @description `/engines/{user_id}`, which shows the operation; of a call of the admin, `/engines/by-id/{engine_id}`. */
         Location: string;
         /** @description The preferences of `Prefer` that were applied; absent if the call had none. */
         "Preference-Applied": string;
@@ -6886,6 +7020,282 @@ export interface operations {
             };
             /** @description `STOP_UNCONFIRMED` */
             504: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    listStoredEngines: {
+        parameters: {
+            query?: {
+                limit?: components["parameters"]["snapshots_limit"];
+                /** @description `next_cursor` of the previous page of the same list. */
+                cursor?: components["parameters"]["cursor"];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page, in the order of the store. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StoredEngineList"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_ADMIN_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    importEngine: {
+        parameters: {
+            query?: never;
+            header?: {
+                /**
+                 * @description RFC 7240: `respond-async` does not wait for the end of the change, `wait=N` waits at most N seconds (with `respond-async`, too); then the response is 202, and `GET /engines/{user_id}` shows the `operation` until its end, and then its result (`last_operation`).
+                 * @example respond-async, wait=10
+                 */
+                Prefer?: components["parameters"]["Prefer"];
+            };
+            path: {
+                /** @example kxojiu5ydmo2ndjwqkfmov3xjx */
+                engine_id: components["parameters"]["engine_id"];
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ImportRequest"];
+            };
+        };
+        responses: {
+            /** @description The engine runs, for its user. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AdoptedEngine"];
+                };
+            };
+            /** @description The caller chose not to wait for the end (`Prefer`), or the change takes longer than the service lets a call wait; the operation continues, and `Location` shows it. */
+            202: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    Location: components["headers"]["Location"];
+                    "Preference-Applied": components["headers"]["Preference-Applied"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UnderWay"];
+                };
+            };
+            /** @description `INVALID_REQUEST` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INVALID_ADMIN_KEY` */
+            401: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ADMIN_KEY_READ_ONLY`, `POLICY_DENIED` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_NOT_FOUND`, `PRODUCT_NOT_FOUND` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `ENGINE_ALREADY_EXISTS`, `ENGINE_BUSY`, `ENGINE_QUARANTINED` */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `REQUEST_TOO_LARGE` */
+            413: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `UNSUPPORTED_MEDIA_TYPE` */
+            415: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_CORRUPT` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `QUOTA_EXCEEDED`, `TOO_MANY_WRONG_KEYS` */
+            429: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `INTERNAL_ERROR` */
+            500: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_REFUSED`, `BACKEND_ERROR`, `ENGINE_BOOT_FAILED` */
+            502: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BACKEND_UNAVAILABLE`, `PORT_EXHAUSTION`, `CAPACITY_EXHAUSTED`, `REGISTRY_RECOVERING`, `RECORD_UNREADABLE`, `OVERLOADED`, `SNAPSHOT_STORE_UNAVAILABLE` */
+            503: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `BOOT_TIMEOUT`, `STOP_UNCONFIRMED` */
+            504: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description `SNAPSHOT_FAILED` */
+            507: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;

@@ -52,6 +52,7 @@ var badFields = map[string][]bad{
 		{`{"label": 5}`, "label"}, {`{"label": null}`, "label"}, {`{"label": "` + marker + `\u0007"}`, "label"}, {`{"label": "` + marker + strings.Repeat("x", 100) + `"}`, "label"},
 	},
 	"restoreEngine": {{`{"snapshot_id": 5}`, "snapshot_id"}, {`{"snapshot_id": null}`, "snapshot_id"}, {`{"snapshot_id": ""}`, "snapshot_id"}},
+	"importEngine":  {{`{"snapshot_id": 5}`, "snapshot_id"}, {`{"snapshot_id": null}`, "snapshot_id"}, {`{"snapshot_id": ""}`, "snapshot_id"}},
 	"forkEngine": {
 		{`{}`, "user_id"}, {`{"user_id": 5}`, "user_id"}, {`{"user_id": ""}`, "user_id"}, {`{"user_id": "` + marker + `\u0000"}`, "user_id"}, {`{"user_id": "` + marker + `/../u"}`, "user_id"},
 		{`{"user_id": "` + marker + strings.Repeat("x", 256) + `"}`, "user_id"}, {`{"user_id": "v", "snapshot_id": ""}`, "snapshot_id"}, {`{"user_id": "v", "snapshot_id": 5}`, "snapshot_id"},
@@ -63,10 +64,11 @@ var badFields = map[string][]bad{
 
 // badQueries are refused by all lists; the others by one of them.
 var badQueries = map[string][]bad{
-	"":              {{"limit=0", "limit"}, {"limit=1001", "limit"}, {"limit=-1", "limit"}, {"limit=1.5", "limit"}, {"limit=" + marker, "limit"}, {"limit=1&limit=2", "limit"}, {"cursor=" + marker, "cursor"}, {"cursor=", "cursor"}, {marker + "=1", marker}, {"limit=%zz" + marker, "query string"}},
-	"listEngines":   {{"status=" + marker, "status"}, {"status=Running", "status"}, {"offset=-1", "offset"}, {"offset=" + marker, "offset"}, {"offset=0&cursor=" + marker, "cursor"}},
-	"listSnapshots": {{"limit=101", "limit"}, {"offset=1", "offset"}},
-	"listAudit":     {{"action=" + marker, "action"}, {"since=" + marker, "since"}, {"until=2026-01-01", "until"}, {"user_id=" + marker + "%00", "user_id"}, {"user_id=" + marker + strings.Repeat("x", 256), "user_id"}, {"product_id=" + marker, "product_id"}},
+	"":                  {{"limit=0", "limit"}, {"limit=1001", "limit"}, {"limit=-1", "limit"}, {"limit=1.5", "limit"}, {"limit=" + marker, "limit"}, {"limit=1&limit=2", "limit"}, {"cursor=" + marker, "cursor"}, {"cursor=", "cursor"}, {marker + "=1", marker}, {"limit=%zz" + marker, "query string"}},
+	"listEngines":       {{"status=" + marker, "status"}, {"status=Running", "status"}, {"offset=-1", "offset"}, {"offset=" + marker, "offset"}, {"offset=0&cursor=" + marker, "cursor"}},
+	"listSnapshots":     {{"limit=101", "limit"}, {"offset=1", "offset"}},
+	"listStoredEngines": {{"limit=101", "limit"}, {"status=" + marker, "status"}},
+	"listAudit":         {{"action=" + marker, "action"}, {"since=" + marker, "since"}, {"until=2026-01-01", "until"}, {"user_id=" + marker + "%00", "user_id"}, {"user_id=" + marker + strings.Repeat("x", 256), "user_id"}, {"product_id=" + marker, "product_id"}},
 }
 
 // The error about an invalid request names the mistake. Such a request changes nothing and

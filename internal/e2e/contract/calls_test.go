@@ -80,6 +80,8 @@ func TestEveryOperationRefuses(t *testing.T) {
 				missing = "VOLUME_NOT_FOUND"
 			case "adopt", "discard":
 				missing = "QUARANTINE_NOT_FOUND"
+			case "importEngine":
+				missing = "SNAPSHOT_NOT_FOUND"
 			case "getEngineByID":
 				missing = "ENGINE_NOT_FOUND"
 			}

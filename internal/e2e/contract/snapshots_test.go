@@ -237,6 +237,8 @@ func TestSnapshotsAreRefused(t *testing.T) {
 			"restore":  func() error { return harness.ErrOf(c.Restore(ctx, "u", s.SnapshotID)) },
 			"fork":     func() error { return harness.ErrOf(c.Fork(ctx, "u", "v", s.SnapshotID)) },
 			"destroy":  func() error { return harness.ErrOf(c.Destroy(ctx, "gone")) },
+			"stored":   func() error { return harness.ErrOf(theAdmin.StoredEngines(ctx, client.SnapshotPage{})) },
+			"import":   func() error { return harness.ErrOf(theAdmin.Import(ctx, harness.NoProduct, "")) },
 		} {
 			t.Run(name, func(t *testing.T) { harness.WantCode(t, call(), 503, "SNAPSHOT_STORE_UNAVAILABLE") })
 		}

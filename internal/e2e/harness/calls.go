@@ -62,6 +62,8 @@ var Operations = []Operation{
 	{"evacuateNode", "POST", "/nodes/no-such-node/evacuate", "{}", AdminHeader},
 	{"getEvacuation", "GET", "/nodes/no-such-node/evacuate", "", AdminHeader},
 	{"cancelEvacuation", "DELETE", "/nodes/no-such-node/evacuate", "{}", AdminHeader},
+	{"listStoredEngines", "GET", "/stored-engines", "", AdminHeader},
+	{"importEngine", "POST", "/stored-engines/" + NoProduct + "/import", "{}", AdminHeader},
 	{"listQuarantine", "GET", "/quarantine", "", AdminHeader},
 	{"adopt", "POST", "/quarantine/" + NoProduct + "/adopt", "{}", AdminHeader},
 	{"discard", "DELETE", "/quarantine/" + NoProduct, "{}", AdminHeader},

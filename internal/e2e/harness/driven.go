@@ -34,7 +34,11 @@ var drivenByCode = map[string]string{
 // drivenElsewhere are responses that suites other than the contract suite cause.
 var drivenElsewhere = map[string][]string{
 	"admission": {"keepAwake 409 ENGINE_BUSY", "provision 409 ENGINE_BUSY", "rotateKey 409 ENGINE_BUSY", "stopEngine 409 ENGINE_BUSY"},
-	"brains":    {"cancelEvacuation 200", "evacuateNode 200", "evacuateNode 507 SNAPSHOT_FAILED", "getEvacuation 200"},
+	"brains": {
+		"cancelEvacuation 200", "evacuateNode 200", "evacuateNode 507 SNAPSHOT_FAILED", "getEvacuation 200",
+		"importEngine 200", "importEngine 202", "importEngine 403 POLICY_DENIED", "importEngine 404 PRODUCT_NOT_FOUND", "importEngine 409 ENGINE_ALREADY_EXISTS",
+		"importEngine 422 SNAPSHOT_CORRUPT", "importEngine 429 QUOTA_EXCEEDED",
+	},
 	"lifecycle": {
 		"applyProviderKeys 200", "providerKeys 200", "provision 403 POLICY_DENIED", "provision 504 BOOT_TIMEOUT", "rotateKey 409 ENGINE_NOT_RUNNING",
 		"startEngine 502 ENGINE_BOOT_FAILED", "startEngine 504 BOOT_TIMEOUT",
@@ -78,6 +82,16 @@ var notDriven = []struct {
 		{Operation: "restoreEngine", Status: 504, Code: "STOP_UNCONFIRMED"},
 		{Operation: "forkEngine", Status: 502, Code: "ENGINE_BOOT_FAILED"}, {Operation: "forkEngine", Status: 504, Code: "BOOT_TIMEOUT"},
 		{Operation: "forkEngine", Status: 503, Code: "PORT_EXHAUSTION"},
+	}},
+	{"an import is a restore of an engine without a brain, whose tests cause it", []contract.Answer{
+		{Operation: "importEngine", Status: 502, Code: "ENGINE_BOOT_FAILED"}, {Operation: "importEngine", Status: 504, Code: "BOOT_TIMEOUT"},
+		{Operation: "importEngine", Status: 503, Code: "CAPACITY_EXHAUSTED"}, {Operation: "importEngine", Status: 503, Code: "PORT_EXHAUSTION"},
+		{Operation: "importEngine", Status: 504, Code: "STOP_UNCONFIRMED"}, {Operation: "importEngine", Status: 507, Code: "SNAPSHOT_FAILED"},
+	}},
+	{"it needs two imports of one engine from different snapshots, or a product that changes meanwhile", []contract.Answer{{Operation: "importEngine", Status: 409, Code: "ENGINE_BUSY"}}},
+	{"it needs a secret that changes its owner during an import", []contract.Answer{{Operation: "importEngine", Status: 409, Code: "ENGINE_QUARANTINED"}}},
+	{"it needs the record of a product that is damaged after the recovery", []contract.Answer{
+		{Operation: "importEngine", Status: 503, Code: "RECORD_UNREADABLE"}, {Operation: "listStoredEngines", Status: 503, Code: "RECORD_UNREADABLE"},
 	}},
 	{"it needs an engine that repeatedly changes faster than a call can read it", []contract.Answer{{Operation: "admit", Status: 409, Code: "ENGINE_BUSY"}}},
 }

@@ -561,6 +561,8 @@ func TestRegistryRecovering(t *testing.T) {
 		"rekey":                func() error { return harness.ErrOf(r.Admin().Rekey(ctx)) },
 		"adopt":                func() error { return harness.ErrOf(r.Admin().Adopt(ctx, quarantined, "", "")) },
 		"discard":              func() error { return r.Admin().Discard(ctx, quarantined) },
+		"stored engines":       func() error { return harness.ErrOf(r.Admin().StoredEngines(ctx, client.SnapshotPage{})) },
+		"import":               func() error { return harness.ErrOf(r.Admin().Import(ctx, quarantined, "")) },
 		"adoptNode":            func() error { return harness.ErrOf(r.Admin().AdoptNode(ctx, "a", "b", false)) },
 	}
 	t.Run("Calls", func(t *testing.T) {

@@ -125,6 +125,8 @@ func TestCalledWrongly(t *testing.T) {
 		"snapshot delete|a|s":                      "give -yes",
 		"snapshot delete|a":                        "got 1 argument, need 2",
 		"snapshot list|-n|-1|a":                    "-n must be",
+		"snapshot import|-parallel|0":              "-parallel must be",
+		"snapshot import|x":                        "got 1 argument, need 0",
 		"engine restore|a":                         "give -yes",
 		"engine fork|a":                            "got 1 argument, need 2",
 		"engine discard|e":                         "give -yes",

@@ -10,7 +10,7 @@ import "github.com/septemberai/orch/internal/cmdline"
 func Program() *cmdline.Program {
 	p := &cmdline.Program{Name: "orch", Groups: []cmdline.Group{
 		{Name: "engine", Synopsis: "Create, find and change engines"},
-		{Name: "snapshot", Synopsis: "Take, list and delete snapshots of brains"},
+		{Name: "snapshot", Synopsis: "Take, list, delete and import snapshots of brains"},
 		{Name: "product", Synopsis: "Register and change products (for the admin)"},
 		{Name: "audit", Synopsis: "Read the audit log"},
 		{Name: "context", Synopsis: "Select which service is called, and the sources of its keys"},
@@ -22,7 +22,7 @@ func Program() *cmdline.Program {
 	for _, build := range []func() *spec{
 		engineProvision, engineAdmit, engineShow, engineList, engineStart, engineStop, engineWait, engineWatch, engineRotateKey, engineKeepAwake, engineRestore, engineFork, engineDestroy,
 		engineQuarantine, engineAdopt, engineDiscard, engineRekey,
-		snapshotTake, snapshotList, snapshotDelete,
+		snapshotTake, snapshotList, snapshotDelete, snapshotImport,
 		productRegister, productList, productShow, productPolicy, productRotateKey, productDelete,
 		auditTail,
 		nodeList, nodeAdopt, nodeEvacuate, providerKeysStatus, providerKeysApply, registryStatus, registryRecover, volumeList, volumeForget,

@@ -50,6 +50,37 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+// TestImports: which engines are imported, and what becomes of each.
+func TestImports(t *testing.T) {
+	stored := func(id, status string) string {
+		return `{"engine_id": "` + id + `", "product_id": "abcdefghijklmnopqrstuvwxyz", "user_id": "u-` + id + `", "status": "` + status + `", "why": "because", "snapshots": 2, "snapshot_id": "s1", "created_at": "2026-01-31T12:00:00Z", "bytes": 20971520, "stored_bytes": 900, "engine_version": "i"}`
+	}
+	engine := `{"engine_id": "e1", "product_id": "p", "user_id": "u", "status": "running"}`
+	first, second := `{"engines": [`+stored("e1", "importable")+`], "next_cursor": "c"}`, `{"engines": [`+stored("e2", "present")+`]}`
+	for line, c := range map[string]struct {
+		responses []string
+		code      int
+		want, not string // in the output
+		err       string // in stderr
+	}{
+		"-n":                         {[]string{first, second}, 0, "20.0 MiB", "imported", ""},
+		"-dry-run|-json":             {[]string{first, second}, 0, `"status": "present"`, "outcome", ""},
+		"-dry-run|-engine|engine-e2": {[]string{first, second}, 0, "e2", "e1", ""},
+		"-dry-run|-engine|none":      {[]string{first, second}, 0, "no such engines", "e1", ""},
+		"-parallel|1":                {[]string{first, second, engine}, 0, "imported", "", "1 imported, 1 skipped, 0 failed"},
+		"-json":                      {[]string{first, second, engine}, 0, `"outcome": "skipped"`, "", ""},
+		"-parallel|2|-timeout|0":     {[]string{first, second, gone}, 1, "failed", "", "ENGINE_NOT_FOUND"},
+	} {
+		w := newWorld(t, "")
+		scripted(t, w, c.responses...)
+		code := w.run("snapshot import", strings.Split(line, "|")...)
+		out := w.out.String()
+		if code != c.code || !strings.Contains(out, c.want) || c.not != "" && strings.Contains(out, c.not) || !strings.Contains(w.err.String(), c.err) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", line, code, out, w.err.String())
+		}
+	}
+}
+
 // TestRestoreAsks: the question names the snapshot, and without a yes nothing is called.
 func TestRestoreAsks(t *testing.T) {
 	for _, c := range [][]string{{"its newest snapshot", "alice"}, {"snapshot s1", "-snapshot", "s1", "alice"}} {
