@@ -46,6 +46,7 @@ const (
 	ActionSnapshot       = "snapshot"
 	ActionSnapshotDelete = "snapshot_delete"
 	ActionRestore        = "restore"
+	ActionDrill          = "drill"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
 )
@@ -57,7 +58,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionDrill, ActionFork, ActionErase,
 }
 
 // Outcomes that are not error codes.

@@ -25,7 +25,14 @@ const (
 	OpSnapshot OpKind = "snapshot"
 	// OpRestore gives an engine a new volume with the brain in a snapshot.
 	OpRestore OpKind = "restore"
+	// OpDrill restores a snapshot into a volume that is removed again, to show that it can be
+	// restored. The engine goes on.
+	OpDrill OpKind = "drill"
 )
+
+// Beside reports whether an operation of this kind leaves the engine as it is: it can be
+// used meanwhile.
+func (k OpKind) Beside() bool { return k == OpSnapshot || k == OpDrill }
 
 // Operation is the operation in progress on an engine. While a row has one, calls get
 // ENGINE_BUSY. If its owner is dead, another replica continues it from Step.

@@ -38,6 +38,7 @@ func TestPlans(t *testing.T) {
 			"target", "target-volume", "fetch", "clean", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store",
 			"new-key", "switch", "variable", "register", "boot", "release",
 		},
+		engine.OpDrill: {"target", "target-volume", "fetch", "clean", "remove"},
 	}
 	if diff := cmp.Diff(want, names(plans.Forward)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
@@ -50,6 +51,7 @@ func TestPlans(t *testing.T) {
 		engine.OpRestart:   {"undo-register"},
 		engine.OpSnapshot:  {"undo-copy", "undo-worker", "undo-upload"},
 		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-worker", "undo-target"},
+		engine.OpDrill:     {"undo-worker", "undo-remove"},
 	}
 	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
@@ -169,7 +171,7 @@ func TestLongestOperation(t *testing.T) {
 	m := operation.New(operation.Deps{BootTimeout: 90 * time.Second})
 	for kind := range plans.Forward {
 		limit := m.Limit(kind)
-		if kind == engine.OpSnapshot || kind == engine.OpRestore {
+		if kind == engine.OpSnapshot || kind == engine.OpRestore || kind == engine.OpDrill { // nobody calls for a drill
 			continue
 		}
 		if kind == engine.OpProvision || kind == engine.OpStart {
@@ -211,6 +213,23 @@ func TestUntouchedByARestore(t *testing.T) {
 		operation.Close(&plans, engine.Backoff{}, row, time.Now())
 		if row.State != from || row.Desired != engine.Stopped || row.Reason != "why" || row.Frozen == nil || row.Restarts == nil || row.Restarts.Attempts != 3 {
 			t.Errorf("from %s: %+v", from, row)
+		}
+	}
+}
+
+// A drill leaves everything of the row as it was, its last operation included: by that, the
+// schedule knows whether an engine that rests has changed since its snapshot.
+func TestUntouchedByADrill(t *testing.T) {
+	for _, undo := range []engine.Code{"", engine.EngineBusy, engine.SnapshotCorrupt} {
+		row := &engine.Row{
+			State: engine.Sleeping, Desired: engine.Running, Reason: "why", URL: "http://engine", AllocID: "a", Frozen: &engine.Frozen{}, Restarts: &engine.Restarts{Attempts: 3},
+			Last: &engine.Ended{Kind: engine.OpSnapshot}, Drill: &engine.Drill{Failure: "why"},
+		}
+		want := row.Clone()
+		row.Op = &engine.Operation{Kind: engine.OpDrill, Step: "remove", Undo: string(undo), Restoring: &engine.Restoring{}}
+		operation.Close(&plans, engine.Backoff{}, row, time.Now())
+		if diff := cmp.Diff(want, row); diff != "" {
+			t.Errorf("undone by %q (-before +after):\n%s", undo, diff)
 		}
 	}
 }

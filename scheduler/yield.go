@@ -3,28 +3,37 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// yields reports whether a row has a snapshot that nobody asked for. No call waits for one:
-// the transfer of a large brain takes minutes.
+// yieldsWithin is how long even an impatient caller waits for such an operation to give way:
+// usually that takes a second or two, and then the caller's own can begin.
+const yieldsWithin = 5 * time.Second
+
+// yields reports whether a row has an operation that nobody asked for: a snapshot of the
+// schedule, or a drill. No call waits for one: the transfer of a large brain takes minutes.
 func yields(row *engine.Row) bool {
 	op := row.Op
-	return op != nil && op.Kind == engine.OpSnapshot && op.Taking != nil && op.Taking.Trigger == engine.TriggerSchedule
+	return op != nil && (op.Kind == engine.OpDrill || op.Kind == engine.OpSnapshot && op.Taking != nil && op.Taking.Trigger == engine.TriggerSchedule)
 }
 
-// yield lets the replica that takes such a snapshot undo it, and waits for that. The snapshot
-// is taken later.
+// gaveWay is why such an operation is undone.
+const gaveWay = "it gave way to a call"
+
+// yield lets the replica that runs such an operation undo it, and waits for that. It is
+// begun again later. ENGINE_BUSY: the caller does not want to wait as long.
 func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
-	opID := row.Op.ID
+	opID, began := row.Op.ID, time.Now()
 	for {
 		if row.Op.Undo == "" {
 			row = row.Clone()
-			row.Op.Undo, row.Op.Message = string(engine.EngineBusy), "it gave way to a call"
-			row.Op.Step = plans.Undo[engine.OpSnapshot][0].Name
+			row.Op.Undo, row.Op.Message = string(engine.EngineBusy), gaveWay
+			row.Op.Step = plans.Undo[row.Op.Kind][0].Name
 			// Its owner notices that the row has changed, and continues as the row says.
 			if err := s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
 				return err
@@ -44,5 +53,8 @@ func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
 			return nil
 		}
 		row = now
+		if operation.Impatient(ctx, now) != nil && time.Since(began) > yieldsWithin {
+			return engine.BusyWith(now.Op.Kind) // the caller's own operation has not begun
+		}
 	}
 }

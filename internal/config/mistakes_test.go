@@ -68,6 +68,7 @@ var wrong = map[string][]string{
 	"ORCH_SNAPSHOT_WORKER":          {"a b", "${node.unique.id}"},
 	"ORCH_SNAPSHOTS_PER_NODE":       {"0", "many"},
 	"ORCH_SNAPSHOT_BYTES_PER_S":     {"-1", "10MB"},
+	"ORCH_DRILLS_PER_DAY":           {"-1", "1001", "daily"},
 	"ORCH_CONSUL_PREFIX":            {"orch", "/orch/", "or ch/", "/", "a//b/"},
 	"ORCH_VAULT_MOUNT":              {"/orch", "orch/", "a//b", "or ch"},
 	"ORCH_NOMAD_NAMESPACE":          {"*"},

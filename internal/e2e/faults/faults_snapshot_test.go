@@ -32,6 +32,9 @@ func leftOut(point string) bool {
 	if parts[0] == "restore" && slices.Contains([]string{"target", "clean", "keep-upload", "keep-worker", "keep-send"}, parts[1]) {
 		return true // a name is chosen, or as in a snapshot
 	}
+	if parts[0] == "drill" && slices.Contains([]string{"target", "clean", "undo-worker"}, parts[1]) {
+		return true // a name is chosen, or as in a restore
+	}
 	switch parts[2] {
 	case "done", "frozen":
 		return false
@@ -43,13 +46,13 @@ func leftOut(point string) bool {
 	return true
 }
 
-// ofSnapshots reports whether a point is in a snapshot, a restore or a fork.
+// ofSnapshots reports whether a point is in a snapshot, a restore, a fork or a drill.
 func ofSnapshots(point string) bool {
 	parts := strings.Split(point, "/")
 	if parts[0] == "provision" {
 		return slices.Contains([]string{"fork-snapshot", "fork-volume", "fetch", "clean"}, parts[1])
 	}
-	return parts[0] == "snapshot" || parts[0] == "restore"
+	return parts[0] == "snapshot" || parts[0] == "restore" || parts[0] == "drill"
 }
 
 var (
@@ -102,6 +105,36 @@ func undoneSnapshot(l *lane, _ string) error {
 		Kind: engine.OpSnapshot, Step: "undo-copy", Undo: "SNAPSHOT_FAILED", From: engine.Running, Attempt: 1, Worker: row.NodeID,
 		Taking: &engine.Taking{SnapshotID: "20260101t000000z-aaaaaaaaaaaa", Trigger: engine.TriggerCall, UploadID: upload, AllocID: row.AllocID, Freezing: true},
 	}, engine.Running)
+}
+
+// drillIt begins a drill of a snapshot, and undoneDrill one that has failed.
+func drillIt(l *lane, _ string) error {
+	return l.injectDrill(engine.Operation{Step: scheduler.FirstStep(engine.OpDrill)})
+}
+
+func undoneDrill(l *lane, _ string) error {
+	return l.injectDrill(engine.Operation{Step: "undo-worker", Undo: "SNAPSHOT_FAILED"})
+}
+
+func (l *lane) injectDrill(op engine.Operation) error {
+	if l.snapshotID == "" {
+		taken, err := l.p.Snapshot(l.t.Context(), laneUser, "")
+		if err != nil {
+			return err
+		}
+		l.snapshotID = taken.SnapshotID
+	}
+	row := l.row()
+	op.Kind, op.From, op.Restoring = engine.OpDrill, engine.Running, &engine.Restoring{EngineID: row.EngineID, SnapshotID: l.snapshotID}
+	if op.Undo != "" {
+		op.Restoring.Target = engine.Place{NodeID: row.NodeID, VolumeName: row.FreshDrillName()}
+		v := &nomad.HostVolume{Namespace: harness.Shared.Namespace, Name: op.Restoring.Target.VolumeName, NodeID: row.NodeID, PluginID: "mkdir"}
+		v.RequestedCapabilities = []*nomad.HostVolumeCapability{{AttachmentMode: nomad.HostVolumeAttachmentModeFilesystem, AccessMode: nomad.HostVolumeAccessModeSingleNodeSingleWriter}}
+		if _, _, err := l.s.Nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: v}, nil); err != nil {
+			return err
+		}
+	}
+	return l.inject(op, engine.Running)
 }
 
 // takeOne takes a snapshot.
