@@ -46,6 +46,7 @@ const (
 	ActionSnapshot       = "snapshot"
 	ActionSnapshotDelete = "snapshot_delete"
 	ActionRestore        = "restore"
+	ActionDrill          = "drill"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
 	// ActionMove: an engine went to another node. ActionEvacuate: an admin asked for that for
@@ -63,7 +64,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionFork, ActionErase, ActionMove, ActionEvacuate, ActionImport,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionDrill, ActionFork, ActionErase, ActionMove, ActionEvacuate, ActionImport,
 }
 
 // Outcomes that are not error codes.

@@ -26,6 +26,8 @@ const (
 	NotFound Kind = "not_found"
 	// Corrupt means: the content is not what was stored, or would leave its target directory.
 	Corrupt Kind = "corrupt"
+	// Damaged means: the content is what was stored, but a database in it is damaged.
+	Damaged Kind = "damaged"
 	// NoRoom means: the disk of this machine is full, or a quota on it is used up.
 	NoRoom Kind = "no_room"
 	// Unreadable means: an entry of the brain cannot be read, or not be put into an archive.

@@ -57,7 +57,9 @@ type RestoreOrder struct {
 	Volume   string `json:"volume"`   // the directory to fill
 	Identity string `json:"identity"` // the secret key (age)
 	URL      string `json:"url"`      // pre-signed
-	Content  `json:"content"`
+	// Drill: the volume is removed afterwards, and what is in it is checked before.
+	Drill   bool `json:"drill,omitempty"`
+	Content `json:"content"`
 }
 
 const (

@@ -6,7 +6,7 @@ import "time"
 // it say how far the work is.
 type Report struct {
 	Order string `json:"order"`
-	// Phase is waiting, copy, upload, download, install, or done.
+	// Phase is waiting, copy, upload, download, install, check, or done.
 	Phase  string     `json:"phase"`
 	Bytes  int64      `json:"bytes,omitempty"`  // so far, in this phase
 	Listen string     `json:"listen,omitempty"` // where a waiting worker listens
@@ -29,6 +29,10 @@ type Result struct {
 	Shared    int64     `json:"shared,omitempty"`
 	// CopyLeft means that the copy could not be removed from the work directory.
 	CopyLeft bool `json:"copy_left,omitempty"`
+	// Databases is how many SQLite databases a drill has checked, and Unchecked how many it
+	// could not check.
+	Databases int `json:"databases,omitempty"`
+	Unchecked int `json:"unchecked,omitempty"`
 	// SkippedNames are the first of the entries that are not in the snapshot.
 	SkippedNames []string `json:"skipped_names,omitempty"`
 }

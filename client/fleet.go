@@ -83,6 +83,8 @@ type FleetStatus struct {
 	UnhealthyCount int            `json:"unhealthy_count"` // failed engines, and running ones whose check fails
 	Registry       string         `json:"registry"`        // ok or recovering
 	Age            time.Duration  `json:"-"`               // age of the view that the counts were read from
+	// Snapshots says how well the brains are protected by snapshots.
+	Snapshots SnapshotStatus `json:"snapshots,omitzero"`
 
 	// The fields below are set only for the admin, for all products together.
 	Quarantined int `json:"quarantined"`  // engines that wait for an admin's decision
@@ -94,6 +96,24 @@ type FleetStatus struct {
 	WarmEngines        int        `json:"warm_engines"`        // engines without a user
 	// WarmPools are the warm engines by kind; nil: not known yet.
 	WarmPools []WarmPool `json:"warm_pools,omitzero"`
+}
+
+// SnapshotStatus says how well the brains of engines are protected by snapshots.
+type SnapshotStatus struct {
+	// RecoveryPointS is the age of the oldest newest snapshot, in seconds, among engines whose
+	// policy asks for snapshots and which have changed since; 0: there is none.
+	RecoveryPointS int64 `json:"recovery_point_s,omitempty"`
+	Overdue        int   `json:"overdue"` // of these, without a snapshot of the last two intervals and 15 minutes
+	Without        int   `json:"without"` // of these, without any snapshot
+	// RecoveryTimeMS is how long the last restore or drill took, in milliseconds; 0: there was
+	// none.
+	RecoveryTimeMS int64 `json:"recovery_time_ms,omitempty"`
+	FailedDrills   int   `json:"failed_drills"`  // engines whose last restore drill failed
+	DrillsOverdue  int   `json:"drills_overdue"` // products without a successful drill for too long
+	// DrilledAt is when a restore drill last succeeded; for the admin, the oldest of all
+	// products.
+	DrilledAt time.Time `json:"drilled_at,omitzero"`
+	Advice    string    `json:"advice,omitempty"` // what to do about failed drills
 }
 
 // Unreadable counts the records of the registry that are damaged or were written by a newer

@@ -43,6 +43,9 @@ func (r *Row) FreshVolumeName() string { return r.freshName(registrationMark) }
 // the present one.
 func (r *Row) FreshRestoreName() string { return r.freshName(restoreMark) }
 
+// FreshDrillName returns a new name for the volume of a restore drill.
+func (r *Row) FreshDrillName() string { return r.freshName(drillMark) }
+
 func (r *Row) freshName(mark string) string {
 	n := 1
 	for _, name := range []string{r.VolumeName, r.NextVolume} {
@@ -57,6 +60,7 @@ func (r *Row) freshName(mark string) string {
 const (
 	registrationMark = ".r" // an existing directory that was registered
 	restoreMark      = ".v" // a volume that Nomad created for a restore
+	drillMark        = ".d" // one that a restore drill fills and removes, and which never is a brain
 )
 
 // VolumeName is what the name of an engine's volume says.
@@ -67,6 +71,8 @@ type VolumeName struct {
 	// Registered: it is an existing directory that was registered, which Nomad does not
 	// delete.
 	Registered bool
+	// Drill: it is the volume of a restore drill, which never is the engine's brain.
+	Drill bool
 }
 
 // ParseVolume reads the name of a volume. ok is false if it is not that of an engine's
@@ -76,7 +82,7 @@ func ParseVolume(name string) (v VolumeName, ok bool) {
 	if !found || rest == "" {
 		return VolumeName{}, false
 	}
-	for _, mark := range []string{registrationMark, restoreMark} {
+	for _, mark := range []string{registrationMark, restoreMark, drillMark} {
 		id, number, marked := strings.Cut(rest, mark)
 		if !marked {
 			continue
@@ -85,7 +91,7 @@ func ParseVolume(name string) (v VolumeName, ok bool) {
 		if err != nil || n < 2 || strconv.Itoa(n) != number || id == "" || strings.Contains(id, ".") {
 			return VolumeName{}, false
 		}
-		return VolumeName{EngineID: id, Number: n, Registered: mark == registrationMark}, true
+		return VolumeName{EngineID: id, Number: n, Registered: mark == registrationMark, Drill: mark == drillMark}, true
 	}
 	return VolumeName{EngineID: rest, Number: 1}, true
 }

@@ -26,6 +26,12 @@ func TestVolumeNames(t *testing.T) {
 			}
 			seen[name] = true
 			for range rapid.IntRange(1, 3).Draw(t, "tries") {
+				if drill := e.FreshDrillName(); rapid.Bool().Draw(t, "drill") {
+					if v, ok := ParseVolume(drill); !ok || v.EngineID != e.EngineID || !v.Drill || v.Registered || seen[drill] {
+						t.Fatalf("the volume of a drill is %q: %+v", drill, v)
+					}
+					seen[drill], e.NextVolume = true, drill
+				}
 				next := e.FreshRestoreName()
 				if registered = rapid.Bool().Draw(t, "registered"); registered {
 					next = e.FreshVolumeName()
@@ -39,7 +45,7 @@ func TestVolumeNames(t *testing.T) {
 			e.VolumeName = e.NextVolume
 		}
 	})
-	for _, name := range []string{"", "engine-", "catalog", "engine-x.r1", "engine-x.r0", "engine-x.r02", "engine-x.r", "engine-x.r2.r3", "engine-x.ra", "engine-.r2", "engine-x.v1", "engine-.v2", "engine-x.v2.r3"} {
+	for _, name := range []string{"", "engine-", "catalog", "engine-x.r1", "engine-x.r0", "engine-x.r02", "engine-x.r", "engine-x.r2.r3", "engine-x.ra", "engine-.r2", "engine-x.v1", "engine-.v2", "engine-x.v2.r3", "engine-x.d1", "engine-.d2", "engine-x.d2.d3"} {
 		if v, ok := ParseVolume(name); ok {
 			t.Errorf("%q is a volume: %+v", name, v)
 		}

@@ -28,7 +28,14 @@ const (
 	// OpMove gives an engine's brain to another node. The engine goes on there with the same
 	// key.
 	OpMove OpKind = "move"
+	// OpDrill restores a snapshot into a volume that is removed again, to show that it can be
+	// restored. The engine goes on.
+	OpDrill OpKind = "drill"
 )
+
+// Beside reports whether an operation of this kind leaves the engine as it is: it can be
+// used meanwhile.
+func (k OpKind) Beside() bool { return k == OpSnapshot || k == OpDrill }
 
 // Operation is the operation in progress on an engine. While a row has one, calls get
 // ENGINE_BUSY. If its owner is dead, another replica continues it from Step.

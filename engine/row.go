@@ -107,6 +107,12 @@ type Row struct {
 	// Snapshot is its newest snapshot; nil: it never had one.
 	Snapshot *SnapshotRef `json:"snapshot,omitempty"`
 
+	// Drill is the last restore drill of one of its snapshots that had a result; nil: none had.
+	Drill *Drill `json:"drill,omitempty"`
+	// Recovery is how long it took when a snapshot of the engine was last restored, by a
+	// restore or by a drill; nil: it never was.
+	Recovery *Recovery `json:"recovery,omitempty"`
+
 	// Crash identifies the last handled crash of AllocID (cluster.Alloc.Crash).
 	Crash int64 `json:"crash,omitempty"`
 	// RunningSince is when the engine last became running. Restarts counts what the service
@@ -151,6 +157,14 @@ func (r *Row) Clone() *Row {
 	if r.Snapshot != nil {
 		ref := *r.Snapshot
 		c.Snapshot = &ref
+	}
+	if r.Drill != nil {
+		d := *r.Drill
+		c.Drill = &d
+	}
+	if r.Recovery != nil {
+		rec := *r.Recovery
+		c.Recovery = &rec
 	}
 	if r.Last != nil {
 		last := *r.Last

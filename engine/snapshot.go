@@ -111,9 +111,13 @@ func (r *Row) HasLeft(volumeID string) bool {
 	return slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.VolumeID == volumeID })
 }
 
-// Left reports whether the engine has left a node whose processes do not have its brain.
+// Left reports whether the engine has left a node whose processes do not have its brain. A
+// drill on a node shows nothing about that.
 func (r *Row) Left(nodeID string) bool {
-	return nodeID != r.NodeID && slices.ContainsFunc(r.Discarded, func(d Discarded) bool { return d.NodeID == nodeID })
+	return nodeID != r.NodeID && slices.ContainsFunc(r.Discarded, func(d Discarded) bool {
+		name, _ := ParseVolume(d.VolumeName)
+		return d.NodeID == nodeID && !name.Drill
+	})
 }
 
 // Place returns where the engine's brain is.

@@ -196,9 +196,9 @@ func decide(row *engine.Row, opts AdmitOptions) (way, Denial) {
 	if op := row.Op; op != nil && (op.Kind == engine.OpRestore || op.Kind == engine.OpMove) && row.State == engine.Running && !op.Restoring.Ended && op.Undo == "" {
 		return admitted, "" // it runs on while the other volume is made
 	}
-	if row.Op != nil && (row.Op.Kind != engine.OpSnapshot || row.State != engine.Running && (opts.AutoProvision || opts.AutoWake)) { // an engine runs on while a snapshot is taken
+	if row.Op != nil && (!row.Op.Kind.Beside() || row.State != engine.Running && (opts.AutoProvision || opts.AutoWake)) { // an engine runs on while a snapshot is taken
 		switch row.Op.Kind {
-		case engine.OpSnapshot:
+		case engine.OpSnapshot, engine.OpDrill:
 			if opts.AutoWake && row.State == engine.Sleeping {
 				return woken, ""
 			}

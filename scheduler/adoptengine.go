@@ -55,7 +55,7 @@ func (s *Scheduler) register(ctx context.Context, a *adoptee, from, to string) e
 	if a.path == "" {
 		return engine.Errorf(engine.InvalidRequest, "neither its row nor its node names the directory of its brain")
 	}
-	volumes, err := s.volumesOf(ctx, row.EngineID)
+	volumes, err := s.brainsOf(ctx, row.EngineID)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (s *Scheduler) clearVolume(ctx context.Context, g *registry.UnreachableVolu
 	if path == "" {
 		return false, errors.New("its directory is unknown")
 	}
-	volumes, err := s.volumesOf(ctx, g.EngineID)
+	volumes, err := s.brainsOf(ctx, g.EngineID)
 	if err != nil {
 		return false, err
 	}

@@ -22,6 +22,8 @@ func brainError(err error) *engine.Error {
 		e.Code, e.Message = engine.SnapshotNotFound, "there is no such snapshot in the store"
 	case brain.Corrupt:
 		e.Code, e.Message = engine.SnapshotCorrupt, "the snapshot in the store is not what was stored; nothing was changed: restore another one"
+	case brain.Damaged:
+		e.Code, e.Message = engine.SnapshotCorrupt, "a database in the snapshot is damaged; the service's log names it"
 	case brain.NoRoom:
 		e.Message = "the node's disk is full, or the volume's quota is used up"
 	case brain.Unreadable:

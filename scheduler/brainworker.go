@@ -60,9 +60,12 @@ func (o *work) awaitTurn(ctx context.Context) error {
 	for {
 		before := 0
 		for _, row := range o.s.mirror.All() {
-			if op := row.Op; op != nil && op.Worker == mine.Worker && op.ID != mine.ID && (op.BeganAt.Before(mine.BeganAt) || op.BeganAt.Equal(mine.BeganAt) && op.ID < mine.ID) {
+			if op := row.Op; op != nil && op.Worker == mine.Worker && op.ID != mine.ID && goesBefore(op, mine) {
 				before++
 			}
+		}
+		if err := o.disturbed(); err != nil {
+			return err
 		}
 		if before < max(1, o.s.opts.Snapshots.PerNode) {
 			return nil
@@ -74,6 +77,15 @@ func (o *work) awaitTurn(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// goesBefore reports whether the worker of an operation goes before that of another one.
+// Whatever somebody asked for, or depends on, does not wait for a drill.
+func goesBefore(op, other *engine.Operation) bool {
+	if drill := op.Kind == engine.OpDrill; drill != (other.Kind == engine.OpDrill) {
+		return !drill
+	}
+	return op.BeganAt.Before(other.BeganAt) || op.BeganAt.Equal(other.BeganAt) && op.ID < other.ID
 }
 
 // errNoWorker: with docker, the setting has no default.
@@ -168,6 +180,9 @@ func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context
 			if state.AllocID == "" && time.Since(began) > workerPlaced {
 				return engine.Errorf(engine.SnapshotFailed, "the node has no room for the snapshot's worker: %s", cmp.Or(state.Blocked, "Nomad does not place it"))
 			}
+		}
+		if err := o.disturbed(); err != nil {
+			return err
 		}
 		if o.s.nodeSilent(nodeID) {
 			return &engine.Error{Code: engine.SnapshotFailed, Message: "the node of the brain does not respond", Err: errNodeSilent}

@@ -110,6 +110,9 @@ func carryOver(row *engine.Row, cut, op *engine.Operation) {
 		row.Discard(*r.Former, time.Now().UTC())
 		row.Discard(r.Target, time.Now().UTC())
 	}
+	if cut.Kind == engine.OpDrill {
+		row.Discard(cut.Restoring.Target, time.Now().UTC())
+	}
 	if t := cut.Taking; t != nil && t.Freezing && row.Frozen == nil {
 		row.Frozen = &engine.Frozen{AllocID: t.AllocID, URL: row.URL}
 	}

@@ -84,6 +84,9 @@ func (d driving) Record(ctx context.Context, w operation.Work, err error) {
 	if op.Action == audit.ActionAutoRestartStart {
 		o.recordRestart(ctx, c)
 	}
+	if op.Kind == engine.OpDrill {
+		c.Metadata = o.drilled()
+	}
 	o.s.complete(ctx, op.AuditID, c)
 }
 

@@ -59,6 +59,8 @@ type SharedFigures struct {
 	Quarantined, KeysMissing, UnreachableVolumes int
 	// Tenants are the readable products, with the number of their engines by their quota.
 	Tenants []registry.Tenant
+	// Protections are those of the products, by product_id.
+	Protections map[string]Protection
 }
 
 // SharedFigures reads the registry. BACKEND_UNAVAILABLE.
@@ -75,7 +77,12 @@ func (s *Scheduler) SharedFigures(ctx context.Context) (SharedFigures, error) {
 	if err != nil {
 		return SharedFigures{}, err
 	}
+	products := make([]*engine.Product, 0, len(tenants))
+	for _, t := range tenants {
+		products = append(products, t.Product)
+	}
 	return SharedFigures{
+		Protections: s.protections(products),
 		Quarantined: recorded.Quarantined, KeysMissing: recorded.KeysMissing, UnreachableVolumes: len(unreachable), Tenants: tenants,
 	}, nil
 }

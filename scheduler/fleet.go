@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/septemberai/orch/audit"
@@ -21,24 +22,27 @@ const staleView = 30 * time.Second
 type Fleet struct {
 	s         *Scheduler
 	productID string // "": all products
+	policy    engine.Policy
 	// Age is how long ago the view was known to be complete.
 	Age time.Duration
 }
 
 // Fleet returns the source of a product's lists and counts. BACKEND_UNAVAILABLE: the view
 // is not filled yet, or too old.
-func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) { return s.fleet(caller.Product.ProductID) }
+func (s *Scheduler) Fleet(caller *Caller) (*Fleet, error) {
+	return s.fleet(caller.Product.ProductID, caller.Product.Policy)
+}
 
 // Whole returns the source of the counts of all products together; its errors are those of
 // Fleet.
-func (s *Scheduler) Whole() (*Fleet, error) { return s.fleet("") }
+func (s *Scheduler) Whole() (*Fleet, error) { return s.fleet("", engine.Policy{}) }
 
-func (s *Scheduler) fleet(productID string) (*Fleet, error) {
+func (s *Scheduler) fleet(productID string, policy engine.Policy) (*Fleet, error) {
 	age, err := s.viewAge()
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{s: s, productID: productID, Age: age}, nil
+	return &Fleet{s: s, productID: productID, policy: policy, Age: age}, nil
 }
 
 // viewAge returns how long ago the view was known to be complete. BACKEND_UNAVAILABLE: it
@@ -107,7 +111,7 @@ var errNoEngineByID = engine.Errorf(engine.EngineNotFound, "no engine has this e
 // Health is the health of a product's fleet.
 type Health string
 
-// The values of Health: no engine failed; some; more than a fifth.
+// The values of Health: no engine failed; some, or a restore drill; more than a fifth.
 const (
 	HealthOK       Health = "ok"
 	HealthDegraded Health = "degraded"
@@ -133,6 +137,8 @@ type Leftovers struct {
 	WarmEngines int
 	// WarmKinds is their state by kind; nil: not known yet.
 	WarmKinds []WarmKind
+	// Protection is that of all products.
+	Protection Protection
 	Unreadable
 }
 
@@ -150,7 +156,7 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	if err != nil {
 		return Leftovers{}, err
 	}
-	_, damagedProducts, err := s.store.Products(ctx)
+	products, damagedProducts, err := s.store.Products(ctx)
 	if err != nil {
 		return Leftovers{}, err
 	}
@@ -161,6 +167,9 @@ func (s *Scheduler) Leftovers(ctx context.Context) (Leftovers, error) {
 	left := Leftovers{
 		UnreachableVolumes: len(unreachable), WarmEngines: s.WarmEngines(), WarmKinds: kinds,
 		Unreadable: Unreadable{Engines: s.mirror.Unreadable(""), Products: len(damagedProducts), Other: len(damagedVolumes) + len(damagedEntries)},
+	}
+	for _, p := range s.protections(products) {
+		left.Protection.Add(p)
 	}
 	for _, v := range pool {
 		if v.Ready() {
@@ -178,6 +187,9 @@ func (f *Fleet) Status() Status {
 	}
 	failed := st.ByState[engine.Failed]
 	st.Health = healthOf(failed, st.Total)
+	if st.Health == HealthOK && slices.ContainsFunc(f.s.mirror.Of(f.productID), func(row *engine.Row) bool { return row.Drill.Failed() }) {
+		st.Health = HealthDegraded
+	}
 	if health.IsStorm(health.FleetHealth(f.s.mirror.All())) {
 		st.Health = HealthCritical // for every product, because a storm concerns all engines
 	}

@@ -35,6 +35,11 @@ func (o *work) takenForFork(ctx context.Context) error {
 			return err
 		}
 		switch op, last := row.Op, row.Last; {
+		case yields(row):
+			if err := o.s.yield(ctx, row); err != nil {
+				return err
+			}
+			continue
 		case op != nil && (op.Taking == nil || op.Taking.SnapshotID != r.SnapshotID):
 			return engine.BusyWith(op.Kind)
 		case op != nil: // by the owner before

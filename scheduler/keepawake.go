@@ -38,6 +38,10 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 					return time.Time{}, err
 				}
 			}
+		case yields(row):
+			if err := s.yield(ctx, row); err != nil {
+				return time.Time{}, err
+			}
 		case row.Op != nil:
 			return time.Time{}, engine.BusyWith(row.Op.Kind)
 		default:

@@ -113,7 +113,7 @@ func (s *Scheduler) change(ctx context.Context, caller *Caller, kind engine.OpKi
 			}
 			continue
 		}
-		if yields(row) && kind != engine.OpSnapshot {
+		if yields(row) && (kind != engine.OpSnapshot || row.Op.Kind == engine.OpDrill) {
 			if err := s.yield(ctx, row); err != nil {
 				return nil, err
 			}

@@ -146,6 +146,13 @@ func init() { // not a literal, because the steps refer to plans
 		{Name: "boot", Do: do((*work).bootMoved)},
 		{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
 	}
+	plans.Forward[engine.OpDrill] = []operation.Step{
+		{Name: "target", Do: do((*work).placeDrill)},
+		{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
+		{Name: stepFetch, Do: do((*work).drill), Fenced: true},
+		{Name: stepClean, Do: do((*work).removeWorker)},
+		{Name: "remove", Do: do((*work).dropDrill), Fenced: true},
+	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}, {Name: stepForkTake, Do: do((*work).takeForFork)}, {Name: stepForkVolume, Do: do((*work).forkVolume), Fenced: true}, {Name: stepFetch, Do: do((*work).fetch), Fenced: true}, {Name: stepClean, Do: do((*work).removeWorker)}},
 		// These finish their operation, or lead to the first step of its plan.
@@ -157,6 +164,10 @@ func init() { // not a literal, because the steps refer to plans
 		engine.OpMove:    {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{
+		engine.OpDrill: {
+			{Name: "undo-worker", Do: do((*work).removeWorker)},
+			{Name: "undo-remove", Do: do((*work).dropDrill), Fenced: true},
+		},
 		engine.OpProvision: {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
 		engine.OpStart:     {{Name: "undo-register", Do: do((*work).quiesce), Fenced: true}},
 		engine.OpRotateKey: {{Name: "undo-new-key", Do: do((*work).leave)}},

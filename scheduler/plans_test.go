@@ -42,6 +42,7 @@ func TestPlans(t *testing.T) {
 			"target", "target-volume", "turn", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
 			"switch", "variable", "register", "boot", "release",
 		},
+		engine.OpDrill: {"target", "target-volume", "fetch", "clean", "remove"},
 	}
 	if diff := cmp.Diff(want, names(plans.Forward)); diff != "" {
 		t.Errorf("plans (-want +got):\n%s", diff)
@@ -55,6 +56,7 @@ func TestPlans(t *testing.T) {
 		engine.OpSnapshot:  {"undo-copy", "undo-worker", "undo-upload"},
 		engine.OpRestore:   {"undo-register", "undo-switch", "undo-variable", "undo-worker", "undo-target"},
 		engine.OpMove:      {"undo-register", "undo-switch", "undo-variable", "undo-rest", "undo-worker", "undo-target"},
+		engine.OpDrill:     {"undo-worker", "undo-remove"},
 	}
 	if diff := cmp.Diff(want, names(plans.Undo)); diff != "" {
 		t.Errorf("undoing (-want +got):\n%s", diff)
@@ -180,7 +182,7 @@ func TestLongestOperation(t *testing.T) {
 	m := operation.New(operation.Deps{BootTimeout: 90 * time.Second})
 	for kind := range plans.Forward {
 		limit := m.Limit(kind)
-		if kind == engine.OpSnapshot || kind == engine.OpRestore || kind == engine.OpMove {
+		if slices.Contains([]engine.OpKind{engine.OpSnapshot, engine.OpRestore, engine.OpMove, engine.OpDrill}, kind) { // nobody calls for the last two
 			continue
 		}
 		if kind == engine.OpProvision || kind == engine.OpStart {
@@ -222,6 +224,23 @@ func TestUntouchedByARestore(t *testing.T) {
 		operation.Close(&plans, engine.Backoff{}, row, time.Now())
 		if row.State != from || row.Desired != engine.Stopped || row.Reason != "why" || row.Frozen == nil || row.Restarts == nil || row.Restarts.Attempts != 3 {
 			t.Errorf("from %s: %+v", from, row)
+		}
+	}
+}
+
+// A drill leaves everything of the row as it was, its last operation included: by that, the
+// schedule knows whether an engine that rests has changed since its snapshot.
+func TestUntouchedByADrill(t *testing.T) {
+	for _, undo := range []engine.Code{"", engine.EngineBusy, engine.SnapshotCorrupt} {
+		row := &engine.Row{
+			State: engine.Sleeping, Desired: engine.Running, Reason: "why", URL: "http://engine", AllocID: "a", Frozen: &engine.Frozen{}, Restarts: &engine.Restarts{Attempts: 3},
+			Last: &engine.Ended{Kind: engine.OpSnapshot}, Drill: &engine.Drill{Failure: "why"},
+		}
+		want := row.Clone()
+		row.Op = &engine.Operation{Kind: engine.OpDrill, Step: "remove", Undo: string(undo), Restoring: &engine.Restoring{}}
+		operation.Close(&plans, engine.Backoff{}, row, time.Now())
+		if diff := cmp.Diff(want, row); diff != "" {
+			t.Errorf("undone by %q (-before +after):\n%s", undo, diff)
 		}
 	}
 }

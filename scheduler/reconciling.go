@@ -53,7 +53,7 @@ func (r reconciling) DiscardWarm(ctx context.Context, row *engine.Row, why strin
 }
 
 func (r reconciling) VolumesOf(ctx context.Context, engineID string) ([]*cluster.Volume, error) {
-	return r.s.volumesOf(ctx, engineID)
+	return r.s.brainsOf(ctx, engineID)
 }
 
 func (r reconciling) RemoveVolume(ctx context.Context, v *cluster.Volume) error {

@@ -50,6 +50,15 @@ func (s *Scheduler) volumesOf(ctx context.Context, engineID string) ([]*cluster.
 	return own, nil
 }
 
+// brainsOf lists the volumes of an engine that are, were or become its brain.
+func (s *Scheduler) brainsOf(ctx context.Context, engineID string) ([]*cluster.Volume, error) {
+	all, err := s.volumesOf(ctx, engineID)
+	return slices.DeleteFunc(all, func(v *cluster.Volume) bool {
+		name, _ := engine.ParseVolume(v.Name)
+		return name.Drill
+	}), err
+}
+
 // removeVolumes deletes the volumes of an engine with their data. left is why the engine's
 // data may still be on its node; "": it is deleted.
 func (s *Scheduler) removeVolumes(ctx context.Context, r remains) (left string, err error) {

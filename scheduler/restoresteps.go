@@ -82,27 +82,32 @@ func (o *work) ensureTarget(ctx context.Context) error {
 // fetch fills the new volume with the brain in the snapshot. The engine's present brain is
 // not touched, and its process goes on.
 func (o *work) fetch(ctx context.Context) error {
+	_, err := o.fetched(ctx)
+	return err
+}
+
+// fetched is fetch with what the worker reported.
+func (o *work) fetched(ctx context.Context) (*brain.Result, error) {
 	r, to := o.Row.Op.Restoring, o.Row.Op.Restoring.Target
 	if err := o.WhileOwned(ctx, o.awaitTurn); err != nil {
-		return err
+		return nil, err
 	}
 	key, err := o.s.vault.BrainKey(ctx, r.EngineID)
 	if err != nil {
-		return noBrainKey(err)
+		return nil, noBrainKey(err)
 	}
 	if !o.ownsBrain(key.Owner) {
-		return o.foreignBrainKey(key)
+		return nil, o.foreignBrainKey(key)
 	}
 	url, err := o.s.opts.Snapshots.Store.ObjectURL(ctx, source(r), urlsValid)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	order := &brain.Order{Restore: &brain.RestoreOrder{Identity: key.Identity, URL: url, Content: *r.Content}}
+	order := &brain.Order{Restore: &brain.RestoreOrder{Identity: key.Identity, URL: url, Drill: o.Row.Op.Kind == engine.OpDrill, Content: *r.Content}}
 	if err := o.startWorker(ctx, order, to, false); err != nil {
-		return err
+		return nil, err
 	}
-	_, err = o.awaitResult(ctx, to.NodeID)
-	return err
+	return o.awaitResult(ctx, to.NodeID)
 }
 
 // forkVolume creates the volume of a fork, unless it exists.
@@ -246,6 +251,7 @@ func (o *work) release(ctx context.Context) error {
 			return err
 		}
 	}
+	o.Row.Recovery = o.recovery()
 	// Not the snapshot of the brain that was replaced: should the node be lost before the next
 	// snapshot, the engine is to have this brain again.
 	if c := r.Content; c != nil {

@@ -47,6 +47,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	loops.Go(func() { s.schedule.run(ctx) })
 	loops.Go(func() { newLostNodes(s).run(ctx) })
 	loops.Go(func() { newEvacuations(s).run(ctx) })
+	loops.Go(func() { newDrills(s).run(ctx) })
 
 	var foreign error
 	loops.Go(func() {

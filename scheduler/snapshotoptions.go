@@ -11,4 +11,6 @@ type Snapshots struct {
 	PerNode int
 	// BytesPerSecond limits the transfers of each worker; 0: no limit.
 	BytesPerSecond int64
+	// DrillsPerDay is how many snapshots of each product are restored as a drill; 0: none.
+	DrillsPerDay int
 }

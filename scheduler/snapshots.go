@@ -12,6 +12,7 @@ import (
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -164,7 +165,43 @@ func (s *Scheduler) DeleteSnapshot(ctx context.Context, caller *Caller, snapshot
 	}
 	err = s.opts.Snapshots.Store.Delete(ctx, of)
 	s.abandon(ctx, id, began, err)
+	if err == nil {
+		s.noteDeleted(ctx, caller, snapshotID)
+	}
 	return err
+}
+
+// noteDeleted writes into the row which snapshot is the newest one, after that one was
+// deleted: otherwise the engine would seem to be protected by it. If the row cannot be
+// written now, the next snapshot corrects it.
+func (s *Scheduler) noteDeleted(ctx context.Context, caller *Caller, snapshotID string) {
+	err := caller.refresh(ctx, s)
+	for range maxClaims {
+		var row *engine.Row
+		if err == nil {
+			row, err = caller.engine()
+		}
+		if err != nil || row.Op != nil || row.Snapshot == nil || row.Snapshot.ID != snapshotID {
+			break
+		}
+		row = row.Clone()
+		row.Snapshot = &engine.SnapshotRef{}
+		m, merr := s.newest(ctx, row)
+		switch {
+		case merr == nil:
+			row.Snapshot = &engine.SnapshotRef{ID: m.SnapshotID, At: m.CreatedAt, SHA256: m.SHA256, StoredBytes: m.StoredBytes}
+		case !errors.Is(merr, errNoSnapshot):
+			err = merr
+			continue
+		}
+		if err = s.store.Update(ctx, row); !errors.Is(err, registry.ErrConflict) {
+			break
+		}
+		err = caller.refresh(ctx, s)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Debug("cannot note that the newest snapshot of an engine was deleted", "user_id", caller.UserID, "snapshot_id", snapshotID, "error", err)
+	}
 }
 
 var errNoSnapshot = engine.Errorf(engine.SnapshotNotFound, "the engine has no such snapshot")

@@ -89,15 +89,23 @@ func (s *Scheduler) snapshotRules(ctx context.Context) (map[string]snapshotRule,
 	}
 	rules := map[string]snapshotRule{}
 	for _, p := range products {
-		if every := p.Policy.SnapshotIntervalS; every != nil && *every > 0 {
-			rule := snapshotRule{time.Duration(*every) * time.Second, engine.DefaultSnapshotKeep}
-			if p.Policy.SnapshotKeep != nil {
-				rule.keep = *p.Policy.SnapshotKeep
-			}
+		if rule, asked := snapshotRuleOf(p.Policy); asked {
 			rules[p.ProductID] = rule
 		}
 	}
 	return rules, nil
+}
+
+// snapshotRuleOf returns what a policy says about snapshots, if it asks for any.
+func snapshotRuleOf(p engine.Policy) (rule snapshotRule, asked bool) {
+	if p.SnapshotIntervalS == nil || *p.SnapshotIntervalS <= 0 {
+		return snapshotRule{}, false
+	}
+	rule = snapshotRule{time.Duration(*p.SnapshotIntervalS) * time.Second, engine.DefaultSnapshotKeep}
+	if p.SnapshotKeep != nil {
+		rule.keep = *p.SnapshotKeep
+	}
+	return rule, true
 }
 
 func (z *snapshotSchedule) once(ctx context.Context) error {
@@ -111,7 +119,7 @@ func (z *snapshotSchedule) once(ctx context.Context) error {
 	var due []*engine.Row
 	now := time.Now()
 	for _, row := range z.s.mirror.All() {
-		if row.Op != nil && row.Op.Worker != "" {
+		if row.Op != nil && row.Op.Worker != "" && row.Op.Kind != engine.OpDrill {
 			free[row.Op.Worker]--
 		}
 		rule, any := rules[row.ProductID]
@@ -155,9 +163,7 @@ func snapshotDue(row *engine.Row, rule snapshotRule, now time.Time) bool {
 		}
 		return !now.Before(last.Add(rule.every + jitter(row.EngineID, rule.every/jitterPart)))
 	case engine.Stopped, engine.Sleeping:
-		rest := row.Last
-		taken := rest != nil && (rest.Kind == engine.OpSnapshot || rest.Kind == engine.OpMove) && rest.Code == ""
-		return !taken && (rest == nil || last.Before(rest.EndedAt))
+		return changedSince(row)
 	}
 	return false
 }

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -68,8 +69,10 @@ func (o *work) beginUpload(ctx context.Context) error {
 // owner. The engine itself is not in doubt: its own secret decides about that.
 func (o *work) foreignBrainKey(k *secrets.BrainKey) error {
 	o.Log.Error("the key of an engine's snapshots in Vault names another owner", "vault_engine", k.Owner.EngineID, "vault_product", k.Owner.ProductID, "vault_deployment", k.Owner.Deployment)
-	return engine.Errorf(engine.SnapshotFailed, "the key of the snapshots in the key store (Vault) names another owner; an operator must decide: the service's log names it")
+	return &engine.Error{Code: engine.SnapshotFailed, Message: "the key of the snapshots in the key store (Vault) names another owner; an operator must decide: the service's log names it", Err: errForeignBrainKey}
 }
+
+var errForeignBrainKey = errors.New("the key of the snapshots names another owner")
 
 // partsFor returns how many parts an upload may have, by the size of the last one.
 func partsFor(last *engine.SnapshotRef) int {

@@ -3,33 +3,45 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// yields reports whether a row has a snapshot that nobody asked for, or a move that has not
-// changed the engine yet. No call waits for one: the transfer of a large brain takes minutes.
+// yieldsWithin is how long even an impatient caller waits for such an operation to give way:
+// usually that takes a second or two, and then the caller's own can begin.
+const yieldsWithin = 5 * time.Second
+
+// yields reports whether a row has an operation that nobody asked for: a snapshot of the
+// schedule, a drill, or a move that has not changed the engine yet. No call waits for one: the
+// transfer of a large brain takes minutes.
 func yields(row *engine.Row) bool {
 	op := row.Op
 	switch {
 	case op == nil:
 		return false
+	case op.Kind == engine.OpDrill:
+		return true
 	case op.Kind == engine.OpMove:
 		return !op.Restoring.Ended
 	}
 	return op.Kind == engine.OpSnapshot && op.Taking != nil && op.Taking.Trigger == engine.TriggerSchedule
 }
 
-// yield lets the replica that carries such an operation out undo it, and waits for that. It is
-// carried out later.
+// gaveWay is why such an operation is undone.
+const gaveWay = "it gave way to a call"
+
+// yield lets the replica that runs such an operation undo it, and waits for that. It is
+// begun again later. ENGINE_BUSY: the caller does not want to wait as long.
 func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
-	opID := row.Op.ID
+	opID, began := row.Op.ID, time.Now()
 	for {
 		if row.Op.Undo == "" {
 			row = row.Clone()
-			row.Op.Undo, row.Op.Message = string(engine.EngineBusy), "it gave way to a call"
+			row.Op.Undo, row.Op.Message = string(engine.EngineBusy), gaveWay
 			row.Op.Step = plans.Undo[row.Op.Kind][0].Name
 			// Its owner notices that the row has changed, and continues as the row says.
 			if err := s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
@@ -46,9 +58,12 @@ func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
 		if err != nil {
 			return err
 		}
-		if now.Op == nil || now.Op.ID != opID {
+		if now.Op == nil || now.Op.ID != opID || !yields(now) {
 			return nil
 		}
 		row = now
+		if operation.Impatient(ctx, now) != nil && time.Since(began) > yieldsWithin {
+			return engine.BusyWith(now.Op.Kind) // the caller's own operation has not begun
+		}
 	}
 }

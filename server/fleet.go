@@ -91,6 +91,7 @@ type statusAnswer struct {
 	Health             scheduler.Health       `json:"health"`
 	Unhealthy          int                    `json:"unhealthy_count"`
 	Registry           registry.RegistryState `json:"registry"`
+	Snapshots          snapshotsStatus        `json:"snapshots"`
 	Quarantined        *int                   `json:"quarantined,omitempty"`
 	KeysMissing        *int                   `json:"keys_missing,omitempty"`
 	Unreadable         *unreadableCounts      `json:"unreadable,omitempty"`
@@ -139,9 +140,11 @@ func showWarm(kinds []scheduler.WarmKind) []warmPool {
 	return pools
 }
 
-func (s *Server) showStatus(f *scheduler.Fleet) statusAnswer {
+func (s *Server) showStatus(f *scheduler.Fleet, p scheduler.Protection) statusAnswer {
 	st := f.Status()
-	return statusAnswer{Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy, Registry: s.scheduler.RegistryState()}
+	return statusAnswer{
+		Total: st.Total, ByStatus: st.ByState, Health: st.Health, Unhealthy: st.Unhealthy, Registry: s.scheduler.RegistryState(), Snapshots: showProtection(p),
+	}
 }
 
 // fleetStatus counts a product's engines or, for the admin, all engines.
@@ -157,7 +160,7 @@ func (s *Server) fleetStatus(w http.ResponseWriter, r *http.Request, _ string) e
 		return q.err
 	}
 	viewAge(w, f.Age)
-	writeJSON(w, http.StatusOK, s.showStatus(f))
+	writeJSON(w, http.StatusOK, s.showStatus(f, f.Protection()))
 	return nil
 }
 
@@ -180,7 +183,7 @@ func (s *Server) wholeStatus(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer := s.showStatus(f)
+	answer := s.showStatus(f, left.Protection)
 	answer.Registry, answer.Quarantined, answer.KeysMissing = stateOf(recorded), &recorded.Quarantined, &recorded.KeysMissing
 	answer.UnreachableVolumes, answer.PooledVolumes, answer.WarmEngines = &left.UnreachableVolumes, &left.PooledVolumes, &left.WarmEngines
 	answer.Unreadable = &unreadableCounts{left.Unreadable.Engines, left.Unreadable.Products, left.Unreadable.Other}

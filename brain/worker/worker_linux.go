@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/integrity"
 	"github.com/septemberai/orch/brain/transfer"
 	"github.com/septemberai/orch/brain/tree"
 )
@@ -69,7 +70,25 @@ func carryOut(ctx context.Context, order *brain.Order, r *reporter) (*brain.Resu
 	if order.Snapshot != nil {
 		return snapshot(ctx, order.Snapshot, w, client, r)
 	}
-	return restore(ctx, order, w, client, r)
+	result, err := restore(ctx, order, w, client, r)
+	if err != nil || !order.Restore.Drill {
+		return result, err
+	}
+	return check(ctx, order.Restore.Volume, result, r)
+}
+
+// check checks what a drill has restored. A worker that starts again checks it again.
+func check(ctx context.Context, volume string, result *brain.Result, r *reporter) (*brain.Result, error) {
+	r.send(brain.Report{Phase: "check"})
+	found, err := integrity.Check(ctx, volume, "/proc/self/exe")
+	if err != nil {
+		return nil, brain.Local(err, brain.Internal, "the databases cannot be checked")
+	}
+	if found.Damaged > 0 {
+		return nil, brain.Errorf(brain.Damaged, "%d of %d databases are damaged, such as %s", found.Damaged, found.Databases, found.First)
+	}
+	result.Databases, result.Unchecked = found.Databases, found.Unchecked
+	return result, nil
 }
 
 // work is the directory that outlives a restart.

@@ -14,11 +14,20 @@ import (
 	"syscall"
 
 	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/brain/integrity"
 	"github.com/septemberai/orch/brain/worker"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if path := os.Getenv(integrity.FileEnv); path != "" { // a process of a drill, for one database
+		err := integrity.CheckFile(ctx, path, os.Stdout)
+		stop()
+		if err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	err := worker.Run(ctx, os.Getenv(brain.OrderEnv), output{})
 	stop()
 	if brain.KindOf(err).Retry() {

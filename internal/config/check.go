@@ -112,6 +112,7 @@ func (c *Config) check(unread map[string]bool) []error {
 	atLeast("ORCH_SNAPSHOTS_PER_NODE", c.SnapshotsPerNode, 1)
 	atLeast("ORCH_EVACUATE_PARALLEL", c.EvacuateParallel, 1)
 	atLeast("ORCH_SNAPSHOT_BYTES_PER_S", c.SnapshotBytesPerS, 0)
+	bad(c.DrillsPerDay >= 0 && c.DrillsPerDay <= 1000, "ORCH_DRILLS_PER_DAY", "must be from 0 to 1000")
 	bad(pluginPattern.MatchString(c.VolumePlugin), "ORCH_VOLUME_PLUGIN", "must be the name of a file, without a path")
 	atLeast("ORCH_ENGINE_CPU_MHZ", c.EngineCPUMHz, 1)
 	atLeast("ORCH_ENGINE_MEMORY_MB", c.EngineMemoryMB, 10)

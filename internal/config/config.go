@@ -73,6 +73,7 @@ type Config struct {
 	EvacuateParallel      int    `env:"ORCH_EVACUATE_PARALLEL" envDefault:"4" desc:"maximum number of engines of one node that are moved to other nodes at a time"`
 	SnapshotsPerNode      int    `env:"ORCH_SNAPSHOTS_PER_NODE" envDefault:"1" desc:"maximum number of workers that run on a node at a time; others wait"`
 	SnapshotBytesPerS     int    `env:"ORCH_SNAPSHOT_BYTES_PER_S" envDefault:"0" desc:"limit of the transfer of each worker, in bytes per second; 0: no limit"`
+	DrillsPerDay          int    `env:"ORCH_DRILLS_PER_DAY" envDefault:"1" desc:"how many snapshots of each product are restored per day into a volume that is removed again, to show that they can be; 0: none; at most 1000 (docs/snapshots.md)"`
 
 	DatabaseURL        string `section:"Audit log" env:"ORCH_DATABASE_URL" envDefault:"sqlite://orch-data/audit.db" json:"-" desc:"audit log: sqlite://FILE for exactly one replica, or postgres://HOST/DATABASE for any number. A FILE that does not begin with a slash is relative to the working directory. The default is for trying orch in a checkout; in production set an absolute path, such as sqlite:///var/lib/orch/audit.db (a warning is logged if the file is relative and the working directory is /)"`
 	AuditRetentionDays int    `env:"ORCH_AUDIT_RETENTION_DAYS" envDefault:"90" desc:"how long audit rows are kept, in days"`

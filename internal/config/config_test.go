@@ -209,7 +209,7 @@ func TestScheduler(t *testing.T) {
 		"ORCH_CONSUL_PREFIX=a/b/", "ORCH_NOMAD_NAMESPACE=ns", "ORCH_ALLOW_OPEN_NOMAD=true", "ORCH_BOOT_DETECTION=probe", "ORCH_BOOT_TIMEOUT_S=14", "ORCH_HEALTH_CHECK_INTERVAL_S=15",
 		"ORCH_HEALTH_CHECK_TIMEOUT_S=16", "ORCH_HEALTH_MAX_FAILURES=17", "ORCH_WARM_POOL=18",
 		"ORCH_RESTART_BACKOFF_BASE_S=19", "ORCH_RESTART_BACKOFF_MAX_S=20", "ORCH_RESTART_MAX_ATTEMPTS=21", "ORCH_RECONCILE_INTERVAL_S=22", "ORCH_ORPHAN_GRACE_S=23",
-		"ORCH_SNAPSHOTS_PER_NODE=24", "ORCH_SNAPSHOT_BYTES_PER_S=25", "ORCH_ON_DRAIN=move", "ORCH_EVACUATE_PARALLEL=26",
+		"ORCH_SNAPSHOTS_PER_NODE=24", "ORCH_SNAPSHOT_BYTES_PER_S=25", "ORCH_ON_DRAIN=move", "ORCH_EVACUATE_PARALLEL=26", "ORCH_DRILLS_PER_DAY=27",
 		"ORCH_ENGINE_ENV_PASSTHROUGH=SET,UNSET,EMPTY", "SET=x=y", "EMPTY=", "OTHER=z",
 	}).Scheduler()
 	want := scheduler.Options{
@@ -224,7 +224,7 @@ func TestScheduler(t *testing.T) {
 		WarmPool: 18, MaxFailures: 17, Restart: engine.Backoff{Base: 19 * time.Second, Max: 20 * time.Second, MaxAttempts: 21}, RestartSubsystems: []string{"brain"},
 		AllowOpenNomad: true, ProviderKeys: map[string]string{"SET": "x=y", "EMPTY": ""},
 		MoveOnDrain: true, EvacuateParallel: 26,
-		Snapshots: scheduler.Snapshots{Worker: "/opt/engines/orch-brain", PerNode: 24, BytesPerSecond: 25},
+		Snapshots: scheduler.Snapshots{Worker: "/opt/engines/orch-brain", PerNode: 24, BytesPerSecond: 25, DrillsPerDay: 27},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -70,6 +70,7 @@ var wrong = map[string][]string{
 	"ORCH_EVACUATE_PARALLEL":        {"0", "many"},
 	"ORCH_ON_DRAIN":                 {"stay"},
 	"ORCH_SNAPSHOT_BYTES_PER_S":     {"-1", "10MB"},
+	"ORCH_DRILLS_PER_DAY":           {"-1", "1001", "daily"},
 	"ORCH_CONSUL_PREFIX":            {"orch", "/orch/", "or ch/", "/", "a//b/"},
 	"ORCH_VAULT_MOUNT":              {"/orch", "orch/", "a//b", "or ch"},
 	"ORCH_NOMAD_NAMESPACE":          {"*"},

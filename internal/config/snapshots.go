@@ -30,7 +30,7 @@ func (c *Config) snapshots() scheduler.Snapshots {
 	if worker == "" && jobs.Driver(c.EngineDriver) == jobs.RawExec {
 		worker = path.Join(c.EngineBinDir, workerName)
 	}
-	return scheduler.Snapshots{CA: c.snapshotCA, Worker: worker, PerNode: c.SnapshotsPerNode, BytesPerSecond: int64(c.SnapshotBytesPerS)}
+	return scheduler.Snapshots{CA: c.snapshotCA, Worker: worker, PerNode: c.SnapshotsPerNode, BytesPerSecond: int64(c.SnapshotBytesPerS), DrillsPerDay: c.DrillsPerDay}
 }
 
 // checkSnapshots reads the files of the snapshot store's keys and authorities, and reports

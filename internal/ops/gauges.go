@@ -54,11 +54,12 @@ type Sources struct {
 
 // gauges are the metrics that are collected at each scrape.
 type gauges struct {
-	engines, unhealthy, warm, volumes                  *prometheus.Desc
-	used, quota, quarantined, keysMissing, unreachable *prometheus.Desc
-	leader, recovering, viewAge                        *prometheus.Desc
-	inFlight, connections, mostConnections             *prometheus.Desc
-	responds, expires, tokens, certificates            *prometheus.Desc
+	engines, unhealthy, warm, volumes                              *prometheus.Desc
+	used, quota, quarantined, keysMissing, unreachable             *prometheus.Desc
+	point, overdue, without, recovery, failedDrills, drillsOverdue *prometheus.Desc
+	leader, recovering, viewAge                                    *prometheus.Desc
+	inFlight, connections, mostConnections                         *prometheus.Desc
+	responds, expires, tokens, certificates                        *prometheus.Desc
 }
 
 func (m *Metrics) gauge(name, help string, labels ...string) *prometheus.Desc {
@@ -78,6 +79,13 @@ func (m *Metrics) gauges() gauges {
 		quarantined: m.gauge("orch_quarantined_engines", "Engines that wait for the admin's decision."+ofLeader),
 		keysMissing: m.gauge("orch_keys_missing", "Engines whose key Vault has lost."+ofLeader),
 		unreachable: m.gauge("orch_unreachable_volumes", "Destroyed engines whose volume waits for the return of its node."+ofLeader),
+
+		point:         m.gauge("orch_recovery_point_seconds", "Age of the oldest newest snapshot of a product's engines, among those whose policy asks for snapshots and which have changed since; absent if there is none. Products as in orch_quota_used; of the others, the greatest."+ofLeader, "product"),
+		overdue:       m.gauge("orch_snapshots_overdue", "Of these engines, those without a snapshot of the last two intervals and 15 minutes."+ofLeader, "product"),
+		without:       m.gauge("orch_engines_without_snapshot", "Of these engines, those that have no snapshot at all."+ofLeader, "product"),
+		recovery:      m.gauge("orch_recovery_time_seconds", "Duration of the last restore or restore drill of a product's engines; absent if there was none."+ofLeader, "product"),
+		failedDrills:  m.gauge("orch_failed_drills", "Engines whose last restore drill failed: their snapshot could not be restored."+ofLeader, "product"),
+		drillsOverdue: m.gauge("orch_drills_overdue", "1 if a product has snapshots but no successful restore drill for three times the interval of drills, otherwise 0; of the others, how many."+ofLeader, "product"),
 
 		leader:     m.gauge("orch_leader", "1 if this replica leads, otherwise 0."),
 		recovering: m.gauge("orch_registry_recovering", "1 if the registry went back in time and is being rebuilt, or its state is not known yet; otherwise 0."),
@@ -105,7 +113,7 @@ type collector struct {
 // Describe implements [prometheus.Collector].
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.engines, c.unhealthy, c.warm, c.volumes, c.used, c.quota, c.quarantined, c.keysMissing, c.unreachable, c.leader, c.recovering, c.viewAge,
+		c.engines, c.unhealthy, c.warm, c.volumes, c.used, c.quota, c.quarantined, c.keysMissing, c.unreachable, c.point, c.overdue, c.without, c.recovery, c.failedDrills, c.drillsOverdue, c.leader, c.recovering, c.viewAge,
 		c.inFlight, c.connections, c.mostConnections, c.responds, c.expires, c.tokens, c.certificates,
 	} {
 		out <- d
@@ -181,6 +189,38 @@ func (c *collector) shared(gauge func(*prometheus.Desc, float64, ...string)) {
 		if most, limited := limits[p.Slug]; limited && p.Slug != otherProducts {
 			gauge(c.quota, float64(most), p.Slug)
 		}
+	}
+	c.protection(gauge, largest(counts), f)
+}
+
+// protection collects how well brains are protected by snapshots, for the products that are
+// shown.
+func (c *collector) protection(gauge func(*prometheus.Desc, float64, ...string), shown []registry.ProductCounts, f scheduler.SharedFigures) {
+	named := map[string]bool{}
+	for _, p := range shown {
+		named[p.Slug] = true
+	}
+	bySlug := map[string]scheduler.Protection{}
+	for _, t := range f.Tenants {
+		slug := t.Slug
+		if !named[slug] {
+			slug = otherProducts
+		}
+		sum := bySlug[slug]
+		sum.Add(f.Protections[t.ProductID])
+		bySlug[slug] = sum
+	}
+	for slug, p := range bySlug {
+		if p.RecoveryPoint > 0 {
+			gauge(c.point, p.RecoveryPoint.Seconds(), slug)
+		}
+		if p.RecoveryTime > 0 {
+			gauge(c.recovery, p.RecoveryTime.Seconds(), slug)
+		}
+		gauge(c.overdue, float64(p.Overdue), slug)
+		gauge(c.without, float64(p.Without), slug)
+		gauge(c.failedDrills, float64(p.FailedDrills), slug)
+		gauge(c.drillsOverdue, float64(p.DrillsOverdue), slug)
 	}
 }
 

@@ -41,7 +41,7 @@ func (s source) Figures() scheduler.Figures {
 }
 
 func (s source) SharedFigures(context.Context) (scheduler.SharedFigures, error) {
-	f := scheduler.SharedFigures{Quarantined: 1, KeysMissing: 2, UnreachableVolumes: 3}
+	f := scheduler.SharedFigures{Quarantined: 1, KeysMissing: 2, UnreachableVolumes: 3, Protections: map[string]scheduler.Protection{"id": {RecoveryPoint: time.Hour, RecoveryTime: time.Second}}}
 	for i := range s.products {
 		most := 1000 + i
 		p := &engine.Product{ProductID: "id", Slug: s.slug(i), Policy: engine.Policy{MaxEngines: &most}}

@@ -16,6 +16,14 @@ type engineCase struct {
 	wait time.Duration
 }
 
+// Needs reports whether the view shows an engine that must be examined, or would be without
+// its operation.
+func (m *Monitor) Needs(row *engine.Row) bool {
+	free := *row
+	free.Op = nil
+	return m.amiss(&free)
+}
+
 // amiss reports whether the view shows an engine that must be examined in the stores.
 func (m *Monitor) amiss(row *engine.Row) bool {
 	if row.Op != nil {

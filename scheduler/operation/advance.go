@@ -90,6 +90,9 @@ func (o *Operation) advance(ctx context.Context) error {
 	case o.Removed:
 		return nil
 	case next == "":
+		if op.Undo != "" {
+			o.failed = &engine.Error{Code: engine.Code(op.Undo), Message: op.Message}
+		}
 		Close(o.m.Plans, o.m.Restart, o.Row, time.Now().UTC())
 	default:
 		o.Row.Op.Step = next

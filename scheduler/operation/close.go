@@ -13,6 +13,9 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	op := row.Op
 	last, _, _ := plans.find(op)
 	row.Op = nil
+	if op.Kind == engine.OpDrill {
+		return // the engine is as it was, and what it last did is not a drill
+	}
 	row.Last = &engine.Ended{ID: op.ID, Kind: op.Kind, BeganAt: op.BeganAt, EndedAt: now, Code: op.Undo, Message: op.Message}
 	switch {
 	case op.Kind == engine.OpSnapshot:

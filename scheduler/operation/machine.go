@@ -137,7 +137,7 @@ func (m *Machine) Limit(kind engine.OpKind) time.Duration {
 		return KillGrace + KillMargin
 	case engine.OpRecover:
 		return m.BootTimeout
-	case engine.OpSnapshot, engine.OpRestore, engine.OpMove:
+	case engine.OpSnapshot, engine.OpRestore, engine.OpMove, engine.OpDrill:
 		return BrainTimeout // its caller does not wait as long
 	}
 	return VolumeTimeout + KillGrace + KillMargin

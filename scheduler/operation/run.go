@@ -66,6 +66,7 @@ type Operation struct {
 	Removed  bool
 	unsaved  bool          // the row has changed but is not written yet
 	undone   bool          // it is being undone
+	failed   error         // why it was undone, when that is done
 	recorded bool          // its audit row is complete
 	timings  Timings       // for the log: the parts before the first step, then the steps
 	before   int           // number of the parts before the first step
@@ -93,7 +94,7 @@ func (o *Operation) main(ctx context.Context) error {
 		case err == nil:
 			Hit(kind, AtAnswered)
 			answering := time.Now()
-			o.answer(ctx, nil)
+			o.answer(ctx, o.failed) // somebody else may have written that it is undone
 			o.timings.Took(timingRows, o.writing)
 			o.timings.Since(timingRecord, answering)
 			o.Log.Info("operation done", append([]any{"kind", o.m.Owner.Name(o), "ms", time.Since(began).Milliseconds()}, o.timings...)...)

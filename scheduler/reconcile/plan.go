@@ -142,6 +142,9 @@ func (p *planner) collect() {
 		p.at(engineOf(j.ID)).job = j
 	}
 	for _, v := range p.volumes {
+		if name, _ := engine.ParseVolume(v.Name); name.Drill {
+			continue // it is nobody's brain, and removed by whoever removes drills
+		}
 		if strings.HasPrefix(v.Name, enginePrefix) {
 			f := p.at(engineOf(v.Name))
 			f.volumes = append(f.volumes, v)

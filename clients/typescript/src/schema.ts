@@ -913,7 +913,7 @@ export interface components {
         /** @enum {string} */
         State: "provisioning" | "running" | "sleeping" | "stopped" | "failed" | "destroying";
         /** @enum {string} */
-        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "fork" | "erase" | "move" | "evacuate" | "import";
+        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "drill" | "fork" | "erase" | "move" | "evacuate" | "import";
         /**
          * @description For clients to branch on. A later version may have more.
          * @enum {string}
@@ -1168,7 +1168,7 @@ export interface components {
             message?: string;
         };
         /** @enum {string} */
-        OperationKind: "provision" | "start" | "stop" | "destroy" | "rotate_key" | "sleep" | "recover" | "restart" | "snapshot" | "restore" | "move";
+        OperationKind: "provision" | "start" | "stop" | "destroy" | "rotate_key" | "sleep" | "recover" | "restart" | "snapshot" | "restore" | "move" | "drill";
         /**
          * @example {
          *       "engines": [
@@ -1558,7 +1558,16 @@ export interface components {
          *       },
          *       "health": "ok",
          *       "unhealthy_count": 0,
-         *       "registry": "ok"
+         *       "registry": "ok",
+         *       "snapshots": {
+         *         "recovery_point_s": 3120,
+         *         "overdue": 0,
+         *         "without": 0,
+         *         "recovery_time_ms": 9450,
+         *         "failed_drills": 0,
+         *         "drills_overdue": 0,
+         *         "drilled_at": "2026-11-24T03:12:08.114Z"
+         *       }
          *     }
          */
         FleetStatus: {
@@ -1580,7 +1589,7 @@ export interface components {
                 destroying: number;
             };
             /**
-             * @description `ok`: no engine failed; `degraded`: some failed; `critical`: more than a fifth failed.
+             * @description `ok`: no engine failed; `degraded`: some failed, or the newest snapshot of some could not be restored in a drill; `critical`: more than a fifth failed.
              * @enum {string}
              */
             health: "ok" | "degraded" | "critical";
@@ -1591,6 +1600,28 @@ export interface components {
              * @enum {string}
              */
             registry: "ok" | "recovering";
+            /** @description How well the brains are protected by snapshots. */
+            snapshots: {
+                /** @description Recovery point: the age of the oldest newest snapshot, among the engines whose policy has `snapshot_interval_s` and which have changed since; absent if there is none. */
+                recovery_point_s?: number;
+                /** @description Of these engines, those without a snapshot of the last two intervals and 15 minutes. */
+                overdue: number;
+                /** @description Of these engines, those that have no snapshot at all. */
+                without: number;
+                /** @description Recovery time: how long the last restore or restore drill took, for the admin the longest of all products; absent if there was none. */
+                recovery_time_ms?: number;
+                /** @description Engines whose last restore drill failed: the snapshot could not be restored. A drill of a newer snapshot that succeeds ends it. */
+                failed_drills: number;
+                /** @description Products with snapshots whose last successful restore drill is longer ago than three times the interval of drills. */
+                drills_overdue: number;
+                /**
+                 * Format: date-time
+                 * @description When a restore drill last succeeded, for the admin the oldest of all products; absent if none did.
+                 */
+                drilled_at?: string;
+                /** @description What to do about failed drills; absent if there are none. */
+                advice?: string;
+            };
             /** @description Engines that wait for the admin's decision. Only for the admin. */
             quarantined?: number;
             /** @description Engines whose key Vault has lost. Only for the admin. */

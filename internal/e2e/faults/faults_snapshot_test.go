@@ -35,6 +35,9 @@ func leftOut(point string) bool {
 	if parts[0] == "move" && !strings.HasPrefix(parts[1], "undo-") && !slices.Contains([]string{"scale-down", "keep-store", "pass", "fetch", "switch", "register", "release", "another-port"}, parts[1]) {
 		return true // as in a restore
 	}
+	if parts[0] == "drill" && slices.Contains([]string{"target", "clean", "undo-worker"}, parts[1]) {
+		return true // a name is chosen, or as in a restore
+	}
 	switch parts[2] {
 	case "done", "frozen":
 		return false
@@ -46,13 +49,13 @@ func leftOut(point string) bool {
 	return true
 }
 
-// ofSnapshots reports whether a point is in a snapshot, a restore or a fork.
+// ofSnapshots reports whether a point is in a snapshot, a restore, a fork or a drill.
 func ofSnapshots(point string) bool {
 	parts := strings.Split(point, "/")
 	if parts[0] == "provision" {
 		return slices.Contains([]string{"fork-snapshot", "fork-volume", "fetch", "clean"}, parts[1])
 	}
-	return parts[0] == "snapshot" || parts[0] == "restore" || parts[0] == "move"
+	return slices.Contains([]string{"snapshot", "restore", "move", "drill"}, parts[0])
 }
 
 var (
@@ -129,6 +132,36 @@ func undoneMove(l *lane, _ string) error {
 		Kind: engine.OpMove, Step: "undo-register", Undo: "CAPACITY_EXHAUSTED", From: engine.Running,
 		Restoring: &engine.Restoring{EngineID: row.EngineID, Former: &former, Target: to, Ended: true},
 	}, engine.Running)
+}
+
+// drillIt begins a drill of a snapshot, and undoneDrill one that has failed.
+func drillIt(l *lane, _ string) error {
+	return l.injectDrill(engine.Operation{Step: scheduler.FirstStep(engine.OpDrill)})
+}
+
+func undoneDrill(l *lane, _ string) error {
+	return l.injectDrill(engine.Operation{Step: "undo-worker", Undo: "SNAPSHOT_FAILED"})
+}
+
+func (l *lane) injectDrill(op engine.Operation) error {
+	if l.snapshotID == "" {
+		taken, err := l.p.Snapshot(l.t.Context(), laneUser, "")
+		if err != nil {
+			return err
+		}
+		l.snapshotID = taken.SnapshotID
+	}
+	row := l.row()
+	op.Kind, op.From, op.Restoring = engine.OpDrill, engine.Running, &engine.Restoring{EngineID: row.EngineID, SnapshotID: l.snapshotID}
+	if op.Undo != "" {
+		op.Restoring.Target = engine.Place{NodeID: row.NodeID, VolumeName: row.FreshDrillName()}
+		v := &nomad.HostVolume{Namespace: harness.Shared.Namespace, Name: op.Restoring.Target.VolumeName, NodeID: row.NodeID, PluginID: "mkdir"}
+		v.RequestedCapabilities = []*nomad.HostVolumeCapability{{AttachmentMode: nomad.HostVolumeAttachmentModeFilesystem, AccessMode: nomad.HostVolumeAccessModeSingleNodeSingleWriter}}
+		if _, _, err := l.s.Nomad.HostVolumes().Create(&nomad.HostVolumeCreateRequest{Volume: v}, nil); err != nil {
+			return err
+		}
+	}
+	return l.inject(op, engine.Running)
 }
 
 // takeOne takes a snapshot.

@@ -206,6 +206,8 @@ var scenarios = map[string]scenario{
 	"move/undo":              {from: engine.Running, act: undoneMove},
 	"snapshot":               {from: engine.Running, act: snapshotIt, action: "snapshot", outcome: "ok", retry: snapshotIt, answers: []string{"ok"}},
 	"snapshot/undo":          {from: engine.Running, act: undoneSnapshot},
+	"drill":                  {from: engine.Running, act: drillIt},
+	"drill/undo":             {from: engine.Running, act: undoneDrill},
 	"restore":                {from: engine.Running, act: restoreIt, action: "restore", outcome: "ok", retry: restoreIt, answers: []string{"ok"}},
 	"restore/undo": {
 		from: engine.Running, act: restoreIt, action: "restore", outcome: "CAPACITY_EXHAUSTED", retry: startIt, answers: []string{"ok", "ENGINE_ALREADY_RUNNING"}, alone: true,

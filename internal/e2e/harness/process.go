@@ -79,7 +79,7 @@ func Launch(t *testing.T, binary string, stack *devstack.Stack, prefix, database
 	p.Cmd.Env = append(append(access.Environ(),
 		"PATH="+os.Getenv("PATH"), "ORCH_ADDR="+addr, "ORCH_OPS_ADDR=127.0.0.1:0", "ORCH_DRAIN_DELAY_S=0", "ORCH_WRONG_KEYS_PER_MINUTE=0", "ORCH_ADMIN_KEY="+AdminKey, "ORCH_CONSUL_PREFIX="+prefix, "ORCH_DATABASE_URL="+database,
 		"ORCH_ENGINE_DRIVER=raw_exec", "ORCH_ENGINE_IMAGE=reference-engine", "ORCH_ENGINE_BIN_DIR="+BinDir, "ORCH_ENGINE_LOGS=driver",
-		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_SNAPSHOT_URL="+SnapshotURL(t, stack, prefix),
+		"ORCH_ENGINE_CPU_MHZ=10", "ORCH_ENGINE_MEMORY_MB=32", "ORCH_SNAPSHOT_URL="+SnapshotURL(t, stack, prefix), "ORCH_DRILLS_PER_DAY=0",
 		"ORCH_VAULT_MOUNT="+mount, "ORCH_NOMAD_NAMESPACE="+stack.Namespace, "ORCH_ALLOW_OPEN_NOMAD="+strconv.FormatBool(access.Open()),
 	), env...)
 	if err := p.Cmd.Start(); err != nil {

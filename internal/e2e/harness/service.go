@@ -44,7 +44,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 	t.Helper()
 	all := map[string]string{
 		"ORCH_ADDR": "127.0.0.1:0", "ORCH_OPS_ADDR": "127.0.0.1:0", "ORCH_DRAIN_DELAY_S": "0", "ORCH_WRONG_KEYS_PER_MINUTE": "0", "ORCH_ADMIN_KEY": AdminKey, "ORCH_ENGINE_DRIVER": "raw_exec",
-		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": BinDir, "ORCH_VOLUME_POOL": "2",
+		"ORCH_ENGINE_IMAGE": "reference-engine", "ORCH_ENGINE_BIN_DIR": BinDir, "ORCH_VOLUME_POOL": "2", "ORCH_DRILLS_PER_DAY": "0",
 		"ORCH_ENGINE_LOGS":            "driver", // one process less per engine
 		"ORCH_RESTART_BACKOFF_BASE_S": "300",    // failed engines stay failed, except in tests of restarts
 		"ORCH_ENGINE_CPU_MHZ":         "10", "ORCH_ENGINE_MEMORY_MB": "32", "ORCH_LOG_LEVEL": "trace",

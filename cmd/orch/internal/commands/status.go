@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/cmdline"
@@ -44,6 +45,7 @@ func fleet(ctx context.Context, in *invocation) error {
 	}
 	t.Row("Unhealthy", st.UnhealthyCount)
 	t.Row("Registry", cmdline.State(st.Registry))
+	snapshotRows(in, t, st.Snapshots)
 	if merr != nil {
 		in.Say("the figures of the last hour: %s", describe(merr))
 		m = nil
@@ -54,13 +56,36 @@ func fleet(ctx context.Context, in *invocation) error {
 	}
 	// Without the fields that only the admin gets.
 	return in.Show(struct {
-		Total          int             `json:"total"`
-		ByStatus       map[string]int  `json:"by_status"`
-		Health         string          `json:"health"`
-		UnhealthyCount int             `json:"unhealthy_count"`
-		Registry       string          `json:"registry"`
-		Metrics        *client.Metrics `json:"metrics,omitempty"`
-	}{st.Total, st.ByStatus, st.Health, st.UnhealthyCount, st.Registry, m}, t)
+		Total          int                   `json:"total"`
+		ByStatus       map[string]int        `json:"by_status"`
+		Health         string                `json:"health"`
+		UnhealthyCount int                   `json:"unhealthy_count"`
+		Registry       string                `json:"registry"`
+		Snapshots      client.SnapshotStatus `json:"snapshots"`
+		Metrics        *client.Metrics       `json:"metrics,omitempty"`
+	}{st.Total, st.ByStatus, st.Health, st.UnhealthyCount, st.Registry, st.Snapshots, m}, t)
+}
+
+// snapshotRows shows how well brains are protected by snapshots.
+func snapshotRows(in *invocation, t *cmdline.Table, st client.SnapshotStatus) {
+	point := "-"
+	if st.RecoveryPointS > 0 {
+		point = (time.Duration(st.RecoveryPointS) * time.Second).String()
+	}
+	t.Row("Recovery point", fmt.Sprintf("%s, %d overdue, %d without a snapshot", point, st.Overdue, st.Without))
+	if st.RecoveryTimeMS > 0 {
+		t.Row("Recovery time", fmt.Sprintf("%d ms", st.RecoveryTimeMS))
+	}
+	if st.FailedDrills+st.DrillsOverdue > 0 || !st.DrilledAt.IsZero() {
+		last := "never"
+		if !st.DrilledAt.IsZero() {
+			last = st.DrilledAt.Format(time.RFC3339)
+		}
+		t.Row("Restore drills", fmt.Sprintf("%d failed, %d overdue, last success %s", st.FailedDrills, st.DrillsOverdue, last))
+	}
+	if st.Advice != "" {
+		in.Say("restore drills: %s", st.Advice)
+	}
 }
 
 // serviceStatus shows the state of the service to the admin.
@@ -88,6 +113,7 @@ func serviceStatus(ctx context.Context, in *invocation) error {
 			t.Row("Pooled volumes", whole.PooledVolumes)
 			t.Row("Warm engines", whole.WarmEngines)
 			t.Row("Unreachable volumes", whole.UnreachableVolumes)
+			snapshotRows(in, t, whole.Snapshots)
 		} else {
 			in.Say("the pools: %s", describe(werr))
 		}
