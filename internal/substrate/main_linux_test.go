@@ -89,7 +89,7 @@ func stack(t *testing.T, onPath bool) *devstack.Stack {
 	if s := stacks.started[binaries.Nomad]; s != nil {
 		return s
 	}
-	s, err := devstack.Start(context.Background(), devstack.Config{Binaries: binaries, InMemory: true})
+	s, err := devstack.Start(context.Background(), devstack.Config{Binaries: binaries})
 	if err != nil {
 		t.Fatal(err)
 	}
