@@ -55,7 +55,7 @@ demo: build-dev ## Run one engine from provision to destroy, and check every ste
 test: ## Run all tests, against real agents
 	$(GO) vet ./...
 	cd $(PROVIDER) && $(GO) vet ./... && $(GO) test -race -shuffle=on -count=1 ./...
-	$(GO) test -race -shuffle=on -count=1 -timeout 40m ./...
+	$(GO) test -race -vet=off -shuffle=on -count=1 -timeout 40m ./...
 	cd tools/release && $(GO) vet ./... && $(GO) test -shuffle=on -count=1 ./...
 
 # SEED=n repeats the order of the faults of the run that printed n.
@@ -98,7 +98,7 @@ fuzz: ## Run each fuzz target for a limited time (FUZZTIME, default 20s)
 	./tools/fuzz.sh $(or $(FUZZTIME),20s)
 
 .PHONY: bench
-bench: build ## Compare orch with Nomad, docker and a script, measure the scale curve, and print both reports (50 minutes; as root)
+bench: build ## Compare orch with Nomad, docker and a script, measure snapshots and the scale curve, and print both reports (an hour; as root)
 	$(GO) run ./bench
 	$(GO) run ./bench -only scale
 

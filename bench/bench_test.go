@@ -141,8 +141,8 @@ func TestLoad(t *testing.T) {
 }
 
 func TestChosen(t *testing.T) {
-	some, err := chosen("load,rounds")
-	if err != nil || len(some) != 2 || some[0].name != "load" {
+	some, err := chosen("load,rounds,snapshots")
+	if err != nil || len(some) != 3 || some[0].name != "load" {
 		t.Errorf("%v, %v", some, err)
 	}
 	if alone, err := chosen("scale"); err != nil || len(alone) != 1 || alone[0].name != scale {

@@ -32,9 +32,10 @@ type part struct {
 
 // parts are the parts in the order of the report.
 var parts = []part{
-	{"rounds", (*bench).rounds}, // every operation alone, compared with the same without the service
-	{"load", (*bench).load},     // many concurrent calls: how many per second, and how long they take
-	{scale, (*bench).curve},     // operations and calls at increasing numbers of engines
+	{"rounds", (*bench).rounds},       // every operation alone, compared with the same without the service
+	{"load", (*bench).load},           // many concurrent calls: how many per second, and how long they take
+	{"snapshots", (*bench).snapshots}, // snapshots, restores and forks, compared with tar, zstd and age, and with restic
+	{scale, (*bench).curve},           // operations and calls at increasing numbers of engines
 }
 
 // scale is a part that cannot be combined with others, because it needs its own stack.
@@ -65,7 +66,7 @@ func main() {
 	b := &bench{rec: recorder{}, report: newReport(), rig: &rig{nodes: 1}}
 	flag.IntVar(&b.n, "n", 20, "how often each operation is measured")
 	flag.StringVar(&b.levels, "engines", "100,1000,5000,10000", "levels of the scale curve: numbers of engines, each at least 100 more than the previous one")
-	only := flag.String("only", "rounds,load", "comma-separated parts (rounds, load), or only scale, which needs root and nft")
+	only := flag.String("only", "rounds,load,snapshots", "comma-separated parts (rounds, load, snapshots), or only scale, which needs root and nft")
 	flag.Parse()
 	run, err := chosen(*only)
 	if err == nil && *only == scale { // in a network namespace, because engines' ports are redirected

@@ -106,7 +106,7 @@ var anyUser = rapid.OneOf(
 // TestUserIDsComeThrough: a user_id that the client sends in a path is read by the service
 // unchanged, byte by byte, in every call.
 func TestUserIDsComeThrough(t *testing.T) {
-	stack, err := devstack.Start(t.Context(), devstack.Config{})
+	stack, err := devstack.Start(t.Context(), devstack.Config{InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

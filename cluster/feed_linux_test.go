@@ -19,7 +19,7 @@ import (
 // TestFeedOfALockedNomad: with a token that has the shipped policy, changes come by the
 // event stream, without another list. A stream that Nomad refuses is reported as that.
 func TestFeedOfALockedNomad(t *testing.T) {
-	stack, err := devstack.Start(t.Context(), devstack.Config{Locked: true})
+	stack, err := devstack.Start(t.Context(), devstack.Config{Locked: true, InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (i *interposed) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // Lists of several pages are complete, whatever changes between two pages.
 func TestListsOfManyPages(t *testing.T) {
-	stack, err := devstack.Start(t.Context(), devstack.Config{})
+	stack, err := devstack.Start(t.Context(), devstack.Config{InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 func isReadBack(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/versions") }
 
 func TestRegister(t *testing.T) {
-	stack, err := devstack.Start(t.Context(), devstack.Config{})
+	stack, err := devstack.Start(t.Context(), devstack.Config{InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ import (
 // store, and the endpoint or the right. With the whole policy the same call works. A right
 // that no call needs does not belong into the policy.
 func TestPolicies(t *testing.T) {
-	stack, err := devstack.Start(t.Context(), devstack.Config{Locked: true})
+	stack, err := devstack.Start(t.Context(), devstack.Config{Locked: true, InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 var (
 	stack *devstack.Stack
 	start = sync.OnceValue(func() (err error) {
-		stack, err = devstack.Start(context.Background(), devstack.Config{})
+		stack, err = devstack.Start(context.Background(), devstack.Config{InMemory: true})
 		return err
 	})
 )

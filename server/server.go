@@ -32,7 +32,6 @@ type Server struct {
 	log       hclog.Logger
 	listener  *limited
 	http      *http.Server
-	docs      []byte        // the HTML page about the API
 	longest   time.Duration // time limit of the longest operation
 	outages   *outages
 	observer  Observer     // nil: nobody
@@ -50,16 +49,12 @@ type Server struct {
 
 // New opens addr, so that an address in use is reported here and not in a goroutine.
 func New(addr string, keys adminkeys.Set, s *scheduler.Scheduler, log hclog.Logger) (*Server, error) {
-	page, err := renderedDocs()
-	if err != nil {
-		return nil, err
-	}
 	l, err := listen(addr)
 	if err != nil {
 		return nil, err
 	}
 	srv := &Server{
-		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), docs: page, longest: s.LongestOperation(),
+		scheduler: s, log: log, listener: limit(l, connectionsOf(descriptors()), log), longest: s.LongestOperation(),
 		outages: newOutages(log, s.Health),
 	}
 	srv.wrongKeys = newWrongKeys(log, s.RecordWrongKeys)

@@ -47,7 +47,7 @@ func startAPIAt(t testing.TB, change func(*service.Clients), vars ...string) *ap
 	if err := build.Run(); err != nil {
 		t.Fatal(err)
 	}
-	stack, err := devstack.Start(t.Context(), devstack.Config{})
+	stack, err := devstack.Start(t.Context(), devstack.Config{InMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

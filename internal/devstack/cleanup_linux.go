@@ -23,7 +23,7 @@ import (
 const dockerTimeout = time.Minute
 
 // cleanUp removes everything of a stack outside its directory: processes, containers,
-// mounts, cgroups. It can be repeated, also by a process that did not start the stack, and
+// mounts, cgroups, databases in memory. It can be repeated, also by a process that did not start the stack, and
 // does not need a running agent.
 func cleanUp(id identity) error {
 	var errs []error
@@ -31,7 +31,7 @@ func cleanUp(id identity) error {
 	if id.DockerSocket != "" {
 		errs = append(errs, removeContainers(id))
 	}
-	errs = append(errs, unmountUnder(id.Dir), removeCgroups(id))
+	errs = append(errs, unmountUnder(id.Dir), removeCgroups(id), removeMemory(id))
 	return errors.Join(errs...)
 }
 

@@ -63,11 +63,7 @@ func (s *Stack) Lose(c Component) error {
 	if err := s.Kill(c); err != nil {
 		return err
 	}
-	state := "client"
-	if isNomadServer(c) {
-		state = "server"
-	}
-	return os.RemoveAll(filepath.Join(s.path(c, ""), state))
+	return os.RemoveAll(filepath.Join(s.DataDir(c), nomadState(c)))
 }
 
 // Pause stops an agent with SIGSTOP: it keeps its connections and does not respond.

@@ -25,6 +25,11 @@ type Config struct {
 	Dir string
 	// Keep makes Stop keep Dir with the logs.
 	Keep bool
+	// InMemory keeps the databases of the agents in memory (/dev/shm) instead of Dir if there
+	// is room, because their commits to a disk take much of the time of a test. A crash of an
+	// agent loses nothing of them; Stop removes them, even if Keep is set. StartCluster does
+	// not support it.
+	InMemory bool
 	// KeyFile is a file in Dir into which the caller writes addresses and keys. It is
 	// deleted when the stack ends in any way, even if Keep is set. Empty: there is none.
 	KeyFile string

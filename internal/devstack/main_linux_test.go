@@ -39,7 +39,7 @@ type childReport struct {
 func child(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	s, err := Start(ctx, Config{Dir: dir})
+	s, err := Start(ctx, Config{Dir: dir, InMemory: true})
 	if err != nil {
 		return err
 	}
@@ -93,6 +93,9 @@ func leftovers(id identity) string {
 	left = append(left, cgroupDirs(id)...)
 	if _, err := os.Stat(id.Dir); err == nil && !id.Keep {
 		left = append(left, "directory "+id.Dir)
+	}
+	if _, err := os.Stat(id.Memory); err == nil {
+		left = append(left, "directory "+id.Memory)
 	}
 	return strings.Join(left, ", ")
 }

@@ -12,6 +12,7 @@ type nomadNode struct {
 	Name, Dir              string
 	Bind, Interface        string // address and device
 	Server                 bool
+	State                  string // directory of a client's database; empty: below Dir
 	HTTP, RPC, Serf        int
 	Servers                []string // of a client: host:port of the servers' RPC
 	Join                   []string // of a server: host:port of the servers' Serf
@@ -136,6 +137,9 @@ client {
     cidr           = "::1/128"
     reserved_ports = "{{index .Dynamic 0}}-{{index .Dynamic 1}}"
   }
+  {{- end}}
+  {{- if .State}}
+  state_dir         = {{q .State}}
   {{- end}}
   host_volumes_dir  = {{printf "%s/host_volumes" .Dir | q}}
   {{- if .VolumePlugins}}

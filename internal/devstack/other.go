@@ -44,6 +44,9 @@ func (*Stack) Resume(Component) error { return errLinuxOnly }
 // PID returns 0.
 func (*Stack) PID(Component) int { return 0 }
 
+// DataDir returns "".
+func (*Stack) DataDir(Component) string { return "" }
+
 // LogFile returns "".
 func (*Stack) LogFile(Component) string { return "" }
 

@@ -54,7 +54,7 @@ func (s *Stack) configure() error {
 		return err
 	}
 	conf := s.path(Vault, ".hcl")
-	if err := (vaultNode{Dir: s.path(Vault, ""), Bind: loopback, HTTP: port, Cluster: cluster, TLS: cert}).render(conf); err != nil {
+	if err := (vaultNode{Dir: s.DataDir(Vault), Bind: loopback, HTTP: port, Cluster: cluster, TLS: cert}).render(conf); err != nil {
 		return err
 	}
 	s.add(Vault, s.cfg.Binaries.Vault, "server", "-config="+conf)
@@ -75,9 +75,10 @@ func (s *Stack) configure() error {
 		}
 		n.Name, n.Dir, n.ConsulUI, n.Vault = nodeName(c), s.path(c, ""), s.ConsulAddr, s.VaultAddr
 		if n.Server {
+			n.Dir = s.DataDir(c)
 			server = fmt.Sprintf("%s:%d", loopback, n.RPC)
 		} else {
-			n.Servers = []string{server}
+			n.Servers, n.State = []string{server}, filepath.Join(s.DataDir(c), nomadState(c))
 		}
 		if err := n.secure(s.lock, c, loopback); err != nil {
 			return err
@@ -92,7 +93,7 @@ func (s *Stack) configure() error {
 			consulName, fixed = ConsulClient(i), 0
 		}
 		n := consulNode{
-			Name: nodeName(consulName), Dir: s.path(consulName, ""), Bind: loopback, Client: loopback,
+			Name: nodeName(consulName), Dir: s.DataDir(consulName), Bind: loopback, Client: loopback,
 			Server: i == 0, Expect: 1, Raft: 1, Join: join,
 		}
 		for _, port := range []*int{&n.RPC, &n.SerfLAN, &n.GRPC} {

@@ -131,11 +131,19 @@ func prepare(ctx context.Context, cfg Config, configure func(*Stack) error) (_ *
 	if s.slot, err = takeSlot(); err != nil {
 		return nil, err
 	}
+	if cfg.InMemory {
+		s.id.Memory = memoryDir(name)
+	}
 	if err = s.state.write(s.id); err != nil {
 		return nil, err
 	}
 	if s.reaper, err = startReaper(s.id, s.slot.holder); err != nil {
 		return nil, err
+	}
+	if s.id.Memory != "" { // only now, because the reaper would remove it
+		if err = os.Mkdir(s.id.Memory, 0o700); err != nil {
+			return s, fmt.Errorf("databases in memory: %w", err)
+		}
 	}
 	s.Namespace = "default"
 	if cfg.Locked {

@@ -181,10 +181,26 @@ func checkForeignIdentity(t *testing.T, s *Stack, client *nomadapi.Client, name 
 	})
 }
 
-// A killed agent keeps its state over a restart, and tasks keep running meanwhile.
+// A killed agent keeps its state over a restart, and tasks keep running meanwhile, wherever
+// the databases are.
 func TestKillAndRestart(t *testing.T) {
-	s := startStack(t, Config{})
+	t.Run("OnDisk", func(t *testing.T) { testKillAndRestart(t, Config{}) })
+	t.Run("InMemory", func(t *testing.T) { testKillAndRestart(t, Config{InMemory: true}) })
+}
+
+func testKillAndRestart(t *testing.T, cfg Config) {
+	s := startStack(t, cfg)
 	ctx := t.Context()
+	if memory := strings.HasPrefix(s.DataDir(Consul), shared); memory != (cfg.InMemory && memoryDir("any") != "") {
+		t.Errorf("the databases are in %s", s.DataDir(Consul))
+	}
+	for c, file := range map[Component]string{
+		Consul: "raft", Vault: "data/raft/raft.db", NomadServer: "server/raft/raft.db", NomadClient(0): "client/state.db",
+	} {
+		if _, err := os.Stat(filepath.Join(s.DataDir(c), file)); err != nil {
+			t.Errorf("the database of %s: %v", c, err)
+		}
+	}
 
 	t.Run("Nomad", func(t *testing.T) {
 		pid, err := runSleeper(ctx, s, "sleeper")

@@ -32,6 +32,7 @@ type identity struct {
 	DockerSocket string // empty: the docker driver is disabled
 	Keep         bool
 	KeyFile      string `json:",omitempty"`
+	Memory       string `json:",omitempty"` // the directory of the databases, if it is not Dir
 }
 
 // stateDir is the stack's directory, locked.

@@ -110,7 +110,7 @@ func run(m *testing.M) (code int, err error) {
 	began := time.Now()
 	Shared, err = devstack.Start(ctx, devstack.Config{
 		Binaries: Binaries, Logger: hclog.NewNullLogger(), DockerSocket: os.Getenv("DOCKER_HOST"),
-		ExtraClients: 1, Locked: Locked, Keep: keep != "", Dir: keep,
+		ExtraClients: 1, Locked: Locked, InMemory: keep == "", Keep: keep != "", Dir: keep,
 	})
 	if err != nil {
 		return 1, err

@@ -13,7 +13,7 @@ func OwnStack(t *testing.T, cfg ...devstack.Config) *devstack.Stack {
 	if len(cfg) > 0 {
 		c = cfg[0]
 	}
-	c.Binaries, c.Locked = Binaries, c.Locked || Locked
+	c.Binaries, c.Locked, c.InMemory = Binaries, c.Locked || Locked, true
 	stack, err := devstack.Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

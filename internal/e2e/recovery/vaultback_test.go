@@ -140,7 +140,7 @@ func TestVaultRestored(t *testing.T) {
 	for _, user := range []string{"kept", "rotated", "stopped"} {
 		p.Provision(c, "one", user)
 	}
-	storage, backup := filepath.Join(p.Stack.Dir, string(devstack.Vault)), filepath.Join(t.TempDir(), "vault")
+	storage, backup := p.Stack.DataDir(devstack.Vault), filepath.Join(t.TempDir(), "vault")
 	restart := func(between func()) {
 		t.Helper()
 		if err := p.Stack.Kill(devstack.Vault); err != nil {
