@@ -121,7 +121,7 @@ func TestUnfinished(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer tx.Rollback()
+			defer func() { _ = tx.Rollback() }()
 			if _, err := tx.ExecContext(t.Context(), "UPDATE memories SET input = 'x' || input || hex(zeroblob(200))"); err != nil {
 				t.Fatal(err)
 			}
