@@ -249,9 +249,25 @@ func (v *evacuations) move(ctx context.Context, row *engine.Row) {
 		return
 	}
 	v.s.ops.Background(func(ctx context.Context) {
-		_, err := o.Wait(ctx)
-		if ctx.Err() == nil {
-			v.result(row, err)
+		moved, err := o.Wait(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		v.result(row, err)
+		if err == nil && moved.Snapshot != nil {
+			v.prune(ctx, moved)
 		}
 	})
+}
+
+// prune deletes old snapshots of an engine that was moved: its product may have no schedule,
+// which would do it.
+func (v *evacuations) prune(ctx context.Context, row *engine.Row) {
+	p, err := v.s.store.Product(ctx, row.ProductID)
+	if err == nil {
+		err = v.s.pruneSnapshots(ctx, row.EngineID, row.Snapshot.ID, keepOf(p.Policy))
+	}
+	if err != nil && ctx.Err() == nil {
+		v.s.log.Warn("old snapshots of an engine that was moved cannot be deleted", "engine_id", row.EngineID, "error", err)
+	}
 }

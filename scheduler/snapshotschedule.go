@@ -101,11 +101,15 @@ func snapshotRuleOf(p engine.Policy) (rule snapshotRule, asked bool) {
 	if p.SnapshotIntervalS == nil || *p.SnapshotIntervalS <= 0 {
 		return snapshotRule{}, false
 	}
-	rule = snapshotRule{time.Duration(*p.SnapshotIntervalS) * time.Second, engine.DefaultSnapshotKeep}
+	return snapshotRule{time.Duration(*p.SnapshotIntervalS) * time.Second, keepOf(p)}, true
+}
+
+// keepOf returns how many snapshots that nobody asked for a product keeps of each engine.
+func keepOf(p engine.Policy) int {
 	if p.SnapshotKeep != nil {
-		rule.keep = *p.SnapshotKeep
+		return *p.SnapshotKeep
 	}
-	return rule, true
+	return engine.DefaultSnapshotKeep
 }
 
 func (z *snapshotSchedule) once(ctx context.Context) error {

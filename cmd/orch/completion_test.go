@@ -21,7 +21,7 @@ func TestCompletion(t *testing.T) {
 		"orch engine d":                      {"destroy", "discard"},
 		"orch engine re":                     {"rekey", "restore"},
 		"orch engine restore -sn":            {"-snapshot"},
-		"orch snapshot ":                     {"delete", "list", "take"},
+		"orch snapshot ":                     {"delete", "import", "list", "take"},
 		"orch engine wa":                     {"wait", "watch"},
 		"orch engine wait -for d":            {"destroyed", "destroying"},
 		"orch context ":                      {"add", "list", "remove", "use"},
