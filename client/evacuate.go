@@ -9,7 +9,7 @@ import (
 // Evacuation is the progress of the removal of all engines from a node.
 type Evacuation struct {
 	NodeID string `json:"node_id"`
-	// Status is "moving", "done", "cancelled", or "expired": the deadline of the node's drain
+	// Status is "moving", "cancelling", "done", "cancelled", or "expired": the deadline of the node's drain
 	// came first.
 	Status string `json:"status"`
 	// RequestedBy is "call" or "drain".
@@ -39,7 +39,7 @@ type FailedMove struct {
 }
 
 // Ended reports whether nothing is moved any more.
-func (e *Evacuation) Ended() bool { return e.Status != "moving" }
+func (e *Evacuation) Ended() bool { return e.Status != "moving" && e.Status != "cancelling" }
 
 func evacuation(nodeID string) string { return "/nodes/" + url.PathEscape(nodeID) + "/evacuate" }
 

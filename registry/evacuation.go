@@ -21,6 +21,13 @@ type Evacuation struct {
 	// Failures are the last failed attempts of engines that are still on the node, by
 	// engine_id.
 	Failures map[string]FailedMove `json:"failures,omitempty"`
+	// Registry is the registry's mark (Deployment.Registry) and Recovered the end of its last
+	// recovery, at the beginning: a record that comes back with a backup of Consul is not
+	// followed.
+	Registry  string    `json:"registry"`
+	Recovered time.Time `json:"recovered,omitzero"`
+	// Cancelled: somebody has asked for the end. Engines that are on their way still arrive.
+	Cancelled bool `json:"cancelled,omitempty"`
 	// Waits is what the evacuation waits for; empty: nothing.
 	Waits   string    `json:"waits,omitempty"`
 	EndedAt time.Time `json:"ended_at,omitzero"`
@@ -45,6 +52,8 @@ type FailedMove struct {
 	Message  string    `json:"message"`
 	At       time.Time `json:"at"`
 	Attempts int       `json:"attempts"`
+	// Down: the engine had been stopped for the last attempt.
+	Down bool `json:"down,omitempty"`
 }
 
 // Who asked for an evacuation.

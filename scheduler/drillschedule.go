@@ -147,7 +147,7 @@ func dueDrill(rows []*engine.Row, every time.Duration, now time.Time, tried map[
 	if again != nil {
 		return again
 	}
-	if now.Before(last.Add(every)) {
+	if engine.StillWaits(last.Add(every), now, every) {
 		return nil
 	}
 	return due

@@ -73,6 +73,7 @@ func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *c
 			return s.evacuation(e), nil
 		}
 		e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: foundOf(found), Index: e.Index}
+		e.Registry, e.Recovered = s.registryMark()
 		e.Total = len(onNode(s.mirror.All(), nodeID))
 		switch err := s.store.PutEvacuation(ctx, e); {
 		case errors.Is(err, registry.ErrConflict):
@@ -84,6 +85,18 @@ func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *c
 		s.noteEvacuating(e)
 		return s.evacuation(e), nil
 	}
+}
+
+// registryMark returns the mark of the present registry, and the end of its last recovery.
+func (s *Scheduler) registryMark() (string, time.Time) {
+	d := s.guard.Current()
+	switch {
+	case d == nil:
+		return "", time.Time{}
+	case d.Last == nil:
+		return d.Registry, time.Time{}
+	}
+	return d.Registry, d.Last.EndedAt.UTC()
 }
 
 func foundOf(f *cluster.Scheduling) registry.NodeFound {
@@ -104,9 +117,9 @@ func (s *Scheduler) EvacuationOf(ctx context.Context, nodeID string) (*Evacuatio
 
 var errNotEvacuated = engine.Errorf(engine.NotFound, "this node was not evacuated in the last week")
 
-// CancelEvacuation ends an evacuation: engines that are on their way still arrive, and the
-// others stay. The node is drained or ineligible again, if it was. NOT_FOUND: there is no
-// evacuation.
+// CancelEvacuation asks for the end of an evacuation: engines that are on their way still
+// arrive, and the others stay. Then the leader makes the node drained or ineligible again, if
+// it was. NOT_FOUND: there is no evacuation.
 func (s *Scheduler) CancelEvacuation(ctx context.Context, nodeID string) (*Evacuation, error) {
 	if err := s.mayBegin(ctx, "consul", "nomad"); err != nil {
 		return nil, err
@@ -119,15 +132,16 @@ func (s *Scheduler) CancelEvacuation(ctx context.Context, nodeID string) (*Evacu
 		if err != nil {
 			return nil, err
 		}
-		if e.Outcome != "" {
+		if e.Outcome != "" || e.Cancelled {
 			return s.evacuation(e), nil
 		}
-		if err := s.closeNode(ctx, e, registry.EvacuationCancelled); err != nil {
-			return nil, mayNotSchedule(err)
+		e.Cancelled, e.Waits = true, ""
+		err = s.store.PutEvacuation(ctx, e)
+		if err == nil {
+			return s.evacuation(e), nil
 		}
-		err = s.endEvacuation(ctx, e, registry.EvacuationCancelled)
-		if err == nil || !errors.Is(err, registry.ErrConflict) {
-			return s.evacuation(e), err
+		if !errors.Is(err, registry.ErrConflict) {
+			return nil, err
 		}
 	}
 }
@@ -215,4 +229,28 @@ func (s *Scheduler) noteEvacuating(e *registry.Evacuation) {
 func (s *Scheduler) evacuates(nodeID string) bool {
 	_, is := s.evacuating.Load(nodeID)
 	return is
+}
+
+// strangeVolumes counts the volumes on a node that may hold the brain of an engine without a
+// row that the service can read: it cannot move them.
+func (s *Scheduler) strangeVolumes(ctx context.Context, nodeID string) (n int, err error) {
+	pooled, _, err := s.store.PooledVolumes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	ready := map[string]bool{}
+	for _, v := range pooled {
+		ready[v.VolumeID] = true
+	}
+	volumes, err := s.cluster.VolumesLike(ctx, engine.JobPrefix)
+	if err != nil {
+		return 0, err
+	}
+	for _, v := range volumes {
+		name, is := engine.ParseVolume(v.Name)
+		if is && v.NodeID == nodeID && !ready[v.ID] && s.mirror.ByID(name.EngineID) == nil {
+			n++
+		}
+	}
+	return n, nil
 }

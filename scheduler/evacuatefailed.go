@@ -8,6 +8,7 @@ import (
 
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // waits reports whether an engine's last move failed a short while ago.
@@ -23,12 +24,26 @@ func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 	}
 	v.failed[engineID] = f
 	wait := min(firstMoveRetry<<min(f.Attempts-1, 10), lastMoveRetry)
-	return engine.StillWaits(f.At.Add(wait), time.Now(), lastMoveRetry)
+	if f.Down {
+		wait = min(lastMoveRetry<<min(f.Attempts-1, 10), lastDownRetry)
+	}
+	return engine.StillWaits(f.At.Add(wait), time.Now(), lastDownRetry)
 }
 
-// result notes how a move ended.
-func (v *evacuations) result(row *engine.Row, err error) {
-	if err != nil && (overtaken(err) || errors.Is(err, registry.ErrConflict)) {
+// broke reports whether an engine was stopped for its last move, which failed.
+func (v *evacuations) broke(e *registry.Evacuation, engineID string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f, tried := v.failed[engineID]
+	if !tried {
+		f = e.Failures[engineID]
+	}
+	return f.Down
+}
+
+// result notes how a move ended. now is the row after it; nil: it never began.
+func (v *evacuations) result(row, now *engine.Row, err error) {
+	if err != nil && now == nil && (overtaken(err) || errors.Is(err, registry.ErrConflict)) {
 		return // somebody uses it; it is looked at again in a moment
 	}
 	v.mu.Lock()
@@ -39,7 +54,7 @@ func (v *evacuations) result(row *engine.Row, err error) {
 	}
 	said := AsError(err)
 	v.s.log.Warn("an engine cannot be moved to another node; retrying", "engine_id", row.EngineID, "node_id", row.NodeID, "error", err)
-	v.failed[row.EngineID] = registry.FailedMove{Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1}
+	v.failed[row.EngineID] = registry.FailedMove{Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1, Down: now != nil && now.Reason == operation.ReasonNotMoved}
 }
 
 // note writes what has failed into the record, and what the evacuation waits for.
@@ -61,4 +76,16 @@ func (v *evacuations) note(ctx context.Context, e *registry.Evacuation, on []*en
 	}
 	e.Failures, e.Waits = failures, waits
 	return v.s.store.PutEvacuation(ctx, e)
+}
+
+// prune deletes old snapshots of an engine that was moved: its product may have no schedule,
+// which would do it.
+func (v *evacuations) prune(ctx context.Context, row *engine.Row) {
+	p, err := v.s.store.Product(ctx, row.ProductID)
+	if err == nil {
+		err = v.s.pruneSnapshots(ctx, row.EngineID, row.Snapshot.ID, keepOf(p.Policy))
+	}
+	if err != nil && ctx.Err() == nil {
+		v.s.log.Warn("old snapshots of an engine that was moved cannot be deleted", "engine_id", row.EngineID, "error", err)
+	}
 }

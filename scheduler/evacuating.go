@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +28,12 @@ const (
 	// firstMoveRetry is the wait after the first failed move of an engine. It doubles up to
 	// lastMoveRetry.
 	firstMoveRetry, lastMoveRetry = 10 * time.Second, 5 * time.Minute
+	// lastDownRetry is the longest wait after a move for which the engine had been stopped. The
+	// first one is lastMoveRetry.
+	lastDownRetry = time.Hour
+	// brokenMost is how many engines may have been stopped in vain before no other running
+	// engine is stopped.
+	brokenMost = 2
 	// evacuationsKept is for how long records of evacuations that have ended are kept.
 	evacuationsKept = 7 * 24 * time.Hour
 )
@@ -103,13 +110,15 @@ func (v *evacuations) once(ctx context.Context) error {
 // processes already.
 func (v *evacuations) followDrains(ctx context.Context, active map[string]*registry.Evacuation) error {
 	rows := v.s.mirror.All()
+	var errs []error
 	for _, n := range v.s.cluster.Nodes() {
 		if !n.Draining || n.Down || active[n.ID] != nil || len(onNode(rows, n.ID)) == 0 {
 			continue
 		}
 		found, err := v.s.cluster.Scheduling(ctx, n.ID)
 		if err != nil {
-			return err
+			errs = append(errs, err) // the other nodes do not wait for it
+			continue
 		}
 		switch {
 		case !found.Draining || found.Evacuated:
@@ -121,25 +130,37 @@ func (v *evacuations) followDrains(ctx context.Context, active map[string]*regis
 			v.forced[n.ID] = true
 			continue
 		}
-		if _, err := v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain); err != nil {
-			return err
-		}
+		_, err = v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain)
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // evacuate begins the next moves of one node, or ends its evacuation.
 func (v *evacuations) evacuate(ctx context.Context, e *registry.Evacuation) error {
 	s := v.s
+	if mark, recovered := s.registryMark(); mark != e.Registry || !recovered.Equal(e.Recovered) {
+		// Perhaps it came back with a backup, and nobody wants the node to be empty any more.
+		return s.endEvacuation(ctx, e, registry.EvacuationCancelled)
+	}
 	on := onNode(s.mirror.All(), e.NodeID)
+	if e.Cancelled {
+		if slices.ContainsFunc(on, moving) {
+			return nil
+		}
+		return v.end(ctx, e, registry.EvacuationCancelled)
+	}
 	v.empty[e.NodeID]++
 	if len(on) > 0 {
 		v.empty[e.NodeID] = 0
 	}
 	if v.empty[e.NodeID] >= emptyLooks {
+		if left, err := s.strangeVolumes(ctx, e.NodeID); err != nil || left > 0 {
+			return errors.Join(err, v.note(ctx, e, on, fmt.Sprintf("%d volumes on the node belong to no engine that the service may move: see orch engine quarantine, orch volume list", left)))
+		}
 		return v.end(ctx, e, registry.EvacuationDone)
 	}
-	if until := e.Found.DrainUntil; e.Found.Drain && !until.IsZero() && time.Now().After(until) {
+	if until := e.Found.DrainUntil; e.Found.Drain && !until.IsZero() && time.Now().After(until) && !slices.ContainsFunc(on, moving) {
 		return v.end(ctx, e, registry.EvacuationExpired)
 	}
 	now, err := s.cluster.Scheduling(ctx, e.NodeID)
@@ -152,36 +173,37 @@ func (v *evacuations) evacuate(ctx context.Context, e *registry.Evacuation) erro
 		return v.note(ctx, e, on, "the node does not respond")
 	case now.Forced:
 		return v.note(ctx, e, on, "the node is drained by force, so Nomad runs nothing there")
+	case !now.Eligible:
+		return v.open(ctx, e, now, on) // moves begin when the view shows it
+	case s.monitor.Held():
+		return v.note(ctx, e, on, "too many engines fail at the moment")
 	}
-	if !now.Eligible {
-		if err := v.open(ctx, e, now); err != nil {
-			return err
-		}
-	}
-	waits := ""
-	if s.monitor.Held() {
-		waits = "too many engines fail at the moment"
-	} else {
-		v.begin(ctx, e, on)
-	}
-	return v.note(ctx, e, on, waits)
+	return v.note(ctx, e, on, v.begin(ctx, e, on))
 }
 
 // open lets Nomad place workers on the node. How somebody had the node is in the record first,
 // so that it is so again at the end.
-func (v *evacuations) open(ctx context.Context, e *registry.Evacuation, now *cluster.Scheduling) error {
+func (v *evacuations) open(ctx context.Context, e *registry.Evacuation, now *cluster.Scheduling, on []*engine.Row) error {
+	s := v.s
 	if found := foundOf(now); found != e.Found && !(e.Found.Drain && !found.Drain) {
 		e.Found = found
-		if err := v.s.store.PutEvacuation(ctx, e); err != nil {
+		if err := s.store.PutEvacuation(ctx, e); err != nil {
 			return err
 		}
 	}
-	err := v.s.cluster.MakeEligible(ctx, e.NodeID, now.Draining)
+	err := s.cluster.MakeEligible(ctx, e.NodeID, now.Draining)
 	if errors.Is(err, cluster.ErrDenied) {
-		v.s.log.Error("a node cannot be evacuated, because the service's Nomad token may not change nodes: an evacuation needs node { policy = \"write\" }", "node_id", e.NodeID)
-		return v.note(ctx, e, nil, "the service's Nomad token may not change nodes")
+		s.log.Error("a node cannot be evacuated, because the service's Nomad token may not change nodes: an evacuation needs node { policy = \"write\" }", "node_id", e.NodeID)
+		return v.note(ctx, e, on, "the service's Nomad token may not change nodes")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// Another leader may have ended it, while this replica was paused.
+	if is, err := s.store.Evacuation(ctx, e.NodeID); err == nil && is.Outcome != "" {
+		return s.closeNode(ctx, is, is.Outcome)
+	}
+	return nil
 }
 
 // end closes the node and the record.
@@ -192,13 +214,16 @@ func (v *evacuations) end(ctx context.Context, e *registry.Evacuation, outcome s
 	return v.s.endEvacuation(ctx, e, outcome)
 }
 
-// begin begins as many moves as may run at once. Engines without a process come first: nobody
-// waits for them, and the others find more room.
-func (v *evacuations) begin(ctx context.Context, e *registry.Evacuation, on []*engine.Row) {
-	free := v.s.opts.EvacuateParallel
+// begin begins as many moves as may run at once, and returns what keeps it from that. Engines
+// without a process come first: nobody waits for them, and the others find more room.
+func (v *evacuations) begin(ctx context.Context, e *registry.Evacuation, on []*engine.Row) (waits string) {
+	free, broken := v.s.opts.EvacuateParallel, 0
 	for _, row := range on {
 		if moving(row) {
 			free--
+		}
+		if v.broke(e, row.EngineID) {
+			broken++
 		}
 	}
 	slices.SortStableFunc(on, func(a, b *engine.Row) int {
@@ -206,17 +231,24 @@ func (v *evacuations) begin(ctx context.Context, e *registry.Evacuation, on []*e
 	})
 	for _, row := range on {
 		if free <= 0 || ctx.Err() != nil {
-			return
+			break
 		}
 		if row.NodeID != e.NodeID || row.Op != nil || row.Warm != "" || !movable(row) || row.State == engine.Destroying || v.waits(e, row.EngineID) {
 			continue
 		}
-		if row.State == engine.Running && time.Since(e.RequestedAt) < busyPatience && v.works(ctx, row) {
-			continue
+		if row.State == engine.Running {
+			if broken >= brokenMost && !v.broke(e, row.EngineID) {
+				waits = "moves fail after engines were stopped for them, so no other running engine is stopped until they succeed"
+				continue
+			}
+			if time.Since(e.RequestedAt) < busyPatience && v.works(ctx, row) {
+				continue
+			}
 		}
 		free--
 		v.move(ctx, row)
 	}
+	return waits
 }
 
 // works reports whether an engine works between requests. It is asked again after a while.
@@ -245,29 +277,18 @@ func order(row *engine.Row) int {
 func (v *evacuations) move(ctx context.Context, row *engine.Row) {
 	o, err := v.s.beginMove(ctx, row, actorSystem)
 	if err != nil {
-		v.result(row, err)
+		v.result(row, nil, err)
 		return
 	}
 	v.s.ops.Background(func(ctx context.Context) {
-		moved, err := o.Wait(ctx)
+		_, err := o.Wait(ctx)
+		now, rerr := v.s.store.Engine(ctx, row.ProductID, row.UserID)
 		if ctx.Err() != nil {
 			return
 		}
-		v.result(row, err)
-		if err == nil && moved.Snapshot != nil {
-			v.prune(ctx, moved)
+		v.result(row, now, err)
+		if rerr == nil && now.EngineID == row.EngineID && now.Snapshot != nil && now.Snapshot.ID != "" {
+			v.prune(ctx, now) // after a failure, too: it may have stored one
 		}
 	})
-}
-
-// prune deletes old snapshots of an engine that was moved: its product may have no schedule,
-// which would do it.
-func (v *evacuations) prune(ctx context.Context, row *engine.Row) {
-	p, err := v.s.store.Product(ctx, row.ProductID)
-	if err == nil {
-		err = v.s.pruneSnapshots(ctx, row.EngineID, row.Snapshot.ID, keepOf(p.Policy))
-	}
-	if err != nil && ctx.Err() == nil {
-		v.s.log.Warn("old snapshots of an engine that was moved cannot be deleted", "engine_id", row.EngineID, "error", err)
-	}
 }

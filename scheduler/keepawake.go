@@ -38,7 +38,7 @@ func (s *Scheduler) KeepAwake(ctx context.Context, caller *Caller, d time.Durati
 					return time.Time{}, err
 				}
 			}
-		case yields(row):
+		case yields(row) && row.Op.Kind != engine.OpMove: // one that calls this often would never be moved
 			if err := s.yield(ctx, row); err != nil {
 				return time.Time{}, err
 			}

@@ -80,10 +80,24 @@ func (o *work) awaitMove(ctx context.Context) error {
 	return o.WhileOwned(ctx, o.awaitTurn)
 }
 
+// beginPass begins the snapshot that takes the brain to the other node, while the engine still
+// runs: a store or a key that is away is no reason to stop it.
+func (o *work) beginPass(ctx context.Context) error {
+	op := o.Row.Op
+	if op.Taking == nil {
+		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(o.Row), Trigger: engine.TriggerMove}
+	}
+	return o.beginUpload(ctx)
+}
+
 // endForMove ends the engine's process, and one that sleeps frozen. From here on a running
-// engine is down until it has been moved.
+// engine is down until it has been moved. It is not ended if Nomad would not place the worker
+// that copies its brain.
 func (o *work) endForMove(ctx context.Context) error {
 	row := o.Row
+	if n, known := o.s.cluster.Node(row.NodeID); !row.Op.Restoring.Ended && (!known || !n.Eligible) {
+		return engine.Errorf(engine.EngineBusy, "the engine's node is not eligible in Nomad, so its brain cannot be copied")
+	}
 	if o.movesRunning() {
 		row.Op.Restoring.Ended = true
 		row.Restarts = nil
@@ -95,16 +109,11 @@ func (o *work) endForMove(ctx context.Context) error {
 	return o.quiesce(ctx)
 }
 
-// beginPass begins the snapshot that takes the brain to the other node. No process of the
-// engine runs.
-func (o *work) beginPass(ctx context.Context) error {
-	row, op := o.Row, o.Row.Op
-	row.Frozen = nil
-	if op.Taking == nil {
-		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerMove}
-	}
-	op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
-	return o.beginUpload(ctx)
+// copyToPass starts the worker that copies the brain. No process of the engine runs.
+func (o *work) copyToPass(ctx context.Context) error {
+	o.Row.Frozen = nil
+	o.Row.Op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
+	return o.prepareCopy(ctx)
 }
 
 // pass makes the stored snapshot the one that is restored on the other node.

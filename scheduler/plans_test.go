@@ -39,7 +39,7 @@ func TestPlans(t *testing.T) {
 			"new-key", "switch", "variable", "register", "boot", "release",
 		},
 		engine.OpMove: {
-			"target", "target-volume", "turn", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
+			"target", "target-volume", "turn", "keep-upload", "scale-down", "drain", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
 			"switch", "variable", "register", "boot", "release",
 		},
 		engine.OpDrill: {"target", "target-volume", "fetch", "clean", "remove"},

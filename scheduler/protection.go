@@ -64,13 +64,14 @@ func protection(rows []*engine.Row, policy engine.Policy, drills time.Duration, 
 		if r := row.Recovery; r != nil && r.At.After(recovered) {
 			recovered, p.RecoveryTime = r.At, time.Duration(r.MS)*time.Millisecond
 		}
-		if row.Drill.Failed() {
+		has := row.Snapshot != nil && row.Snapshot.ID != ""
+		switch failed := row.Drill.Failed(); {
+		case failed && drills > 0 && has: // otherwise it is never tried again
 			p.FailedDrills++
 			p.failed = row
-		} else if row.Drill != nil && row.Drill.At.After(p.DrilledAt) {
+		case !failed && row.Drill != nil && row.Drill.At.After(p.DrilledAt):
 			p.DrilledAt = row.Drill.At
 		}
-		has := row.Snapshot != nil && row.Snapshot.ID != ""
 		if has && (since.IsZero() || row.CreatedAt.Before(since)) {
 			since = row.CreatedAt
 		}

@@ -255,7 +255,7 @@ func (o *work) release(ctx context.Context) error {
 	// Not the snapshot of the brain that was replaced: should the node be lost before the next
 	// snapshot, the engine is to have this brain again.
 	if c := r.Content; c != nil {
-		o.Row.Snapshot = &engine.SnapshotRef{ID: r.SnapshotID, At: r.At, SHA256: c.SHA256, StoredBytes: c.StoredBytes}
+		o.Row.Snapshot = &engine.SnapshotRef{ID: r.SnapshotID, At: notAfter(r.At, time.Now().UTC()), SHA256: c.SHA256, StoredBytes: c.StoredBytes}
 	}
 	f := r.Former
 	if f == nil {
@@ -266,6 +266,15 @@ func (o *work) release(ctx context.Context) error {
 		return nil
 	}
 	return o.discard(ctx, *f)
+}
+
+// notAfter returns a time of a manifest, which is not signed, but not one in the future: the
+// engine would seem to be protected for ever.
+func notAfter(at, now time.Time) time.Time {
+	if at.After(now) {
+		return now
+	}
+	return at
 }
 
 // discard deletes one volume of the engine, which is not the one in its row. What cannot be

@@ -12,7 +12,9 @@ import (
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
+	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
 )
 
@@ -165,24 +167,38 @@ func (s *Scheduler) DeleteSnapshot(ctx context.Context, caller *Caller, snapshot
 	}
 	err = s.opts.Snapshots.Store.Delete(ctx, of)
 	s.abandon(ctx, id, began, err)
-	if err == nil {
-		s.noteDeleted(ctx, caller, snapshotID)
+	if err == nil && !s.noteDeleted(ctx, caller, snapshotID) {
+		s.ops.Background(func(ctx context.Context) {
+			for until := time.Now().Add(noteDeletedFor); time.Now().Before(until) && pause.For(ctx, noteDeletedEvery); {
+				if s.noteDeleted(ctx, caller, snapshotID) {
+					return
+				}
+			}
+		})
 	}
 	return err
 }
 
+// noteDeletedFor is how long the end of an operation is awaited before a row is changed, and
+// noteDeletedEvery the interval of looking.
+const noteDeletedFor, noteDeletedEvery = operation.BrainTimeout, 2 * time.Second
+
 // noteDeleted writes into the row which snapshot is the newest one, after that one was
-// deleted: otherwise the engine would seem to be protected by it. If the row cannot be
-// written now, the next snapshot corrects it.
-func (s *Scheduler) noteDeleted(ctx context.Context, caller *Caller, snapshotID string) {
+// deleted: otherwise the engine would seem to be protected by it, and a drill of it would
+// fail. It reports false while an operation has the row. If the row cannot be written, the next
+// snapshot corrects it.
+func (s *Scheduler) noteDeleted(ctx context.Context, caller *Caller, snapshotID string) bool {
 	err := caller.refresh(ctx, s)
 	for range maxClaims {
 		var row *engine.Row
 		if err == nil {
 			row, err = caller.engine()
 		}
-		if err != nil || row.Op != nil || row.Snapshot == nil || row.Snapshot.ID != snapshotID {
+		if err != nil || row.Snapshot == nil || row.Snapshot.ID != snapshotID {
 			break
+		}
+		if row.Op != nil {
+			return false
 		}
 		row = row.Clone()
 		row.Snapshot = &engine.SnapshotRef{}
@@ -202,6 +218,7 @@ func (s *Scheduler) noteDeleted(ctx context.Context, caller *Caller, snapshotID 
 	if err != nil && ctx.Err() == nil {
 		s.log.Debug("cannot note that the newest snapshot of an engine was deleted", "user_id", caller.UserID, "snapshot_id", snapshotID, "error", err)
 	}
+	return true
 }
 
 var errNoSnapshot = engine.Errorf(engine.SnapshotNotFound, "the engine has no such snapshot")

@@ -31,15 +31,22 @@ type failedMoveAnswer struct {
 	Attempts  int    `json:"attempts"`
 }
 
-// evacuationMoving is the status of an evacuation that has no outcome yet.
-const evacuationMoving = "moving"
+// The statuses of an evacuation that has no outcome yet.
+const (
+	evacuationMoving     = "moving"
+	evacuationCancelling = "cancelling"
+)
 
 func showEvacuation(e *scheduler.Evacuation) *evacuationAnswer {
 	a := &evacuationAnswer{
 		NodeID: e.NodeID, Status: e.Outcome, RequestedBy: e.By, RequestedAt: timestamp(e.RequestedAt), EndedAt: optional(timestamp(e.EndedAt)),
 		Total: e.Total, Left: e.Left, Moving: e.Moving, Waits: e.Waits, Failed: make([]failedMoveAnswer, 0, len(e.Failed)),
 	}
-	if a.Status == "" {
+	switch {
+	case a.Status != "":
+	case e.Cancelled:
+		a.Status = evacuationCancelling
+	default:
 		a.Status = evacuationMoving
 	}
 	for _, f := range e.Failed {

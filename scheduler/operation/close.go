@@ -51,7 +51,7 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	if row.State != engine.Running {
 		row.URL, row.AllocID = "", ""
 	}
-	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !untouched {
+	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !untouched && (op.Kind != engine.OpMove || op.From == engine.Running) {
 		settleRestarts(backoff, row, op, now)
 	}
 }
@@ -77,13 +77,13 @@ func closeRestore(row *engine.Row, op *engine.Operation) {
 // after the process had ended, the engine is failed, so that it is started again where it was.
 func closeMove(row *engine.Row, op *engine.Operation) {
 	if op.From == engine.Running && op.Undo != "" && op.Restoring.Ended {
-		row.State, row.Reason = engine.Failed, reasonNotMoved
+		row.State, row.Reason = engine.Failed, ReasonNotMoved
 	}
 }
 
-// reasonNotMoved is the reason of an engine whose move failed after its process had been
+// ReasonNotMoved is the reason of an engine whose move failed after its process had been
 // ended.
-const reasonNotMoved = "not_moved"
+const ReasonNotMoved = "not_moved"
 
 // reasonNotRestored is the reason of an engine whose restore failed after its process had
 // been ended.

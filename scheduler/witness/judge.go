@@ -110,22 +110,25 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 	if k, sure := e.Current(); k != nil && k.Owner == own && (sure || k.Version > row.KeyVersion) {
 		row.KeyVersion, row.KeyID = k.Version, k.ID
 	}
+	dropped := row.Op != nil
+	between := dropped && row.Op.Restoring != nil && row.Op.Restoring.Former != nil // two volumes, of which one is the brain
+	if between {
+		row.Discard(*row.Op.Restoring.Former, now)
+	}
 	if v := e.Brain(); v != nil && v.ID != row.VolumeID {
 		now, _ := engine.ParseVolume(v.Name)
 		if then, _ := engine.ParseVolume(row.Volume()); now.Number >= then.Number || e.startedWith(v.ID) && row.HasLeft(v.ID) { // otherwise the list is from before AdoptNode
 			e.brainOf(row)
 		}
 	}
+	if between {
+		row.Discard(row.Op.Restoring.Target, now)
+	}
 	if row.Digest == "" { // it was resolved since
 		row.Digest = e.digestOf(row.Image)
 	}
 	if e.job != nil {
 		row.TLS = e.job.TLS
-	}
-	dropped := row.Op != nil
-	if dropped && row.Op.Restoring != nil && row.Op.Restoring.Former != nil { // one of them is the brain
-		row.Discard(*row.Op.Restoring.Former, now)
-		row.Discard(row.Op.Restoring.Target, now)
 	}
 	row.Op, row.SleepPending = nil, ""
 	switch j := e.job; {

@@ -33,9 +33,13 @@ func TestRowFromARestore(t *testing.T) {
 		Op: &engine.Operation{Kind: engine.OpRestore, Restoring: &engine.Restoring{Former: &place, Target: at(target)}},
 	}
 	w.row.PutAt(at(target))
-	w.row.Discard(place, time.Now())
-	r := w.JudgeRow(time.Now(), true)
-	if r.Verdict != Correct || r.Row.VolumeID != "v1" || r.Row.VolumeName != "" || r.Row.NodeID != "a" || r.Row.HasLeft("v1") || !r.Row.HasLeft("v2") {
-		t.Errorf("%s: %+v", r.Verdict, r.Row)
+	for _, lost := range []bool{false, true} { // lost: its node did not respond, so the row has left that volume
+		if lost {
+			w.row.Discard(place, time.Now())
+		}
+		r := w.JudgeRow(time.Now(), true)
+		if r.Verdict != Correct || r.Row.VolumeID != "v1" || r.Row.VolumeName != "" || r.Row.NodeID != "a" || r.Row.HasLeft("v1") || !r.Row.HasLeft("v2") {
+			t.Errorf("%t: %s: %+v", lost, r.Verdict, r.Row)
+		}
 	}
 }

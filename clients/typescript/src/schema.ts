@@ -2274,10 +2274,10 @@ export interface components {
         Evacuation: {
             node_id: string;
             /**
-             * @description `expired`: the deadline of the node's drain came first. Nomad then ends the engines that are left.
+             * @description `cancelling`: engines that are on their way still arrive. `expired`: the deadline of the node's drain came first. Nomad then ends the engines that are left.
              * @enum {string}
              */
-            status: "moving" | "done" | "cancelled" | "expired";
+            status: "moving" | "cancelling" | "done" | "cancelled" | "expired";
             /**
              * @description `drain`: an operator drained the node in Nomad, with `ORCH_ON_DRAIN` = `move`.
              * @enum {string}
