@@ -202,6 +202,9 @@ func (z *snapshotSchedule) take(ctx context.Context, row *engine.Row, rule snaps
 	}
 	z.s.ops.Background(func(ctx context.Context) {
 		_, err := o.Wait(ctx)
+		if now, rerr := z.s.store.Engine(ctx, row.ProductID, row.UserID); err != nil && rerr == nil && now.Snapshot != nil && now.Snapshot.ID == t.SnapshotID {
+			err = nil // it was stored when it gave way
+		}
 		z.note(row, rule, err)
 		if err == nil {
 			err = z.s.pruneSnapshots(ctx, row.EngineID, t.SnapshotID, rule.keep)
