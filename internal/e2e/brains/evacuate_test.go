@@ -38,6 +38,7 @@ func TestEvacuate(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.WantCode(t, harness.ErrOf(admin.Evacuation(ctx, first)), 404, "NOT_FOUND")
+	harness.WantCode(t, harness.ErrOf(admin.CancelEvacuation(ctx, first)), 404, "NOT_FOUND")
 	harness.WantCode(t, harness.ErrOf(admin.Evacuate(ctx, "no-such-node")), 404, "NOT_FOUND")
 
 	// While no other node takes an engine, they stay and run on.

@@ -35,7 +35,8 @@ var drivenByCode = map[string]string{
 var drivenElsewhere = map[string][]string{
 	"admission": {"keepAwake 409 ENGINE_BUSY", "provision 409 ENGINE_BUSY", "rotateKey 409 ENGINE_BUSY", "stopEngine 409 ENGINE_BUSY"},
 	"brains": {
-		"cancelEvacuation 200", "evacuateNode 200", "evacuateNode 507 SNAPSHOT_FAILED", "getEvacuation 200",
+		"cancelEvacuation 200", "cancelEvacuation 404 NOT_FOUND", "evacuateNode 200", "evacuateNode 404 NOT_FOUND", "evacuateNode 507 SNAPSHOT_FAILED",
+		"getEvacuation 200", "getEvacuation 404 NOT_FOUND", "listStoredEngines 200",
 		"importEngine 200", "importEngine 202", "importEngine 403 POLICY_DENIED", "importEngine 404 PRODUCT_NOT_FOUND", "importEngine 409 ENGINE_ALREADY_EXISTS",
 		"importEngine 422 SNAPSHOT_CORRUPT", "importEngine 429 QUOTA_EXCEEDED",
 	},
