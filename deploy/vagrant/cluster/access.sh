@@ -66,6 +66,9 @@ prepare_unsealed() {
 	await "vault" unsealed
 }
 
+# put_items: write what the job orch needs, which run_orch has put together.
+put_items() { jq '{Items: .}' <<<"$items" | nomad var put -force -in=json nomad/jobs/orch -; }
+
 # run_orch: two replicas, each on a client, by the identity of their tasks.
 run_orch() {
 	local items engines
@@ -74,7 +77,7 @@ run_orch() {
 			key=$admin_key jq -cnS '{ORCH_ADMIN_KEY: env.key, ORCH_DATABASE_URL: env.database}'
 	)
 	if [ "$(nomad var get -out=json nomad/jobs/orch 2>/dev/null | jq -cS .Items)" != "$items" ]; then
-		jq '{Items: .}' <<<"$items" | nomad var put -force -in=json nomad/jobs/orch - >/dev/null
+		await "nomad" put_items # the servers may elect a leader just now
 	fi
 	engines='"ORCH_ENGINE_IMAGE" = "orch/reference-engine:1"'
 	if [ "$engine_driver" != docker ]; then
@@ -82,7 +85,7 @@ run_orch() {
 	fi
 	# DEPLOYED changes with the binary, so that Nomad replaces the replicas one at a time.
 	# Any time may pass until the second client is created.
-	nomad job run -detach -var progress_deadline=0s -var driver=raw_exec -var count=2 -var identity=true -var vault_role=orch -var tls_dir=/etc/orch/serve \
+	await "nomad" nomad job run -detach -var progress_deadline=0s -var driver=raw_exec -var count=2 -var identity=true -var vault_role=orch -var tls_dir=/etc/orch/serve \
 		-var consul_addr="$CONSUL_HTTP_ADDR" -var vault_addr=https://vault.internal:8200 -var "settings={
 		\"CONSUL_CACERT\" = \"$CONSUL_CACERT\", \"VAULT_CACERT\" = \"$VAULT_CACERT\", \"ORCH_NOMAD_NAMESPACE\" = \"engines\",
 		$engines, \"DEPLOYED\" = \"$(sha256sum /usr/local/bin/orch | cut -c 1-16)\" }" nomad-jobs/orch.nomad.hcl
