@@ -27,7 +27,7 @@ func (s *Scheduler) Import(ctx context.Context, engineID, snapshotID string) (*e
 	if !engine.IsID(engineID) {
 		return nil, errNotStored
 	}
-	if err := s.mayBegin(ctx, "nomad", "vault"); err != nil {
+	if err := s.mayBegin(ctx, "consul", "nomad", "vault"); err != nil {
 		return nil, err
 	}
 	if s.opts.Snapshots.Worker == "" {

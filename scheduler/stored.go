@@ -74,7 +74,7 @@ func (s *Scheduler) StoredEngines(ctx context.Context, limit int, cursor string)
 	if cursor != "" && !brain.IsID(cursor) {
 		return nil, "", engine.Errorf(engine.InvalidRequest, "cursor is not one that this call has returned")
 	}
-	if err := s.checks.need(ctx, "nomad", "vault"); err != nil {
+	if err := s.checks.need(ctx, "consul", "nomad", "vault"); err != nil {
 		return nil, "", err
 	}
 	if err := s.Ready(); err != nil {
