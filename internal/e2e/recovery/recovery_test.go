@@ -564,6 +564,8 @@ func TestRegistryRecovering(t *testing.T) {
 		"stored engines":       func() error { return harness.ErrOf(r.Admin().StoredEngines(ctx, client.SnapshotPage{})) },
 		"import":               func() error { return harness.ErrOf(r.Admin().Import(ctx, quarantined, "")) },
 		"adoptNode":            func() error { return harness.ErrOf(r.Admin().AdoptNode(ctx, "a", "b", false)) },
+		"evacuateNode":         func() error { return harness.ErrOf(r.Admin().Evacuate(ctx, "a")) },
+		"cancelEvacuation":     func() error { return harness.ErrOf(r.Admin().CancelEvacuation(ctx, "a")) },
 	}
 	t.Run("Calls", func(t *testing.T) {
 		for name, call := range calls {
