@@ -7,7 +7,7 @@ import (
 
 // adminPaths are the first segments of the paths that only the admin calls.
 var adminPaths = map[string]bool{
-	"products": true, "reconcile": true, "unreachable-volumes": true, "provider-keys": true, "registry": true, "nodes": true, "quarantine": true,
+	"products": true, "reconcile": true, "unreachable-volumes": true, "provider-keys": true, "registry": true, "nodes": true, "quarantine": true, "stored-engines": true,
 }
 
 // probePaths show the health of a replica, on every listener.
