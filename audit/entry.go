@@ -49,10 +49,8 @@ const (
 	ActionDrill          = "drill"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
-	// ActionMove: an engine went to another node. ActionEvacuate: an admin asked for that for
-	// all engines of a node, or cancelled it.
-	ActionMove     = "move"
-	ActionEvacuate = "evacuate"
+	// ActionMove: an engine went to another node.
+	ActionMove = "move"
 	// ActionImport: an engine that only the snapshot store had is brought back.
 	ActionImport = "import"
 )
@@ -64,7 +62,7 @@ var Actions = []string{
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
-	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionDrill, ActionFork, ActionErase, ActionMove, ActionEvacuate, ActionImport,
+	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionDrill, ActionFork, ActionErase, ActionMove, ActionImport,
 }
 
 // Outcomes that are not error codes.

@@ -136,14 +136,9 @@ func (c *Cluster) AllocStatuses(ctx context.Context, jobID string) (statuses []s
 // ReadNode reads a node from Nomad itself, without its free resources. ErrNotFound: Nomad
 // does not know the node.
 func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
-	if _, err := uuid.Parse(id); err != nil {
-		return nil, fmt.Errorf("%w: node %q: %w", ErrNotFound, id, err) // Nomad responds 500
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	n, _, err := c.client.Nodes().Info(id, c.read(ctx))
+	n, err := c.nodeInfo(ctx, id)
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
 	}
 	node := c.nodeFrom(&api.NodeListStub{
 		Attributes: n.Attributes, ID: n.ID, Name: n.Name, NodePool: n.NodePool, Status: n.Status, Drain: n.Drain, SchedulingEligibility: n.SchedulingEligibility,
@@ -158,6 +153,17 @@ func (c *Cluster) ReadNode(ctx context.Context, id string) (*Node, error) {
 		}
 	}
 	return node, nil
+}
+
+// nodeInfo reads a node from Nomad as it is. ErrNotFound: Nomad does not know the node.
+func (c *Cluster) nodeInfo(ctx context.Context, id string) (*api.Node, error) {
+	if _, err := uuid.Parse(id); err != nil {
+		return nil, fmt.Errorf("%w: node %q: %w", ErrNotFound, id, err) // Nomad responds 500
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, _, err := c.client.Nodes().Info(id, c.read(ctx))
+	return n, classify(err)
 }
 
 // consulName is the attribute with the name of the Consul agent that a node's Nomad agent

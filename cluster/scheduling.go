@@ -24,14 +24,9 @@ const evacuatedMeta = "orch_evacuated"
 
 // Scheduling reads how Nomad schedules on a node. ErrNotFound: Nomad does not know it.
 func (c *Cluster) Scheduling(ctx context.Context, nodeID string) (*Scheduling, error) {
-	if _, err := c.ReadNode(ctx, nodeID); err != nil { // refuses what is no node's id
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	n, _, err := c.client.Nodes().Info(nodeID, c.read(ctx))
+	n, err := c.nodeInfo(ctx, nodeID)
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
 	}
 	s := &Scheduling{Eligible: n.SchedulingEligibility == api.NodeSchedulingEligible && !n.Drain, Draining: n.DrainStrategy != nil}
 	if d := n.DrainStrategy; d != nil {

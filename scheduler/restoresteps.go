@@ -269,7 +269,7 @@ func (o *work) release(ctx context.Context) error {
 }
 
 // notAfter returns a time of a manifest, which is not signed, but not one in the future: the
-// engine would seem to be protected for ever.
+// engine would seem to be protected until then.
 func notAfter(at, now time.Time) time.Time {
 	if at.After(now) {
 		return now
