@@ -230,16 +230,25 @@ func (c *Cluster) ScaleToZero(ctx context.Context, id string, note jobs.Note, be
 	return c.Register(ctx, job, *job.JobModifyIndex)
 }
 
+// noProcess is in Nomad's response with status 500 to a signal for a task whose process does
+// not run (errTaskNotRunning in its task runner).
+const noProcess = "Task not running"
+
 // signalTimeout limits a signal, which Nomad's servers forward to a node that may be
 // unreachable.
 const signalTimeout = 3 * time.Second
 
-// Signal sends a signal, such as "SIGCONT", to the process of an allocation. After an error
-// it is unknown whether the signal was sent, because the node did not confirm it.
+// Signal sends a signal, such as "SIGCONT", to the process of an allocation. ErrRejected: it
+// has none at the moment, because it has ended, or Nomad is starting it again. After other
+// errors it is unknown whether the signal was sent, because the node did not confirm it.
 func (c *Cluster) Signal(ctx context.Context, allocID, signal string) error {
 	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
 	defer cancel()
-	return classify(c.client.Allocations().Signal(&api.Allocation{ID: allocID}, c.read(ctx), "", signal))
+	err := c.client.Allocations().Signal(&api.Allocation{ID: allocID}, c.read(ctx), "", signal)
+	if err != nil && strings.Contains(err.Error(), noProcess) {
+		return fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	return classify(err)
 }
 
 // classify wraps an error of the Nomad client in one of this package's errors.
