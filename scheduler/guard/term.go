@@ -55,6 +55,21 @@ func (g *Guard) compare(ctx context.Context) error {
 		return &ForeignError{Ours: here.ID, Theirs: there.ID, Mount: g.d.Vault.Mount(), Where: g.d.Where, TheirWhere: there.Where}
 	}
 	verdict := compare(here, there, g.d.Where)
+	if !leads && (verdict == lineageBehind || verdict == lineageLost) {
+		// Perhaps a leader has written both meanwhile. Otherwise this replica must not trust the
+		// registry until a leader compares the two, which takes 20 s if the backup has the lock
+		// of a leader that is gone.
+		if here, err = g.d.Store.Deployment(ctx); err != nil {
+			return err
+		}
+		g.take(here)
+		switch verdict = compare(here, there, g.d.Where); verdict {
+		case lineageBehind:
+			return g.StartRecovery(ctx, behindVault(here, there), true)
+		case lineageLost: // only a leader can find out whether another registry is in use
+			return g.d.Recovering
+		}
+	}
 	// Any replica may begin a new deployment, even beside a leader of an earlier version
 	// without records.
 	if !leads && verdict != lineageNew || term && time.Since(g.began) < epochEvery && verdict == lineageSame {
@@ -66,6 +81,10 @@ func (g *Guard) compare(ctx context.Context) error {
 	defer g.mu.Unlock()
 	g.mount = g.record.ID != ""
 	return nil
+}
+
+func behindVault(here *registry.Deployment, there *secrets.Deployment) string {
+	return fmt.Sprintf("the epoch is %d in Consul, but %d in Vault", here.Epoch, there.Epoch)
 }
 
 // Owned returns nil if the keys in Vault certainly belong to this deployment.
@@ -113,7 +132,7 @@ func (g *Guard) begin(ctx context.Context, here *registry.Deployment, there *sec
 		}
 		recovering("Consul has no record of this deployment, but Vault has its keys")
 	case lineageBehind:
-		recovering(fmt.Sprintf("the epoch is %d in Consul, but %d in Vault", here.Epoch, there.Epoch))
+		recovering(behindVault(here, there))
 	case lineageKeysBehind:
 		keysLost()
 	case lineageSame:

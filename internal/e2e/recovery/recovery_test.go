@@ -32,6 +32,32 @@ func TestRegistryRestored(t *testing.T) {
 	}
 }
 
+// TestBackupWithoutALeader: a backup has the lock of a leader that is gone, so after its restore
+// nobody leads for 20 s. Nothing is changed by what the backup says meanwhile.
+func TestBackupWithoutALeader(t *testing.T) {
+	t.Parallel()
+	p, ctx := harness.NewPast(t, nil), t.Context()
+	one := p.Tenant("one", nil)
+	u := p.Provision(one, "one", "u")
+	backup := p.Snapshot()
+	var err error
+	if u.Engine.APIKey, err = one.RotateKey(ctx, "u"); err != nil {
+		t.Fatal(err)
+	}
+	p.Restore(backup, true)
+	one.BaseURL = p.R.URL
+	harness.Eventually(t, "the engine is stopped", func() error {
+		_, err := one.Stop(ctx, "u")
+		return err
+	})
+	now, err := p.R.Admin().Registry(ctx)
+	if err != nil || now.LastRecovery == nil {
+		t.Errorf("before the registry was rebuilt: %+v, %v", now, err)
+	}
+	u.Status = "stopped"
+	p.Whole()
+}
+
 func testRegistryRestored(t *testing.T, stopped bool) {
 	p := harness.NewPast(t, map[string]string{"ORCH_WARM_POOL": "2"})
 	ctx := t.Context()
