@@ -26,15 +26,6 @@ var (
 	errPortTaken = errors.New("the engine's port is in use by another process")
 )
 
-// bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
-type bootFailure struct {
-	err    *engine.Error
-	reason string
-}
-
-func (e *bootFailure) Error() string { return e.err.Error() }
-func (e *bootFailure) Unwrap() error { return e.err }
-
 // reasonOf returns the reason for the row in an error.
 func reasonOf(err error) string {
 	var boot *bootFailure
@@ -59,6 +50,9 @@ const lateGrace = 2 * time.Second
 // early if Nomad reports a failure: no capacity, an image that does not start, a process
 // that exited.
 func (o *work) boot(ctx context.Context) error {
+	if err := o.recoversNewest(ctx); err != nil {
+		return err
+	}
 	key := ""
 	secret, err := o.s.secret(ctx, o.Row)
 	switch {

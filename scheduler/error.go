@@ -110,3 +110,12 @@ func AsError(err error) *engine.Error {
 	}
 	return &engine.Error{Code: engine.Internal, Message: "the service failed; search its log for the request's id", Err: err}
 }
+
+// bootFailure is an ENGINE_BOOT_FAILED with its reason for the row.
+type bootFailure struct {
+	err    *engine.Error
+	reason string
+}
+
+func (e *bootFailure) Error() string { return e.err.Error() }
+func (e *bootFailure) Unwrap() error { return e.err }

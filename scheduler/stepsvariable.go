@@ -67,6 +67,9 @@ func (o *work) writeVariable(ctx context.Context) error {
 			case err == nil && held.KeyHash == put.KeyHash && held.Witness != nil && sameToStart(held.Witness, put.Witness):
 				return nil
 			case err == nil:
+				if err := o.newestBrain(ctx, held.Witness); err != nil {
+					return err
+				}
 				put.Index = held.Index
 			case !errors.Is(err, cluster.ErrNotFound):
 				return err
