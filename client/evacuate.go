@@ -56,7 +56,7 @@ func (c *Client) Evacuation(ctx context.Context, nodeID string) (*Evacuation, er
 	return e, c.get(ctx, admin, evacuation(nodeID), e)
 }
 
-// CancelEvacuation ends a node's evacuation: engines that are on their way still arrive. It is
+// CancelEvacuation ends a node's evacuation: engines that were stopped for their move still arrive. It is
 // for the admin.
 func (c *Client) CancelEvacuation(ctx context.Context, nodeID string) (*Evacuation, error) {
 	e := new(Evacuation)

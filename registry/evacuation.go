@@ -26,7 +26,7 @@ type Evacuation struct {
 	// followed.
 	Registry  string    `json:"registry"`
 	Recovered time.Time `json:"recovered,omitzero"`
-	// Cancelled: somebody has asked for the end. Engines that are on their way still arrive.
+	// Cancelled: somebody has asked for the end. Engines that were stopped for their move still arrive.
 	Cancelled bool `json:"cancelled,omitempty"`
 	// Waits is what the evacuation waits for; empty: nothing.
 	Waits   string    `json:"waits,omitempty"`

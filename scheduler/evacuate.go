@@ -62,17 +62,26 @@ func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, e
 	return s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall)
 }
 
-// beginEvacuation writes the record of an evacuation, unless one goes on.
+// beginEvacuation writes the record of an evacuation, unless one goes on. One that is about to
+// be cancelled, by somebody or because the registry came back with a backup, is begun again
+// for a call: that came later.
 func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *cluster.Scheduling, by string) (*Evacuation, error) {
 	for {
 		e, err := s.store.Evacuation(ctx, nodeID)
 		if err != nil {
 			return nil, err
 		}
+		before := foundOf(found)
 		if e.NodeID != "" && e.Outcome == "" {
-			return s.evacuation(e), nil
+			outdated := s.outdated(e)
+			if !outdated && !e.Cancelled || by == registry.EvacuateDrain {
+				return s.evacuation(e), nil
+			}
+			if !outdated {
+				before = e.Found
+			}
 		}
-		e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: foundOf(found), Index: e.Index}
+		e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: before, Index: e.Index}
 		e.Registry, e.Recovered = s.registryMark()
 		e.Total = len(onNode(s.mirror.All(), nodeID))
 		switch err := s.store.PutEvacuation(ctx, e); {
@@ -99,6 +108,13 @@ func (s *Scheduler) registryMark() (string, time.Time) {
 	return d.Registry, d.Last.EndedAt.UTC()
 }
 
+// outdated reports whether a record came back with a backup of the registry: perhaps nobody
+// wants its node to be empty any more.
+func (s *Scheduler) outdated(e *registry.Evacuation) bool {
+	mark, recovered := s.registryMark()
+	return mark != e.Registry || !recovered.Equal(e.Recovered)
+}
+
 func foundOf(f *cluster.Scheduling) registry.NodeFound {
 	return registry.NodeFound{Eligible: f.Eligible, Drain: f.Draining, DrainUntil: f.Until, IgnoreSystemJobs: f.IgnoreSystemJobs}
 }
@@ -117,7 +133,7 @@ func (s *Scheduler) EvacuationOf(ctx context.Context, nodeID string) (*Evacuatio
 
 var errNotEvacuated = engine.Errorf(engine.NotFound, "this node was not evacuated in the last week")
 
-// CancelEvacuation asks for the end of an evacuation: engines that are on their way still
+// CancelEvacuation asks for the end of an evacuation: engines that were stopped for their move
 // arrive, and the others stay. Then the leader makes the node drained or ineligible again, if
 // it was. NOT_FOUND: there is no evacuation.
 func (s *Scheduler) CancelEvacuation(ctx context.Context, nodeID string) (*Evacuation, error) {

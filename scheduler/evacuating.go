@@ -139,16 +139,12 @@ func (v *evacuations) followDrains(ctx context.Context, active map[string]*regis
 // evacuate begins the next moves of one node, or ends its evacuation.
 func (v *evacuations) evacuate(ctx context.Context, e *registry.Evacuation) error {
 	s := v.s
-	if mark, recovered := s.registryMark(); mark != e.Registry || !recovered.Equal(e.Recovered) {
-		// Perhaps it came back with a backup, and nobody wants the node to be empty any more.
+	if s.outdated(e) {
 		return s.endEvacuation(ctx, e, registry.EvacuationCancelled)
 	}
 	on := onNode(s.mirror.All(), e.NodeID)
 	if e.Cancelled {
-		if slices.ContainsFunc(on, moving) {
-			return nil
-		}
-		return v.end(ctx, e, registry.EvacuationCancelled)
+		return v.cancel(ctx, e, on)
 	}
 	v.empty[e.NodeID]++
 	if len(on) > 0 {

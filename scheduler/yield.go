@@ -31,22 +31,19 @@ func yields(row *engine.Row) bool {
 	return op.Kind == engine.OpSnapshot && op.Taking != nil && op.Taking.Trigger == engine.TriggerSchedule
 }
 
-// gaveWay is why such an operation is undone.
-const gaveWay = "it gave way to a call"
+// Why such an operation is undone.
+const (
+	gaveWay   = "it gave way to a call"
+	cancelled = "the evacuation of the node was cancelled"
+)
 
 // yield lets the replica that runs such an operation undo it, and waits for that. It is
 // begun again later. ENGINE_BUSY: the caller does not want to wait as long.
 func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
 	opID, began := row.Op.ID, time.Now()
 	for {
-		if row.Op.Undo == "" {
-			row = row.Clone()
-			row.Op.Undo, row.Op.Message = string(engine.EngineBusy), gaveWay
-			row.Op.Step = plans.Undo[row.Op.Kind][0].Name
-			// Its owner notices that the row has changed, and continues as the row says.
-			if err := s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
-				return err
-			}
+		if err := s.interrupt(ctx, row, gaveWay); err != nil {
+			return err
 		}
 		if !pause.For(ctx, pollEvery) {
 			return ctx.Err()
@@ -66,4 +63,19 @@ func (s *Scheduler) yield(ctx context.Context, row *engine.Row) error {
 			return engine.BusyWith(now.Op.Kind) // the caller's own operation has not begun
 		}
 	}
+}
+
+// interrupt writes into the row of such an operation that it is undone, unless it is already.
+// Its owner notices that the row has changed, and continues as the row says.
+func (s *Scheduler) interrupt(ctx context.Context, row *engine.Row, why string) error {
+	if row.Op.Undo != "" {
+		return nil
+	}
+	row = row.Clone()
+	row.Op.Undo, row.Op.Message = string(engine.EngineBusy), why
+	row.Op.Step = plans.Undo[row.Op.Kind][0].Name
+	if err := s.store.Update(ctx, row); err != nil && !errors.Is(err, registry.ErrConflict) {
+		return err
+	}
+	return nil
 }

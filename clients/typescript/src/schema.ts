@@ -736,7 +736,7 @@ export interface paths {
         post: operations["evacuateNode"];
         /**
          * End the evacuation of a node
-         * @description Engines that are on their way still arrive, and the others stay. Nomad schedules on the node as it did before. An evacuation that has ended is returned as it is.
+         * @description Engines that were stopped for their move still arrive, and the others stay. Nomad schedules on the node as it did before. An evacuation that has ended is returned as it is.
          */
         delete: operations["cancelEvacuation"];
         options?: never;
@@ -2274,7 +2274,7 @@ export interface components {
         Evacuation: {
             node_id: string;
             /**
-             * @description `cancelling`: engines that are on their way still arrive. `expired`: the deadline of the node's drain came first. Nomad then ends the engines that are left.
+             * @description `cancelling`: engines that were stopped for their move still arrive. `expired`: the deadline of the node's drain came first. Nomad then ends the engines that are left.
              * @enum {string}
              */
             status: "moving" | "cancelling" | "done" | "cancelled" | "expired";

@@ -29,7 +29,7 @@ engines are left.`,
 		flags: func(f *flag.FlagSet) {
 			f.BoolVar(&begin, "no-wait", false, "begin, and do not wait for the end")
 			f.BoolVar(&status, "status", false, "only show the node's last evacuation")
-			f.BoolVar(&cancel, "cancel", false, "end the evacuation: engines that are on their way still arrive, the others stay")
+			f.BoolVar(&cancel, "cancel", false, "end the evacuation: engines that were stopped for their move still arrive, the others stay")
 		},
 		run: func(ctx context.Context, in *invocation) error {
 			act := in.client.Evacuate

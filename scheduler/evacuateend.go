@@ -89,3 +89,23 @@ func (v *evacuations) prune(ctx context.Context, row *engine.Row) {
 		v.s.log.Warn("old snapshots of an engine that was moved cannot be deleted", "engine_id", row.EngineID, "error", err)
 	}
 }
+
+// cancel ends an evacuation when no engine is on its way any more. Moves that have not stopped
+// their engines are undone: they may wait for an hour for their turn.
+func (v *evacuations) cancel(ctx context.Context, e *registry.Evacuation, on []*engine.Row) error {
+	var errs []error
+	under := false
+	for _, row := range on {
+		if !moving(row) {
+			continue
+		}
+		under = true
+		if yields(row) {
+			errs = append(errs, v.s.interrupt(ctx, row, cancelled))
+		}
+	}
+	if under {
+		return errors.Join(errs...)
+	}
+	return v.end(ctx, e, registry.EvacuationCancelled)
+}
