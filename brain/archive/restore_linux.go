@@ -27,6 +27,9 @@ type dirs struct {
 	buffer   []byte
 }
 
+// writesBehind is the size from which a file is worth a system call of its own.
+const writesBehind = 1 << 20
+
 // dir is an open directory, and the entry with which it is finished.
 type dir struct {
 	root  *os.Root
@@ -205,6 +208,11 @@ func (d *dirs) content(f *os.File, e *entry, data io.Reader) error {
 		if _, err := io.CopyBuffer(struct{ io.Writer }{to}, io.LimitReader(data, x.Length), d.buffer); err != nil {
 			return err
 		}
+	}
+	if e.size >= writesBehind {
+		// The kernel writes it to the disk while the rest is unpacked: the caller flushes all
+		// in the end. Where that is not supported, only the flush takes longer.
+		_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	}
 	return nil
 }

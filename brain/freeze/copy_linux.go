@@ -16,7 +16,7 @@ import (
 
 // Stats describe a copy.
 type Stats struct {
-	// Took is the time of the copy alone. The copy is not on disk then: see Sync.
+	// Took is the time of the copy. It need not be on disk then.
 	Took    time.Duration
 	Entries int64
 	Shared  int64 // files that share their blocks with the original
@@ -43,16 +43,6 @@ func Copy(ctx context.Context, from, to string) (Stats, error) {
 	}
 	c.stats.Took = time.Since(began)
 	return c.stats, brain.Local(err, brain.Unreadable, "the brain cannot be copied")
-}
-
-// Sync makes a finished copy durable, with everything else on its file system.
-func Sync(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return unix.Syncfs(int(d.Fd()))
 }
 
 type copier struct {

@@ -24,11 +24,11 @@ type Part struct {
 	Stored bool   `json:"stored"`
 }
 
-// Journal remembers parts beyond a restart.
+// Journal remembers parts beyond a restart of this process.
 type Journal interface {
 	// Part returns what was noted about a part.
 	Part(number int) (Part, bool)
-	// Note writes to disk before it returns.
+	// Note notes a part before it returns.
 	Note(Part) error
 }
 

@@ -16,7 +16,9 @@ import (
 )
 
 // journal is a file with a line for its upload and key, and a line for each part that is
-// going to be sent, and that is stored. It is as secret as the copy of the brain beside it.
+// going to be sent, and that is stored. It is as secret as the copy of the brain beside it,
+// and like that it is not made durable: after a crash of the machine both are begun anew, with
+// another key.
 type journal struct {
 	file  *os.File
 	key   archive.Key
@@ -53,7 +55,7 @@ func openJournal(path string, o *brain.SnapshotOrder) (*journal, error) {
 	j.parts = map[int]transfer.Part{}
 	line, err := json.Marshal(first{upload, j.key})
 	if err == nil {
-		err = writeFile(path, append(line, '\n'))
+		err = writeVolatile(path, append(line, '\n'))
 	}
 	if err == nil {
 		j.file, err = os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
@@ -115,9 +117,6 @@ func (j *journal) Note(p transfer.Part) error {
 	line, err := json.Marshal(p)
 	if err == nil {
 		_, err = j.file.Write(append(line, '\n'))
-	}
-	if err == nil {
-		err = j.file.Sync()
 	}
 	if err == nil {
 		j.parts[p.Number] = p

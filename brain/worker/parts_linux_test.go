@@ -20,7 +20,7 @@ import (
 // that is killed meanwhile leaves half a copy under the name of a finished one.
 func TestClearRenamesFirst(t *testing.T) {
 	w := work(t.TempDir())
-	if err := errors.Join(os.MkdirAll(w.path(copyDir+"/"+treeName), 0o700), writeJSON(w.path(copyDir+"/"+copiedName), copied{})); err != nil {
+	if err := errors.Join(os.MkdirAll(w.path(copyDir+"/"+treeName), 0o700), writeJSON(w.path(copyDir+"/"+copiedName), copied{}, writeVolatile)); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -44,6 +44,40 @@ func TestClearRenamesFirst(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(w.path("*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// The copy and the journal of a snapshot are not on the disk, so after a crash of the machine
+// they are worth nothing, even if they are there. The result of a restore is.
+func TestAnotherBoot(t *testing.T) {
+	snapshot := &brain.Order{ID: "order1", Snapshot: &brain.SnapshotOrder{}}
+	for _, c := range []struct {
+		order *brain.Order
+		mark  string
+		kept  bool
+	}{
+		{snapshot, "order1 " + bootID(), true},
+		{snapshot, "order1 5a0d0a62-0000-4000-8000-000000000000", false},
+		{snapshot, "order2 " + bootID(), false},
+		{&brain.Order{ID: "order1", Restore: &brain.RestoreOrder{}}, "order1", true},
+		{&brain.Order{ID: "order1", Restore: &brain.RestoreOrder{}}, "order2", false},
+	} {
+		w := work(t.TempDir())
+		for name, text := range map[string]string{orderFile: c.mark, journalFile: "{}", resultFile: "{}"} {
+			if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			if err := w.claim(c.order); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{journalFile, resultFile} {
+			if _, err := os.Stat(w.path(name)); (err == nil) != c.kept {
+				t.Errorf("%s after %q: kept %t", name, c.mark, err == nil)
+			}
+		}
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/archive"
-	"github.com/septemberai/orch/brain/freeze"
 	"github.com/septemberai/orch/brain/transfer"
 	"github.com/septemberai/orch/brain/tree"
 )
@@ -82,7 +81,7 @@ func restore(ctx context.Context, order *brain.Order, w work, client *transfer.C
 	if err := install(got, at); err != nil {
 		return nil, brain.Local(err, brain.Internal, "the volume cannot be completed")
 	}
-	if err := w.note(of, &got.Result); err != nil {
+	if err := w.note(of, &got.Result, writeFile); err != nil {
 		return nil, err
 	}
 	err = os.Remove(at(verified, receiptName))
@@ -169,8 +168,8 @@ func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *
 	}
 	got := &receipt{order.ID, unpacked.TopModes, brain.Result{Content: o.Content}}
 	got.Result.Entries = unpacked.Entries
-	if err = writeJSON(at(unverified, receiptName), got); err == nil {
-		err = freeze.Sync(at())
+	if err = writeJSON(at(unverified, receiptName), got, writeFile); err == nil {
+		err = flush(at())
 	}
 	if err == nil {
 		err = os.Rename(at(unverified), at(verified))
@@ -179,6 +178,16 @@ func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *
 		err = brain.SyncDir(at())
 	}
 	return got, brain.Local(err, brain.Internal, "the volume cannot be written")
+}
+
+// flush makes everything on a file system durable.
+func flush(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
 }
 
 // install moves what is not in its place yet.

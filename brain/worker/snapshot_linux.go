@@ -65,7 +65,7 @@ func take(ctx context.Context, o *brain.SnapshotOrder, of string, w work, client
 	result.CopyMS, result.CopyBegan, result.CopyEnded, result.Shared = c.CopyMS, c.Began, c.Ended, c.Shared
 	result.Skipped += c.Skipped
 	result.SkippedNames = append(c.SkippedNames, result.SkippedNames...)
-	return result, w.note(of, result)
+	return result, w.note(of, result, writeVolatile)
 }
 
 const (
@@ -73,7 +73,7 @@ const (
 	copiedName = "copied.json"
 )
 
-// copyBrain returns when there is a finished and durable copy. If the order says so, it
+// copyBrain returns when there is a finished copy. If the order says so, it
 // waits until it is asked to copy, and responds as soon as the engine need not be frozen.
 func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter) (c copied, err error) {
 	there, err := readJSON(w.path(copyDir+"/"+copiedName), &c)
@@ -100,14 +100,8 @@ func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter)
 	if err != nil {
 		return c, err
 	}
-	if err = freeze.Sync(w.path(partialDir)); err == nil {
-		err = writeJSON(w.path(partialDir+"/"+copiedName), c)
-	}
-	if err == nil {
+	if err = writeJSON(w.path(partialDir+"/"+copiedName), c, writeVolatile); err == nil {
 		err = os.Rename(w.path(partialDir), w.path(copyDir))
-	}
-	if err == nil {
-		err = brain.SyncDir(string(w))
 	}
 	return c, brain.Local(err, brain.Internal, "the copy cannot be completed")
 }

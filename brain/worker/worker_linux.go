@@ -4,12 +4,13 @@
 // It may be killed at any time, and started again with the same order:
 //
 //   - a snapshot keeps its copy of the brain and a journal in the work directory, and sends
-//     only the parts that are not stored yet;
+//     only the parts that are not stored yet. After a crash of the machine it begins anew;
 //   - a restore starts again as long as nothing is verified, and then only moves files.
 package worker
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,7 +66,7 @@ func carryOut(ctx context.Context, order *brain.Order, r *reporter) (*brain.Resu
 		return nil, err
 	}
 	defer unlock()
-	if err := w.claim(order.ID); err != nil {
+	if err := w.claim(order); err != nil {
 		return nil, brain.Local(err, brain.Internal, "the work directory cannot be used")
 	}
 	if order.Snapshot != nil {
@@ -96,7 +98,7 @@ type work string
 
 // The names in the work directory.
 const (
-	orderFile   = "order"        // the id of the order to which the rest belongs
+	orderFile   = "order"        // the order to which the rest belongs
 	copyDir     = "copy"         // the finished copy of the brain
 	partialDir  = "copy.partial" // an unfinished one
 	journalFile = "journal"
@@ -134,10 +136,16 @@ func lockDir(path, what string) (unlock func(), err error) {
 	return nil, brain.Local(err, brain.Internal, what+" cannot be locked")
 }
 
-// claim removes what belongs to another order.
-func (w work) claim(id string) error {
+// claim removes what belongs to another order, or to a snapshot before the machine was
+// booted: a snapshot makes nothing durable, because to flush a whole copy costs more than to
+// copy again after such a crash.
+func (w work) claim(order *brain.Order) error {
+	mark, write := order.ID, writeFile
+	if order.Snapshot != nil {
+		mark, write = order.ID+" "+bootID(), writeVolatile
+	}
 	text, err := os.ReadFile(w.path(orderFile))
-	if err == nil && string(text) == id {
+	if err == nil && string(text) == mark {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -146,11 +154,21 @@ func (w work) claim(id string) error {
 	if err := w.clear(resultFile, journalFile, copyDir, partialDir); err != nil {
 		return err
 	}
-	return writeFile(w.path(orderFile), []byte(id))
+	return write(w.path(orderFile), []byte(mark))
+}
+
+// bootID identifies the time since the machine was booted; see random(4). Where it cannot be
+// read, it is another one for each process.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return rand.Text()
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // clear removes names. Each loses its name before its content is removed, because whoever
-// finds the name trusts the content, and a crash can be between any two files.
+// finds the name trusts the content, and this process can be killed between any two files.
 func (w work) clear(names ...string) error {
 	if err := tree.Remove(w.path(removedDir)); err != nil {
 		return err
@@ -159,9 +177,6 @@ func (w work) clear(names ...string) error {
 		err := os.Rename(w.path(name), w.path(removedDir))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
-		}
-		if err == nil {
-			err = brain.SyncDir(string(w))
 		}
 		if err == nil {
 			err = tree.Remove(w.path(removedDir))
@@ -194,9 +209,9 @@ func (w work) result(of string) (*brain.Result, error) {
 	return &n.Result, nil
 }
 
-// note makes the result durable.
-func (w work) note(of string, r *brain.Result) error {
-	return brain.Local(writeJSON(w.path(resultFile), noted{of, *r}), brain.Internal, "the result cannot be noted")
+// note notes the result, by writeFile or writeVolatile.
+func (w work) note(of string, r *brain.Result, write func(path string, text []byte) error) error {
+	return brain.Local(writeJSON(w.path(resultFile), noted{of, *r}, write), brain.Internal, "the result cannot be noted")
 }
 
 // readJSON reports whether there is a file. It follows no link and waits for no FIFO, because
@@ -224,29 +239,38 @@ func readJSON(path string, to any) (bool, error) {
 	return true, err
 }
 
-func writeJSON(path string, from any) error {
+func writeJSON(path string, from any, write func(path string, text []byte) error) error {
 	text, err := json.Marshal(from)
 	if err != nil {
 		return err
 	}
-	return writeFile(path, text)
+	return write(path, text)
 }
 
-// writeFile writes a file that is there after a crash completely, or not at all. Unlike
-// brain.Replace it leaves no files of other names, which could get into a brain.
+// writeFile writes a file that is there after a crash of the machine completely, or not at
+// all. Unlike brain.Replace it leaves no files of other names, which could get into a brain.
 func writeFile(path string, text []byte) error {
+	if err := write(path, text, (*os.File).Sync); err != nil {
+		return err
+	}
+	return brain.SyncDir(filepath.Dir(path))
+}
+
+// writeVolatile is writeFile for what need not outlive the machine, but a killed process.
+func writeVolatile(path string, text []byte) error {
+	return write(path, text, func(*os.File) error { return nil })
+}
+
+func write(path string, text []byte, sync func(*os.File) error) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, sync(f), f.Close()); err == nil {
 		err = os.Rename(path+".new", path)
 	}
-	if err != nil {
-		return err
-	}
-	return brain.SyncDir(filepath.Dir(path))
+	return err
 }
 
 // reporter writes reports.
