@@ -52,6 +52,7 @@ func (n *nomadNode) secure(l *lock, c Component, addr string) (err error) {
 //   - heartbeats have a TTL of 5 to 10 s and 10 s of grace, so a dead node is detected
 //     within 20 s; after a change of leader within 30 s, not 5 minutes.
 //   - event_buffer_size: the event stream does not report gaps; 100 is the default.
+//   - memory_oversubscription_enabled: see memory_max in nomad-jobs/brain.nomad.hcl.
 //   - gc_*: a full disk or many ended allocations on a developer's machine must not
 //     make the client destroy allocations.
 //   - collection_interval: the metrics are not used, and by default a server publishes
@@ -113,6 +114,10 @@ server {
   heartbeat_grace        = "10s"
   failover_heartbeat_ttl = "30s"
   event_buffer_size      = 10000
+
+  default_scheduler_config {
+    memory_oversubscription_enabled = true
+  }
   {{- if .Join}}
   server_join {
     retry_join     = {{list .Join}}
